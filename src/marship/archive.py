@@ -1,0 +1,112 @@
+"""A `.mar` file as it lies in the model store: read, never run.
+
+The format is torch-model-archiver's: a zip with `MAR-INF/MANIFEST.json`, the handler, and
+what the handler reads. marship's own additions are named here.
+"""
+
+import hashlib
+import json
+import zipfile
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from marship.contract import CONTRACT_FILE, Contract
+from marship.errors import ModelError, PackageError, UsageError
+
+MANIFEST_FILE = "MAR-INF/MANIFEST.json"
+CONFIG_FILE = "model-config.yaml"
+EVIDENCE_FILE = "evidence.json"
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """One file of an archive."""
+
+    name: str
+    size_bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True, slots=True)
+class Archive:
+    """What an archive says about itself.
+
+    Attributes:
+        path: The `.mar` file.
+        manifest: torch-model-archiver's, with model name, version and handler.
+        config: The parsed model-config.yaml.
+        contract: What the model takes and gives; None in archives of other makers.
+        evidence: How the model came about; empty in archives of other makers.
+        members: All files, by name.
+    """
+
+    path: Path
+    manifest: dict[str, Any]
+    config: dict[str, Any]
+    contract: Contract | None
+    evidence: dict[str, Any]
+    members: tuple[Member, ...]
+
+    @property
+    def name(self) -> str:
+        """The model's name."""
+        return str(self.manifest["model"]["modelName"])
+
+    @property
+    def version(self) -> str:
+        """The model's version."""
+        return str(self.manifest["model"]["modelVersion"])
+
+
+def read(path: Path) -> Archive:
+    """Read an archive; every byte is checked against its zip checksum.
+
+    Raises:
+        UsageError: There is no such file.
+        PackageError: It is no archive, or damaged.
+    """
+    if not path.is_file():
+        raise UsageError(f"{path} must be a .mar file, got no such file.")
+    try:
+        with zipfile.ZipFile(path) as zipped:
+            members = tuple(_member(zipped, info) for info in zipped.infolist())
+            manifest = json.loads(zipped.read(MANIFEST_FILE))
+            names = {member.name for member in members}
+            contract = zipped.read(CONTRACT_FILE) if CONTRACT_FILE in names else None
+            return Archive(
+                path=path,
+                manifest=manifest,
+                config=yaml.safe_load(_text(zipped, _config_name(manifest))) or {},
+                contract=Contract.from_json(contract) if contract else None,
+                evidence=json.loads(_text(zipped, EVIDENCE_FILE) or "{}"),
+                members=tuple(sorted(members, key=lambda member: member.name)),
+            )
+    except (zipfile.BadZipFile, zlib.error, OSError, EOFError, NotImplementedError) as error:
+        raise PackageError(
+            f"{path} must be an intact .mar archive, got: {error}. Package the model again."
+        ) from error
+    except (KeyError, ValueError, TypeError, yaml.YAMLError, ModelError) as error:
+        raise PackageError(
+            f"{path} must be an archive of torch-model-archiver, got: {error}. "
+            "Package the model again."
+        ) from error
+
+
+def _config_name(manifest: dict[str, Any]) -> str:
+    return str(manifest["model"].get("configFile", CONFIG_FILE))
+
+
+def _text(zipped: zipfile.ZipFile, name: str) -> str:
+    return zipped.read(name).decode() if name in zipped.namelist() else ""
+
+
+def _member(zipped: zipfile.ZipFile, info: zipfile.ZipInfo) -> Member:
+    digest = hashlib.sha256()
+    with zipped.open(info) as file:
+        while chunk := file.read(1 << 20):
+            digest.update(chunk)
+    return Member(info.filename, info.file_size, digest.hexdigest())

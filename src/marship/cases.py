@@ -1,0 +1,167 @@
+"""Inputs to try a model on: real ones cut from examples, random ones in their range."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from marship.contract import Array, Arrays, Contract, TensorSpec
+
+BATCH_SIZES = (1, 2, 7)
+DEFAULT_SIZE = 8
+"""Size of a variable axis that neither examples nor bounds speak of."""
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """Inputs of one comparison.
+
+    Attributes:
+        kind: "real" or "random".
+        sizes: Size of each variable axis, by its name.
+        inputs: Arrays by input name.
+    """
+
+    kind: str
+    sizes: Mapping[str, int]
+    inputs: Arrays
+
+    def __str__(self) -> str:
+        """`real input at batch 2, length 5`, as messages show it."""
+        at = ", ".join(f"{name} {size}" for name, size in self.sizes.items())
+        return f"{self.kind} input at {at}" if at else f"{self.kind} input"
+
+
+def draw_cases(contract: Contract, examples: Arrays | None) -> Iterator[Case]:
+    """Real and random inputs at batch 1, 2 and 7 and at the sizes of `sizes_to_try`.
+
+    Without examples only random ones.
+    """
+    for seed, (batch, sizes) in enumerate(
+        (batch, sizes) for batch in batches(contract) for sizes in sizes_to_try(contract, examples)
+    ):
+        if examples is not None:
+            yield draw(contract, examples, batch | sizes, seed)
+        yield draw_random(contract, examples, batch | sizes, seed)
+
+
+def sizes_to_try(contract: Contract, examples: Arrays | None) -> list[dict[str, int]]:
+    """The smallest, a middle and the largest size of every variable axis but the batch.
+
+    The largest is the contract's bound; an axis without one goes as far as the examples do.
+    """
+    seen = seen_sizes(contract, examples)
+    batch = first_axis(contract)
+    ranges = {}
+    for name in _axes(contract):
+        if name != batch:
+            low, high = contract.bounds.get(name, (1, None))
+            ranges[name] = (low, max(low, high or seen.get(name, DEFAULT_SIZE)))
+    levels = [
+        {name: low + round((high - low) * share) for name, (low, high) in ranges.items()}
+        for share in (0.0, 0.4, 1.0)
+    ]
+    return [sizes for i, sizes in enumerate(levels) if sizes not in levels[:i]]
+
+
+def first_axis(contract: Contract) -> str | None:
+    """The variable first axis that all inputs share, if there is one."""
+    return _only_first([*contract.inputs])
+
+
+def shared_axis(contract: Contract) -> str | None:
+    """The variable first axis that all inputs and outputs share, if there is one."""
+    return _only_first([*contract.inputs, *contract.outputs])
+
+
+def _only_first(specs: Sequence[TensorSpec]) -> str | None:
+    firsts = {spec.shape[:1] for spec in specs}
+    first = next(iter(firsts)) if len(firsts) == 1 else ()
+    return first[0] if first and isinstance(first[0], str) else None
+
+
+def draw(contract: Contract, examples: Arrays | None, sizes: Mapping[str, int], seed: int) -> Case:
+    """A real case as far as the examples reach; a random one where there are none."""
+    if examples is None:
+        return draw_random(contract, None, sizes, seed)
+    return draw_real(contract, examples, within(contract, sizes, examples), seed)
+
+
+def draw_real(contract: Contract, examples: Arrays, sizes: Mapping[str, int], seed: int) -> Case:
+    """Rows of the examples, starting at another one for each seed, cut to `sizes`."""
+    batch = first_axis(contract)
+    inputs = {}
+    for spec in contract.inputs:
+        array = examples[spec.name]
+        if batch is not None:
+            array = array[(seed + np.arange(sizes[batch])) % len(array)]
+        cut = tuple(
+            slice(sizes.get(axis) if isinstance(axis, str) else None) for axis in spec.shape
+        )
+        inputs[spec.name] = np.ascontiguousarray(array[cut])
+    return Case("real", sizes, inputs)
+
+
+def draw_random(
+    contract: Contract, examples: Arrays | None, sizes: Mapping[str, int], seed: int
+) -> Case:
+    """Random values of the examples' range, never a pad value; any values without examples."""
+    from marship.graph import random_input
+
+    generator = np.random.default_rng(seed)
+    inputs = {}
+    for spec in contract.inputs:
+        if examples is None:
+            inputs[spec.name] = random_input(spec, sizes, seed)
+            continue
+        seen = examples[spec.name].ravel()
+        if spec.pad_value is not None and (seen != spec.pad_value).any():
+            seen = seen[seen != spec.pad_value]
+        shape = [sizes[axis] if isinstance(axis, str) else axis for axis in spec.shape]
+        inputs[spec.name] = _like(seen, shape, generator)
+    return Case("random", sizes, inputs)
+
+
+def _like(seen: Array, shape: list[int], generator: np.random.Generator) -> Array:
+    """Numbers of a normal distribution within the range of `seen`; other types: its values."""
+    if seen.dtype.kind != "f":
+        return generator.choice(seen, shape)
+    finite = seen[np.isfinite(seen)].astype(np.float64)
+    if finite.size == 0:
+        return generator.choice(seen, shape)
+    values = generator.normal(finite.mean(), finite.std(), shape)
+    return values.clip(finite.min(), finite.max()).astype(seen.dtype)
+
+
+def batches(contract: Contract) -> list[dict[str, int]]:
+    """The batch sizes to try, within the bounds; one empty choice where none is variable."""
+    axis = first_axis(contract)
+    if axis is None:
+        return [{}]
+    low, high = contract.bounds.get(axis, (1, None))
+    sizes = {min(max(low, size), high or size) for size in BATCH_SIZES}
+    return [{axis: size} for size in sorted(sizes)]
+
+
+def _axes(contract: Contract) -> list[str]:
+    names = (axis for spec in contract.inputs for axis in spec.shape if isinstance(axis, str))
+    return list(dict.fromkeys(names))
+
+
+def seen_sizes(contract: Contract, examples: Arrays | None) -> dict[str, int]:
+    """Size of every variable axis in the examples."""
+    if examples is None:
+        return {}
+    return {
+        axis: size
+        for spec in contract.inputs
+        for axis, size in zip(spec.shape, examples[spec.name].shape, strict=True)
+        if isinstance(axis, str)
+    }
+
+
+def within(contract: Contract, sizes: Mapping[str, int], examples: Arrays) -> dict[str, int]:
+    """`sizes` where the examples reach that far, else theirs; the batch may repeat rows."""
+    seen = seen_sizes(contract, examples)
+    batch = first_axis(contract)
+    return {k: size if k == batch else min(size, seen[k]) for k, size in sizes.items()}

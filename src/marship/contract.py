@@ -1,0 +1,211 @@
+"""What a model takes and gives, and what it must answer: the facts every step agrees on.
+
+A contract is read from the ONNX graph, completed by what was proven about it (which axis is
+the batch, which value pads without changing an answer), and travels in the archive as
+`contract.json`. Golden cases travel beside it as `golden.npz`: inputs and the outputs that
+the reference model gave for them.
+"""
+
+import hashlib
+import json
+import zipfile
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from marship.errors import ModelError
+
+Array = npt.NDArray[Any]
+Arrays = dict[str, Array]
+"""Tensors by name."""
+
+CONTRACT_FILE = "contract.json"
+GOLDEN_FILE = "golden.npz"
+FORMAT = 1
+CHUNK_BYTES = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Tolerance:
+    """Two arrays agree where `|got - want| <= atol + rtol * |want|`, element by element."""
+
+    atol: float = 1e-4
+    rtol: float = 1e-3
+
+
+@dataclass(frozen=True, slots=True)
+class TensorSpec:
+    """One input or output.
+
+    Attributes:
+        name: The tensor's name in the graph.
+        dtype: Its NumPy dtype name; "str" for ONNX strings.
+        shape: Sizes; a string names an axis of variable size, and one name is one size
+            within a request.
+        pad_value: Inputs only. Every variable axis but the batch may be filled up on its
+            right with this value, and no answer changes (proven when it was exported).
+    """
+
+    name: str
+    dtype: str
+    shape: tuple[int | str, ...]
+    pad_value: float | None = None
+
+    def __str__(self) -> str:
+        """`name: dtype[batch, 10]`, as error messages show it."""
+        return f"{self.name}: {self.dtype}[{', '.join(map(str, self.shape))}]"
+
+
+@dataclass(frozen=True, slots=True)
+class Contract:
+    """What a model takes and gives.
+
+    Attributes:
+        inputs: In the graph's order.
+        outputs: In the graph's order.
+        files: The ONNX file and then those of its external data, all in one folder.
+        digest: SHA-256 over the bytes of `files`, in hexadecimal.
+        opset: Version of the default ONNX operator set.
+        batch_axis: Name of the first axis that all inputs and outputs share, where rows were
+            shown not to influence each other; None where requests must run alone.
+        bounds: Smallest and largest size of a variable axis, by its name; None is unbounded.
+        tolerance: How far a served output may be from the reference's.
+    """
+
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    files: tuple[str, ...]
+    digest: str
+    opset: int
+    batch_axis: str | None = None
+    bounds: Mapping[str, tuple[int, int | None]] = field(default_factory=dict)
+    tolerance: Tolerance = Tolerance()
+
+    def to_json(self) -> str:
+        """The text of `contract.json`."""
+        return json.dumps({"format": FORMAT, **asdict(self)}, indent=2) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str | bytes) -> "Contract":
+        """Read what `to_json` wrote.
+
+        Raises:
+            ModelError: The text is no contract of a format that this version reads.
+        """
+        try:
+            raw = json.loads(text)
+            if raw.pop("format") != FORMAT:
+                raise ModelError(
+                    f"{CONTRACT_FILE} must have format {FORMAT}. Export the model again."
+                )
+            return cls(
+                **{
+                    **raw,
+                    "inputs": _specs(raw["inputs"]),
+                    "outputs": _specs(raw["outputs"]),
+                    "files": tuple(raw["files"]),
+                    "bounds": {name: (low, high) for name, (low, high) in raw["bounds"].items()},
+                    "tolerance": Tolerance(**raw["tolerance"]),
+                }
+            )
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise ModelError(
+                f"{CONTRACT_FILE} must be a contract, got {error!r}. Export the model again."
+            ) from error
+
+
+def _specs(raw: Sequence[dict[str, Any]]) -> tuple[TensorSpec, ...]:
+    return tuple(TensorSpec(**{**spec, "shape": tuple(spec["shape"])}) for spec in raw)
+
+
+@dataclass(frozen=True, slots=True)
+class GoldenCase:
+    """One call of the model: what went in, and what the reference gave."""
+
+    inputs: Arrays
+    outputs: Arrays
+
+
+def write_golden(path: Path, cases: Sequence[GoldenCase]) -> None:
+    """Write cases as an npz with keys `<index>/in/<name>` and `<index>/out/<name>`."""
+    arrays = {
+        f"{index}/{side}/{name}": array
+        for index, case in enumerate(cases)
+        for side, tensors in (("in", case.inputs), ("out", case.outputs))
+        for name, array in tensors.items()
+    }
+    with path.open("wb") as file:
+        np.savez_compressed(file, **arrays)  # type: ignore[arg-type]  # its stub takes no mapping
+
+
+def read_golden(path: Path) -> list[GoldenCase]:
+    """Read what `write_golden` wrote.
+
+    Raises:
+        ModelError: The file is missing or damaged.
+    """
+    cases: dict[int, GoldenCase] = {}
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            for key in arrays.files:
+                index, side, name = key.split("/", 2)
+                case = cases.setdefault(int(index), GoldenCase({}, {}))
+                (case.inputs if side == "in" else case.outputs)[name] = arrays[key]
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+        raise ModelError(
+            f"{path.name} must hold golden cases, got {error}. Package the model again."
+        ) from error
+    return [cases[index] for index in sorted(cases)]
+
+
+def largest_difference(got: Arrays, want: Arrays) -> tuple[float, float]:
+    """The largest absolute and the largest relative difference over all tensors of `want`.
+
+    A value that is not a number on one side only, or a different shape, is infinitely far.
+    Relative is to `|want|`, where that is not zero.
+    """
+    absolute = relative = 0.0
+    for name, wanted in want.items():
+        found = got[name]
+        if found.shape != wanted.shape:
+            return float("inf"), float("inf")
+        if wanted.dtype.kind not in "fc":
+            if not np.array_equal(found, wanted):
+                return float("inf"), float("inf")
+            continue
+        if wanted.size == 0:
+            continue
+        same = (found == wanted) | (np.isnan(found) & np.isnan(wanted))
+        with np.errstate(invalid="ignore", divide="ignore", over="ignore"):
+            gap = np.where(same, 0.0, np.abs(found.astype(np.float64) - wanted))
+            share = np.where(wanted != 0, gap / np.abs(wanted.astype(np.float64)), 0.0)
+        absolute = max(absolute, float(np.nan_to_num(gap, nan=np.inf).max()))
+        relative = max(relative, float(np.nan_to_num(share, nan=np.inf).max()))
+    return absolute, relative
+
+
+def agree(got: Arrays, want: Arrays, tolerance: Tolerance) -> bool:
+    """Whether every element of `got` is within `tolerance` of `want`."""
+    return all(
+        got[name].shape == wanted.shape
+        and (
+            np.allclose(got[name], wanted, atol=tolerance.atol, rtol=tolerance.rtol, equal_nan=True)
+            if wanted.dtype.kind in "fc"
+            else np.array_equal(got[name], wanted)
+        )
+        for name, wanted in want.items()
+    )
+
+
+def digest_files(*paths: Path) -> str:
+    """SHA-256 over the bytes of the files one after the other, in hexadecimal."""
+    digest = hashlib.sha256()
+    for path in paths:
+        with path.open("rb") as file:
+            while chunk := file.read(CHUNK_BYTES):
+                digest.update(chunk)
+    return digest.hexdigest()

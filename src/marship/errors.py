@@ -1,0 +1,141 @@
+"""The tree of errors.
+
+    MarshipError
+    |-- UsageError              a command or a setting that cannot be meant
+    |-- DataError               training data that is missing, damaged or of the wrong kind
+    |-- CheckpointError         weights or run state that cannot be used
+    |-- TrainingError           a loss that is no number any more
+    |-- ModelError              an ONNX file that cannot be read or run
+    |   `-- ParityError         two ways to run one model disagree
+    |-- PackageError            an archive that cannot be built or read
+    |-- LoadError               a worker refuses to serve: digest, golden outputs, provider
+    |-- ServerError             TorchServe could not be started, reached, or did not do as told
+    |   |-- NotRunningError     nobody answers at the address
+    |   |-- TokenError          the token is missing, wrong or too old
+    |   `-- NotFoundError       no such model or version on the server
+    `-- RequestError            what a client sent cannot be answered (HTTP 4xx)
+        |-- MalformedError      400, the bytes are not what their type says
+        |-- InvalidInputError   400, well formed, but against the model's contract
+        |-- TooLargeError       413
+        `-- UnsupportedMediaError  415
+
+Every class knows its HTTP status and its stable code: clients branch on the code, never on
+the message. A message reads `<thing> must <rule>, got <value>. <What to do>.`
+"""
+
+from typing import ClassVar
+
+
+class MarshipError(Exception):
+    """The base of all errors that marship raises on purpose."""
+
+    status: ClassVar[int] = 500
+    code: ClassVar[str] = "internal"
+
+
+class UsageError(MarshipError):
+    """A command, flag or setting that cannot be meant; exit code 2."""
+
+    code = "usage"
+
+
+class DataError(MarshipError):
+    """Training data is missing, damaged or of the wrong kind."""
+
+    code = "data"
+
+
+class CheckpointError(MarshipError):
+    """A checkpoint is missing, damaged, or belongs to another model or run."""
+
+    code = "checkpoint"
+
+
+class TrainingError(MarshipError):
+    """Training cannot go on: a loss or gradient is not finite."""
+
+    code = "training"
+
+
+class ModelError(MarshipError):
+    """An ONNX model cannot be read, checked or run."""
+
+    code = "model"
+
+
+class ParityError(ModelError):
+    """Two ways to run one model differ by more than the stated tolerance."""
+
+    code = "parity"
+
+
+class PackageError(MarshipError):
+    """An archive cannot be built or read."""
+
+    code = "package"
+
+
+class LoadError(MarshipError):
+    """A worker refuses to serve its model."""
+
+    code = "load"
+
+
+class ServerError(MarshipError):
+    """TorchServe could not be started, or did not do what it was asked."""
+
+    code = "server"
+
+
+class NotRunningError(ServerError):
+    """Nobody answers at the server's address."""
+
+    status = 503
+    code = "not_running"
+
+
+class TokenError(ServerError):
+    """The token is missing, wrong or expired."""
+
+    status = 401
+    code = "token"
+
+
+class NotFoundError(ServerError):
+    """The server has no such model or version."""
+
+    status = 404
+    code = "not_found"
+
+
+class RequestError(MarshipError):
+    """What a client sent cannot be answered."""
+
+    status = 400
+    code = "bad_request"
+
+
+class MalformedError(RequestError):
+    """The bytes are not what their content type says."""
+
+    code = "malformed"
+
+
+class InvalidInputError(RequestError):
+    """Well formed, but not what the model's contract asks for."""
+
+    code = "invalid_input"
+
+
+class TooLargeError(RequestError):
+    """The request, or the answer it asks for, is over the size limit."""
+
+    status = 413
+    code = "too_large"
+
+
+class UnsupportedMediaError(RequestError):
+    """The content type is none that the model answers to."""
+
+    status = 415
+    code = "unsupported_media"

@@ -1,0 +1,154 @@
+"""An ONNX file as it lies on disk: read, checked, described.
+
+Nothing here runs the model.
+"""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+
+import onnx
+from google.protobuf.message import DecodeError
+from onnx import TensorProto
+
+from marship.contract import Array, Contract, TensorSpec, Tolerance, digest_files
+from marship.errors import ModelError, UsageError
+
+_DTYPES = {
+    TensorProto.FLOAT: "float32",
+    TensorProto.DOUBLE: "float64",
+    TensorProto.FLOAT16: "float16",
+    TensorProto.INT8: "int8",
+    TensorProto.INT16: "int16",
+    TensorProto.INT32: "int32",
+    TensorProto.INT64: "int64",
+    TensorProto.UINT8: "uint8",
+    TensorProto.UINT16: "uint16",
+    TensorProto.UINT32: "uint32",
+    TensorProto.UINT64: "uint64",
+    TensorProto.BOOL: "bool",
+    TensorProto.STRING: "str",
+}
+
+
+def read(path: Path, *, weights: bool = False) -> onnx.ModelProto:
+    """Read and check an ONNX file.
+
+    Args:
+        path: The file.
+        weights: Also read external data into the model.
+
+    Raises:
+        UsageError: There is no such file.
+        ModelError: The file is no valid ONNX model.
+    """
+    if not path.is_file():
+        raise UsageError(f"{path} must be an ONNX file, got no such file.")
+    try:
+        onnx.checker.check_model(str(path))  # by path: models above 2 GB cannot be checked else
+        return onnx.load(str(path), load_external_data=weights)
+    except (onnx.checker.ValidationError, DecodeError, ValueError, OSError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
+        raise ModelError(
+            f"{path} must be a valid ONNX model, got: {reason}. Export it again."
+        ) from error
+
+
+def external_files(path: Path) -> list[Path]:
+    """The files beside `path` that hold its external data, in the order of first use.
+
+    Raises:
+        ModelError: A location is not a plain file beside the model, or is missing.
+    """
+    found: dict[str, Path] = {}
+    for tensor in onnx.external_data_helper._get_all_tensors(  # noqa: SLF001  no public walk
+        onnx.load(str(path), load_external_data=False)
+    ):
+        for entry in tensor.external_data:
+            if entry.key != "location":
+                continue
+            place = path.parent / entry.value
+            if Path(entry.value).name != entry.value or not place.is_file():
+                raise ModelError(
+                    f"external data of {path.name} must lie beside it, got {entry.value!r}."
+                )
+            found[entry.value] = place
+    return list(found.values())
+
+
+def digest(path: Path) -> str:
+    """SHA-256 of the model file and its external data, in hexadecimal."""
+    return digest_files(path, *external_files(path))
+
+
+def contract_of(
+    path: Path,
+    *,
+    pad_values: Mapping[str, float] | None = None,
+    bounds: Mapping[str, tuple[int, int | None]] | None = None,
+    tolerance: Tolerance | None = None,
+) -> Contract:
+    """The contract as the graph states it; what must be proven is left out.
+
+    `batch_axis` stays None: only a run can show that rows do not influence each other.
+
+    Raises:
+        ModelError: The file is not valid, or a tensor has a type that cannot be served.
+    """
+    model = read(path)
+    pads = dict(pad_values or {})
+    stored = {initializer.name for initializer in model.graph.initializer}
+    inputs = tuple(
+        replace(_spec(value), pad_value=pads.get(value.name))
+        for value in model.graph.input
+        if value.name not in stored
+    )
+    opset = next(entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx"))
+    files = (path, *external_files(path))
+    return Contract(
+        inputs=inputs,
+        outputs=tuple(_spec(value) for value in model.graph.output),
+        files=tuple(file.name for file in files),
+        digest=digest_files(*files),
+        opset=opset,
+        bounds=dict(bounds or {}),
+        tolerance=tolerance or Tolerance(),
+    )
+
+
+def _spec(value: onnx.ValueInfoProto) -> TensorSpec:
+    tensor = value.type.tensor_type
+    if tensor.elem_type not in _DTYPES or not tensor.HasField("shape"):
+        raise ModelError(
+            f"{value.name} must be a tensor of known rank and of a type that NumPy has, "
+            f"got {value.type.WhichOneof('value')} of type {tensor.elem_type}."
+        )
+    shape = tuple(
+        axis.dim_value if axis.HasField("dim_value") else axis.dim_param or f"{value.name}_{i}"
+        for i, axis in enumerate(tensor.shape.dim)
+    )
+    return TensorSpec(value.name, _DTYPES[tensor.elem_type], shape)
+
+
+def shared_first_axis(contract: Contract) -> str | None:
+    """The variable first axis that all inputs and outputs share, if there is one."""
+    firsts = {spec.shape[:1] for spec in (*contract.inputs, *contract.outputs)}
+    if len(firsts) != 1:
+        return None
+    first = next(iter(firsts))
+    return first[0] if first and isinstance(first[0], str) else None
+
+
+def random_input(spec: TensorSpec, sizes: Mapping[str, int], seed: int) -> Array:
+    """Random values of the spec's type; variable axes take their size from `sizes`."""
+    import numpy as np
+
+    shape = [sizes.get(axis, 1) if isinstance(axis, str) else axis for axis in spec.shape]
+    generator = np.random.default_rng(seed)
+    if spec.dtype == "str":
+        return np.full(shape, "text", dtype=object)
+    if spec.dtype == "bool":
+        return generator.integers(0, 2, shape).astype(bool)
+    if np.dtype(spec.dtype).kind in "iu":
+        return generator.integers(0, 2, shape).astype(spec.dtype)
+    return generator.standard_normal(shape).astype(spec.dtype)

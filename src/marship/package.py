@@ -1,0 +1,322 @@
+"""Stages a model and builds its `.mar`: self-contained, and the same bytes every time."""
+
+import json
+import re
+import shutil
+import tempfile
+import zipfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+import marship
+from marship import shipped
+from marship.archive import CONFIG_FILE, EVIDENCE_FILE, MANIFEST_FILE
+from marship.contract import (
+    CONTRACT_FILE,
+    GOLDEN_FILE,
+    Contract,
+    GoldenCase,
+    Tolerance,
+    read_golden,
+    write_golden,
+)
+from marship.errors import PackageError, UsageError
+from marship.recipe import RECIPE_FILE, Recipe
+from marship.settings import setting
+from marship.storage import read_json, replacing
+
+MODEL_FILE = "model.onnx"
+ONNX_HANDLER = "handlers/onnx_handler.py"
+ZIP_EPOCH = (1980, 1, 1, 0, 0, 0)
+MANIFEST_EPOCH = "01/01/1980 00:00:00"
+EVIDENCE_PACKAGES = (
+    "marship",
+    "numpy",
+    "onnx",
+    "onnxruntime",
+    "onnxscript",
+    "torch",
+    "torch-model-archiver",
+    "torchserve",
+)
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+_VERSION = re.compile(r"\d+(\.\d+)*")
+
+
+@dataclass(frozen=True)
+class PackageSettings:
+    """How a model is packed, and how its workers run unless the server is told otherwise."""
+
+    name: str | None = setting(None, "name on the server; the recipe's, or the file's")
+    version: str = setting("1.0", "version on the server, digits and dots")
+    model_store: Path = setting(Path("model_store"), "folder that takes the archive")
+    handler: Path | None = setting(None, "handler file; the recipe's, or tensors in and out")
+    variant: str | None = setting(None, "model variant to pack; the one that optimize chose")
+    asset: tuple[str, ...] = setting((), "further file that the handler reads; may be repeated")
+    min_workers: int = setting(1, "workers at start", minimum=1)
+    max_workers: int = setting(1, "workers at most; cores are divided by it", minimum=1)
+    batch_size: int = setting(1, "requests run together at most", minimum=1)
+    max_batch_delay_ms: int = setting(1, "wait for a batch to fill, milliseconds", minimum=1)
+    response_timeout_s: int = setting(60, "a worker that takes longer is restarted", minimum=1)
+    startup_timeout_s: int = setting(120, "a worker must load within this", minimum=1)
+    provider: tuple[str, ...] = setting(("cpu",), "cpu, cuda, tensorrt or openvino, best first")
+    intra_op_threads: int | None = setting(None, "threads of one call; cores / workers", minimum=1)
+    spinning: bool = setting(False, "idle threads spin: only for a worker alone on its cores")
+
+
+@dataclass(frozen=True, slots=True)
+class Contents:
+    """What goes into an archive, wherever it came from."""
+
+    name: str
+    handler: Path
+    model: Path
+    contract: Contract
+    golden: list[GoldenCase]
+    evidence: Mapping[str, Any]
+    assets: tuple[Path, ...] = field(default=())
+
+
+def package(source: Path, settings: PackageSettings) -> Path:
+    """Build the archive of a run folder, or of any ONNX file.
+
+    Returns:
+        The `.mar` in the model store.
+
+    Raises:
+        UsageError: The source, a name, or a named file cannot be meant.
+        PackageError: The parts do not belong together.
+        ModelError: The model cannot be read or run.
+    """
+    _check(settings)
+    contents = _from_run(source, settings) if source.is_dir() else _from_onnx(source, settings)
+    return build(contents, settings)
+
+
+def _check(settings: PackageSettings) -> None:
+    if settings.name is not None and not _NAME.fullmatch(settings.name):
+        raise UsageError(
+            f"name must be letters, digits, dots, dashes and underscores, got {settings.name!r}."
+        )
+    if not _VERSION.fullmatch(settings.version):
+        raise UsageError(f"version must be digits and dots, such as 1.0, got {settings.version!r}.")
+    if settings.max_workers < settings.min_workers:
+        raise UsageError(
+            f"max-workers must be at least min-workers, got {settings.max_workers} and "
+            f"{settings.min_workers}."
+        )
+
+
+def _from_run(run_dir: Path, settings: PackageSettings) -> Contents:
+    recipe = Recipe.load(run_dir)
+    for name in (MODEL_FILE, CONTRACT_FILE, GOLDEN_FILE):
+        if not (run_dir / name).is_file():
+            raise UsageError(
+                f"{run_dir} must hold an exported model, got no {name}. "
+                f"Export it first: marship export {run_dir}"
+            )
+    contract = Contract.from_json((run_dir / CONTRACT_FILE).read_bytes())
+    model, tolerance = _chosen(run_dir, contract, settings.variant)
+    return Contents(
+        name=settings.name or recipe.name,
+        handler=settings.handler or shipped.find(recipe.handler),
+        model=model,
+        contract=_for_file(contract, model, tolerance),
+        golden=read_golden(run_dir / GOLDEN_FILE),
+        evidence={
+            "recipe": read_json(run_dir / RECIPE_FILE),
+            "settings": _optional(run_dir / "settings.json"),
+            "training": _optional(run_dir / "metrics.json"),
+            "parity": _optional(run_dir / "parity.json"),
+            "optimize": _optional(run_dir / "optimize.json"),
+        },
+        assets=(*(run_dir / name for name in recipe.assets), *map(Path, settings.asset)),
+    )
+
+
+def _chosen(run_dir: Path, contract: Contract, variant: str | None) -> tuple[Path, Tolerance]:
+    """The variant's file and how far its answers may be from the reference's."""
+    exported = run_dir / MODEL_FILE
+    report = _optional(run_dir / "optimize.json")
+    if report is None:
+        if variant is not None:
+            raise UsageError(
+                f"variant {variant} must have been built. Run first: marship optimize {run_dir}"
+            )
+        return exported, contract.tolerance
+    if report["model_digest"] != contract.digest:
+        raise PackageError(
+            f"the variants in {run_dir} must come from its {MODEL_FILE}, which was exported anew. "
+            f"Run again: marship optimize {run_dir}"
+        )
+    wanted = variant or report["chosen"]
+    built = {entry["name"]: entry for entry in report["variants"] if entry["built"]}
+    if wanted not in built:
+        raise UsageError(f"variant must be one of {', '.join(built)}, got {wanted}.")
+    return run_dir / built[wanted]["file"], Tolerance(**built[wanted]["tolerance"])
+
+
+def _for_file(contract: Contract, model: Path, tolerance: Tolerance) -> Contract:
+    """The proven contract, for another file with the same tensors."""
+    from marship import graph
+
+    stated = graph.contract_of(model)
+
+    def names(c: Contract) -> list[tuple[str, str]]:
+        return [(spec.name, spec.dtype) for spec in (*c.inputs, *c.outputs)]
+
+    if names(stated) != names(contract):
+        raise PackageError(
+            f"{model.name} must take and give what the contract says, got {names(stated)}. "
+            "Optimize again."
+        )
+    return replace(
+        contract,
+        files=(MODEL_FILE, *stated.files[1:]),
+        digest=stated.digest,
+        opset=stated.opset,
+        tolerance=tolerance,
+    )
+
+
+def _from_onnx(path: Path, settings: PackageSettings) -> Contents:
+    from marship import graph, parity
+
+    contract = graph.contract_of(path)
+    run = parity.runner(path)
+    contract, golden = parity.describe(contract, run)
+    return Contents(
+        name=settings.name or path.stem,
+        handler=settings.handler or shipped.find(ONNX_HANDLER),
+        model=path,
+        contract=replace(contract, files=(MODEL_FILE, *contract.files[1:])),
+        golden=golden,
+        evidence={"source": path.name, "golden": "random inputs, answered by this ONNX file"},
+        assets=tuple(map(Path, settings.asset)),
+    )
+
+
+def build(contents: Contents, settings: PackageSettings) -> Path:
+    """Write the archive with torch-model-archiver, then make its bytes repeatable."""
+    from model_archiver.model_packaging import generate_model_archive
+    from model_archiver.model_packaging_utils import ModelArchiverConfig
+
+    for path in (contents.handler, *contents.assets):
+        if not path.is_file():
+            raise UsageError(f"{path} must be a file that goes into the archive, got none there.")
+    if not _NAME.fullmatch(contents.name):
+        raise UsageError(f"{contents.name!r} is no model name. Give one with --name.")
+    target = settings.model_store / f"{contents.name}.mar"
+    with replacing(target) as draft, _private_temp(draft.parent) as scratch:
+        stage = _stage(contents, settings, scratch / "stage")
+        generate_model_archive(
+            ModelArchiverConfig(
+                model_name=contents.name,
+                handler=str(contents.handler),
+                version=settings.version,
+                extra_files=str(stage / "extra"),
+                export_path=str(scratch),
+                archive_format="zip-store",
+                config_file=str(stage / CONFIG_FILE),
+            )
+        )
+        _normalize(scratch / target.name, draft)
+    return target
+
+
+@contextmanager
+def _private_temp(parent: Path) -> Iterator[Path]:
+    """A temp folder of our own: the archiver deletes `$TMPDIR/<model name>` before it stages."""
+    before = tempfile.tempdir
+    with tempfile.TemporaryDirectory(dir=parent) as folder:
+        (Path(folder) / "tmp").mkdir()
+        tempfile.tempdir = str(Path(folder) / "tmp")
+        try:
+            yield Path(folder)
+        finally:
+            tempfile.tempdir = before
+
+
+def _stage(contents: Contents, settings: PackageSettings, stage: Path) -> Path:
+    """Lay out `extra/`, which becomes the archive's top, and the configuration beside it."""
+    extra = stage / "extra"
+    _copy_serving(extra / "marship")
+    shutil.copyfile(contents.model, extra / MODEL_FILE)
+    for name in contents.contract.files[1:]:
+        shutil.copyfile(contents.model.parent / name, extra / name)
+    for path in contents.assets:
+        if (extra / path.name).exists():
+            raise UsageError(f"{path.name} must be named otherwise: the archive has such a file.")
+        shutil.copyfile(path, extra / path.name)
+    (extra / CONTRACT_FILE).write_text(contents.contract.to_json())
+    write_golden(extra / GOLDEN_FILE, contents.golden)
+    evidence = {**contents.evidence, "versions": _versions()}
+    (extra / EVIDENCE_FILE).write_text(json.dumps(evidence, indent=2, sort_keys=True) + "\n")
+    (stage / CONFIG_FILE).write_text(_model_config(settings))
+    return stage
+
+
+def _copy_serving(target: Path) -> None:
+    """The part of marship that runs in a worker, so that it need not be installed there."""
+    source = Path(marship.__file__).parent
+    (target / "serving").mkdir(parents=True)
+    for name in ("__init__.py", "errors.py", "contract.py"):
+        shutil.copyfile(source / name, target / name)
+    for path in sorted((source / "serving").glob("*.py")):
+        shutil.copyfile(path, target / "serving" / path.name)
+
+
+def _model_config(settings: PackageSettings) -> str:
+    """model-config.yaml.
+
+    With any such file in the archive TorchServe takes these times from it and from nowhere
+    else, so all of them are always written. A delay of 0 would mean 100.
+    """
+    config: dict[str, Any] = {
+        "minWorkers": settings.min_workers,
+        "maxWorkers": settings.max_workers,
+        "batchSize": settings.batch_size,
+        "maxBatchDelay": settings.max_batch_delay_ms,
+        "responseTimeout": settings.response_timeout_s,
+        "startupTimeout": settings.startup_timeout_s,
+        "marship": {"providers": list(settings.provider), "spinning": settings.spinning},
+    }
+    if settings.intra_op_threads is not None:
+        config["marship"]["intra_op_threads"] = settings.intra_op_threads
+    return yaml.safe_dump(config, sort_keys=False)
+
+
+def _versions() -> dict[str, str]:
+    found = {}
+    for name in EVIDENCE_PACKAGES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = "not installed"
+    return found
+
+
+def _optional(path: Path) -> Any:  # noqa: ANN401  any JSON value
+    return read_json(path) if path.is_file() else None
+
+
+def _normalize(built: Path, target: Path) -> None:
+    """Copy a zip with sorted names and fixed times, so that equal contents are equal bytes."""
+    with zipfile.ZipFile(built) as source, zipfile.ZipFile(target, "w") as sink:
+        for name in sorted(source.namelist()):
+            info = zipfile.ZipInfo(name, ZIP_EPOCH)
+            info.external_attr = 0o644 << 16
+            if name == MANIFEST_FILE:
+                manifest = json.loads(source.read(name))
+                manifest["createdOn"] = MANIFEST_EPOCH
+                sink.writestr(info, json.dumps(manifest, indent=2) + "\n")
+                continue
+            info.file_size = source.getinfo(name).file_size
+            with source.open(name) as reader, sink.open(info, "w") as writer:
+                shutil.copyfileobj(reader, writer)

@@ -1,0 +1,286 @@
+"""The proof that two ways to run one model agree, and that rows do not influence each other.
+
+A way to run a model is a function from input arrays by name to output arrays by name. The
+inputs of the proof are real (cut from examples) and random (drawn from the examples' range),
+at several batch sizes and at several sizes of every variable axis.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from marship.cases import (
+    BATCH_SIZES,
+    Case,
+    batches,
+    draw,
+    draw_real,
+    first_axis,
+    seen_sizes,
+    shared_axis,
+    sizes_to_try,
+)
+from marship.contract import (
+    Arrays,
+    Contract,
+    GoldenCase,
+    Tolerance,
+    agree,
+    largest_difference,
+)
+from marship.errors import ModelError, ParityError, UsageError
+
+Run = Callable[[Arrays], Arrays]
+"""One way to run a model: input arrays by name to output arrays by name."""
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """How far two ways to run a model were apart on one case, and whether that is allowed."""
+
+    kind: str
+    sizes: Mapping[str, int]
+    absolute: float
+    relative: float
+    agrees: bool
+
+
+def open_session(path: Path, threads: int = 1) -> Any:  # noqa: ANN401  onnxruntime ships no types
+    """An ONNX Runtime session on the CPU.
+
+    Raises:
+        ModelError: ONNX Runtime refuses the file.
+    """
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.log_severity_level = 3
+    try:
+        return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # its exceptions share no base of their own
+        raise ModelError(
+            f"{path} must be a model that ONNX Runtime loads, got: {first_line(error)}. "
+            "Export it again."
+        ) from error
+
+
+def runner(path: Path, threads: int = 1) -> Run:
+    """Run an ONNX file with ONNX Runtime on the CPU.
+
+    Raises:
+        ModelError: The file does not load; when called, that it does not take the inputs.
+    """
+    session = open_session(path, threads)
+    wanted = {tensor.name for tensor in session.get_inputs()}
+    names = [tensor.name for tensor in session.get_outputs()]
+
+    def run(inputs: Arrays) -> Arrays:
+        try:
+            values = session.run(names, {k: v for k, v in inputs.items() if k in wanted})
+        except Exception as error:  # its exceptions share no base of their own
+            raise ModelError(
+                f"{path.name} must run on the inputs, got: {first_line(error)}."
+            ) from error
+        return dict(zip(names, values, strict=True))
+
+    return run
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error's message, or its type where it has none."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__).rstrip(". ")
+
+
+def describe(
+    contract: Contract, run: Run, examples: Arrays | None = None
+) -> tuple[Contract, list[GoldenCase]]:
+    """Complete a contract that was only read from a graph, and make its golden cases.
+
+    The batch axis is set where rows were shown to be independent.
+
+    Raises:
+        ModelError: The model does not run on them.
+    """
+    independent = prove_rows_independent(contract, run, examples)
+    batch_axis = shared_axis(contract) if independent else None
+    return replace(contract, batch_axis=batch_axis), golden_from(run, contract, examples)
+
+
+def compare(reference: Run, candidate: Run, case: Case, tolerance: Tolerance) -> Comparison:
+    """How far the candidate is from the reference on one case."""
+    want, got = reference(case.inputs), candidate(case.inputs)
+    absolute, relative = largest_difference(got, want)
+    return Comparison(case.kind, case.sizes, absolute, relative, agree(got, want, tolerance))
+
+
+def prove_rows_independent(
+    contract: Contract,
+    run: Run,
+    examples: Arrays | None = None,
+    tolerance: Tolerance | None = None,
+) -> bool:
+    """Whether rows answer alone as they answer together, so that requests may share a batch.
+
+    Args:
+        contract: Its first axis is looked at; `batch_axis` need not be set.
+        run: The way to run the model.
+        examples: Rows to try; random ones where there are none.
+        tolerance: The contract's, unless given.
+
+    Returns:
+        False also where inputs and outputs do not share a variable first axis.
+    """
+    difference = row_influence(contract, run, examples, tolerance)
+    return difference is not None and difference.agrees
+
+
+def row_influence(
+    contract: Contract,
+    run: Run,
+    examples: Arrays | None = None,
+    tolerance: Tolerance | None = None,
+) -> Comparison | None:
+    """How far rows that run together are from the same rows alone.
+
+    Returns:
+        None where inputs and outputs do not share a variable first axis.
+    """
+    axis = shared_axis(contract)
+    if axis is None:
+        return None
+    sizes = {axis: max(BATCH_SIZES), **sizes_to_try(contract, examples)[-1]}
+    case = draw(contract, examples, sizes, seed=0)
+
+    def alone(inputs: Arrays) -> Arrays:
+        answers = [run(_row(inputs, row)) for row in range(case.sizes[axis])]
+        return {name: np.concatenate([answer[name] for answer in answers]) for name in answers[0]}
+
+    try:
+        return compare(alone, run, case, tolerance or contract.tolerance)
+    except (ModelError, ValueError):  # a batch is refused, or answers do not stack
+        return Comparison("real", case.sizes, np.inf, np.inf, agrees=False)
+
+
+def prove_padding(contract: Contract, run: Run, examples: Arrays) -> Comparison | None:
+    """Show that rows filled up on the right with the pad values answer as they do alone.
+
+    Rows of different sizes are run alone at their own size, and filled up to the largest
+    size: in one batch where the contract has a batch axis, else each by itself.
+
+    Returns:
+        The largest difference; None where no input has a pad value.
+
+    Raises:
+        UsageError: Another input varies along the same axis and has no pad value.
+        ParityError: Padding changes an answer.
+    """
+    padded = [spec for spec in contract.inputs if spec.pad_value is not None]
+    if not padded:
+        return None
+    rows = [_cut(contract, examples, number) for number in range(max(BATCH_SIZES))]
+    largest = sizes_to_try(contract, examples)[-1]
+    filled = [_fill(contract, row, largest) for row in rows]
+    if contract.batch_axis is None:
+        together = [run(row) for row in filled]
+    else:
+        stacked = {k: np.concatenate([row[k] for row in filled]) for k in filled[0]}
+        answers = run(stacked)
+        together = [_row(answers, number) for number in range(len(rows))]
+    worst = Comparison("padded", largest, 0.0, 0.0, agrees=True)
+    for row, answer in zip(rows, together, strict=True):
+        want = run(row)
+        got = {
+            name: answer[name][tuple(slice(size) for size in array.shape)]
+            for name, array in want.items()
+        }
+        absolute, relative = largest_difference(got, want)
+        if not agree(got, want, contract.tolerance):
+            names = ", ".join(f"{spec.name} with {spec.pad_value:g}" for spec in padded)
+            raise ParityError(
+                f"padding {names} must not change an answer, got outputs {absolute:.3g} apart. "
+                "Mask the padding in forward, or leave the pad value out."
+            )
+        worst = Comparison(
+            "padded", largest, max(worst.absolute, absolute), max(worst.relative, relative), True
+        )
+    return worst
+
+
+def golden_from(run: Run, contract: Contract, examples: Arrays | None = None) -> list[GoldenCase]:
+    """Golden cases at batch 1, 2 and 7 and of different sizes; random without examples."""
+    levels = sizes_to_try(contract, examples)
+    cases = []
+    for seed, batch in enumerate(batches(contract)):
+        sizes = batch | levels[(len(levels) // 2 + seed) % len(levels)]
+        case = draw(contract, examples, sizes, seed)
+        cases.append(GoldenCase(case.inputs, run(case.inputs)))
+    return cases
+
+
+def _row(arrays: Arrays, number: int) -> Arrays:
+    return {name: array[number : number + 1] for name, array in arrays.items()}
+
+
+def _padded_axes(contract: Contract) -> list[str]:
+    """The variable axes, but for the batch, of the inputs that have a pad value.
+
+    Raises:
+        UsageError: An input without a pad value varies along one of them.
+    """
+    batch = first_axis(contract)
+    padded = [spec for spec in contract.inputs if spec.pad_value is not None]
+    axes = {a: None for s in padded for a in s.shape if isinstance(a, str) and a != batch}
+    for spec in contract.inputs:
+        shared = [axis for axis in axes if axis in spec.shape]
+        if spec.pad_value is None and shared:
+            raise UsageError(
+                f"{spec.name} must have a pad value, got none although {', '.join(shared)} "
+                "is padded in other inputs. Give one for each of them."
+            )
+    return list(axes)
+
+
+def _cut(contract: Contract, examples: Arrays, number: int) -> Arrays:
+    """One row of the examples without its padding, shorter the smaller its number is."""
+    smallest, seen = sizes_to_try(contract, examples)[0], seen_sizes(contract, examples)
+    batch = first_axis(contract)
+    row = draw_real(contract, examples, seen | ({batch: 1} if batch else {}), number).inputs
+    sizes = {}
+    for axis in _padded_axes(contract):
+        low = smallest[axis]
+        wanted = round(low + (seen[axis] - low) * (number + 1) / max(BATCH_SIZES))
+        sizes[axis] = max(low, min(wanted, _true_size(contract, row, axis)))
+    return {
+        spec.name: row[spec.name][
+            tuple(slice(sizes.get(a) if isinstance(a, str) else None) for a in spec.shape)
+        ]
+        for spec in contract.inputs
+    }
+
+
+def _true_size(contract: Contract, row: Arrays, axis: str) -> int:
+    """How far the row goes along `axis` before only padding follows."""
+    ends = [0]
+    for spec in contract.inputs:
+        if spec.pad_value is None or axis not in spec.shape:
+            continue
+        real = np.moveaxis(row[spec.name] != spec.pad_value, spec.shape.index(axis), 0)
+        used = np.flatnonzero(real.reshape(len(real), -1).any(axis=1))
+        ends.append(int(used[-1]) + 1 if used.size else 0)
+    return max(ends)
+
+
+def _fill(contract: Contract, row: Arrays, sizes: Mapping[str, int]) -> Arrays:
+    axes = {axis: sizes[axis] for axis in _padded_axes(contract)}
+    filled = {}
+    for spec in contract.inputs:
+        widths = [
+            (0, axes.get(str(axis), size) - size)
+            for axis, size in zip(spec.shape, row[spec.name].shape, strict=True)
+        ]
+        filled[spec.name] = np.pad(row[spec.name], widths, constant_values=spec.pad_value or 0)
+    return filled

@@ -1,0 +1,120 @@
+"""What a training recipe tells the later steps, kept in its run folder as `recipe.json`.
+
+The run folder holds, each file written by one step and never edited by another:
+
+    settings.json checkpoint.pt metrics.json curve.png                        the recipe
+    recipe.json examples.npz calibration.npz heldout.npz and named assets     the recipe
+    model.onnx contract.json golden.npz parity.json                           export
+    model.<variant>.onnx optimize.json optimize.png                           optimize
+"""
+
+import importlib
+import importlib.util
+import json
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from marship.errors import DataError, UsageError
+
+RECIPE_FILE = "recipe.json"
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """What later steps need to know about a trained model.
+
+    Attributes:
+        name: The model's name on the server.
+        build: Reference to a function that builds the `nn.Module`, called with the settings
+            of `settings.json` as keyword arguments it knows, `path/to/file.py:function` or
+            `package.module:function`.
+        handler: Path of the handler file that goes into the archive.
+        judge: Reference to a function `(outputs: Arrays, targets: Arrays) -> dict[str, float]`
+            that computes the task's metrics on held-out data; None where there is none.
+        metric: The judge's metric that decides.
+        greater_is_better: Which way the metric is good.
+        budget: The largest loss of `metric` that an optimized variant may have.
+        pad_values: Per input, the value that fills a short row on its right.
+        bounds: Per variable axis, its smallest and largest size.
+        assets: Files of the run folder that the handler reads.
+        evidence: What the archive should tell about the training: data digest, licence, etc.
+    """
+
+    name: str
+    build: str
+    handler: str = "handlers/onnx_handler.py"
+    judge: str | None = None
+    metric: str | None = None
+    greater_is_better: bool = True
+    budget: float = 0.0
+    pad_values: Mapping[str, float] = field(default_factory=dict)
+    bounds: Mapping[str, tuple[int, int | None]] = field(default_factory=dict)
+    assets: tuple[str, ...] = ()
+    evidence: Mapping[str, Any] = field(default_factory=dict)
+
+    def save(self, run_dir: Path) -> None:
+        """Write `recipe.json` into the run folder."""
+        (run_dir / RECIPE_FILE).write_text(json.dumps(asdict(self), indent=2) + "\n")
+
+    @classmethod
+    def load(cls, run_dir: Path) -> "Recipe":
+        """Read `recipe.json` of a run folder.
+
+        Raises:
+            UsageError: The folder is none that a recipe wrote.
+        """
+        try:
+            raw = json.loads((run_dir / RECIPE_FILE).read_text())
+            raw["assets"] = tuple(raw["assets"])
+            raw["bounds"] = {name: (low, high) for name, (low, high) in raw["bounds"].items()}
+            return cls(**raw)
+        except FileNotFoundError as error:
+            raise UsageError(
+                f"{run_dir} must be the run folder of a recipe, got one without {RECIPE_FILE}. "
+                "Train first, for example: python training/recommend.py"
+            ) from error
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise DataError(
+                f"{run_dir / RECIPE_FILE} must be readable, got {error!r}. Train again."
+            ) from error
+
+
+def resolve(reference: str) -> Callable[..., Any]:
+    """The function that `file.py:function` or `package.module:function` names.
+
+    Raises:
+        UsageError: There is no such module, file or function.
+    """
+    place, _, name = reference.rpartition(":")
+    if not place or not name:
+        raise UsageError(
+            f"a reference must read module:function or file.py:function, got {reference!r}."
+        )
+    found = getattr(_module(place), name, None)
+    if not callable(found):
+        raise UsageError(f"{place} must define a function {name}, got none of that name.")
+    return found  # type: ignore[no-any-return]
+
+
+def _module(place: str) -> ModuleType:
+    if not place.endswith(".py"):
+        sys.path.insert(0, str(Path.cwd()))
+        try:
+            return importlib.import_module(place)
+        except ImportError as error:
+            raise UsageError(f"{place} must be importable, got: {error}.") from error
+        finally:
+            sys.path.pop(0)
+    path = Path(place).resolve()
+    name = f"_marship_recipe_{path.stem}"
+    spec = importlib.util.spec_from_file_location(name, path)
+    if spec is None or spec.loader is None or not path.is_file():
+        raise UsageError(f"{place} must be a Python file, got none there.")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # dataclasses look their module up by name
+    spec.loader.exec_module(module)
+    return module

@@ -1,0 +1,214 @@
+"""Validate, stack, run, split: one request's fault stays its own."""
+
+import re
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from marship.contract import Array, Arrays, Contract, TensorSpec
+from marship.errors import InvalidInputError, MarshipError
+
+Run = Callable[[Arrays], Arrays]
+Sizes = dict[str, int]
+"""Sizes of one request's variable axes, by name."""
+
+_IDENTIFIER = re.compile(r"[A-Za-z_]\w*")
+
+
+def validate(inputs: Arrays, contract: Contract, *, allow_non_finite: bool = False) -> Sizes:
+    """Hold one request's tensors against the contract.
+
+    Returns:
+        The sizes of its variable axes.
+
+    Raises:
+        InvalidInputError: A tensor has another type, rank or size than the contract states, two
+            disagree about an axis, or a value is not finite.
+    """
+    sizes: Sizes = {}
+    for spec in contract.inputs:
+        array = inputs[spec.name]
+        dtype = "str" if array.dtype.kind in "OUS" else array.dtype.name
+        if dtype != spec.dtype:
+            raise InvalidInputError(f"{spec} is what must be sent, got type {dtype}.")
+        if array.ndim != len(spec.shape):
+            raise InvalidInputError(
+                f"{spec} is what must be sent, got {array.ndim} axes of sizes {list(array.shape)}."
+                + (" One row is a list of one row." if array.ndim == len(spec.shape) - 1 else "")
+            )
+        for axis, size in zip(spec.shape, array.shape, strict=True):
+            _check_axis(spec, axis, size, sizes, contract)
+        if array.dtype.kind == "f" and not allow_non_finite and not np.isfinite(array).all():
+            raise InvalidInputError(
+                f"{spec.name} must hold finite {spec.dtype} values, got NaN, infinity or one too "
+                "large for the type."
+            )
+    return sizes
+
+
+def _check_axis(
+    spec: TensorSpec, axis: int | str, size: int, sizes: Sizes, contract: Contract
+) -> None:
+    if isinstance(axis, int):
+        if size != axis:
+            raise InvalidInputError(f"{spec} is what must be sent, got an axis of size {size}.")
+        return
+    low, high = contract.bounds.get(axis, (1, None))
+    if size < low or (high is not None and size > high):
+        limit = f"from {low} to {high}" if high is not None else f"at least {low}"
+        raise InvalidInputError(f"axis {axis} of {spec.name} must be {limit}, got {size}.")
+    if sizes.setdefault(axis, size) != size:
+        raise InvalidInputError(
+            f"axis {axis} must have one size in all inputs, got {sizes[axis]} and {size}."
+        )
+
+
+def paddable_axes(contract: Contract) -> frozenset[str]:
+    """Variable axes that may be filled up, so that requests of different sizes share a batch.
+
+    Every input that has the axis states its pad value, and outputs have the axis as it is or
+    not at all: what was filled up can then be cut off again.
+    """
+    axes = {a for spec in contract.inputs for a in spec.shape if isinstance(a, str)}
+    fixed = {
+        axis
+        for spec in contract.inputs
+        if spec.pad_value is None
+        for axis in spec.shape
+        if isinstance(axis, str)
+    }
+    computed = {
+        name
+        for spec in contract.outputs
+        for axis in spec.shape
+        if isinstance(axis, str) and axis not in axes
+        for name in _IDENTIFIER.findall(axis)
+    }
+    return frozenset(axes - fixed - computed - {contract.batch_axis})
+
+
+@dataclass(slots=True)
+class _Entry:
+    """One valid request on its way through the model."""
+
+    index: int
+    inputs: Arrays
+    sizes: Sizes
+
+
+@dataclass(slots=True)
+class Batcher:
+    """Runs many requests in as few calls of the model as their shapes allow.
+
+    Attributes:
+        contract: What the model takes and gives.
+        run: Calls the model once.
+        allow_non_finite: Whether NaN and infinity may be sent.
+    """
+
+    contract: Contract
+    run: Run
+    allow_non_finite: bool = False
+    _paddable: frozenset[str] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._paddable = paddable_axes(self.contract)
+
+    def __call__(self, requests: Sequence[Arrays | MarshipError]) -> list[Arrays | MarshipError]:
+        """Answer each request with its own outputs or its own error, in order.
+
+        A request that is an error already stays what it is.
+        """
+        answers: list[Arrays | MarshipError | None] = [None] * len(requests)
+        groups: dict[object, list[_Entry]] = {}
+        for index, request in enumerate(requests):
+            try:
+                if isinstance(request, MarshipError):
+                    raise request
+                sizes = validate(request, self.contract, allow_non_finite=self.allow_non_finite)
+            except MarshipError as error:
+                answers[index] = error
+                continue
+            groups.setdefault(self._group(index, sizes), []).append(_Entry(index, request, sizes))
+        for entries in groups.values():
+            for entry, answer in self._answer(entries):
+                answers[entry.index] = answer
+        return [answer for answer in answers if answer is not None]
+
+    def _group(self, index: int, sizes: Sizes) -> object:
+        """Requests with equal keys can run together."""
+        if self.contract.batch_axis is None:
+            return index
+        free = self._paddable | {self.contract.batch_axis}
+        return tuple(sorted((a, size) for a, size in sizes.items() if a not in free))
+
+    def _answer(self, entries: list[_Entry]) -> Iterator[tuple[_Entry, Arrays | MarshipError]]:
+        """Run entries together; if that fails, halve them until the culprit is alone."""
+        try:
+            outputs = self.run(self._stack(entries))
+        except MarshipError as error:
+            if len(entries) == 1:
+                yield entries[0], error
+                return
+            middle = len(entries) // 2
+            yield from self._answer(entries[:middle])
+            yield from self._answer(entries[middle:])
+            return
+        yield from self._split(entries, outputs)
+
+    def _stack(self, entries: list[_Entry]) -> Arrays:
+        if len(entries) == 1:
+            return entries[0].inputs
+        largest = {
+            axis: max(entry.sizes[axis] for entry in entries)
+            for axis in self._paddable
+            if axis in entries[0].sizes
+        }
+        return {
+            spec.name: _joined(spec, [entry.inputs[spec.name] for entry in entries], largest)
+            for spec in self.contract.inputs
+        }
+
+    def _split(self, entries: list[_Entry], outputs: Arrays) -> Iterator[tuple[_Entry, Arrays]]:
+        if len(entries) == 1:
+            yield entries[0], outputs
+            return
+        start = 0
+        for entry in entries:
+            stop = start + entry.sizes[self.contract.batch_axis or ""]
+            yield (
+                entry,
+                {
+                    spec.name: outputs[spec.name][
+                        (slice(start, stop), *self._unpadded(spec, entry.sizes))
+                    ]
+                    for spec in self.contract.outputs
+                },
+            )
+            start = stop
+
+    def _unpadded(self, spec: TensorSpec, sizes: Sizes) -> tuple[slice, ...]:
+        return tuple(
+            slice(sizes[axis]) if axis in self._paddable and isinstance(axis, str) else slice(None)
+            for axis in spec.shape[1:]
+        )
+
+
+def _joined(spec: TensorSpec, arrays: Sequence[Array], largest: Sizes) -> Array:
+    """Rows of all arrays under each other, short ones filled up on their right."""
+    rows = sum(len(array) for array in arrays)
+    rest = [
+        largest.get(axis, size) if isinstance(axis, str) else size
+        for axis, size in zip(spec.shape[1:], arrays[0].shape[1:], strict=True)
+    ]
+    padded = any(list(array.shape[1:]) != rest for array in arrays)
+    joined = np.empty((rows, *rest), arrays[0].dtype)
+    if padded:
+        joined.fill(spec.pad_value)
+    start = 0
+    for array in arrays:
+        place = (slice(start, start + len(array)), *(slice(size) for size in array.shape[1:]))
+        joined[place] = array
+        start += len(array)
+    return joined

@@ -1,0 +1,214 @@
+"""An ONNX Runtime session: its threads and providers, warm-up, and golden replay."""
+
+import os
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import onnxruntime as ort
+
+from marship.contract import (
+    GOLDEN_FILE,
+    Arrays,
+    Contract,
+    agree,
+    digest_files,
+    largest_difference,
+    read_golden,
+)
+from marship.errors import LoadError, ModelError
+
+PROVIDERS = {
+    "cpu": "CPUExecutionProvider",
+    "cuda": "CUDAExecutionProvider",
+    "tensorrt": "TensorrtExecutionProvider",
+    "openvino": "OpenVINOExecutionProvider",
+}
+CGROUP_QUOTA = Path("/sys/fs/cgroup/cpu.max")
+
+
+@dataclass(frozen=True, slots=True)
+class SessionSettings:
+    """How a session runs, as `marship:` in model-config.yaml says.
+
+    Attributes:
+        providers: Names from `PROVIDERS`, the preferred one first.
+        intra_op_threads: Threads of one call; None is the usable cores divided by workers.
+        workers: How many workers share the machine, to divide its cores by.
+        spinning: Whether idle threads spin: lower latency alone, much slower in company.
+        device_id: The device that TorchServe assigned; None on CPU.
+    """
+
+    providers: tuple[str, ...] = ("cpu",)
+    intra_op_threads: int | None = None
+    workers: int = 1
+    spinning: bool = False
+    device_id: int | None = None
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any], device_id: int | None) -> "SessionSettings":
+        """Read them from the parsed model-config.yaml.
+
+        Raises:
+            LoadError: A value cannot be meant.
+        """
+        section = config.get("marship") or {}
+        providers = section.get("providers", ["cpu"])
+        if not isinstance(providers, list) or not set(providers) <= set(PROVIDERS) or not providers:
+            raise LoadError(
+                f"marship.providers in model-config.yaml must list some of {', '.join(PROVIDERS)}, "
+                f"got {providers!r}."
+            )
+        threads = section.get("intra_op_threads")
+        if threads is not None and (not isinstance(threads, int) or threads < 1):
+            raise LoadError(
+                "marship.intra_op_threads in model-config.yaml must be a whole number from 1, "
+                f"got {threads!r}. Leave it out for cores divided by workers."
+            )
+        return cls(
+            providers=tuple(providers),
+            intra_op_threads=threads,
+            workers=max(1, int(config.get("maxWorkers") or config.get("minWorkers") or 1)),
+            spinning=bool(section.get("spinning", False)),
+            device_id=device_id,
+        )
+
+    @property
+    def threads(self) -> int:
+        """Threads of one call, resolved for this machine."""
+        return self.intra_op_threads or max(1, usable_cores() // self.workers)
+
+
+def usable_cores(quota_file: Path = CGROUP_QUOTA) -> int:
+    """Cores this process may use: its affinity, and a container's quota rounded up.
+
+    The quota is `cpu.max` of cgroup v2: microseconds of CPU time and the period, or `max`.
+    """
+    cores = len(os.sched_getaffinity(0))
+    try:
+        quota, period = quota_file.read_text().split()
+    except (OSError, ValueError):
+        return cores
+    return cores if quota == "max" else max(1, min(cores, -(-int(quota) // int(period))))
+
+
+class Session:
+    """A loaded model, which is what its contract says it is.
+
+    Args:
+        folder: Holds the contract's files.
+        contract: What the model takes and gives.
+        settings: Threads and providers.
+
+    Raises:
+        LoadError: A file is missing or altered, a provider is missing, or ONNX Runtime
+            refuses the model.
+    """
+
+    def __init__(self, folder: Path, contract: Contract, settings: SessionSettings) -> None:
+        self.contract = contract
+        self.settings = settings
+        self._output_names = [spec.name for spec in contract.outputs]
+        _check_digest(folder, contract)
+        _check_providers(settings)
+        try:
+            self._session = ort.InferenceSession(
+                str(folder / contract.files[0]),
+                _options(settings),
+                providers=_providers(settings),
+            )
+        except Exception as error:  # ONNX Runtime's own exceptions share no narrower base
+            raise LoadError(f"ONNX Runtime must load the model, got: {error}") from error
+        preferred = PROVIDERS[settings.providers[0]]
+        if preferred not in self._session.get_providers():
+            raise LoadError(
+                f"provider {settings.providers[0]} must start on this machine, but ONNX Runtime "
+                "fell back to others. Its driver or libraries are missing: see the log above."
+            )
+
+    def run(self, inputs: Arrays) -> Arrays:
+        """Run the model once; tensors by name, as the contract says.
+
+        Raises:
+            ModelError: ONNX Runtime could not run the model on these inputs.
+        """
+        try:
+            outputs = self._session.run(self._output_names, inputs)
+        except Exception as error:  # ONNX Runtime's own exceptions share no narrower base
+            raise ModelError(f"ONNX Runtime must run the model, got: {error}") from error
+        return dict(zip(self._output_names, outputs, strict=True))
+
+    def replay_golden(self, path: Path) -> float:
+        """Warm up on the golden inputs and compare with the golden outputs.
+
+        Returns:
+            Seconds that the last call took, warm.
+
+        Raises:
+            LoadError: An output is further from the reference's than the tolerance allows.
+        """
+        seconds = 0.0
+        tolerance = self.contract.tolerance
+        try:
+            cases = read_golden(path)
+            for index, case in enumerate(cases):
+                self.run(case.inputs)
+                started = time.perf_counter()
+                outputs = self.run(case.inputs)
+                seconds = time.perf_counter() - started
+                if not agree(outputs, case.outputs, tolerance):
+                    absolute, relative = largest_difference(outputs, case.outputs)
+                    raise LoadError(
+                        f"golden case {index} must be answered within {tolerance.atol:g} + "
+                        f"{tolerance.rtol:g} x |value|, got a difference of {absolute:g} "
+                        f"({relative:g} relative). This host computes another answer than the "
+                        "model that was trained: package a float32 variant, or on this hardware."
+                    )
+        except ModelError as error:
+            raise LoadError(f"{GOLDEN_FILE} must replay, got: {error}") from error
+        return seconds
+
+
+def _check_digest(folder: Path, contract: Contract) -> None:
+    try:
+        found = digest_files(*(folder / name for name in contract.files))
+    except OSError as error:
+        raise LoadError(
+            f"{', '.join(contract.files)} must be in the archive, got: {error}. Package again."
+        ) from error
+    if found != contract.digest:
+        raise LoadError(
+            f"{contract.files[0]} must have the SHA-256 {contract.digest[:12]}... that "
+            f"the contract names, got {found[:12]}.... It was altered: package again."
+        )
+
+
+def _check_providers(settings: SessionSettings) -> None:
+    available = ort.get_available_providers()
+    missing = [name for name in settings.providers if PROVIDERS[name] not in available]
+    if missing:
+        have = [name for name, full in PROVIDERS.items() if full in available]
+        raise LoadError(
+            f"provider {missing[0]} must be in the installed ONNX Runtime {ort.__version__}, which "
+            f"has {', '.join(have)}. Install the build that has it, or change marship.providers."
+        )
+
+
+def _options(settings: SessionSettings) -> ort.SessionOptions:
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = settings.threads
+    options.inter_op_num_threads = 1
+    options.log_severity_level = 3
+    spin = "1" if settings.spinning else "0"
+    options.add_session_config_entry("session.intra_op.allow_spinning", spin)
+    return options
+
+
+def _providers(settings: SessionSettings) -> list[str | tuple[str, dict[str, str]]]:
+    device = {} if settings.device_id is None else {"device_id": str(settings.device_id)}
+    return [
+        (PROVIDERS[name], device) if name in ("cuda", "tensorrt") else PROVIDERS[name]
+        for name in settings.providers
+    ]

@@ -1,0 +1,136 @@
+"""Settings: one frozen dataclass for each recipe and step, and the flags made from it.
+
+A field is written `epochs: int = setting(100, "passes over the training data", minimum=1)`.
+Its flag is `--epochs`; a TOML file given as `--settings` sets the same names; a flag wins
+over the file, the file over the default.
+"""
+
+import dataclasses
+import functools
+import inspect
+import json
+import tomllib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any, TypeVar, get_type_hints
+
+import typer
+
+from marship.errors import UsageError
+
+S = TypeVar("S")
+
+
+def setting(
+    default: Any,  # noqa: ANN401  a setting is of any type that a flag can have
+    help_text: str,
+    *,
+    minimum: float | None = None,
+    maximum: float | None = None,
+) -> Any:  # noqa: ANN401  it stands where a value of the field's type stands
+    """A dataclass field with its help text and bounds."""
+    return dataclasses.field(
+        default=default, metadata={"help": help_text, "min": minimum, "max": maximum}
+    )
+
+
+def as_dict(settings: Any) -> dict[str, Any]:  # noqa: ANN401  any settings dataclass
+    """The resolved values as JSON takes them."""
+    values: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(settings), default=str))
+    return values
+
+
+def from_dict(kind: type[S], values: dict[str, Any], source: str) -> S:
+    """Build settings of `kind` from plain values.
+
+    Raises:
+        UsageError: A name is unknown, or a value is not of the field's type.
+    """
+    hints = get_type_hints(kind)
+    unknown = sorted(set(values) - set(hints))
+    if unknown:
+        raise UsageError(
+            f"{source} must name settings of {kind.__name__}, got {', '.join(unknown)}. "
+            f"Known are: {', '.join(hints)}."
+        )
+    return kind(**{name: _converted(hints[name], value, name) for name, value in values.items()})
+
+
+def _converted(hint: Any, value: Any, name: str) -> Any:  # noqa: ANN401  values of any type
+    if hint is Path or hint == (Path | None):
+        return value if value is None else Path(value)
+    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if hint in (int, float, str, bool) and type(value) is not hint:
+        raise UsageError(f"{name} must be of type {hint.__name__}, got {value!r}.")
+    return tuple(value) if isinstance(value, list) else value
+
+
+def flags(kind: type[S]) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Turn a function's parameter `settings` into one Typer option for each field of `kind`."""
+
+    def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
+        signature = inspect.signature(function)
+
+        @functools.wraps(function)
+        def command(**given: Any) -> Any:  # noqa: ANN401  Typer calls it by name
+            chosen = {f.name: given.pop(f.name) for f in dataclasses.fields(kind)}  # type: ignore[arg-type]
+            file = given.pop("settings_file")
+            return function(**given, settings=_resolve(kind, chosen, file))
+
+        kept = [p for p in signature.parameters.values() if p.name != "settings"]
+        command.__signature__ = signature.replace(  # type: ignore[attr-defined]
+            parameters=[p.replace(kind=p.KEYWORD_ONLY) for p in [*kept, *_options(kind)]]
+        )
+        return command
+
+    return decorate
+
+
+def _options(kind: type[Any]) -> list[inspect.Parameter]:
+    hints = get_type_hints(kind)
+    parameters = []
+    for item in dataclasses.fields(kind):
+        bounds = {key: item.metadata[key] for key in ("min", "max") if item.metadata.get(key)}
+        many = isinstance(item.default, tuple)
+        option = typer.Option(
+            help=item.metadata.get("help"), show_default=_shown(item.default), **bounds
+        )
+        annotation = list[str] if many else hints[item.name]
+        if not many and type(None) not in getattr(annotation, "__args__", ()):
+            annotation = annotation | None
+        parameters.append(
+            inspect.Parameter(
+                item.name,
+                inspect.Parameter.KEYWORD_ONLY,
+                default=[] if many else None,
+                annotation=Annotated[annotation, option],
+            )
+        )
+    file_option = typer.Option("--settings", help="a TOML file that sets the same names")
+    parameters.append(
+        inspect.Parameter(
+            "settings_file",
+            inspect.Parameter.KEYWORD_ONLY,
+            default=None,
+            annotation=Annotated[Path | None, file_option],
+        )
+    )
+    return parameters
+
+
+def _shown(default: Any) -> str | bool:  # noqa: ANN401  defaults of any type
+    if default is None or default == ():
+        return False
+    return " ".join(map(str, default)) if isinstance(default, tuple) else str(default)
+
+
+def _resolve(kind: type[S], chosen: dict[str, Any], file: Path | None) -> S:
+    values: dict[str, Any] = {}
+    if file is not None:
+        try:
+            values = tomllib.loads(file.read_text())
+        except (OSError, ValueError) as error:
+            raise UsageError(f"{file} must be a readable TOML file, got {error}.") from error
+    values |= {k: v for k, v in chosen.items() if v is not None and v != []}
+    return from_dict(kind, values, str(file) if file else "the command line")

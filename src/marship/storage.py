@@ -1,0 +1,104 @@
+"""Files that are there whole or not at all."""
+
+import errno
+import json
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from marship.errors import DataError, MarshipError, UsageError
+
+
+class StorageError(MarshipError):
+    """A file cannot be written: no space, no permission."""
+
+    code = "storage"
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Yield a path to write to; on success it takes the place of `path` in one step.
+
+    The file is synced before the rename, so a power cut leaves the old file or the new one.
+    On any error the old file stays and nothing else is left behind.
+
+    Raises:
+        StorageError: The disk is full or the folder cannot be written to.
+    """
+    # a folder, so that writers which add files of their own beside the named one leave none
+    with _explained(path), _draft_folder(path.parent, path.name) as folder:
+        draft = folder / path.name
+        yield draft
+        _sync(draft)
+        draft.replace(path)
+
+
+@contextmanager
+def replacing_all(folder: Path) -> Iterator[Path]:
+    """Yield a folder to write to; on success its files take their places in `folder`.
+
+    They move one after the other in the order of their names, all synced before the first
+    moves. On any error none moves, and the old files stay.
+
+    Raises:
+        StorageError: The disk is full or the folder cannot be written to.
+    """
+    with _explained(folder), _draft_folder(folder, "draft") as drafts:
+        yield drafts
+        files = sorted(drafts.iterdir())
+        for file in files:
+            _sync(file)
+        for file in files:
+            file.replace(folder / file.name)
+
+
+@contextmanager
+def _draft_folder(folder: Path, name: str) -> Iterator[Path]:
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder, prefix=f".{name}.") as drafts:
+        yield Path(drafts)
+
+
+def _sync(file: Path) -> None:
+    with file.open("rb+") as stream:
+        os.fsync(stream.fileno())
+
+
+@contextmanager
+def _explained(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise StorageError(
+                f"{path} must fit on the disk, got: no space left. Free some and run again."
+            ) from error
+        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+            raise StorageError(
+                f"{path} must be writable, got: {error.strerror}. Choose another folder."
+            ) from error
+        raise
+
+
+def write_json(path: Path, value: Any) -> None:  # noqa: ANN401  any JSON value
+    """Write `value` to `path`, indented, atomically."""
+    with replacing(path) as draft:
+        draft.write_text(json.dumps(value, indent=2, default=str) + "\n")
+
+
+def read_json(path: Path) -> Any:  # noqa: ANN401  any JSON value
+    """Read a JSON file.
+
+    Raises:
+        UsageError: There is no such file.
+        DataError: It is not JSON.
+    """
+    try:
+        return json.loads(path.read_bytes())
+    except FileNotFoundError as error:
+        raise UsageError(f"{path} must exist, got no such file.") from error
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path} must be readable JSON, got: {error}.") from error

@@ -1,0 +1,56 @@
+"""Models and folders that many tests start from."""
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+IR_VERSION = 10
+OPSET = 20
+
+
+def write_model(path: Path, graph: onnx.GraphProto) -> Path:
+    """Save a checked model of one graph."""
+    model = helper.make_model(
+        graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR_VERSION
+    )
+    onnx.checker.check_model(model)
+    onnx.save(model, path)
+    return path
+
+
+@pytest.fixture(scope="session")
+def linear_onnx(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """`output = input @ W`: float32 (batch, 3) to (batch, 2)."""
+    weights = numpy_helper.from_array(np.arange(6, dtype=np.float32).reshape(3, 2), "W")
+    graph = helper.make_graph(
+        [helper.make_node("MatMul", ["input", "W"], ["output"])],
+        "linear",
+        [helper.make_tensor_value_info("input", TensorProto.FLOAT, ["batch", 3])],
+        [helper.make_tensor_value_info("output", TensorProto.FLOAT, ["batch", 2])],
+        [weights],
+    )
+    return write_model(tmp_path_factory.mktemp("linear") / "linear.onnx", graph)
+
+
+@pytest.fixture(scope="session")
+def lookup_onnx(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """`total = sum(table[ids])`: int64 (batch, length) to float32 (batch,).
+
+    Id 0 looks up 0, so 0 pads; an id above 9 passes the contract and fails in the run.
+    """
+    table = numpy_helper.from_array(np.arange(10, dtype=np.float32), "table")
+    axes = numpy_helper.from_array(np.array([1]), "axes")
+    graph = helper.make_graph(
+        [
+            helper.make_node("Gather", ["table", "ids"], ["values"]),
+            helper.make_node("ReduceSum", ["values", "axes"], ["total"], keepdims=0),
+        ],
+        "lookup",
+        [helper.make_tensor_value_info("ids", TensorProto.INT64, ["batch", "length"])],
+        [helper.make_tensor_value_info("total", TensorProto.FLOAT, ["batch"])],
+        [table, axes],
+    )
+    return write_model(tmp_path_factory.mktemp("lookup") / "lookup.onnx", graph)

@@ -1,0 +1,142 @@
+"""The handler that serves any ONNX model."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from conftest import Worker, load_module
+from marship.contract import Arrays
+from marship.errors import LoadError
+from marship.package import PackageSettings, package
+from marship.serving import codec
+from marship.serving.handler import MAX_RESPONSE_ENV, OnnxHandler, Reply, Request
+
+Start = Callable[[Path, type], Worker]
+
+
+@pytest.fixture
+def lookup_mar(lookup_onnx: Path, tmp_path: Path) -> Path:
+    """The lookup model, packed without a recipe."""
+    return package(lookup_onnx, PackageSettings(model_store=tmp_path / "store"))
+
+
+@pytest.fixture
+def lookup_worker(lookup_mar: Path, worker: Start) -> Worker:
+    """A worker of the lookup model."""
+    return worker(lookup_mar, load_module("onnx_handler").Handler)
+
+
+def test_a_batch_of_32_with_3_bad_gives_29_answers(lookup_worker: Worker) -> None:
+    """Malformed JSON, a wrong type and a failing run get 400, 400 and 500; the rest their sums."""
+    rows = [{"body": json.dumps({"ids": [[i % 10, 1]]}).encode()} for i in range(32)]
+    rows[3] = {"body": b'{"ids": [[1'}
+    rows[17] = {"body": b'{"ids": [[0.5]]}'}
+    rows[30] = {"body": b'{"ids": [[99]]}'}
+    answers = lookup_worker(*rows, content_type="application/json")
+    bad = {3: (400, "malformed"), 17: (400, "invalid_input"), 30: (500, "internal")}
+    for i, answer in enumerate(answers):
+        assert answer.headers["content-type"] == "application/json"
+        if i in bad:
+            assert (answer.status, answer.json()["code"]) == bad[i]
+        else:
+            assert (answer.status, answer.json()) == (200, {"total": [i % 10 + 1.0]})
+
+
+def test_answers_carry_server_timing(lookup_worker: Worker) -> None:
+    """Each answer's header gives milliseconds for decode, infer and encode."""
+    (answer,) = lookup_worker({"body": b'{"ids": [[1]]}'})
+    parts = [part.strip().split(";dur=") for part in answer.headers["Server-Timing"].split(",")]
+    assert [name for name, _ in parts] == ["decode", "infer", "encode"]
+    assert all(float(duration) > 0 for _, duration in parts)
+
+
+def test_a_client_error_says_what_to_send(lookup_worker: Worker) -> None:
+    """A 4xx answer has a stable code, a message, and the inputs that the model expects."""
+    (answer,) = lookup_worker({"body": b'{"idz": [[1]]}'}, content_type="application/json")
+    assert answer.status == 400
+    assert answer.json()["expects"] == ["ids: int64[batch, length]"]
+    assert "without ids" in answer.json()["message"]
+
+
+def test_a_failing_run_tells_a_reference_and_no_more(
+    lookup_worker: Worker, caplog: pytest.LogCaptureFixture
+) -> None:
+    """What ONNX Runtime said goes to the log; the client gets the reference that finds it."""
+    (answer,) = lookup_worker({"body": b'{"ids": [[99]]}'})
+    assert answer.status == 500
+    reference = answer.json()["message"].rstrip(".").split()[-1]
+    assert reference in caplog.text
+    assert "Gather" in caplog.text
+    assert "Gather" not in answer.body.decode()
+
+
+def test_npy_over_a_multipart_field(lookup_worker: Worker) -> None:
+    """A request with one form field, whatever its name, is that field."""
+    (answer,) = lookup_worker({"data": codec.write_npy(np.array([[4, 5]]))})
+    assert answer.headers["content-type"] == "application/x-npy"
+    assert codec.read_npy(answer.body).tolist() == [9.0]
+
+
+def test_an_answer_over_the_limit_is_413(
+    lookup_mar: Path, worker: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An answer that would cut the worker off is refused before it is sent."""
+    monkeypatch.setenv(MAX_RESPONSE_ENV, "20")
+    small = worker(lookup_mar, OnnxHandler)
+    fits, too_large = small(
+        {"body": b'{"ids": [[1]]}'}, {"body": b'{"ids": [[1], [2], [3], [4], [5]]}'}
+    )
+    assert fits.status == 200
+    assert (too_large.status, too_large.json()["code"]) == (413, "too_large")
+
+
+def test_a_bug_in_one_handlers_step_stays_with_its_request(lookup_mar: Path, worker: Start) -> None:
+    """An exception of a handler of one's own is a 500 for that request alone."""
+
+    class Buggy(OnnxHandler):
+        def decode(self, request: Request) -> tuple[Arrays, Any]:
+            """Fail on one body."""
+            if request.body == b"decode":
+                raise KeyError("secret")
+            return super().decode(request)
+
+        def encode(self, outputs: Arrays, state: Any) -> Reply:
+            """Fail on one answer."""
+            if outputs["total"][0] == 9:
+                raise ZeroDivisionError("secret")
+            return super().encode(outputs, state)
+
+    answers = worker(lookup_mar, Buggy)(
+        {"body": b"decode"}, {"body": b'{"ids": [[9]]}'}, {"body": b'{"ids": [[1]]}'}
+    )
+    assert [answer.status for answer in answers] == [500, 500, 200]
+    assert b"secret" not in answers[0].body + answers[1].body
+
+
+@pytest.mark.parametrize(
+    ("damage", "words"),
+    [
+        (lambda f: (f / "model.onnx").write_bytes(b"other"), "SHA-256"),
+        (lambda f: (f / "model.onnx").unlink(), "must be in the archive"),
+        (lambda f: (f / "golden.npz").unlink(), "must replay"),
+        (lambda f: (f / "contract.json").write_text("{}"), "must be a contract"),
+        (lambda f: (f / "contract.json").unlink(), "must be in the archive"),
+    ],
+)
+def test_a_damaged_archive_is_not_served(
+    lookup_mar: Path, worker: Start, damage: Callable[[Path], object], words: str
+) -> None:
+    """A worker refuses to load what is not the packaged model, and says which part it is."""
+
+    class Damaged(OnnxHandler):
+        def initialize(self, context: Any) -> None:
+            """Damage the extracted archive first."""
+            damage(Path(context.system_properties["model_dir"]))
+            super().initialize(context)
+
+    with pytest.raises(LoadError, match=words):
+        worker(lookup_mar, Damaged)
