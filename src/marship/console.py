@@ -17,6 +17,7 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
+from typer.exceptions import TyperException
 
 from marship.errors import MarshipError, UsageError
 
@@ -36,7 +37,6 @@ def progress() -> Progress:
         TimeElapsedColumn(),
         TimeRemainingColumn(),
         console=err,
-        disable=False,
     )
 
 
@@ -48,35 +48,39 @@ def fail(error: MarshipError) -> NoReturn:
     sys.exit(2 if isinstance(error, UsageError) else 1)
 
 
-def run(app: Callable[..., Any], *, debug: bool | None = None) -> None:
+def run(app: Callable[..., Any]) -> None:
     """Call a Typer app; errors become one line unless `--debug` (or MARSHIP_DEBUG=1) is given.
 
-    Ctrl-C leaves with 130. A second Ctrl-C, while the first is being honoured, ends the
-    process at once.
+    Ctrl-C leaves with 130 and SIGTERM with 143, after what was begun is undone; a second
+    Ctrl-C cuts the undoing short.
     """
-    if debug is None:
-        debug = "--debug" in sys.argv or os.environ.get("MARSHIP_DEBUG") == "1"
-        sys.argv = [word for word in sys.argv if word != "--debug"]
+    debug = "--debug" in sys.argv or os.environ.get("MARSHIP_DEBUG") == "1"
+    sys.argv = [word for word in sys.argv if word != "--debug"]
+    signal.signal(signal.SIGTERM, lambda number, _frame: sys.exit(128 + number))
     try:
-        app()
-    except KeyboardInterrupt:
-        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        code = app(standalone_mode=False)
+    except (MarshipError, TyperException, OSError) as error:
         if debug:
             raise
+        fail(_as_own(error))
+    if code == INTERRUPTED:
         err.print("interrupted")
-        sys.exit(INTERRUPTED)
-    except MarshipError as error:
-        if debug:
-            raise
-        fail(error)
-    except OSError as error:
-        if debug:
-            raise
-        fail(MarshipError(f"{error.filename or 'the system'}: {error.strerror or error}."))
+    if isinstance(code, int):
+        sys.exit(code)
+
+
+def _as_own(error: MarshipError | TyperException | OSError) -> MarshipError:
+    if isinstance(error, MarshipError):
+        return error
+    if isinstance(error, OSError):
+        return MarshipError(f"{error.filename or 'the system'}: {error.strerror or error}.")
+    if not error.format_message():
+        sys.exit(error.exit_code)  # no command was given: its help stands on the screen
+    return UsageError(f"{error.format_message().rstrip('.')}. See the flag --help.")
 
 
 def run_recipe(main: Callable[..., Any]) -> None:
     """Run a recipe's `main` (already decorated with `settings.flags`) as a command."""
     app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
     app.command()(main)
-    run(lambda: app(standalone_mode=True))
+    run(app)

@@ -61,7 +61,7 @@ def external_files(path: Path) -> list[Path]:
         ModelError: A location is not a plain file beside the model, or is missing.
     """
     found: dict[str, Path] = {}
-    for tensor in onnx.external_data_helper._get_all_tensors(  # noqa: SLF001  no public walk
+    for tensor in onnx.external_data_helper._get_all_tensors(
         onnx.load(str(path), load_external_data=False)
     ):
         for entry in tensor.external_data:

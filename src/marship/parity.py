@@ -63,8 +63,8 @@ def open_session(path: Path, threads: int = 1) -> Any:  # noqa: ANN401  onnxrunt
         return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     except Exception as error:  # its exceptions share no base of their own
         raise ModelError(
-            f"{path} must be a model that ONNX Runtime loads, got: {first_line(error)}. "
-            "Export it again."
+            f"{path.name} must load in ONNX Runtime, got: {first_line(error)}. "
+            "Change the model, or export it with another opset."
         ) from error
 
 
@@ -110,9 +110,8 @@ def describe(
     return replace(contract, batch_axis=batch_axis), golden_from(run, contract, examples)
 
 
-def compare(reference: Run, candidate: Run, case: Case, tolerance: Tolerance) -> Comparison:
-    """How far the candidate is from the reference on one case."""
-    want, got = reference(case.inputs), candidate(case.inputs)
+def compare(want: Arrays, got: Arrays, case: Case, tolerance: Tolerance) -> Comparison:
+    """How far the answers `got` are from `want`, the reference's."""
     absolute, relative = largest_difference(got, want)
     return Comparison(case.kind, case.sizes, absolute, relative, agree(got, want, tolerance))
 
@@ -155,12 +154,10 @@ def row_influence(
     sizes = {axis: max(BATCH_SIZES), **sizes_to_try(contract, examples)[-1]}
     case = draw(contract, examples, sizes, seed=0)
 
-    def alone(inputs: Arrays) -> Arrays:
-        answers = [run(_row(inputs, row)) for row in range(case.sizes[axis])]
-        return {name: np.concatenate([answer[name] for answer in answers]) for name in answers[0]}
-
     try:
-        return compare(alone, run, case, tolerance or contract.tolerance)
+        answers = [run(_row(case.inputs, row)) for row in range(case.sizes[axis])]
+        alone = {name: np.concatenate([answer[name] for answer in answers]) for name in answers[0]}
+        return compare(alone, run(case.inputs), case, tolerance or contract.tolerance)
     except (ModelError, ValueError):  # a batch is refused, or answers do not stack
         return Comparison("real", case.sizes, np.inf, np.inf, agrees=False)
 

@@ -101,20 +101,31 @@ def resolve(reference: str) -> Callable[..., Any]:
 
 
 def _module(place: str) -> ModuleType:
-    if not place.endswith(".py"):
-        sys.path.insert(0, str(Path.cwd()))
-        try:
-            return importlib.import_module(place)
-        except ImportError as error:
-            raise UsageError(f"{place} must be importable, got: {error}.") from error
-        finally:
-            sys.path.pop(0)
-    path = Path(place).resolve()
-    name = f"_marship_recipe_{path.stem}"
-    spec = importlib.util.spec_from_file_location(name, path)
-    if spec is None or spec.loader is None or not path.is_file():
+    """Import a file or a module, with its folder on the path as `python file.py` would have it."""
+    path = Path(place)
+    if place.endswith(".py") and not path.is_file():
         raise UsageError(f"{place} must be a Python file, got none there.")
+    folder = str(path.resolve().parent if place.endswith(".py") else Path.cwd())
+    if folder not in sys.path:
+        sys.path.insert(0, folder)
+    try:
+        return _run_file(path) if place.endswith(".py") else importlib.import_module(place)
+    except Exception as error:  # the reader's code may raise anything while it is imported
+        raise UsageError(
+            f"{place} must be importable, got: {type(error).__name__}: {error}."
+        ) from error
+
+
+def _run_file(path: Path) -> ModuleType:
+    name = f"_marship_recipe_{path.stem}"  # no name that an installed package could have
+    spec = importlib.util.spec_from_file_location(name, path)
+    if spec is None or spec.loader is None:
+        raise ImportError(f"{path} has no loader")
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module  # dataclasses look their module up by name
-    spec.loader.exec_module(module)
+    sys.path.insert(0, str(path.parent))  # as for a script: it may import what lies beside it
+    try:
+        spec.loader.exec_module(module)
+    finally:
+        sys.path.remove(str(path.parent))
     return module

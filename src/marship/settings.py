@@ -53,7 +53,19 @@ def from_dict(kind: type[S], values: dict[str, Any], source: str) -> S:
             f"{source} must name settings of {kind.__name__}, got {', '.join(unknown)}. "
             f"Known are: {', '.join(hints)}."
         )
+    for item in dataclasses.fields(kind):  # type: ignore[arg-type]  # every settings class is one
+        _check_bounds(item, values.get(item.name))
     return kind(**{name: _converted(hints[name], value, name) for name, value in values.items()})
+
+
+def _check_bounds(item: "dataclasses.Field[Any]", value: object) -> None:
+    low, high = item.metadata.get("min"), item.metadata.get("max")
+    if not isinstance(value, int | float):
+        return
+    if low is not None and value < low:
+        raise UsageError(f"{item.name} must be at least {low}, got {value}.")
+    if high is not None and value > high:
+        raise UsageError(f"{item.name} must be at most {high}, got {value}.")
 
 
 def _converted(hint: Any, value: Any, name: str) -> Any:  # noqa: ANN401  values of any type

@@ -8,12 +8,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from conftest import Worker, load_module
 from marship.contract import Arrays
 from marship.errors import LoadError
 from marship.package import PackageSettings, package
 from marship.serving import codec
 from marship.serving.handler import MAX_RESPONSE_ENV, OnnxHandler, Reply, Request
+from workers import Worker, load_module
 
 Start = Callable[[Path, type], Worker]
 

@@ -5,6 +5,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from marship import graph
 from marship.contract import Arrays, Contract, TensorSpec
@@ -140,3 +142,18 @@ def test_a_failing_run_is_no_fault_of_the_client(lookup_onnx: Path) -> None:
     batcher, _ = lookup(lookup_onnx, pads=True)
     (answer,) = batcher([ids([99])])
     assert isinstance(answer, ModelError)
+
+
+ROWS = st.integers(1, 4)
+HISTORY = st.lists(st.integers(0, 12), min_size=1, max_size=6)
+
+
+@settings(max_examples=60, deadline=None)
+@given(requests=st.lists(st.tuples(ROWS, HISTORY), min_size=1, max_size=12), pads=st.booleans())
+def test_together_is_as_alone(
+    lookup_onnx: Path, requests: list[tuple[int, list[int]]], pads: bool
+) -> None:
+    """Any mix of rows, lengths and failing requests is answered as each is by itself."""
+    batcher, _ = lookup(lookup_onnx, pads=pads)
+    bodies = [ids(*[history] * rows) for rows, history in requests]
+    assert totals(batcher(bodies)) == [totals(batcher([body]))[0] for body in bodies]

@@ -1,0 +1,35 @@
+# The same words on a laptop and in CI.
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: help setup demo test check lock clean
+
+help:  ## what can be made
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
+
+setup: .venv/.done  ## make .venv and install everything
+
+.venv/.done: requirements.lock pyproject.toml
+	@echo "installing into .venv: about 1.5 GB, a few minutes the first time"
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --progress-bar on --disable-pip-version-check -r requirements.lock
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --editable .
+	@touch $@
+
+demo: setup  ## train a recommender, serve it, ask it, scale it, stop
+	@PATH="$(CURDIR)/$(BIN):$$PATH" bash demos/recommend.sh
+
+test: setup  ## the whole test suite, real TorchServe included
+	$(BIN)/pytest
+
+check: setup  ## ruff, mypy, import rules
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/pytest -q tests/unit/test_imports.py
+
+lock: setup  ## write what is installed as the new requirements.lock
+	$(BIN)/pip freeze --all --exclude pip --exclude-editable | sed -E 's/^(torch==[0-9.]+)\+cpu$$/\1/' > requirements.lock
+
+clean:  ## remove what was made; the model store, runs and downloads stay
+	rm -rf .venv build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis src/*.egg-info

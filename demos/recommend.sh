@@ -1,0 +1,28 @@
+#!/usr/bin/env bash
+# What `make demo` runs: the README's path by hand, with a server of its own beside any other.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+export MARSHIP_HOME="$PWD/.marship/demo"
+
+step() { printf '\n\033[1;36m$ %s\033[0m\n' "$*" >&2; "$@"; }
+trap 'marship stop >/dev/null 2>&1 || true' EXIT
+
+step python training/recommend.py
+step marship export runs/recommend
+step marship optimize runs/recommend
+step marship package runs/recommend
+marship stop >/dev/null 2>&1 || true   # one that an earlier demo may have left
+step marship serve --detach --free-ports
+step marship register recommend --workers 1
+step marship predict recommend runs/recommend/request.json
+step marship scale recommend 2
+step marship predict recommend runs/recommend/request.json
+step marship status
+step marship stop
+
+printf '\nWhere everything lies:\n'
+printf '  %-32s %s\n' \
+    runs/recommend/ "the model, its curve, its metrics, the parity proof, the variants" \
+    runs/recommend/optimize.png "the variants, measured" \
+    model_store/recommend.mar "the archive; look inside: marship inspect model_store/recommend.mar" \
+    .marship/demo/logs/ "the server's and the workers' logs"

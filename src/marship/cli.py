@@ -1,0 +1,312 @@
+"""The commands. What each needs is imported inside it, so that --help is instant."""
+
+import json
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+import marship
+from marship import console
+from marship.errors import UsageError
+from marship.export import ExportSettings
+from marship.optimize import OptimizeSettings
+from marship.package import PackageSettings
+from marship.server import ServeSettings
+from marship.settings import flags
+
+app = typer.Typer(
+    name="marship",
+    help="Take a PyTorch model to a fast, safe, managed endpoint on TorchServe.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+)
+
+Home = Annotated[
+    Path | None, typer.Option(help="the server's folder; else MARSHIP_HOME, else .marship here")
+]
+ModelName = Annotated[str, typer.Argument(help="the model's name on the server")]
+Version = Annotated[str | None, typer.Option(help="the version; the default one if left out")]
+MODEL_STEPS = "From a trained model to an archive"
+SERVER_STEPS = "The server"
+MODELS_ON_SERVER = "Models on the server"
+CONTENT_TYPES = {".json": "application/json", ".npy": "application/x-npy"}
+
+
+def _version(show: bool) -> None:
+    if show:
+        console.out.print(f"marship {marship.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="print the version")
+    ] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="show stack traces")] = False,
+) -> None:
+    """Take a PyTorch model to a fast, safe, managed endpoint on TorchServe."""
+    del version, debug  # the first acts by itself, the second is read by console.run
+
+
+@app.command(rich_help_panel=MODEL_STEPS)
+@flags(ExportSettings)
+def export(
+    source: Annotated[
+        str, typer.Argument(help="a run folder, or module:function that builds the model")
+    ],
+    settings: ExportSettings,
+    weights: Annotated[Path | None, typer.Option(help="a state dict, .pt or .safetensors")] = None,
+    example: Annotated[Path | None, typer.Option(help="an npz with the inputs by name")] = None,
+    out: Annotated[Path | None, typer.Option(help="the run folder to write")] = None,
+) -> None:
+    """Convert a model to ONNX and prove that it answers as PyTorch does."""
+    from marship import export as step
+    from marship import tables
+
+    if ":" in source and not Path(source).is_dir():
+        if example is None:
+            raise UsageError("--example must name an npz with the model's inputs, got none.")
+        done = step.export_model(
+            source, example=example, settings=settings, weights=weights, out=out
+        )
+    else:
+        done = step.export_run(Path(source), settings)
+    tables.show_export(done)
+
+
+@app.command(rich_help_panel=MODEL_STEPS)
+@flags(OptimizeSettings)
+def optimize(
+    run_dir: Annotated[Path, typer.Argument(help="a run folder with an exported model")],
+    settings: OptimizeSettings,
+) -> None:
+    """Build optimized variants, measure them, and choose one."""
+    from marship.optimize import optimize_run
+
+    optimize_run(run_dir, settings)
+
+
+@app.command(rich_help_panel=MODEL_STEPS)
+@flags(PackageSettings)
+def package(
+    source: Annotated[Path, typer.Argument(help="a run folder, or any ONNX file")],
+    settings: PackageSettings,
+) -> None:
+    """Pack a model with its handler and its evidence into a .mar."""
+    from marship import package as step
+
+    with console.err.status("packing, and recording golden answers"):
+        archive = step.package(source, settings)
+    size_mb = archive.stat().st_size / 1e6
+    console.out.print(f"{archive}  ({size_mb:.1f} MB)", markup=False, soft_wrap=True)
+
+
+@app.command(rich_help_panel=MODEL_STEPS)
+def inspect(
+    archive: Annotated[Path, typer.Argument(help="a .mar file")],
+    as_json: Annotated[bool, typer.Option("--json", help="everything, as JSON")] = False,
+) -> None:
+    """Print what an archive says about itself; nothing in it is run."""
+    from marship import archive as archives
+    from marship import tables
+
+    tables.show_archive(archives.read(archive), as_json=as_json)
+
+
+@app.command(rich_help_panel=SERVER_STEPS)
+@flags(ServeSettings)
+def serve(
+    settings: ServeSettings,
+    detach: Annotated[bool, typer.Option("--detach", help="return when it answers")] = False,
+) -> None:
+    """Start TorchServe: in the foreground until Ctrl-C, or detached."""
+    from marship import server, tables
+
+    with console.err.status("starting TorchServe") as line:
+        started = server.start(
+            settings, on_wait=lambda s: line.update(f"starting TorchServe, {s:.0f} s")
+        )
+    tables.show_server(started.record, started.home)
+    if not detach:
+        console.err.print("[dim]Ctrl-C stops it[/]")
+        started.hold()
+
+
+@app.command(rich_help_panel=SERVER_STEPS)
+def stop(home: Home = None) -> None:
+    """Stop the server and its workers; nothing of them is left."""
+    from marship import server
+
+    with console.err.status("stopping TorchServe"):
+        record = server.stop(home)
+    console.out.print(f"stopped the server at {record.inference_url}")
+
+
+@app.command(rich_help_panel=SERVER_STEPS)
+def status(home: Home = None) -> None:
+    """Show where the server listens, where its files lie, and its models."""
+    from marship import server, tables
+    from marship.torchserve.home import Home as Folder
+    from marship.torchserve.home import default_home
+
+    record = server.status(home)
+    tables.show_server(record, Folder((home or default_home()).absolute()))
+    with _client(home) as client:
+        tables.show_models(client.models())
+
+
+@app.command(rich_help_panel=SERVER_STEPS)
+def logs(
+    home: Home = None,
+    lines: Annotated[int, typer.Option(min=1, help="of each log, the last so many")] = 20,
+) -> None:
+    """Print the last lines of the server's and the workers' logs."""
+    from marship import server
+
+    for path in server.log_files(home):
+        console.err.print(f"[bold]{path}[/]")
+        for line in path.read_text(errors="replace").splitlines()[-lines:]:
+            console.out.print(line, markup=False, soft_wrap=True)
+
+
+@app.command(rich_help_panel=MODELS_ON_SERVER)
+def register(
+    archive: Annotated[str, typer.Argument(help="a file name in the server's model store")],
+    home: Home = None,
+    name: Annotated[str | None, typer.Option(help="the archive's name if left out")] = None,
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="the archive's own setting if left out")
+    ] = None,
+    timeout_s: Annotated[float, typer.Option(min=1, help="for all workers to be ready")] = 180,
+) -> None:
+    """Register an archive and wait until every wanted worker is ready."""
+    from marship import tables
+
+    file = archive if archive.endswith(".mar") else f"{archive}.mar"
+    with _client(home) as client, _waiting(f"registering {file}") as on_wait:
+        model = client.register(
+            file, name=name, workers=workers, timeout_s=timeout_s, on_wait=on_wait
+        )
+    tables.show_status(model)
+
+
+@app.command(rich_help_panel=MODELS_ON_SERVER)
+def models(home: Home = None) -> None:
+    """List all models with their versions and workers."""
+    from marship import tables
+
+    with _client(home) as client:
+        tables.show_models(client.models())
+
+
+@app.command(rich_help_panel=MODELS_ON_SERVER)
+def describe(name: ModelName, home: Home = None, version: Version = None) -> None:
+    """Show a model's settings and workers; --version all shows every version."""
+    from marship import tables
+
+    with _client(home) as client:
+        for model in client.describe(name, version):
+            tables.show_status(model)
+
+
+@app.command(rich_help_panel=MODELS_ON_SERVER)
+def scale(
+    name: ModelName,
+    workers: Annotated[int, typer.Argument(min=0, help="how many there shall be")],
+    home: Home = None,
+    version: Version = None,
+    timeout_s: Annotated[float, typer.Option(min=1, help="for all workers to be ready")] = 180,
+) -> None:
+    """Set the number of a model's workers and wait until they are there."""
+    from marship import tables
+
+    with _client(home) as client, _waiting(f"scaling {name} to {workers}") as on_wait:
+        model = client.scale(name, workers, version=version, timeout_s=timeout_s, on_wait=on_wait)
+    tables.show_status(model)
+
+
+@app.command(rich_help_panel=MODELS_ON_SERVER)
+def set_default(
+    name: ModelName,
+    version: Annotated[str, typer.Argument(help="the version that shall answer")],
+    home: Home = None,
+) -> None:
+    """Make a version the one that answers where none is named."""
+    with _client(home) as client:
+        client.set_default(name, version)
+    console.out.print(f"{name} {version} is the default")
+
+
+@app.command(rich_help_panel=MODELS_ON_SERVER)
+def unregister(name: ModelName, home: Home = None, version: Version = None) -> None:
+    """Remove a version and end its workers."""
+    with _client(home) as client:
+        client.unregister(name, version)
+    console.out.print(f"removed {name}{f' {version}' if version else ''}")
+
+
+@app.command(rich_help_panel=MODELS_ON_SERVER)
+def predict(
+    name: ModelName,
+    source: Annotated[
+        str | None, typer.Argument(help="a .json or .npy file, or - for JSON on standard input")
+    ] = None,
+    json_text: Annotated[str | None, typer.Option("--json", help="the request itself")] = None,
+    home: Home = None,
+    version: Version = None,
+    content_type: Annotated[str | None, typer.Option(help="if the file's name lies")] = None,
+    raw: Annotated[bool, typer.Option("--raw", help="print JSON where a table fits too")] = False,
+) -> None:
+    """Ask a model and print its answer."""
+    from marship import tables
+
+    body, kind = _request(source, json_text)
+    with _client(home) as client:
+        answer = client.predict(name, body, version=version, content_type=content_type or kind)
+    tables.show_answer(answer, raw=raw)
+
+
+def _request(source: str | None, json_text: str | None) -> tuple[bytes, str]:
+    if (source is None) == (json_text is None):
+        raise UsageError("one request must be given: a file, - or --json '...'.")
+    if json_text is not None:
+        try:
+            json.loads(json_text)
+        except ValueError as error:
+            raise UsageError(f"--json must be JSON, got: {error}.") from error
+        return json_text.encode(), "application/json"
+    if source == "-" or source is None:
+        return sys.stdin.buffer.read(), "application/json"
+    path = Path(source)
+    if not path.is_file():
+        raise UsageError(f"{path} must be a file, got none there.")
+    return path.read_bytes(), CONTENT_TYPES.get(path.suffix, "application/octet-stream")
+
+
+def _client(home: Path | None) -> "marship.client.Client":
+    from marship.client import Client
+
+    return Client(home)
+
+
+@contextmanager
+def _waiting(what: str) -> Iterator[Callable[[int, int], None]]:
+    """A status line with the workers that are ready so far."""
+    with console.err.status(what) as line:
+
+        def update(ready: int, wanted: int) -> None:
+            line.update(f"{what}: {ready} of {wanted} workers ready")
+
+        yield update
+
+
+def main() -> None:
+    """The console script."""
+    console.run(app)

@@ -1,0 +1,158 @@
+"""Which axes of a model's inputs are variable, what they are called, and how far they go.
+
+The batch is the first axis of every input. An input with a pad value varies in its axis 1.
+Other axes vary where they are named. Without bounds an axis goes from 1 to its size in the
+examples, the batch without limit.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+
+from marship.contract import Arrays, Contract
+from marship.errors import DataError, ModelError, UsageError
+from marship.recipe import Recipe
+
+BATCH = "batch"
+PADDED_AXIS = "length"
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """The variable axes of the inputs.
+
+    Attributes:
+        axes: By input and index of the axis, the axis's name.
+        bounds: By the axis's name, its smallest and largest size; None is unbounded.
+    """
+
+    axes: Mapping[str, Mapping[int, str]]
+    bounds: Mapping[str, tuple[int, int | None]]
+
+
+def completed(recipe: Recipe, pad: tuple[str, ...], bounds: tuple[str, ...]) -> Recipe:
+    """The recipe with what the flags say of pad values and bounds; a flag wins."""
+    pads = {name: _number(value, "--pad") for name, value in _pairs(pad, "--pad")}
+    ranges = {name: _range(value) for name, value in _pairs(bounds, "--bounds")}
+    return replace(
+        recipe, pad_values={**recipe.pad_values, **pads}, bounds={**recipe.bounds, **ranges}
+    )
+
+
+def layout(
+    recipe: Recipe, examples: Arrays, dynamic: tuple[str, ...], *, fixed_batch: bool
+) -> Layout:
+    """Which axes vary, and how far: the batch, those padded, and those of --dynamic.
+
+    Raises:
+        UsageError: A flag names an input or an axis that is not there.
+        DataError: One name stands for axes of different sizes in the examples.
+    """
+    names: dict[str, dict[int, str]] = {
+        name: {} if fixed_batch or array.ndim == 0 else {0: BATCH}
+        for name, array in examples.items()
+    }
+    bounded = [name for name in recipe.bounds if name != BATCH]
+    for name in recipe.pad_values:
+        _known(name, examples, 1)
+        names[name][1] = bounded[0] if len(bounded) == 1 else PADDED_AXIS
+    for place, axis in _pairs(dynamic, "--dynamic"):
+        name, _, index = place.rpartition(":")
+        number = int(_number(index, "--dynamic"))
+        _known(name, examples, number)
+        if not axis.isidentifier():
+            raise UsageError(f"an axis must have a plain name like length, got {axis!r}.")
+        names[name][number] = axis
+    sizes = _sizes(names, examples)
+    unknown = sorted(set(recipe.bounds) - set(sizes))
+    if unknown:
+        raise UsageError(
+            f"bounds must name variable axes, got {', '.join(unknown)}. "
+            f"Variable are: {', '.join(sizes) or 'none'}; --dynamic adds more."
+        )
+    seen = {axis: (1, size) for axis, size in sizes.items() if axis != BATCH}
+    return Layout(names, {**seen, **recipe.bounds})
+
+
+def check_inputs(contract: Contract, wanted: Layout) -> None:
+    """Refuse a graph whose axes did not stay variable: the exporter makes them fixed silently.
+
+    Raises:
+        ModelError: forward ties a variable axis to one size.
+    """
+    for spec in contract.inputs:
+        for index, axis in wanted.axes[spec.name].items():
+            low, high = wanted.bounds.get(axis, (1, None))
+            if spec.shape[index] != axis and low != high:
+                raise ModelError(
+                    f"axis {axis} of {spec.name} must be variable, got a forward that needs "
+                    f"{spec.shape[index]}. Take the size from {spec.name}.shape there, or "
+                    f"state {'--fixed-batch' if axis == BATCH else 'bounds that are one size'}."
+                )
+
+
+def check_outputs(contract: Contract, sizes: Mapping[str, int], outputs: Arrays) -> None:
+    """Refuse a graph that states other shapes than it gives.
+
+    Raises:
+        ModelError: An axis is stated as fixed, or as one of the inputs', and is not.
+    """
+    for spec in contract.outputs:
+        stated = [sizes.get(axis) if isinstance(axis, str) else axis for axis in spec.shape]
+        given = outputs[spec.name].shape
+        if len(stated) != len(given) or any(
+            want is not None and want != got for want, got in zip(stated, given, strict=True)
+        ):
+            raise ModelError(
+                f"output {spec} must have the shape that the graph states, got {list(given)} "
+                f"at {dict(sizes)}. Compute its sizes from the inputs' shapes in forward."
+            )
+
+
+def _sizes(names: Mapping[str, Mapping[int, str]], examples: Arrays) -> dict[str, int]:
+    """Size of each variable axis in the examples, the same wherever the name stands."""
+    sizes: dict[str, int] = {}
+    for name, axes in names.items():
+        for index, axis in axes.items():
+            size = examples[name].shape[index]
+            if size == 0 or sizes.setdefault(axis, size) != size:
+                raise DataError(
+                    f"axis {axis} must have one size above 0 in the whole example, got "
+                    f"{size} in {name}. Give every input the same."
+                )
+    return sizes
+
+
+def _known(name: str, examples: Arrays, index: int) -> None:
+    if name not in examples:
+        raise UsageError(f"inputs are {', '.join(examples)}, got {name!r}. Name one of them.")
+    if not 0 <= index < examples[name].ndim:
+        raise UsageError(
+            f"{name} must have an axis {index}, got shape {examples[name].shape}. "
+            "Count the axes from 0."
+        )
+
+
+def _pairs(texts: tuple[str, ...], flag: str) -> Iterator[tuple[str, str]]:
+    for text in texts:
+        name, equals, value = text.partition("=")
+        if not name or not equals or not value:
+            raise UsageError(f"{flag} must read name=value, got {text!r}. See --help.")
+        yield name, value
+
+
+def _number(text: str, flag: str) -> float:
+    try:
+        return float(text)
+    except ValueError as error:
+        raise UsageError(f"{flag} must give a number, got {text!r}.") from error
+
+
+def _range(text: str) -> tuple[int, int | None]:
+    low, colon, high = text.partition(":")
+    try:
+        bounds = int(low), int(high) if high else None
+    except ValueError:
+        colon = ""
+    if not colon or bounds[0] < 1 or (bounds[1] is not None and bounds[1] < bounds[0]):
+        raise UsageError(f"--bounds must read name=low:high with 1 <= low <= high, got {text!r}.")
+    return bounds

@@ -1,0 +1,213 @@
+"""Models, servers, archives and answers as a person reads them in a terminal."""
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from rich.table import Table
+
+from marship import console
+from marship.contract import Contract
+
+if TYPE_CHECKING:
+    from marship.archive import Archive
+    from marship.client import Model, ModelStatus
+    from marship.export import Exported
+    from marship.torchserve.home import Home, ServerRecord
+
+SHOWN_NUMBERS = 1000
+
+
+def facts(rows: Iterable[tuple[str, object]], title: str | None = None) -> None:
+    """Print names and values in two columns; empty values are left out."""
+    table = Table(box=None, show_header=False, title=title, title_justify="left", pad_edge=False)
+    table.add_column(style="dim", no_wrap=True)
+    table.add_column(overflow="fold")
+    for name, value in rows:
+        if value not in (None, "", (), [], {}):
+            table.add_row(name, _text(value))
+    console.out.print(table)
+
+
+def grid(header: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
+    """Print a table; numbers stand to the right."""
+    rows = [list(row) for row in rows]
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    for index, name in enumerate(header):
+        numbers = all(isinstance(row[index], int | float) for row in rows)
+        table.add_column(name, justify="right" if numbers else "left", overflow="fold")
+    for row in rows:
+        table.add_row(*map(_text, row))
+    console.out.print(table)
+
+
+def _text(value: object) -> str:
+    from rich.markup import escape
+
+    return escape(f"{value:g}" if isinstance(value, float) else str(value))
+
+
+def show_export(done: "Exported") -> None:
+    """What was exported, and how near it is to PyTorch."""
+    if not done.fresh:
+        console.out.print(f"{done.run_dir} is exported already; --again exports it anew")
+    show_contract(done.contract)
+    difference = done.report["largest_difference"]
+    facts(
+        [
+            ("parity", f"{len(done.report['cases'])} cases against PyTorch"),
+            ("difference", f"{difference['absolute']:.2g} absolute at most"),
+            ("written to", done.run_dir),
+        ]
+    )
+
+
+def show_contract(contract: Contract) -> None:
+    """What a model takes and gives."""
+    bounds = (f"{axis} {low} to {high or 'any'}" for axis, (low, high) in contract.bounds.items())
+    tolerance = contract.tolerance
+    facts(
+        [
+            *(("input", spec) for spec in contract.inputs),
+            *(("output", spec) for spec in contract.outputs),
+            ("sizes", ", ".join(bounds)),
+            ("batched along", contract.batch_axis or "nothing: requests run alone"),
+            ("tolerance", f"{tolerance.atol:g} + {tolerance.rtol:g} x |value|"),
+            ("opset", contract.opset),
+            ("SHA-256", contract.digest),
+        ]
+    )
+
+
+def show_server(record: "ServerRecord", home: "Home") -> None:
+    """Where a server listens and where its files lie."""
+    facts(
+        [
+            ("inference", record.inference_url),
+            ("management", record.management_url),
+            ("metrics", f"{record.metrics_url}/metrics"),
+            ("model store", record.model_store),
+            ("tokens", home.key_file),
+            ("logs", home.logs),
+            ("process", record.pid),
+        ]
+    )
+
+
+def show_models(models: Sequence["Model"]) -> None:
+    """All models, a line for each version."""
+    if not models:
+        console.out.print("no models; register one with: marship register NAME.mar")
+        return
+    grid(
+        ("model", "version", "default", "ready", "workers", "batch", "archive"),
+        (
+            (
+                status.name,
+                status.version,
+                "yes" if status.version == model.default_version else "",
+                status.ready,
+                len(status.workers),
+                status.batch_size,
+                status.archive,
+            )
+            for model in models
+            for status in model.versions
+        ),
+    )
+
+
+def show_status(model: "ModelStatus") -> None:
+    """One version of a model."""
+    pids = ", ".join(
+        f"{worker.pid} ({'ready' if worker.ready else 'loading'})" for worker in model.workers
+    )
+    facts(
+        [
+            ("model", f"{model.name} {model.version}, from {model.archive}"),
+            ("workers", f"{model.ready} ready of {model.min_workers} to {model.max_workers}"),
+            ("processes", pids),
+            ("batch", f"{model.batch_size} at most, {model.max_batch_delay_ms} ms to fill"),
+        ]
+    )
+
+
+def show_archive(archive: "Archive", *, as_json: bool) -> None:
+    """Everything that an archive says about itself."""
+    whole = {**asdict(archive), "path": str(archive.path)}
+    if as_json:
+        console.out.print_json(json.dumps(whole, default=str))
+        return
+    handler = archive.manifest["model"].get("handler")
+    facts(
+        [
+            ("model", f"{archive.name} {archive.version}"),
+            ("handler", handler),
+            ("created by", archive.manifest.get("archiverVersion")),
+        ]
+    )
+    if archive.contract is not None:
+        _section("contract")
+        show_contract(archive.contract)
+    _section("model-config.yaml")
+    facts(_flat(archive.config))
+    for name, value in archive.evidence.items():
+        _section(name)
+        facts(_flat(value) if isinstance(value, dict) else [("", value)])
+    _section("files")
+    grid(
+        ("file", "bytes", "SHA-256"),
+        ((member.name, member.size_bytes, member.sha256[:16]) for member in archive.members),
+    )
+
+
+def _section(title: str) -> None:
+    console.out.print(f"\n[bold]{title}[/]")
+
+
+def _flat(value: dict[str, Any], prefix: str = "") -> list[tuple[str, object]]:
+    """Nested mappings as dotted names; a list of mappings, such as a history, by its length."""
+    rows: list[tuple[str, object]] = []
+    for key, item in value.items():
+        name = f"{prefix}{key}"
+        if isinstance(item, dict):
+            rows += _flat(item, f"{name}.")
+        elif isinstance(item, list) and item and isinstance(item[0], dict):
+            named = all("name" in entry for entry in item)
+            if named:
+                for entry in item:
+                    rows += _flat(
+                        {k: v for k, v in entry.items() if k != "name"}, f"{name}.{entry['name']}."
+                    )
+            else:
+                rows.append((name, f"{len(item)} entries; --json shows them"))
+        else:
+            rows.append((name, item))
+    return rows
+
+
+def show_answer(answer: object, *, raw: bool) -> None:
+    """A model's answer: a list of records as a table, anything else as JSON."""
+    if isinstance(answer, bytes):
+        console.out.file.write(answer.decode(errors="replace"))
+        return
+    if isinstance(answer, np.ndarray):
+        console.out.print(np.array2string(answer, threshold=SHOWN_NUMBERS))
+        return
+    records = _records(answer)
+    if raw or not records:
+        console.out.print_json(json.dumps(answer))
+        return
+    grid(tuple(records[0]), (tuple(record.values()) for record in records))
+
+
+def _records(answer: object) -> list[dict[str, object]]:
+    """The rows of an answer such as `{"items": [{"title": ..., "score": ...}]}`."""
+    if not isinstance(answer, dict) or len(answer) != 1:
+        return []
+    (rows,) = answer.values()
+    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
+        return []
+    return rows if len({tuple(row) for row in rows}) == 1 else []

@@ -1,0 +1,185 @@
+"""The recommender's handler: behaviour in, titles out."""
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from marship import graph, parity
+from marship.errors import LoadError
+from marship.package import Contents, PackageSettings, build
+from models import write_model
+from workers import HANDLERS, Worker, load_module
+
+ITEMS = 6
+LENGTH = 4
+
+
+@pytest.fixture
+def archive(tmp_path: Path) -> Path:
+    """A recommender of six items: item i scores 10 i + the sum of the history's ratings.
+
+    Padding has rating 0, so it adds nothing.
+    """
+    base = numpy_helper.from_array(10 * np.arange(ITEMS + 1, dtype=np.float32)[None], "base")
+    axes = numpy_helper.from_array(np.array([1]), "axes")
+    history = [
+        helper.make_tensor_value_info("items", TensorProto.INT64, ["batch", "length"]),
+        helper.make_tensor_value_info("ratings", TensorProto.FLOAT, ["batch", "length"]),
+    ]
+    model = write_model(
+        tmp_path / "model.onnx",
+        helper.make_graph(
+            [
+                helper.make_node("Cast", ["items"], ["mask"], to=TensorProto.BOOL),
+                helper.make_node("Cast", ["mask"], ["known"], to=TensorProto.FLOAT),
+                helper.make_node("Mul", ["known", "ratings"], ["rated"]),
+                helper.make_node("ReduceSum", ["rated", "axes"], ["total"], keepdims=1),
+                helper.make_node("Add", ["total", "base"], ["scores"]),
+            ],
+            "recommender",
+            history,
+            [helper.make_tensor_value_info("scores", TensorProto.FLOAT, ["batch", ITEMS + 1])],
+            [base, axes],
+        ),
+    )
+    contract = graph.contract_of(
+        model, pad_values={"items": 0, "ratings": 0}, bounds={"length": (1, LENGTH)}
+    )
+    contract, golden = parity.describe(contract, parity.runner(model))
+    titles = tmp_path / "items.json"
+    titles.write_text(json.dumps({str(i): {"title": f"Film {i}"} for i in range(1, ITEMS + 1)}))
+    return build(
+        Contents(
+            name="recommend",
+            handler=HANDLERS / "recommend_handler.py",
+            model=model,
+            contract=replace(contract, batch_axis="batch"),
+            golden=golden,
+            evidence={},
+            assets=(titles,),
+        ),
+        PackageSettings(model_store=tmp_path / "store"),
+    )
+
+
+@pytest.fixture
+def recommender(archive: Path, worker: Callable[[Path, type], Worker]) -> Worker:
+    """A worker of that recommender."""
+    return worker(archive, load_module("recommend_handler").RecommendHandler)
+
+
+def ask(worker: Worker, **request: Any) -> Any:
+    """One request's parsed answer."""
+    (answer,) = worker({"body": json.dumps(request).encode()}, content_type="application/json")
+    return answer.json()
+
+
+def items(answer: Any) -> list[int]:
+    """The recommended items, best first."""
+    return [row["item"] for row in answer["items"]]
+
+
+def test_the_best_unseen_items_come_first(recommender: Worker) -> None:
+    """The answer has k items by falling score with their titles, and none of the history."""
+    answer = ask(recommender, history=[6, 2], k=3)
+    assert answer == {
+        "items": [
+            {"item": 5, "title": "Film 5", "score": 50.0},
+            {"item": 4, "title": "Film 4", "score": 40.0},
+            {"item": 3, "title": "Film 3", "score": 30.0},
+        ]
+    }
+
+
+def test_seen_items_come_back_when_asked_for(recommender: Worker) -> None:
+    """include_seen puts the history's items back among the answers."""
+    assert items(ask(recommender, history=[6, 2], k=2, include_seen=True)) == [6, 5]
+
+
+def test_k_is_ten_and_never_more_than_there_is(recommender: Worker) -> None:
+    """Without k all six items but the seen one come, since there are fewer than ten."""
+    assert items(ask(recommender, history=[1])) == [6, 5, 4, 3, 2]
+    assert items(ask(recommender, history=[1], k=99, include_seen=True)) == [6, 5, 4, 3, 2, 1]
+
+
+def test_a_user_who_has_seen_everything_gets_an_empty_list(recommender: Worker) -> None:
+    """Nothing is left to recommend, and that is no error."""
+    assert ask(recommender, history=[1, 2, 3, 4, 5, 6]) == {"items": []}
+
+
+def test_ratings_reach_the_model(recommender: Worker) -> None:
+    """Ratings are aligned with the history; without them they are 0, unknown."""
+    plain = ask(recommender, history=[1, 2], k=1)["items"][0]["score"]
+    rated = ask(recommender, history=[1, 2], ratings=[3, 4.5], k=1)["items"][0]["score"]
+    assert (plain, rated) == (60.0, 67.5)
+
+
+def test_a_long_history_is_cut_to_its_end_and_all_of_it_counts_as_seen(
+    recommender: Worker,
+) -> None:
+    """The model takes the last four events; items before them are still left out of the answer."""
+    answer = ask(recommender, history=[6, 5, 4, 3, 2], ratings=[9, 1, 1, 1, 1])
+    assert answer["items"] == [{"item": 1, "title": "Film 1", "score": 14.0}]
+
+
+def test_histories_of_different_lengths_answer_together_as_alone(recommender: Worker) -> None:
+    """A batch of lengths 1 to 4 gives each request what it gets by itself."""
+    requests = [{"history": list(range(1, n + 1)), "ratings": [n] * n} for n in range(1, 5)]
+    alone = [ask(recommender, **request) for request in requests]
+    rows = [{"body": json.dumps(request).encode()} for request in requests]
+    together = [answer.json() for answer in recommender(*rows)]
+    assert together == alone
+
+
+BAD = {
+    "no history": ({"k": 3}, "with history"),
+    "empty": ({"history": []}, "at least one"),
+    "text": ({"history": ["1"]}, "list of item numbers"),
+    "truth": ({"history": [True]}, "list of item numbers"),
+    "unknown": ({"history": [1, 999]}, "999 .1 unknown of 2"),
+    "padding": ({"history": [0]}, "got 0"),
+    "huge": ({"history": [10**30]}, "must"),
+    "k 0": ({"history": [1], "k": 0}, "from 1, got 0"),
+    "k text": ({"history": [1], "k": "3"}, "'3'"),
+    "k truth": ({"history": [1], "k": True}, "True"),
+    "ratings short": ({"history": [1, 2], "ratings": [1]}, "as long as history, 2"),
+    "ratings text": ({"history": [1], "ratings": ["5"]}, "must hold numbers"),
+    "times": ({"history": [1], "times": 5}, "times must be a list"),
+    "include": ({"history": [1], "include_seen": 1}, "true or false"),
+    "unknown key": ({"history": [1], "top": 3}, "no keys but"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_a_bad_request_is_a_400_that_says_why(recommender: Worker, case: str) -> None:
+    """Each bad request gets a code, a message and a request of the right form; others answers."""
+    request, words = BAD[case]
+    good = {"body": b'{"history": [1], "k": 1}'}
+    bad_answer, good_answer = recommender({"body": json.dumps(request).encode()}, good)
+    assert bad_answer.status == 400
+    assert good_answer.status == 200
+    answer = bad_answer.json()
+    assert words.split(".")[0] in answer["message"]
+    assert answer["expects"]["history"]
+
+
+def test_titles_must_be_in_the_archive(
+    archive: Path, worker: Callable[[Path, type], Worker]
+) -> None:
+    """A worker without items.json refuses to load."""
+    kind = load_module("recommend_handler").RecommendHandler
+
+    class Untitled(kind):  # type: ignore[misc, valid-type]
+        def prepare(self) -> None:
+            """Remove the titles first."""
+            (self.folder / "items.json").unlink()
+            super().prepare()
+
+    with pytest.raises(LoadError, match=r"items\.json must give a title"):
+        worker(archive, Untitled)

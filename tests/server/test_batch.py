@@ -1,0 +1,62 @@
+"""Over HTTP, with TorchServe making the batch: a fault stays with its request."""
+
+import asyncio
+import time
+from pathlib import Path
+
+import pytest
+
+from marship import AsyncClient, Client
+from marship.errors import MarshipError
+from marship.package import PackageSettings, package
+from marship.server import Server
+
+BATCH = 32
+DELAY_MS = 8000
+BAD = {3: b'{"ids": [[1', 17: b'{"ids": [[0.5, 1]]}', 30: b'{"ids": [[99, 1]]}'}
+
+
+@pytest.fixture(scope="module")
+def batching(lookup_onnx: Path, store: Path, client: Client) -> str:
+    """The lookup model with batches of 32 that wait long to be filled."""
+    settings = PackageSettings(
+        model_store=store, name="batching", batch_size=BATCH, max_batch_delay_ms=DELAY_MS
+    )
+    client.register(package(lookup_onnx, settings).name)
+    return "batching"
+
+
+async def ask_all(server: Server, model: str) -> list[object]:
+    """Send 32 requests at once; answers and errors in their order."""
+    async with AsyncClient(server.home.path) as client:
+
+        async def ask(number: int) -> object:
+            body = BAD.get(number, b'{"ids": [[%d, 1]]}' % (number % 10))
+            try:
+                return await client.predict(model, body, content_type="application/json")
+            except MarshipError as error:
+                return error
+
+        return await asyncio.gather(*map(ask, range(BATCH)))
+
+
+def test_a_batch_of_32_with_3_bad_requests_gives_29_answers(running: Server, batching: str) -> None:
+    """Bad JSON, a wrong type and a failing run get 400, 400 and 500; 29 get their own sums.
+
+    All are in one batch: one that was not full would have waited the whole delay.
+    """
+    started = time.monotonic()
+    answers = asyncio.run(ask_all(running, batching))
+    assert time.monotonic() - started < DELAY_MS / 1000
+    codes = {i: a.code for i, a in enumerate(answers) if isinstance(a, MarshipError)}
+    assert codes.keys() == BAD.keys()
+    assert (codes[3], codes[17]) == ("malformed", "invalid_input")
+    for number, answer in enumerate(answers):
+        if number not in BAD:
+            assert answer == {"total": [number % 10 + 1.0]}
+
+
+def test_the_worker_outlived_it(client: Client, batching: str) -> None:
+    """No worker was restarted for a client's fault."""
+    (model,) = client.describe(batching)
+    assert model.ready == 1

@@ -1,0 +1,128 @@
+"""Who may import whom: docs/design.md draws the house, this test keeps its doors."""
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+SOURCE = Path(__file__).parents[2] / "src" / "marship"
+REPOSITORY = SOURCE.parents[1]
+
+# Each part and the parts it may import. A part is a module or a subpackage of marship.
+BASE = {"errors"}
+FILES = BASE | {"contract", "storage", "settings", "console"}
+STEP = FILES | {"graph", "cases", "parity", "recipe", "checkpoint"}
+ALLOWED: dict[str, set[str]] = {
+    "errors": set(),
+    "__init__": {"client"},
+    "contract": BASE,
+    "storage": BASE,
+    "settings": BASE,
+    "console": BASE,
+    "shipped": BASE,
+    "serving": BASE | {"contract"},
+    "recipe": BASE,
+    "graph": FILES,
+    "cases": FILES | {"graph"},
+    "parity": FILES | {"graph", "cases"},
+    "checkpoint": FILES,
+    "fit": FILES | {"checkpoint"},
+    "export": STEP | {"capture"},
+    "capture": FILES | {"parity"},
+    "optimize": STEP,
+    "archive": BASE | {"contract"},
+    "package": STEP | {"archive", "shipped"},
+    "torchserve": FILES | {"shipped"},
+    "server": FILES | {"torchserve", "shipped"},
+    "client": FILES | {"torchserve", "serving.codec"},
+}
+TOP = {"cli", "__main__"}
+WORKER_PACKAGES = {"numpy", "onnxruntime", "orjson", "marship"}
+KNOWS_TORCHSERVE = {"serving/handler.py", "serving/transport.py"}
+
+
+def imports(path: Path) -> Iterator[str]:
+    """Every module that a file imports, wherever in it the import stands."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            yield node.module
+            if node.module in ("marship", "marship.serving"):
+                yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def files() -> list[str]:
+    """All source files, as paths from src/marship."""
+    return sorted(str(path.relative_to(SOURCE)) for path in SOURCE.rglob("*.py"))
+
+
+def part(name: str) -> str:
+    """The part a file belongs to: its subpackage, or its own name."""
+    return name.split("/", maxsplit=1)[0].removesuffix(".py")
+
+
+@pytest.mark.parametrize("name", files())
+def test_a_part_imports_only_what_its_place_allows(name: str) -> None:
+    """Every import of marship inside marship goes to a part that ALLOWED names for it."""
+    own = part(name)
+    if own in TOP:
+        return
+    wrong = []
+    for module in imports(SOURCE / name):
+        if not module.startswith("marship."):
+            continue
+        target = module.removeprefix("marship.")
+        top = target.split(".")[0]
+        allowed = ALLOWED[own]
+        if top != own and top not in allowed and not any(target.startswith(a) for a in allowed):
+            wrong.append(module)
+    assert not wrong
+
+
+@pytest.mark.parametrize(
+    "name", [n for n in files() if part(n) in ("serving", "contract", "errors")]
+)
+def test_what_travels_needs_three_packages(name: str) -> None:
+    """The copy in an archive imports the standard library, numpy, onnxruntime and orjson."""
+    tops = {module.split(".")[0] for module in imports(SOURCE / name)}
+    assert tops <= WORKER_PACKAGES | sys.stdlib_module_names
+
+
+@pytest.mark.parametrize("name", files())
+def test_only_two_files_know_torchserves_python(name: str) -> None:
+    """Nothing but the handler and the transport imports `ts`."""
+    if name not in KNOWS_TORCHSERVE:
+        assert "ts" not in {module.split(".")[0] for module in imports(SOURCE / name)}
+
+
+@pytest.mark.parametrize("folder", ["handlers", "training"])
+def test_nothing_imports_the_readers_code(folder: str) -> None:
+    """handlers/ and training/ are files that people copy, never modules that marship imports."""
+    stems = {path.stem for path in (REPOSITORY / folder).glob("*.py")}
+    for name in files():
+        assert not stems & {module.split(".")[0] for module in imports(SOURCE / name)}
+
+
+def test_handlers_import_only_what_travels() -> None:
+    """A handler uses the parts that its archive carries, and no other part of marship."""
+    for path in (REPOSITORY / "handlers").glob("*.py"):
+        for module in imports(path):
+            if module.startswith("marship"):
+                assert part(module.removeprefix("marship.").replace(".", "/")) in {
+                    "errors",
+                    "contract",
+                    "serving",
+                }, path
+
+
+@pytest.mark.parametrize("module", ["marship", "marship.cli"])
+def test_importing_is_cheap(module: str) -> None:
+    """Neither the package nor the command line loads a heavy library by itself."""
+    heavy = "{'torch', 'onnx', 'onnxruntime', 'matplotlib', 'accelerate'}"
+    code = f"import sys, {module}; print(*({heavy} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == []

@@ -1,0 +1,119 @@
+"""Flags come from dataclasses; a flag wins over the file, the file over the default."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import typer
+from typer.testing import CliRunner
+
+from marship.errors import UsageError
+from marship.settings import as_dict, flags, from_dict, setting
+
+
+@dataclass(frozen=True)
+class Settings:
+    """One field of every type that a flag can have."""
+
+    epochs: int = setting(10, "passes over the data", minimum=1)
+    rate: float = setting(0.5, "step size")
+    folder: Path = setting(Path("runs"), "where to write")
+    name: str | None = setting(None, "a name")
+    again: bool = setting(False, "do it anew")
+    tags: tuple[str, ...] = setting(("a",), "may be repeated")
+
+
+def call(*words: str) -> tuple[int, str, list[Settings]]:
+    """Run a command made from the settings: exit code, output, and what it was given."""
+    given: list[Settings] = []
+    app = typer.Typer()
+
+    @app.command()
+    @flags(Settings)
+    def main(target: str, settings: Settings) -> None:
+        """A command."""
+        assert target == "x"
+        given.append(settings)
+
+    result = CliRunner(env={"COLUMNS": "160"}).invoke(app, ["x", *words])
+    if result.exception and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    return result.exit_code, result.output, given
+
+
+def test_defaults_are_the_dataclass_s() -> None:
+    """Without a flag every field has its default."""
+    assert call()[2] == [Settings()]
+
+
+def test_every_field_has_a_flag() -> None:
+    """Each flag sets its field, with dashes for underscores; a repeated flag gives a tuple."""
+    words = [
+        "--epochs",
+        "3",
+        "--rate",
+        "1",
+        "--folder",
+        "f",
+        "--name",
+        "n",
+        "--again",
+        "--tags",
+        "x",
+        "--tags",
+        "y",
+    ]
+    assert call(*words)[2] == [Settings(3, 1.0, Path("f"), "n", True, ("x", "y"))]
+
+
+def test_the_file_wins_over_the_default_and_a_flag_over_the_file(tmp_path: Path) -> None:
+    """A TOML file sets the same names; what the command line says stands above it."""
+    file = tmp_path / "s.toml"
+    file.write_text('epochs = 7\nrate = 2\nfolder = "g"\ntags = ["z"]\n')
+    (given,) = call("--settings", str(file), "--epochs", "8")[2]
+    assert given == Settings(8, 2.0, Path("g"), tags=("z",))
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("epoch = 7", "epoch. Known are: epochs"),
+        ('epochs = "7"', "epochs must be of type int"),
+        ("epochs = 1.5", "epochs must be of type int"),
+        ("epochs", "must be a readable TOML file"),
+    ],
+)
+def test_a_bad_file_is_named(tmp_path: Path, text: str, words: str) -> None:
+    """Unknown names, wrong types and broken syntax are usage errors."""
+    file = tmp_path / "s.toml"
+    file.write_text(text)
+    with pytest.raises(UsageError, match=words.replace(".", r"\.")):
+        call("--settings", str(file))
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    """A path to nothing is a usage error."""
+    with pytest.raises(UsageError, match=r"absent\.toml"):
+        call("--settings", str(tmp_path / "absent.toml"))
+
+
+def test_bounds_hold_on_the_command_line_and_show_in_the_help() -> None:
+    """A value under its minimum is refused with exit code 2; help shows text and default."""
+    code, output, given = call("--epochs", "0")
+    assert (code, given) == (2, [])
+    assert "greater than or equal to 1" in output
+    assert "passes over the data" in call("--help")[1]
+
+
+def test_bounds_hold_in_a_file_too(tmp_path: Path) -> None:
+    """A file cannot set what a flag may not."""
+    file = tmp_path / "s.toml"
+    file.write_text("epochs = 0")
+    with pytest.raises(UsageError, match="epochs must be at least 1, got 0"):
+        call("--settings", str(file))
+
+
+def test_settings_survive_json() -> None:
+    """What as_dict writes, from_dict reads back."""
+    settings = Settings(2, 0.1, Path("a/b"), "n", tags=("p", "q"))
+    assert from_dict(Settings, as_dict(settings), "test") == settings

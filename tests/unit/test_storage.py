@@ -1,0 +1,110 @@
+"""Files are there whole or not at all."""
+
+import errno
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from marship.errors import DataError, UsageError
+from marship.storage import StorageError, read_json, replacing, write_json
+
+
+def test_a_file_takes_its_place_in_one_step(tmp_path: Path) -> None:
+    """The old content stands until the block ends, and nothing else is left after it."""
+    path = tmp_path / "sub" / "a.txt"
+    with replacing(path) as draft:
+        draft.write_text("one")
+    with replacing(path) as draft:
+        draft.write_text("two")
+        assert path.read_text() == "one"
+    assert path.read_text() == "two"
+    assert os.listdir(path.parent) == ["a.txt"]  # noqa: PTH208  hidden files count too
+
+
+def test_an_error_keeps_the_old_file(tmp_path: Path) -> None:
+    """A writer that fails leaves what was there and no draft."""
+    path = tmp_path / "a.txt"
+    path.write_text("old")
+
+    def write() -> None:
+        with replacing(path) as draft:
+            draft.write_text("half")
+            raise ValueError
+
+    with pytest.raises(ValueError):  # noqa: PT011  it is our own, from the block
+        write()
+    assert path.read_text() == "old"
+    assert os.listdir(tmp_path) == ["a.txt"]  # noqa: PTH208
+
+
+def test_a_killed_writer_leaves_the_old_file(tmp_path: Path) -> None:
+    """After kill -9 in the middle the old content is intact."""
+    path = tmp_path / "a.txt"
+    path.write_text("old")
+    code = (
+        "import os, signal, sys, pathlib\nfrom marship.storage import replacing\n"
+        "with replacing(pathlib.Path(sys.argv[1])) as draft:\n"
+        "    draft.write_text('half')\n    os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    subprocess.run([sys.executable, "-c", code, str(path)], check=False)
+    assert path.read_text() == "old"
+
+
+@pytest.mark.parametrize(
+    ("number", "words"), [(errno.ENOSPC, "no space left"), (errno.EACCES, "must be writable")]
+)
+def test_a_full_or_closed_disk_is_one_clear_line(tmp_path: Path, number: int, words: str) -> None:
+    """The system's error becomes one that says what to do."""
+
+    def write() -> None:
+        with replacing(tmp_path / "a.txt"):
+            raise OSError(number, os.strerror(number))
+
+    with pytest.raises(StorageError, match=words):
+        write()
+
+
+def test_a_disk_that_is_really_full_leaves_nothing() -> None:
+    """A 64 KB file system takes no 1 MB file, and is empty afterwards."""
+    code = (
+        "import pathlib, sys\nfrom marship.errors import MarshipError\n"
+        "from marship.storage import replacing\n"
+        "folder = pathlib.Path(sys.argv[1])\n"
+        "try:\n"
+        "    with replacing(folder / 'a.bin') as draft:\n"
+        "        draft.write_bytes(bytes(1 << 20))\n"
+        "except MarshipError as error:\n    print(error, list(folder.iterdir()))\n"
+    )
+    mount = 'mkdir -p $0 && mount -t tmpfs -o size=64k none $0 && exec $1 -c "$2" $0'
+    folder = "/tmp/marship-full-disk"  # noqa: S108  a mount point of a namespace of its own
+    done = subprocess.run(
+        [
+            "/usr/bin/unshare",
+            "--mount",
+            "--map-root-user",
+            "sh",
+            "-c",
+            mount,
+            folder,
+            sys.executable,
+            code,
+        ],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.stdout.strip().endswith("Free some and run again. []"), done.stderr
+
+
+def test_json_round_trip_and_its_errors(tmp_path: Path) -> None:
+    """What was written is read; a missing and a broken file are told apart."""
+    write_json(tmp_path / "a.json", {"a": [1]})
+    assert read_json(tmp_path / "a.json") == {"a": [1]}
+    with pytest.raises(UsageError, match="must exist"):
+        read_json(tmp_path / "b.json")
+    (tmp_path / "a.json").write_text("{")
+    with pytest.raises(DataError, match="must be readable JSON"):
+        read_json(tmp_path / "a.json")
