@@ -1,11 +1,14 @@
 """Inputs to try a model on: real ones cut from examples, random ones in their range."""
 
+import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
 from marship.contract import Array, Arrays, Contract, TensorSpec
+from marship.errors import DataError, UsageError
 
 BATCH_SIZES = (1, 2, 7)
 DEFAULT_SIZE = 8
@@ -30,6 +33,28 @@ class Case:
         """`real input at batch 2, length 5`, as messages show it."""
         at = ", ".join(f"{name} {size}" for name, size in self.sizes.items())
         return f"{self.kind} input at {at}" if at else f"{self.kind} input"
+
+
+def read_rows(path: Path) -> Arrays:
+    """Read an npz of rows by input name.
+
+    Raises:
+        UsageError: There is no such file.
+        DataError: It holds something else.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            return {name: arrays[name] for name in arrays.files}
+    except FileNotFoundError as error:
+        raise UsageError(
+            f"{path} must hold example inputs, got no such file. "
+            "Write it with numpy.savez(path, <input name>=<array of rows>)."
+        ) from error
+    except (OSError, ValueError, EOFError, AttributeError, TypeError, zipfile.BadZipFile) as error:
+        raise DataError(
+            f"{path} must be an npz of plain arrays, got: {error}. "
+            "Write it with numpy.savez(path, <input name>=<array of rows>)."
+        ) from error
 
 
 def draw_cases(contract: Contract, examples: Arrays | None) -> Iterator[Case]:

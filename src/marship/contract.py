@@ -182,9 +182,9 @@ def largest_difference(got: Arrays, want: Arrays) -> tuple[float, float]:
         same = (found == wanted) | (np.isnan(found) & np.isnan(wanted))
         with np.errstate(invalid="ignore", divide="ignore", over="ignore"):
             gap = np.where(same, 0.0, np.abs(found.astype(np.float64) - wanted))
-            share = np.where(wanted != 0, gap / np.abs(wanted.astype(np.float64)), 0.0)
-        absolute = max(absolute, float(np.nan_to_num(gap, nan=np.inf).max()))
-        relative = max(relative, float(np.nan_to_num(share, nan=np.inf).max()))
+            share = np.where(same | (wanted == 0), 0.0, gap / np.abs(wanted.astype(np.float64)))
+        absolute = max(absolute, float(np.nan_to_num(gap, nan=np.inf, posinf=np.inf).max()))
+        relative = max(relative, float(np.nan_to_num(share, nan=np.inf, posinf=np.inf).max()))
     return absolute, relative
 
 

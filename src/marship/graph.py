@@ -14,7 +14,7 @@ from onnx import TensorProto
 from marship.contract import Array, Contract, TensorSpec, Tolerance, digest_files
 from marship.errors import ModelError, UsageError
 
-_DTYPES = {
+_DTYPES: dict[int, str] = {
     TensorProto.FLOAT: "float32",
     TensorProto.DOUBLE: "float64",
     TensorProto.FLOAT16: "float16",

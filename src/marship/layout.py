@@ -83,10 +83,11 @@ def check_inputs(contract: Contract, wanted: Layout) -> None:
         for index, axis in wanted.axes[spec.name].items():
             low, high = wanted.bounds.get(axis, (1, None))
             if spec.shape[index] != axis and low != high:
+                fixed = "--fixed-batch" if axis == BATCH else "bounds of one size"
                 raise ModelError(
                     f"axis {axis} of {spec.name} must be variable, got a forward that needs "
-                    f"{spec.shape[index]}. Take the size from {spec.name}.shape there, or "
-                    f"state {'--fixed-batch' if axis == BATCH else 'bounds that are one size'}."
+                    f"{spec.shape[index]}. Take the size from {spec.name}.shape[{index}], "
+                    f"not from len(), or state {fixed}."
                 )
 
 

@@ -15,7 +15,7 @@ from typing import Any
 import yaml
 
 import marship
-from marship import shipped
+from marship import run, shipped
 from marship.archive import CONFIG_FILE, EVIDENCE_FILE, MANIFEST_FILE
 from marship.contract import (
     CONTRACT_FILE,
@@ -131,7 +131,7 @@ def _from_run(run_dir: Path, settings: PackageSettings) -> Contents:
         golden=read_golden(run_dir / GOLDEN_FILE),
         evidence={
             "recipe": read_json(run_dir / RECIPE_FILE),
-            "settings": _optional(run_dir / "settings.json"),
+            "settings": run.influential(_optional(run_dir / run.SETTINGS_FILE) or {}),
             "training": _optional(run_dir / "metrics.json"),
             "parity": _optional(run_dir / "parity.json"),
             "optimize": _optional(run_dir / "optimize.json"),
@@ -189,8 +189,7 @@ def _from_onnx(path: Path, settings: PackageSettings) -> Contents:
     from marship import graph, parity
 
     contract = graph.contract_of(path)
-    run = parity.runner(path)
-    contract, golden = parity.describe(contract, run)
+    contract, golden = parity.describe(contract, parity.runner(path))
     return Contents(
         name=settings.name or path.stem,
         handler=settings.handler or shipped.find(ONNX_HANDLER),

@@ -101,39 +101,43 @@ def flags(kind: type[S]) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
 
 def _options(kind: type[Any]) -> list[inspect.Parameter]:
     hints = get_type_hints(kind)
-    parameters = []
-    for item in dataclasses.fields(kind):
-        bounds = {key: item.metadata[key] for key in ("min", "max") if item.metadata.get(key)}
-        many = isinstance(item.default, tuple)
-        option = typer.Option(
-            help=item.metadata.get("help"), show_default=_shown(item.default), **bounds
-        )
-        annotation = list[str] if many else hints[item.name]
-        if not many and type(None) not in getattr(annotation, "__args__", ()):
-            annotation = annotation | None
-        parameters.append(
-            inspect.Parameter(
-                item.name,
-                inspect.Parameter.KEYWORD_ONLY,
-                default=[] if many else None,
-                annotation=Annotated[annotation, option],
-            )
-        )
+    parameters = [_option(item, hints[item.name]) for item in dataclasses.fields(kind)]
     file_option = typer.Option("--settings", help="a TOML file that sets the same names")
-    parameters.append(
-        inspect.Parameter(
-            "settings_file",
-            inspect.Parameter.KEYWORD_ONLY,
-            default=None,
-            annotation=Annotated[Path | None, file_option],
-        )
+    return [*parameters, _parameter("settings_file", Path, file_option)]
+
+
+def _option(item: "dataclasses.Field[Any]", hint: Any) -> inspect.Parameter:  # noqa: ANN401  a type
+    """One field's flag; left out it is None, or an empty list where it may be repeated."""
+    bounds = {
+        key: item.metadata[key] for key in ("min", "max") if item.metadata.get(key) is not None
+    }
+    shown = "" if item.default in (None, False, ()) else f" (default {_shown(item.default)})"
+    option = typer.Option(
+        f"--{item.name.replace('_', '-')}",  # named: else a bool would get a --no-... too
+        help=f"{item.metadata.get('help', '')}{shown}",
+        show_default=False,
+        **bounds,
     )
-    return parameters
+    many = isinstance(item.default, tuple)
+    return _parameter(item.name, list[str] if many else hint, option, [] if many else None)
 
 
-def _shown(default: Any) -> str | bool:  # noqa: ANN401  defaults of any type
-    if default is None or default == ():
-        return False
+def _parameter(
+    name: str,
+    hint: Any,  # noqa: ANN401  a type
+    option: Any,  # noqa: ANN401  Typer's
+    default: list[str] | None = None,
+) -> inspect.Parameter:
+    annotation = hint if default is not None else hint | None
+    return inspect.Parameter(
+        name,
+        inspect.Parameter.KEYWORD_ONLY,
+        default=default,
+        annotation=Annotated[annotation, option],
+    )
+
+
+def _shown(default: Any) -> str:  # noqa: ANN401  defaults of any type
     return " ".join(map(str, default)) if isinstance(default, tuple) else str(default)
 
 

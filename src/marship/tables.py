@@ -154,6 +154,8 @@ def show_archive(archive: "Archive", *, as_json: bool) -> None:
     _section("model-config.yaml")
     facts(_flat(archive.config))
     for name, value in archive.evidence.items():
+        if not value:
+            continue
         _section(name)
         facts(_flat(value) if isinstance(value, dict) else [("", value)])
     _section("files")

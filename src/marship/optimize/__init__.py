@@ -1,0 +1,240 @@
+"""Faster ways to run an exported model, each measured, and the one that is worth it.
+
+One file per pass: float32, int8_dynamic, int8_static, float16. Every pass writes a variant
+`model.<pass>.onnx` into the run folder or says why it cannot; all variants are then timed in
+one interleaved run, judged on held-out data and compared with PyTorch's answers.
+`optimize.json` and `optimize.png` tell the result.
+"""
+
+import hashlib
+import inspect
+import json
+import platform
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from marship import console
+from marship.cases import read_rows
+from marship.contract import (
+    CONTRACT_FILE,
+    GOLDEN_FILE,
+    Arrays,
+    Contract,
+    digest_files,
+    read_golden,
+)
+from marship.errors import DataError, MarshipError, ModelError, UsageError
+from marship.recipe import Recipe, resolve
+from marship.settings import as_dict, setting
+from marship.storage import read_json, replacing_all, write_json
+
+if TYPE_CHECKING:  # --help needs none of it
+    from marship.optimize.choice import Rule, Variant
+    from marship.optimize.trial import Material
+
+PASSES = ("float32", "int8_dynamic", "int8_static", "float16")
+EXPORTED = "exported"
+
+MODEL_FILE = "model.onnx"
+EXAMPLES_FILE = "examples.npz"
+CALIBRATION_FILE = "calibration.npz"
+HELDOUT_FILE = "heldout.npz"
+REPORT_FILE = "optimize.json"
+PICTURE_FILE = "optimize.png"
+VERSIONED = ("marship", "onnx", "onnxruntime", "numpy")
+
+
+@dataclass(frozen=True, slots=True)
+class OptimizeSettings:
+    """How variants are measured and chosen."""
+
+    variant: str | None = setting(
+        None, "choose this variant whatever the measurements say: exported, " + ", ".join(PASSES)
+    )
+    threads: int = setting(1, "threads within one call while measuring", minimum=1)
+    batch: int = setting(16, "rows of the larger of the two calls that are timed", minimum=2)
+    least_gain: float = setting(
+        0.05, "speed gain over float32 that is worth a change, as a share", minimum=0
+    )
+    measure_s: float = setting(8.0, "seconds of timing, for both batch sizes together", minimum=0)
+    again: bool = setting(False, "optimize anew where nothing has changed, too")
+
+
+@dataclass(frozen=True, slots=True)
+class Optimized:
+    """What an optimization came to.
+
+    Attributes:
+        run_dir: The folder that holds it.
+        report: As written to optimize.json.
+        fresh: False where an earlier result of the same things was kept.
+    """
+
+    run_dir: Path
+    report: Mapping[str, Any]
+    fresh: bool
+
+
+def optimize_run(run_dir: Path, settings: OptimizeSettings) -> Optimized:
+    """Make, measure and choose variants of the exported model in a run folder.
+
+    Raises:
+        UsageError: The folder holds no export, or the variant asked for cannot be chosen.
+        ModelError: The export is damaged.
+        DataError: Calibration or held-out data is damaged or does not fit the model.
+    """
+    from marship.optimize.choice import choose
+    from marship.optimize.report import draw, entry, table
+
+    material = _gather(run_dir)
+    if settings.variant not in (None, EXPORTED, *PASSES):
+        raise UsageError(
+            f"variant must be one of {', '.join((EXPORTED, *PASSES))}, got {settings.variant}."
+        )
+    made_from = _fingerprint(material, settings)
+    kept = None if settings.again else _kept(run_dir, made_from)
+    if kept is not None:
+        console.out.print(f"{run_dir / REPORT_FILE} is up to date; --again optimizes anew.")
+        return kept
+    started = time.perf_counter()
+    with replacing_all(run_dir) as draft:
+        variants, rule = _try_all(material, draft, settings)
+        chosen, why = choose(variants, rule)
+        title = f"{material.recipe.name}: {chosen} is chosen, {why}"
+        draw(variants, chosen, rule, draft / PICTURE_FILE, title)
+        report = {
+            "chosen": chosen,
+            "why": why,
+            "variants": [entry(variant) for variant in variants],
+            "rule": asdict(rule),
+            "model_digest": material.contract.digest,
+            "made_from": made_from,
+            "settings": as_dict(settings),
+            "machine": _machine(),
+            "seconds": round(time.perf_counter() - started, 1),
+        }
+        write_json(draft / REPORT_FILE, report)
+    _remove_stale(run_dir, variants)
+    console.out.print(table(variants, chosen, rule))
+    console.out.print(f"{chosen} is chosen: {why}.")
+    return Optimized(run_dir, report, fresh=True)
+
+
+def _gather(run_dir: Path) -> "Material":
+    from marship.optimize.source import Source
+    from marship.optimize.trial import Material
+
+    recipe = Recipe.load(run_dir)
+    for name in (MODEL_FILE, CONTRACT_FILE, GOLDEN_FILE, EXAMPLES_FILE):
+        if not (run_dir / name).is_file():
+            raise UsageError(
+                f"{run_dir} must hold an exported model, got no {name}. "
+                f"Export it first: marship export {run_dir}"
+            )
+    contract = Contract.from_json((run_dir / CONTRACT_FILE).read_bytes())
+    files = [run_dir / name for name in contract.files]
+    if not all(f.is_file() for f in files) or digest_files(*files) != contract.digest:
+        raise ModelError(
+            f"{run_dir / MODEL_FILE} must be the file that {CONTRACT_FILE} was written for, "
+            f"got another digest. Export again: marship export {run_dir} --again"
+        )
+    calibration = _optional_rows(run_dir / CALIBRATION_FILE, contract)
+    return Material(
+        source=Source(run_dir / MODEL_FILE, contract, calibration),
+        recipe=recipe,
+        golden=read_golden(run_dir / GOLDEN_FILE),
+        examples=_rows(run_dir / EXAMPLES_FILE, contract),
+        heldout=_optional_rows(run_dir / HELDOUT_FILE, contract),
+        judge=resolve(recipe.judge) if recipe.judge else None,
+    )
+
+
+def _optional_rows(path: Path, contract: Contract) -> Arrays | None:
+    return _rows(path, contract) if path.is_file() else None
+
+
+def _rows(path: Path, contract: Contract) -> Arrays:
+    arrays = read_rows(path)
+    for spec in contract.inputs:
+        found = arrays.get(spec.name)
+        if found is None or found.ndim != len(spec.shape) or str(found.dtype) != spec.dtype:
+            got = "none" if found is None else f"{found.dtype}{list(found.shape)}"
+            raise DataError(f"{path} must hold {spec}, got {got}. Write it as the model takes it.")
+    return arrays
+
+
+def _try_all(
+    material: "Material", draft: Path, settings: OptimizeSettings
+) -> tuple[list["Variant"], "Rule"]:
+    from marship.optimize import measure, trial
+    from marship.optimize.choice import Rule
+
+    variants = trial.build_all(material.source, PASSES, draft)
+    runs = trial.load_all(variants, material, draft, settings.threads)
+    calls = dict(measure.timing_inputs(material.contract, material.examples, settings.batch))
+    trial.time_all(variants, runs, calls, settings.measure_s)
+    trial.judge_all(variants, runs, material)
+    base = trial.BASE if trial.BASE in runs else EXPORTED
+    budget = material.recipe.budget
+    return variants, Rule(base, material.metric, budget, settings.least_gain, settings.variant)
+
+
+def _remove_stale(run_dir: Path, variants: list["Variant"]) -> None:
+    """Remove the files of variants that an earlier run built and this one did not."""
+    for variant in variants:
+        if variant.file is None:
+            for name in (f"model.{variant.name}.onnx", f"model.{variant.name}.onnx.data"):
+                (run_dir / name).unlink(missing_ok=True)
+
+
+def _machine() -> dict[str, Any]:
+    import psutil
+
+    cpu = Path("/proc/cpuinfo")
+    lines = cpu.read_text().splitlines() if cpu.is_file() else []
+    facts = dict(line.split(":", 1) for line in lines if ":" in line)
+    facts = {key.strip(): value.strip() for key, value in facts.items()}
+    flags = set(facts.get("flags", "").split())
+    return {
+        "cpu": facts.get("model name", platform.processor() or platform.machine()),
+        "int8_instructions": sorted(flags & {"avx512_vnni", "avx_vnni", "amx_int8", "asimddp"}),
+        "cores": psutil.cpu_count(logical=False),
+        "versions": _versions(),
+    }
+
+
+def _versions() -> dict[str, str]:
+    return {name: metadata.version(name) for name in VERSIONED}
+
+
+def _fingerprint(material: "Material", settings: OptimizeSettings) -> str:
+    """A digest of everything that the result depends on, but for the machine."""
+    run_dir = material.source.path.parent
+    data = [run_dir / name for name in (EXAMPLES_FILE, CALIBRATION_FILE, HELDOUT_FILE)]
+    code = [Path(inspect.getfile(material.judge))] if material.judge else []
+    facts = {
+        "model": material.contract.digest,
+        "recipe": asdict(material.recipe),
+        "settings": as_dict(replace(settings, again=False)),
+        "files": [digest_files(file) if file.is_file() else None for file in (*data, *code)],
+        "versions": _versions(),
+    }
+    return hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def _kept(run_dir: Path, made_from: str) -> Optimized | None:
+    """The result that lies in the folder, if it was made from the same things and is whole."""
+    if not (run_dir / REPORT_FILE).is_file():
+        return None
+    try:
+        report = read_json(run_dir / REPORT_FILE)
+        files = [entry["file"] for entry in report["variants"] if entry["built"]]
+        same = report["made_from"] == made_from
+    except (MarshipError, KeyError, TypeError):  # damaged: it is made anew
+        return None
+    whole = all((run_dir / name).is_file() for name in (PICTURE_FILE, *files))
+    return Optimized(run_dir, report, fresh=False) if same and whole else None

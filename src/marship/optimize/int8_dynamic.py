@@ -1,0 +1,40 @@
+"""Dynamic int8: weights are stored in int8, activations are scaled anew in every call.
+
+Needs: matrix products, convolutions or LSTMs with constant weights. No data.
+Guarantees: the same inputs and outputs, in float32. One scale serves a whole call, so rows of
+a batch influence each other a little; `measure.influence` says whether that stays in tolerance.
+"""
+
+from pathlib import Path
+
+from marship.optimize.source import NotBuiltError, Source
+from marship.parity import first_line
+
+NAME = "int8_dynamic"
+OPERATORS = ["MatMul", "Gemm", "Conv", "LSTM"]
+"""Not Attention: ONNX Runtime 1.32 puts its own, other operator of that name in its place."""
+
+
+def build(source: Source, target: Path) -> None:
+    """Write the quantized model to `target`.
+
+    Raises:
+        NotBuiltError: There is nothing to quantize, or ONNX Runtime cannot do it.
+    """
+    from onnxruntime.quantization import QuantType, quantize_dynamic
+
+    from marship.optimize.prepare import check_operators, prepared
+
+    check_operators(source.path, OPERATORS)
+    with prepared(source, target.parent) as model:
+        try:
+            quantize_dynamic(
+                model,
+                target,
+                op_types_to_quantize=OPERATORS,
+                per_channel=True,
+                weight_type=QuantType.QInt8,
+                use_external_data_format=source.has_outside_weights,
+            )
+        except Exception as error:  # the quantizer raises errors of many unrelated types
+            raise NotBuiltError(first_line(error)) from error

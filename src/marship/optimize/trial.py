@@ -1,0 +1,192 @@
+"""One trial of all variants: built, loaded, timed, judged, compared."""
+
+import logging
+import math
+import time
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+
+from marship import console, parity
+from marship.contract import Arrays, Contract, GoldenCase
+from marship.errors import DataError, ModelError
+from marship.optimize import measure
+from marship.optimize.choice import EXPORTED, Variant
+from marship.optimize.source import NotBuiltError, Source
+from marship.parity import Run, first_line
+from marship.recipe import Recipe
+
+BASE = "float32"
+EXACT = (EXPORTED, BASE)
+"""Variants that keep the contract's tolerance; the others get their own."""
+
+TARGET = "target/"
+
+
+@dataclass(frozen=True, slots=True)
+class Material:
+    """All that lies in the run folder and is needed here; targets are keyed `target/<name>`."""
+
+    source: Source
+    recipe: Recipe
+    golden: list[GoldenCase]
+    examples: Arrays
+    heldout: Arrays | None
+    judge: Callable[[Arrays, Arrays], Mapping[str, float]] | None
+
+    @property
+    def contract(self) -> Contract:
+        """The exported model's."""
+        return self.source.contract
+
+    @property
+    def metric(self) -> str | None:
+        """The metric that decides; None where nothing can be judged."""
+        return self.recipe.metric if self.judge and self.heldout else None
+
+
+def build_all(source: Source, passes: Sequence[str], draft: Path) -> list[Variant]:
+    """The exported model and a variant for each pass, those that cannot be built included."""
+    variants = [Variant(EXPORTED, file=source.path.name)]
+    with console.progress() as progress:
+        task = progress.add_task("", total=len(passes))
+        for name in passes:
+            progress.update(task, description=f"building {name}")
+            target = draft / f"model.{name}.onnx"
+            try:
+                with _quiet():
+                    import_module(f"marship.optimize.{name}").build(source, target)
+                _check_tensors(target, source.contract)
+                variants.append(Variant(name, file=target.name))
+            except NotBuiltError as error:
+                for file in draft.glob(f"{target.name}*"):
+                    file.unlink()
+                variants.append(Variant(name, reason=str(error)))
+            progress.advance(task)
+        progress.update(task, description="built variants")
+    return variants
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep the quantizer's advice to its own authors from the reader."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(before)
+
+
+def _check_tensors(target: Path, contract: Contract) -> None:
+    """Refuse a variant that does not load, or takes and gives other tensors."""
+    try:
+        session = parity.open_session(target)
+    except ModelError as error:
+        raise NotBuiltError(str(error)) from error
+    for tensors, specs in (
+        (session.get_inputs(), contract.inputs),
+        (session.get_outputs(), contract.outputs),
+    ):
+        if [tensor.name for tensor in tensors] != [spec.name for spec in specs]:
+            raise NotBuiltError(f"it takes or gives {', '.join(t.name for t in tensors)}")
+
+
+def load_all(
+    variants: Sequence[Variant], material: Material, draft: Path, threads: int
+) -> dict[str, Run]:
+    """A way to run each variant that was built; notes its size and how long it took to load."""
+    runs = {}
+    for variant in variants:
+        if variant.file is None:
+            continue
+        folder = material.source.path.parent if variant.name == EXPORTED else draft
+        files = [folder / name for name in (variant.file, f"{variant.file}.data")]
+        variant.size_bytes = sum(file.stat().st_size for file in files if file.exists())
+        start = time.perf_counter()
+        runs[variant.name] = parity.runner(folder / variant.file, threads)
+        variant.load_ms = (time.perf_counter() - start) * 1000
+    return runs
+
+
+def time_all(
+    variants: Sequence[Variant],
+    runs: Mapping[str, Run],
+    calls: Mapping[int, Arrays],
+    measure_s: float,
+) -> None:
+    """Note each variant's latency by the number of rows in a call, and its sure speedup."""
+    base = BASE if BASE in runs else EXPORTED
+    with console.progress() as progress:
+        for rows, inputs in calls.items():
+            task = progress.add_task(f"timing all in turn, {rows} rows", total=None)
+            times = measure.latencies(runs, inputs, measure_s / len(calls), progress, task)
+            for variant in (v for v in variants if v.file):
+                variant.latency_ms[str(rows)] = measure.summary(times[variant.name])
+                if variant.name != base:
+                    gain = measure.sure_speedup(times[base], times[variant.name])
+                    variant.speedup *= gain ** (1 / len(calls))
+
+
+def judge_all(variants: Sequence[Variant], runs: Mapping[str, Run], material: Material) -> None:
+    """Note each variant's metrics, its distance from PyTorch, and what speaks against it.
+
+    On held-out rows the exported model stands for PyTorch, from which it was shown to be no
+    further than the contract's tolerance.
+    """
+    rows = material.heldout or material.examples
+    exported = measure.answer_rows(runs[EXPORTED], material.contract, rows)
+    best = _metrics(material, exported, rows)
+    built = [variant for variant in variants if variant.file]
+    with console.progress() as progress:
+        for variant in progress.track(built, description="judging on held-out data"):
+            run = runs[variant.name]
+            answers = measure.answer_rows(run, material.contract, rows)
+            golden = [run(case.inputs) for case in material.golden]
+            wanted = [case.outputs for case in material.golden]
+            variant.absolute, variant.relative = measure.difference(
+                [*golden, answers], [*wanted, exported]
+            )
+            variant.tolerance = material.contract.tolerance
+            if variant.name not in EXACT:
+                variant.tolerance = measure.own_tolerance(variant.absolute)
+            variant.metrics = _metrics(material, answers, rows)
+            if material.metric is not None:
+                drop = best[material.metric] - variant.metrics[material.metric]
+                variant.metric_drop = drop if material.recipe.greater_is_better else -drop
+            if variant.name not in EXACT:
+                variant.objection = _objection(variant, run, material)
+
+
+def _objection(variant: Variant, run: Run, material: Material) -> str | None:
+    tolerance = material.contract.tolerance
+    if not math.isfinite(variant.absolute):
+        return "it gives values that are not finite"
+    if material.metric is None and variant.absolute > tolerance.atol:
+        return "its outputs are off by more than the export's tolerance, and nothing judges them"
+    return measure.objection(material.contract, run, material.golden, material.examples)
+
+
+def _metrics(material: Material, answers: Arrays, rows: Arrays) -> dict[str, float]:
+    if material.judge is None or material.heldout is None:
+        return {}
+    targets = {k.removeprefix(TARGET): v for k, v in rows.items() if k.startswith(TARGET)}
+    reference = material.recipe.judge
+    try:
+        metrics = {k: float(v) for k, v in material.judge(answers, targets).items()}
+    except Exception as error:  # the reader's code: it may raise anything
+        raise DataError(
+            f"{reference} must judge the held-out outputs, got {type(error).__name__}: "
+            f"{first_line(error)}. Check the targets in heldout.npz."
+        ) from error
+    if material.recipe.metric not in metrics:
+        raise DataError(
+            f"{reference} must give the recipe's metric {material.recipe.metric}, "
+            f"got {', '.join(metrics)}."
+        )
+    return metrics

@@ -1,0 +1,134 @@
+"""marship.contract: facts that survive the way through files, and what "agree" means."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from marship.contract import (
+    Contract,
+    GoldenCase,
+    TensorSpec,
+    Tolerance,
+    agree,
+    digest_files,
+    largest_difference,
+    read_golden,
+    write_golden,
+)
+from marship.errors import ModelError
+
+CONTRACT = Contract(
+    inputs=(TensorSpec("items", "int64", ("batch", "length"), pad_value=0.0),),
+    outputs=(TensorSpec("scores", "float32", ("batch", 30)),),
+    files=("model.onnx",),
+    digest="ab" * 32,
+    opset=23,
+    batch_axis="batch",
+    bounds={"batch": (1, None), "length": (1, 50)},
+    tolerance=Tolerance(1e-5, 0.0),
+)
+
+
+def test_a_contract_survives_json() -> None:
+    """Reading what was written gives an equal contract."""
+    assert Contract.from_json(CONTRACT.to_json()) == CONTRACT
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "[]", "{}", "null", CONTRACT.to_json()[:-9], json.dumps({"format": 1, "inputs": []})],
+)
+def test_what_is_no_contract_is_a_model_error(text: str) -> None:
+    """Whatever is wrong with it, and it says what to do."""
+    with pytest.raises(ModelError, match="Export the model again"):
+        Contract.from_json(text)
+
+
+def test_a_contract_of_another_format_is_refused() -> None:
+    """A later format is not half understood."""
+    raw = json.loads(CONTRACT.to_json()) | {"format": 2}
+    with pytest.raises(ModelError, match="format 1"):
+        Contract.from_json(json.dumps(raw))
+
+
+def test_golden_cases_survive_npz(tmp_path: Path) -> None:
+    """In their order, with names that hold slashes, also more than ten of them."""
+    cases = [
+        GoldenCase({"a/b": np.full((2, 3), i)}, {"y": np.array([np.nan, i], np.float32)})
+        for i in range(12)
+    ]
+    write_golden(tmp_path / "golden.npz", cases)
+    found = read_golden(tmp_path / "golden.npz")
+    assert len(found) == 12
+    for case, want in zip(found, cases, strict=True):
+        np.testing.assert_array_equal(case.inputs["a/b"], want.inputs["a/b"])
+        np.testing.assert_array_equal(case.outputs["y"], want.outputs["y"])
+
+
+@pytest.mark.parametrize("content", [None, b"", b"damaged", b"PK\x03\x04"])
+def test_damaged_golden_cases_are_a_model_error(tmp_path: Path, content: bytes | None) -> None:
+    """A missing file, too."""
+    path = tmp_path / "golden.npz"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(ModelError, match="golden"):
+        read_golden(path)
+
+
+def f32(*values: float) -> dict[str, np.ndarray]:
+    """One output."""
+    return {"y": np.array(values, np.float32)}
+
+
+@pytest.mark.parametrize(
+    ("got", "want", "difference"),
+    [
+        (f32(1, 2), f32(1, 2), (0, 0)),
+        (f32(1.5, 2), f32(1, 2), (0.5, 0.5)),
+        (f32(0.5, 4), f32(0, 5), (1, 0.2)),
+        (f32(np.nan), f32(np.nan), (0, 0)),
+        (f32(np.inf), f32(np.inf), (0, 0)),
+        (f32(np.nan), f32(1), (np.inf, np.inf)),
+        (f32(np.inf), f32(-np.inf), (np.inf, np.inf)),
+        (f32(1), f32(1, 1), (np.inf, np.inf)),
+        (f32(), f32(), (0, 0)),
+        ({"y": np.array([1, 2])}, {"y": np.array([1, 3])}, (np.inf, np.inf)),
+    ],
+)
+def test_the_largest_difference(got: dict, want: dict, difference: tuple[float, float]) -> None:
+    """Over all elements; what is not comparable is infinitely far."""
+    assert largest_difference(got, want) == pytest.approx(difference)
+
+
+@pytest.mark.parametrize(
+    ("got", "want", "agrees"),
+    [
+        (f32(1.05, 10), f32(1, 10), True),
+        (f32(1.2, 10), f32(1, 10), False),
+        (f32(1, 10.9), f32(1, 10), True),
+        (f32(np.nan), f32(np.nan), True),
+        (f32(np.nan), f32(0), False),
+        (f32(1), f32(1, 1), False),
+        ({"y": np.array(["a"])}, {"y": np.array(["a"])}, True),
+        ({"y": np.array([1])}, {"y": np.array([2])}, False),
+    ],
+)
+def test_agreement_is_element_by_element(got: dict, want: dict, *, agrees: bool) -> None:
+    """Within atol + rtol x |want| for floats; the same for all else."""
+    assert agree(got, want, Tolerance(atol=0.1, rtol=0.1)) is agrees
+
+
+def test_a_spec_reads_as_messages_show_it() -> None:
+    """Name, type, axes."""
+    assert str(CONTRACT.inputs[0]) == "items: int64[batch, length]"
+
+
+def test_a_digest_covers_every_file_in_order(tmp_path: Path) -> None:
+    """The bytes of all files, one after the other."""
+    first, second = tmp_path / "a", tmp_path / "b"
+    first.write_bytes(b"1" * 2_000_000)
+    second.write_bytes(b"2")
+    assert digest_files(first, second) != digest_files(second, first)
+    assert len(digest_files(first)) == 64

@@ -1,0 +1,112 @@
+"""marship.graph: an ONNX file read, checked and described, without being run."""
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+
+from marship import graph
+from marship.contract import TensorSpec, Tolerance
+from marship.errors import ModelError, UsageError
+
+
+@pytest.fixture
+def outside(linear_onnx: Path, tmp_path: Path) -> Path:
+    """The linear model with its weights in `weights.bin` beside it."""
+    path = tmp_path / "model.onnx"
+    onnx.save(
+        onnx.load(linear_onnx),
+        path,
+        save_as_external_data=True,
+        location="weights.bin",
+        size_threshold=0,
+    )
+    return path
+
+
+def test_the_contract_is_what_the_graph_states(lookup_onnx: Path) -> None:
+    """Names, types, named axes and opset; what must be proven is left out."""
+    found = graph.contract_of(
+        lookup_onnx, pad_values={"ids": 0}, bounds={"length": (1, 5)}, tolerance=Tolerance(1, 0)
+    )
+    assert found.inputs == (TensorSpec("ids", "int64", ("batch", "length"), pad_value=0),)
+    assert found.outputs == (TensorSpec("total", "float32", ("batch",)),)
+    assert found.files == ("lookup.onnx",)
+    assert found.opset == 20
+    assert found.batch_axis is None
+    assert found.bounds == {"length": (1, 5)}
+    assert found.tolerance == Tolerance(1, 0)
+
+
+def test_a_missing_file_is_a_usage_error(tmp_path: Path) -> None:
+    """The message has its path."""
+    with pytest.raises(UsageError, match="no such file"):
+        graph.read(tmp_path / "model.onnx")
+
+
+@pytest.mark.parametrize("content", [b"", b"not onnx", b"\x08\x07"])
+def test_a_damaged_file_is_a_model_error(tmp_path: Path, content: bytes) -> None:
+    """One line, whatever the checker says."""
+    path = tmp_path / "model.onnx"
+    path.write_bytes(content)
+    with pytest.raises(ModelError, match="valid ONNX model") as caught:
+        graph.contract_of(path)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_cut_off_file_is_a_model_error(linear_onnx: Path, tmp_path: Path) -> None:
+    """A copy that was interrupted is not taken for a model."""
+    path = tmp_path / "model.onnx"
+    path.write_bytes(linear_onnx.read_bytes()[:-20])
+    with pytest.raises(ModelError):
+        graph.contract_of(path)
+
+
+def test_the_digest_covers_outside_weights(outside: Path) -> None:
+    """One changed byte of them is another model."""
+    before = graph.contract_of(outside)
+    assert before.files == ("model.onnx", "weights.bin")
+    weights = bytearray((outside.parent / "weights.bin").read_bytes())
+    weights[0] ^= 1
+    (outside.parent / "weights.bin").write_bytes(weights)
+    assert graph.contract_of(outside).digest != before.digest
+
+
+def test_missing_outside_weights_are_a_model_error(outside: Path) -> None:
+    """Neither a crash nor a contract without them."""
+    (outside.parent / "weights.bin").unlink()
+    with pytest.raises(ModelError):
+        graph.contract_of(outside)
+
+
+def test_weights_outside_of_the_folder_are_refused(outside: Path, tmp_path: Path) -> None:
+    """A model cannot make marship read or pack files from elsewhere."""
+    shutil.copy(outside.parent / "weights.bin", tmp_path.parent / "weights.bin")
+    model = onnx.load(outside, load_external_data=False)
+    for entry in model.graph.initializer[0].external_data:
+        if entry.key == "location":
+            entry.value = "../weights.bin"
+    outside.write_bytes(model.SerializeToString())
+    with pytest.raises(ModelError):
+        graph.external_files(outside)
+    with pytest.raises(ModelError):
+        graph.contract_of(outside)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "float64", "int64", "uint8", "bool"])
+def test_random_inputs_have_the_stated_type_and_shape(dtype: str) -> None:
+    """Axes take their sizes by name; the same seed gives the same values."""
+    spec = TensorSpec("x", dtype, ("batch", 3, "length"))
+    first = graph.random_input(spec, {"batch": 2, "length": 4}, seed=1)
+    assert (str(first.dtype), first.shape) == (dtype, (2, 3, 4))
+    np.testing.assert_array_equal(
+        first, graph.random_input(spec, {"batch": 2, "length": 4}, seed=1)
+    )
+
+
+def test_random_text_is_text() -> None:
+    """ONNX strings are Python strings in an array of objects."""
+    found = graph.random_input(TensorSpec("x", "str", ("batch",)), {"batch": 2}, seed=0)
+    assert found.tolist() == ["text", "text"]
