@@ -133,10 +133,15 @@ def serve(
         started = server.start(
             settings, on_wait=lambda s: line.update(f"starting TorchServe, {s:.0f} s")
         )
-    tables.show_server(started.record, started.home)
-    if not detach:
+    if detach:
+        tables.show_server(started.record, started.home)
+        return
+
+    def on_hold() -> None:
+        tables.show_server(started.record, started.home)
         console.err.print("[dim]Ctrl-C stops it[/]")
-        started.hold()
+
+    started.hold(on_hold=on_hold)
 
 
 @app.command(rich_help_panel=SERVER_STEPS)

@@ -41,10 +41,15 @@ def progress() -> Progress:
 
 
 def fail(error: MarshipError) -> NoReturn:
-    """Print the error as one line and leave: 2 for usage, 1 for any other failure."""
+    """Print the error as one line and leave: 2 for usage, 1 for any other failure.
+
+    Notes, such as the last lines of a dead worker's log, follow below it, dimmed.
+    """
     message = " ".join(str(error).split())
     err.print(f"[bold red]error[/] [dim]({error.code})[/] ", end="")
     err.print(message, markup=False, soft_wrap=True)
+    for note in getattr(error, "__notes__", ()):
+        err.print(note, markup=False, soft_wrap=True, style="dim")
     sys.exit(2 if isinstance(error, UsageError) else 1)
 
 

@@ -2,14 +2,16 @@
 
 import asyncio
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from marship import AsyncClient, Client
-from marship.errors import MarshipError
+from marship.errors import MarshipError, TooLargeError
 from marship.package import PackageSettings, package
 from marship.server import Server
+from marship.torchserve.config import PACKAGED
 
 BATCH = 32
 DELAY_MS = 8000
@@ -60,3 +62,21 @@ def test_the_worker_outlived_it(client: Client, batching: str) -> None:
     """No worker was restarted for a client's fault."""
     (model,) = client.describe(batching)
     assert model.ready == 1
+
+
+def test_an_answer_over_the_servers_limit_is_a_clean_413(
+    lookup_onnx: Path, store: Path, start: Callable[..., Server]
+) -> None:
+    """The handler knows the server's max_response_size, refuses more, and stays alive."""
+    settings = PackageSettings(model_store=store, name="small-answers")
+    archive = package(lookup_onnx, settings).name
+    config = store.parent / "small.properties"
+    text = PACKAGED.read_text()
+    config.write_text(text.replace("max_response_size=16777216", "max_response_size=2000"))
+    small = start(config=config)
+    with Client(small.home.path) as client:
+        worker = client.register(archive).workers
+        with pytest.raises(TooLargeError, match="at most 2000 bytes"):
+            client.predict("small-answers", {"ids": [[1]] * 1000})
+        assert client.predict("small-answers", {"ids": [[1]]}) == {"total": [1.0]}
+        assert client.describe("small-answers")[0].workers == worker

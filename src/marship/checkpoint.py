@@ -1,0 +1,146 @@
+"""Checkpoints: everything a run needs to go on, and the weights that later steps take.
+
+A checkpoint is one file, written whole or not at all, and read with `weights_only=True`: it
+can hold tensors, numbers, texts and lists, and never code. Its keys:
+
+    format      the version of this list
+    weights     the model's state dict that is exported: best on validation, else the last
+    run         what training needs to continue: see `marship.fit`
+    settings    the resolved settings of the run
+    data        the digest of the data
+"""
+
+import pickle
+import random
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from marship.errors import CheckpointError
+from marship.storage import replacing
+
+FORMAT = 1
+_KEYS = {"format", "weights", "run", "settings", "data"}
+
+
+def save(path: Path, content: dict[str, Any]) -> None:
+    """Write a checkpoint; until it is whole, the file that was there stays.
+
+    Raises:
+        StorageError: The disk is full or the folder cannot be written to.
+    """
+    # through a file object: by a path, torch turns a full disk into an error without a reason
+    with replacing(path) as draft, draft.open("wb") as file:
+        torch.save({"format": FORMAT, **content}, file)
+
+
+def load(path: Path) -> dict[str, Any]:
+    """Read what `save` wrote.
+
+    Raises:
+        CheckpointError: The file is missing, damaged, or no checkpoint of marship.
+    """
+    content = _read(path)
+    if not isinstance(content, dict) or set(content) != _KEYS:
+        raise CheckpointError(
+            f"{path} must be a checkpoint that marship wrote, got another file of PyTorch's. "
+            "Train again, or give the right file."
+        )
+    if content["format"] != FORMAT:
+        raise CheckpointError(
+            f"{path} must have checkpoint format {FORMAT}, got {content['format']}. Train again."
+        )
+    return content
+
+
+def load_weights(path: Path, model: nn.Module) -> None:
+    """Load weights into `model`, in place.
+
+    Args:
+        path: A checkpoint of marship, a state dict saved by `torch.save`, or a `.safetensors`
+            file.
+        model: Takes the weights; every name and shape must match.
+
+    Raises:
+        CheckpointError: The file is missing or damaged, or belongs to another model.
+    """
+    weights = _read(path)
+    if isinstance(weights, dict) and set(weights) == _KEYS:
+        weights = weights["weights"]
+    if not isinstance(weights, dict) or not all(
+        isinstance(value, torch.Tensor) for value in weights.values()
+    ):
+        raise CheckpointError(
+            f"{path} must hold a state dict, got {type(weights).__name__}. "
+            "Save it with torch.save(model.state_dict(), path)."
+        )
+    try:
+        model.load_state_dict(weights)
+    except RuntimeError as error:
+        reason = "; ".join(line.strip() for line in str(error).splitlines()[1:4])
+        raise CheckpointError(
+            f"{path} must hold the weights of this {type(model).__name__}, got: {reason} "
+            "Build the model with the settings it was trained with."
+        ) from error
+
+
+def _read(path: Path) -> Any:  # noqa: ANN401  whatever the file holds; callers look
+    if not path.is_file():
+        raise CheckpointError(f"{path} must be a file with weights, got no such file. Train first.")
+    try:
+        if path.suffix == ".safetensors":
+            from safetensors.torch import load_file
+
+            return load_file(path)
+        _check_whole(path)
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise CheckpointError(
+            f"{path} must hold tensors and plain values only, got an object that runs code when "
+            "it is loaded, or no file of PyTorch's. Save a state dict instead."
+        ) from error
+    except Exception as error:  # a damaged file fails anywhere inside zip, pickle or safetensors
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
+        raise CheckpointError(
+            f"{path} must be a whole file, got a damaged one: {reason}. "
+            "Train again, or restore it from a copy."
+        ) from error
+
+
+def _check_whole(path: Path) -> None:
+    if not zipfile.is_zipfile(path):
+        return  # torch's older format has no checksums
+    with zipfile.ZipFile(path) as archive:  # torch itself reads past a wrong checksum
+        if damaged := archive.testzip():
+            raise zipfile.BadZipFile(f"{damaged} has a wrong checksum")
+
+
+def random_states() -> dict[str, Any]:
+    """The states of this process's random generators: Python, NumPy, PyTorch, each GPU."""
+    python = random.getstate()
+    numpy = np.random.get_state(legacy=False)  # noqa: NPY002  the global one is what users draw from
+    return {
+        "python": [python[0], list(python[1]), python[2]],
+        "numpy": {
+            **numpy,
+            "state": {"key": numpy["state"]["key"].tolist(), "pos": numpy["state"]["pos"]},
+        },
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+    }
+
+
+def restore_random_states(states: dict[str, Any]) -> None:
+    """Set the generators of this process to `states`, as `random_states` gave them."""
+    version, words, gauss = states["python"]
+    random.setstate((version, tuple(words), gauss))
+    numpy = states["numpy"]
+    key = np.array(numpy["state"]["key"], dtype=np.uint32)
+    np.random.set_state({**numpy, "state": {**numpy["state"], "key": key}})  # noqa: NPY002  see above
+    torch.set_rng_state(states["torch"])
+    if states["cuda"] and torch.cuda.is_available():
+        torch.cuda.set_rng_state_all(states["cuda"])

@@ -1,0 +1,387 @@
+"""Start, watch and stop TorchServe, one server in one private home folder.
+
+The Java process is started here and not by the `torchserve` command: so its process, its
+environment and its temporary folder are known, and several servers run side by side.
+"""
+
+import contextlib
+import importlib.util
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+
+from marship.errors import NotRunningError, ServerError, UsageError
+from marship.settings import setting
+from marship.torchserve import config as configs
+from marship.torchserve import home as homes
+from marship.torchserve import java, properties
+from marship.torchserve.home import Home, ServerRecord
+
+LOG_CONFIG = Path(__file__).with_name("log4j2.xml")
+JAVA_CLASS = "org.pytorch.serve.ModelServer"
+STARTED_LINE = "Model server started."
+
+_LONGEST_SOCKET = 107  # bytes; sun_path of unix(7) holds 108, the last one is zero
+_SOCKET_NAME = "/.ts.sock.65535"
+_POLL_S = 0.05
+_STOPPED = (128 + signal.SIGTERM, -signal.SIGTERM)
+_TELLING = ("Invalid configuration", "Exception", "Error", "Could not", "Unrecognized", "fatal")
+_KEPT_OUT = {
+    "PYTHONPATH",  # a worker runs the archive's own copy of marship, and its own handler
+    "PYTHONHOME",
+    "TS_CONFIG_FILE",  # it would override the resolved settings
+    "TS_MODEL_SERVER_HOME",
+    "MARSHIP_INFERENCE_TOKEN",  # a worker runs a model's code: it needs no tokens
+    "MARSHIP_MANAGEMENT_TOKEN",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class ServeSettings:
+    """How a server is started."""
+
+    home: Path | None = setting(
+        None, "the server's private folder; else MARSHIP_HOME, else .marship here"
+    )
+    model_store: Path | None = setting(None, "the folder with the archives; else the config's")
+    config: Path | None = setting(
+        None, "TorchServe's settings; else ./config.properties, else the packaged ones"
+    )
+    models: tuple[str, ...] = setting((), "archives to load at the start, or all")
+    inference_port: int | None = setting(None, "0 takes any free port; else the config's")
+    management_port: int | None = setting(None, "0 takes any free port; else the config's")
+    metrics_port: int | None = setting(None, "0 takes any free port; else the config's")
+    grpc_inference_port: int | None = setting(None, "0 takes any free port; else the config's")
+    grpc_management_port: int | None = setting(None, "0 takes any free port; else the config's")
+    free_ports: bool = setting(False, "take any free port for all that no flag names")
+    start_timeout_s: float = setting(60.0, "how long the server may take to answer", minimum=1)
+
+    def ports(self) -> dict[str, int | None]:
+        """The wanted port of each listener: None keeps the config's, 0 takes any."""
+        named = (
+            self.inference_port,
+            self.management_port,
+            self.metrics_port,
+            self.grpc_inference_port,
+            self.grpc_management_port,
+        )
+        unnamed = 0 if self.free_ports else None
+        return {
+            name: unnamed if port is None else port
+            for name, port in zip(configs.LISTENERS, named, strict=True)
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Server:
+    """A server that this process started."""
+
+    home: Home
+    record: ServerRecord
+    process: subprocess.Popen[bytes]
+
+    def hold(self, *, grace_s: float = 10.0, on_hold: Callable[[], None] | None = None) -> None:
+        """Stay until Ctrl-C or SIGTERM, then stop the server; a second signal kills it at once.
+
+        Args:
+            grace_s: After these seconds what still runs is killed.
+            on_hold: Called once, when signals stop the server already.
+
+        Raises:
+            ServerError: The server ended by itself.
+        """
+        asked: list[float] = []
+        group = self.record.group
+
+        def on_signal(_number: int, _frame: object) -> None:
+            asked.append(time.monotonic())
+            (group.kill if len(asked) > 1 else group.ask_to_end)()
+
+        previous = {n: signal.signal(n, on_signal) for n in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            if on_hold:
+                on_hold()
+            while self.process.poll() is None:
+                time.sleep(_POLL_S)
+                if asked and time.monotonic() - asked[0] > grace_s:
+                    group.kill()
+            cause = _last_words(self.home)
+            _end(self.home, self.record, grace_s=0 if asked else grace_s)
+        finally:
+            for number, handler in previous.items():
+                signal.signal(number, handler)
+        if not asked and self.process.returncode not in _STOPPED:  # else by `stop` elsewhere
+            raise ServerError(f"TorchServe ended by itself: {cause}. Its logs: {self.home.logs}")
+
+    def stop(self, *, grace_s: float = 10.0) -> None:
+        """Stop the server, as `stop` does."""
+        stop(self.home.path, grace_s=grace_s)
+
+
+def start(settings: ServeSettings, *, on_wait: Callable[[float], None] | None = None) -> Server:
+    """Start a server in the background and return when it answers.
+
+    Args:
+        settings: What to start, and where.
+        on_wait: Called again and again with the seconds waited so far.
+
+    Raises:
+        UsageError: A setting cannot be meant.
+        ServerError: A server runs in this home, a port is in use, there is no Java, or
+            TorchServe did not start; nothing of it is left then.
+    """
+    home = Home((settings.home or homes.default_home()).absolute())
+    home.create()
+    with home.locked():
+        if (running := home.running()) is not None:
+            raise ServerError(
+                f"no server must run in {home.path}, got one at {running.inference_url} "
+                f"(process {running.pid}). Stop it with: marship stop"
+            )
+        _clean(home)
+        values = configs.resolve(
+            configs.locate(settings.config),
+            home=home.path,
+            model_store=settings.model_store,
+            ports=settings.ports(),
+            models=settings.models,
+        )
+        return _launch(home, values, settings.start_timeout_s, on_wait)
+
+
+def stop(home_path: Path | None = None, *, grace_s: float = 10.0) -> ServerRecord:
+    """Stop a home's server and its workers, and remove its sockets and temporary files.
+
+    Args:
+        home_path: The server's home folder; None is the default one.
+        grace_s: After these seconds what still runs is killed.
+
+    Returns:
+        What ran.
+
+    Raises:
+        NotRunningError: No server ran; what one had left behind is removed all the same.
+    """
+    home = Home((home_path or homes.default_home()).absolute())
+    record = home.running()
+    if record is None:
+        _clean(home)
+        raise NotRunningError(f"a server must run in {home.path} to be stopped, got none.")
+    _end(home, record, grace_s)
+    return record
+
+
+def status(home_path: Path | None = None) -> ServerRecord:
+    """The server that runs from a home.
+
+    Raises:
+        NotRunningError: None does.
+    """
+    return Home((home_path or homes.default_home()).absolute()).require_running()
+
+
+def log_files(home_path: Path | None = None) -> list[Path]:
+    """The logs of a home's server, whether it runs or not.
+
+    Raises:
+        UsageError: No server ever ran there.
+    """
+    home = Home((home_path or homes.default_home()).absolute())
+    files = home.log_files()
+    if not files:
+        raise UsageError(f"{home.path} must be a server's home, got a folder without logs.")
+    return files
+
+
+def _launch(
+    home: Home,
+    values: Mapping[str, str],
+    timeout_s: float,
+    on_wait: Callable[[float], None] | None,
+) -> Server:
+    runtime = java.find()
+    temporary = _make_tmp(home)
+    try:
+        process = _run_java(runtime, home, values, temporary)
+    except BaseException:
+        shutil.rmtree(temporary)
+        raise
+    record = ServerRecord(
+        pid=process.pid,
+        created=psutil.Process(process.pid).create_time(),
+        inference_url=configs.address_url(values, "inference_address"),
+        management_url=configs.address_url(values, "management_address"),
+        metrics_url=configs.address_url(values, "metrics_address"),
+        model_store=values["model_store"],
+        tmp=str(temporary),
+    )
+    server = Server(home, record, process)
+    try:
+        with _sigterm_raises():
+            home.write_record(record)
+            _wait_until_up(server, timeout_s, on_wait)
+    except BaseException:
+        _end(home, record, grace_s=0)
+        raise
+    return server
+
+
+def _run_java(
+    runtime: java.Java, home: Home, values: Mapping[str, str], temporary: Path
+) -> subprocess.Popen[bytes]:
+    home.logs.mkdir(exist_ok=True)
+    (home.path / "workflows").mkdir(exist_ok=True)
+    properties.write(home.config, values)
+    home.config.chmod(0o600)
+    with home.console_log.open("wb") as console:
+        return subprocess.Popen(
+            _command(runtime, home, values, temporary),
+            cwd=home.path,
+            env=_environment(temporary, values.get("max_response_size")),
+            stdin=subprocess.DEVNULL,
+            stdout=console,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,  # Ctrl-C is ours to pass on, and the group is the server's
+        )
+
+
+@contextlib.contextmanager
+def _sigterm_raises() -> Iterator[None]:
+    """Let SIGTERM unwind as Ctrl-C does; only the main thread may say so."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def leave(number: int, _frame: object) -> None:
+        sys.exit(128 + number)
+
+    previous = signal.signal(signal.SIGTERM, leave)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+
+
+def _make_tmp(home: Home) -> Path:
+    """The server's temporary folder: in its home, or a short one where sockets would not fit."""
+    inside = home.path / "tmp"
+    if len(os.fsencode(inside)) + len(_SOCKET_NAME) > _LONGEST_SOCKET:
+        return Path(tempfile.mkdtemp(prefix="marship-"))
+    inside.mkdir(mode=0o700)
+    return inside
+
+
+def _command(
+    runtime: java.Java, home: Home, values: Mapping[str, str], temporary: Path
+) -> list[str]:
+    package = _torchserve_folder()
+    return [
+        str(runtime.path),
+        *runtime.flags(),
+        *values.get("vmargs", "").split(),
+        f"-Dmodel_server_home={package.parent}",
+        f"-Djava.io.tmpdir={temporary}",
+        f"-Dlog4j.configurationFile={LOG_CONFIG.as_uri()}",
+        "-cp",
+        str(package / "frontend" / "*"),
+        JAVA_CLASS,
+        "--python",
+        sys.executable,
+        "--ts-config-file",
+        str(home.config),
+        "--model-store",
+        values["model_store"],
+        "--no-config-snapshot",  # the state after a restart is the config's, not the last run's
+    ]
+
+
+def _torchserve_folder() -> Path:
+    spec = importlib.util.find_spec("ts")
+    if spec is None or not spec.submodule_search_locations:
+        raise ServerError("TorchServe must be installed, got none. Run: pip install torchserve")
+    return Path(spec.submodule_search_locations[0]).resolve()
+
+
+def _environment(temporary: Path, max_response_size: str | None) -> dict[str, str]:
+    inherited = {name: value for name, value in os.environ.items() if name not in _KEPT_OUT}
+    if max_response_size is not None:
+        inherited["MARSHIP_MAX_RESPONSE_SIZE"] = max_response_size  # a handler cannot ask Java
+    return inherited | {
+        "TMPDIR": str(temporary),
+        "LOG_LOCATION": "logs",
+        "METRICS_LOCATION": "logs",
+        "PYTHONFAULTHANDLER": "1",  # a worker that crashes in native code says where
+        "PYTHONUNBUFFERED": "1",  # what a worker printed before it died is in the log
+    }
+
+
+def _wait_until_up(
+    server: Server, timeout_s: float, on_wait: Callable[[float], None] | None
+) -> None:
+    began = time.monotonic()
+    while not (_says_started(server.home) and _answers(server.record)):
+        waited = time.monotonic() - began
+        if server.process.poll() is not None:
+            raise ServerError(
+                f"TorchServe must start, got: {_last_words(server.home)}. "
+                f"Its logs: {server.home.logs}"
+            )
+        if waited > timeout_s:
+            raise ServerError(
+                f"TorchServe must answer within {timeout_s:g} s, got no answer. "
+                f"Its logs: {server.home.logs}"
+            )
+        if on_wait:
+            on_wait(waited)
+        time.sleep(_POLL_S)
+
+
+def _says_started(home: Home) -> bool:
+    return STARTED_LINE in home.console_log.read_text(errors="replace")
+
+
+def _answers(record: ServerRecord) -> bool:
+    """Whether the management API gives any answer; without a token that is a refusal."""
+    direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    try:
+        direct.open(f"{record.management_url}/models", timeout=5).close()
+    except urllib.error.HTTPError:
+        return True
+    except OSError:
+        return False
+    return True
+
+
+def _last_words(home: Home) -> str:
+    """The line of Java's output that tells best why it ended."""
+    lines = [line.strip() for line in home.console_log.read_text(errors="replace").splitlines()]
+    causes = [line for line in lines if any(word in line for word in _TELLING)]
+    return (causes or lines or ["no message"])[0]
+
+
+def _end(home: Home, record: ServerRecord, grace_s: float) -> None:
+    record.group.end(grace_s)
+    _clean(home)
+
+
+def _clean(home: Home) -> None:
+    """Remove what a server that ended leaves behind; logs and settings stay."""
+    record = home.record()
+    if record is not None:
+        record.group.kill()  # workers that outlived a killed server
+        shutil.rmtree(record.tmp, ignore_errors=True)
+    shutil.rmtree(home.path / "tmp", ignore_errors=True)
+    home.key_file.unlink(missing_ok=True)
+    home.record_file.unlink(missing_ok=True)

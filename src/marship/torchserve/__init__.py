@@ -1,0 +1,16 @@
+"""TorchServe as `marship.server` and `marship.client` see it.
+
+    home.py        the private folder of one server, and whether it runs
+    java.py        a Java that is new enough
+    properties.py  the file format of its settings
+    config.py      its settings: checked, completed, ports chosen
+    access.py      addresses and tokens
+    calls.py       one HTTP exchange as plain data, and its errors as ours
+    transports.py  exchanges over requests, and over aiohttp
+    status.py      what the server says of its models, and waiting for their workers
+    models.py      registering, scaling and asking models, as exchanges one after the other
+    store.py       archives: there, and whole
+    workerlog.py   why a worker died, from its log
+
+Server and client never import each other: they meet in the home folder.
+"""

@@ -1,0 +1,138 @@
+"""Where a server listens and which token it wants: given, or found in its home folder."""
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from marship import storage
+from marship.errors import DataError, NotRunningError, TokenError, UsageError
+from marship.torchserve.calls import Answer, Call, Flow, Pause, Side, checked, is_token_refused
+from marship.torchserve.home import Home, ServerRecord, default_home
+
+TOKEN_VARIABLES: Mapping[str, str] = {
+    "inference": "MARSHIP_INFERENCE_TOKEN",
+    "management": "MARSHIP_MANAGEMENT_TOKEN",
+}
+_ROUNDS = 5  # several callers may renew at the same time, and each renewal ends the token before
+_REREAD_S = 0.02
+
+
+class Access:
+    """Addresses and tokens of one server.
+
+    Args:
+        home: The server's home folder; None is MARSHIP_HOME or `.marship`.
+        urls: Addresses that are given; the others come from the home.
+        tokens: Tokens that are given; else from the environment, else from the home.
+    """
+
+    def __init__(
+        self,
+        home: Path | None,
+        urls: Mapping[str, str | None],
+        tokens: Mapping[str, str | None],
+    ) -> None:
+        self.home = Home((home or default_home()).absolute())
+        self._urls = {side: url.rstrip("/") for side, url in urls.items() if url}
+        self._record: ServerRecord | None = None
+        self._given = {
+            side: token
+            for side, variable in TOKEN_VARIABLES.items()
+            if (token := tokens.get(side) or os.environ.get(variable))
+        }
+        self._found: dict[str, str] | None = None
+
+    @property
+    def is_local(self) -> bool:
+        """Whether the server's files are at hand: its addresses come from its home."""
+        return "management" not in self._urls
+
+    def url(self, call: Call) -> str:
+        """The address of a call, without its parameters.
+
+        Raises:
+            NotRunningError: No address is given, and no server runs in the home.
+        """
+        if call.side in self._urls:
+            return self._urls[call.side] + call.path
+        if self._record is None:
+            self._record = self.home.require_running()
+        found: str = getattr(self._record, f"{call.side}_url")
+        return found + call.path
+
+    def authorized(self, call: Call) -> Flow[Answer]:
+        """Make a call with its token, which is taken anew where the server refuses it.
+
+        Raises:
+            TokenError: No token that could be had is accepted.
+            MarshipError: The answer is an error.
+        """
+        for _ in range(_ROUNDS):
+            token = yield from self._token(call.side)
+            answer: Answer = yield call.with_token(token)
+            if not is_token_refused(answer):
+                return checked(answer)
+            yield from self._renew(call.side, token)
+        raise self._refused(call.side)
+
+    def _token(self, side: Side) -> Flow[str | None]:
+        """The token to send; None where the server has none to check."""
+        if side in self._given:
+            return self._given[side]
+        if self._found is None:
+            self._found = yield from self._read_tokens()
+        return self._found.get(side)
+
+    def _read_tokens(self) -> Flow[dict[str, str]]:
+        """Read the key file; TorchServe writes it in place, so it may be half there."""
+        for _ in range(_ROUNDS):
+            try:
+                raw: Any = storage.read_json(self.home.key_file)
+                keys = {side: raw[side]["key"] for side in TOKEN_VARIABLES}
+                return keys | {"API": raw["API"]["key"]}
+            except UsageError:
+                return {}
+            except (DataError, KeyError, TypeError):
+                yield Pause(_REREAD_S)
+        raise TokenError(
+            f"{self.home.key_file} must hold the server's tokens, got a damaged file. "
+            "Restart the server: marship stop, then marship serve"
+        )
+
+    def _renew(self, side: Side, refused: str | None) -> Flow[None]:
+        """Read the key file again; if it still holds the refused token, ask for a new one."""
+        if side in self._given:
+            raise self._refused(side)
+        self._found = yield from self._read_tokens()
+        if self._found.get(side) != refused:
+            return
+        if "API" not in self._found:
+            raise self._refused(side)
+        ask = Call("management", "GET", "/token", {"type": side})
+        answer: Answer = yield ask.with_token(self._found["API"])
+        if is_token_refused(answer):
+            raise self._refused(side)
+        checked(answer)
+        self._found = yield from self._read_tokens()
+
+    def not_reachable(self, url: str) -> NotRunningError:
+        """What a refused connection means; the home is read again before the next call."""
+        self._record = None
+        return NotRunningError(
+            f"a server must listen at {url}, got no connection. Start one with: marship serve"
+        )
+
+    def _refused(self, side: Side) -> TokenError:
+        variable = TOKEN_VARIABLES[side]
+        if side in self._given:
+            return TokenError(
+                f"the {side} token must be the server's and not older than its "
+                "token_expiration_min, got one that it refuses. Take the new one from the "
+                f"server's key_file.json, or unset {variable} where the server's home is at hand."
+            )
+        return TokenError(
+            f"the {side} token must be the server's, got none that it accepts in "
+            f"{self.home.key_file}. Name the server's home with --home or MARSHIP_HOME, or set "
+            f"{variable}."
+        )

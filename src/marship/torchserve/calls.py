@@ -1,0 +1,152 @@
+"""One HTTP exchange with TorchServe as plain data: no sockets, so that every client shares it.
+
+A *flow* is a generator that yields calls and pauses, is sent the answers, and returns what the
+caller asked for. A client runs flows on a transport of its own; a transport's error is thrown
+into the flow at the place where it waits, so a flow can undo what it began.
+"""
+
+from collections.abc import Generator, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal, TypeVar
+from urllib.parse import quote
+
+import orjson
+
+from marship.errors import (
+    MarshipError,
+    NotFoundError,
+    RequestError,
+    ServerError,
+    TokenError,
+    TooLargeError,
+)
+
+T = TypeVar("T")
+Side = Literal["inference", "management", "metrics"]
+"""Which of the server's addresses."""
+
+BAD_REQUEST, NOT_FOUND, TOO_LARGE, SERVER_FAULT = 400, 404, 413, 500
+REFUSED_TOKEN = "InvalidKeyException"  # noqa: S105  the type that TorchServe gives a refusal
+_SHOWN_BYTES = 300
+_ADVICE = {  # what to do, by the type that TorchServe gives its errors
+    "ConflictStatusException": "Unregister it first, or package another version.",
+    "InvalidModelVersionException": "Make another version the default first.",
+    "InternalServerException": "The reason is in the worker's log: marship logs",
+    "MethodNotAllowedException": "Set enable_model_api=true in config.properties.",
+    "ServiceUnavailableException": "Its workers may also be busy: ask again, or scale it up.",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """A request: where to, what, and with which token."""
+
+    side: Side
+    method: str
+    path: str
+    params: Mapping[str, str] = field(default_factory=dict)
+    headers: Mapping[str, str] = field(default_factory=dict)
+    body: bytes | None = None
+
+    def with_token(self, token: str | None) -> "Call":
+        """The same call that proves who asks."""
+        if token is None:
+            return self
+        return replace(self, headers={**self.headers, "Authorization": f"Bearer {token}"})
+
+
+@dataclass(frozen=True, slots=True)
+class Pause:
+    """Wait this long before going on."""
+
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """A response. The headers' names are in lower case."""
+
+    status: int
+    headers: Mapping[str, str]
+    body: bytes
+
+    @property
+    def content_type(self) -> str:
+        """The media type without its parameters, in lower case."""
+        return self.headers.get("content-type", "").partition(";")[0].strip().lower()
+
+    def json(self) -> Any:  # noqa: ANN401  any JSON value
+        """The decoded body.
+
+        Raises:
+            ServerError: It is not JSON.
+        """
+        try:
+            return orjson.loads(self.body)
+        except orjson.JSONDecodeError as error:
+            raise ServerError(
+                f"the server's answer must be JSON, got {self.body[:_SHOWN_BYTES]!r}."
+            ) from error
+
+
+Step = Call | Pause
+Flow = Generator[Step, Any, T]
+"""Yields steps, is sent an `Answer` for each call, returns a result."""
+
+
+def path(*parts: str) -> str:
+    """A path of these parts, each quoted."""
+    return "".join(f"/{quote(part, safe='')}" for part in parts)
+
+
+def is_token_refused(answer: Answer) -> bool:
+    """Whether the server did not accept the token; it answers 400 for that."""
+    return answer.status == BAD_REQUEST and _problem(answer).get("type") == REFUSED_TOKEN
+
+
+def checked(answer: Answer) -> Answer:
+    """The answer, if it is none of an error.
+
+    Raises:
+        MarshipError: Of the class that the answer's code or status names.
+    """
+    if answer.status < BAD_REQUEST:
+        return answer
+    problem = _problem(answer)
+    said = problem.get("message") or problem.get("error") or _text(answer.body)
+    message = str(said or f"the server answered {answer.status} and no message")
+    advice = _ADVICE.get(str(problem.get("type")))
+    if advice:
+        message = f"{message.rstrip('.')}. {advice}"
+    raise _error_class(answer.status, problem)(message)
+
+
+def _text(body: bytes) -> str:
+    return body[:_SHOWN_BYTES].decode("utf-8", "replace")
+
+
+def _problem(answer: Answer) -> dict[str, Any]:
+    try:
+        problem = orjson.loads(answer.body)
+    except orjson.JSONDecodeError:
+        return {}
+    return problem if isinstance(problem, dict) else {}
+
+
+def _error_class(status: int, problem: Mapping[str, Any]) -> type[MarshipError]:
+    code = problem.get("code")
+    if isinstance(code, str):  # our handlers answer stable codes; TorchServe repeats the status
+        for kind in _all_kinds(RequestError):
+            if kind.code == code:
+                return kind
+    if problem.get("type") == REFUSED_TOKEN:
+        return TokenError
+    if status == NOT_FOUND:
+        return NotFoundError
+    if status == TOO_LARGE:
+        return TooLargeError
+    return RequestError if status < SERVER_FAULT and isinstance(code, str) else ServerError
+
+
+def _all_kinds(kind: type[MarshipError]) -> list[type[MarshipError]]:
+    return [kind, *(sub for child in kind.__subclasses__() for sub in _all_kinds(child))]

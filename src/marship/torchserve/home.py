@@ -1,0 +1,173 @@
+"""A server's private home folder: what lies in it, and which server runs from it.
+
+    config.properties  TorchServe's settings as this server runs with them
+    key_file.json      its tokens, written by TorchServe
+    server.json        the running server: process, addresses, model store
+    logs/              server.log, workers.log, console.log
+    tmp/               the server's temporary folder: sockets and unpacked archives
+
+Server and client both read it; nothing here starts, ends or asks a process.
+"""
+
+import fcntl
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from marship import storage
+from marship.errors import DataError, NotRunningError, ServerError, UsageError
+from marship.torchserve.processes import Group
+
+HOME_VARIABLE = "MARSHIP_HOME"
+DEFAULT_HOME = ".marship"
+
+
+def default_home() -> Path:
+    """MARSHIP_HOME, or `.marship` in the current folder; absolute."""
+    return Path(os.environ.get(HOME_VARIABLE) or DEFAULT_HOME).absolute()
+
+
+@dataclass(frozen=True, slots=True)
+class ServerRecord:
+    """A server as `server.json` describes it.
+
+    Attributes:
+        pid: The Java process; its workers are its children.
+        created: When that process began, in seconds since 1970: pids are used again.
+        inference_url: Where predictions are asked for.
+        management_url: Where models are registered and scaled.
+        metrics_url: Where Prometheus reads.
+        model_store: The folder that archives are registered from.
+        tmp: The server's temporary folder.
+    """
+
+    pid: int
+    created: float
+    inference_url: str
+    management_url: str
+    metrics_url: str
+    model_store: str
+    tmp: str
+
+    @property
+    def group(self) -> Group:
+        """The server's processes."""
+        return Group(self.pid, self.created)
+
+
+@dataclass(frozen=True, slots=True)
+class Home:
+    """The folder's layout."""
+
+    path: Path
+
+    @property
+    def config(self) -> Path:
+        """TorchServe's resolved settings."""
+        return self.path / "config.properties"
+
+    @property
+    def key_file(self) -> Path:
+        """The tokens."""
+        return self.path / "key_file.json"
+
+    @property
+    def record_file(self) -> Path:
+        """What describes the running server."""
+        return self.path / "server.json"
+
+    @property
+    def logs(self) -> Path:
+        """The folder of the logs."""
+        return self.path / "logs"
+
+    @property
+    def server_log(self) -> Path:
+        """TorchServe's own warnings and errors."""
+        return self.logs / "server.log"
+
+    @property
+    def worker_log(self) -> Path:
+        """What workers print, tracebacks among it."""
+        return self.logs / "workers.log"
+
+    @property
+    def console_log(self) -> Path:
+        """What the Java process itself prints."""
+        return self.logs / "console.log"
+
+    def create(self) -> None:
+        """Make the folder, for its owner only.
+
+        Raises:
+            UsageError: It cannot be made, or belongs to someone else.
+        """
+        try:
+            self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
+            self.path.chmod(0o700)
+        except OSError as error:
+            raise UsageError(
+                f"{self.path} must be a folder of your own, got: {error.strerror}. "
+                "Choose another with --home."
+            ) from error
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Keep others from starting a server here.
+
+        Raises:
+            ServerError: Someone else is doing that.
+        """
+        with (self.path / "start.lock").open("w") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                raise ServerError(
+                    f"only one server may start in {self.path}, got another one starting. "
+                    "Wait for it, or choose another folder with --home."
+                ) from error
+            yield
+
+    def log_files(self) -> list[Path]:
+        """The logs that exist."""
+        files = (self.server_log, self.worker_log, self.console_log)
+        return [file for file in files if file.is_file()]
+
+    def record(self) -> ServerRecord | None:
+        """What `server.json` says; the server may have ended since.
+
+        Raises:
+            ServerError: The file is damaged.
+        """
+        try:
+            return ServerRecord(**storage.read_json(self.record_file))
+        except UsageError:
+            return None
+        except (DataError, TypeError) as error:
+            raise ServerError(
+                f"{self.record_file} must describe a server, got {error}. Remove the file."
+            ) from error
+
+    def write_record(self, record: ServerRecord) -> None:
+        """Write `server.json`."""
+        storage.write_json(self.record_file, asdict(record))
+
+    def running(self) -> ServerRecord | None:
+        """The server that runs from this home, if one does."""
+        record = self.record()
+        return record if record and record.group.is_alive() else None
+
+    def require_running(self) -> ServerRecord:
+        """The server that runs from this home.
+
+        Raises:
+            NotRunningError: None does.
+        """
+        record = self.running()
+        if record is None:
+            raise NotRunningError(
+                f"a server must run in {self.path}, got none. Start one with: marship serve"
+            )
+        return record

@@ -1,0 +1,76 @@
+"""A home tells whether its server runs."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import psutil
+import pytest
+
+from marship.errors import NotRunningError, ServerError, UsageError
+from marship.torchserve.home import Home, ServerRecord, default_home
+
+
+def record(pid: int, created: float) -> ServerRecord:
+    """A record of a process."""
+    url = "http://127.0.0.1:1"
+    return ServerRecord(pid, created, url, url, url, "store", "tmp")
+
+
+def test_a_process_with_the_same_number_is_not_the_server(tmp_path: Path) -> None:
+    """Numbers are used again: the time of birth decides."""
+    home = Home(tmp_path)
+    born = psutil.Process().create_time()
+    home.write_record(record(os.getpid(), born))
+    assert home.running() == record(os.getpid(), born)
+    home.write_record(record(os.getpid(), born - 60))
+    assert home.running() is None
+
+
+def test_a_process_that_ended_is_not_running(tmp_path: Path) -> None:
+    """Neither while it is a zombie nor after."""
+    home = Home(tmp_path)
+    process = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    home.write_record(record(process.pid, psutil.Process(process.pid).create_time()))
+    assert home.running()
+    process.kill()
+    os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)  # ended, and not reaped
+    assert home.running() is None
+    process.communicate()
+    with pytest.raises(NotRunningError, match="marship serve"):
+        home.require_running()
+
+
+def test_a_damaged_record_is_told(tmp_path: Path) -> None:
+    """Which file, and what to do with it."""
+    home = Home(tmp_path)
+    for text in ("{", '{"pid": 1}', "[]"):
+        home.record_file.write_text(text)
+        with pytest.raises(ServerError, match=r"server\.json must describe a server"):
+            home.record()
+
+
+def test_only_one_starts_at_a_time(tmp_path: Path) -> None:
+    """A second starter is told to wait; after the first one is done it may."""
+    home = Home(tmp_path)
+    with home.locked(), pytest.raises(ServerError, match="another one starting"), home.locked():
+        pytest.fail("both hold the lock")
+    with home.locked():
+        pass
+
+
+def test_a_home_that_cannot_be_is_told(tmp_path: Path) -> None:
+    """A file stands where the folder should be."""
+    (tmp_path / "file").touch()
+    with pytest.raises(UsageError, match="--home"):
+        Home(tmp_path / "file" / "home").create()
+
+
+def test_the_default_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """MARSHIP_HOME, and else .marship in the current folder."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("MARSHIP_HOME", raising=False)
+    assert default_home() == tmp_path / ".marship"
+    monkeypatch.setenv("MARSHIP_HOME", "elsewhere")
+    assert default_home() == tmp_path / "elsewhere"

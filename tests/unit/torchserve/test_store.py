@@ -1,0 +1,66 @@
+"""A damaged archive is told before TorchServe makes a riddle of it."""
+
+import json
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from marship.errors import NotFoundError, PackageError
+from marship.torchserve.store import MANIFEST, check_archive
+
+GOOD = json.dumps({"runtime": "python", "model": {"modelName": "x", "handler": "h.py"}})
+
+
+def write(path: Path, files: dict[str, str]) -> None:
+    """Write a zip file without compression."""
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, text in files.items():
+            archive.writestr(name, text)
+
+
+def test_a_whole_archive_passes(tmp_path: Path) -> None:
+    """A handler of its own, or one that TorchServe brings; folders are TorchServe's affair."""
+    write(tmp_path / "x.mar", {"h.py": "", MANIFEST: GOOD})
+    check_archive(tmp_path, "x.mar")
+    write(tmp_path / "x.mar", {MANIFEST: GOOD.replace("h.py", "image_classifier")})
+    check_archive(tmp_path, "x.mar")
+    (tmp_path / "folder").mkdir()
+    check_archive(tmp_path, "folder")
+
+
+@pytest.mark.parametrize(
+    ("files", "fault"),
+    [
+        ({"h.py": ""}, "readable MAR-INF/MANIFEST.json"),
+        ({MANIFEST: "{"}, "readable MAR-INF/MANIFEST.json"),
+        ({MANIFEST: "[]"}, "readable MAR-INF/MANIFEST.json"),
+        ({MANIFEST: GOOD}, r"none of the handler h\.py"),
+        ({MANIFEST: GOOD, "h.py": "", "../../x": ""}, "unpacked elsewhere"),
+    ],
+)
+def test_an_archive_that_lacks_something_is_told(
+    tmp_path: Path, files: dict[str, str], fault: str
+) -> None:
+    """What is wrong with it, and that it must be packaged again."""
+    write(tmp_path / "x.mar", files)
+    with pytest.raises(PackageError, match=f"{fault}.*Package it again"):
+        check_archive(tmp_path, "x.mar")
+
+
+def test_a_damaged_archive_is_told(tmp_path: Path) -> None:
+    """Empty, no zip file, cut off, and one changed byte."""
+    path = tmp_path / "x.mar"
+    write(path, {"h.py": "the handler" * 100, MANIFEST: GOOD})
+    whole = path.read_bytes()
+    for damaged in (b"", b"no zip", whole[: len(whole) // 2], whole.replace(b"the", b"thE", 1)):
+        path.write_bytes(damaged)
+        with pytest.raises(PackageError, match="must be a whole archive"):
+            check_archive(tmp_path, "x.mar")
+
+
+def test_an_archive_that_is_not_there_is_told(tmp_path: Path) -> None:
+    """With what the store holds."""
+    (tmp_path / "y.mar").touch()
+    with pytest.raises(NotFoundError, match=r"x\.mar must lie in .* which holds y\.mar"):
+        check_archive(tmp_path, "x.mar")
