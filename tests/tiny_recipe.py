@@ -66,7 +66,7 @@ def make_task(settings: Settings) -> Task:
 
     def validate(model: nn.Module) -> dict[str, float]:
         x, y = data.tensors
-        return {"error": float(nn.functional.mse_loss(model(x), y))}
+        return {"error": nn.functional.mse_loss(model(x), y).item()}
 
     return Task(
         model=model,
@@ -88,26 +88,20 @@ def main(settings: Settings) -> None:
     """Train, and say what each process ended with."""
     accelerator = start(settings)
     if run.is_finished(settings, "tiny"):
-        return run.tell_finished(settings)
+        return
     task = make_task(settings)
     try:
         fitted = fit(task, settings, accelerator)
     except KeyboardInterrupt:
         if settings.stubborn:
-            print("hanging", flush=True)
+            console.out.print("hanging")
             time.sleep(60)
         raise
-    weights = b"".join(p.detach().numpy().tobytes() for p in accelerator_free(task.model))
-    print(accelerator.process_index, hashlib.sha256(weights).hexdigest(), flush=True)
+    weights = b"".join(value.numpy().tobytes() for value in task.model.state_dict().values())
+    console.out.print(accelerator.process_index, hashlib.sha256(weights).hexdigest())
     if accelerator.is_main_process:
         recipe = Recipe(name="tiny", build="tiny_recipe.py:Tiny")
         run.finish(settings, fitted, recipe, metrics={}, arrays={})
-    return None
-
-
-def accelerator_free(model: nn.Module) -> list[torch.Tensor]:
-    """The parameters of the last step, which every process must share."""
-    return list(model.parameters())
 
 
 if __name__ == "__main__":

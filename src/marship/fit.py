@@ -160,6 +160,7 @@ def fit(task: Task, settings: RunSettings, accelerator: Accelerator) -> Fitted:
             training.save()
             display.epoch(row)
     weights, fitted = broadcast_object_list([training.weights, training.fitted])
+    accelerator.unwrap_model(training.model, keep_fp32_wrapper=False)  # answers in float32 again
     task.model.load_state_dict(weights)
     task.model.eval()
     return cast("Fitted", fitted)
@@ -179,13 +180,14 @@ class _Training:
             generator=self.order,
             collate_fn=task.collate,
         )
+        self.average: AveragedModel | None = None
+        if task.average is not None:  # before `prepare`: autocast's wrapper must not be copied
+            decay = get_ema_multi_avg_fn(task.average)  # type: ignore[no-untyped-call]  # PyTorch's own lack
+            self.average = AveragedModel(task.model, multi_avg_fn=decay, use_buffers=True)
+            self.average.to(accelerator.device)
         self.model, self.optimizer, self.loader, self.schedule = accelerator.prepare(
             task.model, task.optimizer, loader, task.schedule
         )
-        self.average: AveragedModel | None = None
-        if task.average is not None:
-            decay = get_ema_multi_avg_fn(task.average)  # type: ignore[no-untyped-call]  # PyTorch's own lack
-            self.average = AveragedModel(task.model, multi_avg_fn=decay, use_buffers=True)
         self.weights = _copy(task.model)
         self.fitted = Fitted(task.data_digest)
         self.epoch = 0

@@ -1,6 +1,7 @@
 """Real TorchServe on free ports: tokens on, a private home and a private temporary folder."""
 
 import json
+import shutil
 import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -11,6 +12,7 @@ from marship import Client, server
 from marship.client import ModelStatus
 
 HANDLERS = Path(__file__).parent / "handlers"
+REPOSITORY = Path(__file__).parents[2]
 
 
 def write_archive(
@@ -78,3 +80,14 @@ def client(running: server.Server) -> Iterator[Client]:
 def echo(client: Client) -> ModelStatus:
     """The model `echo`, registered with one worker."""
     return client.register("echo.mar", workers=1)
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the reader's code in it, as a checkout has it."""
+    folder = tmp_path_factory.mktemp("place")
+    for name in ("handlers", "training"):
+        shutil.copytree(REPOSITORY / name, folder / name)
+    shutil.copy(REPOSITORY / "config.properties", folder)
+    (folder / "model_store").mkdir()
+    return folder

@@ -1,0 +1,48 @@
+"""The smallest recipe."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from marship.checkpoint import load_weights
+from marship.recipe import Recipe, resolve
+from recipes import REPOSITORY
+
+
+def test_it_is_as_good_as_linear_regression(regression_run: Path) -> None:
+    """R2 on the held-out split is near linear regression's on the same, or above."""
+    metrics = json.loads((regression_run / "metrics.json").read_text())
+    assert 0.3 < metrics["r2_linear"] < 0.4
+    assert metrics["r2"] > metrics["r2_linear"] - 0.05
+    assert len(metrics["history"]) == 100
+
+
+def test_its_run_folder_gives_its_figures_again(regression_run: Path) -> None:
+    """Built, loaded and judged from the folder alone, the model answers in the data's units."""
+    recipe = Recipe.load(regression_run)
+    model = resolve(str(REPOSITORY / recipe.build))()
+    load_weights(regression_run / "checkpoint.pt", model)
+    heldout = np.load(regression_run / "heldout.npz")
+    with torch.no_grad():
+        answers = model(torch.from_numpy(heldout["input"])).numpy()
+    assert answers.shape == heldout["target/output"].shape
+    assert 25 < answers.mean() < 346
+    assert recipe.judge is not None
+    got = resolve(str(REPOSITORY / recipe.judge))(
+        {"output": answers}, {"output": heldout["target/output"]}
+    )
+    metrics = json.loads((regression_run / "metrics.json").read_text())
+    assert abs(got["r2"] - metrics["r2"]) < 1e-5
+
+
+def test_its_files_are_those_that_later_steps_read(regression_run: Path) -> None:
+    """The folder holds the files of marship.recipe's list, and nothing half-written."""
+    assert {path.name for path in regression_run.iterdir()} == {
+        *("settings.json", "checkpoint.pt", "metrics.json", "curve.png", "recipe.json"),
+        *("examples.npz", "calibration.npz", "heldout.npz"),
+    }
+    examples = np.load(regression_run / "examples.npz")
+    assert examples["input"].dtype == np.float32
+    assert examples["input"].shape == (64, 10)

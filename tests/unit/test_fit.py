@@ -1,0 +1,330 @@
+"""The training loop, as a library and as a process that is stopped and continued."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+import tiny_recipe
+from marship import checkpoint, fit, run
+from marship.errors import CheckpointError, TrainingError, UsageError
+
+RECIPE = Path(tiny_recipe.__file__)
+DEADLINE_S = 60
+TORCHRUN = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2")
+
+
+def train(run_dir: Path, **changes: Any) -> tuple[fit.Task, run.Fitted]:
+    """One run in this process."""
+    settings = tiny_recipe.Settings(run_dir=run_dir, **changes)
+    accelerator = fit.start(settings)
+    task = tiny_recipe.make_task(settings)
+    return task, fit.fit(task, settings, accelerator)
+
+
+def environment(**more: str) -> dict[str, str]:
+    """One thread for each process, so that sums come out alike."""
+    return {**os.environ, "OMP_NUM_THREADS": "1", **more}
+
+
+def start_process(run_dir: Path, *flags: str, pause_s: float = 0) -> subprocess.Popen[str]:
+    """The tiny recipe as a process of its own."""
+    return subprocess.Popen(
+        [sys.executable, str(RECIPE), "--run-dir", str(run_dir), *flags],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment(TINY_PAUSE_S=str(pause_s)),
+    )
+
+
+def run_to_end(run_dir: Path, *flags: str) -> None:
+    """The same, until it is done."""
+    process = start_process(run_dir, *flags)
+    _, err = process.communicate(timeout=DEADLINE_S)
+    assert process.returncode == 0, err
+
+
+@pytest.fixture(scope="module")
+def whole_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of an undisturbed run with default settings."""
+    folder = tmp_path_factory.mktemp("whole")
+    run_to_end(folder)
+    return folder
+
+
+def wait_for_epoch(run_dir: Path, epoch: int) -> None:
+    """Until the checkpoint is that of an epoch."""
+    end = time.monotonic() + DEADLINE_S
+    while time.monotonic() < end:
+        if (run_dir / run.CHECKPOINT_FILE).is_file():
+            found = checkpoint.load(run_dir / run.CHECKPOINT_FILE)["run"]["epoch"]
+            if found >= epoch:
+                return
+        time.sleep(0.02)
+    pytest.fail(f"no checkpoint of epoch {epoch} within {DEADLINE_S} s")
+
+
+def names_in(folder: Path) -> set[str]:
+    """What lies in a folder."""
+    return {path.name for path in folder.iterdir()}
+
+
+def same(left: Any, right: Any) -> bool:
+    """Whether two nested values are equal, tensors bit by bit."""
+    if isinstance(left, torch.Tensor):
+        return torch.equal(left, right)
+    if isinstance(left, dict):
+        return left.keys() == right.keys() and all(same(left[k], right[k]) for k in left)
+    if isinstance(left, list | tuple):
+        return len(left) == len(right) and all(map(same, left, right))
+    return bool(left == right)
+
+
+def without_times(content: dict[str, Any]) -> dict[str, Any]:
+    """A checkpoint less what differs between two equal runs: folders and seconds."""
+    history = [
+        {k: v for k, v in row.items() if k != "seconds"} for row in content["run"]["history"]
+    ]
+    settings = run.influential(content["settings"])
+    return {**content, "run": {**content["run"], "history": history}, "settings": settings}
+
+
+def checkpoint_of(run_dir: Path) -> dict[str, Any]:
+    """A run's checkpoint, to compare with another's."""
+    return without_times(checkpoint.load(run_dir / run.CHECKPOINT_FILE))
+
+
+def test_training_lowers_the_loss(tmp_path: Path) -> None:
+    """Twenty epochs on a sum of features bring the loss far down, and history has each."""
+    _, fitted = train(tmp_path, epochs=20, learning_rate=0.05, dropout=0.0)
+    losses = [row["loss"] for row in fitted.history]
+    assert len(losses) == 20
+    assert losses[-1] < 0.1 * losses[0]
+
+
+def test_the_loss_is_the_mean_over_the_training_set(tmp_path: Path) -> None:
+    """With a learning rate of 0, an epoch's loss is the mean over all rows, ragged batch or not."""
+    task, fitted = train(tmp_path, epochs=1, learning_rate=0.0, dropout=0.0, batch_size=24)
+    x, y = tiny_recipe.make_data().tensors
+    whole = nn.functional.mse_loss(task.model(x), y).item()
+    assert fitted.history[0]["loss"] == pytest.approx(whole, rel=1e-5)
+
+
+def test_equal_seeds_give_equal_runs(tmp_path: Path) -> None:
+    """Two runs of one seed end bitwise equal in everything; another seed's does not."""
+    train(tmp_path / "a")
+    train(tmp_path / "b")
+    train(tmp_path / "c", seed=2)
+    assert same(checkpoint_of(tmp_path / "a"), checkpoint_of(tmp_path / "b"))
+    assert not same(
+        checkpoint_of(tmp_path / "a")["weights"], checkpoint_of(tmp_path / "c")["weights"]
+    )
+
+
+def test_the_best_epochs_weights_are_kept(tmp_path: Path) -> None:
+    """The model ends with the weights of the epoch whose validation metric was best."""
+    task, fitted = train(tmp_path, epochs=12, learning_rate=0.5)
+    errors = [row["error"] for row in fitted.history]
+    assert fitted.best_epoch == 1 + errors.index(min(errors))
+    assert task.validate is not None
+    assert task.validate(task.model)["error"] == pytest.approx(min(errors))
+    assert not task.model.training
+
+
+def test_warmup_cosine_rises_and_falls() -> None:
+    """The rate grows to its full value over the warm-up and ends at the floor."""
+    optimizer = torch.optim.SGD(nn.Linear(1, 1).parameters(), lr=1.0)
+    schedule = fit.warmup_cosine(optimizer, warmup=4, total=20, floor=0.1)
+    rates = []
+    for _ in range(21):
+        rates.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        schedule.step()
+    assert rates[:4] == pytest.approx([0.25, 0.5, 0.75, 1.0])
+    assert rates[12] == pytest.approx(0.55)
+    assert rates[20] == pytest.approx(0.1)
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_stopped_run_continues_to_the_same_weights(
+    tmp_path: Path, whole_run: Path, number: signal.Signals, code: int
+) -> None:
+    """Stopped in the middle of an epoch and resumed, a run ends bitwise as if never stopped."""
+    process = start_process(tmp_path, pause_s=0.1)
+    wait_for_epoch(tmp_path, 1)
+    time.sleep(0.3)  # of eight steps of 0.1 s: the middle of the second epoch
+    process.send_signal(number)
+    _, err = process.communicate(timeout=DEADLINE_S)
+    assert process.returncode == code, err
+    assert "--resume continues" in err
+    assert "Traceback" not in err
+    assert 1 <= checkpoint_of(tmp_path)["run"]["epoch"] < 4
+
+    run_to_end(tmp_path, "--resume")
+    assert same(checkpoint_of(tmp_path), checkpoint_of(whole_run))
+
+
+def test_a_second_ctrl_c_is_honoured_at_once(tmp_path: Path) -> None:
+    """While the first Ctrl-C hangs in a clean-up, the second ends the process."""
+    process = start_process(tmp_path, "--stubborn", pause_s=0.2)
+    wait_for_epoch(tmp_path, 0)
+    time.sleep(0.3)
+    process.send_signal(signal.SIGINT)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "hanging\n"
+    process.send_signal(signal.SIGINT)
+    process.communicate(timeout=5)
+    assert process.returncode == -signal.SIGINT
+    checkpoint.load(tmp_path / run.CHECKPOINT_FILE)
+
+
+def test_a_loss_that_is_no_number_stops_the_run(tmp_path: Path) -> None:
+    """A target that is no number stops at its step, with epoch and step named."""
+    with pytest.raises(TrainingError, match=r"got nan at epoch 1, step [1-8]\."):
+        train(tmp_path, bad_row=3)
+    assert checkpoint_of(tmp_path)["run"]["epoch"] == 0
+
+
+def test_two_processes_learn_what_one_learns(tmp_path: Path) -> None:
+    """Run by torchrun, two processes over gloo agree, come close to one, and one writes."""
+    train(tmp_path / "one", dropout=0.0)
+    done = subprocess.run(
+        [*TORCHRUN, str(RECIPE), "--run-dir", str(tmp_path / "two"), "--dropout", "0"],
+        check=False,
+        capture_output=True,
+        text=True,
+        env=environment(),
+        timeout=DEADLINE_S,
+    )
+    assert done.returncode == 0, done.stderr
+    ranks = dict(line.split() for line in done.stdout.splitlines() if len(line.split()) == 2)
+    assert set(ranks) == {"0", "1"}
+    assert ranks["0"] == ranks["1"]
+    assert done.stderr.count("epoch 4/4") == 1
+    two, one = checkpoint_of(tmp_path / "two"), checkpoint_of(tmp_path / "one")
+    assert len(two["run"]["random"]) == 2
+    for name, value in one["weights"].items():
+        if "norm" not in name:  # its statistics are of half a batch
+            torch.testing.assert_close(two["weights"][name], value, rtol=0, atol=2e-3)
+    losses = [[row["loss"] for row in part["run"]["history"]] for part in (one, two)]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-3)
+
+
+def test_autocast_trains_and_keeps_float32_weights(tmp_path: Path, whole_run: Path) -> None:
+    """Under bf16 the loss differs from float32's a little, and weights stay float32."""
+    run_to_end(tmp_path, "--precision", "bf16")
+    full, half = checkpoint_of(whole_run), checkpoint_of(tmp_path)
+    losses = [content["run"]["history"][0]["loss"] for content in (full, half)]
+    assert losses[0] != losses[1]
+    assert losses[0] == pytest.approx(losses[1], rel=0.05)
+    assert half["weights"]["out.weight"].dtype == torch.float32
+
+
+def test_what_is_validated_is_what_is_kept(tmp_path: Path) -> None:
+    """Under bf16 too, the kept average alone gives the error that its epoch was validated with."""
+    run_to_end(tmp_path, "--precision", "bf16")
+    content = checkpoint_of(tmp_path)
+    model, (x, y) = tiny_recipe.Tiny(0.3).eval(), tiny_recipe.make_data().tensors
+    model.load_state_dict(content["weights"])
+    with torch.no_grad():
+        error = nn.functional.mse_loss(model(x), y).item()
+    row = content["run"]["history"][content["run"]["best_epoch"] - 1]
+    assert error == pytest.approx(row["error"], rel=1e-5)
+
+
+def test_an_unknown_precision_is_a_usage_error(tmp_path: Path) -> None:
+    """An unknown precision, and fp16 on a CPU, are refused: code 2, one line, no files."""
+    process = start_process(tmp_path / "run", "--precision", "int3")
+    _, err = process.communicate(timeout=DEADLINE_S)
+    assert process.returncode == 2
+    assert "precision must be one of float32, bf16, fp16, got 'int3'" in err
+    assert err.count("\n") == 1
+    assert not (tmp_path / "run").exists()
+    if not torch.accelerator.is_available():
+        with pytest.raises(UsageError, match="bf16"):
+            fit.start(tiny_recipe.Settings(precision="fp16"))
+
+
+def test_resume_needs_the_same_run(tmp_path: Path) -> None:
+    """Other settings or other data are refused by name; without a checkpoint there is none."""
+    with pytest.raises(CheckpointError, match="no such file"):
+        train(tmp_path, resume=True)
+    train(tmp_path)
+    with pytest.raises(CheckpointError, match="dropout, learning_rate"):
+        train(tmp_path, resume=True, dropout=0.1, learning_rate=0.1)
+    settings = tiny_recipe.Settings(run_dir=tmp_path, resume=True)
+    accelerator = fit.start(settings)
+    task = replace(tiny_recipe.make_task(settings), data_digest="other")
+    with pytest.raises(CheckpointError, match="the data"):
+        fit.fit(task, settings, accelerator)
+
+
+def test_a_finished_run_is_not_trained_again(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The same command twice trains once and says so; --again and other settings train."""
+
+    def command(**changes: Any) -> tuple[str, int]:
+        tiny_recipe.main.__wrapped__(settings=tiny_recipe.Settings(run_dir=tmp_path, **changes))
+        return capsys.readouterr().out, (tmp_path / run.METRICS_FILE).stat().st_mtime_ns
+
+    _, first = command()
+    out, second = command(threads=1)
+    assert "holds this run already" in out
+    assert out.count("\n") == 1
+    assert second == first
+    _, third = command(again=True)
+    assert third > first
+    out, fourth = command(seed=5)
+    assert "holds this run" not in out
+    assert fourth > third
+
+
+def test_a_new_run_takes_the_old_ones_word_back(tmp_path: Path) -> None:
+    """A run that fails leaves no metrics.json or recipe.json of the one before it."""
+    tiny_recipe.main.__wrapped__(settings=tiny_recipe.Settings(run_dir=tmp_path))
+    assert {"metrics.json", "recipe.json"} <= names_in(tmp_path)
+    with pytest.raises(TrainingError):
+        train(tmp_path, bad_row=0)
+    assert not {"metrics.json", "recipe.json"} & names_in(tmp_path)
+
+
+def test_metrics_tell_the_history(whole_run: Path) -> None:
+    """metrics.json has a row for each epoch with loss, rate, metric and time."""
+    metrics = json.loads((whole_run / run.METRICS_FILE).read_text())
+    assert [row["epoch"] for row in metrics["history"]] == [1, 2, 3, 4]
+    assert set(metrics["history"][0]) == {"epoch", "loss", "learning_rate", "error", "seconds"}
+    assert metrics["data_digest"] == "tiny"
+    assert (whole_run / run.CURVE_FILE).read_bytes().startswith(b"\x89PNG")
+
+
+def test_tensorboard_events_are_written(tmp_path: Path) -> None:
+    """With --tensorboard, the events hold loss and metric for every epoch."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    _, fitted = train(tmp_path, tensorboard=True)
+    events = EventAccumulator(str(tmp_path / run.EVENTS_DIR))
+    events.Reload()
+    losses = [event.value for event in events.Scalars("loss")]
+    assert losses == pytest.approx([row["loss"] for row in fitted.history])
+    assert [event.step for event in events.Scalars("error")] == [1, 2, 3, 4]
+
+
+def test_missing_tensorboard_is_a_usage_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where the package is missing, the error says what to install."""
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    with pytest.raises(UsageError, match="pip install"):
+        train(tmp_path, tensorboard=True)
+    assert not names_in(tmp_path)

@@ -1,0 +1,348 @@
+"""MovieLens-100k as recommend.py learns from it: fetched, read, split, fed and judged.
+
+100,000 ratings of 1,682 films by 943 people, 1997 to 1998 (Harper and Konstan 2015). The
+licence forbids passing the data on, so it is fetched: the recbole 1.2.1 wheel on PyPI holds a
+copy, which is taken out without installing recbole.
+"""
+
+import os
+import subprocess
+import sys
+import tempfile
+import zipfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch.utils.data import Dataset
+
+from marship import console
+from marship.contract import Array, Arrays, digest_files
+from marship.errors import DataError
+from marship.storage import replacing
+
+TOP = 10
+ITEMS = 1683
+"""Item ids are 1 to 1682; 0 fills up short rows."""
+GENRES = (
+    *("Action", "Adventure", "Animation", "Children's", "Comedy", "Crime", "Documentary"),
+    *("Drama", "Fantasy", "Film-Noir", "Horror", "Musical", "Mystery", "Romance", "Sci-Fi"),
+    *("Thriller", "War", "Western", "unknown"),
+)
+LONGEST = 100
+"""Events of a history that the model looks at."""
+PERIODS = (1, 1930, 1940, 1950, 1960, 1970, 1980, 1985, 1990, *range(1992, 1999))
+"""First years; what comes before them all is an unknown year."""
+FACTS = len(GENRES) + len(PERIODS) + 1
+WHEEL = "recbole-1.2.1-py3-none-any.whl"
+WHEEL_SHA256 = "9c9948202011f37eb0a7c6768129313f00d6403ad221ec940d5e2d5d5f33a407"
+FILES_SHA256 = {
+    "ml-100k.inter": "4edb74e2a81178c2ba9ff381495f754f996c4aea351b1272ca36b43da0935eff",
+    "ml-100k.item": "51d7cdf777ce5c0f5b32c1d947a4a81fe07d75e78abbe761e0cd4d0756064532",
+}
+INTER, ITEM = FILES_SHA256
+FETCH_TIMEOUT_S = 300
+
+
+@dataclass(frozen=True, slots=True)
+class History:
+    """What one person rated, oldest first.
+
+    Attributes:
+        items: int64, shape (events,), 1 to 1682.
+        ratings: float32, shape (events,), 1 to 5.
+        times: int64, shape (events,), seconds since 1970.
+    """
+
+    items: npt.NDArray[np.int64]
+    ratings: npt.NDArray[np.float32]
+    times: npt.NDArray[np.int64]
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def __getitem__(self, part: slice | npt.NDArray[np.generic]) -> "History":
+        return History(self.items[part], self.ratings[part], self.times[part])
+
+
+@dataclass(frozen=True, slots=True)
+class Split:
+    """Who is learned from and who is asked about.
+
+    Attributes:
+        train: Histories to learn from.
+        known: All that was known when the test begins, for models without training.
+        valid: Histories whose last event is to be predicted from those before it.
+        test: The same, for the final figures.
+    """
+
+    train: list[History]
+    known: list[History]
+    valid: list[History]
+    test: list[History]
+
+
+def cache_dir() -> Path:
+    """`$MARSHIP_CACHE`, else `marship` in `$XDG_CACHE_HOME` or in `~/.cache`."""
+    if chosen := os.environ.get("MARSHIP_CACHE"):
+        return Path(chosen)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "marship"
+
+
+def fetch() -> Path:
+    """The folder with the checked files, fetched with pip where the cache has them not.
+
+    Raises:
+        DataError: pip cannot fetch the wheel, or it is not the one that is known.
+    """
+    folder = cache_dir() / "ml-100k"
+    if all(_is_whole(folder / name) for name in FILES_SHA256):
+        return folder
+    console.err.print(
+        f"fetching MovieLens-100k (2 MB, {WHEEL} from PyPI) into {folder}", soft_wrap=True
+    )
+    with tempfile.TemporaryDirectory() as temporary:
+        wheel = _download(Path(temporary))
+        with zipfile.ZipFile(wheel) as archive:
+            for name in FILES_SHA256:
+                with replacing(folder / name) as draft:
+                    draft.write_bytes(archive.read(f"recbole/dataset_example/ml-100k/{name}"))
+    return folder
+
+
+def _is_whole(path: Path) -> bool:
+    return path.is_file() and digest_files(path) == FILES_SHA256[path.name]
+
+
+def _download(folder: Path) -> Path:
+    pip = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check"]
+    where = ["--no-deps", "--only-binary", ":all:", "--dest", str(folder), "recbole==1.2.1"]
+    try:
+        subprocess.run(
+            [*pip, *where], check=True, capture_output=True, text=True, timeout=FETCH_TIMEOUT_S
+        )
+    except subprocess.TimeoutExpired as error:
+        raise DataError(
+            f"pip must fetch {WHEEL} within {FETCH_TIMEOUT_S} s, got no answer. "
+            "Look at the network and run again."
+        ) from error
+    except subprocess.CalledProcessError as error:
+        reason = (error.stderr.strip().splitlines() or ["no message"])[-1]
+        raise DataError(
+            f"pip must fetch {WHEEL}, got: {reason} Look at the network and pip's index and run "
+            "again, or give --data-dir a folder with the files."
+        ) from error
+    wheel = folder / WHEEL
+    got = digest_files(wheel) if wheel.is_file() else "no such file"
+    if got != WHEEL_SHA256:
+        raise DataError(
+            f"{WHEEL} must have SHA-256 {WHEEL_SHA256}, got {got}. The index that pip uses "
+            "does not serve the published file; choose another one."
+        )
+    return wheel
+
+
+def digest(folder: Path) -> str:
+    """SHA-256 of the files that are read.
+
+    Raises:
+        DataError: One of them is missing.
+    """
+    for name in FILES_SHA256:
+        if not (folder / name).is_file():
+            raise DataError(
+                f"{folder} must hold {' and '.join(FILES_SHA256)}, got no {name}. "
+                "Give --data-dir a folder with the files of MovieLens-100k, or leave it out."
+            )
+    return digest_files(folder / INTER, folder / ITEM)
+
+
+def read_histories(folder: Path) -> list[History]:
+    """Every person's events in order of time; ties stay in the order of the file.
+
+    Raises:
+        DataError: The file is missing or not of this form.
+    """
+    path = folder / INTER
+    try:
+        table = np.loadtxt(path, skiprows=1, dtype=np.float64, ndmin=2)
+        users, items, ratings, times = table.T
+    except (OSError, ValueError) as error:
+        raise DataError(
+            f"{path} must hold rows of user, item, rating and time, got: {error}."
+        ) from error
+    if not ((items >= 1) & (items < ITEMS) & (items % 1 == 0)).all() or times.min() < 1:
+        raise DataError(f"{path} must have items 1 to {ITEMS - 1} and times above 0, got others.")
+    order = np.lexsort((times, users))  # stable
+    events = History(items.astype(np.int64), ratings.astype(np.float32), times.astype(np.int64))
+    starts = np.unique(users[order], return_index=True)[1]
+    rows = np.split(order, starts[1:])
+    return [events[row] for row in rows if len(row) >= 4]
+
+
+def read_items(folder: Path) -> dict[int, dict[str, object]]:
+    """By item id: title with year, the file's own id, year and genres.
+
+    Raises:
+        DataError: The file is missing or not of this form.
+    """
+    path = folder / ITEM
+    found: dict[int, dict[str, object]] = {}
+    try:
+        for line in path.read_text(encoding="utf-8").splitlines()[1:]:
+            raw_id, title, year, genres = line.split("\t")
+            found[int(raw_id)] = {
+                "title": f"{title} ({year})" if year.isdigit() else title,
+                "raw_id": raw_id,
+                "year": int(year) if year.isdigit() else None,
+                "genres": genres.split(),
+            }
+    except (OSError, ValueError) as error:
+        raise DataError(
+            f"{path} must hold rows of item, title, year and genres, got: {error}."
+        ) from error
+    if set(found) - set(range(1, ITEMS)) or len(found) != ITEMS - 1:
+        raise DataError(f"{path} must describe items 1 to {ITEMS - 1}, got {len(found)} items.")
+    return found
+
+
+def fact_table(items: dict[int, dict[str, object]]) -> npt.NDArray[np.float32]:
+    """What is known of each item: its genres, sharing a weight of 1, and its period.
+
+    float32, shape (1683, FACTS); row 0, the padding, is zero.
+    """
+    genres = np.zeros((ITEMS, len(GENRES)), np.float32)
+    periods = np.zeros((ITEMS, len(PERIODS) + 1), np.float32)
+    for item, facts in items.items():
+        for genre in facts["genres"]:  # type: ignore[attr-defined]  # a list of texts
+            genres[item, GENRES.index(genre)] = 1
+        periods[item, np.searchsorted(PERIODS, facts["year"] or 0, side="right")] = 1
+    return np.concatenate([genres / np.maximum(genres.sum(1, keepdims=True), 1), periods], 1)
+
+
+def split_last(histories: list[History]) -> Split:
+    """Leave one out: everyone's last event is the test, the one before it validation."""
+    return Split(
+        train=[h[:-2] for h in histories],
+        known=[h[:-1] for h in histories],
+        valid=[h[:-1] for h in histories],
+        test=histories,
+    )
+
+
+def split_time(histories: list[History], share: float = 0.8) -> Split:
+    """One point in time: nothing that happened after it is learned from.
+
+    The test asks for the last event of everyone who was active after the point, from all of
+    their own events before it, as a server would that was trained at that point.
+    """
+    point = np.quantile(np.concatenate([h.times for h in histories]), share)
+    before = [h[h.times < point] for h in histories]
+    before = [h for h in before if len(h) >= 3]
+    return Split(
+        train=[h[:-1] for h in before],
+        known=before,
+        valid=before,
+        test=[h for h in histories if h.times[-1] >= point],
+    )
+
+
+class Stretches(Dataset[dict[str, Array]]):
+    """One stretch of each person's history, drawn anew each time.
+
+    So people count alike, as they do in the test, and not by how much they rated. Events of
+    one second have no order of their own: each draw gives them another.
+    """
+
+    def __init__(self, histories: Sequence[History], unknown: float) -> None:
+        self.histories, self.unknown = histories, unknown
+
+    def __len__(self) -> int:
+        return len(self.histories)
+
+    def __getitem__(self, person: int) -> dict[str, Array]:
+        history = self.histories[person]
+        history = history[np.lexsort((torch.rand(len(history)).numpy(), history.times))]
+        first = int(torch.randint(max(len(history) - LONGEST, 1), ()))
+        part = history[first : first + LONGEST + 1]
+        earlier = np.zeros(ITEMS, bool)
+        earlier[history.items[:first]] = True
+        no_rating, no_time = torch.rand(2).tolist()
+        return {
+            "items": part.items[:-1],
+            "ratings": part.ratings[:-1] * (no_rating >= self.unknown),
+            "times": part.times[:-1] * (no_time >= self.unknown),
+            "next": part.items[1:],
+            "earlier": earlier,
+        }
+
+
+def pad(rows: Sequence[Array]) -> Array:
+    """Rows of unequal length as one array, filled up with 0 on the right."""
+    padded = np.zeros((len(rows), max(map(len, rows))), rows[0].dtype)
+    for index, row in enumerate(rows):
+        padded[index, : len(row)] = row
+    return padded
+
+
+def collate(rows: list[dict[str, Array]]) -> dict[str, torch.Tensor]:
+    """A batch of stretches."""
+    return {name: torch.from_numpy(pad([row[name] for row in rows])) for name in rows[0]}
+
+
+def inputs_of(histories: Sequence[History]) -> Arrays:
+    """The model's inputs for the latest events of each history, by name."""
+    return {
+        "items": pad([h.items[-LONGEST:] for h in histories]),
+        "ratings": pad([h.ratings[-LONGEST:] for h in histories]),
+        "times": pad([h.times[-LONGEST:] for h in histories]),
+    }
+
+
+def judge(outputs: Arrays, targets: Arrays) -> dict[str, float]:
+    """HR@10 and NDCG@10 among all items less those seen; ties count against the model.
+
+    Args:
+        outputs: `scores`, (users, 1683).
+        targets: `item`, int (users,), and `seen`, bool (users, 1683), padding included.
+    """
+    scores = np.where(targets["seen"], -np.inf, outputs["scores"])
+    wanted = np.take_along_axis(outputs["scores"], targets["item"][:, None], 1)
+    rank = (~(scores < wanted)).sum(1) - 1  # as written, a score that is no number is no hit
+    gain = np.where(rank < TOP, 1 / np.log2(np.minimum(rank, TOP) + 2), 0)
+    return {"hr@10": float((rank < TOP).mean()), "ndcg@10": float(gain.mean())}
+
+
+def targets_of(histories: Sequence[History]) -> Arrays:
+    """What `judge` needs to know about histories whose last event is asked for."""
+    seen = np.zeros((len(histories), ITEMS), bool)
+    seen[:, 0] = True
+    for row, history in zip(seen, histories, strict=True):
+        row[history.items[:-1]] = True
+    return {"item": np.array([h.items[-1] for h in histories]), "seen": seen}
+
+
+def popularity(known: Sequence[History], histories: Sequence[History]) -> dict[str, float]:
+    """The same of recommending to all what most people rated."""
+    counts = np.bincount(np.concatenate([h.items for h in known]), minlength=ITEMS)
+    scores = np.tile(counts.astype(np.float32), (len(histories), 1))
+    return judge({"scores": scores}, targets_of(histories))
+
+
+def ease(
+    known: Sequence[History], histories: Sequence[History], penalty: float = 500.0
+) -> dict[str, float]:
+    """The same of EASE (Steck 2019, Embarrassingly Shallow Autoencoders, equation 8)."""
+    x = np.zeros((len(known), ITEMS))
+    for row, history in zip(x, known, strict=True):
+        row[history.items] = 1
+    inverse = np.linalg.inv(x.T @ x + penalty * np.eye(ITEMS))
+    weights = inverse / -np.diag(inverse)
+    np.fill_diagonal(weights, 0)
+    targets = targets_of(histories)
+    seen = targets["seen"].astype(np.float64)
+    seen[:, 0] = 0
+    return judge({"scores": seen @ weights}, targets)
