@@ -10,7 +10,6 @@ The answer lists the k best items, best first, with the model's score (higher is
     {"items": [{"item": 181, "title": "Return of the Jedi (1983)", "score": 7.31}]}
 """
 
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -24,14 +23,6 @@ from marship.serving.handler import OnnxHandler, Reply, Request
 ITEMS_FILE = "items.json"
 DEFAULT_K = 10
 KEYS = ("history", "ratings", "times", "k", "include_seen")
-
-
-@dataclass(frozen=True, slots=True)
-class Wish:
-    """What to leave out of an answer, and how long it may be."""
-
-    seen: Array
-    k: int
 
 
 class RecommendHandler(OnnxHandler):
@@ -51,8 +42,8 @@ class RecommendHandler(OnnxHandler):
         """A request of the right form."""
         return {"history": [50, 172, 1], "k": DEFAULT_K, "include_seen": False}
 
-    def decode(self, request: Request) -> tuple[Arrays, Wish]:
-        """One user's history as tensors of one row.
+    def decode(self, request: Request) -> tuple[Arrays, tuple[Array, int]]:
+        """One user's history as tensors of one row; which items to leave out, and k.
 
         Raises:
             RequestError: The body is not what `advice` shows, or names unknown items.
@@ -63,7 +54,7 @@ class RecommendHandler(OnnxHandler):
                 f"the body must be a JSON object with history and no keys but {', '.join(KEYS)}."
             )
         history = self._history(value["history"])
-        wish = Wish(_seen(history, value), self._k(value.get("k", DEFAULT_K)))
+        left_out, k = _left_out(history, value), self._k(value.get("k", DEFAULT_K))
         columns = {
             "items": history,
             "ratings": _numbers("ratings", value.get("ratings"), len(history)),
@@ -73,14 +64,15 @@ class RecommendHandler(OnnxHandler):
         return {
             spec.name: columns[spec.name][-longest:].astype(spec.dtype)[None]
             for spec in self.contract.inputs
-        }, wish
+        }, (left_out, k)
 
-    def encode(self, outputs: Arrays, state: Wish) -> Reply:
-        """The best items by score, those left out excepted."""
+    def encode(self, outputs: Arrays, state: tuple[Array, int]) -> Reply:
+        """The k best items by score, those left out excepted."""
+        left_out, most = state
         scores = outputs["scores"][0].astype(np.float64)
         scores[0] = -np.inf  # index 0 is padding, no item
-        scores[state.seen] = -np.inf
-        k = min(state.k, int(np.isfinite(scores).sum()))
+        scores[left_out] = -np.inf
+        k = min(most, int(np.isfinite(scores).sum()))
         best = np.argpartition(-scores, k - 1)[:k] if k else np.empty(0, np.int64)
         ranked = best[np.argsort(-scores[best], kind="stable")]
         items = [
@@ -108,7 +100,7 @@ class RecommendHandler(OnnxHandler):
         return min(value, len(self._titles))
 
 
-def _seen(history: Array, value: dict[str, Any]) -> Array:
+def _left_out(history: Array, value: dict[str, Any]) -> Array:
     include = value.get("include_seen", False)
     if not isinstance(include, bool):
         raise InvalidInputError(f"include_seen must be true or false, got {_short(include)}.")

@@ -1,5 +1,6 @@
 """Stages a model and builds its `.mar`: self-contained, and the same bytes every time."""
 
+import ast
 import json
 import re
 import shutil
@@ -209,6 +210,7 @@ def build(contents: Contents, settings: PackageSettings) -> Path:
     for path in (contents.handler, *contents.assets):
         if not path.is_file():
             raise UsageError(f"{path} must be a file that goes into the archive, got none there.")
+    _check_handler(contents.handler)
     if not _NAME.fullmatch(contents.name):
         raise UsageError(f"{contents.name!r} is no model name. Give one with --name.")
     target = settings.model_store / f"{contents.name}.mar"
@@ -227,6 +229,24 @@ def build(contents: Contents, settings: PackageSettings) -> Path:
         )
         _normalize(scratch / target.name, draft)
     return target
+
+
+def _check_handler(path: Path) -> None:
+    """Hold a handler's file against TorchServe's rule before a worker dies of it.
+
+    Its model loader takes a function `handle`, else the only class that the file defines.
+    """
+    try:
+        body = ast.parse(path.read_bytes()).body
+    except (SyntaxError, ValueError) as error:
+        raise UsageError(f"{path} must be Python, got: {error}.") from error
+    classes = [node.name for node in body if isinstance(node, ast.ClassDef)]
+    functions = [node.name for node in body if isinstance(node, ast.FunctionDef)]
+    if "handle" not in functions and len(classes) != 1:
+        raise UsageError(
+            f"{path} must define one class, as TorchServe takes a handler, got "
+            f"{', '.join(classes) or 'none'}. Move others into a file packed with --asset."
+        )
 
 
 @contextmanager

@@ -122,6 +122,31 @@ def test_bad_settings_are_named(
     assert not list((tmp_path / "store").glob("*")) if (tmp_path / "store").exists() else True
 
 
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("class A: ...\nclass B: ...\n", "must define one class, .* got A, B"),
+        ("x = 1\n", "must define one class, .* got none"),
+        ("class A:\n", "must be Python"),
+    ],
+)
+def test_a_handler_that_torchserve_would_refuse_is_refused_here(
+    linear_onnx: Path, tmp_path: Path, text: str, words: str
+) -> None:
+    """Two classes, none, or a syntax error are named before a worker dies of them."""
+    handler = tmp_path / "own_handler.py"
+    handler.write_text(text)
+    with pytest.raises(UsageError, match=words):
+        pack(linear_onnx, tmp_path / "store", handler=handler)
+
+
+def test_a_handler_may_be_a_function(linear_onnx: Path, tmp_path: Path) -> None:
+    """A file with a function `handle` may define as many classes as it likes."""
+    handler = tmp_path / "own_handler.py"
+    handler.write_text("class A: ...\nclass B: ...\ndef handle(data, context): ...\n")
+    assert pack(linear_onnx, tmp_path / "store", handler=handler).is_file()
+
+
 def test_an_asset_cannot_replace_a_part_of_the_archive(linear_onnx: Path, tmp_path: Path) -> None:
     """An asset named like the contract is refused."""
     asset = tmp_path / "model.onnx"
