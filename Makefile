@@ -12,7 +12,7 @@ setup: .venv/.done  ## make .venv and install everything
 .venv/.done: requirements.lock pyproject.toml
 	@echo "installing into .venv: about 1.5 GB, a few minutes the first time"
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet --progress-bar on --disable-pip-version-check -r requirements.lock
+	$(BIN)/pip install --disable-pip-version-check -r requirements.lock
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --editable .
 	@touch $@
 

@@ -4,7 +4,8 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 export MARSHIP_HOME="$PWD/.marship/demo"
 
-step() { printf '\n\033[1;36m$ %s\033[0m\n' "$*" >&2; "$@"; }
+[ -t 1 ] && accent=$'\033[1;36m' plain=$'\033[0m' || accent='' plain=''
+step() { printf '\n%s$ %s%s\n' "$accent" "$*" "$plain"; "$@"; }
 trap 'marship stop >/dev/null 2>&1 || true' EXIT
 
 step python training/recommend.py
@@ -14,6 +15,14 @@ step marship package runs/recommend
 marship stop >/dev/null 2>&1 || true   # one that an earlier demo may have left
 step marship serve --detach --free-ports
 step marship register recommend --workers 1
+
+printf '\nSomebody in the data rated these, the newest last:\n'
+python - <<'FILMS'
+import json
+items = json.load(open("runs/recommend/items.json"))
+for item in json.load(open("runs/recommend/request.json"))["history"][-8:]:
+    print("  ", items[str(item)]["title"])
+FILMS
 step marship predict recommend runs/recommend/request.json
 step marship scale recommend 2
 step marship predict recommend runs/recommend/request.json

@@ -51,8 +51,6 @@ def _text(value: object) -> str:
 
 def show_export(done: "Exported") -> None:
     """What was exported, and how near it is to PyTorch."""
-    if not done.fresh:
-        console.out.print(f"{done.run_dir} is exported already; --again exports it anew")
     show_contract(done.contract)
     difference = done.report["largest_difference"]
     facts(

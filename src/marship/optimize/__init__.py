@@ -88,7 +88,7 @@ def optimize_run(run_dir: Path, settings: OptimizeSettings) -> Optimized:
         DataError: Calibration or held-out data is damaged or does not fit the model.
     """
     from marship.optimize.choice import choose
-    from marship.optimize.report import draw, entry, table
+    from marship.optimize.report import draw, entry, remarks, table
 
     material = _gather(run_dir)
     if settings.variant not in (None, EXPORTED, *PASSES):
@@ -120,7 +120,9 @@ def optimize_run(run_dir: Path, settings: OptimizeSettings) -> Optimized:
         write_json(draft / REPORT_FILE, report)
     _remove_stale(run_dir, variants)
     console.out.print(table(variants, chosen, rule))
-    console.out.print(f"{chosen} is chosen: {why}.")
+    for line in remarks(variants):
+        console.out.print(line, style="dim", markup=False, soft_wrap=True)
+    console.out.print(f"{chosen} is chosen: {why}.", markup=False, soft_wrap=True)
     return Optimized(run_dir, report, fresh=True)
 
 

@@ -19,35 +19,36 @@ INK, CHOSEN, OTHER, LIMIT = "#1f2933", "#0b7285", "#adb5bd", "#c92a2a"
 
 
 def table(variants: Sequence[Variant], chosen: str, rule: Rule) -> Table:
-    """One row for each variant, the chosen one marked."""
+    """One row for each variant that was built, the chosen one marked; times in milliseconds."""
     built = [variant for variant in variants if variant.file]
     batches = list(built[0].latency_ms) if built else []
     found = Table(box=None, header_style="bold", pad_edge=False)
-    found.add_column("variant")
-    for title in ("size", "load", *(f"{batch} rows: median / p99" for batch in batches)):
-        found.add_column(title, justify="right")
-    found.add_column(rule.metric or "", justify="right")
-    found.add_column("largest difference", justify="right")
-    found.add_column("")
-    for variant in variants:
-        found.add_row(*_cells(variant, batches, rule, variant.name == chosen))
+    found.add_column("variant", no_wrap=True)
+    titles = [title for n in batches for title in (f"{n} row{'s' * (n != '1')}\nms", "p99\nms")]
+    for title in ("size", "load\nms", *titles, rule.metric or "", "differs"):
+        found.add_column(title, justify="right", no_wrap=True)
+    for variant in built:
+        style = "bold green" if variant.name == chosen else None
+        found.add_row(*_cells(variant, batches, rule), style=style)
     return found
 
 
-def _cells(variant: Variant, batches: Sequence[str], rule: Rule, is_chosen: bool) -> list[str]:
-    if variant.file is None:
-        blank = [""] * (len(batches) + 4)
-        return [f"[dim]{variant.name}[/]", *blank, f"[dim]not built: {variant.reason}[/]"]
-    times = [f"{t.median:.3f} / {t.p99:.3f} ms" for t in map(variant.latency_ms.get, batches) if t]
+def _cells(variant: Variant, batches: Sequence[str], rule: Rule) -> list[str]:
+    times = [variant.latency_ms[batch] for batch in batches]
     return [
-        f"[bold green]{variant.name}[/]" if is_chosen else variant.name,
+        variant.name,
         size(variant.size_bytes),
-        f"{variant.load_ms:.0f} ms",
-        *times,
+        f"{variant.load_ms:.0f}",
+        *(f"{value:.3f}" for time in times for value in (time.median, time.p99)),
         f"{variant.metrics[rule.metric]:.4f}" if rule.metric else "",
         f"{variant.absolute:.2g}",
-        "[bold green]chosen[/]" if is_chosen else f"[dim]{variant.objection or ''}[/]",
     ]
+
+
+def remarks(variants: Sequence[Variant]) -> list[str]:
+    """A line for each variant that could not be built or could not be chosen: why."""
+    why = {v.name: f"not built: {v.reason}" if v.file is None else v.objection for v in variants}
+    return [f"{name}: {text}" for name, text in why.items() if text]
 
 
 def size(size_bytes: int) -> str:
