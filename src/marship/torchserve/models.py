@@ -173,7 +173,7 @@ def set_default(access: Access, name: str, version: str) -> Flow[None]:
         raise unknown(name, version) from error
 
 
-def unregister(access: Access, name: str, version: str | None) -> Flow[None]:
+def unregister(access: Access, name: str, version: str | None = None) -> Flow[None]:
     """Remove a version, or the default one, and end its workers.
 
     Raises:
