@@ -142,6 +142,7 @@ def serve(
         console.err.print("[dim]Ctrl-C stops it[/]")
 
     started.hold(on_hold=on_hold)
+    console.err.print("stopped")
 
 
 @app.command(rich_help_panel=SERVER_STEPS)

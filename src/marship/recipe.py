@@ -104,7 +104,10 @@ def _module(place: str) -> ModuleType:
     """Import a file or a module, with its folder on the path as `python file.py` would have it."""
     path = Path(place)
     if place.endswith(".py") and not path.is_file():
-        raise UsageError(f"{place} must be a Python file, got none there.")
+        raise UsageError(
+            f"{place} must be a Python file, got none there. Run this from the folder that the "
+            "path starts in."
+        )
     folder = str(path.resolve().parent if place.endswith(".py") else Path.cwd())
     if folder not in sys.path:
         sys.path.insert(0, folder)

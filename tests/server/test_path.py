@@ -16,8 +16,7 @@ import torch
 from marship import Client
 from marship.checkpoint import load_weights
 from marship.recipe import resolve
-
-UNSHARE = ["/usr/bin/unshare", "--mount", "--map-root-user"]
+from small_disk import run_on
 
 Command = Callable[..., subprocess.CompletedProcess[str]]
 
@@ -188,18 +187,11 @@ def test_steps_that_have_nothing_to_do_say_so(
 def test_a_full_disk_leaves_the_old_archive(served: Client, place: Path, tmp_path: Path) -> None:
     """Packaging into a full model store is one line, and what lay there stays."""
     del served
-    mount = (
-        'mkdir -p "$0" && mount -t tmpfs -o size=64k none "$0" && '
+    script = (
         'echo old > "$0/regression.mar" && '
-        '"$1" -m marship package runs/regression --model-store "$0"; cat "$0"/* ; ls -A "$0"'
+        '"$1" -m marship package runs/regression --model-store "$0"; cat "$0"/*; ls -A "$0"'
     )
-    done = subprocess.run(
-        [*UNSHARE, "sh", "-c", mount, str(tmp_path / "full"), sys.executable],
-        cwd=place,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    done = run_on(tmp_path / "full", 64, script, sys.executable, cwd=place)
     assert "no space left" in done.stderr
     assert done.stderr.count("\n") == 1
     assert done.stdout.split() == ["old", "regression.mar"]

@@ -3,6 +3,7 @@
 Changed are only the size of the training, the data (ours, generated) and the ports.
 """
 
+import contextlib
 import os
 import re
 import subprocess
@@ -15,6 +16,7 @@ import pytest
 import torch
 
 from marship import server
+from marship.errors import NotRunningError
 from mini_movielens import write_mini
 
 README = (Path(__file__).parents[2] / "README.md").read_text()
@@ -52,12 +54,9 @@ def shell(place: Path) -> Iterator["Shell"]:
     weights = {"scale.weight": torch.ones(1, 1), "scale.bias": torch.zeros(1)}
     torch.save(weights, place / "model.pt")
     np.savez(place / "example.npz", input=np.random.default_rng(0).random((8, 5), np.float32))
-    one = Shell(place)
-    try:
-        yield one
-    finally:
-        if one.url:
-            server.stop(place / ".marship")
+    yield Shell(place)
+    with contextlib.suppress(NotRunningError):
+        server.stop(place / ".marship")
 
 
 class Shell:

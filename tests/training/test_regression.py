@@ -1,7 +1,6 @@
 """The smallest recipe."""
 
 import json
-import subprocess
 import sys
 from pathlib import Path
 
@@ -11,8 +10,7 @@ import torch
 from marship.checkpoint import load_weights
 from marship.recipe import Recipe, resolve
 from recipes import REPOSITORY
-
-UNSHARE = ["/usr/bin/unshare", "--mount", "--map-root-user"]
+from small_disk import run_on
 
 
 def test_it_is_as_good_as_linear_regression(regression_run: Path) -> None:
@@ -54,17 +52,8 @@ def test_its_files_are_those_that_later_steps_read(regression_run: Path) -> None
 
 def test_a_full_disk_is_one_line(tmp_path: Path) -> None:
     """Training into a 12 KB file system says so and leaves no half-written checkpoint."""
-    mount = (
-        'mkdir "$0" && mount -t tmpfs -o size=12k none "$0" && '
-        '"$1" training/regression.py --epochs 1 --run-dir "$0/run"; ls -A "$0/run"'
-    )
-    done = subprocess.run(
-        [*UNSHARE, "sh", "-c", mount, str(tmp_path / "full"), sys.executable],
-        cwd=REPOSITORY,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    train = '"$1" training/regression.py --epochs 1 --run-dir "$0/run"; ls -A "$0/run"'
+    done = run_on(tmp_path / "full", 12, train, sys.executable, cwd=REPOSITORY)
     assert "checkpoint.pt must fit on the disk" in done.stderr
     assert done.stderr.count("\n") == 1
     assert done.stdout.split() == ["settings.json"]

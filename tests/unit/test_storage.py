@@ -10,6 +10,7 @@ import pytest
 
 from marship.errors import DataError, UsageError
 from marship.storage import StorageError, read_json, replacing, write_json
+from small_disk import run_on
 
 
 def test_a_file_takes_its_place_in_one_step(tmp_path: Path) -> None:
@@ -78,24 +79,7 @@ def test_a_disk_that_is_really_full_leaves_nothing(tmp_path: Path) -> None:
         "        draft.write_bytes(bytes(1 << 20))\n"
         "except MarshipError as error:\n    print(error, list(folder.iterdir()))\n"
     )
-    mount = 'mkdir -p $0 && mount -t tmpfs -o size=64k none $0 && exec $1 -c "$2" $0'
-    folder = str(tmp_path / "full")
-    done = subprocess.run(
-        [
-            "/usr/bin/unshare",
-            "--mount",
-            "--map-root-user",
-            "sh",
-            "-c",
-            mount,
-            folder,
-            sys.executable,
-            code,
-        ],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    done = run_on(tmp_path / "full", 64, '"$1" -c "$2" "$0"', sys.executable, code)
     assert done.stdout.strip().endswith("Free some and run again. []"), done.stderr
 
 
