@@ -147,3 +147,15 @@ def test_bad_requests_over_http(
     assert (answer.status_code, answer.json()["code"]) == (status, code)
     assert answer.headers["Content-Type"] == "application/json"
     assert answer.json()["expects"] == ["input: float32[batch, 3]"]
+
+
+def test_a_worker_reads_through_the_buffer_and_sees_the_headers(
+    linear_onnx: Path, store: Path, client: Client
+) -> None:
+    """On the known TorchServe the buffered transport is the one in use, headers included."""
+    handler = Path(__file__).parent / "onnx_handlers" / "tell_handler.py"
+    settings = PackageSettings(model_store=store, name="tell", handler=handler)
+    client.register(package(linear_onnx, settings).name)
+    answer = client.predict("tell", [[1, 2, 3]])
+    assert answer["reader"] == "marship.serving.transport"
+    assert answer["agent"].startswith("python-requests/")

@@ -21,8 +21,8 @@ import orjson
 
 from marship.contract import Array, Arrays, Contract, TensorSpec
 from marship.errors import InvalidInputError, MalformedError, UnsupportedMediaError
+from marship.serving.transport import JSON_TYPE as JSON_TYPE  # noqa: PLC0414  a name of codec, too
 
-JSON_TYPE = "application/json"
 NPY_TYPE = "application/x-npy"
 OCTETS_TYPE = "application/octet-stream"
 NPY_MAGIC = b"\x93NUMPY"
@@ -168,7 +168,7 @@ def to_array(value: object, spec: TensorSpec) -> Array:
     if array.size == 0:
         return array.astype(spec.dtype)
     want = np.dtype(spec.dtype)
-    if not _keeps_values(array, want):
+    if not keeps_values(array, want):
         raise InvalidInputError(
             f"{spec.name} must hold values of type {spec.dtype}, got {_offender(array, want)}."
         )
@@ -176,7 +176,8 @@ def to_array(value: object, spec: TensorSpec) -> Array:
         return array.astype(want, copy=False)
 
 
-def _keeps_values(array: Array, want: np.dtype[Any]) -> bool:
+def keeps_values(array: Array, want: np.dtype[Any]) -> bool:
+    """Whether a conversion to the wanted type changes no value but by rounding a float."""
     have = array.dtype
     if have.kind == "b" or want.kind == "b":
         return have.kind == want.kind

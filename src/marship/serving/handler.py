@@ -10,7 +10,6 @@ import os
 import time
 import uuid
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from http import HTTPStatus
 from pathlib import Path
 from typing import Any, Protocol
@@ -19,9 +18,10 @@ import orjson
 
 from marship.contract import CONTRACT_FILE, GOLDEN_FILE, Arrays, Contract
 from marship.errors import LoadError, MarshipError, ModelError, RequestError, TooLargeError
-from marship.serving import codec
+from marship.serving import codec, rows, transport
 from marship.serving.batch import Batcher
 from marship.serving.session import Session, SessionSettings
+from marship.serving.transport import Reply, Request
 
 logger = logging.getLogger(__name__)
 
@@ -50,42 +50,23 @@ class Context(Protocol):
     def set_response_header(self, idx: int, key: str, value: str) -> None:
         """Set one answer's header."""
 
-    def set_response_content_type(self, idx: int, value: str) -> None:
-        """Set one answer's Content-Type."""
 
+class Clock:
+    """What a batch spent its time on."""
 
-@dataclass(frozen=True, slots=True)
-class Request:
-    """One request, as it came in.
+    def __init__(self) -> None:
+        self.seconds = {"decode": 0.0, "infer": 0.0, "encode": 0.0}
+        self._last = time.perf_counter()
 
-    Attributes:
-        body: The bytes; TorchServe may have parsed JSON already.
-        content_type: Of the body; empty where none was sent.
-        fields: Query parameters and further multipart fields, by name.
-    """
+    def lap(self, step: str) -> None:
+        """The time since the last lap was spent on this step."""
+        now = time.perf_counter()
+        self.seconds[step] += now - self._last
+        self._last = now
 
-    body: object
-    content_type: str = ""
-    fields: Mapping[str, object] = field(default_factory=dict)
-
-
-@dataclass(slots=True)
-class Reply:
-    """One answer; an error is one too."""
-
-    body: bytes
-    content_type: str = codec.JSON_TYPE
-    status: int = 200
-
-
-@dataclass(slots=True)
-class _Job:
-    """One request of a batch with what has become of it."""
-
-    request: Request
-    state: Any = None
-    decode_s: float = 0.0
-    reply: Reply | None = None
+    def server_timing(self) -> str:
+        """The Server-Timing header (W3C); durations are of the whole batch, in milliseconds."""
+        return ", ".join(f"{step};dur={s * 1e3:.3f}" for step, s in self.seconds.items())
 
 
 class OnnxHandler:
@@ -125,7 +106,13 @@ class OnnxHandler:
         warm_s = self.session.replay_golden(self.folder / GOLDEN_FILE)
         allow = bool((self.config.get("marship") or {}).get("allow_non_finite", False))
         self._batcher = Batcher(self.contract, self.session.run, allow_non_finite=allow)
+        is_plain = (type(self).decode, type(self).encode) == (
+            OnnxHandler.decode,
+            OnnxHandler.encode,
+        )
+        self._reads_rows = is_plain and rows.fits(self.contract)
         self.prepare()
+        transport.install(self.answer)
         logger.info("%s ready, %d threads, %.2f ms", self._name, settings.threads, warm_s * 1e3)
 
     def prepare(self) -> None:
@@ -154,86 +141,118 @@ class OnnxHandler:
         return [str(spec) for spec in self.contract.inputs]
 
     def handle(self, data: Sequence[Mapping[str, object]], context: Context) -> list[bytes]:
-        """Answer a batch; TorchServe's entry point.
+        """Answer a batch that TorchServe's own reader has read.
 
         Args:
             data: One mapping for each request: `body`, or form fields by name.
             context: TorchServe's; takes each answer's status and headers.
         """
-        jobs = [
-            _Job(self._request(row, context.get_all_request_header(index)))
-            for index, row in enumerate(data)
+        requests = [
+            _request(row, context.get_all_request_header(index)) for index, row in enumerate(data)
         ]
-        requests = [self._decode(job) for job in jobs]
-        started = time.perf_counter()
-        answers = self._batcher(requests)
-        infer_s = time.perf_counter() - started
-        return [
-            self._finish(index, job, answer, infer_s, context)
-            for index, (job, answer) in enumerate(zip(jobs, answers, strict=True))
-        ]
+        replies, timing = self.reply(requests)
+        for index, reply in enumerate(replies):
+            for name, value in transport.response_headers(reply.content_type, timing).items():
+                context.set_response_header(index, name, value)
+            if reply.status != HTTPStatus.OK:
+                context.set_response_status(reply.status, HTTPStatus(reply.status).phrase, index)
+        return [reply.body for reply in replies]
 
-    def _request(self, row: Mapping[str, object], headers: Mapping[str, Any]) -> Request:
-        """The body is `body` or `data`, or else the only form field there is."""
-        names = list(row)
-        name = next((n for n in ("body", "data") if n in row), names[0] if names else "")
-        part = headers.get(name)
-        content_type = part.get("content-type") if isinstance(part, dict) else None
-        fields = {key: value for key, value in row.items() if key != name}
-        return Request(row.get(name, b""), content_type or "", fields)
+    def answer(self, requests: Sequence[Request]) -> bytes:
+        """Answer a batch that came through the buffer, as one message."""
+        replies, timing = self.reply(requests)
+        return transport.encode(requests, replies, timing)
 
-    def _decode(self, job: _Job) -> Arrays | MarshipError:
-        started = time.perf_counter()
+    def reply(self, requests: Sequence[Request]) -> tuple[list[Reply], str]:
+        """Each request's answer, and the batch's Server-Timing; nothing is raised."""
+        clock = Clock()
         try:
-            inputs, job.state = self.decode(job.request)
+            replies = self._reply_rows(requests, clock) or self._reply_each(requests, clock)
+        except Exception:  # a fault here must not end the worker
+            replies = [self._error(_hidden("answer"))] * len(requests)
+        for index, reply in enumerate(replies):
+            if len(reply.body) > self._max_response_bytes:
+                replies[index] = self._error(self._too_large(reply), self._expects())
+        return replies, clock.server_timing()
+
+    def _reply_rows(self, requests: Sequence[Request], clock: Clock) -> list[Reply] | None:
+        """All answers at once, where all requests are plain rows and the model takes them."""
+        if not self._reads_rows:
+            return None
+        gathered = rows.gather(requests, self.contract)
+        clock.lap("decode")
+        if gathered is None:
+            return None
+        try:
+            outputs = self.session.run({self.contract.inputs[0].name: gathered.array})
+        except ModelError:
+            return None  # one by one, the culprit is found
+        clock.lap("infer")
+        replies = rows.scatter(outputs, gathered)
+        clock.lap("encode")
+        return replies
+
+    def _reply_each(self, requests: Sequence[Request], clock: Clock) -> list[Reply]:
+        states: list[Any] = [None] * len(requests)
+        decoded = [self._decode(request, states, i) for i, request in enumerate(requests)]
+        clock.lap("decode")
+        answers = self._batcher(decoded)
+        clock.lap("infer")
+        replies = [
+            self._encode(answer, state) for answer, state in zip(answers, states, strict=True)
+        ]
+        clock.lap("encode")
+        return replies
+
+    def _decode(self, request: Request, states: list[Any], index: int) -> Arrays | MarshipError:
+        try:
+            inputs, states[index] = self.decode(request)
         except MarshipError as error:
             return error
         except Exception:  # a fault in one request's decoding must not reach its neighbours
             return _hidden("decode")
-        finally:
-            job.decode_s = time.perf_counter() - started
         return inputs
 
-    def _encode(self, job: _Job, answer: Arrays | MarshipError) -> Reply:
+    def _encode(self, answer: Arrays | MarshipError, state: Any) -> Reply:  # noqa: ANN401  decode's
         try:
             if isinstance(answer, MarshipError):
                 raise answer
-            reply = self.encode(answer, job.state)
-            if len(reply.body) > self._max_response_bytes:
-                raise TooLargeError(
-                    f"the answer must be at most {self._max_response_bytes} bytes, got "
-                    f"{len(reply.body)}. Ask for fewer rows, or raise max_response_size."
-                )
+            return self.encode(answer, state)
         except RequestError as error:
-            return self._error(error, {"expects": self.advice()})
+            return self._error(error, self._expects())
         except ModelError:
             return self._error(_hidden("run"))
         except MarshipError as error:
             return self._error(error)
         except Exception:  # a fault in one answer's encoding must not reach its neighbours
             return self._error(_hidden("encode"))
-        return reply
 
     def _error(self, error: MarshipError, more: Mapping[str, object] | None = None) -> Reply:
         body = {"code": error.code, "message": str(error), **(more or {})}
         return Reply(orjson.dumps(body), codec.JSON_TYPE, error.status)
 
-    def _finish(
-        self, index: int, job: _Job, answer: Arrays | MarshipError, infer_s: float, context: Context
-    ) -> bytes:
-        started = time.perf_counter()
-        reply = self._encode(job, answer)
-        encode_s = time.perf_counter() - started
-        # Server-Timing, W3C: durations in milliseconds
-        timing = (
-            f"decode;dur={job.decode_s * 1e3:.3f}, infer;dur={infer_s * 1e3:.3f}, "
-            f"encode;dur={encode_s * 1e3:.3f}"
+    def _expects(self) -> dict[str, object]:
+        return {"expects": self.advice()}
+
+    def _too_large(self, reply: Reply) -> TooLargeError:
+        return TooLargeError(
+            f"the answer must be at most {self._max_response_bytes} bytes, got "
+            f"{len(reply.body)}. Ask for fewer rows, or raise max_response_size."
         )
-        context.set_response_content_type(index, reply.content_type)
-        context.set_response_header(index, "Server-Timing", timing)
-        if reply.status != HTTPStatus.OK:
-            context.set_response_status(reply.status, HTTPStatus(reply.status).phrase, index)
-        return reply.body
+
+
+def _request(row: Mapping[str, object], headers: Mapping[str, Any]) -> Request:
+    """A request as TorchServe's own reader gives it; `transport` chooses the body alike."""
+    names = list(row)
+    name = next((n for n in ("body", "data") if n in row), names[0] if names else "")
+    part = headers.get(name)
+    content_type = part.get("content-type") if isinstance(part, dict) else None
+    return Request(
+        body=row.get(name, b""),
+        content_type=content_type or "",
+        fields={key: value for key, value in row.items() if key != name},
+        raw_headers={k: v for k, v in headers.items() if isinstance(v, str)},
+    )
 
 
 def _hidden(step: str) -> MarshipError:

@@ -1,0 +1,298 @@
+"""TorchServe's worker protocol, read through a buffer and answered in one piece.
+
+The stock worker reads its socket twice for every name and value, and turns each request into
+nested dicts and back. Here a whole message is read at once, only what is needed of it is
+looked at, and the answers of a batch are joined once. The bytes are the same in both
+directions (ts/protocol/otf_message_handler.py of TorchServe 0.12.0).
+
+    message   "I", requests, int -1
+    request   id, headers, int -1, parameters, int -1
+    header    name, value
+    parameter name, content type, value                  each text: int length, bytes
+
+Integers are 4 bytes, big endian.
+"""
+
+import hashlib
+import logging
+import struct
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+from http import HTTPStatus
+from pathlib import Path
+from socket import socket
+from typing import Any
+
+logger = logging.getLogger(__name__)
+
+JSON_TYPE = "application/json"
+KNOWN_VERSION = "0.12.0"
+KNOWN_FILES = {
+    "protocol/otf_message_handler.py": (
+        "83e82dc62b4a95a362efe4518786c6b389b895b85acaf37721aaff042ec9989a"
+    ),
+    "service.py": "f18259269551299d25f4e9d2bdc916c8308c10233501df08196cc7cfa2d0d291",
+    "model_service_worker.py": "3640d5ae3d03e229cc1980f8bfbb3642865cb49f9ead1769bf41a30aa4e75343",
+}
+"""SHA-256 of the files whose functions are replaced, or that call them."""
+
+PREDICT, LOAD = b"I", b"L"
+BUFFER_BYTES = 1 << 18
+LARGE_BYTES = 1 << 16
+"""A value of this size or more is handed out as a view of the buffer, not as a copy."""
+
+_INT = struct.Struct("!i")
+_END = b"\xff\xff\xff\xff"  # -1; no UTF-8 text and no sane length holds these four bytes
+_BODY_NAMES = ("body", "data")
+
+
+@dataclass(slots=True)
+class Request:
+    """One request, as it came in.
+
+    Attributes:
+        body: The bytes; TorchServe's own reader may have parsed JSON already.
+        content_type: Of the body; empty where none was sent.
+        fields: Query parameters and further multipart fields, by name.
+        id: TorchServe's, for its answer.
+        raw_headers: As the protocol has them; `headers` reads them.
+    """
+
+    body: Any
+    content_type: str = ""
+    fields: Mapping[str, Any] = field(default_factory=dict)
+    id: bytes = b""
+    raw_headers: bytes | Mapping[str, str] = b""
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """The HTTP headers, names in lower case."""
+        if isinstance(self.raw_headers, Mapping):
+            return {name.lower(): value for name, value in self.raw_headers.items()}
+        texts = []
+        place = 0
+        while place < len(self.raw_headers):
+            (size,) = _INT.unpack_from(self.raw_headers, place)
+            texts.append(self.raw_headers[place + 4 : place + 4 + size].decode("utf-8"))
+            place += 4 + size
+        return dict(zip([name.lower() for name in texts[::2]], texts[1::2], strict=True))
+
+
+@dataclass(slots=True)
+class Reply:
+    """One answer; an error is one too."""
+
+    body: bytes
+    content_type: str = JSON_TYPE
+    status: int = 200
+
+
+class _IncompleteError(Exception):
+    """The buffer ends before the message does; `size` bytes of it are needed at least."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__(size)
+        self.size = size
+
+
+class Connection:
+    """A worker's socket with what was read of it and not yet looked at."""
+
+    def __init__(self, sock: socket) -> None:
+        self._socket = sock
+        self._buffer = bytearray(BUFFER_BYTES)
+        self._start = self._end = 0
+        self._is_lent = False  # somebody holds a view of the buffer
+
+    def recv(self, size: int) -> bytes:
+        """As `socket.recv`, for the stock readers of rare messages."""
+        if self._start == self._end:
+            self._fill(1)
+        stop = min(self._end, self._start + size)
+        found = bytes(self._buffer[self._start : stop])
+        self._start = stop
+        return found
+
+    def batch(self) -> list[Request]:
+        """The requests of the message whose command was just read."""
+        while True:
+            try:
+                requests, stop = parse(self._buffer, self._start, self._end)
+            except _IncompleteError as more:
+                self._fill(more.size)
+            else:
+                self._is_lent = self._is_lent or stop - self._start >= LARGE_BYTES
+                self._start = stop
+                return requests
+
+    def _fill(self, size: int) -> None:
+        """Read until `size` bytes from the start are there, into a buffer that nobody looks at."""
+        have = self._end - self._start
+        if have == 0 and not self._is_lent:
+            self._start = self._end = 0
+        if self._is_lent or self._start + size > len(self._buffer):
+            fresh = bytearray(max(size, BUFFER_BYTES))
+            fresh[:have] = self._buffer[self._start : self._end]
+            self._buffer, self._start, self._end, self._is_lent = fresh, 0, have, False
+        with memoryview(self._buffer) as view:
+            while self._end - self._start < size:
+                got = self._socket.recv_into(view[self._end :])
+                if got == 0:
+                    logger.info("Frontend disconnected.")
+                    sys.exit(0)
+                self._end += got
+
+
+def parse(buffer: bytearray, start: int, end: int) -> tuple[list[Request], int]:
+    """The requests from `start` on, and where the message ends.
+
+    Raises:
+        _IncompleteError: It goes on behind `end`.
+    """
+    requests: list[Request] = []
+    place = start
+    while True:
+        if place + 4 > end:
+            raise _IncompleteError(place + 4 - start)
+        (size,) = _INT.unpack_from(buffer, place)
+        place += 4
+        if size == -1:
+            return requests, place
+        headers = place + size
+        stop = buffer.find(_END, headers, end)
+        if stop < 0:
+            raise _IncompleteError(max(end, headers) + 4 - start)
+        request = Request(
+            b"",
+            id=bytes(buffer[place:headers]),
+            raw_headers=bytes(buffer[headers:stop]),
+        )
+        place = _read_parameters(request, buffer, stop + 4, start, end)
+        requests.append(request)
+
+
+def _read_parameters(request: Request, buffer: bytearray, place: int, start: int, end: int) -> int:
+    """Fill in a request's body, content type and fields; returns where they end.
+
+    The body is the parameter `body` or `data`, or else the first there is.
+    """
+    parameters: list[tuple[str, str, Any]] = []
+    while True:
+        texts: list[Any] = []
+        for part in range(3):
+            if place + 4 > end:
+                raise _IncompleteError(place + 4 - start)
+            (size,) = _INT.unpack_from(buffer, place)
+            place += 4
+            if size == -1 and part == 0:
+                _take(request, parameters)
+                return place
+            if place + size > end:
+                raise _IncompleteError(place + size - start)
+            if size < LARGE_BYTES:
+                texts.append(bytes(buffer[place : place + size]))
+            else:
+                texts.append(memoryview(buffer)[place : place + size])
+            place += size
+        name, content_type, value = texts
+        parameters.append((name.decode(), content_type.decode(), value))
+
+
+def _take(request: Request, parameters: Sequence[tuple[str, str, Any]]) -> None:
+    if len(parameters) == 1:
+        _, request.content_type, request.body = parameters[0]
+        return
+    last = {name: (content_type, value) for name, content_type, value in parameters}
+    if last:
+        chosen = next((name for name in _BODY_NAMES if name in last), next(iter(last)))
+        request.content_type, request.body = last.pop(chosen)
+        request.fields = {name: value for name, (_, value) in last.items()}
+
+
+def encode(requests: Sequence[Request], replies: Sequence[Reply], timing: str) -> bytes:
+    """The message that answers a batch, as `create_predict_response` writes it."""
+    parts = [_opening()]
+    for request, reply in zip(requests, replies, strict=True):
+        head = _head(reply.content_type, reply.status, timing)
+        size = _INT.pack
+        parts += (
+            size(len(request.id)), request.id, head, size(len(reply.body)), reply.body,
+        )  # fmt: skip
+    parts.append(_END)
+    return b"".join(parts)
+
+
+@lru_cache(1)
+def _opening() -> bytes:
+    return _INT.pack(HTTPStatus.OK) + _text("Prediction success")
+
+
+@lru_cache(64)
+def _head(content_type: str, status: int, timing: str) -> bytes:
+    """An answer's content type, status and headers; most of a batch share one."""
+    phrase = "" if status == HTTPStatus.OK else HTTPStatus(status).phrase
+    headers = response_headers(content_type, timing)
+    texts = b"".join(_text(name) + _text(value) for name, value in headers.items())
+    start = _text(content_type) + _INT.pack(status) + _text(phrase)
+    return start + _INT.pack(len(headers)) + texts
+
+
+def response_headers(content_type: str, timing: str) -> dict[str, str]:
+    """The headers of an answer."""
+    return {"content-type": content_type, "Server-Timing": timing}
+
+
+def _text(text: str) -> bytes:
+    data = text.encode("utf-8")
+    return _INT.pack(len(data)) + data
+
+
+def install(answer: Callable[[Sequence[Request]], bytes]) -> bool:
+    """Let this worker read through a buffer and answer with `answer`, if it is a known one.
+
+    Returns:
+        Whether it does; if not, a warning says why and the stock functions stay.
+    """
+    from ts import service, version
+    from ts.protocol import otf_message_handler
+
+    worker = sys.modules["__main__"]  # TorchServe starts model_service_worker.py as a script
+    if not hasattr(worker, "TorchModelServiceWorker"):
+        return False  # a test or a tool holds the handler, and nothing is read from a socket
+    if reason := unknown(version.__version__.strip(), Path(service.__file__).parent):
+        logger.warning("TorchServe's own, slower transport is used: %s", reason)
+        return False
+    connections: dict[socket, Connection] = {}
+    stock_predict = service.Service.predict
+
+    def retrieve_msg(sock: socket) -> tuple[bytes, Any]:
+        connection = connections.get(sock) or connections.setdefault(sock, Connection(sock))
+        command = connection.recv(1)
+        if command == PREDICT:
+            return command, _Batch(connection.batch())
+        if command == LOAD:
+            return command, otf_message_handler._retrieve_load_msg(connection)
+        raise ValueError(f"a message must begin with I or L, got {command!r}")
+
+    def predict(self: Any, batch: Any) -> bytes:  # noqa: ANN401  TorchServe's own
+        return answer(batch) if isinstance(batch, _Batch) else stock_predict(self, batch)
+
+    worker.retrieve_msg = retrieve_msg  # type: ignore[attr-defined]  # the script's own global
+    service.Service.predict = predict
+    return True
+
+
+class _Batch(list[Request]):
+    """Requests that came through the buffer, told from those of the stock reader."""
+
+
+def unknown(version: str, folder: Path) -> str | None:
+    """Why this TorchServe is none whose functions may be replaced; None if it is one."""
+    if version != KNOWN_VERSION:
+        return f"version {KNOWN_VERSION} is known, this is {version}"
+    for name, digest in KNOWN_FILES.items():
+        if hashlib.sha256((folder / name).read_bytes()).hexdigest() != digest:
+            return f"{name} of TorchServe was changed"
+    return None

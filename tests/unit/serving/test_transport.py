@@ -1,0 +1,199 @@
+"""The buffered transport reads and writes the very bytes of the stock one."""
+
+import struct
+from pathlib import Path
+
+import pytest
+import ts
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from ts.context import Context, RequestProcessor
+from ts.protocol import otf_message_handler as stock
+
+from marship.serving import transport
+from marship.serving.transport import Connection, Reply, Request
+
+TEXT = st.text(max_size=30)
+CONTENT_TYPES = st.sampled_from(["", "application/octet-stream", "image/png", "x/y; z=1"])
+VALUE = st.one_of(
+    st.binary(max_size=200),
+    st.sampled_from([b"\xff" * 9, bytes(transport.LARGE_BYTES), b"\xff" * transport.BUFFER_BYTES]),
+)
+HEADERS = st.dictionaries(TEXT, TEXT, max_size=5)
+PARAMETERS = st.lists(
+    st.tuples(st.sampled_from(["body", "data", "k", "é"]), CONTENT_TYPES, VALUE), max_size=3
+)
+REQUESTS = st.lists(st.tuples(st.binary(min_size=1, max_size=36), HEADERS, PARAMETERS), max_size=6)
+Raw = list[tuple[bytes, dict[str, str], list[tuple[str, str, bytes]]]]
+
+
+def framed(data: bytes) -> bytes:
+    """A length and so many bytes."""
+    return struct.pack("!i", len(data)) + data
+
+
+END = struct.pack("!i", -1)
+
+
+def message(requests: Raw) -> bytes:
+    """An inference message as the frontend writes it."""
+    parts = [b"I"]
+    for request_id, headers, parameters in requests:
+        parts.append(framed(request_id))
+        parts += [framed(k.encode()) + framed(v.encode()) for k, v in headers.items()]
+        parts.append(END)
+        for name, content_type, value in parameters:
+            parts.append(framed(name.encode()) + framed(content_type.encode()) + framed(value))
+        parts.append(END)
+    return b"".join([*parts, END])
+
+
+class Socket:
+    """Bytes that arrive in pieces, and then the end of the connection."""
+
+    def __init__(self, data: bytes, pieces: list[int]) -> None:
+        self.data = data
+        self.pieces = pieces
+
+    def _size(self, most: int) -> int:
+        piece = self.pieces.pop(0) if self.pieces else len(self.data)
+        return min(piece, most, len(self.data))
+
+    def recv(self, most: int) -> bytes:
+        """The next piece."""
+        size = self._size(most)
+        found, self.data = self.data[:size], self.data[size:]
+        return found
+
+    def recv_into(self, view: memoryview) -> int:
+        """The next piece, into a buffer."""
+        found = self.recv(len(view))
+        view[: len(found)] = found
+        return len(found)
+
+
+def as_stock_reads(data: bytes) -> list[Request]:
+    """What the stock reader and its service make of a message, as our requests."""
+    _, batch = stock.retrieve_msg(Socket(data, []))
+    requests = []
+    for raw in batch:
+        row = {p["name"]: p for p in raw["parameters"]}
+        name = next((n for n in ("body", "data") if n in row), next(iter(row), None))
+        body = row.pop(name) if name is not None else {"value": b"", "contentType": ""}
+        requests.append(
+            Request(
+                body=bytes(body["value"]),
+                content_type=body["contentType"],
+                fields={key: bytes(p["value"]) for key, p in row.items()},
+                id=bytes(raw["requestId"]),
+                raw_headers={h["name"].decode(): h["value"].decode() for h in raw["headers"]},
+            )
+        )
+    return requests
+
+
+def as_bytes(requests: list[Request]) -> list[tuple[object, ...]]:
+    """Requests in a form that compares equal where their contents do."""
+    return [
+        (
+            bytes(r.body),
+            r.content_type,
+            {name: bytes(value) for name, value in r.fields.items()},
+            r.id,
+            r.headers,
+        )
+        for r in requests
+    ]
+
+
+def read(connection: Connection) -> list[Request]:
+    """The next message of a connection."""
+    assert connection.recv(1) == b"I"
+    return connection.batch()
+
+
+@settings(max_examples=300, deadline=None)
+@given(requests=REQUESTS, pieces=st.lists(st.integers(1, 50), max_size=60))
+def test_it_reads_what_the_stock_reader_reads(requests: Raw, pieces: list[int]) -> None:
+    """Whatever the message and however it is split, every part is the same."""
+    data = message(requests)
+    found = read(Connection(Socket(data, pieces)))
+    assert as_bytes(found) == as_bytes(as_stock_reads(data))
+
+
+@settings(max_examples=100, deadline=None)
+@given(first=REQUESTS, second=REQUESTS, pieces=st.lists(st.integers(1, 300), max_size=20))
+def test_messages_follow_each_other(first: Raw, second: Raw, pieces: list[int]) -> None:
+    """A second message is read rightly, and what was handed out of the first stays as it was."""
+    one, two = message(first), message(second)
+    connection = Connection(Socket(one + two, pieces))
+    held = read(connection)
+    assert as_bytes(read(connection)) == as_bytes(as_stock_reads(two))
+    assert as_bytes(held) == as_bytes(as_stock_reads(one))
+
+
+@settings(max_examples=100, deadline=None)
+@given(requests=REQUESTS, cut=st.floats(0, 1, exclude_max=True))
+def test_a_connection_that_ends_early_ends_the_worker_quietly(requests: Raw, cut: float) -> None:
+    """Cut anywhere, both readers leave with exit code 0, as the frontend's end means."""
+    data = message(requests)
+    data = data[: int(len(data) * cut)]
+    with pytest.raises(SystemExit) as stock_exit:
+        stock.retrieve_msg(Socket(data, []))
+    with pytest.raises(SystemExit) as our_exit:
+        read(Connection(Socket(data, [])))
+    assert our_exit.value.code == stock_exit.value.code == 0
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    replies=st.lists(
+        st.tuples(
+            st.binary(max_size=50),
+            st.sampled_from(["application/json", "image/png"]),
+            st.sampled_from([200, 400, 413, 500]),
+        ),
+        min_size=1,
+        max_size=5,
+    )
+)
+def test_it_writes_what_the_stock_writer_writes(replies: list[tuple[bytes, str, int]]) -> None:
+    """The answer of a batch is the stock function's, byte for byte."""
+    from http import HTTPStatus
+
+    requests = [Request(b"", id=b"id-%d" % i) for i in range(len(replies))]
+    ours = [Reply(body, content_type, status) for body, content_type, status in replies]
+    context = Context("m", ".", {}, 1, None, "0.12.0")
+    context.request_processor = [RequestProcessor({}) for _ in replies]
+    for i, reply in enumerate(ours):
+        for name, value in transport.response_headers(reply.content_type, "t").items():
+            context.set_response_header(i, name, value)
+        if reply.status != 200:
+            context.set_response_status(reply.status, HTTPStatus(reply.status).phrase, i)
+    ids = {i: request.id.decode() for i, request in enumerate(requests)}
+    bodies = [reply.body for reply in ours]
+    wanted = stock.create_predict_response(bodies, ids, "Prediction success", 200, context)
+    assert transport.encode(requests, ours, "t") == bytes(wanted)
+
+
+def test_only_a_known_torchserve_is_touched(tmp_path: Path) -> None:
+    """The installed 0.12.0 is known; another version or a changed file is not, and is named."""
+    package = Path(ts.__file__).parent
+    assert transport.unknown("0.12.0", package) is None
+    assert "0.13.0" in (transport.unknown("0.13.0", package) or "")
+    for name in transport.KNOWN_FILES:
+        copy = tmp_path / name
+        copy.parent.mkdir(exist_ok=True)
+        copy.write_bytes((package / name).read_bytes())
+    assert transport.unknown("0.12.0", tmp_path) is None
+    (tmp_path / "service.py").write_text("# changed")
+    assert transport.unknown("0.12.0", tmp_path) == "service.py of TorchServe was changed"
+
+
+def test_outside_of_a_worker_nothing_is_replaced() -> None:
+    """Where no worker script runs, as here, install does nothing."""
+    from ts.service import Service
+
+    before = Service.predict
+    assert transport.install(lambda _: b"") is False
+    assert Service.predict is before
