@@ -190,6 +190,9 @@ def register(
     workers: Annotated[
         int | None, typer.Option(min=1, help="the archive's own setting if left out")
     ] = None,
+    profile: Annotated[
+        str | None, typer.Option(help="latency or throughput; the archive's if left out")
+    ] = None,
     timeout_s: Annotated[float, typer.Option(min=1, help="for all workers to be ready")] = 180,
 ) -> None:
     """Register an archive and wait until every wanted worker is ready."""
@@ -198,7 +201,12 @@ def register(
     file = archive if archive.endswith(".mar") else f"{archive}.mar"
     with _client(home) as client, _waiting(f"registering {file}") as on_wait:
         model = client.register(
-            file, name=name, workers=workers, timeout_s=timeout_s, on_wait=on_wait
+            file,
+            name=name,
+            workers=workers,
+            profile=profile,
+            timeout_s=timeout_s,
+            on_wait=on_wait,
         )
     tables.show_status(model)
 

@@ -14,6 +14,7 @@ from typing import Any, Concatenate, ParamSpec, Self, TypeVar
 import numpy as np
 import orjson
 
+from marship import profiles
 from marship.errors import UsageError
 from marship.serving.codec import JSON_TYPE, NPY_TYPE, OCTETS_TYPE, read_npy
 from marship.torchserve import models as flows
@@ -39,6 +40,7 @@ def _register(  # noqa: PLR0913  keyword-only
     *,
     name: str | None = None,
     workers: int | None = None,
+    profile: str | None = None,
     batch_size: int | None = None,
     max_batch_delay_ms: int | None = None,
     timeout_s: float = LOAD_TIMEOUT_S,
@@ -52,8 +54,9 @@ def _register(  # noqa: PLR0913  keyword-only
         name: The model's name; None is the archive's without its ending.
         workers: How many; None leaves it to the archive's model-config.yaml, else to
             default_workers_per_model. A number given here wins over both.
-        batch_size: The most requests in one batch; a model-config.yaml wins.
-        max_batch_delay_ms: How long a batch waits; a model-config.yaml wins.
+        profile: "latency" or "throughput", in place of the archive's.
+        batch_size: The most requests in one batch; wins over the profile's and the archive's.
+        max_batch_delay_ms: How long a batch waits; wins likewise.
         timeout_s: How long all workers may take.
         on_wait: Called with the workers that are ready, and those wanted.
 
@@ -65,6 +68,10 @@ def _register(  # noqa: PLR0913  keyword-only
             error, the notes its log's last lines. Nothing stays registered.
         ServerError: The server refused.
     """
+    if profile is not None:
+        chosen = profiles.find(profile)
+        batch_size = batch_size or chosen.batch_size
+        max_batch_delay_ms = max_batch_delay_ms or chosen.max_batch_delay_ms
     wanted = Registration(archive, name, workers, batch_size, max_batch_delay_ms)
     return flows.register(access, wanted, Patience(timeout_s, on_wait))
 

@@ -16,7 +16,7 @@ from typing import Any
 import yaml
 
 import marship
-from marship import run, shipped
+from marship import profiles, run, shipped
 from marship.archive import CONFIG_FILE, EVIDENCE_FILE, MANIFEST_FILE
 from marship.contract import (
     CONTRACT_FILE,
@@ -62,8 +62,11 @@ class PackageSettings:
     asset: tuple[str, ...] = setting((), "further file that the handler reads; may be repeated")
     min_workers: int = setting(1, "workers at start", minimum=1)
     max_workers: int = setting(1, "workers at most; cores are divided by it", minimum=1)
-    batch_size: int = setting(1, "requests run together at most", minimum=1)
-    max_batch_delay_ms: int = setting(1, "wait for a batch to fill, milliseconds", minimum=1)
+    profile: str = setting("latency", "latency: one by one; throughput: batches of 32 within 1 ms")
+    batch_size: int | None = setting(None, "requests run together; the profile's", minimum=1)
+    max_batch_delay_ms: int | None = setting(
+        None, "wait for a batch to fill, milliseconds; the profile's", minimum=1
+    )
     response_timeout_s: int = setting(60, "a worker that takes longer is restarted", minimum=1)
     startup_timeout_s: int = setting(120, "a worker must load within this", minimum=1)
     provider: tuple[str, ...] = setting(("cpu",), "cpu, cuda, tensorrt or openvino, best first")
@@ -101,6 +104,7 @@ def package(source: Path, settings: PackageSettings) -> Path:
 
 
 def _check(settings: PackageSettings) -> None:
+    profiles.find(settings.profile)
     if settings.name is not None and not _NAME.fullmatch(settings.name):
         raise UsageError(
             f"name must be letters, digits, dots, dashes and underscores, got {settings.name!r}."
@@ -295,16 +299,21 @@ def _model_config(settings: PackageSettings) -> str:
     """model-config.yaml.
 
     With any such file in the archive TorchServe takes these times from it and from nowhere
-    else, so all of them are always written. A delay of 0 would mean 100.
+    else, so all of them are always written.
     """
+    profile = profiles.find(settings.profile)
     config: dict[str, Any] = {
         "minWorkers": settings.min_workers,
         "maxWorkers": settings.max_workers,
-        "batchSize": settings.batch_size,
-        "maxBatchDelay": settings.max_batch_delay_ms,
+        "batchSize": settings.batch_size or profile.batch_size,
+        "maxBatchDelay": settings.max_batch_delay_ms or profile.max_batch_delay_ms,
         "responseTimeout": settings.response_timeout_s,
         "startupTimeout": settings.startup_timeout_s,
-        "marship": {"providers": list(settings.provider), "spinning": settings.spinning},
+        "marship": {
+            "profile": settings.profile,
+            "providers": list(settings.provider),
+            "spinning": settings.spinning,
+        },
     }
     if settings.intra_op_threads is not None:
         config["marship"]["intra_op_threads"] = settings.intra_op_threads

@@ -159,3 +159,16 @@ def test_a_worker_reads_through_the_buffer_and_sees_the_headers(
     answer = client.predict("tell", [[1, 2, 3]])
     assert answer["reader"] == "marship.serving.transport"
     assert answer["agent"].startswith("python-requests/")
+
+
+def test_a_profile_can_be_chosen_when_a_model_is_registered(
+    linear_onnx: Path, store: Path, client: Client
+) -> None:
+    """The archive's own profile holds unless register names another."""
+    settings = PackageSettings(model_store=store, name="profiled", profile="throughput")
+    archive = package(linear_onnx, settings).name
+    packed = client.register(archive)
+    client.unregister("profiled")
+    chosen = client.register(archive, profile="latency")
+    assert (packed.batch_size, packed.max_batch_delay_ms) == (32, 1)
+    assert (chosen.batch_size, chosen.max_batch_delay_ms) == (1, 1)

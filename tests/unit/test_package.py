@@ -103,7 +103,26 @@ def test_an_archive_runs_where_marship_is_not_installed(linear_onnx: Path, tmp_p
     assert done.stdout.strip() == str(folder / "marship/serving/session.py"), done.stderr
 
 
+@pytest.mark.parametrize(
+    ("settings", "batch"),
+    [
+        ({}, (1, 1)),
+        ({"profile": "latency"}, (1, 1)),
+        ({"profile": "throughput"}, (32, 1)),
+        ({"profile": "throughput", "batch_size": 8, "max_batch_delay_ms": 5}, (8, 5)),
+    ],
+)
+def test_a_profile_sets_the_batch_and_a_number_wins(
+    linear_onnx: Path, tmp_path: Path, settings: dict[str, object], batch: tuple[int, int]
+) -> None:
+    """The latency profile answers one by one, throughput in batches of 32 within 1 ms."""
+    config = archive.read(pack(linear_onnx, tmp_path, **settings)).config
+    assert (config["batchSize"], config["maxBatchDelay"]) == batch
+    assert config["marship"]["profile"] == settings.get("profile", "latency")
+
+
 BAD_SETTINGS = [
+    ({"profile": "fast"}, "profile must be one of latency, throughput, got 'fast'"),
     ({"name": "../up"}, "name must be"),
     ({"version": "latest"}, "version must be"),
     ({"min_workers": 2}, "max-workers must be"),

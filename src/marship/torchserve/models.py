@@ -31,8 +31,8 @@ class Registration:
         name: The model's name; None is the archive's without its ending.
         workers: How many; None leaves it to the archive's model-config.yaml, else to
             default_workers_per_model. A number given here wins over both.
-        batch_size: The most requests in one batch; the archive's model-config.yaml wins.
-        max_batch_delay_ms: How long a batch waits; the archive's model-config.yaml wins.
+        batch_size: The most requests in one batch; None leaves it to the archive.
+        max_batch_delay_ms: How long a batch waits; None leaves it to the archive.
     """
 
     archive: str
