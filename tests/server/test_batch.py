@@ -1,6 +1,7 @@
 """Over HTTP, with TorchServe making the batch: a fault stays with its request."""
 
 import asyncio
+import re
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +12,7 @@ from marship import AsyncClient, Client
 from marship.errors import MarshipError, TooLargeError
 from marship.package import PackageSettings, package
 from marship.server import Server
+from marship.serving.metrics import INTERVAL_S
 from marship.torchserve.config import PACKAGED
 
 BATCH = 32
@@ -80,3 +82,18 @@ def test_an_answer_over_the_servers_limit_is_a_clean_413(
             client.predict("small-answers", {"ids": [[1]] * 1000})
         assert client.predict("small-answers", {"ids": [[1]]}) == {"total": [1.0]}
         assert client.describe("small-answers")[0].workers == worker
+
+
+def test_figures_reach_prometheus(client: Client, batching: str) -> None:
+    """Requests, batches, seconds and errors by code are on the metrics port, with units in help."""
+    del batching
+    until = time.monotonic() + 3 * INTERVAL_S
+    while "marship_errors_total{" not in (text := client.metrics()) and time.monotonic() < until:
+        time.sleep(0.5)
+    found = dict(re.findall(r"^(marship_\w+)\{(?=.*\"batching\").*\} (\S+)$", text, re.MULTILINE))
+    assert float(found["marship_requests_total"]) == BATCH
+    assert float(found["marship_batches_total"]) == 1
+    assert float(found["marship_infer_seconds_total"]) > 0
+    codes = re.findall(r'marship_errors_total\{.*code="(\w+)"', text)
+    assert {"malformed", "invalid_input"} <= set(codes)
+    assert re.search(r"# HELP marship_infer_seconds_total .*seconds", text)

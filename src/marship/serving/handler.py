@@ -20,6 +20,7 @@ from marship.contract import CONTRACT_FILE, GOLDEN_FILE, Arrays, Contract
 from marship.errors import LoadError, MarshipError, ModelError, RequestError, TooLargeError
 from marship.serving import codec, rows, transport
 from marship.serving.batch import Batcher
+from marship.serving.metrics import Metrics
 from marship.serving.session import Session, SessionSettings
 from marship.serving.transport import Reply, Request
 
@@ -111,8 +112,10 @@ class OnnxHandler:
             OnnxHandler.encode,
         )
         self._reads_rows = is_plain and rows.fits(self.contract)
+        self._metrics = Metrics(self._name, self._version)
         self.prepare()
-        transport.install(self.answer)
+        if transport.install(self.answer):
+            self._metrics.start()
         logger.info("%s ready, %d threads, %.2f ms", self._name, settings.threads, warm_s * 1e3)
 
     def prepare(self) -> None:
@@ -173,6 +176,7 @@ class OnnxHandler:
         for index, reply in enumerate(replies):
             if len(reply.body) > self._max_response_bytes:
                 replies[index] = self._error(self._too_large(reply), self._expects())
+        self._metrics.add_batch(len(replies), clock.seconds)
         return replies, clock.server_timing()
 
     def _reply_rows(self, requests: Sequence[Request], clock: Clock) -> list[Reply] | None:
@@ -228,6 +232,7 @@ class OnnxHandler:
             return self._error(_hidden("encode"))
 
     def _error(self, error: MarshipError, more: Mapping[str, object] | None = None) -> Reply:
+        self._metrics.add_error(error.code)
         body = {"code": error.code, "message": str(error), **(more or {})}
         return Reply(orjson.dumps(body), codec.JSON_TYPE, error.status)
 

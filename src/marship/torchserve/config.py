@@ -14,6 +14,7 @@ from marship.torchserve import properties
 
 CONFIG_FILE = "config.properties"
 PACKAGED = Path(__file__).parent.with_name(CONFIG_FILE)
+METRICS_FILE = PACKAGED.with_name("metrics.yaml")
 
 HTTP_ADDRESSES = ("inference_address", "management_address", "metrics_address")
 GRPC_PORTS = ("grpc_inference_port", "grpc_management_port")
@@ -96,7 +97,11 @@ def resolve(
         values["load_models"] = ",".join(models)
     values["model_store"] = str(store)
     _check_models(values.get("load_models", ""), store)
-    known = {"MARSHIP_MODEL_STORE": _pattern(store), "MARSHIP_HOME": str(home)}
+    known = {
+        "MARSHIP_MODEL_STORE": _pattern(store),
+        "MARSHIP_HOME": str(home),
+        "MARSHIP_METRICS": str(METRICS_FILE),
+    }
     _fill(values, values, {**os.environ, **known}, source)
     _choose_ports(values, ports)
     return values
