@@ -18,7 +18,7 @@ import orjson
 
 from marship.contract import CONTRACT_FILE, GOLDEN_FILE, Arrays, Contract
 from marship.errors import LoadError, MarshipError, ModelError, RequestError, TooLargeError
-from marship.serving import codec, rows, transport
+from marship.serving import codec, kserve, rows, transport
 from marship.serving.batch import Batcher
 from marship.serving.metrics import Metrics
 from marship.serving.session import Session, SessionSettings
@@ -127,7 +127,8 @@ class OnnxHandler:
         Raises:
             RequestError: The client gets its message and status.
         """
-        message = codec.decode(request.body, request.content_type, self.contract)
+        length = request.header(kserve.LENGTH_HEADER)
+        message = codec.decode(request.body, request.content_type, self.contract, length)
         return message.inputs, message
 
     def encode(self, outputs: Arrays, state: Any) -> Reply:  # noqa: ANN401  of decode's choice
@@ -136,8 +137,7 @@ class OnnxHandler:
         Raises:
             RequestError: The client gets its message and status.
         """
-        body, content_type = codec.encode(outputs, state, self._name, self._version)
-        return Reply(body, content_type)
+        return codec.encode(outputs, state, self._name, self._version)
 
     def advice(self) -> object:
         """What a request should look like; a JSON value that goes into every 4xx answer."""
@@ -155,7 +155,7 @@ class OnnxHandler:
         ]
         replies, timing = self.reply(requests)
         for index, reply in enumerate(replies):
-            for name, value in transport.response_headers(reply.content_type, timing).items():
+            for name, value in reply.all_headers(timing).items():
                 context.set_response_header(index, name, value)
             if reply.status != HTTPStatus.OK:
                 context.set_response_status(reply.status, HTTPStatus(reply.status).phrase, index)

@@ -12,8 +12,8 @@ import numpy as np
 import orjson
 
 from marship.contract import Array, Arrays, Contract
-from marship.serving.codec import JSON_TYPE, keeps_values
-from marship.serving.transport import Reply, Request
+from marship.serving.tensors import keeps_values
+from marship.serving.transport import JSON_TYPE, Reply, Request
 
 SMALL_BYTES = 1 << 14
 """Larger bodies gain nothing from being read together."""

@@ -19,7 +19,6 @@ import struct
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
 from http import HTTPStatus
 from pathlib import Path
 from socket import socket
@@ -79,6 +78,13 @@ class Request:
             place += 4 + size
         return dict(zip([name.lower() for name in texts[::2]], texts[1::2], strict=True))
 
+    def header(self, name: str) -> str | None:
+        """One HTTP header, whatever its case; None where it was not sent."""
+        raw = self.raw_headers
+        if isinstance(raw, bytes) and name.lower().encode() not in raw.lower():
+            return None  # most requests: none of their headers is read
+        return self.headers.get(name.lower())
+
 
 @dataclass(slots=True)
 class Reply:
@@ -87,6 +93,11 @@ class Reply:
     body: bytes
     content_type: str = JSON_TYPE
     status: int = 200
+    headers: tuple[tuple[str, str], ...] = ()
+
+    def all_headers(self, timing: str) -> dict[str, str]:
+        """With those that every answer has."""
+        return {"content-type": self.content_type, "Server-Timing": timing, **dict(self.headers)}
 
 
 class _IncompleteError(Exception):
@@ -213,40 +224,32 @@ def _take(request: Request, parameters: Sequence[tuple[str, str, Any]]) -> None:
 
 def encode(requests: Sequence[Request], replies: Sequence[Reply], timing: str) -> bytes:
     """The message that answers a batch, as `create_predict_response` writes it."""
-    parts = [_opening()]
+    size = _INT.pack
+    heads: dict[tuple[object, ...], bytes] = {}  # most of a batch share one
+    parts = [_OPENING]
     for request, reply in zip(requests, replies, strict=True):
-        head = _head(reply.content_type, reply.status, timing)
-        size = _INT.pack
-        parts += (
-            size(len(request.id)), request.id, head, size(len(reply.body)), reply.body,
-        )  # fmt: skip
+        kind = (reply.content_type, reply.status, reply.headers)
+        head = heads.get(kind) or heads.setdefault(kind, _head(reply, timing))
+        parts += (size(len(request.id)), request.id, head, size(len(reply.body)), reply.body)
     parts.append(_END)
     return b"".join(parts)
 
 
-@lru_cache(1)
-def _opening() -> bytes:
-    return _INT.pack(HTTPStatus.OK) + _text("Prediction success")
-
-
-@lru_cache(64)
-def _head(content_type: str, status: int, timing: str) -> bytes:
-    """An answer's content type, status and headers; most of a batch share one."""
-    phrase = "" if status == HTTPStatus.OK else HTTPStatus(status).phrase
-    headers = response_headers(content_type, timing)
+def _head(reply: Reply, timing: str) -> bytes:
+    """An answer's content type, status and headers."""
+    phrase = "" if reply.status == HTTPStatus.OK else HTTPStatus(reply.status).phrase
+    headers = reply.all_headers(timing)
     texts = b"".join(_text(name) + _text(value) for name, value in headers.items())
-    start = _text(content_type) + _INT.pack(status) + _text(phrase)
+    start = _text(reply.content_type) + _INT.pack(reply.status) + _text(phrase)
     return start + _INT.pack(len(headers)) + texts
-
-
-def response_headers(content_type: str, timing: str) -> dict[str, str]:
-    """The headers of an answer."""
-    return {"content-type": content_type, "Server-Timing": timing}
 
 
 def _text(text: str) -> bytes:
     data = text.encode("utf-8")
     return _INT.pack(len(data)) + data
+
+
+_OPENING = _INT.pack(HTTPStatus.OK) + _text("Prediction success")
 
 
 def install(answer: Callable[[Sequence[Request]], bytes]) -> bool:

@@ -29,14 +29,15 @@ def test_named_json_comes_and_goes_by_name() -> None:
     assert message.form is Form.NAMED
     assert message.inputs["input"].dtype == np.float32
     assert message.inputs["input"].tolist() == [[1.0, 2.5, 3.0]]
-    assert codec.encode(OUTPUT, message, "m", "1") == (b'{"out0":[[1.5,2.0]]}', "application/json")
+    reply = codec.encode(OUTPUT, message, "m", "1")
+    assert (reply.body, reply.content_type) == (b'{"out0":[[1.5,2.0]]}', "application/json")
 
 
 def test_bare_json_comes_and_goes_bare() -> None:
     """A model with one input and one output takes and gives the list itself."""
     message = codec.decode(b"[[1, 2, 3]]", "application/json; charset=utf-8", ONE)
     assert message.form is Form.BARE
-    assert codec.encode(OUTPUT, message, "m", "1")[0] == b"[[1.5,2.0]]"
+    assert codec.encode(OUTPUT, message, "m", "1").body == b"[[1.5,2.0]]"
 
 
 def test_json_that_torchserve_parsed_already_is_taken_as_it_is() -> None:
@@ -53,7 +54,7 @@ def test_kserve_json_keeps_shape_and_id() -> None:
     }
     message = codec.decode(json.dumps(body).encode(), "application/json", ONE)
     assert message.inputs["input"].shape == (1, 3)
-    answer = json.loads(codec.encode(OUTPUT, message, "m", "2.0")[0])
+    answer = json.loads(codec.encode(OUTPUT, message, "m", "2.0").body)
     assert answer == {
         "model_name": "m",
         "model_version": "2.0",
@@ -69,9 +70,9 @@ def test_npy_comes_and_goes_as_npy(order: str, content_type: str) -> None:
     array = np.asarray(np.arange(6).reshape(2, 3), np.float32, order=order)  # type: ignore[call-overload]
     message = codec.decode(codec.write_npy(array), content_type, ONE)
     np.testing.assert_array_equal(message.inputs["input"], array)
-    body, kind = codec.encode(OUTPUT, message, "m", "1")
-    assert kind == "application/x-npy"
-    np.testing.assert_array_equal(codec.read_npy(body), OUTPUT["out0"])
+    reply = codec.encode(OUTPUT, message, "m", "1")
+    assert reply.content_type == "application/x-npy"
+    np.testing.assert_array_equal(codec.read_npy(reply.body), OUTPUT["out0"])
 
 
 def test_strings_and_half_floats_are_written() -> None:
@@ -80,9 +81,9 @@ def test_strings_and_half_floats_are_written() -> None:
     text = {"out0": np.array([["a", "b"]], dtype=object)}
     half = {"out0": np.array([[0.5, 2]], np.float16)}
     sliced = {"out0": np.arange(8, dtype=np.float32).reshape(2, 4)[:, ::2]}
-    assert codec.encode(text, message, "m", "1")[0] == b'[["a","b"]]'
-    assert codec.encode(half, message, "m", "1")[0] == b"[[0.5,2.0]]"
-    assert codec.encode(sliced, message, "m", "1")[0] == b"[[0.0,2.0],[4.0,6.0]]"
+    assert codec.encode(text, message, "m", "1").body == b'[["a","b"]]'
+    assert codec.encode(half, message, "m", "1").body == b"[[0.5,2.0]]"
+    assert codec.encode(sliced, message, "m", "1").body == b"[[0.0,2.0],[4.0,6.0]]"
 
 
 BAD = {

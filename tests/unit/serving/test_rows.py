@@ -67,7 +67,7 @@ def test_scattered_answers_are_those_of_the_codec(name: str, named: bool) -> Non
     found = [reply.body for reply in rows.scatter({name: OUTPUTS[name]}, gathered)]
     form = codec.Form.NAMED if named else codec.Form.BARE
     parts = np.split(OUTPUTS[name], np.cumsum(counts)[:-1])
-    wanted = [codec.encode({name: p}, codec.Message({}, form), "m", "1")[0] for p in parts]
+    wanted = [codec.encode({name: p}, codec.Message({}, form), "m", "1").body for p in parts]
     assert found == wanted
 
 

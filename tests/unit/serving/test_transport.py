@@ -166,7 +166,7 @@ def test_it_writes_what_the_stock_writer_writes(replies: list[tuple[bytes, str, 
     context = Context("m", ".", {}, 1, None, "0.12.0")
     context.request_processor = [RequestProcessor({}) for _ in replies]
     for i, reply in enumerate(ours):
-        for name, value in transport.response_headers(reply.content_type, "t").items():
+        for name, value in reply.all_headers("t").items():
             context.set_response_header(i, name, value)
         if reply.status != 200:
             context.set_response_status(reply.status, HTTPStatus(reply.status).phrase, i)

@@ -1,0 +1,119 @@
+"""JSON values and arrays of a model's types, without changing a value on the way."""
+
+from typing import Any
+
+import numpy as np
+import orjson
+
+from marship.contract import Array, Contract, TensorSpec
+from marship.errors import InvalidInputError
+
+
+def to_array(value: object, spec: TensorSpec) -> Array:
+    """A nested list as an array of the spec's type; no value is changed by the conversion.
+
+    Raises:
+        InvalidInputError: The nesting is uneven, or a value is of another type or out of range.
+    """
+    if spec.dtype == "str":
+        return _strings(value, spec)
+    try:
+        array = np.asarray(value)
+    except (ValueError, OverflowError, RecursionError) as error:
+        raise InvalidInputError(
+            f"{spec.name} must be evenly nested lists, got rows of different lengths or depth. "
+            "Send one request for each length."
+        ) from error
+    if array.size == 0:
+        return array.astype(spec.dtype)
+    want = np.dtype(spec.dtype)
+    if not keeps_values(array, want):
+        raise InvalidInputError(
+            f"{spec.name} must hold values of type {spec.dtype}, got {_offender(array, want)}."
+        )
+    with np.errstate(over="ignore"):  # a float too large becomes infinite, and is refused as such
+        return array.astype(want, copy=False)
+
+
+def keeps_values(array: Array, want: np.dtype[Any]) -> bool:
+    """Whether a conversion to the wanted type changes no value but by rounding a float."""
+    have = array.dtype
+    if have.kind == "b" or want.kind == "b":
+        return have.kind == want.kind
+    if want.kind == "f":
+        return have.kind in "iuf"
+    if have.kind not in "iu" or want.kind not in "iu":
+        return False
+    limits = np.iinfo(want)
+    return bool(int(array.min()) >= limits.min and int(array.max()) <= limits.max)
+
+
+def _offender(array: Array, want: np.dtype[Any]) -> str:
+    if array.dtype.kind in "iu" and want.kind in "iu":
+        return f"values from {array.min()} to {array.max()}"
+    kinds = {"b": "true or false", "i": "integers", "u": "integers", "f": "fractions", "U": "text"}
+    return kinds.get(array.dtype.kind, "null, objects or mixed types")
+
+
+def _strings(value: object, spec: TensorSpec) -> Array:
+    try:
+        array = np.asarray(value, dtype=object)
+    except ValueError as error:
+        raise InvalidInputError(f"{spec.name} must be evenly nested lists of text.") from error
+    if not all(isinstance(item, str) for item in array.flat):
+        raise InvalidInputError(f"{spec.name} must hold text, got other values.")
+    return array
+
+
+def plain(array: Array) -> Any:  # noqa: ANN401  what orjson takes
+    """What orjson writes: most arrays as they are, the types it does not know as lists."""
+    if array.dtype.kind in "OU":
+        return array.tolist()
+    return array if array.dtype.name != "float16" else array.astype("float32")
+
+
+def dump(value: object) -> bytes:
+    """The JSON of a value whose arrays `plain` has seen."""
+    try:
+        return orjson.dumps(value, option=orjson.OPT_SERIALIZE_NUMPY)
+    except orjson.JSONEncodeError:  # an array that orjson cannot take whole, not contiguous say
+        return orjson.dumps(value, default=lambda array: array.tolist())
+
+
+def only_input(contract: Contract) -> TensorSpec:
+    """The model's only input.
+
+    Raises:
+        InvalidInputError: It has several.
+    """
+    if len(contract.inputs) != 1:
+        names = ", ".join(spec.name for spec in contract.inputs)
+        raise InvalidInputError(
+            f"inputs must be sent by name to a model with several, which are {names}. "
+            f"{_advice(contract)}"
+        )
+    return contract.inputs[0]
+
+
+def check_names(given: Any, specs: dict[str, TensorSpec], contract: Contract) -> None:  # noqa: ANN401
+    """Hold a request's names against the model's inputs.
+
+    Raises:
+        InvalidInputError: One is missing, unknown or given twice.
+    """
+    names = list(given)
+    if sorted(map(str, names)) == sorted(specs):
+        return
+    missing = [name for name in specs if name not in names]
+    other = [str(name) for name in names if name not in specs]
+    found = f"without {missing[0]}" if missing else f"with {(other or names)[0]!r} too"
+    raise InvalidInputError(
+        f"the inputs must be {', '.join(specs)}, got a request {found}. {_advice(contract)}"
+    )
+
+
+def _advice(contract: Contract) -> str:
+    example = ", ".join(
+        f'"{s.name}": {"[" * len(s.shape)}...{"]" * len(s.shape)}' for s in contract.inputs
+    )
+    return f"Send {{{example}}} as application/json."
