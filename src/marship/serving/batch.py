@@ -1,8 +1,10 @@
 """Validate, stack, run, split: one request's fault stays its own."""
 
+import math
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
@@ -111,6 +113,7 @@ class Batcher:
     run: Run
     allow_non_finite: bool = False
     _paddable: frozenset[str] = field(init=False)
+    _buffers: dict[str, Array] = field(init=False, default_factory=dict)
 
     def __post_init__(self) -> None:
         self._paddable = paddable_axes(self.contract)
@@ -166,9 +169,34 @@ class Batcher:
             if axis in entries[0].sizes
         }
         return {
-            spec.name: _joined(spec, [entry.inputs[spec.name] for entry in entries], largest)
+            spec.name: self._join(spec, [entry.inputs[spec.name] for entry in entries], largest)
             for spec in self.contract.inputs
         }
+
+    def _join(self, spec: TensorSpec, arrays: Sequence[Array], largest: Sizes) -> Array:
+        """Rows of all arrays under each other, short ones filled up on their right."""
+        rows = sum(len(array) for array in arrays)
+        rest = [
+            largest.get(axis, size) if isinstance(axis, str) else size
+            for axis, size in zip(spec.shape[1:], arrays[0].shape[1:], strict=True)
+        ]
+        joined = self._buffer(spec.name, arrays[0].dtype, (rows, *rest))
+        if any(list(array.shape[1:]) != rest for array in arrays):
+            joined.fill(spec.pad_value)
+        start = 0
+        for array in arrays:
+            place = (slice(start, start + len(array)), *(slice(size) for size in array.shape[1:]))
+            joined[place] = array
+            start += len(array)
+        return joined
+
+    def _buffer(self, name: str, dtype: np.dtype[Any], shape: tuple[int, ...]) -> Array:
+        """An array for one call, in memory that is kept: fresh pages cost more than copying."""
+        size = math.prod(shape)
+        kept = self._buffers.get(name)
+        if kept is None or kept.size < size:
+            kept = self._buffers[name] = np.empty(size, dtype)
+        return kept[:size].reshape(shape)
 
     def _split(self, entries: list[_Entry], outputs: Arrays) -> Iterator[tuple[_Entry, Arrays]]:
         if len(entries) == 1:
@@ -193,22 +221,3 @@ class Batcher:
             slice(sizes[axis]) if axis in self._paddable and isinstance(axis, str) else slice(None)
             for axis in spec.shape[1:]
         )
-
-
-def _joined(spec: TensorSpec, arrays: Sequence[Array], largest: Sizes) -> Array:
-    """Rows of all arrays under each other, short ones filled up on their right."""
-    rows = sum(len(array) for array in arrays)
-    rest = [
-        largest.get(axis, size) if isinstance(axis, str) else size
-        for axis, size in zip(spec.shape[1:], arrays[0].shape[1:], strict=True)
-    ]
-    padded = any(list(array.shape[1:]) != rest for array in arrays)
-    joined = np.empty((rows, *rest), arrays[0].dtype)
-    if padded:
-        joined.fill(spec.pad_value)
-    start = 0
-    for array in arrays:
-        place = (slice(start, start + len(array)), *(slice(size) for size in array.shape[1:]))
-        joined[place] = array
-        start += len(array)
-    return joined

@@ -95,6 +95,15 @@ def test_output_axes_are_cut_back_to_the_request() -> None:
     assert shapes == [(1, 1), (1, 4)]
 
 
+def test_a_batch_leaves_nothing_in_the_next(lookup_onnx: Path) -> None:
+    """Memory is kept between batches, and a smaller or shorter batch sees only its own values."""
+    batcher, _ = lookup(lookup_onnx, pads=True)
+    big = [ids([9, 9, 9, 9]) for _ in range(4)]
+    assert totals(batcher(big)) == [[36]] * 4
+    assert totals(batcher([ids([1]), ids([2, 3])])) == [[1], [5]]
+    assert totals(batcher(big)) == [[36]] * 4
+
+
 def test_an_axis_with_computed_outputs_is_never_padded() -> None:
     """An output axis such as 2*length cannot be cut back, so the axis is not filled up."""
     spec = TensorSpec("x", "float32", ("batch", "length"), pad_value=0)
