@@ -14,11 +14,11 @@ from marship.contract import (
     Arrays,
     Contract,
     agree,
-    digest_files,
     largest_difference,
     read_golden,
 )
 from marship.errors import LoadError, ModelError
+from marship.serving import weights
 
 PROVIDERS = {
     "cpu": "CPUExecutionProvider",
@@ -39,6 +39,7 @@ class SessionSettings:
         workers: How many workers share the machine, to divide its cores by.
         spinning: Whether idle threads spin: lower latency alone, much slower in company.
         device_id: The device that TorchServe assigned; None on CPU.
+        share_weights: Whether workers map one copy of the weights; on the CPU alone.
     """
 
     providers: tuple[str, ...] = ("cpu",)
@@ -46,6 +47,7 @@ class SessionSettings:
     workers: int = 1
     spinning: bool = False
     device_id: int | None = None
+    share_weights: bool = True
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any], device_id: int | None) -> "SessionSettings":
@@ -67,12 +69,18 @@ class SessionSettings:
                 "marship.intra_op_threads in model-config.yaml must be a whole number from 1, "
                 f"got {threads!r}. Leave it out for cores divided by workers."
             )
+        share = section.get("share_weights", True)
+        if not isinstance(share, bool):
+            raise LoadError(
+                f"marship.share_weights in model-config.yaml must be true or false, got {share!r}."
+            )
         return cls(
             providers=tuple(providers),
             intra_op_threads=threads,
             workers=max(1, int(config.get("maxWorkers") or config.get("minWorkers") or 1)),
             spinning=bool(section.get("spinning", False)),
             device_id=device_id,
+            share_weights=share,
         )
 
     @property
@@ -111,16 +119,14 @@ class Session:
         self.contract = contract
         self.settings = settings
         self._output_names = [spec.name for spec in contract.outputs]
-        _check_digest(folder, contract)
         _check_providers(settings)
         try:
-            self._session = ort.InferenceSession(
-                str(folder / contract.files[0]),
-                _options(settings),
-                providers=_providers(settings),
-            )
+            self._session = _open(folder, contract, settings)
+        except LoadError:
+            raise
         except Exception as error:  # ONNX Runtime's own exceptions share no narrower base
             raise LoadError(f"ONNX Runtime must load the model, got: {error}") from error
+        weights.release_freed()
         preferred = PROVIDERS[settings.providers[0]]
         if preferred not in self._session.get_providers():
             raise LoadError(
@@ -171,18 +177,20 @@ class Session:
         return seconds
 
 
-def _check_digest(folder: Path, contract: Contract) -> None:
-    try:
-        found = digest_files(*(folder / name for name in contract.files))
-    except OSError as error:
-        raise LoadError(
-            f"{', '.join(contract.files)} must be in the archive, got: {error}. Package again."
-        ) from error
-    if found != contract.digest:
-        raise LoadError(
-            f"{contract.files[0]} must have the SHA-256 {contract.digest[:12]}... that "
-            f"the contract names, got {found[:12]}.... It was altered: package again."
-        )
+def _open(folder: Path, contract: Contract, settings: SessionSettings) -> ort.InferenceSession:
+    """Open the copy that workers share, or the model itself, proven to be the contract's."""
+    if (
+        settings.share_weights
+        and settings.providers == ("cpu",)
+        and weights.worth_sharing(folder, contract)
+    ):
+        shared = weights.open_shared(folder, contract, _options(settings))
+        if shared is not None:
+            return shared
+    weights.check_digest(folder, contract)
+    return ort.InferenceSession(
+        str(folder / contract.files[0]), _options(settings), providers=_providers(settings)
+    )
 
 
 def _check_providers(settings: SessionSettings) -> None:
