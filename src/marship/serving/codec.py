@@ -12,8 +12,10 @@ infinity: where a model answers one, JSON says null.
 """
 
 import io
+import struct
 from dataclasses import dataclass
 from enum import Enum
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -31,6 +33,7 @@ OCTETS_TYPE = "application/octet-stream"
 NPY_MAGIC = b"\x93NUMPY"
 NPY_HEADER_BYTES = 10_000
 NOTHING = memoryview(b"")
+_SHORT, _LONG = struct.Struct("<H"), struct.Struct("<I")
 PLAIN = kserve.Wish()
 
 
@@ -133,21 +136,11 @@ def read_npy(body: bytes | bytearray | memoryview) -> Array:
     Raises:
         MalformedError: It is no npy file, truncated, or holds Python objects.
     """
-    stream = io.BytesIO(bytes(body[: NPY_HEADER_BYTES + 12]))  # the header; the data is not copied
-    try:
-        version = np.lib.format.read_magic(stream)
-        read_header = (
-            np.lib.format.read_array_header_1_0
-            if version == (1, 0)
-            else np.lib.format.read_array_header_2_0
-        )
-        shape, fortran, dtype = read_header(stream, max_header_size=NPY_HEADER_BYTES)
-    except (ValueError, TypeError, SyntaxError, RecursionError, MemoryError) as error:
-        raise MalformedError(f"the body must be an npy file, got: {error}.") from error
+    start = _npy_data_start(body)
+    shape, fortran, dtype = _npy_header(bytes(body[:start]))
     if dtype.hasobject:
         raise MalformedError("the npy file must hold numbers, got Python objects.")
     expected = int(np.prod(shape, dtype=object)) * dtype.itemsize
-    start = stream.tell()
     if min(shape, default=0) < 0 or len(body) - start != expected:
         raise MalformedError(
             f"the npy file must hold the {expected} bytes that its header claims, "
@@ -155,6 +148,34 @@ def read_npy(body: bytes | bytearray | memoryview) -> Array:
         )
     array = np.frombuffer(body, dtype, offset=start)
     return array.reshape(shape[::-1]).T if fortran else array.reshape(shape)
+
+
+def _npy_data_start(body: bytes | bytearray | memoryview) -> int:
+    """Where the data begins: magic, version, length of the header, header (NEP 1)."""
+    length = _SHORT if body[6:7] == b"\x01" else _LONG
+    opening = len(NPY_MAGIC) + 2 + length.size
+    if body[: len(NPY_MAGIC)] != NPY_MAGIC or len(body) < opening:
+        raise MalformedError("the body must be an npy file, got no npy header.")
+    start: int = opening + length.unpack_from(body, opening - length.size)[0]
+    if start > min(len(body), opening + NPY_HEADER_BYTES):
+        raise MalformedError(f"the npy header must be in the file, got one of {start} bytes.")
+    return start
+
+
+@lru_cache(256)
+def _npy_header(header: bytes) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
+    """Shape, column order and type; parsing takes longer than a small model, and headers repeat."""
+    stream = io.BytesIO(header)
+    try:
+        version = np.lib.format.read_magic(stream)
+        read_header = (
+            np.lib.format.read_array_header_1_0
+            if version == (1, 0)
+            else np.lib.format.read_array_header_2_0
+        )
+        return read_header(stream, max_header_size=NPY_HEADER_BYTES)
+    except (ValueError, TypeError, SyntaxError, RecursionError, MemoryError) as error:
+        raise MalformedError(f"the body must be an npy file, got: {error}.") from error
 
 
 def encode(outputs: Arrays, message: Message, model: str, version: str) -> Reply:

@@ -128,15 +128,18 @@ class Connection:
 
     def batch(self) -> list[Request]:
         """The requests of the message whose command was just read."""
+        requests: list[Request] = []
         while True:
             try:
-                requests, stop = parse(self._buffer, self._start, self._end)
+                request, stop = parse(self._buffer, self._start, self._end)
             except _IncompleteError as more:
                 self._fill(more.size)
-            else:
-                self._is_lent = self._is_lent or stop - self._start >= LARGE_BYTES
-                self._start = stop
+                continue
+            self._is_lent = self._is_lent or stop - self._start >= LARGE_BYTES
+            self._start = stop
+            if request is None:
                 return requests
+            requests.append(request)
 
     def _fill(self, size: int) -> None:
         """Read until `size` bytes from the start are there, into a buffer that nobody looks at."""
@@ -144,7 +147,7 @@ class Connection:
         if have == 0 and not self._is_lent:
             self._start = self._end = 0
         if self._is_lent or self._start + size > len(self._buffer):
-            fresh = bytearray(max(size, BUFFER_BYTES))
+            fresh = bytearray(max(size + LARGE_BYTES, BUFFER_BYTES))  # and the next one's head
             fresh[:have] = self._buffer[self._start : self._end]
             self._buffer, self._start, self._end, self._is_lent = fresh, 0, have, False
         with memoryview(self._buffer) as view:
@@ -156,32 +159,27 @@ class Connection:
                 self._end += got
 
 
-def parse(buffer: bytearray, start: int, end: int) -> tuple[list[Request], int]:
-    """The requests from `start` on, and where the message ends.
+def parse(buffer: bytearray, start: int, end: int) -> tuple[Request | None, int]:
+    """The request at `start`, None at the end of the message, and where it ends.
 
     Raises:
         _IncompleteError: It goes on behind `end`.
     """
-    requests: list[Request] = []
-    place = start
-    while True:
-        if place + 4 > end:
-            raise _IncompleteError(place + 4 - start)
-        (size,) = _INT.unpack_from(buffer, place)
-        place += 4
-        if size == -1:
-            return requests, place
-        headers = place + size
-        stop = buffer.find(_END, headers, end)
-        if stop < 0:
-            raise _IncompleteError(max(end, headers) + 4 - start)
-        request = Request(
-            b"",
-            id=bytes(buffer[place:headers]),
-            raw_headers=bytes(buffer[headers:stop]),
-        )
-        place = _read_parameters(request, buffer, stop + 4, start, end)
-        requests.append(request)
+    if start + 4 > end:
+        raise _IncompleteError(4)
+    (size,) = _INT.unpack_from(buffer, start)
+    if size == -1:
+        return None, start + 4
+    headers = start + 4 + size
+    stop = buffer.find(_END, headers, end)
+    if stop < 0:
+        raise _IncompleteError(max(end, headers) + 4 - start)
+    request = Request(
+        b"",
+        id=bytes(buffer[start + 4 : headers]),
+        raw_headers=bytes(buffer[headers:stop]),
+    )
+    return request, _read_parameters(request, buffer, stop + 4, start, end)
 
 
 def _read_parameters(request: Request, buffer: bytearray, place: int, start: int, end: int) -> int:

@@ -132,6 +132,16 @@ def test_messages_follow_each_other(first: Raw, second: Raw, pieces: list[int]) 
     assert as_bytes(held) == as_bytes(as_stock_reads(one))
 
 
+def test_large_bodies_are_read_in_few_steps() -> None:
+    """Eight bodies of 600 KB in pieces of 200 KB take a read or two each beyond the pieces."""
+    body = bytes(600_000)
+    data = message([(b"id", {}, [("body", "", body)])] * 8)
+    pieces = [200_000] * 1000
+    found = read(Connection(Socket(data, pieces)))
+    assert [len(request.body) for request in found] == [600_000] * 8
+    assert 1000 - len(pieces) < len(data) / 200_000 + 3 * 8
+
+
 @settings(max_examples=100, deadline=None)
 @given(requests=REQUESTS, cut=st.floats(0, 1, exclude_max=True))
 def test_a_connection_that_ends_early_ends_the_worker_quietly(requests: Raw, cut: float) -> None:
