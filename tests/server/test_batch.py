@@ -88,9 +88,15 @@ def test_figures_reach_prometheus(client: Client, batching: str) -> None:
     """Requests, batches, seconds and errors by code are on the metrics port, with units in help."""
     del batching
     until = time.monotonic() + 3 * INTERVAL_S
-    while "marship_errors_total{" not in (text := client.metrics()) and time.monotonic() < until:
+    line = re.compile(r'^(marship_\w+)\{(?=.*"batching").*\} (\S+)$', re.MULTILINE)
+    wanted = {
+        f"marship_{what}_total" for what in ("requests", "batches", "infer_seconds", "errors")
+    }
+    while not wanted <= (found := dict(line.findall(client.metrics()))).keys():
+        assert time.monotonic() < until, "no worker has reported"
         time.sleep(0.5)
-    found = dict(re.findall(r"^(marship_\w+)\{(?=.*\"batching\").*\} (\S+)$", text, re.MULTILINE))
+    time.sleep(0.5)  # the frontend may be in the middle of a report
+    text = client.metrics()
     assert float(found["marship_requests_total"]) == BATCH
     assert float(found["marship_batches_total"]) == 1
     assert float(found["marship_infer_seconds_total"]) > 0
