@@ -1,0 +1,149 @@
+"""One measurement: wrk, what it printed, and servers that hold still while others are measured."""
+
+import contextlib
+import json
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from marship.errors import DataError, UsageError
+
+SCRIPT = Path(__file__).parent / "wrk.lua"
+TIMEOUT_S = 10
+_MARK = "figures "
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One request as every client sends it, again and again.
+
+    Attributes:
+        url: Where to.
+        headers: With the Content-Type and, where one is asked for, the token.
+        body: A file that holds its bytes; None sends a GET.
+    """
+
+    url: str
+    headers: Mapping[str, str]
+    body: Path | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Figures:
+    """What one measurement found; times in microseconds."""
+
+    rps: float
+    p50_us: float
+    p99_us: float
+    errors: int
+
+
+def require_wrk() -> str:
+    """The path of wrk.
+
+    Raises:
+        UsageError: It is not installed.
+    """
+    found = shutil.which("wrk")
+    if found is None:
+        raise UsageError("wrk must be on the PATH, got none. Run: apt-get install wrk")
+    return found
+
+
+def parse(text: str) -> Figures:
+    """Read the line that wrk.lua, or the loop without a server, prints in the end.
+
+    Raises:
+        DataError: There is no such line.
+    """
+    lines = [line for line in text.splitlines() if line.startswith(_MARK)]
+    if len(lines) != 1:
+        raise DataError(f"wrk must print its figures once, got: {text[-500:]!r}.")
+    raw: dict[str, Any] = json.loads(lines[0].removeprefix(_MARK))
+    return Figures(
+        rps=raw["requests"] / raw["duration_us"] * 1e6,
+        p50_us=raw["p50_us"],
+        p99_us=raw["p99_us"],
+        errors=sum(raw["errors"].values()),
+    )
+
+
+def measure(request: Request, clients: int, seconds: int) -> Figures:
+    """Let `clients` connections send the request, each its next one after the answer."""
+    with tempfile.NamedTemporaryFile("w", suffix=".txt") as headers:
+        headers.writelines(f"{name}: {value}\n" for name, value in request.headers.items())
+        headers.flush()
+        done = subprocess.run(
+            _command(request, clients, seconds, headers.name),
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+    return parse(done.stdout + done.stderr)
+
+
+def _command(request: Request, clients: int, seconds: int, headers: str) -> list[str]:
+    return [
+        require_wrk(),
+        "--threads=1",
+        f"--connections={clients}",
+        f"--duration={seconds}s",
+        f"--timeout={TIMEOUT_S}s",
+        f"--script={SCRIPT}",
+        request.url,
+        "--",
+        "GET" if request.body is None else "POST",
+        str(request.body or "-"),
+        headers,
+    ]
+
+
+def freeze(pid: int) -> None:
+    """Stop a server's processes where they stand: what polls while idle takes no time then."""
+    for process in tree(pid):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.suspend()
+
+
+def thaw(pid: int) -> None:
+    """Let a server's processes go on, children first."""
+    for process in reversed(tree(pid)):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.resume()
+
+
+@contextlib.contextmanager
+def awake(pid: int) -> Iterator[None]:
+    """A frozen server that runs for as long as it is measured."""
+    thaw(pid)
+    try:
+        yield
+    finally:
+        freeze(pid)
+
+
+def end(pid: int, grace_s: float = 10) -> None:
+    """End a server and everything it started."""
+    processes = tree(pid)
+    for process in processes:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.resume()
+            process.terminate()
+    for process in psutil.wait_procs(processes, timeout=grace_s)[1]:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.kill()
+
+
+def tree(pid: int) -> list[psutil.Process]:
+    """A process and all its descendants; none where it has ended."""
+    try:
+        process = psutil.Process(pid)
+        return [process, *process.children(recursive=True)]
+    except psutil.NoSuchProcess:
+        return []

@@ -1,0 +1,272 @@
+"""The peers: what each needs, how its server is started, and where it is asked."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import zipfile
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import venvs
+from cases import MEDIA_TYPES, Material
+from load import Request
+
+from marship.errors import ServerError
+
+SERVERS = Path(__file__).parent / "servers"
+LATENCY, THROUGHPUT = "latency", "throughput"
+WAIT_MS = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Contender:
+    """A peer with the settings of one of its profiles."""
+
+    peer: str
+    profile: str
+    workers: int = 1
+
+    @property
+    def name(self) -> str:
+        """As tables show it."""
+        return f"{self.peer} {self.profile}".strip()
+
+
+@dataclass(frozen=True, slots=True)
+class Running:
+    """A server that was started, and how it is asked.
+
+    Attributes:
+        pid: Its first process; 0 where there is no server.
+        request: What clients send; None where there is no server.
+        command: Without a server: measures for the seconds that are its last argument.
+        env: The command's environment.
+    """
+
+    pid: int
+    request: Request | None
+    command: tuple[str, ...] = ()
+    env: Mapping[str, str] = field(default_factory=dict)
+
+
+Start = Callable[[Contender, Material, Path], Running]
+
+
+@dataclass(frozen=True, slots=True)
+class Peer:
+    """What is measured.
+
+    Attributes:
+        start: Starts it, given a contender, the case's files and a folder of its own.
+        packages: What its venv holds besides ONNX Runtime, NumPy and orjson; None where it runs
+            in marship's own environment.
+        profiles: With the batch size of each; 0 is the case's.
+        scales: Whether its number of workers matters.
+    """
+
+    start: Start
+    packages: tuple[str, ...] | None = None
+    profiles: Mapping[str, int] = field(default_factory=lambda: {"": 1})
+    scales: bool = True
+
+
+def free_port() -> int:
+    """A port that nobody listened on a moment ago."""
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        return int(one.getsockname()[1])
+
+
+def environment(contender: Contender, material: Material, port: int) -> dict[str, str]:
+    """What the server files read; libraries get one thread, as the session does."""
+    batch = PEERS[contender.peer].profiles[contender.profile] or material.case.batch
+    return os.environ | {
+        "BENCH_MODEL": str(material.model),
+        "BENCH_BODY": str(material.body),
+        "BENCH_FORM": material.case.form,
+        "BENCH_PORT": str(port),
+        "BENCH_SECOND_PORT": str(free_port()),
+        "BENCH_WORKERS": str(contender.workers),
+        "BENCH_BATCH": str(batch),
+        "BENCH_WAIT_MS": str(WAIT_MS),
+        "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": str(SERVERS),
+    }
+
+
+def spawn(command: list[str], env: Mapping[str, str], folder: Path) -> int:
+    """Start a server in a group of its own; what it prints goes to a file."""
+    with (folder / "console.log").open("wb") as log:
+        return subprocess.Popen(
+            command,
+            cwd=folder,
+            env=dict(env),
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        ).pid
+
+
+def _python(script: str, path: str = "/predict") -> Start:
+    def start(contender: Contender, material: Material, folder: Path) -> Running:
+        port = free_port()
+        python = venvs.python(contender.peer, PEERS[contender.peer].packages or ())
+        env = environment(contender, material, port)
+        pid = spawn([str(python), str(SERVERS / script)], env, folder)
+        return Running(pid, _ask(f"http://127.0.0.1:{port}{path}", material))
+
+    return start
+
+
+def _ask(url: str, material: Material, token: str | None = None) -> Request:
+    headers = {"Content-Type": MEDIA_TYPES[material.case.form]}
+    if token is not None:
+        headers["Authorization"] = f"Bearer {token}"
+    return Request(url, headers, material.body)
+
+
+def _marship(contender: Contender, material: Material, folder: Path) -> Running:
+    """Pack the model with the code as it is now, and serve it as a user would."""
+    home = folder / "home"
+    (folder / "store").mkdir()
+    name, workers = material.model.stem, contender.workers
+    packing = f"--profile {contender.profile or LATENCY} --intra-op-threads 1"
+    packing += f" --min-workers {workers} --max-workers {workers}"
+    _cli(folder, f"package ../{material.model.name} --model-store store {packing}")
+    _cli(folder, f"serve --detach --free-ports --home home --model-store store --models {name}.mar")
+    record = json.loads((home / "server.json").read_text())
+    token = json.loads((home / "key_file.json").read_text())["inference"]["key"]
+    url = f"{record['inference_url']}/predictions/{name}"
+    return Running(record["pid"], _ask(url, material, token))
+
+
+def _cli(folder: Path, words: str) -> None:
+    command = [sys.executable, "-m", "marship", *words.split()]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise ServerError(f"marship {words} must work, got: {done.stderr}")
+
+
+def _mlserver(contender: Contender, material: Material, folder: Path) -> Running:
+    """It reads JSON in KServe v2's form only: the same tensors, in that form."""
+    running = _python("mlserver_runtime.py")(contender, material, folder)
+    if material.case.form != "json" or running.request is None:
+        return running
+    url = running.request.url.replace("/predict", "/v2/models/model/infer")
+    return replace(running, request=replace(running.request, url=url, body=material.kserve))
+
+
+def _bentoml(contender: Contender, material: Material, folder: Path) -> Running:
+    port = free_port()
+    python = venvs.python(contender.peer, PEERS[contender.peer].packages or ())
+    env = environment(contender, material, port) | {
+        "BENTOML_HOME": str(folder / "home"),
+        "BENTOML_DO_NOT_TRACK": "true",
+    }
+    command = [str(python), "-m", "bentoml", "serve", "bentoml_service:Infer", "--port", str(port)]
+    pid = spawn([*command, "--host", "127.0.0.1", "--working-dir", str(SERVERS)], env, folder)
+    return Running(pid, _ask(f"http://127.0.0.1:{port}/predict", material))
+
+
+def _ray(contender: Contender, material: Material, folder: Path) -> Running:
+    """Its sockets' paths must be short, so the name of its folder is."""
+    port = free_port()
+    python = venvs.python(contender.peer, PEERS[contender.peer].packages or ())
+    env = environment(contender, material, port) | {
+        "BENCH_TEMP": str(folder.parent / f"r{len(contender.name)}{contender.workers}"),
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
+    }
+    pid = spawn([str(python), str(SERVERS / "ray_server.py")], env, folder)
+    return Running(pid, _ask(f"http://127.0.0.1:{port}/predict", material))
+
+
+def _bare(contender: Contender, material: Material, folder: Path) -> Running:
+    del folder
+    python = venvs.python(contender.peer, ())
+    command = (str(python), str(SERVERS / "bare.py"))
+    return Running(0, None, command, environment(contender, material, 0))
+
+
+def _ping(contender: Contender, material: Material, folder: Path) -> Running:
+    running = _marship(contender, material, folder)
+    url = running.request.url.partition("/predictions")[0] + "/ping"
+    token = {"Authorization": running.request.headers["Authorization"]}
+    return Running(running.pid, Request(url, token))
+
+
+def _torchserve(contender: Contender, material: Material, folder: Path) -> Running:
+    """Its own launcher with its own defaults; only addresses, and tokens off."""
+    from marship.torchserve import java
+
+    store = folder / "store"
+    store.mkdir()
+    name = material.model.stem
+    manifest = {
+        "runtime": "python",
+        "model": {"modelName": name, "modelVersion": "1.0", "handler": "torchserve_handler.py"},
+        "archiverVersion": "0.12.0",
+    }
+    with zipfile.ZipFile(store / f"{name}.mar", "w") as archive:
+        archive.write(SERVERS / "torchserve_handler.py", "torchserve_handler.py")
+        archive.write(material.model, "model.onnx")
+        archive.writestr("MAR-INF/MANIFEST.json", json.dumps(manifest))
+    ports = [free_port() for _ in range(5)]
+    addresses = ("inference", "management", "metrics")
+    lines = [f"{a}_address=http://127.0.0.1:{p}" for a, p in zip(addresses, ports, strict=False)]
+    lines += [f"grpc_{a}_port={p}" for a, p in zip(addresses, ports[3:], strict=False)]
+    lines += [f"default_workers_per_model={contender.workers}"]
+    (folder / "config.properties").write_text("\n".join(lines) + "\n")
+    (folder / "tmp").mkdir()
+    env = os.environ | {
+        "JAVA_HOME": str(java.find().path.resolve().parents[1]),
+        "TMPDIR": str(folder / "tmp"),
+        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+    }
+    command = [
+        str(Path(sys.executable).parent / "torchserve"),
+        "--start",
+        "--foreground",
+        "--ncs",
+        "--disable-token-auth",
+        "--ts-config",
+        "config.properties",
+        "--model-store",
+        "store",
+        "--models",
+        f"{name}.mar",
+    ]
+    pid = spawn(command, env, folder)
+    return Running(pid, _ask(f"http://127.0.0.1:{ports[0]}/predictions/{name}", material))
+
+
+BARE = "bare session.run"
+MARSHIP = "marship"
+TORCHSERVE = "TorchServe"
+PING = "TorchServe /ping"
+
+PEERS: dict[str, Peer] = {
+    MARSHIP: Peer(_marship, profiles={LATENCY: 1, THROUGHPUT: 0}),
+    TORCHSERVE: Peer(_torchserve),
+    "mosec": Peer(
+        _python("mosec_server.py", "/inference"), ("mosec==0.9.8",), {LATENCY: 1, THROUGHPUT: 64}
+    ),
+    "FastAPI": Peer(
+        _python("fastapi_server.py"),
+        ("fastapi==0.165.0", "uvicorn==0.54.0", "uvloop==0.23.0", "httptools==0.9.0"),
+    ),
+    "LitServe": Peer(
+        _python("litserve_server.py"),
+        ("litserve==0.2.19", "httptools==0.9.0", "uvloop==0.23.0"),
+        {LATENCY: 1, THROUGHPUT: 0},
+    ),
+    "MLServer": Peer(_mlserver, ("mlserver==1.7.1", "uvloop==0.21.0"), {LATENCY: 1, THROUGHPUT: 0}),
+    "BentoML": Peer(_bentoml, ("bentoml==1.4.39", "fastapi==0.165.0"), {LATENCY: 1, THROUGHPUT: 0}),
+    "Ray Serve": Peer(_ray, ("ray[serve]==2.60.0",), {LATENCY: 1, THROUGHPUT: 0}),
+    PING: Peer(_ping, scales=False),
+    BARE: Peer(_bare, ()),
+}

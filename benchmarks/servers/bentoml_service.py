@@ -1,0 +1,53 @@
+"""BentoML: its typed API with adaptive batching; npy through a mounted ASGI app, unbatched."""
+
+from typing import Any
+
+import bentoml
+import numpy as np
+from fastapi import FastAPI, Request, Response
+from model import BATCH, FORM, MEDIA_TYPE, WORKERS, Model
+
+app = FastAPI()
+
+
+def service(cls: type) -> Any:  # noqa: ANN401  BentoML's own type
+    """Turn a class into a service with the bench's settings."""
+    settings = {
+        "workers": WORKERS,
+        "traffic": {"timeout": 60, "max_concurrency": 1000},
+        "logging": {"access": {"enabled": False}},
+        "metrics": {"enabled": False},
+        "tracing": {"sample_rate": 0.0},
+    }
+    mounted = bentoml.asgi_app(app)(cls) if FORM == "npy" else cls
+    return bentoml.service(**settings)(mounted)
+
+
+@service
+class Infer:
+    """One session in each worker."""
+
+    def __init__(self) -> None:
+        self.model = Model()
+
+    if FORM == "npy":
+
+        @app.post("/predict")
+        async def predict(self, request: Request) -> Response:
+            """Answer one npy request."""
+            tensors = self.model.read(await request.body())
+            return Response(self.model.write(self.model.run(tensors)), media_type=MEDIA_TYPE)
+
+    elif BATCH > 1:
+
+        @bentoml.api(batchable=True, max_batch_size=BATCH, max_latency_ms=1000)
+        def predict(self, input: np.ndarray) -> np.ndarray:  # noqa: A002  the request's key
+            """Answer requests whose rows BentoML has joined."""
+            return self.model.run(self.model.parse({"input": input}))[0]
+
+    else:
+
+        @bentoml.api
+        async def predict(self, input: np.ndarray) -> np.ndarray:  # noqa: A002  the request's key
+            """Answer one request."""
+            return self.model.run(self.model.parse({"input": input}))[0]

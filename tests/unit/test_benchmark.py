@@ -1,0 +1,112 @@
+"""The benchmark's own parts: what wrk said, what goes into a table, who answers rightly."""
+
+import importlib
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+
+from marship.errors import DataError
+
+Part = Callable[[str], ModuleType]
+
+FOLDER = Path(__file__).parents[2] / "benchmarks"
+LINE = (
+    'figures {"requests": 3000, "duration_us": 1500000, "bytes": 9, "mean_us": 4.5, "p50_us": 250, '
+    '"p90_us": 300, "p99_us": 900, "max_us": 1000, '
+    '"errors": {"connect": 0, "read": 1, "write": 0, "status": 2, "timeout": 0}}'
+)
+
+
+@pytest.fixture
+def part(monkeypatch: pytest.MonkeyPatch) -> Part:
+    """Import a file of benchmarks/, as run.py does: from its own folder."""
+    monkeypatch.syspath_prepend(FOLDER)
+
+    def load(name: str) -> ModuleType:
+        return importlib.import_module(name)
+
+    return load
+
+
+def test_figures_are_read_from_what_wrk_prints(part: Part) -> None:
+    """Requests per second, percentiles and all kinds of errors come from the one line."""
+    figures = part("load").parse(f"Running 1s test\n  Latency  1ms\n{LINE}\n")
+    assert figures == part("load").Figures(rps=2000.0, p50_us=250, p99_us=900, errors=3)
+
+
+@pytest.mark.parametrize("said", ["", "unable to connect to 127.0.0.1", f"{LINE}\n{LINE}"])
+def test_output_without_one_line_of_figures_is_an_error(part: Part, said: str) -> None:
+    """A load generator that failed is no measurement."""
+    with pytest.raises(DataError, match="wrk must print"):
+        part("load").parse(said)
+
+
+def test_reported_figures_are_medians_over_the_rounds(part: Part) -> None:
+    """One slow round changes nothing, and errors of all rounds count."""
+    figures, contender = part("load").Figures, part("peers").Contender("mosec", "latency", 2)
+    rounds = [figures(rps, 100 + rps, 200 + rps, 1) for rps in (10.0, 900.0, 20.0)]
+    (entry,) = part("report").summarize({contender: {4: rounds}})
+    assert entry["peer"] == "mosec"
+    assert entry["workers"] == 2
+    assert entry["clients"]["4"]["rps"] == 20
+    assert entry["clients"]["4"]["p50_us"] == 120
+    assert entry["clients"]["4"]["p99_us"] == 220
+    assert entry["clients"]["4"]["errors"] == 3
+
+
+@pytest.mark.parametrize("form", ["json", "npy"])
+def test_requests_come_back_as_they_were_sent(part: Part, form: str) -> None:
+    """What a peer reads is what was made, whatever the form."""
+    cases = part("cases")
+    sent = {"input": np.float32([[0.1, -2.5, 3e-8]])}
+    got = cases.decode(cases.encode(sent, form), form, ["input"])
+    assert np.array_equal(got["input"].astype(np.float32), sent["input"])
+
+
+def test_answers_in_kserve_form_are_understood(part: Part) -> None:
+    """MLServer speaks no other."""
+    body = b'{"outputs": [{"name": "output", "shape": [1, 2], "data": [1.5, 2.5]}]}'
+    got = part("cases").decode(body, "json", ["output"])
+    assert np.array_equal(got["output"], [[1.5, 2.5]])
+
+
+def entry(peer: str, profile: str, rps: float, p99_us: float = 1.0) -> dict[str, Any]:
+    """One contender's figures at 64 clients."""
+    found = {"rps": rps, "p50_us": 1.0, "p99_us": p99_us, "errors": 0}
+    return {"peer": peer, "profile": profile, "workers": 1, "clients": {"64": found}}
+
+
+def test_ratios_are_against_a_peers_best_settings(part: Part) -> None:
+    """A peer's slower profile never flatters the ratio; times must stay below their limit."""
+    entries = [
+        entry("marship", "latency", 900),
+        entry("marship", "throughput", 300, p99_us=5.0),
+        entry("mosec", "latency", 400, p99_us=2.0),
+        entry("mosec", "throughput", 100, p99_us=1.0),
+    ]
+    found = {
+        (o.against, o.target.figure): (o.ratio, o.reached)
+        for o in part("targets").outcomes({"mlp": entries})
+    }
+    assert found == {
+        ("mosec latency", "rps"): (0.75, False),
+        ("mosec throughput", "rps"): (3.0, True),
+        ("mosec latency", "p99_us"): (2.5, False),
+        ("mosec throughput", "p99_us"): (5.0, False),
+    }
+
+
+def test_tables_mark_failed_requests_and_draw_everyone(part: Part, tmp_path: Path) -> None:
+    """A figure with failures in it is never shown as if it were good."""
+    bad = entry("mosec", "latency", 1234)
+    bad["clients"]["64"]["errors"] = 1
+    measured = {"machine": {"cores": 2}, "cases": {"mlp": [entry("marship", "latency", 900), bad]}}
+    part("report").write(measured, tmp_path)
+    text = (tmp_path / "tables.txt").read_text()
+    assert "1,234*" in text
+    assert "900*" not in text
+    assert (tmp_path / "mlp.png").stat().st_size > 1000
