@@ -114,7 +114,8 @@ class OnnxHandler:
         self._reads_rows = is_plain and rows.fits(self.contract)
         self._metrics = Metrics(self._name, self._version)
         self.prepare()
-        if transport.install(self.answer):
+        spins = properties.get("batch_size") == 1 and settings.has_spare_cores
+        if transport.install(self.answer, spins=spins):
             self._metrics.start()
         logger.info("%s ready, %d threads, %.2f ms", self._name, settings.threads, warm_s * 1e3)
 

@@ -88,6 +88,11 @@ class SessionSettings:
         """Threads of one call, resolved for this machine."""
         return self.intra_op_threads or max(1, usable_cores() // self.workers)
 
+    @property
+    def has_spare_cores(self) -> bool:
+        """Whether the frontend keeps a core to itself while every worker is busy on one."""
+        return usable_cores() > self.workers
+
 
 def usable_cores(quota_file: Path = CGROUP_QUOTA) -> int:
     """Cores this process may use: its affinity, and a container's quota rounded up.

@@ -1,6 +1,9 @@
 """The buffered transport reads and writes the very bytes of the stock one."""
 
+import socket
 import struct
+import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -207,3 +210,28 @@ def test_outside_of_a_worker_nothing_is_replaced() -> None:
     before = Service.predict
     assert transport.install(lambda _: b"") is False
     assert Service.predict is before
+
+
+@pytest.mark.parametrize(("pause_s", "is_awake"), [(0.0, True), (0.02, False)])
+def test_it_looks_for_a_message_only_while_they_come_at_once(
+    pause_s: float, is_awake: bool
+) -> None:
+    """A worker that is asked at once stays awake for the next message; else it sleeps at once."""
+    ours, theirs = socket.socketpair()
+    connection = Connection(ours, spins=True)
+    for _ in range(3):
+        sender = threading.Timer(pause_s, theirs.sendall, [b"I"])
+        if pause_s:
+            sender.start()
+        else:
+            theirs.sendall(b"I")
+        assert connection.recv(1) == b"I"
+    late = threading.Timer(0.2, theirs.sendall, [b"I"])
+    late.start()
+    before = time.thread_time()
+    assert connection.recv(1) == b"I"
+    spent_s = time.thread_time() - before
+    ours.close()
+    theirs.close()
+    assert (spent_s > transport.SPIN_S / 4) == is_awake
+    assert spent_s < 0.1
