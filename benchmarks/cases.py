@@ -140,7 +140,7 @@ def _history(rng: np.random.Generator) -> Arrays:
 
 
 def _tokens(rng: np.random.Generator) -> Arrays:
-    return {"ids": rng.integers(0, 30_522, (1, 64))}
+    return {"input": rng.integers(0, 30_522, (1, 64))}
 
 
 _IMAGE = _floats(3, 224, 224)

@@ -28,10 +28,19 @@ Results = dict[Contender, dict[int, list[Figures]]]
 
 @dataclass(frozen=True, slots=True)
 class Rules:
-    """How long each measurement takes, how often all take their turn, and workers at most."""
+    """How all are measured.
+
+    Attributes:
+        seconds: Of one measurement.
+        rounds: How often all take their turn.
+        settle: Seconds of load before anything counts: Java compiles what it runs often, and
+            still gains after ten thousand requests.
+        workers: At most.
+    """
 
     seconds: int
     rounds: int
+    settle: int
     workers: int
 
 
@@ -62,8 +71,11 @@ def _enter(
     entries: list[tuple[float, Contender, Running]] = []
     for workers in choices:
         one = replace(contender, workers=workers)
-        running = _start(one, material, folder)
+        running = start(one, material, folder)
         rps = 0.0
+        if running.request is not None:
+            with load.awake(running.pid):
+                load.measure(running.request, material.case.busy, rules.settle)
         if len(choices) > 1:
             rps = _measure(running, material.case.busy, rules.seconds).rps
             console.err.print(f"{one.name}, {workers} workers: {rps:,.0f}/s")
@@ -74,7 +86,7 @@ def _enter(
     return entries[0][1], entries[0][2]
 
 
-def _start(contender: Contender, material: Material, folder: Path) -> Running:
+def start(contender: Contender, material: Material, folder: Path) -> Running:
     """Start a server, hold its first answer against bare ONNX Runtime's, and freeze it."""
     place = folder / f"{contender.name}-{contender.workers}".replace(" ", "-").replace("/", "")
     place.mkdir(parents=True)

@@ -172,7 +172,7 @@ def write_encoder(path: Path) -> None:
             return self.layers(self.embed(ids) + self.place(places)).mean(1)
 
     torch.manual_seed(SEED)
-    _export(Encoder(), (torch.randint(0, 30_522, (2, 64)),), ("ids",), "vector", path)
+    _export(Encoder(), (torch.randint(0, 30_522, (2, 64)),), ("input",), "vector", path)
 
 
 def _export(

@@ -29,6 +29,7 @@ class BenchSettings:
     clients: tuple[str, ...] = setting((), "connections at once; may be repeated; else the case's")
     seconds: int = setting(4, "length of one measurement", minimum=1)
     rounds: int = setting(3, "turns; medians are reported", minimum=1)
+    settle: int = setting(12, "seconds of load for each before anything counts", minimum=1)
     workers: int = setting(2, "workers at most; each contender gets its best number", minimum=1)
     quick: bool = setting(False, "one short round with one worker each: does it all still work?")
     out: Path = setting(Path("benchmarks/results"), "folder for table, JSON and pictures")
@@ -39,11 +40,11 @@ def main(settings: BenchSettings) -> None:
     """Measure marship against its peers, in turns, in one run."""
     load.require_wrk()
     if settings.quick:
-        settings = replace(settings, seconds=1, rounds=1, workers=1)
+        settings = replace(settings, seconds=1, rounds=1, settle=1, workers=1)
     cases = _named(CASES, settings.cases, "cases")
     peers = _named(PEERS, settings.peers, "peers")
     settings.out.mkdir(parents=True, exist_ok=True)
-    rules = contest.Rules(settings.seconds, settings.rounds, settings.workers)
+    rules = contest.Rules(settings.seconds, settings.rounds, settings.settle, settings.workers)
     measured: dict[str, Any] = {"machine": report.machine(), "settings": asdict(settings)}
     measured["cases"] = {}
     measured["versions"] = {

@@ -1,4 +1,7 @@
-"""BentoML: its typed API with adaptive batching; npy through a mounted ASGI app, unbatched."""
+"""BentoML: its typed API with adaptive batching for JSON with one input; else a mounted ASGI app.
+
+The app takes npy and any number of inputs, one request at a time: BentoML batches one array.
+"""
 
 from typing import Any
 
@@ -8,6 +11,7 @@ from fastapi import FastAPI, Request, Response
 from model import BATCH, FORM, MEDIA_TYPE, WORKERS, Model
 
 app = FastAPI()
+IS_TYPED = FORM == "json" and list(Model().inputs) == ["input"]
 
 
 def service(cls: type) -> Any:  # noqa: ANN401  BentoML's own type
@@ -19,7 +23,7 @@ def service(cls: type) -> Any:  # noqa: ANN401  BentoML's own type
         "metrics": {"enabled": False},
         "tracing": {"sample_rate": 0.0},
     }
-    mounted = bentoml.asgi_app(app)(cls) if FORM == "npy" else cls
+    mounted = cls if IS_TYPED else bentoml.asgi_app(app)(cls)
     return bentoml.service(**settings)(mounted)
 
 
@@ -30,11 +34,11 @@ class Infer:
     def __init__(self) -> None:
         self.model = Model()
 
-    if FORM == "npy":
+    if not IS_TYPED:
 
         @app.post("/predict")
         async def predict(self, request: Request) -> Response:
-            """Answer one npy request."""
+            """Answer one request."""
             tensors = self.model.read(await request.body())
             return Response(self.model.write(self.model.run(tensors)), media_type=MEDIA_TYPE)
 
