@@ -21,17 +21,19 @@ _MARK = "figures "
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """One request as every client sends it, again and again.
+    """What every client sends, again and again.
 
     Attributes:
         url: Where to.
         headers: With the Content-Type and, where one is asked for, the token.
         body: A file that holds its bytes; None sends a GET.
+        others: Further bodies, sent in turn with the first.
     """
 
     url: str
     headers: Mapping[str, str]
     body: Path | None = None
+    others: tuple[Path, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +101,7 @@ def _command(request: Request, clients: int, seconds: int, headers: str) -> list
         request.url,
         "--",
         "GET" if request.body is None else "POST",
-        str(request.body or "-"),
+        ",".join(map(str, (request.body or "-", *request.others))),
         headers,
     ]
 

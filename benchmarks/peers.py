@@ -122,26 +122,30 @@ def _python(script: str, path: str = "/predict") -> Start:
     return start
 
 
-def _ask(url: str, material: Material, token: str | None = None) -> Request:
-    headers = {"Content-Type": MEDIA_TYPES[material.case.form]}
-    if token is not None:
-        headers["Authorization"] = f"Bearer {token}"
-    return Request(url, headers, material.body)
+def _ask(url: str, material: Material) -> Request:
+    return Request(url, {"Content-Type": MEDIA_TYPES[material.case.form]}, material.body)
 
 
 def _marship(contender: Contender, material: Material, folder: Path) -> Running:
     """Pack the model with the code as it is now, and serve it as a user would."""
+    running = serve(material.model, contender, folder)
+    headers = {**running.request.headers, **_ask("", material).headers}
+    return replace(running, request=replace(running.request, headers=headers, body=material.body))
+
+
+def serve(source: Path, contender: Contender, folder: Path) -> Running:
+    """Serve an ONNX file or a run folder with marship; the request has no body yet."""
     home = folder / "home"
     (folder / "store").mkdir()
-    name, workers = material.model.stem, contender.workers
-    packing = f"--profile {contender.profile or LATENCY} --intra-op-threads 1"
+    workers = contender.workers
+    packing = f"--profile {contender.profile or LATENCY} --intra-op-threads 1 --name model"
     packing += f" --min-workers {workers} --max-workers {workers}"
-    _cli(folder, f"package ../{material.model.name} --model-store store {packing}")
-    _cli(folder, f"serve --detach --free-ports --home home --model-store store --models {name}.mar")
+    _cli(folder, f"package {source.absolute()} --model-store store {packing}")
+    _cli(folder, "serve --detach --free-ports --home home --model-store store --models model.mar")
     record = json.loads((home / "server.json").read_text())
     token = json.loads((home / "key_file.json").read_text())["inference"]["key"]
-    url = f"{record['inference_url']}/predictions/{name}"
-    return Running(record["pid"], _ask(url, material, token))
+    url = f"{record['inference_url']}/predictions/model"
+    return Running(record["pid"], Request(url, {"Authorization": f"Bearer {token}"}))
 
 
 def _cli(folder: Path, words: str) -> None:

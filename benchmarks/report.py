@@ -10,7 +10,7 @@ from typing import Any
 
 import psutil
 from contest import Results
-from peers import BARE, MARSHIP
+from peers import BARE, MARSHIP, THROUGHPUT
 from rich.console import Console
 from rich.table import Table
 from targets import outcomes
@@ -117,7 +117,8 @@ def picture(name: str, entries: list[Summary], path: Path) -> None:
     mpl.use("agg")
     from matplotlib import pyplot as plt
 
-    figure, axes = plt.subplots(figsize=(8, 5), layout="constrained")
+    figure, axes = plt.subplots(figsize=(9, 5), layout="constrained")
+    peers = [peer for peer in dict.fromkeys(entry["peer"] for entry in entries) if peer != BARE]
     for entry in entries:
         found = list(entry["clients"].values())
         if entry["peer"] != BARE:
@@ -125,6 +126,8 @@ def picture(name: str, entries: list[Summary], path: Path) -> None:
                 [f["rps"] for f in found],
                 [f["p50_us"] / 1e3 for f in found],
                 marker="o",
+                color=f"C{peers.index(entry['peer'])}",
+                linestyle="--" if entry["profile"] == THROUGHPUT else "-",
                 label=name_of(entry),
                 linewidth=2.5 if entry["peer"] == MARSHIP else 1,
             )
@@ -135,7 +138,7 @@ def picture(name: str, entries: list[Summary], path: Path) -> None:
         ylabel="p50, ms",
         title=f"{name}: {', '.join(entries[0]['clients'])} clients",
     )
-    axes.legend(fontsize="small")
+    figure.legend(fontsize="small", loc="outside right upper")
     axes.grid(alpha=0.3)
     figure.savefig(path, dpi=80)
     plt.close(figure)

@@ -1,0 +1,175 @@
+"""Photographs of mixed sizes: served, against decoding and session.run alone.
+
+    python training/tagger.py
+    marship export runs/tagger
+    python benchmarks/pictures.py --run-dir runs/tagger --photos ~/Pictures
+
+Both sides decode the same JPEG files with the same code, in turns, in as many processes, with one
+thread for each call. What is missing to 1 is the wire: the generator, the frontend, the
+worker's reading and its answer.
+"""
+
+import json
+import math
+import multiprocessing
+import statistics
+import tempfile
+import time
+import urllib.request
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from multiprocessing.synchronize import Barrier
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import load
+import peers
+from peers import LATENCY, Contender, Running
+
+from marship import console
+from marship.errors import UsageError
+from marship.settings import flags, setting
+
+if TYPE_CHECKING:
+    from multiprocessing.queues import SimpleQueue
+
+SUFFIXES = (".jpg", ".jpeg")
+MOST_PHOTOS = 200
+
+
+@dataclass(frozen=True)
+class PicturesSettings:
+    """What is served, and how it is asked."""
+
+    run_dir: Path = setting(Path("runs/tagger"), "run folder of an exported image model")
+    photos: Path = setting(Path("photos"), "folder of JPEG files")
+    workers: int = setting(2, "workers, and processes of the other side", minimum=1)
+    clients: int = setting(8, "connections at once", minimum=1)
+    seconds: int = setting(5, "length of one measurement", minimum=1)
+    rounds: int = setting(5, "turns; medians are reported", minimum=1)
+    settle: int = setting(12, "seconds of load before anything counts", minimum=1)
+
+
+@flags(PicturesSettings)
+def main(settings: PicturesSettings) -> None:
+    """Serve photographs, and compare with decoding and session.run alone."""
+    load.require_wrk()
+    photos = sorted(p for p in settings.photos.rglob("*") if p.suffix.lower() in SUFFIXES)
+    if not photos:
+        raise UsageError(f"{settings.photos} must hold JPEG files, got none.")
+    photos = photos[:MOST_PHOTOS]
+    with tempfile.TemporaryDirectory(prefix="bench-") as folder:
+        running = peers.serve(
+            settings.run_dir, Contender("marship", LATENCY, settings.workers), Path(folder)
+        )
+        try:
+            served, bare = _take_turns(_with_photos(running, photos), photos, settings)
+            spent = _spent(running, photos)
+        finally:
+            load.end(running.pid)
+    size_kb = statistics.mean(photo.stat().st_size for photo in photos) / 1e3
+    console.out.print(f"{len(photos)} photographs of {size_kb:.0f} KB, {settings.workers} workers")
+    console.out.print(f"served                   {statistics.median(served):8.1f} images/s")
+    console.out.print(f"decoding and session.run {statistics.median(bare):8.1f} images/s")
+    ratios = [mine / theirs for mine, theirs in zip(served, bare, strict=True)]
+    console.out.print(f"ratio                    {statistics.median(ratios):8.2f}")
+    console.out.print(f"one photograph after the other, mean: {spent}")
+
+
+def _with_photos(running: Running, photos: Sequence[Path]) -> Running:
+    request = replace(running.request, body=photos[0], others=tuple(photos[1:]))
+    return replace(running, request=request)
+
+
+def _take_turns(
+    running: Running, photos: Sequence[Path], settings: PicturesSettings
+) -> tuple[list[float], list[float]]:
+    """Images per second of both sides, one entry for each round."""
+    served, bare = [], []
+    with load.awake(running.pid):
+        load.measure(running.request, settings.clients, settings.settle)
+    for round_ in range(settings.rounds):
+        with load.awake(running.pid):
+            figures = load.measure(running.request, settings.clients, settings.seconds)
+        if figures.errors:
+            raise UsageError(f"every photograph must be answered, got {figures.errors} errors.")
+        served.append(figures.rps)
+        bare.append(_measure_bare(photos, settings))
+        console.err.print(f"round {round_ + 1}: {served[-1]:.1f} served, {bare[-1]:.1f} bare")
+    load.thaw(running.pid)
+    return served, bare
+
+
+def _measure_bare(photos: Sequence[Path], settings: PicturesSettings) -> float:
+    """Images per second of processes that decode and run, and do nothing else."""
+    context = multiprocessing.get_context("spawn")
+    barrier, results = context.Barrier(settings.workers), context.SimpleQueue()
+    processes = [
+        context.Process(target=_run_bare, args=(photos, settings, barrier, results))
+        for _ in range(settings.workers)
+    ]
+    for process in processes:
+        process.start()
+    counts = [results.get() for _ in processes]
+    for process in processes:
+        process.join()
+    return sum(counts) / settings.seconds
+
+
+def _run_bare(
+    photos: Sequence[Path],
+    settings: PicturesSettings,
+    barrier: Barrier,
+    results: "SimpleQueue[int]",
+) -> None:
+    import onnxruntime as ort
+
+    from marship.serving import pictures
+
+    about = json.loads((settings.run_dir / "picture.json").read_text())
+    shortest = math.ceil(about["side"] / about["crop"])
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = 1
+    model = settings.run_dir / _chosen(settings.run_dir)
+    session = ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+    (name,) = (i.name for i in session.get_inputs())
+    bodies = [photo.read_bytes() for photo in photos]
+    session.run(None, {name: pictures.decode(bodies[0], shortest).pixels[None]})
+    barrier.wait()
+    end = time.perf_counter() + settings.seconds
+    done = 0
+    while time.perf_counter() < end:
+        picture = pictures.decode(bodies[done % len(bodies)], shortest)
+        session.run(None, {name: picture.pixels[None]})
+        done += 1
+    results.put(done)
+
+
+def _chosen(run_dir: Path) -> str:
+    """The file that `marship package` takes of a run folder."""
+    report = run_dir / "optimize.json"
+    chosen = json.loads(report.read_text())["chosen"] if report.is_file() else "exported"
+    return "model.onnx" if chosen == "exported" else f"model.{chosen}.onnx"
+
+
+def _spent(running: Running, photos: Sequence[Path]) -> str:
+    """Where a lone request's time goes, milliseconds; the rest is the wire."""
+    totals: dict[str, float] = {}
+    direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    for photo in photos:
+        call = urllib.request.Request(  # noqa: S310  loopback
+            running.request.url, photo.read_bytes(), dict(running.request.headers)
+        )
+        began = time.perf_counter()
+        with direct.open(call, timeout=30) as answer:
+            answer.read()
+            timing = answer.headers["Server-Timing"]
+        totals["all"] = totals.get("all", 0) + (time.perf_counter() - began) * 1e3
+        for entry in timing.split(", "):
+            step, _, duration = entry.partition(";dur=")
+            totals[step] = totals.get(step, 0) + float(duration)
+    return ", ".join(f"{step} {total / len(photos):.2f} ms" for step, total in totals.items())
+
+
+if __name__ == "__main__":
+    console.run_recipe(main)
