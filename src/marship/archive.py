@@ -80,7 +80,7 @@ def read(path: Path) -> Archive:
             return Archive(
                 path=path,
                 manifest=manifest,
-                config=yaml.safe_load(_text(zipped, _config_name(manifest))) or {},
+                config=yaml.safe_load(_text(zipped, config_name(manifest))) or {},
                 contract=Contract.from_json(contract) if contract else None,
                 evidence=json.loads(_text(zipped, EVIDENCE_FILE) or "{}"),
                 members=tuple(sorted(members, key=lambda member: member.name)),
@@ -96,7 +96,8 @@ def read(path: Path) -> Archive:
         ) from error
 
 
-def _config_name(manifest: dict[str, Any]) -> str:
+def config_name(manifest: dict[str, Any]) -> str:
+    """The name of the settings' file in an archive with this manifest."""
     return str(manifest["model"].get("configFile", CONFIG_FILE))
 
 

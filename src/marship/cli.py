@@ -1,7 +1,5 @@
 """The commands. What each needs is imported inside it, so that --help is instant."""
 
-import json
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -35,7 +33,6 @@ Version = Annotated[str | None, typer.Option(help="the version; the default one 
 MODEL_STEPS = "From a trained model to an archive"
 SERVER_STEPS = "The server"
 MODELS_ON_SERVER = "Models on the server"
-CONTENT_TYPES = {".json": "application/json", ".npy": "application/x-npy"}
 
 
 def _version(show: bool) -> None:
@@ -118,6 +115,24 @@ def inspect(
     from marship import tables
 
     tables.show_archive(archives.read(archive), as_json=as_json)
+
+
+@app.command(rich_help_panel=MODEL_STEPS)
+def configure(
+    archive: Annotated[Path, typer.Argument(help="a .mar file")],
+    options: Annotated[
+        list[str] | None,
+        typer.Argument(help="NAME=VALUE to set, NAME= to go back to the handler's default"),
+    ] = None,
+    version: Annotated[
+        str | None, typer.Option(help="a new version, to register beside the one that runs")
+    ] = None,
+) -> None:
+    """Print or change the handler's settings in a .mar; the model in it stays as it is."""
+    from marship import configure as step
+    from marship import tables
+
+    tables.show_configured(step.configure(archive, options or [], version))
 
 
 @app.command(rich_help_panel=SERVER_STEPS)
@@ -270,38 +285,52 @@ def unregister(name: ModelName, home: Home = None, version: Version = None) -> N
 def predict(
     name: ModelName,
     source: Annotated[
-        str | None, typer.Argument(help="a .json or .npy file, or - for JSON on standard input")
+        list[str] | None, typer.Argument(help="files, folders, or - for standard input")
     ] = None,
     json_text: Annotated[str | None, typer.Option("--json", help="the request itself")] = None,
     home: Home = None,
     version: Version = None,
     content_type: Annotated[str | None, typer.Option(help="if the file's name lies")] = None,
     raw: Annotated[bool, typer.Option("--raw", help="print JSON where a table fits too")] = False,
+    out: Annotated[
+        Path | None, typer.Option(help="many files' answers: a .csv, or whole ones in a .jsonl")
+    ] = None,
+    suffix: Annotated[
+        list[str] | None, typer.Option(help="what to take of folders, such as .jpg; repeatable")
+    ] = None,
+    in_flight: Annotated[
+        int | None, typer.Option(min=1, help="requests at a time; else by workers and batches")
+    ] = None,
+    again: Annotated[bool, typer.Option("--again", help="forget earlier answers")] = False,
 ) -> None:
-    """Ask a model and print its answer."""
+    """Ask a model. One file: print the answer. More, or a folder: a table and a CSV, resumable."""
     from marship import tables
+    from marship.predict import Run, ask_all, sources
+    from marship.predict.screen import Screen
 
-    body, kind = _request(source, json_text)
-    with _client(home) as client:
-        answer = client.predict(name, body, version=version, content_type=content_type or kind)
-    tables.show_answer(answer, raw=raw)
-
-
-def _request(source: str | None, json_text: str | None) -> tuple[bytes, str]:
-    if (source is None) == (json_text is None):
-        raise UsageError("one request must be given: a file, - or --json '...'.")
-    if json_text is not None:
-        try:
-            json.loads(json_text)
-        except ValueError as error:
-            raise UsageError(f"--json must be JSON, got: {error}.") from error
-        return json_text.encode(), "application/json"
-    if source == "-" or source is None:
-        return sys.stdin.buffer.read(), "application/json"
-    path = Path(source)
-    if not path.is_file():
-        raise UsageError(f"{path} must be a file, got none there.")
-    return path.read_bytes(), CONTENT_TYPES.get(path.suffix, "application/octet-stream")
+    places = source or []
+    if not (out or sources.is_many(places)):
+        if suffix or in_flight or again:
+            raise UsageError(
+                "--suffix, --in-flight and --again must come with a folder, several files or "
+                "--out, got one request."
+            )
+        body, kind = sources.read_one(places, json_text)
+        with _client(home) as client:
+            answer = client.predict(name, body, version=version, content_type=content_type or kind)
+        tables.show_answer(answer, raw=raw)
+        return
+    if json_text is not None or raw:
+        raise UsageError("--json and --raw must come with one request, got several files.")
+    out = out or sources.default_out(places)
+    sources.check_out(out, places)
+    files = sources.find(places, suffix or ())
+    run = Run(name, files, out, version, content_type, in_flight, again)
+    with Screen(run) as screen:
+        done = ask_all(run, home, screen)
+    tables.show_predictions(done, run)
+    if done.failed:
+        raise typer.Exit(1)
 
 
 def _client(home: Path | None) -> "marship.client.Client":

@@ -12,11 +12,14 @@ from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
     Progress,
+    ProgressColumn,
     SpinnerColumn,
+    Task,
     TextColumn,
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
+from rich.text import Text
 from typer.exceptions import TyperException
 
 from marship.errors import MarshipError, UsageError
@@ -24,16 +27,38 @@ from marship.errors import MarshipError, UsageError
 out = Console(highlight=False)
 err = Console(stderr=True, highlight=False)
 
+_WHOLE_RATE = 10
 INTERRUPTED = 128 + signal.SIGINT
 
 
-def progress() -> Progress:
-    """A progress bar on stderr: description, bar, count, elapsed and remaining time."""
+class _RateColumn(ProgressColumn):
+    """How many a second, of late."""
+
+    def __init__(self, unit: str) -> None:
+        super().__init__()
+        self._unit = unit
+
+    def render(self, task: Task) -> Text:
+        """The rate, as soon as there is one."""
+        rate = task.finished_speed or task.speed
+        if rate is None:
+            return Text("")
+        number = f"{rate:,.0f}" if rate >= _WHOLE_RATE else f"{rate:.1f}"
+        return Text(f"{number} {self._unit}/s", style="progress.data.speed")
+
+
+def progress(unit: str | None = None) -> Progress:
+    """A progress bar on stderr: description, bar, count, elapsed and remaining time.
+
+    Args:
+        unit: What is counted; with it stands the rate.
+    """
     return Progress(
         SpinnerColumn(),
         TextColumn("{task.description}"),
-        BarColumn(),
+        BarColumn(bar_width=None if unit else 40),
         MofNCompleteColumn(),
+        *([_RateColumn(unit)] if unit else []),
         TimeElapsedColumn(),
         TimeRemainingColumn(),
         console=err,

@@ -11,6 +11,7 @@
     |-- LoadError               a worker refuses to serve: digest, golden outputs, provider
     |-- ServerError             TorchServe could not be started, reached, or did not do as told
     |   |-- NotRunningError     nobody answers at the address
+    |   |-- NoAnswerError       the connection ended, or the time, before the answer came
     |   |-- TokenError          the token is missing, wrong or too old
     |   `-- NotFoundError       no such model or version on the server
     `-- RequestError            what a client sent cannot be answered (HTTP 4xx)
@@ -29,7 +30,7 @@ from typing import ClassVar
 class MarshipError(Exception):
     """The base of all errors that marship raises on purpose."""
 
-    status: ClassVar[int] = 500
+    status: int = 500  # of an answer that a client got: the one that came
     code: ClassVar[str] = "internal"
 
 
@@ -92,6 +93,13 @@ class NotRunningError(ServerError):
 
     status = 503
     code = "not_running"
+
+
+class NoAnswerError(ServerError):
+    """The connection ended, or the time, before the answer came."""
+
+    status = 504
+    code = "no_answer"
 
 
 class TokenError(ServerError):

@@ -16,7 +16,7 @@ from typing import Any
 import yaml
 
 import marship
-from marship import profiles, run, shipped
+from marship import configure, profiles, run, shipped
 from marship.archive import CONFIG_FILE, EVIDENCE_FILE, MANIFEST_FILE
 from marship.contract import (
     CONTRACT_FILE,
@@ -47,7 +47,6 @@ EVIDENCE_PACKAGES = (
     "torchserve",
 )
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
-_VERSION = re.compile(r"\d+(\.\d+)*")
 
 
 @dataclass(frozen=True)
@@ -60,6 +59,9 @@ class PackageSettings:
     handler: Path | None = setting(None, "handler file; the recipe's, or tensors in and out")
     variant: str | None = setting(None, "model variant to pack; the one that optimize chose")
     asset: tuple[str, ...] = setting((), "further file that the handler reads; may be repeated")
+    option: tuple[str, ...] = setting(
+        (), "a setting of the handler's own, as NAME=VALUE, like review=0.4; may be repeated"
+    )
     min_workers: int = setting(1, "workers at start", minimum=1)
     max_workers: int = setting(1, "workers at most; cores are divided by it", minimum=1)
     profile: str = setting("latency", "latency: one by one; throughput: batches of 32 within 1 ms")
@@ -105,11 +107,12 @@ def package(source: Path, settings: PackageSettings) -> Path:
 
 def _check(settings: PackageSettings) -> None:
     profiles.find(settings.profile)
+    configure.parsed(settings.option)
     if settings.name is not None and not _NAME.fullmatch(settings.name):
         raise UsageError(
             f"name must be letters, digits, dots, dashes and underscores, got {settings.name!r}."
         )
-    if not _VERSION.fullmatch(settings.version):
+    if not configure.VERSION.fullmatch(settings.version):
         raise UsageError(f"version must be digits and dots, such as 1.0, got {settings.version!r}.")
     if settings.max_workers < settings.min_workers:
         raise UsageError(
@@ -317,6 +320,7 @@ def _model_config(settings: PackageSettings) -> str:
     }
     if settings.intra_op_threads is not None:
         config["marship"]["intra_op_threads"] = settings.intra_op_threads
+    config |= configure.section(configure.parsed(settings.option))
     return yaml.safe_dump(config, sort_keys=False)
 
 

@@ -14,10 +14,15 @@ from marship.contract import Contract
 if TYPE_CHECKING:
     from marship.archive import Archive
     from marship.client import Model, ModelStatus
+    from marship.configure import Configured
     from marship.export import Exported
+    from marship.predict import Run
+    from marship.predict.outcome import Outcome
+    from marship.predict.rows import Row
     from marship.torchserve.home import Home, ServerRecord
 
 SHOWN_NUMBERS = 1000
+SHOWN_FAILURES, SHOWN_COUNTS, SHOWN_CELLS = 5, 10, 4
 
 
 def facts(rows: Iterable[tuple[str, object]], title: str | None = None) -> None:
@@ -163,6 +168,32 @@ def show_archive(archive: "Archive", *, as_json: bool) -> None:
     )
 
 
+def show_configured(done: "Configured") -> None:
+    """The handler's settings in an archive, and what to do where they have changed."""
+    archive = done.archive
+    file, name, version = archive.path.name, archive.name, archive.version
+    settings = [(key, _changed(done, key)) for key in sorted({*done.before, *done.after})]
+    facts([("archive", archive.path), ("model", f"{name} {version}"), *settings])
+    if not settings:
+        console.out.print("no settings: the handler's own defaults hold")
+    if not done.changed:
+        return
+    beside = version != done.version_before
+    undo = f"marship unregister {name} --version {version} && "
+    then = f" && marship set-default {name} {version}"
+    console.out.print(
+        "a server keeps what it has registered until this is taken in:\n  "
+        f"{'' if beside else undo}marship register {file}{then if beside else ''}",
+        markup=False,
+        soft_wrap=True,
+    )
+
+
+def _changed(done: "Configured", name: str) -> str:
+    was, now = (values.get(name, "the handler's default") for values in (done.before, done.after))
+    return f"{now}" if was == now else f"{now} (was: {was})"
+
+
 def _section(title: str) -> None:
     console.out.print(f"\n[bold]{title}[/]")
 
@@ -211,3 +242,58 @@ def _records(answer: object) -> list[dict[str, object]]:
     if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
         return []
     return rows if len({tuple(row) for row in rows}) == 1 else []
+
+
+def show_predictions(done: "Outcome", run: "Run") -> None:
+    """The first answers, how many there are of each kind, what failed, and where all stands."""
+    if done.first:
+        names = list(next(iter(done.first.values())))[:SHOWN_CELLS]
+        rows = (
+            [file, *(texts.get(name, "") for name in names)] for file, texts in done.first.items()
+        )
+        _narrow_grid(("file", *names), rows)
+        _show_rest(done.answered - len(done.first))
+    for name, counts in done.counts.items():
+        if done.answered - len(done.first) > 1:  # else the table tells as much
+            grid((name, "files"), counts.most_common(SHOWN_COUNTS))
+            _show_rest(len(counts) - SHOWN_COUNTS)
+    _show_failures(done.failed)
+    speed = (
+        f"{done.asked:,} asked in {done.seconds:.1f} s, {done.asked / done.seconds:,.0f} a second"
+    )
+    before = f"{done.answered_before:,} answered before"
+    requests = (done.asked and speed, done.answered_before and before)
+    facts(
+        [
+            ("files", f"{done.answered:,} answered, {len(done.failed):,} failed"),
+            ("requests", ", ".join(text for text in requests if text)),
+            ("written to", run.out),
+        ]
+    )
+
+
+def _show_rest(count: int, what: str = "more") -> None:
+    console.out.print(f"[dim]and {count:,} {what}[/]\n" if count > 0 else "")
+
+
+def _show_failures(failed: Sequence["Row"]) -> None:
+    """The first file of each reason, and how many share it."""
+    reasons: dict[str, list[Row]] = {}
+    for row in failed:
+        reasons.setdefault(row.error, []).append(row)
+    for error, rows in list(reasons.items())[:SHOWN_FAILURES]:
+        others = f" and {len(rows) - 1:,} more" if len(rows) > 1 else ""
+        text = f"[red]failed[/] {_text(rows[0].file)}{others}  [dim]{_text(error)}[/]"
+        console.out.print(text, soft_wrap=True)
+    if reasons:
+        _show_rest(len(reasons) - SHOWN_FAILURES, "other reasons")
+
+
+def _narrow_grid(header: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+    """A table with a line for each row, whatever the terminal's width."""
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    for name in header:
+        table.add_column(_text(name), no_wrap=True, overflow="ellipsis")
+    for row in rows:
+        table.add_row(*map(_text, row))
+    console.out.print(table)

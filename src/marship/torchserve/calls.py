@@ -118,7 +118,9 @@ def checked(answer: Answer) -> Answer:
     advice = _ADVICE.get(str(problem.get("type")))
     if advice:
         message = f"{message.rstrip('.')}. {advice}"
-    raise _error_class(answer.status, problem)(message)
+    error = _error_class(answer.status, problem)(message)
+    error.status = answer.status
+    raise error
 
 
 def _text(body: bytes) -> str:

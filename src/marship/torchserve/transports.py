@@ -10,7 +10,7 @@ import aiohttp
 import requests
 from urllib3.exceptions import MaxRetryError
 
-from marship.errors import ServerError
+from marship.errors import NoAnswerError, ServerError
 from marship.torchserve.access import Access
 from marship.torchserve.calls import Answer, Call, Flow, Pause, Step
 
@@ -102,7 +102,8 @@ class AsyncTransport:
         url = self._access.url(call)
         if self._session is None:
             self._session = aiohttp.ClientSession(
-                timeout=aiohttp.ClientTimeout(total=self._timeout_s)
+                timeout=aiohttp.ClientTimeout(total=self._timeout_s),
+                connector=aiohttp.TCPConnector(limit=0),  # the caller says how many at a time
             )
         try:
             async with self._session.request(
@@ -144,9 +145,9 @@ def _lowered(headers: Mapping[str, str]) -> dict[str, str]:
     return {name.lower(): value for name, value in headers.items()}
 
 
-def _too_slow(url: str, timeout_s: float) -> ServerError:
-    return ServerError(f"{url} must answer within {timeout_s:g} s, got no answer.")
+def _too_slow(url: str, timeout_s: float) -> NoAnswerError:
+    return NoAnswerError(f"{url} must answer within {timeout_s:g} s, got no answer.")
 
 
-def _dropped(url: str) -> ServerError:
-    return ServerError(f"{url} must answer, got a connection that the server closed. Ask again.")
+def _dropped(url: str) -> NoAnswerError:
+    return NoAnswerError(f"{url} must answer, got a connection that the server closed. Ask again.")

@@ -1,0 +1,144 @@
+"""The settings of a handler in a built archive: read, and changed without building it anew.
+
+They are the section `handler` of model-config.yaml. Everything else in the archive stays as it
+is, byte for byte, and equal changes of equal archives give equal files.
+"""
+
+import json
+import math
+import re
+import shutil
+import zipfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from marship import archive
+from marship.errors import PackageError, UsageError
+from marship.storage import replacing
+
+SECTION = "handler"
+Scalar = str | int | float | bool
+_NAME = re.compile(r"[a-z][a-z0-9_]*")
+_NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?")
+VERSION = re.compile(r"\d+(\.\d+)*")
+
+
+@dataclass(frozen=True, slots=True)
+class Configured:
+    """An archive's settings.
+
+    Attributes:
+        archive: As it is now.
+        before: The handler's settings as they were.
+        after: As they are.
+        version_before: The archive's version as it was.
+    """
+
+    archive: archive.Archive
+    before: Mapping[str, Scalar]
+    after: Mapping[str, Scalar]
+    version_before: str
+
+    @property
+    def changed(self) -> bool:
+        """Whether the archive was written anew."""
+        same = repr(self.before) == repr(self.after)  # for 1, 1.0 and True are equal
+        return not same or self.version_before != self.archive.version
+
+
+def parsed(options: Sequence[str]) -> dict[str, Scalar | None]:
+    """Settings written NAME=VALUE, by name; None where there is nothing after the sign.
+
+    Raises:
+        UsageError: One is written otherwise, twice, or has a value of another kind.
+    """
+    found: dict[str, Scalar | None] = {}
+    for option in options:
+        name, sign, text = option.partition("=")
+        if not sign or not _NAME.fullmatch(name):
+            raise UsageError(
+                "an option must read name=value, the name in small letters, digits and "
+                f"underscores, got {option!r}."
+            )
+        if name in found:
+            raise UsageError(f"option {name} must be given once, got it twice.")
+        found[name] = _scalar(name, text)
+    return found
+
+
+def _scalar(name: str, text: str) -> Scalar | None:
+    try:
+        value = yaml.safe_load(text)
+        if _NUMBER.fullmatch(text):  # YAML 1.1 reads 1e-3 as a text and 010 as 8
+            value = int(text) if text.lstrip("+-").isdecimal() else float(text)
+    except yaml.YAMLError as error:
+        raise UsageError(f"option {name} must have a value, got {text!r}. Quote it.") from error
+    if value is None or isinstance(value, str | bool | int):
+        return value
+    if isinstance(value, float) and math.isfinite(value):
+        return value
+    raise UsageError(
+        f"option {name} must be a number, a text, true or false, got {text!r}. "
+        f"""Quote it to make it a text: {name}='"{text}"'."""
+    )
+
+
+def section(options: Mapping[str, Scalar | None]) -> dict[str, Any]:
+    """What model-config.yaml holds of them: nothing where there are none."""
+    chosen = {name: value for name, value in sorted(options.items()) if value is not None}
+    return {SECTION: chosen} if chosen else {}
+
+
+def configure(path: Path, options: Sequence[str], version: str | None = None) -> Configured:
+    """Change settings of the handler in an archive, and its version if one is given.
+
+    A setting without a value is taken out, so that the handler's own default holds.
+
+    Raises:
+        UsageError: There is no such file, or an option or the version is written wrongly.
+        PackageError: It is no archive, or one without settings of marship's.
+    """
+    read = archive.read(path)
+    before: dict[str, Scalar] = read.config.get(SECTION) or {}
+    if not isinstance(before, dict):
+        raise PackageError(f"{path} must hold settings by name in {SECTION}, got {before!r}.")
+    changes = parsed(options)
+    if version is not None and not VERSION.fullmatch(version):
+        raise UsageError(f"version must be digits and dots, such as 1.1, got {version!r}.")
+    after: dict[str, Scalar] = section({**before, **changes}).get(SECTION, {})
+    done = Configured(read, before, after, version_before=read.version)
+    if version not in (None, read.version) or done.changed:
+        contents = _changed_texts(read, after, version or read.version)
+        with replacing(path) as draft:
+            _copy(path, draft, contents)
+    return replace(done, archive=archive.read(path))
+
+
+def _changed_texts(
+    read: archive.Archive, options: Mapping[str, Scalar], version: str
+) -> dict[str, str]:
+    """The texts of the two files that a change may concern, by their names."""
+    name = archive.config_name(read.manifest)
+    if name not in {member.name for member in read.members}:
+        raise PackageError(f"{read.path} must hold {name}, got none. Package the model again.")
+    config = {key: value for key, value in read.config.items() if key != SECTION}
+    manifest = {**read.manifest, "model": {**read.manifest["model"], "modelVersion": version}}
+    texts = {name: yaml.safe_dump(config | section(options), sort_keys=False)}
+    if version != read.version:
+        texts[archive.MANIFEST_FILE] = json.dumps(manifest, indent=2) + "\n"
+    return texts
+
+
+def _copy(path: Path, target: Path, contents: Mapping[str, str]) -> None:
+    """Copy a zip with the texts of some of its entries replaced; names, order and times stay."""
+    with zipfile.ZipFile(path) as source, zipfile.ZipFile(target, "w") as sink:
+        for info in source.infolist():
+            if info.filename in contents:
+                sink.writestr(info, contents[info.filename])
+                continue
+            with source.open(info) as reader, sink.open(info, "w") as writer:
+                shutil.copyfileobj(reader, writer)

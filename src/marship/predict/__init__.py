@@ -1,0 +1,248 @@
+"""Ask a model about many files: many requests at a time, and a row for each file's answer.
+
+A run can be ended at any time and goes on where it stopped: see `ledger`. What is wrong with
+one file is its row; what is wrong with the server ends the run.
+"""
+
+import asyncio
+import random
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from http import HTTPStatus
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import orjson
+
+from marship.client import AsyncClient, ModelStatus
+from marship.errors import (
+    MarshipError,
+    NoAnswerError,
+    NotFoundError,
+    NotRunningError,
+    ServerError,
+    TokenError,
+    TooLargeError,
+    UsageError,
+)
+from marship.predict.bounds import Limits, Room, longest_wait_s
+from marship.predict.ledger import Ledger
+from marship.predict.outcome import Outcome
+from marship.predict.rows import Row, Stamp
+from marship.predict.sources import Source, media_type
+
+MOST_BYTES_IN_FLIGHT = 1 << 27
+RETRY_S = 20.0
+FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.1, 3.0
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """What is asked, and where the answers go.
+
+    Attributes:
+        model: The model's name.
+        sources: The files.
+        out: The file of answers, .csv or .jsonl.
+        version: None is the default one.
+        content_type: Of all files; None goes by each one's suffix.
+        in_flight: Requests at a time; None goes by the model's workers and batches.
+        again: Forget earlier answers.
+    """
+
+    model: str
+    sources: Sequence[Source]
+    out: Path
+    version: str | None = None
+    content_type: str | None = None
+    in_flight: int | None = None
+    again: bool = False
+
+
+class Watcher:
+    """Told how a run goes; what it does not override says nothing."""
+
+    def on_start(self, waiting: int, answered: int, *, is_torn: bool) -> None:
+        """Before the first request: files to ask about, and those answered before."""
+
+    def on_row(self, row: Row) -> None:
+        """A file has its row."""
+
+    def on_trouble(self, error: MarshipError) -> None:
+        """The server does not answer just now, and is asked again."""
+
+
+def ask_all(run: Run, home: Path | None = None, watcher: Watcher | None = None) -> Outcome:
+    """Ask a model about every file that has no answer yet.
+
+    Args:
+        run: What is asked.
+        home: The server's folder; None is the default one.
+        watcher: Told how it goes.
+
+    Raises:
+        UsageError: The file of answers is another's, or a setting cannot be meant.
+        NotFoundError: There is no such model or version.
+        ServerError: The model has no worker, or the server is gone. Answers are kept.
+        StorageError: Answers cannot be written.
+    """
+    return asyncio.run(_ask_all(run, home, watcher or Watcher()))
+
+
+async def _ask_all(run: Run, home: Path | None, watcher: Watcher) -> Outcome:
+    limits = Limits.of(home)
+    model = await _ready_model(run, home)
+    in_flight = limits.in_flight(run.in_flight, model)
+    with Ledger(run.out, f"{model.name} {model.version}", again=run.again) as ledger:
+        waiting = ledger.unanswered(run.sources)
+        before = len(run.sources) - len(waiting)
+        watcher.on_start(len(waiting), before, is_torn=ledger.is_torn)
+        began = time.monotonic()
+        async with AsyncClient(home, timeout_s=longest_wait_s(model, in_flight)) as client:
+            await _Asking(run, client, ledger, watcher, limits).all(waiting, in_flight)
+        done = Outcome(before, time.monotonic() - began)
+        ledger.finish()
+        done.take(ledger.rows(run.sources))
+        return done
+
+
+async def _ready_model(run: Run, home: Path | None) -> ModelStatus:
+    async with AsyncClient(home) as client:
+        (model,) = await client.describe(run.model, run.version)
+    if not model.ready:
+        raise ServerError(
+            f"{model.name} must have a worker that is ready, got none of {len(model.workers)}. "
+            f"Wait for it, or start one with: marship scale {model.name} 1"
+        )
+    return model
+
+
+@dataclass(slots=True)
+class _Asking:
+    """Sends files and writes their rows."""
+
+    run: Run
+    client: AsyncClient
+    ledger: Ledger
+    watcher: Watcher
+    limits: Limits
+    room: Room = field(default_factory=lambda: Room(MOST_BYTES_IN_FLIGHT))
+    answered_at: float = field(default_factory=time.monotonic)
+
+    async def all(self, sources: Sequence[Source], in_flight: int) -> None:
+        """Ask about all files, so many at a time; the first error of the server ends it."""
+        rest = iter(sources)
+        try:
+            async with asyncio.TaskGroup() as group:
+                for _ in range(min(in_flight, len(sources))):
+                    group.create_task(self._ask_each(rest))
+        except ExceptionGroup as errors:
+            ours, bugs = errors.split(MarshipError)
+            if ours is None or bugs is not None:
+                raise
+            raise ours.exceptions[0] from None
+
+    async def _ask_each(self, sources: Iterator[Source]) -> None:
+        for source in sources:
+            row = await self._ask(source)
+            self.ledger.add(row)
+            self.watcher.on_row(row)
+
+    async def _ask(self, source: Source) -> Row:
+        """A file's row: an answer, or why there is none."""
+        row = Row(source.name, self.ledger.model)
+        try:
+            stamp = Stamp.of(source.path.stat())
+            row, size_bytes = replace(row, stamp=stamp), stamp.size_bytes
+            if size_bytes > self.limits.request_bytes:
+                return replace(row, error=_too_large(size_bytes, self.limits.request_bytes))
+            async with self.room.take(size_bytes):  # read no sooner than it is sent
+                body = await asyncio.to_thread(source.path.read_bytes)
+                answer = _plain(await self._send(source, body))
+        except OSError as error:
+            return replace(row, error=f"unreadable: {error.strerror or error}")
+        except (TokenError, NotFoundError, UsageError, _GoneError):
+            raise  # true of every file
+        except MarshipError as error:
+            status = None if isinstance(error, _UNSAID) else error.status
+            return replace(row, status=status, error=f"{error.code}: {error}")
+        return replace(row, status=HTTPStatus.OK, answer=answer)
+
+    async def _send(self, source: Source, body: bytes) -> Any:  # noqa: ANN401  any JSON value
+        """The model's answer; a server that is busy or away is asked again for a while."""
+        kind = self.run.content_type or media_type(source.path)
+        began = time.monotonic()
+        pause_s = FIRST_PAUSE_S
+        while True:
+            try:
+                answer = await self.client.predict(
+                    self.run.model, body, version=self.run.version, content_type=kind
+                )
+            except MarshipError as error:
+                if not _may_pass(error):
+                    self.answered_at = time.monotonic()
+                    raise
+                self._check_patience(error, began)
+                self.watcher.on_trouble(error)
+            else:
+                self.answered_at = time.monotonic()
+                return answer
+            await asyncio.sleep(pause_s * random.uniform(0.5, 1))  # noqa: S311  no secret
+            pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
+
+    def _check_patience(self, error: MarshipError, began: float) -> None:
+        """Give up a file that began long ago, or the run if nobody has been answered since."""
+        now = time.monotonic()
+        silent_s = now - self.answered_at
+        if now - began <= RETRY_S:
+            return
+        if silent_s > RETRY_S:
+            raise _GoneError(
+                f"the server must answer within {RETRY_S:g} s, got for every file: {error}"
+            ) from error
+        if silent_s < RETRY_S / 2:
+            raise error  # others have answers: it is this file
+
+
+_UNSAID = (NotRunningError, NoAnswerError)
+
+
+class _GoneError(ServerError):
+    """No file is answered any more."""
+
+
+def _may_pass(error: MarshipError) -> bool:
+    """Whether the same request may be answered later: a full queue, a lost connection."""
+    return isinstance(error, _UNSAID) or error.status == HTTPStatus.SERVICE_UNAVAILABLE
+
+
+def _too_large(size_bytes: int, limit_bytes: int) -> str:
+    return (
+        f"{TooLargeError.code}: a file must have at most {limit_bytes} bytes, got {size_bytes}. "
+        "Set max_request_size in config.properties."
+    )
+
+
+def _plain(answer: Any) -> Any:  # noqa: ANN401  any JSON value
+    """An answer as a JSON value; a server that names no type may still send JSON or text.
+
+    Raises:
+        ServerError: It is neither.
+    """
+    if isinstance(answer, np.ndarray):
+        return answer.tolist()
+    if not isinstance(answer, bytes):
+        return answer
+    try:
+        return orjson.loads(answer)
+    except orjson.JSONDecodeError:
+        pass
+    try:
+        return answer.decode()
+    except UnicodeDecodeError as error:
+        raise ServerError(
+            f"an answer must be JSON, npy or text to be a row, got {len(answer)} other bytes. "
+            "Ask about this file alone."
+        ) from error

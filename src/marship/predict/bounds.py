@@ -1,0 +1,75 @@
+"""How much is asked, and held, at a time."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Self
+
+from marship.client import ModelStatus
+from marship.errors import UsageError
+from marship.torchserve import properties
+from marship.torchserve.home import Home, default_home
+
+FEWEST_IN_FLIGHT = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What the server takes; the values are TorchServe's own where its settings say nothing."""
+
+    queue: int = 100
+    request_bytes: int = 6_553_500
+
+    @classmethod
+    def of(cls, home: Path | None) -> Self:
+        """The limits of a home's server."""
+        home_folder = Home((home or default_home()).absolute())
+        home_folder.require_running()
+        values = properties.read(home_folder.config)
+        names = {"queue": "job_queue_size", "request_bytes": "max_request_size"}
+        return cls(**{ours: int(values[its]) for ours, its in names.items() if its in values})
+
+    def in_flight(self, wanted: int | None, model: ModelStatus) -> int:
+        """Requests at a time: enough that each worker finds a whole batch when it is free.
+
+        Raises:
+            UsageError: More are wanted than the server keeps waiting.
+        """
+        if wanted is None:
+            return min(max(FEWEST_IN_FLIGHT, 2 * model.ready * model.batch_size), self.queue)
+        if wanted > self.queue:
+            raise UsageError(
+                f"--in-flight must be at most the server's job_queue_size of {self.queue}, "
+                f"got {wanted}."
+            )
+        return wanted
+
+
+def longest_wait_s(model: ModelStatus, in_flight: int) -> float:
+    """How long an answer may take that waits for all others: the server counts the batches."""
+    batches = in_flight / (model.ready * model.batch_size)
+    return model.response_timeout_s * (batches + 2)
+
+
+class Room:
+    """Bounds the bytes that are held at a time: large files wait for each other."""
+
+    def __init__(self, size_bytes: int) -> None:
+        self._size_bytes = self._free_bytes = size_bytes
+        self._changed = asyncio.Condition()
+
+    @asynccontextmanager
+    async def take(self, size_bytes: int) -> AsyncIterator[None]:
+        """Hold so many bytes, or all there are, as soon as they are free."""
+        taken = min(size_bytes, self._size_bytes)
+        async with self._changed:
+            await self._changed.wait_for(lambda: taken <= self._free_bytes)
+            self._free_bytes -= taken
+        try:
+            yield
+        finally:
+            self._free_bytes += taken
+            async with self._changed:
+                self._changed.notify_all()

@@ -1,0 +1,228 @@
+"""A row of the file of answers, and its two forms: CSV (RFC 4180) and JSON lines.
+
+A CSV has the columns `file`, `status` and `error`, then those of the first answer: its numbers
+and texts, its lists of them with `;` between, its lists of lists as JSON. Objects, and lists
+of them, have no place in a table: JSON lines keep them. `more` has what later answers say
+beside the first one's columns, as JSON.
+"""
+
+import csv
+import io
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from http import HTTPStatus
+from os import stat_result
+from typing import Any, Self
+
+import orjson
+
+from marship.predict.sources import FORMULA_STARTS
+
+FIRST = ("file", "status", "error")
+LAST = ("size_bytes", "modified", "model", "more")
+LIST_MARK = ";"
+
+
+@dataclass(frozen=True, slots=True)
+class Stamp:
+    """What tells whether a file has changed: its length, and when it was written."""
+
+    size_bytes: int
+    modified: str
+
+    @classmethod
+    def of(cls, stat: stat_result) -> Self:
+        """The stamp of a file as it is now."""
+        seconds, rest_ns = divmod(stat.st_mtime_ns, 10**9)
+        written = datetime.fromtimestamp(seconds, UTC).replace(microsecond=rest_ns // 1000)
+        return cls(stat.st_size, written.isoformat())
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """What came of one file.
+
+    Attributes:
+        file: Its name, as `Source` has it.
+        model: The model's name and version.
+        status: The server's HTTP status; None where none came.
+        error: A stable code and a message; empty for an answer.
+        stamp: The file as it was sent; None if it could not be read.
+        answer: A JSON value. Of a row that was read from a CSV: its cells.
+    """
+
+    file: str
+    model: str
+    status: int | None = None
+    error: str = ""
+    stamp: Stamp | None = None
+    answer: Any = None
+
+    @property
+    def is_answered(self) -> bool:
+        """Whether it need not be asked again."""
+        return self.status == HTTPStatus.OK
+
+
+class CsvForm:
+    """Rows as a CSV, UTF-8. Its columns are known when the first answer is."""
+
+    has_quotes = True
+
+    def __init__(self) -> None:
+        self._columns: tuple[str, ...] | None = None
+
+    @property
+    def is_fixed(self) -> bool:
+        """Whether the columns are known."""
+        return self._columns is not None
+
+    def fix(self, answer: Any) -> None:  # noqa: ANN401  any JSON value
+        """Take the columns from an answer."""
+        self._columns = tuple(cells(answer))
+
+    def head(self) -> bytes:
+        """The line of the columns' names."""
+        return _line([*FIRST, *(self._columns or ()), *LAST])
+
+    def read_head(self, record: bytes) -> bool:
+        """Take the columns from a file's first line; whether they stand there."""
+        names = _cells(record)
+        end = len(names) - len(LAST)
+        if tuple(names[: len(FIRST)]) != FIRST or tuple(names[end:]) != LAST:
+            return False
+        self._columns = tuple(names[len(FIRST) : end])
+        return True
+
+    def encode(self, row: Row) -> bytes:
+        """A row as a line; a cell with line ends in quotes."""
+        values = cells(row.answer) if row.is_answered else {}
+        columns = self._columns or ()
+        more = {name: text for name, text in values.items() if name not in columns}
+        stamp = (row.stamp.size_bytes, row.stamp.modified) if row.stamp else ("", "")
+        status = "" if row.status is None else row.status
+        return _line(
+            [
+                *(row.file, status, _harmless(row.error)),
+                *(values.get(name, "") for name in columns),
+                *(*stamp, row.model, orjson.dumps(more).decode() if more else ""),
+            ]
+        )
+
+    def decode(self, record: bytes) -> Row:
+        """A line as a row.
+
+        Raises:
+            ValueError: It is none that `encode` wrote.
+        """
+        texts = _cells(record)
+        columns = (*FIRST, *(self._columns or ()), *LAST)
+        if self._columns is None or len(texts) != len(columns):
+            raise ValueError(f"{len(texts)} cells, the first of them {texts[:1]}")
+        file, status, error = texts[: len(FIRST)]
+        size_bytes, modified, model, more = texts[-len(LAST) :]
+        answer = dict(zip(self._columns, texts[len(FIRST) : -len(LAST)], strict=True))
+        return Row(
+            file=file,
+            model=model,
+            status=int(status) if status else None,
+            error=error,
+            stamp=Stamp(int(size_bytes), modified) if size_bytes else None,
+            answer=answer | (orjson.loads(more) if more else {}),
+        )
+
+
+class JsonLinesForm:
+    """Rows as lines of JSON, with whole answers."""
+
+    has_quotes = False
+    is_fixed = True
+
+    def fix(self, answer: Any) -> None:  # noqa: ANN401  any JSON value
+        """Nothing: every line says what it holds."""
+
+    def head(self) -> bytes:
+        """Nothing."""
+        return b""
+
+    def read_head(self, record: bytes) -> bool:
+        """There is none."""
+        del record
+        return False
+
+    def encode(self, row: Row) -> bytes:
+        """A row as a line."""
+        return orjson.dumps(row, option=orjson.OPT_APPEND_NEWLINE)
+
+    def decode(self, record: bytes) -> Row:
+        """A line as a row.
+
+        Raises:
+            ValueError: It is none that `encode` wrote.
+        """
+        values = orjson.loads(record)
+        try:
+            stamp = values.pop("stamp")
+            return Row(**values, stamp=stamp and Stamp(**stamp))
+        except (TypeError, AttributeError, KeyError) as error:
+            raise ValueError(f"other names than a row has ({error})") from error
+
+
+def cells(answer: Any) -> dict[str, str]:  # noqa: ANN401  any JSON value
+    """What of an answer has a place in a table, as text, by column."""
+    values = answer if isinstance(answer, Mapping) else {"answer": answer}
+    texts = {}
+    for name, value in values.items():
+        if (text := _text(value)) is not None:
+            texts[f"answer.{name}" if name in (*FIRST, *LAST) else _harmless(name)] = text
+    return texts
+
+
+def _text(value: Any) -> str | None:  # noqa: ANN401  any JSON value
+    if value is None:
+        return ""
+    if isinstance(value, str):
+        return _harmless(value)
+    if isinstance(value, bool | int | float):
+        return orjson.dumps(value).decode()
+    if isinstance(value, Mapping) or _has_objects(value):
+        return None
+    texts = [_text(item) for item in value]
+    if any(isinstance(item, list) or LIST_MARK in str(item) for item in value):
+        return orjson.dumps(value).decode()
+    return _harmless(LIST_MARK.join(text or "" for text in texts))
+
+
+def _has_objects(values: Sequence[Any]) -> bool:
+    return any(
+        isinstance(value, Mapping) or (isinstance(value, list) and _has_objects(value))
+        for value in values
+    )
+
+
+def _harmless(text: str) -> str:
+    """The text, marked with ' where a table program would take it for a formula."""
+    if not text.startswith(FORMULA_STARTS):
+        return text
+    try:
+        float(text)
+    except ValueError:
+        return f"'{text}"
+    return text
+
+
+def _line(values: Sequence[object]) -> bytes:
+    stream = io.StringIO()
+    csv.writer(stream, lineterminator="\n").writerow(values)
+    return stream.getvalue().encode("utf-8", "backslashreplace")
+
+
+def _cells(record: bytes) -> list[str]:
+    csv.field_size_limit(sys.maxsize)  # a text may be longer than the module's 131,072
+    stream = io.StringIO(record.decode("utf-8"), newline="")
+    try:
+        return next(csv.reader(stream, strict=True), [])
+    except csv.Error as error:
+        raise ValueError(str(error)) from error

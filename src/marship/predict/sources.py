@@ -1,0 +1,170 @@
+"""Which files are asked about, and what their names say of their bytes."""
+
+import json
+import mimetypes
+import os
+import sys
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from marship.errors import UsageError
+from marship.serving.codec import JSON_TYPE, NPY_TYPE, OCTETS_TYPE
+
+FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r", "\n")
+"""A table program takes a cell that begins so for a formula (OWASP, CSV Injection)."""
+
+_TYPES = mimetypes.MimeTypes()  # the standard's own table, whatever the machine's says
+for _suffix, _type in {
+    ".npy": NPY_TYPE,
+    ".flac": "audio/flac",
+    ".m4a": "audio/mp4",
+    ".ogg": "audio/ogg",
+    ".wav": "audio/wav",
+    ".webp": "image/webp",
+}.items():
+    _TYPES.add_type(_type, _suffix)
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """A file to ask about.
+
+    Attributes:
+        path: Where it lies.
+        name: The path as text that is UTF-8 and begins no formula: how it is called in the
+            table of answers.
+    """
+
+    path: Path
+    name: str
+
+    @classmethod
+    def at(cls, path: Path) -> "Source":
+        """The source that a path names."""
+        text = os.fsencode(path).decode("utf-8", "backslashreplace")
+        return cls(path, f"./{text}" if text.startswith(FORMULA_STARTS) else text)
+
+
+def media_type(path: Path) -> str:
+    """What a file's suffix says it holds; octets where it says nothing."""
+    kind, encoding = _TYPES.guess_type(f"x{path.suffix}", strict=False)
+    return kind if kind and not encoding else OCTETS_TYPE
+
+
+def is_many(places: Sequence[str]) -> bool:
+    """Whether these are a run over many files, not one request."""
+    return len(places) > 1 or any(Path(place).is_dir() for place in places)
+
+
+def find(places: Sequence[str], suffixes: Collection[str] = ()) -> list[Source]:
+    """Every file that is named or lies in a named folder, each once.
+
+    Folders are read with all below them, in the order of names; hidden files are left out.
+
+    Args:
+        places: Files, which are taken as they are, and folders.
+        suffixes: What is taken of folders; if empty, what may be a picture, sound, JSON or npy.
+
+    Raises:
+        UsageError: There is no such file, or nothing to take.
+        OSError: A folder cannot be read.
+    """
+    wanted = {f".{suffix.lower().lstrip('.')}" for suffix in suffixes}
+    found: dict[str, Source] = {}
+    for place in places:
+        path = Path(place)
+        if place == "-":
+            raise UsageError("- must stand alone, got files beside it.")
+        if not path.exists():
+            raise UsageError(f"{place} must be a file or a folder, got none there.")
+        for file in _walk(path) if path.is_dir() else [path]:
+            if file is path or _is_taken(file, wanted):
+                source = Source.at(file)
+                found[source.name] = source
+    if not found:
+        kinds = ", ".join(sorted(wanted)) or "pictures, sound, .json, .npy"
+        raise UsageError(
+            f"{', '.join(places)} must hold files to ask about ({kinds}), got none. "
+            "Choose others with --suffix."
+        )
+    return list(found.values())
+
+
+def _walk(folder: Path) -> Iterator[Path]:
+    def give_up(error: OSError) -> None:
+        raise error
+
+    for place, folders, files in os.walk(folder, onerror=give_up):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        for name in sorted(files):
+            path = Path(place, name)
+            if not name.startswith(".") and path.is_file():  # no sockets, no dead links
+                yield path
+
+
+def _is_taken(file: Path, suffixes: Collection[str]) -> bool:
+    if suffixes:
+        return file.suffix.lower() in suffixes
+    kind = media_type(file)
+    return kind.startswith(("image/", "audio/")) or kind in (JSON_TYPE, NPY_TYPE)
+
+
+def read_one(places: Sequence[str], json_text: str | None) -> tuple[bytes, str]:
+    """The bytes of one request, and what they are.
+
+    Args:
+        places: A file, or - for standard input; empty where there is `json_text`.
+        json_text: The request itself.
+
+    Raises:
+        UsageError: It is not one request, there is no such file, or the text is not JSON.
+    """
+    if bool(places) == (json_text is not None):
+        raise UsageError("one request must be given: files, a folder, - or --json '...'.")
+    if json_text is not None:
+        try:
+            json.loads(json_text)
+        except ValueError as error:
+            raise UsageError(f"--json must be JSON, got: {error}.") from error
+        return json_text.encode(), JSON_TYPE
+    (place,) = places
+    if place == "-":
+        data = sys.stdin.buffer.read()
+        return data, _typed(data)
+    path = Path(place)
+    if not path.is_file():
+        raise UsageError(f"{path} must be a file or a folder, got none there.")
+    return path.read_bytes(), media_type(path)
+
+
+def _typed(data: bytes) -> str:
+    """The type of bytes without a name: JSON if they are that, else octets."""
+    try:
+        json.loads(data)
+    except ValueError:
+        return OCTETS_TYPE
+    return JSON_TYPE
+
+
+def default_out(places: Sequence[str]) -> Path:
+    """Where answers go if nothing is said: named after the folder, in the current one."""
+    if len(places) == 1 and Path(places[0]).is_dir():
+        return Path(f"{Path(places[0]).resolve().name or 'root'}.predictions.csv")
+    return Path("predictions.csv")
+
+
+def check_out(out: Path, places: Sequence[str]) -> None:
+    """Refuse a file of answers inside a folder that is read.
+
+    Raises:
+        UsageError: It lies there, or its ending is none that is known.
+    """
+    if out.suffix.lower() not in (".csv", ".jsonl"):
+        raise UsageError(f"--out must end in .csv or .jsonl, got {out}.")
+    for place in places:
+        if Path(place).is_dir() and out.resolve().is_relative_to(Path(place).resolve()):
+            raise UsageError(
+                f"the answers must lie outside the folder that is read, got {out} inside "
+                f"{place}. Choose another file with --out."
+            )

@@ -1,0 +1,317 @@
+"""Asking about many files: every file gets its row, whatever the server or the disk does.
+
+The server is a small one of aiohttp on loopback that speaks TorchServe's two ports: a real one
+cannot be made to drop a connection, refuse a request and answer the next, or count how many it
+holds at a time. The ordinary path, and kills, are tested with a real one in tests/server.
+"""
+
+import asyncio
+import csv
+import os
+import threading
+from collections.abc import Awaitable, Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from aiohttp import web
+
+from marship import predict
+from marship.errors import MarshipError, NotFoundError, ServerError, UsageError
+from marship.predict import Run, Watcher, ask_all, sources
+from marship.predict.rows import Row
+from marship.torchserve.home import Home, ServerRecord
+
+MODEL = {
+    "modelName": "m",
+    "modelVersion": "1.0",
+    "modelUrl": "m.mar",
+    "minWorkers": 1,
+    "maxWorkers": 1,
+    "batchSize": 1,
+    "maxBatchDelay": 1,
+    "responseTimeout": 30,
+    "loadedAtStartup": False,
+    "workers": [{"id": "1", "pid": 1, "status": "READY"}],
+}
+Answer = Callable[[bytes, web.Request], Awaitable[web.Response]]
+
+
+class StandIn:
+    """TorchServe's two ports, with answers that a test chooses; `asked` has every body sent."""
+
+    def __init__(self, home: Path, answer: Answer) -> None:
+        self.home, self.answer = Home(home), answer
+        self.asked: list[bytes] = []
+        self.types: list[str] = []
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever)
+        self._thread.start()
+        self._runner, port = self._do(self._start())
+        url = f"http://127.0.0.1:{port}"
+        created = psutil.Process().create_time()
+        self.home.create()
+        self.home.config.write_text("job_queue_size=50\nmax_request_size=5000\n")
+        record = ServerRecord(os.getpid(), created, url, url, url, str(home), str(home))
+        self.home.write_record(record)
+
+    def close(self) -> None:
+        """Listen no more."""
+        if self._thread.is_alive():
+            self._do(self._runner.cleanup())
+            self._loop.call_soon_threadsafe(self._loop.stop)
+            self._thread.join()
+            self._loop.close()
+
+    def _do(self, work: Any) -> Any:
+        return asyncio.run_coroutine_threadsafe(work, self._loop).result(10)
+
+    async def _start(self) -> tuple[web.AppRunner, int]:
+        app = web.Application()
+        app.router.add_get("/models/m", self._describe)
+        app.router.add_post("/predictions/m", self._predict)
+        runner = web.AppRunner(app, shutdown_timeout=0.1)
+        await runner.setup()
+        await web.TCPSite(runner, "127.0.0.1", 0).start()
+        return runner, runner.addresses[0][1]
+
+    async def _describe(self, _request: web.Request) -> web.Response:
+        return web.json_response([MODEL])
+
+    async def _predict(self, request: web.Request) -> web.Response:
+        body = await request.read()
+        self.asked.append(body)
+        self.types.append(request.content_type)
+        return await self.answer(body, request)
+
+
+async def label(body: bytes, _request: web.Request) -> web.Response:
+    """The body as a label."""
+    return web.json_response({"label": body.decode(), "score": 0.5})
+
+
+@pytest.fixture
+def serve(tmp_path: Path) -> Iterator[Callable[[Answer], StandIn]]:
+    """Start a stand-in that answers so."""
+    started: list[StandIn] = []
+
+    def start(answer: Answer = label) -> StandIn:
+        started.append(StandIn(tmp_path / "home", answer))
+        return started[-1]
+
+    yield start
+    for one in started:
+        one.close()
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Run:
+    """Twelve files, a.txt to l.txt, whose content is their letter."""
+    folder = tmp_path / "files"
+    folder.mkdir()
+    for letter in "abcdefghijkl":
+        (folder / f"{letter}.txt").write_text(letter)
+    found = sources.find([str(folder)], [".txt"])
+    return Run("m", found, tmp_path / "out.csv")
+
+
+def read(path: Path) -> list[dict[str, str]]:
+    """A CSV's rows by column."""
+    with path.open(newline="", encoding="utf-8") as stream:
+        return list(csv.DictReader(stream))
+
+
+def test_every_file_gets_its_row(serve: Callable[..., StandIn], run: Run) -> None:
+    """Sorted, with its answer; a second run asks nothing, --again everything."""
+    server = serve()
+    done = ask_all(run, server.home.path)
+    assert [row["label"] for row in read(run.out)] == list("abcdefghijkl")
+    assert (done.failed, done.answered_before, set(server.types)) == ([], 0, {"text/plain"})
+    again = ask_all(run, server.home.path)
+    assert (len(server.asked), again.answered_before, again.answered) == (12, 12, 12)
+    ask_all(replace(run, again=True, content_type="x/y"), server.home.path)
+    assert (len(server.asked), server.types[-1]) == (24, "x/y")
+
+
+def test_what_failed_or_changed_is_asked_again(serve: Callable[..., StandIn], run: Run) -> None:
+    """The next run asks about those two files alone, and their new rows stand for the old."""
+
+    async def answer(body: bytes, request: web.Request) -> web.Response:
+        if body == b"b":
+            problem = {"code": "malformed", "message": "no picture"}
+            return web.json_response(problem, status=400)
+        return await label(body, request)
+
+    server = serve(answer)
+    (bad,) = ask_all(run, server.home.path).failed
+    assert (bad.status, bad.error) == (400, "malformed: no picture")
+    server.asked.clear()
+    server.answer = label
+    run.sources[3].path.write_text("D")
+    done = ask_all(run, server.home.path)
+    assert sorted(server.asked) == [b"D", b"b"]
+    assert not done.failed
+    assert [row["label"] for row in read(run.out)] == list("abcDefghijkl")
+
+
+@pytest.mark.parametrize("trouble", ["busy", "lost"])
+def test_passing_trouble_is_waited_out(
+    serve: Callable[..., StandIn], run: Run, trouble: str
+) -> None:
+    """Each file's first request meets a full queue, or a lost connection; all are answered."""
+    seen: set[bytes] = set()
+
+    async def answer(body: bytes, request: web.Request) -> web.Response:
+        if body in seen:
+            return await label(body, request)
+        seen.add(body)
+        if trouble == "lost":
+            assert request.transport is not None
+            request.transport.abort()
+        return web.json_response({"code": 503, "message": "full"}, status=503)
+
+    class Counter(Watcher):
+        troubles = 0
+
+        def on_trouble(self, error: MarshipError) -> None:
+            assert isinstance(error, ServerError)
+            self.troubles += 1
+
+    server, counter = serve(answer), Counter()
+    assert not ask_all(run, server.home.path, counter).failed
+    assert (counter.troubles, len(server.asked)) == (12, 24)
+
+
+def test_a_file_that_is_never_answered_is_a_row(
+    serve: Callable[..., StandIn], run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where others have answers, one whose connection always ends is a failure of its own."""
+    monkeypatch.setattr(predict, "RETRY_S", 0.5)
+
+    async def answer(body: bytes, request: web.Request) -> web.Response:
+        await asyncio.sleep(0.1)
+        if body == b"c":
+            assert request.transport is not None
+            request.transport.abort()
+        return await label(body, request)
+
+    server = serve(answer)
+    (bad,) = ask_all(replace(run, in_flight=2), server.home.path).failed
+    assert (bad.file[-5:], bad.status) == ("c.txt", None)
+    assert bad.error.startswith("no_answer: ")
+
+
+def test_a_server_that_is_gone_ends_the_run(
+    serve: Callable[..., StandIn], run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One error says so; what was answered is kept, and the next run asks for the rest."""
+    monkeypatch.setattr(predict, "RETRY_S", 0.5)
+    server = serve()
+
+    class Closer(Watcher):
+        rows = 0
+
+        def on_row(self, row: Row) -> None:
+            assert row.is_answered
+            self.rows += 1
+            if self.rows == 4:
+                server.close()
+
+    closer = Closer()
+    with pytest.raises(ServerError, match=r"must answer within 0\.5 s") as caught:
+        ask_all(replace(run, in_flight=1), server.home.path, closer)
+    assert caught.value.code == "server"
+    assert len(read(run.out)) == closer.rows < 12
+    after = serve()
+    assert not ask_all(run, after.home.path).failed
+    assert len(after.asked) == 12 - closer.rows
+
+
+def test_files_that_cannot_be_sent_are_rows(serve: Callable[..., StandIn], run: Run) -> None:
+    """One that vanished, one that became a folder, one over the server's limit, never sent."""
+    server = serve()
+    gone, folder, large = (source.path for source in run.sources[:3])
+    gone.unlink()
+    folder.unlink()
+    folder.mkdir()
+    large.write_bytes(b"x" * 5001)
+    failed = ask_all(run, server.home.path).failed
+    assert [row.status for row in failed] == [None] * 3
+    assert failed[0].error == "unreadable: No such file or directory"
+    assert failed[1].error == "unreadable: Is a directory"
+    assert "at most 5000 bytes, got 5001" in failed[2].error
+    assert len(server.asked) == 9
+
+
+@pytest.mark.parametrize("bounds", [(3, 100, 3), (8, 2, 2), (8, 1, 1)])
+def test_requests_and_bytes_in_flight_are_bounded(
+    serve: Callable[..., StandIn],
+    run: Run,
+    monkeypatch: pytest.MonkeyPatch,
+    bounds: tuple[int, int, int],
+) -> None:
+    """The server never holds more requests than asked for, nor files of more bytes."""
+    in_flight, most_bytes, most = bounds
+    monkeypatch.setattr(predict, "MOST_BYTES_IN_FLIGHT", most_bytes)
+    held = highest = 0
+
+    async def answer(body: bytes, request: web.Request) -> web.Response:
+        nonlocal held, highest
+        held += 1
+        highest = max(highest, held)
+        await asyncio.sleep(0.02)
+        held -= 1
+        return await label(body, request)
+
+    server = serve(answer)
+    assert not ask_all(replace(run, in_flight=in_flight), server.home.path).failed
+    assert highest == most
+    with pytest.raises(UsageError, match="job_queue_size of 50, got 51"):
+        ask_all(replace(run, in_flight=51), server.home.path)
+
+
+BODIES = [
+    (b'{"label":"x"}', "text/plain", {"label": "x"}),
+    (b"just text", "", {"answer": "just text"}),
+    (b"[1, 2]", "application/json", {"answer": "1;2"}),
+]
+
+
+@pytest.mark.parametrize(("body", "kind", "wanted"), BODIES)
+def test_answers_without_a_type_are_read(
+    serve: Callable[..., StandIn], run: Run, body: bytes, kind: str, wanted: dict[str, str]
+) -> None:
+    """JSON that says it is text, and text, are answers: stock handlers name no type."""
+
+    async def answer(_body: bytes, _request: web.Request) -> web.Response:
+        return web.Response(body=body, headers={"Content-Type": kind} if kind else {})
+
+    ask_all(run, serve(answer).home.path)
+    assert wanted.items() <= read(run.out)[0].items()
+
+
+def test_octets_are_no_row(serve: Callable[..., StandIn], run: Run) -> None:
+    """An answer that is neither JSON, npy nor text is told, not garbled."""
+
+    async def answer(_body: bytes, _request: web.Request) -> web.Response:
+        return web.Response(body=b"\xff\xd8\xff")
+
+    failed = ask_all(run, serve(answer).home.path).failed
+    assert len(failed) == 12
+    assert "got 3 other bytes" in failed[0].error
+
+
+def test_what_is_true_of_every_file_ends_the_run(
+    serve: Callable[..., StandIn], run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No such model, and a model without workers, are told before a file is sent."""
+    server = serve()
+    with pytest.raises(NotFoundError, match="absent must be registered"):
+        ask_all(replace(run, model="absent"), server.home.path)
+    monkeypatch.setitem(MODEL, "workers", [])
+    with pytest.raises(ServerError, match="marship scale m 1"):
+        ask_all(run, server.home.path)
+    assert not run.out.exists()
+    assert not server.asked
