@@ -12,6 +12,8 @@ from marship.contract import Array, Arrays, Contract, TensorSpec
 from marship.errors import InvalidInputError, MarshipError
 
 Run = Callable[[Arrays], Arrays]
+Parts = list[Arrays | MarshipError]
+"""What one request asks, or is answered, where it is several things."""
 Sizes = dict[str, int]
 """Sizes of one request's variable axes, by name."""
 
@@ -107,11 +109,13 @@ class Batcher:
         contract: What the model takes and gives.
         run: Calls the model once.
         allow_non_finite: Whether NaN and infinity may be sent.
+        joins: Whether requests share a call; without, each has its own.
     """
 
     contract: Contract
     run: Run
     allow_non_finite: bool = False
+    joins: bool = True
     _paddable: frozenset[str] = field(init=False)
     _buffers: dict[str, Array] = field(init=False, default_factory=dict)
 
@@ -139,9 +143,20 @@ class Batcher:
                 answers[entry.index] = answer
         return [answer for answer in answers if answer is not None]
 
+    def answer(
+        self, requests: Sequence[Arrays | Parts | MarshipError]
+    ) -> list[Arrays | Parts | MarshipError]:
+        """The same where some requests have several parts: those get a list of answers."""
+        flat = [part for r in requests for part in (r if isinstance(r, list) else (r,))]
+        answers = iter(self(flat))
+        return [
+            [next(answers) for _ in request] if isinstance(request, list) else next(answers)
+            for request in requests
+        ]
+
     def _group(self, index: int, sizes: Sizes) -> object:
         """Requests with equal keys can run together."""
-        if self.contract.batch_axis is None:
+        if self.contract.batch_axis is None or not self.joins:
             return index
         free = self._paddable | {self.contract.batch_axis}
         return tuple(sorted((a, size) for a, size in sizes.items() if a not in free))

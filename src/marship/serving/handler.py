@@ -19,7 +19,7 @@ import orjson
 from marship.contract import CONTRACT_FILE, GOLDEN_FILE, Arrays, Contract
 from marship.errors import LoadError, MarshipError, ModelError, RequestError, TooLargeError
 from marship.serving import codec, kserve, rows, transport
-from marship.serving.batch import Batcher
+from marship.serving.batch import Batcher, Parts
 from marship.serving.metrics import Metrics
 from marship.serving.session import Session, SessionSettings
 from marship.serving.transport import Reply, Request
@@ -106,7 +106,7 @@ class OnnxHandler:
         self.session = Session(self.folder, self.contract, settings)
         warm_s = self.session.replay_golden(self.folder / GOLDEN_FILE)
         allow = bool((self.config.get("marship") or {}).get("allow_non_finite", False))
-        self._batcher = Batcher(self.contract, self.session.run, allow_non_finite=allow)
+        self._batcher = Batcher(self.contract, self.session.run, allow, self.joins())
         is_plain = (type(self).decode, type(self).encode) == (
             OnnxHandler.decode,
             OnnxHandler.encode,
@@ -122,8 +122,15 @@ class OnnxHandler:
     def prepare(self) -> None:
         """Load what a handler of one's own needs besides the model; files lie in `folder`."""
 
-    def decode(self, request: Request) -> tuple[Arrays, Any]:
+    def joins(self) -> bool:
+        """Whether requests share a call of the model; where that gains nothing, it costs memory."""
+        return True
+
+    def decode(self, request: Request) -> tuple[Arrays | Parts, Any]:
         """Turn a request into input tensors and whatever `encode` needs to know about it.
+
+        A request that asks several things, of different sizes perhaps, is a list: each part is
+        answered by itself, and `encode` gets a list of outputs and errors.
 
         Raises:
             RequestError: The client gets its message and status.
@@ -132,7 +139,7 @@ class OnnxHandler:
         message = codec.decode(request.body, request.content_type, self.contract, length)
         return message.inputs, message
 
-    def encode(self, outputs: Arrays, state: Any) -> Reply:  # noqa: ANN401  of decode's choice
+    def encode(self, outputs: Any, state: Any) -> Reply:  # noqa: ANN401  of decode's choice
         """Turn one request's output tensors into its answer; `state` is from `decode`.
 
         Raises:
@@ -173,7 +180,7 @@ class OnnxHandler:
         try:
             replies = self._reply_rows(requests, clock) or self._reply_each(requests, clock)
         except Exception:  # a fault here must not end the worker
-            replies = [self._error(_hidden("answer"))] * len(requests)
+            replies = [self._error(hidden("answer"))] * len(requests)
         for index, reply in enumerate(replies):
             if len(reply.body) > self._max_response_bytes:
                 replies[index] = self._error(self._too_large(reply), self._expects())
@@ -201,7 +208,7 @@ class OnnxHandler:
         states: list[Any] = [None] * len(requests)
         decoded = [self._decode(request, states, i) for i, request in enumerate(requests)]
         clock.lap("decode")
-        answers = self._batcher(decoded)
+        answers = self._batcher.answer(decoded)
         clock.lap("infer")
         replies = [
             self._encode(answer, state) for answer, state in zip(answers, states, strict=True)
@@ -209,16 +216,18 @@ class OnnxHandler:
         clock.lap("encode")
         return replies
 
-    def _decode(self, request: Request, states: list[Any], index: int) -> Arrays | MarshipError:
+    def _decode(
+        self, request: Request, states: list[Any], index: int
+    ) -> Arrays | Parts | MarshipError:
         try:
             inputs, states[index] = self.decode(request)
         except MarshipError as error:
             return error
         except Exception:  # a fault in one request's decoding must not reach its neighbours
-            return _hidden("decode")
+            return hidden("decode")
         return inputs
 
-    def _encode(self, answer: Arrays | MarshipError, state: Any) -> Reply:  # noqa: ANN401  decode's
+    def _encode(self, answer: Arrays | Parts | MarshipError, state: Any) -> Reply:  # noqa: ANN401
         try:
             if isinstance(answer, MarshipError):
                 raise answer
@@ -226,11 +235,11 @@ class OnnxHandler:
         except RequestError as error:
             return self._error(error, self._expects())
         except ModelError:
-            return self._error(_hidden("run"))
+            return self._error(hidden("run"))
         except MarshipError as error:
             return self._error(error)
         except Exception:  # a fault in one answer's encoding must not reach its neighbours
-            return self._error(_hidden("encode"))
+            return self._error(hidden("encode"))
 
     def _error(self, error: MarshipError, more: Mapping[str, object] | None = None) -> Reply:
         self._metrics.add_error(error.code)
@@ -255,13 +264,14 @@ def _request(row: Mapping[str, object], headers: Mapping[str, Any]) -> Request:
     content_type = part.get("content-type") if isinstance(part, dict) else None
     return Request(
         body=row.get(name, b""),
+        name=name,
         content_type=content_type or "",
         fields={key: value for key, value in row.items() if key != name},
         raw_headers={k: v for k, v in headers.items() if isinstance(v, str)},
     )
 
 
-def _hidden(step: str) -> MarshipError:
+def hidden(step: str) -> MarshipError:
     """Log the exception being handled; the client gets a reference to it and no more."""
     reference = uuid.uuid4().hex[:12]
     logger.exception("request failed to %s, reference %s", step, reference)

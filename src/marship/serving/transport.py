@@ -20,7 +20,8 @@ import select
 import struct
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from http import HTTPStatus
 from pathlib import Path
@@ -60,14 +61,17 @@ class Request:
 
     Attributes:
         body: The bytes; TorchServe's own reader may have parsed JSON already.
+        name: Of the body: `body`, or the multipart field's.
         content_type: Of the body; empty where none was sent.
-        fields: Query parameters and further multipart fields, by name.
+        fields: Query parameters and further multipart fields, by name; where one comes again, it
+            is `<name>#2` and so on (TorchServe's own reader keeps the last only).
         id: TorchServe's, for its answer.
         raw_headers: As the protocol has them; `headers` reads them.
     """
 
     body: Any
     content_type: str = ""
+    name: str = "body"
     fields: Mapping[str, Any] = field(default_factory=dict)
     id: bytes = b""
     raw_headers: bytes | Mapping[str, str] = b""
@@ -241,13 +245,21 @@ def _read_parameters(request: Request, buffer: bytearray, place: int, start: int
 
 def _take(request: Request, parameters: Sequence[tuple[str, str, Any]]) -> None:
     if len(parameters) == 1:
-        _, request.content_type, request.body = parameters[0]
+        request.name, request.content_type, request.body = parameters[0]
         return
-    last = {name: (content_type, value) for name, content_type, value in parameters}
-    if last:
-        chosen = next((name for name in _BODY_NAMES if name in last), next(iter(last)))
-        request.content_type, request.body = last.pop(chosen)
-        request.fields = {name: value for name, (_, value) in last.items()}
+    named = dict(_unique(parameters))
+    if named:
+        request.name = next((name for name in _BODY_NAMES if name in named), next(iter(named)))
+        request.content_type, request.body = named.pop(request.name)
+        request.fields = {name: value for name, (_, value) in named.items()}
+
+
+def _unique(parameters: Sequence[tuple[str, str, Any]]) -> Iterator[tuple[str, tuple[str, Any]]]:
+    """Content types and values by name: forms send several files under one."""
+    seen: Counter[str] = Counter()
+    for name, content_type, value in parameters:
+        seen[name] += 1
+        yield f"{name}#{seen[name]}" if seen[name] > 1 else name, (content_type, value)
 
 
 def encode(requests: Sequence[Request], replies: Sequence[Reply], timing: str) -> bytes:

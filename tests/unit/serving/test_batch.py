@@ -70,6 +70,25 @@ def test_rows_that_influence_each_other_run_alone(lookup_onnx: Path) -> None:
     assert run.shapes == [(1, 1), (1, 1)]
 
 
+def test_requests_run_alone_where_joining_gains_nothing(lookup_onnx: Path) -> None:
+    """Without `joins` each has a call of its own, though their shapes are one."""
+    batcher, run = lookup(lookup_onnx, pads=False)
+    batcher.joins = False
+    assert totals(batcher([ids([1, 2]), ids([3, 4])])) == [[3], [7]]
+    assert run.shapes == [(1, 2), (1, 2)]
+
+
+def test_a_request_of_several_parts_gets_a_list(lookup_onnx: Path) -> None:
+    """Each part is answered by itself, between requests of one part; an empty list stays so."""
+    batcher, _ = lookup(lookup_onnx, pads=False)
+    bad = InvalidInputError("bad")
+    one, several, none, last = batcher.answer([ids([1]), [ids([2, 3]), bad, ids([4])], [], bad])
+    assert totals([one]) == [[1]]
+    assert totals([several[0], several[2]]) == [[5], [4]]
+    assert several[1] is last is bad
+    assert none == []
+
+
 def test_three_bad_of_32_leave_29_answers(lookup_onnx: Path) -> None:
     """A wrong type, a decoding error and a failing run get their errors, 29 their answers."""
     batcher, _ = lookup(lookup_onnx, pads=True)

@@ -24,7 +24,9 @@ VALUE = st.one_of(
 )
 HEADERS = st.dictionaries(TEXT, TEXT, max_size=5)
 PARAMETERS = st.lists(
-    st.tuples(st.sampled_from(["body", "data", "k", "é"]), CONTENT_TYPES, VALUE), max_size=3
+    st.tuples(st.sampled_from(["body", "data", "k", "é"]), CONTENT_TYPES, VALUE),
+    max_size=3,
+    unique_by=lambda parameter: parameter[0],  # the stock reader forgets all but the last
 )
 REQUESTS = st.lists(st.tuples(st.binary(min_size=1, max_size=36), HEADERS, PARAMETERS), max_size=6)
 Raw = list[tuple[bytes, dict[str, str], list[tuple[str, str, bytes]]]]
@@ -87,6 +89,7 @@ def as_stock_reads(data: bytes) -> list[Request]:
             Request(
                 body=bytes(body["value"]),
                 content_type=body["contentType"],
+                name=name or "body",
                 fields={key: bytes(p["value"]) for key, p in row.items()},
                 id=bytes(raw["requestId"]),
                 raw_headers={h["name"].decode(): h["value"].decode() for h in raw["headers"]},
@@ -101,6 +104,7 @@ def as_bytes(requests: list[Request]) -> list[tuple[object, ...]]:
         (
             bytes(r.body),
             r.content_type,
+            r.name,
             {name: bytes(value) for name, value in r.fields.items()},
             r.id,
             r.headers,
@@ -122,6 +126,14 @@ def test_it_reads_what_the_stock_reader_reads(requests: Raw, pieces: list[int]) 
     data = message(requests)
     found = read(Connection(Socket(data, pieces)))
     assert as_bytes(found) == as_bytes(as_stock_reads(data))
+
+
+def test_a_name_that_comes_again_is_kept() -> None:
+    """A form with several files of one name loses none; the body is the first of them."""
+    files = [("file", "image/png", b"1"), ("k", "", b"3"), ("file", "", b"2"), ("file", "", b"3")]
+    (found,) = read(Connection(Socket(message([(b"id", {}, files)]), [])))
+    assert (found.name, found.content_type, found.body) == ("file", "image/png", b"1")
+    assert found.fields == {"k": b"3", "file#2": b"2", "file#3": b"3"}
 
 
 @settings(max_examples=100, deadline=None)

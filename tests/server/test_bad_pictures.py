@@ -1,0 +1,146 @@
+"""Whatever picture is sent over HTTP: an answer or a clear error, and the worker as it was."""
+
+import json
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import psutil
+import pytest
+import requests
+from PIL import Image
+
+import photos
+from colours import pack_colours
+from marship import Client
+from marship.server import Server
+from photos import colour, encode
+
+Post = Callable[..., requests.Response]
+FORTY_MEGAPIXELS = (7300, 5480)
+MB = 1 << 20
+
+
+@pytest.fixture(scope="module")
+def post(
+    store: Path, client: Client, running: Server, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Post]:
+    """Post to the model that sees colours; in the end its worker is the first one."""
+    folder = tmp_path_factory.mktemp("colours")
+    pack_colours(folder, profile="throughput").rename(store / "colours.mar")
+    (worker,) = client.register("colours.mar").workers
+    token = json.loads(running.home.key_file.read_text())["inference"]["key"]
+    url = f"{running.record.inference_url}/predictions/colours"
+
+    def send(data: object, kind: str = "", **more: object) -> requests.Response:
+        headers = {"Authorization": f"Bearer {token}", **({"Content-Type": kind} if kind else {})}
+        return requests.post(url, data, headers=headers, timeout=60, **more)
+
+    yield send
+    assert client.describe("colours")[0].workers == (worker,)
+
+
+@pytest.fixture
+def process(post: Post, client: Client) -> psutil.Process:
+    """The worker's process, after its first picture."""
+    post(colour("red"))
+    (worker,) = client.describe("colours")[0].workers
+    return psutil.Process(worker.pid)
+
+
+BAD = {
+    "nothing": (b"", 400, "malformed"),
+    "text": (b"hello", 415, "unsupported_media"),
+    "SVG": (photos.SVG, 415, "unsupported_media"),
+    "a truncated JPEG": (encode(photos.photo(), "JPEG")[:-100], 400, "malformed"),
+    "a truncated PNG": (encode(photos.photo(), "PNG")[:-100], 400, "malformed"),
+    "a bomb of PNG": (photos.claim("PNG", 50_000, 50_000), 413, "too_large"),
+    "a bomb of JPEG": (photos.claim("JPEG", 50_000, 50_000), 413, "too_large"),
+    "a bomb of GIF": (photos.claim("GIF", 50_000, 50_000), 413, "too_large"),
+}
+
+
+@pytest.mark.parametrize("lie", ["image/png", "application/json", "text/html"])
+def test_the_bytes_count_and_not_the_content_type(post: Post, lie: str) -> None:
+    """A JPEG under three false names."""
+    answer = post(colour("blue", kind="JPEG"), kind=lie)
+    assert (answer.json()["label"], answer.json()["format"]) == ("blue", "jpeg")
+
+
+def test_k_is_a_field_of_the_form(post: Post) -> None:
+    """Beside one picture, whose answer is that of a picture alone."""
+    answer = post({"k": "2"}, files={"picture": colour("red")}).json()
+    assert (answer["label"], len(answer["top"])) == ("red", 2)
+    assert post({"k": "none"}, files={"picture": colour("red")}).status_code == 400
+
+
+def test_a_form_of_several_pictures(post: Post) -> None:
+    """One name for all, as a browser's file field sends them; a broken one harms none."""
+    parts = [colour("red"), b"broken", encode(photos.photo(320, 270), "JPEG"), colour("blue")]
+    files = [("file", (f"{i}.png", part, "image/png")) for i, part in enumerate(parts)]
+    rows = post({"k": "1"}, files=files).json()["pictures"]
+    assert [row["name"] for row in rows] == ["file", "file#2", "file#3", "file#4"]
+    assert [row.get("code") for row in rows] == [None, "unsupported_media", None, None]
+    assert (rows[0]["label"], rows[2]["width"], rows[3]["label"]) == ("red", 320, "blue")
+    assert len(rows[0]["top"]) == 1
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_a_bad_picture_is_a_clear_error_and_harms_no_other(post: Post, case: str) -> None:
+    """Its status and code are right; seven pictures sent at the same time are answered."""
+    body, status, code = BAD[case]
+    names = ["red", "lime", "blue"]
+    bodies = [colour(names[i % 3], 10 + i, 10) for i in range(7)]
+    with ThreadPoolExecutor(8) as pool:
+        bad, *good = pool.map(post, [body, *bodies])
+    assert (bad.status_code, bad.json()["code"]) == (status, code)
+    assert bad.json()["message"]
+    want = [{"lime": "green"}.get(name, name) for name in (names * 3)[:7]]
+    assert [answer.json()["label"] for answer in good] == want
+
+
+def test_an_animation_is_its_first_frame(post: Post) -> None:
+    """Red, of red, green and blue."""
+    assert post(photos.animation()).json()["label"] == "red"
+
+
+def test_40_megapixels_work_and_their_memory_comes_back(
+    post: Post, process: psutil.Process
+) -> None:
+    """As JPEG with 20 MB, as progressive JPEG, PNG and WebP within 16 bytes a pixel."""
+    small = photos.photo(730, 548).resize(FORTY_MEGAPIXELS)
+    red = Image.new("RGB", FORTY_MEGAPIXELS, "red")
+    files = [
+        encode(small, "JPEG", quality=70),
+        encode(red, "JPEG", progressive=True),
+        encode(red, "PNG", compress_level=1),
+        encode(red, "WEBP", quality=1, method=0),
+    ]
+    before = process.memory_info().rss
+    peaks = []
+    for data in files:
+        assert post(data).json()["width"] == FORTY_MEGAPIXELS[0]
+        peaks.append(peak_bytes(process) - before)
+    assert peaks[0] < 20 * MB
+    assert peaks[-1] < 16 * FORTY_MEGAPIXELS[0] * FORTY_MEGAPIXELS[1] + 50 * MB
+    assert process.memory_info().rss - before < 32 * MB
+
+
+def test_a_thousand_bad_pictures_leave_the_memory_as_it_was(
+    post: Post, process: psutil.Process
+) -> None:
+    """Every kind of error, over and over."""
+    bodies = [body for body, _, _ in BAD.values()]
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(post, bodies * 10))
+        before = process.memory_info().rss
+        answers = pool.map(post, bodies * 125)
+        assert all(answer.status_code in {400, 413, 415} for answer in answers)
+    assert process.memory_info().rss - before < 8 * MB
+
+
+def peak_bytes(process: psutil.Process) -> int:
+    """The most memory that the process ever held."""
+    status = Path(f"/proc/{process.pid}/status").read_text()
+    (line,) = (line for line in status.splitlines() if line.startswith("VmHWM"))
+    return int(line.split()[1]) << 10
