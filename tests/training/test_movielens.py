@@ -5,6 +5,7 @@ import hashlib
 import threading
 import zipfile
 from collections.abc import Iterator
+from dataclasses import replace
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import ModuleType
@@ -32,7 +33,7 @@ def index(
 
     Yields the wheel.
     """
-    wheel = tmp_path / "index" / "recbole" / movielens.WHEEL
+    wheel = tmp_path / "index" / "recbole" / movielens.WHEEL.file
     wheel.parent.mkdir(parents=True)
     with zipfile.ZipFile(wheel, "w") as archive:
         for name in FILES:
@@ -50,7 +51,8 @@ def index(
     monkeypatch.setenv("MARSHIP_CACHE", str(tmp_path / "cache"))
     digests = {name: hashlib.sha256((mini / name).read_bytes()).hexdigest() for name in FILES}
     monkeypatch.setattr(movielens, "FILES_SHA256", digests)
-    monkeypatch.setattr(movielens, "WHEEL_SHA256", hashlib.sha256(wheel.read_bytes()).hexdigest())
+    known = replace(movielens.WHEEL, sha256=hashlib.sha256(wheel.read_bytes()).hexdigest())
+    monkeypatch.setattr(movielens, "WHEEL", known)
     yield wheel
     server.shutdown()
     server.server_close()
@@ -126,7 +128,7 @@ def test_the_cache_is_where_it_is_wanted(
         monkeypatch.delenv(name, raising=False)
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
-    assert movielens.cache_dir() == Path(expected)
+    assert movielens.wheels.cache_dir() == Path(expected)
 
 
 def test_ties_keep_the_order_of_the_file(tmp_path: Path, movielens: ModuleType) -> None:

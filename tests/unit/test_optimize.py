@@ -279,3 +279,9 @@ def test_speedup_is_what_is_sure() -> None:
     assert measure.sure_speedup(noise[0], noise[1]) < 1
     few = measure.sure_speedup(2 * noise[0, :20], noise[1, :20])
     assert few < measure.sure_speedup(2 * noise[0], noise[1])
+
+
+def test_a_drop_of_the_whole_budget_is_within_it() -> None:
+    """0.754 - 0.749 is 0.005, whatever binary fractions make of it."""
+    found = [made("float32", 1.0, 0.0), made("a", 2.0, 0.754 - 0.749)]
+    assert choose(found, replace(RULE, budget=0.005))[0] == "a"

@@ -12,7 +12,12 @@ from marship.recipe import Recipe, resolve
 def test_a_recipe_survives_its_file(tmp_path: Path) -> None:
     """What is saved is what is loaded."""
     recipe = Recipe(
-        "m", "a.py:build", pad_values={"x": 0.0}, bounds={"length": (1, None)}, assets=("a",)
+        name="m",
+        build="a.py:build",
+        pad_values={"x": 0.0},
+        dynamic=("y:1=height",),
+        bounds={"length": (1, None)},
+        assets=("a",),
     )
     recipe.save(tmp_path)
     assert Recipe.load(tmp_path) == recipe

@@ -154,3 +154,29 @@ def judge(outputs: dict[str, object], targets: dict[str, object]) -> dict[str, f
 def failing_judge(outputs: dict[str, object], targets: dict[str, object]) -> dict[str, float]:
     """A judge that looks for a target that is not there."""
     return {"accuracy": float(targets["missing"]) + len(outputs)}
+
+
+class Spiked(nn.Module):
+    """A CNN over uint8 pictures: normalised in the graph, and its answers are probabilities."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(1, 16, 3, padding=1)
+        self.second = nn.Conv2d(16, 16, 3, padding=1)
+        self.third = nn.Conv2d(16, 16, 3, padding=1)
+        self.last = nn.Linear(256, 10)
+
+    def forward(self, image: torch.Tensor) -> dict[str, torch.Tensor]:
+        """uint8, shape (batch, 8, 8, 1), 0 to 16, to probabilities."""
+        state = image.permute(0, 3, 1, 2).float() * 0.125 - 1
+        state = functional.relu(self.first(state))
+        state = functional.relu(self.third(functional.relu(self.second(state))))
+        state = functional.max_pool2d(state, 2).flatten(1)
+        return {"output": self.last(state).softmax(1)}
+
+    def spike(self, factor: float) -> None:
+        """Make one channel of the second layer's so many times larger; no answer changes."""
+        with torch.no_grad():
+            self.second.weight[0] *= factor
+            self.second.bias[0] *= factor
+            self.third.weight[:, 0] /= factor

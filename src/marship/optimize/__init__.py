@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from marship import console
-from marship.cases import read_rows
+from marship.cases import first_axis, read_rows
 from marship.contract import (
     CONTRACT_FILE,
     GOLDEN_FILE,
@@ -34,7 +34,8 @@ from marship.storage import read_json, replacing_all, write_json
 
 if TYPE_CHECKING:  # --help needs none of it
     from marship.optimize.choice import Rule, Variant
-    from marship.optimize.trial import Material
+    from marship.optimize.source import Goal
+    from marship.optimize.trial import Judge, Material
 
 PASSES = ("float32", "int8_dynamic", "int8_static", "float16")
 EXPORTED = "exported"
@@ -59,6 +60,9 @@ class OptimizeSettings:
     batch: int = setting(16, "rows of the larger of the two calls that are timed", minimum=2)
     least_gain: float = setting(
         0.05, "speed gain over float32 that is worth a change, as a share", minimum=0
+    )
+    search_s: float = setting(
+        180.0, "seconds to find the layers that must stay float in int8", minimum=0
     )
     measure_s: float = setting(8.0, "seconds of timing, for both batch sizes together", minimum=0)
     again: bool = setting(False, "optimize anew where nothing has changed, too")
@@ -90,7 +94,7 @@ def optimize_run(run_dir: Path, settings: OptimizeSettings) -> Optimized:
     from marship.optimize.choice import choose
     from marship.optimize.report import draw, entry, remarks, table
 
-    material = _gather(run_dir)
+    material = _gather(run_dir, settings)
     if settings.variant not in (None, EXPORTED, *PASSES):
         raise UsageError(
             f"variant must be one of {', '.join((EXPORTED, *PASSES))}, got {settings.variant}."
@@ -126,7 +130,7 @@ def optimize_run(run_dir: Path, settings: OptimizeSettings) -> Optimized:
     return Optimized(run_dir, report, fresh=True)
 
 
-def _gather(run_dir: Path) -> "Material":
+def _gather(run_dir: Path, settings: OptimizeSettings) -> "Material":
     from marship.optimize.source import Source
     from marship.optimize.trial import Material
 
@@ -145,14 +149,35 @@ def _gather(run_dir: Path) -> "Material":
             f"got another digest. Export again: marship export {run_dir} --again"
         )
     calibration = _optional_rows(run_dir / CALIBRATION_FILE, contract)
+    judge = resolve(recipe.judge) if recipe.judge else None
+    goal = _goal(recipe, judge, calibration, settings) if first_axis(contract) else None
     return Material(
-        source=Source(run_dir / MODEL_FILE, contract, calibration),
+        source=Source(run_dir / MODEL_FILE, contract, calibration, goal),
         recipe=recipe,
         golden=read_golden(run_dir / GOLDEN_FILE),
         examples=_rows(run_dir / EXAMPLES_FILE, contract),
         heldout=_optional_rows(run_dir / HELDOUT_FILE, contract),
-        judge=resolve(recipe.judge) if recipe.judge else None,
+        judge=judge,
     )
+
+
+def _goal(
+    recipe: Recipe, judge: "Judge | None", calibration: Arrays | None, settings: OptimizeSettings
+) -> "Goal | None":
+    """What a pass may lose on calibration rows, where they have targets and can be judged."""
+    from marship.optimize.source import Goal
+    from marship.optimize.trial import TARGET, judged
+
+    if judge is None or recipe.metric is None:
+        return None
+    if calibration is None or not any(name.startswith(TARGET) for name in calibration):
+        return None
+    metric, sign = recipe.metric, 1 if recipe.greater_is_better else -1
+
+    def quality(answers: Arrays, rows: Arrays) -> float:
+        return sign * judged(judge, recipe, answers, rows)[metric]
+
+    return Goal(quality, recipe.budget, settings.search_s)
 
 
 def _optional_rows(path: Path, contract: Contract) -> Arrays | None:

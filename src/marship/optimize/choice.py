@@ -2,12 +2,15 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from marship.contract import Tolerance
 from marship.errors import UsageError
 from marship.optimize.measure import Latency
 
 EXPORTED = "exported"
+ROUNDING = 1e-9
+"""0.754 - 0.749 is above 0.005 by less than this."""
 
 
 @dataclass(slots=True)
@@ -23,6 +26,7 @@ class Variant:
         speedup: Over the base, at the least, as the geometric mean over the batch sizes.
         metrics: What the recipe's judge says on held-out data.
         metric_drop: How much worse the deciding metric is than the exported model's.
+        details: What its pass found out while making it.
     """
 
     name: str
@@ -38,6 +42,7 @@ class Variant:
     absolute: float = 0.0
     relative: float = 0.0
     tolerance: Tolerance = field(default_factory=Tolerance)
+    details: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,10 +95,15 @@ def choose(variants: Sequence[Variant], rule: Rule) -> tuple[str, str]:
     return rule.base, "none is worth it: no other variant was built and within its limits"
 
 
+def within(drop: float, budget: float) -> bool:
+    """Whether a metric's drop is within the budget."""
+    return drop <= budget + ROUNDING
+
+
 def _over_budget(variant: Variant, rule: Rule) -> str | None:
     if rule.metric is None:
         return None
-    if variant.metric_drop is None or variant.metric_drop <= rule.budget:
+    if variant.metric_drop is None or within(variant.metric_drop, rule.budget):
         return None
     return f"{rule.metric} drops by {variant.metric_drop:.2g}, over the budget of {rule.budget:g}"
 

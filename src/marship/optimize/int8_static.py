@@ -5,13 +5,25 @@ convolutions with constant weights.
 Guarantees: the same inputs and outputs, in float32; rows do not influence each other, since
 all scales are constants. Weights have one scale for each output channel. The file holds
 QuantizeLinear and DequantizeLinear pairs (QDQ) of the ONNX standard, which every provider reads.
+
+With targets in `calibration.npz` too, the pass sees what it loses: every fourth row gives no
+ranges and is asked instead. If all layers in int8 lose more than the recipe's budget, it tries
+ranges without outliers, then leaves float the few layers that `sensitivity` finds.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
+
+import numpy as np
 
 from marship.contract import Arrays
+from marship.errors import MarshipError
+from marship.optimize import layers
+from marship.optimize.choice import within
+from marship.optimize.layers import Plan
+from marship.optimize.sensitivity import Probe, find_blame
 from marship.optimize.source import NotBuiltError, Source
 from marship.parity import first_line
 
@@ -35,38 +47,121 @@ CONVOLUTIONAL = [
 """Between convolutions all stays in int8; elsewhere only products gain, the rest would lose."""
 
 BATCH_ROWS = 16
+ASKED_EVERY = 4
+HISTOGRAM_ROWS = 64
+"""Histograms of all activations are slow to make: so many rows at most."""
+METHODS = ("MinMax", "Percentile")
+PERCENTILE = 99.99
 
 
-def build(source: Source, target: Path) -> None:
+def build(source: Source, target: Path) -> dict[str, Any]:
     """Write the quantized model to `target`.
+
+    Returns:
+        What was found out on the way, for the report.
 
     Raises:
         NotBuiltError: Training data is missing, there is nothing to quantize, or ONNX Runtime
             cannot do it.
+        DataError: The recipe's judge cannot judge calibration rows.
     """
-    from onnxruntime.quantization import QuantFormat, QuantType, quantize_static
-
     from marship.optimize.prepare import check_operators, operators, prepared
 
     if source.calibration is None:
         raise NotBuiltError("the run folder holds no calibration.npz with training inputs")
+    if source.goal is not None and len(next(iter(source.calibration.values()))) < ASKED_EVERY:
+        raise NotBuiltError(f"calibration.npz with targets holds fewer than {ASKED_EVERY} rows")
     check_operators(source.path, [*PRODUCTS, "Conv"])
     with prepared(source, target.parent) as model:
+        types = CONVOLUTIONAL if "Conv" in operators(model) else PRODUCTS
+        quantizer = Quantizer(source, model, tuple(types))
         try:
-            quantize_static(
-                model,
-                target,
-                _reader(source.calibration, _rows_at_once(source)),
-                quant_format=QuantFormat.QDQ,
-                op_types_to_quantize=CONVOLUTIONAL if "Conv" in operators(model) else PRODUCTS,
-                per_channel=True,
-                activation_type=QuantType.QUInt8,
-                weight_type=QuantType.QInt8,
-                use_external_data_format=source.has_outside_weights,
-                extra_options={"MatMulConstBOnly": True},
-            )
+            return _search(quantizer, layers.plan(model, types), target)
+        except MarshipError:
+            raise
         except Exception as error:  # the quantizer raises errors of many unrelated types
             raise NotBuiltError(first_line(error)) from error
+
+
+@dataclass(frozen=True, slots=True)
+class Quantizer:
+    """One prepared model and its calibration rows; ranges are found once for each method."""
+
+    source: Source
+    model: Path
+    types: tuple[str, ...]
+
+    def write(self, target: Path, floats: Sequence[str], method: str = METHODS[0]) -> Path:
+        """Write the model with these nodes left float."""
+        from onnxruntime.quantization import (
+            CalibrationMethod,
+            QuantFormat,
+            QuantType,
+            quantize_static,
+        )
+
+        ranges = self.model.with_name(f"{method}.json")
+        reader = None if ranges.is_file() else self._reader(method)
+        for old in target.parent.glob(f"{target.name}*"):
+            old.unlink()  # weights outside of the file would be added to those that are there
+        quantize_static(
+            self.model,
+            target,
+            reader,
+            calibration_cache_path=ranges,
+            calibrate_method=CalibrationMethod[method],
+            quant_format=QuantFormat.QDQ,
+            op_types_to_quantize=list(self.types),
+            nodes_to_exclude=list(floats),
+            per_channel=True,
+            activation_type=QuantType.QUInt8,
+            weight_type=QuantType.QInt8,
+            use_external_data_format=self.source.has_outside_weights,
+            extra_options={"MatMulConstBOnly": True, **(reader.options if reader else {})},
+        )
+        return target
+
+    def _reader(self, method: str) -> Any:  # noqa: ANN401  onnxruntime ships no types
+        """What gives the calibration rows, batch by batch."""
+        rows = _rows(self.source, asked=False)
+        names = [spec.name for spec in self.source.contract.inputs]
+        most = None if method == METHODS[0] else HISTOGRAM_ROWS
+        return _reader({name: rows[name][:most] for name in names}, _rows_at_once(self.source))
+
+
+def _search(quantizer: Quantizer, plan: Plan, target: Path) -> dict[str, Any]:
+    """Write the variant with the fewest layers left float that the budget asks for."""
+    source, goal = quantizer.source, quantizer.source.goal
+    quantizer.write(target, plan.outside)
+    if goal is None:
+        return {}
+    trial = quantizer.model.with_name("trial.onnx")
+    probe = Probe.of(source, goal, _rows(source, asked=True))
+    losses = {METHODS[0]: probe.loss(target)}
+    if not within(losses[METHODS[0]], goal.budget):
+        source.tell("ranges without outliers")
+        losses[METHODS[1]] = probe.loss(quantizer.write(trial, plan.outside, METHODS[1]))
+    method = min(losses, key=lambda name: losses[name])
+    found = {"ranges": method, "budget": goal.budget, "loss_all_int8": losses}
+    if within(losses[method], goal.budget):
+        quantizer.write(target, plan.outside, method)
+        return found | {"loss": losses[method], "stays_float": []}
+    blame = find_blame(
+        plan, lambda floats: quantizer.write(trial, [*plan.outside, *floats], method), probe
+    )
+    floats = [node for suspect in blame.float_layers for node in suspect.layer.nodes]
+    quantizer.write(target, [*plan.outside, *floats], method)
+    return found | blame.entry(len(plan.layers))
+
+
+def _rows(source: Source, *, asked: bool) -> Arrays:
+    """The calibration rows that are asked, or those that give the ranges: all without a goal."""
+    rows = source.calibration or {}
+    if source.goal is None:
+        return rows
+    count = len(next(iter(rows.values())))
+    chosen = (np.arange(count) % ASKED_EVERY == ASKED_EVERY - 1) == asked
+    return {name: array[chosen] for name, array in rows.items()}
 
 
 def _rows_at_once(source: Source) -> int:
@@ -77,9 +172,25 @@ def _rows_at_once(source: Source) -> int:
 def _reader(rows: Arrays, at_once: int) -> Any:  # noqa: ANN401  onnxruntime ships no types
     from onnxruntime.quantization import CalibrationDataReader
 
+    count = len(next(iter(rows.values())))
+    at_once = min(at_once, count)
+
     class Reader(CalibrationDataReader):  # type: ignore[misc]  # the same
+        options: ClassVar = {
+            "CalibPercentile": PERCENTILE,
+            "CalibTensorRangeSymmetric": False,
+            "CalibStridedMinMax": at_once,  # else all activations of all rows are kept in memory
+        }
+
         def __init__(self) -> None:
-            self.batches = _batches(rows, at_once)
+            self.set_range(0, len(self))
+
+        def __len__(self) -> int:
+            return count // at_once * at_once  # whole batches
+
+        def set_range(self, start_index: int, end_index: int) -> None:
+            part = {name: array[start_index:end_index] for name, array in rows.items()}
+            self.batches = _batches(part, at_once)
 
         def get_next(self) -> Arrays | None:
             return next(self.batches, None)
@@ -88,6 +199,5 @@ def _reader(rows: Arrays, at_once: int) -> Any:  # noqa: ANN401  onnxruntime shi
 
 
 def _batches(rows: Arrays, at_once: int) -> Iterator[Arrays]:
-    count = len(next(iter(rows.values())))
-    for start in range(0, count - at_once + 1, at_once) or range(1):
+    for start in range(0, len(next(iter(rows.values()))), at_once):
         yield {name: array[start : start + at_once] for name, array in rows.items()}

@@ -1,7 +1,7 @@
 """The optimizer's report: a table for the console, a JSON, a picture."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ from marship.contract import Tolerance
 from marship.optimize.choice import Rule, Variant
 
 KIB = 1024
+NAMED = 5
 TAIL_SHOWN = 2.0
 """How far a tail may stretch the axis, in the longest median; the table has all of it."""
 
@@ -46,9 +47,22 @@ def _cells(variant: Variant, batches: Sequence[str], rule: Rule) -> list[str]:
 
 
 def remarks(variants: Sequence[Variant]) -> list[str]:
-    """A line for each variant that could not be built or could not be chosen: why."""
-    why = {v.name: f"not built: {v.reason}" if v.file is None else v.objection for v in variants}
-    return [f"{name}: {text}" for name, text in why.items() if text]
+    """A line for each variant that could not be built or chosen, or is not all in int8: why."""
+    why = [(v.name, f"not built: {v.reason}" if v.file is None else v.objection) for v in variants]
+    parts = [(v.name, _float_layers(v.details)) for v in variants]
+    return [f"{name}: {text}" for name, text in (*parts, *why) if text]
+
+
+def _float_layers(details: Mapping[str, Any]) -> str | None:
+    """Which layers stay float and what they would cost, in one line."""
+    names = [entry["node"] for entry in details.get("stays_float", [])]
+    if not names:
+        return None
+    loss = min(details["loss_all_int8"].values())
+    shown = ", ".join(names[:NAMED]) + (f" and {len(names) - NAMED} more" if names[NAMED:] else "")
+    return (
+        f"{len(names)} of {details['layers']} layers stay float, else {loss:.2g} is lost: {shown}"
+    )
 
 
 def size(size_bytes: int) -> str:
@@ -67,6 +81,7 @@ def entry(variant: Variant) -> dict[str, Any]:
         "built": variant.file is not None,
         "reason": variant.reason,
         "objection": variant.objection,
+        "details": variant.details,
         "size_bytes": variant.size_bytes,
         "load_ms": variant.load_ms,
         "latency_ms": {batch: asdict(times) for batch, times in variant.latency_ms.items()},

@@ -1,5 +1,6 @@
 """What every pass starts from, and how it says that it cannot be."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,6 +14,26 @@ class NotBuiltError(ModelError):
     code = "not_built"
 
 
+def _say_nothing(_: str) -> None:
+    """Progress that nobody watches."""
+
+
+@dataclass(frozen=True, slots=True)
+class Goal:
+    """What a pass may lose, for those that look for a way to lose less.
+
+    Attributes:
+        quality: The recipe's metric of answers to calibration rows, those with their targets;
+            greater is better.
+        budget: By how much it may fall.
+        limit_s: Seconds for the search.
+    """
+
+    quality: Callable[[Arrays, Arrays], float]
+    budget: float
+    limit_s: float
+
+
 @dataclass(frozen=True, slots=True)
 class Source:
     """The exported model.
@@ -22,11 +43,15 @@ class Source:
         contract: What it takes and gives.
         calibration: Training inputs by name, the first axis being rows; None where there are
             none.
+        goal: None where the calibration rows have no targets, or nothing judges.
+        tell: Takes a line about how far a pass is.
     """
 
     path: Path
     contract: Contract
     calibration: Arrays | None
+    goal: Goal | None = None
+    tell: Callable[[str], None] = _say_nothing
 
     @property
     def has_outside_weights(self) -> bool:

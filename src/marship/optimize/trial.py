@@ -1,14 +1,18 @@
 """One trial of all variants: built, loaded, timed, judged, compared."""
 
+import io
 import logging
 import math
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import contextmanager, redirect_stdout
+from dataclasses import dataclass, replace
+from functools import partial
 from importlib import import_module
 from pathlib import Path
+
+from rich.progress import Progress, TaskID
 
 from marship import console, parity
 from marship.contract import Arrays, Contract, GoldenCase
@@ -24,6 +28,7 @@ EXACT = (EXPORTED, BASE)
 """Variants that keep the contract's tolerance; the others get their own."""
 
 TARGET = "target/"
+Judge = Callable[[Arrays, Arrays], Mapping[str, float]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +40,7 @@ class Material:
     golden: list[GoldenCase]
     examples: Arrays
     heldout: Arrays | None
-    judge: Callable[[Arrays, Arrays], Mapping[str, float]] | None
+    judge: Judge | None
 
     @property
     def contract(self) -> Contract:
@@ -56,11 +61,12 @@ def build_all(source: Source, passes: Sequence[str], draft: Path) -> list[Varian
         for name in passes:
             progress.update(task, description=f"building {name}")
             target = draft / f"model.{name}.onnx"
+            told = replace(source, tell=partial(_tell, progress, task, name))
             try:
                 with _quiet():
-                    import_module(f"marship.optimize.{name}").build(source, target)
+                    details = import_module(f"marship.optimize.{name}").build(told, target)
                 _check_tensors(target, source.contract)
-                variants.append(Variant(name, file=target.name))
+                variants.append(Variant(name, file=target.name, details=details or {}))
             except NotBuiltError as error:
                 for file in draft.glob(f"{target.name}*"):
                     file.unlink()
@@ -70,13 +76,17 @@ def build_all(source: Source, passes: Sequence[str], draft: Path) -> list[Varian
     return variants
 
 
+def _tell(progress: Progress, task: TaskID, name: str, line: str) -> None:
+    progress.update(task, description=f"building {name}: {line}")
+
+
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep the quantizer's advice to its own authors from the reader."""
+    """Keep the quantizer's advice to its own authors, and its prints, from the reader."""
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), redirect_stdout(io.StringIO()):
             warnings.simplefilter("ignore")
             yield
     finally:
@@ -175,18 +185,26 @@ def _objection(variant: Variant, run: Run, material: Material) -> str | None:
 def _metrics(material: Material, answers: Arrays, rows: Arrays) -> dict[str, float]:
     if material.judge is None or material.heldout is None:
         return {}
+    return judged(material.judge, material.recipe, answers, rows)
+
+
+def judged(judge: Judge, recipe: Recipe, answers: Arrays, rows: Arrays) -> dict[str, float]:
+    """What the recipe's judge says of answers to rows that have their targets with them.
+
+    Raises:
+        DataError: It fails, or does not give the recipe's metric.
+    """
     targets = {k.removeprefix(TARGET): v for k, v in rows.items() if k.startswith(TARGET)}
-    reference = material.recipe.judge
     try:
-        metrics = {k: float(v) for k, v in material.judge(answers, targets).items()}
+        metrics = {k: float(v) for k, v in judge(answers, targets).items()}
     except Exception as error:  # the reader's code: it may raise anything
         raise DataError(
-            f"{reference} must judge the held-out outputs, got {type(error).__name__}: "
-            f"{first_line(error)}. Check the targets in heldout.npz."
+            f"{recipe.judge} must judge the held-out outputs, got {type(error).__name__}: "
+            f"{first_line(error)}. Check the targets in heldout.npz and calibration.npz."
         ) from error
-    if material.recipe.metric not in metrics:
+    if recipe.metric not in metrics:
         raise DataError(
-            f"{reference} must give the recipe's metric {material.recipe.metric}, "
+            f"{recipe.judge} must give the recipe's metric {recipe.metric}, "
             f"got {', '.join(metrics)}."
         )
     return metrics

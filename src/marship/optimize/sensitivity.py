@@ -1,0 +1,153 @@
+"""Which layers must stay float for int8 to hold its accuracy: found by trying each.
+
+One layer at a time is put into int8 and the noise it makes in the model's answers is measured
+(Nagel et al. 2021, A White Paper on Neural Network Quantization, section 3.6, does so to find
+what is to blame). The noisiest are left float: as few of them as bring the loss of the
+recipe's metric within its budget. All this is measured on calibration rows that gave no
+ranges, and never on the held-out rows that judge the variant in the end.
+"""
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from marship.contract import Arrays
+from marship.optimize import measure
+from marship.optimize.choice import within
+from marship.optimize.layers import Layer, Plan
+from marship.optimize.source import Goal, Source
+from marship.parity import runner
+
+Quantize = Callable[[Sequence[str]], Path]
+"""Write the model with these nodes left float, and give the file."""
+
+
+@dataclass(frozen=True, slots=True)
+class Probe:
+    """Rows to try a model on, with the exported model's answers to them."""
+
+    source: Source
+    goal: Goal
+    rows: Arrays
+    wanted: Arrays
+
+    @classmethod
+    def of(cls, source: Source, goal: Goal, rows: Arrays) -> "Probe":
+        """Ask the exported model first."""
+        return cls(source, goal, rows, _answers(source, source.path, rows))
+
+    def noise(self, model: Path) -> float:
+        """The mean square of what a model's answers are off by, over that of the answers."""
+        answers = _answers(self.source, model, self.rows)
+        floats = [name for name, wanted in self.wanted.items() if wanted.dtype.kind == "f"]
+        off = sum(float(np.square(answers[n] - self.wanted[n]).sum()) for n in floats)
+        power = sum(float(np.square(self.wanted[n]).sum()) for n in floats)
+        return off / power if power else off
+
+    def loss(self, model: Path) -> float:
+        """How much worse a model is than the exported one by the recipe's metric."""
+        answers = _answers(self.source, model, self.rows)
+        best = self.goal.quality(self.wanted, self.rows)
+        return best - self.goal.quality(answers, self.rows)
+
+
+@dataclass(frozen=True, slots=True)
+class Suspect:
+    """A layer, and the noise that it makes in the answers when it alone is in int8."""
+
+    layer: Layer
+    noise: float
+
+
+@dataclass(frozen=True, slots=True)
+class Blame:
+    """What must stay float.
+
+    Attributes:
+        float_layers: The noisiest, the fewest that hold the budget; none if nothing holds it.
+        tried: How many layers there was time to try alone.
+        losses: By the number of the noisiest layers left float, what was lost.
+    """
+
+    float_layers: tuple[Suspect, ...]
+    tried: int
+    losses: Mapping[int, float]
+
+    def entry(self, layers: int) -> dict[str, Any]:
+        """As `optimize.json` states it."""
+        return {
+            "layers": layers,
+            "layers_tried": self.tried,
+            "loss_by_float_layers": {str(n): self.losses[n] for n in sorted(self.losses)},
+            "stays_float": [
+                {"node": one.layer.name, "operator": one.layer.operator, "noise": one.noise}
+                for one in self.float_layers
+            ],
+        }
+
+
+def find_blame(plan: Plan, quantize: Quantize, probe: Probe) -> Blame:
+    """Find the fewest layers that must stay float for the loss to be within the budget."""
+    source, goal = probe.source, probe.goal
+    suspects = rank(plan, quantize, probe)
+    losses: dict[int, float] = {}
+
+    def loss(count: int) -> float:
+        if count not in losses:
+            source.tell(f"{count} of {len(plan.layers)} layers left float")
+            nodes = [node for suspect in suspects[:count] for node in suspect.layer.nodes]
+            losses[count] = probe.loss(quantize(nodes))
+        return losses[count]
+
+    most = min(len(suspects), len(plan.layers) - 1)
+    count = fewest(most, loss, goal.budget) if most else None
+    return Blame(tuple(suspects[: count or 0]), len(suspects), losses)
+
+
+def rank(plan: Plan, quantize: Quantize, probe: Probe) -> list[Suspect]:
+    """The layers that could be tried within the time, the noisiest first.
+
+    It begins at both ends, where the trouble mostly is.
+    """
+    deadline = time.perf_counter() + probe.goal.limit_s
+    found: list[Suspect] = []
+    for layer in _from_both_ends(plan.layers):
+        if time.perf_counter() > deadline:
+            break
+        probe.source.tell(f"layer {len(found) + 1} of {len(plan.layers)} alone in int8")
+        alone = quantize(plan.all_but(layer.name))
+        found.append(Suspect(layer, probe.noise(alone)))
+    return sorted(found, key=lambda suspect: suspect.noise, reverse=True)
+
+
+def fewest(most: int, loss: Callable[[int], float], budget: float) -> int | None:
+    """The smallest number up to `most` whose loss is within the budget, None if there is none.
+
+    More are taken to lose less. The number is doubled until it fits, then the gap is halved.
+    """
+    low, high = 0, 1
+    while not within(loss(min(high, most)), budget):
+        if high >= most:
+            return None
+        low, high = high, 2 * high
+    high = min(high, most)
+    while high - low > 1:
+        middle = (low + high) // 2
+        if within(loss(middle), budget):
+            high = middle
+        else:
+            low = middle
+    return high
+
+
+def _from_both_ends(layers: Sequence[Layer]) -> Iterator[Layer]:
+    for number in range(len(layers)):
+        yield layers[number // 2 if number % 2 == 0 else -1 - number // 2]
+
+
+def _answers(source: Source, model: Path, rows: Arrays) -> Arrays:
+    return measure.answer_rows(runner(model), source.contract, rows)

