@@ -1,4 +1,4 @@
-"""The recipes of training/, started as a person starts them."""
+"""The recipes of training/ and the commands, started as a person starts them."""
 
 import os
 import subprocess
@@ -19,3 +19,17 @@ def run_recipe(name: str, *flags: str) -> subprocess.CompletedProcess[str]:
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         timeout=120,
     )
+
+
+def run_marship(*words: object) -> str:
+    """A marship command's output; it must succeed."""
+    done = subprocess.run(
+        [sys.executable, "-m", "marship", *map(str, words)],
+        cwd=REPOSITORY,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout

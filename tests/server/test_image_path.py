@@ -2,9 +2,6 @@
 
 import csv
 import json
-import os
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,23 +13,9 @@ from marship import Client, server
 from marship.checkpoint import load_weights
 from marship.recipe import resolve
 from marship.serving import pictures
-from recipes import REPOSITORY, run_recipe
+from recipes import REPOSITORY, run_marship, run_recipe
 
 SMALL = ["--side", "8", "--width", "16", "--mirror", "0", "--batch-size", "64", "--epochs", "3"]
-
-
-def marship(*words: object) -> str:
-    """A marship command's output; it must succeed."""
-    done = subprocess.run(
-        [sys.executable, "-m", "marship", *map(str, words)],
-        cwd=REPOSITORY,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    return done.stdout
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +30,7 @@ def run_dir(tmp_path_factory: pytest.TempPathFactory, digits: Path) -> Path:
     folder = tmp_path_factory.mktemp("image")
     done = run_recipe("image", "--run-dir", str(folder), "--data-dir", str(digits), *SMALL)
     assert done.returncode == 0, done.stderr
-    marship("export", folder)
+    run_marship("export", folder)
     return folder
 
 
@@ -55,7 +38,7 @@ def run_dir(tmp_path_factory: pytest.TempPathFactory, digits: Path) -> Path:
 def served(run_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """The home of a server with the model on it."""
     store, home = tmp_path_factory.mktemp("image-store"), tmp_path_factory.mktemp("home")
-    marship("package", run_dir, "--model-store", store, "--name", "digits")
+    run_marship("package", run_dir, "--model-store", store, "--name", "digits")
     one = server.start(server.ServeSettings(home=home, model_store=store, free_ports=True))
     with Client(one.home.path) as client:
         client.register("digits.mar")
@@ -68,7 +51,7 @@ def test_a_folder_of_pictures_gets_the_labels_that_pytorch_gives(
 ) -> None:
     """A thousand files and more, grey and RGB, of two sizes: served labels are PyTorch's."""
     out = tmp_path / "answers.csv"
-    marship("predict", "digits", digits / "train", "--home", served, "--out", out)
+    run_marship("predict", "digits", digits / "train", "--home", served, "--out", out)
     with out.open() as file:
         rows = {Path(row["file"]).name: row for row in csv.DictReader(file)}
     settings = json.loads((run_dir / "settings.json").read_text())

@@ -1,8 +1,6 @@
 """The image recipe: from a folder of pictures to a model that is exported and packed."""
 
 import json
-import os
-import subprocess
 import sys
 import zipfile
 from pathlib import Path
@@ -19,7 +17,7 @@ from marship.checkpoint import load_weights
 from marship.contract import Contract
 from marship.errors import DataError, MarshipError, UsageError
 from marship.recipe import Recipe, resolve
-from recipes import REPOSITORY, run_recipe
+from recipes import REPOSITORY, run_marship, run_recipe
 
 SMALL = ["--side", "8", "--width", "16", "--mirror", "0", "--shift", "0.1", "--batch-size", "64"]
 
@@ -44,22 +42,8 @@ def image_run(tmp_path_factory: pytest.TempPathFactory, digits: Path) -> Path:
     done = run_recipe("image", *flags, "--validation", "0.2")
     assert done.returncode == 0, done.stderr
     assert "expected calibration error" in done.stdout
-    marship("export", folder)
+    run_marship("export", folder)
     return folder
-
-
-def marship(*words: object) -> str:
-    """A marship command's output; it must succeed."""
-    done = subprocess.run(
-        [sys.executable, "-m", "marship", *map(str, words)],
-        cwd=REPOSITORY,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    return done.stdout
 
 
 def metrics_of(run_dir: Path) -> dict[str, Any]:
@@ -182,7 +166,7 @@ def test_pictures_of_any_size_are_answered(image: ModuleType, image_run: Path) -
 
 def test_it_is_packed_with_its_handler(image_run: Path, tmp_path: Path) -> None:
     """The run folder becomes an archive with the handler, the labels and how it was trained."""
-    marship("package", image_run, "--model-store", tmp_path)
+    run_marship("package", image_run, "--model-store", tmp_path)
     with zipfile.ZipFile(tmp_path / "image.mar") as archive:
         assert {"image_handler.py", "picture.json", "contract.json"} <= set(archive.namelist())
         assert json.loads(archive.read("picture.json"))["labels"] == list("0123456789")
