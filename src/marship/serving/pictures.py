@@ -24,7 +24,7 @@ import numpy as np
 
 from marship.contract import Array
 from marship.errors import MalformedError, RequestError, TooLargeError, UnsupportedMediaError
-from marship.serving import jpeg
+from marship.serving import heap, jpeg
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 MAX_PIXELS = 50_000_000
 MAX_RUN_LENGTH_PIXELS = 4_000_000
 """Of a run-length encoded BMP, which Pillow decodes in Python."""
+LARGE_PIXELS = 4_000_000
+"""From here on, what decoding took and freed is given back to the system at once."""
 BAND_PIXELS = 1 << 20
 """What Pillow holds is converted in bands of this size, not as a whole once more."""
 GIF_HEAD_BYTES = 1 << 20
@@ -91,7 +93,10 @@ def decode(data: bytes, shortest: int | None = None) -> Picture:
         pixels, turned, (width, height) = _decode_with_pillow(data, kind, shortest)
     if turned in jpeg.SIDEWAYS:
         width, height = height, width
-    return Picture(_turn(pixels, turned), width, height, kind)
+    picture = Picture(_turn(pixels, turned), width, height, kind)
+    if width * height >= LARGE_PIXELS:
+        heap.release_freed()
+    return picture
 
 
 def _kind(data: bytes) -> str:

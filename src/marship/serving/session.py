@@ -18,7 +18,7 @@ from marship.contract import (
     read_golden,
 )
 from marship.errors import LoadError, ModelError
-from marship.serving import weights
+from marship.serving import heap, weights
 
 PROVIDERS = {
     "cpu": "CPUExecutionProvider",
@@ -131,7 +131,7 @@ class Session:
             raise
         except Exception as error:  # ONNX Runtime's own exceptions share no narrower base
             raise LoadError(f"ONNX Runtime must load the model, got: {error}") from error
-        weights.release_freed()
+        heap.release_freed()
         preferred = PROVIDERS[settings.providers[0]]
         if preferred not in self._session.get_providers():
             raise LoadError(

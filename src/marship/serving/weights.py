@@ -9,7 +9,6 @@ The file holds each weight as it was and as it was rearranged: it takes up to tw
 size on the disk, and half of it is never read.
 """
 
-import ctypes
 import fcntl
 import hashlib
 import logging
@@ -108,16 +107,6 @@ def open_shared(
             _reason(error),
         )
         return None
-
-
-def release_freed() -> None:
-    """Give the system back what ONNX Runtime used and freed while it loaded a model.
-
-    glibc keeps such memory for what may come, up to three times the largest weight here.
-    """
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # musl has none
-    if trim is not None:
-        trim(0)
 
 
 def _make_current(folder: Path, contract: Contract, lock: int) -> None:

@@ -31,7 +31,7 @@ LOAD = """
 import sys
 from pathlib import Path
 from marship import graph
-from marship.serving import weights
+from marship.serving import heap, weights
 from marship.serving.session import Session, SessionSettings
 folder = Path(sys.argv[1])
 settings = SessionSettings(intra_op_threads=1, share_weights=sys.argv[2:] != ["alone"])
@@ -44,7 +44,7 @@ def private():
     return sum(int(line.split()[1]) for line in lines if line.startswith("Anonymous"))
 """
 RELEASED = """
-weights.release_freed()  # what reading the contract took
+heap.release_freed()  # what reading the contract took
 before = private()
 """
 
