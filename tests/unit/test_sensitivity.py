@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 import torch
 from sklearn.datasets import load_digits
@@ -16,6 +17,7 @@ from torch import nn
 from marship.contract import Contract
 from marship.export import ExportSettings, export_run
 from marship.optimize import OptimizeSettings, optimize_run
+from marship.optimize.int8_static import CONVOLUTIONAL, Quantizer
 from marship.optimize.layers import plan
 from marship.optimize.prepare import prepared
 from marship.optimize.sensitivity import fewest
@@ -102,6 +104,25 @@ def test_what_stays_float_is_float_in_the_file(run_dir: Path) -> None:
         if node.op_type in ("Conv", "Gemm", "MatMul"):
             dequantized = makers.get(node.input[1])
             assert (dequantized is None) == (node.name in blamed)
+
+
+def test_what_is_left_float_runs_in_float(exported: Path, tmp_path: Path) -> None:
+    """ONNX Runtime, which quantizes float layers between int8 ones by itself, leaves these."""
+    contract = Contract.from_json((exported / "contract.json").read_bytes())
+    with np.load(exported / "calibration.npz") as rows:
+        source = Source(exported / "model.onnx", contract, {"image": rows["image"]})
+    with prepared(source, tmp_path) as model:
+        found = plan(model, CONVOLUTIONAL)
+        quantizer = Quantizer(source, model, tuple(CONVOLUTIONAL))
+        middle = found.layers[1]
+        path = quantizer.write(tmp_path / "int8.onnx", [*found.outside, *middle.nodes])
+    options = onnxruntime.SessionOptions()
+    options.optimized_model_filepath = str(tmp_path / "loaded.onnx")
+    onnxruntime.InferenceSession(path, options)
+    graph = onnx.load(tmp_path / "loaded.onnx").graph
+    kinds = [node.op_type for node in graph.node if "Conv" in node.op_type]
+    assert kinds.count("QLinearConv") == 2
+    assert len(kinds) == 3
 
 
 def test_without_targets_nothing_is_searched(run_dir: Path) -> None:

@@ -22,6 +22,7 @@ from marship.contract import Arrays
 from marship.errors import MarshipError
 from marship.optimize import layers
 from marship.optimize.choice import within
+from marship.optimize.guard import keep_float
 from marship.optimize.layers import Plan
 from marship.optimize.sensitivity import Probe, find_blame
 from marship.optimize.source import NotBuiltError, Source
@@ -119,6 +120,7 @@ class Quantizer:
             use_external_data_format=self.source.has_outside_weights,
             extra_options={"MatMulConstBOnly": True, **(reader.options if reader else {})},
         )
+        keep_float(target, set(floats))
         return target
 
     def _reader(self, method: str) -> Any:  # noqa: ANN401  onnxruntime ships no types
