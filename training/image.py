@@ -33,6 +33,8 @@ from marship.storage import write_json
 
 PICTURE_FILE = "picture.json"
 TAG_THRESHOLD = 0.3
+FEW_PICTURES = 200
+"""With fewer held out, a temperature can make the calibration worse: docs/image.md has a case."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -364,10 +366,10 @@ def write_results(
         arrays=arrays_of(folder, settings.seed)
         | {"calibration": calibration_rows(model, folder.train, places, settings.seed)},
     )
-    tell(results, len(folder.test))
+    tell(results, counts)
 
 
-def tell(results: dict[str, Any], pictures: int) -> None:
+def tell(results: dict[str, Any], pictures: dict[str, int]) -> None:
     """Print the figures."""
     from rich.table import Table
 
@@ -380,10 +382,16 @@ def tell(results: dict[str, Any], pictures: int) -> None:
         calibration[name]["expected_calibration_error"] for name in ("before", "after")
     )
     console.out.print(
-        f"on {pictures} test pictures; expected calibration error {before:.4f}, and {after:.4f} "
-        f"with temperature {calibration['temperature']:.3f}",
+        f"on {pictures['test']} test pictures; expected calibration error {before:.4f}, "
+        f"and {after:.4f} with temperature {calibration['temperature']:.3f}",
         soft_wrap=True,
     )
+    if pictures["validation"] < FEW_PICTURES:
+        console.out.print(
+            f"the temperature comes from {pictures['validation']} held-out pictures, too few to "
+            "trust the probabilities. Hold out more with --validation.",
+            soft_wrap=True,
+        )
 
 
 if __name__ == "__main__":

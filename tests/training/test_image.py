@@ -3,6 +3,7 @@
 import json
 import sys
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -42,6 +43,7 @@ def image_run(tmp_path_factory: pytest.TempPathFactory, digits: Path) -> Path:
     done = run_recipe("image", *flags, "--validation", "0.2")
     assert done.returncode == 0, done.stderr
     assert "expected calibration error" in done.stdout
+    assert "too few" not in done.stdout
     run_marship("export", folder)
     return folder
 
@@ -184,6 +186,49 @@ def test_equal_seeds_give_equal_runs(image: ModuleType, tmp_path: Path) -> None:
         weights.append(torch.cat([value.flatten() for value in model.state_dict().values()]))
     assert torch.equal(weights[0], weights[1])
     assert not torch.equal(weights[0], weights[2])
+
+
+def test_an_interrupted_run_goes_on_as_if_it_had_not_been(
+    image: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Stopped in its third epoch and resumed, it ends with the weights of a run in one piece."""
+    digits, weights = write_digits(tmp_path / "digits", most=200), []
+    make_task, seen = image.make_task, []
+
+    def failing_task(*given: Any) -> Any:
+        task = make_task(*given)
+
+        def validate(model: torch.nn.Module) -> dict[str, float]:
+            seen.append(model)
+            if len(seen) == 3:
+                raise KeyboardInterrupt
+            return task.validate(model)
+
+        return replace(task, validate=validate)
+
+    whole = image.Settings(
+        run_dir=tmp_path / "whole", data_dir=digits, epochs=4, side=8, width=4, threads=1
+    )
+    image.main.__wrapped__(settings=whole)
+    torn = replace(whole, run_dir=tmp_path / "torn")
+    with monkeypatch.context() as patched:
+        patched.setattr(image, "make_task", failing_task)
+        with pytest.raises(KeyboardInterrupt):
+            image.main.__wrapped__(settings=torn)
+    image.main.__wrapped__(settings=replace(torn, resume=True))
+    for run_dir in (whole.run_dir, torn.run_dir):
+        model = image.build("none", 8, 4, 10)
+        load_weights(run_dir / "checkpoint.pt", model)
+        weights.append(torch.cat([value.flatten() for value in model.state_dict().values()]))
+    assert torch.equal(weights[0], weights[1])
+    assert [row["epoch"] for row in metrics_of(torn.run_dir)["history"]] == [1, 2, 3, 4]
+
+
+def test_few_pictures_to_calibrate_on_are_told(digits: Path, tmp_path: Path) -> None:
+    """A temperature from a few held-out pictures is not trusted, and the run says so."""
+    flags = ["--run-dir", str(tmp_path / "run"), "--data-dir", str(digits), "--epochs", "1"]
+    few = run_recipe("image", *flags, *SMALL, "--width", "4")
+    assert "held-out pictures, too few to trust" in few.stdout
 
 
 def test_a_finished_run_is_not_trained_again(digits: Path, image_run: Path) -> None:
