@@ -157,8 +157,9 @@ def _spent(running: Running, photos: Sequence[Path]) -> str:
     totals: dict[str, float] = {}
     direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     for photo in photos:
+        headers = {"Content-Type": "image/jpeg", **running.request.headers}  # else urllib's: a form
         call = urllib.request.Request(  # noqa: S310  loopback
-            running.request.url, photo.read_bytes(), dict(running.request.headers)
+            running.request.url, photo.read_bytes(), headers
         )
         began = time.perf_counter()
         with direct.open(call, timeout=30) as answer:

@@ -155,11 +155,8 @@ class ImageHandler(OnnxHandler):
             {"label": self._labels[i], "probability": round(float(probabilities[i]), 6)}
             for i in order[:k]
         ]
-        return {
-            **top[0],
-            "top": top,
-            "tags": [self._labels[i] for i in order if probabilities[i] >= self._threshold],
-        }
+        tagged = order[: np.count_nonzero(probabilities >= self._threshold)]
+        return {**top[0], "top": top, "tags": [self._labels[i] for i in tagged]}
 
 
 def _read(body: object, shortest: int) -> Picture:
