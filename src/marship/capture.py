@@ -180,6 +180,36 @@ def state_output_shapes(path: Path, answers: list[tuple[Mapping[str, int], Array
         onnx.save(graph, str(path))
 
 
+def name_output_axes(path: Path, names: tuple[str, ...]) -> None:
+    """Give axes of outputs names of their own, in place of how they follow from the inputs'.
+
+    Args:
+        path: The ONNX file, changed in place.
+        names: As `Recipe.output_axes`.
+
+    Raises:
+        UsageError: A name is for no output's variable axis.
+    """
+    if not names:
+        return
+    graph = onnx.load(str(path), load_external_data=False)
+    axes = {
+        f"{value.name}:{index}": axis
+        for value in graph.graph.output
+        for index, axis in enumerate(value.type.tensor_type.shape.dim)
+        if not axis.HasField("dim_value")
+    }
+    for text in names:
+        place, _, name = text.rpartition("=")
+        if place not in axes:
+            raise UsageError(
+                f"output_axes must name variable axes, {' or '.join(axes)}, got {place!r}. "
+                "Correct the recipe."
+            )
+        axes[place].dim_param = name
+    onnx.save(graph, str(path))
+
+
 class _Flat(nn.Module):
     """A model that takes its tensors by position and gives a flat tuple of tensors."""
 

@@ -291,9 +291,13 @@ def predict(
     home: Home = None,
     version: Version = None,
     content_type: Annotated[str | None, typer.Option(help="if the file's name lies")] = None,
-    raw: Annotated[bool, typer.Option("--raw", help="print JSON where a table fits too")] = False,
+    forms: Annotated[
+        list[str] | None,
+        typer.Option("--as", help="json, or what was said: txt, srt, vtt; repeatable for many"),
+    ] = None,
     out: Annotated[
-        Path | None, typer.Option(help="many files' answers: a .csv, or whole ones in a .jsonl")
+        Path | None,
+        typer.Option(help="many answers: .csv, or whole ones .jsonl; one: .json .txt .srt .vtt"),
     ] = None,
     suffix: Annotated[
         list[str] | None, typer.Option(help="what to take of folders, such as .jpg; repeatable")
@@ -305,27 +309,31 @@ def predict(
 ) -> None:
     """Ask a model. One file: print the answer. More, or a folder: a table and a CSV, resumable."""
     from marship import tables
-    from marship.predict import Run, ask_all, sources
+    from marship.predict import Run, ask_all, single, sources, transcripts
     from marship.predict.screen import Screen
 
-    places = source or []
-    if not (out or sources.is_many(places)):
+    places, forms = source or [], forms or []
+    transcripts.check(forms)
+    if not (sources.is_many(places) or sources.is_table(out)):
         if suffix or in_flight or again:
             raise UsageError(
                 "--suffix, --in-flight and --again must come with a folder, several files or "
-                "--out, got one request."
+                "a table as --out, got one request."
             )
+        form = single.form_of(forms, out)
         body, kind = sources.read_one(places, json_text)
-        with _client(home) as client:
-            answer = client.predict(name, body, version=version, content_type=content_type or kind)
-        tables.show_answer(answer, raw=raw)
+        one = single.Single(name, body, content_type or kind, version, form, out)
+        answer = single.ask(one, home)
+        if form is None:
+            tables.show_answer(answer)
         return
-    if json_text is not None or raw:
-        raise UsageError("--json and --raw must come with one request, got several files.")
+    if json_text is not None:
+        raise UsageError("--json must come with one request, got several files.")
     out = out or sources.default_out(places)
     sources.check_out(out, places)
     files = sources.find(places, suffix or ())
-    run = Run(name, files, out, version, content_type, in_flight, again)
+    beside = transcripts.Transcripts.beside(out, places, forms) if forms else None
+    run = Run(name, files, out, version, content_type, in_flight, again, beside)
     with Screen(run) as screen:
         done = ask_all(run, home, screen)
     tables.show_predictions(done, run)

@@ -6,7 +6,8 @@ gRPC is not spoken: it drops the status and the headers of errors.
 
 import functools
 import inspect
-from collections.abc import Callable, Coroutine
+from collections.abc import AsyncGenerator, Callable, Coroutine, Generator
+from contextlib import aclosing, closing
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Concatenate, ParamSpec, Self, TypeVar
@@ -20,7 +21,7 @@ from marship.serving.codec import JSON_TYPE, NPY_TYPE, OCTETS_TYPE, read_npy
 from marship.torchserve import models as flows
 from marship.torchserve import status
 from marship.torchserve.access import Access
-from marship.torchserve.calls import Answer, Flow
+from marship.torchserve.calls import Answer, Flow, line_value
 from marship.torchserve.models import Registration
 from marship.torchserve.status import Model, ModelStatus, OnWait, Patience, Worker
 from marship.torchserve.transports import AsyncTransport, BlockingTransport
@@ -139,7 +140,8 @@ def _predict(
         ServerError: The worker failed, or the queue is full.
     """
     body, kind = _encoded(inputs, content_type)
-    return _decoded((yield from flows.predict(access, name, version, body, kind)))
+    answer = yield from flows.predict(access, name, version=version, body=body, content_type=kind)
+    return _decoded(answer)
 
 
 def _blocking(operation: Operation[P, T]) -> "Callable[Concatenate[Client, P], T]":
@@ -227,6 +229,56 @@ class Client(_Connected):
     ping = _blocking(flows.ping)
     metrics = _blocking(flows.metrics)
 
+    def stream(
+        self,
+        name: str,
+        inputs: Any,  # noqa: ANN401  any JSON value, arrays, or bytes
+        *,
+        version: str | None = None,
+        content_type: str | None = None,
+    ) -> Generator[Any, None, None]:
+        """Ask a model that streams; yields each line's value as it comes, or its only answer.
+
+        The request is sent when the first line is asked for. `timeout_s` of the client is for
+        each wait, not for all. A caller that stops early closes the connection.
+
+        Args:
+            name: The model.
+            inputs: As `predict` takes them.
+            version: None is the default one.
+            content_type: Of bytes: else application/octet-stream.
+
+        Raises:
+            RequestError: The model refused the input.
+            NotFoundError: There is no such model or version.
+            NoAnswerError: The stream broke off.
+            ServerError: The worker failed, or the queue is full.
+        """
+        asked = _asked_for_lines(self._access, name, inputs, version, content_type)
+        answer = self._transport.run(asked)
+        if not answer.has_lines:
+            yield _decoded(answer)
+            return
+        with closing(answer.lines) as lines:
+            yield from map(line_value, lines)
+
+    def transcribe(
+        self, name: str, recording: bytes, *, version: str | None = None
+    ) -> Generator[dict[str, Any], None, None]:
+        """What is said in a recording, segment by segment as they are ready.
+
+        Each has `start` and `end` in seconds, `text` and `confidence`. `predict` gives the whole
+        answer at once; `stream` gives the segments, and the whole answer as the last line.
+
+        Raises:
+            MarshipError: As `stream` does.
+        """
+        with closing(self.stream(name, recording, version=version)) as lines:
+            for line in lines:
+                if "segments" in line:
+                    return
+                yield line
+
     @functools.cached_property
     def _transport(self) -> BlockingTransport:
         return BlockingTransport(self._access, self._timeout_s)
@@ -261,6 +313,34 @@ class AsyncClient(_Connected):
     ping = _awaiting(flows.ping)
     metrics = _awaiting(flows.metrics)
 
+    async def stream(
+        self,
+        name: str,
+        inputs: Any,  # noqa: ANN401  any JSON value, arrays, or bytes
+        *,
+        version: str | None = None,
+        content_type: str | None = None,
+    ) -> AsyncGenerator[Any, None]:
+        """As `Client.stream`."""
+        asked = _asked_for_lines(self._access, name, inputs, version, content_type)
+        answer = await self._transport.run(asked)
+        if not answer.has_lines:
+            yield _decoded(answer)
+            return
+        async with aclosing(answer.lines) as lines:
+            async for line in lines:
+                yield line_value(line)
+
+    async def transcribe(
+        self, name: str, recording: bytes, *, version: str | None = None
+    ) -> AsyncGenerator[dict[str, Any], None]:
+        """As `Client.transcribe`."""
+        async with aclosing(self.stream(name, recording, version=version)) as lines:
+            async for line in lines:
+                if "segments" in line:
+                    return
+                yield line
+
     @functools.cached_property
     def _transport(self) -> AsyncTransport:
         return AsyncTransport(self._access, self._timeout_s)
@@ -279,6 +359,17 @@ class AsyncClient(_Connected):
     async def close(self) -> None:
         """Close the connections."""
         await self._transport.close()
+
+
+def _asked_for_lines(
+    access: Access,
+    name: str,
+    inputs: Any,  # noqa: ANN401  any that a request may be
+    version: str | None,
+    content_type: str | None,
+) -> Flow[Answer]:
+    body, kind = _encoded(inputs, content_type)
+    return flows.predict(access, name, version=version, body=body, content_type=kind, streams=True)
 
 
 def _encoded(inputs: Any, content_type: str | None) -> tuple[bytes, str]:  # noqa: ANN401  any that a request may be

@@ -222,6 +222,7 @@ def _write(
         progress.update(task, description="comparing with PyTorch", total=len(cases))
         answers = [(case, reference(case.inputs)) for case in progress.track(cases, task_id=task)]
         capture.state_output_shapes(path, [(case.sizes, want) for case, want in answers])
+        capture.name_output_axes(path, recipe.output_axes)
         contract = _stated(path, recipe, shape, settings)
         candidate = parity.runner(path)
         comparisons = [_compared(candidate, case, want, contract) for case, want in answers]

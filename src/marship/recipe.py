@@ -25,6 +25,7 @@ from typing import Any
 from marship.errors import DataError, UsageError
 
 RECIPE_FILE = "recipe.json"
+_TUPLES = ("assets", "dynamic", "output_axes")
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +46,9 @@ class Recipe:
         pad_values: Per input, the value that fills a short row on its right.
         dynamic: Variable axes beside the batch and those padded, as `input:axis=name`.
         bounds: Per variable axis, its smallest and largest size.
+        output_axes: Axes of outputs that padded inputs make longer, as `output:axis=name`. The
+            handler cuts them where the model tells their true size, so that requests of
+            different sizes may share a batch.
         assets: Files of the run folder that the handler reads.
         evidence: What the archive should tell about the training: data digest, licence, etc.
     """
@@ -59,6 +63,7 @@ class Recipe:
     pad_values: Mapping[str, float] = field(default_factory=dict)
     dynamic: tuple[str, ...] = ()
     bounds: Mapping[str, tuple[int, int | None]] = field(default_factory=dict)
+    output_axes: tuple[str, ...] = ()
     assets: tuple[str, ...] = ()
     evidence: Mapping[str, Any] = field(default_factory=dict)
 
@@ -75,7 +80,7 @@ class Recipe:
         """
         try:
             raw = json.loads((run_dir / RECIPE_FILE).read_text())
-            raw |= {name: tuple(raw[name]) for name in ("assets", "dynamic") if name in raw}
+            raw |= {name: tuple(raw[name]) for name in _TUPLES if name in raw}
             raw["bounds"] = {name: (low, high) for name, (low, high) in raw["bounds"].items()}
             return cls(**raw)
         except FileNotFoundError as error:

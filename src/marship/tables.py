@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from marship.torchserve.home import Home, ServerRecord
 
 SHOWN_NUMBERS = 1000
+WHOLE_RATE = 10
+SAID = ("text", "segments", "timings_ms")
 SHOWN_FAILURES, SHOWN_COUNTS, SHOWN_CELLS = 5, 10, 4
 
 
@@ -219,16 +221,25 @@ def _flat(value: dict[str, Any], prefix: str = "") -> list[tuple[str, object]]:
     return rows
 
 
-def show_answer(answer: object, *, raw: bool) -> None:
-    """A model's answer: a list of records as a table, anything else as JSON."""
+def show_answer(answer: Any) -> None:  # noqa: ANN401  any that a model answers
+    """A model's answer: a list of records as a table, anything else as JSON.
+
+    Of a transcript, whose segments were printed as they came, the rest.
+    """
+    from marship.predict.transcripts import has_segments
+
     if isinstance(answer, bytes):
         console.out.file.write(answer.decode(errors="replace"))
         return
     if isinstance(answer, np.ndarray):
         console.out.print(np.array2string(answer, threshold=SHOWN_NUMBERS))
         return
+    if has_segments(answer):
+        rest = [(name, value) for name, value in answer.items() if name not in SAID]
+        facts([*rest, ("said", "" if answer["segments"] else "nothing")])
+        return
     records = _records(answer)
-    if raw or not records:
+    if not records:
         console.out.print_json(json.dumps(answer))
         return
     grid(tuple(records[0]), (tuple(record.values()) for record in records))
@@ -258,9 +269,9 @@ def show_predictions(done: "Outcome", run: "Run") -> None:
             grid((name, "files"), counts.most_common(SHOWN_COUNTS))
             _show_rest(len(counts) - SHOWN_COUNTS)
     _show_failures(done.failed)
-    speed = (
-        f"{done.asked:,} asked in {done.seconds:.1f} s, {done.asked / done.seconds:,.0f} a second"
-    )
+    rate = done.asked / done.seconds
+    digits = 0 if rate >= WHOLE_RATE else 1
+    speed = f"{done.asked:,} asked in {done.seconds:.1f} s, {rate:,.{digits}f} a second"
     before = f"{done.answered_before:,} answered before"
     requests = (done.asked and speed, done.answered_before and before)
     facts(
@@ -268,6 +279,7 @@ def show_predictions(done: "Outcome", run: "Run") -> None:
             ("files", f"{done.answered:,} answered, {len(done.failed):,} failed"),
             ("requests", ", ".join(text for text in requests if text)),
             ("written to", run.out),
+            ("transcripts", run.transcripts and run.transcripts.folder),
         ]
     )
 

@@ -1,6 +1,7 @@
 """marship.export: from weights to a proven ONNX file, whole or not at all."""
 
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -12,7 +13,7 @@ import onnxruntime
 import pytest
 import torch
 
-from marship import capture
+from marship import capture, graph
 from marship.contract import Contract, Tolerance, agree, read_golden
 from marship.errors import (
     CheckpointError,
@@ -329,3 +330,13 @@ def test_settings_are_imported_without_the_heavy_libraries() -> None:
         "sys.exit(', '.join(heavy) or 0)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_outputs_axes_get_the_names_that_a_recipe_gives(linear_onnx: Path, tmp_path: Path) -> None:
+    """A variable axis is called so in the contract; what is no such axis is refused."""
+    path = Path(shutil.copy(linear_onnx, tmp_path))
+    capture.name_output_axes(path, ("output:0=rows",))
+    assert graph.contract_of(path).outputs[0].shape == ("rows", 2)
+    for wrong in ("output:1=columns", "other:0=rows"):
+        with pytest.raises(UsageError, match=r"must name variable axes, output:0, got"):
+            capture.name_output_axes(path, (wrong,))

@@ -46,7 +46,11 @@ ALLOWED: dict[str, set[str]] = {
 }
 TOP = {"cli", "tables", "__main__"}
 WORKER_PACKAGES = {"numpy", "onnxruntime", "orjson", "marship"}
-DECODERS = {"serving/pictures.py": {"PIL"}, "serving/jpeg.py": {"simplejpeg"}}
+DECODERS = {
+    "serving/pictures.py": {"PIL"},
+    "serving/jpeg.py": {"simplejpeg"},
+    "serving/sounds.py": {"soundfile", "soxr"},
+}
 KNOWS_TORCHSERVE = {"serving/handler.py", "serving/transport.py"}
 
 

@@ -1,6 +1,6 @@
 """Faster ways to run an exported model, each measured, and the one that is worth it.
 
-One file per pass: float32, int8_dynamic, int8_static, float16. Every pass writes a variant
+One file per pass: float32, int8_dynamic, int8_static, int8_blocks, float16. Each writes a variant
 `model.<pass>.onnx` into the run folder or says why it cannot; all variants are then timed in
 one interleaved run, judged on held-out data and compared with PyTorch's answers.
 `optimize.json` and `optimize.png` tell the result.
@@ -37,7 +37,7 @@ if TYPE_CHECKING:  # --help needs none of it
     from marship.optimize.source import Goal
     from marship.optimize.trial import Judge, Material
 
-PASSES = ("float32", "int8_dynamic", "int8_static", "float16")
+PASSES = ("float32", "int8_dynamic", "int8_static", "int8_blocks", "float16")
 EXPORTED = "exported"
 
 MODEL_FILE = "model.onnx"

@@ -19,6 +19,8 @@ WARMUP_CALLS = 5
 LEAST_ROUNDS = 30
 MOST_ROUNDS = 500
 ROWS_AT_ONCE = 64
+BYTES_AT_ONCE = 8 << 20
+"""Of inputs in one call: what a model makes of long sounds takes a hundred times their memory."""
 CONFIDENCE_Z = 1.96
 MARGIN = 2.0
 """A quantized variant's tolerance over its largest measured difference: CPUs round differently."""
@@ -103,8 +105,11 @@ def answer_rows(run: Run, contract: Contract, rows: Arrays) -> Arrays:
     inputs = {spec.name: rows[spec.name] for spec in contract.inputs}
     if first_axis(contract) is None:
         return run(inputs)
-    at_once = ROWS_AT_ONCE if contract.batch_axis else 1
     count = len(next(iter(inputs.values())))
+    row_bytes = max(1, sum(array.nbytes for array in inputs.values()) // max(1, count))
+    at_once = 1
+    if contract.batch_axis:
+        at_once = max(1, min(ROWS_AT_ONCE, BYTES_AT_ONCE // row_bytes))
     answers = [
         run({name: array[start : start + at_once] for name, array in inputs.items()})
         for start in range(0, count, at_once)

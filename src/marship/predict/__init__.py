@@ -8,6 +8,7 @@ import asyncio
 import random
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import aclosing
 from dataclasses import dataclass, field, replace
 from http import HTTPStatus
 from pathlib import Path
@@ -24,14 +25,14 @@ from marship.errors import (
     NotRunningError,
     ServerError,
     TokenError,
-    TooLargeError,
     UsageError,
 )
-from marship.predict.bounds import Limits, Room, longest_wait_s
+from marship.predict.bounds import LONGEST_STREAM_S, Limits, Room, longest_wait_s
 from marship.predict.ledger import Ledger
 from marship.predict.outcome import Outcome
 from marship.predict.rows import Row, Stamp
-from marship.predict.sources import Source, media_type
+from marship.predict.sources import Source, may_be_sound, media_type
+from marship.predict.transcripts import Transcripts
 
 MOST_BYTES_IN_FLIGHT = 1 << 27
 RETRY_S = 20.0
@@ -50,6 +51,7 @@ class Run:
         content_type: Of all files; None goes by each one's suffix.
         in_flight: Requests at a time; None goes by the model's workers and batches.
         again: Forget earlier answers.
+        transcripts: What is written of each file beside its row.
     """
 
     model: str
@@ -59,6 +61,11 @@ class Run:
     content_type: str | None = None
     in_flight: int | None = None
     again: bool = False
+    transcripts: Transcripts | None = None
+
+    def kind(self, source: Source) -> str:
+        """What a file is sent as."""
+        return self.content_type or media_type(source.path)
 
 
 class Watcher:
@@ -83,7 +90,8 @@ def ask_all(run: Run, home: Path | None = None, watcher: Watcher | None = None) 
         watcher: Told how it goes.
 
     Raises:
-        UsageError: The file of answers is another's, or a setting cannot be meant.
+        UsageError: The file of answers is another's, a setting cannot be meant, or transcripts
+            are wanted of a model that makes none.
         NotFoundError: There is no such model or version.
         ServerError: The model has no worker, or the server is gone. Answers are kept.
         StorageError: Answers cannot be written.
@@ -96,16 +104,35 @@ async def _ask_all(run: Run, home: Path | None, watcher: Watcher) -> Outcome:
     model = await _ready_model(run, home)
     in_flight = limits.in_flight(run.in_flight, model)
     with Ledger(run.out, f"{model.name} {model.version}", again=run.again) as ledger:
-        waiting = ledger.unanswered(run.sources)
+        waiting = _unanswered(run, ledger)
         before = len(run.sources) - len(waiting)
         watcher.on_start(len(waiting), before, is_torn=ledger.is_torn)
         began = time.monotonic()
-        async with AsyncClient(home, timeout_s=longest_wait_s(model, in_flight)) as client:
+        hears = any(may_be_sound(run.kind(source)) for source in waiting)
+        timeout_s = LONGEST_STREAM_S if hears else longest_wait_s(model, in_flight)
+        async with AsyncClient(home, timeout_s=timeout_s) as client:
             await _Asking(run, client, ledger, watcher, limits).all(waiting, in_flight)
         done = Outcome(before, time.monotonic() - began)
         ledger.finish()
         done.take(ledger.rows(run.sources))
         return done
+
+
+def _unanswered(run: Run, ledger: Ledger) -> list[Source]:
+    """What is to be asked; transcripts that are missing come from the rows, if they are whole."""
+    waiting = ledger.unanswered(run.sources)
+    if run.transcripts is None:
+        return waiting
+    asked = {source.name for source in waiting}
+    for source in run.sources:
+        if source.name in asked or not run.transcripts.lacks(source):
+            continue
+        if ledger.keeps_answers:
+            (row,) = ledger.rows([source])
+            run.transcripts.write(source, row.answer)
+        else:
+            waiting.append(source)
+    return waiting
 
 
 async def _ready_model(run: Run, home: Path | None) -> ModelStatus:
@@ -146,7 +173,7 @@ class _Asking:
 
     async def _ask_each(self, sources: Iterator[Source]) -> None:
         for source in sources:
-            row = await self._ask(source)
+            row = await asyncio.to_thread(self._keep, source, await self._ask(source))
             self.ledger.add(row)
             self.watcher.on_row(row)
 
@@ -156,11 +183,11 @@ class _Asking:
         try:
             stamp = Stamp.of(source.path.stat())
             row, size_bytes = replace(row, stamp=stamp), stamp.size_bytes
-            if size_bytes > self.limits.request_bytes:
-                return replace(row, error=_too_large(size_bytes, self.limits.request_bytes))
+            if refusal := self.limits.refusal(size_bytes, self.run.kind(source)):
+                return replace(row, error=f"{refusal.code}: {refusal}")
             async with self.room.take(size_bytes):  # read no sooner than it is sent
                 body = await asyncio.to_thread(source.path.read_bytes)
-                answer = _plain(await self._send(source, body))
+                answer = plain(await self._send(source, body))
         except OSError as error:
             return replace(row, error=f"unreadable: {error.strerror or error}")
         except (TokenError, NotFoundError, UsageError, _GoneError):
@@ -170,21 +197,33 @@ class _Asking:
             return replace(row, status=status, error=f"{error.code}: {error}")
         return replace(row, status=HTTPStatus.OK, answer=answer)
 
+    def _keep(self, source: Source, row: Row) -> Row:
+        """Write a row's transcripts: before the row, so that none is missing after a kill."""
+        if self.run.transcripts is None:
+            return row
+        try:
+            if row.is_answered:
+                self.run.transcripts.write(source, row.answer)
+            else:
+                self.run.transcripts.drop(source)
+        except OSError as error:
+            return replace(row, status=None, error=f"unwritable: {error.strerror or error}")
+        return row
+
     async def _send(self, source: Source, body: bytes) -> Any:  # noqa: ANN401  any JSON value
         """The model's answer; a server that is busy or away is asked again for a while."""
-        kind = self.run.content_type or media_type(source.path)
-        began = time.monotonic()
+        kind = self.run.kind(source)
+        troubled_at: float | None = None
         pause_s = FIRST_PAUSE_S
         while True:
             try:
-                answer = await self.client.predict(
-                    self.run.model, body, version=self.run.version, content_type=kind
-                )
+                answer = await self._answer(body, kind)
             except MarshipError as error:
                 if not _may_pass(error):
                     self.answered_at = time.monotonic()
                     raise
-                self._check_patience(error, began)
+                troubled_at = troubled_at or time.monotonic()
+                self._check_patience(error, troubled_at)
                 self.watcher.on_trouble(error)
             else:
                 self.answered_at = time.monotonic()
@@ -192,11 +231,22 @@ class _Asking:
             await asyncio.sleep(pause_s * random.uniform(0.5, 1))  # noqa: S311  no secret
             pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
 
-    def _check_patience(self, error: MarshipError, began: float) -> None:
-        """Give up a file that began long ago, or the run if nobody has been answered since."""
+    async def _answer(self, body: bytes, kind: str) -> Any:  # noqa: ANN401  any JSON value
+        """The whole answer. Of sound it is the last line: a long recording must be streamed."""
+        ask = {"version": self.run.version, "content_type": kind}
+        if not may_be_sound(kind):
+            return await self.client.predict(self.run.model, body, **ask)
+        answer = None
+        async with aclosing(self.client.stream(self.run.model, body, **ask)) as values:
+            async for value in values:
+                answer, self.answered_at = value, time.monotonic()
+        return answer
+
+    def _check_patience(self, error: MarshipError, troubled_at: float) -> None:
+        """Give up a file that long had trouble, or the run if nobody was answered since."""
         now = time.monotonic()
         silent_s = now - self.answered_at
-        if now - began <= RETRY_S:
+        if now - troubled_at <= RETRY_S:
             return
         if silent_s > RETRY_S:
             raise _GoneError(
@@ -218,14 +268,7 @@ def _may_pass(error: MarshipError) -> bool:
     return isinstance(error, _UNSAID) or error.status == HTTPStatus.SERVICE_UNAVAILABLE
 
 
-def _too_large(size_bytes: int, limit_bytes: int) -> str:
-    return (
-        f"{TooLargeError.code}: a file must have at most {limit_bytes} bytes, got {size_bytes}. "
-        "Set max_request_size in config.properties."
-    )
-
-
-def _plain(answer: Any) -> Any:  # noqa: ANN401  any JSON value
+def plain(answer: Any) -> Any:  # noqa: ANN401  any JSON value
     """An answer as a JSON value; a server that names no type may still send JSON or text.
 
     Raises:

@@ -8,11 +8,14 @@ from pathlib import Path
 from typing import Self
 
 from marship.client import ModelStatus
-from marship.errors import UsageError
+from marship.errors import TooLargeError, UsageError
+from marship.predict.sources import may_be_sound
 from marship.torchserve import properties
 from marship.torchserve.home import Home, default_home
 
 FEWEST_IN_FLIGHT = 8
+LONGEST_STREAM_S = 6 * 3600.0
+"""A recording waits for all before it, however long they are; TorchServe ends a dead worker."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +48,16 @@ class Limits:
                 f"got {wanted}."
             )
         return wanted
+
+    def refusal(self, size_bytes: int, kind: str) -> TooLargeError | None:
+        """What the server would say of a file of this size and type, without being asked."""
+        if size_bytes <= self.request_bytes:
+            return None
+        advice = "Send sound as FLAC, Opus or MP3, or set" if may_be_sound(kind) else "Set"
+        return TooLargeError(
+            f"a file must have at most {self.request_bytes} bytes, got {size_bytes}. "
+            f"{advice} max_request_size in config.properties."
+        )
 
 
 def longest_wait_s(model: ModelStatus, in_flight: int) -> float:

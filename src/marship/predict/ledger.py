@@ -98,6 +98,11 @@ class Ledger:
         finally:
             os.close(self._fd)
 
+    @property
+    def keeps_answers(self) -> bool:
+        """Whether rows have whole answers, not cells."""
+        return isinstance(self._form, JsonLinesForm)
+
     def unanswered(self, sources: Iterable[Source]) -> list[Source]:
         """Those that have no answer yet, or have changed since."""
         return [source for source in sources if not self._is_answered(source)]

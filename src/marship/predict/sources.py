@@ -19,6 +19,7 @@ for _suffix, _type in {
     ".npy": NPY_TYPE,
     ".flac": "audio/flac",
     ".m4a": "audio/mp4",
+    ".oga": "audio/ogg",
     ".ogg": "audio/ogg",
     ".wav": "audio/wav",
     ".webp": "image/webp",
@@ -50,6 +51,11 @@ def media_type(path: Path) -> str:
     """What a file's suffix says it holds; octets where it says nothing."""
     kind, encoding = _TYPES.guess_type(f"x{path.suffix}", strict=False)
     return kind if kind and not encoding else OCTETS_TYPE
+
+
+def may_be_sound(kind: str) -> bool:
+    """Whether a model that hears may be meant, and its answer may come line by line."""
+    return kind.startswith("audio/") or kind == OCTETS_TYPE
 
 
 def is_many(places: Sequence[str]) -> bool:
@@ -147,6 +153,14 @@ def _typed(data: bytes) -> str:
     return JSON_TYPE
 
 
+TABLES = (".csv", ".jsonl")
+
+
+def is_table(out: Path | None) -> bool:
+    """Whether a file takes a row for each answer, not one answer."""
+    return out is not None and out.suffix.lower() in TABLES
+
+
 def default_out(places: Sequence[str]) -> Path:
     """Where answers go if nothing is said: named after the folder, in the current one."""
     if len(places) == 1 and Path(places[0]).is_dir():
@@ -160,8 +174,11 @@ def check_out(out: Path, places: Sequence[str]) -> None:
     Raises:
         UsageError: It lies there, or its ending is none that is known.
     """
-    if out.suffix.lower() not in (".csv", ".jsonl"):
-        raise UsageError(f"--out must end in .csv or .jsonl, got {out}.")
+    if not is_table(out):
+        raise UsageError(
+            f"--out must end in .csv or .jsonl for many files, got {out}. Add --as to get "
+            "transcripts beside the table."
+        )
     for place in places:
         if Path(place).is_dir() and out.resolve().is_relative_to(Path(place).resolve()):
             raise UsageError(

@@ -22,7 +22,7 @@ from marship.serving import codec, kserve, rows, transport
 from marship.serving.batch import Batcher, Parts
 from marship.serving.metrics import Metrics
 from marship.serving.session import Session, SessionSettings
-from marship.serving.transport import Reply, Request
+from marship.serving.transport import Reply, Request, Send
 
 logger = logging.getLogger(__name__)
 
@@ -159,17 +159,13 @@ class OnnxHandler:
             context: TorchServe's; takes each answer's status and headers.
         """
         requests = [
-            _request(row, context.get_all_request_header(index)) for index, row in enumerate(data)
+            to_request(row, context.get_all_request_header(index)) for index, row in enumerate(data)
         ]
         replies, timing = self.reply(requests)
-        for index, reply in enumerate(replies):
-            for name, value in reply.all_headers(timing).items():
-                context.set_response_header(index, name, value)
-            if reply.status != HTTPStatus.OK:
-                context.set_response_status(reply.status, HTTPStatus(reply.status).phrase, index)
+        describe(dict(enumerate(replies)), timing, context)
         return [reply.body for reply in replies]
 
-    def answer(self, requests: Sequence[Request]) -> bytes:
+    def answer(self, requests: Sequence[Request], send: Send) -> bytes:  # noqa: ARG002  for streams
         """Answer a batch that came through the buffer, as one message."""
         replies, timing = self.reply(requests)
         return transport.encode(requests, replies, timing)
@@ -181,9 +177,7 @@ class OnnxHandler:
             replies = self._reply_rows(requests, clock) or self._reply_each(requests, clock)
         except Exception:  # a fault here must not end the worker
             replies = [self._error(hidden("answer"))] * len(requests)
-        for index, reply in enumerate(replies):
-            if len(reply.body) > self._max_response_bytes:
-                replies[index] = self._error(self._too_large(reply), self._expects())
+        replies = [self._fitted(reply) for reply in replies]
         self._metrics.add_batch(len(replies), clock.seconds)
         return replies, clock.server_timing()
 
@@ -249,14 +243,27 @@ class OnnxHandler:
     def _expects(self) -> dict[str, object]:
         return {"expects": self.advice()}
 
-    def _too_large(self, reply: Reply) -> TooLargeError:
-        return TooLargeError(
+    def _fitted(self, reply: Reply) -> Reply:
+        """The answer, or an error where it is over the server's limit."""
+        if len(reply.body) <= self._max_response_bytes:
+            return reply
+        error = TooLargeError(
             f"the answer must be at most {self._max_response_bytes} bytes, got "
             f"{len(reply.body)}. Ask for fewer rows, or raise max_response_size."
         )
+        return self._error(error, self._expects())
 
 
-def _request(row: Mapping[str, object], headers: Mapping[str, Any]) -> Request:
+def describe(replies: Mapping[int, Reply], timing: str, context: Context) -> None:
+    """Tell TorchServe's own writer the status and headers of answers, by their place."""
+    for index, reply in replies.items():
+        for name, value in reply.all_headers(timing).items():
+            context.set_response_header(index, name, value)
+        if reply.status != HTTPStatus.OK:
+            context.set_response_status(reply.status, HTTPStatus(reply.status).phrase, index)
+
+
+def to_request(row: Mapping[str, object], headers: Mapping[str, Any]) -> Request:
     """A request as TorchServe's own reader gives it; `transport` chooses the body alike."""
     names = list(row)
     name = next((n for n in ("body", "data") if n in row), names[0] if names else "")

@@ -99,12 +99,21 @@ class Request:
 
 @dataclass(slots=True)
 class Reply:
-    """One answer; an error is one too."""
+    """One answer, or a part of one that is streamed; an error is one too.
+
+    Attributes:
+        body: The bytes.
+        content_type: Of the body.
+        status: HTTP's.
+        headers: Further ones.
+        more: Whether more of the same answer follows.
+    """
 
     body: bytes
     content_type: str = JSON_TYPE
     status: int = 200
     headers: tuple[tuple[str, str], ...] = ()
+    more: bool = False
 
     def all_headers(self, timing: str) -> dict[str, str]:
         """With those that every answer has."""
@@ -263,7 +272,7 @@ def _unique(parameters: Sequence[tuple[str, str, Any]]) -> Iterator[tuple[str, t
 
 
 def encode(requests: Sequence[Request], replies: Sequence[Reply], timing: str) -> bytes:
-    """The message that answers a batch, as `create_predict_response` writes it."""
+    """The message that answers a batch, or a part of it, as `create_predict_response` writes it."""
     size = _INT.pack
     heads: dict[tuple[object, ...], bytes] = {}  # most of a batch share one
     parts = [_OPENING]
@@ -292,11 +301,23 @@ def _text(text: str) -> bytes:
 _OPENING = _INT.pack(HTTPStatus.OK) + _text("Prediction success")
 
 
-def install(answer: Callable[[Sequence[Request]], bytes], *, spins: bool = False) -> bool:
+Send = Callable[[bytes], None]
+
+
+def send_parts(parts: Mapping[int, Reply], context: Any) -> None:  # noqa: ANN401  TorchServe's own
+    """Send parts of streams with the stock writer; `context` knows their headers."""
+    from ts.handler_utils.utils import send_intermediate_predict_response
+
+    ids = {index: context.request_ids[index] for index in parts}
+    bodies = {index: part.body for index, part in parts.items()}
+    send_intermediate_predict_response(bodies, ids, "Prediction success", HTTPStatus.OK, context)
+
+
+def install(answer: Callable[[Sequence[Request], Send], bytes], *, spins: bool = False) -> bool:
     """Let this worker read through a buffer and answer with `answer`, if it is a known one.
 
     Args:
-        answer: Turns a batch into the message that answers it.
+        answer: Turns a batch into the message that answers it; may send others before that.
         spins: As `Connection` takes it.
 
     Returns:
@@ -326,7 +347,8 @@ def install(answer: Callable[[Sequence[Request]], bytes], *, spins: bool = False
         raise ValueError(f"a message must begin with I or L, got {command!r}")
 
     def predict(self: Any, batch: Any) -> bytes:  # noqa: ANN401  TorchServe's own
-        return answer(batch) if isinstance(batch, _Batch) else stock_predict(self, batch)
+        is_ours = isinstance(batch, _Batch)
+        return answer(batch, self.cl_socket.sendall) if is_ours else stock_predict(self, batch)
 
     worker.retrieve_msg = retrieve_msg  # type: ignore[attr-defined]  # the script's own global
     service.Service.predict = predict

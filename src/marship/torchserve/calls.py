@@ -25,7 +25,8 @@ T = TypeVar("T")
 Side = Literal["inference", "management", "metrics"]
 """Which of the server's addresses."""
 
-BAD_REQUEST, NOT_FOUND, TOO_LARGE, SERVER_FAULT = 400, 404, 413, 500
+LINES_TYPE = "application/jsonl"
+OK, BAD_REQUEST, NOT_FOUND, TOO_LARGE, SERVER_FAULT = 200, 400, 404, 413, 500
 REFUSED_TOKEN = "InvalidKeyException"  # noqa: S105  the type that TorchServe gives a refusal
 _SHOWN_BYTES = 300
 _ADVICE = {  # what to do, by the type that TorchServe gives its errors
@@ -47,6 +48,7 @@ class Call:
     params: Mapping[str, str] = field(default_factory=dict)
     headers: Mapping[str, str] = field(default_factory=dict)
     body: bytes | None = None
+    streams: bool = False  # whether the answer's lines are wanted as they come
 
     def with_token(self, token: str | None) -> "Call":
         """The same call that proves who asks."""
@@ -64,16 +66,25 @@ class Pause:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """A response. The headers' names are in lower case."""
+    """A response. The headers' names are in lower case.
+
+    A stream has no body but lines, to be iterated as the transport is used: blocking or awaiting.
+    """
 
     status: int
     headers: Mapping[str, str]
     body: bytes
+    lines: Any = None
 
     @property
     def content_type(self) -> str:
         """The media type without its parameters, in lower case."""
         return self.headers.get("content-type", "").partition(";")[0].strip().lower()
+
+    @property
+    def has_lines(self) -> bool:
+        """Whether the body is lines of JSON: a model that does not stream answers as ever."""
+        return self.status < BAD_REQUEST and self.content_type == LINES_TYPE
 
     def json(self) -> Any:  # noqa: ANN401  any JSON value
         """The decoded body.
@@ -97,6 +108,38 @@ Flow = Generator[Step, Any, T]
 def path(*parts: str) -> str:
     """A path of these parts, each quoted."""
     return "".join(f"/{quote(part, safe='')}" for part in parts)
+
+
+class Lines:
+    """Lines of a body that comes in pieces."""
+
+    def __init__(self) -> None:
+        self._pieces: list[bytes] = []
+
+    def feed(self, data: bytes) -> list[bytes]:
+        """The lines that end in the next piece."""
+        if b"\n" not in data:
+            self._pieces.append(data)
+            return []
+        *lines, rest = b"".join([*self._pieces, data]).split(b"\n")
+        self._pieces = [rest]
+        return [line for line in lines if line]
+
+    def end(self) -> list[bytes]:
+        """What no line end follows."""
+        return self.feed(b"\n")
+
+
+def line_value(line: bytes) -> Any:  # noqa: ANN401  any JSON value
+    """The value of a stream's line.
+
+    Raises:
+        MarshipError: It tells an error, or is not JSON.
+    """
+    value = Answer(OK, {}, line).json()
+    if isinstance(value, dict) and isinstance(value.get("code"), str) and "message" in value:
+        raise _error_class(SERVER_FAULT, value)(str(value["message"]))
+    return value
 
 
 def is_token_refused(answer: Answer) -> bool:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from marship.errors import LoadError, MarshipError, NotFoundError, ServerError, UsageError
 from marship.torchserve.access import Access
-from marship.torchserve.calls import Answer, Call, Flow, path
+from marship.torchserve.calls import LINES_TYPE, Answer, Call, Flow, path
 from marship.torchserve.status import (
     Model,
     ModelStatus,
@@ -187,10 +187,16 @@ def unregister(access: Access, name: str, version: str | None = None) -> Flow[No
         raise unknown(name, version) from error
 
 
-def predict(
-    access: Access, name: str, version: str | None, body: bytes, content_type: str
+def predict(  # noqa: PLR0913  keyword-only
+    access: Access,
+    name: str,
+    *,
+    version: str | None,
+    body: bytes,
+    content_type: str,
+    streams: bool = False,
 ) -> Flow[Answer]:
-    """Ask a model.
+    """Ask a model; for lines as they are ready, or for its whole answer.
 
     Raises:
         RequestError: The model refused the body.
@@ -198,7 +204,8 @@ def predict(
         ServerError: The worker failed, or the queue is full.
     """
     where = path("predictions", checked_name(name), *optional(version))
-    call = Call("inference", "POST", where, headers={"Content-Type": content_type}, body=body)
+    headers = {"Content-Type": content_type} | ({"Accept": LINES_TYPE} if streams else {})
+    call = Call("inference", "POST", where, headers=headers, body=body, streams=streams)
     try:
         return (yield from access.authorized(call))
     except NotFoundError as error:

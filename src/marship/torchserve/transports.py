@@ -2,17 +2,18 @@
 
 import asyncio
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from typing import Generic, TypeVar
 
 import aiohttp
 import requests
-from urllib3.exceptions import MaxRetryError
+from urllib3.exceptions import MaxRetryError, ReadTimeoutError
 
 from marship.errors import NoAnswerError, ServerError
 from marship.torchserve.access import Access
-from marship.torchserve.calls import Answer, Call, Flow, Pause, Step
+from marship.torchserve.calls import Answer, Call, Flow, Lines, Pause, Step
 
 T = TypeVar("T")
 
@@ -48,7 +49,7 @@ class BlockingTransport:
 
     def _exchange(self, call: Call) -> Answer:
         url = self._access.url(call)
-        try:
+        with self._faults(url):
             response = self._session.request(
                 call.method,
                 url,
@@ -57,16 +58,36 @@ class BlockingTransport:
                 data=call.body,
                 timeout=self._timeout_s,
                 allow_redirects=False,
+                stream=call.streams,
             )
+            answer = Answer(response.status_code, _lowered(response.headers), b"")
+            if call.streams and answer.has_lines:
+                return replace(answer, lines=self._lines(response))
+            return replace(answer, body=response.content)
+
+    def _lines(self, response: requests.Response) -> Iterator[bytes]:
+        lines = Lines()
+        with response, self._faults(response.url):
+            for data in response.iter_content(None):
+                yield from lines.feed(data)
+            yield from lines.end()
+
+    @contextmanager
+    def _faults(self, url: str) -> Iterator[None]:
+        """Errors of requests as our own."""
+        try:
+            yield
         except requests.Timeout as error:
             raise _too_slow(url, self._timeout_s) from error
-        except requests.ConnectionError as error:
-            if error.args and isinstance(error.args[0], MaxRetryError):
+        except (requests.ConnectionError, requests.exceptions.ChunkedEncodingError) as error:
+            cause = error.args[0] if error.args else None
+            if isinstance(cause, ReadTimeoutError):  # in the middle of a stream
+                raise _too_slow(url, self._timeout_s) from error
+            if isinstance(cause, MaxRetryError):
                 raise self._access.not_reachable(url) from error
             raise _dropped(url) from error
         except requests.RequestException as error:
             raise ServerError(f"{url} must be an address, got: {error}.") from error
-        return Answer(response.status_code, _lowered(response.headers), response.content)
 
 
 class AsyncTransport:
@@ -100,21 +121,50 @@ class AsyncTransport:
 
     async def _exchange(self, call: Call) -> Answer:
         url = self._access.url(call)
-        if self._session is None:
-            self._session = aiohttp.ClientSession(
-                timeout=aiohttp.ClientTimeout(total=self._timeout_s),
-                connector=aiohttp.TCPConnector(limit=0),  # the caller says how many at a time
-            )
-        try:
-            async with self._session.request(
+        with self._faults(url):
+            response = await self._connected().request(
                 call.method,
                 url,
                 params=dict(call.params),
                 headers=dict(call.headers),
                 data=call.body,
                 allow_redirects=False,
-            ) as response:
-                body = await response.read()
+                timeout=self._timeout(call),
+            )
+            answer = Answer(response.status, _lowered(response.headers), b"")
+            if call.streams and answer.has_lines:
+                return replace(answer, lines=self._lines(response, url))
+            async with response:
+                return replace(answer, body=await response.read())
+
+    def _connected(self) -> aiohttp.ClientSession:
+        if self._session is None:
+            self._session = aiohttp.ClientSession(
+                connector=aiohttp.TCPConnector(limit=0),  # the caller says how many at a time
+            )
+        return self._session
+
+    def _timeout(self, call: Call) -> aiohttp.ClientTimeout:
+        """Of the whole exchange, or of each of a stream's pieces."""
+        if call.streams:
+            return aiohttp.ClientTimeout(sock_connect=self._timeout_s, sock_read=self._timeout_s)
+        return aiohttp.ClientTimeout(total=self._timeout_s)
+
+    async def _lines(self, response: aiohttp.ClientResponse, url: str) -> AsyncIterator[bytes]:
+        lines = Lines()
+        async with response:
+            with self._faults(url):
+                async for data in response.content.iter_any():
+                    for line in lines.feed(data):
+                        yield line
+                for line in lines.end():
+                    yield line
+
+    @contextmanager
+    def _faults(self, url: str) -> Iterator[None]:
+        """Errors of aiohttp as our own."""
+        try:
+            yield
         except TimeoutError as error:
             raise _too_slow(url, self._timeout_s) from error
         except aiohttp.ClientConnectorError as error:
@@ -123,7 +173,6 @@ class AsyncTransport:
             raise ServerError(f"{url} must be an address, got: {error}.") from error
         except aiohttp.ClientError as error:
             raise _dropped(url) from error
-        return Answer(response.status, _lowered(response.headers), body)
 
 
 @dataclass(frozen=True, slots=True)

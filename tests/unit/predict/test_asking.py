@@ -14,6 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import orjson
 import psutil
 import pytest
 from aiohttp import web
@@ -22,6 +23,7 @@ from marship import predict
 from marship.errors import MarshipError, NotFoundError, ServerError, UsageError
 from marship.predict import Run, Watcher, ask_all, sources
 from marship.predict.rows import Row
+from marship.predict.transcripts import Transcripts
 from marship.torchserve.home import Home, ServerRecord
 
 MODEL = {
@@ -36,7 +38,7 @@ MODEL = {
     "loadedAtStartup": False,
     "workers": [{"id": "1", "pid": 1, "status": "READY"}],
 }
-Answer = Callable[[bytes, web.Request], Awaitable[web.Response]]
+Answer = Callable[[bytes, web.Request], Awaitable[web.StreamResponse]]
 
 
 class StandIn:
@@ -80,7 +82,7 @@ class StandIn:
     async def _describe(self, _request: web.Request) -> web.Response:
         return web.json_response([MODEL])
 
-    async def _predict(self, request: web.Request) -> web.Response:
+    async def _predict(self, request: web.Request) -> web.StreamResponse:
         body = await request.read()
         self.asked.append(body)
         self.types.append(request.content_type)
@@ -315,3 +317,63 @@ def test_what_is_true_of_every_file_ends_the_run(
         ask_all(run, server.home.path)
     assert not run.out.exists()
     assert not server.asked
+
+
+LINES = "application/jsonl"
+
+
+@pytest.fixture
+def talks(tmp_path: Path) -> Run:
+    """Three recordings, a.wav to c.wav, whose content is their letter."""
+    for letter in "abc":
+        (tmp_path / f"{letter}.wav").write_text(letter)
+    found = sources.find([str(tmp_path)])
+    forms = Transcripts(tmp_path / "out.transcripts", tmp_path, ("txt",))
+    return Run("m", found, tmp_path / "out.jsonl", transcripts=forms)
+
+
+async def hear(body: bytes, request: web.Request) -> web.StreamResponse:
+    """A segment, some time, and the whole answer."""
+    assert request.headers["Accept"] == LINES
+    response = web.StreamResponse(headers={"Content-Type": LINES})
+    await response.prepare(request)
+    segment = {"start": 0.0, "end": 1.0, "text": body.decode()}
+    await response.write(orjson.dumps(segment) + b"\n")
+    await asyncio.sleep(0.05)
+    await response.write(orjson.dumps({"text": body.decode(), "segments": [segment]}) + b"\n")
+    return response
+
+
+def test_recordings_are_asked_for_line_by_line(serve: Callable[..., StandIn], talks: Run) -> None:
+    """The last line is the answer: so a recording may be heard for longer than any timeout."""
+    assert not ask_all(talks, serve(hear).home.path).failed
+    rows = [orjson.loads(line) for line in talks.out.read_bytes().splitlines()]
+    assert [row["answer"]["text"] for row in rows] == ["a", "b", "c"]
+    assert talks.transcripts is not None
+    assert (talks.transcripts.folder / "b.wav.txt").read_text() == "b\n"
+
+
+def test_a_stream_that_breaks_off_is_asked_for_again(
+    serve: Callable[..., StandIn], talks: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However long it had been heard; no half transcript is ever written."""
+    monkeypatch.setattr(predict, "RETRY_S", 0.2)
+    broken: set[bytes] = set()
+
+    async def answer(body: bytes, request: web.Request) -> web.StreamResponse:
+        if body in broken:
+            return await hear(body, request)
+        broken.add(body)
+        response = web.StreamResponse(headers={"Content-Type": LINES})
+        await response.prepare(request)
+        await response.write(b'{"start": 0, "end": 1, "text": "half"}\n')
+        await asyncio.sleep(0.4)
+        assert request.transport is not None
+        request.transport.abort()
+        return response
+
+    server = serve(answer)
+    assert not ask_all(talks, server.home.path).failed
+    assert len(server.asked) == 6
+    assert talks.transcripts is not None
+    assert (talks.transcripts.folder / "b.wav.txt").read_text() == "b\n"

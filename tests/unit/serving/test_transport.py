@@ -220,7 +220,7 @@ def test_outside_of_a_worker_nothing_is_replaced() -> None:
     from ts.service import Service
 
     before = Service.predict
-    assert transport.install(lambda _: b"") is False
+    assert transport.install(lambda *_: b"") is False
     assert Service.predict is before
 
 

@@ -1,0 +1,188 @@
+"""One request: its answer as it comes, printed, or written to a file."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self, TextIO
+
+from marship import console, storage
+from marship.client import Client
+from marship.errors import UsageError
+from marship.predict import plain
+from marship.predict.bounds import LONGEST_STREAM_S, Limits
+from marship.predict.sources import may_be_sound
+from marship.predict.transcripts import (
+    FORMS,
+    WHOLE,
+    captions,
+    clock,
+    has_segments,
+    segments,
+    written,
+)
+
+LONGEST_WAIT_S = 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class Single:
+    """What is asked, and what becomes of the answer.
+
+    Attributes:
+        model: The model's name.
+        body: The request.
+        kind: Its media type.
+        version: None is the default one.
+        form: One of a transcript's forms; None is for a person to read.
+        out: The file to write; None prints.
+    """
+
+    model: str
+    body: bytes
+    kind: str
+    version: str | None = None
+    form: str | None = None
+    out: Path | None = None
+
+
+def form_of(forms: Sequence[str], out: Path | None) -> str | None:
+    """The form of one answer, by the flag or the file's name.
+
+    Raises:
+        UsageError: There are several, they differ, or the file's ending is none of them.
+    """
+    if out is None:
+        if len(forms) > 1:
+            raise UsageError(
+                f"one answer must be printed in one form, got --as {' --as '.join(forms)}. "
+                "Name a table with --out to get files in all of them."
+            )
+        return forms[0] if forms else None
+    form = out.suffix.lower().lstrip(".")
+    if form not in FORMS:
+        raise UsageError(
+            f"--out must end in .{', .'.join(FORMS)} for one answer, or in .csv or .jsonl for a "
+            f"table, got {out}."
+        )
+    if set(forms) - {form}:
+        raise UsageError(f"--as must be what --out ends in, got {', '.join(forms)} and {out}.")
+    return form
+
+
+def ask(single: Single, home: Path | None = None) -> Any:  # noqa: ANN401  any that a model answers
+    """Ask, and print or write the answer; segments of a recording as soon as they are heard.
+
+    Returns:
+        The whole answer. Without a form it is printed by the caller, but for the segments.
+
+    Raises:
+        UsageError: The form needs segments, and the answer has none.
+        TooLargeError: The server does not take so many bytes.
+        MarshipError: As `Client.predict` raises.
+        StorageError: The file cannot be written; what it held before is kept.
+    """
+    if refusal := Limits.of(home).refusal(len(single.body), single.kind):
+        raise refusal
+    timeout_s = LONGEST_STREAM_S if may_be_sound(single.kind) else LONGEST_WAIT_S
+    with Client(home, timeout_s=timeout_s) as client, _Hearing(_lines(client, single)) as heard:
+        if single.form is None:
+            for segment in heard:
+                heard.show(segment)
+        else:
+            with _writing(single.out) as stream:
+                _write(single.form, heard, stream)
+    return heard.answer
+
+
+def _lines(client: Client, single: Single) -> Iterator[Any]:
+    options = {"version": single.version, "content_type": single.kind}
+    if may_be_sound(single.kind):
+        yield from client.stream(single.model, single.body, **options)
+    else:
+        yield client.predict(single.model, single.body, **options)
+
+
+def _write(form: str, heard: "_Hearing", stream: TextIO | None) -> None:
+    if form == WHOLE:
+        list(heard)
+        parts = iter([written(WHOLE, plain(heard.answer))])
+    else:
+        parts = captions(form, heard.spoken())
+    for part in parts:
+        if stream is None:
+            heard.print(part)
+        else:
+            stream.write(part)
+
+
+@contextmanager
+def _writing(out: Path | None) -> Iterator[TextIO | None]:
+    """The file, which takes the old one's place in the end; None for the terminal."""
+    if out is None:
+        yield None
+        return
+    with storage.replacing(out) as draft, draft.open("w", encoding="utf-8") as stream:
+        yield stream
+
+
+class _Hearing:
+    """The segments among an answer's lines, and a status line on stderr while they come.
+
+    Attributes:
+        answer: The last line, which is the whole answer.
+    """
+
+    def __init__(self, lines: Iterator[Any]) -> None:
+        self._lines = lines
+        self._status = console.err.status("asking")
+        self.answer: Any = None
+
+    def __enter__(self) -> Self:
+        self._status.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._status.stop()
+
+    def __iter__(self) -> Iterator[Any]:
+        came = False
+        for line in self._lines:
+            self.answer = line
+            if _is_segment(line):
+                came = True
+                self._status.update(f"heard {clock(round(1000 * line['end']), '.')[:-4]}")
+                yield line
+        if not came and has_segments(self.answer):  # it came as one
+            yield from segments(self.answer)
+
+    def spoken(self) -> Iterator[Any]:
+        """The segments of an answer that must have some, or an empty list of them.
+
+        Raises:
+            UsageError: It has none.
+        """
+        yield from self
+        segments(self.answer)
+
+    def show(self, segment: Any) -> None:  # noqa: ANN401  any JSON value
+        """Print a segment for a person."""
+        start = clock(round(1000 * segment["start"]), ".")[:-2]
+        self.print(f"{start}  {segment['text']}\n")
+
+    def print(self, text: str) -> None:
+        """Print to stdout, which may be the terminal that the status stands on."""
+        self._status.stop()
+        console.out.file.write(text)
+        console.out.file.flush()
+        self._status.start()
+
+
+def _is_segment(line: Any) -> bool:  # noqa: ANN401  any JSON value
+    return isinstance(line, dict) and {"start", "end", "text"} <= line.keys()

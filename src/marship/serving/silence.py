@@ -1,0 +1,127 @@
+"""Cutting a recording at its silences into pieces that a model can read.
+
+Levels are measured in frames of 20 ms, in decibels of full scale. What is silent is said by the
+recording itself: its quiet frames tell the noise, its loud ones the voice. In doubt it is sound:
+steady noise is handed on, for the model can tell noise from speech, and only what is nearly
+silent is left out.
+"""
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from marship.contract import Array
+
+FRAME_S = 0.02
+MARGIN_S = 0.2
+"""Kept on both sides of what is loud: words begin and end softly."""
+LOWEST_DB = -80.0
+"""Below this there is no sound; 16 bits of silence with dither are about -93."""
+FAINT_DB = -55.0
+"""Below this a level that hardly varies is a quiet room."""
+STEADY_DB = 12.0
+"""Between noise and loudest, of what hardly varies. White noise has 3, speech 30 and more."""
+NOISE_PART = 0.1
+"""The tenth of the frames that is quietest tells the noise."""
+ABOVE_NOISE_DB = 6.0
+BELOW_VOICE_DB = 30.0
+"""A frame this far below the loudest is sound only where it is above the noise."""
+LOUD_FRAMES = 5
+LATER_DB = 3.0
+"""How much louder a pause may be at a window's end than at its middle, to be taken."""
+PAUSES_S = (0.2, 1.0)
+"""A pause is measured over both: the longer it is, and the quieter, the better."""
+
+
+def cut(samples: Array, rate: int, longest_s: float) -> list[tuple[int, int]]:
+    """Find the pieces of a recording that hold sound.
+
+    A piece is as long as `longest_s` lets it be, for a model understands words by those around
+    them. Where sound lasts longer, it is cut in the later half of what fits, at the best pause;
+    where there is no pause, at the quietest place.
+
+    Args:
+        samples: float32, shape (samples,), mono.
+        rate: Samples a second.
+        longest_s: Of a piece; at least one frame.
+
+    Returns:
+        Where pieces begin and end, in samples, in order. None overlap. Silence has no piece.
+    """
+    frame = max(1, round(FRAME_S * rate))
+    levels = _levels(samples, frame)
+    spans = _spans(levels)
+    most = int(longest_s * rate) // frame
+    pieces = _pieces(spans, levels, max(1, most))
+    return [(start * frame, min(stop * frame, len(samples))) for start, stop in pieces]
+
+
+def _levels(samples: Array, frame: int) -> Array:
+    """Each frame's level in dB: its power without what is constant, such as a microphone's bias."""
+    whole = len(samples) // frame * frame
+    power = _power(samples[:whole].reshape(-1, frame))
+    if whole < len(samples):
+        power = np.append(power, _power(samples[whole:].reshape(1, -1)))
+    levels: Array = 10 * np.log10(np.maximum(power, 10 ** (LOWEST_DB / 10 - 1)))
+    return levels
+
+
+def _power(frames: Array) -> Array:
+    power: Array = np.einsum("ij,ij->i", frames, frames) / frames.shape[1] - frames.mean(1) ** 2
+    return power
+
+
+def _spans(levels: Array) -> list[tuple[int, int]]:
+    """Where frames of sound begin and end, their margins with them."""
+    if not len(levels) or (threshold := _threshold(levels)) is None:
+        return []
+    margin = round(MARGIN_S / FRAME_S)
+    edges = np.zeros(len(levels) + 1, np.int64)
+    loud = np.flatnonzero(levels > threshold)
+    np.add.at(edges, np.maximum(loud - margin, 0), 1)
+    np.add.at(edges, np.minimum(loud + margin + 1, len(levels)), -1)
+    is_sound = np.concatenate(([False], np.cumsum(edges[:-1]) > 0, [False]))
+    starts, stops = np.flatnonzero(is_sound[1:] != is_sound[:-1]).reshape(-1, 2).T
+    return list(zip(starts.tolist(), stops.tolist(), strict=True))
+
+
+def _threshold(levels: Array) -> float | None:
+    """The level above which a frame is sound; None where all is silence."""
+    rank = min(LOUD_FRAMES, 1 + len(levels) // 20)
+    loudest = float(np.partition(levels, -rank)[-rank])
+    noise = float(np.quantile(levels, NOISE_PART))
+    if loudest < LOWEST_DB or (loudest < FAINT_DB and loudest - noise < STEADY_DB):
+        return None
+    return max(LOWEST_DB, min(noise + ABOVE_NOISE_DB, loudest - BELOW_VOICE_DB))
+
+
+def _pieces(spans: list[tuple[int, int]], levels: Array, most: int) -> Iterator[tuple[int, int]]:
+    """Join spans to pieces of at most so many frames, and cut what is longer."""
+    if not spans:
+        return
+    starts, stops = np.array(spans).T
+    start, end = spans[0][0], spans[-1][1]
+    scores = _scores(levels)
+    while end - start > most:
+        place = _best(scores, start, most)
+        last = np.searchsorted(starts, place) - 1  # what begins before the place
+        following = np.searchsorted(stops, place, "right")  # what ends after it
+        yield start, min(place, int(stops[last]))
+        start = max(place, int(starts[following]))
+    yield start, end
+
+
+def _scores(levels: Array) -> Array:
+    """How loud it is around each frame, over two lengths of pauses."""
+    scores = np.zeros(len(levels))
+    for pause_s in PAUSES_S:
+        size = min(round(pause_s / FRAME_S), len(levels))
+        scores += np.convolve(levels, np.full(size, 1 / len(PAUSES_S) / size), "same")
+    return scores
+
+
+def _best(scores: Array, start: int, most: int) -> int:
+    """The frame to cut before, in the later half of what fits."""
+    first, last = start + max(1, most // 2), start + most
+    window = scores[first : last + 1]
+    return first + int(np.argmin(window - np.linspace(0, LATER_DB, len(window))))

@@ -1,0 +1,156 @@
+"""Lines as they come, over real sockets: what each wait may take, and streams that break off."""
+
+import asyncio
+import threading
+import time
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+import pytest
+
+from marship import AsyncClient, Client
+from marship.errors import InvalidInputError, MarshipError, NoAnswerError, ServerError
+from marship.torchserve.calls import Lines, line_value
+
+Chunk = bytes | float | None
+"""Bytes to send, seconds to wait, or the end of the connection without the stream's end."""
+Serve = Callable[..., str]
+TIMEOUT_S = 0.6
+
+
+@pytest.fixture
+def serve() -> Iterator[Serve]:
+    """Start a server that answers every request with the same chunks; its address."""
+    servers = []
+
+    def start(*chunks: Chunk, status: int = 200, kind: str = "application/jsonl") -> str:
+        class Handler(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def do_POST(self) -> None:
+                self.rfile.read(int(self.headers["Content-Length"]))
+                assert self.headers["Accept"] == "application/jsonl"
+                self.send_response(status)
+                self.send_header("Content-Type", kind)
+                self.send_header("Transfer-Encoding", "chunked")
+                self.end_headers()
+                for chunk in (*chunks, b""):
+                    if chunk is None:
+                        self.close_connection = True
+                        return
+                    if isinstance(chunk, float):
+                        time.sleep(chunk)
+                    else:
+                        self.wfile.write(b"%x\r\n%b\r\n" % (len(chunk), chunk))
+
+            def log_message(self, *_: object) -> None:
+                """Say nothing."""
+
+        server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+        servers.append(server)
+        return f"http://127.0.0.1:{server.server_port}"
+
+    yield start
+    for server in servers:
+        server.shutdown()
+        server.server_close()
+
+
+def blocking(url: str) -> tuple[list[Any], MarshipError | None]:
+    """What `Client.stream` gives, and its error."""
+    found = []
+    with Client(inference_url=url, inference_token="t", timeout_s=TIMEOUT_S) as client:
+        try:
+            for value in client.stream("m", b""):
+                found.append(value)  # noqa: PERF402  an error may come after some
+        except MarshipError as error:
+            return found, error
+    return found, None
+
+
+def awaiting(url: str) -> tuple[list[Any], MarshipError | None]:
+    """The same of `AsyncClient.stream`."""
+
+    async def ask() -> tuple[list[Any], MarshipError | None]:
+        found = []
+        async with AsyncClient(
+            inference_url=url, inference_token="t", timeout_s=TIMEOUT_S
+        ) as client:
+            try:
+                async for value in client.stream("m", b""):
+                    found.append(value)  # noqa: PERF401  an error may come after some
+            except MarshipError as error:
+                return found, error
+        return found, None
+
+    return asyncio.run(ask())
+
+
+CLIENTS = pytest.mark.parametrize("ask", [blocking, awaiting])
+
+
+@CLIENTS
+def test_lines_come_whole_however_the_chunks_are_cut(serve: Serve, ask: Any) -> None:
+    """Two in a chunk, one over three chunks, one after the last line end, blank ones left out."""
+    url = serve(b'{"a":1}\n\n{"a":2}\n{"a"', b":", b"3}\n", b"4")
+    assert ask(url) == ([{"a": 1}, {"a": 2}, {"a": 3}, 4], None)
+
+
+@CLIENTS
+def test_an_answer_that_is_no_lines_is_given_whole(serve: Serve, ask: Any) -> None:
+    """A model that does not stream may answer indented JSON, or text."""
+    assert ask(serve(b'{"a":\n 1}\n', kind="application/json")) == ([{"a": 1}], None)
+    assert ask(serve(b"two\n\nlines", kind="text/plain")) == ([b"two\n\nlines"], None)
+
+
+@CLIENTS
+def test_the_timeout_is_for_each_wait(serve: Serve, ask: Any) -> None:
+    """Five waits of half of it are no error; one that is longer is."""
+    found, error = ask(serve(*[b"1\n", TIMEOUT_S / 2] * 5))
+    assert (found, error) == ([1] * 5, None)
+    found, error = ask(serve(b"1\n", TIMEOUT_S * 2, b"2\n"))
+    assert found == [1]
+    assert isinstance(error, NoAnswerError)
+    assert f"within {TIMEOUT_S} s" in str(error)
+
+
+@CLIENTS
+def test_a_stream_that_breaks_off_is_told(serve: Serve, ask: Any) -> None:
+    """Its lines are given, then the error."""
+    found, error = ask(serve(b"1\n", None))
+    assert found == [1]
+    assert isinstance(error, NoAnswerError)
+    assert "closed" in str(error)
+
+
+@CLIENTS
+def test_errors_by_status_and_by_line(serve: Serve, ask: Any) -> None:
+    """An error status is read whole; an error line ends the stream."""
+    problem = b'{"code": "invalid_input", "message": "m"}'
+    found, error = ask(serve(problem, status=400))
+    assert found == []
+    assert isinstance(error, InvalidInputError)
+    found, error = ask(serve(b"1\n", problem + b"\n", b"2\n"))
+    assert found == [1]
+    assert isinstance(error, InvalidInputError)
+    assert error.status == 400
+
+
+@pytest.mark.parametrize(
+    ("line", "kind"),
+    [(b'{"code": "internal", "message": "m"}', ServerError), (b"{", ServerError)],
+)
+def test_a_line_that_is_no_value(line: bytes, kind: type[MarshipError]) -> None:
+    """The server's own fault, and what is no JSON."""
+    with pytest.raises(kind):
+        line_value(line)
+
+
+def test_a_long_line_is_joined_once() -> None:
+    """A megabyte in pieces of a kilobyte is one line, in linear time."""
+    lines = Lines()
+    assert all(lines.feed(b"x" * 1024) == [] for _ in range(1024))
+    assert [len(line) for line in lines.feed(b"\n")] == [1 << 20]
+    assert lines.end() == []
