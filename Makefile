@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: help setup demo demo-image test check bench lock clean
+.PHONY: help setup demo demo-image demo-speech test check bench lock clean
 
 help:  ## what can be made
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -30,6 +30,9 @@ check: setup  ## ruff, mypy, import rules
 
 demo-image: setup  ## tag and moderate photographs with ready models
 	@PATH="$(CURDIR)/$(BIN):$$PATH" bash demos/image.sh
+
+demo-speech: setup  ## transcribe recordings with Whisper and with a model trained here
+	@PATH="$(CURDIR)/$(BIN):$$PATH" bash demos/speech.sh
 
 bench: setup  ## measure against the peers, all cases; needs wrk, and hours
 	$(BIN)/python benchmarks/run.py

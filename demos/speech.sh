@@ -1,0 +1,107 @@
+#!/usr/bin/env bash
+# What `make demo-speech` runs: a general model and one that learns spoken digits, both served.
+#
+# The general one is tried on recordings from packages of Debian or Ubuntu, which are installed or
+# fetched. The other one learns from recordings of the Free Spoken Digit Dataset, if MARSHIP_FSDD
+# names their folder, else from espeak-ng's voices.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+export MARSHIP_HOME="$PWD/.marship/demo-speech"
+
+[ -t 1 ] && accent=$'\033[1;36m' plain=$'\033[0m' || accent='' plain=''
+step() { printf '\n%s$ %s%s\n' "$accent" "$*" "$plain"; "$@"; }
+trap 'marship stop >/dev/null 2>&1 || true' EXIT
+
+packages=(pocketsphinx-testdata tuxpaint-stamps-default
+          asterisk-core-sounds-en asterisk-core-sounds-en-wav)
+english=data/read-english
+
+# Packages unpacked below data/debian: nothing is installed, and nobody need be root.
+fetch_packages() {
+    [ ! -e data/debian/done ] || return 0
+    printf '\nfetching recordings: 180 MB of packages, unpacked below data/debian\n'
+    mkdir -p data/debian/packages
+    for package in "${packages[@]}"; do
+        (cd data/debian/packages && apt-get download --quiet=2 "$package") || return 1
+        dpkg-deb --extract data/debian/packages/"${package}"_*.deb data/debian || return 1
+    done
+    touch data/debian/done
+}
+
+# Digits in five voices, named as the data set names them.
+speak_digits() {
+    [ ! -e "$1/done" ] || return 0
+    local words=(zero one two three four five six seven eight nine) voice digit index
+    mkdir -p "$1"
+    for voice in en-us en-gb en-gb-scotland en-gb-x-rp en-029; do
+        for digit in "${!words[@]}"; do
+            for index in {0..11}; do
+                espeak-ng -v "$voice+m$((index % 7 + 1))" -p $((25 + 5 * index)) \
+                    -s $((120 + 9 * index)) -w "$1/${digit}_${voice//-/}_$index.wav" \
+                    "${words[digit]}"
+            done
+        done
+    done
+    touch "$1/done"
+}
+
+transcribe_english() {
+    step python training/read_english.py --root "$1"
+    step python training/ctranslate2_whisper.py
+    step python training/whisper.py --model runs/whisper-tiny.en
+    step marship export runs/whisper
+    step marship package runs/whisper
+    step marship register whisper --workers 1
+    step marship predict whisper $english/librivox/sense_and_sensibility_01_austen_64kb-0870.wav
+    step marship predict whisper $english/{librivox,cards,sphinx,stamps} --again \
+        --out runs/whisper/heard.jsonl --in-flight 1 --as srt --as vtt
+    step python training/heard.py runs/whisper/heard.jsonl --data-dir $english --english
+    step marship unregister whisper
+}
+
+learn_digits() {
+    local recordings=$1 fifth=$2
+    shift 2
+    rm -rf data/digits
+    step python training/spoken_digits.py "$recordings" --out data/digits --leave-out "$fifth" \
+        --utterances 1500 --voices 40 --passes 1 "$@"
+    step python training/speech.py --data-dir data/digits --sample-rate 8000 --epochs 8 --again
+    step marship export runs/speech
+    step marship package runs/speech
+    step marship register speech --workers 1
+    step marship predict speech data/digits/test/"$fifth"-* --again \
+        --out runs/speech/heard.jsonl --in-flight 1
+    step python training/heard.py runs/speech/heard.jsonl --data-dir data/digits/test
+}
+
+marship stop >/dev/null 2>&1 || true   # one that an earlier demo may have left
+step marship serve --detach --free-ports
+
+printf '\nA general model: Whisper tiny.en, as OpenAI published it, on read English\n'
+if dpkg --status "${packages[@]}" >/dev/null 2>&1; then
+    transcribe_english /
+elif fetch_packages; then
+    transcribe_english data/debian
+else
+    printf 'left out: its recordings are in packages of Debian and Ubuntu, %s\n' "${packages[*]}"
+fi
+
+printf '\nOne of your own: digits, learned in some minutes from four voices, tried on a fifth\n'
+if [ -n "${MARSHIP_FSDD:-}" ]; then
+    learn_digits "$MARSHIP_FSDD" theo
+elif command -v espeak-ng >/dev/null; then
+    printf 'MARSHIP_FSDD names no recordings: espeak-ng speaks\n'
+    speak_digits data/spoken
+    learn_digits data/spoken en029 --synthetic 0
+else
+    printf 'left out: set MARSHIP_FSDD to a folder of recordings, or install espeak-ng\n'
+fi
+step marship stop
+
+printf '\nWhere everything lies, of what was made:\n'
+printf '  %-32s %s\n' \
+    runs/whisper/ "the general model and its parity proof" \
+    runs/whisper/heard.transcripts/ "subtitles of each recording" \
+    runs/speech/ "the trained one, its curve, its metrics" \
+    data/digits/ "what it learned from and was tried on" \
+    model_store/ "the archives; look inside: marship inspect model_store/speech.mar"

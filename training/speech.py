@@ -1,0 +1,413 @@
+"""Recognize speech: learn to spell what is said in a folder of recordings.
+
+    python training/speech.py --data-dir commands
+
+The folder holds recordings and metadata.csv, see training/audiofolder.py. docs/speech.md tells
+what comes out.
+"""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import speech_evaluation as evaluation
+import torch
+from audio_augment import Augmentation, Augmented
+from audiofolder import AudioFolder, Recordings, load
+from logmel import MelPower
+from speech_network import STRIDE, SpeechNetwork, inside
+from torch import nn
+from torch.nn import functional
+
+from marship import console, run
+from marship.contract import Array, Arrays
+from marship.errors import DataError, UsageError
+from marship.fit import Task, fit, start, steps, warmup_cosine
+from marship.recipe import Recipe
+from marship.run import Fitted
+from marship.serving import ctc
+from marship.settings import flags, setting
+from marship.storage import write_json
+
+SPEECH_FILE = "speech.json"
+WINDOW_S, HOP_S = 0.025, 0.01
+FRAME_S = STRIDE * HOP_S
+"""From one answer of the network to the next."""
+LEAST_POWER = 1e-10
+QUIETEST = 1e-4
+"""Sound whose loudest band has less power than this is not made louder."""
+RANGE = 16.0
+"""What is fainter than the loudest by more than this, 70 dB in natural logarithms, is not heard."""
+FIRST_LETTER = 0x4E00
+"""From here on Unicode has 20,000 letters, and no space among them."""
+ROWS = {"examples": 16, "calibration": 256, "heldout": 2000}
+LARGEST_BYTES = {"examples": 8 << 20, "calibration": 32 << 20, "heldout": 128 << 20}
+"""So much is kept for the later steps at most."""
+
+
+@dataclass(frozen=True)
+class Settings(run.RunSettings):
+    """What every run can be told, and this recipe's own."""
+
+    run_dir: Path = setting(Path("runs/speech"), "folder for everything that the run writes")
+    data_dir: Path | None = setting(None, "folder with recordings and metadata.csv")
+    epochs: int = setting(12, "passes over the training data", minimum=1)
+    batch_size: int = setting(16, "recordings for each step", minimum=1)
+    learning_rate: float = setting(2e-3, "largest step size of AdamW")
+    weight_decay: float = setting(0.05, "of kernels and matrices; others have none")
+    warmup: float = setting(0.1, "share of the steps in which the rate rises", maximum=1)
+    average: float = setting(
+        0.995, "decay of the weights' moving average, which is kept", minimum=0, maximum=0.99999
+    )
+    sample_rate: int = setting(16000, "samples a second that the model reads", minimum=4000)
+    longest_s: float = setting(30.0, "longest recording, in training and in a request", minimum=1)
+    bands: int = setting(40, "bands of the mel spectrogram, a multiple of 4", minimum=8)
+    width: int = setting(144, "channels of the network", minimum=8)
+    blocks: int = setting(6, "blocks of the network; each sees 80 ms further", minimum=1)
+    dropout: float = setting(0.1, "share of a block's channels dropped", minimum=0, maximum=0.9)
+    speed: float = setting(0.15, "largest change of speed, as a share", minimum=0, maximum=0.5)
+    volume: float = setting(6.0, "largest change of loudness, in decibels", minimum=0)
+    join: float = setting(0.1, "share said behind another recording", minimum=0, maximum=1)
+    warp: float = setting(0.15, "largest change of all frequencies, as a share", minimum=0)
+    colour: float = setting(3.0, "random filters, decibels a cosine", minimum=0)
+    echo: float = setting(0.3, "share of rows heard as in a room", minimum=0, maximum=1)
+    noise: float = setting(0.7, "share of rows that noise is added to", minimum=0, maximum=1)
+    mask_bands: float = setting(0.2, "widest silenced share of the bands", minimum=0, maximum=1)
+    mask_s: float = setting(0.08, "longest silenced time, in seconds", minimum=0)
+    words: str = setting("known", "known: answer words of train only; any: whatever is spelled")
+    validation: float = setting(
+        0.05, "share of the training recordings to watch", minimum=0.001, maximum=0.5
+    )
+    symbols: int | None = setting(
+        None, "number of symbols that the data must have; else as many as it has", minimum=2
+    )
+
+
+class Recognizer(nn.Module):
+    """Sound to the probabilities of characters."""
+
+    def __init__(self, mel: MelPower, network: SpeechNetwork) -> None:
+        super().__init__()
+        self.mel, self.network = mel, network
+
+    def forward(
+        self, audio: torch.Tensor, frames: torch.Tensor | None = None
+    ) -> dict[str, torch.Tensor]:
+        """float32 (batch, samples), -1 to 1, filled up with 0, to `log_probs` and `frames`.
+
+        With `frames`, `audio` is the power of that many frames in bands, as training changes it.
+        Zeros at a row's end are padding, whoever put them there: so no input has to tell.
+
+        Returns:
+            `log_probs`, float32 (batch, frames, symbols), of which `frames`, int64 (batch,),
+            are no padding.
+        """
+        if frames is None:
+            frames = used(audio) // self.mel.hop + 1
+            audio = self.mel(audio)
+        log_probs, frames = self.network(scaled(audio, frames), frames)
+        return {"log_probs": log_probs, "frames": frames}
+
+
+def used(audio: torch.Tensor) -> torch.Tensor:
+    """How many samples of each row come before its last zeros, int64 (batch,)."""
+    places = torch.arange(1, audio.shape[1] + 1, device=audio.device)
+    return ((audio != 0) * places).amax(1)
+
+
+def scaled(power: torch.Tensor, frames: torch.Tensor) -> torch.Tensor:
+    """The logarithm of power, from -1 to 1, where 1 is the loudest of the row's frames."""
+    heard = power * inside(power, frames)[:, None]
+    loudest = heard.amax((1, 2), keepdim=True).clamp(min=QUIETEST).log()
+    # no sum: the exporter would take one with so small a number for one with zero, and drop it
+    faint = power.clamp(min=LEAST_POWER).log() - loudest
+    return faint.clamp(min=-RANGE) * (2 / RANGE) + 1
+
+
+def build(  # noqa: PLR0913  they are the settings that shape it
+    *, sample_rate: int, bands: int, width: int, blocks: int, symbols: int, dropout: float
+) -> Recognizer:
+    """The model, without its weights."""
+    mel = make_mel(sample_rate, bands)
+    return Recognizer(mel, SpeechNetwork(bands, width, blocks, symbols, dropout))
+
+
+def make_mel(sample_rate: int, bands: int) -> MelPower:
+    """The first layer, with frames of an even number of samples."""
+    window = 2 * round(WINDOW_S * sample_rate / 2)
+    return MelPower(sample_rate, window, round(HOP_S * sample_rate), bands)
+
+
+def judge(outputs: Arrays, targets: Arrays) -> dict[str, float]:
+    """Error rates of the likeliest paths, against texts as symbols filled up with 0.
+
+    Words need a letter for each symbol, whatever it stands for; only the space must be one.
+    """
+    letters = [" ", *(chr(FIRST_LETTER + n) for n in range(outputs["log_probs"].shape[2]))]
+    said = [evaluation.spelled(tuple(row[row > 0]), letters) for row in targets["symbols"]]
+    heard = [
+        evaluation.spelled(ctc.greedy(row[:count]), letters)
+        for row, count in zip(outputs["log_probs"], outputs["frames"], strict=True)
+    ]
+    found = evaluation.errors(said, heard)
+    return {
+        "word_error_rate": found.word_error_rate,
+        "character_error_rate": found.character_error_rate,
+    }
+
+
+def least_s(text: str) -> float:
+    """How long a text takes at least: a frame for each character, and for a blank in doubles."""
+    doubled = sum(a == b for a, b in pairwise(text))
+    return (len(text) + doubled) * FRAME_S
+
+
+def make_task(
+    model: Recognizer, folder: AudioFolder, places: tuple[Array, Array], settings: Settings
+) -> Task:
+    """What is learned and how it is watched."""
+    learned, watched = places[0], folder.train.part(places[1])
+    train = Augmented(
+        folder.train,
+        learned,
+        alphabet=folder.alphabet,
+        rate=settings.sample_rate,
+        mel=make_mel(settings.sample_rate, settings.bands),  # on the CPU, wherever the model is
+        changes=augmentation(settings),
+    )
+    optimizer = make_optimizer(model, settings)
+    total = steps(settings, train)
+
+    def loss(model: nn.Module, groups: list[dict[str, torch.Tensor]]) -> torch.Tensor:
+        rows = sum(len(group["frames"]) for group in groups)
+        parts = [ctc_loss(model, group) * (len(group["frames"]) / rows) for group in groups]
+        return torch.stack(parts).sum()
+
+    def validate(model: nn.Module) -> dict[str, float]:
+        log_probs = evaluation.log_probs_of(model, watched)
+        found = evaluation.errors(
+            watched.texts, evaluation.transcribe(log_probs, folder.alphabet, ctc.greedy)
+        )
+        return {"wer": found.word_error_rate, "cer": found.character_error_rate}
+
+    return Task(
+        model=model,
+        train=train,
+        loss=loss,
+        optimizer=optimizer,
+        data_digest=folder.digest,
+        schedule=warmup_cosine(optimizer, warmup=round(settings.warmup * total), total=total),
+        clip_norm=1.0,
+        average=settings.average,
+        validate=validate,  # only looked at: the last epoch's weights, at rate 0, are kept
+        collate=lambda batch: batch,  # it comes as one
+    )
+
+
+def ctc_loss(model: nn.Module, group: dict[str, torch.Tensor]) -> torch.Tensor:
+    """The mean over rows of CTC's loss for each character."""
+    outputs = model(group["power"], group["frames"])
+    return functional.ctc_loss(
+        outputs["log_probs"].float().transpose(0, 1),
+        group["symbols"],
+        outputs["frames"],
+        group["characters"],
+        zero_infinity=True,  # made faster, a recording may be too short for its text
+    )
+
+
+def augmentation(settings: Settings) -> Augmentation:
+    """How training recordings are changed."""
+    return Augmentation(
+        speed=settings.speed,
+        volume_db=settings.volume,
+        join=settings.join,
+        warp=settings.warp,
+        colour_db=settings.colour,
+        echo=settings.echo,
+        noise=settings.noise,
+        bands=settings.mask_bands,
+        gap_s=settings.mask_s,
+    )
+
+
+def make_optimizer(model: nn.Module, settings: Settings) -> torch.optim.AdamW:
+    """AdamW; biases and norms do not decay."""
+    matrices = [p for p in model.parameters() if p.ndim > 1]
+    others = [p for p in model.parameters() if p.ndim <= 1]
+    groups = [
+        {"params": matrices, "weight_decay": settings.weight_decay},
+        {"params": others, "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(groups, lr=settings.learning_rate, betas=(0.9, 0.98))
+
+
+def completed(settings: Settings) -> Settings:
+    """The settings, held against what they must be.
+
+    Raises:
+        UsageError: One of them cannot be meant.
+    """
+    if settings.data_dir is None:
+        raise UsageError("data_dir must be a folder of recordings, got none. Give --data-dir.")
+    if settings.bands % 4:
+        raise UsageError(f"bands must be a multiple of 4, got {settings.bands}.")
+    if settings.words not in ("known", "any"):
+        raise UsageError(f"words must be known or any, got {settings.words!r}.")
+    return settings
+
+
+def with_symbols(settings: Settings, folder: AudioFolder) -> Settings:
+    """The settings with the number of symbols.
+
+    Raises:
+        DataError: The data have another number than they must have.
+    """
+    symbols = len(folder.alphabet) + 1
+    if settings.symbols not in (None, symbols):
+        raise DataError(
+            f"{settings.data_dir} must hold {settings.symbols - 1} characters, got {symbols - 1}. "
+            "Leave out --symbols, or look for texts that are missing."
+        )
+    return replace(settings, symbols=symbols)
+
+
+@flags(Settings)
+def main(settings: Settings) -> None:
+    """Learn to spell what is said in a folder of recordings."""
+    settings = completed(settings)
+    accelerator = start(settings)
+    folder = load(settings.data_dir, settings.sample_rate, settings.longest_s, least_s)
+    settings = with_symbols(settings, folder)
+    if run.is_finished(settings, folder.digest):
+        return
+    places = hold_out(len(folder.train), settings.validation, settings.seed)
+    names = ("sample_rate", "bands", "width", "blocks", "symbols", "dropout")
+    model = build(**{name: getattr(settings, name) for name in names})
+    fitted = fit(make_task(model, folder, places, settings), settings, accelerator)
+    if accelerator.is_main_process:
+        write_results(model.cpu(), folder, places, settings, fitted)
+
+
+def hold_out(count: int, share: float, seed: int) -> tuple[Array, Array]:
+    """The places of the recordings to learn from, and of those held out."""
+    order = np.random.default_rng(seed).permutation(count)
+    watched = min(count - 1, max(1, round(share * count)))
+    return np.sort(order[watched:]), np.sort(order[:watched])
+
+
+def known_words(folder: AudioFolder) -> list[str]:
+    """All words of the training texts."""
+    return sorted({word for text in folder.train.texts for word in text.split()})
+
+
+def evaluate(model: Recognizer, folder: AudioFolder, settings: Settings) -> dict[str, Any]:
+    """Error rates on the test recordings: of each way to read, and of the chosen one in detail."""
+    log_probs = evaluation.log_probs_of(model, folder.test)
+    lexicon = ctc.lexicon_of(known_words(folder), folder.alphabet)
+    ways = {
+        "greedy": ctc.greedy,
+        "any": ctc.beam,
+        "known": partial(ctc.beam, lexicon=lexicon),
+    }
+    heard = {
+        name: evaluation.transcribe(log_probs, folder.alphabet, read) for name, read in ways.items()
+    }
+    chosen = heard[settings.words]
+    return {
+        **asdict(evaluation.errors(folder.test.texts, chosen)),
+        "ways": {n: asdict(evaluation.errors(folder.test.texts, h)) for n, h in heard.items()},
+        "speakers": {n: asdict(e) for n, e in evaluation.by_speaker(folder.test, chosen).items()},
+        "mistakes": evaluation.mistakes(folder.test, chosen),
+    }
+
+
+def rows(name: str, recordings: Recordings, alphabet: Sequence[str], seed: int) -> Arrays:
+    """Recordings for the later steps, filled up to one length, and their texts as symbols."""
+    most = min(ROWS[name], LARGEST_BYTES[name] // (4 * int(recordings.sizes().max())))
+    order = np.random.default_rng(seed).permutation(len(recordings))[: max(1, most)]
+    number = {character: place for place, character in enumerate(alphabet, 1)}
+    texts = [np.array([number[one] for one in recordings.texts[place]]) for place in order]
+    return {
+        "audio": filled([recordings.audio(place) for place in order]),
+        "target/symbols": filled(texts),
+    }
+
+
+def filled(arrays: Sequence[Array]) -> Array:
+    """Arrays as rows of one, with 0 on the right of short ones."""
+    longest = max(len(array) for array in arrays)
+    return np.stack([np.pad(array, (0, longest - len(array))) for array in arrays])
+
+
+def write_results(
+    model: Recognizer,
+    folder: AudioFolder,
+    places: tuple[Array, Array],
+    settings: Settings,
+    fitted: Fitted,
+) -> None:
+    """Judge, and write what the later steps and the reader want."""
+    learned, watched = places
+    results = evaluate(model, folder, settings)
+    write_json(
+        settings.run_dir / SPEECH_FILE,
+        {
+            "kind": "ctc",
+            "sample_rate": settings.sample_rate,
+            "longest_s": settings.longest_s,
+            "alphabet": folder.alphabet,
+            "frame_s": STRIDE * model.mel.hop / settings.sample_rate,
+            "words": known_words(folder) if settings.words == "known" else None,
+        },
+    )
+    counts = {"train": len(learned), "validation": len(watched), "test": len(folder.test)}
+    shown = rows("examples", folder.test, folder.alphabet, settings.seed)
+    recipe = Recipe(
+        name="speech",
+        build="training/speech.py:build",
+        handler="handlers/speech_handler.py",
+        judge="training/speech.py:judge",
+        metric="word_error_rate",
+        greater_is_better=False,
+        budget=0.005,
+        pad_values={"audio": 0.0},
+        bounds={"samples": (1, round(settings.longest_s * settings.sample_rate))},
+        output_axes=("log_probs:1=frames",),
+        assets=(SPEECH_FILE,),
+        evidence={"data_digest": folder.digest, "recordings": counts},
+    )
+    run.finish(
+        settings,
+        fitted,
+        recipe,
+        metrics={"test": results, "recordings": counts},
+        arrays={
+            "examples": {"audio": shown["audio"]},
+            "calibration": rows(
+                "calibration", folder.train.part(watched), folder.alphabet, settings.seed
+            ),
+            "heldout": rows("heldout", folder.test, folder.alphabet, settings.seed),
+        },
+    )
+    tell(results, len(folder.test))
+
+
+def tell(results: dict[str, Any], recordings: int) -> None:
+    """Print the figures."""
+    from rich.table import Table
+
+    title = f"Word error rate {results['word_error_rate']:.4f} on {recordings} recordings"
+    table = Table("", "words", "word errors", "character errors", title=title)
+    for name, found in (*results["ways"].items(), *results["speakers"].items()):
+        rates = (found["word_error_rate"], found["character_error_rate"])
+        table.add_row(name, str(found["words"]), *(f"{rate:.4f}" for rate in rates))
+    console.out.print(table)
+
+
+if __name__ == "__main__":
+    console.run_recipe(main)

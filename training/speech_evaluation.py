@@ -1,0 +1,95 @@
+"""How well a speech model hears: word and character error rates, and its mistakes."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jiwer
+import numpy as np
+import torch
+from audiofolder import Recordings
+from torch import nn
+
+from marship.contract import Array
+from marship.serving.ctc import Symbols
+
+BATCH_SAMPLES = 1 << 21
+"""Recordings are heard together while their samples, padded, are no more than this."""
+SHOWN = 20
+"""So many mistakes are written down."""
+
+
+@dataclass(frozen=True, slots=True)
+class Errors:
+    """Word and character error rates: edits for each word, or character, that was said."""
+
+    word_error_rate: float
+    character_error_rate: float
+    words: int
+
+
+def log_probs_of(model: nn.Module, recordings: Recordings) -> list[Array]:
+    """For each recording its symbols' log probabilities, float32 (frames, symbols)."""
+    device = next(model.parameters()).device
+    sizes = recordings.sizes()
+    order = np.argsort(-sizes, kind="stable")
+    found: list[Array] = [np.zeros(0)] * len(recordings)
+    start = 0
+    while start < len(order):
+        count = max(1, BATCH_SAMPLES // sizes[order[start]])
+        places = order[start : start + count]
+        audio = [torch.from_numpy(recordings.audio(place)) for place in places]
+        with torch.no_grad():
+            outputs = model(torch.nn.utils.rnn.pad_sequence(audio, True).to(device))
+        answers = outputs["log_probs"].float().cpu().numpy()
+        for place, log_probs, frames in zip(
+            places, answers, outputs["frames"].tolist(), strict=True
+        ):
+            found[place] = log_probs[:frames]
+        start += count
+    return found
+
+
+def transcribe(
+    log_probs: Sequence[Array], alphabet: Sequence[str], read: Callable[[Array], Symbols]
+) -> list[str]:
+    """What is read from each recording's probabilities, as text."""
+    return [spelled(read(one), alphabet) for one in log_probs]
+
+
+def spelled(symbols: Symbols, alphabet: Sequence[str]) -> str:
+    """Symbols as text with single spaces."""
+    return " ".join("".join(alphabet[symbol - 1] for symbol in symbols).split())
+
+
+def errors(said: Sequence[str], heard: Sequence[str]) -> Errors:
+    """The rates over all texts together; every text that was said has a word."""
+    words = jiwer.process_words(list(said), list(heard))
+    count = words.hits + words.substitutions + words.deletions
+    return Errors(words.wer, jiwer.cer(list(said), list(heard)), count)
+
+
+def by_speaker(recordings: Recordings, heard: Sequence[str]) -> dict[str, Errors]:
+    """The rates for each speaker that the table names."""
+    groups: dict[str, tuple[list[str], list[str]]] = {}
+    for speaker, said, one in zip(recordings.speakers, recordings.texts, heard, strict=True):
+        texts = groups.setdefault(speaker, ([], []))
+        texts[0].append(said)
+        texts[1].append(one)
+    return {speaker: errors(*texts) for speaker, texts in sorted(groups.items()) if speaker}
+
+
+def mistakes(recordings: Recordings, heard: Sequence[str]) -> list[dict[str, Any]]:
+    """The recordings heard wrong, those with the most wrong words first."""
+    rows = [
+        {"file": name, "said": said, "heard": one, "edits": edits(said, one)}
+        for name, said, one in zip(recordings.names, recordings.texts, heard, strict=True)
+        if said != one
+    ]
+    return sorted(rows, key=lambda row: -row["edits"])[:SHOWN]
+
+
+def edits(said: str, heard: str) -> int:
+    """Words put in, left out or changed."""
+    found = jiwer.process_words(said, heard)
+    return found.insertions + found.deletions + found.substitutions

@@ -1,0 +1,278 @@
+r"""Serve a Whisper model of transformers: nothing is trained.
+
+    python training/read_english.py
+    python training/whisper.py --model openai/whisper-tiny.en --data-dir data/read-english
+    marship export runs/whisper
+    marship optimize runs/whisper
+    marship package runs/whisper
+
+`--model` names a model on the Hugging Face hub or a folder. The recordings, with metadata.csv
+(file_name, transcription), are what the export is proven on and what variants are judged by:
+their word error rate, of texts normalised as in the paper (Radford et al. 2022, appendix C).
+"""
+
+import csv
+import hashlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+import jiwer
+import numpy as np
+import torch
+from transcriber import RATE, SAMPLES, Rules, Transcriber
+from transformers import GenerationConfig, WhisperForConditionalGeneration, WhisperTokenizer
+from transformers.convert_slow_tokenizer import bytes_to_unicode
+from transformers.models.whisper.english_normalizer import EnglishTextNormalizer
+
+from marship import checkpoint, console, run
+from marship.contract import Array, Arrays
+from marship.errors import DataError, UsageError
+from marship.recipe import Recipe
+from marship.serving import sounds
+from marship.settings import as_dict, flags, setting
+from marship.storage import replacing, write_json
+
+SPEECH_FILE = "speech.json"
+TOKENS_FILE = "tokens.json"
+TABLE = "metadata.csv"
+MOST_TOKENS = 224
+"""Half of what the decoder has places for, as in OpenAI's decoding.py. People say less in 30 s."""
+LONGEST_S = SAMPLES / RATE
+TOO_LONG_S = 600.0
+SHORTEST_S = 10.0
+"""Shorter sound is filled up with silence: it costs nothing, since the encoder reads 30 s always.
+Examples are no longer, so that the export, which tries the shortest, cuts nobody short."""
+EXAMPLES = 7
+TRIED = 14
+"""Recordings among which the examples are."""
+LANGUAGE = "<|en|>"
+NEEDED = ("no_timestamps_token_id", "suppress_tokens", "begin_suppress_tokens", "alignment_heads")
+PLAIN = "eager"
+"""How the encoder attends: products and a softmax, in which ONNX Runtime is fast."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How it is made."""
+
+    run_dir: Path = setting(Path("runs/whisper"), "folder for everything that is written")
+    model: str = setting("openai/whisper-tiny.en", "folder or name on the hub of a Whisper model")
+    data_dir: Path = setting(
+        Path("data/read-english"), "folder with recordings and metadata.csv to judge on"
+    )
+    heldout: int = setting(60, "recordings that variants are judged on", minimum=1)
+    seed: int = setting(1, "start of every random number; equal seeds choose equal recordings")
+    again: bool = setting(False, "make it anew although run_dir holds it")
+
+
+def build(model: str) -> Transcriber:
+    """The model with its weights.
+
+    Raises:
+        UsageError: There is no such model.
+    """
+    try:
+        whisper = WhisperForConditionalGeneration.from_pretrained(model, attn_implementation=PLAIN)
+    except (OSError, ValueError) as error:
+        raise UsageError(
+            f"model must be a Whisper model on the hub or its folder, got {model}: {error}."
+        ) from error
+    return Transcriber(whisper, rules_of(whisper.generation_config))
+
+
+def rules_of(config: GenerationConfig) -> Rules:
+    """What decoding goes by, from generation_config.json.
+
+    Raises:
+        UsageError: It is older than transformers' way to say so.
+    """
+    missing = [name for name in NEEDED if getattr(config, name, None) is None]
+    if missing:
+        raise UsageError(
+            f"generation_config.json must tell {', '.join(missing)}, got none. Take the file of "
+            "the OpenAI model that yours was made from."
+        )
+    start, plain = config.decoder_start_token_id, config.no_timestamps_token_id
+    prefix = (start, plain)
+    if getattr(config, "is_multilingual", False):
+        prefix = (start, config.lang_to_id[LANGUAGE], config.task_to_id["transcribe"], plain)
+    return Rules(
+        prefix=prefix,
+        end=config.eos_token_id,
+        no_speech=plain - 1,
+        banned=tuple(config.suppress_tokens),
+        banned_first=tuple(config.begin_suppress_tokens),
+        aligned=tuple((layer, head) for layer, head in config.alignment_heads),
+        most=MOST_TOKENS,
+    )
+
+
+def judge(outputs: Arrays, targets: Arrays) -> dict[str, float]:
+    """The word error rate against `text`; `table` holds the tokens' bytes."""
+    heard = [spelled(row, targets["table"]) for row in outputs["tokens"]]
+    return {"word_error_rate": word_error_rate(targets["text"].tolist(), heard)}
+
+
+def spelled(tokens: Array, table: Array) -> str:
+    """Tokens as text; those that are no text have no bytes."""
+    return b"".join(table[tokens].tolist()).decode(errors="replace")
+
+
+def word_error_rate(said: Sequence[str], heard: Sequence[str]) -> float:
+    """Edits for each word that was said, after normalisation."""
+    normal = normalizer()
+    return float(jiwer.wer([normal(text) for text in said], [normal(text) for text in heard]))
+
+
+@cache
+def normalizer() -> EnglishTextNormalizer:
+    """The paper's, without its list of British spellings."""
+    return EnglishTextNormalizer({})
+
+
+def token_table(model: str, size: int) -> list[bytes]:
+    """Each token's bytes; none of those that are no text."""
+    tokenizer = WhisperTokenizer.from_pretrained(model)
+    byte_of = {character: byte for byte, character in bytes_to_unicode().items()}
+    special = set(tokenizer.get_added_vocab())
+    table = [b""] * size
+    for token, number in tokenizer.get_vocab().items():
+        if token not in special:
+            table[number] = bytes(byte_of[character] for character in token)
+    return table
+
+
+def recordings(folder: Path) -> Iterator[tuple[str, Array]]:
+    """What is said in each of a folder's recordings that fits one call, and its samples.
+
+    Raises:
+        DataError: The folder or a recording is not what it must be.
+    """
+    try:
+        with (folder / TABLE).open(newline="", encoding="utf-8-sig") as file:
+            rows = [(row["file_name"], row["transcription"]) for row in csv.DictReader(file)]
+        for name, text in rows:
+            sound = sounds.decode((folder / name).read_bytes(), RATE, TOO_LONG_S)
+            if sound.seconds <= LONGEST_S:  # a server would cut longer ones
+                yield text, sound.samples
+    except (OSError, KeyError, ValueError, csv.Error) as error:
+        raise DataError(
+            f"{folder} must hold {TABLE} with file_name and transcription, and the recordings, "
+            f"got: {error!r}. training/read_english.py makes such a folder."
+        ) from error
+
+
+def filled(samples: Sequence[Array]) -> Array:
+    """Recordings as rows, filled up with 0 to the longest."""
+    longest = max(round(SHORTEST_S * RATE), *(len(one) for one in samples))
+    return np.stack([np.pad(one, (0, longest - len(one))) for one in samples])
+
+
+def choose(folder: Path, settings: Settings) -> tuple[list[str], list[Array]]:
+    """Recordings at random, as many as are needed.
+
+    Raises:
+        DataError: There are too few.
+    """
+    found = list(recordings(folder))
+    needed = EXAMPLES + settings.heldout
+    if len(found) < needed:
+        raise DataError(f"{folder} must hold {needed} recordings, got {len(found)}.")
+    order = np.random.default_rng(settings.seed).permutation(len(found))[:needed]
+    texts, samples = zip(*(found[place] for place in order), strict=True)
+    return list(texts), list(samples)
+
+
+@torch.inference_mode()
+def surest(model: Transcriber, samples: Sequence[Array]) -> list[int]:
+    """The places of those whose least sure token is surest, for examples.
+
+    What a server must answer as it was exported, token by token, is then the same in int8 and on
+    another processor.
+
+    Raises:
+        DataError: Too few are short enough.
+    """
+    short = [place for place, one in enumerate(samples) if len(one) <= SHORTEST_S * RATE]
+    if len(short) < EXAMPLES:
+        raise DataError(
+            f"data_dir must hold {EXAMPLES} recordings of at most {SHORTEST_S:g} s, got "
+            f"{len(short)} among {len(samples)} chosen. Add short ones."
+        )
+    least = {
+        place: float(model(torch.from_numpy(samples[place])[None])["log_probs"].min())
+        for place in short[:TRIED]
+    }
+    return sorted(least, key=least.__getitem__, reverse=True)[:EXAMPLES]
+
+
+@flags(Settings)
+def main(settings: Settings) -> None:
+    """Make a run folder of a Whisper model, as training would."""
+    texts, samples = choose(settings.data_dir, settings)
+    digest = hashlib.sha256(repr(texts).encode() + b"".join(s.tobytes() for s in samples))
+    if run.is_finished(settings, digest.hexdigest()):
+        return
+    run.begin(settings)
+    model = build(settings.model).eval()
+    table = token_table(settings.model, len(model.banned))
+    examples = surest(model, samples)
+    heldout = [place for place in range(len(samples)) if place not in examples]
+    arrays = {
+        "examples": {"audio": filled([samples[place] for place in examples])},
+        "heldout": {
+            "audio": filled([samples[place] for place in heldout]),
+            "target/text": np.array([texts[place] for place in heldout]),
+            "target/table": np.array(table),
+        },
+    }
+    write(settings, model, table, arrays, digest.hexdigest())
+
+
+def write(
+    settings: Settings,
+    model: Transcriber,
+    table: list[bytes],
+    arrays: dict[str, Arrays],
+    digest: str,
+) -> None:
+    """Write the run folder, and last of all metrics.json."""
+    folder = settings.run_dir
+    content = {"weights": model.state_dict(), "run": {}, "settings": as_dict(settings)}
+    checkpoint.save(folder / run.CHECKPOINT_FILE, {**content, "data": digest})
+    write_json(folder / TOKENS_FILE, [token.decode("latin-1") for token in table])
+    write_json(
+        folder / SPEECH_FILE,
+        {
+            "kind": "whisper",
+            "sample_rate": RATE,
+            "longest_s": LONGEST_S,
+            "tokens": TOKENS_FILE,
+            "end": model.rules.end,
+        },
+    )
+    for name, tensors in arrays.items():
+        with replacing(folder / f"{name}.npz") as draft:
+            np.savez_compressed(draft, **tensors)
+    Recipe(
+        name="whisper",
+        build="training/whisper.py:build",
+        handler="handlers/speech_handler.py",
+        judge="training/whisper.py:judge",
+        metric="word_error_rate",
+        greater_is_better=False,
+        budget=0.005,
+        pad_values={"audio": 0.0},
+        bounds={"samples": (round(SHORTEST_S * RATE), SAMPLES)},
+        assets=(SPEECH_FILE, TOKENS_FILE),
+        evidence={"model": settings.model},
+    ).save(folder)
+    counts = {name: len(tensors["audio"]) for name, tensors in arrays.items()}
+    write_json(folder / run.METRICS_FILE, {"recordings": counts, "data_digest": digest})
+    console.out.print(f"{folder} holds {settings.model}", soft_wrap=True)
+
+
+if __name__ == "__main__":
+    console.run_recipe(main)
