@@ -183,9 +183,8 @@ def make_task(
     total = steps(settings, train)
 
     def loss(model: nn.Module, groups: list[dict[str, torch.Tensor]]) -> torch.Tensor:
-        rows = sum(len(group["frames"]) for group in groups)
-        parts = [ctc_loss(model, group) * (len(group["frames"]) / rows) for group in groups]
-        return torch.stack(parts).sum()
+        characters = sum(int(group["characters"].sum()) for group in groups)
+        return torch.stack([ctc_loss(model, group) for group in groups]).sum() / characters
 
     def validate(model: nn.Module) -> dict[str, float]:
         log_probs = evaluation.log_probs_of(model, watched)
@@ -209,13 +208,14 @@ def make_task(
 
 
 def ctc_loss(model: nn.Module, group: dict[str, torch.Tensor]) -> torch.Tensor:
-    """The mean over rows of CTC's loss for each character."""
+    """The sum of all rows' losses."""
     outputs = model(group["power"], group["frames"])
     return functional.ctc_loss(
         outputs["log_probs"].float().transpose(0, 1),
         group["symbols"],
         outputs["frames"],
         group["characters"],
+        reduction="sum",
         zero_infinity=True,  # made faster, a recording may be too short for its text
     )
 
