@@ -62,8 +62,9 @@ class SameConv(nn.Conv2d):
 
 
 def conv(inputs: int, outputs: int, kernel: int, stride: int = 1, groups: int = 1) -> nn.Sequential:
-    """A convolution and its batch normalization, with TensorFlow's constants."""
-    norm = nn.BatchNorm2d(outputs, eps=1e-3, momentum=0.01)
+    """A convolution and its batch normalization, with TensorFlow's epsilon."""
+    # fine-tuning takes few steps: with the published 0.01 the statistics would lag behind
+    norm = nn.BatchNorm2d(outputs, eps=1e-3, momentum=0.1)
     return nn.Sequential(SameConv(inputs, outputs, kernel, stride, groups), norm)
 
 

@@ -65,3 +65,16 @@ def test_a_new_head_leaves_the_features(lite: ModuleType, published: EfficientNe
     assert sum(p.numel() for p in published.parameters()) == sum(
         p.numel() for p in wanted.parameters()
     )
+
+
+def test_statistics_follow_within_a_short_fine_tuning(lite: ModuleType) -> None:
+    """After some forty steps on other pictures than ImageNet's, the network normalises by those."""
+    model = lite.EfficientNetLite0(3).train()
+    (norm,) = [layer for layer in model.stem.modules() if isinstance(layer, torch.nn.BatchNorm2d)]
+    norm.running_mean.fill_(5.0)
+    pictures = torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        for _ in range(40):
+            model(pictures)
+        mean = model.stem[0][0](pictures).mean((0, 2, 3))
+    torch.testing.assert_close(norm.running_mean, mean, rtol=0, atol=0.1)
