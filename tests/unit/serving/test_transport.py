@@ -2,8 +2,6 @@
 
 import socket
 import struct
-import threading
-import time
 from pathlib import Path
 
 import pytest
@@ -224,26 +222,58 @@ def test_outside_of_a_worker_nothing_is_replaced() -> None:
     assert Service.predict is before
 
 
-@pytest.mark.parametrize(("pause_s", "is_awake"), [(0.0, True), (0.02, False)])
+class Doorbell:
+    """A poll object that counts how often it is asked, with a clock that it moves on.
+
+    Messages arrive at set times; a look takes 10 us, and sleeping lasts until the next message.
+    """
+
+    LOOK_S = 1e-5
+
+    def __init__(self, arrivals_s: list[float], sender: socket.socket) -> None:
+        self.arrivals_s, self.sender = arrivals_s, sender
+        self.now_s = 0.0
+        self.looks = self.sleeps = 0
+
+    def register(self, *_: object) -> None:
+        """There is one socket only."""
+
+    def poll(self, timeout: float | None = None) -> bool:
+        """Whether a message is there; without a timeout, wait for it."""
+        if timeout is None:
+            self.sleeps += 1
+            self.now_s = max(self.now_s, self.arrivals_s[0])
+        else:
+            self.looks += 1
+            self.now_s += self.LOOK_S
+        if self.now_s < self.arrivals_s[0]:
+            return False
+        self.arrivals_s.pop(0)
+        self.sender.sendall(b"I")
+        return True
+
+
+@pytest.mark.parametrize(
+    ("pause_s", "looks"),
+    [
+        (0.0, transport.SPIN_S / Doorbell.LOOK_S),
+        (transport.SPIN_S / 2, transport.SPIN_S / Doorbell.LOOK_S),
+        (0.02, 1),
+    ],
+)
 def test_it_looks_for_a_message_only_while_they_come_at_once(
-    pause_s: float, is_awake: bool
+    pause_s: float, looks: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A worker that is asked at once stays awake for the next message; else it sleeps at once."""
     ours, theirs = socket.socketpair()
-    connection = Connection(ours, spins=True)
-    for _ in range(3):
-        sender = threading.Timer(pause_s, theirs.sendall, [b"I"])
-        if pause_s:
-            sender.start()
-        else:
-            theirs.sendall(b"I")
+    with ours, theirs:
+        bell = Doorbell([0.0, pause_s, 2 * pause_s, 1.0], theirs)
+        monkeypatch.setattr(transport.select, "poll", lambda: bell)
+        monkeypatch.setattr(transport.time, "perf_counter", lambda: bell.now_s)
+        connection = Connection(ours, spins=True)
+        for _ in range(3):
+            assert connection.recv(1) == b"I"
+        bell.looks = bell.sleeps = 0
         assert connection.recv(1) == b"I"
-    late = threading.Timer(0.2, theirs.sendall, [b"I"])
-    late.start()
-    before = time.thread_time()
-    assert connection.recv(1) == b"I"
-    spent_s = time.thread_time() - before
-    ours.close()
-    theirs.close()
-    assert (spent_s > transport.SPIN_S / 4) == is_awake
-    assert spent_s < 0.1
+    assert bell.sleeps == 1
+    assert bell.looks == pytest.approx(looks, abs=2)
