@@ -1,0 +1,99 @@
+"""From a trained model to an archive."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from marship import console
+from marship.cli.app import app
+from marship.errors import UsageError
+from marship.export import ExportSettings
+from marship.optimize import OptimizeSettings
+from marship.package import PackageSettings
+from marship.settings import flags
+
+PANEL = "From a trained model to an archive"
+
+
+@app.command(rich_help_panel=PANEL)
+@flags(ExportSettings)
+def export(
+    source: Annotated[
+        str, typer.Argument(help="a run folder, or module:function that builds the model")
+    ],
+    settings: ExportSettings,
+    weights: Annotated[Path | None, typer.Option(help="a state dict, .pt or .safetensors")] = None,
+    example: Annotated[Path | None, typer.Option(help="an npz with the inputs by name")] = None,
+    out: Annotated[Path | None, typer.Option(help="the run folder to write")] = None,
+) -> None:
+    """Convert a model to ONNX and prove that it answers as PyTorch does."""
+    from marship import export as step
+    from marship import tables
+
+    if ":" in source and not Path(source).is_dir():
+        if example is None:
+            raise UsageError("--example must name an npz with the model's inputs, got none.")
+        done = step.export_model(
+            source, example=example, settings=settings, weights=weights, out=out
+        )
+    else:
+        done = step.export_run(Path(source), settings)
+    tables.show_export(done)
+
+
+@app.command(rich_help_panel=PANEL)
+@flags(OptimizeSettings)
+def optimize(
+    run_dir: Annotated[Path, typer.Argument(help="a run folder with an exported model")],
+    settings: OptimizeSettings,
+) -> None:
+    """Build optimized variants, measure them, and choose one."""
+    from marship.optimize import optimize_run
+
+    optimize_run(run_dir, settings)
+
+
+@app.command(rich_help_panel=PANEL)
+@flags(PackageSettings)
+def package(
+    source: Annotated[Path, typer.Argument(help="a run folder, or any ONNX file")],
+    settings: PackageSettings,
+) -> None:
+    """Pack a model with its handler and its evidence into a .mar."""
+    from marship import package as step
+
+    with console.err.status("packing, and recording golden answers"):
+        archive = step.package(source, settings)
+    size_mb = archive.stat().st_size / 1e6
+    console.out.print(f"{archive}  ({size_mb:.1f} MB)", markup=False, soft_wrap=True)
+
+
+@app.command(rich_help_panel=PANEL)
+def inspect(
+    archive: Annotated[Path, typer.Argument(help="a .mar file")],
+    as_json: Annotated[bool, typer.Option("--json", help="everything, as JSON")] = False,
+) -> None:
+    """Print what an archive says about itself; nothing in it is run."""
+    from marship import archive as archives
+    from marship import tables
+
+    tables.show_archive(archives.read(archive), as_json=as_json)
+
+
+@app.command(rich_help_panel=PANEL)
+def configure(
+    archive: Annotated[Path, typer.Argument(help="a .mar file")],
+    options: Annotated[
+        list[str] | None,
+        typer.Argument(help="NAME=VALUE to set, NAME= to go back to the handler's default"),
+    ] = None,
+    version: Annotated[
+        str | None, typer.Option(help="a new version, to register beside the one that runs")
+    ] = None,
+) -> None:
+    """Print or change the handler's settings in a .mar; the model in it stays as it is."""
+    from marship import configure as step
+    from marship import tables
+
+    tables.show_configured(step.configure(archive, options or [], version))

@@ -1,0 +1,156 @@
+"""Models on the server: register, scale, ask."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from marship import console
+from marship.cli.app import Home, ModelName, Version, app, connect, waiting
+from marship.errors import UsageError
+
+PANEL = "Models on the server"
+
+
+@app.command(rich_help_panel=PANEL)
+def register(
+    archive: Annotated[str, typer.Argument(help="a file name in the server's model store")],
+    home: Home = None,
+    name: Annotated[str | None, typer.Option(help="the archive's name if left out")] = None,
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="the archive's own setting if left out")
+    ] = None,
+    profile: Annotated[
+        str | None, typer.Option(help="latency or throughput; the archive's if left out")
+    ] = None,
+    timeout_s: Annotated[float, typer.Option(min=1, help="for all workers to be ready")] = 180,
+) -> None:
+    """Register an archive and wait until every wanted worker is ready."""
+    from marship import tables
+
+    file = archive if archive.endswith(".mar") else f"{archive}.mar"
+    with connect(home) as client, waiting(f"registering {file}") as on_wait:
+        model = client.register(
+            file,
+            name=name,
+            workers=workers,
+            profile=profile,
+            timeout_s=timeout_s,
+            on_wait=on_wait,
+        )
+    tables.show_status(model)
+
+
+@app.command(rich_help_panel=PANEL)
+def models(home: Home = None) -> None:
+    """List all models with their versions and workers."""
+    from marship import tables
+
+    with connect(home) as client:
+        tables.show_models(client.models())
+
+
+@app.command(rich_help_panel=PANEL)
+def describe(name: ModelName, home: Home = None, version: Version = None) -> None:
+    """Show a model's settings and workers; --version all shows every version."""
+    from marship import tables
+
+    with connect(home) as client:
+        for model in client.describe(name, version):
+            tables.show_status(model)
+
+
+@app.command(rich_help_panel=PANEL)
+def scale(
+    name: ModelName,
+    workers: Annotated[int, typer.Argument(min=0, help="how many there shall be")],
+    home: Home = None,
+    version: Version = None,
+    timeout_s: Annotated[float, typer.Option(min=1, help="for all workers to be ready")] = 180,
+) -> None:
+    """Set the number of a model's workers and wait until they are there."""
+    from marship import tables
+
+    with connect(home) as client, waiting(f"scaling {name} to {workers}") as on_wait:
+        model = client.scale(name, workers, version=version, timeout_s=timeout_s, on_wait=on_wait)
+    tables.show_status(model)
+
+
+@app.command(rich_help_panel=PANEL)
+def set_default(
+    name: ModelName,
+    version: Annotated[str, typer.Argument(help="the version that shall answer")],
+    home: Home = None,
+) -> None:
+    """Make a version the one that answers where none is named."""
+    with connect(home) as client:
+        client.set_default(name, version)
+    console.out.print(f"{name} {version} is the default")
+
+
+@app.command(rich_help_panel=PANEL)
+def unregister(name: ModelName, home: Home = None, version: Version = None) -> None:
+    """Remove a version and end its workers."""
+    with connect(home) as client:
+        client.unregister(name, version)
+    console.out.print(f"removed {name}{f' {version}' if version else ''}")
+
+
+@app.command(rich_help_panel=PANEL)
+def predict(
+    name: ModelName,
+    source: Annotated[
+        list[str] | None, typer.Argument(help="files, folders, or - for standard input")
+    ] = None,
+    json_text: Annotated[str | None, typer.Option("--json", help="the request itself")] = None,
+    home: Home = None,
+    version: Version = None,
+    content_type: Annotated[str | None, typer.Option(help="if the file's name lies")] = None,
+    forms: Annotated[
+        list[str] | None,
+        typer.Option("--as", help="json, or what was said: txt, srt, vtt; repeatable for many"),
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="many answers: .csv, or whole ones .jsonl; one: .json .txt .srt .vtt"),
+    ] = None,
+    suffix: Annotated[
+        list[str] | None, typer.Option(help="what to take of folders, such as .jpg; repeatable")
+    ] = None,
+    in_flight: Annotated[
+        int | None, typer.Option(min=1, help="requests at a time; else by workers and batches")
+    ] = None,
+    again: Annotated[bool, typer.Option("--again", help="forget earlier answers")] = False,
+) -> None:
+    """Ask a model. One file: print the answer. More, or a folder: a table and a CSV, resumable."""
+    from marship import tables
+    from marship.predict import Run, ask_all, single, sources, transcripts
+    from marship.predict.screen import Screen
+
+    places, forms = source or [], forms or []
+    transcripts.check(forms)
+    if not (sources.is_many(places) or sources.is_table(out)):
+        if suffix or in_flight or again:
+            raise UsageError(
+                "--suffix, --in-flight and --again must come with a folder, several files or "
+                "a table as --out, got one request."
+            )
+        form = single.form_of(forms, out)
+        body, kind = sources.read_one(places, json_text)
+        one = single.Single(name, body, content_type or kind, version, form, out)
+        answer = single.ask(one, home)
+        if form is None:
+            tables.show_answer(answer)
+        return
+    if json_text is not None:
+        raise UsageError("--json must come with one request, got several files.")
+    out = out or sources.default_out(places)
+    sources.check_out(out, places)
+    files = sources.find(places, suffix or ())
+    beside = transcripts.Transcripts.beside(out, places, forms) if forms else None
+    run = Run(name, files, out, version, content_type, in_flight, again, beside)
+    with Screen(run) as screen:
+        done = ask_all(run, home, screen)
+    tables.show_predictions(done, run)
+    if done.failed:
+        raise typer.Exit(1)

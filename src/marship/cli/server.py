@@ -1,0 +1,74 @@
+"""The server: start, stop, look at it."""
+
+from typing import Annotated
+
+import typer
+
+from marship import console
+from marship.cli.app import Home, app, connect
+from marship.server import ServeSettings
+from marship.settings import flags
+
+PANEL = "The server"
+
+
+@app.command(rich_help_panel=PANEL)
+@flags(ServeSettings)
+def serve(
+    settings: ServeSettings,
+    detach: Annotated[bool, typer.Option("--detach", help="return when it answers")] = False,
+) -> None:
+    """Start TorchServe: in the foreground until Ctrl-C, or detached."""
+    from marship import server, tables
+
+    with console.err.status("starting TorchServe") as line:
+        started = server.start(
+            settings, on_wait=lambda s: line.update(f"starting TorchServe, {s:.0f} s")
+        )
+    if detach:
+        tables.show_server(started.record, started.home)
+        return
+
+    def on_hold() -> None:
+        tables.show_server(started.record, started.home)
+        console.err.print("[dim]Ctrl-C stops it[/]")
+
+    started.hold(on_hold=on_hold)
+    console.err.print("stopped")
+
+
+@app.command(rich_help_panel=PANEL)
+def stop(home: Home = None) -> None:
+    """Stop the server and its workers; nothing of them is left."""
+    from marship import server
+
+    with console.err.status("stopping TorchServe"):
+        record = server.stop(home)
+    console.out.print(f"stopped the server at {record.inference_url}")
+
+
+@app.command(rich_help_panel=PANEL)
+def status(home: Home = None) -> None:
+    """Show where the server listens, where its files lie, and its models."""
+    from marship import server, tables
+    from marship.torchserve.home import Home as Folder
+    from marship.torchserve.home import default_home
+
+    record = server.status(home)
+    tables.show_server(record, Folder((home or default_home()).absolute()))
+    with connect(home) as client:
+        tables.show_models(client.models())
+
+
+@app.command(rich_help_panel=PANEL)
+def logs(
+    home: Home = None,
+    lines: Annotated[int, typer.Option(min=1, help="of each log, the last so many")] = 20,
+) -> None:
+    """Print the last lines of the server's and the workers' logs."""
+    from marship import server
+
+    for path in server.log_files(home):
+        console.err.print(f"[bold]{path}[/]")
+        for line in path.read_text(errors="replace").splitlines()[-lines:]:
+            console.out.print(line, markup=False, soft_wrap=True)
