@@ -6,7 +6,6 @@ path names a symbol for each frame; repeated symbols are one, then blanks fall a
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +18,10 @@ BLANK = 0
 SPACE = " "
 WIDTH = 16
 """So many beginnings are followed at a time."""
-UNLIKELY = math.log(1e-5)
+UNLIKELY = math.log(1e-3)
 """A symbol less likely than this is not tried."""
+LEAST = -80.0
+"""Less likely than this is nothing, so that no frame leaves every text impossible."""
 LONG_PAUSE_S = 1.0
 """From here on, a pause between words ends a segment."""
 
@@ -40,44 +41,69 @@ def greedy(log_probs: Array) -> Symbols:
 
 
 class Lexicon:
-    """Words that may be answered, as what may follow each of their beginnings.
+    """Words that may be answered, as a trie: a place in it for each of their beginnings.
 
     Args:
         words: Each as its symbols.
         space: The symbol between words.
+
+    Attributes:
+        follow: For each place the symbols that may come next, and the places they lead to.
     """
 
+    START = 0
+    """The place between words."""
+
     def __init__(self, words: Sequence[Symbols], space: int) -> None:
-        self.space = space
-        self.follow: dict[Symbols, set[int]] = {(): {space}}  # before a word there may be more
+        self.follow: list[dict[int, int]] = [{space: self.START}]  # there may be more spaces
         for word in words:
-            for end, symbol in enumerate(word):
-                self.follow.setdefault(word[:end], set()).add(symbol)
-            self.follow.setdefault(word, set()).add(space)
+            place = self.START
+            for symbol in word:
+                if symbol not in self.follow[place]:
+                    self.follow[place][symbol] = len(self.follow)
+                    self.follow.append({})
+                place = self.follow[place][symbol]
+            self.follow[place][space] = self.START
+        self.space = space
 
-    def begun(self, symbols: Symbols) -> Symbols:
-        """What there is of the last word."""
-        for place in range(len(symbols) - 1, -1, -1):
-            if symbols[place] == self.space:
-                return symbols[place + 1 :]
-        return symbols
-
-    def is_whole(self, symbols: Symbols) -> bool:
-        """Whether the last word is one of the words, or there is none."""
-        begun = self.begun(symbols)
-        return not begun or self.space in self.follow[begun]
+    def is_whole(self, place: int) -> bool:
+        """Whether a word may end here, or none has begun."""
+        return self.space in self.follow[place]
 
 
-@dataclass(slots=True)
-class _Score:
-    """Log probabilities of all paths so far that spell one beginning."""
+class _Anything(Lexicon):
+    """Any symbol may follow any other."""
 
-    blank: float = _NEVER
-    symbol: float = _NEVER
+    def __init__(self, symbols: int) -> None:
+        self.follow = [dict.fromkeys(range(1, symbols), self.START)]
 
-    @property
-    def total(self) -> float:
-        return _add(self.blank, self.symbol)
+    def is_whole(self, place: int) -> bool:
+        return place == self.START
+
+
+class _Beginning:
+    """What may have been said so far: a node in the tree of all that is followed."""
+
+    __slots__ = ("_longer", "before", "place", "symbol")
+
+    def __init__(self, before: "_Beginning | None", symbol: int, place: int) -> None:
+        self.before, self.symbol, self.place = before, symbol, place
+        self._longer: dict[int, _Beginning] = {}
+
+    def longer(self, symbol: int, place: int) -> "_Beginning":
+        """With one symbol more, at that place of the lexicon."""
+        found = self._longer.get(symbol)
+        if found is None:
+            found = self._longer[symbol] = _Beginning(self, symbol, place)
+        return found
+
+    def symbols(self) -> Symbols:
+        """All of it."""
+        found, node = [], self
+        while node.before is not None:
+            found.append(node.symbol)
+            node = node.before
+        return tuple(reversed(found))
 
 
 def beam(log_probs: Array, lexicon: Lexicon | None = None, width: int = WIDTH) -> Symbols:
@@ -91,58 +117,58 @@ def beam(log_probs: Array, lexicon: Lexicon | None = None, width: int = WIDTH) -
         lexicon: Where given, the answer has its words only.
         width: How many beginnings are kept.
     """
-    beams: dict[Symbols, _Score] = {(): _Score(blank=0.0)}
-    for frame in log_probs.tolist():
-        likely = [n for n, value in enumerate(frame) if value > UNLIKELY and n != BLANK]
-        found: dict[Symbols, _Score] = {}
-        for text, score in beams.items():
-            _follow(found, text, score, frame, _next(text, likely, lexicon))
-        best = sorted(found.items(), key=lambda item: item[1].total, reverse=True)
-        beams = dict(best[:width])
-    return _best(list(beams), lexicon)
+    words = lexicon or _Anything(log_probs.shape[1])
+    # of each beginning, the probability of all paths that end in a blank, and of all others
+    kept = {_Beginning(None, BLANK, words.START): [1.0, 0.0]}
+    for blank, symbols in _moments(log_probs):
+        found: dict[_Beginning, list[float]] = {}
+        for text, (silent, spoken) in kept.items():
+            total = silent + spoken
+            same = found.setdefault(text, [0.0, 0.0])
+            same[0] += total * blank
+            same[1] += spoken * symbols.get(text.symbol, 0.0)
+            follow = words.follow[text.place]
+            for symbol, probability in symbols.items():
+                if symbol in follow:
+                    longer = found.setdefault(text.longer(symbol, follow[symbol]), [0.0, 0.0])
+                    longer[1] += probability * (silent if symbol == text.symbol else total)
+        kept = _likeliest(found, width)
+    return _whole(list(kept), words)
 
 
-def _next(text: Symbols, likely: Sequence[int], lexicon: Lexicon | None) -> Sequence[int]:
-    """The symbols that may come after a beginning."""
-    if lexicon is None:
-        return likely
-    allowed = lexicon.follow[lexicon.begun(text)]
-    return [symbol for symbol in likely if symbol in allowed]
+def _moments(log_probs: Array) -> Iterator[tuple[float, dict[int, float]]]:
+    """The blank's probability and those of the likely symbols, frame by frame.
+
+    Of neighbouring frames without a likely symbol there is one: whatever is followed goes on
+    alike in all of them.
+    """
+    likely = log_probs > UNLIKELY
+    likely[:, BLANK] = False
+    probabilities = np.exp(np.maximum(log_probs, LEAST)).astype(np.float64)
+    was_silent = False
+    for row, frame in zip(likely, probabilities.tolist(), strict=True):
+        symbols = row.nonzero()[0].tolist()
+        if symbols or not was_silent:
+            yield frame[BLANK], {symbol: frame[symbol] for symbol in symbols}
+        was_silent = not symbols
 
 
-def _follow(
-    found: dict[Symbols, _Score],
-    text: Symbols,
-    score: _Score,
-    frame: Sequence[float],
-    symbols: Sequence[int],
-) -> None:
-    """Add one frame to a beginning: it stays as it is, or one symbol follows."""
-    total = score.total
-    same = found.setdefault(text, _Score())
-    same.blank = _add(same.blank, total + frame[BLANK])
-    if text:
-        same.symbol = _add(same.symbol, score.symbol + frame[text[-1]])
-    for symbol in symbols:
-        longer = found.setdefault((*text, symbol), _Score())
-        before = score.blank if text and text[-1] == symbol else total
-        longer.symbol = _add(longer.symbol, before + frame[symbol])
+def _likeliest(found: dict[_Beginning, list[float]], width: int) -> dict[_Beginning, list[float]]:
+    """The best of them, with probabilities in relation to the best one's, lest they vanish."""
+    best = sorted(found.items(), key=lambda item: -sum(item[1]))[:width]
+    most = sum(best[0][1])
+    return {text: [silent / most, spoken / most] for text, (silent, spoken) in best if most}
 
 
-def _best(texts: Sequence[Symbols], lexicon: Lexicon | None) -> Symbols:
+def _whole(texts: Sequence[_Beginning], words: Lexicon) -> Symbols:
     """The first text that ends with a whole word; else the first, without what it began."""
-    if lexicon is None:
-        return texts[0]
     for text in texts:
-        if lexicon.is_whole(text):
-            return text
-    return texts[0][: len(texts[0]) - len(lexicon.begun(texts[0]))]
-
-
-def _add(a: float, b: float) -> float:
-    """log(exp(a) + exp(b))."""
-    high, low = (a, b) if a > b else (b, a)
-    return high if low == _NEVER else high + math.log1p(math.exp(low - high))
+        if words.is_whole(text.place):
+            return text.symbols()
+    text = texts[0]
+    while text.before is not None and text.place != words.START:
+        text = text.before
+    return text.symbols()
 
 
 def align(log_probs: Array, symbols: Symbols) -> Array:

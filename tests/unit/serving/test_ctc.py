@@ -82,6 +82,31 @@ def test_the_beam_prefers_the_likeliest_text_to_the_likeliest_path() -> None:
     assert beam(log_probs) == (1,)
 
 
+@settings(max_examples=40, deadline=None)
+@given(st.integers(0, 10**6), st.integers(0, 6), st.sampled_from([None, ["a", "ab", "bb"]]))
+def test_silence_changes_no_text(seed: int, place: int, words: list[str] | None) -> None:
+    """Any number of frames that are surely blank, anywhere, is like one of them."""
+    lexicon = lexicon_of(words, ALPHABET)
+    logits = np.random.default_rng(seed).normal(0, 2, (6, len(ALPHABET) + 1))
+    log_probs = logits - np.log(np.exp(logits).sum(1, keepdims=True))
+    silence = log_probs_of("_", sure=1 - 1e-6)
+    one, many = (
+        np.concatenate([log_probs[:place], np.repeat(silence, count, axis=0), log_probs[place:]])
+        for count in (1, 500)
+    )
+    assert beam(one, lexicon) == beam(many, lexicon)
+
+
+def test_no_frame_makes_every_text_impossible() -> None:
+    """Frames that surely say what no word has give an answer all the same."""
+    impossible = np.full((4, len(ALPHABET) + 1), -np.inf)
+    impossible[:, 4] = 0.0
+    lexicon = lexicon_of(["ab"], ALPHABET)
+    assert beam(impossible, lexicon) == ()
+    spoken = np.concatenate([log_probs_of("_a_b_"), impossible])
+    assert text_of(beam(spoken, lexicon)) == "ab"
+
+
 @settings(max_examples=60, deadline=None)
 @given(st.integers(0, 10**6), st.integers(1, 20))
 def test_a_lexicon_allows_its_words_only(seed: int, frames: int) -> None:
