@@ -18,8 +18,8 @@ import speech_evaluation as evaluation
 import torch
 from audio_augment import Augmentation, Augmented
 from audiofolder import AudioFolder, Recordings, load
-from logmel import MelPower
-from speech_network import STRIDE, SpeechNetwork, inside
+from recognizer import FRAME_S, Recognizer, build, make_mel
+from speech_network import STRIDE
 from torch import nn
 from torch.nn import functional
 
@@ -34,14 +34,6 @@ from marship.settings import flags, setting
 from marship.storage import write_json
 
 SPEECH_FILE = "speech.json"
-WINDOW_S, HOP_S = 0.025, 0.01
-FRAME_S = STRIDE * HOP_S
-"""From one answer of the network to the next."""
-LEAST_POWER = 1e-10
-QUIETEST = 1e-4
-"""Sound whose loudest band has less power than this is not made louder."""
-RANGE = 16.0
-"""What is fainter than the loudest by more than this, 70 dB in natural logarithms, is not heard."""
 FIRST_LETTER = 0x4E00
 """From here on Unicode has 20,000 letters, and no space among them."""
 ROWS = {"examples": 16, "calibration": 256, "heldout": 2000}
@@ -69,8 +61,8 @@ class Settings(run.RunSettings):
     width: int = setting(144, "channels of the network", minimum=8)
     blocks: int = setting(6, "blocks of the network; each sees 80 ms further", minimum=1)
     dropout: float = setting(0.1, "share of a block's channels dropped", minimum=0, maximum=0.9)
-    speed: float = setting(0.15, "largest change of speed, as a share", minimum=0, maximum=0.5)
-    volume: float = setting(6.0, "largest change of loudness, in decibels", minimum=0)
+    speed: float = setting(0.2, "largest change of speed, as a share", minimum=0, maximum=0.5)
+    volume: float = setting(10.0, "largest change of volume, in decibels", minimum=0)
     join: float = setting(0.1, "share said behind another recording", minimum=0, maximum=1)
     warp: float = setting(0.15, "largest change of all frequencies, as a share", minimum=0)
     colour: float = setting(3.0, "random filters, decibels a cosine", minimum=0)
@@ -85,61 +77,6 @@ class Settings(run.RunSettings):
     symbols: int | None = setting(
         None, "number of symbols that the data must have; else as many as it has", minimum=2
     )
-
-
-class Recognizer(nn.Module):
-    """Sound to the probabilities of characters."""
-
-    def __init__(self, mel: MelPower, network: SpeechNetwork) -> None:
-        super().__init__()
-        self.mel, self.network = mel, network
-
-    def forward(
-        self, audio: torch.Tensor, frames: torch.Tensor | None = None
-    ) -> dict[str, torch.Tensor]:
-        """float32 (batch, samples), -1 to 1, filled up with 0, to `log_probs` and `frames`.
-
-        With `frames`, `audio` is the power of that many frames in bands, as training changes it.
-        Zeros at a row's end are padding, whoever put them there: so no input has to tell.
-
-        Returns:
-            `log_probs`, float32 (batch, frames, symbols), of which `frames`, int64 (batch,),
-            are no padding.
-        """
-        if frames is None:
-            frames = used(audio) // self.mel.hop + 1
-            audio = self.mel(audio)
-        log_probs, frames = self.network(scaled(audio, frames), frames)
-        return {"log_probs": log_probs, "frames": frames}
-
-
-def used(audio: torch.Tensor) -> torch.Tensor:
-    """How many samples of each row come before its last zeros, int64 (batch,)."""
-    places = torch.arange(1, audio.shape[1] + 1, device=audio.device)
-    return ((audio != 0) * places).amax(1)
-
-
-def scaled(power: torch.Tensor, frames: torch.Tensor) -> torch.Tensor:
-    """The logarithm of power, from -1 to 1, where 1 is the loudest of the row's frames."""
-    heard = power * inside(power, frames)[:, None]
-    loudest = heard.amax((1, 2), keepdim=True).clamp(min=QUIETEST).log()
-    # no sum: the exporter would take one with so small a number for one with zero, and drop it
-    faint = power.clamp(min=LEAST_POWER).log() - loudest
-    return faint.clamp(min=-RANGE) * (2 / RANGE) + 1
-
-
-def build(  # noqa: PLR0913  they are the settings that shape it
-    *, sample_rate: int, bands: int, width: int, blocks: int, symbols: int, dropout: float
-) -> Recognizer:
-    """The model, without its weights."""
-    mel = make_mel(sample_rate, bands)
-    return Recognizer(mel, SpeechNetwork(bands, width, blocks, symbols, dropout))
-
-
-def make_mel(sample_rate: int, bands: int) -> MelPower:
-    """The first layer, with frames of an even number of samples."""
-    window = 2 * round(WINDOW_S * sample_rate / 2)
-    return MelPower(sample_rate, window, round(HOP_S * sample_rate), bands)
 
 
 def judge(outputs: Arrays, targets: Arrays) -> dict[str, float]:
@@ -369,7 +306,7 @@ def write_results(
     shown = rows("examples", folder.test, folder.alphabet, settings.seed)
     recipe = Recipe(
         name="speech",
-        build="training/speech.py:build",
+        build="training/recognizer.py:build",
         handler="handlers/speech_handler.py",
         judge="training/speech.py:judge",
         metric="word_error_rate",

@@ -28,7 +28,7 @@ QUICK = ["--batch-size", "16", "--learning-rate", "0.006", "--average", "0.9", "
 @pytest.fixture(scope="module")
 def speech() -> ModuleType:
     """training/speech.py."""
-    return sys.modules[resolve(str(REPOSITORY / "training/speech.py:build")).__module__]
+    return sys.modules[resolve(str(REPOSITORY / "training/speech.py:main")).__module__]
 
 
 @pytest.fixture(scope="module")
