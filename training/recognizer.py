@@ -7,6 +7,7 @@ import torch
 from logmel import MelPower
 from speech_network import STRIDE, SpeechNetwork, inside
 from torch import nn
+from torch.nn import functional
 
 WINDOW_S, HOP_S = 0.025, 0.01
 FRAME_S = STRIDE * HOP_S
@@ -14,6 +15,10 @@ FRAME_S = STRIDE * HOP_S
 LEAST_POWER = 1e-10
 QUIETEST = 1e-4
 """Sound whose loudest band has less power than this is not made louder."""
+NEAR = 40
+"""So many frames before and behind are near."""
+SOFTEST = 1e-3
+"""A soft word's power, as a share of the loudest one's: 30 dB."""
 RANGE = 16.0
 """What is fainter than the loudest by more than this, 70 dB in natural logarithms, is not heard."""
 
@@ -51,11 +56,17 @@ def used(audio: torch.Tensor) -> torch.Tensor:
 
 
 def scaled(power: torch.Tensor, frames: torch.Tensor) -> torch.Tensor:
-    """The logarithm of power, from -1 to 1, where 1 is the loudest of the row's frames."""
-    heard = power * inside(power, frames)[:, None]
-    loudest = heard.amax((1, 2), keepdim=True).clamp(min=QUIETEST).log()
+    """The logarithm of power, from -1 to 1, where 1 is as loud as it gets around a frame.
+
+    People say one word loud and the next one softly: what counts is how a frame differs from
+    those near it, and not from the loudest of the recording. Pauses stay silent: nothing counts
+    as loud that is fainter than the recording's loudest frame by more than `SOFTEST`.
+    """
+    loud = (power * inside(power, frames)[:, None]).amax(1, keepdim=True)
+    near = functional.max_pool1d(loud, 2 * NEAR + 1, stride=1, padding=NEAR)
+    least = (loud.amax(2, keepdim=True) * SOFTEST).clamp(min=QUIETEST)
     # no sum: the exporter would take one with so small a number for one with zero, and drop it
-    faint = power.clamp(min=LEAST_POWER).log() - loudest
+    faint = power.clamp(min=LEAST_POWER).log() - torch.maximum(near, least).log()
     return faint.clamp(min=-RANGE) * (2 / RANGE) + 1
 
 

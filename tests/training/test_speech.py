@@ -171,6 +171,20 @@ def test_loudness_changes_little(speech: ModuleType, speech_run: Path) -> None:
     assert (loud - faint).abs().max() < 0.02
 
 
+@pytest.mark.parametrize(("softer", "height"), [(1.0, 1.0), (0.01, 1.0), (1e-3, 1.0), (1e-5, 0.42)])
+def test_a_soft_word_is_as_high_as_a_loud_one(
+    speech: ModuleType, softer: float, height: float
+) -> None:
+    """Down to a thousandth of the power; what is fainter stays below, and silence at the bottom."""
+    recognizer = sys.modules[speech.Recognizer.__module__]
+    power = torch.zeros(1, 16, 400)
+    power[0, 3, 50:90], power[0, 5, 300:340] = 2.0, 2.0 * softer
+    scaled = recognizer.scaled(power, torch.tensor([400]))
+    assert scaled[0, :, :200].max() == pytest.approx(1.0)
+    assert scaled[0, :, 200:].max() == pytest.approx(height, abs=0.01)
+    assert scaled[0, :, 140:250].unique().tolist() == [-1.0]
+
+
 def test_the_judge_counts_words_and_characters(speech: ModuleType) -> None:
     """One wrong letter of `a a` (three characters, two words) is half the words, a third of all."""
     symbols = np.array([[2, 1, 2, 0], [3, 0, 0, 0]])
