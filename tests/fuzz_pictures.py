@@ -6,30 +6,21 @@ Each file is decoded within a limit of time and of memory. The first that breaks
 run, and is there to look at.
 """
 
-import argparse
-import faulthandler
-import os
-import resource
 import struct
-import time
 import zlib
-from collections import Counter
-from collections.abc import Callable
-from pathlib import Path
 from random import Random
 
 from PIL import Image
 
 import photos
+from damage import Decoder, main
 from marship.errors import RequestError
 from marship.serving import pictures
 from photos import encode
 
 LIMIT_S = 5.0  # of processor time; the largest picture allowed takes about one
-HANG_S = 60
-LIMIT_BYTES = 1 << 30
 SHORTEST = 16
-HEAD_BYTES = 64
+MENDED_SHARE = 0.7
 EXIF = b"Exif\0\0MM\0*\0\0\0\x08\0\x01\x01\x12\0\x03\0\0\0\x01\0\x06\0\0\0\0\0\0"
 
 
@@ -54,50 +45,11 @@ def seeds() -> list[bytes]:
     return [*files, bytes(run_length)]
 
 
-def flip(data: bytearray, random: Random, _: list[bytes]) -> bytearray:
-    """Turn over some bits."""
-    for _flip in range(random.choice((1, 1, 2, 8, 64))):
-        data[random.randrange(len(data))] ^= 1 << random.randrange(8)
-    return data
-
-
-def cut(data: bytearray, random: Random, _: list[bytes]) -> bytearray:
-    """Leave out the end, or a piece of the middle."""
-    start = random.randrange(len(data))
-    stop = len(data) if random.random() < 0.5 else random.randrange(start, len(data))
-    return data[:start] + data[stop:]
-
-
-def splice(data: bytearray, random: Random, files: list[bytes]) -> bytearray:
-    """Go on with another file, or with a piece of this one once more."""
-    other = random.choice([*files, bytes(data)])
-    place, start = random.randrange(len(data)), random.randrange(len(other))
-    size = random.choice((4, 40, len(other)))
-    return data[:place] + other[start : start + size] + data[place:]
-
-
-def edit_head(data: bytearray, random: Random, _: list[bytes]) -> bytearray:
-    """Write a number that is often wrong into the head, where sizes and offsets stand."""
-    number = random.choice(
-        (0, 1, 2, 7, 0x7F, 0x80, 0xFF, 0x100, 0x1000, 0x1A00, 0x7FFF, 0xFFFF, 0xFFFFFFFF)
-    )
-    form = random.choice(("B", "<H", ">H", "<I", ">I"))
-    value = number & ((1 << 8 * struct.calcsize(form)) - 1)
-    struct.pack_into(form, data, random.randrange(min(HEAD_BYTES, len(data) - 4)), value)
-    return data
-
-
-MUTATIONS: tuple[Callable[[bytearray, Random, list[bytes]], bytearray], ...] = (
-    flip,
-    cut,
-    splice,
-    edit_head,
-)
-
-
-def mend(data: bytearray) -> bytearray:
+def mend(damaged: bytes, random: Random) -> bytes:
     """Give a PNG's chunks their right checksums, so that damage reaches what lies behind them."""
-    place = 8
+    if not damaged.startswith(b"\x89PNG") or random.random() >= MENDED_SHARE:
+        return damaged
+    data, place = bytearray(damaged), 8
     while place + 12 <= len(data):
         (length,) = struct.unpack_from(">I", data, place)
         stop = place + 12 + length
@@ -105,22 +57,12 @@ def mend(data: bytearray) -> bytearray:
             break
         data[stop - 4 : stop] = struct.pack(">I", zlib.crc32(data[place + 4 : stop - 4]))
         place = stop
-    return data
-
-
-def damaged(random: Random, files: list[bytes]) -> bytes:
-    """One of the files, changed once or several times."""
-    data = bytearray(random.choice(files))
-    for _ in range(random.choice((1, 1, 1, 2, 4))):
-        if len(data) > 8:
-            data = random.choice(MUTATIONS)(data, random, files)
-    if data.startswith(b"\x89PNG") and random.random() < 0.7:
-        data = mend(data)
     return bytes(data)
 
 
-def outcome(data: bytes, shortest: int | None) -> str:
+def outcome(data: bytes, random: Random) -> str:
     """The error's code or the format; anything else that is raised goes on."""
+    shortest = random.choice((None, SHORTEST))
     try:
         picture = pictures.decode(data, shortest)
     except RequestError as error:
@@ -131,41 +73,5 @@ def outcome(data: bytes, shortest: int | None) -> str:
     return picture.format
 
 
-def run(count: int, seed: int, keep: Path) -> Counter[str]:
-    """Decode so many damaged files; returns how often each outcome came."""
-    random, files = Random(seed), seeds()  # noqa: S311  damage, no secrets
-    found: Counter[str] = Counter(outcome(data, SHORTEST) for data in files)
-    slowest = 0.0
-    kept = os.open(keep, os.O_CREAT | os.O_WRONLY)
-    for _ in range(count):
-        data = damaged(random, files)
-        os.pwrite(kept, data, 0)
-        os.ftruncate(kept, len(data))
-        faulthandler.dump_traceback_later(HANG_S, exit=True)
-        started = time.process_time()
-        found[outcome(data, random.choice((None, SHORTEST)))] += 1
-        spent = time.process_time() - started
-        slowest = max(slowest, spent)
-        if spent > LIMIT_S:
-            raise AssertionError(f"a picture must decode within {LIMIT_S} s, took {spent:.1f} s")
-    faulthandler.cancel_dump_traceback_later()
-    keep.unlink()
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10
-    print(f"slowest {slowest:.2f} s, peak {peak} MB", *sorted(found.items()))  # noqa: T201
-    return found
-
-
-def main() -> None:
-    """Read the arguments, set the limits, and run."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--count", type=int, default=20_000)
-    parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--keep", type=Path, default=Path("damaged"))
-    args = parser.parse_args()
-    faulthandler.enable()
-    resource.setrlimit(resource.RLIMIT_AS, (LIMIT_BYTES, LIMIT_BYTES))
-    run(args.count, args.seed, args.keep)
-
-
 if __name__ == "__main__":
-    main()
+    main(Decoder("picture", seeds(), mend, outcome, LIMIT_S), __doc__)

@@ -6,26 +6,17 @@ Each file is decoded within a limit of time and of memory. The first that breaks
 run, and is there to look at; so is the last one where a decoder crashed.
 """
 
-import argparse
-import faulthandler
-import os
-import resource
-import time
-from collections import Counter
-from pathlib import Path
 from random import Random
 
 import numpy as np
 
 import recordings
-from fuzz_pictures import MUTATIONS
+from damage import Decoder, main
 from marship.errors import RequestError
 from marship.serving import sounds
 from recordings import recording
 
 LIMIT_S = 2.0  # of processor time; the longest recording allowed takes a tenth of this
-HANG_S = 60
-LIMIT_BYTES = 1 << 30
 LONGEST_S = 20.0
 RATES = (8_000, 16_000)
 MENDED_SHARE = 0.7
@@ -46,27 +37,19 @@ def seeds() -> list[bytes]:
     return [*files, recordings.wav(pcm, size=0xFFFFFFFF), recordings.wav(pcm, size=0)]
 
 
-def mend(data: bytes) -> bytes:
+def mend(data: bytes, random: Random) -> bytes:
     """Give an OGG's pages their right checksums, so that damage reaches what lies behind them."""
+    if not data.startswith(b"OggS") or random.random() >= MENDED_SHARE:
+        return data
     try:
         return b"".join(recordings.mended(page) for page in recordings.ogg_pages(data))
     except IndexError:  # no pages any more
         return data
 
 
-def damaged(random: Random, files: list[bytes]) -> bytes:
-    """One of the files, changed once or several times."""
-    data = bytearray(random.choice(files))
-    for _ in range(random.choice((1, 1, 1, 2, 4))):
-        if len(data) > 8:
-            data = random.choice(MUTATIONS)(data, random, files)
-    if data.startswith(b"OggS") and random.random() < MENDED_SHARE:
-        return mend(bytes(data))
-    return bytes(data)
-
-
-def outcome(data: bytes, rate: int) -> str:
+def outcome(data: bytes, random: Random) -> str:
     """The error's code or the format; anything else that is raised goes on."""
+    rate = random.choice(RATES)
     try:
         sound = sounds.decode(data, rate, LONGEST_S)
     except RequestError as error:
@@ -79,41 +62,5 @@ def outcome(data: bytes, rate: int) -> str:
     return sound.format
 
 
-def run(count: int, seed: int, keep: Path) -> Counter[str]:
-    """Decode so many damaged files; returns how often each outcome came."""
-    random, files = Random(seed), seeds()  # noqa: S311  damage, no secrets
-    found: Counter[str] = Counter(outcome(data, RATES[0]) for data in files)
-    slowest = 0.0
-    kept = os.open(keep, os.O_CREAT | os.O_WRONLY)
-    for _ in range(count):
-        data = damaged(random, files)
-        os.pwrite(kept, data, 0)
-        os.ftruncate(kept, len(data))
-        faulthandler.dump_traceback_later(HANG_S, exit=True)
-        started = time.process_time()
-        found[outcome(data, random.choice(RATES))] += 1
-        spent = time.process_time() - started
-        slowest = max(slowest, spent)
-        if spent > LIMIT_S:
-            raise AssertionError(f"a sound must decode within {LIMIT_S} s, took {spent:.1f} s")
-    faulthandler.cancel_dump_traceback_later()
-    keep.unlink()
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10
-    print(f"slowest {slowest:.2f} s, peak {peak} MB", *sorted(found.items()))  # noqa: T201
-    return found
-
-
-def main() -> None:
-    """Read the arguments, set the limits, and run."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--count", type=int, default=10_000)
-    parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--keep", type=Path, default=Path("damaged"))
-    args = parser.parse_args()
-    faulthandler.enable()
-    resource.setrlimit(resource.RLIMIT_AS, (LIMIT_BYTES, LIMIT_BYTES))
-    run(args.count, args.seed, args.keep)
-
-
 if __name__ == "__main__":
-    main()
+    main(Decoder("sound", seeds(), mend, outcome, LIMIT_S), __doc__)

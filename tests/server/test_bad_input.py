@@ -2,7 +2,7 @@
 
 import json
 import struct
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -13,10 +13,10 @@ from marship import Client
 from marship.package import PackageSettings, package
 from marship.server import Server
 from marship.serving import codec, kserve
+from posting import Post, endpoint
 
 JSON, NPY, OCTETS = codec.JSON_TYPE, codec.NPY_TYPE, codec.OCTETS_TYPE
 NUMBERS = codec.write_npy(np.ones((1, 3), np.float32))
-Post = Callable[..., requests.Response]
 
 
 @pytest.fixture(scope="module")
@@ -24,10 +24,9 @@ def post(linear_onnx: Path, store: Path, client: Client, running: Server) -> Ite
     """Post to the linear model over one connection; in the end its worker is the first one."""
     settings = PackageSettings(model_store=store, name="sturdy", profile="throughput")
     (worker,) = client.register(package(linear_onnx, settings).name).workers
-    token = json.loads(running.home.key_file.read_text())["inference"]["key"]
-    url = f"{running.record.inference_url}/predictions/sturdy"
+    url, token = endpoint(running, "sturdy")
     with requests.Session() as session:
-        session.headers["Authorization"] = f"Bearer {token}"
+        session.headers.update(token)
 
         def send(body: bytes, content_type: str = JSON, **headers: str) -> requests.Response:
             named = {name.replace("_", "-"): value for name, value in headers.items()}

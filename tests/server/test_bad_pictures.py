@@ -1,13 +1,11 @@
 """Whatever picture is sent over HTTP: an answer or a clear error, and the worker as it was."""
 
-import json
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import psutil
 import pytest
-import requests
 from PIL import Image
 
 import photos
@@ -15,8 +13,8 @@ from colours import pack_colours
 from marship import Client
 from marship.server import Server
 from photos import colour, encode
+from posting import Post, posting
 
-Post = Callable[..., requests.Response]
 FORTY_MEGAPIXELS = (7300, 5480)
 MB = 1 << 20
 
@@ -28,16 +26,7 @@ def post(
     """Post to the model that sees colours; in the end its worker is the first one."""
     folder = tmp_path_factory.mktemp("colours")
     pack_colours(folder, profile="throughput").rename(store / "colours.mar")
-    (worker,) = client.register("colours.mar").workers
-    token = json.loads(running.home.key_file.read_text())["inference"]["key"]
-    url = f"{running.record.inference_url}/predictions/colours"
-
-    def send(data: object, kind: str = "", **more: object) -> requests.Response:
-        headers = {"Authorization": f"Bearer {token}", **({"Content-Type": kind} if kind else {})}
-        return requests.post(url, data, headers=headers, timeout=60, **more)
-
-    yield send
-    assert client.describe("colours")[0].workers == (worker,)
+    yield from posting(running, client, "colours")
 
 
 @pytest.fixture

@@ -1,22 +1,20 @@
 """Whatever sound is sent over HTTP: an answer or a clear error, and the worker as it was."""
 
-import json
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import psutil
 import pytest
-import requests
 
 import recordings
 from marship import Client
 from marship.server import Server
+from posting import Post, posting
 from recordings import encode
 from whistles import RATE, pack_ear, said, whistle
 
-Post = Callable[..., requests.Response]
 MB = 1 << 20
 MINUTES_30 = 1800
 HOURS_3 = 3 * 3600
@@ -29,16 +27,7 @@ def post(
     """Post to the model that hears pitches; in the end its worker is the first one."""
     folder = tmp_path_factory.mktemp("ear")
     pack_ear(folder, profile="throughput").rename(store / "ear.mar")
-    (worker,) = client.register("ear.mar").workers
-    token = json.loads(running.home.key_file.read_text())["inference"]["key"]
-    url = f"{running.record.inference_url}/predictions/ear"
-
-    def send(data: object, kind: str = "", **more: object) -> requests.Response:
-        headers = {"Authorization": f"Bearer {token}", **({"Content-Type": kind} if kind else {})}
-        return requests.post(url, data, headers=headers, timeout=60, **more)
-
-    yield send
-    assert client.describe("ear")[0].workers == (worker,)
+    yield from posting(running, client, "ear")
 
 
 @pytest.fixture

@@ -27,6 +27,7 @@ from marship.errors import (
     UnsupportedMediaError,
 )
 from marship.server import Server
+from posting import endpoint
 from whistles import RATE, long_whistle, pack_ear, said, wav
 
 Ask = Callable[..., requests.Response]
@@ -49,12 +50,10 @@ def ear(store: Path, client: Client, tmp_path_factory: pytest.TempPathFactory) -
 @pytest.fixture(scope="module")
 def ask(ear: str, running: Server) -> Ask:
     """Post to it; the answer is not read."""
-    token = json.loads(running.home.key_file.read_text())["inference"]["key"]
-    url = f"{running.record.inference_url}/predictions/{ear}"
+    url, token = endpoint(running, ear)
 
     def send(data: bytes, **headers: str) -> requests.Response:
-        headers = {"Authorization": f"Bearer {token}", **headers}
-        return requests.post(url, data, headers=headers, timeout=60, stream=True)
+        return requests.post(url, data, headers={**token, **headers}, timeout=60, stream=True)
 
     return send
 
@@ -126,13 +125,11 @@ def test_what_is_wrong_at_once_has_its_status_and_later_a_line(ask: Ask) -> None
 
 
 @pytest.mark.usefixtures("worker")
-def test_a_connection_is_used_again_after_a_stream(
-    running: Server, ear: str, long: bytes, ask: Ask
-) -> None:
+def test_a_connection_is_used_again_after_a_stream(running: Server, ear: str, long: bytes) -> None:
     """The stream's end is on the wire, and the next answer on the same connection is right."""
-    url = f"{running.record.inference_url}/predictions/{ear}"
+    url, token = endpoint(running, ear)
     with requests.Session() as session:
-        session.headers["Authorization"] = ask(b"").request.headers["Authorization"]
+        session.headers.update(token)
         answer = session.post(url, long, headers=LINES, stream=True, timeout=60)
         connection = answer.raw.connection
         assert len(list(values(answer))) == len(TEXTS) + 1
