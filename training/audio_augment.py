@@ -15,9 +15,8 @@ from torch.utils.data import Dataset
 
 from marship.contract import Array
 
-PEAK = 0.1
-SWELL_S = 0.4
-"""From one random volume to the next."""
+LEVEL_DB = -20
+"""Where the peak of a recording of middle loudness lies, below the largest sample there is."""
 GROUP = 8
 """So many rows are filled up to one length."""
 PAUSE_S = 0.4
@@ -39,7 +38,7 @@ class Augmentation:
 
     Attributes:
         speed: Largest change of a recording's speed, as a share; its pitch goes with it.
-        volume_db: Largest change of volume, up or down, within a recording, too.
+        volume_db: Largest change of a recording's loudness beside others', up or down.
         join: Share of recordings that are said behind another one.
         warp: Largest change of all frequencies, as a share, as another throat would make it.
         colour_db: About how much a smooth random filter raises or lowers bands.
@@ -132,8 +131,6 @@ class Augmented(Dataset[list[dict[str, torch.Tensor]]]):
         """A spectrogram of other throats, rooms and microphones, with parts silenced."""
         changes, bands = self.changes, power.shape[1]
         power = warped(power, self.rate, changes.warp)
-        seconds = power.shape[2] * self.mel.hop / self.rate
-        power = power * swell(power, changes.volume_db, 1 + math.ceil(seconds / SWELL_S))
         power = power * colour(len(power), bands, changes.colour_db)
         power = echoing(power, changes.echo, self.mel.hop / self.rate)
         power = noisy(power, frames, changes.noise, changes.colour_db)
@@ -142,10 +139,11 @@ class Augmented(Dataset[list[dict[str, torch.Tensor]]]):
 
 
 def vary(audio: Array, changes: Augmentation) -> Array:
-    """A recording at another speed, and as loud as others: they may be heard joined."""
+    """A recording at another speed, and about as loud as others: they are heard joined."""
     speed = math.exp(torch.empty(()).uniform_(-1, 1) * math.log1p(changes.speed))
+    volume_db = LEVEL_DB + float(torch.empty(()).uniform_(-1, 1)) * changes.volume_db
     changed: Array = soxr.resample(audio, speed, 1.0, quality="LQ")
-    return changed * np.float32(PEAK / np.abs(changed).max())
+    return changed * np.float32(10 ** (volume_db / 20) / np.abs(changed).max())
 
 
 def joined(spoken: Sequence[Spoken], share: float, longest_pause: float) -> list[Spoken]:
@@ -176,13 +174,6 @@ def warped(power: torch.Tensor, rate: int, most: float) -> torch.Tensor:
     places = torch.from_numpy(sources).clamp(0, bands - 1).float()[:, :, None]
     near = (1 - (places - torch.arange(bands)).abs()).clamp(min=0)  # linear between two bands
     return near @ power
-
-
-def swell(power: torch.Tensor, most_db: float, points: int) -> torch.Tensor:
-    """A volume that rises and falls, as factors of power: float32 (rows, 1, frames)."""
-    volumes_db = torch.empty(len(power), 1, points).uniform_(-1, 1) * most_db
-    between = functional.interpolate(volumes_db, power.shape[2], mode="linear", align_corners=True)
-    return 10 ** (between / 10)
 
 
 def colour(rows: int, bands: int, loudest_db: float) -> torch.Tensor:

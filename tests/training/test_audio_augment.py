@@ -1,6 +1,7 @@
 """Training recordings are changed within their bounds, and what is said in them stays."""
 
 import itertools
+import math
 import sys
 from collections.abc import Sequence
 from types import ModuleType
@@ -119,27 +120,18 @@ def test_equal_seeds_change_alike(augment: ModuleType, recordings: Any) -> None:
     assert batches[0].shape != batches[2].shape or not torch.equal(batches[0], batches[2])
 
 
-def test_speed_stays_within_its_bounds(augment: ModuleType) -> None:
-    """Lengths change by up to a fifth, both ways; all are equally loud."""
+def test_speed_and_volume_stay_within_their_bounds(augment: ModuleType) -> None:
+    """Lengths change by up to a fifth; peaks are 20 dB below the largest, or up to 6 beside."""
     torch.manual_seed(1)
     sound = np.sin(np.arange(RATE) * 0.3).astype(np.float32)
-    changes = augment.Augmentation(**(STILL | {"speed": 0.2}))
+    changes = augment.Augmentation(**(STILL | {"speed": 0.2, "volume_db": 6.0}))
     varied = [augment.vary(sound, changes) for _ in range(60)]
     lengths = [len(one) / len(sound) for one in varied]
+    gains_db = [20 + 20 * math.log10(np.abs(one).max()) for one in varied]
     assert 1 / 1.21 < min(lengths) < 0.9
     assert 1.1 < max(lengths) < 1.21
-    assert [np.abs(one).max() for one in varied] == pytest.approx([0.1] * 60)
-
-
-def test_volume_rises_and_falls_within_its_bounds(augment: ModuleType) -> None:
-    """By up to 10 dB up and down in one row, smoothly, and differently in each."""
-    torch.manual_seed(1)
-    factors = augment.swell(torch.ones(50, 40, 300), 10.0, 9)
-    decibels = 10 * factors[:, 0].log10()
-    assert -10 <= decibels.min() < -9
-    assert 9 < decibels.max() <= 10
-    assert decibels.diff(dim=1).abs().max() < 20 / 300 * 8 * 1.01
-    assert (decibels[0] - decibels[1]).abs().max() > 3
+    assert -6.1 < min(gains_db) < -4
+    assert 4 < max(gains_db) < 6.1
 
 
 def centre_hz(augment: ModuleType, power: torch.Tensor) -> Sequence[float]:
