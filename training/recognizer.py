@@ -63,7 +63,8 @@ def scaled(power: torch.Tensor, frames: torch.Tensor) -> torch.Tensor:
     as loud that is fainter than the recording's loudest frame by more than `SOFTEST`.
     """
     loud = (power * inside(power, frames)[:, None]).amax(1, keepdim=True)
-    near = functional.max_pool1d(loud, 2 * NEAR + 1, stride=1, padding=NEAR)
+    # in two dimensions, of which one is 1: torch.export takes max_pool1d for one of a fixed size
+    near = functional.max_pool2d(loud, (1, 2 * NEAR + 1), stride=1, padding=(0, NEAR))
     least = (loud.amax(2, keepdim=True) * SOFTEST).clamp(min=QUIETEST)
     # no sum: the exporter would take one with so small a number for one with zero, and drop it
     faint = power.clamp(min=LEAST_POWER).log() - torch.maximum(near, least).log()
