@@ -2,6 +2,7 @@
 
 import csv
 import wave
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -14,16 +15,25 @@ from marship.storage import write_json
 
 RATE = 16_000
 SPECIAL = ("<|endoftext|>", "<|startoftranscript|>", "<|nospeech|>", "<|notimestamps|>")
-END, START, NO_SPEECH, NO_TIMESTAMPS = range(256, 260)
+END, START = 256, 257
+LANGUAGES = ("<|en|>", "<|de|>", "<|ja|>")
+TASKS = ("<|translate|>", "<|transcribe|>")
 TIMES = 1501
-VOCABULARY = 260 + TIMES
 
 
-def write_whisper(folder: Path, seed: int = 0) -> Path:
+def special_tokens(*, multilingual: bool) -> dict[str, int]:
+    """Those that are no text, in OpenAI's order, after the 256 bytes."""
+    between = (*LANGUAGES, *TASKS) if multilingual else ()
+    return {name: END + place for place, name in enumerate((*SPECIAL[:2], *between, *SPECIAL[2:]))}
+
+
+def write_whisper(folder: Path, seed: int = 0, *, multilingual: bool = False) -> Path:
     """Two layers each, 16 wide; its tokens are the 256 bytes."""
+    special = special_tokens(multilingual=multilingual)
+    no_timestamps = special[SPECIAL[-1]]
     torch.manual_seed(seed)
     config = WhisperConfig(
-        vocab_size=VOCABULARY,
+        vocab_size=no_timestamps + 1 + TIMES,
         d_model=16,
         encoder_layers=2,
         decoder_layers=2,
@@ -39,12 +49,12 @@ def write_whisper(folder: Path, seed: int = 0) -> Path:
     )
     model = WhisperForConditionalGeneration(config).eval()
     rules = {
-        "suppress_tokens": [1, 2, 7, START, NO_SPEECH],
+        "suppress_tokens": [1, 2, 7, *list(special.values())[1:-1]],
         "begin_suppress_tokens": [32, END],
-        "forced_decoder_ids": [[1, NO_TIMESTAMPS]],
-        "no_timestamps_token_id": NO_TIMESTAMPS,
+        "forced_decoder_ids": None if multilingual else [[1, no_timestamps]],
+        "no_timestamps_token_id": no_timestamps,
         "alignment_heads": [[0, 1], [1, 0]],
-        "is_multilingual": False,
+        "is_multilingual": multilingual,
         "max_length": 448,
         "return_timestamps": False,
         "decoder_start_token_id": START,
@@ -52,19 +62,22 @@ def write_whisper(folder: Path, seed: int = 0) -> Path:
         "eos_token_id": END,
         "pad_token_id": END,
     }
+    if multilingual:
+        rules["lang_to_id"] = {name: special[name] for name in LANGUAGES}
+        rules["task_to_id"] = {name.strip("<|>"): special[name] for name in TASKS}
     model.save_pretrained(folder)
     write_json(folder / "generation_config.json", rules)
-    write_tokenizer(folder)
+    write_tokenizer(folder, special)
     return folder
 
 
-def write_tokenizer(folder: Path) -> None:
+def write_tokenizer(folder: Path, special: Mapping[str, int]) -> None:
     """One token for each byte, and the special ones."""
     vocabulary = {character: byte for byte, character in bytes_to_unicode().items()}
     added = [
-        {"id": 256 + place, "content": token, "special": True, "normalized": False}
+        {"id": number, "content": token, "special": True, "normalized": False}
         | dict.fromkeys(("single_word", "lstrip", "rstrip"), False)
-        for place, token in enumerate(SPECIAL)
+        for token, number in special.items()
     ]
     level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True}
     write_json(

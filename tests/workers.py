@@ -2,12 +2,14 @@
 
 import importlib.util
 import json
+import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import yaml
 from ts.context import Context, RequestProcessor
 
 HANDLERS = Path(__file__).parents[1] / "handlers"
@@ -45,6 +47,17 @@ class Worker:
             )
             for i, body in enumerate(bodies)
         ]
+
+
+def opened(archive: Path, folder: Path, kind: type) -> Worker:
+    """A handler class on an archive, which is extracted into `folder`."""
+    with zipfile.ZipFile(archive) as zipped:
+        zipped.extractall(folder)
+    manifest = json.loads((folder / "MAR-INF" / "MANIFEST.json").read_text())
+    config = yaml.safe_load((folder / "model-config.yaml").read_text())
+    name = manifest["model"]["modelName"]
+    context = Context(name, str(folder), manifest, 8, None, "0.12.0", model_yaml_config=config)
+    return Worker(kind(), context)
 
 
 def load_module(name: str) -> ModuleType:

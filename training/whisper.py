@@ -9,11 +9,13 @@ r"""Serve a Whisper model of transformers: nothing is trained.
 `--model` names a model on the Hugging Face hub or a folder. The recordings, with metadata.csv
 (file_name, transcription), are what the export is proven on and what variants are judged by:
 their word error rate, of texts normalised as in the paper (Radford et al. 2022, appendix C).
+
+A multilingual model writes down one language, `--language` as a code of ISO 639-1: `de` for German.
 """
 
 import csv
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -24,7 +26,10 @@ import torch
 from transcriber import RATE, SAMPLES, Rules, Transcriber
 from transformers import GenerationConfig, WhisperForConditionalGeneration, WhisperTokenizer
 from transformers.convert_slow_tokenizer import bytes_to_unicode
-from transformers.models.whisper.english_normalizer import EnglishTextNormalizer
+from transformers.models.whisper.english_normalizer import (
+    BasicTextNormalizer,
+    EnglishTextNormalizer,
+)
 
 from marship import checkpoint, console, run
 from marship.contract import Array, Arrays
@@ -47,8 +52,11 @@ Examples are no longer, so that the export, which tries the shortest, cuts nobod
 EXAMPLES = 7
 TRIED = 14
 """Recordings among which the examples are."""
-LANGUAGE = "<|en|>"
+ENGLISH = "en"
+UNSPACED = frozenset(("zh", "ja", "th", "lo", "my", "yue"))
+"""Languages written without spaces: as in the paper, characters are counted instead of words."""
 NEEDED = ("no_timestamps_token_id", "suppress_tokens", "begin_suppress_tokens", "alignment_heads")
+NEEDED_LANGUAGES = ("lang_to_id", "task_to_id")
 PLAIN = "eager"
 """How the encoder attends: products and a softmax, in which ONNX Runtime is fast."""
 
@@ -59,6 +67,7 @@ class Settings:
 
     run_dir: Path = setting(Path("runs/whisper"), "folder for everything that is written")
     model: str = setting("openai/whisper-tiny.en", "folder or name on the hub of a Whisper model")
+    language: str = setting(ENGLISH, "what is spoken; only multilingual models know others")
     data_dir: Path = setting(
         Path("data/read-english"), "folder with recordings and metadata.csv to judge on"
     )
@@ -67,11 +76,11 @@ class Settings:
     again: bool = setting(False, "make it anew although run_dir holds it")
 
 
-def build(model: str) -> Transcriber:
+def build(model: str, language: str = ENGLISH) -> Transcriber:
     """The model with its weights.
 
     Raises:
-        UsageError: There is no such model.
+        UsageError: There is no such model, or it does not know the language.
     """
     try:
         whisper = WhisperForConditionalGeneration.from_pretrained(model, attn_implementation=PLAIN)
@@ -79,27 +88,34 @@ def build(model: str) -> Transcriber:
         raise UsageError(
             f"model must be a Whisper model on the hub or its folder, got {model}: {error}."
         ) from error
-    return Transcriber(whisper, rules_of(whisper.generation_config))
+    return Transcriber(whisper, rules_of(whisper.generation_config, language))
 
 
-def rules_of(config: GenerationConfig) -> Rules:
+def rules_of(config: GenerationConfig, language: str = ENGLISH) -> Rules:
     """What decoding goes by, from generation_config.json.
 
     Raises:
-        UsageError: It is older than transformers' way to say so.
+        UsageError: It is older than transformers' way to say so, or does not know the language.
     """
-    missing = [name for name in NEEDED if getattr(config, name, None) is None]
+    speaks_many = getattr(config, "is_multilingual", False)
+    needed = NEEDED + (NEEDED_LANGUAGES if speaks_many else ())
+    missing = [name for name in needed if getattr(config, name, None) is None]
     if missing:
         raise UsageError(
             f"generation_config.json must tell {', '.join(missing)}, got none. Take the file of "
             "the OpenAI model that yours was made from."
         )
-    start, plain = config.decoder_start_token_id, config.no_timestamps_token_id
-    prefix = (start, plain)
-    if getattr(config, "is_multilingual", False):
-        prefix = (start, config.lang_to_id[LANGUAGE], config.task_to_id["transcribe"], plain)
+    task: tuple[int, ...] = ()
+    if speaks_many:
+        task = (language_token(config.lang_to_id, language), config.task_to_id["transcribe"])
+    elif language != ENGLISH:
+        raise UsageError(
+            f"language must be {ENGLISH} where the model knows no other, got {language}. Take a "
+            "multilingual model: its name does not end in .en."
+        )
+    plain = config.no_timestamps_token_id
     return Rules(
-        prefix=prefix,
+        prefix=(config.decoder_start_token_id, *task, plain),
         end=config.eos_token_id,
         no_speech=plain - 1,
         banned=tuple(config.suppress_tokens),
@@ -109,10 +125,24 @@ def rules_of(config: GenerationConfig) -> Rules:
     )
 
 
+def language_token(tokens: Mapping[str, int], language: str) -> int:
+    """The token that tells a multilingual model what is spoken.
+
+    Raises:
+        UsageError: It does not know the language.
+    """
+    token = f"<|{language}|>"
+    if token not in tokens:
+        known = ", ".join(sorted(name.strip("<|>") for name in tokens))
+        raise UsageError(f"language must be one of {known}; got {language}.")
+    return tokens[token]
+
+
 def judge(outputs: Arrays, targets: Arrays) -> dict[str, float]:
-    """The word error rate against `text`; `table` holds the tokens' bytes."""
+    """The word error rate against `text` in `language`; `table` holds the tokens' bytes."""
     heard = [spelled(row, targets["table"]) for row in outputs["tokens"]]
-    return {"word_error_rate": word_error_rate(targets["text"].tolist(), heard)}
+    said, language = targets["text"].tolist(), targets["language"].item()
+    return {"word_error_rate": word_error_rate(said, heard, language)}
 
 
 def spelled(tokens: Array, table: Array) -> str:
@@ -120,16 +150,18 @@ def spelled(tokens: Array, table: Array) -> str:
     return b"".join(table[tokens].tolist()).decode(errors="replace")
 
 
-def word_error_rate(said: Sequence[str], heard: Sequence[str]) -> float:
+def word_error_rate(said: Sequence[str], heard: Sequence[str], language: str = ENGLISH) -> float:
     """Edits for each word that was said, after normalisation."""
-    normal = normalizer()
+    normal = normalizer(language)
     return float(jiwer.wer([normal(text) for text in said], [normal(text) for text in heard]))
 
 
 @cache
-def normalizer() -> EnglishTextNormalizer:
-    """The paper's, without its list of British spellings."""
-    return EnglishTextNormalizer({})
+def normalizer(language: str = ENGLISH) -> Callable[[str], str]:
+    """The paper's; that of English without its list of British spellings."""
+    if language == ENGLISH:
+        return EnglishTextNormalizer({})
+    return BasicTextNormalizer(split_letters=language in UNSPACED)
 
 
 def token_table(model: str, size: int) -> list[bytes]:
@@ -216,7 +248,7 @@ def main(settings: Settings) -> None:
     if run.is_finished(settings, digest.hexdigest()):
         return
     run.begin(settings)
-    model = build(settings.model).eval()
+    model = build(settings.model, settings.language).eval()
     table = token_table(settings.model, len(model.banned))
     examples = surest(model, samples)
     heldout = [place for place in range(len(samples)) if place not in examples]
@@ -226,6 +258,7 @@ def main(settings: Settings) -> None:
             "audio": filled([samples[place] for place in heldout]),
             "target/text": np.array([texts[place] for place in heldout]),
             "target/table": np.array(table),
+            "target/language": np.array(settings.language),
         },
     }
     write(settings, model, table, arrays, digest.hexdigest())
@@ -267,7 +300,7 @@ def write(
         pad_values={"audio": 0.0},
         bounds={"samples": (round(SHORTEST_S * RATE), SAMPLES)},
         assets=(SPEECH_FILE, TOKENS_FILE),
-        evidence={"model": settings.model},
+        evidence={"model": settings.model, "language": settings.language},
     ).save(folder)
     counts = {name: len(tensors["audio"]) for name, tensors in arrays.items()}
     write_json(folder / run.METRICS_FILE, {"recordings": counts, "data_digest": digest})

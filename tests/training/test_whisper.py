@@ -5,6 +5,7 @@ import struct
 import sys
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import numpy as np
 import onnx
@@ -22,6 +23,8 @@ from marship.serving import sounds
 from marship.serving.speech import reader
 from recipes import REPOSITORY, run_marship, run_recipe
 from whisper_folder import END, RATE, sound, write_recordings, write_whisper
+from whistles import wav
+from workers import Answer, load_module, opened
 
 MOST = 224
 SOME = 48
@@ -89,6 +92,46 @@ def test_the_tokens_are_those_of_transformers(
     assert outputs["tokens"][0, :SOME].tolist() == wanted
 
 
+def test_a_multilingual_model_is_told_what_is_spoken(whisper: ModuleType, tmp_path: Path) -> None:
+    """Another language gives other tokens, and they are those of transformers."""
+    folder = write_whisper(tmp_path / "model", multilingual=True)
+    audio = sound(3.0, 1)
+    features = WhisperFeatureExtractor()(audio, sampling_rate=RATE, return_tensors="pt")
+    model = WhisperForConditionalGeneration.from_pretrained(folder).eval()
+    got = {}
+    for language in ("en", "de"):
+        asked = {"language": language, "task": "transcribe", "max_new_tokens": SOME}
+        wanted = model.generate(features.input_features, num_beams=1, **asked)[0]
+        with torch.no_grad():
+            outputs = whisper.build(str(folder), language)(torch.from_numpy(audio)[None])
+        got[language] = outputs["tokens"][0, :SOME].tolist()
+        assert got[language] == wanted[:SOME].tolist()
+    assert got["en"] != got["de"]
+
+
+def test_languages_and_tasks_are_no_text(whisper: ModuleType, tmp_path: Path) -> None:
+    """The table of tokens has bytes for text alone."""
+    folder = write_whisper(tmp_path / "model", multilingual=True)
+    table = whisper.token_table(str(folder), 300)
+    assert table == [bytes([byte]) for byte in range(256)] + [b""] * 44
+
+
+@pytest.mark.parametrize(
+    ("multilingual", "message"),
+    [
+        (False, "language must be en where the model knows no other, got fi. Take a multilingual"),
+        (True, "language must be one of de, en, ja; got fi"),
+    ],
+)
+def test_a_language_that_the_model_does_not_know_is_refused(
+    whisper: ModuleType, tmp_path: Path, *, multilingual: bool, message: str
+) -> None:
+    """One line tells which there are."""
+    folder = write_whisper(tmp_path / "model", multilingual=multilingual)
+    with pytest.raises(UsageError, match=message):
+        whisper.build(str(folder), "fi")
+
+
 def test_the_graph_is_proven_and_batched(exported: Path) -> None:
     """Export shows that ONNX Runtime agrees, and that neither rows nor padding change an answer."""
     contract = Contract.from_json((exported / "contract.json").read_bytes())
@@ -121,6 +164,27 @@ def test_the_run_folder_has_what_the_reader_needs(exported: Path) -> None:
         "no_speech": np.zeros(1, np.float32),
     }
     assert [segment.text for segment in voice.read(outputs, 2.0)] == ["Hi!"]
+
+
+def test_served_clips_get_the_same_alone_and_together(exported: Path, tmp_path: Path) -> None:
+    """Short, long and of several pieces: text, times and confidence stay as they are."""
+    run_marship("package", exported, "--model-store", tmp_path)
+    handler = load_module("speech_handler").SpeechHandler
+    ear = opened(tmp_path / "whisper.mar", tmp_path / "extracted", handler)
+    bodies = [wav(sound(seconds, place)) for place, seconds in enumerate((7.0, 12.0, 5.0, 33.0))]
+    sizes = []
+    run = ear.handler.session.run
+    ear.handler._batcher.run = lambda inputs: sizes.append(len(inputs["audio"])) or run(inputs)
+    together = [unhurried(answer) for answer in ear(*({"body": body} for body in bodies))]
+    assert max(sizes) == 2
+    assert together == [unhurried(ear({"body": body})[0]) for body in bodies]
+    assert len({answer["text"] for answer in together}) == len(bodies)
+    assert ear({"body": wav(np.zeros(3 * RATE, np.float32))})[0].json()["text"] == ""
+
+
+def unhurried(answer: Answer) -> dict[str, Any]:
+    """An answer without what differs from run to run."""
+    return {name: value for name, value in answer.json().items() if name != "timings_ms"}
 
 
 def test_int8_reaches_into_the_loop(exported: Path, tmp_path: Path) -> None:
@@ -157,6 +221,8 @@ def test_word_errors_are_counted_after_normalisation(whisper: ModuleType) -> Non
     """Numbers, case and punctuation make no error; another word does."""
     assert whisper.word_error_rate(["ten of clubs"], ["10 of Clubs."]) == 0
     assert whisper.word_error_rate(["seven of hearts"], ["seven of hats"]) == pytest.approx(1 / 3)
+    assert whisper.word_error_rate(["Schöne Grüße!"], ["schöne grüße"], "de") == 0
+    assert whisper.word_error_rate(["你好。"], ["你們"], "zh") == 0.5
 
 
 def test_a_ctranslate2_file_becomes_the_same_weights(

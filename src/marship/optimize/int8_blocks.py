@@ -1,4 +1,4 @@
-"""int8 by blocks: weights in int8 with a scale for each 128 of them, within loops, too.
+"""int8 by blocks: weights in int8 with a scale for each 64 of them, within loops, too.
 
 Needs: matrix products with constant weights, and a loop, whose body the other passes do not
 reach. No data. The operator is ONNX Runtime's own, MatMulNBits of com.microsoft; what it
@@ -17,7 +17,9 @@ from marship.optimize.source import NotBuiltError, Source
 from marship.parity import first_line
 
 NAME = "int8_blocks"
-BLOCK = 128
+BLOCK = 64
+"""Up to here ONNX Runtime's sums are those of one row alone, to the bit, however many rows there
+are; from 128 on they differ in the last bits, which the next layer's rounding to int8 magnifies."""
 BITS = 8
 INT8_PRODUCTS = 4
 """The operator's accuracy_level: products of int8 numbers, summed up in int32."""
