@@ -24,7 +24,12 @@ import jiwer
 import numpy as np
 import torch
 from transcriber import RATE, SAMPLES, Rules, Transcriber
-from transformers import GenerationConfig, WhisperForConditionalGeneration, WhisperTokenizer
+from transformers import (
+    GenerationConfig,
+    WhisperForConditionalGeneration,
+    WhisperTokenizer,
+    logging,
+)
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 from transformers.models.whisper.english_normalizer import (
     BasicTextNormalizer,
@@ -248,9 +253,11 @@ def main(settings: Settings) -> None:
     if run.is_finished(settings, digest.hexdigest()):
         return
     run.begin(settings)
+    logging.disable_progress_bar()  # its own, of a second or less
     model = build(settings.model, settings.language).eval()
     table = token_table(settings.model, len(model.banned))
-    examples = surest(model, samples)
+    with console.err.status("hearing recordings, to choose the surest as examples"):
+        examples = surest(model, samples)
     heldout = [place for place in range(len(samples)) if place not in examples]
     arrays = {
         "examples": {"audio": filled([samples[place] for place in examples])},
