@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: help setup demo demo-image demo-speech test check bench lock clean
+.PHONY: help setup demo demo-image demo-speech test check audit bench lock clean
 
 help:  ## what can be made
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -33,6 +33,9 @@ demo-image: setup  ## tag and moderate photographs with ready models
 
 demo-speech: setup  ## transcribe recordings with Whisper and with a model trained here
 	@PATH="$(CURDIR)/$(BIN):$$PATH" bash demos/speech.sh
+
+audit: setup  ## ask PyPI whether a locked package has a known flaw
+	$(BIN)/python tools/audit.py requirements.lock
 
 bench: setup  ## measure against the peers, all cases; needs wrk, and hours
 	$(BIN)/python benchmarks/run.py
