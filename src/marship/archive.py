@@ -8,6 +8,7 @@ import hashlib
 import json
 import zipfile
 import zlib
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ import yaml
 
 from marship.contract import CONTRACT_FILE, Contract
 from marship.errors import ModelError, PackageError, UsageError
+from marship.serving import sealed
 
 MANIFEST_FILE = "MAR-INF/MANIFEST.json"
 CONFIG_FILE = "model-config.yaml"
@@ -42,6 +44,7 @@ class Archive:
         contract: What the model takes and gives; None in archives of other makers.
         evidence: How the model came about; empty in archives of other makers.
         members: All files, by name.
+        key_name: The name of the key that opens the sealed files; None where none is sealed.
     """
 
     path: Path
@@ -50,6 +53,7 @@ class Archive:
     contract: Contract | None
     evidence: dict[str, Any]
     members: tuple[Member, ...]
+    key_name: str | None = None
 
     @property
     def name(self) -> str:
@@ -60,6 +64,11 @@ class Archive:
     def version(self) -> str:
         """The model's version."""
         return str(self.manifest["model"]["modelVersion"])
+
+    @property
+    def sealed(self) -> tuple[str, ...]:
+        """The names of the sealed files."""
+        return tuple(m.name for m in self.members if m.name.endswith(sealed.SUFFIX))
 
 
 def read(path: Path) -> Archive:
@@ -84,14 +93,16 @@ def read(path: Path) -> Archive:
                 contract=Contract.from_json(contract) if contract else None,
                 evidence=json.loads(_text(zipped, EVIDENCE_FILE) or "{}"),
                 members=tuple(sorted(members, key=lambda member: member.name)),
+                key_name=_key_name(zipped, sorted(names)),
             )
     except (zipfile.BadZipFile, zlib.error, OSError, EOFError, NotImplementedError) as error:
         raise PackageError(
             f"{path} must be an intact .mar archive, got: {error}. Package the model again."
         ) from error
     except (KeyError, ValueError, TypeError, yaml.YAMLError, ModelError) as error:
+        reason = " ".join(str(error).split())  # YAML's has several lines
         raise PackageError(
-            f"{path} must be an archive of torch-model-archiver, got: {error}. "
+            f"{path} must be an archive of torch-model-archiver, got: {reason}. "
             "Package the model again."
         ) from error
 
@@ -103,6 +114,16 @@ def config_name(manifest: dict[str, Any]) -> str:
 
 def _text(zipped: zipfile.ZipFile, name: str) -> str:
     return zipped.read(name).decode() if name in zipped.namelist() else ""
+
+
+def _key_name(zipped: zipfile.ZipFile, names: Iterable[str]) -> str | None:
+    """As the first sealed file says; only the key itself can prove it."""
+    for name in names:
+        if name.endswith(sealed.SUFFIX):
+            with zipped.open(name) as file:
+                header = sealed.Header.parse(file.read(sealed.HEADER_BYTES), name)
+            return header.key_name.hex()
+    return None
 
 
 def _member(zipped: zipfile.ZipFile, info: zipfile.ZipInfo) -> Member:

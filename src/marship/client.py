@@ -12,17 +12,15 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Concatenate, ParamSpec, Self, TypeVar
 
-import numpy as np
-import orjson
-
 from marship import profiles
-from marship.errors import UsageError
-from marship.serving.codec import JSON_TYPE, NPY_TYPE, OCTETS_TYPE, read_npy
+from marship.bodies import decoded, encoded
+from marship.torchserve import draining, status
 from marship.torchserve import models as flows
-from marship.torchserve import status
 from marship.torchserve.access import Access
 from marship.torchserve.calls import Answer, Flow, line_value
+from marship.torchserve.home import Home
 from marship.torchserve.models import Registration
+from marship.torchserve.retries import RETRY_S
 from marship.torchserve.status import Model, ModelStatus, OnWait, Patience, Worker
 from marship.torchserve.transports import AsyncTransport, BlockingTransport
 
@@ -65,6 +63,8 @@ def _register(  # noqa: PLR0913  keyword-only
         UsageError: The archive is no file name, or the model's name cannot be used.
         NotFoundError: The model store does not hold the archive.
         PackageError: The archive is damaged.
+        SignatureError: The server has a trust folder, and the archive is unsigned, altered,
+            renamed or signed by another key.
         LoadError: A worker died, or the time is over: the message holds the worker's own
             error, the notes its log's last lines. Nothing stays registered.
         ServerError: The server refused.
@@ -139,9 +139,9 @@ def _predict(
         NotFoundError: There is no such model or version.
         ServerError: The worker failed, or the queue is full.
     """
-    body, kind = _encoded(inputs, content_type)
+    body, kind = encoded(inputs, content_type)
     answer = yield from flows.predict(access, name, version=version, body=body, content_type=kind)
-    return _decoded(answer)
+    return decoded(answer)
 
 
 def _blocking(operation: Operation[P, T]) -> "Callable[Concatenate[Client, P], T]":
@@ -191,6 +191,7 @@ class _Connected:
         inference_token: str | None = None,
         management_token: str | None = None,
         timeout_s: float = 60.0,
+        retry_s: float = RETRY_S,
     ) -> None:
         urls = {
             "inference": inference_url,
@@ -198,8 +199,13 @@ class _Connected:
             "metrics": metrics_url,
         }
         tokens = {"inference": inference_token, "management": management_token}
-        self._access = Access(home, urls, tokens)
+        self._access = Access(home, urls, tokens, retry_s)
         self._timeout_s = timeout_s
+
+    @property
+    def home(self) -> Home:
+        """The server's home folder, where it is at hand."""
+        return self._access.home
 
 
 class Client(_Connected):
@@ -216,6 +222,8 @@ class Client(_Connected):
         inference_token: In place of MARSHIP_INFERENCE_TOKEN and the home's.
         management_token: In place of MARSHIP_MANAGEMENT_TOKEN and the home's.
         timeout_s: How long one HTTP exchange may take.
+        retry_s: How long a prediction that fails through no fault of its own is asked again: a
+            full queue, a lost connection, a dead worker. 0 asks once. See `torchserve.retries`.
     """
 
     models = _blocking(flows.list_models)
@@ -224,6 +232,7 @@ class Client(_Connected):
     scale = _blocking(_scale)
     wait_ready = _blocking(_wait_ready)
     set_default = _blocking(flows.set_default)
+    drain = _blocking(draining.drain)
     unregister = _blocking(flows.unregister)
     predict = _blocking(_predict)
     ping = _blocking(flows.ping)
@@ -257,7 +266,7 @@ class Client(_Connected):
         asked = _asked_for_lines(self._access, name, inputs, version, content_type)
         answer = self._transport.run(asked)
         if not answer.has_lines:
-            yield _decoded(answer)
+            yield decoded(answer)
             return
         with closing(answer.lines) as lines:
             yield from map(line_value, lines)
@@ -308,6 +317,7 @@ class AsyncClient(_Connected):
     scale = _awaiting(_scale)
     wait_ready = _awaiting(_wait_ready)
     set_default = _awaiting(flows.set_default)
+    drain = _awaiting(draining.drain)
     unregister = _awaiting(flows.unregister)
     predict = _awaiting(_predict)
     ping = _awaiting(flows.ping)
@@ -325,7 +335,7 @@ class AsyncClient(_Connected):
         asked = _asked_for_lines(self._access, name, inputs, version, content_type)
         answer = await self._transport.run(asked)
         if not answer.has_lines:
-            yield _decoded(answer)
+            yield decoded(answer)
             return
         async with aclosing(answer.lines) as lines:
             async for line in lines:
@@ -368,30 +378,5 @@ def _asked_for_lines(
     version: str | None,
     content_type: str | None,
 ) -> Flow[Answer]:
-    body, kind = _encoded(inputs, content_type)
+    body, kind = encoded(inputs, content_type)
     return flows.predict(access, name, version=version, body=body, content_type=kind, streams=True)
-
-
-def _encoded(inputs: Any, content_type: str | None) -> tuple[bytes, str]:  # noqa: ANN401  any that a request may be
-    if isinstance(inputs, bytes | bytearray | memoryview):
-        return bytes(inputs), content_type or OCTETS_TYPE
-    try:
-        body = orjson.dumps(inputs, default=_plain, option=orjson.OPT_SERIALIZE_NUMPY)
-    except TypeError as error:
-        raise UsageError(f"inputs must be JSON, arrays or bytes, got {error}.") from error
-    return body, content_type or JSON_TYPE
-
-
-def _plain(value: object) -> Any:  # noqa: ANN401  any JSON value
-    """What orjson does not take by itself: arrays that are not contiguous, or of text."""
-    if isinstance(value, np.ndarray):
-        return value.tolist()
-    raise TypeError(f"a value of type {type(value).__name__}")
-
-
-def _decoded(answer: Answer) -> Any:  # noqa: ANN401  by content type
-    if answer.content_type == JSON_TYPE:
-        return answer.json()
-    if answer.content_type == NPY_TYPE:
-        return read_npy(answer.body)
-    return answer.body

@@ -109,6 +109,11 @@ def configure(path: Path, options: Sequence[str], version: str | None = None) ->
     changes = parsed(options)
     if version is not None and not VERSION.fullmatch(version):
         raise UsageError(f"version must be digits and dots, such as 1.1, got {version!r}.")
+    if read.sealed and version not in (None, read.version):
+        raise PackageError(
+            f"the version of {path} must stay {read.version}, to which its sealed files are bound, "
+            f"got {version}. Package the model again with --version {version}."
+        )
     after: dict[str, Scalar] = section({**before, **changes}).get(SECTION, {})
     done = Configured(read, before, after, version_before=read.version)
     if version not in (None, read.version) or done.changed:

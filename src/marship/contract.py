@@ -10,9 +10,10 @@ import hashlib
 import json
 import zipfile
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack, nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import numpy.typing as npt
@@ -130,7 +131,7 @@ class GoldenCase:
     outputs: Arrays
 
 
-def write_golden(path: Path, cases: Sequence[GoldenCase]) -> None:
+def write_golden(target: Path | BinaryIO, cases: Sequence[GoldenCase]) -> None:
     """Write cases as an npz with keys `<index>/in/<name>` and `<index>/out/<name>`."""
     arrays = {
         f"{index}/{side}/{name}": array
@@ -138,11 +139,11 @@ def write_golden(path: Path, cases: Sequence[GoldenCase]) -> None:
         for side, tensors in (("in", case.inputs), ("out", case.outputs))
         for name, array in tensors.items()
     }
-    with path.open("wb") as file:
+    with target.open("wb") if isinstance(target, Path) else nullcontext(target) as file:
         np.savez_compressed(file, **arrays)  # type: ignore[arg-type]  # its stub takes no mapping
 
 
-def read_golden(path: Path) -> list[GoldenCase]:
+def read_golden(source: Path | BinaryIO) -> list[GoldenCase]:
     """Read what `write_golden` wrote.
 
     Raises:
@@ -150,14 +151,14 @@ def read_golden(path: Path) -> list[GoldenCase]:
     """
     cases: dict[int, GoldenCase] = {}
     try:
-        with np.load(path, allow_pickle=False) as arrays:
+        with np.load(source, allow_pickle=False) as arrays:
             for key in arrays.files:
                 index, side, name = key.split("/", 2)
                 case = cases.setdefault(int(index), GoldenCase({}, {}))
                 (case.inputs if side == "in" else case.outputs)[name] = arrays[key]
     except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
         raise ModelError(
-            f"{path.name} must hold golden cases, got {error}. Package the model again."
+            f"{GOLDEN_FILE} must hold golden cases, got {error}. Package the model again."
         ) from error
     return [cases[index] for index in sorted(cases)]
 
@@ -203,9 +204,14 @@ def agree(got: Arrays, want: Arrays, tolerance: Tolerance) -> bool:
 
 def digest_files(*paths: Path) -> str:
     """SHA-256 over the bytes of the files one after the other, in hexadecimal."""
+    with ExitStack() as opened:
+        return digest_streams(*(opened.enter_context(path.open("rb")) for path in paths))
+
+
+def digest_streams(*streams: BinaryIO) -> str:
+    """SHA-256 over the bytes of the streams one after the other, in hexadecimal."""
     digest = hashlib.sha256()
-    for path in paths:
-        with path.open("rb") as file:
-            while chunk := file.read(CHUNK_BYTES):
-                digest.update(chunk)
+    for stream in streams:
+        while chunk := stream.read(CHUNK_BYTES):
+            digest.update(chunk)
     return digest.hexdigest()

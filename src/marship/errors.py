@@ -6,19 +6,23 @@
     |-- CheckpointError         weights or run state that cannot be used
     |-- TrainingError           a loss that is no number any more
     |-- ModelError              an ONNX file that cannot be read or run
-    |   `-- ParityError         two ways to run one model disagree
+    |   |-- ParityError         two ways to run one model disagree
+    |   `-- SealError           a sealed file cannot be opened: key, damage, another's
     |-- PackageError            an archive that cannot be built or read
+    |   `-- SignatureError      it is unsigned, altered, or signed by a key that is not trusted
     |-- LoadError               a worker refuses to serve: digest, golden outputs, provider
     |-- ServerError             TorchServe could not be started, reached, or did not do as told
     |   |-- NotRunningError     nobody answers at the address
     |   |-- NoAnswerError       the connection ended, or the time, before the answer came
     |   |-- TokenError          the token is missing, wrong or too old
-    |   `-- NotFoundError       no such model or version on the server
+    |   |-- NotFoundError       no such model or version on the server
+    |   `-- RolloutError        a new version did not take over, and was taken back
     `-- RequestError            what a client sent cannot be answered (HTTP 4xx)
         |-- MalformedError      400, the bytes are not what their type says
         |-- InvalidInputError   400, well formed, but against the model's contract
         |-- TooLargeError       413
-        `-- UnsupportedMediaError  415
+        |-- UnsupportedMediaError  415
+        `-- RateLimitError      429, more requests than the proxy lets one client make
 
 Every class knows its HTTP status and its stable code: clients branch on the code, never on
 the message. A message reads `<thing> must <rule>, got <value>. <What to do>.`
@@ -70,10 +74,22 @@ class ParityError(ModelError):
     code = "parity"
 
 
+class SealError(ModelError):
+    """A sealed file cannot be opened, or its key cannot be had."""
+
+    code = "seal"
+
+
 class PackageError(MarshipError):
     """An archive cannot be built or read."""
 
     code = "package"
+
+
+class SignatureError(PackageError):
+    """An archive is unsigned, altered, or signed by a key that is not trusted."""
+
+    code = "signature"
 
 
 class LoadError(MarshipError):
@@ -100,6 +116,7 @@ class NoAnswerError(ServerError):
 
     status = 504
     code = "no_answer"
+    timed_out: bool = False  # else the connection ended
 
 
 class TokenError(ServerError):
@@ -114,6 +131,12 @@ class NotFoundError(ServerError):
 
     status = 404
     code = "not_found"
+
+
+class RolloutError(ServerError):
+    """A new version of a model did not take over; the message says what the server has now."""
+
+    code = "rollout"
 
 
 class RequestError(MarshipError):
@@ -147,3 +170,10 @@ class UnsupportedMediaError(RequestError):
 
     status = 415
     code = "unsupported_media"
+
+
+class RateLimitError(RequestError):
+    """One client asked more, or more at a time, than the proxy lets it."""
+
+    status = 429
+    code = "rate_limit"

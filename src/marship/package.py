@@ -1,6 +1,7 @@
 """Stages a model and builds its `.mar`: self-contained, and the same bytes every time."""
 
 import ast
+import io
 import json
 import re
 import shutil
@@ -16,7 +17,7 @@ from typing import Any
 import yaml
 
 import marship
-from marship import configure, profiles, run, shipped
+from marship import configure, profiles, run, sealing, shipped
 from marship.archive import CONFIG_FILE, EVIDENCE_FILE, MANIFEST_FILE
 from marship.contract import (
     CONTRACT_FILE,
@@ -29,6 +30,8 @@ from marship.contract import (
 )
 from marship.errors import PackageError, UsageError
 from marship.recipe import RECIPE_FILE, Recipe
+from marship.sealing import Sealer
+from marship.serving import keysource
 from marship.settings import setting
 from marship.storage import read_json, replacing
 
@@ -74,6 +77,9 @@ class PackageSettings:
     provider: tuple[str, ...] = setting(("cpu",), "cpu, cuda, tensorrt or openvino, best first")
     intra_op_threads: int | None = setting(None, "threads of one call; cores / workers", minimum=1)
     spinning: bool = setting(False, "idle threads spin: only for a worker alone on its cores")
+    seal: str | None = setting(
+        None, "encrypt the model; the key from file:PATH, env:NAME or command:PROGRAM ..."
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -273,19 +279,39 @@ def _stage(contents: Contents, settings: PackageSettings, stage: Path) -> Path:
     """Lay out `extra/`, which becomes the archive's top, and the configuration beside it."""
     extra = stage / "extra"
     _copy_serving(extra / "marship")
-    shutil.copyfile(contents.model, extra / MODEL_FILE)
-    for name in contents.contract.files[1:]:
-        shutil.copyfile(contents.model.parent / name, extra / name)
+    if settings.seal is None:
+        _write_model(contents, extra)
+    else:
+        key = keysource.read(settings.seal)
+        contents = _sealed_model(contents, Sealer(key, contents.name, settings.version), extra)
     for path in contents.assets:
         if (extra / path.name).exists():
             raise UsageError(f"{path.name} must be named otherwise: the archive has such a file.")
         shutil.copyfile(path, extra / path.name)
     (extra / CONTRACT_FILE).write_text(contents.contract.to_json())
-    write_golden(extra / GOLDEN_FILE, contents.golden)
     evidence = {**contents.evidence, "versions": _versions()}
     (extra / EVIDENCE_FILE).write_text(json.dumps(evidence, indent=2, sort_keys=True) + "\n")
     (stage / CONFIG_FILE).write_text(_model_config(settings))
     return stage
+
+
+def _write_model(contents: Contents, extra: Path) -> None:
+    shutil.copyfile(contents.model, extra / MODEL_FILE)
+    for name in contents.contract.files[1:]:
+        shutil.copyfile(contents.model.parent / name, extra / name)
+    write_golden(extra / GOLDEN_FILE, contents.golden)
+
+
+def _sealed_model(contents: Contents, sealer: Sealer, extra: Path) -> Contents:
+    """Write the model and its golden cases sealed; none of it lies there in the plain, ever.
+
+    Golden cases are sealed as well: they are data that the model was made for, and answers.
+    """
+    contract = sealing.write_model(sealer, contents.model, contents.contract, extra)
+    golden = io.BytesIO()
+    write_golden(golden, contents.golden)
+    sealer.write(extra, GOLDEN_FILE, golden)
+    return replace(contents, contract=contract, evidence=sealing.discreet(contents.evidence))
 
 
 def _copy_serving(target: Path) -> None:

@@ -6,12 +6,10 @@ environment and its temporary folder are known, and several servers run side by 
 
 import contextlib
 import importlib.util
-import os
 import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 import urllib.error
@@ -23,29 +21,21 @@ from pathlib import Path
 import psutil
 
 from marship.errors import NotRunningError, ServerError, UsageError
+from marship.serving import keysource
 from marship.settings import setting
 from marship.torchserve import config as configs
+from marship.torchserve import environment, java, production, properties, sockets
 from marship.torchserve import home as homes
-from marship.torchserve import java, properties
+from marship.torchserve import store as stores
 from marship.torchserve.home import Home, ServerRecord
 
 LOG_CONFIG = Path(__file__).with_name("log4j2.xml")
 JAVA_CLASS = "org.pytorch.serve.ModelServer"
 STARTED_LINE = "Model server started."
 
-_LONGEST_SOCKET = 107  # bytes; sun_path of unix(7) holds 108, the last one is zero
-_SOCKET_NAME = "/.ts.sock.65535"
 _POLL_S = 0.05
 _STOPPED = (128 + signal.SIGTERM, -signal.SIGTERM)
 _TELLING = ("Invalid configuration", "Exception", "Error", "Could not", "Unrecognized", "fatal")
-_KEPT_OUT = {
-    "PYTHONPATH",  # a worker runs the archive's own copy of marship, and its own handler
-    "PYTHONHOME",
-    "TS_CONFIG_FILE",  # it would override the resolved settings
-    "TS_MODEL_SERVER_HOME",
-    "MARSHIP_INFERENCE_TOKEN",  # a worker runs a model's code: it needs no tokens
-    "MARSHIP_MANAGEMENT_TOKEN",
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,12 +50,18 @@ class ServeSettings:
         None, "TorchServe's settings; else ./config.properties, else the packaged ones"
     )
     models: tuple[str, ...] = setting((), "archives to load at the start, or all")
+    trust: Path | None = setting(
+        None, "folder of public keys: only archives signed with one of them are served"
+    )
     inference_port: int | None = setting(None, "0 takes any free port; else the config's")
     management_port: int | None = setting(None, "0 takes any free port; else the config's")
     metrics_port: int | None = setting(None, "0 takes any free port; else the config's")
     grpc_inference_port: int | None = setting(None, "0 takes any free port; else the config's")
     grpc_management_port: int | None = setting(None, "0 takes any free port; else the config's")
+    seal_key: str | None = setting(None, "opens sealed models: file:PATH, env:NAME or command:...")
     free_ports: bool = setting(False, "take any free port for all that no flag names")
+    profile: str | None = setting(None, "production: refuse to start where anything lets others in")
+    keep_env: tuple[str, ...] = setting((), "a variable that workers see in production, too")
     start_timeout_s: float = setting(60.0, "how long the server may take to answer", minimum=1)
 
     def ports(self) -> dict[str, int | None]:
@@ -139,10 +135,12 @@ def start(settings: ServeSettings, *, on_wait: Callable[[float], None] | None = 
 
     Raises:
         UsageError: A setting cannot be meant.
+        PackageError: An archive to load at the start is not signed as `trust` asks for.
         ServerError: A server runs in this home, a port is in use, there is no Java, or
             TorchServe did not start; nothing of it is left then.
     """
     home = Home((settings.home or homes.default_home()).absolute())
+    production.check_profile(settings.profile, settings.keep_env)
     home.create()
     with home.locked():
         if (running := home.running()) is not None:
@@ -151,14 +149,19 @@ def start(settings: ServeSettings, *, on_wait: Callable[[float], None] | None = 
                 f"(process {running.pid}). Stop it with: marship stop"
             )
         _clean(home)
+        source = configs.locate(settings.config)
         values = configs.resolve(
-            configs.locate(settings.config),
+            source,
             home=home.path,
             model_store=settings.model_store,
             ports=settings.ports(),
             models=settings.models,
+            vault=home.verified if settings.trust else None,
         )
-        return _launch(home, values, settings.start_timeout_s, on_wait)
+        if settings.profile:
+            production.check(home, source, values, settings.trust)
+        with stores.admitted(home, values, settings.trust) as readable:
+            return _launch(home, values, readable, settings, on_wait)
 
 
 def stop(home_path: Path | None = None, *, grace_s: float = 10.0) -> ServerRecord:
@@ -208,13 +211,16 @@ def log_files(home_path: Path | None = None) -> list[Path]:
 def _launch(
     home: Home,
     values: Mapping[str, str],
-    timeout_s: float,
+    readable: Mapping[str, str],
+    settings: ServeSettings,
     on_wait: Callable[[float], None] | None,
 ) -> Server:
+    seal_key = keysource.tried(settings.seal_key)
     runtime = java.find()
-    temporary = _make_tmp(home)
+    temporary = home.make_tmp()
     try:
-        process = _run_java(runtime, home, values, temporary)
+        seen = _environment(settings, readable, temporary, seal_key)
+        process = _run_java(runtime, home, readable, temporary, seen)
     except BaseException:
         shutil.rmtree(temporary)
         raise
@@ -226,12 +232,16 @@ def _launch(
         metrics_url=configs.address_url(values, "metrics_address"),
         model_store=values["model_store"],
         tmp=str(temporary),
+        seal_key=seal_key,
+        trust=str(settings.trust.absolute()) if settings.trust else None,
     )
     server = Server(home, record, process)
     try:
         with _sigterm_raises():
             home.write_record(record)
-            _wait_until_up(server, timeout_s, on_wait)
+            _wait_until_up(server, settings.start_timeout_s, on_wait)
+            if settings.profile:
+                production.check_tokens(home.key_file)
     except BaseException:
         _end(home, record, grace_s=0)
         raise
@@ -239,7 +249,11 @@ def _launch(
 
 
 def _run_java(
-    runtime: java.Java, home: Home, values: Mapping[str, str], temporary: Path
+    runtime: java.Java,
+    home: Home,
+    values: Mapping[str, str],
+    temporary: Path,
+    seen: Mapping[str, str],
 ) -> subprocess.Popen[bytes]:
     home.logs.mkdir(exist_ok=True)
     (home.path / "workflows").mkdir(exist_ok=True)
@@ -249,12 +263,26 @@ def _run_java(
         return subprocess.Popen(
             _command(runtime, home, values, temporary),
             cwd=home.path,
-            env=_environment(temporary, values.get("max_response_size")),
+            env=seen,
+            umask=0o077,
             stdin=subprocess.DEVNULL,
             stdout=console,
             stderr=subprocess.STDOUT,
             start_new_session=True,  # Ctrl-C is ours to pass on, and the group is the server's
         )
+
+
+def _environment(
+    settings: ServeSettings, values: Mapping[str, str], temporary: Path, seal_key: str | None
+) -> dict[str, str]:
+    told = {
+        "MARSHIP_MAX_RESPONSE_SIZE": values.get("max_response_size"),  # a handler cannot ask Java
+        keysource.SOURCE_VARIABLE: seal_key,
+    }
+    named = list(settings.keep_env)
+    if seal_key and seal_key.startswith("env:"):
+        named.append(seal_key.removeprefix("env:"))
+    return environment.build(temporary, told, named if settings.profile else None)
 
 
 @contextlib.contextmanager
@@ -272,15 +300,6 @@ def _sigterm_raises() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, previous)
-
-
-def _make_tmp(home: Home) -> Path:
-    """The server's temporary folder: in its home, or a short one where sockets would not fit."""
-    inside = home.path / "tmp"
-    if len(os.fsencode(inside)) + len(_SOCKET_NAME) > _LONGEST_SOCKET:
-        return Path(tempfile.mkdtemp(prefix="marship-"))
-    inside.mkdir(mode=0o700)
-    return inside
 
 
 def _command(
@@ -314,19 +333,6 @@ def _torchserve_folder() -> Path:
     return Path(spec.submodule_search_locations[0]).resolve()
 
 
-def _environment(temporary: Path, max_response_size: str | None) -> dict[str, str]:
-    inherited = {name: value for name, value in os.environ.items() if name not in _KEPT_OUT}
-    if max_response_size is not None:
-        inherited["MARSHIP_MAX_RESPONSE_SIZE"] = max_response_size  # a handler cannot ask Java
-    return inherited | {
-        "TMPDIR": str(temporary),
-        "LOG_LOCATION": "logs",
-        "METRICS_LOCATION": "logs",
-        "PYTHONFAULTHANDLER": "1",  # a worker that crashes in native code says where
-        "PYTHONUNBUFFERED": "1",  # what a worker printed before it died is in the log
-    }
-
-
 def _wait_until_up(
     server: Server, timeout_s: float, on_wait: Callable[[float], None] | None
 ) -> None:
@@ -354,6 +360,8 @@ def _says_started(home: Home) -> bool:
 
 def _answers(record: ServerRecord) -> bool:
     """Whether the management API gives any answer; without a token that is a refusal."""
+    if path := sockets.path_of(record.management_url):
+        return sockets.accepts(path)
     direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     try:
         direct.open(f"{record.management_url}/models", timeout=5).close()
@@ -382,6 +390,9 @@ def _clean(home: Home) -> None:
     if record is not None:
         record.group.kill()  # workers that outlived a killed server
         shutil.rmtree(record.tmp, ignore_errors=True)
+        for url in (record.inference_url, record.management_url, record.metrics_url):
+            sockets.remove(url)
     shutil.rmtree(home.path / "tmp", ignore_errors=True)
+    shutil.rmtree(home.verified, ignore_errors=True)
     home.key_file.unlink(missing_ok=True)
     home.record_file.unlink(missing_ok=True)

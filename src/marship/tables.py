@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from marship.predict import Run
     from marship.predict.outcome import Outcome
     from marship.predict.rows import Row
+    from marship.state import Change
     from marship.torchserve.home import Home, ServerRecord
 
 SHOWN_NUMBERS = 1000
@@ -94,6 +95,8 @@ def show_server(record: "ServerRecord", home: "Home") -> None:
             ("management", record.management_url),
             ("metrics", f"{record.metrics_url}/metrics"),
             ("model store", record.model_store),
+            ("trusted keys", record.trust),
+            ("seal key", record.seal_key),
             ("tokens", home.key_file),
             ("logs", home.logs),
             ("process", record.pid),
@@ -124,6 +127,15 @@ def show_models(models: Sequence["Model"]) -> None:
     )
 
 
+def show_changes(changes: Sequence["Change"]) -> None:
+    """What will be done to the models, a line for each."""
+    if changes:
+        rows = ((c.kind, c.name, c.version, c.detail) for c in changes)
+        grid(("change", "model", "version", ""), rows)
+    if all(change.kind == "keep" for change in changes):
+        console.out.print("nothing to do")
+
+
 def show_status(model: "ModelStatus") -> None:
     """One version of a model."""
     pids = ", ".join(
@@ -141,7 +153,7 @@ def show_status(model: "ModelStatus") -> None:
 
 def show_archive(archive: "Archive", *, as_json: bool) -> None:
     """Everything that an archive says about itself."""
-    whole = {**asdict(archive), "path": str(archive.path)}
+    whole = {**asdict(archive), "path": str(archive.path), "sealed": archive.sealed}
     if as_json:
         console.out.print_json(json.dumps(whole, default=str))
         return
@@ -151,6 +163,8 @@ def show_archive(archive: "Archive", *, as_json: bool) -> None:
             ("model", f"{archive.name} {archive.version}"),
             ("handler", handler),
             ("created by", archive.manifest.get("archiverVersion")),
+            ("sealed", archive.key_name and ", ".join(archive.sealed)),
+            ("opened by", archive.key_name and f"the key {archive.key_name}"),
         ]
     )
     if archive.contract is not None:

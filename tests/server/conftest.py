@@ -32,11 +32,12 @@ def write_archive(
 
 @pytest.fixture(scope="session")
 def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model store with one archive for each handler, and echo in two versions."""
+    """A model store with one archive for each handler, and two in two versions."""
     folder = tmp_path_factory.mktemp("store")
     for handler in HANDLERS.glob("*.py"):
         write_archive(folder, handler.stem, handler.stem)
-    write_archive(folder, "echo-2", "echo", version="2.0")
+    for name in ("echo", "naps"):
+        write_archive(folder, f"{name}-2", name, version="2.0")
     write_archive(folder, "pair", "echo", config="minWorkers: 2\nmaxWorkers: 2\n")
     return folder
 
@@ -71,8 +72,8 @@ def running(start: Start) -> server.Server:
 
 @pytest.fixture(scope="session")
 def client(running: server.Server) -> Iterator[Client]:
-    """A client of the shared server."""
-    with Client(running.home.path) as one:
+    """A client of the shared server, which asks once."""
+    with Client(running.home.path, retry_s=0) as one:
         yield one
 
 

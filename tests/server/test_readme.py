@@ -86,7 +86,7 @@ class Shell:
         text = text.replace(
             "training/recommend.py ", f"training/recommend.py {QUICK} --data-dir mini "
         )
-        text = text.replace("serve --detach", "serve --detach --free-ports")
+        text = re.sub(r"(marship serve .*--detach)", r"\1 --free-ports", text)
         out = self("bash", "-euc", text.replace("http://127.0.0.1:8080", self.url or "none"))
         self.url = server.status(self.place / ".marship").inference_url
         return out
@@ -121,6 +121,22 @@ def test_your_own_model(shell: Shell) -> None:
     (block,) = [block for block in blocks("bash") if "my_package" in block]
     shell.block(block)
     shell("marship", "register", "mine")
+    answer = shell("marship", "predict", "mine", "--json", '{"input": [[1, 2, 3]]}')
+    assert [float(x) for x in re.findall(r"\d\.\d+", answer)] == pytest.approx([2.0], rel=1e-4)
+
+
+def test_in_earnest(shell: Shell) -> None:
+    """A signed model on a production server, its proxy, and a new version rolled out over it."""
+    shell("marship", "stop")
+    safe, version = (
+        next(block for block in blocks("bash") if words in block)
+        for words in ("marship keygen", "marship rollout")
+    )
+    shell.block(safe)
+    assert "location" in (shell.place / "proxy" / "nginx.conf").read_text()
+    shell.block(version)
+    told = shell("marship", "describe", "mine", "--version", "all")
+    assert re.findall(r"mine (\d\.\d)", told) == ["2.0"]
     answer = shell("marship", "predict", "mine", "--json", '{"input": [[1, 2, 3]]}')
     assert [float(x) for x in re.findall(r"\d\.\d+", answer)] == pytest.approx([2.0], rel=1e-4)
 

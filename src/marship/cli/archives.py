@@ -1,5 +1,6 @@
 """From a trained model to an archive."""
 
+import json
 from pathlib import Path
 from typing import Annotated
 
@@ -79,6 +80,27 @@ def inspect(
     from marship import tables
 
     tables.show_archive(archives.read(archive), as_json=as_json)
+
+
+@app.command(rich_help_panel=PANEL)
+def sbom(
+    archive: Annotated[
+        Path | None, typer.Argument(help="a .mar file; else this environment")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="where to write it; else it is printed")] = None,
+) -> None:
+    """List what an archive, or this environment, is made of: a CycloneDX bill of materials."""
+    from marship import storage
+    from marship.sbom import environment, model
+
+    bill = environment.describe() if archive is None else model.describe(archive)
+    if out is None:
+        console.out.print_json(json.dumps(bill))
+        return
+    storage.write_json(out, bill)
+    console.out.print(
+        f"{out}  ({len(bill['components'])} components)", markup=False, soft_wrap=True
+    )
 
 
 @app.command(rich_help_panel=PANEL)

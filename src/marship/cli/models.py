@@ -89,6 +89,60 @@ def set_default(
 
 
 @app.command(rich_help_panel=PANEL)
+def rollout(
+    archive: Annotated[str, typer.Argument(help="a file name in the server's model store")],
+    home: Home = None,
+    name: Annotated[str | None, typer.Option(help="the archive's own if left out")] = None,
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="as many as the old version has if left out")
+    ] = None,
+    keep_old: Annotated[
+        bool, typer.Option("--keep-old", help="leave the old version registered")
+    ] = False,
+    probe: Annotated[
+        Path | None, typer.Option(help="a request that the new version must answer")
+    ] = None,
+    timeout_s: Annotated[float, typer.Option(min=1, help="for loading, and for draining")] = 180,
+) -> None:
+    """Put a new version in place of the old one; no request is lost, and a failure is undone."""
+    from marship import rollout as rollouts
+    from marship.cli import steps
+
+    file = archive if archive.endswith(".mar") else f"{archive}.mar"
+    with connect(home) as client, steps.shown(f"rolling out {file}") as watcher:
+        done = rollouts.rollout(
+            client,
+            file,
+            name=name,
+            workers=workers,
+            keep_old=keep_old,
+            timeout_s=timeout_s,
+            probe=probe,
+            watcher=watcher,
+        )
+    kept = f"; {done.old.version} is kept" if done.is_old_kept else ""
+    console.out.print(f"{done.new.name} {done.new.version} answers{kept}")
+
+
+@app.command(rich_help_panel=PANEL)
+def apply(
+    file: Annotated[Path, typer.Argument(help="the models that the server shall have, as TOML")],
+    home: Home = None,
+    prune: Annotated[bool, typer.Option("--prune", help="remove what the file does not name")] = (
+        False
+    ),
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="only tell what would be done")
+    ] = False,
+) -> None:
+    """Bring the server to a declared set of models; tell first what changes."""
+    from marship.cli import steps
+
+    with connect(home) as client:
+        steps.bring(client, file, prune=prune, dry_run=dry_run)
+
+
+@app.command(rich_help_panel=PANEL)
 def unregister(name: ModelName, home: Home = None, version: Version = None) -> None:
     """Remove a version and end its workers."""
     with connect(home) as client:

@@ -1,6 +1,7 @@
 """The server: start, stop, look at it."""
 
-from typing import Annotated
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -8,6 +9,9 @@ from marship import console
 from marship.cli.app import Home, app, connect
 from marship.server import ServeSettings
 from marship.settings import flags
+
+if TYPE_CHECKING:
+    from marship.server import Server
 
 PANEL = "The server"
 
@@ -17,14 +21,26 @@ PANEL = "The server"
 def serve(
     settings: ServeSettings,
     detach: Annotated[bool, typer.Option("--detach", help="return when it answers")] = False,
+    state: Annotated[
+        Path | None, typer.Option(help="models to register when it answers: see marship apply")
+    ] = None,
 ) -> None:
     """Start TorchServe: in the foreground until Ctrl-C, or detached."""
     from marship import server, tables
+    from marship import state as states
+    from marship.torchserve import production
 
+    if state is not None:
+        states.read(state)  # what is wrong in it is told before anything starts
+    if settings.profile:
+        for advice in production.advice(settings.trust):
+            console.err.print(f"[yellow]advice:[/] {advice}")
     with console.err.status("starting TorchServe") as line:
         started = server.start(
             settings, on_wait=lambda s: line.update(f"starting TorchServe, {s:.0f} s")
         )
+    if state is not None:
+        _apply(started, state)
     if detach:
         tables.show_server(started.record, started.home)
         return
@@ -35,6 +51,18 @@ def serve(
 
     started.hold(on_hold=on_hold)
     console.err.print("stopped")
+
+
+def _apply(started: "Server", state: Path) -> None:
+    """Bring the models; a server without them is not what was asked for."""
+    from marship.cli import steps
+
+    try:
+        with connect(started.home.path) as client:
+            steps.bring(client, state)
+    except BaseException:
+        started.stop()
+        raise
 
 
 @app.command(rich_help_panel=PANEL)

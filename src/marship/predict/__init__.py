@@ -110,7 +110,7 @@ async def _ask_all(run: Run, home: Path | None, watcher: Watcher) -> Outcome:
         began = time.monotonic()
         hears = any(may_be_sound(run.kind(source)) for source in waiting)
         timeout_s = LONGEST_STREAM_S if hears else longest_wait_s(model, in_flight)
-        async with AsyncClient(home, timeout_s=timeout_s) as client:
+        async with AsyncClient(home, timeout_s=timeout_s, retry_s=0) as client:  # see _send
             await _Asking(run, client, ledger, watcher, limits).all(waiting, in_flight)
         done = Outcome(before, time.monotonic() - began)
         ledger.finish()

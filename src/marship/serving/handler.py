@@ -18,7 +18,7 @@ import orjson
 
 from marship.contract import CONTRACT_FILE, GOLDEN_FILE, Arrays, Contract
 from marship.errors import LoadError, MarshipError, ModelError, RequestError, TooLargeError
-from marship.serving import codec, kserve, rows, transport
+from marship.serving import codec, kserve, rows, sealed, transport
 from marship.serving.batch import Batcher, Parts
 from marship.serving.metrics import Metrics
 from marship.serving.session import Session, SessionSettings
@@ -90,6 +90,7 @@ class OnnxHandler:
 
         Raises:
             LoadError: The worker must not serve this model; the message says why.
+            SealError: The model is sealed and cannot be opened.
         """
         properties = context.system_properties
         self.folder = Path(properties["model_dir"])
@@ -103,8 +104,10 @@ class OnnxHandler:
         except (OSError, ModelError) as error:
             raise LoadError(f"{CONTRACT_FILE} must be in the archive, got: {error}") from error
         settings = SessionSettings.from_config(self.config, properties.get("gpu_id"))
-        self.session = Session(self.folder, self.contract, settings)
-        warm_s = self.session.replay_golden(self.folder / GOLDEN_FILE)
+        opener = sealed.opener(self.folder)
+        self.session = Session(self.folder, self.contract, settings, opener)
+        golden = opener.stream(GOLDEN_FILE) if opener else self.folder / GOLDEN_FILE
+        warm_s = self.session.replay_golden(golden)
         allow = bool((self.config.get("marship") or {}).get("allow_non_finite", False))
         self._batcher = Batcher(self.contract, self.session.run, allow, self.joins())
         is_plain = (type(self).decode, type(self).encode) == (

@@ -13,6 +13,8 @@ from http import HTTPStatus
 from marship.serving.transport import Reply
 
 STREAM_HEADER = "ts_stream_next"
+UNBUFFERED = ("X-Accel-Buffering", "no")
+"""Tells nginx to pass parts on as they come (ngx_http_proxy_module, proxy_buffering)."""
 
 
 class Outbox:
@@ -67,4 +69,4 @@ class Outbox:
         else:
             self._begun.discard(index)
         mark = (STREAM_HEADER, "true" if reply.more else "false")
-        return replace(reply, headers=(*reply.headers, mark))
+        return replace(reply, headers=(*reply.headers, mark, UNBUFFERED))

@@ -9,6 +9,7 @@ from marship import storage
 from marship.errors import DataError, NotRunningError, TokenError, UsageError
 from marship.torchserve.calls import Answer, Call, Flow, Pause, Side, checked, is_token_refused
 from marship.torchserve.home import Home, ServerRecord, default_home
+from marship.torchserve.retries import persistent
 
 TOKEN_VARIABLES: Mapping[str, str] = {
     "inference": "MARSHIP_INFERENCE_TOKEN",
@@ -25,6 +26,7 @@ class Access:
         home: The server's home folder; None is MARSHIP_HOME or `.marship`.
         urls: Addresses that are given; the others come from the home.
         tokens: Tokens that are given; else from the environment, else from the home.
+        retry_s: How long calls that may be repeated are.
     """
 
     def __init__(
@@ -32,7 +34,9 @@ class Access:
         home: Path | None,
         urls: Mapping[str, str | None],
         tokens: Mapping[str, str | None],
+        retry_s: float = 0.0,
     ) -> None:
+        self._retry_s, self._has_met = retry_s, False
         self.home = Home((home or default_home()).absolute())
         self._urls = {side: url.rstrip("/") for side, url in urls.items() if url}
         self._record: ServerRecord | None = None
@@ -70,7 +74,10 @@ class Access:
         """
         for _ in range(_ROUNDS):
             token = yield from self._token(call.side)
-            answer: Answer = yield call.with_token(token)
+            retry_s = self._retry_s if call.repeats else 0.0
+            asked = persistent(call.with_token(token), retry_s, has_met=self._has_met)
+            answer = yield from asked
+            self._has_met = True
             if not is_token_refused(answer):
                 return checked(answer)
             yield from self._renew(call.side, token)

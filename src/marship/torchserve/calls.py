@@ -5,7 +5,7 @@ caller asked for. A client runs flows on a transport of its own; a transport's e
 into the flow at the place where it waits, so a flow can undo what it began.
 """
 
-from collections.abc import Generator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, TypeVar
 from urllib.parse import quote
@@ -49,6 +49,7 @@ class Call:
     headers: Mapping[str, str] = field(default_factory=dict)
     body: bytes | None = None
     streams: bool = False  # whether the answer's lines are wanted as they come
+    repeats: bool = False  # whether it may be asked again where the server could not answer
 
     def with_token(self, token: str | None) -> "Call":
         """The same call that proves who asks."""
@@ -62,6 +63,13 @@ class Pause:
     """Wait this long before going on."""
 
     seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """Something on this machine that takes long: an event loop goes on meanwhile."""
+
+    run: Callable[[], Any]
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,9 +108,9 @@ class Answer:
             ) from error
 
 
-Step = Call | Pause
+Step = Call | Pause | Work
 Flow = Generator[Step, Any, T]
-"""Yields steps, is sent an `Answer` for each call, returns a result."""
+"""Yields steps, is sent an `Answer` for each call and what work came to, returns a result."""
 
 
 def path(*parts: str) -> str:
@@ -180,8 +188,8 @@ def _problem(answer: Answer) -> dict[str, Any]:
 
 def _error_class(status: int, problem: Mapping[str, Any]) -> type[MarshipError]:
     code = problem.get("code")
-    if isinstance(code, str):  # our handlers answer stable codes; TorchServe repeats the status
-        for kind in _all_kinds(RequestError):
+    if isinstance(code, str):  # our own, of a handler or the proxy; TorchServe repeats the status
+        for kind in (*_all_kinds(RequestError), *_all_kinds(ServerError)):
             if kind.code == code:
                 return kind
     if problem.get("type") == REFUSED_TOKEN:

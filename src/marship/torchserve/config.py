@@ -10,7 +10,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from marship.errors import ServerError, UsageError
-from marship.torchserve import properties
+from marship.torchserve import properties, sockets
 
 CONFIG_FILE = "config.properties"
 PACKAGED = Path(__file__).parent.with_name(CONFIG_FILE)
@@ -61,13 +61,14 @@ def locate(config: Path | None) -> Path:
     return here if here.is_file() else PACKAGED
 
 
-def resolve(
+def resolve(  # noqa: PLR0913  keyword-only
     source: Path,
     *,
     home: Path,
     model_store: Path | None,
     ports: Mapping[str, int | None],
     models: Sequence[str],
+    vault: Path | None = None,
 ) -> dict[str, str]:
     """Read, check and complete the settings of one server.
 
@@ -77,6 +78,7 @@ def resolve(
         model_store: Replaces the file's, where given.
         ports: By the name in `LISTENERS`; None keeps the file's, 0 takes any free port.
         models: What to load at the start; replaces the file's where not empty.
+        vault: What TorchServe may read in place of the model store.
 
     Raises:
         UsageError: A name is unknown, a value is wrong, or a folder or archive is missing.
@@ -98,18 +100,25 @@ def resolve(
     values["model_store"] = str(store)
     _check_models(values.get("load_models", ""), store)
     known = {
-        "MARSHIP_MODEL_STORE": _pattern(store),
+        "MARSHIP_MODEL_STORE": _pattern(vault or store),
         "MARSHIP_HOME": str(home),
         "MARSHIP_METRICS": str(METRICS_FILE),
     }
     _fill(values, values, {**os.environ, **known}, source)
+    _check_sockets(values, source)
     _choose_ports(values, ports)
     return values
 
 
 def address_url(values: Mapping[str, str], name: str) -> str:
     """The address that clients call, without a slash at its end."""
-    return values[name].rstrip("/")
+    value = values[name]
+    return sockets.url(value) if _is_socket(value) else value.rstrip("/")
+
+
+def allowed_urls(store: Path) -> str:
+    """The packaged `allowed_urls` for a folder: the files in it, and nothing else."""
+    return f"file://{_pattern(store)}/[^/]+"
 
 
 def _check(values: Mapping[str, str], source: Path) -> None:
@@ -130,7 +139,7 @@ def _broken_rule(name: str, value: str) -> str | None:
     if name in _SWITCHES and value not in ("true", "false"):
         return "be true or false"
     if name in HTTP_ADDRESSES and not _is_address(value):
-        return "be an address like http://127.0.0.1:8080"
+        return "be an address like http://127.0.0.1:8080 or unix:/folder/socket"
     if name == "token_expiration_min" and not re.fullmatch(r"\d+(\.\d+)?", value):
         return "be a number of minutes"
     if name in _NAMES and value not in _NAMES[name]:
@@ -138,7 +147,13 @@ def _broken_rule(name: str, value: str) -> str | None:
     return None
 
 
+def _is_socket(value: str) -> bool:
+    return value.startswith(sockets.PREFIX)
+
+
 def _is_address(value: str) -> bool:
+    if _is_socket(value):
+        return value.removeprefix(sockets.PREFIX).startswith(("/", "$$"))
     match = re.fullmatch(r"https?://[^:/]+:(\d{1,5})/?", value)
     return match is not None and int(match[1]) <= _HIGHEST_PORT
 
@@ -175,8 +190,7 @@ def _choose_ports(values: dict[str, str], ports: Mapping[str, int | None]) -> No
         ServerError: A port is in use.
     """
     with ExitStack() as held:
-        for name in LISTENERS:
-            host, port = _listener(values, name)
+        for name, host, port in listeners(values):
             wanted = ports.get(name)
             bound = _bind(host, port if wanted is None else wanted, name, held)
             _set_port(values, name, bound)
@@ -214,6 +228,19 @@ def _bind(host: str, port: int, name: str, held: ExitStack) -> int:
 
 
 def listeners(values: Mapping[str, str]) -> Iterator[tuple[str, str, int]]:
-    """Name, host and port of everything the server listens on."""
+    """Name, host and port of everything the server listens on, but for unix sockets."""
     for name in LISTENERS:
-        yield (name, *_listener(values, name))
+        if not _is_socket(values[name]):
+            yield (name, *_listener(values, name))
+
+
+def _check_sockets(values: Mapping[str, str], source: Path) -> None:
+    for name in HTTP_ADDRESSES:
+        if not _is_socket(values[name]):
+            continue
+        path = values[name].removeprefix(sockets.PREFIX)
+        if sockets.is_too_long(path):
+            raise UsageError(
+                f"{name} in {source} must be a path of {sockets.LONGEST_PATH} bytes at most, "
+                f"got {path}. Choose a shorter home with --home."
+            )

@@ -5,12 +5,14 @@
     server.json        the running server: process, addresses, model store
     logs/              server.log, workers.log, console.log
     tmp/               the server's temporary folder: sockets and unpacked archives
+    verified/          its model store where archives must be signed: copies while they load
 
 Server and client both read it; nothing here starts, ends or asks a process.
 """
 
 import fcntl
 import os
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -18,10 +20,12 @@ from pathlib import Path
 
 from marship import storage
 from marship.errors import DataError, NotRunningError, ServerError, UsageError
+from marship.torchserve import sockets
 from marship.torchserve.processes import Group
 
 HOME_VARIABLE = "MARSHIP_HOME"
 DEFAULT_HOME = ".marship"
+_SOCKET_NAME = "/.ts.sock.65535"
 
 
 def default_home() -> Path:
@@ -41,6 +45,8 @@ class ServerRecord:
         metrics_url: Where Prometheus reads.
         model_store: The folder that archives are registered from.
         tmp: The server's temporary folder.
+        seal_key: The source of the key to sealed models, never the key; None is none.
+        trust: The folder with the keys that archives must be signed with; None asks for none.
     """
 
     pid: int
@@ -50,6 +56,8 @@ class ServerRecord:
     metrics_url: str
     model_store: str
     tmp: str
+    seal_key: str | None = None
+    trust: str | None = None
 
     @property
     def group(self) -> Group:
@@ -84,6 +92,11 @@ class Home:
         return self.path / "logs"
 
     @property
+    def verified(self) -> Path:
+        """The folder that TorchServe reads where archives must be signed."""
+        return self.path / "verified"
+
+    @property
     def server_log(self) -> Path:
         """TorchServe's own warnings and errors."""
         return self.logs / "server.log"
@@ -112,6 +125,14 @@ class Home:
                 f"{self.path} must be a folder of your own, got: {error.strerror}. "
                 "Choose another with --home."
             ) from error
+
+    def make_tmp(self) -> Path:
+        """Make the server's temporary folder: in here, or a short one where sockets need it."""
+        inside = self.path / "tmp"
+        if sockets.is_too_long(f"{inside}{_SOCKET_NAME}"):
+            return Path(tempfile.mkdtemp(prefix="marship-"))
+        inside.mkdir(mode=0o700)
+        return inside
 
     @contextmanager
     def locked(self) -> Iterator[None]:

@@ -5,7 +5,8 @@ from pathlib import Path
 
 from marship.errors import LoadError, MarshipError, NotFoundError, ServerError, UsageError
 from marship.torchserve.access import Access
-from marship.torchserve.calls import LINES_TYPE, Answer, Call, Flow, path
+from marship.torchserve.calls import LINES_TYPE, Answer, Call, Flow, Work, path
+from marship.torchserve.home import Home
 from marship.torchserve.status import (
     Model,
     ModelStatus,
@@ -16,7 +17,7 @@ from marship.torchserve.status import (
     optional,
     unknown,
 )
-from marship.torchserve.store import check_archive
+from marship.torchserve.store import admit, check_archive
 from marship.torchserve.workerlog import WorkerLog
 
 _PAGE = 100
@@ -84,17 +85,18 @@ def register(
         UsageError: The archive is no file name.
         NotFoundError: The model store does not hold it.
         PackageError: It is damaged.
+        SignatureError: The server trusts some keys, and none of them signed it as it is.
         LoadError: A worker died, or the time is over; the message is the worker's own, its
             notes are the log.
         ServerError: The server refused.
     """
     name = wanted.model_name()
     if access.is_local:
-        check_archive(Path(access.home.require_running().model_store), wanted.archive)
+        yield from _check(access.home, wanted.archive, name)
     log = WorkerLog(access.home) if access.is_local else None
     before = yield from _versions(access, name)
     try:
-        yield from _post(access, wanted, name)
+        yield from _post_and_dismiss(access, wanted, name)
         new = (yield from _versions(access, name)) - before
         (status,) = yield from describe(access, name, next(iter(new)))
         if wanted.workers is not None and status.max_workers != wanted.workers:
@@ -205,7 +207,7 @@ def predict(  # noqa: PLR0913  keyword-only
     """
     where = path("predictions", checked_name(name), *optional(version))
     headers = {"Content-Type": content_type} | ({"Accept": LINES_TYPE} if streams else {})
-    call = Call("inference", "POST", where, headers=headers, body=body, streams=streams)
+    call = Call("inference", "POST", where, {}, headers, body, streams, repeats=True)
     try:
         return (yield from access.authorized(call))
     except NotFoundError as error:
@@ -222,6 +224,24 @@ def metrics(access: Access) -> Flow[str]:
     """All figures in Prometheus' text format."""
     answer = yield from access.authorized(Call("metrics", "GET", "/metrics"))
     return answer.body.decode("utf-8")
+
+
+def _check(home: Home, archive: str, name: str) -> Flow[None]:
+    """Hold an archive against the server's trust folder, else make sure that it is whole."""
+    record = home.require_running()
+    if record.trust is None:
+        check_archive(Path(record.model_store), archive)
+    else:
+        yield Work(lambda: admit(home, archive, name))
+
+
+def _post_and_dismiss(access: Access, wanted: Registration, name: str) -> Flow[None]:
+    """Register; a verified copy goes as soon as TorchServe has unpacked it."""
+    try:
+        yield from _post(access, wanted, name)
+    finally:
+        if access.is_local:
+            (access.home.verified / wanted.archive).unlink(missing_ok=True)
 
 
 def _post(access: Access, wanted: Registration, name: str) -> Flow[None]:

@@ -47,6 +47,7 @@ class ModelStatus:
         response_timeout_s: How long a worker may take for one batch.
         loaded_at_startup: Whether the configuration asked for it.
         workers: Those that exist, ready or not.
+        waiting: How many requests no worker has taken yet.
     """
 
     name: str
@@ -59,6 +60,7 @@ class ModelStatus:
     response_timeout_s: int
     loaded_at_startup: bool
     workers: tuple[Worker, ...]
+    waiting: int = 0
 
     @property
     def ready(self) -> int:
@@ -216,4 +218,5 @@ def _status(raw: Mapping[str, Any]) -> ModelStatus:
             Worker(str(worker["id"]), worker["pid"], worker["status"] == "READY")
             for worker in raw["workers"]
         ),
+        waiting=raw["jobQueueStatus"]["pendingRequests"],
     )

@@ -1,4 +1,4 @@
-"""Archives in a model store that is at hand: there, and whole.
+"""Archives in a model store that is at hand: there, whole, and signed where that is asked for.
 
 TorchServe takes any file for an archive and reports a damaged one as a module that is missing.
 """
@@ -6,11 +6,53 @@ TorchServe takes any file for an archive and reports a damaged one as a module t
 import json
 import zipfile
 import zlib
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 from marship.errors import NotFoundError, PackageError
+from marship.torchserve.home import Home
 
 MANIFEST = "MAR-INF/MANIFEST.json"
+
+
+@contextmanager
+def admitted(home: Home, values: Mapping[str, str], trust: Path | None) -> Iterator[dict[str, str]]:
+    """What TorchServe is told: the settings, and with a trust folder the vault for its store.
+
+    The vault holds verified copies of what is loaded at the start; when the server answers,
+    they are unpacked and go.
+
+    Raises:
+        PackageError: An archive to load at the start is not as one of the keys signed it.
+    """
+    if trust is None:
+        yield dict(values)
+        return
+    from marship.trust import policy, vault
+
+    vault.open_vault(home.verified)
+    try:
+        keys = policy.Trust.load(trust)
+        store = Path(values["model_store"])
+        vault.admit_at_start(home.verified, store, values.get("load_models", ""), keys)
+        yield {**values, "model_store": str(home.verified)}
+    finally:
+        vault.dismiss(home.verified)
+
+
+def admit(home: Home, name: str, model: str) -> None:
+    """Put a verified copy of an archive into the running server's vault.
+
+    Raises:
+        NotFoundError: The store does not hold it.
+        PackageError: It is not as one of the trusted keys signed it, or not this model's.
+    """
+    from marship.trust import policy, vault
+
+    record = home.require_running()
+    keys = policy.Trust.load(Path(record.trust or ""))
+    vault.admit(home.verified, Path(record.model_store), name, keys, model)
 
 
 def check_archive(store: Path, name: str) -> None:

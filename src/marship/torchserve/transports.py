@@ -1,19 +1,22 @@
 """Two ways to carry flows over HTTP: blocking with requests, and asyncio with aiohttp."""
 
 import asyncio
+import os
 import time
 from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 import aiohttp
 import requests
 from urllib3.exceptions import MaxRetryError, ReadTimeoutError
 
 from marship.errors import NoAnswerError, ServerError
+from marship.torchserve import sockets
 from marship.torchserve.access import Access
-from marship.torchserve.calls import Answer, Call, Flow, Lines, Pause, Step
+from marship.torchserve.adapter import UnixAdapter
+from marship.torchserve.calls import Answer, Call, Flow, Lines, Pause, Step, Work
 
 T = TypeVar("T")
 
@@ -25,10 +28,12 @@ class BlockingTransport:
         self._access, self._timeout_s = access, timeout_s
         self._session = requests.Session()
         self._session.trust_env = False  # no proxy between us and a server on loopback
+        self._session.mount(sockets.SCHEME, UnixAdapter())
+        self._session.verify = os.environ.get("SSL_CERT_FILE") or True  # OpenSSL's, as aiohttp
 
     def run(self, flow: Flow[T]) -> T:
         """The flow's result."""
-        answer: Answer | None = None
+        answer: Any = None
         error: BaseException | None = None
         while True:
             step = _next(flow, answer, error)
@@ -38,6 +43,8 @@ class BlockingTransport:
             try:
                 if isinstance(step, Pause):
                     time.sleep(step.seconds)
+                elif isinstance(step, Work):
+                    answer = step.run()
                 else:
                     answer = self._exchange(step)
             except BaseException as problem:  # Ctrl-C too: the flow undoes what it began
@@ -95,11 +102,11 @@ class AsyncTransport:
 
     def __init__(self, access: Access, timeout_s: float) -> None:
         self._access, self._timeout_s = access, timeout_s
-        self._session: aiohttp.ClientSession | None = None
+        self._sessions: dict[str | None, aiohttp.ClientSession] = {}  # by the unix socket, if any
 
     async def run(self, flow: Flow[T]) -> T:
         """The flow's result."""
-        answer: Answer | None = None
+        answer: Any = None
         error: BaseException | None = None
         while True:
             step = _next(flow, answer, error)
@@ -109,6 +116,8 @@ class AsyncTransport:
             try:
                 if isinstance(step, Pause):
                     await asyncio.sleep(step.seconds)
+                elif isinstance(step, Work):
+                    answer = await asyncio.to_thread(step.run)
                 else:
                     answer = await self._exchange(step)
             except BaseException as problem:  # cancellation too: the flow undoes what it began
@@ -116,15 +125,15 @@ class AsyncTransport:
 
     async def close(self) -> None:
         """Close the connections."""
-        if self._session is not None:
-            await self._session.close()
+        for session in self._sessions.values():
+            await session.close()
 
     async def _exchange(self, call: Call) -> Answer:
         url = self._access.url(call)
         with self._faults(url):
-            response = await self._connected().request(
+            response = await self._connected(url).request(
                 call.method,
-                url,
+                sockets.without_path(url),
                 params=dict(call.params),
                 headers=dict(call.headers),
                 data=call.body,
@@ -137,12 +146,14 @@ class AsyncTransport:
             async with response:
                 return replace(answer, body=await response.read())
 
-    def _connected(self) -> aiohttp.ClientSession:
-        if self._session is None:
-            self._session = aiohttp.ClientSession(
-                connector=aiohttp.TCPConnector(limit=0),  # the caller says how many at a time
-            )
-        return self._session
+    def _connected(self, url: str) -> aiohttp.ClientSession:
+        path = sockets.path_of(url)
+        if path not in self._sessions:
+            # the caller says how many at a time
+            unix = aiohttp.UnixConnector(path, limit=0) if path else None
+            connector = unix or aiohttp.TCPConnector(limit=0)
+            self._sessions[path] = aiohttp.ClientSession(connector=connector)
+        return self._sessions[path]
 
     def _timeout(self, call: Call) -> aiohttp.ClientTimeout:
         """Of the whole exchange, or of each of a stream's pieces."""
@@ -182,7 +193,7 @@ class _Done(Generic[T]):
     value: T
 
 
-def _next(flow: Flow[T], answer: Answer | None, error: BaseException | None) -> Step | _Done[T]:
+def _next(flow: Flow[T], answer: object, error: BaseException | None) -> Step | _Done[T]:
     """Go on with the flow: its next step, or its end."""
     try:
         return flow.send(answer) if error is None else flow.throw(error)
@@ -195,7 +206,9 @@ def _lowered(headers: Mapping[str, str]) -> dict[str, str]:
 
 
 def _too_slow(url: str, timeout_s: float) -> NoAnswerError:
-    return NoAnswerError(f"{url} must answer within {timeout_s:g} s, got no answer.")
+    error = NoAnswerError(f"{url} must answer within {timeout_s:g} s, got no answer.")
+    error.timed_out = True
+    return error
 
 
 def _dropped(url: str) -> NoAnswerError:

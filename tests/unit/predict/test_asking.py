@@ -37,6 +37,7 @@ MODEL = {
     "responseTimeout": 30,
     "loadedAtStartup": False,
     "workers": [{"id": "1", "pid": 1, "status": "READY"}],
+    "jobQueueStatus": {"remainingCapacity": 100, "pendingRequests": 0},
 }
 Answer = Callable[[bytes, web.Request], Awaitable[web.StreamResponse]]
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from marship.errors import ServerError, UsageError
-from marship.torchserve import config, properties
+from marship.torchserve import config, properties, sockets
 
 ANY = dict.fromkeys(config.LISTENERS, 0)
 
@@ -114,3 +114,18 @@ def test_models_to_load_must_be_in_the_store(store: Path) -> None:
     for wrong in ("b.mar", "x=../a.mar", "/etc/a.mar"):
         with pytest.raises(UsageError, match="must lie in the model store"):
             resolve(config.PACKAGED, store, models=(wrong,))
+
+
+def test_a_socket_takes_the_place_of_a_port(store: Path, tmp_path: Path) -> None:
+    """It is no listener with a port, its URL holds its path, and too long a path is told."""
+    source = tmp_path / "config.properties"
+    text = config.PACKAGED.read_text()
+    source.write_text(text.replace("http://127.0.0.1:8080", "unix:$$MARSHIP_HOME$$/i.sock"))
+    values = resolve(source, store)
+    assert len({name for name, _, _ in config.listeners(values)}) == len(config.LISTENERS) - 1
+    url = config.address_url(values, "inference_address")
+    assert sockets.path_of(url) == f"{store.parent}/i.sock"
+    assert sockets.without_path(f"{url}/ping?a=%2F") == "http://localhost/ping?a=%2F"
+    assert sockets.path_of("http://127.0.0.1:8080") is None
+    with pytest.raises(UsageError, match=r"must be a path of 107 bytes at most.*--home"):
+        resolve(source, store, home=store / ("long" * 30))

@@ -11,7 +11,9 @@ import pytest
 
 from marship import AsyncClient, Client
 from marship.errors import InvalidInputError, MarshipError, NoAnswerError, ServerError
-from marship.torchserve.calls import Lines, line_value
+from marship.torchserve.access import Access
+from marship.torchserve.calls import Flow, Lines, Work, line_value
+from marship.torchserve.transports import AsyncTransport, BlockingTransport
 
 Chunk = bytes | float | None
 """Bytes to send, seconds to wait, or the end of the connection without the stream's end."""
@@ -154,3 +156,40 @@ def test_a_long_line_is_joined_once() -> None:
     assert all(lines.feed(b"x" * 1024) == [] for _ in range(1024))
     assert [len(line) for line in lines.feed(b"\n")] == [1 << 20]
     assert lines.end() == []
+
+
+def test_an_event_loop_goes_on_while_a_flow_works() -> None:
+    """The work waits for what only the loop does, and its result goes into the flow."""
+    done = threading.Event()
+
+    def flow() -> Flow[str]:
+        seen = yield Work(lambda: done.wait(10))
+        return f"seen: {seen}"
+
+    async def both() -> str:
+        transport = AsyncTransport(Access(None, {}, {}), TIMEOUT_S)
+        working = asyncio.create_task(transport.run(flow()))
+        await asyncio.sleep(0.05)
+        done.set()
+        return await working
+
+    assert asyncio.run(both()) == "seen: True"
+    assert BlockingTransport(Access(None, {}, {}), TIMEOUT_S).run(flow()) == "seen: True"
+
+
+def test_an_error_of_work_is_thrown_into_the_flow() -> None:
+    """So a flow can undo what it began."""
+
+    def fail() -> None:
+        raise ServerError("it broke")
+
+    def flow() -> Flow[str]:
+        try:
+            yield Work(fail)
+        except ServerError as error:
+            return str(error)
+        return "no error"
+
+    transport = AsyncTransport(Access(None, {}, {}), TIMEOUT_S)
+    assert asyncio.run(transport.run(flow())) == "it broke"
+    assert BlockingTransport(Access(None, {}, {}), TIMEOUT_S).run(flow()) == "it broke"

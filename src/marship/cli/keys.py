@@ -1,0 +1,110 @@
+"""Keys, and the archives that they sign."""
+
+import os
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from marship import console
+from marship.cli.app import app
+
+PANEL = "Keys and signatures"
+
+Archive = Annotated[Path, typer.Argument(help="a .mar file; its signature lies beside it")]
+
+
+@app.command(rich_help_panel=PANEL)
+def keygen(
+    name: Annotated[str, typer.Argument(help="of the files NAME.key and NAME.pem")],
+    out: Annotated[Path, typer.Option(help="folder that takes them")] = Path(),
+    passphrase: Annotated[
+        bool,
+        typer.Option(
+            "--passphrase", help="encrypt NAME.key; from MARSHIP_KEY_PASSPHRASE, else asked for"
+        ),
+    ] = False,
+    openssf: Annotated[
+        bool, typer.Option("--openssf", help="P-256, for signatures of OpenSSF Model Signing")
+    ] = False,
+) -> None:
+    """Make a key: NAME.key signs and stays secret, NAME.pem verifies and goes to the servers."""
+    from marship import tables
+    from marship.trust import keys
+
+    asked = _passphrase(confirm=True) if passphrase else None
+    pair = keys.generate(name, out, openssf=openssf, passphrase=asked)
+    tables.facts(
+        [("signs", pair.private), ("verifies", pair.public), ("key", pair.id[: keys.SHORT_ID])]
+    )
+
+
+@app.command(rich_help_panel=PANEL)
+def sign(
+    archive: Archive,
+    key: Annotated[Path, typer.Option(help="the private key, NAME.key")],
+) -> None:
+    """Sign a .mar: write ARCHIVE.sig beside it, and change nothing in it."""
+    from marship import tables
+    from marship.trust import keys, signature
+
+    done = signature.sign(archive, keys.read_private(key, _passphrase))
+    tables.facts(
+        [
+            ("signed", f"{done.contents.model} {done.contents.version}"),
+            ("files", len(done.contents.files)),
+            ("key", done.key_id[: keys.SHORT_ID]),
+            ("signature", done.path),
+        ]
+    )
+
+
+@app.command(rich_help_panel=PANEL)
+def verify(
+    archive: Archive,
+    trust: Annotated[Path, typer.Option(help="folder with the public keys that count")],
+) -> None:
+    """Tell whether a .mar is as a trusted key signed it; nothing in it is run."""
+    from marship import tables
+    from marship.trust import keys, policy
+
+    done = policy.Trust.load(trust).verify(archive)
+    tables.facts(
+        [
+            ("verified", f"{done.contents.model} {done.contents.version}"),
+            ("files", len(done.contents.files)),
+            ("key", f"{done.key.id[: keys.SHORT_ID]} ({done.key.path.name})"),
+        ]
+    )
+    console.out.print("OK")
+
+
+@app.command(rich_help_panel=PANEL)
+def rewrap(
+    archive: Annotated[Path, typer.Argument(help="a sealed .mar file")],
+    old: Annotated[
+        str, typer.Option("--from", help="the key that opens it: file:PATH, env:NAME, command:...")
+    ],
+    new: Annotated[str, typer.Option("--to", help="the key that shall, in the same forms")],
+    out: Annotated[Path | None, typer.Option(help="where to write it; else in its place")] = None,
+) -> None:
+    """Give a sealed .mar another operator key; what is encrypted in it stays as it is."""
+    from marship import sealing, tables
+
+    done = sealing.rewrap(archive, old, new, out)
+    tables.facts(
+        [
+            ("archive", done.archive.path),
+            ("opened before by", f"the key {done.key_before}"),
+            ("opened now by", f"the key {done.key_after}"),
+        ]
+    )
+
+
+def _passphrase(*, confirm: bool = False) -> str:
+    from marship.trust import keys
+
+    if keys.PASSPHRASE_VARIABLE in os.environ or not sys.stdin.isatty():
+        return keys.passphrase_from_environment()
+    return str(typer.prompt("passphrase", hide_input=True, confirmation_prompt=confirm, err=True))

@@ -1,0 +1,52 @@
+"""A change of the server's models as a person watches it."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from rich.status import Status
+
+from marship import console
+from marship.client import Client
+from marship.rollout import Watcher
+
+
+class Steps(Watcher):
+    """A line for each step that is done; a status line for the one that is not."""
+
+    def __init__(self, status: Status) -> None:
+        self._status = status
+        self._step = ""
+
+    def on_step(self, step: str) -> None:
+        """Show what is being done."""
+        self._step = step
+        self._status.update(step)
+
+    def on_wait(self, ready: int, wanted: int) -> None:
+        """Show how many workers are ready."""
+        self._status.update(f"{self._step}: {ready} of {wanted} workers ready")
+
+    def on_done(self, step: str, said: str) -> None:
+        """Print what came of it."""
+        console.err.print(f"[bold]{step:<11}[/]", end="")
+        console.err.print(said, markup=False, soft_wrap=True)
+
+
+@contextmanager
+def shown(title: str) -> Iterator[Steps]:
+    """Steps on stderr."""
+    with console.err.status(title) as status:
+        yield Steps(status)
+
+
+def bring(client: Client, file: Path, *, prune: bool = False, dry_run: bool = False) -> None:
+    """Tell what a state file asks for, and do it unless that is all that is wanted."""
+    from marship import state, tables
+
+    changes = state.plan(client, state.read(file), prune=prune)
+    tables.show_changes(changes)
+    if dry_run:
+        return
+    with shown(f"applying {file}") as watcher:
+        state.carry_out(client, changes, watcher)

@@ -1,0 +1,237 @@
+"""nginx in front of TorchServe: its configuration, for the models that others may ask.
+
+TorchServe stays on loopback. What nginx lets through stands in `nginx.conf` beside this file,
+each line with its reason; here the blanks in it are filled in.
+"""
+
+import re
+import string
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from marship import certificate, storage
+from marship.errors import (
+    MarshipError,
+    NoAnswerError,
+    NotFoundError,
+    NotRunningError,
+    RateLimitError,
+    RequestError,
+    TokenError,
+    TooLargeError,
+    UsageError,
+)
+from marship.settings import setting
+from marship.torchserve import config as configs
+from marship.torchserve import home as homes
+from marship.torchserve import properties, sockets
+from marship.torchserve.home import Home
+from marship.torchserve.status import checked_name
+
+TEMPLATE = Path(__file__).with_name("nginx.conf")
+CONFIG_FILE = TEMPLATE.name
+MAX_REQUEST_BYTES = 6_553_500
+"""TorchServe's default for max_request_size."""
+
+REFUSALS: Mapping[int, tuple[type[MarshipError], str]] = {
+    400: (RequestError, "the request must be valid HTTP over TLS, got something else."),
+    401: (
+        TokenError,
+        "the inference token must stand in the header Authorization: Bearer TOKEN, got none.",
+    ),
+    404: (
+        NotFoundError,
+        "the path must be /predictions/MODEL, with a model that is served here, or /ping.",
+    ),
+    405: (RequestError, "the method must be POST for predictions and GET for /ping."),
+    413: (TooLargeError, "the body must be of {max_body_bytes} bytes at most, got more."),
+    414: (TooLargeError, "the path must be of 3000 bytes at most, got more."),
+    429: (RateLimitError, "the requests must come slower, got too many. Ask again later."),
+    431: (TooLargeError, "headers must be of 3000 bytes each and 6000 in all at most, got more."),
+    500: (MarshipError, "the proxy must pass on every valid request, and failed."),
+    502: (NotRunningError, "a server must run behind the proxy, got none. Ask again later."),
+    504: (NoAnswerError, "the server behind the proxy must answer in time, got no answer."),
+}
+"""What nginx answers by itself, by HTTP status: the class whose code it gives, and the message."""
+
+_LISTEN = re.compile(r"(?:(?:\d{1,3}(?:\.\d{1,3}){3}|\[[0-9a-fA-F:]+\]):)?(\d{1,5})")
+_PLAIN_PATH = re.compile(r"[\w./@+,:-]+")
+_ERROR_PLACE = "/.marship-error"
+
+
+@dataclass(frozen=True, slots=True)
+class ProxySettings:
+    """How TorchServe is offered to other machines."""
+
+    home: Path | None = setting(
+        None, "the server's private folder; else MARSHIP_HOME, else .marship here"
+    )
+    out: Path = setting(Path("proxy"), "the folder that nginx runs in, for its owner only")
+    listen: str = setting("8443", "port, or address:port, for HTTPS")
+    certificate: Path | None = setting(None, "PEM file with the certificate and those above it")
+    certificate_key: Path | None = setting(None, "PEM file with its private key")
+    self_signed: bool = setting(False, "make a certificate for this machine alone, for trials")
+    rate: int = setting(100, "requests per second of one address", minimum=1)
+    burst: int = setting(200, "requests of one address that may come at once", minimum=1)
+    connections: int = setting(32, "requests of one address at a time", minimum=1)
+    client_timeout_s: int = setting(15, "a client that is silent for so long is cut off", minimum=1)
+    answer_timeout_s: int = setting(
+        130, "TorchServe may be silent for so long: more than any responseTimeout", minimum=1
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Written:
+    """What `write` made."""
+
+    config: Path
+    models: tuple[str, ...]
+    backend: str
+    certificate: Path
+
+
+class _Blanks(string.Template):
+    """`%{name}`: nginx's own variables begin with a dollar."""
+
+    delimiter = "%"
+
+
+def write(settings: ProxySettings, names: Sequence[str]) -> Written:
+    """Write the configuration, and with `self_signed` a certificate, into the folder.
+
+    Args:
+        settings: What to write, and where.
+        names: The models that others may ask.
+
+    Raises:
+        UsageError: A setting cannot be meant, or no model is named.
+    """
+    values = _server_settings(settings.home)
+    _check(settings, values, names)
+    _make_private(settings.out)
+    if settings.self_signed:
+        chain, key = certificate.self_signed(settings.out)
+    else:
+        chain, key = _given_certificate(settings)
+    text = render(settings, values, names, chain, key)
+    with storage.replacing(settings.out / CONFIG_FILE) as draft:
+        draft.write_text(text)
+    return Written(settings.out / CONFIG_FILE, tuple(names), _backend(values), chain)
+
+
+def render(
+    settings: ProxySettings,
+    values: Mapping[str, str],
+    names: Sequence[str],
+    chain: Path,
+    key: Path,
+) -> str:
+    """The configuration's text.
+
+    Args:
+        settings: Limits and address.
+        values: TorchServe's settings.
+        names: The models that others may ask.
+        chain: The certificate's file.
+        key: Its key's file.
+    """
+    max_body_bytes = int(values.get("max_request_size", MAX_REQUEST_BYTES))
+    return _Blanks(TEMPLATE.read_text()).substitute(
+        listen=settings.listen,
+        backend=_backend(values),
+        certificate=chain,
+        certificate_key=key,
+        models="|".join(re.escape(name) for name in sorted(set(names))),
+        rate=settings.rate,
+        burst=settings.burst,
+        connections=settings.connections,
+        client_timeout_s=settings.client_timeout_s,
+        answer_timeout_s=settings.answer_timeout_s,
+        max_body_bytes=max_body_bytes,
+        errors="\n".join(_error_lines(max_body_bytes)),
+    )
+
+
+def _server_settings(home: Path | None) -> dict[str, str]:
+    """Those of the home's server, which may have ended; else those it would start with."""
+    resolved = Home((home or homes.default_home()).absolute()).config
+    return properties.read(resolved if resolved.is_file() else configs.locate(None))
+
+
+def _check(settings: ProxySettings, values: Mapping[str, str], names: Sequence[str]) -> None:
+    if not names:
+        raise UsageError(
+            "the models that others may ask must be named, got none. Run: marship proxy NAME ..."
+        )
+    for name in names:
+        checked_name(name)
+    match = _LISTEN.fullmatch(settings.listen)
+    if match is None or not 0 < int(match[1]) <= 65535:  # noqa: PLR2004  the highest port
+        raise UsageError(
+            f"listen must be a port or address:port such as 127.0.0.1:8443, got "
+            f"{settings.listen!r}."
+        )
+    if values.get("disable_token_authorization") == "true":
+        raise UsageError(
+            "the server must ask for tokens, got disable_token_authorization=true: the proxy "
+            "hands them on and checks none itself. Set it to false."
+        )
+    if urlsplit(values.get("inference_address", "")).scheme not in ("http", "unix"):
+        raise UsageError(
+            "inference_address must begin with http:// or unix:, since TLS ends at the proxy, "
+            f"got {values.get('inference_address')!r}."
+        )
+
+
+def _backend(values: Mapping[str, str]) -> str:
+    address = values["inference_address"]
+    return address if address.startswith(sockets.PREFIX) else urlsplit(address).netloc
+
+
+def _given_certificate(settings: ProxySettings) -> tuple[Path, Path]:
+    if settings.certificate is None or settings.certificate_key is None:
+        raise UsageError(
+            "certificate and certificate_key must both be given, or self_signed for a trial. "
+            "Run: marship proxy --certificate FILE --certificate-key FILE"
+        )
+    paths = settings.certificate.absolute(), settings.certificate_key.absolute()
+    for path in paths:
+        _check_plain(path)
+    return paths
+
+
+def _check_plain(path: Path) -> None:
+    """Nginx reads variables, quotes and braces in a path."""
+    if not _PLAIN_PATH.fullmatch(str(path)):
+        raise UsageError(
+            f"a path in nginx.conf must be of letters, digits and _ . / @ + , : -, got {path}. "
+            "Choose another."
+        )
+
+
+def _make_private(folder: Path) -> None:
+    _check_plain(folder.absolute())
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        folder.chmod(0o700)
+    except OSError as error:
+        raise UsageError(
+            f"{folder} must be a folder of your own, got: {error.strerror}. "
+            "Choose another with --out."
+        ) from error
+
+
+def _error_lines(max_body_bytes: int) -> Iterator[str]:
+    indent = " " * 8
+    yield f"{indent}error_page 494 =431 {_ERROR_PLACE}/431;"  # nginx's own: headers too large
+    yield f"{indent}error_page 495 496 497 =400 {_ERROR_PLACE}/400;"  # TLS, or none
+    for status, (kind, text) in REFUSALS.items():
+        message = text.format(max_body_bytes=max_body_bytes)
+        place = f"{_ERROR_PLACE}/{status}"
+        yield f"{indent}error_page {status} {place};"
+        yield f"{indent}location = {place} {{"
+        yield f"{indent}    internal;"
+        yield f'''{indent}    return {status} '{{"code":"{kind.code}","message":"{message}"}}';'''
+        yield f"{indent}}}"

@@ -1,0 +1,173 @@
+"""The bill of materials of an archive: its files, its model, and what a worker needs for it."""
+
+import hashlib
+import zipfile
+from collections.abc import Iterator
+from importlib.metadata import packages_distributions
+from pathlib import Path
+from typing import Any
+
+from marship import archive
+from marship.archive import Archive, Member
+from marship.contract import TensorSpec
+from marship.errors import PackageError
+from marship.sbom import imports
+from marship.sbom.cyclonedx import (
+    Component,
+    document,
+    properties,
+    python_package,
+    sha256,
+)
+
+_ARCHIVE, _MODEL = "archive", "model"
+_OWN = "marship/"
+
+
+def describe(path: Path) -> dict[str, Any]:
+    """The bill of materials of an archive; nothing in it is run.
+
+    Raises:
+        UsageError: There is no such file.
+        PackageError: It is no archive, or damaged, or holds Python that is none.
+    """
+    read = archive.read(path)
+    root = {
+        "type": "application",
+        "bom-ref": _ARCHIVE,
+        "name": read.name,
+        "version": read.version,
+        "hashes": sha256(_digest(path)),
+        "properties": properties({"file": path.name, "opened-by-key": read.key_name}),
+    }
+    own = [member for member in read.members if member.name.startswith(_OWN)]
+    parts = [
+        _model(read),
+        *([_copy(read, own)] if own else []),
+        *(_file(member) for member in read.members if member not in own),
+    ]
+    packages = list(_packages(read))
+    return document(
+        root,
+        [*parts, *packages],
+        depends={_ARCHIVE: [component["bom-ref"] for component in [*parts, *packages]]},
+        incomplete=[component["bom-ref"] for component in packages],
+    )
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _file(member: Member) -> Component:
+    return {
+        "type": "file",
+        "bom-ref": f"file:{member.name}",
+        "name": member.name,
+        "hashes": sha256(member.sha256),
+    }
+
+
+def _copy(read: Archive, members: list[Member]) -> Component:
+    """The part of marship that travels in the archive."""
+    version = _versions(read).get("marship")
+    return {
+        **python_package("marship", version),
+        "description": "the part of marship that runs in a worker, as files of this archive",
+        "components": [_file(member) for member in members],
+    }
+
+
+def _model(read: Archive) -> Component:
+    component: Component = {
+        "type": "machine-learning-model",
+        "bom-ref": _MODEL,
+        "name": read.name,
+        "version": read.version,
+    }
+    contract = read.contract
+    if contract is None:
+        return component
+    if len(contract.files) == 1:  # else the digest is of several files, one after the other
+        component["hashes"] = sha256(contract.digest)
+    component["modelCard"] = {
+        "modelParameters": {
+            "inputs": [{"format": _format(spec)} for spec in contract.inputs],
+            "outputs": [{"format": _format(spec)} for spec in contract.outputs],
+            **_datasets(read),
+        },
+        "quantitativeAnalysis": {"performanceMetrics": list(_metrics(read))},
+        "properties": properties(
+            {
+                "opset": contract.opset,
+                "tolerance.absolute": contract.tolerance.atol,
+                "tolerance.relative": contract.tolerance.rtol,
+                "data-digest": _section(read, "training").get("data_digest"),
+            }
+        ),
+    }
+    return component
+
+
+def _format(spec: TensorSpec) -> str:
+    return f"{spec.name}: {spec.dtype} ({', '.join(map(str, spec.shape))})"
+
+
+def _datasets(read: Archive) -> dict[str, Any]:
+    told = _section(read, "recipe").get("evidence")
+    data = told.get("data") if isinstance(told, dict) else None
+    return {"datasets": [{"type": "dataset", "name": str(data)}]} if data else {}
+
+
+def _metrics(read: Archive) -> Iterator[dict[str, str]]:
+    """What each variant reached on held-out data; the evidence tells of all that were built."""
+    for variant in _section(read, "optimize").get("variants", []):
+        for name, value in (variant.get("metrics") or {}).items():
+            where = f"held-out data, variant {variant['name']}"
+            yield {"type": name, "value": str(value), "slice": where}
+
+
+def _section(read: Archive, name: str) -> dict[str, Any]:
+    found = read.evidence.get(name)
+    return found if isinstance(found, dict) else {}
+
+
+def _versions(read: Archive) -> dict[str, str]:
+    found = _section(read, "versions")
+    return {name: str(text) for name, text in found.items() if text != "not installed"}
+
+
+def _packages(read: Archive) -> Iterator[Component]:
+    """What a worker must have installed, with the versions that the model was packed with.
+
+    Optional is what the code imports only when it is called for. Which package a module belongs
+    to is known for those installed here; the others keep the module's name, without an address.
+    """
+    versions, homes = _versions(read), packages_distributions()
+    needed = _foreign(read) | {"ts": True}  # an archive is made to be run by TorchServe
+    for module, always in sorted(needed.items()):
+        scope = {"scope": "required" if always else "optional"}
+        if names := homes.get(module):
+            yield python_package(names[0], versions.get(names[0])) | scope
+        else:
+            yield {"type": "library", "bom-ref": f"module:{module}", "name": module} | scope
+
+
+def _foreign(read: Archive) -> dict[str, bool]:
+    handler = str(read.manifest["model"].get("handler", ""))
+    with zipfile.ZipFile(read.path) as zipped:
+        sources = {
+            member.name: zipped.read(member.name)
+            for member in read.members
+            if member.name.endswith(".py")
+        }
+    if handler not in sources:
+        return {}  # one of TorchServe's own handlers, which are named without a file
+    try:
+        return imports.foreign(sources, handler)
+    except (SyntaxError, ValueError) as error:
+        raise PackageError(
+            f"{read.path} must hold Python that can be parsed, got: {error}. "
+            "Package the model again."
+        ) from error

@@ -1,0 +1,190 @@
+"""Seals a model's files as an archive is built, and wraps their keys anew in a built one.
+
+The format is that of `serving/sealed.py`, which opens what is sealed here.
+"""
+
+import io
+import secrets
+import shutil
+import zipfile
+from collections.abc import Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from marship import archive
+from marship.contract import CHUNK_BYTES, Contract, digest_streams
+from marship.errors import PackageError
+from marship.serving import keysource, sealed
+from marship.serving.sealed import HEADER_BYTES, SUFFIX, Header
+from marship.storage import replacing
+
+WEIGHTS_FILE = "model.weights"
+SMALLEST_BYTES = 1024
+"""A smaller weight stays in the graph, as ONNX's own tools have it."""
+_ALIGNMENT = 64
+_TELLING = {"details", "reason"}
+
+
+class Sealer:
+    """Seals the files of one archive.
+
+    Args:
+        key: The operator's.
+        model: The model's name, as the archive's manifest will say.
+        version: Its version.
+    """
+
+    def __init__(self, key: bytes, model: str, version: str) -> None:
+        self._key, self._model, self._version = key, model, version
+        self._sealing = secrets.token_bytes(16)
+
+    def write(
+        self, folder: Path, name: str, plain: BinaryIO, *, chunk_bytes: int = CHUNK_BYTES
+    ) -> Path:
+        """Write a stream's bytes as the sealed file `<name>.sealed`."""
+        path = f"{name}{SUFFIX}"
+        bound = sealed.binding(self._model, self._version, path)
+        size = plain.seek(0, io.SEEK_END)
+        plain.seek(0)
+        key = secrets.token_bytes(keysource.KEY_BYTES)
+        header = Header(chunk_bytes, size, self._sealing, secrets.token_bytes(7), b"", b"", b"")
+        header = wrapped(header, key, self._key, bound)
+        cipher = sealed.cipher(key)
+        with (folder / path).open("wb") as file:
+            file.write(header.pack())
+            for count, nonce in header.chunks():
+                file.write(cipher.encrypt(nonce, plain.read(count), header.fixed + bound))
+        return folder / path
+
+
+def wrapped(header: Header, data_key: bytes, key: bytes, bound: bytes) -> Header:
+    """The header with the data key under an operator's key."""
+    name, nonce = sealed.key_name(key), secrets.token_bytes(12)
+    data = sealed.cipher(key).encrypt(nonce, data_key, header.fixed + bound + name)
+    return replace(header, key_name=name, wrap_nonce=nonce, wrapped=data)
+
+
+def split(path: Path) -> tuple[bytes, bytes]:
+    """A graph, and its weights as the contents of an external file `WEIGHTS_FILE`.
+
+    A graph with its weights inside would be three times in a worker's memory as it loads, and
+    two times from then on. Weights that lie outside already stay where they are. Those of a
+    branch or a loop's body go inside: ONNX Runtime takes them from no memory of ours.
+
+    Returns:
+        The ONNX file's bytes, and the weights', which may be none.
+    """
+    import onnx
+    from onnx import TensorProto
+    from onnx import external_data_helper as external
+
+    model = onnx.load(str(path), load_external_data=False)
+    outermost = {tensor.name for tensor in model.graph.initializer}
+    for tensor in external._get_all_tensors(model):
+        if tensor.external_data and tensor.name not in outermost:
+            external.load_external_data_for_tensor(tensor, str(path.parent))
+            tensor.data_location = TensorProto.DEFAULT
+            del tensor.external_data[:]
+    weights = io.BytesIO()
+    for tensor in model.graph.initializer:
+        if len(tensor.raw_data) < SMALLEST_BYTES:
+            continue
+        offset = weights.tell() + -weights.tell() % _ALIGNMENT
+        weights.seek(offset)
+        weights.write(tensor.raw_data)
+        external.set_external_data(tensor, WEIGHTS_FILE, offset, len(tensor.raw_data))
+        tensor.ClearField("raw_data")
+    return model.SerializeToString(deterministic=True), weights.getvalue()
+
+
+def write_model(sealer: Sealer, model: Path, contract: Contract, folder: Path) -> Contract:
+    """Write a model sealed, with its weights outside of its graph.
+
+    Returns:
+        The contract of the files as they are sealed.
+    """
+    graph, weights = split(model)
+    with ExitStack() as opened:
+        plain: dict[str, BinaryIO] = {contract.files[0]: io.BytesIO(graph)}
+        if weights:
+            plain[WEIGHTS_FILE] = io.BytesIO(weights)
+        for name in contract.files[1:]:
+            plain[name] = opened.enter_context((model.parent / name).open("rb"))
+        for name, stream in plain.items():
+            sealer.write(folder, name, stream)
+            stream.seek(0)
+        return replace(contract, files=tuple(plain), digest=digest_streams(*plain.values()))
+
+
+def discreet(evidence: Mapping[str, Any]) -> dict[str, Any]:
+    """Evidence without what names parts of the graph: how each variant was built."""
+    report = evidence.get("optimize")
+    if report is None:
+        return dict(evidence)
+    variants = [
+        {name: value for name, value in variant.items() if name not in _TELLING}
+        for variant in report["variants"]
+    ]
+    return {**evidence, "optimize": {**report, "variants": variants}}
+
+
+@dataclass(frozen=True, slots=True)
+class Rewrapped:
+    """An archive whose keys were wrapped anew.
+
+    Attributes:
+        archive: As it is now.
+        key_before: The name of the operator key that opened it.
+        key_after: The name of the one that opens it now.
+    """
+
+    archive: archive.Archive
+    key_before: str
+    key_after: str
+
+
+def rewrap(path: Path, old: str, new: str, out: Path | None = None) -> Rewrapped:
+    """Give an archive's sealed files another operator key; their contents stay as they lie.
+
+    Args:
+        path: The archive.
+        old: The source of the key that opens it.
+        new: The source of the key that shall.
+        out: Where to write it; None is in its place.
+
+    Raises:
+        UsageError: There is no such archive, or a source is written wrongly.
+        PackageError: It is no archive, or nothing in it is sealed.
+        SealError: A key cannot be had, or the old one does not open every sealed file.
+    """
+    read = archive.read(path)
+    if not read.sealed:
+        raise PackageError(
+            f"{path} must be sealed to get another key, got a plain one. Package it with --seal."
+        )
+    keys = keysource.read(old), keysource.read(new)
+    heads = {}
+    with zipfile.ZipFile(path) as source:
+        for name in read.sealed:
+            bound = sealed.binding(read.name, read.version, name)
+            with source.open(name) as file:
+                header = Header.parse(file.read(HEADER_BYTES), name)
+            data_key = sealed.unwrap(header, keys[0], bound, name)
+            heads[name] = wrapped(header, data_key, keys[1], bound).pack()
+    with replacing(out or path) as draft:
+        _copy(path, draft, heads)
+    before, after = (sealed.key_name(key).hex() for key in keys)
+    return Rewrapped(archive.read(out or path), before, after)
+
+
+def _copy(path: Path, target: Path, heads: Mapping[str, bytes]) -> None:
+    """Copy a zip with the first bytes of some of its entries replaced."""
+    with zipfile.ZipFile(path) as source, zipfile.ZipFile(target, "w") as sink:
+        for info in source.infolist():
+            with source.open(info) as reader, sink.open(info, "w") as writer:
+                head = heads.get(info.filename, b"")
+                reader.read(len(head))
+                writer.write(head)
+                shutil.copyfileobj(reader, writer)

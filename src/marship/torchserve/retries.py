@@ -1,0 +1,98 @@
+"""Asking again: predictions that fail through no fault of their own, for a while.
+
+A prediction changes nothing on the server, so it may be asked twice; nothing else is. Pauses
+grow, and are drawn at random, lest all clients of a server that was away come back at once.
+What was too slow is not asked again: that would only add to the load.
+"""
+
+import random
+import time
+from http import HTTPStatus
+
+import orjson
+
+from marship.errors import NoAnswerError, NotRunningError
+from marship.torchserve.calls import Answer, Call, Flow, Pause
+
+RETRY_S = 20.0
+"""Longer than a worker takes to come back after it was killed once."""
+
+FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.1, 3.0
+MOST_DEATHS = 2
+"""A request may be what the workers die of."""
+
+_BUSY_OR_AWAY = (HTTPStatus.BAD_GATEWAY, HTTPStatus.SERVICE_UNAVAILABLE)
+_DEATHS = ("Worker died", "Worker scaled down")  # WorkerThread.java, with status 500 or 507
+
+
+def persistent(call: Call, retry_s: float, *, has_met: bool) -> Flow[Answer]:
+    """Make a call, and again for `retry_s` after its first failure, if it may pass.
+
+    Args:
+        call: What is asked.
+        retry_s: Seconds in which it is asked again; 0 asks once.
+        has_met: Whether the server has answered before: one that never did is not waited for.
+
+    Raises:
+        NotRunningError: Nobody answers.
+        NoAnswerError: The connection ended, or the answer takes too long.
+    """
+    patience = _Patience(retry_s)
+    while True:
+        try:
+            answer: Answer = yield call
+        except NotRunningError:
+            if not has_met or (pause := patience.next_pause()) is None:
+                raise
+        except NoAnswerError as error:
+            if error.timed_out or (pause := patience.next_pause()) is None:
+                raise
+        else:
+            if (pause := patience.after(answer)) is None:
+                return answer
+        yield pause
+
+
+class _Patience:
+    """How long to wait before each further try, and when to stop."""
+
+    def __init__(self, retry_s: float) -> None:
+        self._retry_s, self._pause_s = retry_s, FIRST_PAUSE_S
+        self._end: float | None = None
+        self._deaths = 0
+
+    def after(self, answer: Answer) -> Pause | None:
+        """None for what is an answer, or was tried often enough."""
+        if answer.status in _BUSY_OR_AWAY:
+            return self.next_pause(_retry_after_s(answer))
+        if not _is_death(answer):
+            return None
+        self._deaths += 1
+        return self.next_pause() if self._deaths <= MOST_DEATHS else None
+
+    def next_pause(self, least_s: float = 0.0) -> Pause | None:
+        """None where the time is over before the pause is."""
+        now = time.monotonic()
+        self._end = self._end or now + self._retry_s
+        seconds = max(least_s, self._pause_s * random.uniform(0.5, 1))  # noqa: S311  no secret
+        self._pause_s = min(2 * self._pause_s, LONGEST_PAUSE_S)
+        return Pause(seconds) if now + seconds < self._end else None
+
+
+def _is_death(answer: Answer) -> bool:
+    """Whether the worker ended with the request in its hands; a handler's own 500 is none."""
+    if answer.status < HTTPStatus.INTERNAL_SERVER_ERROR:
+        return False
+    try:
+        problem = orjson.loads(answer.body)
+    except orjson.JSONDecodeError:
+        return False
+    if not isinstance(problem, dict) or problem.get("type") != "InternalServerException":
+        return False
+    return str(problem.get("message")).startswith(_DEATHS)
+
+
+def _retry_after_s(answer: Answer) -> float:
+    """The seconds that the header asks for (RFC 9110, 10.2.3); a date in it is not read."""
+    text = answer.headers.get("retry-after", "")
+    return float(text) if text.isascii() and text.isdigit() else 0.0

@@ -1,0 +1,13 @@
+"""Signed archives: who made a `.mar`, and that it is still what they made.
+
+    keys.py       Ed25519 keys as files
+    contents.py   what an archive holds, read so strictly that every reader sees the same
+    statement.py  what is signed of it: name, version, and a digest of each file
+    envelope.py   the signed bytes and their signature as a file: DSSE
+    signature.py  signing an archive; the signature lies beside it
+    openssf.py    signatures of OpenSSF Model Signing, where model-signing is installed
+    policy.py     the trust folder, and holding an archive against it
+    vault.py      the server's own copies of verified archives
+
+All of it runs outside the archive, before anything in it is unpacked or run.
+"""

@@ -1,0 +1,351 @@
+"""What an archive holds, read so strictly that every reader sees the same.
+
+TorchServe unpacks with Java's ZipInputStream, which goes from local header to local header and
+never looks at the central directory; Python, unzip and most others read the central directory.
+An archive may show the two different files. So only a plain subset of the format (PKWARE
+APPNOTE 6.3.10) passes: entries without gaps from the first byte on, stored or deflated (RFC
+1951), with sizes in their headers, the same in the central directory in the same order, no
+extra fields but those of Zip64, and nothing before, between or behind. That is what
+torch-model-archiver and `marship package` write.
+
+The file is read once, from its first byte to its last, and every digest is of that reading.
+"""
+
+import hashlib
+import json
+import os
+import stat
+import struct
+import unicodedata
+import zlib
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from marship.errors import PackageError, UsageError
+
+MANIFEST_FILE = "MAR-INF/MANIFEST.json"
+MAX_FILES = 10_000
+MAX_UNPACKED_BYTES = 64 << 30
+MAX_RATIO = 100  # unpacked to packed, of the whole archive
+MAX_NAME_BYTES = 1024
+MAX_MANIFEST_BYTES = 1 << 20
+
+_CHUNK = 1 << 20
+_LOCAL, _CENTRAL, _END = b"PK\x03\x04", b"PK\x01\x02", b"PK\x05\x06"  # APPNOTE 4.3.7, .12, .16
+_END64, _LOCATOR64 = b"PK\x06\x06", b"PK\x06\x07"  # 4.3.14, 4.3.15
+_LOCAL_REST = struct.Struct("<5H3L2H")
+_CENTRAL_REST = struct.Struct("<6H3L5H2L")
+_END_REST = struct.Struct("<4H2LH")
+_END64_REST = struct.Struct("<Q2H2L4Q")
+_LOCATOR64_REST = struct.Struct("<LQL")
+_ENCRYPTED, _UTF8 = 1 << 0, 1 << 11  # 4.4.4
+_ALLOWED_FLAGS = 0b110 | _UTF8  # bits 1 and 2 tell how hard deflate tried
+_STORED, _DEFLATED = 0, 8
+_FULL, _FULL_COUNT = 0xFFFFFFFF, 0xFFFF  # "see the Zip64 field", 4.4.8, 4.4.9, 4.4.16, 4.4.22
+_ZIP64_FIELD = 1  # 4.5.3
+
+
+@dataclass(frozen=True, slots=True)
+class File:
+    """One file of an archive."""
+
+    size_bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True, slots=True)
+class Contents:
+    """An archive as every reader sees it.
+
+    Attributes:
+        size_bytes: Of the archive.
+        sha256: Of the archive, hexadecimal.
+        files: What it holds, by name.
+        model: The model's name.
+        version: The model's version.
+    """
+
+    size_bytes: int
+    sha256: str
+    files: Mapping[str, File]
+    model: str
+    version: str
+
+
+@dataclass(frozen=True, slots=True)
+class _Header:
+    """What a local header and its twin in the central directory must both say."""
+
+    offset: int
+    flags: int
+    method: int
+    crc: int
+    packed_bytes: int
+    size_bytes: int
+    name: bytes
+
+
+def read(path: Path) -> Contents:
+    """Read an archive from its first byte to its last.
+
+    Raises:
+        UsageError: There is no such file.
+        PackageError: It is damaged, or readers may disagree on what is in it, or it unpacks to
+            more than the limits allow.
+    """
+    if not path.is_file():
+        raise UsageError(f"{path} must be a .mar file, got no such file.")
+    with path.open("rb") as file:
+        return _Reading(path, file).contents()
+
+
+@dataclass(slots=True)
+class _Reading:
+    path: Path
+    file: BinaryIO
+    position: int = 0
+    digest: Any = field(default_factory=hashlib.sha256)
+    files: dict[str, File] = field(default_factory=dict)
+    headers: list[_Header] = field(default_factory=list)
+    unpacked_bytes: int = 0
+    manifest: bytes = b""
+
+    def contents(self) -> Contents:
+        size_bytes = os.fstat(self.file.fileno()).st_size
+        names = _Names(self._fault)
+        while (signature := self._take(4)) == _LOCAL:
+            header = self._local()
+            names.add(header)
+            self._check_limits(header, size_bytes)
+            self._unpack(header)
+        if not self.headers:
+            raise self._fault("none: it does not begin like a zip file")
+        start = self.position - 4
+        for header in self.headers:
+            if signature != _CENTRAL or self._central() != header:
+                raise self._fault(f"two headers that disagree on {_shown(header.name)}")
+            signature = self._take(4)
+        self._end(signature, start)
+        if self.file.read(1):
+            raise self._fault("bytes behind its end")
+        model, version = self._model()
+        return Contents(self.position, self.digest.hexdigest(), self.files, model, version)
+
+    def _take(self, count: int) -> bytes:
+        data = self.file.read(count)
+        if len(data) != count:
+            raise self._fault("none: it is no zip file, or cut off")
+        self.digest.update(data)
+        self.position += count
+        return data
+
+    def _chunks(self, count: int) -> Iterator[bytes]:
+        while count:
+            data = self._take(min(count, _CHUNK))
+            count -= len(data)
+            yield data
+
+    def _local(self) -> _Header:
+        offset = self.position - 4
+        _, flags, method, _, _, crc, packed, size, name_length, extra_length = _LOCAL_REST.unpack(
+            self._take(_LOCAL_REST.size)
+        )
+        name = self._name(name_length)
+        if (packed == _FULL) != (size == _FULL):
+            raise self._fault(f"two sizes for {_shown(name)}")
+        size, packed = self._wide(name, extra_length, [size, packed])
+        if flags & _ENCRYPTED:
+            raise self._fault(f"an encrypted {_shown(name)}")
+        if flags & ~_ALLOWED_FLAGS or method not in (_STORED, _DEFLATED):
+            raise self._fault(
+                f"{_shown(name)} in a form that readers take differently "
+                f"(flags {flags:#06x}, method {method})"
+            )
+        header = _Header(offset, flags, method, crc, packed, size, name)
+        self.headers.append(header)
+        return header
+
+    def _central(self) -> _Header:
+        fields = _CENTRAL_REST.unpack(self._take(_CENTRAL_REST.size))
+        flags, method, crc, packed, size = fields[2], fields[3], *fields[6:9]
+        name_length, extra_length, comment_length, disk, _, attributes, offset = fields[9:]
+        name = self._name(name_length)
+        size, packed, offset = self._wide(name, extra_length, [size, packed, offset])
+        kind = stat.S_IFMT(attributes >> 16)  # the upper half is Unix' st_mode, 4.4.15
+        if kind not in (0, stat.S_IFDIR if name.endswith(b"/") else stat.S_IFREG):
+            raise self._fault(f"{_shown(name)} as a link or a device")
+        if comment_length or disk:
+            raise self._fault(f"a comment, or another disk, for {_shown(name)}")
+        return _Header(offset, flags, method, crc, packed, size, name)
+
+    def _name(self, length: int) -> bytes:
+        if length > MAX_NAME_BYTES:
+            raise self._fault(f"a name of {length} bytes, where {MAX_NAME_BYTES} are allowed")
+        return self._take(length)
+
+    def _wide(self, name: bytes, extra_length: int, values: list[int]) -> list[int]:
+        """Values that may stand in a Zip64 field, which is the only one allowed."""
+        extra = self._take(extra_length)
+        wide = [index for index, value in enumerate(values) if value == _FULL]
+        if len(extra) != (4 + 8 * len(wide) if wide else 0):
+            raise self._fault(f"extra fields for {_shown(name)}")
+        if not wide:
+            return values
+        field_id, length, *found = struct.unpack(f"<2H{len(wide)}Q", extra)
+        if (field_id, length) != (_ZIP64_FIELD, 8 * len(wide)):
+            raise self._fault(f"extra fields for {_shown(name)}")
+        for index, value in zip(wide, found, strict=True):
+            values[index] = value
+        return values
+
+    def _check_limits(self, header: _Header, archive_bytes: int) -> None:
+        self.unpacked_bytes += header.size_bytes
+        allowed = min(MAX_UNPACKED_BYTES, MAX_RATIO * archive_bytes)
+        if self.unpacked_bytes > allowed:
+            raise self._fault(
+                f"more than {allowed:,} bytes when unpacked, which is {MAX_RATIO} times its size "
+                "or more than a model needs"
+            )
+        if len(self.headers) > MAX_FILES:
+            raise self._fault(f"more than {MAX_FILES:,} files")
+
+    def _unpack(self, header: _Header) -> None:
+        """Hash one file; never hold more than a chunk, never unpack more than its header says."""
+        name = header.name.decode()
+        is_manifest = name == MANIFEST_FILE
+        if is_manifest and header.size_bytes > MAX_MANIFEST_BYTES:
+            raise self._fault(f"a {name} of {header.size_bytes:,} bytes")
+        digest, crc, size = hashlib.sha256(), 0, 0
+        for data in self._plain(header):
+            digest.update(data)
+            crc = zlib.crc32(data, crc)
+            size += len(data)
+            if size > header.size_bytes:
+                break
+            if is_manifest:
+                self.manifest += data
+        if size != header.size_bytes:
+            raise self._fault(f"another size for {_shown(header.name)} than it states")
+        if crc != header.crc:
+            raise self._fault(f"a damaged {_shown(header.name)}: its checksum is another")
+        if not name.endswith("/"):
+            self.files[name] = File(size, digest.hexdigest())
+
+    def _plain(self, header: _Header) -> Iterator[bytes]:
+        if header.method == _STORED:
+            if header.packed_bytes != header.size_bytes:
+                raise self._fault(f"two sizes for {_shown(header.name)}")
+            yield from self._chunks(header.packed_bytes)
+            return
+        inflater = zlib.decompressobj(-zlib.MAX_WBITS)
+        try:
+            for data in self._chunks(header.packed_bytes):
+                if inflater.eof:
+                    raise self._fault(f"bytes behind the end of {_shown(header.name)}")
+                rest = data
+                while rest and not inflater.eof:
+                    yield inflater.decompress(rest, _CHUNK)
+                    rest = inflater.unconsumed_tail
+            while not inflater.eof and (data := inflater.decompress(b"", _CHUNK)):
+                yield data
+        except zlib.error as error:
+            raise self._fault(f"a damaged {_shown(header.name)}: {error}") from error
+        if not inflater.eof or inflater.unused_data:
+            raise self._fault(f"bytes behind, or missing at, the end of {_shown(header.name)}")
+
+    def _end(self, signature: bytes, start: int) -> None:
+        """Check the record of the directory's end, and that of Zip64 where there is one."""
+        count, size = len(self.headers), self.position - 4 - start
+        if signature == _END64:
+            own = self.position - 4
+            length, _, _, *disks_and_place = _END64_REST.unpack(self._take(_END64_REST.size))
+            if (length, disks_and_place) != (44, [0, 0, count, count, size, start]):
+                raise self._fault("a Zip64 end that disagrees with its entries")
+            located = self._take(4), _LOCATOR64_REST.unpack(self._take(_LOCATOR64_REST.size))
+            if located != (_LOCATOR64, (0, own, 1)):
+                raise self._fault("a Zip64 end that disagrees with its entries")
+            signature = self._take(4)
+            allowed = {_FULL, _FULL_COUNT}
+        else:
+            allowed = set()
+        if signature != _END:
+            raise self._fault("bytes between its entries")
+        disk, first, here, total, size_said, start_said, comment = _END_REST.unpack(
+            self._take(_END_REST.size)
+        )
+        said = ((here, count), (total, count), (size_said, size), (start_said, start))
+        if disk or first or any(a != b and a not in allowed for a, b in said):
+            raise self._fault("an end that disagrees with its entries")
+        if comment:
+            raise self._fault("a comment at its end")
+
+    def _model(self) -> tuple[str, str]:
+        try:
+            model = json.loads(self.manifest, object_pairs_hook=_once)["model"]
+            said = model["modelName"], model["modelVersion"]
+        except (KeyError, TypeError, ValueError) as error:
+            raise self._fault(f"none with a readable {MANIFEST_FILE}") from error
+        if not all(isinstance(text, str) and text.isprintable() and text for text in said):
+            raise self._fault(f"a {MANIFEST_FILE} without a model's name and version")
+        return said
+
+    def _fault(self, found: str) -> PackageError:
+        return PackageError(
+            f"{self.path} must be a plain archive that all readers read alike, got {found}. "
+            "Do not use it; package the model again."
+        )
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object whose names are there once: readers differ on which of two counts."""
+    if len(found := dict(pairs)) != len(pairs):
+        raise ValueError("a name stands twice in one object")
+    return found
+
+
+class _Names:
+    """The names of an archive: each a place of its own below the folder it is unpacked to."""
+
+    def __init__(self, fault: Callable[[str], PackageError]) -> None:
+        self._fault = fault
+        self._taken: set[str] = set()
+        self._files: set[str] = set()
+        self._folders: set[str] = set()
+
+    def add(self, header: _Header) -> None:
+        """Take the next name.
+
+        Raises:
+            PackageError: It is written in two ways, leads elsewhere, or is taken.
+        """
+        name = self._decoded(header)
+        is_folder = name.endswith("/")
+        parts = name.removesuffix("/").split("/")
+        if "\\" in name or not name.isprintable() or {"", ".", ".."} & set(parts):
+            raise self._fault(f"a name that leads elsewhere, {_shown(header.name)}")
+        if is_folder and header.size_bytes:
+            raise self._fault(f"a folder with contents, {_shown(header.name)}")
+        # on some disks a and A, or two ways to write an umlaut, are one file
+        key = unicodedata.normalize("NFC", "/".join(parts).casefold())
+        pieces = key.split("/")
+        parents = {"/".join(pieces[:end]) for end in range(1, len(pieces))}
+        if key in self._taken or parents & self._files or (key in self._folders and not is_folder):
+            raise self._fault(f"{_shown(header.name)} twice")
+        self._taken.add(key)
+        self._folders |= parents
+        if not is_folder:
+            self._files.add(key)
+
+    def _decoded(self, header: _Header) -> str:
+        """Python reads names as cp437 unless a flag says UTF-8; Java always as UTF-8."""
+        try:
+            return header.name.decode("utf-8" if header.flags & _UTF8 else "ascii")
+        except UnicodeDecodeError as error:
+            raise self._fault(f"a name that is no UTF-8, {_shown(header.name)}") from error
+
+
+def _shown(name: bytes) -> str:
+    text = name.decode(errors="replace")
+    return text if text.isprintable() and text else repr(text)

@@ -1,0 +1,120 @@
+"""The trust folder: the public keys that an operator pinned, and holding archives against them."""
+
+import stat
+from dataclasses import dataclass
+from pathlib import Path
+
+from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives.asymmetric import ec, ed25519
+
+from marship.errors import SignatureError, UsageError
+from marship.trust import envelope, openssf
+from marship.trust.contents import Contents, read
+from marship.trust.keys import PUBLIC_SUFFIX, SHORT_ID, PublicKey, read_public
+from marship.trust.signature import beside
+from marship.trust.statement import Statement
+
+_OTHERS_WRITE = stat.S_IWGRP | stat.S_IWOTH
+
+
+@dataclass(frozen=True, slots=True)
+class Verified:
+    """An archive that is as a trusted key's owner signed it."""
+
+    contents: Contents
+    key: PublicKey
+
+
+@dataclass(frozen=True, slots=True)
+class Trust:
+    """The keys of a trust folder."""
+
+    folder: Path
+    keys: tuple[PublicKey, ...]
+
+    @classmethod
+    def load(cls, folder: Path) -> "Trust":
+        """Read the folder's `*.pem` files.
+
+        Raises:
+            UsageError: There is no such folder, it holds no key or something else than public
+                keys, or others can write to it.
+        """
+        if not folder.is_dir():
+            raise UsageError(f"the trust folder must be a folder of public keys, got {folder}.")
+        paths = sorted(folder.glob(f"*{PUBLIC_SUFFIX}"))
+        if not paths:
+            raise UsageError(
+                f"the trust folder {folder} must hold public keys, got no {PUBLIC_SUFFIX} file. "
+                "Copy there what marship keygen wrote."
+            )
+        for path in (folder, *paths):
+            if path.stat().st_mode & _OTHERS_WRITE:
+                raise UsageError(
+                    f"{path} must be writable by its owner only, for it decides what is trusted. "
+                    f"Run: chmod go-w {path}"
+                )
+        return cls(folder, tuple(read_public(path) for path in paths))
+
+    def verify(self, archive: Path) -> Verified:
+        """Hold an archive against the signature beside it.
+
+        Nothing in the archive is believed, and of the signature's statement nothing before a
+        key of the folder has verified it.
+
+        Raises:
+            UsageError: There is no such archive.
+            SignatureError: It is unsigned, altered, renamed, or signed by another key.
+            PackageError: Readers may disagree on what is in it.
+        """
+        if not archive.is_file():
+            raise UsageError(f"{archive} must be a .mar file, got no such file.")
+        path = beside(archive)
+        value = envelope.load(path)
+        if openssf.is_bundle(value):
+            curves = [key for key in self.keys if isinstance(key.raw, ec.EllipticCurvePublicKey)]
+            key = openssf.verify(archive, path, value, curves)
+            return Verified(read(archive), key)
+        statement, key = self._stated(archive, envelope.parse(value, path))
+        contents = read(archive)
+        _compare(archive.name, statement, contents)
+        return Verified(contents, key)
+
+    def _stated(self, archive: Path, signed: envelope.Envelope) -> tuple[Statement, PublicKey]:
+        """What a key of the folder says; the id in the envelope only finds the key."""
+        for key in self.keys:
+            if key.id != signed.key_id or not isinstance(key.raw, ed25519.Ed25519PublicKey):
+                continue
+            try:
+                key.raw.verify(signed.signature, envelope.encoded(signed.payload))
+            except InvalidSignature as error:
+                raise SignatureError(
+                    f"the signature of {archive.name} must be one of key {key.id[:SHORT_ID]}, "
+                    "got one that does not verify. Get it again, or sign again."
+                ) from error
+            statement = Statement.from_bytes(signed.payload)
+            if statement.key_id == key.id:
+                return statement, key
+        raise SignatureError(
+            f"{archive.name} must be signed with a key in {self.folder}, got one of key "
+            f"{signed.key_id[:SHORT_ID]!r}. Put its public key there if you trust it."
+        )
+
+
+def _compare(name: str, statement: Statement, found: Contents) -> None:
+    signed = statement.contents
+    if name != statement.archive:
+        if found.sha256 == signed.sha256:
+            raise SignatureError(
+                f"{name} must have the name that it was signed under, {statement.archive}. "
+                "Rename it back, or sign it anew."
+            )
+        raise SignatureError(
+            f"{name} must have a signature of its own, got that of {statement.archive}, "
+            f"model {signed.model} {signed.version}. Sign it, or get the right signature."
+        )
+    if differences := statement.differences(found):
+        raise SignatureError(
+            f"{name} must be as it was signed, got {'; '.join(differences)}. "
+            "Get the original again, or sign it anew after you looked at what changed."
+        )

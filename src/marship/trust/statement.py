@@ -1,0 +1,109 @@
+"""What is signed of an archive: its name, its model, and a digest of it and of each file.
+
+The statement is JSON in one form only: names sorted, no blanks, UTF-8. So equal archives give
+equal bytes, and no two readers take one statement for two.
+
+    {"algorithm": "ed25519", "format": 1, "key": <id>,
+     "model": {"name": ..., "version": ...},
+     "archive": {"name": "recommend.mar", "sha256": ..., "size_bytes": ...},
+     "files": {"model.onnx": {"sha256": ..., "size_bytes": ...}, ...}}
+
+The digest of the whole archive binds what no digest of a file does: order, gaps, folders and
+headers. Those of the files let an error say which one differs.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from marship.errors import SignatureError
+from marship.trust.contents import Contents, File
+
+FORMAT = 1
+ALGORITHM = "ed25519"
+_SHOWN = 5
+
+
+@dataclass(frozen=True, slots=True)
+class Statement:
+    """What a key's owner says of an archive.
+
+    Attributes:
+        archive: The archive's file name.
+        contents: What it held when it was signed.
+        key_id: The key that signs.
+    """
+
+    archive: str
+    contents: Contents
+    key_id: str
+
+    def to_bytes(self) -> bytes:
+        """The bytes that are signed."""
+        contents = self.contents
+        value = {
+            "algorithm": ALGORITHM,
+            "archive": {
+                "name": self.archive,
+                "sha256": contents.sha256,
+                "size_bytes": contents.size_bytes,
+            },
+            "files": {name: asdict(file) for name, file in contents.files.items()},
+            "format": FORMAT,
+            "key": self.key_id,
+            "model": {"name": contents.model, "version": contents.version},
+        }
+        return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> "Statement":
+        """Read a statement whose signature is verified already.
+
+        Raises:
+            SignatureError: It is of another format, or not in the form that `to_bytes` writes.
+        """
+        try:
+            value = json.loads(data)
+            if value["format"] != FORMAT:
+                raise SignatureError(
+                    f"a signature must be of format {FORMAT}, got {value['format']!r}. "
+                    "Verify it with the marship that wrote it, or sign again."
+                )
+            statement = cls(value["archive"]["name"], _contents(value), value["key"])
+            whole = statement.to_bytes() == data
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise _unreadable() from error
+        if not whole:
+            raise _unreadable()
+        return statement
+
+    def differences(self, found: Contents) -> list[str]:
+        """How an archive differs from what was signed; empty if it does not."""
+        signed, files = self.contents.files, found.files
+        groups = {
+            "changed": [name for name in signed if name in files and files[name] != signed[name]],
+            "added": [name for name in files if name not in signed],
+            "removed": [name for name in signed if name not in files],
+        }
+        told = [f"{kind}: {_listed(names)}" for kind, names in groups.items() if names]
+        if not told and found != self.contents:
+            return ["the same files packed in another way"]
+        return told
+
+
+def _contents(value: Mapping[str, Any]) -> Contents:
+    archive, model = value["archive"], value["model"]
+    files = {name: File(**file) for name, file in value["files"].items()}
+    return Contents(
+        archive["size_bytes"], archive["sha256"], files, model["name"], model["version"]
+    )
+
+
+def _listed(names: list[str]) -> str:
+    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+    return ", ".join(sorted(names)[:_SHOWN]) + more
+
+
+def _unreadable() -> SignatureError:
+    return SignatureError("a signed statement must be one of marship's, got another. Sign again.")

@@ -1,0 +1,375 @@
+"""Versions take over under load without a lost request, broken ones never; servers as declared."""
+
+import asyncio
+import os
+import shutil
+import signal
+import threading
+import time
+import zipfile
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import pytest
+from click.testing import Result
+from onnx import TensorProto, helper, numpy_helper
+from typer.testing import CliRunner
+
+from marship import AsyncClient, Client, server
+from marship.cli import app
+from marship.contract import GOLDEN_FILE, GoldenCase, read_golden, write_golden
+from marship.errors import (
+    MarshipError,
+    NotFoundError,
+    NotRunningError,
+    RolloutError,
+    ServerError,
+    UsageError,
+)
+from marship.package import PackageSettings, package
+from marship.rollout import Watcher, rollout
+from models import write_model
+
+OFF_HANDLER = Path(__file__).parent / "onnx_handlers" / "off_handler.py"
+ROW = [[1, 2, 3]]
+ANSWERS = {"1": [[16, 22]], "2": [[32, 44]]}
+"""Of version 1, and of version 2, whose weights are twice as large."""
+
+Start = Callable[..., server.Server]
+
+
+@pytest.fixture(scope="module")
+def archives(tmp_path_factory: pytest.TempPathFactory, store: Path) -> Path:
+    """The model `lin` in the store: versions 1 and 2, and three that must not take over."""
+    folder = tmp_path_factory.mktemp("lin")
+    for scale, version in ((1, "1"), (2, "2")):
+        add(store, linear(folder, scale), version)
+    double = folder / "2.onnx"
+    add(store, double, "3", file="wrong", handler=OFF_HANDLER)
+    add(store, double, "4", file="broken")
+    spoil_golden(store / "broken.mar")
+    return store
+
+
+def linear(folder: Path, scale: int) -> Path:
+    """`output = scale * input @ W`, as in the fixture linear_onnx."""
+    weights = scale * np.arange(6, dtype=np.float32).reshape(3, 2)
+    graph = helper.make_graph(
+        [helper.make_node("MatMul", ["input", "W"], ["output"])],
+        "linear",
+        [helper.make_tensor_value_info("input", TensorProto.FLOAT, ["batch", 3])],
+        [helper.make_tensor_value_info("output", TensorProto.FLOAT, ["batch", 2])],
+        [numpy_helper.from_array(weights, "W")],
+    )
+    return write_model(folder / f"{scale}.onnx", graph)
+
+
+def add(
+    store: Path, model: Path, version: str, *, file: str = "", handler: Path | None = None
+) -> None:
+    """Package a version of `lin` into a file of its own."""
+    settings = PackageSettings(model_store=store, name="lin", version=version, handler=handler)
+    shutil.move(package(model, settings), store / f"{file or f'lin-{version}'}.mar")
+
+
+def spoil_golden(archive: Path) -> None:
+    """Let the reference have given other outputs: a worker refuses to load then."""
+    kept = archive.with_suffix(".kept")
+    archive.rename(kept)
+    with zipfile.ZipFile(kept) as old, zipfile.ZipFile(archive, "w") as new:
+        for name in old.namelist():
+            if name != GOLDEN_FILE:
+                new.writestr(name, old.read(name))
+        with old.open(GOLDEN_FILE) as source, new.open(GOLDEN_FILE, "w") as target:
+            cases = read_golden(source)
+            write_golden(
+                target,
+                [
+                    GoldenCase(case.inputs, {name: a + 1 for name, a in case.outputs.items()})
+                    for case in cases
+                ],
+            )
+    kept.unlink()
+
+
+@pytest.fixture
+def lin(client: Client, archives: Path) -> Client:
+    """A client of a server where version 1 of `lin` answers, with one worker, and no other is."""
+    assert archives.is_dir()
+    there = versions(client, "lin")
+    if "1" not in there:
+        client.register("lin-1.mar", name="lin", workers=1)
+    client.set_default("lin", "1")
+    for version in set(there) - {"1"}:
+        client.unregister("lin", version)
+    return client
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _removed(client: Client) -> Iterator[None]:
+    """Leave nothing for other tests."""
+    yield
+    remove(client, "lin")
+
+
+def remove(client: Client, name: str) -> None:
+    """Unregister all versions."""
+    try:
+        default = client.describe(name)[0].version
+    except NotFoundError:
+        return
+    versions = {status.version for status in client.describe(name, "all")}
+    for version in [*(versions - {default}), default]:
+        client.unregister(name, version)
+
+
+def versions(client: Client, name: str) -> list[str]:
+    """The default version, and then all."""
+    for model in client.models():
+        if model.name == name:
+            return [model.default_version, *(status.version for status in model.versions)]
+    return []
+
+
+@contextmanager
+def load(home: Path, threads: int = 3, retry_s: float = 0) -> Iterator[Counter[str]]:
+    """Ask `lin` all the time; counts answers by the version that they are of, and errors."""
+    counts: Counter[str] = Counter()
+    ended = threading.Event()
+    known = {str(answer): version for version, answer in ANSWERS.items()}
+
+    def ask() -> None:
+        with Client(home, retry_s=retry_s) as client:
+            while not ended.is_set():
+                try:
+                    answer = np.rint(client.predict("lin", ROW)).astype(int).tolist()
+                    counts[known.get(str(answer), f"wrong: {answer}")] += 1
+                except MarshipError as error:
+                    counts[f"failed: {error}"] += 1
+                time.sleep(0.003)
+
+    asking = [threading.Thread(target=ask) for _ in range(threads)]
+    for thread in asking:
+        thread.start()
+    try:
+        yield counts
+    finally:
+        ended.set()
+        for thread in asking:
+            thread.join()
+
+
+class Told(Watcher):
+    """Remembers what was told, and may interrupt."""
+
+    def __init__(self, interrupt_at: str = "") -> None:
+        self.done: dict[str, str] = {}
+        self._interrupt_at = interrupt_at
+
+    def on_step(self, step: str) -> None:
+        """Ctrl-C at a step."""
+        if step == self._interrupt_at:
+            raise KeyboardInterrupt
+
+    def on_done(self, step: str, said: str) -> None:
+        """Remember."""
+        self.done[step] = said
+
+
+def test_a_rollout_under_load_loses_nothing(running: server.Server, lin: Client) -> None:
+    """Every answer is version 1's or version 2's, none fails, and only version 2 is left."""
+    told = Told()
+    with load(running.home.path) as counts:
+        done = rollout(lin, "lin-2.mar", watcher=told)
+        after = counts["1"]
+        time.sleep(0.3)
+    assert set(counts) == {"1", "2"}, counts
+    assert counts["1"] == after > 0
+    assert (done.old.version, done.new.version, done.new.ready) == ("1", "2", 1)
+    assert versions(lin, "lin") == ["2", "2"]
+    assert list(told.done) == ["register", "replay", "default", "drain", "unregister"]
+    assert "golden cases answered, at most" in told.done["replay"]
+
+
+@pytest.mark.parametrize(
+    ("archive", "step", "reason"),
+    [
+        ("broken.mar", "register", "golden case 0 must be answered"),
+        ("wrong.mar", "replay", "golden case 0 must be answered within .* difference of 1"),
+    ],
+)
+def test_a_broken_version_never_answers(
+    running: server.Server, lin: Client, archive: str, step: str, reason: str
+) -> None:
+    """A worker that refuses to load, or other answers than recorded: gone, and no request lost."""
+    with (
+        load(running.home.path) as counts,
+        pytest.raises(RolloutError, match=rf"at step {step}: .*{reason}.* 1 answers as before, "),
+    ):
+        rollout(lin, archive)
+    assert set(counts) == {"1"}, counts
+    assert versions(lin, "lin") == ["1", "1"]
+
+
+def test_a_probe_that_fails_and_one_that_is_answered(lin: Client, tmp_path: Path) -> None:
+    """The first rolls back; with the second the new version takes over, and the old is kept."""
+    probe = tmp_path / "probe.json"
+    probe.write_text("[[1, 2]]")
+    with pytest.raises(RolloutError, match=r"at step probe: .*as before, 2 is not registered\."):
+        rollout(lin, "lin-2.mar", probe=probe)
+    assert versions(lin, "lin") == ["1", "1"]
+    probe.write_text("[[1, 2, 3]]")
+    home = str(lin.home.path)
+    done = CliRunner().invoke(
+        app, ["rollout", "lin-2", "--home", home, "--probe", str(probe), "--keep-old"]
+    )
+    assert done.exit_code == 0, done.output
+    assert "lin 2 answers; 1 is kept" in done.output
+    assert versions(lin, "lin") == ["2", "1", "2"]
+    with pytest.raises(UsageError, match=r"not registered, got lin 2\. Package it with another"):
+        rollout(lin, "lin-2.mar")
+
+
+def test_ctrl_c_after_the_switch_brings_the_old_version_back(
+    running: server.Server, lin: Client
+) -> None:
+    """Under load; the new one finishes what it was asked before it goes."""
+    told = Told(interrupt_at="drain")
+    with load(running.home.path) as counts, pytest.raises(KeyboardInterrupt):
+        rollout(lin, "lin-2.mar", watcher=told)
+    assert not [key for key in counts if key not in ANSWERS], counts
+    assert told.done["rollback"] == "1 answers as before, 2 is not registered."
+    assert versions(lin, "lin") == ["1", "1"]
+
+
+def test_what_cannot_be_rolled_out_is_told(client: Client, archives: Path) -> None:
+    """A model that is not there, an archive elsewhere, a probe that is no file."""
+    with pytest.raises(NotFoundError, match=r"marship register lin-2\.mar"):
+        rollout(client, "lin-2.mar", name="nobody")
+    with pytest.raises(UsageError, match="name of a file in the model store"):
+        rollout(client, str(archives / "lin-2.mar"))
+    with pytest.raises(UsageError, match="must be a file for the new version"):
+        rollout(client, "lin-2.mar", probe=archives)
+
+
+def test_draining_waits_for_what_runs_and_what_waits(client: Client, archives: Path) -> None:
+    """Two slow requests of the old version, which use no processor, are answered before it goes."""
+    assert archives.is_dir()
+    client.register("naps.mar", workers=1)
+    client.register("naps-2.mar", name="naps", workers=1)
+    answers: list[str] = []
+
+    def ask() -> None:
+        with Client(client.home.path, retry_s=0) as one:
+            answers.append(one.predict("naps", b"1.7").decode())
+
+    try:
+        asking = [threading.Thread(target=ask) for _ in range(2)]
+        for thread in asking:
+            thread.start()
+        time.sleep(0.5)
+        client.set_default("naps", "2.0")
+        with pytest.raises(ServerError, match=r"within 0.1 s, got 1 requests waiting"):
+            client.drain("naps", "1.0", timeout_s=0.1)
+        client.drain("naps", "1.0")
+        client.unregister("naps", "1.0")
+        for thread in asking:
+            thread.join(5)
+        assert answers == ['{"version": "1.0"}'] * 2
+    finally:
+        remove(client, "naps")
+
+
+def test_a_killed_worker_loses_nothing(running: server.Server, lin: Client) -> None:
+    """Kill -9 of one of two under load: clients that ask again get every answer."""
+    worker = lin.scale("lin", 2).workers[0]
+    with load(running.home.path, threads=6, retry_s=20) as counts:
+        time.sleep(0.5)
+        os.kill(worker.pid, signal.SIGKILL)
+        time.sleep(1)
+    assert set(counts) == {"1"}, counts
+
+
+def test_what_died_with_its_worker_is_asked_again(client: Client, archives: Path) -> None:
+    """Two requests of one batch: one client gets the error, the other one asks again."""
+    assert archives.is_dir()
+    status = client.register("naps.mar", workers=1, batch_size=2, max_batch_delay_ms=1000)
+
+    async def ask() -> list[object]:
+        home = client.home.path
+        async with AsyncClient(home, retry_s=0) as hasty, AsyncClient(home) as patient:
+            asking = [asyncio.create_task(one.predict("naps", b"2")) for one in (hasty, patient)]
+            await asyncio.sleep(2)
+            os.kill(status.workers[0].pid, signal.SIGKILL)
+            return await asyncio.gather(*asking, return_exceptions=True)
+
+    try:
+        error, answer = asyncio.run(ask())
+    finally:
+        remove(client, "naps")
+    assert isinstance(error, ServerError)
+    assert str(error).startswith("Worker died")
+    assert answer == b'{"version": "1.0"}'
+
+
+STATE = """
+[[model]]
+archive = "lin-{version}.mar"
+workers = 1
+"""
+
+
+@pytest.fixture
+def own(start: Start, archives: Path, tmp_path: Path) -> server.Server:
+    """A server without models."""
+    assert archives.is_dir()
+    return start(tmp_path / "home")
+
+
+def test_a_declared_set_is_reached_and_reached_again_after_a_crash(
+    own: server.Server, archives: Path, tmp_path: Path
+) -> None:
+    """Told first, done, nothing to do; a new version; and all again when a killed server returns.
+
+    A client that was there before the crash goes on. Without its models a server does not start.
+    """
+    home, file = own.home.path, tmp_path / "state.toml"
+
+    def call(*words: str) -> Result:
+        return CliRunner().invoke(app, [*words, "--home", str(home)])
+
+    def applied(*words: str) -> str:
+        done = call("apply", str(file), *words)
+        assert done.exit_code == 0, (done.output, done.exception)
+        return " ".join(done.output.split())
+
+    serve = ["serve", "--state", str(file), "--detach", "--free-ports"]
+    serve += ["--model-store", str(archives)]
+    with Client(home) as client:
+        file.write_text(STATE.format(version=1))
+        assert "register lin 1 from lin-1.mar, workers: 1" in applied("--dry-run")
+        assert client.models() == []
+        applied()
+        assert client.predict("lin", ROW) == ANSWERS["1"]
+        assert applied().endswith("nothing to do")
+        file.write_text(STATE.format(version=2))
+        assert "keep lin 1 not in the file; --prune removes it" in applied("--dry-run")
+        with load(home) as counts:
+            applied("--prune")
+        assert set(counts) == {"1", "2"}, counts
+        assert versions(client, "lin") == ["2", "2"]
+        os.kill(own.record.pid, signal.SIGKILL)
+        own.process.wait()
+        done = call(*serve)
+        assert done.exit_code == 0, (done.output, done.exception)
+        assert client.predict("lin", ROW) == ANSWERS["2"]
+        server.stop(home)
+        file.write_text(STATE.format(version=9))
+        done = call(*serve)
+        assert f"{file}, line 2: " in str(done.exception)
+        assert "lin-9.mar must be a .mar file" in str(done.exception)
+        with pytest.raises(NotRunningError):
+            server.status(home)

@@ -1,0 +1,115 @@
+"""The configuration that `marship proxy` writes, and what it does not write."""
+
+import re
+from pathlib import Path
+
+import pytest
+from cryptography import x509
+from typer.testing import CliRunner
+
+from marship import certificate, proxy
+from marship.cli import app
+from marship.errors import NotRunningError, UsageError
+from marship.proxy import ProxySettings
+from marship.torchserve import config
+
+SAMPLE = Path(__file__).parents[2] / "deploy" / "nginx" / "nginx.conf"
+TLS = {
+    "certificate": Path("/etc/marship/tls/fullchain.pem"),
+    "certificate_key": Path("/etc/marship/tls/privkey.pem"),
+}
+
+
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The home of a server that runs with the packaged settings; also where we are."""
+    monkeypatch.chdir(tmp_path)
+    folder = tmp_path / "home"
+    folder.mkdir()
+    (folder / "config.properties").write_text(config.PACKAGED.read_text())
+    return folder
+
+
+def test_the_sample_is_what_the_command_writes(tmp_path: Path, home: Path) -> None:
+    """So an operator reads in the repository what will be written, line by line."""
+    words = ["proxy", "recommend", "tagger", "--home", str(home), "--out", str(tmp_path / "out")]
+    words += [f"--{name.replace('_', '-')}={path}" for name, path in TLS.items()]
+    done = CliRunner().invoke(app, words)
+    assert done.exit_code == 0, done.output
+    assert (tmp_path / "out" / "nginx.conf").read_text() == SAMPLE.read_text()
+
+
+def test_it_follows_the_servers_settings(home: Path) -> None:
+    """Its address and its largest body; names mean themselves in the pattern."""
+    source = home / "config.properties"
+    changed = source.read_text().replace("127.0.0.1:8080", "127.0.0.1:1234")
+    source.write_text(changed.replace("max_request_size=16777216", "max_request_size=77"))
+    done = proxy.write(ProxySettings(home=home, **TLS), ["b.c", "a", "a"])
+    text = done.config.read_text()
+    assert "server 127.0.0.1:1234 max_fails=0;" in text
+    assert "client_max_body_size 77;" in text
+    assert r"(?<model>a|b\.c)(?<version>" in text
+    assert "of 77 bytes at most" in text
+    assert done.config.parent.stat().st_mode & 0o777 == 0o700
+
+
+@pytest.mark.parametrize(
+    ("changes", "names", "message"),
+    [
+        ({}, [], "models that others may ask must be named"),
+        ({}, ["a|.*"], r"a model's name must be of letters"),
+        ({}, ["tokens"], "must not start with token"),
+        ({"listen": "example.org:443"}, ["a"], "listen must be a port or address:port"),
+        ({"listen": "443 default_server"}, ["a"], "listen must be a port"),
+        ({"listen": "70000"}, ["a"], "listen must be a port"),
+        ({"certificate": None}, ["a"], "certificate and certificate_key must both be given"),
+        ({"certificate_key": Path('/a"; }')}, ["a"], r"a path in nginx.conf must be of letters"),
+        ({"out": Path("$document_root")}, ["a"], r"a path in nginx.conf must be of letters"),
+    ],
+)
+def test_what_cannot_be_meant(
+    home: Path, changes: dict[str, object], names: list[str], message: str
+) -> None:
+    """The error says which setting, and nothing is written."""
+    settings = ProxySettings(**{"home": home, "out": home / "out", **TLS, **changes})
+    with pytest.raises(UsageError, match=message):
+        proxy.write(settings, names)
+    assert not (home / "out" / "nginx.conf").exists()
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("authorization=false", "authorization=true", "the server must ask for tokens"),
+        ("inference_address=http:", "inference_address=https:", "must begin with http://"),
+    ],
+)
+def test_a_server_that_the_proxy_cannot_guard(home: Path, old: str, new: str, message: str) -> None:
+    """Without tokens everybody could ask; TLS ends at the proxy."""
+    source = home / "config.properties"
+    source.write_text(source.read_text().replace(old, new))
+    with pytest.raises(UsageError, match=message):
+        proxy.write(ProxySettings(home=home, **TLS), ["a"])
+
+
+def test_without_names_a_server_must_run(home: Path) -> None:
+    """Its registered models are taken."""
+    done = CliRunner().invoke(app, ["proxy", "--home", str(home), "--self-signed"])
+    assert isinstance(done.exception, NotRunningError)
+
+
+def test_what_nginx_says_is_json_that_its_quotes_hold() -> None:
+    """No message ends a string of nginx or of JSON, or names a variable."""
+    for _, message in proxy.REFUSALS.values():
+        assert not re.search(r"['\"\\$%]", message)
+
+
+def test_a_certificate_of_ones_own(tmp_path: Path) -> None:
+    """For localhost alone, its key for its owner alone, and made anew each time."""
+    chain, key = certificate.self_signed(tmp_path)
+    made = x509.load_pem_x509_certificate(chain.read_bytes())
+    names = made.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    assert names.get_values_for_type(x509.DNSName) == ["localhost"]
+    assert key.stat().st_mode & 0o777 == 0o600
+    certificate.self_signed(tmp_path)
+    assert x509.load_pem_x509_certificate(chain.read_bytes()).serial_number != made.serial_number

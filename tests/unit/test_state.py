@@ -1,0 +1,132 @@
+"""A state file is read with its faults named, and compared with what a server has."""
+
+import re
+from collections.abc import Sequence
+from dataclasses import asdict, fields
+from pathlib import Path
+
+import pytest
+
+from marship import state
+from marship.client import Model, ModelStatus
+from marship.errors import UsageError
+from marship.state import Change, Entry, Version
+
+DOCS = Path(__file__).parents[2] / "docs" / "rollout.md"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("[[modell]]\narchive = 'a.mar'", r"got 'modell'\. Did you mean model\?"),
+        ("[[model]]\narchive = 'a.mar'\nworker = 1", r"line 1 .*'worker'\. Did you mean workers\?"),
+        ("\n\n[[model]]\nworkers = 1", "line 3 must name an archive, got none"),
+        ("[[model]]\narchive = 'a.mar'\n[[model]]\narchive = 2", "archive in .*line 3 must be the"),
+        ("[[model]]\narchive = 'a.mar'\nworkers = 0", "workers in .* 1 or more, got 0"),
+        ("[[model]]\narchive = 'a.mar'\nworkers = true", "workers in .* 1 or more, got True"),
+        ("[[model]]\narchive = 'a.mar'\nprofile = 'fast'", "latency or throughput, got 'fast'"),
+        ("[[model]]\narchive = 'a.mar'\ndefault = 1", "default in .* true or false, got 1"),
+        ("[model]\narchive = 'a.mar'", r"a \[\[model\]\] for each version"),
+        ("model = [{archive = 'a.mar', x = 1}]", "state.toml must hold known names only, got 'x'"),
+        ("[[model]]\narchive = \n", "readable TOML file.*line 2"),
+    ],
+)
+def test_a_fault_in_the_file_is_named(tmp_path: Path, text: str, message: str) -> None:
+    """The line, the name that is near, or the rule."""
+    file = tmp_path / "state.toml"
+    file.write_text(text)
+    with pytest.raises(UsageError, match=message):
+        state.read(file)
+
+
+def test_entries_are_read_with_their_lines(tmp_path: Path) -> None:
+    """What is not said is the archive's to say."""
+    file = tmp_path / "state.toml"
+    file.write_text(
+        "[[model]]\narchive = 'a.mar'\n\n[[model]]\narchive = 'b.mar'\nworkers = 2\n"
+        "profile = 'throughput'\nname = 'c'\ndefault = true\n"
+    )
+    assert state.read(file) == [
+        Entry(f"{file}, line 1", "a.mar"),
+        Entry(f"{file}, line 4", "b.mar", "c", 2, "throughput", True),
+    ]
+    file.write_text("")
+    assert state.read(file) == []
+
+
+def test_the_example_in_the_docs_is_a_state_file(tmp_path: Path) -> None:
+    """With all that an entry may say."""
+    (text,) = re.findall(r"```toml\n(.*?)```", DOCS.read_text(), re.DOTALL)
+    file = tmp_path / "state.toml"
+    file.write_text(text)
+    entries = state.read(file)
+    assert [entry.archive for entry in entries] == [
+        "recommend-2.0.mar",
+        "recommend-1.0.mar",
+        "tagger.mar",
+    ]
+    said = {name for entry in entries for name, value in asdict(entry).items() if value}
+    assert said == {item.name for item in fields(Entry)}
+
+
+def wanted(version: str, *, default: bool = True, **settings: object) -> Version:
+    """A version of the model `m`, from an archive of its own."""
+    entry = Entry(f"state.toml ({version})", f"m-{version}.mar", **settings)  # type: ignore[arg-type]
+    return Version(entry, "m", version, default)
+
+
+def running(*versions: str, default: str, workers: int = 1, batch: int = 1) -> Model:
+    """The model `m` as a server has it."""
+    return Model(
+        "m",
+        default,
+        tuple(
+            ModelStatus("m", v, f"m-{v}.mar", workers, workers, batch, 1, 60, False, ())
+            for v in versions
+        ),
+    )
+
+
+def kinds(changes: Sequence[Change]) -> list[str]:
+    """What is done, to which version."""
+    return [f"{change.kind} {change.version}" for change in changes]
+
+
+def test_what_answers_is_registered_first() -> None:
+    """TorchServe makes the first version of a model the one that answers."""
+    both = [wanted("1.0", default=False), wanted("2.0")]
+    assert kinds(state.compare(both, [])) == ["register 2.0", "register 1.0"]
+
+
+def test_a_new_version_takes_over_and_the_old_one_stays_unless_pruned() -> None:
+    """Registered, made the default, and then the old one can go."""
+    there = [running("1.0", default="1.0")]
+    kept = state.compare([wanted("2.0")], there)
+    assert kinds(kept) == ["register 2.0", "default 2.0", "keep 1.0"]
+    pruned = state.compare([wanted("2.0")], there, prune=True)
+    assert kinds(pruned) == ["register 2.0", "default 2.0", "remove 1.0"]
+
+
+def test_nothing_is_done_to_what_is_right() -> None:
+    """Workers that the file does not name are as they are."""
+    there = [running("1.0", default="1.0", workers=3)]
+    assert state.compare([wanted("1.0")], there) == []
+    assert state.compare([wanted("1.0", workers=3)], there) == []
+    assert kinds(state.compare([wanted("1.0", workers=2)], there)) == ["scale 1.0"]
+
+
+def test_of_a_model_that_goes_the_default_goes_last() -> None:
+    """TorchServe refuses to remove the version that answers before the others."""
+    there = [running("1.0", "2.0", "3.0", default="1.0")]
+    assert kinds(state.compare([], there, prune=True)) == ["remove 2.0", "remove 3.0", "remove 1.0"]
+
+
+def test_what_cannot_be_changed_while_it_runs_is_told() -> None:
+    """Another archive under the same version, and other batches."""
+    there = [running("1.0", default="1.0")]
+    other = Version(Entry("line 1", "other.mar"), "m", "1.0", True)
+    with pytest.raises(UsageError, match=r"line 1 must name .*m-1\.0\.mar, got other\.mar"):
+        state.compare([other], there)
+    with pytest.raises(UsageError, match="1 within 1 ms, got profile throughput"):
+        state.compare([wanted("1.0", profile="throughput")], there)
+    assert state.compare([wanted("1.0", profile="latency")], there) == []

@@ -1,0 +1,244 @@
+"""Predictions are asked again, over real sockets: what for, how often, and for how long."""
+
+import asyncio
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+import pytest
+
+from marship import AsyncClient, Client
+from marship.errors import (
+    InvalidInputError,
+    MarshipError,
+    NoAnswerError,
+    NotRunningError,
+    RateLimitError,
+    ServerError,
+)
+
+DIED = (507, b'{"code": 507, "type": "InternalServerException", "message": "Worker died."}', {})
+BUSY = (503, b'{"code": 503, "type": "ServiceUnavailableException", "message": "m"}', {})
+AWAY = (502, b"<html>", {})
+OWN_FAULT = (500, b'{"code": "internal", "message": "m"}', {})
+FINE = (200, b"7", {})
+JSON_LINES = "application/jsonl"
+DROPPED = None
+LATE = "late"
+RETRY_S, TIMEOUT_S = 2.0, 0.8
+
+Reply = Any
+
+
+@dataclass
+class Scripted:
+    """A server that gives these answers in turn, and the last one for ever."""
+
+    replies: list[Reply]
+    asked_at: list[float] = field(default_factory=list)
+    url: str = ""
+
+    def next(self) -> Reply:
+        """The answer to the next request."""
+        self.asked_at.append(time.monotonic())
+        return self.replies.pop(0) if len(self.replies) > 1 else self.replies[0]
+
+
+@pytest.fixture
+def scripted() -> Iterator[Callable[..., Scripted]]:
+    """Start such a server."""
+    servers = []
+
+    def start(*replies: Reply) -> Scripted:
+        script = Scripted(list(replies))
+
+        class Handler(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def do_POST(self) -> None:
+                self.rfile.read(int(self.headers["Content-Length"] or 0))
+                reply = script.next()
+                if reply == LATE:
+                    time.sleep(2 * TIMEOUT_S)
+                if reply in (DROPPED, LATE):
+                    self.close_connection = True
+                    return
+                status, body, headers = reply
+                self.send_response(status)
+                self.send_header("Content-Length", str(len(body)))
+                for name, value in {"Content-Type": "application/json", **headers}.items():
+                    self.send_header(name, value)
+                self.end_headers()
+                self.wfile.write(body)
+
+            def do_PUT(self) -> None:
+                self.do_POST()
+
+            def log_message(self, *_: object) -> None:
+                """Say nothing."""
+
+        server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+        servers.append(server)
+        script.url = f"http://127.0.0.1:{server.server_port}"
+        return script
+
+    yield start
+    for server in servers:
+        server.shutdown()
+        server.server_close()
+
+
+def options(url: str, retry_s: float) -> dict[str, Any]:
+    """Of both clients."""
+    return {
+        "inference_url": url,
+        "inference_token": "t",
+        "management_url": url,
+        "management_token": "t",
+        "timeout_s": TIMEOUT_S,
+        "retry_s": retry_s,
+    }
+
+
+def blocking(url: str, retry_s: float = RETRY_S) -> Any:
+    """What `Client.predict` gives, or its error."""
+    with Client(**options(url, retry_s)) as client:
+        try:
+            return client.predict("m", b"")
+        except MarshipError as error:
+            return error
+
+
+def awaiting(url: str, retry_s: float = RETRY_S) -> Any:
+    """The same of `AsyncClient`."""
+
+    async def ask() -> Any:
+        async with AsyncClient(**options(url, retry_s)) as client:
+            try:
+                return await client.predict("m", b"")
+            except MarshipError as error:
+                return error
+
+    return asyncio.run(ask())
+
+
+CLIENTS = pytest.mark.parametrize("ask", [blocking, awaiting])
+
+
+@CLIENTS
+@pytest.mark.parametrize("passing", [DIED, BUSY, AWAY, DROPPED])
+def test_what_may_pass_is_asked_again(scripted: Any, ask: Any, passing: Reply) -> None:
+    """A dead worker, a full queue, a proxy alone, a lost connection: then an answer."""
+    server = scripted(passing, passing, FINE)
+    assert ask(server.url) == 7
+    first, second, third = server.asked_at
+    assert second - first >= 0.05
+    assert third - second >= 0.1
+
+
+@CLIENTS
+@pytest.mark.parametrize(
+    ("answer", "kind"),
+    [
+        ((400, b'{"code": "invalid_input", "message": "m"}', {}), InvalidInputError),
+        ((429, b'{"code": "rate_limit", "message": "m"}', {"Retry-After": "0"}), RateLimitError),
+        (OWN_FAULT, ServerError),
+        (LATE, NoAnswerError),
+    ],
+)
+def test_what_stays_is_asked_once(
+    scripted: Any, ask: Any, answer: Reply, kind: type[MarshipError]
+) -> None:
+    """A refusal, a limit, a handler's own fault, and what is too slow already."""
+    server = scripted(answer)
+    assert isinstance(ask(server.url), kind)
+    assert len(server.asked_at) == 1
+
+
+@CLIENTS
+def test_a_request_that_kills_workers_kills_three(scripted: Any, ask: Any) -> None:
+    """It may be what they die of."""
+    server = scripted(DIED)
+    error = ask(server.url)
+    assert isinstance(error, ServerError)
+    assert error.status == 507
+    assert len(server.asked_at) == 3
+
+
+@CLIENTS
+def test_it_ends_with_the_time(scripted: Any, ask: Any) -> None:
+    """A queue that stays full: the error comes before the time is over, after growing pauses."""
+    server = scripted(BUSY)
+    began = time.monotonic()
+    error = ask(server.url)
+    assert error.status == 503
+    assert time.monotonic() - began < RETRY_S + 0.5
+    assert 4 <= len(server.asked_at) <= 7
+
+
+@CLIENTS
+def test_none_are_made_where_none_are_wanted(scripted: Any, ask: Any) -> None:
+    """retry_s=0 asks once."""
+    server = scripted(BUSY, FINE)
+    assert ask(server.url, 0).status == 503
+    assert len(server.asked_at) == 1
+
+
+@CLIENTS
+def test_the_server_says_how_long_to_wait(scripted: Any, ask: Any) -> None:
+    """Retry-After is kept; one that is beyond the time ends it at once."""
+    server = scripted((*BUSY[:2], {"Retry-After": "1"}), FINE)
+    assert ask(server.url) == 7
+    assert server.asked_at[1] - server.asked_at[0] >= 1
+    server = scripted((*BUSY[:2], {"Retry-After": "60"}))
+    assert ask(server.url).status == 503
+    assert len(server.asked_at) == 1
+
+
+def test_only_predictions_are_asked_again(scripted: Any) -> None:
+    """A change of the server's models is made once."""
+    server = scripted(BUSY, FINE)
+    with Client(**options(server.url, RETRY_S)) as client, pytest.raises(ServerError):
+        client.set_default("m", "1.0")
+    assert len(server.asked_at) == 1
+
+
+def test_nobody_is_waited_for_who_never_answered(scripted: Any) -> None:
+    """A wrong address is told at once; a server that answered before is waited for."""
+    began = time.monotonic()
+    assert isinstance(blocking("http://127.0.0.1:9"), NotRunningError)
+    assert time.monotonic() - began < 0.5
+    server = scripted(FINE)
+    with Client(**options(server.url, RETRY_S)) as client:
+        assert client.predict("m", b"") == 7
+        client._access._urls["inference"] = "http://127.0.0.1:9"  # the server ends
+        began = time.monotonic()
+        with pytest.raises(NotRunningError):
+            client.predict("m", b"")
+    assert time.monotonic() - began > 0.5
+
+
+def test_pauses_differ(scripted: Any) -> None:
+    """Clients of one server do not come back together."""
+    pauses = set()
+    for _ in range(5):
+        server = scripted(BUSY, FINE)
+        blocking(server.url)
+        pauses.add(round(server.asked_at[1] - server.asked_at[0], 3))
+    assert len(pauses) > 2
+
+
+def test_a_stream_is_asked_again_until_it_begins(scripted: Any) -> None:
+    """Before its first line; what goes wrong after that is the caller's to see."""
+    lines = (200, b'1\n{"code": "internal", "message": "m"}\n', {"Content-Type": JSON_LINES})
+    server = scripted(BUSY, lines)
+    with Client(**options(server.url, RETRY_S)) as client:
+        stream = client.stream("m", b"")
+        assert next(stream) == 1
+        with pytest.raises(ServerError):
+            next(stream)
+    assert len(server.asked_at) == 2
