@@ -5,7 +5,9 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import onnx
 import onnxruntime as ort
+import psutil
 import pytest
 
 from marship import graph
@@ -126,3 +128,38 @@ def test_settings_come_from_model_config() -> None:
     assert settings.workers == 4
     assert settings.device_id == 1
     assert settings.spinning is False
+
+
+def test_memory_of_the_replay_goes_back(tmp_path: Path) -> None:
+    """What golden cases of many rows took is not kept: here 200 MB for one of them."""
+    helper, of = onnx.helper, onnx.numpy_helper.from_array
+    nodes = [
+        helper.make_node("Mul", ["input", "weights"], ["many"]),
+        helper.make_node("ReduceMean", ["many", "axes"], ["one"]),
+        helper.make_node("Tile", ["one", "repeats"], ["wide"]),
+        helper.make_node("ReduceMean", ["wide", "axes"], ["output"]),
+    ]
+    weights = [
+        of(np.ones((1, 300_000), np.float32), "weights"),
+        of(np.array([1, 25_000_000]), "repeats"),
+        of(np.array([1]), "axes"),
+    ]
+    ends = [
+        helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, ["rows", 1])
+        for name in ("input", "output")
+    ]
+    made = helper.make_model(
+        helper.make_graph(nodes, "wide", ends[:1], ends[1:], weights),
+        opset_imports=[helper.make_opsetid("", 18)],
+        ir_version=10,
+    )
+    onnx.save(made, tmp_path / "wide.onnx")
+    ones = np.ones((2, 1), np.float32)
+    write_golden(tmp_path / "golden.npz", [GoldenCase({"input": ones}, {"output": ones})])
+    session = Session(tmp_path, graph.contract_of(tmp_path / "wide.onnx"), ONE_THREAD)
+    process = psutil.Process()
+    before = process.memory_info().rss
+    session.replay_golden(tmp_path / "golden.npz")
+    assert process.memory_info().rss - before < 50e6
+    session.run({"input": ones})
+    assert process.memory_info().rss - before > 150e6
