@@ -55,7 +55,7 @@ transcribe_english() {
     step marship package runs/whisper
     step marship register whisper --workers 1
     step marship predict whisper $english/librivox/sense_and_sensibility_01_austen_64kb-0870.wav
-    step marship predict whisper $english/{librivox,cards,sphinx,stamps} --again \
+    step marship predict whisper $english/{librivox,cards,sphinx,prompts/vm-*} --again \
         --out runs/whisper/heard.jsonl --in-flight 1 --as srt --as vtt
     step python training/heard.py runs/whisper/heard.jsonl --data-dir $english --english
     step marship unregister whisper
