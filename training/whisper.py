@@ -88,6 +88,7 @@ def build(model: str, language: str = ENGLISH) -> Transcriber:
         UsageError: There is no such model, or it does not know the language.
     """
     try:
+        logging.disable_progress_bar()  # of a second or less, in the middle of ours
         whisper = WhisperForConditionalGeneration.from_pretrained(model, attn_implementation=PLAIN)
     except (OSError, ValueError) as error:
         raise UsageError(
@@ -253,7 +254,6 @@ def main(settings: Settings) -> None:
     if run.is_finished(settings, digest.hexdigest()):
         return
     run.begin(settings)
-    logging.disable_progress_bar()  # its own, of a second or less
     model = build(settings.model, settings.language).eval()
     table = token_table(settings.model, len(model.banned))
     with console.err.status("hearing recordings, to choose the surest as examples"):
