@@ -32,13 +32,13 @@ def serve(
 
     if state is not None:
         states.read(state)  # what is wrong in it is told before anything starts
-    if settings.profile:
-        for advice in production.advice(settings.trust):
-            console.err.print(f"[yellow]advice:[/] {advice}")
     with console.err.status("starting TorchServe") as line:
         started = server.start(
             settings, on_wait=lambda s: line.update(f"starting TorchServe, {s:.0f} s")
         )
+    if settings.profile:
+        for advice in production.advice(settings.trust):
+            console.err.print(f"[yellow]advice:[/] {advice}", soft_wrap=True)
     if state is not None:
         _apply(started, state)
     if detach:
