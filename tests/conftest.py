@@ -7,20 +7,19 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from models import write_model
+from versions import linear
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """The long form of tests/server/torture, and where its figures go."""
+    parser.addoption("--full", action="store_true", help="faults and attacks in full: an hour")
+    parser.addoption("--report", metavar="PAGE", help="write their figures into this page")
 
 
 @pytest.fixture(scope="session")
 def linear_onnx(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """`output = input @ W`: float32 (batch, 3) to (batch, 2)."""
-    weights = numpy_helper.from_array(np.arange(6, dtype=np.float32).reshape(3, 2), "W")
-    graph = helper.make_graph(
-        [helper.make_node("MatMul", ["input", "W"], ["output"])],
-        "linear",
-        [helper.make_tensor_value_info("input", TensorProto.FLOAT, ["batch", 3])],
-        [helper.make_tensor_value_info("output", TensorProto.FLOAT, ["batch", 2])],
-        [weights],
-    )
-    return write_model(tmp_path_factory.mktemp("linear") / "linear.onnx", graph)
+    return linear(tmp_path_factory.mktemp("linear") / "linear.onnx", 1)
 
 
 @pytest.fixture(scope="session")

@@ -10,6 +10,7 @@ import pytest
 
 from marship import Client, server
 from marship.client import ModelStatus
+from versions import write_versions
 
 HANDLERS = Path(__file__).parent / "handlers"
 REPOSITORY = Path(__file__).parents[2]
@@ -40,6 +41,13 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
         write_archive(folder, f"{name}-2", name, version="2.0")
     write_archive(folder, "pair", "echo", config="minWorkers: 2\nmaxWorkers: 2\n")
     return folder
+
+
+@pytest.fixture(scope="session")
+def archives(tmp_path_factory: pytest.TempPathFactory, store: Path) -> Path:
+    """The model store, with the versions of the model `lin` in it."""
+    write_versions(store, tmp_path_factory.mktemp("lin"))
+    return store
 
 
 Start = Callable[..., server.Server]

@@ -2,97 +2,30 @@
 
 import asyncio
 import os
-import shutil
 import signal
 import threading
 import time
-import zipfile
-from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
-import numpy as np
 import pytest
 from click.testing import Result
-from onnx import TensorProto, helper, numpy_helper
 from typer.testing import CliRunner
 
+from loads import load
 from marship import AsyncClient, Client, server
 from marship.cli import app
-from marship.contract import GOLDEN_FILE, GoldenCase, read_golden, write_golden
 from marship.errors import (
-    MarshipError,
     NotFoundError,
     NotRunningError,
     RolloutError,
     ServerError,
     UsageError,
 )
-from marship.package import PackageSettings, package
 from marship.rollout import Watcher, rollout
-from models import write_model
-
-OFF_HANDLER = Path(__file__).parent / "onnx_handlers" / "off_handler.py"
-ROW = [[1, 2, 3]]
-ANSWERS = {"1": [[16, 22]], "2": [[32, 44]]}
-"""Of version 1, and of version 2, whose weights are twice as large."""
+from versions import ANSWERS, ROW, remove, versions
 
 Start = Callable[..., server.Server]
-
-
-@pytest.fixture(scope="module")
-def archives(tmp_path_factory: pytest.TempPathFactory, store: Path) -> Path:
-    """The model `lin` in the store: versions 1 and 2, and three that must not take over."""
-    folder = tmp_path_factory.mktemp("lin")
-    for scale, version in ((1, "1"), (2, "2")):
-        add(store, linear(folder, scale), version)
-    double = folder / "2.onnx"
-    add(store, double, "3", file="wrong", handler=OFF_HANDLER)
-    add(store, double, "4", file="broken")
-    spoil_golden(store / "broken.mar")
-    return store
-
-
-def linear(folder: Path, scale: int) -> Path:
-    """`output = scale * input @ W`, as in the fixture linear_onnx."""
-    weights = scale * np.arange(6, dtype=np.float32).reshape(3, 2)
-    graph = helper.make_graph(
-        [helper.make_node("MatMul", ["input", "W"], ["output"])],
-        "linear",
-        [helper.make_tensor_value_info("input", TensorProto.FLOAT, ["batch", 3])],
-        [helper.make_tensor_value_info("output", TensorProto.FLOAT, ["batch", 2])],
-        [numpy_helper.from_array(weights, "W")],
-    )
-    return write_model(folder / f"{scale}.onnx", graph)
-
-
-def add(
-    store: Path, model: Path, version: str, *, file: str = "", handler: Path | None = None
-) -> None:
-    """Package a version of `lin` into a file of its own."""
-    settings = PackageSettings(model_store=store, name="lin", version=version, handler=handler)
-    shutil.move(package(model, settings), store / f"{file or f'lin-{version}'}.mar")
-
-
-def spoil_golden(archive: Path) -> None:
-    """Let the reference have given other outputs: a worker refuses to load then."""
-    kept = archive.with_suffix(".kept")
-    archive.rename(kept)
-    with zipfile.ZipFile(kept) as old, zipfile.ZipFile(archive, "w") as new:
-        for name in old.namelist():
-            if name != GOLDEN_FILE:
-                new.writestr(name, old.read(name))
-        with old.open(GOLDEN_FILE) as source, new.open(GOLDEN_FILE, "w") as target:
-            cases = read_golden(source)
-            write_golden(
-                target,
-                [
-                    GoldenCase(case.inputs, {name: a + 1 for name, a in case.outputs.items()})
-                    for case in cases
-                ],
-            )
-    kept.unlink()
 
 
 @pytest.fixture
@@ -115,53 +48,6 @@ def _removed(client: Client) -> Iterator[None]:
     remove(client, "lin")
 
 
-def remove(client: Client, name: str) -> None:
-    """Unregister all versions."""
-    try:
-        default = client.describe(name)[0].version
-    except NotFoundError:
-        return
-    versions = {status.version for status in client.describe(name, "all")}
-    for version in [*(versions - {default}), default]:
-        client.unregister(name, version)
-
-
-def versions(client: Client, name: str) -> list[str]:
-    """The default version, and then all."""
-    for model in client.models():
-        if model.name == name:
-            return [model.default_version, *(status.version for status in model.versions)]
-    return []
-
-
-@contextmanager
-def load(home: Path, threads: int = 3, retry_s: float = 0) -> Iterator[Counter[str]]:
-    """Ask `lin` all the time; counts answers by the version that they are of, and errors."""
-    counts: Counter[str] = Counter()
-    ended = threading.Event()
-    known = {str(answer): version for version, answer in ANSWERS.items()}
-
-    def ask() -> None:
-        with Client(home, retry_s=retry_s) as client:
-            while not ended.is_set():
-                try:
-                    answer = np.rint(client.predict("lin", ROW)).astype(int).tolist()
-                    counts[known.get(str(answer), f"wrong: {answer}")] += 1
-                except MarshipError as error:
-                    counts[f"failed: {error}"] += 1
-                time.sleep(0.003)
-
-    asking = [threading.Thread(target=ask) for _ in range(threads)]
-    for thread in asking:
-        thread.start()
-    try:
-        yield counts
-    finally:
-        ended.set()
-        for thread in asking:
-            thread.join()
-
-
 class Told(Watcher):
     """Remembers what was told, and may interrupt."""
 
@@ -182,12 +68,12 @@ class Told(Watcher):
 def test_a_rollout_under_load_loses_nothing(running: server.Server, lin: Client) -> None:
     """Every answer is version 1's or version 2's, none fails, and only version 2 is left."""
     told = Told()
-    with load(running.home.path) as counts:
+    with load(running.home.path, "lin", ROW, ANSWERS) as tally:
         done = rollout(lin, "lin-2.mar", watcher=told)
-        after = counts["1"]
+        after = tally.answered["1"]
         time.sleep(0.3)
-    assert set(counts) == {"1", "2"}, counts
-    assert counts["1"] == after > 0
+    assert set(tally.answered) == {"1", "2"}, tally
+    assert tally.answered["1"] == after > 0
     assert (done.old.version, done.new.version, done.new.ready) == ("1", "2", 1)
     assert versions(lin, "lin") == ["2", "2"]
     assert list(told.done) == ["register", "replay", "default", "drain", "unregister"]
@@ -206,11 +92,11 @@ def test_a_broken_version_never_answers(
 ) -> None:
     """A worker that refuses to load, or other answers than recorded: gone, and no request lost."""
     with (
-        load(running.home.path) as counts,
+        load(running.home.path, "lin", ROW, ANSWERS) as tally,
         pytest.raises(RolloutError, match=rf"at step {step}: .*{reason}.* 1 answers as before, "),
     ):
         rollout(lin, archive)
-    assert set(counts) == {"1"}, counts
+    assert tally.answered["1"] == tally.sent, tally
     assert versions(lin, "lin") == ["1", "1"]
 
 
@@ -238,9 +124,9 @@ def test_ctrl_c_after_the_switch_brings_the_old_version_back(
 ) -> None:
     """Under load; the new one finishes what it was asked before it goes."""
     told = Told(interrupt_at="drain")
-    with load(running.home.path) as counts, pytest.raises(KeyboardInterrupt):
+    with load(running.home.path, "lin", ROW, ANSWERS) as tally, pytest.raises(KeyboardInterrupt):
         rollout(lin, "lin-2.mar", watcher=told)
-    assert not [key for key in counts if key not in ANSWERS], counts
+    assert tally.answered.total() == tally.sent, tally
     assert told.done["rollback"] == "1 answers as before, 2 is not registered."
     assert versions(lin, "lin") == ["1", "1"]
 
@@ -286,11 +172,11 @@ def test_draining_waits_for_what_runs_and_what_waits(client: Client, archives: P
 def test_a_killed_worker_loses_nothing(running: server.Server, lin: Client) -> None:
     """Kill -9 of one of two under load: clients that ask again get every answer."""
     worker = lin.scale("lin", 2).workers[0]
-    with load(running.home.path, threads=6, retry_s=20) as counts:
+    with load(running.home.path, "lin", ROW, ANSWERS, threads=6, retry_s=20) as tally:
         time.sleep(0.5)
         os.kill(worker.pid, signal.SIGKILL)
         time.sleep(1)
-    assert set(counts) == {"1"}, counts
+    assert tally.answered["1"] == tally.sent, tally
 
 
 def test_what_died_with_its_worker_is_asked_again(client: Client, archives: Path) -> None:
@@ -357,9 +243,10 @@ def test_a_declared_set_is_reached_and_reached_again_after_a_crash(
         assert applied().endswith("nothing to do")
         file.write_text(STATE.format(version=2))
         assert "keep lin 1 not in the file; --prune removes it" in applied("--dry-run")
-        with load(home) as counts:
+        with load(home, "lin", ROW, ANSWERS) as tally:
             applied("--prune")
-        assert set(counts) == {"1", "2"}, counts
+        assert set(tally.answered) == {"1", "2"}, tally
+        assert tally.answered.total() == tally.sent
         assert versions(client, "lin") == ["2", "2"]
         os.kill(own.record.pid, signal.SIGKILL)
         own.process.wait()

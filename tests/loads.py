@@ -1,0 +1,110 @@
+"""Clients that ask a model all the time while something else happens, and what became of it."""
+
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from marship import Client
+from marship.errors import MarshipError, NoAnswerError
+
+CLIENT_TIMEOUT_S = 60.0
+
+
+@dataclass
+class Tally:
+    """What became of the requests.
+
+    Attributes:
+        sent: All that a client was asked for; one that it sent again by itself counts once.
+        answered: Right answers, by which of those allowed they are.
+        wrong: Other answers.
+        failed: Errors that were told, by their text.
+        lost: No answer: the connection ended, or the client's time did.
+        slowest_s: The longest that one took, whatever came of it.
+    """
+
+    sent: int = 0
+    answered: Counter[str] = field(default_factory=Counter)
+    wrong: Counter[str] = field(default_factory=Counter)
+    failed: Counter[str] = field(default_factory=Counter)
+    lost: Counter[str] = field(default_factory=Counter)
+    slowest_s: float = 0.0
+    _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
+
+    def count(self, into: Counter[str], key: str, seconds: float) -> None:
+        """Count the end of a request; many threads do."""
+        with self._lock:
+            into[key] += 1
+            self.slowest_s = max(self.slowest_s, seconds)
+
+    def send(self) -> None:
+        """Count a request that begins."""
+        with self._lock:
+            self.sent += 1
+
+    def ended(self) -> int:
+        """How many requests came to an end of any kind."""
+        return sum(c.total() for c in (self.answered, self.wrong, self.failed, self.lost))
+
+
+@contextmanager
+def load(  # noqa: PLR0913  keyword-only
+    home: Path,
+    model: str,
+    inputs: object,
+    answers: Mapping[str, Any],
+    *,
+    threads: int = 3,
+    retry_s: float = 0,
+    timeout_s: float = CLIENT_TIMEOUT_S,
+    pause_s: float = 0.003,
+) -> Iterator[Tally]:
+    """Ask a model until the block ends; the last requests are waited for.
+
+    Args:
+        home: Of the server.
+        model: The name of the model.
+        inputs: What is asked, each time.
+        answers: The right answers, by the name under which they are counted.
+        threads: Clients at once.
+        retry_s: As the client's own.
+        timeout_s: As the client's own.
+        pause_s: Between two requests of one client.
+    """
+    tally = Tally()
+    ended = threading.Event()
+
+    def ask(client: Client) -> None:
+        tally.send()
+        started = time.monotonic()
+        try:
+            answer = client.predict(model, inputs)
+        except NoAnswerError as error:
+            into, key = tally.lost, str(error)
+        except MarshipError as error:
+            into, key = tally.failed, str(error)
+        else:
+            names = [name for name, right in answers.items() if answer == right]
+            into, key = (tally.answered, names[0]) if names else (tally.wrong, str(answer)[:200])
+        tally.count(into, key, time.monotonic() - started)
+
+    def go_on() -> None:
+        with Client(home, retry_s=retry_s, timeout_s=timeout_s) as client:
+            while not ended.is_set():
+                ask(client)
+                time.sleep(pause_s)
+
+    asking = [threading.Thread(target=go_on) for _ in range(threads)]
+    for thread in asking:
+        thread.start()
+    try:
+        yield tally
+    finally:
+        ended.set()
+        for thread in asking:
+            thread.join()
