@@ -1,6 +1,7 @@
 # The same words on a laptop and in CI.
 PYTHON ?= python3
 BIN := .venv/bin
+PIP := $(BIN)/pip --disable-pip-version-check
 
 .PHONY: help setup demo demo-image demo-speech test check audit bench lock clean
 
@@ -9,11 +10,13 @@ help:  ## what can be made
 
 setup: .venv/.done  ## make .venv and install everything
 
-.venv/.done: requirements.lock pyproject.toml
+.venv/.done: requirements.lock requirements.torch pyproject.toml
 	@echo "installing into .venv: about 1.5 GB, a few minutes the first time"
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --disable-pip-version-check -r requirements.lock
-	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --editable .
+	$(PIP) install --require-hashes --no-deps -r requirements.lock
+	$(PIP) install -r requirements.torch
+	$(PIP) install --quiet --no-deps --no-build-isolation --editable .
+	$(PIP) check
 	@touch $@
 
 demo: setup  ## train a recommender, serve it, ask it, scale it, stop
@@ -35,13 +38,18 @@ demo-speech: setup  ## transcribe recordings with Whisper and with a model train
 	@PATH="$(CURDIR)/$(BIN):$$PATH" bash demos/speech.sh
 
 audit: setup  ## ask PyPI whether a locked package has a known flaw
-	$(BIN)/python tools/audit.py requirements.lock
+	$(BIN)/python tools/audit.py requirements.lock requirements.torch
 
 bench: setup  ## measure against the peers, all cases; needs wrk, and hours
 	$(BIN)/python benchmarks/run.py
 
-lock: setup  ## write what is installed as the new requirements.lock
-	$(BIN)/pip freeze --all --exclude pip --exclude-editable | sed -E 's/^(torch==[0-9.]+)\+cpu$$/\1/' > requirements.lock
+lock: setup  ## write what is installed as the new requirements.lock and requirements.torch
+	$(PIP) freeze --all --exclude pip --exclude torch --exclude-editable > .venv/installed.txt
+	$(BIN)/uv pip compile --quiet --python $(BIN)/python --no-deps --generate-hashes --no-header \
+	  --no-annotate .venv/installed.txt --output-file requirements.lock
+	{ grep '^#' requirements.torch; \
+	  $(PIP) freeze | sed -nE 's/^(torch==[0-9.]+)(\+.*)?$$/\1/p'; } > .venv/torch.txt
+	cp .venv/torch.txt requirements.torch
 
 clean:  ## remove what was made; the model store, runs and downloads stay
 	rm -rf .venv build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis src/*.egg-info

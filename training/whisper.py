@@ -89,7 +89,9 @@ def build(model: str, language: str = ENGLISH) -> Transcriber:
     """
     try:
         logging.disable_progress_bar()  # of a second or less, in the middle of ours
-        whisper = WhisperForConditionalGeneration.from_pretrained(model, attn_implementation=PLAIN)
+        whisper = WhisperForConditionalGeneration.from_pretrained(
+            model, attn_implementation=PLAIN, use_safetensors=True
+        )
     except (OSError, ValueError) as error:
         raise UsageError(
             f"model must be a Whisper model on the hub or its folder, got {model}: {error}."

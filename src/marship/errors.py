@@ -14,6 +14,7 @@
     |-- ServerError             TorchServe could not be started, reached, or did not do as told
     |   |-- NotRunningError     nobody answers at the address
     |   |-- NoAnswerError       the connection ended, or the time, before the answer came
+    |   |-- WorkerDiedError     the worker ended with the request in its hands
     |   |-- TokenError          the token is missing, wrong or too old
     |   |-- NotFoundError       no such model or version on the server
     |   `-- RolloutError        a new version did not take over, and was taken back
@@ -117,6 +118,12 @@ class NoAnswerError(ServerError):
     status = 504
     code = "no_answer"
     timed_out: bool = False  # else the connection ended
+
+
+class WorkerDiedError(ServerError):
+    """The worker ended with the request in its hands; another may answer it."""
+
+    code = "worker_died"
 
 
 class TokenError(ServerError):

@@ -40,11 +40,17 @@ ONNX_HANDLER = "handlers/onnx_handler.py"
 ZIP_EPOCH = (1980, 1, 1, 0, 0, 0)
 MANIFEST_EPOCH = "01/01/1980 00:00:00"
 EVIDENCE_PACKAGES = (
+    "cryptography",
     "marship",
     "numpy",
     "onnx",
     "onnxruntime",
     "onnxscript",
+    "orjson",
+    "pillow",
+    "simplejpeg",
+    "soundfile",
+    "soxr",
     "torch",
     "torch-model-archiver",
     "torchserve",
@@ -149,6 +155,7 @@ def _from_run(run_dir: Path, settings: PackageSettings) -> Contents:
             "training": _optional(run_dir / "metrics.json"),
             "parity": _optional(run_dir / "parity.json"),
             "optimize": _optional(run_dir / "optimize.json"),
+            "source": model.name,
         },
         assets=(*(run_dir / name for name in recipe.assets), *map(Path, settings.asset)),
     )

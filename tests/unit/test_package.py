@@ -62,6 +62,7 @@ def test_a_bare_onnx_file_needs_no_recipe(linear_onnx: Path, tmp_path: Path) -> 
     assert read.contract.batch_axis == "batch"
     assert read.contract.digest == hashlib.sha256(linear_onnx.read_bytes()).hexdigest()
     assert read.evidence["versions"]["onnxruntime"]
+    assert read.evidence["source"] == linear_onnx.name
 
 
 def test_golden_outputs_are_the_models_own(linear_onnx: Path, tmp_path: Path) -> None:

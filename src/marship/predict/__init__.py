@@ -23,9 +23,11 @@ from marship.errors import (
     NoAnswerError,
     NotFoundError,
     NotRunningError,
+    RateLimitError,
     ServerError,
     TokenError,
     UsageError,
+    WorkerDiedError,
 )
 from marship.predict.bounds import LONGEST_STREAM_S, Limits, Room, longest_wait_s
 from marship.predict.ledger import Ledger
@@ -33,10 +35,9 @@ from marship.predict.outcome import Outcome
 from marship.predict.rows import Row, Stamp
 from marship.predict.sources import Source, may_be_sound, media_type
 from marship.predict.transcripts import Transcripts
+from marship.torchserve.retries import FIRST_PAUSE_S, LONGEST_PAUSE_S, MOST_DEATHS, RETRY_S
 
 MOST_BYTES_IN_FLIGHT = 1 << 27
-RETRY_S = 20.0
-FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.1, 3.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -214,12 +215,13 @@ class _Asking:
         """The model's answer; a server that is busy or away is asked again for a while."""
         kind = self.run.kind(source)
         troubled_at: float | None = None
-        pause_s = FIRST_PAUSE_S
+        pause_s, deaths = FIRST_PAUSE_S, 0
         while True:
             try:
                 answer = await self._answer(body, kind)
             except MarshipError as error:
-                if not _may_pass(error):
+                deaths += isinstance(error, WorkerDiedError)
+                if deaths > MOST_DEATHS or not _may_pass(error):
                     self.answered_at = time.monotonic()
                     raise
                 troubled_at = troubled_at or time.monotonic()
@@ -257,6 +259,7 @@ class _Asking:
 
 
 _UNSAID = (NotRunningError, NoAnswerError)
+_PASSING = (*_UNSAID, RateLimitError, WorkerDiedError)
 
 
 class _GoneError(ServerError):
@@ -264,8 +267,8 @@ class _GoneError(ServerError):
 
 
 def _may_pass(error: MarshipError) -> bool:
-    """Whether the same request may be answered later: a full queue, a lost connection."""
-    return isinstance(error, _UNSAID) or error.status == HTTPStatus.SERVICE_UNAVAILABLE
+    """Whether the same request may be answered later: a full queue, a limit, a dead worker."""
+    return isinstance(error, _PASSING) or error.status == HTTPStatus.SERVICE_UNAVAILABLE
 
 
 def plain(answer: Any) -> Any:  # noqa: ANN401  any JSON value

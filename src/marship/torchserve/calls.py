@@ -19,6 +19,7 @@ from marship.errors import (
     ServerError,
     TokenError,
     TooLargeError,
+    WorkerDiedError,
 )
 
 T = TypeVar("T")
@@ -29,6 +30,7 @@ LINES_TYPE = "application/jsonl"
 OK, BAD_REQUEST, NOT_FOUND, TOO_LARGE, SERVER_FAULT = 200, 400, 404, 413, 500
 REFUSED_TOKEN = "InvalidKeyException"  # noqa: S105  the type that TorchServe gives a refusal
 _SHOWN_BYTES = 300
+_DEATHS = ("Worker died", "Worker scaled down")  # WorkerThread.java, with status 500 or 507
 _ADVICE = {  # what to do, by the type that TorchServe gives its errors
     "ConflictStatusException": "Unregister it first, or package another version.",
     "InvalidModelVersionException": "Make another version the default first.",
@@ -155,6 +157,16 @@ def is_token_refused(answer: Answer) -> bool:
     return answer.status == BAD_REQUEST and _problem(answer).get("type") == REFUSED_TOKEN
 
 
+def is_death(answer: Answer) -> bool:
+    """Whether the worker ended with the request in its hands; a handler's own 500 is none."""
+    return answer.status >= SERVER_FAULT and _tells_death(_problem(answer))
+
+
+def _tells_death(problem: Mapping[str, Any]) -> bool:
+    said = str(problem.get("message"))
+    return problem.get("type") == "InternalServerException" and said.startswith(_DEATHS)
+
+
 def checked(answer: Answer) -> Answer:
     """The answer, if it is none of an error.
 
@@ -194,6 +206,8 @@ def _error_class(status: int, problem: Mapping[str, Any]) -> type[MarshipError]:
                 return kind
     if problem.get("type") == REFUSED_TOKEN:
         return TokenError
+    if _tells_death(problem):
+        return WorkerDiedError
     if status == NOT_FOUND:
         return NotFoundError
     if status == TOO_LARGE:

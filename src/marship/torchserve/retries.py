@@ -2,17 +2,16 @@
 
 A prediction changes nothing on the server, so it may be asked twice; nothing else is. Pauses
 grow, and are drawn at random, lest all clients of a server that was away come back at once.
-What was too slow is not asked again: that would only add to the load.
+What was too slow is not asked again: that would only add to the load. What came too fast
+(429) is, when the answer says after how long.
 """
 
 import random
 import time
 from http import HTTPStatus
 
-import orjson
-
 from marship.errors import NoAnswerError, NotRunningError
-from marship.torchserve.calls import Answer, Call, Flow, Pause
+from marship.torchserve.calls import Answer, Call, Flow, Pause, is_death
 
 RETRY_S = 20.0
 """Longer than a worker takes to come back after it was killed once."""
@@ -22,7 +21,6 @@ MOST_DEATHS = 2
 """A request may be what the workers die of."""
 
 _BUSY_OR_AWAY = (HTTPStatus.BAD_GATEWAY, HTTPStatus.SERVICE_UNAVAILABLE)
-_DEATHS = ("Worker died", "Worker scaled down")  # WorkerThread.java, with status 500 or 507
 
 
 def persistent(call: Call, retry_s: float, *, has_met: bool) -> Flow[Answer]:
@@ -63,9 +61,11 @@ class _Patience:
 
     def after(self, answer: Answer) -> Pause | None:
         """None for what is an answer, or was tried often enough."""
-        if answer.status in _BUSY_OR_AWAY:
-            return self.next_pause(_retry_after_s(answer))
-        if not _is_death(answer):
+        after_s = _retry_after_s(answer)
+        is_limit = answer.status == HTTPStatus.TOO_MANY_REQUESTS and after_s is not None
+        if is_limit or answer.status in _BUSY_OR_AWAY:
+            return self.next_pause(after_s or 0.0)
+        if not is_death(answer):
             return None
         self._deaths += 1
         return self.next_pause() if self._deaths <= MOST_DEATHS else None
@@ -79,20 +79,7 @@ class _Patience:
         return Pause(seconds) if now + seconds < self._end else None
 
 
-def _is_death(answer: Answer) -> bool:
-    """Whether the worker ended with the request in its hands; a handler's own 500 is none."""
-    if answer.status < HTTPStatus.INTERNAL_SERVER_ERROR:
-        return False
-    try:
-        problem = orjson.loads(answer.body)
-    except orjson.JSONDecodeError:
-        return False
-    if not isinstance(problem, dict) or problem.get("type") != "InternalServerException":
-        return False
-    return str(problem.get("message")).startswith(_DEATHS)
-
-
-def _retry_after_s(answer: Answer) -> float:
+def _retry_after_s(answer: Answer) -> float | None:
     """The seconds that the header asks for (RFC 9110, 10.2.3); a date in it is not read."""
     text = answer.headers.get("retry-after", "")
-    return float(text) if text.isascii() and text.isdigit() else 0.0
+    return float(text) if text.isascii() and text.isdigit() else None

@@ -6,6 +6,7 @@ holds at a time. The ordinary path, and kills, are tested with a real one in tes
 """
 
 import asyncio
+import collections
 import csv
 import os
 import threading
@@ -185,6 +186,25 @@ def test_passing_trouble_is_waited_out(
     server, counter = serve(answer), Counter()
     assert not ask_all(run, server.home.path, counter).failed
     assert (counter.troubles, len(server.asked)) == (12, 24)
+
+
+def test_a_file_whose_workers_die_is_asked_three_times(
+    serve: Callable[..., StandIn], run: Run
+) -> None:
+    """One death may be chance and is asked again; a file that workers die of is a row."""
+    died = {"code": 507, "type": "InternalServerException", "message": "Worker died."}
+    asked: collections.Counter[bytes] = collections.Counter()
+
+    async def answer(body: bytes, request: web.Request) -> web.Response:
+        asked[body] += 1
+        if body == b"c" or (body == b"d" and asked[body] == 1):
+            return web.json_response(died, status=507)
+        return await label(body, request)
+
+    (bad,) = ask_all(run, serve(answer).home.path).failed
+    assert (bad.file[-5:], bad.status) == ("c.txt", 507)
+    assert bad.error.startswith("worker_died: ")
+    assert (asked[b"c"], asked[b"d"], asked[b"e"]) == (3, 2, 1)
 
 
 def test_a_file_that_is_never_answered_is_a_row(

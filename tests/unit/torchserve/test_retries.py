@@ -18,11 +18,14 @@ from marship.errors import (
     NotRunningError,
     RateLimitError,
     ServerError,
+    WorkerDiedError,
 )
 
 DIED = (507, b'{"code": 507, "type": "InternalServerException", "message": "Worker died."}', {})
 BUSY = (503, b'{"code": 503, "type": "ServiceUnavailableException", "message": "m"}', {})
 AWAY = (502, b"<html>", {})
+LIMIT = (429, b'{"code": "rate_limit", "message": "m"}', {})
+LIMIT_FOR_NOW = (*LIMIT[:2], {"Retry-After": "0"})
 OWN_FAULT = (500, b'{"code": "internal", "message": "m"}', {})
 FINE = (200, b"7", {})
 JSON_LINES = "application/jsonl"
@@ -130,9 +133,9 @@ CLIENTS = pytest.mark.parametrize("ask", [blocking, awaiting])
 
 
 @CLIENTS
-@pytest.mark.parametrize("passing", [DIED, BUSY, AWAY, DROPPED])
+@pytest.mark.parametrize("passing", [DIED, BUSY, AWAY, DROPPED, LIMIT_FOR_NOW])
 def test_what_may_pass_is_asked_again(scripted: Any, ask: Any, passing: Reply) -> None:
-    """A dead worker, a full queue, a proxy alone, a lost connection: then an answer."""
+    """A dead worker, a full queue, a proxy alone, a lost connection, a limit for now."""
     server = scripted(passing, passing, FINE)
     assert ask(server.url) == 7
     first, second, third = server.asked_at
@@ -145,7 +148,7 @@ def test_what_may_pass_is_asked_again(scripted: Any, ask: Any, passing: Reply) -
     ("answer", "kind"),
     [
         ((400, b'{"code": "invalid_input", "message": "m"}', {}), InvalidInputError),
-        ((429, b'{"code": "rate_limit", "message": "m"}', {"Retry-After": "0"}), RateLimitError),
+        (LIMIT, RateLimitError),
         (OWN_FAULT, ServerError),
         (LATE, NoAnswerError),
     ],
@@ -153,7 +156,7 @@ def test_what_may_pass_is_asked_again(scripted: Any, ask: Any, passing: Reply) -
 def test_what_stays_is_asked_once(
     scripted: Any, ask: Any, answer: Reply, kind: type[MarshipError]
 ) -> None:
-    """A refusal, a limit, a handler's own fault, and what is too slow already."""
+    """A refusal, a limit that names no time, a handler's own fault, what is too slow already."""
     server = scripted(answer)
     assert isinstance(ask(server.url), kind)
     assert len(server.asked_at) == 1
@@ -164,7 +167,7 @@ def test_a_request_that_kills_workers_kills_three(scripted: Any, ask: Any) -> No
     """It may be what they die of."""
     server = scripted(DIED)
     error = ask(server.url)
-    assert isinstance(error, ServerError)
+    assert isinstance(error, WorkerDiedError)
     assert error.status == 507
     assert len(server.asked_at) == 3
 
