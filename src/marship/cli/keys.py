@@ -81,6 +81,38 @@ def verify(
 
 
 @app.command(rich_help_panel=PANEL)
+def fetch(
+    url: Annotated[str, typer.Argument(help="http(s)://.../NAME.mar; the signature is at URL.sig")],
+    trust: Annotated[Path, typer.Option(help="folder with the public keys that count")],
+    model_store: Annotated[Path, typer.Option(help="folder that takes both")] = Path("model_store"),
+) -> None:
+    """Download a .mar, and keep it only if it is as a trusted key signed it."""
+    from rich.progress import BarColumn, DownloadColumn, Progress, TransferSpeedColumn
+
+    from marship import tables
+    from marship.trust import download, keys, policy
+
+    pinned = policy.Trust.load(trust)
+    columns = (BarColumn(), DownloadColumn(), TransferSpeedColumn())
+    with Progress(*columns, console=console.err, transient=True) as bar:
+        task = bar.add_task("", total=None)
+        done = download.fetch(
+            url,
+            pinned,
+            model_store,
+            lambda there, size: bar.update(task, completed=there, total=size),
+        )
+    contents, key = done.verified.contents, done.verified.key
+    tables.facts(
+        [
+            ("archive", done.path),
+            ("verified", f"{contents.model} {contents.version}"),
+            ("key", f"{key.id[: keys.SHORT_ID]} ({key.path.name})"),
+        ]
+    )
+
+
+@app.command(rich_help_panel=PANEL)
 def rewrap(
     archive: Annotated[Path, typer.Argument(help="a sealed .mar file")],
     old: Annotated[

@@ -7,6 +7,7 @@
     signature.py  signing an archive; the signature lies beside it
     openssf.py    signatures of OpenSSF Model Signing, where model-signing is installed
     policy.py     the trust folder, and holding an archive against it
+    download.py   archives from elsewhere, held against it before they lie in the store
     vault.py      the server's own copies of verified archives
 
 All of it runs outside the archive, before anything in it is unpacked or run.

@@ -1,0 +1,113 @@
+"""Archives from elsewhere: they lie in the model store once a pinned key's signature held."""
+
+import re
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+import requests
+
+from marship.errors import PackageError, SignatureError, UsageError
+from marship.storage import StorageError, replacing_all
+from marship.trust.policy import Trust, Verified
+from marship.trust.signature import beside
+
+OnBytes = Callable[[int, int | None], None]
+"""Told the bytes that are there, and how many there will be, where the server says so."""
+
+TIMEOUT_S = (10, 60)  # to connect, and for each piece
+MOST_SIGNATURE_BYTES = 16 << 20  # it names each file of the archive
+_PIECE_BYTES = 1 << 20
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*\.mar")
+_MISSING = (requests.codes.not_found, requests.codes.gone)
+
+
+@dataclass(frozen=True, slots=True)
+class Downloaded:
+    """Where the archive lies, and who signed it."""
+
+    path: Path
+    verified: Verified
+
+
+def fetch(url: str, trust: Trust, store: Path, on_bytes: OnBytes | None = None) -> Downloaded:
+    """Get `url` and the signature at `url`.sig, and put both into the model store.
+
+    They are verified in a folder of their own, by the rules of files that are at hand, before
+    they take their names: an archive that fails leaves the store as it was. The signature
+    comes first, so nothing large is fetched where there is none.
+
+    Args:
+        url: http or https; its last part is the archive's name. The transport is not what is
+            trusted, so redirects are followed, and proxies and .netrc count.
+        trust: The keys that count.
+        store: The folder that takes both files.
+        on_bytes: Told how far it is.
+
+    Raises:
+        UsageError: The URL is none of an archive.
+        SignatureError: There is no signature, or it does not hold.
+        PackageError: The archive cannot be fetched.
+        StorageError: The store has no room.
+    """
+    name = _name_of(url)
+    with replacing_all(store) as drafts, requests.Session() as session:
+        session.headers["Accept-Encoding"] = "identity"  # so that the length is the file's
+        archive = drafts / name
+        try:
+            _save(session, f"{url}.sig", beside(archive), MOST_SIGNATURE_BYTES)
+        except _MissingError as error:
+            raise SignatureError(
+                f"{name} must be signed, got no signature at {url}.sig. Put there what "
+                "marship sign wrote."
+            ) from error
+        _save(session, url, archive, shutil.disk_usage(drafts).free, on_bytes)
+        verified = trust.verify(archive)
+    return Downloaded(store / name, verified)
+
+
+class _MissingError(PackageError):
+    """The server has no such file."""
+
+
+def _name_of(url: str) -> str:
+    parts = urlsplit(url)
+    name = unquote(parts.path).rpartition("/")[2]
+    if parts.scheme not in {"http", "https"} or parts.query or not _NAME.fullmatch(name):
+        raise UsageError(
+            f"the URL must be http(s)://.../NAME.mar without a query, got {url}. A file that is "
+            "at hand is copied into the model store instead."
+        )
+    return name
+
+
+def _save(
+    session: requests.Session,
+    url: str,
+    path: Path,
+    most_bytes: int,
+    on_bytes: OnBytes | None = None,
+) -> None:
+    """Write a body to a file; one that ends early is an error, as is one over the limit."""
+    try:
+        with session.get(url, stream=True, timeout=TIMEOUT_S) as answer, path.open("wb") as file:
+            if answer.status_code != requests.codes.ok:
+                kind = _MissingError if answer.status_code in _MISSING else PackageError
+                raise kind(f"{url} must be answered with 200, got {answer.status_code}.")
+            length = answer.headers.get("Content-Length", "")
+            size_bytes = int(length) if length.isdigit() else None
+            done = 0
+            for piece in answer.iter_content(_PIECE_BYTES):
+                done += len(piece)
+                if max(done, size_bytes or 0) > most_bytes:
+                    raise StorageError(
+                        f"{url} must have at most {most_bytes:,} bytes, got {size_bytes or done:,}."
+                    )
+                file.write(piece)
+                if on_bytes:
+                    on_bytes(done, size_bytes)
+    except requests.RequestException as error:
+        reason = str(error).rpartition(": ")[2].strip("\"').")  # not the layers' names
+        raise PackageError(f"{url} must be fetched whole, got: {reason}. Try again.") from error

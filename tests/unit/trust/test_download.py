@@ -1,0 +1,162 @@
+"""Archives from a server on loopback: in the store whole and signed, or not at all."""
+
+import functools
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from marship.cli import app
+from marship.errors import MarshipError, PackageError, SignatureError, UsageError
+from marship.storage import StorageError
+from marship.trust import download
+from marship.trust.policy import Trust
+from marship.trust.signature import beside, sign
+from signed import FILES, make_key, trusting, write
+
+
+class Files(SimpleHTTPRequestHandler):
+    """A folder; a path below /moved/ is redirected, one below /short/ ends early."""
+
+    def do_GET(self) -> None:
+        """Answer."""
+        if self.path.startswith("/moved/"):
+            self.send_response(302)
+            self.send_header("Location", self.path.removeprefix("/moved"))
+            self.end_headers()
+        elif self.path.startswith("/short/") and self.path.endswith(".mar"):
+            self.send_response(200)
+            self.send_header("Content-Length", "1000")
+            self.end_headers()
+            self.wfile.write(b"PK")
+        else:
+            self.path = self.path.removeprefix("/short")
+            super().do_GET()
+
+    def log_message(self, *_: object) -> None:
+        """Say nothing."""
+
+
+@dataclass(frozen=True)
+class Remote:
+    """A server's folder with a signed archive, and who would fetch it."""
+
+    archive: Path
+    url: str
+    trust: Trust
+    store: Path
+
+    def fetch(self, path: str = "/lin.mar") -> None:
+        """Fetch it."""
+        download.fetch(self.url + path, self.trust, self.store)
+
+
+@pytest.fixture
+def remote(tmp_path: Path) -> Iterator[Remote]:
+    """Serve it."""
+    folder = tmp_path / "remote"
+    folder.mkdir()
+    key = make_key(tmp_path)
+    archive = write(folder / "lin.mar")
+    sign(archive, key)
+    server = ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Files, directory=str(folder)))
+    threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+    url = f"http://127.0.0.1:{server.server_port}"
+    yield Remote(archive, url, trusting(tmp_path / "trust", key), tmp_path / "store")
+    server.shutdown()
+    server.server_close()
+
+
+@pytest.mark.parametrize("where", ["", "/moved"])
+def test_a_signed_archive_is_kept(remote: Remote, where: str) -> None:
+    """With its signature; by the command, too, which tells whose it is."""
+    words = ["fetch", f"{remote.url}{where}/lin.mar", "--trust", str(remote.trust.folder)]
+    done = CliRunner().invoke(app, [*words, "--model-store", str(remote.store)])
+    assert done.exit_code == 0, (done.output, done.exception)
+    assert "release.pem" in done.output
+    kept = remote.store / "lin.mar"
+    assert kept.read_bytes() == remote.archive.read_bytes()
+    remote.trust.verify(kept)
+    assert sorted(path.name for path in remote.store.iterdir()) == ["lin.mar", "lin.mar.sig"]
+
+
+def altered(archive: Path) -> None:
+    """One file is another."""
+    write(archive, {**FILES, "handler.py": b"class Other: pass\n"})
+
+
+def unsigned(archive: Path) -> None:
+    """Nobody signed it."""
+    beside(archive).unlink()
+
+
+def of_another_key(archive: Path) -> None:
+    """A key signed it that is not trusted."""
+    sign(archive, make_key(archive.parent, "other"))
+
+
+def gone(archive: Path) -> None:
+    """Its signature is still there."""
+    archive.unlink()
+
+
+def none_at_all(archive: Path) -> None:
+    """The signature is no signature."""
+    beside(archive).write_bytes(b"<html>Not found</html>")
+
+
+@pytest.mark.parametrize(
+    ("spoil", "kind", "fault"),
+    [
+        (altered, SignatureError, "changed: handler.py"),
+        (unsigned, SignatureError, "must be signed, got no signature at http"),
+        (of_another_key, SignatureError, "must be signed with a key in"),
+        (none_at_all, SignatureError, "lin.mar.sig must"),
+        (gone, PackageError, "lin.mar must be answered with 200, got 404"),
+    ],
+)
+def test_what_does_not_hold_leaves_the_store_as_it_was(
+    remote: Remote, spoil: Callable[[Path], None], kind: type[MarshipError], fault: str
+) -> None:
+    """By the rules of files at hand; the archive that was there stays."""
+    remote.store.mkdir()
+    (remote.store / "lin.mar").write_bytes(b"old")
+    spoil(remote.archive)
+    with pytest.raises(kind, match=fault):
+        remote.fetch()
+    assert [path.name for path in remote.store.iterdir()] == ["lin.mar"]
+    assert (remote.store / "lin.mar").read_bytes() == b"old"
+
+
+def test_a_body_that_ends_early_or_is_too_long(
+    remote: Remote, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither is kept: a cut line, and a signature that would fill the disk."""
+    with pytest.raises(PackageError, match=r"must be fetched whole, got: .*Try again"):
+        remote.fetch("/short/lin.mar")
+    size = beside(remote.archive).stat().st_size
+    monkeypatch.setattr(download, "MOST_SIGNATURE_BYTES", size - 1)
+    with pytest.raises(StorageError, match=f"at most {size - 1:,} bytes, got {size:,}"):
+        remote.fetch()
+    assert list(remote.store.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    ["file:///x/lin.mar", "ftp://x/lin.mar", "http://x/lin", "http://x/%2e%2flin.mar?y", "lin.mar"],
+)
+def test_what_is_no_url_of_an_archive(remote: Remote, wrong: str) -> None:
+    """One line says what it must look like; nothing is written."""
+    with pytest.raises(UsageError, match=r"must be http\(s\)://\.\.\./NAME\.mar"):
+        download.fetch(wrong, remote.trust, remote.store)
+    assert not remote.store.exists()
+
+
+def test_nobody_there_is_one_line(remote: Remote) -> None:
+    """A port where nobody listens."""
+    with pytest.raises(PackageError, match=r"^http://\S+/lin\.mar\.sig must .* refused\."):
+        download.fetch("http://127.0.0.1:9/lin.mar", remote.trust, remote.store)
