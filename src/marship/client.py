@@ -211,8 +211,8 @@ class _Connected:
 class Client(_Connected):
     """A blocking client.
 
-    Addresses and tokens are found in the server's home folder, and tokens that have expired
-    are renewed. A server elsewhere is named by its addresses and tokens.
+    Addresses and tokens are found in the server's home folder, and tokens are
+    renewed before they expire. A server elsewhere is named by its addresses and tokens.
 
     Args:
         home: The server's home; None is MARSHIP_HOME, else `.marship` in the current folder.

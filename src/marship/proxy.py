@@ -227,6 +227,7 @@ def _error_lines(max_body_bytes: int) -> Iterator[str]:
     indent = " " * 8
     yield f"{indent}error_page 494 =431 {_ERROR_PLACE}/431;"  # nginx's own: headers too large
     yield f"{indent}error_page 495 496 497 =400 {_ERROR_PLACE}/400;"  # TLS, or none
+    yield f"{indent}error_page 501 505 =400 {_ERROR_PLACE}/400;"  # an encoding, an HTTP it lacks
     for status, (kind, text) in REFUSALS.items():
         message = text.format(max_body_bytes=max_body_bytes)
         place = f"{_ERROR_PLACE}/{status}"

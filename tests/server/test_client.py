@@ -302,6 +302,27 @@ def test_an_expired_token_is_renewed(configured: server.Server) -> None:
     assert answers == list(range(20))
 
 
+def test_a_token_is_renewed_before_it_ends(
+    configured: server.Server, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Two clients that ask all the time: none is refused once, and both use one new token."""
+    caplog.set_level("DEBUG", "urllib3.connectionpool")  # it tells every answer's status
+    with Client(configured.home.path) as one, Client(configured.home.path) as other:
+        one.wait_ready("echo")
+        one.predict("echo", 1)  # with a new token, whatever was there
+        caplog.clear()
+        before, end = configured.home.key_file.read_text(), time.monotonic() + 7
+        while time.monotonic() < end:
+            one.predict("echo", 1)
+            other.predict("echo", 1)
+            time.sleep(0.02)
+    assert configured.home.key_file.read_text() != before
+    messages = [record.getMessage() for record in caplog.records]
+    answers = [message for message in messages if "/predictions/" in message]
+    assert len(answers) > 100
+    assert [line for line in answers if " 200 " not in line] == []
+
+
 async def ask_together(home: Path, count: int) -> list[int]:
     """Send requests at the same time."""
     async with AsyncClient(home) as client:

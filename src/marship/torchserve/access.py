@@ -1,12 +1,15 @@
 """Where a server listens and which token it wants: given, or found in its home folder."""
 
 import os
+import time
 from collections.abc import Mapping
+from contextlib import suppress
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 from marship import storage
-from marship.errors import DataError, NotRunningError, TokenError, UsageError
+from marship.errors import DataError, MarshipError, NotRunningError, TokenError, UsageError
 from marship.torchserve.calls import Answer, Call, Flow, Pause, Side, checked, is_token_refused
 from marship.torchserve.home import Home, ServerRecord, default_home
 from marship.torchserve.retries import persistent
@@ -17,6 +20,8 @@ TOKEN_VARIABLES: Mapping[str, str] = {
 }
 _ROUNDS = 5  # several callers may renew at the same time, and each renewal ends the token before
 _REREAD_S = 0.02
+_LAST_PART, _LONGEST_LAST_S = 0.1, 60.0
+"""A token is renewed in the last tenth of the time that it had when it was read, or minute."""
 
 
 class Access:
@@ -46,6 +51,7 @@ class Access:
             if (token := tokens.get(side) or os.environ.get(variable))
         }
         self._found: dict[str, str] | None = None
+        self._renew_at: dict[str, float] = {}  # by the wall clock, as the server's
 
     @property
     def is_local(self) -> bool:
@@ -66,7 +72,7 @@ class Access:
         return found + call.path
 
     def authorized(self, call: Call) -> Flow[Answer]:
-        """Make a call with its token, which is taken anew where the server refuses it.
+        """Make a call with its token, which is renewed before it ends, or once it is refused.
 
         Raises:
             TokenError: No token that could be had is accepted.
@@ -89,6 +95,10 @@ class Access:
             return self._given[side]
         if self._found is None:
             self._found = yield from self._read_tokens()
+        if time.time() >= self._renew_at.get(side, float("inf")):
+            del self._renew_at[side]  # by one of several flows, and once: a refusal asks again
+            with suppress(MarshipError):
+                yield from self._renew(side, self._found.get(side))
         return self._found.get(side)
 
     def _read_tokens(self) -> Flow[dict[str, str]]:
@@ -97,22 +107,23 @@ class Access:
             try:
                 raw: Any = storage.read_json(self.home.key_file)
                 keys = {side: raw[side]["key"] for side in TOKEN_VARIABLES}
+                self._renew_at = {side: _last_part(raw[side]) for side in TOKEN_VARIABLES}
                 return keys | {"API": raw["API"]["key"]}
             except UsageError:
                 return {}
-            except (DataError, KeyError, TypeError):
+            except (DataError, KeyError, TypeError, ValueError):
                 yield Pause(_REREAD_S)
         raise TokenError(
             f"{self.home.key_file} must hold the server's tokens, got a damaged file. "
             "Restart the server: marship stop, then marship serve"
         )
 
-    def _renew(self, side: Side, refused: str | None) -> Flow[None]:
-        """Read the key file again; if it still holds the refused token, ask for a new one."""
+    def _renew(self, side: Side, old: str | None) -> Flow[None]:
+        """Read the key file again; if it still holds this token, ask for a new one."""
         if side in self._given:
             raise self._refused(side)
         self._found = yield from self._read_tokens()
-        if self._found.get(side) != refused:
+        if self._found.get(side) != old:
             return
         if "API" not in self._found:
             raise self._refused(side)
@@ -143,3 +154,9 @@ class Access:
             f"{self.home.key_file}. Name the server's home with --home or MARSHIP_HOME, or set "
             f"{variable}."
         )
+
+
+def _last_part(token: Mapping[str, str]) -> float:
+    """When to renew a token that is read now, in seconds since 1970."""
+    ends, now = datetime.fromisoformat(token["expiration time"]).timestamp(), time.time()
+    return ends - min(_LAST_PART * max(ends - now, 0), _LONGEST_LAST_S)
