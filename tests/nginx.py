@@ -103,9 +103,13 @@ class Door:
 
 
 @contextmanager
-def in_front(settings: proxy.ProxySettings, names: list[str]) -> Iterator[Door]:
-    """Write the configuration, run nginx with it, and stop it."""
+def in_front(
+    settings: proxy.ProxySettings, names: list[str], *, further: str = ""
+) -> Iterator[Door]:
+    """Write the configuration, run nginx with it and `further` settings of HTTP, and stop it."""
     proxy.write(settings, names)
+    config = settings.out / proxy.CONFIG_FILE
+    config.write_text(config.read_text().replace("\nhttp {\n", f"\nhttp {{\n{further}\n", 1))
     port = int(settings.listen.rpartition(":")[2])
     extra = "daemon off;" + (" user root;" if os.geteuid() == 0 else "")
     command = [find(), "-p", str(settings.out), "-c", proxy.CONFIG_FILE, "-g", extra]

@@ -81,14 +81,19 @@ def door(
 
 @pytest.fixture(scope="module")
 def strict(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Door]:
-    """A proxy that lets two requests in, then one a second, and has no server behind it."""
+    """A proxy that lets two requests in, then one a second, and has no server behind it.
+
+    X-Client says where a request comes from: one machine has no two networks of IPv6.
+    """
     folder = tmp_path_factory.mktemp("strict")
     (folder / "home").mkdir()
     packaged = Path(server.__file__).with_name("config.properties").read_text()
     nobody = f"inference_address=http://127.0.0.1:{free_port()}"
     text = re.sub("inference_address=http.*", nobody, packaged, count=1)
     (folder / "home" / "config.properties").write_text(text)
-    with in_front(on_loopback(folder, folder / "home", rate=1, burst=1), ["echo"]) as one:
+    settings = on_loopback(folder, folder / "home", rate=1, burst=1)
+    believed = "set_real_ip_from 127.0.0.1; real_ip_header X-Client;"
+    with in_front(settings, ["echo"], further=believed) as one:
         one.headers = {"Authorization": "Bearer x"}
         yield one
 
@@ -314,6 +319,15 @@ def test_too_many_requests(strict: Door) -> None:
     answers = [strict.ask("GET", "/ping") for _ in range(3)]
     assert_refused(answers[-1], 429, "rate_limit")
     assert answers[-1].headers["retry-after"] == "1"
+
+
+def test_limits_count_a_network_of_ipv6_as_one_client(strict: Door) -> None:
+    """Three hosts of one /64 share them; the neighbouring network, and IPv4, do not."""
+    hosts = ["2001:db8::1", "2001:db8::a:b:c:d", "2001:db8::ffff:0:a:a0a"]
+    statuses = [strict.ask("GET", "/ping", X_Client=host).status for host in hosts]
+    assert statuses == [502, 502, 429]
+    others = ["2001:db8:0:1::1", "192.0.2.1", "192.0.2.2"] * 2
+    assert [strict.ask("GET", "/ping", X_Client=host).status for host in others] == [502] * 6
 
 
 def test_nobody_behind_the_proxy(strict: Door) -> None:
