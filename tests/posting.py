@@ -1,8 +1,11 @@
 """Requests to a model's endpoint as any HTTP client sends them."""
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
+import psutil
 import requests
 
 from marship import Client
@@ -29,3 +32,22 @@ def posting(running: Server, client: Client, model: str) -> Iterator[Post]:
 
     yield send
     assert client.describe(model)[0].workers == (worker,)
+
+
+def assert_memory_returns(
+    post: Post, process: psutil.Process, bodies: Sequence[bytes], times: int
+) -> None:
+    """Send bad bodies so many times each; the worker refuses all, and holds no more than before."""
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(post, bodies * 10))
+        before = process.memory_info().rss
+        answers = pool.map(post, bodies * times)
+        assert all(answer.status_code in {400, 413, 415} for answer in answers)
+    assert process.memory_info().rss - before < 8 << 20
+
+
+def peak_bytes(process: psutil.Process) -> int:
+    """The most memory that the process ever held."""
+    status = Path(f"/proc/{process.pid}/status").read_text()
+    (line,) = (line for line in status.splitlines() if line.startswith("VmHWM"))
+    return int(line.split()[1]) << 10

@@ -13,7 +13,7 @@ from colours import pack_colours
 from marship import Client
 from marship.server import Server
 from photos import colour, encode
-from posting import Post, posting
+from posting import Post, assert_memory_returns, peak_bytes, posting
 
 FORTY_MEGAPIXELS = (7300, 5480)
 MB = 1 << 20
@@ -120,16 +120,4 @@ def test_a_thousand_bad_pictures_leave_the_memory_as_it_was(
 ) -> None:
     """Every kind of error, over and over."""
     bodies = [body for body, _, _ in BAD.values()]
-    with ThreadPoolExecutor(8) as pool:
-        list(pool.map(post, bodies * 10))
-        before = process.memory_info().rss
-        answers = pool.map(post, bodies * 125)
-        assert all(answer.status_code in {400, 413, 415} for answer in answers)
-    assert process.memory_info().rss - before < 8 * MB
-
-
-def peak_bytes(process: psutil.Process) -> int:
-    """The most memory that the process ever held."""
-    status = Path(f"/proc/{process.pid}/status").read_text()
-    (line,) = (line for line in status.splitlines() if line.startswith("VmHWM"))
-    return int(line.split()[1]) << 10
+    assert_memory_returns(post, process, bodies, 125)

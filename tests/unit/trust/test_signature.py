@@ -25,18 +25,6 @@ from signed import FILES, make_key, trusting, write
 
 
 @pytest.fixture
-def key(tmp_path: Path) -> PrivateKey:
-    """A key that is trusted."""
-    return make_key(tmp_path)
-
-
-@pytest.fixture
-def trust(tmp_path: Path, key: PrivateKey) -> Trust:
-    """The folder that trusts it."""
-    return trusting(tmp_path / "trust", key)
-
-
-@pytest.fixture
 def mar(tmp_path: Path, key: PrivateKey) -> Path:
     """A signed archive."""
     path = write(tmp_path / "lin.mar")

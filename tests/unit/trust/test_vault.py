@@ -9,19 +9,7 @@ from marship.trust import vault
 from marship.trust.keys import PrivateKey
 from marship.trust.policy import Trust
 from marship.trust.signature import sign
-from signed import make_key, trusting, write
-
-
-@pytest.fixture
-def key(tmp_path: Path) -> PrivateKey:
-    """A trusted key."""
-    return make_key(tmp_path)
-
-
-@pytest.fixture
-def trust(tmp_path: Path, key: PrivateKey) -> Trust:
-    """The folder that trusts it."""
-    return trusting(tmp_path / "trust", key)
+from signed import write
 
 
 @pytest.fixture
