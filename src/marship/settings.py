@@ -9,13 +9,13 @@ import dataclasses
 import functools
 import inspect
 import json
-import tomllib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, TypeVar, get_type_hints
 
 import typer
 
+from marship import storage
 from marship.errors import UsageError
 
 S = TypeVar("S")
@@ -144,9 +144,6 @@ def _shown(default: Any) -> str:  # noqa: ANN401  defaults of any type
 def _resolve(kind: type[S], chosen: dict[str, Any], file: Path | None) -> S:
     values: dict[str, Any] = {}
     if file is not None:
-        try:
-            values = tomllib.loads(file.read_text())
-        except (OSError, ValueError) as error:
-            raise UsageError(f"{file} must be a readable TOML file, got {error}.") from error
+        values, _ = storage.read_toml(file)
     values |= {k: v for k, v in chosen.items() if v is not None and v != []}
     return from_dict(kind, values, str(file) if file else "the command line")

@@ -12,14 +12,13 @@ Each entry is one version of a model. What runs and is not in the file stays, un
 
 import difflib
 import re
-import tomllib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
 
-from marship import profiles
+from marship import profiles, storage
 from marship import rollout as rollouts
 from marship.client import Client, Model, ModelStatus
 from marship.errors import MarshipError, UsageError
@@ -87,11 +86,7 @@ def read(path: Path) -> list[Entry]:
     Raises:
         UsageError: It is no such file; the message names the line.
     """
-    try:
-        text = path.read_text()
-        raw = tomllib.loads(text)
-    except (OSError, ValueError) as error:
-        raise UsageError(f"{path} must be a readable TOML file, got {error}.") from error
+    raw, text = storage.read_toml(path)
     _check_names(raw, [TABLE], str(path))
     tables = raw.get(TABLE, [])
     if not isinstance(tables, list) or not all(isinstance(table, dict) for table in tables):

@@ -4,6 +4,7 @@ import errno
 import json
 import os
 import tempfile
+import tomllib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -102,3 +103,19 @@ def read_json(path: Path) -> Any:  # noqa: ANN401  any JSON value
         raise UsageError(f"{path} must exist, got no such file.") from error
     except (OSError, ValueError) as error:
         raise DataError(f"{path} must be readable JSON, got: {error}.") from error
+
+
+def read_toml(path: Path) -> tuple[dict[str, Any], str]:
+    """The values of a TOML file, and its text.
+
+    Raises:
+        UsageError: It cannot be read.
+    """
+    try:
+        text = path.read_text()
+        return tomllib.loads(text), text
+    except OSError as error:
+        reason = error.strerror or str(error)
+    except ValueError as error:
+        reason = str(error)
+    raise UsageError(f"{path} must be a readable TOML file, got: {reason}.")

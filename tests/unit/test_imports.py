@@ -20,7 +20,7 @@ ALLOWED: dict[str, set[str]] = {
     "errors": set(),
     "contract": BASE,
     "storage": BASE,
-    "settings": BASE,
+    "settings": BASE | {"storage"},
     "console": BASE,
     "shipped": BASE,
     "profiles": BASE,
