@@ -11,6 +11,7 @@ from typing import Any
 
 from marship import Client
 from marship.errors import MarshipError, NoAnswerError
+from marship.torchserve.retries import RETRY_S
 
 CLIENT_TIMEOUT_S = 60.0
 
@@ -46,6 +47,10 @@ class Tally:
         """Count a request that begins."""
         with self._lock:
             self.sent += 1
+
+    def all_answered(self) -> bool:
+        """Whether nothing else came of any."""
+        return self.answered.total() == self.sent > 0
 
     def ended(self) -> int:
         """How many requests came to an end of any kind."""
@@ -108,3 +113,17 @@ def load(  # noqa: PLR0913  keyword-only
         ended.set()
         for thread in asking:
             thread.join()
+
+
+@contextmanager
+def two_loads(
+    home: Path, model: str, inputs: object, answers: Mapping[str, Any], timeout_s: float
+) -> Iterator[tuple[Tally, Tally]]:
+    """Two clients that ask once, and two that ask again, as marship's do by themselves."""
+    with (
+        load(home, model, inputs, answers, threads=2, timeout_s=timeout_s) as hasty,
+        load(
+            home, model, inputs, answers, threads=2, retry_s=RETRY_S, timeout_s=timeout_s
+        ) as patient,
+    ):
+        yield hasty, patient

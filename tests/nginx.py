@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -64,22 +65,26 @@ class Door:
         """Who signed its certificate: itself."""
         return self.folder / certificate.CERTIFICATE_FILE
 
+    @cached_property
+    def _context(self) -> ssl.SSLContext:
+        return ssl.create_default_context(cafile=str(self.authority))
+
     def connect(self, receive_bytes: int | None = None) -> ssl.SSLSocket:
         """A TLS connection on which nothing was sent."""
         raw = socket.socket()
         if receive_bytes:
             raw.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_bytes)
         raw.settimeout(TIMEOUT_S)
+        raw.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # as http.client's own
         raw.connect(("127.0.0.1", self.port))
-        context = ssl.create_default_context(cafile=str(self.authority))
-        return context.wrap_socket(raw, server_hostname="localhost")
+        return self._context.wrap_socket(raw, server_hostname="localhost")
 
     def ask(
         self, method: str, path: str, body: bytes | None = None, **headers: str | None
     ) -> Answer:
         """One request on a connection of its own, its path as it is given."""
         given = {**self.headers, **{k.replace("_", "-"): v for k, v in headers.items()}}
-        connection = http.client.HTTPSConnection("127.0.0.1", self.port)
+        connection = http.client.HTTPSConnection("127.0.0.1", self.port, context=self._context)
         connection.sock = self.connect()
         try:
             connection.request(

@@ -10,8 +10,10 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import psutil
 import pytest
 from typer.testing import CliRunner
 
@@ -238,6 +240,56 @@ def test_http_2(door: Door, tmp_path: Path) -> None:
     assert out.read_bytes() == (tmp_path / "body").read_bytes()
     refused = curl(door, "--http2", "-w", "\n%{http_code}", f"{door.url}/models")
     assert refused.splitlines()[-1] == "404"
+
+
+FORM = b'--b\r\nContent-Disposition: form-data; name="body"\r\n\r\n[1]\r\n--b--\r\n'
+
+
+def test_a_form_that_is_none_is_the_clients_fault(door: Door) -> None:
+    """TorchServe says 500 and names Java classes; a whole form passes, whatever else it tells."""
+    for boundary in ("b", '"b"', "b; charset=none", "b ; x=y"):
+        kind = {"Content_Type": f"multipart/form-data; boundary={boundary}"}
+        assert door.ask("POST", "/predictions/echo", FORM, **kind).json()["got"] == [1]
+        broken = door.ask("POST", "/predictions/echo/1.0", FORM.replace(b"name=", b"nom="), **kind)
+        assert_refused(broken, 400, "malformed")
+    for end in ("; boundary", "; boundary=", ""):
+        octets = door.ask(
+            "POST", "/predictions/echo", FORM, Content_Type=f"multipart/form-data{end}"
+        )
+        assert (octets.status, octets.body) == (200, FORM)
+
+
+def test_a_worker_that_dies_over_a_form_is_the_servers_fault(
+    door: Door, ear: str, client: Client
+) -> None:
+    """TorchServe's 500 looks like that of a broken form, and is told from it."""
+    (worker,) = client.describe(ear)[0].workers
+    process = psutil.Process(worker.pid)
+    process.suspend()
+    kind = {"Content_Type": "multipart/form-data; boundary=b"}
+    with ThreadPoolExecutor(1) as pool:
+        asked = pool.submit(door.ask, "POST", f"/predictions/{ear}", FORM, **kind)
+        time.sleep(0.5)
+        process.terminate()
+        process.resume()
+        assert_refused(asked.result(), 500, "internal")
+    end = time.monotonic() + 30
+    while [(w.pid == worker.pid, w.ready) for w in client.describe(ear)[0].workers] != [
+        (False, True)
+    ]:
+        assert time.monotonic() < end
+        time.sleep(0.1)
+
+
+@pytest.mark.parametrize("told", ["Transfer-Encoding: gzip", "Transfer-Encoding:\tchunked", ""])
+def test_http_that_nginx_lacks_is_a_bad_request(door: Door, told: str) -> None:
+    """Its own 501 and 505 would be pages, and faults of the server."""
+    version = "1.1" if told else "2.0"
+    with door.connect() as line:
+        line.sendall(f"GET /ping HTTP/{version}\r\nHost: x\r\n{told}\r\n\r\n".encode())
+        answer = line.recv(65536)
+    assert answer.startswith(b"HTTP/1.1 400 ")
+    assert b'{"code":"bad_request"' in answer
 
 
 def test_what_curl_sends_without_a_content_type(door: Door, running: server.Server) -> None:

@@ -10,9 +10,8 @@ from collections.abc import Mapping
 from dataclasses import replace
 from http import HTTPStatus
 
-from marship.serving.transport import Reply
+from marship.serving.transport import STREAM_HEADER, Reply
 
-STREAM_HEADER = "ts_stream_next"
 UNBUFFERED = ("X-Accel-Buffering", "no")
 """Tells nginx to pass parts on as they come (ngx_http_proxy_module, proxy_buffering)."""
 

@@ -22,7 +22,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from http import HTTPStatus
 from pathlib import Path
 from socket import socket
@@ -42,6 +42,7 @@ KNOWN_FILES = {
 """SHA-256 of the files whose functions are replaced, or that call them."""
 
 PREDICT, LOAD = b"I", b"L"
+STREAM_HEADER = "ts_stream_next"
 BUFFER_BYTES = 1 << 18
 LARGE_BYTES = 1 << 16
 """A value of this size or more is handed out as a view of the buffer, not as a copy."""
@@ -276,12 +277,23 @@ def encode(requests: Sequence[Request], replies: Sequence[Reply], timing: str) -
     size = _INT.pack
     heads: dict[tuple[object, ...], bytes] = {}  # most of a batch share one
     parts = [_OPENING]
-    for request, reply in zip(requests, replies, strict=True):
+    for request, given in zip(requests, replies, strict=True):
+        reply = given if request.raw_headers else _for_grpc(given)
         kind = (reply.content_type, reply.status, reply.headers)
         head = heads.get(kind) or heads.setdefault(kind, _head(reply, timing))
         parts += (size(len(request.id)), request.id, head, size(len(reply.body)), reply.body)
     parts.append(_END)
     return b"".join(parts)
+
+
+def _for_grpc(reply: Reply) -> Reply:
+    """The answer to a request without headers: it came by gRPC, for HTTP's have a length at least.
+
+    StreamPredictions ends the worker where the last part does not say that it is (GRPCJob.java).
+    """
+    if any(name == STREAM_HEADER for name, _ in reply.headers):
+        return reply
+    return replace(reply, headers=(*reply.headers, (STREAM_HEADER, "false")))
 
 
 def _head(reply: Reply, timing: str) -> bytes:

@@ -109,6 +109,20 @@ BAD = {
     ),
     "npy for two": (codec.write_npy(np.zeros(3)), "", TWO, InvalidInputError, "by name"),
     "short npy": (codec.write_npy(np.zeros(3))[:-1], "", ONE, MalformedError, "24 bytes"),
+    "npy of a header without end": (
+        codec.write_npy(np.zeros(3)).replace(b"(3,), }   ", b"[[[(((3,)"),
+        "",
+        ONE,
+        MalformedError,
+        "npy",
+    ),
+    "npy of an odd type": (
+        codec.write_npy(np.zeros(3)).replace(b"'<f8'", b"()   "),
+        "",
+        ONE,
+        MalformedError,
+        "npy",
+    ),
     "npy magic only": (b"\x93NUMPY", "", ONE, MalformedError, "npy"),
     "npy of objects": (
         b"\x93NUMPY\x01\x00\x76\x00{'descr': '|O', 'fortran_order': False, 'shape': (1,), }"

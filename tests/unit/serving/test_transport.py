@@ -184,7 +184,7 @@ def test_it_writes_what_the_stock_writer_writes(replies: list[tuple[bytes, str, 
     """The answer of a batch is the stock function's, byte for byte."""
     from http import HTTPStatus
 
-    requests = [Request(b"", id=b"id-%d" % i) for i in range(len(replies))]
+    requests = [Request(b"", id=b"id-%d" % i, raw_headers=b"h") for i in range(len(replies))]
     ours = [Reply(body, content_type, status) for body, content_type, status in replies]
     context = Context("m", ".", {}, 1, None, "0.12.0")
     context.request_processor = [RequestProcessor({}) for _ in replies]
@@ -197,6 +197,16 @@ def test_it_writes_what_the_stock_writer_writes(replies: list[tuple[bytes, str, 
     bodies = [reply.body for reply in ours]
     wanted = stock.create_predict_response(bodies, ids, "Prediction success", 200, context)
     assert transport.encode(requests, ours, "t") == bytes(wanted)
+
+
+def test_an_answer_by_grpc_says_that_nothing_follows() -> None:
+    """Only gRPC's requests have no headers; TorchServe fails over one of its calls without it."""
+    by_http, by_grpc = Request(b"", id=b"a", raw_headers=b"h"), Request(b"", id=b"b")
+    part = Reply(b"", headers=((transport.STREAM_HEADER, "true"),))
+    assert transport.STREAM_HEADER.encode() not in transport.encode([by_http], [Reply(b"")], "t")
+    for reply, value in ((Reply(b""), b"false"), (part, b"true")):
+        _, after = transport.encode([by_grpc], [reply], "t").split(transport.STREAM_HEADER.encode())
+        assert after[4:].startswith(value)
 
 
 def test_only_a_known_torchserve_is_touched(tmp_path: Path) -> None:
