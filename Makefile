@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/pip --disable-pip-version-check
 
-.PHONY: help setup demo demo-image demo-speech test check audit bench lock clean
+.PHONY: help setup demo demo-image demo-speech test torture check audit bench lock clean
 
 help:  ## what can be made
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -24,6 +24,9 @@ demo: setup  ## train a recommender, serve it, ask it, scale it, stop
 
 test: setup  ## the whole test suite, real TorchServe included
 	$(BIN)/pytest
+
+torture: setup  ## faults and attacks in full, figures into docs/reliability.md; about an hour
+	$(BIN)/pytest tests/server/torture --full --report docs/reliability.md
 
 check: setup  ## ruff, mypy, import rules
 	$(BIN)/ruff check .

@@ -18,13 +18,12 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-import psutil
-
+from marship import storage
 from marship.errors import NotRunningError, ServerError, UsageError
 from marship.serving import keysource
 from marship.settings import setting
 from marship.torchserve import config as configs
-from marship.torchserve import environment, java, production, properties, sockets
+from marship.torchserve import environment, java, processes, production, properties, sockets
 from marship.torchserve import home as homes
 from marship.torchserve import store as stores
 from marship.torchserve.home import Home, ServerRecord
@@ -226,7 +225,8 @@ def _launch(
         raise
     record = ServerRecord(
         pid=process.pid,
-        created=psutil.Process(process.pid).create_time(),
+        created=processes.began(process.pid),
+        boot=processes.boot_id(),
         inference_url=configs.address_url(values, "inference_address"),
         management_url=configs.address_url(values, "management_address"),
         metrics_url=configs.address_url(values, "metrics_address"),
@@ -255,10 +255,11 @@ def _run_java(
     temporary: Path,
     seen: Mapping[str, str],
 ) -> subprocess.Popen[bytes]:
-    home.logs.mkdir(exist_ok=True)
-    (home.path / "workflows").mkdir(exist_ok=True)
-    properties.write(home.config, values)
-    home.config.chmod(0o600)
+    with storage.explained(home.config):
+        home.logs.mkdir(exist_ok=True)
+        (home.path / "workflows").mkdir(exist_ok=True)
+        properties.write(home.config, values)
+        home.config.chmod(0o600)
     with home.console_log.open("wb") as console:
         return subprocess.Popen(
             _command(runtime, home, values, temporary),

@@ -30,7 +30,7 @@ def replacing(path: Path) -> Iterator[Path]:
         StorageError: The disk is full or the folder cannot be written to.
     """
     # a folder, so that writers which add files of their own beside the named one leave none
-    with _explained(path), _draft_folder(path.parent, path.name) as folder:
+    with explained(path), _draft_folder(path.parent, path.name) as folder:
         draft = folder / path.name
         yield draft
         _sync(draft)
@@ -47,7 +47,7 @@ def replacing_all(folder: Path) -> Iterator[Path]:
     Raises:
         StorageError: The disk is full or the folder cannot be written to.
     """
-    with _explained(folder), _draft_folder(folder, "draft") as drafts:
+    with explained(folder), _draft_folder(folder, "draft") as drafts:
         yield drafts
         files = sorted(drafts.iterdir())
         for file in files:
@@ -69,7 +69,12 @@ def _sync(file: Path) -> None:
 
 
 @contextmanager
-def _explained(path: Path) -> Iterator[None]:
+def explained(path: Path) -> Iterator[None]:
+    """Tell what is wrong with the disk or the folder where `path` is written.
+
+    Raises:
+        StorageError: The disk is full or the folder cannot be written to.
+    """
     try:
         yield
     except OSError as error:

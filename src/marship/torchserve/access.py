@@ -12,7 +12,7 @@ from marship import storage
 from marship.errors import DataError, MarshipError, NotRunningError, TokenError, UsageError
 from marship.torchserve.calls import Answer, Call, Flow, Pause, Side, checked, is_token_refused
 from marship.torchserve.home import Home, ServerRecord, default_home
-from marship.torchserve.retries import persistent
+from marship.torchserve.retries import Patience, persistent
 
 TOKEN_VARIABLES: Mapping[str, str] = {
     "inference": "MARSHIP_INFERENCE_TOKEN",
@@ -78,10 +78,10 @@ class Access:
             TokenError: No token that could be had is accepted.
             MarshipError: The answer is an error.
         """
+        patience = Patience(self._retry_s if call.repeats else 0.0)
         for _ in range(_ROUNDS):
             token = yield from self._token(call.side)
-            retry_s = self._retry_s if call.repeats else 0.0
-            asked = persistent(call.with_token(token), retry_s, has_met=self._has_met)
+            asked = persistent(call.with_token(token), patience, has_met=self._has_met)
             answer = yield from asked
             self._has_met = True
             if not is_token_refused(answer):

@@ -39,7 +39,8 @@ class ServerRecord:
 
     Attributes:
         pid: The Java process; its workers are its children.
-        created: When that process began, in seconds since 1970: pids are used again.
+        created: When that process began, in seconds since the machine did: pids are used again.
+        boot: Of which run of the machine that is.
         inference_url: Where predictions are asked for.
         management_url: Where models are registered and scaled.
         metrics_url: Where Prometheus reads.
@@ -51,6 +52,7 @@ class ServerRecord:
 
     pid: int
     created: float
+    boot: str
     inference_url: str
     management_url: str
     metrics_url: str
@@ -62,7 +64,7 @@ class ServerRecord:
     @property
     def group(self) -> Group:
         """The server's processes."""
-        return Group(self.pid, self.created)
+        return Group(self.pid, self.created, self.boot)
 
 
 @dataclass(frozen=True, slots=True)

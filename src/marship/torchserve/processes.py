@@ -6,9 +6,11 @@ import signal
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass
+from pathlib import Path
 
 import psutil
 
+_BOOT_ID = Path("/proc/sys/kernel/random/boot_id")  # proc(5): another one after each boot
 _WORKER_FILE = "model_service_worker.py"
 _CLOCK_SLACK_S = 2.0
 _KILLED_WITHIN_S = 10.0
@@ -21,11 +23,13 @@ class Group:
 
     Attributes:
         pid: Java's number, and the group's.
-        created: When Java began, in seconds since 1970: numbers are used again.
+        created: When Java began, as `began` tells it: numbers are used again.
+        boot: Of which run of the machine that is, as `boot_id` tells it.
     """
 
     pid: int
     created: float
+    boot: str
 
     def is_alive(self) -> bool:
         """Whether Java still runs."""
@@ -72,10 +76,24 @@ class Group:
 
     def _leader(self) -> psutil.Process | None:
         with contextlib.suppress(psutil.NoSuchProcess):
-            process = psutil.Process(self.pid)
-            if abs(process.create_time() - self.created) < _CLOCK_SLACK_S:
-                return process
+            is_then = abs(began(self.pid) - self.created) < _CLOCK_SLACK_S
+            if is_then and boot_id() == self.boot:
+                return psutil.Process(self.pid)
         return None
+
+
+def began(pid: int) -> float:
+    """When a process began, in seconds since the machine did: the clock may be set meanwhile.
+
+    Raises:
+        psutil.NoSuchProcess: There is none.
+    """
+    return psutil.Process(pid).create_time() - psutil.boot_time()
+
+
+def boot_id() -> str:
+    """Which run of the machine this is; Linux alone tells."""
+    return _BOOT_ID.read_text().strip() if _BOOT_ID.exists() else ""
 
 
 def _is_worker(process: psutil.Process) -> bool:

@@ -3,7 +3,8 @@
 A prediction changes nothing on the server, so it may be asked twice; nothing else is. Pauses
 grow, and are drawn at random, lest all clients of a server that was away come back at once.
 What was too slow is not asked again: that would only add to the load. What came too fast
-(429) is, when the answer says after how long.
+(429) is, when the answer says after how long. A server that was away may be back before its
+models: a model that is not there (404) is asked for again then, and only then.
 """
 
 import random
@@ -23,27 +24,26 @@ MOST_DEATHS = 2
 _BUSY_OR_AWAY = (HTTPStatus.BAD_GATEWAY, HTTPStatus.SERVICE_UNAVAILABLE)
 
 
-def persistent(call: Call, retry_s: float, *, has_met: bool) -> Flow[Answer]:
-    """Make a call, and again for `retry_s` after its first failure, if it may pass.
+def persistent(call: Call, patience: "Patience", *, has_met: bool) -> Flow[Answer]:
+    """Make a call, and again while there is patience, if its failure may pass.
 
     Args:
         call: What is asked.
-        retry_s: Seconds in which it is asked again; 0 asks once.
+        patience: One for all that a caller asks for at a time.
         has_met: Whether the server has answered before: one that never did is not waited for.
 
     Raises:
         NotRunningError: Nobody answers.
         NoAnswerError: The connection ended, or the answer takes too long.
     """
-    patience = _Patience(retry_s)
     while True:
         try:
             answer: Answer = yield call
         except NotRunningError:
-            if not has_met or (pause := patience.next_pause()) is None:
+            if not has_met or (pause := patience.after_loss()) is None:
                 raise
         except NoAnswerError as error:
-            if error.timed_out or (pause := patience.next_pause()) is None:
+            if error.timed_out or (pause := patience.after_loss()) is None:
                 raise
         else:
             if (pause := patience.after(answer)) is None:
@@ -51,19 +51,29 @@ def persistent(call: Call, retry_s: float, *, has_met: bool) -> Flow[Answer]:
         yield pause
 
 
-class _Patience:
-    """How long to wait before each further try, and when to stop."""
+class Patience:
+    """How long to wait before each further try, and when to stop.
+
+    Args:
+        retry_s: Seconds from the first failure; 0 asks once.
+    """
 
     def __init__(self, retry_s: float) -> None:
         self._retry_s, self._pause_s = retry_s, FIRST_PAUSE_S
         self._end: float | None = None
-        self._deaths = 0
+        self._deaths, self._was_away = 0, False
+
+    def after_loss(self) -> Pause | None:
+        """Nobody answered; None where the time is over."""
+        self._was_away = True
+        return self.next_pause()
 
     def after(self, answer: Answer) -> Pause | None:
         """None for what is an answer, or was tried often enough."""
         after_s = _retry_after_s(answer)
         is_limit = answer.status == HTTPStatus.TOO_MANY_REQUESTS and after_s is not None
-        if is_limit or answer.status in _BUSY_OR_AWAY:
+        is_early = self._was_away and answer.status == HTTPStatus.NOT_FOUND
+        if is_limit or is_early or answer.status in _BUSY_OR_AWAY:
             return self.next_pause(after_s or 0.0)
         if not is_death(answer):
             return None

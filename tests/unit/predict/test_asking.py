@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import orjson
-import psutil
 import pytest
 from aiohttp import web
 
@@ -26,6 +25,7 @@ from marship.predict import Run, Watcher, ask_all, sources
 from marship.predict.rows import Row
 from marship.predict.transcripts import Transcripts
 from marship.torchserve.home import Home, ServerRecord
+from marship.torchserve.processes import began, boot_id
 
 MODEL = {
     "modelName": "m",
@@ -55,10 +55,11 @@ class StandIn:
         self._thread.start()
         self._runner, port = self._do(self._start())
         url = f"http://127.0.0.1:{port}"
-        created = psutil.Process().create_time()
         self.home.create()
         self.home.config.write_text("job_queue_size=50\nmax_request_size=5000\n")
-        record = ServerRecord(os.getpid(), created, url, url, url, str(home), str(home))
+        record = ServerRecord(
+            os.getpid(), began(os.getpid()), boot_id(), url, url, url, str(home), str(home)
+        )
         self.home.write_record(record)
 
     def close(self) -> None:

@@ -5,26 +5,29 @@ import subprocess
 import sys
 from pathlib import Path
 
-import psutil
 import pytest
 
 from marship.errors import NotRunningError, ServerError, UsageError
 from marship.torchserve.home import Home, ServerRecord, default_home
+from marship.torchserve.processes import began, boot_id
+from namespaces import run_apart
 
 
-def record(pid: int, created: float) -> ServerRecord:
+def record(pid: int, created: float, boot: str = "") -> ServerRecord:
     """A record of a process."""
     url = "http://127.0.0.1:1"
-    return ServerRecord(pid, created, url, url, url, "store", "tmp")
+    return ServerRecord(pid, created, boot or boot_id(), url, url, url, "store", "tmp")
 
 
 def test_a_process_with_the_same_number_is_not_the_server(tmp_path: Path) -> None:
-    """Numbers are used again: the time of birth decides."""
+    """Numbers are used again: the time of birth decides, and the machine's own."""
     home = Home(tmp_path)
-    born = psutil.Process().create_time()
+    born = began(os.getpid())
     home.write_record(record(os.getpid(), born))
     assert home.running() == record(os.getpid(), born)
     home.write_record(record(os.getpid(), born - 60))
+    assert home.running() is None
+    home.write_record(record(os.getpid(), born, "another boot"))
     assert home.running() is None
 
 
@@ -32,7 +35,7 @@ def test_a_process_that_ended_is_not_running(tmp_path: Path) -> None:
     """Neither while it is a zombie nor after."""
     home = Home(tmp_path)
     process = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
-    home.write_record(record(process.pid, psutil.Process(process.pid).create_time()))
+    home.write_record(record(process.pid, began(process.pid)))
     assert home.running()
     process.kill()
     os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)  # ended, and not reaped
@@ -40,6 +43,21 @@ def test_a_process_that_ended_is_not_running(tmp_path: Path) -> None:
     process.communicate()
     with pytest.raises(NotRunningError, match="marship serve"):
         home.require_running()
+
+
+LATER = """
+clock=$(mktemp) && sed 's/^btime .*/btime 1/' /proc/stat > "$clock"
+mount --bind "$clock" /proc/stat && rm "$clock" && exec "$0" -c '
+import sys, psutil; from pathlib import Path; from marship.torchserve.home import Home
+print(psutil.boot_time(), Home(Path(sys.argv[1])).running() is not None)' "$1"
+"""
+
+
+def test_a_clock_that_was_set_hides_no_server(tmp_path: Path) -> None:
+    """The kernel tells another time of its own start then, and so of every process's."""
+    Home(tmp_path).write_record(record(os.getpid(), began(os.getpid())))
+    done = run_apart(LATER, sys.executable, tmp_path)
+    assert done.stdout.split() == ["1.0", "True"], done.stderr
 
 
 def test_a_damaged_record_is_told(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ import time
 
 import psutil
 
-from marship.torchserve.processes import Group
+from marship.torchserve.processes import Group, began, boot_id
 
 FAMILY = """
 import signal, subprocess, sys, time
@@ -28,7 +28,7 @@ def family(mood: str) -> tuple[subprocess.Popen[str], Group]:
     )
     assert leader.stdout is not None
     assert leader.stdout.readline() == "\n"
-    return leader, Group(leader.pid, psutil.Process(leader.pid).create_time())
+    return leader, Group(leader.pid, began(leader.pid), boot_id())
 
 
 def running(group: Group) -> list[psutil.Process]:
@@ -63,7 +63,7 @@ def test_who_ignores_the_signal_is_killed() -> None:
 def test_another_group_with_the_same_number_is_left_alone() -> None:
     """The number was given to someone else: nothing is sent to them."""
     leader, group = family("good")
-    stranger = Group(group.pid, group.created - 60)
+    stranger = Group(group.pid, group.created - 60, group.boot)
     assert not stranger.is_alive()
     stranger.end(grace_s=0.1)
     stranger.kill()

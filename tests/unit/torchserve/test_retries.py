@@ -15,6 +15,7 @@ from marship.errors import (
     InvalidInputError,
     MarshipError,
     NoAnswerError,
+    NotFoundError,
     NotRunningError,
     RateLimitError,
     ServerError,
@@ -24,6 +25,7 @@ from marship.errors import (
 DIED = (507, b'{"code": 507, "type": "InternalServerException", "message": "Worker died."}', {})
 BUSY = (503, b'{"code": 503, "type": "ServiceUnavailableException", "message": "m"}', {})
 AWAY = (502, b"<html>", {})
+GONE = (404, b'{"code": 404, "type": "ModelNotFoundException", "message": "m"}', {})
 LIMIT = (429, b'{"code": "rate_limit", "message": "m"}', {})
 LIMIT_FOR_NOW = (*LIMIT[:2], {"Retry-After": "0"})
 OWN_FAULT = (500, b'{"code": "internal", "message": "m"}', {})
@@ -159,6 +161,16 @@ def test_what_stays_is_asked_once(
     """A refusal, a limit that names no time, a handler's own fault, what is too slow already."""
     server = scripted(answer)
     assert isinstance(ask(server.url), kind)
+    assert len(server.asked_at) == 1
+
+
+@CLIENTS
+def test_a_model_may_come_back_after_its_server(scripted: Any, ask: Any) -> None:
+    """After a lost connection a missing model is waited for; else it is told at once."""
+    server = scripted(DROPPED, GONE, GONE, FINE)
+    assert ask(server.url) == 7
+    server = scripted(GONE, FINE)
+    assert isinstance(ask(server.url), NotFoundError)
     assert len(server.asked_at) == 1
 
 

@@ -1,0 +1,52 @@
+"""Scripts and servers that see file systems of their own: small, read-only, or exchanged."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from marship.torchserve.home import Home
+
+UNSHARE = ["/usr/bin/unshare", "--mount", "--map-root-user"]
+SERVE = '"$2" -m marship serve --home "$0" --model-store "$1" --free-ports --detach >&2'
+
+
+def run_apart(
+    script: str, *words: object, cwd: Path | None = None
+) -> subprocess.CompletedProcess[str]:
+    """Run a shell script that may mount what it likes; $0 and on are `words`.
+
+    Mounting needs root or user namespaces; where the kernel gives neither, the test says so and
+    is skipped.
+    """
+    if subprocess.run([*UNSHARE, "true"], capture_output=True, check=False).returncode:
+        pytest.skip("this kernel lets only root mount a file system")
+    return subprocess.run(
+        [*UNSHARE, "sh", "-c", script, *map(str, words)],
+        cwd=cwd,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+@contextmanager
+def served(mounts: str, home: Path, store: Path) -> Iterator[Home]:
+    """A server that sees what a script mounted; in it $0 is the home and $1 the model store.
+
+    Yields:
+        The home as seen from outside, which clients can be given.
+    """
+    home.mkdir()
+    done = run_apart(f'{mounts} && {SERVE} && cat "$0/server.json"', home, store, sys.executable)
+    assert done.returncode == 0, done.stderr
+    seen = Home(Path(f"/proc/{json.loads(done.stdout)['pid']}/root{home}"))
+    record = seen.require_running()
+    try:
+        yield seen
+    finally:
+        record.group.end(grace_s=5)

@@ -1,0 +1,303 @@
+"""Clients that only hold connections, read slowly or write slowly, beside others that ask."""
+
+import json
+import resource
+import socket
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import psutil
+import pytest
+
+from figures import Figures
+from loads import Tally, load
+from marship import Client, server
+from marship.proxy import ProxySettings
+from nginx import Door, free_port, in_front
+from versions import ANSWERS, ROW
+from watching import memory_mb
+
+Amount = Callable[[float, float], float]
+
+TIMEOUT_S = 20.0
+KEPT_MB = 96
+"""What the last of the rounds may add to what those before it left; a leak adds more each time."""
+
+ANSWER_BYTES = 8 << 20
+CUT_AFTER_S = 2
+
+
+@pytest.fixture(scope="module")
+def own(
+    start: Callable[..., server.Server], archives: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[server.Server]:
+    """A server with `lin`, which is asked all the time, and `echo`, which gives large answers."""
+    assert archives.is_dir()
+    one = start(tmp_path_factory.mktemp("connections") / "home")
+    with Client(one.home.path) as client:
+        client.register("lin-1.mar", name="lin", workers=1)
+        client.register("echo.mar", workers=1)
+    yield one
+    one.stop()
+
+
+@pytest.fixture(scope="module")
+def door(own: server.Server, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Door]:
+    """A proxy in front of it, which cuts off whoever does nothing for two seconds."""
+    settings = ProxySettings(
+        home=own.home.path,
+        out=tmp_path_factory.mktemp("door") / "proxy",
+        listen=f"127.0.0.1:{free_port()}",
+        self_signed=True,
+        client_timeout_s=CUT_AFTER_S,
+        rate=1000,
+        burst=1000,
+    )
+    with in_front(settings, ["lin", "echo"]) as one:
+        one.headers = {"Authorization": f"Bearer {token(own)}"}
+        yield one
+
+
+@pytest.fixture
+def rounds(amount: Amount) -> int:
+    """How often connections are held and let go."""
+    return int(amount(2, 3))
+
+
+def token(one: server.Server) -> str:
+    """The inference token."""
+    return str(json.loads(one.home.key_file.read_text())["inference"]["key"])
+
+
+def connect(port: int, receive_bytes: int | None = None) -> socket.socket:
+    """A connection on which nothing was sent."""
+    line = socket.socket()
+    if receive_bytes:
+        line.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_bytes)
+    line.settimeout(TIMEOUT_S)
+    line.connect(("127.0.0.1", port))
+    return line
+
+
+def head(one: server.Server, size_bytes: int) -> bytes:
+    """The beginning of a request whose answer is as large as its body."""
+    lines = (
+        "POST /predictions/echo HTTP/1.1",
+        "Host: x",
+        "Content-Type: application/octet-stream",
+        f"Authorization: Bearer {token(one)}",
+        f"Content-Length: {size_bytes}",
+    )
+    return ("\r\n".join(lines) + "\r\n\r\n").encode()
+
+
+@contextmanager
+def closing(lines: Sequence[socket.socket]) -> Iterator[None]:
+    """Close all in the end."""
+    try:
+        yield
+    finally:
+        for line in lines:
+            line.close()
+
+
+def port_of(one: server.Server) -> int:
+    """Of the inference API."""
+    return int(one.record.inference_url.rpartition(":")[2])
+
+
+class Memory:
+    """What a server's Java and workers hold, before, while and after connections are held."""
+
+    def __init__(self, one: server.Server) -> None:
+        self._record = one.record
+        self._before = memory_mb(one.record)
+        self._most = self._before
+        self._after: list[tuple[int, int]] = []
+
+    def look(self) -> None:
+        """While they are held."""
+        now = memory_mb(self._record)
+        self._most = (max(self._most[0], now[0]), max(self._most[1], now[1]))
+
+    def look_after(self) -> None:
+        """When they are gone."""
+        time.sleep(1)
+        self._after.append(memory_mb(self._record))
+
+    def check(self) -> str:
+        """The same connections once more take what others before them gave back."""
+        *earlier, last = self._after
+        assert last[0] < max(java for java, _ in earlier) + KEPT_MB, self._after
+        assert last[1] < max(workers for _, workers in earlier) + KEPT_MB, self._after
+        return f"Java held {self._before[0]} MB before, up to {self._most[0]}, {last[0]} after"
+
+
+@contextmanager
+def asked(own: server.Server) -> Iterator[Tally]:
+    """Three clients ask once each time; all they ask for is answered, and before long."""
+    with load(own.home.path, "lin", ROW, ANSWERS, timeout_s=TIMEOUT_S) as tally:
+        time.sleep(0.5)
+        yield tally
+    assert tally.all_answered(), tally
+
+
+def assert_answers(tally: Tally) -> None:
+    """Requests go on being answered now."""
+    before = tally.answered.total()
+    time.sleep(1)
+    assert tally.answered.total() > before + 10
+
+
+def test_idle_connections(
+    own: server.Server, amount: Amount, figures: Figures, rounds: int
+) -> None:
+    """TorchServe keeps them for ever, at a few kB each, and answers the others."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+    wanted = int(amount(2_000, 10_000))
+    count = min(wanted, most - 1_000)
+    memory, java = Memory(own), psutil.Process(own.record.pid)
+    with asked(own) as tally:
+        for _ in range(rounds):
+            lines = [connect(port_of(own)) for _ in range(count)]
+            with closing(lines):
+                assert_answers(tally)
+                assert java.num_fds() > count
+                memory.look()
+            memory.look_after()
+            assert java.num_fds() < count
+    figures.add(f"{count:,} idle connections, {rounds} times", tally, memory.check())
+
+
+def test_more_connections_than_java_may_have(
+    own: server.Server, amount: Amount, figures: Figures
+) -> None:
+    """Those that are there are served, further ones wait until there is room, none is broken."""
+    java = psutil.Process(own.record.pid)
+    limits = java.rlimit(psutil.RLIMIT_NOFILE)
+    with asked(own) as tally:
+        room = java.num_fds() + 100
+        java.rlimit(psutil.RLIMIT_NOFILE, (room, limits[1]))
+        try:
+            lines = [connect(port_of(own)) for _ in range(200)]
+            with closing(lines):
+                for _ in range(int(amount(2, 20))):
+                    assert_answers(tally)
+                assert java.num_fds() <= room
+            time.sleep(2)
+            with Client(own.home.path, retry_s=0, timeout_s=TIMEOUT_S) as late:
+                assert late.predict("lin", ROW) == ANSWERS["1"]
+        finally:
+            java.rlimit(psutil.RLIMIT_NOFILE, limits)
+    figures.add("100 connections more than Java may have open", tally, "they wait")
+
+
+def test_slow_readers(own: server.Server, amount: Amount, figures: Figures) -> None:
+    """Java holds an answer until its reader has it or goes; one at a few kB/s gets it whole."""
+    count, rounds = int(amount(15, 20)), int(amount(3, 6))
+    memory, body = Memory(own), bytes(range(256)) * (ANSWER_BYTES // 256)
+    with asked(own) as tally:
+        for turn in range(rounds):
+            lines = [connect(port_of(own), receive_bytes=4096) for _ in range(count)]
+            with closing(lines):
+                for line in lines:
+                    line.sendall(head(own, ANSWER_BYTES) + body)
+                got = b""
+                for _ in range(1 if turn else int(amount(10, 60))):
+                    got += lines[0].recv(1024)
+                    time.sleep(0.2)
+                assert_answers(tally)
+                memory.look()
+                while data := lines[0].recv(1 << 16):
+                    got += data
+                    if got.endswith(body):
+                        break
+                assert got.startswith(b"HTTP/1.1 200")
+            memory.look_after()
+    case = f"{count} readers of {ANSWER_BYTES >> 20} MB at 5 kB/s or not at all, {rounds} times"
+    figures.add(case, tally, memory.check())
+
+
+def test_slow_writers(own: server.Server, amount: Amount, figures: Figures, rounds: int) -> None:
+    """Headers and bodies a byte at a time: TorchServe waits for ever, and answers the others."""
+    count, turns = int(amount(50, 200)), int(amount(10, 200))
+    memory, begun = Memory(own), head(own, 1000)
+    with asked(own) as tally:
+        for _ in range(rounds):
+            lines = [connect(port_of(own)) for _ in range(count)]
+            with closing(lines):
+                for line in lines[::2]:
+                    line.sendall(begun)
+                for turn in range(turns):
+                    for number, line in enumerate(lines):
+                        line.sendall(begun[turn : turn + 1] if number % 2 else b"x")
+                    time.sleep(0.1)
+                assert_answers(tally)
+                memory.look()
+                lines[0].sendall(b"x" * (1000 - turns))  # the rest
+                assert lines[0].recv(100).startswith(b"HTTP/1.1 200")
+            memory.look_after()
+    case = f"{count} writers of a byte every 0.1 s, headers or bodies, {rounds} times"
+    figures.add(case, tally, memory.check())
+
+
+def is_cut(line: socket.socket) -> bool:
+    """Whether the other side ends it, politely or not."""
+    try:
+        while line.recv(1 << 16):
+            pass
+    except TimeoutError:
+        return False
+    except OSError:
+        pass
+    return True
+
+
+def test_all_of_them_through_the_proxy(
+    own: server.Server, door: Door, amount: Amount, figures: Figures, rounds: int
+) -> None:
+    """They end within its time, TorchServe hears nothing of the slow, others are answered.
+
+    Of one address 32 requests may be under way; idle connections count for nothing, and the
+    oldest are closed where nginx has no room for more.
+    """
+    memory, java = Memory(own), psutil.Process(own.record.pid)
+    body = bytes(ANSWER_BYTES)
+    with asked(own) as tally:
+        for _ in range(rounds):
+            idle = [connect(door.port) for _ in range(int(amount(500, 3000)))]
+            writers = [door.connect() for _ in range(20)]
+            readers = [door.connect(receive_bytes=4096) for _ in range(int(amount(3, 10)))]
+            with closing([*idle, *writers, *readers]):
+                for line in readers:
+                    line.sendall(head(own, ANSWER_BYTES) + body)
+                for number, line in enumerate(writers):
+                    line.sendall(head(own, 1000)[: None if number % 2 else 30])
+                assert door.ask("POST", "/predictions/lin", json.dumps(ROW).encode()).status == 200
+                assert java.num_fds() < 200
+                assert_answers(tally)
+                memory.look()
+                time.sleep(2 * CUT_AFTER_S)  # who reads before that is no slow reader
+                assert all(is_cut(line) for line in (*writers, *readers, idle[0]))
+            memory.look_after()
+    seen = f"cut off after {CUT_AFTER_S} s, as told; {memory.check()}"
+    figures.add(f"all of them through the proxy, {rounds} times", tally, seen)
+
+
+def test_the_proxy_bounds_what_one_address_asks_at_a_time(own: server.Server, door: Door) -> None:
+    """The 33rd request at a time is refused, while 32 take their time to arrive."""
+    begun = head(own, 1000)
+    lines = [door.connect() for _ in range(40)]
+    with closing(lines):
+        for line in lines:
+            line.sendall(begun)
+        answers = [door.ask("GET", "/ping") for _ in range(3)]
+        assert {answer.status for answer in answers} == {429}
+        told = [line.recv(1 << 16).partition(b"\r\n")[0] for line in lines[32:]]
+        assert {line.split()[1] for line in told} == {b"429"}
+    end = time.monotonic() + 5 * CUT_AFTER_S
+    while door.ask("GET", "/ping").status != 200:
+        assert time.monotonic() < end
