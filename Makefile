@@ -25,7 +25,7 @@ demo: setup  ## train a recommender, serve it, ask it, scale it, stop
 test: setup  ## the whole test suite, real TorchServe included
 	$(BIN)/pytest
 
-torture: setup  ## faults and attacks in full, figures into docs/reliability.md; about an hour
+torture: setup  ## faults and attacks in full, figures into docs/reliability.md; a quarter of an hour
 	$(BIN)/pytest tests/server/torture --full --report docs/reliability.md
 
 check: setup  ## ruff, mypy, import rules
