@@ -12,7 +12,7 @@ from versions import linear
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     """The long form of tests/server/torture, and where its figures go."""
-    parser.addoption("--full", action="store_true", help="faults and attacks in full: a quarter of an hour")
+    parser.addoption("--full", action="store_true", help="faults and attacks in full: 15 minutes")
     parser.addoption("--report", metavar="PAGE", help="write their figures into this page")
 
 
