@@ -57,15 +57,24 @@ def fetch(url: str, trust: Trust, store: Path, on_bytes: OnBytes | None = None) 
         session.headers["Accept-Encoding"] = "identity"  # so that the length is the file's
         archive = drafts / name
         try:
-            _save(session, f"{url}.sig", beside(archive), MOST_SIGNATURE_BYTES)
+            _save(session, f"{url}.sig", beside(archive), _Limit(MOST_SIGNATURE_BYTES))
         except _MissingError as error:
             raise SignatureError(
                 f"{name} must be signed, got no signature at {url}.sig. Put there what "
                 "marship sign wrote."
             ) from error
-        _save(session, url, archive, shutil.disk_usage(drafts).free, on_bytes)
+        room = _Limit(shutil.disk_usage(drafts).free, f"Free some space in {store}.")
+        _save(session, url, archive, room, on_bytes)
         verified = trust.verify(archive)
     return Downloaded(store / name, verified)
+
+
+@dataclass(frozen=True, slots=True)
+class _Limit:
+    """The most bytes of a body, and what to do about more."""
+
+    size_bytes: int
+    advice: str = "That is no signature."
 
 
 class _MissingError(PackageError):
@@ -87,7 +96,7 @@ def _save(
     session: requests.Session,
     url: str,
     path: Path,
-    most_bytes: int,
+    limit: "_Limit",
     on_bytes: OnBytes | None = None,
 ) -> None:
     """Write a body to a file; one that ends early is an error, as is one over the limit."""
@@ -101,13 +110,16 @@ def _save(
             done = 0
             for piece in answer.iter_content(_PIECE_BYTES):
                 done += len(piece)
-                if max(done, size_bytes or 0) > most_bytes:
+                if max(done, size_bytes or 0) > limit.size_bytes:
                     raise StorageError(
-                        f"{url} must have at most {most_bytes:,} bytes, got {size_bytes or done:,}."
+                        f"{url} must have at most {limit.size_bytes:,} bytes, got "
+                        f"{size_bytes or done:,}. {limit.advice}"
                     )
                 file.write(piece)
                 if on_bytes:
                     on_bytes(done, size_bytes)
     except requests.RequestException as error:
         reason = str(error).rpartition(": ")[2].strip("\"').")  # not the layers' names
+        if isinstance(error, requests.exceptions.ChunkedEncodingError):
+            reason = "an end before all of it had come"
         raise PackageError(f"{url} must be fetched whole, got: {reason}. Try again.") from error

@@ -1,6 +1,7 @@
 """Archives from a server on loopback: in the store whole and signed, or not at all."""
 
 import functools
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from marship.trust import download
 from marship.trust.policy import Trust
 from marship.trust.signature import beside, sign
 from signed import FILES, make_key, trusting, write
+from small_disk import run_on
 
 
 class Files(SimpleHTTPRequestHandler):
@@ -136,13 +138,24 @@ def test_a_body_that_ends_early_or_is_too_long(
     remote: Remote, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Neither is kept: a cut line, and a signature that would fill the disk."""
-    with pytest.raises(PackageError, match=r"must be fetched whole, got: .*Try again"):
+    with pytest.raises(
+        PackageError, match=r"must be fetched whole, got: an end before"
+    ):
         remote.fetch("/short/lin.mar")
     size = beside(remote.archive).stat().st_size
     monkeypatch.setattr(download, "MOST_SIGNATURE_BYTES", size - 1)
     with pytest.raises(StorageError, match=f"at most {size - 1:,} bytes, got {size:,}"):
         remote.fetch()
     assert list(remote.store.iterdir()) == []
+
+
+def test_a_disk_without_room_is_told(remote: Remote) -> None:
+    """Before anything of the archive is written; one line says where to free some."""
+    words = '"$1" -m marship fetch "$2" --trust "$3" --model-store "$0" && exit; ls -A "$0"'
+    url = f"{remote.url}/lin.mar"
+    done = run_on(remote.store, 8, words, sys.executable, url, remote.trust.folder)
+    assert f"Free some space in {remote.store}." in done.stderr, done.stderr
+    assert done.stdout == ""
 
 
 @pytest.mark.parametrize(
