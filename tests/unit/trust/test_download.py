@@ -138,9 +138,7 @@ def test_a_body_that_ends_early_or_is_too_long(
     remote: Remote, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Neither is kept: a cut line, and a signature that would fill the disk."""
-    with pytest.raises(
-        PackageError, match=r"must be fetched whole, got: an end before"
-    ):
+    with pytest.raises(PackageError, match=r"must be fetched whole, got: an end before"):
         remote.fetch("/short/lin.mar")
     size = beside(remote.archive).stat().st_size
     monkeypatch.setattr(download, "MOST_SIGNATURE_BYTES", size - 1)
