@@ -10,7 +10,6 @@ worker's reading and its answer.
 """
 
 import json
-import math
 import multiprocessing
 import statistics
 import tempfile
@@ -127,7 +126,7 @@ def _run_bare(
     from marship.serving import pictures
 
     about = json.loads((settings.run_dir / "picture.json").read_text())
-    shortest = math.ceil(about["side"] / about["crop"])
+    shortest = pictures.shortest_side(about["side"], about["crop"])
     options = ort.SessionOptions()
     options.intra_op_num_threads = 1
     model = settings.run_dir / _chosen(settings.run_dir)

@@ -17,7 +17,8 @@ Several are answered each by itself, whatever is wrong with the others:
 `handler:` in model-config.yaml may set `k` and `tag_threshold`, the probability a tag must have.
 """
 
-import math
+import time
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -29,9 +30,11 @@ from marship.errors import (
     LoadError,
     MalformedError,
     MarshipError,
+    ModelError,
     RequestError,
     TooLargeError,
     UnsupportedMediaError,
+    bare,
 )
 from marship.serving import pictures
 from marship.serving.batch import Parts
@@ -41,6 +44,8 @@ from marship.serving.pictures import Picture
 PICTURE_FILE = "picture.json"
 DEFAULT_K = 5
 MOST_PICTURES = 32
+DECODING_SHARE = 0.5
+"""Of responseTimeout: files can be made that take a hundred times as long as photographs."""
 SETTINGS = ("k", "tag_threshold")
 Facts = dict[str, object]
 
@@ -53,7 +58,7 @@ class ImageHandler(OnnxHandler):
         try:
             about = orjson.loads((self.folder / PICTURE_FILE).read_bytes())
             self._labels = [str(label) for label in about["labels"]]
-            self._shortest = math.ceil(about["side"] / about["crop"])
+            self._shortest = pictures.shortest_side(about["side"], about["crop"])
             threshold = about["tag_threshold"]
         except (OSError, ValueError, KeyError, TypeError, ArithmeticError) as error:
             raise LoadError(
@@ -64,6 +69,7 @@ class ImageHandler(OnnxHandler):
         settings = self.config.get("handler") or {}
         self._k = _k_setting(settings)
         self._threshold = _share(settings.get("tag_threshold", threshold))
+        self._decoding_s = DECODING_SHARE * float(self.config.get("responseTimeout", 120))
 
     def _check_model(self) -> None:
         (taken, *others), given = self.contract.inputs, self.contract.outputs[0]
@@ -89,6 +95,11 @@ class ImageHandler(OnnxHandler):
             f"{MOST_PICTURES} of them, a part for each; its field k is the number of labels"
         )
 
+    def reply(self, requests: Sequence[Request]) -> tuple[list[Reply], str]:
+        """Each request's answer, before TorchServe takes the worker for dead and kills it."""
+        self._latest_s = time.monotonic() + self._decoding_s
+        return super().reply(requests)
+
     def decode(self, request: Request) -> tuple[Parts, tuple[int, list[Facts]]]:
         """Each picture's pixels, or what is wrong with it; k, and what is known of the pictures.
 
@@ -108,48 +119,54 @@ class ImageHandler(OnnxHandler):
         facts: list[Facts] = [{"name": name} for name in named] if len(named) > 1 else [{}]
         for body, known in zip(named.values(), facts, strict=True):
             try:
-                picture = _read(body, self._shortest)
+                picture = self._read(body)
             except RequestError as error:
-                parts.append(error)
+                parts.append(bare(error))
                 continue
             known.update(picture.facts)
             parts.append({self.contract.inputs[0].name: _middle(picture.pixels)[None]})
         return parts, (k, facts)
 
+    def _read(self, body: object) -> Picture:
+        if not isinstance(body, (bytes, bytearray, memoryview)):
+            raise UnsupportedMediaError(f"a picture must be sent as it is, {pictures.FORMATS}.")
+        if time.monotonic() > self._latest_s:
+            raise TooLargeError(
+                f"the pictures of a batch must be decoded within {self._decoding_s:g} s, and those "
+                "before took longer. Send smaller ones, or fewer at once."
+            )
+        return pictures.decode(bytes(body), self._shortest)
+
     def _asked(self, named: dict[str, Any]) -> int:
         """The k asked for, taken out of the named parts of a request."""
+        if "k#2" in named:
+            raise InvalidInputError("k must be sent once.")
         value = named.pop("k", self._k)
         text = value.decode(errors="replace") if isinstance(value, bytes) else str(value)
-        if not (text.isascii() and text.isdigit() and int(text[:9])):
+        number = text.lstrip("0")[:9] if text.isascii() and text.isdigit() else ""
+        if not number:
             raise InvalidInputError(f"k must be a whole number from 1, got {text[:20]!r}.")
-        return min(int(text[:9]), len(self._labels))
+        return min(int(number), len(self._labels))
 
     def encode(self, outputs: Parts, state: tuple[int, list[Facts]]) -> Reply:
         """One picture's answer, or a list with each one's answer or error."""
         k, facts = state
-        if len(outputs) == 1:
-            return Reply(orjson.dumps(self._labelled(outputs[0], k) | facts[0]))
-        rows = []
-        for output, known in zip(outputs, facts, strict=True):
-            try:
-                answer = self._labelled(output, k)
-            except RequestError as error:
-                answer = {"code": error.code, "message": str(error)}
-            except MarshipError:
-                fault = hidden("run")
-                answer = {"code": fault.code, "message": str(fault)}
-            rows.append(known | answer)
-        return Reply(orjson.dumps({"pictures": rows}))
+        answers = [self._labelled(output, k) for output in outputs]
+        if len(answers) > 1:
+            rows = zip(facts, answers, strict=True)
+            return Reply(orjson.dumps({"pictures": [known | _told(row) for known, row in rows]}))
+        (answer,) = answers
+        if isinstance(answer, MarshipError):
+            raise answer
+        return Reply(orjson.dumps(answer | facts[0]))
 
-    def _labelled(self, output: Arrays | MarshipError, k: int) -> Facts:
-        """What the model sees in one picture.
-
-        Raises:
-            MarshipError: The picture is a bad one, or the model could not run.
-        """
+    def _labelled(self, output: Arrays | MarshipError, k: int) -> Facts | MarshipError:
+        """What the model sees in one picture, or what is wrong with the picture or the model."""
         if isinstance(output, MarshipError):
-            raise output
+            return output
         probabilities = output[self.contract.outputs[0].name][0]
+        if not np.isfinite(probabilities).all():
+            return ModelError("the model must give finite probabilities, got NaN or infinity.")
         order = np.argsort(-probabilities, kind="stable")
         top = [
             {"label": self._labels[i], "probability": round(float(probabilities[i]), 6)}
@@ -159,10 +176,12 @@ class ImageHandler(OnnxHandler):
         return {**top[0], "top": top, "tags": [self._labels[i] for i in tagged]}
 
 
-def _read(body: object, shortest: int) -> Picture:
-    if not isinstance(body, (bytes, bytearray, memoryview)):
-        raise UnsupportedMediaError(f"a picture must be sent as it is, {pictures.FORMATS}.")
-    return pictures.decode(bytes(body), shortest)
+def _told(answer: Facts | MarshipError) -> Facts:
+    """An answer among several, or the error in its place."""
+    if not isinstance(answer, MarshipError):
+        return answer
+    error = answer if isinstance(answer, RequestError) else hidden("run", answer)
+    return {"code": error.code, "message": str(error)}
 
 
 def _middle(pixels: Array) -> Array:

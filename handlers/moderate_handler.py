@@ -15,12 +15,13 @@ where 1 is least fit to be shown, and what follows from it:
 """
 
 import io
+import math
 
 import numpy as np
 import orjson
 
 from marship.contract import Array, Arrays
-from marship.errors import InvalidInputError, LoadError, UnsupportedMediaError
+from marship.errors import InvalidInputError, LoadError, ModelError, UnsupportedMediaError
 from marship.serving import pictures
 from marship.serving.handler import OnnxHandler, Reply, Request
 
@@ -77,6 +78,8 @@ class ModerateHandler(OnnxHandler):
     def encode(self, outputs: Arrays, state: dict[str, object]) -> Reply:
         """The score, and what follows from it."""
         score = float(outputs[self.contract.outputs[0].name][0][1])
+        if not math.isfinite(score):  # it is under every threshold, and must not be allowed
+            raise ModelError(f"the model must give a score from 0 to 1, got {score}.")
         verdict = "block" if score >= self._block else "allow"
         if self._review <= score < self._block:
             verdict = "review"

@@ -108,12 +108,13 @@ class SpeechHandler(StreamHandler):
         """Read what the model gave for a piece; a fault ends this recording and no other."""
         if recording.error is not None:
             return  # an earlier piece in the same call failed
+        if isinstance(output, MarshipError):
+            recording.fail(hidden("run", output) if isinstance(output, ModelError) else output)
+            return
         try:
-            if isinstance(output, MarshipError):
-                raise output
             recording.hear(output, self._reader)
-        except ModelError:
-            recording.fail(hidden("run"))
+        except ModelError as error:
+            recording.fail(hidden("run", error))
         except MarshipError as error:
             recording.fail(error)
         except Exception:  # a fault in reading one recording must not reach its neighbours

@@ -13,25 +13,26 @@ from models import write_model
 from workers import HANDLERS
 
 LABELS = ["red", "green", "blue"]
-WIDEST, DEFECT = 2000, 50
+WIDEST, DEFECT, NO_NUMBER = 2000, 50, 60
 ABOUT = {"labels": LABELS, "side": 28, "crop": 0.875, "tag_threshold": 0.3}
 
 
 def write_colours(path: Path) -> Path:
     """`probabilities = softmax(mean(pixels) / 32)`, uint8 (batch, height, width, 3) to (batch, 3).
 
-    Pixels 50 wide pass the contract and fail in the run: a table names no place for them.
+    Pixels 50 wide pass the contract and fail in the run: a table names no place for them. 60 wide
+    they are divided by NaN.
     """
     taken = helper.make_tensor_value_info(
         "pixels", TensorProto.UINT8, ["batch", "height", "width", 3]
     )
     given = helper.make_tensor_value_info("probabilities", TensorProto.FLOAT, ["batch", 3])
     places = np.zeros(WIDEST + 1, np.int64)
-    places[DEFECT] = 99
+    places[DEFECT], places[NO_NUMBER] = 99, 1
     constants = {
         "axes": np.array([1, 2]),
         "places": places,
-        "scale": np.array([32], np.float32),
+        "scale": np.array([32, np.nan], np.float32),
         "third": np.array(2),
     }
     nodes = [

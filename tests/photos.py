@@ -51,6 +51,21 @@ def png_chunk(name: bytes, content: bytes) -> bytes:
     return struct.pack(">I", len(content)) + name + content + struct.pack(">I", checksum)
 
 
+def damaged_png(width: int, height: int) -> bytes:
+    """A black one with right checksums, whose compressed pixels end in noise."""
+    packer = zlib.compressobj(9)
+    row = bytes(1 + 3 * width)
+    packed = b"".join(packer.compress(row) for _ in range(height)) + packer.flush()
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    noise = bytes(range(1, 200))
+    return (
+        b"\x89PNG\r\n\x1a\n"
+        + png_chunk(b"IHDR", header)
+        + png_chunk(b"IDAT", packed[: -len(noise)] + noise)
+        + png_chunk(b"IEND", b"")
+    )
+
+
 def png(width: int, height: int, rows: bytes, bits: int = 8, kind: int = 2) -> bytes:
     """A PNG of these rows, each with its filter byte; or one that claims another size."""
     header = struct.pack(">IIBBBBB", width, height, bits, kind, 0, 0, 0)

@@ -46,8 +46,13 @@ def assert_memory_returns(
     assert process.memory_info().rss - before < 8 << 20
 
 
+def forget_peak(process: psutil.Process) -> None:
+    """Let `peak_bytes` begin anew: 5 is what proc(5) has clear_refs take for it."""
+    Path(f"/proc/{process.pid}/clear_refs").write_text("5")
+
+
 def peak_bytes(process: psutil.Process) -> int:
-    """The most memory that the process ever held."""
+    """The most memory that the process held, ever or since the peak was forgotten."""
     status = Path(f"/proc/{process.pid}/status").read_text()
     (line,) = (line for line in status.splitlines() if line.startswith("VmHWM"))
     return int(line.split()[1]) << 10

@@ -39,6 +39,16 @@ class MarshipError(Exception):
     code: ClassVar[str] = "internal"
 
 
+def bare(error: MarshipError) -> MarshipError:
+    """The error, without the calls that it came through.
+
+    They hold all that they worked on, such as a decoded picture, for as long as the error is
+    kept; and where they hold the error too, until Python looks for cycles.
+    """
+    error.__traceback__ = error.__cause__ = error.__context__ = None
+    return error
+
+
 class UsageError(MarshipError):
     """A command, flag or setting that cannot be meant; exit code 2."""
 

@@ -1,6 +1,8 @@
 """The image handler: pictures in, labels out."""
 
+import gc
 import json
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -61,7 +63,17 @@ def test_tags_are_the_labels_over_the_threshold(seer: Worker) -> None:
     assert grey.json()["tags"] == ["red", "green", "blue"]  # a third each, over 0.3
 
 
-@pytest.mark.parametrize(("k", "count"), [(b"1", 1), ("2", 2), (3, 3), (b"99999999999", 3)])
+def test_a_label_at_the_threshold_is_a_tag(tmp_path: Path, worker: Start) -> None:
+    """Three labels of a third each, and the threshold that number."""
+    mar = pack_colours(tmp_path, option=(f"tag_threshold={float(np.float32(1 / 3))!r}",))
+    seer = worker(mar, load_module("image_handler").ImageHandler)
+    (answer,) = seer({"body": encode(Image.new("RGB", (9, 9), (90, 90, 90)), "PNG")})
+    assert answer.json()["tags"] == ["red", "green", "blue"]
+
+
+@pytest.mark.parametrize(
+    ("k", "count"), [(b"1", 1), ("2", 2), (3, 3), (b"99999999999", 3), (b"0" * 20 + b"2", 2)]
+)
 def test_k_is_how_many_labels_come(seer: Worker, k: object, count: int) -> None:
     """A field of the form; never more than there are."""
     (answer,) = seer({"body": colour("lime"), "k": k})
@@ -75,6 +87,12 @@ def test_a_wrong_k_is_400(seer: Worker, k: bytes) -> None:
     (answer,) = seer({"body": colour("red"), "k": k})
     assert (answer.status, answer.json()["code"]) == (400, "invalid_input")
     assert answer.json()["message"].startswith("k must be a whole number from 1, got")
+
+
+def test_k_is_asked_once(seer: Worker) -> None:
+    """The second one would be taken for a picture."""
+    (answer,) = seer({"body": colour("red"), "k": b"1", "k#2": b"2"})
+    assert (answer.status, answer.json()["message"]) == (400, "k must be sent once.")
 
 
 def test_the_bytes_tell_the_format_whatever_the_header_says(seer: Worker) -> None:
@@ -167,7 +185,9 @@ BAD: dict[str, tuple[Any, int, str]] = {
     "a truncated WebP": (encode(photos.photo(), "WEBP")[:-100], 400, "malformed"),
     "a bomb": (photos.claim("PNG", 50_000, 50_000), 413, "too_large"),
     "a bomb of JPEG": (photos.claim("JPEG", 50_000, 50_000), 413, "too_large"),
+    "a GIF that ends early": (photos.animation()[:-400], 400, "malformed"),
     "a defect": (colour("red", 50, 50), 500, "internal"),
+    "probabilities that are no numbers": (colour("red", 60, 60), 500, "internal"),
 }
 
 
@@ -179,6 +199,42 @@ def test_a_bad_picture_harms_no_other_of_its_batch(seer: Worker, case: str) -> N
     assert (before.json()["label"], behind.json()["label"]) == ("red", "blue")
     assert (bad.status, bad.json()["code"]) == (status, code)
     assert status == 500 or "multipart form" in bad.json()["expects"]
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_no_picture_waits_for_the_garbage_collector(seer: Worker, case: str) -> None:
+    """An error holds the calls that it came through, and they hold the decoded picture."""
+    body, _, _ = BAD[case]
+    seer({"body": body}, {"a": body, "b": body})  # what is made once is made
+    gc.collect()
+    gc.set_debug(gc.DEBUG_SAVEALL)
+    try:
+        gc.disable()
+        seer({"body": body}, {"a": body, "b": body})
+        gc.collect()
+        kept = [thing for thing in gc.garbage if isinstance(thing, (Image.Image, np.ndarray))]
+    finally:
+        gc.enable()
+        gc.set_debug(0)
+        gc.garbage.clear()
+    assert not kept
+
+
+def test_a_batch_that_takes_too_long_to_decode_ends_before_its_worker(
+    tmp_path: Path, worker: Start
+) -> None:
+    """TorchServe kills a worker that is silent for responseTimeout; the pictures before count."""
+    mar = pack_colours(tmp_path, response_timeout_s=1)
+    seer = worker(mar, load_module("image_handler").ImageHandler)
+    slow = encode(Image.new("RGB", (7000, 7000), "red"), "PNG", compress_level=1)
+    began = time.monotonic()
+    (answer, late) = seer({f"p{i}": slow for i in range(32)}, {"body": colour("red")})
+    rows = answer.json()["pictures"]
+    assert (rows[0]["label"], rows[-1]["code"]) == ("red", "too_large")
+    assert "must be decoded within 0.5 s" in rows[-1]["message"]
+    assert late.status == 413
+    assert seer({"body": colour("red")})[0].json()["label"] == "red"
+    assert time.monotonic() - began < 15  # all of it would take over 30 s
 
 
 def test_an_animation_is_labelled_by_its_first_frame(seer: Worker) -> None:

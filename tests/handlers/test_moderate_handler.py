@@ -28,19 +28,26 @@ MODERATE = load_module("moderate_handler")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Tensors as open_nsfw has them, under its names; the brighter a picture, the higher its score.
 
-    `outputs = softmax([0, mean(input) / 20])`: float32 (n, 224, 224, 3) to (n, 2).
+    `outputs = softmax([0, mean(input) / 20])`: float32 (n, 224, 224, 3) to (n, 2). Black ones get
+    NaN, by the logarithm of a negative number that nothing else comes from.
     """
     taken = helper.make_tensor_value_info("input:0", TensorProto.FLOAT, ["n", 224, 224, 3])
     given = helper.make_tensor_value_info("outputs", TensorProto.FLOAT, ["n", 2])
     constants = {
         "axes": np.array([1, 2, 3]),
         "scale": np.array([0, 0.05], np.float32),
+        "hundred": np.array([100], np.float32),
+        "nothing": np.array([0], np.float32),
         "last": np.array([1]),
     }
     nodes = [
         helper.make_node("ReduceMean", ["input:0", "axes"], ["mean"], keepdims=0),
         helper.make_node("Unsqueeze", ["mean", "last"], ["column"]),
-        helper.make_node("Mul", ["column", "scale"], ["scores"]),
+        helper.make_node("Mul", ["column", "scale"], ["rising"]),
+        helper.make_node("Add", ["column", "hundred"], ["lifted"]),
+        helper.make_node("Log", ["lifted"], ["logarithm"]),
+        helper.make_node("Mul", ["logarithm", "nothing"], ["fault"]),
+        helper.make_node("Add", ["rising", "fault"], ["scores"]),
         helper.make_node("Softmax", ["scores"], ["outputs"]),
     ]
     initializers = [numpy_helper.from_array(value, name) for name, value in constants.items()]
@@ -136,6 +143,14 @@ def test_a_score_gets_its_verdict(start: Callable[..., Worker]) -> None:
         "height": 20,
         "format": "png",
     }
+
+
+def test_a_model_that_gives_no_number_allows_nothing(start: Callable[..., Worker]) -> None:
+    """NaN is under every threshold; the answer is an error, and the next picture is judged."""
+    fault, light = start()({"body": grey(0)}, {"body": grey(240)})
+    assert (fault.status, fault.json()["code"]) == (500, "internal")
+    assert "verdict" not in fault.json()
+    assert light.json()["verdict"] == "block"
 
 
 def test_thresholds_come_from_model_config(start: Callable[..., Worker]) -> None:

@@ -13,7 +13,7 @@ from colours import pack_colours
 from marship import Client
 from marship.server import Server
 from photos import colour, encode
-from posting import Post, assert_memory_returns, peak_bytes, posting
+from posting import Post, assert_memory_returns, forget_peak, peak_bytes, posting
 
 FORTY_MEGAPIXELS = (7300, 5480)
 MB = 1 << 20
@@ -121,3 +121,18 @@ def test_a_thousand_bad_pictures_leave_the_memory_as_it_was(
     """Every kind of error, over and over."""
     bodies = [body for body, _, _ in BAD.values()]
     assert_memory_returns(post, process, bodies, 125)
+
+
+def test_a_form_of_damaged_large_pictures_takes_the_memory_of_one(
+    post: Post, process: psutil.Process
+) -> None:
+    """Eight PNG of 49 megapixels whose pixels end in noise: 147 MB each, while it is read."""
+    damaged = photos.damaged_png(7000, 7000)
+    before = process.memory_info().rss
+    forget_peak(process)
+    for _ in range(2):
+        answer = post(None, files=[("file", (f"{i}.png", damaged)) for i in range(8)])
+        rows = answer.json()["pictures"]
+        assert [row["code"] for row in rows] == ["malformed"] * 8
+    assert peak_bytes(process) - before < 8 * 7000 * 7000
+    assert process.memory_info().rss - before < 32 * MB

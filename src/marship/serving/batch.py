@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from marship.contract import Array, Arrays, Contract, TensorSpec
-from marship.errors import InvalidInputError, MarshipError
+from marship.errors import InvalidInputError, MarshipError, bare
 
 Run = Callable[[Arrays], Arrays]
 Parts = list[Arrays | MarshipError]
@@ -130,12 +130,13 @@ class Batcher:
         answers: list[Arrays | MarshipError | None] = [None] * len(requests)
         groups: dict[object, list[_Entry]] = {}
         for index, request in enumerate(requests):
+            if isinstance(request, MarshipError):
+                answers[index] = request
+                continue
             try:
-                if isinstance(request, MarshipError):
-                    raise request
                 sizes = validate(request, self.contract, allow_non_finite=self.allow_non_finite)
             except MarshipError as error:
-                answers[index] = error
+                answers[index] = bare(error)
                 continue
             groups.setdefault(self._group(index, sizes), []).append(_Entry(index, request, sizes))
         for entries in groups.values():

@@ -17,7 +17,7 @@ from typing import Any, Protocol
 import orjson
 
 from marship.contract import CONTRACT_FILE, GOLDEN_FILE, Arrays, Contract
-from marship.errors import LoadError, MarshipError, ModelError, RequestError, TooLargeError
+from marship.errors import LoadError, MarshipError, ModelError, RequestError, TooLargeError, bare
 from marship.serving import codec, kserve, rows, sealed, transport
 from marship.serving.batch import Batcher, Parts
 from marship.serving.metrics import Metrics
@@ -218,6 +218,8 @@ class OnnxHandler:
     ) -> Arrays | Parts | MarshipError:
         try:
             inputs, states[index] = self.decode(request)
+        except RequestError as error:
+            return bare(error)
         except MarshipError as error:
             return error
         except Exception:  # a fault in one request's decoding must not reach its neighbours
@@ -225,20 +227,22 @@ class OnnxHandler:
         return inputs
 
     def _encode(self, answer: Arrays | Parts | MarshipError, state: Any) -> Reply:  # noqa: ANN401
+        if isinstance(answer, MarshipError):
+            return self._failed(answer)
         try:
-            if isinstance(answer, MarshipError):
-                raise answer
             return self.encode(answer, state)
-        except RequestError as error:
-            return self._error(error, self._expects())
-        except ModelError:
-            return self._error(hidden("run"))
         except MarshipError as error:
-            return self._error(error)
+            return self._failed(error)
         except Exception:  # a fault in one answer's encoding must not reach its neighbours
             return self._error(hidden("encode"))
 
+    def _failed(self, error: MarshipError) -> Reply:
+        if isinstance(error, RequestError):
+            return self._error(error, self._expects())
+        return self._error(hidden("run", error) if isinstance(error, ModelError) else error)
+
     def _error(self, error: MarshipError, more: Mapping[str, object] | None = None) -> Reply:
+        bare(error)  # an error that was raised again is held by one of its own calls
         self._metrics.add_error(error.code)
         body = {"code": error.code, "message": str(error), **(more or {})}
         return Reply(orjson.dumps(body), codec.JSON_TYPE, error.status)
@@ -281,10 +285,10 @@ def to_request(row: Mapping[str, object], headers: Mapping[str, Any]) -> Request
     )
 
 
-def hidden(step: str) -> MarshipError:
-    """Log the exception being handled; the client gets a reference to it and no more."""
+def hidden(step: str, error: MarshipError | None = None) -> MarshipError:
+    """Log the error, or the exception being handled; the client gets a reference to it alone."""
     reference = uuid.uuid4().hex[:12]
-    logger.exception("request failed to %s, reference %s", step, reference)
+    logger.error("request failed to %s, reference %s", step, reference, exc_info=error or True)
     return MarshipError(
         f"the server must {step} every valid request, and failed. "
         f"Its log has the reason under reference {reference}."

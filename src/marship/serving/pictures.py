@@ -14,6 +14,7 @@ it is a WebP: 400 and 800 MB at the limit. A JPEG that is not progressive takes 
 """
 
 import io
+import math
 import struct
 import zlib
 from collections.abc import Callable
@@ -97,6 +98,11 @@ def decode(data: bytes, shortest: int | None = None) -> Picture:
     if width * height >= LARGE_PIXELS:
         heap.release_freed()
     return picture
+
+
+def shortest_side(side: int, crop: float) -> int:
+    """The `shortest` for a network that reads `side` pixels of this share of the shorter side."""
+    return math.ceil(side / crop)
 
 
 def _kind(data: bytes) -> str:

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from marship.contract import Array, Arrays, Contract
-from marship.errors import LoadError, MarshipError, RequestError
+from marship.errors import LoadError, MarshipError, RequestError, bare
 from marship.serving import heap, silence, sounds
 
 MOST_PIECES = 2
@@ -195,7 +195,7 @@ class Recording:
 
     def fail(self, error: MarshipError) -> None:
         """Give it up."""
-        self.error, self.was_opened, self.body = error, True, None
+        self.error, self.was_opened, self.body = bare(error), True, None
         self._pieces.clear()
         self._release()
 
