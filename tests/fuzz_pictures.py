@@ -10,7 +10,9 @@ import struct
 import zlib
 from random import Random
 
+import numpy as np
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 import photos
 from damage import Decoder, main
@@ -28,6 +30,7 @@ def seeds() -> list[bytes]:
     """Small real files, of every format and most of their kinds."""
     image = photos.photo(40, 24)
     red = Image.new("RGB", (40, 24), "red")
+    grey = np.asarray(image.convert("L"))
     transparent = image.convert("RGBA")
     transparent.putalpha(image.convert("L"))
     files = [photos.animation(), photos.png(4, 3, (b"\0" + bytes(8)) * 3, 16, 0)]
@@ -40,9 +43,30 @@ def seeds() -> list[bytes]:
     files += [encode(image, "WEBP", lossless=lossless, exif=EXIF) for lossless in (True, False)]
     files.append(encode(image, "WEBP", save_all=True, append_images=[red]))
     files += [encode(image.convert(mode), "BMP") for mode in ("RGB", "L", "1", "RGBA")]
+    files += [photos.interlaced(grey, bits, 0) for bits in (1, 2, 4, 8, 16)]
+    files += [photos.interlaced(np.asarray(image), bits, 2) for bits in (8, 16)]
+    files += [profiled(image), keyed(np.asarray(image))]
+    large = photos.photo(200, 150)
+    files += [encode(large, "JPEG", progressive=progressive) for progressive in (True, False)]
+    files += [encode(large, kind) for kind in ("PNG", "WEBP", "GIF", "BMP")]
     run_length = bytearray(encode(image.convert("L"), "BMP"))
     run_length[30:34] = struct.pack("<I", 1)
     return [*files, bytes(run_length)]
+
+
+def profiled(image: Image.Image) -> bytes:
+    """A PNG with colour profile, texts and EXIF."""
+    texts = PngInfo()
+    texts.add_text("title", "a photograph " * 20, zip=True)
+    texts.add_itxt("XML:com.adobe.xmp", "<x:xmpmeta/>" * 20, zip=True)
+    return encode(image, "PNG", pnginfo=texts, icc_profile=bytes(range(256)) * 4, exif=EXIF)
+
+
+def keyed(values: np.ndarray) -> bytes:
+    """A PNG of 16 bits, one of whose colours is transparent."""
+    header = photos.png_header(values.shape[1], values.shape[0], 16, 2)
+    key = photos.png_chunk(b"tRNS", values[0, 0].astype(">u2").tobytes())
+    return header + key + photos.png_pixels(photos.png_rows(values, 16)) + photos.PNG_END
 
 
 def mend(damaged: bytes, random: Random) -> bytes:

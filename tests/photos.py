@@ -51,26 +51,63 @@ def png_chunk(name: bytes, content: bytes) -> bytes:
     return struct.pack(">I", len(content)) + name + content + struct.pack(">I", checksum)
 
 
+PNG_END = png_chunk(b"IEND", b"")
+
+
+def png_header(
+    width: int, height: int, bits: int = 8, kind: int = 2, *, is_interlaced: bool = False
+) -> bytes:
+    """How a PNG begins."""
+    header = struct.pack(">IIBBBBB", width, height, bits, kind, 0, 0, is_interlaced)
+    return b"\x89PNG\r\n\x1a\n" + png_chunk(b"IHDR", header)
+
+
+def png_pixels(rows: bytes) -> bytes:
+    """The pixels' chunk, of rows each with its filter byte."""
+    return png_chunk(b"IDAT", zlib.compress(rows))
+
+
+def png(width: int, height: int, rows: bytes, bits: int = 8, kind: int = 2) -> bytes:
+    """A PNG of these rows, each with its filter byte; or one that claims another size."""
+    return png_header(width, height, bits, kind) + png_pixels(rows) + PNG_END
+
+
 def damaged_png(width: int, height: int) -> bytes:
     """A black one with right checksums, whose compressed pixels end in noise."""
     packer = zlib.compressobj(9)
     row = bytes(1 + 3 * width)
     packed = b"".join(packer.compress(row) for _ in range(height)) + packer.flush()
-    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
     noise = bytes(range(1, 200))
-    return (
-        b"\x89PNG\r\n\x1a\n"
-        + png_chunk(b"IHDR", header)
-        + png_chunk(b"IDAT", packed[: -len(noise)] + noise)
-        + png_chunk(b"IEND", b"")
-    )
+    pixels = png_chunk(b"IDAT", packed[: -len(noise)] + noise)
+    return png_header(width, height) + pixels + PNG_END
 
 
-def png(width: int, height: int, rows: bytes, bits: int = 8, kind: int = 2) -> bytes:
-    """A PNG of these rows, each with its filter byte; or one that claims another size."""
-    header = struct.pack(">IIBBBBB", width, height, bits, kind, 0, 0, 0)
-    parts = ((b"IHDR", header), (b"IDAT", zlib.compress(rows)), (b"IEND", b""))
-    return b"\x89PNG\r\n\x1a\n" + b"".join(png_chunk(*part) for part in parts)
+ADAM7 = (
+    (0, 0, 8, 8),  # where a pass begins, down and across, and its steps
+    (0, 4, 8, 8),
+    (4, 0, 8, 4),
+    (0, 2, 4, 4),
+    (2, 0, 4, 2),
+    (0, 1, 2, 2),
+    (1, 0, 2, 1),
+)
+
+
+def png_rows(values: np.ndarray, bits: int, *, is_interlaced: bool = False) -> bytes:
+    """Unfiltered rows of values of so many bits, in passes if asked (PNG, third edition, 8.1)."""
+    rows = []
+    for top, left, down, across in ADAM7 if is_interlaced else ((0, 0, 1, 1),):
+        for row in values[top::down, left::across]:
+            if row.size:
+                every_bit = row.reshape(-1, 1) >> np.arange(bits)[::-1] & 1
+                rows.append(b"\0" + np.packbits(every_bit).tobytes())
+    return b"".join(rows)
+
+
+def interlaced(values: np.ndarray, bits: int, kind: int) -> bytes:
+    """An interlaced PNG of these values, shape (height, width, channels)."""
+    header = png_header(values.shape[1], values.shape[0], bits, kind, is_interlaced=True)
+    return header + png_pixels(png_rows(values, bits, is_interlaced=True)) + PNG_END
 
 
 def claim(kind: str, width: int, height: int) -> bytes:

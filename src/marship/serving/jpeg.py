@@ -18,15 +18,18 @@ ORIENTATIONS = range(1, 9)
 SIDEWAYS = range(5, 9)
 """Orientations that exchange width and height."""
 MOST_SEGMENTS = 2_000
-"""Before the first scan. Long colour profiles and depth maps take some hundred."""
+"""Before the first scan, and behind it. Long colour profiles and depth maps take some hundred."""
 MOST_SCANS = 100
 """A progressive picture has about ten; libjpeg goes over all blocks once for each."""
+MOST_SCANNED_PIXELS = 1_000_000_000
+"""Scans times pixels: twenty scans of the largest picture."""
 FEWEST_BITS = 1
 """Of a block of 8 x 8 pixels, in a progressive picture's first scan."""
 _SEGMENT = struct.Struct(">BBH")
 _FRAME = struct.Struct(">BHHB")
-_PREFIX, _START_OF_SCAN, _APP1 = 0xFF, 0xDA, 0xE1
-_SCAN, _END = b"\xff\xda", b"\xff\xd9"
+_PREFIX, _START_OF_SCAN, _END, _APP1 = 0xFF, 0xDA, 0xD9, 0xE1
+_MARKER = re.compile(rb"\xff[^\x00\x01\xd0-\xd7\xff]")
+"""In a scan: 0xFF that is not followed by zero, and is no restart, fill byte or TEM (B.1.1)."""
 _LENGTH_BYTES, _BITS, _BLOCK_PIXELS = 2, 8, 64
 _FRAMES = (0xC0, 0xC1, 0xC2)  # baseline, extended and progressive, all with Huffman codes
 _OTHER_FRAMES = {0xC3, *range(0xC5, 0xD0)} - {0xC8, 0xCC}  # lossless, hierarchical, arithmetic
@@ -107,16 +110,32 @@ def _frame_size(frame: bytes) -> tuple[int, int]:
 
 
 def _check_scans(data: bytes, header: Header) -> None:
-    """Refuse what cannot be whole, and what would take long, before it costs anything.
-
-    In a scan 0xFF is followed by zero or by a marker, so markers can be counted.
-    """
-    scans = 1 + data.count(_SCAN, header.end)
-    if scans > MOST_SCANS:
-        raise _damaged(f"{scans} scans where {MOST_SCANS} are allowed")
-    bits = FEWEST_BITS * header.width * header.height / _BLOCK_PIXELS
-    if data.rfind(_END, header.end) < 0 or len(data) * 8 < bits:
+    """Refuse what cannot be whole, and what would take long, before it costs anything."""
+    pixels = header.width * header.height
+    most = min(MOST_SCANS, MOST_SCANNED_PIXELS // pixels)
+    scans = _count_scans(data, header.end)
+    if scans > most:
+        raise _damaged(f"{scans} scans where {most} are allowed")
+    if len(data) * 8 < FEWEST_BITS * pixels / _BLOCK_PIXELS:
         raise _damaged("only the beginning of one")
+
+
+def _count_scans(data: bytes, place: int) -> int:
+    """Scans up to the picture's end, the one at `place` included.
+
+    What stands behind the end, where phones keep a film or another picture, does not count.
+    """
+    scans = 1
+    for _ in range(MOST_SEGMENTS):
+        found = _MARKER.search(data, place)
+        if found is None:
+            raise _damaged("only the beginning of one")
+        marker = data[found.start() + 1]
+        if marker == _END:
+            return scans
+        scans += marker == _START_OF_SCAN
+        _, _, place = _segment(data, found.start())
+    raise _damaged(f"no end within {MOST_SEGMENTS} segments")
 
 
 def orientation(exif: bytes) -> int:

@@ -8,40 +8,45 @@ been read that networks learned from.
 JPEG is decoded by libjpeg-turbo through simplejpeg, the others by Pillow's plugin for the format
 found, and by no other of its plugins.
 
-Limits, so that no small file costs much: `MAX_PIXELS`, known from the header before anything is
-decoded. Beside the result, decoding takes up to 8 bytes for each pixel of the file, and 16 where
-it is a WebP: 400 and 800 MB at the limit. A JPEG that is not progressive takes 2 MB.
+Limits, so that no small file costs much: `MAX_PIXELS` and `MAX_SIDE`, known from the header before
+anything is decoded. Beside the file and the result, decoding takes up to 8 bytes for each pixel,
+and 12 where it is a WebP: 400 and 600 MB at the limit. A JPEG that is not progressive takes 2 MB.
 """
 
 import io
 import math
 import struct
-import zlib
-from collections.abc import Callable
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import closing
 from dataclasses import dataclass
+from functools import cache
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from marship.contract import Array
 from marship.errors import MalformedError, RequestError, TooLargeError, UnsupportedMediaError
-from marship.serving import heap, jpeg
+from marship.serving import heap, jpeg, png
 
 if TYPE_CHECKING:
     from PIL.Image import Image
     from PIL.ImageFile import ImageFile
 
 MAX_PIXELS = 50_000_000
+MAX_SIDE = 65_535
+"""As JPEG and GIF have it. Pillow takes 8 bytes for each row, however short."""
 MAX_RUN_LENGTH_PIXELS = 4_000_000
 """Of a run-length encoded BMP, which Pillow decodes in Python."""
 LARGE_PIXELS = 4_000_000
 """From here on, what decoding took and freed is given back to the system at once."""
 BAND_PIXELS = 1 << 20
 """What Pillow holds is converted in bands of this size, not as a whole once more."""
+Box = tuple[int, int, int, int]
 GIF_HEAD_BYTES = 1 << 20
 FORMATS = "JPEG, PNG, WebP, GIF or BMP"
-_PNG = b"\x89PNG\r\n\x1a\n"
-_BMP_HEADERS = (12, 40, 52, 56, 64, 108, 124)
+_OS2_HEADER = 12  # bytes; has sizes of 16 bits
+_BMP_HEADERS = (_OS2_HEADER, 40, 52, 56, 64, 108, 124)
 _WHITE_16 = 0xFFFF
 _EXTENSION, _FRAME = 0x21, 0x2C  # what a part of a GIF begins with
 
@@ -87,17 +92,17 @@ def decode(data: bytes, shortest: int | None = None) -> Picture:
     kind = _kind(data)
     if kind == "jpeg":
         header = jpeg.read_header(data)
-        _check_size(header.width, header.height)
-        pixels, turned = jpeg.decode(data, header, shortest), header.orientation
-        width, height = header.width, header.height
+        width, height, turned = header.width, header.height, header.orientation
+        _check_size(width, height)
+        try:
+            pixels = jpeg.decode(data, header, shortest)
+        finally:
+            _give_back(width, height)
     else:
         pixels, turned, (width, height) = _decode_with_pillow(data, kind, shortest)
     if turned in jpeg.SIDEWAYS:
         width, height = height, width
-    picture = Picture(_turn(pixels, turned), width, height, kind)
-    if width * height >= LARGE_PIXELS:
-        heap.release_freed()
-    return picture
+    return Picture(_turn(pixels, turned), width, height, kind)
 
 
 def shortest_side(side: int, crop: float) -> int:
@@ -108,7 +113,7 @@ def shortest_side(side: int, crop: float) -> int:
 def _kind(data: bytes) -> str:
     if data.startswith(jpeg.SIGNATURE):
         return "jpeg"
-    if data.startswith(_PNG):
+    if data.startswith(png.SIGNATURE):
         return "png"
     if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
         return "webp"
@@ -127,6 +132,17 @@ def _check_size(width: int, height: int, most: int = MAX_PIXELS) -> None:
             f"the picture must have at most {most:,} pixels, got {width} x {height}. "
             "Send a smaller one."
         )
+    if max(width, height) > MAX_SIDE:
+        raise TooLargeError(
+            f"the picture's sides must be at most {MAX_SIDE:,} pixels, got {width} x {height}. "
+            "Send a smaller one."
+        )
+
+
+def _give_back(width: int, height: int) -> None:
+    """Decoding is over, whether it went well or not; what it freed of a large picture goes back."""
+    if width * height >= LARGE_PIXELS:
+        heap.release_freed()
 
 
 def _turn(pixels: Array, turned: int) -> Array:
@@ -146,18 +162,14 @@ def _decode_with_pillow(
     """Pixels, how they must be turned, and the size as stored."""
     from PIL.Image import DecompressionBombError
 
-    if check := _CHECKS.get(kind):
-        check(data)
     try:
-        with _open(data, kind) as image:
-            width, height = image.size
-            _check_size(width, height)
-            if image.tile and image.tile[0][0] == "bmp_rle":
-                _check_size(width, height, MAX_RUN_LENGTH_PIXELS)
-            image.load()
-            factor = max(1, min(width, height) // shortest) if shortest else 1
-            pixels = _to_pixels(image, factor)
-            return pixels, jpeg.orientation(image.info.get("exif", b"")), image.size
+        image = _open(data, kind)
+        _check_size(*image.size)
+        codec, frame, _, form = image.tile[0] if image.tile else (None,) * 4
+        if codec == "bmp_rle":
+            _check_size(*image.size, MAX_RUN_LENGTH_PIXELS)
+        low = _open(data, kind) if form == "RGB;16B" and "transparency" in image.info else None
+        pixels = _load(image, low, frame, shortest)
     except (RequestError, MemoryError):
         raise
     except DecompressionBombError as error:  # far over our limit, and before we know the size
@@ -168,35 +180,77 @@ def _decode_with_pillow(
         raise MalformedError(
             f"a {kind.upper()} must be whole, got one that cannot be read: {error}"
         ) from error
+    return pixels, jpeg.orientation(image.info.get("exif", b"")), image.size
+
+
+def _load(
+    image: "ImageFile", low: "ImageFile | None", frame: Box | None, shortest: int | None
+) -> Array:
+    """The pixels; whatever else was decoded is gone, whether this goes well or not."""
+    try:
+        image.load()
+        if low is not None:
+            _whiten_key(image, low)
+        factor = max(1, min(image.size) // shortest) if shortest else 1
+        return _to_pixels(image, factor, frame)
+    except Exception as error:
+        traceback.clear_frames(error.__traceback__)  # Pillow's own hold it too
+        raise
+    finally:
+        image.close()
+        _give_back(*image.size)
 
 
 def _open(data: bytes, kind: str) -> "ImageFile":
     """The one plugin that reads this format; `PIL.Image.open` would try and load others."""
+    if kind == "png":
+        data = png.strip(data)
+    elif check := _CHECKS.get(kind):
+        check(data)
+    return _plugins()[kind](io.BytesIO(data))
+
+
+@cache
+def _plugins() -> dict[str, "type[ImageFile]"]:
     from PIL.BmpImagePlugin import BmpImageFile
     from PIL.GifImagePlugin import GifImageFile
     from PIL.PngImagePlugin import PngImageFile
     from PIL.WebPImagePlugin import WebPImageFile
 
-    plugins: dict[str, type[ImageFile]] = {
-        "bmp": BmpImageFile,
-        "gif": GifImageFile,
-        "png": PngImageFile,
-        "webp": WebPImageFile,
-    }
-    return plugins[kind](io.BytesIO(data))
+    class FirstFrame(WebPImageFile):
+        """Without its two canvases, 8 bytes a pixel, once the frame is copied from them."""
+
+        def _open(self) -> None:
+            super()._open()
+            if self.is_animated:  # around a frame smaller than the canvas it is transparent
+                self._mode = self.rawmode = "RGBA"
+
+        def load_prepare(self) -> None:
+            del self._decoder
+            super().load_prepare()
+
+    return {"bmp": BmpImageFile, "gif": GifImageFile, "png": PngImageFile, "webp": FirstFrame}
 
 
-def _to_pixels(image: "Image", factor: int) -> Array:
+def _to_pixels(image: "Image", factor: int, frame: Box | None) -> Array:
     """A loaded picture on white, `factor` x `factor` pixels averaged to one."""
     width, height = image.size
     pixels = np.empty((-(-height // factor), -(-width // factor), 3), np.uint8)
-    rows = factor * max(1, BAND_PIXELS // (width * factor))
-    for top in range(0, height, rows):
-        band = _on_white(image.crop((0, top, width, min(top + rows, height))))
+    for box in _bands(image.size, factor):
+        band = _on_white(image.crop(box))
+        if frame not in (None, (0, 0, width, height)):
+            band = _on_screen(band, frame, box[1])
         reduced = band.reduce(factor) if factor > 1 else band
-        start = top // factor
+        start = box[1] // factor
         pixels[start : start + reduced.height] = np.asarray(reduced)
     return pixels
+
+
+def _bands(size: tuple[int, int], factor: int = 1) -> Iterator[Box]:
+    width, height = size
+    rows = factor * max(1, BAND_PIXELS // (width * factor))
+    for top in range(0, height, rows):
+        yield 0, top, width, min(top + rows, height)
 
 
 def _on_white(band: "Image") -> "Image":
@@ -210,6 +264,33 @@ def _on_white(band: "Image") -> "Image":
     return band.convert("RGB")
 
 
+def _on_screen(band: "Image", frame: Box, top: int) -> "Image":
+    """White around a GIF's frame; the band begins at row `top` of the screen."""
+    from PIL import Image
+
+    left, upper, right, lower = frame
+    mask = Image.new("L", band.size)
+    mask.paste(255, (left, max(0, upper - top), right, max(0, lower - top)))
+    return Image.composite(band, Image.new("RGB", band.size, "white"), mask)
+
+
+def _whiten_key(image: "Image", other: "ImageFile") -> None:
+    """White where all 16 bits of a colour are those of the transparent one.
+
+    Pillow keeps the upper half of each value; the same file once more gives the lower.
+    """
+    from PIL import Image
+
+    key = image.info.pop("transparency")
+    with closing(other) as lower:
+        lower.tile = [tile._replace(args="RGB;16L") for tile in lower.tile]
+        lower.load()
+        for box in _bands(image.size):
+            upper = np.asarray(image.crop(box)).astype(np.uint16)
+            is_key = (upper << 8 | np.asarray(lower.crop(box)) == key).all(axis=2)
+            image.paste("white", box, Image.fromarray(is_key))
+
+
 def _upper_half(band: "Image") -> Array:
     """16 bits of grey as 8; where one grey is the transparent one, it is white."""
     grey = np.asarray(band)
@@ -218,23 +299,11 @@ def _upper_half(band: "Image") -> Array:
     return (grey >> 8).astype(np.uint8)
 
 
-def _check_png(data: bytes) -> None:
-    """Hold every chunk against its checksum, to the last one (PNG, third edition, 5.3).
-
-    Pillow does not for the pixels' own, and takes a file without its end.
-    """
-    place, view = len(_PNG), memoryview(data)
-    while place + 12 <= len(data):
-        length, name = struct.unpack_from(">I4s", data, place)
-        stop = place + 12 + length
-        if stop > len(data):
-            break
-        if zlib.crc32(view[place + 4 : stop - 4]) != int.from_bytes(view[stop - 4 : stop], "big"):
-            raise MalformedError(f"a PNG must be whole, got another checksum at byte {stop - 4}.")
-        if name == b"IEND":
-            return
-        place = stop
-    raise MalformedError("a PNG must be whole, got only the beginning of one.")
+def _check_bmp(data: bytes) -> None:
+    """Refuse a width below 1, which Pillow takes for one of billions."""
+    width = int.from_bytes(data[18:22], "little", signed=True)
+    if data[14] != _OS2_HEADER and width < 1:
+        raise MalformedError(f"a BMP's width must be at least 1, got {width}.")
 
 
 def _check_gif(data: bytes) -> None:
@@ -267,7 +336,7 @@ def _check_webp(data: bytes) -> None:
 
 
 _CHECKS: dict[str, Callable[[bytes], None]] = {
+    "bmp": _check_bmp,
     "gif": _check_gif,
-    "png": _check_png,
     "webp": _check_webp,
 }
