@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -12,6 +12,9 @@ from torch.nn import functional
 
 from marship.contract import Array
 from marship.storage import replacing
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 BINS = 15
 COLDEST, HOTTEST = 0.1, 10.0
@@ -113,15 +116,32 @@ def mistakes(probabilities: torch.Tensor, labels: torch.Tensor) -> Array:
     return wrong[confidence[wrong].argsort(descending=True, stable=True)].numpy()
 
 
-def draw_confusion(said: Array, labels: Array, classes: Sequence[str], path: Path) -> None:
+def draw(
+    pictures: Pictures,
+    before: torch.Tensor,
+    after: torch.Tensor,
+    classes: Sequence[str],
+    folder: Path,
+) -> None:
+    """Write the three drawings of probabilities before and after temperature scaling."""
+    labels = torch.from_numpy(pictures.labels)
+    drawings = {
+        "confusion": draw_confusion(said=after.argmax(1), labels=labels, classes=classes),
+        "mistakes": draw_mistakes(pictures, after, classes),
+        "reliability": draw_reliability(before, after, labels),
+    }
+    for name, figure in drawings.items():
+        with replacing(folder / f"{name}.png") as draft:
+            figure.savefig(draft, dpi=100, format="png")
+
+
+def draw_confusion(*, said: torch.Tensor, labels: torch.Tensor, classes: Sequence[str]) -> "Figure":
     """Draw which class was taken for which, each row as shares of its true class."""
     from matplotlib.figure import Figure
     from torchmetrics.functional.classification import multiclass_confusion_matrix
 
     count = len(classes)
-    table = multiclass_confusion_matrix(
-        torch.from_numpy(said), torch.from_numpy(labels), count
-    ).numpy()
+    table = multiclass_confusion_matrix(said, labels, count).numpy()
     shares = table / np.maximum(table.sum(1, keepdims=True), 1)
     edge = min(4 + 0.45 * count, 16)
     figure = Figure(figsize=(edge + 1, edge), layout="constrained")
@@ -136,13 +156,12 @@ def draw_confusion(said: Array, labels: Array, classes: Sequence[str], path: Pat
             color = "white" if shares[row, column] > 0.5 else "black"
             text = str(table[row, column])
             axes.text(column, row, text, ha="center", va="center", color=color, fontsize=8)
-    with replacing(path) as draft:
-        figure.savefig(draft, dpi=100, format="png")
+    return figure
 
 
 def draw_mistakes(
-    pictures: Pictures, probabilities: torch.Tensor, classes: Sequence[str], path: Path
-) -> None:
+    pictures: Pictures, probabilities: torch.Tensor, classes: Sequence[str]
+) -> "Figure":
     """Draw a contact sheet of the most confident mistakes, each with both labels."""
     from matplotlib.figure import Figure
 
@@ -162,13 +181,10 @@ def draw_mistakes(
         )
         axes.imshow(pictures.pixels[place])
         axes.set_title(text, fontsize=9, parse_math=False)
-    with replacing(path) as draft:
-        figure.savefig(draft, dpi=100, format="png")
+    return figure
 
 
-def draw_reliability(
-    before: torch.Tensor, after: torch.Tensor, labels: torch.Tensor, path: Path
-) -> None:
+def draw_reliability(before: torch.Tensor, after: torch.Tensor, labels: torch.Tensor) -> "Figure":
     """Draw how often a class is right against how probable it was said to be."""
     from matplotlib.figure import Figure
 
@@ -187,5 +203,4 @@ def draw_reliability(
     axes.set(title="How far the probabilities hold", xlim=(0, 1), ylim=(0, 1))
     axes.legend(frameon=False)
     axes.spines[["top", "right"]].set_visible(False)
-    with replacing(path) as draft:
-        figure.savefig(draft, dpi=100, format="png")
+    return figure

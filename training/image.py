@@ -28,6 +28,7 @@ from marship.errors import DataError, UsageError
 from marship.fit import Task, fit, start, steps, warmup_cosine
 from marship.recipe import Recipe
 from marship.run import Fitted
+from marship.serving.pictures import shortest_side
 from marship.settings import flags, setting
 from marship.storage import write_json
 
@@ -92,22 +93,22 @@ class Settings(run.RunSettings):
     """What every run can be told, and this recipe's own; None is what suits the backbone."""
 
     run_dir: Path = setting(Path("runs/image"), "folder for everything that the run writes")
-    data_dir: Path | None = setting(None, "folder with train/<class>/* and test/<class>/*")
+    data_dir: Path | None = setting(None, "required: holds train/<class>/* and test/<class>/*")
     backbone: str = setting("none", "none: from scratch; efficientnet-lite0: fine-tune it")
-    epochs: int | None = setting(None, "passes over the training data", minimum=1)
-    batch_size: int | None = setting(None, "pictures for each step", minimum=1)
-    optimizer: str | None = setting(None, "sgd (with Nesterov's momentum) or adamw")
-    learning_rate: float | None = setting(None, "largest step size of the optimizer")
-    weight_decay: float | None = setting(None, "of kernels and matrices; others have none")
+    epochs: int | None = setting(None, "passes over the training data; by backbone", minimum=1)
+    batch_size: int | None = setting(None, "pictures for each step; by backbone", minimum=1)
+    optimizer: str | None = setting(None, "sgd (with Nesterov's momentum) or adamw; by backbone")
+    learning_rate: float | None = setting(None, "largest step size of the optimizer; by backbone")
+    weight_decay: float | None = setting(None, "of kernels and matrices alone; by backbone")
     warmup: float = setting(0.15, "share of the steps in which the rate rises", maximum=1)
     smoothing: float = setting(0.1, "share of the targets that is uniform", minimum=0, maximum=0.9)
-    side: int | None = setting(None, "height and width that the network reads", minimum=4)
+    side: int | None = setting(None, "height and width that are read; by backbone", minimum=4)
     width: int = setting(32, "channels of a network from scratch, at its input", minimum=1)
     shift: float = setting(
         0.09, "largest move of a training picture, as a share of the side", minimum=0, maximum=0.5
     )
     zoom: float | None = setting(
-        None, "smallest share of a picture's area trained on; 1 only moves", minimum=0.01, maximum=1
+        None, "smallest share of the area shown, 1 is all; by backbone", minimum=0.01, maximum=1
     )
     mirror: float = setting(0.5, "share of training pictures mirrored", minimum=0, maximum=1)
     cutout: float = setting(
@@ -172,7 +173,10 @@ def completed(settings: Settings) -> Settings:
         UsageError: One of them cannot be meant.
     """
     if settings.data_dir is None:
-        raise UsageError("data_dir must be a folder of pictures, got none. Give --data-dir.")
+        raise UsageError(
+            "data_dir must be a folder of pictures, got none. Give --data-dir, with "
+            "train/<class>/* and test/<class>/* in it."
+        )
     if settings.backbone not in WAYS:
         raise UsageError(f"backbone must be one of {', '.join(WAYS)}, got {settings.backbone!r}.")
     way = WAYS[settings.backbone]
@@ -190,7 +194,7 @@ def completed(settings: Settings) -> Settings:
 
 def stored_side(settings: Settings) -> int:
     """Edge of the squares that pictures are kept as: those that the model cuts to its side."""
-    return round(settings.side / WAYS[settings.backbone].crop)
+    return shortest_side(settings.side, WAYS[settings.backbone].crop)
 
 
 def make_task(
@@ -269,11 +273,7 @@ def evaluate(
     logits, labels = evaluation.logits_of(model, test), torch.from_numpy(test.labels)
     temperature = model.temperature.cpu()
     before, after = logits.softmax(1), (logits / temperature).softmax(1)
-    evaluation.draw_confusion(
-        after.argmax(1).numpy(), test.labels, classes, run_dir / "confusion.png"
-    )
-    evaluation.draw_mistakes(test, after, classes, run_dir / "mistakes.png")
-    evaluation.draw_reliability(before, after, labels, run_dir / "reliability.png")
+    evaluation.draw(test, before, after, classes, run_dir)
     return evaluation.measure(logits, labels, float(temperature), classes)
 
 

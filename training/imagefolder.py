@@ -41,11 +41,13 @@ class Pictures:
         names: Their paths below the data folder.
         pixels: uint8, shape (pictures, side, side, 3), RGB.
         labels: int64, shape (pictures,): places in the folder's list of classes.
+        digests: Of the decoded pixels; copies have the same.
     """
 
     names: tuple[str, ...]
     pixels: Array
     labels: Array
+    digests: Array
 
     def __len__(self) -> int:
         return len(self.names)
@@ -53,7 +55,7 @@ class Pictures:
     def part(self, places: Array) -> "Pictures":
         """The pictures at these places."""
         names = tuple(self.names[place] for place in places)
-        return Pictures(names, self.pixels[places], self.labels[places])
+        return Pictures(names, self.pixels[places], self.labels[places], self.digests[places])
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,14 +83,19 @@ class _Decoded:
     digest: str = ""
     fault: str = ""
 
+    @property
+    def label(self) -> str:
+        """Its class."""
+        return Path(self.name).parts[1]
+
 
 def load(folder: Path, side: int) -> ImageFolder:
     """Decode and check all pictures: the middle square of each, resized to `side` x `side`.
 
     Raises:
         UsageError: The folder is no such folder.
-        DataError: A class is empty or in one part only, a file is no picture, or a picture is
-            in both parts.
+        DataError: A class is empty or in one part only, a file is in no class or is no picture,
+            or a picture is in both parts or in two classes.
     """
     classes = _classes(folder)
     files = {part: _files(folder / part, classes) for part in PARTS}
@@ -100,11 +107,13 @@ def load(folder: Path, side: int) -> ImageFolder:
     learned = len(labels[0])
     _check_readable(decoded)
     _check_apart(decoded[:learned], decoded[learned:])
+    _check_one_class(decoded)
     names = tuple(one.name for one in decoded)
+    digests = np.array([one.digest for one in decoded])
     return ImageFolder(
         classes,
-        Pictures(names[:learned], pixels[:learned], labels[0]),
-        Pictures(names[learned:], pixels[learned:], labels[1]),
+        Pictures(names[:learned], pixels[:learned], labels[0], digests[:learned]),
+        Pictures(names[learned:], pixels[learned:], labels[1], digests[learned:]),
         _digest(decoded, side),
     )
 
@@ -120,19 +129,24 @@ def _read_all(folder: Path, files: Sequence[Path], pixels: Array) -> list[_Decod
 def hold_out(pictures: Pictures, share: float, seed: int) -> tuple[Array, Array]:
     """The places of the pictures to keep, and of those held out: `share` of each class.
 
+    Copies of a picture stay together: one that was learned from would be judged too well.
+
     Raises:
         DataError: A class has a single picture, so that none would be left to learn from.
     """
     generator = np.random.default_rng(seed)
     out = np.zeros(len(pictures), bool)
+    _, originals, original = np.unique(pictures.digests, return_index=True, return_inverse=True)
     for label in np.unique(pictures.labels):
-        places = generator.permutation(np.flatnonzero(pictures.labels == label))
+        places = np.sort(originals[pictures.labels[originals] == label])
         if len(places) < 2:
             raise DataError(
-                "each class must have 2 pictures to learn from, got only "
+                "each class must have 2 different pictures to learn from, got only "
                 f"{pictures.names[places[0]]}. Add pictures of this class, or leave it out."
             )
-        out[places[: max(1, round(share * len(places)))]] = True
+        chosen = generator.permutation(places)
+        out[chosen[: max(1, round(share * len(chosen)))]] = True
+    out = out[originals[original]]
     return np.flatnonzero(~out), np.flatnonzero(out)
 
 
@@ -186,7 +200,14 @@ def _classes(folder: Path) -> tuple[str, ...]:
             f"{folder} must hold {' and '.join(f'{part}/<class>/' for part in PARTS)}, "
             f"got no folder {' or '.join(missing)}. Put pictures there, a folder for each class."
         )
-    names = {path.name for part in PARTS for path in _visible(folder / part) if path.is_dir()}
+    found = [path for part in PARTS for path in _visible(folder / part)]
+    stray = sorted(str(path.relative_to(folder)) for path in found if not path.is_dir())
+    if stray:
+        raise DataError(
+            f"every file must be in the folder of a class, got {len(stray)} that are in none: "
+            f"{_some(stray)}. Put them into one, or remove them."
+        )
+    names = {path.name for path in found}
     if len(names) < 2:
         raise DataError(
             f"{folder} must hold at least 2 classes, got {', '.join(names) or 'none'}. "
@@ -196,7 +217,7 @@ def _classes(folder: Path) -> tuple[str, ...]:
 
 
 def _files(part: Path, classes: Sequence[str]) -> list[list[Path]]:
-    """For each class its files, those in deeper folders and links to files included."""
+    """For each class its files, those in deeper folders and all links included."""
     return [
         [file for file in sorted(_walk(part / name)) if file.is_file() or file.is_symlink()]
         for name in classes
@@ -205,7 +226,7 @@ def _files(part: Path, classes: Sequence[str]) -> list[list[Path]]:
 
 def _walk(folder: Path) -> Iterator[Path]:
     for path in _visible(folder):
-        if path.is_dir():
+        if path.is_dir() and not path.is_symlink():  # a link may lead round in a circle
             yield from _walk(path)
         else:
             yield path
@@ -296,6 +317,20 @@ def _check_apart(train: Sequence[_Decoded], test: Sequence[_Decoded]) -> None:
         raise DataError(
             f"no picture must be in train and in test, got {len(both)} that are: {_some(both)}. "
             "Remove them from one of the two, or the accuracy would be too good to be true."
+        )
+
+
+def _check_one_class(decoded: Sequence[_Decoded]) -> None:
+    known: dict[str, _Decoded] = {}
+    other = [
+        f"{one.name} is {first.name}"
+        for one in decoded
+        if (first := known.setdefault(one.digest, one)).label != one.label
+    ]
+    if other:
+        raise DataError(
+            f"a picture must be in one class, got {len(other)} that are in another too: "
+            f"{_some(other)}. Remove those that are in the wrong one."
         )
 
 

@@ -82,6 +82,17 @@ def test_a_folder_becomes_a_table_and_a_csv(running: Server, adder: str, place: 
     assert "asked in" not in second
 
 
+def test_what_is_passed_over_is_told(running: Server, adder: str, place: Path) -> None:
+    """The summary counts what of a folder was not asked about and names three; it is no failure."""
+    for name in "abcd":
+        (place / f"questions/{name}.txt").touch()
+    done = ask(running, place, adder, "questions")
+    assert done.returncode == 0, done.stderr
+    text = " ".join(done.stdout.decode().split())
+    assert "31 answered, 0 failed" in text
+    assert "passed over 4: questions/a.txt, questions/b.txt, questions/c.txt, ..." in text
+
+
 def test_a_refused_file_is_a_row_and_the_exit_code(
     running: Server, adder: str, place: Path
 ) -> None:

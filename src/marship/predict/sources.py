@@ -47,6 +47,19 @@ class Source:
         return cls(path, f"./{text}" if text.startswith(FORMULA_STARTS) else text)
 
 
+@dataclass(frozen=True, slots=True)
+class Found:
+    """What a run asks about.
+
+    Attributes:
+        sources: The files, each once.
+        passed_over: Names of what lies in folders and is not asked about.
+    """
+
+    sources: list[Source]
+    passed_over: list[str]
+
+
 def media_type(path: Path) -> str:
     """What a file's suffix says it holds; octets where it says nothing."""
     kind, encoding = _TYPES.guess_type(f"x{path.suffix}", strict=False)
@@ -63,14 +76,15 @@ def is_many(places: Sequence[str]) -> bool:
     return len(places) > 1 or any(Path(place).is_dir() for place in places)
 
 
-def find(places: Sequence[str], suffixes: Collection[str] = ()) -> list[Source]:
+def find(places: Sequence[str], suffixes: Collection[str] = ()) -> Found:
     """Every file that is named or lies in a named folder, each once.
 
     Folders are read with all below them, in the order of names; hidden files are left out.
 
     Args:
         places: Files, which are taken as they are, and folders.
-        suffixes: What is taken of folders; if empty, what may be a picture, sound, JSON or npy.
+        suffixes: What is taken of folders; if empty, pictures and sound, and of a folder that
+            has neither, JSON and npy.
 
     Raises:
         UsageError: There is no such file, or nothing to take.
@@ -78,42 +92,55 @@ def find(places: Sequence[str], suffixes: Collection[str] = ()) -> list[Source]:
     """
     wanted = {f".{suffix.lower().lstrip('.')}" for suffix in suffixes}
     found: dict[str, Source] = {}
+    others: list[str] = []
     for place in places:
         path = Path(place)
         if place == "-":
             raise UsageError("- must stand alone, got files beside it.")
         if not path.exists():
             raise UsageError(f"{place} must be a file or a folder, got none there.")
-        for file in _walk(path) if path.is_dir() else [path]:
-            if file is path or _is_taken(file, wanted):
-                source = Source.at(file)
-                found[source.name] = source
+        taken, left = _choose(path, wanted) if path.is_dir() else ([path], [])
+        found |= {source.name: source for source in map(Source.at, taken)}
+        others += [Source.at(file).name for file in left]
     if not found:
         kinds = ", ".join(sorted(wanted)) or "pictures, sound, .json, .npy"
         raise UsageError(
             f"{', '.join(places)} must hold files to ask about ({kinds}), got none. "
             "Choose others with --suffix."
         )
-    return list(found.values())
+    return Found(list(found.values()), [name for name in others if name not in found])
+
+
+def _choose(folder: Path, suffixes: Collection[str]) -> tuple[list[Path], list[Path]]:
+    """A folder's files that are asked about, and what is not: dead links, folders, other kinds.
+
+    Where suffixes are given, files that have another are none of the two.
+    """
+    files = list(_walk(folder))
+    if suffixes:
+        files = [file for file in files if file.is_dir() or file.suffix.lower() in suffixes]
+    taken = [file for file in files if file.is_file()]
+    if not suffixes:
+        kinds = {file: media_type(file) for file in taken}
+        media = [file for file in taken if kinds[file].startswith(("image/", "audio/"))]
+        # beside pictures and sound, JSON tells about them and asks nothing
+        taken = media or [file for file in taken if kinds[file] in (JSON_TYPE, NPY_TYPE)]
+    kept = set(taken)
+    return taken, [file for file in files if file not in kept]
 
 
 def _walk(folder: Path) -> Iterator[Path]:
+    """All that is no folder; links to folders are not followed, since they may lead in a circle."""
+
     def give_up(error: OSError) -> None:
         raise error
 
     for place, folders, files in os.walk(folder, onerror=give_up):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
-        for name in sorted(files):
-            path = Path(place, name)
-            if not name.startswith(".") and path.is_file():  # no sockets, no dead links
-                yield path
-
-
-def _is_taken(file: Path, suffixes: Collection[str]) -> bool:
-    if suffixes:
-        return file.suffix.lower() in suffixes
-    kind = media_type(file)
-    return kind.startswith(("image/", "audio/")) or kind in (JSON_TYPE, NPY_TYPE)
+        links = [name for name in folders if Path(place, name).is_symlink()]
+        for name in sorted([*files, *links]):
+            if not name.startswith("."):
+                yield Path(place, name)
 
 
 def read_one(places: Sequence[str], json_text: str | None) -> tuple[bytes, str]:

@@ -51,11 +51,12 @@ class StandIn:
         self.asked: list[bytes] = []
         self.types: list[str] = []
         self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._loop.run_forever)
+        self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
         self._thread.start()
         self._runner, port = self._do(self._start())
         url = f"http://127.0.0.1:{port}"
         self.home.create()
+        self.home.lock_file.touch()  # as a start does
         self.home.config.write_text("job_queue_size=50\nmax_request_size=5000\n")
         record = ServerRecord(
             os.getpid(), began(os.getpid()), boot_id(), url, url, url, str(home), str(home)
@@ -118,7 +119,7 @@ def run(tmp_path: Path) -> Run:
     folder.mkdir()
     for letter in "abcdefghijkl":
         (folder / f"{letter}.txt").write_text(letter)
-    found = sources.find([str(folder)], [".txt"])
+    found = sources.find([str(folder)], [".txt"]).sources
     return Run("m", found, tmp_path / "out.csv")
 
 
@@ -349,7 +350,7 @@ def talks(tmp_path: Path) -> Run:
     """Three recordings, a.wav to c.wav, whose content is their letter."""
     for letter in "abc":
         (tmp_path / f"{letter}.wav").write_text(letter)
-    found = sources.find([str(tmp_path)])
+    found = sources.find([str(tmp_path)]).sources
     forms = Transcripts(tmp_path / "out.transcripts", tmp_path, ("txt",))
     return Run("m", found, tmp_path / "out.jsonl", transcripts=forms)
 

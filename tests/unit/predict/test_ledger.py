@@ -144,7 +144,7 @@ def test_ten_thousand_files_are_found_and_skipped_fast(tmp_path: Path) -> None:
     folder.mkdir()
     for number in range(10_000):
         (folder / f"{number}.jpg").touch()
-    found = sources.find([str(folder)])
+    found = sources.find([str(folder)]).sources
     with Ledger(tmp_path / "out.csv", "m 1.0") as ledger:
         for source in found:
             stamp = Stamp.of(source.path.stat())

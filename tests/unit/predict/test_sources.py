@@ -7,20 +7,55 @@ import pytest
 
 from marship.errors import UsageError
 from marship.predict import sources
-from marship.predict.sources import Source
+from marship.predict.sources import Found, Source
+
+
+def write(folder: Path, *files: str) -> None:
+    """Empty files."""
+    for name in files:
+        (folder / name).parent.mkdir(exist_ok=True, parents=True)
+        (folder / name).touch()
+
+
+def names(folder: Path, found: Found) -> list[str]:
+    """The paths of what is asked about, below a folder."""
+    return [str(source.path.relative_to(folder)) for source in found.sources]
 
 
 def test_a_folder_gives_its_files_in_order(tmp_path: Path) -> None:
-    """Pictures, sound, JSON and npy at every depth; nothing hidden, no text, each once."""
-    for name in ("b/2.JPG", "b/1.webp", "a.flac", "c.json", "d.npy", "e.txt", ".f.jpg", ".g/h.jpg"):
-        (tmp_path / name).parent.mkdir(exist_ok=True)
-        (tmp_path / name).touch()
-    (tmp_path / "dead.jpg").symlink_to("nowhere")
-    found = [str(s.path.relative_to(tmp_path)) for s in sources.find([str(tmp_path)])]
-    assert found == ["a.flac", "c.json", "d.npy", "b/1.webp", "b/2.JPG"]
-    assert len(sources.find([str(tmp_path), str(tmp_path / "b/2.JPG")])) == 5
+    """Pictures and sound at every depth; nothing hidden, no text, each once."""
+    write(tmp_path, "b/2.JPG", "b/1.webp", "a.flac", "e.txt", ".f.jpg", ".g/h.jpg")
+    assert names(tmp_path, sources.find([str(tmp_path)])) == ["a.flac", "b/1.webp", "b/2.JPG"]
+    assert len(sources.find([str(tmp_path), str(tmp_path / "b/2.JPG")]).sources) == 3
     chosen = sources.find([str(tmp_path), str(tmp_path / "a.flac")], ["jpg", ".TXT"])
-    assert [source.path.name for source in chosen] == ["e.txt", "2.JPG", "a.flac"]
+    assert names(tmp_path, chosen) == ["e.txt", "b/2.JPG", "a.flac"]
+
+
+def test_json_beside_pictures_is_no_question(tmp_path: Path) -> None:
+    """In a folder without pictures and sound JSON and npy are asked about; beside them neither."""
+    write(tmp_path, "in/c.json", "in/deep/d.npy", "photos/c.json", "photos/c.jpg")
+    asked, photos = str(tmp_path / "in"), str(tmp_path / "photos")
+    assert names(tmp_path, sources.find([asked])) == ["in/c.json", "in/deep/d.npy"]
+    found = sources.find([asked, photos])
+    assert names(tmp_path, found) == ["in/c.json", "in/deep/d.npy", "photos/c.jpg"]
+    assert found.passed_over == [f"{photos}/c.json"]
+    chosen = sources.find([photos, f"{photos}/c.json"])
+    assert names(tmp_path, chosen) == ["photos/c.jpg", "photos/c.json"]
+    assert chosen.passed_over == []
+
+
+def test_what_is_passed_over_is_named(tmp_path: Path) -> None:
+    """A dead link, a link to a folder, which may lead in a circle, and a file of no known kind."""
+    write(tmp_path, "in/a.jpg", "in/deep/notes.txt", "other/b.jpg", "in/.hidden")
+    (tmp_path / "in/dead.jpg").symlink_to("nowhere")
+    (tmp_path / "in/deep/loop").symlink_to(tmp_path / "in")
+    (tmp_path / "in/linked.jpg").symlink_to(tmp_path / "other/b.jpg")
+    found = sources.find([str(tmp_path / "in")])
+    assert names(tmp_path, found) == ["in/a.jpg", "in/linked.jpg"]
+    short = [name.removeprefix(f"{tmp_path}/in/") for name in found.passed_over]
+    assert short == ["dead.jpg", "deep/loop", "deep/notes.txt"]
+    chosen = sources.find([str(tmp_path / "in")], ["jpg"]).passed_over
+    assert [Path(name).name for name in chosen] == ["dead.jpg", "loop"]  # a text is not wanted
 
 
 @pytest.mark.parametrize("places", [["absent"], ["."], ["-", "."]])

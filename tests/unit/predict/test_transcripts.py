@@ -164,12 +164,12 @@ def test_folders_are_kept_and_names_never_meet(tmp_path: Path) -> None:
         (tmp_path / name).touch()
     out = tmp_path / "out.csv"
     one = beside(out, tmp_path / "a")
-    for source in sources.find([str(tmp_path / "a")]):
+    for source in sources.find([str(tmp_path / "a")]).sources:
         one.write(source, {"segments": [{"start": 0, "end": 1, "text": source.path.name}]})
     assert written_in(one.folder) == ["deep/x.wav.srt", "x.mp3.srt", "x.wav.srt"]
     assert (tmp_path / "out.transcripts/x.mp3.srt").read_text().endswith("\nx.mp3\n\n")
     two = beside(tmp_path / "two.csv", tmp_path / "a", tmp_path / "b/x.wav", forms=("txt", "json"))
-    for source in sources.find([str(tmp_path / "a"), str(tmp_path / "b/x.wav")]):
+    for source in sources.find([str(tmp_path / "a"), str(tmp_path / "b/x.wav")]).sources:
         two.write(source, {"segments": []})
     wanted = [f"{name}.{form}" for name in files for form in ("txt", "json")]
     assert written_in(two.folder) == sorted(wanted)
@@ -190,7 +190,7 @@ def test_a_file_is_found_however_it_is_named(
     monkeypatch.chdir(tmp_path / "talks")
     for place in (".", "../talks", "../link", "x.wav", str(tmp_path / "talks")):
         found = beside(tmp_path / "out.csv", Path(place))
-        (source,) = sources.find([place])
+        (source,) = sources.find([place]).sources
         found.write(source, {"segments": []})
         assert written_in(found.folder) == ["x.wav.srt"]
         found.drop(source)
@@ -203,7 +203,7 @@ def test_what_is_missing_or_old_is_known(tmp_path: Path) -> None:
     recording = tmp_path / "talks/x.wav"
     recording.parent.mkdir()
     recording.touch()
-    (source,) = sources.find([str(recording)])
+    (source,) = sources.find([str(recording)]).sources
     both = beside(tmp_path / "out.csv", recording, forms=("srt", "vtt"))
     assert both.lacks(source)
     beside(tmp_path / "out.csv", recording).write(source, {"segments": []})

@@ -1,0 +1,70 @@
+"""A run over many files as a person at a terminal watches it."""
+
+import io
+import time
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from marship import console
+from marship.errors import ServerError
+from marship.predict import Run
+from marship.predict.rows import Row
+from marship.predict.screen import Screen
+from marship.predict.sources import Source
+
+ROWS = [
+    Row("a", "m 1.0", 200),
+    Row("b", "m 1.0", 415, "unsupported_media_type: no picture"),
+    Row("c", "m 1.0", 200),
+]
+
+
+@pytest.fixture
+def shown(monkeypatch: pytest.MonkeyPatch) -> io.StringIO:
+    """What a terminal of 100 columns gets on stderr."""
+    terminal = io.StringIO()
+    monkeypatch.setattr(
+        console, "err", Console(file=terminal, force_terminal=True, color_system=None, width=100)
+    )
+    return terminal
+
+
+def run(count: int) -> Run:
+    """A run over so many files."""
+    files = [Source.at(Path(str(number))) for number in range(count)]
+    return Run("m", files, Path("out.csv"))
+
+
+def wait_for(text: str, shown: io.StringIO) -> None:
+    """The terminal is drawn some ten times a second."""
+    end = time.monotonic() + 5
+    while text not in shown.getvalue():
+        assert time.monotonic() < end, f"{text} never came"
+        time.sleep(0.01)
+
+
+def test_the_bar_goes_up_with_every_row(shown: io.StringIO) -> None:
+    """From nothing to all of three files, with the one that failed counted beside them."""
+    with Screen(run(5)) as screen:
+        screen.on_start(3, 2, is_torn=False)
+        assert "2 answered before, 3 to ask" in shown.getvalue()
+        wait_for("0/3", shown)
+        for number, row in enumerate(ROWS, 1):
+            assert f"{number}/3" not in shown.getvalue()
+            screen.on_row(row)
+            wait_for(f"{number}/3", shown)
+    assert "m  1 failed" in shown.getvalue()
+
+
+def test_trouble_is_told_while_it_lasts(shown: io.StringIO) -> None:
+    """The bar says what is waited for, until the next row."""
+    with Screen(run(3)) as screen:
+        screen.on_start(3, 0, is_torn=False)
+        screen.on_trouble(ServerError("busy"))
+        wait_for("waiting for the server", shown)
+        screen.on_row(ROWS[0])
+        wait_for("1/3", shown)
+    *_, last = shown.getvalue().partition("1/3")
+    assert "waiting" not in last
