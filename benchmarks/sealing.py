@@ -9,6 +9,9 @@ all, where the first worker writes the copy and later ones map it. Prints a tabl
 then all figures as JSON. Peak is the largest resident memory from just before the load on, above
 what it was then (proc(5), VmHWM). CPU time is the worker's own; that of the process which makes
 the mapped copy is not in it.
+
+Exit code 1: the sealed model, in the median, took longer than twice the plain one's time, or more
+memory than 2.5 times its size.
 """
 
 import json
@@ -29,6 +32,8 @@ MODEL = "matmuls"
 ROUNDS = 7
 PLAIN, SEALED = "plain", "sealed"
 KINDS = (PLAIN, SEALED, "first of mapped", "later of mapped")
+LONGEST, LARGEST = 2.0, 2.5
+"""Of a sealed model: its load time to that of the plain one, and its peak to the model's size."""
 CLEAR_PEAK = "5"
 """proc(5), clear_refs."""
 
@@ -103,6 +108,24 @@ def measure(scratch: Path) -> tuple[float, dict[str, list[dict[str, float]]]]:
     return (source / "model.onnx").stat().st_size / MB, found
 
 
+def to_plain(found: dict[str, list[dict[str, float]]], kind: str, key: str) -> float:
+    """The median of a figure's ratios to the plain model's in the same rounds."""
+    pairs = zip(found[kind], found[PLAIN], strict=True)
+    return statistics.median(one[key] / plain[key] for one, plain in pairs)
+
+
+def excess(size_mb: float, found: dict[str, list[dict[str, float]]]) -> str | None:
+    """What to say of a sealed model that is beyond its limits; None where it is within both."""
+    load = to_plain(found, SEALED, "ready_s")
+    peak = statistics.median(one["peak_mb"] for one in found[SEALED]) / size_mb
+    if load <= LONGEST and peak <= LARGEST:
+        return None
+    return (
+        f"error: a sealed model must load in {LONGEST:g} times the plain one's time and take "
+        f"{LARGEST:g} times its size at most, got {load:.2f} and {peak:.2f}."
+    )
+
+
 def show(size_mb: float, found: dict[str, list[dict[str, float]]]) -> None:
     """Medians as a Markdown table; ratios of times are of the rounds' pairs."""
     print(f"\n{MODEL}, {size_mb:.0f} MB\n")
@@ -110,12 +133,7 @@ def show(size_mb: float, found: dict[str, list[dict[str, float]]]) -> None:
     print("|---|---|---|---|---|---|---|---|")
     for kind, rounds in found.items():
         middle = {key: statistics.median(one[key] for one in rounds) for key in rounds[0]}
-        wall, cpu = (
-            statistics.median(
-                one[key] / plain[key] for one, plain in zip(rounds, found[PLAIN], strict=True)
-            )
-            for key in ("ready_s", "cpu_s")
-        )
+        wall, cpu = (to_plain(found, kind, key) for key in ("ready_s", "cpu_s"))
         print(
             f"| {kind} | {middle['ready_s']:.2f} s | {wall:.2f} | {middle['cpu_s']:.2f} s "
             f"| {cpu:.2f} | {middle['peak_mb']:.0f} MB | {middle['peak_mb'] / size_mb:.2f} "
@@ -123,8 +141,8 @@ def show(size_mb: float, found: dict[str, list[dict[str, float]]]) -> None:
         )
 
 
-def main() -> None:
-    """Measure, print."""
+def main() -> int:
+    """Measure, print, judge."""
     import onnxruntime
 
     with tempfile.TemporaryDirectory() as scratch:
@@ -137,10 +155,13 @@ def main() -> None:
     print(f"{machine}, ONNX Runtime {onnxruntime.__version__}, one thread, {ROUNDS} rounds")
     show(size_mb, found)
     print(f"\n{json.dumps(found)}")
+    if said := excess(size_mb, found):
+        print(said, file=sys.stderr)
+    return 1 if said else 0
 
 
 if __name__ == "__main__":
     if sys.argv[1:2] == ["--load"]:
         load(Path(sys.argv[2]), sys.argv[3])
     else:
-        main()
+        sys.exit(main())

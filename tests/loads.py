@@ -4,6 +4,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -71,6 +72,8 @@ def load(  # noqa: PLR0913  keyword-only
 ) -> Iterator[Tally]:
     """Ask a model until the block ends; the last requests are waited for.
 
+    Every request is then answered, or ended with an error of marship's; else this fails.
+
     Args:
         home: Of the server.
         model: The name of the model.
@@ -104,15 +107,15 @@ def load(  # noqa: PLR0913  keyword-only
                 ask(client)
                 time.sleep(pause_s)
 
-    asking = [threading.Thread(target=go_on) for _ in range(threads)]
-    for thread in asking:
-        thread.start()
-    try:
-        yield tally
-    finally:
-        ended.set()
-        for thread in asking:
-            thread.join()
+    with ThreadPoolExecutor(threads) as pool:
+        asking = [pool.submit(go_on) for _ in range(threads)]
+        try:
+            yield tally
+        finally:
+            ended.set()
+    for one in asking:
+        one.result()  # an error that is none of marship's fails the test
+    assert tally.ended() == tally.sent, tally
 
 
 @contextmanager

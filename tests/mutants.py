@@ -213,7 +213,7 @@ class Maker:
         wire = request.wire()
         if not request.reads and random.random() < 0.06:
             wire = bytes(random.choice(damage.MUTATIONS)(bytearray(wire), random, [wire]))
-            request = replace(request, is_sure=False, may_enter=True)  # nobody knows
+            request = replace(request, is_sure=False)
             changes.append("wire")
         return Mutant(index, request, wire, tuple(changes))
 

@@ -5,6 +5,7 @@ each line with its reason; here the blanks in it are filled in.
 """
 
 import re
+import stat
 import string
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -154,9 +155,21 @@ def render(
     )
 
 
+def without_archive(home: Path | None, names: Sequence[str]) -> tuple[list[str], Path]:
+    """The names that no archive in the server's model store has, and the store."""
+    record = _place(home).running()
+    own = record.model_store if record else _server_settings(home).get("model_store")
+    store = Path(own or "model_store")
+    return [name for name in names if not (store / f"{name}.mar").is_file()], store
+
+
+def _place(home: Path | None) -> Home:
+    return Home((home or homes.default_home()).absolute())
+
+
 def _server_settings(home: Path | None) -> dict[str, str]:
     """Those of the home's server, which may have ended; else those it would start with."""
-    resolved = Home((home or homes.default_home()).absolute()).config
+    resolved = _place(home).config
     return properties.read(resolved if resolved.is_file() else configs.locate(None))
 
 
@@ -199,7 +212,21 @@ def _given_certificate(settings: ProxySettings) -> tuple[Path, Path]:
     paths = settings.certificate.absolute(), settings.certificate_key.absolute()
     for path in paths:
         _check_plain(path)
+    _check_closed(paths[1])
     return paths
+
+
+def _check_closed(key: Path) -> None:
+    """A group may read it: nginx runs as a user, to whom root's keys are often lent so."""
+    try:
+        mode = stat.S_IMODE(key.stat().st_mode)
+    except OSError:
+        return  # it is yet to come, or lies where nginx's user alone may look
+    if mode & stat.S_IRWXO:
+        raise UsageError(
+            f"{key} must be closed to other users of the machine, got mode {mode:04o}. "
+            f"Run: chmod o= {key}, and get a new certificate if others may have read it."
+        )
 
 
 def _check_plain(path: Path) -> None:

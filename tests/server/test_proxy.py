@@ -145,6 +145,8 @@ def test_a_named_model_answers(door: Door) -> None:
         "/predictions/echo/../../models",
         "/predictions/proxied.ear",
         "/predictions/echo%0d%0a",
+        "/predictions/echo%0a",
+        "/predictions/echo/1.0%0a",
         "/.marship-error/404",
         "/ping/",
     ],
@@ -238,8 +240,9 @@ def test_http_2(door: Door, tmp_path: Path) -> None:
     )
     assert told == "2 200"
     assert out.read_bytes() == (tmp_path / "body").read_bytes()
-    refused = curl(door, "--http2", "-w", "\n%{http_code}", f"{door.url}/models")
-    assert refused.splitlines()[-1] == "404"
+    for path in ("models", "predictions/echo%0a"):
+        refused = curl(door, "--http2", "-d", "1", "-w", "\n%{http_code}", f"{door.url}/{path}")
+        assert refused.splitlines()[-1] == "404"
 
 
 FORM = b'--b\r\nContent-Disposition: form-data; name="body"\r\n\r\n[1]\r\n--b--\r\n'
@@ -425,3 +428,15 @@ def test_without_names_it_is_all_registered_models(running: server.Server, tmp_p
     text = (tmp_path / "proxy" / "nginx.conf").read_text()
     (models,) = re.findall(r"\(\?<model>(.*?)\)", text)
     assert {"echo", r"proxied\-ear"} <= set(models.split("|"))
+
+
+def test_a_registered_model_needs_no_archive_of_its_name(
+    running: server.Server, client: Client, tmp_path: Path
+) -> None:
+    """The advice about names is for those that the server does not have either."""
+    words = ["proxy", "--home", str(running.home.path), "--out", str(tmp_path), "--self-signed"]
+    client.register("echo.mar", name="proxied-other", workers=1)
+    done = CliRunner().invoke(app, [*words, "proxied-other", "typo"])
+    client.unregister("proxied-other")
+    assert done.exit_code == 0, done.output
+    assert "is named typo." in done.stderr

@@ -9,9 +9,19 @@ import pytest
 REPOSITORY = Path(__file__).parents[2]
 FOLDERS = ("src", "handlers", "training", "benchmarks", "demos", "tools")
 PICKLES = {"pickle", "_pickle", "cPickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"}
-INTERPRETERS = {"eval", "exec", "compile", "__import__"}
-SHELLS = {"os.system", "os.popen", "subprocess.getoutput", "subprocess.getstatusoutput"}
-ERRORS_OF_PICKLE = {"pickle.UnpicklingError", "pickle.PickleError"}
+REFUSED = {
+    *PICKLES,
+    *("eval", "exec", "compile", "__import__"),
+    *("os.system", "os.popen", "subprocess.getoutput", "subprocess.getstatusoutput"),
+    *("torch.jit.load", "torch.hub.load", "torch.export.load", "torch.package"),
+    *("yaml.load", "yaml.load_all", "yaml.full_load", "yaml.full_load_all"),
+    *("yaml.unsafe_load", "yaml.unsafe_load_all", "pandas.read_pickle"),
+}
+"""Names that nothing may use, and all that lies below them."""
+HARMLESS = {"pickle.UnpicklingError", "pickle.PickleError"}
+LOADS = {"torch.load", "torch.serialization.load"}
+PLACES = {"numpy.load": 2, "numpy.lib.format.read_array": 1}
+"""Which argument without a name is `allow_pickle`."""
 OFF = {"allow_pickle": False, "shell": False, "trust_remote_code": False, "weights_only": True}
 
 
@@ -24,36 +34,62 @@ def files() -> list[str]:
 
 def faults(source: str) -> Iterator[str]:
     """What a file does that it must not."""
-    for node in ast.walk(ast.parse(source)):
-        if isinstance(node, ast.Import):
-            names = {alias.name.partition(".")[0] for alias in node.names} - {"pickle"}
-            yield from names & PICKLES  # pickle itself is looked at where it is used
-        elif isinstance(node, ast.ImportFrom):
-            yield from {str(node.module).partition(".")[0]} & PICKLES
-        elif isinstance(node, ast.Attribute):
-            name = ast.unparse(node)
-            if name.startswith("pickle.") and name not in ERRORS_OF_PICKLE:
+    nodes = list(ast.walk(ast.parse(source)))
+    meant = imported(nodes)
+    yield from filter(is_refused, set(meant.values()) - {"pickle"})  # its errors may be named
+    inner = {id(node.value) for node in nodes if isinstance(node, ast.Attribute)}
+    called = {id(node.func) for node in nodes if isinstance(node, ast.Call)}
+    for node in nodes:
+        if isinstance(node, ast.Name | ast.Attribute) and id(node) not in inner:
+            name = in_full(node, meant)
+            if is_refused(name) or (name in LOADS and id(node) not in called):
                 yield name
         elif isinstance(node, ast.Call):
-            yield from wrong_call(node)
+            yield from wrong_call(node, in_full(node.func, meant))
 
 
-def wrong_call(call: ast.Call) -> Iterator[str]:
+def imported(nodes: list[ast.AST]) -> dict[str, str]:
+    """What each name that is imported means, in full."""
+    meant = {}
+    for node in nodes:
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                top = alias.name.partition(".")[0]
+                meant[alias.asname or top] = alias.name if alias.asname else top
+        elif isinstance(node, ast.ImportFrom):
+            meant |= {one.asname or one.name: f"{node.module}.{one.name}" for one in node.names}
+    return meant
+
+
+def in_full(node: ast.expr, meant: dict[str, str]) -> str:
+    """A dotted name as it would be without `from` and `as`."""
+    head, dot, rest = ast.unparse(node).partition(".")
+    return (meant.get(head, head) + dot + rest).removeprefix("builtins.")
+
+
+def is_refused(name: str) -> bool:
+    """Whether it, or what it lies in, is one that nothing may use."""
+    parts = name.removeprefix("builtins.").split(".")
+    above = {".".join(parts[:end]) for end in range(1, len(parts) + 1)}
+    return name not in HARMLESS and bool(above & REFUSED)
+
+
+def wrong_call(call: ast.Call, name: str) -> Iterator[str]:
     """What a call does that it must not."""
-    name = ast.unparse(call.func)
     flags = {item.arg: item.value for item in call.keywords}
-    if name in INTERPRETERS | SHELLS:
-        yield name
     for flag, safe in OFF.items():
         value = flags.get(flag)
         if value is not None and not (isinstance(value, ast.Constant) and value.value is safe):
             yield f"{name}({flag}={ast.unparse(value)})"
-    if name == "torch.load" and "weights_only" not in flags:
-        yield "torch.load without weights_only"
-    if name in {"torch.jit.load", "torch.hub.load", "pd.read_pickle", "pandas.read_pickle"}:
-        yield name
-    if name.startswith("yaml.") and "load" in name and name != "yaml.safe_load":
-        yield name
+    if name in LOADS and "weights_only" not in flags:
+        yield f"{name} without weights_only"
+    is_open = None in flags or any(isinstance(one, ast.Starred) for one in call.args)
+    if name in PLACES and (is_open or len(call.args) > PLACES[name]):
+        yield f"{name} with what may be allow_pickle"
+    if name == "importlib.import_module":
+        given = call.args[0] if call.args else None
+        if isinstance(given, ast.Constant) and is_refused(str(given.value)):
+            yield f"{name}({given.value!r})"
 
 
 @pytest.mark.parametrize("name", files())
@@ -83,6 +119,32 @@ def test_nothing_reads_a_format_that_holds_code(name: str) -> None:
         "exec(text)",
         "subprocess.run(text, shell=True)",
         "os.system(text)",
+        "import pickle as p\np.loads(data)",
+        "import pickle\np = pickle",
+        "import pickle\ngetattr(pickle, name)(data)",
+        "from pickle import Unpickler as Reader",
+        "import importlib\nimportlib.import_module('pickle').loads(data)",
+        "from importlib import import_module\nimport_module('dill')",
+        "from torch import load\nload(path)",
+        "import torch as t\nt.load(path)",
+        "import torch\nload = torch.load",
+        "torch.load(path, **settings)",
+        "torch.serialization.load(path)",
+        "torch.export.load(path)",
+        "from torch.jit import load",
+        "from os import system\nsystem(text)",
+        "from subprocess import getoutput\ngetoutput(text)",
+        "from subprocess import run\nrun(text, shell=1)",
+        "from yaml import load\nload(text)",
+        "import yaml as y\ny.full_load(text)",
+        "import numpy as np\nnp.load(path, None, True)",
+        "import numpy as np\nnp.load(path, **settings)",
+        "from numpy import load\nload(*given)",
+        "from numpy.lib import format\nformat.read_array(file, True)",
+        "import pandas as p\np.read_pickle(path)",
+        "import builtins\nbuiltins.exec(text)",
+        "from builtins import eval as read\nread(text)",
+        "read = eval",
     ],
 )
 def test_each_of_them_would_be_found(source: str) -> None:
@@ -92,8 +154,20 @@ def test_each_of_them_would_be_found(source: str) -> None:
 
 def test_what_is_safe_is_left_alone() -> None:
     """A model's eval(), torch.load of weights and naming pickle's error are no fault."""
-    source = "import pickle\nmodel.eval()\ntorch.load(path, weights_only=True)\nnp.load(path)"
-    assert list(faults(f"{source}\nraise pickle.UnpicklingError")) == []
+    source = """
+import importlib, pickle, re, yaml
+import numpy as np
+from pickle import PickleError
+from torch import load
+model.eval()
+load(path, weights_only=True)
+np.load(path, "r")
+re.compile(text)
+yaml.safe_load(text)
+importlib.import_module(name)
+raise pickle.UnpicklingError
+"""
+    assert list(faults(source)) == []
 
 
 def test_files_are_found() -> None:

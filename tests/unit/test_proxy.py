@@ -92,6 +92,35 @@ def test_a_server_that_the_proxy_cannot_guard(home: Path, old: str, new: str, me
         proxy.write(ProxySettings(home=home, **TLS), ["a"])
 
 
+@pytest.mark.parametrize(("mode", "is_taken"), [(0o600, True), (0o640, True), (0o644, False)])
+def test_a_private_key_that_all_users_can_read_is_refused(
+    home: Path, mode: int, is_taken: bool
+) -> None:
+    """A group may read it; the error says what to do, and nothing is written."""
+    key = home / "privkey.pem"
+    key.touch()
+    key.chmod(mode)
+    settings = ProxySettings(home=home, out=home / "out", **{**TLS, "certificate_key": key})
+    if is_taken:
+        proxy.write(settings, ["a"])
+    else:
+        with pytest.raises(UsageError, match=r"privkey\.pem must be closed .* 0644. .*chmod o= "):
+            proxy.write(settings, ["a"])
+    assert (home / "out" / "nginx.conf").exists() == is_taken
+
+
+def test_a_name_that_no_archive_has_is_told(tmp_path: Path, home: Path) -> None:
+    """It is let in all the same, since the proxy may be written first; known ones are not told."""
+    (tmp_path / "model_store").mkdir()
+    (tmp_path / "model_store" / "tagger.mar").touch()
+    words = ["proxy", "--home", str(home), "--self-signed", "tagger"]
+    assert "advice" not in CliRunner().invoke(app, words).stderr
+    done = CliRunner().invoke(app, [*words, "tager", "recomend"])
+    assert done.exit_code == 0
+    assert "no archive in model_store, is named tager or recomend." in done.stderr
+    assert "recomend|tager|tagger" in (tmp_path / "proxy" / "nginx.conf").read_text()
+
+
 def test_without_names_a_server_must_run(home: Path) -> None:
     """Its registered models are taken."""
     done = CliRunner().invoke(app, ["proxy", "--home", str(home), "--self-signed"])

@@ -1,9 +1,13 @@
 """The proxy: nginx in front of the server."""
 
+import contextlib
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from marship import console
 from marship.cli.app import app, connect
 from marship.proxy import ProxySettings
 from marship.settings import flags
@@ -22,10 +26,9 @@ def proxy(
     """Write nginx.conf: TLS, limits, and these models' predictions alone."""
     from marship import proxy, tables
 
-    if not names:
-        with connect(settings.home) as client:
-            names = [model.name for model in client.models()]
-    done = proxy.write(settings, names)
+    done = proxy.write(settings, names or _registered(settings.home))
+    if names:
+        _advise(settings.home, names)
     tables.facts(
         [
             ("written", done.config),
@@ -36,3 +39,26 @@ def proxy(
             ("start it", f"nginx -p {settings.out.absolute()} -c {proxy.CONFIG_FILE}"),
         ]
     )
+
+
+def _registered(home: Path | None) -> list[str]:
+    with connect(home) as client:
+        return [model.name for model in client.models()]
+
+
+def _advise(home: Path | None, names: Sequence[str]) -> None:
+    """Name the models that nobody has: they come later, or are misspelt."""
+    from marship import proxy
+    from marship.errors import NotRunningError
+
+    unknown, store = proxy.without_archive(home, names)
+    registered: list[str] = []
+    if unknown:
+        with contextlib.suppress(NotRunningError):
+            registered = _registered(home)
+    if strange := [name for name in unknown if name not in registered]:
+        console.err.print(
+            f"[yellow]advice:[/] no registered model, and no archive in {store}, is named "
+            f"{' or '.join(strange)}. Register it, or write the name otherwise.",
+            soft_wrap=True,
+        )

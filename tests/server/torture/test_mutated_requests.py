@@ -151,6 +151,14 @@ class Place:
         for number, answer in enumerate(filter(None, answers)):
             yield from self._answer_faults(mutant, answer, is_first=number == 0)
 
+    def _may_enter(self, mutant: Mutant, *, is_first: bool) -> bool:
+        door = mutant.request.door
+        if door == "metrics":
+            return True
+        if "wire" in mutant.changes:  # whatever became of its bytes, they must hold the token
+            return self._keys["management" if door == "management" else "inference"] in mutant.wire
+        return mutant.request.may_enter and is_first
+
     def _answer_faults(self, mutant: Mutant, answer: bytes, *, is_first: bool) -> Iterator[str]:
         request = mutant.request
         found = STATUS.match(answer)
@@ -162,8 +170,7 @@ class Place:
         if is_public:
             return  # the description of the API: the same for all, and full of names of errors
         if status < 400:
-            is_guarded = request.door != "metrics" and "wire" not in mutant.changes
-            if is_guarded and status != 100 and not (request.may_enter and is_first):
+            if status != 100 and not self._may_enter(mutant, is_first=is_first):
                 yield "let in"
         elif own := OWN.fullmatch(body):
             yield from own_faults(mutant, (status, own[2].decode()), own[3] or b"")

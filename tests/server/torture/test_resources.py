@@ -36,7 +36,7 @@ def assert_went_on(tallies: tuple[Tally, Tally], deaths: int) -> None:
     """Nothing wrong or lost, no more errors than workers that were killed, none for the patient."""
     hasty, patient = tallies
     assert not hasty.wrong + hasty.lost, hasty
-    assert hasty.failed.total() <= 2 * deaths, hasty
+    assert hasty.failed.total() <= deaths, hasty
     assert patient.all_answered(), patient
 
 
@@ -93,7 +93,12 @@ def test_the_disk_is_full(archives: Path, tmp_path: Path, amount: Amount, figure
 def test_no_server_starts_on_a_full_disk(archives: Path, tmp_path: Path) -> None:
     """One line names the file that did not fit, and nothing runs."""
     words = f'"$1" -m marship serve --home "$0" --model-store {archives} --free-ports --detach'
-    done = run_on(tmp_path / "home", 64, f'head -c 1M /dev/zero > "$0/x"; {words}', sys.executable)
+    done = run_on(
+        tmp_path / "home",
+        64,
+        f'touch "$0/start.lock"; head -c 1M /dev/zero > "$0/x"; {words}',
+        sys.executable,
+    )
     assert done.returncode == 1
     assert "config.properties must fit on the disk, got: no space left" in done.stderr
 

@@ -92,6 +92,7 @@ POST     /models                          no   no      no  no  no        400    
 PATCH    /models/lin                      no   no      no  no  no        405        no
 GET      /workflows                       no   no      no  no  no        200        no
 GET      /workflows/none                  no   no      no  no  no        404        no
+POST     /workflows?url=echo.mar          no   no      no  no  no        404        no
 DELETE   /workflows/none                  no   no      no  no  no        404        no
 GET      /models?next=/token              no   no      no  no  no        no         no
 GET      /token                           no   no      no  no  no        no         no
