@@ -8,13 +8,15 @@ import hashlib
 import json
 import zipfile
 import zlib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from marship import texts
 from marship.contract import CONTRACT_FILE, Contract
 from marship.errors import ModelError, PackageError, UsageError
 from marship.serving import sealed
@@ -70,6 +72,21 @@ class Archive:
         """The names of the sealed files."""
         return tuple(m.name for m in self.members if m.name.endswith(sealed.SUFFIX))
 
+    def contents(self, name: str) -> bytes:
+        """One file, as it was when the archive was read.
+
+        Raises:
+            PackageError: It is another now, or damaged.
+        """
+        known = {member.name: member for member in self.members}[name]
+        with _explained(self.path), zipfile.ZipFile(self.path) as zipped, zipped.open(name) as file:
+            found = file.read(known.size_bytes)
+        if hashlib.sha256(found).hexdigest() != known.sha256:
+            raise PackageError(
+                f"{self.path} must stay as it is while it is used, got another {name}. Try again."
+            )
+        return found
+
 
 def read(path: Path) -> Archive:
     """Read an archive; every byte is checked against its zip checksum.
@@ -80,22 +97,33 @@ def read(path: Path) -> Archive:
     """
     if not path.is_file():
         raise UsageError(f"{path} must be a .mar file, got no such file.")
+    with _explained(path), zipfile.ZipFile(path) as zipped:
+        manifest = _manifest(texts.read(zipped, MANIFEST_FILE))
+        config = _text(zipped, config_name(manifest))
+        contract = _text(zipped, CONTRACT_FILE)
+        evidence = _text(zipped, EVIDENCE_FILE)
+        members = (_member(zipped, info) for info in zipped.infolist())
+        return Archive(
+            path=path,
+            manifest=manifest,
+            config=_mapping(config or b"{}", yaml.safe_load),
+            contract=_contract(contract) if contract else None,
+            evidence=_mapping(evidence or b"{}"),
+            members=tuple(sorted(members, key=lambda member: member.name)),
+            key_name=_key_name(zipped, sorted(zipped.namelist())),
+        )
+
+
+@contextmanager
+def _explained(path: Path) -> Iterator[None]:
+    """Tell what is wrong with an archive.
+
+    Raises:
+        PackageError: It is damaged, or none.
+    """
     try:
-        with zipfile.ZipFile(path) as zipped:
-            members = tuple(_member(zipped, info) for info in zipped.infolist())
-            manifest = json.loads(zipped.read(MANIFEST_FILE))
-            names = {member.name for member in members}
-            contract = zipped.read(CONTRACT_FILE) if CONTRACT_FILE in names else None
-            return Archive(
-                path=path,
-                manifest=manifest,
-                config=yaml.safe_load(_text(zipped, config_name(manifest))) or {},
-                contract=Contract.from_json(contract) if contract else None,
-                evidence=json.loads(_text(zipped, EVIDENCE_FILE) or "{}"),
-                members=tuple(sorted(members, key=lambda member: member.name)),
-                key_name=_key_name(zipped, sorted(names)),
-            )
-    except (zipfile.BadZipFile, zlib.error, OSError, EOFError, NotImplementedError) as error:
+        yield
+    except (zipfile.BadZipFile, zlib.error, OSError, EOFError, RuntimeError) as error:
         raise PackageError(
             f"{path} must be an intact .mar archive, got: {error}. Package the model again."
         ) from error
@@ -112,8 +140,26 @@ def config_name(manifest: dict[str, Any]) -> str:
     return str(manifest["model"].get("configFile", CONFIG_FILE))
 
 
-def _text(zipped: zipfile.ZipFile, name: str) -> str:
-    return zipped.read(name).decode() if name in zipped.namelist() else ""
+def _text(zipped: zipfile.ZipFile, name: str) -> bytes:
+    return texts.read(zipped, name) if name in zipped.namelist() else b""
+
+
+def _mapping(text: bytes, parse: Callable[[bytes], Any] = json.loads) -> dict[str, Any]:
+    value = texts.parsed(text, parse)
+    if not isinstance(value, dict | None):
+        raise TypeError(f"{type(value).__name__} where names and values must be")
+    return value or {}
+
+
+def _manifest(text: bytes) -> dict[str, Any]:
+    manifest = _mapping(text)
+    _ = manifest["model"]["modelName"], manifest["model"]["modelVersion"]
+    return manifest
+
+
+def _contract(text: bytes) -> Contract:
+    texts.parsed(text)
+    return Contract.from_json(text)
 
 
 def _key_name(zipped: zipfile.ZipFile, names: Iterable[str]) -> str | None:

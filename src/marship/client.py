@@ -212,7 +212,8 @@ class Client(_Connected):
     """A blocking client.
 
     Addresses and tokens are found in the server's home folder, and tokens are
-    renewed before they expire. A server elsewhere is named by its addresses and tokens.
+    renewed before they expire. A server elsewhere is named by its addresses and tokens: those
+    of the home go to no address but its own server's.
 
     Args:
         home: The server's home; None is MARSHIP_HOME, else `.marship` in the current folder.

@@ -1,13 +1,14 @@
 """What a person sees: progress, tables, and one clear line for each error."""
 
 import os
+import re
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, NoReturn
 
 import typer
-from rich.console import Console
+from rich.console import Console, ConsoleOptions, RenderableType
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -19,16 +20,40 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
+from rich.segment import Segment
 from rich.text import Text
 from typer.exceptions import TyperException
 
 from marship.errors import MarshipError, UsageError
 
-out = Console(highlight=False)
-err = Console(stderr=True, highlight=False)
-
 _WHOLE_RATE = 10
 INTERRUPTED = 128 + signal.SIGINT
+_UNSEEN = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+"""What steers a terminal or turns what is read around, but for tabs and ends of lines."""
+
+
+def seen(text: str) -> str:
+    """The text with what steers a terminal as codes: names and messages may be a stranger's."""
+    return _UNSEEN.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
+
+
+class _Console(Console):
+    """Prints no control characters but its own."""
+
+    def render_str(self, text: str, **settings: Any) -> Text:  # noqa: ANN401  Rich's own
+        """A text, before its width is measured."""
+        return super().render_str(seen(text), **settings)
+
+    def render(
+        self, renderable: RenderableType, options: ConsoleOptions | None = None
+    ) -> Iterable[Segment]:
+        """All else, such as JSON and what stands beside a spinner."""
+        for segment in super().render(renderable, options):
+            yield segment if segment.control else segment._replace(text=seen(segment.text))
+
+
+out = _Console(highlight=False)
+err = _Console(stderr=True, highlight=False)
 
 
 class _RateColumn(ProgressColumn):

@@ -5,7 +5,6 @@ the wire, the handler, and that it is this version that answers.
 """
 
 import ast
-import zipfile
 from dataclasses import dataclass
 from io import BytesIO
 from typing import Any
@@ -95,10 +94,9 @@ def _obstacle(archive: Archive) -> str:
 def _takes_tensors(archive: Archive) -> bool:
     """Whether the handler leaves requests and answers to its base; its source is read, not run."""
     name = str(archive.manifest["model"]["handler"]).partition(":")[0]
-    with zipfile.ZipFile(archive.path) as zipped:
-        if name not in zipped.namelist():
-            return False
-        tree = ast.parse(zipped.read(name))
+    if name not in {member.name for member in archive.members}:
+        return False
+    tree = ast.parse(archive.contents(name))
     kinds = [node for node in ast.walk(tree) if isinstance(node, ast.ClassDef)]
     return len(kinds) == 1 and _is_plain(kinds[0])
 
@@ -110,8 +108,7 @@ def _is_plain(kind: ast.ClassDef) -> bool:
 
 
 def _cases(archive: Archive) -> list[GoldenCase]:
-    with zipfile.ZipFile(archive.path) as zipped:
-        return read_golden(BytesIO(zipped.read(GOLDEN_FILE)))
+    return read_golden(BytesIO(archive.contents(GOLDEN_FILE)))
 
 
 def _checked(answer: Any, case: GoldenCase, contract: Contract, index: int) -> float:  # noqa: ANN401

@@ -19,9 +19,10 @@ from typing import TypeVar
 from marship import archive as archives
 from marship.archive import Archive
 from marship.client import Client, ModelStatus
-from marship.errors import MarshipError, NotFoundError, RolloutError, UsageError
+from marship.errors import MarshipError, NotFoundError, PackageError, RolloutError, UsageError
 from marship.predict.sources import media_type
 from marship.replay import replay
+from marship.torchserve import store
 
 LOAD_TIMEOUT_S = 180.0
 
@@ -105,18 +106,29 @@ def rollout(  # noqa: PLR0913  keyword-only
 
 
 def read(client: Client, archive: str) -> Archive:
-    """An archive of the server's model store.
+    """An archive of the server's model store; where the server trusts keys, as one signed it.
 
     Raises:
         UsageError: It is no file name, or no such file.
         PackageError: It is damaged.
+        SignatureError: None of the keys signed it as it is.
     """
     if Path(archive).name != archive:
         raise UsageError(
             f"an archive must be the name of a file in the model store, got {archive!r}. "
             "Put the file there and give its name alone."
         )
-    return archives.read(Path(client.home.require_running().model_store) / archive)
+    record = client.home.require_running()
+    path = Path(record.model_store) / archive
+    keys = store.pinned(Path(record.trust) if record.trust else None)
+    if keys is None:
+        return archives.read(path)
+    signed = keys.verify(path).contents.files  # before anything in it is parsed
+    found = archives.read(path)
+    files = {file.name: file.sha256 for file in found.members if not file.name.endswith("/")}
+    if files != {name: file.sha256 for name, file in signed.items()}:
+        raise PackageError(f"{path} must stay as it is while it is read, got another. Try again.")
+    return found
 
 
 @dataclass(slots=True)

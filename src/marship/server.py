@@ -5,7 +5,7 @@ environment and its temporary folder are known, and several servers run side by 
 """
 
 import contextlib
-import importlib.util
+import dataclasses
 import shutil
 import signal
 import subprocess
@@ -28,8 +28,6 @@ from marship.torchserve import home as homes
 from marship.torchserve import store as stores
 from marship.torchserve.home import Home, ServerRecord
 
-LOG_CONFIG = Path(__file__).with_name("log4j2.xml")
-JAVA_CLASS = "org.pytorch.serve.ModelServer"
 STARTED_LINE = "Model server started."
 
 _POLL_S = 0.05
@@ -50,8 +48,9 @@ class ServeSettings:
     )
     models: tuple[str, ...] = setting((), "archives to load at the start, or all")
     trust: Path | None = setting(
-        None, "folder of public keys: only archives signed with one of them are served"
+        None, "folder of public keys that archives must be signed with; else the last start's"
     )
+    no_trust: bool = setting(False, "serve unsigned archives, whatever the last start asked for")
     inference_port: int | None = setting(None, "0 takes any free port; else the config's")
     management_port: int | None = setting(None, "0 takes any free port; else the config's")
     metrics_port: int | None = setting(None, "0 takes any free port; else the config's")
@@ -125,11 +124,26 @@ class Server:
         stop(self.home.path, grace_s=grace_s)
 
 
+def remembering(settings: ServeSettings) -> ServeSettings:
+    """The settings, with the trust folder of the home's last start where they say nothing of one.
+
+    Raises:
+        UsageError: They name a trust folder, and want none.
+        ServerError: What the home remembers is damaged.
+    """
+    if settings.trust and settings.no_trust:
+        raise UsageError("--trust must come without --no-trust, got both. Leave one of them out.")
+    if settings.trust or settings.no_trust:
+        return settings
+    home = Home((settings.home or homes.default_home()).absolute())
+    return dataclasses.replace(settings, trust=home.trust())
+
+
 def start(settings: ServeSettings, *, on_wait: Callable[[float], None] | None = None) -> Server:
     """Start a server in the background and return when it answers.
 
     Args:
-        settings: What to start, and where.
+        settings: What to start, and where. The home remembers `trust` for the next start.
         on_wait: Called again and again with the seconds waited so far.
 
     Raises:
@@ -140,26 +154,27 @@ def start(settings: ServeSettings, *, on_wait: Callable[[float], None] | None = 
     """
     home = Home((settings.home or homes.default_home()).absolute())
     production.check_profile(settings.profile, settings.keep_env)
+    home.require_stopped()  # else its ports would be what is wrong
+    settings = remembering(settings)
+    keys = stores.pinned(settings.trust)
+    source = configs.locate(settings.config)
+    values = configs.resolve(
+        source,
+        home=home.path,
+        model_store=settings.model_store,
+        ports=settings.ports(),
+        models=settings.models,
+        vault=home.verified if keys else None,
+    )
     home.create()
     with home.locked():
-        if (running := home.running()) is not None:
-            raise ServerError(
-                f"no server must run in {home.path}, got one at {running.inference_url} "
-                f"(process {running.pid}). Stop it with: marship stop"
-            )
-        _clean(home)
-        source = configs.locate(settings.config)
-        values = configs.resolve(
-            source,
-            home=home.path,
-            model_store=settings.model_store,
-            ports=settings.ports(),
-            models=settings.models,
-            vault=home.verified if settings.trust else None,
-        )
+        home.require_stopped()  # one may have started meanwhile
         if settings.profile:
-            production.check(home, source, values, settings.trust)
-        with stores.admitted(home, values, settings.trust) as readable:
+            seal_key = keysource.chosen(settings.seal_key)
+            production.check(home, source, values, seal_key, is_signed=keys is not None)
+        _clean(home)
+        with stores.admitted(home, values, keys) as readable:
+            home.write_trust(settings.trust)
             return _launch(home, values, readable, settings, on_wait)
 
 
@@ -174,12 +189,13 @@ def stop(home_path: Path | None = None, *, grace_s: float = 10.0) -> ServerRecor
         What ran.
 
     Raises:
-        NotRunningError: No server ran; what one had left behind is removed all the same.
+        NotRunningError: No server ran; what one that was killed had left behind is removed.
     """
     home = Home((home_path or homes.default_home()).absolute())
     record = home.running()
     if record is None:
-        _clean(home)
+        if home.record() is not None:
+            _clean(home)
         raise NotRunningError(f"a server must run in {home.path} to be stopped, got none.")
     _end(home, record, grace_s)
     return record
@@ -262,7 +278,7 @@ def _run_java(
         home.config.chmod(0o600)
     with home.console_log.open("wb") as console:
         return subprocess.Popen(
-            _command(runtime, home, values, temporary),
+            java.command(runtime, home, values, temporary),
             cwd=home.path,
             env=seen,
             umask=0o077,
@@ -301,37 +317,6 @@ def _sigterm_raises() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, previous)
-
-
-def _command(
-    runtime: java.Java, home: Home, values: Mapping[str, str], temporary: Path
-) -> list[str]:
-    package = _torchserve_folder()
-    return [
-        str(runtime.path),
-        *runtime.flags(),
-        *values.get("vmargs", "").split(),
-        f"-Dmodel_server_home={package.parent}",
-        f"-Djava.io.tmpdir={temporary}",
-        f"-Dlog4j.configurationFile={LOG_CONFIG.as_uri()}",
-        "-cp",
-        str(package / "frontend" / "*"),
-        JAVA_CLASS,
-        "--python",
-        sys.executable,
-        "--ts-config-file",
-        str(home.config),
-        "--model-store",
-        values["model_store"],
-        "--no-config-snapshot",  # the state after a restart is the config's, not the last run's
-    ]
-
-
-def _torchserve_folder() -> Path:
-    spec = importlib.util.find_spec("ts")
-    if spec is None or not spec.submodule_search_locations:
-        raise ServerError("TorchServe must be installed, got none. Run: pip install torchserve")
-    return Path(spec.submodule_search_locations[0]).resolve()
 
 
 def _wait_until_up(
@@ -393,7 +378,7 @@ def _clean(home: Home) -> None:
         shutil.rmtree(record.tmp, ignore_errors=True)
         for url in (record.inference_url, record.management_url, record.metrics_url):
             sockets.remove(url)
-    shutil.rmtree(home.path / "tmp", ignore_errors=True)
+    shutil.rmtree(home.tmp, ignore_errors=True)
     shutil.rmtree(home.verified, ignore_errors=True)
     home.key_file.unlink(missing_ok=True)
     home.record_file.unlink(missing_ok=True)

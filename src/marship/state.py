@@ -23,6 +23,7 @@ from marship import rollout as rollouts
 from marship.client import Client, Model, ModelStatus
 from marship.errors import MarshipError, UsageError
 from marship.replay import replay
+from marship.torchserve import store
 
 TABLE = "model"
 _HEADER = re.compile(rf"\s*\[\[\s*{TABLE}\s*\]\]")
@@ -53,12 +54,21 @@ class Entry:
 
 @dataclass(frozen=True, slots=True)
 class Version:
-    """An entry whose archive was read."""
+    """An entry whose archive was read.
+
+    Attributes:
+        entry: What the file says.
+        name: The model's name on the server.
+        version: The archive's.
+        is_default: Whether it answers where no version is named.
+        is_changed: Whether the archive is another than the one that was registered.
+    """
 
     entry: Entry
     name: str
     version: str
     is_default: bool
+    is_changed: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,7 +143,13 @@ def resolve(client: Client, entries: Sequence[Entry]) -> list[Version]:
         found[key] = entry
     answering = {name: _default_of(name, found) for name in {name for name, _ in found}}
     return [
-        Version(entry, name, version, answering[name] == version)
+        Version(
+            entry,
+            name,
+            version,
+            is_default=answering[name] == version,
+            is_changed=store.has_other_files(client.home, name, version, entry.archive),
+        )
         for (name, version), entry in found.items()
     ]
 
@@ -265,6 +281,11 @@ def _adjusted(version: Version, status: ModelStatus) -> list[Change]:
         raise UsageError(
             f"{entry.where} must name the archive that {version.name} {version.version} runs "
             f"from, {status.archive}, got {entry.archive}. {advice}"
+        )
+    if version.is_changed:
+        raise UsageError(
+            f"{entry.where} must name an archive as it was when {version.name} {version.version} "
+            f"was registered, got another {entry.archive} by now. {advice}"
         )
     if entry.profile is not None:
         profile = profiles.find(entry.profile)

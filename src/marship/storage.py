@@ -45,13 +45,16 @@ def replacing_all(folder: Path) -> Iterator[Path]:
     moves. On any error none moves, and the old files stay.
 
     Raises:
-        StorageError: The disk is full or the folder cannot be written to.
+        StorageError: The disk is full, the folder cannot be written to, or one of the places
+            is a folder.
     """
     with explained(folder), _draft_folder(folder, "draft") as drafts:
         yield drafts
         files = sorted(drafts.iterdir())
         for file in files:
             _sync(file)
+            if (folder / file.name).is_dir():
+                raise _a_folder(folder / file.name)
         for file in files:
             file.replace(folder / file.name)
 
@@ -86,7 +89,13 @@ def explained(path: Path) -> Iterator[None]:
             raise StorageError(
                 f"{path} must be writable, got: {error.strerror}. Choose another folder."
             ) from error
+        if error.errno == errno.EISDIR:
+            raise _a_folder(path) from error
         raise
+
+
+def _a_folder(path: Path) -> StorageError:
+    return StorageError(f"{path} must be a file, got a folder. Move it away.")
 
 
 def write_json(path: Path, value: Any) -> None:  # noqa: ANN401  any JSON value

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 SHOWN_NUMBERS = 1000
 WHOLE_RATE = 10
 SAID = ("text", "segments", "timings_ms")
-SHOWN_FAILURES, SHOWN_COUNTS, SHOWN_CELLS = 5, 10, 4
+SHOWN_FAILURES, SHOWN_COUNTS, SHOWN_CELLS, SHOWN_NAMES = 5, 10, 4, 3
 
 
 def facts(rows: Iterable[tuple[str, object]], title: str | None = None) -> None:
@@ -35,7 +35,7 @@ def facts(rows: Iterable[tuple[str, object]], title: str | None = None) -> None:
     table.add_column(overflow="fold")
     for name, value in rows:
         if value not in (None, "", (), [], {}):
-            table.add_row(name, _text(value))
+            table.add_row(_text(name), _text(value))
     console.out.print(table)
 
 
@@ -45,7 +45,7 @@ def grid(header: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
     table = Table(box=None, header_style="bold", pad_edge=False)
     for index, name in enumerate(header):
         numbers = all(isinstance(row[index], int | float) for row in rows)
-        table.add_column(name, justify="right" if numbers else "left", overflow="fold")
+        table.add_column(_text(name), justify="right" if numbers else "left", overflow="fold")
     for row in rows:
         table.add_row(*map(_text, row))
     console.out.print(table)
@@ -211,7 +211,7 @@ def _changed(done: "Configured", name: str) -> str:
 
 
 def _section(title: str) -> None:
-    console.out.print(f"\n[bold]{title}[/]")
+    console.out.print(f"\n[bold]{_text(title)}[/]")
 
 
 def _flat(value: dict[str, Any], prefix: str = "") -> list[tuple[str, object]]:
@@ -269,7 +269,7 @@ def _records(answer: object) -> list[dict[str, object]]:
     return rows if len({tuple(row) for row in rows}) == 1 else []
 
 
-def show_predictions(done: "Outcome", run: "Run") -> None:
+def show_predictions(done: "Outcome", run: "Run", passed_over: Sequence[str]) -> None:
     """The first answers, how many there are of each kind, what failed, and where all stands."""
     if done.first:
         names = list(next(iter(done.first.values())))[:SHOWN_CELLS]
@@ -291,11 +291,18 @@ def show_predictions(done: "Outcome", run: "Run") -> None:
     facts(
         [
             ("files", f"{done.answered:,} answered, {len(done.failed):,} failed"),
+            ("passed over", _some(passed_over)),
             ("requests", ", ".join(text for text in requests if text)),
             ("written to", run.out),
             ("transcripts", run.transcripts and run.transcripts.folder),
         ]
     )
+
+
+def _some(names: Sequence[str]) -> str:
+    """How many there are, and the first of them by name."""
+    more = ", ..." if len(names) > SHOWN_NAMES else ""
+    return f"{len(names):,}: {', '.join(names[:SHOWN_NAMES])}{more}" if names else ""
 
 
 def _show_rest(count: int, what: str = "more") -> None:

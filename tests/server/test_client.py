@@ -27,6 +27,7 @@ from marship.errors import (
     TooLargeError,
     UsageError,
 )
+from marship.torchserve.home import Home
 
 DOCS = Path(__file__).parents[2] / "docs" / "serving.md"
 
@@ -336,11 +337,8 @@ def test_an_expired_token_that_cannot_be_renewed(configured: server.Server, tmp_
     for side in ("inference", "API"):
         keys[side]["key"] = "wrong"
     (tmp_path / "key_file.json").write_text(json.dumps(keys))
-    urls = {
-        "inference_url": configured.record.inference_url,
-        "management_url": configured.record.management_url,
-    }
-    with Client(tmp_path, **urls) as client, pytest.raises(TokenError, match="MARSHIP_HOME"):
+    Home(tmp_path).write_record(configured.record)
+    with Client(tmp_path) as client, pytest.raises(TokenError, match=r"none that .* MARSHIP_HOME"):
         client.ping()
 
 

@@ -29,6 +29,7 @@ def hardened(start: Start, tmp_path_factory: pytest.TempPathFactory) -> Iterator
     place = tmp_path_factory.mktemp("hardened")
     snapshot = place / "home" / "logs" / "config" / "20990101000000000-shutdown.cfg"
     snapshot.parent.mkdir(parents=True)
+    (place / "home" / "start.lock").touch()
     snapshot.write_text(f"model_snapshot={json.dumps(SNAPSHOT)}\nload_models=all\n")
     source = place / "config.properties"
     text = config.PACKAGED.read_text()

@@ -5,7 +5,9 @@ import os
 import signal
 import threading
 import time
+import zipfile
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -215,11 +217,22 @@ def own(start: Start, archives: Path, tmp_path: Path) -> server.Server:
     return start(tmp_path / "home")
 
 
+@contextmanager
+def exchanged(archive: Path) -> Iterator[None]:
+    """Meanwhile there is another archive of this name, model and version."""
+    kept = archive.read_bytes()
+    with zipfile.ZipFile(archive, "a") as zipped:
+        zipped.writestr("more.txt", b"")
+    yield
+    archive.write_bytes(kept)
+
+
 def test_a_declared_set_is_reached_and_reached_again_after_a_crash(
     own: server.Server, archives: Path, tmp_path: Path
 ) -> None:
     """Told first, done, nothing to do; a new version; and all again when a killed server returns.
 
+    An archive that was exchanged under a running version is refused.
     A client that was there before the crash goes on. Without its models a server does not start.
     """
     home, file = own.home.path, tmp_path / "state.toml"
@@ -241,6 +254,9 @@ def test_a_declared_set_is_reached_and_reached_again_after_a_crash(
         applied()
         assert client.predict("lin", ROW) == ANSWERS["1"]
         assert applied().endswith("nothing to do")
+        with exchanged(archives / "lin-1.mar"):
+            refused = call("apply", str(file))
+        assert f"{file}, line 2 must name an archive as it was" in str(refused.exception)
         file.write_text(STATE.format(version=2))
         assert "keep lin 1 not in the file; --prune removes it" in applied("--dry-run")
         with load(home, "lin", ROW, ANSWERS) as tally:

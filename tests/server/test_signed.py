@@ -10,8 +10,10 @@ from pathlib import Path
 
 import pytest
 import requests
+from typer.testing import CliRunner
 
 from marship import AsyncClient, Client, server
+from marship.cli import app
 from marship.errors import NotFoundError, SignatureError, UsageError
 from marship.torchserve.home import Home
 from marship.trust.keys import PrivateKey
@@ -181,6 +183,24 @@ def test_a_start_with_an_unsigned_model_is_refused(  # noqa: PLR0913, PLR0917  f
     assert time.monotonic() - began < 10
     assert not (tmp_path / "server.json").exists()
     assert not list(tmp_path.glob("verified/*"))
+
+
+def test_trust_outlives_the_server(
+    start: Start, signed_store: Path, trust: Path, tmp_path: Path
+) -> None:
+    """The next start holds to it and says so in one line; `--no-trust` ends it for good."""
+    place = ["--home", str(tmp_path), "--model-store", str(signed_store)]
+    unsigned = [*place, "--models", "pair.mar", "--free-ports", "--detach"]
+    start(tmp_path, trust=trust).stop()
+    refused = CliRunner().invoke(app, ["serve", *unsigned])
+    assert isinstance(refused.exception, SignatureError)
+    told = f"archives must be signed with a key in {trust}, as at the last start"
+    assert [told in line for line in refused.stderr.splitlines()] == [True]
+    assert Home(tmp_path).trust() == trust
+    served = CliRunner().invoke(app, ["serve", "--no-trust", *unsigned])
+    assert served.exit_code == 0, served.output
+    assert server.stop(tmp_path).trust is None
+    assert Home(tmp_path).trust() is None
 
 
 def test_a_trust_folder_that_is_gone_refuses_all(

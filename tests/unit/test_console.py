@@ -1,12 +1,21 @@
 """Each error is one line with its code; the exit code says whose fault it was."""
 
+import json
+import os
 import signal
 import subprocess
 import sys
 import time
+import zipfile
 from pathlib import Path
 
 import pytest
+
+from marship import console
+from marship.archive import CONFIG_FILE, EVIDENCE_FILE, MANIFEST_FILE
+
+HOSTILE = "\x1b[2J\x1b]0;title\x07\x9b1m\u202e\rx[bold][/]"
+SHOWN = r"\u001b[2J\u001b]0;title\u0007\u009b1m\u202e\u000dx[bold][/]"
 
 PROGRAM = """
 import sys, time, typer
@@ -100,3 +109,38 @@ def test_a_second_ctrl_c_is_honoured(program: list[str]) -> None:
         process.send_signal(signal.SIGINT)
         assert process.wait(10) == 130
         assert time.monotonic() - started < 5
+
+
+@pytest.fixture
+def hostile(tmp_path: Path) -> Path:
+    """An archive that writes to the reader's terminal, wherever it may say something."""
+    path = tmp_path / "x.mar"
+    model = {"modelName": f"m{HOSTILE}", "modelVersion": f"v{HOSTILE}", "handler": f"h{HOSTILE}"}
+    with zipfile.ZipFile(path, "w") as zipped:
+        zipped.writestr(MANIFEST_FILE, json.dumps({"model": model}))
+        zipped.writestr(CONFIG_FILE, json.dumps({f"c{HOSTILE}": f"d{HOSTILE}"}))
+        zipped.writestr(EVIDENCE_FILE, json.dumps({f"e{HOSTILE}": {f"f{HOSTILE}": f"g{HOSTILE}"}}))
+        zipped.writestr(f"n{HOSTILE}", b"")
+    return path
+
+
+def test_a_strangers_words_do_not_steer_the_terminal(hostile: Path) -> None:
+    """Names, settings, evidence and files of an archive are shown with such characters as codes."""
+    words = [sys.executable, "-m", "marship", "inspect", str(hostile)]
+    wide = {**os.environ, "COLUMNS": "300"}
+    done = subprocess.run(words, capture_output=True, text=True, check=True, env=wide)
+    for name in "mvhcdefgn":
+        assert f"{name}{SHOWN}" in done.stdout, (name, done.stdout)
+    told = subprocess.run([*words, "--json"], capture_output=True, text=True, check=True)
+    assert json.loads(told.stdout)["manifest"]["model"]["modelName"] == f"m{HOSTILE}"
+    for text in (done.stdout, told.stdout):
+        assert not {"\x1b", "\x07", "\x9b", "\r", "\u202e"} & set(text)
+
+
+def test_an_error_steers_no_terminal() -> None:
+    """Nor do messages; letters of any script, tabs and ends of lines stay."""
+    words = [sys.executable, "-m", "marship", "inspect", f"{HOSTILE}.mar"]
+    done = subprocess.run(words, capture_output=True, text=True, check=False)
+    one_line = SHOWN.replace(r"\u000d", " ")
+    assert done.stderr.startswith(f"error (usage) {one_line}.mar must be")
+    assert console.seen("tab\tend\n\u00e4\u200d\u3042") == "tab\tend\n\u00e4\u200d\u3042"

@@ -13,7 +13,7 @@ REPOSITORY = SOURCE.parents[1]
 
 # Each part of marship, and the parts it may import.
 BASE = {"errors"}
-FILES = BASE | {"contract", "storage", "settings", "console"}
+FILES = BASE | {"contract", "storage", "settings", "console", "texts"}
 MODELS = FILES | {"recipe", "graph", "cases", "parity"}
 ALLOWED: dict[str, set[str]] = {
     "__init__": {"client"},
@@ -24,6 +24,7 @@ ALLOWED: dict[str, set[str]] = {
     "console": BASE,
     "shipped": BASE,
     "profiles": BASE,
+    "texts": BASE,
     "recipe": BASE,
     "serving": BASE | {"contract"},
     "graph": FILES,
@@ -36,7 +37,7 @@ ALLOWED: dict[str, set[str]] = {
     "capture": FILES | {"parity", "layout"},
     "export": MODELS | {"capture", "checkpoint", "layout"},
     "optimize": MODELS,
-    "archive": BASE | {"contract", "serving.sealed"},
+    "archive": BASE | {"contract", "serving.sealed", "texts"},
     "configure": FILES | {"archive"},
     "sealing": FILES | {"archive", "serving.keysource", "serving.sealed"},
     "package": MODELS
@@ -51,8 +52,8 @@ ALLOWED: dict[str, set[str]] = {
     "client": FILES | {"bodies", "profiles", "torchserve"},
     "predict": FILES | {"client", "torchserve", "serving.codec"},
     "replay": FILES | {"archive", "client"},
-    "rollout": FILES | {"archive", "client", "predict.sources", "replay"},
-    "state": FILES | {"client", "profiles", "replay", "rollout"},
+    "rollout": FILES | {"archive", "client", "predict.sources", "replay", "torchserve"},
+    "state": FILES | {"client", "profiles", "replay", "rollout", "torchserve"},
 }
 TOP = {"cli", "tables", "__main__"}
 WORKER_PACKAGES = {"numpy", "onnxruntime", "orjson", "marship"}

@@ -1,5 +1,6 @@
 """A state file is read with its faults named, and compared with what a server has."""
 
+import dataclasses
 import re
 from collections.abc import Sequence
 from dataclasses import asdict, fields
@@ -7,10 +8,14 @@ from pathlib import Path
 
 import pytest
 
-from marship import state
+from homes import of_a_server
+from marship import Client, rollout, state
 from marship.client import Model, ModelStatus
-from marship.errors import UsageError
+from marship.errors import SignatureError, UsageError
 from marship.state import Change, Entry, Version
+from marship.torchserve import store
+from marship.trust.signature import sign
+from signed import FILES, make_key, trusting, write
 
 DOCS = Path(__file__).parents[2] / "docs" / "rollout.md"
 
@@ -130,3 +135,42 @@ def test_what_cannot_be_changed_while_it_runs_is_told() -> None:
     with pytest.raises(UsageError, match="1 within 1 ms, got profile throughput"):
         state.compare([wanted("1.0", profile="throughput")], there)
     assert state.compare([wanted("1.0", profile="latency")], there) == []
+
+
+def test_an_archive_that_is_another_by_now_is_refused() -> None:
+    """Under a version that runs; one that does not run is registered as it is."""
+    changed = dataclasses.replace(wanted("1.0"), is_changed=True)
+    with pytest.raises(UsageError, match=r"got another m-1\.0\.mar by now\. Package another"):
+        state.compare([changed], [running("1.0", default="1.0")])
+    assert kinds(state.compare([changed], [])) == ["register 1.0"]
+
+
+def test_a_change_is_seen_by_what_was_noted(tmp_path: Path) -> None:
+    """The same files again are no change, one other file is; what was never noted is not known."""
+    home = of_a_server(tmp_path)
+    write(tmp_path / "lin.mar")
+    entries = [Entry("state.toml", "lin.mar")]
+
+    def is_changed() -> bool:
+        (version,) = state.resolve(Client(home.path), entries)
+        return version.is_changed
+
+    assert not is_changed()
+    files = store.files_of(tmp_path / "lin.mar")
+    assert files
+    store.note_files(home, "lin", "1.0", files)
+    write(tmp_path / "lin.mar")
+    assert not is_changed()
+    write(tmp_path / "lin.mar", {**FILES, "handler.py": b"class Another: pass\n"})
+    assert is_changed()
+
+
+def test_where_keys_are_trusted_what_nobody_signed_is_not_parsed(tmp_path: Path) -> None:
+    """The signature is looked at first; what is signed is read."""
+    key = make_key(tmp_path)
+    home = of_a_server(tmp_path, trust=str(trusting(tmp_path / "trust", key).folder))
+    sign(write(tmp_path / "lin.mar"), key)
+    assert rollout.read(Client(home.path), "lin.mar").name == "lin"
+    write(tmp_path / "lin.mar", {**FILES, "evidence.json": b"["})
+    with pytest.raises(SignatureError, match=r"got added: evidence\.json"):
+        rollout.read(Client(home.path), "lin.mar")

@@ -121,7 +121,7 @@ def rollout(
             watcher=watcher,
         )
     kept = f"; {done.old.version} is kept" if done.is_old_kept else ""
-    console.out.print(f"{done.new.name} {done.new.version} answers{kept}")
+    console.out.print(f"{done.new.name} {done.new.version} answers{kept}", markup=False)
 
 
 @app.command(rich_help_panel=PANEL)
@@ -200,11 +200,11 @@ def predict(
         raise UsageError("--json must come with one request, got several files.")
     out = out or sources.default_out(places)
     sources.check_out(out, places)
-    files = sources.find(places, suffix or ())
+    found = sources.find(places, suffix or ())
     beside = transcripts.Transcripts.beside(out, places, forms) if forms else None
-    run = Run(name, files, out, version, content_type, in_flight, again, beside)
+    run = Run(name, found.sources, out, version, content_type, in_flight, again, beside)
     with Screen(run) as screen:
         done = ask_all(run, home, screen)
-    tables.show_predictions(done, run)
+    tables.show_predictions(done, run, found.passed_over)
     if done.failed:
         raise typer.Exit(1)

@@ -32,6 +32,15 @@ def serve(
 
     if state is not None:
         states.read(state)  # what is wrong in it is told before anything starts
+    given, settings = settings, server.remembering(settings)
+    if settings.trust != given.trust:
+        console.err.print(
+            f"archives must be signed with a key in {settings.trust}, as at the last start; "
+            "--no-trust ends that",
+            markup=False,
+            highlight=False,
+            soft_wrap=True,
+        )
     with console.err.status("starting TorchServe") as line:
         started = server.start(
             settings, on_wait=lambda s: line.update(f"starting TorchServe, {s:.0f} s")

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from rich.markup import escape
 from rich.status import Status
 
 from marship import console
@@ -21,11 +22,11 @@ class Steps(Watcher):
     def on_step(self, step: str) -> None:
         """Show what is being done."""
         self._step = step
-        self._status.update(step)
+        self._status.update(escape(step))
 
     def on_wait(self, ready: int, wanted: int) -> None:
         """Show how many workers are ready."""
-        self._status.update(f"{self._step}: {ready} of {wanted} workers ready")
+        self._status.update(f"{escape(self._step)}: {ready} of {wanted} workers ready")
 
     def on_done(self, step: str, said: str) -> None:
         """Print what came of it."""

@@ -43,20 +43,28 @@ def read(source: str) -> bytes:
     return key
 
 
-def tried(source: str | None) -> str | None:
-    """The source, or else the environment's, as workers need it; None where there is neither.
+def chosen(source: str | None) -> str | None:
+    """The source, or else the environment's, as it holds in any folder; None: there is neither.
 
-    The key is read once, so that who starts a server is told what is wrong with it.
+    Raises:
+        UsageError: The source is written otherwise.
+        SealError: There is no such program.
+    """
+    source = source or os.environ.get(SOURCE_VARIABLE)
+    return None if source is None else settled(source)
+
+
+def tried(source: str | None) -> str | None:
+    """What is chosen, read once, so that who starts a server is told what is wrong with it.
 
     Raises:
         UsageError: The source is written otherwise.
         SealError: The key cannot be had.
     """
-    source = source or os.environ.get(SOURCE_VARIABLE)
-    if source is None:
-        return None
-    read(source)
-    return settled(source)
+    found = chosen(source)
+    if found is not None:
+        read(found)
+    return found
 
 
 def settled(source: str) -> str:

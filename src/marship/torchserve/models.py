@@ -1,11 +1,15 @@
 """Registering, scaling and asking models, as flows of calls that every client runs."""
 
+import fcntl
+from contextlib import ExitStack
 from dataclasses import dataclass
+from http import HTTPStatus
 from pathlib import Path
+from typing import IO
 
 from marship.errors import LoadError, MarshipError, NotFoundError, ServerError, UsageError
 from marship.torchserve.access import Access
-from marship.torchserve.calls import LINES_TYPE, Answer, Call, Flow, Work, path
+from marship.torchserve.calls import LINES_TYPE, Answer, Call, Flow, Pause, Work, path
 from marship.torchserve.home import Home
 from marship.torchserve.status import (
     Model,
@@ -17,10 +21,11 @@ from marship.torchserve.status import (
     optional,
     unknown,
 )
-from marship.torchserve.store import admit, check_archive
+from marship.torchserve.store import admit, check_archive, files_of, note_files
 from marship.torchserve.workerlog import WorkerLog
 
 _PAGE = 100
+_TURN_S = 0.05
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,24 +96,28 @@ def register(
         ServerError: The server refused.
     """
     name = wanted.model_name()
-    if access.is_local:
-        yield from _check(access.home, wanted.archive, name)
     log = WorkerLog(access.home) if access.is_local else None
-    before = yield from _versions(access, name)
-    try:
-        yield from _post_and_dismiss(access, wanted, name)
-        new = (yield from _versions(access, name)) - before
-        (status,) = yield from describe(access, name, next(iter(new)))
-        if wanted.workers is not None and status.max_workers != wanted.workers:
-            yield from _set_workers(access, status, wanted.workers)
-            (status,) = yield from describe(access, name, status.version)
-        watch = Watch(access, name, status.version, log, frozenset())
-        return (yield from watch.until(status.min_workers, patience))
-    except GeneratorExit:
-        raise
-    except BaseException as error:  # Ctrl-C too: nothing half-registered stays
-        yield from _withdraw(access, name, before, error)
-        raise
+    with ExitStack() as copy:
+        files = (yield from _check(access.home, wanted, name, copy)) if access.is_local else None
+        before = yield from _versions(access, name)
+        try:
+            yield from _post(access, wanted, name)
+            copy.close()  # TorchServe has unpacked it
+            new = (yield from _versions(access, name)) - before
+            (status,) = yield from describe(access, name, next(iter(new)))
+            if files is not None:
+                note_files(access.home, name, status.version, files)
+            if wanted.workers is not None and status.max_workers != wanted.workers:
+                yield from _set_workers(access, status, wanted.workers)
+                (status,) = yield from describe(access, name, status.version)
+            watch = Watch(access, name, status.version, log, frozenset())
+            return (yield from watch.until(status.min_workers, patience))
+        except GeneratorExit:
+            raise
+        except BaseException as error:  # Ctrl-C too: nothing half-registered stays
+            if getattr(error, "status", None) != HTTPStatus.CONFLICT:  # else it is another's
+                yield from _withdraw(access, name, before, error)
+            raise
 
 
 def scale(
@@ -226,22 +235,33 @@ def metrics(access: Access) -> Flow[str]:
     return answer.body.decode("utf-8")
 
 
-def _check(home: Home, archive: str, name: str) -> Flow[None]:
-    """Hold an archive against the server's trust folder, else make sure that it is whole."""
+def _check(home: Home, wanted: Registration, name: str, copy: ExitStack) -> Flow[str | None]:
+    """Hold an archive against the server's trust folder, else make sure that it is whole.
+
+    Returns:
+        What is in it, where it is a `.mar`.
+    """
     record = home.require_running()
+    store = Path(record.model_store)
     if record.trust is None:
-        check_archive(Path(record.model_store), archive)
+        check_archive(store, wanted.archive)
     else:
-        yield Work(lambda: admit(home, archive, name))
+        # one at a time: of two copies of one name the first to go would take the other along
+        turn = copy.enter_context(home.verified.with_suffix(".lock").open("w"))
+        while not _is_locked(turn):
+            yield Pause(_TURN_S)
+        store = home.verified
+        copy.callback((store / wanted.archive).unlink, missing_ok=True)
+        yield Work(lambda: admit(home, wanted.archive, name))
+    return files_of(store / wanted.archive)
 
 
-def _post_and_dismiss(access: Access, wanted: Registration, name: str) -> Flow[None]:
-    """Register; a verified copy goes as soon as TorchServe has unpacked it."""
+def _is_locked(file: IO[str]) -> bool:
     try:
-        yield from _post(access, wanted, name)
-    finally:
-        if access.is_local:
-            (access.home.verified / wanted.archive).unlink(missing_ok=True)
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 def _post(access: Access, wanted: Registration, name: str) -> Flow[None]:

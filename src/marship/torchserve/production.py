@@ -6,6 +6,7 @@ may not. What contradicts it is refused before anything starts, in one line.
 
 import ipaddress
 import os
+import shlex
 import stat
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -14,6 +15,7 @@ from marship.errors import ServerError, UsageError
 from marship.torchserve import config as configs
 from marship.torchserve.environment import check_named
 from marship.torchserve.home import Home
+from marship.trust import ownership
 
 PROFILE = "production"
 
@@ -23,7 +25,10 @@ _MUST_BE = {  # where a line is missing TorchServe takes the same
     "install_py_dep_per_model": ("false", "A pip install would run code that nobody checked."),
     "use_env_allowed_urls": ("false", "The environment would say where archives come from."),
 }
-_WRITABLE_BY_OTHERS = stat.S_IWGRP | stat.S_IWOTH
+_MUST_NOT_BE_SET = {
+    "model_snapshot": "It registers the models of an earlier run.",
+    "system_metrics_cmd": "It is a command that runs again and again.",
+}
 _OPEN_TO_OTHERS = 0o077
 
 
@@ -46,26 +51,29 @@ def check_profile(profile: str | None, keep_env: Sequence[str]) -> None:
     check_named(keep_env)
 
 
-def check(home: Home, config: Path, values: Mapping[str, str], trust: Path | None) -> None:
+def check(
+    home: Home, config: Path, values: Mapping[str, str], seal_key: str | None, *, is_signed: bool
+) -> None:
     """Make sure that nothing lets anybody in.
 
     Args:
         home: The server's, which is there.
         config: The file that the settings come from.
         values: The resolved settings.
-        trust: The folder with the keys that archives must be signed with.
+        seal_key: The settled source of the key to sealed models; None is none.
+        is_signed: Whether archives must be signed: whoever writes to the store cannot do that.
 
     Raises:
         UsageError: Something does; the message says what, and what to do.
     """
     store = Path(values["model_store"])
-    _check_values(values, home.verified if trust else store)
-    _check_ours("the home", home.path)
-    _check_ours("the configuration", config)
-    if trust is None:
-        _check_ours("the model store", store, *filter(Path.exists, store.glob("*")))
-    else:  # whoever writes to the store cannot sign
-        _check_ours("the trust folder", trust, *trust.glob("*"))
+    _check_values(values, home.verified if is_signed else store)
+    ownership.check("the home", home.path)
+    ownership.check("the configuration", config)
+    if not is_signed:
+        ownership.check("the model store", store, *filter(Path.exists, store.glob("*")))
+    _check_workflows(home, values)
+    _check_seal_key(seal_key)
 
 
 def check_tokens(key_file: Path) -> None:
@@ -105,11 +113,29 @@ def _check_values(values: Mapping[str, str], readable: Path) -> None:
             f"allowed_urls must name the model store alone in production, got "
             f"{values.get('allowed_urls')!r}. Leave the line as it is packaged."
         )
-    if "model_snapshot" in values:
+    for name, reason in _MUST_NOT_BE_SET.items():
+        if name in values:
+            raise UsageError(
+                f"{name} must not be set in production, got one. {reason} Remove the line."
+            )
+    if "*" in values.get("cors_allowed_origin", ""):
         raise UsageError(
-            "model_snapshot must not be set in production, got one: it registers the models of "
-            "an earlier run. Remove the line."
+            "cors_allowed_origin must name one origin in production, got '*': the pages of any "
+            "site could ask. Name your site's, or remove the line."
         )
+
+
+def _check_workflows(home: Home, values: Mapping[str, str]) -> None:
+    """A workflow is code: its store is in the home, or else ours; without one it is the models'."""
+    store = home.path / values.get("workflow_store", "workflows")  # TorchServe runs in the home
+    if not store.resolve().is_relative_to(home.path.resolve()):
+        ownership.check("the workflow store", store)
+
+
+def _check_seal_key(source: str | None) -> None:
+    form, _, rest = (source or "").partition(":")
+    if form in ("file", "command"):
+        ownership.check("the seal key", Path(rest if form == "file" else shlex.split(rest)[0]))
 
 
 def _is_loopback(host: str) -> bool:
@@ -117,22 +143,3 @@ def _is_loopback(host: str) -> bool:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return host == "localhost"
-
-
-def _check_ours(what: str, *paths: Path) -> None:
-    """Refuse what others may write to, or exchange by way of a folder above it."""
-    named = [path.resolve() for path in paths]
-    for place in dict.fromkeys(above for path in named for above in (path, *path.parents)):
-        status = place.stat()
-        # in a folder such as /tmp everybody makes files, and removes none but their own
-        is_shared = place not in named and status.st_mode & stat.S_ISVTX
-        if status.st_mode & _WRITABLE_BY_OTHERS and not is_shared:
-            raise UsageError(
-                f"{what} must be writable by its owner alone in production, got {place} of mode "
-                f"{stat.S_IMODE(status.st_mode):04o}. Run: chmod go-w {place}"
-            )
-        if status.st_uid not in (0, os.geteuid()):
-            raise UsageError(
-                f"{what} must belong to the server's user or to root in production, got {place} "
-                f"of user {status.st_uid}. Run: chown {os.geteuid()} {place}"
-            )

@@ -3,22 +3,42 @@
 TorchServe takes any file for an archive and reports a damaged one as a module that is missing.
 """
 
-import json
+import hashlib
 import zipfile
 import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+from marship import storage, texts
 from marship.errors import NotFoundError, PackageError
 from marship.torchserve.home import Home
+
+if TYPE_CHECKING:
+    from marship.trust.policy import Trust
 
 MANIFEST = "MAR-INF/MANIFEST.json"
 
 
+def pinned(trust: Path | None) -> "Trust | None":
+    """The keys of a trust folder; None where there is none.
+
+    Raises:
+        UsageError: It is not fit to be one.
+    """
+    if trust is None:
+        return None
+    from marship.trust import policy
+
+    return policy.Trust.load(trust)
+
+
 @contextmanager
-def admitted(home: Home, values: Mapping[str, str], trust: Path | None) -> Iterator[dict[str, str]]:
-    """What TorchServe is told: the settings, and with a trust folder the vault for its store.
+def admitted(
+    home: Home, values: Mapping[str, str], keys: "Trust | None"
+) -> Iterator[dict[str, str]]:
+    """What TorchServe is told: the settings, and with keys to hold to the vault for its store.
 
     The vault holds verified copies of what is loaded at the start; when the server answers,
     they are unpacked and go.
@@ -26,14 +46,13 @@ def admitted(home: Home, values: Mapping[str, str], trust: Path | None) -> Itera
     Raises:
         PackageError: An archive to load at the start is not as one of the keys signed it.
     """
-    if trust is None:
+    if keys is None:
         yield dict(values)
         return
-    from marship.trust import policy, vault
+    from marship.trust import vault
 
     vault.open_vault(home.verified)
     try:
-        keys = policy.Trust.load(trust)
         store = Path(values["model_store"])
         vault.admit_at_start(home.verified, store, values.get("load_models", ""), keys)
         yield {**values, "model_store": str(home.verified)}
@@ -78,12 +97,48 @@ def _fault(path: Path) -> str | None:
                 return f"a damaged {damaged}"
             if outside := [n for n in archive.namelist() if n.startswith("/") or ".." in n]:
                 return f"a file that would be unpacked elsewhere, {outside[0]}"
-            model = json.loads(archive.read(MANIFEST))["model"]
+            model = texts.parsed(texts.read(archive, MANIFEST))["model"]
             handler = str(model["handler"]).partition(":")[0]
             if "." in handler and Path(handler).name not in archive.namelist():
                 return f"none of the handler {handler} that it names"
-    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError):
+    except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError):  # encrypted, too
         return "none: it is no zip file, or cut off"
     except (KeyError, TypeError, ValueError):
         return f"none with a readable {MANIFEST}"
     return None
+
+
+def files_of(archive: Path) -> str | None:
+    """A digest of what the directory of a `.mar` says of its files, their checksums among it.
+
+    Two builds differ in it, and it costs no reading; against who means harm there are signatures.
+    None for what is no `.mar`.
+    """
+    if archive.suffix != ".mar" or not archive.is_file():
+        return None
+    with zipfile.ZipFile(archive) as zipped:
+        listed = [(info.filename, info.file_size, info.CRC) for info in zipped.infolist()]
+    return hashlib.sha256(repr(listed).encode()).hexdigest()
+
+
+def note_files(home: Home, name: str, version: str, files: str) -> None:
+    """Keep what a version was registered from for as long as the server runs."""
+    note = _note(home, name, version)
+    note.parent.mkdir(mode=0o700, exist_ok=True)
+    with storage.replacing(note) as draft:
+        draft.write_text(files)
+
+
+def has_other_files(home: Home, name: str, version: str, archive: str) -> bool:
+    """Whether an archive of the store is another by now than a version was registered from.
+
+    What was registered past marship, or by the server's configuration, is not known.
+    """
+    note = _note(home, name, version)
+    store = Path(home.require_running().model_store)
+    return note.is_file() and note.read_text() != files_of(store / archive)
+
+
+def _note(home: Home, name: str, version: str) -> Path:
+    digest = hashlib.sha256(f"{name} {version}".encode()).hexdigest()  # whatever they hold
+    return Path(home.require_running().tmp) / "registered" / digest

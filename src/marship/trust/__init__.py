@@ -6,6 +6,7 @@
     envelope.py   the signed bytes and their signature as a file: DSSE
     signature.py  signing an archive; the signature lies beside it
     openssf.py    signatures of OpenSSF Model Signing, where model-signing is installed
+    ownership.py  files that nobody else can change
     policy.py     the trust folder, and holding an archive against it
     download.py   archives from elsewhere, held against it before they lie in the store
     vault.py      the server's own copies of verified archives

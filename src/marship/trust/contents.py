@@ -23,6 +23,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from marship import texts
 from marship.errors import PackageError, UsageError
 
 MANIFEST_FILE = "MAR-INF/MANIFEST.json"
@@ -30,7 +31,6 @@ MAX_FILES = 10_000
 MAX_UNPACKED_BYTES = 64 << 30
 MAX_RATIO = 100  # unpacked to packed, of the whole archive
 MAX_NAME_BYTES = 1024
-MAX_MANIFEST_BYTES = 1 << 20
 
 _CHUNK = 1 << 20
 _LOCAL, _CENTRAL, _END = b"PK\x03\x04", b"PK\x01\x02", b"PK\x05\x06"  # APPNOTE 4.3.7, .12, .16
@@ -215,7 +215,7 @@ class _Reading:
         """Hash one file; never hold more than a chunk, never unpack more than its header says."""
         name = header.name.decode()
         is_manifest = name == MANIFEST_FILE
-        if is_manifest and header.size_bytes > MAX_MANIFEST_BYTES:
+        if is_manifest and header.size_bytes > texts.MOST_BYTES:
             raise self._fault(f"a {name} of {header.size_bytes:,} bytes")
         digest, crc, size = hashlib.sha256(), 0, 0
         for data in self._plain(header):
@@ -258,7 +258,8 @@ class _Reading:
     def _end(self, signature: bytes, start: int) -> None:
         """Check the record of the directory's end, and that of Zip64 where there is one."""
         count, size = len(self.headers), self.position - 4 - start
-        if signature == _END64:
+        is_wide = signature == _END64
+        if is_wide:
             own = self.position - 4
             length, _, _, *disks_and_place = _END64_REST.unpack(self._take(_END64_REST.size))
             if (length, disks_and_place) != (44, [0, 0, count, count, size, start]):
@@ -267,23 +268,25 @@ class _Reading:
             if located != (_LOCATOR64, (0, own, 1)):
                 raise self._fault("a Zip64 end that disagrees with its entries")
             signature = self._take(4)
-            allowed = {_FULL, _FULL_COUNT}
-        else:
-            allowed = set()
         if signature != _END:
             raise self._fault("bytes between its entries")
         disk, first, here, total, size_said, start_said, comment = _END_REST.unpack(
             self._take(_END_REST.size)
         )
-        said = ((here, count), (total, count), (size_said, size), (start_said, start))
-        if disk or first or any(a != b and a not in allowed for a, b in said):
+        said = (
+            (here, count, _FULL_COUNT),
+            (total, count, _FULL_COUNT),
+            (size_said, size, _FULL),
+            (start_said, start, _FULL),
+        )
+        if disk or first or any(a != b and not (is_wide and a == full) for a, b, full in said):
             raise self._fault("an end that disagrees with its entries")
         if comment:
             raise self._fault("a comment at its end")
 
     def _model(self) -> tuple[str, str]:
         try:
-            model = json.loads(self.manifest, object_pairs_hook=_once)["model"]
+            model = texts.parsed(self.manifest, _strict)["model"]
             said = model["modelName"], model["modelVersion"]
         except (KeyError, TypeError, ValueError) as error:
             raise self._fault(f"none with a readable {MANIFEST_FILE}") from error
@@ -296,6 +299,10 @@ class _Reading:
             f"{self.path} must be a plain archive that all readers read alike, got {found}. "
             "Do not use it; package the model again."
         )
+
+
+def _strict(text: bytes) -> Any:  # noqa: ANN401  any JSON value
+    return json.loads(text, object_pairs_hook=_once)
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

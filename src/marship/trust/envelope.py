@@ -57,7 +57,7 @@ def load(path: Path) -> dict[str, Any]:
     """Read a signature file, of whichever maker.
 
     Raises:
-        SignatureError: There is none, or it is no JSON object.
+        SignatureError: There is none, it cannot be read, or it is no JSON object.
     """
     try:
         with path.open("rb") as file:
@@ -66,6 +66,10 @@ def load(path: Path) -> dict[str, Any]:
         raise SignatureError(
             f"{path.name.removesuffix('.sig')} must be signed, got no {path.name} beside it. "
             "Sign it where its key is: marship sign"
+        ) from error
+    except OSError as error:
+        raise SignatureError(
+            f"{path} must be a signature's file, got: {error.strerror}. Put it there instead."
         ) from error
     try:
         value = json.loads(data)

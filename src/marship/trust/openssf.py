@@ -51,23 +51,12 @@ def verify(
         SignatureError: No key of these signed it, or it was altered or renamed.
     """
     verifying = _module("verifying")
-    try:
-        hint = bundle["verificationMaterial"]["publicKey"]["hint"]
-        payload = json.loads(base64.b64decode(bundle["dsseEnvelope"]["payload"]))
-        (subject,) = (one["name"] for one in payload["subject"])
-    except (KeyError, TypeError, ValueError) as error:
-        raise SignatureError(
-            f"{signature} must be made with a local key, got a bundle without one. Sign again."
-        ) from error
-    key = next((key for key in keys if _hint(key) == hint), None)
-    if key is None:
-        raise SignatureError(
-            f"{archive.name} must be signed with a key of the trust folder, got a signature of "
-            f"another, whose hint is {str(hint)[:16]}. Add its public key if you trust it."
-        )
+    key = signer(archive, signature, bundle, keys)
     try:
         config = verifying.Config().use_elliptic_key_verifier(public_key=key.path)
         config.verify(archive, signature)
+        payload = json.loads(base64.b64decode(bundle["dsseEnvelope"]["payload"]))
+        (subject,) = (one["name"] for one in payload["subject"])
     except Exception as error:  # it raises whatever its parts raise, and any of it is a no
         raise SignatureError(
             f"{archive.name} must be as it was signed, got: {type(error).__name__}: {error}. "
@@ -79,6 +68,29 @@ def verify(
             "Rename it back, or sign it anew."
         )
     return key
+
+
+def signer(
+    archive: Path, signature: Path, bundle: dict[str, Any], keys: Iterable[PublicKey]
+) -> PublicKey:
+    """The key that a bundle names; whether that key made it is not known yet.
+
+    Raises:
+        SignatureError: It names none of these.
+    """
+    try:
+        hint = bundle["verificationMaterial"]["publicKey"]["hint"]
+    except (KeyError, TypeError) as error:
+        raise SignatureError(
+            f"{signature} must be made with a local key, got a bundle without one. Sign again."
+        ) from error
+    for key in keys:
+        if _hint(key) == hint:
+            return key
+    raise SignatureError(
+        f"{archive.name} must be signed with a key of the trust folder, got a signature of "
+        f"another, whose hint is {str(hint)[:16]}. Add its public key if you trust it."
+    )
 
 
 def _hint(key: PublicKey) -> str:

@@ -1,6 +1,5 @@
 """The trust folder: the public keys that an operator pinned, and holding archives against them."""
 
-import stat
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -8,13 +7,11 @@ from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519
 
 from marship.errors import SignatureError, UsageError
-from marship.trust import envelope, openssf
+from marship.trust import envelope, openssf, ownership
 from marship.trust.contents import Contents, read
 from marship.trust.keys import PUBLIC_SUFFIX, SHORT_ID, PublicKey, read_public
 from marship.trust.signature import beside
 from marship.trust.statement import Statement
-
-_OTHERS_WRITE = stat.S_IWGRP | stat.S_IWOTH
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +35,7 @@ class Trust:
 
         Raises:
             UsageError: There is no such folder, it holds no key or something else than public
-                keys, or others can write to it.
+                keys, or others can change it.
         """
         if not folder.is_dir():
             raise UsageError(f"the trust folder must be a folder of public keys, got {folder}.")
@@ -48,12 +45,7 @@ class Trust:
                 f"the trust folder {folder} must hold public keys, got no {PUBLIC_SUFFIX} file. "
                 "Copy there what marship keygen wrote."
             )
-        for path in (folder, *paths):
-            if path.stat().st_mode & _OTHERS_WRITE:
-                raise UsageError(
-                    f"{path} must be writable by its owner only, for it decides what is trusted. "
-                    f"Run: chmod go-w {path}"
-                )
+        ownership.check("the trust folder", folder, *paths)
         return cls(folder, tuple(read_public(path) for path in paths))
 
     def verify(self, archive: Path) -> Verified:
@@ -72,13 +64,33 @@ class Trust:
         path = beside(archive)
         value = envelope.load(path)
         if openssf.is_bundle(value):
-            curves = [key for key in self.keys if isinstance(key.raw, ec.EllipticCurvePublicKey)]
-            key = openssf.verify(archive, path, value, curves)
+            key = openssf.verify(archive, path, value, self._curves())
             return Verified(read(archive), key)
         statement, key = self._stated(archive, envelope.parse(value, path))
         contents = read(archive)
         _compare(archive.name, statement, contents)
         return Verified(contents, key)
+
+    def stated_bytes(self, archive: Path) -> int | None:
+        """How large an archive is, as its signature says; the archive need not be there yet.
+
+        Returns:
+            None for a signature of OpenSSF Model Signing. It states no size, and only that it
+            names a key of the folder is known of it.
+
+        Raises:
+            SignatureError: There is no signature, or it is of no key of the folder.
+        """
+        path = beside(archive)
+        value = envelope.load(path)
+        if openssf.is_bundle(value):
+            openssf.signer(archive, path, value, self._curves())
+            return None
+        statement, _ = self._stated(archive, envelope.parse(value, path))
+        return statement.contents.size_bytes
+
+    def _curves(self) -> list[PublicKey]:
+        return [key for key in self.keys if isinstance(key.raw, ec.EllipticCurvePublicKey)]
 
     def _stated(self, archive: Path, signed: envelope.Envelope) -> tuple[Statement, PublicKey]:
         """What a key of the folder says; the id in the envelope only finds the key."""

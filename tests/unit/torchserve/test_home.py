@@ -85,6 +85,47 @@ def test_a_home_that_cannot_be_is_told(tmp_path: Path) -> None:
         Home(tmp_path / "file" / "home").create()
 
 
+@pytest.mark.parametrize("name", ["notes.txt", "tmp/notes.txt", "verified/start.lock"])
+def test_a_folder_with_other_things_is_no_home(tmp_path: Path, name: str) -> None:
+    """A server would empty it and close it to others; the error names one, and nothing changes."""
+    folder = tmp_path / "project"
+    (folder / name).parent.mkdir(parents=True)
+    (folder / name).touch()
+    folder.chmod(0o755)
+    with pytest.raises(UsageError, match=f"project must be a server's home.* with {name[:3]}"):
+        Home(folder).create()
+    assert (folder / name).exists()
+    assert folder.stat().st_mode & 0o777 == 0o755
+
+
+def test_a_home_may_hold_anything(tmp_path: Path) -> None:
+    """Other homes before its first start, and whatever comes into it after that."""
+    outer = Home(tmp_path / "outer")
+    for home in (Home(outer.path / "demo"), outer):
+        home.create()
+        with home.locked():
+            pass
+    (outer.path / "notes.txt").touch()
+    outer.path.chmod(0o755)
+    outer.create()
+    assert outer.path.stat().st_mode & 0o777 == 0o700
+
+
+def test_a_home_remembers_a_trust_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Wherever it is asked from; what is damaged is told, and not taken for none."""
+    home = Home(tmp_path)
+    assert home.trust() is None
+    monkeypatch.chdir(tmp_path)
+    home.write_trust(Path("keys"))
+    assert home.trust() == tmp_path / "keys"
+    for text in ("{", "[]", '{"folder": null}'):
+        home.trust_file.write_text(text)
+        with pytest.raises(ServerError, match=r"trust\.json must name the trust folder"):
+            home.trust()
+    home.write_trust(None)
+    assert home.trust() is None
+
+
 def test_the_default_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """MARSHIP_HOME, and else .marship in the current folder."""
     monkeypatch.chdir(tmp_path)

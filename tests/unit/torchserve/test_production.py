@@ -9,22 +9,22 @@ from marship.errors import ServerError, UsageError
 from marship.torchserve import config, environment, production
 from marship.torchserve.home import Home
 
-PLACES = ("home", "config.properties", "model_store", "model_store/a.mar", "trust", "trust/me.pem")
+PLACES = ("home", "config.properties", "model_store", "model_store/a.mar")
 
 
 @pytest.fixture
 def place(tmp_path: Path) -> Path:
-    """A home, a configuration, a model store and a trust folder, as they should be."""
-    for folder in ("home", "model_store", "trust"):
+    """A home, a configuration and a model store, as they should be."""
+    for folder in ("home", "model_store"):
         (tmp_path / folder).mkdir(mode=0o755)
-    for file in ("config.properties", "model_store/a.mar", "trust/me.pem"):
+    for file in ("config.properties", "model_store/a.mar"):
         (tmp_path / file).touch(mode=0o644)
     (tmp_path / "config.properties").write_text(config.PACKAGED.read_text())
     (tmp_path / "model_store" / "gone.mar").symlink_to("nowhere")
     return tmp_path
 
 
-def check(place: Path, *, signed: bool = False) -> None:
+def check(place: Path, *, signed: bool = False, seal_key: str | None = None) -> None:
     """Check what lies there."""
     home, source = Home(place / "home"), place / "config.properties"
     values = config.resolve(
@@ -35,7 +35,7 @@ def check(place: Path, *, signed: bool = False) -> None:
         models=(),
         vault=home.verified if signed else None,
     )
-    production.check(home, source, values, place / "trust" if signed else None)
+    production.check(home, source, values, seal_key, is_signed=signed)
 
 
 @pytest.mark.parametrize("signed", [True, False])
@@ -62,6 +62,9 @@ def test_the_packaged_settings_pass(place: Path, signed: bool) -> None:
         ("use_env_allowed_urls=true", "use_env_allowed_urls must be false"),
         ("allowed_urls=file://.*,https://.*", r"allowed_urls must name the model store alone"),
         ("model_snapshot={}", "model_snapshot must not be set"),
+        ("system_metrics_cmd=python3 metrics.py", "system_metrics_cmd must not be set"),
+        ("cors_allowed_origin=*", "cors_allowed_origin must name one origin"),
+        ("workflow_store=/nowhere", "the workflow store must be there, got /nowhere"),
     ],
 )
 def test_a_setting_that_lets_others_in(place: Path, line: str, message: str) -> None:
@@ -79,11 +82,35 @@ def test_what_others_may_write_to(place: Path, name: str, mode: int) -> None:
     """The error names it, and the command that mends it; a store need not be ours with keys."""
     path = place / name
     path.chmod(path.stat().st_mode | mode)
-    signed = "trust" in name
-    with pytest.raises(UsageError, match=f"owner alone .* chmod go-w {path}"):
-        check(place, signed=signed)
-    if name != "home" and not name.startswith("config"):
-        check(place, signed=not signed)
+    with pytest.raises(UsageError, match=f"owner alone, .* chmod go-w {path}"):
+        check(place)
+    if name.startswith("model_store"):
+        check(place, signed=True)
+
+
+@pytest.mark.parametrize("store", ["{place}/flows", "../flows", "$$MARSHIP_HOME$$/../flows"])
+def test_a_workflow_store_outside_the_home(place: Path, store: str) -> None:
+    """It must be ours as the model store must; TorchServe sees a relative path from the home."""
+    source, flows = place / "config.properties", place / "flows"
+    flows.mkdir(mode=0o755)
+    source.write_text(f"{source.read_text()}\nworkflow_store={store.format(place=place)}\n")
+    check(place)
+    flows.chmod(0o777)
+    with pytest.raises(UsageError, match=r"the workflow store must be writable by its owner alone"):
+        check(place, signed=True)
+
+
+@pytest.mark.parametrize("source", ["file:{}", "command:{} --of production"])
+def test_a_seal_key_that_others_may_exchange(place: Path, source: str) -> None:
+    """By way of the folder that the file, or the program that prints it, lies in."""
+    folder = place / "keys"
+    folder.mkdir(mode=0o755)
+    (folder / "seal.key").touch(mode=0o600)
+    check(place, seal_key=source.format(folder / "seal.key"))
+    check(place, seal_key="env:NAME")
+    folder.chmod(0o777)
+    with pytest.raises(UsageError, match=f"the seal key must .* chmod go-w {folder}"):
+        check(place, seal_key=source.format(folder / "seal.key"))
 
 
 def test_a_folder_above_that_others_may_write_to(place: Path) -> None:

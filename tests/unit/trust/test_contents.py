@@ -102,6 +102,10 @@ def test_a_large_archive_with_zip64_fields_passes(
     refused(path, data.replace(struct.pack("<Q", 300), struct.pack("<Q", 301), 1), "two sizes")
     at = data.index(b"PK\x06\x06") + 32
     refused(path, data[:at] + b"\7" + data[at + 1 :], "Zip64 end that disagrees")
+    for at in (len(data) - 10, len(data) - 6):  # the directory's size and start: 32 bits wide
+        path.write_bytes(data[:at] + b"\xff\xff\xff\xff" + data[at + 4 :])
+        assert read(path).model == "lin"
+        refused(path, data[:at] + b"\xff\xff\0\0" + data[at + 4 :], "end that disagrees")
 
 
 def test_a_directory_of_another_name_is_refused(tmp_path: Path) -> None:

@@ -230,10 +230,17 @@ def test_a_trust_folder_must_be_fit_to_trust(tmp_path: Path, key: PrivateKey) ->
     for path in (folder, pinned):
         mode = path.stat().st_mode
         path.chmod(mode | 0o020)
-        with pytest.raises(UsageError, match=f"{path.name} must be writable by its owner only"):
+        with pytest.raises(
+            UsageError,
+            match=f"trust folder must be writable by its owner alone, .* chmod go-w {path}$",
+        ):
             Trust.load(folder)
         path.chmod(mode)
     assert Trust.load(folder).keys[0].id == key.id
+    (folder / "gone.pem").symlink_to("nowhere")
+    with pytest.raises(UsageError, match=r"must be there, got \S+/gone\.pem: No such file"):
+        Trust.load(folder)
+    (folder / "gone.pem").unlink()
     shutil.copy(key.path, folder / "oops.pem")
     (folder / "oops.pem").chmod(0o600)
     with pytest.raises(UsageError, match="got a private one"):
