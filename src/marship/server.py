@@ -378,7 +378,7 @@ def _clean(home: Home) -> None:
         shutil.rmtree(record.tmp, ignore_errors=True)
         for url in (record.inference_url, record.management_url, record.metrics_url):
             sockets.remove(url)
-    shutil.rmtree(home.tmp, ignore_errors=True)
-    shutil.rmtree(home.verified, ignore_errors=True)
+    for folder in home.passing:
+        shutil.rmtree(folder, ignore_errors=True)
     home.key_file.unlink(missing_ok=True)
     home.record_file.unlink(missing_ok=True)

@@ -4,7 +4,8 @@
     key_file.json      its tokens, written by TorchServe
     server.json        the running server: process, addresses, model store
     logs/              server.log, workers.log, console.log
-    tmp/               the server's temporary folder: sockets, unpacked archives, what they were
+    tmp/               the server's temporary folder: sockets and unpacked archives
+    registered/        what the versions that run were registered from
     trust.json         the folder of keys that archives were held to at the last start
     start.lock         held while a server starts; a folder with this file is a home
     verified/          its model store where archives must be signed: copies while they load
@@ -112,9 +113,19 @@ class Home:
         return self.path / "tmp"
 
     @property
+    def registered(self) -> Path:
+        """The folder of notes on what each version was registered from."""
+        return self.path / "registered"
+
+    @property
     def verified(self) -> Path:
         """The folder that TorchServe reads where archives must be signed."""
         return self.path / "verified"
+
+    @property
+    def passing(self) -> tuple[Path, ...]:
+        """The folders that go with the server."""
+        return self.tmp, self.registered, self.verified
 
     @property
     def server_log(self) -> Path:
@@ -153,7 +164,7 @@ class Home:
         if self.lock_file.exists():
             return
         for path in sorted(self.path.iterdir()):
-            if path in (self.tmp, self.verified) or not Home(path).lock_file.exists():
+            if path in self.passing or not Home(path).lock_file.exists():
                 raise UsageError(
                     f"{self.path} must be a server's home, or an empty or new folder, got one "
                     f"with {path.name} in it. Choose another with --home."

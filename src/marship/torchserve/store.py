@@ -7,7 +7,7 @@ import hashlib
 import zipfile
 import zlib
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -122,17 +122,19 @@ def files_of(archive: Path) -> str | None:
 
 
 def note_files(home: Home, name: str, version: str, files: str) -> None:
-    """Keep what a version was registered from for as long as the server runs."""
-    note = _note(home, name, version)
-    note.parent.mkdir(mode=0o700, exist_ok=True)
-    with storage.replacing(note) as draft:
+    """Keep what a version was registered from for as long as the server runs.
+
+    A client that may only read the home keeps nothing; the model serves all the same.
+    """
+    with suppress(storage.StorageError), storage.replacing(_note(home, name, version)) as draft:
         draft.write_text(files)
 
 
 def has_other_files(home: Home, name: str, version: str, archive: str) -> bool:
     """Whether an archive of the store is another by now than a version was registered from.
 
-    What was registered past marship, or by the server's configuration, is not known.
+    What was registered past marship, by a client that cannot write to the home, or by the server's
+    configuration is not known.
     """
     note = _note(home, name, version)
     store = Path(home.require_running().model_store)
@@ -141,4 +143,4 @@ def has_other_files(home: Home, name: str, version: str, archive: str) -> bool:
 
 def _note(home: Home, name: str, version: str) -> Path:
     digest = hashlib.sha256(f"{name} {version}".encode()).hexdigest()  # whatever they hold
-    return Path(home.require_running().tmp) / "registered" / digest
+    return home.registered / digest
