@@ -14,6 +14,7 @@ import torch
 from digits_folder import write_digits
 from marship.checkpoint import load, load_weights
 from marship.recipe import resolve
+from marship.serving import pictures
 from published import put
 from recipes import REPOSITORY, run_marship
 
@@ -100,3 +101,9 @@ def test_the_graph_answers_as_pytorch(image: ModuleType, run_dir: Path) -> None:
         with torch.no_grad():
             want = model(torch.from_numpy(pixels))["probabilities"]
         np.testing.assert_allclose(got, want, rtol=1e-3, atol=1e-4)
+
+
+def test_pictures_are_kept_as_large_as_the_handler_decodes_them(image: ModuleType) -> None:
+    """Of 0.875 of the shorter side 64 pixels are read: 73.1 are needed, so 74 and not 73."""
+    settings = image.Settings(backbone="efficientnet-lite0", side=64)
+    assert image.stored_side(settings) == pictures.shortest_side(64, 0.875) == 74

@@ -9,8 +9,9 @@ JPEG is decoded by libjpeg-turbo through simplejpeg, the others by Pillow's plug
 found, and by no other of its plugins.
 
 Limits, so that no small file costs much: `MAX_PIXELS` and `MAX_SIDE`, known from the header before
-anything is decoded. Beside the file and the result, decoding takes up to 8 bytes for each pixel,
-and 12 where it is a WebP: 400 and 600 MB at the limit. A JPEG that is not progressive takes 2 MB.
+anything is decoded. Beside the file, a PNG's copy of it and the result, decoding takes up to 9
+bytes for each pixel, and 12 where it is a WebP: 450 and 600 MB at the limit. A JPEG that is not
+progressive takes 2 MB.
 """
 
 import io
@@ -270,7 +271,7 @@ def _on_screen(band: "Image", frame: Box, top: int) -> "Image":
 
     left, upper, right, lower = frame
     mask = Image.new("L", band.size)
-    mask.paste(255, (left, max(0, upper - top), right, max(0, lower - top)))
+    mask.paste(255, (left, upper - top, right, lower - top))
     return Image.composite(band, Image.new("RGB", band.size, "white"), mask)
 
 

@@ -15,18 +15,20 @@ from marship.serving import pictures
 from photos import encode
 
 MEMORY = """
-import resource, sys
+import sys
 from pathlib import Path
+import psutil
 from marship.serving import pictures
 import photos
+from posting import peak_bytes
 pictures.decode(photos.encode(photos.photo(), {kind!r}), 256)
 data = Path(sys.argv[1]).read_bytes()
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+before = peak_bytes(psutil.Process())
 try:
     pictures.decode(data, 256)
 except pictures.RequestError as error:
     print(error.code, end=" ")
-print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024)
+print((peak_bytes(psutil.Process()) - before) >> 20)
 """
 
 
