@@ -49,12 +49,15 @@ class TensorSpec:
             within a request.
         pad_value: Inputs only. Every variable axis but the batch may be filled up on its
             right with this value, and no answer changes (proven when it was exported).
+        value_range: Integer inputs that index a table: the smallest and the largest index, both
+            included. None where the graph does not say.
     """
 
     name: str
     dtype: str
     shape: tuple[int | str, ...]
     pad_value: float | None = None
+    value_range: tuple[int, int] | None = None
 
     def __str__(self) -> str:
         """`name: dtype[batch, 10]`, as error messages show it."""
@@ -120,7 +123,18 @@ class Contract:
 
 
 def _specs(raw: Sequence[dict[str, Any]]) -> tuple[TensorSpec, ...]:
-    return tuple(TensorSpec(**{**spec, "shape": tuple(spec["shape"])}) for spec in raw)
+    return tuple(_spec(fields) for fields in raw)
+
+
+def _spec(fields: dict[str, Any]) -> TensorSpec:
+    value_range = fields.get("value_range")
+    return TensorSpec(
+        **{
+            **fields,
+            "shape": tuple(fields["shape"]),
+            "value_range": None if value_range is None else (value_range[0], value_range[1]),
+        }
+    )
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,7 +20,7 @@ from marship.contract import (
 from marship.errors import ModelError
 
 CONTRACT = Contract(
-    inputs=(TensorSpec("items", "int64", ("batch", "length"), pad_value=0.0),),
+    inputs=(TensorSpec("items", "int64", ("batch", "length"), pad_value=0.0, value_range=(0, 29)),),
     outputs=(TensorSpec("scores", "float32", ("batch", 30)),),
     files=("model.onnx",),
     digest="ab" * 32,
