@@ -146,7 +146,21 @@ def test_who_goes_past_marship_finds_an_empty_store(
         client.models()
     keys = Home(guarded.home.path).key_file.read_text()
     token = keys.split('"management"')[1].split('"key"')[1].split('"')[1]
-    for url in ("pair.mar", "echo-2.mar", f"file://{signed_store}/pair.mar", "../store/pair.mar"):
+    verified = Home(guarded.home.path).verified
+    in_other_case = verified.with_name(verified.name.upper())
+    in_other_case.mkdir()
+    shutil.copy(signed_store / "pair.mar", in_other_case)
+    up = "%2e%2e%2f" * len(verified.parts)
+    for url in (
+        "pair.mar",
+        "echo-2.mar",
+        f"file://{signed_store}/pair.mar",
+        "../store/pair.mar",
+        f"file://{verified}/{up}{str(signed_store / 'pair.mar')[1:].replace('/', '%2f')}",
+        f"file://{verified}/%252e%252e%252f{in_other_case.name}%252fpair.mar",
+        f"file://{verified}/..%5c{in_other_case.name}%5cpair.mar",
+        f"file://{in_other_case}/pair.mar",
+    ):
         answer = requests.post(
             f"{guarded.record.management_url}/models",
             params={"url": url, "model_name": "sneaked"},

@@ -50,6 +50,8 @@ _SWITCHES = set(_SWITCH_NAMES.split())
 _KNOWN = _INTEGERS | _SWITCHES | {*_TEXT_NAMES.split(), *HTTP_ADDRESSES}
 _NAMES = {"metrics_mode": ("prometheus", "log", "legacy")}
 _VARIABLE = re.compile(r"\$\$([^$]+)\$\$")
+_ARCHIVE_NAME = r"[A-Za-z0-9_][A-Za-z0-9_.-]*\.mar"
+_PLAIN_FOLDER = re.compile(r"/[\w/ .,@+=~:()-]*")
 _HIGHEST_PORT = 65534  # TorchServe refuses 65535
 
 
@@ -100,7 +102,7 @@ def resolve(  # noqa: PLR0913  keyword-only
     values["model_store"] = str(store)
     _check_models(values.get("load_models", ""), store)
     known = {
-        "MARSHIP_MODEL_STORE": _pattern(vault or store),
+        "MARSHIP_ARCHIVES": allowed_urls(vault or store),
         "MARSHIP_HOME": str(home),
         "MARSHIP_METRICS": str(METRICS_FILE),
     }
@@ -117,8 +119,17 @@ def address_url(values: Mapping[str, str], name: str) -> str:
 
 
 def allowed_urls(store: Path) -> str:
-    """The packaged `allowed_urls` for a folder: the files in it, and nothing else."""
-    return f"file://{_pattern(store)}/[^/]+"
+    """The packaged `allowed_urls` for a folder: URLs of the archives in it, and nothing else.
+
+    TorchServe matches without regard to case, which the group switches off, splits the setting at
+    commas, and decodes a URL after it matched it: `%2e%2e%2f` led out of the folder. So what a name
+    may hold is listed. A folder whose own path would be decoded, or be cut at `?` or `#`, gets a
+    pattern that matches nothing; archives are registered by name there as anywhere.
+    """
+    folder = re.escape(str(store)).replace(",", r"\x2c")
+    if not _PLAIN_FOLDER.fullmatch(str(store)):
+        folder = "(?!)"
+    return f"(?-i:file://{folder}/{_ARCHIVE_NAME})"
 
 
 def _check(values: Mapping[str, str], source: Path) -> None:
@@ -166,11 +177,6 @@ def _check_models(load_models: str, store: Path) -> None:
         if "/" in name or not (store / name).exists():
             held = ", ".join(sorted(p.name for p in store.glob("*.mar"))) or "no archive"
             raise UsageError(f"{name} must lie in the model store {store}, which holds {held}.")
-
-
-def _pattern(store: Path) -> str:
-    """The folder as a regular expression; TorchServe splits allowed_urls at every comma."""
-    return re.escape(str(store)).replace(",", r"\x2c")
 
 
 def _fill(

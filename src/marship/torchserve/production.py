@@ -111,7 +111,7 @@ def _check_values(values: Mapping[str, str], readable: Path) -> None:
     if values.get("allowed_urls") != configs.allowed_urls(readable):
         raise UsageError(
             f"allowed_urls must name the model store alone in production, got "
-            f"{values.get('allowed_urls')!r}. Leave the line as it is packaged."
+            f"{values.get('allowed_urls')!r}. Write allowed_urls=$$MARSHIP_ARCHIVES$$"
         )
     for name, reason in _MUST_NOT_BE_SET.items():
         if name in values:

@@ -1,11 +1,15 @@
 """TorchServe's settings are complete, safe, checked and resolved before anything starts."""
 
+import os
 import re
 import socket
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from marship.errors import ServerError, UsageError
 from marship.torchserve import config, properties, sockets
@@ -50,13 +54,79 @@ def test_the_repository_has_one_config() -> None:
     assert top.resolve() == config.PACKAGED.resolve()
 
 
+def is_allowed(pattern: str, url: str) -> bool:
+    """Whether TorchServe would take it: without regard to case, one pattern between commas."""
+    return any(re.fullmatch(part, url, re.IGNORECASE) for part in pattern.split(","))
+
+
+def read_by_java(url: str) -> str:
+    """The path that java.net.URL opens: cut at ? and #, decoded once."""
+    return os.path.normpath(unquote(re.split("[?#]", url.removeprefix("file://"))[0]))
+
+
 def test_allowed_urls_match_files_of_the_store_alone(store: Path) -> None:
     """Whatever the folder is called, and with TorchServe's splitting at commas."""
-    (pattern,) = resolve(config.PACKAGED, store)["allowed_urls"].split(",")
-    assert re.fullmatch(pattern, f"file://{store}/x.mar")
-    assert not re.fullmatch(pattern, f"file://{store}/../x.mar")
-    assert not re.fullmatch(pattern, "file:///etc/x.mar")
-    assert not re.fullmatch(pattern, f"file://{str(store).replace('.', 'x')}/x.mar")
+    pattern = resolve(config.PACKAGED, store)["allowed_urls"]
+    assert is_allowed(pattern, f"file://{store}/x-1.0_b.mar")
+    for url in (
+        f"file://{store}/../x.mar",
+        f"file://{store}/%2e%2e%2fx.mar",
+        f"file://{store}/%252e%252e%252fx.mar",
+        f"file://{store}/..%5cx.mar",
+        f"file://{store}/..\\x.mar",
+        f"file://{store}/..",
+        f"file://{store}/.mar",
+        f"file://{store}/x.mar?/../y.mar",
+        f"file://{store}/x.mar#y.mar",
+        f"file://{store}/x.mar\n",
+        f"file://{store}/\uff0e\uff0e\uff0fx.mar",
+        f"file://{str(store).upper()}/x.mar",
+        f"FILE://{store}/x.mar",
+        f"file://localhost{store}/x.mar",
+        f"https://{store}/x.mar",
+        f"jar:file://{store}/x.mar",
+        "file:///etc/x.mar",
+        f"file://{str(store).replace('.', 'x')}/x.mar",
+    ):
+        assert not is_allowed(pattern, url), url
+
+
+PIECES = [
+    "..",
+    "%2e",
+    "%2E",
+    "%2f",
+    "%5c",
+    "%25",
+    "/",
+    "\\",
+    "x",
+    ".mar",
+    "?",
+    "#",
+    "\n",
+    "é",
+    "%00",
+]
+
+
+@given(st.lists(st.one_of(st.sampled_from(PIECES), st.text(max_size=3))).map("".join))
+def test_what_is_allowed_lies_in_the_store(name: str) -> None:
+    """However it is put together: the file that Java opens is a direct child of the folder."""
+    pattern = config.allowed_urls(Path("/srv/models"))
+    url = f"file:///srv/models/{name}"
+    if is_allowed(pattern, url):
+        assert Path(read_by_java(url)) == Path("/srv/models") / name
+        assert name.endswith(".mar")
+    assert is_allowed(pattern, "file:///srv/models/a..b.mar")
+
+
+@pytest.mark.parametrize(
+    "folder", ["/srv/a#b", "/srv/a?b", "/srv/%2e%2e", "/srv/a\\b", "/srv/a\nb"]
+)
+def test_a_folder_that_java_would_read_otherwise_has_no_url(folder: str) -> None:
+    """Its archives are registered by their names."""
+    assert not is_allowed(config.allowed_urls(Path(folder)), f"file://{folder}/x.mar")
 
 
 def test_free_ports_differ(store: Path) -> None:
