@@ -4,12 +4,12 @@ import math
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 
 from marship.contract import Array, Arrays, Contract, TensorSpec
-from marship.errors import InvalidInputError, MarshipError, bare
+from marship.errors import InvalidInputError, MarshipError, ModelError, bare
+from marship.serving.tensors import conform
 
 Run = Callable[[Arrays], Arrays]
 Parts = list[Arrays | MarshipError]
@@ -21,21 +21,18 @@ _IDENTIFIER = re.compile(r"[A-Za-z_]\w*")
 
 
 def validate(inputs: Arrays, contract: Contract, *, allow_non_finite: bool = False) -> Sizes:
-    """Hold one request's tensors against the contract.
+    """Hold one request's tensors, in the contract's types, against the contract.
 
     Returns:
         The sizes of its variable axes.
 
     Raises:
-        InvalidInputError: A tensor has another type, rank or size than the contract states, two
+        InvalidInputError: A tensor has another rank or size than the contract states, two
             disagree about an axis, or a value is not finite.
     """
     sizes: Sizes = {}
     for spec in contract.inputs:
         array = inputs[spec.name]
-        dtype = "str" if array.dtype.kind in "OUS" else array.dtype.name
-        if dtype != spec.dtype:
-            raise InvalidInputError(f"{spec} is what must be sent, got type {dtype}.")
         if array.ndim != len(spec.shape):
             raise InvalidInputError(
                 f"{spec} is what must be sent, got {array.ndim} axes of sizes {list(array.shape)}."
@@ -66,6 +63,10 @@ def _check_axis(
         raise InvalidInputError(
             f"axis {axis} must have one size in all inputs, got {sizes[axis]} and {size}."
         )
+
+
+def _no_memory() -> ModelError:
+    return ModelError("a call of the model must have memory for its inputs, got none.")
 
 
 def paddable_axes(contract: Contract) -> frozenset[str]:
@@ -134,11 +135,12 @@ class Batcher:
                 answers[index] = request
                 continue
             try:
-                sizes = validate(request, self.contract, allow_non_finite=self.allow_non_finite)
+                inputs = conform(request, self.contract)
+                sizes = validate(inputs, self.contract, allow_non_finite=self.allow_non_finite)
             except MarshipError as error:
                 answers[index] = bare(error)
                 continue
-            groups.setdefault(self._group(index, sizes), []).append(_Entry(index, request, sizes))
+            groups.setdefault(self._group(index, sizes), []).append(_Entry(index, inputs, sizes))
         for entries in groups.values():
             for entry, answer in self._answer(entries):
                 answers[entry.index] = answer
@@ -166,9 +168,9 @@ class Batcher:
         """Run entries together; if that fails, halve them until the culprit is alone."""
         try:
             outputs = self.run(self._stack(entries))
-        except MarshipError as error:
+        except (MarshipError, MemoryError) as error:
             if len(entries) == 1:
-                yield entries[0], error
+                yield entries[0], error if isinstance(error, MarshipError) else _no_memory()
                 return
             middle = len(entries) // 2
             yield from self._answer(entries[:middle])
@@ -196,7 +198,7 @@ class Batcher:
             largest.get(axis, size) if isinstance(axis, str) else size
             for axis, size in zip(spec.shape[1:], arrays[0].shape[1:], strict=True)
         ]
-        joined = self._buffer(spec.name, arrays[0].dtype, (rows, *rest))
+        joined = self._buffer(spec, (rows, *rest))
         if any(list(array.shape[1:]) != rest for array in arrays):
             joined.fill(spec.pad_value)
         start = 0
@@ -206,12 +208,17 @@ class Batcher:
             start += len(array)
         return joined
 
-    def _buffer(self, name: str, dtype: np.dtype[Any], shape: tuple[int, ...]) -> Array:
-        """An array for one call, in memory that is kept: fresh pages cost more than copying."""
+    def _buffer(self, spec: TensorSpec, shape: tuple[int, ...]) -> Array:
+        """An array for one call, of the contract's type whatever a request's is.
+
+        Numbers lie in memory that is kept: fresh pages cost more than copying.
+        """
+        if spec.dtype == "str":
+            return np.empty(shape, dtype=object)
         size = math.prod(shape)
-        kept = self._buffers.get(name)
+        kept = self._buffers.get(spec.name)
         if kept is None or kept.size < size:
-            kept = self._buffers[name] = np.empty(size, dtype)
+            kept = self._buffers[spec.name] = np.empty(size, spec.dtype)
         return kept[:size].reshape(shape)
 
     def _split(self, entries: list[_Entry], outputs: Arrays) -> Iterator[tuple[_Entry, Arrays]]:

@@ -24,7 +24,7 @@ import orjson
 from marship.contract import Array, Arrays, Contract
 from marship.errors import InvalidInputError, MalformedError, UnsupportedMediaError
 from marship.serving import kserve
-from marship.serving.tensors import check_names, dump, only_input, plain, to_array
+from marship.serving.tensors import check_names, dump, only_input, plain, shaped, to_array
 from marship.serving.transport import JSON_TYPE as JSON_TYPE  # noqa: PLC0414  a name of codec, too
 from marship.serving.transport import Reply
 
@@ -140,6 +140,8 @@ def read_npy(body: bytes | bytearray | memoryview) -> Array:
     shape, fortran, dtype = _npy_header(bytes(body[:start]))
     if dtype.hasobject:
         raise MalformedError("the npy file must hold numbers, got Python objects.")
+    if dtype.subdtype is not None or dtype.itemsize == 0:
+        raise MalformedError(f"the npy file must hold numbers or text, got {dtype}.")
     expected = int(np.prod(shape, dtype=object)) * dtype.itemsize
     if min(shape, default=0) < 0 or len(body) - start != expected:
         raise MalformedError(
@@ -147,7 +149,7 @@ def read_npy(body: bytes | bytearray | memoryview) -> Array:
             f"got {len(body) - start}."
         )
     array = np.frombuffer(body, dtype, offset=start)
-    return array.reshape(shape[::-1]).T if fortran else array.reshape(shape)
+    return shaped(array, shape[::-1]).T if fortran else shaped(array, shape)
 
 
 def _npy_data_start(body: bytes | bytearray | memoryview) -> int:

@@ -16,7 +16,7 @@ import orjson
 
 from marship.contract import Array, Arrays, Contract, TensorSpec
 from marship.errors import InvalidInputError, MalformedError
-from marship.serving.tensors import check_names, plain, to_array
+from marship.serving.tensors import check_names, plain, shaped, to_array
 
 LENGTH_HEADER = "Inference-Header-Content-Length"
 
@@ -99,7 +99,7 @@ def decode(value: dict[str, Any], raw: memoryview, contract: Contract) -> tuple[
                 f"data of {spec.name} must hold the {count} values of its shape {shape}, "
                 f"got {array.size}."
             )
-        inputs[spec.name] = array.reshape(shape)
+        inputs[spec.name] = shaped(array, shape, spec)
     if len(raw):
         raise MalformedError(
             f"the raw tensors must be as long as their binary_data_size, got {len(raw)} bytes more."
@@ -137,9 +137,7 @@ def _take(raw: memoryview, size: object, spec: TensorSpec) -> tuple[Array, memor
         raise MalformedError(
             f"binary_data_size of {spec.name} must be a multiple of {dtype.itemsize}, got {size}."
         )
-    if dtype.kind == "b":
-        return np.frombuffer(part, np.uint8) != 0, rest
-    return np.frombuffer(part, dtype.newbyteorder("<")).astype(dtype, copy=False), rest
+    return np.frombuffer(part, dtype.newbyteorder("<")), rest
 
 
 def _texts(part: memoryview, spec: TensorSpec) -> Array:

@@ -1,12 +1,80 @@
 """JSON values and arrays of a model's types, without changing a value on the way."""
 
+import sys
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import orjson
 
-from marship.contract import Array, Contract, TensorSpec
-from marship.errors import InvalidInputError
+from marship.contract import Array, Arrays, Contract, TensorSpec
+from marship.errors import InvalidInputError, ModelError
+
+TEXT_KINDS = "OSUT"
+"""NumPy's kinds of types that may hold text: objects, bytes, fixed and variable width."""
+
+
+def conform(inputs: Mapping[str, object], contract: Contract) -> Arrays:
+    """One request's tensors in the contract's types and this machine's byte order.
+
+    Everything that reaches the model passes here, whatever form it came in and whichever handler
+    decoded it: ONNX Runtime reads foreign bytes as they lie, and NumPy would cut a text to fit
+    its neighbour's.
+
+    Raises:
+        InvalidInputError: A tensor has another type than the contract states, or text that UTF-8
+            cannot hold.
+        ModelError: A handler's `decode` left an input out, or gave something else than an array.
+    """
+    found: Arrays = {}
+    for spec in contract.inputs:
+        value = inputs.get(spec.name)
+        if not isinstance(value, (np.ndarray, np.generic)):
+            raise ModelError(
+                f"decode must return an array for {spec.name}, got {type(value).__name__}."
+            )
+        array = np.asarray(value)
+        found[spec.name] = _texts(array, spec) if spec.dtype == "str" else _numbers(array, spec)
+    return found
+
+
+def _numbers(array: Array, spec: TensorSpec) -> Array:
+    want = np.dtype(spec.dtype)
+    if array.dtype != want:
+        if array.dtype.newbyteorder("=") != want:
+            raise _wrong_type(array, spec)
+        array = array.astype(want)
+    # a byte of a stranger's that is neither 0 nor 1 is no bool of C++
+    return array.view(np.uint8) != 0 if want.kind == "b" else array
+
+
+def _texts(array: Array, spec: TensorSpec) -> Array:
+    if array.dtype.kind not in TEXT_KINDS:
+        raise _wrong_type(array, spec)
+    if array.dtype.kind == "U":
+        points = np.ascontiguousarray(array, array.dtype.newbyteorder("=")).view(np.uint32)
+        if points.max(initial=0) > sys.maxunicode:  # Python would raise a SystemError
+            raise InvalidInputError(f"{spec.name} must hold text, got no character of Unicode.")
+    texts = np.empty(array.size, dtype=object)
+    texts[:] = [_text(item, spec) for item in array.astype(object).flat]
+    return texts.reshape(array.shape)
+
+
+def _text(item: object, spec: TensorSpec) -> str:
+    try:
+        if isinstance(item, str):
+            item.encode("utf-8")  # half of a surrogate pair is no text
+            return item
+        if isinstance(item, bytes):
+            return item.decode("utf-8")
+    except UnicodeError as error:
+        raise InvalidInputError(f"{spec.name} must hold text in UTF-8, got: {error}.") from error
+    raise InvalidInputError(f"{spec.name} must hold text, got {type(item).__name__}.")
+
+
+def _wrong_type(array: Array, spec: TensorSpec) -> InvalidInputError:
+    found = "str" if array.dtype.kind in TEXT_KINDS else array.dtype.name
+    return InvalidInputError(f"{spec} is what must be sent, got type {found}.")
 
 
 def to_array(value: object, spec: TensorSpec) -> Array:
@@ -80,6 +148,21 @@ def dump(value: object) -> bytes:
         return orjson.dumps(value, default=lambda array: array.tolist())
 
 
+def shaped(array: Array, shape: Sequence[int], spec: TensorSpec | None = None) -> Array:
+    """The array in a shape of as many values that a client claims.
+
+    Raises:
+        InvalidInputError: NumPy has no such shape.
+    """
+    try:
+        return array.reshape(shape)
+    except (ValueError, OverflowError) as error:
+        name = spec.name if spec else "the npy file"
+        raise InvalidInputError(
+            f"{name} must have a shape of sizes that an array can have, got {list(shape)}."
+        ) from error
+
+
 def only_input(contract: Contract) -> TensorSpec:
     """The model's only input.
 
@@ -102,10 +185,10 @@ def check_names(given: Any, specs: dict[str, TensorSpec], contract: Contract) ->
         InvalidInputError: One is missing, unknown or given twice.
     """
     names = list(given)
-    if sorted(map(str, names)) == sorted(specs):
+    if all(isinstance(name, str) for name in names) and sorted(names) == sorted(specs):
         return
     missing = [name for name in specs if name not in names]
-    other = [str(name) for name in names if name not in specs]
+    other = [str(name) for name in names if name not in list(specs)]
     found = f"without {missing[0]}" if missing else f"with {(other or names)[0]!r} too"
     raise InvalidInputError(
         f"the inputs must be {', '.join(specs)}, got a request {found}. {_advice(contract)}"

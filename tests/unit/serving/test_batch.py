@@ -13,6 +13,7 @@ from marship.contract import Arrays, Contract, TensorSpec
 from marship.errors import InvalidInputError, MalformedError, MarshipError, ModelError
 from marship.serving.batch import Batcher, paddable_axes, validate
 from marship.serving.session import Session, SessionSettings
+from marship.serving.tensors import conform
 
 
 def ids(*rows: list[int]) -> Arrays:
@@ -145,7 +146,7 @@ def test_what_breaks_the_contract_is_named(lookup_onnx: Path, case: str) -> None
     contract = graph.contract_of(lookup_onnx, bounds={"length": (1, 5)})
     array, words = BAD[case]
     with pytest.raises(InvalidInputError, match=words):
-        validate({"ids": array}, contract)
+        validate(conform({"ids": array}, contract), contract)
 
 
 def test_values_that_are_no_numbers_are_refused_unless_allowed(linear_onnx: Path) -> None:
