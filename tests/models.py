@@ -2,8 +2,9 @@
 
 from pathlib import Path
 
+import numpy as np
 import onnx
-from onnx import helper
+from onnx import TensorProto, helper, numpy_helper
 
 IR_VERSION = 10
 OPSET = 20
@@ -17,3 +18,22 @@ def write_model(path: Path, graph: onnx.GraphProto) -> Path:
     onnx.checker.check_model(model)
     onnx.save(model, path)
     return path
+
+
+def row_filter(path: Path) -> Path:
+    """`y = x[x[:, 0] > 0]`, which states as many rows as it takes: float32 (n, 2) to (n, 2)."""
+    constants = {"start": np.array([0]), "stop": np.array([1]), "axis": np.array([1])}
+    constants["zero"] = np.array(0, np.float32)  # type: ignore[assignment]
+    graph = helper.make_graph(
+        [
+            helper.make_node("Slice", ["x", "start", "stop", "axis"], ["column"]),
+            helper.make_node("Squeeze", ["column", "axis"], ["first"]),
+            helper.make_node("Greater", ["first", "zero"], ["kept"]),
+            helper.make_node("Compress", ["x", "kept"], ["y"], axis=0),
+        ],
+        "row_filter",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", 2])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["n", 2])],
+        [numpy_helper.from_array(array, name) for name, array in constants.items()],
+    )
+    return write_model(path, graph)

@@ -1,6 +1,7 @@
 """The handler that serves any ONNX model."""
 
 import json
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from marship.errors import LoadError
 from marship.package import PackageSettings, package
 from marship.serving import codec
 from marship.serving.handler import MAX_RESPONSE_ENV, OnnxHandler, Reply, Request
+from models import row_filter
 from workers import Worker, load_module
 
 Start = Callable[[Path, type], Worker]
@@ -115,6 +117,35 @@ def test_a_bug_in_one_handlers_step_stays_with_its_request(lookup_mar: Path, wor
     )
     assert [answer.status for answer in answers] == [500, 500, 200]
     assert b"secret" not in answers[0].body + answers[1].body
+
+
+def proven_row_wise(archive: Path) -> Path:
+    """The archive with a contract that says, wrongly, that rows do not influence each other."""
+    target = archive.with_suffix(".proven.mar")
+    with zipfile.ZipFile(archive) as source, zipfile.ZipFile(target, "w") as sink:
+        for name in source.namelist():
+            data = source.read(name)
+            if name == "contract.json":
+                data = json.dumps(json.loads(data) | {"batch_axis": "n"}).encode()
+            sink.writestr(name, data)
+    return target
+
+
+@pytest.mark.parametrize("content_type", ["application/json", ""])
+def test_no_request_gets_anothers_rows_from_a_filter(
+    tmp_path: Path, worker: Start, content_type: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """On the fast path and on the slow one a filter's rows go to whom they belong."""
+    archive = package(row_filter(tmp_path / "filter.onnx"), PackageSettings(model_store=tmp_path))
+    served = worker(proven_row_wise(archive), OnnxHandler)
+    rows = [[[1, 1]], [[-1, 2]], [[3, 3], [-3, 3]], [[4, 4]]]
+    wanted = [[[1, 1]], [], [[3, 3]], [[4, 4]]]
+    for _ in range(2):
+        answers = served(
+            *({"body": json.dumps(r).encode()} for r in rows), content_type=content_type
+        )
+        assert [answer.json() for answer in answers] == wanted
+    assert "came as [3, 2]" in caplog.text
 
 
 @pytest.mark.parametrize(

@@ -110,18 +110,23 @@ class Batcher:
         contract: What the model takes and gives.
         run: Calls the model once.
         allow_non_finite: Whether NaN and infinity may be sent.
-        joins: Whether requests share a call; without, each has its own.
+        joins: Whether requests share a call; without, each has its own. Ends for good where a
+            call gives other rows than it was given: such a model mixes or filters its rows.
+        on_mixed: Is told then what was seen.
     """
 
     contract: Contract
     run: Run
     allow_non_finite: bool = False
     joins: bool = True
+    on_mixed: Callable[[str], None] | None = None
     _paddable: frozenset[str] = field(init=False)
+    _cut: frozenset[str | None] = field(init=False)
     _buffers: dict[str, Array] = field(init=False, default_factory=dict)
 
     def __post_init__(self) -> None:
         self._paddable = paddable_axes(self.contract)
+        self._cut = self._paddable | {self.contract.batch_axis}
 
     def __call__(self, requests: Sequence[Arrays | MarshipError]) -> list[Arrays | MarshipError]:
         """Answer each request with its own outputs or its own error, in order.
@@ -166,8 +171,12 @@ class Batcher:
 
     def _answer(self, entries: list[_Entry]) -> Iterator[tuple[_Entry, Arrays | MarshipError]]:
         """Run entries together; if that fails, halve them until the culprit is alone."""
+        if len(entries) > 1 and not self.joins:
+            yield from self._each(entries)
+            return
+        sizes = self._sizes(entries)
         try:
-            outputs = self.run(self._stack(entries))
+            outputs = self.run(self._stack(entries, sizes))
         except (MarshipError, MemoryError) as error:
             if len(entries) == 1:
                 yield entries[0], error if isinstance(error, MarshipError) else _no_memory()
@@ -176,30 +185,61 @@ class Batcher:
             yield from self._answer(entries[:middle])
             yield from self._answer(entries[middle:])
             return
+        if self.has_mixed(outputs, sizes) and len(entries) > 1:
+            yield from self._each(entries)
+            return
         yield from self._split(entries, outputs)
 
-    def _stack(self, entries: list[_Entry]) -> Arrays:
+    def _each(self, entries: list[_Entry]) -> Iterator[tuple[_Entry, Arrays | MarshipError]]:
+        for entry in entries:
+            yield from self._answer([entry])
+
+    def has_mixed(self, outputs: Arrays, sizes: Sizes) -> bool:
+        """Whether outputs lack the rows, or the lengths, of the call's inputs; ends joining then.
+
+        What each request's part of such outputs is cannot be told, whatever was proven before.
+        """
+        if not self.joins or self.contract.batch_axis is None:
+            return False
+        for spec in self.contract.outputs:
+            got = outputs[spec.name].shape
+            want = tuple(
+                sizes.get(axis, have) if axis in self._cut else have
+                for axis, have in zip(spec.shape, got, strict=False)
+            )
+            if got != want or len(got) != len(spec.shape):
+                self._end_joining(f"{spec} came as {list(got)} where the inputs had {sizes}")
+                return True
+        return False
+
+    def _end_joining(self, reason: str) -> None:
+        self.joins = False
+        if self.on_mixed is not None:
+            self.on_mixed(reason)
+
+    def _sizes(self, entries: list[_Entry]) -> Sizes:
+        """Sizes of the variable axes of one call for all entries."""
+        sizes = dict(entries[0].sizes)
+        if len(entries) > 1:
+            for axis in sizes.keys() & self._paddable:
+                sizes[axis] = max(entry.sizes[axis] for entry in entries)
+            batch = self.contract.batch_axis or ""
+            sizes[batch] = sum(entry.sizes[batch] for entry in entries)
+        return sizes
+
+    def _stack(self, entries: list[_Entry], sizes: Sizes) -> Arrays:
         if len(entries) == 1:
             return entries[0].inputs
-        largest = {
-            axis: max(entry.sizes[axis] for entry in entries)
-            for axis in self._paddable
-            if axis in entries[0].sizes
-        }
         return {
-            spec.name: self._join(spec, [entry.inputs[spec.name] for entry in entries], largest)
+            spec.name: self._join(spec, [entry.inputs[spec.name] for entry in entries], sizes)
             for spec in self.contract.inputs
         }
 
-    def _join(self, spec: TensorSpec, arrays: Sequence[Array], largest: Sizes) -> Array:
+    def _join(self, spec: TensorSpec, arrays: Sequence[Array], sizes: Sizes) -> Array:
         """Rows of all arrays under each other, short ones filled up on their right."""
-        rows = sum(len(array) for array in arrays)
-        rest = [
-            largest.get(axis, size) if isinstance(axis, str) else size
-            for axis, size in zip(spec.shape[1:], arrays[0].shape[1:], strict=True)
-        ]
-        joined = self._buffer(spec, (rows, *rest))
-        if any(list(array.shape[1:]) != rest for array in arrays):
+        shape = tuple(sizes[axis] if isinstance(axis, str) else axis for axis in spec.shape)
+        joined = self._buffer(spec, shape)
+        if any(array.shape[1:] != shape[1:] for array in arrays):
             joined.fill(spec.pad_value)
         start = 0
         for array in arrays:

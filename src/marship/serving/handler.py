@@ -117,6 +117,7 @@ class OnnxHandler:
         self._reads_rows = is_plain and rows.fits(self.contract)
         self._metrics = Metrics(self._name, self._version)
         self.prepare()
+        self._batcher.on_mixed = self._has_mixed
         spins = properties.get("batch_size") == 1 and settings.has_spare_cores
         if transport.install(self.answer, spins=spins):
             self._metrics.start()
@@ -186,7 +187,7 @@ class OnnxHandler:
 
     def _reply_rows(self, requests: Sequence[Request], clock: Clock) -> list[Reply] | None:
         """All answers at once, where all requests are plain rows and the model takes them."""
-        if not self._reads_rows:
+        if not (self._reads_rows and self._batcher.joins):
             return None
         gathered = rows.gather(requests, self.contract)
         clock.lap("decode")
@@ -196,10 +197,16 @@ class OnnxHandler:
             outputs = self.session.run({self.contract.inputs[0].name: gathered.array})
         except ModelError:
             return None  # one by one, the culprit is found
+        if self._batcher.has_mixed(outputs, gathered.sizes):
+            return None  # each alone, from now on
         clock.lap("infer")
         replies = rows.scatter(outputs, gathered)
         clock.lap("encode")
         return replies
+
+    def _has_mixed(self, reason: str) -> None:
+        """Joining has ended: a call of several requests gave what cannot be told apart."""
+        logger.error("%s must keep its rows apart, but %s: requests run alone", self._name, reason)
 
     def _reply_each(self, requests: Sequence[Request], clock: Clock) -> list[Reply]:
         states: list[Any] = [None] * len(requests)

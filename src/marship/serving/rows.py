@@ -26,11 +26,13 @@ class Rows:
     Attributes:
         array: Valid for the contract's only input.
         counts: How many rows are each request's.
+        sizes: Of the variable axes: the batch's alone.
         named: Whether the requests, and so the answers, are JSON by name.
     """
 
     array: Array
     counts: list[int]
+    sizes: dict[str, int]
     named: bool
 
 
@@ -74,7 +76,8 @@ def gather(requests: Sequence[Request], contract: Contract) -> Rows | None:
         array = array.astype(want, copy=False)
     if want.kind == "f" and not np.isfinite(array).all():
         return None
-    return Rows(array, counts, named=forms == {dict})
+    sizes = {str(spec.shape[0]): len(array)}
+    return Rows(array, counts, sizes, named=forms == {dict})
 
 
 def _plain_rows(request: Request) -> object:

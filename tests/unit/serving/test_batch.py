@@ -186,3 +186,56 @@ def test_together_is_as_alone(
     batcher, _ = lookup(lookup_onnx, pads=pads)
     bodies = [ids(*[history] * rows) for rows, history in requests]
     assert totals(batcher(bodies)) == [totals(batcher([body]))[0] for body in bodies]
+
+
+def filtering(*, padded: bool = False) -> Batcher:
+    """A batcher of a model that keeps rows over 0, or the first half of the columns, unstated."""
+    spec = TensorSpec("x", "float32", ("batch", "length"), pad_value=0 if padded else None)
+    output = replace(spec, name="y", pad_value=None)
+
+    def run(inputs: Arrays) -> Arrays:
+        x = inputs["x"]
+        return {"y": x[:, : (x.shape[1] + 1) // 2] if padded else x[x[:, 0] > 0]}
+
+    return Batcher(Contract((spec,), (output,), ("m",), "", 20, "batch"), run)
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    padded=st.booleans(),
+    requests=st.lists(st.lists(st.integers(-2, 2), min_size=1, max_size=4), min_size=1, max_size=6),
+)
+def test_a_filter_gives_each_request_what_it_gives_alone(
+    padded: bool, requests: list[list[int]]
+) -> None:
+    """A model that drops rows, or columns, never answers one request with another's."""
+    batcher = filtering(padded=padded)
+    bodies: list[Arrays | MarshipError] = [
+        {"x": np.array([row] if padded else [[value] for value in row], np.float32)}
+        for row in requests
+    ]
+    alone = [filtering(padded=padded)([body])[0] for body in bodies]
+    for _ in range(2):
+        together = batcher(bodies)
+        for got, want in zip(together, alone, strict=True):
+            assert not isinstance(got, MarshipError)
+            assert not isinstance(want, MarshipError)
+            np.testing.assert_array_equal(got["y"], want["y"])
+            assert got["y"].shape == want["y"].shape
+
+
+def test_joining_ends_with_the_first_call_whose_rows_do_not_fit() -> None:
+    """The mismatch is told once, and from then on each request has its own call."""
+    seen: list[str] = []
+    batcher = filtering()
+    batcher.on_mixed = seen.append
+    rows: list[Arrays | MarshipError] = [
+        {"x": np.full((1, 1), value, np.float32)} for value in (1, 2)
+    ]
+    batcher(rows)
+    assert batcher.joins
+    batcher([*rows, {"x": np.zeros((1, 1), np.float32)}])
+    assert not batcher.joins
+    batcher([*rows, {"x": np.zeros((1, 1), np.float32)}])
+    assert len(seen) == 1
+    assert "y: float32[batch, length] came as [2, 1]" in seen[0]

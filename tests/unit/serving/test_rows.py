@@ -63,7 +63,7 @@ OUTPUTS = {
 def test_scattered_answers_are_those_of_the_codec(name: str, named: bool) -> None:
     """Whatever the output's type and rank, each answer has the bytes of the slow path."""
     counts = [1, 3, 2]
-    gathered = rows.Rows(np.empty((6, 3), np.float32), counts, named=named)
+    gathered = rows.Rows(np.empty((6, 3), np.float32), counts, {"batch": 6}, named=named)
     found = [reply.body for reply in rows.scatter({name: OUTPUTS[name]}, gathered)]
     form = codec.Form.NAMED if named else codec.Form.BARE
     parts = np.split(OUTPUTS[name], np.cumsum(counts)[:-1])
@@ -73,7 +73,7 @@ def test_scattered_answers_are_those_of_the_codec(name: str, named: bool) -> Non
 
 def test_several_outputs_are_named_even_where_the_request_was_bare() -> None:
     """A bare request to a model with two outputs gets both by name."""
-    gathered = rows.Rows(np.empty((1, 3), np.float32), [1], named=False)
+    gathered = rows.Rows(np.empty((1, 3), np.float32), [1], {"batch": 1}, named=False)
     outputs = {"a": np.ones((1, 1), np.float32), "b": np.zeros(1, np.int64)}
     (reply,) = rows.scatter(outputs, gathered)
     assert json.loads(reply.body) == {"a": [[1.0]], "b": [0]}
