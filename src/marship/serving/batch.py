@@ -146,9 +146,10 @@ class Batcher:
                 answers[index] = bare(error)
                 continue
             groups.setdefault(self._group(index, sizes), []).append(_Entry(index, inputs, sizes))
-        for entries in groups.values():
-            for entry, answer in self._answer(entries):
-                answers[entry.index] = answer
+        for group in groups.values():
+            for entries in self._calls(group):
+                for entry, answer in self._answer(entries):
+                    answers[entry.index] = answer
         return [answer for answer in answers if answer is not None]
 
     def answer(
@@ -168,6 +169,23 @@ class Batcher:
             return index
         free = self._paddable | {self.contract.batch_axis}
         return tuple(sorted((a, size) for a, size in sizes.items() if a not in free))
+
+    def _calls(self, group: list[_Entry]) -> Iterator[list[_Entry]]:
+        """The group in calls of no more rows than the model may be given at once."""
+        batch = self.contract.batch_axis or ""
+        most = self.contract.bounds.get(batch, (1, None))[1]
+        if most is None or len(group) == 1:
+            yield group
+            return
+        call: list[_Entry] = []
+        rows = 0
+        for entry in group:
+            if call and rows + entry.sizes[batch] > most:
+                yield call
+                call, rows = [], 0
+            call.append(entry)
+            rows += entry.sizes[batch]
+        yield call
 
     def _answer(self, entries: list[_Entry]) -> Iterator[tuple[_Entry, Arrays | MarshipError]]:
         """Run entries together; if that fails, halve them until the culprit is alone."""

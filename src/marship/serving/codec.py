@@ -24,7 +24,15 @@ import orjson
 from marship.contract import Array, Arrays, Contract
 from marship.errors import InvalidInputError, MalformedError, UnsupportedMediaError
 from marship.serving import kserve
-from marship.serving.tensors import check_names, dump, only_input, plain, shaped, to_array
+from marship.serving.tensors import (
+    check_names,
+    dump,
+    may_hold_truths,
+    only_input,
+    plain,
+    shaped,
+    to_array,
+)
 from marship.serving.transport import JSON_TYPE as JSON_TYPE  # noqa: PLC0414  a name of codec, too
 from marship.serving.transport import Reply
 
@@ -75,9 +83,12 @@ def decode(
     if isinstance(body, (bytes, bytearray, memoryview)):
         if json_length is not None:
             text, raw = kserve.split(body, json_length)
-            return from_json(read_json(text, ""), contract, raw)
+            parsed = read_json(text, "")
+            return from_json(parsed, contract, raw, may_mix=may_hold_truths(text))
         if kind == NPY_TYPE or (kind in ("", OCTETS_TYPE) and body[:6] == NPY_MAGIC):
             return Message({only_input(contract).name: read_npy(body)}, Form.NPY)
+        parsed = read_json(body, content_type)
+        return from_json(parsed, contract, may_mix=may_hold_truths(body))
     return from_json(read_json(body, content_type), contract)
 
 
@@ -105,29 +116,33 @@ def read_json(body: object, content_type: str) -> Any:  # noqa: ANN401  any JSON
         raise MalformedError(f"the body must be JSON, got: {error}.") from error
 
 
-def from_json(value: object, contract: Contract, raw: memoryview = NOTHING) -> Message:
+def from_json(
+    value: object, contract: Contract, raw: memoryview = NOTHING, *, may_mix: bool = True
+) -> Message:
     """Turn a JSON value of any of the three JSON forms into tensors.
 
     Args:
         value: The parsed JSON.
         contract: Says which tensors are asked for.
         raw: The bytes behind it, of KServe's raw tensors.
+        may_mix: Whether true or false may stand among its numbers.
 
     Raises:
         MalformedError: The raw bytes are not what the JSON says of them.
         InvalidInputError: Tensors are missing, unknown or of the wrong type.
     """
     if isinstance(value, dict) and kserve.is_request(value):
-        inputs, wish = kserve.decode(value, raw, contract)
+        inputs, wish = kserve.decode(value, raw, contract, may_mix=may_mix)
         return Message(inputs, Form.KSERVE, wish)
     if len(raw):
         raise InvalidInputError("raw tensors must be described by inputs, got none.")
     if not isinstance(value, dict):
         spec = only_input(contract)
-        return Message({spec.name: to_array(value, spec)}, Form.BARE)
+        return Message({spec.name: to_array(value, spec, may_mix=may_mix)}, Form.BARE)
     specs = {spec.name: spec for spec in contract.inputs}
     check_names(value.keys(), specs, contract)
-    return Message({name: to_array(value[name], spec) for name, spec in specs.items()}, Form.NAMED)
+    inputs = {name: to_array(value[name], spec, may_mix=may_mix) for name, spec in specs.items()}
+    return Message(inputs, Form.NAMED)
 
 
 def read_npy(body: bytes | bytearray | memoryview) -> Array:

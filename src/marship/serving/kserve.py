@@ -75,8 +75,12 @@ def is_request(value: object) -> bool:
     return isinstance(entries, list) and all(isinstance(entry, dict) for entry in entries)
 
 
-def decode(value: dict[str, Any], raw: memoryview, contract: Contract) -> tuple[Arrays, Wish]:
+def decode(
+    value: dict[str, Any], raw: memoryview, contract: Contract, *, may_mix: bool = True
+) -> tuple[Arrays, Wish]:
     """Tensors by name, without copying those that came raw, and how to answer.
+
+    `may_mix` says whether true or false may stand among the JSON's numbers.
 
     Raises:
         MalformedError: The raw bytes are not as many as the tensors claim.
@@ -91,7 +95,7 @@ def decode(value: dict[str, Any], raw: memoryview, contract: Contract) -> tuple[
         shape = _shape(entry, spec)
         size = _parameters(entry).get("binary_data_size")
         if size is None:
-            array = to_array(entry.get("data"), spec)
+            array = to_array(entry.get("data"), spec, may_mix=may_mix)
         else:
             array, raw = _take(raw, size, spec)
         if array.size != (count := np.prod(shape, dtype=object)):

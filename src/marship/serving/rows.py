@@ -11,12 +11,15 @@ from dataclasses import dataclass
 import numpy as np
 import orjson
 
-from marship.contract import Array, Arrays, Contract
-from marship.serving.tensors import keeps_values
+from marship.contract import Array, Arrays, Contract, TensorSpec
+from marship.serving.tensors import keeps_values, may_hold_truths
 from marship.serving.transport import JSON_TYPE, Reply, Request
 
 SMALL_BYTES = 1 << 14
 """Larger bodies gain nothing from being read together."""
+
+_CERTAIN = {2: 65504.0, 4: 2.0**53, 8: 2.0**53}
+"""By a float's size in bytes: numbers up to here are rounded alike in any company."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +45,6 @@ def fits(contract: Contract) -> bool:
     return (
         len(contract.inputs) == 1
         and contract.batch_axis is not None
-        and contract.batch_axis not in contract.bounds
         and contract.inputs[0].dtype not in ("str", "bool")
         and all(isinstance(size, int) for size in contract.inputs[0].shape[1:])
         and all(spec.shape[:1] == (contract.batch_axis,) for spec in specs)
@@ -63,8 +65,17 @@ def gather(requests: Sequence[Request], contract: Contract) -> Rows | None:
             return None
         rows += found
         counts.append(len(found))
-    if len(forms) != 1:  # their answers differ in form
+    low, high = contract.bounds.get(str(spec.shape[0]), (1, None))
+    if min(counts) < low or (high is not None and len(rows) > high):
         return None
+    array = _certain(rows, spec)
+    if array is None or len(forms) != 1:  # of several forms, answers differ
+        return None
+    return Rows(array, counts, {str(spec.shape[0]): len(array)}, named=forms == {dict})
+
+
+def _certain(rows: list[object], spec: TensorSpec) -> Array | None:
+    """The rows in the model's type, where each is surely what it would be alone."""
     try:
         array = np.array(rows)
     except (ValueError, OverflowError):
@@ -72,20 +83,17 @@ def gather(requests: Sequence[Request], contract: Contract) -> Rows | None:
     want = np.dtype(spec.dtype)
     if array.shape[1:] != spec.shape[1:] or not keeps_values(array, want):
         return None
-    with np.errstate(over="ignore"):
-        array = array.astype(want, copy=False)
-    if want.kind == "f" and not np.isfinite(array).all():
+    # beyond it a neighbour's fraction would round an integer first to float64, then to the type
+    if want.kind == "f" and array.size and not np.abs(array).max() <= _CERTAIN[want.itemsize]:
         return None
-    sizes = {str(spec.shape[0]): len(array)}
-    return Rows(array, counts, sizes, named=forms == {dict})
+    return array.astype(want, copy=False)
 
 
 def _plain_rows(request: Request) -> object:
     body = request.body
     if request.content_type != JSON_TYPE or type(body) is not bytes or len(body) > SMALL_BYTES:
         return None
-    # in one array with numbers, true would turn into 1 unseen
-    if b"true" in body or b"false" in body:
+    if may_hold_truths(body):  # in one array with numbers, true would turn into 1 unseen
         return None
     try:
         return orjson.loads(body)

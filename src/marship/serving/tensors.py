@@ -2,6 +2,8 @@
 
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -77,8 +79,21 @@ def _wrong_type(array: Array, spec: TensorSpec) -> InvalidInputError:
     return InvalidInputError(f"{spec} is what must be sent, got type {found}.")
 
 
-def to_array(value: object, spec: TensorSpec) -> Array:
+def may_hold_truths(body: bytes | bytearray | memoryview) -> bool:
+    """Whether true or false may stand in a JSON text; a letter alone is found much faster."""
+    text = bytes(body) if isinstance(body, memoryview) else body
+    return (b"r" in text and b"true" in text) or (b"f" in text and b"false" in text)
+
+
+def to_array(value: object, spec: TensorSpec, *, may_mix: bool = True) -> Array:
     """A nested list as an array of the spec's type; no value is changed by the conversion.
+
+    A number for a float input is rounded to the nearest value of its type, as every parser does.
+
+    Args:
+        value: Of JSON.
+        spec: The input.
+        may_mix: Whether true or false may stand among the numbers.
 
     Raises:
         InvalidInputError: The nesting is uneven, or a value is of another type or out of range.
@@ -95,12 +110,45 @@ def to_array(value: object, spec: TensorSpec) -> Array:
     if array.size == 0:
         return array.astype(spec.dtype)
     want = np.dtype(spec.dtype)
-    if not keeps_values(array, want):
+    if array.dtype.kind == "f" and want.kind == "u":
+        array = _unsigned(value, array)
+    if not keeps_values(array, want) or (may_mix and _mixes(value, array)):
         raise InvalidInputError(
-            f"{spec.name} must hold values of type {spec.dtype}, got {_offender(array, want)}."
+            f"{spec.name} must hold values of type {spec.dtype}, got "
+            f"{_offender(value, array, want)}."
         )
-    with np.errstate(over="ignore"):  # a float too large becomes infinite, and is refused as such
-        return array.astype(want, copy=False)
+    return _cast(array, spec)
+
+
+def _cast(array: Array, spec: TensorSpec) -> Array:
+    try:
+        with np.errstate(over="raise"):
+            return array.astype(spec.dtype, copy=False)
+    except FloatingPointError as error:  # it would be infinity, which JSON cannot say
+        raise InvalidInputError(
+            f"{spec.name} must hold finite {spec.dtype} values, got one too large for the type."
+        ) from error
+
+
+def _unsigned(value: object, array: Array) -> Array:
+    """Integers as they are: NumPy takes some below and some above 2**63 together for floats."""
+    if _types(value, array.ndim) == {int}:
+        with suppress(OverflowError):  # a negative one among them
+            return np.asarray(value, np.uint64)
+    return array
+
+
+def _mixes(value: object, array: Array) -> bool:
+    """Whether true or false stands among the numbers, where NumPy takes it for 1 or 0."""
+    return array.dtype.kind != "b" and bool in _types(value, array.ndim)
+
+
+def _types(value: object, axes: int) -> set[type]:
+    """The types of the values in lists nested as deep as an array of them has axes."""
+    values: Any = value if axes else (value,)
+    for _ in range(axes - 1):
+        values = chain.from_iterable(values)
+    return set(map(type, values))
 
 
 def keeps_values(array: Array, want: np.dtype[Any]) -> bool:
@@ -116,7 +164,11 @@ def keeps_values(array: Array, want: np.dtype[Any]) -> bool:
     return bool(int(array.min()) >= limits.min and int(array.max()) <= limits.max)
 
 
-def _offender(array: Array, want: np.dtype[Any]) -> str:
+def _offender(value: object, array: Array, want: np.dtype[Any]) -> str:
+    if array.dtype.kind in "iuf" and _mixes(value, array):
+        return "true or false among numbers"
+    if array.dtype.kind == "f" and _types(value, array.ndim) == {int}:
+        return "integers of which one is out of range"
     if array.dtype.kind in "iu" and want.kind in "iu":
         return f"values from {array.min()} to {array.max()}"
     kinds = {"b": "true or false", "i": "integers", "u": "integers", "f": "fractions", "U": "text"}

@@ -96,6 +96,52 @@ BAD = {
     "text": (b'[["1", "2", "3"]]', "", ONE, InvalidInputError, "text"),
     "null": (b"[[null, 1, 2]]", "", ONE, InvalidInputError, "null"),
     "truth": (b"[[true, false, true]]", "", ONE, InvalidInputError, "true or false"),
+    "truth among numbers": (b"[[1.5, true, 2]]", "", ONE, InvalidInputError, "true or false"),
+    "truth in another row": (b"[[1, 2, 3], [4, 5, false]]", "", ONE, InvalidInputError, "true or"),
+    "truth parsed by TorchServe": (
+        {"input": [[1.5, True, 2]]},
+        "application/json",
+        ONE,
+        InvalidInputError,
+        "true or false",
+    ),
+    "truth among numbers by name": (
+        b'{"input": [[1, 2, 3]], "ids": [1, true]}',
+        "",
+        contract(FLOATS, TensorSpec("ids", "int64", ("batch",))),
+        InvalidInputError,
+        "ids must hold values of type int64, got true or false",
+    ),
+    "truth in KServe": (
+        b'{"inputs": [{"name": "input", "shape": [3], "datatype": "FP32", "data": [1, 2, true]}]}',
+        "",
+        ONE,
+        InvalidInputError,
+        "true or false",
+    ),
+    "numbers for truth": (
+        b"[[true, 1, 0]]",
+        "",
+        contract(TensorSpec("input", "bool", ("batch", 3))),
+        InvalidInputError,
+        "type bool",
+    ),
+    "too large for the float": (b"[[1e39, 1, 2]]", "", ONE, InvalidInputError, "too large"),
+    "too large for any float": (b"[[1e400, 1, 2]]", "", ONE, MalformedError, "infinity"),
+    "an integer too large for the float": (
+        b"[[70000, 1, 2]]",
+        "",
+        contract(TensorSpec("input", "float16", ("batch", 3))),
+        InvalidInputError,
+        "too large",
+    ),
+    "a sign for an unsigned": (
+        b"[[-1, 18446744073709551615, 2]]",
+        "",
+        contract(TensorSpec("input", "uint64", ("batch", 3))),
+        InvalidInputError,
+        "type uint64, got integers of which one is out of range",
+    ),
     "scalar object": (b"{}", "", ONE, InvalidInputError, "without input"),
     "unknown name": (b'{"input": [], "x": 1}', "", ONE, InvalidInputError, "'x'"),
     "bare for two": (b"[[1, 2, 3]]", "", TWO, InvalidInputError, "input, ids"),
@@ -171,6 +217,23 @@ def test_bad_requests_are_told_what_is_wrong(case: str) -> None:
     body, content_type, model, error, words = BAD[case]
     with pytest.raises(error, match=words):
         codec.decode(body, content_type, model)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "values"),
+    [
+        ("uint64", [0, 2**64 - 1]),
+        ("int64", [-(2**63), 2**63 - 1]),
+        ("float64", [2**53, -(2**53), 0.1, -0.0, 5e-324, 1.7976931348623157e308]),
+        ("float16", [65504, -65504]),
+        ("bool", [True, False]),
+    ],
+)
+def test_values_at_the_edges_of_a_type_are_kept(dtype: str, values: list[float]) -> None:
+    """The least and the largest value of a type come out as they were sent, bit by bit."""
+    spec = TensorSpec("input", dtype, ("batch",))
+    found = codec.decode(json.dumps(values).encode(), "", contract(spec)).inputs["input"]
+    assert found.tobytes() == np.array(values, dtype).tobytes()
 
 
 def test_npy_of_several_outputs_is_refused() -> None:

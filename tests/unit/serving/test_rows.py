@@ -111,14 +111,13 @@ def test_an_odd_request_leaves_its_batch_to_the_slow_path(case: str) -> None:
     "contract",
     [
         replace(CONTRACT, batch_axis=None),
-        replace(CONTRACT, bounds={"batch": (1, 4)}),
         replace(CONTRACT, inputs=(FLOATS, FLOATS)),
         replace(CONTRACT, inputs=(replace(FLOATS, dtype="str"),)),
         replace(CONTRACT, inputs=(replace(FLOATS, shape=("batch", "length")),)),
     ],
 )
 def test_models_that_need_more_care_are_not_read_so(contract: Contract) -> None:
-    """No batch axis, a bounded batch, two inputs, text, or a second variable axis."""
+    """No batch axis, two inputs, text, or a second variable axis."""
     assert not rows.fits(contract)
 
 
@@ -129,3 +128,39 @@ def test_integers_keep_their_range(lookup_onnx: Path) -> None:
     assert rows.gather([request([[255]])], contract) is not None
     assert rows.gather([request([[256]])], contract) is None
     assert rows.gather([request([[1.5]])], contract) is None
+
+
+def test_a_bounded_batch_is_read_as_long_as_it_fits() -> None:
+    """So many rows in one call and no more; too few of one request are left to the slow path."""
+    bounded = replace(CONTRACT, bounds={"batch": (1, 4)})
+    two = request([[1, 2, 3], [4, 5, 6]])
+    assert rows.gather([two, two], bounded) is not None
+    assert rows.gather([two, two, request([[1, 2, 3]])], bounded) is None
+    assert (
+        rows.gather([two, request([[1, 2, 3]])], replace(CONTRACT, bounds={"batch": (2, 4)}))
+        is None
+    )
+
+
+INTEGER = st.one_of(
+    st.integers(-(2**63), 2**64 - 1), st.sampled_from([2**53 + 1, 2**60 + 2**36 + 1])
+)
+ANY = st.one_of(NUMBER, INTEGER, st.floats(allow_nan=False, allow_infinity=False), st.booleans())
+TYPES = ["float16", "float32", "float64", "int8", "int64", "uint8", "uint64"]
+
+
+@settings(max_examples=400, deadline=None)
+@given(
+    dtype=st.sampled_from(TYPES),
+    bodies=st.lists(st.lists(ANY, min_size=1, max_size=3), min_size=1, max_size=5),
+)
+def test_what_is_read_together_is_what_each_is_alone(dtype: str, bodies: list[list[float]]) -> None:
+    """Any numbers in any company: the fast path reads what the slow one does, or leaves it."""
+    spec = TensorSpec("input", dtype, ("batch",))
+    model = replace(CONTRACT, inputs=(spec,))
+    requests = [request(body) for body in bodies]
+    gathered = rows.gather(requests, model)
+    if gathered is None:
+        return
+    alone = [codec.decode(r.body, r.content_type, model).inputs["input"] for r in requests]
+    assert gathered.array.tobytes() == np.concatenate(alone).tobytes()
