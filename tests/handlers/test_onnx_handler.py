@@ -119,14 +119,15 @@ def test_a_bug_in_one_handlers_step_stays_with_its_request(lookup_mar: Path, wor
     assert b"secret" not in answers[0].body + answers[1].body
 
 
-def proven_row_wise(archive: Path) -> Path:
-    """The archive with a contract that says, wrongly, that rows do not influence each other."""
-    target = archive.with_suffix(".proven.mar")
+def claiming(archive: Path, change: Callable[[dict[str, Any]], object]) -> Path:
+    """The archive with another contract than was found at packing."""
+    target = archive.with_suffix(".other.mar")
     with zipfile.ZipFile(archive) as source, zipfile.ZipFile(target, "w") as sink:
         for name in source.namelist():
             data = source.read(name)
             if name == "contract.json":
-                data = json.dumps(json.loads(data) | {"batch_axis": "n"}).encode()
+                change(claimed := json.loads(data))
+                data = json.dumps(claimed).encode()
             sink.writestr(name, data)
     return target
 
@@ -137,7 +138,7 @@ def test_no_request_gets_anothers_rows_from_a_filter(
 ) -> None:
     """On the fast path and on the slow one a filter's rows go to whom they belong."""
     archive = package(row_filter(tmp_path / "filter.onnx"), PackageSettings(model_store=tmp_path))
-    served = worker(proven_row_wise(archive), OnnxHandler)
+    served = worker(claiming(archive, lambda c: c.update(batch_axis="n")), OnnxHandler)
     rows = [[[1, 1]], [[-1, 2]], [[3, 3], [-3, 3]], [[4, 4]]]
     wanted = [[[1, 1]], [], [[3, 3]], [[4, 4]]]
     for _ in range(2):
@@ -146,6 +147,26 @@ def test_no_request_gets_anothers_rows_from_a_filter(
         )
         assert [answer.json() for answer in answers] == wanted
     assert "came as [3, 2]" in caplog.text
+
+
+@pytest.mark.parametrize("content_type", ["application/json", ""])
+def test_an_id_outside_of_the_table_is_400_with_the_range(
+    lookup_mar: Path, worker: Start, content_type: str
+) -> None:
+    """-1 and 10 of ids 0 to 9, on both paths; the neighbours get their sums."""
+
+    def change(claimed: dict[str, Any]) -> None:
+        claimed["inputs"][0] |= {"value_range": [0, 9], "shape": ["batch", 2]}
+
+    served = worker(claiming(lookup_mar, change), OnnxHandler)
+    ids = ([1, 2], [-1, 3], [3, 10], [9, 0])
+    answers = served(
+        *({"body": json.dumps({"ids": [pair]}).encode()} for pair in ids), content_type=content_type
+    )
+    assert [answer.status for answer in answers] == [200, 400, 400, 200]
+    assert [answers[0].json(), answers[3].json()] == [{"total": [3.0]}, {"total": [9.0]}]
+    for answer, value in zip(answers[1:3], (-1, 10), strict=True):
+        assert answer.json()["message"] == f"ids must hold values from 0 to 9, got {value}."
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ import numpy as np
 
 from marship.contract import Array, Arrays, Contract, TensorSpec
 from marship.errors import InvalidInputError, MarshipError, ModelError, bare
-from marship.serving.tensors import conform
+from marship.serving.tensors import conform, outside
 
 Run = Callable[[Arrays], Arrays]
 Parts = list[Arrays | MarshipError]
@@ -28,7 +28,7 @@ def validate(inputs: Arrays, contract: Contract, *, allow_non_finite: bool = Fal
 
     Raises:
         InvalidInputError: A tensor has another rank or size than the contract states, two
-            disagree about an axis, or a value is not finite.
+            disagree about an axis, or a value is not finite or outside of the table it indexes.
     """
     sizes: Sizes = {}
     for spec in contract.inputs:
@@ -44,6 +44,11 @@ def validate(inputs: Arrays, contract: Contract, *, allow_non_finite: bool = Fal
             raise InvalidInputError(
                 f"{spec.name} must hold finite {spec.dtype} values, got NaN, infinity or one too "
                 "large for the type."
+            )
+        if (value := outside(array, spec)) is not None:
+            low, high = spec.value_range or (0, 0)
+            raise InvalidInputError(
+                f"{spec.name} must hold values from {low} to {high}, got {value}."
             )
     return sizes
 

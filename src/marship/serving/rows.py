@@ -12,7 +12,7 @@ import numpy as np
 import orjson
 
 from marship.contract import Array, Arrays, Contract, TensorSpec
-from marship.serving.tensors import keeps_values, may_hold_truths
+from marship.serving.tensors import keeps_values, may_hold_truths, outside
 from marship.serving.transport import JSON_TYPE, Reply, Request
 
 SMALL_BYTES = 1 << 14
@@ -86,7 +86,7 @@ def _certain(rows: list[object], spec: TensorSpec) -> Array | None:
     # beyond it a neighbour's fraction would round an integer first to float64, then to the type
     if want.kind == "f" and array.size and not np.abs(array).max() <= _CERTAIN[want.itemsize]:
         return None
-    return array.astype(want, copy=False)
+    return array.astype(want, copy=False) if outside(array, spec) is None else None
 
 
 def _plain_rows(request: Request) -> object:

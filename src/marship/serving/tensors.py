@@ -200,6 +200,17 @@ def dump(value: object) -> bytes:
         return orjson.dumps(value, default=lambda array: array.tolist())
 
 
+def outside(array: Array, spec: TensorSpec) -> int | None:
+    """A value outside the range of an input that indexes a table; None where there is no such."""
+    if spec.value_range is None or not array.size:
+        return None
+    low, high = spec.value_range
+    least, most = int(array.min()), int(array.max())
+    if low <= least and most <= high:
+        return None
+    return most if most > high else least
+
+
 def shaped(array: Array, shape: Sequence[int], spec: TensorSpec | None = None) -> Array:
     """The array in a shape of as many values that a client claims.
 
