@@ -79,6 +79,7 @@ class SpeechHandler(StreamHandler):
         ready: dict[int, Reply] = {}
         for index, request in enumerate(requests):
             try:
+                self.check_fields(request)
                 tasks[index] = _task(request)
             except RequestError as error:
                 ready[index] = self._error(error, self._expects())

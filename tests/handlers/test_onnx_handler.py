@@ -48,6 +48,16 @@ def test_a_batch_of_32_with_3_bad_gives_29_answers(lookup_worker: Worker) -> Non
             assert (answer.status, answer.json()) == (200, {"total": [i % 10 + 1.0]})
 
 
+def test_a_form_with_too_many_fields_is_413(lookup_worker: Worker) -> None:
+    """What the transport did not keep is refused with the limit; its neighbour is answered."""
+    most = lookup_worker.handler._max_fields
+    good = Request(b'{"ids": [[1]]}', "application/json", field_count=most)
+    (refused, answered), _ = lookup_worker.handler.reply([Request(b"", field_count=most + 1), good])
+    assert (refused.status, json.loads(refused.body)["code"]) == (413, "too_large")
+    assert f"at most {most} fields, got {most + 1}" in json.loads(refused.body)["message"]
+    assert answered.status == 200
+
+
 def test_answers_carry_server_timing(lookup_worker: Worker) -> None:
     """Each answer's header gives milliseconds for decode, infer and encode."""
     (answer,) = lookup_worker({"body": b'{"ids": [[1]]}'})

@@ -63,7 +63,7 @@ DECODERS = {
     "serving/jpeg.py": {"simplejpeg"},
     "serving/sounds.py": {"soundfile", "soxr"},
 }
-KNOWS_TORCHSERVE = {"serving/handler.py", "serving/transport.py"}
+KNOWS_TORCHSERVE = {"serving/handler.py", "serving/transport.py", "serving/worker.py"}
 
 
 def imports(path: Path) -> Iterator[str]:

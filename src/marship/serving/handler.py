@@ -18,7 +18,7 @@ import orjson
 
 from marship.contract import CONTRACT_FILE, GOLDEN_FILE, Arrays, Contract
 from marship.errors import LoadError, MarshipError, ModelError, RequestError, TooLargeError, bare
-from marship.serving import codec, kserve, rows, sealed, transport
+from marship.serving import codec, kserve, rows, sealed, transport, worker
 from marship.serving.batch import Batcher, Parts
 from marship.serving.metrics import Metrics
 from marship.serving.session import Session, SessionSettings
@@ -99,6 +99,7 @@ class OnnxHandler:
         manifest = context.manifest or {}
         self._version = str(manifest.get("model", {}).get("modelVersion", ""))
         self._max_response_bytes = int(os.environ.get(MAX_RESPONSE_ENV, MAX_RESPONSE_BYTES))
+        self._max_fields = worker.max_form_fields(self.config)
         try:
             self.contract = Contract.from_json((self.folder / CONTRACT_FILE).read_bytes())
         except (OSError, ModelError) as error:
@@ -119,7 +120,7 @@ class OnnxHandler:
         self.prepare()
         self._batcher.on_mixed = self._has_mixed
         spins = properties.get("batch_size") == 1 and settings.has_spare_cores
-        if transport.install(self.answer, spins=spins):
+        if worker.install(self.answer, spins=spins, max_fields=self._max_fields):
             self._metrics.start()
         logger.info("%s ready, %d threads, %.2f ms", self._name, settings.threads, warm_s * 1e3)
 
@@ -224,6 +225,7 @@ class OnnxHandler:
         self, request: Request, states: list[Any], index: int
     ) -> Arrays | Parts | MarshipError:
         try:
+            self.check_fields(request)
             inputs, states[index] = self.decode(request)
         except RequestError as error:
             return bare(error)
@@ -232,6 +234,19 @@ class OnnxHandler:
         except Exception:  # a fault in one request's decoding must not reach its neighbours
             return hidden("decode")
         return inputs
+
+    def check_fields(self, request: Request) -> None:
+        """Refuse a form with too many fields, of which the transport kept none.
+
+        Raises:
+            TooLargeError: It has more than `max_form_fields`.
+        """
+        if request.field_count > self._max_fields:
+            raise TooLargeError(
+                f"a form must have at most {self._max_fields} fields, got {request.field_count}. "
+                "Send several requests, or raise max_form_fields under marship: in "
+                "model-config.yaml."
+            )
 
     def _encode(self, answer: Arrays | Parts | MarshipError, state: Any) -> Reply:  # noqa: ANN401
         if isinstance(answer, MarshipError):
@@ -288,6 +303,7 @@ def to_request(row: Mapping[str, object], headers: Mapping[str, Any]) -> Request
         name=name,
         content_type=content_type or "",
         fields={key: value for key, value in row.items() if key != name},
+        field_count=len(row),
         raw_headers={k: v for k, v in headers.items() if isinstance(v, str)},
     )
 

@@ -14,7 +14,8 @@ class StreamHandler(OnnxHandler):
     def answers(self, requests: Sequence[Request], clock: Clock) -> Iterator[dict[int, Reply]]:
         """What is ready after each turn, by the requests' places in the batch.
 
-        A request has any number of parts that others follow (`Reply.more`), and one last.
+        A request has any number of parts that others follow (`Reply.more`), and one last. Pass
+        each to `check_fields` first: the transport keeps nothing of a form that is too large.
         """
         raise NotImplementedError
 

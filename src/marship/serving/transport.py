@@ -13,7 +13,6 @@ directions (ts/protocol/otf_message_handler.py of TorchServe 0.12.0).
 Integers are 4 bytes, big endian.
 """
 
-import hashlib
 import logging
 import math
 import select
@@ -24,28 +23,19 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from http import HTTPStatus
-from pathlib import Path
 from socket import socket
 from typing import Any
 
 logger = logging.getLogger(__name__)
 
 JSON_TYPE = "application/json"
-KNOWN_VERSION = "0.12.0"
-KNOWN_FILES = {
-    "protocol/otf_message_handler.py": (
-        "83e82dc62b4a95a362efe4518786c6b389b895b85acaf37721aaff042ec9989a"
-    ),
-    "service.py": "f18259269551299d25f4e9d2bdc916c8308c10233501df08196cc7cfa2d0d291",
-    "model_service_worker.py": "3640d5ae3d03e229cc1980f8bfbb3642865cb49f9ead1769bf41a30aa4e75343",
-}
-"""SHA-256 of the files whose functions are replaced, or that call them."""
-
-PREDICT, LOAD = b"I", b"L"
 STREAM_HEADER = "ts_stream_next"
 BUFFER_BYTES = 1 << 18
 LARGE_BYTES = 1 << 16
 """A value of this size or more is handed out as a view of the buffer, not as a copy."""
+
+MAX_FORM_FIELDS = 1000
+"""Each field costs the worker about a microsecond, in which it answers nobody else."""
 
 SPIN_S = 4e-4
 """How long a worker that is asked again and again at once looks for the next message before it
@@ -54,6 +44,7 @@ sleeps. Waking costs the lone client of a small model half of its time."""
 _INT = struct.Struct("!i")
 _END = b"\xff\xff\xff\xff"  # -1; no UTF-8 text and no sane length holds these four bytes
 _BODY_NAMES = ("body", "data")
+_VALUE = 2  # the part of a parameter after its name and content type
 
 
 @dataclass(slots=True)
@@ -66,6 +57,8 @@ class Request:
         content_type: Of the body; empty where none was sent.
         fields: Query parameters and further multipart fields, by name; where one comes again, it
             is `<name>#2` and so on (TorchServe's own reader keeps the last only).
+        field_count: How many parameters came, the body among them. Of more than the limit none
+            is kept, and the request must be refused.
         id: TorchServe's, for its answer.
         raw_headers: As the protocol has them; `headers` reads them.
     """
@@ -74,6 +67,7 @@ class Request:
     content_type: str = ""
     name: str = "body"
     fields: Mapping[str, Any] = field(default_factory=dict)
+    field_count: int = 1
     id: bytes = b""
     raw_headers: bytes | Mapping[str, str] = b""
 
@@ -121,14 +115,6 @@ class Reply:
         return {"content-type": self.content_type, "Server-Timing": timing, **dict(self.headers)}
 
 
-class _IncompleteError(Exception):
-    """The buffer ends before the message does; `size` bytes of it are needed at least."""
-
-    def __init__(self, size: int) -> None:
-        super().__init__(size)
-        self.size = size
-
-
 class Connection:
     """A worker's socket with what was read of it and not yet looked at.
 
@@ -136,10 +122,14 @@ class Connection:
         sock: The socket, blocking.
         spins: Whether to look for a message for `SPIN_S` before sleeping, as long as the one
             before it came as soon as that.
+        max_fields: The most form fields of one request; those of a larger form are only counted.
     """
 
-    def __init__(self, sock: socket, *, spins: bool = False) -> None:
+    def __init__(
+        self, sock: socket, *, spins: bool = False, max_fields: int = MAX_FORM_FIELDS
+    ) -> None:
         self._socket = sock
+        self._max_fields = max_fields
         self._spins = spins
         self._waited_s = math.inf  # for the last message
         self._readable = select.poll()
@@ -163,17 +153,76 @@ class Connection:
     def batch(self) -> list[Request]:
         """The requests of the message whose command was just read."""
         requests: list[Request] = []
-        while True:
-            try:
-                request, stop = parse(self._buffer, self._start, self._end)
-            except _IncompleteError as more:
-                self._fill(more.size)
-                continue
-            self._is_lent = self._is_lent or stop - self._start >= LARGE_BYTES
-            self._start = stop
-            if request is None:
-                return requests
+        while (request := self._request()) is not None:
             requests.append(request)
+        return requests
+
+    def _request(self) -> Request | None:
+        """Read the next request; None at the end of the message.
+
+        Where the buffer ends early it is refilled, and reading goes on at the same place: the
+        work is linear in the bytes received, in whatever pieces they come.
+        """
+        buffer, place, end = self._buffer, self._start, self._end
+        if place + 4 > end:
+            buffer, place, end = self._more(place, 4)
+        (size,) = _INT.unpack_from(buffer, place)
+        place += 4
+        if size == -1:
+            self._start = place
+            return None
+        if place + size > end:
+            buffer, place, end = self._more(place, size)
+        request = Request(b"", id=bytes(buffer[place : place + size]))
+        self._start = place + size
+        request.raw_headers = self._headers()
+        self._read_parameters(request)
+        return request
+
+    def _headers(self) -> bytes:
+        """Everything before the next int -1."""
+        searched = 0
+        while True:
+            place, end = self._start, self._end
+            stop = self._buffer.find(_END, place + searched, end)
+            if stop >= 0:
+                self._start = stop + 4
+                return bytes(self._buffer[place:stop])
+            searched = max(0, end - place - 3)  # the last bytes may begin the mark
+            self._more(place, end - place + 1)
+
+    def _read_parameters(self, request: Request) -> None:
+        """Fill in a request's body, content type and fields.
+
+        The body is the parameter `body` or `data`, or else the first there is.
+        """
+        buffer, place, end = self._buffer, self._start, self._end
+        parameters: list[tuple[str, str, Any]] = []
+        count = 0
+        while True:
+            texts: list[Any] = []
+            keeps = count < self._max_fields
+            for part in range(_VALUE + 1):
+                if place + 4 > end:
+                    buffer, place, end = self._more(place, 4)
+                (size,) = _INT.unpack_from(buffer, place)
+                place += 4
+                if size == -1 and part == 0:
+                    self._start = place
+                    _take(request, parameters, count)
+                    return
+                if place + size > end:
+                    buffer, place, end = self._more(place, size)
+                if keeps and (size < LARGE_BYTES or part < _VALUE):
+                    texts.append(bytes(buffer[place : place + size]))
+                elif keeps:
+                    texts.append(memoryview(buffer)[place : place + size])
+                    self._is_lent = True
+                place += size
+            count += 1
+            if keeps:
+                name, content_type, value = texts
+                parameters.append((name.decode(), content_type.decode(), value))
 
     def _look(self) -> None:
         """Wait for a message: awake at first, if the last one came soon."""
@@ -185,13 +234,24 @@ class Connection:
                 break
         self._waited_s = time.perf_counter() - began
 
+    def _more(self, place: int, size: int) -> tuple[bytearray, int, int]:
+        """Read on until `size` bytes from `place` are there; what is before it is done with.
+
+        Returns:
+            The buffer, and where those bytes and all that was read begin and end in it.
+        """
+        self._start = place
+        self._fill(size)
+        return self._buffer, self._start, self._end
+
     def _fill(self, size: int) -> None:
         """Read until `size` bytes from the start are there, into a buffer that nobody looks at."""
         have = self._end - self._start
         if have == 0 and not self._is_lent:
             self._start = self._end = 0
         if self._is_lent or self._start + size > len(self._buffer):
-            fresh = bytearray(max(size + LARGE_BYTES, BUFFER_BYTES))  # and the next one's head
+            # room for the next one's head; twice what is kept, so that copies stay linear
+            fresh = bytearray(max(size + LARGE_BYTES, 2 * have, BUFFER_BYTES))
             fresh[:have] = self._buffer[self._start : self._end]
             self._buffer, self._start, self._end, self._is_lent = fresh, 0, have, False
         with memoryview(self._buffer) as view:
@@ -203,58 +263,11 @@ class Connection:
                 self._end += got
 
 
-def parse(buffer: bytearray, start: int, end: int) -> tuple[Request | None, int]:
-    """The request at `start`, None at the end of the message, and where it ends.
-
-    Raises:
-        _IncompleteError: It goes on behind `end`.
-    """
-    if start + 4 > end:
-        raise _IncompleteError(4)
-    (size,) = _INT.unpack_from(buffer, start)
-    if size == -1:
-        return None, start + 4
-    headers = start + 4 + size
-    stop = buffer.find(_END, headers, end)
-    if stop < 0:
-        raise _IncompleteError(max(end, headers) + 4 - start)
-    request = Request(
-        b"",
-        id=bytes(buffer[start + 4 : headers]),
-        raw_headers=bytes(buffer[headers:stop]),
-    )
-    return request, _read_parameters(request, buffer, stop + 4, start, end)
-
-
-def _read_parameters(request: Request, buffer: bytearray, place: int, start: int, end: int) -> int:
-    """Fill in a request's body, content type and fields; returns where they end.
-
-    The body is the parameter `body` or `data`, or else the first there is.
-    """
-    parameters: list[tuple[str, str, Any]] = []
-    while True:
-        texts: list[Any] = []
-        for part in range(3):
-            if place + 4 > end:
-                raise _IncompleteError(place + 4 - start)
-            (size,) = _INT.unpack_from(buffer, place)
-            place += 4
-            if size == -1 and part == 0:
-                _take(request, parameters)
-                return place
-            if place + size > end:
-                raise _IncompleteError(place + size - start)
-            if size < LARGE_BYTES:
-                texts.append(bytes(buffer[place : place + size]))
-            else:
-                texts.append(memoryview(buffer)[place : place + size])
-            place += size
-        name, content_type, value = texts
-        parameters.append((name.decode(), content_type.decode(), value))
-
-
-def _take(request: Request, parameters: Sequence[tuple[str, str, Any]]) -> None:
-    if len(parameters) == 1:
+def _take(request: Request, parameters: Sequence[tuple[str, str, Any]], count: int) -> None:
+    request.field_count = count
+    if count > len(parameters):
+        return  # too many: the handler refuses the request
+    if count == 1:
         request.name, request.content_type, request.body = parameters[0]
         return
     named = dict(_unique(parameters))
@@ -323,59 +336,3 @@ def send_parts(parts: Mapping[int, Reply], context: Any) -> None:  # noqa: ANN40
     ids = {index: context.request_ids[index] for index in parts}
     bodies = {index: part.body for index, part in parts.items()}
     send_intermediate_predict_response(bodies, ids, "Prediction success", HTTPStatus.OK, context)
-
-
-def install(answer: Callable[[Sequence[Request], Send], bytes], *, spins: bool = False) -> bool:
-    """Let this worker read through a buffer and answer with `answer`, if it is a known one.
-
-    Args:
-        answer: Turns a batch into the message that answers it; may send others before that.
-        spins: As `Connection` takes it.
-
-    Returns:
-        Whether it does; if not, a warning says why and the stock functions stay.
-    """
-    from ts import service, version
-    from ts.protocol import otf_message_handler
-
-    worker = sys.modules["__main__"]  # TorchServe starts model_service_worker.py as a script
-    if not hasattr(worker, "TorchModelServiceWorker"):
-        return False  # a test or a tool holds the handler, and nothing is read from a socket
-    if reason := unknown(version.__version__.strip(), Path(service.__file__).parent):
-        logger.warning("TorchServe's own, slower transport is used: %s", reason)
-        return False
-    connections: dict[socket, Connection] = {}
-    stock_predict = service.Service.predict
-
-    def retrieve_msg(sock: socket) -> tuple[bytes, Any]:
-        connection = connections.get(sock) or connections.setdefault(
-            sock, Connection(sock, spins=spins)
-        )
-        command = connection.recv(1)
-        if command == PREDICT:
-            return command, _Batch(connection.batch())
-        if command == LOAD:
-            return command, otf_message_handler._retrieve_load_msg(connection)
-        raise ValueError(f"a message must begin with I or L, got {command!r}")
-
-    def predict(self: Any, batch: Any) -> bytes:  # noqa: ANN401  TorchServe's own
-        is_ours = isinstance(batch, _Batch)
-        return answer(batch, self.cl_socket.sendall) if is_ours else stock_predict(self, batch)
-
-    worker.retrieve_msg = retrieve_msg  # type: ignore[attr-defined]  # the script's own global
-    service.Service.predict = predict
-    return True
-
-
-class _Batch(list[Request]):
-    """Requests that came through the buffer, told from those of the stock reader."""
-
-
-def unknown(version: str, folder: Path) -> str | None:
-    """Why this TorchServe is none whose functions may be replaced; None if it is one."""
-    if version != KNOWN_VERSION:
-        return f"version {KNOWN_VERSION} is known, this is {version}"
-    for name, digest in KNOWN_FILES.items():
-        if hashlib.sha256((folder / name).read_bytes()).hexdigest() != digest:
-            return f"{name} of TorchServe was changed"
-    return None

@@ -2,10 +2,9 @@
 
 import socket
 import struct
-from pathlib import Path
+from typing import Any
 
 import pytest
-import ts
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from ts.context import Context, RequestProcessor
@@ -20,9 +19,10 @@ VALUE = st.one_of(
     st.binary(max_size=200),
     st.sampled_from([b"\xff" * 9, bytes(transport.LARGE_BYTES), b"\xff" * transport.BUFFER_BYTES]),
 )
+LONG_NAME = "n" * transport.LARGE_BYTES
 HEADERS = st.dictionaries(TEXT, TEXT, max_size=5)
 PARAMETERS = st.lists(
-    st.tuples(st.sampled_from(["body", "data", "k", "é"]), CONTENT_TYPES, VALUE),
+    st.tuples(st.sampled_from(["body", "data", "k", "é", LONG_NAME]), CONTENT_TYPES, VALUE),
     max_size=3,
     unique_by=lambda parameter: parameter[0],  # the stock reader forgets all but the last
 )
@@ -155,6 +155,108 @@ def test_large_bodies_are_read_in_few_steps() -> None:
     assert 1000 - len(pieces) < len(data) / 200_000 + 3 * 8
 
 
+class Watched(bytearray):
+    """A buffer that counts the bytes that are searched in it, and copied from or into it."""
+
+    touched = 0
+
+    def __getitem__(self, key: Any) -> Any:
+        found = super().__getitem__(key)
+        Watched.touched += len(found)
+        return found
+
+    def __setitem__(self, key: Any, value: Any) -> None:
+        Watched.touched += len(value)
+        super().__setitem__(key, value)
+
+    def find(self, sub: Any, start: Any = None, end: Any = None) -> int:
+        """Count up to where it is found."""
+        found = super().find(sub, start, end)
+        Watched.touched += (found if found >= 0 else end) - start
+        return found
+
+
+class Lengths:
+    """The lengths that are read, counted."""
+
+    def __init__(self) -> None:
+        self.reads = 0
+
+    def unpack_from(self, *args: Any) -> tuple[int]:
+        """One more."""
+        self.reads += 1
+        return struct.unpack_from("!i", *args)
+
+
+class Dripping:
+    """A socket from which a message comes in pieces of one size."""
+
+    def __init__(self, data: bytes, piece: int) -> None:
+        self.data, self.piece, self.place = data, piece, 0
+
+    def recv_into(self, view: memoryview) -> int:
+        """The next piece."""
+        found = self.data[self.place : self.place + min(self.piece, len(view))]
+        view[: len(found)] = found
+        self.place += len(found)
+        return len(found)
+
+
+LARGE_MESSAGES = {
+    "fields": [(b"id", {}, [(f"f{i}", "", b"") for i in range(3000)])],
+    "headers": [(b"id", {f"h{i}": "v" * 9 for i in range(3000)}, [("body", "", b"1")])],
+    "requests": [(b"%d" % i, {"h": "v"}, [("body", "", b"1")]) for i in range(1500)],
+    "name": [(b"id", {}, [("n" * 40_000, "t" * 40_000, b"1"), ("k", "", b"2")])],
+    "values": [(b"id", {}, [(f"f{i}", "", bytes(60 << 10)) for i in range(9)])],
+    "large values": [(b"id", {}, [(f"f{i}", "", bytes(80 << 10)) for i in range(9)])],
+}
+
+
+@pytest.mark.parametrize("piece", [1, 3, 1000, 1 << 17])
+@pytest.mark.parametrize("kind", LARGE_MESSAGES)
+def test_work_is_linear_in_the_bytes_received(
+    kind: str, piece: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In pieces of any size each length is read once, and each byte touched a few times."""
+    data = message(LARGE_MESSAGES[kind])
+    whole = Connection(Dripping(data, len(data)), max_fields=5000)
+    whole.recv(1)
+    wanted = as_bytes(whole.batch())
+    lengths = Lengths()
+    monkeypatch.setattr(transport, "bytearray", Watched, raising=False)
+    monkeypatch.setattr(Watched, "touched", 0)
+    connection = Connection(Dripping(data, piece), max_fields=5000)
+    with monkeypatch.context() as counting:
+        counting.setattr(transport, "_INT", lengths)
+        connection.recv(1)
+        found = connection.batch()
+    assert as_bytes(found) == wanted
+    texts = sum(1 + 3 * len(parameters) + 1 for _, _, parameters in LARGE_MESSAGES[kind])
+    assert lengths.reads == texts + 1  # and the end of the message
+    assert Watched.touched <= 6 * len(data)  # at a byte a piece four are searched anew each time
+
+
+def test_fields_beyond_the_limit_are_counted_and_not_kept() -> None:
+    """Up to the limit a form is whole; of a larger one nothing stays but the number of fields."""
+    for count in (1, 2, 9, 10, 11, 500):
+        fields = [(f"f{i}", "", bytes(10)) for i in range(count - 1)] + [
+            ("file", "", bytes(1 << 17))
+        ]
+        data = message([(b"id", {"h": "v"}, fields), (b"other", {}, [("body", "", b"1")])])
+        found, other = read(Connection(Socket(data, [100] * 50), max_fields=10))
+        assert (found.id, found.headers, found.field_count) == (b"id", {"h": "v"}, count)
+        kept = bool(found.body) + len(found.fields)
+        assert kept == (count if count <= 10 else 0)
+        assert (other.body, other.field_count) == (b"1", 1)
+
+
+def test_names_that_collide_count_as_fields() -> None:
+    """A form cannot get under the limit by names that are made equal."""
+    fields = [(name, "", b"1") for name in ("a", "a", "a#2", "a#2")]
+    (found,) = read(Connection(Socket(message([(b"id", {}, fields)]), []), max_fields=3))
+    assert (found.field_count, found.fields, found.body) == (4, {}, b"")
+
+
 @settings(max_examples=100, deadline=None)
 @given(requests=REQUESTS, cut=st.floats(0, 1, exclude_max=True))
 def test_a_connection_that_ends_early_ends_the_worker_quietly(requests: Raw, cut: float) -> None:
@@ -207,29 +309,6 @@ def test_an_answer_by_grpc_says_that_nothing_follows() -> None:
     for reply, value in ((Reply(b""), b"false"), (part, b"true")):
         _, after = transport.encode([by_grpc], [reply], "t").split(transport.STREAM_HEADER.encode())
         assert after[4:].startswith(value)
-
-
-def test_only_a_known_torchserve_is_touched(tmp_path: Path) -> None:
-    """The installed 0.12.0 is known; another version or a changed file is not, and is named."""
-    package = Path(ts.__file__).parent
-    assert transport.unknown("0.12.0", package) is None
-    assert "0.13.0" in (transport.unknown("0.13.0", package) or "")
-    for name in transport.KNOWN_FILES:
-        copy = tmp_path / name
-        copy.parent.mkdir(exist_ok=True)
-        copy.write_bytes((package / name).read_bytes())
-    assert transport.unknown("0.12.0", tmp_path) is None
-    (tmp_path / "service.py").write_text("# changed")
-    assert transport.unknown("0.12.0", tmp_path) == "service.py of TorchServe was changed"
-
-
-def test_outside_of_a_worker_nothing_is_replaced() -> None:
-    """Where no worker script runs, as here, install does nothing."""
-    from ts.service import Service
-
-    before = Service.predict
-    assert transport.install(lambda *_: b"") is False
-    assert Service.predict is before
 
 
 class Doorbell:
