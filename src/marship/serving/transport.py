@@ -44,7 +44,8 @@ sleeps. Waking costs the lone client of a small model half of its time."""
 _INT = struct.Struct("!i")
 _END = b"\xff\xff\xff\xff"  # -1; no UTF-8 text and no sane length holds these four bytes
 _BODY_NAMES = ("body", "data")
-_VALUE = 2  # the part of a parameter after its name and content type
+_PARTS = range(3)  # of a parameter: name, content type, value
+_VALUE = 2
 
 
 @dataclass(slots=True)
@@ -173,36 +174,42 @@ class Connection:
             return None
         if place + size > end:
             buffer, place, end = self._more(place, size)
-        request = Request(b"", id=bytes(buffer[place : place + size]))
-        self._start = place + size
-        request.raw_headers = self._headers()
-        self._read_parameters(request)
+        headers = place + size
+        stop = buffer.find(_END, headers, end)
+        if stop < 0:
+            buffer, place, stop = self._headers_end(place, size)
+            headers = place + size
+        request = Request(
+            b"", id=bytes(buffer[place:headers]), raw_headers=bytes(buffer[headers:stop])
+        )
+        self._read_parameters(request, stop + 4)
         return request
 
-    def _headers(self) -> bytes:
-        """Everything before the next int -1."""
-        searched = 0
-        while True:
-            place, end = self._start, self._end
-            stop = self._buffer.find(_END, place + searched, end)
-            if stop >= 0:
-                self._start = stop + 4
-                return bytes(self._buffer[place:stop])
-            searched = max(0, end - place - 3)  # the last bytes may begin the mark
-            self._more(place, end - place + 1)
+    def _headers_end(self, place: int, size: int) -> tuple[bytearray, int, int]:
+        """Read on until the headers, `size` bytes behind `place`, have their end.
 
-    def _read_parameters(self, request: Request) -> None:
-        """Fill in a request's body, content type and fields.
+        Returns:
+            The buffer, the place as it is then, and where the headers end.
+        """
+        while True:
+            searched = max(size, self._end - place - 3)  # the last bytes may begin the mark
+            buffer, place, end = self._more(place, self._end - place + 1)
+            stop = buffer.find(_END, place + searched, end)
+            if stop >= 0:
+                return buffer, place, stop
+
+    def _read_parameters(self, request: Request, place: int) -> None:
+        """Fill in a request's body, content type and fields, which begin at `place`.
 
         The body is the parameter `body` or `data`, or else the first there is.
         """
-        buffer, place, end = self._buffer, self._start, self._end
+        buffer, end = self._buffer, self._end
         parameters: list[tuple[str, str, Any]] = []
         count = 0
         while True:
             texts: list[Any] = []
             keeps = count < self._max_fields
-            for part in range(_VALUE + 1):
+            for part in _PARTS:
                 if place + 4 > end:
                     buffer, place, end = self._more(place, 4)
                 (size,) = _INT.unpack_from(buffer, place)
