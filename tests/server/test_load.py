@@ -157,7 +157,7 @@ def test_a_worker_reads_through_the_buffer_and_sees_the_headers(
     settings = PackageSettings(model_store=store, name="tell", handler=handler)
     client.register(package(linear_onnx, settings).name)
     answer = client.predict("tell", [[1, 2, 3]])
-    assert answer["reader"] == "marship.serving.transport"
+    assert answer["reader"] == "marship.serving.worker"
     assert answer["agent"].startswith("python-requests/")
 
 

@@ -10,6 +10,7 @@ import os
 import time
 import uuid
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from http import HTTPStatus
 from pathlib import Path
 from typing import Any, Protocol
@@ -18,10 +19,11 @@ import orjson
 
 from marship.contract import CONTRACT_FILE, GOLDEN_FILE, Arrays, Contract
 from marship.errors import LoadError, MarshipError, ModelError, RequestError, TooLargeError, bare
-from marship.serving import codec, kserve, rows, sealed, transport, worker
+from marship.serving import codec, kserve, rows, sealed, siblings, transport, worker
 from marship.serving.batch import Batcher, Parts
 from marship.serving.metrics import Metrics
 from marship.serving.session import Session, SessionSettings
+from marship.serving.share import Share
 from marship.serving.transport import Reply, Request, Send
 
 logger = logging.getLogger(__name__)
@@ -105,10 +107,15 @@ class OnnxHandler:
         except (OSError, ModelError) as error:
             raise LoadError(f"{CONTRACT_FILE} must be in the archive, got: {error}") from error
         settings = SessionSettings.from_config(self.config, properties.get("gpu_id"))
+        crew = siblings.joined(self.folder) if worker.runs_here() else None
+        if crew is not None:
+            settings = replace(settings, workers=max(settings.workers, crew.count()))
         opener = sealed.opener(self.folder)
         self.session = Session(self.folder, self.contract, settings, opener)
         golden = opener.stream(GOLDEN_FILE) if opener else self.folder / GOLDEN_FILE
         warm_s = self.session.replay_golden(golden)
+        if opener is not None:
+            opener.forget_key()
         allow = bool((self.config.get("marship") or {}).get("allow_non_finite", False))
         self._batcher = Batcher(self.contract, self.session.run, allow, self.joins())
         is_plain = (type(self).decode, type(self).encode) == (
@@ -119,10 +126,18 @@ class OnnxHandler:
         self._metrics = Metrics(self._name, self._version)
         self.prepare()
         self._batcher.on_mixed = self._has_mixed
-        spins = properties.get("batch_size") == 1 and settings.has_spare_cores
-        if worker.install(self.answer, spins=spins, max_fields=self._max_fields):
+        self._is_alone = properties.get("batch_size") == 1  # each request a batch
+        self._settle(settings)
+        if worker.install(self.answer, spins=lambda: self._spins, max_fields=self._max_fields):
             self._metrics.start()
         logger.info("%s ready, %d threads, %.2f ms", self._name, settings.threads, warm_s * 1e3)
+
+        if crew is not None and settings.providers == ("cpu",):
+            Share(self.session, crew, self._settle).follow()
+
+    def _settle(self, settings: SessionSettings) -> None:
+        """Take note of the number of workers."""
+        self._spins = self._is_alone and settings.has_spare_cores
 
     def prepare(self) -> None:
         """Load what a handler of one's own needs besides the model; files lie in `folder`."""

@@ -163,20 +163,21 @@ def unwrap(header: Header, key: bytes, bound: bytes, path: str) -> bytes:
         ) from None
 
 
-def decrypt(file: BinaryIO, key: bytes, bound: bytes, path: str) -> Buffer:
+def decrypt(file: BinaryIO, data_key: bytes, bound: bytes, path: str) -> Buffer:
     """Open a sealed file in memory.
 
     Args:
         file: The sealed bytes, from their beginning.
-        key: The operator's.
+        data_key: The file's own, as `unwrap` gives it.
         bound: What it must belong to, of `binding`.
         path: Its name in messages.
 
     Raises:
-        SealError: The key is another one, or a byte was altered, dropped, moved or added.
+        SealError: A byte was altered, dropped, moved or added.
     """
+    file.seek(0)
     header = Header.parse(file.read(HEADER_BYTES), path)
-    aead = cipher(unwrap(header, key, bound, path))
+    aead = cipher(data_key)
     from cryptography.exceptions import InvalidTag
 
     size_bytes = file.seek(0, io.SEEK_END)
@@ -216,6 +217,14 @@ class Opener:
     def __init__(self, folder: Path, model: str, version: str, key: bytes) -> None:
         self._folder, self._model, self._version, self._key = folder, model, version, key
         self._sealing: bytes | None = None
+        self._data_keys: dict[str, bytes] = {}  # by path, of what was opened
+
+    def forget_key(self) -> None:
+        """Keep the keys of the files opened so far, which open these again, and not the operator's.
+
+        They tell nothing that is not in memory already: the files' contents.
+        """
+        self._key = b""
 
     def open(self, name: str) -> Buffer:
         """A file's bytes, by the name that it has without `.sealed`.
@@ -226,9 +235,12 @@ class Opener:
         path = f"{name}{SUFFIX}"
         try:
             with (self._folder / path).open("rb") as file:
-                self._check_sealing(file.read(HEADER_BYTES), path)
-                file.seek(0)
-                return decrypt(file, self._key, binding(self._model, self._version, path), path)
+                header = Header.parse(file.read(HEADER_BYTES), path)
+                self._check_sealing(header.sealing, path)
+                bound = binding(self._model, self._version, path)
+                if path not in self._data_keys:
+                    self._data_keys[path] = unwrap(header, self._key, bound, path)
+                return decrypt(file, self._data_keys[path], bound, path)
         except OSError as error:
             raise SealError(
                 f"{path} must be in an archive that is sealed, got: {error.strerror}. {_AGAIN}"
@@ -238,9 +250,8 @@ class Opener:
         """A file as a stream in memory."""
         return io.BytesIO(self.open(name).tobytes())
 
-    def _check_sealing(self, data: bytes, path: str) -> None:
+    def _check_sealing(self, sealing: bytes, path: str) -> None:
         """Refuse a file of another build of the same model and version."""
-        sealing = Header.parse(data, path).sealing
         self._sealing = self._sealing or sealing
         if sealing != self._sealing:
             raise SealError(

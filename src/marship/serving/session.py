@@ -18,8 +18,8 @@ from marship.contract import (
     read_golden,
 )
 from marship.errors import LoadError, ModelError, SealError
-from marship.serving import heap, weights
-from marship.serving.sealed import Opener
+from marship.serving import heap, memory, weights
+from marship.serving.sealed import SUFFIX, Opener
 
 PROVIDERS = {
     "cpu": "CPUExecutionProvider",
@@ -31,6 +31,10 @@ ERRORS, FATAL = 3, 4
 """ONNX Runtime's levels of its log, onnxruntime_c_api.h, OrtLoggingLevel."""
 CGROUP_QUOTA = Path("/sys/fs/cgroup/cpu.max")
 
+_COPIES = 3
+"""A model's size on the disk, so many times, is free before a second one is made: loading takes
+up to 2.7 times (docs/sealing.md)."""
+
 _KEPT_BACK = "an error that is kept back, for it could tell of the sealed graph."
 
 
@@ -41,8 +45,10 @@ class SessionSettings:
     Attributes:
         providers: Names from `PROVIDERS`, the preferred one first.
         intra_op_threads: Threads of one call; None is the usable cores divided by workers.
-        workers: How many workers share the machine, to divide its cores by.
-        spinning: Whether idle threads spin: lower latency alone, much slower in company.
+        workers: How many workers share the machine, to divide its cores by: those that the
+            archive states at most, until those that there are have been counted (`share`).
+        spinning: Whether idle threads spin where there are more cores than workers: lower
+            latency alone, much slower in company.
         device_id: The device that TorchServe assigned; None on CPU.
         share_weights: Whether workers map one copy of the weights; on the CPU alone.
     """
@@ -94,6 +100,11 @@ class SessionSettings:
         return self.intra_op_threads or max(1, usable_cores() // self.workers)
 
     @property
+    def spins(self) -> bool:
+        """Whether idle threads spin: never where others wait for their core."""
+        return self.spinning and self.has_spare_cores
+
+    @property
     def has_spare_cores(self) -> bool:
         """Whether the frontend keeps a core to itself while every worker is busy on one."""
         return usable_cores() > self.workers
@@ -137,14 +148,15 @@ class Session:
     ) -> None:
         self.contract = contract
         self.settings = settings
+        self._folder, self._opener = folder, opener
         self._is_sealed = opener is not None
         self._output_names = [spec.name for spec in contract.outputs]
         _check_providers(settings)
         try:
             if opener is None:
-                self._session = _open(folder, contract, settings)
+                self._session, self.is_shared = _open(folder, contract, settings)
             else:
-                self._session = _open_sealed(opener, contract, settings)
+                self._session, self.is_shared = _open_sealed(opener, contract, settings), False
         except (LoadError, SealError):
             raise
         except Exception as error:  # ONNX Runtime's own exceptions share no narrower base
@@ -172,6 +184,37 @@ class Session:
                 raise ModelError(f"ONNX Runtime must run the model, got {_KEPT_BACK}") from None
             raise ModelError(f"ONNX Runtime must run the model, got: {error}") from error
         return dict(zip(self._output_names, outputs, strict=True))
+
+    def renew(self, settings: SessionSettings) -> bool:
+        """Go over to a session with other threads, if these settings ask for them.
+
+        It is made beside the one in use and proven on the golden cases, and calls change over
+        one by one: for as long as that takes the model is in memory twice, unless it is shared.
+
+        Returns:
+            Whether the settings hold now; False where memory is too small for a second model
+            at the moment.
+
+        Raises:
+            LoadError: The second session does not answer as the model does; the first one stays.
+            SealError: A sealed file cannot be opened.
+        """
+        if (settings.threads, settings.spins) != (self.settings.threads, self.settings.spins):
+            if not self.is_shared and not memory.has_room(self._size_bytes() * _COPIES):
+                return False
+            fresh = Session(self._folder, self.contract, settings, self._opener)
+            opener = self._opener
+            golden = opener.stream(GOLDEN_FILE) if opener else self._folder / GOLDEN_FILE
+            fresh.replay_golden(golden)
+            self._session, self.is_shared = fresh._session, fresh.is_shared
+            del fresh, golden
+            heap.release_freed()
+        self.settings = settings
+        return True
+
+    def _size_bytes(self) -> int:
+        suffix = SUFFIX if self._is_sealed else ""
+        return sum((self._folder / f"{n}{suffix}").stat().st_size for n in self.contract.files)
 
     def replay_golden(self, source: Path | BinaryIO) -> float:
         """Warm up on the golden inputs and compare with the golden outputs.
@@ -208,8 +251,14 @@ class Session:
         return seconds
 
 
-def _open(folder: Path, contract: Contract, settings: SessionSettings) -> ort.InferenceSession:
-    """Open the copy that workers share, or the model itself, proven to be the contract's."""
+def _open(
+    folder: Path, contract: Contract, settings: SessionSettings
+) -> tuple[ort.InferenceSession, bool]:
+    """Open the copy that workers share, or the model itself, proven to be the contract's.
+
+    Returns:
+        The session, and whether it maps shared weights.
+    """
     if (
         settings.share_weights
         and settings.providers == ("cpu",)
@@ -217,11 +266,12 @@ def _open(folder: Path, contract: Contract, settings: SessionSettings) -> ort.In
     ):
         shared = weights.open_shared(folder, contract, _options(settings))
         if shared is not None:
-            return shared
+            return shared, True
     weights.check_digest(folder, contract)
-    return ort.InferenceSession(
+    alone = ort.InferenceSession(
         str(folder / contract.files[0]), _options(settings), providers=_providers(settings)
     )
+    return alone, False
 
 
 def _open_sealed(
@@ -263,7 +313,7 @@ def _options(settings: SessionSettings) -> ort.SessionOptions:
     options.intra_op_num_threads = settings.threads
     options.inter_op_num_threads = 1
     options.log_severity_level = ERRORS
-    spin = "1" if settings.spinning else "0"
+    spin = "1" if settings.spins else "0"
     options.add_session_config_entry("session.intra_op.allow_spinning", spin)
     return options
 

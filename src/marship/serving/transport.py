@@ -121,20 +121,24 @@ class Connection:
 
     Args:
         sock: The socket, blocking.
-        spins: Whether to look for a message for `SPIN_S` before sleeping, as long as the one
-            before it came as soon as that.
+        spins: Says whether to look for a message for `SPIN_S` before sleeping, as long as the one
+            before it came as soon as that; None is never.
         max_fields: The most form fields of one request; those of a larger form are only counted.
     """
 
     def __init__(
-        self, sock: socket, *, spins: bool = False, max_fields: int = MAX_FORM_FIELDS
+        self,
+        sock: socket,
+        *,
+        spins: Callable[[], bool] | None = None,
+        max_fields: int = MAX_FORM_FIELDS,
     ) -> None:
         self._socket = sock
         self._max_fields = max_fields
         self._spins = spins
         self._waited_s = math.inf  # for the last message
         self._readable = select.poll()
-        if spins:
+        if spins is not None:
             self._readable.register(sock, select.POLLIN)
         self._buffer = bytearray(BUFFER_BYTES)
         self._start = self._end = 0
@@ -143,7 +147,7 @@ class Connection:
     def recv(self, size: int) -> bytes:
         """As `socket.recv`, for the stock readers of rare messages."""
         if self._start == self._end:
-            if self._spins:
+            if self._spins is not None and self._spins():
                 self._look()
             self._fill(1)
         stop = min(self._end, self._start + size)

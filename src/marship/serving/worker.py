@@ -29,7 +29,7 @@ PREDICT, LOAD = b"I", b"L"
 def install(
     answer: Callable[[Sequence[Request], Send], bytes],
     *,
-    spins: bool = False,
+    spins: Callable[[], bool] | None = None,
     max_fields: int = MAX_FORM_FIELDS,
 ) -> bool:
     """Let this worker read through a buffer and answer with `answer`, if it is a known one.
@@ -45,9 +45,9 @@ def install(
     from ts import service, version
     from ts.protocol import otf_message_handler
 
-    worker = sys.modules["__main__"]  # TorchServe starts model_service_worker.py as a script
-    if not hasattr(worker, "TorchModelServiceWorker"):
-        return False  # a test or a tool holds the handler, and nothing is read from a socket
+    if not runs_here():
+        return False
+    worker = sys.modules["__main__"]
     if reason := unknown(version.__version__.strip(), Path(service.__file__).parent):
         logger.warning("TorchServe's own, slower transport is used: %s", reason)
         return False
@@ -87,6 +87,14 @@ def max_form_fields(config: Mapping[str, Any]) -> int:
             f"got {most!r}. Leave it out for {MAX_FORM_FIELDS}."
         )
     return most
+
+
+def runs_here() -> bool:
+    """Whether this process is a worker of TorchServe, which starts model_service_worker.py.
+
+    Else a test or a tool holds the handler, and nothing is read from a socket.
+    """
+    return hasattr(sys.modules["__main__"], "TorchModelServiceWorker")
 
 
 class _Batch(list[Request]):

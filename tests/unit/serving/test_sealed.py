@@ -28,7 +28,9 @@ def sealed_bytes(folder: Path, plain: bytes, key: bytes = KEY) -> bytes:
 
 def opened(data: bytes, key: bytes = KEY, bound: bytes = BOUND) -> bytes:
     """The plain bytes."""
-    return sealed.decrypt(io.BytesIO(data), key, bound, "file.sealed").tobytes()
+    header = sealed.Header.parse(data[: sealed.HEADER_BYTES], "file.sealed")
+    data_key = sealed.unwrap(header, key, bound, "file.sealed")
+    return sealed.decrypt(io.BytesIO(data), data_key, bound, "file.sealed").tobytes()
 
 
 @pytest.fixture(scope="module")

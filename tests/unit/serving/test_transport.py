@@ -359,7 +359,7 @@ def test_it_looks_for_a_message_only_while_they_come_at_once(
         bell = Doorbell([0.0, pause_s, 2 * pause_s, 1.0], theirs)
         monkeypatch.setattr(transport.select, "poll", lambda: bell)
         monkeypatch.setattr(transport.time, "perf_counter", lambda: bell.now_s)
-        connection = Connection(ours, spins=True)
+        connection = Connection(ours, spins=lambda: True)
         for _ in range(3):
             assert connection.recv(1) == b"I"
         bell.looks = bell.sleeps = 0

@@ -1,0 +1,32 @@
+"""How much memory is left."""
+
+from pathlib import Path
+
+MEMINFO = Path("/proc/meminfo")
+CGROUP = Path("/sys/fs/cgroup")
+
+
+def has_room(size_bytes: int) -> bool:
+    """Whether so much more can be used, of the machine's memory and of a container's."""
+    return all(left >= size_bytes for left in (_of_machine(), _of_container()) if left is not None)
+
+
+def _of_machine() -> int | None:
+    """`MemAvailable` of proc(5), in bytes; None where the system does not tell."""
+    try:
+        lines = MEMINFO.read_text().splitlines()
+    except OSError:
+        return None
+    found = [line.split()[1] for line in lines if line.startswith("MemAvailable:")]
+    return int(found[0]) * 1024 if found else None
+
+
+def _of_container() -> int | None:
+    """The limit less what is in use and cannot be dropped; None without a limit (cgroup v2)."""
+    try:
+        limit = (CGROUP / "memory.max").read_text().strip()
+        used = int((CGROUP / "memory.current").read_text())
+        stat = dict(line.split() for line in (CGROUP / "memory.stat").read_text().splitlines())
+    except (OSError, ValueError):
+        return None
+    return None if limit == "max" else int(limit) - used + int(stat.get("inactive_file", 0))
