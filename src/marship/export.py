@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from marship import console, parity
 from marship.cases import Case, draw_cases, read_rows, shared_axis
+from marship.comparison import Comparison, Run
 from marship.contract import (
     CONTRACT_FILE,
     GOLDEN_FILE,
@@ -32,7 +33,6 @@ from marship.contract import (
 )
 from marship.errors import DataError, MarshipError, ParityError, UsageError
 from marship.layout import Layout, check_inputs, check_outputs, completed, layout
-from marship.parity import Comparison, Run
 from marship.recipe import Recipe, resolve
 from marship.settings import as_dict, setting
 from marship.storage import read_json, replacing_all, write_json
@@ -202,7 +202,7 @@ def _write(
     settings: ExportSettings,
     draft: Path,
 ) -> Exported:
-    from marship import capture
+    from marship import capture, graph
 
     started = time.perf_counter()
     recipe, path = source.recipe, draft / MODEL_FILE
@@ -216,6 +216,7 @@ def _write(
         reference = capture.torch_run(model, names)
         _check_repeatable(reference, ordered)
         capture.write_onnx(model, ordered, path, layout=shape, outputs=names, opset=settings.opset)
+        graph.refuse_random(path)
         contract = _stated(path, recipe, shape, settings)
         check_inputs(contract, shape)
         cases = list(draw_cases(contract, ordered))

@@ -3,16 +3,19 @@
 Nothing here runs the model.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import onnx
 from google.protobuf.message import DecodeError
 from onnx import TensorProto
 
+from marship import operators
 from marship.contract import Array, Contract, TensorSpec, Tolerance, digest_files
 from marship.errors import ModelError, UsageError
+from marship.indices import index_ranges
 
 _DTYPES: dict[int, str] = {
     TensorProto.FLOAT: "float32",
@@ -98,8 +101,9 @@ def contract_of(
     model = read(path)
     pads = dict(pad_values or {})
     stored = {initializer.name for initializer in model.graph.initializer}
+    ranges = index_ranges(model)
     inputs = tuple(
-        replace(_spec(value), pad_value=pads.get(value.name))
+        replace(_spec(value), pad_value=pads.get(value.name), value_range=ranges.get(value.name))
         for value in model.graph.input
         if value.name not in stored
     )
@@ -116,6 +120,20 @@ def contract_of(
     )
 
 
+def facts(path: Path) -> operators.Facts:
+    """What the operators say of the rows of one call; weights outside of the file stay unread."""
+    return operators.facts(onnx.load(str(path), load_external_data=False))
+
+
+def refuse_random(path: Path) -> None:
+    """Refuse a file whose graph draws random numbers.
+
+    Raises:
+        ModelError: It holds such operators; all are named.
+    """
+    operators.refuse_random(read(path))
+
+
 def _spec(value: onnx.ValueInfoProto) -> TensorSpec:
     tensor = value.type.tensor_type
     if tensor.elem_type not in _DTYPES or not tensor.HasField("shape"):
@@ -130,25 +148,31 @@ def _spec(value: onnx.ValueInfoProto) -> TensorSpec:
     return TensorSpec(value.name, _DTYPES[tensor.elem_type], shape)
 
 
-def shared_first_axis(contract: Contract) -> str | None:
-    """The variable first axis that all inputs and outputs share, if there is one."""
-    firsts = {spec.shape[:1] for spec in (*contract.inputs, *contract.outputs)}
-    if len(firsts) != 1:
-        return None
-    first = next(iter(firsts))
-    return first[0] if first and isinstance(first[0], str) else None
-
-
 def random_input(spec: TensorSpec, sizes: Mapping[str, int], seed: int) -> Array:
     """Random values of the spec's type; variable axes take their size from `sizes`."""
-    import numpy as np
-
     shape = [sizes.get(axis, 1) if isinstance(axis, str) else axis for axis in spec.shape]
     generator = np.random.default_rng(seed)
     if spec.dtype == "str":
         return np.full(shape, "text", dtype=object)
     if spec.dtype == "bool":
         return generator.integers(0, 2, shape).astype(bool)
+    if np.dtype(spec.dtype).kind in "iu" and spec.value_range is not None:
+        return random_index(spec, shape, generator)
     if np.dtype(spec.dtype).kind in "iu":
         return generator.integers(0, 2, shape).astype(spec.dtype)
     return generator.standard_normal(shape).astype(spec.dtype)
+
+
+def random_index(spec: TensorSpec, shape: Sequence[int], generator: np.random.Generator) -> Array:
+    """Indices over the whole table, both ends among them; never the pad value."""
+    low, high = spec.value_range or (0, 0)
+    limits = np.iinfo(spec.dtype)
+    low, high = max(low, int(limits.min)), min(high, int(limits.max))
+    if spec.pad_value == low < high:
+        low += 1
+    values = generator.integers(low, high, shape, dtype=spec.dtype, endpoint=True)
+    if values.size > 1:
+        values.flat[generator.choice(values.size, 2, replace=False)] = (low, high)
+    if spec.pad_value is not None and low < high:
+        values[values == spec.pad_value] = low
+    return values

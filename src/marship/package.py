@@ -188,6 +188,7 @@ def _for_file(contract: Contract, model: Path, tolerance: Tolerance) -> Contract
     from marship import graph
 
     stated = graph.contract_of(model)
+    graph.refuse_random(model)
 
     def names(c: Contract) -> list[tuple[str, str]]:
         return [(spec.name, spec.dtype) for spec in (*c.inputs, *c.outputs)]
@@ -210,14 +211,21 @@ def _from_onnx(path: Path, settings: PackageSettings) -> Contents:
     from marship import graph, parity
 
     contract = graph.contract_of(path)
-    contract, golden = parity.describe(contract, parity.runner(path))
+    graph.refuse_random(path)
+    run = parity.runner(path)
+    contract, proof = parity.with_batch_axis(contract, run)
+    golden = parity.golden_from(run, contract)
     return Contents(
         name=settings.name or path.stem,
         handler=settings.handler or shipped.find(ONNX_HANDLER),
         model=path,
         contract=replace(contract, files=(MODEL_FILE, *contract.files[1:])),
         golden=golden,
-        evidence={"source": path.name, "golden": "random inputs, answered by this ONNX file"},
+        evidence={
+            "source": path.name,
+            "golden": "random inputs, answered by this ONNX file",
+            "rows_alone_and_together": proof.evidence() if proof else "not applicable",
+        },
         assets=tuple(map(Path, settings.asset)),
     )
 

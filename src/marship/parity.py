@@ -5,7 +5,7 @@ inputs of the proof are real (cut from examples) and random (drawn from the exam
 at several batch sizes and at several sizes of every variable axis.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from marship.cases import (
     shared_axis,
     sizes_to_try,
 )
+from marship.comparison import Comparison, Run
 from marship.contract import (
     Arrays,
     Contract,
@@ -32,20 +33,7 @@ from marship.contract import (
     largest_difference,
 )
 from marship.errors import ModelError, ParityError, UsageError
-
-Run = Callable[[Arrays], Arrays]
-"""One way to run a model: input arrays by name to output arrays by name."""
-
-
-@dataclass(frozen=True, slots=True)
-class Comparison:
-    """How far two ways to run a model were apart on one case, and whether that is allowed."""
-
-    kind: str
-    sizes: Mapping[str, int]
-    absolute: float
-    relative: float
-    agrees: bool
+from marship.rows import PROOF_SECONDS, RowProof, prove
 
 
 def open_session(path: Path, threads: int = 1) -> Any:  # noqa: ANN401  onnxruntime ships no types
@@ -68,26 +56,37 @@ def open_session(path: Path, threads: int = 1) -> Any:  # noqa: ANN401  onnxrunt
         ) from error
 
 
-def runner(path: Path, threads: int = 1) -> Run:
-    """Run an ONNX file with ONNX Runtime on the CPU.
+@dataclass(frozen=True, slots=True)
+class OnnxRun:
+    """A way to run a model that is an ONNX file, so that proofs can look at its graph too."""
 
-    Raises:
-        ModelError: The file does not load; when called, that it does not take the inputs.
-    """
-    session = open_session(path, threads)
-    wanted = {tensor.name for tensor in session.get_inputs()}
-    names = [tensor.name for tensor in session.get_outputs()]
+    path: Path
+    session: Any
 
-    def run(inputs: Arrays) -> Arrays:
+    def __call__(self, inputs: Arrays) -> Arrays:
+        """Run the file; inputs that it does not have are passed over.
+
+        Raises:
+            ModelError: It does not take the inputs.
+        """
+        wanted = {tensor.name for tensor in self.session.get_inputs()}
+        names = [tensor.name for tensor in self.session.get_outputs()]
         try:
-            values = session.run(names, {k: v for k, v in inputs.items() if k in wanted})
+            values = self.session.run(names, {k: v for k, v in inputs.items() if k in wanted})
         except Exception as error:  # its exceptions share no base of their own
             raise ModelError(
-                f"{path.name} must run on the inputs, got: {first_line(error)}."
+                f"{self.path.name} must run on the inputs, got: {first_line(error)}."
             ) from error
         return dict(zip(names, values, strict=True))
 
-    return run
+
+def runner(path: Path, threads: int = 1) -> OnnxRun:
+    """Run an ONNX file with ONNX Runtime on the CPU.
+
+    Raises:
+        ModelError: The file does not load.
+    """
+    return OnnxRun(path, open_session(path, threads))
 
 
 def first_line(error: BaseException) -> str:
@@ -96,7 +95,11 @@ def first_line(error: BaseException) -> str:
 
 
 def describe(
-    contract: Contract, run: Run, examples: Arrays | None = None
+    contract: Contract,
+    run: Run,
+    examples: Arrays | None = None,
+    *,
+    seconds: float = PROOF_SECONDS,
 ) -> tuple[Contract, list[GoldenCase]]:
     """Complete a contract that was only read from a graph, and make its golden cases.
 
@@ -105,9 +108,21 @@ def describe(
     Raises:
         ModelError: The model does not run on them.
     """
-    independent = prove_rows_independent(contract, run, examples)
-    batch_axis = shared_axis(contract) if independent else None
-    return replace(contract, batch_axis=batch_axis), golden_from(run, contract, examples)
+    contract, _ = with_batch_axis(contract, run, examples, seconds=seconds)
+    return contract, golden_from(run, contract, examples)
+
+
+def with_batch_axis(
+    contract: Contract,
+    run: Run,
+    examples: Arrays | None = None,
+    *,
+    seconds: float = PROOF_SECONDS,
+) -> tuple[Contract, RowProof | None]:
+    """The contract with its batch axis where rows are independent, and the evidence."""
+    proof = row_influence(contract, run, examples, seconds=seconds)
+    independent = proof is not None and proof.agrees
+    return replace(contract, batch_axis=shared_axis(contract) if independent else None), proof
 
 
 def compare(want: Arrays, got: Arrays, case: Case, tolerance: Tolerance) -> Comparison:
@@ -116,50 +131,26 @@ def compare(want: Arrays, got: Arrays, case: Case, tolerance: Tolerance) -> Comp
     return Comparison(case.kind, case.sizes, absolute, relative, agree(got, want, tolerance))
 
 
-def prove_rows_independent(
-    contract: Contract,
-    run: Run,
-    examples: Arrays | None = None,
-    tolerance: Tolerance | None = None,
-) -> bool:
-    """Whether rows answer alone as they answer together, so that requests may share a batch.
-
-    Args:
-        contract: Its first axis is looked at; `batch_axis` need not be set.
-        run: The way to run the model.
-        examples: Rows to try; random ones where there are none.
-        tolerance: The contract's, unless given.
-
-    Returns:
-        False also where inputs and outputs do not share a variable first axis.
-    """
-    difference = row_influence(contract, run, examples, tolerance)
-    return difference is not None and difference.agrees
-
-
 def row_influence(
     contract: Contract,
     run: Run,
     examples: Arrays | None = None,
-    tolerance: Tolerance | None = None,
-) -> Comparison | None:
-    """How far rows that run together are from the same rows alone.
+    *,
+    seconds: float = PROOF_SECONDS,
+) -> RowProof | None:
+    """How far rows that run together are from the same rows alone; see `marship.rows`.
+
+    What the graph says of it counts, too, where the model is an ONNX file.
 
     Returns:
         None where inputs and outputs do not share a variable first axis.
     """
-    axis = shared_axis(contract)
-    if axis is None:
-        return None
-    sizes = {axis: max(BATCH_SIZES), **sizes_to_try(contract, examples)[-1]}
-    case = draw(contract, examples, sizes, seed=0)
+    facts = None
+    if isinstance(run, OnnxRun):
+        from marship import graph
 
-    try:
-        answers = [run(_row(case.inputs, row)) for row in range(case.sizes[axis])]
-        alone = {name: np.concatenate([answer[name] for answer in answers]) for name in answers[0]}
-        return compare(alone, run(case.inputs), case, tolerance or contract.tolerance)
-    except (ModelError, ValueError):  # a batch is refused, or answers do not stack
-        return Comparison("real", case.sizes, np.inf, np.inf, agrees=False)
+        facts = graph.facts(run.path)
+    return prove(contract, run, examples, facts=facts, seconds=seconds)
 
 
 def prove_padding(contract: Contract, run: Run, examples: Arrays) -> Comparison | None:

@@ -14,7 +14,7 @@ REPOSITORY = SOURCE.parents[1]
 # Each part of marship, and the parts it may import.
 BASE = {"errors"}
 FILES = BASE | {"contract", "storage", "settings", "console", "texts"}
-MODELS = FILES | {"recipe", "graph", "cases", "parity"}
+MODELS = FILES | {"recipe", "graph", "cases", "comparison", "parity"}
 ALLOWED: dict[str, set[str]] = {
     "__init__": {"client"},
     "errors": set(),
@@ -27,14 +27,19 @@ ALLOWED: dict[str, set[str]] = {
     "texts": BASE,
     "recipe": BASE,
     "serving": BASE | {"contract"},
-    "graph": FILES,
+    "operators": FILES,
+    "indices": FILES | {"operators"},
+    "graph": FILES | {"indices", "operators"},
     "cases": FILES | {"graph"},
-    "parity": FILES | {"graph", "cases"},
+    "comparison": FILES,
+    "rowsets": FILES | {"cases"},
+    "rows": FILES | {"cases", "comparison", "operators", "profiles", "rowsets"},
+    "parity": FILES | {"cases", "comparison", "graph", "rows"},
     "checkpoint": FILES,
     "run": FILES | {"recipe"},
     "fit": FILES | {"checkpoint", "run"},
     "layout": FILES | {"recipe"},
-    "capture": FILES | {"parity", "layout"},
+    "capture": FILES | {"comparison", "parity", "layout"},
     "export": MODELS | {"capture", "checkpoint", "layout"},
     "optimize": MODELS,
     "archive": BASE | {"contract", "serving.sealed", "texts"},

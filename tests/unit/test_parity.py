@@ -90,15 +90,19 @@ def test_rows_are_independent_only_where_alone_is_together(
     run: parity.Run, rows: Arrays | None, *, independent: bool
 ) -> None:
     """A sum of each row is; a batch mean is not, nor is what refuses a batch."""
-    assert parity.prove_rows_independent(contract(), run, rows) is independent
+    found = parity.row_influence(contract(), run, rows)
+    assert found is not None
+    assert found.agrees is independent
+    assert (found.reason is None) is independent
 
 
 def test_outputs_without_a_batch_axis_have_no_independent_rows() -> None:
     """There is nothing to hand back to each request."""
     whole = contract(TensorSpec("total", "float32", ()))
-    assert not parity.prove_rows_independent(
+    found = parity.row_influence(
         whole, lambda inputs: {"total": np.float32(inputs["items"].sum())}, examples()
     )
+    assert found is None
 
 
 @pytest.mark.parametrize("batch_axis", ["batch", None])

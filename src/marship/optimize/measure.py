@@ -11,9 +11,9 @@ from rich.progress import Progress, TaskID
 
 from marship import parity
 from marship.cases import draw_real, first_axis, sizes_to_try, within
+from marship.comparison import Run
 from marship.contract import Arrays, Contract, GoldenCase, Tolerance, largest_difference
 from marship.errors import ParityError
-from marship.parity import Run
 
 WARMUP_CALLS = 5
 LEAST_ROUNDS = 30

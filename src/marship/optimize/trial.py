@@ -15,12 +15,13 @@ from pathlib import Path
 from rich.progress import Progress, TaskID
 
 from marship import console, parity
+from marship.comparison import Run
 from marship.contract import Arrays, Contract, GoldenCase
 from marship.errors import DataError, ModelError
 from marship.optimize import measure
 from marship.optimize.choice import EXPORTED, Variant
 from marship.optimize.source import NotBuiltError, Source
-from marship.parity import Run, first_line
+from marship.parity import first_line
 from marship.recipe import Recipe
 
 BASE = "float32"
@@ -111,7 +112,7 @@ def load_all(
     variants: Sequence[Variant], material: Material, draft: Path, threads: int
 ) -> dict[str, Run]:
     """A way to run each variant that was built; notes its size and how long it took to load."""
-    runs = {}
+    runs: dict[str, Run] = {}
     for variant in variants:
         if variant.file is None:
             continue

@@ -1,0 +1,304 @@
+"""What the operators of an ONNX graph say of it without a run.
+
+Three facts, each looked for in subgraphs and model-local functions too: operators that draw
+random numbers, operators by which the rows of one call depend on each other, and the numbers
+that values are compared with.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import onnx
+from onnx import GraphProto, ModelProto, NodeProto, numpy_helper
+
+from marship.contract import Array
+from marship.errors import ModelError
+
+_DEFAULT_DOMAINS = ("", "ai.onnx")
+_MICROSOFT = "com.microsoft"
+
+RANDOM = {
+    *((domain, name) for domain in _DEFAULT_DOMAINS for name in (
+        "Bernoulli", "Multinomial", "RandomNormal", "RandomNormalLike", "RandomUniform",
+        "RandomUniformLike",
+    )),
+    (_MICROSOFT, "Sampling"),
+}  # fmt: skip
+"""A `seed` attribute makes the first call repeatable, and no later one."""
+
+TRAINING_MODE = {
+    **{(domain, "Dropout"): 2 for domain in _DEFAULT_DOMAINS},
+    (_MICROSOFT, "BitmaskDropout"): 2,
+    (_MICROSOFT, "BiasDropout"): 4,
+    (_MICROSOFT, "BitmaskBiasDropout"): 4,
+}
+"""Operators that are random where this input is true."""
+
+CALL_SCALES = {
+    *((domain, "DynamicQuantizeLinear") for domain in _DEFAULT_DOMAINS),
+    (_MICROSOFT, "DynamicQuantizeLSTM"),
+    (_MICROSOFT, "DynamicQuantizeMatMul"),
+}
+"""Operators that quantize with one scale for a whole tensor, whatever lies along its axes.
+
+QAttention, MatMulIntegerToFloat and the QLinear operators are given their scale, so they are as
+row-wise as what computes it. MatMulNBits scales activations block by block within a row.
+"""
+
+_SIZES = {"Shape", "Size", "SequenceLength", "OptionalHasElement"}
+"""Operators whose result depends on a tensor's size and not on its values."""
+
+_SIZED_BY_VALUES = {"Compress", "Loop", "NonMaxSuppression", "NonZero", "StringSplit", "Unique"}
+_SIZE_INPUTS = {
+    "ConstantOfShape": (0,),
+    "Expand": (1,),
+    "Pad": (1,),
+    "Range": (0, 1, 2),
+    "Reshape": (1,),
+    "Resize": (2, 3),
+    "Slice": (1, 2, 4),
+    "Split": (1,),
+    "Tile": (1,),
+    "TopK": (1,),
+    "Unsqueeze": (1,),
+    "Upsample": (1,),
+}
+"""The inputs of an operator that decide its output's size."""
+
+_COMPARING = ("Equal", "Greater", "GreaterOrEqual", "Less", "LessOrEqual")
+_LIMITING = ("Clip", "Max", "Min", "Mod", "Sub")
+_SAME_VALUES = ("Cast", "CastLike", "Expand", "Identity", "Reshape", "Squeeze", "Unsqueeze")
+_MOST_ELEMENTS = 16
+_MOST_CONSTANTS = 24
+_SMALLEST, _LARGEST = 1e-9, 1e15
+"""Beyond them a number guards against division by zero or masks, as -1e38 does."""
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """What a graph says about the rows of one call.
+
+    Attributes:
+        mixing: Why rows of one call depend on each other, a sentence for each operator.
+        constants: Numbers that values are compared with, those of comparisons first.
+    """
+
+    mixing: tuple[str, ...] = ()
+    constants: tuple[float, ...] = ()
+
+
+def facts(model: ModelProto) -> Facts:
+    """What the graph says about the rows of one call."""
+    whole = inlined(model)
+    taint = _Taint()
+    taint.walk(whole.graph, {value.name for value in whole.graph.input}, set(), looped=False)
+    return Facts(tuple(taint.mixing), tuple(_compared_with(whole.graph)))
+
+
+def refuse_random(model: ModelProto) -> None:
+    """Refuse a graph that draws random numbers.
+
+    Raises:
+        ModelError: It holds such operators; all are named.
+    """
+    found = list(random_operators(model))
+    if found:
+        raise ModelError(
+            f"the model must give the same answer twice, got random operators: "
+            f"{', '.join(found)}. Take the randomness out of forward, call model.eval(), or set "
+            "training_mode of Dropout to false, and export again."
+        )
+
+
+def random_operators(model: ModelProto) -> Iterator[str]:
+    """The operators that draw random numbers, as messages name them."""
+    for node, constants in _nodes(inlined(model).graph, {}):
+        key = (node.domain, node.op_type)
+        if key in RANDOM or (key in TRAINING_MODE and _trains(node, constants)):
+            yield _named(node)
+
+
+def inlined(model: ModelProto) -> ModelProto:
+    """The model with the bodies of its local functions in place of their calls."""
+    if not model.functions:
+        return model
+    from onnx import inliner
+
+    return inliner.inline_local_functions(model)
+
+
+def subgraphs(node: NodeProto) -> list[GraphProto]:
+    """The graphs in a node's attributes."""
+    found = [a.g for a in node.attribute if a.type == onnx.AttributeProto.GRAPH]
+    return found + [
+        g for a in node.attribute if a.type == onnx.AttributeProto.GRAPHS for g in a.graphs
+    ]
+
+
+def _named(node: NodeProto) -> str:
+    name = node.name or next(iter(node.output), "")
+    return f"{node.op_type} {name!r}"
+
+
+def _nodes(
+    graph: GraphProto, outer: dict[str, Array]
+) -> Iterator[tuple[NodeProto, dict[str, Array]]]:
+    """All nodes, those of subgraphs too, each with the small constants that it can see."""
+    constants = outer | _constants(graph)
+    for node in graph.node:
+        _note_constant(node, constants)
+        yield node, constants
+        for inner in subgraphs(node):
+            yield from _nodes(inner, constants)
+
+
+def _constants(graph: GraphProto) -> dict[str, Array]:
+    return {
+        tensor.name: numpy_helper.to_array(tensor)
+        for tensor in graph.initializer
+        if _is_small(tensor)
+    }
+
+
+def _is_small(tensor: onnx.TensorProto) -> bool:
+    inside = tensor.data_location != onnx.TensorProto.EXTERNAL
+    return inside and int(np.prod(tensor.dims, dtype=np.int64)) <= _MOST_ELEMENTS
+
+
+def _note_constant(node: NodeProto, constants: dict[str, Array]) -> None:
+    """Follow a constant through operators that keep its values."""
+    if node.op_type in _SAME_VALUES and node.input and node.input[0] in constants:
+        constants[node.output[0]] = constants[node.input[0]]
+    if node.op_type != "Constant":
+        return
+    for attribute in node.attribute:
+        value = onnx.helper.get_attribute_value(attribute)
+        if isinstance(value, onnx.TensorProto):
+            if _is_small(value):
+                constants[node.output[0]] = numpy_helper.to_array(value)
+        elif attribute.name in ("value_float", "value_floats", "value_int", "value_ints"):
+            constants[node.output[0]] = np.asarray(value)
+
+
+def _trains(node: NodeProto, constants: dict[str, Array]) -> bool:
+    """Whether a dropout is, or may be, in training mode."""
+    place = TRAINING_MODE[node.domain, node.op_type]
+    if len(node.input) <= place or not node.input[place]:
+        return False
+    mode = constants.get(node.input[place])
+    return mode is None or bool(mode.any())
+
+
+def _compared_with(graph: GraphProto) -> list[float]:
+    """Finite numbers but zero that values are compared with or limited to, without repeats."""
+    found: dict[str, list[float]] = {"compared": [], "limited": []}
+    for node, constants in _nodes(graph, {}):
+        if node.op_type not in (*_COMPARING, *_LIMITING):
+            continue
+        kind = "compared" if node.op_type in _COMPARING else "limited"
+        for name in node.input:
+            values = constants.get(name)
+            if values is not None and values.dtype.kind in "iuf":
+                found[kind] += [float(value) for value in values.ravel()]
+    usable = (v for v in found["compared"] + found["limited"] if _SMALLEST < abs(v) < _LARGEST)
+    return list(dict.fromkeys(usable))[:_MOST_CONSTANTS]
+
+
+@dataclass(slots=True)
+class _Taint:
+    """Follows what depends on the values of the inputs, and not only on their sizes."""
+
+    mixing: list[str] = field(default_factory=list)
+
+    def walk(
+        self, graph: GraphProto, values: set[str], sizes: set[str], *, looped: bool
+    ) -> tuple[set[str], set[str]]:
+        """Note what mixes rows.
+
+        Args:
+            graph: The graph or subgraph.
+            values: Tensors whose values depend on the inputs' values.
+            sizes: Tensors whose size does.
+            looped: Whether it is the body of a loop, which may see one row at a time.
+
+        Returns:
+            Both sets with the graph's own tensors.
+        """
+        values, sizes = set(values), set(sizes)
+        for node in graph.node:
+            self._look(node, values, looped=looped)
+            inner_values, inner_sizes = self._inner(node, values, sizes, looped=looped)
+            by_value = _by_value(node, values, sizes) or inner_values
+            by_size = _by_size(node, values, sizes) or inner_sizes
+            if by_value:
+                values.update(node.output)
+            if by_size:
+                sizes.update(node.output)
+        return values, sizes
+
+    def _look(self, node: NodeProto, values: set[str], *, looped: bool) -> None:
+        if node.op_type == "If" and node.input[0] in values and not looped:
+            self._note(f"{_named(node)} chooses a branch for the whole call by values of its rows")
+        key = (node.domain, node.op_type)
+        if key in CALL_SCALES and node.input[0] in values:
+            self._note(f"{_named(node)} quantizes with one scale for the whole call")
+
+    def _note(self, reason: str) -> None:
+        if reason not in self.mixing:
+            self.mixing.append(reason)
+
+    def _inner(
+        self, node: NodeProto, values: set[str], sizes: set[str], *, looped: bool
+    ) -> tuple[bool, bool]:
+        """Whether results of a node's subgraphs depend on values by value, and by size."""
+        by_value = by_size = False
+        for body in subgraphs(node):
+            inside = looped or node.op_type != "If"
+            given = values | _entering(node, body, values)
+            while True:  # what one round of a loop computes is what the next one starts with
+                found, sized = self.walk(body, given, sizes, looped=inside)
+                more = _carried(node, body, found) - given
+                if not more:
+                    break
+                given |= more
+            outputs = {value.name for value in body.output}
+            by_value |= bool(outputs & found)
+            by_size |= bool(outputs & sized)
+        return by_value, by_size
+
+
+def _by_value(node: NodeProto, values: set[str], sizes: set[str]) -> bool:
+    if node.op_type in _SIZES:
+        return any(name in sizes for name in node.input)
+    return any(name in values for name in node.input)
+
+
+def _by_size(node: NodeProto, values: set[str], sizes: set[str]) -> bool:
+    if node.op_type in _SIZES:
+        return False
+    if any(name in sizes for name in node.input):
+        return True
+    deciding: Sequence[str] = node.input if node.op_type in _SIZED_BY_VALUES else ()
+    if node.op_type in _SIZE_INPUTS:
+        deciding = [node.input[i] for i in _SIZE_INPUTS[node.op_type] if i < len(node.input)]
+    return any(name in values for name in deciding)
+
+
+def _entering(node: NodeProto, body: GraphProto, values: set[str]) -> set[str]:
+    """The inputs of a subgraph that start with values that depend on the inputs'."""
+    if node.op_type == "Loop":  # its body also counts rounds and takes the condition
+        pairs = zip(node.input[2:], list(body.input)[2:], strict=False)
+    else:
+        pairs = zip(node.input, body.input, strict=False)
+    return {inner.name for outer, inner in pairs if outer in values}
+
+
+def _carried(node: NodeProto, body: GraphProto, found: set[str]) -> set[str]:
+    """The inputs of a loop's body that take what the round before computed."""
+    inputs = list(body.input)[1:] if node.op_type == "Loop" else list(body.input)
+    if node.op_type not in ("Loop", "Scan"):
+        return set()
+    return {
+        inner.name for outer, inner in zip(body.output, inputs, strict=False) if outer.name in found
+    }

@@ -1,0 +1,431 @@
+"""The proof that rows of one call do not influence each other.
+
+Rows that differ in value and in scale are run alone, and together at several batch sizes, in
+several orders and beside different neighbours. Outputs must be the same but for rounding: what
+a matrix product rounds depends on how many rows it has. A graph also says some of it itself:
+see `marship.operators`.
+"""
+
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from marship import profiles
+from marship.cases import shared_axis, sizes_to_try
+from marship.comparison import Comparison, Run
+from marship.contract import Array, Arrays, Contract
+from marship.errors import ModelError
+from marship.rowsets import PARTS, USUAL, RowDrawer, RowSet
+
+if TYPE_CHECKING:  # onnx takes a while to import
+    from marship.operators import Facts
+
+PROOF_SECONDS = 60.0
+ROUNDING = 1e-3
+"""Of an element's usual size: no difference below it counts, nor does one of..."""
+ROUNDING_OF_ROW = 1e-5
+"""...this share of the row's largest element."""
+HALF_ROUNDING = 10.0
+"""How many times more is allowed to outputs of half precision."""
+NUDGES = (2.0**-22, -(2.0**-21), 2.0**-19)
+"""Relative changes of an input that no model should make much of."""
+LARGEST_CALL_BYTES = 64 << 20
+LONGEST_CALL_S = 5.0
+MOST_ROWS = 1100
+FEWEST = 2
+"""Rows that can be held against each other."""
+SEED = 20
+
+
+@dataclass(frozen=True, slots=True)
+class RowProof(Comparison):
+    """What the proof came to.
+
+    Attributes:
+        reason: Why rows are not independent, or why that could not be shown; None where they
+            are.
+        sets: What was tried: names of sets of rows.
+        largest_batch: Rows in the largest call.
+        left_out: What was not tried, or is not counted, and why.
+        seconds: How long it took.
+    """
+
+    reason: str | None = None
+    sets: tuple[str, ...] = ()
+    largest_batch: int = 0
+    left_out: tuple[str, ...] = ()
+    seconds: float = 0.0
+
+    def evidence(self) -> dict[str, Any]:
+        """As evidence files hold it: JSON has no infinity."""
+        apart = np.isinf(self.absolute)
+        return asdict(self) | ({"absolute": None, "relative": None} if apart else {})
+
+
+class _InfluenceError(Exception):
+    """Rows influence each other; its arguments are the reason and the difference."""
+
+    def __init__(self, reason: str, absolute: float = np.inf, relative: float = np.inf) -> None:
+        super().__init__(reason)
+        self.reason, self.absolute, self.relative = reason, absolute, relative
+
+
+@dataclass(slots=True)
+class _Alone:
+    """A part with its own outputs, and how far each of their elements may be off."""
+
+    part: Arrays
+    outputs: Arrays
+    limits: Arrays
+
+
+@dataclass(slots=True)
+class _Prover:
+    """One run of the proof.
+
+    Attributes:
+        contract: What the model takes and gives.
+        run: The way to run it.
+        unit: Rows of a part.
+        deadline: When to leave out the rest, as `time.perf_counter` tells it.
+        largest_rows: The batch's upper bound.
+    """
+
+    contract: Contract
+    run: Run
+    unit: int
+    deadline: float
+    largest_rows: int
+    typical: Arrays = field(default_factory=dict)
+    known: list[_Alone] = field(default_factory=list)
+    usual: int = 0
+    sets: list[str] = field(default_factory=list)
+    left_out: list[str] = field(default_factory=list)
+    largest_batch: int = 0
+    absolute: float = 0.0
+    relative: float = 0.0
+    row_s: float = 0.0
+
+    def try_set(self, rows: RowSet) -> list[_Alone]:
+        """Hold the rows of a set against each other.
+
+        Raises:
+            _InfluenceError: They influence each other.
+        """
+        alone = [found for part in rows.parts if (found := self._alone(part, rows))]
+        if len(alone) < FEWEST:
+            self.left_out.append(f"{rows.name}: the model refuses them")
+            return []
+        self._note_typical(alone, rows)
+        for one in alone:
+            one.limits = self._limits(one.outputs)
+        for group in _groupings(alone):
+            if len(group) * self.unit <= self.largest_rows:
+                self._together(group, rows.name, usual=rows.usual)
+        if rows.name not in self.sets:
+            self.sets.append(rows.name)
+        if rows.usual:
+            self.usual += len(alone)
+        return alone
+
+    def try_batch(self, count: int, fresh: Iterator[Arrays]) -> None:
+        """Run many parts in one call: those tried before, and new ones as far as needed.
+
+        Raises:
+            _InfluenceError: They influence each other.
+        """
+        rows = RowSet(f"a batch of {count * self.unit}", (), usual=True)
+        alone = list(self.known[:count])
+        while len(alone) < count:
+            found = self._alone(next(fresh), rows)
+            if found is None:
+                self.left_out.append(f"{rows.name}: the model refuses a row")
+                return
+            found.limits = self._limits(found.outputs)
+            alone.append(found)
+        self.known = alone if len(alone) > len(self.known) else self.known
+        self._together(alone[::-1], rows.name, usual=True)
+
+    def _alone(self, part: Arrays, rows: RowSet) -> _Alone | None:
+        started = time.perf_counter()
+        try:
+            outputs = self.run(part)
+        except ModelError:
+            if rows.usual:
+                self.left_out.append(f"a row of {rows.name}: the model refuses it alone")
+            return None
+        self.row_s = max(self.row_s, time.perf_counter() - started)
+        for spec in self.contract.outputs:
+            if outputs[spec.name].shape[:1] != (self.unit,):
+                raise _InfluenceError(
+                    f"{spec.name} has {_count(outputs[spec.name])} for {self.unit} of the inputs"
+                )
+        return _Alone(part, outputs, {})
+
+    def _note_typical(self, alone: Sequence[_Alone], rows: RowSet) -> None:
+        """The usual size of each column of an output, the first set's to be on the safe side."""
+        for name in alone[0].outputs:
+            if name not in self.typical or (rows.usual and self.usual == 0):
+                sizes = [_column_sizes(one.outputs[name]) for one in alone]
+                same = [size for size in sizes if size.shape == sizes[0].shape]
+                self.typical[name] = np.median(np.stack(same), axis=0)
+
+    def _limits(self, outputs: Arrays) -> Arrays:
+        limits = {}
+        for name, array in outputs.items():
+            if array.dtype.kind not in "fc":
+                continue
+            own = _column_sizes(array)
+            typical = self.typical[name]
+            if typical.shape == own.shape:
+                own = np.maximum(own, 0.1 * typical)
+            largest = own.max() if own.size else 0.0
+            limit = ROUNDING * own + ROUNDING_OF_ROW * largest
+            limits[name] = limit * (HALF_ROUNDING if array.dtype == np.float16 else 1.0)
+        return limits
+
+    def _together(self, group: Sequence[_Alone], name: str, *, usual: bool) -> None:
+        outputs = self._call([one.part for one in group], name)
+        for place, one in enumerate(group):
+            got = self._cut(outputs, place)
+            problem = self._difference(got, one)
+            if problem is None:
+                continue
+            if self._is_rounding(group, place, got, problem):
+                self._note(f"a row of {name}: rounding alone changes its outputs")
+                self.usual -= usual
+                continue
+            raise problem
+
+    def _call(self, parts: Sequence[Arrays], name: str) -> Arrays:
+        inputs = {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
+        rows = len(parts) * self.unit
+        try:
+            outputs = self.run(inputs)
+        except ModelError as error:
+            raise _InfluenceError(f"{rows} rows together are refused: {error}") from error
+        for spec in self.contract.outputs:
+            if outputs[spec.name].shape[:1] != (rows,):
+                raise _InfluenceError(
+                    f"{spec.name} has {_count(outputs[spec.name])} for {rows} of the inputs "
+                    f"({name})"
+                )
+        self.largest_batch = max(self.largest_batch, rows)
+        return outputs
+
+    def _cut(self, outputs: Arrays, place: int) -> Arrays:
+        start = place * self.unit
+        return {name: array[start : start + self.unit] for name, array in outputs.items()}
+
+    def _difference(self, got: Arrays, one: _Alone) -> "_InfluenceError | None":
+        """Why a row is another together than alone; None where it is the same."""
+        for name, want in one.outputs.items():
+            found = got[name]
+            if found.shape != want.shape:
+                return _InfluenceError(f"{name} has another shape together than alone")
+            if want.dtype.kind not in "fc":
+                if not np.array_equal(found, want):
+                    return _InfluenceError(f"{name} is another together than alone")
+                continue
+            gap, relative, over = _gap(found, want, one.limits[name])
+            if over:
+                return _InfluenceError(
+                    f"{name} is up to {gap:.2g} off where rows run together", gap, relative
+                )
+            self.absolute, self.relative = max(self.absolute, gap), max(self.relative, relative)
+        return None
+
+    def _is_rounding(
+        self, group: Sequence[_Alone], place: int, got: Arrays, problem: _InfluenceError
+    ) -> bool:
+        """Whether a difference comes of rounding, which a model may blow up.
+
+        Then other neighbours at the same size give the same to the bit, and the model alone
+        makes as much of a change of its inputs in their last digits.
+        """
+        one = group[place]
+        others = [other.part for i, other in enumerate(group) if i != place]
+        for neighbours in (others[1:] + others[:1], [one.part] * len(others)):
+            parts = [*neighbours[:place], one.part, *neighbours[place:]]
+            again = self._cut(self._call(parts, "other neighbours"), place)
+            if any(not _same(again[name], got[name]) for name in got):
+                return False
+        return any(self._is_shaken(one, nudge, problem.absolute) for nudge in NUDGES)
+
+    def _is_shaken(self, one: _Alone, nudge: float, gap: float) -> bool:
+        nudged = {
+            name: (array * (1 + nudge)).astype(array.dtype) if array.dtype.kind == "f" else array
+            for name, array in one.part.items()
+        }
+        if all(_same(nudged[name], array) for name, array in one.part.items()):
+            return False
+        try:
+            outputs = self.run(nudged)
+        except ModelError:
+            return False
+        problem = self._difference(outputs, one)
+        return problem is not None and (problem.absolute >= gap / 4 or np.isinf(gap))
+
+    def _note(self, text: str) -> None:
+        if text not in self.left_out:
+            self.left_out.append(text)
+
+
+def prove(
+    contract: Contract,
+    run: Run,
+    examples: Arrays | None = None,
+    *,
+    facts: "Facts | None" = None,
+    seconds: float = PROOF_SECONDS,
+) -> RowProof | None:
+    """Show that rows run together give what they give alone, or why not.
+
+    Args:
+        contract: Its first axis is looked at; `batch_axis` need not be set.
+        run: The way to run the model.
+        examples: Real rows; drawn ones are of their range, and far beside it.
+        facts: What the graph says, where there is one; where it mixes rows, nothing is run.
+        seconds: What the proof may cost. The first set of rows is tried in any case; what is
+            left out then stands in `left_out`.
+
+    Returns:
+        None where inputs and outputs do not share a variable first axis.
+    """
+    axis = shared_axis(contract)
+    if axis is None:
+        return None
+    started = time.perf_counter()
+    low, high = contract.bounds.get(axis, (1, None))
+    prover = _Prover(contract, run, max(low, 1), started + seconds, high or MOST_ROWS)
+    drawer = RowDrawer(
+        contract,
+        examples,
+        facts.constants if facts else (),
+        prover.unit,
+        np.random.default_rng(SEED),
+    )
+    difference = (0.0, 0.0)
+    reason = "; ".join(facts.mixing if facts else ()) or None
+    if reason is None:
+        try:
+            reason = _try_all(prover, drawer)
+            difference = prover.absolute, prover.relative
+        except _InfluenceError as found:
+            reason, difference = found.reason, (found.absolute, found.relative)
+    else:
+        difference = np.inf, np.inf
+    return RowProof(
+        "rows",
+        {axis: prover.largest_batch},
+        *difference,
+        agrees=reason is None,
+        reason=reason,
+        sets=tuple(prover.sets),
+        largest_batch=prover.largest_batch,
+        left_out=tuple(prover.left_out),
+        seconds=round(time.perf_counter() - started, 2),
+    )
+
+
+def _try_all(prover: _Prover, drawer: RowDrawer) -> str | None:
+    """Try sets and batches until all are, or time is over; why nothing is shown, or None."""
+    if prover.largest_rows < 2 * prover.unit:
+        return f"no two requests fit into the batch's bound of {prover.largest_rows}"
+    levels = sizes_to_try(prover.contract, drawer.examples)
+    for number, rows in enumerate(drawer.sets(levels[-1])):
+        if number and time.perf_counter() > prover.deadline:
+            prover.left_out.append(f"{rows.name} and what follows: the time is over")
+            break
+        prover.known += prover.try_set(rows)
+    for sizes in levels[:-1]:
+        if time.perf_counter() < prover.deadline:
+            looks = [USUAL] * PARTS
+            name = "usual values, " + ", ".join(f"{k} {v}" for k, v in sizes.items())
+            prover.try_set(RowSet(name, [drawer.part(sizes, look) for look in looks]))
+    for count in _counts(prover, drawer.constants):
+        if not _is_affordable(prover, count):
+            prover.left_out.append(f"a batch of {count * prover.unit}: it would take too long")
+            continue
+        prover.try_batch(count, _fresh(drawer, levels[-1]))
+    if prover.usual < FEWEST:
+        return "the model gives no stable outputs for usual values, so nothing can be shown"
+    return None
+
+
+def _fresh(drawer: RowDrawer, sizes: Mapping[str, int]) -> Iterator[Arrays]:
+    while True:
+        yield drawer.part(sizes, USUAL)
+
+
+def _counts(prover: _Prover, constants: Sequence[float]) -> list[int]:
+    """How many parts to run in one call, beside the few of each set.
+
+    What requests of one row can be joined to, and one more; twice that; and what lies about
+    numbers in the graph, which may be compared with the batch's size.
+    """
+    joined = max(profile.batch_size for profile in profiles.PROFILES.values())
+    wanted = {joined, joined + 1, 2 * joined + 1}
+    for constant in constants:
+        if constant == int(constant) and PARTS < constant < MOST_ROWS:
+            wanted |= {int(constant), int(constant) + 1}
+    most = prover.largest_rows // prover.unit
+    return sorted({min(count, most) for count in wanted})
+
+
+def _is_affordable(prover: _Prover, count: int) -> bool:
+    row_bytes = sum(array.nbytes for array in prover.known[0].part.values()) if prover.known else 1
+    new = max(0, count - len(prover.known))
+    call_s = prover.row_s * count
+    return (
+        count * row_bytes <= LARGEST_CALL_BYTES
+        and call_s <= LONGEST_CALL_S
+        and time.perf_counter() + call_s + new * prover.row_s <= prover.deadline
+    )
+
+
+def _groupings(alone: Sequence[_Alone]) -> Iterable[list[_Alone]]:
+    """All together; backwards with each beside others; two and three of them."""
+    whole = list(alone)
+    yield whole
+    yield whole[1::2] + whole[::2][::-1]
+    yield whole[-2:]
+    yield [whole[0], whole[-1]]
+    yield whole[:3][::-1]
+
+
+def _column_sizes(array: Array) -> Array:
+    """float64: the largest finite element along the last axis's places; all, where it is one."""
+    if array.dtype.kind not in "fc":
+        return np.zeros(1)
+    sizes = np.abs(array).astype(np.float64)
+    sizes = np.where(np.isfinite(sizes), sizes, 0.0)
+    columns = sizes.reshape(-1, sizes.shape[-1] if sizes.ndim > 1 else 1)
+    return np.asarray(columns.max(axis=0, initial=0.0))
+
+
+def _gap(got: Array, want: Array, limits: Array) -> tuple[float, float, bool]:
+    """Largest difference, the same relative to an element's size, and whether it is too large.
+
+    Elements that are not finite alone are passed over: what overflows may overflow otherwise.
+    """
+    counted = np.isfinite(want)
+    with np.errstate(invalid="ignore", over="ignore"):
+        gap = np.abs(got.astype(np.complex128) - want.astype(np.complex128))
+    gap = np.where(counted, np.nan_to_num(gap, nan=np.inf, posinf=np.inf), 0.0)
+    if gap.size == 0:
+        return 0.0, 0.0, False
+    over = bool((gap > limits + np.finfo(np.float32).tiny).any())
+    shares = gap / np.maximum(limits / ROUNDING, np.finfo(np.float32).tiny)
+    return float(gap.max()), float(shares.max()), over
+
+
+def _same(one: Array, other: Array) -> bool:
+    return np.array_equal(one, other, equal_nan=one.dtype.kind in "fc")
+
+
+def _count(array: Array) -> str:
+    return f"{len(array)} rows" if array.ndim else "no rows"

@@ -1,0 +1,237 @@
+"""Rows for the proof that rows do not influence each other: unlike in value and in scale.
+
+A part is what the smallest request holds: one row, or as many as the batch's lower bound. The
+parts of a set differ from each other, since equal rows prove nothing.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from marship.cases import draw_real, first_axis, within
+from marship.contract import Array, Arrays, Contract, TensorSpec
+
+PARTS = 7
+WORDS = ("text", "a", "", "Two words", "1", "0.5", "ä", "a much longer text than the others")
+SMALL_WHOLE = 2
+"""Without examples and range, whole numbers start as 0 and 1: any model's masks and counts."""
+
+
+@dataclass(frozen=True, slots=True)
+class RowSet:
+    """Parts to be run alone and together.
+
+    Attributes:
+        name: What the set holds, as the evidence tells it.
+        parts: Inputs by name of each part.
+        usual: Whether the model is surely meant for such values. Where it is not, parts that
+            the model refuses, or answers with rounding errors only, are left out.
+    """
+
+    name: str
+    parts: Sequence[Arrays]
+    usual: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    """What the values of a part look like.
+
+    Attributes:
+        kind: "usual", "whole" for rounded values, "flat" for one value everywhere.
+        scale: Factor over the usual scale.
+        sign: 0 for both signs, else 1 or -1.
+        peak: The largest value, in absolute terms and as it is; None leaves it to the scale.
+    """
+
+    kind: str = "usual"
+    scale: float = 1.0
+    sign: int = 0
+    peak: float | None = None
+
+
+USUAL = Look()
+FLAT = (Look("flat", 0.0), Look("flat", 1.0), Look("flat", -1.0))
+
+
+@dataclass(frozen=True, slots=True)
+class RowDrawer:
+    """Draws parts for a contract.
+
+    Attributes:
+        contract: What the model takes.
+        examples: Real rows, whose range counts as usual; None where there are none.
+        constants: Numbers that the graph compares values with.
+        unit: Rows of a part.
+        generator: Where the values come from.
+    """
+
+    contract: Contract
+    examples: Arrays | None
+    constants: Sequence[float]
+    unit: int
+    generator: np.random.Generator
+
+    def sets(self, sizes: Mapping[str, int]) -> Iterator[RowSet]:
+        """The sets of rows to try, the most telling first."""
+        real = self._real(sizes)
+        if real is not None:
+            yield real
+        yield self._set("usual values", sizes, [USUAL] * PARTS, usual=True)
+        scales = [10.0**power for power in (3, -3, 0, 1, -1, 2, -2)]
+        yield self._set("scales from 0.001 to 1000", sizes, [Look(scale=s) for s in scales])
+        yield self._special(sizes)
+        yield self._set(
+            "one extreme row", sizes, [Look(scale=1e6), *[USUAL] * (PARTS - 2), Look(scale=1e-6)]
+        )
+        looks = [Look("whole", s, sign) for s in (3.0, 30.0, 300.0) for sign in (1, -1)]
+        yield self._set("whole numbers of either sign", sizes, [*looks, USUAL])
+        yield from self._around_constants(sizes)
+
+    def _real(self, sizes: Mapping[str, int]) -> RowSet | None:
+        """Rows of the examples, where there are two at least."""
+        axis = first_axis(self.contract)
+        if self.examples is None or axis is None:
+            return None
+        count = len(self.examples[self.contract.inputs[0].name])
+        if count == 1:
+            return None
+        cut = within(self.contract, {**sizes, axis: self.unit}, self.examples)
+        starts = np.linspace(0, count, PARTS, endpoint=False).astype(int)
+        parts = [
+            draw_real(self.contract, self.examples, cut, int(start)).inputs for start in starts
+        ]
+        return RowSet("rows of the examples", parts, usual=True)
+
+    def _special(self, sizes: Mapping[str, int]) -> RowSet:
+        """Zeros, one value everywhere, equal rows, rows that end in padding."""
+        same = self.part(sizes, USUAL)
+        parts = [self.part(sizes, look) for look in FLAT]
+        parts += [same, same, self._padded(self.part(sizes, USUAL)), self.part(sizes, USUAL)]
+        return RowSet("zeros, flat rows and ties", parts)
+
+    def _around_constants(self, sizes: Mapping[str, int]) -> Iterator[RowSet]:
+        """Rows just below and just above the numbers that the graph compares with."""
+        for start in range(0, len(self.constants), 2):
+            looks = [
+                Look(peak=constant * factor)
+                for constant in self.constants[start : start + 2]
+                for factor in (0.5, 0.99, 1.0, 1.5)
+            ]
+            yield self._set("values around the graph's constants", sizes, [*looks, USUAL])
+
+    def _set(
+        self, name: str, sizes: Mapping[str, int], looks: Sequence[Look], *, usual: bool = False
+    ) -> RowSet:
+        return RowSet(name, [self.part(sizes, look) for look in looks], usual=usual)
+
+    def part(self, sizes: Mapping[str, int], look: Look) -> Arrays:
+        """Inputs of one part with values that look so."""
+        axis = first_axis(self.contract)
+        inputs = {}
+        for spec in self.contract.inputs:
+            shape = [
+                self.unit if name == axis else sizes[name] if isinstance(name, str) else name
+                for name in spec.shape
+            ]
+            inputs[spec.name] = self._values(spec, shape, self._look_of(spec, look))
+        return inputs
+
+    def _look_of(self, spec: TensorSpec, look: Look) -> Look:
+        """Half the time as usual for what may be a mask, so that it does not hide the rest."""
+        masks = spec.dtype == "bool" or (spec.dtype[:3] in ("int", "uin") and not spec.value_range)
+        return USUAL if masks and len(self.contract.inputs) > 1 and self._coin() else look
+
+    def _coin(self) -> bool:
+        return bool(self.generator.integers(2))
+
+    def _values(self, spec: TensorSpec, shape: list[int], look: Look) -> Array:
+        seen = None if self.examples is None else self.examples[spec.name].ravel()
+        if spec.dtype == "str":
+            words = np.asarray(WORDS if seen is None or seen.size == 0 else seen, dtype=object)
+            return self.generator.choice(words, shape)
+        if spec.dtype == "bool":
+            share = {"flat": float(look.scale > 0)}.get(look.kind, 0.1 if look.scale < 1 else 0.5)
+            return self.generator.random(shape) < share
+        if np.dtype(spec.dtype).kind in "iu":
+            return self._whole_numbers(spec, shape, look, seen)
+        return self._numbers(shape, look, seen).astype(spec.dtype)
+
+    def _numbers(self, shape: list[int], look: Look, seen: Array | None) -> Array:
+        """float64: normally distributed about the examples' mean, then scaled."""
+        centre, spread = 0.0, 1.0
+        if seen is not None and np.isfinite(seen).any():
+            finite = seen[np.isfinite(seen)].astype(np.float64)
+            centre, spread = float(finite.mean()), float(finite.std())
+        typical = abs(centre) + spread or 1.0
+        if look.kind == "flat":
+            return np.full(shape, look.scale * typical)
+        spread = spread or typical
+        values = look.scale * self.generator.normal(centre, spread, shape)
+        if look.kind == "whole":
+            values = np.round(values)
+        if look.sign:
+            values = look.sign * np.abs(values)
+        if look.peak is not None and values.size:
+            values = values * (look.peak / (np.abs(values).max() or 1.0))
+            values.flat[self.generator.integers(values.size)] = look.peak
+        return values
+
+    def _whole_numbers(
+        self, spec: TensorSpec, shape: list[int], look: Look, seen: Array | None
+    ) -> Array:
+        """Indices over their whole table; other whole numbers as seen, and scaled."""
+        kind = np.iinfo(spec.dtype)
+        if spec.value_range is not None:
+            low, high = spec.value_range
+            low, high = max(low, int(kind.min)), min(high, int(kind.max))
+            values = self._indices(shape, look, low, high)
+            if spec.pad_value is not None and low < high:
+                values[values == spec.pad_value] = high if high != spec.pad_value else low
+            return values.astype(spec.dtype)
+        low, high = self._usual_range(spec, seen)
+        if look.peak is not None:
+            low, high = sorted((0, round(look.peak)))
+        elif look.kind == "flat":
+            low = high = {0.0: 0, 1.0: high}.get(look.scale, low)
+        else:
+            low, high = round(low * max(look.scale, 1.0)), round(high * max(look.scale, 1.0))
+        if look.sign < 0:
+            low, high = -high, -low
+        low, high = (int(np.clip(edge, kind.min, kind.max)) for edge in (low, high))
+        return self.generator.integers(low, high, shape, dtype=spec.dtype, endpoint=True)
+
+    def _indices(self, shape: list[int], look: Look, low: int, high: int) -> Array:
+        """int64: uniform over the table, both ends among them; small scales keep to its start."""
+        if look.kind == "flat":
+            return np.full(shape, high if look.scale > 0 else low)
+        share = min(look.scale, 1.0)
+        last = low + int((high - low) * share)
+        if look.peak is not None:
+            last = int(np.clip(look.peak, low, high))
+        values = self.generator.integers(low, last, shape, endpoint=True)
+        if values.size > 1:
+            places = self.generator.choice(values.size, 2, replace=False)
+            values.flat[places] = (low, last)
+        elif values.size and look.peak is not None:
+            values.flat[0] = last
+        return values
+
+    def _usual_range(self, spec: TensorSpec, seen: Array | None) -> tuple[int, int]:
+        if seen is not None and seen.size:
+            return int(seen.min()), int(seen.max())
+        if np.dtype(spec.dtype).itemsize == 1:
+            return 0, int(np.iinfo(spec.dtype).max)
+        return 0, SMALL_WHOLE - 1
+
+    def _padded(self, part: Arrays) -> Arrays:
+        """The part with padding in its right half, in all inputs that have a pad value."""
+        padded = {}
+        for spec in self.contract.inputs:
+            array = part[spec.name]
+            if spec.pad_value is not None and array.ndim > 1:
+                array = array.copy()
+                array[:, (array.shape[1] + 1) // 2 :] = spec.pad_value
+            padded[spec.name] = array
+        return padded
