@@ -27,7 +27,9 @@ PROOF_SECONDS = 60.0
 ROUNDING = 1e-3
 """Of an element's usual size: no difference below it counts, nor does one of..."""
 ROUNDING_OF_ROW = 1e-5
-"""...this share of the row's largest element."""
+"""...this share of the row's largest element, nor..."""
+ROUNDING_OF_INPUT = 2.0**-22
+"""...this share of its largest input: outputs that cancel out to nothing are rounding only."""
 HALF_ROUNDING = 10.0
 """How many times more is allowed to outputs of half precision."""
 NUDGES = (2.0**-22, -(2.0**-21), 2.0**-19)
@@ -102,6 +104,7 @@ class _Prover:
     typical: Arrays = field(default_factory=dict)
     known: list[_Alone] = field(default_factory=list)
     usual: int = 0
+    usual_input: float = 0.0
     sets: list[str] = field(default_factory=list)
     left_out: list[str] = field(default_factory=list)
     largest_batch: int = 0
@@ -121,10 +124,10 @@ class _Prover:
             return []
         self._note_typical(alone, rows)
         for one in alone:
-            one.limits = self._limits(one.outputs)
+            one.limits = self._limits(one)
         for group in _groupings(alone):
             if len(group) * self.unit <= self.largest_rows:
-                self._together(group, rows.name, usual=rows.usual)
+                self._together(group, rows.name)
         if rows.name not in self.sets:
             self.sets.append(rows.name)
         if rows.usual:
@@ -144,10 +147,10 @@ class _Prover:
             if found is None:
                 self.left_out.append(f"{rows.name}: the model refuses a row")
                 return
-            found.limits = self._limits(found.outputs)
+            found.limits = self._limits(found)
             alone.append(found)
         self.known = alone if len(alone) > len(self.known) else self.known
-        self._together(alone[::-1], rows.name, usual=True)
+        self._together(alone[::-1], rows.name)
 
     def _alone(self, part: Arrays, rows: RowSet) -> _Alone | None:
         started = time.perf_counter()
@@ -168,14 +171,17 @@ class _Prover:
     def _note_typical(self, alone: Sequence[_Alone], rows: RowSet) -> None:
         """The usual size of each column of an output, the first set's to be on the safe side."""
         for name in alone[0].outputs:
+            if rows.usual and self.usual == 0:
+                self.usual_input = max(_largest_float(one.part) for one in alone)
             if name not in self.typical or (rows.usual and self.usual == 0):
                 sizes = [_column_sizes(one.outputs[name]) for one in alone]
                 same = [size for size in sizes if size.shape == sizes[0].shape]
                 self.typical[name] = np.median(np.stack(same), axis=0)
 
-    def _limits(self, outputs: Arrays) -> Arrays:
+    def _limits(self, one: _Alone) -> Arrays:
         limits = {}
-        for name, array in outputs.items():
+        least = ROUNDING_OF_INPUT * max(_largest_float(one.part), self.usual_input)
+        for name, array in one.outputs.items():
             if array.dtype.kind not in "fc":
                 continue
             own = _column_sizes(array)
@@ -183,11 +189,11 @@ class _Prover:
             if typical.shape == own.shape:
                 own = np.maximum(own, 0.1 * typical)
             largest = own.max() if own.size else 0.0
-            limit = ROUNDING * own + ROUNDING_OF_ROW * largest
+            limit = ROUNDING * own + ROUNDING_OF_ROW * largest + least
             limits[name] = limit * (HALF_ROUNDING if array.dtype == np.float16 else 1.0)
         return limits
 
-    def _together(self, group: Sequence[_Alone], name: str, *, usual: bool) -> None:
+    def _together(self, group: Sequence[_Alone], name: str) -> None:
         outputs = self._call([one.part for one in group], name)
         for place, one in enumerate(group):
             got = self._cut(outputs, place)
@@ -196,7 +202,6 @@ class _Prover:
                 continue
             if self._is_rounding(group, place, got, problem):
                 self._note(f"a row of {name}: rounding alone changes its outputs")
-                self.usual -= usual
                 continue
             raise problem
 
@@ -395,6 +400,13 @@ def _groupings(alone: Sequence[_Alone]) -> Iterable[list[_Alone]]:
     yield whole[-2:]
     yield [whole[0], whole[-1]]
     yield whole[:3][::-1]
+
+
+def _largest_float(part: Arrays) -> float:
+    """The largest finite number of a part's float inputs; 1 where it has none."""
+    floats = [array for array in part.values() if array.dtype.kind == "f" and array.size]
+    finite = [np.abs(array[np.isfinite(array)]).max(initial=0.0) for array in floats]
+    return float(max(finite, default=1.0))
 
 
 def _column_sizes(array: Array) -> Array:

@@ -53,6 +53,7 @@ class Look:
 
 USUAL = Look()
 FLAT = (Look("flat", 0.0), Look("flat", 1.0), Look("flat", -1.0))
+FLAT_SCALES = (10.0, -10.0, 1e3, -1e3, 1e5, -1e5)
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +86,8 @@ class RowDrawer:
         yield self._set(
             "one extreme row", sizes, [Look(scale=1e6), *[USUAL] * (PARTS - 2), Look(scale=1e-6)]
         )
+        flat = [Look("flat", scale) for scale in FLAT_SCALES]
+        yield self._set("flat rows of all scales", sizes, [*flat, USUAL])
         looks = [Look("whole", s, sign) for s in (3.0, 30.0, 300.0) for sign in (1, -1)]
         yield self._set("whole numbers of either sign", sizes, [*looks, USUAL])
         yield from self._around_constants(sizes)
@@ -118,6 +121,11 @@ class RowDrawer:
                 Look(peak=constant * factor)
                 for constant in self.constants[start : start + 2]
                 for factor in (0.5, 0.99, 1.0, 1.5)
+            ]
+            looks += [
+                Look("flat", peak=constant * factor)
+                for constant in self.constants[start : start + 2]
+                for factor in (0.9, 1.1, -1.1, 100.0, -100.0)
             ]
             yield self._set("values around the graph's constants", sizes, [*looks, USUAL])
 
@@ -156,7 +164,8 @@ class RowDrawer:
             return self.generator.random(shape) < share
         if np.dtype(spec.dtype).kind in "iu":
             return self._whole_numbers(spec, shape, look, seen)
-        return self._numbers(shape, look, seen).astype(spec.dtype)
+        most = float(np.finfo(spec.dtype).max)
+        return self._numbers(shape, look, seen).clip(-most, most).astype(spec.dtype)
 
     def _numbers(self, shape: list[int], look: Look, seen: Array | None) -> Array:
         """float64: normally distributed about the examples' mean, then scaled."""
@@ -166,7 +175,7 @@ class RowDrawer:
             centre, spread = float(finite.mean()), float(finite.std())
         typical = abs(centre) + spread or 1.0
         if look.kind == "flat":
-            return np.full(shape, look.scale * typical)
+            return np.full(shape, look.scale * typical if look.peak is None else look.peak)
         spread = spread or typical
         values = look.scale * self.generator.normal(centre, spread, shape)
         if look.kind == "whole":
@@ -191,10 +200,10 @@ class RowDrawer:
                 values[values == spec.pad_value] = high if high != spec.pad_value else low
             return values.astype(spec.dtype)
         low, high = self._usual_range(spec, seen)
-        if look.peak is not None:
+        if look.kind == "flat":
+            low = high = round(high * look.scale if look.peak is None else look.peak)
+        elif look.peak is not None:
             low, high = sorted((0, round(look.peak)))
-        elif look.kind == "flat":
-            low = high = {0.0: 0, 1.0: high}.get(look.scale, low)
         else:
             low, high = round(low * max(look.scale, 1.0)), round(high * max(look.scale, 1.0))
         if look.sign < 0:
@@ -205,7 +214,8 @@ class RowDrawer:
     def _indices(self, shape: list[int], look: Look, low: int, high: int) -> Array:
         """int64: uniform over the table, both ends among them; small scales keep to its start."""
         if look.kind == "flat":
-            return np.full(shape, high if look.scale > 0 else low)
+            wanted = look.peak or (high if look.scale > 0 else low)
+            return np.full(shape, int(np.clip(wanted, low, high)))
         share = min(look.scale, 1.0)
         last = low + int((high - low) * share)
         if look.peak is not None:
