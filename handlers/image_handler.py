@@ -123,6 +123,9 @@ class ImageHandler(OnnxHandler):
             except RequestError as error:
                 parts.append(bare(error))
                 continue
+            except Exception:  # a fault in decoding one picture must not reach its neighbours
+                parts.append(hidden("decode"))
+                continue
             known.update(picture.facts)
             parts.append({self.contract.inputs[0].name: _middle(picture.pixels)[None]})
         return parts, (k, facts)
@@ -164,9 +167,17 @@ class ImageHandler(OnnxHandler):
         """What the model sees in one picture, or what is wrong with the picture or the model."""
         if isinstance(output, MarshipError):
             return output
+        try:
+            return self._seen(output, k)
+        except ModelError as error:
+            return error
+        except Exception:  # a fault in reading one picture's output must not reach its neighbours
+            return hidden("encode")
+
+    def _seen(self, output: Arrays, k: int) -> Facts:
         probabilities = output[self.contract.outputs[0].name][0]
         if not np.isfinite(probabilities).all():
-            return ModelError("the model must give finite probabilities, got NaN or infinity.")
+            raise ModelError("the model must give finite probabilities, got NaN or infinity.")
         order = np.argsort(-probabilities, kind="stable")
         top = [
             {"label": self._labels[i], "probability": round(float(probabilities[i]), 6)}
@@ -180,7 +191,7 @@ def _told(answer: Facts | MarshipError) -> Facts:
     """An answer among several, or the error in its place."""
     if not isinstance(answer, MarshipError):
         return answer
-    error = answer if isinstance(answer, RequestError) else hidden("run", answer)
+    error = hidden("run", answer) if isinstance(answer, ModelError) else answer
     return {"code": error.code, "message": str(error)}
 
 

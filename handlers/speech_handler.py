@@ -83,6 +83,8 @@ class SpeechHandler(StreamHandler):
                 tasks[index] = _task(request)
             except RequestError as error:
                 ready[index] = self._error(error, self._expects())
+            except Exception:  # a fault in reading one request must not reach its neighbours
+                ready[index] = self._error(hidden("decode"))
         recordings = [r for task in tasks.values() for r in task.recordings.values()]
         queue = Queue(recordings, self._form, self._longest_s)
         deadline = Deadline(self._timeout_s)
@@ -125,14 +127,26 @@ class SpeechHandler(StreamHandler):
         """The lines that streams have now, and the answers of what is done, which is taken out."""
         ready = {}
         for index, task in list(tasks.items()):
-            lines = b""
-            if task.streams:
-                lines = b"".join(orjson.dumps(news) + b"\n" for news in task.news())
-            if task.is_done and not (lines and task.failure):
-                ready[index] = self._last(tasks.pop(index), lines, clock)
-            elif task.streams and task.has_begun:
-                ready[index] = Reply(lines, LINES_TYPE, more=True)
+            try:
+                reply = self._reply_now(task, clock)
+            except Exception:  # a fault in writing one answer must not reach its neighbours
+                reply = self._error(hidden("encode"))
+            if reply is not None:
+                ready[index] = reply
+            if reply is not None and not reply.more:
+                del tasks[index]
         return ready
+
+    def _reply_now(self, task: Task, clock: Clock) -> Reply | None:
+        """The lines of a stream, the answer of what is done, or nothing yet."""
+        lines = b""
+        if task.streams:
+            lines = b"".join(orjson.dumps(news) + b"\n" for news in task.news())
+        if task.is_done and not (lines and task.failure):
+            return self._last(task, lines, clock)
+        if task.streams and task.has_begun:
+            return Reply(lines, LINES_TYPE, more=True)
+        return None
 
     def _last(self, task: Task, lines: bytes, clock: Clock) -> Reply:
         """The last, or only, part of an answer."""

@@ -14,6 +14,7 @@ from PIL import Image
 import photos
 from colours import pack_colours
 from marship.errors import LoadError
+from marship.serving import pictures
 from marship.serving.transport import Request
 from photos import colour, encode
 from workers import Worker, load_module
@@ -324,3 +325,34 @@ def test_another_kind_of_model_is_not_served(
     mar = package(linear_onnx, PackageSettings(model_store=tmp_path / "s", asset=(str(about),)))
     with pytest.raises(LoadError, match=r"must take uint8\[batch, height, width, 3\]"):
         worker(mar, load_module("image_handler").ImageHandler)
+
+
+@pytest.mark.parametrize("step", ["decode", "read"])
+def test_an_unforeseen_fault_is_one_pictures_own(
+    seer: Worker, monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
+    """In decoding and in reading the output: the other pictures of the form are labelled."""
+    if step == "decode":
+        decode = pictures.decode
+
+        def odd(body: bytes, shortest: int) -> Any:
+            if body == colour("blue"):
+                raise KeyError("secret")
+            return decode(body, shortest)
+
+        monkeypatch.setattr(pictures, "decode", odd)
+    else:
+        seen = seer.handler._seen
+
+        def unseen(output: Any, k: int) -> Any:
+            found = seen(output, k)
+            return found if found["label"] != "blue" else {}["secret"]
+
+        monkeypatch.setattr(seer.handler, "_seen", unseen)
+    alone, form = seer(
+        {"body": colour("blue")}, {"a": colour("red"), "b": colour("blue"), "c": colour("lime")}
+    )
+    assert (alone.status, form.status) == (500, 200)
+    rows = form.json()["pictures"]
+    assert [row.get("label", row.get("code")) for row in rows] == ["red", "internal", "green"]
+    assert b"secret" not in alone.body + form.body

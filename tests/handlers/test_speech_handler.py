@@ -5,6 +5,7 @@ import socket
 import struct
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import pytest
 from ts.context import RequestProcessor
 
 from marship.errors import LoadError
+from marship.serving import silence, sounds, speech
 from marship.serving.transport import Reply, Request
 from whistles import RATE, long_whistle, pack_ear, said, wav, whistle
 from workers import Worker, load_module
@@ -307,3 +309,78 @@ def split(data: bytes) -> list[dict[str, tuple[dict[str, str], bytes]]]:
             message[name] = (headers, text(number()))
         messages.append(message)
     return messages
+
+
+def failing(original: Callable[..., Any], samples: Callable[..., int]) -> Callable[..., Any]:
+    """A function that fails as no one foresaw with a recording of half a second."""
+
+    def fails(*given: Any) -> Any:
+        if abs(samples(*given) - RATE // 2) < RATE // 10:
+            raise KeyError("secret")
+        return original(*given)
+
+    return fails
+
+
+FAULTS: dict[str, Callable[[pytest.MonkeyPatch], None]] = {
+    "decoding": lambda patch: patch.setattr(
+        sounds, "decode", failing(sounds.decode, lambda body, *_: len(body) // 2)
+    ),
+    "cutting": lambda patch: patch.setattr(
+        silence, "cut", failing(silence.cut, lambda found, *_: len(found))
+    ),
+    "the model's inputs": lambda patch: patch.setattr(
+        speech.Form, "inputs", failing(speech.Form.inputs, lambda _, found: len(found))
+    ),
+    "reading the model's outputs": lambda patch: patch.setattr(
+        speech.Recording,
+        "hear",
+        failing(speech.Recording.hear, lambda recording, *_: round(recording.held_s * RATE)),
+    ),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_an_unforeseen_fault_is_one_recordings_own(
+    ear: Worker, monkeypatch: pytest.MonkeyPatch, fault: str
+) -> None:
+    """Wherever it happens, neighbours in the batch and in the form have their texts."""
+    good, bad = wav(long_whistle("abc dad", "hh")), wav(np.tile(whistle("a"), 9)[: RATE // 2])
+    FAULTS[fault](monkeypatch)
+    first, broken, form, last = ear(
+        {"body": good}, {"body": bad}, {"a": good, "b": bad, "c": good}, {"body": good}
+    )
+    assert [first.status, broken.status, form.status, last.status] == [200, 500, 200, 200]
+    assert first.json()["text"] == last.json()["text"] == "abc dad hh"
+    rows = form.json()["recordings"]
+    assert [row.get("text", row.get("code")) for row in rows] == [
+        "abc dad hh", "internal", "abc dad hh",
+    ]  # fmt: skip
+    assert b"secret" not in broken.body + form.body
+
+
+def test_an_answer_that_cannot_be_written_fails_alone(
+    ear: Worker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A reader's text that is no UTF-8 is its own 500, as one answer and as lines."""
+    read = ear.handler._reader.read
+
+    def odd(outputs: Any, seconds: float) -> Any:
+        found = read(outputs, seconds)
+        return [replace(segment, text=segment.text.replace("hh", "\ud800")) for segment in found]
+
+    monkeypatch.setattr(ear.handler._reader, "read", odd)
+    good, bad = wav(whistle("dad")), wav(whistle("hh"))
+    answers: dict[int, Reply] = {}
+    for ready in stream(ear, Request(good), Request(bad), asked(bad), asked(good)):
+        answers |= {index: reply for index, reply in ready.items() if not reply.more}
+    assert [answers[index].status for index in range(4)] == [200, 500, 500, 200]
+    assert json.loads(answers[0].body)["text"] == "dad"
+
+
+def test_a_header_that_is_no_text_fails_alone(ear: Worker) -> None:
+    """A byte that is no UTF-8 in one request's headers is that request's error."""
+    size = struct.pack("!i", 6)
+    odd = Request(wav(whistle("hh")), raw_headers=size + b"accept" + struct.pack("!i", 1) + b"\xff")
+    (ready,) = stream(ear, Request(wav(whistle("dad"))), odd)
+    assert [ready[index].status for index in range(2)] == [200, 500]

@@ -70,8 +70,11 @@ def _check_axis(
         )
 
 
-def _no_memory() -> ModelError:
-    return ModelError("a call of the model must have memory for its inputs, got none.")
+def _marships(error: Exception) -> MarshipError:
+    """The error, or what a client need not see of another one."""
+    if isinstance(error, MarshipError):
+        return error
+    return ModelError(f"a call of the model must run, got {type(error).__name__}: {error}")
 
 
 def paddable_axes(contract: Contract) -> frozenset[str]:
@@ -147,8 +150,8 @@ class Batcher:
             try:
                 inputs = conform(request, self.contract)
                 sizes = validate(inputs, self.contract, allow_non_finite=self.allow_non_finite)
-            except MarshipError as error:
-                answers[index] = bare(error)
+            except Exception as error:  # of this request alone
+                answers[index] = bare(_marships(error))
                 continue
             groups.setdefault(self._group(index, sizes), []).append(_Entry(index, inputs, sizes))
         for group in groups.values():
@@ -200,9 +203,11 @@ class Batcher:
         sizes = self._sizes(entries)
         try:
             outputs = self.run(self._stack(entries, sizes))
-        except (MarshipError, MemoryError) as error:
+        except (
+            Exception
+        ) as error:  # memory, too: what one request asks is not its neighbours' fault
             if len(entries) == 1:
-                yield entries[0], error if isinstance(error, MarshipError) else _no_memory()
+                yield entries[0], _marships(error)
                 return
             middle = len(entries) // 2
             yield from self._answer(entries[:middle])

@@ -194,12 +194,19 @@ class OnnxHandler:
         """Each request's answer, and the batch's Server-Timing; nothing is raised."""
         clock = Clock()
         try:
-            replies = self._reply_rows(requests, clock) or self._reply_each(requests, clock)
+            replies = self._read_together(requests, clock) or self._reply_each(requests, clock)
         except Exception:  # a fault here must not end the worker
             replies = [self._error(hidden("answer"))] * len(requests)
         replies = [self._fitted(reply) for reply in replies]
         self._metrics.add_batch(len(replies), clock.seconds)
         return replies, clock.server_timing()
+
+    def _read_together(self, requests: Sequence[Request], clock: Clock) -> list[Reply] | None:
+        try:
+            return self._reply_rows(requests, clock)
+        except Exception:  # whose fault it is, shows one by one
+            logger.exception("requests failed to be answered together")
+            return None
 
     def _reply_rows(self, requests: Sequence[Request], clock: Clock) -> list[Reply] | None:
         """All answers at once, where all requests are plain rows and the model takes them."""

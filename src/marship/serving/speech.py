@@ -12,6 +12,7 @@ import numpy as np
 from marship.contract import Array, Arrays, Contract
 from marship.errors import LoadError, MarshipError, RequestError, bare
 from marship.serving import heap, silence, sounds
+from marship.serving.handler import hidden
 
 MOST_PIECES = 2
 """Pieces in one call of the model. Each further one of Whisper tiny takes 200 MB, whatever its
@@ -172,12 +173,16 @@ class Recording:
         body, self.body, self.was_opened = self.body, None, True
         try:
             sound = sounds.decode(bytes(body or b""), form.rate, longest_s)
+            pieces = list(silence.cut(sound.samples, form.rate, form.piece_s))
         except RequestError as error:
             self.fail(error)
             return
+        except Exception:  # a fault in decoding one recording must not reach its neighbours
+            self.fail(hidden("decode"))
+            return
         self.facts = dict(sound.facts)
         self._samples, self._rate = sound.samples, form.rate
-        self._pieces.extend(silence.cut(sound.samples, form.rate, form.piece_s))
+        self._pieces.extend(pieces)
         self._release()
 
     def pieces(self) -> Iterator[Array]:
@@ -266,7 +271,13 @@ class Queue:
                 if len(sizes) > MOST_PIECES or max(sizes) > MOST_STRETCH * min(sizes):
                     break
                 chosen.append((recording, samples))
-        return [(recording, self._form.inputs(samples)) for recording, samples in chosen]
+        turn = []
+        for recording, samples in chosen:
+            try:
+                turn.append((recording, self._form.inputs(samples)))
+            except Exception:  # memory, say, for this recording alone
+                recording.fail(hidden("decode"))
+        return turn
 
 
 @dataclass(slots=True)
