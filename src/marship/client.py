@@ -22,7 +22,12 @@ from marship.torchserve.home import Home
 from marship.torchserve.models import Registration
 from marship.torchserve.retries import RETRY_S
 from marship.torchserve.status import Model, ModelStatus, OnWait, Patience, Worker
-from marship.torchserve.transports import AsyncTransport, BlockingTransport
+from marship.torchserve.transports import (
+    MAX_RESPONSE_BYTES,
+    AsyncTransport,
+    BlockingTransport,
+    Bounds,
+)
 
 __all__ = ["AsyncClient", "Client", "Model", "ModelStatus", "OnWait", "Worker"]
 
@@ -191,6 +196,7 @@ class _Connected:
         inference_token: str | None = None,
         management_token: str | None = None,
         timeout_s: float = 60.0,
+        max_response_bytes: int = MAX_RESPONSE_BYTES,
         retry_s: float = RETRY_S,
     ) -> None:
         urls = {
@@ -200,7 +206,7 @@ class _Connected:
         }
         tokens = {"inference": inference_token, "management": management_token}
         self._access = Access(home, urls, tokens, retry_s)
-        self._timeout_s = timeout_s
+        self._bounds = Bounds(timeout_s, max_response_bytes)
 
     @property
     def home(self) -> Home:
@@ -222,7 +228,8 @@ class Client(_Connected):
         metrics_url: Where figures are read, in place of the home's address.
         inference_token: In place of MARSHIP_INFERENCE_TOKEN and the home's.
         management_token: In place of MARSHIP_MANAGEMENT_TOKEN and the home's.
-        timeout_s: How long one HTTP exchange may take.
+        timeout_s: How long one HTTP exchange may take, from the connection to the last byte.
+        max_response_bytes: The largest response, or line of a stream, that is read.
         retry_s: How long a prediction that fails through no fault of its own is asked again: a
             full queue, a lost connection, a dead worker. 0 asks once. See `torchserve.retries`.
     """
@@ -250,7 +257,7 @@ class Client(_Connected):
         """Ask a model that streams; yields each line's value as it comes, or its only answer.
 
         The request is sent when the first line is asked for. `timeout_s` of the client is for
-        each wait, not for all. A caller that stops early closes the connection.
+        each wait for a line, not for all. A caller that stops early closes the connection.
 
         Args:
             name: The model.
@@ -291,7 +298,7 @@ class Client(_Connected):
 
     @functools.cached_property
     def _transport(self) -> BlockingTransport:
-        return BlockingTransport(self._access, self._timeout_s)
+        return BlockingTransport(self._access, self._bounds)
 
     def __enter__(self) -> Self:
         return self
@@ -354,7 +361,7 @@ class AsyncClient(_Connected):
 
     @functools.cached_property
     def _transport(self) -> AsyncTransport:
-        return AsyncTransport(self._access, self._timeout_s)
+        return AsyncTransport(self._access, self._bounds)
 
     async def __aenter__(self) -> Self:
         return self

@@ -14,6 +14,7 @@
     |-- ServerError             TorchServe could not be started, reached, or did not do as told
     |   |-- NotRunningError     nobody answers at the address
     |   |-- NoAnswerError       the connection ended, or the time, before the answer came
+    |   |-- TLSError            there is no TLS with it: its certificate, its protocol
     |   |-- WorkerDiedError     the worker ended with the request in its hands
     |   |-- TokenError          the token is missing, wrong or too old
     |   |-- NotFoundError       no such model or version on the server
@@ -128,6 +129,13 @@ class NoAnswerError(ServerError):
     status = 504
     code = "no_answer"
     timed_out: bool = False  # else the connection ended
+
+
+class TLSError(ServerError):
+    """The server's certificate is not accepted, or it speaks no TLS that we speak."""
+
+    status = 502
+    code = "tls"
 
 
 class WorkerDiedError(ServerError):

@@ -10,7 +10,8 @@
     access.py      addresses and tokens
     calls.py       one HTTP exchange as plain data, and its errors as ours
     transports.py  exchanges over requests, and over aiohttp
-    adapter.py     unix sockets for requests
+    connections.py the blocking client's: HTTP with a deadline for a whole exchange
+    peers.py       whether a connection ends at the server that is meant
     status.py      what the server says of its models, and waiting for their workers
     models.py      registering, scaling and asking models, as exchanges one after the other
     store.py       archives: there, whole, and signed where that is asked for

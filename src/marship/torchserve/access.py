@@ -7,17 +7,22 @@ from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from marship import storage
 from marship.errors import DataError, MarshipError, NotRunningError, TokenError, UsageError
+from marship.torchserve import peers, sockets
 from marship.torchserve.calls import Answer, Call, Flow, Pause, Side, checked, is_token_refused
 from marship.torchserve.home import Home, ServerRecord, default_home
+from marship.torchserve.peers import Line
 from marship.torchserve.retries import Patience, persistent
 
 TOKEN_VARIABLES: Mapping[str, str] = {
     "inference": "MARSHIP_INFERENCE_TOKEN",
     "management": "MARSHIP_MANAGEMENT_TOKEN",
 }
+_SIDES: tuple[Side, ...] = ("inference", "management", "metrics")
+_SCHEMES = ("http://", "https://", sockets.SCHEME)
 _ROUNDS = 5  # several callers may renew at the same time, and each renewal ends the token before
 _REREAD_S = 0.02
 _LAST_PART, _LONGEST_LAST_S = 0.1, 60.0
@@ -46,7 +51,7 @@ class Access:
     ) -> None:
         self._retry_s, self._has_met = retry_s, False
         self.home = Home((home or default_home()).absolute())
-        self._urls = {side: url.rstrip("/") for side, url in urls.items() if url}
+        self._urls = {side: _checked(side, url) for side, url in urls.items() if url}
         self._record: ServerRecord | None = None
         self._given = {
             side: token
@@ -72,6 +77,35 @@ class Access:
         if self._record is None:
             self._record = self.home.require_running()
         return _address(self._record, call.side) + call.path
+
+    def check_peer(self, base: str, line: Line) -> None:
+        """Make sure that a new connection ends at the home's own server, if that is meant.
+
+        A port, or a socket's path, may be another program's once the server has ended. Nothing
+        has been sent yet.
+
+        Args:
+            base: Where the connection goes, as `sockets.base_of` tells it.
+            line: The connection.
+
+        Raises:
+            NotRunningError: Somebody else listens there.
+        """
+        record = self._record
+        if record is None or not record.group.is_alive():
+            record = self.home.record()
+        is_homes = record is not None and any(
+            sockets.base_of(_address(record, side)) == base for side in _SIDES
+        )
+        is_given = base in map(sockets.base_of, self._urls.values())
+        if is_given and not (is_homes and self._found is not None):
+            return  # a server elsewhere, whose token was given
+        if record is None or not is_homes or not peers.is_held_by(line, record.group):
+            self._record = None
+            raise NotRunningError(
+                f"the server of {self.home.path} must listen at {base}, got another program "
+                "there, or none by now; nothing was sent. Start one with: marship serve"
+            )
 
     def authorized(self, call: Call) -> Flow[Answer]:
         """Make a call with its token, which is renewed before it ends, or once it is refused.
@@ -176,6 +210,25 @@ class Access:
 def _address(record: ServerRecord, side: Side) -> str:
     found: str = getattr(record, f"{side}_url")
     return found
+
+
+def _checked(side: str, url: str) -> str:
+    """An address that was given, without a slash at its end.
+
+    Raises:
+        UsageError: It is none, or holds what would not be sent, or sent in place of the token.
+    """
+    try:
+        has_host = bool(urlsplit(url).hostname) and urlsplit(url).port != 0
+    except ValueError:
+        has_host = False
+    is_plain = url.isascii() and url.isprintable() and not set(url) & set("@?#\\ ")
+    if not (has_host and is_plain and url.startswith(_SCHEMES)):
+        raise UsageError(
+            f"{side}_url must be http(s)://HOST[:PORT] without user, password, ? and #, got "
+            f"{url.rpartition('@')[2]!r}. A token proves who asks: pass {side}_token."
+        )
+    return url.rstrip("/")
 
 
 def _last_part(token: Mapping[str, str]) -> float:

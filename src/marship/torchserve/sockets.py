@@ -27,6 +27,12 @@ def path_of(url: str) -> str | None:
     return unquote(url.removeprefix(SCHEME).partition("/")[0])
 
 
+def base_of(url: str) -> str:
+    """The address without the path of a request: scheme and host, or socket."""
+    scheme, _, rest = url.partition("://")
+    return f"{scheme}://{rest.partition('/')[0]}"
+
+
 def without_path(url: str) -> str:
     """The URL as it is asked for on a connection that goes to the socket already."""
     path = path_of(url)

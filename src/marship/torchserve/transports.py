@@ -1,35 +1,90 @@
-"""Two ways to carry flows over HTTP: blocking with requests, and asyncio with aiohttp."""
+"""Two ways to carry flows over HTTP: blocking, and asyncio with aiohttp.
+
+Both keep the same bounds: one deadline for a whole exchange, from the connection to the last byte
+of the body, and of a stream for each wait for a line; a largest response; no encodings. Both
+make sure that a new connection ends at the home's server before they send anything.
+"""
 
 import asyncio
-import os
+import http.client
+import ssl
 import time
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, Generic, TypeVar
+from urllib.parse import urlencode
 
 import aiohttp
-import requests
-from urllib3.exceptions import MaxRetryError, ReadTimeoutError
+from aiohttp.client_proto import ResponseHandler
 
-from marship.errors import NoAnswerError, ServerError
-from marship.torchserve import sockets
+from marship.errors import NoAnswerError, ServerError, TLSError, TooLargeError
+from marship.limited import OverLimitError, tls_context
+from marship.torchserve import connections, sockets
 from marship.torchserve.access import Access
-from marship.torchserve.adapter import UnixAdapter
 from marship.torchserve.calls import Answer, Call, Flow, Lines, Pause, Step, Work
+from marship.torchserve.connections import Connection, UnreachableError
 
 T = TypeVar("T")
+
+MAX_RESPONSE_BYTES = 1 << 30
+_OVERHEAD_BYTES = 1 << 20  # of headers; chunks of a single byte would double what a body takes
+_LONGEST_LENGTH = 20  # digits; more are too many bytes whatever they are
+_HEADERS = {"Accept-Encoding": "identity"}
+
+
+@dataclass(frozen=True, slots=True)
+class Bounds:
+    """What one exchange may take.
+
+    Attributes:
+        timeout_s: All of it, or of a stream each wait for a line.
+        max_response_bytes: The body, or a line of a stream.
+    """
+
+    timeout_s: float
+    max_response_bytes: int = MAX_RESPONSE_BYTES
+
+    def check(self, size_bytes: int, url: str) -> None:
+        """Make sure that a body or a line is not too large.
+
+        Raises:
+            TooLargeError: It is.
+        """
+        if size_bytes > self.max_response_bytes:
+            raise self.too_large(url)
+
+    def too_large(self, url: str) -> TooLargeError:
+        """The error for a response that is."""
+        return TooLargeError(
+            f"the response of {url} must have {self.max_response_bytes:,} bytes at most, got "
+            "more. Ask for less at a time, or raise the client's max_response_bytes."
+        )
+
+    def check_head(self, answer: Answer, url: str) -> Answer:
+        """Make sure of a response's headers that its body can be read as it comes.
+
+        Raises:
+            ServerError: It is in an encoding, which nobody asked for.
+            TooLargeError: It says that it is too large.
+        """
+        if (encoding := answer.headers.get("content-encoding", "identity")) != "identity":
+            raise ServerError(
+                f"{url} must send what is asked for, got Content-Encoding {encoding[:40]!r}. "
+                "Switch compression off in what answers there."
+            )
+        length = answer.headers.get("content-length", "")
+        if length.isascii() and length.isdigit():
+            self.check(int(length[:_LONGEST_LENGTH]), url)
+        return answer
 
 
 class BlockingTransport:
     """Runs a flow on this thread, over connections that stay open."""
 
-    def __init__(self, access: Access, timeout_s: float) -> None:
-        self._access, self._timeout_s = access, timeout_s
-        self._session = requests.Session()
-        self._session.trust_env = False  # no proxy between us and a server on loopback
-        self._session.mount(sockets.SCHEME, UnixAdapter())
-        self._session.verify = os.environ.get("SSL_CERT_FILE") or True  # OpenSSL's, as aiohttp
+    def __init__(self, access: Access, bounds: Bounds) -> None:
+        self._access, self._bounds = access, bounds
+        self._pool = connections.Pool(access.check_peer)
 
     def run(self, flow: Flow[T]) -> T:
         """The flow's result."""
@@ -52,57 +107,101 @@ class BlockingTransport:
 
     def close(self) -> None:
         """Close the connections."""
-        self._session.close()
+        self._pool.close()
 
     def _exchange(self, call: Call) -> Answer:
         url = self._access.url(call)
         with self._faults(url):
-            response = self._session.request(
-                call.method,
-                url,
-                params=dict(call.params),
-                headers=dict(call.headers),
-                data=call.body,
-                timeout=self._timeout_s,
-                allow_redirects=False,
-                stream=call.streams,
-            )
-            answer = Answer(response.status_code, _lowered(response.headers), b"")
-            if call.streams and answer.has_lines:
-                return replace(answer, lines=self._lines(response))
-            return replace(answer, body=response.content)
+            line = self._pool.take(sockets.base_of(url))
+            try:
+                self._restart(line)
+                response = self._send(line, call, url)
+                headers = {name.lower(): value for name, value in response.getheaders()}
+                answer = self._bounds.check_head(Answer(response.status, headers, b""), url)
+                if call.streams and answer.has_lines:
+                    return replace(answer, lines=self._lines(line, response, url))
+                return replace(answer, body=self._read(line, response, url))
+            except BaseException:
+                line.close()
+                raise
 
-    def _lines(self, response: requests.Response) -> Iterator[bytes]:
-        lines = Lines()
-        with response, self._faults(response.url):
-            for data in response.iter_content(None):
-                yield from lines.feed(data)
-            yield from lines.end()
+    def _send(self, line: Connection, call: Call, url: str) -> http.client.HTTPResponse:
+        target = url.removeprefix(line.base) + (f"?{urlencode(call.params)}" if call.params else "")
+        try:
+            line.request(call.method, target, call.body, {**_HEADERS, **call.headers})
+        except (BrokenPipeError, ConnectionResetError):
+            if line.sock is None:
+                raise
+            # who refuses a body may have said why before it closed the connection
+        return line.getresponse()
+
+    def _read(self, line: Connection, response: http.client.HTTPResponse, url: str) -> bytes:
+        read, size = [], 0
+        for piece in connections.pieces(response):
+            size += len(piece)
+            self._bounds.check(size, url)
+            read.append(piece)
+        self._give_back(line, response)
+        return b"".join(read)
+
+    def _lines(
+        self, line: Connection, response: http.client.HTTPResponse, url: str
+    ) -> Iterator[bytes]:
+        lines, open_bytes = Lines(), 0
+        try:
+            with self._faults(url):
+                self._restart(line)
+                for piece in connections.pieces(response):
+                    open_bytes += len(piece)
+                    self._bounds.check(open_bytes, url)
+                    if whole := lines.feed(piece):
+                        yield from whole
+                        open_bytes = 0
+                    if b"\n" in piece:
+                        self._restart(line)
+                yield from lines.end()
+            self._give_back(line, response)
+        finally:
+            if not response.isclosed():
+                line.close()
+
+    def _restart(self, line: Connection) -> None:
+        size_bytes = 2 * self._bounds.max_response_bytes + _OVERHEAD_BYTES
+        line.limits.restart(self._bounds.timeout_s, size_bytes)
+
+    def _give_back(self, line: Connection, response: http.client.HTTPResponse) -> None:
+        if response.will_close:
+            line.close()
+        else:
+            self._pool.give(line)
 
     @contextmanager
     def _faults(self, url: str) -> Iterator[None]:
-        """Errors of requests as our own."""
+        """Errors of the standard library as our own."""
         try:
             yield
-        except requests.Timeout as error:
-            raise _too_slow(url, self._timeout_s) from error
-        except (requests.ConnectionError, requests.exceptions.ChunkedEncodingError) as error:
-            cause = error.args[0] if error.args else None
-            if isinstance(cause, ReadTimeoutError):  # in the middle of a stream
-                raise _too_slow(url, self._timeout_s) from error
-            if isinstance(cause, MaxRetryError):
-                raise self._access.not_reachable(url) from error
+        except TimeoutError as error:
+            raise _too_slow(url, self._bounds.timeout_s) from error
+        except OverLimitError as error:
+            raise self._bounds.too_large(url) from error
+        except UnreachableError as error:
+            raise self._access.not_reachable(url) from error
+        except ssl.SSLError as error:
+            raise _without_tls(url, error) from error
+        except http.client.InvalidURL as error:
+            raise _no_address(url, error) from error
+        except (OSError, http.client.HTTPException) as error:
             raise _dropped(url) from error
-        except requests.RequestException as error:
-            raise ServerError(f"{url} must be an address, got: {error}.") from error
+        except ValueError as error:  # a header that cannot be sent
+            raise _no_address(url, error) from error
 
 
 class AsyncTransport:
     """Runs flows on the event loop that first uses it."""
 
-    def __init__(self, access: Access, timeout_s: float) -> None:
-        self._access, self._timeout_s = access, timeout_s
-        self._sessions: dict[str | None, aiohttp.ClientSession] = {}  # by the unix socket, if any
+    def __init__(self, access: Access, bounds: Bounds) -> None:
+        self._access, self._bounds = access, bounds
+        self._sessions: dict[str, aiohttp.ClientSession] = {}  # by the address without a path
 
     async def run(self, flow: Flow[T]) -> T:
         """The flow's result."""
@@ -131,43 +230,58 @@ class AsyncTransport:
     async def _exchange(self, call: Call) -> Answer:
         url = self._access.url(call)
         with self._faults(url):
-            response = await self._connected(url).request(
-                call.method,
-                sockets.without_path(url),
-                params=dict(call.params),
-                headers=dict(call.headers),
-                data=call.body,
-                allow_redirects=False,
-                timeout=self._timeout(call),
-            )
-            answer = Answer(response.status, _lowered(response.headers), b"")
-            if call.streams and answer.has_lines:
-                return replace(answer, lines=self._lines(response, url))
-            async with response:
-                return replace(answer, body=await response.read())
+            async with asyncio.timeout(self._bounds.timeout_s):
+                response = await self._connected(url).request(
+                    call.method,
+                    sockets.without_path(url),
+                    params=dict(call.params),
+                    headers=dict(call.headers),
+                    data=call.body,
+                    allow_redirects=False,
+                    timeout=aiohttp.ClientTimeout(),
+                )
+                try:
+                    headers = {name.lower(): value for name, value in response.headers.items()}
+                    answer = self._bounds.check_head(Answer(response.status, headers, b""), url)
+                    if call.streams and answer.has_lines:
+                        return replace(answer, lines=self._lines(response, url))
+                    return replace(answer, body=await self._read(response, url))
+                except BaseException:
+                    response.close()
+                    raise
 
     def _connected(self, url: str) -> aiohttp.ClientSession:
-        path = sockets.path_of(url)
-        if path not in self._sessions:
-            # the caller says how many at a time
-            unix = aiohttp.UnixConnector(path, limit=0) if path else None
-            connector = unix or aiohttp.TCPConnector(limit=0)
-            self._sessions[path] = aiohttp.ClientSession(connector=connector)
-        return self._sessions[path]
+        base = sockets.base_of(url)
+        if base not in self._sessions:
+            self._sessions[base] = aiohttp.ClientSession(
+                connector=_connector(base, self._access.check_peer),
+                headers=_HEADERS,
+                auto_decompress=False,
+                cookie_jar=aiohttp.DummyCookieJar(),
+            )
+        return self._sessions[base]
 
-    def _timeout(self, call: Call) -> aiohttp.ClientTimeout:
-        """Of the whole exchange, or of each of a stream's pieces."""
-        if call.streams:
-            return aiohttp.ClientTimeout(sock_connect=self._timeout_s, sock_read=self._timeout_s)
-        return aiohttp.ClientTimeout(total=self._timeout_s)
+    async def _read(self, response: aiohttp.ClientResponse, url: str) -> bytes:
+        read, size = [], 0
+        async for piece in response.content.iter_any():
+            size += len(piece)
+            self._bounds.check(size, url)
+            read.append(piece)
+        return b"".join(read)
 
     async def _lines(self, response: aiohttp.ClientResponse, url: str) -> AsyncIterator[bytes]:
-        lines = Lines()
+        lines, open_bytes = Lines(), 0
+        loop = asyncio.get_running_loop()
         async with response:
             with self._faults(url):
-                async for data in response.content.iter_any():
-                    for line in lines.feed(data):
+                end = loop.time() + self._bounds.timeout_s
+                while piece := await _within(end, response.content.readany()):
+                    open_bytes += len(piece)
+                    self._bounds.check(open_bytes, url)
+                    for line in lines.feed(piece):
                         yield line
+                    if b"\n" in piece:
+                        open_bytes, end = 0, loop.time() + self._bounds.timeout_s
                 for line in lines.end():
                     yield line
 
@@ -177,13 +291,67 @@ class AsyncTransport:
         try:
             yield
         except TimeoutError as error:
-            raise _too_slow(url, self._timeout_s) from error
+            raise _too_slow(url, self._bounds.timeout_s) from error
+        except aiohttp.ClientConnectorCertificateError as error:
+            raise _without_tls(url, error.certificate_error) from error
+        except aiohttp.ClientConnectorSSLError as error:
+            raise _without_tls(url, error.os_error) from error
         except aiohttp.ClientConnectorError as error:
             raise self._access.not_reachable(url) from error
         except aiohttp.InvalidURL as error:
-            raise ServerError(f"{url} must be an address, got: {error}.") from error
+            raise _no_address(url, error) from error
         except aiohttp.ClientError as error:
             raise _dropped(url) from error
+        except ValueError as error:  # a header that cannot be sent
+            raise _no_address(url, error) from error
+
+
+Check = Callable[[str, Any], None]
+
+
+class _Connector(aiohttp.TCPConnector):
+    """Asks about each new connection; aiohttp has no other place for it."""
+
+    def __init__(self, base: str, check: Check) -> None:
+        super().__init__(limit=0, ssl=tls_context() if base.startswith("https:") else True)
+        self._base, self._check = base, check
+
+    async def _create_connection(self, *args: Any) -> ResponseHandler:  # noqa: ANN401
+        return _checked(await super()._create_connection(*args), self._base, self._check)
+
+
+class _UnixConnector(aiohttp.UnixConnector):
+    """The same."""
+
+    def __init__(self, path: str, base: str, check: Check) -> None:
+        super().__init__(path, limit=0)
+        self._base, self._check = base, check
+
+    async def _create_connection(self, *args: Any) -> ResponseHandler:  # noqa: ANN401
+        return _checked(await super()._create_connection(*args), self._base, self._check)
+
+
+def _connector(base: str, check: Check) -> aiohttp.BaseConnector:
+    """Without a limit: the caller says how many at a time."""
+    path = sockets.path_of(base)
+    return _UnixConnector(path, base, check) if path else _Connector(base, check)
+
+
+def _checked(made: ResponseHandler, base: str, check: Check) -> ResponseHandler:
+    try:
+        if made.transport is None:
+            raise aiohttp.ServerDisconnectedError
+        check(base, made.transport.get_extra_info("socket"))
+    except BaseException:
+        made.close()
+        raise
+    return made
+
+
+async def _within(end: float, waiting: Any) -> bytes:  # noqa: ANN401  a coroutine
+    async with asyncio.timeout_at(end):
+        read: bytes = await waiting
+        return read
 
 
 @dataclass(frozen=True, slots=True)
@@ -201,15 +369,35 @@ def _next(flow: Flow[T], answer: object, error: BaseException | None) -> Step | 
         return _Done(end.value)
 
 
-def _lowered(headers: Mapping[str, str]) -> dict[str, str]:
-    return {name.lower(): value for name, value in headers.items()}
-
-
 def _too_slow(url: str, timeout_s: float) -> NoAnswerError:
-    error = NoAnswerError(f"{url} must answer within {timeout_s:g} s, got no answer.")
+    error = NoAnswerError(f"{url} must answer within {timeout_s:g} s, got no whole answer.")
     error.timed_out = True
     return error
 
 
 def _dropped(url: str) -> NoAnswerError:
     return NoAnswerError(f"{url} must answer, got a connection that the server closed. Ask again.")
+
+
+def _no_address(url: str, error: Exception) -> ServerError:
+    return ServerError(f"{url} must be an address, got: {error}.")
+
+
+_CLOSED = (ssl.SSLEOFError, ssl.SSLZeroReturnError, ssl.SSLSyscallError)
+
+
+def _without_tls(url: str, error: Exception) -> ServerError:
+    """What a failed handshake means; one that was cut off is a lost connection like any."""
+    if isinstance(error, _CLOSED):
+        return _dropped(url)
+    if isinstance(error, ssl.SSLCertVerificationError):
+        return TLSError(
+            f"{url} must show a certificate that is valid for it, got: {error.verify_message}. "
+            "Renew it, use a name that it holds, or name the authority that signed it with "
+            "SSL_CERT_FILE."
+        )
+    reason = getattr(error, "reason", None) or str(error)
+    return TLSError(
+        f"{url} must speak TLS 1.2 or newer, got: {str(reason).lower().replace('_', ' ')}. Use "
+        "http:// where it has none, or look at its log."
+    )

@@ -13,7 +13,7 @@ from marship import AsyncClient, Client
 from marship.errors import InvalidInputError, MarshipError, NoAnswerError, ServerError
 from marship.torchserve.access import Access
 from marship.torchserve.calls import Flow, Lines, Work, line_value
-from marship.torchserve.transports import AsyncTransport, BlockingTransport
+from marship.torchserve.transports import AsyncTransport, BlockingTransport, Bounds
 
 Chunk = bytes | float | None
 """Bytes to send, seconds to wait, or the end of the connection without the stream's end."""
@@ -167,14 +167,14 @@ def test_an_event_loop_goes_on_while_a_flow_works() -> None:
         return f"seen: {seen}"
 
     async def both() -> str:
-        transport = AsyncTransport(Access(None, {}, {}), TIMEOUT_S)
+        transport = AsyncTransport(Access(None, {}, {}), Bounds(TIMEOUT_S))
         working = asyncio.create_task(transport.run(flow()))
         await asyncio.sleep(0.05)
         done.set()
         return await working
 
     assert asyncio.run(both()) == "seen: True"
-    assert BlockingTransport(Access(None, {}, {}), TIMEOUT_S).run(flow()) == "seen: True"
+    assert BlockingTransport(Access(None, {}, {}), Bounds(TIMEOUT_S)).run(flow()) == "seen: True"
 
 
 def test_an_error_of_work_is_thrown_into_the_flow() -> None:
@@ -190,6 +190,6 @@ def test_an_error_of_work_is_thrown_into_the_flow() -> None:
             return str(error)
         return "no error"
 
-    transport = AsyncTransport(Access(None, {}, {}), TIMEOUT_S)
+    transport = AsyncTransport(Access(None, {}, {}), Bounds(TIMEOUT_S))
     assert asyncio.run(transport.run(flow())) == "it broke"
-    assert BlockingTransport(Access(None, {}, {}), TIMEOUT_S).run(flow()) == "it broke"
+    assert BlockingTransport(Access(None, {}, {}), Bounds(TIMEOUT_S)).run(flow()) == "it broke"
