@@ -2,14 +2,19 @@
 
 import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from urllib.parse import unquote, urlsplit
+from typing import Any
+from urllib.parse import unquote, urljoin, urlsplit
 
 import requests
+from requests.adapters import HTTPAdapter
+from urllib3.util.ssl_ import create_urllib3_context
 
 from marship.errors import MarshipError, PackageError, SignatureError, UsageError
+from marship.limited import LimitedSocket, LimitedTLSSocket, Limits, OverLimitError
 from marship.storage import StorageError, replacing_all
 from marship.trust.policy import Trust, Verified
 from marship.trust.signature import beside
@@ -17,10 +22,15 @@ from marship.trust.signature import beside
 OnBytes = Callable[[int, int | None], None]
 """Told the bytes that are there, and how many there will be, where the server says so."""
 
-TIMEOUT_S = (10, 60)  # to connect, and for each piece
+TIMEOUT_S = (10, 60)  # to connect, and for one wait
+WINDOW_S = 60.0  # for headers, and then for each piece: who drips a byte a minute is too slow
 MOST_SIGNATURE_BYTES = 16 << 20  # it names each file of the archive
 MOST_UNSTATED_BYTES = 8 << 30
-_PIECE_BYTES = 1 << 20
+_PIECE_BYTES = 1 << 16
+_WINDOW_BYTES = 4 << 20  # a piece in the smallest chunks, or headers
+_MOST_REDIRECTS = 10
+_REDIRECTS = (301, 302, 303, 307, 308)
+_SHOWN, _LONGEST_REASON = 40, 200
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*\.mar")
 _MISSING = (requests.codes.not_found, requests.codes.gone)
 
@@ -47,7 +57,8 @@ def fetch(
     they take their names: an archive that fails leaves the store as it was.
 
     The signature comes first. Nothing of the archive is fetched before a pinned key has
-    verified what it states, and no more than the size that is stated. A signature of OpenSSF
+    verified what it states, and no more than the size that is stated. A server that sends less
+    than a piece in `WINDOW_S` is given up. A signature of OpenSSF
     Model Signing states none and is verified with the archive alone: there it is enough to
     name a pinned key, and `most_unstated_bytes` is the bound.
 
@@ -66,8 +77,7 @@ def fetch(
         StorageError: The store has no room.
     """
     name = _name_of(url)
-    with replacing_all(store) as drafts, requests.Session() as session:
-        session.headers["Accept-Encoding"] = "identity"  # so that the length is the file's
+    with replacing_all(store) as drafts, _Session() as session:
         archive = drafts / name
         limit = _Limit(MOST_SIGNATURE_BYTES, "That is no signature.", StorageError)
         try:
@@ -90,6 +100,14 @@ class _Limit:
     size_bytes: int
     advice: str
     kind: type[MarshipError]
+
+    def check(self, url: str, size_bytes: int) -> None:
+        """Make sure that no more come, or are announced."""
+        if size_bytes > self.size_bytes:
+            raise self.kind(
+                f"{url} must have at most {self.size_bytes:,} bytes, got {size_bytes:,}. "
+                f"{self.advice}"
+            )
 
 
 def _limit(stated_bytes: int | None, most_unstated_bytes: int, store: Path) -> _Limit:
@@ -123,38 +141,132 @@ def _name_of(url: str) -> str:
 
 
 def _save(
-    session: requests.Session,
+    session: "_Session",
     url: str,
     path: Path,
     limit: _Limit,
     on_bytes: OnBytes | None = None,
 ) -> None:
     """Write a body to a file as it comes; to end early, or beyond the limit, is an error."""
+    with _faults(url), session.found(url) as answer, path.open("wb") as file:
+        if answer.status_code != requests.codes.ok:
+            kind = _MissingError if answer.status_code in _MISSING else PackageError
+            raise kind(f"{url} must be answered with 200, got {answer.status_code}.")
+        if (packed := answer.headers.get("Content-Encoding", "identity")) != "identity":
+            raise PackageError(
+                f"{url} must be sent as the file is, got Content-Encoding "
+                f"{packed[:_SHOWN]!r}. Switch that off in the server for .mar and .sig."
+            )
+        size_bytes = _length(url, answer.headers.get("Content-Length"))
+        limit.check(url, size_bytes or 0)
+        done = kept_up = 0
+        session.hurry()
+        for piece in answer.iter_content(_PIECE_BYTES):
+            done += len(piece)
+            limit.check(url, done)
+            file.write(piece)
+            if done - kept_up >= _PIECE_BYTES:
+                session.hurry()
+                kept_up = done
+            if on_bytes:
+                on_bytes(done, size_bytes)
+
+
+def _length(url: str, value: str | None) -> int | None:
+    """The size that a server states: digits alone (RFC 9110, 8.6), and no more than a disk has."""
+    if value is None:
+        return None
+    if not re.fullmatch(r"[0-9]{1,18}", value):
+        raise PackageError(
+            f"{url} must state its length in digits, got {value[:_SHOWN]!r}. Get it from another "
+            "server."
+        )
+    return int(value)
+
+
+class _Session(requests.Session):
+    """Follows redirects without reading their bodies; every wait ends at a deadline."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._limits = Limits()
+        self.headers["Accept-Encoding"] = "identity"  # so that the length is the file's
+        for scheme in ("http://", "https://"):
+            self.mount(scheme, _Adapter(self._limits))
+
+    def hurry(self) -> None:
+        """Allow so many seconds for the next headers, or the next piece of a body."""
+        self._limits.restart(WINDOW_S, _WINDOW_BYTES)
+
+    def found(self, url: str) -> requests.Response:
+        """The response at an address, or where redirects lead; its body is not read yet."""
+        place = url
+        for _ in range(_MOST_REDIRECTS + 1):
+            self.hurry()
+            answer = self.get(place, stream=True, timeout=TIMEOUT_S, allow_redirects=False)
+            target = answer.headers.get("Location", "")
+            if answer.status_code not in _REDIRECTS or not target:
+                return answer
+            answer.close()
+            place = urljoin(place, target)
+        raise PackageError(
+            f"{url} must lead to a file, got more than {_MOST_REDIRECTS} redirects. Name the "
+            "last address."
+        )
+
+    def get_redirect_target(self, resp: requests.Response) -> None:
+        """None: requests would read the whole body before it went on, and even if it did not."""
+
+
+class _Adapter(HTTPAdapter):
+    """Lets a session connect by limited sockets, through proxies too."""
+
+    def __init__(self, limits: Limits) -> None:
+        self._limits = limits
+        self._tls = create_urllib3_context()
+        self._tls.sslsocket_class = LimitedTLSSocket
+        super().__init__()
+
+    def init_poolmanager(self, *args: Any, **kwargs: Any) -> None:  # noqa: ANN401
+        super().init_poolmanager(*args, **kwargs, ssl_context=self._tls)
+
+    def proxy_manager_for(self, proxy: str, **kwargs: Any) -> Any:  # noqa: ANN401
+        return super().proxy_manager_for(proxy, **kwargs, ssl_context=self._tls)
+
+    def get_connection_with_tls_context(self, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
+        pool: Any = super().get_connection_with_tls_context(*args, **kwargs)
+        limits, kind = self._limits, type(pool).ConnectionCls
+
+        class Limited(kind):  # type: ignore[misc, valid-type]  # plain, or with TLS
+            def _new_conn(self) -> LimitedSocket:
+                line = super()._new_conn()
+                timeout_s = line.gettimeout()
+                limited = LimitedSocket(fileno=line.detach())
+                limited.settimeout(timeout_s)
+                limited.limits = limits
+                return limited
+
+            def connect(self) -> None:
+                super().connect()
+                self.sock.limits = limits  # TLS has made another socket of it
+
+        pool.ConnectionCls = Limited
+        return pool
+
+
+@contextmanager
+def _faults(url: str) -> Iterator[None]:
+    """Errors of requests as our own."""
     try:
-        with session.get(url, stream=True, timeout=TIMEOUT_S) as answer, path.open("wb") as file:
-            if answer.status_code != requests.codes.ok:
-                kind = _MissingError if answer.status_code in _MISSING else PackageError
-                raise kind(f"{url} must be answered with 200, got {answer.status_code}.")
-            if (packed := answer.headers.get("Content-Encoding", "identity")) != "identity":
-                raise PackageError(
-                    f"{url} must be sent as the file is, got Content-Encoding {packed}. "
-                    "Switch that off in the server for .mar and .sig."
-                )
-            length = answer.headers.get("Content-Length", "")
-            size_bytes = int(length) if length.isdigit() else None
-            done = 0
-            for piece in answer.iter_content(_PIECE_BYTES):
-                done += len(piece)
-                if max(done, size_bytes or 0) > limit.size_bytes:
-                    raise limit.kind(
-                        f"{url} must have at most {limit.size_bytes:,} bytes, got "
-                        f"{size_bytes or done:,}. {limit.advice}"
-                    )
-                file.write(piece)
-                if on_bytes:
-                    on_bytes(done, size_bytes)
-    except requests.RequestException as error:
-        reason = str(error).rpartition(": ")[2].strip("\"').")  # not the layers' names
+        yield
+    except OverLimitError as error:
+        raise PackageError(
+            f"{url} must be answered by HTTP, got more than {_WINDOW_BYTES:,} bytes of it."
+        ) from error
+    except (requests.RequestException, ValueError) as error:
+        reason = str(error).rpartition(": ")[2].strip("\"').")[:_LONGEST_REASON]  # not the layers'
         if isinstance(error, requests.exceptions.ChunkedEncodingError):
             reason = "an end before all of it had come"
+        if isinstance(error, requests.ReadTimeout) or "timed out" in reason or "deadline" in reason:
+            reason = f"less than {_PIECE_BYTES >> 10} KiB in {WINDOW_S:g} s"
         raise PackageError(f"{url} must be fetched whole, got: {reason}. Try again.") from error

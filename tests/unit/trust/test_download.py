@@ -6,6 +6,8 @@ import functools
 import gzip
 import json
 import os
+import socket
+import ssl
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -17,6 +19,7 @@ from typing import ClassVar
 import pytest
 from typer.testing import CliRunner
 
+from marship import certificate
 from marship.cli import app
 from marship.errors import MarshipError, PackageError, SignatureError, UsageError
 from marship.storage import StorageError
@@ -25,6 +28,7 @@ from marship.trust.policy import Trust
 from marship.trust.signature import beside, sign
 from signed import FILES, make_key, trusting, write
 from small_disk import run_on
+from stranger import Send, Stranger, drips, floods, sends
 
 
 class Files(SimpleHTTPRequestHandler):
@@ -214,7 +218,7 @@ def test_a_size_that_no_signature_states_has_a_bound(remote: Remote, tmp_path: P
 
 def test_a_packed_body_is_refused(remote: Remote) -> None:
     """It was asked for as it is; unpacked, a small answer would be a large one."""
-    with pytest.raises(PackageError, match=r"lin\.mar\.sig must be sent as .* gzip"):
+    with pytest.raises(PackageError, match=r"lin\.mar\.sig must be sent as .* 'gzip'"):
         remote.fetch("/packed/lin.mar")
 
 
@@ -272,6 +276,181 @@ def test_what_is_no_url_of_an_archive(remote: Remote, wrong: str) -> None:
     with pytest.raises(UsageError, match=r"must be http\(s\)://\.\.\./NAME\.mar"):
         download.fetch(wrong, remote.trust, remote.store)
     assert not remote.store.exists()
+
+
+@pytest.fixture
+def stranger() -> Iterator[Callable[..., str]]:
+    """Start a server that sends what it is told; the URL of an archive there."""
+    started: list[Stranger] = []
+
+    def run(send: Send, tls: ssl.SSLContext | None = None) -> str:
+        started.append(Stranger(send, tls, body=b""))
+        return f"{started[-1].url}/lin.mar"
+
+    yield run
+    for one in started:
+        one.close()
+
+
+def failed(remote: Remote, url: str) -> str:
+    """The error of a fetch; nothing of it is in the store."""
+    with pytest.raises(MarshipError) as caught:
+        download.fetch(url, remote.trust, remote.store)
+    assert list(remote.store.iterdir()) == []
+    return str(caught.value)
+
+
+MOVED = b"HTTP/1.1 302 Found\r\nLocation: /lin.mar.sig\r\n"
+FOUND = b"HTTP/1.1 200 OK\r\n"
+
+
+@pytest.mark.parametrize("packed", [b"", b"Content-Encoding: gzip\r\n"])
+def test_a_redirects_body_is_not_read(
+    remote: Remote, stranger: Callable[..., str], packed: bytes
+) -> None:
+    """It has no end, and the redirects lead nowhere: at the eleventh it is over."""
+    sent: list[int] = []
+
+    def send(line: socket.socket, over: threading.Event) -> None:
+        line.sendall(MOVED + packed + b"\r\n")
+        while not over.is_set():
+            sent.append(line.send(gzip.compress(bytes(1 << 16)) if packed else bytes(1 << 16)))
+
+    error = failed(remote, stranger(send))
+    assert "more than 10 redirects" in error
+    assert sum(sent) < 11 * (8 << 20)  # what sockets hold
+
+
+@pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
+def test_redirects_are_followed(remote: Remote, stranger: Callable[..., str], status: int) -> None:
+    """To another server, by any of the statuses."""
+    target = f"{remote.url}/lin.mar.sig".encode()
+    url = stranger(sends(b"HTTP/1.1 %d x\r\nLocation: %b\r\n\r\n" % (status, target)))
+    with download._Session() as session, session.found(f"{url}.sig") as answer:
+        assert answer.content == beside(remote.archive).read_bytes()
+
+
+@pytest.mark.parametrize(
+    "target",
+    [
+        b"ftp://127.0.0.1/x",
+        b"file:///etc/passwd",
+        b"http://[",
+        b"//\xff:x",
+        b"http://a b",
+    ],
+)
+def test_a_redirect_elsewhere_is_one_line(
+    remote: Remote, stranger: Callable[..., str], target: bytes
+) -> None:
+    """What is no address of HTTP is not followed."""
+    error = failed(remote, stranger(sends(b"HTTP/1.1 302 x\r\nLocation: " + target + b"\r\n\r\n")))
+    assert "must be fetched whole, got: " in error
+
+
+@pytest.mark.parametrize(
+    "length",
+    [b"\xb2", b"9" * 5000, b"-1", b"+5", b"5_0", b"0x5", b"5, 5", b"five", b"\xd9\xa5", b"1e9"],
+)
+def test_a_length_that_is_none_is_one_line(
+    remote: Remote, stranger: Callable[..., str], length: bytes
+) -> None:
+    """Digits alone, and no more than a disk has."""
+    head = FOUND + b"Content-Length: " + length + b"\r\n\r\n"
+    error = failed(remote, stranger(sends(head, b"hello")))
+    assert "must state its length in digits, got" in error
+    assert len(error) < 300
+
+
+@pytest.mark.parametrize(
+    ("begins", "drop"),
+    [
+        (b"", b"H"),
+        (FOUND + b"X-A: ", b"a"),
+        (FOUND + b"Content-Length: 99999\r\n\r\n", b"1"),
+        (FOUND + b"Transfer-Encoding: chunked\r\n\r\n", b"1\r\n1\r\n"),
+        (FOUND + b"Transfer-Encoding: chunked\r\n\r\n", b"0"),
+        (FOUND + b"\r\n", b"1"),
+    ],
+)
+def test_a_download_that_drips_is_given_up(
+    remote: Remote,
+    stranger: Callable[..., str],
+    monkeypatch: pytest.MonkeyPatch,
+    begins: bytes,
+    drop: bytes,
+) -> None:
+    """Wherever the bytes come one by one; nothing of it is left."""
+    monkeypatch.setattr(download, "WINDOW_S", 0.3)
+    assert "less than 64 KiB in 0.3 s" in failed(remote, stranger(drips(begins, drop)))
+
+
+def test_tls_has_the_same_bounds(
+    remote: Remote, stranger: Callable[..., str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Over it a signature is fetched, and a server that drips is given up."""
+    chain, key = certificate.self_signed(tmp_path)
+    tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    tls.load_cert_chain(chain, key)
+    url = stranger(drips(FOUND + b"Content-Length: 99999\r\n\r\n", b"1"), tls)
+    assert "self-signed certificate" in failed(remote, url)
+    monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(chain))
+    with download._Session() as session:
+        fine = stranger(sends(FOUND + b"Content-Length: 2\r\n\r\nok"), tls)
+        download._save(session, fine, remote.store / "x", download._Limit(2, "", PackageError))
+    assert (remote.store / "x").read_bytes() == b"ok"
+    (remote.store / "x").unlink()
+    monkeypatch.setattr(download, "WINDOW_S", 1.5)
+    assert "less than 64 KiB in 1.5 s" in failed(remote, url)
+
+
+@pytest.mark.parametrize("drop", [b"HTTP/1.1 100 Continue\r\n\r\n", b"X-A: a\r\n"])
+def test_endless_headers_are_one_line(
+    remote: Remote, stranger: Callable[..., str], drop: bytes
+) -> None:
+    """They end by their number or by their bytes."""
+    begins = b"" if drop.startswith(b"HTTP") else FOUND
+    assert failed(remote, stranger(floods(begins, drop))).startswith("http://127.0.0.1:")
+
+
+def test_a_slow_download_that_goes_on_is_kept(
+    remote: Remote, stranger: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each piece has a window of its own: all of them may take longer."""
+    monkeypatch.setattr(download, "WINDOW_S", 0.6)
+
+    def send(line: socket.socket, over: threading.Event) -> None:
+        line.sendall(FOUND + b"\r\n")
+        for _ in range(5):
+            line.sendall(bytes(download._PIECE_BYTES))
+            over.wait(0.25)
+
+    with download._Session() as session:
+        limit = download._Limit(1 << 20, "", PackageError)
+        remote.store.mkdir()
+        download._save(session, stranger(send), remote.store / "x", limit)
+    assert (remote.store / "x").stat().st_size == 5 * download._PIECE_BYTES
+
+
+def test_ctrl_c_leaves_nothing(remote: Remote) -> None:
+    """In the middle of the archive."""
+
+    def interrupt(_there: int, _size: int | None) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        download.fetch(f"{remote.url}/lin.mar", remote.trust, remote.store, interrupt)
+    assert list(remote.store.iterdir()) == []
+
+
+def test_a_proxy_of_the_environment_counts(remote: Remote, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is asked for the whole address, over a limited connection."""
+    proxy = Stranger(sends(b"HTTP/1.1 404 x\r\nContent-Length: 0\r\n\r\n"), body=b"")
+    monkeypatch.setenv("http_proxy", proxy.url)
+    with pytest.raises(SignatureError, match=r"got no signature at http://models\.example"):
+        download.fetch("http://models.example/lin.mar", remote.trust, remote.store)
+    assert proxy.received.startswith(b"GET http://models.example/lin.mar.sig HTTP/1.1\r\n")
+    proxy.close()
 
 
 def test_nobody_there_is_one_line(remote: Remote) -> None:
