@@ -3,12 +3,13 @@
 import errno
 import json
 import os
+import stat
 import tempfile
 import tomllib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from marship.errors import DataError, MarshipError, UsageError
 
@@ -92,6 +93,21 @@ def explained(path: Path) -> Iterator[None]:
         if error.errno == errno.EISDIR:
             raise _a_folder(path) from error
         raise
+
+
+def open_regular(path: Path) -> BinaryIO:
+    """Open a file for reading that somebody else may have put there.
+
+    A pipe would be waited for, and a device has no end: neither is opened as one.
+
+    Raises:
+        OSError: There is none, it may not be read, or it is no regular file.
+    """
+    file = os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC), "rb")
+    if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+        file.close()
+        raise OSError(errno.EINVAL, "it is no regular file")
+    return file
 
 
 def _a_folder(path: Path) -> StorageError:

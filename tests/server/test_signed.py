@@ -1,6 +1,7 @@
 """With a trust folder a server runs what a trusted key signed, and nothing else."""
 
 import asyncio
+import fcntl
 import os
 import shutil
 import signal
@@ -14,7 +15,7 @@ from typer.testing import CliRunner
 
 from marship import AsyncClient, Client, server
 from marship.cli import app
-from marship.errors import NotFoundError, SignatureError, UsageError
+from marship.errors import NotFoundError, ServerError, SignatureError, UsageError
 from marship.torchserve.home import Home
 from marship.trust.keys import PrivateKey
 from marship.trust.signature import beside, sign
@@ -136,6 +137,21 @@ def test_the_async_client_registers_what_is_signed(guarded: server.Server) -> No
             return status.version
 
     assert asyncio.run(register()) == "2.0"
+
+
+def test_a_registration_that_hangs_holds_others_no_longer_than_they_say(
+    guarded: server.Server, asking: Client
+) -> None:
+    """The error tells which process; with the lock free again the next one passes."""
+    lock = Home(guarded.home.path).verified.with_suffix(".lock")
+    with lock.open("w") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        with pytest.raises(
+            ServerError, match=f"within 0.5 s, got it held by process {os.getpid()}"
+        ):
+            asking.register("echo-2.mar", name="echo", timeout_s=0.5)
+    status = asking.register("echo-2.mar", name="echo", workers=1)
+    asking.unregister("echo", status.version)
 
 
 def test_who_goes_past_marship_finds_an_empty_store(

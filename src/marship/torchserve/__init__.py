@@ -12,6 +12,7 @@
     transports.py  exchanges over requests, and over aiohttp
     connections.py the blocking client's: HTTP with a deadline for a whole exchange
     peers.py       whether a connection ends at the server that is meant
+    turns.py       waiting for a lock that another process holds
     status.py      what the server says of its models, and waiting for their workers
     models.py      registering, scaling and asking models, as exchanges one after the other
     store.py       archives: there, whole, and signed where that is asked for

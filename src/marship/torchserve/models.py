@@ -1,15 +1,14 @@
 """Registering, scaling and asking models, as flows of calls that every client runs."""
 
-import fcntl
 from contextlib import ExitStack
 from dataclasses import dataclass
 from http import HTTPStatus
 from pathlib import Path
-from typing import IO
 
 from marship.errors import LoadError, MarshipError, NotFoundError, ServerError, UsageError
+from marship.torchserve import turns
 from marship.torchserve.access import Access
-from marship.torchserve.calls import LINES_TYPE, Answer, Call, Flow, Pause, Work, path
+from marship.torchserve.calls import LINES_TYPE, Answer, Call, Flow, Work, path
 from marship.torchserve.home import Home
 from marship.torchserve.status import (
     Model,
@@ -25,7 +24,6 @@ from marship.torchserve.store import admit, check_archive, files_of, note_files
 from marship.torchserve.workerlog import WorkerLog
 
 _PAGE = 100
-_TURN_S = 0.05
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +96,9 @@ def register(
     name = wanted.model_name()
     log = WorkerLog(access.home) if access.is_local else None
     with ExitStack() as copy:
-        files = (yield from _check(access.home, wanted, name, copy)) if access.is_local else None
+        files = None
+        if access.is_local:
+            files = yield from _check(access.home, wanted, name, copy, patience.timeout_s)
         before = yield from _versions(access, name)
         try:
             yield from _post(access, wanted, name)
@@ -235,7 +235,9 @@ def metrics(access: Access) -> Flow[str]:
     return answer.body.decode("utf-8")
 
 
-def _check(home: Home, wanted: Registration, name: str, copy: ExitStack) -> Flow[str | None]:
+def _check(
+    home: Home, wanted: Registration, name: str, copy: ExitStack, timeout_s: float
+) -> Flow[str | None]:
     """Hold an archive against the server's trust folder, else make sure that it is whole.
 
     Returns:
@@ -247,21 +249,13 @@ def _check(home: Home, wanted: Registration, name: str, copy: ExitStack) -> Flow
         check_archive(store, wanted.archive)
     else:
         # one at a time: of two copies of one name the first to go would take the other along
-        turn = copy.enter_context(home.verified.with_suffix(".lock").open("w"))
-        while not _is_locked(turn):
-            yield Pause(_TURN_S)
+        turn = home.verified.with_suffix(".lock")
+        deed = "registers an archive"
+        yield from turns.take(turn, copy, timeout_s=timeout_s, deed=deed)
         store = home.verified
         copy.callback((store / wanted.archive).unlink, missing_ok=True)
         yield Work(lambda: admit(home, wanted.archive, name))
     return files_of(store / wanted.archive)
-
-
-def _is_locked(file: IO[str]) -> bool:
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
 
 
 def _post(access: Access, wanted: Registration, name: str) -> Flow[None]:

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from marship import storage
 from marship.errors import SignatureError
 
 PAYLOAD_TYPE = "application/vnd.marship.archive.v1+json"
@@ -60,7 +61,7 @@ def load(path: Path) -> dict[str, Any]:
         SignatureError: There is none, it cannot be read, or it is no JSON object.
     """
     try:
-        with path.open("rb") as file:
+        with storage.open_regular(path) as file:
             data = file.read(MAX_SIGNATURE_BYTES + 1)
     except FileNotFoundError as error:
         raise SignatureError(

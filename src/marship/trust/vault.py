@@ -3,17 +3,24 @@
 Between verifying a file and unpacking it somebody may write to it. So with a trust folder
 TorchServe never reads the model store: an archive is copied into a folder that only the
 server's user can enter, the copy is verified, and TorchServe gets that folder for its store.
+The signature is verified first, and no more is copied than the size that it states.
 It unpacks before it answers a registration, so the copy is removed right after.
 """
 
+import os
 import shutil
 import tempfile
 from pathlib import Path
+from typing import BinaryIO
 
-from marship.errors import NotFoundError, SignatureError, UsageError
+from marship import storage
+from marship.errors import NotFoundError, PackageError, SignatureError, UsageError
+from marship.trust.envelope import MAX_SIGNATURE_BYTES
 from marship.trust.policy import Trust, Verified
 from marship.trust.signature import beside
 
+MOST_UNSTATED_BYTES = 8 << 30
+_PIECE_BYTES = 1 << 20
 _OTHER_MODELS = (".model", ".gz", ".tgz")  # that TorchServe would load, and nobody can sign
 
 
@@ -37,7 +44,8 @@ def admit(vault: Path, store: Path, file_name: str, trust: Trust, model: str | N
         NotFoundError: The store does not hold it.
         SignatureError: It is unsigned, altered, renamed, or signed by another key, or its model
             has another name.
-        PackageError: Readers may disagree on what is in it.
+        PackageError: Readers may disagree on what is in it, or it is too large.
+        StorageError: The vault has no room for it.
     """
     source = store / file_name
     if not source.is_file() or source.suffix != ".mar":
@@ -45,11 +53,10 @@ def admit(vault: Path, store: Path, file_name: str, trust: Trust, model: str | N
         raise NotFoundError(
             f"{file_name} must be a .mar file in the model store {store}, which holds {held}."
         )
-    with tempfile.TemporaryDirectory(dir=vault, prefix=".") as draft:
+    with storage.explained(vault), tempfile.TemporaryDirectory(dir=vault, prefix=".") as draft:
         copy = Path(draft) / file_name
-        shutil.copyfile(source, copy)
-        if beside(source).is_file():
-            shutil.copyfile(beside(source), beside(copy))
+        _copy_signature(beside(source), beside(copy))
+        _copy_signed(source, copy, trust.stated_bytes(copy))
         verified = trust.verify(copy)
         if model not in (None, verified.contents.model):
             raise SignatureError(
@@ -78,6 +85,60 @@ def admit_at_start(vault: Path, store: Path, load_models: str, trust: Trust) -> 
             )
     names = sorted(path.name for path in store.glob("*.mar"))
     return [admit(vault, store, name, trust, None) for name in names]
+
+
+def _copy_signed(source: Path, target: Path, stated_bytes: int | None) -> None:
+    """Copy an archive that is not larger than was signed; of a larger one nothing is written.
+
+    What is smaller cannot verify either, and then the error tells what changed in it.
+
+    A signature of OpenSSF Model Signing states none: there `MOST_UNSTATED_BYTES` is the bound.
+    """
+    with _opened(source) as reader:
+        size_bytes = os.fstat(reader.fileno()).st_size
+        if stated_bytes is not None and size_bytes > stated_bytes:
+            raise SignatureError(
+                f"{source.name} must be as it was signed, {stated_bytes:,} bytes, got "
+                f"{size_bytes:,}. Get the original again, or sign it anew after you looked at "
+                "what changed: marship verify"
+            )
+        if stated_bytes is None and size_bytes > MOST_UNSTATED_BYTES:
+            raise PackageError(
+                f"{source.name} must have at most {MOST_UNSTATED_BYTES:,} bytes, since its "
+                f"signature states no size, got {size_bytes:,}. Sign it with an Ed25519 key."
+            )
+        free_bytes = shutil.disk_usage(target.parent).free
+        if size_bytes > free_bytes:
+            raise storage.StorageError(
+                f"{source.name} must fit into the server's home, which has {free_bytes:,} bytes "
+                f"free, got {size_bytes:,}. Free some space."
+            )
+        _copy(reader, target, size_bytes)
+
+
+def _copy_signature(source: Path, target: Path) -> None:
+    """Copy a signature, if there is one; that it is missing or too large is told later."""
+    if source.exists():
+        with _opened(source) as reader:
+            _copy(reader, target, MAX_SIGNATURE_BYTES + 1)
+
+
+def _opened(path: Path) -> BinaryIO:
+    try:
+        return storage.open_regular(path)
+    except OSError as error:
+        raise SignatureError(
+            f"{path} must be a readable file, got: {error.strerror}. Put one there."
+        ) from error
+
+
+def _copy(reader: BinaryIO, target: Path, most_bytes: int) -> None:
+    """Copy up to a size: the file may grow meanwhile."""
+    left_bytes = most_bytes
+    with target.open("wb") as writer:
+        while left_bytes and (piece := reader.read(min(left_bytes, _PIECE_BYTES))):
+            writer.write(piece)
+            left_bytes -= len(piece)
 
 
 def dismiss(vault: Path) -> None:

@@ -1,15 +1,20 @@
 """The vault holds verified copies only, and what is done to the store later does not reach them."""
 
+import os
+import shutil
+import socket
 from pathlib import Path
+from typing import Any, BinaryIO
 
 import pytest
 
+from marship import storage
 from marship.errors import NotFoundError, PackageError, SignatureError, UsageError
 from marship.trust import vault
 from marship.trust.keys import PrivateKey
 from marship.trust.policy import Trust
 from marship.trust.signature import sign
-from signed import write
+from signed import make_key, trusting, write
 
 
 @pytest.fixture
@@ -95,3 +100,96 @@ def test_all_means_archives_that_can_be_signed(
     (store / other).mkdir()
     with pytest.raises(UsageError, match=f"must be .mar files, got .*{other}"):
         vault.admit_at_start(place, store, "all", trust)
+
+
+@pytest.fixture
+def written(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The bytes of each archive that was copied."""
+    sizes: list[int] = []
+    copy = vault._copy
+
+    def noting(reader: BinaryIO, target: Path, most_bytes: int) -> None:
+        copy(reader, target, most_bytes)
+        if target.suffix == ".mar":
+            sizes.append(target.stat().st_size)
+
+    monkeypatch.setattr(vault, "_copy", noting)
+    return sizes
+
+
+@pytest.mark.parametrize("change", [1, 8 << 30, 1 << 40])
+def test_an_archive_that_is_too_large_is_not_copied(
+    place: Path, store: Path, trust: Trust, written: list[int], change: int
+) -> None:
+    """A file that is sparse costs nothing, and would fill the home."""
+    size = (store / "lin.mar").stat().st_size
+    os.truncate(store / "lin.mar", size + change)
+    with pytest.raises(SignatureError, match=f"as it was signed, {size:,} bytes, got"):
+        vault.admit(place, store, "lin.mar", trust, None)
+    assert written == []
+    assert names(place) == []
+
+
+def test_no_more_is_copied_than_was_there(
+    place: Path, store: Path, trust: Trust, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A file that grows while it is read is cut at the signed size."""
+    path, room = store / "lin.mar", shutil.disk_usage
+    size = path.stat().st_size
+
+    def growing(folder: Path) -> Any:
+        os.truncate(path, size + (1 << 30))  # its size was looked at, and its bytes come next
+        return room(folder)
+
+    monkeypatch.setattr(shutil, "disk_usage", growing)
+    vault.admit(place, store, "lin.mar", trust, None)
+    assert (place / "lin.mar").stat().st_size == size
+
+
+def test_a_size_that_no_signature_states_has_a_bound(
+    place: Path, store: Path, tmp_path: Path, written: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """OpenSSF's states none: a number bounds it, and the room that there is."""
+    key = make_key(tmp_path, "oms", openssf=True)
+    trust = trusting(tmp_path / "curves", key)
+    sign(store / "lin.mar", key)
+    size = (store / "lin.mar").stat().st_size
+    monkeypatch.setattr(vault, "MOST_UNSTATED_BYTES", size - 1)
+    with pytest.raises(PackageError, match=f"at most {size - 1:,} bytes"):
+        vault.admit(place, store, "lin.mar", trust, None)
+    monkeypatch.setattr(vault, "MOST_UNSTATED_BYTES", 1 << 60)
+    os.truncate(store / "lin.mar", 1 << 42)
+    with pytest.raises(storage.StorageError, match=r"must fit into the server's home"):
+        vault.admit(place, store, "lin.mar", trust, None)
+    assert written == []
+
+
+@pytest.mark.parametrize("name", ["lin.mar", "lin.mar.sig"])
+@pytest.mark.parametrize("kind", ["pipe", "socket", "folder", "link to a device"])
+def test_what_is_no_file_is_not_waited_for(
+    place: Path, store: Path, trust: Trust, name: str, kind: str
+) -> None:
+    """A pipe that nobody writes to, and a device without an end."""
+    path = store / name
+    path.unlink()
+    if kind == "pipe":
+        os.mkfifo(path)
+    elif kind == "folder":
+        path.mkdir()
+    elif kind == "socket":
+        socket.socket(socket.AF_UNIX).bind(str(path))
+    else:
+        path.symlink_to("/dev/zero")
+    with pytest.raises((SignatureError, NotFoundError)):
+        vault.admit(place, store, "lin.mar", trust, None)
+    with pytest.raises((SignatureError, UsageError, PackageError)):
+        trust.verify(store / "lin.mar")
+    assert names(place) == []
+
+
+def test_an_endless_signature_is_refused(place: Path, store: Path, trust: Trust) -> None:
+    """Sparse, too: no more of it is copied than a signature may have."""
+    os.truncate(store / "lin.mar.sig", 1 << 40)
+    with pytest.raises(SignatureError, match="must be a whole signature"):
+        vault.admit(place, store, "lin.mar", trust, None)
+    assert names(place) == []
