@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from marship import certificate, storage
+from marship import certificate, storage, unversioned
 from marship.errors import (
     MarshipError,
     NoAnswerError,
@@ -57,6 +57,7 @@ REFUSALS: Mapping[int, tuple[type[MarshipError], str]] = {
 }
 """What nginx answers by itself, by HTTP status: the class whose code it gives, and the message."""
 
+_PORT = "8443"
 _LISTEN = re.compile(r"(?:(?:\d{1,3}(?:\.\d{1,3}){3}|\[[0-9a-fA-F:]+\]):)?(\d{1,5})")
 _PLAIN_PATH = re.compile(r"[\w./@+,:-]+")
 _ERROR_PLACE = "/.marship-error"
@@ -69,8 +70,10 @@ class ProxySettings:
     home: Path | None = setting(
         None, "the server's private folder; else MARSHIP_HOME, else .marship here"
     )
-    out: Path = setting(Path("proxy"), "the folder that nginx runs in, for its owner only")
-    listen: str = setting("8443", "port, or address:port, for HTTPS")
+    out: Path = setting(Path("proxy"), "the folder that nginx runs in; a new one is its owner's")
+    listen: str | None = setting(
+        None, "port, or address:port, for HTTPS; else 8443, self-signed on 127.0.0.1 alone"
+    )
     certificate: Path | None = setting(None, "PEM file with the certificate and those above it")
     certificate_key: Path | None = setting(None, "PEM file with its private key")
     self_signed: bool = setting(False, "make a certificate for this machine alone, for trials")
@@ -81,6 +84,11 @@ class ProxySettings:
     answer_timeout_s: int = setting(
         130, "TorchServe may be silent for so long: more than any responseTimeout", minimum=1
     )
+
+    @property
+    def address(self) -> str:
+        """Where nginx listens: a trial is for this machine alone unless more is asked for."""
+        return self.listen or (f"127.0.0.1:{_PORT}" if self.self_signed else _PORT)
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,6 +121,7 @@ def write(settings: ProxySettings, names: Sequence[str]) -> Written:
     _check(settings, values, names)
     _make_private(settings.out)
     if settings.self_signed:
+        unversioned.ignore(settings.out / certificate.KEY_FILE)
         chain, key = certificate.self_signed(settings.out)
     else:
         chain, key = _given_certificate(settings)
@@ -140,7 +149,7 @@ def render(
     """
     max_body_bytes = int(values.get("max_request_size", MAX_REQUEST_BYTES))
     return _Blanks(TEMPLATE.read_text()).substitute(
-        listen=settings.listen,
+        listen=settings.address,
         backend=_backend(values),
         certificate=chain,
         certificate_key=key,
@@ -180,11 +189,11 @@ def _check(settings: ProxySettings, values: Mapping[str, str], names: Sequence[s
         )
     for name in names:
         checked_name(name)
-    match = _LISTEN.fullmatch(settings.listen)
+    match = _LISTEN.fullmatch(settings.address)
     if match is None or not 0 < int(match[1]) <= 65535:  # noqa: PLR2004  the highest port
         raise UsageError(
             f"listen must be a port or address:port such as 127.0.0.1:8443, got "
-            f"{settings.listen!r}."
+            f"{settings.address!r}."
         )
     if values.get("disable_token_authorization") == "true":
         raise UsageError(
@@ -239,10 +248,10 @@ def _check_plain(path: Path) -> None:
 
 
 def _make_private(folder: Path) -> None:
+    """Make the folder for its owner alone; the mode of one that is there is not ours to set."""
     _check_plain(folder.absolute())
     try:
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        folder.chmod(0o700)
+        unversioned.make_folder(folder)
     except OSError as error:
         raise UsageError(
             f"{folder} must be a folder of your own, got: {error.strerror}. "

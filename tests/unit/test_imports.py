@@ -13,13 +13,14 @@ REPOSITORY = SOURCE.parents[1]
 
 # Each part of marship, and the parts it may import.
 BASE = {"errors"}
-FILES = BASE | {"contract", "limited", "storage", "settings", "console", "texts"}
+FILES = BASE | {"contract", "limited", "storage", "settings", "console", "texts", "unversioned"}
 MODELS = FILES | {"recipe", "graph", "cases", "comparison", "parity"}
 ALLOWED: dict[str, set[str]] = {
     "__init__": {"client"},
     "errors": set(),
     "contract": BASE,
     "limited": set(),
+    "unversioned": BASE,
     "storage": BASE,
     "settings": BASE | {"storage"},
     "console": BASE,

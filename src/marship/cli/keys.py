@@ -18,7 +18,9 @@ Archive = Annotated[Path, typer.Argument(help="a .mar file; its signature lies b
 @app.command(rich_help_panel=PANEL)
 def keygen(
     name: Annotated[str, typer.Argument(help="of the files NAME.key and NAME.pem")],
-    out: Annotated[Path, typer.Option(help="folder that takes them")] = Path(),
+    out: Annotated[
+        Path, typer.Option(help="folder that takes them; git takes nothing of a new one")
+    ] = Path("keys"),
     passphrase: Annotated[
         bool,
         typer.Option(

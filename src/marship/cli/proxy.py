@@ -32,7 +32,7 @@ def proxy(
     tables.facts(
         [
             ("written", done.config),
-            ("listens at", settings.listen),
+            ("listens at", settings.address),
             ("passes on to", done.backend),
             ("models", " ".join(done.models)),
             ("certificate", done.certificate),

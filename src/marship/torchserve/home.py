@@ -22,7 +22,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from marship import storage
+from marship import storage, unversioned
 from marship.errors import DataError, NotRunningError, ServerError, UsageError
 from marship.torchserve import sockets
 from marship.torchserve.processes import Group
@@ -154,6 +154,7 @@ class Home:
             self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
             self._check_ours()
             self.path.chmod(0o700)
+            unversioned.cover(self.path)  # tokens are in it
         except OSError as error:
             raise UsageError(
                 f"{self.path} must be a folder of your own, got: {error.strerror}. "
@@ -164,6 +165,8 @@ class Home:
         if self.lock_file.exists():
             return
         for path in sorted(self.path.iterdir()):
+            if path.name == unversioned.IGNORE_FILE:
+                continue
             if path in self.passing or not Home(path).lock_file.exists():
                 raise UsageError(
                     f"{self.path} must be a server's home, or an empty or new folder, got one "

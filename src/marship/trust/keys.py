@@ -19,6 +19,7 @@ from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519
 
+from marship import storage, unversioned
 from marship.errors import UsageError
 
 PASSPHRASE_VARIABLE = "MARSHIP_KEY_PASSPHRASE"  # noqa: S105  the name, not the phrase
@@ -91,12 +92,13 @@ def generate(
 
     Args:
         name: Of the files, without ending.
-        folder: Where they go.
+        folder: Where they go; a new one is for its owner alone. Git takes no private key of it.
         openssf: Make a P-256 key, for signatures of OpenSSF Model Signing.
         passphrase: Encrypts the private key's file; None leaves it to the file's mode.
 
     Raises:
-        UsageError: The name cannot be used, or one of the files exists.
+        UsageError: The name cannot be used, one of the files exists, or git would take the key.
+        StorageError: The folder cannot be written to.
     """
     if not _NAME.fullmatch(name):
         raise UsageError(
@@ -109,7 +111,9 @@ def generate(
     key: RawPrivate = (
         ec.generate_private_key(ec.SECP256R1()) if openssf else ed25519.Ed25519PrivateKey.generate()
     )
-    folder.mkdir(parents=True, exist_ok=True)
+    with storage.explained(folder):
+        unversioned.make_folder(folder)
+        unversioned.ignore(private)
     _write_new(private, _private_pem(key, passphrase), 0o600)
     _write_new(public, _public_pem(key.public_key()), 0o644)
     return Pair(private, public, PrivateKey(private, key).id)
