@@ -16,6 +16,7 @@
     |   |-- NoAnswerError       the connection ended, or the time, before the answer came
     |   |-- TLSError            there is no TLS with it: its certificate, its protocol
     |   |-- WorkerDiedError     the worker ended with the request in its hands
+    |   |-- ResponseTimeoutError  the worker took longer than its responseTimeout, and was ended
     |   |-- TokenError          the token is missing, wrong or too old
     |   |-- NotFoundError       no such model or version on the server
     |   `-- RolloutError        a new version did not take over, and was taken back
@@ -142,6 +143,13 @@ class WorkerDiedError(ServerError):
     """The worker ended with the request in its hands; another may answer it."""
 
     code = "worker_died"
+
+
+class ResponseTimeoutError(ServerError):
+    """The worker took longer than its responseTimeout and was ended; so would the next one be."""
+
+    status = 504
+    code = "response_timeout"
 
 
 class TokenError(ServerError):

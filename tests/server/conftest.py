@@ -40,6 +40,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name in ("echo", "naps"):
         write_archive(folder, f"{name}-2", name, version="2.0")
     write_archive(folder, "pair", "echo", config="minWorkers: 2\nmaxWorkers: 2\n")
+    write_archive(folder, "brief", "naps", config="responseTimeout: 1\nstartupTimeout: 120\n")
     return folder
 
 

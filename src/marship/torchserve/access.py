@@ -117,13 +117,29 @@ class Access:
         patience = Patience(self._retry_s if call.repeats else 0.0)
         for _ in range(_ROUNDS):
             token = yield from self._token(call.side)
-            asked = persistent(call.with_token(token), patience, has_met=self._has_met)
-            answer = yield from asked
+            answer = yield from persistent(
+                call.with_token(token),
+                patience,
+                has_met=self._has_met,
+                response_timeout_s=self._response_timeout_s,
+            )
             self._has_met = True
             if call.side not in TOKEN_VARIABLES or not is_token_refused(answer):
                 return checked(answer)
             yield from self._renew(call.side, token)
         raise self._refused(call.side)
+
+    def _response_timeout_s(self, call: Call) -> Flow[float | None]:
+        """How long a worker may take for a prediction, where the same server can be asked."""
+        if "management" not in self._urls and "inference" in self._urls:
+            return None  # the home may be another server's
+        about = call.path.replace("/predictions/", "/models/", 1)
+        try:
+            token = yield from self._token("management")
+            answer: Answer = yield Call("management", "GET", about).with_token(token)
+            return float(checked(answer).json()[0]["responseTimeout"])
+        except (MarshipError, LookupError, TypeError, ValueError):
+            return None  # then it stays a worker that died
 
     def _token(self, side: Side) -> Flow[str | None]:
         """The token to send; None where the server has none to check."""

@@ -30,7 +30,8 @@ LINES_TYPE = "application/jsonl"
 OK, BAD_REQUEST, NOT_FOUND, TOO_LARGE, SERVER_FAULT = 200, 400, 404, 413, 500
 REFUSED_TOKEN = "InvalidKeyException"  # noqa: S105  the type that TorchServe gives a refusal
 _SHOWN_BYTES = 300
-_DEATHS = ("Worker died", "Worker scaled down")  # WorkerThread.java, with status 500 or 507
+_DIED = "Worker died"
+_DEATHS = (_DIED, "Worker scaled down")  # WorkerThread.java, with status 500 or 507
 _ADVICE = {  # what to do, by the type that TorchServe gives its errors
     "ConflictStatusException": "Unregister it first, or package another version.",
     "InvalidModelVersionException": "Make another version the default first.",
@@ -163,6 +164,14 @@ def is_token_refused(answer: Answer) -> bool:
 def is_death(answer: Answer) -> bool:
     """Whether the worker ended with the request in its hands; a handler's own 500 is none."""
     return answer.status >= SERVER_FAULT and _tells_death(_problem(answer))
+
+
+def may_be_timeout(answer: Answer) -> bool:
+    """Whether TorchServe may have ended the worker for being too slow.
+
+    It says then what it says of a worker that crashed: the time that it took must tell.
+    """
+    return is_death(answer) and str(_problem(answer).get("message")).startswith(_DIED)
 
 
 def _tells_death(problem: Mapping[str, Any]) -> bool:

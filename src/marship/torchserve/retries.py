@@ -2,17 +2,19 @@
 
 A prediction changes nothing on the server, so it may be asked twice; nothing else is. Pauses
 grow, and are drawn at random, lest all clients of a server that was away come back at once.
-What was too slow is not asked again: that would only add to the load. What came too fast
+What was too slow is not asked again: that would only add to the load, and end a worker each
+time where it was too slow for the model's responseTimeout. What came too fast
 (429) is, when the answer says after how long. A server that was away may be back before its
 models: a model that is not there (404) is asked for again then, and only then.
 """
 
 import random
 import time
+from collections.abc import Callable
 from http import HTTPStatus
 
-from marship.errors import NoAnswerError, NotRunningError
-from marship.torchserve.calls import Answer, Call, Flow, Pause, is_death
+from marship.errors import NoAnswerError, NotRunningError, ResponseTimeoutError
+from marship.torchserve.calls import Answer, Call, Flow, Pause, is_death, may_be_timeout
 
 RETRY_S = 20.0
 """Longer than a worker takes to come back after it was killed once."""
@@ -24,19 +26,28 @@ MOST_DEATHS = 2
 _BUSY_OR_AWAY = (HTTPStatus.BAD_GATEWAY, HTTPStatus.SERVICE_UNAVAILABLE)
 
 
-def persistent(call: Call, patience: "Patience", *, has_met: bool) -> Flow[Answer]:
+Limit = Callable[[Call], Flow[float | None]]
+"""Finds out how many seconds a worker has for a prediction; None where nobody says."""
+
+
+def persistent(
+    call: Call, patience: "Patience", *, has_met: bool, response_timeout_s: Limit
+) -> Flow[Answer]:
     """Make a call, and again while there is patience, if its failure may pass.
 
     Args:
         call: What is asked.
         patience: One for all that a caller asks for at a time.
         has_met: Whether the server has answered before: one that never did is not waited for.
+        response_timeout_s: Asked where a worker died, of which that may be the reason.
 
     Raises:
+        ResponseTimeoutError: The worker took longer than it may.
         NotRunningError: Nobody answers.
         NoAnswerError: The connection ended, or the answer takes too long.
     """
     while True:
+        began = time.monotonic()
         try:
             answer: Answer = yield call
         except NotRunningError:
@@ -46,9 +57,26 @@ def persistent(call: Call, patience: "Patience", *, has_met: bool) -> Flow[Answe
             if error.timed_out or (pause := patience.after_loss()) is None:
                 raise
         else:
+            if call.repeats and may_be_timeout(answer):
+                yield from _check_time(call, time.monotonic() - began, response_timeout_s)
             if (pause := patience.after(answer)) is None:
                 return answer
         yield pause
+
+
+def _check_time(call: Call, took_s: float, response_timeout_s: Limit) -> Flow[None]:
+    """Tell a worker that was ended for being too slow from one that crashed.
+
+    Raises:
+        ResponseTimeoutError: It had the time that it may have.
+    """
+    limit_s = yield from response_timeout_s(call)
+    if limit_s is not None and took_s >= limit_s:
+        raise ResponseTimeoutError(
+            f"{call.path} must be answered within the model's responseTimeout of {limit_s:g} s, "
+            f"got none after {took_s:.1f} s, and TorchServe ended the worker. Ask for less at a "
+            "time, or package the model with a longer --response-timeout-s."
+        )
 
 
 class Patience:

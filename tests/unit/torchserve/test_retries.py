@@ -18,6 +18,7 @@ from marship.errors import (
     NotFoundError,
     NotRunningError,
     RateLimitError,
+    ResponseTimeoutError,
     ServerError,
     WorkerDiedError,
 )
@@ -44,6 +45,8 @@ class Scripted:
 
     replies: list[Reply]
     asked_at: list[float] = field(default_factory=list)
+    described: list[str] = field(default_factory=list)
+    description: Reply = (200, b'[{"responseTimeout": 9}]', {})
     url: str = ""
 
     def next(self) -> Reply:
@@ -81,6 +84,14 @@ def scripted() -> Iterator[Callable[..., Scripted]]:
 
             def do_PUT(self) -> None:
                 self.do_POST()
+
+            def do_GET(self) -> None:
+                script.described.append(self.path)
+                status, body, _ = script.description
+                self.send_response(status)
+                self.send_header("Content-Length", str(len(body)))
+                self.end_headers()
+                self.wfile.write(body)
 
             def log_message(self, *_: object) -> None:
                 """Say nothing."""
@@ -125,6 +136,28 @@ def awaiting(url: str, retry_s: float = RETRY_S) -> Any:
         async with AsyncClient(**options(url, retry_s)) as client:
             try:
                 return await client.predict("m", b"")
+            except MarshipError as error:
+                return error
+
+    return asyncio.run(ask())
+
+
+def streaming(url: str, retry_s: float = RETRY_S) -> Any:
+    """What `Client.stream` gives, or its error."""
+    with Client(**options(url, retry_s)) as client:
+        try:
+            return list(client.stream("m", b""))
+        except MarshipError as error:
+            return error
+
+
+def streaming_async(url: str, retry_s: float = RETRY_S) -> Any:
+    """The same of `AsyncClient`."""
+
+    async def ask() -> Any:
+        async with AsyncClient(**options(url, retry_s)) as client:
+            try:
+                return [line async for line in client.stream("m", b"")]
             except MarshipError as error:
                 return error
 
@@ -182,6 +215,67 @@ def test_a_request_that_kills_workers_kills_three(scripted: Any, ask: Any) -> No
     assert isinstance(error, WorkerDiedError)
     assert error.status == 507
     assert len(server.asked_at) == 3
+
+
+ASKED = pytest.mark.parametrize("ask", [blocking, awaiting, streaming, streaming_async])
+DIED_OF_A_SIGNAL = (500, DIED[1].replace(b"507", b"500"), {})
+SCALED = (500, DIED[1].replace(b"died", b"scaled down"), {})
+IN_NO_TIME = (200, b'[{"responseTimeout": 0}]', {})
+
+
+@ASKED
+@pytest.mark.parametrize("died", [DIED, DIED_OF_A_SIGNAL])
+@pytest.mark.parametrize("retry_s", [0, RETRY_S])
+def test_a_request_over_the_response_timeout_is_asked_once(
+    scripted: Any, ask: Any, died: Reply, retry_s: float
+) -> None:
+    """A worker that died after its responseTimeout was ended for it: the error says so."""
+    server = scripted(died)
+    server.description = IN_NO_TIME
+    error = ask(server.url, retry_s)
+    assert isinstance(error, ResponseTimeoutError)
+    assert (error.code, error.status) == ("response_timeout", 504)
+    assert "responseTimeout of 0 s" in str(error)
+    assert len(server.asked_at) == 1
+    assert server.described == ["/models/m"]
+
+
+@ASKED
+@pytest.mark.parametrize(
+    "description",
+    [
+        (200, b'[{"responseTimeout": 9}]', {}),
+        (200, b"[]", {}),
+        (200, b'[{"responseTimeout": "soon"}]', {}),
+        (200, b"<html>", {}),
+        (401, b"{}", {}),
+        (404, b"", {}),
+    ],
+)
+def test_a_worker_that_died_sooner_is_a_death(scripted: Any, ask: Any, description: Reply) -> None:
+    """Within the time, or where nobody tells it, another worker is asked, twice."""
+    server = scripted(DIED)
+    server.description = description
+    assert isinstance(ask(server.url), WorkerDiedError)
+    assert len(server.asked_at) == 3
+
+
+@CLIENTS
+def test_a_worker_that_is_scaled_down_is_no_timeout(scripted: Any, ask: Any) -> None:
+    """TorchServe says it in other words, and the model is not asked about."""
+    server = scripted(SCALED, FINE)
+    server.description = IN_NO_TIME
+    assert ask(server.url) == 7
+    assert server.described == []
+
+
+def test_another_servers_home_is_not_asked(scripted: Any) -> None:
+    """Where only the address for predictions is given, the home's server may be another."""
+    server = scripted(DIED, FINE)
+    server.description = IN_NO_TIME
+    with Client(inference_url=server.url, inference_token="t", retry_s=RETRY_S) as client:
+        assert client.predict("m", b"") == 7
+    assert server.described == []
 
 
 @CLIENTS
