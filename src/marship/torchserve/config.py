@@ -48,6 +48,7 @@ _TEXT_NAMES = """
 _INTEGERS = {*_INTEGER_NAMES.split(), *GRPC_PORTS}
 _SWITCHES = set(_SWITCH_NAMES.split())
 _KNOWN = _INTEGERS | _SWITCHES | {*_TEXT_NAMES.split(), *HTTP_ADDRESSES}
+_OPEN_INFERENCE = "ts_open_inference_protocol"
 _NAMES = {"metrics_mode": ("prometheus", "log", "legacy")}
 _VARIABLE = re.compile(r"\$\$([^$]+)\$\$")
 _ARCHIVE_NAME = r"[A-Za-z0-9_][A-Za-z0-9_.-]*\.mar"
@@ -140,6 +141,12 @@ def _check(values: Mapping[str, str], source: Path) -> None:
             raise UsageError(f"{source} must hold settings of TorchServe, got {name!r}. {hint}")
         if rule := _broken_rule(name, value):
             raise UsageError(f"{name} in {source} must {rule}, got {value!r}.")
+    if values.get(_OPEN_INFERENCE) == "true":
+        raise UsageError(
+            f"{_OPEN_INFERENCE} in {source} must be false: one bad gRPC request of that protocol "
+            "ends a worker. Remove the line; /predictions/MODEL answers the same requests, KServe "
+            "v2 in JSON or with raw tensors, over HTTP."
+        )
     if missing := [name for name in LISTENERS if name not in values]:
         raise UsageError(f"{source} must set {', '.join(missing)}, got a file without.")
 

@@ -11,6 +11,7 @@ _KEPT_OUT = {
     "PYTHONHOME",
     "TS_CONFIG_FILE",  # it would override the resolved settings
     "TS_MODEL_SERVER_HOME",
+    "TS_OPEN_INFERENCE_PROTOCOL",  # it would switch on what the settings must not
     "MARSHIP_INFERENCE_TOKEN",  # a worker runs a model's code: it needs no tokens
     "MARSHIP_MANAGEMENT_TOKEN",
     "MARSHIP_KEY_PASSPHRASE",

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from marship.errors import ServerError, UsageError
-from marship.torchserve import config, properties, sockets
+from marship.torchserve import config, environment, properties, sockets
 
 ANY = dict.fromkeys(config.LISTENERS, 0)
 
@@ -40,6 +40,24 @@ def test_the_packaged_settings_are_safe() -> None:
     assert values["disable_token_authorization"] == "false"
     assert values["install_py_dep_per_model"] == "false"
     assert int(values["max_request_size"]) == int(values["max_response_size"]) == 16 << 20
+
+
+@pytest.mark.parametrize("value", ["false", "true"])
+def test_the_open_inference_protocol_is_refused(
+    store: Path, tmp_path: Path, value: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A bad request of it ends a worker: neither the file nor the environment switches it on."""
+    source = tmp_path / "config.properties"
+    source.write_text(f"{config.PACKAGED.read_text()}\nts_open_inference_protocol={value}\n")
+    if value == "false":
+        assert resolve(source, store)["ts_open_inference_protocol"] == value
+    else:
+        with pytest.raises(UsageError, match="KServe v2 in JSON or with raw tensors, over HTTP"):
+            resolve(source, store)
+    monkeypatch.setenv("TS_OPEN_INFERENCE_PROTOCOL", "oip")
+    assert "TS_OPEN_INFERENCE_PROTOCOL" not in environment.build(tmp_path, {}, None)
+    with pytest.raises(UsageError, match="must not reach a worker"):
+        environment.check_named(["TS_OPEN_INFERENCE_PROTOCOL"])
 
 
 def test_every_setting_gives_its_reason() -> None:
