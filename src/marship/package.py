@@ -72,7 +72,7 @@ class PackageSettings:
         (), "a setting of the handler's own, as NAME=VALUE, like review=0.4; may be repeated"
     )
     min_workers: int = setting(1, "workers at start", minimum=1)
-    max_workers: int = setting(1, "workers at most; cores are divided by it", minimum=1)
+    max_workers: int = setting(1, "workers at most; cores are divided by it at first", minimum=1)
     profile: str = setting("latency", "latency: one by one; throughput: batches of 32 within 1 ms")
     batch_size: int | None = setting(None, "requests run together; the profile's", minimum=1)
     max_batch_delay_ms: int | None = setting(
@@ -80,6 +80,11 @@ class PackageSettings:
     )
     response_timeout_s: int = setting(60, "a worker that takes longer is restarted", minimum=1)
     startup_timeout_s: int = setting(120, "a worker must load within this", minimum=1)
+    client_timeout_s: int | None = setting(
+        None,
+        "clients wait no longer: older requests of a batch are dropped; none are",
+        minimum=1,
+    )
     provider: tuple[str, ...] = setting(("cpu",), "cpu, cuda, tensorrt or openvino, best first")
     intra_op_threads: int | None = setting(None, "threads of one call; cores / workers", minimum=1)
     spinning: bool = setting(False, "idle threads spin: only for a worker alone on its cores")
@@ -126,6 +131,12 @@ def _check(settings: PackageSettings) -> None:
         )
     if not configure.VERSION.fullmatch(settings.version):
         raise UsageError(f"version must be digits and dots, such as 1.0, got {settings.version!r}.")
+    batch_size = settings.batch_size or profiles.find(settings.profile).batch_size
+    if settings.client_timeout_s is not None and batch_size == 1:
+        raise UsageError(
+            "client-timeout-s must come with a batch size over 1, got 1: TorchServe drops none but "
+            "those behind the first of a batch. Add --profile throughput."
+        )
     if settings.max_workers < settings.min_workers:
         raise UsageError(
             f"max-workers must be at least min-workers, got {settings.max_workers} and "
@@ -359,6 +370,8 @@ def _model_config(settings: PackageSettings) -> str:
             "spinning": settings.spinning,
         },
     }
+    if settings.client_timeout_s is not None:
+        config["clientTimeoutInMills"] = 1000 * settings.client_timeout_s
     if settings.intra_op_threads is not None:
         config["marship"]["intra_op_threads"] = settings.intra_op_threads
     config |= configure.section(configure.parsed(settings.option))

@@ -122,11 +122,21 @@ def test_a_profile_sets_the_batch_and_a_number_wins(
     assert config["marship"]["profile"] == settings.get("profile", "latency")
 
 
+def test_how_long_clients_wait_is_told_to_torchserve(linear_onnx: Path, tmp_path: Path) -> None:
+    """In its own unit; without the setting nothing is dropped."""
+    config = archive.read(
+        pack(linear_onnx, tmp_path, client_timeout_s=9, profile="throughput")
+    ).config
+    assert config["clientTimeoutInMills"] == 9000
+    assert "clientTimeoutInMills" not in archive.read(pack(linear_onnx, tmp_path)).config
+
+
 BAD_SETTINGS = [
     ({"profile": "fast"}, "profile must be one of latency, throughput, got 'fast'"),
     ({"name": "../up"}, "name must be"),
     ({"version": "latest"}, "version must be"),
     ({"min_workers": 2}, "max-workers must be"),
+    ({"client_timeout_s": 9}, "client-timeout-s must come with a batch size over 1"),
     ({"handler": Path("absent.py")}, r"absent\.py must be a file"),
     ({"asset": ("absent.json",)}, r"absent\.json must be a file"),
 ]
