@@ -84,8 +84,10 @@ def _certain(rows: list[object], spec: TensorSpec) -> Array | None:
     if array.shape[1:] != spec.shape[1:] or not keeps_values(array, want):
         return None
     # beyond it a neighbour's fraction would round an integer first to float64, then to the type
-    if want.kind == "f" and array.size and not np.abs(array).max() <= _CERTAIN[want.itemsize]:
-        return None
+    if want.kind == "f" and array.size:
+        limit = _CERTAIN[want.itemsize]
+        if not (array.max() <= limit and array.min() >= -limit):
+            return None
     return array.astype(want, copy=False) if outside(array, spec) is None else None
 
 
