@@ -37,3 +37,21 @@ def row_filter(path: Path) -> Path:
         [numpy_helper.from_array(array, name) for name, array in constants.items()],
     )
     return write_model(path, graph)
+
+
+def wide(path: Path, columns: int) -> Path:
+    """`y = x` in each of many columns: uint8 (n,) to float32 (n, columns)."""
+    ones = numpy_helper.from_array(np.ones((1, columns), np.float32), "ones")
+    axis = numpy_helper.from_array(np.array([1]), "axis")
+    graph = helper.make_graph(
+        [
+            helper.make_node("Cast", ["x"], ["values"], to=TensorProto.FLOAT),
+            helper.make_node("Unsqueeze", ["values", "axis"], ["column"]),
+            helper.make_node("Mul", ["column", "ones"], ["y"]),
+        ],
+        "wide",
+        [helper.make_tensor_value_info("x", TensorProto.UINT8, ["n"])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["n", columns])],
+        [ones, axis],
+    )
+    return write_model(path, graph)

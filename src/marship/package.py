@@ -31,7 +31,7 @@ from marship.contract import (
 from marship.errors import PackageError, UsageError
 from marship.recipe import RECIPE_FILE, Recipe
 from marship.sealing import Sealer
-from marship.serving import keysource
+from marship.serving import extent, keysource
 from marship.settings import setting
 from marship.storage import read_json, replacing
 
@@ -119,7 +119,7 @@ def package(source: Path, settings: PackageSettings) -> Path:
     """
     _check(settings)
     contents = _from_run(source, settings) if source.is_dir() else _from_onnx(source, settings)
-    return build(contents, settings)
+    return build(replace(contents, contract=extent.bounded(contents.contract)), settings)
 
 
 def _check(settings: PackageSettings) -> None:

@@ -9,12 +9,13 @@ from typing import Any
 import numpy as np
 import pytest
 
+from marship import archive as archives
 from marship.contract import Arrays
 from marship.errors import LoadError
 from marship.package import PackageSettings, package
 from marship.serving import codec
 from marship.serving.handler import MAX_RESPONSE_ENV, OnnxHandler, Reply, Request
-from models import row_filter
+from models import row_filter, wide
 from workers import Worker, load_module
 
 Start = Callable[[Path, type], Worker]
@@ -127,6 +128,46 @@ def test_a_bug_in_one_handlers_step_stays_with_its_request(lookup_mar: Path, wor
     )
     assert [answer.status for answer in answers] == [500, 500, 200]
     assert b"secret" not in answers[0].body + answers[1].body
+
+
+@pytest.mark.parametrize("content_type", ["application/json", ""])
+def test_a_response_that_shapes_say_is_too_large_is_not_computed(
+    tmp_path: Path, worker: Start, monkeypatch: pytest.MonkeyPatch, content_type: str
+) -> None:
+    """It is 413 with the way out in every form and on both paths; what fits beside it is answered.
+
+    No call of the model has more rows than a response could hold.
+    """
+    monkeypatch.setenv(MAX_RESPONSE_ENV, "20000")
+    archive = package(wide(tmp_path / "wide.onnx", 1000), PackageSettings(model_store=tmp_path))
+    served = worker(archive, OnnxHandler)
+    calls: list[int] = []
+    run = served.handler.session.run
+
+    def counted(inputs: Arrays) -> Arrays:
+        calls.append(len(inputs["x"]))
+        return run(inputs)
+
+    monkeypatch.setattr(served.handler.session, "run", counted)
+    served.handler._batcher.run = counted
+    entry = {"name": "x", "datatype": "UINT8", "shape": [100], "data": [1] * 100}
+    bodies = [b"[1, 2]", json.dumps([1] * 100).encode(), b'{"x": [3]}']
+    bodies.append(json.dumps({"inputs": [entry]}).encode())
+    answers = served(*({"body": body} for body in bodies), content_type=content_type)
+    assert [answer.status for answer in answers] == [200, 413, 200, 413]
+    assert "at most 20000 bytes" in answers[1].json()["message"]
+    assert "raise max_response_size" in answers[1].json()["message"]
+    assert sum(calls) == 3
+    (large,) = served({"body": codec.write_npy(np.ones(100, np.uint8))})
+    assert (large.status, sum(calls)) == (413, 3)
+
+
+def test_an_archive_bounds_the_batch_by_what_a_response_holds(tmp_path: Path) -> None:
+    """The bound stands in the contract, and so in what inspect shows."""
+    archive = package(wide(tmp_path / "wide.onnx", 1000), PackageSettings(model_store=tmp_path))
+    contract = archives.read(archive).contract
+    assert contract is not None
+    assert contract.bounds == {"n": (1, (16 << 20) // 4000)}
 
 
 def claiming(archive: Path, change: Callable[[dict[str, Any]], object]) -> Path:

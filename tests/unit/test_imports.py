@@ -48,7 +48,8 @@ ALLOWED: dict[str, set[str]] = {
     "configure": FILES | {"archive"},
     "sealing": FILES | {"archive", "serving.keysource", "serving.sealed"},
     "package": MODELS
-    | {"archive", "configure", "profiles", "run", "sealing", "serving.keysource", "shipped"},
+    | {"archive", "configure", "profiles", "run", "sealing", "shipped"}
+    | {"serving.extent", "serving.keysource"},
     "sbom": FILES | {"archive", "torchserve"},
     "trust": FILES,
     "torchserve": FILES | {"shipped", "trust"},

@@ -62,12 +62,23 @@ def package(
     settings: PackageSettings,
 ) -> None:
     """Pack a model with its handler and its evidence into a .mar."""
+    from marship import archive as archives
     from marship import package as step
+    from marship.serving import extent
 
     with console.err.status("packing, and recording golden answers"):
         archive = step.package(source, settings)
     size_mb = archive.stat().st_size / 1e6
     console.out.print(f"{archive}  ({size_mb:.1f} MB)", markup=False, soft_wrap=True)
+    contract = archives.read(archive).contract
+    if contract is not None and (size_bytes := extent.row_bytes(contract)) > extent.SHIPPED_BYTES:
+        console.err.print(
+            f"one row's outputs take {size_bytes} bytes, and max_response_size is "
+            f"{extent.SHIPPED_BYTES} as shipped: raise it in config.properties, or pack with a "
+            "handler of your own that sends less",
+            markup=False,
+            soft_wrap=True,
+        )
 
 
 @app.command(rich_help_panel=PANEL)

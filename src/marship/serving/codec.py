@@ -12,6 +12,7 @@ infinity: where a model answers one, JSON says null.
 """
 
 import io
+import math
 import struct
 from dataclasses import dataclass
 from enum import Enum
@@ -23,13 +24,12 @@ import orjson
 
 from marship.contract import Array, Arrays, Contract
 from marship.errors import InvalidInputError, MalformedError, UnsupportedMediaError
-from marship.serving import kserve
+from marship.serving import extent, kserve
 from marship.serving.tensors import (
     check_names,
     dump,
     may_hold_truths,
     only_input,
-    plain,
     shaped,
     to_array,
 )
@@ -61,6 +61,10 @@ class Message:
     inputs: Arrays
     form: Form
     wish: kserve.Wish = PLAIN
+
+    def wants_raw(self, name: str) -> bool:
+        """Whether an output shall come back as KServe's raw tensor."""
+        return self.form is Form.KSERVE and self.wish.binary.get(name, self.wish.all_binary)
 
 
 def decode(
@@ -195,12 +199,47 @@ def _npy_header(header: bytes) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
         raise MalformedError(f"the body must be an npy file, got: {error}.") from error
 
 
-def encode(outputs: Arrays, message: Message, model: str, version: str) -> Reply:
+def check_size(
+    message: Message, extents: extent.Extents, limit_bytes: int, text_bytes: int = 0
+) -> None:
+    """Refuse a response that cannot be sent, before it is written or even computed.
+
+    Raises:
+        TooLargeError: It is larger than the server sends, in the form of the request.
+    """
+    total = text_bytes
+    for name, (dtype, shape) in extents.items():
+        if message.form is Form.NPY or message.wants_raw(name):
+            total += extent.raw_bytes(dtype, shape)
+        elif message.form is Form.KSERVE:
+            total += extent.least_json_bytes(dtype, (math.prod(shape),))
+        else:
+            total += extent.least_json_bytes(dtype, shape)
+    extent.check(total, limit_bytes)
+
+
+def encode(
+    outputs: Arrays,
+    message: Message,
+    model: str,
+    version: str,
+    limit_bytes: int = extent.LARGEST_BYTES,
+) -> Reply:
     """The answer, in the form of the request.
+
+    Args:
+        outputs: What the model gave.
+        message: The request.
+        model: Its name, for KServe's form.
+        version: Likewise.
+        limit_bytes: The largest response that the server sends.
 
     Raises:
         InvalidInputError: npy was asked of a model with several outputs.
+        TooLargeError: The answer is larger than the limit.
     """
+    text_bytes = sum(map(extent.text_bytes, outputs.values()))
+    check_size(message, extent.of(outputs), limit_bytes, text_bytes)
     if message.form is Form.NPY:
         if len(outputs) != 1:
             raise InvalidInputError(
@@ -209,13 +248,14 @@ def encode(outputs: Arrays, message: Message, model: str, version: str) -> Reply
             )
         return Reply(write_npy(next(iter(outputs.values()))), NPY_TYPE)
     if message.form is Form.KSERVE:
-        body, length = kserve.encode(outputs, message.wish, model, version)
+        body, length = kserve.encode(outputs, message.wish, model, version, limit_bytes)
         if length is None:
             return Reply(body)
         return Reply(body, OCTETS_TYPE, headers=((kserve.LENGTH_HEADER, str(length)),))
     if message.form is Form.BARE and len(outputs) == 1:
-        return Reply(dump(plain(next(iter(outputs.values())))))
-    return Reply(dump({name: plain(array) for name, array in outputs.items()}))
+        return Reply(dump(next(iter(outputs.values())), limit_bytes))
+    texts = [orjson.dumps(name) + b":" + dump(a, limit_bytes) for name, a in outputs.items()]
+    return Reply(b"{" + b",".join(texts) + b"}")
 
 
 def write_npy(array: Array) -> bytes:

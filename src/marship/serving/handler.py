@@ -19,7 +19,7 @@ import orjson
 
 from marship.contract import CONTRACT_FILE, GOLDEN_FILE, Arrays, Contract
 from marship.errors import LoadError, MarshipError, ModelError, RequestError, TooLargeError, bare
-from marship.serving import codec, kserve, rows, sealed, siblings, transport, worker
+from marship.serving import codec, extent, kserve, rows, sealed, siblings, transport, worker
 from marship.serving.batch import Batcher, Parts
 from marship.serving.metrics import Metrics
 from marship.serving.session import Session, SessionSettings
@@ -122,7 +122,9 @@ class OnnxHandler:
             OnnxHandler.decode,
             OnnxHandler.encode,
         )
-        self._reads_rows = is_plain and rows.fits(self.contract)
+        most_rows = extent.most_rows(self.contract.outputs, self._max_response_bytes)
+        self._reads_rows = is_plain and rows.fits(self.contract) and most_rows is not None
+        self._most_rows = most_rows or 0
         self._metrics = Metrics(self._name, self._version)
         self.prepare()
         self._batcher.on_mixed = self._has_mixed
@@ -157,6 +159,8 @@ class OnnxHandler:
         """
         length = request.header(kserve.LENGTH_HEADER)
         message = codec.decode(request.body, request.content_type, self.contract, length)
+        stated = extent.stated(self.contract, message.inputs)
+        codec.check_size(message, stated, self._max_response_bytes)
         return message.inputs, message
 
     def encode(self, outputs: Any, state: Any) -> Reply:  # noqa: ANN401  of decode's choice
@@ -165,7 +169,7 @@ class OnnxHandler:
         Raises:
             RequestError: The client gets its message and status.
         """
-        return codec.encode(outputs, state, self._name, self._version)
+        return codec.encode(outputs, state, self._name, self._version, self._max_response_bytes)
 
     def advice(self) -> object:
         """What a request should look like; a JSON value that goes into every 4xx answer."""
@@ -214,8 +218,8 @@ class OnnxHandler:
             return None
         gathered = rows.gather(requests, self.contract)
         clock.lap("decode")
-        if gathered is None:
-            return None
+        if gathered is None or len(gathered.array) > self._most_rows:
+            return None  # what is too large is refused one by one
         try:
             outputs = self.session.run({self.contract.inputs[0].name: gathered.array})
         except ModelError:
@@ -296,13 +300,11 @@ class OnnxHandler:
 
     def _fitted(self, reply: Reply) -> Reply:
         """The answer, or an error where it is over the server's limit."""
-        if len(reply.body) <= self._max_response_bytes:
-            return reply
-        error = TooLargeError(
-            f"the answer must be at most {self._max_response_bytes} bytes, got "
-            f"{len(reply.body)}. Ask for fewer rows, or raise max_response_size."
-        )
-        return self._error(error, self._expects())
+        try:
+            extent.check(len(reply.body), self._max_response_bytes)
+        except TooLargeError as error:
+            return self._error(error, self._expects())
+        return reply
 
 
 def describe(replies: Mapping[int, Reply], timing: str, context: Context) -> None:

@@ -16,7 +16,8 @@ import orjson
 
 from marship.contract import Array, Arrays, Contract, TensorSpec
 from marship.errors import InvalidInputError, MalformedError
-from marship.serving.tensors import check_names, plain, shaped, to_array
+from marship.serving import extent
+from marship.serving.tensors import check_names, dump, shaped, to_array
 
 LENGTH_HEADER = "Inference-Header-Content-Length"
 
@@ -176,8 +177,14 @@ def _wish(value: dict[str, Any]) -> Wish:
     )
 
 
-def encode(outputs: Arrays, wish: Wish, model: str, version: str) -> tuple[bytes, int | None]:
-    """The body of the answer, and the length of its JSON where raw tensors follow it."""
+def encode(
+    outputs: Arrays, wish: Wish, model: str, version: str, limit_bytes: int = extent.LARGEST_BYTES
+) -> tuple[bytes, int | None]:
+    """The body of the answer, and the length of its JSON where raw tensors follow it.
+
+    Raises:
+        TooLargeError: A tensor's JSON is larger than the limit.
+    """
     entries = []
     raw: list[bytes] = []
     for name, array in outputs.items():
@@ -191,12 +198,12 @@ def encode(outputs: Arrays, wish: Wish, model: str, version: str) -> tuple[bytes
             raw.append(_raw_texts(array) if is_text else _raw(array))
             entry["parameters"] = {"binary_data_size": len(raw[-1])}
         else:
-            entry["data"] = plain(array.reshape(-1))
+            entry["data"] = orjson.Fragment(dump(array.reshape(-1), limit_bytes))
         entries.append(entry)
     answer: dict[str, Any] = {"model_name": model, "model_version": version, "outputs": entries}
     if wish.id is not None:
         answer["id"] = wish.id
-    text = orjson.dumps(answer, option=orjson.OPT_SERIALIZE_NUMPY)
+    text = orjson.dumps(answer)
     return (b"".join([text, *raw]), len(text)) if raw else (text, None)
 
 

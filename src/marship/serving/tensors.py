@@ -1,7 +1,7 @@
 """JSON values and arrays of a model's types, without changing a value on the way."""
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from itertools import chain
 from typing import Any
@@ -11,9 +11,13 @@ import orjson
 
 from marship.contract import Array, Arrays, Contract, TensorSpec
 from marship.errors import InvalidInputError, ModelError
+from marship.serving import extent
 
 TEXT_KINDS = "OSUT"
 """NumPy's kinds of types that may hold text: objects, bytes, fixed and variable width."""
+
+PIECE_VALUES = 1 << 16
+"""Values of a large array that are written as JSON at a time."""
 
 
 def conform(inputs: Mapping[str, object], contract: Contract) -> Arrays:
@@ -189,15 +193,43 @@ def plain(array: Array) -> Any:  # noqa: ANN401  what orjson takes
     """What orjson writes: most arrays as they are, the types it does not know as lists."""
     if array.dtype.kind in "OU":
         return array.tolist()
-    return array if array.dtype.name != "float16" else array.astype("float32")
+    if array.ndim == 0:
+        return array[()]
+    if array.dtype.name == "float16":
+        return array.astype("float32", order="C")
+    return array if array.flags.c_contiguous else array.copy(order="C")
 
 
-def dump(value: object) -> bytes:
-    """The JSON of a value whose arrays `plain` has seen."""
-    try:
-        return orjson.dumps(value, option=orjson.OPT_SERIALIZE_NUMPY)
-    except orjson.JSONEncodeError:  # an array that orjson cannot take whole, not contiguous say
-        return orjson.dumps(value, default=lambda array: array.tolist())
+def dump(array: Array, limit_bytes: int) -> bytes:
+    """An array as JSON; one that may be larger than the limit in pieces, until it is.
+
+    Raises:
+        TooLargeError: It is larger than the limit.
+    """
+    if extent.most_json_bytes(array) <= limit_bytes:
+        return orjson.dumps(plain(array), option=orjson.OPT_SERIALIZE_NUMPY)
+    parts, total = [], 0
+    for part in _pieces(array):
+        parts.append(part)
+        total += len(part)
+        extent.check(total, limit_bytes)
+    return b"".join(parts)
+
+
+def _pieces(array: Array) -> Iterator[bytes]:
+    """The JSON of an array, cut between values."""
+    if array.size <= PIECE_VALUES:
+        yield orjson.dumps(plain(array), option=orjson.OPT_SERIALIZE_NUMPY)
+        return
+    step = PIECE_VALUES * len(array) // array.size
+    for start in range(0, len(array), max(step, 1)):
+        yield b"," if start else b"["
+        if step:
+            part = plain(array[start : start + step])
+            yield orjson.dumps(part, option=orjson.OPT_SERIALIZE_NUMPY)[1:-1]
+        else:
+            yield from _pieces(array[start])
+    yield b"]"
 
 
 def outside(array: Array, spec: TensorSpec) -> int | None:
