@@ -17,8 +17,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from marship import console, parity
-from marship.cases import Case, draw_cases, read_rows, shared_axis
+from marship import console, golden, parity
+from marship.cases import Case, draw_cases, read_rows
 from marship.comparison import Comparison, Run
 from marship.contract import (
     CONTRACT_FILE,
@@ -77,11 +77,19 @@ class ExportSettings:
     )
     atol: float = setting(1e-4, "largest absolute difference allowed to PyTorch", minimum=0)
     rtol: float = setting(1e-3, "largest relative difference allowed beside it", minimum=0)
+    golden: str = setting(
+        "synthetic",
+        "inputs of the golden cases, which travel in the archive: synthetic, drawn to cover the "
+        "model, or real, rows of the examples",
+    )
     opset: int = setting(
         23,
         "ONNX operator set, 18 to 24; 23 is the first with attention as one operator",
         minimum=OPSETS[0],
         maximum=OPSETS[-1],
+    )
+    proof_seconds: float = setting(
+        60.0, "what the proofs may cost; what is left out stands in parity.json", minimum=1
     )
     again: bool = setting(False, "export anew where nothing has changed, too")
 
@@ -172,6 +180,7 @@ class _Source:
 
 
 def _export(source: _Source, settings: ExportSettings) -> Exported:
+    golden.check_kind(settings.golden)
     if settings.opset not in OPSETS:
         raise UsageError(f"opset must be {OPSETS[0]} to {OPSETS[-1]}, got {settings.opset}.")
     examples = read_rows(source.example)
@@ -228,9 +237,12 @@ def _write(
         candidate = parity.runner(path)
         comparisons = [_compared(candidate, case, want, contract) for case, want in answers]
         progress.update(task, description="comparing rows alone and together")
-        contract, proofs = _proven(contract, candidate, ordered)
-    write_golden(draft / GOLDEN_FILE, parity.golden_from(reference, contract, ordered))
+        contract, proofs = _proven(contract, candidate, ordered, settings.proof_seconds)
+    kept = parity.golden_from(reference, contract, ordered, settings.golden)
+    parity.check_golden(candidate, kept, contract)
+    write_golden(draft / GOLDEN_FILE, kept)
     report = _report(comparisons, contract, proofs, time.perf_counter() - started)
+    report["golden"] = settings.golden
     return Exported(source.run_dir, contract, report, fresh=True)
 
 
@@ -270,12 +282,11 @@ def _compared(candidate: Run, case: Case, want: Arrays, contract: Contract) -> C
 
 
 def _proven(
-    contract: Contract, run: Run, examples: Arrays
+    contract: Contract, run: Run, examples: Arrays, proof_seconds: float
 ) -> tuple[Contract, dict[str, Comparison | None]]:
     """The contract with its batch axis, and the evidence about rows and padding."""
-    influence = parity.row_influence(contract, run, examples)
-    if influence is not None and influence.agrees:
-        contract = replace(contract, batch_axis=shared_axis(contract))
+    seconds = proof_seconds * parity.SHARE_OF_ROWS
+    contract, influence = parity.with_batch_axis(contract, run, examples, seconds=seconds)
     padding = parity.prove_padding(contract, run, examples)
     return contract, {"rows": influence, "padding": padding}
 

@@ -10,14 +10,13 @@ import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 import marship
-from marship import configure, profiles, run, sealing, shipped
+from marship import configure, console, evidence, golden, profiles, run, sealing, shipped
 from marship.archive import CONFIG_FILE, EVIDENCE_FILE, MANIFEST_FILE
 from marship.contract import (
     CONTRACT_FILE,
@@ -36,25 +35,10 @@ from marship.settings import setting
 from marship.storage import read_json, replacing
 
 MODEL_FILE = "model.onnx"
+PARITY_FILE = "parity.json"
 ONNX_HANDLER = "handlers/onnx_handler.py"
 ZIP_EPOCH = (1980, 1, 1, 0, 0, 0)
 MANIFEST_EPOCH = "01/01/1980 00:00:00"
-EVIDENCE_PACKAGES = (
-    "cryptography",
-    "marship",
-    "numpy",
-    "onnx",
-    "onnxruntime",
-    "onnxscript",
-    "orjson",
-    "pillow",
-    "simplejpeg",
-    "soundfile",
-    "soxr",
-    "torch",
-    "torch-model-archiver",
-    "torchserve",
-)
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 
@@ -88,6 +72,13 @@ class PackageSettings:
     provider: tuple[str, ...] = setting(("cpu",), "cpu, cuda, tensorrt or openvino, best first")
     intra_op_threads: int | None = setting(None, "threads of one call; cores / workers", minimum=1)
     spinning: bool = setting(False, "idle threads spin: only for a worker alone on its cores")
+    golden: str = setting(
+        "synthetic",
+        "golden cases: synthetic, nobody's data, or real, where they were exported so",
+    )
+    proof_seconds: float = setting(
+        60.0, "what the proof of an ONNX file's rows may cost", minimum=1
+    )
     seal: str | None = setting(
         None, "encrypt the model; the key from file:PATH, env:NAME or command:PROGRAM ..."
     )
@@ -124,6 +115,7 @@ def package(source: Path, settings: PackageSettings) -> Path:
 
 def _check(settings: PackageSettings) -> None:
     profiles.find(settings.profile)
+    golden.check_kind(settings.golden)
     configure.parsed(settings.option)
     if settings.name is not None and not _NAME.fullmatch(settings.name):
         raise UsageError(
@@ -152,6 +144,8 @@ def _from_run(run_dir: Path, settings: PackageSettings) -> Contents:
                 f"{run_dir} must hold an exported model, got no {name}. "
                 f"Export it first: marship export {run_dir}"
             )
+    parity = _optional(run_dir / PARITY_FILE) or {}
+    golden.check_found(parity.get("golden", golden.REAL), settings.golden, run_dir)
     contract = Contract.from_json((run_dir / CONTRACT_FILE).read_bytes())
     model, tolerance = _chosen(run_dir, contract, settings.variant)
     return Contents(
@@ -164,7 +158,8 @@ def _from_run(run_dir: Path, settings: PackageSettings) -> Contents:
             "recipe": read_json(run_dir / RECIPE_FILE),
             "settings": run.influential(_optional(run_dir / run.SETTINGS_FILE) or {}),
             "training": _optional(run_dir / "metrics.json"),
-            "parity": _optional(run_dir / "parity.json"),
+            "parity": parity,
+            "golden": settings.golden,
             "optimize": _optional(run_dir / "optimize.json"),
             "source": model.name,
         },
@@ -224,17 +219,19 @@ def _from_onnx(path: Path, settings: PackageSettings) -> Contents:
     contract = graph.contract_of(path)
     graph.refuse_random(path)
     run = parity.runner(path)
-    contract, proof = parity.with_batch_axis(contract, run)
-    golden = parity.golden_from(run, contract)
+    contract, proof = parity.with_batch_axis(contract, run, seconds=settings.proof_seconds)
+    if proof is not None:
+        console.err.print(str(proof), style="dim", markup=False, soft_wrap=True)
+    cases = parity.golden_from(run, contract, None, settings.golden)
     return Contents(
         name=settings.name or path.stem,
         handler=settings.handler or shipped.find(ONNX_HANDLER),
         model=path,
         contract=replace(contract, files=(MODEL_FILE, *contract.files[1:])),
-        golden=golden,
+        golden=cases,
         evidence={
             "source": path.name,
-            "golden": "random inputs, answered by this ONNX file",
+            "golden": f"{golden.SYNTHETIC}, answered by this ONNX file",
             "rows_alone_and_together": proof.evidence() if proof else "not applicable",
         },
         assets=tuple(map(Path, settings.asset)),
@@ -315,8 +312,8 @@ def _stage(contents: Contents, settings: PackageSettings, stage: Path) -> Path:
             raise UsageError(f"{path.name} must be named otherwise: the archive has such a file.")
         shutil.copyfile(path, extra / path.name)
     (extra / CONTRACT_FILE).write_text(contents.contract.to_json())
-    evidence = {**contents.evidence, "versions": _versions()}
-    (extra / EVIDENCE_FILE).write_text(json.dumps(evidence, indent=2, sort_keys=True) + "\n")
+    facts = {**contents.evidence, "versions": evidence.versions()}
+    (extra / EVIDENCE_FILE).write_text(json.dumps(facts, indent=2, sort_keys=True) + "\n")
     (stage / CONFIG_FILE).write_text(_model_config(settings))
     return stage
 
@@ -376,16 +373,6 @@ def _model_config(settings: PackageSettings) -> str:
         config["marship"]["intra_op_threads"] = settings.intra_op_threads
     config |= configure.section(configure.parsed(settings.option))
     return yaml.safe_dump(config, sort_keys=False)
-
-
-def _versions() -> dict[str, str]:
-    found = {}
-    for name in EVIDENCE_PACKAGES:
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            found[name] = "not installed"
-    return found
 
 
 def _optional(path: Path) -> Any:  # noqa: ANN401  any JSON value

@@ -5,18 +5,17 @@ inputs of the proof are real (cut from examples) and random (drawn from the exam
 at several batch sizes and at several sizes of every variable axis.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from marship import golden
 from marship.cases import (
     BATCH_SIZES,
     Case,
-    batches,
-    draw,
     draw_real,
     first_axis,
     seen_sizes,
@@ -34,6 +33,9 @@ from marship.contract import (
 )
 from marship.errors import ModelError, ParityError, UsageError
 from marship.rows import PROOF_SECONDS, RowProof, prove
+
+SHARE_OF_ROWS = 0.5
+"""Of the time that all proofs of an export may take."""
 
 
 def open_session(path: Path, threads: int = 1) -> Any:  # noqa: ANN401  onnxruntime ships no types
@@ -198,15 +200,42 @@ def prove_padding(contract: Contract, run: Run, examples: Arrays) -> Comparison 
     return worst
 
 
-def golden_from(run: Run, contract: Contract, examples: Arrays | None = None) -> list[GoldenCase]:
-    """Golden cases at batch 1, 2 and 7 and of different sizes; random without examples."""
-    levels = sizes_to_try(contract, examples)
+def golden_from(
+    run: Run, contract: Contract, examples: Arrays | None = None, kind: str = golden.SYNTHETIC
+) -> list[GoldenCase]:
+    """Golden cases with the outputs that `run` gives; see `marship.golden`.
+
+    Raises:
+        ModelError: The model does not run on drawn inputs.
+    """
     cases = []
-    for seed, batch in enumerate(batches(contract)):
-        sizes = batch | levels[(len(levels) // 2 + seed) % len(levels)]
-        case = draw(contract, examples, sizes, seed)
-        cases.append(GoldenCase(case.inputs, run(case.inputs)))
+    for case in golden.draw_golden(contract, examples, kind):
+        try:
+            cases.append(GoldenCase(case.inputs, run(case.inputs)))
+        except ModelError as error:
+            if kind == golden.REAL or examples is None:
+                raise
+            raise ModelError(
+                f"the model must run on drawn inputs, got: {error} Its golden cases travel in the "
+                "archive: with --golden real they are rows of the examples."
+            ) from error
     return cases
+
+
+def check_golden(candidate: Run, cases: Sequence[GoldenCase], contract: Contract) -> None:
+    """Hold golden cases against the file that every worker will repeat them with.
+
+    Raises:
+        ParityError: It gives other outputs, so no worker would serve.
+    """
+    for number, case in enumerate(cases):
+        got = candidate(case.inputs)
+        if not agree(got, case.outputs, contract.tolerance):
+            raise ParityError(
+                f"golden case {number} must be repeated by ONNX Runtime within tolerance, got "
+                f"{largest_difference(got, case.outputs)[0]:.3g} apart. Look for branches on "
+                "values in forward, or take rows of the examples with --golden real."
+            )
 
 
 def _row(arrays: Arrays, number: int) -> Arrays:

@@ -18,20 +18,13 @@ from marship.cases import shared_axis, sizes_to_try
 from marship.comparison import Comparison, Run
 from marship.contract import Array, Arrays, Contract
 from marship.errors import ModelError
+from marship.rounding import column_sizes, gap_of, largest_float, limits_of, same
 from marship.rowsets import PARTS, USUAL, RowDrawer, RowSet
 
 if TYPE_CHECKING:  # onnx takes a while to import
     from marship.operators import Facts
 
 PROOF_SECONDS = 60.0
-ROUNDING = 1e-3
-"""Of an element's usual size: no difference below it counts, nor does one of..."""
-ROUNDING_OF_ROW = 1e-5
-"""...this share of the row's largest element, nor..."""
-ROUNDING_OF_INPUT = 2.0**-22
-"""...this share of its largest input: outputs that cancel out to nothing are rounding only."""
-HALF_ROUNDING = 10.0
-"""How many times more is allowed to outputs of half precision."""
 NUDGES = (2.0**-22, -(2.0**-21), 2.0**-19)
 """Relative changes of an input that no model should make much of."""
 LARGEST_CALL_BYTES = 64 << 20
@@ -62,9 +55,19 @@ class RowProof(Comparison):
     seconds: float = 0.0
 
     def evidence(self) -> dict[str, Any]:
-        """As evidence files hold it: JSON has no infinity."""
-        apart = np.isinf(self.absolute)
-        return asdict(self) | ({"absolute": None, "relative": None} if apart else {})
+        """As an archive holds it: no infinity, which JSON has not, and no time, which varies."""
+        facts = {k: v for k, v in asdict(self).items() if k != "seconds"}
+        return facts | ({"absolute": None, "relative": None} if np.isinf(self.absolute) else {})
+
+    def __str__(self) -> str:
+        """What was found and what it cost, as one line."""
+        if self.reason is not None:
+            return f"requests run alone: {self.reason}"
+        left = f"; left out: {'; '.join(self.left_out)}" if self.left_out else ""
+        return (
+            f"rows are independent: shown up to a batch of {self.largest_batch} "
+            f"in {self.seconds:.1f} s{left}"
+        )
 
 
 class _InfluenceError(Exception):
@@ -172,25 +175,23 @@ class _Prover:
         """The usual size of each column of an output, the first set's to be on the safe side."""
         for name in alone[0].outputs:
             if rows.usual and self.usual == 0:
-                self.usual_input = max(_largest_float(one.part) for one in alone)
+                self.usual_input = max(largest_float(one.part) for one in alone)
             if name not in self.typical or (rows.usual and self.usual == 0):
-                sizes = [_column_sizes(one.outputs[name]) for one in alone]
+                sizes = [column_sizes(one.outputs[name]) for one in alone]
                 same = [size for size in sizes if size.shape == sizes[0].shape]
                 self.typical[name] = np.median(np.stack(same), axis=0)
 
     def _limits(self, one: _Alone) -> Arrays:
         limits = {}
-        least = ROUNDING_OF_INPUT * max(_largest_float(one.part), self.usual_input)
+        least = max(largest_float(one.part), self.usual_input)
         for name, array in one.outputs.items():
             if array.dtype.kind not in "fc":
                 continue
-            own = _column_sizes(array)
+            own = column_sizes(array)
             typical = self.typical[name]
             if typical.shape == own.shape:
                 own = np.maximum(own, 0.1 * typical)
-            largest = own.max() if own.size else 0.0
-            limit = ROUNDING * own + ROUNDING_OF_ROW * largest + least
-            limits[name] = limit * (HALF_ROUNDING if array.dtype == np.float16 else 1.0)
+            limits[name] = limits_of(own, least, half=array.dtype == np.float16)
         return limits
 
     def _together(self, group: Sequence[_Alone], name: str) -> None:
@@ -211,7 +212,7 @@ class _Prover:
         try:
             outputs = self.run(inputs)
         except ModelError as error:
-            raise _InfluenceError(f"{rows} rows together are refused: {error}") from error
+            raise _InfluenceError(f"{rows} rows together are refused, each alone is not") from error
         for spec in self.contract.outputs:
             if outputs[spec.name].shape[:1] != (rows,):
                 raise _InfluenceError(
@@ -235,7 +236,7 @@ class _Prover:
                 if not np.array_equal(found, want):
                     return _InfluenceError(f"{name} is another together than alone")
                 continue
-            gap, relative, over = _gap(found, want, one.limits[name])
+            gap, relative, over = gap_of(found, want, one.limits[name])
             if over:
                 return _InfluenceError(
                     f"{name} is up to {gap:.2g} off where rows run together", gap, relative
@@ -256,7 +257,7 @@ class _Prover:
         for neighbours in (others[1:] + others[:1], [one.part] * len(others)):
             parts = [*neighbours[:place], one.part, *neighbours[place:]]
             again = self._cut(self._call(parts, "other neighbours"), place)
-            if any(not _same(again[name], got[name]) for name in got):
+            if any(not same(again[name], got[name]) for name in got):
                 return False
         return any(self._is_shaken(one, nudge, problem.absolute) for nudge in NUDGES)
 
@@ -265,7 +266,7 @@ class _Prover:
             name: (array * (1 + nudge)).astype(array.dtype) if array.dtype.kind == "f" else array
             for name, array in one.part.items()
         }
-        if all(_same(nudged[name], array) for name, array in one.part.items()):
+        if all(same(nudged[name], array) for name, array in one.part.items()):
             return False
         try:
             outputs = self.run(nudged)
@@ -400,43 +401,6 @@ def _groupings(alone: Sequence[_Alone]) -> Iterable[list[_Alone]]:
     yield whole[-2:]
     yield [whole[0], whole[-1]]
     yield whole[:3][::-1]
-
-
-def _largest_float(part: Arrays) -> float:
-    """The largest finite number of a part's float inputs; 1 where it has none."""
-    floats = [array for array in part.values() if array.dtype.kind == "f" and array.size]
-    finite = [np.abs(array[np.isfinite(array)]).max(initial=0.0) for array in floats]
-    return float(max(finite, default=1.0))
-
-
-def _column_sizes(array: Array) -> Array:
-    """float64: the largest finite element along the last axis's places; all, where it is one."""
-    if array.dtype.kind not in "fc":
-        return np.zeros(1)
-    sizes = np.abs(array).astype(np.float64)
-    sizes = np.where(np.isfinite(sizes), sizes, 0.0)
-    columns = sizes.reshape(-1, sizes.shape[-1] if sizes.ndim > 1 else 1)
-    return np.asarray(columns.max(axis=0, initial=0.0))
-
-
-def _gap(got: Array, want: Array, limits: Array) -> tuple[float, float, bool]:
-    """Largest difference, the same relative to an element's size, and whether it is too large.
-
-    Elements that are not finite alone are passed over: what overflows may overflow otherwise.
-    """
-    counted = np.isfinite(want)
-    with np.errstate(invalid="ignore", over="ignore"):
-        gap = np.abs(got.astype(np.complex128) - want.astype(np.complex128))
-    gap = np.where(counted, np.nan_to_num(gap, nan=np.inf, posinf=np.inf), 0.0)
-    if gap.size == 0:
-        return 0.0, 0.0, False
-    over = bool((gap > limits + np.finfo(np.float32).tiny).any())
-    shares = gap / np.maximum(limits / ROUNDING, np.finfo(np.float32).tiny)
-    return float(gap.max()), float(shares.max()), over
-
-
-def _same(one: Array, other: Array) -> bool:
-    return np.array_equal(one, other, equal_nan=one.dtype.kind in "fc")
 
 
 def _count(array: Array) -> str:

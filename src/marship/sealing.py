@@ -120,14 +120,26 @@ def write_model(sealer: Sealer, model: Path, contract: Contract, folder: Path) -
 
 def discreet(evidence: Mapping[str, Any]) -> dict[str, Any]:
     """Evidence without what names parts of the graph: how each variant was built."""
+    evidence = dict(evidence)
+    if isinstance(evidence.get("rows_alone_and_together"), Mapping):
+        evidence["rows_alone_and_together"] = _unexplained(evidence["rows_alone_and_together"])
+    parity = evidence.get("parity")
+    if parity and isinstance(parity.get("rows_alone_and_together"), Mapping):
+        rows = _unexplained(parity["rows_alone_and_together"])
+        evidence["parity"] = {**parity, "rows_alone_and_together": rows}
     report = evidence.get("optimize")
     if report is None:
-        return dict(evidence)
+        return evidence
     variants = [
         {name: value for name, value in variant.items() if name not in _TELLING}
         for variant in report["variants"]
     ]
     return {**evidence, "optimize": {**report, "variants": variants}}
+
+
+def _unexplained(proof: Mapping[str, Any]) -> dict[str, Any]:
+    """A proof without the reasons, which name operators and outputs."""
+    return {name: value for name, value in proof.items() if name not in ("reason", "left_out")}
 
 
 @dataclass(frozen=True, slots=True)

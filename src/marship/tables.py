@@ -164,6 +164,7 @@ def show_archive(archive: "Archive", *, as_json: bool) -> None:
             ("handler", handler),
             ("created by", archive.manifest.get("archiverVersion")),
             ("sealed", archive.key_name and ", ".join(archive.sealed)),
+            ("golden cases", archive.evidence.get("golden")),
             ("opened by", archive.key_name and f"the key {archive.key_name}"),
         ]
     )

@@ -14,7 +14,7 @@ REPOSITORY = SOURCE.parents[1]
 # Each part of marship, and the parts it may import.
 BASE = {"errors"}
 FILES = BASE | {"contract", "limited", "storage", "settings", "console", "texts", "unversioned"}
-MODELS = FILES | {"recipe", "graph", "cases", "comparison", "parity"}
+MODELS = FILES | {"recipe", "graph", "cases", "comparison", "golden", "parity"}
 ALLOWED: dict[str, set[str]] = {
     "__init__": {"client"},
     "errors": set(),
@@ -34,9 +34,12 @@ ALLOWED: dict[str, set[str]] = {
     "graph": FILES | {"indices", "operators"},
     "cases": FILES | {"graph"},
     "comparison": FILES,
+    "golden": FILES | {"cases", "graph", "rowsets"},
+    "evidence": BASE,
+    "rounding": FILES,
     "rowsets": FILES | {"cases"},
-    "rows": FILES | {"cases", "comparison", "operators", "profiles", "rowsets"},
-    "parity": FILES | {"cases", "comparison", "graph", "rows"},
+    "rows": FILES | {"cases", "comparison", "operators", "profiles", "rounding", "rowsets"},
+    "parity": FILES | {"cases", "comparison", "golden", "graph", "rows"},
     "checkpoint": FILES,
     "run": FILES | {"recipe"},
     "fit": FILES | {"checkpoint", "run"},
@@ -48,7 +51,7 @@ ALLOWED: dict[str, set[str]] = {
     "configure": FILES | {"archive"},
     "sealing": FILES | {"archive", "serving.keysource", "serving.sealed"},
     "package": MODELS
-    | {"archive", "configure", "profiles", "run", "sealing", "shipped"}
+    | {"archive", "configure", "evidence", "profiles", "run", "sealing", "shipped"}
     | {"serving.extent", "serving.keysource"},
     "sbom": FILES | {"archive", "torchserve"},
     "trust": FILES,

@@ -1,0 +1,189 @@
+"""Golden cases: the calls that every worker repeats before it serves.
+
+They travel in the archive, so as shipped their inputs are drawn and nobody's: values over the
+range of the examples, indices over their whole table, rows of different length. What is kept of
+the examples is the range of their numbers, and the values of inputs that have a handful of them,
+such as ratings of 1 to 5. Real rows are taken only where that is asked for.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from marship.cases import Case, batches, draw_real, first_axis, sizes_to_try, within
+from marship.contract import Array, Arrays, Contract, TensorSpec
+from marship.errors import PackageError, UsageError
+from marship.rowsets import WORDS
+
+SYNTHETIC, REAL = "synthetic", "real"
+KINDS = (SYNTHETIC, REAL)
+MOST_CATEGORIES = 16
+LEAST_REPEATS = 16
+"""An input with so few values, each seen so often on average, has categories."""
+LEAST_ROWS = 16
+"""From so many rows on each column of a table has a range of its own."""
+PATCH = 8
+"""Pixels of a drawn picture change in patches of this edge, for real ones are smooth."""
+PICTURE_AXES = 4
+FAINT = 0.1
+
+
+def check_kind(kind: str) -> None:
+    """Refuse what is no kind of golden cases.
+
+    Raises:
+        UsageError: It is none.
+    """
+    if kind not in KINDS:
+        raise UsageError(f"golden must be one of {', '.join(KINDS)}, got {kind!r}.")
+
+
+def check_found(found: str, wanted: str, run_dir: Path) -> None:
+    """Hold what was exported against what is to be packed: real rows leave only if asked for.
+
+    Raises:
+        PackageError: They differ.
+    """
+    if found != wanted:
+        keep = ", or pack them with --golden real" if found == REAL else ""
+        raise PackageError(
+            f"golden cases of {run_dir} must be {wanted}, got {found}. "
+            f"Export again: marship export {run_dir} --golden {wanted}{keep}."
+        )
+
+
+def draw_golden(
+    contract: Contract, examples: Arrays | None, kind: str = SYNTHETIC
+) -> Iterator[Case]:
+    """Inputs at batch 1, 2 and 7 and at different sizes of the other axes.
+
+    Raises:
+        UsageError: Real ones are asked for, and there are no examples.
+    """
+    check_kind(kind)
+    if kind == REAL and examples is None:
+        raise UsageError(
+            "golden must be synthetic without example rows, got real. Export from a run folder."
+        )
+    levels = sizes_to_try(contract, examples)
+    for seed, batch in enumerate(batches(contract)):
+        sizes = batch | levels[(len(levels) // 2 + seed) % len(levels)]
+        if kind == REAL and examples is not None:
+            yield draw_real(contract, examples, within(contract, sizes, examples), seed)
+        else:
+            yield draw_synthetic(contract, examples, sizes, seed)
+
+
+def draw_synthetic(
+    contract: Contract, examples: Arrays | None, sizes: Mapping[str, int], seed: int
+) -> Case:
+    """Inputs that are nobody's, and that cover what the model takes."""
+    generator = np.random.default_rng([seed, len(sizes)])
+    batch = first_axis(contract)
+    inputs = {}
+    for spec in contract.inputs:
+        shape = [sizes[axis] if isinstance(axis, str) else axis for axis in spec.shape]
+        seen = None if examples is None else examples[spec.name]
+        inputs[spec.name] = _Drawer(spec, seen, generator).values(shape)
+    if batch is not None:
+        _pad_rows(contract, inputs, generator)
+    return Case(SYNTHETIC, sizes, inputs)
+
+
+def _pad_rows(contract: Contract, inputs: Arrays, generator: np.random.Generator) -> None:
+    """Fill the ends of all rows but the first with padding, to the same length in each input."""
+    padded = [spec for spec in contract.inputs if spec.pad_value is not None]
+    axes = {a: None for s in padded for a in s.shape[1:] if isinstance(a, str)}
+    for axis in axes:
+        places = {spec.name: spec.shape.index(axis) for spec in padded if axis in spec.shape}
+        name, place = next(iter(places.items()))
+        rows, size = inputs[name].shape[0], inputs[name].shape[place]
+        for row in range(1, rows):
+            length = int(generator.integers(1, size + 1)) if size else 0
+            for spec in padded:
+                if spec.name in places:
+                    cut = [slice(None)] * inputs[spec.name].ndim
+                    cut[0], cut[places[spec.name]] = slice(row, row + 1), slice(length, None)
+                    inputs[spec.name][tuple(cut)] = spec.pad_value
+
+
+@dataclass(frozen=True, slots=True)
+class _Drawer:
+    """Draws values of one input.
+
+    Attributes:
+        spec: The input.
+        seen: Its examples; None where there are none.
+        generator: Where the values come from.
+    """
+
+    spec: TensorSpec
+    seen: Array | None
+    generator: np.random.Generator
+
+    def values(self, shape: Sequence[int]) -> Array:
+        """Values of the input's type; never the pad value where there are others."""
+        from marship.graph import random_index, random_input
+
+        if self.spec.value_range is not None:
+            return random_index(self.spec, shape, self.generator)
+        kept = self._kept()
+        if kept is None:
+            sizes = {name: size for name, size in zip(self.spec.shape, shape, strict=True)
+                     if isinstance(name, str)}  # fmt: skip
+            return random_input(self.spec, sizes, int(self.generator.integers(1 << 31)))
+        categories = np.unique(kept)
+        if len(categories) <= min(MOST_CATEGORIES, kept.size // LEAST_REPEATS):
+            return self.generator.choice(categories, shape)
+        if kept.dtype.kind in "OSU":
+            return self.generator.choice(np.asarray(WORDS, dtype=object), shape)
+        if kept.dtype.kind == "b":
+            return self.generator.integers(0, 2, shape).astype(bool)
+        return self._numbers(kept, shape)
+
+    def _kept(self) -> Array | None:
+        """The examples without padding and without what is not finite; None where none is left."""
+        if self.seen is None:
+            return None
+        kept = self.seen if self._has_columns() else self.seen.ravel()
+        if self.spec.pad_value is not None:
+            kept = kept[kept != self.spec.pad_value]
+        if kept.dtype.kind == "f" and not np.isfinite(kept).all():
+            kept = kept[np.isfinite(kept)]
+        return kept if kept.size else None
+
+    def _has_columns(self) -> bool:
+        """Whether it is a table of enough rows, each column of which has its own range."""
+        table = [isinstance(axis, int) for axis in self.spec.shape] == [False, True]
+        return table and self.seen is not None and len(self.seen) >= LEAST_ROWS
+
+    def _numbers(self, kept: Array, shape: Sequence[int]) -> Array:
+        """Distributed as the examples are; uniform where that leaves their range."""
+        axis = 0 if kept.ndim > 1 else None
+        values = kept.astype(np.float64)
+        low, high = values.min(axis), values.max(axis)
+        if kept.dtype.kind == "f" and values.size < LEAST_ROWS:  # their range would tell them
+            margin = np.abs(high) + 1.0
+            low, high = low - margin, high + margin
+        drawn = self._noise(shape) * values.std(axis) + values.mean(axis)
+        flat = self.generator.uniform(low, high, shape)
+        drawn = np.where((drawn > low) & (drawn < high), drawn, flat)
+        if kept.dtype.kind == "f":
+            return drawn.astype(kept.dtype)
+        whole = np.round(drawn)
+        if self.spec.pad_value is not None:
+            whole = np.where(whole == self.spec.pad_value, np.round(high), whole)
+        return whole.astype(kept.dtype)
+
+    def _noise(self, shape: Sequence[int]) -> Array:
+        """Of mean 0 and deviation 1; in patches where it is a picture."""
+        if len(shape) != PICTURE_AXES:
+            return self.generator.standard_normal(shape)
+        edges = sorted(range(1, PICTURE_AXES), key=lambda axis: -shape[axis])[:2]
+        coarse = [-(-s // PATCH) if axis in edges else s for axis, s in enumerate(shape)]
+        noise = self.generator.standard_normal(coarse)
+        for axis in edges:
+            noise = np.repeat(noise, PATCH, axis).take(range(shape[axis]), axis)
+        return noise + FAINT * self.generator.standard_normal(shape)
