@@ -164,12 +164,13 @@ class _Drawer:
         axis = 0 if kept.ndim > 1 else None
         values = kept.astype(np.float64)
         low, high = values.min(axis), values.max(axis)
-        if kept.dtype.kind == "f" and values.size < LEAST_ROWS:  # their range would tell them
+        few = values.size < LEAST_ROWS  # their range and mean would tell them
+        if few and kept.dtype.kind == "f":
             margin = np.abs(high) + 1.0
             low, high = low - margin, high + margin
         drawn = self._noise(shape) * values.std(axis) + values.mean(axis)
         flat = self.generator.uniform(low, high, shape)
-        drawn = np.where((drawn > low) & (drawn < high), drawn, flat)
+        drawn = np.where((drawn > low) & (drawn < high) & (not few), drawn, flat)
         if kept.dtype.kind == "f":
             return drawn.astype(kept.dtype)
         whole = np.round(drawn)

@@ -1,0 +1,167 @@
+"""Golden cases that travel in archives: nobody's data as shipped, and which kind is told."""
+
+import json
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from onnx import TensorProto, helper
+
+from marship import archive, golden
+from marship.cli.app import app
+from marship.contract import Arrays, Contract, TensorSpec, read_golden
+from marship.errors import PackageError, UsageError
+from marship.golden import draw_golden
+from marship.package import PackageSettings, package
+
+HISTORY = (
+    TensorSpec("items", "int64", ("batch", "length"), 0, (0, 999)),
+    TensorSpec("ratings", "float32", ("batch", "length"), 0.0),
+    TensorSpec("age", "float32", ("batch",)),
+    TensorSpec("note", "str", ("batch",)),
+)
+TABLE = TensorSpec("table", "float32", ("batch", 2))
+PIXELS = TensorSpec("pixels", "uint8", ("batch", 16, 24, 3))
+
+
+def contract(*inputs: TensorSpec) -> Contract:
+    """A contract of these inputs; the length is 1 to 12."""
+    total = TensorSpec("total", "float32", ("batch",))
+    return Contract(inputs, (total,), ("m.onnx",), "", 21, "batch", {"length": (1, 12)})
+
+
+def people(seed: int, rows: int) -> Arrays:
+    """Histories of people, padded on the right with 0."""
+    generator = np.random.default_rng(seed)
+    items = generator.integers(1, 400, (rows, 12))
+    ratings = generator.integers(1, 6, (rows, 12)).astype(np.float32)
+    for row in range(rows):
+        length = int(generator.integers(4, 13))
+        items[row, length:], ratings[row, length:] = 0, 0.0
+    age = generator.uniform(20, 80, rows).astype(np.float32)
+    note = np.array([f"person {seed} {row}" for row in range(rows)], dtype=object)
+    return {"items": items, "ratings": ratings, "age": age, "note": note}
+
+
+@given(seed=st.integers(0, 10_000), rows=st.integers(1, 40))
+@settings(max_examples=30, deadline=None)
+def test_no_history_number_or_text_of_a_person_is_in_synthetic_cases(seed: int, rows: int) -> None:
+    """Not even three items in a row are anybody's; of numbers only ranges and ratings are kept."""
+    examples = people(seed, rows)
+    triples = {
+        tuple(row[place : place + 3])
+        for row in examples["items"]
+        for place in range(10)
+        if row[place : place + 3].all()
+    }
+    for case in draw_golden(contract(*HISTORY), examples):
+        drawn = case.inputs
+        found = {tuple(r[p : p + 3]) for r in drawn["items"] for p in range(len(r) - 2)}
+        assert not triples & found
+        assert not set(examples["age"]) & set(drawn["age"])
+        assert not set(examples["note"]) & set(drawn["note"])
+
+
+def test_synthetic_cases_cover_the_table_the_range_and_lengths() -> None:
+    """Both ends of the table; ratings that there are; rows of different length, padded alike."""
+    cases = list(draw_golden(contract(*HISTORY), people(0, 40)))
+    assert [len(case.inputs["items"]) for case in cases] == [1, 2, 7]
+    assert len({case.inputs["items"].shape[1] for case in cases}) == 3
+    drawn = np.concatenate([case.inputs["items"].ravel() for case in cases])
+    assert drawn.max() == 999
+    for case in cases:
+        items, ratings = case.inputs["items"], case.inputs["ratings"]
+        assert items[0].all()
+        assert set(np.unique(ratings)) <= {0, 1, 2, 3, 4, 5}
+        np.testing.assert_array_equal(items == 0, ratings == 0)
+    lengths = {(row != 0).sum() for case in cases[-2:] for row in case.inputs["items"]}
+    assert len(lengths) > 2
+
+
+def test_columns_of_a_table_keep_their_own_range() -> None:
+    """An age is no income."""
+    generator = np.random.default_rng(0)
+    rows = np.stack([generator.uniform(20, 80, 64), generator.uniform(1e4, 1e6, 64)], axis=1)
+    for case in draw_golden(contract(TABLE), {"table": rows.astype(np.float32)}):
+        drawn = case.inputs["table"]
+        assert ((drawn[:, 0] >= 20) & (drawn[:, 0] <= 80)).all()
+        assert (drawn[:, 1] >= 1e4).all()
+
+
+def test_one_row_of_examples_is_not_told_by_its_range() -> None:
+    """Neither its values nor its smallest and largest are drawn."""
+    row = np.array([[3.25, 7.5]], np.float32)
+    for case in draw_golden(contract(TABLE), {"table": row}):
+        assert not set(row.ravel()) & set(case.inputs["table"].ravel())
+
+
+def test_pictures_are_drawn_in_patches_over_the_range() -> None:
+    """White noise is like no picture, and quantized variants are measured on these, too."""
+    seen = np.random.default_rng(0).integers(0, 256, (8, 16, 24, 3), dtype=np.uint8)
+    *_, case = draw_golden(contract(PIXELS), {"pixels": seen})
+    drawn = case.inputs["pixels"]
+    assert drawn.dtype == np.uint8
+    assert drawn.max() - drawn.min() > 150
+    steps = np.abs(np.diff(drawn.astype(int), axis=2))
+    assert np.median(steps) < 30
+
+
+def test_real_cases_are_rows_of_the_examples() -> None:
+    """Where they are asked for."""
+    examples = people(0, 5)
+    (first, *_) = draw_golden(contract(*HISTORY), examples, golden.REAL)
+    length = first.inputs["items"].shape[1]
+    assert tuple(first.inputs["items"][0]) in {tuple(row[:length]) for row in examples["items"]}
+
+
+def test_what_cannot_be_meant_is_refused(tmp_path: Path) -> None:
+    """An unknown kind; real rows without any; another kind than was exported."""
+    with pytest.raises(UsageError, match="golden must be one of synthetic, real"):
+        list(draw_golden(contract(TABLE), None, "fake"))
+    with pytest.raises(UsageError, match="synthetic without example rows"):
+        list(draw_golden(contract(TABLE), None, golden.REAL))
+    with pytest.raises(PackageError, match="must be synthetic, got real"):
+        golden.check_found(golden.REAL, golden.SYNTHETIC, tmp_path)
+
+
+def test_inspect_tells_which_kind_an_archive_has(
+    linear_onnx: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """And why requests run alone, or that they need not."""
+    mar = package(linear_onnx, PackageSettings(model_store=tmp_path, name="lin"))
+    assert "rows are independent: shown up to a batch of 65" in capsys.readouterr().err
+    found = archive.read(mar).evidence
+    assert found["golden"] == "synthetic, answered by this ONNX file"
+    assert found["rows_alone_and_together"]["agrees"]
+    with pytest.raises(SystemExit):
+        app(["inspect", str(mar)])
+    shown = capsys.readouterr().out
+    assert "golden cases" in shown
+    assert "synthetic" in shown
+
+
+def test_ids_of_a_packed_file_cover_its_table(tmp_path: Path) -> None:
+    """Its golden cases are no zeros and ones."""
+    values = np.ones((50, 2), np.float32)
+    body = helper.make_graph(
+        [helper.make_node("Gather", ["e", "ids"], ["y"])],
+        "g",
+        [helper.make_tensor_value_info("ids", TensorProto.INT64, ["n", "L"])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["n", "L", 2])],
+        [onnx.numpy_helper.from_array(values, "e")],
+    )
+    path = tmp_path / "emb.onnx"
+    onnx.save(
+        helper.make_model(body, opset_imports=[helper.make_opsetid("", 21)], ir_version=10), path
+    )
+    mar = package(path, PackageSettings(model_store=tmp_path))
+    with zipfile.ZipFile(mar) as zipped:
+        stated = json.loads(zipped.read("contract.json"))["inputs"][0]["value_range"]
+        zipped.extract("golden.npz", tmp_path)
+    drawn = [case.inputs["ids"] for case in read_golden(tmp_path / "golden.npz")]
+    assert stated == [0, 49]
+    assert max(array.max() for array in drawn) == 49
