@@ -8,12 +8,14 @@ the reference model gave for them.
 
 import hashlib
 import json
+import math
 import zipfile
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, nullcontext
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, is_dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from types import UnionType
+from typing import Any, BinaryIO, get_args, get_origin, get_type_hints
 
 import numpy as np
 import numpy.typing as npt
@@ -28,6 +30,10 @@ CONTRACT_FILE = "contract.json"
 GOLDEN_FILE = "golden.npz"
 FORMAT = 1
 CHUNK_BYTES = 1 << 20
+_MOST_SIZE = 1 << 62
+_DTYPES = {"str", "bool", "float16", "float32", "float64"} | {
+    f"{kind}{bits}" for kind in ("int", "uint") for bits in (8, 16, 32, 64)
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,6 +112,7 @@ class Contract:
                 raise ModelError(
                     f"{CONTRACT_FILE} must have format {FORMAT}. Export the model again."
                 )
+            _check_types(raw)
             return cls(
                 **{
                     **raw,
@@ -120,6 +127,57 @@ class Contract:
             raise ModelError(
                 f"{CONTRACT_FILE} must be a contract, got {error!r}. Export the model again."
             ) from error
+
+
+def _check_types(raw: Mapping[str, Any]) -> None:
+    """Hold JSON against the annotations of `Contract`: all who read one rely on them.
+
+    Raises:
+        TypeError: A value is of another type.
+        ValueError: A size is negative, a bound is empty, a type is none that a tensor may have, or
+            a file lies elsewhere.
+    """
+    for name, hint in get_type_hints(Contract).items():
+        if name in raw and not _fits(raw[name], hint):
+            raise TypeError(f"{name} of another type")
+    for spec in (*raw["inputs"], *raw["outputs"]):
+        _check_spec(spec)
+    for axis, (low, high) in raw["bounds"].items():
+        if not 0 <= low <= (_MOST_SIZE if high is None else high) <= _MOST_SIZE:
+            raise ValueError(f"bounds of {axis} from {low} to {high}")
+    if not raw["files"] or any(Path(name).name != name or "\0" in name for name in raw["files"]):
+        raise ValueError(f"files {raw['files']!r}, which must lie in one folder")
+    if not all(math.isfinite(raw["tolerance"][kind]) for kind in ("atol", "rtol")):
+        raise ValueError("a tolerance without end")
+
+
+def _check_spec(spec: Mapping[str, Any]) -> None:
+    if spec["dtype"] not in _DTYPES:
+        raise ValueError(f"{spec['name']} of type {spec['dtype']}")
+    if any(isinstance(axis, int) and not 0 <= axis < _MOST_SIZE for axis in spec["shape"]):
+        raise ValueError(f"{spec['name']} of shape {spec['shape']}")
+
+
+def _fits(value: object, hint: Any) -> bool:  # noqa: ANN401  a type, or a form of types
+    """Whether a JSON value is of an annotated type; arrays are tuples, objects dataclasses."""
+    parts, form = get_args(hint), get_origin(hint)
+    if isinstance(hint, UnionType):
+        return any(_fits(value, part) for part in parts)
+    if form is tuple:
+        kinds = parts
+        if isinstance(value, list) and parts[1:] == (...,):
+            kinds = parts[:1] * len(value)
+        return (
+            isinstance(value, list) and len(kinds) == len(value) and all(map(_fits, value, kinds))
+        )
+    if is_dataclass(hint) or form is not None:  # else a mapping
+        if not isinstance(value, dict):
+            return False
+        hints = get_type_hints(hint) if form is None else dict.fromkeys(value, parts[-1])
+        return all(name in hints and _fits(item, hints[name]) for name, item in value.items())
+    if isinstance(value, bool):
+        return hint is bool
+    return isinstance(value, (int, float) if hint is float else hint)
 
 
 def _specs(raw: Sequence[dict[str, Any]]) -> tuple[TensorSpec, ...]:

@@ -132,3 +132,35 @@ def test_a_digest_covers_every_file_in_order(tmp_path: Path) -> None:
     second.write_bytes(b"2")
     assert digest_files(first, second) != digest_files(second, first)
     assert len(digest_files(first)) == 64
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"tolerance": {"atol": "x", "rtol": 1}},
+        {"tolerance": {"atol": float("nan"), "rtol": 1}},
+        {"bounds": {"batch": "ab"}},
+        {"bounds": {"batch": [2, 1]}},
+        {"bounds": {"batch": [1]}},
+        {"inputs": [{"name": "x", "dtype": "float32", "shape": [-5]}]},
+        {"inputs": [{"name": "x", "dtype": "float32", "shape": [10**30]}]},
+        {"inputs": [{"name": "x", "dtype": "object", "shape": []}]},
+        {"inputs": [{"name": ["x"], "dtype": "float32", "shape": []}]},
+        {"inputs": [{"name": "x", "dtype": "float32", "shape": [], "value_range": [1]}]},
+        {"inputs": [{"name": "x", "dtype": "float32", "shape": [], "value_range": [0.5, 1]}]},
+        {"inputs": [{"name": "x", "dtype": "float32", "shape": [], "other": 1}]},
+        {"inputs": [{"name": "x"}]},
+        {"files": "abc"},
+        {"files": []},
+        {"files": ["../model.onnx"]},
+        {"opset": True},
+        {"opset": 17.5},
+        {"digest": None},
+        {"batch_axis": 0},
+    ],
+)
+def test_a_contract_of_other_types_is_a_model_error(change: dict[str, object]) -> None:
+    """Every field is held against its annotation, so that nobody who reads one must."""
+    raw = json.loads(CONTRACT.to_json()) | change
+    with pytest.raises(ModelError, match="must be a contract"):
+        Contract.from_json(json.dumps(raw))
