@@ -1,29 +1,27 @@
 """A `.mar` file as it lies in the model store: read, never run.
 
 The format is torch-model-archiver's: a zip with `MAR-INF/MANIFEST.json`, the handler, and
-what the handler reads. marship's own additions are named here.
+what the handler reads. marship's own additions are named here. All of it may be a stranger's:
+the zip is read by `trust.contents`, its texts by `texts`, and both are bounded.
 """
 
-import hashlib
-import json
-import zipfile
-import zlib
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-import yaml
-
-from marship import texts
+from marship import outline, texts
 from marship.contract import CONTRACT_FILE, Contract
-from marship.errors import ModelError, PackageError, UsageError
+from marship.errors import ModelError, PackageError
 from marship.serving import sealed
+from marship.trust import contents, extract
+from marship.trust.contents import Contents
 
-MANIFEST_FILE = "MAR-INF/MANIFEST.json"
+MANIFEST_FILE = contents.MANIFEST_FILE
 CONFIG_FILE = "model-config.yaml"
 EVIDENCE_FILE = "evidence.json"
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +45,7 @@ class Archive:
         evidence: How the model came about; empty in archives of other makers.
         members: All files, by name.
         key_name: The name of the key that opens the sealed files; None where none is sealed.
+        plain: What was read of the file, against which all that is read later is held.
     """
 
     path: Path
@@ -55,17 +54,23 @@ class Archive:
     contract: Contract | None
     evidence: dict[str, Any]
     members: tuple[Member, ...]
-    key_name: str | None = None
+    key_name: str | None
+    plain: Contents = field(repr=False)
 
     @property
     def name(self) -> str:
         """The model's name."""
-        return str(self.manifest["model"]["modelName"])
+        return self.plain.model
 
     @property
     def version(self) -> str:
         """The model's version."""
-        return str(self.manifest["model"]["modelVersion"])
+        return self.plain.version
+
+    @property
+    def handler(self) -> str:
+        """The handler's file, perhaps with `:` and a function; empty where none is named."""
+        return str(self.manifest["model"].get("handler", ""))
 
     @property
     def sealed(self) -> tuple[str, ...]:
@@ -78,103 +83,118 @@ class Archive:
         Raises:
             PackageError: It is another now, or damaged.
         """
-        known = {member.name: member for member in self.members}[name]
-        with _explained(self.path), zipfile.ZipFile(self.path) as zipped, zipped.open(name) as file:
-            found = file.read(known.size_bytes)
-        if hashlib.sha256(found).hexdigest() != known.sha256:
-            raise PackageError(
-                f"{self.path} must stay as it is while it is used, got another {name}. Try again."
-            )
-        return found
+        return extract.file(self.path, self.plain, name)
+
+    def python(self, *names: str) -> dict[str, bytes]:
+        """Python files, as they were when the archive was read; all of them if none is named.
+
+        Raises:
+            PackageError: They are too large to be parsed, others now, or damaged.
+        """
+        chosen = names or tuple(m.name for m in self.members if m.name.endswith(".py"))
+        return extract.files(self.path, self.plain, chosen, outline.MOST_BYTES)
 
 
 def read(path: Path) -> Archive:
-    """Read an archive; every byte is checked against its zip checksum.
+    """Read an archive: every byte of it, once, within the limits of `trust.contents`.
 
     Raises:
         UsageError: There is no such file.
-        PackageError: It is no archive, or damaged.
+        PackageError: It is no plain archive, or damaged, or a text in it is not what it must be.
     """
-    if not path.is_file():
-        raise UsageError(f"{path} must be a .mar file, got no such file.")
-    with _explained(path), zipfile.ZipFile(path) as zipped:
-        manifest = _manifest(texts.read(zipped, MANIFEST_FILE))
-        config = _text(zipped, config_name(manifest))
-        contract = _text(zipped, CONTRACT_FILE)
-        evidence = _text(zipped, EVIDENCE_FILE)
-        members = (_member(zipped, info) for info in zipped.infolist())
-        return Archive(
-            path=path,
-            manifest=manifest,
-            config=_mapping(config or b"{}", yaml.safe_load),
-            contract=_contract(contract) if contract else None,
-            evidence=_mapping(evidence or b"{}"),
-            members=tuple(sorted(members, key=lambda member: member.name)),
-            key_name=_key_name(zipped, sorted(zipped.namelist())),
-        )
+    plain, config = read_settings(path)
+    contract = _text(path, plain, CONTRACT_FILE, _contract)
+    told = _text(path, plain, EVIDENCE_FILE, _evidence)
+    members = (Member(name, file.size_bytes, file.sha256) for name, file in plain.files.items())
+    return Archive(
+        path=path,
+        manifest=dict(plain.manifest),
+        config=config,
+        contract=contract,
+        evidence=told or {},
+        members=tuple(sorted(members, key=lambda member: member.name)),
+        key_name=_key_name(path, plain),
+        plain=plain,
+    )
 
 
-@contextmanager
-def _explained(path: Path) -> Iterator[None]:
-    """Tell what is wrong with an archive.
+def read_settings(path: Path) -> tuple[Contents, dict[str, Any]]:
+    """An archive's contents and its model-config.yaml: what TorchServe itself parses of it.
 
     Raises:
-        PackageError: It is damaged, or none.
+        UsageError: There is no such file.
+        PackageError: It is no plain archive, or damaged, or has no settings that can be read.
     """
-    try:
-        yield
-    except (zipfile.BadZipFile, zlib.error, OSError, EOFError, RuntimeError) as error:
-        raise PackageError(
-            f"{path} must be an intact .mar archive, got: {error}. Package the model again."
-        ) from error
-    except (KeyError, ValueError, TypeError, yaml.YAMLError, ModelError) as error:
-        reason = " ".join(str(error).split())  # YAML's has several lines
-        raise PackageError(
-            f"{path} must be an archive of torch-model-archiver, got: {reason}. "
-            "Package the model again."
-        ) from error
+    plain = contents.read(path)
+    return plain, _text(path, plain, config_name(plain.manifest), _settings) or {}
 
 
-def config_name(manifest: dict[str, Any]) -> str:
+def config_name(manifest: Mapping[str, Any]) -> str:
     """The name of the settings' file in an archive with this manifest."""
     return str(manifest["model"].get("configFile", CONFIG_FILE))
 
 
-def _text(zipped: zipfile.ZipFile, name: str) -> bytes:
-    return texts.read(zipped, name) if name in zipped.namelist() else b""
+def _text(path: Path, plain: Contents, name: str, parse: Callable[[bytes], T]) -> T | None:
+    """What a text of the archive says; None where it holds no such file.
+
+    Raises:
+        PackageError: It is not what it must be; the message names it.
+    """
+    if name not in plain.files:
+        return None
+    data = extract.files(path, plain, [name], texts.MOST_BYTES)[name]
+    try:
+        return parse(data)
+    except (texts.TextError, ModelError) as error:
+        raise PackageError(
+            f"{name} in {path} must be a text that torch-model-archiver or marship writes, "
+            f"got: {str(error).rstrip('.')}. Package the model again."
+        ) from error
 
 
-def _mapping(text: bytes, parse: Callable[[bytes], Any] = json.loads) -> dict[str, Any]:
-    value = texts.parsed(text, parse)
-    if not isinstance(value, dict | None):
-        raise TypeError(f"{type(value).__name__} where names and values must be")
-    return value or {}
+def _settings(data: bytes) -> dict[str, Any]:
+    return _object(texts.yaml_value(data) or {})
 
 
-def _manifest(text: bytes) -> dict[str, Any]:
-    manifest = _mapping(text)
-    _ = manifest["model"]["modelName"], manifest["model"]["modelVersion"]
-    return manifest
+def _contract(data: bytes) -> Contract:
+    texts.json_value(data)
+    return Contract.from_json(data)
 
 
-def _contract(text: bytes) -> Contract:
-    texts.parsed(text)
-    return Contract.from_json(text)
+def _evidence(data: bytes) -> dict[str, Any]:
+    told = _object(texts.json_value(data))
+    for name in ("recipe", "training", "optimize", "versions"):
+        if not isinstance(told.get(name), dict | None):
+            raise texts.TextError(f"{name} that is no object")
+    if not all(isinstance(version, str) for version in (told.get("versions") or {}).values()):
+        raise texts.TextError("a version that is no text")
+    variants = (told.get("optimize") or {}).get("variants", [])
+    if not isinstance(variants, list) or not all(map(_is_variant, variants)):
+        raise texts.TextError("variants that are no list of objects with names and metrics")
+    return told
 
 
-def _key_name(zipped: zipfile.ZipFile, names: Iterable[str]) -> str | None:
+def _is_variant(value: object) -> bool:
+    return (
+        isinstance(value, dict)
+        and isinstance(value.get("name"), str)
+        and isinstance(value.get("metrics"), dict | None)
+    )
+
+
+def _object(value: object) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise texts.TextError(f"{type(value).__name__} where names and values must be")
+    return value
+
+
+def _key_name(path: Path, plain: Contents) -> str | None:
     """As the first sealed file says; only the key itself can prove it."""
-    for name in names:
+    for name in sorted(plain.files):
         if name.endswith(sealed.SUFFIX):
-            with zipped.open(name) as file:
-                header = sealed.Header.parse(file.read(sealed.HEADER_BYTES), name)
-            return header.key_name.hex()
+            try:
+                data = extract.head(path, plain, name, sealed.HEADER_BYTES)
+                return sealed.Header.parse(data, name).key_name.hex()
+            except ModelError as error:
+                raise PackageError(f"{path} must be intact, got: {error}") from error
     return None
-
-
-def _member(zipped: zipfile.ZipFile, info: zipfile.ZipInfo) -> Member:
-    digest = hashlib.sha256()
-    with zipped.open(info) as file:
-        while chunk := file.read(1 << 20):
-            digest.update(chunk)
-    return Member(info.filename, info.file_size, digest.hexdigest())

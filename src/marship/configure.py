@@ -7,8 +7,6 @@ is, byte for byte, and equal changes of equal archives give equal files.
 import json
 import math
 import re
-import shutil
-import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,9 +14,10 @@ from typing import Any
 
 import yaml
 
-from marship import archive
+from marship import archive, texts
 from marship.errors import PackageError, UsageError
 from marship.storage import replacing
+from marship.trust import extract
 
 SECTION = "handler"
 Scalar = str | int | float | bool
@@ -72,10 +71,10 @@ def parsed(options: Sequence[str]) -> dict[str, Scalar | None]:
 
 def _scalar(name: str, text: str) -> Scalar | None:
     try:
-        value = yaml.safe_load(text)
+        value = texts.yaml_value(text.encode(errors="surrogateescape"))
         if _NUMBER.fullmatch(text):  # YAML 1.1 reads 1e-3 as a text and 010 as 8
             value = int(text) if text.lstrip("+-").isdecimal() else float(text)
-    except yaml.YAMLError as error:
+    except ValueError as error:
         raise UsageError(f"option {name} must have a value, got {text!r}. Quote it.") from error
     if value is None or isinstance(value, str | bool | int):
         return value
@@ -119,31 +118,20 @@ def configure(path: Path, options: Sequence[str], version: str | None = None) ->
     if version not in (None, read.version) or done.changed:
         contents = _changed_texts(read, after, version or read.version)
         with replacing(path) as draft:
-            _copy(path, draft, contents)
+            extract.rewrite(path, read.plain, draft, files=contents)
     return replace(done, archive=archive.read(path))
 
 
 def _changed_texts(
     read: archive.Archive, options: Mapping[str, Scalar], version: str
-) -> dict[str, str]:
+) -> dict[str, bytes]:
     """The texts of the two files that a change may concern, by their names."""
     name = archive.config_name(read.manifest)
     if name not in {member.name for member in read.members}:
         raise PackageError(f"{read.path} must hold {name}, got none. Package the model again.")
     config = {key: value for key, value in read.config.items() if key != SECTION}
     manifest = {**read.manifest, "model": {**read.manifest["model"], "modelVersion": version}}
-    texts = {name: yaml.safe_dump(config | section(options), sort_keys=False)}
+    changed = {name: yaml.safe_dump(config | section(options), sort_keys=False)}
     if version != read.version:
-        texts[archive.MANIFEST_FILE] = json.dumps(manifest, indent=2) + "\n"
-    return texts
-
-
-def _copy(path: Path, target: Path, contents: Mapping[str, str]) -> None:
-    """Copy a zip with the texts of some of its entries replaced; names, order and times stay."""
-    with zipfile.ZipFile(path) as source, zipfile.ZipFile(target, "w") as sink:
-        for info in source.infolist():
-            if info.filename in contents:
-                sink.writestr(info, contents[info.filename])
-                continue
-            with source.open(info) as reader, sink.open(info, "w") as writer:
-                shutil.copyfileobj(reader, writer)
+        changed[archive.MANIFEST_FILE] = json.dumps(manifest, indent=2) + "\n"
+    return {name: text.encode() for name, text in changed.items()}

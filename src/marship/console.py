@@ -1,9 +1,9 @@
 """What a person sees: progress, tables, and one clear line for each error."""
 
 import os
-import re
 import signal
 import sys
+import unicodedata
 from collections.abc import Callable, Iterable
 from typing import Any, NoReturn
 
@@ -28,13 +28,34 @@ from marship.errors import MarshipError, UsageError
 
 _WHOLE_RATE = 10
 INTERRUPTED = 128 + signal.SIGINT
-_UNSEEN = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
-"""What steers a terminal or turns what is read around, but for tabs and ends of lines."""
+_KEPT = {
+    "\t",
+    "\n",
+    "\u200c",
+    "\u200d",
+}  # the last two join letters, and spell words of many scripts
+_MOST_MESSAGE = 4000
 
 
 def seen(text: str) -> str:
-    """The text with what steers a terminal as codes: names and messages may be a stranger's."""
-    return _UNSEEN.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
+    """The text with what steers a terminal as codes: names and messages may be a stranger's.
+
+    That is all of Unicode's categories C (control, format, surrogate, private, not assigned), Zl
+    and Zp, as JSON escapes it, but for tabs, ends of lines, and the joiners U+200C and U+200D.
+    """
+    if text.isprintable():  # which no character of these categories is
+        return text
+    return "".join(_coded(letter) if _steers(letter) else letter for letter in text)
+
+
+def _steers(letter: str) -> bool:
+    category = unicodedata.category(letter)
+    return (category[0] == "C" or category in {"Zl", "Zp"}) and letter not in _KEPT
+
+
+def _coded(letter: str) -> str:
+    units = letter.encode("utf-16-be", "surrogatepass").hex()
+    return "".join(f"\\u{units[at : at + 4]}" for at in range(0, len(units), 4))
 
 
 class _Console(Console):
@@ -54,6 +75,11 @@ class _Console(Console):
 
 out = _Console(highlight=False)
 err = _Console(stderr=True, highlight=False)
+
+
+def write(text: str) -> None:
+    """Write a text to standard output: as it is to a file or a pipe, as `seen` to a terminal."""
+    out.file.write(seen(text) if out.is_terminal else text)
 
 
 class _RateColumn(ProgressColumn):
@@ -96,6 +122,8 @@ def fail(error: MarshipError) -> NoReturn:
     Notes, such as the last lines of a dead worker's log, follow below it, dimmed.
     """
     message = " ".join(str(error).split())
+    if len(message) > _MOST_MESSAGE:  # it may repeat a stranger's words
+        message = f"{message[:_MOST_MESSAGE]} ... ({len(message):,} characters)"
     err.print(f"[bold red]error[/] [dim]({error.code})[/] ", end="")
     err.print(message, markup=False, soft_wrap=True)
     for note in getattr(error, "__notes__", ()):

@@ -1,6 +1,5 @@
 """Stages a model and builds its `.mar`: self-contained, and the same bytes every time."""
 
-import ast
 import io
 import json
 import re
@@ -16,7 +15,7 @@ from typing import Any
 import yaml
 
 import marship
-from marship import configure, console, evidence, golden, profiles, run, sealing, shipped
+from marship import configure, console, evidence, golden, outline, profiles, run, sealing, shipped
 from marship.archive import CONFIG_FILE, EVIDENCE_FILE, MANIFEST_FILE
 from marship.contract import (
     CONTRACT_FILE,
@@ -273,12 +272,11 @@ def _check_handler(path: Path) -> None:
     Its model loader takes a function `handle`, else the only class that the file defines.
     """
     try:
-        body = ast.parse(path.read_bytes()).body
-    except (SyntaxError, ValueError) as error:
+        found = outline.outline({path.name: path.read_bytes()}, path.name)
+    except outline.SourceError as error:
         raise UsageError(f"{path} must be Python, got: {error}.") from error
-    classes = [node.name for node in body if isinstance(node, ast.ClassDef)]
-    functions = [node.name for node in body if isinstance(node, ast.FunctionDef)]
-    if "handle" not in functions and len(classes) != 1:
+    classes = [kind.name for kind in found.classes if kind.is_top]
+    if "handle" not in found.functions and len(classes) != 1:
         raise UsageError(
             f"{path} must define one class, as TorchServe takes a handler, got "
             f"{', '.join(classes) or 'none'}. Move others into a file packed with --asset."

@@ -4,13 +4,13 @@ A worker replays them itself when it loads. Asked through the endpoint they prov
 the wire, the handler, and that it is this version that answers.
 """
 
-import ast
 from dataclasses import dataclass
 from io import BytesIO
 from typing import Any
 
 import numpy as np
 
+from marship import outline
 from marship.archive import Archive
 from marship.client import Client
 from marship.contract import (
@@ -23,7 +23,7 @@ from marship.contract import (
     largest_difference,
     read_golden,
 )
-from marship.errors import ParityError, TooLargeError
+from marship.errors import PackageError, ParityError, TooLargeError
 
 PLAIN_BASE = "OnnxHandler"
 _CHANGES = {"answer", "decode", "encode", "handle", "reply"}
@@ -93,18 +93,21 @@ def _obstacle(archive: Archive) -> str:
 
 def _takes_tensors(archive: Archive) -> bool:
     """Whether the handler leaves requests and answers to its base; its source is read, not run."""
-    name = str(archive.manifest["model"]["handler"]).partition(":")[0]
+    name = archive.handler.partition(":")[0]
     if name not in {member.name for member in archive.members}:
         return False
-    tree = ast.parse(archive.contents(name))
-    kinds = [node for node in ast.walk(tree) if isinstance(node, ast.ClassDef)]
-    return len(kinds) == 1 and _is_plain(kinds[0])
+    try:
+        found = outline.outline(archive.python(name), name)
+    except outline.SourceError as error:
+        raise PackageError(
+            f"{name} in {archive.path} must be Python, got: {error}. Package the model again."
+        ) from error
+    return len(found.classes) == 1 and _is_plain(found.classes[0])
 
 
-def _is_plain(kind: ast.ClassDef) -> bool:
-    bases = [ast.unparse(base).rpartition(".")[2] for base in kind.bases]
-    defined = {node.name for node in kind.body if isinstance(node, ast.FunctionDef)}
-    return bases == [PLAIN_BASE] and not defined & _CHANGES
+def _is_plain(kind: outline.Class) -> bool:
+    bases = [base.rpartition(".")[2] for base in kind.bases]
+    return bases == [PLAIN_BASE] and not _CHANGES & set(kind.functions)
 
 
 def _cases(archive: Archive) -> list[GoldenCase]:

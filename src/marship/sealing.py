@@ -5,8 +5,6 @@ The format is that of `serving/sealed.py`, which opens what is sealed here.
 
 import io
 import secrets
-import shutil
-import zipfile
 from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -19,6 +17,7 @@ from marship.errors import PackageError
 from marship.serving import keysource, sealed
 from marship.serving.sealed import HEADER_BYTES, SUFFIX, Header
 from marship.storage import replacing
+from marship.trust import extract
 
 WEIGHTS_FILE = "model.weights"
 SMALLEST_BYTES = 1024
@@ -178,25 +177,12 @@ def rewrap(path: Path, old: str, new: str, out: Path | None = None) -> Rewrapped
         )
     keys = keysource.read(old), keysource.read(new)
     heads = {}
-    with zipfile.ZipFile(path) as source:
-        for name in read.sealed:
-            bound = sealed.binding(read.name, read.version, name)
-            with source.open(name) as file:
-                header = Header.parse(file.read(HEADER_BYTES), name)
-            data_key = sealed.unwrap(header, keys[0], bound, name)
-            heads[name] = wrapped(header, data_key, keys[1], bound).pack()
+    for name in read.sealed:
+        bound = sealed.binding(read.name, read.version, name)
+        header = Header.parse(extract.head(path, read.plain, name, HEADER_BYTES), name)
+        data_key = sealed.unwrap(header, keys[0], bound, name)
+        heads[name] = wrapped(header, data_key, keys[1], bound).pack()
     with replacing(out or path) as draft:
-        _copy(path, draft, heads)
+        extract.rewrite(path, read.plain, draft, heads=heads)
     before, after = (sealed.key_name(key).hex() for key in keys)
     return Rewrapped(archive.read(out or path), before, after)
-
-
-def _copy(path: Path, target: Path, heads: Mapping[str, bytes]) -> None:
-    """Copy a zip with the first bytes of some of its entries replaced."""
-    with zipfile.ZipFile(path) as source, zipfile.ZipFile(target, "w") as sink:
-        for info in source.infolist():
-            with source.open(info) as reader, sink.open(info, "w") as writer:
-                head = heads.get(info.filename, b"")
-                reader.read(len(head))
-                writer.write(head)
-                shutil.copyfileobj(reader, writer)

@@ -153,15 +153,15 @@ def show_status(model: "ModelStatus") -> None:
 
 def show_archive(archive: "Archive", *, as_json: bool) -> None:
     """Everything that an archive says about itself."""
-    whole = {**asdict(archive), "path": str(archive.path), "sealed": archive.sealed}
     if as_json:
+        whole = {**asdict(archive), "path": str(archive.path), "sealed": archive.sealed}
+        del whole["plain"]  # its files stand among the members
         console.out.print_json(json.dumps(whole, default=str))
         return
-    handler = archive.manifest["model"].get("handler")
     facts(
         [
             ("model", f"{archive.name} {archive.version}"),
-            ("handler", handler),
+            ("handler", archive.handler),
             ("created by", archive.manifest.get("archiverVersion")),
             ("sealed", archive.key_name and ", ".join(archive.sealed)),
             ("golden cases", archive.evidence.get("golden")),
@@ -244,7 +244,7 @@ def show_answer(answer: Any) -> None:  # noqa: ANN401  any that a model answers
     from marship.predict.transcripts import has_segments
 
     if isinstance(answer, bytes):
-        console.out.file.write(answer.decode(errors="replace"))
+        console.write(answer.decode(errors="replace"))
         return
     if isinstance(answer, np.ndarray):
         console.out.print(np.array2string(answer, threshold=SHOWN_NUMBERS))

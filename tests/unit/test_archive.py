@@ -1,6 +1,7 @@
 """An archive that nobody has vouched for is read without harm: one line tells what is wrong."""
 
 import json
+import os
 import struct
 import tracemalloc
 import zipfile
@@ -37,13 +38,13 @@ def pack(path: Path, files: dict[str, bytes]) -> Path:
 )
 @pytest.mark.parametrize("lies", [False, True])
 def test_a_text_of_hundreds_of_megabytes_is_not_read(tmp_path: Path, name: str, lies: bool) -> None:
-    """A few kilobytes as they lie there; also where the headers state a small size."""
+    """Where it is a small share of the archive, too, and where the headers state a small size."""
     size = 64 * MIB
-    path = pack(tmp_path / "x.mar", {name: bytes(size)})
+    path = pack(tmp_path / "x.mar", {name: bytes(size), "weights": os.urandom(MIB)})
     if lies:
         path.write_bytes(path.read_bytes().replace(struct.pack("<L", size), struct.pack("<L", 9)))
     tracemalloc.start()
-    with pytest.raises(PackageError, match=r"Bad CRC-32" if lies else r"of 67,108,864 bytes"):
+    with pytest.raises(PackageError, match="another size" if lies else "67,108,864"):
         archive.read(path)
     most = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
@@ -69,8 +70,9 @@ def test_a_text_that_nests_or_is_of_another_shape_is_told(
     tmp_path: Path, files: dict[str, bytes]
 ) -> None:
     """As an error of the archive: none of it ends in a trace, or in minutes of walking."""
-    with pytest.raises(PackageError, match="must be an archive of torch-model-archiver, got"):
-        archive.read(pack(tmp_path / "x.mar", files))
+    (name,) = files
+    with pytest.raises(PackageError, match=f"{name}.* must be a |{name} without a model|{name}: "):
+        archive.read(pack(tmp_path / "x.mar", files | {"weights": os.urandom(4096)}))
 
 
 @pytest.mark.parametrize(
@@ -92,11 +94,11 @@ def test_what_nests_a_little_is_read(tmp_path: Path) -> None:
     settings = b"a: &a {b: [1, {c: 2}]}\nd: *a\n"
     found = archive.read(pack(tmp_path / "x.mar", {archive.CONFIG_FILE: settings}))
     assert found.config == {"a": {"b": [1, {"c": 2}]}, "d": {"b": [1, {"c": 2}]}}
-    assert texts.parsed(json.dumps([[1]] * 1000).encode()) == [[1]] * 1000
+    assert texts.json_value(json.dumps([[1]] * 1000).encode()) == [[1]] * 1000
 
 
 def test_an_encrypted_file_is_told(tmp_path: Path) -> None:
-    """The zip module has an error of its own for it."""
+    """Reading and registering alike."""
     path = write(tmp_path / "x.mar")
     data = path.read_bytes()
     for mark, at in ((b"PK\3\4", 6), (b"PK\1\2", 8)):
@@ -105,7 +107,7 @@ def test_an_encrypted_file_is_told(tmp_path: Path) -> None:
     path.write_bytes(data)
     with pytest.raises(PackageError, match="encrypted"):
         archive.read(path)
-    with pytest.raises(PackageError, match="no zip file"):
+    with pytest.raises(PackageError, match="encrypted"):
         check_archive(tmp_path, "x.mar")
 
 

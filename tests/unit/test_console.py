@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+import unicodedata
 import zipfile
 from pathlib import Path
 
@@ -13,8 +14,10 @@ import pytest
 
 from marship import console
 from marship.archive import CONFIG_FILE, EVIDENCE_FILE, MANIFEST_FILE
+from marship.errors import MarshipError
 
 HOSTILE = "\x1b[2J\x1b]0;title\x07\x9b1m\u202e\rx[bold][/]"
+MODEL = {"modelName": "m", "modelVersion": "1.0", "handler": "h.py"}
 SHOWN = r"\u001b[2J\u001b]0;title\u0007\u009b1m\u202e\u000dx[bold][/]"
 
 PROGRAM = """
@@ -115,26 +118,65 @@ def test_a_second_ctrl_c_is_honoured(program: list[str]) -> None:
 def hostile(tmp_path: Path) -> Path:
     """An archive that writes to the reader's terminal, wherever it may say something."""
     path = tmp_path / "x.mar"
-    model = {"modelName": f"m{HOSTILE}", "modelVersion": f"v{HOSTILE}", "handler": f"h{HOSTILE}"}
+    manifest = {"model": MODEL, "archiverVersion": f"a{HOSTILE}"}
     with zipfile.ZipFile(path, "w") as zipped:
-        zipped.writestr(MANIFEST_FILE, json.dumps({"model": model}))
+        zipped.writestr(MANIFEST_FILE, json.dumps(manifest))
         zipped.writestr(CONFIG_FILE, json.dumps({f"c{HOSTILE}": f"d{HOSTILE}"}))
         zipped.writestr(EVIDENCE_FILE, json.dumps({f"e{HOSTILE}": {f"f{HOSTILE}": f"g{HOSTILE}"}}))
-        zipped.writestr(f"n{HOSTILE}", b"")
     return path
 
 
 def test_a_strangers_words_do_not_steer_the_terminal(hostile: Path) -> None:
-    """Names, settings, evidence and files of an archive are shown with such characters as codes."""
+    """Settings and evidence of an archive are shown with such characters as codes."""
     words = [sys.executable, "-m", "marship", "inspect", str(hostile)]
     wide = {**os.environ, "COLUMNS": "300"}
     done = subprocess.run(words, capture_output=True, text=True, check=True, env=wide)
-    for name in "mvhcdefgn":
+    for name in "acdefg":
         assert f"{name}{SHOWN}" in done.stdout, (name, done.stdout)
     told = subprocess.run([*words, "--json"], capture_output=True, text=True, check=True)
-    assert json.loads(told.stdout)["manifest"]["model"]["modelName"] == f"m{HOSTILE}"
+    assert json.loads(told.stdout)["manifest"]["archiverVersion"] == f"a{HOSTILE}"
     for text in (done.stdout, told.stdout):
         assert not {"\x1b", "\x07", "\x9b", "\r", "\u202e"} & set(text)
+
+
+@pytest.mark.parametrize("place", ["modelName", "modelVersion", "handler", "configFile", "file"])
+def test_a_strangers_names_do_not_steer_the_terminal(tmp_path: Path, place: str) -> None:
+    """A name with such characters is refused, and the message shows them as codes."""
+    path = tmp_path / "x.mar"
+    with zipfile.ZipFile(path, "w") as zipped:
+        zipped.writestr(MANIFEST_FILE, json.dumps({"model": MODEL | {place: HOSTILE}}))
+        zipped.writestr(HOSTILE if place == "file" else "h.py", b"")
+    words = [sys.executable, "-m", "marship", "inspect", str(path)]
+    done = subprocess.run(words, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert not {"\x1b", "\x07", "\x9b", "\r", "\u202e"} & set(done.stderr)
+    assert done.stderr.count("\n") == 1
+
+
+STEERING = {"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"}
+
+
+def test_no_character_of_unicode_steers_the_terminal() -> None:
+    """All 1,114,112 of them: by category, each as an escape that JSON reads back as itself."""
+    kept = "\t\n\u200c\u200d"
+    for number in range(sys.maxunicode + 1):
+        letter = chr(number)
+        shown = console.seen(letter)
+        if unicodedata.category(letter) in STEERING and letter not in kept:
+            assert shown.isascii()
+            assert shown.isprintable()
+            assert json.loads(f'"{shown}"') == letter
+        else:
+            assert shown == letter
+    for letter in "\u200e\u200f\u061c\ufeff\u2028\u2029\U000e0001\U000e007f\U0010fffd\ud800":
+        assert console.seen(f"a{letter}b") != f"a{letter}b"
+
+
+def test_a_message_is_bounded(capsys: pytest.CaptureFixture[str]) -> None:
+    """What a stranger wrote may be repeated in a message, and a megabyte of it is not shown."""
+    with pytest.raises(SystemExit):
+        console.fail(MarshipError("x" * 1_000_000))
+    assert len(capsys.readouterr().err) < 5000
 
 
 def test_an_error_steers_no_terminal() -> None:

@@ -179,7 +179,7 @@ class _Hearing:
     def print(self, text: str) -> None:
         """Print to stdout, which may be the terminal that the status stands on."""
         self._status.stop()
-        console.out.file.write(text)
+        console.write(text)
         console.out.file.flush()
         self._status.start()
 

@@ -1,17 +1,14 @@
 """The bill of materials of an archive: its files, its model, and what a worker needs for it."""
 
-import hashlib
-import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from importlib.metadata import packages_distributions
 from pathlib import Path
 from typing import Any
 
-from marship import archive
+from marship import archive, outline
 from marship.archive import Archive, Member
 from marship.contract import TensorSpec
 from marship.errors import PackageError
-from marship.sbom import imports
 from marship.sbom.cyclonedx import (
     Component,
     document,
@@ -37,7 +34,7 @@ def describe(path: Path) -> dict[str, Any]:
         "bom-ref": _ARCHIVE,
         "name": read.name,
         "version": read.version,
-        "hashes": sha256(_digest(path)),
+        "hashes": sha256(read.plain.sha256),
         "properties": properties({"file": path.name, "opened-by-key": read.key_name}),
     }
     own = [member for member in read.members if member.name.startswith(_OWN)]
@@ -53,11 +50,6 @@ def describe(path: Path) -> dict[str, Any]:
         depends={_ARCHIVE: [component["bom-ref"] for component in [*parts, *packages]]},
         incomplete=[component["bom-ref"] for component in packages],
     )
-
-
-def _digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _file(member: Member) -> Component:
@@ -145,7 +137,7 @@ def _packages(read: Archive) -> Iterator[Component]:
     to is known for those installed here; the others keep the module's name, without an address.
     """
     versions, homes = _versions(read), packages_distributions()
-    needed = _foreign(read) | {"ts": True}  # an archive is made to be run by TorchServe
+    needed = {**_foreign(read), "ts": True}  # an archive is made to be run by TorchServe
     for module, always in sorted(needed.items()):
         scope = {"scope": "required" if always else "optional"}
         if names := homes.get(module):
@@ -154,19 +146,13 @@ def _packages(read: Archive) -> Iterator[Component]:
             yield {"type": "library", "bom-ref": f"module:{module}", "name": module} | scope
 
 
-def _foreign(read: Archive) -> dict[str, bool]:
-    handler = str(read.manifest["model"].get("handler", ""))
-    with zipfile.ZipFile(read.path) as zipped:
-        sources = {
-            member.name: zipped.read(member.name)
-            for member in read.members
-            if member.name.endswith(".py")
-        }
-    if handler not in sources:
+def _foreign(read: Archive) -> Mapping[str, bool]:
+    handler = read.handler.partition(":")[0]
+    if handler not in read.plain.files or not handler.endswith(".py"):
         return {}  # one of TorchServe's own handlers, which are named without a file
     try:
-        return imports.foreign(sources, handler)
-    except (SyntaxError, ValueError) as error:
+        return outline.outline(read.python(), handler).modules
+    except outline.SourceError as error:
         raise PackageError(
             f"{read.path} must hold Python that can be parsed, got: {error}. "
             "Package the model again."

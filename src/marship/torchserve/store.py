@@ -5,20 +5,17 @@ TorchServe takes any file for an archive and reports a damaged one as a module t
 
 import hashlib
 import zipfile
-import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from marship import storage, texts
+from marship import archive, storage
 from marship.errors import NotFoundError, PackageError
 from marship.torchserve.home import Home
 
 if TYPE_CHECKING:
     from marship.trust.policy import Trust
-
-MANIFEST = "MAR-INF/MANIFEST.json"
 
 
 def pinned(trust: Path | None) -> "Trust | None":
@@ -77,47 +74,41 @@ def admit(home: Home, name: str, model: str) -> None:
 def check_archive(store: Path, name: str) -> None:
     """Make sure that a name in the store is an archive that TorchServe can unpack.
 
+    Its manifest and settings, which TorchServe and each worker parse without bounds, are held
+    against ours first.
+
     Raises:
         NotFoundError: The store does not hold it.
-        PackageError: It is damaged, or no archive.
+        PackageError: It is damaged, no archive, or one that readers may read differently.
     """
     path = store / name
     if not path.exists():
         held = ", ".join(sorted(file.name for file in store.glob("*.mar"))) or "no archive"
         raise NotFoundError(f"{name} must lie in the model store {store}, which holds {held}.")
-    is_zip = path.suffix == ".mar" and path.is_file()  # else a folder or a tgz
-    if is_zip and (fault := _fault(path)):
-        raise PackageError(f"{path} must be a whole archive, got {fault}. Package it again.")
+    if path.suffix != ".mar" or path.is_dir():  # TorchServe takes folders and tgz as well
+        return
+    plain, _ = archive.read_settings(path)
+    handler = str(plain.manifest["model"].get("handler", "")).partition(":")[0]
+    if not handler or ("." in handler and Path(handler).name not in plain.files):
+        raise PackageError(
+            f"{path} must hold the handler that it names, got none of the name {handler!r}. "
+            "Package the model again."
+        )
 
 
-def _fault(path: Path) -> str | None:
-    try:
-        with zipfile.ZipFile(path) as archive:
-            if damaged := archive.testzip():
-                return f"a damaged {damaged}"
-            if outside := [n for n in archive.namelist() if n.startswith("/") or ".." in n]:
-                return f"a file that would be unpacked elsewhere, {outside[0]}"
-            model = texts.parsed(texts.read(archive, MANIFEST))["model"]
-            handler = str(model["handler"]).partition(":")[0]
-            if "." in handler and Path(handler).name not in archive.namelist():
-                return f"none of the handler {handler} that it names"
-    except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError):  # encrypted, too
-        return "none: it is no zip file, or cut off"
-    except (KeyError, TypeError, ValueError):
-        return f"none with a readable {MANIFEST}"
-    return None
-
-
-def files_of(archive: Path) -> str | None:
+def files_of(path: Path) -> str | None:
     """A digest of what the directory of a `.mar` says of its files, their checksums among it.
 
     Two builds differ in it, and it costs no reading; against who means harm there are signatures.
-    None for what is no `.mar`.
+    None for what is no `.mar`, or no archive any more.
     """
-    if archive.suffix != ".mar" or not archive.is_file():
+    if path.suffix != ".mar" or not path.is_file():
         return None
-    with zipfile.ZipFile(archive) as zipped:
-        listed = [(info.filename, info.file_size, info.CRC) for info in zipped.infolist()]
+    try:
+        with zipfile.ZipFile(path) as zipped:
+            listed = [(info.filename, info.file_size, info.CRC) for info in zipped.infolist()]
+    except (zipfile.BadZipFile, OSError):
+        return None
     return hashlib.sha256(repr(listed).encode()).hexdigest()
 
 

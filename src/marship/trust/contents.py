@@ -12,7 +12,6 @@ The file is read once, from its first byte to its last, and every digest is of t
 """
 
 import hashlib
-import json
 import os
 import stat
 import struct
@@ -65,6 +64,7 @@ class Contents:
         files: What it holds, by name.
         model: The model's name.
         version: The model's version.
+        manifest: All that MANIFEST.json says; a signed statement does not repeat it.
     """
 
     size_bytes: int
@@ -72,6 +72,7 @@ class Contents:
     files: Mapping[str, File]
     model: str
     version: str
+    manifest: Mapping[str, Any] = field(default_factory=dict, compare=False, repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,14 +92,17 @@ def read(path: Path) -> Contents:
     """Read an archive from its first byte to its last.
 
     Raises:
-        UsageError: There is no such file.
+        UsageError: There is no such file, or it cannot be read.
         PackageError: It is damaged, or readers may disagree on what is in it, or it unpacks to
             more than the limits allow.
     """
-    if not path.is_file():
-        raise UsageError(f"{path} must be a .mar file, got no such file.")
-    with path.open("rb") as file:
-        return _Reading(path, file).contents()
+    try:
+        with texts.open_file(path) as file:
+            return _Reading(path, file).contents()
+    except FileNotFoundError as error:
+        raise UsageError(f"{path} must be a .mar file, got no such file.") from error
+    except OSError as error:
+        raise UsageError(f"{path} must be a .mar file, got: {error.strerror}.") from error
 
 
 @dataclass(slots=True)
@@ -130,8 +134,11 @@ class _Reading:
         self._end(signature, start)
         if self.file.read(1):
             raise self._fault("bytes behind its end")
-        model, version = self._model()
-        return Contents(self.position, self.digest.hexdigest(), self.files, model, version)
+        manifest = self._manifest()
+        model, version = manifest["model"]["modelName"], manifest["model"]["modelVersion"]
+        return Contents(
+            self.position, self.digest.hexdigest(), self.files, model, version, manifest
+        )
 
     def _take(self, count: int) -> bytes:
         data = self.file.read(count)
@@ -284,15 +291,23 @@ class _Reading:
         if comment:
             raise self._fault("a comment at its end")
 
-    def _model(self) -> tuple[str, str]:
+    def _manifest(self) -> dict[str, Any]:
+        if MANIFEST_FILE not in self.files:
+            raise self._fault(f"none of torch-model-archiver: it has no {MANIFEST_FILE}")
         try:
-            model = texts.parsed(self.manifest, _strict)["model"]
-            said = model["modelName"], model["modelVersion"]
-        except (KeyError, TypeError, ValueError) as error:
-            raise self._fault(f"none with a readable {MANIFEST_FILE}") from error
-        if not all(isinstance(text, str) and text.isprintable() and text for text in said):
-            raise self._fault(f"a {MANIFEST_FILE} without a model's name and version")
-        return said
+            manifest: Any = texts.json_value(self.manifest)
+        except texts.TextError as error:
+            raise self._fault(f"none with a readable {MANIFEST_FILE}: {error}") from error
+        if not isinstance(manifest, dict) or not isinstance(manifest.get("model"), dict):
+            raise self._fault(f"a {MANIFEST_FILE} without a model")
+        model = manifest["model"]
+        for name in ("modelName", "modelVersion"):
+            if not _is_name(model.get(name)):
+                raise self._fault(f"a {MANIFEST_FILE} without a model's name and version")
+        for name in ("handler", "configFile"):
+            if not _is_name(model.get(name, "none")):
+                raise self._fault(f"a {MANIFEST_FILE} whose {name} is no name")
+        return manifest
 
     def _fault(self, found: str) -> PackageError:
         return PackageError(
@@ -301,15 +316,8 @@ class _Reading:
         )
 
 
-def _strict(text: bytes) -> Any:  # noqa: ANN401  any JSON value
-    return json.loads(text, object_pairs_hook=_once)
-
-
-def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """A JSON object whose names are there once: readers differ on which of two counts."""
-    if len(found := dict(pairs)) != len(pairs):
-        raise ValueError("a name stands twice in one object")
-    return found
+def _is_name(value: object) -> bool:
+    return isinstance(value, str) and value != "" and value.isprintable()
 
 
 class _Names:

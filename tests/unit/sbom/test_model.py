@@ -11,8 +11,9 @@ from cyclonedx.validation.json import JsonStrictValidator
 
 from marship import archive
 from marship.errors import PackageError
+from marship.outline import outline
 from marship.package import PackageSettings, package
-from marship.sbom import imports, model
+from marship.sbom import model
 from signed import write
 
 HANDLER = b"""
@@ -142,7 +143,7 @@ def test_imports_are_followed() -> None:
         "marship/errors.py": b"import os.path",
         "marship/serving/sounds.py": b"import soundfile",
     }
-    assert imports.foreign(sources, "handler.py") == {
+    assert outline(sources, "handler.py").modules == {
         "numpy": True,
         "onnxruntime": True,
         "PIL": False,

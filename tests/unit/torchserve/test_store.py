@@ -6,10 +6,13 @@ from pathlib import Path
 
 import pytest
 
+from marship.archive import CONFIG_FILE
+from marship.archive import MANIFEST_FILE as MANIFEST
 from marship.errors import NotFoundError, PackageError
-from marship.torchserve.store import MANIFEST, check_archive
+from marship.torchserve.store import check_archive
 
-GOOD = json.dumps({"runtime": "python", "model": {"modelName": "x", "handler": "h.py"}})
+MODEL = {"modelName": "x", "modelVersion": "1.0", "handler": "h.py"}
+GOOD = json.dumps({"runtime": "python", "model": MODEL})
 
 
 def write(path: Path, files: dict[str, str]) -> None:
@@ -34,9 +37,11 @@ def test_a_whole_archive_passes(tmp_path: Path) -> None:
     [
         ({"h.py": ""}, "readable MAR-INF/MANIFEST.json"),
         ({MANIFEST: "{"}, "readable MAR-INF/MANIFEST.json"),
-        ({MANIFEST: "[]"}, "readable MAR-INF/MANIFEST.json"),
-        ({MANIFEST: GOOD}, r"none of the handler h\.py"),
-        ({MANIFEST: GOOD, "h.py": "", "../../x": ""}, "unpacked elsewhere"),
+        ({MANIFEST: "[]"}, "MAR-INF/MANIFEST.json without a model"),
+        ({MANIFEST: GOOD}, r"none of the name 'h\.py'"),
+        ({MANIFEST: GOOD.replace("handler", "hander"), "h.py": ""}, "none of the name ''"),
+        ({MANIFEST: GOOD, "h.py": "", "../../x": ""}, "leads elsewhere"),
+        ({MANIFEST: GOOD, "h.py": "", CONFIG_FILE: "a: &a [1]\n<<: {b: *a}"}, "a merge key"),
     ],
 )
 def test_an_archive_that_lacks_something_is_told(
@@ -44,7 +49,7 @@ def test_an_archive_that_lacks_something_is_told(
 ) -> None:
     """What is wrong with it, and that it must be packaged again."""
     write(tmp_path / "x.mar", files)
-    with pytest.raises(PackageError, match=f"{fault}.*Package it again"):
+    with pytest.raises(PackageError, match=f"{fault}.*ackage the model again"):
         check_archive(tmp_path, "x.mar")
 
 
@@ -55,7 +60,7 @@ def test_a_damaged_archive_is_told(tmp_path: Path) -> None:
     whole = path.read_bytes()
     for damaged in (b"", b"no zip", whole[: len(whole) // 2], whole.replace(b"the", b"thE", 1)):
         path.write_bytes(damaged)
-        with pytest.raises(PackageError, match="must be a whole archive"):
+        with pytest.raises(PackageError, match="must be a plain archive"):
             check_archive(tmp_path, "x.mar")
 
 

@@ -260,10 +260,15 @@ def test_too_many_files_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 @pytest.mark.parametrize(
     ("text", "fault"),
     [
-        (b"{}", "readable MAR-INF"),
+        (b"{}", "without a model"),
         (b'{"model": {"modelName": "a", "modelName": "b", "modelVersion": "1"}}', "readable"),
         (b'{"model": {"modelName": 1, "modelVersion": "1"}}', "without a model's name"),
         (b'{"model": {"modelName": "a\\u001b[2J", "modelVersion": "1"}}', "without a model's name"),
+        (b'{"model": [1]}', "without a model"),
+        (b'{"model": {"modelName": "a", "modelVersion": "1", "handler": 3}}', "handler is no name"),
+        (b'{"model": {"modelName": "a", "modelVersion": "1", "configFile": []}}', "configFile is"),
+        (b'{"model": {"modelName": "\\udc00", "modelVersion": "1"}}', "surrogate"),
+        ('{"model": {}}'.encode("utf-16"), "utf-8"),
     ],
 )
 def test_a_manifest_has_one_meaning(tmp_path: Path, text: bytes, fault: str) -> None:

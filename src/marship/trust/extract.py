@@ -1,0 +1,153 @@
+"""Single files of an archive, as they were when its contents were read.
+
+Whoever may write to an archive may exchange it between two readings. So what is taken out of one
+is held against the digest that `contents.read` took of it.
+"""
+
+import hashlib
+import os
+import zipfile
+import zlib
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from io import BytesIO
+from pathlib import Path
+from typing import IO
+
+from marship import texts
+from marship.errors import PackageError
+from marship.trust.contents import Contents
+
+_CHUNK = 1 << 20
+
+
+def files(
+    path: Path, contents: Contents, names: Collection[str], most_bytes: int
+) -> dict[str, bytes]:
+    """Some files of an archive, by their names.
+
+    Args:
+        path: The archive.
+        contents: What it held when it was read.
+        names: Of the files, which must be among them.
+        most_bytes: How large they may be together.
+
+    Raises:
+        PackageError: They are larger, or are not any more what they were.
+    """
+    size_bytes = sum(contents.files[name].size_bytes for name in names)
+    if size_bytes > most_bytes:
+        told = next(iter(names)) if len(names) == 1 else f"its {len(names):,} files to be read"
+        raise PackageError(
+            f"{path} must have at most {most_bytes:,} bytes in {told}, got {size_bytes:,}. "
+            "Package the model again."
+        )
+    with _opened(path, contents) as opened:
+        return {name: opened.read(name) for name in names}
+
+
+def file(path: Path, contents: Contents, name: str) -> bytes:
+    """One file of an archive, as large as it is.
+
+    Raises:
+        PackageError: It is not any more what it was.
+    """
+    return files(path, contents, [name], contents.files[name].size_bytes)[name]
+
+
+def head(path: Path, contents: Contents, name: str, size_bytes: int) -> bytes:
+    """The first bytes of a file of an archive; they may be others by now.
+
+    Raises:
+        PackageError: The archive is not any more what it was.
+    """
+    with _opened(path, contents) as opened, opened.zipped.open(name) as source:
+        return source.read(size_bytes)
+
+
+def rewrite(
+    path: Path,
+    contents: Contents,
+    target: Path,
+    *,
+    files: Mapping[str, bytes] | None = None,
+    heads: Mapping[str, bytes] | None = None,
+) -> None:
+    """Copy an archive with some of its files changed; names, order and times stay.
+
+    Args:
+        path: The archive.
+        contents: What it held when it was read.
+        target: The copy.
+        files: What files become, by their names.
+        heads: What the first bytes of files become, by the files' names.
+
+    Raises:
+        PackageError: It is not any more what it was.
+    """
+    files, heads = files or {}, heads or {}
+    with _opened(path, contents) as opened, zipfile.ZipFile(target, "w") as sink:
+        for info in opened.zipped.infolist():
+            name = info.filename
+            fresh = _entry(info)
+            if name in files:
+                sink.writestr(fresh, files[name])
+            elif name.endswith("/"):
+                sink.writestr(fresh, b"")
+            else:
+                with sink.open(fresh, "w") as writer:
+                    opened.copy(name, writer, heads.get(name, b""))
+
+
+def _entry(info: zipfile.ZipInfo) -> zipfile.ZipInfo:
+    """The same entry without the fields of Zip64, which zipfile would write a second time."""
+    fresh = zipfile.ZipInfo(info.filename, info.date_time)
+    fresh.compress_type, fresh.external_attr = info.compress_type, info.external_attr
+    fresh.create_system, fresh.file_size = info.create_system, info.file_size
+    return fresh
+
+
+@dataclass(frozen=True, slots=True)
+class _Opened:
+    """An archive whose files are held against what they were."""
+
+    zipped: zipfile.ZipFile
+    path: Path
+    contents: Contents
+
+    def read(self, name: str) -> bytes:
+        data = BytesIO()
+        self.copy(name, data)
+        return data.getvalue()
+
+    def copy(self, name: str, sink: IO[bytes], first: bytes = b"") -> None:
+        """Copy one file, its first bytes exchanged, and no more bytes than there were."""
+        known, digest = self.contents.files[name], hashlib.sha256()
+        left, skipped = known.size_bytes, len(first)
+        sink.write(first)
+        with self.zipped.open(name) as source:
+            while left and (data := source.read(min(left, _CHUNK))):
+                digest.update(data)
+                left -= len(data)
+                sink.write(data[skipped:])
+                skipped = max(0, skipped - len(data))
+        if left or digest.hexdigest() != known.sha256:
+            raise _changed(self.path, f"another {name}")
+
+
+@contextmanager
+def _opened(path: Path, contents: Contents) -> Iterator[_Opened]:
+    try:
+        with texts.open_file(path) as file, zipfile.ZipFile(file) as zipped:
+            if os.fstat(file.fileno()).st_size != contents.size_bytes:
+                raise _changed(path, "another size")
+            if {n for n in zipped.namelist() if not n.endswith("/")} != set(contents.files):
+                raise _changed(path, "other files")
+            yield _Opened(zipped, path, contents)
+    except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, KeyError) as error:
+        raise _changed(path, "a damaged one") from error
+
+
+def _changed(path: Path, found: str) -> PackageError:
+    return PackageError(f"{path} must stay as it is while it is used, got {found}. Try again.")
