@@ -5,14 +5,15 @@ what the handler reads. marship's own additions are named here. All of it may be
 the zip is read by `trust.contents`, its texts by `texts`, and both are bounded.
 """
 
-from collections.abc import Callable, Mapping
+import unicodedata
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
 from marship import outline, texts
-from marship.contract import CONTRACT_FILE, Contract
-from marship.errors import ModelError, PackageError
+from marship.contract import CONTRACT_FILE, GOLDEN_FILE, Contract
+from marship.errors import ModelError, PackageError, UsageError
 from marship.serving import sealed
 from marship.trust import contents, extract
 from marship.trust.contents import Contents
@@ -20,6 +21,11 @@ from marship.trust.contents import Contents
 MANIFEST_FILE = contents.MANIFEST_FILE
 CONFIG_FILE = "model-config.yaml"
 EVIDENCE_FILE = "evidence.json"
+
+_OWN_NAMES = (
+    *("model.onnx", CONTRACT_FILE, GOLDEN_FILE, EVIDENCE_FILE, CONFIG_FILE),
+    *("MAR-INF", "marship"),
+)
 
 T = TypeVar("T")
 
@@ -132,6 +138,33 @@ def read_settings(path: Path) -> tuple[Contents, dict[str, Any]]:
 def config_name(manifest: Mapping[str, Any]) -> str:
     """The name of the settings' file in an archive with this manifest."""
     return str(manifest["model"].get("configFile", CONFIG_FILE))
+
+
+def check_names(named: Iterable[tuple[str, str]], own: Iterable[str] = ()) -> None:
+    """Make sure that no file takes another one's place: a worker would find that one altered.
+
+    Args:
+        named: The files that go into an archive beside marship's own: what each is, and its name.
+        own: Further names that marship gives.
+
+    Raises:
+        UsageError: Two files have one name, on some disk or other, or one cannot be printed.
+    """
+    taken = {_key(f"{name}{end}") for name in (*_OWN_NAMES, *own) for end in ("", sealed.SUFFIX)}
+    for kind, name in named:
+        if _key(name) in taken:
+            raise UsageError(
+                f"{name} must be named otherwise: the archive has such a file, got {kind} of that "
+                "name. Rename it; external data by saving the ONNX file anew."
+            )
+        if not name.isprintable() or "\\" in name:
+            raise UsageError(f"{name!r} must be named in letters that can be printed.")
+        taken |= {_key(name), _key(f"{name}{sealed.SUFFIX}")}
+
+
+def _key(name: str) -> str:
+    """A name as a disk that tells neither case nor forms of letters apart knows it."""
+    return unicodedata.normalize("NFC", name.casefold())
 
 
 def _text(path: Path, plain: Contents, name: str, parse: Callable[[bytes], T]) -> T | None:

@@ -15,7 +15,19 @@ from typing import Any
 import yaml
 
 import marship
-from marship import configure, console, evidence, golden, outline, profiles, run, sealing, shipped
+from marship import (
+    archive,
+    configure,
+    console,
+    evidence,
+    golden,
+    onnx_proof,
+    outline,
+    profiles,
+    run,
+    sealing,
+    shipped,
+)
 from marship.archive import CONFIG_FILE, EVIDENCE_FILE, MANIFEST_FILE
 from marship.contract import (
     CONTRACT_FILE,
@@ -77,6 +89,9 @@ class PackageSettings:
     )
     proof_seconds: float = setting(
         60.0, "what the proof of an ONNX file's rows may cost", minimum=1
+    )
+    limit_s: int = setting(
+        600, "an ONNX file that loads and runs longer than this is refused, seconds", minimum=1
     )
     seal: str | None = setting(
         None, "encrypt the model; the key from file:PATH, env:NAME or command:PROGRAM ..."
@@ -213,25 +228,24 @@ def _for_file(contract: Contract, model: Path, tolerance: Tolerance) -> Contract
 
 
 def _from_onnx(path: Path, settings: PackageSettings) -> Contents:
-    from marship import graph, parity
-
-    contract = graph.contract_of(path)
-    graph.refuse_random(path)
-    run = parity.runner(path)
-    contract, proof = parity.with_batch_axis(contract, run, seconds=settings.proof_seconds)
-    if proof is not None:
-        console.err.print(str(proof), style="dim", markup=False, soft_wrap=True)
-    cases = parity.golden_from(run, contract, None, settings.golden)
+    proof = onnx_proof.describe(
+        path,
+        golden=settings.golden,
+        proof_seconds=settings.proof_seconds,
+        limit_s=settings.limit_s,
+    )
+    if proof.summary is not None:
+        console.err.print(proof.summary, style="dim", markup=False, soft_wrap=True)
     return Contents(
         name=settings.name or path.stem,
         handler=settings.handler or shipped.find(ONNX_HANDLER),
         model=path,
-        contract=replace(contract, files=(MODEL_FILE, *contract.files[1:])),
-        golden=cases,
+        contract=replace(proof.contract, files=(MODEL_FILE, *proof.contract.files[1:])),
+        golden=proof.cases,
         evidence={
             "source": path.name,
             "golden": f"{golden.SYNTHETIC}, answered by this ONNX file",
-            "rows_alone_and_together": proof.evidence() if proof else "not applicable",
+            "rows_alone_and_together": proof.rows,
         },
         assets=tuple(map(Path, settings.asset)),
     )
@@ -246,6 +260,14 @@ def build(contents: Contents, settings: PackageSettings) -> Path:
         if not path.is_file():
             raise UsageError(f"{path} must be a file that goes into the archive, got none there.")
     _check_handler(contents.handler)
+    archive.check_names(
+        [
+            *(("external data", name) for name in contents.contract.files[1:]),
+            ("the handler", contents.handler.name),
+            *(("an asset", path.name) for path in contents.assets),
+        ],
+        own=[] if settings.seal is None else [sealing.WEIGHTS_FILE],
+    )
     if not _NAME.fullmatch(contents.name):
         raise UsageError(f"{contents.name!r} is no model name. Give one with --name.")
     target = settings.model_store / f"{contents.name}.mar"
@@ -306,8 +328,6 @@ def _stage(contents: Contents, settings: PackageSettings, stage: Path) -> Path:
         key = keysource.read(settings.seal)
         contents = _sealed_model(contents, Sealer(key, contents.name, settings.version), extra)
     for path in contents.assets:
-        if (extra / path.name).exists():
-            raise UsageError(f"{path.name} must be named otherwise: the archive has such a file.")
         shutil.copyfile(path, extra / path.name)
     (extra / CONTRACT_FILE).write_text(contents.contract.to_json())
     facts = {**contents.evidence, "versions": evidence.versions()}

@@ -41,6 +41,7 @@ ALLOWED: dict[str, set[str]] = {
     "rowsets": FILES | {"cases"},
     "rows": FILES | {"cases", "comparison", "operators", "profiles", "rounding", "rowsets"},
     "parity": FILES | {"cases", "comparison", "golden", "graph", "rows"},
+    "onnx_proof": FILES | {"graph", "parity"},
     "checkpoint": FILES,
     "run": FILES | {"recipe"},
     "fit": FILES | {"checkpoint", "run"},
@@ -52,8 +53,8 @@ ALLOWED: dict[str, set[str]] = {
     "configure": FILES | {"archive", "trust"},
     "sealing": FILES | {"archive", "serving.keysource", "serving.sealed", "trust"},
     "package": MODELS
-    | {"archive", "configure", "evidence", "outline", "profiles", "run", "sealing", "shipped"}
-    | {"serving.extent", "serving.keysource"},
+    | {"archive", "configure", "console", "evidence", "onnx_proof", "outline", "profiles", "run"}
+    | {"sealing", "shipped", "serving.extent", "serving.keysource"},
     "sbom": FILES | {"archive", "outline", "torchserve"},
     "trust": FILES,
     "torchserve": FILES | {"archive", "shipped", "trust"},

@@ -10,12 +10,16 @@ from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import numpy as np
+import onnx
+import psutil
 import pytest
+from onnx import TensorProto, helper, numpy_helper
 
-from marship import archive
+from marship import archive, onnx_proof
 from marship.contract import read_golden
 from marship.errors import ModelError, PackageError, UsageError
 from marship.package import PackageSettings, package
+from models import write_model
 
 
 def pack(source: Path, store: Path, **settings: object) -> Path:
@@ -177,12 +181,143 @@ def test_a_handler_may_be_a_function(linear_onnx: Path, tmp_path: Path) -> None:
     assert pack(linear_onnx, tmp_path / "store", handler=handler).is_file()
 
 
-def test_an_asset_cannot_replace_a_part_of_the_archive(linear_onnx: Path, tmp_path: Path) -> None:
-    """An asset named like the contract is refused."""
-    asset = tmp_path / "model.onnx"
+RESERVED = [
+    *("model.onnx", "contract.json", "golden.npz", "evidence.json", "model-config.yaml"),
+    *("marship", "MAR-INF", "Model.ONNX", "contract.json.sealed", "onnx_handler.py"),
+]
+
+
+@pytest.mark.parametrize("name", RESERVED)
+def test_an_asset_cannot_replace_a_part_of_the_archive(
+    linear_onnx: Path, tmp_path: Path, name: str
+) -> None:
+    """Nor the handler; a disk that does not tell cases apart would lose one of them, too."""
+    asset = tmp_path / name
     asset.write_text("{}")
-    with pytest.raises(UsageError, match=r"model\.onnx must be named otherwise"):
+    with pytest.raises(UsageError, match=f"{name} must be named otherwise"):
         pack(linear_onnx, tmp_path / "store", asset=(str(asset),))
+
+
+@pytest.mark.parametrize("name", RESERVED)
+def test_external_data_cannot_replace_a_part_of_the_archive(tmp_path: Path, name: str) -> None:
+    """Such archives were built without a word, and no worker loaded them."""
+    weight = numpy_helper.from_array(np.ones((64, 64), np.float32), "w")
+    graph = helper.make_graph(
+        [helper.make_node("MatMul", ["x", "w"], ["y"])],
+        "g",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", 64])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["n", 64])],
+        [weight],
+    )
+    path = write_model(tmp_path / "outside.onnx", graph)
+    model = onnx.load(path)
+    settings = {"save_as_external_data": True, "location": name, "size_threshold": 100}
+    onnx.save(model, path, **settings)
+    with pytest.raises(UsageError, match=f"{name} must be named otherwise.*external data"):
+        pack(path, tmp_path / "store")
+    assert not list(tmp_path.glob("store/*.mar"))
+
+
+def test_two_assets_of_one_name_are_refused(linear_onnx: Path, tmp_path: Path) -> None:
+    """From two folders; and one whose name would steer a terminal."""
+    for folder in ("a", "b"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "words.txt").write_text(folder)
+    assets = tuple(str(tmp_path / folder / "words.txt") for folder in ("a", "b"))
+    with pytest.raises(UsageError, match=r"words\.txt must be named otherwise"):
+        pack(linear_onnx, tmp_path / "store", asset=assets)
+    (tmp_path / "a\nb").touch()
+    with pytest.raises(UsageError, match="letters that can be printed"):
+        pack(linear_onnx, tmp_path / "store", asset=(str(tmp_path / "a\nb"),))
+
+
+def endless(path: Path) -> Path:
+    """A model whose Loop has a condition that stays true."""
+    flag, rows = TensorProto.BOOL, TensorProto.FLOAT
+    body = helper.make_graph(
+        [helper.make_node("Identity", ["c"], ["co"]), helper.make_node("Identity", ["v"], ["vo"])],
+        "body",
+        [
+            helper.make_tensor_value_info("i", TensorProto.INT64, []),
+            helper.make_tensor_value_info("c", flag, []),
+            helper.make_tensor_value_info("v", rows, ["n", 4]),
+        ],
+        [
+            helper.make_tensor_value_info("co", flag, []),
+            helper.make_tensor_value_info("vo", rows, ["n", 4]),
+        ],
+    )
+    graph = helper.make_graph(
+        [helper.make_node("Loop", ["", "t", "x"], ["y"], body=body)],
+        "g",
+        [helper.make_tensor_value_info("x", rows, ["n", 4])],
+        [helper.make_tensor_value_info("y", rows, ["n", 4])],
+        [numpy_helper.from_array(np.array(True), "t")],
+    )
+    return write_model(path, graph)
+
+
+def folded(path: Path, size: int, count: int) -> Path:
+    """A model that multiplies constants of `size` squared `count` times as it is loaded."""
+    nodes = [helper.make_node("ConstantOfShape", ["s"], ["k0"])]
+    nodes += [helper.make_node("MatMul", [f"k{i}", "k0"], [f"k{i + 1}"]) for i in range(count)]
+    nodes += [
+        helper.make_node("ReduceMax", [f"k{count}"], ["top"], keepdims=0),
+        helper.make_node("Add", ["x", "top"], ["y"]),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "g",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", 4])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["n", 4])],
+        [numpy_helper.from_array(np.array([size, size]), "s")],
+    )
+    return write_model(path, graph)
+
+
+@pytest.mark.parametrize("kind", ["run", "load"])
+def test_a_model_that_does_not_end_is_stopped(tmp_path: Path, kind: str) -> None:
+    """In its run, and where ONNX Runtime folds constants as it loads; nothing goes on behind."""
+    path = tmp_path / "long.onnx"
+    endless(path) if kind == "run" else folded(path, 3000, 500)
+    with pytest.raises(ModelError, match=r"long\.onnx must be loaded and run .* within 3 s"):
+        pack(path, tmp_path / "store", limit_s=3)
+    assert not list(tmp_path.glob("store/*.mar"))
+    assert not [
+        process
+        for process in psutil.Process().children(recursive=True)
+        if str(path) in process.cmdline()
+    ]
+
+
+def test_a_model_that_needs_more_memory_than_there_is_is_refused(tmp_path: Path) -> None:
+    """It is told before the machine swaps."""
+    path = folded(tmp_path / "large.onnx", 2_000_000, 0)
+    with pytest.raises(ModelError, match=r"large\.onnx must .*memory"):
+        pack(path, tmp_path / "store")
+
+
+def test_a_model_that_crashes_the_runtime_is_told(
+    linear_onnx: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By the signal, or by the last line that the process said."""
+    for start, told in (
+        ("import os; os.kill(os.getpid(), 6)", "SIGABRT"),
+        ("raise SystemExit('the last line')", "the last line"),
+    ):
+        monkeypatch.setattr(onnx_proof, "_START", start)
+        with pytest.raises(ModelError, match=rf"linear\.onnx must be loaded .*{told}"):
+            pack(linear_onnx, tmp_path / "store")
+
+
+def test_a_module_where_packing_is_called_is_not_imported(
+    linear_onnx: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A stranger's folder with model.onnx may hold onnx.py as well."""
+    for name in ("onnx.py", "numpy.py", "marship.py", "ast.py"):
+        (tmp_path / name).write_text("raise SystemExit('imported')")
+    monkeypatch.chdir(tmp_path)
+    assert pack(linear_onnx, tmp_path / "store").is_file()
 
 
 def test_a_failed_build_keeps_the_archive_before_it(linear_onnx: Path, tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.markup import escape
 
 from marship import console
 from marship.cli.app import app
@@ -66,7 +67,10 @@ def package(
     from marship import package as step
     from marship.serving import extent
 
-    with console.err.status("packing, and recording golden answers"):
+    doing = (
+        "packing" if source.is_dir() else f"running for at most {settings.limit_s} s, and packing"
+    )
+    with console.err.status(f"{doing} {escape(source.name)}"):
         archive = step.package(source, settings)
     size_mb = archive.stat().st_size / 1e6
     console.out.print(f"{archive}  ({size_mb:.1f} MB)", markup=False, soft_wrap=True)
