@@ -3,14 +3,13 @@
 import errno
 import json
 import os
-import stat
 import tempfile
-import tomllib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
+from marship import texts
 from marship.errors import DataError, MarshipError, UsageError
 
 
@@ -95,21 +94,6 @@ def explained(path: Path) -> Iterator[None]:
         raise
 
 
-def open_regular(path: Path) -> BinaryIO:
-    """Open a file for reading that somebody else may have put there.
-
-    A pipe would be waited for, and a device has no end: neither is opened as one.
-
-    Raises:
-        OSError: There is none, it may not be read, or it is no regular file.
-    """
-    file = os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC), "rb")
-    if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-        file.close()
-        raise OSError(errno.EINVAL, "it is no regular file")
-    return file
-
-
 def _a_folder(path: Path) -> StorageError:
     return StorageError(f"{path} must be a file, got a folder. Move it away.")
 
@@ -131,7 +115,7 @@ def read_json(path: Path) -> Any:  # noqa: ANN401  any JSON value
         return json.loads(path.read_bytes())
     except FileNotFoundError as error:
         raise UsageError(f"{path} must exist, got no such file.") from error
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise DataError(f"{path} must be readable JSON, got: {error}.") from error
 
 
@@ -142,8 +126,9 @@ def read_toml(path: Path) -> tuple[dict[str, Any], str]:
         UsageError: It cannot be read.
     """
     try:
-        text = path.read_text()
-        return tomllib.loads(text), text
+        with texts.open_file(path) as file:
+            data = file.read(texts.MOST_TOML_BYTES + 1)
+        return texts.toml_value(data), data.decode()
     except OSError as error:
         reason = error.strerror or str(error)
     except ValueError as error:

@@ -44,7 +44,7 @@ def open_file(path: Path) -> BinaryIO:
         OSError: There is no such file, or it is something else than a regular file.
     """
     # without O_NONBLOCK, to open a pipe that nobody writes to waits for ever
-    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
     kind = os.fstat(descriptor).st_mode
     if stat.S_ISREG(kind):
         return os.fdopen(descriptor, "rb")

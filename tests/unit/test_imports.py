@@ -21,7 +21,7 @@ ALLOWED: dict[str, set[str]] = {
     "contract": BASE,
     "limited": set(),
     "unversioned": BASE,
-    "storage": BASE,
+    "storage": BASE | {"texts"},
     "settings": BASE | {"storage"},
     "console": BASE,
     "shipped": BASE,

@@ -3,9 +3,9 @@
 from pathlib import Path
 
 import onnx
-import onnx_zoo as zoo
 import pytest
 
+import onnx_zoo as zoo
 from marship import graph, parity
 
 ROW_WISE_GRAPHS = 140

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from marship import storage
+from marship import texts
 from marship.errors import SignatureError
 
 PAYLOAD_TYPE = "application/vnd.marship.archive.v1+json"
@@ -61,7 +61,7 @@ def load(path: Path) -> dict[str, Any]:
         SignatureError: There is none, it cannot be read, or it is no JSON object.
     """
     try:
-        with storage.open_regular(path) as file:
+        with texts.open_file(path) as file:
             data = file.read(MAX_SIGNATURE_BYTES + 1)
     except FileNotFoundError as error:
         raise SignatureError(
@@ -73,10 +73,10 @@ def load(path: Path) -> dict[str, Any]:
             f"{path} must be a signature's file, got: {error.strerror}. Put it there instead."
         ) from error
     try:
-        value = json.loads(data)
-    except (ValueError, RecursionError) as error:
+        value = texts.json_value(data, most_bytes=MAX_SIGNATURE_BYTES)
+    except texts.TextError as error:
         raise _damaged(path) from error
-    if len(data) > MAX_SIGNATURE_BYTES or not isinstance(value, dict):
+    if not isinstance(value, dict):
         raise _damaged(path)
     return value
 

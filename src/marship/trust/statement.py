@@ -17,8 +17,10 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from marship import texts
 from marship.errors import SignatureError
 from marship.trust.contents import Contents, File
+from marship.trust.envelope import MAX_SIGNATURE_BYTES
 
 FORMAT = 1
 ALGORITHM = "ed25519"
@@ -64,14 +66,14 @@ class Statement:
             SignatureError: It is of another format, or not in the form that `to_bytes` writes.
         """
         try:
-            value = json.loads(data)
+            value = texts.json_value(data, most_bytes=MAX_SIGNATURE_BYTES)
             if value["format"] != FORMAT:
                 raise SignatureError(
                     f"a signature must be of format {FORMAT}, got {value['format']!r}. "
                     "Verify it with the marship that wrote it, or sign again."
                 )
             statement = cls(value["archive"]["name"], _contents(value), value["key"])
-            whole = statement.to_bytes() == data
+            whole = statement.to_bytes() == data and _is_count(statement.contents.size_bytes)
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise _unreadable() from error
         if not whole:
@@ -98,6 +100,10 @@ def _contents(value: Mapping[str, Any]) -> Contents:
     return Contents(
         archive["size_bytes"], archive["sha256"], files, model["name"], model["version"]
     )
+
+
+def _is_count(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
 
 
 def _listed(names: list[str]) -> str:

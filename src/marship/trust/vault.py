@@ -13,7 +13,7 @@ import tempfile
 from pathlib import Path
 from typing import BinaryIO
 
-from marship import storage
+from marship import storage, texts
 from marship.errors import NotFoundError, PackageError, SignatureError, UsageError
 from marship.trust.envelope import MAX_SIGNATURE_BYTES
 from marship.trust.policy import Trust, Verified
@@ -125,7 +125,7 @@ def _copy_signature(source: Path, target: Path) -> None:
 
 def _opened(path: Path) -> BinaryIO:
     try:
-        return storage.open_regular(path)
+        return texts.open_file(path)
     except OSError as error:
         raise SignatureError(
             f"{path} must be a readable file, got: {error.strerror}. Put one there."
