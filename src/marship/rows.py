@@ -113,7 +113,7 @@ class _Prover:
     largest_batch: int = 0
     absolute: float = 0.0
     relative: float = 0.0
-    row_s: float = 0.0
+    alone_s: list[float] = field(default_factory=list)
 
     def try_set(self, rows: RowSet) -> list[_Alone]:
         """Hold the rows of a set against each other.
@@ -163,7 +163,7 @@ class _Prover:
             if rows.usual:
                 self.left_out.append(f"a row of {rows.name}: the model refuses it alone")
             return None
-        self.row_s = max(self.row_s, time.perf_counter() - started)
+        self.alone_s.append(time.perf_counter() - started)
         for spec in self.contract.outputs:
             if outputs[spec.name].shape[:1] != (self.unit,):
                 raise _InfluenceError(
@@ -385,11 +385,12 @@ def _counts(prover: _Prover, constants: Sequence[float]) -> list[int]:
 def _is_affordable(prover: _Prover, count: int) -> bool:
     row_bytes = sum(array.nbytes for array in prover.known[0].part.values()) if prover.known else 1
     new = max(0, count - len(prover.known))
-    call_s = prover.row_s * count
+    part_s = float(np.median(prover.alone_s))
+    call_s = part_s * count
     return (
         count * row_bytes <= LARGEST_CALL_BYTES
         and call_s <= LONGEST_CALL_S
-        and time.perf_counter() + call_s + new * prover.row_s <= prover.deadline
+        and time.perf_counter() + call_s + new * part_s <= prover.deadline
     )
 
 

@@ -7,7 +7,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from onnx import TensorProto, helper, numpy_helper
+from onnx import TensorProto, helper
 from torch import nn
 
 from marship import graph
@@ -183,4 +183,3 @@ def test_a_table_outside_of_the_file_has_its_size(tmp_path: Path) -> None:
     whole = model(lambda b: b.op("Gather", table(b), "ids"))
     onnx.save(whole, path, save_as_external_data=True, location="weights.bin", size_threshold=0)
     assert graph.contract_of(path).inputs[0].value_range == (0, ROWS - 1)
-    assert numpy_helper.to_array(whole.graph.initializer[0]).shape == (ROWS, 3)

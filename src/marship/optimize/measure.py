@@ -147,7 +147,7 @@ def objection(
                 return f"output {name}, which is no float, differs from PyTorch's"
     found = parity.row_influence(contract, run, examples) if contract.batch_axis else None
     if found is not None and not found.agrees:
-        return f"an answer depends on the other rows of its batch, by up to {found.absolute:.2g}"
+        return f"rows of a batch influence each other: {found.reason}"
     try:
         parity.prove_padding(contract, run, examples)
     except ParityError:
