@@ -22,7 +22,7 @@ from marship.cases import (
     shared_axis,
     sizes_to_try,
 )
-from marship.comparison import Comparison, Run
+from marship.comparison import Comparison, RowProof, Run
 from marship.contract import (
     Arrays,
     Contract,
@@ -32,7 +32,7 @@ from marship.contract import (
     largest_difference,
 )
 from marship.errors import ModelError, ParityError, UsageError
-from marship.rows import PROOF_SECONDS, RowProof, prove
+from marship.rows import PROOF_SECONDS, prove
 
 SHARE_OF_ROWS = 0.5
 """Of the time that all proofs of an export may take."""

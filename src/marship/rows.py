@@ -8,14 +8,14 @@ see `marship.operators`.
 
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from marship import profiles
 from marship.cases import shared_axis, sizes_to_try
-from marship.comparison import Comparison, Run
+from marship.comparison import RowProof, Run
 from marship.contract import Array, Arrays, Contract
 from marship.errors import ModelError
 from marship.rounding import column_sizes, gap_of, largest_float, limits_of, same
@@ -33,41 +33,6 @@ MOST_ROWS = 1100
 FEWEST = 2
 """Rows that can be held against each other."""
 SEED = 20
-
-
-@dataclass(frozen=True, slots=True)
-class RowProof(Comparison):
-    """What the proof came to.
-
-    Attributes:
-        reason: Why rows are not independent, or why that could not be shown; None where they
-            are.
-        sets: What was tried: names of sets of rows.
-        largest_batch: Rows in the largest call.
-        left_out: What was not tried, or is not counted, and why.
-        seconds: How long it took.
-    """
-
-    reason: str | None = None
-    sets: tuple[str, ...] = ()
-    largest_batch: int = 0
-    left_out: tuple[str, ...] = ()
-    seconds: float = 0.0
-
-    def evidence(self) -> dict[str, Any]:
-        """As an archive holds it: no infinity, which JSON has not, and no time, which varies."""
-        facts = {k: v for k, v in asdict(self).items() if k != "seconds"}
-        return facts | ({"absolute": None, "relative": None} if np.isinf(self.absolute) else {})
-
-    def __str__(self) -> str:
-        """What was found and what it cost, as one line."""
-        if self.reason is not None:
-            return f"requests run alone: {self.reason}"
-        left = f"; left out: {'; '.join(self.left_out)}" if self.left_out else ""
-        return (
-            f"rows are independent: shown up to a batch of {self.largest_batch} "
-            f"in {self.seconds:.1f} s{left}"
-        )
 
 
 class _InfluenceError(Exception):
@@ -121,9 +86,13 @@ class _Prover:
         Raises:
             _InfluenceError: They influence each other.
         """
-        alone = [found for part in rows.parts if (found := self._alone(part, rows))]
+        alone = [found for part in rows.parts if (found := self._alone(part))]
+        refused = len(rows.parts) - len(alone)
+        if refused:
+            self._note(
+                f"{refused} of {len(rows.parts)} rows of {rows.name}: the model refuses them"
+            )
         if len(alone) < FEWEST:
-            self.left_out.append(f"{rows.name}: the model refuses them")
             return []
         self._note_typical(alone, rows)
         for one in alone:
@@ -143,25 +112,23 @@ class _Prover:
         Raises:
             _InfluenceError: They influence each other.
         """
-        rows = RowSet(f"a batch of {count * self.unit}", (), usual=True)
+        name = f"a batch of {count * self.unit}"
         alone = list(self.known[:count])
         while len(alone) < count:
-            found = self._alone(next(fresh), rows)
+            found = self._alone(next(fresh))
             if found is None:
-                self.left_out.append(f"{rows.name}: the model refuses a row")
+                self.left_out.append(f"{name}: the model refuses a row")
                 return
             found.limits = self._limits(found)
             alone.append(found)
         self.known = alone if len(alone) > len(self.known) else self.known
-        self._together(alone[::-1], rows.name)
+        self._together(alone[::-1], name)
 
-    def _alone(self, part: Arrays, rows: RowSet) -> _Alone | None:
+    def _alone(self, part: Arrays) -> _Alone | None:
         started = time.perf_counter()
         try:
             outputs = self.run(part)
         except ModelError:
-            if rows.usual:
-                self.left_out.append(f"a row of {rows.name}: the model refuses it alone")
             return None
         self.alone_s.append(time.perf_counter() - started)
         for spec in self.contract.outputs:

@@ -93,7 +93,7 @@ class RowDrawer:
         yield from self._around_constants(sizes)
 
     def _real(self, sizes: Mapping[str, int]) -> RowSet | None:
-        """Rows of the examples, where there are two at least."""
+        """Rows of the examples, where two of them differ."""
         axis = first_axis(self.contract)
         if self.examples is None or axis is None:
             return None
@@ -105,7 +105,9 @@ class RowDrawer:
         parts = [
             draw_real(self.contract, self.examples, cut, int(start)).inputs for start in starts
         ]
-        return RowSet("rows of the examples", parts, usual=True)
+        first = parts[0]
+        differ = any(not np.array_equal(first[k], part[k]) for part in parts for k in first)
+        return RowSet("rows of the examples", parts, usual=True) if differ else None
 
     def _special(self, sizes: Mapping[str, int]) -> RowSet:
         """Zeros, one value everywhere, equal rows, rows that end in padding."""

@@ -1,0 +1,171 @@
+"""marship.rows: what the proof of independent rows finds, leaves out, and says."""
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+
+from marship.comparison import RowProof
+from marship.contract import Arrays, Contract, TensorSpec
+from marship.errors import ModelError
+from marship.parity import row_influence
+
+X = TensorSpec("x", "float32", ("n", 4))
+Y = TensorSpec("y", "float32", ("n", 4))
+Function = Callable[[np.ndarray], np.ndarray]
+WEIGHTS = np.random.default_rng(0).normal(size=(4, 4)).astype(np.float32)
+
+
+def proof(function: Function, examples: np.ndarray | None = None, **options: object) -> RowProof:
+    """What is found of a function from x to y."""
+    bounds = {"n": options.pop("bounds")} if "bounds" in options else {}
+    contract = Contract((X,), (Y,), ("m.onnx",), "", 21, bounds=bounds)
+
+    def run(inputs: Arrays) -> Arrays:
+        return {"y": np.asarray(function(inputs["x"]), np.float32)}
+
+    found = row_influence(contract, run, None if examples is None else {"x": examples}, **options)
+    assert found is not None
+    return found
+
+
+def linear(x: np.ndarray) -> np.ndarray:
+    """Each row by itself."""
+    return x @ WEIGHTS
+
+
+MIXING: dict[str, Function] = {
+    "normalized over the batch": lambda x: (x - x.mean(0)) / (x.std(0) + 1e-5),
+    "min and max of the call": lambda x: (x - x.min()) / (x.max() - x.min() + 1e-9),
+    "bytes or floats": lambda x: x / 255 if x.max() > 10 else x,
+    "an influence of a thousandth": lambda x: x + 1e-3 * x.mean(0),
+    "an influence of a millionth": lambda x: x + 1e-6 * x.max(),
+    "an extreme row elsewhere": lambda x: x * (1 + (x.max() > 50_000)),
+    "all zeros": lambda x: x + (x == 0).all(),
+    "any equal rows": lambda x: x + (len(np.unique(x, axis=0)) < len(x)),
+    "a large batch": lambda x: x * 2 if len(x) > 64 else x,
+    "a batch of three": lambda x: x * 2 if len(x) == 3 else x,
+    "neighbours": lambda x: x + np.roll(x, 1, axis=0),
+    "the order of rows": lambda x: np.sort(x, axis=0),
+    "the first row": lambda x: x + x[:1],
+}
+
+
+@pytest.mark.parametrize("name", MIXING)
+@pytest.mark.parametrize("rows", [0, 1, 5])
+def test_rows_that_influence_each_other_are_found(name: str, rows: int) -> None:
+    """Without examples, with one row of them, and with several: one row proved anything before."""
+    examples = np.random.default_rng(1).normal(size=(rows, 4)).astype(np.float32) if rows else None
+    found = proof(MIXING[name], examples)
+    assert not found.agrees
+    assert found.reason
+
+
+ROW_WISE: dict[str, Function] = {
+    "linear": linear,
+    "a thousand layers' gain": lambda x: x * np.float32(1e30),
+    "probabilities": lambda x: (
+        np.exp(x - x.max(1, keepdims=True))
+        / np.exp(x - x.max(1, keepdims=True)).sum(1, keepdims=True)
+    ),
+    "steep": lambda x: np.tanh(linear(x) * 1e4),
+    "overflowing": lambda x: np.exp(x.astype(np.float32)),
+    "tiny": lambda x: linear(x) * np.float32(1e-12),
+}
+
+
+@pytest.mark.parametrize("name", ROW_WISE)
+@pytest.mark.filterwarnings("ignore:.*(overflow|invalid value).*:RuntimeWarning")
+def test_row_wise_functions_are_shown_to_be(name: str) -> None:
+    """What overflows in its own row is that row's affair."""
+    found = proof(ROW_WISE[name])
+    assert found.agrees, found
+    assert found.reason is None
+    assert found.largest_batch == 65
+
+
+def test_rounding_that_depends_on_the_batch_is_no_influence() -> None:
+    """A sum in another order, blown up by a step: the row alone is shaken as much by its inputs."""
+
+    def stepped(x: np.ndarray) -> np.ndarray:
+        noise = np.float32(1 + 1e-7 * (len(x) % 5))
+        return np.sin(linear(x) * noise * 3e4)
+
+    assert proof(stepped).agrees
+
+
+def test_a_step_that_depends_on_the_batch_alone_is_one() -> None:
+    """No change of its inputs shakes the row so."""
+    assert not proof(lambda x: linear(x) * (1 + 0.01 * (len(x) > 5))).agrees
+
+
+def test_rows_that_the_model_refuses_are_left_out_and_told() -> None:
+    """Those of extreme scale; the rest is proof enough."""
+
+    def choosy(x: np.ndarray) -> np.ndarray:
+        if np.abs(x).max() > 20:
+            raise ModelError("too large")
+        return linear(x)
+
+    found = proof(choosy)
+    assert found.agrees
+    assert any("the model refuses" in text for text in found.left_out)
+    assert not proof(lambda x: choosy(x) - x.mean(0)).agrees
+
+
+def test_what_refuses_all_rows_or_two_at_once_has_no_proof() -> None:
+    """No batch axis without one."""
+
+    def refusing(_x: np.ndarray) -> np.ndarray:
+        raise ModelError("never")
+
+    def single(x: np.ndarray) -> np.ndarray:
+        if len(x) > 1:
+            raise ModelError("one row")
+        return x
+
+    assert "nothing can be shown" in str(proof(refusing).reason)
+    assert "together are refused" in str(proof(single).reason)
+    assert "no two requests fit" in str(proof(linear, bounds=(1, 1)).reason)
+
+
+def test_another_number_of_rows_is_told() -> None:
+    """A filter gives one client's rows to another."""
+    found = proof(lambda x: x[x[:, 0] > 0])
+    assert "rows for 1 of the inputs" in str(found.reason)
+    far = proof(lambda x: x[np.abs(x).max(1) < 500_000])
+    assert "rows for 1 of the inputs" in str(far.reason)
+
+
+def test_a_batch_of_at_least_three_is_proven_by_threes() -> None:
+    """The smallest request has three rows; rows within a request may do as they like."""
+
+    def by_threes(x: np.ndarray) -> np.ndarray:
+        if len(x) % 3:
+            raise ModelError("threes")
+        return x - x.reshape(-1, 3, 4).mean(1).repeat(3, axis=0)
+
+    assert proof(by_threes, bounds=(3, None)).agrees
+    assert not proof(lambda x: x - x.mean(0), bounds=(3, None)).agrees
+
+
+def test_no_batch_is_larger_than_its_bound() -> None:
+    """A model may not take more."""
+    sizes = set()
+
+    def noting(x: np.ndarray) -> np.ndarray:
+        sizes.add(len(x))
+        return linear(x)
+
+    assert proof(noting, bounds=(1, 16)).agrees
+    assert max(sizes) == 16
+
+
+def test_the_time_is_kept_and_what_is_left_out_is_told() -> None:
+    """The first set of rows is tried in any case."""
+    found = proof(linear, seconds=0.0)
+    assert found.agrees
+    assert found.sets == ("usual values",)
+    assert "scales from 0.001 to 1000 and what follows: the time is over" in found.left_out
+    assert any(text.startswith("a batch of 33") for text in found.left_out)
+    assert not proof(lambda x: x - x.mean(0), seconds=0.0).agrees
