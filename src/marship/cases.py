@@ -130,8 +130,11 @@ def draw_real(contract: Contract, examples: Arrays, sizes: Mapping[str, int], se
 def draw_random(
     contract: Contract, examples: Arrays | None, sizes: Mapping[str, int], seed: int
 ) -> Case:
-    """Random values of the examples' range, never a pad value; any values without examples."""
-    from marship.graph import random_input
+    """Random values of the examples' range, never a pad value; any values without examples.
+
+    What indexes a table is drawn over all of it.
+    """
+    from marship.graph import random_index, random_input
 
     generator = np.random.default_rng(seed)
     inputs = {}
@@ -139,10 +142,13 @@ def draw_random(
         if examples is None:
             inputs[spec.name] = random_input(spec, sizes, seed)
             continue
+        shape = [sizes[axis] if isinstance(axis, str) else axis for axis in spec.shape]
+        if spec.value_range is not None:
+            inputs[spec.name] = random_index(spec, shape, generator)
+            continue
         seen = examples[spec.name].ravel()
         if spec.pad_value is not None and (seen != spec.pad_value).any():
             seen = seen[seen != spec.pad_value]
-        shape = [sizes[axis] if isinstance(axis, str) else axis for axis in spec.shape]
         inputs[spec.name] = _like(seen, shape, generator)
     return Case("random", sizes, inputs)
 

@@ -61,8 +61,11 @@ def show_export(done: "Exported") -> None:
     """What was exported, and how near it is to PyTorch."""
     show_contract(done.contract)
     difference = done.report["largest_difference"]
+    rows = done.report["rows_alone_and_together"]
     facts(
         [
+            ("alone since", rows["reason"] if isinstance(rows, dict) else None),
+            ("golden cases", done.report["golden"]),
             ("parity", f"{len(done.report['cases'])} cases against PyTorch"),
             ("difference", f"{difference['absolute']:.2g} absolute at most"),
             ("written to", done.run_dir),

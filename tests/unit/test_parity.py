@@ -1,5 +1,6 @@
 """marship.parity and marship.cases: which inputs are tried, and what the proofs catch."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -73,6 +74,15 @@ def test_random_cases_stay_in_the_range_of_the_examples() -> None:
     for case in draw_cases(contract(), examples()):
         if case.kind == "random":
             assert set(np.unique(case.inputs["items"])) <= set(range(3, 10))
+
+
+def test_random_ids_are_of_the_whole_table() -> None:
+    """Whatever was seen of it in the examples."""
+    looked_up = replace(ITEMS, value_range=(0, 99))
+    cases = draw_cases(contract(inputs=(looked_up,)), examples())
+    drawn = np.concatenate([c.inputs["items"].ravel() for c in cases if c.kind == "random"])
+    assert drawn.max() == 99
+    assert drawn.min() == 1
 
 
 def test_without_bounds_sizes_go_as_far_as_the_examples() -> None:
