@@ -66,5 +66,5 @@ def _require_ignored(secret: Path) -> None:
     if git is None or subprocess.run(words, capture_output=True, check=False).returncode:
         raise UsageError(
             f"{secret} must be ignored by git, got a {IGNORE_FILE} beside it without its name. "
-            f"Add the line /{secret.name} there, or choose a new folder with --out."
+            f"Add the line /{secret.name} there, or choose a new folder."
         )

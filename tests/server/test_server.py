@@ -54,7 +54,7 @@ def assert_nothing_left(home: Path, record: ServerRecord) -> None:
     assert members(record) == []
     assert not Path(record.tmp).exists()
     left = {path.name for path in home.iterdir()}
-    assert left == {"config.properties", "logs", "start.lock", "workflows"}
+    assert left == {".gitignore", "config.properties", "logs", "start.lock", "workflows"}
 
 
 def test_stop_leaves_no_process_no_socket_and_no_token(start: Start) -> None:
@@ -119,6 +119,7 @@ def test_what_java_refuses_is_told_and_leaves_nothing(start: Start, tmp_path: Pa
     with pytest.raises(ServerError, match="NoSuchFlag"):
         start(home, config=config)
     assert {path.name for path in home.iterdir()} == {
+        ".gitignore",
         "config.properties",
         "logs",
         "start.lock",

@@ -107,6 +107,18 @@ def test_a_servers_home(tree: Path) -> None:
     assert ".marship" not in git(tree, "status", "--porcelain", "--untracked-files=all")
 
 
+def test_a_home_with_a_gitignore_of_somebody_else(tree: Path) -> None:
+    """It names the tokens, or no server starts there."""
+    home = Home(tree / "srv")
+    home.path.mkdir()
+    (home.path / ".gitignore").write_text("*.log\n")
+    with pytest.raises(UsageError, match=r"key_file\.json must be ignored by git"):
+        home.create()
+    (home.path / ".gitignore").write_text("key_file.json\nserver.json\n")
+    home.create()
+    home.key_file.write_text("{}")
+
+
 Settings = Callable[..., proxy.ProxySettings]
 
 

@@ -1,5 +1,6 @@
 """A server's private home folder: what lies in it, and which server runs from it.
 
+    .gitignore         keeps all of it out of git
     config.properties  TorchServe's settings as this server runs with them
     key_file.json      its tokens, written by TorchServe
     server.json        the running server: process, addresses, model store
@@ -148,13 +149,15 @@ class Home:
         A server overwrites and removes files in it. Other homes may lie in it.
 
         Raises:
-            UsageError: It cannot be made, belongs to someone else, or holds what is not ours.
+            UsageError: It cannot be made, belongs to someone else, holds what is not ours, or git
+                would take its tokens.
         """
         try:
             self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
             self._check_ours()
             self.path.chmod(0o700)
-            unversioned.cover(self.path)  # tokens are in it
+            unversioned.cover(self.path)
+            unversioned.ignore(self.key_file)  # where a .gitignore of somebody else is in it
         except OSError as error:
             raise UsageError(
                 f"{self.path} must be a folder of your own, got: {error.strerror}. "

@@ -17,6 +17,9 @@ from typing import Any, Protocol
 
 from marship.torchserve.processes import Group
 
+_known: dict[tuple[Group, str, int], tuple[str, str]] = {}
+"""Where a process listened: the link to its descriptor, and what that is while it does."""
+
 _LISTENS = "0A"  # TCP_LISTEN of include/net/tcp_states.h
 _CREDENTIALS = struct.Struct("3i")  # struct ucred of unix(7): pid, uid, gid
 
@@ -45,27 +48,39 @@ def is_held_by(line: Line, group: Group) -> bool:
         return False
     if line.family != socket.AF_UNIX:
         host, port = line.getpeername()[:2]
-        return _listens(group.pid, str(host), int(port))
+        return _listens(group, str(host), int(port))
     if not hasattr(socket, "SO_PEERCRED"):
         return True
     told = line.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
     return bool(_CREDENTIALS.unpack(told)[0] == group.pid)
 
 
-def _listens(pid: int, host: str, port: int) -> bool:
+def _listens(group: Group, host: str, port: int) -> bool:
+    """Whether a process listens; the kernel's tables take milliseconds, a known link nothing."""
+    place = (group, host, port)
+    if place in _known and _is(*_known[place]):
+        return True
     try:
-        return any(_holds(pid, inode) for inode in _listeners(pid, host, port))
+        for inode in _listeners(group.pid, host, port):
+            if link := _link(group.pid, f"socket:[{inode}]"):
+                _known[place] = link, f"socket:[{inode}]"
+                return True
     except PermissionError:
         return True
     except FileNotFoundError:  # no such system; of a process that has ended Group knows
         return not Path("/proc/net/tcp").exists()
+    return False
 
 
-def _holds(pid: int, inode: str) -> bool:
-    for entry in os.scandir(f"/proc/{pid}/fd"):
-        with contextlib.suppress(FileNotFoundError):  # closed meanwhile
-            if os.readlink(entry.path) == f"socket:[{inode}]":  # noqa: PTH115  thousands of them
-                return True
+def _link(pid: int, target: str) -> str | None:
+    """The descriptor by which a process holds a socket."""
+    links = (entry.path for entry in os.scandir(f"/proc/{pid}/fd"))
+    return next((link for link in links if _is(link, target)), None)
+
+
+def _is(link: str, target: str) -> bool:
+    with contextlib.suppress(OSError):  # closed, or ended, meanwhile
+        return os.readlink(link) == target  # noqa: PTH115  there are thousands of them
     return False
 
 

@@ -7,9 +7,10 @@ make sure that a new connection ends at the home's server before they send anyth
 
 import asyncio
 import http.client
+import re
 import ssl
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, Generic, TypeVar
@@ -22,15 +23,17 @@ from marship.errors import NoAnswerError, ServerError, TLSError, TooLargeError
 from marship.limited import OverLimitError, tls_context
 from marship.torchserve import connections, sockets
 from marship.torchserve.access import Access
-from marship.torchserve.calls import Answer, Call, Flow, Lines, Pause, Step, Work
+from marship.torchserve.calls import BAD_REQUEST, Answer, Call, Flow, Lines, Pause, Step, Work
 from marship.torchserve.connections import Connection, UnreachableError
 
 T = TypeVar("T")
 
 MAX_RESPONSE_BYTES = 1 << 30
 _OVERHEAD_BYTES = 1 << 20  # of headers; chunks of a single byte would double what a body takes
-_LONGEST_LENGTH = 20  # digits; more are too many bytes whatever they are
 _HEADERS = {"Accept-Encoding": "identity"}
+_NO_ENCODING, _CHUNKED = ("", "identity"), ("", "chunked")
+_LENGTH, _SHOWN = re.compile(r"[0-9]{1,18}"), 40
+_SUCCESS, _REDIRECT = 200, 300
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,20 +65,23 @@ class Bounds:
         )
 
     def check_head(self, answer: Answer, url: str) -> Answer:
-        """Make sure of a response's headers that its body can be read as it comes.
+        """Make sure of a response's status and headers that its body is the response asked for.
 
         Raises:
-            ServerError: It is in an encoding, which nobody asked for.
+            ServerError: It is a redirect, in an encoding, or of no certain length.
             TooLargeError: It says that it is too large.
         """
-        if (encoding := answer.headers.get("content-encoding", "identity")) != "identity":
-            raise ServerError(
-                f"{url} must send what is asked for, got Content-Encoding {encoding[:40]!r}. "
-                "Switch compression off in what answers there."
-            )
-        length = answer.headers.get("content-length", "")
-        if length.isascii() and length.isdigit():
-            self.check(int(length[:_LONGEST_LENGTH]), url)
+        headers = answer.headers
+        if not _SUCCESS <= answer.status < _REDIRECT and answer.status < BAD_REQUEST:
+            raise _unfit(url, "answer by itself", f"status {answer.status}")
+        for name, fit in (("content-encoding", _NO_ENCODING), ("transfer-encoding", _CHUNKED)):
+            if (value := headers.get(name, "").strip()).lower() not in fit:
+                raise _unfit(url, "send what is asked for", f"{name} {value[:_SHOWN]!r}")
+        length = headers.get("content-length")
+        if length is not None:
+            if not _LENGTH.fullmatch(length):
+                raise _unfit(url, "state one length in digits", repr(length[:_SHOWN]))
+            self.check(int(length), url)
         return answer
 
 
@@ -116,7 +122,7 @@ class BlockingTransport:
             try:
                 self._restart(line)
                 response = self._send(line, call, url)
-                headers = {name.lower(): value for name, value in response.getheaders()}
+                headers = _lowered(response.getheaders())
                 answer = self._bounds.check_head(Answer(response.status, headers, b""), url)
                 if call.streams and answer.has_lines:
                     return replace(answer, lines=self._lines(line, response, url))
@@ -241,7 +247,7 @@ class AsyncTransport:
                     timeout=aiohttp.ClientTimeout(),
                 )
                 try:
-                    headers = {name.lower(): value for name, value in response.headers.items()}
+                    headers = _lowered(response.headers.items())
                     answer = self._bounds.check_head(Answer(response.status, headers, b""), url)
                     if call.streams and answer.has_lines:
                         return replace(answer, lines=self._lines(response, url))
@@ -367,6 +373,18 @@ def _next(flow: Flow[T], answer: object, error: BaseException | None) -> Step | 
         return flow.send(answer) if error is None else flow.throw(error)
     except StopIteration as end:
         return _Done(end.value)
+
+
+def _lowered(headers: Iterable[tuple[str, str]]) -> dict[str, str]:
+    """Headers by their names in lower case; what comes twice is one list (RFC 9110, 5.3)."""
+    found: dict[str, str] = {}
+    for name, value in headers:
+        found[name.lower()] = f"{found[name.lower()]}, {value}" if name.lower() in found else value
+    return found
+
+
+def _unfit(url: str, rule: str, got: str) -> ServerError:
+    return ServerError(f"{url} must {rule}, got {got}. Look at what answers there.")
 
 
 def _too_slow(url: str, timeout_s: float) -> NoAnswerError:

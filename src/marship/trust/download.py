@@ -152,7 +152,8 @@ def _save(
         if answer.status_code != requests.codes.ok:
             kind = _MissingError if answer.status_code in _MISSING else PackageError
             raise kind(f"{url} must be answered with 200, got {answer.status_code}.")
-        if (packed := answer.headers.get("Content-Encoding", "identity")) != "identity":
+        packed = answer.headers.get("Content-Encoding", "").strip()
+        if packed.lower() not in ("", "identity"):
             raise PackageError(
                 f"{url} must be sent as the file is, got Content-Encoding "
                 f"{packed[:_SHOWN]!r}. Switch that off in the server for .mar and .sig."
@@ -269,4 +270,8 @@ def _faults(url: str) -> Iterator[None]:
             reason = "an end before all of it had come"
         if isinstance(error, requests.ReadTimeout) or "timed out" in reason or "deadline" in reason:
             reason = f"less than {_PIECE_BYTES >> 10} KiB in {WINDOW_S:g} s"
-        raise PackageError(f"{url} must be fetched whole, got: {reason}. Try again.") from error
+        advice = "Try again."
+        if isinstance(error, requests.exceptions.SSLError):
+            reason = reason.partition(" (_ssl")[0]
+            advice = "Use a name that its certificate holds, or trust it with REQUESTS_CA_BUNDLE."
+        raise PackageError(f"{url} must be fetched whole, got: {reason}. {advice}") from error

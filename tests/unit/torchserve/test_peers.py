@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import os
 import socket
 import subprocess
 import sys
@@ -24,7 +25,7 @@ ANSWER = (
 )
 SERVE = f"""
 import os, socket, sys
-family, place = sys.argv[1:]
+family, place, port = sys.argv[1:]
 if family == "unix":
     listener = socket.socket(socket.AF_UNIX)
     listener.bind(place)
@@ -32,7 +33,7 @@ if family == "unix":
 else:
     kind = socket.AF_INET6 if ":" in place else socket.AF_INET
     dual = place == "::"
-    listener = socket.create_server((place, 0), family=kind, dualstack_ipv6=dual)
+    listener = socket.create_server((place, int(port)), family=kind, dualstack_ipv6=dual)
 print(listener.getsockname()[1] if family == "tcp" else 0, flush=True)
 while True:
     line, _ = listener.accept()
@@ -65,9 +66,11 @@ def begin(tmp_path: Path) -> Iterator[Begin]:
     """Start one at an address, or at a unix socket."""
     begun: list[Real] = []
 
-    def run(family: str, place: str) -> Real:
+    def run(family: str, place: str, wanted_port: int = 0) -> Real:
         process = subprocess.Popen(
-            [sys.executable, "-c", SERVE, family, place], stdout=subprocess.PIPE, text=True
+            [sys.executable, "-c", SERVE, family, place, str(wanted_port)],
+            stdout=subprocess.PIPE,
+            text=True,
         )
         assert process.stdout
         port = int(process.stdout.readline())
@@ -201,6 +204,22 @@ def test_a_name_with_two_addresses(begin: Begin) -> None:
         socket.create_connection(("::1", real.port)) as line,
     ):
         assert not peers.is_held_by(line, group)
+
+
+def test_a_listener_that_was_closed_is_not_remembered(begin: Begin) -> None:
+    """Its process lives on, and another one has the port; then it listens there again."""
+    group = processes.Group(os.getpid(), processes.began(os.getpid()), processes.boot_id())
+    for _ in range(2):
+        with (
+            socket.create_server(("127.0.0.1", 0)) as listener,
+            socket.create_connection(listener.getsockname()) as line,
+        ):
+            port = listener.getsockname()[1]
+            assert peers.is_held_by(line, group)
+            assert peers.is_held_by(line, group)
+        begin("tcp", "127.0.0.1", port)
+        with socket.create_connection(("127.0.0.1", port)) as line:
+            assert not peers.is_held_by(line, group)
 
 
 def test_a_server_elsewhere_is_asked_with_its_own_token(begin: Begin) -> None:
