@@ -35,7 +35,7 @@ def test_a_whole_archive_passes(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("files", "fault"),
     [
-        ({"h.py": ""}, "readable MAR-INF/MANIFEST.json"),
+        ({"h.py": ""}, "it has no MAR-INF/MANIFEST.json"),
         ({MANIFEST: "{"}, "readable MAR-INF/MANIFEST.json"),
         ({MANIFEST: "[]"}, "MAR-INF/MANIFEST.json without a model"),
         ({MANIFEST: GOOD}, r"none of the name 'h\.py'"),
