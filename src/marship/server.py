@@ -6,31 +6,33 @@ environment and its temporary folder are known, and several servers run side by 
 
 import contextlib
 import dataclasses
+import http.client
 import shutil
 import signal
 import subprocess
 import sys
 import threading
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from marship import storage
 from marship.errors import NotRunningError, ServerError, UsageError
+from marship.limited import LimitedSocket, OverLimitError
 from marship.serving import keysource
 from marship.settings import setting
 from marship.torchserve import config as configs
-from marship.torchserve import environment, java, processes, production, properties, sockets
+from marship.torchserve import environment, java, peers, processes, production, properties, sockets
 from marship.torchserve import home as homes
 from marship.torchserve import store as stores
+from marship.torchserve.connections import Connection
 from marship.torchserve.home import Home, ServerRecord
 
 STARTED_LINE = "Model server started."
 
 _POLL_S = 0.05
+_RESPONSE_TIMEOUT_S, _LARGEST_RESPONSE_BYTES = 5, 1 << 20
 _STOPPED = (128 + signal.SIGTERM, -signal.SIGTERM)
 _TELLING = ("Invalid configuration", "Exception", "Error", "Could not", "Unrecognized", "fatal")
 
@@ -345,16 +347,21 @@ def _says_started(home: Home) -> bool:
 
 
 def _answers(record: ServerRecord) -> bool:
-    """Whether the management API gives any answer; without a token that is a refusal."""
-    if path := sockets.path_of(record.management_url):
-        return sockets.accepts(path)
-    direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    """Whether Java itself gives any response at the management API; without a token a refusal."""
+
+    def check(_base: str, line: LimitedSocket) -> None:
+        if not peers.is_held_by(line, record.group):
+            raise ConnectionRefusedError("another program listens there")
+
+    one = Connection(sockets.base_of(record.management_url), check)
+    one.limits.restart(_RESPONSE_TIMEOUT_S, _LARGEST_RESPONSE_BYTES)
     try:
-        direct.open(f"{record.management_url}/models", timeout=5).close()
-    except urllib.error.HTTPError:
-        return True
-    except OSError:
+        one.request("GET", "/models")
+        one.getresponse()
+    except (OSError, http.client.HTTPException, OverLimitError):
         return False
+    finally:
+        one.close()
     return True
 
 

@@ -5,7 +5,6 @@ A socket is only as open as the folder that it lies in, whatever its own mode is
 """
 
 import os
-import socket
 from pathlib import Path
 from urllib.parse import quote, unquote
 
@@ -44,13 +43,6 @@ def without_path(url: str) -> str:
 def is_too_long(path: str) -> bool:
     """Whether no socket can have that path."""
     return len(os.fsencode(path)) > LONGEST_PATH
-
-
-def accepts(path: str) -> bool:
-    """Whether somebody listens."""
-    with socket.socket(socket.AF_UNIX) as probe:
-        probe.settimeout(5)
-        return probe.connect_ex(path) == 0
 
 
 def remove(url: str) -> None:
