@@ -1,8 +1,9 @@
 """Models, servers, archives and answers as a person reads them in a terminal."""
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 SHOWN_NUMBERS = 1000
 WHOLE_RATE = 10
 SAID = ("text", "segments", "timings_ms")
+SHOWN_SECTIONS, SHOWN_FACTS, SHOWN_NAME = 50, 1000, 200
 SHOWN_FAILURES, SHOWN_COUNTS, SHOWN_CELLS, SHOWN_NAMES = 5, 10, 4, 3
 
 
@@ -174,18 +176,28 @@ def show_archive(archive: "Archive", *, as_json: bool) -> None:
     if archive.contract is not None:
         _section("contract")
         show_contract(archive.contract)
-    _section("model-config.yaml")
-    facts(_flat(archive.config))
-    for name, value in archive.evidence.items():
-        if not value:
-            continue
-        _section(name)
-        facts(_flat(value) if isinstance(value, dict) else [("", value)])
+    _show_section("model-config.yaml", archive.config)
+    for name, value in islice(archive.evidence.items(), SHOWN_SECTIONS):
+        if value:
+            _show_section(name, value)
+    if (more := len(archive.evidence) - SHOWN_SECTIONS) > 0:
+        _show_rest(more, "sections; --json shows them")
     _section("files")
     grid(
         ("file", "bytes", "SHA-256"),
-        ((member.name, member.size_bytes, member.sha256[:16]) for member in archive.members),
+        ((m.name, m.size_bytes, m.sha256[:16]) for m in archive.members[:SHOWN_FACTS]),
     )
+    if (more := len(archive.members) - SHOWN_FACTS) > 0:
+        _show_rest(more, "files; --json shows them")
+
+
+def _show_section(title: str, value: object) -> None:
+    """A title and what stands below it, as far as a person reads: it may be a stranger's."""
+    _section(title[:SHOWN_NAME])
+    rows = list(islice(_flat(value), SHOWN_FACTS + 1)) if isinstance(value, dict) else [("", value)]
+    facts(rows[:SHOWN_FACTS])
+    if len(rows) > SHOWN_FACTS:
+        console.out.print("[dim]and more; --json shows all[/]")
 
 
 def show_configured(done: "Configured") -> None:
@@ -218,25 +230,23 @@ def _section(title: str) -> None:
     console.out.print(f"\n[bold]{_text(title)}[/]")
 
 
-def _flat(value: dict[str, Any], prefix: str = "") -> list[tuple[str, object]]:
-    """Nested mappings as dotted names; a list of mappings, such as a history, by its length."""
-    rows: list[tuple[str, object]] = []
+def _flat(value: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, object]]:
+    """Nested mappings as dotted names; a list of mappings, such as a history, by its length.
+
+    Long names are cut, since each level below repeats them.
+    """
     for key, item in value.items():
-        name = f"{prefix}{key}"
+        name = f"{prefix}{key}"[:SHOWN_NAME]
         if isinstance(item, dict):
-            rows += _flat(item, f"{name}.")
-        elif isinstance(item, list) and item and isinstance(item[0], dict):
-            named = all("name" in entry for entry in item)
-            if named:
-                for entry in item:
-                    rows += _flat(
-                        {k: v for k, v in entry.items() if k != "name"}, f"{name}.{entry['name']}."
-                    )
-            else:
-                rows.append((name, f"{len(item)} entries; --json shows them"))
+            yield from _flat(item, f"{name}.")
+        elif not isinstance(item, list) or not any(isinstance(entry, dict) for entry in item):
+            yield name, item
+        elif all(isinstance(entry, dict) and "name" in entry for entry in item):
+            for entry in item:
+                rest = {k: v for k, v in entry.items() if k != "name"}
+                yield from _flat(rest, f"{name}.{str(entry['name'])[:SHOWN_NAME]}.")
         else:
-            rows.append((name, item))
-    return rows
+            yield name, f"{len(item)} entries; --json shows them"
 
 
 def show_answer(answer: Any) -> None:  # noqa: ANN401  any that a model answers
