@@ -2,6 +2,7 @@
 
     keys.py       Ed25519 keys as files
     contents.py   what an archive holds, read so strictly that every reader sees the same
+    extract.py    single files of an archive, held against that reading
     statement.py  what is signed of it: name, version, and a digest of each file
     envelope.py   the signed bytes and their signature as a file: DSSE
     signature.py  signing an archive; the signature lies beside it
