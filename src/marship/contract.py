@@ -9,7 +9,9 @@ the reference model gave for them.
 import hashlib
 import json
 import math
+import tokenize
 import zipfile
+import zlib
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, nullcontext
 from dataclasses import asdict, dataclass, field, is_dataclass
@@ -30,6 +32,12 @@ CONTRACT_FILE = "contract.json"
 GOLDEN_FILE = "golden.npz"
 FORMAT = 1
 CHUNK_BYTES = 1 << 20
+MOST_GOLDEN_BYTES = 2 << 30  # an npz of 2 MB may stand for as much
+_NPZ_FAULTS = (
+    *(OSError, ValueError, TypeError, AttributeError, EOFError, MemoryError, RuntimeError),
+    *(zipfile.BadZipFile, zlib.error, SyntaxError, tokenize.TokenError, OverflowError, KeyError),
+)
+"""What NumPy raises of a damaged npz; an array's header may ask for terabytes."""
 _MOST_SIZE = 1 << 62
 _DTYPES = {"str", "bool", "float16", "float32", "float64"} | {
     f"{kind}{bits}" for kind in ("int", "uint") for bits in (8, 16, 32, 64)
@@ -219,16 +227,21 @@ def read_golden(source: Path | BinaryIO) -> list[GoldenCase]:
     """Read what `write_golden` wrote.
 
     Raises:
-        ModelError: The file is missing or damaged.
+        ModelError: The file is missing or damaged, or unpacks to more than `MOST_GOLDEN_BYTES`.
     """
     cases: dict[int, GoldenCase] = {}
     try:
         with np.load(source, allow_pickle=False) as arrays:
+            size_bytes = sum(info.file_size for info in arrays.zip.infolist())
+            if size_bytes > MOST_GOLDEN_BYTES:
+                raise ValueError(f"{size_bytes:,} bytes, where {MOST_GOLDEN_BYTES:,} are allowed")
             for key in arrays.files:
                 index, side, name = key.split("/", 2)
                 case = cases.setdefault(int(index), GoldenCase({}, {}))
-                (case.inputs if side == "in" else case.outputs)[name] = arrays[key]
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+                if not isinstance(array := arrays[key], np.ndarray):  # NumPy gives the bytes
+                    raise TypeError(f"{key} that is no array")
+                (case.inputs if side == "in" else case.outputs)[name] = array
+    except _NPZ_FAULTS as error:
         raise ModelError(
             f"{GOLDEN_FILE} must hold golden cases, got {error}. Package the model again."
         ) from error

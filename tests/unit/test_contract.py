@@ -1,11 +1,14 @@
 """marship.contract: facts that survive the way through files, and what "agree" means."""
 
+import io
 import json
+import zipfile
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from marship import contract
 from marship.contract import (
     Contract,
     GoldenCase,
@@ -164,3 +167,50 @@ def test_a_contract_of_other_types_is_a_model_error(change: dict[str, object]) -
     raw = json.loads(CONTRACT.to_json()) | change
     with pytest.raises(ModelError, match="must be a contract"):
         Contract.from_json(json.dumps(raw))
+
+
+def npz(**arrays: bytes) -> io.BytesIO:
+    """A deflated npz of these files."""
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as zipped:
+        for name, data in arrays.items():
+            zipped.writestr(f"{name}.npy", data)
+    buffer.seek(0)
+    return buffer
+
+
+def npy(header: str, data: bytes = b"") -> bytes:
+    """An npy file with this header."""
+    text = header.encode() + b"\n"
+    return b"\x93NUMPY\x01\x00" + len(text).to_bytes(2, "little") + text + data
+
+
+SHAPED = "{{'descr': '<f4', 'fortran_order': False, 'shape': {}}}"
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        npy(SHAPED.format("(10**15,)")),
+        npy(SHAPED.format("(1000000000000000,)")),
+        npy(SHAPED.format("(-1,)")),
+        npy(SHAPED.format("'x'")),
+        npy("(" * 300),
+        npy("{'descr': '((((', 'fortran_order': False, 'shape': ()}"),
+        npy("{'descr': '|O', 'fortran_order': False, 'shape': ()}"),
+        b"no npy",
+        b"",
+    ],
+)
+def test_arrays_that_lie_are_a_model_error(data: bytes) -> None:
+    """Headers that ask for a petabyte, or are no Python: an error of our own."""
+    with pytest.raises(ModelError, match="golden cases"):
+        read_golden(npz(**{"0/in/x": data}))
+
+
+def test_golden_cases_that_unpack_to_too_much_are_not_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By what the directory says of them together, before the first is unpacked."""
+    monkeypatch.setattr(contract, "MOST_GOLDEN_BYTES", 1000)
+    monkeypatch.setattr(np.lib.npyio.NpzFile, "__getitem__", lambda *_: pytest.fail("unpacked"))
+    with pytest.raises(ModelError, match="1,000 are allowed"):
+        read_golden(npz(**{f"{i}/in/x": bytes(400) for i in range(3)}))

@@ -30,6 +30,7 @@ MAX_FILES = 10_000
 MAX_UNPACKED_BYTES = 64 << 30
 MAX_RATIO = 100  # unpacked to packed, of the whole archive
 MAX_NAME_BYTES = 1024
+MAX_PART_BYTES = 255  # of a name, between two slashes
 
 _CHUNK = 1 << 20
 _LOCAL, _CENTRAL, _END = b"PK\x03\x04", b"PK\x01\x02", b"PK\x05\x06"  # APPNOTE 4.3.7, .12, .16
@@ -340,6 +341,8 @@ class _Names:
         parts = name.removesuffix("/").split("/")
         if "\\" in name or not name.isprintable() or {"", ".", ".."} & set(parts):
             raise self._fault(f"a name that leads elsewhere, {_shown(header.name)}")
+        if any(len(part.encode()) > MAX_PART_BYTES for part in parts):
+            raise self._fault(f"a name that is too long for a disk, {_shown(header.name)}")
         if is_folder and header.size_bytes:
             raise self._fault(f"a folder with contents, {_shown(header.name)}")
         # on some disks a and A, or two ways to write an umlaut, are one file

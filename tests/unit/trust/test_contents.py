@@ -182,6 +182,14 @@ def test_a_name_that_leads_elsewhere_is_refused(tmp_path: Path, name: bytes) -> 
     refused(tmp_path / "x.mar", plain(name), "leads elsewhere")
 
 
+def test_a_name_that_no_disk_takes_is_refused(tmp_path: Path) -> None:
+    """TorchServe would fail in the middle of unpacking; a folder's name counts by itself."""
+    for name in (b"a" * 256, b"b/" + b"a" * 256 + b"/c"):
+        refused(tmp_path / "x.mar", plain(name), "too long for a disk")
+    (tmp_path / "y.mar").write_bytes(plain(b"a" * 255, b"b" * 255 + b"/" + b"c" * 255))
+    assert len(read(tmp_path / "y.mar").files) == 3
+
+
 def test_a_name_that_python_and_java_read_differently_is_refused(tmp_path: Path) -> None:
     """Without the UTF-8 flag Python takes cp437, and Java UTF-8."""
     refused(tmp_path / "x.mar", plain("\u00e4.txt".encode()), "no UTF-8")
