@@ -107,7 +107,7 @@ def files_of(path: Path) -> str | None:
     try:
         with zipfile.ZipFile(path) as zipped:
             listed = [(info.filename, info.file_size, info.CRC) for info in zipped.infolist()]
-    except (zipfile.BadZipFile, OSError):
+    except (zipfile.BadZipFile, OSError, RuntimeError, ValueError):
         return None
     return hashlib.sha256(repr(listed).encode()).hexdigest()
 

@@ -30,6 +30,7 @@ MAX_FILES = 10_000
 MAX_UNPACKED_BYTES = 64 << 30
 MAX_RATIO = 100  # unpacked to packed, of the whole archive
 MAX_NAME_BYTES = 1024
+MAX_VERSION = 63  # of the format that a reader must know, as Python's zipfile has it
 MAX_PART_BYTES = 255  # of a name, between two slashes
 
 _CHUNK = 1 << 20
@@ -177,13 +178,15 @@ class _Reading:
 
     def _central(self) -> _Header:
         fields = _CENTRAL_REST.unpack(self._take(_CENTRAL_REST.size))
-        flags, method, crc, packed, size = fields[2], fields[3], *fields[6:9]
+        version, flags, method, crc, packed, size = *fields[1:4], *fields[6:9]
         name_length, extra_length, comment_length, disk, _, attributes, offset = fields[9:]
         name = self._name(name_length)
         size, packed, offset = self._wide(name, extra_length, [size, packed, offset])
         kind = stat.S_IFMT(attributes >> 16)  # the upper half is Unix' st_mode, 4.4.15
         if kind not in (0, stat.S_IFDIR if name.endswith(b"/") else stat.S_IFREG):
             raise self._fault(f"{_shown(name)} as a link or a device")
+        if version > MAX_VERSION:
+            raise self._fault(f"{_shown(name)}, for which a reader must know version {version}")
         if comment_length or disk:
             raise self._fault(f"a comment, or another disk, for {_shown(name)}")
         return _Header(offset, flags, method, crc, packed, size, name)

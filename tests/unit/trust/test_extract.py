@@ -6,14 +6,17 @@ import struct
 import zipfile
 import zlib
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from marship import archive, configure, sealing
 from marship.errors import PackageError
 from marship.sbom import model
-from marship.torchserve.store import check_archive
+from marship.torchserve.store import check_archive, files_of
 from marship.trust import contents, extract, signature
 from signed import make_key, manifest, write
 
@@ -116,6 +119,17 @@ def test_a_large_archive_stays_plain_when_it_is_changed(
     assert archive.read(path).config == {"handler": {"a": 2}}
 
 
+def test_an_entry_that_asks_for_a_later_reader_is_refused(tmp_path: Path) -> None:
+    """Python's zipfile raises an error of no kind of ours for it; Java does not look."""
+    path = write(tmp_path / "x.mar")
+    data = path.read_bytes()
+    at = data.index(b"PK\1\2") + 6
+    path.write_bytes(data[:at] + b"\x40" + data[at + 1 :])
+    with pytest.raises(PackageError, match="must know version 64"):
+        contents.read(path)
+    assert files_of(path) is None
+
+
 def test_what_is_exchanged_in_between_is_noticed(tmp_path: Path) -> None:
     """Also a file of the same size, and before anything of it is used."""
     path = write(tmp_path / "x.mar", {"a.py": b"first"})
@@ -129,3 +143,35 @@ def test_what_is_exchanged_in_between_is_noticed(tmp_path: Path) -> None:
     path.write_bytes(b"no zip")
     with pytest.raises(PackageError, match="must stay as it is"):
         extract.head(path, found, "a.py", 3)
+
+
+EDITS = st.lists(
+    st.tuples(
+        st.floats(0, 1, exclude_max=True),
+        st.sampled_from(["set", "cut", "put"]),
+        st.binary(min_size=1, max_size=8),
+    ),
+    min_size=1,
+    max_size=4,
+)
+
+
+@settings(
+    max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(EDITS, st.booleans())
+def test_a_damaged_archive_is_read_or_told(
+    tmp_path: Path, edits: list[tuple[float, str, bytes]], deflate: bool
+) -> None:
+    """Bytes changed, cut out and put in, anywhere: no reader fails in a way of its own."""
+    texts = {"handler.py": b"class H: pass", archive.CONFIG_FILE: b"a: 1", "a/b": b"x" * 50}
+    path = write(tmp_path / "lin.mar", texts, deflate=deflate)
+    data = bytearray(path.read_bytes())
+    for share, kind, piece in edits:
+        at = int(share * len(data))
+        data[at : at if kind == "put" else at + len(piece)] = b"" if kind == "cut" else piece
+    path.write_bytes(data)
+    for read in (archive.read, READERS["register"]):
+        with suppress(PackageError):
+            read(path)
+    files_of(path)
