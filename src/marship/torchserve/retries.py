@@ -58,19 +58,22 @@ def persistent(
                 raise
         else:
             if call.repeats and may_be_timeout(answer):
-                yield from _check_time(call, time.monotonic() - began, response_timeout_s)
+                took_s = time.monotonic() - began
+                limit_s = yield from response_timeout_s(call)
+                _check_time(call, took_s, limit_s)
+                if limit_s is None and took_s >= patience.retry_s:
+                    return answer  # as it may have been too slow, and would be again
             if (pause := patience.after(answer)) is None:
                 return answer
         yield pause
 
 
-def _check_time(call: Call, took_s: float, response_timeout_s: Limit) -> Flow[None]:
+def _check_time(call: Call, took_s: float, limit_s: float | None) -> None:
     """Tell a worker that was ended for being too slow from one that crashed.
 
     Raises:
         ResponseTimeoutError: It had the time that it may have.
     """
-    limit_s = yield from response_timeout_s(call)
     if limit_s is not None and took_s >= limit_s:
         raise ResponseTimeoutError(
             f"{call.path} must be answered within the model's responseTimeout of {limit_s:g} s, "
@@ -87,7 +90,7 @@ class Patience:
     """
 
     def __init__(self, retry_s: float) -> None:
-        self._retry_s, self._pause_s = retry_s, FIRST_PAUSE_S
+        self.retry_s, self._pause_s = retry_s, FIRST_PAUSE_S
         self._end: float | None = None
         self._deaths, self._was_away = 0, False
 
@@ -111,7 +114,7 @@ class Patience:
     def next_pause(self, least_s: float = 0.0) -> Pause | None:
         """None where the time is over before the pause is."""
         now = time.monotonic()
-        self._end = self._end or now + self._retry_s
+        self._end = self._end or now + self.retry_s
         seconds = max(least_s, self._pause_s * random.uniform(0.5, 1))  # noqa: S311  no secret
         self._pause_s = min(2 * self._pause_s, LONGEST_PAUSE_S)
         return Pause(seconds) if now + seconds < self._end else None

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -22,6 +23,7 @@ from marship.errors import (
     ServerError,
     WorkerDiedError,
 )
+from marship.torchserve import retries
 
 DIED = (507, b'{"code": 507, "type": "InternalServerException", "message": "Worker died."}', {})
 BUSY = (503, b'{"code": 503, "type": "ServiceUnavailableException", "message": "m"}', {})
@@ -258,6 +260,19 @@ def test_a_worker_that_died_sooner_is_a_death(scripted: Any, ask: Any, descripti
     server.description = description
     assert isinstance(ask(server.url), WorkerDiedError)
     assert len(server.asked_at) == 3
+
+
+@CLIENTS
+def test_where_nobody_tells_the_limit_what_took_long_is_asked_once(
+    scripted: Any, ask: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A death after longer than the whole patience may be a timeout: one worker is enough."""
+    server = scripted(DIED)
+    server.description = (401, b"{}", {})
+    clock = iter(range(0, 10**9, 3))  # each look at it is 3 s later
+    monkeypatch.setattr(retries, "time", SimpleNamespace(monotonic=lambda: next(clock)))
+    assert isinstance(ask(server.url), WorkerDiedError)
+    assert len(server.asked_at) == 1
 
 
 @CLIENTS
