@@ -209,6 +209,26 @@ def test_a_file_whose_workers_die_is_asked_three_times(
     assert (asked[b"c"], asked[b"d"], asked[b"e"]) == (3, 2, 1)
 
 
+def test_a_file_over_the_response_timeout_is_asked_once(
+    serve: Callable[..., StandIn], run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A worker that had its time was ended for it: one is enough, and the row says why."""
+    died = {"code": 500, "type": "InternalServerException", "message": "Worker died."}
+    monkeypatch.setitem(MODEL, "responseTimeout", 0)
+    asked: collections.Counter[bytes] = collections.Counter()
+
+    async def answer(body: bytes, request: web.Request) -> web.Response:
+        asked[body] += 1
+        if body == b"c":
+            return web.json_response(died, status=500)
+        return await label(body, request)
+
+    (bad,) = ask_all(run, serve(answer).home.path).failed
+    assert (bad.file[-5:], bad.status) == ("c.txt", 504)
+    assert bad.error.startswith("response_timeout: ")
+    assert set(asked.values()) == {1}
+
+
 def test_a_file_that_is_never_answered_is_a_row(
     serve: Callable[..., StandIn], run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
