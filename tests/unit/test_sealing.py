@@ -106,6 +106,19 @@ def test_nothing_of_the_model_is_readable_in_the_archive(model: Path, tmp_path: 
     assert b"-gather" not in mar.read_bytes()
 
 
+def test_a_sealed_session_is_renewed_without_the_operators_key(model: Path, tmp_path: Path) -> None:
+    """With other threads it answers as before, from the keys of its own files."""
+    session = load(extract(pack(model, tmp_path), tmp_path / "x"))
+    assert session._opener is not None
+    session._opener.forget_key()
+    inputs = {"ids": np.array([3, 0, 63])}
+    before, first = session.run(inputs)["output"], session._session
+    assert session.renew(SessionSettings(intra_op_threads=2))
+    assert session._session is not first
+    assert session._session.get_session_options().intra_op_num_threads == 2
+    assert (session.run(inputs)["output"] == before).all()
+
+
 def test_a_sealed_model_answers_as_the_plain_one(model: Path, tmp_path: Path) -> None:
     """Loaded from memory, and no file is written beside it."""
     folder = extract(pack(model, tmp_path), tmp_path / "extracted")

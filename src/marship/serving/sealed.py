@@ -215,7 +215,8 @@ class Opener:
     """
 
     def __init__(self, folder: Path, model: str, version: str, key: bytes) -> None:
-        self._folder, self._model, self._version, self._key = folder, model, version, key
+        self._folder, self._model, self._version = folder, model, version
+        self._key: bytes | None = key
         self._sealing: bytes | None = None
         self._data_keys: dict[str, bytes] = {}  # by path, of what was opened
 
@@ -224,7 +225,7 @@ class Opener:
 
         They tell nothing that is not in memory already: the files' contents.
         """
-        self._key = b""
+        self._key = None
 
     def open(self, name: str) -> Buffer:
         """A file's bytes, by the name that it has without `.sealed`.
@@ -239,6 +240,8 @@ class Opener:
                 self._check_sealing(header.sealing, path)
                 bound = binding(self._model, self._version, path)
                 if path not in self._data_keys:
+                    if self._key is None:
+                        raise SealError(f"{path} must be opened before the key is forgotten.")
                     self._data_keys[path] = unwrap(header, self._key, bound, path)
                 return decrypt(file, self._data_keys[path], bound, path)
         except OSError as error:

@@ -186,6 +186,22 @@ def test_files_of_two_sealings_do_not_mix(archive: Path) -> None:
         opener.open("b")
 
 
+def test_what_was_opened_opens_again_without_the_operators_key(archive: Path) -> None:
+    """Neither another file does, nor one that was sealed anew since; no attribute has the key."""
+    opener = sealed.Opener(archive, "model", "1.0", KEY)
+    opener.open("a")
+    opener.forget_key()
+    assert opener.open("a").tobytes() == b"a"
+    assert KEY not in vars(opener).values()
+    with pytest.raises(SealError, match="before the key is forgotten"):
+        opener.open("b")
+    altered = bytearray((archive / "a.sealed").read_bytes())
+    altered[-1] ^= 1
+    (archive / "a.sealed").write_bytes(altered)
+    with pytest.raises(SealError, match="as it was sealed"):
+        opener.open("a")
+
+
 def test_a_plain_file_is_no_way_around(archive: Path) -> None:
     """Where a sealed file is missing, a plain one of its name is not taken."""
     (archive / "b.sealed").unlink()
