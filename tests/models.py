@@ -55,3 +55,19 @@ def wide(path: Path, columns: int) -> Path:
         [ones, axis],
     )
     return write_model(path, graph)
+
+
+def centring(path: Path) -> Path:
+    """`y = x - mean(x)` over the rows of a call: float32 (n, 2) to (n, 2)."""
+    axis = numpy_helper.from_array(np.array([0]), "axis")
+    graph = helper.make_graph(
+        [
+            helper.make_node("ReduceMean", ["x", "axis"], ["mean"]),
+            helper.make_node("Sub", ["x", "mean"], ["y"]),
+        ],
+        "centring",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", 2])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["n", 2])],
+        [axis],
+    )
+    return write_model(path, graph)

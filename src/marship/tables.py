@@ -109,8 +109,10 @@ def show_server(record: "ServerRecord", home: "Home") -> None:
     )
 
 
-def show_models(models: Sequence["Model"]) -> None:
-    """All models, a line for each version."""
+def show_models(models: Sequence["Model"], figures: str = "") -> None:
+    """All models, a line for each version; `figures` are those of the metrics port."""
+    from marship.torchserve.status import joining_ended
+
     if not models:
         console.out.print("no models; register one with: marship register NAME.mar")
         return
@@ -130,6 +132,14 @@ def show_models(models: Sequence["Model"]) -> None:
             for status in model.versions
         ),
     )
+    known = {(status.name, status.version) for model in models for status in model.versions}
+    for name, version in sorted(joining_ended(figures) & known):
+        console.err.print(
+            f"{name} {version} runs requests alone: a joined call gave something else than each "
+            "alone. The reason is in the worker's log, see: marship logs",
+            markup=False,
+            soft_wrap=True,
+        )
 
 
 def show_changes(changes: Sequence["Change"]) -> None:

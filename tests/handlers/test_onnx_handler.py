@@ -13,9 +13,9 @@ from marship import archive as archives
 from marship.contract import Arrays
 from marship.errors import LoadError
 from marship.package import PackageSettings, package
-from marship.serving import codec
+from marship.serving import codec, watch
 from marship.serving.handler import MAX_RESPONSE_ENV, OnnxHandler, Reply, Request
-from models import row_filter, wide
+from models import centring, row_filter, wide
 from workers import Worker, load_module
 
 Start = Callable[[Path, type], Worker]
@@ -198,6 +198,23 @@ def test_no_request_gets_anothers_rows_from_a_filter(
         )
         assert [answer.json() for answer in answers] == wanted
     assert "came as [3, 2]" in caplog.text
+
+
+@pytest.mark.parametrize("content_type", ["application/json", ""])
+def test_a_worker_finds_out_that_a_model_mixes_rows(
+    tmp_path: Path, worker: Start, content_type: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On both paths a row of a joined call is repeated alone; then each request is run so."""
+    monkeypatch.setattr(watch, "DEFAULT_SHARE", 1)
+    archive = package(centring(tmp_path / "centring.onnx"), PackageSettings(model_store=tmp_path))
+    served = worker(claiming(archive, lambda c: c.update(batch_axis="n")), OnnxHandler)
+    rows = [{"body": b"[[1, 2]]"}, {"body": b"[[3, 6]]"}]
+    joined = [answer.json() for answer in served(*rows, content_type=content_type)]
+    assert joined == [[[-1, -2]], [[1, 2]]]
+    watcher = served.handler._watch
+    watcher.repeat(watcher._waiting.get_nowait())
+    alone = [answer.json() for answer in served(*rows, content_type=content_type)]
+    assert alone == [[[0, 0]], [[0, 0]]]
 
 
 @pytest.mark.parametrize("content_type", ["application/json", ""])

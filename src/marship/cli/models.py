@@ -47,7 +47,7 @@ def models(home: Home = None) -> None:
     from marship import tables
 
     with connect(home) as client:
-        tables.show_models(client.models())
+        tables.show_models(client.models(), client.metrics())
 
 
 @app.command(rich_help_panel=PANEL)

@@ -94,7 +94,7 @@ def status(home: Home = None) -> None:
     record = server.status(home)
     tables.show_server(record, Folder((home or default_home()).absolute()))
     with connect(home) as client:
-        tables.show_models(client.models())
+        tables.show_models(client.models(), client.metrics())
 
 
 @app.command(rich_help_panel=PANEL)

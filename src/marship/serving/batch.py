@@ -1,6 +1,7 @@
 """Validate, stack, run, split: one request's fault stays its own."""
 
 import math
+import random
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -121,6 +122,7 @@ class Batcher:
         joins: Whether requests share a call; without, each has its own. Ends for good where a
             call gives other rows than it was given: such a model mixes or filters its rows.
         on_mixed: Is told then what was seen.
+        on_joined: Gets the inputs and outputs of one request of each joined call.
     """
 
     contract: Contract
@@ -128,6 +130,7 @@ class Batcher:
     allow_non_finite: bool = False
     joins: bool = True
     on_mixed: Callable[[str], None] | None = None
+    on_joined: Callable[[Arrays, Arrays], None] | None = None
     _paddable: frozenset[str] = field(init=False)
     _cut: frozenset[str | None] = field(init=False)
     _buffers: dict[str, Array] = field(init=False, default_factory=dict)
@@ -294,17 +297,19 @@ class Batcher:
             yield entries[0], outputs
             return
         start = 0
-        for entry in entries:
+        on_joined = self.on_joined  # a thread may take it away
+        told = int(random.random() * len(entries)) if on_joined else -1  # noqa: S311  no secret
+        for place, entry in enumerate(entries):
             stop = start + entry.sizes[self.contract.batch_axis or ""]
-            yield (
-                entry,
-                {
-                    spec.name: outputs[spec.name][
-                        (slice(start, stop), *self._unpadded(spec, entry.sizes))
-                    ]
-                    for spec in self.contract.outputs
-                },
-            )
+            part = {
+                spec.name: outputs[spec.name][
+                    (slice(start, stop), *self._unpadded(spec, entry.sizes))
+                ]
+                for spec in self.contract.outputs
+            }
+            if place == told and on_joined:
+                on_joined(entry.inputs, part)
+            yield entry, part
             start = stop
 
     def _unpadded(self, spec: TensorSpec, sizes: Sizes) -> tuple[slice, ...]:

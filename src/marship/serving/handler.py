@@ -19,7 +19,7 @@ import orjson
 
 from marship.contract import CONTRACT_FILE, GOLDEN_FILE, Arrays, Contract
 from marship.errors import LoadError, MarshipError, ModelError, RequestError, TooLargeError, bare
-from marship.serving import codec, extent, kserve, rows, sealed, siblings, transport, worker
+from marship.serving import codec, extent, kserve, rows, sealed, siblings, transport, watch, worker
 from marship.serving.batch import Batcher, Parts
 from marship.serving.metrics import Metrics
 from marship.serving.session import Session, SessionSettings
@@ -127,11 +127,13 @@ class OnnxHandler:
         self._most_rows = most_rows or 0
         self._metrics = Metrics(self._name, self._version)
         self.prepare()
-        self._batcher.on_mixed = self._has_mixed
+        share = watch.share_of(self.config) if self.rechecks() else 0.0
+        self._watch = watch.Watch(self._name, self.folder, self._batcher, self._metrics, share)
         self._is_alone = properties.get("batch_size") == 1  # each request a batch
         self._settle(settings)
         if worker.install(self.answer, spins=lambda: self._spins, max_fields=self._max_fields):
             self._metrics.start()
+            self._watch.start()
         logger.info("%s ready, %d threads, %.2f ms", self._name, settings.threads, warm_s * 1e3)
 
         if crew is not None and settings.providers == ("cpu",):
@@ -146,6 +148,10 @@ class OnnxHandler:
 
     def joins(self) -> bool:
         """Whether requests share a call of the model; where that gains nothing, it costs memory."""
+        return True
+
+    def rechecks(self) -> bool:
+        """Whether rows of joined calls are repeated alone now and then: see `watch`."""
         return True
 
     def decode(self, request: Request) -> tuple[Arrays | Parts, Any]:
@@ -203,6 +209,7 @@ class OnnxHandler:
             replies = [self._error(hidden("answer"))] * len(requests)
         replies = [self._fitted(reply) for reply in replies]
         self._metrics.add_batch(len(replies), clock.seconds)
+        self._watch.pass_on()
         return replies, clock.server_timing()
 
     def _read_together(self, requests: Sequence[Request], clock: Clock) -> list[Reply] | None:
@@ -226,14 +233,12 @@ class OnnxHandler:
             return None  # one by one, the culprit is found
         if self._batcher.has_mixed(outputs, gathered.sizes):
             return None  # each alone, from now on
+        if len(requests) > 1 and (on_joined := self._batcher.on_joined):
+            on_joined({self.contract.inputs[0].name: gathered.array}, outputs)
         clock.lap("infer")
         replies = rows.scatter(outputs, gathered)
         clock.lap("encode")
         return replies
-
-    def _has_mixed(self, reason: str) -> None:
-        """Joining has ended: a call of several requests gave what cannot be told apart."""
-        logger.error("%s must keep its rows apart, but %s: requests run alone", self._name, reason)
 
     def _reply_each(self, requests: Sequence[Request], clock: Clock) -> list[Reply]:
         states: list[Any] = [None] * len(requests)

@@ -31,6 +31,7 @@ class Metrics:
         self._sink = sink
         self._lock = threading.Lock()
         self._totals: Counter[_Key] = Counter()
+        self._joining_ended: bool | None = None  # None where there is nothing new to say
 
     def add_batch(self, requests: int, seconds: Mapping[str, float]) -> None:
         """Count a batch, and the time that each step of it took."""
@@ -45,18 +46,31 @@ class Metrics:
         with self._lock:
             self._totals["marship_errors_total", "answers", code] += 1
 
+    def add_recheck(self, *, differs: bool) -> None:
+        """Count a row of a joined call that was repeated alone."""
+        with self._lock:
+            self._totals["marship_rechecks_total", "rows", ""] += 1
+            if differs:
+                self._totals["marship_recheck_differences_total", "rows", ""] += 1
+
+    def set_joining_ended(self, *, ended: bool) -> None:
+        """Whether requests run alone, since joined ones were not answered as they are alone."""
+        with self._lock:
+            self._joining_ended = ended
+
     def report(self) -> None:
         """Write what was counted since the last report."""
         with self._lock:
             totals, self._totals = self._totals, Counter()
+            ended = self._joining_ended
+            self._joining_ended = ended or None  # said again, over a younger worker's no
         sink = self._sink or sys.stdout
         for (name, unit, code), value in totals.items():
             dimensions = f"{self._dimensions},code:{code}" if code else self._dimensions
             number = f"{value:.9f}" if isinstance(value, float) else value
-            sink.write(
-                f"[METRICS]{name}.{unit}:{number}|#{dimensions}|#type:COUNTER"
-                f"|#hostname:{socket.gethostname()},{int(time.time())}\n"
-            )
+            sink.write(_line(f"{name}.{unit}:{number}", dimensions, "COUNTER"))
+        if ended is not None:
+            sink.write(_line(f"marship_joining_ended.models:{ended:d}", self._dimensions, "GAUGE"))
         sink.flush()
 
     def start(self) -> None:
@@ -68,3 +82,8 @@ class Metrics:
                 self.report()
 
         threading.Thread(target=run, name="metrics", daemon=True).start()
+
+
+def _line(value: str, dimensions: str, kind: str) -> str:
+    host, now = socket.gethostname(), int(time.time())
+    return f"[METRICS]{value}|#{dimensions}|#type:{kind}|#hostname:{host},{now}\n"

@@ -19,6 +19,10 @@ class StreamHandler(OnnxHandler):
         """
         raise NotImplementedError
 
+    def rechecks(self) -> bool:
+        """No row is repeated: parts of a stream are awaited within TorchServe's time limit."""
+        return False
+
     def handle(self, data: Sequence[Mapping[str, object]], context: Context) -> list[bytes]:
         """Answer a batch that TorchServe's own reader has read.
 

@@ -20,6 +20,8 @@ OnWait = Callable[[int, int], None]
 
 _POLL_S = 0.2
 _LAST_WORDS_POLLS = 10
+_ENDED = re.compile(r"^marship_joining_ended\{(.*)\} (\S+)$", re.MULTILINE)
+_LABEL = re.compile(r'(\w+)="([^"]*)"')
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 
 
@@ -190,6 +192,20 @@ class Watch:
         for text in workerlog.tail(lines):
             error.add_note(text)
         return error
+
+
+def joining_ended(figures: str) -> frozenset[tuple[str, str]]:
+    """Names and versions of models whose requests run alone since joined ones were not as alone.
+
+    Args:
+        figures: Of the metrics port, in Prometheus' text format.
+    """
+    found = set()
+    for labels, value in _ENDED.findall(figures):
+        known = dict(_LABEL.findall(labels))
+        if float(value):
+            found.add((known.get("model_name", ""), known.get("model_version", "")))
+    return frozenset(found)
 
 
 def unknown(name: str, version: str | None) -> NotFoundError:
