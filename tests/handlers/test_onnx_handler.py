@@ -1,7 +1,6 @@
 """The handler that serves any ONNX model."""
 
 import json
-import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from claims import claiming
 from marship import archive as archives
 from marship.contract import Arrays
 from marship.errors import LoadError
@@ -168,19 +168,6 @@ def test_an_archive_bounds_the_batch_by_what_a_response_holds(tmp_path: Path) ->
     contract = archives.read(archive).contract
     assert contract is not None
     assert contract.bounds == {"n": (1, (16 << 20) // 4000)}
-
-
-def claiming(archive: Path, change: Callable[[dict[str, Any]], object]) -> Path:
-    """The archive with another contract than was found at packing."""
-    target = archive.with_suffix(".other.mar")
-    with zipfile.ZipFile(archive) as source, zipfile.ZipFile(target, "w") as sink:
-        for name in source.namelist():
-            data = source.read(name)
-            if name == "contract.json":
-                change(claimed := json.loads(data))
-                data = json.dumps(claimed).encode()
-            sink.writestr(name, data)
-    return target
 
 
 @pytest.mark.parametrize("content_type", ["application/json", ""])

@@ -1,0 +1,63 @@
+"""A worker that finds out that its model mixes rows ends joining, and the server says so."""
+
+import asyncio
+import time
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from claims import claiming
+from marship import AsyncClient, Client
+from marship.cli import app
+from marship.package import PackageSettings, package
+from marship.server import Server
+from marship.serving.metrics import INTERVAL_S
+from marship.torchserve.status import joining_ended
+from models import centring
+
+NAME = "centring"
+ROWS = ([[1.0, 2.0]], [[3.0, 6.0]])
+
+
+@pytest.fixture
+def mixing(store: Path, client: Client) -> str:
+    """A model of which a wrong contract says that rows do not influence each other."""
+    settings = PackageSettings(
+        model_store=store, name=NAME, batch_size=2, max_batch_delay_ms=2000, max_workers=2
+    )
+    archive = package(centring(store / f"{NAME}.onnx"), settings)
+    wrong = claiming(archive, lambda c: c.update(batch_axis="n"), {"recheck_share": 1})
+    client.register(wrong.name, name=NAME, workers=1)
+    return wrong.name
+
+
+async def ask_both(server: Server) -> list[object]:
+    """Two requests that share a batch."""
+    async with AsyncClient(server.home.path) as client:
+        return list(await asyncio.gather(*(client.predict(NAME, row) for row in ROWS)))
+
+
+def wait_for(client: Client, *, ended: bool) -> None:
+    """Wait until the figures say whether requests of the model run alone."""
+    until = time.monotonic() + 4 * INTERVAL_S
+    while ((NAME, "1.0") in joining_ended(client.metrics())) is not ended:
+        assert time.monotonic() < until, "the worker has not reported"
+        time.sleep(0.2)
+
+
+def test_a_difference_ends_joining_until_the_model_is_registered_again(
+    running: Server, client: Client, mixing: str
+) -> None:
+    """Joined answers are wrong once; alone they are right, in a new worker too, and it is shown."""
+    assert asyncio.run(ask_both(running)) == [[[-1, -2]], [[1, 2]]]
+    wait_for(client, ended=True)
+    shown = CliRunner().invoke(app, ["models", "--home", str(running.home.path)])
+    assert f"{NAME} 1.0 runs requests alone" in shown.stderr
+    client.scale(NAME, 0)
+    client.scale(NAME, 1)
+    assert asyncio.run(ask_both(running)) == [[[0, 0]], [[0, 0]]]
+    client.unregister(NAME)
+    client.register(mixing, name=NAME, workers=1)
+    wait_for(client, ended=False)
+    assert asyncio.run(ask_both(running)) == [[[-1, -2]], [[1, 2]]]
