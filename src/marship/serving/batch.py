@@ -132,12 +132,20 @@ class Batcher:
     on_mixed: Callable[[str], None] | None = None
     on_joined: Callable[[Arrays, Arrays], None] | None = None
     _paddable: frozenset[str] = field(init=False)
-    _cut: frozenset[str | None] = field(init=False)
+    _checks: list[tuple[str, int, list[tuple[int, str]]]] = field(init=False)
     _buffers: dict[str, Array] = field(init=False, default_factory=dict)
 
     def __post_init__(self) -> None:
         self._paddable = paddable_axes(self.contract)
-        self._cut = self._paddable | {self.contract.batch_axis}
+        cut = self._paddable | {self.contract.batch_axis}
+        self._checks = [
+            (
+                spec.name,
+                len(spec.shape),
+                [(i, str(a)) for i, a in enumerate(spec.shape) if a in cut],
+            )
+            for spec in self.contract.outputs
+        ]
 
     def __call__(self, requests: Sequence[Arrays | MarshipError]) -> list[Arrays | MarshipError]:
         """Answer each request with its own outputs or its own error, in order.
@@ -232,14 +240,10 @@ class Batcher:
         """
         if not self.joins or self.contract.batch_axis is None:
             return False
-        for spec in self.contract.outputs:
-            got = outputs[spec.name].shape
-            want = tuple(
-                sizes.get(axis, have) if axis in self._cut else have
-                for axis, have in zip(spec.shape, got, strict=False)
-            )
-            if got != want or len(got) != len(spec.shape):
-                self._end_joining(f"{spec} came as {list(got)} where the inputs had {sizes}")
+        for name, axes, cut in self._checks:
+            got = outputs[name].shape
+            if len(got) != axes or any(sizes.get(axis, got[at]) != got[at] for at, axis in cut):
+                self._end_joining(f"output {name} came as {list(got)} where the inputs had {sizes}")
                 return True
         return False
 

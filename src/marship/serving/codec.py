@@ -238,8 +238,9 @@ def encode(
         InvalidInputError: npy was asked of a model with several outputs.
         TooLargeError: The answer is larger than the limit.
     """
-    text_bytes = sum(map(extent.text_bytes, outputs.values()))
-    check_size(message, extent.of(outputs), limit_bytes, text_bytes)
+    if not extent.surely_fit(outputs, limit_bytes):
+        text_bytes = sum(map(extent.text_bytes, outputs.values()))
+        check_size(message, extent.of(outputs), limit_bytes, text_bytes)
     if message.form is Form.NPY:
         if len(outputs) != 1:
             raise InvalidInputError(

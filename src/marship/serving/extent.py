@@ -58,6 +58,16 @@ def most_json_bytes(array: Array) -> int:
     return values + 3 * _lists(array.shape)
 
 
+def surely_fit(outputs: Arrays, limit_bytes: int) -> bool:
+    """Whether no form of the outputs can come near the limit: most responses are that small."""
+    values = 0
+    for array in outputs.values():
+        if array.dtype.kind in "OU":
+            return False
+        values += array.size
+    return values * 2 * _MOST_CHARACTERS <= limit_bytes
+
+
 def text_bytes(array: Array) -> int:
     """Of all texts in an array, at least; 0 where it holds numbers."""
     return sum(map(len, array.flat)) if array.dtype.kind in "OU" else 0

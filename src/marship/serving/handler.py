@@ -124,7 +124,7 @@ class OnnxHandler:
         )
         most_rows = extent.most_rows(self.contract.outputs, self._max_response_bytes)
         self._reads_rows = is_plain and rows.fits(self.contract) and most_rows is not None
-        self._most_rows = most_rows or 0
+        self._most_rows = (most_rows or 0) if self.contract.batch_axis else 0
         self._metrics = Metrics(self._name, self._version)
         self.prepare()
         share = watch.share_of(self.config) if self.rechecks() else 0.0
@@ -165,8 +165,10 @@ class OnnxHandler:
         """
         length = request.header(kserve.LENGTH_HEADER)
         message = codec.decode(request.body, request.content_type, self.contract, length)
-        stated = extent.stated(self.contract, message.inputs)
-        codec.check_size(message, stated, self._max_response_bytes)
+        first = message.inputs[self.contract.inputs[0].name]
+        if not first.ndim or len(first) > self._most_rows:
+            stated = extent.stated(self.contract, message.inputs)
+            codec.check_size(message, stated, self._max_response_bytes)
         return message.inputs, message
 
     def encode(self, outputs: Any, state: Any) -> Reply:  # noqa: ANN401  of decode's choice

@@ -238,4 +238,4 @@ def test_joining_ends_with_the_first_call_whose_rows_do_not_fit() -> None:
     assert not batcher.joins
     batcher([*rows, {"x": np.zeros((1, 1), np.float32)}])
     assert len(seen) == 1
-    assert "y: float32[batch, length] came as [2, 1]" in seen[0]
+    assert "output y came as [2, 1]" in seen[0]

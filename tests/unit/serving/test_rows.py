@@ -113,11 +113,12 @@ def test_an_odd_request_leaves_its_batch_to_the_slow_path(case: str) -> None:
         replace(CONTRACT, batch_axis=None),
         replace(CONTRACT, inputs=(FLOATS, FLOATS)),
         replace(CONTRACT, inputs=(replace(FLOATS, dtype="str"),)),
+        replace(CONTRACT, inputs=(replace(FLOATS, dtype="float16"),)),
         replace(CONTRACT, inputs=(replace(FLOATS, shape=("batch", "length")),)),
     ],
 )
 def test_models_that_need_more_care_are_not_read_so(contract: Contract) -> None:
-    """No batch axis, two inputs, text, or a second variable axis."""
+    """No batch axis, two inputs, text, half floats, or a second variable axis."""
     assert not rows.fits(contract)
 
 
@@ -146,7 +147,7 @@ INTEGER = st.one_of(
     st.integers(-(2**63), 2**64 - 1), st.sampled_from([2**53 + 1, 2**60 + 2**36 + 1])
 )
 ANY = st.one_of(NUMBER, INTEGER, st.floats(allow_nan=False, allow_infinity=False), st.booleans())
-TYPES = ["float16", "float32", "float64", "int8", "int64", "uint8", "uint64"]
+TYPES = ["float32", "float64", "int8", "int64", "uint8", "uint64"]
 
 
 @settings(max_examples=400, deadline=None)
