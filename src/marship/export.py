@@ -202,7 +202,7 @@ def _write(
     settings: ExportSettings,
     draft: Path,
 ) -> Exported:
-    from marship import capture
+    from marship import capture, outputs
 
     started = time.perf_counter()
     recipe, path = source.recipe, draft / MODEL_FILE
@@ -221,8 +221,8 @@ def _write(
         cases = list(draw_cases(contract, ordered))
         progress.update(task, description="comparing with PyTorch", total=len(cases))
         answers = [(case, reference(case.inputs)) for case in progress.track(cases, task_id=task)]
-        capture.state_output_shapes(path, [(case.sizes, want) for case, want in answers])
-        capture.name_output_axes(path, recipe.output_axes)
+        outputs.state_output_shapes(path, [(case.sizes, want) for case, want in answers])
+        outputs.name_output_axes(path, recipe.output_axes)
         contract = _stated(path, recipe, shape, settings)
         candidate = parity.runner(path)
         comparisons = [_compared(candidate, case, want, contract) for case, want in answers]
@@ -313,6 +313,7 @@ def _evidence(found: Comparison | None) -> dict[str, Any] | str:
 
 def _built(build: Callable[..., Any], source: _Source) -> "nn.Module":
     """The model in eval mode on the CPU, with its weights."""
+    import torch
     from torch import nn
 
     from marship.checkpoint import load_weights
@@ -328,9 +329,11 @@ def _built(build: Callable[..., Any], source: _Source) -> "nn.Module":
         raise UsageError(
             f"{reference} must build the model, got {type(error).__name__}: {error}."
         ) from error
-    if not isinstance(model, nn.Module):
+    model = getattr(model, "_orig_mod", model)  # of a module that torch.compile wraps
+    if not isinstance(model, nn.Module) or isinstance(model, torch.jit.ScriptModule):
         raise UsageError(
-            f"{reference} must return an nn.Module, got {type(model).__name__}. Return the model."
+            f"{reference} must return an nn.Module, got {type(model).__name__}. "
+            "Return the model in Python: neither traced nor scripted."
         )
     if source.weights is not None:
         load_weights(source.weights, model)

@@ -112,7 +112,7 @@ class FourRows(nn.Module):
 
 
 class Counting(nn.Module):
-    """Counts its rows with len, which makes their number a constant of the graph."""
+    """Counts its rows with len, which a plain trace makes a constant of the graph."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Answer for a batch."""
@@ -136,9 +136,40 @@ class Echo(nn.Module):
         return {"x": x + 1}
 
 
+class Stacked(nn.Module):
+    """Two kinds of recurrent layers, one after the other."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lstm = nn.LSTM(4, 6, batch_first=True)
+        self.gru = nn.GRU(6, 5, batch_first=True)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Answer for a batch."""
+        return self.gru(self.lstm(x)[0])[0]
+
+
+class Single(nn.Module):
+    """Another answer where a batch has one row."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Answer for a batch."""
+        return x * 2 if x.shape[0] == 1 else x
+
+
 def failing() -> nn.Module:
     """A build that raises."""
     raise RuntimeError("the data is on another machine")
+
+
+def compiled() -> nn.Module:
+    """A build that gives a module wrapped by torch.compile."""
+    return torch.compile(mlp())
+
+
+def traced() -> nn.Module:
+    """A build that gives a module whose Python code is gone."""
+    return torch.jit.trace(mlp(), torch.zeros(2, 10))
 
 
 def no_model() -> int:
