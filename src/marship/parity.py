@@ -107,7 +107,9 @@ def describe(
     """
     independent = prove_rows_independent(contract, run, examples)
     batch_axis = shared_axis(contract) if independent else None
-    return replace(contract, batch_axis=batch_axis), golden_from(run, contract, examples)
+    golden = golden_from(run, contract, examples)
+    tolerance = contract.tolerance.scaled(case.outputs for case in golden)
+    return replace(contract, batch_axis=batch_axis, tolerance=tolerance), golden
 
 
 def compare(want: Arrays, got: Arrays, case: Case, tolerance: Tolerance) -> Comparison:
