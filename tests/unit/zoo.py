@@ -157,6 +157,38 @@ class Single(nn.Module):
         return x * 2 if x.shape[0] == 1 else x
 
 
+class Squeezed(nn.Module):
+    """Removes every axis of size 1, that of a batch of one row too."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Answer for a batch."""
+        return x.mean(1, keepdim=True).squeeze()
+
+
+class Tiny(nn.Module):
+    """Outputs in other units."""
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Answer for a batch."""
+        return x * 1e-5, x
+
+
+class Encoder(nn.Module):
+    """A transformer that masks its padding and nothing else."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tokens = nn.Embedding(20, 8, padding_idx=0)
+        layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
+        self.encoder = nn.TransformerEncoder(layer, 1)
+
+    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+        """Answer for a batch."""
+        mask = tokens == 0
+        state = self.encoder(self.tokens(tokens), src_key_padding_mask=mask)
+        return (state * ~mask.unsqueeze(-1)).sum(1)
+
+
 def failing() -> nn.Module:
     """A build that raises."""
     raise RuntimeError("the data is on another machine")
