@@ -47,24 +47,23 @@ class NotRunError(ModelError):
     """ONNX Runtime does not load the file, or does not run it on inputs that PyTorch takes."""
 
 
-def file_run(path: Path) -> Run:
-    """Run the exported file.
+def open_run(path: Path) -> Run:
+    """A way to run the exported file.
 
     Raises:
-        NotRunError: It does not load; when called, that it does not run.
+        NotRunError: It does not load.
     """
     try:
-        run = parity.runner(path)
+        return parity.runner(path)
     except ModelError as error:
         raise NotRunError(str(error)) from error
 
-    def guarded(inputs: Arrays) -> Arrays:
-        try:
-            return run(inputs)
-        except ModelError as error:
-            raise NotRunError(str(error)) from error
 
-    return guarded
+def _run(sides: "Sides", inputs: Arrays) -> Arrays:
+    try:
+        return sides.candidate(inputs)
+    except ModelError as error:
+        raise NotRunError(str(error)) from error
 
 
 def entry(
@@ -132,10 +131,11 @@ def compare_one(sides: Sides, case: Case, want: Arrays) -> Comparison:
 
     Raises:
         ParityError: Too far; the message names the output, the case and what may be to blame.
-        ModelError: The file does not run on it, or states other shapes than it gives.
+        NotRunError: The file does not run on it.
+        ModelError: It states other shapes than it gives.
     """
     contract = sides.contract
-    got = sides.candidate(case.inputs)
+    got = _run(sides, case.inputs)
     check_outputs(contract, case.sizes, got)
     found = parity.compare(want, got, case, contract.tolerance)
     if not found.agrees:
@@ -207,7 +207,7 @@ def _compare_case(sides: Sides, case: Case, proof: Proof) -> None:
     if not all(np.isfinite(v).all() for v in floats.values()):
         proof.not_finite += 1
         return
-    got = sides.candidate(case.inputs)
+    got = _run(sides, case.inputs)
     for name in want.keys() - floats.keys():
         if not np.array_equal(got[name], want[name]):
             proof.unequal[name] = proof.unequal.get(name, 0) + 1
