@@ -13,15 +13,21 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
 import torch
+import torch.fx.experimental._config
 from torch import nn
+from torch.export._patches import (
+    register_gru_while_loop_decomposition,
+    register_lstm_while_loop_decomposition,
+)
 from torch.nn.modules import transformer
 from torch.utils import _pytree as pytree
 
+from marship import guards
 from marship.comparison import Run
 from marship.contract import Arrays
 from marship.errors import DataError, ModelError, UsageError
+from marship.guards import Doubt
 from marship.layout import BATCH, Layout
 from marship.parity import first_line
 
@@ -112,8 +118,8 @@ def write_onnx(  # noqa: PLR0913  they are what a graph consists of
     layout: Layout,
     outputs: tuple[str, ...],
     opset: int,
-) -> None:
-    """Convert a model with torch.onnx.export (dynamo) and write it.
+) -> list[Doubt]:
+    """Convert a model with torch.export and torch.onnx.export and write it.
 
     Args:
         model: In eval mode.
@@ -123,92 +129,111 @@ def write_onnx(  # noqa: PLR0913  they are what a graph consists of
         outputs: The outputs' names.
         opset: Version of the default ONNX operator set.
 
+    Returns:
+        Single sizes that torch assumed not to occur: there the file must be compared.
+
     Raises:
-        ModelError: The model cannot be converted; the message names cause and place.
+        ModelError: The model cannot be converted, or its graph would not hold for all sizes;
+            the message names cause and place.
     """
     traced = _traced_inputs(examples, layout)
     _call(model, traced)  # a batch it does not take is told more clearly here than by torch.export
-    weights_bytes = sum(t.nbytes for t in (*model.parameters(), *model.buffers()))
+    failures: list[Exception] = []
+    for strict in (False, True):  # dynamo follows some code that the plain trace makes constant
+        try:
+            program, doubts = _converted(model, traced, layout, outputs, opset=opset, strict=strict)
+        except Exception as error:  # torch's exporter raises errors of many unrelated types
+            failures.append(error)
+            continue
+        weights_bytes = sum(t.nbytes for t in (*model.parameters(), *model.buffers()))
+        program.save(path, external_data=weights_bytes > WEIGHTS_INSIDE_LIMIT_BYTES)
+        return doubts
+    raise _failure(failures)
+
+
+def _converted(  # noqa: PLR0913  as write_onnx
+    model: nn.Module,
+    traced: dict[str, torch.Tensor],
+    layout: Layout,
+    outputs: tuple[str, ...],
+    *,
+    opset: int,
+    strict: bool,
+) -> tuple[torch.onnx.ONNXProgram, list[Doubt]]:
+    """The model as an ONNX program that holds over the whole bounds, and what is left to try.
+
+    torch.onnx.export is given a traced program: where it traces itself it takes other bounds than
+    those asked for, and leaves assertions out.
+
+    Raises:
+        ModelError: Guards exclude sizes that the bounds allow.
+    """
+    with (
+        _quiet(),
+        torch.no_grad(),
+        _plain_attention(),
+        _variable_recurrence(),
+        guards.recorded() as found,
+    ):
+        try:
+            program = _program(model, traced, layout, strict=strict)
+        except torch._dynamo.exc.UserError:  # of its constraints the guards tell more
+            guards.check(found, list(traced), layout, few=0)
+            raise
+        guards.check(found, list(traced), layout)
+        converted = torch.onnx.export(
+            program,
+            (),
+            dynamo=True,
+            verbose=False,
+            input_names=list(traced),
+            output_names=list(outputs),
+            dynamic_shapes={"tensors": _dimensions(traced, layout)},  # here: the axes' names
+            opset_version=opset,
+        )
+        if converted is None:
+            raise ModelError("torch.onnx.export must give a program, got none.")
+        return converted, guards.check(found, list(traced), layout)
+
+
+def _program(
+    model: nn.Module, traced: dict[str, torch.Tensor], layout: Layout, *, strict: bool
+) -> torch.export.ExportedProgram:
+    """The traced model.
+
+    Sizes of 0 and 1 are no special ones, and guards become assertions, which `guards` judges.
+    """
+    with torch.fx.experimental._config.patch(backed_size_oblivious=True):  # type: ignore[attr-defined]
+        return torch.export.export(
+            _Flat(model, tuple(traced)),
+            tuple(traced.values()),
+            dynamic_shapes={"tensors": _dimensions(traced, layout)},
+            strict=strict,
+            prefer_deferred_runtime_asserts_over_guards=True,
+        )
+
+
+@contextmanager
+def _variable_recurrence() -> Iterator[None]:
+    """Let torch follow LSTM and GRU as loops: else it unrolls them, and their length is fixed."""
     for operator in (torch.ops.aten.gru.input, torch.ops.aten.lstm.input):
         # a conversion leaves its own decomposition here, which makes the next one's length fixed
         operator._dispatch_cache.clear()
-    try:
-        with _quiet(), torch.no_grad(), _plain_attention():
-            program = torch.onnx.export(
-                _Flat(model, tuple(traced)),
-                tuple(traced.values()),
-                dynamo=True,
-                verbose=False,
-                input_names=list(traced),
-                output_names=list(outputs),
-                dynamic_shapes={"tensors": _dimensions(traced, layout)},
-                opset_version=opset,
-            )
-            if program is None:
-                raise ModelError("torch.onnx.export must give a program, got none.")
-            program.save(path, external_data=weights_bytes > WEIGHTS_INSIDE_LIMIT_BYTES)
-    except OSError:
-        raise
-    except Exception as error:  # torch's exporter raises errors of many unrelated types
-        raise ModelError(
-            f"the model must be exportable, got: {_reason(error)}. "
-            "Change forward there; --debug shows torch's full account."
-        ) from error
+    with register_lstm_while_loop_decomposition(), register_gru_while_loop_decomposition():
+        yield
 
 
-def state_output_shapes(path: Path, answers: list[tuple[Mapping[str, int], Arrays]]) -> None:
-    """Correct the outputs' shapes in the graph where a run shows other ones.
-
-    torch.export takes the length of a recurrent layer's output for a constant, although the
-    operator itself does not.
-
-    Args:
-        path: The ONNX file, changed in place.
-        answers: For several sizes of the variable axes, the model's outputs.
-    """
-    graph = onnx.load(str(path), load_external_data=False)
-    wrong = False
-    for value in graph.graph.output:
-        for index, axis in enumerate(value.type.tensor_type.shape.dim):
-            given = [arrays[value.name].shape[index] for _, arrays in answers]
-            if not axis.HasField("dim_value") or set(given) == {axis.dim_value}:
-                continue
-            wrong = True
-            names = [n for n in answers[0][0] if given == [sizes[n] for sizes, _ in answers]]
-            axis.dim_param = names[0] if names else f"{value.name}_{index}"
-    if wrong:
-        del graph.graph.value_info[:]  # what was inferred from the wrong constant
-        onnx.save(graph, str(path))
-
-
-def name_output_axes(path: Path, names: tuple[str, ...]) -> None:
-    """Give axes of outputs names of their own, in place of how they follow from the inputs'.
-
-    Args:
-        path: The ONNX file, changed in place.
-        names: As `Recipe.output_axes`.
-
-    Raises:
-        UsageError: A name is for no output's variable axis.
-    """
-    if not names:
-        return
-    graph = onnx.load(str(path), load_external_data=False)
-    axes = {
-        f"{value.name}:{index}": axis
-        for value in graph.graph.output
-        for index, axis in enumerate(value.type.tensor_type.shape.dim)
-        if not axis.HasField("dim_value")
-    }
-    for text in names:
-        place, _, name = text.rpartition("=")
-        if place not in axes:
-            raise UsageError(
-                f"output_axes must name variable axes, {' or '.join(axes)}, got {place!r}. "
-                "Correct the recipe."
-            )
-        axes[place].dim_param = name
-    onnx.save(graph, str(path))
+def _failure(failures: list[Exception]) -> ModelError:
+    """The error to raise: one that names a guard, else torch's own of the plain trace."""
+    for error in failures:
+        if isinstance(error, ModelError):
+            return error
+    told = ModelError(
+        f"the model must be exportable, got: {_reason(failures[0])}. "
+        "Change forward there; --debug shows torch's full account."
+    )
+    told.__cause__ = failures[0]
+    return told
 
 
 class _Flat(nn.Module):
@@ -331,7 +356,7 @@ def _reason(error: BaseException) -> str:
     while (inner := chain[-1].__cause__) is not None:
         chain.append(inner)
     text = str(chain[-1]).strip()
-    fixes = re.search(r"Suggested fixes:\s*(.+)", text, re.DOTALL)
+    fixes = re.search(r"Suggested fixes:\s*(.+?)(?:The error above|$)", text, re.DOTALL)
     reason = first_line(chain[-1])
     if "data-dependent" in reason:
         reason = "a branch on a tensor's value, which a graph cannot hold"
@@ -349,6 +374,5 @@ def _place(chain: list[BaseException], text: str) -> str:
         for frame in traceback.extract_tb(link.__traceback__)
     ]
     frames += [(file, int(line)) for file, line in re.findall(r'File "([^"]+)", line (\d+)', text)]
-    not_own = ("site-packages", "/lib/python", str(Path(__file__).parent), "<")
-    own = [frame for frame in frames if not any(part in frame[0] for part in not_own)]
+    own = [frame for frame in frames if guards.is_own(frame[0])]
     return f"{Path(own[-1][0]).name}, line {own[-1][1]}" if own else ""

@@ -12,9 +12,9 @@ import math
 import tokenize
 import zipfile
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack, nullcontext
-from dataclasses import asdict, dataclass, field, is_dataclass
+from dataclasses import asdict, dataclass, field, is_dataclass, replace
 from pathlib import Path
 from types import UnionType
 from typing import Any, BinaryIO, get_args, get_origin, get_type_hints
@@ -44,12 +44,52 @@ _DTYPES = {"str", "bool", "float16", "float32", "float64"} | {
 }
 
 
+SMALL, LARGE = 0.1, 100.0
+"""Outputs that are nowhere larger than the first get a smaller `atol`, in proportion; those that go
+beyond the second a larger one: float32 is off by a millionth of its largest terms."""
+
+
 @dataclass(frozen=True, slots=True)
 class Tolerance:
-    """Two arrays agree where `|got - want| <= atol + rtol * |want|`, element by element."""
+    """How far two arrays of one output may be apart.
+
+    They agree where `|got - want| <= atol * factor + rtol * |want|`, element by element.
+
+    Attributes:
+        factors: By output, the factor of `atol`; 1 for all others. Outputs of 1e-5 are not right
+            because they are within 1e-4, nor is float noise wrong among outputs of 1e6.
+    """
 
     atol: float = 1e-4
     rtol: float = 1e-3
+    factors: Mapping[str, float] = field(default_factory=dict)
+
+    def absolute(self, output: str) -> float:
+        """What an output may be off by where it is zero."""
+        return self.atol * self.factors.get(output, 1.0)
+
+    def scaled(self, answers: Iterable[Arrays]) -> "Tolerance":
+        """The same for outputs of the magnitude that these reference outputs have.
+
+        An output that is zero throughout keeps `atol`: nothing says how large it can be.
+        """
+        largest: dict[str, float] = {}
+        for outputs in answers:
+            for name, array in outputs.items():
+                if array.dtype.kind == "f":
+                    finite = np.abs(array[np.isfinite(array)])
+                    largest[name] = max(largest.get(name, 0.0), float(finite.max(initial=0.0)))
+        factors = {
+            name: size / (SMALL if size < SMALL else LARGE)
+            for name, size in largest.items()
+            if 0 < size < SMALL or size > LARGE
+        }
+        return replace(self, factors=factors)
+
+    def __str__(self) -> str:
+        """`0.0001 + 0.001 x |value|`, as messages show it."""
+        others = "".join(f", for {name} {self.absolute(name):.2g} + ..." for name in self.factors)
+        return f"{self.atol:g} + {self.rtol:g} x |value|{others}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -279,7 +319,13 @@ def agree(got: Arrays, want: Arrays, tolerance: Tolerance) -> bool:
     return all(
         got[name].shape == wanted.shape
         and (
-            np.allclose(got[name], wanted, atol=tolerance.atol, rtol=tolerance.rtol, equal_nan=True)
+            np.allclose(
+                got[name],
+                wanted,
+                atol=tolerance.absolute(name),
+                rtol=tolerance.rtol,
+                equal_nan=True,
+            )
             if wanted.dtype.kind in "fc"
             else np.array_equal(got[name], wanted)
         )

@@ -4,21 +4,30 @@
 together, or not at all: an export that fails leaves an older one as it was.
 """
 
-import hashlib
 import inspect
-import json
-import math
 import re
+import secrets
 import shutil
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from marship import console, golden, parity
-from marship.cases import Case, draw_cases, read_rows
+from marship.build import built, resolved
+from marship.cases import draw_cases, read_rows
+from marship.compare import (
+    NotRunError,
+    Proof,
+    Sides,
+    check_ranks,
+    compare_further,
+    compare_one,
+    entry,
+    open_run,
+    remarks,
+)
 from marship.comparison import Comparison, Run
 from marship.contract import (
     CONTRACT_FILE,
@@ -31,14 +40,15 @@ from marship.contract import (
     largest_difference,
     write_golden,
 )
-from marship.errors import DataError, MarshipError, ParityError, UsageError
-from marship.layout import Layout, check_inputs, check_outputs, completed, layout
-from marship.recipe import Recipe, resolve
+from marship.errors import DataError, MarshipError, ModelError, ParityError, UsageError
+from marship.layout import Layout, check_inputs, completed, layout
+from marship.origin import fingerprint, local_files, versions
+from marship.recipe import Recipe
 from marship.settings import as_dict, setting
 from marship.storage import read_json, replacing_all, write_json
 
 if TYPE_CHECKING:  # torch takes a second to import, and --help needs none of it
-    from torch import nn
+    from marship.guards import Doubt
 
 MODEL_FILE = "model.onnx"
 PARITY_FILE = "parity.json"
@@ -48,6 +58,12 @@ EXAMPLES_FILE = "examples.npz"
 
 OPSETS = range(18, 25)
 """From what the exporter writes to the newest that ONNX Runtime 1.32 was tried with."""
+
+PARITY_SHARE = 0.5
+"""Of the seconds for proofs; rows and padding are compared in the rest."""
+
+PLAIN_OPSET = 22
+"""The last one in which attention is written as the operators that it consists of."""
 
 VERSIONED = ("marship", "torch", "onnx", "onnxscript", "onnxruntime", "numpy")
 
@@ -89,7 +105,13 @@ class ExportSettings:
         maximum=OPSETS[-1],
     )
     proof_seconds: float = setting(
-        60.0, "what the proofs may cost; what is left out stands in parity.json", minimum=1
+        60.0,
+        "seconds that the proofs may take, as far as it is not the least; what is left out stands "
+        "in parity.json",
+        minimum=0,
+    )
+    seed: int | None = setting(
+        None, "of the sizes and values that are drawn; parity.json has the last one", minimum=0
     )
     again: bool = setting(False, "export anew where nothing has changed, too")
 
@@ -185,14 +207,14 @@ def _export(source: _Source, settings: ExportSettings) -> Exported:
         raise UsageError(f"opset must be {OPSETS[0]} to {OPSETS[-1]}, got {settings.opset}.")
     examples = read_rows(source.example)
     source = replace(source, recipe=completed(source.recipe, settings.pad, settings.bounds))
-    build = _resolved(source.recipe.build)
+    build = resolved(source.recipe.build)
     made_from = _fingerprint(source, build, settings)
     kept = None if settings.again else _kept(source.run_dir, made_from)
     if kept is not None:
         console.out.print(f"{source.run_dir / MODEL_FILE} is up to date; --again exports anew.")
         return kept
     with replacing_all(source.run_dir) as draft:
-        exported = _write(source, build, examples, settings, draft)
+        exported = _write_runnable(source, build, examples, settings, draft)
         report = {"made_from": made_from, **exported.report}
         write_json(draft / PARITY_FILE, report)
         (draft / CONTRACT_FILE).write_text(exported.contract.to_json())
@@ -204,6 +226,31 @@ def _export(source: _Source, settings: ExportSettings) -> Exported:
     return replace(exported, report=report)
 
 
+def _write_runnable(
+    source: _Source,
+    build: Callable[..., Any],
+    examples: Arrays,
+    settings: ExportSettings,
+    draft: Path,
+) -> Exported:
+    """Export; where ONNX Runtime does not run the file, with the last opset without Attention."""
+    try:
+        return _write(source, build, examples, settings, draft)
+    except NotRunError as error:
+        if settings.opset <= PLAIN_OPSET:
+            raise
+        try:
+            done = _write(source, build, examples, replace(settings, opset=PLAIN_OPSET), draft)
+        except ModelError:
+            raise error from None
+        console.out.print(
+            f"opset {PLAIN_OPSET} was taken: with opset {settings.opset} {error}",
+            markup=False,
+            soft_wrap=True,
+        )
+        return done
+
+
 def _write(
     source: _Source,
     build: Callable[..., Any],
@@ -211,39 +258,89 @@ def _write(
     settings: ExportSettings,
     draft: Path,
 ) -> Exported:
-    from marship import capture, graph
+    from marship import capture
 
     started = time.perf_counter()
-    recipe, path = source.recipe, draft / MODEL_FILE
     with console.progress() as progress:
         task = progress.add_task("building the model", total=None)
-        model = _built(build, source)
+        model = built(build, source.recipe.build, source.given, source.weights)
         ordered = {name: examples[name] for name in capture.input_order(model, examples)}
-        shape = layout(recipe, ordered, settings.dynamic, fixed_batch=settings.fixed_batch)
+        shape = layout(source.recipe, ordered, settings.dynamic, fixed_batch=settings.fixed_batch)
         progress.update(task, description="converting to ONNX")
         names = capture.output_names(model, ordered, settings.output_names)
         reference = capture.torch_run(model, names)
         _check_repeatable(reference, ordered)
-        capture.write_onnx(model, ordered, path, layout=shape, outputs=names, opset=settings.opset)
-        graph.refuse_random(path)
-        contract = _stated(path, recipe, shape, settings)
-        check_inputs(contract, shape)
-        cases = list(draw_cases(contract, ordered))
-        progress.update(task, description="comparing with PyTorch", total=len(cases))
-        answers = [(case, reference(case.inputs)) for case in progress.track(cases, task_id=task)]
-        capture.state_output_shapes(path, [(case.sizes, want) for case, want in answers])
-        capture.name_output_axes(path, recipe.output_axes)
-        contract = _stated(path, recipe, shape, settings)
-        candidate = parity.runner(path)
-        comparisons = [_compared(candidate, case, want, contract) for case, want in answers]
+        doubts = capture.write_onnx(
+            model, ordered, draft / MODEL_FILE, layout=shape, outputs=names, opset=settings.opset
+        )
+        proof_started = time.perf_counter()
+        progress.update(task, description="comparing with PyTorch")
+        sides, proof = _compare_first(
+            reference, ordered, doubts, draft / MODEL_FILE, _Stated(source.recipe, shape, settings)
+        )
+        progress.update(task, description="comparing at more sizes")
+        compare_further(sides, proof, proof_started + PARITY_SHARE * settings.proof_seconds)
         progress.update(task, description="comparing rows alone and together")
-        contract, proofs = _proven(contract, candidate, ordered, settings.proof_seconds)
+        contract, proofs = _proven(sides.contract, sides.candidate, ordered, settings.proof_seconds)
     kept = parity.golden_from(reference, contract, ordered, settings.golden)
-    parity.check_golden(candidate, kept, contract)
+    parity.check_golden(sides.candidate, kept, contract)
     write_golden(draft / GOLDEN_FILE, kept)
-    report = _report(comparisons, contract, proofs, time.perf_counter() - started)
-    report["golden"] = settings.golden
+    report = {
+        "reference": "PyTorch, eager, eval mode",
+        "candidate": "ONNX Runtime, CPUExecutionProvider",
+        **entry(proof, contract, proofs),
+        "golden": settings.golden,
+        "versions": versions(*VERSIONED),
+        "proof_seconds_allowed": settings.proof_seconds,
+        "proof_seconds": round(time.perf_counter() - proof_started, 2),
+        "seconds": round(time.perf_counter() - started, 2),
+    }
+    for line in remarks(proof, contract):
+        console.out.print(line, markup=False, soft_wrap=True)
     return Exported(source.run_dir, contract, report, fresh=True)
+
+
+@dataclass(frozen=True, slots=True)
+class _Stated:
+    """What was asked of the graph."""
+
+    recipe: Recipe
+    shape: Layout
+    settings: ExportSettings
+
+    def contract(self, path: Path) -> Contract:
+        """The contract as the graph has it."""
+        from marship import graph
+
+        return graph.contract_of(
+            path,
+            pad_values=self.recipe.pad_values,
+            bounds=self.shape.bounds,
+            tolerance=Tolerance(self.settings.atol, self.settings.rtol),
+        )
+
+
+def _compare_first(
+    reference: Run, examples: Arrays, doubts: "Sequence[Doubt]", path: Path, stated: _Stated
+) -> tuple[Sides, Proof]:
+    """Compare at the first sizes; completes what the graph says of its outputs by the answers."""
+    from marship import graph, outputs
+
+    graph.refuse_random(path)  # before the file is loaded: what is refused then may be tried again
+    seed = stated.settings.seed
+    proof = Proof(secrets.randbelow(1 << 32) if seed is None else seed)
+    contract = stated.contract(path)
+    check_inputs(contract, stated.shape)
+    answers = [(case, reference(case.inputs)) for case in draw_cases(contract, examples)]
+    check_ranks(answers)
+    outputs.state_output_shapes(path, [(case.sizes, want) for case, want in answers])
+    outputs.name_output_axes(path, stated.recipe.output_axes)
+    contract = stated.contract(path)
+    tolerance = contract.tolerance.scaled(want for _, want in answers)
+    contract = replace(contract, tolerance=tolerance)
+    sides = Sides(reference, open_run(path), contract, examples, doubts)
+    proof.comparisons += [compare_one(sides, case, want) for case, want in answers]
+    return sides, proof
 
 
 def _check_repeatable(reference: Run, examples: Arrays) -> None:
@@ -256,31 +353,6 @@ def _check_repeatable(reference: Run, examples: Arrays) -> None:
         )
 
 
-def _stated(path: Path, recipe: Recipe, shape: Layout, settings: ExportSettings) -> Contract:
-    from marship import graph
-
-    return graph.contract_of(
-        path,
-        pad_values=recipe.pad_values,
-        bounds=shape.bounds,
-        tolerance=Tolerance(settings.atol, settings.rtol),
-    )
-
-
-def _compared(candidate: Run, case: Case, want: Arrays, contract: Contract) -> Comparison:
-    tolerance = contract.tolerance
-    got = candidate(case.inputs)
-    check_outputs(contract, case.sizes, got)
-    found = parity.compare(want, got, case, tolerance)
-    if not found.agrees:
-        raise ParityError(
-            f"ONNX Runtime's answers must be within {tolerance.atol:g} + {tolerance.rtol:g} x "
-            f"|PyTorch's|, got {found.absolute:.3g} apart (relative {found.relative:.3g}) for "
-            f"{case}. Look for branches on values in forward, or state a wider --atol or --rtol."
-        )
-    return found
-
-
 def _proven(
     contract: Contract, run: Run, examples: Arrays, proof_seconds: float
 ) -> tuple[Contract, dict[str, Comparison | None]]:
@@ -291,73 +363,6 @@ def _proven(
     return contract, {"rows": influence, "padding": padding}
 
 
-def _report(
-    comparisons: list[Comparison],
-    contract: Contract,
-    proofs: Mapping[str, Comparison | None],
-    seconds: float,
-) -> dict[str, Any]:
-    return {
-        "reference": "PyTorch, eager, eval mode",
-        "candidate": "ONNX Runtime, CPUExecutionProvider",
-        "tolerance": asdict(contract.tolerance),
-        "largest_difference": {
-            "absolute": max(found.absolute for found in comparisons),
-            "relative": max(found.relative for found in comparisons),
-        },
-        "batch_axis": contract.batch_axis,
-        "rows_alone_and_together": _evidence(proofs["rows"]),
-        "rows_padded_and_not": _evidence(proofs["padding"]),
-        "cases": [asdict(found) for found in comparisons],
-        "digest": contract.digest,
-        "opset": contract.opset,
-        "versions": _versions(),
-        "seconds": round(seconds, 2),
-    }
-
-
-def _evidence(found: Comparison | None) -> dict[str, Any] | str:
-    if found is None:
-        return "not applicable"
-    apart = math.isinf(found.absolute)
-    return asdict(found) | ({"absolute": None, "relative": None} if apart else {})
-
-
-def _built(build: Callable[..., Any], source: _Source) -> "nn.Module":
-    """The model in eval mode on the CPU, with its weights."""
-    from torch import nn
-
-    from marship.checkpoint import load_weights
-
-    reference = source.recipe.build
-    parameters = inspect.signature(build).parameters
-    takes_any = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values())
-    try:
-        model = build(**{k: v for k, v in source.given.items() if takes_any or k in parameters})
-    except MarshipError:
-        raise
-    except Exception as error:  # the reader's code: it may raise anything
-        raise UsageError(
-            f"{reference} must build the model, got {type(error).__name__}: {error}."
-        ) from error
-    if not isinstance(model, nn.Module):
-        raise UsageError(
-            f"{reference} must return an nn.Module, got {type(model).__name__}. Return the model."
-        )
-    if source.weights is not None:
-        load_weights(source.weights, model)
-    return model.cpu().eval()
-
-
-def _resolved(reference: str) -> Callable[..., Any]:
-    try:
-        return resolve(reference)
-    except MarshipError:
-        raise
-    except Exception as error:  # a reader's file may raise anything when it is loaded
-        raise UsageError(f"{reference} must load, got {type(error).__name__}: {error}.") from error
-
-
 def _read_settings(path: Path) -> dict[str, Any]:
     values = read_json(path)
     if not isinstance(values, dict):
@@ -365,22 +370,19 @@ def _read_settings(path: Path) -> dict[str, Any]:
     return values
 
 
-def _versions() -> dict[str, str]:
-    return {name: metadata.version(name) for name in VERSIONED}
-
-
 def _fingerprint(source: _Source, build: Callable[..., Any], settings: ExportSettings) -> str:
     """A digest of everything that an export depends on."""
-    code = inspect.getsourcefile(build)
-    files = [file for file in (source.weights, source.example, code) if file is not None]
+    code = inspect.getsourcefile(inspect.unwrap(build))
+    data = [Path(file) for file in (source.weights, source.example) if file is not None]
+    files = [*data, *(local_files(Path(code)) if code else ())]
     facts = {
         "recipe": asdict(source.recipe),
         "given": source.given,
         "settings": as_dict(replace(settings, again=False)),
-        "files": [digest_files(Path(file)) for file in files],
-        "versions": _versions(),
+        "files": [digest_files(file) for file in files],
+        "versions": versions(*VERSIONED),
     }
-    return hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()
+    return fingerprint(facts)
 
 
 def _kept(run_dir: Path, made_from: str) -> Exported | None:

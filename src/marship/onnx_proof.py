@@ -105,6 +105,7 @@ def _prove(path: Path, golden: str, proof_seconds: float) -> OnnxProof:
     run = parity.runner(path)
     contract, proof = parity.with_batch_axis(contract, run, seconds=proof_seconds)
     cases = parity.golden_from(run, contract, None, golden)
+    contract = parity.with_scale(contract, cases)
     if proof is None:
         return OnnxProof(contract, cases, None, "not applicable")
     return OnnxProof(contract, cases, str(proof), proof.evidence())

@@ -111,7 +111,14 @@ def describe(
         ModelError: The model does not run on them.
     """
     contract, _ = with_batch_axis(contract, run, examples, seconds=seconds)
-    return contract, golden_from(run, contract, examples)
+    golden = golden_from(run, contract, examples)
+    return with_scale(contract, golden), golden
+
+
+def with_scale(contract: Contract, golden: Sequence[GoldenCase]) -> Contract:
+    """The contract with a tolerance for each output's own magnitude, as golden cases show it."""
+    tolerance = contract.tolerance.scaled(case.outputs for case in golden)
+    return replace(contract, tolerance=tolerance)
 
 
 def with_batch_axis(

@@ -131,8 +131,8 @@ def _checked(answer: Any, case: GoldenCase, contract: Contract, index: int) -> f
     absolute, relative = largest_difference(got, wanted)
     if not agree(got, wanted, tolerance):
         raise ParityError(
-            f"golden case {index} must be answered within {tolerance.atol:g} + {tolerance.rtol:g} "
-            f"x |value|, got a difference of {absolute:g} ({relative:g} relative)."
+            f"golden case {index} must be answered within {tolerance}, got a difference of "
+            f"{absolute:g} ({relative:g} relative)."
         )
     return absolute
 

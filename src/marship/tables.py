@@ -78,14 +78,13 @@ def show_export(done: "Exported") -> None:
 def show_contract(contract: Contract) -> None:
     """What a model takes and gives."""
     bounds = (f"{axis} {low} to {high or 'any'}" for axis, (low, high) in contract.bounds.items())
-    tolerance = contract.tolerance
     facts(
         [
             *(("input", spec) for spec in contract.inputs),
             *(("output", spec) for spec in contract.outputs),
             ("sizes", ", ".join(bounds)),
             ("batched along", contract.batch_axis or "nothing: requests run alone"),
-            ("tolerance", f"{tolerance.atol:g} + {tolerance.rtol:g} x |value|"),
+            ("tolerance", contract.tolerance),
             ("opset", contract.opset),
             ("SHA-256", contract.digest),
         ]

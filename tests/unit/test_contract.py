@@ -7,6 +7,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from marship import contract
 from marship.contract import (
@@ -121,6 +123,40 @@ def test_the_largest_difference(got: dict, want: dict, difference: tuple[float, 
 def test_agreement_is_element_by_element(got: dict, want: dict, *, agrees: bool) -> None:
     """Within atol + rtol x |want| for floats; the same for all else."""
     assert agree(got, want, Tolerance(atol=0.1, rtol=0.1)) is agrees
+
+
+@given(
+    size=st.floats(1e-9, 1e9),
+    error=st.floats(0, 2),
+    seed=st.integers(0, 1000),
+)
+def test_what_is_off_by_a_share_of_an_output_is_seen_at_every_magnitude(
+    size: float, error: float, seed: int
+) -> None:
+    """One per cent off is refused and float noise is not, whatever unit an output has."""
+    want = {"y": np.random.default_rng(seed).uniform(-1, 1, 100) * size}
+    want["y"][:10] = 0
+    want["y"][10] = size
+    tolerance = Tolerance().scaled([want])
+    noise = {"y": want["y"] + size * 1e-7}
+    assert agree(noise, want, tolerance)
+    assert not agree({"y": want["y"] * (1.01 + error)}, want, tolerance)
+
+
+def test_only_small_outputs_are_compared_more_closely() -> None:
+    """One that is zero throughout, and one of whole numbers, say nothing of their magnitude."""
+    answers = [{"a": f32(2)["y"], "b": f32(1e-5, 0)["y"], "c": f32(0)["y"], "n": np.array([1])}]
+    found = Tolerance().scaled(answers)
+    assert found.absolute("a") == found.absolute("c") == 1e-4
+    assert found.absolute("b") == pytest.approx(1e-8)
+    assert "for b 1e-08" in str(found)
+
+
+def test_a_contract_from_before_outputs_had_factors_is_read() -> None:
+    """An archive that was packed earlier loads, with the tolerance that it states."""
+    raw = json.loads(CONTRACT.to_json())
+    del raw["tolerance"]["factors"]
+    assert Contract.from_json(json.dumps(raw)) == CONTRACT
 
 
 def test_a_spec_reads_as_messages_show_it() -> None:

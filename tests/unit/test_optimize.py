@@ -14,11 +14,14 @@ import torch
 from sklearn.datasets import load_digits
 from torch import nn
 
+from marship import optimize, origin
 from marship.contract import Contract, Tolerance, agree, read_golden
 from marship.errors import DataError, MarshipError, ModelError, UsageError
 from marship.export import ExportSettings, export_run
 from marship.optimize import OptimizeSettings, measure, optimize_run
+from marship.optimize import float32 as float32_pass
 from marship.optimize.choice import Rule, Variant, choose
+from marship.optimize.source import Source
 from marship.recipe import Recipe, resolve
 
 ZOO = Path(__file__).with_name("zoo.py")
@@ -153,6 +156,14 @@ def test_an_unchanged_run_is_not_optimized_twice(optimized: Path) -> None:
     assert (optimized / "optimize.json").read_bytes() == before
 
 
+def test_another_machine_optimizes_anew(optimized: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Times and int8 kernels are the processor's, so its result is not kept elsewhere."""
+    here = optimize._fingerprint(optimize._gather(optimized, QUICK), QUICK)
+    assert here == optimize._fingerprint(optimize._gather(optimized, QUICK), QUICK)
+    monkeypatch.setattr(optimize, "machine", lambda: origin.machine() | {"features": ["other"]})
+    assert here != optimize._fingerprint(optimize._gather(optimized, QUICK), QUICK)
+
+
 def test_a_variant_can_be_chosen_by_hand(run_dir: Path) -> None:
     """--variant wins over the rule, and the report says what spoke against it."""
     report = optimize_run(run_dir, replace(QUICK, variant="int8_dynamic")).report
@@ -266,6 +277,39 @@ def test_float32_stays_where_nothing_is_worth_it(speedup: float) -> None:
 def test_an_objection_rules_a_variant_out() -> None:
     """However fast it is."""
     assert choose([made("float32", 1, 0), made("a", 9, 0, "padding")], RULE)[0] == "float32"
+
+
+def test_a_base_with_an_objection_gives_way_to_the_exported_model() -> None:
+    """float32 is no exception: its outputs, too, must be within the export's tolerance."""
+    found = [made("exported", 1, 0), made("float32", 1, 0, "off"), made("a", 9, 0, "padding")]
+    assert choose(found, RULE)[0] == "exported"
+
+
+def test_float32_is_held_to_the_tolerance(run_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file whose answers are off is measured, told, and not chosen."""
+
+    def wrong(source: Source, target: Path) -> None:
+        model = onnx.load(source.path)
+        bias = next(i for i in model.graph.initializer if list(i.dims) == [10])
+        bias.CopyFrom(onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(bias) + 1, bias.name))
+        onnx.save(model, target)
+
+    monkeypatch.setattr(float32_pass, "build", wrong)
+    report = optimize_run(run_dir, QUICK).report
+    assert report["chosen"] == "exported"
+    assert "more than the export's tolerance" in variants(run_dir)["float32"]["objection"]
+
+
+def test_each_output_of_a_variant_has_a_tolerance_of_its_own() -> None:
+    """Twice what it was off by, and never less than the export's."""
+    want = [{"a": np.ones(3), "b": np.full(3, 1e-3), "c": np.zeros(3), "n": np.arange(3)}]
+    got = [
+        {"a": want[0]["a"] + 0.5, "b": want[0]["b"] + 1e-3, "c": want[0]["c"], "n": np.arange(3)}
+    ]
+    found = measure.own_tolerance(got, want, Tolerance())
+    assert found.absolute("a") == pytest.approx(1.0)
+    assert found.absolute("b") == pytest.approx(2e-3)
+    assert found.absolute("c") == pytest.approx(1e-4)
 
 
 def test_a_variant_that_was_not_built_cannot_be_forced() -> None:

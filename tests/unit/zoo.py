@@ -112,7 +112,7 @@ class FourRows(nn.Module):
 
 
 class Counting(nn.Module):
-    """Counts its rows with len, which makes their number a constant of the graph."""
+    """Counts its rows with len, which a plain trace makes a constant of the graph."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Answer for a batch."""
@@ -136,9 +136,72 @@ class Echo(nn.Module):
         return {"x": x + 1}
 
 
+class Stacked(nn.Module):
+    """Two kinds of recurrent layers, one after the other."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lstm = nn.LSTM(4, 6, batch_first=True)
+        self.gru = nn.GRU(6, 5, batch_first=True)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Answer for a batch."""
+        return self.gru(self.lstm(x)[0])[0]
+
+
+class Single(nn.Module):
+    """Another answer where a batch has one row."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Answer for a batch."""
+        return x * 2 if x.shape[0] == 1 else x
+
+
+class Squeezed(nn.Module):
+    """Removes every axis of size 1, that of a batch of one row too."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Answer for a batch."""
+        return x.mean(1, keepdim=True).squeeze()
+
+
+class Tiny(nn.Module):
+    """Outputs in other units."""
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Answer for a batch."""
+        return x * 1e-5, x
+
+
+class Encoder(nn.Module):
+    """A transformer that masks its padding and nothing else."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tokens = nn.Embedding(20, 8, padding_idx=0)
+        layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
+        self.encoder = nn.TransformerEncoder(layer, 1)
+
+    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+        """Answer for a batch."""
+        mask = tokens == 0
+        state = self.encoder(self.tokens(tokens), src_key_padding_mask=mask)
+        return (state * ~mask.unsqueeze(-1)).sum(1)
+
+
 def failing() -> nn.Module:
     """A build that raises."""
     raise RuntimeError("the data is on another machine")
+
+
+def compiled() -> nn.Module:
+    """A build that gives a module wrapped by torch.compile."""
+    return torch.compile(mlp())
+
+
+def traced() -> nn.Module:
+    """A build that gives a module whose Python code is gone."""
+    return torch.jit.trace(mlp(), torch.zeros(2, 10))
 
 
 def no_model() -> int:

@@ -6,14 +6,10 @@ one interleaved run, judged on held-out data and compared with PyTorch's answers
 `optimize.json` and `optimize.png` tell the result.
 """
 
-import hashlib
 import inspect
-import json
-import platform
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
-from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,6 +24,7 @@ from marship.contract import (
     read_golden,
 )
 from marship.errors import DataError, MarshipError, ModelError, UsageError
+from marship.origin import fingerprint, local_files, machine, versions
 from marship.recipe import Recipe, resolve
 from marship.settings import as_dict, setting
 from marship.storage import read_json, replacing_all, write_json
@@ -118,7 +115,7 @@ def optimize_run(run_dir: Path, settings: OptimizeSettings) -> Optimized:
             "model_digest": material.contract.digest,
             "made_from": made_from,
             "settings": as_dict(settings),
-            "machine": _machine(),
+            "machine": machine() | {"versions": versions(*VERSIONED)},
             "seconds": round(time.perf_counter() - started, 1),
         }
         write_json(draft / REPORT_FILE, report)
@@ -218,39 +215,21 @@ def _remove_stale(run_dir: Path, variants: list["Variant"]) -> None:
                 (run_dir / name).unlink(missing_ok=True)
 
 
-def _machine() -> dict[str, Any]:
-    import psutil
-
-    cpu = Path("/proc/cpuinfo")
-    lines = cpu.read_text().splitlines() if cpu.is_file() else []
-    facts = dict(line.split(":", 1) for line in lines if ":" in line)
-    facts = {key.strip(): value.strip() for key, value in facts.items()}
-    flags = set(facts.get("flags", "").split())
-    return {
-        "cpu": facts.get("model name", platform.processor() or platform.machine()),
-        "int8_instructions": sorted(flags & {"avx512_vnni", "avx_vnni", "amx_int8", "asimddp"}),
-        "cores": psutil.cpu_count(logical=False),
-        "versions": _versions(),
-    }
-
-
-def _versions() -> dict[str, str]:
-    return {name: metadata.version(name) for name in VERSIONED}
-
-
 def _fingerprint(material: "Material", settings: OptimizeSettings) -> str:
-    """A digest of everything that the result depends on, but for the machine."""
+    """A digest of everything that the result depends on, the machine included."""
     run_dir = material.source.path.parent
     data = [run_dir / name for name in (EXAMPLES_FILE, CALIBRATION_FILE, HELDOUT_FILE)]
-    code = [Path(inspect.getfile(material.judge))] if material.judge else []
+    judge = inspect.getsourcefile(inspect.unwrap(material.judge)) if material.judge else None
+    code = local_files(Path(judge)) if judge else []
     facts = {
         "model": material.contract.digest,
         "recipe": asdict(material.recipe),
         "settings": as_dict(replace(settings, again=False)),
         "files": [digest_files(file) if file.is_file() else None for file in (*data, *code)],
-        "versions": _versions(),
+        "versions": versions(*VERSIONED),
+        "machine": machine(),
     }
-    return hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()
+    return fingerprint(facts)
 
 
 def _kept(run_dir: Path, made_from: str) -> Optimized | None:

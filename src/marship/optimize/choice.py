@@ -88,11 +88,16 @@ def choose(variants: Sequence[Variant], rule: Rule) -> tuple[str, str]:
         )
     if fit:
         best = max(fit, key=lambda variant: variant.speedup)
-        return rule.base, (
+        return _base(built, rule), (
             f"none is worth it: {best.name} is surely {best.speedup:.2f} times as fast, "
             f"and {1 + rule.least_gain:.2f} is asked for"
         )
-    return rule.base, "none is worth it: no other variant was built and within its limits"
+    return _base(built, rule), "none is worth it: no other variant was built and within its limits"
+
+
+def _base(built: dict[str, Variant], rule: Rule) -> str:
+    """The base; the exported model where something speaks against the base itself."""
+    return rule.base if built[rule.base].objection is None else EXPORTED
 
 
 def within(drop: float, budget: float) -> bool:

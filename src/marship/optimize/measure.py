@@ -126,9 +126,19 @@ def difference(got: Sequence[Arrays], want: Sequence[Arrays]) -> tuple[float, fl
     return max(p[0] for p in pairs), max(p[1] for p in pairs)
 
 
-def own_tolerance(absolute: float) -> Tolerance:
-    """Twice the largest measured difference, absolute: relative ones mean little near zero."""
-    return Tolerance(atol=MARGIN * absolute, rtol=0.0)
+def own_tolerance(got: Sequence[Arrays], want: Sequence[Arrays], base: Tolerance) -> Tolerance:
+    """Of each output twice its largest measured difference, absolute, and no less than the base's.
+
+    Relative ones mean little near zero.
+    """
+    floats = [name for name, array in want[0].items() if array.dtype.kind in "fc"]
+    allowed = {}
+    for name in floats:
+        pairs = zip(got, want, strict=True)
+        off = max(largest_difference(a, {name: b[name]})[0] for a, b in pairs)
+        allowed[name] = max(MARGIN * off, base.absolute(name))
+    most = max(allowed.values(), default=base.atol)
+    return Tolerance(most, 0.0, {k: value / most for k, value in allowed.items() if value < most})
 
 
 def objection(

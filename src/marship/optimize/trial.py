@@ -16,7 +16,7 @@ from rich.progress import Progress, TaskID
 
 from marship import console, parity
 from marship.comparison import Run
-from marship.contract import Arrays, Contract, GoldenCase
+from marship.contract import Arrays, Contract, GoldenCase, Tolerance, agree
 from marship.errors import DataError, ModelError
 from marship.optimize import measure
 from marship.optimize.choice import EXPORTED, Variant
@@ -26,7 +26,7 @@ from marship.recipe import Recipe
 
 BASE = "float32"
 EXACT = (EXPORTED, BASE)
-"""Variants that keep the contract's tolerance; the others get their own."""
+"""Variants that must keep the contract's tolerance; the others get their own."""
 
 TARGET = "target/"
 Judge = Callable[[Arrays, Arrays], Mapping[str, float]]
@@ -158,27 +158,34 @@ def judge_all(variants: Sequence[Variant], runs: Mapping[str, Run], material: Ma
         for variant in progress.track(built, description="judging on held-out data"):
             run = runs[variant.name]
             answers = measure.answer_rows(run, material.contract, rows)
-            golden = [run(case.inputs) for case in material.golden]
-            wanted = [case.outputs for case in material.golden]
-            variant.absolute, variant.relative = measure.difference(
-                [*golden, answers], [*wanted, exported]
-            )
+            got = [*(run(case.inputs) for case in material.golden), answers]
+            want = [*(case.outputs for case in material.golden), exported]
+            variant.absolute, variant.relative = measure.difference(got, want)
+            exact = _within(got, want, material.contract.tolerance)
             variant.tolerance = material.contract.tolerance
             if variant.name not in EXACT:
-                variant.tolerance = measure.own_tolerance(variant.absolute)
+                variant.tolerance = measure.own_tolerance(got, want, material.contract.tolerance)
             variant.metrics = _metrics(material, answers, rows)
             if material.metric is not None:
                 drop = best[material.metric] - variant.metrics[material.metric]
                 variant.metric_drop = drop if material.recipe.greater_is_better else -drop
-            if variant.name not in EXACT:
-                variant.objection = _objection(variant, run, material)
+            if variant.name != EXPORTED:
+                variant.objection = _objection(variant, run, material, exact=exact)
 
 
-def _objection(variant: Variant, run: Run, material: Material) -> str | None:
-    tolerance = material.contract.tolerance
+def _within(got: Sequence[Arrays], want: Sequence[Arrays], tolerance: Tolerance) -> bool:
+    """Whether all floats agree; of whole numbers `measure.objection` judges."""
+    floats = [{k: v for k, v in outputs.items() if v.dtype.kind in "fc"} for outputs in want]
+    return all(agree(a, b, tolerance) for a, b in zip(got, floats, strict=True))
+
+
+def _objection(variant: Variant, run: Run, material: Material, *, exact: bool) -> str | None:
     if not math.isfinite(variant.absolute):
         return "it gives values that are not finite"
-    if material.metric is None and variant.absolute > tolerance.atol:
+    if variant.name in EXACT:
+        off = f"its outputs are off by {variant.absolute:.2g}, more than the export's tolerance"
+        return None if exact else off
+    if material.metric is None and not exact:
         return "its outputs are off by more than the export's tolerance, and nothing judges them"
     return measure.objection(material.contract, run, material.golden, material.examples)
 

@@ -241,10 +241,10 @@ class Session:
                 if not agree(outputs, case.outputs, tolerance):
                     absolute, relative = largest_difference(outputs, case.outputs)
                     raise LoadError(
-                        f"golden case {index} must be answered within {tolerance.atol:g} + "
-                        f"{tolerance.rtol:g} x |value|, got a difference of {absolute:g} "
-                        f"({relative:g} relative). This host computes another answer than the "
-                        "model that was trained: package a float32 variant, or on this hardware."
+                        f"golden case {index} must be answered within {tolerance}, got a "
+                        f"difference of {absolute:g} ({relative:g} relative). This host computes "
+                        "another answer than the model that was trained: package a float32 "
+                        "variant, or on this hardware."
                     )
         except ModelError as error:
             raise LoadError(f"{GOLDEN_FILE} must replay, got: {error}") from error

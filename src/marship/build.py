@@ -1,0 +1,67 @@
+"""The PyTorch model that is exported, built by the reader's own function."""
+
+import inspect
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from marship.errors import MarshipError, UsageError
+from marship.recipe import resolve
+
+if TYPE_CHECKING:  # torch takes a second to import, and --help needs none of it
+    from torch import nn
+
+
+def built(
+    build: Callable[..., Any], reference: str, given: Mapping[str, Any], weights: Path | None
+) -> "nn.Module":
+    """The model in eval mode on the CPU, with its weights.
+
+    Args:
+        build: What makes it, called with those of `given` that it takes.
+        reference: How messages call it.
+        given: Settings by name.
+        weights: A state dict; None where `build` loads its own.
+
+    Raises:
+        UsageError: It fails, or makes no module of Python code.
+        CheckpointError: The weights do not fit.
+    """
+    import torch
+    from torch import nn
+
+    from marship.checkpoint import load_weights
+
+    parameters = inspect.signature(build).parameters
+    takes_any = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values())
+    try:
+        model = build(**{k: v for k, v in given.items() if takes_any or k in parameters})
+    except MarshipError:
+        raise
+    except Exception as error:  # the reader's code: it may raise anything
+        raise UsageError(
+            f"{reference} must build the model, got {type(error).__name__}: {error}."
+        ) from error
+    model = getattr(model, "_orig_mod", model)  # of a module that torch.compile wraps
+    if not isinstance(model, nn.Module) or isinstance(model, torch.jit.ScriptModule):
+        raise UsageError(
+            f"{reference} must return an nn.Module, got {type(model).__name__}. "
+            "Return the model in Python: neither traced nor scripted."
+        )
+    if weights is not None:
+        load_weights(weights, model)
+    return model.cpu().eval()
+
+
+def resolved(reference: str) -> Callable[..., Any]:
+    """The function that a reference names, whatever its module raises.
+
+    Raises:
+        UsageError: It does not load.
+    """
+    try:
+        return resolve(reference)
+    except MarshipError:
+        raise
+    except Exception as error:  # a reader's file may raise anything when it is loaded
+        raise UsageError(f"{reference} must load, got {type(error).__name__}: {error}.") from error

@@ -1,0 +1,230 @@
+"""The exported file compared with the PyTorch model, case by case, for as long as is allowed."""
+
+import math
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from marship import parity
+from marship.cases import Case, draw_random, first_axis, sizes_to_try
+from marship.comparison import Comparison, Run
+from marship.contract import Arrays, Contract
+from marship.errors import ModelError, ParityError
+from marship.layout import check_outputs
+from marship.sizes import further_case, further_sizes, input_bytes
+
+if TYPE_CHECKING:  # it imports torch
+    from marship.guards import Doubt
+
+SLACK = 2.0
+"""A case is expected to take so many times as long as the largest so far, byte for byte."""
+
+
+@dataclass(slots=True)
+class Proof:
+    """What was compared, and what there was no time for.
+
+    Attributes:
+        seed: Of sizes and values; the same gives the same cases.
+        comparisons: All that agreed.
+        left_out: Sizes of cases that there was no time for.
+        not_finite: Cases of values so wide that PyTorch's own outputs are not finite.
+        unequal: By output of whole numbers, in how many wide cases it differed: ties, mostly.
+    """
+
+    seed: int
+    comparisons: list[Comparison] = field(default_factory=list)
+    left_out: list[Mapping[str, int]] = field(default_factory=list)
+    not_finite: int = 0
+    unequal: dict[str, int] = field(default_factory=dict)
+
+
+class NotRunError(ModelError):
+    """ONNX Runtime does not load the file, or does not run it on inputs that PyTorch takes."""
+
+
+def open_run(path: Path) -> Run:
+    """A way to run the exported file.
+
+    Raises:
+        NotRunError: It does not load.
+    """
+    try:
+        return parity.runner(path)
+    except ModelError as error:
+        raise NotRunError(str(error)) from error
+
+
+def _run(sides: "Sides", inputs: Arrays) -> Arrays:
+    try:
+        return sides.candidate(inputs)
+    except ModelError as error:
+        raise NotRunError(str(error)) from error
+
+
+def entry(
+    proof: Proof, contract: Contract, proofs: Mapping[str, Comparison | None]
+) -> dict[str, Any]:
+    """What was proven, as `parity.json` states it; `proofs` are those about rows and padding."""
+    return {
+        "tolerance": asdict(contract.tolerance),
+        "largest_difference": {
+            "absolute": max(found.absolute for found in proof.comparisons),
+            "relative": max(found.relative for found in proof.comparisons),
+        },
+        "batch_axis": contract.batch_axis,
+        "rows_alone_and_together": _evidence(proofs["rows"]),
+        "rows_padded_and_not": _evidence(proofs["padding"]),
+        "seed": proof.seed,
+        "cases": [asdict(found) for found in proof.comparisons],
+        "cases_left_out": [dict(sizes) for sizes in proof.left_out],
+        "cases_not_finite": proof.not_finite,
+        "unequal_at_extreme_values": proof.unequal,
+        "digest": contract.digest,
+        "opset": contract.opset,
+    }
+
+
+def _evidence(found: Comparison | None) -> dict[str, Any] | str:
+    if found is None:
+        return "not applicable"
+    apart = math.isinf(found.absolute)
+    return asdict(found) | ({"absolute": None, "relative": None} if apart else {})
+
+
+def remarks(proof: Proof, contract: Contract) -> list[str]:
+    """What one who reads the result should know, a line each."""
+    lines = [
+        f"output {name} is small: it is compared within {contract.tolerance.absolute(name):.2g}."
+        for name, factor in contract.tolerance.factors.items()
+        if factor < 1
+    ]
+    if proof.left_out:
+        lines.append(
+            f"{len(proof.left_out)} comparisons at other sizes were left out for time; "
+            "a larger --proof-seconds makes them."
+        )
+    lines += [
+        f"output {name} differs in {count} cases of extreme values; that may be ties."
+        for name, count in proof.unequal.items()
+    ]
+    return lines
+
+
+@dataclass(frozen=True, slots=True)
+class Sides:
+    """The two ways to run the model, and what is known of it."""
+
+    reference: Run
+    candidate: Run
+    contract: Contract
+    examples: Arrays
+    doubts: "Sequence[Doubt]" = ()
+
+
+def compare_one(sides: Sides, case: Case, want: Arrays) -> Comparison:
+    """How far the file's answer to a case is from `want`, PyTorch's.
+
+    Raises:
+        ParityError: Too far; the message names the output, the case and what may be to blame.
+        NotRunError: The file does not run on it.
+        ModelError: It states other shapes than it gives.
+    """
+    contract = sides.contract
+    got = _run(sides, case.inputs)
+    check_outputs(contract, case.sizes, got)
+    found = parity.compare(want, got, case, contract.tolerance)
+    if not found.agrees:
+        raise ParityError(_told(sides, case, want, got))
+    return found
+
+
+def check_ranks(answers: Sequence[tuple[Case, Arrays]]) -> None:
+    """Refuse a model whose outputs have other axes at some sizes.
+
+    Raises:
+        ModelError: An output's rank changes.
+    """
+    first, outputs = answers[0]
+    for case, other in answers:
+        for name, array in other.items():
+            if array.ndim != outputs[name].ndim:
+                raise ModelError(
+                    f"output {name} must have one rank for all sizes, got "
+                    f"{list(outputs[name].shape)} for {first} and {list(array.shape)} for {case}. "
+                    "Give squeeze() the axis that it is to remove, as squeeze(-1)."
+                )
+
+
+def compare_further(sides: Sides, proof: Proof, until: float) -> None:
+    """Try sizes in doubt, edges and sizes drawn anew until the time is over.
+
+    Args:
+        sides: What to compare.
+        proof: Takes what was found.
+        until: As time.perf_counter gives it; sizes in doubt are tried in any case.
+
+    Raises:
+        ParityError: As compare_one.
+        ModelError: As compare_one.
+    """
+    for case in _doubtful(sides, proof.seed):
+        proof.comparisons.append(compare_one(sides, case, sides.reference(case.inputs)))
+    largest_bytes, largest_s = 1, 0.0
+    planned = further_sizes(sides.contract, sides.examples, proof.seed)
+    for number, (kind, sizes) in enumerate(planned):
+        size_bytes = input_bytes(sides.contract, sizes)
+        started = time.perf_counter()
+        if started + SLACK * largest_s * size_bytes / largest_bytes > until:
+            proof.left_out.append(sizes)
+            continue
+        case = further_case(sides.contract, sides.examples, kind, sizes, proof.seed + number)
+        _compare_case(sides, case, proof)
+        if size_bytes >= largest_bytes:
+            largest_bytes, largest_s = size_bytes, time.perf_counter() - started
+
+
+def _doubtful(sides: Sides, seed: int) -> Iterable[Case]:
+    """Cases at the sizes that a guard leaves out."""
+    contract, batch = sides.contract, first_axis(sides.contract)
+    for doubt in sides.doubts:
+        for size in sorted(doubt.sizes):
+            for level in sizes_to_try(contract, sides.examples):
+                sizes = ({batch: 2} if batch else {}) | level | {doubt.axis: size}
+                yield draw_random(contract, sides.examples, sizes, seed)
+
+
+def _compare_case(sides: Sides, case: Case, proof: Proof) -> None:
+    want = sides.reference(case.inputs)
+    if case.kind != "wide":
+        proof.comparisons.append(compare_one(sides, case, want))
+        return
+    floats = {k: v for k, v in want.items() if v.dtype.kind in "fc"}
+    if not all(np.isfinite(v).all() for v in floats.values()):
+        proof.not_finite += 1
+        return
+    got = _run(sides, case.inputs)
+    for name in want.keys() - floats.keys():
+        if not np.array_equal(got[name], want[name]):
+            proof.unequal[name] = proof.unequal.get(name, 0) + 1
+    proof.comparisons.append(compare_one(sides, case, {**got, **floats}))
+
+
+def _told(sides: Sides, case: Case, want: Arrays, got: Arrays) -> str:
+    tolerance = sides.contract.tolerance
+    apart = {name: parity.compare({name: want[name]}, got, case, tolerance) for name in want}
+    name, found = next((n, c) for n, c in apart.items() if not c.agrees)
+    places = [
+        f" torch assumed otherwise at {doubt.place}."
+        for doubt in sides.doubts
+        if case.sizes.get(doubt.axis) in doubt.sizes and doubt.place
+    ]
+    return (
+        f"ONNX Runtime's answers must be within {tolerance} of PyTorch's, got output {name} "
+        f"{found.absolute:.3g} apart (relative {found.relative:.3g}) for {case}.{''.join(places)} "
+        "Look for branches on sizes and values in forward, or state a wider --atol or --rtol."
+    )

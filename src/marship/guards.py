@@ -1,0 +1,315 @@
+"""What torch assumes of sizes while it traces a model, and the line of code that made it.
+
+A traced graph holds only where its guards do. torch.export refuses some of them and turns others
+into run-time assertions, which an ONNX file does not have; what the decompositions of the
+conversion assume is stated nowhere. So each guard is recorded as it arises, in both steps, and
+held against the bounds of the variable axes.
+"""
+
+import itertools
+import linecache
+import re
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import sympy  # type: ignore[import-untyped]
+import torch.fx.traceback
+from torch._guards import TracingContext
+from torch.fx.experimental.symbolic_shapes import ShapeEnv
+
+from marship.errors import ModelError
+from marship.layout import BATCH, Layout
+
+if TYPE_CHECKING:
+    from types import FrameType
+
+DENSE = 130
+"""So many sizes from the smallest on are tried one by one: enough to see multiples up to 64."""
+LARGEST_MULTIPLE = 64
+LARGEST_SIZE = 1 << 20
+"""Of an axis without a bound."""
+FEW = 4
+"""So many sizes that a guard leaves out are compared with PyTorch one by one instead. LSTM, and
+whatever else asks how memory is laid out, leaves out 1, and is right there."""
+CODE_SHOWN = 100
+
+_SOURCE = re.compile(r"^L\['(?:tensors|flat_args)'\]\[(\d+)\]\.size\(\)\[(\d+)\]$")
+_NOT_OWN = ("site-packages", "/lib/python", "<")
+_MARSHIP = str(Path(__file__).parent)
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """A line of the reader's own code."""
+
+    file: str
+    line: int
+
+    def __str__(self) -> str:
+        code = linecache.getline(self.file, self.line).strip()
+        shown = f"`{code[:CODE_SHOWN]}` " if code else ""
+        return f"{shown}({Path(self.file).name}, line {self.line})"
+
+
+@dataclass(frozen=True, slots=True)
+class Guard:
+    """A condition on sizes.
+
+    Attributes:
+        condition: Over one symbol for each size.
+        sizes: By symbol, the number of the input and the index of its axis.
+        place: The line that made it; None where none of the reader's own did.
+    """
+
+    condition: sympy.Basic
+    sizes: Mapping[sympy.Symbol, tuple[int, int]]
+    place: Place | None
+
+
+@dataclass(frozen=True, slots=True)
+class Doubt:
+    """Few sizes of an axis that a guard leaves out: there the graph must be tried."""
+
+    axis: str
+    sizes: frozenset[int]
+    place: Place | None
+
+
+@contextmanager
+def recorded() -> Iterator[list[Guard]]:
+    """Record each guard on sizes of inputs, in the list that is given, as it arises."""
+    guards: list[Guard] = []
+    seen: set[str] = set()
+    record = ShapeEnv._log_guard  # every guard passes here; torch's version is pinned
+
+    def recording(self: Any, prefix: str, g: Any, forcing_spec: bool) -> None:  # noqa: ANN401  the replaced method's signature
+        sizes = {} if "suppressed" in prefix or str(g) in seen else _sizes(self, g)
+        if sizes and len(sizes) == len(g.free_symbols):
+            seen.add(str(g))
+            guards.append(Guard(g, sizes, _place()))
+        record(self, prefix, g, forcing_spec)
+
+    ShapeEnv._log_guard = recording  # type: ignore[method-assign]
+    try:
+        yield guards
+    finally:
+        ShapeEnv._log_guard = record  # type: ignore[method-assign]
+
+
+def _sizes(env: Any, condition: Any) -> dict[sympy.Symbol, tuple[int, int]]:  # noqa: ANN401  torch's
+    """Where the symbols stand for sizes of inputs, which ones."""
+    found = {}
+    for symbol in condition.free_symbols:
+        for source in env.var_to_sources.get(symbol, ()):
+            if match := _SOURCE.match(source.name):
+                found[symbol] = int(match[1]), int(match[2])
+    return found
+
+
+def _place() -> Place | None:
+    """The innermost line of the reader's code: it runs, dynamo follows it, or a node is from it."""
+    frame: FrameType | None = sys._getframe(2)
+    while frame is not None and not frame.f_code.co_filename.startswith(_MARSHIP):
+        if is_own(frame.f_code.co_filename):
+            return Place(frame.f_code.co_filename, frame.f_lineno)
+        frame = frame.f_back
+    stack = [(entry.filename, entry.lineno or 0) for entry in TracingContext.extract_stack()]
+    text = "".join(torch.fx.traceback.format_stack())
+    stack += [(file, int(line)) for file, line in re.findall(r'File "([^"]+)", line (\d+)', text)]
+    own = [Place(file, line) for file, line in stack if is_own(file)]
+    return own[-1] if own else None
+
+
+def is_own(file: str) -> bool:
+    """Whether a file is the reader's: neither a package's, nor Python's, nor marship's."""
+    return not file.startswith(_MARSHIP) and not any(part in file for part in _NOT_OWN)
+
+
+def check(
+    guards: Sequence[Guard], inputs: Sequence[str], layout: Layout, few: int = FEW
+) -> list[Doubt]:
+    """Hold guards against the bounds of the axes.
+
+    Args:
+        guards: As recorded.
+        inputs: The inputs' names in their order.
+        layout: The variable axes and their bounds.
+        few: How many sizes a guard may leave out for them to be tried instead.
+
+    Returns:
+        The sizes that a guard leaves out, where they are so few that each can be tried.
+
+    Raises:
+        ModelError: The graph does not hold over the whole bounds; the message names the line
+            that made it so, and bounds over which it does.
+    """
+    doubts: list[Doubt] = []
+    failed: dict[str, list[_Claim]] = {}
+    for guard in guards:
+        names = {s: layout.axes[inputs[n]].get(i, "") for s, (n, i) in guard.sizes.items()}
+        if not all(names.values()):
+            continue  # about an axis of one size
+        claim = min((_Claim(guard, names, a, layout) for a in names.values()), key=_Claim.width)
+        if len(claim.missing) == len(claim.tried):
+            raise ModelError(_tied(claim))
+        if 0 < len(claim.missing) <= few:
+            doubts.append(Doubt(claim.axis, frozenset(claim.missing), guard.place))
+        elif claim.missing:
+            failed.setdefault(claim.axis, []).append(claim)
+    if failed:
+        raise ModelError(_told(failed, layout))
+    return doubts
+
+
+class _Claim:
+    """A guard read as a condition on one axis: on those sizes it holds, whatever the others are.
+
+    Attributes:
+        tried: Sizes of the axis, sorted.
+        missing: Those of them at which the guard does not hold for some sizes of other axes.
+    """
+
+    def __init__(
+        self, guard: Guard, names: Mapping[sympy.Symbol, str], axis: str, layout: Layout
+    ) -> None:
+        self.guard, self.names, self.axis = guard, names, axis
+        others = sorted(set(names.values()) - {axis})
+        few = itertools.product(*(_few(layout, other) for other in others))
+        self.rest = [dict(zip(others, sizes, strict=True)) for sizes in few]
+        self.tried = _tried(layout, axis, guard.condition)
+        self.missing = [n for n in self.tried if not self.holds(n)]
+
+    def width(self) -> int:
+        return len(self.missing)
+
+    def holds(self, size: int) -> bool:
+        """Whether the guard holds at this size of the axis; what cannot be computed does not."""
+        return all(self._holds({**rest, self.axis: size}) for rest in self.rest)
+
+    def _holds(self, sizes: Mapping[str, int]) -> bool:
+        at = {symbol: sympy.Integer(sizes[name]) for symbol, name in self.names.items()}
+        try:
+            return bool(self.guard.condition.xreplace(at))
+        except (TypeError, ValueError, ArithmeticError):
+            return False
+
+
+def _bounds(layout: Layout, axis: str) -> tuple[int, int]:
+    low, high = layout.bounds.get(axis, (1, None))
+    return low, LARGEST_SIZE if high is None else high
+
+
+def _few(layout: Layout, axis: str) -> list[int]:
+    """Sizes, but for 1, of an axis that stands beside the one that is looked at."""
+    low, high = _bounds(layout, axis)
+    return sorted({min(max(low, size), high) for size in (3, 8, high)})
+
+
+def _tried(layout: Layout, axis: str, condition: sympy.Basic) -> list[int]:
+    """The first sizes one by one, those where the guard's numbers may make an edge, the largest."""
+    low, high = _bounds(layout, axis)
+    tried = {*range(low, min(high, low + DENSE) + 1), high}
+    numbers = {abs(int(number)) for number in condition.atoms(sympy.Integer)} | {1}
+    for number, share in itertools.product(numbers, numbers - {0}):
+        edge = number // share
+        tried |= {edge - 1, edge, edge + 1}
+    return sorted(size for size in tried if low <= size <= high)
+
+
+def _tied(claim: _Claim) -> str:
+    condition = claim.guard.condition.xreplace(
+        {symbol: sympy.Symbol(name) for symbol, name in claim.names.items()}
+    )
+    return (
+        f"axes {' and '.join(sorted(set(claim.names.values())))} must vary independently, got a "
+        f"forward whose graph holds only where {condition}{_because([claim])}. Give them one name "
+        "if they are always of one size, or compute forward without that condition."
+    )
+
+
+def _told(failed: Mapping[str, Sequence[_Claim]], layout: Layout) -> str:
+    """Which axes hold where only, because of which line, and what to do, in one line."""
+    what, fixes = [], []
+    for axis, claims in failed.items():
+        where, fix = _where(axis, claims, layout)
+        low, high = layout.bounds.get(axis, (1, None))
+        what.append(
+            f"axis {axis} must be variable from {low} {f'to {high}' if high else 'on'}, got a "
+            f"forward whose graph holds {where} only{_because(claims)}"
+        )
+        fixes.append(fix)
+    return (
+        f"{'; '.join(what)}. Compute it alike for all sizes, from the shape, without if, int(), "
+        f"len() or a Python loop over it; or state {' '.join(fixes)}."
+    )
+
+
+def _because(claims: Sequence[_Claim]) -> str:
+    places = [claim.guard.place for claim in claims if claim.guard.place is not None]
+    return f", because of {places[0]}" if places else ""
+
+
+def _where(axis: str, claims: Sequence[_Claim], layout: Layout) -> tuple[str, str]:
+    """Where the graph holds, in words, and the flag that states it."""
+
+    def holds(size: int) -> bool:
+        return all(claim.holds(size) for claim in claims)
+
+    tried = sorted({size for claim in claims for size in claim.tried})
+    held = [size for size in tried if holds(size)]
+    if not held:
+        return "at no size", "--fixed-batch" if axis == BATCH else "an axis of one size"
+    low, high = max(_runs(tried, holds), key=lambda run: run[1] - run[0])
+    multiple = _multiple(tried[: DENSE + 1], set(held)) if low == high else None
+    if multiple is not None:
+        return multiple, f"--bounds {axis}={held[-1]}:{held[-1]}"
+    unbounded = high == tried[-1] and layout.bounds.get(axis, (1, None))[1] is None
+    end = "" if unbounded else str(high)
+    flag = f"--bounds {axis}={low}:{end}"
+    if axis == BATCH and low == high:
+        flag += " (or the example's own with --fixed-batch)"
+    if low == high:
+        return f"at {low}", flag
+    return (f"from {low} on" if unbounded else f"from {low} to {high}"), flag
+
+
+def _runs(tried: Sequence[int], holds: Callable[[int], bool]) -> Iterator[tuple[int, int]]:
+    """First and last size of each run of sizes that hold; edges between the tried are sought."""
+    start, last = None, 0
+    for size in tried:
+        if holds(size):
+            if start is None:
+                start = _edge(size, last, holds) if last else size
+        elif start is not None:
+            yield start, _edge(last, size, holds)
+            start = None
+        last = size
+    if start is not None:
+        yield start, last
+
+
+def _edge(held: int, not_held: int, holds: Callable[[int], bool]) -> int:
+    """The last size that holds on the way from one that does to one that does not."""
+    while abs(not_held - held) > 1:
+        middle = (held + not_held) // 2
+        if holds(middle):
+            held = middle
+        else:
+            not_held = middle
+    return held
+
+
+def _multiple(dense: Sequence[int], held: set[int]) -> str | None:
+    """What the sizes that hold have in common, if it is their remainder."""
+    first = min(held)
+    if len(held & set(dense)) == 1:
+        return None
+    for step in range(2, LARGEST_MULTIPLE + 1):
+        if {n for n in dense if (n - first) % step == 0} == held & set(dense):
+            rest = first % step
+            return f"at multiples of {step}" + (f" plus {rest}" if rest else "")
+    return None

@@ -1,0 +1,64 @@
+"""What the graph of a written ONNX file says of its outputs' shapes, corrected."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import onnx
+
+from marship.contract import Arrays
+from marship.errors import UsageError
+
+
+def state_output_shapes(path: Path, answers: list[tuple[Mapping[str, int], Arrays]]) -> None:
+    """Correct the outputs' shapes in the graph where a run shows other ones.
+
+    torch.export takes the length of a recurrent layer's output for a constant, although the
+    operator itself does not.
+
+    Args:
+        path: The ONNX file, changed in place.
+        answers: For several sizes of the variable axes, the model's outputs.
+    """
+    graph = onnx.load(str(path), load_external_data=False)
+    wrong = False
+    for value in graph.graph.output:
+        for index, axis in enumerate(value.type.tensor_type.shape.dim):
+            given = [arrays[value.name].shape[index] for _, arrays in answers]
+            if not axis.HasField("dim_value") or set(given) == {axis.dim_value}:
+                continue
+            wrong = True
+            names = [n for n in answers[0][0] if given == [sizes[n] for sizes, _ in answers]]
+            axis.dim_param = names[0] if names else f"{value.name}_{index}"
+    if wrong:
+        del graph.graph.value_info[:]  # what was inferred from the wrong constant
+        onnx.save(graph, str(path))
+
+
+def name_output_axes(path: Path, names: tuple[str, ...]) -> None:
+    """Give axes of outputs names of their own, in place of how they follow from the inputs'.
+
+    Args:
+        path: The ONNX file, changed in place.
+        names: As `Recipe.output_axes`.
+
+    Raises:
+        UsageError: A name is for no output's variable axis.
+    """
+    if not names:
+        return
+    graph = onnx.load(str(path), load_external_data=False)
+    axes = {
+        f"{value.name}:{index}": axis
+        for value in graph.graph.output
+        for index, axis in enumerate(value.type.tensor_type.shape.dim)
+        if not axis.HasField("dim_value")
+    }
+    for text in names:
+        place, _, name = text.rpartition("=")
+        if place not in axes:
+            raise UsageError(
+                f"output_axes must name variable axes, {' or '.join(axes)}, got {place!r}. "
+                "Correct the recipe."
+            )
+        axes[place].dim_param = name
+    onnx.save(graph, str(path))

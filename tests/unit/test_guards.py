@@ -1,0 +1,149 @@
+"""marship.guards: what a trace assumes of sizes is found, judged over the bounds, and told."""
+
+import math
+from collections.abc import Callable
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from marship import capture, guards
+from marship.errors import ModelError
+from marship.layout import Layout
+
+Forward = Callable[[torch.Tensor], torch.Tensor]
+
+
+class Module(nn.Module):
+    """A function as a module; its input is called x."""
+
+    def __init__(self, function: Forward) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Answer for a batch."""
+        return self.function(x)
+
+
+def traced(
+    function: Forward, low: int, high: int | None, *, traced_at: int, axis: int = 1
+) -> list[guards.Doubt]:
+    """Trace a function of x, shape (3, size, 2) or (size, 4, 2), and judge what was assumed."""
+    name = "size" if axis else "batch"
+    shape = (3, traced_at, 2) if axis else (traced_at, 4, 2)
+    layout = Layout({"x": {axis: name}}, {name: (low, high)})
+    inputs = {"x": torch.zeros(shape)}
+    with guards.recorded() as found:
+        try:
+            capture._program(Module(function), inputs, layout, strict=False)
+        except torch._dynamo.exc.UserError:
+            guards.check(found, ["x"], layout, few=0)
+            raise
+    return guards.check(found, ["x"], layout)
+
+
+def padded(x: torch.Tensor) -> torch.Tensor:
+    """Filled up to a multiple of 4 where it is none."""
+    missing = (4 - x.shape[1] % 4) % 4
+    if missing > 0:
+        x = nn.functional.pad(x, (0, 0, 0, missing), value=1.0)
+    return x.sum(1)
+
+
+def long_apart(x: torch.Tensor) -> torch.Tensor:
+    """Another rule above a size."""
+    return x * 2 if x.shape[1] > 64 else x
+
+
+def large_batch_apart(x: torch.Tensor) -> torch.Tensor:
+    """Another rule for large batches."""
+    return x * 2 if x.shape[0] > 64 else x
+
+
+def rooted(x: torch.Tensor) -> torch.Tensor:
+    """A size as Python's int."""
+    side = int(math.sqrt(x.shape[1]))
+    return x.reshape(x.shape[0], side, -1)
+
+
+def halved(x: torch.Tensor) -> torch.Tensor:
+    """Two halves, which must be equal."""
+    first, second = x.chunk(2, dim=1)
+    return first * second
+
+
+@pytest.mark.parametrize(
+    ("function", "low", "high", "at", "says"),
+    [
+        (padded, 4, 64, 64, r"at multiples of 4 only, because of `if missing > 0:` \(test_guards"),
+        (long_apart, 1, 100, 100, r"from 65 to 100 only, .*state --bounds size=65:100\."),
+        (long_apart, 1, 100, 50, r"from 1 to 64 only, .*state --bounds size=1:64\."),
+        (long_apart, 1, None, 70, r"from 65 on only, .*state --bounds size=65:\."),
+        (rooted, 4, 16, 16, r"at 16 only, because of `side = int\(math"),
+        (halved, 2, 8, 8, r"at multiples of 2 only, because of `return first . second`"),
+    ],
+)
+def test_sizes_that_the_trace_left_out_are_told_with_the_line(
+    function: Forward, low: int, high: int | None, at: int, says: str
+) -> None:
+    """What holds, which line made it so, and bounds that would hold."""
+    with pytest.raises(ModelError, match=says) as caught:
+        traced(function, low, high, traced_at=at)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_rule_for_large_batches_bounds_the_batch() -> None:
+    """The batch has no limit of its own, and gets one."""
+    with pytest.raises(ModelError, match=r"from 1 on, .* from 1 to 64 only, .*batch=1:64\."):
+        traced(large_batch_apart, 1, None, traced_at=3, axis=0)
+
+
+def test_a_guard_outside_of_the_bounds_is_none() -> None:
+    """With the bounds that the message gives the same model is taken."""
+    assert traced(long_apart, 1, 64, traced_at=50) == []
+    assert traced(long_apart, 65, 100, traced_at=100) == []
+
+
+def test_few_sizes_that_are_left_out_are_to_be_tried() -> None:
+    """One is neither refused nor passed over: a rule for it may be the same in effect."""
+    (doubt,) = traced(lambda x: x[:, :1] if x.shape[1] == 1 else x, 1, 20, traced_at=20)
+    assert (doubt.axis, doubt.sizes) == ("size", {1})
+    assert "test_guards.py" in str(doubt.place)
+
+
+def test_axes_that_must_be_equal_are_told_so() -> None:
+    """Two names that are one size in effect."""
+    layout = Layout({"x": {1: "h", 2: "w"}}, {"h": (2, 9), "w": (2, 9)})
+    with guards.recorded() as found, pytest.raises(torch._dynamo.exc.UserError):
+        capture._program(
+            Module(lambda x: x + x.mT), {"x": torch.zeros(3, 9, 9)}, layout, strict=False
+        )
+    with pytest.raises(ModelError, match="axes h and w must vary independently"):
+        guards.check(found, ["x"], layout)
+
+
+@settings(max_examples=25, deadline=None)
+@given(step=st.integers(2, 12), at=st.integers(2, 5), edge=st.integers(30, 90))
+def test_every_branch_on_a_size_is_found(step: int, at: int, edge: int) -> None:
+    """For multiples of any number and any threshold, on either side."""
+
+    def stepped(x: torch.Tensor) -> torch.Tensor:
+        return x * 2 if x.shape[1] % step == 0 else x
+
+    def split(x: torch.Tensor) -> torch.Tensor:
+        return x * 2 if x.shape[1] >= edge else x
+
+    with pytest.raises(ModelError, match=f"multiples of {step} only"):
+        traced(stepped, 1, 99, traced_at=step * at)
+    with pytest.raises(ModelError, match=rf"--bounds size={edge}:99\."):
+        traced(split, 1, 99, traced_at=99)
+    with pytest.raises(ModelError, match=rf"--bounds size=1:{edge - 1}\."):
+        traced(split, 1, 99, traced_at=edge - 1)
+
+
+def test_what_is_traced_alike_for_all_sizes_leaves_nothing() -> None:
+    """No guard is invented."""
+    assert traced(lambda x: (x - x.mean(1, keepdim=True)).sum(1), 1, None, traced_at=5) == []
