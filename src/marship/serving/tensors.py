@@ -206,7 +206,9 @@ def dump(array: Array, limit_bytes: int) -> bytes:
     Raises:
         TooLargeError: It is larger than the limit.
     """
-    if extent.most_json_bytes(array) <= limit_bytes:
+    if (array.size and extent.surely_fit({"": array}, limit_bytes)) or (
+        extent.most_json_bytes(array) <= limit_bytes
+    ):
         return orjson.dumps(plain(array), option=orjson.OPT_SERIALIZE_NUMPY)
     parts, total = [], 0
     for part in _pieces(array):
