@@ -14,12 +14,12 @@ from typing import Any, Concatenate, ParamSpec, Self, TypeVar
 
 from marship import profiles
 from marship.bodies import decoded, encoded
-from marship.torchserve import draining, status
+from marship.torchserve import draining, status, versions
 from marship.torchserve import models as flows
 from marship.torchserve.access import Access
 from marship.torchserve.calls import Answer, Flow, line_value
 from marship.torchserve.home import Home
-from marship.torchserve.models import Registration
+from marship.torchserve.registration import Registration
 from marship.torchserve.retries import RETRY_S
 from marship.torchserve.status import Model, ModelStatus, OnWait, Patience, Worker
 from marship.torchserve.transports import AsyncTransport, BlockingTransport
@@ -50,7 +50,7 @@ def _register(  # noqa: PLR0913  keyword-only
     Args:
         access: The server's addresses and tokens.
         archive: A file name in the server's model store.
-        name: The model's name; None is the archive's without its ending.
+        name: The model's name; None is the archive's own, whatever its file is called.
         workers: How many; None leaves it to the archive's model-config.yaml, else to
             default_workers_per_model. A number given here wins over both.
         profile: "latency" or "throughput", in place of the archive's.
@@ -61,12 +61,14 @@ def _register(  # noqa: PLR0913  keyword-only
 
     Raises:
         UsageError: The archive is no file name, or the model's name cannot be used.
-        NotFoundError: The model store does not hold the archive.
+        NotFoundError: The model store does not hold the archive, or another client unregistered
+            the version while it loaded.
         PackageError: The archive is damaged.
         SignatureError: The server has a trust folder, and the archive is unsigned, altered,
             renamed or signed by another key.
         LoadError: A worker died, or the time is over: the message holds the worker's own
-            error, the notes its log's last lines. Nothing stays registered.
+            error, the notes its log's last lines. Nothing of this call stays registered, and
+            everything of others does.
         ServerError: The server refused.
     """
     if profile is not None:
@@ -232,9 +234,10 @@ class Client(_Connected):
     register = _blocking(_register)
     scale = _blocking(_scale)
     wait_ready = _blocking(_wait_ready)
-    set_default = _blocking(flows.set_default)
+    set_default = _blocking(versions.set_default)
     drain = _blocking(draining.drain)
-    unregister = _blocking(flows.unregister)
+    unregister = _blocking(versions.unregister)
+    withdraw = _blocking(versions.withdraw)
     predict = _blocking(_predict)
     ping = _blocking(flows.ping)
     metrics = _blocking(flows.metrics)
@@ -317,9 +320,10 @@ class AsyncClient(_Connected):
     register = _awaiting(_register)
     scale = _awaiting(_scale)
     wait_ready = _awaiting(_wait_ready)
-    set_default = _awaiting(flows.set_default)
+    set_default = _awaiting(versions.set_default)
     drain = _awaiting(draining.drain)
-    unregister = _awaiting(flows.unregister)
+    unregister = _awaiting(versions.unregister)
+    withdraw = _awaiting(versions.withdraw)
     predict = _awaiting(_predict)
     ping = _awaiting(flows.ping)
     metrics = _awaiting(flows.metrics)

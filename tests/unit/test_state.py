@@ -14,6 +14,7 @@ from marship.client import Model, ModelStatus
 from marship.errors import SignatureError, UsageError
 from marship.state import Change, Entry, Version
 from marship.torchserve import store
+from marship.torchserve.store import Note
 from marship.trust.signature import sign
 from signed import FILES, make_key, trusting, write
 
@@ -158,7 +159,7 @@ def test_a_change_is_seen_by_what_was_noted(tmp_path: Path) -> None:
     assert not is_changed()
     files = store.files_of(tmp_path / "lin.mar")
     assert files
-    store.note_files(home, "lin", "1.0", files)
+    store.write_note(home, "lin", "1.0", Note("1", files))
     write(tmp_path / "lin.mar")
     assert not is_changed()
     write(tmp_path / "lin.mar", {**FILES, "handler.py": b"class Another: pass\n"})

@@ -4,10 +4,12 @@ TorchServe takes any file for an archive and reports a damaged one as a module t
 """
 
 import hashlib
+import tarfile
 import zipfile
 import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,6 +21,7 @@ if TYPE_CHECKING:
     from marship.trust.policy import Trust
 
 MANIFEST = "MAR-INF/MANIFEST.json"
+_FIRST_VERSION = "1.0"  # TorchServe's, of a manifest without one
 
 
 def pinned(trust: Path | None) -> "Trust | None":
@@ -60,8 +63,8 @@ def admitted(
         vault.dismiss(home.verified)
 
 
-def admit(home: Home, name: str, model: str) -> None:
-    """Put a verified copy of an archive into the running server's vault.
+def admit(home: Home, name: str, model: str | None) -> None:
+    """Put a verified copy of an archive into the running server's vault; None is its own name.
 
     Raises:
         NotFoundError: The store does not hold it.
@@ -108,6 +111,47 @@ def _fault(path: Path) -> str | None:
     return None
 
 
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """The name and the version that an archive gives its model."""
+
+    name: str
+    version: str
+
+
+def identity(archive: Path) -> Identity:
+    """What an archive's manifest says that it is, whatever its file is called.
+
+    Raises:
+        PackageError: There is no manifest that can be read.
+    """
+    try:
+        model = texts.parsed(_manifest(archive))["model"]
+        return Identity(str(model["modelName"]), str(model.get("modelVersion", _FIRST_VERSION)))
+    except (zipfile.BadZipFile, tarfile.TarError, OSError, EOFError, zlib.error) as error:
+        reason: object = error
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        reason = repr(error)
+    raise PackageError(
+        f"{archive} must have a readable {MANIFEST} with its model's name, got: {reason}. "
+        "Package it again."
+    )
+
+
+def _manifest(archive: Path) -> bytes:
+    if archive.is_dir():
+        return (archive / MANIFEST).read_bytes()
+    if archive.suffix == ".mar":
+        with zipfile.ZipFile(archive) as zipped:
+            return texts.read(zipped, MANIFEST)
+    with tarfile.open(archive) as packed:
+        member = packed.getmember(MANIFEST)
+        file = packed.extractfile(member)
+        if file is None or member.size > texts.MOST_BYTES:
+            raise ValueError(f"{MANIFEST} of {member.size:,} bytes")
+        return file.read(texts.MOST_BYTES)
+
+
 def files_of(archive: Path) -> str | None:
     """A digest of what the directory of a `.mar` says of its files, their checksums among it.
 
@@ -121,24 +165,50 @@ def files_of(archive: Path) -> str | None:
     return hashlib.sha256(repr(listed).encode()).hexdigest()
 
 
-def note_files(home: Home, name: str, version: str, files: str) -> None:
-    """Keep what a version was registered from for as long as the server runs.
+@dataclass(frozen=True, slots=True)
+class Note:
+    """What is kept of a registration for as long as the server runs.
+
+    Attributes:
+        registration: Its id.
+        files: A digest of what the archive held; None where it was no `.mar`.
+        batch_size: As the registration asked for; None left it to the archive.
+        max_batch_delay_ms: Likewise.
+    """
+
+    registration: str
+    files: str | None = None
+    batch_size: int | None = None
+    max_batch_delay_ms: int | None = None
+
+
+def write_note(home: Home, name: str, version: str, note: Note) -> None:
+    """Keep what a version was registered from, and how.
 
     A client that may only read the home keeps nothing; the model serves all the same.
     """
-    with suppress(storage.StorageError), storage.replacing(_note(home, name, version)) as draft:
-        draft.write_text(files)
+    with suppress(storage.StorageError):
+        storage.write_json(_note(home, name, version), asdict(note))
+
+
+def read_note(home: Home, name: str, version: str) -> Note | None:
+    """What was kept of a version's registration.
+
+    None for what was registered past marship, by a client that cannot write to the home, or by
+    the server's configuration.
+    """
+    path = _note(home, name, version)
+    return Note(**storage.read_json(path)) if path.is_file() else None
 
 
 def has_other_files(home: Home, name: str, version: str, archive: str) -> bool:
     """Whether an archive of the store is another by now than a version was registered from.
 
-    What was registered past marship, by a client that cannot write to the home, or by the server's
-    configuration is not known.
+    Where no note was kept that is not known.
     """
-    note = _note(home, name, version)
+    note = read_note(home, name, version)
     store = Path(home.require_running().model_store)
-    return note.is_file() and note.read_text() != files_of(store / archive)
+    return note is not None and note.files not in (None, files_of(store / archive))
 
 
 def _note(home: Home, name: str, version: str) -> Path:
