@@ -235,31 +235,25 @@ class _Steps:
             ),
         )
         if is_there:
-            self._do(
-                "unregister",
-                lambda: self.client.unregister(self.name, version),
-                lambda _: f"{version} is gone",
-            )
+            self._do("unregister", self._remove_old, lambda _: f"{version} is gone")
 
     def undo(self) -> str:
         """Take back what this rollout did; a sentence that says what the server has."""
-        is_over = self.at == "unregister"  # the old version may have gone
-        if not is_over:
-            self.watcher.on_step("rollback")
         try:
-            if not is_over:
-                self._take_back()
+            if self.at == "unregister" and self._answers():  # the old version may have gone
+                return self._state()
+            self.watcher.on_step("rollback")
+            self._take_back()
             said = self._state()
         except MarshipError as error:
             said = f"It could not be undone: {error} Look with: marship models"
-        if not is_over:
-            self.watcher.on_done("rollback", said)
+        self.watcher.on_done("rollback", said)
         return said
 
     def _take_back(self) -> None:
         if self.mine is None:
             return
-        if self._is_mine(self.client.describe(self.name)[0]):
+        if self._answers():
             others = [s for s in self._versions() if not self._is_mine(s)]
             others.sort(key=lambda s: (s.version != self.old.version, not s.ready))
             with suppress(NotFoundError):  # it has just gone: `withdraw` finds what is there
@@ -284,6 +278,9 @@ class _Steps:
             return "not registered"
         is_known = self._is_mine(status) or status.registration == self.old.registration
         return "still registered" if is_known else "registered by another client"
+
+    def _answers(self) -> bool:
+        return self._is_mine(self.client.describe(self.name)[0])
 
     def _is_mine(self, status: ModelStatus) -> bool:
         return self.mine is not None and status.registration == self.mine.registration
@@ -331,6 +328,12 @@ class _Steps:
             raise RolloutError(f"another client has made {answering.version} the default")
         old = (self.old.version, self.old.registration)
         return old in {(status.version, status.registration) for status in self._versions()}
+
+    def _remove_old(self) -> None:
+        with suppress(NotFoundError):  # another rollout has done so just now
+            self.client.unregister(self.name, self.old.version)
+        if not self._answers():
+            raise RolloutError("another client has made its own version the default")
 
     def _do(self, step: str, act: Callable[[], T], say: Callable[[T], str]) -> T:
         self.at = step
