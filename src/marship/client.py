@@ -194,6 +194,7 @@ class _Connected:
         management_token: str | None = None,
         timeout_s: float = 60.0,
         retry_s: float = RETRY_S,
+        on_retry: Callable[[], None] | None = None,
     ) -> None:
         urls = {
             "inference": inference_url,
@@ -201,7 +202,7 @@ class _Connected:
             "metrics": metrics_url,
         }
         tokens = {"inference": inference_token, "management": management_token}
-        self._access = Access(home, urls, tokens, retry_s)
+        self._access = Access(home, urls, tokens, retry_s, on_retry)
         self._timeout_s = timeout_s
 
     @property
@@ -227,6 +228,7 @@ class Client(_Connected):
         timeout_s: How long one HTTP exchange may take.
         retry_s: How long a prediction that fails through no fault of its own is asked again: a
             full queue, a lost connection, a dead worker. 0 asks once. See `torchserve.retries`.
+        on_retry: Called before a prediction is asked again.
     """
 
     models = _blocking(flows.list_models)
