@@ -9,9 +9,9 @@
 
 Until the last step everything can be undone, and is as soon as something fails.
 
-Others may change the model at the same time. Rollouts by way of one home wait for each other;
-whatever else happens is seen in the server's state: only what this rollout registered is taken
-back, and the old version goes only while the new one answers.
+Others may change the model at the same time. From the step "default" on rollouts by way of one
+home wait for each other; whatever else happens is seen in the server's state: only what this
+rollout registered is taken back, and the old version goes only while the new one answers.
 """
 
 import os
@@ -98,8 +98,8 @@ def rollout(  # noqa: PLR0913  keyword-only
         workers: How many; None is as many as the old version has.
         profile: "latency" or "throughput", in place of what the old version was registered with.
         keep_old: Leave the old version registered.
-        timeout_s: How long another rollout of the model is waited for, how long loading may
-            take, and how long draining may.
+        timeout_s: How long loading may take, how long another rollout of the model is waited
+            for, and how long draining may take.
         probe: A file that the new version must answer.
         watcher: Told how it goes.
 
@@ -114,14 +114,15 @@ def rollout(  # noqa: PLR0913  keyword-only
     watcher = watcher or Watcher()
     new = read(client, archive)
     name = name or new.name
-    with turns(client, [name], timeout_s=timeout_s, watcher=watcher) as has_waited:
-        if has_waited:
-            new = read(client, archive)
-        old = _answering(client, name, new)
-        settings = _kept(client, old, workers, profile)
-        steps = _Steps(client, new, name, old, settings, timeout_s, probe, watcher)
+    old = _answering(client, name, new)
+    settings = _kept(client, old, workers, profile)
+    steps = _Steps(client, new, name, old, settings, timeout_s, probe, watcher)
+    with ExitStack() as turn:
         try:
-            status = steps.take_over()
+            status = steps.prove()
+            # not before: loading takes long, or hangs, and changes nothing for anybody
+            turn.enter_context(turns(client, [name], timeout_s=timeout_s, watcher=watcher))
+            steps.take_over()
             if not keep_old:
                 steps.retire_old()
         except BaseException as error:  # Ctrl-C too
@@ -129,7 +130,7 @@ def rollout(  # noqa: PLR0913  keyword-only
             if not isinstance(error, MarshipError):
                 raise
             raise _told(error, steps, state) from error
-    return RolledOut(status, old, keep_old)
+    return RolledOut(status, steps.old, keep_old)
 
 
 @contextmanager
@@ -212,15 +213,22 @@ class _Steps:
     at: str = "register"
     mine: ModelStatus | None = None
 
-    def take_over(self) -> ModelStatus:
-        """Everything up to the new version's answering."""
+    def prove(self) -> ModelStatus:
+        """Bring the new version up beside the old one, and hold its responses against its own."""
         status = self._do("register", self._register, lambda s: f"workers ready: {s.ready}")
         self._do("replay", lambda: replay(self.client, self.new, self.name), str)
         if self.probe is not None:
             self._do("probe", self._ask_probe, lambda answer: answer)
+        self.at = "default"
+        return status
+
+    def take_over(self) -> None:
+        """Let the new version answer, in place of what does so by now."""
+        (answering,) = self.client.describe(self.name)
+        if not self._is_mine(answering):  # else somebody has been faster with this one
+            self.old = answering
         was = f"was {self.old.version}"
         self._do("default", self._set_default, lambda _: f"{self.new.version} answers, {was}")
-        return status
 
     def retire_old(self) -> None:
         """Let the old version go, when all it was asked is answered."""
@@ -385,10 +393,8 @@ def _answering(client: Client, name: str, new: Archive) -> ModelStatus:
 
 
 def _told(error: MarshipError, steps: _Steps, state: str) -> RolloutError:
-    said = str(error).rstrip(".")
-    told = RolloutError(
-        f"{steps.name} {steps.new.version} must take over, got at step {steps.at}: {said}. {state}"
-    )
+    said = f"got at step {steps.at}: {str(error).rstrip('.')}. {state}"
+    told = RolloutError(f"{steps.name} {steps.new.version} must take over, {said}")
     for note in getattr(error, "__notes__", ()):
         told.add_note(note)
     return told

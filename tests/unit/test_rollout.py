@@ -1,5 +1,7 @@
 """What a rollout keeps of the old version's registration, and how it waits for another one."""
 
+import functools
+import re
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -11,13 +13,14 @@ from held import Held
 from homes import of_a_server
 from management import Management, Stored
 from marship import Client
-from marship.errors import RolloutError, UsageError
+from marship.errors import RolloutError
 from marship.rollout import Watcher, rollout
 from marship.torchserve import draining
+from marship.torchserve.calls import Call
 from marship.torchserve.store import Note, write_note
 from signed import write
 
-STORE = {f"m-{n}.mar": Stored("m", f"{n}.0") for n in (1, 2)}
+STORE = {f"m-{n}.mar": Stored("m", f"{n}.0") for n in (1, 2, 3)}
 
 
 @pytest.fixture
@@ -84,21 +87,28 @@ class Waiting(Watcher):
         self.event.set()
 
 
+def at_call(client: Held, method: str) -> bool:
+    """Whether a client is about to make such a call."""
+    return isinstance(client.at, Call) and client.at.method == method
+
+
 def test_two_rollouts_of_one_home_take_turns(home: Path) -> None:
-    """The second says that it waits, looks again, and has nothing to do; the first's answers."""
+    """Both load; the second says that it waits, and replaces what the first put in place."""
     server = Management(STORE)
     done(home, server, lambda client: client.register("m-1.mar"))
     first = Held("first", home, server, lambda client: rollout(client, "m-2.mar"))
-    first.step()
-    with pytest.raises(RolloutError, match=r"one rollout of m must .*after 0\.1 s\. Wait for it"):
-        rollout(Client(home), "m-2.mar", timeout_s=0.1)
-    waiting, errors = Waiting(), []
+    while not at_call(first, "DELETE"):  # it holds the lock
+        first.step()
+    with pytest.raises(
+        RolloutError, match=r"one rollout of m must .*after 0\.1 s\. .*2\.0 answers"
+    ):
+        done(home, server, lambda client: rollout(client, "m-3.mar", timeout_s=0.1))
+    assert list(server.models["m"].versions) == ["1.0", "2.0"]
+    waiting, found = Waiting(), []
 
     def second() -> None:
-        try:
-            done(home, server, lambda client: rollout(client, "m-2.mar", watcher=waiting))
-        except UsageError as error:
-            errors.append(str(error))
+        roll = functools.partial(rollout, archive="m-3.mar", watcher=waiting)
+        found.append(done(home, server, roll))
 
     thread = threading.Thread(target=second)
     thread.start()
@@ -106,5 +116,36 @@ def test_two_rollouts_of_one_home_take_turns(home: Path) -> None:
     first.finish()
     thread.join(20)
     assert first.error is None
-    assert "not registered, got m 2.0" in errors[0]
+    assert found[0].old.version == "2.0"
+    assert list(server.models["m"].versions) == ["3.0"]
+
+
+def test_of_two_rollouts_of_one_archive_one_fails(home: Path) -> None:
+    """Whichever registers later is refused, leaves the other's alone, and says what there is."""
+    server = Management(STORE)
+    done(home, server, lambda client: client.register("m-1.mar"))
+    first, second = (
+        Held(who, home, server, lambda client: rollout(client, "m-2.mar")) for who in "ab"
+    )
+    while not at_call(second, "POST"):
+        second.step()
+    while not at_call(first, "DELETE"):
+        first.step()
+    second.finish()
+    assert re.search(r"at step register: .*registered.*2\.0 answers, 1\.0 is", str(second.error))
+    first.finish()
+    assert first.error is None
+    assert list(server.models["m"].versions) == ["2.0"]
+
+
+def test_a_version_that_another_client_made_the_default_already_stays(home: Path) -> None:
+    """It answers when its rollout comes to that; the one before it goes, and not itself."""
+    server = Management(STORE)
+    done(home, server, lambda client: client.register("m-1.mar"))
+    one = Held("one", home, server, lambda client: rollout(client, "m-2.mar"))
+    while "m" not in server.models or "2.0" not in server.models["m"].versions:
+        one.step()
+    done(home, server, lambda client: client.set_default("m", "2.0"))
+    one.finish()
+    assert one.error is None
     assert list(server.models["m"].versions) == ["2.0"]

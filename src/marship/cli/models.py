@@ -107,7 +107,7 @@ def rollout(
         Path | None, typer.Option(help="a request that the new version must answer")
     ] = None,
     timeout_s: Annotated[
-        float, typer.Option(min=1, help="for another rollout to end, for loading, for draining")
+        float, typer.Option(min=1, help="for loading, for another rollout to end, for draining")
     ] = 180,
 ) -> None:
     """Put a new version in place of the old one; no request is lost, and a failure is undone."""
