@@ -121,7 +121,8 @@ class Management:
             max_batch_delay_ms=int(call.params.get("max_batch_delay", 100)),
             is_good=stored.is_good,
         )
-        return _json(202, {"status": "Processing worker updates..."})
+        status = 202 if model.versions[stored.version].workers else 200
+        return _json(status, {"status": "Processing worker updates..."})
 
     def _unregister(self, name: str, model: Versions, version: str) -> Answer:
         if version == model.default and len(model.versions) > 1:
