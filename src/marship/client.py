@@ -14,12 +14,12 @@ from typing import Any, Concatenate, ParamSpec, Self, TypeVar
 
 from marship import profiles
 from marship.bodies import decoded, encoded
-from marship.torchserve import draining, status
+from marship.torchserve import draining, status, versions
 from marship.torchserve import models as flows
 from marship.torchserve.access import Access
 from marship.torchserve.calls import Answer, Flow, line_value
 from marship.torchserve.home import Home
-from marship.torchserve.models import Registration
+from marship.torchserve.registration import Registration
 from marship.torchserve.retries import RETRY_S
 from marship.torchserve.status import Model, ModelStatus, OnWait, Patience, Worker
 from marship.torchserve.transports import (
@@ -55,7 +55,7 @@ def _register(  # noqa: PLR0913  keyword-only
     Args:
         access: The server's addresses and tokens.
         archive: A file name in the server's model store.
-        name: The model's name; None is the archive's without its ending.
+        name: The model's name; None is the archive's own, whatever its file is called.
         workers: How many; None leaves it to the archive's model-config.yaml, else to
             default_workers_per_model. A number given here wins over both.
         profile: "latency" or "throughput", in place of the archive's.
@@ -66,12 +66,14 @@ def _register(  # noqa: PLR0913  keyword-only
 
     Raises:
         UsageError: The archive is no file name, or the model's name cannot be used.
-        NotFoundError: The model store does not hold the archive.
+        NotFoundError: The model store does not hold the archive, or another client unregistered
+            the version while it loaded.
         PackageError: The archive is damaged.
         SignatureError: The server has a trust folder, and the archive is unsigned, altered,
             renamed or signed by another key.
         LoadError: A worker died, or the time is over: the message holds the worker's own
-            error, the notes its log's last lines. Nothing stays registered.
+            error, the notes its log's last lines. Nothing of this call stays registered, and
+            everything of others does.
         ServerError: The server refused.
     """
     if profile is not None:
@@ -198,6 +200,7 @@ class _Connected:
         timeout_s: float = 60.0,
         max_response_bytes: int = MAX_RESPONSE_BYTES,
         retry_s: float = RETRY_S,
+        on_retry: Callable[[], None] | None = None,
     ) -> None:
         urls = {
             "inference": inference_url,
@@ -205,7 +208,7 @@ class _Connected:
             "metrics": metrics_url,
         }
         tokens = {"inference": inference_token, "management": management_token}
-        self._access = Access(home, urls, tokens, retry_s)
+        self._access = Access(home, urls, tokens, retry_s, on_retry)
         self._bounds = Bounds(timeout_s, max_response_bytes)
 
     @property
@@ -232,6 +235,7 @@ class Client(_Connected):
         max_response_bytes: The largest response, or line of a stream, that is read.
         retry_s: How long a prediction that fails through no fault of its own is asked again: a
             full queue, a lost connection, a dead worker. 0 asks once. See `torchserve.retries`.
+        on_retry: Called before a prediction is asked again.
     """
 
     models = _blocking(flows.list_models)
@@ -239,9 +243,10 @@ class Client(_Connected):
     register = _blocking(_register)
     scale = _blocking(_scale)
     wait_ready = _blocking(_wait_ready)
-    set_default = _blocking(flows.set_default)
+    set_default = _blocking(versions.set_default)
     drain = _blocking(draining.drain)
-    unregister = _blocking(flows.unregister)
+    unregister = _blocking(versions.unregister)
+    withdraw = _blocking(versions.withdraw)
     predict = _blocking(_predict)
     ping = _blocking(flows.ping)
     metrics = _blocking(flows.metrics)
@@ -324,9 +329,10 @@ class AsyncClient(_Connected):
     register = _awaiting(_register)
     scale = _awaiting(_scale)
     wait_ready = _awaiting(_wait_ready)
-    set_default = _awaiting(flows.set_default)
+    set_default = _awaiting(versions.set_default)
     drain = _awaiting(draining.drain)
-    unregister = _awaiting(flows.unregister)
+    unregister = _awaiting(versions.unregister)
+    withdraw = _awaiting(versions.withdraw)
     predict = _awaiting(_predict)
     ping = _awaiting(flows.ping)
     metrics = _awaiting(flows.metrics)

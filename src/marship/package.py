@@ -60,6 +60,9 @@ class PackageSettings:
     name: str | None = setting(None, "name on the server; the recipe's, or the file's")
     version: str = setting("1.0", "version on the server, digits and dots")
     model_store: Path = setting(Path("model_store"), "folder that takes the archive")
+    versioned: bool = setting(
+        False, "name the file NAME-VERSION.mar: other versions stay beside it"
+    )
     handler: Path | None = setting(None, "handler file; the recipe's, or tensors in and out")
     variant: str | None = setting(None, "model variant to pack; the one that optimize chose")
     asset: tuple[str, ...] = setting((), "further file that the handler reads; may be repeated")
@@ -270,7 +273,8 @@ def build(contents: Contents, settings: PackageSettings) -> Path:
     )
     if not _NAME.fullmatch(contents.name):
         raise UsageError(f"{contents.name!r} is no model name. Give one with --name.")
-    target = settings.model_store / f"{contents.name}.mar"
+    file_name = f"{contents.name}-{settings.version}" if settings.versioned else contents.name
+    target = settings.model_store / f"{file_name}.mar"
     with replacing(target) as draft, _private_temp(draft.parent) as scratch:
         stage = _stage(contents, settings, scratch / "stage")
         generate_model_archive(
@@ -284,7 +288,7 @@ def build(contents: Contents, settings: PackageSettings) -> Path:
                 config_file=str(stage / CONFIG_FILE),
             )
         )
-        _normalize(scratch / target.name, draft)
+        _normalize(scratch / f"{contents.name}.mar", draft)
     return target
 
 

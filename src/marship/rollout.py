@@ -8,21 +8,35 @@
     unregister  the old one goes
 
 Until the last step everything can be undone, and is as soon as something fails.
+
+Others may change the model at the same time. From the step "default" on rollouts by way of one
+home wait for each other; whatever else happens is seen in the server's state: only what this
+rollout registered is taken back, and the old version goes only while the new one answers.
 """
 
+import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from marship import archive as archives
+from marship import storage
 from marship.archive import Archive
 from marship.client import Client, ModelStatus
-from marship.errors import MarshipError, NotFoundError, PackageError, RolloutError, UsageError
+from marship.errors import (
+    MarshipError,
+    NotFoundError,
+    PackageError,
+    RolloutError,
+    UsageError,
+)
 from marship.predict.sources import media_type
 from marship.replay import replay
 from marship.torchserve import store
+from marship.torchserve.status import checked_name
 
 LOAD_TIMEOUT_S = 180.0
 
@@ -31,6 +45,9 @@ T = TypeVar("T")
 
 class Watcher:
     """Told how it goes; what it does not override says nothing."""
+
+    def on_turn(self, model: str) -> None:
+        """Another rollout of the model goes on, and is waited for."""
 
     def on_step(self, step: str) -> None:
         """A step begins."""
@@ -63,6 +80,7 @@ def rollout(  # noqa: PLR0913  keyword-only
     *,
     name: str | None = None,
     workers: int | None = None,
+    profile: str | None = None,
     keep_old: bool = False,
     timeout_s: float = LOAD_TIMEOUT_S,
     probe: Path | None = None,
@@ -70,13 +88,18 @@ def rollout(  # noqa: PLR0913  keyword-only
 ) -> RolledOut:
     """Put a new version in place of the one that answers.
 
+    The batch size and the delay that the old version was registered with are kept; where it was
+    registered without, they are the new archive's.
+
     Args:
         client: Of a server whose home is at hand.
         archive: A file name in its model store.
         name: The model's name on the server; None is the archive's own.
         workers: How many; None is as many as the old version has.
+        profile: "latency" or "throughput", in place of what the old version was registered with.
         keep_old: Leave the old version registered.
-        timeout_s: How long loading may take, and as long again draining.
+        timeout_s: How long loading may take, how long another rollout of the model is waited
+            for, and how long draining may take.
         probe: A file that the new version must answer.
         watcher: Told how it goes.
 
@@ -88,21 +111,62 @@ def rollout(  # noqa: PLR0913  keyword-only
     """
     if probe is not None and not probe.is_file():
         raise UsageError(f"{probe} must be a file for the new version to answer, got none.")
+    watcher = watcher or Watcher()
     new = read(client, archive)
     name = name or new.name
     old = _answering(client, name, new)
-    workers = workers or old.min_workers or None
-    steps = _Steps(client, new, name, old, workers, timeout_s, probe, watcher or Watcher())
-    try:
-        status = steps.take_over()
-        if not keep_old:
-            steps.retire_old()
-    except BaseException as error:  # Ctrl-C too
-        state = steps.undo()
-        if not isinstance(error, MarshipError):
-            raise
-        raise _told(error, steps, state) from error
-    return RolledOut(status, old, keep_old)
+    settings = _kept(client, old, workers, profile)
+    steps = _Steps(client, new, name, old, settings, timeout_s, probe, watcher)
+    with ExitStack() as turn:
+        try:
+            status = steps.prove()
+            # not before: loading takes long, or hangs, and changes nothing for anybody
+            turn.enter_context(turns(client, [name], timeout_s=timeout_s, watcher=watcher))
+            steps.take_over()
+            if not keep_old:
+                steps.retire_old()
+        except BaseException as error:  # Ctrl-C too
+            state = steps.undo()
+            if not isinstance(error, MarshipError):
+                raise
+            raise _told(error, steps, state) from error
+    return RolledOut(status, steps.old, keep_old)
+
+
+@contextmanager
+def turns(
+    client: Client, names: Iterable[str], *, timeout_s: float, watcher: Watcher
+) -> Iterator[bool]:
+    """Exchange versions of these models while no other rollout by way of the same home does.
+
+    Where the home may only be read there are no locks, and the server's state decides alone.
+
+    Yields:
+        Whether another one was waited for.
+
+    Raises:
+        UsageError: A name cannot be a model's.
+        RolloutError: Another one goes on for longer than `timeout_s`.
+    """
+    wanted = sorted({checked_name(name) for name in names})  # in one order: none waits in a ring
+    if not os.access(client.home.path, os.W_OK):
+        wanted = []
+    has_waited = False
+    with ExitStack() as held:
+        for name in wanted:
+            lock = storage.locked(
+                client.home.rollout_lock(name),
+                timeout_s=timeout_s,
+                on_wait=lambda model=name: watcher.on_turn(model),  # type: ignore[misc]
+            )
+            try:
+                has_waited |= held.enter_context(lock)
+            except TimeoutError as error:
+                raise RolloutError(
+                    f"one rollout of {name} must go on at a time, got another one that goes on "
+                    f"after {timeout_s:g} s. Wait for it, or give it longer with --timeout-s."
+                ) from error
+        yield has_waited
 
 
 def read(client: Client, archive: str) -> Archive:
@@ -133,73 +197,117 @@ def read(client: Client, archive: str) -> Archive:
 
 @dataclass(slots=True)
 class _Steps:
-    """The way from one version to the other, and back."""
+    """The way from one version to the other, and back.
+
+    `mine` is what this rollout registered: until then there is nothing of it to take back.
+    """
 
     client: Client
     new: Archive
     name: str
     old: ModelStatus
-    workers: int | None
+    settings: Mapping[str, Any]
     timeout_s: float
     probe: Path | None
     watcher: Watcher
     at: str = "register"
+    mine: ModelStatus | None = None
 
-    def take_over(self) -> ModelStatus:
-        """Everything up to the new version's answering."""
+    def prove(self) -> ModelStatus:
+        """Bring the new version up beside the old one, and hold its responses against its own."""
         status = self._do("register", self._register, lambda s: f"workers ready: {s.ready}")
         self._do("replay", lambda: replay(self.client, self.new, self.name), str)
         if self.probe is not None:
             self._do("probe", self._ask_probe, lambda answer: answer)
+        self.at = "default"
+        return status
+
+    def take_over(self) -> None:
+        """Let the new version answer, in place of what does so by now."""
+        (answering,) = self.client.describe(self.name)
+        if not self._is_mine(answering):  # else somebody has been faster with this one
+            self.old = answering
         was = f"was {self.old.version}"
         self._do("default", self._set_default, lambda _: f"{self.new.version} answers, {was}")
-        return status
 
     def retire_old(self) -> None:
         """Let the old version go, when all it was asked is answered."""
         version = self.old.version
-        self._do(
+        is_there = self._do(
             "drain",
-            lambda: self.client.drain(self.name, version, timeout_s=self.timeout_s),
-            lambda _: f"{version} has answered all it was asked",
+            self._drain_old,
+            lambda is_there: (
+                f"{version} has answered all it was asked"
+                if is_there
+                else f"another client has removed {version}"
+            ),
         )
-        self._do(
-            "unregister",
-            lambda: self.client.unregister(self.name, version),
-            lambda _: f"{version} is gone",
-        )
+        if is_there:
+            self._do("unregister", self._remove_old, lambda _: f"{version} is gone")
 
     def undo(self) -> str:
-        """Bring back what was there; a sentence that says what there is."""
-        old, new = self.old.version, self.new.version
-        if self.at == "unregister":
-            return f"{new} answers; {old} may still be registered. Look with: marship models"
-        self.watcher.on_step("rollback")
-        said = f"{old} answers as before, {new} is not registered."
+        """Take back what this rollout did; a sentence that says what the server has."""
         try:
+            if self.at == "unregister" and self._answers():  # the old version may have gone
+                return self._state()
+            self.watcher.on_step("rollback")
             self._take_back()
+            said = self._state()
         except MarshipError as error:
             said = f"It could not be undone: {error} Look with: marship models"
         self.watcher.on_done("rollback", said)
         return said
 
     def _take_back(self) -> None:
-        (default,) = self.client.describe(self.name)
-        if default.version == self.new.version:
-            self.client.set_default(self.name, self.old.version)
-            self.client.drain(self.name, self.new.version, timeout_s=self.timeout_s)
-        versions = {status.version for status in self.client.describe(self.name, "all")}
-        if self.new.version in versions:
-            self.client.unregister(self.name, self.new.version)
+        if self.mine is None:
+            return
+        if self._answers():
+            others = [s for s in self._versions() if not self._is_mine(s)]
+            others.sort(key=lambda s: (s.version != self.old.version, not s.ready))
+            with suppress(NotFoundError):  # it has just gone: `withdraw` finds what is there
+                for other in others[:1]:
+                    self.client.set_default(self.name, other.version)
+                    self.client.drain(self.name, self.new.version, timeout_s=self.timeout_s)
+        self.client.withdraw(self.mine, leaves_last=True)
+
+    def _state(self) -> str:
+        """What the server has now, of the versions that this rollout is about."""
+        found = {status.version: status for status in self._versions()}
+        if not found:
+            return f"No version of {self.name} is registered."
+        answering = self.client.describe(self.name)[0].version
+        before = " as before" if answering == self.old.version else ""
+        others = [v for v in (self.old.version, self.new.version) if v != answering]
+        places = (f", {version} is {self._place(found.get(version))}" for version in others)
+        return f"{answering} answers{before}{''.join(places)}."
+
+    def _place(self, status: ModelStatus | None) -> str:
+        if status is None:
+            return "not registered"
+        is_known = self._is_mine(status) or status.registration == self.old.registration
+        return "still registered" if is_known else "registered by another client"
+
+    def _answers(self) -> bool:
+        return self._is_mine(self.client.describe(self.name)[0])
+
+    def _is_mine(self, status: ModelStatus) -> bool:
+        return self.mine is not None and status.registration == self.mine.registration
+
+    def _versions(self) -> list[ModelStatus]:
+        try:
+            return self.client.describe(self.name, "all")
+        except NotFoundError:
+            return []
 
     def _register(self) -> ModelStatus:
-        return self.client.register(
+        self.mine = self.client.register(
             self.new.path.name,
             name=self.name,
-            workers=self.workers,
             timeout_s=self.timeout_s,
             on_wait=self.watcher.on_wait,
+            **self.settings,
         )
+        return self.mine
 
     def _ask_probe(self) -> str:
         probe = self.probe or Path()
@@ -208,7 +316,32 @@ class _Steps:
         return f"{probe.name} is answered"
 
     def _set_default(self) -> None:
+        (status,) = self.client.describe(self.name, self.new.version)
+        if not self._is_mine(status):
+            raise RolloutError("another client has put its own version in this one's place")
         self.client.set_default(self.name, self.new.version)
+
+    def _drain_old(self) -> bool:
+        """Wait for the old version's requests; whether it is there, and may go.
+
+        Raises:
+            RolloutError: The new version does not answer any more: another client has changed
+                the default meanwhile.
+        """
+        version = self.old.version
+        with suppress(NotFoundError):  # removed by another client
+            self.client.drain(self.name, version, timeout_s=self.timeout_s)
+        answering = self.client.describe(self.name)[0]
+        if not self._is_mine(answering):
+            raise RolloutError(f"another client has made {answering.version} the default")
+        old = (self.old.version, self.old.registration)
+        return old in {(status.version, status.registration) for status in self._versions()}
+
+    def _remove_old(self) -> None:
+        with suppress(NotFoundError):  # another rollout has done so just now
+            self.client.unregister(self.name, self.old.version)
+        if not self._answers():
+            raise RolloutError("another client has made its own version the default")
 
     def _do(self, step: str, act: Callable[[], T], say: Callable[[T], str]) -> T:
         self.at = step
@@ -217,6 +350,23 @@ class _Steps:
         done = act()
         self.watcher.on_done(step, f"{say(done)} ({time.monotonic() - began:.1f} s)")
         return done
+
+
+def _kept(
+    client: Client, old: ModelStatus, workers: int | None, profile: str | None
+) -> Mapping[str, Any]:
+    """How the new version is registered: as the old one was, but for what is given.
+
+    What the old version has from its archive, the new one has from its own. Where it is not known
+    what was asked for, since no note was kept, it is what the old version runs with.
+    """
+    settings = {"workers": workers or old.min_workers or None, "profile": profile}
+    if profile is not None:
+        return settings
+    note = store.read_note(client.home, old.name, old.version)
+    asked = note if note and note.registration == old.registration else old
+    batch = {"batch_size": asked.batch_size, "max_batch_delay_ms": asked.max_batch_delay_ms}
+    return settings | batch
 
 
 def _answering(client: Client, name: str, new: Archive) -> ModelStatus:
@@ -243,10 +393,8 @@ def _answering(client: Client, name: str, new: Archive) -> ModelStatus:
 
 
 def _told(error: MarshipError, steps: _Steps, state: str) -> RolloutError:
-    said = str(error).rstrip(".")
-    told = RolloutError(
-        f"{steps.name} {steps.new.version} must take over, got at step {steps.at}: {said}. {state}"
-    )
+    said = f"got at step {steps.at}: {str(error).rstrip('.')}. {state}"
+    told = RolloutError(f"{steps.name} {steps.new.version} must take over, {said}")
     for note in getattr(error, "__notes__", ()):
         told.add_note(note)
     return told

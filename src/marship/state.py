@@ -10,46 +10,20 @@
 Each entry is one version of a model. What runs and is not in the file stays, unless it is pruned.
 """
 
-import difflib
-import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, fields
-from pathlib import Path
-from typing import Any, Literal
+from dataclasses import dataclass
+from typing import Literal
 
-from marship import profiles, storage
+from marship import profiles
 from marship import rollout as rollouts
 from marship.client import Client, Model, ModelStatus
-from marship.errors import MarshipError, UsageError
+from marship.errors import MarshipError, ServerError, UsageError
 from marship.replay import replay
+from marship.statefile import Entry
 from marship.torchserve import store
 
-TABLE = "model"
-_HEADER = re.compile(rf"\s*\[\[\s*{TABLE}\s*\]\]")
-
 Kind = Literal["register", "scale", "default", "keep", "remove"]
-
-
-@dataclass(frozen=True, slots=True)
-class Entry:
-    """One version of a model, as the file says it.
-
-    Attributes:
-        where: The file and the line, for messages.
-        archive: A file name in the model store.
-        name: The model's name; None is the archive's own.
-        workers: How many; None leaves it to the archive.
-        profile: "latency" or "throughput"; None leaves it to the archive.
-        default: Whether it answers where no version is named.
-    """
-
-    where: str
-    archive: str
-    name: str | None = None
-    workers: int | None = None
-    profile: str | None = None
-    default: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +55,8 @@ class Change:
         version: Its version.
         detail: More for a person.
         entry: Where it is asked for; None for what the file does not name.
+        registration: Of a version that is to go: which one it was when that was planned.
+        successor: Of a version that is to go: the one that must answer then, if any is declared.
     """
 
     kind: Kind
@@ -88,24 +64,8 @@ class Change:
     version: str
     detail: str = ""
     entry: Entry | None = None
-
-
-def read(path: Path) -> list[Entry]:
-    """Read a state file.
-
-    Raises:
-        UsageError: It is no such file; the message names the line.
-    """
-    raw, text = storage.read_toml(path)
-    _check_names(raw, [TABLE], str(path))
-    tables = raw.get(TABLE, [])
-    if not isinstance(tables, list) or not all(isinstance(table, dict) for table in tables):
-        raise UsageError(f"{path} must hold a [[{TABLE}]] for each version, got another {TABLE}.")
-    lines = [n for n, line in enumerate(text.splitlines(), 1) if _HEADER.match(line)]
-    if len(lines) != len(tables):  # written another way
-        lines = []
-    places = (f"{path}, line {n}" for n in lines) if lines else (f"{path}",) * len(tables)
-    return [_entry(table, where) for table, where in zip(tables, places, strict=True)]
+    registration: str = ""
+    successor: str | None = None
 
 
 def plan(client: Client, entries: Sequence[Entry], *, prune: bool = False) -> list[Change]:
@@ -121,6 +81,32 @@ def plan(client: Client, entries: Sequence[Entry], *, prune: bool = False) -> li
         PackageError: An archive is damaged.
     """
     return compare(resolve(client, entries), client.models(), prune=prune)
+
+
+@contextmanager
+def planned(
+    client: Client,
+    entries: Sequence[Entry],
+    *,
+    prune: bool = False,
+    watcher: rollouts.Watcher | None = None,
+    timeout_s: float = rollouts.LOAD_TIMEOUT_S,
+) -> Iterator[list[Change]]:
+    """What is to be done, while no rollout and no other plan of this home changes these models.
+
+    Raises:
+        RolloutError: One goes on for longer than `timeout_s`.
+        MarshipError: As `plan` raises.
+    """
+    watcher = watcher or rollouts.Watcher()
+    wanted = resolve(client, entries)
+    names = {version.name for version in wanted}
+    if prune:
+        names |= {model.name for model in client.models()}
+    with rollouts.turns(client, names, timeout_s=timeout_s, watcher=watcher) as has_waited:
+        if has_waited:
+            wanted = resolve(client, entries)
+        yield compare(wanted, client.models(), prune=prune)
 
 
 def resolve(client: Client, entries: Sequence[Entry]) -> list[Version]:
@@ -174,7 +160,9 @@ def compare(
         if version.is_default and was != version.version:
             changes.append(_change("default", version, f"was {was}"))
     declared = {(version.name, version.version) for version in wanted}
-    return changes + [_undeclared(s, prune) for s in _answering_last(there, defaults, declared)]
+    answering = {version.name: version.version for version in wanted if version.is_default}
+    undeclared = _answering_last(there, defaults, declared)
+    return changes + [_undeclared(s, prune, answering.get(s.name)) for s in undeclared]
 
 
 def carry_out(
@@ -226,7 +214,7 @@ class _Hand:
         try:
             proof = replay(self.client, rollouts.read(self.client, entry.archive), change.name)
         except BaseException:  # Ctrl-C too
-            self.client.unregister(change.name, change.version)
+            self.client.withdraw(status, leaves_last=True)
             raise
         return f"workers ready: {status.ready}; {proof}"
 
@@ -248,12 +236,26 @@ class _Hand:
         return "answers"
 
     def remove(self, change: Change) -> str:
-        """Unregister a version; where another answers, not before it has finished its work."""
-        (default,) = self.client.describe(change.name)
-        if default.version != change.version:
+        """Unregister a version; where another answers, not before it has finished its work.
+
+        Raises:
+            ServerError: The server's models are others by now than when this was planned.
+        """
+        if self._answering(change) != change.version:
             self.client.drain(change.name, change.version, timeout_s=self.timeout_s)
+        answering = self._answering(change)
+        (status,) = self.client.describe(change.name, change.version)
+        is_as_planned = change.successor in (None, answering)
+        if not is_as_planned or status.registration != change.registration:
+            raise ServerError(
+                f"{change.name} must be as it was when {change.version} was planned to go, got "
+                f"it changed by another client: {answering} answers. Run apply again."
+            )
         self.client.unregister(change.name, change.version)
         return "is gone"
+
+    def _answering(self, change: Change) -> str:
+        return self.client.describe(change.name)[0].version
 
 
 def _asked(change: Change) -> Entry:
@@ -305,9 +307,16 @@ def _change(kind: Kind, version: Version, detail: str) -> Change:
     return Change(kind, version.name, version.version, detail, version.entry)
 
 
-def _undeclared(status: ModelStatus, prune: bool) -> Change:
+def _undeclared(status: ModelStatus, prune: bool, successor: str | None) -> Change:
     detail = "not in the file" if prune else "not in the file; --prune removes it"
-    return Change("remove" if prune else "keep", status.name, status.version, detail)
+    return Change(
+        "remove" if prune else "keep",
+        status.name,
+        status.version,
+        detail,
+        registration=status.registration,
+        successor=successor,
+    )
 
 
 def _answering_last(
@@ -337,40 +346,6 @@ def _default_of(name: str, found: Mapping[tuple[str, str], Entry]) -> str:
             f"{len(versions)} ({places})."
         )
     return chosen[0]
-
-
-def _entry(table: Mapping[str, Any], where: str) -> Entry:
-    _check_names(table, [item.name for item in fields(Entry) if item.name != "where"], where)
-    rules: Mapping[str, tuple[Callable[[Any], bool], str]] = {
-        "archive": (_is_text, "be the name of a file in the model store"),
-        "name": (_is_text, "be a text"),
-        "workers": (_is_count, "be a whole number of 1 or more"),
-        "profile": (lambda value: value in profiles.PROFILES, "be latency or throughput"),
-        "default": (lambda value: isinstance(value, bool), "be true or false"),
-    }
-    if "archive" not in table:
-        raise UsageError(f"{where} must name an archive, got none.")
-    for key, value in table.items():
-        holds, rule = rules[key]
-        if not holds(value):
-            raise UsageError(f"{key} in {where} must {rule}, got {value!r}.")
-    return Entry(where, **table)
-
-
-def _is_text(value: object) -> bool:
-    return isinstance(value, str) and value != ""
-
-
-def _is_count(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
-
-
-def _check_names(table: Mapping[str, Any], known: Sequence[str], where: str) -> None:
-    for name in table:
-        if name not in known:
-            near = difflib.get_close_matches(name, known, n=1)
-            hint = f"Did you mean {near[0]}?" if near else f"Known are: {', '.join(known)}."
-            raise UsageError(f"{where} must hold known names only, got {name!r}. {hint}")
 
 
 @contextmanager

@@ -36,7 +36,7 @@ def lin(client: Client, archives: Path) -> Client:
     assert archives.is_dir()
     there = versions(client, "lin")
     if "1" not in there:
-        client.register("lin-1.mar", name="lin", workers=1)
+        client.register("lin-1.mar", workers=1)
     client.set_default("lin", "1")
     for version in set(there) - {"1"}:
         client.unregister("lin", version)

@@ -122,7 +122,7 @@ def test_an_altered_archive_is_refused(signed_store: Path, key: PrivateKey, aski
         asking.register("late.mar", name="echo")
     archive.write_bytes(original)
     with pytest.raises(SignatureError, match="under the name that was signed, pair, got late"):
-        asking.register("late.mar")
+        asking.register("late.mar", name="late")
     for path in (archive, beside(archive)):
         path.unlink()
 

@@ -72,7 +72,8 @@ ALLOWED: dict[str, set[str]] = {
     "predict": FILES | {"client", "torchserve", "serving.codec"},
     "replay": FILES | {"archive", "client", "outline"},
     "rollout": FILES | {"archive", "client", "predict.sources", "replay", "torchserve"},
-    "state": FILES | {"client", "profiles", "replay", "rollout", "torchserve"},
+    "statefile": FILES | {"profiles"},
+    "state": FILES | {"client", "profiles", "replay", "rollout", "statefile", "torchserve"},
 }
 TOP = {"cli", "tables", "__main__"}
 WORKER_PACKAGES = {"numpy", "onnxruntime", "orjson", "marship"}

@@ -69,6 +69,19 @@ def test_a_bare_onnx_file_needs_no_recipe(linear_onnx: Path, tmp_path: Path) -> 
     assert read.evidence["source"] == linear_onnx.name
 
 
+def test_versions_lie_side_by_side_where_that_is_asked_for(
+    linear_onnx: Path, tmp_path: Path
+) -> None:
+    """The file's name has the version, the model's has not; without it a version replaces one."""
+    first = pack(linear_onnx, tmp_path, name="lin", version="1.0", versioned=True)
+    second = pack(linear_onnx, tmp_path, name="lin", version="2.0", versioned=True)
+    assert sorted(path.name for path in tmp_path.glob("*.mar")) == ["lin-1.0.mar", "lin-2.0.mar"]
+    found = [archive.read(path) for path in (first, second)]
+    assert [(a.name, a.version) for a in found] == [("lin", "1.0"), ("lin", "2.0")]
+    plain = [pack(linear_onnx, tmp_path, name="lin", version=v) for v in ("1.0", "2.0")]
+    assert plain[0] == plain[1] == tmp_path / "lin.mar"
+
+
 def test_golden_outputs_are_the_models_own(linear_onnx: Path, tmp_path: Path) -> None:
     """What the file answered at packaging time is what a worker must answer."""
     with zipfile.ZipFile(pack(linear_onnx, tmp_path)) as zipped:

@@ -9,11 +9,13 @@ from pathlib import Path
 import pytest
 
 from homes import of_a_server
-from marship import Client, rollout, state
+from marship import Client, rollout, state, statefile
 from marship.client import Model, ModelStatus
 from marship.errors import SignatureError, UsageError
-from marship.state import Change, Entry, Version
+from marship.state import Change, Version
+from marship.statefile import Entry
 from marship.torchserve import store
+from marship.torchserve.store import Note
 from marship.trust.signature import sign
 from signed import FILES, make_key, trusting, write
 
@@ -41,7 +43,7 @@ def test_a_fault_in_the_file_is_named(tmp_path: Path, text: str, message: str) -
     file = tmp_path / "state.toml"
     file.write_text(text)
     with pytest.raises(UsageError, match=message):
-        state.read(file)
+        statefile.read(file)
 
 
 def test_entries_are_read_with_their_lines(tmp_path: Path) -> None:
@@ -51,12 +53,12 @@ def test_entries_are_read_with_their_lines(tmp_path: Path) -> None:
         "[[model]]\narchive = 'a.mar'\n\n[[model]]\narchive = 'b.mar'\nworkers = 2\n"
         "profile = 'throughput'\nname = 'c'\ndefault = true\n"
     )
-    assert state.read(file) == [
+    assert statefile.read(file) == [
         Entry(f"{file}, line 1", "a.mar"),
         Entry(f"{file}, line 4", "b.mar", "c", 2, "throughput", True),
     ]
     file.write_text("")
-    assert state.read(file) == []
+    assert statefile.read(file) == []
 
 
 def test_the_example_in_the_docs_is_a_state_file(tmp_path: Path) -> None:
@@ -64,7 +66,7 @@ def test_the_example_in_the_docs_is_a_state_file(tmp_path: Path) -> None:
     (text,) = re.findall(r"```toml\n(.*?)```", DOCS.read_text(), re.DOTALL)
     file = tmp_path / "state.toml"
     file.write_text(text)
-    entries = state.read(file)
+    entries = statefile.read(file)
     assert [entry.archive for entry in entries] == [
         "recommend-2.0.mar",
         "recommend-1.0.mar",
@@ -158,7 +160,7 @@ def test_a_change_is_seen_by_what_was_noted(tmp_path: Path) -> None:
     assert not is_changed()
     files = store.files_of(tmp_path / "lin.mar")
     assert files
-    store.note_files(home, "lin", "1.0", files)
+    store.write_note(home, "lin", "1.0", Note("1", files))
     write(tmp_path / "lin.mar")
     assert not is_changed()
     write(tmp_path / "lin.mar", {**FILES, "handler.py": b"class Another: pass\n"})

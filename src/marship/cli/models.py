@@ -16,7 +16,7 @@ PANEL = "Models on the server"
 def register(
     archive: Annotated[str, typer.Argument(help="a file name in the server's model store")],
     home: Home = None,
-    name: Annotated[str | None, typer.Option(help="the archive's name if left out")] = None,
+    name: Annotated[str | None, typer.Option(help="the archive's own if left out")] = None,
     workers: Annotated[
         int | None, typer.Option(min=1, help="the archive's own setting if left out")
     ] = None,
@@ -96,13 +96,19 @@ def rollout(
     workers: Annotated[
         int | None, typer.Option(min=1, help="as many as the old version has if left out")
     ] = None,
+    profile: Annotated[
+        str | None,
+        typer.Option(help="latency or throughput; as the old one was registered if left out"),
+    ] = None,
     keep_old: Annotated[
         bool, typer.Option("--keep-old", help="leave the old version registered")
     ] = False,
     probe: Annotated[
         Path | None, typer.Option(help="a request that the new version must answer")
     ] = None,
-    timeout_s: Annotated[float, typer.Option(min=1, help="for loading, and for draining")] = 180,
+    timeout_s: Annotated[
+        float, typer.Option(min=1, help="for loading, for another rollout to end, for draining")
+    ] = 180,
 ) -> None:
     """Put a new version in place of the old one; no request is lost, and a failure is undone."""
     from marship import rollout as rollouts
@@ -115,6 +121,7 @@ def rollout(
             file,
             name=name,
             workers=workers,
+            profile=profile,
             keep_old=keep_old,
             timeout_s=timeout_s,
             probe=probe,

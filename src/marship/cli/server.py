@@ -26,12 +26,11 @@ def serve(
     ] = None,
 ) -> None:
     """Start TorchServe: in the foreground until Ctrl-C, or detached."""
-    from marship import server, tables
-    from marship import state as states
+    from marship import server, statefile, tables
     from marship.torchserve import production
 
     if state is not None:
-        states.read(state)  # what is wrong in it is told before anything starts
+        statefile.read(state)  # what is wrong in it is told before anything starts
     given, settings = settings, server.remembering(settings)
     if settings.trust != given.trust:
         console.err.print(

@@ -19,6 +19,11 @@ class Steps(Watcher):
         self._status = status
         self._step = ""
 
+    def on_turn(self, model: str) -> None:
+        """Say why nothing happens."""
+        said = f"another rollout of {model} goes on and is waited for"
+        console.err.print(said, markup=False, soft_wrap=True)
+
     def on_step(self, step: str) -> None:
         """Show what is being done."""
         self._step = step
@@ -43,11 +48,15 @@ def shown(title: str) -> Iterator[Steps]:
 
 def bring(client: Client, file: Path, *, prune: bool = False, dry_run: bool = False) -> None:
     """Tell what a state file asks for, and do it unless that is all that is wanted."""
-    from marship import state, tables
+    from marship import state, statefile, tables
 
-    changes = state.plan(client, state.read(file), prune=prune)
-    tables.show_changes(changes)
+    entries = statefile.read(file)
     if dry_run:
+        tables.show_changes(state.plan(client, entries, prune=prune))
         return
-    with shown(f"applying {file}") as watcher:
+    with (
+        shown(f"applying {file}") as watcher,
+        state.planned(client, entries, prune=prune, watcher=watcher) as changes,
+    ):
+        tables.show_changes(changes)
         state.carry_out(client, changes, watcher)

@@ -5,7 +5,7 @@ one file is its row; what is wrong with the server ends the run.
 """
 
 import asyncio
-import random
+import math
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import aclosing
@@ -27,7 +27,6 @@ from marship.errors import (
     ServerError,
     TokenError,
     UsageError,
-    WorkerDiedError,
 )
 from marship.predict.bounds import LONGEST_STREAM_S, Limits, Room, longest_wait_s
 from marship.predict.ledger import Ledger
@@ -35,7 +34,8 @@ from marship.predict.outcome import Outcome
 from marship.predict.rows import Row, Stamp
 from marship.predict.sources import Source, may_be_sound, media_type
 from marship.predict.transcripts import Transcripts
-from marship.torchserve.retries import FIRST_PAUSE_S, LONGEST_PAUSE_S, MOST_DEATHS, RETRY_S
+from marship.torchserve.calls import Pause
+from marship.torchserve.retries import FIRST_PAUSE_S, RETRY_S, Patience
 
 MOST_BYTES_IN_FLIGHT = 1 << 27
 
@@ -78,7 +78,7 @@ class Watcher:
     def on_row(self, row: Row) -> None:
         """A file has its row."""
 
-    def on_trouble(self, error: MarshipError) -> None:
+    def on_trouble(self) -> None:
         """The server does not answer just now, and is asked again."""
 
 
@@ -103,6 +103,7 @@ def ask_all(run: Run, home: Path | None = None, watcher: Watcher | None = None) 
 async def _ask_all(run: Run, home: Path | None, watcher: Watcher) -> Outcome:
     limits = Limits.of(home)
     model = await _ready_model(run, home)
+    run = replace(run, version=model.version)  # the one in the rows, whatever the default becomes
     in_flight = limits.in_flight(run.in_flight, model)
     with Ledger(run.out, f"{model.name} {model.version}", again=run.again) as ledger:
         waiting = _unanswered(run, ledger)
@@ -111,8 +112,12 @@ async def _ask_all(run: Run, home: Path | None, watcher: Watcher) -> Outcome:
         began = time.monotonic()
         hears = any(may_be_sound(run.kind(source)) for source in waiting)
         timeout_s = LONGEST_STREAM_S if hears else longest_wait_s(model, in_flight)
-        async with AsyncClient(home, timeout_s=timeout_s, retry_s=0) as client:  # see _send
-            await _Asking(run, client, ledger, watcher, limits).all(waiting, in_flight)
+        asking = _Asking(run, ledger, watcher, limits)
+        async with AsyncClient(
+            home, timeout_s=timeout_s, retry_s=RETRY_S, on_retry=asking.on_retry
+        ) as client:
+            await client.describe(run.model, run.version)  # it waits for a server that it has met
+            await asking.all(client, waiting, in_flight)
         done = Outcome(before, time.monotonic() - began)
         ledger.finish()
         done.take(ledger.rows(run.sources))
@@ -152,15 +157,22 @@ class _Asking:
     """Sends files and writes their rows."""
 
     run: Run
-    client: AsyncClient
     ledger: Ledger
     watcher: Watcher
     limits: Limits
     room: Room = field(default_factory=lambda: Room(MOST_BYTES_IN_FLIGHT))
     answered_at: float = field(default_factory=time.monotonic)
+    troubled_at: float = -math.inf
+    client: AsyncClient = field(init=False)
 
-    async def all(self, sources: Sequence[Source], in_flight: int) -> None:
+    def on_retry(self) -> None:
+        """The server is busy or away, and the client asks it again."""
+        self.troubled_at = time.monotonic()
+        self.watcher.on_trouble()
+
+    async def all(self, client: AsyncClient, sources: Sequence[Source], in_flight: int) -> None:
         """Ask about all files, so many at a time; the first error of the server ends it."""
+        self.client = client
         rest = iter(sources)
         try:
             async with asyncio.TaskGroup() as group:
@@ -212,26 +224,23 @@ class _Asking:
         return row
 
     async def _send(self, source: Source, body: bytes) -> Any:  # noqa: ANN401  any JSON value
-        """The model's answer; a server that is busy or away is asked again for a while."""
+        """The model's answer.
+
+        The client asks a server that is busy or away again, as for a single prediction. What it
+        cannot know: that others see a restart, too, and that a stream which broke off may start
+        over.
+        """
         kind = self.run.kind(source)
-        troubled_at: float | None = None
-        pause_s, deaths = FIRST_PAUSE_S, 0
+        patience = Patience(RETRY_S, self.on_retry)
         while True:
             try:
                 answer = await self._answer(body, kind)
             except MarshipError as error:
-                deaths += isinstance(error, WorkerDiedError)
-                if deaths > MOST_DEATHS or not _may_pass(error):
-                    self.answered_at = time.monotonic()
-                    raise
-                troubled_at = troubled_at or time.monotonic()
-                self._check_patience(error, troubled_at)
-                self.watcher.on_trouble(error)
+                pause = self._pause(error, patience)
             else:
                 self.answered_at = time.monotonic()
                 return answer
-            await asyncio.sleep(pause_s * random.uniform(0.5, 1))  # noqa: S311  no secret
-            pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
+            await asyncio.sleep(pause.seconds)
 
     async def _answer(self, body: bytes, kind: str) -> Any:  # noqa: ANN401  any JSON value
         """The whole answer. Of sound it is the last line: a long recording must be streamed."""
@@ -239,27 +248,57 @@ class _Asking:
         if not may_be_sound(kind):
             return await self.client.predict(self.run.model, body, **ask)
         answer = None
-        async with aclosing(self.client.stream(self.run.model, body, **ask)) as values:
-            async for value in values:
-                answer, self.answered_at = value, time.monotonic()
+        try:
+            async with aclosing(self.client.stream(self.run.model, body, **ask)) as values:
+                async for value in values:
+                    answer, self.answered_at = value, time.monotonic()
+        except NoAnswerError as error:
+            if answer is None or error.timed_out:
+                raise
+            raise _BrokenOffError(str(error)) from error
         return answer
 
-    def _check_patience(self, error: MarshipError, troubled_at: float) -> None:
-        """Give up a file that long had trouble, or the run if nobody was answered since."""
+    def _pause(self, error: MarshipError, patience: Patience) -> Pause:
+        """How long to wait before a file is asked about once more.
+
+        Raises:
+            NotFoundError: The version is gone.
+            _GoneError: Nobody was answered for as long as the client has asked.
+            MarshipError: It is this file's own.
+        """
         now = time.monotonic()
-        silent_s = now - self.answered_at
-        if now - troubled_at <= RETRY_S:
-            return
+        silent_s, is_back = now - self.answered_at, now - self.troubled_at <= RETRY_S
+        if isinstance(error, NotFoundError):
+            if is_back and (pause := patience.next_pause()):
+                return pause  # a server that was away has its models a little later
+            raise self._unregistered(error) from error
+        if isinstance(error, _BrokenOffError) and (pause := patience.after_loss()):
+            return pause
+        if not _may_pass(error):
+            self.answered_at = now
+            raise error
+        if silent_s < RETRY_S / 4:
+            raise error  # others have answers: it is this file
         if silent_s > RETRY_S:
             raise _GoneError(
                 f"the server must answer within {RETRY_S:g} s, got for every file: {error}"
             ) from error
-        if silent_s < RETRY_S / 2:
-            raise error  # others have answers: it is this file
+        return Pause(FIRST_PAUSE_S)
+
+    def _unregistered(self, error: NotFoundError) -> NotFoundError:
+        name, version = self.run.model, self.run.version
+        return NotFoundError(
+            f"{name} {version} must stay registered until every file has its row, got it "
+            f"unregistered ({error}) Ask the version that answers now with --again or another "
+            "--out; a rollout with --keep-old leaves the old version to those who ask it."
+        )
 
 
 _UNSAID = (NotRunningError, NoAnswerError)
-_PASSING = (*_UNSAID, RateLimitError, WorkerDiedError)
+
+
+class _BrokenOffError(NoAnswerError):
+    """A stream ended in the middle."""
 
 
 class _GoneError(ServerError):
@@ -267,8 +306,10 @@ class _GoneError(ServerError):
 
 
 def _may_pass(error: MarshipError) -> bool:
-    """Whether the same request may be answered later: a full queue, a limit, a dead worker."""
-    return isinstance(error, _PASSING) or error.status == HTTPStatus.SERVICE_UNAVAILABLE
+    """Whether the client asked again for as long as it does: a full queue, a limit, a loss."""
+    if isinstance(error, NoAnswerError):
+        return not error.timed_out
+    return isinstance(error, RateLimitError) or error.status == HTTPStatus.SERVICE_UNAVAILABLE
 
 
 def plain(answer: Any) -> Any:  # noqa: ANN401  any JSON value

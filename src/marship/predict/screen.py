@@ -60,9 +60,8 @@ class Screen(Watcher):
         self._failed += not row.is_answered
         self._show(f"{self._failed:,} failed" if self._failed else "")
 
-    def on_trouble(self, error: MarshipError) -> None:
+    def on_trouble(self) -> None:
         """Say why nothing moves."""
-        del error
         self._show("waiting for the server")
 
     def _show(self, state: str) -> None:

@@ -2,7 +2,7 @@
 
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
@@ -40,6 +40,7 @@ class Access:
         urls: Addresses that are given; the others come from the home.
         tokens: Tokens that are given; else from the environment, else from the home.
         retry_s: How long calls that may be repeated are.
+        on_retry: Called before each repetition.
     """
 
     def __init__(
@@ -48,8 +49,9 @@ class Access:
         urls: Mapping[str, str | None],
         tokens: Mapping[str, str | None],
         retry_s: float = 0.0,
+        on_retry: Callable[[], None] | None = None,
     ) -> None:
-        self._retry_s, self._has_met = retry_s, False
+        self._retry_s, self._on_retry, self._has_met = retry_s, on_retry, False
         self.home = Home((home or default_home()).absolute())
         self._urls = {side: _checked(side, url) for side, url in urls.items() if url}
         self._record: ServerRecord | None = None
@@ -114,7 +116,7 @@ class Access:
             TokenError: No token that could be had is accepted.
             MarshipError: The answer is an error.
         """
-        patience = Patience(self._retry_s if call.repeats else 0.0)
+        patience = Patience(self._retry_s if call.repeats else 0.0, self._on_retry)
         for _ in range(_ROUNDS):
             token = yield from self._token(call.side)
             answer = yield from persistent(

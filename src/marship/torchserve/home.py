@@ -11,6 +11,7 @@
     start.lock         held while a server starts; a folder with this file is a home
     verified/          its model store where archives must be signed: copies while they load
     verified.lock      held while one is registered
+    rollouts/          a file for each model, locked while its versions are exchanged
 
 Server and client both read it; nothing here starts, ends or asks a process.
 """
@@ -117,6 +118,10 @@ class Home:
     def registered(self) -> Path:
         """The folder of notes on what each version was registered from."""
         return self.path / "registered"
+
+    def rollout_lock(self, model: str) -> Path:
+        """What is locked while a model's versions are exchanged."""
+        return self.path / "rollouts" / f"{model}.lock"
 
     @property
     def verified(self) -> Path:

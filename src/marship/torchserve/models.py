@@ -1,15 +1,14 @@
 """Registering, scaling and asking models, as flows of calls that every client runs."""
 
 from contextlib import ExitStack
-from dataclasses import dataclass
-from http import HTTPStatus
 from pathlib import Path
 
-from marship.errors import LoadError, MarshipError, NotFoundError, ServerError, UsageError
+from marship.errors import LoadError, NotFoundError, ServerError, UsageError
 from marship.torchserve import turns
 from marship.torchserve.access import Access
 from marship.torchserve.calls import LINES_TYPE, Answer, Call, Flow, Work, path
 from marship.torchserve.home import Home
+from marship.torchserve.registration import Admitted, Own, Registration
 from marship.torchserve.status import (
     Model,
     ModelStatus,
@@ -20,59 +19,20 @@ from marship.torchserve.status import (
     optional,
     unknown,
 )
-from marship.torchserve.store import admit, check_archive, files_of, note_files
+from marship.torchserve.store import admit, check_archive, files_of, write_note
+from marship.torchserve.versions import names
 from marship.torchserve.workerlog import WorkerLog
-
-_PAGE = 100
-
-
-@dataclass(frozen=True, slots=True)
-class Registration:
-    """What is registered, and how.
-
-    Attributes:
-        archive: A file name in the server's model store.
-        name: The model's name; None is the archive's without its ending.
-        workers: How many; None leaves it to the archive's model-config.yaml, else to
-            default_workers_per_model. A number given here wins over both.
-        batch_size: The most requests in one batch; None leaves it to the archive.
-        max_batch_delay_ms: How long a batch waits; None leaves it to the archive.
-    """
-
-    archive: str
-    name: str | None = None
-    workers: int | None = None
-    batch_size: int | None = None
-    max_batch_delay_ms: int | None = None
-
-    def model_name(self) -> str:
-        """The name that the model will have.
-
-        Raises:
-            UsageError: The archive is no file name, or the model's name cannot be used.
-        """
-        if Path(self.archive).name != self.archive or self.archive.startswith("."):
-            raise UsageError(
-                f"an archive must be the name of a file in the model store, got "
-                f"{self.archive!r}. Put the file there and give its name alone."
-            )
-        return checked_name(self.name or Path(self.archive).stem)
 
 
 def list_models(access: Access) -> Flow[list[Model]]:
     """All models with all their versions, by name."""
-    names: list[str] = []
-    page: str | None = "0"
-    while page is not None:
-        params = {"limit": str(_PAGE), "next_page_token": page}
-        answer = yield from access.authorized(Call("management", "GET", "/models", params))
-        listed = answer.json()
-        names += [entry["modelName"] for entry in listed["models"]]
-        page = listed.get("nextPageToken")
     models = []
-    for name in sorted(names):
-        (default,) = yield from describe(access, name)
-        versions = yield from describe(access, name, "all")
+    for name in sorted((yield from names(access))):
+        try:
+            (default,) = yield from describe(access, name)
+            versions = yield from describe(access, name, "all")
+        except NotFoundError:  # another client unregistered it meanwhile
+            continue
         models.append(Model(name, default.version, tuple(versions)))
     return models
 
@@ -85,38 +45,36 @@ def register(
     """Register an archive and wait until its workers are ready; undo it if they are not.
 
     Raises:
-        UsageError: The archive is no file name.
-        NotFoundError: The model store does not hold it.
+        UsageError: The archive is no file name, or the model's name cannot be used.
+        NotFoundError: The model store does not hold it, or another client unregistered it.
         PackageError: It is damaged.
         SignatureError: The server trusts some keys, and none of them signed it as it is.
         LoadError: A worker died, or the time is over; the message is the worker's own, its
             notes are the log.
         ServerError: The server refused.
     """
-    name = wanted.model_name()
+    wanted.check()
     log = WorkerLog(access.home) if access.is_local else None
     with ExitStack() as copy:
-        files = None
+        admitted = None
         if access.is_local:
-            files = yield from _check(access.home, wanted, name, copy, patience.timeout_s)
-        before = yield from _versions(access, name)
+            admitted = yield from _check(access.home, wanted, copy, patience.timeout_s)
+        own = Own(access, wanted, admitted)
         try:
-            yield from _post(access, wanted, name)
+            yield from own.ask()
             copy.close()  # TorchServe has unpacked it
-            new = (yield from _versions(access, name)) - before
-            (status,) = yield from describe(access, name, next(iter(new)))
-            if files is not None:
-                note_files(access.home, name, status.version, files)
+            status = yield from own.made()
+            if admitted is not None:
+                write_note(access.home, status.name, status.version, own.note())
             if wanted.workers is not None and status.max_workers != wanted.workers:
                 yield from _set_workers(access, status, wanted.workers)
-                (status,) = yield from describe(access, name, status.version)
-            watch = Watch(access, name, status.version, log, frozenset())
-            return (yield from watch.until(status.min_workers, patience))
+                (status,) = yield from describe(access, status.name, status.version)
+            watch = Watch(access, status.name, status.version, log, frozenset())
+            return own.checked((yield from watch.until(status.min_workers, patience)))
         except GeneratorExit:
             raise
         except BaseException as error:  # Ctrl-C too: nothing half-registered stays
-            if getattr(error, "status", None) != HTTPStatus.CONFLICT:  # else it is another's
-                yield from _withdraw(access, name, before, error)
+            yield from own.withdraw(error)
             raise
 
 
@@ -171,33 +129,6 @@ def wait_ready(
     return (yield from watch.until(status.min_workers, patience))
 
 
-def set_default(access: Access, name: str, version: str) -> Flow[None]:
-    """Make a version the one that answers where none is named.
-
-    Raises:
-        NotFoundError: There is no such model or version.
-    """
-    where = path("models", checked_name(name), version, "set-default")
-    try:
-        yield from access.authorized(Call("management", "PUT", where))
-    except NotFoundError as error:
-        raise unknown(name, version) from error
-
-
-def unregister(access: Access, name: str, version: str | None = None) -> Flow[None]:
-    """Remove a version, or the default one, and end its workers.
-
-    Raises:
-        NotFoundError: There is no such model or version.
-        ServerError: It is the default version, and there are others.
-    """
-    where = path("models", checked_name(name), *optional(version))
-    try:
-        yield from access.authorized(Call("management", "DELETE", where))
-    except NotFoundError as error:
-        raise unknown(name, version) from error
-
-
 def predict(  # noqa: PLR0913  keyword-only
     access: Access,
     name: str,
@@ -235,18 +166,12 @@ def metrics(access: Access) -> Flow[str]:
     return answer.body.decode("utf-8")
 
 
-def _check(
-    home: Home, wanted: Registration, name: str, copy: ExitStack, timeout_s: float
-) -> Flow[str | None]:
-    """Hold an archive against the server's trust folder, else make sure that it is whole.
-
-    Returns:
-        What is in it, where it is a `.mar`.
-    """
+def _check(home: Home, wanted: Registration, copy: ExitStack, timeout_s: float) -> Flow[Admitted]:
+    """Hold an archive against the server's trust folder, else make sure that it is whole."""
     record = home.require_running()
     store = Path(record.model_store)
     if record.trust is None:
-        check_archive(store, wanted.archive)
+        found = check_archive(store, wanted.archive)
     else:
         # one at a time: of two copies of one name the first to go would take the other along
         turn = home.verified.with_suffix(".lock")
@@ -254,24 +179,9 @@ def _check(
         yield from turns.take(turn, copy, timeout_s=timeout_s, deed=deed)
         store = home.verified
         copy.callback((store / wanted.archive).unlink, missing_ok=True)
-        yield Work(lambda: admit(home, wanted.archive, name))
-    return files_of(store / wanted.archive)
-
-
-def _post(access: Access, wanted: Registration, name: str) -> Flow[None]:
-    params = {"url": wanted.archive, "model_name": name, "synchronous": "false"}
-    optional = {
-        "initial_workers": wanted.workers,
-        "batch_size": wanted.batch_size,
-        "max_batch_delay": wanted.max_batch_delay_ms,
-    }
-    params |= {key: str(value) for key, value in optional.items() if value is not None}
-    try:
-        yield from access.authorized(Call("management", "POST", "/models", params))
-    except NotFoundError as error:
-        raise NotFoundError(
-            f"{wanted.archive} must lie in the server's model store, got none there."
-        ) from error
+        found = yield Work(lambda: admit(home, wanted.archive, wanted.name))
+    checked_name(wanted.name or found.name)
+    return Admitted(found, files_of(store / wanted.archive))
 
 
 def _set_workers(access: Access, model: ModelStatus, workers: int) -> Flow[None]:
@@ -279,19 +189,3 @@ def _set_workers(access: Access, model: ModelStatus, workers: int) -> Flow[None]
     params = {"min_worker": str(workers), "max_worker": str(workers), "synchronous": "false"}
     where = path("models", model.name, model.version)
     yield from access.authorized(Call("management", "PUT", where, params))
-
-
-def _versions(access: Access, name: str) -> Flow[set[str]]:
-    try:
-        found = yield from describe(access, name, "all")
-    except NotFoundError:
-        return set()
-    return {status.version for status in found}
-
-
-def _withdraw(access: Access, name: str, before: set[str], error: BaseException) -> Flow[None]:
-    try:
-        for version in (yield from _versions(access, name)) - before:
-            yield from unregister(access, name, version)
-    except MarshipError as second:
-        error.add_note(f"{name} may still be registered: {second}")

@@ -87,10 +87,11 @@ class Patience:
 
     Args:
         retry_s: Seconds from the first failure; 0 asks once.
+        on_retry: Called before each further try.
     """
 
-    def __init__(self, retry_s: float) -> None:
-        self.retry_s, self._pause_s = retry_s, FIRST_PAUSE_S
+    def __init__(self, retry_s: float, on_retry: Callable[[], None] | None = None) -> None:
+        self.retry_s, self._pause_s, self._on_retry = retry_s, FIRST_PAUSE_S, on_retry
         self._end: float | None = None
         self._deaths, self._was_away = 0, False
 
@@ -117,7 +118,11 @@ class Patience:
         self._end = self._end or now + self.retry_s
         seconds = max(least_s, self._pause_s * random.uniform(0.5, 1))  # noqa: S311  no secret
         self._pause_s = min(2 * self._pause_s, LONGEST_PAUSE_S)
-        return Pause(seconds) if now + seconds < self._end else None
+        if now + seconds >= self._end:
+            return None
+        if self._on_retry:
+            self._on_retry()
+        return Pause(seconds)
 
 
 def _retry_after_s(answer: Answer) -> float | None:

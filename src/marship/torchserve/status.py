@@ -23,6 +23,7 @@ _LAST_WORDS_POLLS = 10
 _ENDED = re.compile(r"^marship_joining_ended\{(.*)\} (\S+)$", re.MULTILINE)
 _LABEL = re.compile(r'(\w+)="([^"]*)"')
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
+_MARKED = re.compile(r"registration-(?P<id>[0-9a-f]+)/(?P<archive>.+)")
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +43,7 @@ class ModelStatus:
         name: The model's name.
         version: Its version.
         archive: The archive that it was registered from.
+        registration: The id of the registration that created it; empty where another program did.
         min_workers: How many workers the server keeps.
         max_workers: The largest number of them.
         batch_size: The most requests in one batch.
@@ -63,6 +65,7 @@ class ModelStatus:
     loaded_at_startup: bool
     workers: tuple[Worker, ...]
     waiting: int = 0
+    registration: str = ""
 
     @property
     def ready(self) -> int:
@@ -219,11 +222,23 @@ def optional(version: str | None) -> tuple[str, ...]:
     return () if version is None else (version,)
 
 
+def marked(archive: str, registration: str) -> str:
+    """An archive's address with the id of a registration, which the server tells ever after.
+
+    TorchServe takes what follows the last slash for the file's name, and keeps the whole. So a
+    version can be told from one that another client registered under the same number, even where
+    the response to the registration was lost.
+    """
+    return f"registration-{registration}/{archive}"
+
+
 def _status(raw: Mapping[str, Any]) -> ModelStatus:
+    known = _MARKED.fullmatch(raw["modelUrl"])
     return ModelStatus(
         name=raw["modelName"],
         version=raw["modelVersion"],
-        archive=raw["modelUrl"],
+        archive=known["archive"] if known else raw["modelUrl"],
+        registration=known["id"] if known else "",
         min_workers=raw["minWorkers"],
         max_workers=raw["maxWorkers"],
         batch_size=raw["batchSize"],

@@ -4,18 +4,32 @@ TorchServe takes any file for an archive and reports a damaged one as a module t
 """
 
 import hashlib
+import tarfile
 import zipfile
+import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from marship import archive, storage
+from marship import archive, storage, texts
+from marship.archive import MANIFEST_FILE
 from marship.errors import NotFoundError, PackageError
 from marship.torchserve.home import Home
 
 if TYPE_CHECKING:
     from marship.trust.policy import Trust
+
+_FIRST_VERSION = "1.0"  # TorchServe's, of a manifest without one
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """The name and the version that an archive gives its model, whatever its file is called."""
+
+    name: str
+    version: str
 
 
 def pinned(trust: Path | None) -> "Trust | None":
@@ -57,8 +71,11 @@ def admitted(
         vault.dismiss(home.verified)
 
 
-def admit(home: Home, name: str, model: str) -> None:
-    """Put a verified copy of an archive into the running server's vault.
+def admit(home: Home, name: str, model: str | None) -> Identity:
+    """Put a verified copy of an archive into the running server's vault; None is its own name.
+
+    Returns:
+        What the archive says that it is.
 
     Raises:
         NotFoundError: The store does not hold it.
@@ -68,14 +85,18 @@ def admit(home: Home, name: str, model: str) -> None:
 
     record = home.require_running()
     keys = policy.Trust.load(Path(record.trust or ""))
-    vault.admit(home.verified, Path(record.model_store), name, keys, model)
+    found = vault.admit(home.verified, Path(record.model_store), name, keys, model).contents
+    return Identity(found.model, found.version)
 
 
-def check_archive(store: Path, name: str) -> None:
+def check_archive(store: Path, name: str) -> Identity:
     """Make sure that a name in the store is an archive that TorchServe can unpack.
 
     Its manifest and settings, which TorchServe and each worker parse without bounds, are held
     against ours first.
+
+    Returns:
+        What the archive says that it is.
 
     Raises:
         NotFoundError: The store does not hold it.
@@ -86,7 +107,7 @@ def check_archive(store: Path, name: str) -> None:
         held = ", ".join(sorted(file.name for file in store.glob("*.mar"))) or "no archive"
         raise NotFoundError(f"{name} must lie in the model store {store}, which holds {held}.")
     if path.suffix != ".mar" or path.is_dir():  # TorchServe takes folders and tgz as well
-        return
+        return _unpacked_identity(path)
     plain, _ = archive.read_settings(path)
     handler = str(plain.manifest["model"].get("handler", "")).partition(":")[0]
     if not handler or ("." in handler and Path(handler).name not in plain.files):
@@ -94,6 +115,31 @@ def check_archive(store: Path, name: str) -> None:
             f"{path} must hold the handler that it names, got none of the name {handler!r}. "
             "Package the model again."
         )
+    return Identity(plain.model, plain.version)
+
+
+def _unpacked_identity(path: Path) -> Identity:
+    """The same of a folder or a tgz, whose manifest alone is read."""
+    try:
+        model = texts.json_value(_manifest(path))["model"]
+        return Identity(str(model["modelName"]), str(model.get("modelVersion", _FIRST_VERSION)))
+    except (tarfile.TarError, OSError, EOFError, zlib.error) as error:
+        reason: object = error
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        reason = repr(error)
+    raise PackageError(
+        f"{path} must have a readable {MANIFEST_FILE} with its model's name, got: {reason}. "
+        "Package it again."
+    )
+
+
+def _manifest(path: Path) -> bytes:
+    if path.is_dir():
+        with texts.open_file(path / MANIFEST_FILE) as plain:
+            return plain.read(texts.MOST_BYTES + 1)
+    with tarfile.open(path) as packed:
+        file = packed.extractfile(packed.getmember(MANIFEST_FILE))
+        return b"" if file is None else file.read(texts.MOST_BYTES + 1)
 
 
 def files_of(path: Path) -> str | None:
@@ -112,24 +158,50 @@ def files_of(path: Path) -> str | None:
     return hashlib.sha256(repr(listed).encode()).hexdigest()
 
 
-def note_files(home: Home, name: str, version: str, files: str) -> None:
-    """Keep what a version was registered from for as long as the server runs.
+@dataclass(frozen=True, slots=True)
+class Note:
+    """What is kept of a registration for as long as the server runs.
+
+    Attributes:
+        registration: Its id.
+        files: A digest of what the archive held; None where it was no `.mar`.
+        batch_size: As the registration asked for; None left it to the archive.
+        max_batch_delay_ms: Likewise.
+    """
+
+    registration: str
+    files: str | None = None
+    batch_size: int | None = None
+    max_batch_delay_ms: int | None = None
+
+
+def write_note(home: Home, name: str, version: str, note: Note) -> None:
+    """Keep what a version was registered from, and how.
 
     A client that may only read the home keeps nothing; the model serves all the same.
     """
-    with suppress(storage.StorageError), storage.replacing(_note(home, name, version)) as draft:
-        draft.write_text(files)
+    with suppress(storage.StorageError):
+        storage.write_json(_note(home, name, version), asdict(note))
+
+
+def read_note(home: Home, name: str, version: str) -> Note | None:
+    """What was kept of a version's registration.
+
+    None for what was registered past marship, by a client that cannot write to the home, or by
+    the server's configuration.
+    """
+    path = _note(home, name, version)
+    return Note(**storage.read_json(path)) if path.is_file() else None
 
 
 def has_other_files(home: Home, name: str, version: str, archive: str) -> bool:
     """Whether an archive of the store is another by now than a version was registered from.
 
-    What was registered past marship, by a client that cannot write to the home, or by the server's
-    configuration is not known.
+    Where no note was kept that is not known.
     """
-    note = _note(home, name, version)
+    note = read_note(home, name, version)
     store = Path(home.require_running().model_store)
-    return note.is_file() and note.read_text() != files_of(store / archive)
+    return note is not None and note.files not in (None, files_of(store / archive))
 
 
 def _note(home: Home, name: str, version: str) -> Path:

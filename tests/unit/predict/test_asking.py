@@ -20,7 +20,7 @@ import pytest
 from aiohttp import web
 
 from marship import predict
-from marship.errors import MarshipError, NotFoundError, ServerError, UsageError
+from marship.errors import NotFoundError, ServerError, UsageError
 from marship.predict import Run, Watcher, ask_all, sources
 from marship.predict.rows import Row
 from marship.predict.transcripts import Transcripts
@@ -44,12 +44,16 @@ Answer = Callable[[bytes, web.Request], Awaitable[web.StreamResponse]]
 
 
 class StandIn:
-    """TorchServe's two ports, with answers that a test chooses; `asked` has every body sent."""
+    """TorchServe's two ports, with answers that a test chooses.
+
+    `asked` has every body sent, `types` as what, `paths` where to.
+    """
 
     def __init__(self, home: Path, answer: Answer) -> None:
         self.home, self.answer = Home(home), answer
         self.asked: list[bytes] = []
         self.types: list[str] = []
+        self.paths: list[str] = []
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
         self._thread.start()
@@ -77,7 +81,8 @@ class StandIn:
     async def _start(self) -> tuple[web.AppRunner, int]:
         app = web.Application()
         app.router.add_get("/models/m", self._describe)
-        app.router.add_post("/predictions/m", self._predict)
+        app.router.add_get("/models/m/1.0", self._describe)
+        app.router.add_post("/predictions/m/1.0", self._predict)
         runner = web.AppRunner(app, shutdown_timeout=0.1)
         await runner.setup()
         await web.TCPSite(runner, "127.0.0.1", 0).start()
@@ -90,6 +95,7 @@ class StandIn:
         body = await request.read()
         self.asked.append(body)
         self.types.append(request.content_type)
+        self.paths.append(request.path)
         return await self.answer(body, request)
 
 
@@ -181,8 +187,7 @@ def test_passing_trouble_is_waited_out(
     class Counter(Watcher):
         troubles = 0
 
-        def on_trouble(self, error: MarshipError) -> None:
-            assert isinstance(error, ServerError)
+        def on_trouble(self) -> None:
             self.troubles += 1
 
     server, counter = serve(answer), Counter()
@@ -272,6 +277,73 @@ def test_a_server_that_is_gone_ends_the_run(
     after = serve()
     assert not ask_all(run, after.home.path).failed
     assert len(after.asked) == 12 - closer.rows
+
+
+async def gone(_body: bytes, _request: web.Request) -> web.Response:
+    """TorchServe's answer where a version is not registered."""
+    problem = {"code": 404, "type": "ModelVersionNotFoundException", "message": "gone"}
+    return web.json_response(problem, status=404)
+
+
+def test_the_version_in_the_rows_is_asked_whatever_the_default_is(
+    serve: Callable[..., StandIn], run: Run
+) -> None:
+    """One version from the first file to the last: the default is looked up once.
+
+    When it is unregistered in the middle the run ends, saying so; answers are kept.
+    """
+    server = serve()
+
+    class Exchanger(Watcher):
+        def on_row(self, row: Row) -> None:
+            assert row.model == "m 1.0"
+            server.answer = gone
+
+    with pytest.raises(NotFoundError, match=r"m 1\.0 must stay registered .*--again or another"):
+        ask_all(replace(run, in_flight=1), server.home.path, Exchanger())
+    assert set(server.paths) == {"/predictions/m/1.0"}
+    assert [row["label"] for row in read(run.out)] == ["a"]
+
+
+def test_a_restart_is_waited_out_until_the_models_are_back(
+    serve: Callable[..., StandIn], run: Run
+) -> None:
+    """A lost connection, and 404 as long as the models are not registered again.
+
+    The second file was not on its way when the server ended: it meets the 404 alone.
+    """
+    met: collections.Counter[bytes] = collections.Counter()
+    is_back = asyncio.Event()
+
+    async def answer(body: bytes, request: web.Request) -> web.StreamResponse:
+        met[body] += 1
+        if body == b"a" and met[body] == 1 and request.transport is not None:
+            request.transport.abort()
+        elif body == b"a":
+            is_back.set()
+        else:
+            await is_back.wait()
+        return await (label if body > b"b" or met[body] > 3 else gone)(body, request)
+
+    assert not ask_all(replace(run, in_flight=2), serve(answer).home.path).failed
+    assert (met[b"a"], met[b"b"]) == (4, 4)
+
+
+def test_what_took_too_long_is_not_asked_again(
+    serve: Callable[..., StandIn], run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It would only add to the load: the file's row says so, as a single prediction does."""
+    monkeypatch.setattr(predict, "longest_wait_s", lambda *_: 0.5)
+
+    async def answer(body: bytes, request: web.Request) -> web.StreamResponse:
+        if body == b"c":
+            await asyncio.sleep(1.5)
+        return await label(body, request)
+
+    server = serve(answer)
+    (bad,) = ask_all(run, server.home.path).failed
+    assert bad.error.startswith("no_answer: ")
+    assert server.asked.count(b"c") == 1
 
 
 def test_files_that_cannot_be_sent_are_rows(serve: Callable[..., StandIn], run: Run) -> None:

@@ -8,7 +8,6 @@ import pytest
 from rich.console import Console
 
 from marship import console
-from marship.errors import ServerError
 from marship.predict import Run
 from marship.predict.rows import Row
 from marship.predict.screen import Screen
@@ -62,7 +61,7 @@ def test_trouble_is_told_while_it_lasts(shown: io.StringIO) -> None:
     """The bar says what is waited for, until the next row."""
     with Screen(run(3)) as screen:
         screen.on_start(3, 0, is_torn=False)
-        screen.on_trouble(ServerError("busy"))
+        screen.on_trouble()
         wait_for("waiting for the server", shown)
         screen.on_row(ROWS[0])
         wait_for("1/3", shown)

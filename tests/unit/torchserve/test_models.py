@@ -10,6 +10,7 @@ from marship.torchserve import models
 from marship.torchserve.access import Access
 from marship.torchserve.calls import Answer, Call, Flow, Pause, Step, Work
 from marship.torchserve.home import Home
+from marship.torchserve.registration import Registration
 from marship.torchserve.status import ModelStatus, Patience
 from marship.trust import vault
 from marship.trust.signature import sign
@@ -32,7 +33,7 @@ class Registering:
     """A registration under way, whose steps are taken one by one."""
 
     def __init__(self, home: Home) -> None:
-        wanted = models.Registration("lin.mar")
+        wanted = Registration("lin.mar")
         self._flow: Flow[ModelStatus] = models.register(
             Access(home.path, {}, {}), wanted, Patience(1)
         )
@@ -90,5 +91,8 @@ def test_what_another_client_registered_meanwhile_stays(home: Home) -> None:
     late = Registering(home)
     late.go_to_post()
     said = b'{"code": 409, "type": "ConflictStatusException", "message": "it is registered."}'
+    late.go_on(Answer(409, {}, said))
+    assert isinstance(late.at, Call)
+    assert (late.at.method, late.at.path) == ("GET", "/models/lin/all")
     with pytest.raises(ServerError, match="it is registered"):
-        late.go_on(Answer(409, {}, said))
+        late.go_on(NO_MODEL)

@@ -1,6 +1,7 @@
 """A damaged archive is told before TorchServe makes a riddle of it."""
 
 import json
+import tarfile
 import zipfile
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import pytest
 from marship.archive import CONFIG_FILE
 from marship.archive import MANIFEST_FILE as MANIFEST
 from marship.errors import NotFoundError, PackageError
-from marship.torchserve.store import check_archive
+from marship.torchserve.store import Identity, check_archive
 
 MODEL = {"modelName": "x", "modelVersion": "1.0", "handler": "h.py"}
 GOOD = json.dumps({"runtime": "python", "model": MODEL})
@@ -23,13 +24,27 @@ def write(path: Path, files: dict[str, str]) -> None:
 
 
 def test_a_whole_archive_passes(tmp_path: Path) -> None:
-    """A handler of its own, or one that TorchServe brings; folders are TorchServe's affair."""
-    write(tmp_path / "x.mar", {"h.py": "", MANIFEST: GOOD})
-    check_archive(tmp_path, "x.mar")
-    write(tmp_path / "x.mar", {MANIFEST: GOOD.replace("h.py", "image_classifier")})
-    check_archive(tmp_path, "x.mar")
-    (tmp_path / "folder").mkdir()
-    check_archive(tmp_path, "folder")
+    """A handler of its own, or one that TorchServe brings; it is what its manifest says."""
+    write(tmp_path / "y.mar", {"h.py": "", MANIFEST: GOOD})
+    assert check_archive(tmp_path, "y.mar") == Identity("x", "1.0")
+    write(tmp_path / "y.mar", {MANIFEST: GOOD.replace("h.py", "image_classifier")})
+    assert check_archive(tmp_path, "y.mar") == Identity("x", "1.0")
+
+
+def test_of_a_folder_and_a_tgz_the_manifest_is_read(tmp_path: Path) -> None:
+    """The rest of them is TorchServe's affair; without one nobody knows their model's name."""
+    folder = tmp_path / "folder"
+    (folder / "MAR-INF").mkdir(parents=True)
+    with pytest.raises(PackageError, match="must have a readable MAR-INF"):
+        check_archive(tmp_path, "folder")
+    (folder / MANIFEST).write_text(GOOD)
+    with tarfile.open(tmp_path / "y.tgz", "w:gz") as packed:
+        packed.add(folder / MANIFEST, MANIFEST)
+    assert check_archive(tmp_path, "folder") == Identity("x", "1.0")
+    assert check_archive(tmp_path, "y.tgz") == Identity("x", "1.0")
+    (tmp_path / "y.tgz").write_bytes((tmp_path / "y.tgz").read_bytes()[:20])
+    with pytest.raises(PackageError, match="must have a readable MAR-INF"):
+        check_archive(tmp_path, "y.tgz")
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,151 @@
+"""What a rollout keeps of the old version's registration, and how it waits for another one."""
+
+import functools
+import re
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from held import Held
+from homes import of_a_server
+from management import Management, Stored
+from marship import Client
+from marship.errors import RolloutError
+from marship.rollout import Watcher, rollout
+from marship.torchserve import draining
+from marship.torchserve.calls import Call
+from marship.torchserve.store import Note, write_note
+from signed import write
+
+STORE = {f"m-{n}.mar": Stored("m", f"{n}.0") for n in (1, 2, 3)}
+
+
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A home whose store has two versions of a model; draining takes no time."""
+    monkeypatch.setattr(draining, "QUIET_S", 0.0)
+    of_a_server(tmp_path)
+    for file, stored in STORE.items():
+        write(tmp_path / file, model=stored.name, version=stored.version)
+    return tmp_path
+
+
+def done(home: Path, server: Management, act: Callable[[Client], Any]) -> Any:
+    """What comes of it."""
+    client = Held("one", home, server, act)
+    client.finish()
+    if client.error is not None:
+        raise client.error
+    return client.result
+
+
+@pytest.mark.parametrize(
+    ("asked", "told", "kept"),
+    [
+        ({"profile": "throughput"}, {}, (1, 32, 1)),
+        ({"batch_size": 7, "max_batch_delay_ms": 9, "workers": 3}, {}, (3, 7, 9)),
+        ({"batch_size": 7}, {"profile": "latency", "workers": 2}, (2, 1, 1)),
+        ({}, {}, (1, 1, 100)),  # both are the archive's: the model of the server has these
+    ],
+)
+def test_a_registrations_settings_are_kept(
+    home: Path, asked: dict[str, Any], told: dict[str, Any], kept: tuple[int, int, int]
+) -> None:
+    """Batch size, delay and workers, over two rollouts; what is told wins."""
+    server = Management(STORE)
+    done(home, server, lambda client: client.register("m-1.mar", **asked))
+    for file in ("m-2.mar", "m-1.mar"):
+        new = done(home, server, lambda client, f=file: rollout(client, f, **told)).new
+        assert (new.min_workers, new.batch_size, new.max_batch_delay_ms) == kept
+
+
+def test_what_the_old_archive_said_is_not_kept(home: Path) -> None:
+    """Where nothing was asked for, the new archive's batches are asked for; else what runs."""
+    server = Management(STORE)
+    old = done(home, server, lambda client: client.register("m-1.mar"))
+    registered = server.models["m"].versions["1.0"]
+    registered.batch_size = 16  # as its model-config.yaml would have it
+    assert done(home, server, lambda client: rollout(client, "m-2.mar")).new.batch_size == 1
+    registered = server.models["m"].versions["2.0"]
+    registered.batch_size = 16
+    write_note(Client(home).home, "m", "2.0", Note(old.registration))  # of another version
+    assert done(home, server, lambda client: rollout(client, "m-1.mar")).new.batch_size == 16
+
+
+class Waiting(Watcher):
+    """Tells when a rollout waits for another one."""
+
+    def __init__(self) -> None:
+        self.event = threading.Event()
+
+    def on_turn(self, model: str) -> None:
+        """It does."""
+        assert model == "m"
+        self.event.set()
+
+
+def at_call(client: Held, method: str) -> bool:
+    """Whether a client is about to make such a call."""
+    return isinstance(client.at, Call) and client.at.method == method
+
+
+def test_two_rollouts_of_one_home_take_turns(home: Path) -> None:
+    """Both load; the second says that it waits, and replaces what the first put in place."""
+    server = Management(STORE)
+    done(home, server, lambda client: client.register("m-1.mar"))
+    first = Held("first", home, server, lambda client: rollout(client, "m-2.mar"))
+    while not at_call(first, "DELETE"):  # it holds the lock
+        first.step()
+    with pytest.raises(
+        RolloutError, match=r"one rollout of m must .*after 0\.1 s\. .*2\.0 answers"
+    ):
+        done(home, server, lambda client: rollout(client, "m-3.mar", timeout_s=0.1))
+    assert list(server.models["m"].versions) == ["1.0", "2.0"]
+    waiting, found = Waiting(), []
+
+    def second() -> None:
+        roll = functools.partial(rollout, archive="m-3.mar", watcher=waiting)
+        found.append(done(home, server, roll))
+
+    thread = threading.Thread(target=second)
+    thread.start()
+    assert waiting.event.wait(20)
+    first.finish()
+    thread.join(20)
+    assert first.error is None
+    assert found[0].old.version == "2.0"
+    assert list(server.models["m"].versions) == ["3.0"]
+
+
+def test_of_two_rollouts_of_one_archive_one_fails(home: Path) -> None:
+    """Whichever registers later is refused, leaves the other's alone, and says what there is."""
+    server = Management(STORE)
+    done(home, server, lambda client: client.register("m-1.mar"))
+    first, second = (
+        Held(who, home, server, lambda client: rollout(client, "m-2.mar")) for who in "ab"
+    )
+    while not at_call(second, "POST"):
+        second.step()
+    while not at_call(first, "DELETE"):
+        first.step()
+    second.finish()
+    assert re.search(r"at step register: .*registered.*2\.0 answers, 1\.0 is", str(second.error))
+    first.finish()
+    assert first.error is None
+    assert list(server.models["m"].versions) == ["2.0"]
+
+
+def test_a_version_that_another_client_made_the_default_already_stays(home: Path) -> None:
+    """It answers when its rollout comes to that; the one before it goes, and not itself."""
+    server = Management(STORE)
+    done(home, server, lambda client: client.register("m-1.mar"))
+    one = Held("one", home, server, lambda client: rollout(client, "m-2.mar"))
+    while "m" not in server.models or "2.0" not in server.models["m"].versions:
+        one.step()
+    done(home, server, lambda client: client.set_default("m", "2.0"))
+    one.finish()
+    assert one.error is None
+    assert list(server.models["m"].versions) == ["2.0"]
