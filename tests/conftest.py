@@ -24,20 +24,23 @@ def linear_onnx(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def lookup_onnx(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """`total = sum(table[ids])`: int64 (batch, length) to float32 (batch,).
+    """`total = sum(table[max(ids, 0)])`: int64 (batch, length) to float32 (batch,).
 
-    Id 0 looks up 0, so 0 pads; an id above 9 passes the contract and fails in the run.
+    Id 0 looks up 0, so 0 pads; an id above 9 passes the contract, which knows no range of ids that
+    are cut to size in the graph, and fails in the run.
     """
     table = numpy_helper.from_array(np.arange(10, dtype=np.float32), "table")
     axes = numpy_helper.from_array(np.array([1]), "axes")
+    zero = numpy_helper.from_array(np.array(0), "zero")
     graph = helper.make_graph(
         [
-            helper.make_node("Gather", ["table", "ids"], ["values"]),
+            helper.make_node("Max", ["ids", "zero"], ["cut"]),
+            helper.make_node("Gather", ["table", "cut"], ["values"]),
             helper.make_node("ReduceSum", ["values", "axes"], ["total"], keepdims=0),
         ],
         "lookup",
         [helper.make_tensor_value_info("ids", TensorProto.INT64, ["batch", "length"])],
         [helper.make_tensor_value_info("total", TensorProto.FLOAT, ["batch"])],
-        [table, axes],
+        [table, axes, zero],
     )
     return write_model(tmp_path_factory.mktemp("lookup") / "lookup.onnx", graph)

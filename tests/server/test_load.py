@@ -11,6 +11,7 @@ import pytest
 import requests
 import yaml
 
+import marship
 from marship import Client
 from marship.errors import LoadError
 from marship.package import PackageSettings, package
@@ -158,7 +159,7 @@ def test_a_worker_reads_through_the_buffer_and_sees_the_headers(
     client.register(package(linear_onnx, settings).name)
     answer = client.predict("tell", [[1, 2, 3]])
     assert answer["reader"] == "marship.serving.worker"
-    assert answer["agent"].startswith("python-requests/")
+    assert answer["agent"] == f"marship/{marship.__version__}"
 
 
 def test_a_profile_can_be_chosen_when_a_model_is_registered(

@@ -19,6 +19,7 @@ from urllib.parse import urlencode
 import aiohttp
 from aiohttp.client_proto import ResponseHandler
 
+import marship
 from marship.errors import NoAnswerError, ServerError, TLSError, TooLargeError
 from marship.limited import OverLimitError, tls_context
 from marship.torchserve import connections, sockets
@@ -30,7 +31,7 @@ T = TypeVar("T")
 
 MAX_RESPONSE_BYTES = 1 << 30
 _OVERHEAD_BYTES = 1 << 20  # of headers; chunks of a single byte would double what a body takes
-_HEADERS = {"Accept-Encoding": "identity"}
+_HEADERS = {"Accept-Encoding": "identity", "User-Agent": f"marship/{marship.__version__}"}
 _NO_ENCODING, _CHUNKED = ("", "identity"), ("", "chunked")
 _LENGTH, _SHOWN = re.compile(r"[0-9]{1,18}"), 40
 _SUCCESS, _REDIRECT = 200, 300
