@@ -30,6 +30,9 @@ NUDGES = (2.0**-22, -(2.0**-21), 2.0**-19)
 LARGEST_CALL_BYTES = 64 << 20
 LONGEST_CALL_S = 5.0
 MOST_ROWS = 1100
+MANY_ROWS = 1025
+"""Of the largest batch, in which a capacity for rows that a graph may have is exceeded."""
+LONGEST_MANY_S = 1.0
 FEWEST = 2
 """Rows that can be held against each other."""
 SEED = 20
@@ -124,6 +127,25 @@ class _Prover:
         self.known = alone if len(alone) > len(self.known) else self.known
         self._together(alone[::-1], name)
 
+    def try_many(self) -> None:
+        """Run one large batch of rows that were tried before, and compare a part of them.
+
+        Raises:
+            _InfluenceError: They influence each other.
+        """
+        if len(self.known) < FEWEST:
+            return
+        one = self.known[0]
+        part_bytes = sum(array.nbytes for array in (*one.part.values(), *one.outputs.values()))
+        count = min(
+            min(MANY_ROWS, self.largest_rows) // self.unit,
+            LARGEST_CALL_BYTES // max(part_bytes, 1),
+            int(LONGEST_MANY_S / float(np.median(self.alone_s))),
+        )
+        if count * self.unit > self.largest_batch and time.perf_counter() < self.deadline:
+            group = [self.known[place % len(self.known)] for place in range(count)]
+            self._together(group, f"a batch of {count * self.unit}", every=11)
+
     def _alone(self, part: Arrays) -> _Alone | None:
         started = time.perf_counter()
         try:
@@ -161,9 +183,11 @@ class _Prover:
             limits[name] = limits_of(own, least, half=array.dtype == np.float16)
         return limits
 
-    def _together(self, group: Sequence[_Alone], name: str) -> None:
+    def _together(self, group: Sequence[_Alone], name: str, every: int = 1) -> None:
+        """Run parts in one call, and compare each, or every so many from the last one on."""
         outputs = self._call([one.part for one in group], name)
-        for place, one in enumerate(group):
+        for place in range(len(group) - 1, -1, -every):
+            one = group[place]
             got = self._cut(outputs, place)
             problem = self._difference(got, one)
             if problem is None:
@@ -324,6 +348,7 @@ def _try_all(prover: _Prover, drawer: RowDrawer) -> str | None:
             prover.left_out.append(f"a batch of {count * prover.unit}: it would take too long")
             continue
         prover.try_batch(count, _fresh(drawer, levels[-1]))
+    prover.try_many()
     if prover.usual < FEWEST:
         return "the model gives no stable outputs for usual values, so nothing can be shown"
     return None

@@ -133,7 +133,7 @@ def test_inspect_tells_which_kind_an_archive_has(
 ) -> None:
     """And why requests run alone, or that they need not."""
     mar = package(linear_onnx, PackageSettings(model_store=tmp_path, name="lin"))
-    assert "rows are independent: shown up to a batch of 65" in capsys.readouterr().err
+    assert "rows are independent: shown up to a batch of 1025" in capsys.readouterr().err
     found = archive.read(mar).evidence
     assert found["golden"] == "synthetic, answered by this ONNX file"
     assert found["rows_alone_and_together"]["agrees"]

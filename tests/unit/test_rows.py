@@ -44,6 +44,7 @@ MIXING: dict[str, Function] = {
     "all zeros": lambda x: x + (x == 0).all(),
     "any equal rows": lambda x: x + (len(np.unique(x, axis=0)) < len(x)),
     "a large batch": lambda x: x * 2 if len(x) > 64 else x,
+    "a capacity of 300 rows": lambda x: x * (np.arange(len(x)) < 300)[:, None],
     "a batch of three": lambda x: x * 2 if len(x) == 3 else x,
     "neighbours": lambda x: x + np.roll(x, 1, axis=0),
     "the order of rows": lambda x: np.sort(x, axis=0),
@@ -81,7 +82,7 @@ def test_row_wise_functions_are_shown_to_be(name: str) -> None:
     found = proof(ROW_WISE[name])
     assert found.agrees, found
     assert found.reason is None
-    assert found.largest_batch == 65
+    assert found.largest_batch == 1025
 
 
 def test_rounding_that_depends_on_the_batch_is_no_influence() -> None:
