@@ -165,3 +165,28 @@ def test_ids_of_a_packed_file_cover_its_table(tmp_path: Path) -> None:
     drawn = [case.inputs["ids"] for case in read_golden(tmp_path / "golden.npz")]
     assert stated == [0, 49]
     assert max(array.max() for array in drawn) == 49
+
+
+def test_lengths_that_the_model_refuses_are_left_out(tmp_path: Path) -> None:
+    """A convolution over a variable length takes no row shorter than its kernel; others it does."""
+    weights = np.ones((2, 1, 3), np.float32)
+    graph = helper.make_graph(
+        [
+            helper.make_node("Conv", ["sound", "weights"], ["found"]),
+            helper.make_node("GlobalAveragePool", ["found"], ["mean"]),
+            helper.make_node("Flatten", ["mean"], ["y"]),
+        ],
+        "g",
+        [helper.make_tensor_value_info("sound", TensorProto.FLOAT, ["n", 1, "length"])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["n", 2])],
+        [onnx.numpy_helper.from_array(weights, "weights")],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=9)
+    onnx.save(model, tmp_path / "sound.onnx")
+    mar = package(tmp_path / "sound.onnx", PackageSettings(model_store=tmp_path))
+    found = archive.read(mar).contract
+    assert found is not None
+    assert found.batch_axis == "n"
+    with zipfile.ZipFile(mar) as zipped, zipped.open("golden.npz") as file:
+        cases = read_golden(file)
+    assert {case.inputs["sound"].shape[2] for case in cases} == {4, 8}
