@@ -23,7 +23,6 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from marship import archive as archives
-from marship import storage
 from marship.archive import Archive
 from marship.client import Client, ModelStatus
 from marship.errors import (
@@ -36,6 +35,7 @@ from marship.errors import (
 from marship.predict.sources import media_type
 from marship.replay import replay
 from marship.torchserve import store
+from marship.torchserve import turns as locks
 from marship.torchserve.status import checked_name
 
 LOAD_TIMEOUT_S = 180.0
@@ -46,8 +46,8 @@ T = TypeVar("T")
 class Watcher:
     """Told how it goes; what it does not override says nothing."""
 
-    def on_turn(self, model: str) -> None:
-        """Another rollout of the model goes on, and is waited for."""
+    def on_turn(self, said: str) -> None:
+        """Another rollout of the model goes on, and is waited for: whose, and how long."""
 
     def on_step(self, step: str) -> None:
         """A step begins."""
@@ -146,7 +146,7 @@ def turns(
 
     Raises:
         UsageError: A name cannot be a model's.
-        RolloutError: Another one goes on for longer than `timeout_s`.
+        ServerError: Another one goes on for longer than `timeout_s`.
     """
     wanted = sorted({checked_name(name) for name in names})  # in one order: none waits in a ring
     if not os.access(client.home.path, os.W_OK):
@@ -154,18 +154,11 @@ def turns(
     has_waited = False
     with ExitStack() as held:
         for name in wanted:
-            lock = storage.locked(
-                client.home.rollout_lock(name),
-                timeout_s=timeout_s,
-                on_wait=lambda model=name: watcher.on_turn(model),  # type: ignore[misc]
-            )
-            try:
-                has_waited |= held.enter_context(lock)
-            except TimeoutError as error:
-                raise RolloutError(
-                    f"one rollout of {name} must go on at a time, got another one that goes on "
-                    f"after {timeout_s:g} s. Wait for it, or give it longer with --timeout-s."
-                ) from error
+            lock, deed = client.home.rollout_lock(name), f"exchanges versions of {name}"
+            waits = locks.take(lock, held, timeout_s=timeout_s, deed=deed, on_wait=watcher.on_turn)
+            for pause in waits:
+                has_waited = True
+                time.sleep(pause.seconds)
         yield has_waited
 
 

@@ -95,7 +95,7 @@ def planned(
     """What is to be done, while no rollout and no other plan of this home changes these models.
 
     Raises:
-        RolloutError: One goes on for longer than `timeout_s`.
+        ServerError: One goes on for longer than `timeout_s`.
         MarshipError: As `plan` raises.
     """
     watcher = watcher or rollouts.Watcher()

@@ -1,20 +1,16 @@
 """Files that are there whole or not at all."""
 
 import errno
-import fcntl
 import json
 import os
 import tempfile
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from marship import texts
 from marship.errors import DataError, MarshipError, UsageError
-
-_LOCK_POLL_S = 0.1
 
 
 class StorageError(MarshipError):
@@ -100,46 +96,6 @@ def explained(path: Path) -> Iterator[None]:
 
 def _a_folder(path: Path) -> StorageError:
     return StorageError(f"{path} must be a file, got a folder. Move it away.")
-
-
-@contextmanager
-def locked(path: Path, *, timeout_s: float, on_wait: Callable[[], None]) -> Iterator[bool]:
-    """Hold a lock file; it is let go when the block ends, and when the process does.
-
-    Args:
-        path: The file. It stays: to remove it would let two processes hold two files.
-        timeout_s: How long to wait for another process that holds it.
-        on_wait: Called once, if there is one.
-
-    Yields:
-        Whether there was one.
-
-    Raises:
-        TimeoutError: The other one still holds it.
-        StorageError: The file cannot be written.
-    """
-    with explained(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        lock = path.open("w")
-    with lock:
-        end, has_waited = time.monotonic() + timeout_s, False
-        while not _is_taken(lock.fileno()):
-            if time.monotonic() > end:
-                raise TimeoutError(f"{path} is held by another process for {timeout_s:g} s")
-            if not has_waited:
-                has_waited = True
-                on_wait()
-            time.sleep(_LOCK_POLL_S)
-        yield has_waited
-
-
-def _is_taken(fd: int) -> bool:
-    """Take a lock, if nobody holds it."""
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
 
 
 def write_json(path: Path, value: Any) -> None:  # noqa: ANN401  any JSON value

@@ -81,9 +81,9 @@ class Waiting(Watcher):
     def __init__(self) -> None:
         self.event = threading.Event()
 
-    def on_turn(self, model: str) -> None:
+    def on_turn(self, said: str) -> None:
         """It does."""
-        assert model == "m"
+        assert said.endswith("which exchanges versions of m")
         self.event.set()
 
 
@@ -100,7 +100,9 @@ def test_two_rollouts_of_one_home_take_turns(home: Path) -> None:
     while not at_call(first, "DELETE"):  # it holds the lock
         first.step()
     with pytest.raises(
-        RolloutError, match=r"one rollout of m must .*after 0\.1 s\. .*2\.0 answers"
+        RolloutError,
+        match=r"m\.lock must be free within 0\.1 s, got it held by process .*, which exchanges "
+        r"versions of m\. .*2\.0 answers",
     ):
         done(home, server, lambda client: rollout(client, "m-3.mar", timeout_s=0.1))
     assert list(server.models["m"].versions) == ["1.0", "2.0"]

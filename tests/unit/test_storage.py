@@ -1,7 +1,6 @@
 """Files are there whole or not at all."""
 
 import errno
-import fcntl
 import os
 import subprocess
 import sys
@@ -9,7 +8,6 @@ from pathlib import Path
 
 import pytest
 
-from marship import storage
 from marship.errors import DataError, UsageError
 from marship.storage import StorageError, read_json, replacing, write_json
 from small_disk import run_on
@@ -94,25 +92,3 @@ def test_json_round_trip_and_its_errors(tmp_path: Path) -> None:
     (tmp_path / "a.json").write_text("{")
     with pytest.raises(DataError, match="must be readable JSON"):
         read_json(tmp_path / "a.json")
-
-
-def test_a_lock_is_waited_for_with_a_word_and_a_bound(tmp_path: Path) -> None:
-    """It is told once that another process holds the file, which may hang."""
-    told: list[str] = []
-    path = tmp_path / "locks" / "m.lock"
-
-    def say() -> None:
-        told.append("waits")
-
-    with storage.locked(path, timeout_s=5, on_wait=say) as has_waited:
-        assert not has_waited
-        with (
-            pytest.raises(TimeoutError, match=r"held by another process for 0\.2 s"),
-            storage.locked(path, timeout_s=0.2, on_wait=say),
-        ):
-            pass
-    assert told == ["waits"]
-    with path.open("w") as other:
-        fcntl.flock(other, fcntl.LOCK_EX)
-        with storage.locked(path, timeout_s=5, on_wait=other.close) as has_waited:
-            assert has_waited

@@ -19,9 +19,8 @@ class Steps(Watcher):
         self._status = status
         self._step = ""
 
-    def on_turn(self, model: str) -> None:
+    def on_turn(self, said: str) -> None:
         """Say why nothing happens."""
-        said = f"another rollout of {model} goes on and is waited for"
         console.err.print(said, markup=False, soft_wrap=True)
 
     def on_step(self, step: str) -> None:

@@ -172,16 +172,31 @@ def _check(home: Home, wanted: Registration, copy: ExitStack, timeout_s: float) 
     store = Path(record.model_store)
     if record.trust is None:
         found = check_archive(store, wanted.archive)
+        held = store / wanted.archive
     else:
-        # one at a time: of two copies of one name the first to go would take the other along
-        turn = home.verified.with_suffix(".lock")
-        deed = "registers an archive"
-        yield from turns.take(turn, copy, timeout_s=timeout_s, deed=deed)
-        store = home.verified
-        copy.callback((store / wanted.archive).unlink, missing_ok=True)
-        found = yield Work(lambda: admit(home, wanted.archive, wanted.name))
+        from marship.trust import vault
+
+        draft = copy.enter_context(vault.drafts(home.verified))
+        found = yield Work(lambda: admit(home, draft, wanted.archive, wanted.name))
+        held = draft / wanted.archive
     checked_name(wanted.name or found.name)
-    return Admitted(found, files_of(store / wanted.archive))
+    admitted = Admitted(found, files_of(held))
+    if record.trust is not None:
+        yield from _show(home, held, copy, timeout_s)
+    return admitted
+
+
+def _show(home: Home, draft: Path, copy: ExitStack, timeout_s: float) -> Flow[None]:
+    """Put a verified copy where TorchServe finds it, until `copy` closes.
+
+    One at a time, and only once it is verified: of two copies of one name the first to go would
+    take the other along, and what takes long or hangs must keep nobody waiting.
+    """
+    turn = home.verified.with_suffix(".lock")
+    yield from turns.take(turn, copy, timeout_s=timeout_s, deed="registers an archive")
+    place = home.verified / draft.name
+    copy.callback(place.unlink, missing_ok=True)
+    draft.replace(place)
 
 
 def _set_workers(access: Access, model: ModelStatus, workers: int) -> Flow[None]:

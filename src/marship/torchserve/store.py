@@ -71,8 +71,14 @@ def admitted(
         vault.dismiss(home.verified)
 
 
-def admit(home: Home, name: str, model: str | None) -> Identity:
-    """Put a verified copy of an archive into the running server's vault; None is its own name.
+def admit(home: Home, draft: Path, name: str, model: str | None) -> Identity:
+    """Put a verified copy of an archive into a folder of the running server's vault.
+
+    Args:
+        home: The server's.
+        draft: The folder, of `vault.drafts`.
+        name: The archive's file name.
+        model: The name that it shall have on the server; None is its own.
 
     Returns:
         What the archive says that it is.
@@ -85,7 +91,7 @@ def admit(home: Home, name: str, model: str | None) -> Identity:
 
     record = home.require_running()
     keys = policy.Trust.load(Path(record.trust or ""))
-    found = vault.admit(home.verified, Path(record.model_store), name, keys, model).contents
+    found = vault.copy_verified(draft, Path(record.model_store), name, keys, model).contents
     return Identity(found.model, found.version)
 
 

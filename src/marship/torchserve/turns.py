@@ -1,12 +1,13 @@
 """Waiting for a lock file that another process holds: who that is is told, and time is bounded.
 
-As a flow, so that an event loop goes on meanwhile.
+In pauses that the caller makes, so that an event loop goes on meanwhile.
 """
 
 import fcntl
 import logging
 import os
 import time
+from collections.abc import Callable, Generator
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -14,7 +15,7 @@ import psutil
 
 from marship import storage
 from marship.errors import ServerError
-from marship.torchserve.calls import Flow, Pause
+from marship.torchserve.calls import Pause
 
 TOLD_AFTER_S = 1.0
 _PAUSE_S = 0.05
@@ -22,20 +23,29 @@ _LOCKS = Path("/proc/locks")  # proc(5); Linux alone tells
 _log = logging.getLogger(__name__)
 
 
-def take(path: Path, held: ExitStack, *, timeout_s: float, deed: str) -> Flow[None]:
+def take(
+    path: Path,
+    held: ExitStack,
+    *,
+    timeout_s: float,
+    deed: str,
+    on_wait: Callable[[str], None] | None = None,
+) -> Generator[Pause, None, None]:
     """Take the lock of a file; it is let go when `held` closes, and when the process ends.
 
     Args:
-        path: The file, which stays.
+        path: The file. It stays: to remove it would let two processes hold two files.
         held: Keeps it.
         timeout_s: How long to wait for who holds it.
         deed: What is done by who holds it, such as "registers an archive".
+        on_wait: Told once, after a while, who is waited for and how long; else the log is.
 
     Raises:
         ServerError: The time is over.
         StorageError: The file cannot be written.
     """
     with storage.explained(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
         fd = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
     held.callback(os.close, fd)
     began, is_told = time.monotonic(), False
@@ -48,7 +58,8 @@ def take(path: Path, held: ExitStack, *, timeout_s: float, deed: str) -> Flow[No
             )
         if waited_s >= TOLD_AFTER_S and not is_told:
             is_told = True
-            _log.warning("waiting up to %g s for %s, which %s", timeout_s, holder(path), deed)
+            said = f"waiting up to {timeout_s:g} s for {holder(path)}, which {deed}"
+            (on_wait or _log.warning)(said)
         yield Pause(_PAUSE_S)
 
 

@@ -10,6 +10,8 @@ It unpacks before it answers a registration, so the copy is removed right after.
 import os
 import shutil
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
@@ -47,23 +49,51 @@ def admit(vault: Path, store: Path, file_name: str, trust: Trust, model: str | N
         PackageError: Readers may disagree on what is in it, or it is too large.
         StorageError: The vault has no room for it.
     """
+    with drafts(vault) as draft:
+        verified = copy_verified(draft, store, file_name, trust, model)
+        (draft / file_name).replace(vault / file_name)
+    return verified
+
+
+@contextmanager
+def drafts(vault: Path) -> Iterator[Path]:
+    """A folder in the vault for copies that TorchServe is not to see yet; it goes afterwards.
+
+    Raises:
+        StorageError: The vault cannot be written to.
+    """
+    with (
+        storage.explained(vault),
+        # a copy that was given up may still be written to
+        tempfile.TemporaryDirectory(dir=vault, prefix=".", ignore_cleanup_errors=True) as folder,
+    ):
+        yield Path(folder)
+
+
+def copy_verified(
+    draft: Path, store: Path, file_name: str, trust: Trust, model: str | None
+) -> Verified:
+    """Put a verified copy of one of the store's archives into a folder of the vault.
+
+    Raises:
+        MarshipError: As `admit` raises.
+    """
     source = store / file_name
     if not source.is_file() or source.suffix != ".mar":
         held = ", ".join(sorted(file.name for file in store.glob("*.mar"))) or "no archive"
         raise NotFoundError(
             f"{file_name} must be a .mar file in the model store {store}, which holds {held}."
         )
-    with storage.explained(vault), tempfile.TemporaryDirectory(dir=vault, prefix=".") as draft:
-        copy = Path(draft) / file_name
+    copy = draft / file_name
+    with storage.explained(copy):
         _copy_signature(beside(source), beside(copy))
         _copy_signed(source, copy, trust.stated_bytes(copy))
-        verified = trust.verify(copy)
-        if model not in (None, verified.contents.model):
-            raise SignatureError(
-                f"{file_name} must be registered under the name that was signed, "
-                f"{verified.contents.model}, got {model}. Give that one with --name."
-            )
-        copy.replace(vault / file_name)
+    verified = trust.verify(copy)
+    if model not in (None, verified.contents.model):
+        raise SignatureError(
+            f"{file_name} must be registered under the name that was signed, "
+            f"{verified.contents.model}, got {model}. Give that one with --name."
+        )
     return verified
 
 

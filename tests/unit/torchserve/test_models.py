@@ -1,11 +1,12 @@
 """Registering with a trust folder: what becomes of the verified copy, step by step."""
 
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
 from homes import of_a_server
-from marship.errors import ServerError
+from marship.errors import MarshipError, ServerError
 from marship.torchserve import models
 from marship.torchserve.access import Access
 from marship.torchserve.calls import Answer, Call, Flow, Pause, Step, Work
@@ -73,6 +74,7 @@ def test_each_registration_of_a_file_has_a_copy_of_its_own(home: Home) -> None:
     """A second one waits for the first; TorchServe finds the copy for both."""
     first, second = Registering(home), Registering(home)
     first.go_to_post()
+    second.go_on()  # its own copy is verified
     for _ in range(3):
         assert isinstance(second.at, Pause)
         second.go_on()
@@ -83,6 +85,36 @@ def test_each_registration_of_a_file_has_a_copy_of_its_own(home: Home) -> None:
     assert (home.verified / "lin.mar").is_file()
     for one in (first, second):
         one.end()
+    assert list(home.verified.iterdir()) == []
+
+
+def test_nobody_waits_while_an_archive_is_verified(home: Home) -> None:
+    """One whose copying hangs leaves the others alone, and finds its turn afterwards."""
+    slow, quick = Registering(home), Registering(home)
+    assert isinstance(slow.at, Work)
+    while not (isinstance(quick.at, Call) and quick.at.method == "POST"):
+        assert not isinstance(quick.at, Pause)
+        quick.go_on(NO_MODEL)
+    quick.go_on(Answer(200, {}, b"{}"))
+    slow.go_to_post()
+    assert (home.verified / "lin.mar").is_file()
+    for one in (slow, quick):
+        one.end()
+    assert list(home.verified.iterdir()) == []
+
+
+def test_a_copy_that_was_given_up_comes_to_nothing(home: Home) -> None:
+    """A cancelled task's thread goes on; it reaches no place that TorchServe reads."""
+    given_up, other = Registering(home), Registering(home)
+    work = given_up.at
+    assert isinstance(work, Work)
+    other.go_to_post()
+    shown = (home.verified / "lin.mar").stat()
+    given_up.end()
+    with suppress(MarshipError, OSError):
+        work.run()
+    assert (home.verified / "lin.mar").stat() == shown
+    other.end()
     assert list(home.verified.iterdir()) == []
 
 

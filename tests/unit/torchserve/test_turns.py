@@ -79,6 +79,26 @@ def test_the_lock_is_had_once_the_other_ends(other: subprocess.Popen[str], tmp_p
     assert turns.holder(tmp_path / "x.lock") == "another process"
 
 
+def test_who_asks_for_it_is_told_in_place_of_the_log(
+    other: subprocess.Popen[str],
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Once, as a command prints it."""
+    monkeypatch.setattr(turns, "TOLD_AFTER_S", 0.0)
+    said: list[str] = []
+    with ExitStack() as held:
+        path = tmp_path / "x.lock"
+        flow = turns.take(path, held, timeout_s=60, deed="waits", on_wait=said.append)
+        for _ in range(3):
+            next(flow)
+    assert [words.partition(" (")[0] for words in said] == [
+        f"waiting up to 60 s for process {other.pid}"
+    ]
+    assert caplog.records == []
+
+
 def test_a_folder_that_cannot_be_written_is_told(tmp_path: Path) -> None:
     """In the file's place, too."""
     (tmp_path / "x.lock").mkdir()
