@@ -337,7 +337,9 @@ def _try_all(prover: _Prover, drawer: RowDrawer) -> str | None:
         if number and time.perf_counter() > prover.deadline:
             prover.left_out.append(f"{rows.name} and what follows: the time is over")
             break
-        prover.known += prover.try_set(rows)
+        found = prover.try_set(rows)
+        if not rows.cut:  # else they are of another size than the fresh ones beside them
+            prover.known += found
     for sizes in levels[:-1]:
         if time.perf_counter() < prover.deadline:
             looks = [USUAL] * PARTS

@@ -27,11 +27,13 @@ class RowSet:
         parts: Inputs by name of each part.
         usual: Whether the model is surely meant for such values. Where it is not, parts that
             the model refuses, or answers with rounding errors only, are left out.
+        cut: Whether they are smaller than was asked for, since the examples reach no further.
     """
 
     name: str
     parts: Sequence[Arrays]
     usual: bool = False
+    cut: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,14 +102,17 @@ class RowDrawer:
         count = len(self.examples[self.contract.inputs[0].name])
         if count == 1:
             return None
-        cut = within(self.contract, {**sizes, axis: self.unit}, self.examples)
+        asked = {**sizes, axis: self.unit}
+        cut = within(self.contract, asked, self.examples)
         starts = np.linspace(0, count, PARTS, endpoint=False).astype(int)
         parts = [
             draw_real(self.contract, self.examples, cut, int(start)).inputs for start in starts
         ]
         first = parts[0]
         differ = any(not np.array_equal(first[k], part[k]) for part in parts for k in first)
-        return RowSet("rows of the examples", parts, usual=True) if differ else None
+        return (
+            RowSet("rows of the examples", parts, usual=True, cut=cut != asked) if differ else None
+        )
 
     def _special(self, sizes: Mapping[str, int]) -> RowSet:
         """Zeros, one value everywhere, equal rows, rows that end in padding."""

@@ -170,3 +170,24 @@ def test_the_time_is_kept_and_what_is_left_out_is_told() -> None:
     assert "scales from 0.001 to 1000 and what follows: the time is over" in found.left_out
     assert any(text.startswith("a batch of 33") for text in found.left_out)
     assert not proof(lambda x: x - x.mean(0), seconds=0.0).agrees
+
+
+def test_bounds_beyond_the_examples_are_proven_beside_rows_as_long_as_these() -> None:
+    """Rows cut from the examples are shorter than those that large batches are filled up with."""
+    contract = Contract(
+        (TensorSpec("x", "float32", ("n", "length")),),
+        (TensorSpec("y", "float32", ("n",)),),
+        ("m.onnx",),
+        "",
+        21,
+        bounds={"length": (1, 9)},
+    )
+    found = row_influence(
+        contract,
+        lambda inputs: {"y": inputs["x"].sum(1)},
+        {"x": np.random.default_rng(1).normal(size=(5, 4)).astype(np.float32)},
+    )
+    assert found is not None
+    assert found.agrees
+    assert "rows of the examples" in found.sets
+    assert found.largest_batch == 65
