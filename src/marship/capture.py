@@ -23,7 +23,7 @@ from torch.export._patches import (
 from torch.nn.modules import transformer
 from torch.utils import _pytree as pytree
 
-from marship import guards
+from marship import guards, size_floats
 from marship.comparison import Run
 from marship.contract import Arrays
 from marship.errors import DataError, ModelError, UsageError
@@ -191,8 +191,10 @@ def _converted(  # noqa: PLR0913  as write_onnx
             dynamic_shapes={"tensors": _dimensions(traced, layout)},  # here: the axes' names
             opset_version=opset,
         )
-        if converted is None:
+        if converted is None or converted.exported_program is None:
             raise ModelError("torch.onnx.export must give a program, got none.")
+        floats = size_floats.of_floats(converted.exported_program.graph)
+        guards.check(floats, list(traced), layout, few=0)
         return converted, guards.check(found, list(traced), layout)
 
 

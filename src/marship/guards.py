@@ -69,6 +69,15 @@ class Guard:
     sizes: Mapping[sympy.Symbol, tuple[int, int]]
     place: Place | None
 
+    most_tried = DENSE
+
+    def holds(self, at: Mapping[sympy.Symbol, int]) -> bool:
+        """Whether it holds at these sizes; what cannot be computed does not."""
+        try:
+            return bool(self.condition.xreplace({s: sympy.Integer(n) for s, n in at.items()}))
+        except (TypeError, ValueError, ArithmeticError):
+            return False
+
 
 @dataclass(frozen=True, slots=True)
 class Doubt:
@@ -87,7 +96,7 @@ def recorded() -> Iterator[list[Guard]]:
     record = ShapeEnv._log_guard  # every guard passes here; torch's version is pinned
 
     def recording(self: Any, prefix: str, g: Any, forcing_spec: bool) -> None:  # noqa: ANN401  the replaced method's signature
-        sizes = {} if "suppressed" in prefix or str(g) in seen else _sizes(self, g)
+        sizes = {} if "suppressed" in prefix or str(g) in seen else sizes_in(self, g)
         if sizes and len(sizes) == len(g.free_symbols):
             seen.add(str(g))
             guards.append(Guard(g, sizes, _place()))
@@ -100,7 +109,7 @@ def recorded() -> Iterator[list[Guard]]:
         ShapeEnv._log_guard = record  # type: ignore[method-assign]
 
 
-def _sizes(env: Any, condition: Any) -> dict[sympy.Symbol, tuple[int, int]]:  # noqa: ANN401  torch's
+def sizes_in(env: Any, condition: Any) -> dict[sympy.Symbol, tuple[int, int]]:  # noqa: ANN401  torch's
     """Where the symbols stand for sizes of inputs, which ones."""
     found = {}
     for symbol in condition.free_symbols:
@@ -119,6 +128,7 @@ def _place() -> Place | None:
         frame = frame.f_back
     stack = [(entry.filename, entry.lineno or 0) for entry in TracingContext.extract_stack()]
     text = "".join(torch.fx.traceback.format_stack())
+    text = text.rpartition(_MARSHIP)[2]  # it may be Python's own, with whoever called marship
     stack += [(file, int(line)) for file, line in re.findall(r'File "([^"]+)", line (\d+)', text)]
     own = [Place(file, line) for file, line in stack if is_own(file)]
     return own[-1] if own else None
@@ -180,7 +190,7 @@ class _Claim:
         others = sorted(set(names.values()) - {axis})
         few = itertools.product(*(_few(layout, other) for other in others))
         self.rest = [dict(zip(others, sizes, strict=True)) for sizes in few]
-        self.tried = _tried(layout, axis, guard.condition)
+        self.tried = _tried(layout, axis, guard)
         self.missing = [n for n in self.tried if not self.holds(n)]
 
     def width(self) -> int:
@@ -191,11 +201,7 @@ class _Claim:
         return all(self._holds({**rest, self.axis: size}) for rest in self.rest)
 
     def _holds(self, sizes: Mapping[str, int]) -> bool:
-        at = {symbol: sympy.Integer(sizes[name]) for symbol, name in self.names.items()}
-        try:
-            return bool(self.guard.condition.xreplace(at))
-        except (TypeError, ValueError, ArithmeticError):
-            return False
+        return self.guard.holds({symbol: sizes[name] for symbol, name in self.names.items()})
 
 
 def _bounds(layout: Layout, axis: str) -> tuple[int, int]:
@@ -209,11 +215,11 @@ def _few(layout: Layout, axis: str) -> list[int]:
     return sorted({min(max(low, size), high) for size in (3, 8, high)})
 
 
-def _tried(layout: Layout, axis: str, condition: sympy.Basic) -> list[int]:
+def _tried(layout: Layout, axis: str, guard: Guard) -> list[int]:
     """The first sizes one by one, those where the guard's numbers may make an edge, the largest."""
     low, high = _bounds(layout, axis)
-    tried = {*range(low, min(high, low + DENSE) + 1), high}
-    numbers = {abs(int(number)) for number in condition.atoms(sympy.Integer)} | {1}
+    tried = {*range(low, min(high, low + guard.most_tried) + 1), high}
+    numbers = {abs(int(number)) for number in guard.condition.atoms(sympy.Integer)} | {1}
     for number, share in itertools.product(numbers, numbers - {0}):
         edge = number // share
         tried |= {edge - 1, edge, edge + 1}
@@ -244,7 +250,8 @@ def _told(failed: Mapping[str, Sequence[_Claim]], layout: Layout) -> str:
         fixes.append(fix)
     return (
         f"{'; '.join(what)}. Compute it alike for all sizes, from the shape, without if, int(), "
-        f"len() or a Python loop over it; or state {' '.join(fixes)}."
+        "len(), floats (not n * 0.7 but n * 7 // 10) or a Python loop over it; or state "
+        f"{' '.join(fixes)}."
     )
 
 

@@ -1,5 +1,6 @@
 """marship.guards: what a trace assumes of sizes is found, judged over the bounds, and told."""
 
+import contextlib
 import math
 from collections.abc import Callable
 
@@ -147,3 +148,16 @@ def test_every_branch_on_a_size_is_found(step: int, at: int, edge: int) -> None:
 def test_what_is_traced_alike_for_all_sizes_leaves_nothing() -> None:
     """No guard is invented."""
     assert traced(lambda x: (x - x.mean(1, keepdim=True)).sum(1), 1, None, traced_at=5) == []
+
+
+def test_the_line_told_is_one_of_forward() -> None:
+    """Where torch knows no line it gives Python's stack, which begins with marship's caller."""
+
+    def tabled(x: torch.Tensor) -> torch.Tensor:
+        return x * {8: 1.0, 16: 2.0}.get(x.shape[1], 0.5)
+
+    layout = Layout({"x": {1: "size"}}, {"size": (2, 40)})
+    with guards.recorded() as found, contextlib.suppress(torch._dynamo.exc.UserError):
+        capture._program(Module(tabled), {"x": torch.zeros(3, 16, 2)}, layout, strict=True)
+    with pytest.raises(ModelError, match=r"because of `return x \* \{8: 1\.0"):
+        guards.check(found, ["x"], layout)
