@@ -5,8 +5,8 @@ never looks at the central directory; Python, unzip and most others read the cen
 An archive may show the two different files. So only a plain subset of the format (PKWARE
 APPNOTE 6.3.10) passes: entries without gaps from the first byte on, stored or deflated (RFC
 1951), with sizes in their headers, the same in the central directory in the same order, no
-extra fields but those of Zip64, and nothing before, between or behind. That is what
-torch-model-archiver and `marship package` write.
+extra fields but those of Zip64 and those that tell times and owners, and nothing before, between
+or behind. That is what torch-model-archiver, `marship package` and Info-ZIP's `zip` write.
 
 The file is read once, from its first byte to its last, and every digest is of that reading.
 """
@@ -46,6 +46,8 @@ _ALLOWED_FLAGS = 0b110 | _UTF8  # bits 1 and 2 tell how hard deflate tried
 _STORED, _DEFLATED = 0, 8
 _FULL, _FULL_COUNT = 0xFFFFFFFF, 0xFFFF  # "see the Zip64 field", 4.4.8, 4.4.9, 4.4.16, 4.4.22
 _ZIP64_FIELD = 1  # 4.5.3
+_FIELD = struct.Struct("<2H")
+_TIMES_AND_OWNERS = {0x5455, 0x7875}  # Info-ZIP's "UT" and "ux": no reader takes data from them
 
 
 @dataclass(frozen=True, slots=True)
@@ -197,19 +199,27 @@ class _Reading:
         return self._take(length)
 
     def _wide(self, name: bytes, extra_length: int, values: list[int]) -> list[int]:
-        """Values that may stand in a Zip64 field, which is the only one allowed."""
-        extra = self._take(extra_length)
+        """Values that may stand in a Zip64 field; all other fields must be without effect."""
+        fields = self._fields(name, self._take(extra_length))
         wide = [index for index, value in enumerate(values) if value == _FULL]
-        if len(extra) != (4 + 8 * len(wide) if wide else 0):
+        is_odd = (_ZIP64_FIELD in fields) != bool(wide)
+        packed = fields.pop(_ZIP64_FIELD, b"")
+        if is_odd or len(packed) != 8 * len(wide) or not fields.keys() <= _TIMES_AND_OWNERS:
             raise self._fault(f"extra fields for {_shown(name)}")
-        if not wide:
-            return values
-        field_id, length, *found = struct.unpack(f"<2H{len(wide)}Q", extra)
-        if (field_id, length) != (_ZIP64_FIELD, 8 * len(wide)):
-            raise self._fault(f"extra fields for {_shown(name)}")
-        for index, value in zip(wide, found, strict=True):
+        for index, value in zip(wide, struct.unpack(f"<{len(wide)}Q", packed), strict=True):
             values[index] = value
         return values
+
+    def _fields(self, name: bytes, extra: bytes) -> dict[int, bytes]:
+        """Extra fields by their number, 4.5.1."""
+        fields: dict[int, bytes] = {}
+        while extra:
+            key, length = _FIELD.unpack(extra[:4]) if len(extra) >= _FIELD.size else (0, len(extra))
+            if key in fields or length > len(extra) - _FIELD.size:
+                raise self._fault(f"extra fields for {_shown(name)}")
+            fields[key] = extra[_FIELD.size : _FIELD.size + length]
+            extra = extra[_FIELD.size + length :]
+        return fields
 
     def _check_limits(self, header: _Header, archive_bytes: int) -> None:
         self.unpacked_bytes += header.size_bytes

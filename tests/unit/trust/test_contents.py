@@ -222,6 +222,46 @@ def test_an_extra_field_is_refused(tmp_path: Path) -> None:
     refused(tmp_path / "x.mar", data, r"extra fields for a\.py")
 
 
+@pytest.mark.parametrize(
+    "extra",
+    [
+        struct.pack("<2HBL", 0x5455, 5, 1, 0),
+        struct.pack("<2HBL", 0x5455, 5, 1, 0) + struct.pack("<2HBBHBH", 0x7875, 7, 1, 2, 0, 2, 0),
+    ],
+)
+def test_times_and_owners_of_info_zip_are_passed_over(tmp_path: Path, extra: bytes) -> None:
+    """`zip` writes them with every file, and its archives are served by TorchServe."""
+    path = tmp_path / "x.mar"
+    path.write_bytes(with_extra(extra))
+    assert set(read(path).files) == {"a.py", MANIFEST_FILE}
+
+
+@pytest.mark.parametrize(
+    "extra",
+    [
+        b"\x55",
+        b"UT\5\0",
+        struct.pack("<2HB", 0x5455, 5, 1),
+        struct.pack("<2HBL", 0x5455, 5, 1, 0) * 2,
+        struct.pack("<2H", 1, 0),
+        struct.pack("<2HQ", 1, 8, 1),
+        struct.pack("<2HBL", 0x5455, 5, 1, 0) + struct.pack("<2HQ", 1, 8, 1),
+        struct.pack("<2HBL", 0x5455, 5, 1, 0) + struct.pack("<2HBL", 0x7075, 5, 1, 0),
+        b"\0\0\0\0",
+    ],
+)
+def test_other_extra_fields_are_refused(tmp_path: Path, extra: bytes) -> None:
+    """Cut off, twice, sizes that nothing asks for, or unknown."""
+    refused(tmp_path / "x.mar", with_extra(extra), r"extra fields for a\.py")
+
+
+def with_extra(extra: bytes) -> bytes:
+    """An archive with these extra fields in the local header of its first file."""
+    first, second = entry(b"a.py", b"x", extra=extra), (MANIFEST_FILE.encode(), manifest())
+    central = [listed(b"a.py", b"x", 0), listed(*second, len(first))]
+    return joined([first, entry(*second)], central)
+
+
 def test_a_folder_may_be_there_but_hold_nothing(tmp_path: Path) -> None:
     """Folders are entries of many archivers; what they hold would be lost to some readers."""
     path = tmp_path / "x.mar"
