@@ -49,7 +49,7 @@ def write_colours(path: Path) -> Path:
     return write_model(path, helper.make_graph(nodes, "colours", [taken], [given], initializers))
 
 
-def pack_colours(folder: Path, **settings: object) -> Path:
+def pack_colours(folder: Path, *, name: str = "colours", **settings: object) -> Path:
     """The archive, in `folder`, with the image handler."""
     model = write_colours(folder / "model.onnx")
     contract, golden = parity.describe(graph.contract_of(model), parity.runner(model))
@@ -57,7 +57,7 @@ def pack_colours(folder: Path, **settings: object) -> Path:
     about.write_text(json.dumps(ABOUT))
     return build(
         Contents(
-            name="colours",
+            name=name,
             handler=HANDLERS / "image_handler.py",
             model=model,
             contract=replace(contract, batch_axis="batch"),

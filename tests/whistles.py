@@ -152,7 +152,7 @@ def _round() -> object:
     return helper.make_graph(nodes, "round", [*inputs, scalar[0]], [goes_on, scalar[1]])
 
 
-def pack_ear(folder: Path, *, slow_ms: int = 0, **settings: object) -> Path:
+def pack_ear(folder: Path, *, name: str = "ear", slow_ms: int = 0, **settings: object) -> Path:
     """The archive, in `folder`, with the speech handler."""
     model = write_ear(folder / "model.onnx", slow_ms)
     found = graph.contract_of(model)
@@ -169,7 +169,7 @@ def pack_ear(folder: Path, *, slow_ms: int = 0, **settings: object) -> Path:
     about.write_text(json.dumps(ABOUT))
     return build(
         Contents(
-            name="ear",
+            name=name,
             handler=HANDLERS / "speech_handler.py",
             model=model,
             contract=contract,

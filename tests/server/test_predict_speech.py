@@ -31,7 +31,8 @@ Ask = Callable[..., "subprocess.CompletedProcess[str]"]
 def ear(store: Path, client: Client, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The model that hears whistles."""
     folder = tmp_path_factory.mktemp("ear")
-    pack_ear(folder, batch_size=2, max_batch_delay_ms=5).rename(store / "scribe.mar")
+    made = pack_ear(folder, name="scribe", batch_size=2, max_batch_delay_ms=5)
+    made.rename(store / "scribe.mar")
     client.register("scribe.mar")
     yield "scribe"
     client.unregister("scribe")
@@ -122,7 +123,7 @@ def test_segments_are_printed_while_others_are_heard(
     running: Server, store: Path, client: Client, place: Path, tmp_path: Path
 ) -> None:
     """On a terminal the first text stands there seconds before the command ends."""
-    pack_ear(tmp_path, slow_ms=300).rename(store / "slow.mar")
+    pack_ear(tmp_path, name="slow", slow_ms=300).rename(store / "slow.mar")
     client.register("slow.mar")
     (place / "long.wav").write_bytes(wav(long_whistle(*TEXTS * 4)))
     ours, its = openpty()

@@ -54,7 +54,7 @@ def ear(store: Path, client: Client, tmp_path_factory: pytest.TempPathFactory) -
     """A model that streams, a piece each 0.12 s."""
     folder = tmp_path_factory.mktemp("ear")
     made = {"slow_ms": TURN_MS, "batch_size": 1, "option": ("longest_s=60",)}
-    pack_ear(folder, **made).rename(store / "proxied-ear.mar")
+    pack_ear(folder, name="proxied-ear", **made).rename(store / "proxied-ear.mar")
     client.register("proxied-ear.mar")
     yield "proxied-ear"
     client.unregister("proxied-ear")

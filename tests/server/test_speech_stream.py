@@ -41,7 +41,7 @@ def ear(store: Path, client: Client, tmp_path_factory: pytest.TempPathFactory) -
     """The model that hears whistles, slowly, with batches of four."""
     folder = tmp_path_factory.mktemp("ear")
     settings = {"batch_size": 4, "max_batch_delay_ms": 150, "option": ("longest_s=60",)}
-    pack_ear(folder, slow_ms=TURN_MS, **settings).rename(store / "slow-ear.mar")
+    pack_ear(folder, name="slow-ear", slow_ms=TURN_MS, **settings).rename(store / "slow-ear.mar")
     client.register("slow-ear.mar")
     yield "slow-ear"
     client.unregister("slow-ear")

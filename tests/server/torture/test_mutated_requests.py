@@ -217,7 +217,8 @@ def place(
 ) -> Iterator[Place]:
     """A server of its own, with a model of tensors and one of pictures."""
     folder = tmp_path_factory.mktemp("mutants")
-    pack_colours(folder, profile="throughput").rename(archives / "mutated-colours.mar")
+    made = pack_colours(folder, name="mutated-colours", profile="throughput")
+    made.rename(archives / "mutated-colours.mar")
     one = start()
     settings = ProxySettings(
         home=one.home.path,
