@@ -10,22 +10,22 @@ import http.client
 import re
 import ssl
 import time
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+from collections.abc import AsyncIterator, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, Generic, TypeVar
 from urllib.parse import urlencode
 
 import aiohttp
-from aiohttp.client_proto import ResponseHandler
 
 import marship
 from marship.errors import NoAnswerError, ServerError, TLSError, TooLargeError
-from marship.limited import OverLimitError, tls_context
+from marship.limited import OverLimitError
 from marship.torchserve import connections, sockets
 from marship.torchserve.access import Access
 from marship.torchserve.calls import BAD_REQUEST, Answer, Call, Flow, Lines, Pause, Step, Work
 from marship.torchserve.connections import Connection, UnreachableError
+from marship.torchserve.connectors import connector
 
 T = TypeVar("T")
 
@@ -261,7 +261,7 @@ class AsyncTransport:
         base = sockets.base_of(url)
         if base not in self._sessions:
             self._sessions[base] = aiohttp.ClientSession(
-                connector=_connector(base, self._access.check_peer),
+                connector=connector(base, self._access.check_peer),
                 headers=_HEADERS,
                 auto_decompress=False,
                 cookie_jar=aiohttp.DummyCookieJar(),
@@ -311,48 +311,6 @@ class AsyncTransport:
             raise _dropped(url) from error
         except ValueError as error:  # a header that cannot be sent
             raise _no_address(url, error) from error
-
-
-Check = Callable[[str, Any], None]
-
-
-class _Connector(aiohttp.TCPConnector):
-    """Asks about each new connection; aiohttp has no other place for it."""
-
-    def __init__(self, base: str, check: Check) -> None:
-        super().__init__(limit=0, ssl=tls_context() if base.startswith("https:") else True)
-        self._base, self._check = base, check
-
-    async def _create_connection(self, *args: Any) -> ResponseHandler:  # noqa: ANN401
-        return _checked(await super()._create_connection(*args), self._base, self._check)
-
-
-class _UnixConnector(aiohttp.UnixConnector):
-    """The same."""
-
-    def __init__(self, path: str, base: str, check: Check) -> None:
-        super().__init__(path, limit=0)
-        self._base, self._check = base, check
-
-    async def _create_connection(self, *args: Any) -> ResponseHandler:  # noqa: ANN401
-        return _checked(await super()._create_connection(*args), self._base, self._check)
-
-
-def _connector(base: str, check: Check) -> aiohttp.BaseConnector:
-    """Without a limit: the caller says how many at a time."""
-    path = sockets.path_of(base)
-    return _UnixConnector(path, base, check) if path else _Connector(base, check)
-
-
-def _checked(made: ResponseHandler, base: str, check: Check) -> ResponseHandler:
-    try:
-        if made.transport is None:
-            raise aiohttp.ServerDisconnectedError
-        check(base, made.transport.get_extra_info("socket"))
-    except BaseException:
-        made.close()
-        raise
-    return made
 
 
 async def _within(end: float, waiting: Any) -> bytes:  # noqa: ANN401  a coroutine

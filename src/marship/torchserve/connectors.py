@@ -1,0 +1,51 @@
+"""Connectors of the asyncio client: aiohttp's own, which check each new connection's peer."""
+
+from collections.abc import Callable
+from typing import Any
+
+import aiohttp
+from aiohttp.client_proto import ResponseHandler
+
+from marship.limited import tls_context
+from marship.torchserve import sockets
+
+Check = Callable[[str, Any], None]
+
+
+class _Connector(aiohttp.TCPConnector):
+    """Asks about each new connection; aiohttp has no other place for it."""
+
+    def __init__(self, base: str, check: Check) -> None:
+        super().__init__(limit=0, ssl=tls_context() if base.startswith("https:") else True)
+        self._base, self._check = base, check
+
+    async def _create_connection(self, *args: Any) -> ResponseHandler:  # noqa: ANN401
+        return _checked(await super()._create_connection(*args), self._base, self._check)
+
+
+class _UnixConnector(aiohttp.UnixConnector):
+    """The same."""
+
+    def __init__(self, path: str, base: str, check: Check) -> None:
+        super().__init__(path, limit=0)
+        self._base, self._check = base, check
+
+    async def _create_connection(self, *args: Any) -> ResponseHandler:  # noqa: ANN401
+        return _checked(await super()._create_connection(*args), self._base, self._check)
+
+
+def connector(base: str, check: Check) -> aiohttp.BaseConnector:
+    """Without a limit: the caller says how many at a time."""
+    path = sockets.path_of(base)
+    return _UnixConnector(path, base, check) if path else _Connector(base, check)
+
+
+def _checked(made: ResponseHandler, base: str, check: Check) -> ResponseHandler:
+    try:
+        if made.transport is None:
+            raise aiohttp.ServerDisconnectedError
+        check(base, made.transport.get_extra_info("socket"))
+    except BaseException:
+        made.close()
+        raise
+    return made
