@@ -270,10 +270,13 @@ def _where(axis: str, claims: Sequence[_Claim], layout: Layout) -> tuple[str, st
     held = [size for size in tried if holds(size)]
     if not held:
         return "at no size", "--fixed-batch" if axis == BATCH else "an axis of one size"
-    low, high = max(_runs(tried, holds), key=lambda run: run[1] - run[0])
-    multiple = _multiple(tried[: DENSE + 1], set(held)) if low == high else None
+    dense = tried[: DENSE + 1]
+    # before runs are looked for: beyond the dense sizes a few that hold would look like one
+    multiple = _multiple(dense, set(held))
     if multiple is not None:
-        return multiple, f"--bounds {axis}={held[-1]}:{held[-1]}"
+        most = max(size for size in held if size <= dense[-1])
+        return multiple, "--fixed-batch" if axis == BATCH else f"--bounds {axis}={most}:{most}"
+    low, high = max(_runs(tried, holds), key=lambda run: run[1] - run[0])
     unbounded = high == tried[-1] and layout.bounds.get(axis, (1, None))[1] is None
     end = "" if unbounded else str(high)
     flag = f"--bounds {axis}={low}:{end}"

@@ -102,6 +102,16 @@ def test_a_rule_for_large_batches_bounds_the_batch() -> None:
         traced(large_batch_apart, 1, None, traced_at=3, axis=0)
 
 
+def test_a_rule_for_even_batches_names_no_far_range() -> None:
+    """Without a limit only a few far sizes are tried, and those that hold are no range."""
+
+    def even_apart(x: torch.Tensor) -> torch.Tensor:
+        return x * 2 if x.shape[0] % 2 else x
+
+    with pytest.raises(ModelError, match=r"at multiples of 2 plus 1 only, .*state --fixed-batch\."):
+        traced(even_apart, 1, None, traced_at=3, axis=0)
+
+
 def test_a_guard_outside_of_the_bounds_is_none() -> None:
     """With the bounds that the message gives the same model is taken."""
     assert traced(long_apart, 1, 64, traced_at=50) == []
