@@ -187,3 +187,16 @@ def test_an_error_steers_no_terminal() -> None:
     one_line = SHOWN.replace(r"\u000d", " ")
     assert done.stderr.startswith(f"error (usage) {one_line}.mar must be")
     assert console.seen("tab\tend\n\u00e4\u200d\u3042") == "tab\tend\n\u00e4\u200d\u3042"
+
+
+def test_an_interruption_while_the_commands_load_shows_no_trace(tmp_path: Path) -> None:
+    """Ctrl-C at the first moment: nothing has begun, and the exit code says what it was."""
+    (tmp_path / "typer.py").write_text("raise KeyboardInterrupt\n")
+    done = subprocess.run(
+        [sys.executable, "-m", "marship", "--version"],
+        env=os.environ | {"PYTHONPATH": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "")
