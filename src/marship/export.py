@@ -59,9 +59,6 @@ EXAMPLES_FILE = "examples.npz"
 OPSETS = range(18, 25)
 """From what the exporter writes to the newest that ONNX Runtime 1.32 was tried with."""
 
-PARITY_SHARE = 0.5
-"""Of the seconds for proofs; rows and padding are compared in the rest."""
-
 PLAIN_OPSET = 22
 """The last one in which attention is written as the operators that it consists of."""
 
@@ -279,7 +276,8 @@ def _write(
             reference, ordered, doubts, draft / MODEL_FILE, _Stated(source.recipe, shape, settings)
         )
         progress.update(task, description="comparing at more sizes")
-        compare_further(sides, proof, proof_started + PARITY_SHARE * settings.proof_seconds)
+        share = 1 - parity.SHARE_OF_ROWS
+        compare_further(sides, proof, proof_started + share * settings.proof_seconds)
         progress.update(task, description="comparing rows alone and together")
         contract, proofs = _proven(sides.contract, sides.candidate, ordered, settings.proof_seconds)
     kept = parity.golden_from(reference, contract, ordered, settings.golden)
