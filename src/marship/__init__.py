@@ -5,10 +5,15 @@ inside every archive, where nothing but `errors`, `contract` and `serving` exist
 imports nothing by itself.
 """
 
+import os
 from typing import Any
 
 __version__ = "0.1.0"
 __all__ = ["AsyncClient", "Client"]
+
+# ONNX Runtime 1.32 keeps error messages, which hold names of a graph and values of requests, in
+# ~/.cache and sends them to its maker. It reads this when it is imported: always after marship.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 
 def __getattr__(name: str) -> Any:  # noqa: ANN401  a module's attributes have no common type

@@ -21,6 +21,8 @@ _NEEDED = {
     *("CUDA_VISIBLE_DEVICES", "NVIDIA_VISIBLE_DEVICES", "OMP_NUM_THREADS", "MALLOC_ARENA_MAX"),
 }
 _NEEDED_PREFIX = "LC_"
+TELEMETRY = "ORT_DISABLE_TELEMETRY"
+"""ONNX Runtime's: see `marship.__init__`."""
 
 
 def build(
@@ -45,6 +47,7 @@ def build(
         "METRICS_LOCATION": "logs",
         "PYTHONFAULTHANDLER": "1",  # a worker that crashes in native code says where
         "PYTHONUNBUFFERED": "1",  # what a worker printed before it died is in the log
+        TELEMETRY: os.environ.get(TELEMETRY, "1"),  # for handlers that import it before marship
     }
 
 

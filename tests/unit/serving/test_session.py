@@ -1,6 +1,9 @@
 """A session serves only the model that its contract and golden cases describe."""
 
+import os
 import shutil
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -163,3 +166,25 @@ def test_memory_of_the_replay_goes_back(tmp_path: Path) -> None:
     assert process.memory_info().rss - before < 50e6
     session.run({"input": ones})
     assert process.memory_info().rss - before > 150e6
+
+
+def test_onnx_runtime_keeps_no_telemetry(linear_onnx: Path, tmp_path: Path) -> None:
+    """It would hold names of the graph and values of requests, and send them to its maker."""
+    code = (
+        "import sys; from pathlib import Path; from marship import parity; import numpy\n"
+        "run = parity.runner(Path(sys.argv[1]))\n"
+        "try: run({'input': numpy.zeros((1, 99), 'f')})\n"
+        "except Exception as error: print(error)\n"
+    )
+    home = tmp_path / "home"
+    home.mkdir()
+    inherited = {k: v for k, v in os.environ.items() if k != "ORT_DISABLE_TELEMETRY"}
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(linear_onnx)],
+        env=inherited | {"HOME": str(home), "XDG_CACHE_HOME": str(home / "cache")},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert "must run on the inputs" in done.stdout
+    assert [path for path in home.rglob("*") if "onnxruntime" in path.name] == []
