@@ -9,6 +9,7 @@ import shutil
 import subprocess
 from pathlib import Path
 
+from marship import storage
 from marship.errors import UsageError
 
 IGNORE_FILE = ".gitignore"
@@ -31,9 +32,14 @@ def make_folder(folder: Path) -> None:
 
 
 def cover(folder: Path) -> None:
-    """Let git ignore all that is in a folder of ours, unless a .gitignore is there."""
+    """Let git ignore all that is in a folder of ours, unless a .gitignore is there.
+
+    Raises:
+        StorageError: It does not fit on the disk; half of one would count as somebody else's.
+    """
     if not (folder / IGNORE_FILE).exists():
-        (folder / IGNORE_FILE).write_text(f"{_HEAD}*\n")
+        with storage.replacing(folder / IGNORE_FILE) as draft:
+            draft.write_text(f"{_HEAD}*\n")
 
 
 def ignore(secret: Path) -> None:
@@ -47,7 +53,8 @@ def ignore(secret: Path) -> None:
     """
     file = secret.parent / IGNORE_FILE
     if not file.exists():
-        file.write_text(_HEAD)
+        with storage.replacing(file) as draft:
+            draft.write_text(_HEAD)
     text = file.read_text(errors="replace")
     if not text.startswith(_HEAD):
         _require_ignored(secret)

@@ -20,7 +20,7 @@ ALLOWED: dict[str, set[str]] = {
     "errors": set(),
     "contract": BASE,
     "limited": set(),
-    "unversioned": BASE,
+    "unversioned": BASE | {"storage"},
     "storage": BASE | {"texts"},
     "settings": BASE | {"storage"},
     "console": BASE,

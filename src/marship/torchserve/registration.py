@@ -182,7 +182,8 @@ class Own:
 
 
 def _post(access: Access, wanted: Registration, name: str | None, id_: str) -> Flow[None]:
-    params = {"url": marked(wanted.archive, id_), "synchronous": "false"}
+    url = marked(wanted.archive, id_)
+    params = {"url": url, "synchronous": "false"}
     optional = {
         "model_name": name,  # else TorchServe takes the archive's own
         "initial_workers": wanted.workers,
@@ -196,3 +197,6 @@ def _post(access: Access, wanted: Registration, name: str | None, id_: str) -> F
         raise NotFoundError(
             f"{wanted.archive} must lie in the server's model store, got none there."
         ) from error
+    except MarshipError as error:  # the id means nothing to who reads TorchServe's message
+        error.args = (str(error).replace(url, wanted.archive),)
+        raise

@@ -100,7 +100,7 @@ def test_no_server_starts_on_a_full_disk(archives: Path, tmp_path: Path) -> None
         sys.executable,
     )
     assert done.returncode == 1
-    assert "config.properties must fit on the disk, got: no space left" in done.stderr
+    assert ".gitignore must fit on the disk, got: no space left" in done.stderr
 
 
 def test_the_model_store_is_read_only(
