@@ -161,7 +161,11 @@ def _like(seen: Array, shape: list[int], generator: np.random.Generator) -> Arra
     if finite.size == 0:
         return generator.choice(seen, shape)
     values = generator.normal(finite.mean(), finite.std(), shape)
-    return values.clip(finite.min(), finite.max()).astype(seen.dtype)
+    low, high = finite.min(), finite.max()
+    # drawn again, not clipped: of equal values one runtime's argmax takes another than the other's
+    share = generator.random(shape)
+    again = low * (1 - share) + high * share
+    return np.where((values < low) | (values > high), again, values).astype(seen.dtype)
 
 
 def batches(contract: Contract) -> list[dict[str, int]]:

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from marship import parity
-from marship.cases import draw_cases, draw_real, sizes_to_try
+from marship.cases import draw_cases, draw_random, draw_real, sizes_to_try
 from marship.contract import Arrays, Contract, TensorSpec
 from marship.errors import ModelError, ParityError, UsageError
 
@@ -181,3 +181,13 @@ def test_a_file_that_does_not_load_or_run_is_a_model_error(
     with pytest.raises(ModelError, match="must run on the inputs") as caught:
         parity.runner(linear_onnx)({"input": np.zeros((2, 9), np.float32)})
     assert "\n" not in str(caught.value)
+
+
+def test_random_values_of_few_examples_hold_no_ties() -> None:
+    """Cut to the range of the examples they would: operators choose differently among equals."""
+    x, y = (TensorSpec(name, "float32", ("n", 5)) for name in "xy")
+    seen = {"x": np.array([[-1, -0.9, 0, 0.9, 1]], np.float32)}
+    for seed in range(20):
+        drawn = draw_random(contract(y, inputs=(x,)), seen, {"n": 27}, seed).inputs["x"]
+        assert np.abs(drawn).max() <= 1
+        assert all(len(set(row)) == 5 for row in drawn.tolist())
