@@ -71,6 +71,16 @@ class Guard:
 
     most_tried = DENSE
 
+    @property
+    def leaves_out_one(self) -> bool:
+        """Whether a size that is computed from others must not be 1: torch's way with size 1.
+
+        All sizes that it leaves out are one size further on, as fewer samples than a frame has
+        are one frame: a few of them stand for all.
+        """
+        is_other = isinstance(self.condition, sympy.Ne) and 1 in self.condition.args
+        return is_other and not any(side.is_Symbol for side in self.condition.args)
+
     def holds(self, at: Mapping[sympy.Symbol, int]) -> bool:
         """Whether it holds at these sizes; what cannot be computed does not."""
         try:
@@ -168,6 +178,9 @@ def check(
             raise ModelError(_tied(claim))
         if 0 < len(claim.missing) <= few:
             doubts.append(Doubt(claim.axis, frozenset(claim.missing), guard.place))
+        elif claim.missing and few and guard.leaves_out_one:
+            ends = (claim.missing[0], claim.missing[len(claim.missing) // 2], claim.missing[-1])
+            doubts.append(Doubt(claim.axis, frozenset(ends), guard.place))
         elif claim.missing:
             failed.setdefault(claim.axis, []).append(claim)
     if failed:

@@ -125,6 +125,17 @@ def test_few_sizes_that_are_left_out_are_to_be_tried() -> None:
     assert "test_guards.py" in str(doubt.place)
 
 
+def test_a_computed_size_of_one_is_tried_at_a_few_sizes() -> None:
+    """Torch sets size 1 apart: all sizes up to a frame's are one frame, and a few stand for all."""
+
+    def framed(x: torch.Tensor) -> torch.Tensor:
+        frames = (x.shape[1] + 49) // 50
+        return x[:, :1] if frames == 1 else x
+
+    (doubt,) = traced(framed, 1, 200, traced_at=200)
+    assert (doubt.axis, doubt.sizes) == ("size", {1, 26, 50})
+
+
 def test_axes_that_must_be_equal_are_told_so() -> None:
     """Two names that are one size in effect."""
     layout = Layout({"x": {1: "h", 2: "w"}}, {"h": (2, 9), "w": (2, 9)})
