@@ -13,14 +13,14 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from marship import archive, storage, texts
-from marship.archive import MANIFEST_FILE
+from marship import storage, texts
 from marship.errors import NotFoundError, PackageError
 from marship.torchserve.home import Home
 
 if TYPE_CHECKING:
     from marship.trust.policy import Trust
 
+_MANIFEST_FILE = "MAR-INF/MANIFEST.json"
 _FIRST_VERSION = "1.0"  # TorchServe's, of a manifest without one
 
 
@@ -108,6 +108,8 @@ def check_archive(store: Path, name: str) -> Identity:
         NotFoundError: The store does not hold it.
         PackageError: It is damaged, no archive, or one that readers may read differently.
     """
+    from marship import archive  # it imports NumPy, which --help does not need
+
     path = store / name
     if not path.exists():
         held = ", ".join(sorted(file.name for file in store.glob("*.mar"))) or "no archive"
@@ -134,17 +136,17 @@ def _unpacked_identity(path: Path) -> Identity:
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         reason = repr(error)
     raise PackageError(
-        f"{path} must have a readable {MANIFEST_FILE} with its model's name, got: {reason}. "
+        f"{path} must have a readable {_MANIFEST_FILE} with its model's name, got: {reason}. "
         "Package it again."
     )
 
 
 def _manifest(path: Path) -> bytes:
     if path.is_dir():
-        with texts.open_file(path / MANIFEST_FILE) as plain:
+        with texts.open_file(path / _MANIFEST_FILE) as plain:
             return plain.read(texts.MOST_BYTES + 1)
     with tarfile.open(path) as packed:
-        file = packed.extractfile(packed.getmember(MANIFEST_FILE))
+        file = packed.extractfile(packed.getmember(_MANIFEST_FILE))
         return b"" if file is None else file.read(texts.MOST_BYTES + 1)
 
 
