@@ -12,7 +12,7 @@ __version__ = "0.1.0"
 __all__ = ["AsyncClient", "Client"]
 
 # ONNX Runtime 1.32 keeps error messages, which hold names of a graph and values of requests, in
-# ~/.cache and sends them to its maker. It reads this when it is imported: always after marship.
+# ~/.cache for its telemetry. It reads this when it is imported: always after marship.
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 

@@ -169,7 +169,7 @@ def test_memory_of_the_replay_goes_back(tmp_path: Path) -> None:
 
 
 def test_onnx_runtime_keeps_no_telemetry(linear_onnx: Path, tmp_path: Path) -> None:
-    """It would hold names of the graph and values of requests, and send them to its maker."""
+    """Its file would hold names of the graph and values of requests."""
     code = (
         "import sys; from pathlib import Path; from marship import parity; import numpy\n"
         "run = parity.runner(Path(sys.argv[1]))\n"
