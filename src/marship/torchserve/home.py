@@ -173,8 +173,8 @@ class Home:
         if self.lock_file.exists():
             return
         for path in sorted(self.path.iterdir()):
-            if path.name.removeprefix(".").startswith(unversioned.IGNORE_FILE):
-                continue  # or another start's draft of it
+            if path.name.startswith((unversioned.IGNORE_FILE, f".{unversioned.IGNORE_FILE}.")):
+                continue  # the second is another start's draft of it
             if path in self.passing or not Home(path).lock_file.exists():
                 raise UsageError(
                     f"{self.path} must be a server's home, or an empty or new folder, got one "
