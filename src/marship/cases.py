@@ -134,7 +134,7 @@ def draw_random(
 
     What indexes a table is drawn over all of it.
     """
-    from marship.graph import random_index, random_input
+    from marship.graph import random_index, random_input, with_column_indices
 
     generator = np.random.default_rng(seed)
     inputs = {}
@@ -144,12 +144,14 @@ def draw_random(
             continue
         shape = [sizes[axis] if isinstance(axis, str) else axis for axis in spec.shape]
         if spec.value_range is not None:
-            inputs[spec.name] = random_index(spec, shape, generator)
+            values = random_index(spec, shape, generator)
+            inputs[spec.name] = with_column_indices(spec, values, generator)
             continue
         seen = examples[spec.name].ravel()
         if spec.pad_value is not None and (seen != spec.pad_value).any():
             seen = seen[seen != spec.pad_value]
-        inputs[spec.name] = _like(seen, shape, generator)
+        values = _like(seen, shape, generator)
+        inputs[spec.name] = with_column_indices(spec, values, generator)
     return Case("random", sizes, inputs)
 
 

@@ -93,6 +93,23 @@ class Tolerance:
 
 
 @dataclass(frozen=True, slots=True)
+class ColumnRange:
+    """The range of the values at one place of an input, such as `input[:, 3]`.
+
+    Attributes:
+        axis: The axis that is divided; it has a fixed size.
+        place: The index along it, from 0.
+        low: The smallest value.
+        high: The largest value, included.
+    """
+
+    axis: int
+    place: int
+    low: int
+    high: int
+
+
+@dataclass(frozen=True, slots=True)
 class TensorSpec:
     """One input or output.
 
@@ -103,8 +120,9 @@ class TensorSpec:
             within a request.
         pad_value: Inputs only. Every variable axis but the batch may be filled up on its
             right with this value, and no answer changes (proven when it was exported).
-        value_range: Integer inputs that index a table: the smallest and the largest index, both
-            included. None where the graph does not say.
+        value_range: Inputs that index a table: the smallest and the largest index, both
+            included. None where the graph does not say. Floats are indices after truncation.
+        column_ranges: The same for columns that index tables of their own.
     """
 
     name: str
@@ -112,6 +130,7 @@ class TensorSpec:
     shape: tuple[int | str, ...]
     pad_value: float | None = None
     value_range: tuple[int, int] | None = None
+    column_ranges: tuple[ColumnRange, ...] = ()
 
     def __str__(self) -> str:
         """`name: dtype[batch, 10]`, as error messages show it."""
@@ -204,6 +223,12 @@ def _check_spec(spec: Mapping[str, Any]) -> None:
         raise ValueError(f"{spec['name']} of type {spec['dtype']}")
     if any(isinstance(axis, int) and not 0 <= axis < _MOST_SIZE for axis in spec["shape"]):
         raise ValueError(f"{spec['name']} of shape {spec['shape']}")
+    for column in spec.get("column_ranges", ()):
+        axis = column["axis"]
+        size = spec["shape"][axis] if 0 <= axis < len(spec["shape"]) else None
+        fits = isinstance(size, int) and 0 <= column["place"] < size
+        if not fits or max(abs(column["low"]), abs(column["high"])) > _MOST_SIZE:
+            raise ValueError(f"{spec['name']} with a range of column {column['place']}")
 
 
 def _fits(value: object, hint: Any) -> bool:  # noqa: ANN401  a type, or a form of types
@@ -239,6 +264,7 @@ def _spec(fields: dict[str, Any]) -> TensorSpec:
             **fields,
             "shape": tuple(fields["shape"]),
             "value_range": None if value_range is None else (value_range[0], value_range[1]),
+            "column_ranges": tuple(ColumnRange(**c) for c in fields.get("column_ranges", ())),
         }
     )
 

@@ -125,6 +125,12 @@ class _Drawer:
 
     def values(self, shape: Sequence[int]) -> Array:
         """Values of the input's type; never the pad value where there are others."""
+        from marship.graph import with_column_indices
+
+        return with_column_indices(self.spec, self._alike(shape), self.generator)
+
+    def _alike(self, shape: Sequence[int]) -> Array:
+        """Values as the examples have them; any where there are none."""
         from marship.graph import random_index, random_input
 
         if self.spec.value_range is not None:

@@ -103,7 +103,7 @@ def contract_of(
     stored = {initializer.name for initializer in model.graph.initializer}
     ranges = index_ranges(model)
     inputs = tuple(
-        replace(_spec(value), pad_value=pads.get(value.name), value_range=ranges.get(value.name))
+        replace(ranges.stated(_spec(value)), pad_value=pads.get(value.name))
         for value in model.graph.input
         if value.name not in stored
     )
@@ -154,25 +154,35 @@ def random_input(spec: TensorSpec, sizes: Mapping[str, int], seed: int) -> Array
     generator = np.random.default_rng(seed)
     if spec.dtype == "str":
         return np.full(shape, "text", dtype=object)
-    if spec.dtype == "bool":
-        return generator.integers(0, 2, shape).astype(bool)
-    if np.dtype(spec.dtype).kind in "iu" and spec.value_range is not None:
-        return random_index(spec, shape, generator)
-    if np.dtype(spec.dtype).kind in "iu":
-        return generator.integers(0, 2, shape).astype(spec.dtype)
-    return generator.standard_normal(shape).astype(spec.dtype)
+    if spec.value_range is not None:
+        values = random_index(spec, shape, generator)
+    elif np.dtype(spec.dtype).kind in "biu":
+        values = generator.integers(0, 2, shape).astype(spec.dtype)
+    else:
+        values = generator.standard_normal(shape).astype(spec.dtype)
+    return with_column_indices(spec, values, generator)
 
 
 def random_index(spec: TensorSpec, shape: Sequence[int], generator: np.random.Generator) -> Array:
     """Indices over the whole table, both ends among them; never the pad value."""
     low, high = spec.value_range or (0, 0)
-    limits = np.iinfo(spec.dtype)
+    dtype = np.dtype(spec.dtype)
+    limits = np.iinfo(np.int64 if dtype.kind == "f" else dtype)
     low, high = max(low, int(limits.min)), min(high, int(limits.max))
     if spec.pad_value == low < high:
         low += 1
-    values = generator.integers(low, high, shape, dtype=spec.dtype, endpoint=True)
+    values = generator.integers(low, high, shape, dtype=limits.dtype, endpoint=True).astype(dtype)
     if values.size > 1:
         values.flat[generator.choice(values.size, 2, replace=False)] = (low, high)
     if spec.pad_value is not None and low < high:
         values[values == spec.pad_value] = low
+    return values
+
+
+def with_column_indices(spec: TensorSpec, values: Array, generator: np.random.Generator) -> Array:
+    """The values with indices over their whole tables in the columns that index one."""
+    for column in spec.column_ranges:
+        table = replace(spec, value_range=(column.low, column.high), column_ranges=())
+        part = np.moveaxis(values, column.axis, 0)[column.place, ...]
+        part[...] = random_index(table, part.shape, generator)
     return values

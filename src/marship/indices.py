@@ -1,46 +1,23 @@
 """Which integer inputs of a graph index a table, and how large the table is.
 
-A range is stated only where every value of an input is surely looked up: what is masked,
-clipped or cut before the table, or looked up in one branch only, may hold any number.
+A range is stated only where every value of an input, or of a column that is cut out of it, is
+surely looked up: what is masked or clipped before the table, or looked up in one branch only, may
+hold any number.
 """
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import onnx
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
+from marship.columns import ALL, WHOLE, Held, Range, Ranges, Shift, passed_on
+from marship.contract import ColumnRange, TensorSpec
 from marship.operators import inlined
 
-Range = tuple[int, int]
-"""Smallest and largest index, both included."""
-
-_KEEPING = {
-    "Concat",
-    "Expand",
-    "Flatten",
-    "Identity",
-    "Reshape",
-    "Squeeze",
-    "Transpose",
-    "Unsqueeze",
-}
-"""Operators whose output holds every value of the input."""
-
-_WHOLE = {
-    TensorProto.INT8,
-    TensorProto.INT16,
-    TensorProto.INT32,
-    TensorProto.INT64,
-    TensorProto.UINT8,
-    TensorProto.UINT16,
-    TensorProto.UINT32,
-    TensorProto.UINT64,
-    TensorProto.DOUBLE,
-    TensorProto.FLOAT,
-}
-"""Types that a Cast of an index keeps its value in; float32 does up to 2^24 rows."""
+_NUMBERS = WHOLE | {TensorProto.FLOAT16}
+"""Types of inputs that may hold indices; a Cast cuts floats to them."""
 
 _LOOKUPS = {
     ("", "Gather"): ((1, 0),),
@@ -54,27 +31,50 @@ _LOOKUPS = {
 """By operator, pairs of an input of indices and the input that is their table."""
 
 
-def index_ranges(model: ModelProto) -> dict[str, Range]:
-    """The range of each input of whole numbers that indexes a table, by its name.
+@dataclass(frozen=True, slots=True)
+class IndexRanges:
+    """What indexes a table, by the name of the input.
+
+    Attributes:
+        whole: Inputs all of whose values do.
+        columns: Columns of inputs that do.
+    """
+
+    whole: Mapping[str, Range]
+    columns: Mapping[str, tuple[ColumnRange, ...]]
+
+    def stated(self, spec: TensorSpec) -> TensorSpec:
+        """The same with its ranges."""
+        return replace(
+            spec,
+            value_range=self.whole.get(spec.name),
+            column_ranges=self.columns.get(spec.name, ()),
+        )
+
+
+def index_ranges(model: ModelProto) -> IndexRanges:
+    """The ranges of inputs that index a table.
 
     ONNX counts negative indices from a table's end, PyTorch's Embedding refuses them; a range
     starts at 0, as a model is trained. What indexes several tables must fit them all.
     """
-    whole = inlined(model)
-    sizes = _TableSizes(whole)
-    found = {}
-    for value in whole.graph.input:
-        kind = value.type.tensor_type.elem_type
-        if kind not in _WHOLE - {TensorProto.DOUBLE, TensorProto.FLOAT}:
+    inlined_model = inlined(model)
+    sizes = _TableSizes(inlined_model)
+    whole, columns = {}, {}
+    for value in inlined_model.graph.input:
+        if value.type.tensor_type.elem_type not in _NUMBERS:
             continue
-        bounds = _Trace(sizes).bounds(whole.graph, {value.name: (0, 0)}, {})
-        if bounds is not None and bounds[0] <= bounds[1]:
-            found[value.name] = bounds
-    return found
-
-
-Shift = tuple[int, int]
-"""The smallest and the largest number that was added to an input's values."""
+        held = Held((0, 0), tuple(_dims(value)))
+        bounds = _Trace(sizes).bounds(inlined_model.graph, {value.name: held}, {})
+        bounds = {place: both for place, both in bounds.items() if both[0] <= both[1]}
+        if ALL in bounds:
+            whole[value.name] = bounds.pop(ALL)
+        if bounds:
+            columns[value.name] = tuple(
+                ColumnRange(axis, place, low, high)
+                for (axis, place), (low, high) in sorted(bounds.items())
+            )
+    return IndexRanges(whole, columns)
 
 
 @dataclass(slots=True)
@@ -84,36 +84,35 @@ class _Trace:
     sizes: "_TableSizes"
 
     def bounds(
-        self, graph: GraphProto, shifts: Mapping[str, Shift], outer: Mapping[str, TensorProto]
-    ) -> Range | None:
-        """What the input's values must lie in; None where the graph does not say.
+        self, graph: GraphProto, held: Mapping[str, Held], outer: Mapping[str, TensorProto]
+    ) -> Ranges:
+        """What the input's values must lie in, as far as the graph says.
 
         Args:
             graph: The graph or subgraph.
-            shifts: Tensors that hold all the input's values, and what was added to them.
+            held: Tensors that hold all the input's values, or all of some columns.
             outer: Constants of the graphs around this one.
         """
-        known = dict(shifts)
+        known = dict(held)
         constants = {**outer, **{tensor.name: tensor for tensor in graph.initializer}}
-        found: Range | None = None
+        found: Ranges = {}
         for node in graph.node:
             _note_constant(node, constants)
             for place, table in _LOOKUPS.get((node.domain, node.op_type), ()):
                 if place < len(node.input) and node.input[place] in known:
+                    index = known[node.input[place]]
                     size = self.sizes.along(node, node.input[table], constants)
-                    found = _both(found, _unshifted(size, known[node.input[place]]))
+                    found = _both(found, index.ranges(_unshifted(size, index.shift)))
             found = _both(found, self._inside(node, known, constants))
-            shift = _passed_on(node, known, constants)
-            if shift is not None:
-                known[node.output[0]] = shift
+            known |= passed_on(node, known, constants)
         return found
 
     def _inside(
         self,
         node: NodeProto,
-        known: Mapping[str, Shift],
+        known: Mapping[str, Held],
         constants: Mapping[str, TensorProto],
-    ) -> Range | None:
+    ) -> Ranges:
         """What a subgraph demands that is surely run.
 
         One branch of an If is; the body of a Scan is, with each part of what it goes through.
@@ -121,67 +120,41 @@ class _Trace:
         """
         bodies = {a.name: a.g for a in node.attribute if a.type == onnx.AttributeProto.GRAPH}
         if node.op_type == "If":
-            branches = [self.bounds(body, known, constants) for body in bodies.values()]
-            return _either(branches)
+            return _either([self.bounds(body, known, constants) for body in bodies.values()])
         if node.op_type == "Scan" and node.domain == "":
             body = bodies["body"]
             scanned = next(a.i for a in node.attribute if a.name == "num_scan_inputs")
             pairs = list(zip(node.input, body.input, strict=False))[len(node.input) - scanned :]
-            entering = {inner.name: known[outer] for outer, inner in pairs if outer in known}
+            entering = {
+                inner.name: replace(known[outer], sizes=())
+                for outer, inner in pairs
+                if outer in known
+            }
             return self.bounds(body, {**known, **entering}, constants)
-        return None
+        return {}
 
 
-def _both(one: Range | None, other: Range | None) -> Range | None:
-    if one is None or other is None:
-        return one or other
-    return max(one[0], other[0]), min(one[1], other[1])
+def _both(one: Ranges, other: Ranges) -> Ranges:
+    """What lies in both; what holds for all values holds for each column."""
+    found = {**one, **other}
+    for place in one.keys() & other.keys():
+        found[place] = max(one[place][0], other[place][0]), min(one[place][1], other[place][1])
+    return found
 
 
-def _either(ranges: list[Range | None]) -> Range | None:
-    """What one of several ranges holds, where each is known."""
-    known = [found for found in ranges if found is not None]
-    if not known or len(known) < len(ranges):
-        return None
-    return min(low for low, _ in known), max(high for _, high in known)
+def _either(branches: Sequence[Ranges]) -> Ranges:
+    """What one of several holds, where each says something of the same values."""
+    first, *others = branches
+    common = [place for place in first if all(place in other for other in others)]
+    return {
+        place: (min(b[place][0] for b in branches), max(b[place][1] for b in branches))
+        for place in common
+    }
 
 
 def _unshifted(size: int | None, shift: Shift) -> Range | None:
     """The values that, shifted, index a table of that size; the widest of a vector's shifts."""
     return None if size is None else (-shift[1], size - 1 - shift[0])
-
-
-def _passed_on(
-    node: NodeProto, known: Mapping[str, Shift], constants: Mapping[str, TensorProto]
-) -> Shift | None:
-    """What was added to the values of an output that holds all values of the input."""
-    held = [known[name] for name in node.input if name in known]
-    if not held or node.domain not in ("", "ai.onnx"):
-        return None
-    first = known.get(node.input[0])
-    if node.op_type in _KEEPING:
-        return held[0] if len(held) == 1 else None
-    if node.op_type == "Cast" and first is not None:
-        to = next(a.i for a in node.attribute if a.name == "to")
-        return first if to in _WHOLE else None
-    if node.op_type in ("Add", "Sub") and len(held) == 1:
-        return _added(node, held[0], constants)
-    return None
-
-
-def _added(node: NodeProto, shift: Shift, constants: Mapping[str, TensorProto]) -> Shift | None:
-    others = [constants[name] for name in node.input if name in constants]
-    if len(others) != 1 or others[0].data_location == TensorProto.EXTERNAL:
-        return None
-    if node.op_type == "Sub" and node.input[1] not in constants:
-        return None  # a constant minus the values turns their order around
-    added = numpy_helper.to_array(others[0])
-    if added.dtype.kind not in "iuf" or added.size == 0 or not np.array_equal(added, added // 1):
-        return None
-    low, high = int(added.min()), int(added.max())
-    if node.op_type == "Sub":
-        low, high = -high, -low
-    return shift[0] + low, shift[1] + high
 
 
 def _note_constant(node: NodeProto, constants: dict[str, TensorProto]) -> None:

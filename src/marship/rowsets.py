@@ -5,7 +5,7 @@ parts of a set differ from each other, since equal rows prove nothing.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -162,6 +162,14 @@ class RowDrawer:
         return bool(self.generator.integers(2))
 
     def _values(self, spec: TensorSpec, shape: list[int], look: Look) -> Array:
+        values = self._alike(spec, shape, look)
+        for column in spec.column_ranges:
+            table = replace(spec, value_range=(column.low, column.high), column_ranges=())
+            part = np.moveaxis(values, column.axis, 0)[column.place, ...]
+            part[...] = self._index_values(table, list(part.shape), look)
+        return values
+
+    def _alike(self, spec: TensorSpec, shape: list[int], look: Look) -> Array:
         seen = None if self.examples is None else self.examples[spec.name].ravel()
         if spec.dtype == "str":
             words = np.asarray(WORDS if seen is None or seen.size == 0 else seen, dtype=object)
@@ -169,10 +177,22 @@ class RowDrawer:
         if spec.dtype == "bool":
             share = {"flat": float(look.scale > 0)}.get(look.kind, 0.1 if look.scale < 1 else 0.5)
             return self.generator.random(shape) < share
+        if spec.value_range is not None:
+            return self._index_values(spec, shape, look)
         if np.dtype(spec.dtype).kind in "iu":
             return self._whole_numbers(spec, shape, look, seen)
         most = float(np.finfo(spec.dtype).max)
         return self._numbers(shape, look, seen).clip(-most, most).astype(spec.dtype)
+
+    def _index_values(self, spec: TensorSpec, shape: list[int], look: Look) -> Array:
+        """Indices over their whole table, none of them the pad value where there are others."""
+        kind = np.iinfo(np.int64 if np.dtype(spec.dtype).kind == "f" else spec.dtype)
+        low, high = spec.value_range or (0, 0)
+        low, high = max(low, int(kind.min)), min(high, int(kind.max))
+        values = self._indices(shape, look, low, high)
+        if spec.pad_value is not None and low < high:
+            values[values == spec.pad_value] = high if high != spec.pad_value else low
+        return values.astype(spec.dtype)
 
     def _numbers(self, shape: list[int], look: Look, seen: Array | None) -> Array:
         """float64: normally distributed about the examples' mean, then scaled."""
@@ -197,15 +217,8 @@ class RowDrawer:
     def _whole_numbers(
         self, spec: TensorSpec, shape: list[int], look: Look, seen: Array | None
     ) -> Array:
-        """Indices over their whole table; other whole numbers as seen, and scaled."""
+        """Whole numbers as seen, and scaled."""
         kind = np.iinfo(spec.dtype)
-        if spec.value_range is not None:
-            low, high = spec.value_range
-            low, high = max(low, int(kind.min)), min(high, int(kind.max))
-            values = self._indices(shape, look, low, high)
-            if spec.pad_value is not None and low < high:
-                values[values == spec.pad_value] = high if high != spec.pad_value else low
-            return values.astype(spec.dtype)
         low, high = self._usual_range(spec, seen)
         if look.kind == "flat":
             low = high = round(high * look.scale if look.peak is None else look.peak)

@@ -187,6 +187,28 @@ def test_a_digest_covers_every_file_in_order(tmp_path: Path) -> None:
         {"inputs": [{"name": ["x"], "dtype": "float32", "shape": []}]},
         {"inputs": [{"name": "x", "dtype": "float32", "shape": [], "value_range": [1]}]},
         {"inputs": [{"name": "x", "dtype": "float32", "shape": [], "value_range": [0.5, 1]}]},
+        *(
+            {
+                "inputs": [
+                    {
+                        "name": "x",
+                        "dtype": "int64",
+                        "shape": ["n", 2],
+                        "column_ranges": [{"axis": 1, "place": 1, "low": 0, "high": 9} | wrong],
+                    }
+                ]
+            }
+            for wrong in (
+                {"axis": 2},
+                {"axis": -1},
+                {"axis": 0},
+                {"place": 2},
+                {"place": -1},
+                {"low": -1 << 70},
+                {"high": 0.5},
+                {"more": 1},
+            )
+        ),
         {"inputs": [{"name": "x", "dtype": "float32", "shape": [], "other": 1}]},
         {"inputs": [{"name": "x"}]},
         {"files": "abc"},

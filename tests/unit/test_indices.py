@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 import torch
 from onnx import TensorProto, helper
@@ -12,7 +13,10 @@ from torch import nn
 
 from marship import graph
 from marship.cases import draw_random
-from marship.indices import index_ranges
+from marship.contract import Contract
+from marship.errors import InvalidInputError
+from marship.indices import IndexRanges, index_ranges
+from marship.serving.batch import validate
 from onnx_zoo import Builder
 
 ROWS = 20
@@ -112,8 +116,16 @@ UNSTATED: dict[str, Lookup] = {
     ),
     "ids at least zero": lambda b: b.op("Gather", table(b), b.op("Max", "ids", np.array(0))),
     "hashed ids": lambda b: b.op("Gather", table(b), b.op("Mod", "ids", np.array(ROWS))),
-    "a part of the ids": lambda b: b.op(
-        "Gather", table(b), b.op("Slice", "ids", np.array([0]), np.array([2]), np.array([1]))
+    "ids of the first row alone": lambda b: b.op(
+        "Gather", table(b), b.op("Slice", "ids", np.array([0]), np.array([1]), np.array([0]))
+    ),
+    "a column behind a shape": lambda b: b.op(
+        "Gather",
+        table(b),
+        b.op("Gather", b.op("Reshape", "ids", np.array([-1, 2])), np.array(0), axis=1),
+    ),
+    "a column clipped": lambda b: b.op(
+        "Gather", table(b), b.op("Clip", column(b, 0), np.array(0), np.array(9))
     ),
     "ids that are numbers": lambda b: b.op("Cast", "ids", to=TensorProto.FLOAT),
     "a table as long as the batch": lambda b: b.op(
@@ -127,13 +139,13 @@ UNSTATED: dict[str, Lookup] = {
 def test_the_range_of_what_is_looked_up_is_found(name: str) -> None:
     """From 0 to the table's last row, less what is added to the ids."""
     lookup, expected = STATED[name]
-    assert index_ranges(model(lookup)) == {"ids": expected}
+    assert index_ranges(model(lookup)).whole == {"ids": expected}
 
 
 @pytest.mark.parametrize("name", UNSTATED)
 def test_no_range_is_stated_where_other_values_may_pass(name: str) -> None:
     """A value that the model takes must never be refused."""
-    assert index_ranges(model(UNSTATED[name])) == {}
+    assert index_ranges(model(UNSTATED[name])) == IndexRanges({}, {})
 
 
 @pytest.mark.parametrize("name", STATED)
@@ -183,3 +195,140 @@ def test_a_table_outside_of_the_file_has_its_size(tmp_path: Path) -> None:
     whole = model(lambda b: b.op("Gather", table(b), "ids"))
     onnx.save(whole, path, save_as_external_data=True, location="weights.bin", size_threshold=0)
     assert graph.contract_of(path).inputs[0].value_range == (0, ROWS - 1)
+
+
+def column(b: Builder, place: int) -> str:
+    """One column of the ids."""
+    return b.op("Gather", "ids", np.array(place), axis=1)
+
+
+def cut_twice(b: Builder) -> str:
+    """The second of the last three columns."""
+    part = b.op("Slice", "ids", np.array([1]), np.array([2**63 - 1]), np.array([1]))
+    return b.op("Gather", table(b), b.op("Gather", part, np.array(1), axis=1))
+
+
+def split(b: Builder) -> str:
+    """Two halves, each with a table of its own."""
+    first = b.op("Slice", "ids", np.array([0, 0]), np.array([2**31 - 1, 2]), np.array([0, 1]))
+    last = b.op("Slice", "ids", np.array([-2]), np.array([9]), np.array([-1]), np.array([1]))
+    one, other = b.op("Gather", table(b), first), b.op("Gather", table(b, 9), last)
+    return b.op("Add", one, other)
+
+
+def all_and_one(b: Builder) -> str:
+    """All in one table, and the last in a smaller one too."""
+    one = b.op("ReduceSum", b.op("Gather", table(b), "ids"), np.array([1]), keepdims=0)
+    return b.op("Add", one, b.op("Gather", table(b, 5), column(b, -1)))
+
+
+def counted_from_one(b: Builder) -> str:
+    """One column, whose first id is 1."""
+    ids = b.op("Cast", column(b, 1), to=TensorProto.INT64)
+    return b.op("Gather", table(b), b.op("Sub", ids, np.array(1)))
+
+
+COLUMNS: dict[str, tuple[Lookup, dict[int, tuple[int, int]]]] = {
+    "one column": (lambda b: b.op("Gather", table(b), column(b, 2)), {2: (0, 19)}),
+    "several columns": (
+        lambda b: b.op("Gather", table(b), b.op("Gather", "ids", np.array([0, -1]), axis=-1)),
+        {0: (0, 19), 3: (0, 19)},
+    ),
+    "every other column": (
+        lambda b: b.op("Gather", table(b), b.op(
+            "Slice", "ids", np.array([1]), np.array([4]), np.array([1]), np.array([2]))),
+        {1: (0, 19), 3: (0, 19)},
+    ),
+    "a column of a part": (cut_twice, {2: (0, 19)}),
+    "two halves": (split, {0: (0, 19), 1: (0, 19), 2: (0, 8), 3: (0, 8)}),
+    "a column counted from one": (counted_from_one, {1: (1, 20)}),
+    "all, and one in a smaller table": (all_and_one, {3: (0, 4)}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("dtype", [TensorProto.INT64, TensorProto.INT32, TensorProto.FLOAT])
+@pytest.mark.parametrize("name", COLUMNS)
+def test_the_range_of_each_column_is_found(name: str, dtype: int, tmp_path: Path) -> None:
+    """Floats are indices once they are cast; what lies outside is refused, what lies inside not."""
+    lookup, expected = COLUMNS[name]
+    path = tmp_path / "model.onnx"
+    onnx.save(cast_first(model(lookup, dtype)) if dtype == TensorProto.FLOAT else
+              model(lookup, dtype), path)  # fmt: skip
+    contract = graph.contract_of(path)
+    (spec,) = contract.inputs
+    assert {c.place: (c.low, c.high) for c in spec.column_ranges} == expected
+    assert Contract.from_json(contract.to_json()) == contract
+    drawn = draw_random(contract, None, {"n": 9}, seed=1).inputs["ids"]
+    session = onnxruntime.InferenceSession(path)
+    for place, (low, high) in expected.items():
+        assert (drawn[:, place].min(), drawn[:, place].max()) == (low, high)
+        for value, is_inside in ((low, True), (high, True), (low - 1, False), (high + 1, False)):
+            sent = {"ids": drawn.copy()}
+            sent["ids"][4, place] = value
+            if is_inside:
+                validate(sent, contract)
+                session.run(None, sent)
+            else:
+                with pytest.raises(InvalidInputError, match=rf"ids.* got {value}"):
+                    validate(sent, contract)
+
+
+def cast_first(whole: onnx.ModelProto) -> onnx.ModelProto:
+    """The same model, which casts its input before all else."""
+    for node in whole.graph.node:
+        for i, name in enumerate(node.input):
+            if name == "ids":
+                node.input[i] = "whole"
+    cast = helper.make_node("Cast", ["ids"], ["whole"], to=TensorProto.INT64)
+    whole.graph.node.insert(0, cast)
+    return whole
+
+
+@pytest.mark.parametrize("value", [-0.5, 19.5])
+def test_a_float_is_cut_to_an_index(value: float, tmp_path: Path) -> None:
+    """As Cast does; NaN indexes nothing, even where a model takes it elsewhere."""
+    path = tmp_path / "model.onnx"
+    onnx.save(cast_first(model(COLUMNS["one column"][0], TensorProto.FLOAT)), path)
+    contract = graph.contract_of(path)
+    sent = np.full((2, 4), value, np.float32)
+    validate({"ids": sent}, contract)
+    sent[:, 1] = np.nan
+    validate({"ids": sent}, contract, allow_non_finite=True)
+    sent[:, 2] = np.nan
+    with pytest.raises(InvalidInputError, match=r"ids\[:, 2\] must hold values from 0 to 19"):
+        validate({"ids": sent}, contract, allow_non_finite=True)
+
+
+class Tabular(nn.Module):
+    """Categories in the columns of one table of floats, as tabular models take them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.sizes = (7, 30, 4)
+        self.tables = nn.ModuleList(nn.Embedding(size, 2) for size in self.sizes)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Of x, float32, shape (batch, 5): three categories, two numbers."""
+        looked_up = [table(x[:, i].long()) for i, table in enumerate(self.tables)]
+        return torch.cat([*looked_up, x[:, 3:]], dim=1).sum(dim=1)
+
+
+def test_an_exported_tabular_model_has_the_ranges_of_its_columns(tmp_path: Path) -> None:
+    """What torch.onnx.export writes of `x[:, i].long()`."""
+    path = tmp_path / "tabular.onnx"
+    torch.onnx.export(
+        Tabular().eval(),
+        (torch.zeros((2, 5)),),
+        path,
+        input_names=["x"],
+        dynamic_shapes={"x": {0: "batch"}},
+        dynamo=True,
+        external_data=False,
+        verbose=False,
+    )
+    found = graph.contract_of(path).inputs[0].column_ranges
+    assert [(c.axis, c.place, c.low, c.high) for c in found] == [
+        (1, 0, 0, 6),
+        (1, 1, 0, 29),
+        (1, 2, 0, 3),
+    ]

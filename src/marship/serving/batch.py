@@ -46,11 +46,8 @@ def validate(inputs: Arrays, contract: Contract, *, allow_non_finite: bool = Fal
                 f"{spec.name} must hold finite {spec.dtype} values, got NaN, infinity or one too "
                 "large for the type."
             )
-        if (value := outside(array, spec)) is not None:
-            low, high = spec.value_range or (0, 0)
-            raise InvalidInputError(
-                f"{spec.name} must hold values from {low} to {high}, got {value}."
-            )
+        if told := outside(array, spec):
+            raise InvalidInputError(told)
     return sizes
 
 

@@ -3,6 +3,7 @@
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
+from functools import lru_cache
 from itertools import chain
 from typing import Any
 
@@ -234,15 +235,46 @@ def _pieces(array: Array) -> Iterator[bytes]:
     yield b"]"
 
 
-def outside(array: Array, spec: TensorSpec) -> int | None:
-    """A value outside the range of an input that indexes a table; None where there is no such."""
-    if spec.value_range is None or not array.size:
+def outside(array: Array, spec: TensorSpec) -> str | None:
+    """What to tell of a value outside the table that it indexes; None where all are inside.
+
+    A float is cut to an index, so -0.5 is 0; NaN is none.
+    """
+    if not array.size:
         return None
-    low, high = spec.value_range
-    least, most = int(array.min()), int(array.max())
-    if low <= least and most <= high:
+    if spec.value_range is not None:
+        low, high = spec.value_range
+        least, most = array.min().item(), array.max().item()
+        if not (low - 1 < least and most < high + 1):
+            return _told(spec.name, low, high, least if most < high + 1 else most)
+    for axis in {column.axis for column in spec.column_ranges}:
+        if told := _outside_columns(array, spec, axis):
+            return told
+    return None
+
+
+def _outside_columns(array: Array, spec: TensorSpec, axis: int) -> str | None:
+    places, lows, highs = _limits(spec, axis)
+    columns = np.moveaxis(array, axis, -1)[..., places]
+    wrong = ~((columns > lows - 1) & (columns < highs + 1))
+    if not wrong.any():
         return None
-    return most if most > high else least
+    first = tuple(np.argwhere(wrong)[0])
+    index = ", ".join([*":" * axis, str(places[first[-1]]), *":" * (array.ndim - axis - 1)])
+    low, high = lows[first[-1]], highs[first[-1]]
+    return _told(f"{spec.name}[{index}]", low, high, columns[first].item())
+
+
+@lru_cache
+def _limits(spec: TensorSpec, axis: int) -> tuple[Array, Array, Array]:
+    """Places along an axis, and the smallest and largest index of each: int64, shape (places,)."""
+    columns = [column for column in spec.column_ranges if column.axis == axis]
+    table = np.array([(c.place, c.low, c.high) for c in columns], np.int64)
+    return table[:, 0], table[:, 1], table[:, 2]
+
+
+def _told(name: str, low: int, high: int, value: float) -> str:
+    return f"{name} must hold values from {low} to {high}, got {value}."
 
 
 def shaped(array: Array, shape: Sequence[int], spec: TensorSpec | None = None) -> Array:
