@@ -98,11 +98,12 @@ def main(model: str, golden: str, proof_seconds: str) -> None:
 
 
 def _prove(path: Path, golden: str, proof_seconds: float) -> OnnxProof:
-    from marship import graph, parity
+    from marship import graph, parity, sizes
 
     contract = graph.contract_of(path)
     graph.refuse_random(path)
     run = parity.runner(path)
+    contract = sizes.with_least_sizes(contract, run)
     contract, proof = parity.with_batch_axis(contract, run, seconds=proof_seconds)
     cases = parity.golden_from(run, contract, None, golden)
     contract = parity.with_scale(contract, cases)

@@ -5,17 +5,23 @@ found. Values of "wide" cases lie over several orders of magnitude, with zeros a
 """
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 
 import numpy as np
 
 from marship.cases import Case, draw, draw_random, first_axis, seen_sizes, sizes_to_try
 from marship.contract import Array, Arrays, Contract
+from marship.errors import ModelError
+
+Run = Callable[[Arrays], Arrays]
 
 MOST_ROWS = 65
 """Of a batch without a bound: the neighbours of 64 are seen."""
 MOST_BYTES = 8 << 20
 """Of the inputs of one case: what a model makes of them may take a hundred times their memory."""
+MOST_LEAST_SIZE = 64
+"""The smallest size of an axis is looked for up to here."""
 DRAWN = 12
 MAGNITUDES = (1.0, 1e-3, 10.0, 1e-1, 100.0)
 ZERO_SHARE = 0.1
@@ -56,6 +62,42 @@ def further_case(
     generator = np.random.default_rng(seed)
     inputs = {name: _wide(array, generator) for name, array in case.inputs.items()}
     return Case("wide", sizes, inputs)
+
+
+def with_least_sizes(contract: Contract, run: Run) -> Contract:
+    """The contract with a lower bound for each axis whose smallest sizes the model refuses.
+
+    A convolution without padding takes no row shorter than its kernel, and nothing but a run says
+    so. A bound is stated only where smaller sizes are refused beside small other axes and beside
+    large ones; axes with a bound, and the batch, are left alone.
+    """
+    axes = [axis for axis in sizes_to_try(contract, None)[0] if axis not in contract.bounds]
+
+    def takes(sizes: Mapping[str, int]) -> bool:
+        batch = first_axis(contract)
+        rows = {} if batch is None else {batch: contract.bounds.get(batch, (1, None))[0]}
+        bounded = {axis: low for axis, (low, _) in contract.bounds.items()}
+        tried = {**bounded, **rows, **sizes}
+        if input_bytes(contract, tried) > MOST_BYTES:
+            return False
+        try:
+            run(draw_random(contract, None, tried, 0).inputs)
+        except ModelError:
+            return False
+        return True
+
+    together = next(
+        (n for n in range(1, MOST_LEAST_SIZE + 1) if takes(dict.fromkeys(axes, n))), None
+    )
+    if together is None:
+        return contract
+    found = {}
+    for axis in axes:
+        others = dict.fromkeys(axes, together)
+        low = next(n for n in range(1, together + 1) if takes(others | {axis: n}))
+        if low > 1:
+            found[axis] = (low, None)
+    return replace(contract, bounds={**contract.bounds, **found})
 
 
 def input_bytes(contract: Contract, sizes: Mapping[str, int]) -> int:

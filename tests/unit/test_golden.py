@@ -14,9 +14,10 @@ from onnx import TensorProto, helper
 from marship import archive, golden
 from marship.cli.app import app
 from marship.contract import Arrays, Contract, TensorSpec, read_golden
-from marship.errors import PackageError, UsageError
+from marship.errors import ModelError, PackageError, UsageError
 from marship.golden import draw_golden
 from marship.package import PackageSettings, package
+from marship.sizes import with_least_sizes
 
 HISTORY = (
     TensorSpec("items", "int64", ("batch", "length"), 0, (0, 999)),
@@ -167,9 +168,10 @@ def test_ids_of_a_packed_file_cover_its_table(tmp_path: Path) -> None:
     assert max(array.max() for array in drawn) == 49
 
 
-def test_lengths_that_the_model_refuses_are_left_out(tmp_path: Path) -> None:
-    """A convolution over a variable length takes no row shorter than its kernel; others it does."""
-    weights = np.ones((2, 1, 3), np.float32)
+def convolution(path: Path, kernel: int, *, rank: int = 1) -> Path:
+    """A mean over what a convolution without padding finds, of any length that it takes."""
+    weights = np.ones((2, 1, kernel, *[1] * (rank - 1)), np.float32)
+    axes = ["length", "width"][:rank]
     graph = helper.make_graph(
         [
             helper.make_node("Conv", ["sound", "weights"], ["found"]),
@@ -177,16 +179,40 @@ def test_lengths_that_the_model_refuses_are_left_out(tmp_path: Path) -> None:
             helper.make_node("Flatten", ["mean"], ["y"]),
         ],
         "g",
-        [helper.make_tensor_value_info("sound", TensorProto.FLOAT, ["n", 1, "length"])],
+        [helper.make_tensor_value_info("sound", TensorProto.FLOAT, ["n", 1, *axes])],
         [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["n", 2])],
         [onnx.numpy_helper.from_array(weights, "weights")],
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=9)
-    onnx.save(model, tmp_path / "sound.onnx")
-    mar = package(tmp_path / "sound.onnx", PackageSettings(model_store=tmp_path))
+    onnx.save(model, path)
+    return path
+
+
+@pytest.mark.parametrize(("kernel", "rank"), [(1, 1), (3, 1), (40, 1), (5, 2)])
+def test_lengths_that_the_model_refuses_are_outside_its_bounds(
+    kernel: int, rank: int, tmp_path: Path
+) -> None:
+    """A convolution takes no row shorter than its kernel; the contract says so to clients."""
+    path = convolution(tmp_path / "sound.onnx", kernel, rank=rank)
+    mar = package(path, PackageSettings(model_store=tmp_path))
     found = archive.read(mar).contract
     assert found is not None
     assert found.batch_axis == "n"
+    assert found.bounds.get("length") == ((kernel, None) if kernel > 1 else None)
     with zipfile.ZipFile(mar) as zipped, zipped.open("golden.npz") as file:
         cases = read_golden(file)
-    assert {case.inputs["sound"].shape[2] for case in cases} == {4, 8}
+    assert min(case.inputs["sound"].shape[2] for case in cases) == kernel
+
+
+def test_the_least_sizes_of_two_inputs_depend_on_each_other() -> None:
+    """No bound refuses sizes that the model takes: here any, if one is no less than the other."""
+    spec = [TensorSpec(name, "float32", ("n", name)) for name in ("a", "b")]
+    contract = Contract(tuple(spec), (), ("m.onnx",), "", 20)
+
+    def run(inputs: Arrays) -> Arrays:
+        if inputs["a"].shape[1] < inputs["b"].shape[1] or inputs["b"].shape[1] < 3:
+            raise ModelError("refused")
+        return {}
+
+    assert with_least_sizes(contract, run).bounds == {"a": (3, None), "b": (3, None)}
+    assert with_least_sizes(contract, lambda inputs: inputs).bounds == {}

@@ -42,7 +42,7 @@ ALLOWED: dict[str, set[str]] = {
     "rowsets": FILES | {"cases"},
     "rows": FILES | {"cases", "comparison", "operators", "profiles", "rounding", "rowsets"},
     "parity": FILES | {"cases", "comparison", "golden", "graph", "rows"},
-    "onnx_proof": FILES | {"graph", "parity"},
+    "onnx_proof": FILES | {"graph", "parity", "sizes"},
     "checkpoint": FILES,
     "run": FILES | {"recipe"},
     "fit": FILES | {"checkpoint", "run"},
