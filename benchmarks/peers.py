@@ -126,30 +126,38 @@ def _ask(url: str, material: Material) -> Request:
     return Request(url, {"Content-Type": MEDIA_TYPES[material.case.form]}, material.body)
 
 
-def _marship(contender: Contender, material: Material, folder: Path) -> Running:
-    """Pack the model with the code as it is now, and serve it as a user would."""
-    running = serve(material.model, contender, folder)
+def marship(
+    contender: Contender, material: Material, folder: Path, python: str = sys.executable
+) -> Running:
+    """Pack the model with the marship of an environment, this one unless told, and serve it."""
+    running = serve(material.model, contender, folder, python)
     headers = {**running.request.headers, **_ask("", material).headers}
     return replace(running, request=replace(running.request, headers=headers, body=material.body))
 
 
-def serve(source: Path, contender: Contender, folder: Path) -> Running:
+def serve(
+    source: Path, contender: Contender, folder: Path, python: str = sys.executable
+) -> Running:
     """Serve an ONNX file or a run folder with marship; the request has no body yet."""
     home = folder / "home"
     (folder / "store").mkdir()
     workers = contender.workers
     packing = f"--profile {contender.profile or LATENCY} --intra-op-threads 1 --name model"
     packing += f" --min-workers {workers} --max-workers {workers}"
-    _cli(folder, f"package {source.absolute()} --model-store store {packing}")
-    _cli(folder, "serve --detach --free-ports --home home --model-store store --models model.mar")
+    _cli(python, folder, f"package {source.absolute()} --model-store store {packing}")
+    _cli(
+        python,
+        folder,
+        "serve --detach --free-ports --home home --model-store store --models model.mar",
+    )
     record = json.loads((home / "server.json").read_text())
     token = json.loads((home / "key_file.json").read_text())["inference"]["key"]
     url = f"{record['inference_url']}/predictions/model"
     return Running(record["pid"], Request(url, {"Authorization": f"Bearer {token}"}))
 
 
-def _cli(folder: Path, words: str) -> None:
-    command = [sys.executable, "-m", "marship", *words.split()]
+def _cli(python: str, folder: Path, words: str) -> None:
+    command = [python, "-m", "marship", *words.split()]
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
     if done.returncode:
         raise ServerError(f"marship {words} must work, got: {done.stderr}")
@@ -197,7 +205,7 @@ def _bare(contender: Contender, material: Material, folder: Path) -> Running:
 
 
 def _ping(contender: Contender, material: Material, folder: Path) -> Running:
-    running = _marship(contender, material, folder)
+    running = marship(contender, material, folder)
     url = running.request.url.partition("/predictions")[0] + "/ping"
     token = {"Authorization": running.request.headers["Authorization"]}
     return Running(running.pid, Request(url, token))
@@ -254,7 +262,7 @@ TORCHSERVE = "TorchServe"
 PING = "TorchServe /ping"
 
 PEERS: dict[str, Peer] = {
-    MARSHIP: Peer(_marship, profiles={LATENCY: 1, THROUGHPUT: 0}),
+    MARSHIP: Peer(marship, profiles={LATENCY: 1, THROUGHPUT: 0}),
     TORCHSERVE: Peer(_torchserve),
     "mosec": Peer(
         _python("mosec_server.py", "/inference"), ("mosec==0.9.8",), {LATENCY: 1, THROUGHPUT: 64}

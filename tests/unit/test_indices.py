@@ -172,20 +172,24 @@ class Words(nn.Module):
         return self.words(ids) + self.places(torch.arange(ids.shape[1]))
 
 
-def test_an_exported_embedding_has_its_range(tmp_path: Path) -> None:
-    """What torch.onnx.export writes."""
-    path = tmp_path / "words.onnx"
-    ids = torch.zeros((2, 5), dtype=torch.int64)
+def exported(module: nn.Module, name: str, example: torch.Tensor, folder: Path) -> Path:
+    """A module of one input as torch.onnx.export writes it, with a free batch."""
     torch.onnx.export(
-        Words().eval(),
-        (ids,),
-        path,
-        input_names=["ids"],
-        dynamic_shapes={"ids": {0: "batch"}},
+        module.eval(),
+        (example,),
+        folder / "model.onnx",
+        input_names=[name],
+        dynamic_shapes={name: {0: "batch"}},
         dynamo=True,
         external_data=False,
         verbose=False,
     )
+    return folder / "model.onnx"
+
+
+def test_an_exported_embedding_has_its_range(tmp_path: Path) -> None:
+    """What torch.onnx.export writes."""
+    path = exported(Words(), "ids", torch.zeros((2, 5), dtype=torch.int64), tmp_path)
     assert graph.contract_of(path).inputs[0].value_range == (0, ROWS - 1)
 
 
@@ -315,17 +319,7 @@ class Tabular(nn.Module):
 
 def test_an_exported_tabular_model_has_the_ranges_of_its_columns(tmp_path: Path) -> None:
     """What torch.onnx.export writes of `x[:, i].long()`."""
-    path = tmp_path / "tabular.onnx"
-    torch.onnx.export(
-        Tabular().eval(),
-        (torch.zeros((2, 5)),),
-        path,
-        input_names=["x"],
-        dynamic_shapes={"x": {0: "batch"}},
-        dynamo=True,
-        external_data=False,
-        verbose=False,
-    )
+    path = exported(Tabular(), "x", torch.zeros((2, 5)), tmp_path)
     found = graph.contract_of(path).inputs[0].column_ranges
     assert [(c.axis, c.place, c.low, c.high) for c in found] == [
         (1, 0, 0, 6),

@@ -1,0 +1,126 @@
+"""One marship against another, in turns: what a change costs or gains, on a machine that varies.
+
+    python benchmarks/turns.py OTHER_PYTHON [--rounds 6] [--seconds 4] [--case mlp ...]
+
+OTHER_PYTHON is the Python of an environment where the other marship is installed, as
+`git worktree add ../before REVISION && make -C ../before setup` makes one. Both serve the same
+model; while one is measured the other is stopped. For each case it prints requests per second of
+both (medians), the median of the rounds' ratios with the smallest and largest, and the resident
+memory of the servers' processes.
+"""
+
+import argparse
+import statistics
+import sys
+import tempfile
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+import load
+from cases import CASES, Material, prepare
+from peers import LATENCY, THROUGHPUT, Contender, marship
+
+WARM_S = 10
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """A case as it is served and asked."""
+
+    case: str
+    profile: str
+    clients: int
+    workers: int = 1
+
+
+TURNS = (
+    Turn("mlp", THROUGHPUT, 64, 2),
+    Turn("mlp", THROUGHPUT, 16),
+    Turn("mlp", LATENCY, 1),
+    Turn("tensor-npy", LATENCY, 8, 2),
+    Turn("recommender", THROUGHPUT, 16),
+    Turn("recommender", LATENCY, 1),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Server:
+    """One of the two, and what it is asked."""
+
+    pid: int
+    request: load.Request
+
+
+def started(turn: Turn, material: Material, folder: Path, python: str, stack: ExitStack) -> Server:
+    """A warm server of one environment, held still."""
+    folder.mkdir()
+    running = marship(Contender("marship", turn.profile, turn.workers), material, folder, python)
+    stack.callback(load.end, running.pid)
+    if running.request is None:
+        raise SystemExit("marship must be served to be measured, got no address.")
+    load.measure(running.request, turn.clients, WARM_S)
+    load.freeze(running.pid)
+    return Server(running.pid, running.request)
+
+
+def rate(server: Server, turn: Turn, seconds: int) -> float:
+    """Requests per second of one round.
+
+    Raises:
+        SystemExit: A request failed.
+    """
+    with load.awake(server.pid):
+        load.measure(server.request, turn.clients, 1)
+        figures = load.measure(server.request, turn.clients, seconds)
+    if figures.errors:
+        raise SystemExit(f"{turn.case} must be served without errors, got {figures.errors}.")
+    return figures.rps
+
+
+def resident_mb(server: Server) -> list[int]:
+    """Of each process, the smallest first."""
+    return sorted(round(process.memory_info().rss / 1e6) for process in load.tree(server.pid))
+
+
+def compare(turn: Turn, pythons: dict[str, str], rounds: int, seconds: int) -> None:
+    """Measure both in turns and print what was found."""
+    with tempfile.TemporaryDirectory(prefix="turns-") as name, ExitStack() as stack:
+        folder = Path(name)
+        material = prepare(CASES[turn.case], folder)
+        servers = {
+            label: started(turn, material, folder / label, python, stack)
+            for label, python in pythons.items()
+        }
+        rates: dict[str, list[float]] = {label: [] for label in servers}
+        for number in range(rounds):
+            for label in list(servers)[:: 1 if number % 2 else -1]:
+                rates[label].append(rate(servers[label], turn, seconds))
+        ratios = sorted(n / o for n, o in zip(rates["this"], rates["other"], strict=True))
+        told = " ".join(f"{label} {statistics.median(rates[label]):.0f}/s" for label in rates)
+        print(
+            f"{turn.case} {turn.profile}, {turn.clients} clients: {told}, ratio "
+            f"{statistics.median(ratios):.3f} ({ratios[0]:.3f} to {ratios[-1]:.3f}), resident MB "
+            + ", ".join(f"{label} {resident_mb(server)}" for label, server in servers.items()),
+            flush=True,
+        )
+
+
+def main() -> None:
+    """Read the flags and compare case by case."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("other", metavar="OTHER_PYTHON")
+    parser.add_argument("--rounds", type=int, default=6)
+    parser.add_argument("--seconds", type=int, default=4)
+    parser.add_argument("--case", action="append", choices=sorted({turn.case for turn in TURNS}))
+    given = parser.parse_args()
+    for turn in TURNS:
+        if not given.case or turn.case in given.case:
+            pythons = {"other": given.other, "this": sys.executable}
+            compare(turn, pythons, given.rounds, given.seconds)
+
+
+if __name__ == "__main__":
+    main()
