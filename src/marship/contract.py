@@ -201,7 +201,7 @@ def _check_types(raw: Mapping[str, Any]) -> None:
 
     Raises:
         TypeError: A value is of another type.
-        ValueError: A size is negative, a bound is empty, a type is none that a tensor may have, or
+        ValueError: A size is negative, a bound is empty, a dtype is not supported, or
             a file lies elsewhere.
     """
     for name, hint in get_type_hints(Contract).items():

@@ -154,8 +154,10 @@ def turns(
     has_waited = False
     with ExitStack() as held:
         for name in wanted:
-            lock, deed = client.home.rollout_lock(name), f"exchanges versions of {name}"
-            waits = locks.take(lock, held, timeout_s=timeout_s, deed=deed, on_wait=watcher.on_turn)
+            lock, action = client.home.rollout_lock(name), f"exchanges versions of {name}"
+            waits = locks.take(
+                lock, held, timeout_s=timeout_s, action=action, on_wait=watcher.on_turn
+            )
             for pause in waits:
                 has_waited = True
                 time.sleep(pause.seconds)

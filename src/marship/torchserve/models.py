@@ -193,7 +193,7 @@ def _show(home: Home, draft: Path, copy: ExitStack, timeout_s: float) -> Flow[No
     take the other along, and what takes long or hangs must keep nobody waiting.
     """
     turn = home.verified.with_suffix(".lock")
-    yield from turns.take(turn, copy, timeout_s=timeout_s, deed="registers an archive")
+    yield from turns.take(turn, copy, timeout_s=timeout_s, action="registers an archive")
     place = home.verified / draft.name
     copy.callback(place.unlink, missing_ok=True)
     draft.replace(place)

@@ -28,7 +28,7 @@ def take(
     held: ExitStack,
     *,
     timeout_s: float,
-    deed: str,
+    action: str,
     on_wait: Callable[[str], None] | None = None,
 ) -> Generator[Pause, None, None]:
     """Take the lock of a file; it is let go when `held` closes, and when the process ends.
@@ -37,7 +37,7 @@ def take(
         path: The file. It stays: to remove it would let two processes hold two files.
         held: Keeps it.
         timeout_s: How long to wait for who holds it.
-        deed: What is done by who holds it, such as "registers an archive".
+        action: What the holder does, such as "registers an archive".
         on_wait: Told once, after a while, who is waited for and how long; else the log is.
 
     Raises:
@@ -54,11 +54,11 @@ def take(
         if waited_s >= timeout_s:
             raise ServerError(
                 f"{path} must be free within {timeout_s:g} s, got it held by {holder(path)}, "
-                f"which {deed}. Wait for it, or end it if it hangs."
+                f"which {action}. Wait for it, or end it if it hangs."
             )
         if waited_s >= TOLD_AFTER_S and not is_told:
             is_told = True
-            said = f"waiting up to {timeout_s:g} s for {holder(path)}, which {deed}"
+            said = f"waiting up to {timeout_s:g} s for {holder(path)}, which {action}"
             (on_wait or _log.warning)(said)
         yield Pause(_PAUSE_S)
 

@@ -40,7 +40,7 @@ def taken(path: Path, timeout_s: float) -> int:
     """Take the lock; how often that paused."""
     pauses = 0
     with ExitStack() as held:
-        for pause in turns.take(path, held, timeout_s=timeout_s, deed="registers an archive"):
+        for pause in turns.take(path, held, timeout_s=timeout_s, action="registers an archive"):
             assert isinstance(pause, Pause)
             time.sleep(pause.seconds)
             pauses += 1
@@ -70,7 +70,7 @@ def test_the_time_is_bounded_and_the_holder_named(
 def test_the_lock_is_had_once_the_other_ends(other: subprocess.Popen[str], tmp_path: Path) -> None:
     """However that ends."""
     with ExitStack() as held:
-        flow = turns.take(tmp_path / "x.lock", held, timeout_s=60, deed="waits")
+        flow = turns.take(tmp_path / "x.lock", held, timeout_s=60, action="waits")
         assert isinstance(next(flow), Pause)
         other.kill()
         other.wait()
@@ -90,7 +90,7 @@ def test_who_asks_for_it_is_told_in_place_of_the_log(
     said: list[str] = []
     with ExitStack() as held:
         path = tmp_path / "x.lock"
-        flow = turns.take(path, held, timeout_s=60, deed="waits", on_wait=said.append)
+        flow = turns.take(path, held, timeout_s=60, action="waits", on_wait=said.append)
         for _ in range(3):
             next(flow)
     assert [words.partition(" (")[0] for words in said] == [
