@@ -51,6 +51,8 @@ ONNX_HANDLER = "handlers/onnx_handler.py"
 ZIP_EPOCH = (1980, 1, 1, 0, 0, 0)
 MANIFEST_EPOCH = "01/01/1980 00:00:00"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+_MOST_NAME = 200
+"""Characters of an archive's file name, which is written under a longer one first."""
 
 
 @dataclass(frozen=True)
@@ -274,6 +276,11 @@ def build(contents: Contents, settings: PackageSettings) -> Path:
     if not _NAME.fullmatch(contents.name):
         raise UsageError(f"{contents.name!r} is no model name. Give one with --name.")
     file_name = f"{contents.name}-{settings.version}" if settings.versioned else contents.name
+    if len(file_name) > _MOST_NAME:
+        raise UsageError(
+            f"the name and version of a model must have at most {_MOST_NAME} characters, which "
+            f"name its file, got {len(file_name)}. Give a shorter one with --name."
+        )
     target = settings.model_store / f"{file_name}.mar"
     with replacing(target) as draft, _private_temp(draft.parent) as scratch:
         stage = _stage(contents, settings, scratch / "stage")

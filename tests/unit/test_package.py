@@ -152,6 +152,8 @@ BAD_SETTINGS = [
     ({"profile": "fast"}, "profile must be one of latency, throughput, got 'fast'"),
     ({"name": "../up"}, "name must be"),
     ({"version": "latest"}, "version must be"),
+    ({"name": "a" * 201}, "at most 200 characters.*got 201.*--name"),
+    ({"name": "a" * 199, "versioned": True}, "at most 200 characters"),
     ({"min_workers": 2}, "max-workers must be"),
     ({"client_timeout_s": 9}, "client-timeout-s must come with a batch size over 1"),
     ({"handler": Path("absent.py")}, r"absent\.py must be a file"),

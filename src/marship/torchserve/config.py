@@ -201,6 +201,7 @@ def _choose_ports(values: dict[str, str], ports: Mapping[str, int | None]) -> No
 
     Raises:
         ServerError: A port is in use.
+        UsageError: A port is out of range.
     """
     with ExitStack() as held:
         for name, host, port in listeners(values):
@@ -226,13 +227,18 @@ def _set_port(values: dict[str, str], name: str, port: int) -> None:
 
 
 def _bind(host: str, port: int, name: str, held: ExitStack) -> int:
+    flag = "--" + name.replace("_address", "_port").replace("_", "-")
+    if not 0 <= port <= _HIGHEST_PORT:
+        raise UsageError(
+            f"the port of {name} must be from 0 to {_HIGHEST_PORT}, got {port}. "
+            f"Choose one with {flag}; 0 takes any free one."
+        )
     probe = held.enter_context(socket.socket(socket.AF_INET, socket.SOCK_STREAM))
     probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         probe.bind((host, port))
         probe.listen()  # else a second one may bind the same port
     except OSError as error:
-        flag = "--" + name.replace("_address", "_port").replace("_", "-")
         raise ServerError(
             f"port {port} of {host} ({name}) must be free, got: {error.strerror}. "
             f"Choose another with {flag}, or any free one with {flag} 0."

@@ -186,6 +186,14 @@ def test_a_wrong_line_is_told(store: Path, tmp_path: Path, line: str, message: s
         resolve(source, store, model_store=None if "model_store" in line else store)
 
 
+@pytest.mark.parametrize("port", [-5, 65535, 99999, 10**20])
+@pytest.mark.parametrize("name", ["inference_address", "grpc_inference_port"])
+def test_a_port_out_of_range_is_told(store: Path, name: str, port: int) -> None:
+    """With the flag that chooses another."""
+    with pytest.raises(UsageError, match=rf"{name} must be from 0 to 65534, got {port}.*--"):
+        resolve(config.PACKAGED, store, ports={name: port})
+
+
 def test_a_listener_without_a_setting_is_told(store: Path, tmp_path: Path) -> None:
     """TorchServe's own defaults would be taken else, which may be in use."""
     source = tmp_path / "config.properties"
