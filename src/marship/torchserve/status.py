@@ -20,6 +20,7 @@ OnWait = Callable[[int, int], None]
 
 _POLL_S = 0.2
 _LAST_WORDS_POLLS = 10
+_NEXT_WORKER_POLLS = 75
 _ENDED = re.compile(r"^marship_joining_ended\{(.*)\} (\S+)$", re.MULTILINE)
 _LABEL = re.compile(r'(\w+)="([^"]*)"')
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
@@ -162,7 +163,7 @@ class Watch:
             if self.ready == wanted == len(status.workers):
                 return status
             if self._has_died(status):
-                yield from self._hear_out()
+                yield from self._await_cause()
                 raise self._load_error()
             if time.monotonic() > end:
                 raise self._load_error(f"not ready after {patience.timeout_s:g} s")
@@ -175,13 +176,19 @@ class Watch:
         self._pids |= new
         return replaced or bool(workerlog.dead_workers(self._lines()) & set(new))
 
-    def _hear_out(self) -> Flow[None]:
-        """Wait for a dead worker's last words, which may still be on their way to the log."""
-        heard = workerlog.SILENT
-        for _ in range(_LAST_WORDS_POLLS if self._log else 0):
+    def _await_cause(self) -> Flow[None]:
+        """Wait for why a worker died.
+
+        Its last lines may still be on their way to the log. Or TorchServe lost them: it stops
+        reading as soon as it sees a worker die. Then the worker that it starts next tells it.
+        """
+        cause, polls = workerlog.SILENT, 0
+        for _ in range(_NEXT_WORKER_POLLS if self._log else 0):
             yield Pause(_POLL_S)
-            before, heard = heard, workerlog.cause(self._lines())
-            if heard == before != workerlog.SILENT:
+            lines = self._lines()
+            before, cause = cause, workerlog.cause(lines)
+            polls += workerlog.deaths(lines) > 1
+            if cause == before != workerlog.SILENT or polls > _LAST_WORDS_POLLS:
                 return
 
     def _lines(self) -> list[workerlog.Line]:

@@ -1,6 +1,7 @@
 """Why a worker died: read from the logs of a server whose home is at hand."""
 
 import re
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -49,6 +50,12 @@ class WorkerLog:
 def dead_workers(lines: list[Line]) -> set[str]:
     """The ids of the workers that died."""
     return {line.worker for line in lines if line.text.startswith(_DEATHS)}
+
+
+def deaths(lines: list[Line]) -> int:
+    """How often workers died: one death may be logged in several ways, each of them once."""
+    kinds = [kind for line in lines for kind in _DEATHS if line.text.startswith(kind)]
+    return max(Counter(kinds).values(), default=0)
 
 
 def cause(lines: list[Line]) -> str:

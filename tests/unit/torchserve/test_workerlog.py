@@ -1,11 +1,16 @@
 """The cause of a worker's death is found in what it and its neighbours logged."""
 
+import json
 from pathlib import Path
 
 import pytest
 
+from marship.errors import LoadError
 from marship.torchserve import workerlog
+from marship.torchserve.access import Access
+from marship.torchserve.calls import Answer, Pause
 from marship.torchserve.home import Home
+from marship.torchserve.status import Patience, Watch
 from marship.torchserve.workerlog import WorkerLog
 
 CHAINED = """\
@@ -42,6 +47,28 @@ NATIVE = """\
 model_name: x, batchSize: 1
 Fatal Python error: Segmentation fault
 Current thread 0x1 (most recent call first):"""
+
+STARTING = Answer(
+    200,
+    {"content-type": "application/json"},
+    json.dumps(
+        [
+            {
+                "modelName": "x",
+                "modelVersion": "1.0",
+                "modelUrl": "x.mar",
+                "minWorkers": 1,
+                "maxWorkers": 1,
+                "batchSize": 1,
+                "maxBatchDelay": 1,
+                "responseTimeout": 60,
+                "loadedAtStartup": False,
+                "workers": [{"id": "9000", "pid": -1, "status": "UNLOADING"}],
+                "jobQueueStatus": {"pendingRequests": 0},
+            }
+        ]
+    ).encode(),
+)
 
 
 @pytest.mark.parametrize(
@@ -102,3 +129,32 @@ def test_a_log_that_was_rolled_over_is_read_from_its_beginning(tmp_path: Path) -
     log = WorkerLog(home)
     home.worker_log.write_text(logged("x_1.0", CHAINED))
     assert workerlog.cause(log.lines("x", "1.0")) == "ValueError: the weights must be there"
+
+
+@pytest.mark.parametrize(
+    ("second", "cause"),
+    [(CHAINED, "ValueError: the weights must be there"), ("model_name: x", workerlog.SILENT)],
+)
+def test_what_torchserve_lost_is_told_by_the_next_worker(
+    tmp_path: Path, second: str, cause: str
+) -> None:
+    """TorchServe stops reading when it sees a worker die; the first traceback never got there.
+
+    Two workers that say nothing died in silence: no third one is waited for.
+    """
+    home = Home(tmp_path)
+    home.logs.mkdir()
+    log = WorkerLog(home)
+    access = Access(tmp_path, {"management": "http://127.0.0.1:1"}, {"management": "token"})
+    flow = Watch(access, "x", "1.0", log, frozenset()).until(1, Patience(timeout_s=60))
+    died = "Load model failed: x, error: Worker died."
+    written = {1: f"model_name: x\n{died}", 15: f"{second}\n{died}"}
+    step, pauses = next(flow), 0
+    with pytest.raises(LoadError, match=f"a worker of x must load, got: {cause}"):  # noqa: PT012  the flow's steps
+        while True:
+            pauses += isinstance(step, Pause)
+            if isinstance(step, Pause) and pauses in written:
+                with home.worker_log.open("a") as file:
+                    file.write(logged("x_1.0", written[pauses]))
+            step = flow.send(None if isinstance(step, Pause) else STARTING)
+    assert 15 < pauses < 30
