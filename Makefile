@@ -3,7 +3,12 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/pip --disable-pip-version-check
 
-.PHONY: help setup demo demo-image demo-speech test torture check audit bench lock clean
+# a failing pytest fails the pipe that marks its lines
+SHELL := /bin/bash
+.SHELLFLAGS := -o pipefail -c
+
+.PHONY: help setup demo demo-image demo-speech test test-served test-alone torture check audit \
+  bench lock clean
 
 help:  ## what can be made
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -22,8 +27,14 @@ setup: .venv/.done  ## make .venv and install everything
 demo: setup  ## train a recommender, serve it, ask it, scale it, stop
 	@PATH="$(CURDIR)/$(BIN):$$PATH" bash demos/recommend.sh
 
-test: setup  ## the whole test suite, real TorchServe included
-	$(BIN)/pytest
+test: setup  ## the whole test suite, real TorchServe included, its two halves side by side
+	@$(MAKE) --no-print-directory --jobs=2 test-served test-alone
+
+test-served: setup  ## the tests that start TorchServe
+	$(BIN)/pytest tests/handlers tests/server --durations=25 2>&1 | sed -u 's/^/served | /'
+
+test-alone: setup  ## all others
+	$(BIN)/pytest tests/training tests/unit --durations=25 2>&1 | sed -u 's/^/alone  | /'
 
 torture: setup  ## faults and attacks in full, figures into docs/reliability.md; a quarter of an hour
 	$(BIN)/pytest tests/server/torture --full --report docs/reliability.md
