@@ -22,6 +22,8 @@ MOST_BYTES = 8 << 20
 """Of the inputs of one case: what a model makes of them may take a hundred times their memory."""
 MOST_LEAST_SIZE = 64
 """The smallest size of an axis is looked for up to here."""
+VALUE_SEEDS = (0, 1)
+"""A size counts as refused when inputs of different values are."""
 DRAWN = 12
 MAGNITUDES = (1.0, 1e-3, 10.0, 1e-1, 100.0)
 ZERO_SHARE = 0.1
@@ -80,16 +82,12 @@ def with_least_sizes(contract: Contract, run: Run) -> Contract:
         tried = {**bounded, **rows, **sizes}
         if input_bytes(contract, tried) > MOST_BYTES:
             return False
-        try:
-            run(draw_random(contract, None, tried, 0).inputs)
-        except ModelError:
-            return False
-        return True
+        return any(_runs(run, draw_random(contract, None, tried, seed)) for seed in VALUE_SEEDS)
 
     together = next(
         (n for n in range(1, MOST_LEAST_SIZE + 1) if takes(dict.fromkeys(axes, n))), None
     )
-    if together is None:
+    if together in (None, 1):
         return contract
     found = {}
     for axis in axes:
@@ -98,6 +96,14 @@ def with_least_sizes(contract: Contract, run: Run) -> Contract:
         if low > 1:
             found[axis] = (low, None)
     return replace(contract, bounds={**contract.bounds, **found})
+
+
+def _runs(run: Run, case: Case) -> bool:
+    try:
+        run(case.inputs)
+    except ModelError:
+        return False
+    return True
 
 
 def input_bytes(contract: Contract, sizes: Mapping[str, int]) -> int:
