@@ -26,6 +26,7 @@ class Registered:
     max_batch_delay_ms: int
     is_good: bool
     pid: int = 0
+    max_workers: int | None = None
 
     def described(self, name: str, version: str) -> dict[str, object]:
         """As TorchServe tells it; a worker is ready, or another one each time."""
@@ -38,7 +39,7 @@ class Registered:
             "modelVersion": version,
             "modelUrl": self.url,
             "minWorkers": self.workers,
-            "maxWorkers": self.workers,
+            "maxWorkers": self.workers if self.max_workers is None else self.max_workers,
             "batchSize": self.batch_size,
             "maxBatchDelay": self.max_batch_delay_ms,
             "responseTimeout": 60,
@@ -58,11 +59,15 @@ class Versions:
 
 @dataclass(frozen=True)
 class Stored:
-    """An archive of the store: what its manifest says, and whether its workers can load."""
+    """An archive of the store: what it says, and whether its workers can load.
+
+    `workers`, the fewest and the most, win over the number that a registration asks for.
+    """
 
     name: str
     version: str
     is_good: bool = True
+    workers: tuple[int, int] | None = None
 
 
 @dataclass
@@ -100,7 +105,9 @@ class Management:
         if call.path.endswith("/set-default"):
             model.default = version
             return _json(200, {"status": "Default version successfully updated"})
-        model.versions[version].workers = int(call.params["min_worker"])
+        registered = model.versions[version]
+        registered.workers = int(call.params["min_worker"])
+        registered.max_workers = int(call.params["max_worker"])
         return _json(202, {"status": "Processing worker updates..."})
 
     def _register(self, call: Call, by: str) -> Answer:
@@ -113,13 +120,16 @@ class Management:
         if model and stored.version in model.versions:
             return _problem(409, "ConflictStatusException", "is already registered")
         model = self.models.setdefault(name, Versions(stored.version, {}))
+        asked = int(call.params.get("initial_workers", 1))
+        fewest, most = stored.workers or (asked, asked)
         model.versions[stored.version] = Registered(
             url=url,
             by=by,
-            workers=int(call.params.get("initial_workers", 1)),
+            workers=fewest,
             batch_size=int(call.params.get("batch_size", 1)),
             max_batch_delay_ms=int(call.params.get("max_batch_delay", 100)),
             is_good=stored.is_good,
+            max_workers=most,
         )
         status = 202 if model.versions[stored.version].workers else 200
         return _json(status, {"status": "Processing worker updates..."})

@@ -4,6 +4,7 @@ import functools
 import re
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +61,17 @@ def test_a_registrations_settings_are_kept(
     for file in ("m-2.mar", "m-1.mar"):
         new = done(home, server, lambda client, f=file: rollout(client, f, **told)).new
         assert (new.min_workers, new.batch_size, new.max_batch_delay_ms) == kept
+
+
+@pytest.mark.parametrize("named", [(1, 1), (1, 2), (1, 3), (2, 2), (3, 3), (2, 4)])
+def test_workers_asked_for_win_over_the_archives(home: Path, named: tuple[int, int]) -> None:
+    """Also where the archive's most are as many, at a registration and at a rollout."""
+    store = {file: replace(stored, workers=named) for file, stored in STORE.items()}
+    server = Management(store)
+    first = done(home, server, lambda client: client.register("m-1.mar", workers=3))
+    second = done(home, server, lambda client: rollout(client, "m-2.mar")).new
+    for status in (first, second):
+        assert (status.ready, status.min_workers, status.max_workers) == (3, 3, 3)
 
 
 def test_what_the_old_archive_said_is_not_kept(home: Path) -> None:

@@ -66,7 +66,9 @@ def register(
             status = yield from own.made()
             if admitted is not None:
                 write_note(access.home, status.name, status.version, own.note())
-            if wanted.workers is not None and status.max_workers != wanted.workers:
+            # one that names its workers gets those, whatever is asked for here
+            bounds = {status.min_workers, status.max_workers}
+            if wanted.workers is not None and bounds != {wanted.workers}:
                 yield from _set_workers(access, status, wanted.workers)
                 (status,) = yield from describe(access, status.name, status.version)
             watch = Watch(access, status.name, status.version, log, frozenset())
