@@ -7,6 +7,7 @@ import http.client
 import select
 from collections import defaultdict
 from collections.abc import Callable, Iterator
+from typing import Any, BinaryIO
 from urllib.parse import urlsplit
 
 from marship import limited
@@ -23,6 +24,46 @@ class UnreachableError(OSError):
     """There is no connection."""
 
 
+class _Response(http.client.HTTPResponse):
+    """One that was cut off among its headers is an error: http.client takes their end for whole.
+
+    Without a length the body would then be empty, and a success.
+    """
+
+    def begin(self) -> None:
+        """Read the status line and the headers.
+
+        Raises:
+            http.client.RemoteDisconnected: The connection ended before they did.
+        """
+        reader = self.fp
+        lines: Any = _LastLine(reader)  # of a reader it has what http.client uses here
+        self.fp = lines
+        try:
+            super().begin()
+        finally:
+            if self.fp is lines:  # else it is closed
+                self.fp = reader
+        if not lines.last:
+            raise http.client.RemoteDisconnected("the connection ended among the headers")
+
+
+class _LastLine:
+    """Reads lines, and keeps the last one."""
+
+    def __init__(self, reader: BinaryIO) -> None:
+        self._reader, self.last = reader, b""
+
+    def readline(self, limit: int = -1) -> bytes:
+        """The next line; empty at the connection's end."""
+        self.last = self._reader.readline(limit)
+        return self.last
+
+    def close(self) -> None:
+        """Close the connection, as http.client does where the status line is damaged."""
+        self._reader.close()
+
+
 class Connection(http.client.HTTPConnection):
     """A connection to one address that stays open, and is made anew where it ended.
 
@@ -30,6 +71,8 @@ class Connection(http.client.HTTPConnection):
         base: The address, without a path.
         check: Asked about each new connection before anything is sent.
     """
+
+    response_class = _Response
 
     def __init__(self, base: str, check: Check) -> None:
         self.base, self.limits, self._check = base, Limits(), check

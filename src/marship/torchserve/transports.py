@@ -33,7 +33,7 @@ MAX_RESPONSE_BYTES = 1 << 30
 _OVERHEAD_BYTES = 1 << 20  # of headers; chunks of a single byte would double what a body takes
 _HEADERS = {"Accept-Encoding": "identity", "User-Agent": f"marship/{marship.__version__}"}
 _NO_ENCODING, _CHUNKED = ("", "identity"), ("", "chunked")
-_LENGTH, _SHOWN = re.compile(r"[0-9]{1,18}"), 40
+_LENGTH, _SHOWN, _LONGEST_REASON = re.compile(r"[0-9]{1,18}"), 40, 100
 _SUCCESS, _REDIRECT = 200, 300
 
 
@@ -197,8 +197,10 @@ class BlockingTransport:
             raise _without_tls(url, error) from error
         except http.client.InvalidURL as error:
             raise _no_address(url, error) from error
-        except (OSError, http.client.HTTPException) as error:
+        except (OSError, http.client.IncompleteRead) as error:
             raise _dropped(url) from error
+        except http.client.HTTPException as error:
+            raise _no_http(url, error) from error
         except ValueError as error:  # a header that cannot be sent
             raise _no_address(url, error) from error
 
@@ -304,13 +306,22 @@ class AsyncTransport:
         except aiohttp.ClientConnectorSSLError as error:
             raise _without_tls(url, error.os_error) from error
         except aiohttp.ClientConnectorError as error:
-            raise self._access.not_reachable(url) from error
+            is_cut_off = isinstance(error.os_error, ConnectionResetError)  # while TLS shook hands
+            raise (_dropped(url) if is_cut_off else self._access.not_reachable(url)) from error
         except aiohttp.InvalidURL as error:
             raise _no_address(url, error) from error
         except aiohttp.ClientError as error:
-            raise _dropped(url) from error
+            raise _no_answer(url, error) from error
         except ValueError as error:  # a header that cannot be sent
             raise _no_address(url, error) from error
+
+
+def _no_answer(url: str, error: aiohttp.ClientError) -> ServerError:
+    if isinstance(error, aiohttp.ClientResponseError):
+        return _no_http(url, error)
+    if isinstance(error.__cause__, ssl.SSLError):  # TLS 1.3 refuses a client after the handshake
+        return _without_tls(url, error.__cause__)
+    return _dropped(url)
 
 
 async def _within(end: float, waiting: Any) -> bytes:  # noqa: ANN401  a coroutine
@@ -354,6 +365,11 @@ def _too_slow(url: str, timeout_s: float) -> NoAnswerError:
 
 def _dropped(url: str) -> NoAnswerError:
     return NoAnswerError(f"{url} must answer, got a connection that the server closed. Ask again.")
+
+
+def _no_http(url: str, error: Exception) -> ServerError:
+    said = " ".join(str(getattr(error, "message", error)).split())[:_LONGEST_REASON]
+    return _unfit(url, "answer in HTTP/1.1", repr(said))
 
 
 def _no_address(url: str, error: Exception) -> ServerError:
