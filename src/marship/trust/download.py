@@ -1,13 +1,15 @@
 """Archives from elsewhere: they lie in the model store once a pinned key's signature held."""
 
+import http.client
 import re
 import shutil
+import ssl
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from urllib.parse import unquote, urljoin, urlsplit
+from urllib.parse import SplitResult, unquote, urljoin, urlsplit
 
 import requests
 from requests.adapters import HTTPAdapter
@@ -31,6 +33,9 @@ _WINDOW_BYTES = 4 << 20  # a piece in the smallest chunks, or headers
 _MOST_REDIRECTS = 10
 _REDIRECTS = (301, 302, 303, 307, 308)
 _SHOWN, _LONGEST_REASON = 40, 200
+_LAYERS = re.compile(r"\[SSL: \w+\] | \(_ssl\.c:\d+\)")
+_PASSWORD = re.compile(r"(?<=//)\S*@|^[^/]*@")
+_CUT_OFF = (http.client.RemoteDisconnected, ConnectionResetError, ssl.SSLEOFError)
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*\.mar")
 _MISSING = (requests.codes.not_found, requests.codes.gone)
 
@@ -84,7 +89,7 @@ def fetch(
             _save(session, f"{url}.sig", beside(archive), limit)
         except _MissingError as error:
             raise SignatureError(
-                f"{name} must be signed, got no signature at {url}.sig. Put there what "
+                f"{name} must be signed, got no signature at {_told(url)}.sig. Put there what "
                 "marship sign wrote."
             ) from error
         limit = _limit(trust.stated_bytes(archive), most_unstated_bytes, store)
@@ -128,16 +133,27 @@ class _MissingError(PackageError):
 
 
 def _name_of(url: str) -> str:
-    parts = urlsplit(url)
-    name = unquote(parts.path).rpartition("/")[2]
-    # what stands behind ? or # would take the .sig, and the archive be its own signature
-    whole = parts.scheme in {"http", "https"} and not {"?", "#"} & set(url)
-    if not whole or not _NAME.fullmatch(name):
+    name = ""
+    with suppress(ValueError):  # of a host or a port that is none
+        parts = urlsplit(url)
+        # what stands behind ? or # would take the .sig, and the archive be its own signature
+        if parts.scheme in {"http", "https"} and _has_host(parts) and not {"?", "#"} & set(url):
+            name = unquote(parts.path).rpartition("/")[2]
+    if not _NAME.fullmatch(name):
         raise UsageError(
-            f"the URL must be http(s)://.../NAME.mar without ? and #, got {url}. A file that is "
-            "at hand is copied into the model store instead."
+            f"the URL must be http(s)://.../NAME.mar without ? and #, got {_told(url)}. A file "
+            "that is at hand is copied into the model store instead."
         )
     return name
+
+
+def _has_host(parts: SplitResult) -> bool:
+    """Whether there is a host, and a port that can be one.
+
+    Raises:
+        ValueError: The port is none.
+    """
+    return bool(parts.hostname) and parts.port != 0
 
 
 def _save(
@@ -148,7 +164,8 @@ def _save(
     on_bytes: OnBytes | None = None,
 ) -> None:
     """Write a body to a file as it comes; to end early, or beyond the limit, is an error."""
-    with _faults(url), session.found(url) as answer, path.open("wb") as file:
+    place, url = url, _told(url)
+    with _faults(url), session.found(place) as answer, path.open("wb") as file:
         if answer.status_code != requests.codes.ok:
             kind = _MissingError if answer.status_code in _MISSING else PackageError
             raise kind(f"{url} must be answered with 200, got {answer.status_code}.")
@@ -171,6 +188,11 @@ def _save(
                 kept_up = done
             if on_bytes:
                 on_bytes(done, size_bytes)
+
+
+def _told(url: str) -> str:
+    """The address for an error, which may be logged: without the password that it may hold."""
+    return _PASSWORD.sub("", url)
 
 
 def _length(url: str, value: str | None) -> int | None:
@@ -211,8 +233,8 @@ class _Session(requests.Session):
             answer.close()
             place = urljoin(place, target)
         raise PackageError(
-            f"{url} must lead to a file, got more than {_MOST_REDIRECTS} redirects. Name the "
-            "last address."
+            f"{_told(url)} must lead to a file, got more than {_MOST_REDIRECTS} redirects. Name "
+            "the last address."
         )
 
     def get_redirect_target(self, resp: requests.Response) -> None:
@@ -265,13 +287,22 @@ def _faults(url: str) -> Iterator[None]:
             f"{url} must be answered by HTTP, got more than {_WINDOW_BYTES:,} bytes of it."
         ) from error
     except (requests.RequestException, ValueError) as error:
-        reason = str(error).rpartition(": ")[2].strip("\"').")[:_LONGEST_REASON]  # not the layers'
-        if isinstance(error, requests.exceptions.ChunkedEncodingError):
-            reason = "an end before all of it had come"
-        if isinstance(error, requests.ReadTimeout) or "timed out" in reason or "deadline" in reason:
-            reason = f"less than {_PIECE_BYTES >> 10} KiB in {WINDOW_S:g} s"
-        advice = "Try again."
-        if isinstance(error, requests.exceptions.SSLError):
-            reason = reason.partition(" (_ssl")[0]
-            advice = "Use a name that its certificate holds, or trust it with REQUESTS_CA_BUNDLE."
-        raise PackageError(f"{url} must be fetched whole, got: {reason}. {advice}") from error
+        raise PackageError(f"{url} must be fetched whole, got: {_reason(error)}") from error
+
+
+def _reason(error: BaseException) -> str:
+    """What went wrong, without the layers that it came through, and what to do about it."""
+    root = error
+    while cause := root.__cause__ or root.__context__:
+        root = cause
+    said = _told(_LAYERS.sub("", " ".join(str(root).split())))
+    reason, advice = said.rpartition(": ")[2].rstrip(".")[:_LONGEST_REASON], "Try again."
+    if isinstance(error, requests.ReadTimeout) or "timed out" in said or "deadline" in said:
+        reason = f"less than {_PIECE_BYTES >> 10} KiB in {WINDOW_S:g} s"
+    elif isinstance(error, requests.exceptions.ChunkedEncodingError) or isinstance(root, _CUT_OFF):
+        reason = "an end before all of it had come"
+    elif isinstance(root, ssl.SSLCertVerificationError):
+        advice = "Use a name that its certificate holds, or trust it with REQUESTS_CA_BUNDLE."
+    elif isinstance(root, ssl.SSLError):
+        advice = "The server must speak TLS 1.2 or newer there, and want no client's certificate."
+    return f"{reason}. {advice}"

@@ -6,6 +6,7 @@ import functools
 import gzip
 import json
 import os
+import re
 import socket
 import ssl
 import sys
@@ -269,13 +270,16 @@ def test_a_disk_without_room_is_told(remote: Remote) -> None:
             "http://x/lin.mar#x",
             "http://x/lin.mar#",
         ),
+        *("http:///lin.mar", "http://[::1/lin.mar", "http://[::x]:1/lin.mar", "http://x:y/lin.mar"),
+        *("ftp://bob:SECRET@x/lin.mar", "http://bob:SEC/RET@x/lin.mar", "bob:SECRET@x/lin.mar"),
     ],
 )
 def test_what_is_no_url_of_an_archive(remote: Remote, wrong: str) -> None:
-    """One line says what it must look like; nothing is written."""
-    with pytest.raises(UsageError, match=r"must be http\(s\)://\.\.\./NAME\.mar"):
+    """One line says what it must look like; nothing is written, and no password told."""
+    with pytest.raises(UsageError, match=r"must be http\(s\)://\.\.\./NAME\.mar") as caught:
         download.fetch(wrong, remote.trust, remote.store)
     assert not remote.store.exists()
+    assert not re.search("bob|SEC", str(caught.value))
 
 
 @pytest.fixture
@@ -298,6 +302,29 @@ def failed(remote: Remote, url: str) -> str:
         download.fetch(url, remote.trust, remote.store)
     assert list(remote.store.iterdir()) == []
     return str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        *(b"", b"SSH-2.0\r\n", b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n"),
+        b"HTTP/1.1 500 Fault\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\nContent-Length: x\r\n\r\n",
+        b"HTTP/1.1 302 Found\r\nLocation: http://eve:SECRET@x y/\r\n\r\n",
+        b"HTTP/1.1 302 Found\r\nLocation: ftp://eve:SECRET@x/lin.mar\r\n\r\n",
+        b"HTTP/1.1 302 Found\r\nLocation: /lin.mar\r\nContent-Length: 0\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\nContent-Length: 99999999\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\nContent-Encoding: br\r\n\r\n",
+    ],
+)
+def test_no_error_tells_a_password(
+    remote: Remote, stranger: Callable[..., str], answer: bytes
+) -> None:
+    """Errors are logged; the reason is what happened, without Python's names for it."""
+    error = failed(remote, stranger(sends(answer)).replace("http://", "http://bob:SECRET@"))
+    assert "lin.mar" in error
+    assert not re.search(r"bob|SECRET|Error\(", error)
 
 
 MOVED = b"HTTP/1.1 302 Found\r\nLocation: /lin.mar.sig\r\n"
