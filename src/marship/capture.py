@@ -42,7 +42,8 @@ def input_order(model: nn.Module, examples: Arrays) -> list[str]:
     """The names of the example's arrays in the order of forward's parameters.
 
     Raises:
-        DataError: The example lacks an input that forward needs, or has one it does not take.
+        DataError: The example lacks an input that forward needs, has one it does not take, or
+            holds something else than numbers.
         UsageError: forward takes its inputs without names.
     """
     parameters = inspect.signature(model.forward).parameters
@@ -60,7 +61,19 @@ def input_order(model: nn.Module, examples: Arrays) -> list[str]:
             f"the example must hold arrays named {', '.join(named)}, "
             f"got {', '.join(examples) or 'none'}. Name them as forward names its parameters."
         )
+    _check_types(examples)
     return [name for name in named if name in examples]
+
+
+def _check_types(examples: Arrays) -> None:
+    for name, array in examples.items():
+        try:
+            torch.from_numpy(np.empty(0, array.dtype))
+        except TypeError as error:
+            raise DataError(
+                f"{name} of the example must be of a type that PyTorch has, got {array.dtype}. "
+                "Save numbers, such as float32 or int64."
+            ) from error
 
 
 def output_names(model: nn.Module, examples: Arrays, given: tuple[str, ...]) -> tuple[str, ...]:

@@ -1,13 +1,13 @@
 """Inputs to try a model on: real ones cut from examples, random ones in their range."""
 
-import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from marship.contract import Array, Arrays, Contract, TensorSpec
+from marship import texts
+from marship.contract import NPZ_FAULTS, Array, Arrays, Contract, TensorSpec
 from marship.errors import DataError, UsageError
 
 BATCH_SIZES = (1, 2, 7)
@@ -36,25 +36,32 @@ class Case:
 
 
 def read_rows(path: Path) -> Arrays:
-    """Read an npz of rows by input name.
+    """Read an npz of rows by input name, in this machine's byte order.
 
     Raises:
         UsageError: There is no such file.
         DataError: It holds something else.
     """
     try:
-        with np.load(path, allow_pickle=False) as arrays:
-            return {name: arrays[name] for name in arrays.files}
+        # a pipe that nobody writes to would be waited for
+        with texts.open_file(path) as file, np.load(file, allow_pickle=False) as arrays:
+            return {name: _array(name, arrays[name]) for name in arrays.files}
     except FileNotFoundError as error:
         raise UsageError(
             f"{path} must hold example inputs, got no such file. "
             "Write it with numpy.savez(path, <input name>=<array of rows>)."
         ) from error
-    except (OSError, ValueError, EOFError, AttributeError, TypeError, zipfile.BadZipFile) as error:
+    except NPZ_FAULTS as error:
         raise DataError(
-            f"{path} must be an npz of plain arrays, got: {error}. "
+            f"{path} must be an npz of plain arrays, got: {' '.join(str(error).split())}. "
             "Write it with numpy.savez(path, <input name>=<array of rows>)."
         ) from error
+
+
+def _array(name: str, value: object) -> Array:
+    if not isinstance(value, np.ndarray):  # NumPy gives the bytes of what it does not know
+        raise TypeError(f"{name!r} that is no array")
+    return value.astype(value.dtype.newbyteorder("="), copy=False)  # PyTorch takes no other
 
 
 def draw_cases(contract: Contract, examples: Arrays | None) -> Iterator[Case]:

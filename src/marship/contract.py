@@ -33,7 +33,7 @@ GOLDEN_FILE = "golden.npz"
 FORMAT = 1
 CHUNK_BYTES = 1 << 20
 MOST_GOLDEN_BYTES = 2 << 30  # an npz of 2 MB may stand for as much
-_NPZ_FAULTS = (
+NPZ_FAULTS = (
     *(OSError, ValueError, TypeError, AttributeError, EOFError, MemoryError, RuntimeError),
     *(zipfile.BadZipFile, zlib.error, SyntaxError, tokenize.TokenError, OverflowError, KeyError),
 )
@@ -307,7 +307,7 @@ def read_golden(source: Path | BinaryIO) -> list[GoldenCase]:
                 if not isinstance(array := arrays[key], np.ndarray):  # NumPy gives the bytes
                     raise TypeError(f"{key} that is no array")
                 (case.inputs if side == "in" else case.outputs)[name] = array
-    except _NPZ_FAULTS as error:
+    except NPZ_FAULTS as error:
         raise ModelError(
             f"{GOLDEN_FILE} must hold golden cases, got {error}. Package the model again."
         ) from error

@@ -1,6 +1,7 @@
 """marship.export: from weights to a proven ONNX file, whole or not at all."""
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -13,7 +14,7 @@ import onnxruntime
 import pytest
 import torch
 
-from marship import capture, graph, outputs
+from marship import capture, cases, graph, outputs
 from marship.contract import Contract, Tolerance, agree, read_golden
 from marship.errors import (
     CheckpointError,
@@ -397,6 +398,23 @@ def test_a_missing_or_damaged_example_is_refused(tmp_path: Path, content: bytes 
             settings=ExportSettings(),
             out=tmp_path / "run",
         )
+
+
+def test_an_example_of_another_byte_order_is_read(tmp_path: Path) -> None:
+    """As other machines and formats have it: PyTorch takes the native one alone."""
+    rows = numbers(4, 10)
+    np.savez(tmp_path / "rows.npz", x=np.asfortranarray(rows.astype(">f4")))
+    found = cases.read_rows(tmp_path / "rows.npz")["x"]
+    assert found.dtype.isnative
+    np.testing.assert_array_equal(found, rows)
+    torch.from_numpy(found)
+
+
+def test_an_example_that_is_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
+    """Nobody writes to it."""
+    os.mkfifo(tmp_path / "rows.npz")
+    with pytest.raises(DataError, match="Not a regular file"):
+        cases.read_rows(tmp_path / "rows.npz")
 
 
 def test_settings_are_imported_without_the_heavy_libraries() -> None:

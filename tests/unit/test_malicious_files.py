@@ -54,6 +54,23 @@ def npz(**arrays: object) -> bytes:
     return buffer.getvalue()
 
 
+def npy(descr: str = "<f4", shape: str = "(2, 5)", data: bytes = bytes(40)) -> bytes:
+    """An npz of one array whose header says this."""
+    header = f"{{'descr': {descr!r}, 'fortran_order': False, 'shape': {shape}}}\n".encode()
+    return zipped("input.npy", b"\x93NUMPY\x03\0" + struct.pack("<L", len(header)) + header + data)
+
+
+def zipped(name: str, data: bytes, *, at: int = 0, byte: int = 0) -> bytes:
+    """A zip of one file; a byte of its entry in the directory may be another."""
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        archive.writestr(name, data)
+    found = bytearray(buffer.getvalue())
+    if at:
+        found[found.rindex(b"PK\x01\x02") + at] = byte
+    return bytes(found)
+
+
 def safetensors(header: object, data: bytes = bytes(4), length: int | None = None) -> bytes:
     """A safetensors file: eight bytes of length, a JSON header, the numbers."""
     text = json.dumps(header).encode()
@@ -128,6 +145,14 @@ CASES: dict[str, tuple[Door, bytes, type[MarshipError]]] = {
     "resume": (resume, torched({"format": 1, "weights": Trap()}), CheckpointError),
     "example": (export_example, npz(input=[Trap(), Trap()]), DataError),
     "example, a bare pickle": (export_example, PICKLED, DataError),
+    "example, terabytes": (export_example, npy(shape="(1000000000000, 5)"), DataError),
+    "example, more than memory has": (export_example, npy(shape=f"({10**20}, 5)"), DataError),
+    "example, a long header": (export_example, npy(shape=f"(2, 5{' ' * 20_000})"), DataError),
+    "example, a record": (export_example, npy("|V8", "(2,)", bytes(16)), DataError),
+    "example, dates": (export_example, npy("<M8[s]", "(2,)", bytes(16)), DataError),
+    "example, no array": (export_example, zipped("input", b"text"), DataError),
+    "example, encrypted": (export_example, zipped("input.npy", b"x", at=8, byte=1), DataError),
+    "example, packed oddly": (export_example, zipped("input.npy", b"x", at=10, byte=99), DataError),
     "golden cases": (golden, npz(**{"0/in/x": [Trap()]}), ModelError),
     "a tag in YAML": (inspect, YAML, PackageError),
     "a tag below a name": (inspect, b"minWorkers: " + YAML, PackageError),
