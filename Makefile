@@ -7,7 +7,7 @@ PIP := $(BIN)/pip --disable-pip-version-check
 SHELL := /bin/bash
 .SHELLFLAGS := -o pipefail -c
 
-.PHONY: help setup demo demo-image demo-speech test test-served test-alone torture check audit \
+.PHONY: help setup demo demo-image demo-speech test test-steps test-parts torture check audit \
   bench lock clean
 
 help:  ## what can be made
@@ -27,14 +27,15 @@ setup: .venv/.done  ## make .venv and install everything
 demo: setup  ## train a recommender, serve it, ask it, scale it, stop
 	@PATH="$(CURDIR)/$(BIN):$$PATH" bash demos/recommend.sh
 
-test: setup  ## the whole test suite, real TorchServe included, its two halves side by side
-	@$(MAKE) --no-print-directory --jobs=2 test-served test-alone
+test: setup  ## the whole test suite: first with real servers, then all other tests in two halves
+	$(BIN)/pytest tests/handlers tests/server --durations=25
+	@$(MAKE) --no-print-directory --jobs=2 test-steps test-parts
 
-test-served: setup  ## the tests that start TorchServe
-	$(BIN)/pytest tests/handlers tests/server --durations=25 2>&1 | sed -u 's/^/served | /'
+test-steps: setup
+	$(BIN)/pytest tests/unit/test_*.py --durations=10 2>&1 | sed -u 's/^/steps | /'
 
-test-alone: setup  ## all others
-	$(BIN)/pytest tests/training tests/unit --durations=25 2>&1 | sed -u 's/^/alone  | /'
+test-parts: setup
+	$(BIN)/pytest tests/training tests/unit/*/ --durations=10 2>&1 | sed -u 's/^/parts | /'
 
 torture: setup  ## faults and attacks in full, figures into docs/reliability.md; a quarter of an hour
 	$(BIN)/pytest tests/server/torture --full --report docs/reliability.md
