@@ -161,6 +161,8 @@ def read_npy(body: bytes | bytearray | memoryview) -> Array:
         raise MalformedError("the npy file must hold numbers, got Python objects.")
     if dtype.subdtype is not None or dtype.itemsize == 0:
         raise MalformedError(f"the npy file must hold numbers or text, got {dtype}.")
+    if not all(type(size) is int for size in shape):  # NumPy's parser takes True for one
+        raise MalformedError(f"the npy file must have a shape of whole numbers, got {shape}.")
     expected = int(np.prod(shape, dtype=object)) * dtype.itemsize
     if min(shape, default=0) < 0 or len(body) - start != expected:
         raise MalformedError(

@@ -169,6 +169,13 @@ BAD = {
         MalformedError,
         "npy",
     ),
+    "npy of a shape with a truth": (
+        codec.write_npy(np.zeros((1, 3))).replace(b"(1, 3), }   ", b"(True, 3), }"),
+        "",
+        ONE,
+        MalformedError,
+        "whole numbers",
+    ),
     "npy magic only": (b"\x93NUMPY", "", ONE, MalformedError, "npy"),
     "npy of objects": (
         b"\x93NUMPY\x01\x00\x76\x00{'descr': '|O', 'fortran_order': False, 'shape': (1,), }"
