@@ -25,6 +25,9 @@ _KEEPING = {
 _ALIGNED = {"Identity", "Cast", "Add", "Sub"}
 """Operators that leave every value at its place, if what they add has no more axes."""
 
+_CUTS = ("starts", "ends", "axes", "steps")
+"""What Slice takes, in the order of its inputs."""
+
 WHOLE = {
     TensorProto.INT8,
     TensorProto.INT16,
@@ -139,13 +142,12 @@ def _gathered(node: NodeProto, held: Held, constants: Mapping[str, TensorProto])
 
 def _sliced(node: NodeProto, held: Held, constants: Mapping[str, TensorProto]) -> Held | None:
     """Columns along one axis, if all others stay whole."""
-    parts = [_constant(name, constants) for name in node.input[1:] if name]
-    given = [part.reshape(-1).tolist() for part in parts if part is not None]
-    if len(given) < len(parts):
+    parts = {name: _given(node, place, name, constants) for place, name in enumerate(_CUTS, 1)}
+    starts, ends = parts["starts"], parts["ends"]
+    if starts is None or ends is None or None in parts.values():
         return None
-    starts, ends, *others = given
-    axes = others[0] if others else list(range(len(starts)))
-    steps = others[1] if len(others) > 1 else [1] * len(starts)
+    axes = parts["axes"] or list(range(len(starts)))
+    steps = parts["steps"] or [1] * len(starts)
     found: Held | None = held
     for start, end, axis, step in zip(starts, ends, axes, steps, strict=True):
         if (start, step) == (0, 1) and end >= np.iinfo(np.int32).max:
@@ -159,20 +161,30 @@ def _sliced(node: NodeProto, held: Held, constants: Mapping[str, TensorProto]) -
 def _split(node: NodeProto, held: Held, constants: Mapping[str, TensorProto]) -> dict[str, Held]:
     """Columns that lie beside each other, in several outputs."""
     axis = next((a.i for a in node.attribute if a.name == "axis"), 0)
-    named = _constant(node.input[1], constants) if len(node.input) > 1 else None
-    if named is None:
-        size = held.sizes[axis] if -len(held.sizes) <= axis < len(held.sizes) else None
-        if size is None or len(node.input) > 1:
-            return {}
-        each = -(-size // len(node.output))
-        named = np.full(len(node.output), each)
-    ends = np.cumsum(named).tolist()
+    sizes = _given(node, 1, "split", constants)
+    size = held.sizes[axis] if -len(held.sizes) <= axis < len(held.sizes) else None
+    if sizes is None or size is None:
+        return {}
+    ends = np.cumsum(sizes or [-(-size // len(node.output))] * len(node.output)).tolist()
     found = {}
     for output, start, end in zip(node.output, [0, *ends], ends, strict=False):
         part = held.cut(axis, slice(start, end), keeps_axis=True)
         if part is not None:
             found[output] = part
     return found
+
+
+def _given(
+    node: NodeProto, place: int, name: str, constants: Mapping[str, TensorProto]
+) -> list[int] | None:
+    """Integers of an input or, before opset 10 or 13, of an attribute; empty where left out.
+
+    None where the input is computed in each call.
+    """
+    if place < len(node.input) and node.input[place]:
+        value = _constant(node.input[place], constants)
+        return None if value is None else value.reshape(-1).tolist()
+    return next((list(a.ints) for a in node.attribute if a.name == name), [])
 
 
 def _constant(name: str, constants: Mapping[str, TensorProto]) -> npt.NDArray[np.generic] | None:

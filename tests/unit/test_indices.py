@@ -303,6 +303,45 @@ def test_a_float_is_cut_to_an_index(value: float, tmp_path: Path) -> None:
         validate({"ids": sent}, contract, allow_non_finite=True)
 
 
+OLD_CUTS: dict[str, tuple[list[onnx.NodeProto], dict[int, tuple[int, int]]]] = {
+    "Slice of a column": (
+        [helper.make_node("Slice", ["ids"], ["part"], axes=[1], starts=[2], ends=[3])],
+        {2: (0, 19)},
+    ),
+    "Slice without axes": (
+        [helper.make_node("Slice", ["ids"], ["part"], starts=[0, -1], ends=[2**31 - 1, 4])],
+        {3: (0, 19)},
+    ),
+    "Split into uneven parts": (
+        [helper.make_node("Split", ["ids"], ["part", "rest"], axis=1, split=[1, 3])],
+        {0: (0, 19)},
+    ),
+    "Split into even parts": (
+        [helper.make_node("Split", ["ids"], ["rest", "part"], axis=1)],
+        {2: (0, 19), 3: (0, 19)},
+    ),
+}
+
+
+@pytest.mark.parametrize("name", OLD_CUTS)
+def test_cuts_that_stand_in_attributes_are_read(name: str, tmp_path: Path) -> None:
+    """As Slice before opset 10 and Split before opset 13 state them."""
+    nodes, expected = OLD_CUTS[name]
+    whole = model(lambda b: b.op("Gather", table(b), "part"))
+    del whole.graph.node[1:]
+    whole.graph.node[0].output[0] = whole.graph.output[0].name
+    del whole.graph.output[0].type.tensor_type.shape.dim[:]
+    whole.graph.output[0].type.tensor_type.ClearField("shape")
+    for node in reversed(nodes):
+        whole.graph.node.insert(0, node)
+    whole.opset_import[0].version = 9
+    path = tmp_path / "old.onnx"
+    onnx.save(whole, path)
+    onnxruntime.InferenceSession(path)
+    (found,) = index_ranges(onnx.load(path)).columns.values()
+    assert {c.place: (c.low, c.high) for c in found} == expected
+
+
 class Tabular(nn.Module):
     """Categories in the columns of one table of floats, as tabular models take them."""
 
