@@ -71,7 +71,8 @@ def with_least_sizes(contract: Contract, run: Run) -> Contract:
 
     A convolution without padding takes no row shorter than its kernel, and nothing but a run says
     so. A bound is stated only where smaller sizes are refused beside small other axes and beside
-    large ones; axes with a bound, and the batch, are left alone.
+    larger ones: two inputs that the model joins may be long enough together. Axes with a bound,
+    and the batch, are left alone.
     """
     axes = [axis for axis in sizes_to_try(contract, None)[0] if axis not in contract.bounds]
 
@@ -90,9 +91,9 @@ def with_least_sizes(contract: Contract, run: Run) -> Contract:
     if together in (None, 1):
         return contract
     found = {}
+    beside = [dict.fromkeys(axes, size) for size in (together, 2 * together, MOST_LEAST_SIZE)]
     for axis in axes:
-        others = dict.fromkeys(axes, together)
-        low = next(n for n in range(1, together + 1) if takes(others | {axis: n}))
+        low = next(n for n in range(1, together + 1) if any(takes(o | {axis: n}) for o in beside))
         if low > 1:
             found[axis] = (low, None)
     return replace(contract, bounds={**contract.bounds, **found})

@@ -216,3 +216,10 @@ def test_the_least_sizes_of_two_inputs_depend_on_each_other() -> None:
 
     assert with_least_sizes(contract, run).bounds == {"a": (3, None), "b": (3, None)}
     assert with_least_sizes(contract, lambda inputs: inputs).bounds == {}
+
+    def run_joined(inputs: Arrays) -> Arrays:
+        if inputs["a"].shape[1] + inputs["b"].shape[1] < 5:
+            raise ModelError("refused")
+        return {}
+
+    assert with_least_sizes(contract, run_joined).bounds == {}
