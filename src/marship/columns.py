@@ -22,7 +22,10 @@ _KEEPING = {
 }
 """Operators whose output holds every value of the input."""
 
-_ALIGNED = {"Identity", "Cast", "Add", "Sub"}
+_ROUNDING = {"Ceil", "Floor", "Round"}
+"""Operators that keep an index, and bring a fraction to one of its neighbours."""
+
+_ALIGNED = {"Identity", "Cast", "Add", "Sub", *_ROUNDING}
 """Operators that leave every value at its place, if what they add has no more axes."""
 
 _CUTS = ("starts", "ends", "axes", "steps")
@@ -40,10 +43,15 @@ WHOLE = {
     TensorProto.DOUBLE,
     TensorProto.FLOAT,
 }
-"""Types that a Cast of an index keeps its value in; float32 does up to 2^24 rows."""
+"""Types that hold an index as it is; float32 does up to 2^24 rows."""
+
+_NARROW = {TensorProto.INT8, TensorProto.INT16, TensorProto.UINT8, TensorProto.UINT16}
+"""Types that a Cast folds larger numbers into: 256 becomes 0."""
 
 Shift = tuple[int, int]
 """The smallest and the largest number that was added to an input's values."""
+
+_NO_SHIFT: Shift = (0, 0)
 
 Place = tuple[int, int]
 """An axis of the input and an index along it."""
@@ -60,6 +68,7 @@ class Held:
 
     Attributes:
         shift: What was added to the values.
+        shifts: What was added to the values of each place beside that; empty for nothing.
         sizes: The tensor's sizes, None where they vary, while its axes are the input's; later
             nothing.
         axis: The axis of the input that was cut; -1 for none.
@@ -70,14 +79,21 @@ class Held:
     sizes: tuple[int | None, ...] = ()
     axis: int = -1
     places: tuple[int, ...] = ()
+    shifts: tuple[Shift, ...] = ()
 
-    def ranges(self, found: Range | None) -> Ranges:
-        """What a range of this tensor's values means for the input."""
-        if found is None:
+    def ranges(self, size: int | None) -> Ranges:
+        """What indexing a table of that size with this tensor's values means for the input."""
+        if size is None:
             return {}
         if self.axis < 0:
-            return {ALL: found}
-        return {(self.axis, place): found for place in self.places}
+            return {ALL: _unshifted(size, self.shift)}
+        found: Ranges = {}
+        for number, place in enumerate(self.places):
+            more = self.shifts[number] if self.shifts else _NO_SHIFT
+            low, high = _unshifted(size, (self.shift[0] + more[0], self.shift[1] + more[1]))
+            other = found.get((self.axis, place), (low, high))
+            found[self.axis, place] = max(low, other[0]), min(high, other[1])
+        return found
 
     def cut(self, axis: int, wanted: Sequence[int] | slice, *, keeps_axis: bool) -> "Held | None":
         """What holds the wanted indices along an axis; None where that is not a column's."""
@@ -87,13 +103,36 @@ class Held:
             return None
         places = self.places if self.axis == axis else tuple(range(size))
         if isinstance(wanted, slice):
-            kept = places[wanted]
+            numbers = list(range(size))[wanted]
         elif all(-size <= index < size for index in wanted):
-            kept = tuple(places[index] for index in wanted)
+            numbers = [index % size for index in wanted]
         else:
             return None
+        kept = tuple(places[number] for number in numbers)
+        shifts = tuple(self.shifts[number] for number in numbers) if self.shifts else ()
         sizes = (*self.sizes[:axis], len(kept), *self.sizes[axis + 1 :]) if keeps_axis else ()
-        return Held(self.shift, sizes, axis, kept)
+        return Held(self.shift, sizes, axis, kept, shifts)
+
+    def added(self, numbers: npt.NDArray[np.generic], sign: int) -> "Held":
+        """What holds the values plus these numbers: one for all, or one for each column."""
+        low, high = sorted((sign * int(numbers.min()), sign * int(numbers.max())))
+        shape = (1,) * (len(self.sizes) - numbers.ndim) + numbers.shape
+        long = [axis for axis, size in enumerate(shape) if size > 1]
+        if len(long) == 1 and len(shape) == len(self.sizes) and self.axis in (-1, long[0]):
+            (axis,) = long
+            columns = self.cut(axis, slice(None), keeps_axis=True)
+            if columns is not None and len(columns.places) == shape[axis]:
+                before = columns.shifts or (_NO_SHIFT,) * shape[axis]
+                more = [sign * int(number) for number in numbers.reshape(-1)]
+                shifts = tuple((b[0] + m, b[1] + m) for b, m in zip(before, more, strict=True))
+                return replace(columns, shifts=shifts)
+        sizes = self.sizes if numbers.ndim <= len(self.sizes) else ()
+        return replace(self, shift=(self.shift[0] + low, self.shift[1] + high), sizes=sizes)
+
+
+def _unshifted(size: int, shift: Shift) -> Range:
+    """The values that, shifted, index a table of that size; the widest of several shifts."""
+    return -shift[1], size - 1 - shift[0]
 
 
 def passed_on(
@@ -121,10 +160,10 @@ def _only_output(
     found: Held | None = held[0]
     if node.op_type == "Cast":
         to = next(a.i for a in node.attribute if a.name == "to")
-        found = held[0] if to in WHOLE else None
+        found = held[0] if to in WHOLE - _NARROW else None
     elif node.op_type in ("Add", "Sub"):
         found = _added(node, held[0], constants)
-    elif node.op_type not in _KEEPING:
+    elif node.op_type not in _KEEPING | _ROUNDING:
         found = None
     if found is not None and node.op_type not in _ALIGNED:
         return replace(found, sizes=())
@@ -152,7 +191,7 @@ def _sliced(node: NodeProto, held: Held, constants: Mapping[str, TensorProto]) -
     for start, end, axis, step in zip(starts, ends, axes, steps, strict=True):
         if (start, step) == (0, 1) and end >= np.iinfo(np.int32).max:
             continue
-        if step < 0 or found is None:
+        if found is None:
             return None
         found = found.cut(axis, slice(start, end, step), keeps_axis=True)
     return found
@@ -202,8 +241,4 @@ def _added(node: NodeProto, held: Held, constants: Mapping[str, TensorProto]) ->
         return None  # a constant minus the values turns their order around
     if added.dtype.kind not in "iuf" or added.size == 0 or not np.array_equal(added, added // 1):
         return None
-    low, high = int(added.min()), int(added.max())
-    if node.op_type == "Sub":
-        low, high = -high, -low
-    sizes = held.sizes if added.ndim <= len(held.sizes) else ()
-    return replace(held, shift=(held.shift[0] + low, held.shift[1] + high), sizes=sizes)
+    return held.added(added, -1 if node.op_type == "Sub" else 1)

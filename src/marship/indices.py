@@ -12,7 +12,7 @@ import numpy as np
 import onnx
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
-from marship.columns import ALL, WHOLE, Held, Range, Ranges, Shift, passed_on
+from marship.columns import ALL, WHOLE, Held, Range, Ranges, passed_on
 from marship.contract import ColumnRange, TensorSpec
 from marship.operators import inlined
 
@@ -102,7 +102,7 @@ class _Trace:
                 if place < len(node.input) and node.input[place] in known:
                     index = known[node.input[place]]
                     size = self.sizes.along(node, node.input[table], constants)
-                    found = _both(found, index.ranges(_unshifted(size, index.shift)))
+                    found = _both(found, index.ranges(size))
             found = _both(found, self._inside(node, known, constants))
             known |= passed_on(node, known, constants)
         return found
@@ -150,11 +150,6 @@ def _either(branches: Sequence[Ranges]) -> Ranges:
         place: (min(b[place][0] for b in branches), max(b[place][1] for b in branches))
         for place in common
     }
-
-
-def _unshifted(size: int | None, shift: Shift) -> Range | None:
-    """The values that, shifted, index a table of that size; the widest of a vector's shifts."""
-    return None if size is None else (-shift[1], size - 1 - shift[0])
 
 
 def _note_constant(node: NodeProto, constants: dict[str, TensorProto]) -> None:
