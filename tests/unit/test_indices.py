@@ -318,6 +318,9 @@ def test_a_float_is_cut_to_an_index(value: float, tmp_path: Path) -> None:
     contract = graph.contract_of(path)
     sent = np.full((2, 4), value, np.float32)
     validate({"ids": sent}, contract)
+    onnx.save(cast_first(model(counted_from_one, TensorProto.FLOAT)), path)
+    with pytest.raises(InvalidInputError, match=r"from 1 to 20, got 0\.5"):
+        validate({"ids": np.full((2, 4), 0.5, np.float32)}, graph.contract_of(path))
     sent[:, 1] = np.nan
     validate({"ids": sent}, contract, allow_non_finite=True)
     sent[:, 2] = np.nan

@@ -244,9 +244,10 @@ def outside(array: Array, spec: TensorSpec) -> str | None:
         return None
     if spec.value_range is not None:
         low, high = spec.value_range
-        least, most = array.min().item(), array.max().item()
-        if not (low - 1 < least and most < high + 1):
-            return _told(spec.name, low, high, least if most < high + 1 else most)
+        least, most = array.min().item(), array.max().item()  # NaN, if there is one
+        first, last = (least, most) if array.dtype.kind != "f" else np.trunc((least, most))
+        if not (low <= first and last <= high):
+            return _told(spec.name, low, high, least if last <= high else most)
     for axis in {column.axis for column in spec.column_ranges}:
         if told := _outside_columns(array, spec, axis):
             return told
@@ -256,7 +257,8 @@ def outside(array: Array, spec: TensorSpec) -> str | None:
 def _outside_columns(array: Array, spec: TensorSpec, axis: int) -> str | None:
     places, lows, highs = _limits(spec, axis)
     columns = np.moveaxis(array, axis, -1)[..., places]
-    wrong = ~((columns > lows - 1) & (columns < highs + 1))
+    indices = np.trunc(columns)
+    wrong = ~((indices >= lows) & (indices <= highs))
     if not wrong.any():
         return None
     first = tuple(np.argwhere(wrong)[0])
