@@ -136,6 +136,12 @@ class TensorSpec:
         """`name: dtype[batch, 10]`, as error messages show it."""
         return f"{self.name}: {self.dtype}[{', '.join(map(str, self.shape))}]"
 
+    def column(self, axis: int, place: int) -> str:
+        """`name[:, 3]`, as messages show a column."""
+        index = [":"] * len(self.shape)
+        index[axis] = str(place)
+        return f"{self.name}[{', '.join(index)}]"
+
 
 @dataclass(frozen=True, slots=True)
 class Contract:

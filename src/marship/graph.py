@@ -125,6 +125,14 @@ def facts(path: Path) -> operators.Facts:
     return operators.facts(onnx.load(str(path), load_external_data=False))
 
 
+def table_lengths(path: Path, longest: int) -> list[int]:
+    """Sizes of the axes of the file's weights, up to one, in order; nothing of them is read."""
+    model = onnx.load(str(path), load_external_data=False)
+    return sorted(
+        {n for tensor in model.graph.initializer for n in tensor.dims if 1 < n <= longest}
+    )
+
+
 def refuse_random(path: Path) -> None:
     """Refuse a file whose graph draws random numbers.
 

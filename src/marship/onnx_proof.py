@@ -107,6 +107,9 @@ def _prove(path: Path, golden: str, proof_seconds: float) -> OnnxProof:
     contract, proof = parity.with_batch_axis(contract, run, seconds=proof_seconds)
     cases = parity.golden_from(run, contract, None, golden)
     contract = parity.with_scale(contract, cases)
+    # last, since proofs and golden cases go up to a bound: each worker would replay the longest
+    lengths = graph.table_lengths(path, sizes.LONGEST_TABLE)
+    contract = sizes.with_largest_sizes(contract, run, lengths)
     if proof is None:
         return OnnxProof(contract, cases, None, "not applicable")
     return OnnxProof(contract, cases, str(proof), proof.evidence())

@@ -5,12 +5,22 @@ found. Values of "wide" cases lie over several orders of magnitude, with zeros a
 """
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 
-from marship.cases import Case, draw, draw_random, first_axis, seen_sizes, sizes_to_try
+from marship.cases import (
+    DEFAULT_SIZE,
+    Case,
+    draw,
+    draw_random,
+    first_axis,
+    seen_sizes,
+    sizes_to_try,
+)
 from marship.contract import Array, Arrays, Contract
 from marship.errors import ModelError
 
@@ -22,6 +32,9 @@ MOST_BYTES = 8 << 20
 """Of the inputs of one case: what a model makes of them may take a hundred times their memory."""
 MOST_LEAST_SIZE = 64
 """The smallest size of an axis is looked for up to here."""
+LONGEST_TABLE = 4096
+"""Of tables that may limit an axis: attention over more takes gigabytes."""
+LARGEST_SIZES_S = 20.0
 VALUE_SEEDS = (0, 1)
 """A size counts as refused when inputs of different values are."""
 DRAWN = 12
@@ -75,16 +88,7 @@ def with_least_sizes(contract: Contract, run: Run) -> Contract:
     and the batch, are left alone.
     """
     axes = [axis for axis in sizes_to_try(contract, None)[0] if axis not in contract.bounds]
-
-    def takes(sizes: Mapping[str, int]) -> bool:
-        batch = first_axis(contract)
-        rows = {} if batch is None else {batch: contract.bounds.get(batch, (1, None))[0]}
-        bounded = {axis: low for axis, (low, _) in contract.bounds.items()}
-        tried = {**bounded, **rows, **sizes}
-        if input_bytes(contract, tried) > MOST_BYTES:
-            return False
-        return any(_runs(run, draw_random(contract, None, tried, seed)) for seed in VALUE_SEEDS)
-
+    takes = partial(_takes, contract, run)
     together = next(
         (n for n in range(1, MOST_LEAST_SIZE + 1) if takes(dict.fromkeys(axes, n))), None
     )
@@ -97,6 +101,46 @@ def with_least_sizes(contract: Contract, run: Run) -> Contract:
         if low > 1:
             found[axis] = (low, None)
     return replace(contract, bounds={**contract.bounds, **found})
+
+
+def with_largest_sizes(contract: Contract, run: Run, lengths: Sequence[int]) -> Contract:
+    """The contract with an upper bound for each axis that is no longer than a table is.
+
+    A model with 512 learned positions runs no 513 tokens. A bound is stated only where the model
+    takes as many as one of its tables has rows, and neither one more nor twice as many, which a
+    model for multiples of a number would take.
+
+    Args:
+        contract: Its bounds are kept; axes with an upper one are left alone.
+        run: The model.
+        lengths: Sizes of its tables.
+    """
+    end = time.monotonic() + LARGEST_SIZES_S
+    lows = {axis: contract.bounds.get(axis, (1, None)) for axis in sizes_to_try(contract, None)[0]}
+    usual = {axis: max(low, DEFAULT_SIZE) for axis, (low, _) in lows.items()}
+    found = {}
+    for axis, (low, high) in lows.items():
+        if high is not None:
+            continue
+        for length in sorted(set(lengths)):
+            if time.monotonic() > end:
+                break
+            if low <= length and not _takes(contract, run, usual | {axis: length + 1}):
+                takes = [_takes(contract, run, usual | {axis: n}) for n in (length, 2 * length)]
+                if takes == [True, False]:
+                    found[axis] = (low, length)
+                break
+    return replace(contract, bounds={**contract.bounds, **found})
+
+
+def _takes(contract: Contract, run: Run, sizes: Mapping[str, int]) -> bool:
+    """Whether the model runs at these sizes, with the fewest rows and all else at its least."""
+    batch = first_axis(contract)
+    rows = {} if batch is None else {batch: contract.bounds.get(batch, (1, None))[0]}
+    tried = {**{axis: low for axis, (low, _) in contract.bounds.items()}, **rows, **sizes}
+    if input_bytes(contract, tried) > MOST_BYTES:
+        return False
+    return any(_runs(run, draw_random(contract, None, tried, seed)) for seed in VALUE_SEEDS)
 
 
 def _runs(run: Run, case: Case) -> bool:

@@ -83,12 +83,22 @@ def show_contract(contract: Contract) -> None:
             *(("input", spec) for spec in contract.inputs),
             *(("output", spec) for spec in contract.outputs),
             ("sizes", ", ".join(bounds)),
+            ("values", ", ".join(_ranges(contract))),
             ("batched along", contract.batch_axis or "nothing: requests run alone"),
             ("tolerance", contract.tolerance),
             ("opset", contract.opset),
             ("SHA-256", contract.digest),
         ]
     )
+
+
+def _ranges(contract: Contract) -> Iterator[str]:
+    """The values of what indexes a table."""
+    for spec in contract.inputs:
+        if spec.value_range is not None:
+            yield "{} {} to {}".format(spec.name, *spec.value_range)
+        for column in spec.column_ranges:
+            yield f"{spec.column(column.axis, column.place)} {column.low} to {column.high}"
 
 
 def show_server(record: "ServerRecord", home: "Home") -> None:

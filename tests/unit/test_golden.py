@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper
+from typer.testing import CliRunner
 
 from marship import archive, golden
 from marship.cli.app import app
@@ -17,7 +18,8 @@ from marship.contract import Arrays, Contract, TensorSpec, read_golden
 from marship.errors import ModelError, PackageError, UsageError
 from marship.golden import draw_golden
 from marship.package import PackageSettings, package
-from marship.sizes import with_least_sizes
+from marship.sizes import with_largest_sizes, with_least_sizes
+from onnx_zoo import Builder
 
 HISTORY = (
     TensorSpec("items", "int64", ("batch", "length"), 0, (0, 999)),
@@ -202,6 +204,49 @@ def test_lengths_that_the_model_refuses_are_outside_its_bounds(
     with zipfile.ZipFile(mar) as zipped, zipped.open("golden.npz") as file:
         cases = read_golden(file)
     assert min(case.inputs["sound"].shape[2] for case in cases) == kernel
+
+
+@pytest.mark.parametrize("kind", ["range", "slice"])
+def test_a_text_is_no_longer_than_the_positions(kind: str, tmp_path: Path) -> None:
+    """The contract says so to clients: 33 tokens of a model with 32 positions are no failed run."""
+    b = Builder(np.random.default_rng(0))
+    words, places = b.constant(b.weights(50, 4)), b.constant(b.weights(32, 4))
+    length = b.op("Shape", "ids", start=1, end=2)
+    if kind == "range":
+        last = b.op("Squeeze", length)
+        found = b.op("Gather", places, b.op("Range", np.array(0), last, np.array(1)))
+    else:
+        found = b.op("Slice", places, np.array([0]), length, np.array([0]))
+    y = b.op("ReduceMean", b.op("Add", b.op("Gather", words, "ids"), found), np.array([1]))
+    graph = helper.make_graph(
+        b.nodes,
+        "g",
+        [helper.make_tensor_value_info("ids", TensorProto.INT64, ["n", "length"])],
+        [helper.make_tensor_value_info(y, TensorProto.FLOAT, ["n", 1, 4])],
+        b.constants,
+    )
+    path = tmp_path / "text.onnx"
+    onnx.save(
+        helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10), path
+    )
+    found_contract = archive.read(package(path, PackageSettings(model_store=tmp_path))).contract
+    assert found_contract is not None
+    assert found_contract.bounds["length"] == (1, 32)
+    shown = CliRunner().invoke(app, ["inspect", str(tmp_path / "text.mar")]).output
+    assert "ids 0 to 49" in shown
+
+
+def test_multiples_of_a_number_have_no_largest_size() -> None:
+    """65 is refused as all odd ones are; 128 is not."""
+    spec = TensorSpec("x", "float32", ("n", "length"))
+    contract = Contract((spec,), (), ("m.onnx",), "", 20)
+
+    def run(inputs: Arrays) -> Arrays:
+        if inputs["x"].shape[1] % 4:
+            raise ModelError("refused")
+        return {}
+
+    assert with_largest_sizes(contract, run, [4, 64]).bounds == {}
 
 
 def test_the_least_sizes_of_two_inputs_depend_on_each_other() -> None:

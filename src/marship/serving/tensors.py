@@ -262,9 +262,8 @@ def _outside_columns(array: Array, spec: TensorSpec, axis: int) -> str | None:
     if not wrong.any():
         return None
     first = tuple(np.argwhere(wrong)[0])
-    index = ", ".join([*":" * axis, str(places[first[-1]]), *":" * (array.ndim - axis - 1)])
-    low, high = lows[first[-1]], highs[first[-1]]
-    return _told(f"{spec.name}[{index}]", low, high, columns[first].item())
+    place, low, high = (limit[first[-1]] for limit in (places, lows, highs))
+    return _told(spec.column(axis, place), low, high, columns[first].item())
 
 
 @lru_cache
