@@ -34,7 +34,8 @@ MOST_LEAST_SIZE = 64
 """The smallest size of an axis is looked for up to here."""
 LONGEST_TABLE = 4096
 """Of tables that may limit an axis: attention over more takes gigabytes."""
-LARGEST_SIZES_S = 20.0
+LARGEST_SIZES_S = 2.0
+"""Once the looking took so long, no longer table is tried: a run takes up to its square."""
 VALUE_SEEDS = (0, 1)
 """A size counts as refused when inputs of different values are."""
 DRAWN = 12
@@ -123,7 +124,9 @@ def with_largest_sizes(contract: Contract, run: Run, lengths: Sequence[int]) -> 
         if high is not None:
             continue
         for length in sorted(set(lengths)):
-            if time.monotonic() > end:
+            # a size that is not tried for its cost is not one that the model refuses
+            doubled = input_bytes(contract, _least(contract) | usual | {axis: 2 * length})
+            if time.monotonic() > end or doubled > MOST_BYTES:
                 break
             if low <= length and not _takes(contract, run, usual | {axis: length + 1}):
                 takes = [_takes(contract, run, usual | {axis: n}) for n in (length, 2 * length)]
@@ -135,12 +138,17 @@ def with_largest_sizes(contract: Contract, run: Run, lengths: Sequence[int]) -> 
 
 def _takes(contract: Contract, run: Run, sizes: Mapping[str, int]) -> bool:
     """Whether the model runs at these sizes, with the fewest rows and all else at its least."""
-    batch = first_axis(contract)
-    rows = {} if batch is None else {batch: contract.bounds.get(batch, (1, None))[0]}
-    tried = {**{axis: low for axis, (low, _) in contract.bounds.items()}, **rows, **sizes}
+    tried = {**_least(contract), **sizes}
     if input_bytes(contract, tried) > MOST_BYTES:
         return False
     return any(_runs(run, draw_random(contract, None, tried, seed)) for seed in VALUE_SEEDS)
+
+
+def _least(contract: Contract) -> dict[str, int]:
+    """The least size of the batch and of each axis with a bound."""
+    batch = first_axis(contract)
+    rows = {} if batch is None else {batch: contract.bounds.get(batch, (1, None))[0]}
+    return {axis: low for axis, (low, _) in contract.bounds.items()} | rows
 
 
 def _runs(run: Run, case: Case) -> bool:

@@ -249,6 +249,13 @@ def test_multiples_of_a_number_have_no_largest_size() -> None:
     assert with_largest_sizes(contract, run, [4, 64]).bounds == {}
 
 
+def test_what_is_too_large_to_be_tried_is_not_refused() -> None:
+    """Rows of 8 KB: 1,024 are the most that a trial may hold, and no bound of the model."""
+    spec = TensorSpec("x", "float32", ("n", "length", 2048))
+    contract = Contract((spec,), (), ("m.onnx",), "", 20)
+    assert with_largest_sizes(contract, lambda inputs: inputs, [512, 1024]).bounds == {}
+
+
 def test_the_least_sizes_of_two_inputs_depend_on_each_other() -> None:
     """No bound refuses sizes that the model takes: here any, if one is no less than the other."""
     spec = [TensorSpec(name, "float32", ("n", name)) for name in ("a", "b")]
