@@ -7,7 +7,7 @@ into the flow at the place where it waits, so a flow can undo what it began.
 
 from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, Protocol, TypeVar
 from urllib.parse import quote
 
 import orjson
@@ -15,6 +15,7 @@ import orjson
 from marship.errors import (
     MarshipError,
     NotFoundError,
+    NotRunningError,
     RequestError,
     ServerError,
     TokenError,
@@ -114,6 +115,19 @@ class Answer:
 Step = Call | Pause | Work
 Flow = Generator[Step, Any, T]
 """Yields steps, is sent an `Answer` for each call and what work came to, returns a result."""
+
+
+class Destination(Protocol):
+    """The server that calls go to."""
+
+    def url(self, call: Call) -> str:
+        """The address of a call, without its parameters."""
+
+    def check_peer(self, base: str, line: Any) -> None:  # noqa: ANN401  a socket or asyncio's
+        """Make sure that a new connection ends at the server that is meant."""
+
+    def not_reachable(self, url: str) -> NotRunningError:
+        """The error for a connection that could not be made."""
 
 
 def path(*parts: str) -> str:

@@ -22,8 +22,17 @@ import marship
 from marship.errors import NoAnswerError, ServerError, TLSError, TooLargeError
 from marship.limited import OverLimitError
 from marship.torchserve import connections, sockets
-from marship.torchserve.access import Access
-from marship.torchserve.calls import BAD_REQUEST, Answer, Call, Flow, Lines, Pause, Step, Work
+from marship.torchserve.calls import (
+    BAD_REQUEST,
+    Answer,
+    Call,
+    Destination,
+    Flow,
+    Lines,
+    Pause,
+    Step,
+    Work,
+)
 from marship.torchserve.connections import Connection, UnreachableError
 from marship.torchserve.connectors import connector
 
@@ -89,9 +98,9 @@ class Bounds:
 class BlockingTransport:
     """Runs a flow on this thread, over connections that stay open."""
 
-    def __init__(self, access: Access, bounds: Bounds) -> None:
-        self._access, self._bounds = access, bounds
-        self._pool = connections.Pool(access.check_peer)
+    def __init__(self, destination: Destination, bounds: Bounds) -> None:
+        self._destination, self._bounds = destination, bounds
+        self._pool = connections.Pool(destination.check_peer)
 
     def run(self, flow: Flow[T]) -> T:
         """The flow's result."""
@@ -117,7 +126,7 @@ class BlockingTransport:
         self._pool.close()
 
     def _exchange(self, call: Call) -> Answer:
-        url = self._access.url(call)
+        url = self._destination.url(call)
         with self._faults(url):
             line = self._pool.take(sockets.base_of(url))
             try:
@@ -192,7 +201,7 @@ class BlockingTransport:
         except OverLimitError as error:
             raise self._bounds.too_large(url) from error
         except UnreachableError as error:
-            raise self._access.not_reachable(url) from error
+            raise self._destination.not_reachable(url) from error
         except ssl.SSLError as error:
             raise _without_tls(url, error) from error
         except http.client.InvalidURL as error:
@@ -208,8 +217,8 @@ class BlockingTransport:
 class AsyncTransport:
     """Runs flows on the event loop that first uses it."""
 
-    def __init__(self, access: Access, bounds: Bounds) -> None:
-        self._access, self._bounds = access, bounds
+    def __init__(self, destination: Destination, bounds: Bounds) -> None:
+        self._destination, self._bounds = destination, bounds
         self._sessions: dict[str, aiohttp.ClientSession] = {}  # by the address without a path
 
     async def run(self, flow: Flow[T]) -> T:
@@ -237,7 +246,7 @@ class AsyncTransport:
             await session.close()
 
     async def _exchange(self, call: Call) -> Answer:
-        url = self._access.url(call)
+        url = self._destination.url(call)
         with self._faults(url):
             async with asyncio.timeout(self._bounds.timeout_s):
                 response = await self._connected(url).request(
@@ -263,7 +272,7 @@ class AsyncTransport:
         base = sockets.base_of(url)
         if base not in self._sessions:
             self._sessions[base] = aiohttp.ClientSession(
-                connector=connector(base, self._access.check_peer),
+                connector=connector(base, self._destination.check_peer),
                 headers=_HEADERS,
                 auto_decompress=False,
                 cookie_jar=aiohttp.DummyCookieJar(),
@@ -307,7 +316,7 @@ class AsyncTransport:
             raise _without_tls(url, error.os_error) from error
         except aiohttp.ClientConnectorError as error:
             is_cut_off = isinstance(error.os_error, ConnectionResetError)  # while TLS shook hands
-            raise (_dropped(url) if is_cut_off else self._access.not_reachable(url)) from error
+            raise (_dropped(url) if is_cut_off else self._destination.not_reachable(url)) from error
         except aiohttp.InvalidURL as error:
             raise _no_address(url, error) from error
         except aiohttp.ClientError as error:
