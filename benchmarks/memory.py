@@ -157,8 +157,8 @@ def write_resnet18(path: Path) -> None:
 
 def prepare(name: str, folder: Path) -> None:
     """Write a model with its contract and a golden case, as an extracted archive has them."""
-    from marship import graph, parity
     from marship.contract import write_golden
+    from marship.proof import graph, parity
 
     folder.mkdir()
     {"matmuls": write_matmuls, "resnet18": write_resnet18}[name](folder / "model.onnx")

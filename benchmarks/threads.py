@@ -21,7 +21,7 @@ from pathlib import Path
 import networks
 import numpy as np
 
-from marship import graph
+from marship.proof import graph
 from marship.serving.session import Session, SessionSettings, usable_cores
 
 MODELS = {"ResNet-18": networks.write_resnet18, "MLP 10-10-1": networks.write_mlp}

@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 from onnx import TensorProto, helper, numpy_helper
 
-from marship import graph, parity
 from marship.package import Contents, PackageSettings, build
+from marship.proof import graph, parity
 from models import write_model
 from workers import HANDLERS
 

@@ -24,12 +24,12 @@ from torch.nn.modules import transformer
 from torch.utils import _pytree as pytree
 
 from marship import guards, size_floats
-from marship.comparison import Run
 from marship.contract import Arrays
 from marship.errors import DataError, ModelError, UsageError
 from marship.guards import Doubt
 from marship.layout import BATCH, Layout
-from marship.parity import first_line
+from marship.proof.comparison import Run
+from marship.proof.parity import first_line
 
 WEIGHTS_INSIDE_LIMIT_BYTES = 2**31 - 2**24
 """protobuf's limit for one message is 2 GB; what is not weights needs some of it."""

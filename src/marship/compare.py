@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from marship import parity
-from marship.cases import Case, draw_random, first_axis, sizes_to_try
-from marship.comparison import Comparison, Run
 from marship.contract import Arrays, Contract
 from marship.errors import ModelError, ParityError
 from marship.layout import check_outputs
-from marship.sizes import further_case, further_sizes, input_bytes
+from marship.proof import parity
+from marship.proof.cases import Case, draw_random, first_axis, sizes_to_try
+from marship.proof.comparison import Comparison, Run
+from marship.proof.sizes import further_case, further_sizes, input_bytes
 
 if TYPE_CHECKING:  # it imports torch
     from marship.guards import Doubt

@@ -14,9 +14,8 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from marship import console, golden, parity
+from marship import console
 from marship.build import built, resolved
-from marship.cases import draw_cases, read_rows
 from marship.compare import (
     NotRunError,
     Proof,
@@ -28,7 +27,6 @@ from marship.compare import (
     open_run,
     remarks,
 )
-from marship.comparison import Comparison, Run
 from marship.contract import (
     CONTRACT_FILE,
     GOLDEN_FILE,
@@ -43,6 +41,9 @@ from marship.contract import (
 from marship.errors import DataError, MarshipError, ModelError, ParityError, UsageError
 from marship.layout import Layout, check_inputs, completed, layout
 from marship.origin import fingerprint, local_files, versions
+from marship.proof import golden, parity
+from marship.proof.cases import draw_cases, read_rows
+from marship.proof.comparison import Comparison, Run
 from marship.recipe import Recipe
 from marship.settings import as_dict, setting
 from marship.storage import read_json, replacing_all, write_json
@@ -308,7 +309,7 @@ class _Stated:
 
     def contract(self, path: Path) -> Contract:
         """The contract as the graph has it."""
-        from marship import graph
+        from marship.proof import graph
 
         return graph.contract_of(
             path,
@@ -322,7 +323,8 @@ def _compare_first(
     reference: Run, examples: Arrays, doubts: "Sequence[Doubt]", path: Path, stated: _Stated
 ) -> tuple[Sides, Proof]:
     """Compare at the first sizes; completes what the graph says of its outputs by the answers."""
-    from marship import graph, outputs
+    from marship import outputs
+    from marship.proof import graph
 
     graph.refuse_random(path)  # before the file is loaded: what is refused then may be tried again
     seed = stated.settings.seed

@@ -98,7 +98,7 @@ def main(model: str, golden: str, proof_seconds: str) -> None:
 
 
 def _prove(path: Path, golden: str, proof_seconds: float) -> OnnxProof:
-    from marship import graph, parity, sizes
+    from marship.proof import graph, parity, sizes
 
     contract = graph.contract_of(path)
     graph.refuse_random(path)

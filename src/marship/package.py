@@ -20,7 +20,6 @@ from marship import (
     configure,
     console,
     evidence,
-    golden,
     onnx_proof,
     outline,
     profiles,
@@ -39,6 +38,7 @@ from marship.contract import (
     write_golden,
 )
 from marship.errors import PackageError, UsageError
+from marship.proof import golden
 from marship.recipe import RECIPE_FILE, Recipe
 from marship.sealing import Sealer
 from marship.serving import extent, keysource
@@ -210,7 +210,7 @@ def _chosen(run_dir: Path, contract: Contract, variant: str | None) -> tuple[Pat
 
 def _for_file(contract: Contract, model: Path, tolerance: Tolerance) -> Contract:
     """The proven contract, for another file with the same tensors."""
-    from marship import graph
+    from marship.proof import graph
 
     stated = graph.contract_of(model)
     graph.refuse_random(model)

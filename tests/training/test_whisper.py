@@ -13,11 +13,11 @@ import pytest
 import torch
 from transformers import WhisperFeatureExtractor, WhisperForConditionalGeneration
 
-from marship import parity
 from marship.contract import Contract
 from marship.errors import DataError, UsageError
 from marship.optimize import int8_blocks
 from marship.optimize.source import Source
+from marship.proof import parity
 from marship.recipe import resolve
 from marship.serving import sounds
 from marship.serving.speech import reader

@@ -1,4 +1,4 @@
-"""marship.compare and marship.sizes: what is tried within which time, and what is found."""
+"""marship.compare and marship.proof.sizes: what is tried within which time, and what is found."""
 
 import math
 import time
@@ -11,7 +11,7 @@ from marship.compare import Proof, Sides, compare_further
 from marship.contract import Arrays, Contract, TensorSpec
 from marship.errors import ParityError
 from marship.guards import Doubt
-from marship.sizes import MOST_BYTES, further_case, further_sizes, input_bytes
+from marship.proof.sizes import MOST_BYTES, further_case, further_sizes, input_bytes
 
 PICTURE = TensorSpec("picture", "float32", ("batch", "h", "w"))
 TOTAL = TensorSpec("total", "float32", ("batch",))

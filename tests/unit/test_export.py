@@ -14,7 +14,7 @@ import onnxruntime
 import pytest
 import torch
 
-from marship import capture, cases, graph, outputs
+from marship import capture, outputs
 from marship.contract import Contract, Tolerance, agree, read_golden
 from marship.errors import (
     CheckpointError,
@@ -25,6 +25,7 @@ from marship.errors import (
     UsageError,
 )
 from marship.export import Exported, ExportSettings, export_model, export_run
+from marship.proof import cases, graph
 from marship.recipe import Recipe, resolve
 
 ZOO = Path(__file__).with_name("zoo.py")

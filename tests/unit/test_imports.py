@@ -34,18 +34,6 @@ ROOMS: dict[str, set[str]] = {
 TOP = {"cli", "__main__", "__init__"}
 # Modules that have not moved into their room yet.
 LOOSE = {
-    "graph": "proof",
-    "operators": "proof",
-    "indices": "proof",
-    "columns": "proof",
-    "cases": "proof",
-    "comparison": "proof",
-    "golden": "proof",
-    "rounding": "proof",
-    "rowsets": "proof",
-    "rows": "proof",
-    "parity": "proof",
-    "sizes": "proof",
     "run": "fit",
     "recipe": "fit",
     "checkpoint": "fit",

@@ -7,9 +7,9 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from marship import graph, parity
 from marship.optimize import int8_blocks
 from marship.optimize.source import Source
+from marship.proof import graph, parity
 
 WIDTH = 512
 TURNS = 6

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from marship import console
-from marship.cases import first_axis, read_rows
 from marship.contract import (
     CONTRACT_FILE,
     GOLDEN_FILE,
@@ -25,6 +24,7 @@ from marship.contract import (
 )
 from marship.errors import DataError, MarshipError, ModelError, UsageError
 from marship.origin import fingerprint, local_files, machine, versions
+from marship.proof.cases import first_axis, read_rows
 from marship.recipe import Recipe, resolve
 from marship.settings import as_dict, setting
 from marship.storage import read_json, replacing_all, write_json

@@ -9,7 +9,7 @@ Guarantees: the same inputs and outputs, in float32.
 from pathlib import Path
 
 from marship.optimize.source import NotBuiltError, Source
-from marship.parity import first_line
+from marship.proof.parity import first_line
 
 NAME = "float16"
 PROVIDERS = ("CUDAExecutionProvider", "TensorrtExecutionProvider")

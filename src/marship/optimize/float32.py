@@ -10,7 +10,7 @@ about as quick to run.
 from pathlib import Path
 
 from marship.optimize.source import NotBuiltError, Source
-from marship.parity import first_line
+from marship.proof.parity import first_line
 
 NAME = "float32"
 OUTSIDE_FROM_BYTES = 1024

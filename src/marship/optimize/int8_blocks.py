@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from marship.optimize.source import NotBuiltError, Source
-from marship.parity import first_line
+from marship.proof.parity import first_line
 
 NAME = "int8_blocks"
 BLOCK = 64

@@ -8,7 +8,7 @@ a batch influence each other a little; `measure.influence` says whether that sta
 from pathlib import Path
 
 from marship.optimize.source import NotBuiltError, Source
-from marship.parity import first_line
+from marship.proof.parity import first_line
 
 NAME = "int8_dynamic"
 OPERATORS = ["MatMul", "Gemm", "Conv", "LSTM"]

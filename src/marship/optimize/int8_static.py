@@ -26,7 +26,7 @@ from marship.optimize.guard import keep_float
 from marship.optimize.layers import Plan
 from marship.optimize.sensitivity import Probe, find_blame
 from marship.optimize.source import NotBuiltError, Source
-from marship.parity import first_line
+from marship.proof.parity import first_line
 
 NAME = "int8_static"
 PRODUCTS = ["MatMul", "Gemm"]

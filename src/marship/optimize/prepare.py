@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from marship.optimize.source import NotBuiltError, Source
-from marship.parity import first_line
+from marship.proof.parity import first_line
 
 
 @contextmanager

@@ -20,7 +20,7 @@ from marship.optimize import measure
 from marship.optimize.choice import within
 from marship.optimize.layers import Layer, Plan
 from marship.optimize.source import Goal, Source
-from marship.parity import runner
+from marship.proof.parity import runner
 
 Quantize = Callable[[Sequence[str]], Path]
 """Write the model with these nodes left float, and give the file."""

@@ -14,14 +14,15 @@ from pathlib import Path
 
 from rich.progress import Progress, TaskID
 
-from marship import console, parity
-from marship.comparison import Run
+from marship import console
 from marship.contract import Arrays, Contract, GoldenCase, Tolerance, agree
 from marship.errors import DataError, ModelError
 from marship.optimize import measure
 from marship.optimize.choice import EXPORTED, Variant
 from marship.optimize.source import NotBuiltError, Source
-from marship.parity import first_line
+from marship.proof import parity
+from marship.proof.comparison import Run
+from marship.proof.parity import first_line
 from marship.recipe import Recipe
 
 BASE = "float32"

@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from marship import graph
 from marship.contract import Arrays, Contract, TensorSpec
 from marship.errors import InvalidInputError, MalformedError, MarshipError, ModelError
+from marship.proof import graph
 from marship.serving.batch import Batcher, paddable_axes, validate
 from marship.serving.session import Session, SessionSettings
 from marship.serving.tensors import conform

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from marship import graph
 from marship.contract import Contract, TensorSpec
+from marship.proof import graph
 from marship.serving import codec, rows
 from marship.serving.batch import validate
 from marship.serving.transport import Request

@@ -13,9 +13,9 @@ import onnxruntime as ort
 import psutil
 import pytest
 
-from marship import graph
 from marship.contract import Contract, GoldenCase, write_golden
 from marship.errors import LoadError, ModelError
+from marship.proof import graph
 from marship.serving.session import PROVIDERS, Session, SessionSettings, usable_cores
 
 ONE_THREAD = SessionSettings(intra_op_threads=1)

@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from marship import graph
 from marship.contract import GoldenCase, write_golden
+from marship.proof import graph
 from marship.serving import memory, session, share
 from marship.serving.session import Session, SessionSettings
 from marship.serving.share import FEWER_S, MORE_S, Share

@@ -16,9 +16,9 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from marship import graph
 from marship.contract import Contract
 from marship.errors import LoadError
+from marship.proof import graph
 from marship.serving import weights
 from marship.serving.session import Session, SessionSettings
 from models import write_model

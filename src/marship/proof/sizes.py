@@ -12,7 +12,9 @@ from functools import partial
 
 import numpy as np
 
-from marship.cases import (
+from marship.contract import Array, Arrays, Contract
+from marship.errors import ModelError
+from marship.proof.cases import (
     DEFAULT_SIZE,
     Case,
     draw,
@@ -21,8 +23,6 @@ from marship.cases import (
     seen_sizes,
     sizes_to_try,
 )
-from marship.contract import Array, Arrays, Contract
-from marship.errors import ModelError
 
 Run = Callable[[Arrays], Arrays]
 

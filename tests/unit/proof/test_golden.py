@@ -12,13 +12,14 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper
 from typer.testing import CliRunner
 
-from marship import archive, golden
+from marship import archive
 from marship.cli.app import app
 from marship.contract import Arrays, Contract, TensorSpec, read_golden
 from marship.errors import ModelError, PackageError, UsageError
-from marship.golden import draw_golden
 from marship.package import PackageSettings, package
-from marship.sizes import with_largest_sizes, with_least_sizes
+from marship.proof import golden
+from marship.proof.golden import draw_golden
+from marship.proof.sizes import with_largest_sizes, with_least_sizes
 from onnx_zoo import Builder
 
 HISTORY = (

@@ -1,4 +1,4 @@
-"""marship.parity and marship.cases: which inputs are tried, and what the proofs catch."""
+"""proof.parity and proof.cases: which inputs are tried, and what the proofs catch."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -6,10 +6,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from marship import parity
-from marship.cases import draw_cases, draw_random, draw_real, sizes_to_try
 from marship.contract import Arrays, Contract, TensorSpec
 from marship.errors import ModelError, ParityError, UsageError
+from marship.proof import parity
+from marship.proof.cases import draw_cases, draw_random, draw_real, sizes_to_try
 
 ITEMS = TensorSpec("items", "int64", ("batch", "length"), pad_value=0)
 TOTAL = TensorSpec("total", "float32", ("batch",))
@@ -160,7 +160,7 @@ def test_without_pad_values_there_is_nothing_to_prove() -> None:
 
 def test_a_bare_onnx_file_is_described_from_random_inputs(linear_onnx: Path) -> None:
     """Its batch axis is proven and its golden cases are its own answers."""
-    from marship import graph
+    from marship.proof import graph
 
     run = parity.runner(linear_onnx)
     described, golden = parity.describe(graph.contract_of(linear_onnx), run)

@@ -1,4 +1,4 @@
-"""marship.operators: what a graph says of randomness, of scales for a whole call, of branches."""
+"""proof.operators: what a graph says of randomness, of scales for a whole call, of branches."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -8,9 +8,9 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from marship import graph, operators, parity
 from marship.errors import ModelError
 from marship.package import PackageSettings, package
+from marship.proof import graph, operators, parity
 
 MS = "com.microsoft"
 

@@ -141,7 +141,7 @@ def draw_random(
 
     What indexes a table is drawn over all of it.
     """
-    from marship.graph import random_index, random_input, with_column_indices
+    from marship.proof.graph import random_index, random_input, with_column_indices
 
     generator = np.random.default_rng(seed)
     inputs = {}

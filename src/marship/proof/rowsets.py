@@ -9,8 +9,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from marship.cases import draw_real, first_axis, within
 from marship.contract import Array, Arrays, Contract, TensorSpec
+from marship.proof.cases import draw_real, first_axis, within
 
 PARTS = 7
 WORDS = ("text", "a", "", "Two words", "1", "0.5", "ä", "a much longer text than the others")

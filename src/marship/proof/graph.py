@@ -12,10 +12,10 @@ import onnx
 from google.protobuf.message import DecodeError
 from onnx import TensorProto
 
-from marship import operators
 from marship.contract import Array, Contract, TensorSpec, Tolerance, digest_files
 from marship.errors import ModelError, UsageError
-from marship.indices import index_ranges
+from marship.proof import operators
+from marship.proof.indices import index_ranges
 
 _DTYPES: dict[int, str] = {
     TensorProto.FLOAT: "float32",

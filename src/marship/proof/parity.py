@@ -12,17 +12,6 @@ from typing import Any
 
 import numpy as np
 
-from marship import golden
-from marship.cases import (
-    BATCH_SIZES,
-    Case,
-    draw_real,
-    first_axis,
-    seen_sizes,
-    shared_axis,
-    sizes_to_try,
-)
-from marship.comparison import Comparison, RowProof, Run
 from marship.contract import (
     Arrays,
     Contract,
@@ -32,7 +21,18 @@ from marship.contract import (
     largest_difference,
 )
 from marship.errors import ModelError, ParityError, UsageError
-from marship.rows import PROOF_SECONDS, prove
+from marship.proof import golden
+from marship.proof.cases import (
+    BATCH_SIZES,
+    Case,
+    draw_real,
+    first_axis,
+    seen_sizes,
+    shared_axis,
+    sizes_to_try,
+)
+from marship.proof.comparison import Comparison, RowProof, Run
+from marship.proof.rows import PROOF_SECONDS, prove
 
 SHARE_OF_ROWS = 0.5
 """Of the time that all proofs of an export may take."""
@@ -147,7 +147,7 @@ def row_influence(
     *,
     seconds: float = PROOF_SECONDS,
 ) -> RowProof | None:
-    """How far rows that run together are from the same rows alone; see `marship.rows`.
+    """How far rows that run together are from the same rows alone; see `marship.proof.rows`.
 
     What the graph says of it counts, too, where the model is an ONNX file.
 
@@ -156,7 +156,7 @@ def row_influence(
     """
     facts = None
     if isinstance(run, OnnxRun):
-        from marship import graph
+        from marship.proof import graph
 
         facts = graph.facts(run.path)
     return prove(contract, run, examples, facts=facts, seconds=seconds)
@@ -210,7 +210,7 @@ def prove_padding(contract: Contract, run: Run, examples: Arrays) -> Comparison 
 def golden_from(
     run: Run, contract: Contract, examples: Arrays | None = None, kind: str = golden.SYNTHETIC
 ) -> list[GoldenCase]:
-    """Golden cases with the outputs that `run` gives; see `marship.golden`.
+    """Golden cases with the outputs that `run` gives; see `marship.proof.golden`.
 
     Without examples nobody says which sizes a model takes, such as a convolution over a variable
     length: drawn inputs that it refuses are left out, as long as it takes others.

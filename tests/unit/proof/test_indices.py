@@ -1,4 +1,4 @@
-"""marship.indices: the range of inputs that index a table, stated only where it is certain."""
+"""proof.indices: the range of inputs that index a table, stated only where it is certain."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -11,11 +11,11 @@ import torch
 from onnx import TensorProto, helper
 from torch import nn
 
-from marship import graph
-from marship.cases import draw_random
 from marship.contract import Contract
 from marship.errors import InvalidInputError
-from marship.indices import IndexRanges, index_ranges
+from marship.proof import graph
+from marship.proof.cases import draw_random
+from marship.proof.indices import IndexRanges, index_ranges
 from marship.serving.batch import validate
 from onnx_zoo import Builder
 

@@ -1,4 +1,4 @@
-"""marship.graph: an ONNX file read, checked and described, without being run."""
+"""marship.proof.graph: an ONNX file read, checked and described, without being run."""
 
 import shutil
 from pathlib import Path
@@ -7,9 +7,9 @@ import numpy as np
 import onnx
 import pytest
 
-from marship import graph
 from marship.contract import TensorSpec, Tolerance
 from marship.errors import ModelError, UsageError
+from marship.proof import graph
 
 
 @pytest.fixture

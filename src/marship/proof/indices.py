@@ -12,9 +12,9 @@ import numpy as np
 import onnx
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
-from marship.columns import ALL, WHOLE, Held, Range, Ranges, passed_on
 from marship.contract import ColumnRange, TensorSpec
-from marship.operators import inlined
+from marship.proof.columns import ALL, WHOLE, Held, Range, Ranges, passed_on
+from marship.proof.operators import inlined
 
 _NUMBERS = WHOLE | {TensorProto.FLOAT16}
 """Types of inputs that may hold indices; a Cast cuts floats to them."""

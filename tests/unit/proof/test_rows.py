@@ -1,14 +1,14 @@
-"""marship.rows: what the proof of independent rows finds, leaves out, and says."""
+"""marship.proof.rows: what the proof of independent rows finds, leaves out, and says."""
 
 from collections.abc import Callable
 
 import numpy as np
 import pytest
 
-from marship.comparison import RowProof
 from marship.contract import Arrays, Contract, TensorSpec
 from marship.errors import ModelError
-from marship.parity import row_influence
+from marship.proof.comparison import RowProof
+from marship.proof.parity import row_influence
 
 X = TensorSpec("x", "float32", ("n", 4))
 Y = TensorSpec("y", "float32", ("n", 4))

@@ -6,7 +6,7 @@ import onnx
 import pytest
 
 import onnx_zoo as zoo
-from marship import graph, parity
+from marship.proof import graph, parity
 
 ROW_WISE_GRAPHS = 140
 LEAST_SHARE = 0.95

@@ -12,10 +12,10 @@ from pathlib import Path
 
 import numpy as np
 
-from marship.cases import Case, batches, draw_real, first_axis, sizes_to_try, within
 from marship.contract import Array, Arrays, Contract, TensorSpec
 from marship.errors import PackageError, UsageError
-from marship.rowsets import WORDS
+from marship.proof.cases import Case, batches, draw_real, first_axis, sizes_to_try, within
+from marship.proof.rowsets import WORDS
 
 SYNTHETIC, REAL = "synthetic", "real"
 KINDS = (SYNTHETIC, REAL)
@@ -125,13 +125,13 @@ class _Drawer:
 
     def values(self, shape: Sequence[int]) -> Array:
         """Values of the input's type; never the pad value where there are others."""
-        from marship.graph import with_column_indices
+        from marship.proof.graph import with_column_indices
 
         return with_column_indices(self.spec, self._alike(shape), self.generator)
 
     def _alike(self, shape: Sequence[int]) -> Array:
         """Values as the examples have them; any where there are none."""
-        from marship.graph import random_index, random_input
+        from marship.proof.graph import random_index, random_input
 
         if self.spec.value_range is not None:
             return random_index(self.spec, shape, self.generator)

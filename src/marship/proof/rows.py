@@ -3,7 +3,7 @@
 Rows that differ in value and in scale are run alone, and together at several batch sizes, in
 several orders and beside different neighbours. Outputs must be the same but for rounding: what
 a matrix product rounds depends on how many rows it has. A graph also says some of it itself:
-see `marship.operators`.
+see `marship.proof.operators`.
 """
 
 import time
@@ -14,15 +14,15 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from marship import profiles
-from marship.cases import shared_axis, sizes_to_try
-from marship.comparison import RowProof, Run
 from marship.contract import Array, Arrays, Contract
 from marship.errors import ModelError
-from marship.rounding import column_sizes, gap_of, largest_float, limits_of, same
-from marship.rowsets import PARTS, USUAL, RowDrawer, RowSet
+from marship.proof.cases import shared_axis, sizes_to_try
+from marship.proof.comparison import RowProof, Run
+from marship.proof.rounding import column_sizes, gap_of, largest_float, limits_of, same
+from marship.proof.rowsets import PARTS, USUAL, RowDrawer, RowSet
 
 if TYPE_CHECKING:  # onnx takes a while to import
-    from marship.operators import Facts
+    from marship.proof.operators import Facts
 
 PROOF_SECONDS = 60.0
 NUDGES = (2.0**-22, -(2.0**-21), 2.0**-19)
