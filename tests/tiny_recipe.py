@@ -9,9 +9,10 @@ import torch
 from torch import nn
 from torch.utils.data import TensorDataset
 
-from marship import console, run
-from marship.fit import Task, fit, start, steps, warmup_cosine
-from marship.recipe import Recipe
+from marship import console
+from marship.fit import run
+from marship.fit.loop import Task, fit, start, steps, warmup_cosine
+from marship.fit.recipe import Recipe
 from marship.settings import flags, setting
 
 ROWS = 64

@@ -22,12 +22,13 @@ from torch import nn
 from torch.nn import functional
 from torch.optim import Optimizer
 
-from marship import checkpoint, console, run
+from marship import console
 from marship.contract import Array, Arrays
 from marship.errors import DataError, UsageError
-from marship.fit import Task, fit, start, steps, warmup_cosine
-from marship.recipe import Recipe
-from marship.run import Fitted
+from marship.fit import checkpoint, run
+from marship.fit.loop import Task, fit, start, steps, warmup_cosine
+from marship.fit.recipe import Recipe
+from marship.fit.run import Fitted
 from marship.serving.pictures import shortest_side
 from marship.settings import flags, setting
 from marship.storage import write_json

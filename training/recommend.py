@@ -20,11 +20,12 @@ from movielens import ITEMS, LONGEST, TOP, History, Split, inputs_of, judge, tar
 from torch import nn
 from torch.nn import functional
 
-from marship import console, run
+from marship import console
 from marship.contract import Array, Arrays
 from marship.errors import UsageError
-from marship.fit import Task, fit, start, steps, warmup_cosine
-from marship.recipe import Recipe
+from marship.fit import run
+from marship.fit.loop import Task, fit, start, steps, warmup_cosine
+from marship.fit.recipe import Recipe
 from marship.settings import flags, setting
 from marship.storage import write_json
 

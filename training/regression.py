@@ -19,10 +19,11 @@ from sklearn.model_selection import train_test_split
 from torch import nn
 from torch.utils.data import TensorDataset
 
-from marship import console, run
+from marship import console
 from marship.contract import Arrays
-from marship.fit import Task, fit, start
-from marship.recipe import Recipe
+from marship.fit import run
+from marship.fit.loop import Task, fit, start
+from marship.fit.recipe import Recipe
 from marship.settings import flags, setting
 
 

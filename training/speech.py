@@ -23,12 +23,13 @@ from speech_network import STRIDE
 from torch import nn
 from torch.nn import functional
 
-from marship import console, run
+from marship import console
 from marship.contract import Array, Arrays
 from marship.errors import DataError, UsageError
-from marship.fit import Task, fit, start, steps, warmup_cosine
-from marship.recipe import Recipe
-from marship.run import Fitted
+from marship.fit import run
+from marship.fit.loop import Task, fit, start, steps, warmup_cosine
+from marship.fit.recipe import Recipe
+from marship.fit.run import Fitted
 from marship.serving import ctc
 from marship.settings import flags, setting
 from marship.storage import write_json

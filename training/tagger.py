@@ -25,9 +25,10 @@ from image import PICTURE_FILE, TAG_THRESHOLD, Classifier
 from imagefolder import resized, square
 from pixels import Pixels
 
-from marship import checkpoint, console, run
+from marship import console
 from marship.contract import Array, Arrays
-from marship.recipe import Recipe
+from marship.fit import checkpoint, run
+from marship.fit.recipe import Recipe
 from marship.serving.pictures import decode
 from marship.settings import as_dict, flags, setting
 from marship.storage import replacing, write_json

@@ -36,10 +36,11 @@ from transformers.models.whisper.english_normalizer import (
     EnglishTextNormalizer,
 )
 
-from marship import checkpoint, console, run
+from marship import console
 from marship.contract import Array, Arrays
 from marship.errors import DataError, UsageError
-from marship.recipe import Recipe
+from marship.fit import checkpoint, run
+from marship.fit.recipe import Recipe
 from marship.serving import sounds
 from marship.settings import as_dict, flags, setting
 from marship.storage import replacing, write_json

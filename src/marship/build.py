@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from marship.errors import MarshipError, UsageError
-from marship.recipe import resolve
+from marship.fit.recipe import resolve
 
 if TYPE_CHECKING:  # torch takes a second to import, and --help needs none of it
     from torch import nn
@@ -30,7 +30,7 @@ def built(
     import torch
     from torch import nn
 
-    from marship.checkpoint import load_weights
+    from marship.fit.checkpoint import load_weights
 
     parameters = inspect.signature(build).parameters
     takes_any = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values())

@@ -39,12 +39,12 @@ from marship.contract import (
     write_golden,
 )
 from marship.errors import DataError, MarshipError, ModelError, ParityError, UsageError
+from marship.fit.origin import fingerprint, local_files, versions
+from marship.fit.recipe import Recipe
 from marship.layout import Layout, check_inputs, completed, layout
-from marship.origin import fingerprint, local_files, versions
 from marship.proof import golden, parity
 from marship.proof.cases import draw_cases, read_rows
 from marship.proof.comparison import Comparison, Run
-from marship.recipe import Recipe
 from marship.settings import as_dict, setting
 from marship.storage import read_json, replacing_all, write_json
 

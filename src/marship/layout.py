@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 
 from marship.contract import Arrays, Contract
 from marship.errors import DataError, ModelError, UsageError
-from marship.recipe import Recipe
+from marship.fit.recipe import Recipe
 
 BATCH = "batch"
 PADDED_AXIS = "length"

@@ -23,7 +23,6 @@ from marship import (
     onnx_proof,
     outline,
     profiles,
-    run,
     sealing,
     shipped,
 )
@@ -38,8 +37,9 @@ from marship.contract import (
     write_golden,
 )
 from marship.errors import PackageError, UsageError
+from marship.fit import run
+from marship.fit.recipe import RECIPE_FILE, Recipe
 from marship.proof import golden
-from marship.recipe import RECIPE_FILE, Recipe
 from marship.sealing import Sealer
 from marship.serving import extent, keysource
 from marship.settings import setting

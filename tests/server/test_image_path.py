@@ -11,8 +11,8 @@ import torch
 
 from digits_folder import write_digits
 from marship import Client, server
-from marship.checkpoint import load_weights
-from marship.recipe import resolve
+from marship.fit.checkpoint import load_weights
+from marship.fit.recipe import resolve
 from marship.serving import pictures
 from recipes import REPOSITORY, run_marship, run_recipe
 

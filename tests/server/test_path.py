@@ -14,8 +14,8 @@ import pytest
 import torch
 
 from marship import Client
-from marship.checkpoint import load_weights
-from marship.recipe import resolve
+from marship.fit.checkpoint import load_weights
+from marship.fit.recipe import resolve
 from small_disk import run_on
 
 Command = Callable[..., subprocess.CompletedProcess[str]]

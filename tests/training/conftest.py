@@ -6,7 +6,7 @@ from types import ModuleType
 
 import pytest
 
-from marship.recipe import resolve
+from marship.fit.recipe import resolve
 from mini_movielens import write_mini
 from recipes import REPOSITORY, run_recipe
 

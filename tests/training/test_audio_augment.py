@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from marship.recipe import resolve
+from marship.fit.recipe import resolve
 from recipes import REPOSITORY
 from tone_words import RATE, write_tone_words
 

@@ -12,7 +12,7 @@ import pytest
 import soundfile
 
 from marship.errors import DataError, UsageError
-from marship.recipe import resolve
+from marship.fit.recipe import resolve
 from recipes import REPOSITORY
 from tone_words import RATE, write_table, write_tone_words
 

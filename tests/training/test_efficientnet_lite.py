@@ -9,7 +9,7 @@ import pytest
 import torch
 from efficientnet_lite_pytorch import EfficientNet
 
-from marship.recipe import resolve
+from marship.fit.recipe import resolve
 from published import put
 from recipes import REPOSITORY
 

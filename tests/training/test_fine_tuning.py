@@ -12,8 +12,8 @@ import pytest
 import torch
 
 from digits_folder import write_digits
-from marship.checkpoint import load, load_weights
-from marship.recipe import resolve
+from marship.fit.checkpoint import load, load_weights
+from marship.fit.recipe import resolve
 from marship.serving import pictures
 from published import put
 from recipes import REPOSITORY, run_marship

@@ -14,10 +14,10 @@ import pytest
 import torch
 
 from digits_folder import write_digits
-from marship.checkpoint import load_weights
 from marship.contract import Contract
 from marship.errors import DataError, MarshipError, UsageError
-from marship.recipe import Recipe, resolve
+from marship.fit.checkpoint import load_weights
+from marship.fit.recipe import Recipe, resolve
 from recipes import REPOSITORY, run_marship, run_recipe
 
 SMALL = ["--side", "8", "--width", "16", "--mirror", "0", "--shift", "0.1", "--batch-size", "64"]
@@ -73,7 +73,7 @@ def test_it_learns_digits(image_run: Path) -> None:
 
 
 def test_its_files_are_those_that_later_steps_read(image_run: Path) -> None:
-    """The folder holds the files of marship.recipe's list, the pictures, and bounded data."""
+    """The folder holds the files of marship.fit.recipe's list, the pictures, and bounded data."""
     assert {path.name for path in image_run.iterdir()} == {
         *("settings.json", "checkpoint.pt", "metrics.json", "curve.png", "recipe.json"),
         *("examples.npz", "calibration.npz", "heldout.npz", "picture.json"),

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from torch.nn import functional
 
-from marship.recipe import resolve
+from marship.fit.recipe import resolve
 from recipes import REPOSITORY
 
 

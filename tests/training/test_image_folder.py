@@ -11,7 +11,7 @@ from PIL import Image
 
 from digits_folder import write_digits
 from marship.errors import DataError, UsageError
-from marship.recipe import resolve
+from marship.fit.recipe import resolve
 from marship.serving import pictures
 from recipes import REPOSITORY
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from marship.recipe import resolve
+from marship.fit.recipe import resolve
 from recipes import REPOSITORY
 
 MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.3, 0.4)

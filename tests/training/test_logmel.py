@@ -11,7 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from marship.recipe import resolve
+from marship.fit.recipe import resolve
 from recipes import REPOSITORY
 
 Form = tuple[int, int, int, int, str]

@@ -10,8 +10,8 @@ from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
 
 from marship.errors import DataError
+from marship.fit.recipe import resolve
 from marship.package import PackageSettings, package
-from marship.recipe import resolve
 from models import write_model
 from photos import encode
 from published import put

@@ -10,7 +10,7 @@ from types import ModuleType
 import pytest
 
 from marship.errors import DataError
-from marship.recipe import resolve
+from marship.fit.recipe import resolve
 from recipes import REPOSITORY
 
 PROMPTS = """; a comment

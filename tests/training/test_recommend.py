@@ -11,9 +11,9 @@ import pytest
 import torch
 from torch import nn
 
-from marship.checkpoint import load_weights
 from marship.errors import DataError, MarshipError, UsageError
-from marship.recipe import Recipe, resolve
+from marship.fit.checkpoint import load_weights
+from marship.fit.recipe import Recipe, resolve
 from recipes import REPOSITORY
 
 
@@ -180,7 +180,7 @@ def test_its_run_folder_gives_its_figures_again(recommend_run: Path) -> None:
 
 
 def test_its_files_are_those_that_later_steps_read(recommend_run: Path) -> None:
-    """The folder holds the files of marship.recipe's list, titles and a request to try."""
+    """The folder holds the files of marship.fit.recipe's list, titles and a request to try."""
     assert {path.name for path in recommend_run.iterdir()} == {
         *("settings.json", "checkpoint.pt", "metrics.json", "curve.png", "recipe.json"),
         *("examples.npz", "calibration.npz", "heldout.npz", "items.json", "request.json"),

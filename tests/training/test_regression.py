@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from marship.checkpoint import load_weights
-from marship.recipe import Recipe, resolve
+from marship.fit.checkpoint import load_weights
+from marship.fit.recipe import Recipe, resolve
 from recipes import REPOSITORY
 from small_disk import run_on
 
@@ -40,7 +40,7 @@ def test_its_run_folder_gives_its_figures_again(regression_run: Path) -> None:
 
 
 def test_its_files_are_those_that_later_steps_read(regression_run: Path) -> None:
-    """The folder holds the files of marship.recipe's list, and nothing half-written."""
+    """The folder holds the files of marship.fit.recipe's list, and nothing half-written."""
     assert {path.name for path in regression_run.iterdir()} == {
         *("settings.json", "checkpoint.pt", "metrics.json", "curve.png", "recipe.json"),
         *("examples.npz", "calibration.npz", "heldout.npz"),

@@ -12,10 +12,10 @@ import onnxruntime
 import pytest
 import torch
 
-from marship.checkpoint import load_weights
 from marship.contract import Contract
 from marship.errors import DataError, UsageError
-from marship.recipe import Recipe, resolve
+from marship.fit.checkpoint import load_weights
+from marship.fit.recipe import Recipe, resolve
 from marship.serving.batch import paddable_axes
 from marship.serving.ctc import CtcReader
 from recipes import REPOSITORY, run_marship, run_recipe
@@ -87,7 +87,7 @@ def test_known_words_are_heard_no_worse_than_any(speech_run: Path) -> None:
 
 
 def test_its_files_are_those_that_later_steps_read(speech_run: Path) -> None:
-    """The folder holds the files of marship.recipe's list, and what the handler must know."""
+    """The folder holds the files of marship.fit.recipe's list, and what the handler must know."""
     assert {path.name for path in speech_run.iterdir()} == {
         *("settings.json", "checkpoint.pt", "metrics.json", "curve.png", "recipe.json"),
         *("examples.npz", "calibration.npz", "heldout.npz", "speech.json"),

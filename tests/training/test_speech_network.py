@@ -6,7 +6,7 @@ from types import ModuleType
 import pytest
 import torch
 
-from marship.recipe import resolve
+from marship.fit.recipe import resolve
 from recipes import REPOSITORY
 
 

@@ -12,7 +12,7 @@ import pytest
 import soundfile
 
 from marship.errors import DataError
-from marship.recipe import resolve
+from marship.fit.recipe import resolve
 from recipes import REPOSITORY, run_recipe
 
 RATE = 8000

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from marship.contract import Arrays
-from marship.recipe import Recipe, resolve
+from marship.fit.recipe import Recipe, resolve
 from photos import encode, photo
 from published import put
 from recipes import REPOSITORY

@@ -15,10 +15,10 @@ from transformers import WhisperFeatureExtractor, WhisperForConditionalGeneratio
 
 from marship.contract import Contract
 from marship.errors import DataError, UsageError
+from marship.fit.recipe import resolve
 from marship.optimize import int8_blocks
 from marship.optimize.source import Source
 from marship.proof import parity
-from marship.recipe import resolve
 from marship.serving import sounds
 from marship.serving.speech import reader
 from recipes import REPOSITORY, run_marship, run_recipe

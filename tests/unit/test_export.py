@@ -25,8 +25,8 @@ from marship.errors import (
     UsageError,
 )
 from marship.export import Exported, ExportSettings, export_model, export_run
+from marship.fit.recipe import Recipe, resolve
 from marship.proof import cases, graph
-from marship.recipe import Recipe, resolve
 
 ZOO = Path(__file__).with_name("zoo.py")
 WRITTEN = {"model.onnx", "contract.json", "golden.npz", "parity.json"}

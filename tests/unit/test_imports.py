@@ -34,10 +34,6 @@ ROOMS: dict[str, set[str]] = {
 TOP = {"cli", "__main__", "__init__"}
 # Modules that have not moved into their room yet.
 LOOSE = {
-    "run": "fit",
-    "recipe": "fit",
-    "checkpoint": "fit",
-    "origin": "fit",
     "export": "exporting",
     "capture": "exporting",
     "layout": "exporting",

@@ -15,10 +15,12 @@ import pytest
 import torch
 
 import tiny_recipe
-from marship import archive, configure, contract, fit, run
+from marship import archive, configure, contract
 from marship.errors import CheckpointError, DataError, MarshipError, ModelError, PackageError
 from marship.errors import UsageError as Usage
 from marship.export import ExportSettings, export_model
+from marship.fit import loop as fit
+from marship.fit import run
 from signed import write
 
 TRACE = "trace"

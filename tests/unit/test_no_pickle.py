@@ -173,5 +173,5 @@ raise pickle.UnpicklingError
 def test_files_are_found() -> None:
     """The look-out looks at the places where code lies."""
     found = files()
-    assert {"src/marship/checkpoint.py", "handlers/onnx_handler.py"} <= set(found)
+    assert {"src/marship/fit/checkpoint.py", "handlers/onnx_handler.py"} <= set(found)
     assert any(name.startswith("training/") for name in found)

@@ -14,15 +14,16 @@ import torch
 from sklearn.datasets import load_digits
 from torch import nn
 
-from marship import optimize, origin
+from marship import optimize
 from marship.contract import Contract, Tolerance, agree, read_golden
 from marship.errors import DataError, MarshipError, ModelError, UsageError
 from marship.export import ExportSettings, export_run
+from marship.fit import origin
+from marship.fit.recipe import Recipe, resolve
 from marship.optimize import OptimizeSettings, measure, optimize_run
 from marship.optimize import float32 as float32_pass
 from marship.optimize.choice import Rule, Variant, choose
 from marship.optimize.source import Source
-from marship.recipe import Recipe, resolve
 
 ZOO = Path(__file__).with_name("zoo.py")
 QUICK = OptimizeSettings(measure_s=0.5)

@@ -16,13 +16,13 @@ from torch import nn
 
 from marship.contract import Contract
 from marship.export import ExportSettings, export_run
+from marship.fit.recipe import Recipe, resolve
 from marship.optimize import OptimizeSettings, optimize_run
 from marship.optimize.int8_static import CONVOLUTIONAL, Quantizer
 from marship.optimize.layers import plan
 from marship.optimize.prepare import prepared
 from marship.optimize.sensitivity import fewest
 from marship.optimize.source import Source
-from marship.recipe import Recipe, resolve
 
 ZOO = Path(__file__).with_name("zoo.py")
 QUICK = OptimizeSettings(measure_s=0.2)

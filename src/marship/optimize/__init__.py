@@ -23,9 +23,9 @@ from marship.contract import (
     read_golden,
 )
 from marship.errors import DataError, MarshipError, ModelError, UsageError
-from marship.origin import fingerprint, local_files, machine, versions
+from marship.fit.origin import fingerprint, local_files, machine, versions
+from marship.fit.recipe import Recipe, resolve
 from marship.proof.cases import first_axis, read_rows
-from marship.recipe import Recipe, resolve
 from marship.settings import as_dict, setting
 from marship.storage import read_json, replacing_all, write_json
 

@@ -17,13 +17,13 @@ from rich.progress import Progress, TaskID
 from marship import console
 from marship.contract import Arrays, Contract, GoldenCase, Tolerance, agree
 from marship.errors import DataError, ModelError
+from marship.fit.recipe import Recipe
 from marship.optimize import measure
 from marship.optimize.choice import EXPORTED, Variant
 from marship.optimize.source import NotBuiltError, Source
 from marship.proof import parity
 from marship.proof.comparison import Run
 from marship.proof.parity import first_line
-from marship.recipe import Recipe
 
 BASE = "float32"
 EXACT = (EXPORTED, BASE)

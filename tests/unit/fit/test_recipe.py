@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from marship.errors import DataError, UsageError
-from marship.recipe import Recipe, resolve
+from marship.fit.recipe import Recipe, resolve
 
 
 def test_a_recipe_survives_its_file(tmp_path: Path) -> None:

@@ -12,8 +12,8 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from marship import checkpoint
 from marship.errors import CheckpointError
+from marship.fit import checkpoint
 
 
 def content(model: nn.Module) -> dict[str, Any]:

@@ -5,7 +5,7 @@ can hold tensors, numbers, texts and lists, and never code. Its keys:
 
     format      the version of this list
     weights     the model's state dict that is exported: best on validation, else the last
-    run         what training needs to continue: see `marship.fit`
+    run         what training needs to continue: see `marship.fit.loop`
     settings    the resolved settings of the run
     data        the digest of the data
 """

@@ -1,6 +1,6 @@
 """A training run as a folder: the settings it was started with and the files it leaves.
 
-`marship.recipe` lists the files. `metrics.json` is written last: a folder that has it holds
+`marship.fit.recipe` lists the files. `metrics.json` is written last: a folder that has it holds
 a finished run.
 """
 
@@ -14,7 +14,7 @@ import numpy as np
 from marship import console
 from marship.contract import Arrays
 from marship.errors import UsageError
-from marship.recipe import RECIPE_FILE, Recipe
+from marship.fit.recipe import RECIPE_FILE, Recipe
 from marship.settings import as_dict, setting
 from marship.storage import read_json, replacing, write_json
 

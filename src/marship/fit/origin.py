@@ -115,5 +115,5 @@ def _installed(name: str) -> ModuleSpec | None:
 def _is_local(file: Path) -> bool:
     """Whether a module's file belongs to no package, to Python or to marship."""
     kept = {sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")}
-    places = [*(Path(place).resolve() for place in kept if place), Path(__file__).parent]
+    places = [*(Path(place).resolve() for place in kept if place), Path(__file__).parents[1]]
     return not any(file.resolve().is_relative_to(place) for place in places)

@@ -32,9 +32,10 @@ from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import DataLoader, Dataset
 
-from marship import checkpoint, console, run
+from marship import console
 from marship.errors import CheckpointError, TrainingError, UsageError
-from marship.run import CHECKPOINT_FILE, Fitted, RunSettings
+from marship.fit import checkpoint, run
+from marship.fit.run import CHECKPOINT_FILE, Fitted, RunSettings
 from marship.settings import as_dict
 
 PRECISIONS = {"float32": "no", "bf16": "bf16", "fp16": "fp16"}

@@ -15,8 +15,9 @@ import torch
 from torch import nn
 
 import tiny_recipe
-from marship import checkpoint, fit, run
 from marship.errors import CheckpointError, TrainingError, UsageError
+from marship.fit import checkpoint, run
+from marship.fit import loop as fit
 
 RECIPE = Path(tiny_recipe.__file__)
 DEADLINE_S = 60

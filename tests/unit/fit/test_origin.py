@@ -1,10 +1,10 @@
-"""marship.origin: what a result depends on is found without running it."""
+"""marship.fit.origin: what a result depends on is found without running it."""
 
 from pathlib import Path
 
 import pytest
 
-from marship import origin
+from marship.fit import origin
 
 
 def write(folder: Path, files: dict[str, str]) -> None:
@@ -63,7 +63,7 @@ def test_a_cycle_of_imports_ends(tmp_path: Path) -> None:
 
 def test_the_network_of_the_speech_recipe_counts() -> None:
     """Editing training/speech_network.py changes what an export of the recipe is made from."""
-    training = Path(__file__).parents[2] / "training"
+    training = Path(__file__).parents[3] / "training"
     found = {file.name for file in origin.local_files(training / "speech.py")}
     assert "speech_network.py" in found
 
