@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from marship.archive import Archive
     from marship.client import Model, ModelStatus
     from marship.configure import Configured
-    from marship.export import Exported
+    from marship.exporting.step import Exported
     from marship.predict import Run
     from marship.predict.outcome import Outcome
     from marship.predict.rows import Row

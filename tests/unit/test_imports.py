@@ -34,14 +34,6 @@ ROOMS: dict[str, set[str]] = {
 TOP = {"cli", "__main__", "__init__"}
 # Modules that have not moved into their room yet.
 LOOSE = {
-    "export": "exporting",
-    "capture": "exporting",
-    "layout": "exporting",
-    "guards": "exporting",
-    "size_floats": "exporting",
-    "compare": "exporting",
-    "outputs": "exporting",
-    "build": "exporting",
     "optimize": "optimizing",
     "archive": "trust",
     "outline": "trust",

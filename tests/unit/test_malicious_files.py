@@ -15,10 +15,11 @@ import pytest
 import torch
 
 import tiny_recipe
+import zoo
 from marship import archive, configure, contract
 from marship.errors import CheckpointError, DataError, MarshipError, ModelError, PackageError
 from marship.errors import UsageError as Usage
-from marship.export import ExportSettings, export_model
+from marship.exporting.step import ExportSettings, export_model
 from marship.fit import loop as fit
 from marship.fit import run
 from signed import write
@@ -92,7 +93,7 @@ def export_weights(suffix: str) -> Door:
         weights.write_bytes(content)
         np.savez(folder / "example.npz", input=np.zeros((2, 10), np.float32))
         return export_model(
-            f"{Path(__file__).parent / 'zoo.py'}:mlp",
+            f"{zoo.__file__}:mlp",
             example=folder / "example.npz",
             settings=ExportSettings(),
             weights=weights,
@@ -106,7 +107,7 @@ def export_example(folder: Path, content: bytes) -> object:
     """`marship export MODULE:FUNCTION --example FILE`."""
     (folder / "example.npz").write_bytes(content)
     return export_model(
-        f"{Path(__file__).parent / 'zoo.py'}:mlp",
+        f"{zoo.__file__}:mlp",
         example=folder / "example.npz",
         settings=ExportSettings(),
         out=folder / "run",

@@ -14,10 +14,11 @@ import torch
 from sklearn.datasets import load_digits
 from torch import nn
 
+import zoo
 from marship import optimize
 from marship.contract import Contract, Tolerance, agree, read_golden
 from marship.errors import DataError, MarshipError, ModelError, UsageError
-from marship.export import ExportSettings, export_run
+from marship.exporting.step import ExportSettings, export_run
 from marship.fit import origin
 from marship.fit.recipe import Recipe, resolve
 from marship.optimize import OptimizeSettings, measure, optimize_run
@@ -25,7 +26,7 @@ from marship.optimize import float32 as float32_pass
 from marship.optimize.choice import Rule, Variant, choose
 from marship.optimize.source import Source
 
-ZOO = Path(__file__).with_name("zoo.py")
+ZOO = Path(zoo.__file__)
 QUICK = OptimizeSettings(measure_s=0.5)
 RECIPE = Recipe(
     "digits", build=f"{ZOO}:Digits", judge=f"{ZOO}:judge", metric="accuracy", budget=0.02

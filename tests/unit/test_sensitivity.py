@@ -14,8 +14,9 @@ import torch
 from sklearn.datasets import load_digits
 from torch import nn
 
+import zoo
 from marship.contract import Contract
-from marship.export import ExportSettings, export_run
+from marship.exporting.step import ExportSettings, export_run
 from marship.fit.recipe import Recipe, resolve
 from marship.optimize import OptimizeSettings, optimize_run
 from marship.optimize.int8_static import CONVOLUTIONAL, Quantizer
@@ -24,7 +25,7 @@ from marship.optimize.prepare import prepared
 from marship.optimize.sensitivity import fewest
 from marship.optimize.source import Source
 
-ZOO = Path(__file__).with_name("zoo.py")
+ZOO = Path(zoo.__file__)
 QUICK = OptimizeSettings(measure_s=0.2)
 RECIPE = Recipe(
     "spiked", build=f"{ZOO}:Spiked", judge=f"{ZOO}:judge", metric="accuracy", budget=0.02

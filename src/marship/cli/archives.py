@@ -10,7 +10,7 @@ from rich.markup import escape
 from marship import console
 from marship.cli.app import app
 from marship.errors import UsageError
-from marship.export import ExportSettings
+from marship.exporting.step import ExportSettings
 from marship.optimize import OptimizeSettings
 from marship.package import PackageSettings
 from marship.settings import flags
@@ -30,8 +30,8 @@ def export(
     out: Annotated[Path | None, typer.Option(help="the run folder to write")] = None,
 ) -> None:
     """Convert a model to ONNX and prove that it answers as PyTorch does."""
-    from marship import export as step
     from marship import tables
+    from marship.exporting import step
 
     if ":" in source and not Path(source).is_dir():
         if example is None:

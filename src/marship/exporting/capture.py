@@ -23,11 +23,11 @@ from torch.export._patches import (
 from torch.nn.modules import transformer
 from torch.utils import _pytree as pytree
 
-from marship import guards, size_floats
 from marship.contract import Arrays
 from marship.errors import DataError, ModelError, UsageError
-from marship.guards import Doubt
-from marship.layout import BATCH, Layout
+from marship.exporting import guards, size_floats
+from marship.exporting.guards import Doubt
+from marship.exporting.layout import BATCH, Layout
 from marship.proof.comparison import Run
 from marship.proof.parity import first_line
 

@@ -1,4 +1,4 @@
-"""marship.compare and marship.proof.sizes: what is tried within which time, and what is found."""
+"""exporting.compare and proof.sizes: what is tried within which time, and what is found."""
 
 import math
 import time
@@ -7,10 +7,10 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from marship.compare import Proof, Sides, compare_further
 from marship.contract import Arrays, Contract, TensorSpec
 from marship.errors import ParityError
-from marship.guards import Doubt
+from marship.exporting.compare import Proof, Sides, compare_further
+from marship.exporting.guards import Doubt
 from marship.proof.sizes import MOST_BYTES, further_case, further_sizes, input_bytes
 
 PICTURE = TensorSpec("picture", "float32", ("batch", "h", "w"))

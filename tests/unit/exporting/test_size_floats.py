@@ -1,4 +1,4 @@
-"""marship.size_floats: sizes that come out otherwise in float32 than in Python are found."""
+"""exporting.size_floats: sizes that come out otherwise in float32 than in Python are found."""
 
 import math
 from collections.abc import Callable
@@ -10,9 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from marship import capture, guards, size_floats
 from marship.errors import ModelError
-from marship.layout import Layout
+from marship.exporting import capture, guards, size_floats
+from marship.exporting.layout import Layout
 
 
 class Cut(nn.Module):

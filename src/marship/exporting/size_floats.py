@@ -13,7 +13,7 @@ import numpy as np
 import sympy  # type: ignore[import-untyped]
 import torch
 
-from marship.guards import Guard, Place, is_own, sizes_in
+from marship.exporting.guards import Guard, Place, is_own, sizes_in
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,18 +15,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from marship import console
-from marship.build import built, resolved
-from marship.compare import (
-    NotRunError,
-    Proof,
-    Sides,
-    check_ranks,
-    compare_further,
-    compare_one,
-    entry,
-    open_run,
-    remarks,
-)
 from marship.contract import (
     CONTRACT_FILE,
     GOLDEN_FILE,
@@ -39,9 +27,21 @@ from marship.contract import (
     write_golden,
 )
 from marship.errors import DataError, MarshipError, ModelError, ParityError, UsageError
+from marship.exporting.build import built, resolved
+from marship.exporting.compare import (
+    NotRunError,
+    Proof,
+    Sides,
+    check_ranks,
+    compare_further,
+    compare_one,
+    entry,
+    open_run,
+    remarks,
+)
+from marship.exporting.layout import Layout, check_inputs, completed, layout
 from marship.fit.origin import fingerprint, local_files, versions
 from marship.fit.recipe import Recipe
-from marship.layout import Layout, check_inputs, completed, layout
 from marship.proof import golden, parity
 from marship.proof.cases import draw_cases, read_rows
 from marship.proof.comparison import Comparison, Run
@@ -49,7 +49,7 @@ from marship.settings import as_dict, setting
 from marship.storage import read_json, replacing_all, write_json
 
 if TYPE_CHECKING:  # torch takes a second to import, and --help needs none of it
-    from marship.guards import Doubt
+    from marship.exporting.guards import Doubt
 
 MODEL_FILE = "model.onnx"
 PARITY_FILE = "parity.json"
@@ -256,7 +256,7 @@ def _write(
     settings: ExportSettings,
     draft: Path,
 ) -> Exported:
-    from marship import capture
+    from marship.exporting import capture
 
     started = time.perf_counter()
     with console.progress() as progress:
@@ -323,7 +323,7 @@ def _compare_first(
     reference: Run, examples: Arrays, doubts: "Sequence[Doubt]", path: Path, stated: _Stated
 ) -> tuple[Sides, Proof]:
     """Compare at the first sizes; completes what the graph says of its outputs by the answers."""
-    from marship import outputs
+    from marship.exporting import outputs
     from marship.proof import graph
 
     graph.refuse_random(path)  # before the file is loaded: what is refused then may be tried again

@@ -1,4 +1,4 @@
-"""marship.guards: what a trace assumes of sizes is found, judged over the bounds, and told."""
+"""exporting.guards: what a trace assumes of sizes is found, judged over the bounds, and told."""
 
 import contextlib
 import math
@@ -10,9 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from marship import capture, guards
 from marship.errors import ModelError
-from marship.layout import Layout
+from marship.exporting import capture, guards
+from marship.exporting.layout import Layout
 
 Forward = Callable[[torch.Tensor], torch.Tensor]
 

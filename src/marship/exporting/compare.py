@@ -11,14 +11,14 @@ import numpy as np
 
 from marship.contract import Arrays, Contract
 from marship.errors import ModelError, ParityError
-from marship.layout import check_outputs
+from marship.exporting.layout import check_outputs
 from marship.proof import parity
 from marship.proof.cases import Case, draw_random, first_axis, sizes_to_try
 from marship.proof.comparison import Comparison, Run
 from marship.proof.sizes import further_case, further_sizes, input_bytes
 
 if TYPE_CHECKING:  # it imports torch
-    from marship.guards import Doubt
+    from marship.exporting.guards import Doubt
 
 SLACK = 2.0
 """A case is expected to take so many times as long as the largest so far, byte for byte."""

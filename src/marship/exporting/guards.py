@@ -22,7 +22,7 @@ from torch._guards import TracingContext
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
 from marship.errors import ModelError
-from marship.layout import BATCH, Layout
+from marship.exporting.layout import BATCH, Layout
 
 if TYPE_CHECKING:
     from types import FrameType
@@ -39,7 +39,7 @@ CODE_SHOWN = 100
 
 _SOURCE = re.compile(r"^L\['(?:tensors|flat_args)'\]\[(\d+)\]\.size\(\)\[(\d+)\]$")
 _NOT_OWN = ("site-packages", "/lib/python", "<")
-_MARSHIP = str(Path(__file__).parent)
+_MARSHIP = str(Path(__file__).parents[1])
 
 
 @dataclass(frozen=True, slots=True)

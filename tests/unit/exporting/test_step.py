@@ -1,4 +1,4 @@
-"""marship.export: from weights to a proven ONNX file, whole or not at all."""
+"""marship.exporting.step: from weights to a proven ONNX file, whole or not at all."""
 
 import json
 import os
@@ -14,7 +14,7 @@ import onnxruntime
 import pytest
 import torch
 
-from marship import capture, outputs
+import zoo
 from marship.contract import Contract, Tolerance, agree, read_golden
 from marship.errors import (
     CheckpointError,
@@ -24,11 +24,12 @@ from marship.errors import (
     ParityError,
     UsageError,
 )
-from marship.export import Exported, ExportSettings, export_model, export_run
+from marship.exporting import capture, outputs
+from marship.exporting.step import Exported, ExportSettings, export_model, export_run
 from marship.fit.recipe import Recipe, resolve
 from marship.proof import cases, graph
 
-ZOO = Path(__file__).with_name("zoo.py")
+ZOO = Path(zoo.__file__)
 WRITTEN = {"model.onnx", "contract.json", "golden.npz", "parity.json"}
 
 
@@ -421,7 +422,7 @@ def test_an_example_that_is_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
 def test_settings_are_imported_without_the_heavy_libraries() -> None:
     """`marship --help` needs the settings and must not wait for torch, onnx or matplotlib."""
     code = (
-        "import sys, marship.export, marship.optimize;"
+        "import sys, marship.exporting.step, marship.optimize;"
         "heavy = {'torch', 'onnx', 'onnxruntime', 'matplotlib'} & set(sys.modules);"
         "sys.exit(', '.join(heavy) or 0)"
     )
