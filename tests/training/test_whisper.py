@@ -16,8 +16,8 @@ from transformers import WhisperFeatureExtractor, WhisperForConditionalGeneratio
 from marship.contract import Contract
 from marship.errors import DataError, UsageError
 from marship.fit.recipe import resolve
-from marship.optimize import int8_blocks
-from marship.optimize.source import Source
+from marship.optimizing.passes import int8_blocks
+from marship.optimizing.source import Source
 from marship.proof import parity
 from marship.serving import sounds
 from marship.serving.speech import reader

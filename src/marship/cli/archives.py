@@ -11,7 +11,7 @@ from marship import console
 from marship.cli.app import app
 from marship.errors import UsageError
 from marship.exporting.step import ExportSettings
-from marship.optimize import OptimizeSettings
+from marship.optimizing.step import OptimizeSettings
 from marship.package import PackageSettings
 from marship.settings import flags
 
@@ -51,7 +51,7 @@ def optimize(
     settings: OptimizeSettings,
 ) -> None:
     """Build optimized variants, measure them, and choose one."""
-    from marship.optimize import optimize_run
+    from marship.optimizing.step import optimize_run
 
     optimize_run(run_dir, settings)
 

@@ -422,7 +422,7 @@ def test_an_example_that_is_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
 def test_settings_are_imported_without_the_heavy_libraries() -> None:
     """`marship --help` needs the settings and must not wait for torch, onnx or matplotlib."""
     code = (
-        "import sys, marship.exporting.step, marship.optimize;"
+        "import sys, marship.exporting.step, marship.optimizing.step;"
         "heavy = {'torch', 'onnx', 'onnxruntime', 'matplotlib'} & set(sys.modules);"
         "sys.exit(', '.join(heavy) or 0)"
     )

@@ -6,7 +6,7 @@ from typing import Any
 
 from marship.contract import Tolerance
 from marship.errors import UsageError
-from marship.optimize.measure import Latency
+from marship.optimizing.measure import Latency
 
 EXPORTED = "exported"
 ROUNDING = 1e-9

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from marship.optimize.source import NotBuiltError, Source
+from marship.optimizing.source import NotBuiltError, Source
 from marship.proof.parity import first_line
 
 NAME = "int8_blocks"
@@ -34,7 +34,7 @@ def build(source: Source, target: Path) -> None:
     import onnx
     from onnxruntime.quantization.matmul_nbits_quantizer import MatMulNBitsQuantizer
 
-    from marship.optimize.prepare import check_operators, prepared
+    from marship.optimizing.passes.prepare import check_operators, prepared
 
     check_operators(source.path, ["MatMul", "Gemm"])
     if len(list(_graphs(onnx.load(str(source.path), load_external_data=False).graph))) == 1:

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from marship.optimize.source import NotBuiltError, Source
+from marship.optimizing.source import NotBuiltError, Source
 from marship.proof.parity import first_line
 
 

@@ -18,9 +18,9 @@ from marship import console
 from marship.contract import Arrays, Contract, GoldenCase, Tolerance, agree
 from marship.errors import DataError, ModelError
 from marship.fit.recipe import Recipe
-from marship.optimize import measure
-from marship.optimize.choice import EXPORTED, Variant
-from marship.optimize.source import NotBuiltError, Source
+from marship.optimizing import measure
+from marship.optimizing.choice import EXPORTED, Variant
+from marship.optimizing.source import NotBuiltError, Source
 from marship.proof import parity
 from marship.proof.comparison import Run
 from marship.proof.parity import first_line
@@ -66,7 +66,7 @@ def build_all(source: Source, passes: Sequence[str], draft: Path) -> list[Varian
             told = replace(source, tell=partial(_tell, progress, task, name))
             try:
                 with _quiet():
-                    details = import_module(f"marship.optimize.{name}").build(told, target)
+                    details = import_module(f"marship.optimizing.passes.{name}").build(told, target)
                 _check_tensors(target, source.contract)
                 variants.append(Variant(name, file=target.name, details=details or {}))
             except NotBuiltError as error:

@@ -20,12 +20,12 @@ import numpy as np
 
 from marship.contract import Arrays
 from marship.errors import MarshipError
-from marship.optimize import layers
-from marship.optimize.choice import within
-from marship.optimize.guard import keep_float
-from marship.optimize.layers import Plan
-from marship.optimize.sensitivity import Probe, find_blame
-from marship.optimize.source import NotBuiltError, Source
+from marship.optimizing.choice import within
+from marship.optimizing.passes import layers
+from marship.optimizing.passes.guard import keep_float
+from marship.optimizing.passes.layers import Plan
+from marship.optimizing.passes.sensitivity import Probe, find_blame
+from marship.optimizing.source import NotBuiltError, Source
 from marship.proof.parity import first_line
 
 NAME = "int8_static"
@@ -66,7 +66,7 @@ def build(source: Source, target: Path) -> dict[str, Any]:
             cannot do it.
         DataError: The recipe's judge cannot judge calibration rows.
     """
-    from marship.optimize.prepare import check_operators, operators, prepared
+    from marship.optimizing.passes.prepare import check_operators, operators, prepared
 
     if source.calibration is None:
         raise NotBuiltError("the run folder holds no calibration.npz with training inputs")

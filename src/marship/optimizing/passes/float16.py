@@ -8,7 +8,7 @@ Guarantees: the same inputs and outputs, in float32.
 
 from pathlib import Path
 
-from marship.optimize.source import NotBuiltError, Source
+from marship.optimizing.source import NotBuiltError, Source
 from marship.proof.parity import first_line
 
 NAME = "float16"

@@ -30,9 +30,9 @@ from marship.settings import as_dict, setting
 from marship.storage import read_json, replacing_all, write_json
 
 if TYPE_CHECKING:  # --help needs none of it
-    from marship.optimize.choice import Rule, Variant
-    from marship.optimize.source import Goal
-    from marship.optimize.trial import Judge, Material
+    from marship.optimizing.choice import Rule, Variant
+    from marship.optimizing.source import Goal
+    from marship.optimizing.trial import Judge, Material
 
 PASSES = ("float32", "int8_dynamic", "int8_static", "int8_blocks", "float16")
 EXPORTED = "exported"
@@ -88,8 +88,8 @@ def optimize_run(run_dir: Path, settings: OptimizeSettings) -> Optimized:
         ModelError: The export is damaged.
         DataError: Calibration or held-out data is damaged or does not fit the model.
     """
-    from marship.optimize.choice import choose
-    from marship.optimize.report import draw, entry, remarks, table
+    from marship.optimizing.choice import choose
+    from marship.optimizing.report import draw, entry, remarks, table
 
     material = _gather(run_dir, settings)
     if settings.variant not in (None, EXPORTED, *PASSES):
@@ -128,8 +128,8 @@ def optimize_run(run_dir: Path, settings: OptimizeSettings) -> Optimized:
 
 
 def _gather(run_dir: Path, settings: OptimizeSettings) -> "Material":
-    from marship.optimize.source import Source
-    from marship.optimize.trial import Material
+    from marship.optimizing.source import Source
+    from marship.optimizing.trial import Material
 
     recipe = Recipe.load(run_dir)
     for name in (MODEL_FILE, CONTRACT_FILE, GOLDEN_FILE, EXAMPLES_FILE):
@@ -162,8 +162,8 @@ def _goal(
     recipe: Recipe, judge: "Judge | None", calibration: Arrays | None, settings: OptimizeSettings
 ) -> "Goal | None":
     """What a pass may lose on calibration rows, where they have targets and can be judged."""
-    from marship.optimize.source import Goal
-    from marship.optimize.trial import TARGET, judged
+    from marship.optimizing.source import Goal
+    from marship.optimizing.trial import TARGET, judged
 
     if judge is None or recipe.metric is None:
         return None
@@ -194,8 +194,8 @@ def _rows(path: Path, contract: Contract) -> Arrays:
 def _try_all(
     material: "Material", draft: Path, settings: OptimizeSettings
 ) -> tuple[list["Variant"], "Rule"]:
-    from marship.optimize import measure, trial
-    from marship.optimize.choice import Rule
+    from marship.optimizing import measure, trial
+    from marship.optimizing.choice import Rule
 
     variants = trial.build_all(material.source, PASSES, draft)
     runs = trial.load_all(variants, material, draft, settings.threads)

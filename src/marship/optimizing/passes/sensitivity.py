@@ -16,10 +16,10 @@ from typing import Any
 import numpy as np
 
 from marship.contract import Arrays
-from marship.optimize import measure
-from marship.optimize.choice import within
-from marship.optimize.layers import Layer, Plan
-from marship.optimize.source import Goal, Source
+from marship.optimizing import measure
+from marship.optimizing.choice import within
+from marship.optimizing.passes.layers import Layer, Plan
+from marship.optimizing.source import Goal, Source
 from marship.proof.parity import runner
 
 Quantize = Callable[[Sequence[str]], Path]

@@ -7,7 +7,7 @@ a batch influence each other a little; `measure.influence` says whether that sta
 
 from pathlib import Path
 
-from marship.optimize.source import NotBuiltError, Source
+from marship.optimizing.source import NotBuiltError, Source
 from marship.proof.parity import first_line
 
 NAME = "int8_dynamic"
@@ -23,7 +23,7 @@ def build(source: Source, target: Path) -> None:
     """
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
-    from marship.optimize.prepare import check_operators, prepared
+    from marship.optimizing.passes.prepare import check_operators, prepared
 
     check_operators(source.path, OPERATORS)
     with prepared(source, target.parent) as model:

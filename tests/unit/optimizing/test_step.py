@@ -1,4 +1,4 @@
-"""marship.optimize: variants are built or explained, measured, and chosen by the stated rule."""
+"""optimizing.step: variants are built or explained, measured, and chosen by the stated rule."""
 
 import json
 import shutil
@@ -15,16 +15,17 @@ from sklearn.datasets import load_digits
 from torch import nn
 
 import zoo
-from marship import optimize
 from marship.contract import Contract, Tolerance, agree, read_golden
 from marship.errors import DataError, MarshipError, ModelError, UsageError
 from marship.exporting.step import ExportSettings, export_run
 from marship.fit import origin
 from marship.fit.recipe import Recipe, resolve
-from marship.optimize import OptimizeSettings, measure, optimize_run
-from marship.optimize import float32 as float32_pass
-from marship.optimize.choice import Rule, Variant, choose
-from marship.optimize.source import Source
+from marship.optimizing import measure
+from marship.optimizing import step as optimize
+from marship.optimizing.choice import Rule, Variant, choose
+from marship.optimizing.passes import float32 as float32_pass
+from marship.optimizing.source import Source
+from marship.optimizing.step import OptimizeSettings, optimize_run
 
 ZOO = Path(zoo.__file__)
 QUICK = OptimizeSettings(measure_s=0.5)

@@ -7,8 +7,8 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from marship.optimize import int8_blocks
-from marship.optimize.source import Source
+from marship.optimizing.passes import int8_blocks
+from marship.optimizing.source import Source
 from marship.proof import graph, parity
 
 WIDTH = 512

@@ -9,7 +9,7 @@ about as quick to run.
 
 from pathlib import Path
 
-from marship.optimize.source import NotBuiltError, Source
+from marship.optimizing.source import NotBuiltError, Source
 from marship.proof.parity import first_line
 
 NAME = "float32"

@@ -18,12 +18,12 @@ import zoo
 from marship.contract import Contract
 from marship.exporting.step import ExportSettings, export_run
 from marship.fit.recipe import Recipe, resolve
-from marship.optimize import OptimizeSettings, optimize_run
-from marship.optimize.int8_static import CONVOLUTIONAL, Quantizer
-from marship.optimize.layers import plan
-from marship.optimize.prepare import prepared
-from marship.optimize.sensitivity import fewest
-from marship.optimize.source import Source
+from marship.optimizing.passes.int8_static import CONVOLUTIONAL, Quantizer
+from marship.optimizing.passes.layers import plan
+from marship.optimizing.passes.prepare import prepared
+from marship.optimizing.passes.sensitivity import fewest
+from marship.optimizing.source import Source
+from marship.optimizing.step import OptimizeSettings, optimize_run
 
 ZOO = Path(zoo.__file__)
 QUICK = OptimizeSettings(measure_s=0.2)

@@ -9,7 +9,7 @@ from typing import Any
 from rich.table import Table
 
 from marship.contract import Tolerance
-from marship.optimize.choice import Rule, Variant
+from marship.optimizing.choice import Rule, Variant
 
 KIB = 1024
 NAMED = 5
