@@ -14,10 +14,10 @@ from typing import Any
 
 import yaml
 
-from marship import archive, texts
+from marship import texts
 from marship.errors import PackageError, UsageError
 from marship.storage import replacing
-from marship.trust import extract
+from marship.trust import archive, extract
 
 SECTION = "handler"
 Scalar = str | int | float | bool

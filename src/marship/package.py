@@ -15,18 +15,7 @@ from typing import Any
 import yaml
 
 import marship
-from marship import (
-    archive,
-    configure,
-    console,
-    evidence,
-    onnx_proof,
-    outline,
-    profiles,
-    sealing,
-    shipped,
-)
-from marship.archive import CONFIG_FILE, EVIDENCE_FILE, MANIFEST_FILE
+from marship import configure, console, evidence, onnx_proof, profiles, sealing, shipped
 from marship.contract import (
     CONTRACT_FILE,
     GOLDEN_FILE,
@@ -44,6 +33,8 @@ from marship.sealing import Sealer
 from marship.serving import extent, keysource
 from marship.settings import setting
 from marship.storage import read_json, replacing
+from marship.trust import archive, outline
+from marship.trust.archive import CONFIG_FILE, EVIDENCE_FILE, MANIFEST_FILE
 
 MODEL_FILE = "model.onnx"
 PARITY_FILE = "parity.json"

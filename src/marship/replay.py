@@ -10,8 +10,6 @@ from typing import Any
 
 import numpy as np
 
-from marship import outline
-from marship.archive import Archive
 from marship.client import Client
 from marship.contract import (
     GOLDEN_FILE,
@@ -24,6 +22,8 @@ from marship.contract import (
     read_golden,
 )
 from marship.errors import PackageError, ParityError, TooLargeError
+from marship.trust import outline
+from marship.trust.archive import Archive
 
 PLAIN_BASE = "OnnxHandler"
 _CHANGES = {"answer", "decode", "encode", "handle", "reply"}

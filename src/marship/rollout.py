@@ -22,8 +22,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from marship import archive as archives
-from marship.archive import Archive
 from marship.client import Client, ModelStatus
 from marship.errors import (
     MarshipError,
@@ -37,6 +35,8 @@ from marship.replay import replay
 from marship.torchserve import store
 from marship.torchserve import turns as locks
 from marship.torchserve.status import checked_name
+from marship.trust import archive as archives
+from marship.trust.archive import Archive
 
 LOAD_TIMEOUT_S = 180.0
 

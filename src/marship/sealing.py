@@ -11,13 +11,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from marship import archive
 from marship.contract import CHUNK_BYTES, Contract, digest_streams
 from marship.errors import PackageError
 from marship.serving import keysource, sealed
 from marship.serving.sealed import HEADER_BYTES, SUFFIX, Header
 from marship.storage import replacing
-from marship.trust import extract
+from marship.trust import archive, extract
 
 WEIGHTS_FILE = "model.weights"
 SMALLEST_BYTES = 1024

@@ -13,7 +13,6 @@ from marship import console
 from marship.contract import Contract
 
 if TYPE_CHECKING:
-    from marship.archive import Archive
     from marship.client import Model, ModelStatus
     from marship.configure import Configured
     from marship.exporting.step import Exported
@@ -22,6 +21,7 @@ if TYPE_CHECKING:
     from marship.predict.rows import Row
     from marship.state import Change
     from marship.torchserve.home import Home, ServerRecord
+    from marship.trust.archive import Archive
 
 SHOWN_NUMBERS = 1000
 WHOLE_RATE = 10

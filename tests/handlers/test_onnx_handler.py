@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 
 from claims import claiming
-from marship import archive as archives
 from marship.contract import Arrays
 from marship.errors import LoadError
 from marship.package import PackageSettings, package
 from marship.serving import codec, watch
 from marship.serving.handler import MAX_RESPONSE_ENV, OnnxHandler, Reply, Request
+from marship.trust import archive as archives
 from models import centring, row_filter, wide
 from workers import Worker, load_module
 

@@ -6,11 +6,11 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from marship import archive
 from marship.cli import app
 from marship.configure import configure, parsed
 from marship.errors import PackageError, UsageError
 from marship.package import PackageSettings, package
+from marship.trust import archive
 
 
 @pytest.fixture

@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 
 from marship import console
-from marship.archive import CONFIG_FILE, EVIDENCE_FILE, MANIFEST_FILE
 from marship.errors import MarshipError
+from marship.trust.archive import CONFIG_FILE, EVIDENCE_FILE, MANIFEST_FILE
 
 HOSTILE = "\x1b[2J\x1b]0;title\x07\x9b1m\u202e\rx[bold][/]"
 MODEL = {"modelName": "m", "modelVersion": "1.0", "handler": "h.py"}

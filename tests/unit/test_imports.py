@@ -34,8 +34,6 @@ ROOMS: dict[str, set[str]] = {
 TOP = {"cli", "__main__", "__init__"}
 # Modules that have not moved into their room yet.
 LOOSE = {
-    "archive": "trust",
-    "outline": "trust",
     "package": "packaging",
     "onnx_proof": "packaging",
     "configure": "packaging",

@@ -4,10 +4,11 @@ from pathlib import Path
 
 import pytest
 
-from marship import Client, archive
+from marship import Client
 from marship.errors import NotRunningError
 from marship.package import PackageSettings, package
 from marship.replay import replay
+from marship.trust import archive
 
 HANDLERS = Path(__file__).parents[2] / "handlers"
 BASE = "from marship.serving.handler import OnnxHandler\n\n\nclass Own(OnnxHandler):\n"

@@ -12,7 +12,7 @@ from onnx import TensorProto, helper, numpy_helper
 from typer.testing import CliRunner
 
 from leavings import contents, leavings
-from marship import archive, sealing
+from marship import sealing
 from marship.cli import app
 from marship.configure import configure
 from marship.contract import GOLDEN_FILE, Contract
@@ -22,6 +22,7 @@ from marship.sealing import rewrap, split
 from marship.serving import sealed
 from marship.serving.sealed import HEADER_BYTES, Opener
 from marship.serving.session import Session, SessionSettings
+from marship.trust import archive
 from models import write_model
 
 KEYS = {"KEY_ONE": bytes(range(32)), "KEY_TWO": bytes(32)}

@@ -16,13 +16,12 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
-from marship import archive
-from marship.archive import CONFIG_FILE, EVIDENCE_FILE, MANIFEST_FILE
 from marship.cli import app
 from marship.contract import CONTRACT_FILE
 from marship.errors import MarshipError, PackageError
 from marship.torchserve.store import check_archive
-from marship.trust import contents, signature
+from marship.trust import archive, contents, signature
+from marship.trust.archive import CONFIG_FILE, EVIDENCE_FILE, MANIFEST_FILE
 from signed import make_key, trusting, write
 
 MODEL = {"modelName": "lin", "modelVersion": "1.0", "handler": "h.py", "configFile": CONFIG_FILE}

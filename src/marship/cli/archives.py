@@ -63,9 +63,9 @@ def package(
     settings: PackageSettings,
 ) -> None:
     """Pack a model with its handler and its evidence into a .mar."""
-    from marship import archive as archives
     from marship import package as step
     from marship.serving import extent
+    from marship.trust import archive as archives
 
     doing = (
         "packing" if source.is_dir() else f"running for at most {settings.limit_s} s, and packing"
@@ -91,8 +91,8 @@ def inspect(
     as_json: Annotated[bool, typer.Option("--json", help="everything, as JSON")] = False,
 ) -> None:
     """Print what an archive says about itself; nothing in it is run."""
-    from marship import archive as archives
     from marship import tables
+    from marship.trust import archive as archives
 
     tables.show_archive(archives.read(archive), as_json=as_json)
 

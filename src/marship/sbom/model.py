@@ -5,8 +5,6 @@ from importlib.metadata import packages_distributions
 from pathlib import Path
 from typing import Any
 
-from marship import archive, outline
-from marship.archive import Archive, Member
 from marship.contract import TensorSpec
 from marship.errors import PackageError
 from marship.sbom.cyclonedx import (
@@ -16,6 +14,8 @@ from marship.sbom.cyclonedx import (
     python_package,
     sha256,
 )
+from marship.trust import archive, outline
+from marship.trust.archive import Archive, Member
 
 _ARCHIVE, _MODEL = "archive", "model"
 _OWN = "marship/"

@@ -108,7 +108,7 @@ def check_archive(store: Path, name: str) -> Identity:
         NotFoundError: The store does not hold it.
         PackageError: It is damaged, no archive, or one that readers may read differently.
     """
-    from marship import archive  # it imports NumPy, which --help does not need
+    from marship.trust import archive  # it imports NumPy, which --help does not need
 
     path = store / name
     if not path.exists():

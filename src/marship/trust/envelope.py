@@ -18,7 +18,7 @@ from typing import Any
 from marship import texts
 from marship.errors import SignatureError
 
-PAYLOAD_TYPE = "application/vnd.marship.archive.v1+json"
+PAYLOAD_TYPE = "application/vnd.marship.trust.archive.v1+json"
 MAX_SIGNATURE_BYTES = 16 << 20
 
 

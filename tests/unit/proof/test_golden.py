@@ -12,7 +12,6 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper
 from typer.testing import CliRunner
 
-from marship import archive
 from marship.cli.app import app
 from marship.contract import Arrays, Contract, TensorSpec, read_golden
 from marship.errors import ModelError, PackageError, UsageError
@@ -20,6 +19,7 @@ from marship.package import PackageSettings, package
 from marship.proof import golden
 from marship.proof.golden import draw_golden
 from marship.proof.sizes import with_largest_sizes, with_least_sizes
+from marship.trust import archive
 from onnx_zoo import Builder
 
 HISTORY = (

@@ -9,11 +9,11 @@ import pytest
 from cyclonedx.schema import SchemaVersion
 from cyclonedx.validation.json import JsonStrictValidator
 
-from marship import archive
 from marship.errors import PackageError
-from marship.outline import outline
 from marship.package import PackageSettings, package
 from marship.sbom import model
+from marship.trust import archive
+from marship.trust.outline import outline
 from signed import write
 
 HANDLER = b"""

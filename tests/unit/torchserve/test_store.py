@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from marship.archive import CONFIG_FILE
-from marship.archive import MANIFEST_FILE as MANIFEST
 from marship.errors import NotFoundError, PackageError
 from marship.torchserve.store import Identity, check_archive
+from marship.trust.archive import CONFIG_FILE
+from marship.trust.archive import MANIFEST_FILE as MANIFEST
 
 MODEL = {"modelName": "x", "modelVersion": "1.0", "handler": "h.py"}
 GOOD = json.dumps({"runtime": "python", "model": MODEL})

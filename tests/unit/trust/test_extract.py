@@ -13,14 +13,14 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from marship import archive, configure, sealing
+from marship import configure, sealing
 from marship.errors import PackageError
 from marship.sbom import model
 from marship.torchserve.store import check_archive, files_of
-from marship.trust import contents, extract, signature
+from marship.trust import archive, contents, extract, signature
 from signed import make_key, manifest, write
 
-SOURCE = Path(archive.__file__).parent
+SOURCE = Path(archive.__file__).parents[1]
 READERS: dict[str, Callable[[Path], object]] = {
     "inspect": archive.read,
     "sbom": model.describe,

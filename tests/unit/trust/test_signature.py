@@ -56,7 +56,7 @@ def test_the_signature_is_a_dsse_envelope(mar: Path, key: PrivateKey) -> None:
     """Type, payload in canonical JSON, and a signature over DSSE's encoding of both."""
     value = json.loads(beside(mar).read_bytes())
     payload = base64.b64decode(value["payload"])
-    kind = "application/vnd.marship.archive.v1+json"
+    kind = "application/vnd.marship.trust.archive.v1+json"
     assert value["payloadType"] == kind
     signed = f"DSSEv1 {len(kind)} {kind} {len(payload)} ".encode() + payload
     (one,) = value["signatures"]

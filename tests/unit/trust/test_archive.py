@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from marship import archive, texts
+from marship import texts
 from marship.errors import PackageError
 from marship.torchserve.store import check_archive
-from marship.trust import contents
+from marship.trust import archive, contents
 from signed import FILES, manifest, write
 
 MIB = 1 << 20

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from marship import outline as outlines
 from marship.errors import PackageError
-from marship.outline import Class, SourceError, outline
 from marship.sbom import model
+from marship.trust import outline as outlines
+from marship.trust.outline import Class, SourceError, outline
 from signed import write
 
 NESTED = "\n".join(" " * level + "if 1:" for level in range(99)) + "\n" + " " * 99 + "pass\n"

@@ -11,11 +11,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
-from marship import outline, texts
+from marship import texts
 from marship.contract import CONTRACT_FILE, GOLDEN_FILE, Contract
 from marship.errors import ModelError, PackageError, UsageError
 from marship.serving import sealed
-from marship.trust import contents, extract
+from marship.trust import contents, extract, outline
 from marship.trust.contents import Contents
 
 MANIFEST_FILE = contents.MANIFEST_FILE
