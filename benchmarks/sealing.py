@@ -76,7 +76,7 @@ def loaded(folder: Path, kind: str) -> dict[str, float]:
 def seal(source: Path, target: Path) -> Path:
     """The extracted archive with its model sealed, as `marship package --seal` has it."""
     from marship.contract import CONTRACT_FILE, GOLDEN_FILE, Contract
-    from marship.sealing import Sealer, write_model
+    from marship.packaging.sealing import Sealer, write_model
     from marship.serving import keysource, sealed
 
     (target / "MAR-INF").mkdir(parents=True)

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from onnx import TensorProto, helper, numpy_helper
 
-from marship.package import Contents, PackageSettings, build
+from marship.packaging.step import Contents, PackageSettings, build
 from marship.proof import graph, parity
 from models import write_model
 from workers import HANDLERS

@@ -10,7 +10,7 @@ from onnx import TensorProto, helper, numpy_helper
 from marship import Client
 from marship.contract import GOLDEN_FILE, GoldenCase, read_golden, write_golden
 from marship.errors import NotFoundError
-from marship.package import PackageSettings, package
+from marship.packaging.step import PackageSettings, package
 from models import write_model
 
 OFF_HANDLER = Path(__file__).parent / "server" / "onnx_handlers" / "off_handler.py"

@@ -10,7 +10,7 @@ import numpy as np
 from onnx import TensorProto, helper, numpy_helper
 
 from marship.contract import Array, GoldenCase
-from marship.package import Contents, PackageSettings, build
+from marship.packaging.step import Contents, PackageSettings, build
 from marship.proof import graph, parity
 from models import write_model
 from workers import HANDLERS

@@ -14,8 +14,8 @@ from marship.contract import Contract
 
 if TYPE_CHECKING:
     from marship.client import Model, ModelStatus
-    from marship.configure import Configured
     from marship.exporting.step import Exported
+    from marship.packaging.configure import Configured
     from marship.predict import Run
     from marship.predict.outcome import Outcome
     from marship.predict.rows import Row

@@ -318,7 +318,7 @@ def test_another_kind_of_model_is_not_served(
     linear_onnx: Path, tmp_path: Path, worker: Start
 ) -> None:
     """One that takes floats of one axis is told so."""
-    from marship.package import PackageSettings, package
+    from marship.packaging.step import PackageSettings, package
 
     about = tmp_path / "picture.json"
     about.write_text('{"labels": ["a", "b"], "side": 28, "crop": 0.875, "tag_threshold": 0.3}')

@@ -13,7 +13,7 @@ from PIL import Image
 
 import photos
 from marship.errors import LoadError
-from marship.package import PackageSettings, package
+from marship.packaging.step import PackageSettings, package
 from marship.serving import pictures
 from models import write_model
 from photos import encode

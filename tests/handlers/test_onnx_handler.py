@@ -11,7 +11,7 @@ import pytest
 from claims import claiming
 from marship.contract import Arrays
 from marship.errors import LoadError
-from marship.package import PackageSettings, package
+from marship.packaging.step import PackageSettings, package
 from marship.serving import codec, watch
 from marship.serving.handler import MAX_RESPONSE_ENV, OnnxHandler, Reply, Request
 from marship.trust import archive as archives

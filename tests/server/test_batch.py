@@ -10,7 +10,7 @@ import pytest
 
 from marship import AsyncClient, Client
 from marship.errors import MarshipError, TooLargeError
-from marship.package import PackageSettings, package
+from marship.packaging.step import PackageSettings, package
 from marship.server import Server
 from marship.serving.metrics import INTERVAL_S
 from marship.torchserve.config import PACKAGED

@@ -8,7 +8,7 @@ import pytest
 import requests
 
 from marship import Client
-from marship.package import PackageSettings, package
+from marship.packaging.step import PackageSettings, package
 from marship.server import Server
 from posting import endpoint
 

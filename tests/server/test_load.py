@@ -14,7 +14,7 @@ import yaml
 import marship
 from marship import Client
 from marship.errors import LoadError
-from marship.package import PackageSettings, package
+from marship.packaging.step import PackageSettings, package
 from marship.server import Server
 from marship.serving import codec
 

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 import requests
 
-from marship.package import PackageSettings, package
+from marship.packaging.step import PackageSettings, package
 from marship.torchserve import java
 
 OTHER_MARSHIP = "raise ImportError('the marship beside TorchServe, not the archive\\'s')\n"

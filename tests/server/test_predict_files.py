@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from marship import Client
-from marship.package import PackageSettings, package
+from marship.packaging.step import PackageSettings, package
 from marship.server import Server
 
 FILES = 1500

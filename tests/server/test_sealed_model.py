@@ -15,7 +15,7 @@ from onnx import TensorProto, helper, numpy_helper
 from marship import Client, server
 from marship.client import ModelStatus
 from marship.errors import LoadError, ServerError
-from marship.package import PackageSettings, package
+from marship.packaging.step import PackageSettings, package
 from marship.serving import sealed
 from marship.serving.weights import COPY_FOLDER
 from models import write_model

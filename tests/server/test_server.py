@@ -15,7 +15,7 @@ import pytest
 
 from marship import Client, server
 from marship.errors import NotRunningError, ServerError, UsageError
-from marship.package import PackageSettings, package
+from marship.packaging.step import PackageSettings, package
 from marship.torchserve.home import Home, ServerRecord
 
 Start = Callable[..., server.Server]

@@ -6,7 +6,7 @@ import numpy as np
 from onnx import TensorProto, helper, numpy_helper
 
 from marship import Client
-from marship.package import PackageSettings, package
+from marship.packaging.step import PackageSettings, package
 from marship.serving.weights import COPY_FOLDER
 from models import write_model
 

@@ -11,7 +11,7 @@ from PIL import Image
 
 from marship.errors import DataError
 from marship.fit.recipe import resolve
-from marship.package import PackageSettings, package
+from marship.packaging.step import PackageSettings, package
 from models import write_model
 from photos import encode
 from published import put

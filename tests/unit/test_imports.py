@@ -34,13 +34,6 @@ ROOMS: dict[str, set[str]] = {
 TOP = {"cli", "__main__", "__init__"}
 # Modules that have not moved into their room yet.
 LOOSE = {
-    "package": "packaging",
-    "onnx_proof": "packaging",
-    "configure": "packaging",
-    "sealing": "packaging",
-    "shipped": "packaging",
-    "evidence": "packaging",
-    "sbom": "packaging",
     "torchserve.calls": "exchange",
     "torchserve.transports": "exchange",
     "torchserve.sockets": "exchange",

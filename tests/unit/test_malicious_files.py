@@ -16,12 +16,13 @@ import torch
 
 import tiny_recipe
 import zoo
-from marship import configure, contract
+from marship import contract
 from marship.errors import CheckpointError, DataError, MarshipError, ModelError, PackageError
 from marship.errors import UsageError as Usage
 from marship.exporting.step import ExportSettings, export_model
 from marship.fit import loop as fit
 from marship.fit import run
+from marship.packaging import configure
 from marship.trust import archive
 from signed import write
 

@@ -6,7 +6,7 @@ import pytest
 
 from marship import Client
 from marship.errors import NotRunningError
-from marship.package import PackageSettings, package
+from marship.packaging.step import PackageSettings, package
 from marship.replay import replay
 from marship.trust import archive
 

@@ -12,7 +12,7 @@ from marship.cli.app import app
 from marship.errors import UsageError
 from marship.exporting.step import ExportSettings
 from marship.optimizing.step import OptimizeSettings
-from marship.package import PackageSettings
+from marship.packaging.step import PackageSettings
 from marship.settings import flags
 
 PANEL = "From a trained model to an archive"
@@ -63,7 +63,7 @@ def package(
     settings: PackageSettings,
 ) -> None:
     """Pack a model with its handler and its evidence into a .mar."""
-    from marship import package as step
+    from marship.packaging import step
     from marship.serving import extent
     from marship.trust import archive as archives
 
@@ -106,7 +106,7 @@ def sbom(
 ) -> None:
     """List what an archive, or this environment, is made of: a CycloneDX bill of materials."""
     from marship import storage
-    from marship.sbom import environment, model
+    from marship.packaging.sbom import environment, model
 
     bill = environment.describe() if archive is None else model.describe(archive)
     if out is None:
@@ -130,7 +130,7 @@ def configure(
     ] = None,
 ) -> None:
     """Print or change the handler's settings in a .mar; the model in it stays as it is."""
-    from marship import configure as step
     from marship import tables
+    from marship.packaging import configure as step
 
     tables.show_configured(step.configure(archive, options or [], version))

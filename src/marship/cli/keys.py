@@ -124,7 +124,8 @@ def rewrap(
     out: Annotated[Path | None, typer.Option(help="where to write it; else in its place")] = None,
 ) -> None:
     """Give a sealed .mar another operator key; what is encrypted in it stays as it is."""
-    from marship import sealing, tables
+    from marship import tables
+    from marship.packaging import sealing
 
     done = sealing.rewrap(archive, old, new, out)
     tables.facts(

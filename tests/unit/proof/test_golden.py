@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 from marship.cli.app import app
 from marship.contract import Arrays, Contract, TensorSpec, read_golden
 from marship.errors import ModelError, PackageError, UsageError
-from marship.package import PackageSettings, package
+from marship.packaging.step import PackageSettings, package
 from marship.proof import golden
 from marship.proof.golden import draw_golden
 from marship.proof.sizes import with_largest_sizes, with_least_sizes

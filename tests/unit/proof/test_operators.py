@@ -9,7 +9,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from marship.errors import ModelError
-from marship.package import PackageSettings, package
+from marship.packaging.step import PackageSettings, package
 from marship.proof import graph, operators, parity
 
 MS = "com.microsoft"

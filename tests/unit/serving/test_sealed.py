@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from marship.errors import SealError
-from marship.sealing import Sealer, wrapped
+from marship.packaging.sealing import Sealer, wrapped
 from marship.serving import keysource, sealed
 
 KEY, OTHER_KEY = bytes(range(32)), bytes(32)

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from marship.errors import PackageError
-from marship.package import PackageSettings, package
+from marship.packaging.step import PackageSettings, package
 from marship.trust import contents
 from marship.trust.contents import MANIFEST_FILE, read
 from signed import FILES, manifest, write

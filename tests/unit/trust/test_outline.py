@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from marship.errors import PackageError
-from marship.sbom import model
+from marship.packaging.sbom import model
 from marship.trust import outline as outlines
 from marship.trust.outline import Class, SourceError, outline
 from signed import write

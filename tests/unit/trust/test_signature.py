@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from marship import configure
 from marship.cli import app
 from marship.errors import PackageError, SignatureError, UsageError
-from marship.package import PackageSettings, package
+from marship.packaging import configure
+from marship.packaging.step import PackageSettings, package
 from marship.trust import envelope
 from marship.trust.contents import MANIFEST_FILE
 from marship.trust.contents import read as read_contents

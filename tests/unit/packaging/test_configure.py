@@ -7,9 +7,9 @@ import pytest
 from typer.testing import CliRunner
 
 from marship.cli import app
-from marship.configure import configure, parsed
 from marship.errors import PackageError, UsageError
-from marship.package import PackageSettings, package
+from marship.packaging.configure import configure, parsed
+from marship.packaging.step import PackageSettings, package
 from marship.trust import archive
 
 

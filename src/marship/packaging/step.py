@@ -15,7 +15,7 @@ from typing import Any
 import yaml
 
 import marship
-from marship import configure, console, evidence, onnx_proof, profiles, sealing, shipped
+from marship import console, profiles
 from marship.contract import (
     CONTRACT_FILE,
     GOLDEN_FILE,
@@ -28,8 +28,9 @@ from marship.contract import (
 from marship.errors import PackageError, UsageError
 from marship.fit import run
 from marship.fit.recipe import RECIPE_FILE, Recipe
+from marship.packaging import configure, evidence, onnx_proof, sealing, shipped
+from marship.packaging.sealing import Sealer
 from marship.proof import golden
-from marship.sealing import Sealer
 from marship.serving import extent, keysource
 from marship.settings import setting
 from marship.storage import read_json, replacing

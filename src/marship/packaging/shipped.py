@@ -15,7 +15,7 @@ def find(name: str) -> Path:
     Raises:
         UsageError: It is in neither place.
     """
-    checkout = Path(__file__).parents[2]
+    checkout = Path(__file__).parents[3]
     installed = Path(sysconfig.get_path("data")) / "share" / "marship"
     for folder in (Path.cwd(), checkout, installed):
         if (folder / name).is_file():

@@ -13,8 +13,8 @@ from cyclonedx.validation.json import JsonStrictValidator
 from typer.testing import CliRunner
 
 from marship.cli import app
-from marship.sbom import environment, frontend
-from marship.sbom.cyclonedx import normalized
+from marship.packaging.sbom import environment, frontend
+from marship.packaging.sbom.cyclonedx import normalized
 from marship.torchserve import java
 
 CONSTANTS = {
@@ -126,7 +126,7 @@ def test_no_part_of_the_jar_is_left_out(jar: zipfile.ZipFile) -> None:
 
 def test_the_threat_model_speaks_of_these_parts() -> None:
     """The versions whose flaws docs/threat-model.md accepts are those in the bill."""
-    text = (Path(__file__).parents[3] / "docs" / "threat-model.md").read_text()
+    text = (Path(__file__).parents[4] / "docs" / "threat-model.md").read_text()
     versions = {part.name.partition("/")[2]: part.version for part in frontend.PARTS}
     told = re.findall(r"^\| ([a-z0-9-]+) (\d[\d.]*\d)", text, re.MULTILINE)
     assert {"netty", "grpc-netty-shaded", "commons-compress"} <= {name for name, _ in told}

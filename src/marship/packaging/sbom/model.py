@@ -7,13 +7,7 @@ from typing import Any
 
 from marship.contract import TensorSpec
 from marship.errors import PackageError
-from marship.sbom.cyclonedx import (
-    Component,
-    document,
-    properties,
-    python_package,
-    sha256,
-)
+from marship.packaging.sbom.cyclonedx import Component, document, properties, python_package, sha256
 from marship.trust import archive, outline
 from marship.trust.archive import Archive, Member
 

@@ -15,10 +15,10 @@ import psutil
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from marship import onnx_proof
 from marship.contract import read_golden
 from marship.errors import ModelError, PackageError, UsageError
-from marship.package import PackageSettings, package
+from marship.packaging import onnx_proof
+from marship.packaging.step import PackageSettings, package
 from marship.trust import archive
 from models import write_model
 

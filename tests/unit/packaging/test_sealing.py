@@ -12,13 +12,13 @@ from onnx import TensorProto, helper, numpy_helper
 from typer.testing import CliRunner
 
 from leavings import contents, leavings
-from marship import sealing
 from marship.cli import app
-from marship.configure import configure
 from marship.contract import GOLDEN_FILE, Contract
 from marship.errors import LoadError, ModelError, PackageError, SealError
-from marship.package import PackageSettings, package
-from marship.sealing import rewrap, split
+from marship.packaging import sealing
+from marship.packaging.configure import configure
+from marship.packaging.sealing import rewrap, split
+from marship.packaging.step import PackageSettings, package
 from marship.serving import sealed
 from marship.serving.sealed import HEADER_BYTES, Opener
 from marship.serving.session import Session, SessionSettings

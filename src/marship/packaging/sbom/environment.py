@@ -11,8 +11,8 @@ from typing import Any, cast
 
 from packaging.requirements import Requirement
 
-from marship.sbom import frontend
-from marship.sbom.cyclonedx import (
+from marship.packaging.sbom import frontend
+from marship.packaging.sbom.cyclonedx import (
     Component,
     document,
     licences,

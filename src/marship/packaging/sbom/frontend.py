@@ -9,7 +9,7 @@ tells theirs.
 
 from typing import NamedTuple
 
-from marship.sbom.cyclonedx import Component, package_url, properties, sha256
+from marship.packaging.sbom.cyclonedx import Component, package_url, properties, sha256
 
 JAR = "ts/frontend/model-server.jar"
 SHA256 = "ce340411ce54beaacd3dcfa31644a9aa369a83a36ed687172ba1088a13123dfe"

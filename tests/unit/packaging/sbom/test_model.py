@@ -10,8 +10,8 @@ from cyclonedx.schema import SchemaVersion
 from cyclonedx.validation.json import JsonStrictValidator
 
 from marship.errors import PackageError
-from marship.package import PackageSettings, package
-from marship.sbom import model
+from marship.packaging.sbom import model
+from marship.packaging.step import PackageSettings, package
 from marship.trust import archive
 from marship.trust.outline import outline
 from signed import write

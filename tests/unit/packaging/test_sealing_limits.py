@@ -10,7 +10,7 @@ from types import ModuleType
 
 import pytest
 
-BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
+BENCHMARKS = Path(__file__).parents[3] / "benchmarks"
 LAYERS, WIDTH = 16, 800  # 41 MB
 PEAK_TO_MODEL = 2.5
 LOAD = """

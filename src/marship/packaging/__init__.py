@@ -1,0 +1,1 @@
+"""From an ONNX file to a `.mar` archive, its settings, seal and bill of materials."""
