@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 from management import Management
 from marship import Client
 from marship.errors import NoAnswerError
-from marship.torchserve.calls import Answer, Call, Flow, Pause, Step, Work
+from marship.exchange.calls import Answer, Call, Flow, Pause, Step, Work
 
 T = TypeVar("T")
 PATIENCE_S = 20

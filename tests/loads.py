@@ -12,7 +12,7 @@ from typing import Any
 
 from marship import Client
 from marship.errors import MarshipError, NoAnswerError
-from marship.torchserve.retries import RETRY_S
+from marship.exchange.retries import RETRY_S
 
 CLIENT_TIMEOUT_S = 60.0
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import unquote
 
-from marship.torchserve.calls import Answer, Call
+from marship.exchange.calls import Answer, Call
 
 GONE_PIDS = itertools.count(5_000_000)  # beyond what a Linux process can have
 

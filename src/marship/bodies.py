@@ -6,8 +6,8 @@ import numpy as np
 import orjson
 
 from marship.errors import UsageError
+from marship.exchange.calls import Answer
 from marship.serving.codec import JSON_TYPE, NPY_TYPE, OCTETS_TYPE, read_npy
-from marship.torchserve.calls import Answer
 
 
 def encoded(inputs: Any, content_type: str | None) -> tuple[bytes, str]:  # noqa: ANN401  any that a request may be

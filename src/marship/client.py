@@ -14,20 +14,20 @@ from typing import Any, Concatenate, ParamSpec, Self, TypeVar
 
 from marship import profiles
 from marship.bodies import decoded, encoded
-from marship.torchserve import draining, status, versions
-from marship.torchserve import models as flows
-from marship.torchserve.access import Access
-from marship.torchserve.calls import Answer, Flow, line_value
-from marship.torchserve.home import Home
-from marship.torchserve.registration import Registration
-from marship.torchserve.retries import RETRY_S
-from marship.torchserve.status import Model, ModelStatus, OnWait, Patience, Worker
-from marship.torchserve.transports import (
+from marship.exchange.calls import Answer, Flow, line_value
+from marship.exchange.retries import RETRY_S
+from marship.exchange.transports import (
     MAX_RESPONSE_BYTES,
     AsyncTransport,
     BlockingTransport,
     Bounds,
 )
+from marship.torchserve import draining, status, versions
+from marship.torchserve import models as flows
+from marship.torchserve.access import Access
+from marship.torchserve.home import Home
+from marship.torchserve.registration import Registration
+from marship.torchserve.status import Model, ModelStatus, OnWait, Patience, Worker
 
 __all__ = ["AsyncClient", "Client", "Model", "ModelStatus", "OnWait", "Worker"]
 

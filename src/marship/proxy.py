@@ -24,10 +24,11 @@ from marship.errors import (
     TooLargeError,
     UsageError,
 )
+from marship.exchange import sockets
 from marship.settings import setting
 from marship.torchserve import config as configs
 from marship.torchserve import home as homes
-from marship.torchserve import properties, sockets
+from marship.torchserve import properties
 from marship.torchserve.home import Home
 from marship.torchserve.status import checked_name
 

@@ -19,14 +19,15 @@ from pathlib import Path
 
 from marship import storage
 from marship.errors import NotRunningError, ServerError, UsageError
-from marship.limited import LimitedSocket, OverLimitError
+from marship.exchange import sockets
+from marship.exchange.connections import Connection
+from marship.exchange.limited import LimitedSocket, OverLimitError
 from marship.serving import keysource
 from marship.settings import setting
 from marship.torchserve import config as configs
-from marship.torchserve import environment, java, peers, processes, production, properties, sockets
+from marship.torchserve import environment, java, peers, processes, production, properties
 from marship.torchserve import home as homes
 from marship.torchserve import store as stores
-from marship.torchserve.connections import Connection
 from marship.torchserve.home import Home, ServerRecord
 
 STARTED_LINE = "Model server started."

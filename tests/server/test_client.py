@@ -28,7 +28,7 @@ from marship.errors import (
     TooLargeError,
     UsageError,
 )
-from marship.torchserve import connections
+from marship.exchange import connections
 from marship.torchserve.home import Home
 
 DOCS = Path(__file__).parents[2] / "docs" / "serving.md"

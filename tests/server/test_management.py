@@ -10,7 +10,7 @@ import pytest
 from management import Management, Stored
 from marship import Client, server
 from marship.errors import LoadError, NoAnswerError
-from marship.torchserve.calls import Answer, Call, Flow, path
+from marship.exchange.calls import Answer, Call, Flow, path
 from versions import remove, versions
 
 ARCHIVES = {"echo.mar": Stored("echo", "1.0"), "echo-2.mar": Stored("echo-2", "2.0")}

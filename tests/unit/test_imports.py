@@ -34,13 +34,6 @@ ROOMS: dict[str, set[str]] = {
 TOP = {"cli", "__main__", "__init__"}
 # Modules that have not moved into their room yet.
 LOOSE = {
-    "torchserve.calls": "exchange",
-    "torchserve.transports": "exchange",
-    "torchserve.sockets": "exchange",
-    "torchserve.retries": "exchange",
-    "torchserve.connections": "exchange",
-    "torchserve.connectors": "exchange",
-    "limited": "exchange",
     "server": "engines",
     "torchserve": "engines",
     "bodies": "client",

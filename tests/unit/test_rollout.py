@@ -15,9 +15,9 @@ from homes import of_a_server
 from management import Management, Stored
 from marship import Client
 from marship.errors import RolloutError
+from marship.exchange.calls import Call
 from marship.rollout import Watcher, rollout
 from marship.torchserve import draining
-from marship.torchserve.calls import Call
 from marship.torchserve.store import Note, write_note
 from signed import write
 

@@ -25,10 +25,10 @@ from homes import of_a_server
 from management import Management, Registered, Stored, Versions
 from marship import Client, state
 from marship.errors import NoAnswerError
+from marship.exchange.calls import Answer, Call
 from marship.rollout import rollout
 from marship.statefile import Entry
 from marship.torchserve import draining, registration
-from marship.torchserve.calls import Answer, Call
 from signed import write
 
 STORE = {

@@ -28,14 +28,14 @@ from marship.errors import (
     TokenError,
     UsageError,
 )
+from marship.exchange.calls import Pause
+from marship.exchange.retries import FIRST_PAUSE_S, RETRY_S, Patience
 from marship.predict.bounds import LONGEST_STREAM_S, Limits, Room, longest_wait_s
 from marship.predict.ledger import Ledger
 from marship.predict.outcome import Outcome
 from marship.predict.rows import Row, Stamp
 from marship.predict.sources import Source, may_be_sound, media_type
 from marship.predict.transcripts import Transcripts
-from marship.torchserve.calls import Pause
-from marship.torchserve.retries import FIRST_PAUSE_S, RETRY_S, Patience
 
 MOST_BYTES_IN_FLIGHT = 1 << 27
 

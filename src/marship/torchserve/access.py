@@ -11,11 +11,12 @@ from urllib.parse import urlsplit
 
 from marship import storage
 from marship.errors import DataError, MarshipError, NotRunningError, TokenError, UsageError
-from marship.torchserve import peers, sockets
-from marship.torchserve.calls import Answer, Call, Flow, Pause, Side, checked, is_token_refused
+from marship.exchange import sockets
+from marship.exchange.calls import Answer, Call, Flow, Pause, Side, checked, is_token_refused
+from marship.exchange.retries import Patience, persistent
+from marship.torchserve import peers
 from marship.torchserve.home import Home, ServerRecord, default_home
 from marship.torchserve.peers import Line
-from marship.torchserve.retries import Patience, persistent
 
 TOKEN_VARIABLES: Mapping[str, str] = {
     "inference": "MARSHIP_INFERENCE_TOKEN",

@@ -10,7 +10,8 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from marship.errors import ServerError, UsageError
-from marship.torchserve import properties, sockets
+from marship.exchange import sockets
+from marship.torchserve import properties
 
 CONFIG_FILE = "config.properties"
 PACKAGED = Path(__file__).parent.with_name(CONFIG_FILE)

@@ -16,8 +16,8 @@ from marship.errors import (
     ServerError,
     TokenError,
 )
+from marship.exchange.calls import Call, Flow, Pause, path
 from marship.torchserve.access import Access
-from marship.torchserve.calls import Call, Flow, Pause, path
 from marship.torchserve.status import ModelStatus, describe
 
 DRAIN_S = 60.0

@@ -26,7 +26,7 @@ from pathlib import Path
 
 from marship import storage, unversioned
 from marship.errors import DataError, NotRunningError, ServerError, UsageError
-from marship.torchserve import sockets
+from marship.exchange import sockets
 from marship.torchserve.processes import Group
 
 HOME_VARIABLE = "MARSHIP_HOME"

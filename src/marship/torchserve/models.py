@@ -4,9 +4,9 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from marship.errors import LoadError, NotFoundError, ServerError, UsageError
+from marship.exchange.calls import LINES_TYPE, Answer, Call, Flow, Work, path
 from marship.torchserve import turns
 from marship.torchserve.access import Access
-from marship.torchserve.calls import LINES_TYPE, Answer, Call, Flow, Work, path
 from marship.torchserve.home import Home
 from marship.torchserve.registration import Admitted, Own, Registration
 from marship.torchserve.status import (

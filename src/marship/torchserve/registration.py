@@ -19,8 +19,8 @@ from marship.errors import (
     ServerError,
     UsageError,
 )
+from marship.exchange.calls import Call, Flow, Pause
 from marship.torchserve.access import Access
-from marship.torchserve.calls import Call, Flow, Pause
 from marship.torchserve.status import ModelStatus, checked_name, marked
 from marship.torchserve.store import Identity, Note
 from marship.torchserve.versions import all_versions, withdraw

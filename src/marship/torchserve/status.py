@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from marship.errors import LoadError, NotFoundError, UsageError
+from marship.exchange.calls import Call, Flow, Pause, path
 from marship.torchserve import workerlog
 from marship.torchserve.access import Access
-from marship.torchserve.calls import Call, Flow, Pause, path
 from marship.torchserve.workerlog import WorkerLog
 
 OnWait = Callable[[int, int], None]

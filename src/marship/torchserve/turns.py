@@ -15,7 +15,7 @@ import psutil
 
 from marship import storage
 from marship.errors import ServerError
-from marship.torchserve.calls import Pause
+from marship.exchange.calls import Pause
 
 TOLD_AFTER_S = 1.0
 _PAUSE_S = 0.05

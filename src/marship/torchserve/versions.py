@@ -5,8 +5,8 @@ from contextlib import suppress
 from http import HTTPStatus
 
 from marship.errors import NotFoundError, ServerError
+from marship.exchange.calls import Call, Flow, Pause, path
 from marship.torchserve.access import Access
-from marship.torchserve.calls import Call, Flow, Pause, path
 from marship.torchserve.status import ModelStatus, checked_name, describe, optional, unknown
 
 _PAGE = 100

@@ -12,7 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from marship.errors import ServerError, UsageError
-from marship.torchserve import config, environment, properties, sockets
+from marship.exchange import sockets
+from marship.torchserve import config, environment, properties
 
 ANY = dict.fromkeys(config.LISTENERS, 0)
 

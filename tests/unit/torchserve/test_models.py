@@ -7,9 +7,9 @@ import pytest
 
 from homes import of_a_server
 from marship.errors import MarshipError, ServerError
+from marship.exchange.calls import Answer, Call, Flow, Pause, Step, Work
 from marship.torchserve import models
 from marship.torchserve.access import Access
-from marship.torchserve.calls import Answer, Call, Flow, Pause, Step, Work
 from marship.torchserve.home import Home
 from marship.torchserve.registration import Registration
 from marship.torchserve.status import ModelStatus, Patience

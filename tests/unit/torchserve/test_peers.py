@@ -15,7 +15,8 @@ import pytest
 
 from marship import AsyncClient, Client
 from marship.errors import NotRunningError
-from marship.torchserve import peers, processes, sockets
+from marship.exchange import sockets
+from marship.torchserve import peers, processes
 from marship.torchserve.home import Home, ServerRecord
 from stranger import Stranger, sends
 

@@ -18,7 +18,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
-from marship import AsyncClient, Client, limited
+from marship import AsyncClient, Client
 from marship.errors import (
     MarshipError,
     NoAnswerError,
@@ -28,6 +28,7 @@ from marship.errors import (
     TooLargeError,
     UsageError,
 )
+from marship.exchange import limited
 from stranger import Send, Stranger, drips, floods, sends
 
 OK = b"HTTP/1.1 200 OK\r\n"

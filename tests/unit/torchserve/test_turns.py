@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 
 from marship.errors import ServerError
+from marship.exchange.calls import Pause
 from marship.storage import StorageError
 from marship.torchserve import turns
-from marship.torchserve.calls import Pause
 
 HOLD = """
 import fcntl, sys

@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 
 from marship.errors import LoadError
+from marship.exchange.calls import Answer, Pause
 from marship.torchserve import workerlog
 from marship.torchserve.access import Access
-from marship.torchserve.calls import Answer, Pause
 from marship.torchserve.home import Home
 from marship.torchserve.status import Patience, Watch
 from marship.torchserve.workerlog import WorkerLog

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from http import HTTPStatus
 
 from marship.errors import NoAnswerError, NotRunningError, ResponseTimeoutError
-from marship.torchserve.calls import Answer, Call, Flow, Pause, is_death, may_be_timeout
+from marship.exchange.calls import Answer, Call, Flow, Pause, is_death, may_be_timeout
 
 RETRY_S = 20.0
 """Longer than a worker takes to come back after it was killed once."""

@@ -10,9 +10,8 @@ from collections.abc import Callable, Iterator
 from typing import Any, BinaryIO
 from urllib.parse import urlsplit
 
-from marship import limited
-from marship.limited import LimitedSocket, Limits
-from marship.torchserve import sockets
+from marship.exchange import limited, sockets
+from marship.exchange.limited import LimitedSocket, Limits
 
 Check = Callable[[str, LimitedSocket], None]
 """Told where a new connection goes; raises if that is not the server that is meant."""

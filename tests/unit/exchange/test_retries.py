@@ -23,7 +23,7 @@ from marship.errors import (
     ServerError,
     WorkerDiedError,
 )
-from marship.torchserve import retries
+from marship.exchange import retries
 
 DIED = (507, b'{"code": 507, "type": "InternalServerException", "message": "Worker died."}', {})
 BUSY = (503, b'{"code": 503, "type": "ServiceUnavailableException", "message": "m"}', {})

@@ -6,8 +6,8 @@ from typing import Any
 import aiohttp
 from aiohttp.client_proto import ResponseHandler
 
-from marship.limited import tls_context
-from marship.torchserve import sockets
+from marship.exchange import sockets
+from marship.exchange.limited import tls_context
 
 Check = Callable[[str, Any], None]
 

@@ -20,9 +20,8 @@ import aiohttp
 
 import marship
 from marship.errors import NoAnswerError, ServerError, TLSError, TooLargeError
-from marship.limited import OverLimitError
-from marship.torchserve import connections, sockets
-from marship.torchserve.calls import (
+from marship.exchange import connections, sockets
+from marship.exchange.calls import (
     BAD_REQUEST,
     Answer,
     Call,
@@ -33,8 +32,9 @@ from marship.torchserve.calls import (
     Step,
     Work,
 )
-from marship.torchserve.connections import Connection, UnreachableError
-from marship.torchserve.connectors import connector
+from marship.exchange.connections import Connection, UnreachableError
+from marship.exchange.connectors import connector
+from marship.exchange.limited import OverLimitError
 
 T = TypeVar("T")
 

@@ -16,7 +16,7 @@ from marship.errors import (
     TooLargeError,
     UnsupportedMediaError,
 )
-from marship.torchserve.calls import Answer, Call, checked, path
+from marship.exchange.calls import Answer, Call, checked, path
 
 
 def answer(status: int, body: object) -> Answer:

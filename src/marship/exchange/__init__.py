@@ -1,0 +1,1 @@
+"""HTTP exchanges as plain data, and what carries them; knows no engine."""
