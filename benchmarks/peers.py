@@ -213,7 +213,7 @@ def _ping(contender: Contender, material: Material, folder: Path) -> Running:
 
 def _torchserve(contender: Contender, material: Material, folder: Path) -> Running:
     """Its own launcher with its own defaults; only addresses, and tokens off."""
-    from marship.torchserve import java
+    from marship.engines.torchserve import java
 
     store = folder / "store"
     store.mkdir()

@@ -9,7 +9,7 @@ import psutil
 import requests
 
 from marship import Client
-from marship.server import Server
+from marship.engines.torchserve.server import Server
 
 Post = Callable[..., requests.Response]
 

@@ -6,7 +6,7 @@ from collections.abc import Collection
 import psutil
 
 from marship import Client
-from marship.torchserve.home import ServerRecord
+from marship.engines.torchserve.home import ServerRecord
 
 _POLL_S = 0.05
 _LONGEST_S = 120.0

@@ -14,6 +14,12 @@ from typing import Any, Concatenate, ParamSpec, Self, TypeVar
 
 from marship import profiles
 from marship.bodies import decoded, encoded
+from marship.engines.torchserve import draining, status, versions
+from marship.engines.torchserve import models as flows
+from marship.engines.torchserve.access import Access
+from marship.engines.torchserve.home import Home
+from marship.engines.torchserve.registration import Registration
+from marship.engines.torchserve.status import Model, ModelStatus, OnWait, Patience, Worker
 from marship.exchange.calls import Answer, Flow, line_value
 from marship.exchange.retries import RETRY_S
 from marship.exchange.transports import (
@@ -22,12 +28,6 @@ from marship.exchange.transports import (
     BlockingTransport,
     Bounds,
 )
-from marship.torchserve import draining, status, versions
-from marship.torchserve import models as flows
-from marship.torchserve.access import Access
-from marship.torchserve.home import Home
-from marship.torchserve.registration import Registration
-from marship.torchserve.status import Model, ModelStatus, OnWait, Patience, Worker
 
 __all__ = ["AsyncClient", "Client", "Model", "ModelStatus", "OnWait", "Worker"]
 

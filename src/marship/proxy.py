@@ -13,6 +13,11 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from marship import certificate, storage, unversioned
+from marship.engines.torchserve import config as configs
+from marship.engines.torchserve import home as homes
+from marship.engines.torchserve import properties
+from marship.engines.torchserve.home import Home
+from marship.engines.torchserve.status import checked_name
 from marship.errors import (
     MarshipError,
     NoAnswerError,
@@ -26,11 +31,6 @@ from marship.errors import (
 )
 from marship.exchange import sockets
 from marship.settings import setting
-from marship.torchserve import config as configs
-from marship.torchserve import home as homes
-from marship.torchserve import properties
-from marship.torchserve.home import Home
-from marship.torchserve.status import checked_name
 
 TEMPLATE = Path(__file__).with_name("nginx.conf")
 CONFIG_FILE = TEMPLATE.name

@@ -23,6 +23,9 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from marship.client import Client, ModelStatus
+from marship.engines.torchserve import store
+from marship.engines.torchserve import turns as locks
+from marship.engines.torchserve.status import checked_name
 from marship.errors import (
     MarshipError,
     NotFoundError,
@@ -32,9 +35,6 @@ from marship.errors import (
 )
 from marship.predict.sources import media_type
 from marship.replay import replay
-from marship.torchserve import store
-from marship.torchserve import turns as locks
-from marship.torchserve.status import checked_name
 from marship.trust import archive as archives
 from marship.trust.archive import Archive
 

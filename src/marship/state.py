@@ -18,10 +18,10 @@ from typing import Literal
 from marship import profiles
 from marship import rollout as rollouts
 from marship.client import Client, Model, ModelStatus
+from marship.engines.torchserve import store
 from marship.errors import MarshipError, ServerError, UsageError
 from marship.replay import replay
 from marship.statefile import Entry
-from marship.torchserve import store
 
 Kind = Literal["register", "scale", "default", "keep", "remove"]
 

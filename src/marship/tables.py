@@ -14,13 +14,13 @@ from marship.contract import Contract
 
 if TYPE_CHECKING:
     from marship.client import Model, ModelStatus
+    from marship.engines.torchserve.home import Home, ServerRecord
     from marship.exporting.step import Exported
     from marship.packaging.configure import Configured
     from marship.predict import Run
     from marship.predict.outcome import Outcome
     from marship.predict.rows import Row
     from marship.state import Change
-    from marship.torchserve.home import Home, ServerRecord
     from marship.trust.archive import Archive
 
 SHOWN_NUMBERS = 1000
@@ -120,7 +120,7 @@ def show_server(record: "ServerRecord", home: "Home") -> None:
 
 def show_models(models: Sequence["Model"], figures: str = "") -> None:
     """All models, a line for each version; `figures` are those of the metrics port."""
-    from marship.torchserve.status import joining_ended
+    from marship.engines.torchserve.status import joining_ended
 
     if not models:
         console.out.print("no models; register one with: marship register NAME.mar")

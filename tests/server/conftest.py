@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from marship import Client, server
+from marship import Client
 from marship.client import ModelStatus
+from marship.engines.torchserve import server
 from versions import write_versions
 
 HANDLERS = Path(__file__).parent / "handlers"

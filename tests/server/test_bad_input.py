@@ -10,8 +10,8 @@ import pytest
 import requests
 
 from marship import Client
+from marship.engines.torchserve.server import Server
 from marship.packaging.step import PackageSettings, package
-from marship.server import Server
 from marship.serving import codec, kserve
 from posting import Post, endpoint
 

@@ -11,7 +11,7 @@ from PIL import Image
 import photos
 from colours import pack_colours
 from marship import Client
-from marship.server import Server
+from marship.engines.torchserve.server import Server
 from photos import colour, encode
 from posting import Post, assert_memory_returns, forget_peak, peak_bytes, posting
 

@@ -10,7 +10,7 @@ import pytest
 
 import recordings
 from marship import Client
-from marship.server import Server
+from marship.engines.torchserve.server import Server
 from posting import Post, assert_memory_returns, peak_bytes, posting
 from recordings import encode
 from whistles import RATE, pack_ear, said, whistle

@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 
 from marship import AsyncClient, Client
+from marship.engines.torchserve.config import PACKAGED
+from marship.engines.torchserve.server import Server
 from marship.errors import MarshipError, TooLargeError
 from marship.packaging.step import PackageSettings, package
-from marship.server import Server
 from marship.serving.metrics import INTERVAL_S
-from marship.torchserve.config import PACKAGED
 
 BATCH = 32
 DELAY_MS = 8000

@@ -17,7 +17,9 @@ import psutil
 import pytest
 import requests
 
-from marship import AsyncClient, Client, server
+from marship import AsyncClient, Client
+from marship.engines.torchserve import server
+from marship.engines.torchserve.home import Home
 from marship.errors import (
     InvalidInputError,
     LoadError,
@@ -29,7 +31,6 @@ from marship.errors import (
     UsageError,
 )
 from marship.exchange import connections
-from marship.torchserve.home import Home
 
 DOCS = Path(__file__).parents[2] / "docs" / "serving.md"
 

@@ -8,8 +8,8 @@ import pytest
 import requests
 
 from marship import Client
+from marship.engines.torchserve.server import Server
 from marship.packaging.step import PackageSettings, package
-from marship.server import Server
 from posting import endpoint
 
 HANDLER = Path(__file__).parent / "onnx_handlers" / "doze_handler.py"

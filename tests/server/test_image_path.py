@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from digits_folder import write_digits
-from marship import Client, server
+from marship import Client
+from marship.engines.torchserve import server
 from marship.fit.checkpoint import load_weights
 from marship.fit.recipe import resolve
 from marship.serving import pictures

@@ -13,9 +13,9 @@ import yaml
 
 import marship
 from marship import Client
+from marship.engines.torchserve.server import Server
 from marship.errors import LoadError
 from marship.packaging.step import PackageSettings, package
-from marship.server import Server
 from marship.serving import codec
 
 Change = Callable[[str, bytes], bytes]

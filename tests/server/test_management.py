@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from management import Management, Stored
-from marship import Client, server
+from marship import Client
+from marship.engines.torchserve import server
 from marship.errors import LoadError, NoAnswerError
 from marship.exchange.calls import Answer, Call, Flow, path
 from versions import remove, versions

@@ -16,8 +16,8 @@ from pathlib import Path
 import pytest
 import requests
 
+from marship.engines.torchserve import java
 from marship.packaging.step import PackageSettings, package
-from marship.torchserve import java
 
 OTHER_MARSHIP = "raise ImportError('the marship beside TorchServe, not the archive\\'s')\n"
 

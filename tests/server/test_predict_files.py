@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 
 from marship import Client
+from marship.engines.torchserve.server import Server
 from marship.packaging.step import PackageSettings, package
-from marship.server import Server
 
 FILES = 1500
 

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from marship import Client
-from marship.server import Server
+from marship.engines.torchserve.server import Server
 from whistles import RATE, long_whistle, pack_ear, said, wav
 
 TEXTS = ["abc", "dad", "hh"]

@@ -8,10 +8,10 @@ from pathlib import Path
 import psutil
 import pytest
 
-from marship import AsyncClient, Client, server
+from marship import AsyncClient, Client
+from marship.engines.torchserve import config, server
 from marship.errors import NotRunningError, UsageError
 from marship.proxy import ProxySettings
-from marship.torchserve import config
 from nginx import free_port, in_front
 
 Start = Callable[..., server.Server]

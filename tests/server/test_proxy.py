@@ -17,9 +17,10 @@ import psutil
 import pytest
 from typer.testing import CliRunner
 
-from marship import Client, server
+from marship import Client
 from marship.cli import app
 from marship.client import ModelStatus
+from marship.engines.torchserve import server
 from marship.proxy import ProxySettings
 from nginx import Answer, Door, free_port, in_front
 from whistles import long_whistle, pack_ear, wav

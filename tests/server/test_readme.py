@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 
-from marship import server
+from marship.engines.torchserve import server
 from marship.errors import NotRunningError
 from mini_movielens import write_mini
 

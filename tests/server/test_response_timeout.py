@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 
 from marship import AsyncClient, Client
+from marship.engines.torchserve.server import Server
+from marship.engines.torchserve.workerlog import WorkerLog
 from marship.errors import MarshipError, ResponseTimeoutError
-from marship.server import Server
-from marship.torchserve.workerlog import WorkerLog
 
 LIMIT_S = 1  # of the archive `brief`
 TOO_LATE = "Number or consecutive unsuccessful inference"  # WorkerThread.java

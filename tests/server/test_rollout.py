@@ -15,8 +15,9 @@ from click.testing import Result
 from typer.testing import CliRunner
 
 from loads import load
-from marship import AsyncClient, Client, server
+from marship import AsyncClient, Client
 from marship.cli import app
+from marship.engines.torchserve import server
 from marship.errors import (
     NotFoundError,
     NotRunningError,

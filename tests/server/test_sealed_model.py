@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from marship import Client, server
+from marship import Client
 from marship.client import ModelStatus
+from marship.engines.torchserve import server
 from marship.errors import LoadError, ServerError
 from marship.packaging.step import PackageSettings, package
 from marship.serving import sealed

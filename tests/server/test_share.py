@@ -8,8 +8,8 @@ import pytest
 import requests
 
 from marship import Client
+from marship.engines.torchserve.server import Server
 from marship.packaging.step import PackageSettings, package
-from marship.server import Server
 from marship.serving.session import usable_cores
 from marship.serving.transport import MAX_FORM_FIELDS
 from posting import endpoint

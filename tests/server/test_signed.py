@@ -13,10 +13,11 @@ import pytest
 import requests
 from typer.testing import CliRunner
 
-from marship import AsyncClient, Client, server
+from marship import AsyncClient, Client
 from marship.cli import app
+from marship.engines.torchserve import server
+from marship.engines.torchserve.home import Home
 from marship.errors import NotFoundError, ServerError, SignatureError, UsageError
-from marship.torchserve.home import Home
 from marship.trust.keys import PrivateKey
 from marship.trust.signature import beside, sign
 from signed import make_key, trusting, write

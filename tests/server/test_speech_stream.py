@@ -18,6 +18,7 @@ import pytest
 import requests
 
 from marship import AsyncClient, Client
+from marship.engines.torchserve.server import Server
 from marship.errors import (
     MarshipError,
     NoAnswerError,
@@ -26,7 +27,6 @@ from marship.errors import (
     TooLargeError,
     UnsupportedMediaError,
 )
-from marship.server import Server
 from posting import endpoint
 from whistles import RATE, long_whistle, pack_ear, said, wav
 

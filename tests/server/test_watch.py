@@ -10,10 +10,10 @@ from typer.testing import CliRunner
 from claims import claiming
 from marship import AsyncClient, Client
 from marship.cli import app
+from marship.engines.torchserve.server import Server
+from marship.engines.torchserve.status import joining_ended
 from marship.packaging.step import PackageSettings, package
-from marship.server import Server
 from marship.serving.metrics import INTERVAL_S
-from marship.torchserve.status import joining_ended
 from models import centring
 
 NAME = "centring"

@@ -34,8 +34,6 @@ ROOMS: dict[str, set[str]] = {
 TOP = {"cli", "__main__", "__init__"}
 # Modules that have not moved into their room yet.
 LOOSE = {
-    "server": "engines",
-    "torchserve": "engines",
     "bodies": "client",
     "rollout": "operate",
     "replay": "operate",

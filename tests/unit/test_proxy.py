@@ -9,9 +9,9 @@ from typer.testing import CliRunner
 
 from marship import certificate, proxy
 from marship.cli import app
+from marship.engines.torchserve import config
 from marship.errors import NotRunningError, UsageError
 from marship.proxy import ProxySettings
-from marship.torchserve import config
 
 SAMPLE = Path(__file__).parents[2] / "deploy" / "nginx" / "nginx.conf"
 TLS = {

@@ -14,11 +14,11 @@ from held import Held
 from homes import of_a_server
 from management import Management, Stored
 from marship import Client
+from marship.engines.torchserve import draining
+from marship.engines.torchserve.store import Note, write_note
 from marship.errors import RolloutError
 from marship.exchange.calls import Call
 from marship.rollout import Watcher, rollout
-from marship.torchserve import draining
-from marship.torchserve.store import Note, write_note
 from signed import write
 
 STORE = {f"m-{n}.mar": Stored("m", f"{n}.0") for n in (1, 2, 3)}

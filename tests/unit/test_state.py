@@ -11,11 +11,11 @@ import pytest
 from homes import of_a_server
 from marship import Client, rollout, state, statefile
 from marship.client import Model, ModelStatus
+from marship.engines.torchserve import store
+from marship.engines.torchserve.store import Note
 from marship.errors import SignatureError, UsageError
 from marship.state import Change, Version
 from marship.statefile import Entry
-from marship.torchserve import store
-from marship.torchserve.store import Note
 from marship.trust.signature import sign
 from signed import FILES, make_key, trusting, write
 

@@ -18,8 +18,8 @@ from typer.testing import CliRunner
 
 from marship.cli import app
 from marship.contract import CONTRACT_FILE
+from marship.engines.torchserve.store import check_archive
 from marship.errors import MarshipError, PackageError
-from marship.torchserve.store import check_archive
 from marship.trust import archive, contents, signature
 from marship.trust.archive import CONFIG_FILE, EVIDENCE_FILE, MANIFEST_FILE
 from signed import make_key, trusting, write

@@ -24,11 +24,11 @@ from held import Held
 from homes import of_a_server
 from management import Management, Registered, Stored, Versions
 from marship import Client, state
+from marship.engines.torchserve import draining, registration
 from marship.errors import NoAnswerError
 from marship.exchange.calls import Answer, Call
 from marship.rollout import rollout
 from marship.statefile import Entry
-from marship.torchserve import draining, registration
 from signed import write
 
 STORE = {

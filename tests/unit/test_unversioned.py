@@ -12,8 +12,8 @@ from typer.testing import CliRunner
 
 from marship import proxy, unversioned
 from marship.cli import app
+from marship.engines.torchserve.home import Home
 from marship.errors import UsageError
-from marship.torchserve.home import Home
 from marship.trust import keys
 
 

@@ -7,11 +7,11 @@ import typer
 
 from marship import console
 from marship.cli.app import Home, app, connect
-from marship.server import ServeSettings
+from marship.engines.torchserve.server import ServeSettings
 from marship.settings import flags
 
 if TYPE_CHECKING:
-    from marship.server import Server
+    from marship.engines.torchserve.server import Server
 
 PANEL = "The server"
 
@@ -26,8 +26,8 @@ def serve(
     ] = None,
 ) -> None:
     """Start TorchServe: in the foreground until Ctrl-C, or detached."""
-    from marship import server, statefile, tables
-    from marship.torchserve import production
+    from marship import statefile, tables
+    from marship.engines.torchserve import production, server
 
     if state is not None:
         statefile.read(state)  # what is wrong in it is told before anything starts
@@ -76,7 +76,7 @@ def _apply(started: "Server", state: Path) -> None:
 @app.command(rich_help_panel=PANEL)
 def stop(home: Home = None) -> None:
     """Stop the server and its workers; nothing of them is left."""
-    from marship import server
+    from marship.engines.torchserve import server
 
     with console.err.status("stopping TorchServe"):
         record = server.stop(home)
@@ -86,9 +86,10 @@ def stop(home: Home = None) -> None:
 @app.command(rich_help_panel=PANEL)
 def status(home: Home = None) -> None:
     """Show where the server listens, where its files lie, and its models."""
-    from marship import server, tables
-    from marship.torchserve.home import Home as Folder
-    from marship.torchserve.home import default_home
+    from marship import tables
+    from marship.engines.torchserve import server
+    from marship.engines.torchserve.home import Home as Folder
+    from marship.engines.torchserve.home import default_home
 
     record = server.status(home)
     tables.show_server(record, Folder((home or default_home()).absolute()))
@@ -102,7 +103,7 @@ def logs(
     lines: Annotated[int, typer.Option(min=1, help="of each log, the last so many")] = 20,
 ) -> None:
     """Print the last lines of the server's and the workers' logs."""
-    from marship import server
+    from marship.engines.torchserve import server
 
     for path in server.log_files(home):
         console.err.print(f"[bold]{path}[/]")

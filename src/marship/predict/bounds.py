@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Self
 
 from marship.client import ModelStatus
+from marship.engines.torchserve import properties
+from marship.engines.torchserve.home import Home, default_home
 from marship.errors import TooLargeError, UsageError
 from marship.predict.sources import may_be_sound
-from marship.torchserve import properties
-from marship.torchserve.home import Home, default_home
 
 FEWEST_IN_FLIGHT = 8
 LONGEST_STREAM_S = 6 * 3600.0

@@ -14,9 +14,9 @@ import pytest
 
 from figures import Figures
 from loads import Tally, load
-from marship import Client, server
+from marship import Client
+from marship.engines.torchserve import config, server
 from marship.proxy import ProxySettings
-from marship.torchserve import config
 from nginx import Door, free_port, in_front
 from versions import ANSWERS, ROW
 from watching import memory_mb

@@ -13,8 +13,9 @@ from typer.testing import CliRunner
 
 from figures import Figures
 from loads import Tally, two_loads
-from marship import Client, server
+from marship import Client
 from marship.cli import app
+from marship.engines.torchserve import server
 from versions import ANSWERS, ROW
 from watching import wait_gone, wait_ready, workers
 

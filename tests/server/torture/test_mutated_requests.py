@@ -23,8 +23,8 @@ from figures import Figures
 from loads import Tally, load
 from marship import Client
 from marship.client import Model
+from marship.engines.torchserve.server import Server
 from marship.proxy import ProxySettings
-from marship.server import Server
 from mutants import Maker, Mutant
 from nginx import Door, free_port, in_front
 from real_requests import asked, managed, measured

@@ -15,10 +15,11 @@ import pytest
 
 from figures import Figures
 from loads import Tally, two_loads
-from marship import Client, server
+from marship import Client
+from marship.engines.torchserve import server
+from marship.engines.torchserve.home import Home
 from marship.errors import RolloutError, ServerError
 from marship.rollout import rollout
-from marship.torchserve.home import Home
 from namespaces import served
 from small_disk import run_on
 from versions import ANSWERS, ROW, versions

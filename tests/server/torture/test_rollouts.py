@@ -7,7 +7,8 @@ import pytest
 
 from figures import Figures
 from loads import two_loads
-from marship import Client, server
+from marship import Client
+from marship.engines.torchserve import server
 from marship.errors import RolloutError
 from marship.rollout import rollout
 from versions import ANSWERS, ROW, remove, versions

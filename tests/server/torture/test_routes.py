@@ -18,9 +18,9 @@ import pytest
 from figures import Figures
 from loads import Tally
 from marship import Client
+from marship.engines.torchserve import config, properties
+from marship.engines.torchserve.server import Server
 from marship.proxy import ProxySettings
-from marship.server import Server
-from marship.torchserve import config, properties
 from nginx import Door, free_port, in_front
 
 pytestmark = pytest.mark.usefixtures("archives")  # lin, and echo

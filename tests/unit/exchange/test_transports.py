@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 
 from marship import AsyncClient, Client
+from marship.engines.torchserve.access import Access
 from marship.errors import InvalidInputError, MarshipError, NoAnswerError, ServerError
 from marship.exchange.calls import Flow, Lines, Work, line_value
 from marship.exchange.transports import AsyncTransport, BlockingTransport, Bounds
-from marship.torchserve.access import Access
 
 Chunk = bytes | float | None
 """Bytes to send, seconds to wait, or the end of the connection without the stream's end."""

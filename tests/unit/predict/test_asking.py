@@ -20,12 +20,12 @@ import pytest
 from aiohttp import web
 
 from marship import predict
+from marship.engines.torchserve.home import Home, ServerRecord
+from marship.engines.torchserve.processes import began, boot_id
 from marship.errors import NotFoundError, ServerError, UsageError
 from marship.predict import Run, Watcher, ask_all, sources
 from marship.predict.rows import Row
 from marship.predict.transcripts import Transcripts
-from marship.torchserve.home import Home, ServerRecord
-from marship.torchserve.processes import began, boot_id
 
 MODEL = {
     "modelName": "m",

@@ -11,11 +11,11 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from marship.contract import Array, Contract, TensorSpec
+from marship.engines.torchserve import properties
+from marship.engines.torchserve.config import PACKAGED
 from marship.errors import TooLargeError
 from marship.serving import codec, extent, kserve, tensors
 from marship.serving.codec import Form, Message
-from marship.torchserve import properties
-from marship.torchserve.config import PACKAGED
 
 DTYPES = [dtype for dtype in kserve.DTYPES.values() if dtype != "str"]
 SHAPES = hnp.array_shapes(min_dims=0, max_dims=3, min_side=0, max_side=5)

@@ -12,12 +12,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from marship.contract import Arrays, Contract, TensorSpec
+from marship.engines.torchserve.status import joining_ended
 from marship.errors import LoadError, MarshipError, ModelError
 from marship.serving import watch
 from marship.serving.batch import Batcher
 from marship.serving.metrics import Metrics
 from marship.serving.watch import MARKER, Watch
-from marship.torchserve.status import joining_ended
 
 SPEC = TensorSpec("x", "float32", ("batch", "length"), pad_value=0)
 CONTRACT = Contract((SPEC,), (TensorSpec("y", "float32", ("batch",)),), ("m",), "", 20, "batch")

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from marship import texts
+from marship.engines.torchserve.store import check_archive
 from marship.errors import PackageError
-from marship.torchserve.store import check_archive
 from marship.trust import archive, contents
 from signed import FILES, manifest, write
 

@@ -13,10 +13,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from marship.engines.torchserve.store import check_archive, files_of
 from marship.errors import PackageError
 from marship.packaging import configure, sealing
 from marship.packaging.sbom import model
-from marship.torchserve.store import check_archive, files_of
 from marship.trust import archive, contents, extract, signature
 from signed import make_key, manifest, write
 

@@ -11,6 +11,7 @@ from typing import Any, cast
 
 from packaging.requirements import Requirement
 
+from marship.engines.torchserve import java
 from marship.packaging.sbom import frontend
 from marship.packaging.sbom.cyclonedx import (
     Component,
@@ -22,7 +23,6 @@ from marship.packaging.sbom.cyclonedx import (
     python_package,
     sha256,
 )
-from marship.torchserve import java
 
 _JAVA, _PYTHON = "java", "python"
 

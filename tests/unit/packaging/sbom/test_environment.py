@@ -13,9 +13,9 @@ from cyclonedx.validation.json import JsonStrictValidator
 from typer.testing import CliRunner
 
 from marship.cli import app
+from marship.engines.torchserve import java
 from marship.packaging.sbom import environment, frontend
 from marship.packaging.sbom.cyclonedx import normalized
-from marship.torchserve import java
 
 CONSTANTS = {
     "gson": "com/google/gson/internal/GsonBuildConfig.class",

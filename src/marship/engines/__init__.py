@@ -1,0 +1,1 @@
+"""What runs archives: each engine starts, registers, scales, describes, drains and stops."""

@@ -1,0 +1,256 @@
+"""Where a server listens and which token it wants: given, or found in its home folder."""
+
+import os
+import time
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from marship import storage
+from marship.engines.torchserve import peers
+from marship.engines.torchserve.home import Home, ServerRecord, default_home
+from marship.engines.torchserve.peers import Line
+from marship.errors import DataError, MarshipError, NotRunningError, TokenError, UsageError
+from marship.exchange import sockets
+from marship.exchange.calls import Answer, Call, Flow, Pause, Side, checked, is_token_refused
+from marship.exchange.retries import Patience, persistent
+
+TOKEN_VARIABLES: Mapping[str, str] = {
+    "inference": "MARSHIP_INFERENCE_TOKEN",
+    "management": "MARSHIP_MANAGEMENT_TOKEN",
+}
+_SIDES: tuple[Side, ...] = ("inference", "management", "metrics")
+_SCHEMES = ("http://", "https://", sockets.SCHEME)
+_ROUNDS = 5  # several callers may renew at the same time, and each renewal ends the token before
+_REREAD_S = 0.02
+_LAST_PART, _LONGEST_LAST_S = 0.1, 60.0
+"""A token is renewed in the last tenth of the time that it had when it was read, or minute."""
+
+
+class Access:
+    """Addresses and tokens of one server.
+
+    Tokens that the home holds go to the addresses of the server that runs from it, found or
+    given, and to no other.
+
+    Args:
+        home: The server's home folder; None is MARSHIP_HOME or `.marship`.
+        urls: Addresses that are given; the others come from the home.
+        tokens: Tokens that are given; else from the environment, else from the home.
+        retry_s: How long calls that may be repeated are.
+        on_retry: Called before each repetition.
+    """
+
+    def __init__(
+        self,
+        home: Path | None,
+        urls: Mapping[str, str | None],
+        tokens: Mapping[str, str | None],
+        retry_s: float = 0.0,
+        on_retry: Callable[[], None] | None = None,
+    ) -> None:
+        self._retry_s, self._on_retry, self._has_met = retry_s, on_retry, False
+        self.home = Home((home or default_home()).absolute())
+        self._urls = {side: _checked(side, url) for side, url in urls.items() if url}
+        self._record: ServerRecord | None = None
+        self._given = {
+            side: token
+            for side, variable in TOKEN_VARIABLES.items()
+            if (token := tokens.get(side) or os.environ.get(variable))
+        }
+        self._found: dict[str, str] | None = None
+        self._renew_at: dict[str, float] = {}  # by the wall clock, as the server's
+
+    @property
+    def is_local(self) -> bool:
+        """Whether the server's files are at hand: its addresses come from its home."""
+        return "management" not in self._urls
+
+    def url(self, call: Call) -> str:
+        """The address of a call, without its parameters.
+
+        Raises:
+            NotRunningError: No address is given, and no server runs in the home.
+        """
+        if call.side in self._urls:
+            return self._urls[call.side] + call.path
+        if self._record is None:
+            self._record = self.home.require_running()
+        return _address(self._record, call.side) + call.path
+
+    def check_peer(self, base: str, line: Line) -> None:
+        """Make sure that a new connection ends at the home's own server, if that is meant.
+
+        A port, or a socket's path, may be another program's once the server has ended. Nothing
+        has been sent yet.
+
+        Args:
+            base: Where the connection goes, as `sockets.base_of` tells it.
+            line: The connection.
+
+        Raises:
+            NotRunningError: Somebody else listens there.
+        """
+        record = self._record
+        if record is None or not record.group.is_alive():
+            record = self.home.record()
+        is_homes = record is not None and any(
+            sockets.base_of(_address(record, side)) == base for side in _SIDES
+        )
+        is_given = base in map(sockets.base_of, self._urls.values())
+        if is_given and not (is_homes and self._found is not None):
+            return  # a server elsewhere, whose token was given
+        if record is None or not is_homes or not peers.is_held_by(line, record.group):
+            self._record = None
+            raise NotRunningError(
+                f"the server of {self.home.path} must listen at {base}, got another program "
+                "there, or none by now; nothing was sent. Start one with: marship serve"
+            )
+
+    def authorized(self, call: Call) -> Flow[Answer]:
+        """Make a call with its token, which is renewed before it ends, or once it is refused.
+
+        Raises:
+            TokenError: No token that could be had is accepted.
+            MarshipError: The answer is an error.
+        """
+        patience = Patience(self._retry_s if call.repeats else 0.0, self._on_retry)
+        for _ in range(_ROUNDS):
+            token = yield from self._token(call.side)
+            answer = yield from persistent(
+                call.with_token(token),
+                patience,
+                has_met=self._has_met,
+                response_timeout_s=self._response_timeout_s,
+            )
+            self._has_met = True
+            if call.side not in TOKEN_VARIABLES or not is_token_refused(answer):
+                return checked(answer)
+            yield from self._renew(call.side, token)
+        raise self._refused(call.side)
+
+    def _response_timeout_s(self, call: Call) -> Flow[float | None]:
+        """How long a worker may take for a prediction, where the same server can be asked."""
+        if "management" not in self._urls and "inference" in self._urls:
+            return None  # the home may be another server's
+        about = call.path.replace("/predictions/", "/models/", 1)
+        try:
+            token = yield from self._token("management")
+            answer: Answer = yield Call("management", "GET", about).with_token(token)
+            return float(checked(answer).json()[0]["responseTimeout"])
+        except (MarshipError, LookupError, TypeError, ValueError):
+            return None  # then it stays a worker that died
+
+    def _token(self, side: Side) -> Flow[str | None]:
+        """The token to send; None where the server has none to check."""
+        if side in self._given:
+            return self._given[side]
+        if not self._is_homes(side):
+            return None
+        if self._found is None:
+            self._found = yield from self._read_tokens()
+        if time.time() >= self._renew_at.get(side, float("inf")):
+            del self._renew_at[side]  # by one of several flows, and once: a refusal asks again
+            with suppress(MarshipError):
+                yield from self._renew(side, self._found.get(side))
+        return self._found.get(side)
+
+    def _is_homes(self, side: Side) -> bool:
+        """Whether a side's address is that of the home's own server."""
+        if side not in self._urls:
+            return True
+        self._record = self._record or self.home.running()
+        return self._record is not None and _address(self._record, side) == self._urls[side]
+
+    def _read_tokens(self) -> Flow[dict[str, str]]:
+        """Read the key file; TorchServe writes it in place, so it may be half there."""
+        for _ in range(_ROUNDS):
+            try:
+                raw: Any = storage.read_json(self.home.key_file)
+                keys = {side: raw[side]["key"] for side in TOKEN_VARIABLES}
+                self._renew_at = {side: _last_part(raw[side]) for side in TOKEN_VARIABLES}
+                return keys | {"API": raw["API"]["key"]}
+            except UsageError:
+                return {}
+            except (DataError, KeyError, TypeError, ValueError):
+                yield Pause(_REREAD_S)
+        raise TokenError(
+            f"{self.home.key_file} must hold the server's tokens, got a damaged file. "
+            "Restart the server: marship stop, then marship serve"
+        )
+
+    def _renew(self, side: Side, old: str | None) -> Flow[None]:
+        """Read the key file again; if it still holds this token, ask for a new one."""
+        if side in self._given or not self._is_homes(side):
+            raise self._refused(side)
+        self._found = yield from self._read_tokens()
+        if self._found.get(side) != old:
+            return
+        if "API" not in self._found or not self._is_homes("management"):
+            raise self._refused(side)
+        ask = Call("management", "GET", "/token", {"type": side})
+        answer: Answer = yield ask.with_token(self._found["API"])
+        if is_token_refused(answer):
+            raise self._refused(side)
+        checked(answer)
+        self._found = yield from self._read_tokens()
+
+    def not_reachable(self, url: str) -> NotRunningError:
+        """What a refused connection means; the home is read again before the next call."""
+        self._record = None
+        return NotRunningError(
+            f"a server must listen at {url}, got no connection. Start one with: marship serve"
+        )
+
+    def _refused(self, side: Side) -> TokenError:
+        variable = TOKEN_VARIABLES[side]
+        if side in self._given:
+            return TokenError(
+                f"the {side} token must be the server's and not older than its "
+                "token_expiration_min, got one that it refuses. Take the new one from the "
+                f"server's key_file.json, or unset {variable} where the server's home is at hand."
+            )
+        if not self._is_homes(side):
+            return TokenError(
+                f"the {side} token must be given for {self._urls[side]}, got none: the server of "
+                f"{self.home.path} has another address, and its tokens go nowhere else. Pass "
+                f"{side}_token, set {variable}, or name that server's home with MARSHIP_HOME."
+            )
+        return TokenError(
+            f"the {side} token must be the server's, got none that it accepts in "
+            f"{self.home.key_file}. Name the server's home with --home or MARSHIP_HOME, or set "
+            f"{variable}."
+        )
+
+
+def _address(record: ServerRecord, side: Side) -> str:
+    found: str = getattr(record, f"{side}_url")
+    return found
+
+
+def _checked(side: str, url: str) -> str:
+    """An address that was given, without a slash at its end.
+
+    Raises:
+        UsageError: It is none, or holds what would not be sent, or sent in place of the token.
+    """
+    try:
+        has_host = bool(urlsplit(url).hostname) and urlsplit(url).port != 0
+    except ValueError:
+        has_host = False
+    is_plain = url.isascii() and url.isprintable() and not set(url) & set("@?#\\ ")
+    if not (has_host and is_plain and url.startswith(_SCHEMES)):
+        raise UsageError(
+            f"{side}_url must be http(s)://HOST[:PORT] without user, password, ? and #, got "
+            f"{url.rpartition('@')[2]!r}. A token proves who asks: pass {side}_token."
+        )
+    return url.rstrip("/")
+
+
+def _last_part(token: Mapping[str, str]) -> float:
+    """When to renew a token that is read now, in seconds since 1970."""
+    ends, now = datetime.fromisoformat(token["expiration time"]).timestamp(), time.time()
+    return ends - min(_LAST_PART * max(ends - now, 0), _LONGEST_LAST_S)

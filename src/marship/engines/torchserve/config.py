@@ -1,0 +1,266 @@
+"""TorchServe's settings: the file they come from, checked, and resolved for one server."""
+
+import difflib
+import os
+import re
+import socket
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from marship.engines.torchserve import properties
+from marship.errors import ServerError, UsageError
+from marship.exchange import sockets
+
+CONFIG_FILE = "config.properties"
+PACKAGED = Path(__file__).with_name(CONFIG_FILE)
+METRICS_FILE = PACKAGED.with_name("metrics.yaml")
+
+HTTP_ADDRESSES = ("inference_address", "management_address", "metrics_address")
+GRPC_PORTS = ("grpc_inference_port", "grpc_management_port")
+LISTENERS = (*HTTP_ADDRESSES, *GRPC_PORTS)
+"""The settings that name a port, in the order of the ports' checks."""
+
+_INTEGER_NAMES = """
+    default_response_timeout default_startup_timeout default_workers_per_model
+    grpc_inference_max_connection_age_grace_ms grpc_inference_max_connection_age_ms
+    grpc_management_max_connection_age_grace_ms grpc_management_max_connection_age_ms
+    initial_distribution_port initial_worker_port io_ratio job_queue_size max_request_size
+    max_response_size metric_time_interval netty_client_threads number_of_gpu
+    number_of_netty_threads unregister_model_timeout
+"""
+_SWITCH_NAMES = """
+    async_logging cpu_launcher_enable debug decode_input_request disable_system_metrics
+    disable_token_authorization enable_envvars_config enable_grpc_ssl enable_metrics_api
+    enable_model_api install_py_dep_per_model ipex_enable ipex_gpu_enable
+    limit_max_image_pixels model_metrics_auto_detect prefer_direct_buffer
+    ts_open_inference_protocol use_env_allowed_urls use_native_io
+"""
+_TEXT_NAMES = """
+    allowed_urls blacklist_env_vars certificate_file cors_allowed_headers
+    cors_allowed_methods cors_allowed_origin cpp_log_config cpu_launcher_args
+    default_service_handler grpc_inference_address grpc_management_address keystore
+    keystore_pass keystore_type load_models metrics_config metrics_mode model_snapshot
+    model_store models private_key_file service_envelope system_metrics_cmd
+    token_expiration_min ts_header_key_sequence_end ts_header_key_sequence_id
+    ts_header_key_sequence_start vmargs workflow_store
+"""
+_INTEGERS = {*_INTEGER_NAMES.split(), *GRPC_PORTS}
+_SWITCHES = set(_SWITCH_NAMES.split())
+_KNOWN = _INTEGERS | _SWITCHES | {*_TEXT_NAMES.split(), *HTTP_ADDRESSES}
+_OPEN_INFERENCE = "ts_open_inference_protocol"
+_NAMES = {"metrics_mode": ("prometheus", "log", "legacy")}
+_VARIABLE = re.compile(r"\$\$([^$]+)\$\$")
+_ARCHIVE_NAME = r"[A-Za-z0-9_][A-Za-z0-9_.-]*\.mar"
+_PLAIN_FOLDER = re.compile(r"/[\w/ .,@+=~:()-]*")
+_HIGHEST_PORT = 65534  # TorchServe refuses 65535
+
+
+def locate(config: Path | None) -> Path:
+    """The file to use: the named one, the current folder's, or the one in the package."""
+    if config is not None:
+        return config
+    here = Path(CONFIG_FILE)
+    return here if here.is_file() else PACKAGED
+
+
+def resolve(  # noqa: PLR0913  keyword-only
+    source: Path,
+    *,
+    home: Path,
+    model_store: Path | None,
+    ports: Mapping[str, int | None],
+    models: Sequence[str],
+    vault: Path | None = None,
+) -> dict[str, str]:
+    """Read, check and complete the settings of one server.
+
+    Args:
+        source: The properties file.
+        home: The server's home folder, absolute.
+        model_store: Replaces the file's, where given.
+        ports: By the name in `LISTENERS`; None keeps the file's, 0 takes any free port.
+        models: What to load at the start; replaces the file's where not empty.
+        vault: What TorchServe may read in place of the model store.
+
+    Raises:
+        UsageError: A name is unknown, a value is wrong, or a folder or archive is missing.
+        ServerError: A port is in use.
+    """
+    values = properties.read(source)
+    _check(values, source)
+    if model_store is not None:
+        values["model_store"] = str(model_store)
+    _fill(values, {"model_store": values.get("model_store", "model_store")}, os.environ, source)
+    store = Path(values["model_store"]).absolute()
+    if not store.is_dir():
+        raise UsageError(
+            f"the model store must be a folder, got {store}. "
+            "Make it, or name another with --model-store."
+        )
+    if models:
+        values["load_models"] = ",".join(models)
+    values["model_store"] = str(store)
+    _check_models(values.get("load_models", ""), store)
+    known = {
+        "MARSHIP_ARCHIVES": allowed_urls(vault or store),
+        "MARSHIP_HOME": str(home),
+        "MARSHIP_METRICS": str(METRICS_FILE),
+    }
+    _fill(values, values, {**os.environ, **known}, source)
+    _check_sockets(values, source)
+    _choose_ports(values, ports)
+    return values
+
+
+def address_url(values: Mapping[str, str], name: str) -> str:
+    """The address that clients call, without a slash at its end."""
+    value = values[name]
+    return sockets.url(value) if _is_socket(value) else value.rstrip("/")
+
+
+def allowed_urls(store: Path) -> str:
+    """The packaged `allowed_urls` for a folder: URLs of the archives in it, and nothing else.
+
+    TorchServe matches without regard to case, which the group switches off, splits the setting at
+    commas, and decodes a URL after it matched it: `%2e%2e%2f` led out of the folder. So what a name
+    may hold is listed. A folder whose own path would be decoded, or be cut at `?` or `#`, gets a
+    pattern that matches nothing; archives are registered by name there as anywhere.
+    """
+    folder = re.escape(str(store)).replace(",", r"\x2c")
+    if not _PLAIN_FOLDER.fullmatch(str(store)):
+        folder = "(?!)"
+    return f"(?-i:file://{folder}/{_ARCHIVE_NAME})"
+
+
+def _check(values: Mapping[str, str], source: Path) -> None:
+    for name, value in values.items():
+        if name not in _KNOWN:
+            near = difflib.get_close_matches(name, _KNOWN, n=1)
+            hint = f"Did you mean {near[0]}?" if near else "Remove the line."
+            raise UsageError(f"{source} must hold settings of TorchServe, got {name!r}. {hint}")
+        if rule := _broken_rule(name, value):
+            raise UsageError(f"{name} in {source} must {rule}, got {value!r}.")
+    if values.get(_OPEN_INFERENCE) == "true":
+        raise UsageError(
+            f"{_OPEN_INFERENCE} in {source} must be false: one bad gRPC request of that protocol "
+            "ends a worker. Remove the line; /predictions/MODEL answers the same requests, KServe "
+            "v2 in JSON or with raw tensors, over HTTP."
+        )
+    if missing := [name for name in LISTENERS if name not in values]:
+        raise UsageError(f"{source} must set {', '.join(missing)}, got a file without.")
+
+
+def _broken_rule(name: str, value: str) -> str | None:
+    if name in _INTEGERS and not re.fullmatch(r"\d{1,18}", value):
+        return "be a whole number of 0 or more"
+    if name in _SWITCHES and value not in ("true", "false"):
+        return "be true or false"
+    if name in HTTP_ADDRESSES and not _is_address(value):
+        return "be an address like http://127.0.0.1:8080 or unix:/folder/socket"
+    if name == "token_expiration_min" and not re.fullmatch(r"\d+(\.\d+)?", value):
+        return "be a number of minutes"
+    if name in _NAMES and value not in _NAMES[name]:
+        return f"be one of {', '.join(_NAMES[name])}"
+    return None
+
+
+def _is_socket(value: str) -> bool:
+    return value.startswith(sockets.PREFIX)
+
+
+def _is_address(value: str) -> bool:
+    if _is_socket(value):
+        return value.removeprefix(sockets.PREFIX).startswith(("/", "$$"))
+    match = re.fullmatch(r"https?://[^:/]+:(\d{1,5})/?", value)
+    return match is not None and int(match[1]) <= _HIGHEST_PORT
+
+
+def _check_models(load_models: str, store: Path) -> None:
+    if load_models.strip().lower() == "all":
+        return
+    for entry in filter(None, load_models.split(",")):
+        name = entry.rpartition("=")[2].strip()
+        if "/" in name or not (store / name).exists():
+            held = ", ".join(sorted(p.name for p in store.glob("*.mar"))) or "no archive"
+            raise UsageError(f"{name} must lie in the model store {store}, which holds {held}.")
+
+
+def _fill(
+    values: dict[str, str], some: Mapping[str, str], variables: Mapping[str, str], source: Path
+) -> None:
+    """Replace `$$NAME$$` in some of the values, as TorchServe does."""
+    for key, value in some.items():
+        if missing := [name for name in _VARIABLE.findall(value) if name not in variables]:
+            raise UsageError(f"{missing[0]} must be set, as {key} in {source} asks for it.")
+        values[key] = _VARIABLE.sub(lambda match: variables[match[1]], value)
+
+
+def _choose_ports(values: dict[str, str], ports: Mapping[str, int | None]) -> None:
+    """Set the ports, bound all at once so that no two free ones are the same.
+
+    Raises:
+        ServerError: A port is in use.
+        UsageError: A port is out of range.
+    """
+    with ExitStack() as held:
+        for name, host, port in listeners(values):
+            wanted = ports.get(name)
+            bound = _bind(host, port if wanted is None else wanted, name, held)
+            _set_port(values, name, bound)
+
+
+def _listener(values: Mapping[str, str], name: str) -> tuple[str, int]:
+    if name in GRPC_PORTS:
+        host = values.get(name.replace("_port", "_address"), "127.0.0.1")
+        return host, int(values[name])
+    parts = urlsplit(values[name])
+    return parts.hostname or "", parts.port or 0
+
+
+def _set_port(values: dict[str, str], name: str, port: int) -> None:
+    if name in GRPC_PORTS:
+        values[name] = str(port)
+        return
+    parts = urlsplit(values[name])
+    values[name] = f"{parts.scheme}://{parts.hostname}:{port}"
+
+
+def _bind(host: str, port: int, name: str, held: ExitStack) -> int:
+    flag = "--" + name.replace("_address", "_port").replace("_", "-")
+    if not 0 <= port <= _HIGHEST_PORT:
+        raise UsageError(
+            f"the port of {name} must be from 0 to {_HIGHEST_PORT}, got {port}. "
+            f"Choose one with {flag}; 0 takes any free one."
+        )
+    probe = held.enter_context(socket.socket(socket.AF_INET, socket.SOCK_STREAM))
+    probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        probe.bind((host, port))
+        probe.listen()  # else a second one may bind the same port
+    except OSError as error:
+        raise ServerError(
+            f"port {port} of {host} ({name}) must be free, got: {error.strerror}. "
+            f"Choose another with {flag}, or any free one with {flag} 0."
+        ) from error
+    return int(probe.getsockname()[1])
+
+
+def listeners(values: Mapping[str, str]) -> Iterator[tuple[str, str, int]]:
+    """Name, host and port of everything the server listens on, but for unix sockets."""
+    for name in LISTENERS:
+        if not _is_socket(values[name]):
+            yield (name, *_listener(values, name))
+
+
+def _check_sockets(values: Mapping[str, str], source: Path) -> None:
+    for name in HTTP_ADDRESSES:
+        if not _is_socket(values[name]):
+            continue
+        path = values[name].removeprefix(sockets.PREFIX)
+        if sockets.is_too_long(path):
+            raise UsageError(
+                f"{name} in {source} must be a path of {sockets.LONGEST_PATH} bytes at most, "
+                f"got {path}. Choose a shorter home with --home."
+            )

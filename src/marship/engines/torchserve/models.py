@@ -1,0 +1,208 @@
+"""Registering, scaling and asking models, as flows of calls that every client runs."""
+
+from contextlib import ExitStack
+from pathlib import Path
+
+from marship.engines.torchserve import turns
+from marship.engines.torchserve.access import Access
+from marship.engines.torchserve.home import Home
+from marship.engines.torchserve.registration import Admitted, Own, Registration
+from marship.engines.torchserve.status import (
+    Model,
+    ModelStatus,
+    Patience,
+    Watch,
+    checked_name,
+    describe,
+    optional,
+    unknown,
+)
+from marship.engines.torchserve.store import admit, check_archive, files_of, write_note
+from marship.engines.torchserve.versions import names
+from marship.engines.torchserve.workerlog import WorkerLog
+from marship.errors import LoadError, NotFoundError, ServerError, UsageError
+from marship.exchange.calls import LINES_TYPE, Answer, Call, Flow, Work, path
+
+
+def list_models(access: Access) -> Flow[list[Model]]:
+    """All models with all their versions, by name."""
+    models = []
+    for name in sorted((yield from names(access))):
+        try:
+            (default,) = yield from describe(access, name)
+            versions = yield from describe(access, name, "all")
+        except NotFoundError:  # another client unregistered it meanwhile
+            continue
+        models.append(Model(name, default.version, tuple(versions)))
+    return models
+
+
+def register(
+    access: Access,
+    wanted: Registration,
+    patience: Patience,
+) -> Flow[ModelStatus]:
+    """Register an archive and wait until its workers are ready; undo it if they are not.
+
+    Raises:
+        UsageError: The archive is no file name, or the model's name cannot be used.
+        NotFoundError: The model store does not hold it, or another client unregistered it.
+        PackageError: It is damaged.
+        SignatureError: The server trusts some keys, and none of them signed it as it is.
+        LoadError: A worker died, or the time is over; the message is the worker's own, its
+            notes are the log.
+        ServerError: The server refused.
+    """
+    wanted.check()
+    log = WorkerLog(access.home) if access.is_local else None
+    with ExitStack() as copy:
+        admitted = None
+        if access.is_local:
+            admitted = yield from _check(access.home, wanted, copy, patience.timeout_s)
+        own = Own(access, wanted, admitted)
+        try:
+            yield from own.ask()
+            copy.close()  # TorchServe has unpacked it
+            status = yield from own.made()
+            if admitted is not None:
+                write_note(access.home, status.name, status.version, own.note())
+            # one that names its workers gets those, whatever is asked for here
+            bounds = {status.min_workers, status.max_workers}
+            if wanted.workers is not None and bounds != {wanted.workers}:
+                yield from _set_workers(access, status, wanted.workers)
+                (status,) = yield from describe(access, status.name, status.version)
+            watch = Watch(access, status.name, status.version, log, frozenset())
+            return own.checked((yield from watch.until(status.min_workers, patience)))
+        except GeneratorExit:
+            raise
+        except BaseException as error:  # Ctrl-C too: nothing half-registered stays
+            yield from own.withdraw(error)
+            raise
+
+
+def scale(
+    access: Access,
+    name: str,
+    workers: int,
+    *,
+    version: str | None,
+    patience: Patience,
+) -> Flow[ModelStatus]:
+    """Set the number of workers and wait until as many are ready, and no more exist.
+
+    Raises:
+        NotFoundError: There is no such model or version.
+        ServerError: Not all came up; the message says how many did, and why.
+    """
+    if workers < 0:
+        raise UsageError(f"workers must be 0 or more, got {workers}.")
+    log = WorkerLog(access.home) if access.is_local else None
+    (before,) = yield from describe(access, name, version)
+    yield from _set_workers(access, before, workers)
+    known = frozenset(worker.id for worker in before.workers)
+    watch = Watch(access, name, before.version, log, known)
+    try:
+        return (yield from watch.until(workers, patience))
+    except LoadError as error:
+        failure = ServerError(
+            f"{name} must have {workers} workers ready, got {watch.ready} of {workers}: {error}"
+        )
+        for note in getattr(error, "__notes__", ()):
+            failure.add_note(note)
+        raise failure from error
+
+
+def wait_ready(
+    access: Access,
+    name: str,
+    *,
+    version: str | None,
+    patience: Patience,
+) -> Flow[ModelStatus]:
+    """Wait until the workers that the server keeps for a model are ready.
+
+    Raises:
+        NotFoundError: There is no such model or version.
+        LoadError: A worker died, or the time is over.
+    """
+    log = WorkerLog(access.home) if access.is_local else None
+    (status,) = yield from describe(access, name, version)
+    watch = Watch(access, name, status.version, log, frozenset())
+    return (yield from watch.until(status.min_workers, patience))
+
+
+def predict(  # noqa: PLR0913  keyword-only
+    access: Access,
+    name: str,
+    *,
+    version: str | None,
+    body: bytes,
+    content_type: str,
+    streams: bool = False,
+) -> Flow[Answer]:
+    """Ask a model; for lines as they are ready, or for its whole answer.
+
+    Raises:
+        RequestError: The model refused the body.
+        NotFoundError: There is no such model or version.
+        ServerError: The worker failed, or the queue is full.
+    """
+    where = path("predictions", checked_name(name), *optional(version))
+    headers = {"Content-Type": content_type} | ({"Accept": LINES_TYPE} if streams else {})
+    call = Call("inference", "POST", where, {}, headers, body, streams, repeats=True)
+    try:
+        return (yield from access.authorized(call))
+    except NotFoundError as error:
+        raise unknown(name, version) from error
+
+
+def ping(access: Access) -> Flow[str]:
+    """The server's own word on its health: "Healthy" while models are still loading, too."""
+    answer = yield from access.authorized(Call("inference", "GET", "/ping"))
+    return str(answer.json()["status"])
+
+
+def metrics(access: Access) -> Flow[str]:
+    """All figures in Prometheus' text format."""
+    answer = yield from access.authorized(Call("metrics", "GET", "/metrics"))
+    return answer.body.decode("utf-8")
+
+
+def _check(home: Home, wanted: Registration, copy: ExitStack, timeout_s: float) -> Flow[Admitted]:
+    """Hold an archive against the server's trust folder, else make sure that it is whole."""
+    record = home.require_running()
+    store = Path(record.model_store)
+    if record.trust is None:
+        found = check_archive(store, wanted.archive)
+        held = store / wanted.archive
+    else:
+        from marship.trust import vault
+
+        draft = copy.enter_context(vault.drafts(home.verified))
+        found = yield Work(lambda: admit(home, draft, wanted.archive, wanted.name))
+        held = draft / wanted.archive
+    checked_name(wanted.name or found.name)
+    admitted = Admitted(found, files_of(held))
+    if record.trust is not None:
+        yield from _show(home, held, copy, timeout_s)
+    return admitted
+
+
+def _show(home: Home, draft: Path, copy: ExitStack, timeout_s: float) -> Flow[None]:
+    """Put a verified copy where TorchServe finds it, until `copy` closes.
+
+    One at a time, and only once it is verified: of two copies of one name the first to go would
+    take the other along, and what takes long or hangs must keep nobody waiting.
+    """
+    turn = home.verified.with_suffix(".lock")
+    yield from turns.take(turn, copy, timeout_s=timeout_s, action="registers an archive")
+    place = home.verified / draft.name
+    copy.callback(place.unlink, missing_ok=True)
+    draft.replace(place)
+
+
+def _set_workers(access: Access, model: ModelStatus, workers: int) -> Flow[None]:
+    """Set both bounds: the lower alone only adds workers, the upper alone only ends some."""
+    params = {"min_worker": str(workers), "max_worker": str(workers), "synchronous": "false"}
+    where = path("models", model.name, model.version)
+    yield from access.authorized(Call("management", "PUT", where, params))

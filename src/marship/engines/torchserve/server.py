@@ -1,0 +1,392 @@
+"""Start, watch and stop TorchServe, one server in one private home folder.
+
+The Java process is started here and not by the `torchserve` command: so its process, its
+environment and its temporary folder are known, and several servers run side by side.
+"""
+
+import contextlib
+import dataclasses
+import http.client
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from marship import storage
+from marship.engines.torchserve import config as configs
+from marship.engines.torchserve import environment, java, peers, processes, production, properties
+from marship.engines.torchserve import home as homes
+from marship.engines.torchserve import store as stores
+from marship.engines.torchserve.home import Home, ServerRecord
+from marship.errors import NotRunningError, ServerError, UsageError
+from marship.exchange import sockets
+from marship.exchange.connections import Connection
+from marship.exchange.limited import LimitedSocket, OverLimitError
+from marship.serving import keysource
+from marship.settings import setting
+
+STARTED_LINE = "Model server started."
+
+_POLL_S = 0.05
+_RESPONSE_TIMEOUT_S, _LARGEST_RESPONSE_BYTES = 5, 1 << 20
+_STOPPED = (128 + signal.SIGTERM, -signal.SIGTERM)
+_TELLING = ("Invalid configuration", "Exception", "Error", "Could not", "Unrecognized", "fatal")
+
+
+@dataclass(frozen=True, slots=True)
+class ServeSettings:
+    """How a server is started."""
+
+    home: Path | None = setting(
+        None, "the server's private folder; else MARSHIP_HOME, else .marship here"
+    )
+    model_store: Path | None = setting(None, "the folder with the archives; else the config's")
+    config: Path | None = setting(
+        None, "TorchServe's settings; else ./config.properties, else the packaged ones"
+    )
+    models: tuple[str, ...] = setting((), "archives to load at the start, or all")
+    trust: Path | None = setting(
+        None, "folder of public keys that archives must be signed with; else the last start's"
+    )
+    no_trust: bool = setting(False, "serve unsigned archives, whatever the last start asked for")
+    inference_port: int | None = setting(None, "0 takes any free port; else the config's")
+    management_port: int | None = setting(None, "0 takes any free port; else the config's")
+    metrics_port: int | None = setting(None, "0 takes any free port; else the config's")
+    grpc_inference_port: int | None = setting(None, "0 takes any free port; else the config's")
+    grpc_management_port: int | None = setting(None, "0 takes any free port; else the config's")
+    seal_key: str | None = setting(None, "opens sealed models: file:PATH, env:NAME or command:...")
+    free_ports: bool = setting(False, "take any free port for all that no flag names")
+    profile: str | None = setting(None, "production: refuse to start where anything lets others in")
+    keep_env: tuple[str, ...] = setting((), "a variable that workers see in production, too")
+    start_timeout_s: float = setting(60.0, "how long the server may take to answer", minimum=1)
+
+    def ports(self) -> dict[str, int | None]:
+        """The wanted port of each listener: None keeps the config's, 0 takes any."""
+        named = (
+            self.inference_port,
+            self.management_port,
+            self.metrics_port,
+            self.grpc_inference_port,
+            self.grpc_management_port,
+        )
+        unnamed = 0 if self.free_ports else None
+        return {
+            name: unnamed if port is None else port
+            for name, port in zip(configs.LISTENERS, named, strict=True)
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Server:
+    """A server that this process started."""
+
+    home: Home
+    record: ServerRecord
+    process: subprocess.Popen[bytes]
+
+    def hold(self, *, grace_s: float = 10.0, on_hold: Callable[[], None] | None = None) -> None:
+        """Stay until Ctrl-C or SIGTERM, then stop the server; a second signal kills it at once.
+
+        Args:
+            grace_s: After these seconds what still runs is killed.
+            on_hold: Called once, when signals stop the server already.
+
+        Raises:
+            ServerError: The server ended by itself.
+        """
+        asked: list[float] = []
+        group = self.record.group
+
+        def on_signal(_number: int, _frame: object) -> None:
+            asked.append(time.monotonic())
+            (group.kill if len(asked) > 1 else group.ask_to_end)()
+
+        previous = {n: signal.signal(n, on_signal) for n in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            if on_hold:
+                on_hold()
+            while self.process.poll() is None:
+                time.sleep(_POLL_S)
+                if asked and time.monotonic() - asked[0] > grace_s:
+                    group.kill()
+            cause = _last_words(self.home)
+            _end(self.home, self.record, grace_s=0 if asked else grace_s)
+        finally:
+            for number, handler in previous.items():
+                signal.signal(number, handler)
+        if not asked and self.process.returncode not in _STOPPED:  # else by `stop` elsewhere
+            raise ServerError(f"TorchServe ended by itself: {cause}. Its logs: {self.home.logs}")
+
+    def stop(self, *, grace_s: float = 10.0) -> None:
+        """Stop the server, as `stop` does."""
+        stop(self.home.path, grace_s=grace_s)
+
+
+def remembering(settings: ServeSettings) -> ServeSettings:
+    """The settings, with the trust folder of the home's last start where they say nothing of one.
+
+    Raises:
+        UsageError: They name a trust folder, and want none.
+        ServerError: What the home remembers is damaged.
+    """
+    if settings.trust and settings.no_trust:
+        raise UsageError("--trust must come without --no-trust, got both. Leave one of them out.")
+    if settings.trust or settings.no_trust:
+        return settings
+    home = Home((settings.home or homes.default_home()).absolute())
+    return dataclasses.replace(settings, trust=home.trust())
+
+
+def start(settings: ServeSettings, *, on_wait: Callable[[float], None] | None = None) -> Server:
+    """Start a server in the background and return when it answers.
+
+    Args:
+        settings: What to start, and where. The home remembers `trust` for the next start.
+        on_wait: Called again and again with the seconds waited so far.
+
+    Raises:
+        UsageError: A setting cannot be meant.
+        PackageError: An archive to load at the start is not signed as `trust` asks for.
+        ServerError: A server runs in this home, a port is in use, there is no Java, or
+            TorchServe did not start; nothing of it is left then.
+    """
+    home = Home((settings.home or homes.default_home()).absolute())
+    production.check_profile(settings.profile, settings.keep_env)
+    home.require_stopped()  # else its ports would be what is wrong
+    settings = remembering(settings)
+    keys = stores.pinned(settings.trust)
+    source = configs.locate(settings.config)
+    values = configs.resolve(
+        source,
+        home=home.path,
+        model_store=settings.model_store,
+        ports=settings.ports(),
+        models=settings.models,
+        vault=home.verified if keys else None,
+    )
+    home.create()
+    with home.locked():
+        home.require_stopped()  # one may have started meanwhile
+        if settings.profile:
+            seal_key = keysource.chosen(settings.seal_key)
+            production.check(home, source, values, seal_key, is_signed=keys is not None)
+        _clean(home)
+        with stores.admitted(home, values, keys) as readable:
+            home.write_trust(settings.trust)
+            return _launch(home, values, readable, settings, on_wait)
+
+
+def stop(home_path: Path | None = None, *, grace_s: float = 10.0) -> ServerRecord:
+    """Stop a home's server and its workers, and remove its sockets and temporary files.
+
+    Args:
+        home_path: The server's home folder; None is the default one.
+        grace_s: After these seconds what still runs is killed.
+
+    Returns:
+        What ran.
+
+    Raises:
+        NotRunningError: No server ran; what one that was killed had left behind is removed.
+    """
+    home = Home((home_path or homes.default_home()).absolute())
+    record = home.running()
+    if record is None:
+        if home.record() is not None:
+            _clean(home)
+        raise NotRunningError(f"a server must run in {home.path} to be stopped, got none.")
+    _end(home, record, grace_s)
+    return record
+
+
+def status(home_path: Path | None = None) -> ServerRecord:
+    """The server that runs from a home.
+
+    Raises:
+        NotRunningError: None does.
+    """
+    return Home((home_path or homes.default_home()).absolute()).require_running()
+
+
+def log_files(home_path: Path | None = None) -> list[Path]:
+    """The logs of a home's server, whether it runs or not.
+
+    Raises:
+        UsageError: No server ever ran there.
+    """
+    home = Home((home_path or homes.default_home()).absolute())
+    files = home.log_files()
+    if not files:
+        raise UsageError(f"{home.path} must be a server's home, got a folder without logs.")
+    return files
+
+
+def _launch(
+    home: Home,
+    values: Mapping[str, str],
+    readable: Mapping[str, str],
+    settings: ServeSettings,
+    on_wait: Callable[[float], None] | None,
+) -> Server:
+    seal_key = keysource.tried(settings.seal_key)
+    runtime = java.find()
+    temporary = home.make_tmp()
+    try:
+        seen = _environment(settings, readable, temporary, seal_key)
+        process = _run_java(runtime, home, readable, temporary, seen)
+    except BaseException:
+        shutil.rmtree(temporary)
+        raise
+    record = ServerRecord(
+        pid=process.pid,
+        created=processes.began(process.pid),
+        boot=processes.boot_id(),
+        inference_url=configs.address_url(values, "inference_address"),
+        management_url=configs.address_url(values, "management_address"),
+        metrics_url=configs.address_url(values, "metrics_address"),
+        model_store=values["model_store"],
+        tmp=str(temporary),
+        seal_key=seal_key,
+        trust=str(settings.trust.absolute()) if settings.trust else None,
+    )
+    server = Server(home, record, process)
+    try:
+        with _sigterm_raises():
+            home.write_record(record)
+            _wait_until_up(server, settings.start_timeout_s, on_wait)
+            if settings.profile:
+                production.check_tokens(home.key_file)
+    except BaseException:
+        _end(home, record, grace_s=0)
+        raise
+    return server
+
+
+def _run_java(
+    runtime: java.Java,
+    home: Home,
+    values: Mapping[str, str],
+    temporary: Path,
+    seen: Mapping[str, str],
+) -> subprocess.Popen[bytes]:
+    with storage.explained(home.config):
+        home.logs.mkdir(exist_ok=True)
+        (home.path / "workflows").mkdir(exist_ok=True)
+        properties.write(home.config, values)
+        home.config.chmod(0o600)
+    with home.console_log.open("wb") as console:
+        return subprocess.Popen(
+            java.command(runtime, home, values, temporary),
+            cwd=home.path,
+            env=seen,
+            umask=0o077,
+            stdin=subprocess.DEVNULL,
+            stdout=console,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,  # Ctrl-C is ours to pass on, and the group is the server's
+        )
+
+
+def _environment(
+    settings: ServeSettings, values: Mapping[str, str], temporary: Path, seal_key: str | None
+) -> dict[str, str]:
+    told = {
+        "MARSHIP_MAX_RESPONSE_SIZE": values.get("max_response_size"),  # a handler cannot ask Java
+        keysource.SOURCE_VARIABLE: seal_key,
+    }
+    named = list(settings.keep_env)
+    if seal_key and seal_key.startswith("env:"):
+        named.append(seal_key.removeprefix("env:"))
+    return environment.build(temporary, told, named if settings.profile else None)
+
+
+@contextlib.contextmanager
+def _sigterm_raises() -> Iterator[None]:
+    """Let SIGTERM unwind as Ctrl-C does; only the main thread may say so."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def leave(number: int, _frame: object) -> None:
+        sys.exit(128 + number)
+
+    previous = signal.signal(signal.SIGTERM, leave)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+
+
+def _wait_until_up(
+    server: Server, timeout_s: float, on_wait: Callable[[float], None] | None
+) -> None:
+    began = time.monotonic()
+    while not (_says_started(server.home) and _answers(server.record)):
+        waited = time.monotonic() - began
+        if server.process.poll() is not None:
+            raise ServerError(
+                f"TorchServe must start, got: {_last_words(server.home)}. "
+                f"Its logs: {server.home.logs}"
+            )
+        if waited > timeout_s:
+            raise ServerError(
+                f"TorchServe must answer within {timeout_s:g} s, got no answer. "
+                f"Its logs: {server.home.logs}"
+            )
+        if on_wait:
+            on_wait(waited)
+        time.sleep(_POLL_S)
+
+
+def _says_started(home: Home) -> bool:
+    return STARTED_LINE in home.console_log.read_text(errors="replace")
+
+
+def _answers(record: ServerRecord) -> bool:
+    """Whether Java itself gives any response at the management API; without a token a refusal."""
+
+    def check(_base: str, line: LimitedSocket) -> None:
+        if not peers.is_held_by(line, record.group):
+            raise ConnectionRefusedError("another program listens there")
+
+    one = Connection(sockets.base_of(record.management_url), check)
+    one.limits.restart(_RESPONSE_TIMEOUT_S, _LARGEST_RESPONSE_BYTES)
+    try:
+        one.request("GET", "/models")
+        one.getresponse()
+    except (OSError, http.client.HTTPException, OverLimitError):
+        return False
+    finally:
+        one.close()
+    return True
+
+
+def _last_words(home: Home) -> str:
+    """The line of Java's output that tells best why it ended."""
+    lines = [line.strip() for line in home.console_log.read_text(errors="replace").splitlines()]
+    causes = [line for line in lines if any(word in line for word in _TELLING)]
+    return (causes or lines or ["no message"])[0]
+
+
+def _end(home: Home, record: ServerRecord, grace_s: float) -> None:
+    record.group.end(grace_s)
+    _clean(home)
+
+
+def _clean(home: Home) -> None:
+    """Remove what a server that ended leaves behind; logs and settings stay."""
+    record = home.record()
+    if record is not None:
+        record.group.kill()  # workers that outlived a killed server
+        shutil.rmtree(record.tmp, ignore_errors=True)
+        for url in (record.inference_url, record.management_url, record.metrics_url):
+            sockets.remove(url)
+    for folder in home.passing:
+        shutil.rmtree(folder, ignore_errors=True)
+    home.key_file.unlink(missing_ok=True)
+    home.record_file.unlink(missing_ok=True)
