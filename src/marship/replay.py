@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from marship.client import Client
+from marship.client.clients import Client
 from marship.contract import (
     GOLDEN_FILE,
     Array,

@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from marship.client import Client, ModelStatus
+from marship.client.clients import Client, ModelStatus
 from marship.engines.torchserve import store
 from marship.engines.torchserve import turns as locks
 from marship.engines.torchserve.status import checked_name

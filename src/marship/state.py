@@ -17,7 +17,7 @@ from typing import Literal
 
 from marship import profiles
 from marship import rollout as rollouts
-from marship.client import Client, Model, ModelStatus
+from marship.client.clients import Client, Model, ModelStatus
 from marship.engines.torchserve import store
 from marship.errors import MarshipError, ServerError, UsageError
 from marship.replay import replay

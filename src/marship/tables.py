@@ -13,7 +13,7 @@ from marship import console
 from marship.contract import Contract
 
 if TYPE_CHECKING:
-    from marship.client import Model, ModelStatus
+    from marship.client.clients import Model, ModelStatus
     from marship.engines.torchserve.home import Home, ServerRecord
     from marship.exporting.step import Exported
     from marship.packaging.configure import Configured

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from marship import Client
-from marship.client import ModelStatus
+from marship.client.clients import ModelStatus
 from marship.engines.torchserve import server
 from versions import write_versions
 

@@ -19,7 +19,7 @@ from typer.testing import CliRunner
 
 from marship import Client
 from marship.cli import app
-from marship.client import ModelStatus
+from marship.client.clients import ModelStatus
 from marship.engines.torchserve import server
 from marship.proxy import ProxySettings
 from nginx import Answer, Door, free_port, in_front

@@ -13,7 +13,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from marship import Client
-from marship.client import ModelStatus
+from marship.client.clients import ModelStatus
 from marship.engines.torchserve import server
 from marship.errors import LoadError, ServerError
 from marship.packaging.step import PackageSettings, package

@@ -34,7 +34,6 @@ ROOMS: dict[str, set[str]] = {
 TOP = {"cli", "__main__", "__init__"}
 # Modules that have not moved into their room yet.
 LOOSE = {
-    "bodies": "client",
     "rollout": "operate",
     "replay": "operate",
     "state": "operate",

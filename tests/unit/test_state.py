@@ -10,7 +10,7 @@ import pytest
 
 from homes import of_a_server
 from marship import Client, rollout, state, statefile
-from marship.client import Model, ModelStatus
+from marship.client.clients import Model, ModelStatus
 from marship.engines.torchserve import store
 from marship.engines.torchserve.store import Note
 from marship.errors import SignatureError, UsageError

@@ -43,9 +43,9 @@ def options(
     del version, debug  # the first acts by itself, the second is read by console.run
 
 
-def connect(home: Path | None) -> "marship.client.Client":
+def connect(home: Path | None) -> "marship.client.clients.Client":
     """A client of the server in a folder."""
-    from marship.client import Client
+    from marship.client.clients import Client
 
     return Client(home)
 

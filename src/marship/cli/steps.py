@@ -8,7 +8,7 @@ from rich.markup import escape
 from rich.status import Status
 
 from marship import console
-from marship.client import Client
+from marship.client.clients import Client
 from marship.rollout import Watcher
 
 

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import orjson
 
-from marship.client import AsyncClient, ModelStatus
+from marship.client.clients import AsyncClient, ModelStatus
 from marship.errors import (
     MarshipError,
     NoAnswerError,

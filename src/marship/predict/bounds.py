@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
-from marship.client import ModelStatus
+from marship.client.clients import ModelStatus
 from marship.engines.torchserve import properties
 from marship.engines.torchserve.home import Home, default_home
 from marship.errors import TooLargeError, UsageError

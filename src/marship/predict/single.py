@@ -8,7 +8,7 @@ from types import TracebackType
 from typing import Any, Self, TextIO
 
 from marship import console, storage
-from marship.client import Client
+from marship.client.clients import Client
 from marship.errors import UsageError
 from marship.predict import plain
 from marship.predict.bounds import LONGEST_STREAM_S, Limits

@@ -22,7 +22,7 @@ from colours import pack_colours
 from figures import Figures
 from loads import Tally, load
 from marship import Client
-from marship.client import Model
+from marship.client.clients import Model
 from marship.engines.torchserve.server import Server
 from marship.proxy import ProxySettings
 from mutants import Maker, Mutant

@@ -1,4 +1,4 @@
-"""TorchServe as `marship.engines.torchserve.server` and `marship.client` see it.
+"""TorchServe as `marship.engines.torchserve.server` and `marship.client.clients` see it.
 
     home.py        the private folder of one server, and whether it runs
     java.py        a Java that is new enough

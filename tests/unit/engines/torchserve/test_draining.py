@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from marship.client import ModelStatus, Worker
+from marship.client.clients import ModelStatus, Worker
 from marship.engines.torchserve.draining import _Effort
 
 SLEEPS = "input()"

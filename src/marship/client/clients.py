@@ -13,7 +13,7 @@ from types import TracebackType
 from typing import Any, Concatenate, ParamSpec, Self, TypeVar
 
 from marship import profiles
-from marship.bodies import decoded, encoded
+from marship.client.bodies import decoded, encoded
 from marship.engines.torchserve import draining, status, versions
 from marship.engines.torchserve import models as flows
 from marship.engines.torchserve.access import Access
