@@ -15,7 +15,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from marship import certificate, proxy
+from marship.operate import certificate, proxy
 
 TIMEOUT_S = 20
 

@@ -16,11 +16,11 @@ if TYPE_CHECKING:
     from marship.client.clients import Model, ModelStatus
     from marship.engines.torchserve.home import Home, ServerRecord
     from marship.exporting.step import Exported
+    from marship.operate.state import Change
     from marship.packaging.configure import Configured
     from marship.predict import Run
     from marship.predict.outcome import Outcome
     from marship.predict.rows import Row
-    from marship.state import Change
     from marship.trust.archive import Archive
 
 SHOWN_NUMBERS = 1000

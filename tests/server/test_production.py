@@ -11,7 +11,7 @@ import pytest
 from marship import AsyncClient, Client
 from marship.engines.torchserve import config, server
 from marship.errors import NotRunningError, UsageError
-from marship.proxy import ProxySettings
+from marship.operate.proxy import ProxySettings
 from nginx import free_port, in_front
 
 Start = Callable[..., server.Server]

@@ -21,7 +21,7 @@ from marship import Client
 from marship.cli import app
 from marship.client.clients import ModelStatus
 from marship.engines.torchserve import server
-from marship.proxy import ProxySettings
+from marship.operate.proxy import ProxySettings
 from nginx import Answer, Door, free_port, in_front
 from whistles import long_whistle, pack_ear, wav
 

@@ -25,7 +25,7 @@ from marship.errors import (
     ServerError,
     UsageError,
 )
-from marship.rollout import Watcher, rollout
+from marship.operate.rollout import Watcher, rollout
 from versions import ANSWERS, ROW, remove, versions
 
 Start = Callable[..., server.Server]

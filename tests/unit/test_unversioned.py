@@ -10,10 +10,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
-from marship import proxy, unversioned
+from marship import unversioned
 from marship.cli import app
 from marship.engines.torchserve.home import Home
 from marship.errors import UsageError
+from marship.operate import proxy
 from marship.trust import keys
 
 

@@ -111,8 +111,8 @@ def rollout(
     ] = 180,
 ) -> None:
     """Put a new version in place of the old one; no request is lost, and a failure is undone."""
-    from marship import rollout as rollouts
     from marship.cli import steps
+    from marship.operate import rollout as rollouts
 
     file = archive if archive.endswith(".mar") else f"{archive}.mar"
     with connect(home) as client, steps.shown(f"rolling out {file}") as watcher:

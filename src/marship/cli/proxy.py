@@ -9,7 +9,7 @@ import typer
 
 from marship import console
 from marship.cli.app import app, connect
-from marship.proxy import ProxySettings
+from marship.operate.proxy import ProxySettings
 from marship.settings import flags
 
 PANEL = "The server"
@@ -24,7 +24,8 @@ def proxy(
     ] = None,
 ) -> None:
     """Write nginx.conf: TLS, limits, and these models' predictions alone."""
-    from marship import proxy, tables
+    from marship import tables
+    from marship.operate import proxy
 
     done = proxy.write(settings, names or _registered(settings.home))
     if names:
@@ -48,8 +49,8 @@ def _registered(home: Path | None) -> list[str]:
 
 def _advise(home: Path | None, names: Sequence[str]) -> None:
     """Name the models that nobody has: they come later, or are misspelt."""
-    from marship import proxy
     from marship.errors import NotRunningError
+    from marship.operate import proxy
 
     unknown, store = proxy.without_archive(home, names)
     registered: list[str] = []

@@ -26,8 +26,9 @@ def serve(
     ] = None,
 ) -> None:
     """Start TorchServe: in the foreground until Ctrl-C, or detached."""
-    from marship import statefile, tables
+    from marship import tables
     from marship.engines.torchserve import production, server
+    from marship.operate import statefile
 
     if state is not None:
         statefile.read(state)  # what is wrong in it is told before anything starts

@@ -9,7 +9,7 @@ from rich.status import Status
 
 from marship import console
 from marship.client.clients import Client
-from marship.rollout import Watcher
+from marship.operate.rollout import Watcher
 
 
 class Steps(Watcher):
@@ -47,7 +47,8 @@ def shown(title: str) -> Iterator[Steps]:
 
 def bring(client: Client, file: Path, *, prune: bool = False, dry_run: bool = False) -> None:
     """Tell what a state file asks for, and do it unless that is all that is wanted."""
-    from marship import state, statefile, tables
+    from marship import tables
+    from marship.operate import state, statefile
 
     entries = statefile.read(file)
     if dry_run:

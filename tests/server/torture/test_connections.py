@@ -16,7 +16,7 @@ from figures import Figures
 from loads import Tally, load
 from marship import Client
 from marship.engines.torchserve import config, server
-from marship.proxy import ProxySettings
+from marship.operate.proxy import ProxySettings
 from nginx import Door, free_port, in_front
 from versions import ANSWERS, ROW
 from watching import memory_mb

@@ -24,7 +24,7 @@ from loads import Tally, load
 from marship import Client
 from marship.client.clients import Model
 from marship.engines.torchserve.server import Server
-from marship.proxy import ProxySettings
+from marship.operate.proxy import ProxySettings
 from mutants import Maker, Mutant
 from nginx import Door, free_port, in_front
 from real_requests import asked, managed, measured

@@ -19,7 +19,7 @@ from marship import Client
 from marship.engines.torchserve import server
 from marship.engines.torchserve.home import Home
 from marship.errors import RolloutError, ServerError
-from marship.rollout import rollout
+from marship.operate.rollout import rollout
 from namespaces import served
 from small_disk import run_on
 from versions import ANSWERS, ROW, versions

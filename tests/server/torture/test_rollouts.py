@@ -10,7 +10,7 @@ from loads import two_loads
 from marship import Client
 from marship.engines.torchserve import server
 from marship.errors import RolloutError
-from marship.rollout import rollout
+from marship.operate.rollout import rollout
 from versions import ANSWERS, ROW, remove, versions
 
 Amount = Callable[[float, float], float]

@@ -20,7 +20,7 @@ from loads import Tally
 from marship import Client
 from marship.engines.torchserve import config, properties
 from marship.engines.torchserve.server import Server
-from marship.proxy import ProxySettings
+from marship.operate.proxy import ProxySettings
 from nginx import Door, free_port, in_front
 
 pytestmark = pytest.mark.usefixtures("archives")  # lin, and echo

@@ -20,9 +20,9 @@ from typing import ClassVar
 import pytest
 from typer.testing import CliRunner
 
-from marship import certificate
 from marship.cli import app
 from marship.errors import MarshipError, PackageError, SignatureError, UsageError
+from marship.operate import certificate
 from marship.storage import StorageError
 from marship.trust import download
 from marship.trust.policy import Trust

@@ -16,12 +16,12 @@ from dataclasses import dataclass
 from typing import Literal
 
 from marship import profiles
-from marship import rollout as rollouts
 from marship.client.clients import Client, Model, ModelStatus
 from marship.engines.torchserve import store
 from marship.errors import MarshipError, ServerError, UsageError
-from marship.replay import replay
-from marship.statefile import Entry
+from marship.operate import rollout as rollouts
+from marship.operate.replay import replay
+from marship.operate.statefile import Entry
 
 Kind = Literal["register", "scale", "default", "keep", "remove"]
 

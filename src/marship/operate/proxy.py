@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from marship import certificate, storage, unversioned
+from marship import storage, unversioned
 from marship.engines.torchserve import config as configs
 from marship.engines.torchserve import home as homes
 from marship.engines.torchserve import properties
@@ -30,6 +30,7 @@ from marship.errors import (
     UsageError,
 )
 from marship.exchange import sockets
+from marship.operate import certificate
 from marship.settings import setting
 
 TEMPLATE = Path(__file__).with_name("nginx.conf")

@@ -7,13 +7,13 @@ import pytest
 from cryptography import x509
 from typer.testing import CliRunner
 
-from marship import certificate, proxy
 from marship.cli import app
 from marship.engines.torchserve import config
 from marship.errors import NotRunningError, UsageError
-from marship.proxy import ProxySettings
+from marship.operate import certificate, proxy
+from marship.operate.proxy import ProxySettings
 
-SAMPLE = Path(__file__).parents[2] / "deploy" / "nginx" / "nginx.conf"
+SAMPLE = Path(__file__).parents[3] / "deploy" / "nginx" / "nginx.conf"
 TLS = {
     "certificate": Path("/etc/marship/tls/fullchain.pem"),
     "certificate_key": Path("/etc/marship/tls/privkey.pem"),

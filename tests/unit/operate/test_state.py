@@ -9,17 +9,18 @@ from pathlib import Path
 import pytest
 
 from homes import of_a_server
-from marship import Client, rollout, state, statefile
+from marship import Client
 from marship.client.clients import Model, ModelStatus
 from marship.engines.torchserve import store
 from marship.engines.torchserve.store import Note
 from marship.errors import SignatureError, UsageError
-from marship.state import Change, Version
-from marship.statefile import Entry
+from marship.operate import rollout, state, statefile
+from marship.operate.state import Change, Version
+from marship.operate.statefile import Entry
 from marship.trust.signature import sign
 from signed import FILES, make_key, trusting, write
 
-DOCS = Path(__file__).parents[2] / "docs" / "rollout.md"
+DOCS = Path(__file__).parents[3] / "docs" / "rollout.md"
 
 
 @pytest.mark.parametrize(

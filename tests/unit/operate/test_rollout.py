@@ -18,7 +18,7 @@ from marship.engines.torchserve import draining
 from marship.engines.torchserve.store import Note, write_note
 from marship.errors import RolloutError
 from marship.exchange.calls import Call
-from marship.rollout import Watcher, rollout
+from marship.operate.rollout import Watcher, rollout
 from signed import write
 
 STORE = {f"m-{n}.mar": Stored("m", f"{n}.0") for n in (1, 2, 3)}

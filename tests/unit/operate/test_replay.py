@@ -6,11 +6,11 @@ import pytest
 
 from marship import Client
 from marship.errors import NotRunningError
+from marship.operate.replay import replay
 from marship.packaging.step import PackageSettings, package
-from marship.replay import replay
 from marship.trust import archive
 
-HANDLERS = Path(__file__).parents[2] / "handlers"
+HANDLERS = Path(__file__).parents[3] / "handlers"
 BASE = "from marship.serving.handler import OnnxHandler\n\n\nclass Own(OnnxHandler):\n"
 
 

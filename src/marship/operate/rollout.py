@@ -33,8 +33,8 @@ from marship.errors import (
     RolloutError,
     UsageError,
 )
+from marship.operate.replay import replay
 from marship.predict.sources import media_type
-from marship.replay import replay
 from marship.trust import archive as archives
 from marship.trust.archive import Archive
 

@@ -23,12 +23,13 @@ from hypothesis import strategies as st
 from held import Held
 from homes import of_a_server
 from management import Management, Registered, Stored, Versions
-from marship import Client, state
+from marship import Client
 from marship.engines.torchserve import draining, registration
 from marship.errors import NoAnswerError
 from marship.exchange.calls import Answer, Call
-from marship.rollout import rollout
-from marship.statefile import Entry
+from marship.operate import state
+from marship.operate.rollout import rollout
+from marship.operate.statefile import Entry
 from signed import write
 
 STORE = {
