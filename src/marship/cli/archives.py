@@ -30,7 +30,7 @@ def export(
     out: Annotated[Path | None, typer.Option(help="the run folder to write")] = None,
 ) -> None:
     """Convert a model to ONNX and prove that it answers as PyTorch does."""
-    from marship import tables
+    from marship.cli import tables
     from marship.exporting import step
 
     if ":" in source and not Path(source).is_dir():
@@ -91,7 +91,7 @@ def inspect(
     as_json: Annotated[bool, typer.Option("--json", help="everything, as JSON")] = False,
 ) -> None:
     """Print what an archive says about itself; nothing in it is run."""
-    from marship import tables
+    from marship.cli import tables
     from marship.trust import archive as archives
 
     tables.show_archive(archives.read(archive), as_json=as_json)
@@ -130,7 +130,7 @@ def configure(
     ] = None,
 ) -> None:
     """Print or change the handler's settings in a .mar; the model in it stays as it is."""
-    from marship import tables
+    from marship.cli import tables
     from marship.packaging import configure as step
 
     tables.show_configured(step.configure(archive, options or [], version))

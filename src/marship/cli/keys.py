@@ -32,7 +32,7 @@ def keygen(
     ] = False,
 ) -> None:
     """Make a key: NAME.key signs and stays secret, NAME.pem verifies and goes to the servers."""
-    from marship import tables
+    from marship.cli import tables
     from marship.trust import keys
 
     asked = _passphrase(confirm=True) if passphrase else None
@@ -48,7 +48,7 @@ def sign(
     key: Annotated[Path, typer.Option(help="the private key, NAME.key")],
 ) -> None:
     """Sign a .mar: write ARCHIVE.sig beside it, and change nothing in it."""
-    from marship import tables
+    from marship.cli import tables
     from marship.trust import keys, signature
 
     done = signature.sign(archive, keys.read_private(key, _passphrase))
@@ -68,7 +68,7 @@ def verify(
     trust: Annotated[Path, typer.Option(help="folder with the public keys that count")],
 ) -> None:
     """Tell whether a .mar is as a trusted key signed it; nothing in it is run."""
-    from marship import tables
+    from marship.cli import tables
     from marship.trust import keys, policy
 
     done = policy.Trust.load(trust).verify(archive)
@@ -91,7 +91,7 @@ def fetch(
     """Download a .mar, and keep it only if it is as a trusted key signed it."""
     from rich.progress import BarColumn, DownloadColumn, Progress, TransferSpeedColumn
 
-    from marship import tables
+    from marship.cli import tables
     from marship.trust import download, keys, policy
 
     pinned = policy.Trust.load(trust)
@@ -124,7 +124,7 @@ def rewrap(
     out: Annotated[Path | None, typer.Option(help="where to write it; else in its place")] = None,
 ) -> None:
     """Give a sealed .mar another operator key; what is encrypted in it stays as it is."""
-    from marship import tables
+    from marship.cli import tables
     from marship.packaging import sealing
 
     done = sealing.rewrap(archive, old, new, out)

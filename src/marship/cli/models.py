@@ -26,7 +26,7 @@ def register(
     timeout_s: Annotated[float, typer.Option(min=1, help="for all workers to be ready")] = 180,
 ) -> None:
     """Register an archive and wait until every wanted worker is ready."""
-    from marship import tables
+    from marship.cli import tables
 
     file = archive if archive.endswith(".mar") else f"{archive}.mar"
     with connect(home) as client, waiting(f"registering {file}") as on_wait:
@@ -44,7 +44,7 @@ def register(
 @app.command(rich_help_panel=PANEL)
 def models(home: Home = None) -> None:
     """List all models with their versions and workers."""
-    from marship import tables
+    from marship.cli import tables
 
     with connect(home) as client:
         tables.show_models(client.models(), client.metrics())
@@ -53,7 +53,7 @@ def models(home: Home = None) -> None:
 @app.command(rich_help_panel=PANEL)
 def describe(name: ModelName, home: Home = None, version: Version = None) -> None:
     """Show a model's settings and workers; --version all shows every version."""
-    from marship import tables
+    from marship.cli import tables
 
     with connect(home) as client:
         for model in client.describe(name, version):
@@ -69,7 +69,7 @@ def scale(
     timeout_s: Annotated[float, typer.Option(min=1, help="for all workers to be ready")] = 180,
 ) -> None:
     """Set the number of a model's workers and wait until they are there."""
-    from marship import tables
+    from marship.cli import tables
 
     with connect(home) as client, waiting(f"scaling {name} to {workers}") as on_wait:
         model = client.scale(name, workers, version=version, timeout_s=timeout_s, on_wait=on_wait)
@@ -184,7 +184,7 @@ def predict(
     again: Annotated[bool, typer.Option("--again", help="forget earlier answers")] = False,
 ) -> None:
     """Ask a model. One file: print the answer. More, or a folder: a table and a CSV, resumable."""
-    from marship import tables
+    from marship.cli import tables
     from marship.predict import Run, ask_all, single, sources, transcripts
     from marship.predict.screen import Screen
 

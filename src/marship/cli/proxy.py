@@ -24,7 +24,7 @@ def proxy(
     ] = None,
 ) -> None:
     """Write nginx.conf: TLS, limits, and these models' predictions alone."""
-    from marship import tables
+    from marship.cli import tables
     from marship.operate import proxy
 
     done = proxy.write(settings, names or _registered(settings.home))

@@ -26,7 +26,7 @@ def serve(
     ] = None,
 ) -> None:
     """Start TorchServe: in the foreground until Ctrl-C, or detached."""
-    from marship import tables
+    from marship.cli import tables
     from marship.engines.torchserve import production, server
     from marship.operate import statefile
 
@@ -87,7 +87,7 @@ def stop(home: Home = None) -> None:
 @app.command(rich_help_panel=PANEL)
 def status(home: Home = None) -> None:
     """Show where the server listens, where its files lie, and its models."""
-    from marship import tables
+    from marship.cli import tables
     from marship.engines.torchserve import server
     from marship.engines.torchserve.home import Home as Folder
     from marship.engines.torchserve.home import default_home

@@ -47,7 +47,7 @@ def shown(title: str) -> Iterator[Steps]:
 
 def bring(client: Client, file: Path, *, prune: bool = False, dry_run: bool = False) -> None:
     """Tell what a state file asks for, and do it unless that is all that is wanted."""
-    from marship import tables
+    from marship.cli import tables
     from marship.operate import state, statefile
 
     entries = statefile.read(file)
