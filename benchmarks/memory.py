@@ -26,7 +26,7 @@ from typing import Any
 import numpy as np
 
 from marship.contract import Contract
-from marship.serving.session import Session, SessionSettings
+from marship.serving.model.session import Session, SessionSettings
 
 WORKERS = 4
 MATMULS, WIDTH = 20, 1600  # 4 bytes x 20 x 1600 x 1600 = 205 MB

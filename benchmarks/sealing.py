@@ -49,8 +49,8 @@ def resident_bytes(field: str) -> int:
 def load(folder: Path, kind: str) -> None:
     """What a worker does before it serves; prints seconds, peak and lasting memory."""
     from marship.contract import GOLDEN_FILE, Contract
-    from marship.serving import sealed
-    from marship.serving.session import Session, SessionSettings
+    from marship.serving.model import sealed
+    from marship.serving.model.session import Session, SessionSettings
 
     contract = Contract.from_json((folder / "contract.json").read_bytes())
     settings = SessionSettings(intra_op_threads=1, share_weights="mapped" in kind)
@@ -77,7 +77,7 @@ def seal(source: Path, target: Path) -> Path:
     """The extracted archive with its model sealed, as `marship package --seal` has it."""
     from marship.contract import CONTRACT_FILE, GOLDEN_FILE, Contract
     from marship.packaging.sealing import Sealer, write_model
-    from marship.serving import keysource, sealed
+    from marship.serving.model import keysource, sealed
 
     (target / "MAR-INF").mkdir(parents=True)
     manifest = {"model": {"modelName": source.name, "modelVersion": "1.0"}}

@@ -22,7 +22,7 @@ import networks
 import numpy as np
 
 from marship.proof import graph
-from marship.serving.session import Session, SessionSettings, usable_cores
+from marship.serving.model.session import Session, SessionSettings, usable_cores
 
 MODELS = {"ResNet-18": networks.write_resnet18, "MLP 10-10-1": networks.write_mlp}
 WARM_CALLS = 5

@@ -37,8 +37,8 @@ from marship.errors import (
     bare,
 )
 from marship.serving import pictures
-from marship.serving.batch import Parts
 from marship.serving.handler import OnnxHandler, Reply, Request, hidden
+from marship.serving.model.batch import Parts
 from marship.serving.pictures import Picture
 
 PICTURE_FILE = "picture.json"

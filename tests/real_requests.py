@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from marship.serving import codec
+from marship.serving.formats import codec
 from mutants import Header, Request
 from photos import colour
 

@@ -7,7 +7,7 @@ from functools import cache
 import numpy as np
 import soundfile
 
-from marship.serving import ogg
+from marship.serving.sounds import ogg
 
 KINDS = {  # what soundfile calls them
     "wav, 8 bits": ("WAV", "PCM_U8"),

@@ -30,7 +30,7 @@ from marship.fit import run
 from marship.fit.loop import Task, fit, start, steps, warmup_cosine
 from marship.fit.recipe import Recipe
 from marship.fit.run import Fitted
-from marship.serving import ctc
+from marship.serving.speech import ctc
 from marship.settings import flags, setting
 from marship.storage import write_json
 

@@ -11,7 +11,7 @@ from audiofolder import Recordings
 from torch import nn
 
 from marship.contract import Array
-from marship.serving.ctc import Symbols
+from marship.serving.speech.ctc import Symbols
 
 BATCH_SAMPLES = 1 << 21
 """Recordings are heard together while their samples, padded, are no more than this."""

@@ -12,8 +12,9 @@ from claims import claiming
 from marship.contract import Arrays
 from marship.errors import LoadError
 from marship.packaging.step import PackageSettings, package
-from marship.serving import codec, watch
+from marship.serving.formats import codec
 from marship.serving.handler import MAX_RESPONSE_ENV, OnnxHandler, Reply, Request
+from marship.serving.model import watch
 from marship.trust import archive as archives
 from models import centring, row_filter, wide
 from workers import Worker, load_module

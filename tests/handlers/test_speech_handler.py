@@ -14,8 +14,9 @@ import pytest
 from ts.context import RequestProcessor
 
 from marship.errors import LoadError
-from marship.serving import silence, sounds, speech
-from marship.serving.transport import Reply, Request
+from marship.serving import sounds, speech
+from marship.serving.hosts.torchserve.wire import Reply, Request
+from marship.serving.sounds import silence
 from whistles import RATE, long_whistle, pack_ear, said, wav, whistle
 from workers import Worker, load_module
 

@@ -12,7 +12,7 @@ import requests
 from marship import Client
 from marship.engines.torchserve.server import Server
 from marship.packaging.step import PackageSettings, package
-from marship.serving import codec, kserve
+from marship.serving.formats import codec, kserve
 from posting import Post, endpoint
 
 JSON, NPY, OCTETS = codec.JSON_TYPE, codec.NPY_TYPE, codec.OCTETS_TYPE

@@ -16,7 +16,7 @@ from marship import Client
 from marship.engines.torchserve.server import Server
 from marship.errors import LoadError
 from marship.packaging.step import PackageSettings, package
-from marship.serving import codec
+from marship.serving.formats import codec
 
 Change = Callable[[str, bytes], bytes]
 
@@ -158,7 +158,7 @@ def test_a_worker_reads_through_the_buffer_and_sees_the_headers(
     settings = PackageSettings(model_store=store, name="tell", handler=handler)
     client.register(package(linear_onnx, settings).name)
     answer = client.predict("tell", [[1, 2, 3]])
-    assert answer["reader"] == "marship.serving.worker"
+    assert answer["reader"] == "marship.serving.hosts.torchserve.worker"
     assert answer["agent"] == f"marship/{marship.__version__}"
 
 

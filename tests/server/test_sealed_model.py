@@ -17,8 +17,8 @@ from marship.client.clients import ModelStatus
 from marship.engines.torchserve import server
 from marship.errors import LoadError, ServerError
 from marship.packaging.step import PackageSettings, package
-from marship.serving import sealed
-from marship.serving.weights import COPY_FOLDER
+from marship.serving.model import sealed
+from marship.serving.model.weights import COPY_FOLDER
 from models import write_model
 
 WIDTH = 1100  # 1100 x 1100 x 4 bytes: a plain model of this size gets a copy on the disk

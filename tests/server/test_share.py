@@ -10,8 +10,8 @@ import requests
 from marship import Client
 from marship.engines.torchserve.server import Server
 from marship.packaging.step import PackageSettings, package
-from marship.serving.session import usable_cores
-from marship.serving.transport import MAX_FORM_FIELDS
+from marship.serving.hosts.torchserve.wire import MAX_FORM_FIELDS
+from marship.serving.model.session import usable_cores
 from posting import endpoint
 
 HANDLER = Path(__file__).parent / "onnx_handlers" / "share_handler.py"

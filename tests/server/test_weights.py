@@ -7,7 +7,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from marship import Client
 from marship.packaging.step import PackageSettings, package
-from marship.serving.weights import COPY_FOLDER
+from marship.serving.model.weights import COPY_FOLDER
 from models import write_model
 
 WIDTH = 1100  # 1100 x 1100 x 4 bytes: over the smallest size that is shared

@@ -16,8 +16,8 @@ from marship.contract import Contract
 from marship.errors import DataError, UsageError
 from marship.fit.checkpoint import load_weights
 from marship.fit.recipe import Recipe, resolve
-from marship.serving.batch import paddable_axes
-from marship.serving.ctc import CtcReader
+from marship.serving.model.batch import paddable_axes
+from marship.serving.speech.ctc import CtcReader
 from recipes import REPOSITORY, run_marship, run_recipe
 from tone_words import RATE, WORDS, write_tone_words
 
@@ -210,7 +210,7 @@ def test_optimize_and_package_take_it(speech_run: Path, tmp_path: Path) -> None:
     run_marship("package", speech_run, "--model-store", tmp_path)
     with zipfile.ZipFile(tmp_path / "speech.mar") as archive:
         names = set(archive.namelist())
-    assert {"speech.json", "marship/serving/ctc.py", "speech_handler.py"} <= names
+    assert {"speech.json", "marship/serving/speech/ctc.py", "speech_handler.py"} <= names
 
 
 @pytest.mark.parametrize(

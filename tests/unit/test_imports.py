@@ -18,30 +18,28 @@ GROUND = {"errors", "contract", "texts", "storage"} | {
 }
 ROOMS: dict[str, set[str]] = {
     "serving": {"errors", "contract"},  # and no more of the ground: this travels in archives
-    "trust": {"serving.sealed", "exchange"},
+    "trust": {"serving.model.sealed", "exchange"},
     "exchange": set(),
-    "engines": {"exchange", "trust", "serving.keysource"},
-    "client": {"engines", "exchange", "serving.codec"},
-    "predict": {"client", "engines", "exchange", "serving.codec"},
+    "engines": {"exchange", "trust", "serving.model.keysource"},
+    "client": {"engines", "exchange", "serving.formats"},
+    "predict": {"client", "engines", "exchange", "serving.formats"},
     "fit": set(),
     "proof": set(),
     "exporting": {"fit", "proof"},
     "optimizing": {"fit", "proof"},
     "packaging": {"engines", "fit", "proof", "trust"}
-    | {"serving.extent", "serving.keysource", "serving.sealed"},
+    | {"serving.formats", "serving.model.keysource", "serving.model.sealed"},
     "operate": {"client", "engines", "exchange", "packaging", "predict", "trust"},
 }
 TOP = {"cli", "__main__", "__init__"}
-# Modules that have not moved into their room yet.
-LOOSE = {}
 WORKER_PACKAGES = {"numpy", "onnxruntime", "orjson", "marship"}
 DECODERS = {
-    "serving/sealed.py": {"cryptography"},
-    "serving/pictures.py": {"PIL"},
-    "serving/jpeg.py": {"simplejpeg"},
-    "serving/sounds.py": {"soundfile", "soxr"},
+    "serving/model/sealed.py": {"cryptography"},
+    "serving/pictures/__init__.py": {"PIL"},
+    "serving/pictures/jpeg.py": {"simplejpeg"},
+    "serving/sounds/__init__.py": {"soundfile", "soxr"},
 }
-KNOWS_TORCHSERVE = {"serving/transport.py", "serving/worker.py"}
+KNOWS_TORCHSERVE = {"serving/hosts/torchserve/wire.py", "serving/hosts/torchserve/worker.py"}
 
 
 @cache
@@ -84,9 +82,6 @@ def packages(path: Path) -> set[str]:
 
 def room(module: str) -> str:
     """The room of a module."""
-    for loose, of in LOOSE.items():
-        if module == loose or module.startswith(f"{loose}."):
-            return of
     return module.split(".", maxsplit=1)[0]
 
 

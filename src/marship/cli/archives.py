@@ -64,7 +64,7 @@ def package(
 ) -> None:
     """Pack a model with its handler and its evidence into a .mar."""
     from marship.packaging import step
-    from marship.serving import extent
+    from marship.serving.formats import extent
     from marship.trust import archive as archives
 
     doing = (

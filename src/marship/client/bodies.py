@@ -7,7 +7,7 @@ import orjson
 
 from marship.errors import UsageError
 from marship.exchange.calls import Answer
-from marship.serving.codec import JSON_TYPE, NPY_TYPE, OCTETS_TYPE, read_npy
+from marship.serving.formats.codec import JSON_TYPE, NPY_TYPE, OCTETS_TYPE, read_npy
 
 
 def encoded(inputs: Any, content_type: str | None) -> tuple[bytes, str]:  # noqa: ANN401  any that a request may be

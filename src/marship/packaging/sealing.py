@@ -13,8 +13,8 @@ from typing import Any, BinaryIO
 
 from marship.contract import CHUNK_BYTES, Contract, digest_streams
 from marship.errors import PackageError
-from marship.serving import keysource, sealed
-from marship.serving.sealed import HEADER_BYTES, SUFFIX, Header
+from marship.serving.model import keysource, sealed
+from marship.serving.model.sealed import HEADER_BYTES, SUFFIX, Header
 from marship.storage import replacing
 from marship.trust import archive, extract
 

@@ -31,7 +31,8 @@ from marship.fit.recipe import RECIPE_FILE, Recipe
 from marship.packaging import configure, evidence, onnx_proof, sealing, shipped
 from marship.packaging.sealing import Sealer
 from marship.proof import golden
-from marship.serving import extent, keysource
+from marship.serving.formats import extent
+from marship.serving.model import keysource
 from marship.settings import setting
 from marship.storage import read_json, replacing
 from marship.trust import archive, outline
@@ -361,11 +362,11 @@ def _sealed_model(contents: Contents, sealer: Sealer, extra: Path) -> Contents:
 def _copy_serving(target: Path) -> None:
     """The part of marship that runs in a worker, so that it need not be installed there."""
     source = Path(marship.__file__).parent
-    (target / "serving").mkdir(parents=True)
-    for name in ("__init__.py", "errors.py", "contract.py"):
-        shutil.copyfile(source / name, target / name)
-    for path in sorted((source / "serving").glob("*.py")):
-        shutil.copyfile(path, target / "serving" / path.name)
+    ground = [source / name for name in ("__init__.py", "errors.py", "contract.py")]
+    for path in (*ground, *(source / "serving").rglob("*.py")):
+        place = target / path.relative_to(source)
+        place.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(path, place)
 
 
 def _model_config(settings: PackageSettings) -> str:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from marship.errors import UsageError
-from marship.serving.codec import JSON_TYPE, NPY_TYPE, OCTETS_TYPE
+from marship.serving.formats.codec import JSON_TYPE, NPY_TYPE, OCTETS_TYPE
 
 FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r", "\n")
 """A table program takes a cell that begins so for a formula (OWASP, CSV Injection)."""

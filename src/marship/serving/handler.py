@@ -19,12 +19,15 @@ import orjson
 
 from marship.contract import CONTRACT_FILE, GOLDEN_FILE, Arrays, Contract
 from marship.errors import LoadError, MarshipError, ModelError, RequestError, TooLargeError, bare
-from marship.serving import codec, extent, kserve, rows, sealed, siblings, transport, watch, worker
-from marship.serving.batch import Batcher, Parts
+from marship.serving.formats import codec, extent, kserve, rows
+from marship.serving.hosts.torchserve import wire as transport
+from marship.serving.hosts.torchserve import worker
+from marship.serving.hosts.torchserve.wire import Reply, Request, Send
 from marship.serving.metrics import Metrics
-from marship.serving.session import Session, SessionSettings
-from marship.serving.share import Share
-from marship.serving.transport import Reply, Request, Send
+from marship.serving.model import sealed, siblings, watch
+from marship.serving.model.batch import Batcher, Parts
+from marship.serving.model.session import Session, SessionSettings
+from marship.serving.model.share import Share
 
 logger = logging.getLogger(__name__)
 

@@ -2,10 +2,10 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 
-from marship.serving import transport
 from marship.serving.handler import Clock, Context, OnnxHandler, describe, hidden, to_request
-from marship.serving.outbox import Outbox
-from marship.serving.transport import Reply, Request, Send
+from marship.serving.hosts.torchserve import wire as transport
+from marship.serving.hosts.torchserve.outbox import Outbox
+from marship.serving.hosts.torchserve.wire import Reply, Request, Send
 
 
 class StreamHandler(OnnxHandler):

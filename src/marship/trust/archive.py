@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 from marship import texts
 from marship.contract import CONTRACT_FILE, GOLDEN_FILE, Contract
 from marship.errors import ModelError, PackageError, UsageError
-from marship.serving import sealed
+from marship.serving.model import sealed
 from marship.trust import contents, extract, outline
 from marship.trust.contents import Contents
 

@@ -1,7 +1,7 @@
 """Tensors in and out, and every answer is off by one: seen only through the endpoint."""
 
-from marship.serving.batch import Batcher
 from marship.serving.handler import OnnxHandler
+from marship.serving.model.batch import Batcher
 
 
 class Off(OnnxHandler):

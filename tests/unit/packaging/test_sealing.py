@@ -19,9 +19,9 @@ from marship.packaging import sealing
 from marship.packaging.configure import configure
 from marship.packaging.sealing import rewrap, split
 from marship.packaging.step import PackageSettings, package
-from marship.serving import sealed
-from marship.serving.sealed import HEADER_BYTES, Opener
-from marship.serving.session import Session, SessionSettings
+from marship.serving.model import sealed
+from marship.serving.model.sealed import HEADER_BYTES, Opener
+from marship.serving.model.session import Session, SessionSettings
 from marship.trust import archive
 from models import write_model
 

@@ -104,7 +104,7 @@ def test_an_archive_runs_where_marship_is_not_installed(linear_onnx: Path, tmp_p
     other.mkdir(parents=True)
     (other / "__init__.py").write_text("raise ImportError('the wrong marship')")
     code = (
-        "import sys, pathlib, marship.serving.session as s, marship.contract as c\n"
+        "import sys, pathlib, marship.serving.model.session as s, marship.contract as c\n"
         "f = pathlib.Path(sys.argv[1])\n"
         "contract = c.Contract.from_json((f / 'contract.json').read_bytes())\n"
         "session = s.Session(f, contract, s.SessionSettings())\n"
@@ -119,7 +119,7 @@ def test_an_archive_runs_where_marship_is_not_installed(linear_onnx: Path, tmp_p
         text=True,
         check=False,
     )
-    assert done.stdout.strip() == str(folder / "marship/serving/session.py"), done.stderr
+    assert done.stdout.strip() == str(folder / "marship/serving/model/session.py"), done.stderr
 
 
 @pytest.mark.parametrize(

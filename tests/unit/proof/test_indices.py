@@ -16,7 +16,7 @@ from marship.errors import InvalidInputError
 from marship.proof import graph
 from marship.proof.cases import draw_random
 from marship.proof.indices import IndexRanges, index_ranges
-from marship.serving.batch import validate
+from marship.serving.model.batch import validate
 from onnx_zoo import Builder
 
 ROWS = 20

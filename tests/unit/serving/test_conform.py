@@ -14,10 +14,10 @@ from onnx import TensorProto, helper
 
 from marship.contract import Array, Arrays, Contract, TensorSpec
 from marship.errors import InvalidInputError, MarshipError, ModelError, RequestError
-from marship.serving import codec
-from marship.serving.batch import Batcher
-from marship.serving.kserve import DTYPES
-from marship.serving.tensors import conform
+from marship.serving.formats import codec
+from marship.serving.formats.kserve import DTYPES
+from marship.serving.formats.tensors import conform
+from marship.serving.model.batch import Batcher
 from models import IR_VERSION, OPSET
 
 ONNX_TYPES = {

@@ -27,7 +27,7 @@ from marship.errors import NotRunningError, ServerError, UsageError
 from marship.exchange import sockets
 from marship.exchange.connections import Connection
 from marship.exchange.limited import LimitedSocket, OverLimitError
-from marship.serving import keysource
+from marship.serving.model import keysource
 from marship.settings import setting
 
 STARTED_LINE = "Model server started."

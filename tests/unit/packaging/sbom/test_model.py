@@ -141,7 +141,7 @@ def test_imports_are_followed() -> None:
         "marship/serving/__init__.py": b"",
         "marship/serving/handler.py": b"import onnxruntime\nfrom marship.errors import Fault",
         "marship/errors.py": b"import os.path",
-        "marship/serving/sounds.py": b"import soundfile",
+        "marship/serving/sounds/__init__.py": b"import soundfile",
     }
     assert outline(sources, "handler.py").modules == {
         "numpy": True,

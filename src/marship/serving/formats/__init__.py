@@ -1,0 +1,1 @@
+"""Request and response bodies: bytes to arrays and back, within stated sizes."""

@@ -1,0 +1,269 @@
+"""Bytes to arrays and back, in the form the client chose.
+
+| form | request | answer |
+|---|---|---|
+| named JSON | `{"input": [[...]]}` | `{"output": [[...]]}` |
+| bare JSON, for models with one input | `[[...]]` | `[[...]]` with one output, else named |
+| KServe v2, JSON or raw tensors: see `kserve` | `{"inputs": [{"name", "shape", ...}]}` | alike |
+| npy (NumPy's format 1.0 to 3.0), one input | `application/x-npy` | npy, one output |
+
+Every form carries the batch axis: one row is a list of one row. JSON has no NaN and no
+infinity: where a model answers one, JSON says null.
+"""
+
+import io
+import math
+import struct
+from dataclasses import dataclass
+from enum import Enum
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import orjson
+
+from marship.contract import Array, Arrays, Contract
+from marship.errors import InvalidInputError, MalformedError, UnsupportedMediaError
+from marship.serving.formats import extent, kserve
+from marship.serving.formats.tensors import (
+    check_names,
+    dump,
+    may_hold_truths,
+    only_input,
+    shaped,
+    to_array,
+)
+from marship.serving.hosts.torchserve.wire import JSON_TYPE as JSON_TYPE  # noqa: PLC0414  a name of codec, too
+from marship.serving.hosts.torchserve.wire import Reply
+
+NPY_TYPE = "application/x-npy"
+OCTETS_TYPE = "application/octet-stream"
+NPY_MAGIC = b"\x93NUMPY"
+NPY_HEADER_BYTES = 10_000
+NOTHING = memoryview(b"")
+_SHORT, _LONG = struct.Struct("<H"), struct.Struct("<I")
+PLAIN = kserve.Wish()
+
+
+class Form(Enum):
+    """The forms of a request, and of its answer."""
+
+    NAMED = "named JSON"
+    BARE = "bare JSON"
+    KSERVE = "KServe v2 JSON"
+    NPY = "npy"
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """A decoded request: tensors by input name, its form, and what KServe's says of the answer."""
+
+    inputs: Arrays
+    form: Form
+    wish: kserve.Wish = PLAIN
+
+    def wants_raw(self, name: str) -> bool:
+        """Whether an output shall come back as KServe's raw tensor."""
+        return self.form is Form.KSERVE and self.wish.binary.get(name, self.wish.all_binary)
+
+
+def decode(
+    body: object, content_type: str, contract: Contract, json_length: str | None = None
+) -> Message:
+    """Read a request.
+
+    Args:
+        body: Bytes as received, or what TorchServe's own JSON reader made of them.
+        content_type: The header's value; where it is empty, the bytes decide.
+        contract: Says which tensors are asked for, and of which type.
+        json_length: KServe's header for the length of the JSON before raw tensors.
+
+    Raises:
+        MalformedError: The bytes are not what their type says.
+        InvalidInputError: Tensors are missing, unknown or of the wrong type.
+        UnsupportedMediaError: The content type is none of the above.
+    """
+    kind = _kind(content_type)
+    if isinstance(body, (bytes, bytearray, memoryview)):
+        if json_length is not None:
+            text, raw = kserve.split(body, json_length)
+            parsed = read_json(text, "")
+            return from_json(parsed, contract, raw, may_mix=may_hold_truths(text))
+        if kind == NPY_TYPE or (kind in ("", OCTETS_TYPE) and body[:6] == NPY_MAGIC):
+            return Message({only_input(contract).name: read_npy(body)}, Form.NPY)
+        parsed = read_json(body, content_type)
+        return from_json(parsed, contract, may_mix=may_hold_truths(body))
+    return from_json(read_json(body, content_type), contract)
+
+
+def _kind(content_type: str) -> str:
+    return content_type.partition(";")[0].strip().lower()
+
+
+def read_json(body: object, content_type: str) -> Any:  # noqa: ANN401  any JSON value
+    """Parse a JSON body; what TorchServe has parsed already is handed through.
+
+    Raises:
+        MalformedError: There is nothing, or it is not JSON.
+        UnsupportedMediaError: The content type says that it is something else.
+    """
+    kind = _kind(content_type)
+    if kind not in ("", JSON_TYPE, OCTETS_TYPE) and not kind.endswith("+json"):
+        raise UnsupportedMediaError(f"Content-Type must be {JSON_TYPE}, got {kind}.")
+    if not isinstance(body, (bytes, bytearray, memoryview, str)):
+        return body
+    if not body:
+        raise MalformedError("the body must hold a request, got none.")
+    try:
+        return orjson.loads(body)
+    except orjson.JSONDecodeError as error:
+        raise MalformedError(f"the body must be JSON, got: {error}.") from error
+
+
+def from_json(
+    value: object, contract: Contract, raw: memoryview = NOTHING, *, may_mix: bool = True
+) -> Message:
+    """Turn a JSON value of any of the three JSON forms into tensors.
+
+    Args:
+        value: The parsed JSON.
+        contract: Says which tensors are asked for.
+        raw: The bytes behind it, of KServe's raw tensors.
+        may_mix: Whether true or false may stand among its numbers.
+
+    Raises:
+        MalformedError: The raw bytes are not what the JSON says of them.
+        InvalidInputError: Tensors are missing, unknown or of the wrong type.
+    """
+    if isinstance(value, dict) and kserve.is_request(value):
+        inputs, wish = kserve.decode(value, raw, contract, may_mix=may_mix)
+        return Message(inputs, Form.KSERVE, wish)
+    if len(raw):
+        raise InvalidInputError("raw tensors must be described by inputs, got none.")
+    if not isinstance(value, dict):
+        spec = only_input(contract)
+        return Message({spec.name: to_array(value, spec, may_mix=may_mix)}, Form.BARE)
+    specs = {spec.name: spec for spec in contract.inputs}
+    check_names(value.keys(), specs, contract)
+    inputs = {name: to_array(value[name], spec, may_mix=may_mix) for name, spec in specs.items()}
+    return Message(inputs, Form.NAMED)
+
+
+def read_npy(body: bytes | bytearray | memoryview) -> Array:
+    """Read an npy file without copying its data.
+
+    Raises:
+        MalformedError: It is no npy file, truncated, or holds Python objects.
+    """
+    start = _npy_data_start(body)
+    shape, fortran, dtype = _npy_header(bytes(body[:start]))
+    if dtype.hasobject:
+        raise MalformedError("the npy file must hold numbers, got Python objects.")
+    if dtype.subdtype is not None or dtype.itemsize == 0:
+        raise MalformedError(f"the npy file must hold numbers or text, got {dtype}.")
+    if not all(type(size) is int for size in shape):  # NumPy's parser takes True for one
+        raise MalformedError(f"the npy file must have a shape of whole numbers, got {shape}.")
+    expected = int(np.prod(shape, dtype=object)) * dtype.itemsize
+    if min(shape, default=0) < 0 or len(body) - start != expected:
+        raise MalformedError(
+            f"the npy file must hold the {expected} bytes that its header claims, "
+            f"got {len(body) - start}."
+        )
+    array = np.frombuffer(body, dtype, offset=start)
+    return shaped(array, shape[::-1]).T if fortran else shaped(array, shape)
+
+
+def _npy_data_start(body: bytes | bytearray | memoryview) -> int:
+    """Where the data begins: magic, version, length of the header, header (NEP 1)."""
+    length = _SHORT if body[6:7] == b"\x01" else _LONG
+    opening = len(NPY_MAGIC) + 2 + length.size
+    if body[: len(NPY_MAGIC)] != NPY_MAGIC or len(body) < opening:
+        raise MalformedError("the body must be an npy file, got no npy header.")
+    start: int = opening + length.unpack_from(body, opening - length.size)[0]
+    if start > min(len(body), opening + NPY_HEADER_BYTES):
+        raise MalformedError(f"the npy header must be in the file, got one of {start} bytes.")
+    return start
+
+
+@lru_cache(256)
+def _npy_header(header: bytes) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
+    """Shape, column order and type; parsing takes longer than a small model, and headers repeat."""
+    stream = io.BytesIO(header)
+    try:
+        version = np.lib.format.read_magic(stream)
+        read_header = (
+            np.lib.format.read_array_header_1_0
+            if version == (1, 0)
+            else np.lib.format.read_array_header_2_0
+        )
+        return read_header(stream, max_header_size=NPY_HEADER_BYTES)
+    except Exception as error:  # NumPy lets Python's tokenizer and parser read it
+        raise MalformedError(f"the body must be an npy file, got: {error}.") from error
+
+
+def check_size(
+    message: Message, extents: extent.Extents, limit_bytes: int, text_bytes: int = 0
+) -> None:
+    """Refuse a response that cannot be sent, before it is written or even computed.
+
+    Raises:
+        TooLargeError: It is larger than the server sends, in the form of the request.
+    """
+    total = text_bytes
+    for name, (dtype, shape) in extents.items():
+        if message.form is Form.NPY or message.wants_raw(name):
+            total += extent.raw_bytes(dtype, shape)
+        elif message.form is Form.KSERVE:
+            total += extent.least_json_bytes(dtype, (math.prod(shape),))
+        else:
+            total += extent.least_json_bytes(dtype, shape)
+    extent.check(total, limit_bytes)
+
+
+def encode(
+    outputs: Arrays,
+    message: Message,
+    model: str,
+    version: str,
+    limit_bytes: int = extent.LARGEST_BYTES,
+) -> Reply:
+    """The answer, in the form of the request.
+
+    Args:
+        outputs: What the model gave.
+        message: The request.
+        model: Its name, for KServe's form.
+        version: Likewise.
+        limit_bytes: The largest response that the server sends.
+
+    Raises:
+        InvalidInputError: npy was asked of a model with several outputs.
+        TooLargeError: The answer is larger than the limit.
+    """
+    if not extent.surely_fit(outputs, limit_bytes):
+        text_bytes = sum(map(extent.text_bytes, outputs.values()))
+        check_size(message, extent.of(outputs), limit_bytes, text_bytes)
+    if message.form is Form.NPY:
+        if len(outputs) != 1:
+            raise InvalidInputError(
+                f"npy must be asked of a model with one output, this one gives {len(outputs)}. "
+                "Send JSON."
+            )
+        return Reply(write_npy(next(iter(outputs.values()))), NPY_TYPE)
+    if message.form is Form.KSERVE:
+        body, length = kserve.encode(outputs, message.wish, model, version, limit_bytes)
+        if length is None:
+            return Reply(body)
+        return Reply(body, OCTETS_TYPE, headers=((kserve.LENGTH_HEADER, str(length)),))
+    if message.form is Form.BARE and len(outputs) == 1:
+        return Reply(dump(next(iter(outputs.values())), limit_bytes))
+    texts = [orjson.dumps(name) + b":" + dump(a, limit_bytes) for name, a in outputs.items()]
+    return Reply(b"{" + b",".join(texts) + b"}")
+
+
+def write_npy(array: Array) -> bytes:
+    """The array as an npy file, copied once."""
+    array = np.ascontiguousarray(array).reshape(array.shape)
+    header = io.BytesIO()
+    np.lib.format.write_array_header_1_0(header, np.lib.format.header_data_from_array_1_0(array))
+    return b"".join([header.getvalue(), array.data if array.size else b""])

@@ -1,0 +1,216 @@
+"""KServe v2, the Open Inference Protocol over REST: JSON, and its binary tensor extension.
+
+With the extension the body is the JSON and then the raw bytes of those tensors whose
+`parameters` state a `binary_data_size`, in their order; the header
+Inference-Header-Content-Length says how long the JSON is. Raw values are little endian and in
+row order; text is a 4-byte length and the bytes, value by value. An output comes back raw where
+its `parameters` say `binary_data`, or the request's `binary_data_output`.
+"""
+
+import struct
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import orjson
+
+from marship.contract import Array, Arrays, Contract, TensorSpec
+from marship.errors import InvalidInputError, MalformedError
+from marship.serving.formats import extent
+from marship.serving.formats.tensors import check_names, dump, shaped, to_array
+
+LENGTH_HEADER = "Inference-Header-Content-Length"
+
+DTYPES = {
+    "BOOL": "bool",
+    "UINT8": "uint8",
+    "UINT16": "uint16",
+    "UINT32": "uint32",
+    "UINT64": "uint64",
+    "INT8": "int8",
+    "INT16": "int16",
+    "INT32": "int32",
+    "INT64": "int64",
+    "FP16": "float16",
+    "FP32": "float32",
+    "FP64": "float64",
+    "BYTES": "str",
+}
+NAMES = {dtype: name for name, dtype in DTYPES.items()}
+_LENGTH = struct.Struct("<I")
+
+
+@dataclass(frozen=True, slots=True)
+class Wish:
+    """How a client wants its answer.
+
+    Attributes:
+        id: Given back as it came.
+        all_binary: Every output raw, unless it says otherwise.
+        binary: By output, whether it comes back raw.
+    """
+
+    id: str | None = None
+    all_binary: bool = False
+    binary: dict[str, bool] = field(default_factory=dict)
+
+
+def split(body: bytes | bytearray | memoryview, length: str) -> tuple[memoryview, memoryview]:
+    """The JSON and the raw tensors of a body.
+
+    Raises:
+        MalformedError: The header's length is no number, or longer than the body.
+    """
+    view = memoryview(body)
+    if not length.isascii() or not length.isdigit() or int(length) > len(view):
+        raise MalformedError(
+            f"{LENGTH_HEADER} must be the length of the JSON, at most the body's "
+            f"{len(view)} bytes, got {length[:40]!r}."
+        )
+    return view[: int(length)], view[int(length) :]
+
+
+def is_request(value: object) -> bool:
+    """Whether a JSON value is a request of this protocol."""
+    entries = value.get("inputs") if isinstance(value, dict) else None
+    return isinstance(entries, list) and all(isinstance(entry, dict) for entry in entries)
+
+
+def decode(
+    value: dict[str, Any], raw: memoryview, contract: Contract, *, may_mix: bool = True
+) -> tuple[Arrays, Wish]:
+    """Tensors by name, without copying those that came raw, and how to answer.
+
+    `may_mix` says whether true or false may stand among the JSON's numbers.
+
+    Raises:
+        MalformedError: The raw bytes are not as many as the tensors claim.
+        InvalidInputError: Tensors are missing, unknown, or of the wrong type or size.
+    """
+    specs = {spec.name: spec for spec in contract.inputs}
+    entries = value["inputs"]
+    check_names([entry.get("name") for entry in entries], specs, contract)
+    inputs: Arrays = {}
+    for entry in entries:
+        spec = specs[entry["name"]]
+        shape = _shape(entry, spec)
+        size = _parameters(entry).get("binary_data_size")
+        if size is None:
+            array = to_array(entry.get("data"), spec, may_mix=may_mix)
+        else:
+            array, raw = _take(raw, size, spec)
+        if array.size != (count := np.prod(shape, dtype=object)):
+            raise InvalidInputError(
+                f"data of {spec.name} must hold the {count} values of its shape {shape}, "
+                f"got {array.size}."
+            )
+        inputs[spec.name] = shaped(array, shape, spec)
+    if len(raw):
+        raise MalformedError(
+            f"the raw tensors must be as long as their binary_data_size, got {len(raw)} bytes more."
+        )
+    return inputs, _wish(value)
+
+
+def _parameters(entry: dict[str, Any]) -> dict[str, Any]:
+    found = entry.get("parameters")
+    return found if isinstance(found, dict) else {}
+
+
+def _shape(entry: dict[str, Any], spec: TensorSpec) -> list[int]:
+    datatype, shape = entry.get("datatype"), entry.get("shape")
+    if DTYPES.get(str(datatype)) != spec.dtype:
+        raise InvalidInputError(
+            f"datatype of {spec.name} must be {NAMES[spec.dtype]}, got {datatype!r}."
+        )
+    if not isinstance(shape, list) or not all(type(n) is int and n >= 0 for n in shape):
+        raise InvalidInputError(f"shape of {spec.name} must be a list of sizes, got {shape!r}.")
+    return shape
+
+
+def _take(raw: memoryview, size: object, spec: TensorSpec) -> tuple[Array, memoryview]:
+    if type(size) is not int or not 0 <= size <= len(raw):
+        raise MalformedError(
+            f"binary_data_size of {spec.name} must be at most the {len(raw)} bytes that are "
+            f"left of the body, got {size!r}. Is {LENGTH_HEADER} right?"
+        )
+    part, rest = raw[:size], raw[size:]
+    if spec.dtype == "str":
+        return _texts(part, spec), rest
+    dtype = np.dtype(spec.dtype)
+    if size % dtype.itemsize:
+        raise MalformedError(
+            f"binary_data_size of {spec.name} must be a multiple of {dtype.itemsize}, got {size}."
+        )
+    return np.frombuffer(part, dtype.newbyteorder("<")), rest
+
+
+def _texts(part: memoryview, spec: TensorSpec) -> Array:
+    texts = []
+    place = 0
+    try:
+        while place < len(part):
+            (size,) = _LENGTH.unpack_from(part, place)
+            place += _LENGTH.size + size
+            if place > len(part):
+                raise ValueError("it ends within a text")
+            texts.append(bytes(part[place - size : place]).decode("utf-8"))
+    except (struct.error, ValueError) as error:
+        raise MalformedError(
+            f"{spec.name} must be texts with their lengths, got: {error}."
+        ) from error
+    return np.array(texts, dtype=object)
+
+
+def _wish(value: dict[str, Any]) -> Wish:
+    outputs = value.get("outputs")
+    wanted = {
+        str(entry.get("name")): bool(_parameters(entry)["binary_data"])
+        for entry in (outputs if isinstance(outputs, list) else [])
+        if isinstance(entry, dict) and "binary_data" in _parameters(entry)
+    }
+    request_id = value.get("id")
+    return Wish(
+        id=None if request_id is None else str(request_id),
+        all_binary=bool(_parameters(value).get("binary_data_output", False)),
+        binary=wanted,
+    )
+
+
+def encode(
+    outputs: Arrays, wish: Wish, model: str, version: str, limit_bytes: int = extent.LARGEST_BYTES
+) -> tuple[bytes, int | None]:
+    """The body of the answer, and the length of its JSON where raw tensors follow it.
+
+    Raises:
+        TooLargeError: A tensor's JSON is larger than the limit.
+    """
+    entries = []
+    raw: list[bytes] = []
+    for name, array in outputs.items():
+        is_text = array.dtype.kind in "OU"
+        entry: dict[str, Any] = {
+            "name": name,
+            "shape": list(array.shape),
+            "datatype": NAMES["str" if is_text else array.dtype.name],
+        }
+        if wish.binary.get(name, wish.all_binary):
+            raw.append(_raw_texts(array) if is_text else _raw(array))
+            entry["parameters"] = {"binary_data_size": len(raw[-1])}
+        else:
+            entry["data"] = orjson.Fragment(dump(array.reshape(-1), limit_bytes))
+        entries.append(entry)
+    answer: dict[str, Any] = {"model_name": model, "model_version": version, "outputs": entries}
+    if wish.id is not None:
+        answer["id"] = wish.id
+    text = orjson.dumps(answer)
+    return (b"".join([text, *raw]), len(text)) if raw else (text, None)
+
+
+def _raw(array: Array) -> bytes:
+    return array.astype(array.dtype.newbyteorder("<"), copy=False).tobytes()
+
+
+def _raw_texts(array: Array) -> bytes:
+    texts = [str(text).encode("utf-8") for text in array.flat]
+    return b"".join(_LENGTH.pack(len(text)) + text for text in texts)

@@ -1,0 +1,139 @@
+"""Many small JSON requests as one array, and its answers as many: the fast path.
+
+It takes batches in which every request is plain JSON rows for a model with one input, and
+hands everything else to `codec` and `batch`, request by request. What it takes it answers with the
+same bytes; what is wrong with a request is never decided here.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import orjson
+
+from marship.contract import Array, Arrays, Contract, TensorSpec
+from marship.serving.formats.tensors import keeps_values, may_hold_truths, outside
+from marship.serving.hosts.torchserve.wire import JSON_TYPE, Reply, Request
+
+SMALL_BYTES = 1 << 14
+"""Larger bodies gain nothing from being read together."""
+
+_CERTAIN = 2.0**53
+"""Numbers up to here are rounded to a float alike in any company."""
+
+
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """The rows of all requests under each other.
+
+    Attributes:
+        array: Valid for the contract's only input.
+        counts: How many rows are each request's.
+        sizes: Of the variable axes: the batch's alone.
+        named: Whether the requests, and so the answers, are JSON by name.
+    """
+
+    array: Array
+    counts: list[int]
+    sizes: dict[str, int]
+    named: bool
+
+
+def fits(contract: Contract) -> bool:
+    """Whether requests of this model can be read together at all."""
+    specs = (*contract.inputs, *contract.outputs)
+    return (
+        len(contract.inputs) == 1
+        and contract.batch_axis is not None
+        and contract.inputs[0].dtype not in ("str", "bool", "float16")
+        and all(isinstance(size, int) for size in contract.inputs[0].shape[1:])
+        and all(spec.shape[:1] == (contract.batch_axis,) for spec in specs)
+    )
+
+
+def gather(requests: Sequence[Request], contract: Contract) -> Rows | None:
+    """All requests' rows as one valid array; None where one needs a closer look."""
+    (spec,) = contract.inputs
+    rows: list[object] = []
+    counts = []
+    forms: set[type] = set()
+    for request in requests:
+        value = _plain_rows(request)
+        forms.add(type(value))
+        found = value.get(spec.name) if type(value) is dict and len(value) == 1 else value
+        if type(found) is not list or not found:
+            return None
+        rows += found
+        counts.append(len(found))
+    low, high = contract.bounds.get(str(spec.shape[0]), (1, None))
+    if min(counts) < low or (high is not None and len(rows) > high):
+        return None
+    array = _certain(rows, spec)
+    if array is None or len(forms) != 1:  # of several forms, answers differ
+        return None
+    return Rows(array, counts, {str(spec.shape[0]): len(array)}, named=forms == {dict})
+
+
+def _certain(rows: list[object], spec: TensorSpec) -> Array | None:
+    """The rows in the model's type, where each is surely what it would be alone."""
+    try:
+        array = np.array(rows)
+    except (ValueError, OverflowError):
+        return None
+    want = np.dtype(spec.dtype)
+    if array.shape[1:] != spec.shape[1:] or not keeps_values(array, want):
+        return None
+    with np.errstate(over="ignore"):
+        array = array.astype(want, copy=False)
+    # NaN and infinity too; and beyond it a neighbour's fraction would round an integer twice, first
+    # to float64. The sum of squares is told faster than the largest, and is no smaller.
+    if want.kind == "f" and not np.vdot(array, array) <= _CERTAIN**2:
+        return None
+    return array if outside(array, spec) is None else None
+
+
+def _plain_rows(request: Request) -> object:
+    body = request.body
+    if request.content_type != JSON_TYPE or type(body) is not bytes or len(body) > SMALL_BYTES:
+        return None
+    if may_hold_truths(body):  # in one array with numbers, true would turn into 1 unseen
+        return None
+    try:
+        return orjson.loads(body)
+    except orjson.JSONDecodeError:
+        return None
+
+
+def scatter(outputs: Arrays, rows: Rows) -> list[Reply]:
+    """Each request's answer, as `codec.encode` would write it."""
+    columns = [(orjson.dumps(name), _texts(array, rows.counts)) for name, array in outputs.items()]
+    if not rows.named and len(columns) == 1:
+        return [Reply(text) for text in columns[0][1]]
+    return [
+        Reply(b"{" + b",".join(name + b":" + texts[i] for name, texts in columns) + b"}")
+        for i in range(len(rows.counts))
+    ]
+
+
+def _texts(array: Array, counts: Sequence[int]) -> list[bytes]:
+    """Each request's part of an array, as JSON; numbers are written in one go."""
+    if array.dtype.name == "float16":
+        array = array.astype("float32")
+    if array.dtype.kind not in "fiu" or array.ndim not in (1, 2):
+        return [_dump(part) for part in np.split(array, np.cumsum(counts)[:-1])]
+    border, separator = (b"[[", b"],[") if array.ndim > 1 else (b"[", b",")
+    width = len(border)
+    numbers = _dump(np.ascontiguousarray(array))[width:-width].split(separator)
+    closing = border.replace(b"[", b"]")
+    texts = []
+    start = 0
+    for count in counts:
+        texts.append(border + separator.join(numbers[start : start + count]) + closing)
+        start += count
+    return texts
+
+
+def _dump(array: Array) -> bytes:
+    if array.dtype.kind in "OU":
+        return orjson.dumps(array.tolist())
+    return orjson.dumps(np.ascontiguousarray(array), option=orjson.OPT_SERIALIZE_NUMPY)

@@ -1,0 +1,332 @@
+"""JSON values and arrays of a model's types, without changing a value on the way."""
+
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+from functools import lru_cache
+from itertools import chain
+from typing import Any
+
+import numpy as np
+import orjson
+
+from marship.contract import Array, Arrays, Contract, TensorSpec
+from marship.errors import InvalidInputError, ModelError
+from marship.serving.formats import extent
+
+TEXT_KINDS = "OSUT"
+"""NumPy's kinds of types that may hold text: objects, bytes, fixed and variable width."""
+
+PIECE_VALUES = 1 << 16
+"""Values of a large array that are written as JSON at a time."""
+
+
+def conform(inputs: Mapping[str, object], contract: Contract) -> Arrays:
+    """One request's tensors in the contract's types and this machine's byte order.
+
+    Everything that reaches the model passes here, whatever form it came in and whichever handler
+    decoded it: ONNX Runtime reads foreign bytes as they lie, and NumPy would cut a text to fit
+    its neighbour's.
+
+    Raises:
+        InvalidInputError: A tensor has another type than the contract states, or text that UTF-8
+            cannot hold.
+        ModelError: A handler's `decode` left an input out, or gave something else than an array.
+    """
+    found: Arrays = {}
+    for spec in contract.inputs:
+        value = inputs.get(spec.name)
+        if not isinstance(value, (np.ndarray, np.generic)):
+            raise ModelError(
+                f"decode must return an array for {spec.name}, got {type(value).__name__}."
+            )
+        array = np.asarray(value)
+        found[spec.name] = _texts(array, spec) if spec.dtype == "str" else _numbers(array, spec)
+    return found
+
+
+def _numbers(array: Array, spec: TensorSpec) -> Array:
+    want = np.dtype(spec.dtype)
+    if array.dtype != want:
+        if array.dtype.newbyteorder("=") != want:
+            raise _wrong_type(array, spec)
+        array = array.astype(want)
+    # a byte of a stranger's that is neither 0 nor 1 is no bool of C++
+    return array.view(np.uint8) != 0 if want.kind == "b" else array
+
+
+def _texts(array: Array, spec: TensorSpec) -> Array:
+    if array.dtype.kind not in TEXT_KINDS:
+        raise _wrong_type(array, spec)
+    if array.dtype.kind == "U":
+        points = np.ascontiguousarray(array, array.dtype.newbyteorder("=")).view(np.uint32)
+        if points.max(initial=0) > sys.maxunicode:  # Python would raise a SystemError
+            raise InvalidInputError(f"{spec.name} must hold text, got no character of Unicode.")
+    texts = np.empty(array.size, dtype=object)
+    texts[:] = [_text(item, spec) for item in array.astype(object).flat]
+    return texts.reshape(array.shape)
+
+
+def _text(item: object, spec: TensorSpec) -> str:
+    try:
+        if isinstance(item, str):
+            item.encode("utf-8")  # half of a surrogate pair is no text
+            return item
+        if isinstance(item, bytes):
+            return item.decode("utf-8")
+    except UnicodeError as error:
+        raise InvalidInputError(f"{spec.name} must hold text in UTF-8, got: {error}.") from error
+    raise InvalidInputError(f"{spec.name} must hold text, got {type(item).__name__}.")
+
+
+def _wrong_type(array: Array, spec: TensorSpec) -> InvalidInputError:
+    found = "str" if array.dtype.kind in TEXT_KINDS else array.dtype.name
+    return InvalidInputError(f"{spec} is what must be sent, got type {found}.")
+
+
+def may_hold_truths(body: bytes | bytearray | memoryview) -> bool:
+    """Whether true or false may stand in a JSON text; a letter alone is found much faster."""
+    text = bytes(body) if isinstance(body, memoryview) else body
+    return (b"r" in text and b"true" in text) or (b"f" in text and b"false" in text)
+
+
+def to_array(value: object, spec: TensorSpec, *, may_mix: bool = True) -> Array:
+    """A nested list as an array of the spec's type; no value is changed by the conversion.
+
+    A number for a float input is rounded to the nearest value of its type, as every parser does.
+
+    Args:
+        value: Of JSON.
+        spec: The input.
+        may_mix: Whether true or false may stand among the numbers.
+
+    Raises:
+        InvalidInputError: The nesting is uneven, or a value is of another type or out of range.
+    """
+    if spec.dtype == "str":
+        return _strings(value, spec)
+    try:
+        array = np.asarray(value)
+    except (ValueError, OverflowError, RecursionError) as error:
+        raise InvalidInputError(
+            f"{spec.name} must be evenly nested lists, got rows of different lengths or depth. "
+            "Send one request for each length."
+        ) from error
+    if array.size == 0:
+        return array.astype(spec.dtype)
+    want = np.dtype(spec.dtype)
+    if array.dtype.kind == "f" and want.kind == "u":
+        array = _unsigned(value, array)
+    if not keeps_values(array, want) or (may_mix and _mixes(value, array)):
+        raise InvalidInputError(
+            f"{spec.name} must hold values of type {spec.dtype}, got "
+            f"{_offender(value, array, want)}."
+        )
+    return _cast(array, spec)
+
+
+def _cast(array: Array, spec: TensorSpec) -> Array:
+    try:
+        with np.errstate(over="raise"):
+            return array.astype(spec.dtype, copy=False)
+    except FloatingPointError as error:  # it would be infinity, which JSON cannot say
+        raise InvalidInputError(
+            f"{spec.name} must hold finite {spec.dtype} values, got one too large for the type."
+        ) from error
+
+
+def _unsigned(value: object, array: Array) -> Array:
+    """Integers as they are: NumPy takes some below and some above 2**63 together for floats."""
+    if _types(value, array.ndim) == {int}:
+        with suppress(OverflowError):  # a negative one among them
+            return np.asarray(value, np.uint64)
+    return array
+
+
+def _mixes(value: object, array: Array) -> bool:
+    """Whether true or false stands among the numbers, where NumPy takes it for 1 or 0."""
+    return array.dtype.kind != "b" and bool in _types(value, array.ndim)
+
+
+def _types(value: object, axes: int) -> set[type]:
+    """The types of the values in lists nested as deep as an array of them has axes."""
+    values: Any = value if axes else (value,)
+    for _ in range(axes - 1):
+        values = chain.from_iterable(values)
+    return set(map(type, values))
+
+
+def keeps_values(array: Array, want: np.dtype[Any]) -> bool:
+    """Whether a conversion to the wanted type changes no value but by rounding a float."""
+    have = array.dtype
+    if have.kind == "b" or want.kind == "b":
+        return have.kind == want.kind
+    if want.kind == "f":
+        return have.kind in "iuf"
+    if have.kind not in "iu" or want.kind not in "iu":
+        return False
+    limits = np.iinfo(want)
+    return bool(int(array.min()) >= limits.min and int(array.max()) <= limits.max)
+
+
+def _offender(value: object, array: Array, want: np.dtype[Any]) -> str:
+    if array.dtype.kind in "iuf" and _mixes(value, array):
+        return "true or false among numbers"
+    if array.dtype.kind == "f" and _types(value, array.ndim) == {int}:
+        return "integers of which one is out of range"
+    if array.dtype.kind in "iu" and want.kind in "iu":
+        return f"values from {array.min()} to {array.max()}"
+    kinds = {"b": "true or false", "i": "integers", "u": "integers", "f": "fractions", "U": "text"}
+    return kinds.get(array.dtype.kind, "null, objects or mixed types")
+
+
+def _strings(value: object, spec: TensorSpec) -> Array:
+    try:
+        array = np.asarray(value, dtype=object)
+    except ValueError as error:
+        raise InvalidInputError(f"{spec.name} must be evenly nested lists of text.") from error
+    if not all(isinstance(item, str) for item in array.flat):
+        raise InvalidInputError(f"{spec.name} must hold text, got other values.")
+    return array
+
+
+def plain(array: Array) -> Any:  # noqa: ANN401  what orjson takes
+    """What orjson writes: most arrays as they are, the types it does not know as lists."""
+    if array.dtype.kind in "OU":
+        return array.tolist()
+    if array.ndim == 0:
+        return array[()]
+    if array.dtype.name == "float16":
+        return array.astype("float32", order="C")
+    return array if array.flags.c_contiguous else array.copy(order="C")
+
+
+def dump(array: Array, limit_bytes: int) -> bytes:
+    """An array as JSON; one that may be larger than the limit in pieces, until it is.
+
+    Raises:
+        TooLargeError: It is larger than the limit.
+    """
+    if (array.size and extent.surely_fit({"": array}, limit_bytes)) or (
+        extent.most_json_bytes(array) <= limit_bytes
+    ):
+        return orjson.dumps(plain(array), option=orjson.OPT_SERIALIZE_NUMPY)
+    parts, total = [], 0
+    for part in _pieces(array):
+        parts.append(part)
+        total += len(part)
+        extent.check(total, limit_bytes)
+    return b"".join(parts)
+
+
+def _pieces(array: Array) -> Iterator[bytes]:
+    """The JSON of an array, cut between values."""
+    if array.size <= PIECE_VALUES:
+        yield orjson.dumps(plain(array), option=orjson.OPT_SERIALIZE_NUMPY)
+        return
+    step = PIECE_VALUES * len(array) // array.size
+    for start in range(0, len(array), max(step, 1)):
+        yield b"," if start else b"["
+        if step:
+            part = plain(array[start : start + step])
+            yield orjson.dumps(part, option=orjson.OPT_SERIALIZE_NUMPY)[1:-1]
+        else:
+            yield from _pieces(array[start])
+    yield b"]"
+
+
+def outside(array: Array, spec: TensorSpec) -> str | None:
+    """What to tell of a value outside the table that it indexes; None where all are inside.
+
+    A float is cut to an index, so -0.5 is 0; NaN is none.
+    """
+    if not array.size:
+        return None
+    if spec.value_range is not None:
+        low, high = spec.value_range
+        least, most = array.min().item(), array.max().item()  # NaN, if there is one
+        first, last = (least, most) if array.dtype.kind != "f" else np.trunc((least, most))
+        if not (low <= first and last <= high):
+            return _told(spec.name, low, high, least if last <= high else most)
+    for axis in {column.axis for column in spec.column_ranges}:
+        if told := _outside_columns(array, spec, axis):
+            return told
+    return None
+
+
+def _outside_columns(array: Array, spec: TensorSpec, axis: int) -> str | None:
+    places, lows, highs = _limits(spec, axis)
+    columns = np.moveaxis(array, axis, -1)[..., places]
+    indices = np.trunc(columns)
+    wrong = ~((indices >= lows) & (indices <= highs))
+    if not wrong.any():
+        return None
+    first = tuple(np.argwhere(wrong)[0])
+    place, low, high = (limit[first[-1]] for limit in (places, lows, highs))
+    return _told(spec.column(axis, place), low, high, columns[first].item())
+
+
+@lru_cache
+def _limits(spec: TensorSpec, axis: int) -> tuple[Array, Array, Array]:
+    """Places along an axis, and the smallest and largest index of each: int64, shape (places,)."""
+    columns = [column for column in spec.column_ranges if column.axis == axis]
+    table = np.array([(c.place, c.low, c.high) for c in columns], np.int64)
+    return table[:, 0], table[:, 1], table[:, 2]
+
+
+def _told(name: str, low: int, high: int, value: float) -> str:
+    return f"{name} must hold values from {low} to {high}, got {value}."
+
+
+def shaped(array: Array, shape: Sequence[int], spec: TensorSpec | None = None) -> Array:
+    """The array in a shape of as many values that a client claims.
+
+    Raises:
+        InvalidInputError: NumPy has no such shape.
+    """
+    try:
+        return array.reshape(shape)
+    except (ValueError, OverflowError) as error:
+        name = spec.name if spec else "the npy file"
+        raise InvalidInputError(
+            f"{name} must have a shape of sizes that an array can have, got {list(shape)}."
+        ) from error
+
+
+def only_input(contract: Contract) -> TensorSpec:
+    """The model's only input.
+
+    Raises:
+        InvalidInputError: It has several.
+    """
+    if len(contract.inputs) != 1:
+        names = ", ".join(spec.name for spec in contract.inputs)
+        raise InvalidInputError(
+            f"inputs must be sent by name to a model with several, which are {names}. "
+            f"{_advice(contract)}"
+        )
+    return contract.inputs[0]
+
+
+def check_names(given: Any, specs: dict[str, TensorSpec], contract: Contract) -> None:  # noqa: ANN401
+    """Hold a request's names against the model's inputs.
+
+    Raises:
+        InvalidInputError: One is missing, unknown or given twice.
+    """
+    names = list(given)
+    if all(isinstance(name, str) for name in names) and sorted(names) == sorted(specs):
+        return
+    missing = [name for name in specs if name not in names]
+    other = [str(name) for name in names if name not in list(specs)]
+    found = f"without {missing[0]}" if missing else f"with {(other or names)[0]!r} too"
+    raise InvalidInputError(
+        f"the inputs must be {', '.join(specs)}, got a request {found}. {_advice(contract)}"
+    )
+
+
+def _advice(contract: Contract) -> str:
+    example = ", ".join(
+        f'"{s.name}": {"[" * len(s.shape)}...{"]" * len(s.shape)}' for s in contract.inputs
+    )
+    return f"Send {{{example}}} as application/json."

@@ -1,0 +1,1 @@
+"""The servers that call a handler, each in a folder of its own."""

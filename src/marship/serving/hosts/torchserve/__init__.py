@@ -1,0 +1,1 @@
+"""What TorchServe's worker needs to run a handler of ours: the only part that imports `ts`."""

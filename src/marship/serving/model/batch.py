@@ -1,0 +1,320 @@
+"""Validate, stack, run, split: one request's fault stays its own."""
+
+import math
+import random
+import re
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from marship.contract import Array, Arrays, Contract, TensorSpec
+from marship.errors import InvalidInputError, MarshipError, ModelError, bare
+from marship.serving.formats.tensors import conform, outside
+
+Run = Callable[[Arrays], Arrays]
+Parts = list[Arrays | MarshipError]
+"""What one request asks, or is answered, where it is several things."""
+Sizes = dict[str, int]
+"""Sizes of one request's variable axes, by name."""
+
+_IDENTIFIER = re.compile(r"[A-Za-z_]\w*")
+
+
+def validate(inputs: Arrays, contract: Contract, *, allow_non_finite: bool = False) -> Sizes:
+    """Hold one request's tensors, in the contract's types, against the contract.
+
+    Returns:
+        The sizes of its variable axes.
+
+    Raises:
+        InvalidInputError: A tensor has another rank or size than the contract states, two
+            disagree about an axis, or a value is not finite or outside of the table it indexes.
+    """
+    sizes: Sizes = {}
+    for spec in contract.inputs:
+        array = inputs[spec.name]
+        if array.ndim != len(spec.shape):
+            raise InvalidInputError(
+                f"{spec} is what must be sent, got {array.ndim} axes of sizes {list(array.shape)}."
+                + (" One row is a list of one row." if array.ndim == len(spec.shape) - 1 else "")
+            )
+        for axis, size in zip(spec.shape, array.shape, strict=True):
+            _check_axis(spec, axis, size, sizes, contract)
+        if array.dtype.kind == "f" and not allow_non_finite and not np.isfinite(array).all():
+            raise InvalidInputError(
+                f"{spec.name} must hold finite {spec.dtype} values, got NaN, infinity or one too "
+                "large for the type."
+            )
+        if told := outside(array, spec):
+            raise InvalidInputError(told)
+    return sizes
+
+
+def _check_axis(
+    spec: TensorSpec, axis: int | str, size: int, sizes: Sizes, contract: Contract
+) -> None:
+    if isinstance(axis, int):
+        if size != axis:
+            raise InvalidInputError(f"{spec} is what must be sent, got an axis of size {size}.")
+        return
+    low, high = contract.bounds.get(axis, (1, None))
+    if size < low or (high is not None and size > high):
+        limit = f"from {low} to {high}" if high is not None else f"at least {low}"
+        raise InvalidInputError(f"axis {axis} of {spec.name} must be {limit}, got {size}.")
+    if sizes.setdefault(axis, size) != size:
+        raise InvalidInputError(
+            f"axis {axis} must have one size in all inputs, got {sizes[axis]} and {size}."
+        )
+
+
+def _marships(error: Exception) -> MarshipError:
+    """The error, or what a client need not see of another one."""
+    if isinstance(error, MarshipError):
+        return error
+    return ModelError(f"a call of the model must run, got {type(error).__name__}: {error}")
+
+
+def paddable_axes(contract: Contract) -> frozenset[str]:
+    """Variable axes that may be filled up, so that requests of different sizes share a batch.
+
+    Every input that has the axis states its pad value, and outputs have the axis as it is or
+    not at all: what was filled up can then be cut off again.
+    """
+    axes = {a for spec in contract.inputs for a in spec.shape if isinstance(a, str)}
+    fixed = {
+        axis
+        for spec in contract.inputs
+        if spec.pad_value is None
+        for axis in spec.shape
+        if isinstance(axis, str)
+    }
+    computed = {
+        name
+        for spec in contract.outputs
+        for axis in spec.shape
+        if isinstance(axis, str) and axis not in axes
+        for name in _IDENTIFIER.findall(axis)
+    }
+    return frozenset(axes - fixed - computed - {contract.batch_axis})
+
+
+@dataclass(slots=True)
+class _Entry:
+    """One valid request on its way through the model."""
+
+    index: int
+    inputs: Arrays
+    sizes: Sizes
+
+
+@dataclass(slots=True)
+class Batcher:
+    """Runs many requests in as few calls of the model as their shapes allow.
+
+    Attributes:
+        contract: What the model takes and gives.
+        run: Calls the model once.
+        allow_non_finite: Whether NaN and infinity may be sent.
+        joins: Whether requests share a call; without, each has its own. Ends for good where a
+            call gives other rows than it was given: such a model mixes or filters its rows.
+        on_mixed: Is told then what was seen.
+        on_joined: Gets the inputs and outputs of one request of each joined call.
+    """
+
+    contract: Contract
+    run: Run
+    allow_non_finite: bool = False
+    joins: bool = True
+    on_mixed: Callable[[str], None] | None = None
+    on_joined: Callable[[Arrays, Arrays], None] | None = None
+    _paddable: frozenset[str] = field(init=False)
+    _checks: list[tuple[str, int, list[tuple[int, str]]]] = field(init=False)
+    _buffers: dict[str, Array] = field(init=False, default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self._paddable = paddable_axes(self.contract)
+        cut = self._paddable | {self.contract.batch_axis}
+        self._checks = [
+            (
+                spec.name,
+                len(spec.shape),
+                [(i, str(a)) for i, a in enumerate(spec.shape) if a in cut],
+            )
+            for spec in self.contract.outputs
+        ]
+
+    def __call__(self, requests: Sequence[Arrays | MarshipError]) -> list[Arrays | MarshipError]:
+        """Answer each request with its own outputs or its own error, in order.
+
+        A request that is an error already stays what it is.
+        """
+        answers: list[Arrays | MarshipError | None] = [None] * len(requests)
+        groups: dict[object, list[_Entry]] = {}
+        for index, request in enumerate(requests):
+            if isinstance(request, MarshipError):
+                answers[index] = request
+                continue
+            try:
+                inputs = conform(request, self.contract)
+                sizes = validate(inputs, self.contract, allow_non_finite=self.allow_non_finite)
+            except Exception as error:  # of this request alone
+                answers[index] = bare(_marships(error))
+                continue
+            groups.setdefault(self._group(index, sizes), []).append(_Entry(index, inputs, sizes))
+        for group in groups.values():
+            for entries in self._calls(group):
+                for entry, answer in self._answer(entries):
+                    answers[entry.index] = answer
+        return [answer for answer in answers if answer is not None]
+
+    def answer(
+        self, requests: Sequence[Arrays | Parts | MarshipError]
+    ) -> list[Arrays | Parts | MarshipError]:
+        """The same where some requests have several parts: those get a list of answers."""
+        flat = [part for r in requests for part in (r if isinstance(r, list) else (r,))]
+        answers = iter(self(flat))
+        return [
+            [next(answers) for _ in request] if isinstance(request, list) else next(answers)
+            for request in requests
+        ]
+
+    def _group(self, index: int, sizes: Sizes) -> object:
+        """Requests with equal keys can run together."""
+        if self.contract.batch_axis is None or not self.joins:
+            return index
+        free = self._paddable | {self.contract.batch_axis}
+        return tuple(sorted((a, size) for a, size in sizes.items() if a not in free))
+
+    def _calls(self, group: list[_Entry]) -> Iterator[list[_Entry]]:
+        """The group in calls of no more rows than the model may be given at once."""
+        batch = self.contract.batch_axis or ""
+        most = self.contract.bounds.get(batch, (1, None))[1]
+        if most is None or len(group) == 1:
+            yield group
+            return
+        call: list[_Entry] = []
+        rows = 0
+        for entry in group:
+            if call and rows + entry.sizes[batch] > most:
+                yield call
+                call, rows = [], 0
+            call.append(entry)
+            rows += entry.sizes[batch]
+        yield call
+
+    def _answer(self, entries: list[_Entry]) -> Iterator[tuple[_Entry, Arrays | MarshipError]]:
+        """Run entries together; if that fails, halve them until the culprit is alone."""
+        if len(entries) > 1 and not self.joins:
+            yield from self._each(entries)
+            return
+        sizes = self._sizes(entries)
+        try:
+            outputs = self.run(self._stack(entries, sizes))
+        except (
+            Exception
+        ) as error:  # memory, too: what one request asks is not its neighbours' fault
+            if len(entries) == 1:
+                yield entries[0], _marships(error)
+                return
+            middle = len(entries) // 2
+            yield from self._answer(entries[:middle])
+            yield from self._answer(entries[middle:])
+            return
+        if self.has_mixed(outputs, sizes) and len(entries) > 1:
+            yield from self._each(entries)
+            return
+        yield from self._split(entries, outputs)
+
+    def _each(self, entries: list[_Entry]) -> Iterator[tuple[_Entry, Arrays | MarshipError]]:
+        for entry in entries:
+            yield from self._answer([entry])
+
+    def has_mixed(self, outputs: Arrays, sizes: Sizes) -> bool:
+        """Whether outputs lack the rows, or the lengths, of the call's inputs; ends joining then.
+
+        What each request's part of such outputs is cannot be told, whatever was proven before.
+        """
+        if not self.joins or self.contract.batch_axis is None:
+            return False
+        for name, axes, cut in self._checks:
+            got = outputs[name].shape
+            if len(got) != axes or any(sizes.get(axis, got[at]) != got[at] for at, axis in cut):
+                self._end_joining(f"output {name} came as {list(got)} where the inputs had {sizes}")
+                return True
+        return False
+
+    def _end_joining(self, reason: str) -> None:
+        self.joins = False
+        if self.on_mixed is not None:
+            self.on_mixed(reason)
+
+    def _sizes(self, entries: list[_Entry]) -> Sizes:
+        """Sizes of the variable axes of one call for all entries."""
+        sizes = dict(entries[0].sizes)
+        if len(entries) > 1:
+            for axis in sizes.keys() & self._paddable:
+                sizes[axis] = max(entry.sizes[axis] for entry in entries)
+            batch = self.contract.batch_axis or ""
+            sizes[batch] = sum(entry.sizes[batch] for entry in entries)
+        return sizes
+
+    def _stack(self, entries: list[_Entry], sizes: Sizes) -> Arrays:
+        if len(entries) == 1:
+            return entries[0].inputs
+        return {
+            spec.name: self._join(spec, [entry.inputs[spec.name] for entry in entries], sizes)
+            for spec in self.contract.inputs
+        }
+
+    def _join(self, spec: TensorSpec, arrays: Sequence[Array], sizes: Sizes) -> Array:
+        """Rows of all arrays under each other, short ones filled up on their right."""
+        shape = tuple(sizes[axis] if isinstance(axis, str) else axis for axis in spec.shape)
+        joined = self._buffer(spec, shape)
+        if any(array.shape[1:] != shape[1:] for array in arrays):
+            joined.fill(spec.pad_value)
+        start = 0
+        for array in arrays:
+            place = (slice(start, start + len(array)), *(slice(size) for size in array.shape[1:]))
+            joined[place] = array
+            start += len(array)
+        return joined
+
+    def _buffer(self, spec: TensorSpec, shape: tuple[int, ...]) -> Array:
+        """An array for one call, of the contract's type whatever a request's is.
+
+        Numbers lie in memory that is kept: fresh pages cost more than copying.
+        """
+        if spec.dtype == "str":
+            return np.empty(shape, dtype=object)
+        size = math.prod(shape)
+        kept = self._buffers.get(spec.name)
+        if kept is None or kept.size < size:
+            kept = self._buffers[spec.name] = np.empty(size, spec.dtype)
+        return kept[:size].reshape(shape)
+
+    def _split(self, entries: list[_Entry], outputs: Arrays) -> Iterator[tuple[_Entry, Arrays]]:
+        if len(entries) == 1:
+            yield entries[0], outputs
+            return
+        start = 0
+        on_joined = self.on_joined  # a thread may take it away
+        told = int(random.random() * len(entries)) if on_joined else -1  # noqa: S311  no secret
+        for place, entry in enumerate(entries):
+            stop = start + entry.sizes[self.contract.batch_axis or ""]
+            part = {
+                spec.name: outputs[spec.name][
+                    (slice(start, stop), *self._unpadded(spec, entry.sizes))
+                ]
+                for spec in self.contract.outputs
+            }
+            if place == told and on_joined:
+                on_joined(entry.inputs, part)
+            yield entry, part
+            start = stop
+
+    def _unpadded(self, spec: TensorSpec, sizes: Sizes) -> tuple[slice, ...]:
+        return tuple(
+            slice(sizes[axis]) if axis in self._paddable and isinstance(axis, str) else slice(None)
+            for axis in spec.shape[1:]
+        )

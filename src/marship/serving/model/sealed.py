@@ -1,0 +1,296 @@
+"""Sealed files: encrypted where they lie, and opened in memory alone.
+
+A file of an archive that is sealed has `.sealed` behind its name. Numbers are big endian:
+
+    offset  bytes
+         0      8  "marship" and the format's number, 1
+         8      4  C, the bytes of each chunk but the last, before encryption
+        12      8  N, the bytes of the whole file, before encryption
+        20     16  the sealing: random, and the same in all sealed files of an archive
+        36      7  P, the prefix of the chunks' nonces, random
+        43      8  the operator key's name: HMAC-SHA256(operator key, "marship seal key"), cut
+        51     12  the wrap's nonce, random
+        63     48  the data key under the operator key: AES-256-GCM, 32 bytes and the tag
+       111         the chunks: AES-256-GCM under the data key, each with its tag of 16 bytes
+
+There are max(1, ceil(N / C)) chunks. Nonces are those of STREAM (Hoang, Reyhanitabar, Rogaway,
+Vizar 2015, "Online Authenticated-Encryption and its Nonce-Reuse Misuse-Resistance", section
+7): P, the chunk's number in 4 bytes, and a byte that is 1 for the last chunk and 0 for others.
+So no chunk can be dropped, repeated or moved. The data key is random and for this file alone.
+
+The associated data of each chunk are bytes 0 to 42 and the binding: the model's name, its
+version and the file's path in the archive, in UTF-8, each behind its length in 4 bytes. Those of
+the wrap are the same and then the operator key's name. GCM is NIST SP 800-38D. A new operator
+key changes bytes 43 to 110 and no others.
+"""
+
+import hmac
+import io
+import json
+import os
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, BinaryIO
+
+import numpy as np
+import numpy.typing as npt
+
+from marship.errors import SealError
+from marship.serving.model import dumps, keysource
+
+if TYPE_CHECKING:
+    from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+
+SUFFIX = ".sealed"
+MANIFEST_FILE = "MAR-INF/MANIFEST.json"
+MAGIC = b"marship\x01"
+TAG_BYTES = 16
+_FORM = struct.Struct(">8sIQ16s7s8s12s48s")
+HEADER_BYTES = _FORM.size
+_FIXED_BYTES = 43
+_AGAIN = "Package the model again, or put the archive back as it was."
+
+Buffer = npt.NDArray[np.uint8]
+
+
+@dataclass(frozen=True, slots=True)
+class Header:
+    """What stands before the chunks; the fields are the module docstring's, in their order."""
+
+    chunk_bytes: int
+    size_bytes: int
+    sealing: bytes
+    prefix: bytes
+    key_name: bytes
+    wrap_nonce: bytes
+    wrapped: bytes
+
+    @classmethod
+    def parse(cls, data: bytes, path: str) -> "Header":
+        """Read it; nothing in it is proven before `unwrap`.
+
+        Raises:
+            SealError: The bytes begin no sealed file of this format.
+        """
+        if len(data) < HEADER_BYTES or not data.startswith(MAGIC):
+            raise SealError(
+                f"{path} must be a sealed file of format {MAGIC[-1]}, got another. {_AGAIN}"
+            )
+        return cls(*_FORM.unpack(data[:HEADER_BYTES])[1:])
+
+    def pack(self) -> bytes:
+        """Its bytes."""
+        return _FORM.pack(
+            MAGIC,
+            self.chunk_bytes,
+            self.size_bytes,
+            self.sealing,
+            self.prefix,
+            self.key_name,
+            self.wrap_nonce,
+            self.wrapped,
+        )
+
+    @property
+    def fixed(self) -> bytes:
+        """The part that stays under every operator key."""
+        return self.pack()[:_FIXED_BYTES]
+
+    def chunks(self) -> Iterator[tuple[int, bytes]]:
+        """The size of each chunk before encryption, and its nonce."""
+        count = max(1, -(-self.size_bytes // self.chunk_bytes))
+        for index in range(count):
+            size = min(self.chunk_bytes, self.size_bytes - index * self.chunk_bytes)
+            yield size, self.prefix + struct.pack(">IB", index, index == count - 1)
+
+    def file_bytes(self) -> int:
+        """The size of the sealed file."""
+        count = max(1, -(-self.size_bytes // self.chunk_bytes))
+        return HEADER_BYTES + self.size_bytes + count * TAG_BYTES
+
+
+def key_name(key: bytes) -> bytes:
+    """A name for an operator key, from which nobody learns the key."""
+    return hmac.digest(key, b"marship seal key", "sha256")[:8]
+
+
+def binding(model: str, version: str, path: str) -> bytes:
+    """What a sealed file belongs to, as its associated data say it."""
+    texts = [text.encode() for text in (model, version, path)]
+    return b"".join(struct.pack(">I", len(text)) + text for text in texts)
+
+
+def cipher(key: bytes) -> "AESGCM":
+    """AES-256-GCM under a key.
+
+    Raises:
+        SealError: The library is not installed.
+    """
+    try:
+        from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+    except ImportError as error:
+        raise SealError(
+            "cryptography must be installed where models are sealed or sealed models are served, "
+            "got none. Run: pip install cryptography"
+        ) from error
+    return AESGCM(key)
+
+
+def unwrap(header: Header, key: bytes, bound: bytes, path: str) -> bytes:
+    """The data key; with it the header is proven.
+
+    Raises:
+        SealError: It is another operator key's, or belongs elsewhere, or was altered.
+    """
+    aead = cipher(key)
+    from cryptography.exceptions import InvalidTag
+
+    if not hmac.compare_digest(header.key_name, key_name(key)):
+        raise SealError(
+            f"{path} must be opened with the key {header.key_name.hex()}, got the key "
+            f"{key_name(key).hex()}."
+        )
+    try:
+        return aead.decrypt(
+            header.wrap_nonce, header.wrapped, header.fixed + bound + header.key_name
+        )
+    except InvalidTag:
+        raise SealError(
+            f"{path} must be as it was sealed, for this model, version and place, got another or "
+            f"altered one. {_AGAIN}"
+        ) from None
+
+
+def decrypt(file: BinaryIO, data_key: bytes, bound: bytes, path: str) -> Buffer:
+    """Open a sealed file in memory.
+
+    Args:
+        file: The sealed bytes, from their beginning.
+        data_key: The file's own, as `unwrap` gives it.
+        bound: What it must belong to, of `binding`.
+        path: Its name in messages.
+
+    Raises:
+        SealError: A byte was altered, dropped, moved or added.
+    """
+    file.seek(0)
+    header = Header.parse(file.read(HEADER_BYTES), path)
+    aead = cipher(data_key)
+    from cryptography.exceptions import InvalidTag
+
+    size_bytes = file.seek(0, io.SEEK_END)
+    if size_bytes != header.file_bytes():
+        raise SealError(
+            f"{path} must have its {header.file_bytes()} bytes, got {size_bytes}. {_AGAIN}"
+        )
+    file.seek(HEADER_BYTES)
+    plain = np.empty(header.size_bytes, np.uint8)
+    window = plain.data
+    sealed = memoryview(bytearray(min(header.chunk_bytes, header.size_bytes) + TAG_BYTES))
+    bound = header.fixed + bound
+    done = 0
+    for index, (size, nonce) in enumerate(header.chunks()):
+        piece = sealed[: size + TAG_BYTES]
+        try:
+            file.readinto(piece)  # type: ignore[attr-defined]  # typeshed's BinaryIO lacks it
+            aead.decrypt_into(nonce, piece, bound, window[done : done + size])
+        except InvalidTag:
+            raise SealError(
+                f"{path} must be as it was sealed, got another chunk {index}. {_AGAIN}"
+            ) from None
+        done += size
+    return plain
+
+
+class Opener:
+    """An extracted archive whose model is sealed, and the key to it.
+
+    Args:
+        folder: The extracted archive.
+        model: Its model's name, as its manifest says.
+        version: The model's version.
+        key: The operator's.
+    """
+
+    def __init__(self, folder: Path, model: str, version: str, key: bytes) -> None:
+        self._folder, self._model, self._version = folder, model, version
+        self._key: bytes | None = key
+        self._sealing: bytes | None = None
+        self._data_keys: dict[str, bytes] = {}  # by path, of what was opened
+
+    def forget_key(self) -> None:
+        """Keep the keys of the files opened so far, which open these again, and not the operator's.
+
+        They tell nothing that is not in memory already: the files' contents.
+        """
+        self._key = None
+
+    def open(self, name: str) -> Buffer:
+        """A file's bytes, by the name that it has without `.sealed`.
+
+        Raises:
+            SealError: It is not there, or not sealed, or cannot be opened.
+        """
+        path = f"{name}{SUFFIX}"
+        try:
+            with (self._folder / path).open("rb") as file:
+                header = Header.parse(file.read(HEADER_BYTES), path)
+                self._check_sealing(header.sealing, path)
+                bound = binding(self._model, self._version, path)
+                if path not in self._data_keys:
+                    if self._key is None:
+                        raise SealError(f"{path} must be opened before the key is forgotten.")
+                    self._data_keys[path] = unwrap(header, self._key, bound, path)
+                return decrypt(file, self._data_keys[path], bound, path)
+        except OSError as error:
+            raise SealError(
+                f"{path} must be in an archive that is sealed, got: {error.strerror}. {_AGAIN}"
+            ) from error
+
+    def stream(self, name: str) -> BinaryIO:
+        """A file as a stream in memory."""
+        return io.BytesIO(self.open(name).tobytes())
+
+    def _check_sealing(self, sealing: bytes, path: str) -> None:
+        """Refuse a file of another build of the same model and version."""
+        self._sealing = self._sealing or sealing
+        if sealing != self._sealing:
+            raise SealError(
+                f"{path} must be sealed together with the archive's other files, got one of "
+                f"another sealing. {_AGAIN}"
+            )
+
+
+def opener(folder: Path) -> Opener | None:
+    """The opener of an extracted archive; None where nothing in it is sealed.
+
+    The key is in the environment no longer when this returns; no core can be dumped before it
+    is read.
+
+    Raises:
+        SealError: There is no key, or the archive does not say whose it is.
+    """
+    try:
+        if not any(folder.glob(f"*{SUFFIX}")):
+            return None
+        dumps.forbid()
+        try:
+            model = json.loads((folder / MANIFEST_FILE).read_bytes())["model"]
+            name, version = str(model["modelName"]), str(model["modelVersion"])
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise SealError(f"{MANIFEST_FILE} must name the model, got: {error!r}.") from error
+        return Opener(folder, name, version, _key())
+    finally:
+        keysource.forget()
+
+
+def _key() -> bytes:
+    source = os.environ.get(keysource.SOURCE_VARIABLE)
+    if not source:
+        raise SealError(
+            f"{keysource.SOURCE_VARIABLE} must name the source of the key to this sealed model, "
+            "got none. Start the server with: marship serve --seal-key file:PATH"
+        )
+    return keysource.read(source)

@@ -1,0 +1,82 @@
+"""A worker's share of the cores, which follows the number of workers.
+
+A session's threads are fixed when it is made. So where workers come or go, a second session with
+the right number is made beside the first, proven on the golden cases, and put in its place
+between two calls; requests are answered by the first one meanwhile.
+"""
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import replace
+
+from marship.errors import MarshipError
+from marship.serving.model.session import Session, SessionSettings
+from marship.serving.model.siblings import Siblings
+
+logger = logging.getLogger(__name__)
+
+CHECK_S = 1.0
+MORE_S, FEWER_S = 1.0, 5.0
+"""How long a new number must last. Workers start one after another; and one that died and is
+started again is away for 2 to 4 s, in which the others need no new sessions."""
+
+
+class Share:
+    """Keeps a session at this worker's share of the cores.
+
+    Args:
+        session: The worker's.
+        siblings: Those that share the cores; this worker has joined them.
+        changed: Called with the session's new settings when they hold.
+    """
+
+    def __init__(
+        self, session: Session, siblings: Siblings, changed: Callable[[SessionSettings], None]
+    ) -> None:
+        self._session, self._siblings, self._changed = session, siblings, changed
+        self._seen, self._since_s = session.settings.workers, 0.0
+        self._is_refused = self._waits = False
+
+    def follow(self) -> None:
+        """Look for a new number of workers from now on, in a thread of its own."""
+        threading.Thread(target=self._follow, name="marship-share", daemon=True).start()
+
+    def _follow(self) -> None:
+        while True:
+            time.sleep(CHECK_S)
+            try:
+                self.check(time.monotonic())
+            except OSError:  # the model is being unregistered, and its folder is gone
+                return
+
+    def check(self, now_s: float) -> None:
+        """Count the workers, and renew the session if their new number has lasted.
+
+        Raises:
+            OSError: They cannot be counted.
+        """
+        settings = self._session.settings
+        count = self._siblings.count()
+        if count != self._seen:
+            self._seen, self._since_s, self._is_refused = count, now_s, False
+        lasts_s = MORE_S if count > settings.workers else FEWER_S
+        if count == settings.workers or self._is_refused or now_s - self._since_s < lasts_s:
+            return
+        self._renew(replace(settings, workers=count))
+
+    def _renew(self, settings: SessionSettings) -> None:
+        try:
+            with self._siblings.turn():
+                done = self._session.renew(settings)
+        except MarshipError as error:  # the first session goes on
+            self._is_refused = True
+            logger.warning("threads stay as they were with another number of workers: %s", error)
+            return
+        if done:
+            logger.info("workers: %d, threads of each: %d", settings.workers, settings.threads)
+            self._changed(settings)
+        elif not self._waits:
+            logger.warning("threads wait until memory has room for a second copy of the model")
+        self._waits = not done

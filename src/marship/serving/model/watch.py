@@ -1,0 +1,157 @@
+"""Holds a joined call against a single one now and then, and ends joining where they differ.
+
+What was proven of a model at packing is tried here with the requests that really come. One row of
+a joined call is kept, and repeated alone by a thread of its own once the call's replies are
+ready: no reply waits for it. At most one row is on its way; it takes the same cores, so a call
+that comes at that moment may take longer, by the time of one row at most.
+"""
+
+import json
+import logging
+import queue
+import random
+import threading
+import uuid
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from marship.contract import Arrays, agree, largest_difference
+from marship.errors import LoadError, ModelError
+from marship.serving.metrics import Metrics
+from marship.serving.model.batch import Batcher
+
+logger = logging.getLogger(__name__)
+
+MARKER = "joining-ended.json"
+"""In the extracted archive, which all workers of a version share and each registration has anew."""
+DEFAULT_SHARE = 0.001
+LOOK_S = 5.0
+"""How often a worker looks whether another one has ended joining."""
+
+
+def share_of(config: Mapping[str, Any]) -> float:
+    """The share of joined calls of which a row is repeated, from the parsed model-config.yaml.
+
+    Raises:
+        LoadError: It is no number from 0 to 1.
+    """
+    share = (config.get("marship") or {}).get("recheck_share", DEFAULT_SHARE)
+    if type(share) not in (int, float) or not 0 <= share <= 1:
+        raise LoadError(
+            "marship.recheck_share in model-config.yaml must be a number from 0 to 1, got "
+            f"{share!r}. Leave it out for {DEFAULT_SHARE:g}."
+        )
+    return float(share)
+
+
+@dataclass(frozen=True, slots=True)
+class _Row:
+    """One row of a joined call: what went in, and what came out."""
+
+    inputs: Arrays
+    outputs: Arrays
+
+
+class Watch:
+    """Watches the joined calls of one model in one worker.
+
+    Args:
+        model: Its name, for the log.
+        folder: The extracted archive.
+        batcher: Joins its calls.
+        metrics: Counts what is found.
+        share: Of joined calls, from 0, which is none, to 1.
+    """
+
+    def __init__(
+        self, model: str, folder: Path, batcher: Batcher, metrics: Metrics, share: float
+    ) -> None:
+        self._model, self._marker = model, folder / MARKER
+        self._batcher, self._metrics, self._share = batcher, metrics, share
+        self._kept: _Row | None = None
+        self._waiting: queue.Queue[_Row] = queue.Queue(1)
+        batcher.on_mixed = self.end
+        if share:
+            batcher.on_joined = self.keep
+        metrics.set_joining_ended(ended=False)
+        self.look()
+
+    def start(self) -> None:
+        """Work from now on, until the worker ends."""
+        threading.Thread(target=self._work, name="recheck", daemon=True).start()
+
+    def keep(self, inputs: Arrays, outputs: Arrays) -> None:
+        """Take a row of a joined call, if it is this one's turn; `pass_on` has it repeated."""
+        if random.random() >= self._share:  # noqa: S311  no secret
+            return
+        contract = self._batcher.contract
+        least = contract.bounds.get(contract.batch_axis or "", (1, None))[0]
+        rows = len(next(iter(inputs.values())))
+        start = random.randrange(max(rows - least, 0) + 1)  # noqa: S311
+        part = slice(start, start + max(least, 1))
+        self._kept = _Row(
+            {name: array[part].copy() for name, array in inputs.items()},
+            {name: array[part].copy() for name, array in outputs.items()},
+        )
+
+    def pass_on(self) -> None:
+        """The replies are ready: what was kept may be repeated, unless a row before it still is."""
+        row, self._kept = self._kept, None
+        if row is not None and self._waiting.empty():
+            self._waiting.put(row)
+
+    def repeat(self, row: _Row) -> None:
+        """Run one row alone, and end joining where it gives something else."""
+        try:
+            alone = self._batcher.run(row.inputs)
+        except ModelError:
+            logger.exception("%s failed to repeat a row of a joined call", self._model)
+            return
+        differs = not agree(row.outputs, alone, self._batcher.contract.tolerance)
+        self._metrics.add_recheck(differs=differs)
+        if differs:
+            absolute, relative = largest_difference(row.outputs, alone)
+            self.end(
+                f"a row gave another output in a joined call than alone: {absolute:g} absolute, "
+                f"{relative:g} relative"
+            )
+
+    def end(self, reason: str) -> None:
+        """Have all requests run alone from now on, here and in the version's other workers."""
+        reference = uuid.uuid4().hex[:12]
+        logger.error(
+            "%s must keep its rows apart, but %s. Its requests run alone until it is registered "
+            "again, reference %s",
+            self._model, reason, reference,
+        )  # fmt: skip
+        self._stop()
+        try:
+            self._marker.write_text(json.dumps({"reason": reason, "reference": reference}) + "\n")
+        except OSError as error:
+            logger.error(  # noqa: TRY400  the reason is all there is to say
+                "%s cannot be written: other workers of %s go on joining requests, and this one "
+                "will after a restart: %s",
+                self._marker, self._model, error,
+            )  # fmt: skip
+
+    def look(self) -> None:
+        """End joining where a worker of this version has ended it."""
+        if self._batcher.joins and self._marker.exists():
+            logger.warning("%s runs requests alone, as %s says", self._model, self._marker)
+            self._stop()
+
+    def _stop(self) -> None:
+        self._batcher.joins = False
+        self._batcher.on_joined = None
+        self._metrics.set_joining_ended(ended=True)
+
+    def _work(self) -> None:
+        while True:
+            try:
+                self.repeat(self._waiting.get(timeout=LOOK_S))
+            except queue.Empty:
+                self.look()
+            except Exception:  # the thread must outlive a fault in one comparison
+                logger.exception("%s failed to compare a row of a joined call", self._model)

@@ -1,0 +1,117 @@
+"""What a Whisper model heard: from its tokens to text, with times and confidence.
+
+The decoding itself is part of the graph (training/transcriber.py). It gives, for each piece of
+sound, `tokens` and after them the end token, and of each token `log_probs` and `times`; and
+`no_speech`, the probability that nobody speaks.
+"""
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import orjson
+
+from marship.contract import Array, Arrays
+from marship.serving.speech.segment import Segment
+
+SURELY_SILENT, PERHAPS_SILENT = 0.6, 0.3
+"""Probabilities of no speech: from the first on there is none, from the second on there is none
+where the words are doubtful, too. OpenAI's transcribe.py asks for both 0.6 and doubt, and writes
+"you" into silence."""
+DOUBTFUL = -1.0
+"""Mean log probability of a token, as in OpenAI's transcribe.py."""
+BEFORE_S, AFTER_S = 0.15, 0.25
+"""A word begins so much before the time that the model looks at, and ends so much after it."""
+SENTENCE_ENDS = (".", "?", "!")
+NO_ENDS = frozenset(("Mr.", "Mrs.", "Ms.", "Dr.", "St.", "Prof."))
+LOOP_TURNS = 3
+"""So often the last words of an endless text are said again if it is endless for that."""
+
+
+class WhisperReader:
+    """Reads tokens.
+
+    Args:
+        about: What speech.json holds: `tokens`, the file with each token's bytes (a JSON list of
+            texts, in which each character is a byte), and `end`, the end token.
+        folder: Where that file lies.
+    """
+
+    def __init__(self, about: Mapping[str, Any], folder: Path) -> None:
+        table = orjson.loads((folder / about["tokens"]).read_bytes())
+        self._bytes = [token.encode("latin-1") for token in table]
+        self._end = int(about["end"])
+
+    def read(self, outputs: Arrays, seconds: float) -> list[Segment]:
+        """The sentences of one piece; none where nobody speaks.
+
+        Args:
+            outputs: The model's, for this piece alone: a batch of one.
+            seconds: How long the piece is.
+        """
+        tokens, log_probs, times = (outputs[k][0] for k in ("tokens", "log_probs", "times"))
+        ends = np.flatnonzero(tokens == self._end)
+        count = int(ends[0]) if ends.size else without_loop(tokens)
+        if is_silence(float(outputs["no_speech"][0]), log_probs[: count + 1]):
+            return []
+        pieces = [self._bytes[token] for token in tokens[:count]]
+        segments = [
+            _segment(pieces[span], log_probs[span], times[span], seconds)
+            for span in sentences(pieces)
+        ]
+        return [segment for segment in segments if segment.text]
+
+
+def is_silence(no_speech: float, log_probs: Array) -> bool:
+    """Whether nobody speaks, whatever the model wrote down."""
+    if no_speech > SURELY_SILENT:
+        return True
+    return no_speech > PERHAPS_SILENT and float(log_probs.mean()) < DOUBTFUL
+
+
+def without_loop(tokens: Array) -> int:
+    """How many tokens there are without the turns of a loop at their end, but for its first."""
+    total = len(tokens)
+    for period in range(1, total // LOOP_TURNS + 1):
+        if np.array_equal(
+            tokens[total - LOOP_TURNS * period : total - period],
+            tokens[total - (LOOP_TURNS - 1) * period :],
+        ):
+            same = tokens[:-period] == tokens[period:]
+            return int(np.flatnonzero(~same)[-1]) + 1 + period if not same.all() else period
+    return total
+
+
+def sentences(pieces: Sequence[bytes]) -> Iterator[slice]:
+    """Where each sentence lies in the tokens: a dot within a number or a title ends none."""
+    start, word = 0, b""
+    for place, piece in enumerate(pieces, 1):
+        word = piece if piece.startswith(b" ") else word + piece
+        text = word.decode(errors="replace").strip()
+        follows = pieces[place : place + 1]
+        if (
+            text.endswith(SENTENCE_ENDS)
+            and text not in NO_ENDS
+            and (not follows or follows[0].startswith(b" "))
+        ):
+            yield slice(start, place)
+            start = place
+    if start < len(pieces):
+        yield slice(start, len(pieces))
+
+
+def _segment(pieces: Sequence[bytes], log_probs: Array, times: Array, seconds: float) -> Segment:
+    """A sentence; its first and last tokens that are no punctuation tell when it was said."""
+    spoken = [place for place, piece in enumerate(pieces) if _is_spoken(piece)] or [0]
+    start, end = float(times[spoken[0]]) - BEFORE_S, float(times[spoken[-1]]) + AFTER_S
+    start = min(max(start, 0.0), seconds)
+    end = min(max(end, start), seconds)
+    confidence = math.exp(min(0.0, float(log_probs.mean())))
+    return Segment(start, end, b"".join(pieces).decode(errors="replace").strip(), confidence)
+
+
+def _is_spoken(piece: bytes) -> bool:
+    """Whether there is a letter or digit in it; parts of characters beyond ASCII count as such."""
+    return not piece.isascii() or any(chr(byte).isalnum() for byte in piece)

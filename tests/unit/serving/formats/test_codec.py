@@ -1,0 +1,250 @@
+"""Bytes to arrays and back, form by form, and what each bad request is told."""
+
+import json
+
+import numpy as np
+import pytest
+
+from marship.contract import Contract, TensorSpec
+from marship.errors import InvalidInputError, MalformedError, RequestError, UnsupportedMediaError
+from marship.serving.formats import codec
+from marship.serving.formats.codec import Form
+
+
+def contract(*inputs: TensorSpec, outputs: int = 1) -> Contract:
+    """A contract with these inputs and so many float outputs."""
+    given = tuple(TensorSpec(f"out{i}", "float32", ("batch", 2)) for i in range(outputs))
+    return Contract(inputs, given, ("model.onnx",), "0" * 64, 20, "batch")
+
+
+FLOATS = TensorSpec("input", "float32", ("batch", 3))
+ONE = contract(FLOATS)
+TWO = contract(FLOATS, TensorSpec("ids", "int64", ("batch",)), outputs=2)
+OUTPUT = {"out0": np.array([[1.5, 2.0]], np.float32)}
+
+
+def test_named_json_comes_and_goes_by_name() -> None:
+    """A JSON object of tensors by name is answered by an object of tensors by name."""
+    message = codec.decode(b'{"input": [[1, 2.5, 3]]}', "application/json", ONE)
+    assert message.form is Form.NAMED
+    assert message.inputs["input"].dtype == np.float32
+    assert message.inputs["input"].tolist() == [[1.0, 2.5, 3.0]]
+    reply = codec.encode(OUTPUT, message, "m", "1")
+    assert (reply.body, reply.content_type) == (b'{"out0":[[1.5,2.0]]}', "application/json")
+
+
+def test_bare_json_comes_and_goes_bare() -> None:
+    """A model with one input and one output takes and gives the list itself."""
+    message = codec.decode(b"[[1, 2, 3]]", "application/json; charset=utf-8", ONE)
+    assert message.form is Form.BARE
+    assert codec.encode(OUTPUT, message, "m", "1").body == b"[[1.5,2.0]]"
+
+
+def test_json_that_torchserve_parsed_already_is_taken_as_it_is() -> None:
+    """With TorchServe's own JSON decoding on, the body arrives as a dict and means the same."""
+    parsed = codec.decode({"input": [[1, 2, 3]]}, "application/json", ONE)
+    assert parsed.inputs["input"].tolist() == [[1.0, 2.0, 3.0]]
+
+
+def test_kserve_json_keeps_shape_and_id() -> None:
+    """KServe v2 data may be flat; the answer carries the id, names, shapes and datatypes."""
+    body = {
+        "id": "7",
+        "inputs": [{"name": "input", "shape": [1, 3], "datatype": "FP32", "data": [1, 2, 3]}],
+    }
+    message = codec.decode(json.dumps(body).encode(), "application/json", ONE)
+    assert message.inputs["input"].shape == (1, 3)
+    answer = json.loads(codec.encode(OUTPUT, message, "m", "2.0").body)
+    assert answer == {
+        "model_name": "m",
+        "model_version": "2.0",
+        "id": "7",
+        "outputs": [{"name": "out0", "shape": [1, 2], "datatype": "FP32", "data": [1.5, 2.0]}],
+    }
+
+
+@pytest.mark.parametrize("order", ["C", "F"])
+@pytest.mark.parametrize("content_type", ["application/x-npy", "application/octet-stream", ""])
+def test_npy_comes_and_goes_as_npy(order: str, content_type: str) -> None:
+    """Npy is known by its type or its magic bytes, in row and in column order."""
+    array = np.asarray(np.arange(6).reshape(2, 3), np.float32, order=order)  # type: ignore[call-overload]
+    message = codec.decode(codec.write_npy(array), content_type, ONE)
+    np.testing.assert_array_equal(message.inputs["input"], array)
+    reply = codec.encode(OUTPUT, message, "m", "1")
+    assert reply.content_type == "application/x-npy"
+    np.testing.assert_array_equal(codec.read_npy(reply.body), OUTPUT["out0"])
+
+
+def test_strings_and_half_floats_are_written() -> None:
+    """Output types that the JSON writer does not know by itself still come out right."""
+    message = codec.decode(b"[[1, 2, 3]]", "", ONE)
+    text = {"out0": np.array([["a", "b"]], dtype=object)}
+    half = {"out0": np.array([[0.5, 2]], np.float16)}
+    sliced = {"out0": np.arange(8, dtype=np.float32).reshape(2, 4)[:, ::2]}
+    assert codec.encode(text, message, "m", "1").body == b'[["a","b"]]'
+    assert codec.encode(half, message, "m", "1").body == b"[[0.5,2.0]]"
+    assert codec.encode(sliced, message, "m", "1").body == b"[[0.0,2.0],[4.0,6.0]]"
+
+
+BAD = {
+    "no body": (b"", "", ONE, MalformedError, "got none"),
+    "no JSON": (b'{"input": [[1', "", ONE, MalformedError, "must be JSON"),
+    "NaN in JSON": (b"[[NaN, 1, 2]]", "", ONE, MalformedError, "must be JSON"),
+    "form": (b"a=1", "application/x-www-form-urlencoded", ONE, UnsupportedMediaError, "x-www"),
+    "picture": (b"\xff\xd8\xff", "image/jpeg", ONE, UnsupportedMediaError, "image/jpeg"),
+    "ragged": (b"[[1, 2, 3], [1]]", "", ONE, InvalidInputError, "evenly nested"),
+    "text": (b'[["1", "2", "3"]]', "", ONE, InvalidInputError, "text"),
+    "null": (b"[[null, 1, 2]]", "", ONE, InvalidInputError, "null"),
+    "truth": (b"[[true, false, true]]", "", ONE, InvalidInputError, "true or false"),
+    "truth among numbers": (b"[[1.5, true, 2]]", "", ONE, InvalidInputError, "true or false"),
+    "truth in another row": (b"[[1, 2, 3], [4, 5, false]]", "", ONE, InvalidInputError, "true or"),
+    "truth parsed by TorchServe": (
+        {"input": [[1.5, True, 2]]},
+        "application/json",
+        ONE,
+        InvalidInputError,
+        "true or false",
+    ),
+    "truth among numbers by name": (
+        b'{"input": [[1, 2, 3]], "ids": [1, true]}',
+        "",
+        contract(FLOATS, TensorSpec("ids", "int64", ("batch",))),
+        InvalidInputError,
+        "ids must hold values of type int64, got true or false",
+    ),
+    "truth in KServe": (
+        b'{"inputs": [{"name": "input", "shape": [3], "datatype": "FP32", "data": [1, 2, true]}]}',
+        "",
+        ONE,
+        InvalidInputError,
+        "true or false",
+    ),
+    "numbers for truth": (
+        b"[[true, 1, 0]]",
+        "",
+        contract(TensorSpec("input", "bool", ("batch", 3))),
+        InvalidInputError,
+        "type bool",
+    ),
+    "too large for the float": (b"[[1e39, 1, 2]]", "", ONE, InvalidInputError, "too large"),
+    "too large for any float": (b"[[1e400, 1, 2]]", "", ONE, MalformedError, "infinity"),
+    "an integer too large for the float": (
+        b"[[70000, 1, 2]]",
+        "",
+        contract(TensorSpec("input", "float16", ("batch", 3))),
+        InvalidInputError,
+        "too large",
+    ),
+    "a sign for an unsigned": (
+        b"[[-1, 18446744073709551615, 2]]",
+        "",
+        contract(TensorSpec("input", "uint64", ("batch", 3))),
+        InvalidInputError,
+        "type uint64, got integers of which one is out of range",
+    ),
+    "scalar object": (b"{}", "", ONE, InvalidInputError, "without input"),
+    "unknown name": (b'{"input": [], "x": 1}', "", ONE, InvalidInputError, "'x'"),
+    "bare for two": (b"[[1, 2, 3]]", "", TWO, InvalidInputError, "input, ids"),
+    "fraction": (b'{"input": [[1,2,3]], "ids": [1.5]}', "", TWO, InvalidInputError, "fractions"),
+    "too large": (
+        b'{"input": [[1,2,3]], "ids": [9223372036854775808]}',
+        "",
+        TWO,
+        InvalidInputError,
+        "9223372036854775808",
+    ),
+    "npy for two": (codec.write_npy(np.zeros(3)), "", TWO, InvalidInputError, "by name"),
+    "short npy": (codec.write_npy(np.zeros(3))[:-1], "", ONE, MalformedError, "24 bytes"),
+    "npy of a header without end": (
+        codec.write_npy(np.zeros(3)).replace(b"(3,), }   ", b"[[[(((3,)"),
+        "",
+        ONE,
+        MalformedError,
+        "npy",
+    ),
+    "npy of an odd type": (
+        codec.write_npy(np.zeros(3)).replace(b"'<f8'", b"()   "),
+        "",
+        ONE,
+        MalformedError,
+        "npy",
+    ),
+    "npy of a shape with a truth": (
+        codec.write_npy(np.zeros((1, 3))).replace(b"(1, 3), }   ", b"(True, 3), }"),
+        "",
+        ONE,
+        MalformedError,
+        "whole numbers",
+    ),
+    "npy magic only": (b"\x93NUMPY", "", ONE, MalformedError, "npy"),
+    "npy of objects": (
+        b"\x93NUMPY\x01\x00\x76\x00{'descr': '|O', 'fortran_order': False, 'shape': (1,), }"
+        + b" " * 61
+        + b"\n",
+        "",
+        ONE,
+        MalformedError,
+        "npy",
+    ),
+    "npy that claims 1 TB": (
+        codec.write_npy(np.zeros(3)).replace(b"(3,), }          ", b"(125000000000,), }"),
+        "",
+        ONE,
+        MalformedError,
+        "npy",
+    ),
+    "kserve type": (
+        b'{"inputs": [{"name": "input", "shape": [1, 3], "datatype": "INT8", "data": [1, 2, 3]}]}',
+        "",
+        ONE,
+        InvalidInputError,
+        "FP32",
+    ),
+    "kserve shape": (
+        b'{"inputs": [{"name": "input", "shape": [2, 3], "datatype": "FP32", "data": [1, 2, 3]}]}',
+        "",
+        ONE,
+        InvalidInputError,
+        "6 values",
+    ),
+    "kserve no shape": (
+        b'{"inputs": [{"name": "input", "datatype": "FP32", "data": [1, 2, 3]}]}',
+        "",
+        ONE,
+        InvalidInputError,
+        "list of sizes",
+    ),
+    "deep": (b"[" * 500 + b"]" * 500, "", ONE, RequestError, "must"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_requests_are_told_what_is_wrong(case: str) -> None:
+    """Each malformed body raises its own error, whose message names what was found."""
+    body, content_type, model, error, words = BAD[case]
+    with pytest.raises(error, match=words):
+        codec.decode(body, content_type, model)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "values"),
+    [
+        ("uint64", [0, 2**64 - 1]),
+        ("int64", [-(2**63), 2**63 - 1]),
+        ("float64", [2**53, -(2**53), 0.1, -0.0, 5e-324, 1.7976931348623157e308]),
+        ("float16", [65504, -65504]),
+        ("bool", [True, False]),
+    ],
+)
+def test_values_at_the_edges_of_a_type_are_kept(dtype: str, values: list[float]) -> None:
+    """The least and the largest value of a type come out as they were sent, bit by bit."""
+    spec = TensorSpec("input", dtype, ("batch",))
+    found = codec.decode(json.dumps(values).encode(), "", contract(spec)).inputs["input"]
+    assert found.tobytes() == np.array(values, dtype).tobytes()
+
+
+def test_npy_of_several_outputs_is_refused() -> None:
+    """An npy file holds one array, so a model with two outputs says so."""
+    message = codec.Message({}, Form.NPY)
+    with pytest.raises(InvalidInputError, match="one output"):
+        codec.encode({"a": np.zeros(1), "b": np.zeros(1)}, message, "m", "1")

@@ -1,0 +1,134 @@
+"""How large a response will be is known before it is written, and before the model is run."""
+
+import json
+from typing import Any
+
+import numpy as np
+import orjson
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from marship.contract import Array, Contract, TensorSpec
+from marship.engines.torchserve import properties
+from marship.engines.torchserve.config import PACKAGED
+from marship.errors import TooLargeError
+from marship.serving.formats import codec, extent, kserve, tensors
+from marship.serving.formats.codec import Form, Message
+
+DTYPES = [dtype for dtype in kserve.DTYPES.values() if dtype != "str"]
+SHAPES = hnp.array_shapes(min_dims=0, max_dims=3, min_side=0, max_side=5)
+NUMBERS = st.sampled_from(DTYPES).flatmap(lambda dtype: hnp.arrays(dtype, SHAPES))
+TEXTS = hnp.arrays(object, SHAPES, elements=st.text(max_size=5), fill=st.nothing())
+ARRAYS = st.one_of(NUMBERS, TEXTS)
+LIMIT = 1 << 30
+
+
+def size(array: Array, form: Form, *, raw: bool) -> tuple[int, int]:
+    """The least size that is told of an answer, and its size."""
+    message = Message({}, form, kserve.Wish(all_binary=raw))
+    told = 0
+    while True:  # the largest that `check_size` lets pass is the least that it tells
+        try:
+            texts = extent.text_bytes(array)
+            codec.check_size(message, extent.of({"y": array}), told, texts)
+        except TooLargeError as error:
+            told = int(str(error).split("got at least ")[1].split(".")[0])
+        else:
+            return told, len(codec.encode({"y": array}, message, "m", "1").body)
+
+
+@settings(max_examples=300, deadline=None)
+@given(array=ARRAYS, form=st.sampled_from(Form), raw=st.booleans())
+def test_no_response_is_smaller_than_the_least_size(array: Array, form: Form, raw: bool) -> None:
+    """Of any type, shape and form: what is refused by its least size is too large in fact."""
+    if form is Form.NPY and array.dtype.hasobject:
+        return
+    told, written = size(array, form, raw=raw)
+    assert told <= written
+
+
+@settings(max_examples=300, deadline=None)
+@given(array=ARRAYS)
+def test_no_json_is_larger_than_the_most_size(array: Array) -> None:
+    """So what fits by it is written in one go."""
+    assert len(tensors.dump(array, LIMIT)) <= max(extent.most_json_bytes(array), 24)
+
+
+@settings(max_examples=200, deadline=None)
+@given(array=ARRAYS, piece=st.integers(1, 9))
+def test_pieces_are_the_json_of_the_whole(array: Array, piece: int) -> None:
+    """Cut anywhere, at any depth, and joined again; one byte less is refused."""
+    whole = orjson.dumps(tensors.plain(array), option=orjson.OPT_SERIALIZE_NUMPY)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tensors, "PIECE_VALUES", piece)
+        patch.setattr(extent, "most_json_bytes", lambda _: LIMIT)
+        assert tensors.dump(array, len(whole)) == whole
+        with pytest.raises(TooLargeError, match=f"at most {len(whole) - 1} bytes"):
+            tensors.dump(array, len(whole) - 1)
+
+
+def test_writing_ends_with_the_piece_that_is_too_much(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Long values that the least size does not foresee are not written to their end."""
+    written: list[int] = []
+    dumps = orjson.dumps
+
+    def counted(value: Any, **options: Any) -> bytes:
+        text = dumps(value, **options)
+        written.append(len(text))
+        return text
+
+    monkeypatch.setattr(tensors.orjson, "dumps", counted)
+    array = np.full((100, 100_000), -1.2345678901234567e-300)
+    limit = array.size * 4 + 1000
+    with pytest.raises(TooLargeError):
+        codec.encode({"y": array}, Message({}, Form.BARE), "m", "1", limit)
+    assert max(written) < 24 * 2 * tensors.PIECE_VALUES
+    assert sum(written) < limit + 24 * 2 * tensors.PIECE_VALUES
+
+
+def contract(*outputs: TensorSpec, bounds: Any = None) -> Contract:
+    """A contract with these outputs."""
+    given = (TensorSpec("x", "uint8", ("n",)),)
+    return Contract(given, outputs, ("m",), "", 20, "n", bounds or {})
+
+
+WIDE = TensorSpec("y", "float32", ("n", 1000))
+
+
+def test_what_shapes_say_is_known_before_the_run() -> None:
+    """Axes of the request and fixed ones; an output with an axis of its own is not foreseen."""
+    model = contract(WIDE, TensorSpec("z", "int64", ("n", "found")))
+    assert extent.stated(model, {"x": np.zeros(7, np.uint8)}) == {"y": ("float32", [7, 1000])}
+
+
+@pytest.mark.parametrize(
+    ("bounds", "bound"),
+    [({}, (1, 4194)), ({"n": (2, None)}, (2, 4194)), ({"n": (1, 9)}, (1, 9))],
+)
+def test_a_batch_axis_without_a_bound_gets_one(bounds: Any, bound: tuple[int, int]) -> None:
+    """As many rows as a response holds; what is stated stays."""
+    assert extent.bounded(contract(WIDE, bounds=bounds)).bounds["n"] == bound
+
+
+def test_a_row_larger_than_a_response_leaves_one_row() -> None:
+    """A server with a higher limit may send it."""
+    model = contract(TensorSpec("y", "float32", ("n", 10**8)))
+    assert extent.bounded(model).bounds["n"] == (1, 1)
+
+
+def test_the_limit_as_shipped_is_the_settings() -> None:
+    """What packing reckons with is what config.properties says."""
+    assert int(properties.read(PACKAGED)["max_response_size"]) == extent.SHIPPED_BYTES
+
+
+def test_a_kserve_answer_has_the_same_values_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Large data stands in the JSON as it would if written whole."""
+    array = np.arange(1000, dtype=np.float32).reshape(10, 100)
+    monkeypatch.setattr(tensors, "PIECE_VALUES", 64)
+    message = Message({}, Form.KSERVE)
+    whole = codec.encode({"y": array}, message, "m", "1").body
+    cut = codec.encode({"y": array}, message, "m", "1", len(whole)).body
+    assert json.loads(cut)["outputs"][0]["data"] == list(range(1000))
+    assert cut == whole

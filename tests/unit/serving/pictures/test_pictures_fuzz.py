@@ -1,0 +1,24 @@
+"""Damaged pictures end in errors of a request, and in nothing else."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+FUZZER = Path(__file__).parents[3] / "fuzz_pictures.py"
+COUNT = 20_000
+
+
+def test_20_000_damaged_pictures(tmp_path: Path) -> None:
+    """No crash, no hang, no other exception, within 5 s for one and 1 GB of address space.
+
+    They run in a process of their own, so that a crash of a decoder fails this test alone. All
+    formats and all errors come up, so the damage reaches what it should.
+    """
+    command = [sys.executable, FUZZER, "--count", str(COUNT), "--keep", tmp_path / "damaged"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=240, check=False)
+    assert done.returncode == 0, done.stderr
+    found = dict(re.findall(r"\('(\w+)', (\d+)\)", done.stdout))
+    assert sum(map(int, found.values())) > COUNT
+    errors = {"malformed", "too_large", "unsupported_media"}
+    assert set(found) == {"jpeg", "png", "webp", "gif", "bmp", *errors}
