@@ -17,6 +17,7 @@ Several are answered each by itself, whatever is wrong with the others:
 `handler:` in model-config.yaml may set `k` and `tag_threshold`, the probability a tag must have.
 """
 
+import math
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -45,7 +46,7 @@ PICTURE_FILE = "picture.json"
 DEFAULT_K = 5
 MOST_PICTURES = 32
 DECODING_SHARE = 0.5
-"""Of responseTimeout: files can be made that take a hundred times as long as photographs."""
+"""Of the time limit: files can be made that take a hundred times as long as photographs."""
 SETTINGS = ("k", "tag_threshold")
 Facts = dict[str, object]
 
@@ -69,7 +70,7 @@ class ImageHandler(OnnxHandler):
         settings = self.config.get("handler") or {}
         self._k = _k_setting(settings)
         self._threshold = _share(settings.get("tag_threshold", threshold))
-        self._decoding_s = DECODING_SHARE * float(self.config.get("responseTimeout", 120))
+        self._decoding_s = DECODING_SHARE * (self.timeout_s or math.inf)
 
     def _check_model(self) -> None:
         (taken, *others), given = self.contract.inputs, self.contract.outputs[0]
@@ -96,7 +97,7 @@ class ImageHandler(OnnxHandler):
         )
 
     def reply(self, requests: Sequence[Request]) -> tuple[list[Reply], str]:
-        """Each request's answer, before TorchServe takes the worker for dead and kills it."""
+        """Each request's answer, before the host takes the worker for dead and kills it."""
         self._latest_s = time.monotonic() + self._decoding_s
         return super().reply(requests)
 

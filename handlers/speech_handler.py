@@ -63,7 +63,6 @@ class SpeechHandler(StreamHandler):
                 f"{SPEECH_FILE} must tell kind, sample_rate, longest_s and what the kind needs, "
                 f"got {error!r}. Package again."
             ) from error
-        self._timeout_s = float(self.config.get("responseTimeout", 120))  # TorchServe's default
 
     def advice(self) -> object:
         """A request of the right form."""
@@ -87,7 +86,7 @@ class SpeechHandler(StreamHandler):
                 ready[index] = self._error(hidden("decode"))
         recordings = [r for task in tasks.values() for r in task.recordings.values()]
         queue = Queue(recordings, self._form, self._longest_s)
-        deadline = Deadline(self._timeout_s)
+        deadline = Deadline(self.timeout_s)
         says = False
         while tasks:
             queue.open_some()
@@ -161,9 +160,9 @@ class SpeechHandler(StreamHandler):
         return self._error(error, self._expects() if isinstance(error, RequestError) else None)
 
     def _give_up(self, tasks: dict[int, Task]) -> dict[int, Reply]:
-        """Answer those that do not stream before TorchServe ends the worker."""
+        """Answer those that do not stream before the host ends the worker."""
         error = TooLargeError(
-            f"recordings must be heard within {self._timeout_s:g} s where the answer is sent as "
+            f"recordings must be heard within {self.timeout_s:g} s where the answer is sent as "
             f"one, got more in this batch. Ask with Accept: {LINES_TYPE}, or send parts."
         )
         ready = {}

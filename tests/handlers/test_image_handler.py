@@ -15,7 +15,7 @@ import photos
 from colours import pack_colours
 from marship.errors import LoadError
 from marship.serving import pictures
-from marship.serving.hosts.torchserve.wire import Request
+from marship.serving.message import Request
 from photos import colour, encode
 from workers import Worker, load_module
 

@@ -13,7 +13,8 @@ from marship.contract import Arrays
 from marship.errors import LoadError
 from marship.packaging.step import PackageSettings, package
 from marship.serving.formats import codec
-from marship.serving.handler import MAX_RESPONSE_ENV, OnnxHandler, Reply, Request
+from marship.serving.handler import OnnxHandler, Reply, Request
+from marship.serving.hosts.torchserve.entry import MAX_RESPONSE_ENV
 from marship.serving.model import watch
 from marship.trust import archive as archives
 from models import centring, row_filter, wide
@@ -52,7 +53,7 @@ def test_a_batch_of_32_with_3_bad_gives_29_answers(lookup_worker: Worker) -> Non
 
 def test_a_form_with_too_many_fields_is_413(lookup_worker: Worker) -> None:
     """What the transport did not keep is refused with the limit; its neighbour is answered."""
-    most = lookup_worker.handler._max_fields
+    most = lookup_worker.handler.max_fields
     good = Request(b'{"ids": [[1]]}', "application/json", field_count=most)
     (refused, answered), _ = lookup_worker.handler.reply([Request(b"", field_count=most + 1), good])
     assert (refused.status, json.loads(refused.body)["code"]) == (413, "too_large")
@@ -223,6 +224,22 @@ def test_an_id_outside_of_the_table_is_400_with_the_range(
     assert [answers[0].json(), answers[3].json()] == [{"total": [3.0]}, {"total": [9.0]}]
     for answer, value in zip(answers[1:3], (-1, 10), strict=True):
         assert answer.json()["message"] == f"ids must hold values from 0 to 9, got {value}."
+
+
+@pytest.mark.parametrize("value", [0, -1, True, "9", 1.5])
+def test_a_limit_of_fields_that_cannot_be_meant_fails_the_load(
+    lookup_mar: Path, worker: Start, value: object
+) -> None:
+    """model-config.yaml may set max_form_fields under marship: to a whole number from 1."""
+
+    class Limited(OnnxHandler):
+        def initialize(self, context: Any) -> None:
+            """Set it as the archive's own file would."""
+            context.model_yaml_config["marship"]["max_form_fields"] = value
+            super().initialize(context)
+
+    with pytest.raises(LoadError, match=r"marship\.max_form_fields .* got"):
+        worker(lookup_mar, Limited)
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,8 @@ from ts.context import RequestProcessor
 
 from marship.errors import LoadError
 from marship.serving import sounds, speech
-from marship.serving.hosts.torchserve.wire import Reply, Request
+from marship.serving.hosts.torchserve.wire import Headers
+from marship.serving.message import Reply, Request
 from marship.serving.sounds import silence
 from whistles import RATE, long_whistle, pack_ear, said, wav, whistle
 from workers import Worker, load_module
@@ -38,7 +39,7 @@ def ear(archive: Path, worker: Start) -> Worker:
 
 def asked(body: bytes, **fields: bytes) -> Request:
     """A request for lines."""
-    return Request(body, fields=fields, raw_headers={"Accept": "application/jsonl"})
+    return Request(body, fields=fields, headers={"accept": "application/jsonl"})
 
 
 def stream(ear: Worker, *requests: Request) -> list[dict[int, Reply]]:
@@ -241,8 +242,8 @@ def test_what_cannot_be_heard_in_time_is_refused_before_the_worker_is_killed(
     """TorchServe waits two turns here: 413 with advice; the same recording streams to its end."""
     archive = pack_ear(tmp_path, slow_ms=50)
     ear = worker(archive, load_module(HANDLER).SpeechHandler)
-    assert ear.handler._timeout_s == 60
-    ear.handler._timeout_s = 0.05
+    assert ear.handler.timeout_s == 60
+    ear.handler.timeout_s = 0.05
     body = wav(long_whistle(*["abc"] * 6))
     (late,) = ear({"body": body})
     assert (late.status, late.json()["code"]) == (413, "too_large")
@@ -382,6 +383,7 @@ def test_an_answer_that_cannot_be_written_fails_alone(
 def test_a_header_that_is_no_text_fails_alone(ear: Worker) -> None:
     """A byte that is no UTF-8 in one request's headers is that request's error."""
     size = struct.pack("!i", 6)
-    odd = Request(wav(whistle("hh")), raw_headers=size + b"accept" + struct.pack("!i", 1) + b"\xff")
+    headers = Headers(size + b"accept" + struct.pack("!i", 1) + b"\xff")
+    odd = Request(wav(whistle("hh")), headers=headers)
     (ready,) = stream(ear, Request(wav(whistle("dad"))), odd)
     assert [ready[index].status for index in range(2)] == [200, 500]

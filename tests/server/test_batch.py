@@ -13,7 +13,7 @@ from marship.engines.torchserve.config import PACKAGED
 from marship.engines.torchserve.server import Server
 from marship.errors import MarshipError, TooLargeError
 from marship.packaging.step import PackageSettings, package
-from marship.serving.metrics import INTERVAL_S
+from marship.serving.hosts.torchserve.report import INTERVAL_S
 
 BATCH = 32
 DELAY_MS = 8000

@@ -24,7 +24,7 @@ Start = Callable[..., server.Server]
 HOLD = """
 import sys
 from pathlib import Path
-from marship import server
+from marship.engines.torchserve import server
 settings = server.ServeSettings(
     home=Path(sys.argv[1]), model_store=Path(sys.argv[2]), free_ports=True
 )

@@ -10,7 +10,7 @@ import requests
 from marship import Client
 from marship.engines.torchserve.server import Server
 from marship.packaging.step import PackageSettings, package
-from marship.serving.hosts.torchserve.wire import MAX_FORM_FIELDS
+from marship.serving.message import MAX_FORM_FIELDS
 from marship.serving.model.session import usable_cores
 from posting import endpoint
 

@@ -13,7 +13,7 @@ from marship.cli import app
 from marship.engines.torchserve.server import Server
 from marship.engines.torchserve.status import joining_ended
 from marship.packaging.step import PackageSettings, package
-from marship.serving.metrics import INTERVAL_S
+from marship.serving.hosts.torchserve.report import INTERVAL_S
 from models import centring
 
 NAME = "centring"

@@ -22,7 +22,7 @@ from marship.contract import Contract, GoldenCase, read_golden, write_golden
 from marship.errors import MarshipError, ModelError
 
 _LOG_BYTES = 4096
-_START = "import sys; from marship import onnx_proof; onnx_proof.main(*sys.argv[1:])"
+_START = "import sys; from marship.packaging import onnx_proof; onnx_proof.main(*sys.argv[1:])"
 
 
 @dataclass(frozen=True, slots=True)

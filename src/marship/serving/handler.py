@@ -1,60 +1,66 @@
 """OnnxHandler: the base of everything in handlers/.
 
-TorchServe calls `initialize` once in a worker and `handle` with each batch of requests. A
-handler of one's own overrides `prepare`, `decode`, `encode` and `advice`, each for a single
-request; batching, errors, headers and timings stay here.
+A host (`hosts`) loads a handler once in a worker and hands it each batch of requests. A handler of
+one's own overrides `prepare`, `decode`, `encode` and `advice`, each for a single request;
+batching, errors, headers and timings stay here.
 """
 
 import logging
-import os
 import time
-import uuid
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
-from http import HTTPStatus
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import orjson
 
 from marship.contract import CONTRACT_FILE, GOLDEN_FILE, Arrays, Contract
 from marship.errors import LoadError, MarshipError, ModelError, RequestError, TooLargeError, bare
+from marship.serving import hosts
 from marship.serving.formats import codec, extent, kserve, rows
-from marship.serving.hosts.torchserve import wire as transport
-from marship.serving.hosts.torchserve import worker
-from marship.serving.hosts.torchserve.wire import Reply, Request, Send
+from marship.serving.message import (
+    JSON_TYPE,
+    MAX_FORM_FIELDS,
+    MAX_RESPONSE_BYTES,
+    Reply,
+    Request,
+    hidden,
+)
 from marship.serving.metrics import Metrics
-from marship.serving.model import sealed, siblings, watch
+from marship.serving.model import sealed, watch
 from marship.serving.model.batch import Batcher, Parts
 from marship.serving.model.session import Session, SessionSettings
 from marship.serving.model.share import Share
+from marship.serving.model.siblings import Siblings
 
 logger = logging.getLogger(__name__)
 
-MAX_RESPONSE_ENV = "MARSHIP_MAX_RESPONSE_SIZE"
-MAX_RESPONSE_BYTES = 6_553_500
-"""TorchServe's default for max_response_size; a larger answer would cut the worker off."""
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Placement:
+    """Where a host runs a model, and within which limits.
 
-class Context(Protocol):
-    """What this module uses of TorchServe's `ts.context.Context`."""
+    Attributes:
+        folder: The extracted archive.
+        name: The model's name, for responses and the log.
+        version: Likewise.
+        config: The parsed model-config.yaml.
+        device_id: The accelerator to run on; None is the CPU.
+        workers: How many workers share the machine's cores, at most.
+        siblings: Those workers, counted; None where their number does not change.
+        timeout_s: The host ends a worker whose batch takes longer; None where it does not.
+        max_response_bytes: The largest response that the host sends.
+    """
 
-    model_name: str
-    manifest: dict[str, Any] | None
-    model_yaml_config: dict[str, Any] | None
-
-    @property
-    def system_properties(self) -> dict[str, Any]:
-        """`model_dir`, `gpu_id`, `batch_size` and more."""
-
-    def get_all_request_header(self, idx: int) -> dict[str, Any]:
-        """Headers of one request; a body's own under the body's name."""
-
-    def set_response_status(self, code: int, phrase: str, idx: int) -> None:
-        """Set one answer's HTTP status."""
-
-    def set_response_header(self, idx: int, key: str, value: str) -> None:
-        """Set one answer's header."""
+    folder: Path
+    name: str
+    version: str = ""
+    config: Mapping[str, Any] = field(default_factory=dict)
+    device_id: int | None = None
+    workers: int = 1
+    siblings: Siblings | None = None
+    timeout_s: float | None = None
+    max_response_bytes: int = MAX_RESPONSE_BYTES
 
 
 class Clock:
@@ -83,68 +89,93 @@ class OnnxHandler:
         contract: What the model takes and gives.
         config: The parsed model-config.yaml.
         session: The loaded model.
+        timeout_s: How long a batch may take; None where the host sets no limit.
+        max_fields: The most fields of a form.
+        metrics: Counts requests, errors and time.
+        warm_s: How long the first call took.
     """
 
     folder: Path
     contract: Contract
-    config: dict[str, Any]
+    config: Mapping[str, Any]
     session: Session
+    timeout_s: float | None
+    max_fields: int
+    metrics: Metrics
+    warm_s: float
 
-    def initialize(self, context: Context) -> None:
+    def load(self, placement: Placement) -> None:
         """Load the model, warm it up and prove it on the golden cases.
 
         Raises:
             LoadError: The worker must not serve this model; the message says why.
             SealError: The model is sealed and cannot be opened.
         """
-        properties = context.system_properties
-        self.folder = Path(properties["model_dir"])
-        self.config = context.model_yaml_config or {}
-        self._name = context.model_name
-        manifest = context.manifest or {}
-        self._version = str(manifest.get("model", {}).get("modelVersion", ""))
-        self._max_response_bytes = int(os.environ.get(MAX_RESPONSE_ENV, MAX_RESPONSE_BYTES))
-        self._max_fields = worker.max_form_fields(self.config)
-        try:
-            self.contract = Contract.from_json((self.folder / CONTRACT_FILE).read_bytes())
-        except (OSError, ModelError) as error:
-            raise LoadError(f"{CONTRACT_FILE} must be in the archive, got: {error}") from error
-        settings = SessionSettings.from_config(self.config, properties.get("gpu_id"))
-        crew = siblings.joined(self.folder) if worker.runs_here() else None
-        if crew is not None:
-            settings = replace(settings, workers=max(settings.workers, crew.count()))
+        name, folder, siblings = placement.name, placement.folder, placement.siblings
+        self.folder, self.config, self.timeout_s = folder, placement.config, placement.timeout_s
+        self._name, self._version = name, placement.version
+        self._max_response_bytes = placement.max_response_bytes
+        section = self.config.get("marship") or {}
+        self.max_fields = _max_form_fields(section)
+        self.contract = _contract(folder)
+        workers = max(placement.workers, siblings.count() if siblings else 1)
+        settings = SessionSettings.from_config(section, workers, placement.device_id)
+        self.session = self._open(settings)
+        allow = bool(section.get("allow_non_finite", False))
+        self._batcher = Batcher(self.contract, self.session.run, allow, self.joins())
+        most_rows = extent.most_rows(self.contract.outputs, self._max_response_bytes)
+        self._reads_rows = self._is_plain() and rows.fits(self.contract) and most_rows is not None
+        self._most_rows = (most_rows or 0) if self.contract.batch_axis else 0
+        self.metrics = Metrics()
+        self.prepare()
+        share = watch.share_of(section) if self.rechecks() else 0.0
+        self._watch = watch.Watch(name, folder, self._batcher, self.metrics, share)
+        follows = siblings is not None and settings.providers == ("cpu",)
+        self._share = Share(self.session, siblings) if siblings and follows else None
+        logger.info("%s ready, %d threads, %.2f ms", name, settings.threads, self.warm_s * 1e3)
+
+    def _open(self, settings: SessionSettings) -> Session:
+        """The session, warm and proven on the golden cases."""
         opener = sealed.opener(self.folder)
-        self.session = Session(self.folder, self.contract, settings, opener)
-        golden = opener.stream(GOLDEN_FILE) if opener else self.folder / GOLDEN_FILE
-        warm_s = self.session.replay_golden(golden)
+        session = Session(self.folder, self.contract, settings, opener)
+        self.warm_s = session.replay_golden(
+            opener.stream(GOLDEN_FILE) if opener else self.folder / GOLDEN_FILE
+        )
         if opener is not None:
             opener.forget_key()
-        allow = bool((self.config.get("marship") or {}).get("allow_non_finite", False))
-        self._batcher = Batcher(self.contract, self.session.run, allow, self.joins())
-        is_plain = (type(self).decode, type(self).encode) == (
-            OnnxHandler.decode,
-            OnnxHandler.encode,
-        )
-        most_rows = extent.most_rows(self.contract.outputs, self._max_response_bytes)
-        self._reads_rows = is_plain and rows.fits(self.contract) and most_rows is not None
-        self._most_rows = (most_rows or 0) if self.contract.batch_axis else 0
-        self._metrics = Metrics(self._name, self._version)
-        self.prepare()
-        share = watch.share_of(self.config) if self.rechecks() else 0.0
-        self._watch = watch.Watch(self._name, self.folder, self._batcher, self._metrics, share)
-        self._is_alone = properties.get("batch_size") == 1  # each request a batch
-        self._settle(settings)
-        if worker.install(self.answer, spins=lambda: self._spins, max_fields=self._max_fields):
-            self._metrics.start()
-            self._watch.start()
-        logger.info("%s ready, %d threads, %.2f ms", self._name, settings.threads, warm_s * 1e3)
+        return session
 
-        if crew is not None and settings.providers == ("cpu",):
-            Share(self.session, crew, self._settle).follow()
+    def _is_plain(self) -> bool:
+        """Whether requests and responses are tensors alone."""
+        own, base = type(self), OnnxHandler
+        return (own.decode, own.encode) == (base.decode, base.encode)
 
-    def _settle(self, settings: SessionSettings) -> None:
-        """Take note of the number of workers."""
-        self._spins = self._is_alone and settings.has_spare_cores
+    def start(self) -> None:
+        """Start what goes on beside requests until the worker ends.
+
+        Rows of joined calls are repeated alone, and threads follow the number of workers.
+        """
+        self._watch.start()
+        if self._share is not None:
+            self._share.follow()
+
+    def initialize(self, context: Any) -> None:  # noqa: ANN401  the host's own
+        """Load what a host's context says: the host calls this, once in a worker.
+
+        Raises:
+            LoadError: The worker must not serve this model; the message says why.
+            SealError: The model is sealed and cannot be opened.
+        """
+        hosts.initialize(self, context)
+
+    def handle(self, data: Sequence[Mapping[str, object]], context: Any) -> list[bytes]:  # noqa: ANN401
+        """The responses to a batch that the host has parsed itself.
+
+        Args:
+            data: One mapping for each request: `body`, or form fields by name.
+            context: The host's; takes each response's status and headers.
+        """
+        return hosts.handle(self, data, context)
 
     def prepare(self) -> None:
         """Load what a handler of one's own needs besides the model; files lie in `folder`."""
@@ -186,24 +217,13 @@ class OnnxHandler:
         """What a request should look like; a JSON value that goes into every 4xx answer."""
         return [str(spec) for spec in self.contract.inputs]
 
-    def handle(self, data: Sequence[Mapping[str, object]], context: Context) -> list[bytes]:
-        """Answer a batch that TorchServe's own reader has read.
+    def replies(self, requests: Sequence[Request]) -> Iterator[tuple[dict[int, Reply], str]]:
+        """What is ready after each turn, by the requests' places, and the Server-Timing so far.
 
-        Args:
-            data: One mapping for each request: `body`, or form fields by name.
-            context: TorchServe's; takes each answer's status and headers.
+        Nothing is raised. A request has any number of parts that others follow, and one last.
         """
-        requests = [
-            to_request(row, context.get_all_request_header(index)) for index, row in enumerate(data)
-        ]
         replies, timing = self.reply(requests)
-        describe(dict(enumerate(replies)), timing, context)
-        return [reply.body for reply in replies]
-
-    def answer(self, requests: Sequence[Request], send: Send) -> bytes:  # noqa: ARG002  for streams
-        """Answer a batch that came through the buffer, as one message."""
-        replies, timing = self.reply(requests)
-        return transport.encode(requests, replies, timing)
+        yield dict(enumerate(replies)), timing
 
     def reply(self, requests: Sequence[Request]) -> tuple[list[Reply], str]:
         """Each request's answer, and the batch's Server-Timing; nothing is raised."""
@@ -213,7 +233,7 @@ class OnnxHandler:
         except Exception:  # a fault here must not end the worker
             replies = [self._error(hidden("answer"))] * len(requests)
         replies = [self._fitted(reply) for reply in replies]
-        self._metrics.add_batch(len(replies), clock.seconds)
+        self.metrics.add_batch(len(replies), clock.seconds)
         self._watch.pass_on()
         return replies, clock.server_timing()
 
@@ -277,9 +297,9 @@ class OnnxHandler:
         Raises:
             TooLargeError: It has more than `max_form_fields`.
         """
-        if request.field_count > self._max_fields:
+        if request.field_count > self.max_fields:
             raise TooLargeError(
-                f"a form must have at most {self._max_fields} fields, got {request.field_count}. "
+                f"a form must have at most {self.max_fields} fields, got {request.field_count}. "
                 "Send several requests, or raise max_form_fields under marship: in "
                 "model-config.yaml."
             )
@@ -301,9 +321,9 @@ class OnnxHandler:
 
     def _error(self, error: MarshipError, more: Mapping[str, object] | None = None) -> Reply:
         bare(error)  # an error that was raised again is held by one of its own calls
-        self._metrics.add_error(error.code)
+        self.metrics.add_error(error.code)
         body = {"code": error.code, "message": str(error), **(more or {})}
-        return Reply(orjson.dumps(body), codec.JSON_TYPE, error.status)
+        return Reply(orjson.dumps(body), JSON_TYPE, error.status)
 
     def _expects(self) -> dict[str, object]:
         return {"expects": self.advice()}
@@ -317,36 +337,23 @@ class OnnxHandler:
         return reply
 
 
-def describe(replies: Mapping[int, Reply], timing: str, context: Context) -> None:
-    """Tell TorchServe's own writer the status and headers of answers, by their place."""
-    for index, reply in replies.items():
-        for name, value in reply.all_headers(timing).items():
-            context.set_response_header(index, name, value)
-        if reply.status != HTTPStatus.OK:
-            context.set_response_status(reply.status, HTTPStatus(reply.status).phrase, index)
+def _contract(folder: Path) -> Contract:
+    try:
+        return Contract.from_json((folder / CONTRACT_FILE).read_bytes())
+    except (OSError, ModelError) as error:
+        raise LoadError(f"{CONTRACT_FILE} must be in the archive, got: {error}") from error
 
 
-def to_request(row: Mapping[str, object], headers: Mapping[str, Any]) -> Request:
-    """A request as TorchServe's own reader gives it; `transport` chooses the body alike."""
-    names = list(row)
-    name = next((n for n in ("body", "data") if n in row), names[0] if names else "")
-    part = headers.get(name)
-    content_type = part.get("content-type") if isinstance(part, dict) else None
-    return Request(
-        body=row.get(name, b""),
-        name=name,
-        content_type=content_type or "",
-        fields={key: value for key, value in row.items() if key != name},
-        field_count=len(row),
-        raw_headers={k: v for k, v in headers.items() if isinstance(v, str)},
-    )
+def _max_form_fields(section: Mapping[str, Any]) -> int:
+    """The most fields of a form, as `marship:` in model-config.yaml says.
 
-
-def hidden(step: str, error: MarshipError | None = None) -> MarshipError:
-    """Log the error, or the exception being handled; the client gets a reference to it alone."""
-    reference = uuid.uuid4().hex[:12]
-    logger.error("request failed to %s, reference %s", step, reference, exc_info=error or True)
-    return MarshipError(
-        f"the server must {step} every valid request, and failed. "
-        f"Its log has the reason under reference {reference}."
-    )
+    Raises:
+        LoadError: The value is no whole number from 1.
+    """
+    most = section.get("max_form_fields", MAX_FORM_FIELDS)
+    if not isinstance(most, int) or isinstance(most, bool) or most < 1:
+        raise LoadError(
+            "marship.max_form_fields in model-config.yaml must be a whole number from 1, "
+            f"got {most!r}. Leave it out for {MAX_FORM_FIELDS}."
+        )
+    return most

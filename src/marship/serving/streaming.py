@@ -1,11 +1,9 @@
 """StreamHandler: a handler whose answers, or parts of them, go out before the batch is done."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 
-from marship.serving.handler import Clock, Context, OnnxHandler, describe, hidden, to_request
-from marship.serving.hosts.torchserve import wire as transport
-from marship.serving.hosts.torchserve.outbox import Outbox
-from marship.serving.hosts.torchserve.wire import Reply, Request, Send
+from marship.serving.handler import Clock, OnnxHandler
+from marship.serving.message import Reply, Request, hidden
 
 
 class StreamHandler(OnnxHandler):
@@ -20,40 +18,11 @@ class StreamHandler(OnnxHandler):
         raise NotImplementedError
 
     def rechecks(self) -> bool:
-        """No row is repeated: parts of a stream are awaited within TorchServe's time limit."""
+        """No row is repeated: parts of a stream are awaited within the host's time limit."""
         return False
 
-    def handle(self, data: Sequence[Mapping[str, object]], context: Context) -> list[bytes]:
-        """Answer a batch that TorchServe's own reader has read.
-
-        Its writer takes whole answers at the end alone, so nothing but parts goes out early.
-        """
-        requests = [
-            to_request(row, context.get_all_request_header(index)) for index, row in enumerate(data)
-        ]
-        outbox, whole, timing = Outbox(len(requests)), dict[int, Reply](), ""
-        for ready, timing in self.replies(requests):
-            now = outbox.take(ready)
-            if parts := {index: reply for index, reply in now.items() if reply.more}:
-                describe(parts, timing, context)
-                transport.send_parts(parts, context)
-            whole |= {index: reply for index, reply in now.items() if not reply.more}
-        whole |= outbox.rest()
-        describe(whole, timing, context)
-        return [whole[index].body for index in range(len(requests))]
-
-    def answer(self, requests: Sequence[Request], send: Send) -> bytes:
-        """Answer a batch that came through the buffer; what can go out early does."""
-        outbox, timing = Outbox(len(requests)), ""
-        for ready, timing in self.replies(requests):
-            if now := outbox.take(ready):
-                asked = [requests[index] for index in now]
-                send(transport.encode(asked, list(now.values()), timing))
-        rest = outbox.rest()
-        return transport.encode([requests[index] for index in rest], list(rest.values()), timing)
-
     def replies(self, requests: Sequence[Request]) -> Iterator[tuple[dict[int, Reply], str]]:
-        """What is ready after each turn, and the batch's Server-Timing so far; never raises."""
+        """What is ready after each turn, and the Server-Timing so far; nothing is raised."""
         clock, waiting = Clock(), set(range(len(requests)))
         try:
             for ready in self.answers(requests, clock):
@@ -62,4 +31,4 @@ class StreamHandler(OnnxHandler):
                 yield fitting, clock.server_timing()
         except Exception:  # a fault here must not end the worker
             yield dict.fromkeys(waiting, self._error(hidden("answer"))), clock.server_timing()
-        self._metrics.add_batch(len(requests), clock.seconds)
+        self.metrics.add_batch(len(requests), clock.seconds)

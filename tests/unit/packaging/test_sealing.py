@@ -333,7 +333,7 @@ def test_settings_of_a_sealed_archive_change_and_its_version_does_not(
 
 
 PACK = """
-from marship.package import PackageSettings, package
+from marship.packaging.step import PackageSettings, package
 settings = PackageSettings(model_store=pathlib.Path("store"), seal="env:KEY_ONE")
 package(pathlib.Path(sys.argv[1]), settings)
 """

@@ -33,8 +33,8 @@ from marship.serving.formats.tensors import (
     shaped,
     to_array,
 )
-from marship.serving.hosts.torchserve.wire import JSON_TYPE as JSON_TYPE  # noqa: PLC0414  a name of codec, too
-from marship.serving.hosts.torchserve.wire import Reply
+from marship.serving.message import JSON_TYPE as JSON_TYPE  # noqa: PLC0414  a name of codec, too
+from marship.serving.message import Reply
 
 NPY_TYPE = "application/x-npy"
 OCTETS_TYPE = "application/octet-stream"
@@ -73,7 +73,7 @@ def decode(
     """Read a request.
 
     Args:
-        body: Bytes as received, or what TorchServe's own JSON reader made of them.
+        body: Bytes as received, or the value of JSON that the host has parsed.
         content_type: The header's value; where it is empty, the bytes decide.
         contract: Says which tensors are asked for, and of which type.
         json_length: KServe's header for the length of the JSON before raw tensors.
@@ -101,7 +101,7 @@ def _kind(content_type: str) -> str:
 
 
 def read_json(body: object, content_type: str) -> Any:  # noqa: ANN401  any JSON value
-    """Parse a JSON body; what TorchServe has parsed already is handed through.
+    """Parse a JSON body; what the host has parsed already is handed through.
 
     Raises:
         MalformedError: There is nothing, or it is not JSON.

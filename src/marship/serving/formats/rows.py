@@ -13,7 +13,7 @@ import orjson
 
 from marship.contract import Array, Arrays, Contract, TensorSpec
 from marship.serving.formats.tensors import keeps_values, may_hold_truths, outside
-from marship.serving.hosts.torchserve.wire import JSON_TYPE, Reply, Request
+from marship.serving.message import JSON_TYPE, Reply, Request
 
 SMALL_BYTES = 1 << 14
 """Larger bodies gain nothing from being read together."""

@@ -49,7 +49,7 @@ class SessionSettings:
             archive states at most, until those that there are have been counted (`share`).
         spinning: Whether idle threads spin where there are more cores than workers: lower
             latency alone, much slower in company.
-        device_id: The device that TorchServe assigned; None on CPU.
+        device_id: The accelerator to run on; None on CPU.
         share_weights: Whether workers map one copy of the weights; on the CPU alone.
     """
 
@@ -61,13 +61,14 @@ class SessionSettings:
     share_weights: bool = True
 
     @classmethod
-    def from_config(cls, config: Mapping[str, Any], device_id: int | None) -> "SessionSettings":
-        """Read them from the parsed model-config.yaml.
+    def from_config(
+        cls, section: Mapping[str, Any], workers: int = 1, device_id: int | None = None
+    ) -> "SessionSettings":
+        """Read them from `marship:` in the parsed model-config.yaml.
 
         Raises:
             LoadError: A value cannot be meant.
         """
-        section = config.get("marship") or {}
         providers = section.get("providers", ["cpu"])
         if not isinstance(providers, list) or not set(providers) <= set(PROVIDERS) or not providers:
             raise LoadError(
@@ -88,7 +89,7 @@ class SessionSettings:
         return cls(
             providers=tuple(providers),
             intra_op_threads=threads,
-            workers=max(1, int(config.get("maxWorkers") or config.get("minWorkers") or 1)),
+            workers=workers,
             spinning=bool(section.get("spinning", False)),
             device_id=device_id,
             share_weights=share,
@@ -106,7 +107,7 @@ class SessionSettings:
 
     @property
     def has_spare_cores(self) -> bool:
-        """Whether the frontend keeps a core to itself while every worker is busy on one."""
+        """Whether the host keeps a core to itself while every worker is busy on one."""
         return usable_cores() > self.workers
 
 

@@ -8,7 +8,6 @@ between two calls; requests are answered by the first one meanwhile.
 import logging
 import threading
 import time
-from collections.abc import Callable
 from dataclasses import replace
 
 from marship.errors import MarshipError
@@ -29,13 +28,10 @@ class Share:
     Args:
         session: The worker's.
         siblings: Those that share the cores; this worker has joined them.
-        changed: Called with the session's new settings when they hold.
     """
 
-    def __init__(
-        self, session: Session, siblings: Siblings, changed: Callable[[SessionSettings], None]
-    ) -> None:
-        self._session, self._siblings, self._changed = session, siblings, changed
+    def __init__(self, session: Session, siblings: Siblings) -> None:
+        self._session, self._siblings = session, siblings
         self._seen, self._since_s = session.settings.workers, 0.0
         self._is_refused = self._waits = False
 
@@ -76,7 +72,6 @@ class Share:
             return
         if done:
             logger.info("workers: %d, threads of each: %d", settings.workers, settings.threads)
-            self._changed(settings)
         elif not self._waits:
             logger.warning("threads wait until memory has room for a second copy of the model")
         self._waits = not done

@@ -1,6 +1,6 @@
 """How many workers of a model's version run on this machine.
 
-TorchServe tells a worker nothing of the others, and `scale` changes their number at any time. So
+A host tells a worker nothing of the others, and `scale` changes their number at any time. So
 each worker holds a lock on a file of its own in a folder that all workers of the version have in
 common, the extracted archive. The kernel drops the lock when the process ends, however it ends.
 """

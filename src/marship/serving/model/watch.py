@@ -31,13 +31,13 @@ LOOK_S = 5.0
 """How often a worker looks whether another one has ended joining."""
 
 
-def share_of(config: Mapping[str, Any]) -> float:
-    """The share of joined calls of which a row is repeated, from the parsed model-config.yaml.
+def share_of(section: Mapping[str, Any]) -> float:
+    """The share of joined calls of which a row is repeated, from `marship:` in model-config.yaml.
 
     Raises:
         LoadError: It is no number from 0 to 1.
     """
-    share = (config.get("marship") or {}).get("recheck_share", DEFAULT_SHARE)
+    share = section.get("recheck_share", DEFAULT_SHARE)
     if type(share) not in (int, float) or not 0 <= share <= 1:
         raise LoadError(
             "marship.recheck_share in model-config.yaml must be a number from 0 to 1, got "

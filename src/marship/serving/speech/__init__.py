@@ -1,5 +1,6 @@
 """Recordings on their way to text: cut into pieces, heard a few at a time, joined again."""
 
+import math
 import time
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
@@ -12,7 +13,7 @@ import numpy as np
 from marship.contract import Array, Arrays, Contract
 from marship.errors import LoadError, MarshipError, RequestError, bare
 from marship.serving import sounds
-from marship.serving.handler import hidden
+from marship.serving.message import hidden
 from marship.serving.model import heap
 from marship.serving.sounds import silence
 from marship.serving.speech.segment import Segment
@@ -304,14 +305,14 @@ class Task:
 
 
 class Deadline:
-    """When TorchServe takes a worker that says nothing for dead, and kills it with all it holds.
+    """When the host takes a worker that says nothing for dead, and kills it with all it holds.
 
     Args:
-        timeout_s: How long it waits for a message.
+        timeout_s: How long it waits for a message; None is as long as it takes.
     """
 
-    def __init__(self, timeout_s: float) -> None:
-        self._limit_s = TIMEOUT_SHARE * timeout_s
+    def __init__(self, timeout_s: float | None) -> None:
+        self._limit_s = math.inf if timeout_s is None else TIMEOUT_SHARE * timeout_s
         self._said = self._last = time.monotonic()
         self._longest_s = 0.0
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from marship.contract import Contract, TensorSpec
 from marship.proof import graph
 from marship.serving.formats import codec, rows
-from marship.serving.hosts.torchserve.wire import Request
+from marship.serving.message import Request
 from marship.serving.model.batch import validate
 
 FLOATS = TensorSpec("input", "float32", ("batch", 3))

@@ -216,7 +216,7 @@ def test_without_a_key_a_sealed_archive_has_no_vault(
     """The message says how the server is told."""
     monkeypatch.delenv(keysource.SOURCE_VARIABLE, raising=False)
     code = (
-        "import pathlib, sys; from marship.serving import sealed; "
+        "import pathlib, sys; from marship.serving.model import sealed; "
         "sealed.opener(pathlib.Path(sys.argv[1]))"
     )
     command = [sys.executable, "-c", code, str(archive)]
@@ -227,7 +227,7 @@ def test_without_a_key_a_sealed_archive_has_no_vault(
 
 WORKER = """
 import os, pathlib, sys
-from marship.serving import sealed
+from marship.serving.model import sealed
 folder = pathlib.Path(sys.argv[1])
 opener = sealed.opener(folder)
 import ctypes, resource

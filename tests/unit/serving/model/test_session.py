@@ -120,13 +120,12 @@ BAD_CONFIG = [
 def test_bad_settings_fail_the_load(section: dict[str, object]) -> None:
     """model-config.yaml is held against what can be meant, and the message names the key."""
     with pytest.raises(LoadError, match=r"marship\.(providers|intra_op_threads)"):
-        SessionSettings.from_config({"marship": section}, None)
+        SessionSettings.from_config(section)
 
 
 def test_settings_come_from_model_config() -> None:
-    """Providers keep their order; workers come from maxWorkers; the device is TorchServe's."""
-    config = {"minWorkers": 1, "maxWorkers": 4, "marship": {"providers": ["cuda", "cpu"]}}
-    settings = SessionSettings.from_config(config, 1)
+    """Providers keep their order; workers and the device are the host's to say."""
+    settings = SessionSettings.from_config({"providers": ["cuda", "cpu"]}, workers=4, device_id=1)
     assert settings.providers == ("cuda", "cpu")
     assert settings.workers == 4
     assert settings.device_id == 1
@@ -171,7 +170,7 @@ def test_memory_of_the_replay_goes_back(tmp_path: Path) -> None:
 def test_onnx_runtime_keeps_no_telemetry(linear_onnx: Path, tmp_path: Path) -> None:
     """Its file would hold names of the graph and values of requests."""
     code = (
-        "import sys; from pathlib import Path; from marship import parity; import numpy\n"
+        "import sys; from pathlib import Path; from marship.proof import parity; import numpy\n"
         "run = parity.runner(Path(sys.argv[1]))\n"
         "try: run({'input': numpy.zeros((1, 99), 'f')})\n"
         "except Exception as error: print(error)\n"

@@ -27,8 +27,7 @@ class Crew:
         own = Siblings(folder)
         own.join()
         self.session = Session(folder, graph.contract_of(folder / "linear.onnx"), settings)
-        self.told: list[int] = []
-        self.share = Share(self.session, own, lambda found: self.told.append(found.workers))
+        self.share = Share(self.session, own)
         self.now_s = 0.0
 
     def set(self, workers: int) -> None:
@@ -74,7 +73,7 @@ def test_threads_are_the_cores_divided_by_the_workers(crew: Crew) -> None:
         crew.set(workers)
         crew.wait(FEWER_S)
         assert crew.threads == max(1, CORES // workers)
-        assert crew.told[-1] == workers == crew.session.settings.workers
+        assert crew.session.settings.workers == workers
         assert crew.session.run({"input": INPUT})["output"].tolist() == [[6, 9]] * 2
 
 
@@ -156,7 +155,7 @@ def test_a_session_that_fails_its_proof_is_not_used(
     crew.wait(MORE_S)
     crew.wait(MORE_S)
     assert crew.session._session is first
-    assert crew.told == []
+    assert crew.session.settings.workers == 1
     assert caplog.text.count("golden case 0") == 1
 
 

@@ -14,7 +14,7 @@ from marship.serving.model.siblings import Siblings
 JOINED = """
 import sys
 from pathlib import Path
-from marship.serving.siblings import Siblings
+from marship.serving.model.siblings import Siblings
 siblings = Siblings(Path(sys.argv[1]))
 siblings.join()
 print(siblings.count(), flush=True)

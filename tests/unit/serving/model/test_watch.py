@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from marship.contract import Arrays, Contract, TensorSpec
 from marship.engines.torchserve.status import joining_ended
 from marship.errors import LoadError, MarshipError, ModelError
+from marship.serving.hosts.torchserve.report import write
 from marship.serving.metrics import Metrics
 from marship.serving.model import watch
 from marship.serving.model.batch import Batcher
@@ -42,7 +43,7 @@ def centred(inputs: Arrays) -> Arrays:
 def watched(folder: Path, run: Any, share: float = 1.0) -> tuple[Batcher, Watch, Metrics]:
     """A batcher of a model in one worker."""
     batcher = Batcher(CONTRACT, run)
-    metrics = Metrics("m", "1.0", io.StringIO())
+    metrics = Metrics()
     return batcher, Watch("m", folder, batcher, metrics, share), metrics
 
 
@@ -64,8 +65,7 @@ def repeat_kept(watcher: Watch) -> bool:
 def report(metrics: Metrics) -> str:
     """What a worker says of itself."""
     sink = io.StringIO()
-    metrics._sink = sink
-    metrics.report()
+    write(metrics, "m", "1.0", sink)
     return sink.getvalue()
 
 
@@ -203,13 +203,13 @@ def test_a_run_that_fails_alone_is_logged_and_ends_nothing(
 def test_a_share_that_is_none_is_refused(share: object) -> None:
     """The worker does not load, and says which setting it is."""
     with pytest.raises(LoadError, match=r"marship.recheck_share .* from 0 to 1"):
-        watch.share_of({"marship": {"recheck_share": share}})
+        watch.share_of({"recheck_share": share})
 
 
 def test_the_share_is_one_in_a_thousand_unless_set() -> None:
     """0 turns it off."""
     assert watch.share_of({}) == 0.001
-    assert watch.share_of({"marship": {"recheck_share": 0}}) == 0
+    assert watch.share_of({"recheck_share": 0}) == 0
 
 
 def test_the_figures_tell_which_models_run_alone() -> None:

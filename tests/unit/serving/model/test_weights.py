@@ -30,9 +30,9 @@ ALONE = SessionSettings(intra_op_threads=1, share_weights=False)
 LOAD = """
 import sys
 from pathlib import Path
-from marship import graph
-from marship.serving import heap, weights
-from marship.serving.session import Session, SessionSettings
+from marship.proof import graph
+from marship.serving.model import heap, weights
+from marship.serving.model.session import Session, SessionSettings
 folder = Path(sys.argv[1])
 settings = SessionSettings(intra_op_threads=1, share_weights=sys.argv[2:] != ["alone"])
 contract = graph.contract_of(folder / "model.onnx")
@@ -329,11 +329,11 @@ def test_only_cpu_workers_that_want_it_share(folder: Path, settings: SessionSett
 
 def test_the_switch_is_true_or_false() -> None:
     """model-config.yaml turns sharing off; anything but a truth value fails the load."""
-    off = {"marship": {"share_weights": False}}
-    assert SessionSettings.from_config({}, None).share_weights
-    assert not SessionSettings.from_config(off, None).share_weights
+    off = {"share_weights": False}
+    assert SessionSettings.from_config({}).share_weights
+    assert not SessionSettings.from_config(off).share_weights
     with pytest.raises(LoadError, match=r"marship\.share_weights .* got 'no'"):
-        SessionSettings.from_config({"marship": {"share_weights": "no"}}, None)
+        SessionSettings.from_config({"share_weights": "no"})
 
 
 INTEL = (

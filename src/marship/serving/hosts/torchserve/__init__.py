@@ -1,1 +1,8 @@
-"""What TorchServe's worker needs to run a handler of ours: the only part that imports `ts`."""
+"""TorchServe as a host: the only part of serving that knows it.
+
+entry.py    what its model loader calls of a handler: `initialize` and `handle`
+worker.py   its worker made to read and write through `wire`
+wire.py     its worker protocol, read through a buffer and written in one piece
+outbox.py   which responses of a batch may leave early
+report.py   a worker's metrics, as lines on its standard output
+"""

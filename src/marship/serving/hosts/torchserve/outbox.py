@@ -10,7 +10,8 @@ from collections.abc import Mapping
 from dataclasses import replace
 from http import HTTPStatus
 
-from marship.serving.hosts.torchserve.wire import STREAM_HEADER, Reply
+from marship.serving.hosts.torchserve.wire import STREAM_HEADER
+from marship.serving.message import Reply
 
 UNBUFFERED = ("X-Accel-Buffering", "no")
 """Tells nginx to pass parts on as they come (ngx_http_proxy_module, proxy_buffering)."""

@@ -21,21 +21,19 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from http import HTTPStatus
 from socket import socket
 from typing import Any
 
+from marship.serving.message import MAX_FORM_FIELDS, Reply, Request
+
 logger = logging.getLogger(__name__)
 
-JSON_TYPE = "application/json"
 STREAM_HEADER = "ts_stream_next"
 BUFFER_BYTES = 1 << 18
 LARGE_BYTES = 1 << 16
 """A value of this size or more is handed out as a view of the buffer, not as a copy."""
-
-MAX_FORM_FIELDS = 1000
-"""Each field costs the worker about a microsecond, in which it answers nobody else."""
 
 SPIN_S = 4e-4
 """How long a worker that is asked again and again at once looks for the next message before it
@@ -48,72 +46,44 @@ _PARTS = range(3)  # of a parameter: name, content type, value
 _VALUE = 2
 
 
-@dataclass(slots=True)
-class Request:
-    """One request, as it came in.
+class Headers(Mapping[str, str]):
+    """The HTTP headers of a message, names in lower case; read when one is asked for.
 
-    Attributes:
-        body: The bytes; TorchServe's own reader may have parsed JSON already.
-        name: Of the body: `body`, or the multipart field's.
-        content_type: Of the body; empty where none was sent.
-        fields: Query parameters and further multipart fields, by name; where one comes again, it
-            is `<name>#2` and so on (TorchServe's own reader keeps the last only).
-        field_count: How many parameters came, the body among them. Of more than the limit none
-            is kept, and the request must be refused.
-        id: TorchServe's, for its answer.
-        raw_headers: As the protocol has them; `headers` reads them.
+    Args:
+        raw: As the protocol has them: names and values, each behind its length.
     """
 
-    body: Any
-    content_type: str = ""
-    name: str = "body"
-    fields: Mapping[str, Any] = field(default_factory=dict)
-    field_count: int = 1
-    id: bytes = b""
-    raw_headers: bytes | Mapping[str, str] = b""
+    __slots__ = ("_raw", "_read")
 
-    @property
-    def headers(self) -> dict[str, str]:
-        """The HTTP headers, names in lower case."""
-        if isinstance(self.raw_headers, Mapping):
-            return {name.lower(): value for name, value in self.raw_headers.items()}
-        texts = []
-        place = 0
-        while place < len(self.raw_headers):
-            (size,) = _INT.unpack_from(self.raw_headers, place)
-            texts.append(self.raw_headers[place + 4 : place + 4 + size].decode("utf-8"))
-            place += 4 + size
-        return dict(zip([name.lower() for name in texts[::2]], texts[1::2], strict=True))
+    def __init__(self, raw: bytes) -> None:
+        self._raw = raw
+        self._read: dict[str, str] | None = None
 
-    def header(self, name: str) -> str | None:
-        """One HTTP header, whatever its case; None where it was not sent."""
-        raw = self.raw_headers
-        if isinstance(raw, bytes) and name.lower().encode() not in raw.lower():
-            return None  # most requests: none of their headers is read
-        return self.headers.get(name.lower())
+    def get(self, key: str, default: Any = None) -> Any:  # noqa: ANN401  as Mapping.get
+        """One header; most requests have none of those that are asked for, and none is read."""
+        return default if key.encode() not in self._raw.lower() else self._all().get(key, default)
 
+    def _all(self) -> dict[str, str]:
+        if self._read is None:
+            texts, place = [], 0
+            while place < len(self._raw):
+                (size,) = _INT.unpack_from(self._raw, place)
+                texts.append(self._raw[place + 4 : place + 4 + size].decode("utf-8"))
+                place += 4 + size
+            self._read = dict(zip([n.lower() for n in texts[::2]], texts[1::2], strict=True))
+        return self._read
 
-@dataclass(slots=True)
-class Reply:
-    """One answer, or a part of one that is streamed; an error is one too.
+    def __getitem__(self, key: str) -> str:
+        return self._all()[key]
 
-    Attributes:
-        body: The bytes.
-        content_type: Of the body.
-        status: HTTP's.
-        headers: Further ones.
-        more: Whether more of the same answer follows.
-    """
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._all())
 
-    body: bytes
-    content_type: str = JSON_TYPE
-    status: int = 200
-    headers: tuple[tuple[str, str], ...] = ()
-    more: bool = False
+    def __len__(self) -> int:
+        return len(self._all())
 
-    def all_headers(self, timing: str) -> dict[str, str]:
-        """With those that every answer has."""
-        return {"content-type": self.content_type, "Server-Timing": timing, **dict(self.headers)}
+    def __bool__(self) -> bool:
+        return bool(self._raw)
 
 
 class Connection:
@@ -184,7 +154,7 @@ class Connection:
             buffer, place, stop = self._headers_end(place, size)
             headers = place + size
         request = Request(
-            b"", id=bytes(buffer[place:headers]), raw_headers=bytes(buffer[headers:stop])
+            b"", id=bytes(buffer[place:headers]), headers=Headers(bytes(buffer[headers:stop]))
         )
         self._read_parameters(request, stop + 4)
         return request
@@ -302,7 +272,7 @@ def encode(requests: Sequence[Request], replies: Sequence[Reply], timing: str) -
     heads: dict[tuple[object, ...], bytes] = {}  # most of a batch share one
     parts = [_OPENING]
     for request, given in zip(requests, replies, strict=True):
-        reply = given if request.raw_headers else _for_grpc(given)
+        reply = given if request.headers else _for_grpc(given)
         kind = (reply.content_type, reply.status, reply.headers)
         head = heads.get(kind) or heads.setdefault(kind, _head(reply, timing))
         parts += (size(len(request.id)), request.id, head, size(len(reply.body)), reply.body)

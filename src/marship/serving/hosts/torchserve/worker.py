@@ -3,13 +3,13 @@
 import hashlib
 import logging
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from socket import socket
 from typing import Any
 
-from marship.errors import LoadError
-from marship.serving.hosts.torchserve.wire import MAX_FORM_FIELDS, Connection, Request, Send
+from marship.serving.hosts.torchserve.wire import Connection, Send
+from marship.serving.message import MAX_FORM_FIELDS, Request
 
 logger = logging.getLogger(__name__)
 
@@ -72,21 +72,6 @@ def install(
     worker.retrieve_msg = retrieve_msg  # type: ignore[attr-defined]  # the script's own global
     service.Service.predict = predict
     return True
-
-
-def max_form_fields(config: Mapping[str, Any]) -> int:
-    """The most fields of a form, as `marship:` in model-config.yaml says.
-
-    Raises:
-        LoadError: The value is no whole number from 1.
-    """
-    most = (config.get("marship") or {}).get("max_form_fields", MAX_FORM_FIELDS)
-    if not isinstance(most, int) or isinstance(most, bool) or most < 1:
-        raise LoadError(
-            "marship.max_form_fields in model-config.yaml must be a whole number from 1, "
-            f"got {most!r}. Leave it out for {MAX_FORM_FIELDS}."
-        )
-    return most
 
 
 def runs_here() -> bool:

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from marship.serving.hosts.torchserve.outbox import STREAM_HEADER, Outbox
-from marship.serving.hosts.torchserve.wire import Reply
+from marship.serving.message import Reply
 
 
 def part(body: bytes) -> Reply:

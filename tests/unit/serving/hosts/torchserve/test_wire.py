@@ -11,7 +11,8 @@ from ts.context import Context, RequestProcessor
 from ts.protocol import otf_message_handler as stock
 
 from marship.serving.hosts.torchserve import wire as transport
-from marship.serving.hosts.torchserve.wire import Connection, Reply, Request
+from marship.serving.hosts.torchserve.wire import Connection
+from marship.serving.message import Reply, Request
 
 TEXT = st.text(max_size=30)
 CONTENT_TYPES = st.sampled_from(["", "application/octet-stream", "image/png", "x/y; z=1"])
@@ -90,7 +91,7 @@ def as_stock_reads(data: bytes) -> list[Request]:
                 name=name or "body",
                 fields={key: bytes(p["value"]) for key, p in row.items()},
                 id=bytes(raw["requestId"]),
-                raw_headers={h["name"].decode(): h["value"].decode() for h in raw["headers"]},
+                headers={h["name"].decode().lower(): h["value"].decode() for h in raw["headers"]},
             )
         )
     return requests
@@ -286,7 +287,7 @@ def test_it_writes_what_the_stock_writer_writes(replies: list[tuple[bytes, str, 
     """The answer of a batch is the stock function's, byte for byte."""
     from http import HTTPStatus
 
-    requests = [Request(b"", id=b"id-%d" % i, raw_headers=b"h") for i in range(len(replies))]
+    requests = [Request(b"", id=b"id-%d" % i, headers={"h": ""}) for i in range(len(replies))]
     ours = [Reply(body, content_type, status) for body, content_type, status in replies]
     context = Context("m", ".", {}, 1, None, "0.12.0")
     context.request_processor = [RequestProcessor({}) for _ in replies]
@@ -303,7 +304,7 @@ def test_it_writes_what_the_stock_writer_writes(replies: list[tuple[bytes, str, 
 
 def test_an_answer_by_grpc_says_that_nothing_follows() -> None:
     """Only gRPC's requests have no headers; TorchServe fails over one of its calls without it."""
-    by_http, by_grpc = Request(b"", id=b"a", raw_headers=b"h"), Request(b"", id=b"b")
+    by_http, by_grpc = Request(b"", id=b"a", headers={"h": ""}), Request(b"", id=b"b")
     part = Reply(b"", headers=((transport.STREAM_HEADER, "true"),))
     assert transport.STREAM_HEADER.encode() not in transport.encode([by_http], [Reply(b"")], "t")
     for reply, value in ((Reply(b""), b"false"), (part, b"true")):

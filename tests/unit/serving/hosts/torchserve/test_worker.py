@@ -2,10 +2,8 @@
 
 from pathlib import Path
 
-import pytest
 import ts
 
-from marship.errors import LoadError
 from marship.serving.hosts.torchserve import worker
 
 
@@ -30,12 +28,3 @@ def test_outside_of_a_worker_nothing_is_replaced() -> None:
     before = Service.predict
     assert worker.install(lambda *_: b"") is False
     assert Service.predict is before
-
-
-def test_the_limit_of_fields_is_a_setting() -> None:
-    """It stands in model-config.yaml; what cannot be meant is refused by name."""
-    assert worker.max_form_fields({}) == worker.MAX_FORM_FIELDS == 1000
-    assert worker.max_form_fields({"marship": {"max_form_fields": 7}}) == 7
-    for value in (0, -1, True, "9", 1.5):
-        with pytest.raises(LoadError, match=r"marship\.max_form_fields .* got"):
-            worker.max_form_fields({"marship": {"max_form_fields": value}})

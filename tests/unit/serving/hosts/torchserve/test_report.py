@@ -3,6 +3,7 @@
 import io
 import re
 
+from marship.serving.hosts.torchserve.report import write
 from marship.serving.metrics import Metrics
 
 # what the frontend's Metric class takes apart (org.pytorch.serve.metrics.Metric, 0.12.0)
@@ -15,7 +16,7 @@ def reported(metrics: Metrics, sink: io.StringIO) -> dict[str, float]:
     """What one report says, by name and dimensions."""
     sink.seek(0)
     sink.truncate()
-    metrics.report()
+    write(metrics, "m", "1.0", sink)
     found = [LINE.fullmatch(line) for line in sink.getvalue().splitlines()]
     assert all(found)
     return {f"{m[1]}{{{m[4]}}}": float(m[3]) for m in found if m}
@@ -24,7 +25,7 @@ def reported(metrics: Metrics, sink: io.StringIO) -> dict[str, float]:
 def test_counters_add_up_between_reports_and_start_again() -> None:
     """A report holds what came since the last; nothing is said twice, nothing when idle."""
     sink = io.StringIO()
-    metrics = Metrics("m", "1.0", sink)
+    metrics = Metrics()
     metrics.add_batch(3, {"decode": 0.25, "infer": 1e-9})
     metrics.add_batch(2, {"decode": 0.5, "infer": 0.0})
     metrics.add_error("malformed")

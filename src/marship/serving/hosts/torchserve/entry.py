@@ -1,0 +1,137 @@
+"""What TorchServe's worker calls of a handler: `initialize` once, and `handle` with each batch.
+
+`handle` gets what TorchServe's own reader has parsed, and is not called where `worker.install`
+could replace that reader: then `answer` gets each batch.
+"""
+
+import os
+from collections.abc import Mapping, Sequence
+from functools import partial
+from http import HTTPStatus
+from pathlib import Path
+from typing import Any, Protocol
+
+from marship.serving.handler import OnnxHandler, Placement
+from marship.serving.hosts.torchserve import report, wire, worker
+from marship.serving.hosts.torchserve.outbox import Outbox
+from marship.serving.hosts.torchserve.wire import Send
+from marship.serving.message import MAX_RESPONSE_BYTES, Reply, Request
+from marship.serving.model import siblings
+
+MAX_RESPONSE_ENV = "MARSHIP_MAX_RESPONSE_SIZE"
+"""Set by `marship serve`; a larger response would cut the worker off (max_response_size)."""
+
+RESPONSE_TIMEOUT_S = 120
+"""TorchServe's default for responseTimeout."""
+
+
+class Context(Protocol):
+    """What this module uses of TorchServe's `ts.context.Context`."""
+
+    model_name: str
+    manifest: dict[str, Any] | None
+    model_yaml_config: dict[str, Any] | None
+
+    @property
+    def system_properties(self) -> dict[str, Any]:
+        """`model_dir`, `gpu_id`, `batch_size` and more."""
+
+    def get_all_request_header(self, idx: int) -> dict[str, Any]:
+        """Headers of one request; a body's own under the body's name."""
+
+    def set_response_status(self, code: int, phrase: str, idx: int) -> None:
+        """Set one response's HTTP status."""
+
+    def set_response_header(self, idx: int, key: str, value: str) -> None:
+        """Set one response's header."""
+
+
+def initialize(handler: OnnxHandler, context: Context) -> None:
+    """Load the archive that TorchServe has extracted, and let the worker read through `wire`.
+
+    Raises:
+        LoadError: The worker must not serve this model; the message says why.
+        SealError: The model is sealed and cannot be opened.
+    """
+    properties, config = context.system_properties, context.model_yaml_config or {}
+    folder = Path(properties["model_dir"])
+    placement = Placement(
+        folder=folder,
+        name=context.model_name,
+        version=str((context.manifest or {}).get("model", {}).get("modelVersion", "")),
+        config=config,
+        device_id=properties.get("gpu_id"),
+        workers=max(1, int(config.get("maxWorkers") or config.get("minWorkers") or 1)),
+        siblings=siblings.joined(folder) if worker.runs_here() else None,
+        timeout_s=float(config.get("responseTimeout", RESPONSE_TIMEOUT_S)),
+        max_response_bytes=int(os.environ.get(MAX_RESPONSE_ENV, MAX_RESPONSE_BYTES)),
+    )
+    handler.load(placement)
+    is_alone = properties.get("batch_size") == 1  # each request a batch
+    if worker.install(
+        partial(answer, handler),
+        spins=lambda: is_alone and handler.session.settings.has_spare_cores,
+        max_fields=handler.max_fields,
+    ):
+        report.start(handler.metrics, placement.name, placement.version)
+    if worker.runs_here():
+        handler.start()
+
+
+def answer(handler: OnnxHandler, requests: Sequence[Request], send: Send) -> bytes:
+    """The message that answers a batch; what can go out early is sent before that."""
+    outbox, timing = Outbox(len(requests)), ""
+    for ready, timing in handler.replies(requests):
+        if len(ready) == len(requests) and not any(reply.more for reply in ready.values()):
+            return wire.encode(requests, [ready[index] for index in range(len(ready))], timing)
+        if now := outbox.take(ready):
+            send(wire.encode([requests[index] for index in now], list(now.values()), timing))
+    rest = outbox.rest()
+    return wire.encode([requests[index] for index in rest], list(rest.values()), timing)
+
+
+def handle(
+    handler: OnnxHandler, data: Sequence[Mapping[str, object]], context: Context
+) -> list[bytes]:
+    """The bodies that answer a batch which TorchServe's own reader has read.
+
+    Its writer takes whole responses at the end alone, so nothing but parts goes out early.
+    """
+    requests = [
+        to_request(row, context.get_all_request_header(index)) for index, row in enumerate(data)
+    ]
+    outbox, whole, timing = Outbox(len(requests)), dict[int, Reply](), ""
+    for ready, timing in handler.replies(requests):
+        now = outbox.take(ready)
+        if parts := {index: reply for index, reply in now.items() if reply.more}:
+            _describe(parts, timing, context)
+            wire.send_parts(parts, context)
+        whole |= {index: reply for index, reply in now.items() if not reply.more}
+    whole |= outbox.rest()
+    _describe(whole, timing, context)
+    return [whole[index].body for index in range(len(requests))]
+
+
+def _describe(replies: Mapping[int, Reply], timing: str, context: Context) -> None:
+    """Tell TorchServe's own writer the status and headers of responses, by their place."""
+    for index, reply in replies.items():
+        for name, value in reply.all_headers(timing).items():
+            context.set_response_header(index, name, value)
+        if reply.status != HTTPStatus.OK:
+            context.set_response_status(reply.status, HTTPStatus(reply.status).phrase, index)
+
+
+def to_request(row: Mapping[str, object], headers: Mapping[str, Any]) -> Request:
+    """A request as TorchServe's own reader gives it; `wire` chooses the body alike."""
+    names = list(row)
+    name = next((n for n in ("body", "data") if n in row), names[0] if names else "")
+    part = headers.get(name)
+    content_type = part.get("content-type") if isinstance(part, dict) else None
+    return Request(
+        body=row.get(name, b""),
+        name=name,
+        content_type=content_type or "",
+        fields={key: value for key, value in row.items() if key != name},
+        field_count=len(row),
+        headers={key.lower(): value for key, value in headers.items() if isinstance(value, str)},
+    )
