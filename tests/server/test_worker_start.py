@@ -1,0 +1,86 @@
+"""A worker imports PyTorch only if its handler does."""
+
+import io
+import json
+import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+
+from marship import Client, server
+from marship.package import PackageSettings, package
+from posting import Post, posting
+
+SCRIPTED = """
+import json
+import torch
+from ts.torch_handler.base_handler import BaseHandler
+
+
+class Scripted(BaseHandler):
+    def preprocess(self, data):
+        return torch.tensor([json.loads(bytes(row["body"])) for row in data])
+"""
+
+
+@contextmanager
+def registered(running: server.Server, client: Client, name: str) -> Iterator[tuple[Post, int]]:
+    """What posts to the model, and its only worker's process."""
+    for post in posting(running, client, name):
+        (worker,) = client.describe(name)[0].workers
+        yield post, worker.pid
+    client.unregister(name)
+
+
+def has_torch(pid: int) -> bool:
+    """Whether a process has PyTorch's libraries mapped."""
+    return "libtorch" in Path(f"/proc/{pid}/maps").read_text()
+
+
+def test_a_worker_of_an_onnx_archive_never_imports_torch(
+    running: server.Server, client: Client, store: Path, linear_onnx: Path
+) -> None:
+    """Neither when the model is loaded nor for a request."""
+    package(linear_onnx, PackageSettings(model_store=store, name="light"))
+    with registered(running, client, "light") as (post, pid):
+        response = post('{"input": [[1, 2, 3]]}', "application/json")
+        assert response.json() == {"output": [[16.0, 22.0]]}
+        assert not has_torch(pid)
+
+
+def test_a_handler_without_torch_answers_in_each_way(
+    running: server.Server, client: Client
+) -> None:
+    """TorchServe looks for a tensor in what is no text and no bytes: there is none."""
+    with registered(running, client, "plain") as (post, pid):
+        response = post('{"a": [1, null]}', "application/json")
+        assert response.json() == {"a": [1, None]}
+        assert not has_torch(pid)
+
+
+def test_a_handler_may_import_torch_at_any_time(running: server.Server, client: Client) -> None:
+    """It has PyTorch's real modules, and TorchServe saves the tensor that it returns."""
+    with registered(running, client, "tensors") as (post, pid):
+        assert not has_torch(pid)
+        response = post("[-1.5, 2.5]", "application/json")
+        assert torch.load(io.BytesIO(response.content), weights_only=True).tolist() == [0, 2.5]
+        assert has_torch(pid)
+
+
+def test_an_archive_of_torchserves_own_handler_works(
+    running: server.Server, client: Client, store: Path
+) -> None:
+    """One that torch-model-archiver made of a TorchScript model and a BaseHandler."""
+    weights = io.BytesIO()
+    torch.jit.save(torch.jit.script(torch.nn.Hardtanh()), weights)
+    model = {"modelName": "scripted", "modelVersion": "1.0", "handler": "scripted.py"}
+    model["serializedFile"] = "model.pt"
+    with zipfile.ZipFile(store / "scripted.mar", "w") as archive:
+        archive.writestr("scripted.py", SCRIPTED)
+        archive.writestr("model.pt", weights.getvalue())
+        archive.writestr("MAR-INF/MANIFEST.json", json.dumps({"model": model}))
+    with registered(running, client, "scripted") as (post, pid):
+        assert post("[-3, 0.5]", "application/json").json() == [-1, 0.5]
+        assert has_torch(pid)
