@@ -22,10 +22,10 @@ from workers import Worker, load_module
 Start = Callable[[Path, type], Worker]
 
 
-@pytest.fixture
-def archive(tmp_path: Path) -> Path:
+@pytest.fixture(scope="module")
+def archive(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The model that sees colours."""
-    return pack_colours(tmp_path)
+    return pack_colours(tmp_path_factory.mktemp("packed"))
 
 
 @pytest.fixture

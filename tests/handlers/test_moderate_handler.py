@@ -1,5 +1,6 @@
 """The moderator: a picture in, a verdict out."""
 
+import functools
 import io
 import json
 from collections.abc import Callable
@@ -57,15 +58,22 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
 
 
-@pytest.fixture
-def start(model: Path, worker: Start, tmp_path: Path) -> Callable[..., Worker]:
-    """Pack the ONNX file with the handler, as a reader would, and start a worker."""
+@pytest.fixture(scope="module")
+def packed(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """Pack the ONNX file with the handler, as a reader would, once with the same options."""
 
-    def run(*options: str) -> Worker:
-        settings = PackageSettings(model_store=tmp_path, handler=HANDLER, option=options)
-        return worker(package(model, settings), MODERATE.ModerateHandler)
+    @functools.cache
+    def run(*options: str) -> Path:
+        store = tmp_path_factory.mktemp("store")
+        return package(model, PackageSettings(model_store=store, handler=HANDLER, option=options))
 
     return run
+
+
+@pytest.fixture
+def start(packed: Callable[..., Path], worker: Start) -> Callable[..., Worker]:
+    """Start a worker of the model packed with some options."""
+    return lambda *options: worker(packed(*options), MODERATE.ModerateHandler)
 
 
 def grey(level: int, **options: Any) -> bytes:

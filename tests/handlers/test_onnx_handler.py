@@ -23,10 +23,10 @@ from workers import Worker, load_module
 Start = Callable[[Path, type], Worker]
 
 
-@pytest.fixture
-def lookup_mar(lookup_onnx: Path, tmp_path: Path) -> Path:
+@pytest.fixture(scope="module")
+def lookup_mar(lookup_onnx: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The lookup model, packed without a recipe."""
-    return package(lookup_onnx, PackageSettings(model_store=tmp_path / "store"))
+    return package(lookup_onnx, PackageSettings(model_store=tmp_path_factory.mktemp("store")))
 
 
 @pytest.fixture

@@ -20,8 +20,8 @@ ITEMS = 6
 LENGTH = 4
 
 
-@pytest.fixture
-def archive(tmp_path: Path) -> Path:
+@pytest.fixture(scope="module")
+def archive(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A recommender of six items: item i scores 10 i + the sum of the history's ratings.
 
     Padding has rating 0, so it adds nothing.
@@ -32,8 +32,9 @@ def archive(tmp_path: Path) -> Path:
         helper.make_tensor_value_info("items", TensorProto.INT64, ["batch", "length"]),
         helper.make_tensor_value_info("ratings", TensorProto.FLOAT, ["batch", "length"]),
     ]
+    folder = tmp_path_factory.mktemp("packed")
     model = write_model(
-        tmp_path / "model.onnx",
+        folder / "model.onnx",
         helper.make_graph(
             [
                 helper.make_node("Cast", ["items"], ["mask"], to=TensorProto.BOOL),
@@ -52,7 +53,7 @@ def archive(tmp_path: Path) -> Path:
         model, pad_values={"items": 0, "ratings": 0}, bounds={"length": (1, LENGTH)}
     )
     contract, golden = parity.describe(contract, parity.runner(model))
-    titles = tmp_path / "items.json"
+    titles = folder / "items.json"
     titles.write_text(json.dumps({str(i): {"title": f"Film {i}"} for i in range(1, ITEMS + 1)}))
     return build(
         Contents(
@@ -64,7 +65,7 @@ def archive(tmp_path: Path) -> Path:
             evidence={},
             assets=(titles,),
         ),
-        PackageSettings(model_store=tmp_path / "store"),
+        PackageSettings(model_store=folder / "store"),
     )
 
 

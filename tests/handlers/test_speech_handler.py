@@ -25,10 +25,10 @@ Start = Callable[[Path, type], Worker]
 HANDLER = "speech_handler"
 
 
-@pytest.fixture
-def archive(tmp_path: Path) -> Path:
+@pytest.fixture(scope="module")
+def archive(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The model that hears whistles."""
-    return pack_ear(tmp_path)
+    return pack_ear(tmp_path_factory.mktemp("packed"))
 
 
 @pytest.fixture
