@@ -1,8 +1,8 @@
 """The moderator: a picture in, a verdict out."""
 
-import functools
 import io
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
 
 import photos
+from marship.configure import configure
 from marship.errors import LoadError
 from marship.packaging.step import PackageSettings, package
 from marship.serving import pictures
@@ -59,21 +60,22 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def packed(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
-    """Pack the ONNX file with the handler, as a reader would, once with the same options."""
-
-    @functools.cache
-    def run(*options: str) -> Path:
-        store = tmp_path_factory.mktemp("store")
-        return package(model, PackageSettings(model_store=store, handler=HANDLER, option=options))
-
-    return run
+def packed(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The ONNX file packed with the handler, as a reader would."""
+    store = tmp_path_factory.mktemp("store")
+    return package(model, PackageSettings(model_store=store, handler=HANDLER))
 
 
 @pytest.fixture
-def start(packed: Callable[..., Path], worker: Start) -> Callable[..., Worker]:
-    """Start a worker of the model packed with some options."""
-    return lambda *options: worker(packed(*options), MODERATE.ModerateHandler)
+def start(packed: Path, worker: Start, tmp_path: Path) -> Callable[..., Worker]:
+    """Start a worker of the packed model with some options."""
+
+    def run(*options: str) -> Worker:
+        archive = Path(shutil.copy(packed, tmp_path))
+        configure(archive, options)
+        return worker(archive, MODERATE.ModerateHandler)
+
+    return run
 
 
 def grey(level: int, **options: Any) -> bytes:
