@@ -13,8 +13,8 @@ from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
 
 import photos
-from marship.configure import configure
 from marship.errors import LoadError
+from marship.packaging.configure import configure
 from marship.packaging.step import PackageSettings, package
 from marship.serving import pictures
 from models import write_model

@@ -9,8 +9,9 @@ from pathlib import Path
 
 import torch
 
-from marship import Client, server
-from marship.package import PackageSettings, package
+from marship import Client
+from marship.engines.torchserve import server
+from marship.packaging.step import PackageSettings, package
 from posting import Post, posting
 
 SCRIPTED = """

@@ -5,7 +5,7 @@ from types import ModuleType
 
 import pytest
 
-from marship.torchserve import worker_script
+from marship.engines.torchserve import worker_script
 
 
 class Tensor:
