@@ -1,5 +1,6 @@
-"""Which variant is served: the fastest within the budget that is worth it, else float32."""
+"""Which variant is served: the fastest within the budget if it is worth a change, else float32."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,18 +16,19 @@ ROUNDING = 1e-9
 
 @dataclass(slots=True)
 class Variant:
-    """One way to run the model, and all that was found out about it.
+    """One way to run the model, and what was measured of it.
 
     Attributes:
         name: "exported" is the unchanged model; the others are named as their passes.
         file: In the run folder; None where it was not built.
         reason: Why it was not built.
-        objection: Why it cannot be chosen although it was built.
+        objection: Why its outputs must not be served although it was built.
         latency_ms: By number of rows in the call.
-        speedup: Over the base, at the least, as the geometric mean over the batch sizes.
-        metrics: What the recipe's judge says on held-out data.
+        speedup: Over the base, with 97.5 % confidence at least; geometric mean over batch sizes.
+        median_speedup: The same of the medians.
+        metrics: The judge's, on held-out data.
         metric_drop: How much worse the deciding metric is than the exported model's.
-        details: What its pass found out while making it.
+        details: What its pass recorded while building it.
     """
 
     name: str
@@ -37,6 +39,7 @@ class Variant:
     load_ms: float = 0.0
     latency_ms: dict[str, Latency] = field(default_factory=dict)
     speedup: float = 1.0
+    median_speedup: float = 1.0
     metrics: dict[str, float] = field(default_factory=dict)
     metric_drop: float | None = None
     absolute: float = 0.0
@@ -47,10 +50,10 @@ class Variant:
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """What the choice goes by.
+    """What decides the choice.
 
     Attributes:
-        base: The variant that stays where no other is worth it.
+        base: The variant to which the others are compared, and which is kept if none is better.
         metric: The deciding metric; None where the run has no judge.
         budget: The largest metric drop.
         least_gain: The smallest speed gain over the base that is worth a change, as a share.
@@ -64,40 +67,100 @@ class Rule:
     forced: str | None = None
 
 
-def choose(variants: Sequence[Variant], rule: Rule) -> tuple[str, str]:
-    """The chosen variant's name, and why in one sentence.
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What became of one variant.
 
-    Sets `objection` on those that cannot be chosen.
+    Attributes:
+        outcome: In a word or two, as the table shows it.
+        why: One sentence that names the figures which decided.
+    """
+
+    outcome: str
+    why: str
+
+
+CHOSEN, NOT_BUILT, REJECTED, OVER_BUDGET = "chosen", "not built", "rejected", "over budget"
+TOO_SLOW, BEATEN, NOT_REQUESTED = "too slow", "beaten", "not requested"
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """The chosen variant's name, and a verdict on each variant by name."""
+
+    chosen: str
+    verdicts: dict[str, Verdict]
+
+    @property
+    def why(self) -> str:
+        """Why the chosen one was chosen."""
+        return self.verdicts[self.chosen].why
+
+
+def choose(variants: Sequence[Variant], rule: Rule) -> Choice:
+    """The variant to serve, and why each of the others is not.
 
     Raises:
         UsageError: The variant chosen by hand was not built.
     """
+    best = _forced(variants, rule) if rule.forced is not None else _best(variants, rule)
+    return Choice(best.name, {v.name: _verdict(v, best, rule) for v in variants})
+
+
+def _forced(variants: Sequence[Variant], rule: Rule) -> Variant:
     built = {variant.name: variant for variant in variants if variant.file}
-    for variant in built.values():
-        variant.objection = variant.objection or _over_budget(variant, rule)
-    if rule.forced is not None:
-        return _forced(built, rule.forced)
-    others = [v for v in built.values() if v.name not in (rule.base, EXPORTED)]
-    fit = [variant for variant in others if variant.objection is None]
-    worth = [v for v in fit if v.speedup >= 1 + rule.least_gain]
+    if rule.forced not in built:
+        raise UsageError(
+            f"variant must be one that was built: {', '.join(built)}; got {rule.forced}."
+        )
+    return built[rule.forced]
+
+
+def _best(variants: Sequence[Variant], rule: Rule) -> Variant:
+    """The fastest that is worth a change, the smallest of equally fast ones; else the base.
+
+    The exported model stands in for a base that is rejected itself.
+    """
+    built = {variant.name: variant for variant in variants if variant.file}
+    worth = [
+        variant
+        for variant in built.values()
+        if variant.name != rule.base
+        and _rejection(variant, rule) is None
+        and variant.speedup > 1 + rule.least_gain
+    ]
     if worth:
-        best = max(worth, key=lambda variant: variant.speedup)
-        return best.name, (
-            f"it is at least {best.speedup:.2f} times as fast as {rule.base}, "
-            f"and {_cost(best, rule)}"
-        )
-    if fit:
-        best = max(fit, key=lambda variant: variant.speedup)
-        return _base(built, rule), (
-            f"none is worth it: {best.name} is surely {best.speedup:.2f} times as fast, "
-            f"and {1 + rule.least_gain:.2f} is asked for"
-        )
-    return _base(built, rule), "none is worth it: no other variant was built and within its limits"
+        return max(worth, key=lambda variant: (variant.speedup, -variant.size_bytes))
+    return built[rule.base if _rejection(built[rule.base], rule) is None else EXPORTED]
 
 
-def _base(built: dict[str, Variant], rule: Rule) -> str:
-    """The base; the exported model where something speaks against the base itself."""
-    return rule.base if built[rule.base].objection is None else EXPORTED
+def _verdict(variant: Variant, best: Variant, rule: Rule) -> Verdict:
+    if variant.file is None:
+        return Verdict(NOT_BUILT, str(variant.reason))
+    rejection = _rejection(variant, rule)
+    if variant is best:
+        return Verdict(CHOSEN, _why_chosen(variant, rejection, rule))
+    if rejection is not None:
+        return rejection
+    if rule.forced is not None:
+        return Verdict(NOT_REQUESTED, f"--variant {rule.forced} was given")
+    if variant.name != rule.base and variant.speedup <= 1 + rule.least_gain:
+        return Verdict(TOO_SLOW, _too_slow(variant, rule))
+    return Verdict(BEATEN, _beaten(variant, best, rule))
+
+
+def _rejection(variant: Variant, rule: Rule) -> Verdict | None:
+    """Why a variant that was built may not be served, however fast it is."""
+    if variant.objection is not None:
+        return Verdict(REJECTED, variant.objection)
+    drop = variant.metric_drop
+    if rule.metric is None or drop is None or within(drop, rule.budget):
+        return None
+    if math.isnan(drop):
+        return Verdict(REJECTED, f"{rule.metric} is not a number")
+    lost, allowed = _told_apart(drop, rule.budget)
+    over = f"{rule.metric} drops by {lost}, {drop - rule.budget:.2g} over the budget of {allowed}"
+    return Verdict(OVER_BUDGET, over)
 
 
 def within(drop: float, budget: float) -> bool:
@@ -105,19 +168,37 @@ def within(drop: float, budget: float) -> bool:
     return drop <= budget + ROUNDING
 
 
-def _over_budget(variant: Variant, rule: Rule) -> str | None:
-    if rule.metric is None:
-        return None
-    if variant.metric_drop is None or within(variant.metric_drop, rule.budget):
-        return None
-    return f"{rule.metric} drops by {variant.metric_drop:.2g}, over the budget of {rule.budget:g}"
+def _why_chosen(variant: Variant, rejection: Verdict | None, rule: Rule) -> str:
+    if rule.forced is not None:
+        return "--variant was given" + (f", although {rejection.why}" if rejection else "")
+    needed = 1 + rule.least_gain
+    if variant.name != rule.base and variant.speedup > needed and rejection is None:
+        return (
+            f"it is at least {variant.speedup:.3g} times as fast as {rule.base}, "
+            f"and {_cost(variant, rule)}"
+        )
+    none = f"no other variant passes its checks and is more than {needed:.4g} times as fast"
+    return none if variant.name == rule.base else f"{rule.base} is rejected, and {none}"
 
 
-def _forced(built: dict[str, Variant], name: str) -> tuple[str, str]:
-    if name not in built:
-        raise UsageError(f"variant must be one that was built: {', '.join(built)}; got {name}.")
-    objection = built[name].objection
-    return name, "it was asked for" + (f", although {objection}" if objection else "")
+def _too_slow(variant: Variant, rule: Rule) -> str:
+    sure, needed = _told_apart(variant.speedup, 1 + rule.least_gain)
+    return (
+        f"{variant.median_speedup:.3g} times as fast as {rule.base} at the median, at least {sure} "
+        f"with 97.5 % confidence; more than {needed} is needed"
+    )
+
+
+def _beaten(variant: Variant, best: Variant, rule: Rule) -> str:
+    slower, faster = _told_apart(variant.speedup, best.speedup)
+    if variant.name == rule.base:
+        return f"{best.name} is at least {faster} times as fast"
+    if variant.speedup < best.speedup:
+        ours = f"at least {slower} times as fast as {rule.base}"
+        return f"{ours}, but {best.name} at least {faster} times"
+    larger = variant.size_bytes - best.size_bytes
+    size = f"{larger:,} bytes larger" if larger else "no smaller"
+    return f"exactly as fast as {best.name}, and {size}"
 
 
 def _cost(variant: Variant, rule: Rule) -> str:
@@ -126,3 +207,12 @@ def _cost(variant: Variant, rule: Rule) -> str:
     if variant.metric_drop <= 0:
         return f"{rule.metric} does not drop"
     return f"{rule.metric} drops by {variant.metric_drop:.2g} of {rule.budget:g} allowed"
+
+
+def _told_apart(one: float, other: float) -> tuple[str, str]:
+    """Two figures with as many digits as it takes to see which is larger, and three at least."""
+    for digits in range(3, 17):
+        shown = f"{one:.{digits}g}", f"{other:.{digits}g}"
+        if shown[0] != shown[1]:
+            return shown
+    return repr(one), repr(other)

@@ -89,6 +89,11 @@ def sure_speedup(base_ms: Sequence[float], times_ms: Sequence[float]) -> float:
     return float(ratios[max(place, 0)])
 
 
+def median_speedup(base_ms: Sequence[float], times_ms: Sequence[float]) -> float:
+    """How many times faster than the base a variant is: the median of the rounds' ratios."""
+    return float(np.median(np.asarray(base_ms) / np.asarray(times_ms)))
+
+
 def timing_inputs(contract: Contract, examples: Arrays, batch: int) -> Iterator[tuple[int, Arrays]]:
     """Inputs of one row, and of `batch` rows where rows may share a call."""
     axis = first_axis(contract)
@@ -154,7 +159,7 @@ def objection(
         answer = run(case.inputs)
         for name, want in case.outputs.items():
             if want.dtype.kind not in "fc" and not np.array_equal(answer[name], want):
-                return f"output {name}, which is no float, differs from PyTorch's"
+                return f"output {name} of whole numbers differs from PyTorch's"
     found = parity.row_influence(contract, run, examples) if contract.batch_axis else None
     if found is not None and not found.agrees:
         return f"rows of a batch influence each other: {found.reason}"

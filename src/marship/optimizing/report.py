@@ -1,56 +1,84 @@
 """The optimizer's report: a table for the console, a JSON, a picture."""
 
 import math
+import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from rich.table import Table
+from rich.text import Text
 
 from marship.contract import Tolerance
-from marship.optimizing.choice import Rule, Variant
+from marship.optimizing.choice import Choice, Rule, Variant, Verdict
 
 KIB = 1024
 NAMED = 5
+SHORT_MS = 10.0
+MARKED = "bold green"
+WRAPPED, LINES_SHOWN = 52, 4
 TAIL_SHOWN = 2.0
 """How far a tail may stretch the axis, in the longest median; the table has all of it."""
 
 INK, CHOSEN, OTHER, LIMIT = "#1f2933", "#0b7285", "#adb5bd", "#c92a2a"
 
 
-def table(variants: Sequence[Variant], chosen: str, rule: Rule) -> Table:
-    """One row for each variant that was built, the chosen one marked; times in milliseconds."""
-    built = [variant for variant in variants if variant.file]
-    batches = list(built[0].latency_ms) if built else []
-    found = Table(box=None, header_style="bold", pad_edge=False)
-    found.add_column("variant", no_wrap=True)
+def figures(variants: Sequence[Variant], chosen: str, rule: Rule) -> Table:
+    """A row for each variant that was built, the chosen one marked; times in milliseconds."""
+    batches = _batches(variants)
+    found = _bare_table("variant")
     titles = [title for n in batches for title in (f"{n} row{'s' * (n != '1')}\nms", "p99\nms")]
-    for title in ("size", "load\nms", *titles, rule.metric or "", "differs"):
+    metric = (rule.metric or "").replace("_", "\n")
+    for title in ("size", "load\nms", *titles, "speed\n>=", metric, "differs"):
         found.add_column(title, justify="right", no_wrap=True)
-    for variant in built:
-        style = "bold green" if variant.name == chosen else None
-        found.add_row(*_cells(variant, batches, rule), style=style)
+    for variant in (v for v in variants if v.file):
+        style = MARKED if variant.name == chosen else None
+        found.add_row(variant.name, *_cells(variant, batches, rule), style=style)
     return found
+
+
+def verdicts(choice: Choice) -> Table:
+    """A row for each variant, built or not: why it was chosen, or why it was not."""
+    found = _bare_table("variant", "verdict")
+    found.add_column("why")
+    for name, verdict in choice.verdicts.items():
+        style = MARKED if name == choice.chosen else None
+        found.add_row(name, verdict.outcome, Text(verdict.why), style=style)
+    return found
+
+
+def _bare_table(*names: str) -> Table:
+    found = Table(box=None, header_style="bold", pad_edge=False, collapse_padding=True)
+    for name in names:
+        found.add_column(name, no_wrap=True)
+    return found
+
+
+def _batches(variants: Sequence[Variant]) -> list[str]:
+    return list(next((v.latency_ms for v in variants if v.file), {}))
 
 
 def _cells(variant: Variant, batches: Sequence[str], rule: Rule) -> list[str]:
     times = [variant.latency_ms[batch] for batch in batches]
     return [
-        variant.name,
         size(variant.size_bytes),
         f"{variant.load_ms:.0f}",
-        *(f"{value:.3f}" for time in times for value in (time.median, time.p99)),
+        *(_shown_ms(value) for time in times for value in (time.median, time.p99)),
+        f"{variant.speedup:.2f}",
         f"{variant.metrics[rule.metric]:.4f}" if rule.metric else "",
         f"{variant.absolute:.2g}",
     ]
 
 
+def _shown_ms(value: float) -> str:
+    return f"{value:.3f}" if value < SHORT_MS else f"{value:.1f}"
+
+
 def remarks(variants: Sequence[Variant]) -> list[str]:
-    """A line for each variant that could not be built or chosen, or is not all in int8: why."""
-    why = [(v.name, f"not built: {v.reason}" if v.file is None else v.objection) for v in variants]
+    """A line for each variant that is not all in int8."""
     parts = [(v.name, _float_layers(v.details)) for v in variants]
-    return [f"{name}: {text}" for name, text in (*parts, *why) if text]
+    return [f"{name}: {text}" for name, text in parts if text]
 
 
 def _float_layers(details: Mapping[str, Any]) -> str | None:
@@ -72,20 +100,21 @@ def size(size_bytes: int) -> str:
     return f"{size_bytes / KIB**2:.1f} MiB"
 
 
-def entry(variant: Variant) -> dict[str, Any]:
+def entry(variant: Variant, verdict: Verdict) -> dict[str, Any]:
     """A variant as `optimize.json` states it."""
     difference = {"absolute": variant.absolute, "relative": variant.relative}
     return {
         "name": variant.name,
         "file": variant.file,
         "built": variant.file is not None,
-        "reason": variant.reason,
-        "objection": variant.objection,
+        "verdict": verdict.outcome,
+        "why": verdict.why,
         "details": variant.details,
         "size_bytes": variant.size_bytes,
         "load_ms": variant.load_ms,
         "latency_ms": {batch: asdict(times) for batch, times in variant.latency_ms.items()},
         "speedup": variant.speedup,
+        "median_speedup": variant.median_speedup,
         "metrics": variant.metrics,
         "metric_drop": variant.metric_drop,
         "largest_difference": {k: v if math.isfinite(v) else None for k, v in difference.items()},
@@ -93,34 +122,42 @@ def entry(variant: Variant) -> dict[str, Any]:
     }
 
 
-def draw(variants: Sequence[Variant], chosen: str, rule: Rule, path: Path, title: str) -> None:
-    """Latency of each variant beside what it costs: the metric's drop, or the difference."""
+def draw(variants: Sequence[Variant], choice: Choice, rule: Rule, path: Path, name: str) -> None:
+    """A row for each variant: latency, the metric's drop or the difference, and the verdict."""
     import matplotlib as mpl
     from matplotlib.figure import Figure
 
-    built = [variant for variant in variants if variant.file][::-1]
-    batches = list(built[0].latency_ms)
+    shown = variants[::-1]
+    batches = _batches(variants)
+    panels = len(batches) + 2
     with mpl.rc_context({"font.size": 9, "text.color": INK, "axes.labelcolor": INK}):
-        figure = Figure(figsize=(11, 1.5 + 0.55 * len(built)), layout="constrained")
-        panels = figure.subplots(1, len(batches) + 1, sharey=True)
-        for axes, batch in zip(panels, batches, strict=False):
-            _draw_latency(axes, built, chosen, batch)
-        _draw_cost(panels[-1], built, chosen, rule)
-        figure.suptitle(title, x=0.01, ha="left", fontweight="bold", fontsize=10, wrap=True)
+        figure = Figure(figsize=(14, 1.5 + 0.72 * len(shown)), layout="constrained")
+        grid = figure.subplots(1, panels, sharey=True, width_ratios=[1] * (panels - 1) + [1.4])
+        for axes, batch in zip(grid, batches, strict=False):
+            _draw_latency(axes, shown, choice.chosen, batch)
+        _draw_cost(grid[-2], shown, choice.chosen, rule)
+        _draw_verdicts(grid[-1], shown, choice)
+        grid[0].set_yticks(range(len(shown)), [_label(variant) for variant in shown])
+        grid[0].set_ylim(-0.6, len(shown) - 0.4)
+        title = f"{name}: {choice.chosen} is chosen"
+        figure.suptitle(title, x=0.01, ha="left", fontweight="bold", fontsize=10)
         figure.savefig(path, dpi=144)
 
 
-def _draw_latency(axes: Any, built: Sequence[Variant], chosen: str, batch: str) -> None:  # noqa: ANN401  matplotlib's stubs leave it open
-    rows = range(len(built))
+def _label(variant: Variant) -> str:
+    return f"{variant.name}\n{size(variant.size_bytes)}" if variant.file else variant.name
+
+
+def _draw_latency(axes: Any, shown: Sequence[Variant], chosen: str, batch: str) -> None:  # noqa: ANN401  matplotlib's stubs leave it open
+    rows, built = _built(shown)
     medians = [variant.latency_ms[batch].median for variant in built]
     tails = [variant.latency_ms[batch].p99 for variant in built]
     axes.barh(rows, medians, 0.6, color=_colors(built, chosen))
     axes.hlines(rows, medians, tails, color=INK, linewidth=1)
-    for row, median in enumerate(medians):
+    for row, median in zip(rows, medians, strict=True):
         axes.annotate(
             f"{median:.3g} ms", (median, row), (3, 4), textcoords="offset points", fontsize=8
         )
-    axes.set_yticks(rows, [f"{variant.name}\n{size(variant.size_bytes)}" for variant in built])
     axes.set_title(f"{batch} row{'' if batch == '1' else 's'} in a call", loc="left", fontsize=9)
     axes.set_xlabel("milliseconds: median, line to p99")
     widest = max(medians)
@@ -128,11 +165,11 @@ def _draw_latency(axes: Any, built: Sequence[Variant], chosen: str, batch: str) 
     _bare(axes)
 
 
-def _draw_cost(axes: Any, built: Sequence[Variant], chosen: str, rule: Rule) -> None:  # noqa: ANN401  the same
-    rows = range(len(built))
+def _draw_cost(axes: Any, shown: Sequence[Variant], chosen: str, rule: Rule) -> None:  # noqa: ANN401  the same
+    rows, built = _built(shown)
     if rule.metric is None:
         values = [variant.absolute for variant in built]
-        axes.set_title("distance from PyTorch's answers", loc="left", fontsize=9)
+        axes.set_title("difference from PyTorch's outputs", loc="left", fontsize=9)
         axes.set_xlabel("largest absolute difference")
     else:
         values = [variant.metric_drop or 0.0 for variant in built]
@@ -150,9 +187,27 @@ def _draw_cost(axes: Any, built: Sequence[Variant], chosen: str, rule: Rule) -> 
             ha="center",
             fontsize=8,
         )
-    axes.margins(x=0.2, y=0.15)
+    axes.margins(x=0.2)
     axes.locator_params(axis="x", nbins=5)
     _bare(axes)
+
+
+def _draw_verdicts(axes: Any, shown: Sequence[Variant], choice: Choice) -> None:  # noqa: ANN401  the same
+    axes.set_title("verdict", loc="left", fontsize=9)
+    axes.set_xlim(0, 1)
+    for row, variant in enumerate(shown):
+        verdict = choice.verdicts[variant.name]
+        lines = textwrap.wrap(f"{verdict.outcome}: {verdict.why}", WRAPPED, max_lines=LINES_SHOWN)
+        color = CHOSEN if variant.name == choice.chosen else INK
+        axes.text(0, row, "\n".join(lines), va="center", fontsize=8, color=color, parse_math=False)
+    axes.spines[:].set_visible(False)
+    axes.tick_params(length=0, labelbottom=False)
+
+
+def _built(shown: Sequence[Variant]) -> tuple[list[int], list[Variant]]:
+    """The variants with figures, and the rows in which they are drawn."""
+    found = [(row, variant) for row, variant in enumerate(shown) if variant.file]
+    return [row for row, _ in found], [variant for _, variant in found]
 
 
 def _colors(built: Sequence[Variant], chosen: str) -> list[str]:

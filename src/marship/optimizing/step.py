@@ -89,7 +89,7 @@ def optimize_run(run_dir: Path, settings: OptimizeSettings) -> Optimized:
         DataError: Calibration or held-out data is damaged or does not fit the model.
     """
     from marship.optimizing.choice import choose
-    from marship.optimizing.report import draw, entry, remarks, table
+    from marship.optimizing.report import draw, entry, figures, remarks, verdicts
 
     material = _gather(run_dir, settings)
     if settings.variant not in (None, EXPORTED, *PASSES):
@@ -104,13 +104,12 @@ def optimize_run(run_dir: Path, settings: OptimizeSettings) -> Optimized:
     started = time.perf_counter()
     with replacing_all(run_dir) as draft:
         variants, rule = _try_all(material, draft, settings)
-        chosen, why = choose(variants, rule)
-        title = f"{material.recipe.name}: {chosen} is chosen, {why}"
-        draw(variants, chosen, rule, draft / PICTURE_FILE, title)
+        choice = choose(variants, rule)
+        draw(variants, choice, rule, draft / PICTURE_FILE, material.recipe.name)
         report = {
-            "chosen": chosen,
-            "why": why,
-            "variants": [entry(variant) for variant in variants],
+            "chosen": choice.chosen,
+            "why": choice.why,
+            "variants": [entry(variant, choice.verdicts[variant.name]) for variant in variants],
             "rule": asdict(rule),
             "model_digest": material.contract.digest,
             "made_from": made_from,
@@ -120,10 +119,11 @@ def optimize_run(run_dir: Path, settings: OptimizeSettings) -> Optimized:
         }
         write_json(draft / REPORT_FILE, report)
     _remove_stale(run_dir, variants)
-    console.out.print(table(variants, chosen, rule))
+    console.out.print(figures(variants, choice.chosen, rule))
     for line in remarks(variants):
         console.out.print(line, style="dim", markup=False, soft_wrap=True)
-    console.out.print(f"{chosen} is chosen: {why}.", markup=False, soft_wrap=True)
+    console.out.print(verdicts(choice))
+    console.out.print(f"{choice.chosen} is chosen: {choice.why}.", markup=False, soft_wrap=True)
     return Optimized(run_dir, report, fresh=True)
 
 

@@ -132,7 +132,7 @@ def time_all(
     calls: Mapping[int, Arrays],
     measure_s: float,
 ) -> None:
-    """Note each variant's latency by the number of rows in a call, and its sure speedup."""
+    """Record each variant's latency by the number of rows in a call, and its speedups."""
     base = BASE if BASE in runs else EXPORTED
     with console.progress() as progress:
         for rows, inputs in calls.items():
@@ -143,6 +143,8 @@ def time_all(
                 if variant.name != base:
                     gain = measure.sure_speedup(times[base], times[variant.name])
                     variant.speedup *= gain ** (1 / len(calls))
+                    ratio = measure.median_speedup(times[base], times[variant.name])
+                    variant.median_speedup *= ratio ** (1 / len(calls))
 
 
 def judge_all(variants: Sequence[Variant], runs: Mapping[str, Run], material: Material) -> None:
@@ -182,12 +184,12 @@ def _within(got: Sequence[Arrays], want: Sequence[Arrays], tolerance: Tolerance)
 
 def _objection(variant: Variant, run: Run, material: Material, *, exact: bool) -> str | None:
     if not math.isfinite(variant.absolute):
-        return "it gives values that are not finite"
+        return "its outputs are not all finite"
     if variant.name in EXACT:
-        off = f"its outputs are off by {variant.absolute:.2g}, more than the export's tolerance"
+        off = f"its outputs differ by {variant.absolute:.2g}, more than the export's tolerance"
         return None if exact else off
     if material.metric is None and not exact:
-        return "its outputs are off by more than the export's tolerance, and nothing judges them"
+        return "its outputs differ by more than the export's tolerance, and no judge rates them"
     return measure.objection(material.contract, run, material.golden, material.examples)
 
 

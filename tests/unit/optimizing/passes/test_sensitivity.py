@@ -133,7 +133,7 @@ def test_without_targets_nothing_is_searched(run_dir: Path) -> None:
     entry = optimized(run_dir)
     assert entry["details"] == {}
     assert entry["metric_drop"] > 0.1
-    assert "over the budget" in entry["objection"]
+    assert "over the budget" in entry["why"]
 
 
 def test_held_out_rows_have_no_say_in_the_search(run_dir: Path) -> None:
@@ -150,7 +150,7 @@ def test_the_search_ends_in_time(run_dir: Path) -> None:
     entry = optimized(run_dir, replace(QUICK, search_s=0))
     assert entry["details"]["layers_tried"] == 0
     assert entry["details"]["stays_float"] == []
-    assert "over the budget" in entry["objection"]
+    assert "over the budget" in entry["why"]
 
 
 def test_a_budget_that_is_kept_needs_no_search(run_dir: Path) -> None:
@@ -165,7 +165,7 @@ def test_a_few_rows_are_too_few(run_dir: Path) -> None:
     """Of three rows with targets none could be asked that gives no ranges."""
     with np.load(run_dir / "calibration.npz") as rows:
         np.savez(run_dir / "calibration.npz", **{name: rows[name][:3] for name in rows.files})
-    assert "fewer than 4 rows" in optimized(run_dir)["reason"]
+    assert "fewer than 4 rows" in optimized(run_dir)["why"]
 
 
 def test_only_what_lies_between_products_is_quantized(exported: Path, tmp_path: Path) -> None:
