@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from confusion import draw_confusion
 from imagefolder import Pictures
 from torch import nn
 from torch.nn import functional
@@ -21,8 +22,6 @@ COLDEST, HOTTEST = 0.1, 10.0
 """Temperatures to choose from; a validation part without any mistake would have none."""
 BATCH = 128
 MISTAKES = 24
-NUMBERED = 20
-"""With more classes than this, the numbers of a confusion matrix would be too small to read."""
 BEST = 5
 
 
@@ -133,30 +132,6 @@ def draw(
     for name, figure in drawings.items():
         with replacing(folder / f"{name}.png") as draft:
             figure.savefig(draft, dpi=100, format="png")
-
-
-def draw_confusion(*, said: torch.Tensor, labels: torch.Tensor, classes: Sequence[str]) -> "Figure":
-    """Draw which class was taken for which, each row as shares of its true class."""
-    from matplotlib.figure import Figure
-    from torchmetrics.functional.classification import multiclass_confusion_matrix
-
-    count = len(classes)
-    table = multiclass_confusion_matrix(said, labels, count).numpy()
-    shares = table / np.maximum(table.sum(1, keepdims=True), 1)
-    edge = min(4 + 0.45 * count, 16)
-    figure = Figure(figsize=(edge + 1, edge), layout="constrained")
-    axes = figure.subplots()
-    shown = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
-    figure.colorbar(shown, ax=axes, shrink=0.8, label="share of the true class")
-    axes.set(xlabel="said to be", ylabel="is", title="Which class was taken for which")
-    if count <= NUMBERED:
-        axes.set_xticks(range(count), classes, rotation=45, ha="right")
-        axes.set_yticks(range(count), classes)
-        for row, column in np.argwhere(table):
-            color = "white" if shares[row, column] > 0.5 else "black"
-            text = str(table[row, column])
-            axes.text(column, row, text, ha="center", va="center", color=color, fontsize=8)
-    return figure
 
 
 def draw_mistakes(

@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.text import Text
 from PIL import Image
 from torch.nn import functional
 
@@ -84,10 +86,11 @@ def pictures_of(labels: np.ndarray) -> Any:
 
 
 def test_a_confusion_has_a_row_for_what_is(evaluation: ModuleType) -> None:
-    """Down is the truth, across what was said: of three a, two were called b, and no b an a."""
+    """Down is the truth, across the prediction: of three a, two were called b, and no b an a."""
     said, labels = torch.tensor([0, 1, 1, 1]), torch.tensor([0, 0, 0, 1])
-    axes = evaluation.draw_confusion(said=said, labels=labels, classes=["a", "b"]).axes[0]
-    assert (axes.get_ylabel(), axes.get_xlabel()) == ("is", "said to be")
+    figure = evaluation.draw_confusion(said=said, labels=labels, classes=["a", "b"])
+    axes = figure.axes[0]
+    assert (axes.get_ylabel(), axes.get_xlabel()) == ("true class", "predicted class")
     np.testing.assert_allclose(axes.images[0].get_array(), [[1 / 3, 2 / 3], [0, 1]])
     assert axes.images[0].origin == "upper"  # the first row is at the top, where 0 stands
     counts = {text.get_position(): text.get_text() for text in axes.texts}
@@ -96,6 +99,41 @@ def test_a_confusion_has_a_row_for_what_is(evaluation: ModuleType) -> None:
         [tick.get_text() for tick in one]
         for one in (axes.get_xticklabels(), axes.get_yticklabels())
     ] == [["a", "b"]] * 2
+    pairs = figure.axes[1]
+    assert [tick.get_text() for tick in pairs.get_yticklabels()] == ["a, predicted b"]
+    assert [text.get_text() for text in pairs.texts] == ["2 of 3"]
+
+
+LONG = "a class of birds with a rather long name, number {}"
+
+
+@pytest.mark.parametrize(("count", "name"), [(2, LONG), (10, "c{}"), (60, LONG), (150, "c{}")])
+def test_every_text_of_a_confusion_can_be_read(
+    evaluation: ModuleType, count: int, name: str
+) -> None:
+    """Of any number of classes: no text covers another, is cut off or is tiny."""
+    rng = np.random.default_rng(count)
+    labels = torch.from_numpy(rng.integers(0, count, 40 * count))
+    right = torch.from_numpy(rng.random(len(labels)) < 0.5)
+    said = torch.where(right, labels, (labels + 1) % count)
+    classes = [name.format(number) for number in range(count)]
+    figure = evaluation.draw_confusion(said=said, labels=labels, classes=classes)
+    FigureCanvasAgg(figure).draw()
+    shown = min(count, 80)
+    matrix = figure.axes[0]
+    assert len(matrix.get_yticklabels()) == shown
+    texts = [text for text in figure.findobj(Text) if text.get_text() and text.get_visible()]
+    boxes = np.array([text.get_window_extent().extents for text in texts])
+    assert (boxes[:, :2] >= 0).all()
+    assert (boxes[:, 2:] <= figure.bbox.size).all()
+    left, bottom, right, top = boxes.T
+    meet = (left[:, None] < right) & (left < right[:, None])
+    meet &= (bottom[:, None] < top) & (bottom < top[:, None])
+    assert meet.sum() == len(texts), "each meets itself alone"
+    assert min(text.get_size() for text in texts) >= 7
+    cell = matrix.bbox.width / shown
+    numbers = np.array([text.get_window_extent().width for text in matrix.texts])
+    assert (numbers < cell).all()
 
 
 def test_a_mistake_is_drawn_with_both_labels(evaluation: ModuleType) -> None:
