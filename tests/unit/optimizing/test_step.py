@@ -18,8 +18,10 @@ import zoo
 from marship.contract import Contract, Tolerance, agree, read_golden
 from marship.errors import DataError, MarshipError, ModelError, UsageError
 from marship.exporting.step import ExportSettings, export_run
+from marship.fit import origin
 from marship.fit.recipe import Recipe, resolve
 from marship.optimizing import measure
+from marship.optimizing import step as optimize
 from marship.optimizing.passes import float32 as float32_pass
 from marship.optimizing.source import Source
 from marship.optimizing.step import OptimizeSettings, optimize_run
