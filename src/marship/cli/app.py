@@ -43,11 +43,12 @@ def options(
     del version, debug  # the first acts by itself, the second is read by console.run
 
 
-def connect(home: Path | None) -> "marship.client.clients.Client":
-    """A client of the server in a folder."""
-    from marship.client.clients import Client
+def connect(home: Path | None) -> "marship.client.Client":
+    """A client of the server in a folder, whatever addresses the environment holds."""
+    from marship.client import Client
+    from marship.engines.torchserve.home import default_home
 
-    return Client(home)
+    return Client(home or default_home())
 
 
 @contextmanager

@@ -1,21 +1,25 @@
 """Models on the server: register, scale, ask."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from marship import console
-from marship.cli.app import Home, ModelName, Version, app, connect, waiting
+from marship.cli.address import on_server
+from marship.cli.app import ModelName, Version, app, waiting
 from marship.errors import UsageError
+
+if TYPE_CHECKING:
+    from marship.client.address import Address
 
 PANEL = "Models on the server"
 
 
 @app.command(rich_help_panel=PANEL)
+@on_server("management")
 def register(
     archive: Annotated[str, typer.Argument(help="a file name in the server's model store")],
-    home: Home = None,
     name: Annotated[str | None, typer.Option(help="the archive's own if left out")] = None,
     workers: Annotated[
         int | None, typer.Option(min=1, help="the archive's own setting if left out")
@@ -24,12 +28,14 @@ def register(
         str | None, typer.Option(help="latency or throughput; the archive's if left out")
     ] = None,
     timeout_s: Annotated[float, typer.Option(min=1, help="for all workers to be ready")] = 180,
+    *,
+    address: "Address",
 ) -> None:
     """Register an archive and wait until every wanted worker is ready."""
     from marship.cli import tables
 
     file = archive if archive.endswith(".mar") else f"{archive}.mar"
-    with connect(home) as client, waiting(f"registering {file}") as on_wait:
+    with address.client() as client, waiting(f"registering {file}") as on_wait:
         model = client.register(
             file,
             name=name,
@@ -42,56 +48,62 @@ def register(
 
 
 @app.command(rich_help_panel=PANEL)
-def models(home: Home = None) -> None:
+@on_server("management")
+def models(*, address: "Address") -> None:
     """List all models with their versions and workers."""
     from marship.cli import tables
 
-    with connect(home) as client:
-        tables.show_models(client.models(), client.metrics())
+    with address.client() as client:
+        tables.show_models(client.models(), client.metrics() if client.has("metrics") else "")
 
 
 @app.command(rich_help_panel=PANEL)
-def describe(name: ModelName, home: Home = None, version: Version = None) -> None:
+@on_server("management")
+def describe(name: ModelName, version: Version = None, *, address: "Address") -> None:
     """Show a model's settings and workers; --version all shows every version."""
     from marship.cli import tables
 
-    with connect(home) as client:
+    with address.client() as client:
         for model in client.describe(name, version):
             tables.show_status(model)
 
 
 @app.command(rich_help_panel=PANEL)
+@on_server("management")
 def scale(
     name: ModelName,
     workers: Annotated[int, typer.Argument(min=0, help="how many there shall be")],
-    home: Home = None,
     version: Version = None,
     timeout_s: Annotated[float, typer.Option(min=1, help="for all workers to be ready")] = 180,
+    *,
+    address: "Address",
 ) -> None:
     """Set the number of a model's workers and wait until they are there."""
     from marship.cli import tables
 
-    with connect(home) as client, waiting(f"scaling {name} to {workers}") as on_wait:
+    with address.client() as client, waiting(f"scaling {name} to {workers}") as on_wait:
         model = client.scale(name, workers, version=version, timeout_s=timeout_s, on_wait=on_wait)
     tables.show_status(model)
 
 
 @app.command(rich_help_panel=PANEL)
+@on_server("management")
 def set_default(
     name: ModelName,
     version: Annotated[str, typer.Argument(help="the version that shall answer")],
-    home: Home = None,
+    *,
+    address: "Address",
 ) -> None:
     """Make a version the one that answers where none is named."""
-    with connect(home) as client:
+    with address.client() as client:
         client.set_default(name, version)
     console.out.print(f"{name} {version} is the default")
 
 
 @app.command(rich_help_panel=PANEL)
+@on_server("management", asks_both=True)
 def rollout(
     archive: Annotated[str, typer.Argument(help="a file name in the server's model store")],
-    home: Home = None,
     name: Annotated[str | None, typer.Option(help="the archive's own if left out")] = None,
     workers: Annotated[
         int | None, typer.Option(min=1, help="as many as the old version has if left out")
@@ -109,13 +121,15 @@ def rollout(
     timeout_s: Annotated[
         float, typer.Option(min=1, help="for loading, for another rollout to end, for draining")
     ] = 180,
+    *,
+    address: "Address",
 ) -> None:
     """Put a new version in place of the old one; no request is lost, and a failure is undone."""
     from marship.cli import steps
     from marship.operate import rollout as rollouts
 
     file = archive if archive.endswith(".mar") else f"{archive}.mar"
-    with connect(home) as client, steps.shown(f"rolling out {file}") as watcher:
+    with address.client() as client, steps.shown(f"rolling out {file}") as watcher:
         done = rollouts.rollout(
             client,
             file,
@@ -132,39 +146,42 @@ def rollout(
 
 
 @app.command(rich_help_panel=PANEL)
+@on_server("management", asks_both=True)
 def apply(
     file: Annotated[Path, typer.Argument(help="the models that the server shall have, as TOML")],
-    home: Home = None,
     prune: Annotated[bool, typer.Option("--prune", help="remove what the file does not name")] = (
         False
     ),
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="only tell what would be done")
     ] = False,
+    *,
+    address: "Address",
 ) -> None:
     """Bring the server to a declared set of models; tell first what changes."""
     from marship.cli import steps
 
-    with connect(home) as client:
+    with address.client() as client:
         steps.bring(client, file, prune=prune, dry_run=dry_run)
 
 
 @app.command(rich_help_panel=PANEL)
-def unregister(name: ModelName, home: Home = None, version: Version = None) -> None:
+@on_server("management")
+def unregister(name: ModelName, version: Version = None, *, address: "Address") -> None:
     """Remove a version and end its workers."""
-    with connect(home) as client:
+    with address.client() as client:
         client.unregister(name, version)
     console.out.print(f"removed {name}{f' {version}' if version else ''}")
 
 
 @app.command(rich_help_panel=PANEL)
+@on_server("inference")
 def predict(
     name: ModelName,
     source: Annotated[
         list[str] | None, typer.Argument(help="files, folders, or - for standard input")
     ] = None,
     json_text: Annotated[str | None, typer.Option("--json", help="the request itself")] = None,
-    home: Home = None,
     version: Version = None,
     content_type: Annotated[str | None, typer.Option(help="if the file's name lies")] = None,
     forms: Annotated[
@@ -182,6 +199,8 @@ def predict(
         int | None, typer.Option(min=1, help="requests at a time; else by workers and batches")
     ] = None,
     again: Annotated[bool, typer.Option("--again", help="forget earlier answers")] = False,
+    *,
+    address: "Address",
 ) -> None:
     """Ask a model. One file: print the answer. More, or a folder: a table and a CSV, resumable."""
     from marship.cli import tables
@@ -199,7 +218,7 @@ def predict(
         form = single.form_of(forms, out)
         body, kind = sources.read_one(places, json_text)
         one = single.Single(name, body, content_type or kind, version, form, out)
-        answer = single.ask(one, home)
+        answer = single.ask(one, address)
         if form is None:
             tables.show_answer(answer)
         return
@@ -211,7 +230,7 @@ def predict(
     beside = transcripts.Transcripts.beside(out, places, forms) if forms else None
     run = Run(name, found.sources, out, version, content_type, in_flight, again, beside)
     with Screen(run) as screen:
-        done = ask_all(run, home, screen)
+        done = ask_all(run, address, screen)
     tables.show_predictions(done, run, found.passed_over)
     if done.failed:
         raise typer.Exit(1)

@@ -6,11 +6,13 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from marship import console
+from marship.cli.address import on_server
 from marship.cli.app import Home, app, connect
 from marship.engines.torchserve.server import ServeSettings
 from marship.settings import flags
 
 if TYPE_CHECKING:
+    from marship.client.address import Address
     from marship.engines.torchserve.server import Server
 
 PANEL = "The server"
@@ -85,17 +87,15 @@ def stop(home: Home = None) -> None:
 
 
 @app.command(rich_help_panel=PANEL)
-def status(home: Home = None) -> None:
+@on_server("management")
+def status(*, address: "Address") -> None:
     """Show where the server listens, where its files lie, and its models."""
     from marship.cli import tables
-    from marship.engines.torchserve import server
-    from marship.engines.torchserve.home import Home as Folder
-    from marship.engines.torchserve.home import default_home
 
-    record = server.status(home)
-    tables.show_server(record, Folder((home or default_home()).absolute()))
-    with connect(home) as client:
-        tables.show_models(client.models(), client.metrics())
+    with address.client() as client:
+        if client.is_local:
+            tables.show_server(client.home.require_running(), client.home)
+        tables.show_models(client.models(), client.metrics() if client.has("metrics") else "")
 
 
 @app.command(rich_help_panel=PANEL)

@@ -8,26 +8,19 @@ import functools
 import inspect
 from collections.abc import AsyncGenerator, Callable, Coroutine, Generator
 from contextlib import aclosing, closing
-from pathlib import Path
 from types import TracebackType
 from typing import Any, Concatenate, ParamSpec, Self, TypeVar
 
 from marship import profiles
 from marship.client.bodies import decoded, encoded
+from marship.client.connected import Connected
 from marship.engines.torchserve import draining, status, versions
 from marship.engines.torchserve import models as flows
 from marship.engines.torchserve.access import Access
-from marship.engines.torchserve.home import Home
 from marship.engines.torchserve.registration import Registration
 from marship.engines.torchserve.status import Model, ModelStatus, OnWait, Patience, Worker
 from marship.exchange.calls import Answer, Flow, line_value
-from marship.exchange.retries import RETRY_S
-from marship.exchange.transports import (
-    MAX_RESPONSE_BYTES,
-    AsyncTransport,
-    BlockingTransport,
-    Bounds,
-)
+from marship.exchange.transports import AsyncTransport, BlockingTransport
 
 __all__ = ["AsyncClient", "Client", "Model", "ModelStatus", "OnWait", "Worker"]
 
@@ -99,8 +92,9 @@ def _scale(  # noqa: PLR0913  keyword-only
         NotFoundError: There is no such model or version.
         ServerError: Not all came up; the message says how many did, and why.
     """
-    patience = Patience(timeout_s, on_wait)
-    return flows.scale(access, name, workers, version=version, patience=patience)
+    return flows.scale(
+        access, name, workers, version=version, patience=Patience(timeout_s, on_wait)
+    )
 
 
 def _wait_ready(
@@ -117,8 +111,7 @@ def _wait_ready(
         NotFoundError: There is no such model or version.
         LoadError: A worker died, or the time is over.
     """
-    patience = Patience(timeout_s, on_wait)
-    return flows.wait_ready(access, name, version=version, patience=patience)
+    return flows.wait_ready(access, name, version=version, patience=Patience(timeout_s, on_wait))
 
 
 def _predict(
@@ -185,39 +178,7 @@ def _told_as(operation: Callable[..., Any], method: M) -> M:
     return method
 
 
-class _Connected:
-    """Where a server is, and how one proves who asks."""
-
-    def __init__(  # noqa: PLR0913  keyword-only
-        self,
-        home: Path | None = None,
-        *,
-        inference_url: str | None = None,
-        management_url: str | None = None,
-        metrics_url: str | None = None,
-        inference_token: str | None = None,
-        management_token: str | None = None,
-        timeout_s: float = 60.0,
-        max_response_bytes: int = MAX_RESPONSE_BYTES,
-        retry_s: float = RETRY_S,
-        on_retry: Callable[[], None] | None = None,
-    ) -> None:
-        urls = {
-            "inference": inference_url,
-            "management": management_url,
-            "metrics": metrics_url,
-        }
-        tokens = {"inference": inference_token, "management": management_token}
-        self._access = Access(home, urls, tokens, retry_s, on_retry)
-        self._bounds = Bounds(timeout_s, max_response_bytes)
-
-    @property
-    def home(self) -> Home:
-        """The server's home folder, where it is at hand."""
-        return self._access.home
-
-
-class Client(_Connected):
+class Client(Connected):
     """A blocking client.
 
     Addresses and tokens are found in the server's home folder, and tokens are
@@ -226,9 +187,10 @@ class Client(_Connected):
 
     Args:
         home: The server's home; None is MARSHIP_HOME, else `.marship` in the current folder.
-        inference_url: Where predictions are asked for, in place of the home's address.
-        management_url: Where models are managed, in place of the home's address.
-        metrics_url: Where figures are read, in place of the home's address.
+        inference_url: Where predictions are asked for: in place of MARSHIP_INFERENCE_URL, or of
+            the home's address where a home is named.
+        management_url: Where models are managed, likewise (MARSHIP_MANAGEMENT_URL).
+        metrics_url: Where figures are read, likewise (MARSHIP_METRICS_URL).
         inference_token: In place of MARSHIP_INFERENCE_TOKEN and the home's.
         management_token: In place of MARSHIP_MANAGEMENT_TOKEN and the home's.
         timeout_s: How long one HTTP exchange may take, from the connection to the last byte.
@@ -236,6 +198,8 @@ class Client(_Connected):
         retry_s: How long a prediction that fails through no fault of its own is asked again: a
             full queue, a lost connection, a dead worker. 0 asks once. See `torchserve.retries`.
         on_retry: Called before a prediction is asked again.
+        ca: A PEM file with the authorities to trust, in place of SSL_CERT_FILE and the system's.
+        model_store: Of a server elsewhere: the folder with copies of its archives for a rollout.
     """
 
     models = _blocking(flows.list_models)
@@ -321,7 +285,7 @@ class Client(_Connected):
         self._transport.close()
 
 
-class AsyncClient(_Connected):
+class AsyncClient(Connected):
     """An asyncio client: `Client`'s arguments, and its methods as coroutines."""
 
     models = _awaiting(flows.list_models)

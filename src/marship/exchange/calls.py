@@ -5,6 +5,7 @@ caller asked for. A client runs flows on a transport of its own; a transport's e
 into the flow at the place where it waits, so a flow can undo what it began.
 """
 
+import ssl
 from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, Protocol, TypeVar
@@ -30,6 +31,7 @@ Side = Literal["inference", "management", "metrics"]
 LINES_TYPE = "application/jsonl"
 OK, BAD_REQUEST, NOT_FOUND, TOO_LARGE, SERVER_FAULT = 200, 400, 404, 413, 500
 REFUSED_TOKEN = "InvalidKeyException"  # noqa: S105  the type that TorchServe gives a refusal
+_NO_SUCH_PATH = "ResourceNotFoundException"
 _SHOWN_BYTES = 300
 _DIED = "Worker died"
 _DEATHS = (_DIED, "Worker scaled down")  # WorkerThread.java, with status 500 or 507
@@ -118,7 +120,13 @@ Flow = Generator[Step, Any, T]
 
 
 class Destination(Protocol):
-    """The server that calls go to."""
+    """The server that calls go to.
+
+    Attributes:
+        tls: Whom to trust; None is whom the system trusts.
+    """
+
+    tls: ssl.SSLContext | None
 
     def url(self, call: Call) -> str:
         """The address of a call, without its parameters."""
@@ -173,6 +181,17 @@ def is_token_refused(answer: Answer) -> bool:
     if answer.status == TokenError.status:
         return problem.get("code") == TokenError.code
     return answer.status == BAD_REQUEST and problem.get("type") == REFUSED_TOKEN
+
+
+def is_of_another_api(answer: Answer, side: Side) -> bool:
+    """Whether nobody at the address knows such a path, as told from a model that is not known.
+
+    Of a prediction a handler, too, may say "not found", with a code of its own.
+    """
+    if answer.status != NOT_FOUND:
+        return False
+    kind = _problem(answer).get("type")
+    return kind == _NO_SUCH_PATH or (side != "inference" and not isinstance(kind, str))
 
 
 def is_death(answer: Answer) -> bool:

@@ -5,6 +5,7 @@ No proxy, no .netrc, no cookies and no redirects: a client speaks to the server 
 
 import http.client
 import select
+import ssl
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from typing import Any, BinaryIO
@@ -69,12 +70,13 @@ class Connection(http.client.HTTPConnection):
     Args:
         base: The address, without a path.
         check: Asked about each new connection before anything is sent.
+        tls: The authorities that are trusted; None is the default ones.
     """
 
     response_class = _Response
 
-    def __init__(self, base: str, check: Check) -> None:
-        self.base, self.limits, self._check = base, Limits(), check
+    def __init__(self, base: str, check: Check, tls: ssl.SSLContext | None = None) -> None:
+        self.base, self.limits, self._check, self._tls = base, Limits(), check, tls
         self._path, parts = sockets.path_of(base), urlsplit(base)
         self._is_tls = parts.scheme == "https"
         self.default_port = 443 if self._is_tls else 80
@@ -100,7 +102,9 @@ class Connection(http.client.HTTPConnection):
             raise UnreachableError(str(error)) from error
         try:
             self._check(self.base, line)
-            self.sock = limited.secured(line, self.host, self.limits) if self._is_tls else line
+            self.sock = line
+            if self._is_tls:
+                self.sock = limited.secured(line, self.host, self.limits, self._tls)
         except BaseException:
             line.close()
             raise
@@ -117,8 +121,8 @@ class Connection(http.client.HTTPConnection):
 class Pool:
     """Connections that are open and not in use."""
 
-    def __init__(self, check: Check) -> None:
-        self._check = check
+    def __init__(self, check: Check, tls: ssl.SSLContext | None = None) -> None:
+        self._check, self._tls = check, tls
         self._free: defaultdict[str, list[Connection]] = defaultdict(list)
 
     def take(self, base: str) -> Connection:
@@ -129,7 +133,7 @@ class Pool:
             if not one.is_dropped():
                 return one
             one.close()
-        return Connection(base, self._check)
+        return Connection(base, self._check, self._tls)
 
     def give(self, one: Connection) -> None:
         """Take one back whose response has been read."""

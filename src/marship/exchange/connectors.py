@@ -1,5 +1,6 @@
 """Connectors of the asyncio client: aiohttp's own, which check each new connection's peer."""
 
+import ssl
 from collections.abc import Callable
 from typing import Any
 
@@ -15,8 +16,9 @@ Check = Callable[[str, Any], None]
 class _Connector(aiohttp.TCPConnector):
     """Asks about each new connection; aiohttp has no other place for it."""
 
-    def __init__(self, base: str, check: Check) -> None:
-        super().__init__(limit=0, ssl=tls_context() if base.startswith("https:") else True)
+    def __init__(self, base: str, check: Check, tls: ssl.SSLContext | None) -> None:
+        context = (tls or tls_context()) if base.startswith("https:") else True
+        super().__init__(limit=0, ssl=context)
         self._base, self._check = base, check
 
     async def _create_connection(self, *args: Any) -> ResponseHandler:  # noqa: ANN401
@@ -34,10 +36,10 @@ class _UnixConnector(aiohttp.UnixConnector):
         return _checked(await super()._create_connection(*args), self._base, self._check)
 
 
-def connector(base: str, check: Check) -> aiohttp.BaseConnector:
+def connector(base: str, check: Check, tls: ssl.SSLContext | None = None) -> aiohttp.BaseConnector:
     """Without a limit: the caller says how many at a time."""
     path = sockets.path_of(base)
-    return _UnixConnector(path, base, check) if path else _Connector(base, check)
+    return _UnixConnector(path, base, check) if path else _Connector(base, check, tls)
 
 
 def _checked(made: ResponseHandler, base: str, check: Check) -> ResponseHandler:

@@ -10,6 +10,7 @@ import os
 import socket
 import ssl
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import certifi
@@ -140,25 +141,37 @@ def connect_unix(path: str, limits: Limits) -> LimitedSocket:
     return line
 
 
-def secured(line: LimitedSocket, host: str, limits: Limits) -> LimitedTLSSocket:
+def secured(
+    line: LimitedSocket, host: str, limits: Limits, context: ssl.SSLContext | None = None
+) -> LimitedTLSSocket:
     """Begin TLS on a connection.
+
+    Args:
+        line: The connection.
+        host: The name that the certificate must hold.
+        limits: What the connection may take.
+        context: Of `tls_context`; None trusts the default authorities.
 
     Raises:
         ssl.SSLError: The server's certificate is not accepted, or it speaks something else.
         TimeoutError: The deadline passed.
     """
     line.settimeout(limits.left_s())
-    wrapped = tls_context().wrap_socket(line, server_hostname=host)
+    wrapped = (context or tls_context()).wrap_socket(line, server_hostname=host)
     assert isinstance(wrapped, LimitedTLSSocket)  # noqa: S101  as the context says
     wrapped.limits = limits
     return wrapped
 
 
 @functools.cache
-def tls_context() -> ssl.SSLContext:
-    """What is trusted: SSL_CERT_FILE's authorities, else the system's and certifi's."""
-    context = ssl.create_default_context()
-    if not os.environ.get("SSL_CERT_FILE"):
+def tls_context(authorities: Path | None = None) -> ssl.SSLContext:
+    """What is trusted: a file's authorities; else SSL_CERT_FILE's; else the system's and certifi's.
+
+    Raises:
+        OSError: The file cannot be read, or holds no certificate in PEM.
+    """
+    context = ssl.create_default_context(cafile=authorities)
+    if authorities is None and not os.environ.get("SSL_CERT_FILE"):
         context.load_verify_locations(certifi.where())
     context.sslsocket_class = LimitedTLSSocket
     return context

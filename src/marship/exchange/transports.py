@@ -100,7 +100,7 @@ class BlockingTransport:
 
     def __init__(self, destination: Destination, bounds: Bounds) -> None:
         self._destination, self._bounds = destination, bounds
-        self._pool = connections.Pool(destination.check_peer)
+        self._pool = connections.Pool(destination.check_peer, destination.tls)
 
     def run(self, flow: Flow[T]) -> T:
         """The flow's result."""
@@ -272,7 +272,7 @@ class AsyncTransport:
         base = sockets.base_of(url)
         if base not in self._sessions:
             self._sessions[base] = aiohttp.ClientSession(
-                connector=connector(base, self._destination.check_peer),
+                connector=connector(base, self._destination.check_peer, self._destination.tls),
                 headers=_HEADERS,
                 auto_decompress=False,
                 cookie_jar=aiohttp.DummyCookieJar(),
@@ -395,8 +395,8 @@ def _without_tls(url: str, error: Exception) -> ServerError:
     if isinstance(error, ssl.SSLCertVerificationError):
         return TLSError(
             f"{url} must show a certificate that is valid for it, got: {error.verify_message}. "
-            "Renew it, use a name that it holds, or name the authority that signed it with "
-            "SSL_CERT_FILE."
+            "Renew it, use a name that it holds, or name the PEM file of the authority that signed "
+            "it (of a self-signed certificate: itself) with --ca or SSL_CERT_FILE."
         )
     reason = getattr(error, "reason", None) or str(error)
     return TLSError(

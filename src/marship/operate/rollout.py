@@ -92,8 +92,8 @@ def rollout(  # noqa: PLR0913  keyword-only
     registered without, they are the new archive's.
 
     Args:
-        client: Of a server whose home is at hand.
-        archive: A file name in its model store.
+        client: Of the server.
+        archive: A file name in its model store; see `read`.
         name: The model's name on the server; None is the archive's own.
         workers: How many; None is as many as the old version has.
         profile: "latency" or "throughput", in place of what the old version was registered with.
@@ -139,7 +139,8 @@ def turns(
 ) -> Iterator[bool]:
     """Exchange versions of these models while no other rollout by way of the same home does.
 
-    Where the home may only be read there are no locks, and the server's state decides alone.
+    Where the home may only be read, or is elsewhere, there are no locks, and the server's state
+    decides alone.
 
     Yields:
         Whether another one was waited for.
@@ -149,7 +150,7 @@ def turns(
         ServerError: Another one goes on for longer than `timeout_s`.
     """
     wanted = sorted({checked_name(name) for name in names})  # in one order: none waits in a ring
-    if not os.access(client.home.path, os.W_OK):
+    if not (client.is_local and os.access(client.home.path, os.W_OK)):
         wanted = []
     has_waited = False
     with ExitStack() as held:
@@ -167,6 +168,8 @@ def turns(
 def read(client: Client, archive: str) -> Archive:
     """An archive of the server's model store; where the server trusts keys, as one signed it.
 
+    Of a server elsewhere it is a copy here: golden cases tell whether the server has the same.
+
     Raises:
         UsageError: It is no file name, or no such file.
         PackageError: It is damaged.
@@ -177,9 +180,9 @@ def read(client: Client, archive: str) -> Archive:
             f"an archive must be the name of a file in the model store, got {archive!r}. "
             "Put the file there and give its name alone."
         )
-    record = client.home.require_running()
-    path = Path(record.model_store) / archive
-    keys = store.pinned(Path(record.trust) if record.trust else None)
+    path = client.model_store / archive
+    trust = client.home.require_running().trust if client.is_local else None
+    keys = store.pinned(Path(trust) if trust else None)
     if keys is None:
         return archives.read(path)
     signed = keys.verify(path).contents.files  # before anything in it is parsed
@@ -302,6 +305,8 @@ class _Steps:
             on_wait=self.watcher.on_wait,
             **self.settings,
         )
+        if self.mine.version != self.new.version:
+            raise RolloutError(f"the server's archive is another one, of {self.mine.version}")
         return self.mine
 
     def _ask_probe(self) -> str:
@@ -358,7 +363,7 @@ def _kept(
     settings = {"workers": workers or old.min_workers or None, "profile": profile}
     if profile is not None:
         return settings
-    note = store.read_note(client.home, old.name, old.version)
+    note = store.read_note(client.home, old.name, old.version) if client.is_local else None
     asked = note if note and note.registration == old.registration else old
     batch = {"batch_size": asked.batch_size, "max_batch_delay_ms": asked.max_batch_delay_ms}
     return settings | batch

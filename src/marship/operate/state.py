@@ -72,7 +72,7 @@ def plan(client: Client, entries: Sequence[Entry], *, prune: bool = False) -> li
     """What is to be done on a server, in order.
 
     Args:
-        client: Of a server whose home is at hand.
+        client: Of the server.
         entries: What shall be.
         prune: Remove what is not among them.
 
@@ -134,7 +134,8 @@ def resolve(client: Client, entries: Sequence[Entry]) -> list[Version]:
             name,
             version,
             is_default=answering[name] == version,
-            is_changed=store.has_other_files(client.home, name, version, entry.archive),
+            is_changed=client.is_local
+            and store.has_other_files(client.home, name, version, entry.archive),
         )
         for (name, version), entry in found.items()
     ]

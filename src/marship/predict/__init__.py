@@ -17,7 +17,10 @@ from typing import Any
 import numpy as np
 import orjson
 
-from marship.client.clients import AsyncClient, ModelStatus
+from marship.client import AsyncClient
+from marship.client.address import Address
+from marship.client.clients import ModelStatus
+from marship.engines.torchserve.access import URL_VARIABLES
 from marship.errors import (
     MarshipError,
     NoAnswerError,
@@ -30,7 +33,14 @@ from marship.errors import (
 )
 from marship.exchange.calls import Pause
 from marship.exchange.retries import FIRST_PAUSE_S, RETRY_S, Patience
-from marship.predict.bounds import LONGEST_STREAM_S, Limits, Room, longest_wait_s
+from marship.predict.bounds import (
+    FEWEST_IN_FLIGHT,
+    LONGEST_STREAM_S,
+    UNKNOWN_WAIT_S,
+    Limits,
+    Room,
+    longest_wait_s,
+)
 from marship.predict.ledger import Ledger
 from marship.predict.outcome import Outcome
 from marship.predict.rows import Row, Stamp
@@ -82,12 +92,13 @@ class Watcher:
         """The server does not answer just now, and is asked again."""
 
 
-def ask_all(run: Run, home: Path | None = None, watcher: Watcher | None = None) -> Outcome:
+def ask_all(run: Run, address: Address | None = None, watcher: Watcher | None = None) -> Outcome:
     """Ask a model about every file that has no answer yet.
 
     Args:
         run: What is asked.
-        home: The server's folder; None is the default one.
+        address: Where the server is; None is the default home. One whose management API cannot
+            be called, such as a proxy, must be asked for a version by name.
         watcher: Told how it goes.
 
     Raises:
@@ -97,27 +108,28 @@ def ask_all(run: Run, home: Path | None = None, watcher: Watcher | None = None) 
         ServerError: The model has no worker, or the server is gone. Answers are kept.
         StorageError: Answers cannot be written.
     """
-    return asyncio.run(_ask_all(run, home, watcher or Watcher()))
+    return asyncio.run(_ask_all(run, address or Address(), watcher or Watcher()))
 
 
-async def _ask_all(run: Run, home: Path | None, watcher: Watcher) -> Outcome:
-    limits = Limits.of(home)
-    model = await _ready_model(run, home)
-    run = replace(run, version=model.version)  # the one in the rows, whatever the default becomes
-    in_flight = limits.in_flight(run.in_flight, model)
-    with Ledger(run.out, f"{model.name} {model.version}", again=run.again) as ledger:
+async def _ask_all(run: Run, address: Address, watcher: Watcher) -> Outcome:
+    async with address.async_client() as client:
+        limits = Limits.of(client)
+        plan = await _planned(run, client, limits)
+    run = replace(run, version=plan.version)  # the one in the rows, whatever the default becomes
+    with Ledger(run.out, f"{run.model} {plan.version}", again=run.again) as ledger:
         waiting = _unanswered(run, ledger)
         before = len(run.sources) - len(waiting)
         watcher.on_start(len(waiting), before, is_torn=ledger.is_torn)
         began = time.monotonic()
         hears = any(may_be_sound(run.kind(source)) for source in waiting)
-        timeout_s = LONGEST_STREAM_S if hears else longest_wait_s(model, in_flight)
+        timeout_s = LONGEST_STREAM_S if hears else plan.timeout_s
         asking = _Asking(run, ledger, watcher, limits)
-        async with AsyncClient(
-            home, timeout_s=timeout_s, retry_s=RETRY_S, on_retry=asking.on_retry
+        async with address.async_client(
+            timeout_s=timeout_s, retry_s=RETRY_S, on_retry=asking.on_retry
         ) as client:
-            await client.describe(run.model, run.version)  # it waits for a server that it has met
-            await asking.all(client, waiting, in_flight)
+            # it waits for a server that it has met
+            await (_ready_model(run, client) if client.has("management") else client.ping())
+            await asking.all(client, waiting, plan.in_flight)
         done = Outcome(before, time.monotonic() - began)
         ledger.finish()
         done.take(ledger.rows(run.sources))
@@ -141,9 +153,35 @@ def _unanswered(run: Run, ledger: Ledger) -> list[Source]:
     return waiting
 
 
-async def _ready_model(run: Run, home: Path | None) -> ModelStatus:
-    async with AsyncClient(home) as client:
-        (model,) = await client.describe(run.model, run.version)
+@dataclass(frozen=True, slots=True)
+class _Plan:
+    """Which version is asked, how many requests at a time, and how long each may take."""
+
+    version: str
+    in_flight: int
+    timeout_s: float
+
+
+async def _planned(run: Run, client: AsyncClient, limits: Limits) -> _Plan:
+    """By the model's workers and batches, where the management API tells them.
+
+    Raises:
+        UsageError: It cannot be asked which version is the default.
+    """
+    if client.has("management"):
+        model = await _ready_model(run, client)
+        in_flight = limits.in_flight(run.in_flight, model)
+        return _Plan(model.version, in_flight, longest_wait_s(model, in_flight))
+    if run.version is None:
+        raise UsageError(
+            "--version must be given where only predictions can be asked for, got none: one file "
+            f"of answers belongs to one version. Name it, or set {URL_VARIABLES['management']}."
+        )
+    return _Plan(run.version, run.in_flight or FEWEST_IN_FLIGHT, UNKNOWN_WAIT_S)
+
+
+async def _ready_model(run: Run, client: AsyncClient) -> ModelStatus:
+    (model,) = await client.describe(run.model, run.version)
     if not model.ready:
         raise ServerError(
             f"{model.name} must have a worker that is ready, got none of {len(model.workers)}. "

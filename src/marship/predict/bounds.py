@@ -4,16 +4,17 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Self
 
+from marship.client import AsyncClient, Client
 from marship.client.clients import ModelStatus
 from marship.engines.torchserve import properties
-from marship.engines.torchserve.home import Home, default_home
 from marship.errors import TooLargeError, UsageError
 from marship.predict.sources import may_be_sound
 
 FEWEST_IN_FLIGHT = 8
+UNKNOWN_WAIT_S = 300.0
+"""For an answer, where the server does not tell how long its workers may take."""
 LONGEST_STREAM_S = 6 * 3600.0
 """A recording waits for all before it, however long they are; TorchServe ends a dead worker."""
 
@@ -23,14 +24,15 @@ class Limits:
     """What the server takes; the values are TorchServe's own where its settings say nothing."""
 
     queue: int = 100
-    request_bytes: int = 6_553_500
+    request_bytes: int | None = 6_553_500
 
     @classmethod
-    def of(cls, home: Path | None) -> Self:
-        """The limits of a home's server."""
-        home_folder = Home((home or default_home()).absolute())
-        home_folder.require_running()
-        values = properties.read(home_folder.config)
+    def of(cls, client: Client | AsyncClient) -> Self:
+        """The limits of a client's server; one elsewhere does not tell the largest request."""
+        if not client.is_local:
+            return cls(request_bytes=None)
+        client.home.require_running()
+        values = properties.read(client.home.config)
         names = {"queue": "job_queue_size", "request_bytes": "max_request_size"}
         return cls(**{ours: int(values[its]) for ours, its in names.items() if its in values})
 
@@ -51,7 +53,7 @@ class Limits:
 
     def refusal(self, size_bytes: int, kind: str) -> TooLargeError | None:
         """What the server would say of a file of this size and type, without being asked."""
-        if size_bytes <= self.request_bytes:
+        if self.request_bytes is None or size_bytes <= self.request_bytes:
             return None
         advice = "Send sound as FLAC, Opus or MP3, or set" if may_be_sound(kind) else "Set"
         return TooLargeError(

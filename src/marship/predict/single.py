@@ -8,7 +8,8 @@ from types import TracebackType
 from typing import Any, Self, TextIO
 
 from marship import console, storage
-from marship.client.clients import Client
+from marship.client import Client
+from marship.client.address import Address
 from marship.errors import UsageError
 from marship.predict import plain
 from marship.predict.bounds import LONGEST_STREAM_S, Limits
@@ -71,7 +72,7 @@ def form_of(forms: Sequence[str], out: Path | None) -> str | None:
     return form
 
 
-def ask(single: Single, home: Path | None = None) -> Any:  # noqa: ANN401  any that a model answers
+def ask(single: Single, address: Address) -> Any:  # noqa: ANN401  any that a model answers
     """Ask, and print or write the answer; segments of a recording as soon as they are heard.
 
     Returns:
@@ -83,16 +84,17 @@ def ask(single: Single, home: Path | None = None) -> Any:  # noqa: ANN401  any t
         MarshipError: As `Client.predict` raises.
         StorageError: The file cannot be written; what it held before is kept.
     """
-    if refusal := Limits.of(home).refusal(len(single.body), single.kind):
-        raise refusal
     timeout_s = LONGEST_STREAM_S if may_be_sound(single.kind) else LONGEST_WAIT_S
-    with Client(home, timeout_s=timeout_s) as client, _Hearing(_lines(client, single)) as heard:
-        if single.form is None:
-            for segment in heard:
-                heard.show(segment)
-        else:
-            with _writing(single.out) as stream:
-                _write(single.form, heard, stream)
+    with address.client(timeout_s=timeout_s) as client:
+        if refusal := Limits.of(client).refusal(len(single.body), single.kind):
+            raise refusal
+        with _Hearing(_lines(client, single)) as heard:
+            if single.form is None:
+                for segment in heard:
+                    heard.show(segment)
+            else:
+                with _writing(single.out) as stream:
+                    _write(single.form, heard, stream)
     return heard.answer
 
 

@@ -1,6 +1,7 @@
 """Where a server listens and which token it wants: given, or found in its home folder."""
 
 import os
+import ssl
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -14,13 +15,27 @@ from marship.engines.torchserve import peers
 from marship.engines.torchserve.home import Home, ServerRecord, default_home
 from marship.engines.torchserve.peers import Line
 from marship.errors import DataError, MarshipError, NotRunningError, TokenError, UsageError
-from marship.exchange import sockets
-from marship.exchange.calls import Answer, Call, Flow, Pause, Side, checked, is_token_refused
+from marship.exchange import limited, sockets
+from marship.exchange.calls import (
+    Answer,
+    Call,
+    Flow,
+    Pause,
+    Side,
+    checked,
+    is_of_another_api,
+    is_token_refused,
+)
 from marship.exchange.retries import Patience, persistent
 
 TOKEN_VARIABLES: Mapping[str, str] = {
     "inference": "MARSHIP_INFERENCE_TOKEN",
     "management": "MARSHIP_MANAGEMENT_TOKEN",
+}
+URL_VARIABLES: Mapping[str, str] = {
+    "inference": "MARSHIP_INFERENCE_URL",
+    "management": "MARSHIP_MANAGEMENT_URL",
+    "metrics": "MARSHIP_METRICS_URL",
 }
 _SIDES: tuple[Side, ...] = ("inference", "management", "metrics")
 _SCHEMES = ("http://", "https://", sockets.SCHEME)
@@ -38,23 +53,32 @@ class Access:
 
     Args:
         home: The server's home folder; None is MARSHIP_HOME or `.marship`.
-        urls: Addresses that are given; the others come from the home.
+        urls: Addresses that are given. Without a home, those of the environment count as given,
+            and any of them means a server elsewhere: what has no address is not called then.
+            With a home, the others come from it.
         tokens: Tokens that are given; else from the environment, else from the home.
         retry_s: How long calls that may be repeated are.
         on_retry: Called before each repetition.
+        ca: A PEM file with the authorities to trust, in place of the default ones.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913  keyword-only
         self,
-        home: Path | None,
+        home: str | Path | None,
         urls: Mapping[str, str | None],
         tokens: Mapping[str, str | None],
+        *,
         retry_s: float = 0.0,
         on_retry: Callable[[], None] | None = None,
+        ca: str | Path | None = None,
     ) -> None:
         self._retry_s, self._on_retry, self._has_met = retry_s, on_retry, False
-        self.home = Home((home or default_home()).absolute())
+        self.home = Home(Path(home or default_home()).absolute())
+        self.tls = None if ca is None else _trusting(Path(ca))
+        if home is None:
+            urls = {side: urls.get(side) or os.environ.get(URL_VARIABLES[side]) for side in _SIDES}
         self._urls = {side: _checked(side, url) for side, url in urls.items() if url}
+        self._is_elsewhere = home is None and bool(self._urls)
         self._record: ServerRecord | None = None
         self._given = {
             side: token
@@ -67,16 +91,27 @@ class Access:
     @property
     def is_local(self) -> bool:
         """Whether the server's files are at hand: its addresses come from its home."""
-        return "management" not in self._urls
+        return "management" not in self._urls and not self._is_elsewhere
+
+    def has(self, side: Side) -> bool:
+        """Whether there is an address to call, given or of the home."""
+        return side in self._urls or not self._is_elsewhere
 
     def url(self, call: Call) -> str:
         """The address of a call, without its parameters.
 
         Raises:
+            UsageError: The server is elsewhere, and this address of it is not given.
             NotRunningError: No address is given, and no server runs in the home.
         """
         if call.side in self._urls:
             return self._urls[call.side] + call.path
+        if self._is_elsewhere:
+            raise UsageError(
+                f"the {call.side} address must be given for a server elsewhere, got that of "
+                f"{' and '.join(self._urls)} alone. Set {URL_VARIABLES[call.side]}, or name the "
+                "server's home with --home."
+            )
         if self._record is None:
             self._record = self.home.require_running()
         return _address(self._record, call.side) + call.path
@@ -127,6 +162,8 @@ class Access:
                 response_timeout_s=self._response_timeout_s,
             )
             self._has_met = True
+            if call.side in self._urls and is_of_another_api(answer, call.side):
+                raise _other_api(call.side, self._urls[call.side])
             if call.side not in TOKEN_VARIABLES or not is_token_refused(answer):
                 return checked(answer)
             yield from self._renew(call.side, token)
@@ -201,9 +238,13 @@ class Access:
     def not_reachable(self, url: str) -> NotRunningError:
         """What a refused connection means; the home is read again before the next call."""
         self._record = None
-        return NotRunningError(
-            f"a server must listen at {url}, got no connection. Start one with: marship serve"
+        is_given = any(url.startswith(given) for given in self._urls.values())
+        advice = (
+            "Check the address, and that the server runs and can be reached from here."
+            if is_given
+            else "Start one with: marship serve"
         )
+        return NotRunningError(f"a server must listen at {url}, got no connection. {advice}")
 
     def _refused(self, side: Side) -> TokenError:
         variable = TOKEN_VARIABLES[side]
@@ -211,19 +252,46 @@ class Access:
             return TokenError(
                 f"the {side} token must be the server's and not older than its "
                 "token_expiration_min, got one that it refuses. Take the new one from the "
-                f"server's key_file.json, or unset {variable} where the server's home is at hand."
+                f"server's key_file.json, make sure that the address is that of the {side} API, "
+                f"or unset {variable} where the server's home is at hand."
             )
         if not self._is_homes(side):
             return TokenError(
                 f"the {side} token must be given for {self._urls[side]}, got none: the server of "
                 f"{self.home.path} has another address, and its tokens go nowhere else. Pass "
-                f"{side}_token, set {variable}, or name that server's home with MARSHIP_HOME."
+                f"{side}_token, set {variable}, use --token-file, or name that server's home with "
+                "MARSHIP_HOME."
             )
         return TokenError(
             f"the {side} token must be the server's, got none that it accepts in "
             f"{self.home.key_file}. Name the server's home with --home or MARSHIP_HOME, or set "
             f"{variable}."
         )
+
+
+def _trusting(ca: Path) -> ssl.SSLContext:
+    """Trust the authorities of a file, and no others.
+
+    Raises:
+        UsageError: It is no such file.
+    """
+    try:
+        return limited.tls_context(ca.absolute())
+    except OSError as error:
+        reason = error.strerror if error.errno else "no certificate in PEM"
+        raise UsageError(
+            f"the authorities must stand in a PEM file, got {ca}: {reason}. Name the certificate "
+            "of who signed the server's; of a self-signed one itself: proxy/self-signed.pem."
+        ) from error
+
+
+def _other_api(side: Side, base: str) -> UsageError:
+    """What it means that the server knows no such path."""
+    return UsageError(
+        f"{side}_url must be the address of TorchServe's {side} API, got {base}, where there is "
+        "none: TorchServe has a port for each API (8080 inference, 8081 management, 8082 metrics "
+        "as shipped), and the proxy passes on predictions alone. Name that port."
+    )
 
 
 def _address(record: ServerRecord, side: Side) -> str:

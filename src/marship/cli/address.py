@@ -1,0 +1,117 @@
+"""The flags that say where a command's server is."""
+
+import functools
+import inspect
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+
+from marship.errors import UsageError
+
+Api = Literal["inference", "management"]
+
+_OTHER_API: Mapping[Api, Api] = {"inference": "management", "management": "inference"}
+
+
+def on_server(api: Api, *, asks_both: bool = False) -> Callable[..., Callable[..., Any]]:
+    """Turn a command's parameter `address` into `--home`, `--url`, `--token` and their kin.
+
+    Args:
+        api: Which API of the server the command calls: that is what `--url` and `--token` are of.
+        asks_both: Whether it calls the other one as well, which gets a flag of its own, as do the
+            archives that it reads.
+    """
+
+    def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
+        signature = inspect.signature(function)
+        flags = _flags(api, asks_both=asks_both)
+
+        @functools.wraps(function)
+        def command(**given: Any) -> Any:  # noqa: ANN401  Typer calls it by name
+            chosen = {flag.name: given.pop(flag.name) for flag in flags}
+            return function(**given, address=_address(api, asks_both=asks_both, **chosen))
+
+        # Typer evaluates annotations, and that of an Address would need its slow imports
+        command.__annotations__ = {
+            name: hint for name, hint in function.__annotations__.items() if name != "address"
+        }
+        kept = [p for p in signature.parameters.values() if p.name != "address"]
+        command.__signature__ = signature.replace(  # type: ignore[attr-defined]
+            parameters=[p.replace(kind=p.KEYWORD_ONLY) for p in [*kept, *flags]]
+        )
+        return command
+
+    return decorate
+
+
+def _flags(api: Api, *, asks_both: bool) -> list[inspect.Parameter]:
+    other = _OTHER_API[api]
+    known = f"MARSHIP_{api.upper()}"
+    flags = [
+        _flag("home", Path, "--home", "the server's folder; else MARSHIP_HOME, else .marship here"),
+        _flag("url", str, "--url", f"a server elsewhere: its {api} address; else {known}_URL"),
+        _flag("token", str, "--token", f"its {api} token, which others see in ps; else the file's"),
+        _flag(
+            "token_file",
+            Path,
+            "--token-file",
+            f"a file with that token, or a copy of the server's key_file.json; else {known}_TOKEN",
+        ),
+        _flag("ca", Path, "--ca", "PEM file of the authorities to trust over https"),
+    ]
+    if asks_both:
+        text = f"its {other} address; else MARSHIP_{other.upper()}_URL"
+        flags.append(_flag("other_url", str, f"--{other}-url", text))
+        text = "of a server elsewhere: copies of its archives; else model_store here"
+        flags.append(_flag("model_store", Path, "--model-store", text))
+    return flags
+
+
+def _flag(name: str, kind: Any, flag: str, text: str) -> inspect.Parameter:  # noqa: ANN401  a type
+    return inspect.Parameter(
+        name,
+        inspect.Parameter.KEYWORD_ONLY,
+        default=None,
+        annotation=Annotated[kind | None, typer.Option(flag, help=text)],
+    )
+
+
+def _address(
+    api: Api,
+    *,
+    asks_both: bool,
+    home: Path | None,
+    url: str | None,
+    token: str | None,
+    token_file: Path | None,
+    ca: Path | None,
+    other_url: str | None = None,
+    model_store: Path | None = None,
+) -> Any:  # noqa: ANN401  an Address, whose module is slow to import
+    from marship.client.address import Address, Tokens
+    from marship.client.connected import MODEL_STORE
+
+    if home and (url or other_url):
+        raise UsageError(
+            "--home must come without --url, got both. The first is a server whose folder is at "
+            "hand, the second one elsewhere."
+        )
+    if token and token_file:
+        raise UsageError("--token must come without --token-file, got both. Leave one out.")
+    other = _OTHER_API[api]
+    if asks_both and url and not (other_url or os.environ.get(f"MARSHIP_{other.upper()}_URL")):
+        raise UsageError(
+            f"--{other}-url must come with --url here, since both APIs are called, got none."
+        )
+    tokens = Tokens.read(token_file, api) if token_file else Tokens(**{api: token})
+    return Address(
+        home=home,
+        inference_token=tokens.inference,
+        management_token=tokens.management,
+        ca=ca,
+        model_store=model_store or MODEL_STORE,
+        **{f"{api}_url": url, f"{other}_url": other_url},
+    )

@@ -1,0 +1,61 @@
+"""What the two clients have in common: addresses, tokens and bounds."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+from marship.engines.torchserve.access import Access
+from marship.engines.torchserve.home import Home
+from marship.exchange.calls import Side
+from marship.exchange.retries import RETRY_S
+from marship.exchange.transports import MAX_RESPONSE_BYTES, Bounds
+
+MODEL_STORE = Path("model_store")
+
+
+class Connected:
+    """Where a server is, and how one proves who asks."""
+
+    def __init__(  # noqa: PLR0913  keyword-only
+        self,
+        home: str | Path | None = None,
+        *,
+        inference_url: str | None = None,
+        management_url: str | None = None,
+        metrics_url: str | None = None,
+        inference_token: str | None = None,
+        management_token: str | None = None,
+        timeout_s: float = 60.0,
+        max_response_bytes: int = MAX_RESPONSE_BYTES,
+        retry_s: float = RETRY_S,
+        on_retry: Callable[[], None] | None = None,
+        ca: str | Path | None = None,
+        model_store: str | Path = MODEL_STORE,
+    ) -> None:
+        urls = {"inference": inference_url, "management": management_url, "metrics": metrics_url}
+        tokens = {"inference": inference_token, "management": management_token}
+        self._access = Access(home, urls, tokens, retry_s=retry_s, on_retry=on_retry, ca=ca)
+        self._bounds = Bounds(timeout_s, max_response_bytes)
+        self._copies = Path(model_store)
+
+    @property
+    def home(self) -> Home:
+        """The server's home folder, where it is at hand: see `is_local`."""
+        return self._access.home
+
+    @property
+    def is_local(self) -> bool:
+        """Whether the server's home is at hand, and so its model store, its notes and its logs."""
+        return self._access.is_local
+
+    def has(self, api: Side) -> bool:
+        """Whether an API of the server has an address: "inference", "management" or "metrics"."""
+        return self._access.has(api)
+
+    @property
+    def model_store(self) -> Path:
+        """The server's model store; of one elsewhere the folder with copies of its archives.
+
+        Raises:
+            NotRunningError: No server runs in the home.
+        """
+        return Path(self.home.require_running().model_store) if self.is_local else self._copies
