@@ -1,14 +1,17 @@
 """What a person sees: progress, tables, and one clear line for each error."""
 
+import io
+import json
 import os
 import signal
 import sys
 import unicodedata
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any, NoReturn
 
 import typer
-from rich.console import Console, ConsoleOptions, RenderableType
+from rich.console import Console, ConsoleDimensions, ConsoleOptions, RenderableType
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -21,12 +24,14 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 from rich.segment import Segment
+from rich.status import Status
 from rich.text import Text
 from typer.exceptions import TyperException
 
 from marship.errors import MarshipError, UsageError
 
 _WHOLE_RATE = 10
+_UNLIMITED = 1 << 20
 INTERRUPTED = 128 + signal.SIGINT
 _KEPT = {
     "\t",
@@ -59,7 +64,7 @@ def _coded(letter: str) -> str:
 
 
 class _Console(Console):
-    """Prints no control characters but its own."""
+    """Prints no control characters but its own, and no spinner that the terminal cannot show."""
 
     def render_str(self, text: str, **settings: Any) -> Text:  # noqa: ANN401  Rich's own
         """A text, before its width is measured."""
@@ -72,14 +77,66 @@ class _Console(Console):
         for segment in super().render(renderable, options):
             yield segment if segment.control else segment._replace(text=seen(segment.text))
 
+    def status(self, status: RenderableType, **settings: Any) -> Status:  # noqa: ANN401  Rich's
+        """A line with a spinner."""
+        return super().status(status, **{"spinner": spinner(self), **settings})
 
-out = _Console(highlight=False)
+
+class _Output(_Console):
+    """Standard output: in a file or a pipe no line is wrapped, and no word is cut."""
+
+    @property
+    def size(self) -> ConsoleDimensions:
+        """The terminal's size; else as wide as it takes."""
+        known = super().size
+        return known if self.is_terminal else known._replace(width=_UNLIMITED)
+
+    @size.setter
+    def size(self, size: tuple[int, int]) -> None:
+        self._width, self._height = size
+
+
+out = _Output(highlight=False)
 err = _Console(stderr=True, highlight=False)
 
 
+def spinner(console: Console) -> str:
+    """The name of a spinner that the console's encoding can show."""
+    return "line" if console.options.ascii_only else "dots"
+
+
 def write(text: str) -> None:
-    """Write a text to standard output: as it is to a file or a pipe, as `seen` to a terminal."""
+    """Write a text to standard output: as it is to a file or a pipe, as `seen` to a terminal.
+
+    Raises:
+        UsageError: A file or a pipe whose encoding lacks a letter of it.
+    """
+    if not out.is_terminal:
+        try:
+            text.encode(out.encoding)
+        except UnicodeEncodeError as error:
+            raise UsageError(
+                f"standard output must be in an encoding that has every letter of the text, got "
+                f"{out.encoding} and U+{ord(text[error.start]):04X}. Set PYTHONIOENCODING=utf-8."
+            ) from error
     out.file.write(seen(text) if out.is_terminal else text)
+
+
+def write_json(value: object) -> None:
+    """Write a JSON value to standard output, with escapes for what cannot be shown there."""
+    is_ascii = not out.encoding.lower().startswith("utf")
+    text = json.dumps(value, indent=2, ensure_ascii=is_ascii, default=str)
+    out.file.write(f"{seen(text)}\n")
+
+
+@contextmanager
+def as_notes(wanted: bool) -> Iterator[None]:
+    """Print to standard error what else goes to standard output, if that is wanted."""
+    before, out.stderr = out.stderr, wanted or out.stderr
+    try:
+        yield
+    finally:
+        out.stderr = before
 
 
 class _RateColumn(ProgressColumn):
@@ -105,7 +162,7 @@ def progress(unit: str | None = None) -> Progress:
         unit: What is counted; with it stands the rate.
     """
     return Progress(
-        SpinnerColumn(),
+        SpinnerColumn(spinner(err)),
         TextColumn("{task.description}"),
         BarColumn(bar_width=None if unit else 40),
         MofNCompleteColumn(),
@@ -139,6 +196,9 @@ def run(app: Callable[..., Any]) -> None:
     """
     debug = "--debug" in sys.argv or os.environ.get("MARSHIP_DEBUG") == "1"
     sys.argv = [word for word in sys.argv if word != "--debug"]
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a name, or a message, may hold any letter
+            stream.reconfigure(errors="backslashreplace")
     signal.signal(signal.SIGTERM, lambda number, _frame: sys.exit(128 + number))
     try:
         code = app(standalone_mode=False)

@@ -1,14 +1,18 @@
 """The commands as a whole: which flags each has, whatever it does."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 import typer
 
+from json_page import documented, fields, run
 from marship.cli import app
 
 AT_HOME = {"serve", "stop", "logs", "proxy"}
 """What starts, ends or reads what lies in a server's folder."""
+LINES = {"stop", "logs", "set-default", "unregister"}
+"""What prints no table."""
 ELSEWHERE = {"--url", "--token", "--token-file", "--ca"}
 
 COMMANDS: dict[str, Any] = typer.main.get_command(app).commands  # type: ignore[attr-defined]
@@ -25,3 +29,25 @@ def test_what_talks_to_a_server_takes_its_address(name: str) -> None:
     found = flags(name)
     talks = "--home" in found and name not in AT_HOME
     assert found & ELSEWHERE == (ELSEWHERE if talks else set())
+
+
+def test_every_command_is_on_the_page() -> None:
+    """Each has `--json` and a row, or prints no table."""
+    with_flag = {name for name in COMMANDS if "--json" in flags(name)}
+    assert with_flag == set(COMMANDS) - LINES - {"sbom"}
+    for name in with_flag - {"predict"}:
+        assert documented(name)
+
+
+def test_an_archive_as_json(linear_onnx: Path, tmp_path: Path) -> None:
+    """Packing, inspecting, changing settings, keys, signing and verifying."""
+    made = fields(run("package", linear_onnx, "--model-store", tmp_path), "package")
+    archive = Path(made["path"])
+    assert (made["name"], made["size_bytes"]) == ("linear", archive.stat().st_size)
+    assert fields(run("inspect", archive), "inspect")["contract"]["inputs"][0]["name"] == "input"
+    assert not fields(run("configure", archive), "configure")["is_changed"]
+    pair = fields(run("keygen", "k", "--out", tmp_path / "keys"), "keygen")
+    signed = fields(run("sign", archive, "--key", pair["private"]), "sign")
+    verified = fields(run("verify", archive, "--trust", tmp_path / "keys"), "verify")
+    assert verified["key"] == signed["key"] == pair["key"]
+    assert "MAR-INF/MANIFEST.json" in verified["files"]

@@ -2,24 +2,29 @@
 
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.markup import escape
 
 from marship import console
 from marship.cli.app import app
+from marship.cli.report import Report, archive_fields, reported
 from marship.errors import UsageError
 from marship.exporting.step import ExportSettings
 from marship.optimizing.step import OptimizeSettings
 from marship.packaging.step import PackageSettings
 from marship.settings import flags
 
+if TYPE_CHECKING:
+    from marship.trust.archive import Archive
+
 PANEL = "From a trained model to an archive"
 
 
 @app.command(rich_help_panel=PANEL)
 @flags(ExportSettings)
+@reported
 def export(
     source: Annotated[
         str, typer.Argument(help="a run folder, or module:function that builds the model")
@@ -28,7 +33,7 @@ def export(
     weights: Annotated[Path | None, typer.Option(help="a state dict, .pt or .safetensors")] = None,
     example: Annotated[Path | None, typer.Option(help="an npz with the inputs by name")] = None,
     out: Annotated[Path | None, typer.Option(help="the run folder to write")] = None,
-) -> None:
+) -> Report:
     """Convert a model to ONNX and prove that it answers as PyTorch does."""
     from marship.cli import tables
     from marship.exporting import step
@@ -41,30 +46,39 @@ def export(
         )
     else:
         done = step.export_run(Path(source), settings)
-    tables.show_export(done)
+    fields = {
+        "run_dir": done.run_dir,
+        "is_fresh": done.fresh,
+        "contract": json.loads(done.contract.to_json()),
+        "parity": done.report,
+    }
+    return Report(fields, lambda: tables.show_export(done))
 
 
 @app.command(rich_help_panel=PANEL)
 @flags(OptimizeSettings)
+@reported
 def optimize(
     run_dir: Annotated[Path, typer.Argument(help="a run folder with an exported model")],
     settings: OptimizeSettings,
-) -> None:
+) -> Report:
     """Build optimized variants, measure them, and choose one."""
     from marship.optimizing.step import optimize_run
 
-    optimize_run(run_dir, settings)
+    done = optimize_run(run_dir, settings)
+    fields = {"run_dir": done.run_dir, "is_fresh": done.fresh, **done.report}
+    return Report(fields, lambda: None)
 
 
 @app.command(rich_help_panel=PANEL)
 @flags(PackageSettings)
+@reported
 def package(
     source: Annotated[Path, typer.Argument(help="a run folder, or any ONNX file")],
     settings: PackageSettings,
-) -> None:
+) -> Report:
     """Pack a model with its handler and its evidence into a .mar."""
     from marship.packaging import step
-    from marship.serving.formats import extent
     from marship.trust import archive as archives
 
     doing = (
@@ -72,9 +86,23 @@ def package(
     )
     with console.err.status(f"{doing} {escape(source.name)}"):
         archive = step.package(source, settings)
-    size_mb = archive.stat().st_size / 1e6
-    console.out.print(f"{archive}  ({size_mb:.1f} MB)", markup=False, soft_wrap=True)
-    contract = archives.read(archive).contract
+    size_bytes = archive.stat().st_size
+    packed = archives.read(archive)
+    _warn_of_large_rows(packed)
+    text = f"{archive}  ({size_bytes / 1e6:.1f} MB)"
+    fields = {
+        "path": archive,
+        "name": packed.name,
+        "version": packed.version,
+        "size_bytes": size_bytes,
+    }
+    return Report(fields, lambda: console.out.print(text, markup=False, soft_wrap=True))
+
+
+def _warn_of_large_rows(archive: "Archive") -> None:
+    from marship.serving.formats import extent
+
+    contract = archive.contract
     if contract is not None and (size_bytes := extent.row_bytes(contract)) > extent.SHIPPED_BYTES:
         console.err.print(
             f"one row's outputs take {size_bytes} bytes, and max_response_size is "
@@ -86,15 +114,16 @@ def package(
 
 
 @app.command(rich_help_panel=PANEL)
+@reported
 def inspect(
     archive: Annotated[Path, typer.Argument(help="a .mar file")],
-    as_json: Annotated[bool, typer.Option("--json", help="everything, as JSON")] = False,
-) -> None:
+) -> Report:
     """Print what an archive says about itself; nothing in it is run."""
     from marship.cli import tables
     from marship.trust import archive as archives
 
-    tables.show_archive(archives.read(archive), as_json=as_json)
+    found = archives.read(archive)
+    return Report(archive_fields(found), lambda: tables.show_archive(found))
 
 
 @app.command(rich_help_panel=PANEL)
@@ -110,7 +139,7 @@ def sbom(
 
     bill = environment.describe() if archive is None else model.describe(archive)
     if out is None:
-        console.out.print_json(json.dumps(bill))
+        console.write_json(bill)
         return
     storage.write_json(out, bill)
     console.out.print(
@@ -119,6 +148,7 @@ def sbom(
 
 
 @app.command(rich_help_panel=PANEL)
+@reported
 def configure(
     archive: Annotated[Path, typer.Argument(help="a .mar file")],
     options: Annotated[
@@ -128,9 +158,19 @@ def configure(
     version: Annotated[
         str | None, typer.Option(help="a new version, to register beside the one that runs")
     ] = None,
-) -> None:
+) -> Report:
     """Print or change the handler's settings in a .mar; the model in it stays as it is."""
     from marship.cli import tables
     from marship.packaging import configure as step
 
-    tables.show_configured(step.configure(archive, options or [], version))
+    done = step.configure(archive, options or [], version)
+    fields = {
+        "path": done.archive.path,
+        "name": done.archive.name,
+        "version": done.archive.version,
+        "version_before": done.version_before,
+        "is_changed": done.changed,
+        "settings": dict(done.after),
+        "settings_before": dict(done.before),
+    }
+    return Report(fields, lambda: tables.show_configured(done))

@@ -3,12 +3,16 @@
 import os
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from marship import console
 from marship.cli.app import app
+from marship.cli.report import Report, reported
+
+if TYPE_CHECKING:
+    from marship.trust.contents import Contents
 
 PANEL = "Keys and signatures"
 
@@ -16,6 +20,7 @@ Archive = Annotated[Path, typer.Argument(help="a .mar file; its signature lies b
 
 
 @app.command(rich_help_panel=PANEL)
+@reported
 def keygen(
     name: Annotated[str, typer.Argument(help="of the files NAME.key and NAME.pem")],
     out: Annotated[
@@ -30,64 +35,71 @@ def keygen(
     openssf: Annotated[
         bool, typer.Option("--openssf", help="P-256, for signatures of OpenSSF Model Signing")
     ] = False,
-) -> None:
+) -> Report:
     """Make a key: NAME.key signs and stays secret, NAME.pem verifies and goes to the servers."""
     from marship.cli import tables
     from marship.trust import keys
 
     asked = _passphrase(confirm=True) if passphrase else None
     pair = keys.generate(name, out, openssf=openssf, passphrase=asked)
-    tables.facts(
-        [("signs", pair.private), ("verifies", pair.public), ("key", pair.id[: keys.SHORT_ID])]
-    )
+    fields = {"private": pair.private, "public": pair.public, "key": pair.id}
+    rows = [("signs", pair.private), ("verifies", pair.public), ("key", pair.id[: keys.SHORT_ID])]
+    return Report(fields, lambda: tables.facts(rows))
 
 
 @app.command(rich_help_panel=PANEL)
+@reported
 def sign(
     archive: Archive,
     key: Annotated[Path, typer.Option(help="the private key, NAME.key")],
-) -> None:
+) -> Report:
     """Sign a .mar: write ARCHIVE.sig beside it, and change nothing in it."""
     from marship.cli import tables
     from marship.trust import keys, signature
 
     done = signature.sign(archive, keys.read_private(key, _passphrase))
-    tables.facts(
-        [
-            ("signed", f"{done.contents.model} {done.contents.version}"),
-            ("files", len(done.contents.files)),
-            ("key", done.key_id[: keys.SHORT_ID]),
-            ("signature", done.path),
-        ]
-    )
+    rows = [
+        ("signed", f"{done.contents.model} {done.contents.version}"),
+        ("files", len(done.contents.files)),
+        ("key", done.key_id[: keys.SHORT_ID]),
+        ("signature", done.path),
+    ]
+    fields = {**_signed(done.contents), "key": done.key_id, "signature": done.path}
+    return Report(fields, lambda: tables.facts(rows))
 
 
 @app.command(rich_help_panel=PANEL)
+@reported
 def verify(
     archive: Archive,
     trust: Annotated[Path, typer.Option(help="folder with the public keys that count")],
-) -> None:
+) -> Report:
     """Tell whether a .mar is as a trusted key signed it; nothing in it is run."""
     from marship.cli import tables
     from marship.trust import keys, policy
 
     done = policy.Trust.load(trust).verify(archive)
-    tables.facts(
-        [
-            ("verified", f"{done.contents.model} {done.contents.version}"),
-            ("files", len(done.contents.files)),
-            ("key", f"{done.key.id[: keys.SHORT_ID]} ({done.key.path.name})"),
-        ]
-    )
-    console.out.print("OK")
+    rows = [
+        ("verified", f"{done.contents.model} {done.contents.version}"),
+        ("files", len(done.contents.files)),
+        ("key", f"{done.key.id[: keys.SHORT_ID]} ({done.key.path.name})"),
+    ]
+
+    def show() -> None:
+        tables.facts(rows)
+        console.out.print("OK")
+
+    fields = {**_signed(done.contents), "key": done.key.id, "key_file": done.key.path}
+    return Report(fields, show)
 
 
 @app.command(rich_help_panel=PANEL)
+@reported
 def fetch(
     url: Annotated[str, typer.Argument(help="http(s)://.../NAME.mar; the signature is at URL.sig")],
     trust: Annotated[Path, typer.Option(help="folder with the public keys that count")],
     model_store: Annotated[Path, typer.Option(help="folder that takes both")] = Path("model_store"),
-) -> None:
+) -> Report:
     """Download a .mar, and keep it only if it is as a trusted key signed it."""
     from rich.progress import BarColumn, DownloadColumn, Progress, TransferSpeedColumn
 
@@ -105,16 +117,17 @@ def fetch(
             lambda there, size: bar.update(task, completed=there, total=size),
         )
     contents, key = done.verified.contents, done.verified.key
-    tables.facts(
-        [
-            ("archive", done.path),
-            ("verified", f"{contents.model} {contents.version}"),
-            ("key", f"{key.id[: keys.SHORT_ID]} ({key.path.name})"),
-        ]
-    )
+    rows = [
+        ("archive", done.path),
+        ("verified", f"{contents.model} {contents.version}"),
+        ("key", f"{key.id[: keys.SHORT_ID]} ({key.path.name})"),
+    ]
+    fields = {"path": done.path, **_signed(contents), "key": key.id, "key_file": key.path}
+    return Report(fields, lambda: tables.facts(rows))
 
 
 @app.command(rich_help_panel=PANEL)
+@reported
 def rewrap(
     archive: Annotated[Path, typer.Argument(help="a sealed .mar file")],
     old: Annotated[
@@ -122,19 +135,31 @@ def rewrap(
     ],
     new: Annotated[str, typer.Option("--to", help="the key that shall, in the same forms")],
     out: Annotated[Path | None, typer.Option(help="where to write it; else in its place")] = None,
-) -> None:
+) -> Report:
     """Give a sealed .mar another operator key; what is encrypted in it stays as it is."""
     from marship.cli import tables
     from marship.packaging import sealing
 
     done = sealing.rewrap(archive, old, new, out)
-    tables.facts(
-        [
-            ("archive", done.archive.path),
-            ("opened before by", f"the key {done.key_before}"),
-            ("opened now by", f"the key {done.key_after}"),
-        ]
-    )
+    rows = [
+        ("archive", done.archive.path),
+        ("opened before by", f"the key {done.key_before}"),
+        ("opened now by", f"the key {done.key_after}"),
+    ]
+    fields = {
+        "path": done.archive.path,
+        "key_before": done.key_before,
+        "key_after": done.key_after,
+    }
+    return Report(fields, lambda: tables.facts(rows))
+
+
+def _signed(contents: "Contents") -> dict[str, object]:
+    return {
+        "name": contents.model,
+        "version": contents.version,
+        "files": sorted(contents.files),
+    }
 
 
 def _passphrase(*, confirm: bool = False) -> str:

@@ -8,16 +8,20 @@ import typer
 from marship import console
 from marship.cli.address import on_server
 from marship.cli.app import ModelName, Version, app, waiting
+from marship.cli.report import Report, change_fields, model_fields, reported, status_fields
 from marship.errors import UsageError
 
 if TYPE_CHECKING:
+    from marship.client import Client
     from marship.client.address import Address
+    from marship.client.clients import Model
 
 PANEL = "Models on the server"
 
 
 @app.command(rich_help_panel=PANEL)
 @on_server("management")
+@reported
 def register(
     archive: Annotated[str, typer.Argument(help="a file name in the server's model store")],
     name: Annotated[str | None, typer.Option(help="the archive's own if left out")] = None,
@@ -30,7 +34,7 @@ def register(
     timeout_s: Annotated[float, typer.Option(min=1, help="for all workers to be ready")] = 180,
     *,
     address: "Address",
-) -> None:
+) -> Report:
     """Register an archive and wait until every wanted worker is ready."""
     from marship.cli import tables
 
@@ -44,32 +48,51 @@ def register(
             timeout_s=timeout_s,
             on_wait=on_wait,
         )
-    tables.show_status(model)
+    return Report(status_fields(model), lambda: tables.show_status(model))
 
 
 @app.command(rich_help_panel=PANEL)
 @on_server("management")
-def models(*, address: "Address") -> None:
+@reported
+def models(*, address: "Address") -> Report:
     """List all models with their versions and workers."""
     from marship.cli import tables
 
     with address.client() as client:
-        tables.show_models(client.models(), client.metrics() if client.has("metrics") else "")
+        found = known(client)
+    return Report({"models": list(map(model_fields, found))}, lambda: tables.show_models(found))
+
+
+def known(client: "Client") -> "list[Model]":
+    """All models; what their workers have to say of themselves goes to standard error."""
+    from marship.cli import tables
+
+    found = client.models()
+    if client.has("metrics"):
+        tables.note_joining_ended(found, client.metrics())
+    return found
 
 
 @app.command(rich_help_panel=PANEL)
 @on_server("management")
-def describe(name: ModelName, version: Version = None, *, address: "Address") -> None:
+@reported
+def describe(name: ModelName, version: Version = None, *, address: "Address") -> Report:
     """Show a model's settings and workers; --version all shows every version."""
     from marship.cli import tables
 
     with address.client() as client:
-        for model in client.describe(name, version):
-            tables.show_status(model)
+        found = client.describe(name, version)
+
+    def show() -> None:
+        for status in found:
+            tables.show_status(status)
+
+    return Report({"versions": list(map(status_fields, found))}, show)
 
 
 @app.command(rich_help_panel=PANEL)
 @on_server("management")
+@reported
 def scale(
     name: ModelName,
     workers: Annotated[int, typer.Argument(min=0, help="how many there shall be")],
@@ -77,13 +100,13 @@ def scale(
     timeout_s: Annotated[float, typer.Option(min=1, help="for all workers to be ready")] = 180,
     *,
     address: "Address",
-) -> None:
+) -> Report:
     """Set the number of a model's workers and wait until they are there."""
     from marship.cli import tables
 
     with address.client() as client, waiting(f"scaling {name} to {workers}") as on_wait:
         model = client.scale(name, workers, version=version, timeout_s=timeout_s, on_wait=on_wait)
-    tables.show_status(model)
+    return Report(status_fields(model), lambda: tables.show_status(model))
 
 
 @app.command(rich_help_panel=PANEL)
@@ -102,6 +125,7 @@ def set_default(
 
 @app.command(rich_help_panel=PANEL)
 @on_server("management", asks_both=True)
+@reported
 def rollout(
     archive: Annotated[str, typer.Argument(help="a file name in the server's model store")],
     name: Annotated[str | None, typer.Option(help="the archive's own if left out")] = None,
@@ -123,7 +147,7 @@ def rollout(
     ] = 180,
     *,
     address: "Address",
-) -> None:
+) -> Report:
     """Put a new version in place of the old one; no request is lost, and a failure is undone."""
     from marship.cli import steps
     from marship.operate import rollout as rollouts
@@ -142,11 +166,18 @@ def rollout(
             watcher=watcher,
         )
     kept = f"; {done.old.version} is kept" if done.is_old_kept else ""
-    console.out.print(f"{done.new.name} {done.new.version} answers{kept}", markup=False)
+    text = f"{done.new.name} {done.new.version} answers{kept}"
+    fields = {
+        "new": status_fields(done.new),
+        "old_version": done.old.version,
+        "is_old_kept": done.is_old_kept,
+    }
+    return Report(fields, lambda: console.out.print(text, markup=False))
 
 
 @app.command(rich_help_panel=PANEL)
 @on_server("management", asks_both=True)
+@reported
 def apply(
     file: Annotated[Path, typer.Argument(help="the models that the server shall have, as TOML")],
     prune: Annotated[bool, typer.Option("--prune", help="remove what the file does not name")] = (
@@ -157,12 +188,13 @@ def apply(
     ] = False,
     *,
     address: "Address",
-) -> None:
+) -> Report:
     """Bring the server to a declared set of models; tell first what changes."""
     from marship.cli import steps
 
     with address.client() as client:
-        steps.bring(client, file, prune=prune, dry_run=dry_run)
+        changes = steps.bring(client, file, prune=prune, dry_run=dry_run)
+    return Report(change_fields(changes), lambda: None)
 
 
 @app.command(rich_help_panel=PANEL)

@@ -2,6 +2,7 @@
 
 import contextlib
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
@@ -9,6 +10,7 @@ import typer
 
 from marship import console
 from marship.cli.app import app, connect
+from marship.cli.report import Report, reported
 from marship.operate.proxy import ProxySettings
 from marship.settings import flags
 
@@ -17,12 +19,13 @@ PANEL = "The server"
 
 @app.command(rich_help_panel=PANEL)
 @flags(ProxySettings)
+@reported
 def proxy(
     settings: ProxySettings,
     names: Annotated[
         list[str] | None, typer.Argument(help="models that others may ask; else all registered")
     ] = None,
-) -> None:
+) -> Report:
     """Write nginx.conf: TLS, limits, and these models' predictions alone."""
     from marship.cli import tables
     from marship.operate import proxy
@@ -30,16 +33,16 @@ def proxy(
     done = proxy.write(settings, names or _registered(settings.home))
     if names:
         _advise(settings.home, names)
-    tables.facts(
-        [
-            ("written", done.config),
-            ("listens at", settings.address),
-            ("passes on to", done.backend),
-            ("models", " ".join(done.models)),
-            ("certificate", done.certificate),
-            ("start it", f"nginx -p {settings.out.absolute()} -c {proxy.CONFIG_FILE}"),
-        ]
-    )
+    rows = [
+        ("written", done.config),
+        ("listens at", settings.address),
+        ("passes on to", done.backend),
+        ("models", " ".join(done.models)),
+        ("certificate", done.certificate),
+        ("start it", f"nginx -p {settings.out.absolute()} -c {proxy.CONFIG_FILE}"),
+    ]
+    fields = {**asdict(done), "listen": settings.address}
+    return Report(fields, lambda: tables.facts(rows))
 
 
 def _registered(home: Path | None) -> list[str]:

@@ -6,8 +6,10 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from marship import console
+from marship.cli import models
 from marship.cli.address import on_server
 from marship.cli.app import Home, app, connect
+from marship.cli.report import Report, model_fields, reported, server_fields
 from marship.engines.torchserve.server import ServeSettings
 from marship.settings import flags
 
@@ -26,6 +28,9 @@ def serve(
     state: Annotated[
         Path | None, typer.Option(help="models to register when it answers: see marship apply")
     ] = None,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="print JSON, and all else to standard error")
+    ] = False,
 ) -> None:
     """Start TorchServe: in the foreground until Ctrl-C, or detached."""
     from marship.cli import tables
@@ -51,13 +56,22 @@ def serve(
         for advice in production.advice(settings.trust):
             console.err.print(f"[yellow]advice:[/] {advice}", soft_wrap=True)
     if state is not None:
-        _apply(started, state)
+        with console.as_notes(as_json):
+            _apply(started, state)
+
+    def show() -> None:
+        if as_json:
+            console.write_json(server_fields(started.record, started.home))
+            console.out.file.flush()
+        else:
+            tables.show_server(started.record, started.home)
+
     if detach:
-        tables.show_server(started.record, started.home)
+        show()
         return
 
     def on_hold() -> None:
-        tables.show_server(started.record, started.home)
+        show()
         console.err.print("[dim]Ctrl-C stops it[/]")
 
     started.hold(on_hold=on_hold)
@@ -88,14 +102,25 @@ def stop(home: Home = None) -> None:
 
 @app.command(rich_help_panel=PANEL)
 @on_server("management")
-def status(*, address: "Address") -> None:
+@reported
+def status(*, address: "Address") -> Report:
     """Show where the server listens, where its files lie, and its models."""
     from marship.cli import tables
 
     with address.client() as client:
-        if client.is_local:
-            tables.show_server(client.home.require_running(), client.home)
-        tables.show_models(client.models(), client.metrics() if client.has("metrics") else "")
+        record = client.home.require_running() if client.is_local else None
+        found = models.known(client)
+
+    def show() -> None:
+        if record is not None:
+            tables.show_server(record, client.home)
+        tables.show_models(found)
+
+    fields = {
+        "server": record and server_fields(record, client.home),
+        "models": list(map(model_fields, found)),
+    }
+    return Report(fields, show)
 
 
 @app.command(rich_help_panel=PANEL)

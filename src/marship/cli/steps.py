@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rich.markup import escape
 from rich.status import Status
@@ -10,6 +11,9 @@ from rich.status import Status
 from marship import console
 from marship.client.clients import Client
 from marship.operate.rollout import Watcher
+
+if TYPE_CHECKING:
+    from marship.operate.state import Change
 
 
 class Steps(Watcher):
@@ -45,18 +49,22 @@ def shown(title: str) -> Iterator[Steps]:
         yield Steps(status)
 
 
-def bring(client: Client, file: Path, *, prune: bool = False, dry_run: bool = False) -> None:
+def bring(
+    client: Client, file: Path, *, prune: bool = False, dry_run: bool = False
+) -> "list[Change]":
     """Tell what a state file asks for, and do it unless that is all that is wanted."""
     from marship.cli import tables
     from marship.operate import state, statefile
 
     entries = statefile.read(file)
     if dry_run:
-        tables.show_changes(state.plan(client, entries, prune=prune))
-        return
+        changes = state.plan(client, entries, prune=prune)
+        tables.show_changes(changes)
+        return changes
     with (
         shown(f"applying {file}") as watcher,
         state.planned(client, entries, prune=prune, watcher=watcher) as changes,
     ):
         tables.show_changes(changes)
         state.carry_out(client, changes, watcher)
+    return changes

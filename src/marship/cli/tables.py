@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
@@ -38,7 +37,7 @@ def facts(rows: Iterable[tuple[str, object]], title: str | None = None) -> None:
     for name, value in rows:
         if value not in (None, "", (), [], {}):
             table.add_row(_text(name), _text(value))
-    console.out.print(table)
+    _print(table)
 
 
 def grid(header: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
@@ -50,7 +49,16 @@ def grid(header: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
         table.add_column(_text(name), justify="right" if numbers else "left", overflow="fold")
     for row in rows:
         table.add_row(*map(_text, row))
-    console.out.print(table)
+    _print(table)
+
+
+def _print(table: Table) -> None:
+    """Print a table; in a file or a pipe without the blanks that fill its last column."""
+    if console.out.is_terminal:
+        console.out.print(table)
+        return
+    for line in console.out.render_lines(table, pad=False):
+        console.out.file.write("".join(segment.text for segment in line).rstrip() + "\n")
 
 
 def _text(value: object) -> str:
@@ -118,10 +126,8 @@ def show_server(record: "ServerRecord", home: "Home") -> None:
     )
 
 
-def show_models(models: Sequence["Model"], figures: str = "") -> None:
-    """All models, a line for each version; `figures` are those of the metrics port."""
-    from marship.engines.torchserve.status import joining_ended
-
+def show_models(models: Sequence["Model"]) -> None:
+    """All models, a line for each version."""
     if not models:
         console.out.print("no models; register one with: marship register NAME.mar")
         return
@@ -141,6 +147,12 @@ def show_models(models: Sequence["Model"], figures: str = "") -> None:
             for status in model.versions
         ),
     )
+
+
+def note_joining_ended(models: Sequence["Model"], figures: str) -> None:
+    """Say which versions run requests alone by now; `figures` are those of the metrics port."""
+    from marship.engines.torchserve.status import joining_ended
+
     known = {(status.name, status.version) for model in models for status in model.versions}
     for name, version in sorted(joining_ended(figures) & known):
         console.err.print(
@@ -175,13 +187,8 @@ def show_status(model: "ModelStatus") -> None:
     )
 
 
-def show_archive(archive: "Archive", *, as_json: bool) -> None:
+def show_archive(archive: "Archive") -> None:
     """Everything that an archive says about itself."""
-    if as_json:
-        whole = {**asdict(archive), "path": str(archive.path), "sealed": archive.sealed}
-        del whole["plain"]  # its files stand among the members
-        console.out.print_json(json.dumps(whole, default=str))
-        return
     facts(
         [
             ("model", f"{archive.name} {archive.version}"),
@@ -362,4 +369,4 @@ def _narrow_grid(header: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
         table.add_column(_text(name), no_wrap=True, overflow="ellipsis")
     for row in rows:
         table.add_row(*map(_text, row))
-    console.out.print(table)
+    _print(table)
