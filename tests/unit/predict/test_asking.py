@@ -21,6 +21,8 @@ from aiohttp import web
 
 from marship import predict
 from marship.client.address import Address
+from marship.engines.torchserve.home import Home, ServerRecord
+from marship.engines.torchserve.processes import began, boot_id
 from marship.errors import NotFoundError, ServerError, UsageError
 from marship.predict import Run, Watcher, ask_all, sources
 from marship.predict.rows import Row
