@@ -41,6 +41,11 @@ class MarshipError(Exception):
     code: ClassVar[str] = "internal"
 
 
+def kinds(base: type[MarshipError] = MarshipError) -> list[type[MarshipError]]:
+    """A class of errors and all that derive from it, each before those that derive from it."""
+    return [base, *(kind for child in base.__subclasses__() for kind in kinds(child))]
+
+
 def bare(error: MarshipError) -> MarshipError:
     """The error, without the calls that it came through.
 

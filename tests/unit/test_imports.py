@@ -1,6 +1,7 @@
 """Who may import whom: docs/design.md draws the rooms, this test keeps their doors."""
 
 import ast
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -29,7 +30,8 @@ ROOMS: dict[str, set[str]] = {
     "optimizing": {"fit", "proof"},
     "packaging": {"engines", "fit", "proof", "trust"}
     | {"serving.formats", "serving.model.keysource", "serving.model.sealed"},
-    "operate": {"client", "engines", "exchange", "packaging", "predict", "trust"},
+    "operate": {"serving.handler", "serving.message"}  # check, in a process of its own
+    | {"client", "engines", "exchange", "packaging", "predict", "trust"},
 }
 TOP = {"cli", "__main__", "__init__"}
 WORKER_PACKAGES = {"numpy", "onnxruntime", "orjson", "marship"}
@@ -122,6 +124,17 @@ def test_what_travels_needs_three_packages() -> None:
 def test_few_files_know_torchserves_python() -> None:
     """Nothing but the handler and what hosts it in TorchServe imports `ts`."""
     assert {n for n in files() if "ts" in packages(SOURCE / n)} == KNOWS_TORCHSERVE
+
+
+def test_only_its_own_folder_of_serving_knows_torchserve() -> None:
+    """No other file of serving names it, its settings or the form of its metrics."""
+    known = re.compile(
+        r"torchserve|responsetimeout|maxworkers|minworkers|\[metrics\]", re.IGNORECASE
+    )
+    own = ("serving/hosts/torchserve/", "serving/hosts/__init__.py", "serving/earlier.py")
+    for name in files():
+        if name.startswith("serving/") and not name.startswith(own):
+            assert not known.search((SOURCE / name).read_text()), name
 
 
 @pytest.mark.parametrize("folder", ["handlers", "training"])

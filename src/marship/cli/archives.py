@@ -1,6 +1,7 @@
 """From a trained model to an archive."""
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -124,6 +125,24 @@ def inspect(
 
     found = archives.read(archive)
     return Report(archive_fields(found), lambda: tables.show_archive(found))
+
+
+@app.command(rich_help_panel=PANEL)
+@reported
+def check(
+    archive: Annotated[Path, typer.Argument(help="a .mar file; its handler's code is run")],
+    request: Annotated[Path | None, typer.Option(help="a file with a request's body")] = None,
+    content_type: Annotated[
+        str | None, typer.Option(help="of the body; else by the file's name")
+    ] = None,
+) -> Report:
+    """Load an archive without a server: golden cases, a request, times and memory."""
+    from marship.cli import tables
+    from marship.operate import check as checks
+
+    with console.err.status(f"loading {escape(archive.name)}"):
+        done = checks.check(archive, request, content_type=content_type)
+    return Report(asdict(done), lambda: tables.show_checked(done))
 
 
 @app.command(rich_help_panel=PANEL)

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from marship.client.clients import Model, ModelStatus
     from marship.engines.torchserve.home import Home, ServerRecord
     from marship.exporting.step import Exported
+    from marship.operate.check import Checked
     from marship.operate.state import Change
     from marship.packaging.configure import Configured
     from marship.predict import Run
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 SHOWN_NUMBERS = 1000
 WHOLE_RATE = 10
 SAID = ("text", "segments", "timings_ms")
-SHOWN_SECTIONS, SHOWN_FACTS, SHOWN_NAME = 50, 1000, 200
+SHOWN_SECTIONS, SHOWN_FACTS, SHOWN_NAME, SHOWN_BODY = 50, 1000, 200, 300
 SHOWN_FAILURES, SHOWN_COUNTS, SHOWN_CELLS, SHOWN_NAMES = 5, 10, 4, 3
 
 
@@ -215,6 +216,36 @@ def show_archive(archive: "Archive") -> None:
     )
     if (more := len(archive.members) - SHOWN_FACTS) > 0:
         _show_rest(more, "files; --json shows them")
+
+
+def show_checked(done: "Checked") -> None:
+    """What loading an archive came to."""
+    facts(
+        [
+            ("model", f"{done.name} {done.version}, by {done.handler}"),
+            ("golden cases", f"{done.golden_cases} replayed, all within the tolerance"),
+            ("load", f"{done.load_s:.2f} s"),
+            ("one call", f"{done.golden_ms:.3f} ms for a golden case, on {done.threads} threads"),
+            ("memory", f"{_mb(done.loaded_bytes)} loaded, {_mb(done.peak_bytes)} at most"),
+        ]
+    )
+    if (answered := done.response) is not None:
+        facts(
+            [
+                ("response", f"{answered.status} {answered.content_type}"),
+                ("size", f"{answered.size_bytes:,} bytes"),
+                ("time", f"{answered.ms:.3f} ms in the worker"),
+                ("body", _short(answered.body)),
+            ]
+        )
+
+
+def _mb(size_bytes: int) -> str:
+    return f"{size_bytes / 1e6:.0f} MB"
+
+
+def _short(body: str) -> str:
+    return body if len(body) <= SHOWN_BODY else f"{body[:SHOWN_BODY]}..."
 
 
 def _show_section(title: str, value: object) -> None:

@@ -22,6 +22,7 @@ from marship.errors import (
     TokenError,
     TooLargeError,
     WorkerDiedError,
+    kinds,
 )
 
 T = TypeVar("T")
@@ -246,7 +247,7 @@ def _problem(answer: Answer) -> dict[str, Any]:
 def _error_class(status: int, problem: Mapping[str, Any]) -> type[MarshipError]:
     code = problem.get("code")
     if isinstance(code, str):  # our own, of a handler or the proxy; TorchServe repeats the status
-        for kind in (*_all_kinds(RequestError), *_all_kinds(ServerError)):
+        for kind in (*kinds(RequestError), *kinds(ServerError)):
             if kind.code == code:
                 return kind
     if problem.get("type") == REFUSED_TOKEN:
@@ -258,7 +259,3 @@ def _error_class(status: int, problem: Mapping[str, Any]) -> type[MarshipError]:
     if status == TOO_LARGE:
         return TooLargeError
     return RequestError if status < SERVER_FAULT and isinstance(code, str) else ServerError
-
-
-def _all_kinds(kind: type[MarshipError]) -> list[type[MarshipError]]:
-    return [kind, *(sub for child in kind.__subclasses__() for sub in _all_kinds(child))]

@@ -18,6 +18,7 @@ from io import BytesIO
 from pathlib import Path
 from typing import IO, Any
 
+from marship import errors
 from marship.contract import Contract, GoldenCase, read_golden, write_golden
 from marship.errors import MarshipError, ModelError
 
@@ -128,10 +129,7 @@ def _limit_memory() -> None:
 
 def _told(code: str, message: str) -> MarshipError:
     """The error that the process met."""
-    kinds: list[type[MarshipError]] = [MarshipError]
-    for kind in kinds:
-        kinds += kind.__subclasses__()
-    return next(kind for kind in kinds if kind.code == code)(message)
+    return next(kind for kind in errors.kinds() if kind.code == code)(message)
 
 
 def _crashed(path: Path, code: int, log: IO[bytes]) -> ModelError:

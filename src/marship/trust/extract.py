@@ -56,6 +56,20 @@ def file(path: Path, contents: Contents, name: str) -> bytes:
     return files(path, contents, [name], contents.files[name].size_bytes)[name]
 
 
+def unpack(path: Path, contents: Contents, folder: Path) -> None:
+    """Write all files of an archive into a folder.
+
+    Raises:
+        PackageError: The archive is not any more what it was.
+    """
+    with _opened(path, contents) as opened:
+        for name in contents.files:
+            place = folder / name
+            place.parent.mkdir(parents=True, exist_ok=True)
+            with place.open("wb") as sink:
+                opened.copy(name, sink)
+
+
 def head(path: Path, contents: Contents, name: str, size_bytes: int) -> bytes:
     """The first bytes of a file of an archive; they may be others by now.
 

@@ -35,7 +35,9 @@ def folder(linear_onnx: Path, tmp_path: Path) -> tuple[Path, Contract]:
 def test_golden_cases_are_replayed(folder: tuple[Path, Contract]) -> None:
     """A model that answers as the reference did passes its replay."""
     path, contract = folder
-    assert Session(path, contract, ONE_THREAD).replay_golden(path / "golden.npz") > 0
+    times_s = Session(path, contract, ONE_THREAD).replay_golden(path / "golden.npz")
+    assert times_s
+    assert min(times_s) > 0
 
 
 def test_a_model_that_answers_otherwise_is_not_served(folder: tuple[Path, Contract]) -> None:

@@ -1,0 +1,153 @@
+"""An archive tried without a server: what one wants to know before registering it.
+
+The archive is extracted into a private folder and loaded in a process of its own, as a worker loads
+it: with the archive's own handler and copy of marship. So its code runs here: of an archive from
+elsewhere, verify the signature first.
+"""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+from marship import errors
+from marship.errors import LoadError, MarshipError, UsageError
+from marship.predict.sources import media_type
+from marship.trust import archive, extract
+
+SCRIPT = Path(__file__).with_name("check_process.py")
+STARTUP_S = 120.0
+"""TorchServe's default for startupTimeout."""
+
+_LOG_BYTES = 4096
+
+
+@dataclass(frozen=True, slots=True)
+class Response:
+    """What the model answers to the request.
+
+    Attributes:
+        status: HTTP's.
+        content_type: Of the body.
+        size_bytes: Of the body.
+        body: Its first megabyte as text.
+        ms: The median time in the worker, in milliseconds.
+    """
+
+    status: int
+    content_type: str
+    size_bytes: int
+    body: str
+    ms: float
+
+
+@dataclass(frozen=True, slots=True)
+class Checked:
+    """What loading an archive came to.
+
+    Attributes:
+        name: The model's name.
+        version: Its version.
+        handler: The handler's file.
+        load_s: From starting to import the handler until the golden cases were replayed.
+        threads: Of one call.
+        golden_cases: How many were replayed, all within the tolerance.
+        golden_ms: The median time of a warm call with their inputs, in milliseconds.
+        before_bytes: Resident memory before the handler was imported.
+        loaded_bytes: Once the model was loaded.
+        peak_bytes: The most at any time.
+        response: To the request; None where there was none.
+    """
+
+    name: str
+    version: str
+    handler: str
+    load_s: float
+    threads: int
+    golden_cases: int
+    golden_ms: float
+    before_bytes: int
+    loaded_bytes: int
+    peak_bytes: int
+    response: Response | None = None
+
+
+def check(
+    path: str | Path, request: str | Path | None = None, *, content_type: str | None = None
+) -> Checked:
+    """Load an archive without a server, replay its golden cases, and run one request.
+
+    Args:
+        path: The `.mar` file. Its handler's code is run.
+        request: A file that holds a request's body.
+        content_type: Of the body; None is what the file's name says.
+
+    Raises:
+        UsageError: A file is not there.
+        PackageError: The archive cannot be read.
+        LoadError: A worker could not serve the model; the message says why.
+        SealError: The model is sealed and cannot be opened.
+    """
+    path, body = Path(path), None if request is None else Path(request)
+    if body is not None and not body.is_file():
+        raise UsageError(f"{body} must be a file with a request's body, got none there.")
+    found = archive.read(path)
+    task: dict[str, Any] = {
+        "handler": found.handler.partition(":")[0],
+        "name": found.name,
+        "version": found.version,
+        "config": found.config,
+    }
+    if body is not None:
+        task |= {"body": str(body.absolute()), "content_type": content_type or media_type(body)}
+    with tempfile.TemporaryDirectory(prefix="marship-check-") as folder:
+        extract.unpack(found.path, found.plain, Path(folder))
+        told = _run(Path(folder), task, float(found.config.get("startupTimeout", STARTUP_S)))
+    if "code" in told:
+        raise _error(told["code"], told["message"])
+    answered = told.pop("response", None)
+    return Checked(
+        name=found.name,
+        version=found.version,
+        handler=found.handler,
+        response=Response(**answered) if answered else None,
+        **told,
+    )
+
+
+def _run(folder: Path, task: dict[str, Any], limit_s: float) -> dict[str, Any]:
+    words = [sys.executable, "-P", str(SCRIPT), str(folder), json.dumps(task)]
+    with tempfile.TemporaryFile() as log:
+        try:
+            done = subprocess.run(
+                words, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=log,
+                timeout=limit_s, check=False, cwd=folder,
+            )  # fmt: skip
+        except subprocess.TimeoutExpired as error:
+            raise LoadError(
+                f"{task['name']} must be loaded within its startupTimeout of {limit_s:g} s, got no "
+                "end of it. Package it with a longer --startup-timeout-s."
+            ) from error
+        if done.returncode != 0:
+            reason = _reason(done.returncode, log)
+            raise LoadError(f"{task['name']} must load, got a process that ended: {reason}.")
+    told: dict[str, Any] = json.loads(done.stdout)
+    return told
+
+
+def _reason(code: int, log: IO[bytes]) -> str:
+    if code < 0:
+        return f"a crash ({signal.Signals(-code).name})"
+    log.seek(max(0, log.seek(0, os.SEEK_END) - _LOG_BYTES))
+    lines = log.read().decode(errors="replace").strip().splitlines()
+    return lines[-1].rstrip(".") if lines else f"exit code {code}"
+
+
+def _error(code: str, message: str) -> MarshipError:
+    """The error that the process met."""
+    return next((k for k in errors.kinds() if k.code == code), LoadError)(message)

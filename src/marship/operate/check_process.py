@@ -1,0 +1,141 @@
+"""The process in which `check` loads an archive: a host without a server.
+
+Run by its path, with the folder of the extracted archive and a JSON object of what to do; the
+result is written as JSON to standard output. Of marship it imports the archive's own copy only, as
+a worker does, so nothing of it may be imported at the top.
+"""
+
+import importlib
+import json
+import os
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+MOST_RUNS, MOST_S = 50, 2.0
+"""Each timing is the median of so many calls, or of what fits into so many seconds."""
+
+SHOWN_BYTES = 1 << 20
+
+
+def main(folder: Path, task: dict[str, Any]) -> dict[str, Any]:
+    """What came of loading the archive and of the request.
+
+    Args:
+        folder: The extracted archive.
+        task: `handler`, `name`, `version`, `config`, and perhaps `body` and `content_type`.
+    """
+    from marship.errors import MarshipError
+
+    before = _memory_bytes("VmRSS")
+    started = time.perf_counter()
+    try:
+        handler = _handler(task["handler"])
+        _load(handler, folder, task)
+    except MarshipError as error:
+        return {"code": error.code, "message": str(error)}
+    except ImportError as error:
+        return {"code": "load", "message": _not_imported(task["handler"], error)}
+    except Exception as error:
+        found = f"{type(error).__name__}: {error}".rstrip(".")
+        return {"code": "load", "message": f"{task['handler']} must load, got {found}."}
+    told: dict[str, Any] = {
+        "load_s": time.perf_counter() - started,
+        "threads": handler.session.settings.threads,
+        "before_bytes": before,
+        "loaded_bytes": _memory_bytes("VmRSS"),
+        "golden_cases": len(handler.golden_s),
+        "golden_ms": statistics.median(handler.golden_s) * 1e3,
+    }
+    if "body" in task:
+        told["response"] = _response(handler, Path(task["body"]), task["content_type"])
+    return told | {"peak_bytes": _memory_bytes("VmHWM")}
+
+
+def _handler(name: str) -> Any:  # noqa: ANN401  the archive's own class
+    """An instance of the only class that the handler's file defines, as TorchServe makes it."""
+    module = importlib.import_module(Path(name).stem)
+    defined = [value for value in vars(module).values() if isinstance(value, type)]
+    kinds = [kind for kind in defined if kind.__module__ == module.__name__]
+    if len(kinds) != 1:
+        raise ImportError(f"{len(kinds)} classes")
+    return kinds[0]()
+
+
+def _load(handler: Any, folder: Path, task: dict[str, Any]) -> None:  # noqa: ANN401
+    from marship.errors import LoadError
+    from marship.serving import handler as base
+
+    if not hasattr(base, "Placement") or not isinstance(handler, base.OnnxHandler):
+        raise LoadError(
+            f"{task['handler']} must be a handler of marship that loads without a server, got one "
+            "of another kind, or of an older version. Package the model again, or register it."
+        )
+    config = task["config"]
+    timeout_s = config.get("responseTimeout")
+    placement = base.Placement(
+        folder=folder,
+        name=task["name"],
+        version=task["version"],
+        config=config,
+        workers=max(1, int(config.get("minWorkers") or 1)),
+        timeout_s=None if timeout_s is None else float(timeout_s),
+    )
+    handler.load(placement)
+
+
+def _response(handler: Any, path: Path, content_type: str) -> dict[str, Any]:  # noqa: ANN401
+    """The response to the request in a file, and how long a worker takes for it."""
+    from marship.serving.message import Request
+
+    body = path.read_bytes()
+    headers = {"content-type": content_type, "content-length": str(len(body))}
+
+    def ask() -> list[Any]:
+        request = Request(body, content_type, headers=headers)
+        return [reply for ready, _ in handler.replies([request]) for reply in ready.values()]
+
+    replies = ask()
+    sent = b"".join(reply.body for reply in replies)
+    return {
+        "status": replies[0].status,
+        "content_type": replies[0].content_type,
+        "size_bytes": len(sent),
+        "body": sent[:SHOWN_BYTES].decode(errors="replace"),
+        "ms": _median_ms(ask),
+    }
+
+
+def _median_ms(call: Callable[[], object]) -> float:
+    taken_s: list[float] = []
+    while len(taken_s) < MOST_RUNS and sum(taken_s) < MOST_S:
+        started = time.perf_counter()
+        call()
+        taken_s.append(time.perf_counter() - started)
+    return statistics.median(taken_s) * 1e3
+
+
+def _memory_bytes(name: str) -> int:
+    """A figure of /proc/self/status, such as VmRSS: proc(5)."""
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith(f"{name}:"):
+            return int(line.split()[1]) * 1024
+    return 0
+
+
+def _not_imported(handler: str, error: ImportError) -> str:
+    advice = f" Install it for {sys.executable}." if isinstance(error, ModuleNotFoundError) else ""
+    return f"{handler} must be importable and define one class, got: {error}.{advice}"
+
+
+if __name__ == "__main__":
+    # a handler's own prints are no part of the result, and its modules come from the archive
+    result = os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)
+    extracted, told = sys.argv[1], json.loads(sys.argv[2])
+    sys.path[:] = [extracted, *sys.path[1:]]
+    result.write(json.dumps(main(Path(extracted), told)).encode())
+    result.close()

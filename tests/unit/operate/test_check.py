@@ -1,0 +1,185 @@
+"""operate.check: an archive loaded in a process of its own, without any server."""
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+from marship.cli import app
+from marship.errors import LoadError, MarshipError, PackageError, UsageError
+from marship.operate.check import check
+from marship.packaging.step import PackageSettings, package
+from versions import linear, spoil_golden
+
+BASE = "from marship.serving.handler import OnnxHandler\n\n\nclass Own(OnnxHandler):\n"
+
+
+def packed(folder: Path, code: str | None = None, **settings: object) -> Path:
+    """The linear model with a handler of this code, or the shipped one."""
+    folder.mkdir(exist_ok=True)
+    handler = None
+    if code is not None:
+        handler = folder / "own_handler.py"
+        handler.write_text(code)
+    model = linear(folder / "lin.onnx", 1)
+    return package(model, PackageSettings(model_store=folder, handler=handler, **settings))
+
+
+@pytest.fixture(scope="module")
+def mar(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The linear model as it is packed by default."""
+    return packed(tmp_path_factory.mktemp("lin"))
+
+
+def written(folder: Path, value: object) -> Path:
+    """A request in a file."""
+    path = folder / "request.json"
+    path.write_text(json.dumps(value))
+    return path
+
+
+def test_an_archive_is_loaded_and_its_golden_cases_replayed(mar: Path, tmp_path: Path) -> None:
+    """Times, memory and the response to a request; paths may be texts."""
+    done = check(str(mar), str(written(tmp_path, [[1, 2, 3]])))
+    assert (done.name, done.version) == ("lin", "1.0")
+    assert done.golden_cases > 0
+    assert 0 < done.golden_ms < 1000 * done.load_s
+    assert 0 < done.before_bytes < done.loaded_bytes <= done.peak_bytes
+    assert done.response is not None
+    assert (done.response.status, json.loads(done.response.body)) == (200, [[16, 22]])
+    assert done.response.size_bytes == len(done.response.body)
+
+
+def test_no_server_need_be_installed(
+    mar: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A handler loads and answers where TorchServe's package cannot be imported."""
+    (tmp_path / "ts").mkdir()
+    (tmp_path / "ts" / "__init__.py").write_text("raise ImportError('no TorchServe here')")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    done = check(mar, written(tmp_path, [[1, 2, 3]]))
+    assert done.response is not None
+    assert done.response.status == 200
+
+
+def test_the_archives_own_copy_of_marship_is_loaded(tmp_path: Path) -> None:
+    """What a worker imports is what is tried, whatever is installed."""
+    code = BASE + (
+        "    def advice(self):\n"
+        "        import marship.serving.handler, os\n"
+        "        own = os.path.dirname(os.path.abspath(__file__))\n"
+        "        return marship.serving.handler.__file__.startswith(own)\n"
+    )
+    done = check(packed(tmp_path / "own", code), written(tmp_path, "no tensor"))
+    assert done.response is not None
+    assert done.response.status == 400
+    assert json.loads(done.response.body)["expects"] is True
+
+
+def test_the_limit_of_a_batch_is_the_archives(tmp_path: Path) -> None:
+    """A handler sees the response timeout that it was packed with."""
+    code = BASE + "    def prepare(self):\n        assert self.timeout_s == 7.0\n"
+    check(packed(tmp_path / "own", code, response_timeout_s=7))
+
+
+@pytest.mark.parametrize(
+    ("code", "words"),
+    [
+        ("import no_such_package\n" + BASE + "    pass\n", "no_such_package'. Install it for"),
+        (BASE + "    pass\n\n\nclass Other(Own):\n    pass\n", "define one class, got: 2 classes"),
+        (BASE + "    def prepare(self):\n        raise KeyError('k')\n", "must load, got KeyError"),
+        (BASE + "    def prepare(self):\n        import os; os._exit(3)\n", "exit code 3"),
+        (BASE + "    def prepare(self):\n        import os; os.abort()\n", "a crash (SIGABRT)"),
+        (
+            "class Own:\n    def initialize(self, context): ...\n    def handle(self, d, c): ...\n",
+            "must be a handler of marship",
+        ),
+    ],
+)
+def test_a_handler_that_does_not_load_is_told(tmp_path: Path, code: str, words: str) -> None:
+    """One line with the reason, whatever the process came to."""
+    mar = packed(tmp_path / "own", BASE + "    pass\n")
+    extracted = tmp_path / "extracted"
+    shutil.unpack_archive(mar, extracted, "zip")
+    (extracted / "own_handler.py").write_text(code)
+    changed = Path(shutil.make_archive(str(tmp_path / "changed"), "zip", extracted))
+    with pytest.raises(LoadError) as caught:
+        check(changed)
+    assert words in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_handler_that_never_ends_loading_is_ended(tmp_path: Path) -> None:
+    """After the archive's startupTimeout."""
+    code = BASE + "    def prepare(self):\n        import threading; threading.Event().wait()\n"
+    with pytest.raises(LoadError, match="within its startupTimeout of 5 s"):
+        check(packed(tmp_path / "own", code, startup_timeout_s=5))
+
+
+def test_golden_cases_that_differ_are_told(tmp_path: Path) -> None:
+    """As a worker would refuse to serve."""
+    mar = packed(tmp_path / "own")
+    spoil_golden(mar)
+    with pytest.raises(LoadError, match="golden case 0"):
+        check(mar)
+
+
+def test_a_sealed_archive_needs_its_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The key comes from where a worker takes it, and is asked for by name."""
+    monkeypatch.setenv("CHECK_KEY", os.urandom(32).hex())
+    mar = packed(tmp_path / "own", seal="env:CHECK_KEY")
+    monkeypatch.setenv("MARSHIP_SEAL_KEY", "env:CHECK_KEY")
+    assert check(mar).golden_cases > 0
+    monkeypatch.delenv("MARSHIP_SEAL_KEY")
+    with pytest.raises(MarshipError, match="MARSHIP_SEAL_KEY"):
+        check(mar)
+
+
+def test_what_a_handler_prints_is_no_part_of_the_result(tmp_path: Path) -> None:
+    """Standard output of the process is for the result alone."""
+    code = BASE + "    def prepare(self):\n        print('{', flush=True)\n"
+    assert check(packed(tmp_path / "own", code)).name == "lin"
+
+
+def test_npy_is_known_by_the_files_name(mar: Path, tmp_path: Path) -> None:
+    """Or the type is given."""
+    path = tmp_path / "row.npy"
+    np.save(path, np.ones((1, 3), np.float32))
+    done = check(mar, path)
+    assert done.response is not None
+    assert done.response.content_type == "application/x-npy"
+
+
+@pytest.mark.parametrize("name", ["none.mar", "text.mar"])
+def test_what_is_no_archive_is_told(tmp_path: Path, name: str) -> None:
+    """A file that is not there, and one that is no archive."""
+    (tmp_path / "text.mar").write_text("text")
+    with pytest.raises((UsageError, PackageError)):
+        check(tmp_path / name)
+
+
+def test_a_request_that_is_not_there_is_told(mar: Path, tmp_path: Path) -> None:
+    """Before anything is loaded."""
+    with pytest.raises(UsageError, match=r"none\.json must be a file with a request's body"):
+        check(mar, tmp_path / "none.json")
+
+
+def test_an_archive_of_an_earlier_marship_is_told_apart() -> None:
+    """Its copy of marship loads under TorchServe alone; the message says what to do."""
+    earlier = Path(__file__).parents[2] / "earlier" / "diabetes.mar"
+    with pytest.raises(LoadError, match=r"of an older version\. Package the model again"):
+        check(earlier)
+
+
+def test_the_command_prints_what_it_found(mar: Path, tmp_path: Path) -> None:
+    """A person reads times and memory; the response's body is not printed whole."""
+    request = written(tmp_path, [[1, 2, 3]] * 200)
+    done = CliRunner().invoke(app, ["check", str(mar), "--request", str(request)])
+    assert done.exit_code == 0, done.output
+    assert "all within the tolerance" in done.output
+    assert "200 application/json" in done.output
+    assert "..." in done.output
