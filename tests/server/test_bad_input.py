@@ -1,8 +1,10 @@
 """Whatever is sent, the answer is a JSON error with the right status, and the worker lives on."""
 
+import gzip
 import json
 import struct
-from collections.abc import Iterator
+import zlib
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -158,3 +160,19 @@ def test_a_body_over_the_limit_is_413(post: Post) -> None:
     """TorchServe's frontend refuses it, and goes on."""
     assert post(b" " * 20_000_000).status_code == 413
     assert post(b"[[1, 2, 3]]").json() == [[16.0, 22.0]]
+
+
+@pytest.mark.parametrize(("name", "encode"), [("gzip", gzip.compress), ("deflate", zlib.compress)])
+def test_a_compressed_body_is_answered_as_it_is_without(
+    post: Post, name: str, encode: Callable[[bytes], bytes]
+) -> None:
+    """By TorchServe's own frontend, or by the handler."""
+    plain = b"[[1.0, 2.0, 3.0]]"
+    assert post(encode(plain), Content_Encoding=name).content == post(plain).content
+
+
+def test_a_body_in_an_unknown_encoding_is_415(post: Post) -> None:
+    """The message says which are known."""
+    answer = post(b"\x0b\x05\x80[[1, 2, 3]]\x03", Content_Encoding="br")
+    assert answer.status_code == 415
+    assert "gzip, deflate or identity" in answer.json()["message"]

@@ -30,7 +30,11 @@ ROOMS: dict[str, set[str]] = {
     "optimizing": {"fit", "proof"},
     "packaging": {"engines", "fit", "proof", "trust"}
     | {"serving.formats", "serving.model.keysource", "serving.model.sealed"},
-    "operate": {"serving.handler", "serving.message"}  # check, in a process of its own
+    "operate": {
+        "serving.handler",
+        "serving.message",
+        "serving.formats",
+    }  # check, in a process of its own
     | {"client", "engines", "exchange", "packaging", "predict", "trust"},
 }
 TOP = {"cli", "__main__", "__init__"}

@@ -89,13 +89,19 @@ def _load(handler: Any, folder: Path, task: dict[str, Any]) -> None:  # noqa: AN
 
 def _response(handler: Any, path: Path, content_type: str) -> dict[str, Any]:  # noqa: ANN401
     """The response to the request in a file, and how long a worker takes for it."""
-    from marship.serving.message import Request
+    from marship.errors import MarshipError
+    from marship.serving.formats import forms
+    from marship.serving.message import MAX_REQUEST_BYTES
 
     body = path.read_bytes()
     headers = {"content-type": content_type, "content-length": str(len(body))}
+    limits = {"most_fields": handler.max_fields, "most_bytes": MAX_REQUEST_BYTES}
 
     def ask() -> list[Any]:
-        request = Request(body, content_type, headers=headers)
+        try:
+            request = forms.request_of(body, headers, **limits)
+        except MarshipError as error:
+            return [handler.refusal(error)]
         return [reply for ready, _ in handler.replies([request]) for reply in ready.values()]
 
     replies = ask()

@@ -17,10 +17,11 @@ import orjson
 from marship.contract import CONTRACT_FILE, GOLDEN_FILE, Arrays, Contract
 from marship.errors import LoadError, MarshipError, ModelError, RequestError, TooLargeError, bare
 from marship.serving import hosts
-from marship.serving.formats import codec, extent, kserve, rows
+from marship.serving.formats import codec, extent, forms, kserve, rows
 from marship.serving.message import (
     JSON_TYPE,
     MAX_FORM_FIELDS,
+    MAX_REQUEST_BYTES,
     MAX_RESPONSE_BYTES,
     Reply,
     Request,
@@ -49,6 +50,8 @@ class Placement:
         workers: How many workers share the machine's cores, at most.
         siblings: Those workers, counted; None where their number does not change.
         timeout_s: The host ends a worker whose batch takes longer; None where it does not.
+        max_request_bytes: The largest request that the host takes; a compressed one without its
+            compression.
         max_response_bytes: The largest response that the host sends.
     """
 
@@ -60,6 +63,7 @@ class Placement:
     workers: int = 1
     siblings: Siblings | None = None
     timeout_s: float | None = None
+    max_request_bytes: int = MAX_REQUEST_BYTES
     max_response_bytes: int = MAX_RESPONSE_BYTES
 
 
@@ -114,6 +118,7 @@ class OnnxHandler:
         name, folder, siblings = placement.name, placement.folder, placement.siblings
         self.folder, self.config, self.timeout_s = folder, placement.config, placement.timeout_s
         self._name, self._version = name, placement.version
+        self._max_request_bytes = placement.max_request_bytes
         self._max_response_bytes = placement.max_response_bytes
         section = self.config.get("marship") or {}
         self.max_fields = _max_form_fields(section)
@@ -132,9 +137,8 @@ class OnnxHandler:
         self._watch = watch.Watch(name, folder, self._batcher, self.metrics, share)
         follows = siblings is not None and settings.providers == ("cpu",)
         self._share = Share(self.session, siblings) if siblings and follows else None
-        logger.info(
-            "%s ready, %d threads, %.2f ms", name, settings.threads, self.golden_s[-1] * 1e3
-        )
+        warm_ms = 1e3 * max(self.golden_s, default=0.0)
+        logger.info("%s ready, %d threads, %.2f ms", name, settings.threads, warm_ms)
 
     def _open(self, settings: SessionSettings) -> Session:
         """The session, warm and proven on the golden cases."""
@@ -294,10 +298,12 @@ class OnnxHandler:
         return inputs
 
     def check_fields(self, request: Request) -> None:
-        """Refuse a form with too many fields, of which the transport kept none.
+        """Make a request fit to be decoded: its fields are counted, its content encoding undone.
 
         Raises:
-            TooLargeError: It has more than `max_form_fields`.
+            TooLargeError: A form has more fields than `max_fields`, and the host kept none; or
+                the body is too large without its encoding.
+            RequestError: The encoding is not known, or the body is not encoded so.
         """
         if request.field_count > self.max_fields:
             raise TooLargeError(
@@ -305,6 +311,13 @@ class OnnxHandler:
                 "Send several requests, or raise max_form_fields under marship: in "
                 "model-config.yaml."
             )
+        encodings = request.header("content-encoding")
+        if encodings and isinstance(request.body, (bytes, bytearray, memoryview)):
+            request.body = forms.undo_encodings(request.body, encodings, self._max_request_bytes)
+
+    def refusal(self, error: MarshipError) -> Reply:
+        """The response to a request that the host itself could not read."""
+        return self._failed(error)
 
     def _encode(self, answer: Arrays | Parts | MarshipError, state: Any) -> Reply:  # noqa: ANN401
         if isinstance(answer, MarshipError):

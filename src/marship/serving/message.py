@@ -14,8 +14,8 @@ JSON_TYPE = "application/json"
 MAX_FORM_FIELDS = 1000
 """Each field costs the worker about a microsecond, in which it answers nobody else."""
 
-MAX_RESPONSE_BYTES = 6_553_500
-"""The largest response where a host states no limit of its own."""
+MAX_REQUEST_BYTES = MAX_RESPONSE_BYTES = 6_553_500
+"""The largest request and response where a host states no limits of its own."""
 
 
 @dataclass(slots=True)

@@ -296,7 +296,9 @@ def _environment(
     settings: ServeSettings, values: Mapping[str, str], temporary: Path, seal_key: str | None
 ) -> dict[str, str]:
     told = {
-        "MARSHIP_MAX_RESPONSE_SIZE": values.get("max_response_size"),  # a handler cannot ask Java
+        # a handler cannot ask Java
+        "MARSHIP_MAX_REQUEST_SIZE": values.get("max_request_size"),
+        "MARSHIP_MAX_RESPONSE_SIZE": values.get("max_response_size"),
         keysource.SOURCE_VARIABLE: seal_key,
     }
     named = list(settings.keep_env)

@@ -15,9 +15,10 @@ from marship.serving.handler import OnnxHandler, Placement
 from marship.serving.hosts.torchserve import report, wire, worker
 from marship.serving.hosts.torchserve.outbox import Outbox
 from marship.serving.hosts.torchserve.wire import Send
-from marship.serving.message import MAX_RESPONSE_BYTES, Reply, Request
+from marship.serving.message import MAX_REQUEST_BYTES, MAX_RESPONSE_BYTES, Reply, Request
 from marship.serving.model import siblings
 
+MAX_REQUEST_ENV = "MARSHIP_MAX_REQUEST_SIZE"
 MAX_RESPONSE_ENV = "MARSHIP_MAX_RESPONSE_SIZE"
 """Set by `marship serve`; a larger response would cut the worker off (max_response_size)."""
 
@@ -64,6 +65,7 @@ def initialize(handler: OnnxHandler, context: Context) -> None:
         workers=max(1, int(config.get("maxWorkers") or config.get("minWorkers") or 1)),
         siblings=siblings.joined(folder) if worker.runs_here() else None,
         timeout_s=float(config.get("responseTimeout", RESPONSE_TIMEOUT_S)),
+        max_request_bytes=int(os.environ.get(MAX_REQUEST_ENV, MAX_REQUEST_BYTES)),
         max_response_bytes=int(os.environ.get(MAX_RESPONSE_ENV, MAX_RESPONSE_BYTES)),
     )
     handler.load(placement)

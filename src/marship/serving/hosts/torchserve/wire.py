@@ -19,13 +19,13 @@ import select
 import struct
 import sys
 import time
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from http import HTTPStatus
 from socket import socket
 from typing import Any
 
+from marship.serving.formats import forms
 from marship.serving.message import MAX_FORM_FIELDS, Reply, Request
 
 logger = logging.getLogger(__name__)
@@ -41,7 +41,6 @@ sleeps. Waking costs the lone client of a small model half of its time."""
 
 _INT = struct.Struct("!i")
 _END = b"\xff\xff\xff\xff"  # -1; no UTF-8 text and no sane length holds these four bytes
-_BODY_NAMES = ("body", "data")
 _PARTS = range(3)  # of a parameter: name, content type, value
 _VALUE = 2
 
@@ -190,7 +189,7 @@ class Connection:
                 place += 4
                 if size == -1 and part == 0:
                     self._start = place
-                    _take(request, parameters, count)
+                    forms.fill(request, parameters, count)
                     return
                 if place + size > end:
                     buffer, place, end = self._more(place, size)
@@ -242,28 +241,6 @@ class Connection:
                     logger.info("Frontend disconnected.")
                     sys.exit(0)
                 self._end += got
-
-
-def _take(request: Request, parameters: Sequence[tuple[str, str, Any]], count: int) -> None:
-    request.field_count = count
-    if count > len(parameters):
-        return  # too many: the handler refuses the request
-    if count == 1:
-        request.name, request.content_type, request.body = parameters[0]
-        return
-    named = dict(_unique(parameters))
-    if named:
-        request.name = next((name for name in _BODY_NAMES if name in named), next(iter(named)))
-        request.content_type, request.body = named.pop(request.name)
-        request.fields = {name: value for name, (_, value) in named.items()}
-
-
-def _unique(parameters: Sequence[tuple[str, str, Any]]) -> Iterator[tuple[str, tuple[str, Any]]]:
-    """Content types and values by name: forms send several files under one."""
-    seen: Counter[str] = Counter()
-    for name, content_type, value in parameters:
-        seen[name] += 1
-        yield f"{name}#{seen[name]}" if seen[name] > 1 else name, (content_type, value)
 
 
 def encode(requests: Sequence[Request], replies: Sequence[Reply], timing: str) -> bytes:

@@ -1,0 +1,194 @@
+"""Bodies as HTTP carries them: content encodings undone, and forms taken apart.
+
+Sources: RFC 9110, 8.4 (content encodings); RFC 7578 and RFC 2046, 5.1 (multipart/form-data).
+"""
+
+import zlib
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from email.message import Message
+from typing import Any
+
+from marship.errors import MalformedError, TooLargeError, UnsupportedMediaError
+from marship.serving.message import Request
+
+FORM_TYPE = "multipart/form-data"
+ENCODINGS = {"gzip": 31, "x-gzip": 31, "deflate": 15}
+"""Content encodings and zlib's `wbits` for them: deflate is the zlib format (RFC 9110, 8.4.1.2)."""
+
+Parameter = tuple[str, str, Any]
+"""Name, content type and value."""
+
+_BODY_NAMES = ("body", "data")
+_LONGEST_BOUNDARY = 70
+_MOST_HEAD_BYTES = 1 << 13
+
+
+def undo_encodings(body: Any, encodings: str, most_bytes: int) -> Any:  # noqa: ANN401  bytes, a view
+    """A body without its content encodings.
+
+    Args:
+        body: The bytes as they came.
+        encodings: The header Content-Encoding.
+        most_bytes: How large the body may be without them.
+
+    Raises:
+        UnsupportedMediaError: An encoding is none of `ENCODINGS`.
+        MalformedError: The body is not what the header says.
+        TooLargeError: It is larger without the encodings than a request may be.
+    """
+    names = [name.strip().lower() for name in encodings.split(",")]
+    for name in reversed(names):  # the last was applied last
+        if name in ("", "identity"):
+            continue
+        if name not in ENCODINGS:
+            raise UnsupportedMediaError(
+                f"Content-Encoding must be gzip, deflate or identity, got {name[:40]!r}."
+            )
+        body = _inflated(body, name, most_bytes)
+    return body
+
+
+def _inflated(body: bytes, name: str, most_bytes: int) -> bytes:
+    whole = bytearray()
+    left: Any = body
+    while left:  # gzip files may follow each other in one (RFC 1952, 2.2)
+        inflater = zlib.decompressobj(ENCODINGS[name])
+        try:
+            whole += inflater.decompress(left, most_bytes + 1 - len(whole))
+        except zlib.error as error:
+            raise MalformedError(f"the body must be {name}, got: {error}.") from error
+        if len(whole) > most_bytes:
+            raise TooLargeError(
+                f"the body must have at most {most_bytes:,} bytes without its {name}, got more. "
+                "Ask for less at a time."
+            )
+        if not inflater.eof:
+            raise MalformedError(f"the body must be {name}, got the beginning of it alone.")
+        left = inflater.unused_data
+    return bytes(whole)
+
+
+def read(body: bytes, content_type: str, most_fields: int) -> tuple[list[Parameter], int]:
+    """The fields of a multipart form, in their order.
+
+    Args:
+        body: The whole body.
+        content_type: The header, which names the boundary.
+        most_fields: Of a form with more none is kept.
+
+    Returns:
+        The fields, and how many there are.
+
+    Raises:
+        MalformedError: The body is no form of this boundary.
+    """
+    message = Message()
+    message["content-type"] = content_type
+    boundary = message.get_boundary()
+    if not boundary or len(boundary) > _LONGEST_BOUNDARY or not boundary.isascii():
+        raise MalformedError(
+            f"Content-Type must name the form's boundary of up to {_LONGEST_BOUNDARY} ASCII "
+            f"letters, got {content_type[:200]!r}."
+        )
+    fields: list[Parameter] = []
+    count = 0
+    for part in _parts(body, b"--" + boundary.encode()):
+        count += 1
+        if count <= most_fields:
+            fields.append(_field(part))
+    return (fields if count <= most_fields else []), count
+
+
+def _parts(body: bytes, mark: bytes) -> Iterator[bytes]:
+    """What stands between the delimiters, with its head."""
+    place = 0 if body.startswith(mark) else body.find(b"\r\n" + mark) + 2
+    if place == 1:
+        raise MalformedError("the form must begin with its boundary, got none.")
+    while True:
+        start = place + len(mark)
+        if body[start : start + 2] == b"--":
+            return
+        line_end = body.find(b"\r\n", start)
+        if line_end < 0 or body[start:line_end].strip(b" \t"):
+            raise MalformedError("a boundary in the form must end its line, got more behind it.")
+        stop = body.find(b"\r\n" + mark, line_end)
+        if stop < 0:
+            raise MalformedError("the form must end with its boundary, got a part without an end.")
+        yield body[line_end + 2 : stop] if stop > line_end else b""
+        place = stop + 2
+
+
+def _field(part: bytes) -> Parameter:
+    """Name, content type and value of a part."""
+    if part.startswith(b"\r\n"):
+        head, value = b"", part[2:]
+    else:
+        end = part.find(b"\r\n\r\n", 0, _MOST_HEAD_BYTES)
+        if end < 0:
+            raise MalformedError("a part of the form must have headers and a blank line, got none.")
+        head, value = part[:end], part[end + 4 :]
+    message = Message()
+    for line in head.decode("utf-8", "replace").split("\r\n") if head else []:
+        header, _, text = line.partition(":")
+        message[header.strip() or "-"] = text.strip()
+    name = message.get_param("name", header="content-disposition")
+    if not isinstance(name, str):
+        raise MalformedError("a part of the form must be named by Content-Disposition, got none.")
+    return name, message.get("content-type", ""), value
+
+
+def fill(request: Request, parameters: Sequence[Parameter], count: int) -> None:
+    """Give a request its body, content type and fields.
+
+    The body is the parameter `body` or `data`, or else the first there is.
+
+    Args:
+        request: What is filled.
+        parameters: All there are, or fewer.
+        count: How many there are; where some were not kept, none is taken, and the handler refuses
+            the request.
+    """
+    request.field_count = count
+    if count > len(parameters):
+        return
+    if count == 1:
+        request.name, request.content_type, request.body = parameters[0]
+        return
+    named = dict(_unique(parameters))
+    if named:
+        request.name = next((name for name in _BODY_NAMES if name in named), next(iter(named)))
+        request.content_type, request.body = named.pop(request.name)
+        request.fields = {name: value for name, (_, value) in named.items()}
+
+
+def _unique(parameters: Sequence[Parameter]) -> Iterator[tuple[str, tuple[str, Any]]]:
+    """Content types and values by name: forms send several files under one."""
+    seen: Counter[str] = Counter()
+    for name, content_type, value in parameters:
+        seen[name] += 1
+        yield f"{name}#{seen[name]}" if seen[name] > 1 else name, (content_type, value)
+
+
+def request_of(
+    body: bytes, headers: Mapping[str, str], *, most_fields: int, most_bytes: int
+) -> Request:
+    """A request as a server receives it: its body without encodings, a form taken apart.
+
+    Args:
+        body: As it came.
+        headers: Names in lower case.
+        most_fields: Of a form.
+        most_bytes: Of the body without its encodings.
+
+    Raises:
+        RequestError: It cannot be read; the client gets the message and status.
+    """
+    if encodings := headers.get("content-encoding"):
+        body = undo_encodings(body, encodings, most_bytes)
+        headers = {name: value for name, value in headers.items() if name != "content-encoding"}
+    content_type = headers.get("content-type", "")
+    request = Request(body, content_type, headers=headers)
+    if content_type.partition(";")[0].strip().lower() == FORM_TYPE:
+        fill(request, *read(body, content_type, most_fields))
+    return request

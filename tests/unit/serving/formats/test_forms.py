@@ -1,0 +1,124 @@
+"""serving.formats.forms: forms and content encodings, whichever host took the request."""
+
+import gzip
+import zlib
+from contextlib import suppress
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from requests import Request as HttpRequest
+
+from marship.errors import (
+    MalformedError,
+    RequestError,
+    TooLargeError,
+    UnsupportedMediaError,
+)
+from marship.serving.formats import forms
+
+NAMES = st.text(
+    st.characters(codec="ascii", exclude_characters='"\\', categories=["L", "N"]), min_size=1
+)
+VALUES = st.one_of(
+    st.binary(max_size=99), st.sampled_from([b"\r\n--", b"--", b"\r\n", b"\r\n\r\n", b"-" * 40])
+)
+LIMITS = {"most_fields": 100, "most_bytes": 1 << 20}
+
+
+def form(fields: list[tuple[str, str, bytes]]) -> tuple[bytes, str]:
+    """A form's body and content type, as requests writes them."""
+    files = [(name, ("f", value, kind)) for name, kind, value in fields]
+    sent = HttpRequest("POST", "http://x", files=files).prepare()
+    assert isinstance(sent.body, bytes)
+    return sent.body, sent.headers["content-type"]
+
+
+@given(st.lists(st.tuples(NAMES, st.sampled_from(["image/png", "text/plain"]), VALUES), min_size=1))
+def test_what_a_client_puts_in_a_form_comes_out(fields: list[tuple[str, str, bytes]]) -> None:
+    """Names, types and bytes, in order, whatever the bytes look like."""
+    body, kind = form(fields)
+    assert forms.read(body, kind, 100) == (fields, len(fields))
+
+
+@given(st.lists(st.tuples(NAMES, st.just("a/b"), VALUES), min_size=1, max_size=4), st.data())
+def test_a_damaged_form_is_refused_and_nothing_else(
+    fields: list[tuple[str, str, bytes]], data: st.DataObject
+) -> None:
+    """Cut, or with bytes exchanged: another form, or an error of the client's."""
+    body, kind = form(fields)
+    place = data.draw(st.integers(0, len(body)))
+    mended = (
+        body[:place]
+        + data.draw(st.binary(max_size=3))
+        + body[data.draw(st.integers(place, len(body))) :]
+    )
+    with suppress(RequestError):
+        forms.request_of(mended, {"content-type": kind}, **LIMITS)
+
+
+@pytest.mark.parametrize("kind", ["multipart/form-data", 'multipart/form-data; boundary=""'])
+def test_a_form_without_a_boundary_is_refused(kind: str) -> None:
+    """The header must name it."""
+    with pytest.raises(MalformedError, match="must name the form's boundary"):
+        forms.request_of(b"--x--", {"content-type": kind}, **LIMITS)
+
+
+def test_a_form_with_too_many_fields_keeps_none() -> None:
+    """They are counted, for the handler to refuse the request."""
+    body, kind = form([("a", "a/b", b"")] * 9)
+    request = forms.request_of(body, {"content-type": kind}, most_fields=8, most_bytes=1 << 20)
+    assert (request.field_count, request.fields, request.name) == (9, {}, "body")
+
+
+def test_the_body_of_a_form_is_the_field_that_is_named_so() -> None:
+    """Else the first; others are fields, and one that comes again has a number."""
+    parts = [("k", "", b"5"), ("k", "", b"6"), ("data", "image/png", b"png")]
+    body, kind = form(parts)
+    request = forms.request_of(body, {"content-type": kind}, **LIMITS)
+    assert (request.name, request.content_type, request.body) == ("data", "image/png", b"png")
+    assert request.fields == {"k": b"5", "k#2": b"6"}
+
+
+@given(
+    st.binary(max_size=999), st.lists(st.sampled_from(["gzip", "deflate", "identity"]), max_size=3)
+)
+def test_encodings_are_undone_in_turn(plain: bytes, names: list[str]) -> None:
+    """The last one in the header was applied last."""
+    body = plain
+    for name in names:
+        body = {"gzip": gzip.compress, "deflate": zlib.compress}.get(name, bytes)(body)
+    assert forms.undo_encodings(body, ", ".join(names), 1 << 20) == plain
+
+
+@given(st.binary(max_size=99), st.integers(0, 130), st.binary(max_size=2))
+def test_a_damaged_encoding_is_refused(plain: bytes, place: int, more: bytes) -> None:
+    """Cut, changed, or with more behind it."""
+    whole = gzip.compress(plain)
+    damaged = whole[:place] + more + whole[place + len(more) + 1 :]
+    with suppress(MalformedError):
+        forms.undo_encodings(damaged, "gzip", 1 << 20)
+
+
+def test_a_body_that_grows_is_bounded() -> None:
+    """100 MB of zeros in 100 KB are refused without being held."""
+    bomb = gzip.compress(bytes(100_000_000))
+    with pytest.raises(TooLargeError, match="at most 1,000,000 bytes without its gzip"):
+        forms.undo_encodings(bomb, "gzip", 1_000_000)
+    assert (
+        len(forms.undo_encodings(gzip.compress(bytes(1_000_000)), "gzip", 1_000_000)) == 1_000_000
+    )
+
+
+def test_gzip_files_may_follow_each_other() -> None:
+    """RFC 1952 allows it; together they are bounded, too."""
+    two = gzip.compress(b"a" * 9) + gzip.compress(b"b" * 9)
+    assert forms.undo_encodings(two, "gzip", 18) == b"a" * 9 + b"b" * 9
+    with pytest.raises(TooLargeError):
+        forms.undo_encodings(two, "gzip", 17)
+
+
+def test_an_unknown_encoding_is_415() -> None:
+    """And the message says which are known."""
+    with pytest.raises(UnsupportedMediaError, match=r"gzip, deflate or identity, got 'br'"):
+        forms.undo_encodings(b"x", "br", 9)
