@@ -28,6 +28,7 @@ from rich.status import Status
 from rich.text import Text
 from typer.exceptions import TyperException
 
+from marship import storage
 from marship.errors import MarshipError, UsageError
 
 _WHOLE_RATE = 10
@@ -216,6 +217,8 @@ def _as_own(error: MarshipError | TyperException | OSError) -> MarshipError:
     if isinstance(error, MarshipError):
         return error
     if isinstance(error, OSError):
+        if (unusable := storage.as_usage(error)) is not None:
+            return unusable
         return MarshipError(f"{error.filename or 'the system'}: {error.strerror or error}.")
     if not error.format_message():
         sys.exit(error.exit_code)  # no command was given: its help stands on the screen

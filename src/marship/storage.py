@@ -19,6 +19,30 @@ class StorageError(MarshipError):
     code = "storage"
 
 
+class MissingError(UsageError):
+    """There is no such file."""
+
+
+_ADVICE = {
+    errno.EACCES: "Run as its owner, or name another.",
+    errno.EPERM: "Run as its owner, or name another.",
+    errno.ENAMETOOLONG: "Choose a shorter name.",
+    errno.EEXIST: "A file stands where a folder must: name another.",
+    errno.ENOTDIR: "A file stands where a folder must: name another.",
+    errno.EISDIR: "Name a file.",
+    errno.ELOOP: "Its links lead in a circle: name another.",
+}
+
+
+def as_usage(error: OSError, path: object = None) -> UsageError | None:
+    """What it means that a path which somebody named cannot be used; None for other faults."""
+    if error.errno not in _ADVICE:
+        return None
+    named = error.filename if path is None else path
+    rule = f"{named or 'a path'} must be a path that this user can use"
+    return UsageError(f"{rule}, got: {error.strerror}. {_ADVICE[error.errno]}")
+
+
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """Yield a path to write to; on success it takes the place of `path` in one step.
@@ -108,14 +132,17 @@ def read_json(path: Path) -> Any:  # noqa: ANN401  any JSON value
     """Read a JSON file.
 
     Raises:
-        UsageError: There is no such file.
+        MissingError: There is no such file.
+        UsageError: It cannot be opened: its permissions, its name.
         DataError: It is not JSON.
     """
     try:
         return json.loads(path.read_bytes())
     except FileNotFoundError as error:
-        raise UsageError(f"{path} must exist, got no such file.") from error
+        raise MissingError(f"{path} must exist, got no such file.") from error
     except (OSError, ValueError, RecursionError) as error:
+        if isinstance(error, OSError) and (unusable := as_usage(error, path)):
+            raise unusable from error
         raise DataError(f"{path} must be readable JSON, got: {error}.") from error
 
 

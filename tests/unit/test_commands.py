@@ -1,5 +1,9 @@
 """The commands as a whole: which flags each has, whatever it does."""
 
+import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -51,3 +55,45 @@ def test_an_archive_as_json(linear_onnx: Path, tmp_path: Path) -> None:
     verified = fields(run("verify", archive, "--trust", tmp_path / "keys"), "verify")
     assert verified["key"] == signed["key"] == pair["key"]
     assert "MAR-INF/MANIFEST.json" in verified["files"]
+
+
+def without_roots_rights(*command: str) -> list[str]:
+    """A command that may read what its user may, even where that is root."""
+    limit = "--bounding-set=-dac_override,-dac_read_search"
+    return ["setpriv", limit, *command] if os.geteuid() == 0 else list(command)
+
+
+def test_words_that_nobody_means_end_in_one_line(tmp_path: Path) -> None:
+    """On an ASCII terminal: names too long or not ASCII, files that may not be read, odd numbers.
+
+    What is wrong with such a word is a usage error with advice, never "internal" or a traceback.
+    """
+    (tmp_path / "locked").mkdir()
+    (tmp_path / "locked" / "file").write_text("x")
+    (tmp_path / "file").write_text("x")
+    if os.geteuid() == 0:
+        os.chown(tmp_path / "locked", 65534, 65534)
+    (tmp_path / "locked").chmod(0o700 if os.geteuid() == 0 else 0)
+    program = Path(__file__).parents[1] / "hostile_words.py"
+    hidden = {name: value for name, value in os.environ.items() if "MARSHIP" not in name}
+    try:
+        done = subprocess.run(
+            without_roots_rights(sys.executable, str(program)),
+            cwd=tmp_path,
+            env=hidden,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+    finally:
+        (tmp_path / "locked").chmod(0o700)
+    results = json.loads(done.stdout)
+    assert len({words[0] for words, _, _ in results}) == len(COMMANDS)
+    for words, code, told in results:
+        assert code is not None, (words, told)
+        errors = [line for line in told.splitlines() if line.startswith("error (")]
+        assert len(errors) == (code != 0), (words, told)
+        assert not any(line.startswith("error (internal)") for line in errors), (words, told)
+        if any("locked/file" in word for word in words) and "Permission denied" in told:
+            assert code == 2, (words, told)

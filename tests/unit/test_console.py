@@ -200,3 +200,55 @@ def test_an_interruption_while_the_commands_load_shows_no_trace(tmp_path: Path) 
         check=False,
     )
     assert (done.returncode, done.stdout, done.stderr) == (130, "", "")
+
+
+PRINTS = """
+import sys
+from marship import console, tables
+from marship.errors import UsageError
+
+def main():
+    name = sys.argv[1]
+    tables.facts([("path", name), ("second " + name, 1)])
+    tables.grid(("name", "n"), [(name, 1), (name, 2)])
+    with console.err.status(name), console.progress() as bar:
+        bar.add_task(name, total=1, completed=1)
+    console.write_json({name: name})
+    console.err.print(name)
+    raise UsageError(f"{name} must be b.")
+
+console.run(lambda standalone_mode: main())
+"""
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "utf-8"])
+@pytest.mark.parametrize("name", ["folder \xfc", "\u65e5\u672c", "a" * 301, "word " * 60])
+def test_what_is_piped_is_whole_in_every_encoding(encoding: str, name: str) -> None:
+    """Tables, progress, JSON and errors: no traceback, no broken line, no blanks at ends."""
+    name = name.strip()
+    known = {**os.environ, "PYTHONIOENCODING": encoding, "COLUMNS": "40", "PYTHONUTF8": "1"}
+    done = subprocess.run(
+        [sys.executable, "-c", PRINTS, name],
+        env=known,
+        capture_output=True,
+        check=False,
+    )
+    assert done.returncode == 2, done.stderr
+    assert b"Traceback" not in done.stderr
+    out = done.stdout.decode(encoding).splitlines()
+    shown = name.encode(encoding, "backslashreplace").decode(encoding)
+    assert out[0].split(maxsplit=1) == ["path", shown]
+    assert [line.split() for line in out[3:5]] == [[*shown.split(), "1"], [*shown.split(), "2"]]
+    assert json.loads("\n".join(out[5:])) == {name: name}
+    assert not any(line.endswith(" ") for line in out)
+
+
+def test_a_pipe_that_lacks_a_letter_takes_no_text_with_codes() -> None:
+    """A transcript with codes would be another text: it is refused, with what to do."""
+    program = "from marship import console; console.run(lambda **_: console.write('caf\\xe9'))"
+    known = {**os.environ, "PYTHONIOENCODING": "ascii"}
+    done = subprocess.run(
+        [sys.executable, "-c", program], env=known, capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "U+00E9. Set PYTHONIOENCODING=utf-8" in done.stderr

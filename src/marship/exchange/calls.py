@@ -21,6 +21,7 @@ from marship.errors import (
     ServerError,
     TokenError,
     TooLargeError,
+    UsageError,
     WorkerDiedError,
     kinds,
 )
@@ -140,8 +141,17 @@ class Destination(Protocol):
 
 
 def path(*parts: str) -> str:
-    """A path of these parts, each quoted."""
-    return "".join(f"/{quote(part, safe='')}" for part in parts)
+    """A path of these parts, each quoted.
+
+    Raises:
+        UsageError: A part cannot be sent: it has half of a surrogate pair.
+    """
+    try:
+        return "".join(f"/{quote(part, safe='')}" for part in parts)
+    except UnicodeEncodeError as error:
+        raise UsageError(
+            f"a name or a version must be text that UTF-8 can hold, got {error.object!r}."
+        ) from error
 
 
 class Lines:

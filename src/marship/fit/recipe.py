@@ -23,6 +23,7 @@ from types import ModuleType
 from typing import Any
 
 from marship.errors import DataError, UsageError
+from marship.storage import as_usage
 
 RECIPE_FILE = "recipe.json"
 _TUPLES = ("assets", "dynamic", "output_axes")
@@ -89,6 +90,8 @@ class Recipe:
                 "Train first, for example: python training/recommend.py"
             ) from error
         except (OSError, ValueError, KeyError, TypeError) as error:
+            if isinstance(error, OSError) and (unusable := as_usage(error, run_dir / RECIPE_FILE)):
+                raise unusable from error
             raise DataError(
                 f"{run_dir / RECIPE_FILE} must be readable, got {error!r}. Train again."
             ) from error

@@ -226,6 +226,8 @@ def _for_file(contract: Contract, model: Path, tolerance: Tolerance) -> Contract
 
 
 def _from_onnx(path: Path, settings: PackageSettings) -> Contents:
+    if not path.is_file():  # told at once: the proof runs in a process of its own
+        raise UsageError(f"{path} must be an ONNX file, got no such file.")
     proof = onnx_proof.describe(
         path,
         golden=settings.golden,

@@ -37,7 +37,7 @@ from marship.errors import (
     bare,
 )
 from marship.serving import pictures
-from marship.serving.batch import Parts
+from marship.serving.model.batch import Parts
 from marship.serving.handler import OnnxHandler, Reply, Request, hidden
 from marship.serving.pictures import Picture
 

@@ -17,7 +17,7 @@ import orjson
 
 from marship.contract import Array, Arrays
 from marship.errors import InvalidInputError, LoadError
-from marship.serving import codec
+from marship.serving.formats import codec
 from marship.serving.handler import OnnxHandler, Reply, Request
 
 ITEMS_FILE = "items.json"

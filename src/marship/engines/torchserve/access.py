@@ -210,7 +210,7 @@ class Access:
                 keys = {side: raw[side]["key"] for side in TOKEN_VARIABLES}
                 self._renew_at = {side: _last_part(raw[side]) for side in TOKEN_VARIABLES}
                 return keys | {"API": raw["API"]["key"]}
-            except UsageError:
+            except storage.MissingError:
                 return {}
             except (DataError, KeyError, TypeError, ValueError):
                 yield Pause(_REREAD_S)

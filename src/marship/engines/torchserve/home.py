@@ -214,11 +214,12 @@ class Home:
         """What `server.json` says; the server may have ended since.
 
         Raises:
+            UsageError: The home may not be read.
             ServerError: The file is damaged.
         """
         try:
             return ServerRecord(**storage.read_json(self.record_file))
-        except UsageError:
+        except storage.MissingError:
             return None
         except (DataError, TypeError) as error:
             raise ServerError(
@@ -233,11 +234,12 @@ class Home:
         """The trust folder of the last start; None where it had none.
 
         Raises:
+            UsageError: The home may not be read.
             ServerError: The file is damaged.
         """
         try:
             return Path(storage.read_json(self.trust_file)["folder"])
-        except UsageError:
+        except storage.MissingError:
             return None
         except (DataError, KeyError, TypeError) as error:
             raise ServerError(

@@ -18,6 +18,10 @@ from marship.exchange.calls import Call, Flow, Pause, path
 OnWait = Callable[[int, int], None]
 """Called with the number of workers that are ready, and of those wanted."""
 
+LONGEST_NAME = 200
+"""Of a model: it is part of files' names, whose longest is 255 bytes."""
+
+_SHOWN_NAME = 40
 _POLL_S = 0.2
 _LAST_WORDS_POLLS = 10
 _NEXT_WORKER_POLLS = 75
@@ -97,6 +101,11 @@ def checked_name(name: str) -> str:
     Raises:
         UsageError: It cannot be part of an address, or TorchServe takes it for its token API.
     """
+    if len(name) > LONGEST_NAME:
+        raise UsageError(
+            f"a model's name must have {LONGEST_NAME} characters at most, got {len(name)}: "
+            f"{name[:_SHOWN_NAME]}... Choose another with --name."
+        )
     if not _NAME.fullmatch(name):
         raise UsageError(
             f"a model's name must be of letters, digits and _ . -, got {name!r}. "
