@@ -350,7 +350,7 @@ def write_results(
     recipe = Recipe(
         name="image",
         build="training/image.py:build",
-        handler="handlers/image_handler.py",
+        handler="image_handler.py",
         judge="training/image.py:judge",
         metric="accuracy",
         budget=0.005,

@@ -323,7 +323,7 @@ def main(settings: Settings) -> None:
     recipe = Recipe(
         name="recommend",
         build="training/recommend.py:build",
-        handler="handlers/recommend_handler.py",
+        handler="recommend_handler.py",
         judge="training/recommend.py:judge",
         metric="ndcg@10",
         budget=0.002,

@@ -308,7 +308,7 @@ def write_results(
     recipe = Recipe(
         name="speech",
         build="training/recognizer.py:build",
-        handler="handlers/speech_handler.py",
+        handler="speech_handler.py",
         judge="training/speech.py:judge",
         metric="word_error_rate",
         greater_is_better=False,

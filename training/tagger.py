@@ -198,7 +198,7 @@ def write(
     Recipe(
         name="tagger",
         build="training/tagger.py:build",
-        handler="handlers/image_handler.py",
+        handler="image_handler.py",
         judge="training/tagger.py:judge",
         metric="expected",
         budget=0.005,

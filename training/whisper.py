@@ -302,7 +302,7 @@ def write(
     Recipe(
         name="whisper",
         build="training/whisper.py:build",
-        handler="handlers/speech_handler.py",
+        handler="speech_handler.py",
         judge="training/whisper.py:judge",
         metric="word_error_rate",
         greater_is_better=False,

@@ -38,7 +38,8 @@ class Recipe:
         build: Reference to a function that builds the `nn.Module`, called with the settings
             of `settings.json` as keyword arguments it knows, `path/to/file.py:function` or
             `package.module:function`.
-        handler: Path of the handler file that goes into the archive.
+        handler: The handler file that goes into the archive: the name of one of marship's, or a
+            path.
         judge: Reference to a function `(outputs: Arrays, targets: Arrays) -> dict[str, float]`
             that computes the task's metrics on held-out data; None where there is none.
         metric: The judge's metric that decides.
@@ -56,7 +57,7 @@ class Recipe:
 
     name: str
     build: str
-    handler: str = "handlers/onnx_handler.py"
+    handler: str = "onnx_handler.py"
     judge: str | None = None
     metric: str | None = None
     greater_is_better: bool = True

@@ -1,23 +1,36 @@
-"""Where the files lie that come with marship and are the reader's to change.
+"""The handlers that come with marship: `marship/handlers`, which a checkout has at its top.
 
-A checkout has them at its top; an installed wheel under `share/marship` of its environment.
+They are the reader's to copy; a copy is named by its path.
 """
 
-import sysconfig
 from pathlib import Path
 
 from marship.errors import UsageError
 
+HANDLERS = Path(__file__).parents[1] / "handlers"
 
-def find(name: str) -> Path:
-    """The file `name`: from the current folder if it is there, else as it was shipped.
+
+def handler(name: str) -> Path:
+    """A handler's file: `onnx_handler.py` is marship's own, `handlers/mine.py` the one there.
+
+    A bare name that marship has is marship's, whatever lies in the current folder.
 
     Raises:
-        UsageError: It is in neither place.
+        UsageError: There is no such file.
     """
-    checkout = Path(__file__).parents[3]
-    installed = Path(sysconfig.get_path("data")) / "share" / "marship"
-    for folder in (Path.cwd(), checkout, installed):
-        if (folder / name).is_file():
-            return folder / name
-    raise UsageError(f"{name} must be a file here or one that comes with marship, got none.")
+    path = Path(name)
+    if path.name == name and (HANDLERS / name).is_file():
+        return HANDLERS / name
+    if path.is_file():
+        return path
+    own = ", ".join(sorted(file.name for file in HANDLERS.glob("*.py")))
+    raise UsageError(f"{name} must be a file, or a handler of marship's ({own}), got none there.")
+
+
+def named(path: Path) -> Path:
+    """The file that somebody named, or marship's own where there is no such file.
+
+    Raises:
+        UsageError: There is none.
+    """
+    return path if path.is_file() else handler(str(path))

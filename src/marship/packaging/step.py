@@ -40,7 +40,7 @@ from marship.trust.archive import CONFIG_FILE, EVIDENCE_FILE, MANIFEST_FILE
 
 MODEL_FILE = "model.onnx"
 PARITY_FILE = "parity.json"
-ONNX_HANDLER = "handlers/onnx_handler.py"
+ONNX_HANDLER = "onnx_handler.py"
 ZIP_EPOCH = (1980, 1, 1, 0, 0, 0)
 MANIFEST_EPOCH = "01/01/1980 00:00:00"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
@@ -58,7 +58,9 @@ class PackageSettings:
     versioned: bool = setting(
         False, "name the file NAME-VERSION.mar: other versions stay beside it"
     )
-    handler: Path | None = setting(None, "handler file; the recipe's, or tensors in and out")
+    handler: Path | None = setting(
+        None, "a file, or the name of one of marship's; else the recipe's, or tensors in and out"
+    )
     variant: str | None = setting(None, "model variant to pack; the one that optimize chose")
     asset: tuple[str, ...] = setting((), "further file that the handler reads; may be repeated")
     option: tuple[str, ...] = setting(
@@ -162,7 +164,7 @@ def _from_run(run_dir: Path, settings: PackageSettings) -> Contents:
     model, tolerance = _chosen(run_dir, contract, settings.variant)
     return Contents(
         name=settings.name or recipe.name,
-        handler=settings.handler or shipped.find(recipe.handler),
+        handler=_handler(settings, recipe.handler),
         model=model,
         contract=_for_file(contract, model, tolerance),
         golden=read_golden(run_dir / GOLDEN_FILE),
@@ -238,7 +240,7 @@ def _from_onnx(path: Path, settings: PackageSettings) -> Contents:
         console.err.print(proof.summary, style="dim", markup=False, soft_wrap=True)
     return Contents(
         name=settings.name or path.stem,
-        handler=settings.handler or shipped.find(ONNX_HANDLER),
+        handler=_handler(settings, ONNX_HANDLER),
         model=path,
         contract=replace(proof.contract, files=(MODEL_FILE, *proof.contract.files[1:])),
         golden=proof.cases,
@@ -249,6 +251,10 @@ def _from_onnx(path: Path, settings: PackageSettings) -> Contents:
         },
         assets=tuple(map(Path, settings.asset)),
     )
+
+
+def _handler(settings: PackageSettings, default: str) -> Path:
+    return shipped.named(settings.handler) if settings.handler else shipped.handler(default)
 
 
 def build(contents: Contents, settings: PackageSettings) -> Path:
