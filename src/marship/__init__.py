@@ -1,15 +1,111 @@
 """From a PyTorch model to a fast, safe, managed endpoint on TorchServe.
 
-`marship.Client` and `marship.AsyncClient` are found on first use: this package travels
-inside every archive, where nothing but `errors`, `contract` and `serving` exists, so it
-imports nothing by itself.
+    export, optimize, package, check    the steps from a trained model to an archive, each with its
+                                        settings and its result
+    Client, AsyncClient                 the management and inference APIs of a running server
+    MarshipError and those below it     what all of them raise: see `marship.errors`
+
+These names are the public interface; every other module is internal and may change.
+
+They are found on first use: this package travels inside every archive, where nothing but
+`errors`, `contract` and `serving` exists, so it imports nothing by itself.
 """
 
 import os
-from typing import Any
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from marship.client import AsyncClient, Client
+    from marship.client.clients import Model, ModelStatus, Worker
+    from marship.errors import (
+        CheckpointError,
+        DataError,
+        InvalidInputError,
+        LoadError,
+        MalformedError,
+        MarshipError,
+        ModelError,
+        NoAnswerError,
+        NotFoundError,
+        NotRunningError,
+        PackageError,
+        ParityError,
+        RateLimitError,
+        RequestError,
+        ResponseTimeoutError,
+        RolloutError,
+        SealError,
+        ServerError,
+        SignatureError,
+        StorageError,
+        TLSError,
+        TokenError,
+        TooLargeError,
+        TrainingError,
+        UnsupportedMediaError,
+        UsageError,
+        WorkerDiedError,
+    )
+    from marship.exporting.step import Exported, ExportSettings, export
+    from marship.operate.check import Checked, Response, check
+    from marship.optimizing.step import Optimized, OptimizeSettings, optimize
+    from marship.packaging.step import PackageSettings, package
 
 __version__ = "0.1.0"
-__all__ = ["AsyncClient", "Client"]
+__all__ = [
+    "AsyncClient",
+    "Checked",
+    "CheckpointError",
+    "Client",
+    "DataError",
+    "ExportSettings",
+    "Exported",
+    "InvalidInputError",
+    "LoadError",
+    "MalformedError",
+    "MarshipError",
+    "Model",
+    "ModelError",
+    "ModelStatus",
+    "NoAnswerError",
+    "NotFoundError",
+    "NotRunningError",
+    "OptimizeSettings",
+    "Optimized",
+    "PackageError",
+    "PackageSettings",
+    "ParityError",
+    "RateLimitError",
+    "RequestError",
+    "Response",
+    "ResponseTimeoutError",
+    "RolloutError",
+    "SealError",
+    "ServerError",
+    "SignatureError",
+    "StorageError",
+    "TLSError",
+    "TokenError",
+    "TooLargeError",
+    "TrainingError",
+    "UnsupportedMediaError",
+    "UsageError",
+    "Worker",
+    "WorkerDiedError",
+    "check",
+    "export",
+    "optimize",
+    "package",
+]
+
+_PLACES = {
+    **dict.fromkeys(("AsyncClient", "Client", "Model", "ModelStatus", "Worker"), "client.clients"),
+    **dict.fromkeys(("ExportSettings", "Exported", "export"), "exporting.step"),
+    **dict.fromkeys(("OptimizeSettings", "Optimized", "optimize"), "optimizing.step"),
+    **dict.fromkeys(("PackageSettings", "package"), "packaging.step"),
+    **dict.fromkeys(("Checked", "Response", "check"), "operate.check"),
+}
 
 # ONNX Runtime 1.32 keeps error messages, which hold names of a graph and values of requests, in
 # ~/.cache for its telemetry. It reads this when it is imported: always after marship.
@@ -18,7 +114,9 @@ os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 def __getattr__(name: str) -> Any:  # noqa: ANN401  a module's attributes have no common type
     if name in __all__:
-        from marship import client
-
-        return getattr(client, name)
+        return getattr(import_module(f"marship.{_PLACES.get(name, 'errors')}"), name)
     raise AttributeError(f"module 'marship' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -11,6 +11,7 @@
     |-- PackageError            an archive that cannot be built or read
     |   `-- SignatureError      it is unsigned, altered, or signed by a key that is not trusted
     |-- LoadError               a worker refuses to serve: digest, golden outputs, provider
+    |-- StorageError            a file that cannot be written: no space, no permission
     |-- ServerError             TorchServe could not be started, reached, or did not do as told
     |   |-- NotRunningError     nobody answers at the address
     |   |-- NoAnswerError       the connection ended, or the time, before the answer came
@@ -35,7 +36,15 @@ from typing import ClassVar
 
 
 class MarshipError(Exception):
-    """The base of all errors that marship raises on purpose."""
+    """The base of all errors that marship raises on purpose.
+
+    Example:
+        >>> try:
+        ...     marship.package("missing.onnx")
+        ... except marship.MarshipError as error:
+        ...     print(error.code)
+        usage
+    """
 
     status: int = 500  # of an answer that a client got: the one that came
     code: ClassVar[str] = "internal"
@@ -114,6 +123,12 @@ class LoadError(MarshipError):
     """A worker refuses to serve its model."""
 
     code = "load"
+
+
+class StorageError(MarshipError):
+    """A file cannot be written: no space, no permission."""
+
+    code = "storage"
 
 
 class ServerError(MarshipError):

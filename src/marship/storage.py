@@ -10,13 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from marship import texts
-from marship.errors import DataError, MarshipError, UsageError
-
-
-class StorageError(MarshipError):
-    """A file cannot be written: no space, no permission."""
-
-    code = "storage"
+from marship.errors import DataError, StorageError, UsageError
 
 
 class MissingError(UsageError):

@@ -24,7 +24,7 @@ class Raw(Client):
         """The response, be it an error."""
 
         def flow() -> Flow[Answer]:
-            token = yield from self._access._token("management")
+            token = yield from self._engine._token("management")
             answer: Answer = yield call.with_token(token)
             return answer
 

@@ -204,7 +204,8 @@ def test_an_interruption_while_the_commands_load_shows_no_trace(tmp_path: Path) 
 
 PRINTS = """
 import sys
-from marship import console, tables
+from marship import console
+from marship.cli import tables
 from marship.errors import UsageError
 
 def main():

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from marship.errors import DataError, UsageError
-from marship.storage import StorageError, read_json, replacing, write_json
+from marship.errors import DataError, StorageError, UsageError
+from marship.storage import read_json, replacing, write_json
 from small_disk import run_on
 
 

@@ -64,11 +64,12 @@ def optimize(
     settings: OptimizeSettings,
 ) -> Report:
     """Build optimized variants, measure them, and choose one."""
-    from marship.optimizing.step import optimize_run
+    from marship.cli import tables
+    from marship.optimizing import step
 
-    done = optimize_run(run_dir, settings)
+    done = step.optimize(run_dir, settings)
     fields = {"run_dir": done.run_dir, "is_fresh": done.fresh, **done.report}
-    return Report(fields, lambda: None)
+    return Report(fields, lambda: tables.show_optimized(done))
 
 
 @app.command(rich_help_panel=PANEL)

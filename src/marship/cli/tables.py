@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from marship.exporting.step import Exported
     from marship.operate.check import Checked
     from marship.operate.state import Change
+    from marship.optimizing.step import Optimized
     from marship.packaging.configure import Configured
     from marship.predict import Run
     from marship.predict.outcome import Outcome
@@ -82,6 +83,22 @@ def show_export(done: "Exported") -> None:
             ("written to", done.run_dir),
         ]
     )
+
+
+def show_optimized(done: "Optimized") -> None:
+    """The variants, and why each was or was not chosen."""
+    from marship.optimizing.report import figures, remarks, verdicts
+
+    if done.trial is None:
+        text = f"{done.run_dir / 'optimize.json'} is up to date; --again optimizes anew."
+        console.out.print(text, markup=False, soft_wrap=True)
+        return
+    trial, choice = done.trial, done.trial.choice
+    console.out.print(figures(trial.variants, choice.chosen, trial.rule))
+    for line in remarks(trial.variants):
+        console.out.print(line, style="dim", markup=False, soft_wrap=True)
+    console.out.print(verdicts(choice))
+    console.out.print(f"{choice.chosen} is chosen: {choice.why}.", markup=False, soft_wrap=True)
 
 
 def show_contract(contract: Contract) -> None:

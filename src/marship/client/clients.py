@@ -14,11 +14,7 @@ from typing import Any, Concatenate, ParamSpec, Self, TypeVar
 from marship import profiles
 from marship.client.bodies import decoded, encoded
 from marship.client.connected import Connected
-from marship.engines.torchserve import draining, status, versions
-from marship.engines.torchserve import models as flows
-from marship.engines.torchserve.access import Access
-from marship.engines.torchserve.registration import Registration
-from marship.engines.torchserve.status import Model, ModelStatus, OnWait, Patience, Worker
+from marship.engines.engine import Engine, Model, ModelStatus, OnWait, Registration, Wait, Worker
 from marship.exchange.calls import Answer, Flow, line_value
 from marship.exchange.transports import AsyncTransport, BlockingTransport
 
@@ -26,13 +22,13 @@ __all__ = ["AsyncClient", "Client", "Model", "ModelStatus", "OnWait", "Worker"]
 
 P = ParamSpec("P")
 T = TypeVar("T")
-Operation = Callable[Concatenate[Access, P], Flow[T]]
+Operation = Callable[Concatenate[Engine, P], Flow[T]]
 
 LOAD_TIMEOUT_S = 180.0
 
 
 def _register(  # noqa: PLR0913  keyword-only
-    access: Access,
+    engine: Engine,
     archive: str,
     *,
     name: str | None = None,
@@ -46,7 +42,7 @@ def _register(  # noqa: PLR0913  keyword-only
     """Register an archive of the model store; return when every wanted worker is ready.
 
     Args:
-        access: The server's addresses and tokens.
+        engine: The server.
         archive: A file name in the server's model store.
         name: The model's name; None is the archive's own, whatever its file is called.
         workers: How many; None leaves it to the archive's model-config.yaml, else to
@@ -74,11 +70,11 @@ def _register(  # noqa: PLR0913  keyword-only
         batch_size = batch_size or chosen.batch_size
         max_batch_delay_ms = max_batch_delay_ms or chosen.max_batch_delay_ms
     wanted = Registration(archive, name, workers, batch_size, max_batch_delay_ms)
-    return flows.register(access, wanted, Patience(timeout_s, on_wait))
+    return engine.register(wanted, Wait(timeout_s, on_wait))
 
 
 def _scale(  # noqa: PLR0913  keyword-only
-    access: Access,
+    engine: Engine,
     name: str,
     workers: int,
     *,
@@ -92,13 +88,11 @@ def _scale(  # noqa: PLR0913  keyword-only
         NotFoundError: There is no such model or version.
         ServerError: Not all came up; the message says how many did, and why.
     """
-    return flows.scale(
-        access, name, workers, version=version, patience=Patience(timeout_s, on_wait)
-    )
+    return engine.scale(name, workers, version=version, wait=Wait(timeout_s, on_wait))
 
 
 def _wait_ready(
-    access: Access,
+    engine: Engine,
     name: str,
     *,
     version: str | None = None,
@@ -111,11 +105,11 @@ def _wait_ready(
         NotFoundError: There is no such model or version.
         LoadError: A worker died, or the time is over.
     """
-    return flows.wait_ready(access, name, version=version, patience=Patience(timeout_s, on_wait))
+    return engine.wait_ready(name, version=version, wait=Wait(timeout_s, on_wait))
 
 
 def _predict(
-    access: Access,
+    engine: Engine,
     name: str,
     inputs: Any,  # noqa: ANN401  any JSON value, arrays, or bytes
     *,
@@ -125,7 +119,7 @@ def _predict(
     """Ask a model.
 
     Args:
-        access: The server's addresses and tokens.
+        engine: The server.
         name: The model.
         inputs: Bytes go as they are; anything else as JSON, arrays by their values.
         version: None is the default one.
@@ -140,15 +134,26 @@ def _predict(
         ServerError: The worker failed, or the queue is full.
     """
     body, kind = encoded(inputs, content_type)
-    answer = yield from flows.predict(access, name, version=version, body=body, content_type=kind)
+    answer = yield from engine.predict(name, version=version, body=body, content_type=kind)
     return decoded(answer)
+
+
+def _of(operation: Operation[P, T]) -> Operation[P, T]:
+    """The operation of that name of whichever engine it is."""
+
+    @functools.wraps(operation)
+    def own(engine: Engine, /, *args: P.args, **kwargs: P.kwargs) -> Flow[T]:
+        flow: Flow[T] = getattr(engine, operation.__name__)(*args, **kwargs)
+        return flow
+
+    return own
 
 
 def _blocking(operation: Operation[P, T]) -> "Callable[Concatenate[Client, P], T]":
     """The method of a blocking client that runs an operation."""
 
     def method(self: "Client", /, *args: P.args, **kwargs: P.kwargs) -> T:
-        return self._transport.run(operation(self._access, *args, **kwargs))
+        return self._transport.run(operation(self._engine, *args, **kwargs))
 
     return _told_as(operation, method)
 
@@ -159,7 +164,7 @@ def _awaiting(
     """The method of an asyncio client that runs an operation."""
 
     async def method(self: "AsyncClient", /, *args: P.args, **kwargs: P.kwargs) -> T:
-        return await self._transport.run(operation(self._access, *args, **kwargs))
+        return await self._transport.run(operation(self._engine, *args, **kwargs))
 
     return _told_as(operation, method)
 
@@ -168,11 +173,11 @@ M = TypeVar("M", bound=Callable[..., Any])
 
 
 def _told_as(operation: Callable[..., Any], method: M) -> M:
-    """Give a method the operation's help text and signature, with self for its access."""
+    """Give a method the operation's help text and signature, with self for its engine."""
     functools.update_wrapper(method, operation)
     method.__name__ = operation.__name__.lstrip("_")
-    access, *others = inspect.signature(operation).parameters.values()
-    this = access.replace(name="self", annotation=inspect.Parameter.empty)
+    engine, *others = inspect.signature(operation).parameters.values()
+    this = engine.replace(name="self", annotation=inspect.Parameter.empty)
     signature = inspect.Signature([this, *others])
     method.__signature__ = signature  # type: ignore[attr-defined]  # inspect reads it there
     return method
@@ -200,20 +205,26 @@ class Client(Connected):
         on_retry: Called before a prediction is asked again.
         ca: A PEM file with the authorities to trust, in place of SSL_CERT_FILE and the system's.
         model_store: Of a server elsewhere: the folder with copies of its archives for a rollout.
+
+    Example:
+        >>> with marship.Client() as client:
+        ...     status = client.register("tiny.mar", workers=1)
+        ...     client.predict("tiny", [[1, 2, 3]])
+        [[16.0, 22.0]]
     """
 
-    models = _blocking(flows.list_models)
-    describe = _blocking(status.describe)
+    models = _blocking(_of(Engine.models))
+    describe = _blocking(_of(Engine.describe))
     register = _blocking(_register)
     scale = _blocking(_scale)
     wait_ready = _blocking(_wait_ready)
-    set_default = _blocking(versions.set_default)
-    drain = _blocking(draining.drain)
-    unregister = _blocking(versions.unregister)
-    withdraw = _blocking(versions.withdraw)
+    set_default = _blocking(_of(Engine.set_default))
+    drain = _blocking(_of(Engine.drain))
+    unregister = _blocking(_of(Engine.unregister))
+    withdraw = _blocking(_of(Engine.withdraw))
     predict = _blocking(_predict)
-    ping = _blocking(flows.ping)
-    metrics = _blocking(flows.metrics)
+    ping = _blocking(_of(Engine.ping))
+    metrics = _blocking(_of(Engine.metrics))
 
     def stream(
         self,
@@ -240,7 +251,7 @@ class Client(Connected):
             NoAnswerError: The stream broke off.
             ServerError: The worker failed, or the queue is full.
         """
-        asked = _asked_for_lines(self._access, name, inputs, version, content_type)
+        asked = _asked_for_lines(self._engine, name, inputs, version, content_type)
         answer = self._transport.run(asked)
         if not answer.has_lines:
             yield decoded(answer)
@@ -267,7 +278,7 @@ class Client(Connected):
 
     @functools.cached_property
     def _transport(self) -> BlockingTransport:
-        return BlockingTransport(self._access, self._bounds)
+        return BlockingTransport(self._engine, self._bounds)
 
     def __enter__(self) -> Self:
         return self
@@ -286,20 +297,28 @@ class Client(Connected):
 
 
 class AsyncClient(Connected):
-    """An asyncio client: `Client`'s arguments, and its methods as coroutines."""
+    """An asyncio client: `Client`'s arguments, and its methods as coroutines.
 
-    models = _awaiting(flows.list_models)
-    describe = _awaiting(status.describe)
+    Example:
+        >>> async def ask():
+        ...     async with marship.AsyncClient() as client:
+        ...         return await client.predict("tiny", [[1, 2, 3]])
+        >>> asyncio.run(ask())
+        [[16.0, 22.0]]
+    """
+
+    models = _awaiting(_of(Engine.models))
+    describe = _awaiting(_of(Engine.describe))
     register = _awaiting(_register)
     scale = _awaiting(_scale)
     wait_ready = _awaiting(_wait_ready)
-    set_default = _awaiting(versions.set_default)
-    drain = _awaiting(draining.drain)
-    unregister = _awaiting(versions.unregister)
-    withdraw = _awaiting(versions.withdraw)
+    set_default = _awaiting(_of(Engine.set_default))
+    drain = _awaiting(_of(Engine.drain))
+    unregister = _awaiting(_of(Engine.unregister))
+    withdraw = _awaiting(_of(Engine.withdraw))
     predict = _awaiting(_predict)
-    ping = _awaiting(flows.ping)
-    metrics = _awaiting(flows.metrics)
+    ping = _awaiting(_of(Engine.ping))
+    metrics = _awaiting(_of(Engine.metrics))
 
     async def stream(
         self,
@@ -310,7 +329,7 @@ class AsyncClient(Connected):
         content_type: str | None = None,
     ) -> AsyncGenerator[Any, None]:
         """As `Client.stream`."""
-        asked = _asked_for_lines(self._access, name, inputs, version, content_type)
+        asked = _asked_for_lines(self._engine, name, inputs, version, content_type)
         answer = await self._transport.run(asked)
         if not answer.has_lines:
             yield decoded(answer)
@@ -331,7 +350,7 @@ class AsyncClient(Connected):
 
     @functools.cached_property
     def _transport(self) -> AsyncTransport:
-        return AsyncTransport(self._access, self._bounds)
+        return AsyncTransport(self._engine, self._bounds)
 
     async def __aenter__(self) -> Self:
         return self
@@ -350,11 +369,11 @@ class AsyncClient(Connected):
 
 
 def _asked_for_lines(
-    access: Access,
+    engine: Engine,
     name: str,
     inputs: Any,  # noqa: ANN401  any that a request may be
     version: str | None,
     content_type: str | None,
 ) -> Flow[Answer]:
     body, kind = encoded(inputs, content_type)
-    return flows.predict(access, name, version=version, body=body, content_type=kind, streams=True)
+    return engine.predict(name, version=version, body=body, content_type=kind, streams=True)

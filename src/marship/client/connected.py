@@ -3,7 +3,8 @@
 from collections.abc import Callable
 from pathlib import Path
 
-from marship.engines.torchserve.access import Access
+from marship.engines.engine import Engine
+from marship.engines.torchserve.engine import TorchServe
 from marship.engines.torchserve.home import Home
 from marship.exchange.calls import Side
 from marship.exchange.retries import RETRY_S
@@ -33,23 +34,28 @@ class Connected:
     ) -> None:
         urls = {"inference": inference_url, "management": management_url, "metrics": metrics_url}
         tokens = {"inference": inference_token, "management": management_token}
-        self._access = Access(home, urls, tokens, retry_s=retry_s, on_retry=on_retry, ca=ca)
+        self._engine = TorchServe(home, urls, tokens, retry_s=retry_s, on_retry=on_retry, ca=ca)
         self._bounds = Bounds(timeout_s, max_response_bytes)
         self._copies = Path(model_store)
 
     @property
+    def engine(self) -> Engine:
+        """The server as its engine sees it."""
+        return self._engine
+
+    @property
     def home(self) -> Home:
         """The server's home folder, where it is at hand: see `is_local`."""
-        return self._access.home
+        return self._engine.home
 
     @property
     def is_local(self) -> bool:
         """Whether the server's home is at hand, and so its model store, its notes and its logs."""
-        return self._access.is_local
+        return self._engine.is_local
 
     def has(self, api: Side) -> bool:
         """Whether an API of the server has an address: "inference", "management" or "metrics"."""
-        return self._access.has(api)
+        return self._engine.has(api)
 
     @property
     def model_store(self) -> Path:

@@ -31,13 +31,13 @@ Limit = Callable[[Call], Flow[float | None]]
 
 
 def persistent(
-    call: Call, patience: "Patience", *, has_met: bool, response_timeout_s: Limit
+    call: Call, policy: "RetryPolicy", *, has_met: bool, response_timeout_s: Limit
 ) -> Flow[Answer]:
-    """Make a call, and again while there is patience, if its failure may pass.
+    """Make a call, and again while the policy allows, if its failure may pass.
 
     Args:
         call: What is asked.
-        patience: One for all that a caller asks for at a time.
+        policy: One for all that a caller asks for at a time.
         has_met: Whether the server has answered before: one that never did is not waited for.
         response_timeout_s: Asked where a worker died, of which that may be the reason.
 
@@ -51,19 +51,19 @@ def persistent(
         try:
             answer: Answer = yield call
         except NotRunningError:
-            if not has_met or (pause := patience.after_loss()) is None:
+            if not has_met or (pause := policy.after_loss()) is None:
                 raise
         except NoAnswerError as error:
-            if error.timed_out or (pause := patience.after_loss()) is None:
+            if error.timed_out or (pause := policy.after_loss()) is None:
                 raise
         else:
             if call.repeats and may_be_timeout(answer):
                 took_s = time.monotonic() - began
                 limit_s = yield from response_timeout_s(call)
                 _check_time(call, took_s, limit_s)
-                if limit_s is None and took_s >= patience.retry_s:
+                if limit_s is None and took_s >= policy.retry_s:
                     return answer  # as it may have been too slow, and would be again
-            if (pause := patience.after(answer)) is None:
+            if (pause := policy.after(answer)) is None:
                 return answer
         yield pause
 
@@ -82,7 +82,7 @@ def _check_time(call: Call, took_s: float, limit_s: float | None) -> None:
         )
 
 
-class Patience:
+class RetryPolicy:
     """How long to wait before each further try, and when to stop.
 
     Args:

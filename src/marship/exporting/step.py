@@ -68,7 +68,12 @@ VERSIONED = ("marship", "torch", "onnx", "onnxscript", "onnxruntime", "numpy")
 
 @dataclass(frozen=True, slots=True)
 class ExportSettings:
-    """How a model becomes an ONNX file."""
+    """How a model becomes an ONNX file.
+
+    Example:
+        >>> marship.ExportSettings(dynamic=("items:1=length",), bounds=("length=1:50",)).atol
+        0.0001
+    """
 
     dynamic: tuple[str, ...] = setting(
         (),
@@ -123,12 +128,64 @@ class Exported:
         contract: As written to contract.json.
         report: As written to parity.json.
         fresh: False where an earlier export of the same things was kept.
+
+    Example:
+        >>> from pathlib import Path
+        >>> marship.Exported(Path("runs/x"), contract=None, report={}, fresh=True).fresh
+        True
     """
 
     run_dir: Path
     contract: Contract
     report: Mapping[str, Any]
     fresh: bool
+
+
+def export(
+    source: str | Path,
+    settings: ExportSettings | None = None,
+    *,
+    example: str | Path | None = None,
+    weights: str | Path | None = None,
+    out: str | Path | None = None,
+) -> Exported:
+    """Convert a model to ONNX, and prove that the file computes what the PyTorch model does.
+
+    Args:
+        source: A run folder that a recipe has written; or `package.module:function` or
+            `file.py:function`, which gives an `nn.Module`.
+        settings: Variable axes, their bounds, pad values and tolerances; None is the defaults.
+        example: Of a function: an npz with an array for each input, named as forward's parameters
+            are; the first axis is the batch.
+        weights: Of a function: a state dict (.pt, .safetensors); None where it loads its own.
+        out: Of a function: the run folder to write; `runs/<module>` where it is None.
+
+    Raises:
+        UsageError: A file is missing, a reference or a setting cannot be meant.
+        DataError: The example does not hold forward's inputs.
+        CheckpointError: The weights do not fit the model.
+        ModelError: The model cannot be converted.
+        ParityError: The ONNX file computes something else; nothing is written.
+
+    Example:
+        >>> done = marship.export("model.py:build", example="example.npz", out="runs/tiny")
+        >>> [str(spec) for spec in done.contract.inputs]
+        ['x: float32[batch, 3]']
+        >>> sorted(path.name for path in done.run_dir.iterdir())[:2]
+        ['contract.json', 'examples.npz']
+    """
+    chosen = settings or ExportSettings()
+    if ":" not in str(source) or Path(source).is_dir():
+        return export_run(Path(source), chosen)
+    if example is None:
+        raise UsageError("example must name an npz with the model's inputs, got none.")
+    return export_model(
+        str(source),
+        example=Path(example),
+        settings=chosen,
+        weights=None if weights is None else Path(weights),
+        out=None if out is None else Path(out),
+    )
 
 
 def export_run(run_dir: Path, settings: ExportSettings) -> Exported:

@@ -37,6 +37,10 @@ class Response:
         size_bytes: Of the body.
         body: Its first megabyte as text.
         ms: The median time in the worker, in milliseconds.
+
+    Example:
+        >>> marship.Response(200, "application/json", 6, "[[16]]", ms=0.2).status
+        200
     """
 
     status: int
@@ -62,6 +66,10 @@ class Checked:
         loaded_bytes: Once the model was loaded.
         peak_bytes: The most at any time.
         response: To the request; None where there was none.
+
+    Example:
+        >>> sorted(marship.Checked.__dataclass_fields__)[:3]
+        ['before_bytes', 'golden_cases', 'golden_ms']
     """
 
     name: str
@@ -92,6 +100,11 @@ def check(
         PackageError: The archive cannot be read.
         LoadError: A worker could not serve the model; the message says why.
         SealError: The model is sealed and cannot be opened.
+
+    Example:
+        >>> done = marship.check("model_store/tiny.mar", "request.json")
+        >>> (done.name, done.golden_cases > 0, done.response.status)
+        ('tiny', True, 200)
     """
     path, body = Path(path), None if request is None else Path(request)
     if body is not None and not body.is_file():

@@ -14,7 +14,6 @@ home wait for each other; whatever else happens is seen in the server's state: o
 rollout registered is taken back, and the old version goes only while the new one answers.
 """
 
-import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
@@ -23,9 +22,6 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from marship.client.clients import Client, ModelStatus
-from marship.engines.torchserve import store
-from marship.engines.torchserve import turns as locks
-from marship.engines.torchserve.status import checked_name
 from marship.errors import (
     MarshipError,
     NotFoundError,
@@ -149,16 +145,12 @@ def turns(
         UsageError: A name cannot be a model's.
         ServerError: Another one goes on for longer than `timeout_s`.
     """
-    wanted = sorted({checked_name(name) for name in names})  # in one order: none waits in a ring
-    if not (client.is_local and os.access(client.home.path, os.W_OK)):
-        wanted = []
+    engine = client.engine
+    wanted = sorted({engine.check_name(name) for name in names})  # in one order: no deadlock
     has_waited = False
     with ExitStack() as held:
         for name in wanted:
-            lock, action = client.home.rollout_lock(name), f"exchanges versions of {name}"
-            waits = locks.take(
-                lock, held, timeout_s=timeout_s, action=action, on_wait=watcher.on_turn
-            )
+            waits = engine.turn(name, held, timeout_s=timeout_s, on_wait=watcher.on_turn)
             for pause in waits:
                 has_waited = True
                 time.sleep(pause.seconds)
@@ -181,8 +173,7 @@ def read(client: Client, archive: str) -> Archive:
             "Put the file there and give its name alone."
         )
     path = client.model_store / archive
-    trust = client.home.require_running().trust if client.is_local else None
-    keys = store.pinned(Path(trust) if trust else None)
+    keys = client.engine.keys()
     if keys is None:
         return archives.read(path)
     signed = keys.verify(path).contents.files  # before anything in it is parsed
@@ -363,7 +354,7 @@ def _kept(
     settings = {"workers": workers or old.min_workers or None, "profile": profile}
     if profile is not None:
         return settings
-    note = store.read_note(client.home, old.name, old.version) if client.is_local else None
+    note = client.engine.note(old.name, old.version)
     asked = note if note and note.registration == old.registration else old
     batch = {"batch_size": asked.batch_size, "max_batch_delay_ms": asked.max_batch_delay_ms}
     return settings | batch

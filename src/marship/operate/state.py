@@ -17,7 +17,6 @@ from typing import Literal
 
 from marship import profiles
 from marship.client.clients import Client, Model, ModelStatus
-from marship.engines.torchserve import store
 from marship.errors import MarshipError, ServerError, UsageError
 from marship.operate import rollout as rollouts
 from marship.operate.replay import replay
@@ -134,8 +133,7 @@ def resolve(client: Client, entries: Sequence[Entry]) -> list[Version]:
             name,
             version,
             is_default=answering[name] == version,
-            is_changed=client.is_local
-            and store.has_other_files(client.home, name, version, entry.archive),
+            is_changed=client.engine.has_other_files(name, version, entry.archive),
         )
         for (name, version), entry in found.items()
     ]

@@ -9,11 +9,10 @@ one interleaved run, judged on held-out data and compared with PyTorch's answers
 import inspect
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from marship import console
 from marship.contract import (
     CONTRACT_FILE,
     GOLDEN_FILE,
@@ -30,7 +29,7 @@ from marship.settings import as_dict, setting
 from marship.storage import read_json, replacing_all, write_json
 
 if TYPE_CHECKING:  # --help needs none of it
-    from marship.optimizing.choice import Rule, Variant
+    from marship.optimizing.choice import Choice, Rule, Variant
     from marship.optimizing.source import Goal
     from marship.optimizing.trial import Judge, Material
 
@@ -48,7 +47,12 @@ VERSIONED = ("marship", "onnx", "onnxruntime", "numpy")
 
 @dataclass(frozen=True, slots=True)
 class OptimizeSettings:
-    """How variants are measured and chosen."""
+    """How variants are measured and chosen.
+
+    Example:
+        >>> marship.OptimizeSettings(variant="int8_dynamic").threads
+        1
+    """
 
     variant: str | None = setting(
         None, "choose this variant whatever the measurements say: exported, " + ", ".join(PASSES)
@@ -66,6 +70,15 @@ class OptimizeSettings:
 
 
 @dataclass(frozen=True, slots=True)
+class Trial:
+    """Every variant, and why it was or was not chosen."""
+
+    variants: "list[Variant]"
+    choice: "Choice"
+    rule: "Rule"
+
+
+@dataclass(frozen=True, slots=True)
 class Optimized:
     """What an optimization came to.
 
@@ -73,23 +86,41 @@ class Optimized:
         run_dir: The folder that holds it.
         report: As written to optimize.json.
         fresh: False where an earlier result of the same things was kept.
+        trial: What was tried; None where an earlier result was kept.
+
+    Example:
+        >>> from pathlib import Path
+        >>> done = marship.Optimized(Path("runs/x"), {"chosen": "int8_static"}, fresh=True)
+        >>> done.report["chosen"]
+        'int8_static'
     """
 
     run_dir: Path
     report: Mapping[str, Any]
     fresh: bool
+    trial: "Trial | None" = field(default=None, repr=False)
 
 
-def optimize_run(run_dir: Path, settings: OptimizeSettings) -> Optimized:
-    """Make, measure and choose variants of the exported model in a run folder.
+def optimize(run_dir: str | Path, settings: OptimizeSettings | None = None) -> Optimized:
+    """Build variants of the exported model in a run folder, measure them, and choose one.
+
+    Args:
+        run_dir: The folder that `export` wrote.
+        settings: How they are measured and chosen; None is the defaults.
 
     Raises:
         UsageError: The folder holds no export, or the variant asked for cannot be chosen.
         ModelError: The export is damaged.
         DataError: Calibration or held-out data is damaged or does not fit the model.
+
+    Example:
+        >>> done = marship.optimize("runs/tiny", marship.OptimizeSettings(measure_s=0.2))
+        >>> done.report["chosen"] in {variant["name"] for variant in done.report["variants"]}
+        True
     """
+    run_dir, settings = Path(run_dir), settings or OptimizeSettings()
     from marship.optimizing.choice import choose
-    from marship.optimizing.report import draw, entry, figures, remarks, verdicts
+    from marship.optimizing.report import draw, entry
 
     material = _gather(run_dir, settings)
     if settings.variant not in (None, EXPORTED, *PASSES):
@@ -99,7 +130,6 @@ def optimize_run(run_dir: Path, settings: OptimizeSettings) -> Optimized:
     made_from = _fingerprint(material, settings)
     kept = None if settings.again else _kept(run_dir, made_from)
     if kept is not None:
-        console.out.print(f"{run_dir / REPORT_FILE} is up to date; --again optimizes anew.")
         return kept
     started = time.perf_counter()
     with replacing_all(run_dir) as draft:
@@ -119,12 +149,7 @@ def optimize_run(run_dir: Path, settings: OptimizeSettings) -> Optimized:
         }
         write_json(draft / REPORT_FILE, report)
     _remove_stale(run_dir, variants)
-    console.out.print(figures(variants, choice.chosen, rule))
-    for line in remarks(variants):
-        console.out.print(line, style="dim", markup=False, soft_wrap=True)
-    console.out.print(verdicts(choice))
-    console.out.print(f"{choice.chosen} is chosen: {choice.why}.", markup=False, soft_wrap=True)
-    return Optimized(run_dir, report, fresh=True)
+    return Optimized(run_dir, report, fresh=True, trial=Trial(variants, choice, rule))
 
 
 def _gather(run_dir: Path, settings: OptimizeSettings) -> "Material":

@@ -50,7 +50,12 @@ _MOST_NAME = 200
 
 @dataclass(frozen=True)
 class PackageSettings:
-    """How a model is packed, and how its workers run unless the server is told otherwise."""
+    """How a model is packed, and how its workers run unless the server is told otherwise.
+
+    Example:
+        >>> marship.PackageSettings(name="tiny", max_workers=2).response_timeout_s
+        60
+    """
 
     name: str | None = setting(None, "name on the server; the recipe's, or the file's")
     version: str = setting("1.0", "version on the server, digits and dots")
@@ -111,8 +116,12 @@ class Contents:
     assets: tuple[Path, ...] = field(default=())
 
 
-def package(source: Path, settings: PackageSettings) -> Path:
+def package(source: str | Path, settings: PackageSettings | None = None) -> Path:
     """Build the archive of a run folder, or of any ONNX file.
+
+    Args:
+        source: The folder that `export` wrote, or the file.
+        settings: What goes into the archive and how it is served; None is the defaults.
 
     Returns:
         The `.mar` in the model store.
@@ -121,7 +130,12 @@ def package(source: Path, settings: PackageSettings) -> Path:
         UsageError: The source, a name, or a named file cannot be meant.
         PackageError: The parts do not belong together.
         ModelError: The model cannot be read or run.
+
+    Example:
+        >>> marship.package("runs/tiny", marship.PackageSettings(profile="throughput")).name
+        'tiny.mar'
     """
+    source, settings = Path(source), settings or PackageSettings()
     _check(settings)
     contents = _from_run(source, settings) if source.is_dir() else _from_onnx(source, settings)
     return build(replace(contents, contract=extent.bounded(contents.contract)), settings)

@@ -32,7 +32,7 @@ from marship.errors import (
     UsageError,
 )
 from marship.exchange.calls import Pause
-from marship.exchange.retries import FIRST_PAUSE_S, RETRY_S, Patience
+from marship.exchange.retries import FIRST_PAUSE_S, RETRY_S, RetryPolicy
 from marship.predict.bounds import (
     FEWEST_IN_FLIGHT,
     LONGEST_STREAM_S,
@@ -269,12 +269,12 @@ class _Asking:
         over.
         """
         kind = self.run.kind(source)
-        patience = Patience(RETRY_S, self.on_retry)
+        policy = RetryPolicy(RETRY_S, self.on_retry)
         while True:
             try:
                 answer = await self._answer(body, kind)
             except MarshipError as error:
-                pause = self._pause(error, patience)
+                pause = self._pause(error, policy)
             else:
                 self.answered_at = time.monotonic()
                 return answer
@@ -296,7 +296,7 @@ class _Asking:
             raise _BrokenOffError(str(error)) from error
         return answer
 
-    def _pause(self, error: MarshipError, patience: Patience) -> Pause:
+    def _pause(self, error: MarshipError, policy: RetryPolicy) -> Pause:
         """How long to wait before a file is asked about once more.
 
         Raises:
@@ -307,10 +307,10 @@ class _Asking:
         now = time.monotonic()
         silent_s, is_back = now - self.answered_at, now - self.troubled_at <= RETRY_S
         if isinstance(error, NotFoundError):
-            if is_back and (pause := patience.next_pause()):
+            if is_back and (pause := policy.next_pause()):
                 return pause  # a server that was away has its models a little later
             raise self._unregistered(error) from error
-        if isinstance(error, _BrokenOffError) and (pause := patience.after_loss()):
+        if isinstance(error, _BrokenOffError) and (pause := policy.after_loss()):
             return pause
         if not _may_pass(error):
             self.answered_at = now

@@ -14,10 +14,9 @@ from types import TracebackType
 from typing import Any, Protocol, Self
 
 from marship import storage
-from marship.errors import DataError, UsageError
+from marship.errors import DataError, StorageError, UsageError
 from marship.predict.rows import CsvForm, JsonLinesForm, Row, Stamp
 from marship.predict.sources import Source
-from marship.storage import StorageError
 
 
 class Form(Protocol):

@@ -15,9 +15,9 @@ import requests
 from requests.adapters import HTTPAdapter
 from urllib3.util.ssl_ import create_urllib3_context
 
-from marship.errors import MarshipError, PackageError, SignatureError, UsageError
+from marship.errors import MarshipError, PackageError, SignatureError, StorageError, UsageError
 from marship.exchange.limited import LimitedSocket, LimitedTLSSocket, Limits, OverLimitError
-from marship.storage import StorageError, replacing_all
+from marship.storage import replacing_all
 from marship.trust.policy import Trust, Verified
 from marship.trust.signature import beside
 

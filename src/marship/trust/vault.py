@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from marship import storage, texts
-from marship.errors import NotFoundError, PackageError, SignatureError, UsageError
+from marship.errors import NotFoundError, PackageError, SignatureError, StorageError, UsageError
 from marship.trust.envelope import MAX_SIGNATURE_BYTES
 from marship.trust.policy import Trust, Verified
 from marship.trust.signature import beside
@@ -139,7 +139,7 @@ def _copy_signed(source: Path, target: Path, stated_bytes: int | None) -> None:
             )
         free_bytes = shutil.disk_usage(target.parent).free
         if size_bytes > free_bytes:
-            raise storage.StorageError(
+            raise StorageError(
                 f"{source.name} must fit into the server's home, which has {free_bytes:,} bytes "
                 f"free, got {size_bytes:,}. Free some space."
             )

@@ -339,7 +339,7 @@ def test_nobody_is_waited_for_who_never_answered(scripted: Any) -> None:
     server = scripted(FINE)
     with Client(**options(server.url, RETRY_S)) as client:
         assert client.predict("m", b"") == 7
-        client._access._urls["inference"] = "http://127.0.0.1:9"  # the server ends
+        client._engine._urls["inference"] = "http://127.0.0.1:9"  # the server ends
         began = time.monotonic()
         with pytest.raises(NotRunningError):
             client.predict("m", b"")

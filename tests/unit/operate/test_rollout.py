@@ -14,8 +14,9 @@ from held import Held
 from homes import of_a_server
 from management import Management, Stored
 from marship import Client
+from marship.engines.engine import Note
 from marship.engines.torchserve import draining
-from marship.engines.torchserve.store import Note, write_note
+from marship.engines.torchserve.store import write_note
 from marship.errors import RolloutError
 from marship.exchange.calls import Call
 from marship.operate.rollout import Watcher, rollout

@@ -11,8 +11,8 @@ import pytest
 from homes import of_a_server
 from marship import Client
 from marship.client.clients import Model, ModelStatus
+from marship.engines.engine import Note
 from marship.engines.torchserve import store
-from marship.engines.torchserve.store import Note
 from marship.errors import SignatureError, UsageError
 from marship.operate import rollout, state, statefile
 from marship.operate.state import Change, Version

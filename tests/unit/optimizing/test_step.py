@@ -20,11 +20,10 @@ from marship.errors import DataError, MarshipError, ModelError, UsageError
 from marship.exporting.step import ExportSettings, export_run
 from marship.fit import origin
 from marship.fit.recipe import Recipe, resolve
-from marship.optimizing import measure
-from marship.optimizing import step as optimize
+from marship.optimizing import measure, step
 from marship.optimizing.passes import float32 as float32_pass
 from marship.optimizing.source import Source
-from marship.optimizing.step import OptimizeSettings, optimize_run
+from marship.optimizing.step import OptimizeSettings, optimize
 
 ZOO = Path(zoo.__file__)
 QUICK = OptimizeSettings(measure_s=0.5)
@@ -63,7 +62,7 @@ def optimized(exported: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A copy of the run folder, optimized."""
     folder = tmp_path_factory.mktemp("optimized") / "digits"
     shutil.copytree(exported, folder)
-    optimize_run(folder, QUICK)
+    optimize(folder, QUICK)
     return folder
 
 
@@ -155,21 +154,21 @@ def test_the_report_has_a_picture_and_tells_the_machine(optimized: Path) -> None
 def test_an_unchanged_run_is_not_optimized_twice(optimized: Path) -> None:
     """The second run keeps everything; other held-out data does not."""
     before = (optimized / "optimize.json").read_bytes()
-    assert not optimize_run(optimized, QUICK).fresh
+    assert not optimize(optimized, QUICK).fresh
     assert (optimized / "optimize.json").read_bytes() == before
 
 
 def test_another_machine_optimizes_anew(optimized: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Times and int8 kernels are the processor's, so its result is not kept elsewhere."""
-    here = optimize._fingerprint(optimize._gather(optimized, QUICK), QUICK)
-    assert here == optimize._fingerprint(optimize._gather(optimized, QUICK), QUICK)
-    monkeypatch.setattr(optimize, "machine", lambda: origin.machine() | {"features": ["other"]})
-    assert here != optimize._fingerprint(optimize._gather(optimized, QUICK), QUICK)
+    here = step._fingerprint(step._gather(optimized, QUICK), QUICK)
+    assert here == step._fingerprint(step._gather(optimized, QUICK), QUICK)
+    monkeypatch.setattr(step, "machine", lambda: origin.machine() | {"features": ["other"]})
+    assert here != step._fingerprint(step._gather(optimized, QUICK), QUICK)
 
 
 def test_a_variant_can_be_chosen_by_hand(run_dir: Path) -> None:
     """--variant wins over the rule, and the report says what spoke against it."""
-    report = optimize_run(run_dir, replace(QUICK, variant="int8_dynamic")).report
+    report = optimize(run_dir, replace(QUICK, variant="int8_dynamic")).report
     assert report["chosen"] == "int8_dynamic"
     assert "although" in report["why"]
 
@@ -177,7 +176,7 @@ def test_a_variant_can_be_chosen_by_hand(run_dir: Path) -> None:
 def test_without_a_judge_int8_is_built_but_not_chosen(run_dir: Path) -> None:
     """Outputs outside of the export's tolerance need a judge that says what they cost."""
     replace(RECIPE, judge=None, metric=None).save(run_dir)
-    report = optimize_run(run_dir, QUICK).report
+    report = optimize(run_dir, QUICK).report
     assert report["chosen"] == "float32"
     assert "no judge" in variants(run_dir)["int8_static"]["why"]
     assert variants(run_dir)["int8_static"]["metric_drop"] is None
@@ -187,7 +186,7 @@ def test_a_pass_without_its_data_is_reported(run_dir: Path) -> None:
     """Static int8 needs calibration.npz; an older file of that variant is removed."""
     (run_dir / "calibration.npz").unlink()
     (run_dir / "model.int8_static.onnx").write_bytes(b"from an earlier run")
-    optimize_run(run_dir, QUICK)
+    optimize(run_dir, QUICK)
     assert "calibration.npz" in variants(run_dir)["int8_static"]["why"]
     assert not (run_dir / "model.int8_static.onnx").exists()
 
@@ -240,14 +239,14 @@ def test_bad_input_is_said_and_leaves_nothing(
     spoil(run_dir)
     before = sorted(path.name for path in run_dir.iterdir())
     with pytest.raises(error, match=says):
-        optimize_run(run_dir, QUICK)
+        optimize(run_dir, QUICK)
     assert sorted(path.name for path in run_dir.iterdir()) == before
 
 
 def test_an_unknown_variant_is_a_usage_error(run_dir: Path) -> None:
     """The known ones are listed."""
     with pytest.raises(UsageError, match="int8_static"):
-        optimize_run(run_dir, replace(QUICK, variant="int4"))
+        optimize(run_dir, replace(QUICK, variant="int4"))
 
 
 def test_float32_is_held_to_the_tolerance(run_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -260,7 +259,7 @@ def test_float32_is_held_to_the_tolerance(run_dir: Path, monkeypatch: pytest.Mon
         onnx.save(model, target)
 
     monkeypatch.setattr(float32_pass, "build", wrong)
-    report = optimize_run(run_dir, QUICK).report
+    report = optimize(run_dir, QUICK).report
     assert report["chosen"] == "exported"
     assert "more than the export's tolerance" in variants(run_dir)["float32"]["why"]
 

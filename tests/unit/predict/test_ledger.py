@@ -8,12 +8,11 @@ from typing import Any
 import orjson
 import pytest
 
-from marship.errors import DataError, UsageError
+from marship.errors import DataError, StorageError, UsageError
 from marship.predict import sources
 from marship.predict.ledger import Ledger
 from marship.predict.rows import Row, Stamp, cells
 from marship.predict.sources import Source
-from marship.storage import StorageError
 
 
 def read(path: Path) -> list[dict[str, str]]:

@@ -21,9 +21,8 @@ import pytest
 from typer.testing import CliRunner
 
 from marship.cli import app
-from marship.errors import MarshipError, PackageError, SignatureError, UsageError
+from marship.errors import MarshipError, PackageError, SignatureError, StorageError, UsageError
 from marship.operate import certificate
-from marship.storage import StorageError
 from marship.trust import download
 from marship.trust.policy import Trust
 from marship.trust.signature import beside, sign

@@ -8,8 +8,7 @@ from typing import Any, BinaryIO
 
 import pytest
 
-from marship import storage
-from marship.errors import NotFoundError, PackageError, SignatureError, UsageError
+from marship.errors import NotFoundError, PackageError, SignatureError, StorageError, UsageError
 from marship.trust import vault
 from marship.trust.keys import PrivateKey
 from marship.trust.policy import Trust
@@ -159,7 +158,7 @@ def test_a_size_that_no_signature_states_has_a_bound(
         vault.admit(place, store, "lin.mar", trust, None)
     monkeypatch.setattr(vault, "MOST_UNSTATED_BYTES", 1 << 60)
     os.truncate(store / "lin.mar", 1 << 42)
-    with pytest.raises(storage.StorageError, match=r"must fit into the server's home"):
+    with pytest.raises(StorageError, match=r"must fit into the server's home"):
         vault.admit(place, store, "lin.mar", trust, None)
     assert written == []
 

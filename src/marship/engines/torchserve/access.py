@@ -26,7 +26,7 @@ from marship.exchange.calls import (
     is_of_another_api,
     is_token_refused,
 )
-from marship.exchange.retries import Patience, persistent
+from marship.exchange.retries import RetryPolicy, persistent
 
 TOKEN_VARIABLES: Mapping[str, str] = {
     "inference": "MARSHIP_INFERENCE_TOKEN",
@@ -152,12 +152,12 @@ class Access:
             TokenError: No token that could be had is accepted.
             MarshipError: The answer is an error.
         """
-        patience = Patience(self._retry_s if call.repeats else 0.0, self._on_retry)
+        policy = RetryPolicy(self._retry_s if call.repeats else 0.0, self._on_retry)
         for _ in range(_ROUNDS):
             token = yield from self._token(call.side)
             answer = yield from persistent(
                 call.with_token(token),
-                patience,
+                policy,
                 has_met=self._has_met,
                 response_timeout_s=self._response_timeout_s,
             )

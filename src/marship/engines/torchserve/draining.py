@@ -9,8 +9,9 @@ import time
 
 import psutil
 
+from marship.engines.engine import DRAIN_S, ModelStatus
 from marship.engines.torchserve.access import Access
-from marship.engines.torchserve.status import ModelStatus, describe
+from marship.engines.torchserve.status import describe
 from marship.errors import (
     MarshipError,
     NoAnswerError,
@@ -20,7 +21,6 @@ from marship.errors import (
 )
 from marship.exchange.calls import Call, Flow, Pause, path
 
-DRAIN_S = 60.0
 QUIET_S = 1.0
 _POLL_S = 0.25
 _IDLE_SHARE = 0.05  # of one processor: a worker's thread for metrics wakes now and then

@@ -3,20 +3,12 @@
 from contextlib import ExitStack
 from pathlib import Path
 
+from marship.engines.engine import Model, ModelStatus, Registration, Wait
 from marship.engines.torchserve import turns
 from marship.engines.torchserve.access import Access
 from marship.engines.torchserve.home import Home
-from marship.engines.torchserve.registration import Admitted, Own, Registration
-from marship.engines.torchserve.status import (
-    Model,
-    ModelStatus,
-    Patience,
-    Watch,
-    checked_name,
-    describe,
-    optional,
-    unknown,
-)
+from marship.engines.torchserve.registration import Admitted, Own, check
+from marship.engines.torchserve.status import Watch, checked_name, describe, optional, unknown
 from marship.engines.torchserve.store import admit, check_archive, files_of, write_note
 from marship.engines.torchserve.versions import names
 from marship.engines.torchserve.workerlog import WorkerLog
@@ -40,7 +32,7 @@ def list_models(access: Access) -> Flow[list[Model]]:
 def register(
     access: Access,
     wanted: Registration,
-    patience: Patience,
+    wait: Wait,
 ) -> Flow[ModelStatus]:
     """Register an archive and wait until its workers are ready; undo it if they are not.
 
@@ -53,12 +45,12 @@ def register(
             notes are the log.
         ServerError: The server refused.
     """
-    wanted.check()
+    check(wanted)
     log = WorkerLog(access.home) if access.is_local else None
     with ExitStack() as copy:
         admitted = None
         if access.is_local:
-            admitted = yield from _check(access.home, wanted, copy, patience.timeout_s)
+            admitted = yield from _check(access.home, wanted, copy, wait.timeout_s)
         own = Own(access, wanted, admitted)
         try:
             yield from own.ask()
@@ -72,7 +64,7 @@ def register(
                 yield from _set_workers(access, status, wanted.workers)
                 (status,) = yield from describe(access, status.name, status.version)
             watch = Watch(access, status.name, status.version, log, frozenset())
-            return own.checked((yield from watch.until(status.min_workers, patience)))
+            return own.checked((yield from watch.until(status.min_workers, wait)))
         except GeneratorExit:
             raise
         except BaseException as error:  # Ctrl-C too: nothing half-registered stays
@@ -86,7 +78,7 @@ def scale(
     workers: int,
     *,
     version: str | None,
-    patience: Patience,
+    wait: Wait,
 ) -> Flow[ModelStatus]:
     """Set the number of workers and wait until as many are ready, and no more exist.
 
@@ -102,7 +94,7 @@ def scale(
     known = frozenset(worker.id for worker in before.workers)
     watch = Watch(access, name, before.version, log, known)
     try:
-        return (yield from watch.until(workers, patience))
+        return (yield from watch.until(workers, wait))
     except LoadError as error:
         failure = ServerError(
             f"{name} must have {workers} workers ready, got {watch.ready} of {workers}: {error}"
@@ -117,7 +109,7 @@ def wait_ready(
     name: str,
     *,
     version: str | None,
-    patience: Patience,
+    wait: Wait,
 ) -> Flow[ModelStatus]:
     """Wait until the workers that the server keeps for a model are ready.
 
@@ -128,7 +120,7 @@ def wait_ready(
     log = WorkerLog(access.home) if access.is_local else None
     (status,) = yield from describe(access, name, version)
     watch = Watch(access, name, status.version, log, frozenset())
-    return (yield from watch.until(status.min_workers, patience))
+    return (yield from watch.until(status.min_workers, wait))
 
 
 def predict(  # noqa: PLR0913  keyword-only

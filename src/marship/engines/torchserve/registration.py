@@ -11,9 +11,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+from marship.engines.engine import ModelStatus, Note, Registration
 from marship.engines.torchserve.access import Access
-from marship.engines.torchserve.status import ModelStatus, checked_name, marked
-from marship.engines.torchserve.store import Identity, Note
+from marship.engines.torchserve.status import checked_name, marked
+from marship.engines.torchserve.store import Identity
 from marship.engines.torchserve.versions import all_versions, withdraw
 from marship.errors import (
     MarshipError,
@@ -30,38 +31,19 @@ _UNANSWERED_S = 10.0
 """How long a version is looked for whose registration had no response: it appears unpacked."""
 
 
-@dataclass(frozen=True, slots=True)
-class Registration:
-    """What is registered, and how.
+def check(wanted: Registration) -> None:
+    """Make sure that a server can be asked for it.
 
-    Attributes:
-        archive: A file name in the server's model store.
-        name: The model's name; None is the archive's own.
-        workers: How many; None leaves it to the archive's model-config.yaml, else to
-            default_workers_per_model. A number given here wins over both.
-        batch_size: The most requests in one batch; None leaves it to the archive.
-        max_batch_delay_ms: How long a batch waits; None leaves it to the archive.
+    Raises:
+        UsageError: The archive is no file name, or the model's name cannot be used.
     """
-
-    archive: str
-    name: str | None = None
-    workers: int | None = None
-    batch_size: int | None = None
-    max_batch_delay_ms: int | None = None
-
-    def check(self) -> None:
-        """Make sure that a server can be asked for it.
-
-        Raises:
-            UsageError: The archive is no file name, or the model's name cannot be used.
-        """
-        if Path(self.archive).name != self.archive or self.archive.startswith("."):
-            raise UsageError(
-                f"an archive must be the name of a file in the model store, got "
-                f"{self.archive!r}. Put the file there and give its name alone."
-            )
-        if self.name is not None:
-            checked_name(self.name)
+    if Path(wanted.archive).name != wanted.archive or wanted.archive.startswith("."):
+        raise UsageError(
+            f"an archive must be the name of a file in the model store, got "
+            f"{wanted.archive!r}. Put the file there and give its name alone."
+        )
+    if wanted.name is not None:
+        checked_name(wanted.name)
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,18 +5,15 @@ A model is ready when every wanted worker says READY: TorchServe's `/ping` is he
 
 import re
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 from typing import Any
 
+from marship.engines.engine import ModelStatus, Wait, Worker
 from marship.engines.torchserve import workerlog
 from marship.engines.torchserve.access import Access
 from marship.engines.torchserve.workerlog import WorkerLog
 from marship.errors import LoadError, NotFoundError, UsageError
 from marship.exchange.calls import Call, Flow, Pause, path
-
-OnWait = Callable[[int, int], None]
-"""Called with the number of workers that are ready, and of those wanted."""
 
 LONGEST_NAME = 200
 """Of a model: it is part of files' names, whose longest is 255 bytes."""
@@ -29,70 +26,6 @@ _ENDED = re.compile(r"^marship_joining_ended\{(.*)\} (\S+)$", re.MULTILINE)
 _LABEL = re.compile(r'(\w+)="([^"]*)"')
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 _MARKED = re.compile(r"registration-(?P<id>[0-9a-f]+)/(?P<archive>.+)")
-
-
-@dataclass(frozen=True, slots=True)
-class Worker:
-    """A worker process."""
-
-    id: str
-    pid: int
-    ready: bool
-
-
-@dataclass(frozen=True, slots=True)
-class ModelStatus:
-    """One version of a model, as the server has it now.
-
-    Attributes:
-        name: The model's name.
-        version: Its version.
-        archive: The archive that it was registered from.
-        registration: The id of the registration that created it; empty where another program did.
-        min_workers: How many workers the server keeps.
-        max_workers: The largest number of them.
-        batch_size: The most requests in one batch.
-        max_batch_delay_ms: How long a batch waits to be filled.
-        response_timeout_s: How long a worker may take for one batch.
-        loaded_at_startup: Whether the configuration asked for it.
-        workers: Those that exist, ready or not.
-        waiting: How many requests no worker has taken yet.
-    """
-
-    name: str
-    version: str
-    archive: str
-    min_workers: int
-    max_workers: int
-    batch_size: int
-    max_batch_delay_ms: int
-    response_timeout_s: int
-    loaded_at_startup: bool
-    workers: tuple[Worker, ...]
-    waiting: int = 0
-    registration: str = ""
-
-    @property
-    def ready(self) -> int:
-        """How many workers are ready."""
-        return sum(worker.ready for worker in self.workers)
-
-
-@dataclass(frozen=True, slots=True)
-class Model:
-    """A name that predictions can be asked of: its versions, and which one answers."""
-
-    name: str
-    default_version: str
-    versions: tuple[ModelStatus, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Patience:
-    """How long workers are waited for, and who is told about it."""
-
-    timeout_s: float
-    on_wait: OnWait | None = None
 
 
 def checked_name(name: str) -> str:
@@ -157,25 +90,25 @@ class Watch:
         self._pids: dict[str, int] = {}
         self.ready = 0
 
-    def until(self, wanted: int, patience: Patience) -> Flow[ModelStatus]:
+    def until(self, wanted: int, wait: Wait) -> Flow[ModelStatus]:
         """Wait until `wanted` workers are ready and no others exist.
 
         Raises:
             LoadError: A worker died before it was ready, or the time is over.
         """
-        end = time.monotonic() + patience.timeout_s
+        end = time.monotonic() + wait.timeout_s
         while True:
             (status,) = yield from describe(self._access, self._name, self._version)
             self.ready = status.ready
-            if patience.on_wait:
-                patience.on_wait(self.ready, wanted)
+            if wait.on_wait:
+                wait.on_wait(self.ready, wanted)
             if self.ready == wanted == len(status.workers):
                 return status
             if self._has_died(status):
                 yield from self._await_cause()
                 raise self._load_error()
             if time.monotonic() > end:
-                raise self._load_error(f"not ready after {patience.timeout_s:g} s")
+                raise self._load_error(f"not ready after {wait.timeout_s:g} s")
             yield Pause(_POLL_S)
 
     def _has_died(self, status: ModelStatus) -> bool:

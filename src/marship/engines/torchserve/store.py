@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from marship import storage, texts
+from marship.engines.engine import Note
 from marship.engines.torchserve.home import Home
-from marship.errors import NotFoundError, PackageError
+from marship.errors import NotFoundError, PackageError, StorageError
 
 if TYPE_CHECKING:
     from marship.trust.policy import Trust
@@ -166,29 +167,12 @@ def files_of(path: Path) -> str | None:
     return hashlib.sha256(repr(listed).encode()).hexdigest()
 
 
-@dataclass(frozen=True, slots=True)
-class Note:
-    """What is kept of a registration for as long as the server runs.
-
-    Attributes:
-        registration: Its id.
-        files: A digest of what the archive held; None where it was no `.mar`.
-        batch_size: As the registration asked for; None left it to the archive.
-        max_batch_delay_ms: Likewise.
-    """
-
-    registration: str
-    files: str | None = None
-    batch_size: int | None = None
-    max_batch_delay_ms: int | None = None
-
-
 def write_note(home: Home, name: str, version: str, note: Note) -> None:
     """Keep what a version was registered from, and how.
 
     A client that may only read the home keeps nothing; the model serves all the same.
     """
-    with suppress(storage.StorageError):
+    with suppress(StorageError):
         storage.write_json(_note(home, name, version), asdict(note))
 
 

@@ -4,8 +4,9 @@ from collections.abc import Sequence
 from contextlib import suppress
 from http import HTTPStatus
 
+from marship.engines.engine import ModelStatus
 from marship.engines.torchserve.access import Access
-from marship.engines.torchserve.status import ModelStatus, checked_name, describe, optional, unknown
+from marship.engines.torchserve.status import checked_name, describe, optional, unknown
 from marship.errors import NotFoundError, ServerError
 from marship.exchange.calls import Call, Flow, Pause, path
 

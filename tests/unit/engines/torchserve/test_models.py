@@ -6,11 +6,10 @@ from pathlib import Path
 import pytest
 
 from homes import of_a_server
+from marship.engines.engine import ModelStatus, Registration, Wait
 from marship.engines.torchserve import models
 from marship.engines.torchserve.access import Access
 from marship.engines.torchserve.home import Home
-from marship.engines.torchserve.registration import Registration
-from marship.engines.torchserve.status import ModelStatus, Patience
 from marship.errors import MarshipError, ServerError
 from marship.exchange.calls import Answer, Call, Flow, Pause, Step, Work
 from marship.trust import vault
@@ -35,9 +34,7 @@ class Registering:
 
     def __init__(self, home: Home) -> None:
         wanted = Registration("lin.mar")
-        self._flow: Flow[ModelStatus] = models.register(
-            Access(home.path, {}, {}), wanted, Patience(1)
-        )
+        self._flow: Flow[ModelStatus] = models.register(Access(home.path, {}, {}), wanted, Wait(1))
         self.at: Step = next(self._flow)
 
     def go_on(self, answer: object = None) -> None:

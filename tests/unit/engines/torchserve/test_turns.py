@@ -11,9 +11,8 @@ from pathlib import Path
 import pytest
 
 from marship.engines.torchserve import turns
-from marship.errors import ServerError
+from marship.errors import ServerError, StorageError
 from marship.exchange.calls import Pause
-from marship.storage import StorageError
 
 HOLD = """
 import fcntl, sys

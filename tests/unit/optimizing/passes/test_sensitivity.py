@@ -23,7 +23,7 @@ from marship.optimizing.passes.layers import plan
 from marship.optimizing.passes.prepare import prepared
 from marship.optimizing.passes.sensitivity import fewest
 from marship.optimizing.source import Source
-from marship.optimizing.step import OptimizeSettings, optimize_run
+from marship.optimizing.step import OptimizeSettings, optimize
 
 ZOO = Path(zoo.__file__)
 QUICK = OptimizeSettings(measure_s=0.2)
@@ -67,7 +67,7 @@ def run_dir(exported: Path, tmp_path: Path) -> Path:
 
 def optimized(folder: Path, settings: OptimizeSettings = QUICK) -> dict[str, Any]:
     """The report's entry of static int8."""
-    optimize_run(folder, settings)
+    optimize(folder, settings)
     report = json.loads((folder / "optimize.json").read_text())
     return {entry["name"]: entry for entry in report["variants"]}["int8_static"]
 

@@ -1,0 +1,76 @@
+"""TorchServe 0.12.0 as an engine."""
+
+import os
+from collections.abc import Callable, Generator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from marship.engines.engine import Note
+from marship.engines.torchserve import draining, status, store, turns, versions
+from marship.engines.torchserve import models as registered
+from marship.engines.torchserve.access import Access
+from marship.exchange.calls import Pause
+
+if TYPE_CHECKING:
+    from marship.engines.torchserve.home import ServerRecord
+    from marship.engines.torchserve.server import Server, ServeSettings
+    from marship.trust.policy import Trust
+
+
+class TorchServe(Access):
+    """A server, by its addresses and tokens; see `engines.engine.Engine`."""
+
+    check_name = staticmethod(status.checked_name)
+    models = registered.list_models
+    describe = status.describe
+    register = registered.register
+    scale = registered.scale
+    wait_ready = registered.wait_ready
+    set_default = versions.set_default
+    drain = draining.drain
+    unregister = versions.unregister
+    withdraw = versions.withdraw
+    predict = registered.predict
+    ping = registered.ping
+    metrics = registered.metrics
+
+    @staticmethod
+    def start(settings: "ServeSettings") -> "Server":
+        """Start a server, and return when it answers."""
+        from marship.engines.torchserve import server
+
+        return server.start(settings)
+
+    @staticmethod
+    def stop(home: Path | None = None) -> "ServerRecord":
+        """Stop the server of a home folder with all its processes."""
+        from marship.engines.torchserve import server
+
+        return server.stop(home)
+
+    def turn(
+        self,
+        name: str,
+        held: ExitStack,
+        *,
+        timeout_s: float,
+        on_wait: Callable[[str], None] | None = None,
+    ) -> Generator[Pause, None, None]:
+        """Wait for the lock of a model's versions, in the home; one may be elsewhere."""
+        if self.is_local and os.access(self.home.path, os.W_OK):
+            lock, action = self.home.rollout_lock(name), f"exchanges versions of {name}"
+            yield from turns.take(lock, held, timeout_s=timeout_s, action=action, on_wait=on_wait)
+
+    def keys(self) -> "Trust | None":
+        """Those of the trust folder that the server was started with."""
+        trust = self.home.require_running().trust if self.is_local else None
+        return store.pinned(Path(trust) if trust else None)
+
+    def note(self, name: str, version: str) -> Note | None:
+        """From the home; of a server elsewhere there is none."""
+        return store.read_note(self.home, name, version) if self.is_local else None
+
+    def has_other_files(self, name: str, version: str, archive: str) -> bool:
+        """By the note of the registration; where there is none that is not known."""
+        return self.is_local and store.has_other_files(self.home, name, version, archive)
