@@ -31,9 +31,9 @@ class Drawing:
         for number in range(len(self.floors), 0, -1):
             for room in self.floors[number - 1]:
                 below = ", ".join(sorted(self.arrows[room]))
-                told.append(
-                    f"{number:2}  {room:<{width}} {self.lines[room]:5}  {below and '-> ' + below}".rstrip()
-                )
+                arrow = f"-> {below}" if below else ""
+                line = f"{number:2}  {room:<{width}} {self.lines[room]:5}  {arrow}"
+                told.append(line.rstrip())
         return "\n".join(told)
 
 
