@@ -11,32 +11,15 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-import numpy as np
 import pytest
-import torch
 
 from marship.engines.torchserve import server
 from marship.errors import NotRunningError
 from mini_movielens import write_mini
+from own_model import write_own_model
 
 README = (Path(__file__).parents[2] / "README.md").read_text()
 QUICK = "--epochs 2 --width 8 --data-dir mini"
-OWN_MODEL = """
-from torch import nn
-
-
-class Mean(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.scale = nn.Linear(1, 1)
-
-    def forward(self, input):
-        return self.scale(input.mean(1, keepdim=True))
-
-
-def build():
-    return Mean()
-"""
 
 
 def blocks(language: str) -> list[str]:
@@ -49,11 +32,7 @@ def blocks(language: str) -> list[str]:
 def shell(place: Path) -> Iterator["Shell"]:
     """A shell in a checkout's folder; a server it started is stopped."""
     write_mini(place / "mini")
-    (place / "my_package").mkdir()
-    (place / "my_package" / "my_module.py").write_text(OWN_MODEL)
-    weights = {"scale.weight": torch.ones(1, 1), "scale.bias": torch.zeros(1)}
-    torch.save(weights, place / "model.pt")
-    np.savez(place / "example.npz", input=np.random.default_rng(0).random((8, 5), np.float32))
+    write_own_model(place)
     yield Shell(place)
     with contextlib.suppress(NotRunningError):
         server.stop(place / ".marship")
