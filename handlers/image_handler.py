@@ -2,10 +2,10 @@
 
 The body is a picture: JPEG, PNG, WebP, GIF or BMP, found from its bytes whatever Content-Type
 says. Or it is a multipart form with up to 32 pictures, a part for each, and perhaps a field `k`,
-the number of labels asked for. (TorchServe passes no query on to a worker.)
+the number of labels requested. (TorchServe passes no query on to a worker.)
 
-One picture's answer has the best labels with their probabilities, the labels to tag it with, and
-the picture's size as it is shown:
+The response for one picture has the best labels with their probabilities, the labels to tag it
+with, and the picture's size as it is shown:
 
     {"label": "tabby", "probability": 0.93, "top": [{"label": "tabby", "probability": 0.93}],
      "tags": ["tabby"], "width": 640, "height": 480, "format": "jpeg"}
@@ -55,7 +55,7 @@ class ImageHandler(OnnxHandler):
     """Pictures in, labels with probabilities out."""
 
     def prepare(self) -> None:
-        """Read the archive's picture.json and what model-config.yaml says about answers."""
+        """Read the archive's picture.json and the `handler:` settings of model-config.yaml."""
         try:
             about = orjson.loads((self.folder / PICTURE_FILE).read_bytes())
             self._labels = [str(label) for label in about["labels"]]
@@ -97,7 +97,7 @@ class ImageHandler(OnnxHandler):
         )
 
     def reply(self, requests: Sequence[Request]) -> tuple[list[Reply], str]:
-        """Each request's answer, before the host takes the worker for dead and kills it."""
+        """Each request's response, before the host's time limit ends the worker."""
         self._latest_s = time.monotonic() + self._decoding_s
         return super().reply(requests)
 
@@ -142,7 +142,7 @@ class ImageHandler(OnnxHandler):
         return pictures.decode(bytes(body), self._shortest)
 
     def _asked(self, named: dict[str, Any]) -> int:
-        """The k asked for, taken out of the named parts of a request."""
+        """The requested k, removed from the named parts of a request."""
         if "k#2" in named:
             raise InvalidInputError("k must be sent once.")
         value = named.pop("k", self._k)
@@ -153,7 +153,7 @@ class ImageHandler(OnnxHandler):
         return min(int(number), len(self._labels))
 
     def encode(self, outputs: Parts, state: tuple[int, list[Facts]]) -> Reply:
-        """One picture's answer, or a list with each one's answer or error."""
+        """The result for one picture, or a list with the result or error of each."""
         k, facts = state
         answers = [self._labelled(output, k) for output in outputs]
         if len(answers) > 1:
@@ -189,7 +189,7 @@ class ImageHandler(OnnxHandler):
 
 
 def _told(answer: Facts | MarshipError) -> Facts:
-    """An answer among several, or the error in its place."""
+    """One result among several, or the error in its place."""
     if not isinstance(answer, MarshipError):
         return answer
     error = hidden("run", answer) if isinstance(answer, ModelError) else answer
@@ -199,7 +199,7 @@ def _told(answer: Facts | MarshipError) -> Facts:
 def _middle(pixels: Array) -> Array:
     """A square, or one pixel longer, without the same at both ends.
 
-    The model looks at the middle square, so its answer is the same, and a panorama takes no more
+    The model reads the middle square, so its output is the same, and a panorama takes no more
     memory than a square.
     """
     height, width = pixels.shape[:2]

@@ -5,7 +5,7 @@ same input and output:
 
     marship package open-nsfw.onnx --name moderate --handler handlers/moderate_handler.py
 
-The body is a picture: JPEG, PNG, WebP, GIF or BMP. The answer has the model's score, from 0 to 1
+The body is a picture: JPEG, PNG, WebP, GIF or BMP. The response has the model's score, from 0 to 1
 where 1 is least fit to be shown, and what follows from it:
 
     {"score": 0.012, "verdict": "allow", "width": 640, "height": 480, "format": "jpeg"}

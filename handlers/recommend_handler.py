@@ -1,11 +1,11 @@
 """Recommends items from a user's behaviour.
 
-A request tells what one user did, oldest first; only `history` is needed:
+A request holds one user's events, oldest first; only `history` is required:
 
     {"history": [50, 172, 1], "ratings": [5, 4, 3], "times": [874965758, 874965759, 874965760],
      "k": 10, "include_seen": false}
 
-The answer lists the k best items, best first, with the model's score (higher is better):
+The response lists the k best items, best first, with the model's score (higher is better):
 
     {"items": [{"item": 181, "title": "Return of the Jedi (1983)", "score": 7.31}]}
 """
@@ -108,7 +108,7 @@ def _left_out(history: Array, value: dict[str, Any]) -> Array:
 
 
 def _numbers(name: str, value: object, length: int) -> Array:
-    """One number for each event; 0, which the model takes for unknown, where none were sent."""
+    """One number for each event; 0 (unknown to the model) where the request has none."""
     if value is None:
         return np.zeros(length)
     if not isinstance(value, list) or len(value) != length:

@@ -3,7 +3,7 @@
 The body is a recording: WAV, FLAC, OGG, Opus or MP3, found from its bytes whatever Content-Type
 says. Or it is a multipart form with up to 32 recordings, a part for each.
 
-One recording's answer has the text, and the segments with their times in seconds:
+The response for one recording has the text, and the segments with their times in seconds:
 
     {"text": "two five", "confidence": 0.93, "seconds": 2.4, "format": "wav", "segments":
      [{"start": 0.2, "end": 2.1, "text": "two five", "confidence": 0.93}], "timings_ms": {...}}
@@ -14,7 +14,7 @@ itself, whatever is wrong with the others:
     {"recordings": [{"name": "a", "text": ...}, {"name": "b", "code": ..., "message": ...}]}
 
 With `Accept: application/jsonl` each segment is a line that is sent as soon as it is ready, with
-the recording's name where there are several, and the last line is the whole answer. What goes
+the recording's name where there are several, and the last line is the whole response. What goes
 wrong before the first line has its own status, what goes wrong later is the last line:
 `{"code": ..., "message": ...}`.
 
@@ -73,7 +73,7 @@ class SpeechHandler(StreamHandler):
         )
 
     def answers(self, requests: Sequence[Request], clock: Clock) -> Iterator[dict[int, Reply]]:
-        """Each turn hears a few pieces, and yields the answers and lines that are ready then."""
+        """Each turn transcribes a few chunks, and yields the responses and lines that are ready."""
         tasks: dict[int, Task] = {}
         ready: dict[int, Reply] = {}
         for index, request in enumerate(requests):
@@ -107,9 +107,9 @@ class SpeechHandler(StreamHandler):
             yield ready
 
     def _hear(self, recording: Recording, output: Arrays | MarshipError) -> None:
-        """Read what the model gave for a piece; a fault ends this recording and no other."""
+        """Decode the model's output for a chunk; an error ends this recording and no other."""
         if recording.error is not None:
-            return  # an earlier piece in the same call failed
+            return  # an earlier chunk in the same call failed
         if isinstance(output, MarshipError):
             recording.fail(hidden("run", output) if isinstance(output, ModelError) else output)
             return
@@ -123,12 +123,14 @@ class SpeechHandler(StreamHandler):
             recording.fail(hidden("read"))
 
     def _ready(self, tasks: dict[int, Task], clock: Clock) -> dict[int, Reply]:
-        """The lines that streams have now, and the answers of what is done, which is taken out."""
+        """The lines that streams have now, and the responses of done tasks, which it removes."""
         ready = {}
         for index, task in list(tasks.items()):
             try:
                 reply = self._reply_now(task, clock)
-            except Exception:  # a fault in writing one answer must not reach its neighbours
+            except (
+                Exception
+            ):  # an error in writing one response must not reach the others of its batch
                 reply = self._error(hidden("encode"))
             if reply is not None:
                 ready[index] = reply
@@ -137,7 +139,7 @@ class SpeechHandler(StreamHandler):
         return ready
 
     def _reply_now(self, task: Task, clock: Clock) -> Reply | None:
-        """The lines of a stream, the answer of what is done, or nothing yet."""
+        """The lines of a stream, the response of a finished task, or nothing yet."""
         lines = b""
         if task.streams:
             lines = b"".join(orjson.dumps(news) + b"\n" for news in task.news())
@@ -148,7 +150,7 @@ class SpeechHandler(StreamHandler):
         return None
 
     def _last(self, task: Task, lines: bytes, clock: Clock) -> Reply:
-        """The last, or only, part of an answer."""
+        """The last, or only, part of a response."""
         if task.failure:
             return self._failed(task.failure)
         timings = {step: round(spent * 1e3, 1) for step, spent in clock.seconds.items()}

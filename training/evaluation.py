@@ -26,7 +26,7 @@ BEST = 5
 
 
 def logits_of(model: nn.Module, pictures: Pictures) -> torch.Tensor:
-    """What the network says of the pictures before any temperature, float32 (pictures, classes)."""
+    """The network's logits before any temperature, float32 (pictures, classes)."""
     device = next(model.parameters()).device
     parts = []
     with torch.no_grad():
@@ -160,7 +160,7 @@ def draw_mistakes(
 
 
 def draw_reliability(before: torch.Tensor, after: torch.Tensor, labels: torch.Tensor) -> "Figure":
-    """Draw how often a class is right against how probable it was said to be."""
+    """Draw the share of right predictions against the predicted probability."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(4.6, 4.4), layout="constrained")
@@ -174,7 +174,7 @@ def draw_reliability(before: torch.Tensor, after: torch.Tensor, labels: torch.Te
         said_shares = [confidence.numpy()[bins == number].mean() for number in used]
         true_shares = [right[bins == number].mean() for number in used]
         axes.plot(said_shares, true_shares, style, label=f"{name} temperature scaling", ms=4)
-    axes.set(xlabel="probability of the answer", ylabel="share of right answers")
+    axes.set(xlabel="predicted probability", ylabel="share of right predictions")
     axes.set(title="How far the probabilities hold", xlim=(0, 1), ylim=(0, 1))
     axes.legend(frameon=False)
     axes.spines[["top", "right"]].set_visible(False)

@@ -1,9 +1,9 @@
-"""Print what was said beside what was heard, with error rates and the real-time factor.
+"""Print references beside transcripts, with error rates and the real-time factor.
 
     marship predict whisper data/read-english --out heard.jsonl --in-flight 1
     python training/heard.py heard.jsonl --data-dir data/read-english --english
 
-The folder's metadata.csv (file_name, transcription) tells what was said. Ask one at a time, as
+The folder's metadata.csv (file_name, transcription) has the references. Send one at a time, as
 above: then the server's own time for a recording is its alone.
 """
 
@@ -128,7 +128,7 @@ def main(
     *,
     settings: Settings,
 ) -> None:
-    """Print what was said beside what was heard."""
+    """Print references beside transcripts."""
     spell: Callable[[str], str] = plain
     if settings.english:
         from whisper import normalizer

@@ -3,7 +3,7 @@
     python training/image.py --data-dir photos
     python training/image.py --data-dir photos --backbone efficientnet-lite0
 
-The folder holds `train/<class>/*` and `test/<class>/*`. docs/image.md tells what comes out.
+The folder holds `train/<class>/*` and `test/<class>/*`. docs/image.md lists what it writes.
 """
 
 from dataclasses import dataclass, replace

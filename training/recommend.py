@@ -5,7 +5,7 @@
 
 SASRec (Kang and McAuley 2018) with full softmax, that also looks at ratings, times, and the
 films' genres and years. A history comes in, a preference for each of 1,682 films comes out: a
-new person needs no training. docs/recommend.md tells what each part is worth.
+new person needs no training. docs/recommend.md says what each part contributes.
 """
 
 import math
@@ -41,7 +41,7 @@ REQUEST_FILE = "request.json"
 
 @dataclass(frozen=True)
 class Settings(run.RunSettings):
-    """What every run can be told, with this recipe's defaults, and its own."""
+    """The settings of every run, with this recipe's defaults, and its own."""
 
     run_dir: Path = setting(Path("runs/recommend"), "folder for everything that the run writes")
     epochs: int = setting(40, "passes over the training data", minimum=1)

@@ -29,7 +29,7 @@ from marship.settings import flags, setting
 
 @dataclass(frozen=True)
 class Settings(run.RunSettings):
-    """What every run can be told, with this recipe's defaults."""
+    """The settings of every run, with this recipe's defaults."""
 
     run_dir: Path = setting(Path("runs/regression"), "folder for everything that the run writes")
     epochs: int = setting(100, "passes over the training data", minimum=1)
@@ -52,7 +52,7 @@ class Regression(nn.Module):
 
 
 def judge(outputs: Arrays, targets: Arrays) -> dict[str, float]:
-    """R2 of the answers, both arrays (rows, 1)."""
+    """R2 of the predictions, both arrays (rows, 1)."""
     return {"r2": float(r2_score(targets["output"], outputs["output"]))}
 
 

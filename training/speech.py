@@ -44,7 +44,7 @@ LARGEST_BYTES = {"examples": 8 << 20, "calibration": 32 << 20, "heldout": 128 <<
 
 @dataclass(frozen=True)
 class Settings(run.RunSettings):
-    """What every run can be told, and this recipe's own."""
+    """The settings of every run, and this recipe's own."""
 
     run_dir: Path = setting(Path("runs/speech"), "folder for everything that the run writes")
     data_dir: Path | None = setting(None, "folder with recordings and metadata.csv")
@@ -67,11 +67,13 @@ class Settings(run.RunSettings):
     join: float = setting(0.1, "share said behind another recording", minimum=0, maximum=1)
     warp: float = setting(0.15, "largest change of all frequencies, as a share", minimum=0)
     colour: float = setting(3.0, "random filters, decibels a cosine", minimum=0)
-    echo: float = setting(0.3, "share of rows heard as in a room", minimum=0, maximum=1)
+    echo: float = setting(0.3, "share of rows with reverberation", minimum=0, maximum=1)
     noise: float = setting(0.7, "share of rows that noise is added to", minimum=0, maximum=1)
     mask_bands: float = setting(0.2, "widest silenced share of the bands", minimum=0, maximum=1)
     mask_s: float = setting(0.08, "longest silenced time, in seconds", minimum=0)
-    words: str = setting("known", "known: answer words of train only; any: whatever is spelled")
+    words: str = setting(
+        "known", "known: output words of the training texts only; any: whatever is spelled"
+    )
     validation: float = setting(
         0.05, "share of the training recordings to watch", minimum=0.001, maximum=0.5
     )

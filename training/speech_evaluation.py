@@ -1,4 +1,4 @@
-"""How well a speech model hears: word and character error rates, and its mistakes."""
+"""Word and character error rates of a speech model, and its mistakes."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ from marship.contract import Array
 from marship.serving.speech.ctc import Symbols
 
 BATCH_SAMPLES = 1 << 21
-"""Recordings are heard together while their samples, padded, are no more than this."""
+"""Recordings share a batch while their samples, padded, are no more than this."""
 SHOWN = 20
 """So many mistakes are written down."""
 
@@ -80,7 +80,7 @@ def by_speaker(recordings: Recordings, heard: Sequence[str]) -> dict[str, Errors
 
 
 def mistakes(recordings: Recordings, heard: Sequence[str]) -> list[dict[str, Any]]:
-    """The recordings heard wrong, those with the most wrong words first."""
+    """The recordings transcribed wrongly, those with the most wrong words first."""
     rows = [
         {"file": name, "said": said, "heard": one, "edits": edits(said, one)}
         for name, said, one in zip(recordings.names, recordings.texts, heard, strict=True)

@@ -1,4 +1,4 @@
-"""A compact convolutional network that spells what it hears: a mel spectrogram to characters.
+"""A compact convolutional network for CTC: a mel spectrogram to characters.
 
 Two-dimensional convolutions look at small patches of time and pitch, so that a voice a little
 higher or lower looks alike. Blocks as in ConvNeXt (Liu et al. 2022, section 2) then go along time
