@@ -162,7 +162,9 @@ def objection(
                 return f"output {name} of whole numbers differs from PyTorch's"
     found = parity.row_influence(contract, run, examples) if contract.batch_axis else None
     if found is not None and not found.agrees:
-        return f"rows of a batch influence each other: {found.reason}"
+        first, *more = str(found.reason).split("; ")
+        others = f", and {len(more)} more such reasons" if more else ""
+        return f"rows of a batch influence each other: {first}{others}"
     try:
         parity.prove_padding(contract, run, examples)
     except ParityError:
