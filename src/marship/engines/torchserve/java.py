@@ -108,7 +108,8 @@ def _make_server_home(package: Path, temporary: Path) -> Path:
     there would hide the installed `ts`.
     """
     folder = temporary / "site-packages"
-    (folder / "ts").mkdir(parents=True)
+    folder.mkdir(mode=0o700)  # of both: `parents` would open the outer one to everybody
+    (folder / "ts").mkdir(mode=0o700)
     for path in package.iterdir():
         is_script = path.name == "model_service_worker.py"
         (folder / "ts" / path.name).symlink_to(WORKER_SCRIPT if is_script else path)

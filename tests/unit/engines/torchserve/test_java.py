@@ -53,6 +53,7 @@ def test_torchserve_finds_its_files_and_our_script(tmp_path: Path) -> None:
     """The folder that Java takes for its home has all of TorchServe, but for the workers' start."""
     package = Path(ts.__file__).parent
     folder = java._make_server_home(package, tmp_path)
+    assert folder.stat().st_mode & 0o077 == (folder / "ts").stat().st_mode & 0o077 == 0
     linked = {path.name: path.resolve() for path in (folder / "ts").iterdir()}
     script = linked.pop("model_service_worker.py")
     assert script == java.WORKER_SCRIPT
