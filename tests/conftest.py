@@ -1,5 +1,6 @@
 """Models and folders that many tests start from."""
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,15 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     """The long form of tests/server/torture, and where its figures go."""
     parser.addoption("--full", action="store_true", help="faults and attacks in full: 15 minutes")
     parser.addoption("--report", metavar="PAGE", help="write their figures into this page")
+
+
+def pytest_configure() -> None:
+    """Let PyTorch compute on one thread, here and in what tests start.
+
+    The models are small, and threads that share a busy processor spin while they wait for each
+    other.
+    """
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 @pytest.fixture(scope="session")
