@@ -7,7 +7,7 @@ PIP := $(BIN)/pip --disable-pip-version-check
 SHELL := /bin/bash
 .SHELLFLAGS := -o pipefail -c
 
-.PHONY: help setup demo demo-image demo-speech test test-steps test-parts torture check audit \
+.PHONY: help setup demo demo-image demo-speech test test-fast test-steps test-parts torture check audit \
   bench lock clean
 
 help:  ## what can be made
@@ -30,6 +30,13 @@ demo: setup  ## train a recommender, serve it, ask it, scale it, stop
 test: setup  ## the whole test suite: first with real servers, then all other tests in two halves
 	$(BIN)/pytest tests/handlers tests/server --durations=25
 	@$(MAKE) --no-print-directory --jobs=2 test-steps test-parts
+
+# Left out of test-fast: what starts many commands, trains, exports or searches for long.
+SLOW := configure console export fit golden guards package row_zoo sealing sensitivity \
+  strangers_archives texts two_clients wheel
+
+test-fast: setup  ## unit tests without servers, training, handlers and those under SLOW in the Makefile
+	$(BIN)/pytest -q tests/unit $(SLOW:%=--ignore-glob='*/test_%.py') --durations=10
 
 test-steps: setup
 	$(BIN)/pytest tests/unit/test_*.py --durations=10 2>&1 | sed -u 's/^/steps | /'
