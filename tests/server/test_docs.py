@@ -21,7 +21,7 @@ import pytest
 import soundfile
 
 from digits_folder import write_digits
-from marship import server
+from marship.engines.torchserve import server
 from marship.errors import NotRunningError
 from mini_movielens import write_mini
 from nginx import find, free_port

@@ -3,6 +3,8 @@
 import json
 import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -219,3 +221,15 @@ def test_a_wrong_file_of_tokens_or_authorities_is_a_usage_error() -> None:
         done = run("models", *where, "--token", "x", "--ca", name)
         assert isinstance(done.exception, UsageError), (name, done.exception)
         assert "PEM" in str(done.exception)
+
+
+def test_a_shell_completes_the_models_of_a_server(
+    running: server.Server, echo: ModelStatus, away: Path
+) -> None:
+    """Those of the home that the environment names; none, and no error, where none runs."""
+    words = {"_MARSHIP_COMPLETE": "complete_bash", "COMP_WORDS": "marship describe ec"}
+    for home, expected in ((running.home.path, [echo.name]), (away, [])):
+        known = {**os.environ, **words, "COMP_CWORD": "2", "MARSHIP_HOME": str(home)}
+        command = Path(sys.executable).with_name("marship")
+        done = subprocess.run([command], env=known, capture_output=True, text=True, check=False)
+        assert (done.stdout.split(), done.stderr) == (expected, "")

@@ -9,12 +9,12 @@ import typer
 
 import marship
 from marship import console
+from marship.cli import completion
 
 app = typer.Typer(
     name="marship",
     help="Take a PyTorch model to a fast, safe, managed endpoint on TorchServe.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
 )
@@ -22,7 +22,16 @@ app = typer.Typer(
 Home = Annotated[
     Path | None, typer.Option(help="the server's folder; else MARSHIP_HOME, else .marship here")
 ]
-ModelName = Annotated[str, typer.Argument(help="the model's name on the server")]
+ModelName = Annotated[
+    str,
+    typer.Argument(help="the model's name on the server", autocompletion=completion.models),
+]
+StoredArchive = Annotated[
+    str,
+    typer.Argument(
+        help="a file name in the server's model store", autocompletion=completion.archives
+    ),
+]
 Version = Annotated[str | None, typer.Option(help="the version; the default one if left out")]
 
 

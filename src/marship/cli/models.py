@@ -7,7 +7,7 @@ import typer
 
 from marship import console
 from marship.cli.address import on_server
-from marship.cli.app import ModelName, Version, app, waiting
+from marship.cli.app import ModelName, StoredArchive, Version, app, waiting
 from marship.cli.report import Report, change_fields, model_fields, reported, status_fields
 from marship.errors import UsageError
 
@@ -23,7 +23,7 @@ PANEL = "Models on the server"
 @on_server("management")
 @reported
 def register(
-    archive: Annotated[str, typer.Argument(help="a file name in the server's model store")],
+    archive: StoredArchive,
     name: Annotated[str | None, typer.Option(help="the archive's own if left out")] = None,
     workers: Annotated[
         int | None, typer.Option(min=1, help="the archive's own setting if left out")
@@ -127,7 +127,7 @@ def set_default(
 @on_server("management", asks_both=True)
 @reported
 def rollout(
-    archive: Annotated[str, typer.Argument(help="a file name in the server's model store")],
+    archive: StoredArchive,
     name: Annotated[str | None, typer.Option(help="the archive's own if left out")] = None,
     workers: Annotated[
         int | None, typer.Option(min=1, help="as many as the old version has if left out")
