@@ -7,8 +7,8 @@ PIP := $(BIN)/pip --disable-pip-version-check
 SHELL := /bin/bash
 .SHELLFLAGS := -o pipefail -c
 
-.PHONY: help setup demo demo-image demo-speech test test-fast test-steps test-parts torture check audit \
-  bench lock clean
+.PHONY: help setup demo demo-image demo-speech test test-fast test-steps test-parts test-pythons \
+  torture check audit bench lock clean
 
 help:  ## what can be made
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -43,6 +43,9 @@ test-steps: setup
 
 test-parts: setup
 	$(BIN)/pytest tests/training tests/unit/*/ --durations=10 2>&1 | sed -u 's/^/parts | /'
+
+test-pythons: setup  ## what travels in archives, on each supported Python that is here
+	$(BIN)/python tools/pythons.py
 
 torture: setup  ## faults and attacks in full, figures into docs/reliability.md; a quarter of an hour
 	$(BIN)/pytest tests/server/torture --full --report docs/reliability.md

@@ -1,0 +1,92 @@
+"""Runs the tests of what travels in every archive on each Python that pyproject.toml names.
+
+An interpreter is taken from PATH or from pyenv; one that is not here is told. Each gets an
+environment of its own below .venv/pythons, with the locked versions of what these tests need. What
+compares with TorchServe's own protocol, which imports PyTorch, runs in `make test` alone: PyTorch
+is gigabytes for each Python.
+
+    python tools/pythons.py
+
+Exit code 0: all that were found passed. 1: one failed, or none was found.
+"""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+REPOSITORY = Path(__file__).parents[1]
+FOLDER = REPOSITORY / ".venv" / "pythons"
+NEEDED = """
+    aiohappyeyeballs aiohttp aiosignal annotated-doc annotated-types attrs certifi cffi
+    charset-normalizer cryptography flatbuffers frozenlist hypothesis idna iniconfig
+    markdown-it-py mdurl ml-dtypes multidict numpy onnx onnxruntime orjson packaging pillow
+    pluggy propcache protobuf psutil pycparser pydantic pydantic-core pygments pytest pyyaml
+    requests rich shellingham simplejpeg sortedcontainers soundfile soxr torchserve typer
+    typing-extensions typing-inspection urllib3 wheel yarl
+""".split()  # noqa: SIM905  a line for each would be no table
+LEFT_OUT = (
+    "--ignore=tests/unit/serving/test_transport.py",
+    "--deselect=tests/unit/serving/test_worker.py::test_outside_of_a_worker_nothing_is_replaced",
+)
+
+
+def supported() -> list[str]:
+    """The versions that the classifiers name."""
+    text = (REPOSITORY / "pyproject.toml").read_text()
+    return re.findall(r'"Programming Language :: Python :: (3\.\d+)"', text)
+
+
+def find(version: str) -> Path | None:
+    """An interpreter of a version, if there is one here."""
+    places = Path(os.environ.get("PYENV_ROOT", Path.home() / ".pyenv"), "versions")
+    found = sorted(places.glob(f"{version}.*/bin/python{version}"))
+    on_path = shutil.which(f"python{version}")
+    for candidate in [*found, *([Path(on_path)] if on_path else [])]:
+        told = subprocess.run([candidate, "-c", ""], capture_output=True, check=False)
+        if told.returncode == 0:  # pyenv has commands on PATH that only say what is missing
+            return candidate
+    return None
+
+
+def pins() -> list[str]:
+    """The locked versions of what the tests need."""
+    lock = (REPOSITORY / "requirements.lock").read_text()
+    known = dict(re.findall(r"^([\w.-]+)==([\w.!+-]+)", lock, re.MULTILINE))
+    return [f"{name}=={known[name]}" for name in NEEDED]
+
+
+def test(version: str, python: Path) -> bool:
+    """Whether the tests pass on an interpreter."""
+    folder = FOLDER / version
+    own = folder / "bin" / "python"
+    if not own.exists():
+        subprocess.run([python, "-m", "venv", folder], check=True)
+    pip = [own, "-m", "pip", "--disable-pip-version-check", "install", "--quiet", "--no-deps"]
+    subprocess.run([*pip, *pins()], check=True)
+    (site,) = folder.glob("lib/python*/site-packages")
+    (site / "checkout.pth").write_text(f"{REPOSITORY / 'src'}\n{REPOSITORY / 'tests'}\n")
+    tests = ["-m", "pytest", "-q", "tests/unit/serving", *LEFT_OUT]
+    done = subprocess.run([own, *tests], cwd=REPOSITORY, check=False)
+    return done.returncode == 0
+
+
+def main() -> int:
+    """Test each; the exit code."""
+    results = {}
+    for version in supported():
+        python = find(version)
+        if python is None:
+            results[version] = "not here, not tested"
+            continue
+        print(f"Python {version}: {python}", flush=True)
+        results[version] = "passed" if test(version, python) else "FAILED"
+    for version, result in results.items():
+        print(f"Python {version}: {result}")
+    return 0 if "passed" in results.values() and "FAILED" not in results.values() else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
