@@ -188,7 +188,7 @@ def export(
     )
 
 
-def export_run(run_dir: Path, settings: ExportSettings) -> Exported:
+def export_run(run_dir: str | Path, settings: ExportSettings) -> Exported:
     """Export the trained model of a recipe's run folder.
 
     Raises:
@@ -197,6 +197,7 @@ def export_run(run_dir: Path, settings: ExportSettings) -> Exported:
         ModelError: The model cannot be converted.
         ParityError: The ONNX file answers differently; nothing is written.
     """
+    run_dir = Path(run_dir)
     recipe = Recipe.load(run_dir)
     weights = run_dir / CHECKPOINT_FILE
     if not weights.is_file():
@@ -209,10 +210,10 @@ def export_run(run_dir: Path, settings: ExportSettings) -> Exported:
 def export_model(
     build: str,
     *,
-    example: Path,
+    example: str | Path,
     settings: ExportSettings,
-    weights: Path | None = None,
-    out: Path | None = None,
+    weights: str | Path | None = None,
+    out: str | Path | None = None,
 ) -> Exported:
     """Export a model of one's own into a run folder that optimize and package take.
 
@@ -232,6 +233,8 @@ def export_model(
         ModelError: The model cannot be converted.
         ParityError: The ONNX file answers differently; nothing is written.
     """
+    example = Path(example)
+    weights, out = (Path(path) if path else None for path in (weights, out))
     if weights is not None and not weights.is_file():
         raise UsageError(f"{weights} must be a file of weights, got none there.")
     stem = Path(build.rpartition(":")[0]).name.removesuffix(".py").rpartition(".")[2]

@@ -21,15 +21,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from marship.client.clients import Client, ModelStatus
-from marship.errors import (
-    MarshipError,
-    NotFoundError,
-    PackageError,
-    RolloutError,
-    UsageError,
-)
-from marship.operate.replay import replay
+from marship.client import Client
+from marship.client.clients import ModelStatus
+from marship.errors import MarshipError, NotFoundError, PackageError, RolloutError, UsageError
 from marship.predict.sources import media_type
 from marship.trust import archive as archives
 from marship.trust.archive import Archive
@@ -79,7 +73,7 @@ def rollout(  # noqa: PLR0913  keyword-only
     profile: str | None = None,
     keep_old: bool = False,
     timeout_s: float = LOAD_TIMEOUT_S,
-    probe: Path | None = None,
+    probe: str | Path | None = None,
     watcher: Watcher | None = None,
 ) -> RolledOut:
     """Put a new version in place of the one that answers.
@@ -105,6 +99,7 @@ def rollout(  # noqa: PLR0913  keyword-only
         NotFoundError: The model is not registered yet.
         RolloutError: A step failed: the message says which, why, and what the server has now.
     """
+    probe = Path(probe) if probe else None
     if probe is not None and not probe.is_file():
         raise UsageError(f"{probe} must be a file for the new version to answer, got none.")
     watcher = watcher or Watcher()

@@ -35,12 +35,13 @@ class Entry:
     default: bool = False
 
 
-def read(path: Path) -> list[Entry]:
+def read(path: str | Path) -> list[Entry]:
     """Read a state file.
 
     Raises:
         UsageError: It is no such file; the message names the line.
     """
+    path = Path(path)
     raw, text = storage.read_toml(path)
     _check_names(raw, [TABLE], str(path))
     tables = raw.get(TABLE, [])

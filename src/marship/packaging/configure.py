@@ -92,7 +92,7 @@ def section(options: Mapping[str, Scalar | None]) -> dict[str, Any]:
     return {SECTION: chosen} if chosen else {}
 
 
-def configure(path: Path, options: Sequence[str], version: str | None = None) -> Configured:
+def configure(path: str | Path, options: Sequence[str], version: str | None = None) -> Configured:
     """Change settings of the handler in an archive, and its version if one is given.
 
     A setting without a value is taken out, so that the handler's own default holds.
@@ -101,6 +101,7 @@ def configure(path: Path, options: Sequence[str], version: str | None = None) ->
         UsageError: There is no such file, or an option or the version is written wrongly.
         PackageError: It is no archive, or one without settings of marship's.
     """
+    path = Path(path)
     read = archive.read(path)
     before: dict[str, Scalar] = read.config.get(SECTION) or {}
     if not isinstance(before, dict):

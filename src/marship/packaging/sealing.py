@@ -155,7 +155,7 @@ class Rewrapped:
     key_after: str
 
 
-def rewrap(path: Path, old: str, new: str, out: Path | None = None) -> Rewrapped:
+def rewrap(path: str | Path, old: str, new: str, out: str | Path | None = None) -> Rewrapped:
     """Give an archive's sealed files another operator key; their contents stay as they lie.
 
     Args:
@@ -169,6 +169,7 @@ def rewrap(path: Path, old: str, new: str, out: Path | None = None) -> Rewrapped
         PackageError: It is no archive, or nothing in it is sealed.
         SealError: A key cannot be had, or the old one does not open every sealed file.
     """
+    path, out = Path(path), Path(out) if out else None
     read = archive.read(path)
     if not read.sealed:
         raise PackageError(

@@ -101,13 +101,14 @@ class Archive:
         return extract.files(self.path, self.plain, chosen, outline.MOST_BYTES)
 
 
-def read(path: Path) -> Archive:
+def read(path: str | Path) -> Archive:
     """Read an archive: every byte of it, once, within the limits of `trust.contents`.
 
     Raises:
         UsageError: There is no such file.
         PackageError: It is no plain archive, or damaged, or a text in it is not what it must be.
     """
+    path = Path(path)
     plain, config = read_settings(path)
     contract = _text(path, plain, CONTRACT_FILE, _contract)
     told = _text(path, plain, EVIDENCE_FILE, _evidence)

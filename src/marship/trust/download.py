@@ -51,7 +51,7 @@ class Downloaded:
 def fetch(
     url: str,
     trust: Trust,
-    store: Path,
+    store: str | Path,
     on_bytes: OnBytes | None = None,
     *,
     most_unstated_bytes: int = MOST_UNSTATED_BYTES,
@@ -81,6 +81,7 @@ def fetch(
         PackageError: The archive cannot be fetched.
         StorageError: The store has no room.
     """
+    store = Path(store)
     name = _name_of(url)
     with replacing_all(store) as drafts, _Session() as session:
         archive = drafts / name

@@ -86,7 +86,7 @@ def passphrase_from_environment() -> str:
 
 
 def generate(
-    name: str, folder: Path, *, openssf: bool = False, passphrase: str | None = None
+    name: str, folder: str | Path, *, openssf: bool = False, passphrase: str | None = None
 ) -> Pair:
     """Make a new key: `<name>.key`, which signs, and `<name>.pem`, which verifies.
 
@@ -100,6 +100,7 @@ def generate(
         UsageError: The name cannot be used, one of the files exists, or git would take the key.
         StorageError: The folder cannot be written to.
     """
+    folder = Path(folder)
     if not _NAME.fullmatch(name):
         raise UsageError(
             f"a key's name must be letters, digits, dots, dashes and underscores, got {name!r}."
@@ -119,7 +120,9 @@ def generate(
     return Pair(private, public, PrivateKey(private, key).id)
 
 
-def read_private(path: Path, ask: Callable[[], str] = passphrase_from_environment) -> PrivateKey:
+def read_private(
+    path: str | Path, ask: Callable[[], str] = passphrase_from_environment
+) -> PrivateKey:
     """Read a key that signs.
 
     Args:
@@ -129,6 +132,7 @@ def read_private(path: Path, ask: Callable[[], str] = passphrase_from_environmen
     Raises:
         UsageError: There is no such key, others can read it, or the passphrase is wrong.
     """
+    path = Path(path)
     text = _read(path, private=True)
     passphrase = ask() if _is_encrypted(path, text) else None
     try:
@@ -144,12 +148,13 @@ def read_private(path: Path, ask: Callable[[], str] = passphrase_from_environmen
     return PrivateKey(path, raw, passphrase)
 
 
-def read_public(path: Path) -> PublicKey:
+def read_public(path: str | Path) -> PublicKey:
     """Read a key that verifies.
 
     Raises:
         UsageError: There is no such key, or it is one that signs.
     """
+    path = Path(path)
     text = _read(path, private=False)
     if b"PRIVATE KEY" in text:
         raise UsageError(

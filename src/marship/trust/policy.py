@@ -30,13 +30,14 @@ class Trust:
     keys: tuple[PublicKey, ...]
 
     @classmethod
-    def load(cls, folder: Path) -> "Trust":
+    def load(cls, folder: str | Path) -> "Trust":
         """Read the folder's `*.pem` files.
 
         Raises:
             UsageError: There is no such folder, it holds no key or something else than public
                 keys, or others can change it.
         """
+        folder = Path(folder)
         if not folder.is_dir():
             raise UsageError(f"the trust folder must be a folder of public keys, got {folder}.")
         paths = sorted(folder.glob(f"*{PUBLIC_SUFFIX}"))
@@ -48,7 +49,7 @@ class Trust:
         ownership.check("the trust folder", folder, *paths)
         return cls(folder, tuple(read_public(path) for path in paths))
 
-    def verify(self, archive: Path) -> Verified:
+    def verify(self, archive: str | Path) -> Verified:
         """Hold an archive against the signature beside it.
 
         Nothing in the archive is believed, and of the signature's statement nothing before a
@@ -59,6 +60,7 @@ class Trust:
             SignatureError: It is unsigned, altered, renamed, or signed by another key.
             PackageError: Readers may disagree on what is in it.
         """
+        archive = Path(archive)
         if not archive.is_file():
             raise UsageError(f"{archive} must be a .mar file, got no such file.")
         path = beside(archive)

@@ -34,7 +34,7 @@ def beside(archive: Path) -> Path:
     return archive.with_name(archive.name + SUFFIX)
 
 
-def sign(archive: Path, key: PrivateKey) -> Signed:
+def sign(archive: str | Path, key: PrivateKey) -> Signed:
     """Sign an archive; an older signature of it is replaced.
 
     Args:
@@ -45,6 +45,7 @@ def sign(archive: Path, key: PrivateKey) -> Signed:
         UsageError: There is no such archive, or model-signing is missing.
         PackageError: It is damaged, or readers may disagree on what is in it.
     """
+    archive = Path(archive)
     if archive.suffix != ".mar":
         raise UsageError(f"what is signed must be a .mar file, got {archive}.")
     contents = read(archive)

@@ -181,7 +181,7 @@ def start(settings: ServeSettings, *, on_wait: Callable[[float], None] | None = 
             return _launch(home, values, readable, settings, on_wait)
 
 
-def stop(home_path: Path | None = None, *, grace_s: float = 10.0) -> ServerRecord:
+def stop(home_path: str | Path | None = None, *, grace_s: float = 10.0) -> ServerRecord:
     """Stop a home's server and its workers, and remove its sockets and temporary files.
 
     Args:
@@ -194,7 +194,7 @@ def stop(home_path: Path | None = None, *, grace_s: float = 10.0) -> ServerRecor
     Raises:
         NotRunningError: No server ran; what one that was killed had left behind is removed.
     """
-    home = Home((home_path or homes.default_home()).absolute())
+    home = Home(Path(home_path or homes.default_home()).absolute())
     record = home.running()
     if record is None:
         if home.record() is not None:
@@ -204,22 +204,22 @@ def stop(home_path: Path | None = None, *, grace_s: float = 10.0) -> ServerRecor
     return record
 
 
-def status(home_path: Path | None = None) -> ServerRecord:
+def status(home_path: str | Path | None = None) -> ServerRecord:
     """The server that runs from a home.
 
     Raises:
         NotRunningError: None does.
     """
-    return Home((home_path or homes.default_home()).absolute()).require_running()
+    return Home(Path(home_path or homes.default_home()).absolute()).require_running()
 
 
-def log_files(home_path: Path | None = None) -> list[Path]:
+def log_files(home_path: str | Path | None = None) -> list[Path]:
     """The logs of a home's server, whether it runs or not.
 
     Raises:
         UsageError: No server ever ran there.
     """
-    home = Home((home_path or homes.default_home()).absolute())
+    home = Home(Path(home_path or homes.default_home()).absolute())
     files = home.log_files()
     if not files:
         raise UsageError(f"{home.path} must be a server's home, got a folder without logs.")
