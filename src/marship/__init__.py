@@ -15,6 +15,8 @@ import os
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from marship.version import VERSION
+
 if TYPE_CHECKING:
     from marship.client import AsyncClient, Client
     from marship.client.clients import Model, ModelStatus, Worker
@@ -52,7 +54,7 @@ if TYPE_CHECKING:
     from marship.optimizing.step import Optimized, OptimizeSettings, optimize
     from marship.packaging.step import PackageSettings, package
 
-__version__ = "0.1.0"
+__version__ = VERSION
 __all__ = [
     "AsyncClient",
     "Checked",

@@ -14,7 +14,7 @@ SOURCE = Path(__file__).parents[2] / "src" / "marship"
 REPOSITORY = SOURCE.parents[1]
 
 # The rooms of src/marship, and which others the code of each may import beside the ground.
-GROUND = {"errors", "contract", "texts", "storage"} | {
+GROUND = {"version", "errors", "contract", "texts", "storage"} | {
     *("console", "settings", "profiles", "unversioned"),
 }
 ROOMS: dict[str, set[str]] = {

@@ -9,7 +9,7 @@ from marship.engines.torchserve import server
 from marship.errors import DataError, UsageError
 from marship.exporting.step import ExportSettings, export_model, export_run
 from marship.operate import statefile
-from marship.optimizing.step import OptimizeSettings, optimize_run
+from marship.optimizing.step import OptimizeSettings, optimize
 from marship.packaging.configure import configure
 from marship.packaging.step import PackageSettings, package
 from marship.trust import archive, keys, signature
@@ -35,7 +35,7 @@ def test_what_needs_more_gets_as_far_as_the_same_path_does(tmp_path: Path) -> No
         place = kind(missing)
         for call in (
             lambda at=place: export_run(at, ExportSettings()),
-            lambda at=place: optimize_run(at, OptimizeSettings()),
+            lambda at=place: optimize(at, OptimizeSettings()),
             lambda at=place: export_model(
                 "m:f", example=at, settings=ExportSettings(), weights=at, out=at
             ),

@@ -3,13 +3,16 @@
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-import marship
 from marship import console
 from marship.cli import completion
+from marship.version import VERSION
+
+if TYPE_CHECKING:
+    from marship.client import Client
 
 app = typer.Typer(
     name="marship",
@@ -37,7 +40,7 @@ Version = Annotated[str | None, typer.Option(help="the version; the default one 
 
 def _version(show: bool) -> None:
     if show:
-        console.out.print(f"marship {marship.__version__}")
+        console.out.print(f"marship {VERSION}")
         raise typer.Exit
 
 
@@ -52,7 +55,7 @@ def options(
     del version, debug  # the first acts by itself, the second is read by console.run
 
 
-def connect(home: Path | None) -> "marship.client.Client":
+def connect(home: Path | None) -> "Client":
     """A client of the server in a folder, whatever addresses the environment holds."""
     from marship.client import Client
     from marship.engines.torchserve.home import default_home

@@ -18,7 +18,6 @@ from urllib.parse import urlencode
 
 import aiohttp
 
-import marship
 from marship.errors import NoAnswerError, ServerError, TLSError, TooLargeError
 from marship.exchange import connections, sockets
 from marship.exchange.calls import (
@@ -35,12 +34,13 @@ from marship.exchange.calls import (
 from marship.exchange.connections import Connection, UnreachableError
 from marship.exchange.connectors import connector
 from marship.exchange.limited import OverLimitError
+from marship.version import VERSION
 
 T = TypeVar("T")
 
 MAX_RESPONSE_BYTES = 1 << 30
 _OVERHEAD_BYTES = 1 << 20  # of headers; chunks of a single byte would double what a body takes
-_HEADERS = {"Accept-Encoding": "identity", "User-Agent": f"marship/{marship.__version__}"}
+_HEADERS = {"Accept-Encoding": "identity", "User-Agent": f"marship/{VERSION}"}
 _NO_ENCODING, _CHUNKED = ("", "identity"), ("", "chunked")
 _LENGTH, _SHOWN, _LONGEST_REASON = re.compile(r"[0-9]{1,18}"), 40, 100
 _SUCCESS, _REDIRECT = 200, 300

@@ -176,16 +176,10 @@ def export(
     """
     chosen = settings or ExportSettings()
     if ":" not in str(source) or Path(source).is_dir():
-        return export_run(Path(source), chosen)
+        return export_run(source, chosen)
     if example is None:
         raise UsageError("example must name an npz with the model's inputs, got none.")
-    return export_model(
-        str(source),
-        example=Path(example),
-        settings=chosen,
-        weights=None if weights is None else Path(weights),
-        out=None if out is None else Path(out),
-    )
+    return export_model(str(source), example=example, settings=chosen, weights=weights, out=out)
 
 
 def export_run(run_dir: str | Path, settings: ExportSettings) -> Exported:

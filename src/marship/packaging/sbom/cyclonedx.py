@@ -12,7 +12,7 @@ from email.message import Message
 from typing import Any
 from urllib.parse import quote
 
-import marship
+from marship.version import VERSION
 
 SPEC_VERSION = "1.6"
 SHOWN_LICENCE = 64  # longer ones are the whole text, or a paragraph
@@ -35,7 +35,7 @@ def document(
         depends: References of components by the reference of the one that needs them.
         incomplete: References of components that hold parts which are not listed.
     """
-    tool = {"type": "application", "name": "marship", "version": marship.__version__}
+    tool = {"type": "application", "name": "marship", "version": VERSION}
     found: dict[str, Any] = {
         "$schema": f"http://cyclonedx.org/schema/bom-{SPEC_VERSION}.schema.json",
         "bomFormat": "CycloneDX",

@@ -11,12 +11,12 @@ from http import HTTPStatus
 from pathlib import Path
 from typing import Any, Protocol
 
-from marship.serving.handler import OnnxHandler, Placement
 from marship.serving.hosts.torchserve import report, wire, worker
 from marship.serving.hosts.torchserve.outbox import Outbox
 from marship.serving.hosts.torchserve.wire import Send
 from marship.serving.message import MAX_REQUEST_BYTES, MAX_RESPONSE_BYTES, Reply, Request
 from marship.serving.model import siblings
+from marship.serving.service import Placement, Service
 
 MAX_REQUEST_ENV = "MARSHIP_MAX_REQUEST_SIZE"
 MAX_RESPONSE_ENV = "MARSHIP_MAX_RESPONSE_SIZE"
@@ -47,7 +47,7 @@ class Context(Protocol):
         """Set one response's header."""
 
 
-def initialize(handler: OnnxHandler, context: Context) -> None:
+def initialize(service: Service, context: Context) -> None:
     """Load the archive that TorchServe has extracted, and let the worker read through `wire`.
 
     Raises:
@@ -68,22 +68,22 @@ def initialize(handler: OnnxHandler, context: Context) -> None:
         max_request_bytes=int(os.environ.get(MAX_REQUEST_ENV, MAX_REQUEST_BYTES)),
         max_response_bytes=int(os.environ.get(MAX_RESPONSE_ENV, MAX_RESPONSE_BYTES)),
     )
-    handler.load(placement)
+    service.load(placement)
     is_alone = properties.get("batch_size") == 1  # each request a batch
     if worker.install(
-        partial(answer, handler),
-        spins=lambda: is_alone and handler.session.settings.has_spare_cores,
-        max_fields=handler.max_fields,
+        partial(answer, service),
+        spins=lambda: is_alone and service.session.settings.has_spare_cores,
+        max_fields=service.max_fields,
     ):
-        report.start(handler.metrics, placement.name, placement.version)
+        report.start(service.metrics, placement.name, placement.version)
     if worker.runs_here():
-        handler.start()
+        service.start()
 
 
-def answer(handler: OnnxHandler, requests: Sequence[Request], send: Send) -> bytes:
+def answer(service: Service, requests: Sequence[Request], send: Send) -> bytes:
     """The message that answers a batch; what can go out early is sent before that."""
     outbox, timing = Outbox(len(requests)), ""
-    for ready, timing in handler.replies(requests):
+    for ready, timing in service.replies(requests):
         if len(ready) == len(requests) and not any(reply.more for reply in ready.values()):
             return wire.encode(requests, [ready[index] for index in range(len(ready))], timing)
         if now := outbox.take(ready):
@@ -92,9 +92,7 @@ def answer(handler: OnnxHandler, requests: Sequence[Request], send: Send) -> byt
     return wire.encode([requests[index] for index in rest], list(rest.values()), timing)
 
 
-def handle(
-    handler: OnnxHandler, data: Sequence[Mapping[str, object]], context: Context
-) -> list[bytes]:
+def handle(service: Service, data: Sequence[Mapping[str, object]], context: Context) -> list[bytes]:
     """The bodies that answer a batch which TorchServe's own reader has read.
 
     Its writer takes whole responses at the end alone, so nothing but parts goes out early.
@@ -103,7 +101,7 @@ def handle(
         to_request(row, context.get_all_request_header(index)) for index, row in enumerate(data)
     ]
     outbox, whole, timing = Outbox(len(requests)), dict[int, Reply](), ""
-    for ready, timing in handler.replies(requests):
+    for ready, timing in service.replies(requests):
         now = outbox.take(ready)
         if parts := {index: reply for index, reply in now.items() if reply.more}:
             _describe(parts, timing, context)

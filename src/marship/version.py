@@ -1,0 +1,3 @@
+"""The version of marship, which every part may name."""
+
+VERSION = "0.1.0"
