@@ -39,10 +39,10 @@ test-fast: setup  ## unit tests without servers, training, handlers and those un
 	$(BIN)/pytest -q tests/unit $(SLOW:%=--ignore-glob='*/test_%.py') --durations=10
 
 test-steps: setup
-	$(BIN)/pytest tests/unit/test_*.py --durations=10 2>&1 | sed -u 's/^/steps | /'
+	$(BIN)/pytest tests/unit --ignore=tests/unit/serving --durations=10 2>&1 | sed -u 's/^/steps | /'
 
 test-parts: setup
-	$(BIN)/pytest tests/training tests/unit/*/ --durations=10 2>&1 | sed -u 's/^/parts | /'
+	$(BIN)/pytest tests/training tests/unit/serving --durations=10 2>&1 | sed -u 's/^/parts | /'
 
 test-pythons: setup  ## what travels in archives, on each supported Python that is here
 	$(BIN)/python tools/pythons.py

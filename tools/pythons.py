@@ -7,7 +7,7 @@ is gigabytes for each Python.
 
     python tools/pythons.py
 
-Exit code 0: all that were found passed. 1: one failed, or none was found.
+The Python that runs this is left to `make test`. Exit code 1: one failed.
 """
 
 import os
@@ -28,8 +28,9 @@ NEEDED = """
     typing-extensions typing-inspection urllib3 wheel yarl
 """.split()  # noqa: SIM905  a line for each would be no table
 LEFT_OUT = (
-    "--ignore=tests/unit/serving/test_transport.py",
-    "--deselect=tests/unit/serving/test_worker.py::test_outside_of_a_worker_nothing_is_replaced",
+    "--ignore=tests/unit/serving/hosts/torchserve/test_wire.py",
+    "--deselect=tests/unit/serving/hosts/torchserve/test_worker.py::"
+    + "test_outside_of_a_worker_nothing_is_replaced",
 )
 
 
@@ -77,6 +78,9 @@ def main() -> int:
     """Test each; the exit code."""
     results = {}
     for version in supported():
+        if version == f"{sys.version_info.major}.{sys.version_info.minor}":
+            results[version] = "this one, tested by make test"
+            continue
         python = find(version)
         if python is None:
             results[version] = "not here, not tested"
@@ -85,7 +89,7 @@ def main() -> int:
         results[version] = "passed" if test(version, python) else "FAILED"
     for version, result in results.items():
         print(f"Python {version}: {result}")
-    return 0 if "passed" in results.values() and "FAILED" not in results.values() else 1
+    return int("FAILED" in results.values())
 
 
 if __name__ == "__main__":

@@ -21,7 +21,6 @@ class Drawing:
 
     floors: list[list[str]]
     arrows: dict[str, set[str]]
-    lines: dict[str, int]
 
     def __str__(self) -> str:
         """A line for each room, the top first."""
@@ -32,7 +31,7 @@ class Drawing:
             for room in self.floors[number - 1]:
                 below = ", ".join(sorted(self.arrows[room]))
                 arrow = f"-> {below}" if below else ""
-                line = f"{number:2}  {room:<{width}} {self.lines[room]:5}  {arrow}"
+                line = f"{number:2}  {room:<{width}} {arrow}"
                 told.append(line.rstrip())
         return "\n".join(told)
 
@@ -44,15 +43,13 @@ def draw(source: Path) -> Drawing:
         ValueError: Some import each other in a circle.
     """
     arrows: dict[str, set[str]] = {}
-    lines: dict[str, int] = {}
     for path in sorted(source.rglob("*.py")):
         if path.is_relative_to(source / "handlers"):
             continue  # a link to the reader's code
-        room, text = _room(path.relative_to(source)), path.read_text()
+        room = _room(path.relative_to(source))
         below = arrows.setdefault(room, set())
-        lines[room] = lines.get(room, 0) + len(text.splitlines())
-        below |= {to for to in _targets(ast.parse(text), source) if to != room}
-    return Drawing(_floors(arrows), arrows, lines)
+        below |= {to for to in _targets(ast.parse(path.read_text()), source) if to != room}
+    return Drawing(_floors(arrows), arrows)
 
 
 def _room(path: Path) -> str:

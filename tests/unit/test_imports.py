@@ -112,6 +112,33 @@ def test_a_room_imports_only_what_its_place_allows() -> None:
     assert not wrong
 
 
+def test_the_page_on_design_draws_the_rooms_as_they_are() -> None:
+    """At most 28 on 10 floors, no circle; `python tools/rooms.py` draws them."""
+    done = subprocess.run(
+        [sys.executable, REPOSITORY / "tools" / "rooms.py"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    head, _, drawing = done.stdout.partition("\n")
+    rooms, floors = (int(found) for found in re.findall(r"(\d+) (?:rooms|floors)", head))
+    assert rooms <= 28
+    assert floors <= 10
+    page = " ".join((REPOSITORY / "docs" / "design.md").read_text().split())
+    assert f"({head})" in page
+    assert " ".join(drawing.split()) in page
+
+
+def test_the_map_names_files_that_are_there() -> None:
+    """Whatever docs/design.md says where something is."""
+    page = (REPOSITORY / "docs" / "design.md").read_text()
+    table = page[page.index("## Where is what") : page.index("## Public and internal")]
+    found = re.findall(r"`([a-z_0-9/]+(?:/|\.py))`", table)
+    assert len(found) > 10
+    beside = SOURCE / "serving" / "pictures"
+    assert not [n for n in found if not (SOURCE / n).exists() and not (beside / n).exists()]
+
+
 def test_what_travels_needs_three_packages() -> None:
     """The copy in an archive imports the standard library, numpy, onnxruntime and orjson.
 
