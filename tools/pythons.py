@@ -30,7 +30,7 @@ NEEDED = """
 LEFT_OUT = (
     "--ignore=tests/unit/serving/hosts/torchserve/test_wire.py",
     "--deselect=tests/unit/serving/hosts/torchserve/test_worker.py::"
-    + "test_outside_of_a_worker_nothing_is_replaced",
+     "test_outside_of_a_worker_nothing_is_replaced",
 )
 
 
