@@ -27,10 +27,10 @@ NEEDED = """
     requests rich shellingham simplejpeg sortedcontainers soundfile soxr torchserve typer
     typing-extensions typing-inspection urllib3 wheel yarl
 """.split()  # noqa: SIM905  a line for each would be no table
+_HOST = "tests/unit/serving/hosts/torchserve"
 LEFT_OUT = (
-    "--ignore=tests/unit/serving/hosts/torchserve/test_wire.py",
-    "--deselect=tests/unit/serving/hosts/torchserve/test_worker.py::"
-     "test_outside_of_a_worker_nothing_is_replaced",
+    f"--ignore={_HOST}/test_wire.py",
+    f"--deselect={_HOST}/test_worker.py::test_outside_of_a_worker_nothing_is_replaced",
 )
 
 

@@ -133,8 +133,13 @@ class TensorSpec:
     column_ranges: tuple[ColumnRange, ...] = ()
 
     def __str__(self) -> str:
-        """`name: dtype[batch, 10]`, as error messages show it."""
-        return f"{self.name}: {self.dtype}[{', '.join(map(str, self.shape))}]"
+        """`name: dtype[batch, 10]`, as tables show it."""
+        return f"{self.name}: {self.form}"
+
+    @property
+    def form(self) -> str:
+        """`dtype[batch, 10]`, as error messages show it."""
+        return f"{self.dtype}[{', '.join(map(str, self.shape))}]"
 
     def column(self, axis: int, place: int) -> str:
         """`name[:, 3]`, as messages show a column."""

@@ -7,7 +7,7 @@
     |-- TrainingError           a loss that is no number any more
     |-- ModelError              an ONNX file that cannot be read or run
     |   |-- ParityError         two ways to run one model disagree
-    |   `-- SealError           a sealed file cannot be opened: key, damage, another's
+    |   `-- SealError           wrong key, corrupted, or it belongs to another archive
     |-- PackageError            an archive that cannot be built or read
     |   `-- SignatureError      it is unsigned, altered, or signed by a key that is not trusted
     |-- LoadError               a worker refuses to serve: digest, golden outputs, provider
@@ -16,7 +16,7 @@
     |   |-- NotRunningError     nobody answers at the address
     |   |-- NoAnswerError       the connection ended, or the time, before the answer came
     |   |-- TLSError            there is no TLS with it: its certificate, its protocol
-    |   |-- WorkerDiedError     the worker ended with the request in its hands
+    |   |-- WorkerDiedError     the worker crashed while it handled the request
     |   |-- ResponseTimeoutError  the worker took longer than its responseTimeout, and was ended
     |   |-- TokenError          the token is missing, wrong or too old
     |   |-- NotFoundError       no such model or version on the server
@@ -160,7 +160,7 @@ class TLSError(ServerError):
 
 
 class WorkerDiedError(ServerError):
-    """The worker ended with the request in its hands; another may answer it."""
+    """The worker crashed while it handled the request; another may handle it."""
 
     code = "worker_died"
 
@@ -219,7 +219,7 @@ class TooLargeError(RequestError):
 
 
 class UnsupportedMediaError(RequestError):
-    """The content type is none that the model answers to."""
+    """The model does not accept this content type."""
 
     status = 415
     code = "unsupported_media"

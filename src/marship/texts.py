@@ -38,7 +38,7 @@ class TextError(ValueError):
 
 
 def open_file(path: Path) -> BinaryIO:
-    """Open a file to read it; a pipe or a device, which may never end, is none.
+    """Open a regular file to read it; a pipe or a device may never end.
 
     Raises:
         OSError: There is no such file, or it is something else than a regular file.

@@ -215,7 +215,9 @@ def predict(
     ] = None,
     json_text: Annotated[str | None, typer.Option("--json", help="the request itself")] = None,
     version: Version = None,
-    content_type: Annotated[str | None, typer.Option(help="if the file's name lies")] = None,
+    content_type: Annotated[
+        str | None, typer.Option(help="override the guessed media type")
+    ] = None,
     forms: Annotated[
         list[str] | None,
         typer.Option("--as", help="json, or what was said: txt, srt, vtt; repeatable for many"),

@@ -200,9 +200,9 @@ class Client(Connected):
         management_token: In place of MARSHIP_MANAGEMENT_TOKEN and the home's.
         timeout_s: How long one HTTP exchange may take, from the connection to the last byte.
         max_response_bytes: The largest response, or line of a stream, that is read.
-        retry_s: How long a prediction that fails through no fault of its own is asked again: a
+        retry_s: How long a prediction that fails through no fault of its own is retried: a
             full queue, a lost connection, a dead worker. 0 asks once. See `torchserve.retries`.
-        on_retry: Called before a prediction is asked again.
+        on_retry: Called before each retry.
         ca: A PEM file with the authorities to trust, in place of SSL_CERT_FILE and the system's.
         model_store: Of a server elsewhere: the folder with copies of its archives for a rollout.
 

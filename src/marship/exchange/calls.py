@@ -42,7 +42,7 @@ _ADVICE = {  # what to do, by the type that TorchServe gives its errors
     "InvalidModelVersionException": "Make another version the default first.",
     "InternalServerException": "The reason is in the worker's log: marship logs",
     "MethodNotAllowedException": "Set enable_model_api=true in config.properties.",
-    "ServiceUnavailableException": "Its workers may also be busy: ask again, or scale it up.",
+    "ServiceUnavailableException": "Its workers may also be busy: retry, or scale it up.",
 }
 
 
@@ -57,7 +57,7 @@ class Call:
     headers: Mapping[str, str] = field(default_factory=dict)
     body: bytes | None = None
     streams: bool = False  # whether the answer's lines are wanted as they come
-    repeats: bool = False  # whether it may be asked again where the server could not answer
+    repeats: bool = False  # whether it may be retried
 
     def with_token(self, token: str | None) -> "Call":
         """The same call that proves who asks."""
@@ -75,7 +75,7 @@ class Pause:
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """Something on this machine that takes long: an event loop goes on meanwhile."""
+    """Blocking local work, run in a thread by asyncio."""
 
     run: Callable[[], Any]
 
@@ -155,13 +155,13 @@ def path(*parts: str) -> str:
 
 
 class Lines:
-    """Lines of a body that comes in pieces."""
+    """Lines of a body that arrives in chunks."""
 
     def __init__(self) -> None:
         self._pieces: list[bytes] = []
 
     def feed(self, data: bytes) -> list[bytes]:
-        """The lines that end in the next piece."""
+        """The lines that end in the next chunk."""
         if b"\n" not in data:
             self._pieces.append(data)
             return []
@@ -206,7 +206,7 @@ def is_of_another_api(answer: Answer, side: Side) -> bool:
 
 
 def is_death(answer: Answer) -> bool:
-    """Whether the worker ended with the request in its hands; a handler's own 500 is none."""
+    """Whether the worker crashed while handling the request; a handler's own 500 does not count."""
     return answer.status >= SERVER_FAULT and _tells_death(_problem(answer))
 
 
@@ -224,7 +224,7 @@ def _tells_death(problem: Mapping[str, Any]) -> bool:
 
 
 def checked(answer: Answer) -> Answer:
-    """The answer, if it is none of an error.
+    """Return the response, or raise the error it carries.
 
     Raises:
         MarshipError: Of the class that the answer's code or status names.

@@ -1,11 +1,11 @@
 """Asking again: predictions that fail through no fault of their own, for a while.
 
 A prediction changes nothing on the server, so it may be asked twice; nothing else is. Pauses
-grow, and are drawn at random, lest all clients of a server that was away come back at once.
-What was too slow is not asked again: that would only add to the load, and end a worker each
+grow, with jitter, so that clients of a server that was away do not all come back at once.
+A timeout is not retried: that would only add to the load, and end a worker each
 time where it was too slow for the model's responseTimeout. What came too fast
 (429) is, when the answer says after how long. A server that was away may be back before its
-models: a model that is not there (404) is asked for again then, and only then.
+models: an unknown model (404) is retried then, and only then.
 """
 
 import random

@@ -78,7 +78,7 @@ class Recipe:
         """Read `recipe.json` of a run folder.
 
         Raises:
-            UsageError: The folder is none that a recipe wrote.
+            UsageError: No recipe wrote the folder.
         """
         try:
             raw = json.loads((run_dir / RECIPE_FILE).read_text())

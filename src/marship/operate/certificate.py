@@ -15,7 +15,7 @@ def self_signed(folder: Path) -> tuple[Path, Path]:
     """Make a certificate for localhost, and its key (ECDSA, P-256), which its owner alone reads.
 
     Args:
-        folder: Takes both; what is there from before is replaced.
+        folder: Takes both; existing files are replaced.
 
     Returns:
         The certificate's file and the key's, absolute.

@@ -142,7 +142,7 @@ def resolve(client: Client, entries: Sequence[Entry]) -> list[Version]:
 def compare(
     wanted: Sequence[Version], models: Sequence[Model], *, prune: bool = False
 ) -> list[Change]:
-    """What is between what shall be and what is.
+    """Changes that bring the server to the declared state.
 
     Raises:
         UsageError: A version that runs must be registered anew to be as its entry says.

@@ -89,7 +89,7 @@ class Watcher:
         """A file has its row."""
 
     def on_trouble(self) -> None:
-        """The server does not answer just now, and is asked again."""
+        """The server does not respond just now, and is retried."""
 
 
 def ask_all(run: Run, address: Address | None = None, watcher: Watcher | None = None) -> Outcome:
@@ -102,8 +102,8 @@ def ask_all(run: Run, address: Address | None = None, watcher: Watcher | None = 
         watcher: Told how it goes.
 
     Raises:
-        UsageError: The file of answers is another's, a setting cannot be meant, or transcripts
-            are wanted of a model that makes none.
+        UsageError: The file of responses belongs to another run, a setting cannot be meant, or
+            transcripts are wanted of a model that makes none.
         NotFoundError: There is no such model or version.
         ServerError: The model has no worker, or the server is gone. Answers are kept.
         StorageError: Answers cannot be written.
@@ -204,7 +204,7 @@ class _Asking:
     client: AsyncClient = field(init=False)
 
     def on_retry(self) -> None:
-        """The server is busy or away, and the client asks it again."""
+        """The server is busy or away, and the client retries."""
         self.troubled_at = time.monotonic()
         self.watcher.on_trouble()
 
@@ -229,7 +229,7 @@ class _Asking:
             self.watcher.on_row(row)
 
     async def _ask(self, source: Source) -> Row:
-        """A file's row: an answer, or why there is none."""
+        """A file's row: a response, or the reason of its failure."""
         row = Row(source.name, self.ledger.model)
         try:
             stamp = Stamp.of(source.path.stat())
@@ -264,7 +264,7 @@ class _Asking:
     async def _send(self, source: Source, body: bytes) -> Any:  # noqa: ANN401  any JSON value
         """The model's answer.
 
-        The client asks a server that is busy or away again, as for a single prediction. What it
+        The client retries a server that is busy or away, as for a single prediction. What it
         cannot know: that others see a restart, too, and that a stream which broke off may start
         over.
         """
@@ -344,7 +344,7 @@ class _GoneError(ServerError):
 
 
 def _may_pass(error: MarshipError) -> bool:
-    """Whether the client asked again for as long as it does: a full queue, a limit, a loss."""
+    """Whether the client's retries were exhausted: a full queue, a limit, a loss."""
     if isinstance(error, NoAnswerError):
         return not error.timed_out
     return isinstance(error, RateLimitError) or error.status == HTTPStatus.SERVICE_UNAVAILABLE

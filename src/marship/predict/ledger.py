@@ -64,7 +64,7 @@ class Ledger:
         is_torn: Whether the last row was half written, and was dropped.
 
     Raises:
-        UsageError: The file is none of ours, or holds another model's answers.
+        UsageError: The file is not one of ours, or holds another model's responses.
         DataError: A row in its middle is damaged.
         StorageError: Another run holds it, or it cannot be written to.
     """
@@ -145,7 +145,7 @@ class Ledger:
         try:
             return stamp == Stamp.of(source.path.stat())
         except OSError:
-            return False  # asked again, its row will tell
+            return False  # predicted again, its row will tell
 
     def _record(self, place: _Place) -> bytes:
         return os.pread(self._fd, place.size_bytes, place.start)

@@ -62,7 +62,7 @@ class Row:
 
     @property
     def is_answered(self) -> bool:
-        """Whether it need not be asked again."""
+        """Whether it need not be predicted again."""
         return self.status == HTTPStatus.OK
 
 

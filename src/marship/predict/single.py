@@ -73,7 +73,7 @@ def form_of(forms: Sequence[str], out: Path | None) -> str | None:
 
 
 def ask(single: Single, address: Address) -> Any:  # noqa: ANN401  any that a model answers
-    """Ask, and print or write the answer; segments of a recording as soon as they are heard.
+    """Predict, and print or write the response; segments of a transcript as they arrive.
 
     Returns:
         The whole answer. Without a form it is printed by the caller, but for the segments.

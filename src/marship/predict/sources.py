@@ -67,7 +67,7 @@ def media_type(path: Path) -> str:
 
 
 def may_be_sound(kind: str) -> bool:
-    """Whether a model that hears may be meant, and its answer may come line by line."""
+    """Whether it may be a recording, whose transcript may arrive line by line."""
     return kind.startswith("audio/") or kind == OCTETS_TYPE
 
 

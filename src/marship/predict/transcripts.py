@@ -2,7 +2,7 @@
 
 SRT has no standard; it is written as SubRip and its many readers have it: a number, the times
 with a comma, the text, a blank line. WebVTT is W3C's, https://www.w3.org/TR/webvtt1/. A caption is
-a segment, as long as it was heard: to cut it would be to make up times.
+a segment, as long as it was spoken: to cut it would be to make up times.
 """
 
 import json

@@ -25,11 +25,11 @@ OnBytes = Callable[[int, int | None], None]
 """Told the bytes that are there, and how many there will be, where the server says so."""
 
 TIMEOUT_S = (10, 60)  # to connect, and for one wait
-WINDOW_S = 60.0  # for headers, and then for each piece: who drips a byte a minute is too slow
+WINDOW_S = 60.0  # for headers, and then for each chunk: a byte a minute is too slow
 MOST_SIGNATURE_BYTES = 16 << 20  # it names each file of the archive
 MOST_UNSTATED_BYTES = 8 << 30
 _PIECE_BYTES = 1 << 16
-_WINDOW_BYTES = 4 << 20  # a piece in the smallest chunks, or headers
+_WINDOW_BYTES = 4 << 20  # a read in the smallest chunks, or headers
 _MOST_REDIRECTS = 10
 _REDIRECTS = (301, 302, 303, 307, 308)
 _SHOWN, _LONGEST_REASON = 40, 200
@@ -63,7 +63,7 @@ def fetch(
 
     The signature comes first. Nothing of the archive is fetched before a pinned key has
     verified what it states, and no more than the size that is stated. A server that sends less
-    than a piece in `WINDOW_S` is given up. A signature of OpenSSF
+    than a chunk in `WINDOW_S` is given up. A signature of OpenSSF
     Model Signing states none and is verified with the archive alone: there it is enough to
     name a pinned key, and `most_unstated_bytes` is the bound.
 
@@ -76,7 +76,7 @@ def fetch(
         most_unstated_bytes: Of an archive whose size its signature does not state.
 
     Raises:
-        UsageError: The URL is none of an archive.
+        UsageError: The URL does not name an archive.
         SignatureError: There is no signature, or it does not hold.
         PackageError: The archive cannot be fetched.
         StorageError: The store has no room.
@@ -219,7 +219,7 @@ class _Session(requests.Session):
             self.mount(scheme, _Adapter(self._limits))
 
     def hurry(self) -> None:
-        """Allow so many seconds for the next headers, or the next piece of a body."""
+        """Allow so many seconds for the next headers, or the next chunk of a body."""
         self._limits.restart(WINDOW_S, _WINDOW_BYTES)
 
     def found(self, url: str) -> requests.Response:

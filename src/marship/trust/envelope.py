@@ -3,7 +3,7 @@
     {"payload": <base64>, "payloadType": ..., "signatures": [{"keyid": ..., "sig": <base64>}]}
 
 What is signed is not the payload alone but DSSE's pre-authentication encoding of it with its
-type and both lengths, so that a signature made for one purpose is none for another. See
+type and both lengths, so that a signature made for one purpose fails for another. See
 github.com/secure-systems-lab/dsse, protocol.md and envelope.md; in-toto and OpenSSF Model
 Signing use the same envelope.
 """

@@ -20,7 +20,7 @@ def describe(path: Path) -> dict[str, Any]:
 
     Raises:
         UsageError: There is no such file.
-        PackageError: It is no archive, or damaged, or holds Python that is none.
+        PackageError: It is not an archive, is damaged, or holds Python that does not parse.
     """
     read = archive.read(path)
     root = {

@@ -81,7 +81,7 @@ def _text(item: object, spec: TensorSpec) -> str:
 
 def _wrong_type(array: Array, spec: TensorSpec) -> InvalidInputError:
     found = "str" if array.dtype.kind in TEXT_KINDS else array.dtype.name
-    return InvalidInputError(f"{spec} is what must be sent, got type {found}.")
+    return InvalidInputError(f"{spec.name} must be {spec.form}, got {found}.")
 
 
 def may_hold_truths(body: bytes | bytearray | memoryview) -> bool:

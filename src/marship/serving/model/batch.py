@@ -36,7 +36,7 @@ def validate(inputs: Arrays, contract: Contract, *, allow_non_finite: bool = Fal
         array = inputs[spec.name]
         if array.ndim != len(spec.shape):
             raise InvalidInputError(
-                f"{spec} is what must be sent, got {array.ndim} axes of sizes {list(array.shape)}."
+                f"{spec.name} must be {spec.form}, got shape {list(array.shape)}."
                 + (" One row is a list of one row." if array.ndim == len(spec.shape) - 1 else "")
             )
         for axis, size in zip(spec.shape, array.shape, strict=True):
@@ -56,7 +56,7 @@ def _check_axis(
 ) -> None:
     if isinstance(axis, int):
         if size != axis:
-            raise InvalidInputError(f"{spec} is what must be sent, got an axis of size {size}.")
+            raise InvalidInputError(f"{spec.name} must be {spec.form}, got an axis of size {size}.")
         return
     low, high = contract.bounds.get(axis, (1, None))
     if size < low or (high is not None and size > high):

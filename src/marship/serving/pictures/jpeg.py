@@ -166,7 +166,7 @@ def decode(data: bytes, header: Header, shortest: int | None) -> Array:
     size, from as many of its frequencies as are needed for that.
 
     Raises:
-        MalformedError: The picture is damaged; what is half a picture is none.
+        MalformedError: The picture is damaged or incomplete.
     """
     _check_scans(data, header)
     shorter = min(header.width, header.height)

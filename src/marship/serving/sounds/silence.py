@@ -1,4 +1,4 @@
-"""Cutting a recording at its silences into pieces that a model can read.
+"""Cutting a recording at its silences into chunks for a model.
 
 Levels are measured in frames of 20 ms, in decibels of full scale. What is silent is said by the
 recording itself: its quiet frames tell the noise, its loud ones the voice. In doubt it is sound:
@@ -34,19 +34,19 @@ PAUSES_S = (0.2, 1.0)
 
 
 def cut(samples: Array, rate: int, longest_s: float) -> list[tuple[int, int]]:
-    """Find the pieces of a recording that hold sound.
+    """Find the chunks of a recording that hold sound.
 
-    A piece is as long as `longest_s` lets it be, for a model understands words by those around
+    A chunk is as long as `longest_s` lets it be, for a model understands words by those around
     them. Where sound lasts longer, it is cut in the later half of what fits, at the best pause;
     where there is no pause, at the quietest place.
 
     Args:
         samples: float32, shape (samples,), mono.
         rate: Samples a second.
-        longest_s: Of a piece; at least one frame.
+        longest_s: Of a chunk; at least one frame.
 
     Returns:
-        Where pieces begin and end, in samples, in order. None overlap. Silence has no piece.
+        Where chunks begin and end, in samples, in order. None overlap. Silence is in no chunk.
     """
     frame = max(1, round(FRAME_S * rate))
     levels = _levels(samples, frame)
@@ -96,7 +96,7 @@ def _threshold(levels: Array) -> float | None:
 
 
 def _pieces(spans: list[tuple[int, int]], levels: Array, most: int) -> Iterator[tuple[int, int]]:
-    """Join spans to pieces of at most so many frames, and cut what is longer."""
+    """Join spans to chunks of at most so many frames, and cut what is longer."""
     if not spans:
         return
     starts, stops = np.array(spans).T

@@ -1,4 +1,4 @@
-"""Recordings on their way to text: cut into pieces, heard a few at a time, joined again."""
+"""Transcription of recordings: cut into chunks, decoded a few at a time, joined again."""
 
 import math
 import time
@@ -19,11 +19,11 @@ from marship.serving.sounds import silence
 from marship.serving.speech.segment import Segment
 
 MOST_PIECES = 2
-"""Pieces in one call of the model. Each further one of Whisper tiny takes 200 MB, whatever its
-length; two took 17 % less time a piece than one by one, four 27 %, on one thread."""
+"""Chunks in one call of the model. Each further one of Whisper tiny takes 200 MB, whatever its
+length; two took 17 % less time a chunk than one by one, four 27 %, on one thread."""
 
 MOST_STRETCH = 2
-"""A piece shares a call with none that is longer by more than this: it would be filled up."""
+"""A chunk shares no call with one that is longer by more than this: it would be padded."""
 
 MOST_OPEN_S = 600.0
 """No further recording is decoded while more than this is held decoded: 64 KB a second."""
@@ -38,11 +38,11 @@ class Reader(Protocol):
     """Turns what the model gives into words."""
 
     def read(self, outputs: Arrays, seconds: float) -> list[Segment]:
-        """The segments of one piece.
+        """The segments of one chunk.
 
         Args:
-            outputs: The model's, for this piece alone: a batch of one.
-            seconds: How long the piece is.
+            outputs: The model's, for this chunk alone: a batch of one.
+            seconds: How long the chunk is.
         """
 
 
@@ -54,7 +54,7 @@ def reader(about: Mapping[str, Any], folder: Path) -> Reader:
         folder: Where the kind's own files lie.
 
     Raises:
-        LoadError: The kind is none that is known, or its reader lacks something.
+        LoadError: The kind is unknown, or its reader lacks something.
     """
     kind = about["kind"]
     if kind == "ctc":
@@ -75,7 +75,7 @@ class Form:
     Attributes:
         contract: Its inputs: the samples, and perhaps their number.
         rate: Samples of a second.
-        piece_s: The longest piece.
+        piece_s: The longest chunk.
     """
 
     contract: Contract
@@ -92,7 +92,7 @@ class Form:
             )
 
     def inputs(self, samples: Array) -> Arrays:
-        """One piece's tensors: as it is, or filled up to the shortest that the model takes."""
+        """One chunk's tensors: as it is, or padded to the shortest that the model takes."""
         audio, *length = self.contract.inputs
         shortest = audio.shape[1]
         if isinstance(shortest, str):
@@ -112,8 +112,8 @@ class Recording:
     Attributes:
         body: Its bytes, until it is opened.
         facts: Seconds and format, once it is opened.
-        segments: What was heard so far.
-        error: What is wrong with it; nothing more is heard then.
+        segments: The transcript so far.
+        error: Why its transcription failed; no more of it is decoded then.
         was_opened: Whether it was decoded, or found to be no sound.
     """
 
@@ -129,7 +129,7 @@ class Recording:
 
     @property
     def is_done(self) -> bool:
-        """Whether nothing more will be heard of it."""
+        """Whether its transcription is complete, or failed."""
         return self.was_opened and not self._pieces
 
     @property
@@ -139,11 +139,11 @@ class Recording:
 
     @property
     def left(self) -> int:
-        """Samples that were not heard yet."""
+        """Samples that are not transcribed yet."""
         return sum(stop - start for start, stop in self._pieces)
 
     def open(self, form: Form, longest_s: float) -> None:
-        """Decode it, and cut it into pieces that hold sound."""
+        """Decode it, and cut it into chunks that hold sound."""
         body, self.body, self.was_opened = self.body, None, True
         try:
             sound = sounds.decode(bytes(body or b""), form.rate, longest_s)
@@ -160,13 +160,13 @@ class Recording:
         self._release()
 
     def pieces(self) -> Iterator[Array]:
-        """The samples of each piece that was not heard yet."""
+        """The samples of each chunk that is not transcribed yet."""
         if self._samples is not None:
             for start, stop in self._pieces:
                 yield self._samples[start:stop]
 
     def hear(self, outputs: Arrays, voice: Reader) -> None:
-        """Take what the model gave for the next piece."""
+        """Add the transcript of the next chunk, from the model's outputs."""
         start, stop = self._pieces.popleft()
         segments = voice.read(outputs, (stop - start) / self._rate)
         self.segments += [segment.moved(start / self._rate) for segment in segments]
@@ -185,7 +185,7 @@ class Recording:
         return fresh
 
     def answer(self) -> dict[str, object]:
-        """Everything that was heard.
+        """The whole transcript.
 
         The confidence is the mean of the segments', each by its length in time; None where
         nothing was said.
@@ -209,9 +209,9 @@ class Recording:
 
 
 class Queue:
-    """The recordings of a batch, of which a few pieces at a time are heard.
+    """The recordings of a batch, transcribed a few chunks at a time.
 
-    The recording with the least left to hear comes first, so a short one never waits for the end
+    The recording with the least left comes first, so a short one never waits for the end
     of a long one; long ones are not decoded before there is room.
 
     Args:
@@ -237,7 +237,7 @@ class Queue:
                 self._open.append(recording)
 
     def turn(self) -> list[tuple[Recording, Arrays]]:
-        """What to hear in one call; nothing where all is done."""
+        """Chunks for the next call of the model; empty when finished."""
         chosen: list[tuple[Recording, Array]] = []
         for recording in sorted(self._open, key=lambda recording: recording.left):
             for samples in recording.pieces():

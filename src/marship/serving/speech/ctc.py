@@ -1,4 +1,4 @@
-"""What a CTC model heard: from each frame's probabilities to text, with times and confidence.
+"""CTC decoding: from each frame's probabilities to text, with times and confidence.
 
 CTC: Graves et al. 2006. Symbol 0 is the blank; symbol n is character n - 1 of the alphabet. A
 path names a symbol for each frame; repeated symbols are one, then blanks fall away.
@@ -154,7 +154,7 @@ def _moments(log_probs: Array) -> Iterator[tuple[float, dict[int, float]]]:
 
 
 def _likeliest(found: dict[_Beginning, list[float]], width: int) -> dict[_Beginning, list[float]]:
-    """The best of them, with probabilities in relation to the best one's, lest they vanish."""
+    """Keep the `width` best hypotheses, renormalized against underflow."""
     best = sorted(found.items(), key=lambda item: -sum(item[1]))[:width]
     most = sum(best[0][1])
     return {text: [silent / most, spoken / most] for text, (silent, spoken) in best if most}
@@ -224,7 +224,7 @@ class CtcReader:
 
         Args:
             outputs: `log_probs`, float32 (1, frames, symbols), and `frames`, int64 (1,).
-            seconds: Of the piece.
+            seconds: Of the chunk.
         """
         log_probs = outputs["log_probs"][0, : outputs["frames"][0]]
         symbols = self._trimmed(beam(log_probs, self.lexicon))

@@ -8,7 +8,7 @@ class Segment:
     """Words that belong together, and when they were said.
 
     Attributes:
-        start_s: In the recording, or in the piece that a reader read.
+        start_s: In the recording, or in the chunk that a reader decoded.
         end_s: Likewise.
         text: The words.
         confidence: From 0 to 1.

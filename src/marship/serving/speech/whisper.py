@@ -1,4 +1,4 @@
-"""What a Whisper model heard: from its tokens to text, with times and confidence.
+"""Whisper's tokens to text, with times and confidence.
 
 The decoding itself is part of the graph (training/transcriber.py). It gives, for each piece of
 sound, `tokens` and after them the end token, and of each token `log_probs` and `times`; and
@@ -45,11 +45,11 @@ class WhisperReader:
         self._end = int(about["end"])
 
     def read(self, outputs: Arrays, seconds: float) -> list[Segment]:
-        """The sentences of one piece; none where nobody speaks.
+        """The sentences of one chunk; none where nobody speaks.
 
         Args:
-            outputs: The model's, for this piece alone: a batch of one.
-            seconds: How long the piece is.
+            outputs: The model's, for this chunk alone: a batch of one.
+            seconds: How long the chunk is.
         """
         tokens, log_probs, times = (outputs[k][0] for k in ("tokens", "log_probs", "times"))
         ends = np.flatnonzero(tokens == self._end)

@@ -1,4 +1,4 @@
-"""TorchServe's worker protocol, read through a buffer and answered in one piece.
+"""TorchServe's worker protocol, read through a buffer and written in one go.
 
 The stock worker reads its socket twice for every name and value, and turns each request into
 nested dicts and back. Here a whole message is read at once, only what is needed of it is
@@ -36,8 +36,8 @@ LARGE_BYTES = 1 << 16
 """A value of this size or more is handed out as a view of the buffer, not as a copy."""
 
 SPIN_S = 4e-4
-"""How long a worker that is asked again and again at once looks for the next message before it
-sleeps. Waking costs the lone client of a small model half of its time."""
+"""Busy-poll: how long a worker under steady load looks for the next message before it sleeps.
+ Waking costs the lone client of a small model half of its time."""
 
 _INT = struct.Struct("!i")
 _END = b"\xff\xff\xff\xff"  # -1; no UTF-8 text and no sane length holds these four bytes

@@ -87,7 +87,7 @@ class _Batch(list[Request]):
 
 
 def unknown(version: str, folder: Path) -> str | None:
-    """Why this TorchServe is none whose functions may be replaced; None if it is one."""
+    """Why this TorchServe must not be patched, or None."""
     if version != KNOWN_VERSION:
         return f"version {KNOWN_VERSION} is known, this is {version}"
     for name, digest in KNOWN_FILES.items():
