@@ -164,8 +164,8 @@ class SpeechHandler(StreamHandler):
     def _give_up(self, tasks: dict[int, Task]) -> dict[int, Reply]:
         """Answer those that do not stream before the host ends the worker."""
         error = TooLargeError(
-            f"recordings must be transcribed within {self.timeout_s:g} s where the response is sent "
-            f"whole, got more in this batch. Send Accept: {LINES_TYPE}, or shorter recordings."
+            f"recordings must be transcribed within {self.timeout_s:g} s where the response is not "
+            f"streamed, got more in this batch. Send Accept: {LINES_TYPE}, or shorter recordings."
         )
         ready = {}
         for index, task in list(tasks.items()):
