@@ -366,12 +366,12 @@ def test_a_number_not_given_to_register_is_the_archives(
 
 
 def test_nobody_there_is_one_line(tmp_path: Path) -> None:
-    """No server in the home, or nobody at an address: how to start one."""
+    """No server in the home: how to start one. Nobody at an address: which, and what to check."""
     with Client(tmp_path) as client, pytest.raises(NotRunningError, match="marship serve"):
         client.models()
     with (
         Client(tmp_path, inference_url="http://127.0.0.1:9") as client,
-        pytest.raises(NotRunningError, match=r"127\.0\.0\.1:9.*marship serve"),
+        pytest.raises(NotRunningError, match=r"127\.0\.0\.1:9/ping.*Check the address"),
     ):
         client.ping()
 
@@ -390,7 +390,10 @@ def test_the_inference_port_has_no_management(running: server.Server) -> None:
     with Client(running.home.path, **inference) as client, pytest.raises(TokenError):
         client.models()
     inference["management_token"] = keys["inference"]["key"]
-    with Client(running.home.path, **inference) as client, pytest.raises(ServerError):
+    with (
+        Client(running.home.path, **inference) as client,
+        pytest.raises(UsageError, match="has a port for each API"),
+    ):
         client.models()
     with (
         Client(running.home.path, management_token=keys["inference"]["key"]) as client,
@@ -423,7 +426,7 @@ async def walk(home: Path) -> None:
         assert not {"walked", "slow"} & {model.name for model in await client.models()}
         assert await client.ping() == "Healthy"
     async with AsyncClient(home, inference_url="http://127.0.0.1:9") as client:
-        with pytest.raises(NotRunningError, match="marship serve"):
+        with pytest.raises(NotRunningError, match="Check the address"):
             await client.ping()
 
 
