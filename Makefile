@@ -8,7 +8,7 @@ SHELL := /bin/bash
 .SHELLFLAGS := -o pipefail -c
 
 .PHONY: help setup demo demo-image demo-speech test test-fast test-steps test-parts test-pythons \
-  torture check audit bench lock clean
+  coverage torture check audit bench lock clean
 
 help:  ## what can be made
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -44,6 +44,13 @@ test-steps: setup
 test-parts: setup
 	$(BIN)/pytest tests/training tests/unit/serving --durations=10 2>&1 | sed -u 's/^/parts | /'
 
+coverage: setup  ## lines and branches that unit tests and tests of handlers reach, into .coverage-html
+	$(BIN)/coverage erase
+	$(BIN)/coverage run -m pytest -q tests/unit tests/handlers
+	$(BIN)/coverage combine -q
+	$(BIN)/coverage html -q -d .coverage-html
+	$(BIN)/coverage report --sort=cover
+
 test-pythons: setup  ## what travels in archives, on each supported Python that is here
 	$(BIN)/python tools/pythons.py
 
@@ -77,4 +84,4 @@ lock: setup  ## write what is installed as the new requirements.lock and require
 	cp .venv/torch.txt requirements.torch
 
 clean:  ## remove what was made; the model store, runs and downloads stay
-	rm -rf .venv build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis src/*.egg-info
+	rm -rf .venv build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis .coverage* src/*.egg-info
