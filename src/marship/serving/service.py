@@ -9,7 +9,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import orjson
 
@@ -94,6 +94,7 @@ class Service:
         timeout_s: How long a batch may take; None where the host sets no limit.
         max_fields: The most fields of a form.
         metrics: Counts requests, errors and time.
+        streams: Whether responses may be ready one after the other, or in parts.
         golden_s: How long a warm call took, for each golden case.
     """
 
@@ -104,6 +105,7 @@ class Service:
     timeout_s: float | None
     max_fields: int
     metrics: Metrics
+    streams: ClassVar[bool] = False
     golden_s: list[float]
 
     def load(self, placement: Placement) -> None:

@@ -9,6 +9,8 @@ from marship.serving.message import Reply, Request, hidden
 class StreamHandler(OnnxHandler):
     """Answers a batch in turns: one of one's own overrides `answers`."""
 
+    streams = True
+
     def answers(self, requests: Sequence[Request], clock: Clock) -> Iterator[dict[int, Reply]]:
         """What is ready after each turn, by the requests' places in the batch.
 

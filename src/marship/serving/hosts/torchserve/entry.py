@@ -82,10 +82,10 @@ def initialize(service: Service, context: Context) -> None:
 
 def answer(service: Service, requests: Sequence[Request], send: Send) -> bytes:
     """The message that answers a batch; what can go out early is sent before that."""
+    if not service.streams:
+        return wire.encode(requests, *service.reply(requests))
     outbox, timing = Outbox(len(requests)), ""
     for ready, timing in service.replies(requests):
-        if len(ready) == len(requests) and not any(reply.more for reply in ready.values()):
-            return wire.encode(requests, [ready[index] for index in range(len(ready))], timing)
         if now := outbox.take(ready):
             send(wire.encode([requests[index] for index in now], list(now.values()), timing))
     rest = outbox.rest()
