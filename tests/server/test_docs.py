@@ -44,6 +44,8 @@ NOT_RUN = {
     ("recommend.md", "training/recommend.py"): "downloads MovieLens, and trains for minutes; "
     "tests/server/test_readme.py runs it on generated data",
     ("sealing.md", "benchmarks/sealing.py"): "takes minutes",
+    ("serving.md", "ssh -N"): "needs another host; tests/server/test_elsewhere.py runs the same "
+    "commands at addresses",
     ("speech.md", "apt-get install"): "fetches packages of Debian and a model; "
     "tests/training/test_whisper.py runs the same steps with a small model",
     ("threat-model.md", "make audit"): "asks PyPI; tests/unit/test_audit.py tries it with answers",
@@ -76,6 +78,7 @@ BEFORE = {
         openssl req -x509 -newkey rsa:2048 -nodes -days 2 -subj /CN=localhost \
             -out fullchain.pem -keyout privkey.pem 2>openssl.log
         chmod 600 privkey.pem""",
+    "json.md": "marship serve --detach --free-ports",
     "rollout.md": """
         marship package runs/image --name tagger
         marship package runs/recommend --versioned
