@@ -16,12 +16,16 @@ FORM_TYPE = "multipart/form-data"
 ENCODINGS = {"gzip": 31, "x-gzip": 31, "deflate": 15}
 """Content encodings and zlib's `wbits` for them: deflate is the zlib format (RFC 9110, 8.4.1.2)."""
 
+MOST_ENCODINGS, MOST_MEMBERS = 3, 1000
+"""Of one body, and gzip files in one: each costs time, and empty ones almost no bytes."""
+
 Parameter = tuple[str, str, Any]
 """Name, content type and value."""
 
 _BODY_NAMES = ("body", "data")
 _LONGEST_BOUNDARY = 70
 _MOST_HEAD_BYTES = 1 << 13
+_PIECE_BYTES = 1 << 16
 
 
 def undo_encodings(body: Any, encodings: str, most_bytes: int) -> Any:  # noqa: ANN401  bytes, a view
@@ -33,14 +37,18 @@ def undo_encodings(body: Any, encodings: str, most_bytes: int) -> Any:  # noqa: 
         most_bytes: How large the body may be without them.
 
     Raises:
-        UnsupportedMediaError: An encoding is none of `ENCODINGS`.
+        UnsupportedMediaError: An encoding is none of `ENCODINGS`, or there are too many.
         MalformedError: The body is not what the header says.
-        TooLargeError: It is larger without the encodings than a request may be.
+        TooLargeError: It is larger without the encodings than a request may be, or has too many
+            members.
     """
     names = [name.strip().lower() for name in encodings.split(",")]
+    names = [name for name in names if name not in ("", "identity")]
+    if len(names) > MOST_ENCODINGS:
+        raise UnsupportedMediaError(
+            f"Content-Encoding must name at most {MOST_ENCODINGS} encodings, got {len(names)}."
+        )
     for name in reversed(names):  # the last was applied last
-        if name in ("", "identity"):
-            continue
         if name not in ENCODINGS:
             raise UnsupportedMediaError(
                 f"Content-Encoding must be gzip, deflate or identity, got {name[:40]!r}."
@@ -51,21 +59,29 @@ def undo_encodings(body: Any, encodings: str, most_bytes: int) -> Any:  # noqa: 
 
 def _inflated(body: bytes, name: str, most_bytes: int) -> bytes:
     whole = bytearray()
-    left: Any = body
+    left, members = memoryview(body), 0
     while left:  # gzip files may follow each other in one (RFC 1952, 2.2)
-        inflater = zlib.decompressobj(ENCODINGS[name])
-        try:
-            whole += inflater.decompress(left, most_bytes + 1 - len(whole))
-        except zlib.error as error:
-            raise MalformedError(f"the body must be {name}, got: {error}.") from error
-        if len(whole) > most_bytes:
+        members += 1
+        if members > MOST_MEMBERS:
             raise TooLargeError(
-                f"the body must have at most {most_bytes:,} bytes without its {name}, got more. "
-                "Ask for less at a time."
+                f"the body must be {name} in at most {MOST_MEMBERS} members, got more. "
+                "Compress it as a whole."
             )
+        inflater = zlib.decompressobj(ENCODINGS[name])
+        while left and not inflater.eof:
+            piece = left[:_PIECE_BYTES]  # the inflater copies what is behind a member's end
+            try:
+                whole += inflater.decompress(piece, most_bytes + 1 - len(whole))
+            except zlib.error as error:
+                raise MalformedError(f"the body must be {name}, got: {error}.") from error
+            if len(whole) > most_bytes:
+                raise TooLargeError(
+                    f"the body must have at most {most_bytes:,} bytes without its {name}, got "
+                    "more. Ask for less at a time."
+                )
+            left = left[len(piece) - len(inflater.unused_data) :]
         if not inflater.eof:
             raise MalformedError(f"the body must be {name}, got the beginning of it alone.")
-        left = inflater.unused_data
     return bytes(whole)
 
 

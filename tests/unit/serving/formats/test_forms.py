@@ -1,6 +1,7 @@
 """serving.formats.forms: forms and content encodings, whichever host took the request."""
 
 import gzip
+import time
 import zlib
 from contextlib import suppress
 
@@ -116,6 +117,23 @@ def test_gzip_files_may_follow_each_other() -> None:
     assert forms.undo_encodings(two, "gzip", 18) == b"a" * 9 + b"b" * 9
     with pytest.raises(TooLargeError):
         forms.undo_encodings(two, "gzip", 17)
+
+
+def test_many_empty_gzip_files_cost_next_to_nothing() -> None:
+    """Each was 20 bytes and a copy of all that follow: 6 MB of them held a worker for 40 s."""
+    body = gzip.compress(b"", mtime=0) * 300_000
+    began = time.process_time()
+    with pytest.raises(TooLargeError, match="at most 1000 members"):
+        forms.undo_encodings(body, "gzip", len(body))
+    assert time.process_time() - began < 2
+    fewer = gzip.compress(b"x") * 1000
+    assert forms.undo_encodings(fewer, "gzip", 1000) == b"x" * 1000
+
+
+def test_encodings_over_encodings_are_refused() -> None:
+    """A header has room for a thousand, each of which reads the body anew."""
+    with pytest.raises(UnsupportedMediaError, match="at most 3 encodings, got 4"):
+        forms.undo_encodings(b"", "gzip, gzip, , identity, gzip, gzip", 9)
 
 
 def test_an_unknown_encoding_is_415() -> None:
