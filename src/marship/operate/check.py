@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -134,31 +135,53 @@ def check(
 
 
 def _run(folder: Path, task: dict[str, Any], limit_s: float) -> dict[str, Any]:
-    words = [sys.executable, "-P", str(SCRIPT), str(folder), json.dumps(task)]
-    with tempfile.TemporaryFile() as log:
-        try:
-            done = subprocess.run(
-                words, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=log,
-                timeout=limit_s, check=False, cwd=folder,
-            )  # fmt: skip
-        except subprocess.TimeoutExpired as error:
+    """What the process tells; it and all that it started have ended."""
+    words = [sys.executable, "-P", str(SCRIPT), str(folder)]
+    with (
+        tempfile.TemporaryFile() as told,
+        tempfile.TemporaryFile() as log,
+        tempfile.TemporaryFile() as result,
+    ):
+        told.write(json.dumps(task, default=str).encode())  # YAML has dates
+        told.seek(0)
+        code = _code(words, limit_s, stdin=told, stdout=result, stderr=log, cwd=folder)
+        if code is None:
+            asked = " and answer" if "body" in task else ""
             raise LoadError(
-                f"{task['name']} must be loaded within its startupTimeout of {limit_s:g} s, got no "
-                "end of it. Package it with a longer --startup-timeout-s."
-            ) from error
-        if done.returncode != 0:
-            reason = _reason(done.returncode, log)
-            raise LoadError(f"{task['name']} must load, got a process that ended: {reason}.")
-    told: dict[str, Any] = json.loads(done.stdout)
-    return told
+                f"{task['name']} must load{asked} within its startupTimeout of {limit_s:g} s, got "
+                "no end of it. Package it with a longer --startup-timeout-s."
+            )
+        result.seek(0)
+        try:
+            if code == 0:
+                return dict(json.load(result))
+        except ValueError:  # it exited by itself, or wrote over the result
+            pass
+        raise LoadError(
+            f"{task['name']} must load, got a process that ended: {_reason(code, log)}."
+        )
+
+
+def _code(words: list[str], limit_s: float, **streams: Any) -> int | None:  # noqa: ANN401  Popen's
+    """A process's exit code; None where it took longer."""
+    process = subprocess.Popen(words, start_new_session=True, **streams)
+    try:
+        return process.wait(limit_s)
+    except subprocess.TimeoutExpired:
+        return None
+    finally:
+        with suppress(ProcessLookupError):  # a handler may have started others, which go on
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
 
 
 def _reason(code: int, log: IO[bytes]) -> str:
     if code < 0:
-        return f"a crash ({signal.Signals(-code).name})"
+        known = -code in set(signal.Signals)
+        return f"a crash ({signal.Signals(-code).name if known else f'signal {-code}'})"
     log.seek(max(0, log.seek(0, os.SEEK_END) - _LOG_BYTES))
     lines = log.read().decode(errors="replace").strip().splitlines()
-    return lines[-1].rstrip(".") if lines else f"exit code {code}"
+    return lines[-1].rstrip(".") if code and lines else f"exit code {code}"
 
 
 def _error(code: str, message: str) -> MarshipError:

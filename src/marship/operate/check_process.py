@@ -1,8 +1,8 @@
 """The process in which `check` loads an archive: a host without a server.
 
-Run by its path, with the folder of the extracted archive and a JSON object of what to do; the
-result is written as JSON to standard output. Of marship it imports the archive's own copy only, as
-a worker does, so nothing of it may be imported at the top.
+Run by its path with the folder of the extracted archive; what to do is read as JSON from standard
+input, and the result is written as JSON to standard output. Of marship it imports the archive's own
+copy only, as a worker does, so nothing of it may be imported at the top.
 """
 
 import importlib
@@ -141,7 +141,9 @@ if __name__ == "__main__":
     # a handler's own prints are no part of the result, and its modules come from the archive
     result = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)
-    extracted, told = sys.argv[1], json.loads(sys.argv[2])
-    sys.path[:] = [extracted, *sys.path[1:]]
+    extracted, told = sys.argv[1], json.load(sys.stdin)
+    sys.path.insert(0, extracted)
     result.write(json.dumps(main(Path(extracted), told)).encode())
     result.close()
+    sys.stderr.flush()
+    os._exit(0)  # whatever threads a handler has started

@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 from typer.testing import CliRunner
 
@@ -94,6 +95,11 @@ def test_the_limit_of_a_batch_is_the_archives(tmp_path: Path) -> None:
         (BASE + "    def prepare(self):\n        raise KeyError('k')\n", "must load, got KeyError"),
         (BASE + "    def prepare(self):\n        import os; os._exit(3)\n", "exit code 3"),
         (BASE + "    def prepare(self):\n        import os; os.abort()\n", "a crash (SIGABRT)"),
+        (BASE + "    def prepare(self):\n        raise SystemExit(0)\n", "exit code 0"),
+        (
+            BASE + "    def prepare(self):\n        import os; os.kill(os.getpid(), 40)\n",
+            "a crash (signal 40)",
+        ),
         (
             "class Own:\n    def initialize(self, context): ...\n    def handle(self, d, c): ...\n",
             "must be a handler of marship",
@@ -118,6 +124,30 @@ def test_a_handler_that_never_ends_loading_is_ended(tmp_path: Path) -> None:
     code = BASE + "    def prepare(self):\n        import threading; threading.Event().wait()\n"
     with pytest.raises(LoadError, match="within its startupTimeout of 5 s"):
         check(packed(tmp_path / "own", code, startup_timeout_s=5))
+
+
+def test_modules_are_found_wherever_python_finds_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In the first folder of PYTHONPATH too: packages of pip install --target lie there."""
+    (tmp_path / "words").mkdir()
+    (tmp_path / "words" / "lying_there.py").touch()
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "words"))
+    assert check(packed(tmp_path / "own", "import lying_there\n" + BASE + "    pass\n")).name
+
+
+def test_what_a_handler_starts_ends_with_the_check(tmp_path: Path) -> None:
+    """A process and a thread that never end are neither waited for nor left."""
+    code = BASE + (
+        "    def prepare(self):\n"
+        "        import pathlib, subprocess, threading\n"
+        "        child = subprocess.Popen(['sleep', '1000'])\n"
+        f"        pathlib.Path({str(tmp_path / 'pid')!r}).write_text(str(child.pid))\n"
+        "        threading.Thread(target=threading.Event().wait).start()\n"
+    )
+    assert check(packed(tmp_path / "own", code)).golden_cases > 0
+    child = int((tmp_path / "pid").read_text())
+    assert not psutil.pid_exists(child) or psutil.Process(child).status() == psutil.STATUS_ZOMBIE
 
 
 def test_golden_cases_that_differ_are_told(tmp_path: Path) -> None:
