@@ -121,7 +121,7 @@ def check(
         task |= {"body": str(body.absolute()), "content_type": content_type or media_type(body)}
     with tempfile.TemporaryDirectory(prefix="marship-check-") as folder:
         extract.unpack(found.path, found.plain, Path(folder))
-        told = _run(Path(folder), task, float(found.config.get("startupTimeout", STARTUP_S)))
+        told = _run(Path(folder), task, _limit_s(found.config.get("startupTimeout")))
     if "code" in told:
         raise _error(told["code"], told["message"])
     answered = told.pop("response", None)
@@ -134,6 +134,18 @@ def check(
     )
 
 
+def _limit_s(value: object) -> float:
+    """The archive's startupTimeout, or TorchServe's."""
+    if value is None:
+        return STARTUP_S
+    if not isinstance(value, int | float) or not value > 0:
+        raise LoadError(
+            "startupTimeout in model-config.yaml must be a number of seconds over 0, "
+            f"got {value!r}. Package the model again."
+        )
+    return float(value)
+
+
 def _run(folder: Path, task: dict[str, Any], limit_s: float) -> dict[str, Any]:
     """What the process tells; it and all that it started have ended."""
     words = [sys.executable, "-P", str(SCRIPT), str(folder)]
@@ -142,7 +154,7 @@ def _run(folder: Path, task: dict[str, Any], limit_s: float) -> dict[str, Any]:
         tempfile.TemporaryFile() as log,
         tempfile.TemporaryFile() as result,
     ):
-        told.write(json.dumps(task, default=str).encode())  # YAML has dates
+        told.write(json.dumps(task).encode())
         told.seek(0)
         code = _code(words, limit_s, stdin=told, stdout=result, stderr=log, cwd=folder)
         if code is None:

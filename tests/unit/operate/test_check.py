@@ -126,6 +126,19 @@ def test_a_handler_that_never_ends_loading_is_ended(tmp_path: Path) -> None:
         check(packed(tmp_path / "own", code, startup_timeout_s=5))
 
 
+@pytest.mark.parametrize("limit", ["''", "soon", "-1", "[1]"])
+def test_a_limit_that_is_none_is_told(tmp_path: Path, limit: str) -> None:
+    """Of a file that somebody changed by hand."""
+    mar = packed(tmp_path / "own")
+    extracted = tmp_path / "extracted"
+    shutil.unpack_archive(mar, extracted, "zip")
+    config = extracted / "model-config.yaml"
+    config.write_text(config.read_text().replace("Timeout: 120", f"Timeout: {limit}"))
+    changed = Path(shutil.make_archive(str(tmp_path / "changed"), "zip", extracted))
+    with pytest.raises(LoadError, match=r"model-config\.yaml must be a number"):
+        check(changed)
+
+
 def test_modules_are_found_wherever_python_finds_them(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -64,7 +64,7 @@ def initialize(service: Service, context: Context) -> None:
         device_id=properties.get("gpu_id"),
         workers=max(1, int(config.get("maxWorkers") or config.get("minWorkers") or 1)),
         siblings=siblings.joined(folder) if worker.runs_here() else None,
-        timeout_s=float(config.get("responseTimeout", RESPONSE_TIMEOUT_S)),
+        timeout_s=float(config.get("responseTimeout") or RESPONSE_TIMEOUT_S),
         max_request_bytes=int(os.environ.get(MAX_REQUEST_ENV, MAX_REQUEST_BYTES)),
         max_response_bytes=int(os.environ.get(MAX_RESPONSE_ENV, MAX_RESPONSE_BYTES)),
     )
