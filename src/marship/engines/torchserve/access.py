@@ -85,6 +85,8 @@ class Access:
             for side, variable in TOKEN_VARIABLES.items()
             if (token := tokens.get(side) or os.environ.get(variable))
         }
+        for side, token in self._given.items():
+            _check_token(side, token)
         self._found: dict[str, str] | None = None
         self._renew_at: dict[str, float] = {}  # by the wall clock, as the server's
 
@@ -283,6 +285,19 @@ def _trusting(ca: Path) -> ssl.SSLContext:
             f"the authorities must stand in a PEM file, got {ca}: {reason}. Name the certificate "
             "of who signed the server's; of a self-signed one itself: proxy/self-signed.pem."
         ) from error
+
+
+def _check_token(side: str, token: str) -> None:
+    """Make sure that a token can be sent: what sends it would show it in its error.
+
+    Raises:
+        UsageError: It has spaces, line ends or other letters than ASCII's.
+    """
+    if not (token.isascii() and token.isprintable()) or " " in token:
+        raise UsageError(
+            f"the {side} token must be one word of ASCII letters, got other characters in it, "
+            f"perhaps a line end. See {TOKEN_VARIABLES[side]}, or use --token-file."
+        )
 
 
 def _other_api(side: Side, base: str) -> UsageError:

@@ -12,7 +12,7 @@ import pytest
 from homes import of_a_server
 from marship import Client
 from marship.engines.torchserve.home import Home
-from marship.errors import TokenError
+from marship.errors import TokenError, UsageError
 
 REFUSAL = (400, {"code": 400, "type": "InvalidKeyException", "message": "m"})
 OF_THE_PROXY = (401, {"code": "token", "message": "m"})
@@ -110,3 +110,14 @@ def test_given_tokens_go_where_they_are_sent(home: Home, curious: Curious) -> No
     ):
         client.ping()
     assert curious.told == ["Bearer given"]
+
+
+@pytest.mark.parametrize("token", ["sekret\r", "sekret\nX-More: y", "two sekret", "sekrèt"])
+def test_a_token_that_cannot_be_sent_is_refused_and_not_shown(
+    token: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A file with Windows' line ends gives such a one, and the error went to a log with it."""
+    monkeypatch.setenv("MARSHIP_MANAGEMENT_TOKEN", token)
+    with pytest.raises(UsageError, match="must be one word") as caught:
+        Client(management_url="http://127.0.0.1:1")
+    assert "sekr" not in str(caught.value)
