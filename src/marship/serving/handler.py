@@ -5,13 +5,13 @@ request; batching, errors, headers and timings are the service's.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 from marship.serving import hosts
+from marship.serving.hosts import Context
 from marship.serving.message import Reply, Request, hidden
 from marship.serving.service import Clock, Placement, Service
 
-__all__ = ["Clock", "OnnxHandler", "Placement", "Reply", "Request", "hidden"]
+__all__ = ["Clock", "Context", "OnnxHandler", "Placement", "Reply", "Request", "hidden"]
 
 
 class OnnxHandler(Service):
@@ -20,7 +20,7 @@ class OnnxHandler(Service):
     Hosts that load a handler's class themselves call `initialize` and `handle`.
     """
 
-    def initialize(self, context: Any) -> None:  # noqa: ANN401  the host's own
+    def initialize(self, context: Context) -> None:
         """Load what a host's context says: the host calls this, once in a worker.
 
         Raises:
@@ -29,7 +29,7 @@ class OnnxHandler(Service):
         """
         hosts.initialize(self, context)
 
-    def handle(self, data: Sequence[Mapping[str, object]], context: Any) -> list[bytes]:  # noqa: ANN401
+    def handle(self, data: Sequence[Mapping[str, object]], context: Context) -> list[bytes]:
         """The responses to a batch that the host has parsed itself.
 
         Args:

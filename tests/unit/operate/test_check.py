@@ -139,6 +139,19 @@ def test_a_limit_that_is_none_is_told(tmp_path: Path, limit: str) -> None:
         check(changed)
 
 
+def test_a_handler_may_name_the_type_of_its_context(tmp_path: Path) -> None:
+    """As handlers written for earlier versions do, where they override `initialize`."""
+    code = (
+        "from marship.serving.handler import Context\n"
+        + BASE
+        + (
+            "    def initialize(self, context: Context) -> None:\n"
+            "        super().initialize(context)\n"
+        )
+    )
+    assert check(packed(tmp_path / "own", code)).golden_cases > 0
+
+
 def test_modules_are_found_wherever_python_finds_them(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -5,6 +5,6 @@ comes back. Of a host that loads a handler's class itself, the context tells whi
 now it is TorchServe's.
 """
 
-from marship.serving.hosts.torchserve.entry import handle, initialize
+from marship.serving.hosts.torchserve.entry import Context, handle, initialize
 
-__all__ = ["handle", "initialize"]
+__all__ = ["Context", "handle", "initialize"]
