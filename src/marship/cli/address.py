@@ -94,6 +94,9 @@ def _address(
     from marship.client.address import Address, Tokens
     from marship.client.connected import MODEL_STORE
 
+    for flag, given in (("--url", url), ("--token", token), ("the other API's URL", other_url)):
+        if given is not None and not given.strip():
+            raise UsageError(f"{flag} must not be empty, got {given!r}. Leave it out, or set it.")
     if home and (url or other_url):
         raise UsageError(
             "--home must come without --url, got both. The first is a server whose folder is at "

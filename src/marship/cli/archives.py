@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import asdict
+from http import HTTPStatus
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -143,7 +144,8 @@ def check(
 
     with console.err.status(f"loading {escape(archive.name)}"):
         done = checks.check(archive, request, content_type=content_type)
-    return Report(asdict(done), lambda: tables.show_checked(done))
+    is_error = done.response is not None and done.response.status >= HTTPStatus.BAD_REQUEST
+    return Report(asdict(done), lambda: tables.show_checked(done), is_failure=is_error)
 
 
 @app.command(rich_help_panel=PANEL)

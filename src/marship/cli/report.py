@@ -38,10 +38,12 @@ class Report:
     Attributes:
         fields: Of the JSON object.
         show: Prints the same for a person.
+        is_failure: Whether the command exits with 1 although it has a result.
     """
 
     fields: Mapping[str, Any]
     show: Callable[[], None]
+    is_failure: bool = False
 
 
 def reported(function: Callable[..., Report]) -> Callable[..., Any]:
@@ -56,6 +58,8 @@ def reported(function: Callable[..., Report]) -> Callable[..., Any]:
             console.write_json(report.fields)
         else:
             report.show()
+        if report.is_failure:
+            raise typer.Exit(1)
 
     command.__annotations__ = {**function.__annotations__, "return": None}
     kept = [p.replace(kind=p.KEYWORD_ONLY) for p in signature.parameters.values()]

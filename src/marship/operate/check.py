@@ -19,6 +19,7 @@ from typing import IO, Any
 from marship import errors
 from marship.errors import LoadError, MarshipError, UsageError
 from marship.predict.sources import media_type
+from marship.serving.formats import extent
 from marship.trust import archive, extract
 
 SCRIPT = Path(__file__).with_name("check_process.py")
@@ -116,6 +117,7 @@ def check(
         "name": found.name,
         "version": found.version,
         "config": found.config,
+        "limit_bytes": extent.SHIPPED_BYTES,
     }
     if body is not None:
         task |= {"body": str(body.absolute()), "content_type": content_type or media_type(body)}

@@ -51,7 +51,7 @@ def main(folder: Path, task: dict[str, Any]) -> dict[str, Any]:
         "golden_ms": statistics.median(handler.golden_s) * 1e3,
     }
     if "body" in task:
-        told["response"] = _response(handler, Path(task["body"]), task["content_type"])
+        told["response"] = _response(handler, task)
     return told | {"peak_bytes": _memory_bytes("VmHWM")}
 
 
@@ -74,6 +74,11 @@ def _load(handler: Any, folder: Path, task: dict[str, Any]) -> None:  # noqa: AN
             f"{task['handler']} must be a handler of marship that loads without a server, got one "
             "of another kind, or of an older version. Package the model again, or register it."
         )
+    if type(handler).initialize is not base.OnnxHandler.initialize:
+        raise LoadError(
+            f"{task['handler']} must load without a server's context, got one that overrides "
+            "initialize. Move what it does to prepare, or register it."
+        )
     config = task["config"]
     timeout_s = config.get("responseTimeout")
     placement = base.Placement(
@@ -83,19 +88,20 @@ def _load(handler: Any, folder: Path, task: dict[str, Any]) -> None:  # noqa: AN
         config=config,
         workers=max(1, int(config.get("minWorkers") or 1)),
         timeout_s=None if timeout_s is None else float(timeout_s),
+        max_request_bytes=task["limit_bytes"],
+        max_response_bytes=task["limit_bytes"],
     )
     handler.load(placement)
 
 
-def _response(handler: Any, path: Path, content_type: str) -> dict[str, Any]:  # noqa: ANN401
+def _response(handler: Any, task: dict[str, Any]) -> dict[str, Any]:  # noqa: ANN401
     """The response to the request in a file, and how long a worker takes for it."""
     from marship.errors import MarshipError
     from marship.serving.formats import forms
-    from marship.serving.message import MAX_REQUEST_BYTES
 
-    body = path.read_bytes()
+    body, content_type = Path(task["body"]).read_bytes(), task["content_type"]
     headers = {"content-type": content_type, "content-length": str(len(body))}
-    limits = {"most_fields": handler.max_fields, "most_bytes": MAX_REQUEST_BYTES}
+    limits = {"most_fields": handler.max_fields, "most_bytes": task["limit_bytes"]}
 
     def ask() -> list[Any]:
         try:

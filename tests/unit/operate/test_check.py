@@ -140,15 +140,8 @@ def test_a_limit_that_is_none_is_told(tmp_path: Path, limit: str) -> None:
 
 
 def test_a_handler_may_name_the_type_of_its_context(tmp_path: Path) -> None:
-    """As handlers written for earlier versions do, where they override `initialize`."""
-    code = (
-        "from marship.serving.handler import Context\n"
-        + BASE
-        + (
-            "    def initialize(self, context: Context) -> None:\n"
-            "        super().initialize(context)\n"
-        )
-    )
+    """As handlers written for earlier versions do."""
+    code = "from marship.serving.handler import Context\n" + BASE + "    needs: type = Context\n"
     assert check(packed(tmp_path / "own", code)).golden_cases > 0
 
 
@@ -239,3 +232,27 @@ def test_the_command_prints_what_it_found(mar: Path, tmp_path: Path) -> None:
     assert "all within the tolerance" in done.output
     assert "200 application/json" in done.output
     assert "..." in done.output
+
+
+def test_the_command_fails_where_the_response_is_an_error(mar: Path, tmp_path: Path) -> None:
+    """It prints the response, and exits with 1."""
+    words = ["check", str(mar), "--request", str(written(tmp_path, [[1, 2]])), "--json"]
+    done = CliRunner().invoke(app, words)
+    assert done.exit_code == 1
+    assert json.loads(done.stdout)["response"]["status"] == 400
+
+
+def test_a_handler_that_needs_a_servers_context_is_told(tmp_path: Path) -> None:
+    """What it does in initialize would be passed over."""
+    code = BASE + "    def initialize(self, context):\n        super().initialize(context)\n"
+    with pytest.raises(LoadError, match="overrides initialize"):
+        check(packed(tmp_path / "own", code))
+
+
+def test_the_limits_are_those_of_a_server_as_shipped(tmp_path: Path) -> None:
+    """A response of 7 MB is within max_response_size of config.properties."""
+    code = BASE + "    def encode(self, outputs, state):\n        return Reply(bytes(7_000_000))\n"
+    code = code.replace("import OnnxHandler", "import OnnxHandler, Reply")
+    done = check(packed(tmp_path / "own", code), written(tmp_path, [[1, 2, 3]]))
+    assert done.response is not None
+    assert (done.response.status, done.response.size_bytes) == (200, 7_000_000)
