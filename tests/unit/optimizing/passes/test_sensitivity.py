@@ -15,6 +15,7 @@ from sklearn.datasets import load_digits
 from torch import nn
 
 import zoo
+from marship.cli import tables
 from marship.contract import Contract
 from marship.exporting.step import ExportSettings, export_run
 from marship.fit.recipe import Recipe, resolve
@@ -67,7 +68,7 @@ def run_dir(exported: Path, tmp_path: Path) -> Path:
 
 def optimized(folder: Path, settings: OptimizeSettings = QUICK) -> dict[str, Any]:
     """The report's entry of static int8."""
-    optimize(folder, settings)
+    tables.show_optimized(optimize(folder, settings))
     report = json.loads((folder / "optimize.json").read_text())
     return {entry["name"]: entry for entry in report["variants"]}["int8_static"]
 
