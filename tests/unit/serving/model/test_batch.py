@@ -132,7 +132,7 @@ def test_an_axis_with_computed_outputs_is_never_padded() -> None:
 
 
 BAD = {
-    "type": (np.zeros((1, 2), np.float32), "got type float32"),
+    "type": (np.zeros((1, 2), np.float32), "got float32"),
     "rank": (np.zeros(2, np.int64), "One row is a list of one row"),
     "empty": (np.zeros((1, 0), np.int64), "from 1 to 5, got 0"),
     "long": (np.zeros((1, 6), np.int64), "from 1 to 5, got 6"),
