@@ -86,9 +86,9 @@ def test_archives_are_opened_in_one_place() -> None:
     }
     assert openers == {
         "trust/extract.py",
-        "package.py",  # its own, from torch-model-archiver
-        "torchserve/store.py",  # the directory alone, of what was admitted
-        "checkpoint.py",  # PyTorch's
+        "packaging/step.py",  # its own, from torch-model-archiver
+        "engines/torchserve/store.py",  # the directory alone, of what was admitted
+        "fit/checkpoint.py",  # PyTorch's
     }
 
 
