@@ -48,7 +48,7 @@ def main(folder: Path, task: dict[str, Any]) -> dict[str, Any]:
         "before_bytes": before,
         "loaded_bytes": _memory_bytes("VmRSS"),
         "golden_cases": len(handler.golden_s),
-        "golden_ms": statistics.median(handler.golden_s) * 1e3,
+        "golden_ms": statistics.median(handler.golden_s or [0.0]) * 1e3,
     }
     if "body" in task:
         told["response"] = _response(handler, task)

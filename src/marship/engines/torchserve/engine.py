@@ -68,9 +68,9 @@ class TorchServe(Access):
         return store.pinned(Path(trust) if trust else None)
 
     def note(self, name: str, version: str) -> Note | None:
-        """From the home; of a server elsewhere there is none."""
+        """Read from the home; None for a server elsewhere."""
         return store.read_note(self.home, name, version) if self.is_local else None
 
     def has_other_files(self, name: str, version: str, archive: str) -> bool:
-        """By the note of the registration; where there is none that is not known."""
+        """Compare with the note of the registration; False where no note was kept."""
         return self.is_local and store.has_other_files(self.home, name, version, archive)
