@@ -236,7 +236,7 @@ def test_neighbours_of_a_stream_are_answered_before_its_end(ear: Worker) -> None
     assert ready[0] == len(turns) - 1
 
 
-def test_what_cannot_be_heard_in_time_is_refused_before_the_worker_is_killed(
+def test_a_transcript_that_takes_too_long_is_refused_before_the_worker_is_killed(
     tmp_path: Path, worker: Start
 ) -> None:
     """TorchServe waits two turns here: 413 with advice; the same recording streams to its end."""
@@ -247,7 +247,7 @@ def test_what_cannot_be_heard_in_time_is_refused_before_the_worker_is_killed(
     body = wav(long_whistle(*["abc"] * 6))
     (late,) = ear({"body": body})
     assert (late.status, late.json()["code"]) == (413, "too_large")
-    assert "Ask with Accept: application/jsonl" in late.json()["message"]
+    assert "Send Accept: application/jsonl" in late.json()["message"]
     *_, last = stream(ear, asked(body))
     assert len(lines(last[0])[-1]["segments"]) == 6
 
