@@ -32,10 +32,10 @@ class Case:
         title: What a reader sees.
         write: Writes the ONNX file.
         inputs: Makes the request's tensors, one row each.
-        form: Of request and answer: json or npy.
+        form: Format of request and response: json or npy.
         clients: Connections at the same time, smallest first.
-        busy: The number of clients at which each contender's workers are chosen.
-        batch: Requests that run together at most, for those who batch.
+        busy: The number of clients at which each server's number of workers is chosen.
+        batch: Largest batch, for servers that batch.
     """
 
     name: str
@@ -49,15 +49,15 @@ class Case:
 
 
 @dataclass(frozen=True, slots=True)
-class Material:
-    """A case's files: the same model and the same bytes for everyone, and the right answer.
+class CaseFiles:
+    """A case's files: the same model and request for every server, and the expected outputs.
 
     Attributes:
         case: Which one.
         model: The ONNX file.
         body: The request.
-        kserve: The same tensors in KServe v2's JSON, for who takes no other.
-        wanted: What bare ONNX Runtime answers.
+        kserve: The same tensors as KServe v2 JSON, for MLServer.
+        wanted: The outputs of bare ONNX Runtime.
     """
 
     case: Case
@@ -67,8 +67,8 @@ class Material:
     wanted: Arrays
 
 
-def prepare(case: Case, folder: Path) -> Material:
-    """Write a case's model and request, and let bare ONNX Runtime answer it."""
+def prepare(case: Case, folder: Path) -> CaseFiles:
+    """Write a case's model and request, and run them on bare ONNX Runtime."""
     folder.mkdir(parents=True, exist_ok=True)
     model = folder / f"{case.name.replace('-', '_')}.onnx"
     case.write(model)
@@ -77,11 +77,11 @@ def prepare(case: Case, folder: Path) -> Material:
     body.write_bytes(encode(inputs, case.form))
     kserve = folder / "request.kserve.json"
     kserve.write_bytes(encode_kserve(inputs))
-    return Material(case, model, body, kserve, run_bare(model, inputs))
+    return CaseFiles(case, model, body, kserve, run_bare(model, inputs))
 
 
 def run_bare(model: Path, inputs: Arrays) -> Arrays:
-    """What one thread of ONNX Runtime answers."""
+    """The outputs of ONNX Runtime on one thread."""
     options = ort.SessionOptions()
     options.intra_op_num_threads = 1
     session = ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
@@ -115,7 +115,7 @@ def encode_kserve(tensors: Arrays) -> bytes:
 
 
 def decode(body: bytes, form: str, names: list[str]) -> Arrays:
-    """The tensors of an answer, in whichever form its server gives it."""
+    """The tensors of a response, in whichever format the server sends."""
     if form == "npy":
         return {names[0]: np.load(io.BytesIO(body))}
     value = orjson.loads(body)

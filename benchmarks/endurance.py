@@ -2,20 +2,20 @@
 
     python benchmarks/endurance.py
 
-Serves the smallest case as a user would (`throughput`, tokens, metrics, validation on), asks it
-with 64 connections, and reads the private memory (USS) of the frontend and the worker after
-every hundred thousand requests. After the first of them nothing should grow.
+Serves the smallest case as shipped (`throughput`, tokens, metrics, validation on), sends requests
+over 64 connections, and reads the private memory (USS) of the frontend and the worker after every
+hundred thousand requests. After the first sample nothing should grow.
 """
 
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-import contest
 import load
+import measurement
 import psutil
 from cases import CASES, prepare
-from peers import THROUGHPUT, Contender
+from peers import THROUGHPUT, Setup
 from rich.table import Table
 
 from marship import console
@@ -31,7 +31,7 @@ WORKER_SCRIPT = "model_service_worker.py"
 
 @dataclass(frozen=True)
 class EnduranceSettings:
-    """How long it goes on."""
+    """How long the test runs."""
 
     requests: int = setting(1_000_000, "requests in all", minimum=2 * STEP)
 
@@ -47,7 +47,7 @@ class Sample:
 
 @flags(EnduranceSettings)
 def main(settings: EnduranceSettings) -> None:
-    """Ask one worker a million times and see whether any process grows."""
+    """Send one worker a million requests and print whether any process grows."""
     load.require_wrk()
     with tempfile.TemporaryDirectory(prefix="bench-") as folder:
         samples = endure(settings.requests, Path(folder))
@@ -69,10 +69,10 @@ def endure(requests: int, folder: Path) -> list[Sample]:
     """Samples about every hundred thousand requests.
 
     Raises:
-        DataError: A request failed, or the server does not answer.
+        DataError: A request failed, or the server does not respond.
     """
-    material = prepare(CASES["mlp"], folder)
-    running = contest.start(Contender("marship", THROUGHPUT, 1), material, folder)
+    files = prepare(CASES["mlp"], folder)
+    running = measurement.start(Setup("marship", THROUGHPUT, 1), files, folder)
     samples: list[Sample] = []
     done = 0
     try:
@@ -80,7 +80,7 @@ def endure(requests: int, folder: Path) -> list[Sample]:
             while done < requests:
                 figures = load.measure(running.request, CLIENTS, SLICE_S)
                 if figures.errors:
-                    raise DataError(f"every request must be answered, got {figures}.")
+                    raise DataError(f"every request must succeed, got {figures}.")
                 done += round(figures.rps * SLICE_S)
                 if done // STEP > len(samples):
                     samples.append(Sample(done, *_private(running.pid)))

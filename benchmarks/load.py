@@ -1,4 +1,4 @@
-"""One measurement: wrk, what it printed, and servers that hold still while others are measured."""
+"""Runs wrk, parses its output, and suspends the servers that are not being measured."""
 
 import contextlib
 import json
@@ -21,13 +21,13 @@ _MARK = "figures "
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """What every client sends, again and again.
+    """The request that every client repeats.
 
     Attributes:
-        url: Where to.
-        headers: With the Content-Type and, where one is asked for, the token.
+        url: Where it goes.
+        headers: Content-Type and, where the server needs one, the token.
         body: A file that holds its bytes; None sends a GET.
-        others: Further bodies, sent in turn with the first.
+        others: Further bodies; clients cycle through all.
     """
 
     url: str
@@ -38,7 +38,7 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class Figures:
-    """What one measurement found; times in microseconds."""
+    """Results of one measurement; times in microseconds."""
 
     rps: float
     p50_us: float
@@ -77,7 +77,7 @@ def parse(text: str) -> Figures:
 
 
 def measure(request: Request, clients: int, seconds: int) -> Figures:
-    """Let `clients` connections send the request, each its next one after the answer."""
+    """Repeat the request on `clients` connections, each waiting for its response."""
     with tempfile.NamedTemporaryFile("w", suffix=".txt") as headers:
         headers.writelines(f"{name}: {value}\n" for name, value in request.headers.items())
         headers.flush()
@@ -107,14 +107,14 @@ def _command(request: Request, clients: int, seconds: int, headers: str) -> list
 
 
 def freeze(pid: int) -> None:
-    """Stop a server's processes where they stand: what polls while idle takes no time then."""
+    """Suspend a server's processes, so that one that polls while idle takes no processor time."""
     for process in tree(pid):
         with contextlib.suppress(psutil.NoSuchProcess):
             process.suspend()
 
 
 def thaw(pid: int) -> None:
-    """Let a server's processes go on, children first."""
+    """Resume a server's processes, children first."""
     for process in reversed(tree(pid)):
         with contextlib.suppress(psutil.NoSuchProcess):
             process.resume()
@@ -122,7 +122,7 @@ def thaw(pid: int) -> None:
 
 @contextlib.contextmanager
 def awake(pid: int) -> Iterator[None]:
-    """A frozen server that runs for as long as it is measured."""
+    """Resume a suspended server while the block runs."""
     thaw(pid)
     try:
         yield
@@ -131,7 +131,7 @@ def awake(pid: int) -> Iterator[None]:
 
 
 def end(pid: int, grace_s: float = 10) -> None:
-    """End a server and everything it started."""
+    """End a server and all processes that it started."""
     processes = tree(pid)
     for process in processes:
         with contextlib.suppress(psutil.NoSuchProcess):

@@ -1,4 +1,4 @@
-"""Private memory and load time of a model's workers: weights mapped by all, against one each.
+"""Private memory and load time of workers: with shared mapped weights, and with their own.
 
     python benchmarks/memory.py
 
@@ -36,7 +36,7 @@ MB = 1e6
 
 
 class Worker:
-    """A process that loads a model as a worker does; it does one thing for each line it reads."""
+    """A process that loads a model as a worker does, and runs a command for each input line."""
 
     def __init__(self, folder: Path, share: bool) -> None:
         self._process = subprocess.Popen(
@@ -45,7 +45,7 @@ class Worker:
             stdout=subprocess.PIPE,
             text=True,
         )
-        self.ask("import")
+        self.call("import")
 
     def __enter__(self) -> "Worker":
         return self
@@ -54,21 +54,21 @@ class Worker:
         self._process.communicate(timeout=30)
 
     def send(self, *words: object) -> None:
-        """Give an order and do not wait."""
+        """Send a command without waiting."""
         print(*words, file=self._process.stdin, flush=True)
 
-    def answer(self) -> float:
-        """The figure that the last order gave."""
+    def receive(self) -> float:
+        """The figure that the last command printed."""
         return float(self._process.stdout.readline())
 
-    def ask(self, *words: object) -> float:
-        """Give an order and wait for its figure."""
+    def call(self, *words: object) -> float:
+        """Send a command and wait for its figure."""
         self.send(*words)
-        return self.answer()
+        return self.receive()
 
 
 def work(folder: Path, share: bool) -> None:
-    """What a worker's process does."""
+    """Run in a worker's process: read and run commands."""
     session: Session
     for line in sys.stdin:
         order, *words = line.split()
@@ -184,15 +184,15 @@ def one_after_the_other(folder: Path, share: bool) -> dict[str, list[float]]:
         workers = [held.enter_context(Worker(folder, share)) for _ in range(WORKERS)]
 
         def above() -> list[float]:
-            base = bare.ask("memory")
-            return [(worker.ask("memory") - base) / MB for worker in workers]
+            base = bare.call("memory")
+            return [(worker.call("memory") - base) / MB for worker in workers]
 
-        result = {"load_s": [worker.ask("load") for worker in workers], "loaded_mb": above()}
+        result = {"load_s": [worker.call("load") for worker in workers], "loaded_mb": above()}
         for rows in ROUNDS:
             for worker in workers:
-                worker.ask("call", rows)
+                worker.call("call", rows)
             result[f"called_{rows}_mb"] = above()
-        result["bare_mb"] = [bare.ask("memory") / MB]
+        result["bare_mb"] = [bare.call("memory") / MB]
     return result
 
 
@@ -202,16 +202,16 @@ def at_the_same_time(folder: Path, share: bool) -> dict[str, list[float]]:
         workers = [held.enter_context(Worker(folder, share)) for _ in range(WORKERS)]
         for worker in workers:
             worker.send("load")
-        loads = sorted(worker.answer() for worker in workers)
-        restarted = held.enter_context(Worker(folder, share)).ask("load")
+        loads = sorted(worker.receive() for worker in workers)
+        restarted = held.enter_context(Worker(folder, share)).call("load")
     return {"together_s": loads, "scaled_up_s": [restarted]}
 
 
 def latencies(folders: dict[str, Path]) -> dict[str, dict[str, float]]:
     """Milliseconds of a call by rows and kind, medians; and the median of their ratios.
 
-    Workers of either kind are called in turns, and where the memory lay decides too: several
-    pairs of processes are measured.
+    Calls to workers of both kinds are interleaved. Memory placement influences their speed, so
+    several pairs of processes are measured.
     """
     times: dict[str, dict[str, list[float]]] = {
         str(rows): {kind: [] for kind in folders} for rows in ROUNDS
@@ -220,7 +220,7 @@ def latencies(folders: dict[str, Path]) -> dict[str, dict[str, float]]:
         with ExitStack() as held:
             workers = {k: held.enter_context(Worker(f, KINDS[k])) for k, f in folders.items()}
             for worker in workers.values():
-                worker.ask("load")
+                worker.call("load")
             for rows, rounds in ROUNDS.items():
                 _call_in_turns(workers, rows, rounds, times[str(rows)])
     result = {}
@@ -237,10 +237,10 @@ def _call_in_turns(
     workers: dict[str, Worker], rows: int, rounds: int, times: dict[str, list[float]]
 ) -> None:
     for worker in workers.values():
-        worker.ask("call", rows)
+        worker.call("call", rows)
     for turn in range(rounds):
         for kind in list(workers)[:: 1 if turn % 2 else -1]:
-            times[kind].append(workers[kind].ask("call", rows) * 1e3)
+            times[kind].append(workers[kind].call("call", rows) * 1e3)
 
 
 def measure(name: str, scratch: Path) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""The models that are measured, with random weights: speed does not depend on their values."""
+"""The benchmark's models, with random weights: speed does not depend on their values."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -40,13 +40,13 @@ class Graph:
         self.weights.append(numpy_helper.from_array(values, name))
         return name
 
-    def save(self, path: Path, row: tuple[int, ...], answer: tuple[int, ...]) -> None:
+    def save(self, path: Path, row: tuple[int, ...], output: tuple[int, ...]) -> None:
         """Write the graph, from float32 `input` to float32 `output`, both (batch, ...)."""
         graph = helper.make_graph(
             self.nodes,
             path.stem,
             [helper.make_tensor_value_info("input", TensorProto.FLOAT, ["batch", *row])],
-            [helper.make_tensor_value_info("output", TensorProto.FLOAT, ["batch", *answer])],
+            [helper.make_tensor_value_info("output", TensorProto.FLOAT, ["batch", *output])],
             self.weights,
         )
         opset = [helper.make_opsetid("", OPSET)]
@@ -66,7 +66,7 @@ def write_mlp(path: Path) -> None:
 
 
 def write_means(path: Path) -> None:
-    """The mean of each channel of an image: next to no work, so that the wire is measured."""
+    """The mean of each channel of an image: next to no work, so that serving itself is measured."""
     graph = Graph()
     axes = graph.constant(np.array([2, 3], np.int64))
     graph.add("ReduceMean", "input", axes, output="output", keepdims=0)
@@ -120,17 +120,17 @@ def write_resnet18_int8(path: Path) -> None:
         def get_next(self) -> dict[str, np.ndarray] | None:
             return self._left.pop() if self._left else None
 
-    whole = path.with_name("whole.onnx")
-    write_resnet18(whole)
+    float32 = path.with_name("float32.onnx")
+    write_resnet18(float32)
     quantize_static(
-        whole,
+        float32,
         path,
         Noise(),
         per_channel=True,
         weight_type=QuantType.QInt8,
         activation_type=QuantType.QUInt8,
     )
-    whole.unlink()
+    float32.unlink()
 
 
 def write_recommender(path: Path) -> None:

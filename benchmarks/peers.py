@@ -1,4 +1,4 @@
-"""The peers: what each needs, how its server is started, and where it is asked."""
+"""The model servers: what each needs, how it is started, and where requests go."""
 
 import json
 import os
@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import venvs
-from cases import MEDIA_TYPES, Material
+from cases import MEDIA_TYPES, CaseFiles
 from load import Request
 
 from marship.errors import ServerError
@@ -22,7 +22,7 @@ WAIT_MS = 1
 
 
 @dataclass(frozen=True, slots=True)
-class Contender:
+class Setup:
     """A peer with the settings of one of its profiles."""
 
     peer: str
@@ -37,12 +37,12 @@ class Contender:
 
 @dataclass(frozen=True, slots=True)
 class Running:
-    """A server that was started, and how it is asked.
+    """A server that was started, and the request to send.
 
     Attributes:
-        pid: Its first process; 0 where there is no server.
+        pid: Its main process; 0 where there is no server.
         request: What clients send; None where there is no server.
-        command: Without a server: measures for the seconds that are its last argument.
+        command: Without a server: the command that measures, for its last argument's seconds.
         env: The command's environment.
     """
 
@@ -52,16 +52,16 @@ class Running:
     env: Mapping[str, str] = field(default_factory=dict)
 
 
-Start = Callable[[Contender, Material, Path], Running]
+Start = Callable[[Setup, CaseFiles, Path], Running]
 
 
 @dataclass(frozen=True, slots=True)
 class Peer:
-    """What is measured.
+    """A model server to measure.
 
     Attributes:
-        start: Starts it, given a contender, the case's files and a folder of its own.
-        packages: What its venv holds besides ONNX Runtime, NumPy and orjson; None where it runs
+        start: Starts it, given a setup, the case's files and a private folder.
+        packages: What its venv holds besides ONNX Runtime, NumPy and orjson; None if it runs
             in marship's own environment.
         profiles: With the batch size of each; 0 is the case's.
         scales: Whether its number of workers matters.
@@ -74,22 +74,22 @@ class Peer:
 
 
 def free_port() -> int:
-    """A port that nobody listened on a moment ago."""
+    """A port that was free a moment ago."""
     with socket.socket() as one:
         one.bind(("127.0.0.1", 0))
         return int(one.getsockname()[1])
 
 
-def environment(contender: Contender, material: Material, port: int) -> dict[str, str]:
-    """What the server files read; libraries get one thread, as the session does."""
-    batch = PEERS[contender.peer].profiles[contender.profile] or material.case.batch
+def environment(setup: Setup, files: CaseFiles, port: int) -> dict[str, str]:
+    """Environment of the files in servers/; libraries get one thread, as the session does."""
+    batch = PEERS[setup.peer].profiles[setup.profile] or files.case.batch
     return os.environ | {
-        "BENCH_MODEL": str(material.model),
-        "BENCH_BODY": str(material.body),
-        "BENCH_FORM": material.case.form,
+        "BENCH_MODEL": str(files.model),
+        "BENCH_BODY": str(files.body),
+        "BENCH_FORM": files.case.form,
         "BENCH_PORT": str(port),
         "BENCH_SECOND_PORT": str(free_port()),
-        "BENCH_WORKERS": str(contender.workers),
+        "BENCH_WORKERS": str(setup.workers),
         "BENCH_BATCH": str(batch),
         "BENCH_WAIT_MS": str(WAIT_MS),
         "OMP_NUM_THREADS": "1",
@@ -98,7 +98,7 @@ def environment(contender: Contender, material: Material, port: int) -> dict[str
 
 
 def spawn(command: list[str], env: Mapping[str, str], folder: Path) -> int:
-    """Start a server in a group of its own; what it prints goes to a file."""
+    """Start a server in a process group of its own; its output goes to a file."""
     with (folder / "console.log").open("wb") as log:
         return subprocess.Popen(
             command,
@@ -112,37 +112,33 @@ def spawn(command: list[str], env: Mapping[str, str], folder: Path) -> int:
 
 
 def _python(script: str, path: str = "/predict") -> Start:
-    def start(contender: Contender, material: Material, folder: Path) -> Running:
+    def start(setup: Setup, files: CaseFiles, folder: Path) -> Running:
         port = free_port()
-        python = venvs.python(contender.peer, PEERS[contender.peer].packages or ())
-        env = environment(contender, material, port)
+        python = venvs.python(setup.peer, PEERS[setup.peer].packages or ())
+        env = environment(setup, files, port)
         pid = spawn([str(python), str(SERVERS / script)], env, folder)
-        return Running(pid, _ask(f"http://127.0.0.1:{port}{path}", material))
+        return Running(pid, _request(f"http://127.0.0.1:{port}{path}", files))
 
     return start
 
 
-def _ask(url: str, material: Material) -> Request:
-    return Request(url, {"Content-Type": MEDIA_TYPES[material.case.form]}, material.body)
+def _request(url: str, files: CaseFiles) -> Request:
+    return Request(url, {"Content-Type": MEDIA_TYPES[files.case.form]}, files.body)
 
 
-def marship(
-    contender: Contender, material: Material, folder: Path, python: str = sys.executable
-) -> Running:
-    """Pack the model with the marship of an environment, this one unless told, and serve it."""
-    running = serve(material.model, contender, folder, python)
-    headers = {**running.request.headers, **_ask("", material).headers}
-    return replace(running, request=replace(running.request, headers=headers, body=material.body))
+def marship(setup: Setup, files: CaseFiles, folder: Path, python: str = sys.executable) -> Running:
+    """Pack and serve the model with an environment's marship, by default with this one's."""
+    running = serve(files.model, setup, folder, python)
+    headers = {**running.request.headers, **_request("", files).headers}
+    return replace(running, request=replace(running.request, headers=headers, body=files.body))
 
 
-def serve(
-    source: Path, contender: Contender, folder: Path, python: str = sys.executable
-) -> Running:
+def serve(source: Path, setup: Setup, folder: Path, python: str = sys.executable) -> Running:
     """Serve an ONNX file or a run folder with marship; the request has no body yet."""
     home = folder / "home"
     (folder / "store").mkdir()
-    workers = contender.workers
-    packing = f"--profile {contender.profile or LATENCY} --intra-op-threads 1 --name model"
+    workers = setup.workers
+    packing = f"--profile {setup.profile or LATENCY} --intra-op-threads 1 --name model"
     packing += f" --min-workers {workers} --max-workers {workers}"
     _cli(python, folder, f"package {source.absolute()} --model-store store {packing}")
     _cli(
@@ -163,61 +159,61 @@ def _cli(python: str, folder: Path, words: str) -> None:
         raise ServerError(f"marship {words} must work, got: {done.stderr}")
 
 
-def _mlserver(contender: Contender, material: Material, folder: Path) -> Running:
-    """It reads JSON in KServe v2's form only: the same tensors, in that form."""
-    running = _python("mlserver_runtime.py")(contender, material, folder)
-    if material.case.form != "json" or running.request is None:
+def _mlserver(setup: Setup, files: CaseFiles, folder: Path) -> Running:
+    """Start MLServer; it reads JSON as KServe v2 only, so it gets the tensors in that format."""
+    running = _python("mlserver_runtime.py")(setup, files, folder)
+    if files.case.form != "json" or running.request is None:
         return running
     url = running.request.url.replace("/predict", "/v2/models/model/infer")
-    return replace(running, request=replace(running.request, url=url, body=material.kserve))
+    return replace(running, request=replace(running.request, url=url, body=files.kserve))
 
 
-def _bentoml(contender: Contender, material: Material, folder: Path) -> Running:
+def _bentoml(setup: Setup, files: CaseFiles, folder: Path) -> Running:
     port = free_port()
-    python = venvs.python(contender.peer, PEERS[contender.peer].packages or ())
-    env = environment(contender, material, port) | {
+    python = venvs.python(setup.peer, PEERS[setup.peer].packages or ())
+    env = environment(setup, files, port) | {
         "BENTOML_HOME": str(folder / "home"),
         "BENTOML_DO_NOT_TRACK": "true",
     }
     command = [str(python), "-m", "bentoml", "serve", "bentoml_service:Infer", "--port", str(port)]
     pid = spawn([*command, "--host", "127.0.0.1", "--working-dir", str(SERVERS)], env, folder)
-    return Running(pid, _ask(f"http://127.0.0.1:{port}/predict", material))
+    return Running(pid, _request(f"http://127.0.0.1:{port}/predict", files))
 
 
-def _ray(contender: Contender, material: Material, folder: Path) -> Running:
-    """Its sockets' paths must be short, so the name of its folder is."""
+def _ray(setup: Setup, files: CaseFiles, folder: Path) -> Running:
+    """Start Ray Serve; the paths of its sockets must be short, so its folder's name is short."""
     port = free_port()
-    python = venvs.python(contender.peer, PEERS[contender.peer].packages or ())
-    env = environment(contender, material, port) | {
-        "BENCH_TEMP": str(folder.parent / f"r{len(contender.name)}{contender.workers}"),
+    python = venvs.python(setup.peer, PEERS[setup.peer].packages or ())
+    env = environment(setup, files, port) | {
+        "BENCH_TEMP": str(folder.parent / f"r{len(setup.name)}{setup.workers}"),
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
     }
     pid = spawn([str(python), str(SERVERS / "ray_server.py")], env, folder)
-    return Running(pid, _ask(f"http://127.0.0.1:{port}/predict", material))
+    return Running(pid, _request(f"http://127.0.0.1:{port}/predict", files))
 
 
-def _bare(contender: Contender, material: Material, folder: Path) -> Running:
+def _bare(setup: Setup, files: CaseFiles, folder: Path) -> Running:
     del folder
-    python = venvs.python(contender.peer, ())
+    python = venvs.python(setup.peer, ())
     command = (str(python), str(SERVERS / "bare.py"))
-    return Running(0, None, command, environment(contender, material, 0))
+    return Running(0, None, command, environment(setup, files, 0))
 
 
-def _ping(contender: Contender, material: Material, folder: Path) -> Running:
-    running = marship(contender, material, folder)
+def _ping(setup: Setup, files: CaseFiles, folder: Path) -> Running:
+    running = marship(setup, files, folder)
     url = running.request.url.partition("/predictions")[0] + "/ping"
     token = {"Authorization": running.request.headers["Authorization"]}
     return Running(running.pid, Request(url, token))
 
 
-def _torchserve(contender: Contender, material: Material, folder: Path) -> Running:
-    """Its own launcher with its own defaults; only addresses, and tokens off."""
+def _torchserve(setup: Setup, files: CaseFiles, folder: Path) -> Running:
+    """Start stock TorchServe by its own launcher: default settings but addresses and no tokens."""
     from marship.engines.torchserve import java
 
     store = folder / "store"
     store.mkdir()
-    name = material.model.stem
+    name = files.model.stem
     manifest = {
         "runtime": "python",
         "model": {"modelName": name, "modelVersion": "1.0", "handler": "torchserve_handler.py"},
@@ -225,13 +221,13 @@ def _torchserve(contender: Contender, material: Material, folder: Path) -> Runni
     }
     with zipfile.ZipFile(store / f"{name}.mar", "w") as archive:
         archive.write(SERVERS / "torchserve_handler.py", "torchserve_handler.py")
-        archive.write(material.model, "model.onnx")
+        archive.write(files.model, "model.onnx")
         archive.writestr("MAR-INF/MANIFEST.json", json.dumps(manifest))
     ports = [free_port() for _ in range(5)]
     addresses = ("inference", "management", "metrics")
     lines = [f"{a}_address=http://127.0.0.1:{p}" for a, p in zip(addresses, ports, strict=False)]
     lines += [f"grpc_{a}_port={p}" for a, p in zip(addresses, ports[3:], strict=False)]
-    lines += [f"default_workers_per_model={contender.workers}"]
+    lines += [f"default_workers_per_model={setup.workers}"]
     (folder / "config.properties").write_text("\n".join(lines) + "\n")
     (folder / "tmp").mkdir()
     env = os.environ | {
@@ -253,7 +249,7 @@ def _torchserve(contender: Contender, material: Material, folder: Path) -> Runni
         f"{name}.mar",
     ]
     pid = spawn(command, env, folder)
-    return Running(pid, _ask(f"http://127.0.0.1:{ports[0]}/predictions/{name}", material))
+    return Running(pid, _request(f"http://127.0.0.1:{ports[0]}/predictions/{name}", files))
 
 
 BARE = "bare session.run"

@@ -1,12 +1,12 @@
-"""Photographs of mixed sizes: served, against decoding and session.run alone.
+"""Serves photographs of mixed sizes, and compares with decoding and session.run alone.
 
     python training/tagger.py
     marship export runs/tagger
     python benchmarks/pictures.py --run-dir runs/tagger --photos ~/Pictures
 
-Both sides decode the same JPEG files with the same code, in turns, in as many processes, with one
-thread for each call. What is missing to 1 is the wire: the generator, the frontend, the
-worker's reading and its answer.
+Both sides decode the same JPEG files with the same code, in interleaved rounds, in the same number
+of processes, with one thread for each call. The difference is the cost of serving: load generator,
+frontend, and the worker's reading and writing of messages.
 """
 
 import json
@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING
 
 import load
 import peers
-from peers import LATENCY, Contender, Running
+from peers import LATENCY, Running, Setup
 
 from marship import console
 from marship.errors import UsageError
@@ -38,15 +38,15 @@ MOST_PHOTOS = 200
 
 @dataclass(frozen=True)
 class PicturesSettings:
-    """What is served, and how it is asked."""
+    """What is served, and under which load."""
 
     run_dir: Path = setting(Path("runs/tagger"), "run folder of an exported image model")
     photos: Path = setting(Path("photos"), "folder of JPEG files")
-    workers: int = setting(2, "workers, and processes of the other side", minimum=1)
+    workers: int = setting(2, "workers, and processes that decode and run alone", minimum=1)
     clients: int = setting(8, "connections at once", minimum=1)
     seconds: int = setting(5, "length of one measurement", minimum=1)
-    rounds: int = setting(5, "turns; medians are reported", minimum=1)
-    settle: int = setting(12, "seconds of load before anything counts", minimum=1)
+    rounds: int = setting(5, "rounds; medians over them are reported", minimum=1)
+    settle: int = setting(12, "seconds of warm-up", minimum=1)
 
 
 @flags(PicturesSettings)
@@ -59,11 +59,11 @@ def main(settings: PicturesSettings) -> None:
     photos = photos[:MOST_PHOTOS]
     with tempfile.TemporaryDirectory(prefix="bench-") as folder:
         running = peers.serve(
-            settings.run_dir, Contender("marship", LATENCY, settings.workers), Path(folder)
+            settings.run_dir, Setup("marship", LATENCY, settings.workers), Path(folder)
         )
         try:
-            served, bare = _take_turns(_with_photos(running, photos), photos, settings)
-            spent = _spent(running, photos)
+            served, bare = _measure_in_rounds(_with_photos(running, photos), photos, settings)
+            breakdown = _breakdown(running, photos)
         finally:
             load.end(running.pid)
     size_kb = statistics.mean(photo.stat().st_size for photo in photos) / 1e3
@@ -72,7 +72,7 @@ def main(settings: PicturesSettings) -> None:
     console.out.print(f"decoding and session.run {statistics.median(bare):8.1f} images/s")
     ratios = [mine / theirs for mine, theirs in zip(served, bare, strict=True)]
     console.out.print(f"ratio                    {statistics.median(ratios):8.2f}")
-    console.out.print(f"one photograph after the other, mean: {spent}")
+    console.out.print(f"one photograph after the other, mean: {breakdown}")
 
 
 def _with_photos(running: Running, photos: Sequence[Path]) -> Running:
@@ -80,7 +80,7 @@ def _with_photos(running: Running, photos: Sequence[Path]) -> Running:
     return replace(running, request=request)
 
 
-def _take_turns(
+def _measure_in_rounds(
     running: Running, photos: Sequence[Path], settings: PicturesSettings
 ) -> tuple[list[float], list[float]]:
     """Images per second of both sides, one entry for each round."""
@@ -91,7 +91,7 @@ def _take_turns(
         with load.awake(running.pid):
             figures = load.measure(running.request, settings.clients, settings.seconds)
         if figures.errors:
-            raise UsageError(f"every photograph must be answered, got {figures.errors} errors.")
+            raise UsageError(f"every photograph must get a response, got {figures.errors} errors.")
         served.append(figures.rps)
         bare.append(_measure_bare(photos, settings))
         console.err.print(f"round {round_ + 1}: {served[-1]:.1f} served, {bare[-1]:.1f} bare")
@@ -100,7 +100,7 @@ def _take_turns(
 
 
 def _measure_bare(photos: Sequence[Path], settings: PicturesSettings) -> float:
-    """Images per second of processes that decode and run, and do nothing else."""
+    """Images per second of processes that only decode and run the model."""
     context = multiprocessing.get_context("spawn")
     barrier, results = context.Barrier(settings.workers), context.SimpleQueue()
     processes = [
@@ -145,14 +145,14 @@ def _run_bare(
 
 
 def _chosen(run_dir: Path) -> str:
-    """The file that `marship package` takes of a run folder."""
+    """The file of a run folder that `marship package` packs."""
     report = run_dir / "optimize.json"
     chosen = json.loads(report.read_text())["chosen"] if report.is_file() else "exported"
     return "model.onnx" if chosen == "exported" else f"model.{chosen}.onnx"
 
 
-def _spent(running: Running, photos: Sequence[Path]) -> str:
-    """Where a lone request's time goes, milliseconds; the rest is the wire."""
+def _breakdown(running: Running, photos: Sequence[Path]) -> str:
+    """Where the time of a single client's request goes, in milliseconds."""
     totals: dict[str, float] = {}
     direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     for photo in photos:
@@ -161,9 +161,9 @@ def _spent(running: Running, photos: Sequence[Path]) -> str:
             running.request.url, photo.read_bytes(), headers
         )
         began = time.perf_counter()
-        with direct.open(call, timeout=30) as answer:
-            answer.read()
-            timing = answer.headers["Server-Timing"]
+        with direct.open(call, timeout=30) as response:
+            response.read()
+            timing = response.headers["Server-Timing"]
         totals["all"] = totals.get("all", 0) + (time.perf_counter() - began) * 1e3
         for entry in timing.split(", "):
             step, _, duration = entry.partition(";dur=")

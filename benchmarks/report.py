@@ -1,4 +1,4 @@
-"""What was measured, as a table, a JSON file and pictures."""
+"""Results as tables, a JSON file and plots."""
 
 import json
 import os
@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import psutil
-from contest import Results
+from measurement import Results
 from peers import BARE, MARSHIP, THROUGHPUT
 from rich.console import Console
 from rich.table import Table
@@ -24,7 +24,7 @@ FIGURES = (
 
 
 def machine() -> dict[str, Any]:
-    """Processor, cores, memory and the versions of what everyone runs on."""
+    """Processor, cores, memory and the versions that all servers run on."""
     import numpy as np
     import onnxruntime as ort
 
@@ -45,12 +45,12 @@ def machine() -> dict[str, Any]:
 
 
 def summarize(results: Results) -> list[Summary]:
-    """One entry for each contender: medians over the rounds, by number of clients."""
+    """One entry for each setup: medians over the rounds, by number of clients."""
     return [
         {
-            "peer": contender.peer,
-            "profile": contender.profile,
-            "workers": contender.workers,
+            "peer": setup.peer,
+            "profile": setup.profile,
+            "workers": setup.workers,
             "clients": {
                 str(clients): {
                     "rps": statistics.median(f.rps for f in rounds),
@@ -62,12 +62,12 @@ def summarize(results: Results) -> list[Summary]:
                 for clients, rounds in measured.items()
             },
         }
-        for contender, measured in results.items()
+        for setup, measured in results.items()
     ]
 
 
 def table(title: str, entries: list[Summary], key: str, scale: float, digits: int) -> Table:
-    """One figure of everyone at every number of clients."""
+    """One figure of every server at every number of clients."""
     shown = Table(title=title, title_justify="left", box=None, header_style="bold", pad_edge=False)
     shown.add_column("clients")
     shown.add_column("workers", justify="right")
@@ -82,12 +82,12 @@ def table(title: str, entries: list[Summary], key: str, scale: float, digits: in
 
 
 def name_of(entry: Summary) -> str:
-    """A contender's name in tables and pictures."""
+    """A setup's name in tables and plots."""
     return f"{entry['peer']} {entry['profile']}".strip()
 
 
 def ratios(cases: Mapping[str, list[Summary]]) -> Table:
-    """What was reached of the targets."""
+    """The targets and the measured ratios."""
     shown = Table(title="ratios", title_justify="left", box=None, header_style="bold")
     for name in ("case", "clients", "profile", "figure", "against"):
         shown.add_column(name)

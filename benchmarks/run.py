@@ -1,4 +1,4 @@
-"""Measures marship against its peers, in turns, in one run: `make bench`."""
+"""Measures marship and other model servers in interleaved rounds: `make bench`."""
 
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
@@ -6,8 +6,8 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-import contest
 import load
+import measurement
 import report
 import venvs
 from cases import CASES, Case
@@ -25,26 +25,26 @@ class BenchSettings:
     """What is measured, and for how long."""
 
     cases: tuple[str, ...] = setting((), "a case to measure; may be repeated; else all")
-    peers: tuple[str, ...] = setting((), "a peer to measure; may be repeated; else all")
+    peers: tuple[str, ...] = setting((), "a server to measure; may be repeated; else all")
     clients: tuple[str, ...] = setting((), "connections at once; may be repeated; else the case's")
     seconds: int = setting(4, "length of one measurement", minimum=1)
-    rounds: int = setting(3, "turns; medians are reported", minimum=1)
-    settle: int = setting(12, "seconds of load for each before anything counts", minimum=1)
-    workers: int = setting(2, "workers at most; each contender gets its best number", minimum=1)
-    quick: bool = setting(False, "one short round with one worker each: does it all still work?")
+    rounds: int = setting(3, "rounds; medians over them are reported", minimum=1)
+    settle: int = setting(12, "seconds of warm-up for each server", minimum=1)
+    workers: int = setting(2, "most workers to try; the fastest number is kept", minimum=1)
+    quick: bool = setting(False, "one short round, one worker each: a smoke test")
     out: Path = setting(Path("benchmarks/results"), "folder for table, JSON and pictures")
 
 
 @flags(BenchSettings)
 def main(settings: BenchSettings) -> None:
-    """Measure marship against its peers, in turns, in one run."""
+    """Measure marship and other model servers in interleaved rounds."""
     load.require_wrk()
     if settings.quick:
         settings = replace(settings, seconds=1, rounds=1, settle=1, workers=1)
     cases = _named(CASES, settings.cases, "cases")
     peers = _named(PEERS, settings.peers, "peers")
     settings.out.mkdir(parents=True, exist_ok=True)
-    rules = contest.Rules(settings.seconds, settings.rounds, settings.settle, settings.workers)
+    plan = measurement.Plan(settings.seconds, settings.rounds, settings.settle, settings.workers)
     measured: dict[str, Any] = {"machine": report.machine(), "settings": asdict(settings)}
     measured["cases"] = {}
     measured["versions"] = {
@@ -55,7 +55,7 @@ def main(settings: BenchSettings) -> None:
     for case in _with_clients(cases.values(), settings.clients):
         with tempfile.TemporaryDirectory(prefix="bench-") as folder:
             measured["cases"][case.name] = report.summarize(
-                contest.hold(case, list(peers), rules, Path(folder))
+                measurement.measure_case(case, list(peers), plan, Path(folder))
             )
         report.write(measured, settings.out)
     report.show(measured, console.out)

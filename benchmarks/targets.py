@@ -1,4 +1,4 @@
-"""The ratios that marship is to reach, and what was measured of each."""
+"""Target ratios, and which of them a run reached."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ from peers import BARE, LATENCY, MARSHIP, PING, THROUGHPUT, TORCHSERVE
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """A figure of one of marship's profiles over a peer's."""
+    """A figure of one of marship's profiles divided by a peer's."""
 
     case: str
     clients: int
@@ -50,10 +50,10 @@ class Outcome:
 
 
 def outcomes(cases: Mapping[str, Sequence[Mapping[str, Any]]]) -> Iterator[Outcome]:
-    """What was reached of each target whose figures were measured.
+    """Yield the measured ratio of each target whose figures this run has.
 
-    A peer that batches stands here twice: with the settings that serve it best at this number
-    of clients, and, where they are others, with those of the same profile as marship's.
+    A peer with two profiles is listed twice: with the profile that is faster at this number of
+    clients, and, where that is another one, with the same profile as marship's.
     """
     for target in TARGETS:
         entries = [e for e in cases.get(target.case, ()) if str(target.clients) in e["clients"]]
@@ -72,7 +72,7 @@ def outcomes(cases: Mapping[str, Sequence[Mapping[str, Any]]]) -> Iterator[Outco
 
 
 def _best(entries: Sequence[Mapping[str, Any]], target: Target) -> Mapping[str, Any]:
-    """The fastest: of the smallest p50 where that is asked for, else of the most requests."""
+    """The fastest entry: by the lowest p50 if that is the target's figure, else by throughput."""
     if target.figure == "p50_us":
         return min(entries, key=lambda e: e["clients"][str(target.clients)]["p50_us"])
     return max(entries, key=lambda e: e["clients"][str(target.clients)]["rps"])

@@ -1,4 +1,4 @@
-"""Workers that share the cores against workers that each take all of them, under load.
+"""Compares workers that divide the cores with workers that each use all of them, under load.
 
     python benchmarks/threads.py [--workers 2] [--seconds 4] [--rounds 5]
 
@@ -29,7 +29,7 @@ WARM_CALLS = 5
 
 
 def work(path: Path, threads: int) -> None:
-    """What a worker's process does: for each line that it reads, calls for so many seconds."""
+    """Run in a worker's process: for each number of seconds read, call the model that long."""
     contract = graph.contract_of(path)
     session = Session(path.parent, contract, SessionSettings(intra_op_threads=threads))
     (spec,) = contract.inputs
@@ -68,9 +68,9 @@ class Workers:
         """Calls per second of all, and the slowest worker's 99th percentile in milliseconds."""
         for process in self._processes:
             print(seconds, file=process.stdin, flush=True)
-        told = [process.stdout.readline().split() for process in self._processes]
-        calls = sum(int(count) for count, _ in told)
-        return calls / seconds, 1e3 * max(float(p99) for _, p99 in told)
+        results = [process.stdout.readline().split() for process in self._processes]
+        calls = sum(int(count) for count, _ in results)
+        return calls / seconds, 1e3 * max(float(p99) for _, p99 in results)
 
 
 def measure(path: Path, workers: int, seconds: float, rounds: int) -> dict[str, dict[str, float]]:
@@ -107,9 +107,9 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--work", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--threads", type=int, help=argparse.SUPPRESS)
-    asked = parser.parse_args()
-    if asked.work:
-        work(asked.work, asked.threads)
+    flags = parser.parse_args()
+    if flags.work:
+        work(flags.work, flags.threads)
         return
     results = {}
     with tempfile.TemporaryDirectory() as folder:
@@ -117,7 +117,7 @@ def main() -> None:
             path = Path(folder) / name.replace(" ", "-") / "model.onnx"
             path.parent.mkdir()
             write(path)
-            results[name] = measure(path, asked.workers, asked.seconds, asked.rounds)
+            results[name] = measure(path, flags.workers, flags.seconds, flags.rounds)
             for kind, row in results[name].items():
                 print(f"{name:12} {kind:15}", {k: round(v, 3) for k, v in row.items()})
     print(json.dumps(results))

@@ -1,10 +1,10 @@
-"""One marship against another, in turns: what a change costs or gains, on a machine that varies.
+"""Compares two versions of marship in interleaved rounds: what a change costs or gains.
 
     python benchmarks/turns.py OTHER_PYTHON [--rounds 6] [--seconds 4] [--case mlp ...]
 
-OTHER_PYTHON is the Python of an environment where the other marship is installed, as
+OTHER_PYTHON is the Python of an environment where the other version is installed, as
 `git worktree add ../before REVISION && make -C ../before setup` makes one. Both serve the same
-model; while one is measured the other is stopped. For each case it prints requests per second of
+model; while one is measured the other is suspended. For each case it prints requests per second of
 both (medians), the median of the rounds' ratios with the smallest and largest, and the resident
 memory of the servers' processes.
 """
@@ -18,15 +18,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import load
-from cases import CASES, Material, prepare
-from peers import LATENCY, THROUGHPUT, Contender, marship
+from cases import CASES, CaseFiles, prepare
+from peers import LATENCY, THROUGHPUT, Setup, marship
 
 WARM_S = 10
 
 
 @dataclass(frozen=True, slots=True)
 class Turn:
-    """A case as it is served and asked."""
+    """A case with the settings that it is served with."""
 
     case: str
     profile: str
@@ -46,16 +46,16 @@ TURNS = (
 
 @dataclass(frozen=True, slots=True)
 class Server:
-    """One of the two, and what it is asked."""
+    """One of the two servers, and the request to send."""
 
     pid: int
     request: load.Request
 
 
-def started(turn: Turn, material: Material, folder: Path, python: str, stack: ExitStack) -> Server:
-    """A warm server of one environment, held still."""
+def started(turn: Turn, files: CaseFiles, folder: Path, python: str, stack: ExitStack) -> Server:
+    """A warm server of one environment, suspended."""
     folder.mkdir()
-    running = marship(Contender("marship", turn.profile, turn.workers), material, folder, python)
+    running = marship(Setup("marship", turn.profile, turn.workers), files, folder, python)
     stack.callback(load.end, running.pid)
     if running.request is None:
         raise SystemExit("marship must be served to be measured, got no address.")
@@ -84,12 +84,12 @@ def resident_mb(server: Server) -> list[int]:
 
 
 def compare(turn: Turn, pythons: dict[str, str], rounds: int, seconds: int) -> None:
-    """Measure both in turns and print what was found."""
+    """Measure both in interleaved rounds and print the result."""
     with tempfile.TemporaryDirectory(prefix="turns-") as name, ExitStack() as stack:
         folder = Path(name)
-        material = prepare(CASES[turn.case], folder)
+        files = prepare(CASES[turn.case], folder)
         servers = {
-            label: started(turn, material, folder / label, python, stack)
+            label: started(turn, files, folder / label, python, stack)
             for label, python in pythons.items()
         }
         rates: dict[str, list[float]] = {label: [] for label in servers}
@@ -97,9 +97,9 @@ def compare(turn: Turn, pythons: dict[str, str], rounds: int, seconds: int) -> N
             for label in list(servers)[:: 1 if number % 2 else -1]:
                 rates[label].append(rate(servers[label], turn, seconds))
         ratios = sorted(n / o for n, o in zip(rates["this"], rates["other"], strict=True))
-        told = " ".join(f"{label} {statistics.median(rates[label]):.0f}/s" for label in rates)
+        medians = " ".join(f"{label} {statistics.median(rates[label]):.0f}/s" for label in rates)
         print(
-            f"{turn.case} {turn.profile}, {turn.clients} clients: {told}, ratio "
+            f"{turn.case} {turn.profile}, {turn.clients} clients: {medians}, ratio "
             f"{statistics.median(ratios):.3f} ({ratios[0]:.3f} to {ratios[-1]:.3f}), resident MB "
             + ", ".join(f"{label} {resident_mb(server)}" for label, server in servers.items()),
             flush=True,

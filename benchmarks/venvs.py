@@ -1,4 +1,4 @@
-"""A venv for each peer, kept from run to run and made anew where its packages change."""
+"""A venv for each peer, reused from run to run and rebuilt when its packages change."""
 
 import hashlib
 import subprocess
@@ -11,12 +11,12 @@ FOLDER = Path(__file__).parent / ".venvs"
 
 
 def packages_of(packages: tuple[str, ...]) -> list[str]:
-    """What is installed: the peer, and the same ONNX Runtime for everyone."""
+    """What to install: the peer's packages, and the same ONNX Runtime for all."""
     return [f"onnxruntime=={onnxruntime.__version__}", "numpy", "orjson", *packages]
 
 
 def python(peer: str, packages: tuple[str, ...]) -> Path:
-    """The Python of a peer's venv, which is made where it is missing."""
+    """The Python of a peer's venv, which is created if it is missing."""
     wanted = packages_of(packages)
     mark = hashlib.sha256("\n".join(wanted).encode()).hexdigest()[:8]
     folder = FOLDER / f"{''.join(filter(str.isalnum, peer)).lower()}-{mark}"
@@ -31,5 +31,5 @@ def python(peer: str, packages: tuple[str, ...]) -> Path:
 
 
 def versions(peer: str, packages: tuple[str, ...]) -> list[str]:
-    """What pip says is installed there."""
+    """The packages installed there, as pip freeze lists them."""
     return (python(peer, packages).parents[1] / "installed.txt").read_text().splitlines()

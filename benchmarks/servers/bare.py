@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def measure(barrier: Barrier, seconds: float, results: "SimpleQueue[tuple]") -> None:
-    """Call the model again and again; every call's time counts."""
+    """Call the model in a loop and record the time of every call."""
     model = Model()
     tensors = model.read(Path(os.environ["BENCH_BODY"]).read_bytes())
     for _ in range(10):

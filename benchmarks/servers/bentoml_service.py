@@ -38,7 +38,7 @@ class Infer:
 
         @app.post("/predict")
         async def predict(self, request: Request) -> Response:
-            """Answer one request."""
+            """Run one request."""
             tensors = self.model.read(await request.body())
             return Response(self.model.write(self.model.run(tensors)), media_type=MEDIA_TYPE)
 
@@ -46,12 +46,12 @@ class Infer:
 
         @bentoml.api(batchable=True, max_batch_size=BATCH, max_latency_ms=1000)
         def predict(self, input: np.ndarray) -> np.ndarray:  # noqa: A002  the request's key
-            """Answer requests whose rows BentoML has joined."""
+            """Run requests whose rows BentoML has batched."""
             return self.model.run(self.model.parse({"input": input}))[0]
 
     else:
 
         @bentoml.api
         async def predict(self, input: np.ndarray) -> np.ndarray:  # noqa: A002  the request's key
-            """Answer one request."""
+            """Run one request."""
             return self.model.run(self.model.parse({"input": input}))[0]

@@ -10,7 +10,7 @@ model = Model()
 
 @app.post("/predict")
 async def predict(request: Request) -> Response:
-    """Answer one request."""
+    """Run one request."""
     tensors = model.read(await request.body())
     return Response(model.write(model.run(tensors)), media_type=MEDIA_TYPE)
 

@@ -31,11 +31,11 @@ class Infer(litserve.LitAPI):
         return self.model.run_batch(x) if BATCH > 1 else self.model.run(x)
 
     def unbatch(self, output: list[list[np.ndarray]]) -> list[list[np.ndarray]]:
-        """Hand each answer over: they are apart already."""
+        """Return the outputs, which are separate already."""
         return output
 
     def encode_response(self, output: list[np.ndarray]) -> Response:
-        """Write one answer."""
+        """Write one response."""
         return Response(self.model.write(output), media_type=MEDIA_TYPE)
 
 

@@ -26,7 +26,7 @@ class OnnxRuntime(MLModel):
         return True
 
     async def predict(self, payload: types.InferenceRequest) -> types.InferenceResponse:
-        """Answer a request, or several that MLServer has joined."""
+        """Run a request, or several that MLServer has batched."""
         tensors = {
             i.name: NumpyCodec.decode_input(i).astype(self.model.inputs[i.name], copy=False)
             for i in payload.inputs
@@ -39,7 +39,7 @@ class OnnxRuntime(MLModel):
 
     @custom_handler(rest_path="/predict")
     async def predict_bytes(self, request: Request) -> Response:
-        """Answer one npy request."""
+        """Run one npy request."""
         tensors = self.model.read(await request.body())
         return Response(self.model.write(self.model.run(tensors)), media_type=MEDIA_TYPE)
 

@@ -1,8 +1,7 @@
-"""What the peers' servers do alike: open the model, read a request, run a batch, write an answer.
+"""The code that all servers share: open the model, read a request, run a batch, write a response.
 
-The same code in all of them, so that only the servers differ. It is what a careful user
-would write: one thread, orjson, no copy that can be avoided, and no validation beyond ONNX
-Runtime's own.
+With the same code in all of them only the servers differ. It is what a careful user would write:
+one thread, orjson, no avoidable copies, and no validation beyond ONNX Runtime's own.
 """
 
 import io
@@ -67,7 +66,7 @@ class Model:
         return [[o[i : i + 1] for o in outputs] for i in range(len(requests))]
 
     def write(self, outputs: list[np.ndarray]) -> bytes:
-        """Turn one request's outputs into the answer's bytes."""
+        """Turn one request's outputs into the response's bytes."""
         if FORM == "json":
             named = dict(zip(self.outputs, map(np.ascontiguousarray, outputs), strict=True))
             return orjson.dumps(named, option=orjson.OPT_SERIALIZE_NUMPY)

@@ -1,4 +1,4 @@
-"""mosec: its Rust front end with one stage of workers, batched where BENCH_BATCH says so."""
+"""mosec: its Rust frontend with one stage of workers, batched where BENCH_BATCH says so."""
 
 import sys
 from typing import Any
@@ -22,7 +22,7 @@ class Infer(Worker):
         return self.model.read(data)
 
     def serialize(self, data: list[np.ndarray]) -> bytes:
-        """Write one answer."""
+        """Write one response."""
         return self.model.write(data)
 
     def forward(self, data: Any) -> Any:  # noqa: ANN401  mosec hands over a list where it batches

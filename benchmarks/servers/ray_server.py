@@ -29,7 +29,7 @@ class Infer:
         return self.model.run_batch(requests)
 
     async def __call__(self, request: Request) -> Response:
-        """Answer one request."""
+        """Run one request."""
         tensors = self.model.read(await request.body())
         outputs = await self.run_batch(tensors) if BATCH > 1 else self.model.run(tensors)
         return Response(self.model.write(outputs), media_type=MEDIA_TYPE)

@@ -26,11 +26,11 @@ class PlainHandler:
         self.outputs = [o.name for o in self.session.get_outputs()]
 
     def handle(self, data: list[dict[str, Any]], context: Any) -> list[Any]:  # noqa: ANN401, ARG002
-        """Answer a batch, one request after the other."""
-        return [self.answer(row.get("body") or row.get("data")) for row in data]
+        """Run the requests of a batch one after the other."""
+        return [self.predict(row.get("body") or row.get("data")) for row in data]
 
-    def answer(self, body: Any) -> str | bytes:  # noqa: ANN401  JSON is parsed, npy is bytes
-        """Answer one request."""
+    def predict(self, body: Any) -> str | bytes:  # noqa: ANN401  JSON is parsed, npy is bytes
+        """Run one request."""
         if isinstance(body, dict):
             tensors = {name: np.array(body[name], kind) for name, kind in self.inputs.items()}
             outputs = self.session.run(self.outputs, tensors)

@@ -1,4 +1,4 @@
-"""The benchmark's own parts: what wrk said, what goes into a table, who answers rightly."""
+"""The benchmark's own parts: wrk's output, tables, ratios, request formats."""
 
 import importlib
 from collections.abc import Callable
@@ -38,18 +38,18 @@ def test_figures_are_read_from_what_wrk_prints(part: Part) -> None:
     assert figures == part("load").Figures(rps=2000.0, p50_us=250, p99_us=900, errors=3)
 
 
-@pytest.mark.parametrize("said", ["", "unable to connect to 127.0.0.1", f"{LINE}\n{LINE}"])
-def test_output_without_one_line_of_figures_is_an_error(part: Part, said: str) -> None:
+@pytest.mark.parametrize("output", ["", "unable to connect to 127.0.0.1", f"{LINE}\n{LINE}"])
+def test_output_without_one_line_of_figures_is_an_error(part: Part, output: str) -> None:
     """A load generator that failed is no measurement."""
     with pytest.raises(DataError, match="wrk must print"):
-        part("load").parse(said)
+        part("load").parse(output)
 
 
 def test_reported_figures_are_medians_over_the_rounds(part: Part) -> None:
     """One slow round changes nothing, and errors of all rounds count."""
-    figures, contender = part("load").Figures, part("peers").Contender("mosec", "latency", 2)
+    figures, setup = part("load").Figures, part("peers").Setup("mosec", "latency", 2)
     rounds = [figures(rps, 100 + rps, 200 + rps, 1) for rps in (10.0, 900.0, 20.0)]
-    (entry,) = part("report").summarize({contender: {4: rounds}})
+    (entry,) = part("report").summarize({setup: {4: rounds}})
     assert entry["peer"] == "mosec"
     assert entry["workers"] == 2
     assert entry["clients"]["4"]["rps"] == 20
@@ -60,28 +60,28 @@ def test_reported_figures_are_medians_over_the_rounds(part: Part) -> None:
 
 @pytest.mark.parametrize("form", ["json", "npy"])
 def test_requests_come_back_as_they_were_sent(part: Part, form: str) -> None:
-    """What a peer reads is what was made, whatever the form."""
+    """What a server decodes equals what was encoded, in each format."""
     cases = part("cases")
     sent = {"input": np.float32([[0.1, -2.5, 3e-8]])}
     got = cases.decode(cases.encode(sent, form), form, ["input"])
     assert np.array_equal(got["input"].astype(np.float32), sent["input"])
 
 
-def test_answers_in_kserve_form_are_understood(part: Part) -> None:
-    """MLServer speaks no other."""
+def test_responses_in_the_kserve_format_are_decoded(part: Part) -> None:
+    """MLServer sends no other."""
     body = b'{"outputs": [{"name": "output", "shape": [1, 2], "data": [1.5, 2.5]}]}'
     got = part("cases").decode(body, "json", ["output"])
     assert np.array_equal(got["output"], [[1.5, 2.5]])
 
 
 def entry(peer: str, profile: str, rps: float, p99_us: float = 1.0) -> dict[str, Any]:
-    """One contender's figures at 64 clients."""
+    """One server's figures at 64 clients."""
     found = {"rps": rps, "p50_us": 1.0, "p99_us": p99_us, "errors": 0}
     return {"peer": peer, "profile": profile, "workers": 1, "clients": {"64": found}}
 
 
-def test_ratios_are_against_a_peers_best_settings(part: Part) -> None:
-    """A peer's slower profile never flatters the ratio; times must stay below their limit."""
+def test_ratios_are_against_the_faster_profile(part: Part) -> None:
+    """The faster profile counts, the same one is listed too; times must stay below the limit."""
     entries = [
         entry("marship", "latency", 900),
         entry("marship", "throughput", 300, p99_us=5.0),
@@ -100,8 +100,8 @@ def test_ratios_are_against_a_peers_best_settings(part: Part) -> None:
     }
 
 
-def test_tables_mark_failed_requests_and_draw_everyone(part: Part, tmp_path: Path) -> None:
-    """A figure with failures in it is never shown as if it were good."""
+def test_tables_mark_failed_requests_and_plots_are_written(part: Part, tmp_path: Path) -> None:
+    """A figure with failed requests has an asterisk."""
     bad = entry("mosec", "latency", 1234)
     bad["clients"]["64"]["errors"] = 1
     measured = {"machine": {"cores": 2}, "cases": {"mlp": [entry("marship", "latency", 900), bad]}}
