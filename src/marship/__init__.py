@@ -49,10 +49,13 @@ if TYPE_CHECKING:
         UsageError,
         WorkerDiedError,
     )
-    from marship.exporting.step import Exported, ExportSettings, export
+    from marship.exporting.settings import ExportSettings
+    from marship.exporting.step import Exported, export
     from marship.operate.check import Checked, Response, check
-    from marship.optimizing.step import Optimized, OptimizeSettings, optimize
-    from marship.packaging.step import PackageSettings, package
+    from marship.optimizing.settings import OptimizeSettings
+    from marship.optimizing.step import Optimized, optimize
+    from marship.packaging.settings import PackageSettings
+    from marship.packaging.step import package
 
 __version__ = VERSION
 __all__ = [

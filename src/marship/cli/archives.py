@@ -13,9 +13,9 @@ from marship import console
 from marship.cli.app import app
 from marship.cli.report import Report, archive_fields, reported
 from marship.errors import UsageError
-from marship.exporting.step import ExportSettings
-from marship.optimizing.step import OptimizeSettings
-from marship.packaging.step import PackageSettings
+from marship.exporting.settings import ExportSettings
+from marship.optimizing.settings import OptimizeSettings
+from marship.packaging.settings import PackageSettings
 from marship.settings import flags
 
 if TYPE_CHECKING:

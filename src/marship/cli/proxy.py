@@ -11,7 +11,7 @@ import typer
 from marship import console
 from marship.cli.app import app, connect
 from marship.cli.report import Report, reported
-from marship.operate.proxy import ProxySettings
+from marship.operate.proxy_settings import ProxySettings
 from marship.settings import flags
 
 PANEL = "The server"

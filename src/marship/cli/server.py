@@ -10,7 +10,7 @@ from marship.cli import models
 from marship.cli.address import on_server
 from marship.cli.app import Home, app, connect
 from marship.cli.report import Report, model_fields, reported, server_fields
-from marship.engines.torchserve.server import ServeSettings
+from marship.engines.torchserve.settings import ServeSettings
 from marship.settings import flags
 
 if TYPE_CHECKING:

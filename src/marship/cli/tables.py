@@ -5,14 +5,13 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 from rich.table import Table
 
 from marship import console
-from marship.contract import Contract
 
 if TYPE_CHECKING:
     from marship.client.clients import Model, ModelStatus
+    from marship.contract import Contract
     from marship.engines.torchserve.home import Home, ServerRecord
     from marship.exporting.step import Exported
     from marship.operate.check import Checked
@@ -101,7 +100,7 @@ def show_optimized(done: "Optimized") -> None:
     console.out.print(f"{choice.chosen} is chosen: {choice.why}.", markup=False, soft_wrap=True)
 
 
-def show_contract(contract: Contract) -> None:
+def show_contract(contract: "Contract") -> None:
     """What a model takes and gives."""
     bounds = (f"{axis} {low} to {high or 'any'}" for axis, (low, high) in contract.bounds.items())
     facts(
@@ -118,7 +117,7 @@ def show_contract(contract: Contract) -> None:
     )
 
 
-def _ranges(contract: Contract) -> Iterator[str]:
+def _ranges(contract: "Contract") -> Iterator[str]:
     """The values of what indexes a table."""
     for spec in contract.inputs:
         if spec.value_range is not None:
@@ -328,6 +327,8 @@ def show_answer(answer: Any) -> None:  # noqa: ANN401  any that a model answers
 
     Of a transcript, whose segments were printed as they came, the rest.
     """
+    import numpy as np
+
     from marship.predict.transcripts import has_segments
 
     if isinstance(answer, bytes):

@@ -24,8 +24,9 @@ from marship.contract import (
 from marship.errors import DataError, MarshipError, ModelError, UsageError
 from marship.fit.origin import fingerprint, local_files, machine, versions
 from marship.fit.recipe import Recipe, resolve
+from marship.optimizing.settings import PASSES, OptimizeSettings
 from marship.proof.cases import first_axis, read_rows
-from marship.settings import as_dict, setting
+from marship.settings import as_dict
 from marship.storage import read_json, replacing_all, write_json
 
 if TYPE_CHECKING:  # --help needs none of it
@@ -33,7 +34,6 @@ if TYPE_CHECKING:  # --help needs none of it
     from marship.optimizing.source import Goal
     from marship.optimizing.trial import Judge, Material
 
-PASSES = ("float32", "int8_dynamic", "int8_static", "int8_blocks", "float16")
 EXPORTED = "exported"
 
 MODEL_FILE = "model.onnx"
@@ -43,30 +43,6 @@ HELDOUT_FILE = "heldout.npz"
 REPORT_FILE = "optimize.json"
 PICTURE_FILE = "optimize.png"
 VERSIONED = ("marship", "onnx", "onnxruntime", "numpy")
-
-
-@dataclass(frozen=True, slots=True)
-class OptimizeSettings:
-    """How variants are measured and chosen.
-
-    Example:
-        >>> marship.OptimizeSettings(variant="int8_dynamic").threads
-        1
-    """
-
-    variant: str | None = setting(
-        None, "choose this variant whatever the measurements say: exported, " + ", ".join(PASSES)
-    )
-    threads: int = setting(1, "threads within one call while measuring", minimum=1)
-    batch: int = setting(16, "rows of the larger of the two calls that are timed", minimum=2)
-    least_gain: float = setting(
-        0.05, "speed gain over float32 that is worth a change, as a share", minimum=0
-    )
-    search_s: float = setting(
-        180.0, "seconds to find the layers that must stay float in int8", minimum=0
-    )
-    measure_s: float = setting(8.0, "seconds of timing, for both batch sizes together", minimum=0)
-    again: bool = setting(False, "optimize anew where nothing has changed, too")
 
 
 @dataclass(frozen=True, slots=True)

@@ -29,10 +29,10 @@ from marship.fit import run
 from marship.fit.recipe import RECIPE_FILE, Recipe
 from marship.packaging import configure, evidence, onnx_proof, sealing, shipped
 from marship.packaging.sealing import Sealer
+from marship.packaging.settings import PackageSettings
 from marship.proof import golden
 from marship.serving.formats import extent
 from marship.serving.model import keysource
-from marship.settings import setting
 from marship.storage import read_json, replacing
 from marship.trust import archive, outline
 from marship.trust.archive import CONFIG_FILE, EVIDENCE_FILE, MANIFEST_FILE
@@ -45,61 +45,6 @@ MANIFEST_EPOCH = "01/01/1980 00:00:00"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _MOST_NAME = 200
 """Characters of an archive's file name, which is written under a longer one first."""
-
-
-@dataclass(frozen=True)
-class PackageSettings:
-    """How a model is packed, and how its workers run unless the server is told otherwise.
-
-    Example:
-        >>> marship.PackageSettings(name="tiny", max_workers=2).response_timeout_s
-        60
-    """
-
-    name: str | None = setting(None, "name on the server; the recipe's, or the file's")
-    version: str = setting("1.0", "version on the server, digits and dots")
-    model_store: Path = setting(Path("model_store"), "folder that takes the archive")
-    versioned: bool = setting(
-        False, "name the file NAME-VERSION.mar: other versions stay beside it"
-    )
-    handler: Path | None = setting(
-        None, "a file, or the name of one of marship's; else the recipe's, or tensors in and out"
-    )
-    variant: str | None = setting(None, "model variant to pack; the one that optimize chose")
-    asset: tuple[str, ...] = setting((), "further file that the handler reads; may be repeated")
-    option: tuple[str, ...] = setting(
-        (), "a setting of the handler's own, as NAME=VALUE, like review=0.4; may be repeated"
-    )
-    min_workers: int = setting(1, "workers at start", minimum=1)
-    max_workers: int = setting(1, "workers at most; cores are divided by it at first", minimum=1)
-    profile: str = setting("latency", "latency: one by one; throughput: batches of 32 within 1 ms")
-    batch_size: int | None = setting(None, "requests run together; the profile's", minimum=1)
-    max_batch_delay_ms: int | None = setting(
-        None, "wait for a batch to fill, milliseconds; the profile's", minimum=1
-    )
-    response_timeout_s: int = setting(60, "a worker that takes longer is restarted", minimum=1)
-    startup_timeout_s: int = setting(120, "a worker must load within this", minimum=1)
-    client_timeout_s: int | None = setting(
-        None,
-        "clients wait no longer: older requests of a batch are dropped; none are",
-        minimum=1,
-    )
-    provider: tuple[str, ...] = setting(("cpu",), "cpu, cuda, tensorrt or openvino, best first")
-    intra_op_threads: int | None = setting(None, "threads of one call; cores / workers", minimum=1)
-    spinning: bool = setting(False, "idle threads spin: only for a worker alone on its cores")
-    golden: str = setting(
-        "synthetic",
-        "golden cases: synthetic, nobody's data, or real, where they were exported so",
-    )
-    proof_seconds: float = setting(
-        60.0, "what the proof of an ONNX file's rows may cost", minimum=1
-    )
-    limit_s: int = setting(
-        600, "an ONNX file that loads and runs longer than this is refused, seconds", minimum=1
-    )
-    seal: str | None = setting(
-        None, "encrypt the model; the key from file:PATH, env:NAME or command:PROGRAM ..."
-    )
 
 
 @dataclass(frozen=True, slots=True)

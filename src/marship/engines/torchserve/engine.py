@@ -14,7 +14,8 @@ from marship.exchange.calls import Pause
 
 if TYPE_CHECKING:
     from marship.engines.torchserve.home import ServerRecord
-    from marship.engines.torchserve.server import Server, ServeSettings
+    from marship.engines.torchserve.server import Server
+    from marship.engines.torchserve.settings import ServeSettings
     from marship.trust.policy import Trust
 
 

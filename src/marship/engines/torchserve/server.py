@@ -23,12 +23,12 @@ from marship.engines.torchserve import environment, java, peers, processes, prod
 from marship.engines.torchserve import home as homes
 from marship.engines.torchserve import store as stores
 from marship.engines.torchserve.home import Home, ServerRecord
+from marship.engines.torchserve.settings import ServeSettings
 from marship.errors import NotRunningError, ServerError, UsageError
 from marship.exchange import sockets
 from marship.exchange.connections import Connection
 from marship.exchange.limited import LimitedSocket, OverLimitError
 from marship.serving.model import keysource
-from marship.settings import setting
 
 STARTED_LINE = "Model server started."
 
@@ -36,49 +36,6 @@ _POLL_S = 0.05
 _RESPONSE_TIMEOUT_S, _LARGEST_RESPONSE_BYTES = 5, 1 << 20
 _STOPPED = (128 + signal.SIGTERM, -signal.SIGTERM)
 _TELLING = ("Invalid configuration", "Exception", "Error", "Could not", "Unrecognized", "fatal")
-
-
-@dataclass(frozen=True, slots=True)
-class ServeSettings:
-    """How a server is started."""
-
-    home: Path | None = setting(
-        None, "the server's private folder; else MARSHIP_HOME, else .marship here"
-    )
-    model_store: Path | None = setting(None, "the folder with the archives; else the config's")
-    config: Path | None = setting(
-        None, "TorchServe's settings; else ./config.properties, else the packaged ones"
-    )
-    models: tuple[str, ...] = setting((), "archives to load at the start, or all")
-    trust: Path | None = setting(
-        None, "folder of public keys that archives must be signed with; else the last start's"
-    )
-    no_trust: bool = setting(False, "serve unsigned archives, whatever the last start asked for")
-    inference_port: int | None = setting(None, "0 takes any free port; else the config's")
-    management_port: int | None = setting(None, "0 takes any free port; else the config's")
-    metrics_port: int | None = setting(None, "0 takes any free port; else the config's")
-    grpc_inference_port: int | None = setting(None, "0 takes any free port; else the config's")
-    grpc_management_port: int | None = setting(None, "0 takes any free port; else the config's")
-    seal_key: str | None = setting(None, "opens sealed models: file:PATH, env:NAME or command:...")
-    free_ports: bool = setting(False, "take any free port for all that no flag names")
-    profile: str | None = setting(None, "production: refuse to start where anything lets others in")
-    keep_env: tuple[str, ...] = setting((), "a variable that workers see in production, too")
-    start_timeout_s: float = setting(60.0, "how long the server may take to answer", minimum=1)
-
-    def ports(self) -> dict[str, int | None]:
-        """The wanted port of each listener: None keeps the config's, 0 takes any."""
-        named = (
-            self.inference_port,
-            self.management_port,
-            self.metrics_port,
-            self.grpc_inference_port,
-            self.grpc_management_port,
-        )
-        unnamed = 0 if self.free_ports else None
-        return {
-            name: unnamed if port is None else port
-            for name, port in zip(configs.LISTENERS, named, strict=True)
-        }
 
 
 @dataclass(frozen=True, slots=True)
