@@ -9,14 +9,17 @@ import inspect
 from collections.abc import AsyncGenerator, Callable, Coroutine, Generator
 from contextlib import aclosing, closing
 from types import TracebackType
-from typing import Any, Concatenate, ParamSpec, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, Self, TypeVar
 
 from marship import profiles
 from marship.client.bodies import decoded, encoded
 from marship.client.connected import Connected
 from marship.engines.engine import Engine, Model, ModelStatus, OnWait, Registration, Wait, Worker
 from marship.exchange.calls import Answer, Flow, line_value
-from marship.exchange.transports import AsyncTransport, BlockingTransport
+from marship.exchange.transports import BlockingTransport
+
+if TYPE_CHECKING:  # aiohttp takes longer to import than all the rest
+    from marship.exchange.async_transport import AsyncTransport
 
 __all__ = ["AsyncClient", "Client", "Model", "ModelStatus", "OnWait", "Worker"]
 
@@ -349,7 +352,9 @@ class AsyncClient(Connected):
                 yield line
 
     @functools.cached_property
-    def _transport(self) -> AsyncTransport:
+    def _transport(self) -> "AsyncTransport":
+        from marship.exchange.async_transport import AsyncTransport
+
         return AsyncTransport(self._engine, self._bounds)
 
     async def __aenter__(self) -> Self:

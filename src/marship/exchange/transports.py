@@ -1,22 +1,19 @@
-"""Two ways to carry flows over HTTP: blocking, and asyncio with aiohttp.
+"""Flows carried over HTTP by blocking calls, and what carrying them by asyncio has in common.
 
 Both keep the same bounds: one deadline for a whole exchange, from the connection to the last byte
 of the body, and of a stream for each wait for a line; a largest response; no encodings. Both
 make sure that a new connection ends at the home's server before they send anything.
 """
 
-import asyncio
 import http.client
 import re
 import ssl
 import time
-from collections.abc import AsyncIterator, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, Generic, TypeVar
 from urllib.parse import urlencode
-
-import aiohttp
 
 from marship.errors import NoAnswerError, ServerError, TLSError, TooLargeError
 from marship.exchange import connections, sockets
@@ -32,7 +29,6 @@ from marship.exchange.calls import (
     Work,
 )
 from marship.exchange.connections import Connection, UnreachableError
-from marship.exchange.connectors import connector
 from marship.exchange.limited import OverLimitError
 from marship.version import VERSION
 
@@ -40,7 +36,7 @@ T = TypeVar("T")
 
 MAX_RESPONSE_BYTES = 1 << 30
 _OVERHEAD_BYTES = 1 << 20  # of headers; chunks of a single byte would double what a body takes
-_HEADERS = {"Accept-Encoding": "identity", "User-Agent": f"marship/{VERSION}"}
+HEADERS = {"Accept-Encoding": "identity", "User-Agent": f"marship/{VERSION}"}
 _NO_ENCODING, _CHUNKED = ("", "identity"), ("", "chunked")
 _LENGTH, _SHOWN, _LONGEST_REASON = re.compile(r"[0-9]{1,18}"), 40, 100
 _SUCCESS, _REDIRECT = 200, 300
@@ -107,8 +103,8 @@ class BlockingTransport:
         answer: Any = None
         error: BaseException | None = None
         while True:
-            step = _next(flow, answer, error)
-            if isinstance(step, _Done):
+            step = next_step(flow, answer, error)
+            if isinstance(step, Done):
                 return step.value
             answer = error = None
             try:
@@ -132,7 +128,7 @@ class BlockingTransport:
             try:
                 self._restart(line)
                 response = self._send(line, call, url)
-                headers = _lowered(response.getheaders())
+                headers = lowered(response.getheaders())
                 answer = self._bounds.check_head(Answer(response.status, headers, b""), url)
                 if call.streams and answer.has_lines:
                     return replace(answer, lines=self._lines(line, response, url))
@@ -144,7 +140,7 @@ class BlockingTransport:
     def _send(self, line: Connection, call: Call, url: str) -> http.client.HTTPResponse:
         target = url.removeprefix(line.base) + (f"?{urlencode(call.params)}" if call.params else "")
         try:
-            line.request(call.method, target, call.body, {**_HEADERS, **call.headers})
+            line.request(call.method, target, call.body, {**HEADERS, **call.headers})
         except (BrokenPipeError, ConnectionResetError):
             if line.sock is None:
                 raise
@@ -197,164 +193,39 @@ class BlockingTransport:
         try:
             yield
         except TimeoutError as error:
-            raise _too_slow(url, self._bounds.timeout_s) from error
+            raise too_slow(url, self._bounds.timeout_s) from error
         except OverLimitError as error:
             raise self._bounds.too_large(url) from error
         except UnreachableError as error:
             raise self._destination.not_reachable(url) from error
         except ssl.SSLError as error:
-            raise _without_tls(url, error) from error
+            raise without_tls(url, error) from error
         except http.client.InvalidURL as error:
-            raise _no_address(url, error) from error
+            raise no_address(url, error) from error
         except (OSError, http.client.IncompleteRead) as error:
-            raise _dropped(url) from error
+            raise dropped(url) from error
         except http.client.HTTPException as error:
-            raise _no_http(url, error) from error
+            raise no_http(url, error) from error
         except ValueError as error:  # a header that cannot be sent
-            raise _no_address(url, error) from error
-
-
-class AsyncTransport:
-    """Runs flows on the event loop that first uses it."""
-
-    def __init__(self, destination: Destination, bounds: Bounds) -> None:
-        self._destination, self._bounds = destination, bounds
-        self._sessions: dict[str, aiohttp.ClientSession] = {}  # by the address without a path
-
-    async def run(self, flow: Flow[T]) -> T:
-        """The flow's result."""
-        answer: Any = None
-        error: BaseException | None = None
-        while True:
-            step = _next(flow, answer, error)
-            if isinstance(step, _Done):
-                return step.value
-            answer = error = None
-            try:
-                if isinstance(step, Pause):
-                    await asyncio.sleep(step.seconds)
-                elif isinstance(step, Work):
-                    answer = await asyncio.to_thread(step.run)
-                else:
-                    answer = await self._exchange(step)
-            except BaseException as problem:  # cancellation too: the flow undoes what it began
-                error = problem
-
-    async def close(self) -> None:
-        """Close the connections."""
-        for session in self._sessions.values():
-            await session.close()
-
-    async def _exchange(self, call: Call) -> Answer:
-        url = self._destination.url(call)
-        with self._faults(url):
-            async with asyncio.timeout(self._bounds.timeout_s):
-                response = await self._connected(url).request(
-                    call.method,
-                    sockets.without_path(url),
-                    params=dict(call.params),
-                    headers=dict(call.headers),
-                    data=call.body,
-                    allow_redirects=False,
-                    timeout=aiohttp.ClientTimeout(),
-                )
-                try:
-                    headers = _lowered(response.headers.items())
-                    answer = self._bounds.check_head(Answer(response.status, headers, b""), url)
-                    if call.streams and answer.has_lines:
-                        return replace(answer, lines=self._lines(response, url))
-                    return replace(answer, body=await self._read(response, url))
-                except BaseException:
-                    response.close()
-                    raise
-
-    def _connected(self, url: str) -> aiohttp.ClientSession:
-        base = sockets.base_of(url)
-        if base not in self._sessions:
-            self._sessions[base] = aiohttp.ClientSession(
-                connector=connector(base, self._destination.check_peer, self._destination.tls),
-                headers=_HEADERS,
-                auto_decompress=False,
-                cookie_jar=aiohttp.DummyCookieJar(),
-            )
-        return self._sessions[base]
-
-    async def _read(self, response: aiohttp.ClientResponse, url: str) -> bytes:
-        read, size = [], 0
-        async for piece in response.content.iter_any():
-            size += len(piece)
-            self._bounds.check(size, url)
-            read.append(piece)
-        return b"".join(read)
-
-    async def _lines(self, response: aiohttp.ClientResponse, url: str) -> AsyncIterator[bytes]:
-        lines, open_bytes = Lines(), 0
-        loop = asyncio.get_running_loop()
-        async with response:
-            with self._faults(url):
-                end = loop.time() + self._bounds.timeout_s
-                while piece := await _within(end, response.content.readany()):
-                    open_bytes += len(piece)
-                    self._bounds.check(open_bytes, url)
-                    for line in lines.feed(piece):
-                        yield line
-                    if b"\n" in piece:
-                        open_bytes, end = 0, loop.time() + self._bounds.timeout_s
-                for line in lines.end():
-                    yield line
-
-    @contextmanager
-    def _faults(self, url: str) -> Iterator[None]:
-        """Errors of aiohttp as our own."""
-        try:
-            yield
-        except TimeoutError as error:
-            raise _too_slow(url, self._bounds.timeout_s) from error
-        except aiohttp.ClientConnectorCertificateError as error:
-            raise _without_tls(url, error.certificate_error) from error
-        except aiohttp.ClientConnectorSSLError as error:
-            raise _without_tls(url, error.os_error) from error
-        except aiohttp.ClientConnectorError as error:
-            is_cut_off = isinstance(error.os_error, ConnectionResetError)  # while TLS shook hands
-            raise (_dropped(url) if is_cut_off else self._destination.not_reachable(url)) from error
-        except aiohttp.InvalidURL as error:
-            raise _no_address(url, error) from error
-        except aiohttp.ClientError as error:
-            raise _no_answer(url, error) from error
-        except ValueError as error:  # a header that cannot be sent
-            raise _no_address(url, error) from error
-
-
-def _no_answer(url: str, error: aiohttp.ClientError) -> ServerError:
-    if isinstance(error, aiohttp.ClientResponseError):
-        return _no_http(url, error)
-    if isinstance(error.__cause__, ssl.SSLError):  # TLS 1.3 refuses a client after the handshake
-        return _without_tls(url, error.__cause__)
-    return _dropped(url)
-
-
-async def _within(end: float, waiting: Any) -> bytes:  # noqa: ANN401  a coroutine
-    async with asyncio.timeout_at(end):
-        read: bytes = await waiting
-        return read
+            raise no_address(url, error) from error
 
 
 @dataclass(frozen=True, slots=True)
-class _Done(Generic[T]):
+class Done(Generic[T]):
     """The end of a flow."""
 
     value: T
 
 
-def _next(flow: Flow[T], answer: object, error: BaseException | None) -> Step | _Done[T]:
+def next_step(flow: Flow[T], answer: object, error: BaseException | None) -> Step | Done[T]:
     """Go on with the flow: its next step, or its end."""
     try:
         return flow.send(answer) if error is None else flow.throw(error)
     except StopIteration as end:
-        return _Done(end.value)
+        return Done(end.value)
 
 
-def _lowered(headers: Iterable[tuple[str, str]]) -> dict[str, str]:
+def lowered(headers: Iterable[tuple[str, str]]) -> dict[str, str]:
     """Headers by their names in lower case; what comes twice is one list (RFC 9110, 5.3)."""
     found: dict[str, str] = {}
     for name, value in headers:
@@ -366,32 +237,36 @@ def _unfit(url: str, rule: str, got: str) -> ServerError:
     return ServerError(f"{url} must {rule}, got {got}. Look at what answers there.")
 
 
-def _too_slow(url: str, timeout_s: float) -> NoAnswerError:
+def too_slow(url: str, timeout_s: float) -> NoAnswerError:
+    """The error for a response that is not whole in time."""
     error = NoAnswerError(f"{url} must answer within {timeout_s:g} s, got no whole answer.")
     error.timed_out = True
     return error
 
 
-def _dropped(url: str) -> NoAnswerError:
+def dropped(url: str) -> NoAnswerError:
+    """The error for a connection that the server closed."""
     return NoAnswerError(f"{url} must answer, got a connection that the server closed. Ask again.")
 
 
-def _no_http(url: str, error: Exception) -> ServerError:
+def no_http(url: str, error: Exception) -> ServerError:
+    """The error for a response that is not HTTP."""
     said = " ".join(str(getattr(error, "message", error)).split())[:_LONGEST_REASON]
     return _unfit(url, "answer in HTTP/1.1", repr(said))
 
 
-def _no_address(url: str, error: Exception) -> ServerError:
+def no_address(url: str, error: Exception) -> ServerError:
+    """The error for a URL or a header that cannot be sent."""
     return ServerError(f"{url} must be an address, got: {error}.")
 
 
 _CLOSED = (ssl.SSLEOFError, ssl.SSLZeroReturnError, ssl.SSLSyscallError)
 
 
-def _without_tls(url: str, error: Exception) -> ServerError:
+def without_tls(url: str, error: Exception) -> ServerError:
     """What a failed handshake means; one that was cut off is a lost connection like any."""
     if isinstance(error, _CLOSED):
-        return _dropped(url)
+        return dropped(url)
     if isinstance(error, ssl.SSLCertVerificationError):
         return TLSError(
             f"{url} must show a certificate that is valid for it, got: {error.verify_message}. "

@@ -12,8 +12,9 @@ import pytest
 from marship import AsyncClient, Client
 from marship.engines.torchserve.access import Access
 from marship.errors import InvalidInputError, MarshipError, NoAnswerError, ServerError
+from marship.exchange.async_transport import AsyncTransport
 from marship.exchange.calls import Flow, Lines, Work, line_value
-from marship.exchange.transports import AsyncTransport, BlockingTransport, Bounds
+from marship.exchange.transports import BlockingTransport, Bounds
 
 Chunk = bytes | float | None
 """Bytes to send, seconds to wait, or the end of the connection without the stream's end."""

@@ -9,7 +9,7 @@
     sockets.py     unix sockets in place of ports
     access.py      addresses and tokens
     calls.py       one HTTP exchange as plain data, and its errors as ours
-    transports.py  exchanges over requests, and over aiohttp
+    transports.py  exchanges by blocking calls; async_transport.py by aiohttp
     connections.py the blocking client's: HTTP with a deadline for a whole exchange
     peers.py       whether a connection ends at the server that is meant
     turns.py       waiting for a lock that another process holds

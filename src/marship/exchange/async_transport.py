@@ -1,0 +1,148 @@
+"""Flows carried over HTTP by asyncio, with aiohttp.
+
+Apart from the blocking transport, which starts sooner without it: aiohttp takes longer to import
+than all the rest of the client.
+"""
+
+import asyncio
+import ssl
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any, TypeVar
+
+import aiohttp
+
+from marship.errors import ServerError
+from marship.exchange import sockets, transports
+from marship.exchange.calls import Answer, Call, Destination, Flow, Lines, Pause, Work
+from marship.exchange.connectors import connector
+from marship.exchange.transports import Bounds
+
+T = TypeVar("T")
+
+
+class AsyncTransport:
+    """Runs flows on the event loop that first uses it."""
+
+    def __init__(self, destination: Destination, bounds: Bounds) -> None:
+        self._destination, self._bounds = destination, bounds
+        self._sessions: dict[str, aiohttp.ClientSession] = {}  # by the address without a path
+
+    async def run(self, flow: Flow[T]) -> T:
+        """The flow's result."""
+        answer: Any = None
+        error: BaseException | None = None
+        while True:
+            step = transports.next_step(flow, answer, error)
+            if isinstance(step, transports.Done):
+                return step.value
+            answer = error = None
+            try:
+                if isinstance(step, Pause):
+                    await asyncio.sleep(step.seconds)
+                elif isinstance(step, Work):
+                    answer = await asyncio.to_thread(step.run)
+                else:
+                    answer = await self._exchange(step)
+            except BaseException as problem:  # cancellation too: the flow undoes what it began
+                error = problem
+
+    async def close(self) -> None:
+        """Close the connections."""
+        for session in self._sessions.values():
+            await session.close()
+
+    async def _exchange(self, call: Call) -> Answer:
+        url = self._destination.url(call)
+        with self._faults(url):
+            async with asyncio.timeout(self._bounds.timeout_s):
+                response = await self._connected(url).request(
+                    call.method,
+                    sockets.without_path(url),
+                    params=dict(call.params),
+                    headers=dict(call.headers),
+                    data=call.body,
+                    allow_redirects=False,
+                    timeout=aiohttp.ClientTimeout(),
+                )
+                try:
+                    headers = transports.lowered(response.headers.items())
+                    answer = self._bounds.check_head(Answer(response.status, headers, b""), url)
+                    if call.streams and answer.has_lines:
+                        return replace(answer, lines=self._lines(response, url))
+                    return replace(answer, body=await self._read(response, url))
+                except BaseException:
+                    response.close()
+                    raise
+
+    def _connected(self, url: str) -> aiohttp.ClientSession:
+        base = sockets.base_of(url)
+        if base not in self._sessions:
+            self._sessions[base] = aiohttp.ClientSession(
+                connector=connector(base, self._destination.check_peer, self._destination.tls),
+                headers=transports.HEADERS,
+                auto_decompress=False,
+                cookie_jar=aiohttp.DummyCookieJar(),
+            )
+        return self._sessions[base]
+
+    async def _read(self, response: aiohttp.ClientResponse, url: str) -> bytes:
+        read, size = [], 0
+        async for piece in response.content.iter_any():
+            size += len(piece)
+            self._bounds.check(size, url)
+            read.append(piece)
+        return b"".join(read)
+
+    async def _lines(self, response: aiohttp.ClientResponse, url: str) -> AsyncIterator[bytes]:
+        lines, open_bytes = Lines(), 0
+        loop = asyncio.get_running_loop()
+        async with response:
+            with self._faults(url):
+                end = loop.time() + self._bounds.timeout_s
+                while piece := await _within(end, response.content.readany()):
+                    open_bytes += len(piece)
+                    self._bounds.check(open_bytes, url)
+                    for line in lines.feed(piece):
+                        yield line
+                    if b"\n" in piece:
+                        open_bytes, end = 0, loop.time() + self._bounds.timeout_s
+                for line in lines.end():
+                    yield line
+
+    @contextmanager
+    def _faults(self, url: str) -> Iterator[None]:
+        """Errors of aiohttp as our own."""
+        try:
+            yield
+        except TimeoutError as error:
+            raise transports.too_slow(url, self._bounds.timeout_s) from error
+        except aiohttp.ClientConnectorCertificateError as error:
+            raise transports.without_tls(url, error.certificate_error) from error
+        except aiohttp.ClientConnectorSSLError as error:
+            raise transports.without_tls(url, error.os_error) from error
+        except aiohttp.ClientConnectorError as error:
+            if isinstance(error.os_error, ConnectionResetError):  # while TLS shook hands
+                raise transports.dropped(url) from error
+            raise self._destination.not_reachable(url) from error
+        except aiohttp.InvalidURL as error:
+            raise transports.no_address(url, error) from error
+        except aiohttp.ClientError as error:
+            raise _no_answer(url, error) from error
+        except ValueError as error:  # a header that cannot be sent
+            raise transports.no_address(url, error) from error
+
+
+def _no_answer(url: str, error: aiohttp.ClientError) -> ServerError:
+    if isinstance(error, aiohttp.ClientResponseError):
+        return transports.no_http(url, error)
+    if isinstance(error.__cause__, ssl.SSLError):  # TLS 1.3 refuses a client after the handshake
+        return transports.without_tls(url, error.__cause__)
+    return transports.dropped(url)
+
+
+async def _within(end: float, waiting: Any) -> bytes:  # noqa: ANN401  a coroutine
+    async with asyncio.timeout_at(end):
+        read: bytes = await waiting
+        return read
