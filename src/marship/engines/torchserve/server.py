@@ -34,8 +34,13 @@ STARTED_LINE = "Model server started."
 
 _POLL_S = 0.05
 _RESPONSE_TIMEOUT_S, _LARGEST_RESPONSE_BYTES = 5, 1 << 20
+_NO_PORT = "Failed to bind to address"
 _STOPPED = (128 + signal.SIGTERM, -signal.SIGTERM)
 _TELLING = ("Invalid configuration", "Exception", "Error", "Could not", "Unrecognized", "fatal")
+
+
+class _PortTakenError(ServerError):
+    """Another program took a port after it was chosen and before Java listened on it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,6 +121,15 @@ def start(settings: ServeSettings, *, on_wait: Callable[[float], None] | None = 
     production.check_profile(settings.profile, settings.keep_env)
     home.require_stopped()  # else its ports would be what is wrong
     settings = remembering(settings)
+    try:
+        return _start(home, settings, on_wait)
+    except _PortTakenError:
+        if 0 not in settings.ports().values():
+            raise
+        return _start(home, settings, on_wait)  # with other free ports
+
+
+def _start(home: Home, settings: ServeSettings, on_wait: Callable[[float], None] | None) -> Server:
     keys = stores.pinned(settings.trust)
     source = configs.locate(settings.config)
     values = configs.resolve(
@@ -288,10 +302,9 @@ def _wait_until_up(
     while not (_says_started(server.home) and _answers(server.record)):
         waited = time.monotonic() - began
         if server.process.poll() is not None:
-            raise ServerError(
-                f"TorchServe must start, got: {_last_words(server.home)}. "
-                f"Its logs: {server.home.logs}"
-            )
+            cause = _last_words(server.home)
+            kind = _PortTakenError if _NO_PORT in cause else ServerError
+            raise kind(f"TorchServe must start, got: {cause}. Its logs: {server.home.logs}")
         if waited > timeout_s:
             raise ServerError(
                 f"TorchServe must answer within {timeout_s:g} s, got no answer. "
