@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -65,13 +66,16 @@ def expected(run_dir: Path, digits: Path) -> dict[str, tuple[str, float]]:
     model.eval()
     about = json.loads((run_dir / "picture.json").read_text())
     shortest = pictures.shortest_side(about["side"], about["crop"])
+    files = list((digits / "train").rglob("*.*"))
+    decoded = [pictures.decode(file.read_bytes(), shortest).pixels for file in files]
     answers = {}
-    for file in (digits / "train").rglob("*.*"):
-        pixels = torch.from_numpy(pictures.decode(file.read_bytes(), shortest).pixels)[None]
+    for shape in {pixels.shape for pixels in decoded}:
+        alike = [i for i, pixels in enumerate(decoded) if pixels.shape == shape]
         with torch.no_grad():
-            (probabilities,) = model(pixels)["probabilities"]
-        best = int(probabilities.argmax())
-        answers[str(file)] = (about["labels"][best], float(probabilities[best]))
+            batch = model(torch.from_numpy(np.stack([decoded[i] for i in alike])))
+        for i, probabilities in zip(alike, batch["probabilities"], strict=True):
+            best = int(probabilities.argmax())
+            answers[str(files[i])] = (about["labels"][best], float(probabilities[best]))
     return answers
 
 
