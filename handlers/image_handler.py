@@ -108,7 +108,7 @@ class ImageHandler(OnnxHandler):
             RequestError: There is no picture, there are too many, or k is no number.
         """
         named: dict[str, Any] = {request.name: request.body, **request.fields}
-        k = self._asked(named)
+        k = self._requested_count(named)
         if not named:
             raise MalformedError("a request must hold a picture, got none.")
         if len(named) > MOST_PICTURES:
@@ -141,7 +141,7 @@ class ImageHandler(OnnxHandler):
             )
         return pictures.decode(bytes(body), self._shortest)
 
-    def _asked(self, named: dict[str, Any]) -> int:
+    def _requested_count(self, named: dict[str, Any]) -> int:
         """The requested k, removed from the named parts of a request."""
         if "k#2" in named:
             raise InvalidInputError("k must be sent once.")
@@ -158,7 +158,9 @@ class ImageHandler(OnnxHandler):
         answers = [self._labelled(output, k) for output in outputs]
         if len(answers) > 1:
             rows = zip(facts, answers, strict=True)
-            return Reply(orjson.dumps({"pictures": [known | _told(row) for known, row in rows]}))
+            return Reply(
+                orjson.dumps({"pictures": [known | _facts_or_raise(row) for known, row in rows]})
+            )
         (answer,) = answers
         if isinstance(answer, MarshipError):
             raise answer
@@ -188,7 +190,7 @@ class ImageHandler(OnnxHandler):
         return {**top[0], "top": top, "tags": [self._labels[i] for i in tagged]}
 
 
-def _told(answer: Facts | MarshipError) -> Facts:
+def _facts_or_raise(answer: Facts | MarshipError) -> Facts:
     """One result among several, or the error in its place."""
     if not isinstance(answer, MarshipError):
         return answer

@@ -39,7 +39,7 @@ from marship.errors import (
 )
 from marship.serving import speech
 from marship.serving.handler import Clock, Reply, Request, hidden
-from marship.serving.speech import Deadline, Form, Queue, Recording, Task
+from marship.serving.speech import AudioFormat, Deadline, Queue, Recording, TranscriptionRequest
 from marship.serving.streaming import StreamHandler
 
 SPEECH_FILE = "speech.json"
@@ -56,7 +56,9 @@ class SpeechHandler(StreamHandler):
         self._longest_s = _longest_s(self.config.get("handler") or {})
         try:
             about = orjson.loads((self.folder / SPEECH_FILE).read_bytes())
-            self._form = Form(self.contract, int(about["sample_rate"]), float(about["longest_s"]))
+            self._form = AudioFormat(
+                self.contract, int(about["sample_rate"]), float(about["longest_s"])
+            )
             self._reader = speech.reader(about, self.folder)
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise LoadError(
@@ -74,7 +76,7 @@ class SpeechHandler(StreamHandler):
 
     def answers(self, requests: Sequence[Request], clock: Clock) -> Iterator[dict[int, Reply]]:
         """Each turn transcribes a few chunks, and yields the responses and lines that are ready."""
-        tasks: dict[int, Task] = {}
+        tasks: dict[int, TranscriptionRequest] = {}
         ready: dict[int, Reply] = {}
         for index, request in enumerate(requests):
             try:
@@ -122,7 +124,7 @@ class SpeechHandler(StreamHandler):
         except Exception:  # a fault in reading one recording must not reach its neighbours
             recording.fail(hidden("read"))
 
-    def _ready(self, tasks: dict[int, Task], clock: Clock) -> dict[int, Reply]:
+    def _ready(self, tasks: dict[int, TranscriptionRequest], clock: Clock) -> dict[int, Reply]:
         """The lines that streams have now, and the responses of done tasks, which it removes."""
         ready = {}
         for index, task in list(tasks.items()):
@@ -138,7 +140,7 @@ class SpeechHandler(StreamHandler):
                 del tasks[index]
         return ready
 
-    def _reply_now(self, task: Task, clock: Clock) -> Reply | None:
+    def _reply_now(self, task: TranscriptionRequest, clock: Clock) -> Reply | None:
         """The lines of a stream, the response of a finished task, or nothing yet."""
         lines = b""
         if task.streams:
@@ -149,7 +151,7 @@ class SpeechHandler(StreamHandler):
             return Reply(lines, LINES_TYPE, more=True)
         return None
 
-    def _last(self, task: Task, lines: bytes, clock: Clock) -> Reply:
+    def _last(self, task: TranscriptionRequest, lines: bytes, clock: Clock) -> Reply:
         """The last, or only, part of a response."""
         if task.failure:
             return self._failed(task.failure)
@@ -161,7 +163,7 @@ class SpeechHandler(StreamHandler):
     def _failed(self, error: MarshipError) -> Reply:
         return self._error(error, self._expects() if isinstance(error, RequestError) else None)
 
-    def _give_up(self, tasks: dict[int, Task]) -> dict[int, Reply]:
+    def _give_up(self, tasks: dict[int, TranscriptionRequest]) -> dict[int, Reply]:
         """Answer those that do not stream before the host ends the worker."""
         error = TooLargeError(
             f"recordings must be transcribed within {self.timeout_s:g} s where the response is not "
@@ -177,7 +179,7 @@ class SpeechHandler(StreamHandler):
         return ready
 
 
-def _task(request: Request) -> Task:
+def _task(request: Request) -> TranscriptionRequest:
     """A request's recordings, not decoded.
 
     Raises:
@@ -195,7 +197,7 @@ def _task(request: Request) -> Task:
     if not any(named.values()):
         raise MalformedError("a request must hold a recording, got no bytes.")
     recordings = {name: Recording(body) for name, body in named.items()}
-    return Task(recordings, LINES_TYPE in (request.header("accept") or "").lower())
+    return TranscriptionRequest(recordings, LINES_TYPE in (request.header("accept") or "").lower())
 
 
 def _longest_s(settings: object) -> float:

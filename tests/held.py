@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 from management import Management
 from marship import Client
 from marship.errors import NoAnswerError
-from marship.exchange.calls import Answer, Call, Flow, Pause, Step, Work
+from marship.exchange.calls import Call, Flow, HttpResponse, Pause, Step, Work
 
 T = TypeVar("T")
 PATIENCE_S = 20
@@ -90,7 +90,7 @@ class Held:
     def close(self) -> None:
         """Nothing is open."""
 
-    def _take(self, step: Step) -> Answer | Any:
+    def _take(self, step: Step) -> HttpResponse | Any:
         if isinstance(step, Pause):  # time passes for nobody else
             return None
         self.at = step

@@ -21,7 +21,7 @@ def of_a_server(
     home.write_record(
         ServerRecord(
             pid=pid,
-            created=processes.began(pid),
+            created=processes.start_time(pid),
             boot=processes.boot_id(),
             inference_url=inference_url,
             management_url=management_url,

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import unquote
 
-from marship.exchange.calls import Answer, Call
+from marship.exchange.calls import Call, HttpResponse
 
 GONE_PIDS = itertools.count(5_000_000)  # beyond what a Linux process can have
 
@@ -77,7 +77,7 @@ class Management:
     store: dict[str, Stored]
     models: dict[str, Versions] = field(default_factory=dict)
 
-    def answer(self, call: Call, by: str = "") -> Answer:
+    def answer(self, call: Call, by: str = "") -> HttpResponse:
         """The response to a call of one client."""
         parts = [unquote(part) for part in call.path.strip("/").split("/")]
         assert parts[0] == "models", call
@@ -96,7 +96,7 @@ class Management:
             return _problem(404, "ModelVersionNotFoundException", f"no version {version}")
         return self._of_version(call, name, version)
 
-    def _of_version(self, call: Call, name: str, version: str) -> Answer:
+    def _of_version(self, call: Call, name: str, version: str) -> HttpResponse:
         model = self.models[name]
         if call.method == "GET":
             return _json(200, [model.versions[version].described(name, version)])
@@ -110,7 +110,7 @@ class Management:
         registered.max_workers = int(call.params["max_worker"])
         return _json(202, {"status": "Processing worker updates..."})
 
-    def _register(self, call: Call, by: str) -> Answer:
+    def _register(self, call: Call, by: str) -> HttpResponse:
         url = call.params["url"]
         stored = self.store.get(Path(url).name)
         if stored is None:
@@ -134,7 +134,7 @@ class Management:
         status = 202 if model.versions[stored.version].workers else 200
         return _json(status, {"status": "Processing worker updates..."})
 
-    def _unregister(self, name: str, model: Versions, version: str) -> Answer:
+    def _unregister(self, name: str, model: Versions, version: str) -> HttpResponse:
         if version == model.default and len(model.versions) > 1:
             return _problem(403, "InvalidModelVersionException", "Cannot remove default version")
         del model.versions[version]
@@ -143,9 +143,9 @@ class Management:
         return _json(200, {"status": "unregistered"})
 
 
-def _json(status: int, value: object) -> Answer:
-    return Answer(status, {"content-type": "application/json"}, json.dumps(value).encode())
+def _json(status: int, value: object) -> HttpResponse:
+    return HttpResponse(status, {"content-type": "application/json"}, json.dumps(value).encode())
 
 
-def _problem(status: int, kind: str, message: str) -> Answer:
+def _problem(status: int, kind: str, message: str) -> HttpResponse:
     return _json(status, {"code": status, "type": kind, "message": message})

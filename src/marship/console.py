@@ -1,4 +1,4 @@
-"""What a person sees: progress, tables, and one clear line for each error."""
+"""Terminal output: progress, tables, and one line for each error."""
 
 import io
 import json
@@ -44,12 +44,12 @@ _MOST_MESSAGE = 4000
 
 
 def seen(text: str) -> str:
-    """The text with what steers a terminal as codes: names and messages may be a stranger's.
+    """The text with terminal control characters escaped: names and messages may be untrusted.
 
-    That is all of Unicode's categories C (control, format, surrogate, private, not assigned), Zl
-    and Zp, as JSON escapes it, but for tabs, ends of lines, and the joiners U+200C and U+200D.
+    Escaped as in JSON are Unicode's categories C (control, format, surrogate, private use,
+    unassigned), Zl and Zp, except tabs, line ends, and the joiners U+200C and U+200D.
     """
-    if text.isprintable():  # which no character of these categories is
+    if text.isprintable():  # no character of these categories is
         return text
     return "".join(_coded(letter) if _steers(letter) else letter for letter in text)
 
@@ -65,16 +65,16 @@ def _coded(letter: str) -> str:
 
 
 class _Console(Console):
-    """Prints no control characters but its own, and no spinner that the terminal cannot show."""
+    """Escapes control characters, and uses only spinners that the terminal's encoding has."""
 
     def render_str(self, text: str, **settings: Any) -> Text:  # noqa: ANN401  Rich's own
-        """A text, before its width is measured."""
+        """Escape a text before its width is measured."""
         return super().render_str(seen(text), **settings)
 
     def render(
         self, renderable: RenderableType, options: ConsoleOptions | None = None
     ) -> Iterable[Segment]:
-        """All else, such as JSON and what stands beside a spinner."""
+        """Escape all other output, such as JSON and the text beside a spinner."""
         for segment in super().render(renderable, options):
             yield segment if segment.control else segment._replace(text=seen(segment.text))
 
@@ -84,11 +84,11 @@ class _Console(Console):
 
 
 class _Output(_Console):
-    """Standard output: in a file or a pipe no line is wrapped, and no word is cut."""
+    """Standard output; into a file or a pipe, lines are neither wrapped nor truncated."""
 
     @property
     def size(self) -> ConsoleDimensions:
-        """The terminal's size; else as wide as it takes."""
+        """The terminal's size; for a file or a pipe, wide enough for any line."""
         known = super().size
         return known if self.is_terminal else known._replace(width=_UNLIMITED)
 
@@ -107,10 +107,10 @@ def spinner(console: Console) -> str:
 
 
 def write(text: str) -> None:
-    """Write a text to standard output: as it is to a file or a pipe, as `seen` to a terminal.
+    """Write a text to standard output: unchanged to a file or a pipe, escaped to a terminal.
 
     Raises:
-        UsageError: A file or a pipe whose encoding lacks a letter of it.
+        UsageError: The encoding of the file or pipe lacks a character of the text.
     """
     if not out.is_terminal:
         try:
@@ -124,7 +124,7 @@ def write(text: str) -> None:
 
 
 def write_json(value: object) -> None:
-    """Write a JSON value to standard output, with escapes for what cannot be shown there."""
+    """Write a JSON value to standard output, escaping what its encoding lacks."""
     is_ascii = not out.encoding.lower().startswith("utf")
     text = json.dumps(value, indent=2, ensure_ascii=is_ascii, default=str)
     out.file.write(f"{seen(text)}\n")
@@ -132,7 +132,7 @@ def write_json(value: object) -> None:
 
 @contextmanager
 def as_notes(wanted: bool) -> Iterator[None]:
-    """Print to standard error what else goes to standard output, if that is wanted."""
+    """If `wanted`, print to standard error what otherwise goes to standard output."""
     before, out.stderr = out.stderr, wanted or out.stderr
     try:
         yield
@@ -141,14 +141,14 @@ def as_notes(wanted: bool) -> Iterator[None]:
 
 
 class _RateColumn(ProgressColumn):
-    """How many a second, of late."""
+    """The recent rate per second."""
 
     def __init__(self, unit: str) -> None:
         super().__init__()
         self._unit = unit
 
     def render(self, task: Task) -> Text:
-        """The rate, as soon as there is one."""
+        """The rate, once it is known."""
         rate = task.finished_speed or task.speed
         if rate is None:
             return Text("")
@@ -160,7 +160,7 @@ def progress(unit: str | None = None) -> Progress:
     """A progress bar on stderr: description, bar, count, elapsed and remaining time.
 
     Args:
-        unit: What is counted; with it stands the rate.
+        unit: What is counted; if given, the rate is shown.
     """
     return Progress(
         SpinnerColumn(spinner(err)),
@@ -175,12 +175,12 @@ def progress(unit: str | None = None) -> Progress:
 
 
 def fail(error: MarshipError) -> NoReturn:
-    """Print the error as one line and leave: 2 for usage, 1 for any other failure.
+    """Print the error as one line and exit: 2 for usage errors, 1 for any other failure.
 
     Notes, such as the last lines of a dead worker's log, follow below it, dimmed.
     """
     message = " ".join(str(error).split())
-    if len(message) > _MOST_MESSAGE:  # it may repeat a stranger's words
+    if len(message) > _MOST_MESSAGE:  # it may quote untrusted text
         message = f"{message[:_MOST_MESSAGE]} ... ({len(message):,} characters)"
     err.print(f"[bold red]error[/] [dim]({error.code})[/] ", end="")
     err.print(message, markup=False, soft_wrap=True)
@@ -192,13 +192,13 @@ def fail(error: MarshipError) -> NoReturn:
 def run(app: Callable[..., Any]) -> None:
     """Call a Typer app; errors become one line unless `--debug` (or MARSHIP_DEBUG=1) is given.
 
-    Ctrl-C leaves with 130 and SIGTERM with 143, after what was begun is undone; a second
-    Ctrl-C cuts the undoing short.
+    Ctrl-C exits with 130 and SIGTERM with 143, after cleanup; a second Ctrl-C interrupts the
+    cleanup.
     """
     debug = "--debug" in sys.argv or os.environ.get("MARSHIP_DEBUG") == "1"
     sys.argv = [word for word in sys.argv if word != "--debug"]
     for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):  # a name, or a message, may hold any letter
+        if isinstance(stream, io.TextIOWrapper):  # names and messages may hold any character
             stream.reconfigure(errors="backslashreplace")
     signal.signal(signal.SIGTERM, lambda number, _frame: sys.exit(128 + number))
     try:
@@ -221,7 +221,7 @@ def _as_own(error: MarshipError | TyperException | OSError) -> MarshipError:
             return unusable
         return MarshipError(f"{error.filename or 'the system'}: {error.strerror or error}.")
     if not error.format_message():
-        sys.exit(error.exit_code)  # no command was given: its help stands on the screen
+        sys.exit(error.exit_code)  # no command was given, and the help was printed
     return UsageError(f"{error.format_message().rstrip('.')}. See the flag --help.")
 
 

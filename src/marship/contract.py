@@ -1,7 +1,7 @@
-"""What a model takes and gives, and what it must answer: the facts every step agrees on.
+"""A model's interface (inputs, outputs, bounds) and its golden cases, shared by all steps.
 
 A contract is read from the ONNX graph, completed by what was proven about it (which axis is
-the batch, which value pads without changing an answer), and travels in the archive as
+the batch, which padding value does not change the outputs), and is stored in the archive as
 `contract.json`. Golden cases travel beside it as `golden.npz`: inputs and the outputs that
 the reference model gave for them.
 """
@@ -37,7 +37,7 @@ NPZ_FAULTS = (
     *(OSError, ValueError, TypeError, AttributeError, EOFError, MemoryError, RuntimeError),
     *(zipfile.BadZipFile, zlib.error, SyntaxError, tokenize.TokenError, OverflowError, KeyError),
 )
-"""What NumPy raises of a damaged npz; an array's header may ask for terabytes."""
+"""What NumPy raises for a corrupted npz; an array's header may declare terabytes."""
 _MOST_SIZE = 1 << 62
 _DTYPES = {"str", "bool", "float16", "float32", "float64"} | {
     f"{kind}{bits}" for kind in ("int", "uint") for bits in (8, 16, 32, 64)
@@ -51,7 +51,7 @@ beyond the second a larger one: float32 is off by a millionth of its largest ter
 
 @dataclass(frozen=True, slots=True)
 class Tolerance:
-    """How far two arrays of one output may be apart.
+    """How much two arrays of one output may differ.
 
     They agree where `|got - want| <= atol * factor + rtol * |want|`, element by element.
 
@@ -65,11 +65,11 @@ class Tolerance:
     factors: Mapping[str, float] = field(default_factory=dict)
 
     def absolute(self, output: str) -> float:
-        """What an output may be off by where it is zero."""
+        """The absolute tolerance of an output: what it may be off by where it is zero."""
         return self.atol * self.factors.get(output, 1.0)
 
     def scaled(self, answers: Iterable[Arrays]) -> "Tolerance":
-        """The same for outputs of the magnitude that these reference outputs have.
+        """The tolerance scaled to the magnitude of these reference outputs.
 
         An output that is zero throughout keeps `atol`: nothing says how large it can be.
         """
@@ -98,9 +98,9 @@ class ColumnRange:
 
     Attributes:
         axis: The axis that is divided; it has a fixed size.
-        place: The index along it, from 0.
+        place: The index along that axis, from 0.
         low: The smallest value.
-        high: The largest value, included.
+        high: The largest value, inclusive.
     """
 
     axis: int
@@ -118,10 +118,10 @@ class TensorSpec:
         dtype: Its NumPy dtype name; "str" for ONNX strings.
         shape: Sizes; a string names an axis of variable size, and one name is one size
             within a request.
-        pad_value: Inputs only. Every variable axis but the batch may be filled up on its
-            right with this value, and no answer changes (proven when it was exported).
+        pad_value: Inputs only. Every variable axis but the batch may be padded on the right
+            with this value without changing the outputs (proven at export).
         value_range: Inputs that index a table: the smallest and the largest index, both
-            included. None where the graph does not say. Floats are indices after truncation.
+            inclusive. None if the graph does not tell. Floats are truncated to indices.
         column_ranges: The same for columns that index tables of their own.
     """
 
@@ -150,7 +150,7 @@ class TensorSpec:
 
 @dataclass(frozen=True, slots=True)
 class Contract:
-    """What a model takes and gives.
+    """A model's inputs, outputs and bounds.
 
     Attributes:
         inputs: In the graph's order.
@@ -158,10 +158,10 @@ class Contract:
         files: The ONNX file and then those of its external data, all in one folder.
         digest: SHA-256 over the bytes of `files`, in hexadecimal.
         opset: Version of the default ONNX operator set.
-        batch_axis: Name of the first axis that all inputs and outputs share, where rows were
-            shown not to influence each other; None where requests must run alone.
-        bounds: Smallest and largest size of a variable axis, by its name; None is unbounded.
-        tolerance: How far a served output may be from the reference's.
+        batch_axis: Name of the first axis that all inputs and outputs share, if rows were
+            proven independent; None if requests must not be batched.
+        bounds: Smallest and largest size of each variable axis, by name; None is unbounded.
+        tolerance: How much a served output may differ from the reference output.
     """
 
     inputs: tuple[TensorSpec, ...]
@@ -182,7 +182,7 @@ class Contract:
         """Read what `to_json` wrote.
 
         Raises:
-            ModelError: The text is no contract of a format that this version reads.
+            ModelError: The text is not a contract of a format that this version reads.
         """
         try:
             raw = json.loads(text)
@@ -208,12 +208,12 @@ class Contract:
 
 
 def _check_types(raw: Mapping[str, Any]) -> None:
-    """Hold JSON against the annotations of `Contract`: all who read one rely on them.
+    """Check JSON against the annotations of `Contract`, on which all its users rely.
 
     Raises:
         TypeError: A value is of another type.
         ValueError: A size is negative, a bound is empty, a dtype is not supported, or
-            a file lies elsewhere.
+            a file is in another folder.
     """
     for name, hint in get_type_hints(Contract).items():
         if name in raw and not _fits(raw[name], hint):
@@ -226,7 +226,7 @@ def _check_types(raw: Mapping[str, Any]) -> None:
     if not raw["files"] or any(Path(name).name != name or "\0" in name for name in raw["files"]):
         raise ValueError(f"files {raw['files']!r}, which must lie in one folder")
     if not all(math.isfinite(raw["tolerance"][kind]) for kind in ("atol", "rtol")):
-        raise ValueError("a tolerance without end")
+        raise ValueError("a tolerance that is not finite")
 
 
 def _check_spec(spec: Mapping[str, Any]) -> None:
@@ -243,7 +243,7 @@ def _check_spec(spec: Mapping[str, Any]) -> None:
 
 
 def _fits(value: object, hint: Any) -> bool:  # noqa: ANN401  a type, or a form of types
-    """Whether a JSON value is of an annotated type; arrays are tuples, objects dataclasses."""
+    """Whether a JSON value matches an annotation; arrays are tuples, objects are dataclasses."""
     parts, form = get_args(hint), get_origin(hint)
     if isinstance(hint, UnionType):
         return any(_fits(value, part) for part in parts)
@@ -282,7 +282,7 @@ def _spec(fields: dict[str, Any]) -> TensorSpec:
 
 @dataclass(frozen=True, slots=True)
 class GoldenCase:
-    """One call of the model: what went in, and what the reference gave."""
+    """Inputs of one model call, with the outputs of the reference model."""
 
     inputs: Arrays
     outputs: Arrays
@@ -328,8 +328,8 @@ def read_golden(source: Path | BinaryIO) -> list[GoldenCase]:
 def largest_difference(got: Arrays, want: Arrays) -> tuple[float, float]:
     """The largest absolute and the largest relative difference over all tensors of `want`.
 
-    A value that is not a number on one side only, or a different shape, is infinitely far.
-    Relative is to `|want|`, where that is not zero.
+    A NaN on one side only, or a different shape, counts as an infinite difference. Relative
+    differences are divided by `|want|`; where that is zero there is none.
     """
     absolute = relative = 0.0
     for name, wanted in want.items():

@@ -1,42 +1,42 @@
 """The tree of errors.
 
     MarshipError
-    |-- UsageError              a command or a setting that cannot be meant
-    |-- DataError               training data that is missing, damaged or of the wrong kind
+    |-- UsageError              an invalid command, flag or setting
+    |-- DataError               training data that is missing, corrupted or of the wrong kind
     |-- CheckpointError         weights or run state that cannot be used
-    |-- TrainingError           a loss that is no number any more
+    |-- TrainingError           a loss or gradient that is not finite
     |-- ModelError              an ONNX file that cannot be read or run
     |   |-- ParityError         two ways to run one model disagree
-    |   `-- SealError           wrong key, corrupted, or it belongs to another archive
+    |   `-- SealError           a sealed file with a wrong key, corrupted, or of another archive
     |-- PackageError            an archive that cannot be built or read
-    |   `-- SignatureError      it is unsigned, altered, or signed by a key that is not trusted
-    |-- LoadError               a worker refuses to serve: digest, golden outputs, provider
+    |   `-- SignatureError      unsigned, modified, or signed by a key that is not trusted
+    |-- LoadError               a model that cannot be loaded: digest, golden outputs, provider
     |-- StorageError            a file that cannot be written: no space, no permission
-    |-- ServerError             TorchServe could not be started, reached, or did not do as told
-    |   |-- NotRunningError     nobody answers at the address
-    |   |-- NoAnswerError       the connection ended, or the time, before the answer came
-    |   |-- TLSError            there is no TLS with it: its certificate, its protocol
-    |   |-- WorkerDiedError     the worker crashed while it handled the request
-    |   |-- ResponseTimeoutError  the worker took longer than its responseTimeout, and was ended
-    |   |-- TokenError          the token is missing, wrong or too old
+    |-- ServerError             TorchServe could not be started or reached, or a call to it failed
+    |   |-- NotRunningError     connection refused: no server at the address
+    |   |-- NoAnswerError       connection lost or timed out before the response was complete
+    |   |-- TLSError            TLS handshake failed: certificate or protocol version
+    |   |-- WorkerDiedError     the worker crashed while handling the request
+    |   |-- ResponseTimeoutError  the worker exceeded its responseTimeout and was killed
+    |   |-- TokenError          the token is missing, wrong or expired
     |   |-- NotFoundError       no such model or version on the server
-    |   `-- RolloutError        a new version did not take over, and was taken back
-    `-- RequestError            what a client sent cannot be answered (HTTP 4xx)
-        |-- MalformedError      400, the bytes are not what their type says
-        |-- InvalidInputError   400, well formed, but against the model's contract
+    |   `-- RolloutError        a rollout failed and was rolled back
+    `-- RequestError            an invalid request (HTTP 4xx)
+        |-- MalformedError      400, the body does not parse as its content type
+        |-- InvalidInputError   400, well formed, but violates the model's contract
         |-- TooLargeError       413
         |-- UnsupportedMediaError  415
-        `-- RateLimitError      429, more requests than the proxy lets one client make
+        `-- RateLimitError      429, the proxy's rate limit for one client
 
-Every class knows its HTTP status and its stable code: clients branch on the code, never on
-the message. A message reads `<thing> must <rule>, got <value>. <What to do>.`
+Each class has an HTTP status and a stable code. Branch on the code, never on the message.
+A message reads `<thing> must <rule>, got <value>. <What to do>.`
 """
 
 from typing import ClassVar
 
 
 class MarshipError(Exception):
-    """The base of all errors that marship raises on purpose.
+    """Base class of all errors that marship raises deliberately.
 
     Example:
         >>> try:
@@ -46,45 +46,45 @@ class MarshipError(Exception):
         usage
     """
 
-    status: int = 500  # of an answer that a client got: the one that came
+    status: int = 500  # of an error that a client received: the response's own
     code: ClassVar[str] = "internal"
 
 
 def kinds(base: type[MarshipError] = MarshipError) -> list[type[MarshipError]]:
-    """A class of errors and all that derive from it, each before those that derive from it."""
+    """An error class and all its subclasses, each before its own subclasses."""
     return [base, *(kind for child in base.__subclasses__() for kind in kinds(child))]
 
 
 def bare(error: MarshipError) -> MarshipError:
-    """The error, without the calls that it came through.
+    """The error without its traceback.
 
-    They hold all that they worked on, such as a decoded picture, for as long as the error is
-    kept; and where they hold the error too, until Python looks for cycles.
+    A traceback keeps the frames' local variables alive, such as a decoded image, as long as the
+    error is kept; if a frame refers to the error, until the cyclic garbage collector runs.
     """
     error.__traceback__ = error.__cause__ = error.__context__ = None
     return error
 
 
 class UsageError(MarshipError):
-    """A command, flag or setting that cannot be meant; exit code 2."""
+    """An invalid command, flag or setting; exit code 2."""
 
     code = "usage"
 
 
 class DataError(MarshipError):
-    """Training data is missing, damaged or of the wrong kind."""
+    """Training data is missing, corrupted or of the wrong kind."""
 
     code = "data"
 
 
 class CheckpointError(MarshipError):
-    """A checkpoint is missing, damaged, or belongs to another model or run."""
+    """A checkpoint is missing, corrupted, or belongs to another model or run."""
 
     code = "checkpoint"
 
 
 class TrainingError(MarshipError):
-    """Training cannot go on: a loss or gradient is not finite."""
+    """Training cannot continue: a loss or gradient is not finite."""
 
     code = "training"
 
@@ -102,7 +102,7 @@ class ParityError(ModelError):
 
 
 class SealError(ModelError):
-    """A sealed file cannot be opened, or its key cannot be had."""
+    """A sealed file cannot be decrypted, or its key cannot be read."""
 
     code = "seal"
 
@@ -114,13 +114,13 @@ class PackageError(MarshipError):
 
 
 class SignatureError(PackageError):
-    """An archive is unsigned, altered, or signed by a key that is not trusted."""
+    """An archive is unsigned, modified, or signed by a key that is not trusted."""
 
     code = "signature"
 
 
 class LoadError(MarshipError):
-    """A worker refuses to serve its model."""
+    """A model cannot be loaded: a worker refuses to serve it."""
 
     code = "load"
 
@@ -132,41 +132,41 @@ class StorageError(MarshipError):
 
 
 class ServerError(MarshipError):
-    """TorchServe could not be started, or did not do what it was asked."""
+    """TorchServe could not be started or reached, or a call to it failed."""
 
     code = "server"
 
 
 class NotRunningError(ServerError):
-    """Nobody answers at the server's address."""
+    """Connection refused: no server listens at the address."""
 
     status = 503
     code = "not_running"
 
 
 class NoAnswerError(ServerError):
-    """The connection ended, or the time, before the answer came."""
+    """The connection was lost or timed out before the response was complete."""
 
     status = 504
     code = "no_answer"
-    timed_out: bool = False  # else the connection ended
+    timed_out: bool = False  # False: the connection was lost
 
 
 class TLSError(ServerError):
-    """The server's certificate is not accepted, or it speaks no TLS that we speak."""
+    """The TLS handshake failed: the certificate is not trusted, or there is no common version."""
 
     status = 502
     code = "tls"
 
 
 class WorkerDiedError(ServerError):
-    """The worker crashed while it handled the request; another may handle it."""
+    """The worker crashed while handling the request; a retry may succeed on another worker."""
 
     code = "worker_died"
 
 
 class ResponseTimeoutError(ServerError):
-    """The worker took longer than its responseTimeout and was ended; so would the next one be."""
+    """The worker exceeded its responseTimeout and was killed; a retry would time out as well."""
 
     status = 504
     code = "response_timeout"
@@ -187,32 +187,32 @@ class NotFoundError(ServerError):
 
 
 class RolloutError(ServerError):
-    """A new version of a model did not take over; the message says what the server has now."""
+    """A rollout failed; the message says which versions the server has now."""
 
     code = "rollout"
 
 
 class RequestError(MarshipError):
-    """What a client sent cannot be answered."""
+    """The client sent an invalid request."""
 
     status = 400
     code = "bad_request"
 
 
 class MalformedError(RequestError):
-    """The bytes are not what their content type says."""
+    """The body does not parse as its content type."""
 
     code = "malformed"
 
 
 class InvalidInputError(RequestError):
-    """Well formed, but not what the model's contract asks for."""
+    """The request is well formed, but violates the model's contract."""
 
     code = "invalid_input"
 
 
 class TooLargeError(RequestError):
-    """The request, or the answer it asks for, is over the size limit."""
+    """The request, or the response to it, exceeds a size limit."""
 
     status = 413
     code = "too_large"
@@ -226,7 +226,7 @@ class UnsupportedMediaError(RequestError):
 
 
 class RateLimitError(RequestError):
-    """One client asked more, or more at a time, than the proxy lets it."""
+    """The client exceeded the proxy's limit of requests per second or of open connections."""
 
     status = 429
     code = "rate_limit"

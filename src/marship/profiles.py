@@ -1,4 +1,4 @@
-"""Two named ways to batch; chosen when a model is packed or registered."""
+"""Batching profiles, chosen when a model is packaged or registered."""
 
 from dataclasses import dataclass
 
@@ -7,12 +7,12 @@ from marship.errors import UsageError
 
 @dataclass(frozen=True, slots=True)
 class Profile:
-    """How many requests a worker answers together.
+    """How many requests a worker batches, and how long a batch waits.
 
     Attributes:
-        batch_size: Requests in one batch at most.
-        max_batch_delay_ms: How long a batch waits to fill. TorchServe batches only two
-            requests with 0, and takes 0 in a model-config.yaml for 100.
+        batch_size: Maximum requests in one batch.
+        max_batch_delay_ms: How long a batch waits to fill. With 0 TorchServe batches at most
+            two requests, and 0 in a model-config.yaml means 100.
     """
 
     batch_size: int
@@ -26,7 +26,7 @@ def find(name: str) -> Profile:
     """The profile of that name.
 
     Raises:
-        UsageError: There is none.
+        UsageError: There is no such profile.
     """
     if name not in PROFILES:
         raise UsageError(f"profile must be one of {', '.join(PROFILES)}, got {name!r}.")

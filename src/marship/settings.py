@@ -1,8 +1,8 @@
 """Settings: one frozen dataclass for each recipe and step, and the flags made from it.
 
 A field is written `epochs: int = setting(100, "passes over the training data", minimum=1)`.
-Its flag is `--epochs`; a TOML file given as `--settings` sets the same names; a flag wins
-over the file, the file over the default.
+Its flag is `--epochs`; a TOML file given as `--settings` sets the same names. A flag overrides
+the file, and the file overrides the default.
 """
 
 import dataclasses
@@ -27,7 +27,7 @@ def setting(
     *,
     minimum: float | None = None,
     maximum: float | None = None,
-) -> Any:  # noqa: ANN401  it stands where a value of the field's type stands
+) -> Any:  # noqa: ANN401  used where a value of the field's type is expected
     """A dataclass field with its help text and bounds."""
     return dataclasses.field(
         default=default, metadata={"help": help_text, "min": minimum, "max": maximum}
@@ -35,7 +35,7 @@ def setting(
 
 
 def as_dict(settings: Any) -> dict[str, Any]:  # noqa: ANN401  any settings dataclass
-    """The resolved values as JSON takes them."""
+    """The resolved values, JSON-serializable."""
     values: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(settings), default=str))
     return values
 
@@ -107,7 +107,7 @@ def _options(kind: type[Any]) -> list[inspect.Parameter]:
 
 
 def _option(item: "dataclasses.Field[Any]", hint: Any) -> inspect.Parameter:  # noqa: ANN401  a type
-    """One field's flag; left out it is None, or an empty list where it may be repeated."""
+    """The flag of one field; if omitted it is None, or an empty list if it may be repeated."""
     bounds = {
         key: item.metadata[key] for key in ("min", "max") if item.metadata.get(key) is not None
     }

@@ -1,4 +1,4 @@
-"""Files that are there whole or not at all."""
+"""Files that are written atomically, and read with clear errors."""
 
 import errno
 import json
@@ -14,7 +14,7 @@ from marship.errors import DataError, StorageError, UsageError
 
 
 class MissingError(UsageError):
-    """There is no such file."""
+    """The file does not exist."""
 
 
 _ADVICE = {
@@ -29,7 +29,7 @@ _ADVICE = {
 
 
 def as_usage(error: OSError, path: object = None) -> UsageError | None:
-    """What it means that a path which somebody named cannot be used; None for other faults."""
+    """The error of a path given by the user as a usage error; None for any other OSError."""
     if error.errno not in _ADVICE:
         return None
     named = error.filename if path is None else path
@@ -39,10 +39,10 @@ def as_usage(error: OSError, path: object = None) -> UsageError | None:
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Yield a path to write to; on success it takes the place of `path` in one step.
+    """Yield a path to write to; on success it replaces `path` atomically.
 
-    The file is synced before the rename, so a power cut leaves the old file or the new one.
-    On any error the old file stays and nothing else is left behind.
+    The file is synced before the rename, so a power failure leaves the old file or the new one.
+    On any error the old file stays and the draft is removed.
 
     Raises:
         StorageError: The disk is full or the folder cannot be written to.
@@ -57,14 +57,14 @@ def replacing(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def replacing_all(folder: Path) -> Iterator[Path]:
-    """Yield a folder to write to; on success its files take their places in `folder`.
+    """Yield a folder to write to; on success its files replace those in `folder`.
 
-    They move one after the other in the order of their names, all synced before the first
-    moves. On any error none moves, and the old files stay.
+    They are renamed one by one, sorted by name, after all are synced. On any error before that
+    none is renamed, and the old files stay.
 
     Raises:
-        StorageError: The disk is full, the folder cannot be written to, or one of the places
-            is a folder.
+        StorageError: The disk is full, the folder cannot be written to, or a target is a
+            folder.
     """
     with explained(folder), _draft_folder(folder, "draft") as drafts:
         yield drafts
@@ -91,7 +91,7 @@ def _sync(file: Path) -> None:
 
 @contextmanager
 def explained(path: Path) -> Iterator[None]:
-    """Tell what is wrong with the disk or the folder where `path` is written.
+    """Raise the OSErrors of writing `path` as errors with advice.
 
     Raises:
         StorageError: The disk is full or the folder cannot be written to.
@@ -126,8 +126,8 @@ def read_json(path: Path) -> Any:  # noqa: ANN401  any JSON value
     """Read a JSON file.
 
     Raises:
-        MissingError: There is no such file.
-        UsageError: It cannot be opened: its permissions, its name.
+        MissingError: The file does not exist.
+        UsageError: It cannot be opened: its permissions or its name.
         DataError: It is not JSON.
     """
     try:

@@ -1,9 +1,9 @@
-"""JSON, YAML and TOML that nobody has vouched for, and the files that hold them.
+"""Bounded parsers for untrusted JSON, YAML and TOML, and for files that hold them.
 
-A few bytes must not stand for much: not by YAML's aliases and merge keys, not by nesting, not by
-numbers of a million digits. What comes out is plain: None, bool, int, float, str, list, and dict
-with str keys, all of it text that can be encoded. Every other text is a `TextError`, in time and
-memory that grow with its size alone.
+A small input must not expand into a large value: not by YAML's aliases and merge keys, by nesting
+or by numbers of a million digits. Values are plain: None, bool, int, float, str, list, and dict
+with str keys, and all text can be encoded as UTF-8. Everything else raises a `TextError`, in time
+and memory linear in the input's size.
 """
 
 import errno
@@ -34,16 +34,16 @@ _SHOWN = 40
 
 
 class TextError(ValueError):
-    """A text is damaged, or stands for more than is allowed; the message is what it holds."""
+    """A text is malformed or exceeds a limit; the message says what it holds."""
 
 
 def open_file(path: Path) -> BinaryIO:
-    """Open a regular file to read it; a pipe or a device may never end.
+    """Open a regular file for reading; a pipe or a device may never end.
 
     Raises:
-        OSError: There is no such file, or it is something else than a regular file.
+        OSError: The file does not exist, or is not a regular file.
     """
-    # without O_NONBLOCK, to open a pipe that nobody writes to waits for ever
+    # without O_NONBLOCK, opening a pipe without a writer blocks forever
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
     kind = os.fstat(descriptor).st_mode
     if stat.S_ISREG(kind):
@@ -58,7 +58,7 @@ def json_value(data: bytes, *, most_bytes: int = MOST_BYTES) -> Any:  # noqa: AN
     """The value of a JSON text.
 
     Raises:
-        TextError: It is no JSON, a name stands twice in one object, or it is too much.
+        TextError: It is not JSON, an object has a duplicate name, or a limit is exceeded.
     """
     _check_size(len(data), most_bytes)
     if sum(map(data.count, (b",", b"[", b"{"))) > MOST_VALUES:
@@ -70,7 +70,7 @@ def toml_value(data: bytes) -> dict[str, Any]:
     """The value of a TOML text.
 
     Raises:
-        TextError: It is no TOML, holds a date, or is too much.
+        TextError: It is not TOML, holds a date, or exceeds a limit.
     """
     _check_size(len(data), MOST_TOML_BYTES)
     if any(line.count(b".") > MOST_DOTS for line in data.splitlines()):
@@ -80,13 +80,13 @@ def toml_value(data: bytes) -> dict[str, Any]:
 
 
 def yaml_value(data: bytes) -> Any:  # noqa: ANN401  any plain value
-    """The value of a YAML text, by YAML 1.1 as PyYAML reads it, without what is not plain.
+    """The value of a YAML text, by YAML 1.1 as PyYAML reads it, restricted to plain values.
 
-    Tags of other types, dates, numbers of base 60, merge keys and keys that are no text are
-    refused. Aliases count as what they stand for.
+    Tags of other types, dates, sexagesimal numbers, merge keys and keys that are not text are
+    rejected. Aliases are counted as the values that they refer to.
 
     Raises:
-        TextError: It is no YAML, is not plain, or is too much.
+        TextError: It is not YAML, is not plain, or exceeds a limit.
     """
     _check_size(len(data), MOST_YAML_BYTES)
     return _parsed(data, lambda text: _Yaml(text).document())
@@ -149,7 +149,7 @@ def _int(digits: str) -> int:
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """A JSON object whose names are there once: readers differ on which of two counts."""
+    """A JSON object without duplicate names: parsers differ on which of two is used."""
     if len(found := dict(pairs)) != len(pairs):
         raise TextError("a name that stands twice in one object")
     return found
@@ -166,7 +166,7 @@ def _too_many() -> TextError:
 class _Yaml:
     """Builds the value of one document from PyYAML's events.
 
-    yaml.safe_load builds first and leaves nothing to count: its merge keys copy what they name,
+    yaml.safe_load builds the value before it can be bounded: merge keys copy what they refer to,
     and 500 bytes of them took 23 s and 757 MB.
     """
 
@@ -176,7 +176,7 @@ class _Yaml:
         self._count = 0
 
     def document(self) -> Any:  # noqa: ANN401
-        """The only document; None where there is none."""
+        """The only document; None if the text is empty."""
         loader = self._loader
         loader.get_event()
         if loader.check_event(yaml.StreamEndEvent):

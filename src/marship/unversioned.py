@@ -1,8 +1,8 @@
-"""Keeps files with secrets out of version control: `git add .` takes what nothing ignores.
+"""Keeps files with secrets out of version control: `git add .` adds what is not ignored.
 
-A folder that is made for secrets ignores all that is in it. In a folder that is there already
-only the secret itself is ignored, by a .gitignore of ours; one that somebody else wrote is not
-edited, so then it has to ignore the secret already.
+A folder created for secrets ignores all its content. In an existing folder only the secret itself
+is ignored, by a .gitignore that marship writes; a .gitignore by anyone else is not edited, so it
+must ignore the secret already.
 """
 
 import shutil
@@ -17,10 +17,10 @@ _HEAD = "# written by marship: what is named here is secret\n"
 
 
 def make_folder(folder: Path) -> None:
-    """Make a folder for its owner alone that git takes nothing of; one that is there stays as is.
+    """Create a private folder that git ignores; an existing one is left unchanged.
 
     Raises:
-        OSError: It cannot be made.
+        OSError: It cannot be created.
     """
     try:
         folder.mkdir(mode=0o700, parents=True)
@@ -32,10 +32,10 @@ def make_folder(folder: Path) -> None:
 
 
 def cover(folder: Path) -> None:
-    """Let git ignore all that is in a folder of ours, unless a .gitignore is there.
+    """Let git ignore the content of a folder of ours, unless it has a .gitignore.
 
     Raises:
-        StorageError: It does not fit on the disk; half of one would count as somebody else's.
+        StorageError: The disk is full; a truncated .gitignore would not be recognized as ours.
     """
     if not (folder / IGNORE_FILE).exists():
         with storage.replacing(folder / IGNORE_FILE) as draft:
@@ -43,13 +43,13 @@ def cover(folder: Path) -> None:
 
 
 def ignore(secret: Path) -> None:
-    """Make sure that git ignores a file, before it is written.
+    """Make sure that git ignores a file before it is written.
 
     Args:
-        secret: Its name must mean nothing to a .gitignore, as those of keys do not.
+        secret: A name without special characters of .gitignore, as the names of keys are.
 
     Raises:
-        UsageError: The folder's .gitignore is somebody else's, and does not name it.
+        UsageError: The folder's .gitignore was not written by marship and does not name the file.
     """
     file = secret.parent / IGNORE_FILE
     if not file.exists():
@@ -64,7 +64,7 @@ def ignore(secret: Path) -> None:
 
 
 def _require_ignored(secret: Path) -> None:
-    """Where no work tree is above the folder there is nobody who could add it."""
+    """Outside of a git work tree there is nothing to require."""
     folder = secret.parent.absolute().resolve()
     if not any((above / ".git").exists() for above in (folder, *folder.parents)):
         return

@@ -47,11 +47,12 @@ def test_a_handler_that_uses_them_is_packed_and_loaded(tmp_path: Path) -> None:
     handler = tmp_path / "own_handler.py"
     handler.write_text(
         "from marship.serving import codec\n"
+        "from marship.serving.codec import Form\n"
         "from marship.serving.batch import Parts\n"
         "from marship.serving.handler import OnnxHandler, Reply, Request\n"
         "from marship.serving.transport import JSON_TYPE\n\n\n"
         "class Own(OnnxHandler):\n"
-        "    def prepare(self):\n        self.seen = self.config['responseTimeout']\n"
+        "    def prepare(self):\n        self.seen = self.config['responseTimeout'], Form.BARE\n"
         "    def decode(self, request):\n        return super().decode(request)\n"
         "    def encode(self, outputs, state):\n"
         "        reply = super().encode(outputs, state)\n"

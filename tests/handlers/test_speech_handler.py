@@ -332,12 +332,14 @@ FAULTS: dict[str, Callable[[pytest.MonkeyPatch], None]] = {
         silence, "cut", failing(silence.cut, lambda found, *_: len(found))
     ),
     "the model's inputs": lambda patch: patch.setattr(
-        speech.Form, "inputs", failing(speech.Form.inputs, lambda _, found: len(found))
+        speech.AudioFormat,
+        "inputs",
+        failing(speech.AudioFormat.inputs, lambda _, found: len(found)),
     ),
     "reading the model's outputs": lambda patch: patch.setattr(
         speech.Recording,
         "hear",
-        failing(speech.Recording.hear, lambda recording, *_: round(recording.held_s * RATE)),
+        failing(speech.Recording.hear, lambda recording, *_: round(recording.decoded_s * RATE)),
     ),
 }
 

@@ -11,7 +11,7 @@ from management import Management, Stored
 from marship import Client
 from marship.engines.torchserve import server
 from marship.errors import LoadError, NoAnswerError
-from marship.exchange.calls import Answer, Call, Flow, path
+from marship.exchange.calls import Call, Flow, HttpResponse, path
 from versions import remove, versions
 
 ARCHIVES = {"echo.mar": Stored("echo", "1.0"), "echo-2.mar": Stored("echo-2", "2.0")}
@@ -20,12 +20,12 @@ ARCHIVES = {"echo.mar": Stored("echo", "1.0"), "echo-2.mar": Stored("echo-2", "2
 class Raw(Client):
     """A client that makes calls as they are."""
 
-    def exchange(self, call: Call) -> Answer:
+    def exchange(self, call: Call) -> HttpResponse:
         """The response, be it an error."""
 
-        def flow() -> Flow[Answer]:
+        def flow() -> Flow[HttpResponse]:
             token = yield from self._engine._token("management")
-            answer: Answer = yield call.with_token(token)
+            answer: HttpResponse = yield call.with_token(token)
             return answer
 
         return self._transport.run(flow())
@@ -62,7 +62,7 @@ def calls(draw: random.Random) -> Iterator[Call]:
 LOOKS = [Call("management", "GET", path("models", "lin", *rest)) for rest in ((), ("all",))]
 
 
-def told(answer: Answer) -> object:
+def told(answer: HttpResponse) -> object:
     """What of a response counts: which error, or which versions of which registrations."""
     value = json.loads(answer.body)
     if isinstance(value, list):
@@ -91,7 +91,7 @@ def test_a_failing_registration_that_is_the_default_takes_no_other_along(
             with Client(held) as other:
                 other.register("lin-1.mar", workers=1)
 
-    with pytest.raises(LoadError, match="golden case 0 must be answered"):
+    with pytest.raises(LoadError, match="golden case 0 must agree"):
         raw.register("broken.mar", on_wait=register_the_good_one)
     assert versions(raw, "lin") == ["1", "1"]
     assert raw.predict("lin", [[1, 2, 3]]) == [[16, 22]]
@@ -112,7 +112,7 @@ def test_a_registration_whose_response_is_lost_leaves_nothing(
         transport = client._transport
         exchange = transport._exchange
 
-        def losing(call: Call) -> Answer:
+        def losing(call: Call) -> HttpResponse:
             answer = exchange(call)
             if call.method == "POST":
                 raise NoAnswerError("the response was lost")

@@ -25,7 +25,7 @@ from marship.errors import (
     ServerError,
     UsageError,
 )
-from marship.operate.rollout import Watcher, rollout
+from marship.operate.rollout import RolloutListener, rollout
 from versions import ANSWERS, ROW, remove, versions
 
 Start = Callable[..., server.Server]
@@ -51,7 +51,7 @@ def _removed(client: Client) -> Iterator[None]:
     remove(client, "lin")
 
 
-class Told(Watcher):
+class Told(RolloutListener):
     """Remembers what was told, and may interrupt."""
 
     def __init__(self, interrupt_at: str = "") -> None:
@@ -80,14 +80,14 @@ def test_a_rollout_under_load_loses_nothing(running: server.Server, lin: Client)
     assert (done.old.version, done.new.version, done.new.ready) == ("1", "2", 1)
     assert versions(lin, "lin") == ["2", "2"]
     assert list(told.done) == ["register", "replay", "default", "drain", "unregister"]
-    assert "golden cases answered, at most" in told.done["replay"]
+    assert "golden cases replayed, largest difference" in told.done["replay"]
 
 
 @pytest.mark.parametrize(
     ("archive", "step", "reason"),
     [
-        ("broken.mar", "register", "golden case 0 must be answered"),
-        ("wrong.mar", "replay", "golden case 0 must be answered within .* difference of 1"),
+        ("broken.mar", "register", "golden case 0 must agree"),
+        ("wrong.mar", "replay", "golden case 0 must agree within .* difference of 1"),
     ],
 )
 def test_a_broken_version_never_answers(
@@ -96,7 +96,9 @@ def test_a_broken_version_never_answers(
     """A worker that refuses to load, or other answers than recorded: gone, and no request lost."""
     with (
         load(running.home.path, "lin", ROW, ANSWERS) as tally,
-        pytest.raises(RolloutError, match=rf"at step {step}: .*{reason}.* 1 answers as before, "),
+        pytest.raises(
+            RolloutError, match=rf"at step {step}: .*{reason}.* 1 is the default as before, "
+        ),
     ):
         rollout(lin, archive)
     assert tally.answered["1"] == tally.sent, tally
@@ -130,7 +132,7 @@ def test_ctrl_c_after_the_switch_brings_the_old_version_back(
     with load(running.home.path, "lin", ROW, ANSWERS) as tally, pytest.raises(KeyboardInterrupt):
         rollout(lin, "lin-2.mar", watcher=told)
     assert tally.answered.total() == tally.sent, tally
-    assert told.done["rollback"] == "1 answers as before, 2 is not registered."
+    assert told.done["rollback"] == "1 is the default as before, 2 is not registered."
     assert versions(lin, "lin") == ["1", "1"]
 
 

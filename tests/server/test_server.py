@@ -32,7 +32,7 @@ settings = server.ServeSettings(
     home=Path(sys.argv[1]), model_store=Path(sys.argv[2]), free_ports=True
 )
 print("starting", flush=True)
-server.start(settings).hold(on_hold=lambda: print("started", flush=True))
+server.start(settings).run_until_signal(on_ready=lambda: print("started", flush=True))
 """
 
 

@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from marship.fit.recipe import resolve
 from recipes import REPOSITORY
 
-Form = tuple[int, int, int, int, str]
-FORMS: list[Form] = [(8000, 200, 80, 40, "constant"), (16000, 400, 160, 80, "reflect")]
+AudioFormat = tuple[int, int, int, int, str]
+FORMS: list[AudioFormat] = [(8000, 200, 80, 40, "constant"), (16000, 400, 160, 80, "reflect")]
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +32,7 @@ def noise(rate: int, seconds: float, rows: int = 3) -> torch.Tensor:
     return audio
 
 
-def by_stft(logmel: ModuleType, audio: torch.Tensor, form: Form) -> torch.Tensor:
+def by_stft(logmel: ModuleType, audio: torch.Tensor, form: AudioFormat) -> torch.Tensor:
     """The same with torch.stft."""
     rate, window, hop, bands, edge = form
     hann = torch.hann_window(window)
@@ -42,7 +42,7 @@ def by_stft(logmel: ModuleType, audio: torch.Tensor, form: Form) -> torch.Tensor
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_it_is_torchs_spectrogram(logmel: ModuleType, form: Form) -> None:
+def test_it_is_torchs_spectrogram(logmel: ModuleType, form: AudioFormat) -> None:
     """In float32 its logarithm is within 1e-4 of that with torch.stft, loud or faint."""
     audio = noise(form[0], 1.0)
     got, want = logmel.MelPower(*form)(audio), by_stft(logmel, audio, form)
@@ -51,7 +51,7 @@ def test_it_is_torchs_spectrogram(logmel: ModuleType, form: Form) -> None:
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_the_graph_gives_it_too(logmel: ModuleType, form: Form, tmp_path: Path) -> None:
+def test_the_graph_gives_it_too(logmel: ModuleType, form: AudioFormat, tmp_path: Path) -> None:
     """With rows and samples of any number, ONNX Runtime's logarithm is within 1e-4 of torch's."""
     rate = form[0]
     path = tmp_path / "mel.onnx"

@@ -17,7 +17,7 @@ from marship.contract import Contract
 from marship.errors import DataError, UsageError
 from marship.fit.recipe import resolve
 from marship.optimizing.passes import int8_blocks
-from marship.optimizing.source import Source
+from marship.optimizing.source import ExportedModel
 from marship.proof import parity
 from marship.serving import sounds
 from marship.serving.speech import reader
@@ -100,8 +100,8 @@ def test_a_multilingual_model_is_told_what_is_spoken(whisper: ModuleType, tmp_pa
     model = WhisperForConditionalGeneration.from_pretrained(folder).eval()
     got = {}
     for language in ("en", "de"):
-        asked = {"language": language, "task": "transcribe", "max_new_tokens": SOME}
-        wanted = model.generate(features.input_features, num_beams=1, **asked)[0]
+        judged = {"language": language, "task": "transcribe", "max_new_tokens": SOME}
+        wanted = model.generate(features.input_features, num_beams=1, **judged)[0]
         with torch.no_grad():
             outputs = whisper.build(str(folder), language)(torch.from_numpy(audio)[None])
         got[language] = outputs["tokens"][0, :SOME].tolist()
@@ -191,7 +191,7 @@ def test_int8_reaches_into_the_loop(exported: Path, tmp_path: Path) -> None:
     """Products in the loop's body are int8, too, and no row changes another's answer."""
     contract = Contract.from_json((exported / "contract.json").read_bytes())
     target = tmp_path / "int8.onnx"
-    int8_blocks.build(Source(exported / "model.onnx", contract, None), target)
+    int8_blocks.build(ExportedModel(exported / "model.onnx", contract, None), target)
     graph = onnx.load(target).graph
     (body,) = (node.attribute[0].g for node in graph.node if node.op_type == "Loop")
     assert sum(node.op_type == "MatMulNBits" for node in body.node) > 10

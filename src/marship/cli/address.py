@@ -16,23 +16,23 @@ Api = Literal["inference", "management"]
 _OTHER_API: Mapping[Api, Api] = {"inference": "management", "management": "inference"}
 
 
-def on_server(api: Api, *, asks_both: bool = False) -> Callable[..., Callable[..., Any]]:
+def on_server(api: Api, *, needs_both: bool = False) -> Callable[..., Callable[..., Any]]:
     """Turn a command's parameter `address` into `--home`, `--url`, `--token` and their kin.
 
     Args:
         api: Which API of the server the command calls: that is what `--url` and `--token` are of.
-        asks_both: Whether it calls the other one as well, which gets a flag of its own, as do the
+        needs_both: Whether it calls the other one as well, which gets a flag of its own, as do the
             archives that it reads.
     """
 
     def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
         signature = inspect.signature(function)
-        flags = _flags(api, asks_both=asks_both)
+        flags = _flags(api, needs_both=needs_both)
 
         @functools.wraps(function)
         def command(**given: Any) -> Any:  # noqa: ANN401  Typer calls it by name
             chosen = {flag.name: given.pop(flag.name) for flag in flags}
-            return function(**given, address=_address(api, asks_both=asks_both, **chosen))
+            return function(**given, address=_address(api, needs_both=needs_both, **chosen))
 
         # Typer evaluates annotations, and that of an Address would need its slow imports
         command.__annotations__ = {
@@ -47,7 +47,7 @@ def on_server(api: Api, *, asks_both: bool = False) -> Callable[..., Callable[..
     return decorate
 
 
-def _flags(api: Api, *, asks_both: bool) -> list[inspect.Parameter]:
+def _flags(api: Api, *, needs_both: bool) -> list[inspect.Parameter]:
     other = _OTHER_API[api]
     known = f"MARSHIP_{api.upper()}"
     flags = [
@@ -62,7 +62,7 @@ def _flags(api: Api, *, asks_both: bool) -> list[inspect.Parameter]:
         ),
         _flag("ca", Path, "--ca", "PEM file of the authorities to trust over https"),
     ]
-    if asks_both:
+    if needs_both:
         text = f"its {other} address; else MARSHIP_{other.upper()}_URL"
         flags.append(_flag("other_url", str, f"--{other}-url", text))
         text = "of a server elsewhere: copies of its archives; else model_store here"
@@ -82,7 +82,7 @@ def _flag(name: str, kind: Any, flag: str, text: str) -> inspect.Parameter:  # n
 def _address(
     api: Api,
     *,
-    asks_both: bool,
+    needs_both: bool,
     home: Path | None,
     url: str | None,
     token: str | None,
@@ -105,7 +105,7 @@ def _address(
     if token and token_file:
         raise UsageError("--token must come without --token-file, got both. Leave one out.")
     other = _OTHER_API[api]
-    if asks_both and url and not (other_url or os.environ.get(f"MARSHIP_{other.upper()}_URL")):
+    if needs_both and url and not (other_url or os.environ.get(f"MARSHIP_{other.upper()}_URL")):
         raise UsageError(
             f"--{other}-url must come with --url here, since both APIs are called, got none."
         )

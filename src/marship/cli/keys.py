@@ -12,7 +12,7 @@ from marship.cli.app import app
 from marship.cli.report import Report, reported
 
 if TYPE_CHECKING:
-    from marship.trust.contents import Contents
+    from marship.trust.contents import ArchiveContents
 
 PANEL = "Keys and signatures"
 
@@ -154,7 +154,7 @@ def rewrap(
     return Report(fields, lambda: tables.facts(rows))
 
 
-def _signed(contents: "Contents") -> dict[str, object]:
+def _signed(contents: "ArchiveContents") -> dict[str, object]:
     return {
         "name": contents.model,
         "version": contents.version,

@@ -124,7 +124,7 @@ def set_default(
 
 
 @app.command(rich_help_panel=PANEL)
-@on_server("management", asks_both=True)
+@on_server("management", needs_both=True)
 @reported
 def rollout(
     archive: StoredArchive,
@@ -176,7 +176,7 @@ def rollout(
 
 
 @app.command(rich_help_panel=PANEL)
-@on_server("management", asks_both=True)
+@on_server("management", needs_both=True)
 @reported
 def apply(
     file: Annotated[Path, typer.Argument(help="the models that the server shall have, as TOML")],

@@ -70,11 +70,11 @@ def serve(
         show()
         return
 
-    def on_hold() -> None:
+    def on_ready() -> None:
         show()
         console.err.print("[dim]Ctrl-C stops it[/]")
 
-    started.hold(on_hold=on_hold)
+    started.run_until_signal(on_ready=on_ready)
     console.err.print("stopped")
 
 

@@ -10,20 +10,20 @@ from rich.status import Status
 
 from marship import console
 from marship.client.clients import Client
-from marship.operate.rollout import Watcher
+from marship.operate.rollout import RolloutListener
 
 if TYPE_CHECKING:
     from marship.operate.state import Change
 
 
-class Steps(Watcher):
+class Steps(RolloutListener):
     """A line for each step that is done; a status line for the one that is not."""
 
     def __init__(self, status: Status) -> None:
         self._status = status
         self._step = ""
 
-    def on_turn(self, said: str) -> None:
+    def on_lock_wait(self, said: str) -> None:
         """Say why nothing happens."""
         console.err.print(said, markup=False, soft_wrap=True)
 

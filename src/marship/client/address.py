@@ -1,4 +1,4 @@
-"""Where a server is, as data: its home folder, or its addresses and tokens."""
+"""How to reach a server: its home folder, or its addresses and tokens."""
 
 import json
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ _LONGEST_FILE_BYTES = 1 << 16
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Address:
-    """What the clients need to reach a server; the fields are arguments of `Client`."""
+    """How to reach a server; the fields are arguments of `Client`."""
 
     home: Path | None = None
     inference_url: str | None = None
@@ -40,17 +40,17 @@ class Address:
 
 @dataclass(frozen=True, slots=True)
 class Tokens:
-    """The tokens of a server: of the inference API, and of the management API."""
+    """A server's tokens for the inference API and the management API."""
 
     inference: str | None = None
     management: str | None = None
 
     @classmethod
     def read(cls, path: Path, api: Side) -> Self:
-        """Read a file: TorchServe's key_file.json, or the token of one API and nothing else.
+        """Read a token file: TorchServe's key_file.json, or a file with the token of one API.
 
         Raises:
-            UsageError: It cannot be read, or is neither.
+            UsageError: It cannot be read, or is neither of the two.
         """
         rule = "a token file must hold one token, or be a server's key_file.json"
         try:

@@ -1,4 +1,4 @@
-"""What a prediction's request carries, and what its answer holds, by their content types."""
+"""Request and response bodies of predictions, by content type."""
 
 from typing import Any
 
@@ -6,15 +6,15 @@ import numpy as np
 import orjson
 
 from marship.errors import UsageError
-from marship.exchange.calls import Answer
+from marship.exchange.calls import HttpResponse
 from marship.serving.formats.codec import JSON_TYPE, NPY_TYPE, OCTETS_TYPE, read_npy
 
 
 def encoded(inputs: Any, content_type: str | None) -> tuple[bytes, str]:  # noqa: ANN401  any that a request may be
-    """The body and its type: bytes as they are, anything else as JSON, arrays by their values.
+    """The body and its content type: bytes are sent unchanged, all else as JSON, arrays as lists.
 
     Raises:
-        UsageError: It cannot be sent.
+        UsageError: The inputs cannot be encoded as JSON.
     """
     if isinstance(inputs, bytes | bytearray | memoryview):
         return bytes(inputs), content_type or OCTETS_TYPE
@@ -25,17 +25,17 @@ def encoded(inputs: Any, content_type: str | None) -> tuple[bytes, str]:  # noqa
     return body, content_type or JSON_TYPE
 
 
-def decoded(answer: Answer) -> Any:  # noqa: ANN401  by content type
+def decoded(response: HttpResponse) -> Any:  # noqa: ANN401  by content type
     """A JSON value for application/json, an array for application/x-npy, else bytes."""
-    if answer.content_type == JSON_TYPE:
-        return answer.json()
-    if answer.content_type == NPY_TYPE:
-        return read_npy(answer.body)
-    return answer.body
+    if response.content_type == JSON_TYPE:
+        return response.json()
+    if response.content_type == NPY_TYPE:
+        return read_npy(response.body)
+    return response.body
 
 
 def _plain(value: object) -> Any:  # noqa: ANN401  any JSON value
-    """What orjson does not take by itself: arrays that are not contiguous, or of text."""
+    """Convert what orjson does not support: arrays that are not contiguous, or of strings."""
     if isinstance(value, np.ndarray):
         return value.tolist()
     raise TypeError(f"a value of type {type(value).__name__}")

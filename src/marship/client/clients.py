@@ -1,7 +1,7 @@
 """Clients of TorchServe's management and inference APIs: `Client` blocks, `AsyncClient` awaits.
 
-Every operation stands once, as a flow of calls and pauses; what differs is how bytes travel.
-gRPC is not spoken: it drops the status and the headers of errors.
+Every operation is written once, as a flow of calls and pauses; the clients differ in their
+transport. gRPC is not supported: it drops the status and the headers of errors.
 """
 
 import functools
@@ -15,7 +15,7 @@ from marship import profiles
 from marship.client.bodies import decoded, encoded
 from marship.client.connected import Connected
 from marship.engines.engine import Engine, Model, ModelStatus, OnWait, Registration, Wait, Worker
-from marship.exchange.calls import Answer, Flow, line_value
+from marship.exchange.calls import Flow, HttpResponse, line_value
 from marship.exchange.transports import BlockingTransport
 
 if TYPE_CHECKING:  # aiohttp takes longer to import than all the rest
@@ -42,30 +42,29 @@ def _register(  # noqa: PLR0913  keyword-only
     timeout_s: float = LOAD_TIMEOUT_S,
     on_wait: OnWait | None = None,
 ) -> Flow[ModelStatus]:
-    """Register an archive of the model store; return when every wanted worker is ready.
+    """Register an archive of the model store, and wait until its workers are ready.
 
     Args:
         engine: The server.
         archive: A file name in the server's model store.
-        name: The model's name; None is the archive's own, whatever its file is called.
-        workers: How many; None leaves it to the archive's model-config.yaml, else to
-            default_workers_per_model. A number given here wins over both.
-        profile: "latency" or "throughput", in place of the archive's.
-        batch_size: The most requests in one batch; wins over the profile's and the archive's.
-        max_batch_delay_ms: How long a batch waits; wins likewise.
-        timeout_s: How long all workers may take.
-        on_wait: Called with the workers that are ready, and those wanted.
+        name: The model's name; None is the archive's own, regardless of its file name.
+        workers: Number of workers; None is that of the archive's model-config.yaml, else
+            default_workers_per_model. A number given here overrides both.
+        profile: "latency" or "throughput"; overrides the archive's.
+        batch_size: Maximum requests in one batch; overrides the profile's and the archive's.
+        max_batch_delay_ms: How long a batch waits to fill; overrides both likewise.
+        timeout_s: Time for all workers to become ready.
+        on_wait: Called with the number of workers that are ready, and that are wanted.
 
     Raises:
-        UsageError: The archive is no file name, or the model's name cannot be used.
-        NotFoundError: The model store does not hold the archive, or another client unregistered
+        UsageError: The archive is not a file name, or the model's name is invalid.
+        NotFoundError: The archive is not in the model store, or another client unregistered
             the version while it loaded.
-        PackageError: The archive is damaged.
-        SignatureError: The server has a trust folder, and the archive is unsigned, altered,
+        PackageError: The archive is corrupted.
+        SignatureError: The server has a trust folder, and the archive is unsigned, modified,
             renamed or signed by another key.
-        LoadError: A worker died, or the time is over: the message holds the worker's own
-            error, the notes its log's last lines. Nothing of this call stays registered, and
-            everything of others does.
+        LoadError: A worker crashed or timed out: the message holds the worker's error, the
+            notes hold the last lines of its log. This registration is undone, and nothing else.
         ServerError: The server refused.
     """
     if profile is not None:
@@ -85,11 +84,11 @@ def _scale(  # noqa: PLR0913  keyword-only
     timeout_s: float = LOAD_TIMEOUT_S,
     on_wait: OnWait | None = None,
 ) -> Flow[ModelStatus]:
-    """Set the number of workers; return when as many are ready and no more exist.
+    """Set the number of workers, and wait until exactly that many are ready.
 
     Raises:
         NotFoundError: There is no such model or version.
-        ServerError: Not all came up; the message says how many did, and why.
+        ServerError: Not all became ready; the message says how many did, and why.
     """
     return engine.scale(name, workers, version=version, wait=Wait(timeout_s, on_wait))
 
@@ -102,11 +101,11 @@ def _wait_ready(
     timeout_s: float = LOAD_TIMEOUT_S,
     on_wait: OnWait | None = None,
 ) -> Flow[ModelStatus]:
-    """Wait for the workers of a model that the server loads, at its start or after a crash.
+    """Wait for the workers of a model that the server loads, at startup or after a crash.
 
     Raises:
         NotFoundError: There is no such model or version.
-        LoadError: A worker died, or the time is over.
+        LoadError: A worker crashed, or the timeout passed.
     """
     return engine.wait_ready(name, version=version, wait=Wait(timeout_s, on_wait))
 
@@ -119,37 +118,37 @@ def _predict(
     version: str | None = None,
     content_type: str | None = None,
 ) -> Flow[Any]:
-    """Ask a model.
+    """Get a prediction.
 
     Args:
         engine: The server.
         name: The model.
-        inputs: Bytes go as they are; anything else as JSON, arrays by their values.
-        version: None is the default one.
-        content_type: Of bytes: else application/octet-stream.
+        inputs: Bytes are sent unchanged; anything else as JSON, arrays as lists.
+        version: None is the default version.
+        content_type: For bytes; the default is application/octet-stream.
 
     Returns:
         A JSON value for application/json, an array for application/x-npy, else bytes.
 
     Raises:
-        RequestError: The model refused the input.
+        RequestError: The model rejected the input.
         NotFoundError: There is no such model or version.
         ServerError: The worker failed, or the queue is full.
     """
     body, kind = encoded(inputs, content_type)
-    answer = yield from engine.predict(name, version=version, body=body, content_type=kind)
-    return decoded(answer)
+    response = yield from engine.predict(name, version=version, body=body, content_type=kind)
+    return decoded(response)
 
 
 def _of(operation: Operation[P, T]) -> Operation[P, T]:
-    """The operation of that name of whichever engine it is."""
+    """The method of the same name of the client's engine."""
 
     @functools.wraps(operation)
-    def own(engine: Engine, /, *args: P.args, **kwargs: P.kwargs) -> Flow[T]:
+    def run(engine: Engine, /, *args: P.args, **kwargs: P.kwargs) -> Flow[T]:
         flow: Flow[T] = getattr(engine, operation.__name__)(*args, **kwargs)
         return flow
 
-    return own
+    return run
 
 
 def _blocking(operation: Operation[P, T]) -> "Callable[Concatenate[Client, P], T]":
@@ -158,7 +157,7 @@ def _blocking(operation: Operation[P, T]) -> "Callable[Concatenate[Client, P], T
     def method(self: "Client", /, *args: P.args, **kwargs: P.kwargs) -> T:
         return self._transport.run(operation(self._engine, *args, **kwargs))
 
-    return _told_as(operation, method)
+    return _documented_as(operation, method)
 
 
 def _awaiting(
@@ -169,14 +168,14 @@ def _awaiting(
     async def method(self: "AsyncClient", /, *args: P.args, **kwargs: P.kwargs) -> T:
         return await self._transport.run(operation(self._engine, *args, **kwargs))
 
-    return _told_as(operation, method)
+    return _documented_as(operation, method)
 
 
 M = TypeVar("M", bound=Callable[..., Any])
 
 
-def _told_as(operation: Callable[..., Any], method: M) -> M:
-    """Give a method the operation's help text and signature, with self for its engine."""
+def _documented_as(operation: Callable[..., Any], method: M) -> M:
+    """Give a method the operation's docstring and signature, with self in place of engine."""
     functools.update_wrapper(method, operation)
     method.__name__ = operation.__name__.lstrip("_")
     engine, *others = inspect.signature(operation).parameters.values()
@@ -189,25 +188,26 @@ def _told_as(operation: Callable[..., Any], method: M) -> M:
 class Client(Connected):
     """A blocking client.
 
-    Addresses and tokens are found in the server's home folder, and tokens are
-    renewed before they expire. A server elsewhere is named by its addresses and tokens: those
-    of the home go to no address but its own server's.
+    Addresses and tokens are read from the server's home folder, and tokens are renewed before
+    they expire. For a remote server give addresses and tokens: tokens of the home are only sent
+    to the home's own server.
 
     Args:
         home: The server's home; None is MARSHIP_HOME, else `.marship` in the current folder.
-        inference_url: Where predictions are asked for: in place of MARSHIP_INFERENCE_URL, or of
-            the home's address where a home is named.
-        management_url: Where models are managed, likewise (MARSHIP_MANAGEMENT_URL).
-        metrics_url: Where figures are read, likewise (MARSHIP_METRICS_URL).
-        inference_token: In place of MARSHIP_INFERENCE_TOKEN and the home's.
-        management_token: In place of MARSHIP_MANAGEMENT_TOKEN and the home's.
-        timeout_s: How long one HTTP exchange may take, from the connection to the last byte.
-        max_response_bytes: The largest response, or line of a stream, that is read.
-        retry_s: How long a prediction that fails through no fault of its own is retried: a
-            full queue, a lost connection, a dead worker. 0 asks once. See `torchserve.retries`.
+        inference_url: Address of the inference API; overrides MARSHIP_INFERENCE_URL, and the
+            address in the home if one is given.
+        management_url: Address of the management API, likewise (MARSHIP_MANAGEMENT_URL).
+        metrics_url: Address of the metrics API, likewise (MARSHIP_METRICS_URL).
+        inference_token: Overrides MARSHIP_INFERENCE_TOKEN and the home's.
+        management_token: Overrides MARSHIP_MANAGEMENT_TOKEN and the home's.
+        timeout_s: Timeout of one HTTP exchange, from connecting to the last byte.
+        max_response_bytes: Maximum size of a response, or of a line of a stream.
+        retry_s: How long a prediction is retried after a transient failure: a full queue, a
+            lost connection, a crashed worker. 0 disables retries. See `exchange.retries`.
         on_retry: Called before each retry.
-        ca: A PEM file with the authorities to trust, in place of SSL_CERT_FILE and the system's.
-        model_store: Of a server elsewhere: the folder with copies of its archives for a rollout.
+        ca: A PEM file with the trusted CA certificates; replaces SSL_CERT_FILE and the system's.
+        model_store: For a remote server: the local folder with copies of its archives, which
+            rollouts read.
 
     Example:
         >>> with marship.Client() as client:
@@ -237,38 +237,38 @@ class Client(Connected):
         version: str | None = None,
         content_type: str | None = None,
     ) -> Generator[Any, None, None]:
-        """Ask a model that streams; yields each line's value as it comes, or its only answer.
+        """Get a streamed prediction: yields each line's value as it arrives, or the one response.
 
-        The request is sent when the first line is asked for. `timeout_s` of the client is for
-        each wait for a line, not for all. A caller that stops early closes the connection.
+        The request is sent on the first `next`. The client's `timeout_s` applies to each line,
+        not to the whole stream. Closing the generator early closes the connection.
 
         Args:
             name: The model.
-            inputs: As `predict` takes them.
-            version: None is the default one.
-            content_type: Of bytes: else application/octet-stream.
+            inputs: As for `predict`.
+            version: None is the default version.
+            content_type: For bytes; the default is application/octet-stream.
 
         Raises:
-            RequestError: The model refused the input.
+            RequestError: The model rejected the input.
             NotFoundError: There is no such model or version.
-            NoAnswerError: The stream broke off.
-            ServerError: The worker failed, or the queue is full.
+            NoAnswerError: The stream ended early.
+        ServerError: The worker failed, or the queue is full.
         """
-        asked = _asked_for_lines(self._engine, name, inputs, version, content_type)
-        answer = self._transport.run(asked)
-        if not answer.has_lines:
-            yield decoded(answer)
+        asked = _predict_lines(self._engine, name, inputs, version, content_type)
+        response = self._transport.run(asked)
+        if not response.has_lines:
+            yield decoded(response)
             return
-        with closing(answer.lines) as lines:
+        with closing(response.lines) as lines:
             yield from map(line_value, lines)
 
     def transcribe(
         self, name: str, recording: bytes, *, version: str | None = None
     ) -> Generator[dict[str, Any], None, None]:
-        """What is said in a recording, segment by segment as they are ready.
+        """Transcribe a recording; yields segments as they are ready.
 
-        Each has `start` and `end` in seconds, `text` and `confidence`. `predict` gives the whole
-        answer at once; `stream` gives the segments, and the whole answer as the last line.
+        Each has `start` and `end` in seconds, `text` and `confidence`. `predict` returns the whole
+        transcript at once; `stream` yields the segments, and the whole transcript as last line.
 
         Raises:
             MarshipError: As `stream` does.
@@ -300,7 +300,7 @@ class Client(Connected):
 
 
 class AsyncClient(Connected):
-    """An asyncio client: `Client`'s arguments, and its methods as coroutines.
+    """An asyncio client, with `Client`'s arguments, and its methods as coroutines.
 
     Example:
         >>> async def ask():
@@ -331,20 +331,20 @@ class AsyncClient(Connected):
         version: str | None = None,
         content_type: str | None = None,
     ) -> AsyncGenerator[Any, None]:
-        """As `Client.stream`."""
-        asked = _asked_for_lines(self._engine, name, inputs, version, content_type)
-        answer = await self._transport.run(asked)
-        if not answer.has_lines:
-            yield decoded(answer)
+        """Like `Client.stream`."""
+        asked = _predict_lines(self._engine, name, inputs, version, content_type)
+        response = await self._transport.run(asked)
+        if not response.has_lines:
+            yield decoded(response)
             return
-        async with aclosing(answer.lines) as lines:
+        async with aclosing(response.lines) as lines:
             async for line in lines:
                 yield line_value(line)
 
     async def transcribe(
         self, name: str, recording: bytes, *, version: str | None = None
     ) -> AsyncGenerator[dict[str, Any], None]:
-        """As `Client.transcribe`."""
+        """Like `Client.transcribe`."""
         async with aclosing(self.stream(name, recording, version=version)) as lines:
             async for line in lines:
                 if "segments" in line:
@@ -373,12 +373,12 @@ class AsyncClient(Connected):
         await self._transport.close()
 
 
-def _asked_for_lines(
+def _predict_lines(
     engine: Engine,
     name: str,
     inputs: Any,  # noqa: ANN401  any that a request may be
     version: str | None,
     content_type: str | None,
-) -> Flow[Answer]:
+) -> Flow[HttpResponse]:
     body, kind = encoded(inputs, content_type)
     return engine.predict(name, version=version, body=body, content_type=kind, streams=True)

@@ -1,4 +1,4 @@
-"""What the two clients have in common: addresses, tokens and bounds."""
+"""The base of both clients: addresses, tokens and limits."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -14,7 +14,7 @@ MODEL_STORE = Path("model_store")
 
 
 class Connected:
-    """Where a server is, and how one proves who asks."""
+    """A server's address, and the credentials for it."""
 
     def __init__(  # noqa: PLR0913  keyword-only
         self,
@@ -40,17 +40,17 @@ class Connected:
 
     @property
     def engine(self) -> Engine:
-        """The server as its engine sees it."""
+        """The engine that the server runs."""
         return self._engine
 
     @property
     def home(self) -> Home:
-        """The server's home folder, where it is at hand: see `is_local`."""
+        """The server's home folder, if it is local: see `is_local`."""
         return self._engine.home
 
     @property
     def is_local(self) -> bool:
-        """Whether the server's home is at hand, and so its model store, its notes and its logs."""
+        """Whether the server's home is local, and so its model store, registrations and logs."""
         return self._engine.is_local
 
     def has(self, api: Side) -> bool:
@@ -59,7 +59,7 @@ class Connected:
 
     @property
     def model_store(self) -> Path:
-        """The server's model store; of one elsewhere the folder with copies of its archives.
+        """The server's model store; for a remote server the local folder with copies of archives.
 
         Raises:
             NotRunningError: No server runs in the home.

@@ -1,1 +1,1 @@
-"""What runs archives: each engine starts, registers, scales, describes, drains and stops."""
+"""Engines run archives: each starts and stops servers, and manages the models on them."""

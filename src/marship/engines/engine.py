@@ -1,8 +1,8 @@
-"""What every engine does, as clients, rollouts, declared state and the command line use it.
+"""The engine interface that clients, rollouts, declared state and the command line use.
 
-An engine runs archives: it starts servers and stops them, and registers, scales, describes and
-drains models. What takes an exchange over HTTP is a flow (`exchange.calls`), which each client
-runs in its own way. TorchServe is the first engine: `engines.torchserve.engine`.
+An engine runs archives: it starts and stops servers, and registers, scales, describes and drains
+models. Operations over HTTP are flows (`exchange.calls`), which each client runs on its own
+transport. TorchServe is the first engine: `engines.torchserve.engine`.
 """
 
 from collections.abc import Callable, Generator
@@ -11,13 +11,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from marship.exchange.calls import Answer, Destination, Flow, Pause, Side
+from marship.exchange.calls import Destination, Flow, HttpResponse, Pause, Side
 
 if TYPE_CHECKING:
     from marship.trust.policy import Trust
 
 OnWait = Callable[[int, int], None]
-"""Called with the number of workers that are ready, and of those wanted."""
+"""Called with the number of workers that are ready, and that are wanted."""
 
 DRAIN_S = 60.0
 
@@ -38,21 +38,21 @@ class Worker:
 
 @dataclass(frozen=True, slots=True)
 class ModelStatus:
-    """One version of a model, as the server has it now.
+    """The current state of one version of a model on the server.
 
     Attributes:
         name: The model's name.
         version: Its version.
         archive: The archive that it was registered from.
-        registration: The id of the registration that created it; empty where another program did.
-        min_workers: How many workers the server keeps.
-        max_workers: The largest number of them.
-        batch_size: The most requests in one batch.
-        max_batch_delay_ms: How long a batch waits to be filled.
+        registration: The id of the registration that created it; empty if another program did.
+        min_workers: Minimum number of workers, which the server keeps running.
+        max_workers: Maximum number of workers.
+        batch_size: Maximum requests in one batch.
+        max_batch_delay_ms: How long a batch waits to fill.
         response_timeout_s: How long a worker may take for one batch.
-        loaded_at_startup: Whether the configuration asked for it.
-        workers: Those that exist, ready or not.
-        waiting: How many requests no worker has taken yet.
+        loaded_at_startup: Whether it was loaded by the server's configuration.
+        workers: The existing workers, ready or not.
+        waiting: Number of queued requests.
 
     Example:
         >>> with marship.Client() as client:
@@ -81,7 +81,7 @@ class ModelStatus:
 
 @dataclass(frozen=True, slots=True)
 class Model:
-    """A name that predictions can be asked of: its versions, and which one answers.
+    """A registered model: its versions, and which one is the default.
 
     Example:
         >>> with marship.Client() as client:
@@ -96,7 +96,7 @@ class Model:
 
 @dataclass(frozen=True, slots=True)
 class Wait:
-    """How long workers are waited for, and who is told about it."""
+    """How long to wait for workers, and a callback for progress."""
 
     timeout_s: float
     on_wait: OnWait | None = None
@@ -104,15 +104,15 @@ class Wait:
 
 @dataclass(frozen=True, slots=True)
 class Registration:
-    """What is registered, and how.
+    """A request to register an archive.
 
     Attributes:
         archive: A file name in the server's model store.
         name: The model's name; None is the archive's own.
-        workers: How many; None leaves it to the archive's model-config.yaml, else to the server. A
-            number given here wins over both.
-        batch_size: The most requests in one batch; None leaves it to the archive.
-        max_batch_delay_ms: How long a batch waits; None leaves it to the archive.
+        workers: Number of workers; None is that of the archive's model-config.yaml, else the
+            server's default. A number given here overrides both.
+        batch_size: Maximum requests in one batch; None is the archive's.
+        max_batch_delay_ms: How long a batch waits to fill; None is the archive's.
     """
 
     archive: str
@@ -124,12 +124,12 @@ class Registration:
 
 @dataclass(frozen=True, slots=True)
 class Note:
-    """What is kept of a registration for as long as the server runs.
+    """The record of a registration, kept as long as the server runs.
 
     Attributes:
         registration: Its id.
-        files: A digest of what the archive held; None where it was no `.mar`.
-        batch_size: As the registration asked for; None left it to the archive.
+        files: A digest of the archive's files; None if it was not a `.mar`.
+        batch_size: As given at registration; None was the archive's.
         max_batch_delay_ms: Likewise.
     """
 
@@ -147,32 +147,32 @@ class Engine(Destination, Protocol):
         """Start a server.
 
         Raises:
-            ServerError: It does not start.
+            ServerError: It failed to start.
         """
 
     @staticmethod
     def stop(home: Path | None = None) -> Any:  # noqa: ANN401  each engine's own
-        """Stop the server of a folder.
+        """Stop the server of a home folder.
 
         Raises:
-            NotRunningError: None runs there.
+            NotRunningError: No server runs there.
         """
 
     @property
     def is_local(self) -> bool:
-        """Whether the server's files are at hand."""
+        """Whether the server's files are accessible on this machine."""
 
     def has(self, api: Side) -> bool:
-        """Whether an API of the server has an address."""
+        """Whether the address of an API of the server is known."""
 
     def check_name(self, name: str) -> str:
-        """The name, if a model may have it.
+        """The name, if it is a valid model name.
 
         Raises:
-            UsageError: It cannot be part of an address, or the engine uses it itself.
+            UsageError: It cannot be part of a URL, or is reserved by the engine.
         """
 
-    def turn(
+    def version_lock(
         self,
         name: str,
         held: ExitStack,
@@ -180,85 +180,85 @@ class Engine(Destination, Protocol):
         timeout_s: float,
         on_wait: Callable[[str], None] | None = None,
     ) -> Generator[Pause, None, None]:
-        """Wait until nobody else exchanges versions of a model; it is kept by `held`.
+        """Take the lock for exchanging versions of a model; `held` releases it.
 
-        Where the server's files may not be written there is no such lock.
+        There is no lock where the server's files cannot be written.
 
         Raises:
-            ServerError: Another one goes on for longer than `timeout_s`.
+            ServerError: Another process holds the lock for longer than `timeout_s`.
         """
 
     def keys(self) -> "Trust | None":
-        """The keys that the server accepts; None where it accepts every archive.
+        """The keys that the server trusts; None if it accepts unsigned archives.
 
         Raises:
             NotRunningError: No server runs.
         """
 
     def note(self, name: str, version: str) -> Note | None:
-        """What was kept of a version's registration; None where nothing was."""
+        """The record of a version's registration; None if there is none."""
 
     def has_other_files(self, name: str, version: str, archive: str) -> bool:
-        """Whether an archive of the store is another by now than a version was registered from."""
+        """Whether an archive of the store differs from the one a version was registered from."""
 
     def models(self) -> Flow[list[Model]]:
-        """All models with all their versions, by name."""
+        """All models with all their versions, sorted by name."""
 
     def describe(self, name: str, version: str | None = None) -> Flow[list[ModelStatus]]:
-        """One version of a model: the default, the named, or "all" of them.
+        """The status of a model's default version, of a given version, or of "all" versions.
 
         Raises:
             NotFoundError: There is no such model or version.
         """
 
     def register(self, wanted: Registration, wait: Wait) -> Flow[ModelStatus]:
-        """Register an archive and wait until its workers are ready; undo it if they are not.
+        """Register an archive and wait until its workers are ready; undo it on failure.
 
         Raises:
-            UsageError: The archive is no file name, or the model's name cannot be used.
-            NotFoundError: The model store does not hold it, or another client unregistered it.
-            PackageError: It is damaged.
-            SignatureError: The server trusts some keys, and none of them signed it as it is.
-            LoadError: A worker died, or the time is over; the message is the worker's own, its
-                notes are the log.
-            ServerError: The server refused.
+            UsageError: The archive is not a file name, or the model's name is invalid.
+            NotFoundError: It is not in the model store, or another client unregistered it.
+            PackageError: It is corrupted.
+            SignatureError: It has no valid signature by a key that the server trusts.
+            LoadError: A worker crashed or timed out; the message is the worker's error, the
+                notes are the end of its log.
+            ServerError: The server rejected it.
         """
 
     def scale(
         self, name: str, workers: int, *, version: str | None, wait: Wait
     ) -> Flow[ModelStatus]:
-        """Set the number of workers and wait until as many are ready, and no more exist.
+        """Set the number of workers, and wait until exactly that many are ready.
 
         Raises:
             NotFoundError: There is no such model or version.
-            ServerError: Not all came up; the message says how many did, and why.
+            ServerError: Not all became ready; the message says how many did, and why.
         """
 
     def wait_ready(self, name: str, *, version: str | None, wait: Wait) -> Flow[ModelStatus]:
-        """Wait until the workers that the server keeps for a model are ready.
+        """Wait until a model's minimum number of workers is ready.
 
         Raises:
             NotFoundError: There is no such model or version.
-            LoadError: A worker died, or the time is over.
+            LoadError: A worker crashed, or the timeout passed.
         """
 
     def set_default(self, name: str, version: str) -> Flow[None]:
-        """Make a version the one that answers where none is named.
+        """Make a version the default, which serves requests without a version.
 
         Raises:
             NotFoundError: There is no such model or version.
         """
 
     def drain(self, name: str, version: str, *, timeout_s: float = DRAIN_S) -> Flow[None]:
-        """Wait until no request waits or runs; another version must be the default already.
+        """Wait until no request is queued or running; another version must be the default.
 
         Raises:
             NotFoundError: There is no such model or version.
-            ServerError: Requests are left when the time is over.
+            ServerError: Requests remain after the timeout.
         """
 
     def unregister(self, name: str, version: str | None = None) -> Flow[None]:
-        """Remove a version, or the default one, and end its workers.
+        """Unregister a version, or the default one, and stop its workers.
 
         Raises:
             NotFoundError: There is no such model or version.
@@ -266,14 +266,14 @@ class Engine(Destination, Protocol):
         """
 
     def withdraw(self, status: ModelStatus, *, leaves_last: bool = False) -> Flow[None]:
-        """Unregister a version, if it is still the one that its registration created.
+        """Unregister a version if it was created by the same registration.
 
         Args:
             status: The version, as `register` returned it.
-            leaves_last: Leave it where all others are gone by now and it is ready.
+            leaves_last: Keep it if it is ready and all others are gone meanwhile.
 
         Raises:
-            ServerError: The server refused, or it is left.
+            ServerError: The server refused, or the version was kept.
         """
 
     def predict(
@@ -284,17 +284,17 @@ class Engine(Destination, Protocol):
         body: bytes,
         content_type: str,
         streams: bool = False,
-    ) -> Flow[Answer]:
-        """Ask a model; for lines as they are ready, or for its whole response.
+    ) -> Flow[HttpResponse]:
+        """Get a prediction, as one response or streamed as lines.
 
         Raises:
-            RequestError: The model refused the body.
+            RequestError: The model rejected the body.
             NotFoundError: There is no such model or version.
             ServerError: The worker failed, or the queue is full.
         """
 
     def ping(self) -> Flow[str]:
-        """The server's own word on its health: "Healthy" while models are still loading, too."""
+        """The server's health as it reports it: "Healthy" even while models are loading."""
 
     def metrics(self) -> Flow[str]:
         """All metrics in Prometheus' text format."""

@@ -1,1 +1,1 @@
-"""HTTP exchanges as plain data, and what carries them; knows no engine."""
+"""HTTP exchanges as plain data, and the transports that send them; independent of the engine."""

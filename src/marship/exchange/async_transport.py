@@ -1,7 +1,7 @@
-"""Flows carried over HTTP by asyncio, with aiohttp.
+"""The asyncio transport, which runs flows over HTTP with aiohttp.
 
-Apart from the blocking transport, which starts sooner without it: aiohttp takes longer to import
-than all the rest of the client.
+Separate from the blocking transport, since aiohttp takes longer to import than the rest of the
+client.
 """
 
 import asyncio
@@ -15,7 +15,7 @@ import aiohttp
 
 from marship.errors import ServerError
 from marship.exchange import sockets, transports
-from marship.exchange.calls import Answer, Call, Destination, Flow, Lines, Pause, Work
+from marship.exchange.calls import Call, Destination, Flow, HttpResponse, Lines, Pause, Work
 from marship.exchange.connectors import connector
 from marship.exchange.transports import Bounds
 
@@ -23,29 +23,29 @@ T = TypeVar("T")
 
 
 class AsyncTransport:
-    """Runs flows on the event loop that first uses it."""
+    """Runs flows on the event loop that uses it first."""
 
     def __init__(self, destination: Destination, bounds: Bounds) -> None:
         self._destination, self._bounds = destination, bounds
-        self._sessions: dict[str, aiohttp.ClientSession] = {}  # by the address without a path
+        self._sessions: dict[str, aiohttp.ClientSession] = {}  # by base URL
 
     async def run(self, flow: Flow[T]) -> T:
         """The flow's result."""
-        answer: Any = None
+        result: Any = None
         error: BaseException | None = None
         while True:
-            step = transports.next_step(flow, answer, error)
+            step = transports.next_step(flow, result, error)
             if isinstance(step, transports.Done):
                 return step.value
-            answer = error = None
+            result = error = None
             try:
                 if isinstance(step, Pause):
                     await asyncio.sleep(step.seconds)
                 elif isinstance(step, Work):
-                    answer = await asyncio.to_thread(step.run)
+                    result = await asyncio.to_thread(step.run)
                 else:
-                    answer = await self._exchange(step)
-            except BaseException as problem:  # cancellation too: the flow undoes what it began
+                    result = await self._exchange(step)
+            except BaseException as problem:  # cancellation too: the flow cleans up
                 error = problem
 
     async def close(self) -> None:
@@ -53,7 +53,7 @@ class AsyncTransport:
         for session in self._sessions.values():
             await session.close()
 
-    async def _exchange(self, call: Call) -> Answer:
+    async def _exchange(self, call: Call) -> HttpResponse:
         url = self._destination.url(call)
         with self._faults(url):
             async with asyncio.timeout(self._bounds.timeout_s):
@@ -68,10 +68,10 @@ class AsyncTransport:
                 )
                 try:
                     headers = transports.lowered(response.headers.items())
-                    answer = self._bounds.check_head(Answer(response.status, headers, b""), url)
-                    if call.streams and answer.has_lines:
-                        return replace(answer, lines=self._lines(response, url))
-                    return replace(answer, body=await self._read(response, url))
+                    head = self._bounds.check_head(HttpResponse(response.status, headers, b""), url)
+                    if call.streams and head.has_lines:
+                        return replace(head, lines=self._lines(response, url))
+                    return replace(head, body=await self._read(response, url))
                 except BaseException:
                     response.close()
                     raise
@@ -89,10 +89,10 @@ class AsyncTransport:
 
     async def _read(self, response: aiohttp.ClientResponse, url: str) -> bytes:
         read, size = [], 0
-        async for piece in response.content.iter_any():
-            size += len(piece)
+        async for chunk in response.content.iter_any():
+            size += len(chunk)
             self._bounds.check(size, url)
-            read.append(piece)
+            read.append(chunk)
         return b"".join(read)
 
     async def _lines(self, response: aiohttp.ClientResponse, url: str) -> AsyncIterator[bytes]:
@@ -101,19 +101,19 @@ class AsyncTransport:
         async with response:
             with self._faults(url):
                 end = loop.time() + self._bounds.timeout_s
-                while piece := await _within(end, response.content.readany()):
-                    open_bytes += len(piece)
+                while chunk := await _within(end, response.content.readany()):
+                    open_bytes += len(chunk)
                     self._bounds.check(open_bytes, url)
-                    for line in lines.feed(piece):
+                    for line in lines.feed(chunk):
                         yield line
-                    if b"\n" in piece:
+                    if b"\n" in chunk:
                         open_bytes, end = 0, loop.time() + self._bounds.timeout_s
                 for line in lines.end():
                     yield line
 
     @contextmanager
     def _faults(self, url: str) -> Iterator[None]:
-        """Errors of aiohttp as our own."""
+        """Convert errors of aiohttp to our own."""
         try:
             yield
         except TimeoutError as error:
@@ -123,21 +123,23 @@ class AsyncTransport:
         except aiohttp.ClientConnectorSSLError as error:
             raise transports.without_tls(url, error.os_error) from error
         except aiohttp.ClientConnectorError as error:
-            if isinstance(error.os_error, ConnectionResetError):  # while TLS shook hands
+            if isinstance(error.os_error, ConnectionResetError):  # during the TLS handshake
                 raise transports.dropped(url) from error
             raise self._destination.not_reachable(url) from error
         except aiohttp.InvalidURL as error:
             raise transports.no_address(url, error) from error
         except aiohttp.ClientError as error:
-            raise _no_answer(url, error) from error
+            raise _no_response(url, error) from error
         except ValueError as error:  # a header that cannot be sent
             raise transports.no_address(url, error) from error
 
 
-def _no_answer(url: str, error: aiohttp.ClientError) -> ServerError:
+def _no_response(url: str, error: aiohttp.ClientError) -> ServerError:
     if isinstance(error, aiohttp.ClientResponseError):
         return transports.no_http(url, error)
-    if isinstance(error.__cause__, ssl.SSLError):  # TLS 1.3 refuses a client after the handshake
+    if isinstance(
+        error.__cause__, ssl.SSLError
+    ):  # in TLS 1.3 a client is rejected after the handshake
         return transports.without_tls(url, error.__cause__)
     return transports.dropped(url)
 

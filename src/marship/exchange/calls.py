@@ -1,8 +1,8 @@
-"""One HTTP exchange with TorchServe as plain data: no sockets, so that every client shares it.
+"""One HTTP exchange as plain data, without I/O, shared by the blocking and asyncio clients.
 
-A *flow* is a generator that yields calls and pauses, is sent the answers, and returns what the
-caller asked for. A client runs flows on a transport of its own; a transport's error is thrown
-into the flow at the place where it waits, so a flow can undo what it began.
+A *flow* is a generator that yields calls and pauses, is sent the responses, and returns a result.
+Each client runs flows on its own transport; a transport's error is thrown into the flow where it
+is suspended, so that a flow can clean up.
 """
 
 import ssl
@@ -28,7 +28,7 @@ from marship.errors import (
 
 T = TypeVar("T")
 Side = Literal["inference", "management", "metrics"]
-"""Which of the server's addresses."""
+"""Which of the server's APIs."""
 
 LINES_TYPE = "application/jsonl"
 OK, BAD_REQUEST, NOT_FOUND, TOO_LARGE, SERVER_FAULT = 200, 400, 404, 413, 500
@@ -37,7 +37,7 @@ _NO_SUCH_PATH = "ResourceNotFoundException"
 _SHOWN_BYTES = 300
 _DIED = "Worker died"
 _DEATHS = (_DIED, "Worker scaled down")  # WorkerThread.java, with status 500 or 507
-_ADVICE = {  # what to do, by the type that TorchServe gives its errors
+_ADVICE = {  # by the type of TorchServe's error
     "ConflictStatusException": "Unregister it first, or package another version.",
     "InvalidModelVersionException": "Make another version the default first.",
     "InternalServerException": "The reason is in the worker's log: marship logs",
@@ -48,7 +48,7 @@ _ADVICE = {  # what to do, by the type that TorchServe gives its errors
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """A request: where to, what, and with which token."""
+    """A request: API, method, path, parameters, headers and body."""
 
     side: Side
     method: str
@@ -56,11 +56,11 @@ class Call:
     params: Mapping[str, str] = field(default_factory=dict)
     headers: Mapping[str, str] = field(default_factory=dict)
     body: bytes | None = None
-    streams: bool = False  # whether the answer's lines are wanted as they come
-    repeats: bool = False  # whether it may be retried
+    streams: bool = False  # whether to stream the response's lines
+    is_retryable: bool = False  # whether it may be retried
 
     def with_token(self, token: str | None) -> "Call":
-        """The same call that proves who asks."""
+        """The same call with a bearer token."""
         if token is None:
             return self
         return replace(self, headers={**self.headers, "Authorization": f"Bearer {token}"})
@@ -68,7 +68,7 @@ class Call:
 
 @dataclass(frozen=True, slots=True)
 class Pause:
-    """Wait this long before going on."""
+    """Wait this long before continuing."""
 
     seconds: float
 
@@ -81,10 +81,10 @@ class Work:
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
-    """A response. The headers' names are in lower case.
+class HttpResponse:
+    """A response. Header names are in lower case.
 
-    A stream has no body but lines, to be iterated as the transport is used: blocking or awaiting.
+    A streamed response has lines in place of a body: an iterator, or an async iterator.
     """
 
     status: int
@@ -99,7 +99,7 @@ class Answer:
 
     @property
     def has_lines(self) -> bool:
-        """Whether the body is lines of JSON: a model that does not stream answers as ever."""
+        """Whether the body is JSON lines: a model that does not stream sends a plain response."""
         return self.status < BAD_REQUEST and self.content_type == LINES_TYPE
 
     def json(self) -> Any:  # noqa: ANN401  any JSON value
@@ -112,39 +112,39 @@ class Answer:
             return orjson.loads(self.body)
         except orjson.JSONDecodeError as error:
             raise ServerError(
-                f"the server's answer must be JSON, got {self.body[:_SHOWN_BYTES]!r}."
+                f"the server's response must be JSON, got {self.body[:_SHOWN_BYTES]!r}."
             ) from error
 
 
 Step = Call | Pause | Work
 Flow = Generator[Step, Any, T]
-"""Yields steps, is sent an `Answer` for each call and what work came to, returns a result."""
+"""Yields steps, is sent each call's `HttpResponse` or the work's result, and returns a result."""
 
 
 class Destination(Protocol):
-    """The server that calls go to.
+    """The server that calls are sent to.
 
     Attributes:
-        tls: Whom to trust; None is whom the system trusts.
+        tls: The trusted CA certificates; None is the system's.
     """
 
     tls: ssl.SSLContext | None
 
     def url(self, call: Call) -> str:
-        """The address of a call, without its parameters."""
+        """The URL of a call, without its query parameters."""
 
     def check_peer(self, base: str, line: Any) -> None:  # noqa: ANN401  a socket or asyncio's
-        """Make sure that a new connection ends at the server that is meant."""
+        """Make sure that a new connection is to the intended server."""
 
     def not_reachable(self, url: str) -> NotRunningError:
-        """The error for a connection that could not be made."""
+        """The error for a connection that failed."""
 
 
 def path(*parts: str) -> str:
-    """A path of these parts, each quoted.
+    """A path of these segments, each percent-encoded.
 
     Raises:
-        UsageError: A part cannot be sent: it has half of a surrogate pair.
+        UsageError: A segment has a lone surrogate, which UTF-8 cannot encode.
     """
     try:
         return "".join(f"/{quote(part, safe='')}" for part in parts)
@@ -155,67 +155,67 @@ def path(*parts: str) -> str:
 
 
 class Lines:
-    """Lines of a body that arrives in chunks."""
+    """Splits a body that arrives in chunks into lines."""
 
     def __init__(self) -> None:
-        self._pieces: list[bytes] = []
+        self._chunks: list[bytes] = []
 
     def feed(self, data: bytes) -> list[bytes]:
-        """The lines that end in the next chunk."""
+        """The lines that the next chunk completes."""
         if b"\n" not in data:
-            self._pieces.append(data)
+            self._chunks.append(data)
             return []
-        *lines, rest = b"".join([*self._pieces, data]).split(b"\n")
-        self._pieces = [rest]
+        *lines, rest = b"".join([*self._chunks, data]).split(b"\n")
+        self._chunks = [rest]
         return [line for line in lines if line]
 
     def end(self) -> list[bytes]:
-        """What no line end follows."""
+        """The last line, if it has no line end."""
         return self.feed(b"\n")
 
 
 def line_value(line: bytes) -> Any:  # noqa: ANN401  any JSON value
-    """The value of a stream's line.
+    """The value of a line of a streamed response.
 
     Raises:
-        MarshipError: It tells an error, or is not JSON.
+        MarshipError: The line is an error message, or is not JSON.
     """
-    value = Answer(OK, {}, line).json()
+    value = HttpResponse(OK, {}, line).json()
     if isinstance(value, dict) and isinstance(value.get("code"), str) and "message" in value:
         raise _error_class(SERVER_FAULT, value)(str(value["message"]))
     return value
 
 
-def is_token_refused(answer: Answer) -> bool:
-    """Whether the token was not accepted: TorchServe answers 400 for that, the proxy 401."""
-    problem = _problem(answer)
-    if answer.status == TokenError.status:
+def is_token_refused(response: HttpResponse) -> bool:
+    """Whether the token was rejected: TorchServe responds with 400, the proxy with 401."""
+    problem = _problem(response)
+    if response.status == TokenError.status:
         return problem.get("code") == TokenError.code
-    return answer.status == BAD_REQUEST and problem.get("type") == REFUSED_TOKEN
+    return response.status == BAD_REQUEST and problem.get("type") == REFUSED_TOKEN
 
 
-def is_of_another_api(answer: Answer, side: Side) -> bool:
-    """Whether nobody at the address knows such a path, as told from a model that is not known.
+def is_of_another_api(response: HttpResponse, side: Side) -> bool:
+    """Whether the address is not that of this API (unknown path), as opposed to an unknown model.
 
-    Of a prediction a handler, too, may say "not found", with a code of its own.
+    For a prediction a handler, too, may respond with "not found", with its own code.
     """
-    if answer.status != NOT_FOUND:
+    if response.status != NOT_FOUND:
         return False
-    kind = _problem(answer).get("type")
+    kind = _problem(response).get("type")
     return kind == _NO_SUCH_PATH or (side != "inference" and not isinstance(kind, str))
 
 
-def is_death(answer: Answer) -> bool:
-    """Whether the worker crashed while handling the request; a handler's own 500 does not count."""
-    return answer.status >= SERVER_FAULT and _tells_death(_problem(answer))
+def is_death(response: HttpResponse) -> bool:
+    """Whether the worker crashed while handling the request; a handler's own 500 is not a crash."""
+    return response.status >= SERVER_FAULT and _tells_death(_problem(response))
 
 
-def may_be_timeout(answer: Answer) -> bool:
-    """Whether TorchServe may have ended the worker for being too slow.
+def may_be_timeout(response: HttpResponse) -> bool:
+    """Whether TorchServe may have killed the worker for exceeding its responseTimeout.
 
-    It says then what it says of a worker that crashed: the time that it took must tell.
+    The response is the same as after a crash, so the elapsed time must decide.
     """
-    return is_death(answer) and str(_problem(answer).get("message")).startswith(_DIED)
+    return is_death(response) and str(_problem(response).get("message")).startswith(_DIED)
 
 
 def _tells_death(problem: Mapping[str, Any]) -> bool:
@@ -223,22 +223,22 @@ def _tells_death(problem: Mapping[str, Any]) -> bool:
     return problem.get("type") == "InternalServerException" and said.startswith(_DEATHS)
 
 
-def checked(answer: Answer) -> Answer:
+def checked(response: HttpResponse) -> HttpResponse:
     """Return the response, or raise the error it carries.
 
     Raises:
-        MarshipError: Of the class that the answer's code or status names.
+        MarshipError: Of the class that the response's code or status stands for.
     """
-    if answer.status < BAD_REQUEST:
-        return answer
-    problem = _problem(answer)
-    said = problem.get("message") or problem.get("error") or _text(answer.body)
-    message = str(said or f"the server answered {answer.status} and no message")
+    if response.status < BAD_REQUEST:
+        return response
+    problem = _problem(response)
+    said = problem.get("message") or problem.get("error") or _text(response.body)
+    message = str(said or f"the server responded with status {response.status} and no message")
     advice = _ADVICE.get(str(problem.get("type")))
     if advice:
         message = f"{message.rstrip('.')}. {advice}"
-    error = _error_class(answer.status, problem)(message)
-    error.status = answer.status
+    error = _error_class(response.status, problem)(message)
+    error.status = response.status
     raise error
 
 
@@ -246,9 +246,9 @@ def _text(body: bytes) -> str:
     return body[:_SHOWN_BYTES].decode("utf-8", "replace")
 
 
-def _problem(answer: Answer) -> dict[str, Any]:
+def _problem(response: HttpResponse) -> dict[str, Any]:
     try:
-        problem = orjson.loads(answer.body)
+        problem = orjson.loads(response.body)
     except orjson.JSONDecodeError:
         return {}
     return problem if isinstance(problem, dict) else {}
@@ -256,7 +256,7 @@ def _problem(answer: Answer) -> dict[str, Any]:
 
 def _error_class(status: int, problem: Mapping[str, Any]) -> type[MarshipError]:
     code = problem.get("code")
-    if isinstance(code, str):  # our own, of a handler or the proxy; TorchServe repeats the status
+    if isinstance(code, str):  # a handler's or the proxy's; TorchServe's is the status
         for kind in (*kinds(RequestError), *kinds(ServerError)):
             if kind.code == code:
                 return kind

@@ -1,6 +1,6 @@
-"""Connections of the blocking client: HTTP by the standard library, over limited sockets.
+"""Connections of the blocking client: the standard library's HTTP over limited sockets.
 
-No proxy, no .netrc, no cookies and no redirects: a client speaks to the server that it was told.
+No proxies, .netrc, cookies or redirects: a client connects to the given server only.
 """
 
 import http.client
@@ -12,71 +12,71 @@ from typing import Any, BinaryIO
 from urllib.parse import urlsplit
 
 from marship.exchange import limited, sockets
-from marship.exchange.limited import LimitedSocket, Limits
+from marship.exchange.limited import LimitedSocket, TransferLimits
 
 Check = Callable[[str, LimitedSocket], None]
-"""Told where a new connection goes; raises if that is not the server that is meant."""
+"""Called with each new connection; raises if it is not to the intended server."""
 
-_PIECE_BYTES = 1 << 16
+_CHUNK_BYTES = 1 << 16
 
 
 class UnreachableError(OSError):
-    """There is no connection."""
+    """The connection failed."""
 
 
 class _Response(http.client.HTTPResponse):
-    """One that was cut off among its headers is an error: http.client takes their end for whole.
+    """Raises if the connection is closed within the headers, which http.client takes as complete.
 
-    Without a length the body would then be empty, and a success.
+    Without a Content-Length the body would then be empty, and the response a success.
     """
 
     def begin(self) -> None:
         """Read the status line and the headers.
 
         Raises:
-            http.client.RemoteDisconnected: The connection ended before they did.
+            http.client.RemoteDisconnected: The connection was closed before they were complete.
         """
         reader = self.fp
-        lines: Any = _LastLine(reader)  # of a reader it has what http.client uses here
+        lines: Any = _LastLine(reader)  # implements what http.client uses of a reader
         self.fp = lines
         try:
             super().begin()
         finally:
-            if self.fp is lines:  # else it is closed
+            if self.fp is lines:  # otherwise it is closed
                 self.fp = reader
         if not lines.last:
             raise http.client.RemoteDisconnected("the connection ended among the headers")
 
 
 class _LastLine:
-    """Reads lines, and keeps the last one."""
+    """Reads lines, and remembers the last one."""
 
     def __init__(self, reader: BinaryIO) -> None:
         self._reader, self.last = reader, b""
 
     def readline(self, limit: int = -1) -> bytes:
-        """The next line; empty at the connection's end."""
+        """The next line; empty if the connection is closed."""
         self.last = self._reader.readline(limit)
         return self.last
 
     def close(self) -> None:
-        """Close the connection, as http.client does where the status line is damaged."""
+        """Close the connection, as http.client does on a malformed status line."""
         self._reader.close()
 
 
 class Connection(http.client.HTTPConnection):
-    """A connection to one address that stays open, and is made anew where it ended.
+    """A persistent connection to one address, reopened if it was closed.
 
     Args:
         base: The address, without a path.
-        check: Asked about each new connection before anything is sent.
-        tls: The authorities that are trusted; None is the default ones.
+        check: Called with each new connection before anything is sent.
+        tls: The trusted CA certificates; None is the default ones.
     """
 
     response_class = _Response
 
     def __init__(self, base: str, check: Check, tls: ssl.SSLContext | None = None) -> None:
-        self.base, self.limits, self._check, self._tls = base, Limits(), check, tls
+        self.base, self.limits, self._check, self._tls = base, TransferLimits(), check, tls
         self._path, parts = sockets.path_of(base), urlsplit(base)
         self._is_tls = parts.scheme == "https"
         self.default_port = 443 if self._is_tls else 80
@@ -84,12 +84,12 @@ class Connection(http.client.HTTPConnection):
         super().__init__(host, None if self._path else parts.port or self.default_port)
 
     def connect(self) -> None:
-        """Connect, which `request` does by itself.
+        """Connect; `request` does so implicitly.
 
         Raises:
-            UnreachableError: Nobody listens.
+            UnreachableError: No server listens.
             TimeoutError: The deadline passed.
-            ssl.SSLError: There is no TLS with that server.
+            ssl.SSLError: The TLS handshake failed.
         """
         try:
             if self._path:
@@ -110,7 +110,7 @@ class Connection(http.client.HTTPConnection):
             raise
 
     def is_dropped(self) -> bool:
-        """Whether the server closed it, or sent what nobody asked for."""
+        """Whether the server closed it, or sent unexpected data."""
         if self.sock is None:
             return False
         waiting = select.poll()
@@ -119,14 +119,14 @@ class Connection(http.client.HTTPConnection):
 
 
 class Pool:
-    """Connections that are open and not in use."""
+    """Idle open connections."""
 
     def __init__(self, check: Check, tls: ssl.SSLContext | None = None) -> None:
         self._check, self._tls = check, tls
         self._free: defaultdict[str, list[Connection]] = defaultdict(list)
 
     def take(self, base: str) -> Connection:
-        """One to an address; it may not be connected yet."""
+        """A connection to an address; it may not be connected yet."""
         free = self._free[base]
         while free:
             one = free.pop()
@@ -136,31 +136,33 @@ class Pool:
         return Connection(base, self._check, self._tls)
 
     def give(self, one: Connection) -> None:
-        """Take one back whose response has been read."""
+        """Return a connection whose response was read completely."""
         self._free[one.base].append(one)
 
     def close(self) -> None:
-        """Close them."""
+        """Close all idle connections."""
         for free in self._free.values():
             while free:
                 free.pop().close()
 
 
-def pieces(response: http.client.HTTPResponse) -> Iterator[bytes]:
-    """A body as it arrives.
+def chunks(response: http.client.HTTPResponse) -> Iterator[bytes]:
+    """A body in chunks as they arrive.
 
     Raises:
-        http.client.IncompleteRead: It ended early.
+        http.client.IncompleteRead: The connection was closed early.
     """
-    left = response.length  # None where chunks or the connection's end tell
+    left = (
+        response.length
+    )  # None with chunked encoding, or if the end of the connection ends the body
     while left is None or left > 0:
-        # never more than is left: read1 of Python 3.11 would wait for what comes after the body
-        piece = response.read1(_PIECE_BYTES if left is None else min(left, _PIECE_BYTES))
-        if not piece:
+        # never more than is left: read1 of Python 3.11 would block for data after the body
+        chunk = response.read1(_CHUNK_BYTES if left is None else min(left, _CHUNK_BYTES))
+        if not chunk:
             break
         if left is not None:
-            left -= len(piece)
-        yield piece
+            left -= len(chunk)
+        yield chunk
     if left:
         raise http.client.IncompleteRead(b"", left)
     response.close()

@@ -1,4 +1,4 @@
-"""Connectors of the asyncio client: aiohttp's own, which check each new connection's peer."""
+"""Connectors of the asyncio client: aiohttp's, which check the peer of each new connection."""
 
 import ssl
 from collections.abc import Callable
@@ -14,7 +14,7 @@ Check = Callable[[str, Any], None]
 
 
 class _Connector(aiohttp.TCPConnector):
-    """Asks about each new connection; aiohttp has no other place for it."""
+    """Checks each new TCP connection; aiohttp has no other hook for it."""
 
     def __init__(self, base: str, check: Check, tls: ssl.SSLContext | None) -> None:
         context = (tls or tls_context()) if base.startswith("https:") else True
@@ -26,7 +26,7 @@ class _Connector(aiohttp.TCPConnector):
 
 
 class _UnixConnector(aiohttp.UnixConnector):
-    """The same."""
+    """Checks each new connection to a unix socket."""
 
     def __init__(self, path: str, base: str, check: Check) -> None:
         super().__init__(path, limit=0)
@@ -37,7 +37,7 @@ class _UnixConnector(aiohttp.UnixConnector):
 
 
 def connector(base: str, check: Check, tls: ssl.SSLContext | None = None) -> aiohttp.BaseConnector:
-    """Without a limit: the caller says how many at a time."""
+    """A connector without a limit of connections: the caller bounds its requests."""
     path = sockets.path_of(base)
     return _UnixConnector(path, base, check) if path else _Connector(base, check, tls)
 

@@ -1,8 +1,8 @@
-"""Sockets that keep a deadline and a number of bytes, whatever is read through them.
+"""Sockets with a deadline and a byte budget for everything that is read through them.
 
-A timeout of a socket is for each wait: a server that sends a byte now and then is never too
-slow. These set what is left until the deadline before each wait, and count what arrives, below
-everything that parses HTTP: headers, interim responses, chunk sizes and bodies alike.
+A socket's timeout applies to each read: a server that sends a byte now and then never times out.
+These sockets set the time left until the deadline before each read, and count the bytes below
+the HTTP parser: headers, interim responses, chunk sizes and bodies alike.
 """
 
 import functools
@@ -17,17 +17,17 @@ import certifi
 
 
 class OverLimitError(Exception):
-    """More bytes arrived than are allowed."""
+    """The byte budget is exceeded."""
 
 
-class Limits:
-    """How long, and how much, may still be read. A new one allows nothing until `restart`."""
+class TransferLimits:
+    """A deadline and a byte budget. A new one allows nothing until `restart`."""
 
     def __init__(self) -> None:
         self._end, self._left_bytes = 0.0, 0
 
     def restart(self, timeout_s: float, size_bytes: int) -> None:
-        """Allow so much from now on."""
+        """Set the deadline and the budget anew."""
         self._end, self._left_bytes = time.monotonic() + timeout_s, size_bytes
 
     def left_s(self) -> float:
@@ -42,10 +42,10 @@ class Limits:
         return left_s
 
     def count(self, size_bytes: int) -> None:
-        """Take off what arrived.
+        """Subtract received bytes from the budget.
 
         Raises:
-            OverLimitError: It is more than was left.
+            OverLimitError: The budget is exceeded.
         """
         self._left_bytes -= size_bytes
         if self._left_bytes < 0:
@@ -59,7 +59,9 @@ else:
 
 
 class _Limited(_Base):
-    limits: Limits | None = None  # none while TLS shakes hands: that has one timeout for all
+    limits: TransferLimits | None = (
+        None  # None during the TLS handshake, which has one timeout for all of it
+    )
 
     def recv(self, *args: Any) -> bytes:  # noqa: ANN401  as the socket's
         self._prepare()
@@ -89,19 +91,19 @@ class _Limited(_Base):
 
 
 class LimitedSocket(_Limited, socket.socket):
-    """A plain one."""
+    """A limited socket without TLS."""
 
 
 class LimitedTLSSocket(_Limited, ssl.SSLSocket):
-    """One with TLS; `tls_context` makes them."""
+    """A limited socket with TLS, created by a `tls_context`."""
 
 
-def connect(host: str, port: int, limits: Limits) -> LimitedSocket:
-    """Connect to the first of a host's addresses that takes the connection.
+def connect(host: str, port: int, limits: TransferLimits) -> LimitedSocket:
+    """Connect to the first of a host's addresses that accepts the connection.
 
     Raises:
         TimeoutError: The deadline passed.
-        OSError: No address takes it.
+        OSError: No address accepts it.
     """
     found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
     for number, (family, kind, protocol, _, address) in enumerate(found, start=1):
@@ -123,12 +125,12 @@ def connect(host: str, port: int, limits: Limits) -> LimitedSocket:
     raise OSError(f"{host} has no address")
 
 
-def connect_unix(path: str, limits: Limits) -> LimitedSocket:
+def connect_unix(path: str, limits: TransferLimits) -> LimitedSocket:
     """Connect to a unix socket.
 
     Raises:
         TimeoutError: The deadline passed.
-        OSError: Nobody listens.
+        OSError: No server listens.
     """
     line = LimitedSocket(socket.AF_UNIX)
     try:
@@ -142,18 +144,18 @@ def connect_unix(path: str, limits: Limits) -> LimitedSocket:
 
 
 def secured(
-    line: LimitedSocket, host: str, limits: Limits, context: ssl.SSLContext | None = None
+    line: LimitedSocket, host: str, limits: TransferLimits, context: ssl.SSLContext | None = None
 ) -> LimitedTLSSocket:
-    """Begin TLS on a connection.
+    """Start TLS on a connection.
 
     Args:
         line: The connection.
-        host: The name that the certificate must hold.
-        limits: What the connection may take.
-        context: Of `tls_context`; None trusts the default authorities.
+        host: The host name that the certificate must be valid for.
+        limits: The connection's limits.
+        context: From `tls_context`; None trusts the default CA certificates.
 
     Raises:
-        ssl.SSLError: The server's certificate is not accepted, or it speaks something else.
+        ssl.SSLError: The server's certificate is not trusted, or it does not speak TLS.
         TimeoutError: The deadline passed.
     """
     line.settimeout(limits.left_s())
@@ -165,10 +167,12 @@ def secured(
 
 @functools.cache
 def tls_context(authorities: Path | None = None) -> ssl.SSLContext:
-    """What is trusted: a file's authorities; else SSL_CERT_FILE's; else the system's and certifi's.
+    """A context that trusts a file's CA certificates, else SSL_CERT_FILE's, else the default ones.
+
+    The default ones are the system's and certifi's.
 
     Raises:
-        OSError: The file cannot be read, or holds no certificate in PEM.
+        OSError: The file cannot be read, or holds no PEM certificate.
     """
     context = ssl.create_default_context(cafile=authorities)
     if authorities is None and not os.environ.get("SSL_CERT_FILE"):

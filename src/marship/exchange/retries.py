@@ -1,11 +1,10 @@
-"""Asking again: predictions that fail through no fault of their own, for a while.
+"""Retries of predictions after transient failures, within a time budget.
 
-A prediction changes nothing on the server, so it may be asked twice; nothing else is. Pauses
-grow, with jitter, so that clients of a server that was away do not all come back at once.
-A timeout is not retried: that would only add to the load, and end a worker each
-time where it was too slow for the model's responseTimeout. What came too fast
-(429) is, when the answer says after how long. A server that was away may be back before its
-models: an unknown model (404) is retried then, and only then.
+Only predictions are retried: they change nothing on the server. Backoff is exponential with
+jitter, so that clients do not return all at once after an outage. A timeout is not retried: that
+would only add to the load, and kill one more worker each time if it exceeded the model's
+responseTimeout. A rate limit (429) is retried if the response has Retry-After. A server may be
+back before its models are: after an outage, and only then, an unknown model (404) is retried.
 """
 
 import random
@@ -14,42 +13,42 @@ from collections.abc import Callable
 from http import HTTPStatus
 
 from marship.errors import NoAnswerError, NotRunningError, ResponseTimeoutError
-from marship.exchange.calls import Answer, Call, Flow, Pause, is_death, may_be_timeout
+from marship.exchange.calls import Call, Flow, HttpResponse, Pause, is_death, may_be_timeout
 
 RETRY_S = 20.0
-"""Longer than a worker takes to come back after it was killed once."""
+"""Longer than a worker takes to restart after it was killed once."""
 
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.1, 3.0
 MOST_DEATHS = 2
-"""A request may be what the workers die of."""
+"""Retries after crashes: the request itself may be what crashes the workers."""
 
 _BUSY_OR_AWAY = (HTTPStatus.BAD_GATEWAY, HTTPStatus.SERVICE_UNAVAILABLE)
 
 
 Limit = Callable[[Call], Flow[float | None]]
-"""Finds out how many seconds a worker has for a prediction; None where nobody says."""
+"""Looks up a model's responseTimeout in seconds; None if it is unknown."""
 
 
 def persistent(
     call: Call, policy: "RetryPolicy", *, has_met: bool, response_timeout_s: Limit
-) -> Flow[Answer]:
-    """Make a call, and again while the policy allows, if its failure may pass.
+) -> Flow[HttpResponse]:
+    """Make a call, and retry transient failures while the policy allows.
 
     Args:
-        call: What is asked.
-        policy: One for all that a caller asks for at a time.
-        has_met: Whether the server has answered before: one that never did is not waited for.
-        response_timeout_s: Asked where a worker died, of which that may be the reason.
+        call: The call.
+        policy: One for all calls of one operation.
+        has_met: Whether the server has responded before: one that never did is not waited for.
+        response_timeout_s: Called after a crash, whose cause may be this timeout.
 
     Raises:
-        ResponseTimeoutError: The worker took longer than it may.
-        NotRunningError: Nobody answers.
-        NoAnswerError: The connection ended, or the answer takes too long.
+        ResponseTimeoutError: The worker exceeded its responseTimeout.
+        NotRunningError: No server listens.
+        NoAnswerError: The connection was lost or timed out.
     """
     while True:
-        began = time.monotonic()
+        started_at = time.monotonic()
         try:
-            answer: Answer = yield call
+            response: HttpResponse = yield call
         except NotRunningError:
             if not has_met or (pause := policy.after_loss()) is None:
                 raise
@@ -57,37 +56,37 @@ def persistent(
             if error.timed_out or (pause := policy.after_loss()) is None:
                 raise
         else:
-            if call.repeats and may_be_timeout(answer):
-                took_s = time.monotonic() - began
+            if call.is_retryable and may_be_timeout(response):
+                took_s = time.monotonic() - started_at
                 limit_s = yield from response_timeout_s(call)
                 _check_time(call, took_s, limit_s)
                 if limit_s is None and took_s >= policy.retry_s:
-                    return answer  # as it may have been too slow, and would be again
-            if (pause := policy.after(answer)) is None:
-                return answer
+                    return response  # it may have timed out, and would again
+            if (pause := policy.after(response)) is None:
+                return response
         yield pause
 
 
 def _check_time(call: Call, took_s: float, limit_s: float | None) -> None:
-    """Tell a worker that was ended for being too slow from one that crashed.
+    """Distinguish a worker that was killed by the responseTimeout from one that crashed.
 
     Raises:
-        ResponseTimeoutError: It had the time that it may have.
+        ResponseTimeoutError: The elapsed time exceeds the limit.
     """
     if limit_s is not None and took_s >= limit_s:
         raise ResponseTimeoutError(
             f"{call.path} must be answered within the model's responseTimeout of {limit_s:g} s, "
-            f"got none after {took_s:.1f} s, and TorchServe ended the worker. Ask for less at a "
-            "time, or package the model with a longer --response-timeout-s."
+            f"got no response after {took_s:.1f} s, and TorchServe killed the worker. Send less at "
+            "a time, or package the model with a longer --response-timeout-s."
         )
 
 
 class RetryPolicy:
-    """How long to wait before each further try, and when to stop.
+    """The delay before each retry, and when to give up.
 
     Args:
-        retry_s: Seconds from the first failure; 0 asks once.
-        on_retry: Called before each further try.
+        retry_s: Seconds from the first failure; 0 disables retries.
+        on_retry: Called before each retry.
     """
 
     def __init__(self, retry_s: float, on_retry: Callable[[], None] | None = None) -> None:
@@ -96,24 +95,24 @@ class RetryPolicy:
         self._deaths, self._was_away = 0, False
 
     def after_loss(self) -> Pause | None:
-        """Nobody answered; None where the time is over."""
+        """The delay after a lost connection; None to give up."""
         self._was_away = True
         return self.next_pause()
 
-    def after(self, answer: Answer) -> Pause | None:
-        """None for what is an answer, or was tried often enough."""
-        after_s = _retry_after_s(answer)
-        is_limit = answer.status == HTTPStatus.TOO_MANY_REQUESTS and after_s is not None
-        is_early = self._was_away and answer.status == HTTPStatus.NOT_FOUND
-        if is_limit or is_early or answer.status in _BUSY_OR_AWAY:
+    def after(self, response: HttpResponse) -> Pause | None:
+        """The delay after a response; None if it is final, or to give up."""
+        after_s = _retry_after_s(response)
+        is_limit = response.status == HTTPStatus.TOO_MANY_REQUESTS and after_s is not None
+        is_early = self._was_away and response.status == HTTPStatus.NOT_FOUND
+        if is_limit or is_early or response.status in _BUSY_OR_AWAY:
             return self.next_pause(after_s or 0.0)
-        if not is_death(answer):
+        if not is_death(response):
             return None
         self._deaths += 1
         return self.next_pause() if self._deaths <= MOST_DEATHS else None
 
     def next_pause(self, least_s: float = 0.0) -> Pause | None:
-        """None where the time is over before the pause is."""
+        """The next delay; None if it would end after the time budget."""
         now = time.monotonic()
         self._end = self._end or now + self.retry_s
         seconds = max(least_s, self._pause_s * random.uniform(0.5, 1))  # noqa: S311  no secret
@@ -125,7 +124,7 @@ class RetryPolicy:
         return Pause(seconds)
 
 
-def _retry_after_s(answer: Answer) -> float | None:
-    """The seconds that the header asks for (RFC 9110, 10.2.3); a date in it is not read."""
-    text = answer.headers.get("retry-after", "")
+def _retry_after_s(response: HttpResponse) -> float | None:
+    """The seconds of the Retry-After header (RFC 9110, 10.2.3); dates are not supported."""
+    text = response.headers.get("retry-after", "")
     return float(text) if text.isascii() and text.isdigit() else None

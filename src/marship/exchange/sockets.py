@@ -1,7 +1,7 @@
-"""Unix sockets: TorchServe's `unix:` addresses, and the URLs that stand for them.
+"""Unix sockets: TorchServe's `unix:` addresses, and URLs for them.
 
-Such an address is written `http+unix://` and the socket's path, quoted, in place of a host.
-A socket is only as open as the folder that it lies in, whatever its own mode is.
+Such a URL is `http+unix://` followed by the socket's path, percent-encoded, in place of a host.
+Access to a socket is controlled by the permissions of its folder, whatever its own mode is.
 """
 
 import os
@@ -9,9 +9,9 @@ from pathlib import Path
 from urllib.parse import quote, unquote
 
 PREFIX = "unix:"
-"""What TorchServe's own setting begins with."""
+"""The prefix in TorchServe's settings."""
 SCHEME = "http+unix://"
-LONGEST_PATH = 107  # bytes; sun_path of unix(7) holds 108, the last one is zero
+LONGEST_PATH = 107  # bytes; sun_path of unix(7) has 108, the last of which is zero
 
 
 def url(address: str) -> str:
@@ -20,20 +20,20 @@ def url(address: str) -> str:
 
 
 def path_of(url: str) -> str | None:
-    """The socket's path; None for an address of another kind."""
+    """The socket's path; None for other URLs."""
     if not url.startswith(SCHEME):
         return None
     return unquote(url.removeprefix(SCHEME).partition("/")[0])
 
 
 def base_of(url: str) -> str:
-    """The address without the path of a request: scheme and host, or socket."""
+    """The URL without the path of a request: scheme and host, or socket."""
     scheme, _, rest = url.partition("://")
     return f"{scheme}://{rest.partition('/')[0]}"
 
 
 def without_path(url: str) -> str:
-    """The URL as it is asked for on a connection that goes to the socket already."""
+    """The URL to send on a connection to the socket."""
     path = path_of(url)
     return (
         url if path is None else f"http://localhost{url[len(SCHEME) + len(quote(path, safe='')) :]}"
@@ -41,11 +41,11 @@ def without_path(url: str) -> str:
 
 
 def is_too_long(path: str) -> bool:
-    """Whether no socket can have that path."""
+    """Whether the path is too long for a unix socket."""
     return len(os.fsencode(path)) > LONGEST_PATH
 
 
 def remove(url: str) -> None:
-    """Remove the socket of a server that has ended, if that is what the address names."""
+    """Remove the socket of a server that has stopped, if the URL is one of a unix socket."""
     if path := path_of(url):
         Path(path).unlink(missing_ok=True)

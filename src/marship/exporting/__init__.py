@@ -1,1 +1,1 @@
-"""From a checkpoint to an ONNX file that is proven equal to the PyTorch model."""
+"""Exports a checkpoint to an ONNX file, and proves it equivalent to the PyTorch model."""

@@ -1,4 +1,4 @@
-"""The PyTorch model that is exported, built by the reader's own function."""
+"""Builds the PyTorch model to export, by calling the user's function."""
 
 import inspect
 from collections.abc import Callable, Mapping
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from marship.errors import MarshipError, UsageError
 from marship.fit.recipe import resolve
 
-if TYPE_CHECKING:  # torch takes a second to import, and --help needs none of it
+if TYPE_CHECKING:  # torch takes a second to import, and --help does not need it
     from torch import nn
 
 
@@ -18,14 +18,14 @@ def built(
     """The model in eval mode on the CPU, with its weights.
 
     Args:
-        build: What makes it, called with those of `given` that it takes.
-        reference: How messages call it.
+        build: The function, called with those of `given` that it accepts.
+        reference: The function's reference, for messages.
         given: Settings by name.
-        weights: A state dict; None where `build` loads its own.
+        weights: A state dict file; None if `build` loads the weights itself.
 
     Raises:
-        UsageError: It fails, or makes no module of Python code.
-        CheckpointError: The weights do not fit.
+        UsageError: It fails, or does not return an nn.Module in Python.
+        CheckpointError: The weights do not match the model.
     """
     import torch
     from torch import nn
@@ -38,11 +38,11 @@ def built(
         model = build(**{k: v for k, v in given.items() if takes_any or k in parameters})
     except MarshipError:
         raise
-    except Exception as error:  # the reader's code: it may raise anything
+    except Exception as error:  # user code: it may raise anything
         raise UsageError(
             f"{reference} must build the model, got {type(error).__name__}: {error}."
         ) from error
-    model = getattr(model, "_orig_mod", model)  # of a module that torch.compile wraps
+    model = getattr(model, "_orig_mod", model)  # unwrap torch.compile
     if not isinstance(model, nn.Module) or isinstance(model, torch.jit.ScriptModule):
         raise UsageError(
             f"{reference} must return an nn.Module, got {type(model).__name__}. "
@@ -54,7 +54,7 @@ def built(
 
 
 def resolved(reference: str) -> Callable[..., Any]:
-    """The function that a reference names, whatever its module raises.
+    """The function of a reference; any error of its module is reported.
 
     Raises:
         UsageError: It does not load.
@@ -63,5 +63,5 @@ def resolved(reference: str) -> Callable[..., Any]:
         return resolve(reference)
     except MarshipError:
         raise
-    except Exception as error:  # a reader's file may raise anything when it is loaded
+    except Exception as error:  # user code may raise anything at import
         raise UsageError(f"{reference} must load, got {type(error).__name__}: {error}.") from error

@@ -1,4 +1,4 @@
-"""A PyTorch model as an ONNX file: its names, its variable axes, the conversion."""
+"""Converts a PyTorch model to ONNX: names of inputs and outputs, variable axes, conversion."""
 
 import inspect
 import io
@@ -28,23 +28,23 @@ from marship.errors import DataError, ModelError, UsageError
 from marship.exporting import guards, size_floats
 from marship.exporting.guards import Doubt
 from marship.exporting.layout import BATCH, Layout
-from marship.proof.comparison import Run
+from marship.proof.comparison import RunModel
 from marship.proof.parity import first_line
 
 WEIGHTS_INSIDE_LIMIT_BYTES = 2**31 - 2**24
-"""protobuf's limit for one message is 2 GB; what is not weights needs some of it."""
+"""A protobuf message has 2 GB at most; this leaves some for the graph."""
 
 TRACED_ROWS = 3
 REASON_LIMIT = 400
 
 
 def input_order(model: nn.Module, examples: Arrays) -> list[str]:
-    """The names of the example's arrays in the order of forward's parameters.
+    """The names of the example's arrays, in the order of forward's parameters.
 
     Raises:
         DataError: The example lacks an input that forward needs, has one it does not take, or
-            holds something else than numbers.
-        UsageError: forward takes its inputs without names.
+            holds other data than numbers.
+        UsageError: forward has positional-only inputs.
     """
     parameters = inspect.signature(model.forward).parameters
     kinds = {parameter.kind for parameter in parameters.values()}
@@ -77,11 +77,11 @@ def _check_types(examples: Arrays) -> None:
 
 
 def output_names(model: nn.Module, examples: Arrays, given: tuple[str, ...]) -> tuple[str, ...]:
-    """The names that the outputs shall have: those given, or the model's own.
+    """The names of the outputs: those given, or the model's own.
 
     Raises:
-        ModelError: The model does not run on the examples, or gives no tensors.
-        UsageError: The number of names given is not that of the outputs.
+        ModelError: The model fails on the examples, or returns no tensors.
+        UsageError: The number of given names is not that of the outputs.
     """
     own = [name for name, _ in _call(model, {k: torch.from_numpy(v) for k, v in examples.items()})]
     if not own:
@@ -93,12 +93,12 @@ def output_names(model: nn.Module, examples: Arrays, given: tuple[str, ...]) -> 
     return given or tuple(f"{name}_out" if name in examples else name for name in own)
 
 
-def torch_run(model: nn.Module, names: tuple[str, ...]) -> Run:
-    """Run a PyTorch model on arrays by the names of forward's parameters.
+def torch_run(model: nn.Module, names: tuple[str, ...]) -> RunModel:
+    """A function that runs a PyTorch model on arrays by the names of forward's parameters.
 
     Args:
         model: In eval mode.
-        names: The outputs' names, as `output_names` gave them.
+        names: The outputs' names, from `output_names`.
 
     Raises:
         ModelError: When called: forward raises.
@@ -115,7 +115,7 @@ def _call(model: nn.Module, inputs: dict[str, torch.Tensor]) -> list[tuple[str, 
     try:
         with torch.no_grad(), _plain_attention():
             return _named_tensors(model(**inputs))
-    except Exception as error:  # forward is the reader's code: it may raise anything
+    except Exception as error:  # user code: it may raise anything
         shapes = ", ".join(f"{k} {str(v.dtype)[6:]}{list(v.shape)}" for k, v in inputs.items())
         raise ModelError(
             f"the model must run on {shapes}, got: {_reason(error)}. "
@@ -123,7 +123,7 @@ def _call(model: nn.Module, inputs: dict[str, torch.Tensor]) -> list[tuple[str, 
         ) from error
 
 
-def write_onnx(  # noqa: PLR0913  they are what a graph consists of
+def write_onnx(  # noqa: PLR0913  the parts of a graph
     model: nn.Module,
     examples: Arrays,
     path: Path,
@@ -136,23 +136,23 @@ def write_onnx(  # noqa: PLR0913  they are what a graph consists of
 
     Args:
         model: In eval mode.
-        examples: By input name, in the order that the graph should have.
-        path: The ONNX file; weights lie inside it, or above 2 GB in one file beside it.
+        examples: By input name, in the graph's order.
+        path: The ONNX file; weights are internal, or above 2 GB in one external file.
         layout: The variable axes.
         outputs: The outputs' names.
         opset: Version of the default ONNX operator set.
 
     Returns:
-        Single sizes that torch assumed not to occur: there the file must be compared.
+        Single sizes that torch assumed not to occur: the file must be compared at those.
 
     Raises:
-        ModelError: The model cannot be converted, or its graph would not hold for all sizes;
-            the message names cause and place.
+        ModelError: The model cannot be converted, or its graph would not be valid for all
+            sizes; the message names the cause and the line.
     """
     traced = _traced_inputs(examples, layout)
-    _call(model, traced)  # a batch it does not take is told more clearly here than by torch.export
+    _call(model, traced)  # a clearer error than torch.export's for an unsupported batch
     failures: list[Exception] = []
-    for strict in (False, True):  # dynamo follows some code that the plain trace makes constant
+    for strict in (False, True):  # dynamo follows some code that a plain trace makes constant
         try:
             program, doubts = _converted(model, traced, layout, outputs, opset=opset, strict=strict)
         except Exception as error:  # torch's exporter raises errors of many unrelated types
@@ -173,10 +173,10 @@ def _converted(  # noqa: PLR0913  as write_onnx
     opset: int,
     strict: bool,
 ) -> tuple[torch.onnx.ONNXProgram, list[Doubt]]:
-    """The model as an ONNX program that holds over the whole bounds, and what is left to try.
+    """The model as an ONNX program that is valid within the bounds, and sizes left to compare.
 
-    torch.onnx.export is given a traced program: where it traces itself it takes other bounds than
-    those asked for, and leaves assertions out.
+    torch.onnx.export gets a traced program: tracing by itself it uses other bounds than those
+    given, and drops assertions.
 
     Raises:
         ModelError: Guards exclude sizes that the bounds allow.
@@ -190,7 +190,7 @@ def _converted(  # noqa: PLR0913  as write_onnx
     ):
         try:
             program = _program(model, traced, layout, strict=strict)
-        except torch._dynamo.exc.UserError:  # of its constraints the guards tell more
+        except torch._dynamo.exc.UserError:  # the guards tell more than its constraints
             guards.check(found, list(traced), layout, few=0)
             raise
         guards.check(found, list(traced), layout)
@@ -201,7 +201,7 @@ def _converted(  # noqa: PLR0913  as write_onnx
             verbose=False,
             input_names=list(traced),
             output_names=list(outputs),
-            dynamic_shapes={"tensors": _dimensions(traced, layout)},  # here: the axes' names
+            dynamic_shapes={"tensors": _dimensions(traced, layout)},  # these set the axes' names
             opset_version=opset,
         )
         if converted is None or converted.exported_program is None:
@@ -216,7 +216,7 @@ def _program(
 ) -> torch.export.ExportedProgram:
     """The traced model.
 
-    Sizes of 0 and 1 are no special ones, and guards become assertions, which `guards` judges.
+    Sizes of 0 and 1 are not specialized, and guards become assertions, which `guards` checks.
     """
     with torch.fx.experimental._config.patch(backed_size_oblivious=True):  # type: ignore[attr-defined]
         return torch.export.export(
@@ -230,16 +230,16 @@ def _program(
 
 @contextmanager
 def _variable_recurrence() -> Iterator[None]:
-    """Let torch follow LSTM and GRU as loops: else it unrolls them, and their length is fixed."""
+    """Let torch trace LSTM and GRU as loops: unrolled ones would have a fixed length."""
     for operator in (torch.ops.aten.gru.input, torch.ops.aten.lstm.input):
-        # a conversion leaves its own decomposition here, which makes the next one's length fixed
+        # a conversion leaves its decomposition here, which would fix the next one's length
         operator._dispatch_cache.clear()
     with register_lstm_while_loop_decomposition(), register_gru_while_loop_decomposition():
         yield
 
 
 def _failure(failures: list[Exception]) -> ModelError:
-    """The error to raise: one that names a guard, else torch's own of the plain trace."""
+    """The error to raise: one about a guard, else torch's error of the plain trace."""
     for error in failures:
         if isinstance(error, ModelError):
             return error
@@ -252,7 +252,7 @@ def _failure(failures: list[Exception]) -> ModelError:
 
 
 class _Flat(nn.Module):
-    """A model that takes its tensors by position and gives a flat tuple of tensors."""
+    """Wraps a model to take tensors by position and return a flat tuple of tensors."""
 
     def __init__(self, model: nn.Module, inputs: tuple[str, ...]) -> None:
         super().__init__()
@@ -264,9 +264,9 @@ class _Flat(nn.Module):
         return tuple(tensor for _, tensor in _named_tensors(answer))
 
 
-def _named_tensors(answer: Any) -> list[tuple[str, torch.Tensor]]:  # noqa: ANN401  any nesting
-    """The tensors in what forward gave: a dict's keys, a tuple's indices, or "output"."""
-    leaves, _ = pytree.tree_flatten_with_path(answer)
+def _named_tensors(returned: Any) -> list[tuple[str, torch.Tensor]]:  # noqa: ANN401  any nesting
+    """Tensors that forward returned, named by a dict's keys, a tuple's indices, or "output"."""
+    leaves, _ = pytree.tree_flatten_with_path(returned)
     return [
         (_path_name(path), leaf.detach()) for path, leaf in leaves if isinstance(leaf, torch.Tensor)
     ]
@@ -286,7 +286,7 @@ def _path_name(path: tuple[Any, ...]) -> str:
 
 
 def _traced_inputs(examples: Arrays, layout: Layout) -> dict[str, torch.Tensor]:
-    """A few rows; no variable axis has size 1, which torch.export would take for a constant."""
+    """A few rows; no variable axis has size 1, which torch.export would treat as constant."""
     traced = {}
     for name, array in examples.items():
         for index, axis in layout.axes.get(name, {}).items():
@@ -327,14 +327,13 @@ def _stated_causality(
 
 @contextmanager
 def _plain_attention() -> Iterator[None]:
-    """Let nn.Transformer's modules take their plain path, the only one that exports.
+    """Disable the fast path of nn.Transformer's modules, which cannot be exported.
 
-    Their fused inference path gives zeros at padded positions, unlike the plain path, and
-    their search for a causal mask branches on the mask's values; the mask itself is applied
-    either way.
+    The fast path outputs zeros at padded positions, unlike the plain path, and its detection of
+    a causal mask branches on the mask's values; the mask itself is applied either way.
     """
     fused = torch.backends.mha.get_fastpath_enabled()
-    detect = transformer._detect_is_causal_mask  # it has no public switch
+    detect = transformer._detect_is_causal_mask  # there is no public switch
     torch.backends.mha.set_fastpath_enabled(False)
     transformer._detect_is_causal_mask = _stated_causality
     try:
@@ -346,7 +345,7 @@ def _plain_attention() -> Iterator[None]:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep the exporter's account of its own workings from the reader; a progress bar goes on."""
+    """Suppress the exporter's output, but not a progress bar."""
     before = logging.root.manager.disable
     logging.disable(logging.CRITICAL)
     try:
@@ -358,7 +357,7 @@ def _quiet() -> Iterator[None]:
 
 
 class _Muted(io.StringIO):
-    """Swallows what is printed; Rich, which looks for this attribute, still writes through."""
+    """Discards prints; Rich, which looks for this attribute, still writes to the terminal."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -366,7 +365,7 @@ class _Muted(io.StringIO):
 
 
 def _reason(error: BaseException) -> str:
-    """The innermost cause in one line, and the place in the reader's code where it arose."""
+    """The root cause in one line, and the line of user code that raised it."""
     chain = [error]
     while (inner := chain[-1].__cause__) is not None:
         chain.append(inner)
@@ -382,7 +381,7 @@ def _reason(error: BaseException) -> str:
 
 
 def _place(chain: list[BaseException], text: str) -> str:
-    """The last line outside of torch's and Python's own files."""
+    """The innermost line outside of torch's and Python's files."""
     frames = [
         (frame.filename, frame.lineno)
         for link in chain

@@ -1,4 +1,4 @@
-"""The exported file compared with the PyTorch model, case by case, for as long as is allowed."""
+"""Compares the exported file with the PyTorch model on many cases, within a time budget."""
 
 import math
 import time
@@ -14,26 +14,26 @@ from marship.errors import ModelError, ParityError
 from marship.exporting.layout import check_outputs
 from marship.proof import parity
 from marship.proof.cases import Case, draw_random, first_axis, sizes_to_try
-from marship.proof.comparison import Comparison, Run
+from marship.proof.comparison import Comparison, RunModel
 from marship.proof.sizes import further_case, further_sizes, input_bytes
 
 if TYPE_CHECKING:  # it imports torch
     from marship.exporting.guards import Doubt
 
 SLACK = 2.0
-"""A case is expected to take so many times as long as the largest so far, byte for byte."""
+"""Factor of a case's expected time over that of the largest so far, byte for byte."""
 
 
 @dataclass(slots=True)
 class Proof:
-    """What was compared, and what there was no time for.
+    """What was compared, and what was left out for time.
 
     Attributes:
-        seed: Of sizes and values; the same gives the same cases.
-        comparisons: All that agreed.
-        left_out: Sizes of cases that there was no time for.
-        not_finite: Cases of values so wide that PyTorch's own outputs are not finite.
-        unequal: By output of whole numbers, in how many wide cases it differed: ties, mostly.
+        seed: Seed of sizes and values, which determines the cases.
+        comparisons: The comparisons, all within the tolerance.
+        left_out: Sizes of cases that were left out for time.
+        not_finite: Cases with values so large that PyTorch's own outputs are not finite.
+        unequal: By integer output, the number of wide cases in which it differed: mostly ties.
     """
 
     seed: int
@@ -44,14 +44,14 @@ class Proof:
 
 
 class NotRunError(ModelError):
-    """ONNX Runtime does not load the file, or does not run it on inputs that PyTorch takes."""
+    """ONNX Runtime fails to load the file, or to run it on inputs that PyTorch accepts."""
 
 
-def open_run(path: Path) -> Run:
-    """A way to run the exported file.
+def open_run(path: Path) -> RunModel:
+    """A function that runs the exported file.
 
     Raises:
-        NotRunError: It does not load.
+        NotRunError: It cannot be loaded.
     """
     try:
         return parity.runner(path)
@@ -69,7 +69,7 @@ def _run(sides: "Sides", inputs: Arrays) -> Arrays:
 def entry(
     proof: Proof, contract: Contract, proofs: Mapping[str, Comparison | None]
 ) -> dict[str, Any]:
-    """What was proven, as `parity.json` states it; `proofs` are those about rows and padding."""
+    """The content of `parity.json`; `proofs` are those about rows and padding."""
     return {
         "tolerance": asdict(contract.tolerance),
         "largest_difference": {
@@ -97,7 +97,7 @@ def _evidence(found: Comparison | None) -> dict[str, Any] | str:
 
 
 def remarks(proof: Proof, contract: Contract) -> list[str]:
-    """What one who reads the result should know, a line each."""
+    """Remarks about the result, one line each."""
     lines = [
         f"output {name} is small: it is compared within {contract.tolerance.absolute(name):.2g}."
         for name, factor in contract.tolerance.factors.items()
@@ -117,34 +117,34 @@ def remarks(proof: Proof, contract: Contract) -> list[str]:
 
 @dataclass(frozen=True, slots=True)
 class Sides:
-    """The two ways to run the model, and what is known of it."""
+    """The PyTorch model and the ONNX file, with what is known about them."""
 
-    reference: Run
-    candidate: Run
+    reference: RunModel
+    candidate: RunModel
     contract: Contract
     examples: Arrays
     doubts: "Sequence[Doubt]" = ()
 
 
 def compare_one(sides: Sides, case: Case, want: Arrays) -> Comparison:
-    """How far the file's answer to a case is from `want`, PyTorch's.
+    """Compare the file's outputs for a case with `want`, PyTorch's.
 
     Raises:
-        ParityError: Too far; the message names the output, the case and what may be to blame.
-        NotRunError: The file does not run on it.
-        ModelError: It states other shapes than it gives.
+        ParityError: Not within the tolerance; the message has the output, case and likely cause.
+        NotRunError: The file fails on the case.
+        ModelError: Its outputs have other shapes than declared.
     """
     contract = sides.contract
     got = _run(sides, case.inputs)
     check_outputs(contract, case.sizes, got)
     found = parity.compare(want, got, case, contract.tolerance)
     if not found.agrees:
-        raise ParityError(_told(sides, case, want, got))
+        raise ParityError(_mismatch(sides, case, want, got))
     return found
 
 
 def check_ranks(answers: Sequence[tuple[Case, Arrays]]) -> None:
-    """Refuse a model whose outputs have other axes at some sizes.
+    """Reject a model whose outputs have a different rank at some sizes.
 
     Raises:
         ModelError: An output's rank changes.
@@ -161,12 +161,12 @@ def check_ranks(answers: Sequence[tuple[Case, Arrays]]) -> None:
 
 
 def compare_further(sides: Sides, proof: Proof, until: float) -> None:
-    """Try sizes in doubt, edges and sizes drawn anew until the time is over.
+    """Compare at doubtful sizes, edges and random sizes until the time is used up.
 
     Args:
-        sides: What to compare.
-        proof: Takes what was found.
-        until: As time.perf_counter gives it; sizes in doubt are tried in any case.
+        sides: The two models to compare.
+        proof: Collects the results.
+        until: Deadline of time.perf_counter; doubtful sizes are compared in any case.
 
     Raises:
         ParityError: As compare_one.
@@ -189,7 +189,7 @@ def compare_further(sides: Sides, proof: Proof, until: float) -> None:
 
 
 def _doubtful(sides: Sides, seed: int) -> Iterable[Case]:
-    """Cases at the sizes that a guard leaves out."""
+    """Cases at the sizes that a guard excludes."""
     contract, batch = sides.contract, first_axis(sides.contract)
     for doubt in sides.doubts:
         for size in sorted(doubt.sizes):
@@ -214,7 +214,7 @@ def _compare_case(sides: Sides, case: Case, proof: Proof) -> None:
     proof.comparisons.append(compare_one(sides, case, {**got, **floats}))
 
 
-def _told(sides: Sides, case: Case, want: Arrays, got: Arrays) -> str:
+def _mismatch(sides: Sides, case: Case, want: Arrays, got: Arrays) -> str:
     tolerance = sides.contract.tolerance
     apart = {name: parity.compare({name: want[name]}, got, case, tolerance) for name in want}
     name, found = next((n, c) for n, c in apart.items() if not c.agrees)

@@ -1,9 +1,9 @@
-"""What torch assumes of sizes while it traces a model, and the line of code that made it.
+"""Guards: assumptions on sizes that torch makes when tracing a model, and the lines behind them.
 
-A traced graph holds only where its guards do. torch.export refuses some of them and turns others
-into run-time assertions, which an ONNX file does not have; what the decompositions of the
-conversion assume is stated nowhere. So each guard is recorded as it arises, in both steps, and
-held against the bounds of the variable axes.
+A traced graph is only valid where its guards hold. torch.export rejects some of them and turns
+others into run-time assertions, which an ONNX file cannot have; assumptions of the conversion's
+decompositions are not reported at all. So each guard is recorded as it is created, in both steps,
+and checked against the bounds of the variable axes.
 """
 
 import itertools
@@ -28,13 +28,13 @@ if TYPE_CHECKING:
     from types import FrameType
 
 DENSE = 130
-"""So many sizes from the smallest on are tried one by one: enough to see multiples up to 64."""
+"""Number of sizes, from the smallest on, that are checked one by one: shows multiples up to 64."""
 LARGEST_MULTIPLE = 64
 LARGEST_SIZE = 1 << 20
-"""Of an axis without a bound."""
+"""The upper bound of an unbounded axis."""
 FEW = 4
-"""So many sizes that a guard leaves out are compared with PyTorch one by one instead. LSTM, and
-whatever else asks how memory is laid out, leaves out 1, and is right there."""
+"""Up to this many sizes that a guard excludes are compared with PyTorch instead of rejected. LSTM,
+and all that depends on memory layout, excludes 1, and is right there."""
 CODE_SHOWN = 100
 
 _SOURCE = re.compile(r"^L\['(?:tensors|flat_args)'\]\[(\d+)\]\.size\(\)\[(\d+)\]$")
@@ -44,7 +44,7 @@ _MARSHIP = str(Path(__file__).parents[1])
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """A line of the reader's own code."""
+    """A line of user code."""
 
     file: str
     line: int
@@ -60,9 +60,9 @@ class Guard:
     """A condition on sizes.
 
     Attributes:
-        condition: Over one symbol for each size.
-        sizes: By symbol, the number of the input and the index of its axis.
-        place: The line that made it; None where none of the reader's own did.
+        condition: An expression of symbols, one for each size.
+        sizes: By symbol, the index of the input and the index of its axis.
+        place: The line of user code that caused it; None without one.
     """
 
     condition: sympy.Basic
@@ -73,16 +73,16 @@ class Guard:
 
     @property
     def leaves_out_one(self) -> bool:
-        """Whether a size that is computed from others must not be 1: torch's way with size 1.
+        """Whether it excludes 1 for a size computed from others: torch's specialization of 1.
 
-        All sizes that it leaves out are one size further on, as fewer samples than a frame has
-        are one frame: a few of them stand for all.
+        All input sizes that it excludes lead to that one size, as fewer samples than a frame give
+        one frame: a few of them represent all.
         """
         is_other = isinstance(self.condition, sympy.Ne) and 1 in self.condition.args
         return is_other and not any(side.is_Symbol for side in self.condition.args)
 
     def holds(self, at: Mapping[sympy.Symbol, int]) -> bool:
-        """Whether it holds at these sizes; what cannot be computed does not."""
+        """Whether it holds at these sizes; False if it cannot be computed."""
         try:
             return bool(self.condition.xreplace({s: sympy.Integer(n) for s, n in at.items()}))
         except (TypeError, ValueError, ArithmeticError):
@@ -91,7 +91,7 @@ class Guard:
 
 @dataclass(frozen=True, slots=True)
 class Doubt:
-    """Few sizes of an axis that a guard leaves out: there the graph must be tried."""
+    """A few sizes of an axis that a guard excludes, at which the graph must be compared."""
 
     axis: str
     sizes: frozenset[int]
@@ -100,10 +100,10 @@ class Doubt:
 
 @contextmanager
 def recorded() -> Iterator[list[Guard]]:
-    """Record each guard on sizes of inputs, in the list that is given, as it arises."""
+    """Yield a list to which each guard on input sizes is appended when torch creates it."""
     guards: list[Guard] = []
     seen: set[str] = set()
-    record = ShapeEnv._log_guard  # every guard passes here; torch's version is pinned
+    record = ShapeEnv._log_guard  # all guards go through this method; torch's version is pinned
 
     def recording(self: Any, prefix: str, g: Any, forcing_spec: bool) -> None:  # noqa: ANN401  the replaced method's signature
         sizes = {} if "suppressed" in prefix or str(g) in seen else sizes_in(self, g)
@@ -120,7 +120,7 @@ def recorded() -> Iterator[list[Guard]]:
 
 
 def sizes_in(env: Any, condition: Any) -> dict[sympy.Symbol, tuple[int, int]]:  # noqa: ANN401  torch's
-    """Where the symbols stand for sizes of inputs, which ones."""
+    """The symbols of a condition that stand for sizes of inputs: input and axis."""
     found = {}
     for symbol in condition.free_symbols:
         for source in env.var_to_sources.get(symbol, ()):
@@ -130,7 +130,7 @@ def sizes_in(env: Any, condition: Any) -> dict[sympy.Symbol, tuple[int, int]]:  
 
 
 def _place() -> Place | None:
-    """The innermost line of the reader's code: it runs, dynamo follows it, or a node is from it."""
+    """The innermost line of user code: running, traced by dynamo, or recorded in a node."""
     frame: FrameType | None = sys._getframe(2)
     while frame is not None and not frame.f_code.co_filename.startswith(_MARSHIP):
         if is_own(frame.f_code.co_filename):
@@ -138,41 +138,41 @@ def _place() -> Place | None:
         frame = frame.f_back
     stack = [(entry.filename, entry.lineno or 0) for entry in TracingContext.extract_stack()]
     text = "".join(torch.fx.traceback.format_stack())
-    text = text.rpartition(_MARSHIP)[2]  # it may be Python's own, with whoever called marship
+    text = text.rpartition(_MARSHIP)[2]  # it may be Python's stack, including marship's caller
     stack += [(file, int(line)) for file, line in re.findall(r'File "([^"]+)", line (\d+)', text)]
     own = [Place(file, line) for file, line in stack if is_own(file)]
     return own[-1] if own else None
 
 
 def is_own(file: str) -> bool:
-    """Whether a file is the reader's: neither a package's, nor Python's, nor marship's."""
+    """Whether a file is user code: not of a package, of Python or of marship."""
     return not file.startswith(_MARSHIP) and not any(part in file for part in _NOT_OWN)
 
 
 def check(
     guards: Sequence[Guard], inputs: Sequence[str], layout: Layout, few: int = FEW
 ) -> list[Doubt]:
-    """Hold guards against the bounds of the axes.
+    """Check guards against the bounds of the axes.
 
     Args:
-        guards: As recorded.
-        inputs: The inputs' names in their order.
+        guards: The recorded guards.
+        inputs: The inputs' names in order.
         layout: The variable axes and their bounds.
-        few: How many sizes a guard may leave out for them to be tried instead.
+        few: How many sizes a guard may exclude for them to be compared instead.
 
     Returns:
-        The sizes that a guard leaves out, where they are so few that each can be tried.
+        The sizes that guards exclude, where they are few enough to compare each.
 
     Raises:
-        ModelError: The graph does not hold over the whole bounds; the message names the line
-            that made it so, and bounds over which it does.
+        ModelError: The graph is not valid within the whole bounds; the message names the line
+            that caused it, and bounds within which it is.
     """
     doubts: list[Doubt] = []
     failed: dict[str, list[_Claim]] = {}
     for guard in guards:
         names = {s: layout.axes[inputs[n]].get(i, "") for s, (n, i) in guard.sizes.items()}
         if not all(names.values()):
-            continue  # about an axis of one size
+            continue  # about an axis of fixed size
         claim = min((_Claim(guard, names, a, layout) for a in names.values()), key=_Claim.width)
         if len(claim.missing) == len(claim.tried):
             raise ModelError(_tied(claim))
@@ -184,16 +184,16 @@ def check(
         elif claim.missing:
             failed.setdefault(claim.axis, []).append(claim)
     if failed:
-        raise ModelError(_told(failed, layout))
+        raise ModelError(_violation(failed, layout))
     return doubts
 
 
 class _Claim:
-    """A guard read as a condition on one axis: on those sizes it holds, whatever the others are.
+    """A guard as a condition on one axis: the sizes at which it holds for all others.
 
     Attributes:
-        tried: Sizes of the axis, sorted.
-        missing: Those of them at which the guard does not hold for some sizes of other axes.
+        tried: The checked sizes of the axis, sorted.
+        missing: Those at which the guard does not hold for some sizes of other axes.
     """
 
     def __init__(
@@ -210,7 +210,7 @@ class _Claim:
         return len(self.missing)
 
     def holds(self, size: int) -> bool:
-        """Whether the guard holds at this size of the axis; what cannot be computed does not."""
+        """Whether the guard holds at this size of the axis; False if it cannot be computed."""
         return all(self._holds({**rest, self.axis: size}) for rest in self.rest)
 
     def _holds(self, sizes: Mapping[str, int]) -> bool:
@@ -223,13 +223,13 @@ def _bounds(layout: Layout, axis: str) -> tuple[int, int]:
 
 
 def _few(layout: Layout, axis: str) -> list[int]:
-    """Sizes, but for 1, of an axis that stands beside the one that is looked at."""
+    """A few sizes, except 1, of an axis other than the one being checked."""
     low, high = _bounds(layout, axis)
     return sorted({min(max(low, size), high) for size in (3, 8, high)})
 
 
 def _tried(layout: Layout, axis: str, guard: Guard) -> list[int]:
-    """The first sizes one by one, those where the guard's numbers may make an edge, the largest."""
+    """The smallest sizes one by one, sizes near the guard's constants, and the largest."""
     low, high = _bounds(layout, axis)
     tried = {*range(low, min(high, low + guard.most_tried) + 1), high}
     numbers = {abs(int(number)) for number in guard.condition.atoms(sympy.Integer)} | {1}
@@ -250,8 +250,8 @@ def _tied(claim: _Claim) -> str:
     )
 
 
-def _told(failed: Mapping[str, Sequence[_Claim]], layout: Layout) -> str:
-    """Which axes hold where only, because of which line, and what to do, in one line."""
+def _violation(failed: Mapping[str, Sequence[_Claim]], layout: Layout) -> str:
+    """Which axes are restricted to which sizes, by which line, and what to do, in one line."""
     what, fixes = [], []
     for axis, claims in failed.items():
         where, fix = _where(axis, claims, layout)
@@ -274,7 +274,7 @@ def _because(claims: Sequence[_Claim]) -> str:
 
 
 def _where(axis: str, claims: Sequence[_Claim], layout: Layout) -> tuple[str, str]:
-    """Where the graph holds, in words, and the flag that states it."""
+    """Where the graph is valid, in words, and the flag that states it."""
 
     def holds(size: int) -> bool:
         return all(claim.holds(size) for claim in claims)
@@ -284,7 +284,7 @@ def _where(axis: str, claims: Sequence[_Claim], layout: Layout) -> tuple[str, st
     if not held:
         return "at no size", "--fixed-batch" if axis == BATCH else "an axis of one size"
     dense = tried[: DENSE + 1]
-    # before runs are looked for: beyond the dense sizes a few that hold would look like one
+    # before looking for runs: beyond the dense sizes a few valid ones would look like a run
     multiple = _multiple(dense, set(held))
     if multiple is not None:
         most = max(size for size in held if size <= dense[-1])
@@ -301,7 +301,7 @@ def _where(axis: str, claims: Sequence[_Claim], layout: Layout) -> tuple[str, st
 
 
 def _runs(tried: Sequence[int], holds: Callable[[int], bool]) -> Iterator[tuple[int, int]]:
-    """First and last size of each run of sizes that hold; edges between the tried are sought."""
+    """First and last size of each run of valid sizes; edges between checked sizes are searched."""
     start, last = None, 0
     for size in tried:
         if holds(size):
@@ -316,7 +316,7 @@ def _runs(tried: Sequence[int], holds: Callable[[int], bool]) -> Iterator[tuple[
 
 
 def _edge(held: int, not_held: int, holds: Callable[[int], bool]) -> int:
-    """The last size that holds on the way from one that does to one that does not."""
+    """The last valid size between a valid one and an invalid one, by bisection."""
     while abs(not_held - held) > 1:
         middle = (held + not_held) // 2
         if holds(middle):
@@ -327,7 +327,7 @@ def _edge(held: int, not_held: int, holds: Callable[[int], bool]) -> int:
 
 
 def _multiple(dense: Sequence[int], held: set[int]) -> str | None:
-    """What the sizes that hold have in common, if it is their remainder."""
+    """The common step and remainder of the valid sizes, if there is one."""
     first = min(held)
     if len(held & set(dense)) == 1:
         return None

@@ -1,8 +1,8 @@
-"""Which axes of a model's inputs are variable, what they are called, and how far they go.
+"""The variable axes of a model's inputs: their names and bounds.
 
-The batch is the first axis of every input. An input with a pad value varies in its axis 1.
-Other axes vary where they are named. Without bounds an axis goes from 1 to its size in the
-examples, the batch without limit.
+The batch is the first axis of every input. Axis 1 of an input with a pad value is variable.
+Other axes are variable if they are named. The default bounds of an axis are 1 and its size in the
+examples; the batch is unbounded.
 """
 
 from collections.abc import Iterator, Mapping
@@ -21,8 +21,8 @@ class Layout:
     """The variable axes of the inputs.
 
     Attributes:
-        axes: By input and index of the axis, the axis's name.
-        bounds: By the axis's name, its smallest and largest size; None is unbounded.
+        axes: Names of axes, by input and index.
+        bounds: The smallest and largest size, by the axis's name; None is unbounded.
     """
 
     axes: Mapping[str, Mapping[int, str]]
@@ -30,7 +30,7 @@ class Layout:
 
 
 def completed(recipe: Recipe, pad: tuple[str, ...], bounds: tuple[str, ...]) -> Recipe:
-    """The recipe with what the flags say of pad values and bounds; a flag wins."""
+    """The recipe, with pad values and bounds overridden by flags."""
     pads = {name: _number(value, "--pad") for name, value in _pairs(pad, "--pad")}
     ranges = {name: _range(value) for name, value in _pairs(bounds, "--bounds")}
     return replace(
@@ -41,10 +41,10 @@ def completed(recipe: Recipe, pad: tuple[str, ...], bounds: tuple[str, ...]) -> 
 def layout(
     recipe: Recipe, examples: Arrays, dynamic: tuple[str, ...], *, fixed_batch: bool
 ) -> Layout:
-    """Which axes vary, and how far: the batch, those padded, the recipe's and --dynamic's.
+    """The variable axes: the batch, padded ones, the recipe's and those of --dynamic.
 
     Raises:
-        UsageError: A flag names an input or an axis that is not there.
+        UsageError: A flag names an input or an axis that does not exist.
         DataError: One name stands for axes of different sizes in the examples.
     """
     names: dict[str, dict[int, str]] = {
@@ -74,7 +74,7 @@ def layout(
 
 
 def check_inputs(contract: Contract, wanted: Layout) -> None:
-    """Refuse a graph whose axes did not stay variable: the exporter makes them fixed silently.
+    """Reject a graph with a variable axis that the exporter silently made fixed.
 
     Raises:
         ModelError: forward ties a variable axis to one size.
@@ -92,10 +92,10 @@ def check_inputs(contract: Contract, wanted: Layout) -> None:
 
 
 def check_outputs(contract: Contract, sizes: Mapping[str, int], outputs: Arrays) -> None:
-    """Refuse a graph that states other shapes than it gives.
+    """Reject a graph whose outputs have other shapes than it declares.
 
     Raises:
-        ModelError: An axis is stated as fixed, or as one of the inputs', and is not.
+        ModelError: An axis is declared fixed, or equal to one of the inputs', and is not.
     """
     for spec in contract.outputs:
         stated = [sizes.get(axis) if isinstance(axis, str) else axis for axis in spec.shape]
@@ -110,7 +110,7 @@ def check_outputs(contract: Contract, sizes: Mapping[str, int], outputs: Arrays)
 
 
 def _sizes(names: Mapping[str, Mapping[int, str]], examples: Arrays) -> dict[str, int]:
-    """Size of each variable axis in the examples, the same wherever the name stands."""
+    """The size of each variable axis in the examples, equal for all axes of one name."""
     sizes: dict[str, int] = {}
     for name, axes in names.items():
         for index, axis in axes.items():

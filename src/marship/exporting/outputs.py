@@ -1,4 +1,4 @@
-"""What the graph of a written ONNX file says of its outputs' shapes, corrected."""
+"""Corrects the output shapes that the graph of an exported ONNX file declares."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,10 +10,10 @@ from marship.errors import UsageError
 
 
 def state_output_shapes(path: Path, answers: list[tuple[Mapping[str, int], Arrays]]) -> None:
-    """Correct the outputs' shapes in the graph where a run shows other ones.
+    """Correct declared output shapes that differ from those of actual runs.
 
-    torch.export takes the length of a recurrent layer's output for a constant, although the
-    operator itself does not.
+    torch.export treats the length of a recurrent layer's output as constant, although the
+    operator's is not.
 
     Args:
         path: The ONNX file, changed in place.
@@ -30,19 +30,19 @@ def state_output_shapes(path: Path, answers: list[tuple[Mapping[str, int], Array
             names = [n for n in answers[0][0] if given == [sizes[n] for sizes, _ in answers]]
             axis.dim_param = names[0] if names else f"{value.name}_{index}"
     if wrong:
-        del graph.graph.value_info[:]  # what was inferred from the wrong constant
+        del graph.graph.value_info[:]  # inferred from the wrong constant
         onnx.save(graph, str(path))
 
 
 def name_output_axes(path: Path, names: tuple[str, ...]) -> None:
-    """Give axes of outputs names of their own, in place of how they follow from the inputs'.
+    """Name axes of outputs, in place of expressions of the inputs' axes.
 
     Args:
         path: The ONNX file, changed in place.
         names: As `Recipe.output_axes`.
 
     Raises:
-        UsageError: A name is for no output's variable axis.
+        UsageError: A name is not for a variable axis of an output.
     """
     if not names:
         return

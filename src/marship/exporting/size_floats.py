@@ -1,7 +1,7 @@
-"""Sizes that forward computes by way of floats, like int(n * 0.7): the file does so in float32.
+"""Sizes that forward computes with floats, like int(n * 0.7), which the file does in float32.
 
-Python has 64 bits: 90 * 0.7 is 62.99999999999999 there and 63 in float32, so a slice is one longer.
-Both are computed for each size, by the operations of the traced graph.
+Python uses float64: 90 * 0.7 is 62.99999999999999 there and 63 in float32, one more.
+Both are computed for each size, with the operations of the traced graph.
 """
 
 import re
@@ -18,14 +18,14 @@ from marship.exporting.guards import Guard, Place, is_own, sizes_in
 
 @dataclass(frozen=True, slots=True)
 class FloatGuard(Guard):
-    """The condition that a size is the same in float32; `steps` lead to it, the last is its own."""
+    """The condition that a size is the same in float32; the last of `steps` computes it."""
 
     steps: Sequence[torch.fx.Node]
 
     most_tried = 2048
 
     def holds(self, at: Mapping[sympy.Symbol, int]) -> bool:
-        """Whether both ways give one number, or neither any."""
+        """Whether both give the same number, or both fail."""
         return bool(self._computed(at, single=False) == self._computed(at, single=True))
 
     def _computed(self, at: Mapping[sympy.Symbol, int], *, single: bool) -> Any:  # noqa: ANN401  a number
@@ -43,7 +43,7 @@ class FloatGuard(Guard):
                 if single and isinstance(value, torch.SymFloat):
                     args = [np.float32(arg) for arg in args]
                     known[step] = np.float32(step.target(*args))  # type: ignore[operator]
-                else:  # of a float32 the same as of the float64 that equals it
+                else:  # equal for a float32 and the float64 of the same value
                     args = [float(arg) if isinstance(arg, np.floating) else arg for arg in args]
                     known[step] = step.target(*args)  # type: ignore[operator]
         except (ArithmeticError, ValueError):  # such as a division by zero
@@ -52,7 +52,7 @@ class FloatGuard(Guard):
 
 
 def of_floats(graph: torch.fx.Graph) -> list[Guard]:
-    """A guard for each whole number that a decomposed graph computes from floats of sizes."""
+    """A guard for each integer that a decomposed graph computes from floats of sizes."""
     found: list[Guard] = []
     for node in graph.nodes:
         value = node.meta.get("val")
@@ -74,7 +74,7 @@ def _is_of_floats(node: torch.fx.Node) -> bool:
 
 
 def _steps(node: torch.fx.Node) -> list[torch.fx.Node]:
-    """The node and those before it that it is computed from, down to whole numbers."""
+    """The node and its inputs, down to integers."""
     if not _is_of_floats(node):
         return [node]
     before = [step for source in node.all_input_nodes for step in _steps(source)]

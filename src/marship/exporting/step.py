@@ -45,7 +45,7 @@ from marship.fit.origin import fingerprint, local_files, versions
 from marship.fit.recipe import Recipe
 from marship.proof import golden, parity
 from marship.proof.cases import draw_cases, read_rows
-from marship.proof.comparison import Comparison, Run
+from marship.proof.comparison import Comparison, RunModel
 from marship.settings import as_dict
 from marship.storage import read_json, replacing_all, write_json
 
@@ -319,7 +319,7 @@ class _Stated:
 
 
 def _compare_first(
-    reference: Run, examples: Arrays, doubts: "Sequence[Doubt]", path: Path, stated: _Stated
+    reference: RunModel, examples: Arrays, doubts: "Sequence[Doubt]", path: Path, stated: _Stated
 ) -> tuple[Sides, Proof]:
     """Compare at the first sizes; completes what the graph says of its outputs by the answers."""
     from marship.exporting import outputs
@@ -342,7 +342,7 @@ def _compare_first(
     return sides, proof
 
 
-def _check_repeatable(reference: Run, examples: Arrays) -> None:
+def _check_repeatable(reference: RunModel, examples: Arrays) -> None:
     first, second = reference(examples), reference(examples)
     if not agree(first, second, Tolerance(0.0, 0.0)):
         raise ParityError(
@@ -353,7 +353,7 @@ def _check_repeatable(reference: Run, examples: Arrays) -> None:
 
 
 def _proven(
-    contract: Contract, run: Run, examples: Arrays, proof_seconds: float
+    contract: Contract, run: RunModel, examples: Arrays, proof_seconds: float
 ) -> tuple[Contract, dict[str, Comparison | None]]:
     """The contract with its batch axis, and the evidence about rows and padding."""
     seconds = proof_seconds * parity.SHARE_OF_ROWS

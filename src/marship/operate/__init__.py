@@ -1,1 +1,1 @@
-"""Running models: rollouts, declared state, and the proxy in front of a server."""
+"""Operations: rollouts, declared state, and the proxy in front of a server."""

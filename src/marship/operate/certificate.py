@@ -1,4 +1,4 @@
-"""A certificate that a machine signs for itself: to try TLS, never to be trusted by others."""
+"""A self-signed certificate for trying TLS on one machine; not for production."""
 
 import datetime as dt
 import ipaddress
@@ -12,10 +12,10 @@ LASTS = dt.timedelta(days=30)
 
 
 def self_signed(folder: Path) -> tuple[Path, Path]:
-    """Make a certificate for localhost, and its key (ECDSA, P-256), which its owner alone reads.
+    """Create a certificate for localhost and its key (ECDSA, P-256), readable by its owner only.
 
     Args:
-        folder: Takes both; existing files are replaced.
+        folder: The folder for both; existing files are replaced.
 
     Returns:
         The certificate's file and the key's, absolute.
@@ -39,7 +39,7 @@ def self_signed(folder: Path) -> tuple[Path, Path]:
         .issuer_name(name)
         .public_key(key.public_key())
         .serial_number(x509.random_serial_number())
-        .not_valid_before(now - dt.timedelta(minutes=5))  # clocks differ
+        .not_valid_before(now - dt.timedelta(minutes=5))  # tolerates clock skew
         .not_valid_after(now + LASTS)
         .add_extension(x509.SubjectAlternativeName(hosts), critical=False)
         .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)

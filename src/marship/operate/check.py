@@ -1,8 +1,8 @@
-"""An archive tried without a server: what one wants to know before registering it.
+"""`marship check`: load an archive without a server, before registering it.
 
-The archive is extracted into a private folder and loaded in a process of its own, as a worker loads
-it: with the archive's own handler and copy of marship. So its code runs here: of an archive from
-elsewhere, verify the signature first.
+The archive is extracted into a private folder and loaded in a separate process as in a worker: with
+the archive's own handler and copy of marship. So its code is run: verify the signature of an
+untrusted archive first.
 """
 
 import json
@@ -31,13 +31,13 @@ _LOG_BYTES = 4096
 
 @dataclass(frozen=True, slots=True)
 class Response:
-    """What the model answers to the request.
+    """The model's response to the request.
 
     Attributes:
-        status: HTTP's.
-        content_type: Of the body.
-        size_bytes: Of the body.
-        body: Its first megabyte as text.
+        status: The HTTP status.
+        content_type: The body's content type.
+        size_bytes: The body's size.
+        body: The first megabyte of the body as text.
         ms: The median time in the worker, in milliseconds.
 
     Example:
@@ -54,20 +54,20 @@ class Response:
 
 @dataclass(frozen=True, slots=True)
 class Checked:
-    """What loading an archive came to.
+    """The result of loading an archive.
 
     Attributes:
         name: The model's name.
         version: Its version.
         handler: The handler's file.
-        load_s: From starting to import the handler until the golden cases were replayed.
-        threads: Of one call.
-        golden_cases: How many were replayed, all within the tolerance.
+        load_s: Seconds from importing the handler until the golden cases were replayed.
+        threads: Threads of one call.
+        golden_cases: Number of golden cases that were replayed, all within the tolerance.
         golden_ms: The median time of a warm call with their inputs, in milliseconds.
         before_bytes: Resident memory before the handler was imported.
-        loaded_bytes: Once the model was loaded.
-        peak_bytes: The most at any time.
-        response: To the request; None where there was none.
+        loaded_bytes: Resident memory after the model was loaded.
+        peak_bytes: Peak resident memory.
+        response: The response to the request; None without one.
 
     Example:
         >>> sorted(marship.Checked.__dataclass_fields__)[:3]
@@ -95,13 +95,13 @@ def check(
     Args:
         path: The `.mar` file. Its handler's code is run.
         request: A file that holds a request's body.
-        content_type: Of the body; None is what the file's name says.
+        content_type: The body's content type; None is guessed from the file name.
 
     Raises:
-        UsageError: A file is not there.
+        UsageError: A file does not exist.
         PackageError: The archive cannot be read.
         LoadError: A worker could not serve the model; the message says why.
-        SealError: The model is sealed and cannot be opened.
+        SealError: The model is sealed and cannot be decrypted.
 
     Example:
         >>> done = marship.check("model_store/tiny.mar", "request.json")
@@ -149,7 +149,7 @@ def _limit_s(value: object) -> float:
 
 
 def _run(folder: Path, task: dict[str, Any], limit_s: float) -> dict[str, Any]:
-    """What the process tells; it and all that it started have ended."""
+    """The process's result, after it and its child processes have exited."""
     words = [sys.executable, "-P", str(SCRIPT), str(folder)]
     with (
         tempfile.TemporaryFile() as told,
@@ -169,7 +169,7 @@ def _run(folder: Path, task: dict[str, Any], limit_s: float) -> dict[str, Any]:
         try:
             if code == 0:
                 return dict(json.load(result))
-        except ValueError:  # it exited by itself, or wrote over the result
+        except ValueError:  # it exited early, or overwrote the result
             pass
         raise LoadError(
             f"{task['name']} must load, got a process that ended: {_reason(code, log)}."
@@ -177,14 +177,14 @@ def _run(folder: Path, task: dict[str, Any], limit_s: float) -> dict[str, Any]:
 
 
 def _code(words: list[str], limit_s: float, **streams: Any) -> int | None:  # noqa: ANN401  Popen's
-    """A process's exit code; None where it took longer."""
+    """A process's exit code; None on timeout."""
     process = subprocess.Popen(words, start_new_session=True, **streams)
     try:
         return process.wait(limit_s)
     except subprocess.TimeoutExpired:
         return None
     finally:
-        with suppress(ProcessLookupError):  # a handler may have started others, which go on
+        with suppress(ProcessLookupError):  # a handler may have started others, which keep running
             os.killpg(process.pid, signal.SIGKILL)
         process.wait()
 
@@ -199,5 +199,5 @@ def _reason(code: int, log: IO[bytes]) -> str:
 
 
 def _error(code: str, message: str) -> MarshipError:
-    """The error that the process met."""
+    """The error that the process reported."""
     return next((k for k in errors.kinds() if k.code == code), LoadError)(message)

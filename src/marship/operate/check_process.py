@@ -1,8 +1,8 @@
 """The process in which `check` loads an archive: a host without a server.
 
-Run by its path with the folder of the extracted archive; what to do is read as JSON from standard
-input, and the result is written as JSON to standard output. Of marship it imports the archive's own
-copy only, as a worker does, so nothing of it may be imported at the top.
+Run as a script with the folder of the extracted archive. It reads its task as JSON from standard
+input, and writes the result as JSON to standard output. Like a worker it imports the archive's own
+copy of marship, so nothing of marship may be imported at module level.
 """
 
 import importlib
@@ -16,13 +16,13 @@ from pathlib import Path
 from typing import Any
 
 MOST_RUNS, MOST_S = 50, 2.0
-"""Each timing is the median of so many calls, or of what fits into so many seconds."""
+"""Each timing is the median of this many calls, or of those that fit into this many seconds."""
 
 SHOWN_BYTES = 1 << 20
 
 
 def main(folder: Path, task: dict[str, Any]) -> dict[str, Any]:
-    """What came of loading the archive and of the request.
+    """Load the archive, and handle the request if there is one.
 
     Args:
         folder: The extracted archive.
@@ -56,7 +56,7 @@ def main(folder: Path, task: dict[str, Any]) -> dict[str, Any]:
 
 
 def _handler(name: str) -> Any:  # noqa: ANN401  the archive's own class
-    """An instance of the only class that the handler's file defines, as TorchServe makes it."""
+    """An instance of the only class that the handler's file defines, as in TorchServe."""
     module = importlib.import_module(Path(name).stem)
     defined = [value for value in vars(module).values() if isinstance(value, type)]
     kinds = [kind for kind in defined if kind.__module__ == module.__name__]
@@ -95,7 +95,7 @@ def _load(handler: Any, folder: Path, task: dict[str, Any]) -> None:  # noqa: AN
 
 
 def _response(handler: Any, task: dict[str, Any]) -> dict[str, Any]:  # noqa: ANN401
-    """The response to the request in a file, and how long a worker takes for it."""
+    """The response to the request in a file, and its median time in a worker."""
     from marship.errors import MarshipError
     from marship.serving.formats import forms
 
@@ -131,7 +131,7 @@ def _median_ms(call: Callable[[], object]) -> float:
 
 
 def _memory_bytes(name: str) -> int:
-    """A figure of /proc/self/status, such as VmRSS: proc(5)."""
+    """A value of /proc/self/status, such as VmRSS: proc(5)."""
     for line in Path("/proc/self/status").read_text().splitlines():
         if line.startswith(f"{name}:"):
             return int(line.split()[1]) * 1024
@@ -144,7 +144,7 @@ def _not_imported(handler: str, error: ImportError) -> str:
 
 
 if __name__ == "__main__":
-    # a handler's own prints are no part of the result, and its modules come from the archive
+    # a handler's prints must not mix with the result, and its modules come from the archive
     result = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)
     extracted, told = sys.argv[1], json.load(sys.stdin)
@@ -152,4 +152,4 @@ if __name__ == "__main__":
     result.write(json.dumps(main(Path(extracted), told)).encode())
     result.close()
     sys.stderr.flush()
-    os._exit(0)  # whatever threads a handler has started
+    os._exit(0)  # even if a handler's threads are running

@@ -1,7 +1,7 @@
-"""The golden cases of an archive, asked of the endpoint that serves it.
+"""Replays the golden cases of an archive against the endpoint that serves it.
 
-A worker replays them itself when it loads. Asked through the endpoint they prove the rest, too:
-the wire, the handler, and that it is this version that answers.
+A worker replays them itself when it loads. Replayed over HTTP they also cover the protocol, the
+handler, and that the endpoint serves this version.
 """
 
 from dataclasses import dataclass
@@ -27,18 +27,18 @@ from marship.trust.archive import Archive
 
 PLAIN_BASE = "OnnxHandler"
 _CHANGES = {"answer", "decode", "encode", "handle", "reply"}
-"""What a handler defines that takes other requests than tensors, or gives other answers."""
+"""Methods that a handler overrides if its requests or responses are not plain tensors."""
 
 
 @dataclass(frozen=True, slots=True)
 class Replay:
-    """What was asked.
+    """The result of a replay.
 
     Attributes:
         asked: How many golden cases the endpoint answered as it must.
-        too_large: How many the server does not take, or whose answer it does not give.
+        too_large: How many exceed the server's limits for a request or a response.
         difference: The largest absolute difference.
-        reason: Why none was asked; empty where some were.
+        reason: Why none was replayed; empty if some were.
     """
 
     asked: int = 0
@@ -48,22 +48,22 @@ class Replay:
 
     def __str__(self) -> str:
         if self.reason:
-            return f"golden cases not asked: {self.reason}"
+            return f"golden cases not replayed: {self.reason}"
         more = f"; {self.too_large} are too large for the server" if self.too_large else ""
-        return f"{self.asked} golden cases answered, at most {self.difference:.2g} off{more}"
+        return f"{self.asked} golden cases replayed, largest difference {self.difference:.2g}{more}"
 
 
 def replay(client: Client, archive: Archive, name: str) -> Replay:
-    """Ask a registered version its archive's golden cases, as JSON tensors by name.
+    """Send an archive's golden cases to a registered version, as JSON tensors by name.
 
     Args:
-        client: Of the server.
-        archive: What the version was registered from.
+        client: The server's client.
+        archive: The archive that the version was registered from.
         name: The model's name on the server.
 
     Raises:
-        ParityError: An answer is further from the reference's than the contract's tolerance.
-        MarshipError: There is no answer.
+        ParityError: A response differs from the reference by more than the contract's tolerance.
+        MarshipError: A prediction failed.
     """
     contract = archive.contract
     if (reason := _obstacle(archive)) or contract is None:
@@ -71,11 +71,11 @@ def replay(client: Client, archive: Archive, name: str) -> Replay:
     asked, too_large, difference = 0, 0, 0.0
     for index, case in enumerate(_cases(archive)):
         try:
-            answer = client.predict(name, case.inputs, version=archive.version)
+            response = client.predict(name, case.inputs, version=archive.version)
         except TooLargeError:
             too_large += 1
             continue
-        difference = max(difference, _checked(answer, case, contract, index))
+        difference = max(difference, _checked(response, case, contract, index))
         asked += 1
     return Replay(asked, too_large, difference)
 
@@ -92,7 +92,7 @@ def _obstacle(archive: Archive) -> str:
 
 
 def _takes_tensors(archive: Archive) -> bool:
-    """Whether the handler leaves requests and answers to its base; its source is read, not run."""
+    """Whether the handler inherits decoding and encoding; its source is parsed, not run."""
     name = archive.handler.partition(":")[0]
     if name not in {member.name for member in archive.members}:
         return False
@@ -114,31 +114,31 @@ def _cases(archive: Archive) -> list[GoldenCase]:
     return read_golden(BytesIO(archive.contents(GOLDEN_FILE)))
 
 
-def _checked(answer: Any, case: GoldenCase, contract: Contract, index: int) -> float:  # noqa: ANN401
-    """How far the answer is from the reference's.
+def _checked(response: Any, case: GoldenCase, contract: Contract, index: int) -> float:  # noqa: ANN401
+    """The response's absolute difference from the reference.
 
     Raises:
-        ParityError: Too far, or it is none.
+        ParityError: It exceeds the tolerance, or the response lacks an output.
     """
     wanted = {name: _as_json_has_it(array) for name, array in case.outputs.items()}
     tolerance = contract.tolerance
     try:
-        got: Arrays = {name: _array(answer[name], array) for name, array in wanted.items()}
+        got: Arrays = {name: _array(response[name], array) for name, array in wanted.items()}
     except (TypeError, ValueError, KeyError, IndexError) as error:
         raise ParityError(
-            f"golden case {index} must be answered with {', '.join(wanted)}, got {error!r}."
+            f"golden case {index} must give {', '.join(wanted)}, got {error!r}."
         ) from error
     absolute, relative = largest_difference(got, wanted)
     if not agree(got, wanted, tolerance):
         raise ParityError(
-            f"golden case {index} must be answered within {tolerance}, got a difference of "
+            f"golden case {index} must agree within {tolerance}, got a difference of "
             f"{absolute:g} ({relative:g} relative)."
         )
     return absolute
 
 
 def _as_json_has_it(array: Array) -> Array:
-    """JSON has neither NaN nor infinity: both are null."""
+    """As after a JSON round trip, which has neither NaN nor infinity: both are null."""
     return np.where(np.isfinite(array), array, np.nan) if array.dtype.kind == "f" else array
 
 

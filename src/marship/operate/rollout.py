@@ -1,17 +1,17 @@
-"""A new version takes over from the one that answers, without a lost request, or not at all.
+"""Rolls a model over to a new version without losing a request, or rolls back.
 
-    register    beside the old one; all its workers must be ready
-    replay      its golden cases, asked of the endpoint
-    probe       a request of one's own, if one is given
-    default     from now on it answers
-    drain       the old one finishes what it was asked
-    unregister  the old one goes
+    register    the new version beside the old one; all its workers must be ready
+    replay      its golden cases against the endpoint
+    probe       a request from a file, if one is given
+    default     the new version becomes the default
+    drain       the old version finishes its requests
+    unregister  the old version is removed
 
-Until the last step everything can be undone, and is as soon as something fails.
+Until the last step everything can be undone, and is on any failure.
 
-Others may change the model at the same time. From the step "default" on rollouts by way of one
-home wait for each other; whatever else happens is seen in the server's state: only what this
-rollout registered is taken back, and the old version goes only while the new one answers.
+Other clients may change the model concurrently. From the step "default" on, rollouts through one
+home exclude each other by a lock; other changes are detected in the server's state: only what this
+rollout registered is undone, and the old version is only removed while the new one is the default.
 """
 
 import time
@@ -34,30 +34,30 @@ LOAD_TIMEOUT_S = 180.0
 T = TypeVar("T")
 
 
-class Watcher:
-    """Told how it goes; what it does not override says nothing."""
+class RolloutListener:
+    """Callbacks for progress; override those that you need."""
 
-    def on_turn(self, said: str) -> None:
-        """Another rollout of the model goes on, and is waited for: whose, and how long."""
+    def on_lock_wait(self, details: str) -> None:
+        """Another rollout of the model is running and is waited for: by whom, and how long."""
 
     def on_step(self, step: str) -> None:
-        """A step begins."""
+        """A step starts."""
 
     def on_wait(self, ready: int, wanted: int) -> None:
-        """So many workers are ready."""
+        """The number of workers that are ready has changed."""
 
-    def on_done(self, step: str, said: str) -> None:
+    def on_done(self, step: str, details: str) -> None:
         """A step is done."""
 
 
 @dataclass(frozen=True, slots=True)
 class RolledOut:
-    """What the server has now.
+    """The result of a rollout.
 
     Attributes:
-        new: The version that answers.
-        old: The version before it.
-        is_old_kept: Whether that is still registered.
+        new: The new default version.
+        old: The previous default version.
+        is_old_kept: Whether the previous version is still registered.
     """
 
     new: ModelStatus
@@ -75,45 +75,45 @@ def rollout(  # noqa: PLR0913  keyword-only
     keep_old: bool = False,
     timeout_s: float = LOAD_TIMEOUT_S,
     probe: str | Path | None = None,
-    watcher: Watcher | None = None,
+    watcher: RolloutListener | None = None,
 ) -> RolledOut:
-    """Put a new version in place of the one that answers.
+    """Replace the default version of a model by a new version.
 
-    The batch size and the delay that the old version was registered with are kept; where it was
-    registered without, they are the new archive's.
+    The batch size and delay that the old version was registered with are kept; if it was
+    registered without them, they are the new archive's.
 
     Args:
-        client: Of the server.
+        client: The server's client.
         archive: A file name in its model store; see `read`.
         name: The model's name on the server; None is the archive's own.
-        workers: How many; None is as many as the old version has.
-        profile: "latency" or "throughput", in place of what the old version was registered with.
+        workers: Number of workers; None is that of the old version.
+        profile: "latency" or "throughput"; overrides the old version's batch settings.
         keep_old: Leave the old version registered.
-        timeout_s: How long loading may take, how long another rollout of the model is waited
-            for, and how long draining may take.
-        probe: A file that the new version must answer.
-        watcher: Told how it goes.
+        timeout_s: Timeout for loading, for waiting for another rollout of the model, and for
+            draining.
+        probe: A file with a request that the new version must handle without error.
+        watcher: Receives progress.
 
     Raises:
-        UsageError: The archive or the probe cannot be meant.
-        PackageError: The archive is damaged.
+        UsageError: The archive or the probe is invalid.
+        PackageError: The archive is corrupted.
         NotFoundError: The model is not registered yet.
         RolloutError: A step failed: the message says which, why, and what the server has now.
     """
     probe = Path(probe) if probe else None
     if probe is not None and not probe.is_file():
         raise UsageError(f"{probe} must be a file for the new version to answer, got none.")
-    watcher = watcher or Watcher()
+    watcher = watcher or RolloutListener()
     new = read(client, archive)
     name = name or new.name
-    old = _answering(client, name, new)
+    old = _default_version(client, name, new)
     settings = _kept(client, old, workers, profile)
     steps = _Steps(client, new, name, old, settings, timeout_s, probe, watcher)
-    with ExitStack() as turn:
+    with ExitStack() as held:
         try:
             status = steps.prove()
-            # not before: loading takes long, or hangs, and changes nothing for anybody
-            turn.enter_context(turns(client, [name], timeout_s=timeout_s, watcher=watcher))
+            # not earlier: loading may take long or hang, and does not affect others
+            held.enter_context(version_locks(client, [name], timeout_s=timeout_s, watcher=watcher))
             steps.take_over()
             if not keep_old:
                 steps.retire_old()
@@ -121,32 +121,33 @@ def rollout(  # noqa: PLR0913  keyword-only
             state = steps.undo()
             if not isinstance(error, MarshipError):
                 raise
-            raise _told(error, steps, state) from error
+            raise _as_rollout_error(error, steps, state) from error
     return RolledOut(status, steps.old, keep_old)
 
 
 @contextmanager
-def turns(
-    client: Client, names: Iterable[str], *, timeout_s: float, watcher: Watcher
+def version_locks(
+    client: Client, names: Iterable[str], *, timeout_s: float, watcher: RolloutListener
 ) -> Iterator[bool]:
-    """Exchange versions of these models while no other rollout by way of the same home does.
+    """Hold the locks for exchanging versions of these models through this home.
 
-    Where the home may only be read, or is elsewhere, there are no locks, and the server's state
-    decides alone.
+    If the home is read-only or remote there are no locks, and only the server's state is checked.
 
     Yields:
-        Whether another one was waited for.
+        Whether another rollout was waited for.
 
     Raises:
-        UsageError: A name cannot be a model's.
-        ServerError: Another one goes on for longer than `timeout_s`.
+        UsageError: A model name is invalid.
+        ServerError: Another rollout takes longer than `timeout_s`.
     """
     engine = client.engine
-    wanted = sorted({engine.check_name(name) for name in names})  # in one order: no deadlock
+    wanted = sorted({engine.check_name(name) for name in names})  # in one order, against deadlocks
     has_waited = False
     with ExitStack() as held:
         for name in wanted:
-            waits = engine.turn(name, held, timeout_s=timeout_s, on_wait=watcher.on_turn)
+            waits = engine.version_lock(
+                name, held, timeout_s=timeout_s, on_wait=watcher.on_lock_wait
+            )
             for pause in waits:
                 has_waited = True
                 time.sleep(pause.seconds)
@@ -154,14 +155,14 @@ def turns(
 
 
 def read(client: Client, archive: str) -> Archive:
-    """An archive of the server's model store; where the server trusts keys, as one signed it.
+    """Read an archive of the server's model store, and verify it if the server has trusted keys.
 
-    Of a server elsewhere it is a copy here: golden cases tell whether the server has the same.
+    For a remote server it is a local copy: golden cases show whether the server's is the same.
 
     Raises:
-        UsageError: It is no file name, or no such file.
-        PackageError: It is damaged.
-        SignatureError: None of the keys signed it as it is.
+        UsageError: It is not a file name, or the file does not exist.
+        PackageError: It is corrupted.
+        SignatureError: It has no valid signature by a trusted key.
     """
     if Path(archive).name != archive:
         raise UsageError(
@@ -182,9 +183,9 @@ def read(client: Client, archive: str) -> Archive:
 
 @dataclass(slots=True)
 class _Steps:
-    """The way from one version to the other, and back.
+    """The steps of a rollout, and undoing them.
 
-    `mine` is what this rollout registered: until then there is nothing of it to take back.
+    `mine` is the version that this rollout registered; None before that.
     """
 
     client: Client
@@ -194,77 +195,81 @@ class _Steps:
     settings: Mapping[str, Any]
     timeout_s: float
     probe: Path | None
-    watcher: Watcher
+    watcher: RolloutListener
     at: str = "register"
     mine: ModelStatus | None = None
 
     def prove(self) -> ModelStatus:
-        """Bring the new version up beside the old one, and hold its responses against its own."""
+        """Register the new version beside the old one, and check it by its golden cases."""
         status = self._do("register", self._register, lambda s: f"workers ready: {s.ready}")
         self._do("replay", lambda: replay(self.client, self.new, self.name), str)
         if self.probe is not None:
-            self._do("probe", self._ask_probe, lambda answer: answer)
+            self._do("probe", self._send_probe, lambda answer: answer)
         self.at = "default"
         return status
 
     def take_over(self) -> None:
-        """Let the new version answer, in place of what does so by now."""
-        (answering,) = self.client.describe(self.name)
-        if not self._is_mine(answering):  # else somebody has been faster with this one
-            self.old = answering
+        """Make the new version the default, in place of the current one."""
+        (default,) = self.client.describe(self.name)
+        if not self._is_mine(default):  # otherwise another client has made it the default already
+            self.old = default
         was = f"was {self.old.version}"
-        self._do("default", self._set_default, lambda _: f"{self.new.version} answers, {was}")
+        self._do(
+            "default", self._set_default, lambda _: f"{self.new.version} is the default, {was}"
+        )
 
     def retire_old(self) -> None:
-        """Let the old version go, when all it was asked is answered."""
+        """Drain and unregister the old version."""
         version = self.old.version
         is_there = self._do(
             "drain",
             self._drain_old,
             lambda is_there: (
-                f"{version} has answered all it was asked"
+                f"{version} has finished its requests"
                 if is_there
                 else f"another client has removed {version}"
             ),
         )
         if is_there:
-            self._do("unregister", self._remove_old, lambda _: f"{version} is gone")
+            self._do("unregister", self._remove_old, lambda _: f"{version} is unregistered")
 
     def undo(self) -> str:
-        """Take back what this rollout did; a sentence that says what the server has."""
+        """Undo this rollout; returns a sentence about the server's state."""
         try:
-            if self.at == "unregister" and self._answers():  # the old version may have gone
+            if (
+                self.at == "unregister" and self._is_default()
+            ):  # the old version may be removed already
                 return self._state()
             self.watcher.on_step("rollback")
             self._take_back()
-            said = self._state()
+            details = self._state()
         except MarshipError as error:
-            said = f"It could not be undone: {error} Look with: marship models"
-        self.watcher.on_done("rollback", said)
-        return said
+            details = f"It could not be undone: {error} Look with: marship models"
+        self.watcher.on_done("rollback", details)
+        return details
 
     def _take_back(self) -> None:
         if self.mine is None:
             return
-        if self._answers():
+        if self._is_default():
             others = [s for s in self._versions() if not self._is_mine(s)]
             others.sort(key=lambda s: (s.version != self.old.version, not s.ready))
-            with suppress(NotFoundError):  # it has just gone: `withdraw` finds what is there
+            with suppress(NotFoundError):  # it was just removed: `withdraw` checks what exists
                 for other in others[:1]:
                     self.client.set_default(self.name, other.version)
                     self.client.drain(self.name, self.new.version, timeout_s=self.timeout_s)
         self.client.withdraw(self.mine, leaves_last=True)
 
     def _state(self) -> str:
-        """What the server has now, of the versions that this rollout is about."""
+        """The server's state regarding the versions of this rollout, as a sentence."""
         found = {status.version: status for status in self._versions()}
         if not found:
             return f"No version of {self.name} is registered."
-        answering = self.client.describe(self.name)[0].version
-        before = " as before" if answering == self.old.version else ""
-        others = [v for v in (self.old.version, self.new.version) if v != answering]
+        default = self.client.describe(self.name)[0].version
+        before = " as before" if default == self.old.version else ""
+        others = [v for v in (self.old.version, self.new.version) if v != default]
         places = (f", {version} is {self._place(found.get(version))}" for version in others)
-        return f"{answering} answers{before}{''.join(places)}."
+        return f"{default} is the default{before}{''.join(places)}."
 
     def _place(self, status: ModelStatus | None) -> str:
         if status is None:
@@ -272,7 +277,7 @@ class _Steps:
         is_known = self._is_mine(status) or status.registration == self.old.registration
         return "still registered" if is_known else "registered by another client"
 
-    def _answers(self) -> bool:
+    def _is_default(self) -> bool:
         return self._is_mine(self.client.describe(self.name)[0])
 
     def _is_mine(self, status: ModelStatus) -> bool:
@@ -296,11 +301,11 @@ class _Steps:
             raise RolloutError(f"the server's archive is another one, of {self.mine.version}")
         return self.mine
 
-    def _ask_probe(self) -> str:
+    def _send_probe(self) -> str:
         probe = self.probe or Path()
         body, kind = probe.read_bytes(), media_type(probe)
         self.client.predict(self.name, body, version=self.new.version, content_type=kind)
-        return f"{probe.name} is answered"
+        return f"{probe.name} got a response"
 
     def _set_default(self) -> None:
         (status,) = self.client.describe(self.name, self.new.version)
@@ -309,58 +314,60 @@ class _Steps:
         self.client.set_default(self.name, self.new.version)
 
     def _drain_old(self) -> bool:
-        """Wait for the old version's requests; whether it is there, and may go.
+        """Drain the old version; returns whether it exists and may be removed.
 
         Raises:
-            RolloutError: The new version does not answer any more: another client has changed
-                the default meanwhile.
+            RolloutError: Another client has changed the default meanwhile.
         """
         version = self.old.version
         with suppress(NotFoundError):  # removed by another client
             self.client.drain(self.name, version, timeout_s=self.timeout_s)
-        answering = self.client.describe(self.name)[0]
-        if not self._is_mine(answering):
-            raise RolloutError(f"another client has made {answering.version} the default")
+        default = self.client.describe(self.name)[0]
+        if not self._is_mine(default):
+            raise RolloutError(f"another client has made {default.version} the default")
         old = (self.old.version, self.old.registration)
         return old in {(status.version, status.registration) for status in self._versions()}
 
     def _remove_old(self) -> None:
-        with suppress(NotFoundError):  # another rollout has done so just now
+        with suppress(NotFoundError):  # another rollout has just done so
             self.client.unregister(self.name, self.old.version)
-        if not self._answers():
+        if not self._is_default():
             raise RolloutError("another client has made its own version the default")
 
-    def _do(self, step: str, act: Callable[[], T], say: Callable[[T], str]) -> T:
+    def _do(self, step: str, operation: Callable[[], T], describe: Callable[[T], str]) -> T:
         self.at = step
         self.watcher.on_step(step)
-        began = time.monotonic()
-        done = act()
-        self.watcher.on_done(step, f"{say(done)} ({time.monotonic() - began:.1f} s)")
+        started_at = time.monotonic()
+        done = operation()
+        self.watcher.on_done(step, f"{describe(done)} ({time.monotonic() - started_at:.1f} s)")
         return done
 
 
 def _kept(
     client: Client, old: ModelStatus, workers: int | None, profile: str | None
 ) -> Mapping[str, Any]:
-    """How the new version is registered: as the old one was, but for what is given.
+    """Settings for registering the new version: those of the old one, unless overridden.
 
-    What the old version has from its archive, the new one has from its own. Where it is not known
-    what was asked for, since no note was kept, it is what the old version runs with.
+    Settings that the old version had from its archive come from the new archive. Without a record
+    of the old registration, the old version's current settings are used.
     """
     settings = {"workers": workers or old.min_workers or None, "profile": profile}
     if profile is not None:
         return settings
     note = client.engine.note(old.name, old.version)
-    asked = note if note and note.registration == old.registration else old
-    batch = {"batch_size": asked.batch_size, "max_batch_delay_ms": asked.max_batch_delay_ms}
+    registered_with = note if note and note.registration == old.registration else old
+    batch = {
+        "batch_size": registered_with.batch_size,
+        "max_batch_delay_ms": registered_with.max_batch_delay_ms,
+    }
     return settings | batch
 
 
-def _answering(client: Client, name: str, new: Archive) -> ModelStatus:
-    """The version that answers now.
+def _default_version(client: Client, name: str, new: Archive) -> ModelStatus:
+    """The current default version.
 
     Raises:
-        NotFoundError: There is none.
+        NotFoundError: The model is not registered.
         UsageError: The new version is registered already.
     """
     try:
@@ -379,9 +386,9 @@ def _answering(client: Client, name: str, new: Archive) -> ModelStatus:
     return old
 
 
-def _told(error: MarshipError, steps: _Steps, state: str) -> RolloutError:
-    said = f"got at step {steps.at}: {str(error).rstrip('.')}. {state}"
-    told = RolloutError(f"{steps.name} {steps.new.version} must take over, {said}")
+def _as_rollout_error(error: MarshipError, steps: _Steps, state: str) -> RolloutError:
+    details = f"got at step {steps.at}: {str(error).rstrip('.')}. {state}"
+    wrapped = RolloutError(f"{steps.name} {steps.new.version} must take over, {details}")
     for note in getattr(error, "__notes__", ()):
-        told.add_note(note)
-    return told
+        wrapped.add_note(note)
+    return wrapped

@@ -1,13 +1,13 @@
-"""The models that a server shall have, as a TOML file: what is missing, and how to get there.
+"""Declared state: the models that a server should have, as a TOML file, and applying it.
 
     [[model]]
-    archive = "recommend-2.mar"   # a file in the model store; it knows its name and version
-    workers = 2                   # else as the archive says
-    profile = "throughput"        # else as the archive says
-    name = "recommend"            # else the archive's own
-    default = true                # which of several versions answers
+    archive = "recommend-2.mar"   # a file in the model store, which has the name and version
+    workers = 2                   # default: the archive's
+    profile = "throughput"        # default: the archive's
+    name = "recommend"            # default: the archive's
+    default = true                # required for one of several versions
 
-Each entry is one version of a model. What runs and is not in the file stays, unless it is pruned.
+Each entry is one version of a model. Other versions on the server stay, unless pruned.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -27,14 +27,14 @@ Kind = Literal["register", "scale", "default", "keep", "remove"]
 
 @dataclass(frozen=True, slots=True)
 class Version:
-    """An entry whose archive was read.
+    """An entry, with what was read from its archive.
 
     Attributes:
-        entry: What the file says.
+        entry: The entry of the file.
         name: The model's name on the server.
         version: The archive's.
-        is_default: Whether it answers where no version is named.
-        is_changed: Whether the archive is another than the one that was registered.
+        is_default: Whether it is the model's default version.
+        is_changed: Whether the archive differs from the one that was registered.
     """
 
     entry: Entry
@@ -46,16 +46,16 @@ class Version:
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """One thing to do, or to leave.
+    """A change to the server, or a version that is kept.
 
     Attributes:
-        kind: What.
+        kind: The kind of change.
         name: The model.
         version: Its version.
-        detail: More for a person.
-        entry: Where it is asked for; None for what the file does not name.
-        registration: Of a version that is to go: which one it was when that was planned.
-        successor: Of a version that is to go: the one that must answer then, if any is declared.
+        detail: A description.
+        entry: The entry that requires it; None for versions that are not in the file.
+        registration: For a removal: the version's registration id at planning.
+        successor: For a removal: the version that must be the default then, if one is declared.
     """
 
     kind: Kind
@@ -68,16 +68,16 @@ class Change:
 
 
 def plan(client: Client, entries: Sequence[Entry], *, prune: bool = False) -> list[Change]:
-    """What is to be done on a server, in order.
+    """The changes that bring a server to the declared state, in order.
 
     Args:
-        client: Of the server.
-        entries: What shall be.
-        prune: Remove what is not among them.
+        client: The server's client.
+        entries: The declared state.
+        prune: Remove versions that are not declared.
 
     Raises:
-        UsageError: An entry cannot be meant, or a version must be registered anew for it.
-        PackageError: An archive is damaged.
+        UsageError: An entry is invalid, or would need a version to be registered again.
+        PackageError: An archive is corrupted.
     """
     return compare(resolve(client, entries), client.models(), prune=prune)
 
@@ -88,32 +88,32 @@ def planned(
     entries: Sequence[Entry],
     *,
     prune: bool = False,
-    watcher: rollouts.Watcher | None = None,
+    watcher: rollouts.RolloutListener | None = None,
     timeout_s: float = rollouts.LOAD_TIMEOUT_S,
 ) -> Iterator[list[Change]]:
-    """What is to be done, while no rollout and no other plan of this home changes these models.
+    """The plan, while holding the locks of these models against other rollouts and plans.
 
     Raises:
-        ServerError: One goes on for longer than `timeout_s`.
-        MarshipError: As `plan` raises.
+        ServerError: Another one takes longer than `timeout_s`.
+        MarshipError: As `plan`.
     """
-    watcher = watcher or rollouts.Watcher()
+    watcher = watcher or rollouts.RolloutListener()
     wanted = resolve(client, entries)
     names = {version.name for version in wanted}
     if prune:
         names |= {model.name for model in client.models()}
-    with rollouts.turns(client, names, timeout_s=timeout_s, watcher=watcher) as has_waited:
+    with rollouts.version_locks(client, names, timeout_s=timeout_s, watcher=watcher) as has_waited:
         if has_waited:
             wanted = resolve(client, entries)
         yield compare(wanted, client.models(), prune=prune)
 
 
 def resolve(client: Client, entries: Sequence[Entry]) -> list[Version]:
-    """Read the archives: their names and versions, and which one of each model answers.
+    """Read the archives: names, versions, and the default version of each model.
 
     Raises:
-        UsageError: Two entries are the same version, or it is not clear which one answers.
-        PackageError: An archive is damaged.
+        UsageError: Two entries are the same version, or the default version is ambiguous.
+        PackageError: An archive is corrupted.
     """
     found: dict[tuple[str, str], Entry] = {}
     for entry in entries:
@@ -126,13 +126,13 @@ def resolve(client: Client, entries: Sequence[Entry]) -> list[Version]:
                 f"{found[key].where}. Remove one of them."
             )
         found[key] = entry
-    answering = {name: _default_of(name, found) for name in {name for name, _ in found}}
+    default = {name: _default_of(name, found) for name in {name for name, _ in found}}
     return [
         Version(
             entry,
             name,
             version,
-            is_default=answering[name] == version,
+            is_default=default[name] == version,
             is_changed=client.engine.has_other_files(name, version, entry.archive),
         )
         for (name, version), entry in found.items()
@@ -145,11 +145,13 @@ def compare(
     """Changes that bring the server to the declared state.
 
     Raises:
-        UsageError: A version that runs must be registered anew to be as its entry says.
+        UsageError: An entry would need a running version to be registered again.
     """
     there = {(s.name, s.version): s for model in models for s in model.versions}
     defaults = {model.name: model.default_version for model in models}
-    wanted = sorted(wanted, key=lambda v: not v.is_default)  # the first one registered answers
+    wanted = sorted(
+        wanted, key=lambda v: not v.is_default
+    )  # the first one registered becomes the default
     changes = []
     for version in wanted:
         status = there.get((version.name, version.version))
@@ -159,49 +161,49 @@ def compare(
         if version.is_default and was != version.version:
             changes.append(_change("default", version, f"was {was}"))
     declared = {(version.name, version.version) for version in wanted}
-    answering = {version.name: version.version for version in wanted if version.is_default}
-    undeclared = _answering_last(there, defaults, declared)
-    return changes + [_undeclared(s, prune, answering.get(s.name)) for s in undeclared]
+    default = {version.name: version.version for version in wanted if version.is_default}
+    undeclared = _default_last(there, defaults, declared)
+    return changes + [_undeclared(s, prune, default.get(s.name)) for s in undeclared]
 
 
 def carry_out(
     client: Client,
     changes: Iterable[Change],
-    watcher: rollouts.Watcher | None = None,
+    watcher: rollouts.RolloutListener | None = None,
     *,
     timeout_s: float = rollouts.LOAD_TIMEOUT_S,
 ) -> None:
-    """Do what was planned; the first fault ends it, and what was done before stays.
+    """Apply the changes; stops at the first error, and keeps what was applied before.
 
     Raises:
-        MarshipError: As the client's methods raise; the message names the entry.
+        MarshipError: As the client's methods; the message names the entry.
     """
-    hand = _Hand(client, watcher or rollouts.Watcher(), timeout_s)
+    applier = _Applier(client, watcher or rollouts.RolloutListener(), timeout_s)
     acts: Mapping[Kind, Callable[[Change], str]] = {
-        "register": hand.register,
-        "scale": hand.scale,
-        "default": hand.set_default,
-        "remove": hand.remove,
+        "register": applier.register,
+        "scale": applier.scale,
+        "default": applier.set_default,
+        "remove": applier.remove,
     }
     for change in changes:
         if change.kind in acts:
-            hand.watcher.on_step(f"{change.kind} {change.name} {change.version}")
+            applier.watcher.on_step(f"{change.kind} {change.name} {change.version}")
             with _named(change.entry):
-                said = acts[change.kind](change)
-            hand.watcher.on_done(change.kind, f"{change.name} {change.version}: {said}")
+                details = acts[change.kind](change)
+            applier.watcher.on_done(change.kind, f"{change.name} {change.version}: {details}")
 
 
 @dataclass(frozen=True, slots=True)
-class _Hand:
-    """Does the changes; each says what came of it."""
+class _Applier:
+    """Applies changes; each method returns a description of the result."""
 
     client: Client
-    watcher: rollouts.Watcher
+    watcher: rollouts.RolloutListener
     timeout_s: float
 
     def register(self, change: Change) -> str:
-        """Register a version and replay its golden cases; one that fails them is taken back."""
-        entry = _asked(change)
+        """Register a version and replay its golden cases; undo it if they fail."""
+        entry = _entry_of(change)
         status = self.client.register(
             entry.archive,
             name=change.name,
@@ -219,7 +221,7 @@ class _Hand:
 
     def scale(self, change: Change) -> str:
         """Set the number of workers."""
-        workers = _asked(change).workers or 0
+        workers = _entry_of(change).workers or 0
         self.client.scale(
             change.name,
             workers,
@@ -230,34 +232,34 @@ class _Hand:
         return f"workers ready: {workers}"
 
     def set_default(self, change: Change) -> str:
-        """Make a version the one that answers."""
+        """Make a version the default."""
         self.client.set_default(change.name, change.version)
         return "answers"
 
     def remove(self, change: Change) -> str:
-        """Unregister a version; where another answers, not before it has finished its work.
+        """Unregister a version; drain it first, unless it is the default.
 
         Raises:
-            ServerError: The server's models are others by now than when this was planned.
+            ServerError: The server's models have changed since this was planned.
         """
-        if self._answering(change) != change.version:
+        if self._default_version(change) != change.version:
             self.client.drain(change.name, change.version, timeout_s=self.timeout_s)
-        answering = self._answering(change)
+        default = self._default_version(change)
         (status,) = self.client.describe(change.name, change.version)
-        is_as_planned = change.successor in (None, answering)
+        is_as_planned = change.successor in (None, default)
         if not is_as_planned or status.registration != change.registration:
             raise ServerError(
                 f"{change.name} must be as it was when {change.version} was planned to go, got "
-                f"it changed by another client: {answering} answers. Run apply again."
+                f"it changed by another client: {default} is the default. Run apply again."
             )
         self.client.unregister(change.name, change.version)
-        return "is gone"
+        return "is unregistered"
 
-    def _answering(self, change: Change) -> str:
+    def _default_version(self, change: Change) -> str:
         return self.client.describe(change.name)[0].version
 
 
-def _asked(change: Change) -> Entry:
+def _entry_of(change: Change) -> Entry:
     if change.entry is None:
         raise UsageError(f"{change.kind} of {change.name} must come from an entry, got none.")
     return change.entry
@@ -266,15 +268,15 @@ def _asked(change: Change) -> Entry:
 def _registered(version: Version) -> Change:
     entry = version.entry
     workers = f"workers: {entry.workers}" if entry.workers else ""
-    said = filter(None, (f"from {entry.archive}", workers, entry.profile))
-    return _change("register", version, ", ".join(said))
+    details = filter(None, (f"from {entry.archive}", workers, entry.profile))
+    return _change("register", version, ", ".join(details))
 
 
 def _adjusted(version: Version, status: ModelStatus) -> list[Change]:
-    """What a version that runs needs.
+    """The changes that a running version needs.
 
     Raises:
-        UsageError: What TorchServe cannot change while it runs.
+        UsageError: A difference that TorchServe cannot change at run time.
     """
     entry = version.entry
     advice = "Package another version, or unregister this one first."
@@ -318,21 +320,21 @@ def _undeclared(status: ModelStatus, prune: bool, successor: str | None) -> Chan
     )
 
 
-def _answering_last(
+def _default_last(
     there: Mapping[tuple[str, str], ModelStatus],
     defaults: Mapping[str, str],
     declared: set[tuple[str, str]],
 ) -> list[ModelStatus]:
-    """What is not declared; TorchServe lets the version that answers go last."""
+    """Versions that are not declared; TorchServe removes a default version only as the last."""
     undeclared = [status for key, status in there.items() if key not in declared]
     return sorted(undeclared, key=lambda s: (s.name, defaults[s.name] == s.version, s.version))
 
 
 def _default_of(name: str, found: Mapping[tuple[str, str], Entry]) -> str:
-    """The version of a model that answers.
+    """The declared default version of a model.
 
     Raises:
-        UsageError: None of several says so, or two do.
+        UsageError: None of several is marked as default, or two are.
     """
     versions = {version: entry for (model, version), entry in found.items() if model == name}
     if len(versions) == 1:
@@ -349,7 +351,7 @@ def _default_of(name: str, found: Mapping[tuple[str, str], Entry]) -> str:
 
 @contextmanager
 def _named(entry: Entry | None) -> Iterator[None]:
-    """Let an error say for which entry it is."""
+    """Prefix errors with the entry that they are about."""
     try:
         yield
     except MarshipError as error:

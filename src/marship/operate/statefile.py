@@ -1,4 +1,4 @@
-"""A state file: the versions of models that a server shall have, as TOML. See `state`."""
+"""Parses a state file: the versions of models that a server should have. See `state`."""
 
 import difflib
 import re
@@ -16,15 +16,15 @@ _HEADER = re.compile(rf"\s*\[\[\s*{TABLE}\s*\]\]")
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One version of a model, as the file says it.
+    """One version of a model, as declared in the file.
 
     Attributes:
         where: The file and the line, for messages.
         archive: A file name in the model store.
         name: The model's name; None is the archive's own.
-        workers: How many; None leaves it to the archive.
-        profile: "latency" or "throughput"; None leaves it to the archive.
-        default: Whether it answers where no version is named.
+        workers: Number of workers; None is the archive's.
+        profile: "latency" or "throughput"; None is the archive's.
+        default: Whether it is the model's default version.
     """
 
     where: str
@@ -39,7 +39,7 @@ def read(path: str | Path) -> list[Entry]:
     """Read a state file.
 
     Raises:
-        UsageError: It is no such file; the message names the line.
+        UsageError: The file is missing or invalid; the message names the line.
     """
     path = Path(path)
     raw, text = storage.read_toml(path)
@@ -48,7 +48,7 @@ def read(path: str | Path) -> list[Entry]:
     if not isinstance(tables, list) or not all(isinstance(table, dict) for table in tables):
         raise UsageError(f"{path} must hold a [[{TABLE}]] for each version, got another {TABLE}.")
     lines = [n for n, line in enumerate(text.splitlines(), 1) if _HEADER.match(line)]
-    if len(lines) != len(tables):  # written another way
+    if len(lines) != len(tables):  # written in another syntax
         lines = []
     places = (f"{path}, line {n}" for n in lines) if lines else (f"{path}",) * len(tables)
     return [_entry(table, where) for table, where in zip(tables, places, strict=True)]

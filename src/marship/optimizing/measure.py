@@ -13,7 +13,7 @@ from marship.contract import Arrays, Contract, GoldenCase, Tolerance, largest_di
 from marship.errors import ParityError
 from marship.proof import parity
 from marship.proof.cases import draw_real, first_axis, sizes_to_try, within
-from marship.proof.comparison import Run
+from marship.proof.comparison import RunModel
 
 WARMUP_CALLS = 5
 LEAST_ROUNDS = 30
@@ -35,7 +35,7 @@ class Latency:
 
 
 def latencies(
-    runs: Mapping[str, Run], inputs: Arrays, budget_s: float, progress: Progress, task: TaskID
+    runs: Mapping[str, RunModel], inputs: Arrays, budget_s: float, progress: Progress, task: TaskID
 ) -> dict[str, list[float]]:
     """Time every variant in one interleaved run: each round calls each once, in turn.
 
@@ -105,7 +105,7 @@ def timing_inputs(contract: Contract, examples: Arrays, batch: int) -> Iterator[
         yield count, draw_real(contract, examples, sizes | {axis: count}, 0).inputs
 
 
-def answer_rows(run: Run, contract: Contract, rows: Arrays) -> Arrays:
+def predict_rows(run: RunModel, contract: Contract, rows: Arrays) -> Arrays:
     """Run many rows, together where they may be, and give their outputs as one."""
     inputs = {spec.name: rows[spec.name] for spec in contract.inputs}
     if first_axis(contract) is None:
@@ -115,11 +115,11 @@ def answer_rows(run: Run, contract: Contract, rows: Arrays) -> Arrays:
     at_once = 1
     if contract.batch_axis:
         at_once = max(1, min(ROWS_AT_ONCE, BYTES_AT_ONCE // row_bytes))
-    answers = [
+    outputs = [
         run({name: array[start : start + at_once] for name, array in inputs.items()})
         for start in range(0, count, at_once)
     ]
-    return {name: np.concatenate([a[name] for a in answers]) for name in answers[0]}
+    return {name: np.concatenate([a[name] for a in outputs]) for name in outputs[0]}
 
 
 def difference(got: Sequence[Arrays], want: Sequence[Arrays]) -> tuple[float, float]:
@@ -147,7 +147,7 @@ def own_tolerance(got: Sequence[Arrays], want: Sequence[Arrays], base: Tolerance
 
 
 def objection(
-    contract: Contract, run: Run, golden: Sequence[GoldenCase], examples: Arrays
+    contract: Contract, run: RunModel, golden: Sequence[GoldenCase], examples: Arrays
 ) -> str | None:
     """Why a variant cannot take the exported model's place; None where it can.
 

@@ -14,7 +14,7 @@ class NotBuiltError(ModelError):
     code = "not_built"
 
 
-def _say_nothing(_: str) -> None:
+def _ignore(_: str) -> None:
     """Progress that nobody watches."""
 
 
@@ -35,7 +35,7 @@ class Goal:
 
 
 @dataclass(frozen=True, slots=True)
-class Source:
+class ExportedModel:
     """The exported model.
 
     Attributes:
@@ -51,7 +51,7 @@ class Source:
     contract: Contract
     calibration: Arrays | None
     goal: Goal | None = None
-    tell: Callable[[str], None] = _say_nothing
+    report: Callable[[str], None] = _ignore
 
     @property
     def has_outside_weights(self) -> bool:

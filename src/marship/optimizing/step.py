@@ -129,7 +129,7 @@ def optimize(run_dir: str | Path, settings: OptimizeSettings | None = None) -> O
 
 
 def _gather(run_dir: Path, settings: OptimizeSettings) -> "Material":
-    from marship.optimizing.source import Source
+    from marship.optimizing.source import ExportedModel
     from marship.optimizing.trial import Material
 
     recipe = Recipe.load(run_dir)
@@ -150,7 +150,7 @@ def _gather(run_dir: Path, settings: OptimizeSettings) -> "Material":
     judge = resolve(recipe.judge) if recipe.judge else None
     goal = _goal(recipe, judge, calibration, settings) if first_axis(contract) else None
     return Material(
-        source=Source(run_dir / MODEL_FILE, contract, calibration, goal),
+        source=ExportedModel(run_dir / MODEL_FILE, contract, calibration, goal),
         recipe=recipe,
         golden=read_golden(run_dir / GOLDEN_FILE),
         examples=_rows(run_dir / EXAMPLES_FILE, contract),
@@ -172,8 +172,8 @@ def _goal(
         return None
     metric, sign = recipe.metric, 1 if recipe.greater_is_better else -1
 
-    def quality(answers: Arrays, rows: Arrays) -> float:
-        return sign * judged(judge, recipe, answers, rows)[metric]
+    def quality(outputs: Arrays, rows: Arrays) -> float:
+        return sign * judged(judge, recipe, outputs, rows)[metric]
 
     return Goal(quality, recipe.budget, settings.search_s)
 

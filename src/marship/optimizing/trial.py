@@ -20,9 +20,9 @@ from marship.errors import DataError, ModelError
 from marship.fit.recipe import Recipe
 from marship.optimizing import measure
 from marship.optimizing.choice import EXPORTED, Variant
-from marship.optimizing.source import NotBuiltError, Source
+from marship.optimizing.source import ExportedModel, NotBuiltError
 from marship.proof import parity
-from marship.proof.comparison import Run
+from marship.proof.comparison import RunModel
 from marship.proof.parity import first_line
 
 BASE = "float32"
@@ -37,7 +37,7 @@ Judge = Callable[[Arrays, Arrays], Mapping[str, float]]
 class Material:
     """All that lies in the run folder and is needed here; targets are keyed `target/<name>`."""
 
-    source: Source
+    source: ExportedModel
     recipe: Recipe
     golden: list[GoldenCase]
     examples: Arrays
@@ -55,7 +55,7 @@ class Material:
         return self.recipe.metric if self.judge and self.heldout else None
 
 
-def build_all(source: Source, passes: Sequence[str], draft: Path) -> list[Variant]:
+def build_all(source: ExportedModel, passes: Sequence[str], draft: Path) -> list[Variant]:
     """The exported model and a variant for each pass, those that cannot be built included."""
     variants = [Variant(EXPORTED, file=source.path.name)]
     with console.progress() as progress:
@@ -63,7 +63,7 @@ def build_all(source: Source, passes: Sequence[str], draft: Path) -> list[Varian
         for name in passes:
             progress.update(task, description=f"building {name}")
             target = draft / f"model.{name}.onnx"
-            told = replace(source, tell=partial(_tell, progress, task, name))
+            told = replace(source, report=partial(_tell, progress, task, name))
             try:
                 with _quiet():
                     details = import_module(f"marship.optimizing.passes.{name}").build(told, target)
@@ -111,9 +111,9 @@ def _check_tensors(target: Path, contract: Contract) -> None:
 
 def load_all(
     variants: Sequence[Variant], material: Material, draft: Path, threads: int
-) -> dict[str, Run]:
+) -> dict[str, RunModel]:
     """A way to run each variant that was built; notes its size and how long it took to load."""
-    runs: dict[str, Run] = {}
+    runs: dict[str, RunModel] = {}
     for variant in variants:
         if variant.file is None:
             continue
@@ -128,7 +128,7 @@ def load_all(
 
 def time_all(
     variants: Sequence[Variant],
-    runs: Mapping[str, Run],
+    runs: Mapping[str, RunModel],
     calls: Mapping[int, Arrays],
     measure_s: float,
 ) -> None:
@@ -147,28 +147,30 @@ def time_all(
                     variant.median_speedup *= ratio ** (1 / len(calls))
 
 
-def judge_all(variants: Sequence[Variant], runs: Mapping[str, Run], material: Material) -> None:
+def judge_all(
+    variants: Sequence[Variant], runs: Mapping[str, RunModel], material: Material
+) -> None:
     """Note each variant's metrics, its distance from PyTorch, and what speaks against it.
 
     On held-out rows the exported model stands for PyTorch, from which it was shown to be no
     further than the contract's tolerance.
     """
     rows = material.heldout or material.examples
-    exported = measure.answer_rows(runs[EXPORTED], material.contract, rows)
+    exported = measure.predict_rows(runs[EXPORTED], material.contract, rows)
     best = _metrics(material, exported, rows)
     built = [variant for variant in variants if variant.file]
     with console.progress() as progress:
         for variant in progress.track(built, description="judging on held-out data"):
             run = runs[variant.name]
-            answers = measure.answer_rows(run, material.contract, rows)
-            got = [*(run(case.inputs) for case in material.golden), answers]
+            outputs = measure.predict_rows(run, material.contract, rows)
+            got = [*(run(case.inputs) for case in material.golden), outputs]
             want = [*(case.outputs for case in material.golden), exported]
             variant.absolute, variant.relative = measure.difference(got, want)
             exact = _within(got, want, material.contract.tolerance)
             variant.tolerance = material.contract.tolerance
             if variant.name not in EXACT:
                 variant.tolerance = measure.own_tolerance(got, want, material.contract.tolerance)
-            variant.metrics = _metrics(material, answers, rows)
+            variant.metrics = _metrics(material, outputs, rows)
             if material.metric is not None:
                 drop = best[material.metric] - variant.metrics[material.metric]
                 variant.metric_drop = drop if material.recipe.greater_is_better else -drop
@@ -182,7 +184,7 @@ def _within(got: Sequence[Arrays], want: Sequence[Arrays], tolerance: Tolerance)
     return all(agree(a, b, tolerance) for a, b in zip(got, floats, strict=True))
 
 
-def _objection(variant: Variant, run: Run, material: Material, *, exact: bool) -> str | None:
+def _objection(variant: Variant, run: RunModel, material: Material, *, exact: bool) -> str | None:
     if not math.isfinite(variant.absolute):
         return "its outputs are not all finite"
     if variant.name in EXACT:
@@ -193,13 +195,13 @@ def _objection(variant: Variant, run: Run, material: Material, *, exact: bool) -
     return measure.objection(material.contract, run, material.golden, material.examples)
 
 
-def _metrics(material: Material, answers: Arrays, rows: Arrays) -> dict[str, float]:
+def _metrics(material: Material, outputs: Arrays, rows: Arrays) -> dict[str, float]:
     if material.judge is None or material.heldout is None:
         return {}
-    return judged(material.judge, material.recipe, answers, rows)
+    return judged(material.judge, material.recipe, outputs, rows)
 
 
-def judged(judge: Judge, recipe: Recipe, answers: Arrays, rows: Arrays) -> dict[str, float]:
+def judged(judge: Judge, recipe: Recipe, outputs: Arrays, rows: Arrays) -> dict[str, float]:
     """What the recipe's judge says of answers to rows that have their targets with them.
 
     Raises:
@@ -207,7 +209,7 @@ def judged(judge: Judge, recipe: Recipe, answers: Arrays, rows: Arrays) -> dict[
     """
     targets = {k.removeprefix(TARGET): v for k, v in rows.items() if k.startswith(TARGET)}
     try:
-        metrics = {k: float(v) for k, v in judge(answers, targets).items()}
+        metrics = {k: float(v) for k, v in judge(outputs, targets).items()}
     except Exception as error:  # the reader's code: it may raise anything
         raise DataError(
             f"{recipe.judge} must judge the held-out outputs, got {type(error).__name__}: "

@@ -1,1 +1,1 @@
-"""From an ONNX file to a `.mar` archive, its settings, seal and bill of materials."""
+"""Packages an ONNX model as a `.mar` archive: settings, encryption, bill of materials."""

@@ -1,7 +1,7 @@
-"""The settings of a handler in a built archive: read, and changed without building it anew.
+"""Reads and changes the handler's settings in a built archive, without packaging again.
 
-They are the section `handler` of model-config.yaml. Everything else in the archive stays as it
-is, byte for byte, and equal changes of equal archives give equal files.
+They are the section `handler` of model-config.yaml. All other files stay byte for byte, and equal
+changes of equal archives give equal files.
 """
 
 import json
@@ -31,10 +31,10 @@ class Configured:
     """An archive's settings.
 
     Attributes:
-        archive: As it is now.
-        before: The handler's settings as they were.
-        after: As they are.
-        version_before: The archive's version as it was.
+        archive: The archive after the change.
+        before: The handler's settings before the change.
+        after: The handler's settings after the change.
+        version_before: The archive's version before the change.
     """
 
     archive: archive.Archive
@@ -44,16 +44,16 @@ class Configured:
 
     @property
     def changed(self) -> bool:
-        """Whether the archive was written anew."""
-        same = repr(self.before) == repr(self.after)  # for 1, 1.0 and True are equal
+        """Whether the archive was rewritten."""
+        same = repr(self.before) == repr(self.after)  # since 1, 1.0 and True are equal
         return not same or self.version_before != self.archive.version
 
 
 def parsed(options: Sequence[str]) -> dict[str, Scalar | None]:
-    """Settings written NAME=VALUE, by name; None where there is nothing after the sign.
+    """Parse settings of the form NAME=VALUE; None if there is no value.
 
     Raises:
-        UsageError: One is written otherwise, twice, or has a value of another kind.
+        UsageError: One is malformed, duplicate, or has a value of an unsupported type.
     """
     found: dict[str, Scalar | None] = {}
     for option in options:
@@ -87,7 +87,7 @@ def _scalar(name: str, text: str) -> Scalar | None:
 
 
 def section(options: Mapping[str, Scalar | None]) -> dict[str, Any]:
-    """What model-config.yaml holds of them: nothing where there are none."""
+    """The section of model-config.yaml for these settings; empty without any."""
     chosen = {name: value for name, value in sorted(options.items()) if value is not None}
     return {SECTION: chosen} if chosen else {}
 
@@ -95,11 +95,11 @@ def section(options: Mapping[str, Scalar | None]) -> dict[str, Any]:
 def configure(path: str | Path, options: Sequence[str], version: str | None = None) -> Configured:
     """Change settings of the handler in an archive, and its version if one is given.
 
-    A setting without a value is taken out, so that the handler's own default holds.
+    A setting without a value is removed, so that the handler's default applies.
 
     Raises:
-        UsageError: There is no such file, or an option or the version is written wrongly.
-        PackageError: It is no archive, or one without settings of marship's.
+        UsageError: The file does not exist, or an option or the version is malformed.
+        PackageError: It is not an archive, or was not built by marship.
     """
     path = Path(path)
     read = archive.read(path)
@@ -126,7 +126,7 @@ def configure(path: str | Path, options: Sequence[str], version: str | None = No
 def _changed_texts(
     read: archive.Archive, options: Mapping[str, Scalar], version: str
 ) -> dict[str, bytes]:
-    """The texts of the two files that a change may concern, by their names."""
+    """The new texts of the two files that change, by name."""
     name = archive.config_name(read.manifest)
     if name not in {member.name for member in read.members}:
         raise PackageError(f"{read.path} must hold {name}, got none. Package the model again.")

@@ -1,4 +1,4 @@
-"""What an archive says of the packages that its model was made and packed with."""
+"""Versions of the packages with which a model was built and packaged."""
 
 from importlib.metadata import PackageNotFoundError, version
 
@@ -21,7 +21,7 @@ PACKAGES = (
 
 
 def versions() -> dict[str, str]:
-    """Version of each of the packages, or that it is not installed."""
+    """The version of each package, or "not installed"."""
     found = {}
     for name in PACKAGES:
         try:

@@ -1,8 +1,8 @@
-"""What packing proves of an ONNX file, by a process with a time limit.
+"""Proves properties of an ONNX file, in a process with a time limit.
 
-A graph may loop for ever or ask for more memory than there is, when it is run and also when ONNX
-Runtime folds its constants as it loads. Only a process of its own can be stopped in the middle of
-either; that it may crash comes along.
+A graph may loop forever or allocate more memory than there is, when it runs and also when ONNX
+Runtime folds constants while loading. Only a separate process can be killed in either case, and
+survives a crash.
 """
 
 import json
@@ -28,13 +28,13 @@ _START = "import sys; from marship.packaging import onnx_proof; onnx_proof.main(
 
 @dataclass(frozen=True, slots=True)
 class OnnxProof:
-    """What an ONNX file takes and gives, and what was proven of it.
+    """The contract of an ONNX file, and what was proven about it.
 
     Attributes:
-        contract: With the batch axis where rows are independent.
-        cases: Golden cases, as the file itself computes them.
-        summary: The proof of independent rows in one line; None where it does not apply.
-        rows: The same as evidence files hold it.
+        contract: With a batch axis if rows are independent.
+        cases: Golden cases, with the outputs of the file itself.
+        summary: The proof of independent rows in one line; None if it does not apply.
+        rows: The proof as stored in evidence files.
     """
 
     contract: Contract
@@ -48,18 +48,18 @@ def describe(path: Path, *, golden: str, proof_seconds: float, limit_s: float) -
 
     Args:
         path: The file.
-        golden: Which golden cases, as `PackageSettings.golden`.
-        proof_seconds: What the proof of independent rows may cost.
-        limit_s: How long reading and running it may take together.
+        golden: The kind of golden cases, as `PackageSettings.golden`.
+        proof_seconds: Time budget for the proof of independent rows.
+        limit_s: Timeout for reading and running the file.
 
     Raises:
-        UsageError: There is no such file.
-        ModelError: It cannot be read or run, or not within the limit.
+        UsageError: The file does not exist.
+        ModelError: It cannot be read or run within the limit.
     """
-    # -P: a folder of a stranger's where this is called holds no module that counts
+    # -P: import no modules from the current folder, which may be untrusted
     words = [sys.executable, "-P", "-c", _START, str(path), golden, str(proof_seconds)]
     with tempfile.TemporaryFile() as log:
-        try:  # through a pipe: golden cases of a model to be sealed lie on no disk in the plain
+        try:  # through a pipe: golden cases of a model to be sealed are never on disk unencrypted
             done = subprocess.run(
                 words, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=log,
                 timeout=limit_s, check=False,
@@ -72,30 +72,30 @@ def describe(path: Path, *, golden: str, proof_seconds: float, limit_s: float) -
         if done.returncode != 0:
             raise _crashed(path, done.returncode, log)
     head, _, cases = done.stdout.partition(b"\n")
-    told = json.loads(head)
-    if "code" in told:
-        raise _told(told["code"], told["message"])
-    contract = Contract.from_json(told["contract"])
-    return OnnxProof(contract, read_golden(BytesIO(cases)), told["summary"], told["rows"])
+    result = json.loads(head)
+    if "code" in result:
+        raise _as_error(result["code"], result["message"])
+    contract = Contract.from_json(result["contract"])
+    return OnnxProof(contract, read_golden(BytesIO(cases)), result["summary"], result["rows"])
 
 
 def main(model: str, golden: str, proof_seconds: str) -> None:
-    """The process: what it found, or our own error, goes to its standard output."""
+    """Entry point of the process: writes its result, or an error, to standard output."""
     with os.fdopen(os.dup(1), "wb") as target:
-        os.dup2(2, 1)  # whatever a library prints is no part of it
+        os.dup2(2, 1)  # keeps prints of libraries out of the result
         _limit_memory()
         cases = BytesIO()
         try:
             proof = _prove(Path(model), golden, float(proof_seconds))
             write_golden(cases, proof.cases)
-            told = {
+            result = {
                 "contract": proof.contract.to_json(),
                 "summary": proof.summary,
                 "rows": proof.rows,
             }
         except MarshipError as error:
-            told = {"code": error.code, "message": str(error)}
-        target.write(json.dumps(told).encode() + b"\n" + cases.getvalue())
+            result = {"code": error.code, "message": str(error)}
+        target.write(json.dumps(result).encode() + b"\n" + cases.getvalue())
 
 
 def _prove(path: Path, golden: str, proof_seconds: float) -> OnnxProof:
@@ -108,7 +108,7 @@ def _prove(path: Path, golden: str, proof_seconds: float) -> OnnxProof:
     contract, proof = parity.with_batch_axis(contract, run, seconds=proof_seconds)
     cases = parity.golden_from(run, contract, None, golden)
     contract = parity.with_scale(contract, cases)
-    # last, since proofs and golden cases go up to a bound: each worker would replay the longest
+    # last: proofs and golden cases reach up to the bounds, and each worker replays golden cases
     lengths = graph.table_lengths(path, sizes.LONGEST_TABLE)
     contract = sizes.with_largest_sizes(contract, run, lengths)
     if proof is None:
@@ -117,18 +117,18 @@ def _prove(path: Path, golden: str, proof_seconds: float) -> OnnxProof:
 
 
 def _limit_memory() -> None:
-    """Refuse more than the machine has, and be the first to go where memory runs out."""
+    """Limit memory to that of the machine, and be the OOM killer's first choice."""
     most_bytes = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     _, hard = resource.getrlimit(resource.RLIMIT_DATA)
     if hard == resource.RLIM_INFINITY or hard > most_bytes:
         resource.setrlimit(resource.RLIMIT_DATA, (most_bytes, most_bytes))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    with suppress(OSError):  # not on every system
+    with suppress(OSError):  # not supported on every system
         Path("/proc/self/oom_score_adj").write_text("1000")
 
 
-def _told(code: str, message: str) -> MarshipError:
-    """The error that the process met."""
+def _as_error(code: str, message: str) -> MarshipError:
+    """The error that the process reported."""
     return next(kind for kind in errors.kinds() if kind.code == code)(message)
 
 

@@ -1,6 +1,6 @@
-"""Seals a model's files as an archive is built, and wraps their keys anew in a built one.
+"""Encrypts (seals) a model's files when packaging, and rewraps their keys in a built archive.
 
-The format is that of `serving/sealed.py`, which opens what is sealed here.
+The format is that of `serving/model/sealed.py`, which decrypts it.
 """
 
 import io
@@ -14,13 +14,13 @@ from typing import Any, BinaryIO
 from marship.contract import CHUNK_BYTES, Contract, digest_streams
 from marship.errors import PackageError
 from marship.serving.model import keysource, sealed
-from marship.serving.model.sealed import HEADER_BYTES, SUFFIX, Header
+from marship.serving.model.sealed import HEADER_BYTES, SUFFIX, SealHeader
 from marship.storage import replacing
 from marship.trust import archive, extract
 
 WEIGHTS_FILE = "model.weights"
 SMALLEST_BYTES = 1024
-"""A smaller weight stays in the graph, as ONNX's own tools have it."""
+"""Smaller weights stay in the graph, as with ONNX's own tools."""
 _ALIGNMENT = 64
 _TELLING = {"details", "reason"}
 
@@ -29,9 +29,9 @@ class Sealer:
     """Seals the files of one archive.
 
     Args:
-        key: The operator's.
-        model: The model's name, as the archive's manifest will say.
-        version: Its version.
+        key: The operator's key.
+        model: The model's name in the archive's manifest.
+        version: The model's version.
     """
 
     def __init__(self, key: bytes, model: str, version: str) -> None:
@@ -41,13 +41,13 @@ class Sealer:
     def write(
         self, folder: Path, name: str, plain: BinaryIO, *, chunk_bytes: int = CHUNK_BYTES
     ) -> Path:
-        """Write a stream's bytes as the sealed file `<name>.sealed`."""
+        """Encrypt a stream into the file `<name>.sealed`."""
         path = f"{name}{SUFFIX}"
         bound = sealed.binding(self._model, self._version, path)
         size = plain.seek(0, io.SEEK_END)
         plain.seek(0)
         key = secrets.token_bytes(keysource.KEY_BYTES)
-        header = Header(chunk_bytes, size, self._sealing, secrets.token_bytes(7), b"", b"", b"")
+        header = SealHeader(chunk_bytes, size, self._sealing, secrets.token_bytes(7), b"", b"", b"")
         header = wrapped(header, key, self._key, bound)
         cipher = sealed.cipher(key)
         with (folder / path).open("wb") as file:
@@ -57,22 +57,22 @@ class Sealer:
         return folder / path
 
 
-def wrapped(header: Header, data_key: bytes, key: bytes, bound: bytes) -> Header:
-    """The header with the data key under an operator's key."""
+def wrapped(header: SealHeader, data_key: bytes, key: bytes, bound: bytes) -> SealHeader:
+    """The header with the data key encrypted under an operator's key."""
     name, nonce = sealed.key_name(key), secrets.token_bytes(12)
     data = sealed.cipher(key).encrypt(nonce, data_key, header.fixed + bound + name)
     return replace(header, key_name=name, wrap_nonce=nonce, wrapped=data)
 
 
 def split(path: Path) -> tuple[bytes, bytes]:
-    """A graph, and its weights as the contents of an external file `WEIGHTS_FILE`.
+    """Split a model into its graph and its weights, the content of an external `WEIGHTS_FILE`.
 
-    A graph with its weights inside would be three times in a worker's memory as it loads, and
-    two times from then on. Weights that lie outside already stay where they are. Those of a
-    branch or a loop's body go inside: ONNX Runtime takes them from no memory of ours.
+    A graph with internal weights would be in a worker's memory three times while loading, and
+    twice afterwards. External weights stay external. Those of a branch or a loop's body become
+    internal: ONNX Runtime cannot read them from memory that we provide.
 
     Returns:
-        The ONNX file's bytes, and the weights', which may be none.
+        The bytes of the ONNX file, and of the weights, possibly empty.
     """
     import onnx
     from onnx import TensorProto
@@ -98,10 +98,10 @@ def split(path: Path) -> tuple[bytes, bytes]:
 
 
 def write_model(sealer: Sealer, model: Path, contract: Contract, folder: Path) -> Contract:
-    """Write a model sealed, with its weights outside of its graph.
+    """Write a model sealed, with its weights external to the graph.
 
     Returns:
-        The contract of the files as they are sealed.
+        The contract of the sealed files.
     """
     graph, weights = split(model)
     with ExitStack() as opened:
@@ -117,7 +117,7 @@ def write_model(sealer: Sealer, model: Path, contract: Contract, folder: Path) -
 
 
 def discreet(evidence: Mapping[str, Any]) -> dict[str, Any]:
-    """Evidence without what names parts of the graph: how each variant was built."""
+    """Evidence without names of nodes, which tell how each variant was built."""
     evidence = dict(evidence)
     if isinstance(evidence.get("rows_alone_and_together"), Mapping):
         evidence["rows_alone_and_together"] = _unexplained(evidence["rows_alone_and_together"])
@@ -136,18 +136,18 @@ def discreet(evidence: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _unexplained(proof: Mapping[str, Any]) -> dict[str, Any]:
-    """A proof without the reasons, which name operators and outputs."""
+    """A proof without its reasons, which name operators and outputs."""
     return {name: value for name, value in proof.items() if name not in ("reason", "left_out")}
 
 
 @dataclass(frozen=True, slots=True)
 class Rewrapped:
-    """An archive whose keys were wrapped anew.
+    """The result of rewrapping an archive's keys.
 
     Attributes:
-        archive: As it is now.
-        key_before: The name of the operator key that opened it.
-        key_after: The name of the one that opens it now.
+        archive: The archive after the change.
+        key_before: The name of the old operator key.
+        key_after: The name of the new operator key.
     """
 
     archive: archive.Archive
@@ -156,18 +156,18 @@ class Rewrapped:
 
 
 def rewrap(path: str | Path, old: str, new: str, out: str | Path | None = None) -> Rewrapped:
-    """Give an archive's sealed files another operator key; their contents stay as they lie.
+    """Rewrap the data keys of sealed files for another operator key; the data is not rewritten.
 
     Args:
         path: The archive.
-        old: The source of the key that opens it.
-        new: The source of the key that shall.
-        out: Where to write it; None is in its place.
+        old: The source of the old key.
+        new: The source of the new key.
+        out: The output file; None replaces the archive.
 
     Raises:
-        UsageError: There is no such archive, or a source is written wrongly.
-        PackageError: It is no archive, or nothing in it is sealed.
-        SealError: A key cannot be had, or the old one does not open every sealed file.
+        UsageError: The archive does not exist, or a key source is malformed.
+        PackageError: It is not an archive, or nothing in it is sealed.
+        SealError: A key cannot be read, or the old one does not decrypt every sealed file.
     """
     path, out = Path(path), Path(out) if out else None
     read = archive.read(path)
@@ -179,7 +179,7 @@ def rewrap(path: str | Path, old: str, new: str, out: str | Path | None = None) 
     heads = {}
     for name in read.sealed:
         bound = sealed.binding(read.name, read.version, name)
-        header = Header.parse(extract.head(path, read.plain, name, HEADER_BYTES), name)
+        header = SealHeader.parse(extract.head(path, read.plain, name, HEADER_BYTES), name)
         data_key = sealed.unwrap(header, keys[0], bound, name)
         heads[name] = wrapped(header, data_key, keys[1], bound).pack()
     with replacing(out or path) as draft:

@@ -1,6 +1,6 @@
-"""The handlers that come with marship: `marship/handlers`, which a checkout has at its top.
+"""The handlers that ship with marship: `marship/handlers`; at the top level in a checkout.
 
-They are the reader's to copy; a copy is named by its path.
+Users may copy and change them; a copy is given by its path.
 """
 
 from pathlib import Path
@@ -11,12 +11,12 @@ HANDLERS = Path(__file__).parents[1] / "handlers"
 
 
 def handler(name: str) -> Path:
-    """A handler's file: `onnx_handler.py` is marship's own, `handlers/mine.py` the one there.
+    """A handler's file: `onnx_handler.py` is marship's, `handlers/mine.py` is that path.
 
-    A bare name that marship has is marship's, whatever lies in the current folder.
+    A bare name of a handler of marship is marship's, even if the current folder has that file.
 
     Raises:
-        UsageError: There is no such file.
+        UsageError: The file does not exist.
     """
     path = Path(name)
     if path.name == name and (HANDLERS / name).is_file():
@@ -28,9 +28,9 @@ def handler(name: str) -> Path:
 
 
 def named(path: Path) -> Path:
-    """The file that somebody named, or marship's own where there is no such file.
+    """The given file, or marship's handler of that name if the file does not exist.
 
     Raises:
-        UsageError: There is none.
+        UsageError: Neither exists.
     """
     return path if path.is_file() else handler(str(path))

@@ -7,7 +7,7 @@ from typing import Any
 
 from marship.contract import Arrays
 
-Run = Callable[[Arrays], Arrays]
+RunModel = Callable[[Arrays], Arrays]
 """One way to run a model: input arrays by name to output arrays by name."""
 
 

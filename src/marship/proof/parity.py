@@ -31,7 +31,7 @@ from marship.proof.cases import (
     shared_axis,
     sizes_to_try,
 )
-from marship.proof.comparison import Comparison, RowProof, Run
+from marship.proof.comparison import Comparison, RowProof, RunModel
 from marship.proof.rows import PROOF_SECONDS, prove
 
 SHARE_OF_ROWS = 0.5
@@ -98,7 +98,7 @@ def first_line(error: BaseException) -> str:
 
 def describe(
     contract: Contract,
-    run: Run,
+    run: RunModel,
     examples: Arrays | None = None,
     *,
     seconds: float = PROOF_SECONDS,
@@ -123,7 +123,7 @@ def with_scale(contract: Contract, golden: Sequence[GoldenCase]) -> Contract:
 
 def with_batch_axis(
     contract: Contract,
-    run: Run,
+    run: RunModel,
     examples: Arrays | None = None,
     *,
     seconds: float = PROOF_SECONDS,
@@ -142,7 +142,7 @@ def compare(want: Arrays, got: Arrays, case: Case, tolerance: Tolerance) -> Comp
 
 def row_influence(
     contract: Contract,
-    run: Run,
+    run: RunModel,
     examples: Arrays | None = None,
     *,
     seconds: float = PROOF_SECONDS,
@@ -162,7 +162,7 @@ def row_influence(
     return prove(contract, run, examples, facts=facts, seconds=seconds)
 
 
-def prove_padding(contract: Contract, run: Run, examples: Arrays) -> Comparison | None:
+def prove_padding(contract: Contract, run: RunModel, examples: Arrays) -> Comparison | None:
     """Show that rows filled up on the right with the pad values answer as they do alone.
 
     Rows of different sizes are run alone at their own size, and filled up to the largest
@@ -208,7 +208,7 @@ def prove_padding(contract: Contract, run: Run, examples: Arrays) -> Comparison 
 
 
 def golden_from(
-    run: Run, contract: Contract, examples: Arrays | None = None, kind: str = golden.SYNTHETIC
+    run: RunModel, contract: Contract, examples: Arrays | None = None, kind: str = golden.SYNTHETIC
 ) -> list[GoldenCase]:
     """Golden cases with the outputs that `run` gives; see `marship.proof.golden`.
 
@@ -237,7 +237,7 @@ def golden_from(
     return cases
 
 
-def check_golden(candidate: Run, cases: Sequence[GoldenCase], contract: Contract) -> None:
+def check_golden(candidate: RunModel, cases: Sequence[GoldenCase], contract: Contract) -> None:
     """Hold golden cases against the file that every worker will repeat them with.
 
     Raises:

@@ -17,7 +17,7 @@ from marship import profiles
 from marship.contract import Array, Arrays, Contract
 from marship.errors import ModelError
 from marship.proof.cases import shared_axis, sizes_to_try
-from marship.proof.comparison import RowProof, Run
+from marship.proof.comparison import RowProof, RunModel
 from marship.proof.rounding import column_sizes, gap_of, largest_float, limits_of, same
 from marship.proof.rowsets import PARTS, USUAL, RowDrawer, RowSet
 
@@ -68,7 +68,7 @@ class _Prover:
     """
 
     contract: Contract
-    run: Run
+    run: RunModel
     unit: int
     deadline: float
     largest_rows: int
@@ -273,7 +273,7 @@ class _Prover:
 
 def prove(
     contract: Contract,
-    run: Run,
+    run: RunModel,
     examples: Arrays | None = None,
     *,
     facts: "Facts | None" = None,

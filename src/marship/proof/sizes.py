@@ -24,7 +24,7 @@ from marship.proof.cases import (
     sizes_to_try,
 )
 
-Run = Callable[[Arrays], Arrays]
+RunModel = Callable[[Arrays], Arrays]
 
 MOST_ROWS = 65
 """Of a batch without a bound: the neighbours of 64 are seen."""
@@ -80,7 +80,7 @@ def further_case(
     return Case("wide", sizes, inputs)
 
 
-def with_least_sizes(contract: Contract, run: Run) -> Contract:
+def with_least_sizes(contract: Contract, run: RunModel) -> Contract:
     """The contract with a lower bound for each axis whose smallest sizes the model refuses.
 
     A convolution without padding takes no row shorter than its kernel, and nothing but a run says
@@ -104,7 +104,7 @@ def with_least_sizes(contract: Contract, run: Run) -> Contract:
     return replace(contract, bounds={**contract.bounds, **found})
 
 
-def with_largest_sizes(contract: Contract, run: Run, lengths: Sequence[int]) -> Contract:
+def with_largest_sizes(contract: Contract, run: RunModel, lengths: Sequence[int]) -> Contract:
     """The contract with an upper bound for each axis that is no longer than a table is.
 
     A model with 512 learned positions runs no 513 tokens. A bound is stated only where the model
@@ -136,7 +136,7 @@ def with_largest_sizes(contract: Contract, run: Run, lengths: Sequence[int]) -> 
     return replace(contract, bounds={**contract.bounds, **found})
 
 
-def _takes(contract: Contract, run: Run, sizes: Mapping[str, int]) -> bool:
+def _takes(contract: Contract, run: RunModel, sizes: Mapping[str, int]) -> bool:
     """Whether the model runs at these sizes, with the fewest rows and all else at its least."""
     tried = {**_least(contract), **sizes}
     if input_bytes(contract, tried) > MOST_BYTES:
@@ -151,7 +151,7 @@ def _least(contract: Contract) -> dict[str, int]:
     return {axis: low for axis, (low, _) in contract.bounds.items()} | rows
 
 
-def _runs(run: Run, case: Case) -> bool:
+def _runs(run: RunModel, case: Case) -> bool:
     try:
         run(case.inputs)
     except ModelError:

@@ -16,7 +16,7 @@ from marship.contract import CONTRACT_FILE, GOLDEN_FILE, Contract
 from marship.errors import ModelError, PackageError, UsageError
 from marship.serving.model import sealed
 from marship.trust import contents, extract, outline
-from marship.trust.contents import Contents
+from marship.trust.contents import ArchiveContents
 
 MANIFEST_FILE = contents.MANIFEST_FILE
 CONFIG_FILE = "model-config.yaml"
@@ -61,7 +61,7 @@ class Archive:
     evidence: dict[str, Any]
     members: tuple[Member, ...]
     key_name: str | None
-    plain: Contents = field(repr=False)
+    plain: ArchiveContents = field(repr=False)
 
     @property
     def name(self) -> str:
@@ -125,7 +125,7 @@ def read(path: str | Path) -> Archive:
     )
 
 
-def read_settings(path: Path) -> tuple[Contents, dict[str, Any]]:
+def read_settings(path: Path) -> tuple[ArchiveContents, dict[str, Any]]:
     """An archive's contents and its model-config.yaml: what TorchServe itself parses of it.
 
     Raises:
@@ -168,7 +168,7 @@ def _key(name: str) -> str:
     return unicodedata.normalize("NFC", name.casefold())
 
 
-def _text(path: Path, plain: Contents, name: str, parse: Callable[[bytes], T]) -> T | None:
+def _text(path: Path, plain: ArchiveContents, name: str, parse: Callable[[bytes], T]) -> T | None:
     """What a text of the archive says; None where it holds no such file.
 
     Raises:
@@ -222,13 +222,13 @@ def _object(value: object) -> dict[str, Any]:
     return value
 
 
-def _key_name(path: Path, plain: Contents) -> str | None:
+def _key_name(path: Path, plain: ArchiveContents) -> str | None:
     """As the first sealed file says; only the key itself can prove it."""
     for name in sorted(plain.files):
         if name.endswith(sealed.SUFFIX):
             try:
                 data = extract.head(path, plain, name, sealed.HEADER_BYTES)
-                return sealed.Header.parse(data, name).key_name.hex()
+                return sealed.SealHeader.parse(data, name).key_name.hex()
             except ModelError as error:
                 raise PackageError(f"{path} must be intact, got: {error}") from error
     return None

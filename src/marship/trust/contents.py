@@ -59,7 +59,7 @@ class File:
 
 
 @dataclass(frozen=True, slots=True)
-class Contents:
+class ArchiveContents:
     """An archive as every reader sees it.
 
     Attributes:
@@ -92,7 +92,7 @@ class _Header:
     name: bytes
 
 
-def read(path: Path) -> Contents:
+def read(path: Path) -> ArchiveContents:
     """Read an archive from its first byte to its last.
 
     Raises:
@@ -120,7 +120,7 @@ class _Reading:
     unpacked_bytes: int = 0
     manifest: bytes = b""
 
-    def contents(self) -> Contents:
+    def contents(self) -> ArchiveContents:
         size_bytes = os.fstat(self.file.fileno()).st_size
         names = _Names(self._fault)
         while (signature := self._take(4)) == _LOCAL:
@@ -140,7 +140,7 @@ class _Reading:
             raise self._fault("bytes behind its end")
         manifest = self._manifest()
         model, version = manifest["model"]["modelName"], manifest["model"]["modelVersion"]
-        return Contents(
+        return ArchiveContents(
             self.position, self.digest.hexdigest(), self.files, model, version, manifest
         )
 

@@ -16,7 +16,7 @@ from requests.adapters import HTTPAdapter
 from urllib3.util.ssl_ import create_urllib3_context
 
 from marship.errors import MarshipError, PackageError, SignatureError, StorageError, UsageError
-from marship.exchange.limited import LimitedSocket, LimitedTLSSocket, Limits, OverLimitError
+from marship.exchange.limited import LimitedSocket, LimitedTLSSocket, OverLimitError, TransferLimits
 from marship.storage import replacing_all
 from marship.trust.policy import Trust, Verified
 from marship.trust.signature import beside
@@ -28,7 +28,7 @@ TIMEOUT_S = (10, 60)  # to connect, and for one wait
 WINDOW_S = 60.0  # for headers, and then for each chunk: a byte a minute is too slow
 MOST_SIGNATURE_BYTES = 16 << 20  # it names each file of the archive
 MOST_UNSTATED_BYTES = 8 << 30
-_PIECE_BYTES = 1 << 16
+_CHUNK_BYTES = 1 << 16
 _WINDOW_BYTES = 4 << 20  # a read in the smallest chunks, or headers
 _MOST_REDIRECTS = 10
 _REDIRECTS = (301, 302, 303, 307, 308)
@@ -90,7 +90,7 @@ def fetch(
             _save(session, f"{url}.sig", beside(archive), limit)
         except _MissingError as error:
             raise SignatureError(
-                f"{name} must be signed, got no signature at {_told(url)}.sig. Put there what "
+                f"{name} must be signed, got no signature at {_plain(url)}.sig. Put there what "
                 "marship sign wrote."
             ) from error
         limit = _limit(trust.stated_bytes(archive), most_unstated_bytes, store)
@@ -142,7 +142,7 @@ def _name_of(url: str) -> str:
             name = unquote(parts.path).rpartition("/")[2]
     if not _NAME.fullmatch(name):
         raise UsageError(
-            f"the URL must be http(s)://.../NAME.mar without ? and #, got {_told(url)}. A file "
+            f"the URL must be http(s)://.../NAME.mar without ? and #, got {_plain(url)}. A file "
             "that is at hand is copied into the model store instead."
         )
     return name
@@ -165,33 +165,33 @@ def _save(
     on_bytes: OnBytes | None = None,
 ) -> None:
     """Write a body to a file as it comes; to end early, or beyond the limit, is an error."""
-    place, url = url, _told(url)
-    with _faults(url), session.found(place) as answer, path.open("wb") as file:
-        if answer.status_code != requests.codes.ok:
-            kind = _MissingError if answer.status_code in _MISSING else PackageError
-            raise kind(f"{url} must be answered with 200, got {answer.status_code}.")
-        packed = answer.headers.get("Content-Encoding", "").strip()
+    place, url = url, _plain(url)
+    with _faults(url), session.found(place) as response, path.open("wb") as file:
+        if response.status_code != requests.codes.ok:
+            kind = _MissingError if response.status_code in _MISSING else PackageError
+            raise kind(f"{url} must be answered with 200, got {response.status_code}.")
+        packed = response.headers.get("Content-Encoding", "").strip()
         if packed.lower() not in ("", "identity"):
             raise PackageError(
                 f"{url} must be sent as the file is, got Content-Encoding "
                 f"{packed[:_SHOWN]!r}. Switch that off in the server for .mar and .sig."
             )
-        size_bytes = _length(url, answer.headers.get("Content-Length"))
+        size_bytes = _length(url, response.headers.get("Content-Length"))
         limit.check(url, size_bytes or 0)
         done = kept_up = 0
         session.hurry()
-        for piece in answer.iter_content(_PIECE_BYTES):
-            done += len(piece)
+        for chunk in response.iter_content(_CHUNK_BYTES):
+            done += len(chunk)
             limit.check(url, done)
-            file.write(piece)
-            if done - kept_up >= _PIECE_BYTES:
+            file.write(chunk)
+            if done - kept_up >= _CHUNK_BYTES:
                 session.hurry()
                 kept_up = done
             if on_bytes:
                 on_bytes(done, size_bytes)
 
 
-def _told(url: str) -> str:
+def _plain(url: str) -> str:
     """The address for an error, which may be logged: without the password that it may hold."""
     return _PASSWORD.sub("", url)
 
@@ -213,7 +213,7 @@ class _Session(requests.Session):
 
     def __init__(self) -> None:
         super().__init__()
-        self._limits = Limits()
+        self._limits = TransferLimits()
         self.headers["Accept-Encoding"] = "identity"  # so that the length is the file's
         for scheme in ("http://", "https://"):
             self.mount(scheme, _Adapter(self._limits))
@@ -227,14 +227,14 @@ class _Session(requests.Session):
         place = url
         for _ in range(_MOST_REDIRECTS + 1):
             self.hurry()
-            answer = self.get(place, stream=True, timeout=TIMEOUT_S, allow_redirects=False)
-            target = answer.headers.get("Location", "")
-            if answer.status_code not in _REDIRECTS or not target:
-                return answer
-            answer.close()
+            response = self.get(place, stream=True, timeout=TIMEOUT_S, allow_redirects=False)
+            target = response.headers.get("Location", "")
+            if response.status_code not in _REDIRECTS or not target:
+                return response
+            response.close()
             place = urljoin(place, target)
         raise PackageError(
-            f"{_told(url)} must lead to a file, got more than {_MOST_REDIRECTS} redirects. Name "
+            f"{_plain(url)} must lead to a file, got more than {_MOST_REDIRECTS} redirects. Name "
             "the last address."
         )
 
@@ -245,7 +245,7 @@ class _Session(requests.Session):
 class _Adapter(HTTPAdapter):
     """Lets a session connect by limited sockets, through proxies too."""
 
-    def __init__(self, limits: Limits) -> None:
+    def __init__(self, limits: TransferLimits) -> None:
         self._limits = limits
         self._tls = create_urllib3_context()
         self._tls.sslsocket_class = LimitedTLSSocket
@@ -296,10 +296,10 @@ def _reason(error: BaseException) -> str:
     root = error
     while cause := root.__cause__ or root.__context__:
         root = cause
-    said = _told(_LAYERS.sub("", " ".join(str(root).split())))
+    said = _plain(_LAYERS.sub("", " ".join(str(root).split())))
     reason, advice = said.rpartition(": ")[2].rstrip(".")[:_LONGEST_REASON], "Try again."
     if isinstance(error, requests.ReadTimeout) or "timed out" in said or "deadline" in said:
-        reason = f"less than {_PIECE_BYTES >> 10} KiB in {WINDOW_S:g} s"
+        reason = f"less than {_CHUNK_BYTES >> 10} KiB in {WINDOW_S:g} s"
     elif isinstance(error, requests.exceptions.ChunkedEncodingError) or isinstance(root, _CUT_OFF):
         reason = "an end before all of it had come"
     elif isinstance(root, ssl.SSLCertVerificationError):

@@ -17,13 +17,13 @@ from typing import IO
 
 from marship import texts
 from marship.errors import PackageError
-from marship.trust.contents import Contents
+from marship.trust.contents import ArchiveContents
 
 _CHUNK = 1 << 20
 
 
 def files(
-    path: Path, contents: Contents, names: Collection[str], most_bytes: int
+    path: Path, contents: ArchiveContents, names: Collection[str], most_bytes: int
 ) -> dict[str, bytes]:
     """Some files of an archive, by their names.
 
@@ -47,7 +47,7 @@ def files(
         return {name: opened.read(name) for name in names}
 
 
-def file(path: Path, contents: Contents, name: str) -> bytes:
+def file(path: Path, contents: ArchiveContents, name: str) -> bytes:
     """One file of an archive, as large as it is.
 
     Raises:
@@ -56,7 +56,7 @@ def file(path: Path, contents: Contents, name: str) -> bytes:
     return files(path, contents, [name], contents.files[name].size_bytes)[name]
 
 
-def unpack(path: Path, contents: Contents, folder: Path) -> None:
+def unpack(path: Path, contents: ArchiveContents, folder: Path) -> None:
     """Write all files of an archive into a folder.
 
     Raises:
@@ -70,7 +70,7 @@ def unpack(path: Path, contents: Contents, folder: Path) -> None:
                 opened.copy(name, sink)
 
 
-def head(path: Path, contents: Contents, name: str, size_bytes: int) -> bytes:
+def head(path: Path, contents: ArchiveContents, name: str, size_bytes: int) -> bytes:
     """The first bytes of a file of an archive; they may be others by now.
 
     Raises:
@@ -82,7 +82,7 @@ def head(path: Path, contents: Contents, name: str, size_bytes: int) -> bytes:
 
 def rewrite(
     path: Path,
-    contents: Contents,
+    contents: ArchiveContents,
     target: Path,
     *,
     files: Mapping[str, bytes] | None = None,
@@ -128,7 +128,7 @@ class _Opened:
 
     zipped: zipfile.ZipFile
     path: Path
-    contents: Contents
+    contents: ArchiveContents
 
     def read(self, name: str) -> bytes:
         data = BytesIO()
@@ -151,7 +151,7 @@ class _Opened:
 
 
 @contextmanager
-def _opened(path: Path, contents: Contents) -> Iterator[_Opened]:
+def _opened(path: Path, contents: ArchiveContents) -> Iterator[_Opened]:
     try:
         with texts.open_file(path) as file, zipfile.ZipFile(file) as zipped:
             if os.fstat(file.fileno()).st_size != contents.size_bytes:

@@ -8,7 +8,7 @@ from cryptography.hazmat.primitives.asymmetric import ec, ed25519
 
 from marship.errors import SignatureError, UsageError
 from marship.trust import envelope, openssf, ownership
-from marship.trust.contents import Contents, read
+from marship.trust.contents import ArchiveContents, read
 from marship.trust.keys import PUBLIC_SUFFIX, SHORT_ID, PublicKey, read_public
 from marship.trust.signature import beside
 from marship.trust.statement import Statement
@@ -18,7 +18,7 @@ from marship.trust.statement import Statement
 class Verified:
     """An archive that is as a trusted key's owner signed it."""
 
-    contents: Contents
+    contents: ArchiveContents
     key: PublicKey
 
 
@@ -115,7 +115,7 @@ class Trust:
         )
 
 
-def _compare(name: str, statement: Statement, found: Contents) -> None:
+def _compare(name: str, statement: Statement, found: ArchiveContents) -> None:
     signed = statement.contents
     if name != statement.archive:
         if found.sha256 == signed.sha256:

@@ -12,7 +12,7 @@ from cryptography.hazmat.primitives.asymmetric import ed25519
 from marship.errors import UsageError
 from marship.storage import replacing
 from marship.trust import openssf
-from marship.trust.contents import Contents, read
+from marship.trust.contents import ArchiveContents, read
 from marship.trust.envelope import Envelope, encoded
 from marship.trust.keys import PrivateKey
 from marship.trust.statement import Statement
@@ -25,7 +25,7 @@ class Signed:
     """A new signature."""
 
     path: Path
-    contents: Contents
+    contents: ArchiveContents
     key_id: str
 
 

@@ -19,7 +19,7 @@ from typing import Any
 
 from marship import texts
 from marship.errors import SignatureError
-from marship.trust.contents import Contents, File
+from marship.trust.contents import ArchiveContents, File
 from marship.trust.envelope import MAX_SIGNATURE_BYTES
 
 FORMAT = 1
@@ -38,7 +38,7 @@ class Statement:
     """
 
     archive: str
-    contents: Contents
+    contents: ArchiveContents
     key_id: str
 
     def to_bytes(self) -> bytes:
@@ -80,7 +80,7 @@ class Statement:
             raise _unreadable()
         return statement
 
-    def differences(self, found: Contents) -> list[str]:
+    def differences(self, found: ArchiveContents) -> list[str]:
         """How an archive differs from what was signed; empty if it does not."""
         signed, files = self.contents.files, found.files
         groups = {
@@ -94,10 +94,10 @@ class Statement:
         return told
 
 
-def _contents(value: Mapping[str, Any]) -> Contents:
+def _contents(value: Mapping[str, Any]) -> ArchiveContents:
     archive, model = value["archive"], value["model"]
     files = {name: File(**file) for name, file in value["files"].items()}
-    return Contents(
+    return ArchiveContents(
         archive["size_bytes"], archive["sha256"], files, model["name"], model["version"]
     )
 

@@ -22,7 +22,7 @@ from marship.trust.policy import Trust, Verified
 from marship.trust.signature import beside
 
 MOST_UNSTATED_BYTES = 8 << 30
-_PIECE_BYTES = 1 << 20
+_CHUNK_BYTES = 1 << 20
 _OTHER_MODELS = (".model", ".gz", ".tgz")  # that TorchServe would load, and nobody can sign
 
 
@@ -166,9 +166,9 @@ def _copy(reader: BinaryIO, target: Path, most_bytes: int) -> None:
     """Copy up to a size: the file may grow meanwhile."""
     left_bytes = most_bytes
     with target.open("wb") as writer:
-        while left_bytes and (piece := reader.read(min(left_bytes, _PIECE_BYTES))):
-            writer.write(piece)
-            left_bytes -= len(piece)
+        while left_bytes and (chunk := reader.read(min(left_bytes, _CHUNK_BYTES))):
+            writer.write(chunk)
+            left_bytes -= len(chunk)
 
 
 def dismiss(vault: Path) -> None:

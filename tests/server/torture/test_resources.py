@@ -79,7 +79,7 @@ def test_the_disk_is_full(archives: Path, tmp_path: Path, amount: Amount, figure
                 with filled(home.path):
                     with pytest.raises(ServerError, match=r"Failed to save model: lin-2\.mar"):
                         client.register("lin-2.mar", name="lin", workers=1)
-                    with pytest.raises(RolloutError, match="1 answers as before"):
+                    with pytest.raises(RolloutError, match="1 is the default as before"):
                         rollout(client, "lin-2.mar")
                     slowest_s = max(slowest_s, lose_a_worker(client, home))
                     assert versions(client, "lin") == ["1", "1"]

@@ -34,7 +34,7 @@ def test_versions_roll_out_and_back(
                 rollout(client, f"lin-{new}.mar")
                 assert versions(client, "lin") == [new, new]
                 if turn % 2 == 0:
-                    with pytest.raises(RolloutError, match=f"{new} answers as before"):
+                    with pytest.raises(RolloutError, match=f"{new} is the default as before"):
                         rollout(client, BROKEN[turn // 2 % 2])
                     refused += 1
                     assert versions(client, "lin") == [new, new]

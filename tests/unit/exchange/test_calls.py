@@ -16,13 +16,13 @@ from marship.errors import (
     TooLargeError,
     UnsupportedMediaError,
 )
-from marship.exchange.calls import Answer, Call, checked, path
+from marship.exchange.calls import Call, HttpResponse, checked, path
 
 
-def answer(status: int, body: object) -> Answer:
+def answer(status: int, body: object) -> HttpResponse:
     """A response with a JSON body, or the text itself."""
     text = body if isinstance(body, str) else json.dumps(body)
-    return Answer(status, {"content-type": "application/json; charset=UTF-8"}, text.encode())
+    return HttpResponse(status, {"content-type": "application/json; charset=UTF-8"}, text.encode())
 
 
 @pytest.mark.parametrize(
@@ -41,7 +41,7 @@ def answer(status: int, body: object) -> Answer:
          r"^m\. Unregister it first"),
         (405, {"code": 405, "type": "MethodNotAllowedException", "message": "m"}, ServerError,
          "enable_model_api=true"),
-        (413, "", TooLargeError, "the server answered 413 and no message"),
+        (413, "", TooLargeError, "the server responded with status 413 and no message"),
         (502, "<html>", ServerError, "<html>"),
         (400, "[1]", ServerError, r"\[1\]"),
     ],

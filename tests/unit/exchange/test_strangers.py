@@ -183,7 +183,7 @@ def test_a_body_without_a_certain_end_is_refused(start: Start, ask: Ask, head: b
 def test_what_is_no_http_is_told_so(start: Start, ask: Ask, data: bytes) -> None:
     """It would be the same the next time: nothing is asked again."""
     server = start(sends(data))
-    with pytest.raises(ServerError, match=r"must answer in HTTP/1\.1, got") as caught:
+    with pytest.raises(ServerError, match=r"must respond in HTTP/1\.1, got") as caught:
         ask(server.url, retry_s=20)
     assert (server.taken, str(caught.value).isprintable()) == (1, True)
 
@@ -202,7 +202,7 @@ def test_a_redirect_is_no_response(start: Start, ask: Ask, status: bytes) -> Non
     """It is not followed, its body, which has no end, is not read, and nothing asked again."""
     begins = b"HTTP/1.1 " + status + b"\r\nLocation: http://127.0.0.1:9/\r\n\r\n"
     server = start(floods(begins, b"1"))
-    with pytest.raises(ServerError, match="must answer by itself, got status"):
+    with pytest.raises(ServerError, match="must respond without a redirect, got status"):
         ask(server.url, retry_s=20)
     assert server.taken == 1
 

@@ -19,7 +19,7 @@ from marship.engines.torchserve import draining
 from marship.engines.torchserve.store import write_note
 from marship.errors import RolloutError
 from marship.exchange.calls import Call
-from marship.operate.rollout import Watcher, rollout
+from marship.operate.rollout import RolloutListener, rollout
 from signed import write
 
 STORE = {f"m-{n}.mar": Stored("m", f"{n}.0") for n in (1, 2, 3)}
@@ -88,13 +88,13 @@ def test_what_the_old_archive_said_is_not_kept(home: Path) -> None:
     assert done(home, server, lambda client: rollout(client, "m-1.mar")).new.batch_size == 16
 
 
-class Waiting(Watcher):
+class Waiting(RolloutListener):
     """Tells when a rollout waits for another one."""
 
     def __init__(self) -> None:
         self.event = threading.Event()
 
-    def on_turn(self, said: str) -> None:
+    def on_lock_wait(self, said: str) -> None:
         """It does."""
         assert said.endswith("which exchanges versions of m")
         self.event.set()

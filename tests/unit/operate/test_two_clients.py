@@ -26,7 +26,7 @@ from management import Management, Registered, Stored, Versions
 from marship import Client
 from marship.engines.torchserve import draining, registration
 from marship.errors import NoAnswerError
-from marship.exchange.calls import Answer, Call
+from marship.exchange.calls import Call, HttpResponse
 from marship.operate import state
 from marship.operate.rollout import rollout
 from marship.operate.statefile import Entry
@@ -93,7 +93,7 @@ class Watched(Management):
     answered: list[Registered] = field(default_factory=list)
     broken: list[str] = field(default_factory=list)
 
-    def answer(self, call: Call, by: str = "") -> Answer:
+    def answer(self, call: Call, by: str = "") -> HttpResponse:
         """The response; notes what breaks a rule."""
         model = self.models.get("m")
         if model:
@@ -158,7 +158,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
             write(folder / file, model=stored.name, version=stored.version)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(draining, "QUIET_S", 0.0)
-        patch.setattr(registration, "_UNANSWERED_S", 0.0)
+        patch.setattr(registration, "_NO_RESPONSE_S", 0.0)
         yield Place(homes)
 
 

@@ -22,7 +22,7 @@ from marship.fit import origin
 from marship.fit.recipe import Recipe, resolve
 from marship.optimizing import measure, step
 from marship.optimizing.passes import float32 as float32_pass
-from marship.optimizing.source import Source
+from marship.optimizing.source import ExportedModel
 from marship.optimizing.step import OptimizeSettings, optimize
 
 ZOO = Path(zoo.__file__)
@@ -252,7 +252,7 @@ def test_an_unknown_variant_is_a_usage_error(run_dir: Path) -> None:
 def test_float32_is_held_to_the_tolerance(run_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A file whose answers are off is measured, told, and not chosen."""
 
-    def wrong(source: Source, target: Path) -> None:
+    def wrong(source: ExportedModel, target: Path) -> None:
         model = onnx.load(source.path)
         bias = next(i for i in model.graph.initializer if list(i.dims) == [10])
         bias.CopyFrom(onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(bias) + 1, bias.name))

@@ -22,7 +22,7 @@ from aiohttp import web
 from marship import predict
 from marship.client.address import Address
 from marship.engines.torchserve.home import Home, ServerRecord
-from marship.engines.torchserve.processes import began, boot_id
+from marship.engines.torchserve.processes import boot_id, start_time
 from marship.errors import NotFoundError, ServerError, UsageError
 from marship.predict import Run, Watcher, ask_all, sources
 from marship.predict.rows import Row
@@ -41,7 +41,7 @@ MODEL = {
     "workers": [{"id": "1", "pid": 1, "status": "READY"}],
     "jobQueueStatus": {"remainingCapacity": 100, "pendingRequests": 0},
 }
-Answer = Callable[[bytes, web.Request], Awaitable[web.StreamResponse]]
+HttpResponse = Callable[[bytes, web.Request], Awaitable[web.StreamResponse]]
 
 
 class StandIn:
@@ -50,7 +50,7 @@ class StandIn:
     `asked` has every body sent, `types` as what, `paths` where to.
     """
 
-    def __init__(self, home: Path, answer: Answer) -> None:
+    def __init__(self, home: Path, answer: HttpResponse) -> None:
         self.home, self.answer = Home(home), answer
         self.asked: list[bytes] = []
         self.types: list[str] = []
@@ -64,7 +64,7 @@ class StandIn:
         self.home.lock_file.touch()  # as a start does
         self.home.config.write_text("job_queue_size=50\nmax_request_size=5000\n")
         record = ServerRecord(
-            os.getpid(), began(os.getpid()), boot_id(), url, url, url, str(home), str(home)
+            os.getpid(), start_time(os.getpid()), boot_id(), url, url, url, str(home), str(home)
         )
         self.home.write_record(record)
 
@@ -106,11 +106,11 @@ async def label(body: bytes, _request: web.Request) -> web.Response:
 
 
 @pytest.fixture
-def serve(tmp_path: Path) -> Iterator[Callable[[Answer], StandIn]]:
+def serve(tmp_path: Path) -> Iterator[Callable[[HttpResponse], StandIn]]:
     """Start a stand-in that answers so."""
     started: list[StandIn] = []
 
-    def start(answer: Answer = label) -> StandIn:
+    def start(answer: HttpResponse = label) -> StandIn:
         started.append(StandIn(tmp_path / "home", answer))
         return started[-1]
 

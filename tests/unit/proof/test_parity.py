@@ -97,7 +97,7 @@ def test_without_bounds_sizes_go_as_far_as_the_examples() -> None:
 )
 @pytest.mark.parametrize("rows", [examples(), None])
 def test_rows_are_independent_only_where_alone_is_together(
-    run: parity.Run, rows: Arrays | None, *, independent: bool
+    run: parity.RunModel, rows: Arrays | None, *, independent: bool
 ) -> None:
     """A sum of each row is; a batch mean is not, nor is what refuses a batch."""
     found = parity.row_influence(contract(), run, rows)

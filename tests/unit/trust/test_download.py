@@ -448,14 +448,14 @@ def test_a_slow_download_that_goes_on_is_kept(
     def send(line: socket.socket, over: threading.Event) -> None:
         line.sendall(FOUND + b"\r\n")
         for _ in range(5):
-            line.sendall(bytes(download._PIECE_BYTES))
+            line.sendall(bytes(download._CHUNK_BYTES))
             over.wait(0.25)
 
     with download._Session() as session:
         limit = download._Limit(1 << 20, "", PackageError)
         remote.store.mkdir()
         download._save(session, stranger(send), remote.store / "x", limit)
-    assert (remote.store / "x").stat().st_size == 5 * download._PIECE_BYTES
+    assert (remote.store / "x").stat().st_size == 5 * download._CHUNK_BYTES
 
 
 def test_ctrl_c_leaves_nothing(remote: Remote) -> None:

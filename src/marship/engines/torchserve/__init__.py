@@ -1,22 +1,23 @@
-"""TorchServe as `marship.engines.torchserve.server` and `marship.client.clients` see it.
+"""TorchServe: its server and its management, as seen from outside of the process.
 
-    home.py        the private folder of one server, and whether it runs
-    java.py        a Java that is new enough
-    properties.py  the file format of its settings
-    config.py      its settings: checked, completed, ports chosen
-    production.py  what must hold where strangers' requests arrive
-    environment.py what Java and its workers see of the environment
-    sockets.py     unix sockets in place of ports
+    server.py      start, supervise and stop a server
+    home.py        the private folder of one server, and whether the server runs
+    java.py        finding a supported Java runtime, and its command line
+    properties.py  the file format of the settings
+    config.py      settings: validated, completed, ports chosen
+    production.py  the checks of --profile production
+    environment.py environment variables of Java and the workers
+    processes.py   a server's processes
     access.py      addresses and tokens
-    calls.py       one HTTP exchange as plain data, and its errors as ours
-    transports.py  exchanges by blocking calls; async_transport.py by aiohttp
-    connections.py the blocking client's: HTTP with a deadline for a whole exchange
-    peers.py       whether a connection ends at the server that is meant
-    turns.py       waiting for a lock that another process holds
-    status.py      what the server says of its models, and waiting for their workers
-    models.py      registering, scaling and asking models, as exchanges one after the other
-    store.py       archives: there, whole, and signed where that is asked for
-    workerlog.py   why a worker died, from its log
+    peers.py       whether a connection is to the intended server
+    locks.py       waiting for a lock that another process holds
+    engine.py      the engine interface, on top of the modules below
+    models.py      registering, scaling and calling models, as flows
+    registration.py, versions.py, draining.py    the steps of those flows
+    status.py      the status of models, and waiting for their workers
+    store.py       archives in the model store: validity and signatures
+    workerlog.py   the cause of a worker's crash, from its log
+    worker_script.py  the script that starts a worker
 
-Server and client never import each other: they meet in the home folder.
+Server and client never import each other: they share the home folder.
 """

@@ -1,4 +1,4 @@
-"""Where a server listens and which token it wants: given, or found in its home folder."""
+"""A server's addresses and tokens: given, or read from its home folder."""
 
 import os
 import ssl
@@ -13,13 +13,13 @@ from urllib.parse import urlsplit
 from marship import storage
 from marship.engines.torchserve import peers
 from marship.engines.torchserve.home import Home, ServerRecord, default_home
-from marship.engines.torchserve.peers import Line
+from marship.engines.torchserve.peers import ConnectedSocket
 from marship.errors import DataError, MarshipError, NotRunningError, TokenError, UsageError
 from marship.exchange import limited, sockets
 from marship.exchange.calls import (
-    Answer,
     Call,
     Flow,
+    HttpResponse,
     Pause,
     Side,
     checked,
@@ -39,27 +39,27 @@ URL_VARIABLES: Mapping[str, str] = {
 }
 _SIDES: tuple[Side, ...] = ("inference", "management", "metrics")
 _SCHEMES = ("http://", "https://", sockets.SCHEME)
-_ROUNDS = 5  # several callers may renew at the same time, and each renewal ends the token before
+_ROUNDS = 5  # callers may renew at the same time, and each renewal invalidates the last token
 _REREAD_S = 0.02
 _LAST_PART, _LONGEST_LAST_S = 0.1, 60.0
-"""A token is renewed in the last tenth of the time that it had when it was read, or minute."""
+"""A token is renewed in the last tenth of its remaining lifetime, or in its last minute."""
 
 
 class Access:
     """Addresses and tokens of one server.
 
-    Tokens that the home holds go to the addresses of the server that runs from it, found or
-    given, and to no other.
+    The home's tokens are only sent to addresses of the server that runs from it, whether they
+    were read or given.
 
     Args:
         home: The server's home folder; None is MARSHIP_HOME or `.marship`.
-        urls: Addresses that are given. Without a home, those of the environment count as given,
-            and any of them means a server elsewhere: what has no address is not called then.
-            With a home, the others come from it.
-        tokens: Tokens that are given; else from the environment, else from the home.
-        retry_s: How long calls that may be repeated are.
-        on_retry: Called before each repetition.
-        ca: A PEM file with the authorities to trust, in place of the default ones.
+        urls: Given addresses. Without a home, those of the environment count as given, and any
+            of them means a remote server: APIs without an address are not called then. With a
+            home, missing addresses are read from it.
+        tokens: Given tokens; else those of the environment, else those of the home.
+        retry_s: How long calls that may be retried are retried.
+        on_retry: Called before each retry.
+        ca: A PEM file with the trusted CA certificates, in place of the default ones.
     """
 
     def __init__(  # noqa: PLR0913  keyword-only
@@ -88,22 +88,22 @@ class Access:
         for side, token in self._given.items():
             _check_token(side, token)
         self._found: dict[str, str] | None = None
-        self._renew_at: dict[str, float] = {}  # by the wall clock, as the server's
+        self._renew_at: dict[str, float] = {}  # in wall-clock time, as the server's expiration
 
     @property
     def is_local(self) -> bool:
-        """Whether the server's files are at hand: its addresses come from its home."""
+        """Whether the server is local: its addresses are read from its home."""
         return "management" not in self._urls and not self._is_elsewhere
 
     def has(self, side: Side) -> bool:
-        """Whether there is an address to call, given or of the home."""
+        """Whether an API has an address, given or from the home."""
         return side in self._urls or not self._is_elsewhere
 
     def url(self, call: Call) -> str:
-        """The address of a call, without its parameters.
+        """The URL of a call, without its query parameters.
 
         Raises:
-            UsageError: The server is elsewhere, and this address of it is not given.
+            UsageError: The server is remote, and this address of it is not given.
             NotRunningError: No address is given, and no server runs in the home.
         """
         if call.side in self._urls:
@@ -118,18 +118,18 @@ class Access:
             self._record = self.home.require_running()
         return _address(self._record, call.side) + call.path
 
-    def check_peer(self, base: str, line: Line) -> None:
-        """Make sure that a new connection ends at the home's own server, if that is meant.
+    def check_peer(self, base: str, line: ConnectedSocket) -> None:
+        """Check that a new connection is to the home's own server, if that is the target.
 
-        A port, or a socket's path, may be another program's once the server has ended. Nothing
-        has been sent yet.
+        Another program may use its port or socket path once the server has stopped. Nothing has
+        been sent yet.
 
         Args:
-            base: Where the connection goes, as `sockets.base_of` tells it.
+            base: The connection's target, as of `sockets.base_of`.
             line: The connection.
 
         Raises:
-            NotRunningError: Somebody else listens there.
+            NotRunningError: Another program listens there.
         """
         record = self._record
         if record is None or not record.group.is_alive():
@@ -139,7 +139,7 @@ class Access:
         )
         is_given = base in map(sockets.base_of, self._urls.values())
         if is_given and not (is_homes and self._found is not None):
-            return  # a server elsewhere, whose token was given
+            return  # a remote server, whose token was given
         if record is None or not is_homes or not peers.is_held_by(line, record.group):
             self._record = None
             raise NotRunningError(
@@ -147,44 +147,44 @@ class Access:
                 "there, or none by now; nothing was sent. Start one with: marship serve"
             )
 
-    def authorized(self, call: Call) -> Flow[Answer]:
-        """Make a call with its token, which is renewed before it ends, or once it is refused.
+    def authorized(self, call: Call) -> Flow[HttpResponse]:
+        """Make a call with its token, which is renewed before it expires or once it is rejected.
 
         Raises:
-            TokenError: No token that could be had is accepted.
-            MarshipError: The answer is an error.
+            TokenError: No available token is accepted.
+            MarshipError: The response is an error.
         """
-        policy = RetryPolicy(self._retry_s if call.repeats else 0.0, self._on_retry)
+        policy = RetryPolicy(self._retry_s if call.is_retryable else 0.0, self._on_retry)
         for _ in range(_ROUNDS):
             token = yield from self._token(call.side)
-            answer = yield from persistent(
+            response = yield from persistent(
                 call.with_token(token),
                 policy,
                 has_met=self._has_met,
                 response_timeout_s=self._response_timeout_s,
             )
             self._has_met = True
-            if call.side in self._urls and is_of_another_api(answer, call.side):
+            if call.side in self._urls and is_of_another_api(response, call.side):
                 raise _other_api(call.side, self._urls[call.side])
-            if call.side not in TOKEN_VARIABLES or not is_token_refused(answer):
-                return checked(answer)
+            if call.side not in TOKEN_VARIABLES or not is_token_refused(response):
+                return checked(response)
             yield from self._renew(call.side, token)
         raise self._refused(call.side)
 
     def _response_timeout_s(self, call: Call) -> Flow[float | None]:
-        """How long a worker may take for a prediction, where the same server can be asked."""
+        """The model's responseTimeout, if the management API of the same server is known."""
         if "management" not in self._urls and "inference" in self._urls:
-            return None  # the home may be another server's
+            return None  # the home may belong to another server
         about = call.path.replace("/predictions/", "/models/", 1)
         try:
             token = yield from self._token("management")
-            answer: Answer = yield Call("management", "GET", about).with_token(token)
-            return float(checked(answer).json()[0]["responseTimeout"])
+            response: HttpResponse = yield Call("management", "GET", about).with_token(token)
+            return float(checked(response).json()[0]["responseTimeout"])
         except (MarshipError, LookupError, TypeError, ValueError):
-            return None  # then it stays a worker that died
+            return None  # then it is reported as a crash
 
     def _token(self, side: Side) -> Flow[str | None]:
-        """The token to send; None where the server has none to check."""
+        """The token to send; None if the server checks none."""
         if side in self._given:
             return self._given[side]
         if not self._is_homes(side):
@@ -192,20 +192,22 @@ class Access:
         if self._found is None:
             self._found = yield from self._read_tokens()
         if time.time() >= self._renew_at.get(side, float("inf")):
-            del self._renew_at[side]  # by one of several flows, and once: a refusal asks again
+            del self._renew_at[
+                side
+            ]  # only one of several flows renews, and once: a rejection renews again
             with suppress(MarshipError):
                 yield from self._renew(side, self._found.get(side))
         return self._found.get(side)
 
     def _is_homes(self, side: Side) -> bool:
-        """Whether a side's address is that of the home's own server."""
+        """Whether an API's address is that of the home's own server."""
         if side not in self._urls:
             return True
         self._record = self._record or self.home.running()
         return self._record is not None and _address(self._record, side) == self._urls[side]
 
     def _read_tokens(self) -> Flow[dict[str, str]]:
-        """Read the key file; TorchServe writes it in place, so it may be half there."""
+        """Read the key file; TorchServe writes it in place, so a read may see half of it."""
         for _ in range(_ROUNDS):
             try:
                 raw: Any = storage.read_json(self.home.key_file)
@@ -222,7 +224,7 @@ class Access:
         )
 
     def _renew(self, side: Side, old: str | None) -> Flow[None]:
-        """Read the key file again; if it still holds this token, ask for a new one."""
+        """Read the key file again; if the token is unchanged, request a new one."""
         if side in self._given or not self._is_homes(side):
             raise self._refused(side)
         self._found = yield from self._read_tokens()
@@ -231,14 +233,14 @@ class Access:
         if "API" not in self._found or not self._is_homes("management"):
             raise self._refused(side)
         ask = Call("management", "GET", "/token", {"type": side})
-        answer: Answer = yield ask.with_token(self._found["API"])
-        if is_token_refused(answer):
+        response: HttpResponse = yield ask.with_token(self._found["API"])
+        if is_token_refused(response):
             raise self._refused(side)
-        checked(answer)
+        checked(response)
         self._found = yield from self._read_tokens()
 
     def not_reachable(self, url: str) -> NotRunningError:
-        """What a refused connection means; the home is read again before the next call."""
+        """The error of a refused connection; the home is read again before the next call."""
         self._record = None
         is_given = any(url.startswith(given) for given in self._urls.values())
         advice = (
@@ -272,10 +274,10 @@ class Access:
 
 
 def _trusting(ca: Path) -> ssl.SSLContext:
-    """Trust the authorities of a file, and no others.
+    """Trust the CA certificates of a file only.
 
     Raises:
-        UsageError: It is no such file.
+        UsageError: The file is missing or holds no certificate.
     """
     try:
         return limited.tls_context(ca.absolute())
@@ -288,10 +290,10 @@ def _trusting(ca: Path) -> ssl.SSLContext:
 
 
 def _check_token(side: str, token: str) -> None:
-    """Make sure that a token can be sent: what sends it would show it in its error.
+    """Check that a token can be sent: the HTTP library's error would show it.
 
     Raises:
-        UsageError: It has spaces, line ends or other letters than ASCII's.
+        UsageError: It has spaces, line ends or non-ASCII characters.
     """
     if not (token.isascii() and token.isprintable()) or " " in token:
         raise UsageError(
@@ -301,7 +303,7 @@ def _check_token(side: str, token: str) -> None:
 
 
 def _other_api(side: Side, base: str) -> UsageError:
-    """What it means that the server knows no such path."""
+    """The error of an address that is that of another API."""
     return UsageError(
         f"{side}_url must be the address of TorchServe's {side} API, got {base}, where there is "
         "none: TorchServe has a port for each API (8080 inference, 8081 management, 8082 metrics "
@@ -315,10 +317,10 @@ def _address(record: ServerRecord, side: Side) -> str:
 
 
 def _checked(side: str, url: str) -> str:
-    """An address that was given, without a slash at its end.
+    """A given address, validated and without a trailing slash.
 
     Raises:
-        UsageError: It is none, or holds what would not be sent, or sent in place of the token.
+        UsageError: It is not an address, or has user info, query or fragment.
     """
     try:
         has_host = bool(urlsplit(url).hostname) and urlsplit(url).port != 0
@@ -334,6 +336,6 @@ def _checked(side: str, url: str) -> str:
 
 
 def _last_part(token: Mapping[str, str]) -> float:
-    """When to renew a token that is read now, in seconds since 1970."""
+    """When to renew a token that was read now, in seconds since 1970."""
     ends, now = datetime.fromisoformat(token["expiration time"]).timestamp(), time.time()
     return ends - min(_LAST_PART * max(ends - now, 0), _LONGEST_LAST_S)

@@ -1,4 +1,4 @@
-"""TorchServe's settings: the file they come from, checked, and resolved for one server."""
+"""TorchServe's settings: located, validated, and resolved for one server."""
 
 import difflib
 import os
@@ -20,7 +20,7 @@ METRICS_FILE = PACKAGED.with_name("metrics.yaml")
 HTTP_ADDRESSES = ("inference_address", "management_address", "metrics_address")
 GRPC_PORTS = ("grpc_inference_port", "grpc_management_port")
 LISTENERS = (*HTTP_ADDRESSES, *GRPC_PORTS)
-"""The settings that name a port, in the order of the ports' checks."""
+"""The settings with a port, in the order in which ports are checked."""
 
 _INTEGER_NAMES = """
     default_response_timeout default_startup_timeout default_workers_per_model
@@ -54,11 +54,11 @@ _NAMES = {"metrics_mode": ("prometheus", "log", "legacy")}
 _VARIABLE = re.compile(r"\$\$([^$]+)\$\$")
 _ARCHIVE_NAME = r"[A-Za-z0-9_][A-Za-z0-9_.-]*\.mar"
 _PLAIN_FOLDER = re.compile(r"/[\w/ .,@+=~:()-]*")
-_HIGHEST_PORT = 65534  # TorchServe refuses 65535
+_HIGHEST_PORT = 65534  # TorchServe rejects 65535
 
 
 def locate(config: Path | None) -> Path:
-    """The file to use: the named one, the current folder's, or the one in the package."""
+    """The settings file: the given one, else the current folder's, else the packaged one."""
     if config is not None:
         return config
     here = Path(CONFIG_FILE)
@@ -74,18 +74,18 @@ def resolve(  # noqa: PLR0913  keyword-only
     models: Sequence[str],
     vault: Path | None = None,
 ) -> dict[str, str]:
-    """Read, check and complete the settings of one server.
+    """Read, validate and complete the settings of one server.
 
     Args:
         source: The properties file.
         home: The server's home folder, absolute.
-        model_store: Replaces the file's, where given.
-        ports: By the name in `LISTENERS`; None keeps the file's, 0 takes any free port.
-        models: What to load at the start; replaces the file's where not empty.
-        vault: What TorchServe may read in place of the model store.
+        model_store: Overrides the file's, if given.
+        ports: By the name in `LISTENERS`; None is the file's, 0 is any free port.
+        models: Archives to load at startup; overrides the file's if not empty.
+        vault: The folder that TorchServe may read in place of the model store.
 
     Raises:
-        UsageError: A name is unknown, a value is wrong, or a folder or archive is missing.
+        UsageError: A name is unknown, a value is invalid, or a folder or archive is missing.
         ServerError: A port is in use.
     """
     values = properties.read(source)
@@ -115,18 +115,18 @@ def resolve(  # noqa: PLR0913  keyword-only
 
 
 def address_url(values: Mapping[str, str], name: str) -> str:
-    """The address that clients call, without a slash at its end."""
+    """The address that clients call, without a trailing slash."""
     value = values[name]
     return sockets.url(value) if _is_socket(value) else value.rstrip("/")
 
 
 def allowed_urls(store: Path) -> str:
-    """The packaged `allowed_urls` for a folder: URLs of the archives in it, and nothing else.
+    """The packaged `allowed_urls` for a folder: only URLs of the archives in it.
 
-    TorchServe matches without regard to case, which the group switches off, splits the setting at
-    commas, and decodes a URL after it matched it: `%2e%2e%2f` led out of the folder. So what a name
-    may hold is listed. A folder whose own path would be decoded, or be cut at `?` or `#`, gets a
-    pattern that matches nothing; archives are registered by name there as anywhere.
+    TorchServe matches case-insensitively, which the group disables, splits the setting at commas,
+    and decodes a URL after matching it: `%2e%2e%2f` is a path traversal. So allowed characters of
+    a name are listed. A folder whose own path would be decoded, or be cut at `?` or `#`, gets a
+    pattern that matches nothing; archives can still be registered by name.
     """
     folder = re.escape(str(store)).replace(",", r"\x2c")
     if not _PLAIN_FOLDER.fullmatch(str(store)):
@@ -190,7 +190,7 @@ def _check_models(load_models: str, store: Path) -> None:
 def _fill(
     values: dict[str, str], some: Mapping[str, str], variables: Mapping[str, str], source: Path
 ) -> None:
-    """Replace `$$NAME$$` in some of the values, as TorchServe does."""
+    """Expand `$$NAME$$` in some of the values, as TorchServe does."""
     for key, value in some.items():
         if missing := [name for name in _VARIABLE.findall(value) if name not in variables]:
             raise UsageError(f"{missing[0]} must be set, as {key} in {source} asks for it.")
@@ -198,7 +198,7 @@ def _fill(
 
 
 def _choose_ports(values: dict[str, str], ports: Mapping[str, int | None]) -> None:
-    """Set the ports, bound all at once so that no two free ones are the same.
+    """Choose the ports, bound at the same time so that free ones are distinct.
 
     Raises:
         ServerError: A port is in use.
@@ -238,7 +238,7 @@ def _bind(host: str, port: int, name: str, held: ExitStack) -> int:
     probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         probe.bind((host, port))
-        probe.listen()  # else a second one may bind the same port
+        probe.listen()  # otherwise a second socket may bind the same port
     except OSError as error:
         raise ServerError(
             f"port {port} of {host} ({name}) must be free, got: {error.strerror}. "
@@ -248,7 +248,7 @@ def _bind(host: str, port: int, name: str, held: ExitStack) -> int:
 
 
 def listeners(values: Mapping[str, str]) -> Iterator[tuple[str, str, int]]:
-    """Name, host and port of everything the server listens on, but for unix sockets."""
+    """Name, host and port of every listener, except unix sockets."""
     for name in LISTENERS:
         if not _is_socket(values[name]):
             yield (name, *_listener(values, name))

@@ -1,8 +1,8 @@
-"""Waiting until a version that gets no more requests has answered those that it had.
+"""Draining: waiting until a version that gets no new requests has finished its old ones.
 
-TorchServe unregisters a version with requests in it, and none of them is ever answered. It
-tells how many wait, not how many run: so the queue must be empty and the workers' processes
-idle, and then a question goes through the queue, which a lone worker takes after all others.
+TorchServe unregisters a version with requests in flight, which then never get a response. It
+reports how many are queued, not how many are running: so the queue must be empty and the workers'
+processes idle, and then a last request is sent, which a single worker takes after all others.
 """
 
 import time
@@ -23,26 +23,26 @@ from marship.exchange.calls import Call, Flow, Pause, path
 
 QUIET_S = 1.0
 _POLL_S = 0.25
-_IDLE_SHARE = 0.05  # of one processor: a worker's thread for metrics wakes now and then
+_IDLE_SHARE = 0.05  # of one core: a worker's metrics thread wakes periodically
 
 
 def drain(access: Access, name: str, version: str, *, timeout_s: float = DRAIN_S) -> Flow[None]:
-    """Wait until no request waits or runs; another version must be the default already.
+    """Wait until no request is queued or running; another version must be the default.
 
-    Work that uses no processor is seen in a version's only worker, not in one of several. Where
-    the server's processes are not at hand, running requests of several workers are not seen.
+    A request that waits without using the CPU is noticed with a single worker, not with several.
+    For a remote server, running requests of several workers are not noticed.
 
     Raises:
         NotFoundError: There is no such model or version.
-        ServerError: Requests are left when the time is over.
+        ServerError: Requests remain after the timeout.
     """
     end = time.monotonic() + timeout_s
-    effort = _Effort(is_local=access.is_local)
+    cpu_use = _CpuUse(is_local=access.is_local)
     quiet_since = time.monotonic()
     while True:
         (status,) = yield from describe(access, name, version)
         now = time.monotonic()
-        if effort.is_spent(status) or status.waiting:
+        if cpu_use.is_spent(status) or status.waiting:
             quiet_since = now
         if now - quiet_since >= QUIET_S or not status.workers:
             break
@@ -53,22 +53,22 @@ def drain(access: Access, name: str, version: str, *, timeout_s: float = DRAIN_S
             )
         yield Pause(_POLL_S)
     if status.workers:
-        yield from _ask_last(access, name, version)
+        yield from _send_last(access, name, version)
 
 
-def _ask_last(access: Access, name: str, version: str) -> Flow[None]:
-    """Send TorchServe's DESCRIBE through the queue: never in one batch with other requests."""
+def _send_last(access: Access, name: str, version: str) -> Flow[None]:
+    """Send TorchServe's DESCRIBE through the queue, which is never batched with other requests."""
     where = path("models", name, version)
     try:
         yield from access.authorized(Call("management", "GET", where, {"customized": "true"}))
     except (NotRunningError, NoAnswerError, TokenError):
         raise
-    except MarshipError:  # any answer will do: hardly a handler knows the question
+    except MarshipError:  # any response will do: few handlers implement it
         return
 
 
-class _Effort:
-    """The processor time that workers use."""
+class _CpuUse:
+    """Tracks the CPU time that workers use."""
 
     def __init__(self, *, is_local: bool) -> None:
         self._is_local = is_local
@@ -76,7 +76,7 @@ class _Effort:
         self._at = time.monotonic()
 
     def is_spent(self, status: ModelStatus) -> bool:
-        """Whether a worker did something since the last call, or is new."""
+        """Whether a worker used the CPU since the last call, or is new."""
         if not self._is_local:
             return False
         now = time.monotonic()

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from marship.engines.engine import Note
-from marship.engines.torchserve import draining, status, store, turns, versions
+from marship.engines.torchserve import draining, locks, status, store, versions
 from marship.engines.torchserve import models as registered
 from marship.engines.torchserve.access import Access
 from marship.exchange.calls import Pause
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 class TorchServe(Access):
-    """A server, by its addresses and tokens; see `engines.engine.Engine`."""
+    """A TorchServe server, by its addresses and tokens; see `engines.engine.Engine`."""
 
     check_name = staticmethod(status.checked_name)
     models = registered.list_models
@@ -38,7 +38,7 @@ class TorchServe(Access):
 
     @staticmethod
     def start(settings: "ServeSettings") -> "Server":
-        """Start a server, and return when it answers."""
+        """Start a server, and return when it responds."""
         from marship.engines.torchserve import server
 
         return server.start(settings)
@@ -50,7 +50,7 @@ class TorchServe(Access):
 
         return server.stop(home)
 
-    def turn(
+    def version_lock(
         self,
         name: str,
         held: ExitStack,
@@ -58,20 +58,20 @@ class TorchServe(Access):
         timeout_s: float,
         on_wait: Callable[[str], None] | None = None,
     ) -> Generator[Pause, None, None]:
-        """Wait for the lock of a model's versions, in the home; one may be elsewhere."""
+        """Take the lock of a model's versions in the home; a remote server has none."""
         if self.is_local and os.access(self.home.path, os.W_OK):
             lock, action = self.home.rollout_lock(name), f"exchanges versions of {name}"
-            yield from turns.take(lock, held, timeout_s=timeout_s, action=action, on_wait=on_wait)
+            yield from locks.take(lock, held, timeout_s=timeout_s, action=action, on_wait=on_wait)
 
     def keys(self) -> "Trust | None":
-        """Those of the trust folder that the server was started with."""
+        """The keys of the trust folder that the server was started with."""
         trust = self.home.require_running().trust if self.is_local else None
         return store.pinned(Path(trust) if trust else None)
 
     def note(self, name: str, version: str) -> Note | None:
-        """Read from the home; None for a server elsewhere."""
+        """Read from the home; None for a remote server."""
         return store.read_note(self.home, name, version) if self.is_local else None
 
     def has_other_files(self, name: str, version: str, archive: str) -> bool:
-        """Compare with the note of the registration; False where no note was kept."""
+        """Compare with the note of the registration; False without a note."""
         return self.is_local and store.has_other_files(self.home, name, version, archive)

@@ -1,4 +1,4 @@
-"""What Java and its workers see of the environment: a worker runs a model's code."""
+"""The environment variables of Java and its workers, which run a model's code."""
 
 import os
 from collections.abc import Mapping, Sequence
@@ -9,9 +9,9 @@ from marship.errors import UsageError
 _KEPT_OUT = {
     "PYTHONPATH",  # a worker runs the archive's own copy of marship, and its own handler
     "PYTHONHOME",
-    "TS_CONFIG_FILE",  # it would override the resolved settings
+    "TS_CONFIG_FILE",  # overrides the resolved settings
     "TS_MODEL_SERVER_HOME",
-    "TS_OPEN_INFERENCE_PROTOCOL",  # it would switch on what the settings must not
+    "TS_OPEN_INFERENCE_PROTOCOL",  # enables a protocol that the settings must not
     "MARSHIP_INFERENCE_TOKEN",  # a worker runs a model's code: it needs no tokens
     "MARSHIP_MANAGEMENT_TOKEN",
     "MARSHIP_KEY_PASSPHRASE",
@@ -26,36 +26,36 @@ TELEMETRY = "ORT_DISABLE_TELEMETRY"
 
 
 def build(
-    temporary: Path, told: Mapping[str, str | None], named: Sequence[str] | None
+    temporary: Path, worker_variables: Mapping[str, str | None], named: Sequence[str] | None
 ) -> dict[str, str]:
-    """The variables of a server.
+    """The environment variables of a server.
 
     Args:
         temporary: Its temporary folder.
-        told: What marship tells the workers; None is left out.
-        named: Pass on these and what is needed alone; None passes on what does no harm.
+        worker_variables: Set for the workers by marship; those that are None are left out.
+        named: Pass on only these and required ones; None passes on all harmless ones.
     """
     inherited = {
         name: value
         for name, value in os.environ.items()
         if name not in _KEPT_OUT and (named is None or _is_needed(name) or name in named)
     }
-    inherited |= {name: value for name, value in told.items() if value is not None}
+    inherited |= {name: value for name, value in worker_variables.items() if value is not None}
     return inherited | {
         "TMPDIR": str(temporary),
         "LOG_LOCATION": "logs",
         "METRICS_LOCATION": "logs",
-        "PYTHONFAULTHANDLER": "1",  # a worker that crashes in native code says where
+        "PYTHONFAULTHANDLER": "1",  # a worker that crashes in native code prints where
         "PYTHONUNBUFFERED": "1",  # what a worker printed before it died is in the log
         TELEMETRY: os.environ.get(TELEMETRY, "1"),  # for handlers that import it before marship
     }
 
 
 def check_named(names: Sequence[str]) -> None:
-    """Make sure that variables can be passed on.
+    """Check that variables can be passed on.
 
     Raises:
-        UsageError: One is never passed on, or is not there.
+        UsageError: One is never passed on, or is not set.
     """
     for name in names:
         if name in _KEPT_OUT:

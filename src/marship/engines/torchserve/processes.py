@@ -1,4 +1,4 @@
-"""A server's processes: Java, which leads a process group, and the workers that stay in it."""
+"""A server's processes: Java, the leader of a process group, and the workers in that group."""
 
 import contextlib
 import os
@@ -10,7 +10,7 @@ from pathlib import Path
 
 import psutil
 
-_BOOT_ID = Path("/proc/sys/kernel/random/boot_id")  # proc(5): another one after each boot
+_BOOT_ID = Path("/proc/sys/kernel/random/boot_id")  # proc(5): changes at each boot
 _WORKER_FILE = "model_service_worker.py"
 _CLOCK_SLACK_S = 2.0
 _KILLED_WITHIN_S = 10.0
@@ -19,12 +19,12 @@ _POLL_S = 0.05
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """The process group that a server's Java leads.
+    """The process group of a server's Java.
 
     Attributes:
-        pid: Java's number, and the group's.
-        created: When Java began, as `began` tells it: numbers are used again.
-        boot: Of which run of the machine that is, as `boot_id` tells it.
+        pid: Java's pid, and the group's id.
+        created: Java's `start_time`: pids are reused.
+        boot: The machine's `boot_id`.
     """
 
     pid: int
@@ -32,18 +32,18 @@ class Group:
     boot: str
 
     def is_alive(self) -> bool:
-        """Whether Java still runs."""
+        """Whether Java is running."""
         leader = self._leader()
         with contextlib.suppress(psutil.NoSuchProcess):
             return leader is not None and leader.status() != psutil.STATUS_ZOMBIE
         return False
 
     def members(self) -> list[psutil.Process]:
-        """Every process of the server.
+        """All processes of the server.
 
-        The number is not given away while the group has members, so workers whose server was
-        killed are found too; since it may have been when there is no Java any more, they must
-        look like workers then.
+        The group's id is not reused while the group has members, so orphaned workers of a killed
+        server are found, too. Without Java the id may have been reused, so then only processes
+        that look like workers count.
         """
         is_ours = self._leader() is not None
         found = []
@@ -53,7 +53,7 @@ class Group:
                     found.append(process)
         return found
 
-    def ask_to_end(self) -> None:
+    def terminate(self) -> None:
         """Send SIGTERM to Java, which ends its workers."""
         leader = self._leader()
         if leader is not None:
@@ -65,9 +65,9 @@ class Group:
             _send(process, signal.SIGKILL)
 
     def end(self, grace_s: float) -> None:
-        """Ask for the end, wait for it, and kill what still runs after `grace_s`."""
-        known = self.members()  # without Java, later, only workers can be told
-        self.ask_to_end()
+        """Send SIGTERM, wait, and kill what is still running after `grace_s`."""
+        known = self.members()  # later, without Java, only workers are recognized
+        self.terminate()
         left = _wait(known, grace_s)
         while left := {*left, *filter(_runs, self.members())}:
             for process in left:
@@ -76,23 +76,23 @@ class Group:
 
     def _leader(self) -> psutil.Process | None:
         with contextlib.suppress(psutil.NoSuchProcess):
-            is_then = abs(began(self.pid) - self.created) < _CLOCK_SLACK_S
+            is_then = abs(start_time(self.pid) - self.created) < _CLOCK_SLACK_S
             if is_then and boot_id() == self.boot:
                 return psutil.Process(self.pid)
         return None
 
 
-def began(pid: int) -> float:
-    """When a process began, in seconds since the machine did: the clock may be set meanwhile.
+def start_time(pid: int) -> float:
+    """Start time of a process in seconds since boot, which is unaffected by clock changes.
 
     Raises:
-        psutil.NoSuchProcess: There is none.
+        psutil.NoSuchProcess: The process does not exist.
     """
     return psutil.Process(pid).create_time() - psutil.boot_time()
 
 
 def boot_id() -> str:
-    """Which run of the machine this is; Linux alone tells."""
+    """The machine's boot id; Linux only."""
     return _BOOT_ID.read_text().strip() if _BOOT_ID.exists() else ""
 
 
@@ -101,14 +101,14 @@ def _is_worker(process: psutil.Process) -> bool:
 
 
 def _runs(process: psutil.Process) -> bool:
-    """Whether it still does anything: a zombie waits for its parent alone."""
+    """Whether it is running, and not a zombie."""
     with contextlib.suppress(psutil.NoSuchProcess):
         return process.status() != psutil.STATUS_ZOMBIE
     return False
 
 
 def _wait(running: Iterable[psutil.Process], timeout_s: float) -> set[psutil.Process]:
-    """Wait until none runs; return those that do. Zombies that are not ours are not waited for."""
+    """Wait until all have exited; return those that have not. Zombies count as exited."""
     left, end = set(running), time.monotonic() + timeout_s
     while left and time.monotonic() < end:
         _, alive = psutil.wait_procs(left, timeout=_POLL_S)

@@ -1,7 +1,7 @@
-"""What must hold of a server that serves in earnest: `marship serve --profile production`.
+"""The checks of a server in production: `marship serve --profile production`.
 
-The packaged settings hold it already; a file of one's own, a shared folder or an environment
-may not. What contradicts it is refused before anything starts, in one line.
+The packaged settings pass; custom settings, a shared folder or the environment may not. A
+violation is reported in one line before anything starts.
 """
 
 import ipaddress
@@ -19,24 +19,24 @@ from marship.trust import ownership
 
 PROFILE = "production"
 
-_MUST_BE = {  # where a line is missing TorchServe takes the same
-    "disable_token_authorization": ("false", "Every call must prove who asks."),
+_MUST_BE = {  # these are also TorchServe's defaults
+    "disable_token_authorization": ("false", "Every call must carry a token."),
     "enable_envvars_config": ("false", "The environment would override this file."),
-    "install_py_dep_per_model": ("false", "A pip install would run code that nobody checked."),
-    "use_env_allowed_urls": ("false", "The environment would say where archives come from."),
+    "install_py_dep_per_model": ("false", "A pip install would run unverified code."),
+    "use_env_allowed_urls": ("false", "The environment would set allowed_urls."),
 }
 _MUST_NOT_BE_SET = {
     "model_snapshot": "It registers the models of an earlier run.",
-    "system_metrics_cmd": "It is a command that runs again and again.",
+    "system_metrics_cmd": "It is a command that runs periodically.",
 }
 _OPEN_TO_OTHERS = 0o077
 
 
 def check_profile(profile: str | None, keep_env: Sequence[str]) -> None:
-    """Make sure that the profile is one, and that what goes with it comes with it.
+    """Check that the profile exists, and that options that require it come with it.
 
     Raises:
-        UsageError: It is not.
+        UsageError: A rule is violated.
     """
     if profile not in (None, PROFILE):
         raise UsageError(
@@ -54,17 +54,17 @@ def check_profile(profile: str | None, keep_env: Sequence[str]) -> None:
 def check(
     home: Home, config: Path, values: Mapping[str, str], seal_key: str | None, *, is_signed: bool
 ) -> None:
-    """Make sure that nothing lets anybody in.
+    """Check files, settings and the source of the seal key.
 
     Args:
-        home: The server's, which is there.
-        config: The file that the settings come from.
+        home: The server's home, which exists.
+        config: The settings file.
         values: The resolved settings.
-        seal_key: The settled source of the key to sealed models; None is none.
-        is_signed: Whether archives must be signed: whoever writes to the store cannot do that.
+        seal_key: The resolved source of the key of sealed models; None without.
+        is_signed: Whether archives must be signed: then write access to the store is harmless.
 
     Raises:
-        UsageError: Something does; the message says what, and what to do.
+        UsageError: A rule is violated; the message says which, and what to do.
     """
     store = Path(values["model_store"])
     _check_values(values, home.verified if is_signed else store)
@@ -77,10 +77,10 @@ def check(
 
 
 def check_tokens(key_file: Path) -> None:
-    """Make sure that nobody else reads the tokens.
+    """Check that only the owner can read the tokens.
 
     Raises:
-        ServerError: Others may.
+        ServerError: Others can.
     """
     mode = stat.S_IMODE(key_file.stat().st_mode)
     if mode & _OPEN_TO_OTHERS:
@@ -91,11 +91,11 @@ def check_tokens(key_file: Path) -> None:
 
 
 def advice(trust: Path | None) -> Iterator[str]:
-    """What is allowed and still better otherwise."""
+    """Recommendations that are not enforced."""
     if os.geteuid() == 0:
-        yield "runs as root, and so does every model's code: start it as a user of its own"
+        yield "runs as root, and so does every model's code: start it as a dedicated user"
     if trust is None:
-        yield "archives need no signature: name the folder of keys that count with --trust"
+        yield "archives need no signature: set the folder of trusted keys with --trust"
 
 
 def _check_values(values: Mapping[str, str], readable: Path) -> None:
@@ -126,7 +126,7 @@ def _check_values(values: Mapping[str, str], readable: Path) -> None:
 
 
 def _check_workflows(home: Home, values: Mapping[str, str]) -> None:
-    """A workflow is code: its store is in the home, or else ours; without one it is the models'."""
+    """Workflows are code: check their store, which is the model store by default."""
     store = home.path / values.get("workflow_store", "workflows")  # TorchServe runs in the home
     if not store.resolve().is_relative_to(home.path.resolve()):
         ownership.check("the workflow store", store)

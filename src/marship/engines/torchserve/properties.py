@@ -1,4 +1,4 @@
-"""Java properties files: TorchServe's settings as a dictionary, and back.
+"""Java properties files, as TorchServe's settings: read into a dictionary, and written.
 
 The format is that of `java.util.Properties.load` (Java SE API): comments start with # or !,
 a backslash at the end joins lines, elsewhere it escapes the next character.
@@ -23,7 +23,7 @@ def read(path: Path) -> dict[str, str]:
     """Read a properties file.
 
     Raises:
-        UsageError: It cannot be read, or a line of it has no key.
+        UsageError: It cannot be read, or a line has no key.
     """
     try:
         text = path.read_text(encoding="utf-8")
@@ -43,7 +43,7 @@ def read(path: Path) -> dict[str, str]:
 
 
 def write(path: Path, values: Mapping[str, str]) -> None:
-    """Write values so that `read`, and Java, give them back."""
+    """Write values so that `read` and Java read the same values."""
     lines = (
         f"{_escaped(key, _IN_KEYS)}={_escaped(value, _IN_VALUES)}\n"
         for key, value in values.items()

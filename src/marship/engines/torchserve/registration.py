@@ -1,8 +1,8 @@
-"""One registration: what it asks for, what it creates, and taking back that and nothing else.
+"""One registration: its request, the version it creates, and undoing exactly that.
 
-Several clients may change one model at the same time. So a registration has an id, which the
-server tells with the version (`status.marked`), and what a client takes back is what has its id:
-never what merely appeared meanwhile, or has the same number.
+Several clients may change one model concurrently. So a registration has an id, which the server
+reports with the version (`status.marked`), and a client undoes only what has its id: never a
+version that merely appeared meanwhile, or has the same number.
 """
 
 import secrets
@@ -27,15 +27,15 @@ from marship.errors import (
 from marship.exchange.calls import Call, Flow, Pause
 
 _LOOK_S = 0.2
-_UNANSWERED_S = 10.0
-"""How long a version is looked for whose registration had no response: it appears unpacked."""
+_NO_RESPONSE_S = 10.0
+"""How long to look for a version after a lost response: it appears once it is unpacked."""
 
 
 def check(wanted: Registration) -> None:
-    """Make sure that a server can be asked for it.
+    """Validate a registration.
 
     Raises:
-        UsageError: The archive is no file name, or the model's name cannot be used.
+        UsageError: The archive is not a file name, or the model's name is invalid.
     """
     if Path(wanted.archive).name != wanted.archive or wanted.archive.startswith("."):
         raise UsageError(
@@ -48,73 +48,73 @@ def check(wanted: Registration) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Admitted:
-    """An archive at hand that may be registered: what it is, and a digest of its files."""
+    """A local archive that may be registered: its identity, and a digest of its files."""
 
     identity: Identity
     files: str | None
 
 
-class Own:
-    """One registration: what it creates, and taking back that and nothing else."""
+class OwnRegistration:
+    """A registration by this client, which can be undone."""
 
     def __init__(self, access: Access, wanted: Registration, admitted: Admitted | None) -> None:
         self._access, self._wanted, self._admitted = access, wanted, admitted
         self._id = secrets.token_hex(8)
         self._name = wanted.name or (admitted.identity.name if admitted else None)
-        self._is_asked = self._is_unanswered = False
+        self._is_sent = self._lacks_response = False
         self._is_first = True
 
     def note(self) -> Note:
-        """What is kept of it in the home."""
+        """The record of it for the home."""
         files = self._admitted.files if self._admitted else None
         return Note(self._id, files, self._wanted.batch_size, self._wanted.max_batch_delay_ms)
 
-    def ask(self) -> Flow[None]:
-        """Ask the server for it.
+    def send(self) -> Flow[None]:
+        """Send it to the server.
 
         Raises:
-            NotFoundError: The server's store does not hold the archive.
-            ServerError: The server refused, or gave no response.
+            NotFoundError: The archive is not in the server's store.
+            ServerError: The server rejected it, or did not respond.
         """
         if self._name is not None:
             self._is_first = not (yield from all_versions(self._access, self._name))
-        self._is_asked = self._is_unanswered = True
+        self._is_sent = self._lacks_response = True
         try:
             yield from _post(self._access, self._wanted, self._name, self._id)
         except MarshipError as error:
-            self._is_asked = not isinstance(error, NotRunningError)
-            self._is_unanswered = isinstance(error, NoAnswerError)
+            self._is_sent = not isinstance(error, NotRunningError)
+            self._lacks_response = isinstance(error, NoAnswerError)
             raise
-        self._is_unanswered = False
+        self._lacks_response = False
 
-    def made(self) -> Flow[ModelStatus]:
-        """The version that it created.
+    def created(self) -> Flow[ModelStatus]:
+        """The version that was created.
 
         Raises:
-            NotFoundError: Another client unregistered it at once.
+            NotFoundError: Another client unregistered it meanwhile.
         """
-        status = yield from self._made()
+        status = yield from self._find_created()
         if status is None:
             raise self._gone()
         return status
 
     def checked(self, status: ModelStatus) -> ModelStatus:
-        """A status, if it is of the version that this registration made.
+        """The status, if it is of the version that this registration created.
 
         Raises:
-            NotFoundError: Another client put a version of its own in its place.
+            NotFoundError: Another client replaced it by its own version.
         """
         if status.registration != self._id:
             raise self._gone()
         return status
 
     def withdraw(self, error: BaseException) -> Flow[None]:
-        """Take back what it created, if it did; notes on the error say what could not be.
+        """Undo what it created, if anything; notes on the error say what could not be undone.
 
-        Tried a second time if it is interrupted, or a response is lost; a third would be an
-        operator who means it.
+        Retried once after an interrupt or a lost response; a third interrupt is taken as
+        deliberate.
         """
-        if not self._is_asked:
+        if not self._is_sent:
             return
         try:
             yield from self._take_back()
@@ -129,24 +129,24 @@ class Own:
                 raise
 
     def _take_back(self) -> Flow[None]:
-        made = yield from self._made()
-        if made is not None:
-            yield from withdraw(self._access, made, leaves_last=not self._is_first)
+        created = yield from self._find_created()
+        if created is not None:
+            yield from withdraw(self._access, created, leaves_last=not self._is_first)
 
-    def _made(self) -> Flow[ModelStatus | None]:
-        """What it created; a server that had no time to respond may do so a little later."""
-        end = time.monotonic() + _UNANSWERED_S
+    def _find_created(self) -> Flow[ModelStatus | None]:
+        """The created version; after a lost response the server may create it a little later."""
+        end = time.monotonic() + _NO_RESPONSE_S
         while True:
             found = yield from all_versions(self._access, self._name)
             mine = [status for status in found if status.registration == self._id]
-            if mine or not self._is_unanswered or self._is_refused(found):
+            if mine or not self._lacks_response or self._is_refused(found):
                 return mine[0] if mine else None
             if time.monotonic() > end:
                 raise ServerError("the server may not have unpacked it yet. See: marship models")
             yield Pause(_LOOK_S)
 
     def _is_refused(self, found: Iterable[ModelStatus]) -> bool:
-        """Whether another client's version stands in its place: the server refuses a second."""
+        """Whether another client's version exists already: the server rejects a second one."""
         if self._name is None or self._admitted is None:
             return False
         place = (self._name, self._admitted.identity.version)
@@ -167,7 +167,7 @@ def _post(access: Access, wanted: Registration, name: str | None, id_: str) -> F
     url = marked(wanted.archive, id_)
     params = {"url": url, "synchronous": "false"}
     optional = {
-        "model_name": name,  # else TorchServe takes the archive's own
+        "model_name": name,  # otherwise TorchServe uses the archive's own
         "initial_workers": wanted.workers,
         "batch_size": wanted.batch_size,
         "max_batch_delay": wanted.max_batch_delay_ms,
@@ -179,6 +179,6 @@ def _post(access: Access, wanted: Registration, name: str | None, id_: str) -> F
         raise NotFoundError(
             f"{wanted.archive} must lie in the server's model store, got none there."
         ) from error
-    except MarshipError as error:  # the id means nothing to who reads TorchServe's message
+    except MarshipError as error:  # the id in TorchServe's message is meaningless to the user
         error.args = (str(error).replace(url, wanted.archive),)
         raise

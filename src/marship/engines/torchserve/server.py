@@ -1,7 +1,7 @@
-"""Start, watch and stop TorchServe, one server in one private home folder.
+"""Start, supervise and stop TorchServe, one server for each private home folder.
 
-The Java process is started here and not by the `torchserve` command: so its process, its
-environment and its temporary folder are known, and several servers run side by side.
+Java is started directly and not by the `torchserve` command: so its process, environment and
+temporary folder are known, and several servers can run side by side.
 """
 
 import contextlib
@@ -36,7 +36,7 @@ _POLL_S = 0.05
 _RESPONSE_TIMEOUT_S, _LARGEST_RESPONSE_BYTES = 5, 1 << 20
 _NO_PORT = "Failed to bind to address"
 _STOPPED = (128 + signal.SIGTERM, -signal.SIGTERM)
-_TELLING = ("Invalid configuration", "Exception", "Error", "Could not", "Unrecognized", "fatal")
+_ERROR_MARKS = ("Invalid configuration", "Exception", "Error", "Could not", "Unrecognized", "fatal")
 
 
 class _PortTakenError(ServerError):
@@ -51,50 +51,52 @@ class Server:
     record: ServerRecord
     process: subprocess.Popen[bytes]
 
-    def hold(self, *, grace_s: float = 10.0, on_hold: Callable[[], None] | None = None) -> None:
-        """Stay until Ctrl-C or SIGTERM, then stop the server; a second signal kills it at once.
+    def run_until_signal(
+        self, *, grace_s: float = 10.0, on_ready: Callable[[], None] | None = None
+    ) -> None:
+        """Wait for Ctrl-C or SIGTERM, then stop the server; a second signal kills it at once.
 
         Args:
-            grace_s: After these seconds what still runs is killed.
-            on_hold: Called once, when signals stop the server already.
+            grace_s: Processes still running after these seconds are killed.
+            on_ready: Called once, when the signal handlers are installed.
 
         Raises:
-            ServerError: The server ended by itself.
+            ServerError: The server exited by itself.
         """
-        asked: list[float] = []
+        signalled_at: list[float] = []
         group = self.record.group
 
         def on_signal(_number: int, _frame: object) -> None:
-            asked.append(time.monotonic())
-            (group.kill if len(asked) > 1 else group.ask_to_end)()
+            signalled_at.append(time.monotonic())
+            (group.kill if len(signalled_at) > 1 else group.terminate)()
 
         previous = {n: signal.signal(n, on_signal) for n in (signal.SIGINT, signal.SIGTERM)}
         try:
-            if on_hold:
-                on_hold()
+            if on_ready:
+                on_ready()
             while self.process.poll() is None:
                 time.sleep(_POLL_S)
-                if asked and time.monotonic() - asked[0] > grace_s:
+                if signalled_at and time.monotonic() - signalled_at[0] > grace_s:
                     group.kill()
-            cause = _last_words(self.home)
-            _end(self.home, self.record, grace_s=0 if asked else grace_s)
+            cause = _startup_error(self.home)
+            _end(self.home, self.record, grace_s=0 if signalled_at else grace_s)
         finally:
             for number, handler in previous.items():
                 signal.signal(number, handler)
-        if not asked and self.process.returncode not in _STOPPED:  # else by `stop` elsewhere
+        if not signalled_at and self.process.returncode not in _STOPPED:  # else by `stop` elsewhere
             raise ServerError(f"TorchServe ended by itself: {cause}. Its logs: {self.home.logs}")
 
     def stop(self, *, grace_s: float = 10.0) -> None:
-        """Stop the server, as `stop` does."""
+        """Stop the server; see `stop`."""
         stop(self.home.path, grace_s=grace_s)
 
 
 def remembering(settings: ServeSettings) -> ServeSettings:
-    """The settings, with the trust folder of the home's last start where they say nothing of one.
+    """The settings, with the trust folder of the home's last start unless they set one.
 
     Raises:
-        UsageError: They name a trust folder, and want none.
-        ServerError: What the home remembers is damaged.
+        UsageError: Both a trust folder and no_trust are set.
+        ServerError: The home's record of the trust folder is corrupted.
     """
     if settings.trust and settings.no_trust:
         raise UsageError("--trust must come without --no-trust, got both. Leave one of them out.")
@@ -105,21 +107,21 @@ def remembering(settings: ServeSettings) -> ServeSettings:
 
 
 def start(settings: ServeSettings, *, on_wait: Callable[[float], None] | None = None) -> Server:
-    """Start a server in the background and return when it answers.
+    """Start a server in the background, and return when it responds.
 
     Args:
         settings: What to start, and where. The home remembers `trust` for the next start.
-        on_wait: Called again and again with the seconds waited so far.
+        on_wait: Called repeatedly with the seconds waited so far.
 
     Raises:
-        UsageError: A setting cannot be meant.
-        PackageError: An archive to load at the start is not signed as `trust` asks for.
+        UsageError: A setting is invalid.
+        PackageError: An archive to load at startup is not signed by a trusted key.
         ServerError: A server runs in this home, a port is in use, there is no Java, or
-            TorchServe did not start; nothing of it is left then.
+            TorchServe failed to start and was cleaned up.
     """
     home = Home((settings.home or homes.default_home()).absolute())
     production.check_profile(settings.profile, settings.keep_env)
-    home.require_stopped()  # else its ports would be what is wrong
+    home.require_stopped()  # otherwise the error would be about its ports
     settings = remembering(settings)
     try:
         return _start(home, settings, on_wait)
@@ -157,13 +159,13 @@ def stop(home_path: str | Path | None = None, *, grace_s: float = 10.0) -> Serve
 
     Args:
         home_path: The server's home folder; None is the default one.
-        grace_s: After these seconds what still runs is killed.
+        grace_s: Processes still running after these seconds are killed.
 
     Returns:
-        What ran.
+        The server that was stopped.
 
     Raises:
-        NotRunningError: No server ran; what one that was killed had left behind is removed.
+        NotRunningError: No server ran; leftovers of a killed one are removed.
     """
     home = Home(Path(home_path or homes.default_home()).absolute())
     record = home.running()
@@ -179,7 +181,7 @@ def status(home_path: str | Path | None = None) -> ServerRecord:
     """The server that runs from a home.
 
     Raises:
-        NotRunningError: None does.
+        NotRunningError: No server runs.
     """
     return Home(Path(home_path or homes.default_home()).absolute()).require_running()
 
@@ -215,7 +217,7 @@ def _launch(
         raise
     record = ServerRecord(
         pid=process.pid,
-        created=processes.began(process.pid),
+        created=processes.start_time(process.pid),
         boot=processes.boot_id(),
         inference_url=configs.address_url(values, "inference_address"),
         management_url=configs.address_url(values, "management_address"),
@@ -259,7 +261,7 @@ def _run_java(
             stdin=subprocess.DEVNULL,
             stdout=console,
             stderr=subprocess.STDOUT,
-            start_new_session=True,  # Ctrl-C is ours to pass on, and the group is the server's
+            start_new_session=True,  # we pass Ctrl-C on, and the process group is the server's
         )
 
 
@@ -280,7 +282,7 @@ def _environment(
 
 @contextlib.contextmanager
 def _sigterm_raises() -> Iterator[None]:
-    """Let SIGTERM unwind as Ctrl-C does; only the main thread may say so."""
+    """Let SIGTERM raise as Ctrl-C does; only the main thread can install a signal handler."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -299,10 +301,10 @@ def _wait_until_up(
     server: Server, timeout_s: float, on_wait: Callable[[float], None] | None
 ) -> None:
     began = time.monotonic()
-    while not (_says_started(server.home) and _answers(server.record)):
+    while not (_has_logged_start(server.home) and _responds(server.record)):
         waited = time.monotonic() - began
         if server.process.poll() is not None:
-            cause = _last_words(server.home)
+            cause = _startup_error(server.home)
             kind = _PortTakenError if _NO_PORT in cause else ServerError
             raise kind(f"TorchServe must start, got: {cause}. Its logs: {server.home.logs}")
         if waited > timeout_s:
@@ -315,12 +317,12 @@ def _wait_until_up(
         time.sleep(_POLL_S)
 
 
-def _says_started(home: Home) -> bool:
+def _has_logged_start(home: Home) -> bool:
     return STARTED_LINE in home.console_log.read_text(errors="replace")
 
 
-def _answers(record: ServerRecord) -> bool:
-    """Whether Java itself gives any response at the management API; without a token a refusal."""
+def _responds(record: ServerRecord) -> bool:
+    """Whether Java responds at the management API, if only with an error for the missing token."""
 
     def check(_base: str, line: LimitedSocket) -> None:
         if not peers.is_held_by(line, record.group):
@@ -338,10 +340,10 @@ def _answers(record: ServerRecord) -> bool:
     return True
 
 
-def _last_words(home: Home) -> str:
-    """The line of Java's output that tells best why it ended."""
+def _startup_error(home: Home) -> str:
+    """The line of Java's output that best explains why it exited."""
     lines = [line.strip() for line in home.console_log.read_text(errors="replace").splitlines()]
-    causes = [line for line in lines if any(word in line for word in _TELLING)]
+    causes = [line for line in lines if any(word in line for word in _ERROR_MARKS)]
     return (causes or lines or ["no message"])[0]
 
 
@@ -351,10 +353,10 @@ def _end(home: Home, record: ServerRecord, grace_s: float) -> None:
 
 
 def _clean(home: Home) -> None:
-    """Remove what a server that ended leaves behind; logs and settings stay."""
+    """Remove the leftovers of a stopped server; logs and settings stay."""
     record = home.record()
     if record is not None:
-        record.group.kill()  # workers that outlived a killed server
+        record.group.kill()  # orphaned workers of a killed server
         shutil.rmtree(record.tmp, ignore_errors=True)
         for url in (record.inference_url, record.management_url, record.metrics_url):
             sockets.remove(url)

@@ -35,7 +35,7 @@ class ServeSettings:
     start_timeout_s: float = setting(60.0, "how long the server may take to answer", minimum=1)
 
     def ports(self) -> dict[str, int | None]:
-        """The wanted port of each listener: None keeps the config's, 0 takes any."""
+        """The port of each listener: None is the config's, 0 is any free port."""
         named = (
             self.inference_port,
             self.management_port,

@@ -1,6 +1,6 @@
-"""What the server says of its models, and waiting until their workers are ready.
+"""The status of models on the server, and waiting until their workers are ready.
 
-A model is ready when every wanted worker says READY: TorchServe's `/ping` is healthy before.
+A model is ready when all wanted workers are READY: TorchServe's `/ping` is healthy before that.
 """
 
 import re
@@ -16,11 +16,11 @@ from marship.errors import LoadError, NotFoundError, UsageError
 from marship.exchange.calls import Call, Flow, Pause, path
 
 LONGEST_NAME = 200
-"""Of a model: it is part of files' names, whose longest is 255 bytes."""
+"""Of a model: names of files contain it, and have 255 bytes at most."""
 
 _SHOWN_NAME = 40
 _POLL_S = 0.2
-_LAST_WORDS_POLLS = 10
+_CAUSE_POLLS = 10
 _NEXT_WORKER_POLLS = 75
 _ENDED = re.compile(r"^marship_joining_ended\{(.*)\} (\S+)$", re.MULTILINE)
 _LABEL = re.compile(r'(\w+)="([^"]*)"')
@@ -29,10 +29,10 @@ _MARKED = re.compile(r"registration-(?P<id>[0-9a-f]+)/(?P<archive>.+)")
 
 
 def checked_name(name: str) -> str:
-    """The name, if the server can use it.
+    """The name, if it is a valid model name.
 
     Raises:
-        UsageError: It cannot be part of an address, or TorchServe takes it for its token API.
+        UsageError: It cannot be part of a URL, or collides with TorchServe's token API.
     """
     if len(name) > LONGEST_NAME:
         raise UsageError(
@@ -53,28 +53,28 @@ def checked_name(name: str) -> str:
 
 
 def describe(access: Access, name: str, version: str | None = None) -> Flow[list[ModelStatus]]:
-    """One version of a model: the default, the named, or "all" of them.
+    """The status of a model's default version, of a given version, or of "all" versions.
 
     Raises:
         NotFoundError: There is no such model or version.
     """
     where = path("models", checked_name(name), *optional(version))
     try:
-        answer = yield from access.authorized(Call("management", "GET", where))
+        response = yield from access.authorized(Call("management", "GET", where))
     except NotFoundError as error:
         raise unknown(name, version) from error
-    return [_status(raw) for raw in answer.json()]
+    return [_status(raw) for raw in response.json()]
 
 
-class Watch:
+class ReadinessWatch:
     """Waits for the workers of one version of a model.
 
     Args:
-        access: How the server is asked.
+        access: The server's addresses and tokens.
         name: The model.
         version: Its version.
-        log: What the workers have logged since; None where the logs are not at hand.
-        known: Workers from before, whose death says nothing about what is waited for.
+        log: The workers' log since then; None for a remote server.
+        known: Ids of workers that existed before, whose crash is unrelated.
     """
 
     def __init__(
@@ -94,7 +94,7 @@ class Watch:
         """Wait until `wanted` workers are ready and no others exist.
 
         Raises:
-            LoadError: A worker died before it was ready, or the time is over.
+            LoadError: A worker crashed before it was ready, or the timeout passed.
         """
         end = time.monotonic() + wait.timeout_s
         while True:
@@ -105,24 +105,24 @@ class Watch:
             if self.ready == wanted == len(status.workers):
                 return status
             if self._has_died(status):
-                yield from self._await_cause()
+                yield from self._wait_for_cause()
                 raise self._load_error()
             if time.monotonic() > end:
                 raise self._load_error(f"not ready after {wait.timeout_s:g} s")
             yield Pause(_POLL_S)
 
     def _has_died(self, status: ModelStatus) -> bool:
-        """Whether the log says so, or the server has started another process in its place."""
+        """Whether a worker crashed, by the log, or because the server started another process."""
         new = {w.id: w.pid for w in status.workers if w.id not in self._known and not w.ready}
         replaced = any(self._pids.get(id_, -1) not in (-1, pid) for id_, pid in new.items())
         self._pids |= new
         return replaced or bool(workerlog.dead_workers(self._lines()) & set(new))
 
-    def _await_cause(self) -> Flow[None]:
-        """Wait for why a worker died.
+    def _wait_for_cause(self) -> Flow[None]:
+        """Wait until the log has the cause of a crash.
 
-        Its last lines may still be on their way to the log. Or TorchServe lost them: it stops
-        reading as soon as it sees a worker die. Then the worker that it starts next tells it.
+        Its last lines may not have been written yet. Or TorchServe lost them: it stops reading
+        as soon as a worker dies. Then the worker that it starts next logs the cause.
         """
         cause, polls = workerlog.SILENT, 0
         for _ in range(_NEXT_WORKER_POLLS if self._log else 0):
@@ -130,10 +130,10 @@ class Watch:
             lines = self._lines()
             before, cause = cause, workerlog.cause(lines)
             polls += workerlog.deaths(lines) > 1
-            if cause == before != workerlog.SILENT or polls > _LAST_WORDS_POLLS:
+            if cause == before != workerlog.SILENT or polls > _CAUSE_POLLS:
                 return
 
-    def _lines(self) -> list[workerlog.Line]:
+    def _lines(self) -> list[workerlog.LogLine]:
         return self._log.lines(self._name, self._version) if self._log else []
 
     def _load_error(self, reason: str | None = None) -> LoadError:
@@ -147,10 +147,10 @@ class Watch:
 
 
 def joining_ended(figures: str) -> frozenset[tuple[str, str]]:
-    """Names and versions of models whose requests run alone since joined ones were not as alone.
+    """Names and versions of models that stopped batching, as batched results differed.
 
     Args:
-        figures: Of the metrics port, in Prometheus' text format.
+        figures: The metrics, in Prometheus' text format.
     """
     found = set()
     for labels, value in _ENDED.findall(figures):
@@ -161,22 +161,22 @@ def joining_ended(figures: str) -> frozenset[tuple[str, str]]:
 
 
 def unknown(name: str, version: str | None) -> NotFoundError:
-    """What it means that the server does not know a model."""
+    """The error for a model that is not registered."""
     what = f"{name} version {version}" if version else name
     return NotFoundError(f"{what} must be registered, got no such model. See: marship models")
 
 
 def optional(version: str | None) -> tuple[str, ...]:
-    """The part of a path that names a version."""
+    """The segment of a path for a version, if one is given."""
     return () if version is None else (version,)
 
 
 def marked(archive: str, registration: str) -> str:
-    """An archive's address with the id of a registration, which the server tells ever after.
+    """An archive's name with the id of a registration, which the server keeps and reports.
 
-    TorchServe takes what follows the last slash for the file's name, and keeps the whole. So a
-    version can be told from one that another client registered under the same number, even where
-    the response to the registration was lost.
+    TorchServe uses what follows the last slash as the file's name, and keeps the whole. So a
+    version can be distinguished from one that another client registered under the same number,
+    even if the response to the registration was lost.
     """
     return f"registration-{registration}/{archive}"
 

@@ -1,6 +1,6 @@
-"""Archives in a model store that is at hand: there, whole, and signed where that is asked for.
+"""Archives in a local model store: whether they exist, are valid, and are signed if required.
 
-TorchServe takes any file for an archive and reports a damaged one as a module that is missing.
+TorchServe accepts any file as archive and reports a corrupted one as a missing module.
 """
 
 import hashlib
@@ -22,22 +22,22 @@ if TYPE_CHECKING:
     from marship.trust.policy import Trust
 
 _MANIFEST_FILE = "MAR-INF/MANIFEST.json"
-_FIRST_VERSION = "1.0"  # TorchServe's, of a manifest without one
+_FIRST_VERSION = "1.0"  # TorchServe's default for a manifest without version
 
 
 @dataclass(frozen=True, slots=True)
 class Identity:
-    """The name and the version that an archive gives its model, whatever its file is called."""
+    """The model's name and version by the archive's manifest, regardless of its file name."""
 
     name: str
     version: str
 
 
 def pinned(trust: Path | None) -> "Trust | None":
-    """The keys of a trust folder; None where there is none.
+    """The keys of a trust folder; None without a folder.
 
     Raises:
-        UsageError: It is not fit to be one.
+        UsageError: It is not a valid trust folder.
     """
     if trust is None:
         return None
@@ -50,13 +50,13 @@ def pinned(trust: Path | None) -> "Trust | None":
 def admitted(
     home: Home, values: Mapping[str, str], keys: "Trust | None"
 ) -> Iterator[dict[str, str]]:
-    """What TorchServe is told: the settings, and with keys to hold to the vault for its store.
+    """The settings for TorchServe; with trusted keys, the vault replaces the model store.
 
-    The vault holds verified copies of what is loaded at the start; when the server answers,
-    they are unpacked and go.
+    The vault holds verified copies of archives to load at startup; they are removed once the
+    server responds, as they are unpacked by then.
 
     Raises:
-        PackageError: An archive to load at the start is not as one of the keys signed it.
+        PackageError: An archive to load at startup has no valid signature by a trusted key.
     """
     if keys is None:
         yield dict(values)
@@ -76,17 +76,17 @@ def admit(home: Home, draft: Path, name: str, model: str | None) -> Identity:
     """Put a verified copy of an archive into a folder of the running server's vault.
 
     Args:
-        home: The server's.
-        draft: The folder, of `vault.drafts`.
+        home: The server's home.
+        draft: The folder, from `vault.drafts`.
         name: The archive's file name.
-        model: The name that it shall have on the server; None is its own.
+        model: The model's name on the server; None is the archive's own.
 
     Returns:
-        What the archive says that it is.
+        The archive's identity.
 
     Raises:
-        NotFoundError: The store does not hold it.
-        PackageError: It is not as one of the trusted keys signed it, or not this model's.
+        NotFoundError: It is not in the store.
+        PackageError: It has no valid signature by a trusted key, or is of another model.
     """
     from marship.trust import policy, vault
 
@@ -97,17 +97,17 @@ def admit(home: Home, draft: Path, name: str, model: str | None) -> Identity:
 
 
 def check_archive(store: Path, name: str) -> Identity:
-    """Make sure that a name in the store is an archive that TorchServe can unpack.
+    """Check that a file in the store is an archive that TorchServe can unpack.
 
-    Its manifest and settings, which TorchServe and each worker parse without bounds, are held
-    against ours first.
+    Its manifest and settings, which TorchServe and the workers parse without bounds, are checked
+    against our limits first.
 
     Returns:
-        What the archive says that it is.
+        The archive's identity.
 
     Raises:
-        NotFoundError: The store does not hold it.
-        PackageError: It is damaged, no archive, or one that readers may read differently.
+        NotFoundError: It is not in the store.
+        PackageError: It is corrupted, not an archive, or ambiguous to different zip readers.
     """
     from marship.trust import archive  # it imports NumPy, which --help does not need
 
@@ -115,7 +115,7 @@ def check_archive(store: Path, name: str) -> Identity:
     if not path.exists():
         held = ", ".join(sorted(file.name for file in store.glob("*.mar"))) or "no archive"
         raise NotFoundError(f"{name} must lie in the model store {store}, which holds {held}.")
-    if path.suffix != ".mar" or path.is_dir():  # TorchServe takes folders and tgz as well
+    if path.suffix != ".mar" or path.is_dir():  # TorchServe accepts folders and tgz as well
         return _unpacked_identity(path)
     plain, _ = archive.read_settings(path)
     handler = str(plain.manifest["model"].get("handler", "")).partition(":")[0]
@@ -128,7 +128,7 @@ def check_archive(store: Path, name: str) -> Identity:
 
 
 def _unpacked_identity(path: Path) -> Identity:
-    """The same of a folder or a tgz, whose manifest alone is read."""
+    """The identity of a folder or a tgz, of which only the manifest is read."""
     try:
         model = texts.json_value(_manifest(path))["model"]
         return Identity(str(model["modelName"]), str(model.get("modelVersion", _FIRST_VERSION)))
@@ -152,10 +152,10 @@ def _manifest(path: Path) -> bytes:
 
 
 def files_of(path: Path) -> str | None:
-    """A digest of what the directory of a `.mar` says of its files, their checksums among it.
+    """A digest of a `.mar`'s central directory, which includes the checksums of its files.
 
-    Two builds differ in it, and it costs no reading; against who means harm there are signatures.
-    None for what is no `.mar`, or no archive any more.
+    It distinguishes builds without reading the files; signatures protect against attackers. None
+    if it is not a `.mar`, or not a valid archive any more.
     """
     if path.suffix != ".mar" or not path.is_file():
         return None
@@ -168,28 +168,28 @@ def files_of(path: Path) -> str | None:
 
 
 def write_note(home: Home, name: str, version: str, note: Note) -> None:
-    """Keep what a version was registered from, and how.
+    """Record what a version was registered from, and how.
 
-    A client that may only read the home keeps nothing; the model serves all the same.
+    A client with read-only access to the home records nothing; the model is served regardless.
     """
     with suppress(StorageError):
         storage.write_json(_note(home, name, version), asdict(note))
 
 
 def read_note(home: Home, name: str, version: str) -> Note | None:
-    """What was kept of a version's registration.
+    """The record of a version's registration.
 
-    None for what was registered past marship, by a client that cannot write to the home, or by
-    the server's configuration.
+    None for a version that was registered without marship, by a client that cannot write to the
+    home, or by the server's configuration.
     """
     path = _note(home, name, version)
     return Note(**storage.read_json(path)) if path.is_file() else None
 
 
 def has_other_files(home: Home, name: str, version: str, archive: str) -> bool:
-    """Whether an archive of the store is another by now than a version was registered from.
+    """Whether an archive of the store differs from the one a version was registered from.
 
-    Where no note was kept that is not known.
+    False if there is no record.
     """
     note = read_note(home, name, version)
     store = Path(home.require_running().model_store)

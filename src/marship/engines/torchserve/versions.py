@@ -1,4 +1,4 @@
-"""The versions of a model as several clients change them: which are there, and taking one back."""
+"""The versions of a model under concurrent changes: listing, default, and unregistering."""
 
 from collections.abc import Sequence
 from contextlib import suppress
@@ -21,15 +21,15 @@ def names(access: Access) -> Flow[list[str]]:
     page: str | None = "0"
     while page is not None:
         params = {"limit": str(_PAGE), "next_page_token": page}
-        answer = yield from access.authorized(Call("management", "GET", "/models", params))
-        listed = answer.json()
+        response = yield from access.authorized(Call("management", "GET", "/models", params))
+        listed = response.json()
         found += [entry["modelName"] for entry in listed["models"]]
         page = listed.get("nextPageToken")
     return found
 
 
 def all_versions(access: Access, name: str | None) -> Flow[list[ModelStatus]]:
-    """All versions of a model, or of all models where the name is None; there may be none."""
+    """All versions of a model, or of all models if the name is None; possibly none."""
     found: list[ModelStatus] = []
     for model in (yield from names(access)) if name is None else [name]:
         with suppress(NotFoundError):
@@ -38,7 +38,7 @@ def all_versions(access: Access, name: str | None) -> Flow[list[ModelStatus]]:
 
 
 def set_default(access: Access, name: str, version: str) -> Flow[None]:
-    """Make a version the one that answers where none is named.
+    """Make a version the default, which serves requests without a version.
 
     Raises:
         NotFoundError: There is no such model or version.
@@ -51,7 +51,7 @@ def set_default(access: Access, name: str, version: str) -> Flow[None]:
 
 
 def unregister(access: Access, name: str, version: str | None = None) -> Flow[None]:
-    """Remove a version, or the default one, and end its workers.
+    """Unregister a version, or the default one, and stop its workers.
 
     Raises:
         NotFoundError: There is no such model or version.
@@ -65,18 +65,18 @@ def unregister(access: Access, name: str, version: str | None = None) -> Flow[No
 
 
 def withdraw(access: Access, status: ModelStatus, *, leaves_last: bool = False) -> Flow[None]:
-    """Unregister a version, if it is still the one that its registration created.
+    """Unregister a version if it was created by the same registration.
 
-    TorchServe removes a default version only where there is no other. So another one becomes
-    the default first: one that is ready, of several the newest.
+    TorchServe unregisters a default version only if there is no other. So another one is made
+    the default first: the newest of those that are ready.
 
     Args:
         access: The server's addresses and tokens.
         status: The version, as `register` returned it.
-        leaves_last: Leave it where all others are gone by now and it is ready.
+        leaves_last: Keep it if it is ready and all others are gone meanwhile.
 
     Raises:
-        ServerError: The server refused, or it is left.
+        ServerError: The server refused, or the version was kept.
     """
     name, version = status.name, status.version
     refusal: ServerError | None = None
@@ -91,21 +91,23 @@ def withdraw(access: Access, status: ModelStatus, *, leaves_last: bool = False) 
         if leaves_last and not others and mine[0].ready:
             raise ServerError(f"{name} {version} stays, since other clients removed all others.")
         try:
-            yield from _make_way(access, name, version, others)
+            yield from _move_default(access, name, version, others)
             yield from unregister(access, name, version)
-        except NotFoundError:  # another version, or this one, has just gone
+        except NotFoundError:  # another version, or this one, was just unregistered
             continue
         except ServerError as error:
             if error.status != HTTPStatus.FORBIDDEN:
                 raise
-            refusal = error  # it has become the default meanwhile
+            refusal = error  # it was made the default meanwhile
             continue
         return
     raise refusal or ServerError(f"{name} must keep its versions for a moment, got others. Retry.")
 
 
-def _make_way(access: Access, name: str, version: str, others: Sequence[ModelStatus]) -> Flow[None]:
-    """If a version is the default, and there are others, make the best of them the default."""
+def _move_default(
+    access: Access, name: str, version: str, others: Sequence[ModelStatus]
+) -> Flow[None]:
+    """If a version is the default and there are others, make the best of them the default."""
     (default,) = yield from describe(access, name)
     if default.version == version and others:
         yield from set_default(access, name, max(others, key=_fitness).version)

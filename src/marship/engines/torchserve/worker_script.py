@@ -1,11 +1,11 @@
-"""The script that starts a worker: TorchServe's own, with PyTorch imported only when it is needed.
+"""The script that starts a worker: TorchServe's own, but PyTorch is imported only on use.
 
 TorchServe's message handler imports PyTorch to recognize tensors in a handler's output, which
-costs each worker about two seconds and 200 MB, although an ONNX handler never makes a tensor. A
+costs each worker about two seconds and 200 MB, although an ONNX handler never returns a tensor. A
 server that marship starts runs this file in place of `ts/model_service_worker.py`, and this file
 then runs that one.
 
-Nothing of marship is imported here: a worker runs the copy in its archive.
+Nothing of marship is imported here: a worker uses the copy in its archive.
 """
 
 import os
@@ -16,20 +16,20 @@ from types import ModuleType
 
 
 class _NoTensor:
-    """The type of tensors before PyTorch is imported: nothing is an instance of it."""
+    """Stands for torch.Tensor before PyTorch is imported: nothing is an instance of it."""
 
 
 class _Torch(ModuleType):
     """`torch` as TorchServe's message handler sees it.
 
-    Only that module holds it: handlers and libraries import the real one, and see "torch" in
-    sys.modules only once it is imported.
+    Only that module refers to it: handlers and libraries import the real one, and find "torch"
+    in sys.modules only once it is imported.
     """
 
     def __getattr__(self, name: str) -> object:
         if name == "Tensor" and "torch" not in sys.modules:
             return _NoTensor
-        if sys.modules.get("torch") is self:  # a TorchServe that uses it while it is imported
+        if sys.modules.get("torch") is self:  # a TorchServe version that uses it during import
             del sys.modules["torch"]
         return getattr(import_module("torch"), name)
 
@@ -42,7 +42,7 @@ def _import_message_handler() -> None:
 
 
 if __name__ == "__main__":
-    # Python put this file's folder on the path; its modules must not hide a handler's.
+    # Python adds this file's folder to the path; its modules must not hide a handler's.
     folder = os.path.dirname(os.path.realpath(__file__))  # noqa: PTH120  pathlib imports for 10 ms
     sys.path[:] = [entry for entry in sys.path if entry != folder]
     _import_message_handler()

@@ -1,4 +1,4 @@
-"""Why a worker died: read from the logs of a server whose home is at hand."""
+"""The cause of a worker's crash, from the logs of a local server."""
 
 import re
 from collections import Counter
@@ -12,7 +12,7 @@ _LINE = re.compile(r"\S+ \w+ +(W-(\d+)-(.+?)(?:-std(?:out|err))?) - (.*)")
 _OURS = re.compile(r"marship\.[\w.]+: (.*)")
 _TRACEBACK = "Traceback (most recent call last):"
 _DEATHS = ("Backend worker process died.", "Backend worker error", "Load model failed")
-_MASKS = (  # what TorchServe raises in place of the first error
+_STAND_INS = (  # errors that TorchServe raises in place of the original one
     "No module named 'ts.torch_handler.",
     "500 - Unknown exception",
     "507 - System out of memory",
@@ -22,8 +22,8 @@ _KEPT_LINES = 15
 
 
 @dataclass(frozen=True, slots=True)
-class Line:
-    """A line of a log: which stream of which worker wrote what."""
+class LogLine:
+    """A line of the log: the worker, its stream, and the text."""
 
     stream: str
     worker: str
@@ -31,54 +31,54 @@ class Line:
 
 
 class WorkerLog:
-    """What the workers of one server log from now on."""
+    """The workers' log of one server, from now on."""
 
     def __init__(self, home: Home) -> None:
         self._offsets = {path: _size(path) for path in (home.worker_log, home.server_log)}
 
-    def lines(self, model: str, version: str) -> list[Line]:
-        """The lines that this model's workers, and the threads that watch them, wrote."""
+    def lines(self, model: str, version: str) -> list[LogLine]:
+        """The lines of a model's workers, and of the threads that supervise them."""
         wanted = f"{model}_{version}"
         return [
-            Line(match[1], match[2], match[4])
+            LogLine(match[1], match[2], match[4])
             for path, offset in self._offsets.items()
             for text in _read_from(path, offset).splitlines()
             if (match := _LINE.fullmatch(text)) and match[3] == wanted
         ]
 
 
-def dead_workers(lines: list[Line]) -> set[str]:
-    """The ids of the workers that died."""
+def dead_workers(lines: list[LogLine]) -> set[str]:
+    """The ids of the workers that crashed."""
     return {line.worker for line in lines if line.text.startswith(_DEATHS)}
 
 
-def deaths(lines: list[Line]) -> int:
-    """How often workers died: one death may be logged in several ways, each of them once."""
+def deaths(lines: list[LogLine]) -> int:
+    """The number of crashes: one may be logged in several ways, each of them once."""
     kinds = [kind for line in lines for kind in _DEATHS if line.text.startswith(kind)]
     return max(Counter(kinds).values(), default=0)
 
 
-def cause(lines: list[Line]) -> str:
-    """The message of the error that a worker died of.
+def cause(lines: list[LogLine]) -> str:
+    """The message of the error that crashed a worker.
 
-    That is the last exception that is not one of TorchServe's own stand-ins; without any it
-    is what the interpreter said last.
+    That is the last exception that TorchServe did not substitute; without any it is the last
+    message of the interpreter.
     """
     raised = list(_raised(lines))
-    telling = [text for text in raised if not any(mask in text for mask in _MASKS)]
+    telling = [text for text in raised if not any(mask in text for mask in _STAND_INS)]
     fatal = [line.text for line in lines if line.text.startswith("Fatal Python error")]
     found = (telling[-1:] or fatal[:1] or raised[-1:] or [SILENT])[0]
     ours = _OURS.fullmatch(found)
     return ours[1] if ours else found
 
 
-def tail(lines: list[Line]) -> list[str]:
-    """The last lines, as a person reads them."""
+def tail(lines: list[LogLine]) -> list[str]:
+    """The last lines, formatted for people."""
     return [line.text for line in lines][-_KEPT_LINES:]
 
 
-def _raised(lines: list[Line]) -> Iterator[str]:
-    """The line that ends each traceback; workers write at the same time, so stream by stream."""
+def _raised(lines: list[LogLine]) -> Iterator[str]:
+    """The last line of each traceback, by stream, since workers write concurrently."""
     inside: set[str] = set()
     for line in lines:
         if line.text == _TRACEBACK:
@@ -96,6 +96,6 @@ def _read_from(path: Path, offset: int) -> str:
     if not path.is_file():
         return ""
     with path.open("rb") as file:
-        if _size(path) >= offset:  # else the log was rolled over since
+        if _size(path) >= offset:  # otherwise the log was rotated since
             file.seek(offset)
         return file.read().decode("utf-8", "replace")

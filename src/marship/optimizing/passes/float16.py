@@ -8,14 +8,14 @@ Guarantees: the same inputs and outputs, in float32.
 
 from pathlib import Path
 
-from marship.optimizing.source import NotBuiltError, Source
+from marship.optimizing.source import ExportedModel, NotBuiltError
 from marship.proof.parity import first_line
 
 NAME = "float16"
 PROVIDERS = ("CUDAExecutionProvider", "TensorrtExecutionProvider")
 
 
-def build(source: Source, target: Path) -> None:
+def build(source: ExportedModel, target: Path) -> None:
     """Write the converted model to `target`.
 
     Raises:

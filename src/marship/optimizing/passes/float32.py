@@ -9,14 +9,14 @@ about as quick to run.
 
 from pathlib import Path
 
-from marship.optimizing.source import NotBuiltError, Source
+from marship.optimizing.source import ExportedModel, NotBuiltError
 from marship.proof.parity import first_line
 
 NAME = "float32"
 OUTSIDE_FROM_BYTES = 1024
 
 
-def build(source: Source, target: Path) -> None:
+def build(source: ExportedModel, target: Path) -> None:
     """Write the optimized model to `target`.
 
     Raises:

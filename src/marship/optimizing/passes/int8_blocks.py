@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from marship.optimizing.source import NotBuiltError, Source
+from marship.optimizing.source import ExportedModel, NotBuiltError
 from marship.proof.parity import first_line
 
 NAME = "int8_blocks"
@@ -25,7 +25,7 @@ INT8_PRODUCTS = 4
 """The operator's accuracy_level: products of int8 numbers, summed up in int32."""
 
 
-def build(source: Source, target: Path) -> None:
+def build(source: ExportedModel, target: Path) -> None:
     """Write the quantized model to `target`.
 
     Raises:

@@ -7,7 +7,7 @@ a batch influence each other a little; `measure.influence` says whether that sta
 
 from pathlib import Path
 
-from marship.optimizing.source import NotBuiltError, Source
+from marship.optimizing.source import ExportedModel, NotBuiltError
 from marship.proof.parity import first_line
 
 NAME = "int8_dynamic"
@@ -15,7 +15,7 @@ OPERATORS = ["MatMul", "Gemm", "Conv", "LSTM"]
 """Not Attention: ONNX Runtime 1.32 puts its own, other operator of that name in its place."""
 
 
-def build(source: Source, target: Path) -> None:
+def build(source: ExportedModel, target: Path) -> None:
     """Write the quantized model to `target`.
 
     Raises:

@@ -25,7 +25,7 @@ from marship.optimizing.passes import layers
 from marship.optimizing.passes.guard import keep_float
 from marship.optimizing.passes.layers import Plan
 from marship.optimizing.passes.sensitivity import Probe, find_blame
-from marship.optimizing.source import NotBuiltError, Source
+from marship.optimizing.source import ExportedModel, NotBuiltError
 from marship.proof.parity import first_line
 
 NAME = "int8_static"
@@ -48,14 +48,14 @@ CONVOLUTIONAL = [
 """Between convolutions all stays in int8; elsewhere only products gain, the rest would lose."""
 
 BATCH_ROWS = 16
-ASKED_EVERY = 4
+JUDGED_EVERY = 4
 HISTOGRAM_ROWS = 64
 """Histograms of all activations are slow to make: so many rows at most."""
 METHODS = ("MinMax", "Percentile")
 PERCENTILE = 99.99
 
 
-def build(source: Source, target: Path) -> dict[str, Any]:
+def build(source: ExportedModel, target: Path) -> dict[str, Any]:
     """Write the quantized model to `target`.
 
     Returns:
@@ -70,8 +70,8 @@ def build(source: Source, target: Path) -> dict[str, Any]:
 
     if source.calibration is None:
         raise NotBuiltError("the run folder holds no calibration.npz with training inputs")
-    if source.goal is not None and len(next(iter(source.calibration.values()))) < ASKED_EVERY:
-        raise NotBuiltError(f"calibration.npz with targets holds fewer than {ASKED_EVERY} rows")
+    if source.goal is not None and len(next(iter(source.calibration.values()))) < JUDGED_EVERY:
+        raise NotBuiltError(f"calibration.npz with targets holds fewer than {JUDGED_EVERY} rows")
     check_operators(source.path, [*PRODUCTS, "Conv"])
     with prepared(source, target.parent) as model:
         types = CONVOLUTIONAL if "Conv" in operators(model) else PRODUCTS
@@ -88,7 +88,7 @@ def build(source: Source, target: Path) -> dict[str, Any]:
 class Quantizer:
     """One prepared model and its calibration rows; ranges are found once for each method."""
 
-    source: Source
+    source: ExportedModel
     model: Path
     types: tuple[str, ...]
 
@@ -125,7 +125,7 @@ class Quantizer:
 
     def _reader(self, method: str) -> Any:  # noqa: ANN401  onnxruntime ships no types
         """What gives the calibration rows, batch by batch."""
-        rows = _rows(self.source, asked=False)
+        rows = _rows(self.source, judged=False)
         names = [spec.name for spec in self.source.contract.inputs]
         most = None if method == METHODS[0] else HISTOGRAM_ROWS
         return _reader({name: rows[name][:most] for name in names}, _rows_at_once(self.source))
@@ -138,10 +138,10 @@ def _search(quantizer: Quantizer, plan: Plan, target: Path) -> dict[str, Any]:
     if goal is None:
         return {}
     trial = quantizer.model.with_name("trial.onnx")
-    probe = Probe.of(source, goal, _rows(source, asked=True))
+    probe = Probe.of(source, goal, _rows(source, judged=True))
     losses = {METHODS[0]: probe.loss(target)}
     if not within(losses[METHODS[0]], goal.budget):
-        source.tell("ranges without outliers")
+        source.report("ranges without outliers")
         losses[METHODS[1]] = probe.loss(quantizer.write(trial, plan.outside, METHODS[1]))
     method = min(losses, key=lambda name: losses[name])
     found = {"ranges": method, "budget": goal.budget, "loss_all_int8": losses}
@@ -156,17 +156,17 @@ def _search(quantizer: Quantizer, plan: Plan, target: Path) -> dict[str, Any]:
     return found | blame.entry(len(plan.layers))
 
 
-def _rows(source: Source, *, asked: bool) -> Arrays:
+def _rows(source: ExportedModel, *, judged: bool) -> Arrays:
     """The calibration rows that are asked, or those that give the ranges: all without a goal."""
     rows = source.calibration or {}
     if source.goal is None:
         return rows
     count = len(next(iter(rows.values())))
-    chosen = (np.arange(count) % ASKED_EVERY == ASKED_EVERY - 1) == asked
+    chosen = (np.arange(count) % JUDGED_EVERY == JUDGED_EVERY - 1) == judged
     return {name: array[chosen] for name, array in rows.items()}
 
 
-def _rows_at_once(source: Source) -> int:
+def _rows_at_once(source: ExportedModel) -> int:
     size = source.contract.inputs[0].shape[0]
     return BATCH_ROWS if isinstance(size, str) else size
 

@@ -5,12 +5,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from marship.optimizing.source import NotBuiltError, Source
+from marship.optimizing.source import ExportedModel, NotBuiltError
 from marship.proof.parity import first_line
 
 
 @contextmanager
-def prepared(source: Source, folder: Path) -> Iterator[Path]:
+def prepared(source: ExportedModel, folder: Path) -> Iterator[Path]:
     """Yield the model as the quantizers want it, in a temporary place below `folder`.
 
     Raises:

@@ -19,7 +19,7 @@ from marship.contract import Arrays
 from marship.optimizing import measure
 from marship.optimizing.choice import within
 from marship.optimizing.passes.layers import Layer, Plan
-from marship.optimizing.source import Goal, Source
+from marship.optimizing.source import ExportedModel, Goal
 from marship.proof.parity import runner
 
 Quantize = Callable[[Sequence[str]], Path]
@@ -30,29 +30,29 @@ Quantize = Callable[[Sequence[str]], Path]
 class Probe:
     """Rows to try a model on, with the exported model's answers to them."""
 
-    source: Source
+    source: ExportedModel
     goal: Goal
     rows: Arrays
     wanted: Arrays
 
     @classmethod
-    def of(cls, source: Source, goal: Goal, rows: Arrays) -> "Probe":
+    def of(cls, source: ExportedModel, goal: Goal, rows: Arrays) -> "Probe":
         """Ask the exported model first."""
-        return cls(source, goal, rows, _answers(source, source.path, rows))
+        return cls(source, goal, rows, _outputs(source, source.path, rows))
 
     def noise(self, model: Path) -> float:
         """The mean square of what a model's answers are off by, over that of the answers."""
-        answers = _answers(self.source, model, self.rows)
+        outputs = _outputs(self.source, model, self.rows)
         floats = [name for name, wanted in self.wanted.items() if wanted.dtype.kind == "f"]
-        off = sum(float(np.square(answers[n] - self.wanted[n]).sum()) for n in floats)
+        off = sum(float(np.square(outputs[n] - self.wanted[n]).sum()) for n in floats)
         power = sum(float(np.square(self.wanted[n]).sum()) for n in floats)
         return off / power if power else off
 
     def loss(self, model: Path) -> float:
         """How much worse a model is than the exported one by the recipe's metric."""
-        answers = _answers(self.source, model, self.rows)
+        outputs = _outputs(self.source, model, self.rows)
         best = self.goal.quality(self.wanted, self.rows)
-        return best - self.goal.quality(answers, self.rows)
+        return best - self.goal.quality(outputs, self.rows)
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +98,7 @@ def find_blame(plan: Plan, quantize: Quantize, probe: Probe) -> Blame:
 
     def loss(count: int) -> float:
         if count not in losses:
-            source.tell(f"{count} of {len(plan.layers)} layers left float")
+            source.report(f"{count} of {len(plan.layers)} layers left float")
             nodes = [node for suspect in suspects[:count] for node in suspect.layer.nodes]
             losses[count] = probe.loss(quantize(nodes))
         return losses[count]
@@ -118,7 +118,7 @@ def rank(plan: Plan, quantize: Quantize, probe: Probe) -> list[Suspect]:
     for layer in _from_both_ends(plan.layers):
         if time.perf_counter() > deadline:
             break
-        probe.source.tell(f"layer {len(found) + 1} of {len(plan.layers)} alone in int8")
+        probe.source.report(f"layer {len(found) + 1} of {len(plan.layers)} alone in int8")
         alone = quantize(plan.all_but(layer.name))
         found.append(Suspect(layer, probe.noise(alone)))
     return sorted(found, key=lambda suspect: suspect.noise, reverse=True)
@@ -149,5 +149,5 @@ def _from_both_ends(layers: Sequence[Layer]) -> Iterator[Layer]:
         yield layers[number // 2 if number % 2 == 0 else -1 - number // 2]
 
 
-def _answers(source: Source, model: Path, rows: Arrays) -> Arrays:
-    return measure.answer_rows(runner(model), source.contract, rows)
+def _outputs(source: ExportedModel, model: Path, rows: Arrays) -> Arrays:
+    return measure.predict_rows(runner(model), source.contract, rows)

@@ -1,7 +1,7 @@
 """The parts of CycloneDX 1.6 (ECMA-424) that marship writes, as JSON objects.
 
-By hand: of the library for it, cyclonedx-python-lib 11, model cards and compositions are not
-written yet. The tests hold what comes out against that library's copy of the schema.
+Without its library: cyclonedx-python-lib 11 cannot write model cards and compositions yet. The
+tests validate the output against that library's copy of the schema.
 """
 
 import re
@@ -15,7 +15,7 @@ from urllib.parse import quote
 from marship.version import VERSION
 
 SPEC_VERSION = "1.6"
-SHOWN_LICENCE = 64  # longer ones are the whole text, or a paragraph
+SHOWN_LICENCE = 64  # longer values are the licence's text
 
 Component = dict[str, Any]
 
@@ -30,10 +30,10 @@ def document(
     """A bill of materials.
 
     Args:
-        root: What it is about.
-        components: What it consists of.
-        depends: References of components by the reference of the one that needs them.
-        incomplete: References of components that hold parts which are not listed.
+        root: The component that the document describes.
+        components: Its components.
+        depends: Dependencies: references of components, by the reference of their dependent.
+        incomplete: References of components whose parts are not all listed.
     """
     tool = {"type": "application", "name": "marship", "version": VERSION}
     found: dict[str, Any] = {
@@ -58,7 +58,7 @@ def document(
 
 
 def normalized(name: str) -> str:
-    """A package's name as PyPI compares them (PEP 503)."""
+    """A package's normalized name (PEP 503)."""
     return re.sub(r"[-_.]+", "-", name).lower()
 
 
@@ -68,19 +68,19 @@ def package_url(kind: str, name: str, version: str | None = None) -> str:
 
 
 def python_package(name: str, version: str | None) -> Component:
-    """A package of PyPI's, without its licence."""
+    """A package of PyPI, without its licence."""
     url = package_url("pypi", normalized(name), version)
     component = {"type": "library", "bom-ref": url, "name": name, "purl": url}
     return component | ({"version": version} if version else {})
 
 
 def sha256(digest: str) -> list[dict[str, str]]:
-    """The one digest that marship knows of a file."""
+    """A SHA-256 digest as CycloneDX hashes."""
     return [{"alg": "SHA-256", "content": digest}]
 
 
 def properties(values: Mapping[str, object]) -> list[dict[str, str]]:
-    """Facts that the format has no field for; those that are None are left out."""
+    """Properties, for facts without a field in the format; None values are omitted."""
     return [
         {"name": f"marship:{name}", "value": str(value)}
         for name, value in values.items()
@@ -89,7 +89,7 @@ def properties(values: Mapping[str, object]) -> list[dict[str, str]]:
 
 
 def licences(metadata: Message) -> list[dict[str, Any]]:
-    """The licence that a package's metadata states: an expression (PEP 639), or names."""
+    """The licences in a package's metadata: an expression (PEP 639), or names."""
     if expression := metadata.get("License-Expression"):
         return [{"expression": expression}]
     stated = (metadata.get("License") or "").strip()

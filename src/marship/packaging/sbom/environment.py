@@ -1,4 +1,4 @@
-"""The bill of materials of this environment: its packages, Java, and what TorchServe brings."""
+"""The SBOM of this environment: its packages, Java, and TorchServe's bundled components."""
 
 import hashlib
 import platform
@@ -28,10 +28,10 @@ _JAVA, _PYTHON = "java", "python"
 
 
 def describe() -> dict[str, Any]:
-    """The bill of materials of the Python that runs this.
+    """The SBOM of the current Python environment.
 
-    Libraries of the operating system are not listed. Those inside a package are where it brings
-    a bill of its own (PEP 770), which is named.
+    Libraries of the operating system are not listed. Libraries inside a package are listed if the
+    package has its own SBOM (PEP 770), which is referenced.
 
     Raises:
         ServerError: There is no Java that could run TorchServe.
@@ -52,7 +52,7 @@ def describe() -> dict[str, Any]:
 
 @dataclass(frozen=True, slots=True)
 class _Package:
-    """An installed package; Python 3.11 parses its metadata anew at each look."""
+    """An installed package; cached, as Python 3.11 parses metadata on each access."""
 
     name: str
     metadata: Message
@@ -77,7 +77,7 @@ def _component(package: _Package) -> Component:
 
 
 def _bills(item: Distribution) -> Iterator[dict[str, Any]]:
-    """The bills of materials that a wheel brings in `.dist-info/sboms/`."""
+    """The SBOMs of a wheel in `.dist-info/sboms/`."""
     for line in (item.read_text("RECORD") or "").splitlines():
         name = line.partition(",")[0]
         if ".dist-info/sboms/" in name:
@@ -86,7 +86,7 @@ def _bills(item: Distribution) -> Iterator[dict[str, Any]]:
 
 
 def _needed(package: _Package, refs: dict[str, str]) -> list[str]:
-    """The installed packages that this one names, those of its extras included."""
+    """The installed dependencies of a package, including those of its extras."""
     extras = ["", *package.metadata.get_all("Provides-Extra", [])]
     needed = []
     for text in package.metadata.get_all("Requires-Dist", []):
@@ -115,7 +115,7 @@ def _python() -> Component:
 
 
 def _java() -> Component:
-    """The Java that runs TorchServe, as its `release` file describes it."""
+    """The Java runtime of TorchServe, as described by its `release` file."""
     found = java.find()
     facts = _release(found.path.resolve().parents[1] / "release")
     return {

@@ -1,10 +1,9 @@
-"""What TorchServe's frontend is made of: one jar that holds other projects' classes unpacked.
+"""The components of TorchServe's frontend, a jar that bundles classes of other projects.
 
-Its build leaves out the files that name them. So they are listed here for the one jar that
-TorchServe 0.12.0, its last release, ships. Versions that are `stated_in_jar` can be read in it;
-the others are those of TorchServe's own build files (frontend/gradle.properties, server, archive),
-which Gradle may have raised. Parts without a version came along with another part, and nothing
-tells theirs.
+Its build omits the files that identify them. So they are listed here for the jar of TorchServe
+0.12.0, its last release. Versions with `stated_in_jar` are recorded in the jar; the others are
+those of TorchServe's build files (frontend/gradle.properties, server, archive), which Gradle may
+have upgraded. Parts without a version are transitive dependencies of unknown version.
 """
 
 from typing import NamedTuple
@@ -16,7 +15,7 @@ SHA256 = "ce340411ce54beaacd3dcfa31644a9aa369a83a36ed687172ba1088a13123dfe"
 
 
 class Part(NamedTuple):
-    """A Maven artifact, and the folders of the jar that hold its classes."""
+    """A Maven artifact, and the folders of the jar with its classes."""
 
     name: str
     version: str | None
@@ -87,7 +86,7 @@ PARTS = (
 
 
 def component(digest: str) -> Component:
-    """The jar with this SHA-256, and its parts if it is the one that is known."""
+    """The jar with this SHA-256, with its parts if it is the known one."""
     known = digest == SHA256
     return {
         "type": "application",

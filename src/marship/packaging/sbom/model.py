@@ -1,4 +1,4 @@
-"""The bill of materials of an archive: its files, its model, and what a worker needs for it."""
+"""The SBOM of an archive: its files, its model, and the packages that a worker needs."""
 
 from collections.abc import Iterator, Mapping
 from importlib.metadata import packages_distributions
@@ -16,11 +16,11 @@ _OWN = "marship/"
 
 
 def describe(path: Path) -> dict[str, Any]:
-    """The bill of materials of an archive; nothing in it is run.
+    """The SBOM of an archive; nothing in it is run.
 
     Raises:
-        UsageError: There is no such file.
-        PackageError: It is not an archive, is damaged, or holds Python that does not parse.
+        UsageError: The file does not exist.
+        PackageError: It is not an archive, is corrupted, or has Python that does not parse.
     """
     read = archive.read(path)
     root = {
@@ -56,7 +56,7 @@ def _file(member: Member) -> Component:
 
 
 def _copy(read: Archive, members: list[Member]) -> Component:
-    """The part of marship that travels in the archive."""
+    """The copy of marship in the archive."""
     version = _versions(read).get("marship")
     return {
         **python_package("marship", version),
@@ -75,7 +75,7 @@ def _model(read: Archive) -> Component:
     contract = read.contract
     if contract is None:
         return component
-    if len(contract.files) == 1:  # else the digest is of several files, one after the other
+    if len(contract.files) == 1:  # otherwise the digest is of the concatenation of several files
         component["hashes"] = sha256(contract.digest)
     component["modelCard"] = {
         "modelParameters": {
@@ -107,7 +107,7 @@ def _datasets(read: Archive) -> dict[str, Any]:
 
 
 def _metrics(read: Archive) -> Iterator[dict[str, str]]:
-    """What each variant reached on held-out data; the evidence tells of all that were built."""
+    """The metrics of each variant on held-out data; the evidence has all that were built."""
     for variant in _section(read, "optimize").get("variants", []):
         for name, value in (variant.get("metrics") or {}).items():
             where = f"held-out data, variant {variant['name']}"
@@ -125,13 +125,13 @@ def _versions(read: Archive) -> dict[str, str]:
 
 
 def _packages(read: Archive) -> Iterator[Component]:
-    """What a worker must have installed, with the versions that the model was packed with.
+    """The packages that a worker needs, with the versions at packaging.
 
-    Optional is what the code imports only when it is called for. Which package a module belongs
-    to is known for those installed here; the others keep the module's name, without an address.
+    Packages that are only imported inside functions are optional. A module is mapped to a package
+    if that is installed here; otherwise the module's name is used, without a package URL.
     """
     versions, homes = _versions(read), packages_distributions()
-    needed = {**_foreign(read), "ts": True}  # an archive is made to be run by TorchServe
+    needed = {**_foreign(read), "ts": True}  # archives are run by TorchServe
     for module, always in sorted(needed.items()):
         scope = {"scope": "required" if always else "optional"}
         if names := homes.get(module):
@@ -143,7 +143,7 @@ def _packages(read: Archive) -> Iterator[Component]:
 def _foreign(read: Archive) -> Mapping[str, bool]:
     handler = read.handler.partition(":")[0]
     if handler not in read.plain.files or not handler.endswith(".py"):
-        return {}  # one of TorchServe's own handlers, which are named without a file
+        return {}  # one of TorchServe's built-in handlers, which have no file
     try:
         return outline.outline(read.python(), handler).modules
     except outline.SourceError as error:

@@ -28,7 +28,7 @@ from marship.serving.formats import extent, kserve
 from marship.serving.formats.tensors import (
     check_names,
     dump,
-    may_hold_truths,
+    may_hold_booleans,
     only_input,
     shaped,
     to_array,
@@ -42,11 +42,11 @@ NPY_MAGIC = b"\x93NUMPY"
 NPY_HEADER_BYTES = 10_000
 NOTHING = memoryview(b"")
 _SHORT, _LONG = struct.Struct("<H"), struct.Struct("<I")
-PLAIN = kserve.Wish()
+PLAIN = kserve.OutputRequest()
 
 
-class Form(Enum):
-    """The forms of a request, and of its answer."""
+class BodyFormat(Enum):
+    """The formats of request and response bodies."""
 
     NAMED = "named JSON"
     BARE = "bare JSON"
@@ -54,17 +54,23 @@ class Form(Enum):
     NPY = "npy"
 
 
+Form = BodyFormat
+"""The name that handlers written for earlier versions import."""
+
+
 @dataclass(frozen=True, slots=True)
 class Message:
-    """A decoded request: tensors by input name, its form, and what KServe's says of the answer."""
+    """A decoded request: inputs by name, its format, and what KServe v2 asks of outputs."""
 
     inputs: Arrays
-    form: Form
-    wish: kserve.Wish = PLAIN
+    form: BodyFormat
+    requested: kserve.OutputRequest = PLAIN
 
     def wants_raw(self, name: str) -> bool:
         """Whether an output shall come back as KServe's raw tensor."""
-        return self.form is Form.KSERVE and self.wish.binary.get(name, self.wish.all_binary)
+        return self.form is BodyFormat.KSERVE and self.requested.binary.get(
+            name, self.requested.all_binary
+        )
 
 
 def decode(
@@ -88,11 +94,11 @@ def decode(
         if json_length is not None:
             text, raw = kserve.split(body, json_length)
             parsed = read_json(text, "")
-            return from_json(parsed, contract, raw, may_mix=may_hold_truths(text))
+            return from_json(parsed, contract, raw, may_mix=may_hold_booleans(text))
         if kind == NPY_TYPE or (kind in ("", OCTETS_TYPE) and body[:6] == NPY_MAGIC):
-            return Message({only_input(contract).name: read_npy(body)}, Form.NPY)
+            return Message({only_input(contract).name: read_npy(body)}, BodyFormat.NPY)
         parsed = read_json(body, content_type)
-        return from_json(parsed, contract, may_mix=may_hold_truths(body))
+        return from_json(parsed, contract, may_mix=may_hold_booleans(body))
     return from_json(read_json(body, content_type), contract)
 
 
@@ -136,17 +142,17 @@ def from_json(
         InvalidInputError: Tensors are missing, unknown or of the wrong type.
     """
     if isinstance(value, dict) and kserve.is_request(value):
-        inputs, wish = kserve.decode(value, raw, contract, may_mix=may_mix)
-        return Message(inputs, Form.KSERVE, wish)
+        inputs, requested = kserve.decode(value, raw, contract, may_mix=may_mix)
+        return Message(inputs, BodyFormat.KSERVE, requested)
     if len(raw):
         raise InvalidInputError("raw tensors must be described by inputs, got none.")
     if not isinstance(value, dict):
         spec = only_input(contract)
-        return Message({spec.name: to_array(value, spec, may_mix=may_mix)}, Form.BARE)
+        return Message({spec.name: to_array(value, spec, may_mix=may_mix)}, BodyFormat.BARE)
     specs = {spec.name: spec for spec in contract.inputs}
     check_names(value.keys(), specs, contract)
     inputs = {name: to_array(value[name], spec, may_mix=may_mix) for name, spec in specs.items()}
-    return Message(inputs, Form.NAMED)
+    return Message(inputs, BodyFormat.NAMED)
 
 
 def read_npy(body: bytes | bytearray | memoryview) -> Array:
@@ -211,9 +217,9 @@ def check_size(
     """
     total = text_bytes
     for name, (dtype, shape) in extents.items():
-        if message.form is Form.NPY or message.wants_raw(name):
+        if message.form is BodyFormat.NPY or message.wants_raw(name):
             total += extent.raw_bytes(dtype, shape)
-        elif message.form is Form.KSERVE:
+        elif message.form is BodyFormat.KSERVE:
             total += extent.least_json_bytes(dtype, (math.prod(shape),))
         else:
             total += extent.least_json_bytes(dtype, shape)
@@ -243,19 +249,19 @@ def encode(
     if not extent.surely_fit(outputs, limit_bytes):
         text_bytes = sum(map(extent.text_bytes, outputs.values()))
         check_size(message, extent.of(outputs), limit_bytes, text_bytes)
-    if message.form is Form.NPY:
+    if message.form is BodyFormat.NPY:
         if len(outputs) != 1:
             raise InvalidInputError(
                 f"npy must be asked of a model with one output, this one gives {len(outputs)}. "
                 "Send JSON."
             )
         return Reply(write_npy(next(iter(outputs.values()))), NPY_TYPE)
-    if message.form is Form.KSERVE:
-        body, length = kserve.encode(outputs, message.wish, model, version, limit_bytes)
+    if message.form is BodyFormat.KSERVE:
+        body, length = kserve.encode(outputs, message.requested, model, version, limit_bytes)
         if length is None:
             return Reply(body)
         return Reply(body, OCTETS_TYPE, headers=((kserve.LENGTH_HEADER, str(length)),))
-    if message.form is Form.BARE and len(outputs) == 1:
+    if message.form is BodyFormat.BARE and len(outputs) == 1:
         return Reply(dump(next(iter(outputs.values())), limit_bytes))
     texts = [orjson.dumps(name) + b":" + dump(a, limit_bytes) for name, a in outputs.items()]
     return Reply(b"{" + b",".join(texts) + b"}")

@@ -25,7 +25,7 @@ Parameter = tuple[str, str, Any]
 _BODY_NAMES = ("body", "data")
 _LONGEST_BOUNDARY = 70
 _MOST_HEAD_BYTES = 1 << 13
-_PIECE_BYTES = 1 << 16
+_CHUNK_BYTES = 1 << 16
 
 
 def undo_encodings(body: Any, encodings: str, most_bytes: int) -> Any:  # noqa: ANN401  bytes, a view
@@ -69,9 +69,9 @@ def _inflated(body: bytes, name: str, most_bytes: int) -> bytes:
             )
         inflater = zlib.decompressobj(ENCODINGS[name])
         while left and not inflater.eof:
-            piece = left[:_PIECE_BYTES]  # the inflater copies what is behind a member's end
+            chunk = left[:_CHUNK_BYTES]  # the inflater copies what is behind a member's end
             try:
-                whole += inflater.decompress(piece, most_bytes + 1 - len(whole))
+                whole += inflater.decompress(chunk, most_bytes + 1 - len(whole))
             except zlib.error as error:
                 raise MalformedError(f"the body must be {name}, got: {error}.") from error
             if len(whole) > most_bytes:
@@ -79,7 +79,7 @@ def _inflated(body: bytes, name: str, most_bytes: int) -> bytes:
                     f"the body must have at most {most_bytes:,} bytes without its {name}, got "
                     "more. Ask for less at a time."
                 )
-            left = left[len(piece) - len(inflater.unused_data) :]
+            left = left[len(chunk) - len(inflater.unused_data) :]
         if not inflater.eof:
             raise MalformedError(f"the body must be {name}, got the beginning of it alone.")
     return bytes(whole)

@@ -41,7 +41,7 @@ _LENGTH = struct.Struct("<I")
 
 
 @dataclass(frozen=True, slots=True)
-class Wish:
+class OutputRequest:
     """How a client wants its answer.
 
     Attributes:
@@ -78,7 +78,7 @@ def is_request(value: object) -> bool:
 
 def decode(
     value: dict[str, Any], raw: memoryview, contract: Contract, *, may_mix: bool = True
-) -> tuple[Arrays, Wish]:
+) -> tuple[Arrays, OutputRequest]:
     """Tensors by name, without copying those that came raw, and how to answer.
 
     `may_mix` says whether true or false may stand among the JSON's numbers.
@@ -109,7 +109,7 @@ def decode(
         raise MalformedError(
             f"the raw tensors must be as long as their binary_data_size, got {len(raw)} bytes more."
         )
-    return inputs, _wish(value)
+    return inputs, _output_request(value)
 
 
 def _parameters(entry: dict[str, Any]) -> dict[str, Any]:
@@ -162,7 +162,7 @@ def _texts(part: memoryview, spec: TensorSpec) -> Array:
     return np.array(texts, dtype=object)
 
 
-def _wish(value: dict[str, Any]) -> Wish:
+def _output_request(value: dict[str, Any]) -> OutputRequest:
     outputs = value.get("outputs")
     wanted = {
         str(entry.get("name")): bool(_parameters(entry)["binary_data"])
@@ -170,7 +170,7 @@ def _wish(value: dict[str, Any]) -> Wish:
         if isinstance(entry, dict) and "binary_data" in _parameters(entry)
     }
     request_id = value.get("id")
-    return Wish(
+    return OutputRequest(
         id=None if request_id is None else str(request_id),
         all_binary=bool(_parameters(value).get("binary_data_output", False)),
         binary=wanted,
@@ -178,7 +178,11 @@ def _wish(value: dict[str, Any]) -> Wish:
 
 
 def encode(
-    outputs: Arrays, wish: Wish, model: str, version: str, limit_bytes: int = extent.LARGEST_BYTES
+    outputs: Arrays,
+    requested: OutputRequest,
+    model: str,
+    version: str,
+    limit_bytes: int = extent.LARGEST_BYTES,
 ) -> tuple[bytes, int | None]:
     """The body of the answer, and the length of its JSON where raw tensors follow it.
 
@@ -194,15 +198,15 @@ def encode(
             "shape": list(array.shape),
             "datatype": NAMES["str" if is_text else array.dtype.name],
         }
-        if wish.binary.get(name, wish.all_binary):
+        if requested.binary.get(name, requested.all_binary):
             raw.append(_raw_texts(array) if is_text else _raw(array))
             entry["parameters"] = {"binary_data_size": len(raw[-1])}
         else:
             entry["data"] = orjson.Fragment(dump(array.reshape(-1), limit_bytes))
         entries.append(entry)
     answer: dict[str, Any] = {"model_name": model, "model_version": version, "outputs": entries}
-    if wish.id is not None:
-        answer["id"] = wish.id
+    if requested.id is not None:
+        answer["id"] = requested.id
     text = orjson.dumps(answer)
     return (b"".join([text, *raw]), len(text)) if raw else (text, None)
 

@@ -12,7 +12,7 @@ import numpy as np
 import orjson
 
 from marship.contract import Array, Arrays, Contract, TensorSpec
-from marship.serving.formats.tensors import keeps_values, may_hold_truths, outside
+from marship.serving.formats.tensors import keeps_values, may_hold_booleans, outside
 from marship.serving.message import JSON_TYPE, Reply, Request
 
 SMALL_BYTES = 1 << 14
@@ -96,7 +96,7 @@ def _plain_rows(request: Request) -> object:
     body = request.body
     if request.content_type != JSON_TYPE or type(body) is not bytes or len(body) > SMALL_BYTES:
         return None
-    if may_hold_truths(body):  # in one array with numbers, true would turn into 1 unseen
+    if may_hold_booleans(body):  # in one array with numbers, true would turn into 1 unseen
         return None
     try:
         return orjson.loads(body)

@@ -17,7 +17,7 @@ from marship.serving.formats import extent
 TEXT_KINDS = "OSUT"
 """NumPy's kinds of types that may hold text: objects, bytes, fixed and variable width."""
 
-PIECE_VALUES = 1 << 16
+CHUNK_VALUES = 1 << 16
 """Values of a large array that are written as JSON at a time."""
 
 
@@ -84,7 +84,7 @@ def _wrong_type(array: Array, spec: TensorSpec) -> InvalidInputError:
     return InvalidInputError(f"{spec.name} must be {spec.form}, got {found}.")
 
 
-def may_hold_truths(body: bytes | bytearray | memoryview) -> bool:
+def may_hold_booleans(body: bytes | bytearray | memoryview) -> bool:
     """Whether true or false may stand in a JSON text; a letter alone is found much faster."""
     text = bytes(body) if isinstance(body, memoryview) else body
     return (b"r" in text and b"true" in text) or (b"f" in text and b"false" in text)
@@ -212,26 +212,26 @@ def dump(array: Array, limit_bytes: int) -> bytes:
     ):
         return orjson.dumps(plain(array), option=orjson.OPT_SERIALIZE_NUMPY)
     parts, total = [], 0
-    for part in _pieces(array):
+    for part in _chunks(array):
         parts.append(part)
         total += len(part)
         extent.check(total, limit_bytes)
     return b"".join(parts)
 
 
-def _pieces(array: Array) -> Iterator[bytes]:
+def _chunks(array: Array) -> Iterator[bytes]:
     """The JSON of an array, cut between values."""
-    if array.size <= PIECE_VALUES:
+    if array.size <= CHUNK_VALUES:
         yield orjson.dumps(plain(array), option=orjson.OPT_SERIALIZE_NUMPY)
         return
-    step = PIECE_VALUES * len(array) // array.size
+    step = CHUNK_VALUES * len(array) // array.size
     for start in range(0, len(array), max(step, 1)):
         yield b"," if start else b"["
         if step:
             part = plain(array[start : start + step])
             yield orjson.dumps(part, option=orjson.OPT_SERIALIZE_NUMPY)[1:-1]
         else:
-            yield from _pieces(array[start])
+            yield from _chunks(array[start])
     yield b"]"
 
 
@@ -247,7 +247,7 @@ def outside(array: Array, spec: TensorSpec) -> str | None:
         least, most = array.min().item(), array.max().item()  # NaN, if there is one
         first, last = (least, most) if array.dtype.kind != "f" else np.trunc((least, most))
         if not (low <= first and last <= high):
-            return _told(spec.name, low, high, least if last <= high else most)
+            return _out_of_range(spec.name, low, high, least if last <= high else most)
     for axis in {column.axis for column in spec.column_ranges}:
         if told := _outside_columns(array, spec, axis):
             return told
@@ -263,7 +263,7 @@ def _outside_columns(array: Array, spec: TensorSpec, axis: int) -> str | None:
         return None
     first = tuple(np.argwhere(wrong)[0])
     place, low, high = (limit[first[-1]] for limit in (places, lows, highs))
-    return _told(spec.column(axis, place), low, high, columns[first].item())
+    return _out_of_range(spec.column(axis, place), low, high, columns[first].item())
 
 
 @lru_cache
@@ -274,7 +274,7 @@ def _limits(spec: TensorSpec, axis: int) -> tuple[Array, Array, Array]:
     return table[:, 0], table[:, 1], table[:, 2]
 
 
-def _told(name: str, low: int, high: int, value: float) -> str:
+def _out_of_range(name: str, low: int, high: int, value: float) -> str:
     return f"{name} must hold values from {low} to {high}, got {value}."
 
 

@@ -12,7 +12,7 @@ from marship.contract import Array, Arrays, Contract, TensorSpec
 from marship.errors import InvalidInputError, MarshipError, ModelError, bare
 from marship.serving.formats.tensors import conform, outside
 
-Run = Callable[[Arrays], Arrays]
+RunModel = Callable[[Arrays], Arrays]
 Parts = list[Arrays | MarshipError]
 """What one request asks, or is answered, where it is several things."""
 Sizes = dict[str, int]
@@ -123,7 +123,7 @@ class Batcher:
     """
 
     contract: Contract
-    run: Run
+    run: RunModel
     allow_non_finite: bool = False
     joins: bool = True
     on_mixed: Callable[[str], None] | None = None

@@ -56,7 +56,7 @@ Buffer = npt.NDArray[np.uint8]
 
 
 @dataclass(frozen=True, slots=True)
-class Header:
+class SealHeader:
     """What stands before the chunks; the fields are the module docstring's, in their order."""
 
     chunk_bytes: int
@@ -68,7 +68,7 @@ class Header:
     wrapped: bytes
 
     @classmethod
-    def parse(cls, data: bytes, path: str) -> "Header":
+    def parse(cls, data: bytes, path: str) -> "SealHeader":
         """Read it; nothing in it is proven before `unwrap`.
 
         Raises:
@@ -138,7 +138,7 @@ def cipher(key: bytes) -> "AESGCM":
     return AESGCM(key)
 
 
-def unwrap(header: Header, key: bytes, bound: bytes, path: str) -> bytes:
+def unwrap(header: SealHeader, key: bytes, bound: bytes, path: str) -> bytes:
     """The data key; with it the header is proven.
 
     Raises:
@@ -176,7 +176,7 @@ def decrypt(file: BinaryIO, data_key: bytes, bound: bytes, path: str) -> Buffer:
         SealError: A byte was altered, dropped, moved or added.
     """
     file.seek(0)
-    header = Header.parse(file.read(HEADER_BYTES), path)
+    header = SealHeader.parse(file.read(HEADER_BYTES), path)
     aead = cipher(data_key)
     from cryptography.exceptions import InvalidTag
 
@@ -192,10 +192,10 @@ def decrypt(file: BinaryIO, data_key: bytes, bound: bytes, path: str) -> Buffer:
     bound = header.fixed + bound
     done = 0
     for index, (size, nonce) in enumerate(header.chunks()):
-        piece = sealed[: size + TAG_BYTES]
+        chunk = sealed[: size + TAG_BYTES]
         try:
-            file.readinto(piece)  # type: ignore[attr-defined]  # typeshed's BinaryIO lacks it
-            aead.decrypt_into(nonce, piece, bound, window[done : done + size])
+            file.readinto(chunk)  # type: ignore[attr-defined]  # typeshed's BinaryIO lacks it
+            aead.decrypt_into(nonce, chunk, bound, window[done : done + size])
         except InvalidTag:
             raise SealError(
                 f"{path} must be as it was sealed, got another chunk {index}. {_AGAIN}"
@@ -236,7 +236,7 @@ class Opener:
         path = f"{name}{SUFFIX}"
         try:
             with (self._folder / path).open("rb") as file:
-                header = Header.parse(file.read(HEADER_BYTES), path)
+                header = SealHeader.parse(file.read(HEADER_BYTES), path)
                 self._check_sealing(header.sealing, path)
                 bound = binding(self._model, self._version, path)
                 if path not in self._data_keys:

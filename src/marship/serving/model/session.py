@@ -242,7 +242,7 @@ class Session:
                 if not agree(outputs, case.outputs, tolerance):
                     absolute, relative = largest_difference(outputs, case.outputs)
                     raise LoadError(
-                        f"golden case {index} must be answered within {tolerance}, got a "
+                        f"golden case {index} must agree within {tolerance}, got a "
                         f"difference of {absolute:g} ({relative:g} relative). This host computes "
                         "another answer than the model that was trained: package a float32 "
                         "variant, or on this hardware."

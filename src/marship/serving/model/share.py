@@ -64,7 +64,7 @@ class Share:
 
     def _renew(self, settings: SessionSettings) -> None:
         try:
-            with self._siblings.turn():
+            with self._siblings.one_at_a_time():
                 done = self._session.renew(settings)
         except MarshipError as error:  # the first session goes on
             self._is_refused = True

@@ -16,7 +16,7 @@ from pathlib import Path
 logger = logging.getLogger(__name__)
 
 FOLDER = ".marship-workers"
-TURN_FILE = ".marship-workers.lock"
+LOCK_FILE = ".marship-workers.lock"
 
 
 class Siblings:
@@ -27,7 +27,7 @@ class Siblings:
     """
 
     def __init__(self, folder: Path) -> None:
-        self._folder, self._turn = folder / FOLDER, folder / TURN_FILE
+        self._folder, self._lock = folder / FOLDER, folder / LOCK_FILE
         self._own: int | None = None  # the descriptor that holds this worker's lock
 
     def join(self) -> None:
@@ -58,13 +58,13 @@ class Siblings:
             return sum(_is_held(path) for path in sorted(self._folder.iterdir()))
 
     @contextmanager
-    def turn(self) -> Iterator[None]:
+    def one_at_a_time(self) -> Iterator[None]:
         """Wait until no other worker is in its turn: one at a time does what takes memory.
 
         Raises:
             OSError: The folder is gone.
         """
-        with self._turn.open("ab") as file:
+        with self._lock.open("ab") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
             yield
 

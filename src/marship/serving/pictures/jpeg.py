@@ -38,7 +38,7 @@ _HARMLESS = re.compile(r"extraneous bytes before marker 0xd9")  # all blocks wer
 
 
 @dataclass(frozen=True, slots=True)
-class Header:
+class JpegHeader:
     """What stands before the first scan.
 
     Attributes:
@@ -54,7 +54,7 @@ class Header:
     end: int
 
 
-def read_header(data: bytes) -> Header:
+def read_header(data: bytes) -> JpegHeader:
     """Read the markers before the first scan.
 
     Raises:
@@ -76,7 +76,7 @@ def read_header(data: bytes) -> Header:
         elif marker == _APP1 and data.startswith(EXIF, place):
             turned = orientation(data[place:stop])
         elif marker == _START_OF_SCAN and size is not None:
-            return Header(*size, turned, stop)
+            return JpegHeader(*size, turned, stop)
         place = stop
     raise _damaged(f"no picture within {MOST_SEGMENTS} segments")
 
@@ -109,7 +109,7 @@ def _frame_size(frame: bytes) -> tuple[int, int]:
     return width, height
 
 
-def _check_scans(data: bytes, header: Header) -> None:
+def _check_scans(data: bytes, header: JpegHeader) -> None:
     """Refuse what cannot be whole, and what would take long, before it costs anything."""
     pixels = header.width * header.height
     most = min(MOST_SCANS, MOST_SCANNED_PIXELS // pixels)
@@ -159,7 +159,7 @@ def orientation(exif: bytes) -> int:
     return 1
 
 
-def decode(data: bytes, header: Header, shortest: int | None) -> Array:
+def decode(data: bytes, header: JpegHeader, shortest: int | None) -> Array:
     """The pixels as stored: uint8, shape (height, width, 3), RGB.
 
     Where both sides stay at least `shortest`, the picture is decoded at 1/2, 1/4 or 1/8 of its
@@ -182,7 +182,7 @@ def decode(data: bytes, header: Header, shortest: int | None) -> Array:
         raise _damaged(str(error)) from error
 
 
-def _decompress(data: bytes, header: Header, scale: int, *, strict: bool = True) -> Array:
+def _decompress(data: bytes, header: JpegHeader, scale: int, *, strict: bool = True) -> Array:
     import simplejpeg
 
     least = {}

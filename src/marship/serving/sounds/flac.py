@@ -12,7 +12,7 @@ _FRAMES_BITS = 36
 
 
 @dataclass(frozen=True, slots=True)
-class Header:
+class FlacHeader:
     """What stands in the STREAMINFO.
 
     Attributes:
@@ -26,7 +26,7 @@ class Header:
     frames: int
 
 
-def read_header(data: bytes) -> Header:
+def read_header(data: bytes) -> FlacHeader:
     """Read the STREAMINFO.
 
     Raises:
@@ -39,7 +39,7 @@ def read_header(data: bytes) -> Header:
     bits = (fields >> 36 & 0x1F) + 1
     if bits not in BITS:
         raise UnsupportedMediaError(f"a FLAC must have 8, 16 or 24 bits a sample, got {bits}.")
-    return Header(
+    return FlacHeader(
         rate=fields >> 44,
         channels=(fields >> 41 & 7) + 1,
         frames=fields & (1 << _FRAMES_BITS) - 1,

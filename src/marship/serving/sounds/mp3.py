@@ -201,10 +201,10 @@ def _check_rest(data: bytes, place: int, first: Frame) -> None:
 
 def _counted(data: bytes, first: Frame, count: int) -> bytes:
     """The frames, the first of which is a tag that tells how many the others are."""
-    told = _told(data, first)
-    if told is None:
+    delay = _encoder_delay(data, first)
+    if delay is None:
         return _tag(data[:4], first, count) + data
-    frames, size = told
+    frames, size = delay
     count -= 1
     if frames > count + 1:  # some writers count the tag too
         raise _damaged(f"{count} of {frames} frames")
@@ -213,7 +213,7 @@ def _counted(data: bytes, first: Frame, count: int) -> bytes:
     return _tag(data[:4], first, count) + data[first.size_bytes :]
 
 
-def _told(data: bytes, first: Frame) -> tuple[int, int] | None:
+def _encoder_delay(data: bytes, first: Frame) -> tuple[int, int] | None:
     """How many frames and bytes the tag in the first frame tells of; 0 for what it leaves out."""
     place = 4 + first.side_bytes
     if data[place : place + 4] not in (b"Xing", b"Info") or first.size_bytes < place + 16:

@@ -52,7 +52,7 @@ def cut(samples: Array, rate: int, longest_s: float) -> list[tuple[int, int]]:
     levels = _levels(samples, frame)
     spans = _spans(levels)
     most = int(longest_s * rate) // frame
-    pieces = _pieces(spans, levels, max(1, most))
+    pieces = _splits(spans, levels, max(1, most))
     return [(start * frame, min(stop * frame, len(samples))) for start, stop in pieces]
 
 
@@ -95,7 +95,7 @@ def _threshold(levels: Array) -> float | None:
     return max(LOWEST_DB, min(noise + ABOVE_NOISE_DB, loudest - BELOW_VOICE_DB))
 
 
-def _pieces(spans: list[tuple[int, int]], levels: Array, most: int) -> Iterator[tuple[int, int]]:
+def _splits(spans: list[tuple[int, int]], levels: Array, most: int) -> Iterator[tuple[int, int]]:
     """Join spans to chunks of at most so many frames, and cut what is longer."""
     if not spans:
         return

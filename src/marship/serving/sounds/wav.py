@@ -25,7 +25,7 @@ _MEDIA_TYPE = bytes.fromhex("0000 0000 1000 8000 00aa 0038 9b71")  # the rest of
 
 
 @dataclass(frozen=True, slots=True)
-class Header:
+class WavHeader:
     """What stands before the samples.
 
     Attributes:
@@ -58,7 +58,7 @@ def is_wav(data: bytes) -> bool:
     return data[:4] == b"RIFF" and data[8:12] == b"WAVE"
 
 
-def read_header(data: bytes) -> Header:
+def read_header(data: bytes) -> WavHeader:
     """Read the chunks up to the samples.
 
     Raises:
@@ -77,7 +77,7 @@ def read_header(data: bytes) -> Header:
     raise MalformedError("a WAV must be whole, got one without samples.")
 
 
-def _header(form: bytes, start: int, stop: int) -> Header:
+def _header(form: bytes, start: int, stop: int) -> WavHeader:
     try:
         tag, channels, rate, _, frame_bytes, bits = _FORMAT.unpack_from(form)
     except struct.error as error:
@@ -95,7 +95,7 @@ def _header(form: bytes, start: int, stop: int) -> Header:
             f"a WAV's frame must be its channels' samples, got {channels} channels of {bits} bits "
             f"in {frame_bytes} bytes."
         )
-    return Header((tag, bits), rate, channels, start, stop)
+    return WavHeader((tag, bits), rate, channels, start, stop)
 
 
 def _end(data: bytes, start: int, size: int) -> int:
@@ -125,7 +125,7 @@ def _are_chunks(data: bytes, place: int) -> bool:
     return place <= len(data) + 1  # the last one's padding may be missing
 
 
-def blocks(data: bytes, header: Header, frames: int) -> Iterator[Array]:
+def blocks(data: bytes, header: WavHeader, frames: int) -> Iterator[Array]:
     """The samples, so many frames at a time: float32, shape (frames, channels)."""
     read, size = _READERS[header.codec], header.frame_bytes
     stop = header.start + header.frames * size

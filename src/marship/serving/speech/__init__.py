@@ -18,7 +18,7 @@ from marship.serving.model import heap
 from marship.serving.sounds import silence
 from marship.serving.speech.segment import Segment
 
-MOST_PIECES = 2
+MOST_CHUNKS = 2
 """Chunks in one call of the model. Each further one of Whisper tiny takes 200 MB, whatever its
 length; two took 17 % less time a chunk than one by one, four 27 %, on one thread."""
 
@@ -69,18 +69,18 @@ def reader(about: Mapping[str, Any], folder: Path) -> Reader:
 
 
 @dataclass(frozen=True, slots=True)
-class Form:
+class AudioFormat:
     """How the model takes sound.
 
     Attributes:
         contract: Its inputs: the samples, and perhaps their number.
         rate: Samples of a second.
-        piece_s: The longest chunk.
+        chunk_s: The longest chunk.
     """
 
     contract: Contract
     rate: int
-    piece_s: float
+    chunk_s: float
 
     def __post_init__(self) -> None:
         """Raises: LoadError: The model takes something else."""
@@ -123,31 +123,31 @@ class Recording:
     error: MarshipError | None = None
     was_opened: bool = False
     _samples: Array | None = None
-    _pieces: deque[tuple[int, int]] = field(default_factory=deque)
+    _chunks: deque[tuple[int, int]] = field(default_factory=deque)
     _rate: int = 1
-    _told: int = 0
+    _sent_count: int = 0
 
     @property
     def is_done(self) -> bool:
         """Whether its transcription is complete, or failed."""
-        return self.was_opened and not self._pieces
+        return self.was_opened and not self._chunks
 
     @property
-    def held_s(self) -> float:
+    def decoded_s(self) -> float:
         """Seconds of sound that lie decoded in memory."""
         return 0.0 if self._samples is None else len(self._samples) / self._rate
 
     @property
     def left(self) -> int:
         """Samples that are not transcribed yet."""
-        return sum(stop - start for start, stop in self._pieces)
+        return sum(stop - start for start, stop in self._chunks)
 
-    def open(self, form: Form, longest_s: float) -> None:
+    def open(self, form: AudioFormat, longest_s: float) -> None:
         """Decode it, and cut it into chunks that hold sound."""
         body, self.body, self.was_opened = self.body, None, True
         try:
             sound = sounds.decode(bytes(body or b""), form.rate, longest_s)
-            pieces = list(silence.cut(sound.samples, form.rate, form.piece_s))
+            pieces = list(silence.cut(sound.samples, form.rate, form.chunk_s))
         except RequestError as error:
             self.fail(error)
             return
@@ -156,18 +156,18 @@ class Recording:
             return
         self.facts = dict(sound.facts)
         self._samples, self._rate = sound.samples, form.rate
-        self._pieces.extend(pieces)
+        self._chunks.extend(pieces)
         self._release()
 
     def pieces(self) -> Iterator[Array]:
         """The samples of each chunk that is not transcribed yet."""
         if self._samples is not None:
-            for start, stop in self._pieces:
+            for start, stop in self._chunks:
                 yield self._samples[start:stop]
 
     def hear(self, outputs: Arrays, voice: Reader) -> None:
         """Add the transcript of the next chunk, from the model's outputs."""
-        start, stop = self._pieces.popleft()
+        start, stop = self._chunks.popleft()
         segments = voice.read(outputs, (stop - start) / self._rate)
         self.segments += [segment.moved(start / self._rate) for segment in segments]
         self._release()
@@ -175,13 +175,13 @@ class Recording:
     def fail(self, error: MarshipError) -> None:
         """Give it up."""
         self.error, self.was_opened, self.body = bare(error), True, None
-        self._pieces.clear()
+        self._chunks.clear()
         self._release()
 
     def news(self) -> list[Segment]:
         """The segments since this was last asked."""
-        fresh = self.segments[self._told :]
-        self._told = len(self.segments)
+        fresh = self.segments[self._sent_count :]
+        self._sent_count = len(self.segments)
         return fresh
 
     def answer(self) -> dict[str, object]:
@@ -200,9 +200,9 @@ class Recording:
         }
 
     def _release(self) -> None:
-        if self._samples is None or self._pieces:
+        if self._samples is None or self._chunks:
             return
-        large = self.held_s > LARGE_S
+        large = self.decoded_s > LARGE_S
         self._samples = None
         if large:
             heap.release_freed()
@@ -220,7 +220,9 @@ class Queue:
         longest_s: The longest recording.
     """
 
-    def __init__(self, recordings: Sequence[Recording], form: Form, longest_s: float) -> None:
+    def __init__(
+        self, recordings: Sequence[Recording], form: AudioFormat, longest_s: float
+    ) -> None:
         self._form, self._longest_s = form, longest_s
         self._waiting = deque(sorted(recordings, key=lambda recording: len(recording.body or b"")))
         self._open: list[Recording] = []
@@ -228,7 +230,7 @@ class Queue:
     def open_some(self) -> None:
         """Decode as many recordings as there is room for."""
         self._open = [recording for recording in self._open if not recording.is_done]
-        while self._waiting and sum(r.held_s for r in self._open) < MOST_OPEN_S:
+        while self._waiting and sum(r.decoded_s for r in self._open) < MOST_OPEN_S:
             recording = self._waiting.popleft()
             if recording.was_opened:
                 continue  # it was given up
@@ -242,7 +244,7 @@ class Queue:
         for recording in sorted(self._open, key=lambda recording: recording.left):
             for samples in recording.pieces():
                 sizes = [len(samples), *(len(other) for _, other in chosen)]
-                if len(sizes) > MOST_PIECES or max(sizes) > MOST_STRETCH * min(sizes):
+                if len(sizes) > MOST_CHUNKS or max(sizes) > MOST_STRETCH * min(sizes):
                     break
                 chosen.append((recording, samples))
         turn = []
@@ -255,7 +257,7 @@ class Queue:
 
 
 @dataclass(slots=True)
-class Task:
+class TranscriptionRequest:
     """One request: its recordings, and how they are answered.
 
     Attributes:
@@ -313,7 +315,7 @@ class Deadline:
 
     def __init__(self, timeout_s: float | None) -> None:
         self._limit_s = math.inf if timeout_s is None else TIMEOUT_SHARE * timeout_s
-        self._said = self._last = time.monotonic()
+        self._last_message = self._last = time.monotonic()
         self._longest_s = 0.0
 
     def lap(self, *, says: bool) -> bool:
@@ -326,5 +328,9 @@ class Deadline:
         self._longest_s = max(self._longest_s, now - self._last)
         self._last = now
         if says:
-            self._said = now
-        return now - self._said + self._longest_s > self._limit_s
+            self._last_message = now
+        return now - self._last_message + self._longest_s > self._limit_s
+
+
+# the names that handlers written for earlier versions import
+Form, Task = AudioFormat, TranscriptionRequest

@@ -81,20 +81,20 @@ class _Anything(Lexicon):
         return place == self.START
 
 
-class _Beginning:
+class _Prefix:
     """What may have been said so far: a node in the tree of all that is followed."""
 
     __slots__ = ("_longer", "before", "place", "symbol")
 
-    def __init__(self, before: "_Beginning | None", symbol: int, place: int) -> None:
+    def __init__(self, before: "_Prefix | None", symbol: int, place: int) -> None:
         self.before, self.symbol, self.place = before, symbol, place
-        self._longer: dict[int, _Beginning] = {}
+        self._longer: dict[int, _Prefix] = {}
 
-    def longer(self, symbol: int, place: int) -> "_Beginning":
+    def longer(self, symbol: int, place: int) -> "_Prefix":
         """With one symbol more, at that place of the lexicon."""
         found = self._longer.get(symbol)
         if found is None:
-            found = self._longer[symbol] = _Beginning(self, symbol, place)
+            found = self._longer[symbol] = _Prefix(self, symbol, place)
         return found
 
     def symbols(self) -> Symbols:
@@ -119,9 +119,9 @@ def beam(log_probs: Array, lexicon: Lexicon | None = None, width: int = WIDTH) -
     """
     words = lexicon or _Anything(log_probs.shape[1])
     # of each beginning, the probability of all paths that end in a blank, and of all others
-    kept = {_Beginning(None, BLANK, words.START): [1.0, 0.0]}
+    kept = {_Prefix(None, BLANK, words.START): [1.0, 0.0]}
     for blank, symbols in _moments(log_probs):
-        found: dict[_Beginning, list[float]] = {}
+        found: dict[_Prefix, list[float]] = {}
         for text, (silent, spoken) in kept.items():
             total = silent + spoken
             same = found.setdefault(text, [0.0, 0.0])
@@ -153,14 +153,14 @@ def _moments(log_probs: Array) -> Iterator[tuple[float, dict[int, float]]]:
         was_silent = not symbols
 
 
-def _likeliest(found: dict[_Beginning, list[float]], width: int) -> dict[_Beginning, list[float]]:
+def _likeliest(found: dict[_Prefix, list[float]], width: int) -> dict[_Prefix, list[float]]:
     """Keep the `width` best hypotheses, renormalized against underflow."""
     best = sorted(found.items(), key=lambda item: -sum(item[1]))[:width]
     most = sum(best[0][1])
     return {text: [silent / most, spoken / most] for text, (silent, spoken) in best if most}
 
 
-def _whole(texts: Sequence[_Beginning], words: Lexicon) -> Symbols:
+def _whole(texts: Sequence[_Prefix], words: Lexicon) -> Symbols:
     """The first text that ends with a whole word; else the first, without what it began."""
     for text in texts:
         if words.is_whole(text.place):

@@ -56,10 +56,10 @@ class WhisperReader:
         count = int(ends[0]) if ends.size else without_loop(tokens)
         if is_silence(float(outputs["no_speech"][0]), log_probs[: count + 1]):
             return []
-        pieces = [self._bytes[token] for token in tokens[:count]]
+        words = [self._bytes[token] for token in tokens[:count]]
         segments = [
-            _segment(pieces[span], log_probs[span], times[span], seconds)
-            for span in sentences(pieces)
+            _segment(words[span], log_probs[span], times[span], seconds)
+            for span in sentences(words)
         ]
         return [segment for segment in segments if segment.text]
 
@@ -84,13 +84,13 @@ def without_loop(tokens: Array) -> int:
     return total
 
 
-def sentences(pieces: Sequence[bytes]) -> Iterator[slice]:
+def sentences(words: Sequence[bytes]) -> Iterator[slice]:
     """Where each sentence lies in the tokens: a dot within a number or a title ends none."""
     start, word = 0, b""
-    for place, piece in enumerate(pieces, 1):
-        word = piece if piece.startswith(b" ") else word + piece
+    for place, token_text in enumerate(words, 1):
+        word = token_text if token_text.startswith(b" ") else word + token_text
         text = word.decode(errors="replace").strip()
-        follows = pieces[place : place + 1]
+        follows = words[place : place + 1]
         if (
             text.endswith(SENTENCE_ENDS)
             and text not in NO_ENDS
@@ -98,20 +98,20 @@ def sentences(pieces: Sequence[bytes]) -> Iterator[slice]:
         ):
             yield slice(start, place)
             start = place
-    if start < len(pieces):
-        yield slice(start, len(pieces))
+    if start < len(words):
+        yield slice(start, len(words))
 
 
-def _segment(pieces: Sequence[bytes], log_probs: Array, times: Array, seconds: float) -> Segment:
+def _segment(words: Sequence[bytes], log_probs: Array, times: Array, seconds: float) -> Segment:
     """A sentence; its first and last tokens that are no punctuation tell when it was said."""
-    spoken = [place for place, piece in enumerate(pieces) if _is_spoken(piece)] or [0]
+    spoken = [place for place, token_text in enumerate(words) if _is_spoken(token_text)] or [0]
     start, end = float(times[spoken[0]]) - BEFORE_S, float(times[spoken[-1]]) + AFTER_S
     start = min(max(start, 0.0), seconds)
     end = min(max(end, start), seconds)
     confidence = math.exp(min(0.0, float(log_probs.mean())))
-    return Segment(start, end, b"".join(pieces).decode(errors="replace").strip(), confidence)
+    return Segment(start, end, b"".join(words).decode(errors="replace").strip(), confidence)
 
 
-def _is_spoken(piece: bytes) -> bool:
+def _is_spoken(token_text: bytes) -> bool:
     """Whether there is a letter or digit in it; parts of characters beyond ASCII count as such."""
-    return not piece.isascii() or any(chr(byte).isalnum() for byte in piece)
+    return not token_text.isascii() or any(chr(byte).isalnum() for byte in token_text)

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from marship.client.clients import ModelStatus, Worker
-from marship.engines.torchserve.draining import _Effort
+from marship.engines.torchserve.draining import _CpuUse
 
 SLEEPS = "input()"
 COUNTS = "print(flush=True)\nwhile True: pass"
@@ -31,7 +31,7 @@ def process(code: str) -> Iterator[subprocess.Popen[str]]:
             started.kill()
 
 
-def settled(effort: _Effort, pid: int) -> bool:
+def settled(effort: _CpuUse, pid: int) -> bool:
     """Whether the process is seen idle within a minute, over intervals of half a second."""
     end = time.monotonic() + 60
     while time.monotonic() < end:
@@ -43,7 +43,7 @@ def settled(effort: _Effort, pid: int) -> bool:
 
 def test_an_idle_process_is_seen() -> None:
     """It is at work while Python starts, and then never again."""
-    effort = _Effort(is_local=True)
+    effort = _CpuUse(is_local=True)
     with process(SLEEPS) as idle:
         assert settled(effort, idle.pid)
         time.sleep(0.5)
@@ -52,7 +52,7 @@ def test_an_idle_process_is_seen() -> None:
 
 def test_a_process_at_work_is_seen() -> None:
     """It counts, and gets its share of the processors even on a busy machine."""
-    effort = _Effort(is_local=True)
+    effort = _CpuUse(is_local=True)
     with process(COUNTS) as busy:
         assert busy.stdout is not None
         busy.stdout.readline()
@@ -63,8 +63,8 @@ def test_a_process_at_work_is_seen() -> None:
 
 def test_processes_that_ended_or_run_elsewhere_do_nothing() -> None:
     """A worker that died, and a server whose process numbers mean nothing here."""
-    assert not _Effort(is_local=True).is_spent(status(2**22 + 1))
+    assert not _CpuUse(is_local=True).is_spent(status(2**22 + 1))
     with process(COUNTS) as busy:
         assert busy.stdout is not None
         busy.stdout.readline()
-        assert not _Effort(is_local=False).is_spent(status(busy.pid))
+        assert not _CpuUse(is_local=False).is_spent(status(busy.pid))

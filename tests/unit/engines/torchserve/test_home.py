@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from marship.engines.torchserve.home import Home, ServerRecord, default_home
-from marship.engines.torchserve.processes import began, boot_id
+from marship.engines.torchserve.processes import boot_id, start_time
 from marship.errors import NotRunningError, ServerError, UsageError
 from namespaces import run_apart
 
@@ -22,7 +22,7 @@ def record(pid: int, created: float, boot: str = "") -> ServerRecord:
 def test_a_process_with_the_same_number_is_not_the_server(tmp_path: Path) -> None:
     """Numbers are used again: the time of birth decides, and the machine's own."""
     home = Home(tmp_path)
-    born = began(os.getpid())
+    born = start_time(os.getpid())
     home.write_record(record(os.getpid(), born))
     assert home.running() == record(os.getpid(), born)
     home.write_record(record(os.getpid(), born - 60))
@@ -35,7 +35,7 @@ def test_a_process_that_ended_is_not_running(tmp_path: Path) -> None:
     """Neither while it is a zombie nor after."""
     home = Home(tmp_path)
     process = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
-    home.write_record(record(process.pid, began(process.pid)))
+    home.write_record(record(process.pid, start_time(process.pid)))
     assert home.running()
     process.kill()
     os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)  # ended, and not reaped
@@ -55,7 +55,7 @@ print(psutil.boot_time(), Home(Path(sys.argv[1])).running() is not None)' "$1"
 
 def test_a_clock_that_was_set_hides_no_server(tmp_path: Path) -> None:
     """The kernel tells another time of its own start then, and so of every process's."""
-    Home(tmp_path).write_record(record(os.getpid(), began(os.getpid())))
+    Home(tmp_path).write_record(record(os.getpid(), start_time(os.getpid())))
     done = run_apart(LATER, sys.executable, tmp_path)
     assert done.stdout.split() == ["1.0", "True"], done.stderr
 

@@ -11,12 +11,12 @@ from marship.engines.torchserve import models
 from marship.engines.torchserve.access import Access
 from marship.engines.torchserve.home import Home
 from marship.errors import MarshipError, ServerError
-from marship.exchange.calls import Answer, Call, Flow, Pause, Step, Work
+from marship.exchange.calls import Call, Flow, HttpResponse, Pause, Step, Work
 from marship.trust import vault
 from marship.trust.signature import sign
 from signed import make_key, trusting, write
 
-NO_MODEL = Answer(404, {}, b'{"code": 404, "type": "ModelNotFoundException", "message": "m"}')
+NO_MODEL = HttpResponse(404, {}, b'{"code": 404, "type": "ModelNotFoundException", "message": "m"}')
 
 
 @pytest.fixture
@@ -76,7 +76,7 @@ def test_each_registration_of_a_file_has_a_copy_of_its_own(home: Home) -> None:
         assert isinstance(second.at, Pause)
         second.go_on()
     assert (home.verified / "lin.mar").is_file()
-    first.go_on(Answer(200, {}, b"{}"))
+    first.go_on(HttpResponse(200, {}, b"{}"))
     assert not (home.verified / "lin.mar").exists()
     second.go_to_post()
     assert (home.verified / "lin.mar").is_file()
@@ -92,7 +92,7 @@ def test_nobody_waits_while_an_archive_is_verified(home: Home) -> None:
     while not (isinstance(quick.at, Call) and quick.at.method == "POST"):
         assert not isinstance(quick.at, Pause)
         quick.go_on(NO_MODEL)
-    quick.go_on(Answer(200, {}, b"{}"))
+    quick.go_on(HttpResponse(200, {}, b"{}"))
     slow.go_to_post()
     assert (home.verified / "lin.mar").is_file()
     for one in (slow, quick):
@@ -120,7 +120,7 @@ def test_what_another_client_registered_meanwhile_stays(home: Home) -> None:
     late = Registering(home)
     late.go_to_post()
     said = b'{"code": 409, "type": "ConflictStatusException", "message": "it is registered."}'
-    late.go_on(Answer(409, {}, said))
+    late.go_on(HttpResponse(409, {}, said))
     assert isinstance(late.at, Call)
     assert (late.at.method, late.at.path) == ("GET", "/models/lin/all")
     with pytest.raises(ServerError, match="it is registered"):

@@ -84,7 +84,7 @@ def begin(tmp_path: Path) -> Iterator[Begin]:
         home.write_record(
             ServerRecord(
                 pid=process.pid,
-                created=processes.began(process.pid),
+                created=processes.start_time(process.pid),
                 boot=processes.boot_id(),
                 inference_url=url,
                 management_url=url,
@@ -209,7 +209,7 @@ def test_a_name_with_two_addresses(begin: Begin) -> None:
 
 def test_a_listener_that_was_closed_is_not_remembered(begin: Begin) -> None:
     """Its process lives on, and another one has the port; then it listens there again."""
-    group = processes.Group(os.getpid(), processes.began(os.getpid()), processes.boot_id())
+    group = processes.Group(os.getpid(), processes.start_time(os.getpid()), processes.boot_id())
     for _ in range(2):
         with (
             socket.create_server(("127.0.0.1", 0)) as listener,

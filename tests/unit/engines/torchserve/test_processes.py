@@ -7,7 +7,7 @@ import time
 
 import psutil
 
-from marship.engines.torchserve.processes import Group, began, boot_id
+from marship.engines.torchserve.processes import Group, boot_id, start_time
 
 FAMILY = """
 import signal, subprocess, sys, time
@@ -28,7 +28,7 @@ def family(mood: str) -> tuple[subprocess.Popen[str], Group]:
     )
     assert leader.stdout is not None
     assert leader.stdout.readline() == "\n"
-    return leader, Group(leader.pid, began(leader.pid), boot_id())
+    return leader, Group(leader.pid, start_time(leader.pid), boot_id())
 
 
 def running(group: Group) -> list[psutil.Process]:
@@ -53,9 +53,9 @@ def test_who_ignores_the_signal_is_killed() -> None:
     """After the grace, and no earlier."""
     leader, group = family("deaf")
     time.sleep(0.2)  # its handler is set after its child has spoken
-    began = time.monotonic()
+    start_time = time.monotonic()
     group.end(grace_s=0.5)
-    assert time.monotonic() - began >= 0.5
+    assert time.monotonic() - start_time >= 0.5
     assert not running(group)
     leader.communicate(timeout=5)
 

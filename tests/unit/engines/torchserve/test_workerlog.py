@@ -9,10 +9,10 @@ from marship.engines.engine import Wait
 from marship.engines.torchserve import workerlog
 from marship.engines.torchserve.access import Access
 from marship.engines.torchserve.home import Home
-from marship.engines.torchserve.status import Watch
+from marship.engines.torchserve.status import ReadinessWatch
 from marship.engines.torchserve.workerlog import WorkerLog
 from marship.errors import LoadError
-from marship.exchange.calls import Answer, Pause
+from marship.exchange.calls import HttpResponse, Pause
 
 CHAINED = """\
 Backend worker process died.
@@ -49,7 +49,7 @@ model_name: x, batchSize: 1
 Fatal Python error: Segmentation fault
 Current thread 0x1 (most recent call first):"""
 
-STARTING = Answer(
+STARTING = HttpResponse(
     200,
     {"content-type": "application/json"},
     json.dumps(
@@ -147,7 +147,7 @@ def test_what_torchserve_lost_is_told_by_the_next_worker(
     home.logs.mkdir()
     log = WorkerLog(home)
     access = Access(tmp_path, {"management": "http://127.0.0.1:1"}, {"management": "token"})
-    flow = Watch(access, "x", "1.0", log, frozenset()).until(1, Wait(timeout_s=60))
+    flow = ReadinessWatch(access, "x", "1.0", log, frozenset()).until(1, Wait(timeout_s=60))
     died = "Load model failed: x, error: Worker died."
     written = {1: f"model_name: x\n{died}", 15: f"{second}\n{died}"}
     step, pauses = next(flow), 0

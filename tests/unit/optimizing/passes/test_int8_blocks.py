@@ -8,7 +8,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from marship.optimizing.passes import int8_blocks
-from marship.optimizing.source import Source
+from marship.optimizing.source import ExportedModel
 from marship.proof import graph, parity
 
 WIDTH = 512
@@ -63,7 +63,7 @@ def looped(tmp_path: Path) -> Path:
 def test_rows_are_answered_as_alone_to_the_bit(looped: Path, tmp_path: Path) -> None:
     """Else rounding to int8 would magnify a last bit from turn to turn, and texts would differ."""
     target = tmp_path / "int8.onnx"
-    int8_blocks.build(Source(looped, graph.contract_of(looped), None), target)
+    int8_blocks.build(ExportedModel(looped, graph.contract_of(looped), None), target)
     (loop,) = (node for node in onnx.load(target).graph.node if node.op_type == "Loop")
     assert "MatMulNBits" in {node.op_type for node in loop.attribute[0].g.node}
     run = parity.runner(target)

@@ -23,7 +23,7 @@ from marship.optimizing.passes.int8_static import CONVOLUTIONAL, Quantizer
 from marship.optimizing.passes.layers import plan
 from marship.optimizing.passes.prepare import prepared
 from marship.optimizing.passes.sensitivity import fewest
-from marship.optimizing.source import Source
+from marship.optimizing.source import ExportedModel
 from marship.optimizing.step import OptimizeSettings, optimize
 
 ZOO = Path(zoo.__file__)
@@ -112,7 +112,7 @@ def test_what_is_left_float_runs_in_float(exported: Path, tmp_path: Path) -> Non
     """ONNX Runtime, which quantizes float layers between int8 ones by itself, leaves these."""
     contract = Contract.from_json((exported / "contract.json").read_bytes())
     with np.load(exported / "calibration.npz") as rows:
-        source = Source(exported / "model.onnx", contract, {"image": rows["image"]})
+        source = ExportedModel(exported / "model.onnx", contract, {"image": rows["image"]})
     with prepared(source, tmp_path) as model:
         found = plan(model, CONVOLUTIONAL)
         quantizer = Quantizer(source, model, tuple(CONVOLUTIONAL))
@@ -172,7 +172,7 @@ def test_a_few_rows_are_too_few(run_dir: Path) -> None:
 def test_only_what_lies_between_products_is_quantized(exported: Path, tmp_path: Path) -> None:
     """Normalising before and the softmax after stay float; a ReLU goes with its layer."""
     contract = Contract.from_json((exported / "contract.json").read_bytes())
-    with prepared(Source(exported / "model.onnx", contract, None), tmp_path) as model:
+    with prepared(ExportedModel(exported / "model.onnx", contract, None), tmp_path) as model:
         found = plan(model, TYPES)
         kinds = {node.name: node.op_type for node in onnx.load(model).graph.node}
     assert [kinds[name] for name in found.outside] == ["Mul"]

@@ -8,7 +8,7 @@ import pytest
 from marship.contract import Contract, TensorSpec
 from marship.errors import InvalidInputError, MalformedError, RequestError, UnsupportedMediaError
 from marship.serving.formats import codec
-from marship.serving.formats.codec import Form
+from marship.serving.formats.codec import BodyFormat
 
 
 def contract(*inputs: TensorSpec, outputs: int = 1) -> Contract:
@@ -26,7 +26,7 @@ OUTPUT = {"out0": np.array([[1.5, 2.0]], np.float32)}
 def test_named_json_comes_and_goes_by_name() -> None:
     """A JSON object of tensors by name is answered by an object of tensors by name."""
     message = codec.decode(b'{"input": [[1, 2.5, 3]]}', "application/json", ONE)
-    assert message.form is Form.NAMED
+    assert message.form is BodyFormat.NAMED
     assert message.inputs["input"].dtype == np.float32
     assert message.inputs["input"].tolist() == [[1.0, 2.5, 3.0]]
     reply = codec.encode(OUTPUT, message, "m", "1")
@@ -36,7 +36,7 @@ def test_named_json_comes_and_goes_by_name() -> None:
 def test_bare_json_comes_and_goes_bare() -> None:
     """A model with one input and one output takes and gives the list itself."""
     message = codec.decode(b"[[1, 2, 3]]", "application/json; charset=utf-8", ONE)
-    assert message.form is Form.BARE
+    assert message.form is BodyFormat.BARE
     assert codec.encode(OUTPUT, message, "m", "1").body == b"[[1.5,2.0]]"
 
 
@@ -245,6 +245,6 @@ def test_values_at_the_edges_of_a_type_are_kept(dtype: str, values: list[float])
 
 def test_npy_of_several_outputs_is_refused() -> None:
     """An npy file holds one array, so a model with two outputs says so."""
-    message = codec.Message({}, Form.NPY)
+    message = codec.Message({}, BodyFormat.NPY)
     with pytest.raises(InvalidInputError, match="one output"):
         codec.encode({"a": np.zeros(1), "b": np.zeros(1)}, message, "m", "1")

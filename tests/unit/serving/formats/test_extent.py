@@ -15,7 +15,7 @@ from marship.engines.torchserve import properties
 from marship.engines.torchserve.config import PACKAGED
 from marship.errors import TooLargeError
 from marship.serving.formats import codec, extent, kserve, tensors
-from marship.serving.formats.codec import Form, Message
+from marship.serving.formats.codec import BodyFormat, Message
 
 DTYPES = [dtype for dtype in kserve.DTYPES.values() if dtype != "str"]
 SHAPES = hnp.array_shapes(min_dims=0, max_dims=3, min_side=0, max_side=5)
@@ -25,9 +25,9 @@ ARRAYS = st.one_of(NUMBERS, TEXTS)
 LIMIT = 1 << 30
 
 
-def size(array: Array, form: Form, *, raw: bool) -> tuple[int, int]:
+def size(array: Array, form: BodyFormat, *, raw: bool) -> tuple[int, int]:
     """The least size that is told of an answer, and its size."""
-    message = Message({}, form, kserve.Wish(all_binary=raw))
+    message = Message({}, form, kserve.OutputRequest(all_binary=raw))
     told = 0
     while True:  # the largest that `check_size` lets pass is the least that it tells
         try:
@@ -40,10 +40,12 @@ def size(array: Array, form: Form, *, raw: bool) -> tuple[int, int]:
 
 
 @settings(max_examples=300, deadline=None)
-@given(array=ARRAYS, form=st.sampled_from(Form), raw=st.booleans())
-def test_no_response_is_smaller_than_the_least_size(array: Array, form: Form, raw: bool) -> None:
+@given(array=ARRAYS, form=st.sampled_from(BodyFormat), raw=st.booleans())
+def test_no_response_is_smaller_than_the_least_size(
+    array: Array, form: BodyFormat, raw: bool
+) -> None:
     """Of any type, shape and form: what is refused by its least size is too large in fact."""
-    if form is Form.NPY and array.dtype.hasobject:
+    if form is BodyFormat.NPY and array.dtype.hasobject:
         return
     told, written = size(array, form, raw=raw)
     assert told <= written
@@ -62,7 +64,7 @@ def test_pieces_are_the_json_of_the_whole(array: Array, piece: int) -> None:
     """Cut anywhere, at any depth, and joined again; one byte less is refused."""
     whole = orjson.dumps(tensors.plain(array), option=orjson.OPT_SERIALIZE_NUMPY)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(tensors, "PIECE_VALUES", piece)
+        patch.setattr(tensors, "CHUNK_VALUES", piece)
         patch.setattr(extent, "most_json_bytes", lambda _: LIMIT)
         assert tensors.dump(array, len(whole)) == whole
         with pytest.raises(TooLargeError, match=f"at most {len(whole) - 1} bytes"):
@@ -83,9 +85,9 @@ def test_writing_ends_with_the_piece_that_is_too_much(monkeypatch: pytest.Monkey
     array = np.full((100, 100_000), -1.2345678901234567e-300)
     limit = array.size * 4 + 1000
     with pytest.raises(TooLargeError):
-        codec.encode({"y": array}, Message({}, Form.BARE), "m", "1", limit)
-    assert max(written) < 24 * 2 * tensors.PIECE_VALUES
-    assert sum(written) < limit + 24 * 2 * tensors.PIECE_VALUES
+        codec.encode({"y": array}, Message({}, BodyFormat.BARE), "m", "1", limit)
+    assert max(written) < 24 * 2 * tensors.CHUNK_VALUES
+    assert sum(written) < limit + 24 * 2 * tensors.CHUNK_VALUES
 
 
 def contract(*outputs: TensorSpec, bounds: Any = None) -> Contract:
@@ -126,8 +128,8 @@ def test_the_limit_as_shipped_is_the_settings() -> None:
 def test_a_kserve_answer_has_the_same_values_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
     """Large data stands in the JSON as it would if written whole."""
     array = np.arange(1000, dtype=np.float32).reshape(10, 100)
-    monkeypatch.setattr(tensors, "PIECE_VALUES", 64)
-    message = Message({}, Form.KSERVE)
+    monkeypatch.setattr(tensors, "CHUNK_VALUES", 64)
+    message = Message({}, BodyFormat.KSERVE)
     whole = codec.encode({"y": array}, message, "m", "1").body
     cut = codec.encode({"y": array}, message, "m", "1", len(whole)).body
     assert json.loads(cut)["outputs"][0]["data"] == list(range(1000))

@@ -95,8 +95,8 @@ def test_outputs_come_back_raw_where_asked(asked: dict[str, Any], is_raw: list[b
 )
 def test_every_type_travels_raw(array: np.ndarray) -> None:
     """What encode writes raw, decode reads back, for every datatype and shape."""
-    wish = kserve.Wish(all_binary=True)
-    body, length = kserve.encode({"x": array}, wish, "m", "1")
+    requested = kserve.OutputRequest(all_binary=True)
+    body, length = kserve.encode({"x": array}, requested, "m", "1")
     assert length is not None
     described = json.loads(body[:length])["outputs"]
     model = contract(TensorSpec("x", array.dtype.name, tuple("abc"[: array.ndim])))

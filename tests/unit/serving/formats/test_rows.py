@@ -65,7 +65,7 @@ def test_scattered_answers_are_those_of_the_codec(name: str, named: bool) -> Non
     counts = [1, 3, 2]
     gathered = rows.Rows(np.empty((6, 3), np.float32), counts, {"batch": 6}, named=named)
     found = [reply.body for reply in rows.scatter({name: OUTPUTS[name]}, gathered)]
-    form = codec.Form.NAMED if named else codec.Form.BARE
+    form = codec.BodyFormat.NAMED if named else codec.BodyFormat.BARE
     parts = np.split(OUTPUTS[name], np.cumsum(counts)[:-1])
     wanted = [codec.encode({name: p}, codec.Message({}, form), "m", "1").body for p in parts]
     assert found == wanted

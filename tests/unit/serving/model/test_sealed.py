@@ -28,7 +28,7 @@ def sealed_bytes(folder: Path, plain: bytes, key: bytes = KEY) -> bytes:
 
 def opened(data: bytes, key: bytes = KEY, bound: bytes = BOUND) -> bytes:
     """The plain bytes."""
-    header = sealed.Header.parse(data[: sealed.HEADER_BYTES], "file.sealed")
+    header = sealed.SealHeader.parse(data[: sealed.HEADER_BYTES], "file.sealed")
     data_key = sealed.unwrap(header, key, bound, "file.sealed")
     return sealed.decrypt(io.BytesIO(data), data_key, bound, "file.sealed").tobytes()
 
@@ -50,7 +50,7 @@ def test_what_is_sealed_opens_as_it_was(folder: Path, plain: bytes) -> None:
     """Of any size, none and whole chunks among them; the form's size is as computed."""
     data = sealed_bytes(folder, plain)
     assert opened(data) == plain
-    assert len(data) == sealed.Header.parse(data, "").file_bytes()
+    assert len(data) == sealed.SealHeader.parse(data, "").file_bytes()
 
 
 def test_the_form_is_the_documented_one(whole: bytes) -> None:
@@ -60,7 +60,7 @@ def test_the_form_is_the_documented_one(whole: bytes) -> None:
     assert int.from_bytes(whole[12:20], "big") == 3 * CHUNK + 5
     assert whole[43:51] == sealed.key_name(KEY)
     assert len(whole) == 111 + 3 * CHUNK + 5 + 4 * 16
-    header = sealed.Header.parse(whole, "")
+    header = sealed.SealHeader.parse(whole, "")
     assert header.pack() == whole[:111]
     assert [nonce[7:].hex() for _, nonce in header.chunks()] == [
         "0000000000",
@@ -120,7 +120,7 @@ def test_chunks_cannot_be_dropped_by_who_alters_the_size(whole: bytes) -> None:
 
 def test_a_beginning_is_not_the_whole_even_with_the_key(whole: bytes) -> None:
     """Where the operator key itself wraps a smaller size, the chunks still refuse."""
-    header = sealed.Header.parse(whole, "")
+    header = sealed.SealHeader.parse(whole, "")
     data_key = sealed.unwrap(header, KEY, BOUND, "")
     shorter = wrapped(replace(header, size_bytes=3 * CHUNK), data_key, KEY, BOUND)
     with pytest.raises(SealError, match="another chunk 0"):

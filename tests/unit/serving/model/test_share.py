@@ -192,7 +192,7 @@ def test_workers_make_their_second_copies_one_at_a_time(
     monkeypatch.setattr(Session, "renew", noted)
     released = threading.Event()
     crew.set(2)
-    with turns.turn():
+    with turns.one_at_a_time():
         thread = threading.Thread(target=crew.wait, args=(MORE_S,))
         thread.start()
         thread.join(0.2)

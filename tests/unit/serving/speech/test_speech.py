@@ -8,7 +8,14 @@ import pytest
 from marship.contract import Arrays, Contract, TensorSpec
 from marship.errors import LoadError, TooLargeError
 from marship.serving import speech
-from marship.serving.speech import Deadline, Form, Queue, Recording, Segment, Task
+from marship.serving.speech import (
+    AudioFormat,
+    Deadline,
+    Queue,
+    Recording,
+    Segment,
+    TranscriptionRequest,
+)
 from whistles import RATE, long_whistle, said, wav, whistle
 
 AUDIO = TensorSpec("audio", "float32", ("batch", "samples"), pad_value=0.0)
@@ -23,10 +30,12 @@ class Echo:
         return [Segment(0.0, seconds, str(outputs["text"]), 0.5)]
 
 
-def form(*inputs: TensorSpec, low: int = 1, piece_s: float = 1.0) -> Form:
+def form(*inputs: TensorSpec, low: int = 1, chunk_s: float = 1.0) -> AudioFormat:
     """How a model takes sound."""
     bounds = {"samples": (low, None)}
-    return Form(Contract(inputs or (AUDIO, LENGTH), (), (), "", 20, "batch", bounds), RATE, piece_s)
+    return AudioFormat(
+        Contract(inputs or (AUDIO, LENGTH), (), (), "", 20, "batch", bounds), RATE, chunk_s
+    )
 
 
 def hear_all(queue: Queue) -> list[list[Recording]]:
@@ -75,7 +84,7 @@ def test_segments_are_moved_to_where_their_piece_lies() -> None:
     assert len(starts) == 3
     assert starts == sorted(starts)
     assert starts == pytest.approx([0.0, 1.6, 3.04], abs=0.25)  # 0.2 s of margin
-    assert recording.held_s == 0
+    assert recording.decoded_s == 0
     assert recording.body is None
 
 
@@ -127,8 +136,8 @@ def test_a_failed_recording_is_heard_no_more() -> None:
     waiting.fail(error)
     heard.fail(error)
     assert hear_all(Queue([waiting, heard], form(), 60)) == []
-    assert heard.held_s == 0
-    task = Task({"x": waiting, "y": heard}, streams=False)
+    assert heard.decoded_s == 0
+    task = TranscriptionRequest({"x": waiting, "y": heard}, streams=False)
     row = {"code": "too_large", "message": "too long"}
     assert task.answer() == {"recordings": [{"name": "x", **row}, {"name": "y", **row}]}
 
@@ -136,14 +145,17 @@ def test_a_failed_recording_is_heard_no_more() -> None:
 def test_news_are_told_once() -> None:
     """With the recording's name where there are several."""
     one, two = Recording(b"", was_opened=True), Recording(b"", was_opened=True)
-    task = Task({"x": one, "y": two}, streams=True)
+    task = TranscriptionRequest({"x": one, "y": two}, streams=True)
     two.segments = [Segment(0, 1, "b", 1.0)]
     assert [news["name"] for news in task.news()] == ["y"]
     one.segments = [Segment(0, 1, "a", 1.0)]
     two.segments.append(Segment(1, 2, "c", 1.0))
     assert [(news["name"], news["text"]) for news in task.news()] == [("x", "a"), ("y", "c")]
     assert task.news() == []
-    assert "name" not in Task({"body": Recording(b"", segments=one.segments)}, True).news()[0]
+    assert (
+        "name"
+        not in TranscriptionRequest({"body": Recording(b"", segments=one.segments)}, True).news()[0]
+    )
 
 
 def test_the_deadline_comes_before_a_turn_that_may_be_too_long(

@@ -85,7 +85,7 @@ class Headers(Mapping[str, str]):
         return bool(self._raw)
 
 
-class Connection:
+class FrontendConnection:
     """A worker's socket with what was read of it and not yet looked at.
 
     Args:
@@ -206,13 +206,13 @@ class Connection:
 
     def _look(self) -> None:
         """Wait for a message: awake at first, if the last one came soon."""
-        began = time.perf_counter()
+        started_at = time.perf_counter()
         limit_s = SPIN_S if self._waited_s < SPIN_S else 0.0
         while not self._readable.poll(0):
-            if time.perf_counter() - began >= limit_s:
+            if time.perf_counter() - started_at >= limit_s:
                 self._readable.poll()
                 break
-        self._waited_s = time.perf_counter() - began
+        self._waited_s = time.perf_counter() - started_at
 
     def _more(self, place: int, size: int) -> tuple[bytearray, int, int]:
         """Read on until `size` bytes from `place` are there; what is before it is done with.

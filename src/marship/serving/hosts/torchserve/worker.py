@@ -8,7 +8,7 @@ from pathlib import Path
 from socket import socket
 from typing import Any
 
-from marship.serving.hosts.torchserve.wire import Connection, Send
+from marship.serving.hosts.torchserve.wire import FrontendConnection, Send
 from marship.serving.message import MAX_FORM_FIELDS, Request
 
 logger = logging.getLogger(__name__)
@@ -36,8 +36,8 @@ def install(
 
     Args:
         answer: Turns a batch into the message that answers it; may send others before that.
-        spins: As `Connection` takes it.
-        max_fields: As `Connection` takes it.
+        spins: As `FrontendConnection` takes it.
+        max_fields: As `FrontendConnection` takes it.
 
     Returns:
         Whether it does; if not, a warning says why and the stock functions stay.
@@ -51,12 +51,12 @@ def install(
     if reason := unknown(version.__version__.strip(), Path(service.__file__).parent):
         logger.warning("TorchServe's own, slower transport is used: %s", reason)
         return False
-    connections: dict[socket, Connection] = {}
+    connections: dict[socket, FrontendConnection] = {}
     stock_predict = service.Service.predict
 
     def retrieve_msg(sock: socket) -> tuple[bytes, Any]:
         connection = connections.get(sock) or connections.setdefault(
-            sock, Connection(sock, spins=spins, max_fields=max_fields)
+            sock, FrontendConnection(sock, spins=spins, max_fields=max_fields)
         )
         command = connection.recv(1)
         if command == PREDICT:

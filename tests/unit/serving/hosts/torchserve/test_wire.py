@@ -11,7 +11,7 @@ from ts.context import Context, RequestProcessor
 from ts.protocol import otf_message_handler as stock
 
 from marship.serving.hosts.torchserve import wire as transport
-from marship.serving.hosts.torchserve.wire import Connection
+from marship.serving.hosts.torchserve.wire import FrontendConnection
 from marship.serving.message import Reply, Request
 
 TEXT = st.text(max_size=30)
@@ -112,7 +112,7 @@ def as_bytes(requests: list[Request]) -> list[tuple[object, ...]]:
     ]
 
 
-def read(connection: Connection) -> list[Request]:
+def read(connection: FrontendConnection) -> list[Request]:
     """The next message of a connection."""
     assert connection.recv(1) == b"I"
     return connection.batch()
@@ -123,14 +123,14 @@ def read(connection: Connection) -> list[Request]:
 def test_it_reads_what_the_stock_reader_reads(requests: Raw, pieces: list[int]) -> None:
     """Whatever the message and however it is split, every part is the same."""
     data = message(requests)
-    found = read(Connection(Socket(data, pieces)))
+    found = read(FrontendConnection(Socket(data, pieces)))
     assert as_bytes(found) == as_bytes(as_stock_reads(data))
 
 
 def test_a_name_that_comes_again_is_kept() -> None:
     """A form with several files of one name loses none; the body is the first of them."""
     files = [("file", "image/png", b"1"), ("k", "", b"3"), ("file", "", b"2"), ("file", "", b"3")]
-    (found,) = read(Connection(Socket(message([(b"id", {}, files)]), [])))
+    (found,) = read(FrontendConnection(Socket(message([(b"id", {}, files)]), [])))
     assert (found.name, found.content_type, found.body) == ("file", "image/png", b"1")
     assert found.fields == {"k": b"3", "file#2": b"2", "file#3": b"3"}
 
@@ -140,7 +140,7 @@ def test_a_name_that_comes_again_is_kept() -> None:
 def test_messages_follow_each_other(first: Raw, second: Raw, pieces: list[int]) -> None:
     """A second message is read rightly, and what was handed out of the first stays as it was."""
     one, two = message(first), message(second)
-    connection = Connection(Socket(one + two, pieces))
+    connection = FrontendConnection(Socket(one + two, pieces))
     held = read(connection)
     assert as_bytes(read(connection)) == as_bytes(as_stock_reads(two))
     assert as_bytes(held) == as_bytes(as_stock_reads(one))
@@ -151,7 +151,7 @@ def test_large_bodies_are_read_in_few_steps() -> None:
     body = bytes(600_000)
     data = message([(b"id", {}, [("body", "", body)])] * 8)
     pieces = [200_000] * 1000
-    found = read(Connection(Socket(data, pieces)))
+    found = read(FrontendConnection(Socket(data, pieces)))
     assert [len(request.body) for request in found] == [600_000] * 8
     assert 1000 - len(pieces) < len(data) / 200_000 + 3 * 8
 
@@ -220,13 +220,13 @@ def test_work_is_linear_in_the_bytes_received(
 ) -> None:
     """In pieces of any size each length is read once, and each byte touched a few times."""
     data = message(LARGE_MESSAGES[kind])
-    whole = Connection(Dripping(data, len(data)), max_fields=5000)
+    whole = FrontendConnection(Dripping(data, len(data)), max_fields=5000)
     whole.recv(1)
     wanted = as_bytes(whole.batch())
     lengths = Lengths()
     monkeypatch.setattr(transport, "bytearray", Watched, raising=False)
     monkeypatch.setattr(Watched, "touched", 0)
-    connection = Connection(Dripping(data, piece), max_fields=5000)
+    connection = FrontendConnection(Dripping(data, piece), max_fields=5000)
     with monkeypatch.context() as counting:
         counting.setattr(transport, "_INT", lengths)
         connection.recv(1)
@@ -244,7 +244,7 @@ def test_fields_beyond_the_limit_are_counted_and_not_kept() -> None:
             ("file", "", bytes(1 << 17))
         ]
         data = message([(b"id", {"h": "v"}, fields), (b"other", {}, [("body", "", b"1")])])
-        found, other = read(Connection(Socket(data, [100] * 50), max_fields=10))
+        found, other = read(FrontendConnection(Socket(data, [100] * 50), max_fields=10))
         assert (found.id, found.headers, found.field_count) == (b"id", {"h": "v"}, count)
         kept = bool(found.body) + len(found.fields)
         assert kept == (count if count <= 10 else 0)
@@ -254,7 +254,7 @@ def test_fields_beyond_the_limit_are_counted_and_not_kept() -> None:
 def test_names_that_collide_count_as_fields() -> None:
     """A form cannot get under the limit by names that are made equal."""
     fields = [(name, "", b"1") for name in ("a", "a", "a#2", "a#2")]
-    (found,) = read(Connection(Socket(message([(b"id", {}, fields)]), []), max_fields=3))
+    (found,) = read(FrontendConnection(Socket(message([(b"id", {}, fields)]), []), max_fields=3))
     assert (found.field_count, found.fields, found.body) == (4, {}, b"")
 
 
@@ -267,7 +267,7 @@ def test_a_connection_that_ends_early_ends_the_worker_quietly(requests: Raw, cut
     with pytest.raises(SystemExit) as stock_exit:
         stock.retrieve_msg(Socket(data, []))
     with pytest.raises(SystemExit) as our_exit:
-        read(Connection(Socket(data, [])))
+        read(FrontendConnection(Socket(data, [])))
     assert our_exit.value.code == stock_exit.value.code == 0
 
 
@@ -360,7 +360,7 @@ def test_it_looks_for_a_message_only_while_they_come_at_once(
         bell = Doorbell([0.0, pause_s, 2 * pause_s, 1.0], theirs)
         monkeypatch.setattr(transport.select, "poll", lambda: bell)
         monkeypatch.setattr(transport.time, "perf_counter", lambda: bell.now_s)
-        connection = Connection(ours, spins=lambda: True)
+        connection = FrontendConnection(ours, spins=lambda: True)
         for _ in range(3):
             assert connection.recv(1) == b"I"
         bell.looks = bell.sleeps = 0

@@ -1,6 +1,6 @@
-"""Waiting for a lock file that another process holds: who that is is told, and time is bounded.
+"""Waiting for a lock file, with a timeout, and reporting which process holds it.
 
-In pauses that the caller makes, so that an event loop goes on meanwhile.
+Waiting yields pauses to the caller, so that an event loop is not blocked.
 """
 
 import fcntl
@@ -17,9 +17,9 @@ from marship import storage
 from marship.errors import ServerError
 from marship.exchange.calls import Pause
 
-TOLD_AFTER_S = 1.0
+REPORT_AFTER_S = 1.0
 _PAUSE_S = 0.05
-_LOCKS = Path("/proc/locks")  # proc(5); Linux alone tells
+_LOCKS = Path("/proc/locks")  # proc(5); Linux only
 _log = logging.getLogger(__name__)
 
 
@@ -31,40 +31,41 @@ def take(
     action: str,
     on_wait: Callable[[str], None] | None = None,
 ) -> Generator[Pause, None, None]:
-    """Take the lock of a file; it is let go when `held` closes, and when the process ends.
+    """Lock a file; it is unlocked when `held` closes, or the process exits.
 
     Args:
-        path: The file. It stays: to remove it would let two processes hold two files.
-        held: Keeps it.
-        timeout_s: How long to wait for who holds it.
-        action: What the holder does, such as "registers an archive".
-        on_wait: Told once, after a while, who is waited for and how long; else the log is.
+        path: The file. It is never removed, or two processes could lock two files.
+        held: Holds the lock.
+        timeout_s: How long to wait for the lock.
+        action: What the holder is doing, such as "registers an archive".
+        on_wait: Called once, after a while, with a message about the holder; without it the
+            message is logged.
 
     Raises:
-        ServerError: The time is over.
+        ServerError: The timeout passed.
         StorageError: The file cannot be written.
     """
     with storage.explained(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         fd = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
     held.callback(os.close, fd)
-    began, is_told = time.monotonic(), False
+    started_at, is_reported = time.monotonic(), False
     while not _is_taken(fd):
-        waited_s = time.monotonic() - began
+        waited_s = time.monotonic() - started_at
         if waited_s >= timeout_s:
             raise ServerError(
                 f"{path} must be free within {timeout_s:g} s, got it held by {holder(path)}, "
                 f"which {action}. Wait for it, or end it if it hangs."
             )
-        if waited_s >= TOLD_AFTER_S and not is_told:
-            is_told = True
-            said = f"waiting up to {timeout_s:g} s for {holder(path)}, which {action}"
-            (on_wait or _log.warning)(said)
+        if waited_s >= REPORT_AFTER_S and not is_reported:
+            is_reported = True
+            message = f"waiting up to {timeout_s:g} s for {holder(path)}, which {action}"
+            (on_wait or _log.warning)(message)
         yield Pause(_PAUSE_S)
 
 
 def holder(path: Path) -> str:
-    """The process that holds a file's lock, as far as the system tells."""
+    """The process that holds a file's lock, as far as it is known."""
     try:
         state = path.stat()
         place = f"{os.major(state.st_dev):02x}:{os.minor(state.st_dev):02x}:{state.st_ino}"

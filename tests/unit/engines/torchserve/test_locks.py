@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from marship.engines.torchserve import turns
+from marship.engines.torchserve import locks
 from marship.errors import ServerError, StorageError
 from marship.exchange.calls import Pause
 
@@ -39,7 +39,7 @@ def taken(path: Path, timeout_s: float) -> int:
     """Take the lock; how often that paused."""
     pauses = 0
     with ExitStack() as held:
-        for pause in turns.take(path, held, timeout_s=timeout_s, action="registers an archive"):
+        for pause in locks.take(path, held, timeout_s=timeout_s, action="registers an archive"):
             assert isinstance(pause, Pause)
             time.sleep(pause.seconds)
             pauses += 1
@@ -57,10 +57,10 @@ def test_the_time_is_bounded_and_the_holder_named(
     other: subprocess.Popen[str], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Who waits reads for whom, once, before the time is over, and in the error."""
-    began = time.monotonic()
+    start_time = time.monotonic()
     with pytest.raises(ServerError, match=f"held by process {other.pid} .*, which registers"):
-        taken(tmp_path / "x.lock", turns.TOLD_AFTER_S + 0.3)
-    assert time.monotonic() - began < turns.TOLD_AFTER_S + 5
+        taken(tmp_path / "x.lock", locks.REPORT_AFTER_S + 0.3)
+    assert time.monotonic() - start_time < locks.REPORT_AFTER_S + 5
     (record,) = caplog.records
     assert record.levelno == logging.WARNING
     assert f"waiting up to 1.3 s for process {other.pid} (" in record.getMessage()
@@ -69,13 +69,13 @@ def test_the_time_is_bounded_and_the_holder_named(
 def test_the_lock_is_had_once_the_other_ends(other: subprocess.Popen[str], tmp_path: Path) -> None:
     """However that ends."""
     with ExitStack() as held:
-        flow = turns.take(tmp_path / "x.lock", held, timeout_s=60, action="waits")
+        flow = locks.take(tmp_path / "x.lock", held, timeout_s=60, action="waits")
         assert isinstance(next(flow), Pause)
         other.kill()
         other.wait()
         with pytest.raises(StopIteration):
             next(flow)
-    assert turns.holder(tmp_path / "x.lock") == "another process"
+    assert locks.holder(tmp_path / "x.lock") == "another process"
 
 
 def test_who_asks_for_it_is_told_in_place_of_the_log(
@@ -85,14 +85,14 @@ def test_who_asks_for_it_is_told_in_place_of_the_log(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Once, as a command prints it."""
-    monkeypatch.setattr(turns, "TOLD_AFTER_S", 0.0)
-    said: list[str] = []
+    monkeypatch.setattr(locks, "REPORT_AFTER_S", 0.0)
+    message: list[str] = []
     with ExitStack() as held:
         path = tmp_path / "x.lock"
-        flow = turns.take(path, held, timeout_s=60, action="waits", on_wait=said.append)
+        flow = locks.take(path, held, timeout_s=60, action="waits", on_wait=message.append)
         for _ in range(3):
             next(flow)
-    assert [words.partition(" (")[0] for words in said] == [
+    assert [words.partition(" (")[0] for words in message] == [
         f"waiting up to 60 s for process {other.pid}"
     ]
     assert caplog.records == []
