@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 from onnx import TensorProto, helper, numpy_helper
 
-from marship.packaging.step import Contents, PackageSettings, build
+from marship.packaging.mar import Contents, build
+from marship.packaging.step import PackageSettings
 from marship.proof import graph, parity
 from models import write_model
 from workers import HANDLERS

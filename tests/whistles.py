@@ -10,7 +10,8 @@ import numpy as np
 from onnx import TensorProto, helper, numpy_helper
 
 from marship.contract import Array, GoldenCase
-from marship.packaging.step import Contents, PackageSettings, build
+from marship.packaging.mar import Contents, build
+from marship.packaging.step import PackageSettings
 from marship.proof import graph, parity
 from models import write_model
 from workers import HANDLERS

@@ -11,7 +11,8 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from marship.errors import LoadError
-from marship.packaging.step import Contents, PackageSettings, build
+from marship.packaging.mar import Contents, build
+from marship.packaging.step import PackageSettings
 from marship.proof import graph, parity
 from models import write_model
 from workers import HANDLERS, Worker, load_module

@@ -129,6 +129,11 @@ def test_the_page_on_design_draws_the_rooms_as_they_are() -> None:
     assert " ".join(drawing.split()) in page
 
 
+def test_files_stay_under_400_lines() -> None:
+    """What docs/design.md says of the length of files."""
+    assert not [n for n in files() if len((SOURCE / n).read_text().splitlines()) >= 400]
+
+
 def test_the_map_names_files_that_are_there() -> None:
     """Whatever docs/design.md says where something is."""
     page = (REPOSITORY / "docs" / "design.md").read_text()

@@ -237,7 +237,7 @@ def predict(
     address: "Address",
 ) -> None:
     """Ask a model. One file: print the answer. More, or a folder: a table and a CSV, resumable."""
-    from marship.cli import tables
+    from marship.cli import responses
     from marship.predict import Run, ask_all, single, sources, transcripts
     from marship.predict.screen import Screen
 
@@ -254,7 +254,7 @@ def predict(
         one = single.Single(name, body, content_type or kind, version, form, out)
         answer = single.ask(one, address)
         if form is None:
-            tables.show_answer(answer)
+            responses.show_answer(answer)
         return
     if json_text is not None:
         raise UsageError("--json must come with one request, got several files.")
@@ -265,6 +265,6 @@ def predict(
     run = Run(name, found.sources, out, version, content_type, in_flight, again, beside)
     with Screen(run) as screen:
         done = ask_all(run, address, screen)
-    tables.show_predictions(done, run, found.passed_over)
+    responses.show_predictions(done, run, found.passed_over)
     if done.failed:
         raise typer.Exit(1)

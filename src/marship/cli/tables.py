@@ -1,6 +1,5 @@
-"""Models, servers, archives and answers as a person reads them in a terminal."""
+"""Models, servers and archives as a person reads them in a terminal."""
 
-import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from typing import TYPE_CHECKING, Any
@@ -18,16 +17,9 @@ if TYPE_CHECKING:
     from marship.operate.state import Change
     from marship.optimizing.step import Optimized
     from marship.packaging.configure import Configured
-    from marship.predict import Run
-    from marship.predict.outcome import Outcome
-    from marship.predict.rows import Row
     from marship.trust.archive import Archive
 
-SHOWN_NUMBERS = 1000
-WHOLE_RATE = 10
-SAID = ("text", "segments", "timings_ms")
 SHOWN_SECTIONS, SHOWN_FACTS, SHOWN_NAME, SHOWN_BODY = 50, 1000, 200, 300
-SHOWN_FAILURES, SHOWN_COUNTS, SHOWN_CELLS, SHOWN_NAMES = 5, 10, 4, 3
 
 
 def facts(rows: Iterable[tuple[str, object]], title: str | None = None) -> None:
@@ -37,7 +29,7 @@ def facts(rows: Iterable[tuple[str, object]], title: str | None = None) -> None:
     table.add_column(overflow="fold")
     for name, value in rows:
         if value not in (None, "", (), [], {}):
-            table.add_row(_text(name), _text(value))
+            table.add_row(text_of(name), text_of(value))
     _print(table)
 
 
@@ -47,9 +39,9 @@ def grid(header: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
     table = Table(box=None, header_style="bold", pad_edge=False)
     for index, name in enumerate(header):
         numbers = all(isinstance(row[index], int | float) for row in rows)
-        table.add_column(_text(name), justify="right" if numbers else "left", overflow="fold")
+        table.add_column(text_of(name), justify="right" if numbers else "left", overflow="fold")
     for row in rows:
-        table.add_row(*map(_text, row))
+        table.add_row(*map(text_of, row))
     _print(table)
 
 
@@ -62,7 +54,8 @@ def _print(table: Table) -> None:
         console.out.file.write("".join(segment.text for segment in line).rstrip() + "\n")
 
 
-def _text(value: object) -> str:
+def text_of(value: object) -> str:
+    """A value as a cell shows it, without markup of its own."""
     from rich.markup import escape
 
     return escape(f"{value:g}" if isinstance(value, float) else str(value))
@@ -224,14 +217,14 @@ def show_archive(archive: "Archive") -> None:
         if value:
             _show_section(name, value)
     if (more := len(archive.evidence) - SHOWN_SECTIONS) > 0:
-        _show_rest(more, "sections; --json shows them")
+        show_rest(more, "sections; --json shows them")
     _section("files")
     grid(
         ("file", "bytes", "SHA-256"),
         ((m.name, m.size_bytes, m.sha256[:16]) for m in archive.members[:SHOWN_FACTS]),
     )
     if (more := len(archive.members) - SHOWN_FACTS) > 0:
-        _show_rest(more, "files; --json shows them")
+        show_rest(more, "files; --json shows them")
 
 
 def show_checked(done: "Checked") -> None:
@@ -300,7 +293,7 @@ def _changed(done: "Configured", name: str) -> str:
 
 
 def _section(title: str) -> None:
-    console.out.print(f"\n[bold]{_text(title)}[/]")
+    console.out.print(f"\n[bold]{text_of(title)}[/]")
 
 
 def _flat(value: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, object]]:
@@ -322,100 +315,16 @@ def _flat(value: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, obj
             yield name, f"{len(item)} entries; --json shows them"
 
 
-def show_answer(answer: Any) -> None:  # noqa: ANN401  any that a model answers
-    """A model's answer: a list of records as a table, anything else as JSON.
-
-    Of a transcript, whose segments were printed as they came, the rest.
-    """
-    import numpy as np
-
-    from marship.predict.transcripts import has_segments
-
-    if isinstance(answer, bytes):
-        console.write(answer.decode(errors="replace"))
-        return
-    if isinstance(answer, np.ndarray):
-        console.out.print(np.array2string(answer, threshold=SHOWN_NUMBERS))
-        return
-    if has_segments(answer):
-        rest = [(name, value) for name, value in answer.items() if name not in SAID]
-        facts([*rest, ("said", "" if answer["segments"] else "nothing")])
-        return
-    records = _records(answer)
-    if not records:
-        console.out.print_json(json.dumps(answer))
-        return
-    grid(tuple(records[0]), (tuple(record.values()) for record in records))
-
-
-def _records(answer: object) -> list[dict[str, object]]:
-    """The rows of an answer such as `{"items": [{"title": ..., "score": ...}]}`."""
-    if not isinstance(answer, dict) or len(answer) != 1:
-        return []
-    (rows,) = answer.values()
-    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
-        return []
-    return rows if len({tuple(row) for row in rows}) == 1 else []
-
-
-def show_predictions(done: "Outcome", run: "Run", passed_over: Sequence[str]) -> None:
-    """The first answers, how many there are of each kind, what failed, and where all stands."""
-    if done.first:
-        names = list(next(iter(done.first.values())))[:SHOWN_CELLS]
-        rows = (
-            [file, *(texts.get(name, "") for name in names)] for file, texts in done.first.items()
-        )
-        _narrow_grid(("file", *names), rows)
-        _show_rest(done.answered - len(done.first))
-    for name, counts in done.counts.items():
-        if done.answered - len(done.first) > 1:  # else the table tells as much
-            grid((name, "files"), counts.most_common(SHOWN_COUNTS))
-            _show_rest(len(counts) - SHOWN_COUNTS)
-    _show_failures(done.failed)
-    rate = done.asked / done.seconds
-    digits = 0 if rate >= WHOLE_RATE else 1
-    speed = f"{done.asked:,} asked in {done.seconds:.1f} s, {rate:,.{digits}f} a second"
-    before = f"{done.answered_before:,} answered before"
-    requests = (done.asked and speed, done.answered_before and before)
-    facts(
-        [
-            ("files", f"{done.answered:,} answered, {len(done.failed):,} failed"),
-            ("passed over", _some(passed_over)),
-            ("requests", ", ".join(text for text in requests if text)),
-            ("written to", run.out),
-            ("transcripts", run.transcripts and run.transcripts.folder),
-        ]
-    )
-
-
-def _some(names: Sequence[str]) -> str:
-    """How many there are, and the first of them by name."""
-    more = ", ..." if len(names) > SHOWN_NAMES else ""
-    return f"{len(names):,}: {', '.join(names[:SHOWN_NAMES])}{more}" if names else ""
-
-
-def _show_rest(count: int, what: str = "more") -> None:
+def show_rest(count: int, what: str = "more") -> None:
+    """Say how many more there are, if any."""
     console.out.print(f"[dim]and {count:,} {what}[/]\n" if count > 0 else "")
 
 
-def _show_failures(failed: Sequence["Row"]) -> None:
-    """The first file of each reason, and how many share it."""
-    reasons: dict[str, list[Row]] = {}
-    for row in failed:
-        reasons.setdefault(row.error, []).append(row)
-    for error, rows in list(reasons.items())[:SHOWN_FAILURES]:
-        others = f" and {len(rows) - 1:,} more" if len(rows) > 1 else ""
-        text = f"[red]failed[/] {_text(rows[0].file)}{others}  [dim]{_text(error)}[/]"
-        console.out.print(text, soft_wrap=True)
-    if reasons:
-        _show_rest(len(reasons) - SHOWN_FAILURES, "other reasons")
-
-
-def _narrow_grid(header: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
-    """A table with a line for each row, whatever the terminal's width."""
+def narrow_grid(header: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+    """Print a table with a line for each row, whatever the terminal's width."""
     table = Table(box=None, header_style="bold", pad_edge=False)
     for name in header:
-        table.add_column(_text(name), no_wrap=True, overflow="ellipsis")
+        table.add_column(text_of(name), no_wrap=True, overflow="ellipsis")
     for row in rows:
-        table.add_row(*map(_text, row))
+        table.add_row(*map(text_of, row))
     _print(table)

@@ -86,7 +86,7 @@ def test_archives_are_opened_in_one_place() -> None:
     }
     assert openers == {
         "trust/extract.py",
-        "packaging/step.py",  # its own, from torch-model-archiver
+        "packaging/mar.py",  # its own, from torch-model-archiver
         "engines/torchserve/store.py",  # the directory alone, of what was admitted
         "fit/checkpoint.py",  # PyTorch's
     }

@@ -1,0 +1,103 @@
+"""Responses of a model, to one request or of many files, as a person reads them in a terminal."""
+
+import json
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from marship import console
+from marship.cli.tables import facts, grid, narrow_grid, show_rest, text_of
+
+if TYPE_CHECKING:
+    from marship.predict import Run
+    from marship.predict.outcome import Outcome
+    from marship.predict.rows import Row
+
+SHOWN_NUMBERS = 1000
+WHOLE_RATE = 10
+SAID = ("text", "segments", "timings_ms")
+SHOWN_FAILURES, SHOWN_COUNTS, SHOWN_CELLS, SHOWN_NAMES = 5, 10, 4, 3
+
+
+def show_answer(answer: Any) -> None:  # noqa: ANN401  any that a model answers
+    """A model's answer: a list of records as a table, anything else as JSON.
+
+    Of a transcript, whose segments were printed as they came, the rest.
+    """
+    from marship.predict.transcripts import has_segments
+
+    if isinstance(answer, bytes):
+        console.write(answer.decode(errors="replace"))
+        return
+    if isinstance(answer, np.ndarray):
+        console.out.print(np.array2string(answer, threshold=SHOWN_NUMBERS))
+        return
+    if has_segments(answer):
+        rest = [(name, value) for name, value in answer.items() if name not in SAID]
+        facts([*rest, ("said", "" if answer["segments"] else "nothing")])
+        return
+    records = _records(answer)
+    if not records:
+        console.out.print_json(json.dumps(answer))
+        return
+    grid(tuple(records[0]), (tuple(record.values()) for record in records))
+
+
+def _records(answer: object) -> list[dict[str, object]]:
+    """The rows of an answer such as `{"items": [{"title": ..., "score": ...}]}`."""
+    if not isinstance(answer, dict) or len(answer) != 1:
+        return []
+    (rows,) = answer.values()
+    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
+        return []
+    return rows if len({tuple(row) for row in rows}) == 1 else []
+
+
+def show_predictions(done: "Outcome", run: "Run", passed_over: Sequence[str]) -> None:
+    """The first answers, how many there are of each kind, what failed, and where all stands."""
+    if done.first:
+        names = list(next(iter(done.first.values())))[:SHOWN_CELLS]
+        rows = (
+            [file, *(texts.get(name, "") for name in names)] for file, texts in done.first.items()
+        )
+        narrow_grid(("file", *names), rows)
+        show_rest(done.answered - len(done.first))
+    for name, counts in done.counts.items():
+        if done.answered - len(done.first) > 1:  # else the table tells as much
+            grid((name, "files"), counts.most_common(SHOWN_COUNTS))
+            show_rest(len(counts) - SHOWN_COUNTS)
+    _show_failures(done.failed)
+    rate = done.asked / done.seconds
+    digits = 0 if rate >= WHOLE_RATE else 1
+    speed = f"{done.asked:,} asked in {done.seconds:.1f} s, {rate:,.{digits}f} a second"
+    before = f"{done.answered_before:,} answered before"
+    requests = (done.asked and speed, done.answered_before and before)
+    facts(
+        [
+            ("files", f"{done.answered:,} answered, {len(done.failed):,} failed"),
+            ("passed over", _some(passed_over)),
+            ("requests", ", ".join(text for text in requests if text)),
+            ("written to", run.out),
+            ("transcripts", run.transcripts and run.transcripts.folder),
+        ]
+    )
+
+
+def _some(names: Sequence[str]) -> str:
+    """How many there are, and the first of them by name."""
+    more = ", ..." if len(names) > SHOWN_NAMES else ""
+    return f"{len(names):,}: {', '.join(names[:SHOWN_NAMES])}{more}" if names else ""
+
+
+def _show_failures(failed: Sequence["Row"]) -> None:
+    """The first file of each reason, and how many share it."""
+    reasons: dict[str, list[Row]] = {}
+    for row in failed:
+        reasons.setdefault(row.error, []).append(row)
+    for error, rows in list(reasons.items())[:SHOWN_FAILURES]:
+        others = f" and {len(rows) - 1:,} more" if len(rows) > 1 else ""
+        text = f"[red]failed[/] {text_of(rows[0].file)}{others}  [dim]{text_of(error)}[/]"
+        console.out.print(text, soft_wrap=True)
+    if reasons:
+        show_rest(len(reasons) - SHOWN_FAILURES, "other reasons")

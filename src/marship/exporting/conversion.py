@@ -1,0 +1,206 @@
+"""A PyTorch model converted to ONNX, with the proof that both compute the same."""
+
+import secrets
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from marship import console
+from marship.contract import (
+    GOLDEN_FILE,
+    Arrays,
+    Contract,
+    Tolerance,
+    agree,
+    largest_difference,
+    write_golden,
+)
+from marship.errors import ModelError, ParityError
+from marship.exporting.build import built
+from marship.exporting.compare import (
+    NotRunError,
+    Proof,
+    Sides,
+    check_ranks,
+    compare_further,
+    compare_one,
+    entry,
+    open_run,
+    remarks,
+)
+from marship.exporting.layout import Layout, check_inputs, layout
+from marship.exporting.settings import ExportSettings
+from marship.fit.origin import versions
+from marship.fit.recipe import Recipe
+from marship.proof import parity
+from marship.proof.cases import draw_cases
+from marship.proof.comparison import Comparison, RunModel
+
+if TYPE_CHECKING:  # torch takes a second to import, and --help needs none of it
+    from marship.exporting.guards import Doubt
+
+MODEL_FILE = "model.onnx"
+
+PLAIN_OPSET = 22
+"""The last one in which attention is written as the operators that it consists of."""
+
+VERSIONED = ("marship", "torch", "onnx", "onnxscript", "onnxruntime", "numpy")
+
+
+@dataclass(frozen=True, slots=True)
+class ModelSource:
+    """What an export is made from; `own` where there was no recipe before it."""
+
+    run_dir: Path
+    recipe: Recipe
+    given: Mapping[str, Any]
+    weights: Path | None
+    example: Path
+    own: bool
+
+
+def convert(
+    source: ModelSource,
+    build: Callable[..., Any],
+    examples: Arrays,
+    settings: ExportSettings,
+    draft: Path,
+) -> tuple[Contract, dict[str, Any]]:
+    """Write the model and its golden cases, and prove that the file computes what the model does.
+
+    Where ONNX Runtime does not run the file, the last opset without Attention is taken.
+
+    Returns:
+        The contract and the proof's report; neither is written.
+    """
+    try:
+        return _write(source, build, examples, settings, draft)
+    except NotRunError as error:
+        if settings.opset <= PLAIN_OPSET:
+            raise
+        try:
+            done = _write(source, build, examples, replace(settings, opset=PLAIN_OPSET), draft)
+        except ModelError:
+            raise error from None
+        console.out.print(
+            f"opset {PLAIN_OPSET} was taken: with opset {settings.opset} {error}",
+            markup=False,
+            soft_wrap=True,
+        )
+        return done
+
+
+def _write(
+    source: ModelSource,
+    build: Callable[..., Any],
+    examples: Arrays,
+    settings: ExportSettings,
+    draft: Path,
+) -> tuple[Contract, dict[str, Any]]:
+    from marship.exporting import capture
+
+    started = time.perf_counter()
+    with console.progress() as progress:
+        task = progress.add_task("building the model", total=None)
+        model = built(build, source.recipe.build, source.given, source.weights)
+        ordered = {name: examples[name] for name in capture.input_order(model, examples)}
+        shape = layout(source.recipe, ordered, settings.dynamic, fixed_batch=settings.fixed_batch)
+        progress.update(task, description="converting to ONNX")
+        names = capture.output_names(model, ordered, settings.output_names)
+        reference = capture.torch_run(model, names)
+        _check_repeatable(reference, ordered)
+        doubts = capture.write_onnx(
+            model, ordered, draft / MODEL_FILE, layout=shape, outputs=names, opset=settings.opset
+        )
+        proof_started = time.perf_counter()
+        progress.update(task, description="comparing with PyTorch")
+        sides, proof = _compare_first(
+            reference, ordered, doubts, draft / MODEL_FILE, _Stated(source.recipe, shape, settings)
+        )
+        progress.update(task, description="comparing at more sizes")
+        share = 1 - parity.SHARE_OF_ROWS
+        compare_further(sides, proof, proof_started + share * settings.proof_seconds)
+        progress.update(task, description="comparing rows alone and together")
+        contract, proofs = _proven(sides.contract, sides.candidate, ordered, settings.proof_seconds)
+    kept = parity.golden_from(reference, contract, ordered, settings.golden)
+    parity.check_golden(sides.candidate, kept, contract)
+    write_golden(draft / GOLDEN_FILE, kept)
+    report = {
+        "reference": "PyTorch, eager, eval mode",
+        "candidate": "ONNX Runtime, CPUExecutionProvider",
+        **entry(proof, contract, proofs),
+        "golden": settings.golden,
+        "versions": versions(*VERSIONED),
+        "proof_seconds_allowed": settings.proof_seconds,
+        "proof_seconds": round(time.perf_counter() - proof_started, 2),
+        "seconds": round(time.perf_counter() - started, 2),
+    }
+    for line in remarks(proof, contract):
+        console.out.print(line, markup=False, soft_wrap=True)
+    return contract, report
+
+
+@dataclass(frozen=True, slots=True)
+class _Stated:
+    """What was asked of the graph."""
+
+    recipe: Recipe
+    shape: Layout
+    settings: ExportSettings
+
+    def contract(self, path: Path) -> Contract:
+        """The contract as the graph has it."""
+        from marship.proof import graph
+
+        return graph.contract_of(
+            path,
+            pad_values=self.recipe.pad_values,
+            bounds=self.shape.bounds,
+            tolerance=Tolerance(self.settings.atol, self.settings.rtol),
+        )
+
+
+def _compare_first(
+    reference: RunModel, examples: Arrays, doubts: "Sequence[Doubt]", path: Path, stated: _Stated
+) -> tuple[Sides, Proof]:
+    """Compare at the first sizes; completes what the graph says of its outputs by the answers."""
+    from marship.exporting import outputs
+    from marship.proof import graph
+
+    graph.refuse_random(path)  # before the file is loaded: what is refused then may be tried again
+    seed = stated.settings.seed
+    proof = Proof(secrets.randbelow(1 << 32) if seed is None else seed)
+    contract = stated.contract(path)
+    check_inputs(contract, stated.shape)
+    answers = [(case, reference(case.inputs)) for case in draw_cases(contract, examples)]
+    check_ranks(answers)
+    outputs.state_output_shapes(path, [(case.sizes, want) for case, want in answers])
+    outputs.name_output_axes(path, stated.recipe.output_axes)
+    contract = stated.contract(path)
+    tolerance = contract.tolerance.scaled(want for _, want in answers)
+    contract = replace(contract, tolerance=tolerance)
+    sides = Sides(reference, open_run(path), contract, examples, doubts)
+    proof.comparisons += [compare_one(sides, case, want) for case, want in answers]
+    return sides, proof
+
+
+def _check_repeatable(reference: RunModel, examples: Arrays) -> None:
+    first, second = reference(examples), reference(examples)
+    if not agree(first, second, Tolerance(0.0, 0.0)):
+        raise ParityError(
+            "the model must give the same answer twice, got outputs "
+            f"{largest_difference(second, first)[0]:.3g} apart for the same input. "
+            "Take the randomness out of forward."
+        )
+
+
+def _proven(
+    contract: Contract, run: RunModel, examples: Arrays, proof_seconds: float
+) -> tuple[Contract, dict[str, Comparison | None]]:
+    """The contract with its batch axis, and the evidence about rows and padding."""
+    seconds = proof_seconds * parity.SHARE_OF_ROWS
+    contract, influence = parity.with_batch_axis(contract, run, examples, seconds=seconds)
+    padding = parity.prove_padding(contract, run, examples)
+    return contract, {"rows": influence, "padding": padding}

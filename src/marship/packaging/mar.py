@@ -1,0 +1,213 @@
+"""Writes a model's `.mar`: self-contained, and the same bytes every time.
+
+torch-model-archiver lays it out; what it leaves to chance, names' order and times, is set here.
+"""
+
+import io
+import json
+import re
+import shutil
+import tempfile
+import zipfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from marship import profiles
+from marship.contract import CONTRACT_FILE, GOLDEN_FILE, Contract, GoldenCase, write_golden
+from marship.errors import UsageError
+from marship.packaging import configure, evidence, sealing
+from marship.packaging.sealing import Sealer
+from marship.packaging.settings import PackageSettings
+from marship.serving.model import keysource
+from marship.storage import replacing
+from marship.trust import archive, outline
+from marship.trust.archive import CONFIG_FILE, EVIDENCE_FILE, MANIFEST_FILE
+
+MODEL_FILE = "model.onnx"
+ZIP_EPOCH = (1980, 1, 1, 0, 0, 0)
+MANIFEST_EPOCH = "01/01/1980 00:00:00"
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+_MOST_NAME = 200
+"""Characters of an archive's file name, which is written under a longer one first."""
+
+
+@dataclass(frozen=True, slots=True)
+class Contents:
+    """What goes into an archive, wherever it came from."""
+
+    name: str
+    handler: Path
+    model: Path
+    contract: Contract
+    golden: list[GoldenCase]
+    evidence: Mapping[str, Any]
+    assets: tuple[Path, ...] = field(default=())
+
+
+def build(contents: Contents, settings: PackageSettings) -> Path:
+    """Write the archive with torch-model-archiver, then make its bytes repeatable."""
+    from model_archiver.model_packaging import generate_model_archive
+    from model_archiver.model_packaging_utils import ModelArchiverConfig
+
+    for path in (contents.handler, *contents.assets):
+        if not path.is_file():
+            raise UsageError(f"{path} must be a file that goes into the archive, got none there.")
+    _check_handler(contents.handler)
+    archive.check_names(
+        [
+            *(("external data", name) for name in contents.contract.files[1:]),
+            ("the handler", contents.handler.name),
+            *(("an asset", path.name) for path in contents.assets),
+        ],
+        own=[] if settings.seal is None else [sealing.WEIGHTS_FILE],
+    )
+    if not NAME.fullmatch(contents.name):
+        raise UsageError(f"{contents.name!r} is no model name. Give one with --name.")
+    file_name = f"{contents.name}-{settings.version}" if settings.versioned else contents.name
+    if len(file_name) > _MOST_NAME:
+        raise UsageError(
+            f"the name and version of a model must have at most {_MOST_NAME} characters, which "
+            f"name its file, got {len(file_name)}. Give a shorter one with --name."
+        )
+    target = settings.model_store / f"{file_name}.mar"
+    with replacing(target) as draft, _private_temp(draft.parent) as scratch:
+        stage = _stage(contents, settings, scratch / "stage")
+        generate_model_archive(
+            ModelArchiverConfig(
+                model_name=contents.name,
+                handler=str(contents.handler),
+                version=settings.version,
+                extra_files=str(stage / "extra"),
+                export_path=str(scratch),
+                archive_format="zip-store",
+                config_file=str(stage / CONFIG_FILE),
+            )
+        )
+        _normalize(scratch / f"{contents.name}.mar", draft)
+    return target
+
+
+def _check_handler(path: Path) -> None:
+    """Hold a handler's file against TorchServe's rule before a worker dies of it.
+
+    Its model loader takes a function `handle`, else the only class that the file defines.
+    """
+    try:
+        found = outline.outline({path.name: path.read_bytes()}, path.name)
+    except outline.SourceError as error:
+        raise UsageError(f"{path} must be Python, got: {error}.") from error
+    classes = [kind.name for kind in found.classes if kind.is_top]
+    if "handle" not in found.functions and len(classes) != 1:
+        raise UsageError(
+            f"{path} must define one class, as TorchServe takes a handler, got "
+            f"{', '.join(classes) or 'none'}. Move others into a file packed with --asset."
+        )
+
+
+@contextmanager
+def _private_temp(parent: Path) -> Iterator[Path]:
+    """A temp folder of our own: the archiver deletes `$TMPDIR/<model name>` before it stages."""
+    before = tempfile.tempdir
+    with tempfile.TemporaryDirectory(dir=parent) as folder:
+        (Path(folder) / "tmp").mkdir()
+        tempfile.tempdir = str(Path(folder) / "tmp")
+        try:
+            yield Path(folder)
+        finally:
+            tempfile.tempdir = before
+
+
+def _stage(contents: Contents, settings: PackageSettings, stage: Path) -> Path:
+    """Lay out `extra/`, which becomes the archive's top, and the configuration beside it."""
+    extra = stage / "extra"
+    _copy_serving(extra / "marship")
+    if settings.seal is None:
+        _write_model(contents, extra)
+    else:
+        key = keysource.read(settings.seal)
+        contents = _sealed_model(contents, Sealer(key, contents.name, settings.version), extra)
+    for path in contents.assets:
+        shutil.copyfile(path, extra / path.name)
+    (extra / CONTRACT_FILE).write_text(contents.contract.to_json())
+    facts = {**contents.evidence, "versions": evidence.versions()}
+    (extra / EVIDENCE_FILE).write_text(json.dumps(facts, indent=2, sort_keys=True) + "\n")
+    (stage / CONFIG_FILE).write_text(_model_config(settings))
+    return stage
+
+
+def _write_model(contents: Contents, extra: Path) -> None:
+    shutil.copyfile(contents.model, extra / MODEL_FILE)
+    for name in contents.contract.files[1:]:
+        shutil.copyfile(contents.model.parent / name, extra / name)
+    write_golden(extra / GOLDEN_FILE, contents.golden)
+
+
+def _sealed_model(contents: Contents, sealer: Sealer, extra: Path) -> Contents:
+    """Write the model and its golden cases sealed; none of it lies there in the plain, ever.
+
+    Golden cases are sealed as well: they are data that the model was made for, and answers.
+    """
+    contract = sealing.write_model(sealer, contents.model, contents.contract, extra)
+    golden = io.BytesIO()
+    write_golden(golden, contents.golden)
+    sealer.write(extra, GOLDEN_FILE, golden)
+    return replace(contents, contract=contract, evidence=sealing.discreet(contents.evidence))
+
+
+def _copy_serving(target: Path) -> None:
+    """The part of marship that runs in a worker, so that it need not be installed there."""
+    source = Path(__file__).parents[1]
+    ground = [source / name for name in ("__init__.py", "version.py", "errors.py", "contract.py")]
+    for path in (*ground, *(source / "serving").rglob("*.py")):
+        place = target / path.relative_to(source)
+        place.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(path, place)
+
+
+def _model_config(settings: PackageSettings) -> str:
+    """model-config.yaml.
+
+    With any such file in the archive TorchServe takes these times from it and from nowhere
+    else, so all of them are always written.
+    """
+    profile = profiles.find(settings.profile)
+    config: dict[str, Any] = {
+        "minWorkers": settings.min_workers,
+        "maxWorkers": settings.max_workers,
+        "batchSize": settings.batch_size or profile.batch_size,
+        "maxBatchDelay": settings.max_batch_delay_ms or profile.max_batch_delay_ms,
+        "responseTimeout": settings.response_timeout_s,
+        "startupTimeout": settings.startup_timeout_s,
+        "marship": {
+            "profile": settings.profile,
+            "providers": list(settings.provider),
+            "spinning": settings.spinning,
+        },
+    }
+    if settings.client_timeout_s is not None:
+        config["clientTimeoutInMills"] = 1000 * settings.client_timeout_s
+    if settings.intra_op_threads is not None:
+        config["marship"]["intra_op_threads"] = settings.intra_op_threads
+    config |= configure.section(configure.parsed(settings.option))
+    return yaml.safe_dump(config, sort_keys=False)
+
+
+def _normalize(built: Path, target: Path) -> None:
+    """Copy a zip with sorted names and fixed times, so that equal contents are equal bytes."""
+    with zipfile.ZipFile(built) as source, zipfile.ZipFile(target, "w") as sink:
+        for name in sorted(source.namelist()):
+            info = zipfile.ZipInfo(name, ZIP_EPOCH)
+            info.external_attr = 0o644 << 16
+            if name == MANIFEST_FILE:
+                manifest = json.loads(source.read(name))
+                manifest["createdOn"] = MANIFEST_EPOCH
+                sink.writestr(info, json.dumps(manifest, indent=2) + "\n")
+                continue
+            info.file_size = source.getinfo(name).file_size
+            with source.open(name) as reader, sink.open(info, "w") as writer:
+                shutil.copyfileobj(reader, writer)
