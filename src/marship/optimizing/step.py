@@ -133,6 +133,7 @@ def _gather(run_dir: Path, settings: OptimizeSettings) -> "Material":
     from marship.optimizing.trial import Material
 
     recipe = Recipe.load(run_dir)
+    judge = resolve(recipe.judge) if recipe.judge else None
     for name in (MODEL_FILE, CONTRACT_FILE, GOLDEN_FILE, EXAMPLES_FILE):
         if not (run_dir / name).is_file():
             raise UsageError(
@@ -147,7 +148,6 @@ def _gather(run_dir: Path, settings: OptimizeSettings) -> "Material":
             f"got another digest. Export again: marship export {run_dir} --again"
         )
     calibration = _optional_rows(run_dir / CALIBRATION_FILE, contract)
-    judge = resolve(recipe.judge) if recipe.judge else None
     goal = _goal(recipe, judge, calibration, settings) if first_axis(contract) else None
     return Material(
         source=ExportedModel(run_dir / MODEL_FILE, contract, calibration, goal),
@@ -223,12 +223,12 @@ def _fingerprint(material: "Material", settings: OptimizeSettings) -> str:
     judge = inspect.getsourcefile(inspect.unwrap(material.judge)) if material.judge else None
     code = local_files(Path(judge)) if judge else []
     facts = {
+        "versions": versions(*VERSIONED),
+        "machine": machine(),
         "model": material.contract.digest,
         "recipe": asdict(material.recipe),
         "settings": as_dict(replace(settings, again=False)),
         "files": [digest_files(file) if file.is_file() else None for file in (*data, *code)],
-        "versions": versions(*VERSIONED),
-        "machine": machine(),
     }
     return fingerprint(facts)
 

@@ -34,6 +34,15 @@ def test_building_twice_gives_the_same_bytes(linear_onnx: Path, tmp_path: Path) 
     assert first.read_bytes() == second.read_bytes()
 
 
+def test_an_onnx_file_climbs_little_on_its_way(linear_onnx: Path) -> None:
+    """At most 9 returns to a higher room, as docs/design.md says of tools/walk.py."""
+    walk = Path(__file__).parents[3] / "tools" / "walk.py"
+    words = [sys.executable, walk, "package", linear_onnx]
+    done = subprocess.run(words, capture_output=True, text=True, check=True)
+    count, _ = done.stdout.splitlines()[0].split(", ")[2].split()
+    assert 0 < int(count) <= 9
+
+
 def test_archives_built_at_the_same_time_do_not_meet(linear_onnx: Path, tmp_path: Path) -> None:
     """The archiver's shared staging folder is private to each build, even under one name."""
     with ProcessPoolExecutor(2) as pool:
