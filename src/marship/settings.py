@@ -9,9 +9,11 @@ import dataclasses
 import functools
 import inspect
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, TypeVar, get_type_hints
+from types import NoneType, UnionType
+from typing import Annotated, Any, TypeVar, get_args, get_origin, get_type_hints
 
 import typer
 
@@ -40,22 +42,46 @@ def as_dict(settings: Any) -> dict[str, Any]:  # noqa: ANN401  any settings data
     return values
 
 
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """The base of settings: values are of the fields' types and within their bounds.
+
+    A text becomes a path where the field is one, and one text a tuple where it is a tuple of them.
+
+    Raises:
+        UsageError: A value is of another type, or out of bounds.
+    """
+
+    __slots__ = ()
+
+    def __post_init__(self) -> None:
+        given = {item.name: getattr(self, item.name) for item in dataclasses.fields(self)}
+        for name, value in _checked(type(self), given).items():
+            object.__setattr__(self, name, value)
+
+
 def from_dict(kind: type[S], values: dict[str, Any], source: str) -> S:
     """Build settings of `kind` from plain values.
 
     Raises:
         UsageError: A name is unknown, or a value is not of the field's type.
     """
-    hints = get_type_hints(kind)
-    unknown = sorted(set(values) - set(hints))
+    known = get_type_hints(kind)
+    unknown = sorted(set(values) - set(known))
     if unknown:
         raise UsageError(
             f"{source} must name settings of {kind.__name__}, got {', '.join(unknown)}. "
-            f"Known are: {', '.join(hints)}."
+            f"Known are: {', '.join(known)}."
         )
-    for item in dataclasses.fields(kind):  # type: ignore[arg-type]  # every settings class is one
+    return kind(**_checked(kind, values))
+
+
+def _checked(kind: type[Any], values: dict[str, Any]) -> dict[str, Any]:
+    """Values by name as the fields' types have them."""
+    hints = get_type_hints(kind)
+    for item in dataclasses.fields(kind):
         _check_bounds(item, values.get(item.name))
-    return kind(**{name: _converted(hints[name], value, name) for name, value in values.items()})
+    return {name: _converted(hints[name], value, name) for name, value in values.items()}
 
 
 def _check_bounds(item: "dataclasses.Field[Any]", value: object) -> None:
@@ -69,13 +95,26 @@ def _check_bounds(item: "dataclasses.Field[Any]", value: object) -> None:
 
 
 def _converted(hint: Any, value: Any, name: str) -> Any:  # noqa: ANN401  values of any type
-    if hint is Path or hint == (Path | None):
-        return value if value is None else Path(value)
-    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+    kinds = get_args(hint) if isinstance(hint, UnionType) else (hint,)
+    if value is None and NoneType in kinds:
+        return None
+    kind = next(k for k in kinds if k is not NoneType)
+    is_text = isinstance(value, str | os.PathLike)
+    if kind is Path and is_text:
+        return Path(value)
+    several = (value,) if is_text else value
+    if get_origin(kind) is tuple and isinstance(several, list | tuple):
+        return tuple(_converted(str, _plain(one), f"each {name}") for one in several)
+    if kind is float and type(value) is int:
         return float(value)
-    if hint in (int, float, str, bool) and type(value) is not hint:
-        raise UsageError(f"{name} must be of type {hint.__name__}, got {value!r}.")
-    return tuple(value) if isinstance(value, list) else value
+    expected = get_origin(kind) or kind
+    if not isinstance(value, expected) or (isinstance(value, bool) and expected is not bool):
+        raise UsageError(f"{name} must be of type {expected.__name__}, got {value!r}.")
+    return value
+
+
+def _plain(value: object) -> object:
+    return os.fspath(value) if isinstance(value, os.PathLike) else value
 
 
 def flags(kind: type[S]) -> Callable[[Callable[..., Any]], Callable[..., Any]]:

@@ -1,18 +1,28 @@
 """Flags come from dataclasses; a flag wins over the file, the file over the default."""
 
+import dataclasses
+import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, get_type_hints
 
 import pytest
 import typer
+from hypothesis import given as given_
+from hypothesis import strategies as st
 from typer.testing import CliRunner
 
+from marship import ExportSettings, OptimizeSettings, PackageSettings
+from marship import settings as base
+from marship.engines.torchserve.server import ServeSettings
 from marship.errors import UsageError
+from marship.fit.run import RunSettings
+from marship.operate.proxy import ProxySettings
 from marship.settings import as_dict, flags, from_dict, setting
 
 
 @dataclass(frozen=True)
-class Settings:
+class Settings(base.Settings):
     """One field of every type that a flag can have."""
 
     epochs: int = setting(10, "passes over the data", minimum=1)
@@ -117,3 +127,58 @@ def test_settings_survive_json() -> None:
     """What as_dict writes, from_dict reads back."""
     settings = Settings(2, 0.1, Path("a/b"), "n", tags=("p", "q"))
     assert from_dict(Settings, as_dict(settings), "test") == settings
+
+
+KINDS = (
+    *(ExportSettings, OptimizeSettings, PackageSettings),
+    *(ServeSettings, ProxySettings, RunSettings, Settings),
+)
+WORD = st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]), min_size=1)
+VALUES: dict[Any, st.SearchStrategy[Any]] = {
+    Path: st.one_of(WORD, WORD.map(Path)),
+    str: WORD,
+    bool: st.booleans(),
+    tuple[str, ...]: st.one_of(WORD, WORD.map(Path), st.lists(WORD), st.lists(WORD).map(tuple)),
+}
+
+
+def values_of(item: "dataclasses.Field[Any]", hint: Any) -> st.SearchStrategy[Any]:
+    """What somebody may write for a field, in Python."""
+    kinds = [kind for kind in getattr(hint, "__args__", (hint,)) if kind is not type(None)]
+    if hint == tuple[str, ...]:
+        return VALUES[hint]
+    if kinds[0] not in (int, float):
+        return VALUES[kinds[0]]
+    low, high = item.metadata["min"], item.metadata["max"]
+    whole = st.integers(int(low or 0) + 1, int(high or 1e6))
+    return whole if kinds[0] is int else st.one_of(whole, whole.map(float))
+
+
+@given_(st.data(), st.sampled_from(KINDS))
+def test_settings_hold_values_of_their_types(data: st.DataObject, kind: type[Any]) -> None:
+    """Texts are taken for paths, one text or path for a tuple of texts, whole numbers for floats.
+
+    They are what the same values from a file come to.
+    """
+    hints = get_type_hints(kind)
+    fields = dataclasses.fields(kind)
+    chosen = data.draw(st.lists(st.sampled_from(fields), unique_by=lambda item: item.name))
+    values = {item.name: data.draw(values_of(item, hints[item.name])) for item in chosen}
+    made = kind(**values)
+    for name, value in values.items():
+        found, hint = getattr(made, name), hints[name]
+        if hint == tuple[str, ...]:
+            several = value if isinstance(value, list | tuple) else [value]
+            assert found == tuple(map(os.fspath, several))
+        else:
+            assert isinstance(found, hint)
+            assert found == (Path(value) if isinstance(found, Path) else value)
+    assert made == from_dict(kind, values, "a file")
+
+
+@given_(st.data(), st.sampled_from(KINDS))
+def test_values_of_other_types_are_named(data: st.DataObject, kind: type[Any]) -> None:
+    """The error says which setting, and what was given."""
+    item = data.draw(st.sampled_from(dataclasses.fields(kind)))
+    with pytest.raises(UsageError, match=rf"{item.name} must be .*got <object"):
+        kind(**{item.name: object()})

@@ -2,14 +2,14 @@
 
 from dataclasses import dataclass
 
-from marship.settings import setting
+from marship.settings import Settings, setting
 
 OPSETS = range(18, 25)
 """From what the exporter writes to the newest that ONNX Runtime 1.32 was tried with."""
 
 
 @dataclass(frozen=True, slots=True)
-class ExportSettings:
+class ExportSettings(Settings):
     """How a model becomes an ONNX file.
 
     Example:

@@ -15,7 +15,7 @@ from marship import console
 from marship.contract import Arrays
 from marship.errors import UsageError
 from marship.fit.recipe import RECIPE_FILE, Recipe
-from marship.settings import as_dict, setting
+from marship.settings import Settings, as_dict, setting
 from marship.storage import read_json, replacing, write_json
 
 SETTINGS_FILE = "settings.json"
@@ -27,7 +27,7 @@ _NO_INFLUENCE = {"run_dir", "resume", "again", "threads", "tensorboard"}
 
 
 @dataclass(frozen=True)
-class RunSettings:
+class RunSettings(Settings):
     """What every recipe can be told; a recipe's own settings derive from it and add to it."""
 
     run_dir: Path = setting(Path("runs/model"), "folder for everything that the run writes")

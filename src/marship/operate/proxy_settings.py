@@ -3,13 +3,13 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from marship.settings import setting
+from marship.settings import Settings, setting
 
 _PORT = "8443"
 
 
 @dataclass(frozen=True, slots=True)
-class ProxySettings:
+class ProxySettings(Settings):
     """How TorchServe is offered to other machines."""
 
     home: Path | None = setting(

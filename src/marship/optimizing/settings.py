@@ -2,13 +2,13 @@
 
 from dataclasses import dataclass
 
-from marship.settings import setting
+from marship.settings import Settings, setting
 
 PASSES = ("float32", "int8_dynamic", "int8_static", "int8_blocks", "float16")
 
 
 @dataclass(frozen=True, slots=True)
-class OptimizeSettings:
+class OptimizeSettings(Settings):
     """How variants are measured and chosen.
 
     Example:

@@ -3,11 +3,11 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from marship.settings import setting
+from marship.settings import Settings, setting
 
 
 @dataclass(frozen=True)
-class PackageSettings:
+class PackageSettings(Settings):
     """How a model is packed, and how its workers run unless the server is told otherwise.
 
     Example:

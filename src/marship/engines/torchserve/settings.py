@@ -4,11 +4,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from marship.engines.torchserve import config as configs
-from marship.settings import setting
+from marship.settings import Settings, setting
 
 
 @dataclass(frozen=True, slots=True)
-class ServeSettings:
+class ServeSettings(Settings):
     """How a server is started."""
 
     home: Path | None = setting(
