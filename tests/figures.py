@@ -1,4 +1,4 @@
-"""What the cases of a run counted, as a table within a page."""
+"""Counts of a run's cases, as a table within a page."""
 
 import os
 import platform
@@ -10,7 +10,7 @@ from pathlib import Path
 from loads import Tally
 
 BEGIN, END = "<!-- figures: `make torture` writes them -->", "<!-- end of figures -->"
-HEAD = "| case | sent | answered | told an error | wrong | lost | slowest | what else was seen |"
+HEAD = "| case | sent | correct | error | wrong | lost | slowest | notes |"
 
 
 @dataclass
@@ -20,15 +20,15 @@ class Figures:
     started: float = field(default_factory=time.monotonic)
     rows: list[str] = field(default_factory=list)
 
-    def add(self, case: str, tally: Tally, seen: str = "") -> None:
-        """Keep what became of the requests of a case, and what else was seen in it."""
-        counts = (tally.answered, tally.failed, tally.wrong, tally.lost)
+    def add(self, case: str, tally: Tally, notes: str = "") -> None:
+        """Add a row: the outcomes of a case's requests, and notes."""
+        counts = (tally.correct, tally.failed, tally.wrong, tally.lost)
         numbers = [tally.sent, *(count.total() for count in counts)]
-        cells = [case, *(f"{n:,}" for n in numbers), f"{tally.slowest_s:.1f} s", seen]
+        cells = [case, *(f"{n:,}" for n in numbers), f"{tally.slowest_s:.1f} s", notes]
         self.rows.append(f"| {' | '.join(cells)} |")
 
     def write(self, page: Path) -> None:
-        """Put the table in the place of the one that the page holds."""
+        """Replace the page's table."""
         before, _, rest = page.read_text().partition(BEGIN)
         _, found, after = rest.partition(END)
         if not found:

@@ -1,4 +1,4 @@
-"""Clients that ask a model all the time while something else happens, and what became of it."""
+"""Clients that send requests all the time while something else happens, and the outcomes."""
 
 import threading
 import time
@@ -19,19 +19,19 @@ CLIENT_TIMEOUT_S = 60.0
 
 @dataclass
 class Tally:
-    """What became of the requests.
+    """Outcomes of the requests.
 
     Attributes:
-        sent: All that a client was asked for; one that it sent again by itself counts once.
-        answered: Right answers, by which of those allowed they are.
-        wrong: Other answers.
-        failed: Errors that were told, by their text.
-        lost: No answer: the connection ended, or the client's time did.
-        slowest_s: The longest that one took, whatever came of it.
+        sent: All calls of a client; retries within a call do not count.
+        correct: Expected responses, by the name of the version that they are of.
+        wrong: Other responses.
+        failed: Errors, by their text.
+        lost: No response: the connection ended, or the client timed out.
+        slowest_s: The longest that a call took, whatever its outcome.
     """
 
     sent: int = 0
-    answered: Counter[str] = field(default_factory=Counter)
+    correct: Counter[str] = field(default_factory=Counter)
     wrong: Counter[str] = field(default_factory=Counter)
     failed: Counter[str] = field(default_factory=Counter)
     lost: Counter[str] = field(default_factory=Counter)
@@ -49,13 +49,13 @@ class Tally:
         with self._lock:
             self.sent += 1
 
-    def all_answered(self) -> bool:
-        """Whether nothing else came of any."""
-        return self.answered.total() == self.sent > 0
+    def all_correct(self) -> bool:
+        """Whether every response was correct."""
+        return self.correct.total() == self.sent > 0
 
     def ended(self) -> int:
-        """How many requests came to an end of any kind."""
-        return sum(c.total() for c in (self.answered, self.wrong, self.failed, self.lost))
+        """How many requests have an outcome."""
+        return sum(c.total() for c in (self.correct, self.wrong, self.failed, self.lost))
 
 
 @contextmanager
@@ -63,70 +63,70 @@ def load(  # noqa: PLR0913  keyword-only
     home: Path,
     model: str,
     inputs: object,
-    answers: Mapping[str, Any],
+    expected: Mapping[str, Any],
     *,
     threads: int = 3,
     retry_s: float = 0,
     timeout_s: float = CLIENT_TIMEOUT_S,
     pause_s: float = 0.003,
 ) -> Iterator[Tally]:
-    """Ask a model until the block ends; the last requests are waited for.
+    """Send requests to a model until the block ends, and wait for the last responses.
 
-    Every request is then answered, or ended with an error of marship's; else this fails.
+    Fails if a request ends with another error than marship's.
 
     Args:
-        home: Of the server.
+        home: The server's.
         model: The name of the model.
-        inputs: What is asked, each time.
-        answers: The right answers, by the name under which they are counted.
+        inputs: The request.
+        expected: The correct responses, by the name under which they are counted.
         threads: Clients at once.
-        retry_s: As the client's own.
-        timeout_s: As the client's own.
+        retry_s: As the client's.
+        timeout_s: As the client's.
         pause_s: Between two requests of one client.
     """
     tally = Tally()
     ended = threading.Event()
 
-    def ask(client: Client) -> None:
+    def send(client: Client) -> None:
         tally.send()
         started = time.monotonic()
         try:
-            answer = client.predict(model, inputs)
+            response = client.predict(model, inputs)
         except NoAnswerError as error:
             into, key = tally.lost, str(error)
         except MarshipError as error:
             into, key = tally.failed, str(error)
         else:
-            names = [name for name, right in answers.items() if answer == right]
-            into, key = (tally.answered, names[0]) if names else (tally.wrong, str(answer)[:200])
+            names = [name for name, right in expected.items() if response == right]
+            into, key = (tally.correct, names[0]) if names else (tally.wrong, str(response)[:200])
         tally.count(into, key, time.monotonic() - started)
 
     def go_on() -> None:
         with Client(home, retry_s=retry_s, timeout_s=timeout_s) as client:
             while not ended.is_set():
-                ask(client)
+                send(client)
                 time.sleep(pause_s)
 
     with ThreadPoolExecutor(threads) as pool:
-        asking = [pool.submit(go_on) for _ in range(threads)]
+        sending = [pool.submit(go_on) for _ in range(threads)]
         try:
             yield tally
         finally:
             ended.set()
-    for one in asking:
-        one.result()  # an error that is none of marship's fails the test
+    for one in sending:
+        one.result()  # raises an error that is not marship's
     assert tally.ended() == tally.sent, tally
 
 
 @contextmanager
 def two_loads(
-    home: Path, model: str, inputs: object, answers: Mapping[str, Any], timeout_s: float
+    home: Path, model: str, inputs: object, expected: Mapping[str, Any], timeout_s: float
 ) -> Iterator[tuple[Tally, Tally]]:
-    """Two clients that ask once, and two that ask again, as marship's do by themselves."""
+    """Two clients without retries, and two with marship's default retries."""
     with (
-        load(home, model, inputs, answers, threads=2, timeout_s=timeout_s) as hasty,
+        load(home, model, inputs, expected, threads=2, timeout_s=timeout_s) as no_retry,
         load(
-            home, model, inputs, answers, threads=2, retry_s=RETRY_S, timeout_s=timeout_s
-        ) as patient,
+            home, model, inputs, expected, threads=2, retry_s=RETRY_S, timeout_s=timeout_s
+        ) as retrying,
     ):
-        yield hasty, patient
+        yield no_retry, retrying

@@ -25,7 +25,7 @@ class Outcome:
         status: The first answer's; None where nothing came that begins as one.
         is_whole: Whether the first answer is there to its end.
         is_cut: Whether the server ended the connection before that.
-        seconds: Until the answer, or the end of patience.
+        seconds: Until the response, or the end of the wait.
     """
 
     got: bytes
@@ -56,18 +56,18 @@ class Line:
         self._connect = connect
         self._socket: socket | None = None
 
-    def ask(self, wire: bytes, *, is_sure: bool, is_head: bool, patience_s: float) -> Outcome:
+    def ask(self, wire: bytes, *, is_sure: bool, is_head: bool, wait_s: float) -> Outcome:
         """Send bytes and take the answer.
 
         Args:
             wire: What is sent.
             is_sure: Whether it is a whole request: its answer is waited for, and the connection
-                is kept; else all that comes within the patience counts.
+                is kept; else all that arrives within that time counts.
             is_head: Whether the answer has no body.
-            patience_s: How long a server may wait for more.
+            wait_s: How long a server may wait for more.
         """
         began = time.monotonic()
-        got, is_whole, is_open = self._exchange(wire, is_sure, is_head, patience_s)
+        got, is_whole, is_open = self._exchange(wire, is_sure, is_head, wait_s)
         found = STATUS.match(got)
         status = int(found[1]) if found else None
         if not (is_sure and is_whole and is_open):
@@ -75,7 +75,7 @@ class Line:
         return Outcome(got, status, is_whole, not (is_open or is_whole), time.monotonic() - began)
 
     def _exchange(
-        self, wire: bytes, is_sure: bool, is_head: bool, patience_s: float
+        self, wire: bytes, is_sure: bool, is_head: bool, wait_s: float
     ) -> tuple[bytes, bool, bool]:
         """The bytes, whether an answer is whole, and whether the connection is still open."""
         got = b""
@@ -83,7 +83,7 @@ class Line:
         try:
             if self._socket is None:
                 self._socket = self._connect()
-            self._socket.settimeout(ANSWER_S if is_sure else patience_s)
+            self._socket.settimeout(ANSWER_S if is_sure else wait_s)
             self._socket.sendall(wire)
             while data := self._socket.recv(1 << 16):
                 got = CONTINUE.sub(b"", got + data, count=1)

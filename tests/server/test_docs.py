@@ -41,6 +41,10 @@ NOT_RUN = {
         "benchmarks/memory.py",
     ): "takes minutes; tests/server/test_weights.py measures it",
     ("performance.md", "make bench"): "takes hours; tests/unit/test_benchmark.py tries its parts",
+    (
+        "reliability.md",
+        "make torture",
+    ): "takes a quarter of an hour; `make test` runs the short forms in tests/server/torture",
     ("recommend.md", "training/recommend.py"): "downloads MovieLens, and trains for minutes; "
     "tests/server/test_readme.py runs it on generated data",
     ("sealing.md", "benchmarks/sealing.py"): "takes minutes",

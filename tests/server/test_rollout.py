@@ -73,10 +73,10 @@ def test_a_rollout_under_load_loses_nothing(running: server.Server, lin: Client)
     told = Told()
     with load(running.home.path, "lin", ROW, ANSWERS) as tally:
         done = rollout(lin, "lin-2.mar", watcher=told)
-        after = tally.answered["1"]
+        after = tally.correct["1"]
         time.sleep(0.3)
-    assert set(tally.answered) == {"1", "2"}, tally
-    assert tally.answered["1"] == after > 0
+    assert set(tally.correct) == {"1", "2"}, tally
+    assert tally.correct["1"] == after > 0
     assert (done.old.version, done.new.version, done.new.ready) == ("1", "2", 1)
     assert versions(lin, "lin") == ["2", "2"]
     assert list(told.done) == ["register", "replay", "default", "drain", "unregister"]
@@ -101,7 +101,7 @@ def test_a_broken_version_never_answers(
         ),
     ):
         rollout(lin, archive)
-    assert tally.answered["1"] == tally.sent, tally
+    assert tally.correct["1"] == tally.sent, tally
     assert versions(lin, "lin") == ["1", "1"]
 
 
@@ -131,7 +131,7 @@ def test_ctrl_c_after_the_switch_brings_the_old_version_back(
     told = Told(interrupt_at="drain")
     with load(running.home.path, "lin", ROW, ANSWERS) as tally, pytest.raises(KeyboardInterrupt):
         rollout(lin, "lin-2.mar", watcher=told)
-    assert tally.answered.total() == tally.sent, tally
+    assert tally.correct.total() == tally.sent, tally
     assert told.done["rollback"] == "1 is the default as before, 2 is not registered."
     assert versions(lin, "lin") == ["1", "1"]
 
@@ -181,7 +181,7 @@ def test_a_killed_worker_loses_nothing(running: server.Server, lin: Client) -> N
         time.sleep(0.5)
         os.kill(worker.pid, signal.SIGKILL)
         time.sleep(1)
-    assert tally.answered["1"] == tally.sent, tally
+    assert tally.correct["1"] == tally.sent, tally
 
 
 def test_what_died_with_its_worker_is_asked_again(client: Client, archives: Path) -> None:
@@ -191,8 +191,10 @@ def test_what_died_with_its_worker_is_asked_again(client: Client, archives: Path
 
     async def ask() -> list[object]:
         home = client.home.path
-        async with AsyncClient(home, retry_s=0) as hasty, AsyncClient(home) as patient:
-            asking = [asyncio.create_task(one.predict("naps", b"2")) for one in (hasty, patient)]
+        async with AsyncClient(home, retry_s=0) as no_retry, AsyncClient(home) as retrying:
+            asking = [
+                asyncio.create_task(one.predict("naps", b"2")) for one in (no_retry, retrying)
+            ]
             await asyncio.sleep(2)
             os.kill(status.workers[0].pid, signal.SIGKILL)
             return await asyncio.gather(*asking, return_exceptions=True)
@@ -264,8 +266,8 @@ def test_a_declared_set_is_reached_and_reached_again_after_a_crash(
         assert "keep lin 1 not in the file; --prune removes it" in applied("--dry-run")
         with load(home, "lin", ROW, ANSWERS) as tally:
             applied("--prune")
-        assert set(tally.answered) == {"1", "2"}, tally
-        assert tally.answered.total() == tally.sent
+        assert set(tally.correct) == {"1", "2"}, tally
+        assert tally.correct.total() == tally.sent
         assert versions(client, "lin") == ["2", "2"]
         os.kill(own.record.pid, signal.SIGKILL)
         own.process.wait()

@@ -10,7 +10,7 @@ from figures import Figures
 
 @pytest.fixture(scope="session")
 def full(request: pytest.FixtureRequest) -> bool:
-    """Whether the long form is wanted."""
+    """Whether to run the long form."""
     return bool(request.config.getoption("--full"))
 
 
@@ -25,7 +25,7 @@ def amount(full: bool) -> Amount:
 
 @pytest.fixture(scope="session")
 def figures(request: pytest.FixtureRequest) -> Iterator[Figures]:
-    """What the cases counted; in the end a table in the file that `--report` names."""
+    """Counts of the cases; written as a table into the file that `--report` names."""
     kept = Figures()
     yield kept
     if (report := request.config.getoption("--report")) and not request.session.testsfailed:

@@ -1,4 +1,4 @@
-"""Clients that only hold connections, read slowly or write slowly, beside others that ask."""
+"""Idle connections, slow readers and slow writers, beside clients that send requests."""
 
 import json
 import resource
@@ -25,15 +25,15 @@ Amount = Callable[[float, float], float]
 
 TIMEOUT_S = 20.0
 HEAP_MB = 768
-"""Java's heap, all of it resident from the start: what grows then is no heap that fills up.
+"""Java's heap, all of it resident from the start: growth is then not a heap that fills up.
 
-Six rounds of 20 answers of 8 MB are more than it, so answers that stayed would end it.
+Six rounds of 20 responses of 8 MB are more than it, so leaked responses would exhaust it.
 """
 
 KEPT_MB = 96
-"""What the last of the rounds may add to what those before it left; a leak adds more each time."""
+"""What the last round may add to what the earlier ones left; a leak adds more each time."""
 
-ANSWER_BYTES = 8 << 20
+RESPONSE_BYTES = 8 << 20
 CUT_AFTER_S = 2
 
 
@@ -41,7 +41,7 @@ CUT_AFTER_S = 2
 def own(
     start: Callable[..., server.Server], archives: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[server.Server]:
-    """A server with `lin`, which is asked all the time, and `echo`, which gives large answers."""
+    """A server with `lin`, which gets requests all the time, and `echo`, for large responses."""
     assert archives.is_dir()
     folder = tmp_path_factory.mktemp("connections")
     heap = f"-Xms{HEAP_MB}m -Xmx{HEAP_MB}m -XX:+AlwaysPreTouch"
@@ -57,7 +57,7 @@ def own(
 
 @pytest.fixture(scope="module")
 def door(own: server.Server, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Door]:
-    """A proxy in front of it, which cuts off whoever does nothing for two seconds."""
+    """A proxy in front of it, which closes connections that are silent for two seconds."""
     settings = ProxySettings(
         home=own.home.path,
         out=tmp_path_factory.mktemp("door") / "proxy",
@@ -74,7 +74,7 @@ def door(own: server.Server, tmp_path_factory: pytest.TempPathFactory) -> Iterat
 
 @pytest.fixture
 def rounds(amount: Amount) -> int:
-    """How often connections are held and let go."""
+    """How often connections are held and closed."""
     return int(amount(2, 3))
 
 
@@ -84,7 +84,7 @@ def token(one: server.Server) -> str:
 
 
 def connect(port: int, receive_bytes: int | None = None) -> socket.socket:
-    """A connection on which nothing was sent."""
+    """A new connection."""
     line = socket.socket()
     if receive_bytes:
         line.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_bytes)
@@ -94,7 +94,7 @@ def connect(port: int, receive_bytes: int | None = None) -> socket.socket:
 
 
 def head(one: server.Server, size_bytes: int) -> bytes:
-    """The beginning of a request whose answer is as large as its body."""
+    """The head of a request whose response is as large as its body."""
     lines = (
         "POST /predictions/echo HTTP/1.1",
         "Host: x",
@@ -107,7 +107,7 @@ def head(one: server.Server, size_bytes: int) -> bytes:
 
 @contextmanager
 def closing(lines: Sequence[socket.socket]) -> Iterator[None]:
-    """Close all in the end."""
+    """Close all when the block ends."""
     try:
         yield
     finally:
@@ -116,12 +116,12 @@ def closing(lines: Sequence[socket.socket]) -> Iterator[None]:
 
 
 def port_of(one: server.Server) -> int:
-    """Of the inference API."""
+    """The port of the inference API."""
     return int(one.record.inference_url.rpartition(":")[2])
 
 
 class Memory:
-    """What a server's Java and workers hold, before, while and after connections are held."""
+    """Memory of a server's Java and workers before, while and after connections are held."""
 
     def __init__(self, one: server.Server) -> None:
         self._record = one.record
@@ -130,17 +130,17 @@ class Memory:
         self._after: list[tuple[int, int]] = []
 
     def look(self) -> None:
-        """While they are held."""
+        """Measure while they are held."""
         now = memory_mb(self._record)
         self._most = (max(self._most[0], now[0]), max(self._most[1], now[1]))
 
     def look_after(self) -> None:
-        """When they are gone."""
+        """Measure after they are closed."""
         time.sleep(1)
         self._after.append(memory_mb(self._record))
 
     def check(self) -> str:
-        """The same connections once more take what others before them gave back."""
+        """Fail if the last round left more memory in use than the earlier ones."""
         *earlier, last = self._after
         assert last[0] < max(java for java, _ in earlier) + KEPT_MB, self._after
         assert last[1] < max(workers for _, workers in earlier) + KEPT_MB, self._after
@@ -148,23 +148,23 @@ class Memory:
 
 
 @contextmanager
-def asked(own: server.Server) -> Iterator[Tally]:
-    """Three clients ask once each time; all they ask for is answered, and before long."""
+def checked_load(own: server.Server) -> Iterator[Tally]:
+    """Three clients without retries; every response must be correct, and in time."""
     with load(own.home.path, "lin", ROW, ANSWERS, timeout_s=TIMEOUT_S) as tally:
         time.sleep(0.5)
         yield tally
-    assert tally.all_answered(), tally
+    assert tally.all_correct(), tally
 
 
-def assert_answers(tally: Tally) -> None:
-    """Requests go on being answered now."""
-    before = tally.answered.total()
+def assert_is_served(tally: Tally) -> None:
+    """Requests are served at this moment."""
+    before = tally.correct.total()
     time.sleep(1)
-    assert tally.answered.total() > before + 10
+    assert tally.correct.total() > before + 10
 
 
 def allow_files(count: int) -> None:
-    """Let this process open so many files; Java takes the hard limit by itself."""
+    """Raise this process's limit of open files; Java takes the hard limit by itself."""
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     is_enough = most == resource.RLIM_INFINITY or most >= count
     assert is_enough, f"this test needs {count:,} open files, got a hard limit of {most:,}"
@@ -174,15 +174,15 @@ def allow_files(count: int) -> None:
 def test_idle_connections(
     own: server.Server, amount: Amount, figures: Figures, rounds: int
 ) -> None:
-    """TorchServe keeps them for ever, at a few kB each, and answers the others."""
+    """TorchServe keeps them for ever, at a few kB each, and serves other requests."""
     count = int(amount(2_000, 10_000))
     allow_files(count + 1_000)
     memory, java = Memory(own), psutil.Process(own.record.pid)
-    with asked(own) as tally:
+    with checked_load(own) as tally:
         for _ in range(rounds):
             lines = [connect(port_of(own)) for _ in range(count)]
             with closing(lines):
-                assert_answers(tally)
+                assert_is_served(tally)
                 assert java.num_fds() > count
                 memory.look()
             memory.look_after()
@@ -193,17 +193,17 @@ def test_idle_connections(
 def test_more_connections_than_java_may_have(
     own: server.Server, amount: Amount, figures: Figures
 ) -> None:
-    """Those that are there are served, further ones wait until there is room, none is broken."""
+    """Open connections are served, further ones wait until others close, none is broken."""
     java = psutil.Process(own.record.pid)
     limits = java.rlimit(psutil.RLIMIT_NOFILE)
-    with asked(own) as tally:
+    with checked_load(own) as tally:
         room = java.num_fds() + 100
         java.rlimit(psutil.RLIMIT_NOFILE, (room, limits[1]))
         try:
             lines = [connect(port_of(own)) for _ in range(200)]
             with closing(lines):
                 for _ in range(int(amount(2, 20))):
-                    assert_answers(tally)
+                    assert_is_served(tally)
                 assert java.num_fds() <= room
             time.sleep(2)
             with Client(own.home.path, retry_s=0, timeout_s=TIMEOUT_S) as late:
@@ -214,7 +214,7 @@ def test_more_connections_than_java_may_have(
 
 
 def assert_whole(line: socket.socket, got: bytearray, body: bytes) -> None:
-    """What was read and what follows are an answer with this body."""
+    """What was read and what follows are a response with this body."""
     while not got.endswith(body) and (data := line.recv(1 << 16)):
         got += data
     head, _, rest = got.partition(b"\r\n\r\n")
@@ -224,37 +224,37 @@ def assert_whole(line: socket.socket, got: bytearray, body: bytes) -> None:
 
 
 def test_slow_readers(own: server.Server, amount: Amount, figures: Figures) -> None:
-    """Java holds an answer until its reader has it or goes; who takes it late gets it whole.
+    """Java holds a response until the client has read it or closes; a late reader gets all of it.
 
-    One reads a few kB/s at first, some nothing for as long, the others go with none of it read.
+    One client reads a few kB/s at first, some nothing for as long, the others close unread.
     """
     count, late, rounds = 20, 9, int(amount(6, 10))
-    memory, body = Memory(own), bytes(range(256)) * (ANSWER_BYTES // 256)
-    with asked(own) as tally:
+    memory, body = Memory(own), bytes(range(256)) * (RESPONSE_BYTES // 256)
+    with checked_load(own) as tally:
         for turn in range(rounds):
             lines = [connect(port_of(own), receive_bytes=4096) for _ in range(count)]
             with closing(lines):
                 for line in lines:
-                    line.sendall(head(own, ANSWER_BYTES) + body)
+                    line.sendall(head(own, RESPONSE_BYTES) + body)
                 got = bytearray()
                 for _ in range(1 if turn else int(amount(10, 60))):
                     got += lines[0].recv(1024)
                     time.sleep(0.2)
-                assert_answers(tally)
+                assert_is_served(tally)
                 memory.look()
                 assert_whole(lines[0], got, body)
                 for line in lines[1 : 1 + late]:
                     assert_whole(line, bytearray(), body)
             memory.look_after()
-    case = f"{count} readers of {ANSWER_BYTES >> 20} MB at 5 kB/s or not at all, {rounds} times"
+    case = f"{count} readers of {RESPONSE_BYTES >> 20} MB at 5 kB/s or not at all, {rounds} times"
     figures.add(case, tally, memory.check())
 
 
 def test_slow_writers(own: server.Server, amount: Amount, figures: Figures, rounds: int) -> None:
-    """Headers and bodies a byte at a time: TorchServe waits for ever, and answers the others."""
+    """Headers and bodies a byte at a time: TorchServe waits for ever, and serves the others."""
     count, turns = int(amount(50, 200)), int(amount(10, 200))
     memory, begun = Memory(own), head(own, 1000)
-    with asked(own) as tally:
+    with checked_load(own) as tally:
         for _ in range(rounds):
             lines = [connect(port_of(own)) for _ in range(count)]
             with closing(lines):
@@ -264,7 +264,7 @@ def test_slow_writers(own: server.Server, amount: Amount, figures: Figures, roun
                     for number, line in enumerate(lines):
                         line.sendall(begun[turn : turn + 1] if number % 2 else b"x")
                     time.sleep(0.1)
-                assert_answers(tally)
+                assert_is_served(tally)
                 memory.look()
                 lines[0].sendall(b"x" * (1000 - turns))  # the rest
                 assert lines[0].recv(100).startswith(b"HTTP/1.1 200")
@@ -274,7 +274,7 @@ def test_slow_writers(own: server.Server, amount: Amount, figures: Figures, roun
 
 
 def is_cut(line: socket.socket) -> bool:
-    """Whether the other side ends it, politely or not."""
+    """Whether the server closes or resets it."""
     try:
         while line.recv(1 << 16):
             pass
@@ -288,38 +288,40 @@ def is_cut(line: socket.socket) -> bool:
 def test_all_of_them_through_the_proxy(
     own: server.Server, door: Door, amount: Amount, figures: Figures, rounds: int
 ) -> None:
-    """They end within its time, TorchServe hears nothing of the slow, others are answered.
+    """The proxy closes them in time, TorchServe sees no slow client, others are served.
 
-    Of one address 32 requests may be under way; idle connections count for nothing, and the
-    oldest are closed where nginx has no room for more.
+    One address may have 32 requests in progress; idle connections do not count, and the oldest
+    are closed when nginx has no free ones.
     """
     memory, java = Memory(own), psutil.Process(own.record.pid)
-    body = bytes(ANSWER_BYTES)
-    with asked(own) as tally:
+    body = bytes(RESPONSE_BYTES)
+    with checked_load(own) as tally:
         for _ in range(rounds):
             idle = [connect(door.port) for _ in range(int(amount(500, 3000)))]
             writers = [door.connect() for _ in range(20)]
             readers = [door.connect(receive_bytes=4096) for _ in range(int(amount(3, 10)))]
             with closing([*idle, *writers, *readers]):
                 for line in readers:
-                    line.sendall(head(own, ANSWER_BYTES) + body)
+                    line.sendall(head(own, RESPONSE_BYTES) + body)
                 for number, line in enumerate(writers):
                     line.sendall(head(own, 1000)[: None if number % 2 else 30])
                 assert door.ask("POST", "/predictions/lin", json.dumps(ROW).encode()).status == 200
                 assert java.num_fds() < 200
-                assert_answers(tally)
+                assert_is_served(tally)
                 memory.look()
-                time.sleep(2 * CUT_AFTER_S)  # who reads before that is no slow reader
+                time.sleep(2 * CUT_AFTER_S)  # longer than the proxy waits
                 assert all(is_cut(line) for line in (*writers, *readers, idle[0]))
             memory.look_after()
-    seen = f"cut off after {CUT_AFTER_S} s, as told; {memory.check()}"
+    seen = f"closed after {CUT_AFTER_S} s, as configured; {memory.check()}"
     figures.add(f"all of them through the proxy, {rounds} times", tally, seen)
 
 
-def test_the_proxy_bounds_what_one_address_asks_at_a_time(own: server.Server, door: Door) -> None:
-    """Of 40 requests that take their time to arrive 8 are refused, and so are others meanwhile.
+def test_the_proxy_bounds_concurrent_requests_of_one_address(
+    own: server.Server, door: Door
+) -> None:
+    """Of 40 requests that arrive slowly 8 are refused, and so are others meanwhile.
 
-    Which 8 is chance: nginx has a process for each core, and all count together.
+    Which 8 is random: nginx has a process for each core, and all share the count.
     """
     begun = head(own, 1000)
     lines = [door.connect() for _ in range(40)]
@@ -327,10 +329,10 @@ def test_the_proxy_bounds_what_one_address_asks_at_a_time(own: server.Server, do
         for line in lines:
             line.sendall(begun)
         time.sleep(0.2)
-        answers = [door.ask("GET", "/ping") for _ in range(3)]
-        assert {answer.status for answer in answers} == {429}
-        told = Counter(line.recv(1 << 16)[:12] for line in lines)
-        assert told == {b"HTTP/1.1 429": 8, b"": 32}
+        responses = [door.ask("GET", "/ping") for _ in range(3)]
+        assert {response.status for response in responses} == {429}
+        statuses = Counter(line.recv(1 << 16)[:12] for line in lines)
+        assert statuses == {b"HTTP/1.1 429": 8, b"": 32}
     end = time.monotonic() + 5 * CUT_AFTER_S
     while door.ask("GET", "/ping").status != 200:
         assert time.monotonic() < end

@@ -1,6 +1,6 @@
 """Mutated requests at every port and at the proxy, with load beside them.
 
-`CLEAN` and `KNOWN` say what TorchServe answers by itself. Anything else that is no answer of
+`CLEAN` and `KNOWN` list TorchServe's own error responses. Anything else that is no response of
 marship's handlers fails, with the seed and the index: `Maker.make(index)` makes the same again.
 """
 
@@ -33,7 +33,7 @@ from wires import STATUS, Line, Outcome
 
 SEED = 6
 THREADS = 12
-PATIENCE_S = 0.25
+WAIT_S = 0.25
 SHOWN = 400
 MB = 1 << 20
 WORKER_GROWTH = 64 * MB
@@ -46,7 +46,7 @@ LEAKS = re.compile(
 OWN = re.compile(
     rb'\{\n  "code": (\d+),\n  "type": "(\w+)"(?:,\n  "message": "(.*)")?\n\}\n', re.DOTALL
 )
-"""An error of TorchServe's own. Java leaves messages out where an error comes again and again."""
+"""An error of TorchServe's own. Java omits the message of an error that is repeated often."""
 
 CLEAN = {
     (400, "BadRequestException"): rb"Invalid HTTP message\.|Parameter [\w ]+ is required\.",
@@ -57,7 +57,7 @@ CLEAN = {
     (404, "WorkflowNotFoundException"): rb"Workflow not found: .*",
     (405, "MethodNotAllowedException"): rb"Requested method is not allowed, .*",
 }
-"""TorchServe's own errors that tell no more than they should: `type` is one of these names."""
+"""TorchServe's own errors that reveal nothing: `type` is one of these names."""
 
 FORM = rb"content-type: *(?:multipart/form-data|application/x-www-form-urlencoded)"
 KNOWN = {
@@ -68,7 +68,10 @@ KNOWN = {
     (500, "StringIndexOutOfBoundsException"): FORM,
     (500, "ErrorDataDecoderException"): FORM,
 }
-"""What TorchServe answers badly, and what the request holds then. The proxy lets none through."""
+"""TorchServe's errors that reveal something, and what their requests contain.
+
+The proxy lets none through.
+"""
 
 THROUGH_PROXY = [
     (400, "BadRequestException"),
@@ -78,17 +81,17 @@ THROUGH_PROXY = [
 """TorchServe's own errors that the proxy passes on: a character below 32, a token, a version."""
 
 PAGES = re.compile(rb"\A(?:TRACE|CONNECT) |transfer-encoding", re.IGNORECASE)
-"""What nginx may answer with a page of its own, where it refuses the body as well."""
+"""Requests for which nginx may respond with its own HTML page, as it refuses the body."""
 
 
 class Place:
-    """A server with two models, the proxy before it, and mutants of what is asked of both.
+    """A server with two models, the proxy in front of it, and mutated requests for both.
 
     Args:
-        server: It has lin and colours, and nothing else.
+        server: With the models lin and colours only.
         door: The proxy.
         client: Of the server.
-        folders: What no answer names.
+        folders: Paths that no response may contain.
     """
 
     def __init__(self, server: Server, door: Door, client: Client, *folders: Path) -> None:
@@ -99,7 +102,7 @@ class Place:
         self._keys = {name: value["key"].encode() for name, value in keys.items()}
 
     def maker(self, kind: str, seed: int) -> Maker:
-        """Of mutants for TorchServe's ports, or for the proxy."""
+        """A maker of mutants for TorchServe's ports, or for the proxy."""
         inference, management = self._keys["inference"], self._keys["management"]
         if kind == "proxy":
             seeds = [*asked("proxy", inference)] * 3  # the rest is nginx's to refuse
@@ -237,7 +240,7 @@ def place(
 
 
 def send(place: Place, maker: Maker, indices: range, tally: Tally, seen: Counter[str]) -> list[str]:
-    """Send these mutants one after the other; what must not be, with what makes it again."""
+    """Send these mutants one after the other; return the faults, each with seed and index."""
     lines: dict[str, Line] = {}
     wrong = []
     for mutant in map(maker.make, indices):
@@ -248,7 +251,7 @@ def send(place: Place, maker: Maker, indices: range, tally: Tally, seen: Counter
             mutant.wire,
             is_sure=mutant.request.is_sure,
             is_head=mutant.request.method == b"HEAD",
-            patience_s=PATIENCE_S,
+            wait_s=WAIT_S,
         )
         faults = list(place.faults(mutant, outcome))
         wrong += [describe(maker, mutant, fault, outcome) for fault in faults]
@@ -261,18 +264,18 @@ def send(place: Place, maker: Maker, indices: range, tally: Tally, seen: Counter
 
 
 def ended(tally: Tally, outcome: Outcome, is_wrong: bool) -> tuple[Counter[str], str]:
-    """Where it counts, and as what."""
+    """The counter for an outcome, and the key."""
     if outcome.status is None and not outcome.got:
-        key = "cut off" if outcome.is_cut else "waits for more"
+        key = "closed" if outcome.is_cut else "waits for more"
         return tally.lost, key
     key = str(outcome.status or "no status")
     if is_wrong:
         return tally.wrong, key
-    return (tally.answered if key < "4" else tally.failed), key
+    return (tally.correct if key < "4" else tally.failed), key
 
 
 def describe(maker: Maker, mutant: Mutant, fault: str, outcome: Outcome) -> str:
-    """What makes the mutant again, and how it begins."""
+    """The seed and index of a mutant, and how it begins."""
     return (
         f"{fault}: seed {maker.seed}, index {mutant.index}, to {mutant.request.door}, "
         f"changed {', '.join(mutant.changes)}\n  sent {mutant.wire[:SHOWN]!r}\n"
@@ -284,10 +287,10 @@ def describe(maker: Maker, mutant: Mutant, fault: str, outcome: Outcome) -> str:
     ("kind", "case"),
     [("ports", "mutated requests to TorchServe"), ("proxy", "mutated requests to the proxy")],
 )
-def test_mutated_requests_harm_nobody(
+def test_mutated_requests_do_no_harm(
     place: Place, amount: Callable[[float, float], float], figures: Figures, kind: str, case: str
 ) -> None:
-    """Each is answered as it should be or cut off, and who asks beside them gets right answers."""
+    """Each gets an allowed response or is closed; load beside them gets correct responses."""
     count = int(amount(1500, 50_000))
     warm = [send(place, place.maker(kind, 0), range(200), Tally(), Counter())]
     models, memory = place.models(), place.memory()
@@ -306,7 +309,7 @@ def test_mutated_requests_harm_nobody(
     assert all(size <= GROWTH.get(name, WORKER_GROWTH) for name, size in grown.items()), grown
     assert not beside.wrong | beside.failed | beside.lost
     assert tally.ended() == tally.sent == count
-    told = ", ".join(f"{key}: {number:,}" for key, number in sorted(seen.items()))
+    statuses = ", ".join(f"{key}: {number:,}" for key, number in sorted(seen.items()))
     more = ", ".join(f"{name} {size / MB:+.0f} MB" for name, size in grown.items())
-    figures.add(case, tally, f"{told}; {more}")
-    figures.add(f"asked beside {case}", beside)
+    figures.add(case, tally, f"{statuses}; {more}")
+    figures.add(f"load beside {case}", beside)

@@ -34,22 +34,22 @@ READ_ONLY = 'mount --bind "$1" "$1" && mount -o remount,ro,bind "$1" && ! touch 
 
 
 def assert_went_on(tallies: tuple[Tally, Tally], deaths: int) -> None:
-    """Nothing wrong or lost, no more errors than workers that were killed, none for the patient."""
-    hasty, patient = tallies
-    assert not hasty.wrong + hasty.lost, hasty
-    assert hasty.failed.total() <= deaths, hasty
-    assert patient.all_answered(), patient
+    """Nothing wrong or lost, at most one error for each killed worker, none with retries."""
+    no_retry, retrying = tallies
+    assert not no_retry.wrong + no_retry.lost, no_retry
+    assert no_retry.failed.total() <= deaths, no_retry
+    assert retrying.all_correct(), retrying
 
 
 def fill(file: IO[bytes]) -> None:
-    """Write until that fails."""
+    """Write until the disk is full."""
     while True:
         file.write(bytes(4096))
 
 
 @contextmanager
 def filled(folder: Path) -> Iterator[None]:
-    """Until the block ends there is no room on the file system of a folder."""
+    """Keep a folder's file system full until the block ends."""
     filler = folder / "filler"
     with filler.open("wb", 0) as file, pytest.raises(OSError, match="No space left"):
         fill(file)
@@ -67,9 +67,9 @@ def lose_a_worker(client: Client, home: Home) -> float:
 
 
 def test_the_disk_is_full(archives: Path, tmp_path: Path, amount: Amount, figures: Figures) -> None:
-    """Home, logs and temporary folder: what is served is served, what is new is refused.
+    """With home, logs and temporary folder on it: serving goes on, new versions are refused.
 
-    A worker that dies comes back. When there is room again, new versions are registered.
+    A worker that dies is restarted. When there is space again, new versions can be registered.
     """
     times, slowest_s = int(amount(1, 5)), 0.0
     with served(SMALL_DISK, tmp_path / "home", archives) as home, Client(home.path) as client:
@@ -86,13 +86,13 @@ def test_the_disk_is_full(archives: Path, tmp_path: Path, amount: Amount, figure
                 client.register("lin-2.mar", name="lin", workers=1)
                 client.unregister("lin", "2")
     seen = f"{times} workers killed, back after at most {slowest_s:.1f} s"
-    figures.add(f"disk full, {times} times; asked once", tallies[0], seen)
-    figures.add("the same; asked again", tallies[1])
+    figures.add(f"disk full, {times} times; without retries", tallies[0], seen)
+    figures.add("the same; with retries", tallies[1])
     assert_went_on(tallies, times)
 
 
 def test_no_server_starts_on_a_full_disk(archives: Path, tmp_path: Path) -> None:
-    """One line names the file that did not fit, and nothing runs."""
+    """One line names the file that did not fit, and no process is left."""
     words = f'"$1" -m marship serve --home "$0" --model-store {archives} --free-ports --detach'
     done = run_on(
         tmp_path / "home",
@@ -107,15 +107,15 @@ def test_no_server_starts_on_a_full_disk(archives: Path, tmp_path: Path) -> None
 def test_the_model_store_is_read_only(
     archives: Path, tmp_path: Path, amount: Amount, figures: Figures
 ) -> None:
-    """Versions are registered, rolled out and removed as ever: nothing is written there."""
+    """Versions are registered, rolled out and removed as usual: nothing is written there."""
     times = int(amount(1, 4))
     with served(READ_ONLY, tmp_path / "home", archives) as home, Client(home.path) as client:
         client.register("lin-1.mar", name="lin", workers=1)
         with two_loads(home.path, "lin", ROW, ANSWERS, TIMEOUT_S) as tallies:
             for turn in range(times):
                 rollout(client, f"lin-{'21'[turn % 2]}.mar")
-    figures.add(f"model store read-only, {times} rollouts; asked once", tallies[0])
-    figures.add("the same; asked again", tallies[1])
+    figures.add(f"model store read-only, {times} rollouts; without retries", tallies[0])
+    figures.add("the same; with retries", tallies[1])
     assert_went_on(tallies, 0)
 
 
@@ -132,7 +132,7 @@ def fake_clock(folder: Path) -> dict[str, str]:
     }
 
 
-ASK = """
+PREDICT = """
 import sys
 from pathlib import Path
 from marship import Client
@@ -141,9 +141,9 @@ with Client(Path(sys.argv[1])) as client:
 """
 
 
-def ask(home: Home, clock: dict[str, str]) -> object:
-    """What a new client with that clock is answered."""
-    command = [sys.executable, "-c", ASK, str(home.path)]
+def predict(home: Home, clock: dict[str, str]) -> object:
+    """The response that a new client with that clock gets."""
+    command = [sys.executable, "-c", PREDICT, str(home.path)]
     environment = {**os.environ, **clock}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
     return json.loads(done.stdout)
@@ -151,7 +151,7 @@ def ask(home: Home, clock: dict[str, str]) -> object:
 
 @pytest.fixture
 def clock(tmp_path: Path) -> dict[str, str]:
-    """Such variables; the file says that it is now."""
+    """Such variables; the file shifts the clock by 0 s."""
     (tmp_path / "clock").write_text("+0")
     return fake_clock(tmp_path)
 
@@ -173,9 +173,9 @@ def jumping(
 def test_the_clock_jumps(
     jumping: Home, clock: dict[str, str], amount: Amount, figures: Figures
 ) -> None:
-    """An hour ahead ends the tokens, and clients take new ones; an hour back changes nothing.
+    """An hour ahead expires the tokens, and clients renew them; an hour back changes nothing.
 
-    Clients whose clock jumped along, and such whose clock did not.
+    Holds for clients whose clock jumped too, and for clients whose clock did not.
     """
     home, file = jumping, Path(clock["FAKETIME_TIMESTAMP_FILE"])
     times, renewed = int(amount(1, 4)), 0
@@ -191,11 +191,13 @@ def test_the_clock_jumps(
                     before = key()
                     file.write_text(f"{jump_s:+d}")
                     time.sleep(2)
-                    assert ask(home, clock) == ANSWERS["1"]
+                    assert predict(home, clock) == ANSWERS["1"]
                     renewed += key() != before
                     assert (key() != before) == (jump_s > 0)
                     lose_a_worker(client, home)
     seen = f"{renewed} new tokens, {2 * times} workers killed"
-    figures.add(f"clock set {2 * times} times, by an hour and more; asked once", tallies[0], seen)
-    figures.add("the same; asked again", tallies[1])
+    figures.add(
+        f"clock set {2 * times} times, by an hour and more; without retries", tallies[0], seen
+    )
+    figures.add("the same; with retries", tallies[1])
     assert_went_on(tallies, 2 * times)

@@ -1,4 +1,4 @@
-"""Versions that come and go while clients ask."""
+"""Versions are rolled out under load."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -17,13 +17,13 @@ Amount = Callable[[float, float], float]
 
 TIMEOUT_S = 20.0
 BROKEN = ("broken.mar", "wrong.mar")
-"""Its worker refuses to load; its worker answers otherwise than recorded."""
+"""Its worker refuses to load; its outputs differ from its golden cases."""
 
 
 def test_versions_roll_out_and_back(
     running: server.Server, archives: Path, amount: Amount, figures: Figures
 ) -> None:
-    """No request fails, and what answers is what was rolled out last, never a broken version."""
+    """No request fails; the version that was rolled out last responds, never a broken one."""
     assert archives.is_dir()
     good, refused = int(amount(1, 20)), 0
     with Client(running.home.path) as client:
@@ -40,8 +40,8 @@ def test_versions_roll_out_and_back(
                     assert versions(client, "lin") == [new, new]
         remove(client, "lin")
     case = f"{good} rollouts, and {refused} of broken versions"
-    figures.add(f"{case}; asked once", tallies[0], f"{refused} rolled back")
-    figures.add("the same; asked again", tallies[1])
+    figures.add(f"{case}; without retries", tallies[0], f"{refused} rolled back")
+    figures.add("the same; with retries", tallies[1])
     for tally in tallies:
-        assert tally.all_answered(), tally
-        assert set(tally.answered) == set(ANSWERS)
+        assert tally.all_correct(), tally
+        assert set(tally.correct) == set(ANSWERS)

@@ -1,8 +1,8 @@
-"""Every route of TorchServe against every role, as tables: nobody in where they do not belong.
+"""Authorization: every route of TorchServe with every kind of token, as tables.
 
-In a cell stands the HTTP status; `no` is TorchServe's refusal of a token (400 with
+A cell is the HTTP status; `no` is TorchServe's refusal of a token (400 with
 InvalidKeyException, or gRPC's PERMISSION_DENIED). Roles: no token, garbage, the right one
-without its last letter, the right one of before a renewal, and the three of key_file.json.
+without its last letter, the right one before a renewal, and the three of key_file.json.
 """
 
 import http.client
@@ -304,7 +304,7 @@ def read(table: str) -> Iterator[tuple[str, dict[str, str]]]:
         yield first, dict(zip(head[1:], cells, strict=True))
 
 
-@pytest.fixture(scope="module", params=[None, "production"], ids=["as usual", "production"])
+@pytest.fixture(scope="module", params=[None, "production"], ids=["default settings", "production"])
 def doors(
     request: pytest.FixtureRequest,
     start: Callable[..., Server],
@@ -335,13 +335,13 @@ def opened(one: Server, folder: Path) -> Iterator[Doors]:
 def differences(
     doors: Doors, port: str, tally: Tally, *, is_expired: bool = False
 ) -> Iterator[str]:
-    """Cells of a table that are not what it says.
+    """Yield the cells of a table that differ from the responses.
 
     Args:
-        doors: Where to ask.
+        doors: The servers.
         port: Which table.
         tally: Counts.
-        is_expired: The right tokens have expired: they are asked with, and worth what old ones are.
+        is_expired: Use the right tokens after they have expired: they count as old ones.
     """
     right = own(port)
     for row, cells in read(TABLES[port]):
@@ -351,22 +351,22 @@ def differences(
             got = doors.cell(port, row, role)
             if got != want:
                 yield f"{port} {row} with {role}: {want} in the table, got {got}"
-            into = tally.answered if want in {"200", "202", "OK"} else tally.failed
+            into = tally.correct if want in {"200", "202", "OK"} else tally.failed
             tally.count(into if got == want else tally.wrong, got, time.monotonic() - began)
 
 
 @pytest.mark.parametrize("port", TABLES)
-def test_nobody_is_in_where_they_do_not_belong(
+def test_each_token_grants_its_own_api_only(
     doors: Doors, port: str, figures: Figures, request: pytest.FixtureRequest
 ) -> None:
-    """Each cell is as the table says, and in the end the models are what they were."""
+    """Each response is as in the table, and the models have not changed."""
     tally = Tally()
     with Client(doors.home.path) as client:
         before = client.models()
         wrong = list(differences(doors, port, tally))
         assert not wrong, "\n".join(wrong)
         assert client.models() == before
-    figures.add(f"routes and roles: {port}, {request.node.callspec.id.split('-')[0]}", tally)
+    figures.add(f"routes and tokens: {port}, {request.node.callspec.id.split('-')[0]}", tally)
 
 
 def test_an_expired_token_lets_nobody_in(
