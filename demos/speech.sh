@@ -56,8 +56,8 @@ transcribe_english() {
     step marship register whisper --workers 1
     step marship predict whisper $english/librivox/sense_and_sensibility_01_austen_64kb-0870.wav
     step marship predict whisper $english/{librivox,cards,sphinx,prompts/vm-*} --again \
-        --out runs/whisper/heard.jsonl --in-flight 1 --as srt --as vtt
-    step python training/heard.py runs/whisper/heard.jsonl --data-dir $english --english
+        --out runs/whisper/predictions.jsonl --in-flight 1 --as srt --as vtt
+    step python training/compare_transcripts.py runs/whisper/predictions.jsonl --data-dir $english --english
     step marship unregister whisper
 }
 
@@ -72,8 +72,8 @@ learn_digits() {
     step marship package runs/speech
     step marship register speech --workers 1
     step marship predict speech data/digits/test/"$fifth"-* --again \
-        --out runs/speech/heard.jsonl --in-flight 1
-    step python training/heard.py runs/speech/heard.jsonl --data-dir data/digits/test
+        --out runs/speech/predictions.jsonl --in-flight 1
+    step python training/compare_transcripts.py runs/speech/predictions.jsonl --data-dir data/digits/test
 }
 
 marship stop >/dev/null 2>&1 || true   # one that an earlier demo may have left
@@ -103,7 +103,7 @@ step marship stop
 printf '\nWhere everything lies, of what was made:\n'
 printf '  %-32s %s\n' \
     runs/whisper/ "the general model and its parity proof" \
-    runs/whisper/heard.transcripts/ "subtitles of each recording" \
+    runs/whisper/predictions.transcripts/ "subtitles of each recording" \
     runs/speech/ "the trained one, its curve, its metrics" \
     data/digits/ "what it learned from and was tried on" \
     model_store/ "the archives; look inside: marship inspect model_store/speech.mar"

@@ -1,4 +1,4 @@
-"""Training recordings, changed at random: a batch at a time, as mel spectrograms."""
+"""Data augmentation of recordings: batches of mel spectrograms."""
 
 import math
 from collections.abc import Sequence
@@ -16,36 +16,36 @@ from torch.utils.data import Dataset
 from marship.contract import Array
 
 LEVEL_DB = -20
-"""Where the peak of a recording of middle loudness lies, below the largest sample there is."""
+"""Mean peak level of recordings after normalization, relative to full scale."""
 GROUP = 8
-"""So many rows are filled up to one length."""
+"""Rows that are padded to the same length."""
 PAUSE_S = 0.4
-"""Between joined recordings at most."""
+"""Longest pause between joined recordings."""
 ECHO_S = 0.3
-"""What comes later than this is left out."""
+"""Length of the simulated reverberation."""
 DEADEST_S, LIVELIEST_S = 0.1, 0.6
 FARTHEST_DB = 20
-"""The echo has as much power as what comes straight, down to 20 dB less."""
+"""Power of the reverberation relative to direct sound: 0 to -20 dB."""
 SLOPES = 4
-"""Cosines over the bands that a random colour is made of."""
+"""Cosines over the bands that make up a random filter."""
 LOUDEST_NOISE, FAINTEST_NOISE = 0.02, 1e-6
 """Power of added noise, as a share of the row's mean: 17 and 60 dB below it."""
 
 
 @dataclass(frozen=True, slots=True)
 class Augmentation:
-    """What may be changed.
+    """Settings of data augmentation.
 
     Attributes:
-        speed: Largest change of a recording's speed, as a share; its pitch goes with it.
-        volume_db: Largest change of a recording's loudness beside others', up or down.
-        join: Share of recordings that are said behind another one.
-        warp: Largest change of all frequencies, as a share, as another throat would make it.
-        colour_db: About how much a smooth random filter raises or lowers bands.
-        echo: Share of rows that are heard in a room.
+        speed: Largest change of a recording's speed, as a share; the pitch changes with it.
+        volume_db: Largest change of a recording's loudness, up or down.
+        join: Share of recordings that are appended to another one.
+        warp: Largest change of all frequencies, as a share (vocal tract length).
+        colour_db: Strength of a smooth random filter over the bands.
+        echo: Share of rows with reverberation.
         noise: Share of rows that noise is added to.
-        bands: Largest share of the bands that is silenced at a place, at two places.
-        gap_s: Longest silenced time, one for each two seconds or so.
+        bands: Largest share of the bands that one of two frequency masks covers.
+        gap_s: Longest time mask; one for about each two seconds.
     """
 
     speed: float
@@ -61,26 +61,26 @@ class Augmentation:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Spoken:
-    """Samples, float32, and what is said in them."""
+    """Samples, float32, and their transcription."""
 
     audio: Array
     text: str
 
 
 class Augmented(Dataset[list[dict[str, torch.Tensor]]]):
-    """Recordings at some places, changed anew each time that they are drawn.
+    """Recordings with the given indices, augmented each time that they are drawn.
 
-    A batch comes in groups of recordings of about one length, so that little is padded. Joined
-    to one long row each, nothing would be padded either; but from long rows CTC takes three
-    times as long to find out which sound is which letter.
+    A batch is divided into groups of recordings of similar length, to reduce padding. Joining the
+    recordings of a group to one long row would avoid padding too, but with long rows CTC takes
+    three times as long to learn the alignment.
 
     Args:
-        recordings: Where they come from.
-        places: Which of them are learned from.
+        recordings: All recordings.
+        places: Indices of those to train on.
         alphabet: Character n has symbol n + 1.
         rate: Samples a second.
         mel: The model's first layer.
-        changes: How they are changed.
+        changes: Settings of augmentation.
     """
 
     def __init__(  # noqa: PLR0913  they are what a batch is made from
@@ -112,10 +112,10 @@ class Augmented(Dataset[list[dict[str, torch.Tensor]]]):
 
     @torch.no_grad()
     def group(self, spoken: Sequence[Spoken]) -> dict[str, torch.Tensor]:
-        """Rows that are heard together.
+        """One group as a padded batch.
 
         `power`, float32 (rows, bands, frames); `frames`, int64 (rows,); `symbols`, int64 (rows,
-        characters), filled up with 0; `characters`, int64 (rows,).
+        characters), padded with 0; `characters`, int64 (rows,).
         """
         symbols = [torch.tensor([self.symbols[c] for c in one.text]) for one in spoken]
         frames = torch.tensor([len(one.audio) // self.mel.hop + 1 for one in spoken])
@@ -128,18 +128,18 @@ class Augmented(Dataset[list[dict[str, torch.Tensor]]]):
         }
 
     def changed(self, power: torch.Tensor, frames: torch.Tensor) -> torch.Tensor:
-        """A spectrogram of other throats, rooms and microphones, with parts silenced."""
+        """Augment a spectrogram: vocal tract, filter, reverberation, noise, masks."""
         changes, bands = self.changes, power.shape[1]
         power = warped(power, self.rate, changes.warp)
         power = power * colour(len(power), bands, changes.colour_db)
-        power = echoing(power, changes.echo, self.mel.hop / self.rate)
+        power = reverberant(power, changes.echo, self.mel.hop / self.rate)
         power = noisy(power, frames, changes.noise, changes.colour_db)
         width = changes.gap_s * self.rate / self.mel.hop
-        return silenced(power, bands=changes.bands * bands, gap_frames=width)
+        return masked(power, bands=changes.bands * bands, gap_frames=width)
 
 
 def vary(audio: Array, changes: Augmentation) -> Array:
-    """A recording at another speed, and about as loud as others: they are heard joined."""
+    """Change a recording's speed, and normalize its loudness, since recordings are joined."""
     speed = math.exp(torch.empty(()).uniform_(-1, 1) * math.log1p(changes.speed))
     volume_db = LEVEL_DB + float(torch.empty(()).uniform_(-1, 1)) * changes.volume_db
     changed: Array = soxr.resample(audio, speed, 1.0, quality="LQ")
@@ -147,7 +147,7 @@ def vary(audio: Array, changes: Augmentation) -> Array:
 
 
 def joined(spoken: Sequence[Spoken], share: float, longest_pause: float) -> list[Spoken]:
-    """Some recordings with the next one behind them, after a random pause."""
+    """Append some recordings to the one before, after a random pause."""
     rows: list[Spoken] = []
     joins = torch.rand(len(spoken)) < share
     for one, join in zip(spoken, joins.tolist(), strict=True):
@@ -162,7 +162,7 @@ def joined(spoken: Sequence[Spoken], share: float, longest_pause: float) -> list
 
 
 def warped(power: torch.Tensor, rate: int, most: float) -> torch.Tensor:
-    """All frequencies of each row multiplied by a number of its own.
+    """Multiply all frequencies of each row by a random factor.
 
     Vocal tract length perturbation, Jaitly and Hinton 2013.
     """
@@ -183,10 +183,10 @@ def colour(rows: int, bands: int, loudest_db: float) -> torch.Tensor:
     return 10 ** (weights @ waves.cos() * loudest_db / 10)[:, :, None]
 
 
-def echoing(power: torch.Tensor, share: float, hop_s: float) -> torch.Tensor:
-    """Some rows heard in a room of random size, at a random distance.
+def reverberant(power: torch.Tensor, share: float, hop_s: float) -> torch.Tensor:
+    """Add reverberation of random length and level to some rows.
 
-    Behind each frame its power dies away, by 60 dB in the room's reverberation time.
+    The power of each frame decays exponentially, by 60 dB in the reverberation time.
     """
     rows = len(power)
     delays_s = torch.arange(1, round(ECHO_S / hop_s)) * hop_s
@@ -202,10 +202,10 @@ def echoing(power: torch.Tensor, share: float, hop_s: float) -> torch.Tensor:
 def noisy(
     power: torch.Tensor, frames: torch.Tensor, share: float, colour_db: float
 ) -> torch.Tensor:
-    """Steady noise of random loudness and colour, added to some of the rows.
+    """Add stationary noise of random level and colour to some rows.
 
-    Powers of independent sounds add up. That of noise in a band is spread as the sum of a few
-    squares.
+    Powers of independent sounds add up. The power of noise in a band is drawn from an exponential
+    distribution.
     """
     rows, bands, _ = power.shape
     mean = power.sum((1, 2)) / (frames * bands)
@@ -215,10 +215,10 @@ def noisy(
     return power + spread * level[:, None, None] * colour(rows, bands, 2 * colour_db)
 
 
-def silenced(power: torch.Tensor, *, bands: float, gap_frames: float) -> torch.Tensor:
-    """Some bands and some moments of each row without power.
+def masked(power: torch.Tensor, *, bands: float, gap_frames: float) -> torch.Tensor:
+    """Set some bands and some frames of each row to zero.
 
-    SpecAugment, Park et al. 2019, section 2, without its warping of time.
+    SpecAugment, Park et al. 2019, section 2, without time warping.
     """
     rows, height, width = power.shape
     kept = torch.ones_like(power)
@@ -230,7 +230,7 @@ def silenced(power: torch.Tensor, *, bands: float, gap_frames: float) -> torch.T
 
 
 def stripes(rows: int, size: int, widest: float) -> torch.Tensor:
-    """For each row a random stretch of `size` places: bool (rows, size)."""
+    """A mask of a random interval for each row: bool (rows, size)."""
     width = torch.rand(rows, 1) * widest
     start = torch.rand(rows, 1) * (size - width)
     places = torch.arange(size)

@@ -1,17 +1,16 @@
-"""A folder of recordings and what is said in them: found, checked and decoded before it is used.
+"""A folder of recordings with transcriptions, checked and decoded before training.
 
-It is laid out like Hugging Face's AudioFolder. Either each part has its own table,
+The layout is that of Hugging Face's AudioFolder. Either each part has its own table,
 
-    data/train/metadata.csv   data/train/*     what is learned from
-    data/test/metadata.csv    data/test/*      what is only judged on
+    data/train/metadata.csv   data/train/*     for training
+    data/test/metadata.csv    data/test/*      for the test only
 
 or one `data/metadata.csv` names all files, as `train/one.wav` and `test/two.wav`. The table has
 the columns `file_name` (a path from the table's folder) and `transcription`; a third one,
-`speaker`, has the test judged for each speaker by himself. Others are passed over.
+`speaker`, adds test results for each speaker. Other columns are ignored.
 
-Recordings may have any format that the server takes, and are decoded by the server's own code.
-They are kept as 16 bits in a file that is mapped into memory, so that a folder may be larger than
-the memory.
+Recordings may have any format that the server accepts, and are decoded by the server's own code.
+The samples are kept as 16 bits in a memory-mapped file, so a folder may be larger than memory.
 """
 
 import csv
@@ -36,9 +35,9 @@ TABLE = "metadata.csv"
 NEEDED = ("file_name", "transcription")
 SPEAKER = "speaker"
 NAMED = 3
-"""So many of what is wrong are named; the others are counted."""
+"""Most files that an error names; the others are counted."""
 SPOKEN_MARKS = "'-"
-"""Punctuation that belongs to words; other punctuation is not heard."""
+"""Punctuation that belongs to words; other punctuation is removed."""
 CURLY_APOSTROPHE = "\N{RIGHT SINGLE QUOTATION MARK}"
 _THREADS = 2
 
@@ -59,10 +58,10 @@ class Recordings:
 
     Attributes:
         names: Their paths below the data folder.
-        texts: What is said in them.
-        speakers: Who says it; empty where the table does not tell.
+        texts: Their transcriptions.
+        speakers: Their speakers; empty if the table has none.
         samples: int16, all of a folder one after the other.
-        spans: int64, (recordings, 2): where each begins in `samples`, and where it ends.
+        spans: int64, (recordings, 2): start and end of each in `samples`.
     """
 
     names: tuple[str, ...]
@@ -75,7 +74,7 @@ class Recordings:
         return len(self.names)
 
     def part(self, places: Array) -> "Recordings":
-        """The recordings at these places; `samples` stays where it is."""
+        """The recordings at these indices; `samples` is shared."""
         names, texts, speakers = (
             tuple(column[place] for place in places)
             for column in (self.names, self.texts, self.speakers)
@@ -83,7 +82,7 @@ class Recordings:
         return Recordings(names, texts, speakers, self.samples, self.spans[places])
 
     def sizes(self) -> Array:
-        """Samples of each."""
+        """Number of samples of each."""
         return self.spans[:, 1] - self.spans[:, 0]
 
     def audio(self, place: int) -> Array:
@@ -94,12 +93,12 @@ class Recordings:
 
 @dataclass(frozen=True, slots=True)
 class AudioFolder:
-    """A whole folder.
+    """A data folder.
 
     Attributes:
-        alphabet: The characters of what is learned from, the space first.
-        train: To learn from.
-        test: To judge on.
+        alphabet: The characters of the training texts, the space first.
+        train: For training.
+        test: For the test.
         digest: SHA-256 of all names, texts and samples.
     """
 
@@ -111,7 +110,7 @@ class AudioFolder:
 
 @dataclass(frozen=True, slots=True)
 class _Decoded:
-    """One file: its digest and how many samples it has, or why there are none."""
+    """One file: its digest and number of samples, or the error."""
 
     name: str
     digest: str = ""
@@ -119,18 +118,20 @@ class _Decoded:
     fault: str = ""
 
 
-def load(folder: Path, rate: int, longest_s: float, least_s: Callable[[str], float]) -> AudioFolder:
+def load(
+    folder: Path, rate: int, longest_s: float, min_duration_s: Callable[[str], float]
+) -> AudioFolder:
     """Decode and check all recordings.
 
     Args:
         folder: The data folder.
-        rate: Samples a second of what is kept.
+        rate: Sample rate to decode to.
         longest_s: No recording may be longer.
-        least_s: How long a recording must be at least for a text, in seconds.
+        min_duration_s: The shortest recording allowed for a text, in seconds.
 
     Raises:
-        UsageError: The folder is no such folder.
-        DataError: A row, a text or a file is not what it must be, or one is in both parts.
+        UsageError: The folder has another layout.
+        DataError: A row, a text or a file is invalid, or a recording is in both parts.
     """
     parts = {part: _rows(folder, part) for part in PARTS}
     rows = [row for part in PARTS for row in parts[part]]
@@ -141,7 +142,7 @@ def load(folder: Path, rate: int, longest_s: float, least_s: Callable[[str], flo
         decoded = _read_all(rows, rate, longest_s, store)
         _check_readable(decoded)
         samples = np.memmap(store, np.int16, "r")
-    _check_lengths(rows, decoded, rate, least_s)
+    _check_lengths(rows, decoded, rate, min_duration_s)
     _check_once(decoded[:learned])
     _check_apart(decoded[:learned], decoded[learned:])
     ends = np.cumsum([one.size for one in decoded])
@@ -155,7 +156,7 @@ def load(folder: Path, rate: int, longest_s: float, least_s: Callable[[str], flo
 
 
 def spoken(text: str) -> str:
-    """A transcription as it is learned: lower case, single spaces, no unheard punctuation."""
+    """A normalized transcription: lower case, single spaces, punctuation only within words."""
     plain = (
         unicodedata.normalize("NFC", text).lower().replace("\N{RIGHT SINGLE QUOTATION MARK}", "'")
     )
@@ -217,7 +218,7 @@ def _read_table(folder: Path, table: Path) -> Iterator[Row]:
 
 
 def _check_rows(rows: Sequence[Row]) -> None:
-    """Hold the tables' rows against what a recording must have."""
+    """Check that each row has an existing file, once, and a transcription."""
     missing = [row.name for row in rows if not row.file.is_file()]
     if missing:
         raise DataError(
@@ -243,7 +244,7 @@ def _alphabet(train: Sequence[Row], test: Sequence[Row]) -> tuple[str, ...]:
     """The characters of the training texts, the space first.
 
     Raises:
-        DataError: A text has characters that nobody speaks, or that are not learned.
+        DataError: A text has characters that are not spoken, or that train does not have.
     """
     odd = {row.name: one for row in (*train, *test) for one in row.text if not _is_spoken(one)}
     if odd:
@@ -322,12 +323,12 @@ def _check_lengths(
     rows: Sequence[Row],
     decoded: Sequence[_Decoded],
     rate: int,
-    least_s: Callable[[str], float],
+    min_duration_s: Callable[[str], float],
 ) -> None:
     short = [
         f"{row.name} ({one.size / rate:.2f} s for {len(row.text)} characters)"
         for row, one in zip(rows, decoded, strict=True)
-        if one.size / rate < least_s(row.text)
+        if one.size / rate < min_duration_s(row.text)
     ]
     if short:
         raise DataError(

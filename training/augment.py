@@ -1,4 +1,4 @@
-"""Training pictures, changed at random a little: a batch at a time, as tensors."""
+"""Data augmentation of pictures, a batch at a time, as tensors."""
 
 import math
 from dataclasses import dataclass
@@ -11,22 +11,22 @@ from torch.utils.data import Dataset
 from marship.contract import Array
 
 ASPECT = 4 / 3
-"""A resized part is at most so much wider than high, or higher than wide."""
+"""Largest aspect ratio of a crop."""
 GREY = 124
-"""What covers a cut-out part: about the mean of photographs."""
+"""Colour of the cutout square: about the mean of photographs."""
 
 
 @dataclass(frozen=True, slots=True)
 class Augmentation:
-    """What may be changed.
+    """Settings of data augmentation.
 
     Attributes:
-        side: Height and width of what comes out.
-        shift: Pixels by which a picture is moved at most; what is missing is mirrored.
-        zoom: The smallest share of a picture's area that is cut out and resized; with 1
-            pictures are only moved.
+        side: Height and width of the result.
+        shift: Largest translation in pixels; the edges are filled by mirroring.
+        zoom: The smallest share of a picture's area that is cropped and resized; with 1
+            pictures are only translated.
         mirror: Share of pictures that are mirrored left to right.
-        cutout: Edge of a grey square put at a random place, as a share of the side.
+        cutout: Edge of a grey square at a random position, as a share of the side.
     """
 
     side: int
@@ -37,7 +37,7 @@ class Augmentation:
 
 
 class Augmented(Dataset[dict[str, torch.Tensor]]):
-    """Pictures at some places, changed anew each time that they are drawn."""
+    """Pictures with the given indices, augmented each time that they are drawn."""
 
     def __init__(self, pictures: Pictures, places: Array, changes: Augmentation) -> None:
         self.pictures, self.places, self.changes = pictures, places, changes
@@ -56,7 +56,7 @@ class Augmented(Dataset[dict[str, torch.Tensor]]):
 
 
 def augment(pixels: torch.Tensor, changes: Augmentation) -> torch.Tensor:
-    """uint8 (batch, edge, edge, 3) to (batch, side, side, 3), each changed by itself."""
+    """uint8 (batch, edge, edge, 3) to (batch, side, side, 3), each augmented independently."""
     pixels = resized_parts(pixels, changes) if changes.zoom < 1 else moved(pixels, changes)
     flipped = torch.rand(len(pixels)) < changes.mirror
     pixels = torch.where(flipped[:, None, None, None], pixels.flip(2), pixels)
@@ -64,7 +64,7 @@ def augment(pixels: torch.Tensor, changes: Augmentation) -> torch.Tensor:
 
 
 def moved(pixels: torch.Tensor, changes: Augmentation) -> torch.Tensor:
-    """A part of `side` x `side` at a random place, up to `shift` beyond the edges."""
+    """Random crops of `side` x `side`, up to `shift` beyond the edges."""
     rows = _places(pixels, changes)
     columns = _places(pixels, changes)
     pictures = torch.arange(len(pixels))
@@ -81,7 +81,7 @@ def _places(pixels: torch.Tensor, changes: Augmentation) -> torch.Tensor:
 
 
 def resized_parts(pixels: torch.Tensor, changes: Augmentation) -> torch.Tensor:
-    """A part of random area, shape and place, resized (Szegedy et al. 2015, section 6)."""
+    """Crops of random area, aspect ratio and position, resized (Szegedy et al. 2015, section 6)."""
     edge, side = pixels.shape[1], changes.side
     shares = torch.empty(len(pixels)).uniform_(changes.zoom, 1).tolist()
     aspects = torch.empty(len(pixels)).uniform_(-math.log(ASPECT), math.log(ASPECT)).tolist()
@@ -101,7 +101,7 @@ def resized_parts(pixels: torch.Tensor, changes: Augmentation) -> torch.Tensor:
 
 
 def cut_out(pixels: torch.Tensor, changes: Augmentation) -> torch.Tensor:
-    """A grey square at a random place in each (DeVries and Taylor 2017)."""
+    """Cutout: a grey square at a random position in each (DeVries and Taylor 2017)."""
     half = changes.cutout * changes.side / 2
     middles = torch.rand(2, len(pixels), 1) * changes.side
     inside = (torch.arange(changes.side) + 0.5 - middles).abs() < half

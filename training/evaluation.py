@@ -1,4 +1,4 @@
-"""How good a classifier is, and how far its probabilities hold: figures and pictures."""
+"""Accuracy and calibration of a classifier: metrics and plots."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 BINS = 15
 COLDEST, HOTTEST = 0.1, 10.0
-"""Temperatures to choose from; a validation part without any mistake would have none."""
+"""Bounds of the temperature; without any mistake in the validation part there is no minimum."""
 BATCH = 128
 MISTAKES = 24
 BEST = 5
@@ -64,7 +64,7 @@ def accuracy(logits: torch.Tensor, labels: torch.Tensor) -> float:
 def measure(
     logits: torch.Tensor, labels: torch.Tensor, temperature: float, classes: Sequence[str]
 ) -> dict[str, Any]:
-    """The figures of metrics.json: accuracy, each class, calibration before and after."""
+    """The metrics of metrics.json: accuracy, each class, calibration before and after."""
     from torchmetrics.functional import classification
 
     count = len(classes)
@@ -109,9 +109,9 @@ def _calibration(logits: torch.Tensor, labels: torch.Tensor) -> dict[str, float]
 
 
 def mistakes(probabilities: torch.Tensor, labels: torch.Tensor) -> Array:
-    """The places of the pictures that were mistaken, the most confident mistake first."""
-    confidence, said = probabilities.max(1)
-    wrong = torch.nonzero(said != labels)[:, 0]
+    """Indices of the misclassified pictures, the most confident mistake first."""
+    confidence, predicted = probabilities.max(1)
+    wrong = torch.nonzero(predicted != labels)[:, 0]
     return wrong[confidence[wrong].argsort(descending=True, stable=True)].numpy()
 
 
@@ -122,10 +122,10 @@ def draw(
     classes: Sequence[str],
     folder: Path,
 ) -> None:
-    """Write the three drawings of probabilities before and after temperature scaling."""
+    """Write the three plots."""
     labels = torch.from_numpy(pictures.labels)
     drawings = {
-        "confusion": draw_confusion(said=after.argmax(1), labels=labels, classes=classes),
+        "confusion": draw_confusion(predicted=after.argmax(1), labels=labels, classes=classes),
         "mistakes": draw_mistakes(pictures, after, classes),
         "reliability": draw_reliability(before, after, labels),
     }
@@ -150,32 +150,31 @@ def draw_mistakes(
     for axes in grid:
         axes.axis("off")
     for axes, place in zip(grid, found[:MISTAKES], strict=False):
-        said = int(probabilities[place].argmax())
-        text = (
-            f"{classes[said]} {float(probabilities[place, said]):.2f}\nis {classes[labels[place]]}"
-        )
+        predicted = int(probabilities[place].argmax())
+        confidence = float(probabilities[place, predicted])
+        text = f"{classes[predicted]} {confidence:.2f}\nis {classes[labels[place]]}"
         axes.imshow(pictures.pixels[place])
         axes.set_title(text, fontsize=9, parse_math=False)
     return figure
 
 
 def draw_reliability(before: torch.Tensor, after: torch.Tensor, labels: torch.Tensor) -> "Figure":
-    """Draw the share of right predictions against the predicted probability."""
+    """Plot accuracy against predicted probability."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(4.6, 4.4), layout="constrained")
     axes = figure.subplots()
     axes.plot([0, 1], [0, 1], color="grey", linewidth=0.8)
     for name, probabilities, style in (("before", before, "o--"), ("after", after, "o-")):
-        confidence, said = probabilities.max(1)
-        right = (said == labels).double().numpy()
+        confidence, predicted = probabilities.max(1)
+        right = (predicted == labels).double().numpy()
         bins = np.minimum((confidence.numpy() * BINS).astype(int), BINS - 1)
         used = np.unique(bins)
-        said_shares = [confidence.numpy()[bins == number].mean() for number in used]
-        true_shares = [right[bins == number].mean() for number in used]
-        axes.plot(said_shares, true_shares, style, label=f"{name} temperature scaling", ms=4)
-    axes.set(xlabel="predicted probability", ylabel="share of right predictions")
-    axes.set(title="How far the probabilities hold", xlim=(0, 1), ylim=(0, 1))
+        mean_confidence = [confidence.numpy()[bins == number].mean() for number in used]
+        accuracies = [right[bins == number].mean() for number in used]
+        axes.plot(mean_confidence, accuracies, style, label=f"{name} temperature scaling", ms=4)
+    axes.set(xlabel="predicted probability", ylabel="accuracy")
+    axes.set(title="Reliability diagram", xlim=(0, 1), ylim=(0, 1))
     axes.legend(frameon=False)
     axes.spines[["top", "right"]].set_visible(False)
     return figure

@@ -1,4 +1,4 @@
-"""Recognize pictures: learn the classes of a folder of pictures, from scratch or by fine-tuning.
+"""Classify pictures: train on a folder with one folder for each class, or fine-tune.
 
     python training/image.py --data-dir photos
     python training/image.py --data-dir photos --backbone efficientnet-lite0
@@ -36,17 +36,17 @@ from marship.storage import write_json
 PICTURE_FILE = "picture.json"
 TAG_THRESHOLD = 0.3
 FEW_PICTURES = 200
-"""With fewer held out, a temperature can make the calibration worse: docs/image.md has a case."""
+"""With fewer held out, temperature scaling can make calibration worse: see docs/image.md."""
 
 
 @dataclass(frozen=True, slots=True)
-class Way:
-    """A way to learn: what the network reads, and the settings that suit it.
+class Defaults:
+    """Input and default settings of a backbone.
 
     Attributes:
-        crop: Share of a picture's shorter side that is looked at.
-        mean: Of pixels from 0 to 1, as the network wants them normalised.
-        std: The same.
+        crop: Share of a picture's shorter side that the network reads.
+        mean: Mean of pixels from 0 to 1, for normalisation.
+        std: Their standard deviation.
     """
 
     side: int
@@ -61,8 +61,8 @@ class Way:
     zoom: float
 
 
-WAYS = {
-    "none": Way(
+DEFAULTS = {
+    "none": Defaults(
         side=32,
         crop=1.0,
         mean=(0.485, 0.456, 0.406),
@@ -74,7 +74,7 @@ WAYS = {
         weight_decay=5e-4,
         zoom=1.0,
     ),
-    "efficientnet-lite0": Way(
+    "efficientnet-lite0": Defaults(
         side=efficientnet_lite.SIDE,
         crop=efficientnet_lite.CROP,
         mean=efficientnet_lite.MEAN,
@@ -91,7 +91,7 @@ WAYS = {
 
 @dataclass(frozen=True)
 class Settings(run.RunSettings):
-    """What every run can be told, and this recipe's own; None is what suits the backbone."""
+    """The settings of every run, and this recipe's own; None takes the backbone's default."""
 
     run_dir: Path = setting(Path("runs/image"), "folder for everything that the run writes")
     data_dir: Path | None = setting(None, "required: holds train/<class>/* and test/<class>/*")
@@ -102,8 +102,10 @@ class Settings(run.RunSettings):
     learning_rate: float | None = setting(None, "largest step size of the optimizer; by backbone")
     weight_decay: float | None = setting(None, "of kernels and matrices alone; by backbone")
     warmup: float = setting(0.15, "share of the steps in which the rate rises", maximum=1)
-    smoothing: float = setting(0.1, "share of the targets that is uniform", minimum=0, maximum=0.9)
-    side: int | None = setting(None, "height and width that are read; by backbone", minimum=4)
+    smoothing: float = setting(0.1, "label smoothing", minimum=0, maximum=0.9)
+    side: int | None = setting(
+        None, "height and width that the network reads; by backbone", minimum=4
+    )
     width: int = setting(32, "channels of a network from scratch, at its input", minimum=1)
     shift: float = setting(
         0.09, "largest move of a training picture, as a share of the side", minimum=0, maximum=0.5
@@ -113,7 +115,7 @@ class Settings(run.RunSettings):
     )
     mirror: float = setting(0.5, "share of training pictures mirrored", minimum=0, maximum=1)
     cutout: float = setting(
-        0.0, "edge of the square hidden from each, as a share of the side", minimum=0, maximum=1
+        0.0, "edge of the cutout square, as a share of the side", minimum=0, maximum=1
     )
     validation: float = setting(
         0.05, "share of the training pictures to watch and calibrate on", minimum=0.001, maximum=0.5
@@ -134,7 +136,7 @@ class Classifier(nn.Module):
     def forward(self, pixels: torch.Tensor, augmented: bool = False) -> dict[str, torch.Tensor]:
         """uint8 (batch, height, width, 3), RGB, to `probabilities`, float32 (batch, classes).
 
-        Pictures that are `augmented` have the network's size, and give `logits` to learn by.
+        Augmented pictures have the network's size already, and give `logits` for training.
         """
         if augmented:
             return {"logits": self.network(self.pixels.normalise(pixels))}
@@ -144,20 +146,20 @@ class Classifier(nn.Module):
 
 def build(backbone: str, side: int, width: int, classes: int) -> Classifier:
     """The model, without its weights."""
-    way = WAYS[backbone]
+    defaults = DEFAULTS[backbone]
     network = (
         ResNet(side, width, classes)
         if backbone == "none"
         else efficientnet_lite.EfficientNetLite0(classes)
     )
-    return Classifier(Pixels(side, way.crop, way.mean, way.std), network)
+    return Classifier(Pixels(side, defaults.crop, defaults.mean, defaults.std), network)
 
 
 def judge(outputs: Arrays, targets: Arrays) -> dict[str, float]:
-    """Share of pictures whose most probable class is the true one.
+    """Accuracy: the share of pictures whose most probable class is the true one.
 
-    Where the targets are `probabilities`, the share that is to be expected by them. On few
-    pictures that is surer: a class nearly as probable as the first is nearly as good an answer.
+    If the targets are `probabilities`, the expected accuracy if they were true. With few pictures
+    its variance is lower: a class nearly as probable as the first one counts nearly as much.
     """
     chosen = outputs["probabilities"].argmax(1)
     if "probabilities" in targets:
@@ -167,22 +169,24 @@ def judge(outputs: Arrays, targets: Arrays) -> dict[str, float]:
     return {"accuracy": float(right.mean())}
 
 
-def completed(settings: Settings) -> Settings:
-    """The settings with what suits the backbone in place of None.
+def validated(settings: Settings) -> Settings:
+    """Validate the settings, and replace None by the backbone's defaults.
 
     Raises:
-        UsageError: One of them cannot be meant.
+        UsageError: One of them is invalid.
     """
     if settings.data_dir is None:
         raise UsageError(
             "data_dir must be a folder of pictures, got none. Give --data-dir, with "
             "train/<class>/* and test/<class>/* in it."
         )
-    if settings.backbone not in WAYS:
-        raise UsageError(f"backbone must be one of {', '.join(WAYS)}, got {settings.backbone!r}.")
-    way = WAYS[settings.backbone]
+    if settings.backbone not in DEFAULTS:
+        raise UsageError(
+            f"backbone must be one of {', '.join(DEFAULTS)}, got {settings.backbone!r}."
+        )
+    defaults = DEFAULTS[settings.backbone]
     names = ("side", "optimizer", "epochs", "batch_size", "learning_rate", "weight_decay", "zoom")
-    left_out = {name: getattr(way, name) for name in names if getattr(settings, name) is None}
+    left_out = {name: getattr(defaults, name) for name in names if getattr(settings, name) is None}
     settings = replace(settings, **left_out)
     if settings.optimizer not in ("sgd", "adamw"):
         raise UsageError(f"optimizer must be sgd or adamw, got {settings.optimizer!r}.")
@@ -194,14 +198,14 @@ def completed(settings: Settings) -> Settings:
 
 
 def stored_side(settings: Settings) -> int:
-    """Edge of the squares that pictures are kept as: those that the model cuts to its side."""
-    return shortest_side(settings.side, WAYS[settings.backbone].crop)
+    """Edge of the stored squares, of which the model crops `side`."""
+    return shortest_side(settings.side, DEFAULTS[settings.backbone].crop)
 
 
 def make_task(
     model: Classifier, folder: ImageFolder, places: tuple[Array, Array], settings: Settings
 ) -> Task:
-    """What is learned and how it is watched."""
+    """Training data, loss, optimizer and validation."""
     train = Augmented(folder.train, places[0], augmentation(settings))
     watched = folder.train.part(places[1])
     labels = torch.from_numpy(watched.labels)
@@ -226,13 +230,13 @@ def make_task(
         optimizer=optimizer,
         data_digest=folder.digest,
         schedule=warmup_cosine(optimizer, warmup=round(settings.warmup * total), total=total),
-        validate=validate,  # only looked at: the last epoch's weights, at rate 0, are kept
-        collate=lambda batch: batch,  # it comes as one
+        validate=validate,  # reported only: the last epoch's weights, at rate 0, are kept
+        collate=lambda batch: batch,  # the dataset returns batches
     )
 
 
 def augmentation(settings: Settings) -> Augmentation:
-    """How training pictures are changed."""
+    """The settings of data augmentation."""
     return Augmentation(
         side=settings.side,
         shift=round(settings.shift * settings.side),
@@ -256,7 +260,7 @@ def make_optimizer(model: nn.Module, settings: Settings) -> Optimizer:
 
 
 def calibrate(model: Classifier, watched: Pictures, settings: Settings) -> float:
-    """Find the temperature on pictures that were held out, and put it where the weights are."""
+    """Fit the temperature on held-out pictures, and save it with the weights."""
     logits = evaluation.logits_of(model, watched)
     temperature = evaluation.fit_temperature(logits, torch.from_numpy(watched.labels))
     model.temperature.fill_(temperature)
@@ -270,7 +274,7 @@ def calibrate(model: Classifier, watched: Pictures, settings: Settings) -> float
 def evaluate(
     model: Classifier, test: Pictures, classes: tuple[str, ...], run_dir: Path
 ) -> dict[str, Any]:
-    """Figures and pictures of how good the model is on the test pictures."""
+    """Metrics and plots for the test pictures."""
     logits, labels = evaluation.logits_of(model, test), torch.from_numpy(test.labels)
     temperature = model.temperature.cpu()
     before, after = logits.softmax(1), (logits / temperature).softmax(1)
@@ -281,14 +285,14 @@ def evaluate(
 def calibration_rows(
     model: Classifier, train: Pictures, places: tuple[Array, Array], seed: int
 ) -> Arrays:
-    """Pictures for int8's ranges, and what float32 makes of them as the target."""
+    """Pictures for int8 calibration, with float32's probabilities as the target."""
     chosen = calibration_of(train, places, seed)
     logits = evaluation.logits_of(model, chosen) / model.temperature.cpu()
     return {"pixels": chosen.pixels, "target/probabilities": logits.softmax(1).numpy()}
 
 
 def make_model(settings: Settings) -> Classifier:
-    """The model to train: a backbone comes with its weights."""
+    """The model to train; a backbone has its pretrained weights."""
     model = build(settings.backbone, settings.side, settings.width, settings.classes)
     if settings.backbone != "none":
         model.network = efficientnet_lite.load(settings.classes)
@@ -297,8 +301,8 @@ def make_model(settings: Settings) -> Classifier:
 
 @flags(Settings)
 def main(settings: Settings) -> None:
-    """Learn to recognize the classes of a folder of pictures."""
-    settings = completed(settings)
+    """Train a classifier on a folder of pictures."""
+    settings = validated(settings)
     accelerator = start(settings)
     folder = load(settings.data_dir, stored_side(settings))
     settings = with_classes(settings, folder)
@@ -316,7 +320,7 @@ def with_classes(settings: Settings, folder: ImageFolder) -> Settings:
     """The settings with the number of classes.
 
     Raises:
-        DataError: The data have another number than they must have.
+        DataError: The data have another number than `--classes`.
     """
     if settings.classes not in (None, len(folder.classes)):
         raise DataError(
@@ -333,7 +337,7 @@ def write_results(
     settings: Settings,
     fitted: Fitted,
 ) -> None:
-    """Calibrate, judge, and write what the later steps and the reader want."""
+    """Calibrate and evaluate the model, and write the files for the later steps."""
     learned, watched = places
     calibrate(model, folder.train.part(watched), settings)
     results = evaluate(model, folder.test, folder.classes, settings.run_dir)
@@ -342,7 +346,7 @@ def write_results(
         {
             "labels": folder.classes,
             "side": settings.side,
-            "crop": WAYS[settings.backbone].crop,
+            "crop": DEFAULTS[settings.backbone].crop,
             "tag_threshold": TAG_THRESHOLD,
         },
     )
@@ -367,11 +371,11 @@ def write_results(
         arrays=arrays_of(folder, settings.seed)
         | {"calibration": calibration_rows(model, folder.train, places, settings.seed)},
     )
-    tell(results, counts)
+    print_metrics(results, counts)
 
 
-def tell(results: dict[str, Any], pictures: dict[str, int]) -> None:
-    """Print the figures."""
+def print_metrics(results: dict[str, Any], pictures: dict[str, int]) -> None:
+    """Print the metrics."""
     from rich.table import Table
 
     table = Table("class", "precision", "recall", title=f"Accuracy {results['accuracy']:.4f}")

@@ -1,11 +1,11 @@
-"""A folder of pictures, one folder for each class: found, checked and decoded before it is used.
+"""A folder of pictures, one folder for each class, checked and decoded before training.
 
-    data/train/<class>/*    what is learned from
-    data/test/<class>/*     what is only judged on
+    data/train/<class>/*    for training
+    data/test/<class>/*     for the test only
 
-Pictures may be of any size and format that the server takes, and are decoded by the server's
-own code. They are kept as squares of one size in a file that is mapped into memory, so that a
-folder may be larger than the memory, and reading a batch costs nothing.
+Pictures may have any size and format that the server accepts, and are decoded by the server's own
+code. They are stored as squares of one size in a memory-mapped file, so a folder may be larger than
+memory, and reading a batch needs no decoding.
 """
 
 import hashlib
@@ -26,11 +26,11 @@ from marship.serving.pictures import decode
 
 PARTS = ("train", "test")
 NAMED = 3
-"""So many of what is wrong are named; the others are counted."""
+"""Most files that an error names; the others are counted."""
 ROWS = {"examples": 16, "calibration": 512, "heldout": 5000}
 LARGEST_BYTES = {"examples": 8 << 20, "calibration": 64 << 20, "heldout": 256 << 20}
-"""So much is kept for the later steps at most."""
-_THREADS = 4  # decoding and reading wait for each other's turn
+"""Most bytes that are written for each of the later steps."""
+_THREADS = 4  # so that reading and decoding overlap
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +40,7 @@ class Pictures:
     Attributes:
         names: Their paths below the data folder.
         pixels: uint8, shape (pictures, side, side, 3), RGB.
-        labels: int64, shape (pictures,): places in the folder's list of classes.
+        labels: int64, shape (pictures,): indices into the folder's list of classes.
         digests: Of the decoded pixels; copies have the same.
     """
 
@@ -53,19 +53,19 @@ class Pictures:
         return len(self.names)
 
     def part(self, places: Array) -> "Pictures":
-        """The pictures at these places."""
+        """The pictures at these indices."""
         names = tuple(self.names[place] for place in places)
         return Pictures(names, self.pixels[places], self.labels[places], self.digests[places])
 
 
 @dataclass(frozen=True, slots=True)
 class ImageFolder:
-    """A whole folder.
+    """A data folder.
 
     Attributes:
         classes: Their names, in alphabetical order.
-        train: To learn from.
-        test: To judge on.
+        train: For training.
+        test: For the test.
         digest: SHA-256 of all names and pixels.
     """
 
@@ -77,7 +77,7 @@ class ImageFolder:
 
 @dataclass(frozen=True, slots=True)
 class _Decoded:
-    """One file: its digest, or why there is none."""
+    """One file: its digest, or the error."""
 
     name: str
     digest: str = ""
@@ -93,7 +93,7 @@ def load(folder: Path, side: int) -> ImageFolder:
     """Decode and check all pictures: the middle square of each, resized to `side` x `side`.
 
     Raises:
-        UsageError: The folder is no such folder.
+        UsageError: The folder has another layout.
         DataError: A class is empty or in one part only, a file is in no class or is no picture,
             or a picture is in both parts or in two classes.
     """
@@ -127,12 +127,12 @@ def _read_all(folder: Path, files: Sequence[Path], pixels: Array) -> list[_Decod
 
 
 def hold_out(pictures: Pictures, share: float, seed: int) -> tuple[Array, Array]:
-    """The places of the pictures to keep, and of those held out: `share` of each class.
+    """Indices of the pictures to train on, and of those held out: `share` of each class.
 
-    Copies of a picture stay together: one that was learned from would be judged too well.
+    Copies of a picture stay together, so that none of the held-out pictures is trained on.
 
     Raises:
-        DataError: A class has a single picture, so that none would be left to learn from.
+        DataError: A class has a single picture, so that none would be left to train on.
     """
     generator = np.random.default_rng(seed)
     out = np.zeros(len(pictures), bool)
@@ -151,14 +151,14 @@ def hold_out(pictures: Pictures, share: float, seed: int) -> tuple[Array, Array]
 
 
 def calibration_of(train: Pictures, places: tuple[Array, Array], seed: int) -> Pictures:
-    """Pictures to find int8's ranges on, and to see what it loses on them.
+    """Pictures for int8 calibration.
 
-    Those held out come first: of pictures that were learned from a network is surer than of
-    those that it will be sent, so that little seems lost.
+    Held-out ones come first: a network is more confident on pictures that it was trained on, so
+    that quantization would seem to lose less than it does on new ones.
 
     Args:
-        train: Where they come from.
-        places: Of the pictures that were learned from, and of those held out.
+        train: All pictures of train.
+        places: Indices of the pictures that were trained on, and of those held out.
         seed: Chooses the pictures.
     """
     generator = np.random.default_rng(seed)
@@ -168,12 +168,12 @@ def calibration_of(train: Pictures, places: tuple[Array, Array], seed: int) -> P
 
 
 def arrays_of(folder: ImageFolder, seed: int) -> dict[str, Arrays]:
-    """What the later steps show to the model beside the calibration pictures.
+    """Inputs for the later steps besides the calibration pictures.
 
-    The examples are larger and stretched, since served pictures have any size and shape.
+    The examples are resized to another size and aspect ratio, since requests have any.
 
     Args:
-        folder: Where they come from.
+        folder: The data folder.
         seed: Chooses the pictures.
     """
     edge = folder.train.pixels.shape[1]
@@ -189,7 +189,7 @@ def arrays_of(folder: ImageFolder, seed: int) -> dict[str, Arrays]:
 
 
 def _most(edge: int) -> dict[str, int]:
-    """How many pictures of this size each file holds at most."""
+    """The most pictures of this size in each file."""
     return {name: min(ROWS[name], LARGEST_BYTES[name] // (3 * edge * edge)) for name in ROWS}
 
 
@@ -217,7 +217,7 @@ def _classes(folder: Path) -> tuple[str, ...]:
 
 
 def _files(part: Path, classes: Sequence[str]) -> list[list[Path]]:
-    """For each class its files, those in deeper folders and all links included."""
+    """The files of each class, including those in deeper folders and all links."""
     return [
         [file for file in sorted(_walk(part / name)) if file.is_file() or file.is_symlink()]
         for name in classes
@@ -226,7 +226,7 @@ def _files(part: Path, classes: Sequence[str]) -> list[list[Path]]:
 
 def _walk(folder: Path) -> Iterator[Path]:
     for path in _visible(folder):
-        if path.is_dir() and not path.is_symlink():  # a link may lead round in a circle
+        if path.is_dir() and not path.is_symlink():  # links may form a cycle
             yield from _walk(path)
         else:
             yield path
@@ -255,7 +255,7 @@ def _check_classes(
 
 
 def _mapped(count: int, side: int) -> Array:
-    """uint8 (count, side, side, 3) in a file without a name, which goes when the process does."""
+    """uint8 (count, side, side, 3) in an unnamed file, which is deleted when the process ends."""
     shape = (count, side, side, 3)
     with tempfile.TemporaryFile() as file:
         try:

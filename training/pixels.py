@@ -1,4 +1,4 @@
-"""Pictures of any size as what a network reads: the first layer of every image model.
+"""Crops, resizes and normalises pictures of any size: the first layer of every image model.
 
 It is part of the model, so it is in the ONNX graph, and training and serving cannot differ.
 """
@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn import functional
 
 FINEST_SHARE = 1000
-"""Crops are counted in parts of this size at the finest, since a graph counts in whole numbers."""
+"""Largest denominator of the crop as a fraction, since the graph computes sizes in integers."""
 
 
 class Pixels(nn.Module):
@@ -19,8 +19,8 @@ class Pixels(nn.Module):
     Args:
         side: Height and width of what the network reads.
         crop: The square's edge as a share of the picture's shorter side, 0 to 1.
-        mean: Of red, green and blue, where pixels go from 0 to 1.
-        std: The same.
+        mean: Means of red, green and blue, of pixels from 0 to 1.
+        std: Standard deviations, likewise.
     """
 
     def __init__(
@@ -32,18 +32,18 @@ class Pixels(nn.Module):
         scale = 1 / (255 * torch.tensor(std))[:, None, None]
         shift = -255 * torch.tensor(mean)[:, None, None] * scale
         if len(set(zip(mean, std, strict=True))) == 1:
-            # one number for all colours: three took a quarter of EfficientNet-Lite0's time in
-            # int8, where ONNX Runtime lays colours innermost and goes through them by threes
+            # one scalar for all channels: three took a quarter of EfficientNet-Lite0's time in
+            # int8, where ONNX Runtime uses channels-last and loops over 3 channels at a time
             scale, shift = scale[0, 0, 0], shift[0, 0, 0]
-        # constants of the recipe, no weights
+        # constants, not weights
         self.register_buffer("scale", scale, persistent=False)
         self.register_buffer("shift", shift, persistent=False)
 
     def forward(self, pixels: torch.Tensor) -> torch.Tensor:
         """uint8 (batch, height, width, 3), RGB, to float32 (batch, 3, side, side).
 
-        Cutting comes first, so that only what is kept is resized. The filter is linear and
-        as wide as a picture is shrunk, as in Pillow: nothing aliases.
+        Cropping comes first, so that only the crop is resized. The filter is bilinear with
+        antialiasing, as in Pillow.
         """
         square = self.cut(pixels).permute(0, 3, 1, 2).to(torch.float32)
         resized = functional.interpolate(

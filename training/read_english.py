@@ -1,12 +1,12 @@
-r"""Gather recordings of read English, with what is said in them, from installed Debian packages.
+r"""Collect recordings of read English, with transcriptions, from installed Debian packages.
 
     apt-get install pocketsphinx-testdata tuxpaint-stamps-default \
         asterisk-core-sounds-en asterisk-core-sounds-en-wav
     python training/read_english.py
 
-It writes a folder with metadata.csv, as `training/whisper.py --data-dir` and other tools take it:
-somebody reading a novel (LibriVox), the names of animals, and what a telephone exchange says
-(8 kHz). The recordings stay where their licences have them: nothing is downloaded or passed on.
+It writes a folder with metadata.csv, for `training/whisper.py --data-dir` and other tools: readings
+of a novel (LibriVox), the names of animals, and prompts of a telephone exchange (8 kHz). Nothing is
+downloaded or redistributed.
 """
 
 import csv
@@ -41,7 +41,7 @@ LEAST_WORDS = 4
 
 @dataclass(frozen=True)
 class Settings:
-    """Where from and where to."""
+    """Source and destination."""
 
     data_dir: Path = setting(Path("data/read-english"), "folder for recordings and metadata.csv")
     root: Path = setting(Path("/"), "folder that the packages are installed below")
@@ -49,14 +49,14 @@ class Settings:
 
 @dataclass(frozen=True)
 class Spoken:
-    """A recording and what is said in it."""
+    """A recording and its transcription."""
 
     name: str
     file: Path
     text: str
 
 
-def gather(root: Path) -> list[Spoken]:
+def collect(root: Path) -> list[Spoken]:
     """All recordings, in the order of their names.
 
     Raises:
@@ -84,7 +84,7 @@ def sphinx(folder: Path) -> Iterator[Spoken]:
 
 
 def stamps(folder: Path) -> Iterator[Spoken]:
-    """The names of what is on Tux Paint's stamps; without a suffix they are English."""
+    """The names of Tux Paint's stamps; files without a language suffix are English."""
     for file in sorted(folder.rglob("*_desc.ogg")):
         text = file.with_name(f"{file.stem.removesuffix('_desc')}.txt")
         if text.is_file():
@@ -92,7 +92,7 @@ def stamps(folder: Path) -> Iterator[Spoken]:
 
 
 def prompts(folder: Path, table: Path) -> Iterator[Spoken]:
-    """What Asterisk says; in brackets stands what is none."""
+    """Asterisk's prompts; those in brackets are sounds without speech."""
     for line in gzip.decompress(table.read_bytes()).decode().splitlines():
         stem, colon, text = line.partition(": ")
         file = folder / f"{stem}.wav"
@@ -123,8 +123,8 @@ def write(found: list[Spoken], folder: Path) -> None:
 
 @flags(Settings)
 def main(settings: Settings) -> None:
-    """Gather recordings of read English from installed Debian packages."""
-    found = gather(settings.root)
+    """Collect recordings of read English from installed Debian packages."""
+    found = collect(settings.root)
     write(found, settings.data_dir)
     console.out.print(f"{settings.data_dir} holds {len(found)} recordings", soft_wrap=True)
 

@@ -1,4 +1,4 @@
-"""The small speech model: sound to the probabilities of characters.
+"""The small speech model: samples to character probabilities.
 
 Its first layer is the log-mel spectrogram, so that training and serving cannot differ.
 """
@@ -11,20 +11,20 @@ from torch.nn import functional
 
 WINDOW_S, HOP_S = 0.025, 0.01
 FRAME_S = STRIDE * HOP_S
-"""From one answer of the network to the next."""
+"""Duration of one output frame."""
 LEAST_POWER = 1e-10
 QUIETEST = 1e-4
-"""Sound whose loudest band has less power than this is not made louder."""
+"""Lower bound of the power that a recording is normalized by."""
 NEAR = 40
-"""So many frames before and behind are near."""
+"""Frames before and after that a frame is compared with."""
 SOFTEST = 1e-3
-"""A soft word's power, as a share of the loudest one's: 30 dB."""
+"""Lower bound of the local maximum, as a share of the recording's maximum: 30 dB below."""
 RANGE = 16.0
-"""What is fainter than the loudest by more than this, 70 dB in natural logarithms, is not heard."""
+"""Dynamic range in natural logarithms: 70 dB below the local maximum is clipped."""
 
 
 class Recognizer(nn.Module):
-    """Sound to the probabilities of characters."""
+    """Samples to character probabilities."""
 
     def __init__(self, mel: MelPower, network: SpeechNetwork) -> None:
         super().__init__()
@@ -33,40 +33,40 @@ class Recognizer(nn.Module):
     def forward(
         self, audio: torch.Tensor, frames: torch.Tensor | None = None
     ) -> dict[str, torch.Tensor]:
-        """float32 (batch, samples), -1 to 1, filled up with 0, to `log_probs` and `frames`.
+        """float32 (batch, samples), -1 to 1, padded with 0, to `log_probs` and `frames`.
 
-        With `frames`, `audio` is the power of that many frames in bands, as training changes it.
-        Zeros at a row's end are padding, whoever put them there: so no input has to tell.
+        With `frames`, `audio` is an augmented power spectrogram with that many frames.
+        Trailing zeros of a row count as padding, so no input with the lengths is needed.
 
         Returns:
-            `log_probs`, float32 (batch, frames, symbols), of which `frames`, int64 (batch,),
-            are no padding.
+            `log_probs`, float32 (batch, frames, symbols), and `frames`, int64 (batch,), the
+            number of frames without padding.
         """
         if frames is None:
-            frames = used(audio) // self.mel.hop + 1
+            frames = used_lengths(audio) // self.mel.hop + 1
             audio = self.mel(audio)
         log_probs, frames = self.network(scaled(audio, frames), frames)
         return {"log_probs": log_probs, "frames": frames}
 
 
-def used(audio: torch.Tensor) -> torch.Tensor:
-    """How many samples of each row come before its last zeros, int64 (batch,)."""
-    places = torch.arange(1, audio.shape[1] + 1, device=audio.device)
-    return ((audio != 0) * places).amax(1)
+def used_lengths(audio: torch.Tensor) -> torch.Tensor:
+    """Number of samples of each row before its trailing zeros, int64 (batch,)."""
+    positions = torch.arange(1, audio.shape[1] + 1, device=audio.device)
+    return ((audio != 0) * positions).amax(1)
 
 
 def scaled(power: torch.Tensor, frames: torch.Tensor) -> torch.Tensor:
-    """The logarithm of power, from -1 to 1, where 1 is as loud as it gets around a frame.
+    """The logarithm of power, from -1 to 1, where 1 is the maximum of the frames around it.
 
-    People say one word loud and the next one softly: what counts is how a frame differs from
-    those near it, and not from the loudest of the recording. Pauses stay silent: nothing counts
-    as loud that is fainter than the recording's loudest frame by more than `SOFTEST`.
+    Words of one recording differ in loudness, so each frame is compared with those near it and
+    not with the recording's maximum. Pauses stay silent: the local maximum is at least `SOFTEST`
+    times the recording's.
     """
     loud = (power * inside(power, frames)[:, None]).amax(1, keepdim=True)
-    # in two dimensions, of which one is 1: torch.export takes max_pool1d for one of a fixed size
+    # two-dimensional, with one dimension 1: torch.export specializes max_pool1d to one size
     near = functional.max_pool2d(loud, (1, 2 * NEAR + 1), stride=1, padding=(0, NEAR))
     least = (loud.amax(2, keepdim=True) * SOFTEST).clamp(min=QUIETEST)
-    # no sum: the exporter would take one with so small a number for one with zero, and drop it
+    # clamp, not a sum: the exporter treats adding so small a constant as adding zero, and drops it
     faint = power.clamp(min=LEAST_POWER).log() - torch.maximum(near, least).log()
     return faint.clamp(min=-RANGE) * (2 / RANGE) + 1
 

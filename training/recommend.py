@@ -3,9 +3,9 @@
     python training/recommend.py
     python training/recommend.py --split time --run-dir runs/recommend-time
 
-SASRec (Kang and McAuley 2018) with full softmax, that also looks at ratings, times, and the
-films' genres and years. A history comes in, a preference for each of 1,682 films comes out: a
-new person needs no training. docs/recommend.md says what each part contributes.
+SASRec (Kang and McAuley 2018) with full softmax, and with ratings, times, and the films' genres
+and years as further inputs. It maps a history to a score for each of 1,682 films, so new users
+need no training. docs/recommend.md shows what each part contributes.
 """
 
 import math
@@ -30,7 +30,7 @@ from marship.settings import flags, setting
 from marship.storage import write_json
 
 FIRST_S, WEEK_S, WEEKS = 874_724_710, 604_800, 32
-"""MovieLens-100k was collected in these weeks; other times count as the nearest of them."""
+"""MovieLens-100k was collected in these weeks; other times are clamped to them."""
 GAPS = 26
 LOWEST = -1e4
 """The score of padding: below every item's, and within the range of 16-bit floats."""
@@ -62,7 +62,7 @@ class Settings(run.RunSettings):
 
 
 class Block(nn.Module):
-    """Causal self-attention and a feed-forward layer, each normed before and added."""
+    """Pre-norm residual block: causal self-attention and a feed-forward layer."""
 
     def __init__(self, width: int, heads: int, dropout: float) -> None:
         super().__init__()
@@ -76,7 +76,7 @@ class Block(nn.Module):
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, x: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
-        """X is (batch, length, width); bias (batch, heads, length, length) guides attention."""
+        """X is (batch, length, width); bias, (batch, heads, length, length), is added to scores."""
         batch, length, width = x.shape
         parts = self.query_key_value(self.before(x))
         parts = parts.reshape(batch, length, 3, self.heads, width // self.heads)
@@ -88,10 +88,10 @@ class Block(nn.Module):
 
 
 class Recommender(nn.Module):
-    """Preferences from a history, oldest first, filled up with 0 on the right.
+    """Scores from a history, oldest first, padded with 0 on the right.
 
-    Attention looks back only, positions count from the event that looks, and the answer is
-    read at the last event: filling up changes nothing.
+    Attention is causal, positions are relative, and the output is taken at the last event, so
+    padding changes nothing.
     """
 
     def __init__(self, width: int, blocks: int, heads: int, dropout: float) -> None:
@@ -126,17 +126,17 @@ class Recommender(nn.Module):
         """Scores for every item; higher is preferred.
 
         Args:
-            items: int64 (batch, length), 1 to 1682; 0 fills up.
+            items: int64 (batch, length), 1 to 1682; 0 is padding.
             ratings: float32 (batch, length), 1 to 5; 0 is unknown.
             times: int64 (batch, length), seconds since 1970; 0 is unknown.
-            at: bool (batch, length): answer at these events (for training); else at each
-                row's last one.
+            at: bool (batch, length): predict after these events (for training); by default
+                after each row's last one.
 
         Returns:
-            `scores`, float32 (batch, 1683), or (events asked for, 1683).
+            `scores`, float32 (batch, 1683), or (events in `at`, 1683).
         """
         table = self.item.weight + self.fact(self.facts)
-        x = self.dropout(functional.embedding(items, table) + self._circumstances(ratings, times))
+        x = self.dropout(functional.embedding(items, table) + self._event_features(ratings, times))
         bias = self._attention_bias(times)
         for block in self.blocks:
             x = block(x, bias)
@@ -148,8 +148,8 @@ class Recommender(nn.Module):
         scores = self.norm(x) @ table.T + self.popularity
         return {"scores": torch.cat([torch.full_like(scores[:, :1], LOWEST), scores[:, 1:]], 1)}
 
-    def _circumstances(self, ratings: torch.Tensor, times: torch.Tensor) -> torch.Tensor:
-        """What was thought of each event, how long after the one before it was, and when."""
+    def _event_features(self, ratings: torch.Tensor, times: torch.Tensor) -> torch.Tensor:
+        """Embeddings of each event's rating, time since the event before, and week."""
         before = torch.cat([times[:, :1], times[:, :-1]], 1)
         gap = gap_bucket(before, times)
         week = (((times - FIRST_S) // WEEK_S).clamp(0, WEEKS - 1) + 1) * (times > 0)
@@ -157,7 +157,7 @@ class Recommender(nn.Module):
         return self.rating(stars) + self.gap(gap) + self.week(week)
 
     def _attention_bias(self, times: torch.Tensor) -> torch.Tensor:
-        """By how many events and how much time ago; what comes later is out of sight."""
+        """Bias by distance in events and in time; later events are masked."""
         places = torch.arange(times.shape[1], device=times.device)
         back = places[:, None] - places[None, :]
         pause = self.pause(gap_bucket(times[:, None, :], times[:, :, None]))
@@ -166,7 +166,7 @@ class Recommender(nn.Module):
 
 
 def gap_bucket(earlier: torch.Tensor, later: torch.Tensor) -> torch.Tensor:
-    """Logarithm of the seconds between, as a number below GAPS; 0 where a time is unknown."""
+    """Bucket of the logarithm of the seconds between, below GAPS; 0 where a time is unknown."""
     gap = (later - earlier).clamp(min=0).to(torch.float32)
     bucket = torch.log2(gap + 1).to(torch.int64).clamp(max=GAPS - 2) + 1
     return bucket * ((earlier > 0) & (later > 0))
@@ -178,13 +178,13 @@ def build(width: int, blocks: int, heads: int, dropout: float) -> nn.Module:
 
 
 def make_loss(smoothing: float) -> Callable[[nn.Module, dict[str, torch.Tensor]], torch.Tensor]:
-    """Cross entropy of the next item among those not seen before, with label smoothing."""
+    """Cross entropy of the next item among the unseen ones, with label smoothing."""
 
     def loss(model: nn.Module, batch: dict[str, torch.Tensor]) -> torch.Tensor:
-        asked = batch["next"] > 0
-        scores = model(batch["items"], batch["ratings"], batch["times"], at=asked)["scores"]
-        seen = seen_at(batch["items"], batch["earlier"], asked)
-        hit = scores.gather(1, batch["next"][asked][:, None])[:, 0]
+        at = batch["next"] > 0
+        scores = model(batch["items"], batch["ratings"], batch["times"], at=at)["scores"]
+        seen = seen_at(batch["items"], batch["earlier"], at)
+        hit = scores.gather(1, batch["next"][at][:, None])[:, 0]
         total = scores.masked_fill(seen, LOWEST).logsumexp(1)
         mean = scores.masked_fill(seen, 0).sum(1) / (~seen).sum(1)
         return (total - (1 - smoothing) * hit - smoothing * mean).mean()
@@ -192,28 +192,28 @@ def make_loss(smoothing: float) -> Callable[[nn.Module, dict[str, torch.Tensor]]
     return loss
 
 
-def seen_at(items: torch.Tensor, earlier: torch.Tensor, asked: torch.Tensor) -> torch.Tensor:
-    """What has been seen at each event asked for, that event included; padding always.
+def seen_at(items: torch.Tensor, earlier: torch.Tensor, at: torch.Tensor) -> torch.Tensor:
+    """Mask of the items seen up to and including each event in `at`; padding counts as seen.
 
     Args:
         items: int64 (batch, length).
-        earlier: bool (batch, 1683), seen before the first of them.
-        asked: bool (batch, length).
+        earlier: bool (batch, 1683), items seen before the row's first event.
+        at: bool (batch, length).
 
     Returns:
-        bool (events asked for, 1683).
+        bool (events in `at`, 1683).
     """
     length = items.shape[1]
     places = torch.arange(length, dtype=torch.int16, device=items.device).expand_as(items)
     first = torch.where(earlier, -1, length).to(torch.int16)
     first = first.scatter_reduce(1, items, places, "amin")
     first[:, 0] = -1
-    rows, columns = asked.nonzero(as_tuple=True)
+    rows, columns = at.nonzero(as_tuple=True)
     return first[rows] <= columns[:, None].to(torch.int16)
 
 
 def predict(model: nn.Module, inputs: Arrays) -> Array:
-    """Scores, float32 (rows, 1683); rows of like length share a batch, to fill up little."""
+    """Scores, float32 (rows, 1683); rows of similar length share a batch, to reduce padding."""
     device = next(model.parameters()).device
     lengths = (inputs["items"] > 0).sum(1)
     scores = np.empty((len(lengths), ITEMS), np.float32)
@@ -233,8 +233,8 @@ def evaluate(model: nn.Module, histories: Sequence[History]) -> dict[str, float]
 
 
 def make_task(model: Recommender, split: Split, settings: Settings, digest: str) -> Task:
-    """What is learned and how it is judged."""
-    train = movielens.Stretches([h for h in split.train if len(h) >= 2], settings.unknown)
+    """Training data, loss, optimizer and validation."""
+    train = movielens.RandomWindows([h for h in split.train if len(h) >= 2], settings.unknown)
     matrices = [p for p in model.parameters() if p.ndim > 1]
     others = [p for p in model.parameters() if p.ndim <= 1]
     optimizer = torch.optim.AdamW(
@@ -259,7 +259,7 @@ def make_task(model: Recommender, split: Split, settings: Settings, digest: str)
 
 
 def measure(model: nn.Module, split: Split) -> dict[str, dict[str, float]]:
-    """The final figures: the model, with less to go on, and what needs no training."""
+    """The final metrics: the model, the model with inputs hidden, and baselines."""
     targets = targets_of(split.test)
     results = {}
     for name, hidden in {
@@ -277,7 +277,7 @@ def measure(model: nn.Module, split: Split) -> dict[str, dict[str, float]]:
 
 
 def arrays_of(split: Split) -> dict[str, Arrays]:
-    """What the later steps feed to the model: examples, calibration and held-out data."""
+    """Inputs for the later steps: examples, calibration and held-out data."""
     heldout = inputs_of([h[:-1] for h in split.test])
     targets = {f"target/{name}": array for name, array in targets_of(split.test).items()}
     return {
@@ -288,7 +288,7 @@ def arrays_of(split: Split) -> dict[str, Arrays]:
 
 
 def request_of(history: History) -> dict[str, object]:
-    """A request of the latest events, as handlers/recommend_handler.py takes it."""
+    """A request with the latest events, for handlers/recommend_handler.py."""
     latest = history[-20:]
     return {
         "history": latest.items.tolist(),
@@ -341,11 +341,11 @@ def main(settings: Settings) -> None:
     write_json(settings.run_dir / REQUEST_FILE, request_of(split.test[0][:-1]))
     metrics = {"test": results, "test_users": len(split.test)}
     run.finish(settings, fitted, recipe, metrics=metrics, arrays=arrays_of(split))
-    tell(results, len(split.test))
+    print_metrics(results, len(split.test))
 
 
-def tell(results: dict[str, dict[str, float]], users: int) -> None:
-    """Print the figures as a table."""
+def print_metrics(results: dict[str, dict[str, float]], users: int) -> None:
+    """Print the metrics as a table."""
     from rich.table import Table
 
     table = Table("", "HR@10", "NDCG@10", title=f"Next film of {users} people")

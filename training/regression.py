@@ -1,9 +1,9 @@
-"""Predict how diabetes goes on: the smallest complete recipe. Copy it.
+"""Predict the progression of diabetes: the smallest complete recipe. Copy it.
 
     python training/regression.py --epochs 200
 
-Ten measures each of 442 patients, and how far the disease had gone a year later, 25 to 346
-(Efron et al. 2004, Least Angle Regression). scikit-learn brings the data with it.
+The data are ten measurements of each of 442 patients, and the progression of the disease after a
+year, 25 to 346 (Efron et al. 2004, Least Angle Regression). They are part of scikit-learn.
 """
 
 import hashlib
@@ -37,7 +37,7 @@ class Settings(run.RunSettings):
 
 
 class Regression(nn.Module):
-    """Two linear layers that take and give the data's own units: scaling is part of the model."""
+    """Two linear layers; inputs and outputs have the data's units: scaling is in the model."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -73,8 +73,8 @@ def main(settings: Settings) -> None:
         return nn.functional.mse_loss(model(batch[0]), batch[1]) / float(y.var())
 
     def validate(model: nn.Module) -> dict[str, float]:
-        answers = model(torch.from_numpy(x_test).to(accelerator.device))
-        return judge({"output": answers.cpu().numpy()}, {"output": y_test})
+        outputs = model(torch.from_numpy(x_test).to(accelerator.device))
+        return judge({"output": outputs.cpu().numpy()}, {"output": y_test})
 
     task = Task(
         model=model,
@@ -82,7 +82,7 @@ def main(settings: Settings) -> None:
         loss=loss,
         optimizer=torch.optim.SGD(model.parameters(), lr=settings.learning_rate),
         data_digest=digest,
-        validate=validate,  # only looked at: without `metric`, the last epoch's weights are kept
+        validate=validate,  # reported only: without `metric`, the last epoch's weights are kept
     )
     fitted = fit(task, settings, accelerator)
     if not accelerator.is_main_process:

@@ -1,4 +1,4 @@
-"""A small residual network for learning from scratch.
+"""A small residual network for training from scratch.
 
 He et al. 2016, Deep Residual Learning, in the short and wide form that others found for fast
 training on CIFAR-10 (David Page 2018, How to Train Your ResNet): three stages of a widening
@@ -12,9 +12,9 @@ from torch import nn
 
 STAGES = 3
 LAST_SIDE = 4
-"""What the last stage sees is at least this high and wide."""
+"""Smallest height and width of the last stage's input."""
 LOGIT_SCALE = 0.125
-"""Maxima are large at first: without it the first steps at a full rate undo each other."""
+"""Max-pooled features are large at first: without this factor the first steps diverge."""
 
 
 def conv(inputs: int, outputs: int, stride: int = 1) -> nn.Sequential:
@@ -27,7 +27,7 @@ def conv(inputs: int, outputs: int, stride: int = 1) -> nn.Sequential:
 
 
 class Residual(nn.Module):
-    """Two convolutions whose result is added to what came in."""
+    """Two convolutions with a skip connection."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -39,13 +39,13 @@ class Residual(nn.Module):
 
 
 class ResNet(nn.Module):
-    """Pictures to a score for each class.
+    """Pictures to logits.
 
     Args:
-        side: Height and width of the pictures. Above 63, steps of two come first, so that the
-            stages see about 32 x 32 whatever the size.
+        side: Height and width of the pictures. Above 63, strided convolutions come first, so that
+            the stages always work on about 32 x 32.
         width: Channels of the first convolution; each stage doubles them.
-        classes: How many there are.
+        classes: Number of classes.
     """
 
     def __init__(self, side: int, width: int, classes: int) -> None:

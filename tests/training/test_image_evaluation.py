@@ -88,7 +88,7 @@ def pictures_of(labels: np.ndarray) -> Any:
 def test_a_confusion_has_a_row_for_what_is(evaluation: ModuleType) -> None:
     """Down is the truth, across the prediction: of three a, two were called b, and no b an a."""
     said, labels = torch.tensor([0, 1, 1, 1]), torch.tensor([0, 0, 0, 1])
-    figure = evaluation.draw_confusion(said=said, labels=labels, classes=["a", "b"])
+    figure = evaluation.draw_confusion(predicted=said, labels=labels, classes=["a", "b"])
     axes = figure.axes[0]
     assert (axes.get_ylabel(), axes.get_xlabel()) == ("true class", "predicted class")
     np.testing.assert_allclose(axes.images[0].get_array(), [[1 / 3, 2 / 3], [0, 1]])
@@ -117,7 +117,7 @@ def test_every_text_of_a_confusion_can_be_read(
     right = torch.from_numpy(rng.random(len(labels)) < 0.5)
     said = torch.where(right, labels, (labels + 1) % count)
     classes = [name.format(number) for number in range(count)]
-    figure = evaluation.draw_confusion(said=said, labels=labels, classes=classes)
+    figure = evaluation.draw_confusion(predicted=said, labels=labels, classes=classes)
     FigureCanvasAgg(figure).draw()
     shown = min(count, 80)
     matrix = figure.axes[0]

@@ -68,7 +68,7 @@ def test_the_folder_says_what_is_spoken(
 ) -> None:
     """English alone, sentences alone, and each name has its file."""
     folder = tmp_path / "out"
-    read_english.write(read_english.gather(root), folder)
+    read_english.write(read_english.collect(root), folder)
     with (folder / "metadata.csv").open(newline="") as file:
         rows = {row["file_name"]: row["transcription"] for row in csv.DictReader(file)}
     assert rows == {
@@ -87,4 +87,4 @@ def test_the_folder_says_what_is_spoken(
 def test_a_missing_package_is_named(read_english: ModuleType, tmp_path: Path) -> None:
     """The message is the command that installs it."""
     with pytest.raises(DataError, match="apt-get install pocketsphinx-testdata tuxpaint"):
-        read_english.gather(tmp_path)
+        read_english.collect(tmp_path)

@@ -142,8 +142,8 @@ def test_stretches_cover_and_mix(movielens: ModuleType) -> None:
     times = np.repeat(np.arange(1, 61), 3)
     items = np.arange(1, 181)
     person = movielens.History(items, np.ones(180, np.float32), times)
-    stretches = movielens.Stretches([person], unknown=0.5)
-    drawn = [stretches[0] for _ in range(30)]
+    windows = movielens.RandomWindows([person], unknown=0.5)
+    drawn = [windows[0] for _ in range(30)]
     for part in drawn:
         assert len(part["items"]) == 100
         assert (np.diff((part["items"] - 1) // 3) >= 0).all()

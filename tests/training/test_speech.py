@@ -197,8 +197,8 @@ def test_the_judge_counts_words_and_characters(speech: ModuleType) -> None:
 
 def test_least_time_counts_blanks_in_doubled_letters(speech: ModuleType) -> None:
     """`bee` takes four frames of 20 ms, `bad` three."""
-    assert speech.least_s("bad") == pytest.approx(0.06)
-    assert speech.least_s("bee") == pytest.approx(0.08)
+    assert speech.min_duration_s("bad") == pytest.approx(0.06)
+    assert speech.min_duration_s("bee") == pytest.approx(0.08)
 
 
 def test_optimize_and_package_take_it(speech_run: Path, tmp_path: Path) -> None:
@@ -227,12 +227,12 @@ def test_settings_that_cannot_be_meant_are_refused(
     name, value = flag[0].strip("-"), flag[1]
     settings = speech.Settings(data_dir=words, **{name: int(value) if value.isdigit() else value})
     with pytest.raises(UsageError, match=message):
-        speech.completed(settings)
+        speech.validated(settings)
 
 
 def test_another_number_of_symbols_is_refused(speech: ModuleType, words: Path) -> None:
     """A checkpoint's settings do not fit data with other characters."""
-    folder = speech.load(words, RATE, 4.0, speech.least_s)
+    folder = speech.load(words, RATE, 4.0, speech.min_duration_s)
     assert speech.with_symbols(speech.Settings(), folder).symbols == 7
     with pytest.raises(DataError, match="must hold 8 characters, got 6"):
         speech.with_symbols(speech.Settings(data_dir=words, symbols=9), folder)

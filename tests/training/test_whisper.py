@@ -314,7 +314,7 @@ def test_tiny_en_writes_down_what_is_read(whisper: ModuleType, tmp_path: Path) -
     raw = np.fromfile(SPOKEN / "goforward.raw", "<i2").astype(np.float32) / 32768
     novel = sounds.decode((SPOKEN / f"librivox/{NOVEL}.wav").read_bytes(), RATE, 30).samples
     with torch.no_grad():
-        outputs = model(torch.from_numpy(whisper.filled([raw, novel])))
+        outputs = model(torch.from_numpy(whisper.padded([raw, novel])))
     command, sentence = (whisper.spelled(row.numpy(), table) for row in outputs["tokens"])
     assert command == " Go forward 10 meters."
     assert sentence == " He was not an old-sposed young man."  # as transformers and CTranslate2
