@@ -25,7 +25,7 @@ lost: There is no such recording here.
 @pytest.fixture(scope="module")
 def read_english() -> ModuleType:
     """training/read_english.py."""
-    return sys.modules[resolve(str(REPOSITORY / "training/read_english.py:gather")).__module__]
+    return sys.modules[resolve(str(REPOSITORY / "training/read_english.py:collect")).__module__]
 
 
 @pytest.fixture
