@@ -1,7 +1,7 @@
-"""Checkpoints: everything a run needs to go on, and the weights that later steps take.
+"""Checkpoints: the state to resume a run from, and the weights for later steps.
 
-A checkpoint is one file, written whole or not at all, and read with `weights_only=True`: it
-can hold tensors, numbers, texts and lists, and never code. Its keys:
+A checkpoint is one file, written atomically and read with `weights_only=True`: it holds tensors,
+numbers, strings and lists, and never code. Its keys:
 
     format      the version of this list
     weights     the model's state dict that is exported: best on validation, else the last
@@ -28,12 +28,12 @@ _KEYS = {"format", "weights", "run", "settings", "data"}
 
 
 def save(path: Path, content: dict[str, Any]) -> None:
-    """Write a checkpoint; until it is whole, the file that was there stays.
+    """Write a checkpoint atomically.
 
     Raises:
         StorageError: The disk is full or the folder cannot be written to.
     """
-    # through a file object: by a path, torch turns a full disk into an error without a reason
+    # through a file object: given a path, torch reports a full disk without a reason
     with replacing(path) as draft, draft.open("wb") as file:
         torch.save({"format": FORMAT, **content}, file)
 
@@ -42,7 +42,7 @@ def load(path: Path) -> dict[str, Any]:
     """Read what `save` wrote.
 
     Raises:
-        CheckpointError: The file is missing, damaged, or no checkpoint of marship.
+        CheckpointError: The file is missing, corrupted, or not a checkpoint of marship.
     """
     content = _read(path)
     if not isinstance(content, dict) or set(content) != _KEYS:
@@ -63,10 +63,10 @@ def load_weights(path: Path, model: nn.Module) -> None:
     Args:
         path: A checkpoint of marship, a state dict saved by `torch.save`, or a `.safetensors`
             file.
-        model: Takes the weights; every name and shape must match.
+        model: The model; all names and shapes must match.
 
     Raises:
-        CheckpointError: The file is missing or damaged, or belongs to another model.
+        CheckpointError: The file is missing or corrupted, or belongs to another model.
     """
     weights = _read(path)
     if isinstance(weights, dict) and set(weights) == _KEYS:
@@ -103,7 +103,7 @@ def _read(path: Path) -> Any:  # noqa: ANN401  whatever the file holds; callers 
             f"{path} must hold tensors and plain values only, got an object that runs code when "
             "it is loaded, or no file of PyTorch's. Save a state dict instead."
         ) from error
-    except Exception as error:  # a damaged file fails anywhere inside zip, pickle or safetensors
+    except Exception as error:  # a corrupted file fails anywhere inside zip, pickle or safetensors
         reason = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
         raise CheckpointError(
             f"{path} must be a whole file, got a damaged one: {reason}. "
@@ -114,13 +114,13 @@ def _read(path: Path) -> Any:  # noqa: ANN401  whatever the file holds; callers 
 def _check_whole(path: Path) -> None:
     if not zipfile.is_zipfile(path):
         return  # torch's older format has no checksums
-    with zipfile.ZipFile(path) as archive:  # torch itself reads past a wrong checksum
+    with zipfile.ZipFile(path) as archive:  # torch ignores wrong checksums
         if damaged := archive.testzip():
             raise zipfile.BadZipFile(f"{damaged} has a wrong checksum")
 
 
 def random_states() -> dict[str, Any]:
-    """The states of this process's random generators: Python, NumPy, PyTorch, each GPU."""
+    """The states of this process's random number generators: Python, NumPy, PyTorch, each GPU."""
     python = random.getstate()
     numpy = np.random.get_state(legacy=False)  # noqa: NPY002  the global one is what users draw from
     return {
@@ -135,7 +135,7 @@ def random_states() -> dict[str, Any]:
 
 
 def restore_random_states(states: dict[str, Any]) -> None:
-    """Set the generators of this process to `states`, as `random_states` gave them."""
+    """Restore the generators' states from `random_states`."""
     version, words, gauss = states["python"]
     random.setstate((version, tuple(words), gauss))
     numpy = states["numpy"]

@@ -1,16 +1,16 @@
-"""The one training loop.
+"""The training loop.
 
     for epoch: for batch: forward, loss, zero_grad, backward, step
 
 It runs on Hugging Face Accelerate: the same recipe trains on one CPU, on several processes
 (`torchrun --nproc-per-node 2 training/regression.py`), in bf16 or fp16, and on GPUs.
-A batch of `batch_size` rows is shared out among the processes, so their number does not
-change what is learned.
+A batch of `batch_size` rows is split among the processes, so the result does not depend on their
+number.
 
-A checkpoint is written before the first epoch and after each one. Ctrl-C or SIGTERM at any
-moment leaves the one of the last finished epoch, and `--resume` starts the interrupted epoch
-afresh with the same order of data and the same random numbers: the result is the one an
-uninterrupted run would have had, bit by bit on a CPU.
+A checkpoint is written before the first epoch and after each one. After Ctrl-C or SIGTERM the
+checkpoint is that of the last finished epoch, and `--resume` restarts the interrupted epoch
+with the same order of data and the same random numbers: the result equals that of an
+uninterrupted run, bit by bit on a CPU.
 """
 
 import math
@@ -45,24 +45,23 @@ _LOG_LINES = 10
 
 @dataclass(frozen=True, kw_only=True)
 class Task:
-    """What is learned, from what, and how it is judged: the recipe's choices.
+    """A training task, as defined by a recipe: model, data, loss and validation.
 
     Attributes:
-        model: Trained in place; ends in eval mode with the chosen weights.
-        train: The training set; its rows are drawn in a new random order every epoch.
+        model: Trained in place; left in eval mode with the chosen weights.
+        train: The training set; its rows are shuffled every epoch.
         loss: `loss(model, batch)` is the mean loss of a batch, a scalar. It must call the
             model itself, not its methods: with several processes it is wrapped.
-        optimizer: Holds the model's parameters.
-        data_digest: Names the data; a run continues only on the same.
-        schedule: The learning rate's, stepped after every optimizer step; see `steps`.
-        clip_norm: Gradients of a larger norm are scaled down to this one.
-        average: Decay of an exponential moving average of the weights; where given, the
-            average is what is validated and kept.
-        validate: `validate(model)` gives metrics by name, after every epoch.
-        metric: The one of them that decides whose epoch's weights are kept; without it the
-            last epoch's are.
-        greater_is_better: Which way `metric` is good.
-        collate: Makes a batch from a list of rows, as `DataLoader` takes it.
+        optimizer: The optimizer of the model's parameters.
+        data_digest: A digest of the data; a run is only resumed on the same data.
+        schedule: The learning-rate schedule, stepped after every optimizer step; see `steps`.
+        clip_norm: The maximum gradient norm.
+        average: Decay of an exponential moving average of the weights; if given, the average is
+            validated and kept.
+        validate: `validate(model)` returns metrics by name, after every epoch.
+        metric: The metric that decides which epoch's weights are kept; None keeps the last.
+        greater_is_better: Whether a greater `metric` is better.
+        collate: Makes a batch from a list of rows, for `DataLoader`.
     """
 
     model: nn.Module
@@ -80,13 +79,13 @@ class Task:
 
 
 def start(settings: RunSettings) -> Accelerator:
-    """Set threads and seeds, and join the other processes if there are any.
+    """Set threads and seeds, and initialize distributed training if there are other processes.
 
-    Call it before the model is built: its first weights come from the seed.
+    Call it before the model is built, as its initial weights depend on the seed.
 
     Raises:
-        UsageError: The precision is unknown or this device does not have it, or the batch
-            cannot be shared out evenly.
+        UsageError: The precision is unknown or unsupported on this device, or the batch cannot
+            be split evenly.
     """
     if settings.precision not in PRECISIONS:
         raise UsageError(
@@ -94,16 +93,16 @@ def start(settings: RunSettings) -> Accelerator:
         )
     if settings.threads:
         torch.set_num_threads(settings.threads)
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS repeats itself with it
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # makes cuBLAS deterministic
     torch.use_deterministic_algorithms(True, warn_only=True)
-    # a debugging aid that comes with it, and slow
+    # a slow debugging aid of deterministic mode
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # set by its module's class
 
     has_device = torch.accelerator.is_available()
-    if settings.precision == "fp16" and not has_device:  # Accelerate would go on in float32
+    if settings.precision == "fp16" and not has_device:  # Accelerate would silently use float32
         raise UsageError("precision must be float32 or bf16 on a CPU, got fp16.")
     accelerator = Accelerator(
-        cpu=not has_device,  # else Accelerate joins no processes on a CPU
+        cpu=not has_device,  # otherwise Accelerate uses a single process on a CPU
         mixed_precision=PRECISIONS[settings.precision],
         dataloader_config=DataLoaderConfiguration(split_batches=True),
     )
@@ -117,13 +116,13 @@ def start(settings: RunSettings) -> Accelerator:
 
 
 def steps(settings: RunSettings, train: Dataset[Any]) -> int:
-    """How many optimizer steps a run takes, for a learning-rate schedule."""
+    """The number of optimizer steps of a run, for a learning-rate schedule."""
     rows: int = len(train)  # type: ignore[arg-type]  # PyTorch's Dataset leaves __len__ out
     return settings.epochs * math.ceil(rows / settings.batch_size)
 
 
 def warmup_cosine(optimizer: Optimizer, *, warmup: int, total: int, floor: float = 0.0) -> LambdaLR:
-    """A rise over `warmup` steps, then half a cosine down to `floor` of the rate at `total`.
+    """Linear warmup over `warmup` steps, then cosine decay to the share `floor` at `total`.
 
     Loshchilov and Hutter 2017, SGDR, equation 5 with one period.
     """
@@ -137,15 +136,15 @@ def warmup_cosine(optimizer: Optimizer, *, warmup: int, total: int, floor: float
 
 
 def fit(task: Task, settings: RunSettings, accelerator: Accelerator) -> Fitted:
-    """Train `task.model` and leave the chosen weights in it.
+    """Train `task.model`, and load the chosen weights into it.
 
     Writes settings.json and checkpoint.pt into `run_dir`; `run.finish` writes the rest.
 
     Raises:
-        TrainingError: The loss is no finite number any more.
-        CheckpointError: `resume` finds no checkpoint, or that of another run.
+        TrainingError: The loss is not finite.
+        CheckpointError: `resume` finds no checkpoint, or one of another run.
         KeyboardInterrupt: Ctrl-C; the checkpoint is that of the last finished epoch.
-        SystemExit: SIGTERM; the same.
+        SystemExit: SIGTERM; likewise.
     """
     training = _Training(task, settings, accelerator)
     display = _Display(training)
@@ -161,14 +160,14 @@ def fit(task: Task, settings: RunSettings, accelerator: Accelerator) -> Fitted:
             training.save()
             display.epoch(row)
     weights, fitted = broadcast_object_list([training.weights, training.fitted])
-    accelerator.unwrap_model(training.model, keep_fp32_wrapper=False)  # answers in float32 again
+    accelerator.unwrap_model(training.model, keep_fp32_wrapper=False)  # outputs are float32 again
     task.model.load_state_dict(weights)
     task.model.eval()
     return cast("Fitted", fitted)
 
 
 class _Training:
-    """A task on its way: what Accelerate made of it, and what a checkpoint keeps of it."""
+    """A running task: its objects prepared by Accelerate, and its checkpoint state."""
 
     def __init__(self, task: Task, settings: RunSettings, accelerator: Accelerator) -> None:
         self.task, self.settings, self.accelerator = task, settings, accelerator
@@ -194,7 +193,7 @@ class _Training:
         self.epoch = 0
 
     def train(self, display: "_Display") -> float:
-        """One epoch; the mean loss over the training set."""
+        """Train one epoch; returns the mean loss over the training set."""
         self.model.train()
         total, rows = 0.0, 0
         for step, batch in enumerate(self.loader, 1):
@@ -228,7 +227,7 @@ class _Training:
         return value
 
     def judge(self, loss: float, seconds: float) -> dict[str, float]:
-        """Validate, keep the weights if they are the ones wanted, and note the epoch."""
+        """Validate, keep the weights if they are the best, and record the epoch."""
         row: dict[str, float] = {"epoch": self.epoch, "loss": loss}
         row["learning_rate"] = self.optimizer.param_groups[0]["lr"]
         candidate: nn.Module = self.average.module if self.average else self.task.model
@@ -251,14 +250,14 @@ class _Training:
         return row[metric] > old if self.task.greater_is_better else row[metric] < old
 
     def begin(self) -> None:
-        """Start anew."""
-        set_seed(self.settings.seed, device_specific=True)  # each process its own dropout
+        """Start a new run."""
+        set_seed(self.settings.seed, device_specific=True)  # different dropout in each process
         if self.accelerator.is_main_process:
             run.begin(self.settings)
         self.save()
 
     def save(self) -> None:
-        """Write the checkpoint; all processes call it, the first one writes."""
+        """Write the checkpoint; called by all processes, the first one writes."""
         states, scaler = gather_object([checkpoint.random_states()]), self.accelerator.scaler
         if not self.accelerator.is_main_process:
             return
@@ -287,7 +286,7 @@ class _Training:
         """Continue from the checkpoint in the run folder.
 
         Raises:
-            CheckpointError: There is none, or it is of another run.
+            CheckpointError: There is no checkpoint, or it is of another run.
         """
         content = checkpoint.load(self.path)
         state = content["run"]
@@ -321,7 +320,7 @@ class _Training:
 
 
 class _Display:
-    """What a person sees of a run, and what happens when they have seen enough."""
+    """The progress display of a run, and its signal handlers."""
 
     def __init__(self, training: _Training) -> None:
         self.settings = settings = training.settings
@@ -354,14 +353,14 @@ class _Display:
             )
 
     def step(self, epoch: int, loss: float) -> None:
-        """After every optimizer step."""
+        """Show an optimizer step."""
         self.bar.update(self.row, advance=1, description=self._text(epoch, loss))
 
     def _text(self, epoch: int, loss: float) -> str:
         return f"epoch {epoch}/{self.settings.epochs} loss {loss:.4g}{self.metrics}"
 
     def epoch(self, row: Mapping[str, float]) -> None:
-        """After every epoch; without a terminal, some of them print a line."""
+        """Show an epoch; without a terminal a line is printed for some epochs."""
         shown = {k: v for k, v in row.items() if k not in ("epoch", "learning_rate", "seconds")}
         self.metrics = "".join(f" {k} {v:.4g}" for k, v in shown.items() if k != "loss")
         if self.events is not None:

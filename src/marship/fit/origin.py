@@ -1,4 +1,4 @@
-"""What a result was made from, as a digest: nothing is done again while that stays the same."""
+"""Fingerprints of a result's inputs: a step is skipped while they are unchanged."""
 
 import ast
 import hashlib
@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 FLAGS = ("flags", "Features")
-"""Where /proc/cpuinfo lists what a processor can do, on x86-64 and on Arm."""
+"""Names of the CPU features in /proc/cpuinfo, on x86-64 and on Arm."""
 
 
 def fingerprint(facts: Mapping[str, Any]) -> str:
@@ -23,12 +23,12 @@ def fingerprint(facts: Mapping[str, Any]) -> str:
 
 
 def versions(*packages: str) -> dict[str, str]:
-    """The installed version of each."""
+    """The installed version of each package."""
     return {name: metadata.version(name) for name in packages}
 
 
 def machine() -> dict[str, Any]:
-    """The processor, its features, and its cores: what measured times and int8 kernels follow."""
+    """The CPU, its features and cores, on which timings and int8 kernels depend."""
     import psutil
 
     file = Path("/proc/cpuinfo")
@@ -44,10 +44,10 @@ def machine() -> dict[str, Any]:
 
 
 def local_files(*sources: Path) -> list[Path]:
-    """Python files and every module of the reader's own that they import, directly or not.
+    """Python files and all local modules that they import, directly or indirectly.
 
-    Found by their import statements, wherever they stand; nothing is run. Packages that are
-    installed, Python's own and marship are told by their versions instead.
+    Found by parsing import statements; nothing is run. Installed packages, the standard library
+    and marship are identified by their versions instead.
     """
     found: dict[Path, None] = {}
     waiting = [source.resolve() for source in sources]
@@ -64,7 +64,7 @@ def local_files(*sources: Path) -> list[Path]:
 def _imported(file: Path, folders: list[str]) -> Iterator[Path]:
     try:
         tree = ast.parse(file.read_bytes())
-    except (OSError, SyntaxError, ValueError):  # running it says what is wrong
+    except (OSError, SyntaxError, ValueError):  # running it reports the error
         return
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
@@ -76,7 +76,7 @@ def _imported(file: Path, folders: list[str]) -> Iterator[Path]:
 
 
 def _files_from(node: ast.ImportFrom, name: str, file: Path, folders: list[str]) -> Iterator[Path]:
-    """Of `from module import name`: the module's files, and the name's where it is a module."""
+    """The files of `from module import name`: the module's, and the name's if it is a module."""
     dotted = ".".join(part for part in (node.module, name) if part)
     if node.level == 0:
         yield from _files(dotted, folders)
@@ -88,7 +88,7 @@ def _files_from(node: ast.ImportFrom, name: str, file: Path, folders: list[str])
 
 
 def _files(dotted: str, folders: list[str], *, relative: bool = False) -> Iterator[Path]:
-    """The local files that importing a dotted name runs: its packages' and its own."""
+    """The local files that importing a dotted name runs: the module's and its packages'."""
     path: list[str] | None = folders
     name = ""
     for part in dotted.split("."):
@@ -113,7 +113,7 @@ def _installed(name: str) -> ModuleSpec | None:
 
 
 def _is_local(file: Path) -> bool:
-    """Whether a module's file belongs to no package, to Python or to marship."""
+    """Whether a module's file is local: not of a package, of Python or of marship."""
     kept = {sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")}
     places = [*(Path(place).resolve() for place in kept if place), Path(__file__).parents[1]]
     return not any(file.resolve().is_relative_to(place) for place in places)

@@ -1,4 +1,4 @@
-"""What a training recipe tells the later steps, kept in its run folder as `recipe.json`.
+"""A training recipe's information for later steps, stored in its run folder as `recipe.json`.
 
 The run folder holds, each file written by one step and never edited by another:
 
@@ -8,8 +8,8 @@ The run folder holds, each file written by one step and never edited by another:
     model.<variant>.onnx optimize.json optimize.png                           optimize
 
 `examples`, `calibration` and `heldout` are rows of the model's inputs by name, `heldout` with the
-judge's targets as `target/<name>`. With targets in `calibration` too, optimize finds out which
-layers int8 must leave float.
+judge's targets as `target/<name>`. If `calibration` has targets, too, optimize finds the layers
+that must stay float for int8.
 """
 
 import importlib
@@ -31,7 +31,7 @@ _TUPLES = ("assets", "dynamic", "output_axes")
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """What later steps need to know about a trained model.
+    """Information about a trained model for later steps.
 
     Attributes:
         name: The model's name on the server.
@@ -43,7 +43,7 @@ class Recipe:
         judge: Reference to a function `(outputs: Arrays, targets: Arrays) -> dict[str, float]`
             that computes the task's metrics on held-out data; None where there is none.
         metric: The judge's metric that decides.
-        greater_is_better: Which way the metric is good.
+        greater_is_better: Whether a greater metric is better.
         budget: The largest loss of `metric` that an optimized variant may have.
         pad_values: Per input, the value that fills a short row on its right.
         dynamic: Variable axes beside the batch and those padded, as `input:axis=name`.
@@ -52,7 +52,7 @@ class Recipe:
             handler cuts them where the model tells their true size, so that requests of
             different sizes may share a batch.
         assets: Files of the run folder that the handler reads.
-        evidence: What the archive should tell about the training: data digest, licence, etc.
+        evidence: Facts about the training for the archive: data digest, licence, etc.
     """
 
     name: str
@@ -78,7 +78,7 @@ class Recipe:
         """Read `recipe.json` of a run folder.
 
         Raises:
-            UsageError: No recipe wrote the folder.
+            UsageError: The folder was not written by a recipe.
         """
         try:
             raw = json.loads((run_dir / RECIPE_FILE).read_text())
@@ -99,10 +99,10 @@ class Recipe:
 
 
 def resolve(reference: str) -> Callable[..., Any]:
-    """The function that `file.py:function` or `package.module:function` names.
+    """The function of a reference `file.py:function` or `package.module:function`.
 
     Raises:
-        UsageError: There is no such module, file or function.
+        UsageError: The module, file or function does not exist.
     """
     place, _, name = reference.rpartition(":")
     if not place or not name:
@@ -116,7 +116,7 @@ def resolve(reference: str) -> Callable[..., Any]:
 
 
 def _module(place: str) -> ModuleType:
-    """Import a file or a module, with its folder on the path as `python file.py` would have it."""
+    """Import a file or a module, with its folder on the path as with `python file.py`."""
     path = Path(place)
     if place.endswith(".py") and not path.is_file():
         raise UsageError(
@@ -128,20 +128,20 @@ def _module(place: str) -> ModuleType:
         sys.path.insert(0, folder)
     try:
         return _run_file(path) if place.endswith(".py") else importlib.import_module(place)
-    except Exception as error:  # the reader's code may raise anything while it is imported
+    except Exception as error:  # user code may raise anything at import
         raise UsageError(
             f"{place} must be importable, got: {type(error).__name__}: {error}."
         ) from error
 
 
 def _run_file(path: Path) -> ModuleType:
-    name = f"_marship_recipe_{path.stem}"  # no name that an installed package could have
+    name = f"_marship_recipe_{path.stem}"  # not the name of an installed package
     spec = importlib.util.spec_from_file_location(name, path)
     if spec is None or spec.loader is None:
         raise ImportError(f"{path} has no loader")
     module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module  # dataclasses look their module up by name
-    sys.path.insert(0, str(path.parent))  # as for a script: it may import what lies beside it
+    sys.modules[name] = module  # dataclasses look up their module by name
+    sys.path.insert(0, str(path.parent))  # as for a script: it may import modules beside it
     try:
         spec.loader.exec_module(module)
     finally:

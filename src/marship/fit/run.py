@@ -1,7 +1,6 @@
-"""A training run as a folder: the settings it was started with and the files it leaves.
+"""A training run as a folder: its settings and output files.
 
-`marship.fit.recipe` lists the files. `metrics.json` is written last: a folder that has it holds
-a finished run.
+`marship.fit.recipe` lists the files. `metrics.json` is written last: it marks a finished run.
 """
 
 from collections.abc import Mapping
@@ -28,7 +27,7 @@ _NO_INFLUENCE = {"run_dir", "resume", "again", "threads", "tensorboard"}
 
 @dataclass(frozen=True)
 class RunSettings(Settings):
-    """What every recipe can be told; a recipe's own settings derive from it and add to it."""
+    """Settings common to all recipes; a recipe's settings derive from them."""
 
     run_dir: Path = setting(Path("runs/model"), "folder for everything that the run writes")
     epochs: int = setting(10, "passes over the training data", minimum=1)
@@ -44,10 +43,10 @@ class RunSettings(Settings):
 
 @dataclass(slots=True)
 class Fitted:
-    """What training came to.
+    """The result of training.
 
     Attributes:
-        data_digest: Names the data it learned from.
+        data_digest: A digest of the training data.
         history: One row for each epoch: epoch, loss, learning_rate, seconds, metrics.
         best_epoch: The epoch whose weights were kept; 0 before the first.
     """
@@ -58,14 +57,14 @@ class Fitted:
 
 
 def influential(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Those of the resolved settings that can change what a run learns."""
+    """The resolved settings that can change a run's result."""
     return {name: value for name, value in settings.items() if name not in _NO_INFLUENCE}
 
 
 def is_finished(settings: RunSettings, data_digest: str) -> bool:
-    """Whether `run_dir` holds this very run, finished, and no new one is asked for.
+    """Whether `run_dir` holds this run, finished, and `again` is not set.
 
-    If so, it says so in one line.
+    If so, one line is printed.
     """
     names = (METRICS_FILE, SETTINGS_FILE, CHECKPOINT_FILE, RECIPE_FILE)
     if settings.again or not all((settings.run_dir / name).is_file() for name in names):
@@ -83,7 +82,7 @@ def is_finished(settings: RunSettings, data_digest: str) -> bool:
 
 
 def begin(settings: RunSettings) -> None:
-    """Write settings.json; what an older run said about the folder is not true any more."""
+    """Write settings.json, and remove the results of an older run."""
     for name in (METRICS_FILE, RECIPE_FILE):
         (settings.run_dir / name).unlink(missing_ok=True)
     write_json(settings.run_dir / SETTINGS_FILE, as_dict(settings))
@@ -97,14 +96,14 @@ def finish(
     metrics: Mapping[str, Any],
     arrays: Mapping[str, Arrays],
 ) -> None:
-    """Write what the later steps read, and last of all metrics.json.
+    """Write the files for later steps, and finally metrics.json.
 
     Args:
-        settings: Of the run.
-        fitted: What `fit` gave.
-        recipe: Goes to recipe.json.
+        settings: The run's settings.
+        fitted: The result of `fit`.
+        recipe: For recipe.json.
         metrics: The results, for metrics.json.
-        arrays: By the name of an npz file without its ending, such as `examples`.
+        arrays: By the name of an npz file without its suffix, such as `examples`.
     """
     for name, tensors in arrays.items():
         with replacing(settings.run_dir / f"{name}.npz") as draft:
@@ -125,7 +124,7 @@ def finish(
 
 
 def open_events(settings: RunSettings) -> Any:  # noqa: ANN401  the package may not be there
-    """TensorBoard's writer into the run folder, where it is asked for; else None.
+    """A TensorBoard writer for the run folder if enabled; else None.
 
     Raises:
         UsageError: TensorBoard is not installed.

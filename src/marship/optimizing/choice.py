@@ -22,13 +22,14 @@ class Variant:
         name: "exported" is the unchanged model; the others are named as their passes.
         file: In the run folder; None where it was not built.
         reason: Why it was not built.
-        objection: Why its outputs must not be served although it was built.
-        latency_ms: By number of rows in the call.
-        speedup: Over the base, with 97.5 % confidence at least; geometric mean over batch sizes.
-        median_speedup: The same of the medians.
-        metrics: The judge's, on held-out data.
+        objection: Why it was built but must not be served.
+        latency_ms: By number of rows per call.
+        speedup: Lower bound of the speedup over the base at 97.5 % confidence; geometric mean over
+            batch sizes.
+        median_speedup: The median speedup, likewise.
+        metrics: The judge's metrics on held-out data.
         metric_drop: How much worse the deciding metric is than the exported model's.
-        details: What its pass recorded while building it.
+        details: Details that its pass recorded.
     """
 
     name: str
@@ -50,14 +51,14 @@ class Variant:
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """What decides the choice.
+    """The criteria of the choice.
 
     Attributes:
-        base: The variant to which the others are compared, and which is kept if none is better.
-        metric: The deciding metric; None where the run has no judge.
-        budget: The largest metric drop.
-        least_gain: The smallest speed gain over the base that is worth a change, as a share.
-        forced: A variant chosen by hand.
+        base: The variant to compare with, which is kept if no other is better.
+        metric: The deciding metric; None if the run has no judge.
+        budget: The largest allowed metric drop.
+        least_gain: The smallest relative speed gain over the base that justifies a change.
+        forced: A variant chosen by the user.
     """
 
     base: str
@@ -69,11 +70,11 @@ class Rule:
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """What became of one variant.
+    """The verdict on one variant.
 
     Attributes:
-        outcome: In a word or two, as the table shows it.
-        why: One sentence that names the figures which decided.
+        outcome: One or two words, as shown in the table.
+        why: One sentence with the figures that decided.
     """
 
     outcome: str
@@ -101,7 +102,7 @@ def choose(variants: Sequence[Variant], rule: Rule) -> Choice:
     """The variant to serve, and why each of the others is not.
 
     Raises:
-        UsageError: The variant chosen by hand was not built.
+        UsageError: The variant chosen by the user was not built.
     """
     best = _forced(variants, rule) if rule.forced is not None else _best(variants, rule)
     return Choice(best.name, {v.name: _verdict(v, best, rule) for v in variants})
@@ -117,9 +118,9 @@ def _forced(variants: Sequence[Variant], rule: Rule) -> Variant:
 
 
 def _best(variants: Sequence[Variant], rule: Rule) -> Variant:
-    """The fastest that is worth a change, the smallest of equally fast ones; else the base.
+    """The fastest eligible variant, the smallest of equally fast ones; else the base.
 
-    The exported model stands in for a base that is rejected itself.
+    If the base is rejected itself, the exported model takes its place.
     """
     built = {variant.name: variant for variant in variants if variant.file}
     worth = [
@@ -210,7 +211,7 @@ def _cost(variant: Variant, rule: Rule) -> str:
 
 
 def _told_apart(one: float, other: float) -> tuple[str, str]:
-    """Two figures with as many digits as it takes to see which is larger, and three at least."""
+    """Two figures with at least three digits, and as many as are needed to tell them apart."""
     for digits in range(3, 17):
         shown = f"{one:.{digits}g}", f"{other:.{digits}g}"
         if shown[0] != shown[1]:

@@ -1,4 +1,4 @@
-"""What a variant costs and what it changes: latency, the task's metric, distance, row influence."""
+"""Measures variants: latency, the task's metric, differences, influence between rows."""
 
 import gc
 import math
@@ -20,10 +20,10 @@ LEAST_ROUNDS = 30
 MOST_ROUNDS = 500
 ROWS_AT_ONCE = 64
 BYTES_AT_ONCE = 8 << 20
-"""Of inputs in one call: what a model makes of long sounds takes a hundred times their memory."""
+"""Of inputs per call: activations for long audio take a hundred times the inputs' memory."""
 CONFIDENCE_Z = 1.96
 MARGIN = 2.0
-"""A quantized variant's tolerance over its largest measured difference: CPUs round differently."""
+"""Factor of a quantized variant's tolerance over its largest difference: CPUs round differently."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,19 +37,19 @@ class Latency:
 def latencies(
     runs: Mapping[str, RunModel], inputs: Arrays, budget_s: float, progress: Progress, task: TaskID
 ) -> dict[str, list[float]]:
-    """Time every variant in one interleaved run: each round calls each once, in turn.
+    """Time all variants interleaved: each round calls each variant once.
 
-    What slows the machine for a moment so slows all variants alike.
+    So a temporary slowdown of the machine affects all variants alike.
 
     Args:
         runs: The variants.
-        inputs: The same for all.
-        budget_s: Time for all rounds; there are 30 at least and 500 at most.
-        progress: Shows the rounds as `task`.
-        task: Its row.
+        inputs: The inputs, the same for all.
+        budget_s: Time budget for all rounds; at least 30 and at most 500 are run.
+        progress: The progress display.
+        task: Its task that counts the rounds.
 
     Returns:
-        By variant, milliseconds for each round.
+        The milliseconds of each round, by variant.
     """
     started = time.perf_counter()
     for run in runs.values():
@@ -79,7 +79,7 @@ def summary(times_ms: Sequence[float]) -> Latency:
 
 
 def sure_speedup(base_ms: Sequence[float], times_ms: Sequence[float]) -> float:
-    """How many times faster than the base a variant is at least, with 97.5 % confidence.
+    """The lower bound of a variant's speedup over the base at 97.5 % confidence.
 
     The lower end of the distribution-free interval of the median of the rounds' ratios
     (Conover, Practical Nonparametric Statistics, section 3.2).
@@ -90,12 +90,12 @@ def sure_speedup(base_ms: Sequence[float], times_ms: Sequence[float]) -> float:
 
 
 def median_speedup(base_ms: Sequence[float], times_ms: Sequence[float]) -> float:
-    """How many times faster than the base a variant is: the median of the rounds' ratios."""
+    """A variant's speedup over the base: the median of the rounds' ratios."""
     return float(np.median(np.asarray(base_ms) / np.asarray(times_ms)))
 
 
 def timing_inputs(contract: Contract, examples: Arrays, batch: int) -> Iterator[tuple[int, Arrays]]:
-    """Inputs of one row, and of `batch` rows where rows may share a call."""
+    """Inputs of one row, and of `batch` rows if rows can be batched."""
     axis = first_axis(contract)
     sizes = within(contract, sizes_to_try(contract, examples)[-1], examples)
     if axis is None:
@@ -106,7 +106,7 @@ def timing_inputs(contract: Contract, examples: Arrays, batch: int) -> Iterator[
 
 
 def predict_rows(run: RunModel, contract: Contract, rows: Arrays) -> Arrays:
-    """Run many rows, together where they may be, and give their outputs as one."""
+    """Run many rows, batched if possible, and concatenate their outputs."""
     inputs = {spec.name: rows[spec.name] for spec in contract.inputs}
     if first_axis(contract) is None:
         return run(inputs)
@@ -132,9 +132,9 @@ def difference(got: Sequence[Arrays], want: Sequence[Arrays]) -> tuple[float, fl
 
 
 def own_tolerance(got: Sequence[Arrays], want: Sequence[Arrays], base: Tolerance) -> Tolerance:
-    """Of each output twice its largest measured difference, absolute, and no less than the base's.
+    """An absolute tolerance of twice each output's largest difference, at least the base's.
 
-    Relative ones mean little near zero.
+    Relative tolerances are meaningless near zero.
     """
     floats = [name for name, array in want[0].items() if array.dtype.kind in "fc"]
     allowed = {}
@@ -149,11 +149,11 @@ def own_tolerance(got: Sequence[Arrays], want: Sequence[Arrays], base: Tolerance
 def objection(
     contract: Contract, run: RunModel, golden: Sequence[GoldenCase], examples: Arrays
 ) -> str | None:
-    """Why a variant cannot take the exported model's place; None where it can.
+    """Why a variant cannot replace the exported model; None if it can.
 
-    Whole-number outputs must be those of the golden cases. What was proven of the exported
-    model must hold of the variant as strictly: an answer that depends on the other rows of
-    its batch, or on padding, is a different answer each time, however small the metric drop.
+    Integer outputs must equal those of the golden cases. The proofs about the exported model
+    must hold for the variant as strictly: an output that depends on other rows of the batch, or
+    on padding, varies between requests, however small the metric drop is.
     """
     for case in golden:
         answer = run(case.inputs)

@@ -1,4 +1,4 @@
-"""The optimizer's report: a table for the console, a JSON, a picture."""
+"""The optimizer's report: a table for the console, JSON, and a chart."""
 
 import math
 import textwrap
@@ -19,13 +19,13 @@ SHORT_MS = 10.0
 MARKED = "bold green"
 WRAPPED, LINES_SHOWN = 52, 4
 TAIL_SHOWN = 2.0
-"""How far a tail may stretch the axis, in the longest median; the table has all of it."""
+"""Limit of the axis for tails, in multiples of the longest median; the table has the full value."""
 
 INK, CHOSEN, OTHER, LIMIT = "#1f2933", "#0b7285", "#adb5bd", "#c92a2a"
 
 
 def figures(variants: Sequence[Variant], chosen: str, rule: Rule) -> Table:
-    """A row for each variant that was built, the chosen one marked; times in milliseconds."""
+    """A table with a row for each built variant, the chosen one marked; times in milliseconds."""
     batches = _batches(variants)
     found = _bare_table("variant")
     titles = [title for n in batches for title in (f"{n} row{'s' * (n != '1')}\nms", "p99\nms")]
@@ -39,7 +39,7 @@ def figures(variants: Sequence[Variant], chosen: str, rule: Rule) -> Table:
 
 
 def verdicts(choice: Choice) -> Table:
-    """A row for each variant, built or not: why it was chosen, or why it was not."""
+    """A table with a row for each variant, built or not: why it was or was not chosen."""
     found = _bare_table("variant", "verdict")
     found.add_column("why")
     for name, verdict in choice.verdicts.items():
@@ -76,7 +76,7 @@ def _shown_ms(value: float) -> str:
 
 
 def remarks(variants: Sequence[Variant]) -> list[str]:
-    """A line for each variant that is not all in int8."""
+    """A line for each variant with float layers."""
     parts = [(v.name, _float_layers(v.details)) for v in variants]
     return [f"{name}: {text}" for name, text in parts if text]
 
@@ -101,7 +101,7 @@ def size(size_bytes: int) -> str:
 
 
 def entry(variant: Variant, verdict: Verdict) -> dict[str, Any]:
-    """A variant as `optimize.json` states it."""
+    """A variant's entry for `optimize.json`."""
     difference = {"absolute": variant.absolute, "relative": variant.relative}
     return {
         "name": variant.name,

@@ -1,4 +1,4 @@
-"""What every pass starts from, and how it says that it cannot be."""
+"""The input of every optimization pass, and the error if it cannot build a variant."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -9,24 +9,24 @@ from marship.errors import ModelError
 
 
 class NotBuiltError(ModelError):
-    """A variant cannot be made from this model, on this machine, or from this data."""
+    """A variant cannot be built from this model, on this machine, or from this data."""
 
     code = "not_built"
 
 
 def _ignore(_: str) -> None:
-    """Progress that nobody watches."""
+    """Ignore progress."""
 
 
 @dataclass(frozen=True, slots=True)
 class Goal:
-    """What a pass may lose, for those that look for a way to lose less.
+    """The accuracy goal of passes that search for a smaller loss.
 
     Attributes:
-        quality: The recipe's metric of answers to calibration rows, those with their targets;
-            greater is better.
-        budget: By how much it may fall.
-        limit_s: Seconds for the search.
+        quality: The recipe's metric of outputs for calibration rows with targets; greater is
+            better.
+        budget: The largest allowed drop.
+        limit_s: Time budget of the search in seconds.
     """
 
     quality: Callable[[Arrays, Arrays], float]
@@ -40,11 +40,10 @@ class ExportedModel:
 
     Attributes:
         path: Its ONNX file, float32.
-        contract: What it takes and gives.
-        calibration: Training inputs by name, the first axis being rows; None where there are
-            none.
-        goal: None where the calibration rows have no targets, or nothing judges.
-        tell: Takes a line about how far a pass is.
+        contract: Its contract.
+        calibration: Training inputs by name, with rows as first axis; None without any.
+        goal: None if the calibration rows have no targets, or there is no judge.
+        report: Takes a line about a pass's progress.
     """
 
     path: Path
@@ -55,5 +54,5 @@ class ExportedModel:
 
     @property
     def has_outside_weights(self) -> bool:
-        """Whether weights lie beside the file, so that a variant's must, too."""
+        """Whether weights are external, so that a variant's must be, too."""
         return len(self.contract.files) > 1

@@ -1,9 +1,9 @@
-"""Faster ways to run an exported model, each measured, and the one that is worth it.
+"""The step `optimize`: builds and measures variants of an exported model, and chooses one.
 
 One file per pass: float32, int8_dynamic, int8_static, int8_blocks, float16. Each writes a variant
-`model.<pass>.onnx` into the run folder or says why it cannot; all variants are then timed in
-one interleaved run, judged on held-out data and compared with PyTorch's answers.
-`optimize.json` and `optimize.png` tell the result.
+`model.<pass>.onnx` into the run folder or reports why it cannot; all variants are then timed in
+one interleaved run, judged on held-out data and compared with PyTorch's outputs. The result is in
+`optimize.json` and `optimize.png`.
 """
 
 import inspect
@@ -47,7 +47,7 @@ VERSIONED = ("marship", "onnx", "onnxruntime", "numpy")
 
 @dataclass(frozen=True, slots=True)
 class Trial:
-    """Every variant, and why it was or was not chosen."""
+    """All variants, and why each was or was not chosen."""
 
     variants: "list[Variant]"
     choice: "Choice"
@@ -56,13 +56,13 @@ class Trial:
 
 @dataclass(frozen=True, slots=True)
 class Optimized:
-    """What an optimization came to.
+    """The result of `optimize`.
 
     Attributes:
-        run_dir: The folder that holds it.
-        report: As written to optimize.json.
-        fresh: False where an earlier result of the same things was kept.
-        trial: What was tried; None where an earlier result was kept.
+        run_dir: The run folder.
+        report: The content of optimize.json.
+        fresh: False if an earlier result of the same inputs was kept.
+        trial: All variants; None if an earlier result was kept.
 
     Example:
         >>> from pathlib import Path
@@ -85,9 +85,9 @@ def optimize(run_dir: str | Path, settings: OptimizeSettings | None = None) -> O
         settings: How they are measured and chosen; None is the defaults.
 
     Raises:
-        UsageError: The folder holds no export, or the variant asked for cannot be chosen.
-        ModelError: The export is damaged.
-        DataError: Calibration or held-out data is damaged or does not fit the model.
+        UsageError: The folder holds no export, or the requested variant cannot be chosen.
+        ModelError: The export is corrupted.
+        DataError: Calibration or held-out data is corrupted or does not match the model.
 
     Example:
         >>> done = marship.optimize("runs/tiny", marship.OptimizeSettings(measure_s=0.2))
@@ -162,7 +162,7 @@ def _gather(run_dir: Path, settings: OptimizeSettings) -> "Material":
 def _goal(
     recipe: Recipe, judge: "Judge | None", calibration: Arrays | None, settings: OptimizeSettings
 ) -> "Goal | None":
-    """What a pass may lose on calibration rows, where they have targets and can be judged."""
+    """The accuracy goal of passes, if calibration rows have targets and can be judged."""
     from marship.optimizing.source import Goal
     from marship.optimizing.trial import TARGET, judged
 
@@ -234,14 +234,14 @@ def _fingerprint(material: "Material", settings: OptimizeSettings) -> str:
 
 
 def _kept(run_dir: Path, made_from: str) -> Optimized | None:
-    """The result that lies in the folder, if it was made from the same things and is whole."""
+    """The result in the folder, if it was made from the same inputs and is complete."""
     if not (run_dir / REPORT_FILE).is_file():
         return None
     try:
         report = read_json(run_dir / REPORT_FILE)
         files = [entry["file"] for entry in report["variants"] if entry["built"]]
         same = report["made_from"] == made_from
-    except (MarshipError, KeyError, TypeError):  # damaged: it is made anew
+    except (MarshipError, KeyError, TypeError):  # corrupted: it is built again
         return None
     whole = all((run_dir / name).is_file() for name in (PICTURE_FILE, *files))
     return Optimized(run_dir, report, fresh=False) if same and whole else None

@@ -35,7 +35,7 @@ Judge = Callable[[Arrays, Arrays], Mapping[str, float]]
 
 @dataclass(frozen=True, slots=True)
 class Material:
-    """All that lies in the run folder and is needed here; targets are keyed `target/<name>`."""
+    """The needed content of the run folder; targets have the keys `target/<name>`."""
 
     source: ExportedModel
     recipe: Recipe
@@ -51,12 +51,12 @@ class Material:
 
     @property
     def metric(self) -> str | None:
-        """The metric that decides; None where nothing can be judged."""
+        """The deciding metric; None without a judge."""
         return self.recipe.metric if self.judge and self.heldout else None
 
 
 def build_all(source: ExportedModel, passes: Sequence[str], draft: Path) -> list[Variant]:
-    """The exported model and a variant for each pass, those that cannot be built included."""
+    """The exported model and a variant for each pass, including those that cannot be built."""
     variants = [Variant(EXPORTED, file=source.path.name)]
     with console.progress() as progress:
         task = progress.add_task("", total=len(passes))
@@ -84,7 +84,7 @@ def _tell(progress: Progress, task: TaskID, name: str, line: str) -> None:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep the quantizer's advice to its own authors, and its prints, from the reader."""
+    """Suppress the quantizer's warnings and prints."""
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:
@@ -96,7 +96,7 @@ def _quiet() -> Iterator[None]:
 
 
 def _check_tensors(target: Path, contract: Contract) -> None:
-    """Refuse a variant that does not load, or takes and gives other tensors."""
+    """Reject a variant that does not load, or has other inputs or outputs."""
     try:
         session = parity.open_session(target)
     except ModelError as error:
@@ -112,7 +112,7 @@ def _check_tensors(target: Path, contract: Contract) -> None:
 def load_all(
     variants: Sequence[Variant], material: Material, draft: Path, threads: int
 ) -> dict[str, RunModel]:
-    """A way to run each variant that was built; notes its size and how long it took to load."""
+    """Load each built variant, recording its size and load time."""
     runs: dict[str, RunModel] = {}
     for variant in variants:
         if variant.file is None:
@@ -132,7 +132,7 @@ def time_all(
     calls: Mapping[int, Arrays],
     measure_s: float,
 ) -> None:
-    """Record each variant's latency by the number of rows in a call, and its speedups."""
+    """Record each variant's latency by the number of rows per call, and its speedups."""
     base = BASE if BASE in runs else EXPORTED
     with console.progress() as progress:
         for rows, inputs in calls.items():
@@ -150,10 +150,10 @@ def time_all(
 def judge_all(
     variants: Sequence[Variant], runs: Mapping[str, RunModel], material: Material
 ) -> None:
-    """Note each variant's metrics, its distance from PyTorch, and what speaks against it.
+    """Record each variant's metrics, its difference from PyTorch, and any objection.
 
-    On held-out rows the exported model stands for PyTorch, from which it was shown to be no
-    further than the contract's tolerance.
+    On held-out rows the exported model stands for PyTorch, as it was proven to agree within the
+    contract's tolerance.
     """
     rows = material.heldout or material.examples
     exported = measure.predict_rows(runs[EXPORTED], material.contract, rows)
@@ -179,7 +179,7 @@ def judge_all(
 
 
 def _within(got: Sequence[Arrays], want: Sequence[Arrays], tolerance: Tolerance) -> bool:
-    """Whether all floats agree; of whole numbers `measure.objection` judges."""
+    """Whether all floats agree; integers are checked by `measure.objection`."""
     floats = [{k: v for k, v in outputs.items() if v.dtype.kind in "fc"} for outputs in want]
     return all(agree(a, b, tolerance) for a, b in zip(got, floats, strict=True))
 
@@ -202,15 +202,15 @@ def _metrics(material: Material, outputs: Arrays, rows: Arrays) -> dict[str, flo
 
 
 def judged(judge: Judge, recipe: Recipe, outputs: Arrays, rows: Arrays) -> dict[str, float]:
-    """What the recipe's judge says of answers to rows that have their targets with them.
+    """The metrics by the recipe's judge of outputs for rows with targets.
 
     Raises:
-        DataError: It fails, or does not give the recipe's metric.
+        DataError: It fails, or does not return the recipe's metric.
     """
     targets = {k.removeprefix(TARGET): v for k, v in rows.items() if k.startswith(TARGET)}
     try:
         metrics = {k: float(v) for k, v in judge(outputs, targets).items()}
-    except Exception as error:  # the reader's code: it may raise anything
+    except Exception as error:  # user code: it may raise anything
         raise DataError(
             f"{recipe.judge} must judge the held-out outputs, got {type(error).__name__}: "
             f"{first_line(error)}. Check the targets in heldout.npz and calibration.npz."

@@ -1,1 +1,1 @@
-"""One file for each way to make a model faster; each says what it needs and guarantees."""
+"""Optimization passes, one file each; each documents what it needs and guarantees."""

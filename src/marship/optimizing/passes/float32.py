@@ -1,10 +1,10 @@
 """ONNX Runtime's graph optimization, done once and saved: constants folded, operators fused.
 
-Needs: nothing but the exported model.
-Guarantees: float32 as before; answers within the contract's tolerance; a file that loads on
-any CPU. The level is "extended", because "all" lays tensors out for the processor it runs on.
-A session adds that last level when it loads either file, so this one is quicker to load and
-about as quick to run.
+Needs: only the exported model.
+Guarantees: float32 as before; outputs within the contract's tolerance; a file that loads on
+any CPU. The level is "extended", because "all" chooses memory layouts for the current CPU.
+A session applies that last level when it loads either file, so this one is faster to load and
+about as fast to run.
 """
 
 from pathlib import Path
@@ -20,7 +20,7 @@ def build(source: ExportedModel, target: Path) -> None:
     """Write the optimized model to `target`.
 
     Raises:
-        NotBuiltError: ONNX Runtime refuses the model.
+        NotBuiltError: ONNX Runtime cannot load the model.
     """
     import onnxruntime
 
@@ -34,5 +34,5 @@ def build(source: ExportedModel, target: Path) -> None:
         options.add_session_config_entry(f"{name}min_size_in_bytes", str(OUTSIDE_FROM_BYTES))
     try:
         onnxruntime.InferenceSession(str(source.path), options, providers=["CPUExecutionProvider"])
-    except Exception as error:  # its exceptions share no base of their own
+    except Exception as error:  # its exceptions have no common base class
         raise NotBuiltError(first_line(error)) from error

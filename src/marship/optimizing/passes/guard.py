@@ -1,11 +1,11 @@
-"""Keeps layers float that were left float: ONNX Runtime would put them into int8 by itself.
+"""Keeps float layers float: ONNX Runtime would otherwise quantize some of them by itself.
 
 Where a Conv or a Gemm takes a dequantized input and its output is quantized, ONNX Runtime 1.32
 quantizes its float weights when it loads the file, all with one scale (WeightBiasQuantization in
-its optimizer/qdq_transformer). For a depthwise convolution of EfficientNet-Lite0 that made five
-times the noise of int8 with a scale for each channel. It does so only where the input has one
-scale. So the input of such a layer is dequantized with a scale for each channel, all the same:
-the same numbers, in the same time.
+its optimizer/qdq_transformer). For a depthwise convolution of EfficientNet-Lite0 that gave five
+times the noise of int8 with per-channel scales. It does so only if the input has a single scale.
+So the input of such a layer is dequantized with per-channel scales that are all equal: the
+same numbers, in the same time.
 """
 
 from collections.abc import Collection
@@ -18,7 +18,7 @@ GUARDED = ("Conv", "Gemm")
 
 
 def keep_float(path: Path, names: Collection[str]) -> None:
-    """Rewrite a quantized model so that those of its nodes that have these names stay float."""
+    """Rewrite a quantized model so that the nodes of these names stay float."""
     import onnx
 
     model = onnx.load(str(path), load_external_data=False)
@@ -42,7 +42,7 @@ def keep_float(path: Path, names: Collection[str]) -> None:
 
 
 def _dequantized_by_channel(graph: Any, node: Any, maker: Any, constants: dict[str, Any]) -> Any:  # noqa: ANN401  onnx's messages
-    """A node of its own that dequantizes this one's input; its constants are put in the graph."""
+    """A new node that dequantizes this node's input; its constants are added to the graph."""
     from onnx import helper, numpy_helper
 
     channels = _channels(node, constants[node.input[1]])

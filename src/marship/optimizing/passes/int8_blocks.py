@@ -1,10 +1,10 @@
-"""int8 by blocks: weights in int8 with a scale for each 64 of them, within loops, too.
+"""Block-wise int8: weights in int8 with a scale for each block of 64, also within loops.
 
 Needs: matrix products with constant weights, and a loop, whose body the other passes do not
-reach. No data. The operator is ONNX Runtime's own, MatMulNBits of com.microsoft; what it
-multiplies is quantized anew in each call, each row by itself, block by block.
-Guarantees: the same inputs and outputs, in float32; rows do not influence each other. Tables
-that rows are looked up in stay float.
+reach. No data. The operator is ONNX Runtime's MatMulNBits of com.microsoft; it quantizes
+activations dynamically in each call, row by row and block by block.
+Guarantees: the same inputs and outputs, in float32; rows do not influence each other. Embedding
+tables stay float.
 """
 
 from collections.abc import Iterator, Mapping
@@ -18,8 +18,8 @@ from marship.proof.parity import first_line
 
 NAME = "int8_blocks"
 BLOCK = 64
-"""Up to here ONNX Runtime's sums are those of one row alone, to the bit, however many rows there
-are; from 128 on they differ in the last bits, which the next layer's rounding to int8 magnifies."""
+"""Up to this block size ONNX Runtime's sums are batch invariant, to the bit; from 128 on they
+differ in the last bits, which the next layer's rounding to int8 magnifies."""
 BITS = 8
 INT8_PRODUCTS = 4
 """The operator's accuracy_level: products of int8 numbers, summed up in int32."""
@@ -64,7 +64,7 @@ def _graphs(graph: Any) -> Iterator[Any]:  # noqa: ANN401  onnx's messages
 
 
 def _write_products_plainly(graph: Any) -> None:  # noqa: ANN401  the same
-    """Turn each Gemm that only multiplies by transposed weights into the MatMul that it is."""
+    """Rewrite each Gemm that only multiplies by transposed weights as the equivalent MatMul."""
     from onnx import helper, numpy_helper
 
     constants = {tensor.name: tensor for tensor in graph.initializer}

@@ -1,4 +1,4 @@
-"""Dynamic int8: weights are stored in int8, activations are scaled anew in every call.
+"""Dynamic int8: weights are stored in int8, activations are quantized in each call.
 
 Needs: matrix products, convolutions or LSTMs with constant weights. No data.
 Guarantees: the same inputs and outputs, in float32. One scale serves a whole call, so rows of
@@ -12,7 +12,7 @@ from marship.proof.parity import first_line
 
 NAME = "int8_dynamic"
 OPERATORS = ["MatMul", "Gemm", "Conv", "LSTM"]
-"""Not Attention: ONNX Runtime 1.32 puts its own, other operator of that name in its place."""
+"""Not Attention: ONNX Runtime 1.32 replaces it by a different operator of that name."""
 
 
 def build(source: ExportedModel, target: Path) -> None:

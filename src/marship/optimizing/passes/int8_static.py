@@ -1,4 +1,4 @@
-"""Static int8: weights and activations, with scales that were found on training data.
+"""Static int8: weights and activations, with scales calibrated on training data.
 
 Needs: `calibration.npz` in the run folder, training inputs by name; matrix products or
 convolutions with constant weights.
@@ -6,9 +6,9 @@ Guarantees: the same inputs and outputs, in float32; rows do not influence each 
 all scales are constants. Weights have one scale for each output channel. The file holds
 QuantizeLinear and DequantizeLinear pairs (QDQ) of the ONNX standard, which every provider reads.
 
-With targets in `calibration.npz` too, the pass sees what it loses: every fourth row gives no
-ranges and is asked instead. If all layers in int8 lose more than the recipe's budget, it tries
-ranges without outliers, then leaves float the few layers that `sensitivity` finds.
+With targets in `calibration.npz` the pass measures its loss: every fourth row is not used for
+calibration but for evaluation. If int8 in all layers loses more than the recipe's budget, it tries
+ranges without outliers, then leaves the few layers float that `sensitivity` finds.
 """
 
 from collections.abc import Iterator, Sequence
@@ -50,7 +50,7 @@ CONVOLUTIONAL = [
 BATCH_ROWS = 16
 JUDGED_EVERY = 4
 HISTOGRAM_ROWS = 64
-"""Histograms of all activations are slow to make: so many rows at most."""
+"""Maximum rows for histograms of all activations, which are slow."""
 METHODS = ("MinMax", "Percentile")
 PERCENTILE = 99.99
 
@@ -59,12 +59,12 @@ def build(source: ExportedModel, target: Path) -> dict[str, Any]:
     """Write the quantized model to `target`.
 
     Returns:
-        What was found out on the way, for the report.
+        Details for the report.
 
     Raises:
         NotBuiltError: Training data is missing, there is nothing to quantize, or ONNX Runtime
             cannot do it.
-        DataError: The recipe's judge cannot judge calibration rows.
+        DataError: The recipe's judge fails on calibration rows.
     """
     from marship.optimizing.passes.prepare import check_operators, operators, prepared
 
@@ -86,7 +86,7 @@ def build(source: ExportedModel, target: Path) -> dict[str, Any]:
 
 @dataclass(frozen=True, slots=True)
 class Quantizer:
-    """One prepared model and its calibration rows; ranges are found once for each method."""
+    """A prepared model and its calibration rows; ranges are computed once for each method."""
 
     source: ExportedModel
     model: Path
@@ -104,7 +104,7 @@ class Quantizer:
         ranges = self.model.with_name(f"{method}.json")
         reader = None if ranges.is_file() else self._reader(method)
         for old in target.parent.glob(f"{target.name}*"):
-            old.unlink()  # weights outside of the file would be added to those that are there
+            old.unlink()  # external weights would be appended to an existing file
         quantize_static(
             self.model,
             target,
@@ -124,7 +124,7 @@ class Quantizer:
         return target
 
     def _reader(self, method: str) -> Any:  # noqa: ANN401  onnxruntime ships no types
-        """What gives the calibration rows, batch by batch."""
+        """A data reader of the calibration rows, in batches."""
         rows = _rows(self.source, judged=False)
         names = [spec.name for spec in self.source.contract.inputs]
         most = None if method == METHODS[0] else HISTOGRAM_ROWS
@@ -132,7 +132,7 @@ class Quantizer:
 
 
 def _search(quantizer: Quantizer, plan: Plan, target: Path) -> dict[str, Any]:
-    """Write the variant with the fewest layers left float that the budget asks for."""
+    """Write the variant with the fewest float layers that is within the budget."""
     source, goal = quantizer.source, quantizer.source.goal
     quantizer.write(target, plan.outside)
     if goal is None:
@@ -157,7 +157,7 @@ def _search(quantizer: Quantizer, plan: Plan, target: Path) -> dict[str, Any]:
 
 
 def _rows(source: ExportedModel, *, judged: bool) -> Arrays:
-    """The calibration rows that are asked, or those that give the ranges: all without a goal."""
+    """The calibration rows for evaluation, or those for calibration: all without a goal."""
     rows = source.calibration or {}
     if source.goal is None:
         return rows
@@ -181,7 +181,7 @@ def _reader(rows: Arrays, at_once: int) -> Any:  # noqa: ANN401  onnxruntime shi
         options: ClassVar = {
             "CalibPercentile": PERCENTILE,
             "CalibTensorRangeSymmetric": False,
-            "CalibStridedMinMax": at_once,  # else all activations of all rows are kept in memory
+            "CalibStridedMinMax": at_once,  # otherwise all activations are kept in memory
         }
 
         def __init__(self) -> None:

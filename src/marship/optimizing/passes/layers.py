@@ -1,9 +1,9 @@
-"""What of a graph goes into int8: its layers, and nothing before the first or after the last.
+"""Selects the layers of a graph to quantize to int8, none before the first or after the last.
 
-A layer is a matrix product or a convolution with what follows it at once and alone (ReLU, the
-clip of ReLU6), or an operator between two of them, such as the sum of a residual connection.
-Before the first and after the last lies what prepares and finishes (pixels cast, cut and
-resized, a softmax): 8 bits would cost accuracy there and gain nothing.
+A layer is a matrix product or a convolution with an activation that is its only consumer (ReLU,
+the clip of ReLU6), or an operator between two layers, such as the sum of a residual connection.
+Before the first and after the last are pre- and postprocessing (casts, crops and resizes of
+pixels, a softmax): 8 bits would cost accuracy there and gain nothing.
 """
 
 from collections.abc import Iterator, Sequence
@@ -13,17 +13,17 @@ from typing import Any
 
 PRODUCTS = ("MatMul", "Gemm", "Conv")
 JOINED = ("Relu", "Clip")
-"""They leave the graph when their layer is quantized: its scale ends where they cut."""
+"""Removed from the graph when their layer is quantized: its scale saturates where they clip."""
 
 
 @dataclass(frozen=True, slots=True)
 class Layer:
-    """Nodes that are in int8 together or not at all.
+    """Nodes that are quantized together or not at all.
 
     Attributes:
-        name: Of its first node.
-        operator: Its type.
-        nodes: The names of all of them.
+        name: The name of its first node.
+        operator: The type of its first node.
+        nodes: The names of all its nodes.
     """
 
     name: str
@@ -33,11 +33,11 @@ class Layer:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """A graph's nodes of the types that can be quantized.
+    """A graph's nodes of quantizable types.
 
     Attributes:
-        layers: In the order in which they run.
-        outside: The names of those before the first product and after the last.
+        layers: In order of execution.
+        outside: The names of nodes before the first product and after the last.
     """
 
     layers: tuple[Layer, ...]
@@ -49,7 +49,7 @@ class Plan:
 
 
 def plan(path: Path, types: Sequence[str]) -> Plan:
-    """Look at a graph, and divide its nodes of these types."""
+    """Divide a graph's nodes of these types into layers."""
     import onnx
 
     graph = onnx.load(str(path), load_external_data=False).graph
@@ -64,12 +64,12 @@ def plan(path: Path, types: Sequence[str]) -> Plan:
 
 
 def _is_product(node: Any, constants: set[str], types: Sequence[str]) -> bool:  # noqa: ANN401  onnx's messages
-    """Whether a node multiplies by constant weights: two activations stay float."""
+    """Whether a node multiplies by constant weights; products of activations stay float."""
     return node.op_type in PRODUCTS and node.op_type in types and node.input[1] in constants
 
 
 def _reached(nodes: Any, starts: Sequence[Any], *, back: bool = False) -> set[str]:  # noqa: ANN401  the same
-    """The names of all nodes that lie behind one of `starts`, in the order of `nodes`."""
+    """The names of all nodes reachable from one of `starts`, in the order of `nodes`."""
     first, tensors, found = {node.name for node in starts}, set[str](), set[str]()
     for node in nodes:
         entering, leaving = (node.output, node.input) if back else (node.input, node.output)
@@ -100,5 +100,5 @@ def _layers(inside: Sequence[Any], graph: Any) -> Iterator[Layer]:  # noqa: ANN4
 
 
 def _follows(users: Sequence[Any], known: set[str]) -> bool:
-    """Whether the only user is an activation that the layer before it takes in."""
+    """Whether the only consumer is an activation that is fused into the layer."""
     return len(users) == 1 and users[0].op_type in JOINED and users[0].name in known

@@ -1,4 +1,4 @@
-"""What both int8 passes do first: constants folded, batch normalization merged, shapes noted."""
+"""Preparation for both int8 passes: constant folding, batch norm fusion, shape inference."""
 
 import tempfile
 from collections.abc import Iterator
@@ -11,7 +11,7 @@ from marship.proof.parity import first_line
 
 @contextmanager
 def prepared(source: ExportedModel, folder: Path) -> Iterator[Path]:
-    """Yield the model as the quantizers want it, in a temporary place below `folder`.
+    """Yield the model prepared for the quantizers, in a temporary folder below `folder`.
 
     Raises:
         NotBuiltError: ONNX Runtime cannot prepare the model.
@@ -24,7 +24,7 @@ def prepared(source: ExportedModel, folder: Path) -> Iterator[Path]:
             quant_pre_process(
                 source.path,
                 path,
-                skip_symbolic_shape=True,  # it stops at operators that it does not know
+                skip_symbolic_shape=True,  # it fails on unknown operators
                 save_as_external_data=source.has_outside_weights,
             )
         except Exception as error:  # the same holds for what it raises
@@ -40,10 +40,10 @@ def operators(path: Path) -> set[str]:
 
 
 def check_operators(path: Path, wanted: list[str]) -> None:
-    """Refuse a graph without any of the wanted operators.
+    """Reject a graph without any of the wanted operators.
 
     Raises:
-        NotBuiltError: There is none.
+        NotBuiltError: The graph has none of them.
     """
     if not operators(path) & set(wanted):
         raise NotBuiltError(f"the graph has none of {', '.join(wanted)} to quantize")

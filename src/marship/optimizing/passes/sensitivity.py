@@ -1,10 +1,10 @@
-"""Which layers must stay float for int8 to hold its accuracy: found by trying each.
+"""Sensitivity analysis: which layers must stay float for int8 to keep the accuracy.
 
-One layer at a time is put into int8 and the noise it makes in the model's answers is measured
-(Nagel et al. 2021, A White Paper on Neural Network Quantization, section 3.6, does so to find
-what is to blame). The noisiest are left float: as few of them as bring the loss of the
-recipe's metric within its budget. All this is measured on calibration rows that gave no
-ranges, and never on the held-out rows that judge the variant in the end.
+Each layer alone is quantized to int8, and the noise that it causes in the model's outputs is
+measured (Nagel et al. 2021, A White Paper on Neural Network Quantization, section 3.6). The
+noisiest are left float: as few as bring the loss of the recipe's metric within its budget. All
+this is measured on calibration rows that were not used for ranges, and never on the held-out rows
+that judge the final variant.
 """
 
 import time
@@ -23,12 +23,12 @@ from marship.optimizing.source import ExportedModel, Goal
 from marship.proof.parity import runner
 
 Quantize = Callable[[Sequence[str]], Path]
-"""Write the model with these nodes left float, and give the file."""
+"""Writes the model with these nodes left float, and returns the file."""
 
 
 @dataclass(frozen=True, slots=True)
 class Probe:
-    """Rows to try a model on, with the exported model's answers to them."""
+    """Evaluation rows, with the exported model's outputs for them."""
 
     source: ExportedModel
     goal: Goal
@@ -37,11 +37,11 @@ class Probe:
 
     @classmethod
     def of(cls, source: ExportedModel, goal: Goal, rows: Arrays) -> "Probe":
-        """Ask the exported model first."""
+        """Compute the exported model's outputs."""
         return cls(source, goal, rows, _outputs(source, source.path, rows))
 
     def noise(self, model: Path) -> float:
-        """The mean square of what a model's answers are off by, over that of the answers."""
+        """The mean squared error of a model's outputs, relative to their mean square."""
         outputs = _outputs(self.source, model, self.rows)
         floats = [name for name, wanted in self.wanted.items() if wanted.dtype.kind == "f"]
         off = sum(float(np.square(outputs[n] - self.wanted[n]).sum()) for n in floats)
@@ -57,7 +57,7 @@ class Probe:
 
 @dataclass(frozen=True, slots=True)
 class Suspect:
-    """A layer, and the noise that it makes in the answers when it alone is in int8."""
+    """A layer, and the noise in the outputs when only this layer is in int8."""
 
     layer: Layer
     noise: float
@@ -65,12 +65,12 @@ class Suspect:
 
 @dataclass(frozen=True, slots=True)
 class Blame:
-    """What must stay float.
+    """The result: which layers must stay float.
 
     Attributes:
-        float_layers: The noisiest, the fewest that hold the budget; none if nothing holds it.
-        tried: How many layers there was time to try alone.
-        losses: By the number of the noisiest layers left float, what was lost.
+        float_layers: The fewest, noisiest layers that keep the budget; none if nothing keeps it.
+        tried: How many layers were tried alone within the time.
+        losses: The loss, by the number of noisiest layers left float.
     """
 
     float_layers: tuple[Suspect, ...]
@@ -78,7 +78,7 @@ class Blame:
     losses: Mapping[int, float]
 
     def entry(self, layers: int) -> dict[str, Any]:
-        """As `optimize.json` states it."""
+        """The entry for `optimize.json`."""
         return {
             "layers": layers,
             "layers_tried": self.tried,
@@ -109,9 +109,9 @@ def find_blame(plan: Plan, quantize: Quantize, probe: Probe) -> Blame:
 
 
 def rank(plan: Plan, quantize: Quantize, probe: Probe) -> list[Suspect]:
-    """The layers that could be tried within the time, the noisiest first.
+    """The layers that were tried within the time, the noisiest first.
 
-    It begins at both ends, where the trouble mostly is.
+    It starts at both ends, which are usually the most sensitive.
     """
     deadline = time.perf_counter() + probe.goal.limit_s
     found: list[Suspect] = []
@@ -127,7 +127,7 @@ def rank(plan: Plan, quantize: Quantize, probe: Probe) -> list[Suspect]:
 def fewest(most: int, loss: Callable[[int], float], budget: float) -> int | None:
     """The smallest number up to `most` whose loss is within the budget, None if there is none.
 
-    More are taken to lose less. The number is doubled until it fits, then the gap is halved.
+    Assumes that more float layers lose less. The number is doubled until it fits, then bisected.
     """
     low, high = 0, 1
     while not within(loss(min(high, most)), budget):
