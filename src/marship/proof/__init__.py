@@ -1,1 +1,1 @@
-"""What a model is held against: its graph, inputs for it, and how far two runs are apart."""
+"""Proofs about a model: its graph, test inputs, parity of two runs, independence of rows."""

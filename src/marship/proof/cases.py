@@ -1,4 +1,4 @@
-"""Inputs to try a model on: real ones cut from examples, random ones in their range."""
+"""Test inputs for a model: real ones cut from examples, and random ones in their range."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ from marship.errors import DataError, UsageError
 
 BATCH_SIZES = (1, 2, 7)
 DEFAULT_SIZE = 8
-"""Size of a variable axis that neither examples nor bounds speak of."""
+"""Size of a variable axis without examples and bounds."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,14 +36,14 @@ class Case:
 
 
 def read_rows(path: Path) -> Arrays:
-    """Read an npz of rows by input name, in this machine's byte order.
+    """Read an npz of rows by input name, converted to native byte order.
 
     Raises:
-        UsageError: There is no such file.
-        DataError: It holds something else.
+        UsageError: The file does not exist.
+        DataError: It does not hold arrays.
     """
     try:
-        # a pipe that nobody writes to would be waited for
+        # opening a pipe without a writer would block
         with texts.open_file(path) as file, np.load(file, allow_pickle=False) as arrays:
             return {name: _array(name, arrays[name]) for name in arrays.files}
     except FileNotFoundError as error:
@@ -59,15 +59,17 @@ def read_rows(path: Path) -> Arrays:
 
 
 def _array(name: str, value: object) -> Array:
-    if not isinstance(value, np.ndarray):  # NumPy gives the bytes of what it does not know
+    if not isinstance(value, np.ndarray):  # NumPy returns bytes for files that are not arrays
         raise TypeError(f"{name!r} that is no array")
-    return value.astype(value.dtype.newbyteorder("="), copy=False)  # PyTorch takes no other
+    return value.astype(
+        value.dtype.newbyteorder("="), copy=False
+    )  # PyTorch supports native byte order only
 
 
 def draw_cases(contract: Contract, examples: Arrays | None) -> Iterator[Case]:
     """Real and random inputs at batch 1, 2 and 7 and at the sizes of `sizes_to_try`.
 
-    Without examples only random ones.
+    Without examples they are all random.
     """
     for seed, (batch, sizes) in enumerate(
         (batch, sizes) for batch in batches(contract) for sizes in sizes_to_try(contract, examples)
@@ -78,9 +80,9 @@ def draw_cases(contract: Contract, examples: Arrays | None) -> Iterator[Case]:
 
 
 def sizes_to_try(contract: Contract, examples: Arrays | None) -> list[dict[str, int]]:
-    """The smallest, a middle and the largest size of every variable axis but the batch.
+    """The smallest, a middle and the largest size of every variable axis except the batch.
 
-    The largest is the contract's bound; an axis without one goes as far as the examples do.
+    The largest is the contract's bound, or without one the examples' size.
     """
     seen = seen_sizes(contract, examples)
     batch = first_axis(contract)
@@ -113,14 +115,14 @@ def _only_first(specs: Sequence[TensorSpec]) -> str | None:
 
 
 def draw(contract: Contract, examples: Arrays | None, sizes: Mapping[str, int], seed: int) -> Case:
-    """A real case as far as the examples reach; a random one where there are none."""
+    """A real case within the examples' sizes; a random one without examples."""
     if examples is None:
         return draw_random(contract, None, sizes, seed)
     return draw_real(contract, examples, within(contract, sizes, examples), seed)
 
 
 def draw_real(contract: Contract, examples: Arrays, sizes: Mapping[str, int], seed: int) -> Case:
-    """Rows of the examples, starting at another one for each seed, cut to `sizes`."""
+    """Rows of the examples, starting at a row that depends on the seed, cut to `sizes`."""
     batch = first_axis(contract)
     inputs = {}
     for spec in contract.inputs:
@@ -137,9 +139,9 @@ def draw_real(contract: Contract, examples: Arrays, sizes: Mapping[str, int], se
 def draw_random(
     contract: Contract, examples: Arrays | None, sizes: Mapping[str, int], seed: int
 ) -> Case:
-    """Random values of the examples' range, never a pad value; any values without examples.
+    """Random values in the examples' range, never a pad value; any values without examples.
 
-    What indexes a table is drawn over all of it.
+    Indices are drawn from the whole table.
     """
     from marship.proof.graph import random_index, random_input, with_column_indices
 
@@ -171,14 +173,14 @@ def _like(seen: Array, shape: list[int], generator: np.random.Generator) -> Arra
         return generator.choice(seen, shape)
     values = generator.normal(finite.mean(), finite.std(), shape)
     low, high = finite.min(), finite.max()
-    # drawn again, not clipped: of equal values one runtime's argmax takes another than the other's
+    # redrawn, not clipped: argmax of equal values differs between runtimes
     share = generator.random(shape)
     again = low * (1 - share) + high * share
     return np.where((values < low) | (values > high), again, values).astype(seen.dtype)
 
 
 def batches(contract: Contract) -> list[dict[str, int]]:
-    """The batch sizes to try, within the bounds; one empty choice where none is variable."""
+    """The batch sizes to try, within the bounds; one empty choice if the batch is fixed."""
     axis = first_axis(contract)
     if axis is None:
         return [{}]
@@ -193,7 +195,7 @@ def _axes(contract: Contract) -> list[str]:
 
 
 def seen_sizes(contract: Contract, examples: Arrays | None) -> dict[str, int]:
-    """Size of every variable axis in the examples."""
+    """The size of every variable axis in the examples."""
     if examples is None:
         return {}
     return {
@@ -205,7 +207,7 @@ def seen_sizes(contract: Contract, examples: Arrays | None) -> dict[str, int]:
 
 
 def within(contract: Contract, sizes: Mapping[str, int], examples: Arrays) -> dict[str, int]:
-    """`sizes` where the examples reach that far, else theirs; the batch may repeat rows."""
+    """`sizes` limited to those of the examples, except the batch, which may repeat rows."""
     seen = seen_sizes(contract, examples)
     batch = first_axis(contract)
     return {k: size if k == batch else min(size, seen[k]) for k, size in sizes.items()}

@@ -1,4 +1,4 @@
-"""What a tensor of a graph holds of an input: all its values, or all of some columns."""
+"""Tracks which tensors of a graph hold an input's values: all of them, or those of some columns."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -8,7 +8,7 @@ import numpy.typing as npt
 from onnx import NodeProto, TensorProto, numpy_helper
 
 Range = tuple[int, int]
-"""Smallest and largest index, both included."""
+"""Smallest and largest index, inclusive."""
 
 _KEEPING = {
     "Concat",
@@ -23,13 +23,13 @@ _KEEPING = {
 """Operators whose output holds every value of the input."""
 
 _ROUNDING = {"Ceil", "Floor", "Round"}
-"""Operators that keep an index, and bring a fraction to one of its neighbours."""
+"""Operators that keep integers, and round fractions to a neighbouring integer."""
 
 _ALIGNED = {"Identity", "Cast", "Add", "Sub", *_ROUNDING}
-"""Operators that leave every value at its place, if what they add has no more axes."""
+"""Operators that keep every value at its place, if the added operand has no more axes."""
 
 _CUTS = ("starts", "ends", "axes", "steps")
-"""What Slice takes, in the order of its inputs."""
+"""The inputs of Slice, in order."""
 
 WHOLE = {
     TensorProto.INT8,
@@ -43,13 +43,13 @@ WHOLE = {
     TensorProto.DOUBLE,
     TensorProto.FLOAT,
 }
-"""Types that hold an index as it is; float32 does up to 2^24 rows."""
+"""Types that represent an index exactly; float32 up to 2^24 rows."""
 
 _NARROW = {TensorProto.INT8, TensorProto.INT16, TensorProto.UINT8, TensorProto.UINT16}
-"""Types that a Cast folds larger numbers into: 256 becomes 0."""
+"""Types in which a Cast wraps larger numbers: 256 becomes 0."""
 
 Shift = tuple[int, int]
-"""The smallest and the largest number that was added to an input's values."""
+"""The smallest and the largest offset that was added to an input's values."""
 
 _NO_SHIFT: Shift = (0, 0)
 
@@ -64,15 +64,15 @@ Ranges = dict[Place, Range]
 
 @dataclass(frozen=True, slots=True)
 class Held:
-    """What a tensor holds of an input.
+    """The values of an input that a tensor holds.
 
     Attributes:
-        shift: What was added to the values.
-        shifts: What was added to the values of each place beside that; empty for nothing.
-        sizes: The tensor's sizes, None where they vary, while its axes are the input's; later
-            nothing.
+        shift: The offset that was added to the values.
+        shifts: Further offsets by place; empty without any.
+        sizes: The tensor's sizes, None if variable, while its axes are the input's; empty
+            afterwards.
         axis: The axis of the input that was cut; -1 for none.
-        places: Indices along that axis whose values it holds all of.
+        places: Indices along that axis of which it holds all values.
     """
 
     shift: Shift
@@ -82,7 +82,7 @@ class Held:
     shifts: tuple[Shift, ...] = ()
 
     def ranges(self, size: int | None) -> Ranges:
-        """What indexing a table of that size with this tensor's values means for the input."""
+        """The input's ranges that follow from indexing a table of that size with this tensor."""
         if size is None:
             return {}
         if self.axis < 0:
@@ -96,7 +96,7 @@ class Held:
         return found
 
     def cut(self, axis: int, wanted: Sequence[int] | slice, *, keeps_axis: bool) -> "Held | None":
-        """What holds the wanted indices along an axis; None where that is not a column's."""
+        """The values at some indices along an axis; None if these are not columns."""
         axis += len(self.sizes) if axis < 0 else 0
         size = self.sizes[axis] if 0 <= axis < len(self.sizes) else None
         if size is None or self.axis not in (-1, axis):
@@ -114,7 +114,7 @@ class Held:
         return Held(self.shift, sizes, axis, kept, shifts)
 
     def added(self, numbers: npt.NDArray[np.generic], sign: int) -> "Held":
-        """What holds the values plus these numbers: one for all, or one for each column."""
+        """The values plus these numbers: one for all, or one for each column."""
         low, high = sorted((sign * int(numbers.min()), sign * int(numbers.max())))
         shape = (1,) * (len(self.sizes) - numbers.ndim) + numbers.shape
         long = [axis for axis, size in enumerate(shape) if size > 1]
@@ -131,14 +131,14 @@ class Held:
 
 
 def _unshifted(size: int, shift: Shift) -> Range:
-    """The values that, shifted, index a table of that size; the widest of several shifts."""
+    """The range of values that index a table of that size after shifting; the widest one."""
     return -shift[1], size - 1 - shift[0]
 
 
 def passed_on(
     node: NodeProto, known: Mapping[str, Held], constants: Mapping[str, TensorProto]
 ) -> dict[str, Held]:
-    """Outputs that hold all of the input's values, or all of some columns, by name."""
+    """Outputs that hold all of the input's values, or all values of some columns, by name."""
     held = [known[name] for name in node.input if name in known]
     if not held or node.domain not in ("", "ai.onnx"):
         return {}
@@ -171,7 +171,7 @@ def _only_output(
 
 
 def _gathered(node: NodeProto, held: Held, constants: Mapping[str, TensorProto]) -> Held | None:
-    """Columns that are taken out by constant indices."""
+    """Columns selected by constant indices."""
     indices = _constant(node.input[1], constants)
     if indices is None or indices.ndim > 1:
         return None
@@ -180,7 +180,7 @@ def _gathered(node: NodeProto, held: Held, constants: Mapping[str, TensorProto])
 
 
 def _sliced(node: NodeProto, held: Held, constants: Mapping[str, TensorProto]) -> Held | None:
-    """Columns along one axis, if all others stay whole."""
+    """Columns along one axis, if all others are complete."""
     parts = {name: _given(node, place, name, constants) for place, name in enumerate(_CUTS, 1)}
     starts, ends = parts["starts"], parts["ends"]
     if starts is None or ends is None or None in parts.values():
@@ -198,7 +198,7 @@ def _sliced(node: NodeProto, held: Held, constants: Mapping[str, TensorProto]) -
 
 
 def _split(node: NodeProto, held: Held, constants: Mapping[str, TensorProto]) -> dict[str, Held]:
-    """Columns that lie beside each other, in several outputs."""
+    """Adjacent columns, in several outputs."""
     axis = next((a.i for a in node.attribute if a.name == "axis"), 0)
     sizes = _given(node, 1, "split", constants)
     size = held.sizes[axis] if -len(held.sizes) <= axis < len(held.sizes) else None
@@ -216,9 +216,9 @@ def _split(node: NodeProto, held: Held, constants: Mapping[str, TensorProto]) ->
 def _given(
     node: NodeProto, place: int, name: str, constants: Mapping[str, TensorProto]
 ) -> list[int] | None:
-    """Integers of an input or, before opset 10 or 13, of an attribute; empty where left out.
+    """Integers of an input or, before opset 10 or 13, of an attribute; empty if omitted.
 
-    None where the input is computed in each call.
+    None if the input is computed at run time.
     """
     if place < len(node.input) and node.input[place]:
         value = _constant(node.input[place], constants)
@@ -227,7 +227,7 @@ def _given(
 
 
 def _constant(name: str, constants: Mapping[str, TensorProto]) -> npt.NDArray[np.generic] | None:
-    """A constant that the file itself holds."""
+    """A constant stored in the file."""
     tensor = constants.get(name)
     if tensor is None or tensor.data_location == TensorProto.EXTERNAL:
         return None
@@ -238,7 +238,7 @@ def _added(node: NodeProto, held: Held, constants: Mapping[str, TensorProto]) ->
     names = [name for name in node.input if name in constants]
     added = _constant(names[0], constants) if len(names) == 1 else None
     if added is None or (node.op_type == "Sub" and node.input[1] not in constants):
-        return None  # a constant minus the values turns their order around
+        return None  # a constant minus the values reverses their order
     if added.dtype.kind not in "iuf" or added.size == 0 or not np.array_equal(added, added // 1):
         return None
     return held.added(added, -1 if node.op_type == "Sub" else 1)

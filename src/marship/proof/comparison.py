@@ -1,4 +1,4 @@
-"""How far two ways to run one model are apart."""
+"""Results of comparing two ways to run one model."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
@@ -8,12 +8,12 @@ from typing import Any
 from marship.contract import Arrays
 
 RunModel = Callable[[Arrays], Arrays]
-"""One way to run a model: input arrays by name to output arrays by name."""
+"""A function that runs a model: input arrays by name to output arrays by name."""
 
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """How far two ways to run a model were apart on one case, and whether that is allowed."""
+    """The difference of two runs on one case, and whether it is within the tolerance."""
 
     kind: str
     sizes: Mapping[str, int]
@@ -24,15 +24,14 @@ class Comparison:
 
 @dataclass(frozen=True, slots=True)
 class RowProof(Comparison):
-    """What the proof came to.
+    """The result of the proof of independent rows.
 
     Attributes:
-        reason: Why rows are not independent, or why that could not be shown; None where they
-            are.
-        sets: What was tried: names of sets of rows.
+        reason: Why rows are not independent, or why that could not be shown; None if they are.
+        sets: The names of the sets of rows that were tried.
         largest_batch: Rows in the largest call.
         left_out: What was not tried, or is not counted, and why.
-        seconds: How long it took.
+        seconds: The time it took.
     """
 
     reason: str | None = None
@@ -42,12 +41,12 @@ class RowProof(Comparison):
     seconds: float = 0.0
 
     def evidence(self) -> dict[str, Any]:
-        """As an archive holds it: no infinity, which JSON has not, and no time, which varies."""
+        """The entry for an archive: without infinity, which JSON lacks, and without the time."""
         facts = {k: v for k, v in asdict(self).items() if k != "seconds"}
         return facts | ({"absolute": None, "relative": None} if isinf(self.absolute) else {})
 
     def __str__(self) -> str:
-        """What was found and what it cost, as one line."""
+        """The result and the time it took, as one line."""
         if self.reason is not None:
             return f"requests run alone: {self.reason}"
         left = f"; left out: {'; '.join(self.left_out)}" if self.left_out else ""

@@ -1,9 +1,9 @@
-"""Golden cases: the calls that every worker repeats before it serves.
+"""Golden cases: the calls that every worker replays before it serves.
 
-They travel in the archive, so as shipped their inputs are drawn and nobody's: values over the
-range of the examples, indices over their whole table, rows of different length. What is kept of
-the examples is the range of their numbers, and the values of inputs that have a handful of them,
-such as ratings of 1 to 5. Real rows are taken only where that is asked for.
+They are stored in the archive, so by default their inputs are synthetic: values over the range of
+the examples, indices over the whole table, rows of different length. The only facts kept of the
+examples are the range of numbers, and the values of inputs with few distinct ones, such as ratings
+of 1 to 5. Real rows are only used on request.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -21,27 +21,27 @@ SYNTHETIC, REAL = "synthetic", "real"
 KINDS = (SYNTHETIC, REAL)
 MOST_CATEGORIES = 16
 LEAST_REPEATS = 16
-"""An input with so few values, each seen so often on average, has categories."""
+"""An input with so few distinct values, each so frequent on average, is categorical."""
 LEAST_ROWS = 16
-"""From so many rows on each column of a table has a range of its own."""
+"""With so many rows or more, each column of a table has its own range."""
 PATCH = 8
-"""Pixels of a drawn picture change in patches of this edge, for real ones are smooth."""
+"""Synthetic images have patches of this size, as real images are smooth."""
 PICTURE_AXES = 4
 FAINT = 0.1
 
 
 def check_kind(kind: str) -> None:
-    """Refuse what is no kind of golden cases.
+    """Check the kind of golden cases.
 
     Raises:
-        UsageError: It is none.
+        UsageError: It is unknown.
     """
     if kind not in KINDS:
         raise UsageError(f"golden must be one of {', '.join(KINDS)}, got {kind!r}.")
 
 
 def check_found(found: str, wanted: str, run_dir: Path) -> None:
-    """Hold what was exported against what is to be packed: real rows leave only if asked for.
+    """Check that exported golden cases are of the wanted kind: real rows only on request.
 
     Raises:
         PackageError: They differ.
@@ -60,7 +60,7 @@ def draw_golden(
     """Inputs at batch 1, 2 and 7 and at different sizes of the other axes.
 
     Raises:
-        UsageError: Real ones are asked for, and there are no examples.
+        UsageError: Real ones are wanted, and there are no examples.
     """
     check_kind(kind)
     if kind == REAL and examples is None:
@@ -79,7 +79,7 @@ def draw_golden(
 def draw_synthetic(
     contract: Contract, examples: Arrays | None, sizes: Mapping[str, int], seed: int
 ) -> Case:
-    """Inputs that are nobody's, and that cover what the model takes."""
+    """Synthetic inputs that cover the model's input range."""
     generator = np.random.default_rng([seed, len(sizes)])
     batch = first_axis(contract)
     inputs = {}
@@ -93,7 +93,7 @@ def draw_synthetic(
 
 
 def _pad_rows(contract: Contract, inputs: Arrays, generator: np.random.Generator) -> None:
-    """Fill the ends of all rows but the first with padding, to the same length in each input."""
+    """Pad the ends of all rows except the first, to the same length in each input."""
     padded = [spec for spec in contract.inputs if spec.pad_value is not None]
     axes = {a: None for s in padded for a in s.shape[1:] if isinstance(a, str)}
     for axis in axes:
@@ -115,8 +115,8 @@ class _Drawer:
 
     Attributes:
         spec: The input.
-        seen: Its examples; None where there are none.
-        generator: Where the values come from.
+        seen: Its examples; None without any.
+        generator: The random number generator.
     """
 
     spec: TensorSpec
@@ -124,13 +124,13 @@ class _Drawer:
     generator: np.random.Generator
 
     def values(self, shape: Sequence[int]) -> Array:
-        """Values of the input's type; never the pad value where there are others."""
+        """Values of the input's type; not the pad value, unless it is the only one."""
         from marship.proof.graph import with_column_indices
 
         return with_column_indices(self.spec, self._alike(shape), self.generator)
 
     def _alike(self, shape: Sequence[int]) -> Array:
-        """Values as the examples have them; any where there are none."""
+        """Values like the examples'; any values without examples."""
         from marship.proof.graph import random_index, random_input
 
         if self.spec.value_range is not None:
@@ -150,7 +150,7 @@ class _Drawer:
         return self._numbers(kept, shape)
 
     def _kept(self) -> Array | None:
-        """The examples without padding and without what is not finite; None where none is left."""
+        """The examples without padding and without non-finite values; None if none is left."""
         if self.seen is None:
             return None
         kept = self.seen if self._has_columns() else self.seen.ravel()
@@ -161,16 +161,16 @@ class _Drawer:
         return kept if kept.size else None
 
     def _has_columns(self) -> bool:
-        """Whether it is a table of enough rows, each column of which has its own range."""
+        """Whether it is a table with enough rows for a range per column."""
         table = [isinstance(axis, int) for axis in self.spec.shape] == [False, True]
         return table and self.seen is not None and len(self.seen) >= LEAST_ROWS
 
     def _numbers(self, kept: Array, shape: Sequence[int]) -> Array:
-        """Distributed as the examples are; uniform where that leaves their range."""
+        """Normal with the examples' mean and deviation; uniform where that leaves their range."""
         axis = 0 if kept.ndim > 1 else None
         values = kept.astype(np.float64)
         low, high = values.min(axis), values.max(axis)
-        few = values.size < LEAST_ROWS  # their range and mean would tell them
+        few = values.size < LEAST_ROWS  # their range and mean would reveal them
         if few and kept.dtype.kind == "f":
             margin = np.abs(high) + 1.0
             low, high = low - margin, high + margin
@@ -185,7 +185,7 @@ class _Drawer:
         return whole.astype(kept.dtype)
 
     def _noise(self, shape: Sequence[int]) -> Array:
-        """Of mean 0 and deviation 1; in patches where it is a picture."""
+        """Noise of mean 0 and deviation 1; in patches for an image."""
         if len(shape) != PICTURE_AXES:
             return self.generator.standard_normal(shape)
         edges = sorted(range(1, PICTURE_AXES), key=lambda axis: -shape[axis])[:2]

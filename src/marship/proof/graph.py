@@ -1,4 +1,4 @@
-"""An ONNX file as it lies on disk: read, checked, described.
+"""Reads, checks and describes an ONNX file.
 
 Nothing here runs the model.
 """
@@ -42,13 +42,13 @@ def read(path: Path, *, weights: bool = False) -> onnx.ModelProto:
         weights: Also read external data into the model.
 
     Raises:
-        UsageError: There is no such file.
-        ModelError: The file is no valid ONNX model.
+        UsageError: The file does not exist.
+        ModelError: The file is not a valid ONNX model.
     """
     if not path.is_file():
         raise UsageError(f"{path} must be an ONNX file, got no such file.")
     try:
-        onnx.checker.check_model(str(path))  # by path: models above 2 GB cannot be checked else
+        onnx.checker.check_model(str(path))  # by path, which is required for models above 2 GB
         return onnx.load(str(path), load_external_data=weights)
     except (onnx.checker.ValidationError, DecodeError, ValueError, OSError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
@@ -58,7 +58,7 @@ def read(path: Path, *, weights: bool = False) -> onnx.ModelProto:
 
 
 def external_files(path: Path) -> list[Path]:
-    """The files beside `path` that hold its external data, in the order of first use.
+    """The files with external data beside `path`, in the order of first use.
 
     Raises:
         ModelError: A location is not a plain file beside the model, or is missing.
@@ -91,12 +91,12 @@ def contract_of(
     bounds: Mapping[str, tuple[int, int | None]] | None = None,
     tolerance: Tolerance | None = None,
 ) -> Contract:
-    """The contract as the graph states it; what must be proven is left out.
+    """The contract as declared by the graph; without what must be proven.
 
-    `batch_axis` stays None: only a run can show that rows do not influence each other.
+    `batch_axis` is None: only running the model can show that rows are independent.
 
     Raises:
-        ModelError: The file is not valid, or a tensor has a type that cannot be served.
+        ModelError: The file is invalid, or a tensor has an unsupported type.
     """
     model = read(path)
     pads = dict(pad_values or {})
@@ -121,12 +121,12 @@ def contract_of(
 
 
 def facts(path: Path) -> operators.Facts:
-    """What the operators say of the rows of one call; weights outside of the file stay unread."""
+    """The operators' facts about rows of one call; external weights are not read."""
     return operators.facts(onnx.load(str(path), load_external_data=False))
 
 
 def table_lengths(path: Path, longest: int) -> list[int]:
-    """Sizes of the axes of the file's weights, up to one, in order; nothing of them is read."""
+    """The sizes of axes of the file's weights, up to a limit, sorted; weights are not read."""
     model = onnx.load(str(path), load_external_data=False)
     return sorted(
         {n for tensor in model.graph.initializer for n in tensor.dims if 1 < n <= longest}
@@ -134,7 +134,7 @@ def table_lengths(path: Path, longest: int) -> list[int]:
 
 
 def refuse_random(path: Path) -> None:
-    """Refuse a file whose graph draws random numbers.
+    """Reject a file whose graph generates random numbers.
 
     Raises:
         ModelError: It holds such operators; all are named.
@@ -172,7 +172,7 @@ def random_input(spec: TensorSpec, sizes: Mapping[str, int], seed: int) -> Array
 
 
 def random_index(spec: TensorSpec, shape: Sequence[int], generator: np.random.Generator) -> Array:
-    """Indices over the whole table, both ends among them; never the pad value."""
+    """Indices over the whole table, including both ends; never the pad value."""
     low, high = spec.value_range or (0, 0)
     dtype = np.dtype(spec.dtype)
     limits = np.iinfo(np.int64 if dtype.kind == "f" else dtype)
@@ -188,7 +188,7 @@ def random_index(spec: TensorSpec, shape: Sequence[int], generator: np.random.Ge
 
 
 def with_column_indices(spec: TensorSpec, values: Array, generator: np.random.Generator) -> Array:
-    """The values with indices over their whole tables in the columns that index one."""
+    """The values, with indices over the whole table in columns that index one."""
     for column in spec.column_ranges:
         table = replace(spec, value_range=(column.low, column.high), column_ranges=())
         part = np.moveaxis(values, column.axis, 0)[column.place, ...]

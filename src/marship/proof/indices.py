@@ -1,8 +1,8 @@
-"""Which integer inputs of a graph index a table, and how large the table is.
+"""Finds inputs of a graph that index a table, and the table's size.
 
-A range is stated only where every value of an input, or of a column that is cut out of it, is
-surely looked up: what is masked or clipped before the table, or looked up in one branch only, may
-hold any number.
+A range is only stated if every value of an input, or of a column cut out of it, is certainly
+looked up: values that are masked or clipped before the lookup, or looked up in one branch only,
+may be arbitrary.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,7 +17,7 @@ from marship.proof.columns import ALL, WHOLE, Held, Range, Ranges, passed_on
 from marship.proof.operators import inlined
 
 _NUMBERS = WHOLE | {TensorProto.FLOAT16}
-"""Types of inputs that may hold indices; a Cast cuts floats to them."""
+"""Types of inputs that may hold indices; a Cast truncates floats."""
 
 _LOOKUPS = {
     ("", "Gather"): ((1, 0),),
@@ -28,23 +28,23 @@ _LOOKUPS = {
     ("com.microsoft", "EmbedLayerNormalization"): ((0, 2), (1, 4)),
     ("com.microsoft", "QEmbedLayerNormalization"): ((0, 2), (1, 4)),
 }
-"""By operator, pairs of an input of indices and the input that is their table."""
+"""By operator, pairs of the input with indices and the input with the table."""
 
 
 @dataclass(frozen=True, slots=True)
 class IndexRanges:
-    """What indexes a table, by the name of the input.
+    """Ranges of inputs that index a table, by the input's name.
 
     Attributes:
-        whole: Inputs all of whose values do.
-        columns: Columns of inputs that do.
+        whole: Ranges of inputs of which all values are indices.
+        columns: Ranges of columns of inputs that are indices.
     """
 
     whole: Mapping[str, Range]
     columns: Mapping[str, tuple[ColumnRange, ...]]
 
     def stated(self, spec: TensorSpec) -> TensorSpec:
-        """The same with its ranges."""
+        """The spec with its ranges."""
         return replace(
             spec,
             value_range=self.whole.get(spec.name),
@@ -55,8 +55,8 @@ class IndexRanges:
 def index_ranges(model: ModelProto) -> IndexRanges:
     """The ranges of inputs that index a table.
 
-    ONNX counts negative indices from a table's end, PyTorch's Embedding refuses them; a range
-    starts at 0, as a model is trained. What indexes several tables must fit them all.
+    ONNX counts negative indices from a table's end, PyTorch's Embedding rejects them; a range
+    starts at 0, as in training. An index of several tables must be valid for all.
     """
     inlined_model = inlined(model)
     sizes = _TableSizes(inlined_model)
@@ -79,19 +79,19 @@ def index_ranges(model: ModelProto) -> IndexRanges:
 
 @dataclass(slots=True)
 class _Trace:
-    """Follows an input's values to the tables that they index."""
+    """Traces an input's values to the tables that they index."""
 
     sizes: "_TableSizes"
 
     def bounds(
         self, graph: GraphProto, held: Mapping[str, Held], outer: Mapping[str, TensorProto]
     ) -> Ranges:
-        """What the input's values must lie in, as far as the graph says.
+        """The ranges of the input's values that the graph implies.
 
         Args:
             graph: The graph or subgraph.
-            held: Tensors that hold all the input's values, or all of some columns.
-            outer: Constants of the graphs around this one.
+            held: Tensors that hold all the input's values, or all values of some columns.
+            outer: Constants of the enclosing graphs.
         """
         known = dict(held)
         constants = {**outer, **{tensor.name: tensor for tensor in graph.initializer}}
@@ -113,10 +113,10 @@ class _Trace:
         known: Mapping[str, Held],
         constants: Mapping[str, TensorProto],
     ) -> Ranges:
-        """What a subgraph demands that is surely run.
+        """The ranges by a subgraph that is certainly run.
 
-        One branch of an If is; the body of a Scan is, with each part of what it goes through.
-        A Loop may end before its first round.
+        One branch of an If is; the body of a Scan is, with each slice of its scanned inputs. A
+        Loop may have no iteration.
         """
         bodies = {a.name: a.g for a in node.attribute if a.type == onnx.AttributeProto.GRAPH}
         if node.op_type == "If":
@@ -135,7 +135,7 @@ class _Trace:
 
 
 def _both(one: Ranges, other: Ranges) -> Ranges:
-    """What lies in both; what holds for all values holds for each column."""
+    """The intersection; a range of all values applies to each column."""
     found = {**one, **other}
     for place in one.keys() & other.keys():
         found[place] = max(one[place][0], other[place][0]), min(one[place][1], other[place][1])
@@ -143,7 +143,7 @@ def _both(one: Ranges, other: Ranges) -> Ranges:
 
 
 def _either(branches: Sequence[Ranges]) -> Ranges:
-    """What one of several holds, where each says something of the same values."""
+    """The union over branches, for values that are restricted in each of them."""
     first, *others = branches
     common = [place for place in first if all(place in other for other in others)]
     return {
@@ -165,7 +165,7 @@ def _note_constant(node: NodeProto, constants: dict[str, TensorProto]) -> None:
 
 @dataclass(slots=True)
 class _TableSizes:
-    """The size of a table along the axis that is indexed, where it is one for all calls."""
+    """The size of a table along the indexed axis, if it is fixed."""
 
     model: ModelProto
     _inferred: dict[str, tuple[int | None, ...]] | None = field(default=None)
@@ -173,7 +173,7 @@ class _TableSizes:
     def along(
         self, node: NodeProto, table: str, constants: Mapping[str, TensorProto]
     ) -> int | None:
-        """None where the table's size is not known, or varies."""
+        """The size; None if it is unknown or variable."""
         known = constants.get(table)
         shape = self._shapes().get(table) if known is None else tuple(known.dims)
         axis = next((a.i for a in node.attribute if a.name in ("axis", "gather_axis")), 0)
@@ -182,14 +182,14 @@ class _TableSizes:
         return shape[axis]
 
     def _shapes(self) -> dict[str, tuple[int | None, ...]]:
-        """Shapes as inference finds them; those that the file states are not relied upon."""
+        """Inferred shapes; those declared in the file are not trusted."""
         if self._inferred is None:
             bare = onnx.ModelProto()
             bare.CopyFrom(self.model)
             del bare.graph.value_info[:]
             try:
                 graph = onnx.shape_inference.infer_shapes(bare).graph
-            except (onnx.shape_inference.InferenceError, ValueError):  # over 2 GB, or odd
+            except (onnx.shape_inference.InferenceError, ValueError):  # over 2 GB, or invalid
                 graph = bare.graph
             self._inferred = {
                 value.name: tuple(_dims(value))

@@ -1,8 +1,8 @@
-"""What the operators of an ONNX graph say of it without a run.
+"""Static facts about an ONNX graph from its operators.
 
-Three facts, each looked for in subgraphs and model-local functions too: operators that draw
-random numbers, operators by which the rows of one call depend on each other, and the numbers
-that values are compared with.
+Three facts, also within subgraphs and model-local functions: operators that generate random
+numbers, operators that make rows of one call depend on each other, and the constants that values
+are compared with.
 """
 
 from collections.abc import Iterator, Sequence
@@ -25,7 +25,7 @@ RANDOM = {
     )),
     (_MICROSOFT, "Sampling"),
 }  # fmt: skip
-"""A `seed` attribute makes the first call repeatable, and no later one."""
+"""A `seed` attribute makes only the first call of a session deterministic."""
 
 TRAINING_MODE = {
     **{(domain, "Dropout"): 2 for domain in _DEFAULT_DOMAINS},
@@ -33,21 +33,21 @@ TRAINING_MODE = {
     (_MICROSOFT, "BiasDropout"): 4,
     (_MICROSOFT, "BitmaskBiasDropout"): 4,
 }
-"""Operators that are random where this input is true."""
+"""Operators that are random if this input is true."""
 
 CALL_SCALES = {
     *((domain, "DynamicQuantizeLinear") for domain in _DEFAULT_DOMAINS),
     (_MICROSOFT, "DynamicQuantizeLSTM"),
     (_MICROSOFT, "DynamicQuantizeMatMul"),
 }
-"""Operators that quantize with one scale for a whole tensor, whatever lies along its axes.
+"""Operators that quantize with one scale for a whole tensor.
 
-QAttention, MatMulIntegerToFloat and the QLinear operators are given their scale, so they are as
-row-wise as what computes it. MatMulNBits scales activations block by block within a row.
+QAttention, MatMulIntegerToFloat and the QLinear operators take their scale as input, so they are
+as row-wise as its computation. MatMulNBits scales activations block by block within a row.
 """
 
 _SIZES = {"Shape", "Size", "SequenceLength", "OptionalHasElement"}
-"""Operators whose result depends on a tensor's size and not on its values."""
+"""Operators whose output depends on a tensor's size and not on its values."""
 
 _SIZED_BY_VALUES = {"Compress", "Loop", "NonMaxSuppression", "NonZero", "StringSplit", "Unique"}
 _SIZE_INPUTS = {
@@ -64,7 +64,7 @@ _SIZE_INPUTS = {
     "Unsqueeze": (1,),
     "Upsample": (1,),
 }
-"""The inputs of an operator that decide its output's size."""
+"""The inputs of an operator that determine its output's size."""
 
 _COMPARING = ("Equal", "Greater", "GreaterOrEqual", "Less", "LessOrEqual")
 _LIMITING = ("Clip", "Max", "Min", "Mod", "Sub")
@@ -72,16 +72,16 @@ _SAME_VALUES = ("Cast", "CastLike", "Expand", "Identity", "Reshape", "Squeeze", 
 _MOST_ELEMENTS = 16
 _MOST_CONSTANTS = 24
 _SMALLEST, _LARGEST = 1e-9, 1e15
-"""Beyond them a number guards against division by zero or masks, as -1e38 does."""
+"""Numbers beyond these guard against division by zero, or mask, such as -1e38."""
 
 
 @dataclass(frozen=True, slots=True)
 class Facts:
-    """What a graph says about the rows of one call.
+    """Static facts about the rows of one call.
 
     Attributes:
         mixing: Why rows of one call depend on each other, a sentence for each operator.
-        constants: Numbers that values are compared with, those of comparisons first.
+        constants: Constants that values are compared with, those of comparison operators first.
     """
 
     mixing: tuple[str, ...] = ()
@@ -89,7 +89,7 @@ class Facts:
 
 
 def facts(model: ModelProto) -> Facts:
-    """What the graph says about the rows of one call."""
+    """The graph's facts about the rows of one call."""
     whole = inlined(model)
     taint = _Taint()
     taint.walk(whole.graph, {value.name for value in whole.graph.input}, set(), looped=False)
@@ -97,7 +97,7 @@ def facts(model: ModelProto) -> Facts:
 
 
 def refuse_random(model: ModelProto) -> None:
-    """Refuse a graph that draws random numbers.
+    """Reject a graph that generates random numbers.
 
     Raises:
         ModelError: It holds such operators; all are named.
@@ -112,7 +112,7 @@ def refuse_random(model: ModelProto) -> None:
 
 
 def random_operators(model: ModelProto) -> Iterator[str]:
-    """The operators that draw random numbers, as messages name them."""
+    """The operators that generate random numbers, formatted for messages."""
     for node, constants in _nodes(inlined(model).graph, {}):
         key = (node.domain, node.op_type)
         if key in RANDOM or (key in TRAINING_MODE and _trains(node, constants)):
@@ -120,7 +120,7 @@ def random_operators(model: ModelProto) -> Iterator[str]:
 
 
 def inlined(model: ModelProto) -> ModelProto:
-    """The model with the bodies of its local functions in place of their calls."""
+    """The model with its local functions inlined."""
     if not model.functions:
         return model
     from onnx import inliner
@@ -144,7 +144,7 @@ def _named(node: NodeProto) -> str:
 def _nodes(
     graph: GraphProto, outer: dict[str, Array]
 ) -> Iterator[tuple[NodeProto, dict[str, Array]]]:
-    """All nodes, those of subgraphs too, each with the small constants that it can see."""
+    """All nodes, including those of subgraphs, each with the small constants in scope."""
     constants = outer | _constants(graph)
     for node in graph.node:
         _note_constant(node, constants)
@@ -167,7 +167,7 @@ def _is_small(tensor: onnx.TensorProto) -> bool:
 
 
 def _note_constant(node: NodeProto, constants: dict[str, Array]) -> None:
-    """Follow a constant through operators that keep its values."""
+    """Propagate a constant through operators that keep its values."""
     if node.op_type in _SAME_VALUES and node.input and node.input[0] in constants:
         constants[node.output[0]] = constants[node.input[0]]
     if node.op_type != "Constant":
@@ -191,7 +191,7 @@ def _trains(node: NodeProto, constants: dict[str, Array]) -> bool:
 
 
 def _compared_with(graph: GraphProto) -> list[float]:
-    """Finite numbers but zero that values are compared with or limited to, without repeats."""
+    """Distinct finite non-zero constants that values are compared with or clipped to."""
     found: dict[str, list[float]] = {"compared": [], "limited": []}
     for node, constants in _nodes(graph, {}):
         if node.op_type not in (*_COMPARING, *_LIMITING):
@@ -207,20 +207,20 @@ def _compared_with(graph: GraphProto) -> list[float]:
 
 @dataclass(slots=True)
 class _Taint:
-    """Follows what depends on the values of the inputs, and not only on their sizes."""
+    """Taint analysis: which tensors depend on the inputs' values, and not only on their sizes."""
 
     mixing: list[str] = field(default_factory=list)
 
     def walk(
         self, graph: GraphProto, values: set[str], sizes: set[str], *, looped: bool
     ) -> tuple[set[str], set[str]]:
-        """Note what mixes rows.
+        """Record operators that mix rows.
 
         Args:
             graph: The graph or subgraph.
             values: Tensors whose values depend on the inputs' values.
             sizes: Tensors whose size does.
-            looped: Whether it is the body of a loop, which may see one row at a time.
+            looped: Whether it is the body of a loop, which may process one row at a time.
 
         Returns:
             Both sets with the graph's own tensors.
@@ -251,12 +251,12 @@ class _Taint:
     def _inner(
         self, node: NodeProto, values: set[str], sizes: set[str], *, looped: bool
     ) -> tuple[bool, bool]:
-        """Whether results of a node's subgraphs depend on values by value, and by size."""
+        """Whether outputs of a node's subgraphs depend on values, by their value and by size."""
         by_value = by_size = False
         for body in subgraphs(node):
             inside = looped or node.op_type != "If"
             given = values | _entering(node, body, values)
-            while True:  # what one round of a loop computes is what the next one starts with
+            while True:  # until a fixed point: outputs of an iteration are inputs of the next
                 found, sized = self.walk(body, given, sizes, looped=inside)
                 more = _carried(node, body, found) - given
                 if not more:
@@ -286,8 +286,8 @@ def _by_size(node: NodeProto, values: set[str], sizes: set[str]) -> bool:
 
 
 def _entering(node: NodeProto, body: GraphProto, values: set[str]) -> set[str]:
-    """The inputs of a subgraph that start with values that depend on the inputs'."""
-    if node.op_type == "Loop":  # its body also counts rounds and takes the condition
+    """The inputs of a subgraph whose initial values depend on the inputs' values."""
+    if node.op_type == "Loop":  # its body also gets the iteration number and the condition
         pairs = zip(node.input[2:], list(body.input)[2:], strict=False)
     else:
         pairs = zip(node.input, body.input, strict=False)
@@ -295,7 +295,7 @@ def _entering(node: NodeProto, body: GraphProto, values: set[str]) -> set[str]:
 
 
 def _carried(node: NodeProto, body: GraphProto, found: set[str]) -> set[str]:
-    """The inputs of a loop's body that take what the round before computed."""
+    """The inputs of a loop's body that are carried over from the previous iteration."""
     inputs = list(body.input)[1:] if node.op_type == "Loop" else list(body.input)
     if node.op_type not in ("Loop", "Scan"):
         return set()

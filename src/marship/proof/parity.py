@@ -1,8 +1,8 @@
-"""The proof that two ways to run one model agree, and that rows do not influence each other.
+"""Proofs that two ways to run a model agree, and that padding does not change outputs.
 
-A way to run a model is a function from input arrays by name to output arrays by name. The
-inputs of the proof are real (cut from examples) and random (drawn from the examples' range),
-at several batch sizes and at several sizes of every variable axis.
+A way to run a model is a function from input arrays by name to output arrays by name. Test inputs
+are real (cut from examples) and random (drawn from the examples' range), at several batch sizes
+and at several sizes of every variable axis.
 """
 
 from collections.abc import Mapping, Sequence
@@ -35,14 +35,14 @@ from marship.proof.comparison import Comparison, RowProof, RunModel
 from marship.proof.rows import PROOF_SECONDS, prove
 
 SHARE_OF_ROWS = 0.5
-"""Of the time that all proofs of an export may take."""
+"""Share of the time budget for all proofs of an export."""
 
 
 def open_session(path: Path, threads: int = 1) -> Any:  # noqa: ANN401  onnxruntime ships no types
     """An ONNX Runtime session on the CPU.
 
     Raises:
-        ModelError: ONNX Runtime refuses the file.
+        ModelError: ONNX Runtime cannot load the file.
     """
     import onnxruntime
 
@@ -51,7 +51,7 @@ def open_session(path: Path, threads: int = 1) -> Any:  # noqa: ANN401  onnxrunt
     options.log_severity_level = 3
     try:
         return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    except Exception as error:  # its exceptions share no base of their own
+    except Exception as error:  # its exceptions have no common base class
         raise ModelError(
             f"{path.name} must load in ONNX Runtime, got: {first_line(error)}. "
             "Change the model, or export it with another opset."
@@ -60,16 +60,16 @@ def open_session(path: Path, threads: int = 1) -> Any:  # noqa: ANN401  onnxrunt
 
 @dataclass(frozen=True, slots=True)
 class OnnxRun:
-    """A way to run a model that is an ONNX file, so that proofs can look at its graph too."""
+    """Runs an ONNX file; proofs can read its graph, too."""
 
     path: Path
     session: Any
 
     def __call__(self, inputs: Arrays) -> Arrays:
-        """Run the file; inputs that it does not have are passed over.
+        """Run the file; unknown inputs are ignored.
 
         Raises:
-            ModelError: It does not take the inputs.
+            ModelError: It fails on the inputs.
         """
         wanted = {tensor.name for tensor in self.session.get_inputs()}
         names = [tensor.name for tensor in self.session.get_outputs()]
@@ -86,13 +86,13 @@ def runner(path: Path, threads: int = 1) -> OnnxRun:
     """Run an ONNX file with ONNX Runtime on the CPU.
 
     Raises:
-        ModelError: The file does not load.
+        ModelError: The file cannot be loaded.
     """
     return OnnxRun(path, open_session(path, threads))
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of an error's message, or its type where it has none."""
+    """The first line of an error's message, or its type without one."""
     return next(iter(str(error).strip().splitlines()), type(error).__name__).rstrip(". ")
 
 
@@ -103,12 +103,12 @@ def describe(
     *,
     seconds: float = PROOF_SECONDS,
 ) -> tuple[Contract, list[GoldenCase]]:
-    """Complete a contract that was only read from a graph, and make its golden cases.
+    """Complete a contract that was read from a graph, and create golden cases.
 
-    The batch axis is set where rows were shown to be independent.
+    The batch axis is set if rows are proven independent.
 
     Raises:
-        ModelError: The model does not run on them.
+        ModelError: The model fails on them.
     """
     contract, _ = with_batch_axis(contract, run, examples, seconds=seconds)
     golden = golden_from(run, contract, examples)
@@ -116,7 +116,7 @@ def describe(
 
 
 def with_scale(contract: Contract, golden: Sequence[GoldenCase]) -> Contract:
-    """The contract with a tolerance for each output's own magnitude, as golden cases show it."""
+    """The contract with a tolerance scaled to each output's magnitude in golden cases."""
     tolerance = contract.tolerance.scaled(case.outputs for case in golden)
     return replace(contract, tolerance=tolerance)
 
@@ -128,14 +128,14 @@ def with_batch_axis(
     *,
     seconds: float = PROOF_SECONDS,
 ) -> tuple[Contract, RowProof | None]:
-    """The contract with its batch axis where rows are independent, and the evidence."""
+    """The contract with its batch axis if rows are independent, and the evidence."""
     proof = row_influence(contract, run, examples, seconds=seconds)
     independent = proof is not None and proof.agrees
     return replace(contract, batch_axis=shared_axis(contract) if independent else None), proof
 
 
 def compare(want: Arrays, got: Arrays, case: Case, tolerance: Tolerance) -> Comparison:
-    """How far the answers `got` are from `want`, the reference's."""
+    """Compare outputs `got` with those of the reference, `want`."""
     absolute, relative = largest_difference(got, want)
     return Comparison(case.kind, case.sizes, absolute, relative, agree(got, want, tolerance))
 
@@ -147,12 +147,12 @@ def row_influence(
     *,
     seconds: float = PROOF_SECONDS,
 ) -> RowProof | None:
-    """How far rows that run together are from the same rows alone; see `marship.proof.rows`.
+    """Compare rows in a batch with the same rows alone; see `marship.proof.rows`.
 
-    What the graph says of it counts, too, where the model is an ONNX file.
+    For an ONNX file the facts of its graph count, too.
 
     Returns:
-        None where inputs and outputs do not share a variable first axis.
+        None if inputs and outputs do not share a variable first axis.
     """
     facts = None
     if isinstance(run, OnnxRun):
@@ -163,17 +163,17 @@ def row_influence(
 
 
 def prove_padding(contract: Contract, run: RunModel, examples: Arrays) -> Comparison | None:
-    """Show that rows filled up on the right with the pad values answer as they do alone.
+    """Show that rows padded on the right with the pad values give the same outputs as unpadded.
 
-    Rows of different sizes are run alone at their own size, and filled up to the largest
-    size: in one batch where the contract has a batch axis, else each by itself.
+    Rows of different sizes are run alone at their own size, and padded to the largest size: in
+    one batch if the contract has a batch axis, else one by one.
 
     Returns:
-        The largest difference; None where no input has a pad value.
+        The largest difference; None if no input has a pad value.
 
     Raises:
         UsageError: Another input varies along the same axis and has no pad value.
-        ParityError: Padding changes an answer.
+        ParityError: Padding changes an output.
     """
     padded = [spec for spec in contract.inputs if spec.pad_value is not None]
     if not padded:
@@ -210,13 +210,13 @@ def prove_padding(contract: Contract, run: RunModel, examples: Arrays) -> Compar
 def golden_from(
     run: RunModel, contract: Contract, examples: Arrays | None = None, kind: str = golden.SYNTHETIC
 ) -> list[GoldenCase]:
-    """Golden cases with the outputs that `run` gives; see `marship.proof.golden`.
+    """Golden cases with the outputs of `run`; see `marship.proof.golden`.
 
-    Without examples nobody says which sizes a model takes, such as a convolution over a variable
-    length: drawn inputs that it refuses are left out, as long as it takes others.
+    Without examples the sizes that a model accepts are unknown, as with a convolution over a
+    variable length: inputs on which it fails are skipped, as long as others succeed.
 
     Raises:
-        ModelError: The model does not run on drawn inputs.
+        ModelError: The model fails on synthetic inputs.
     """
     cases = []
     refused: ModelError | None = None
@@ -238,10 +238,10 @@ def golden_from(
 
 
 def check_golden(candidate: RunModel, cases: Sequence[GoldenCase], contract: Contract) -> None:
-    """Hold golden cases against the file that every worker will repeat them with.
+    """Check golden cases with the file that workers will replay them with.
 
     Raises:
-        ParityError: It gives other outputs, so no worker would serve.
+        ParityError: Its outputs differ, so no worker would load it.
     """
     for number, case in enumerate(cases):
         got = candidate(case.inputs)
@@ -258,7 +258,7 @@ def _row(arrays: Arrays, number: int) -> Arrays:
 
 
 def _padded_axes(contract: Contract) -> list[str]:
-    """The variable axes, but for the batch, of the inputs that have a pad value.
+    """The variable axes, except the batch, of the inputs with a pad value.
 
     Raises:
         UsageError: An input without a pad value varies along one of them.
@@ -277,7 +277,7 @@ def _padded_axes(contract: Contract) -> list[str]:
 
 
 def _cut(contract: Contract, examples: Arrays, number: int) -> Arrays:
-    """One row of the examples without its padding, shorter the smaller its number is."""
+    """One row of the examples without its padding, cut shorter for smaller numbers."""
     smallest, seen = sizes_to_try(contract, examples)[0], seen_sizes(contract, examples)
     batch = first_axis(contract)
     row = draw_real(contract, examples, seen | ({batch: 1} if batch else {}), number).inputs
@@ -295,7 +295,7 @@ def _cut(contract: Contract, examples: Arrays, number: int) -> Arrays:
 
 
 def _true_size(contract: Contract, row: Arrays, axis: str) -> int:
-    """How far the row goes along `axis` before only padding follows."""
+    """The row's size along `axis` without trailing padding."""
     ends = [0]
     for spec in contract.inputs:
         if spec.pad_value is None or axis not in spec.shape:

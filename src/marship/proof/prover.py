@@ -13,13 +13,13 @@ from marship.proof.rounding import column_sizes, gap_of, largest_float, limits_o
 from marship.proof.rowsets import RowSet
 
 NUDGES = (2.0**-22, -(2.0**-21), 2.0**-19)
-"""Relative changes of an input that no model should make much of."""
+"""Relative changes of an input to which a model should be insensitive."""
 LARGEST_CALL_BYTES = 64 << 20
 MANY_ROWS = 1025
-"""Of the largest batch, in which a capacity for rows that a graph may have is exceeded."""
+"""Rows of the largest batch, to exceed a capacity for rows that a graph may have."""
 LONGEST_MANY_S = 1.0
 FEWEST = 2
-"""Rows that can be held against each other."""
+"""The number of rows that can be compared with each other."""
 
 
 class InfluenceError(Exception):
@@ -32,7 +32,7 @@ class InfluenceError(Exception):
 
 @dataclass(slots=True)
 class Alone:
-    """A part with its own outputs, and how far each of their elements may be off."""
+    """A part with its outputs when run alone, and the allowed difference of each element."""
 
     part: Arrays
     outputs: Arrays
@@ -44,10 +44,10 @@ class Prover:
     """One run of the proof.
 
     Attributes:
-        contract: What the model takes and gives.
-        run: The way to run it.
+        contract: The model's contract.
+        run: The function that runs the model.
         unit: Rows of a part.
-        deadline: When to leave out the rest, as `time.perf_counter` tells it.
+        deadline: When to stop, in time of `time.perf_counter`.
         largest_rows: The batch's upper bound.
     """
 
@@ -68,7 +68,7 @@ class Prover:
     alone_s: list[float] = field(default_factory=list)
 
     def try_set(self, rows: RowSet) -> list[Alone]:
-        """Hold the rows of a set against each other.
+        """Compare the rows of a set, batched and alone.
 
         Raises:
             InfluenceError: They influence each other.
@@ -94,7 +94,7 @@ class Prover:
         return alone
 
     def try_batch(self, count: int, fresh: Iterator[Arrays]) -> None:
-        """Run many parts in one call: those tried before, and new ones as far as needed.
+        """Run many parts in one call: those tried before, and new ones as needed.
 
         Raises:
             InfluenceError: They influence each other.
@@ -112,7 +112,7 @@ class Prover:
         self._together(alone[::-1], name)
 
     def try_many(self) -> None:
-        """Run one large batch of rows that were tried before, and compare a part of them.
+        """Run one large batch of rows that were tried before, and compare some of them.
 
         Raises:
             InfluenceError: They influence each other.
@@ -145,7 +145,7 @@ class Prover:
         return Alone(part, outputs, {})
 
     def _note_typical(self, alone: Sequence[Alone], rows: RowSet) -> None:
-        """The usual size of each column of an output, the first set's to be on the safe side."""
+        """Record the typical magnitude of each column of an output, from the first set."""
         for name in alone[0].outputs:
             if rows.usual and self.usual == 0:
                 self.usual_input = max(largest_float(one.part) for one in alone)
@@ -168,7 +168,7 @@ class Prover:
         return limits
 
     def _together(self, group: Sequence[Alone], name: str, every: int = 1) -> None:
-        """Run parts in one call, and compare each, or every so many from the last one on."""
+        """Run parts in one call, and compare each, or every n-th from the last one on."""
         outputs = self._call([one.part for one in group], name)
         for place in range(len(group) - 1, -1, -every):
             one = group[place]
@@ -202,7 +202,7 @@ class Prover:
         return {name: array[start : start + self.unit] for name, array in outputs.items()}
 
     def _difference(self, got: Arrays, one: Alone) -> InfluenceError | None:
-        """Why a row is another together than alone; None where it is the same."""
+        """Why a row differs between batched and alone; None if it does not."""
         for name, want in one.outputs.items():
             found = got[name]
             if found.shape != want.shape:
@@ -222,10 +222,10 @@ class Prover:
     def _is_rounding(
         self, group: Sequence[Alone], place: int, got: Arrays, problem: InfluenceError
     ) -> bool:
-        """Whether a difference comes of rounding, which a model may blow up.
+        """Whether a difference is due to rounding, which a model may amplify.
 
-        Then other neighbours at the same size give the same to the bit, and the model alone
-        makes as much of a change of its inputs in their last digits.
+        Then other neighbours at the same batch size give equal outputs to the bit, and a change of
+        the inputs' last digits alone causes a similar difference.
         """
         one = group[place]
         others = [other.part for i, other in enumerate(group) if i != place]
@@ -260,7 +260,7 @@ def _count(array: Array) -> str:
 
 
 def _groupings(alone: Sequence[Alone]) -> Iterable[list[Alone]]:
-    """All together; backwards with each beside others; two and three of them."""
+    """All; all reversed and reordered; two and three of them."""
     whole = list(alone)
     yield whole
     yield whole[1::2] + whole[::2][::-1]

@@ -1,25 +1,25 @@
-"""Which differences between outputs are rounding: what a batch's size changes in the last bits."""
+"""Which output differences are rounding errors: those in the last bits by the batch size."""
 
 import numpy as np
 
 from marship.contract import Array, Arrays
 
 ROUNDING = 1e-3
-"""Of an element's usual size: no difference below it counts, nor does one of..."""
+"""Differences count as rounding below this share of an element's typical magnitude..."""
 ROUNDING_OF_ROW = 1e-5
-"""...this share of the row's largest element, nor..."""
+"""...or below this share of the row's largest element..."""
 ROUNDING_OF_INPUT = 2.0**-22
-"""...this share of its largest input: outputs that cancel out to nothing are rounding only."""
+"""...or below this share of its largest input: where terms cancel, only rounding is left."""
 HALF_ROUNDING = 10.0
-"""How many times more is allowed to outputs of half precision."""
+"""Factor of the limits for outputs of half precision."""
 
 
 def limits_of(sizes: Array, largest_input: float, *, half: bool) -> Array:
-    """How far elements of such sizes may be off, float64.
+    """The largest difference that counts as rounding, by element, float64.
 
     Args:
-        sizes: The usual size of an element, by its place along the last axis.
-        largest_input: The largest number that the row was computed from.
+        sizes: The typical magnitude of an element, by its place along the last axis.
+        largest_input: The largest input value of the row.
         half: Whether the output is of half precision.
     """
     largest = sizes.max() if sizes.size else 0.0
@@ -28,14 +28,14 @@ def limits_of(sizes: Array, largest_input: float, *, half: bool) -> Array:
 
 
 def largest_float(part: Arrays) -> float:
-    """The largest finite number of a part's float inputs; 1 where it has none."""
+    """The largest finite number of a part's float inputs; 1 without any."""
     floats = [array for array in part.values() if array.dtype.kind == "f" and array.size]
     finite = [np.abs(array[np.isfinite(array)]).max(initial=0.0) for array in floats]
     return float(max(finite, default=1.0))
 
 
 def column_sizes(array: Array) -> Array:
-    """float64: the largest finite element along the last axis's places; all, where it is one."""
+    """The largest finite magnitude by place along the last axis, float64."""
     if array.dtype.kind not in "fc":
         return np.zeros(1)
     sizes = np.abs(array).astype(np.float64)
@@ -45,9 +45,9 @@ def column_sizes(array: Array) -> Array:
 
 
 def gap_of(got: Array, want: Array, limits: Array) -> tuple[float, float, bool]:
-    """Largest difference, the same relative to an element's size, and whether it is too large.
+    """The largest difference, absolute and relative to the magnitude, and whether it is too large.
 
-    Elements that are not finite alone are passed over: what overflows may overflow otherwise.
+    Elements that are not finite when run alone are ignored: overflow may differ.
     """
     counted = np.isfinite(want)
     with np.errstate(invalid="ignore", over="ignore"):
@@ -61,5 +61,5 @@ def gap_of(got: Array, want: Array, limits: Array) -> tuple[float, float, bool]:
 
 
 def same(one: Array, other: Array) -> bool:
-    """Whether two arrays are the same to the bit, NaN included."""
+    """Whether two arrays are equal to the bit, including NaN."""
     return np.array_equal(one, other, equal_nan=one.dtype.kind in "fc")

@@ -1,9 +1,9 @@
-"""The proof that rows of one call do not influence each other.
+"""The proof of batch invariance: rows of one call do not influence each other.
 
-Rows that differ in value and in scale are run alone, and together at several batch sizes, in
-several orders and beside different neighbours. Outputs must be the same but for rounding: what
-a matrix product rounds depends on how many rows it has. A graph also says some of it itself:
-see `marship.proof.operators`.
+Rows that differ in value and in scale are run alone, and batched at several batch sizes, in several
+orders and with different neighbours. Outputs must be equal up to rounding: the rounding of a matrix
+product depends on the number of rows. Some facts follow from the graph: see
+`marship.proof.operators`.
 """
 
 import time
@@ -36,18 +36,18 @@ def prove(
     facts: "Facts | None" = None,
     seconds: float = PROOF_SECONDS,
 ) -> RowProof | None:
-    """Show that rows run together give what they give alone, or why not.
+    """Show that batched rows give the same outputs as alone, or why not.
 
     Args:
-        contract: Its first axis is looked at; `batch_axis` need not be set.
-        run: The way to run the model.
-        examples: Real rows; drawn ones are of their range, and far beside it.
-        facts: What the graph says, where there is one; where it mixes rows, nothing is run.
-        seconds: What the proof may cost. The first set of rows is tried in any case; what is
-            left out then stands in `left_out`.
+        contract: The contract, whose first axis is examined; `batch_axis` need not be set.
+        run: The function that runs the model.
+        examples: Real rows; synthetic ones are in their range, and far outside of it.
+        facts: The graph's facts, if there is one; if it mixes rows, nothing is run.
+        seconds: The time budget. The first set of rows is tried in any case; what is left out is
+            listed in `left_out`.
 
     Returns:
-        None where inputs and outputs do not share a variable first axis.
+        None if inputs and outputs do not share a variable first axis.
     """
     axis = shared_axis(contract)
     if axis is None:
@@ -86,7 +86,7 @@ def prove(
 
 
 def _try_all(prover: Prover, drawer: RowDrawer) -> str | None:
-    """Try sets and batches until all are, or time is over; why nothing is shown, or None."""
+    """Try all sets and batches within the time; why the proof failed, or None."""
     if prover.largest_rows < 2 * prover.unit:
         return f"no two requests fit into the batch's bound of {prover.largest_rows}"
     levels = sizes_to_try(prover.contract, drawer.examples)
@@ -95,7 +95,7 @@ def _try_all(prover: Prover, drawer: RowDrawer) -> str | None:
             prover.left_out.append(f"{rows.name} and what follows: the time is over")
             break
         found = prover.try_set(rows)
-        if not rows.cut:  # else they are of another size than the fresh ones beside them
+        if not rows.cut:  # otherwise their size differs from that of new ones
             prover.known += found
     for sizes in levels[:-1]:
         if time.perf_counter() < prover.deadline:
@@ -119,10 +119,10 @@ def _fresh(drawer: RowDrawer, sizes: Mapping[str, int]) -> Iterator[Arrays]:
 
 
 def _counts(prover: Prover, constants: Sequence[float]) -> list[int]:
-    """How many parts to run in one call, beside the few of each set.
+    """The numbers of parts to run in one call, besides the few of each set.
 
-    What requests of one row can be joined to, and one more; twice that; and what lies about
-    numbers in the graph, which may be compared with the batch's size.
+    The largest batch of single-row requests, and one more; twice that; and numbers near constants
+    of the graph, which may be compared with the batch size.
     """
     joined = max(profile.batch_size for profile in profiles.PROFILES.values())
     wanted = {joined, joined + 1, 2 * joined + 1}

@@ -1,7 +1,7 @@
-"""Rows for the proof that rows do not influence each other: unlike in value and in scale.
+"""Test rows for the proof of batch invariance, different in value and in scale.
 
-A part is what the smallest request holds: one row, or as many as the batch's lower bound. The
-parts of a set differ from each other, since equal rows prove nothing.
+A part is the smallest possible request: one row, or as many as the batch's lower bound. The parts
+of a set differ from each other, since equal rows prove nothing.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,19 +15,19 @@ from marship.proof.cases import draw_real, first_axis, within
 PARTS = 7
 WORDS = ("text", "a", "", "Two words", "1", "0.5", "ä", "a much longer text than the others")
 SMALL_WHOLE = 2
-"""Without examples and range, whole numbers start as 0 and 1: any model's masks and counts."""
+"""Without examples and range, integers start as 0 and 1, valid as masks and counts of any model."""
 
 
 @dataclass(frozen=True, slots=True)
 class RowSet:
-    """Parts to be run alone and together.
+    """Parts to run alone and batched.
 
     Attributes:
-        name: What the set holds, as the evidence tells it.
+        name: A description of the set, for the evidence.
         parts: Inputs by name of each part.
-        usual: Whether the model is surely meant for such values. Where it is not, parts that
-            the model refuses, or answers with rounding errors only, are left out.
-        cut: Whether they are smaller than was asked for, since the examples reach no further.
+        usual: Whether the model certainly supports such values. If not, parts on which the model
+            fails, or outputs only rounding errors, are left out.
+        cut: Whether they are smaller than requested, as the examples are.
     """
 
     name: str
@@ -38,13 +38,13 @@ class RowSet:
 
 @dataclass(frozen=True, slots=True)
 class Look:
-    """What the values of a part look like.
+    """The distribution of a part's values.
 
     Attributes:
         kind: "usual", "whole" for rounded values, "flat" for one value everywhere.
         scale: Factor over the usual scale.
         sign: 0 for both signs, else 1 or -1.
-        peak: The largest value, in absolute terms and as it is; None leaves it to the scale.
+        peak: The largest magnitude; None follows from the scale.
     """
 
     kind: str = "usual"
@@ -63,11 +63,11 @@ class RowDrawer:
     """Draws parts for a contract.
 
     Attributes:
-        contract: What the model takes.
-        examples: Real rows, whose range counts as usual; None where there are none.
-        constants: Numbers that the graph compares values with.
+        contract: The model's contract.
+        examples: Real rows, whose range counts as usual; None without any.
+        constants: Constants that the graph compares values with.
         unit: Rows of a part.
-        generator: Where the values come from.
+        generator: The random number generator.
     """
 
     contract: Contract
@@ -77,7 +77,7 @@ class RowDrawer:
     generator: np.random.Generator
 
     def sets(self, sizes: Mapping[str, int]) -> Iterator[RowSet]:
-        """The sets of rows to try, the most telling first."""
+        """The sets of rows to try, the most informative first."""
         real = self._real(sizes)
         if real is not None:
             yield real
@@ -95,7 +95,7 @@ class RowDrawer:
         yield from self._around_constants(sizes)
 
     def _real(self, sizes: Mapping[str, int]) -> RowSet | None:
-        """Rows of the examples, where two of them differ."""
+        """Rows of the examples, if two of them differ."""
         axis = first_axis(self.contract)
         if self.examples is None or axis is None:
             return None
@@ -115,14 +115,14 @@ class RowDrawer:
         )
 
     def _special(self, sizes: Mapping[str, int]) -> RowSet:
-        """Zeros, one value everywhere, equal rows, rows that end in padding."""
+        """Zeros, constant rows, equal rows, rows with padding."""
         same = self.part(sizes, USUAL)
         parts = [self.part(sizes, look) for look in FLAT]
         parts += [same, same, self._padded(self.part(sizes, USUAL)), self.part(sizes, USUAL)]
         return RowSet("zeros, flat rows and ties", parts)
 
     def _around_constants(self, sizes: Mapping[str, int]) -> Iterator[RowSet]:
-        """Rows just below and just above the numbers that the graph compares with."""
+        """Rows just below and just above the constants that the graph compares with."""
         for start in range(0, len(self.constants), 2):
             looks = [
                 Look(peak=constant * factor)
@@ -142,7 +142,7 @@ class RowDrawer:
         return RowSet(name, [self.part(sizes, look) for look in looks], usual=usual)
 
     def part(self, sizes: Mapping[str, int], look: Look) -> Arrays:
-        """Inputs of one part with values that look so."""
+        """Inputs of one part with values of a distribution."""
         axis = first_axis(self.contract)
         inputs = {}
         for spec in self.contract.inputs:
@@ -154,7 +154,7 @@ class RowDrawer:
         return inputs
 
     def _look_of(self, spec: TensorSpec, look: Look) -> Look:
-        """Half the time as usual for what may be a mask, so that it does not hide the rest."""
+        """For possible masks usual values half the time, so that they do not hide the rest."""
         masks = spec.dtype == "bool" or (spec.dtype[:3] in ("int", "uin") and not spec.value_range)
         return USUAL if masks and len(self.contract.inputs) > 1 and self._coin() else look
 
@@ -185,7 +185,7 @@ class RowDrawer:
         return self._numbers(shape, look, seen).clip(-most, most).astype(spec.dtype)
 
     def _index_values(self, spec: TensorSpec, shape: list[int], look: Look) -> Array:
-        """Indices over their whole table, none of them the pad value where there are others."""
+        """Indices over the whole table, not the pad value unless it is the only one."""
         kind = np.iinfo(np.int64 if np.dtype(spec.dtype).kind == "f" else spec.dtype)
         low, high = spec.value_range or (0, 0)
         low, high = max(low, int(kind.min)), min(high, int(kind.max))
@@ -195,7 +195,7 @@ class RowDrawer:
         return values.astype(spec.dtype)
 
     def _numbers(self, shape: list[int], look: Look, seen: Array | None) -> Array:
-        """float64: normally distributed about the examples' mean, then scaled."""
+        """Normally distributed around the examples' mean, then scaled, float64."""
         centre, spread = 0.0, 1.0
         if seen is not None and np.isfinite(seen).any():
             finite = seen[np.isfinite(seen)].astype(np.float64)
@@ -217,7 +217,7 @@ class RowDrawer:
     def _whole_numbers(
         self, spec: TensorSpec, shape: list[int], look: Look, seen: Array | None
     ) -> Array:
-        """Whole numbers as seen, and scaled."""
+        """Integers in the examples' range, scaled."""
         kind = np.iinfo(spec.dtype)
         low, high = self._usual_range(spec, seen)
         if look.kind == "flat":
@@ -232,7 +232,7 @@ class RowDrawer:
         return self.generator.integers(low, high, shape, dtype=spec.dtype, endpoint=True)
 
     def _indices(self, shape: list[int], look: Look, low: int, high: int) -> Array:
-        """int64: uniform over the table, both ends among them; small scales keep to its start."""
+        """Uniform over the table, including both ends, int64; small scales stay near its start."""
         if look.kind == "flat":
             wanted = look.peak or (high if look.scale > 0 else low)
             return np.full(shape, int(np.clip(wanted, low, high)))
@@ -256,7 +256,7 @@ class RowDrawer:
         return 0, SMALL_WHOLE - 1
 
     def _padded(self, part: Arrays) -> Arrays:
-        """The part with padding in its right half, in all inputs that have a pad value."""
+        """The part with its right half padded, in all inputs with a pad value."""
         padded = {}
         for spec in self.contract.inputs:
             array = part[spec.name]

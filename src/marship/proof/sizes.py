@@ -1,7 +1,7 @@
-"""Sizes and values that the parity proof tries after the first ones: edges, and ones drawn anew.
+"""Further sizes and values for the parity proof: edges and random ones.
 
-Sizes of different axes are drawn independently: a graph that holds along the diagonal only is
-found. Values of "wide" cases lie over several orders of magnitude, with zeros and ties.
+Sizes of different axes are drawn independently, to detect a graph that is only valid for equal
+sizes. Values of "wide" cases span several orders of magnitude, with zeros and ties.
 """
 
 import math
@@ -27,17 +27,17 @@ from marship.proof.cases import (
 RunModel = Callable[[Arrays], Arrays]
 
 MOST_ROWS = 65
-"""Of a batch without a bound: the neighbours of 64 are seen."""
+"""Largest size of an unbounded batch, which includes the neighbours of 64."""
 MOST_BYTES = 8 << 20
-"""Of the inputs of one case: what a model makes of them may take a hundred times their memory."""
+"""Of the inputs of one case: activations may take a hundred times their memory."""
 MOST_LEAST_SIZE = 64
-"""The smallest size of an axis is looked for up to here."""
+"""Upper limit of the search for the smallest size of an axis."""
 LONGEST_TABLE = 4096
-"""Of tables that may limit an axis: attention over more takes gigabytes."""
+"""Upper limit of tables that may bound an axis: attention over more takes gigabytes."""
 LARGEST_SIZES_S = 2.0
-"""Once the looking took so long, no longer table is tried: a run takes up to its square."""
+"""Time limit of the search over tables: a run may take quadratic time."""
 VALUE_SEEDS = (0, 1)
-"""A size counts as refused when inputs of different values are."""
+"""A size counts as unsupported if the model fails on inputs with different values."""
 DRAWN = 12
 MAGNITUDES = (1.0, 1e-3, 10.0, 1e-1, 100.0)
 ZERO_SHARE = 0.1
@@ -46,7 +46,7 @@ ZERO_SHARE = 0.1
 def further_sizes(
     contract: Contract, examples: Arrays, seed: int
 ) -> Iterator[tuple[str, dict[str, int]]]:
-    """Kinds of cases and their sizes: edges, the smallest first, then some drawn from `seed`."""
+    """Kinds of cases and their sizes: edges, the smallest first, then random ones by `seed`."""
     generator = np.random.default_rng(seed)
     ranges = _ranges(contract, examples)
     seen = seen_sizes(contract, examples)
@@ -69,7 +69,7 @@ def further_sizes(
 def further_case(
     contract: Contract, examples: Arrays, kind: str, sizes: Mapping[str, int], seed: int
 ) -> Case:
-    """The inputs of such a case; a real one goes as far as the examples do."""
+    """The inputs of such a case; real ones are limited to the examples' sizes."""
     if kind == "real":
         return draw(contract, examples, sizes, seed)
     case = draw_random(contract, examples, sizes, seed)
@@ -81,12 +81,12 @@ def further_case(
 
 
 def with_least_sizes(contract: Contract, run: RunModel) -> Contract:
-    """The contract with a lower bound for each axis whose smallest sizes the model refuses.
+    """The contract with a lower bound for each axis whose smallest sizes are unsupported.
 
-    A convolution without padding takes no row shorter than its kernel, and nothing but a run says
-    so. A bound is stated only where smaller sizes are refused beside small other axes and beside
-    larger ones: two inputs that the model joins may be long enough together. Axes with a bound,
-    and the batch, are left alone.
+    A convolution without padding fails on a row shorter than its kernel, which only a run shows. A
+    bound is only stated if smaller sizes fail both with small and with large sizes of other axes:
+    two inputs that the model concatenates may be long enough together. Axes with a bound, and the
+    batch, are left unchanged.
     """
     axes = [axis for axis in sizes_to_try(contract, None)[0] if axis not in contract.bounds]
     takes = partial(_takes, contract, run)
@@ -105,14 +105,14 @@ def with_least_sizes(contract: Contract, run: RunModel) -> Contract:
 
 
 def with_largest_sizes(contract: Contract, run: RunModel, lengths: Sequence[int]) -> Contract:
-    """The contract with an upper bound for each axis that is no longer than a table is.
+    """The contract with an upper bound for each axis that is limited by a table's size.
 
-    A model with 512 learned positions runs no 513 tokens. A bound is stated only where the model
-    takes as many as one of its tables has rows, and neither one more nor twice as many, which a
-    model for multiples of a number would take.
+    A model with 512 learned positions fails on 513 tokens. A bound is only stated if the model
+    accepts as many as one of its tables has rows, and neither one more nor twice as many, which a
+    model for multiples of a number would accept.
 
     Args:
-        contract: Its bounds are kept; axes with an upper one are left alone.
+        contract: The contract; axes with an upper bound are left unchanged.
         run: The model.
         lengths: Sizes of its tables.
     """
@@ -124,7 +124,7 @@ def with_largest_sizes(contract: Contract, run: RunModel, lengths: Sequence[int]
         if high is not None:
             continue
         for length in sorted(set(lengths)):
-            # a size that is not tried for its cost is not one that the model refuses
+            # a size that is skipped for its cost is not known to be unsupported
             doubled = input_bytes(contract, _least(contract) | usual | {axis: 2 * length})
             if time.monotonic() > end or doubled > MOST_BYTES:
                 break
@@ -137,7 +137,7 @@ def with_largest_sizes(contract: Contract, run: RunModel, lengths: Sequence[int]
 
 
 def _takes(contract: Contract, run: RunModel, sizes: Mapping[str, int]) -> bool:
-    """Whether the model runs at these sizes, with the fewest rows and all else at its least."""
+    """Whether the model runs at these sizes, with all other sizes at their minimum."""
     tried = {**_least(contract), **sizes}
     if input_bytes(contract, tried) > MOST_BYTES:
         return False
@@ -145,7 +145,7 @@ def _takes(contract: Contract, run: RunModel, sizes: Mapping[str, int]) -> bool:
 
 
 def _least(contract: Contract) -> dict[str, int]:
-    """The least size of the batch and of each axis with a bound."""
+    """The minimum size of the batch and of each axis with a bound."""
     batch = first_axis(contract)
     rows = {} if batch is None else {batch: contract.bounds.get(batch, (1, None))[0]}
     return {axis: low for axis, (low, _) in contract.bounds.items()} | rows
@@ -160,7 +160,7 @@ def _runs(run: RunModel, case: Case) -> bool:
 
 
 def input_bytes(contract: Contract, sizes: Mapping[str, int]) -> int:
-    """Of all inputs together; text counts as 8 bytes."""
+    """The size of all inputs; strings count as 8 bytes."""
     return sum(
         math.prod(sizes[axis] if isinstance(axis, str) else axis for axis in spec.shape)
         * (8 if spec.dtype == "str" else np.dtype(spec.dtype).itemsize)
@@ -179,21 +179,21 @@ def _ranges(contract: Contract, examples: Arrays) -> dict[str, tuple[int, int]]:
 
 
 def _edges(low: int, high: int, seen: int) -> list[int]:
-    """Both ends, what the trace saw, powers of two and of three, each with its neighbours."""
+    """Both ends, the traced size, powers of two and of three, each with its neighbours."""
     powers = [base**exponent for base in (2, 3) for exponent in range(1, 40)]
     around = (low, high, seen, *(power for power in powers if power <= high + 1))
     return sorted({n + step for n in around for step in (-1, 0, 1) if low <= n + step <= high})
 
 
 def _between(generator: np.random.Generator, low: int, high: int) -> int:
-    """A size, small and large ones as likely: uniform in its logarithm."""
+    """A random size, log-uniform."""
     return int(min(high, math.exp(generator.uniform(math.log(low), math.log(high + 1)))))
 
 
 def _bounded(
     contract: Contract, sizes: dict[str, int], ranges: Mapping[str, tuple[int, int]]
 ) -> dict[str, int]:
-    """With fewer rows where the inputs would be too large."""
+    """The sizes with fewer rows if the inputs would be too large."""
     batch = first_axis(contract)
     if batch is None:
         return sizes
@@ -202,7 +202,7 @@ def _bounded(
 
 
 def _wide(values: Array, generator: np.random.Generator) -> Array:
-    """Rows of different magnitudes, with zeros and ties; of either sign where the examples are."""
+    """Rows of different magnitudes, with zeros and ties; with both signs if the examples have."""
     if values.dtype.kind != "f" or values.ndim == 0:
         return values
     rows = np.resize(np.roll(MAGNITUDES, int(generator.integers(len(MAGNITUDES)))), len(values))
