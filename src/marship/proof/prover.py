@@ -1,4 +1,4 @@
-"""Rows run alone and together, and held against each other: one run of the proof in `rows`."""
+"""One run of the proof in `rows`: compares rows run alone with rows run in batches."""
 
 import time
 from collections.abc import Iterable, Iterator, Sequence
