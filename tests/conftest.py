@@ -1,7 +1,10 @@
 """Models and folders that many tests start from."""
 
+import functools
 import os
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -54,3 +57,27 @@ def lookup_onnx(tmp_path_factory: pytest.TempPathFactory) -> Path:
         [table, axes, zero],
     )
     return write_model(tmp_path_factory.mktemp("lookup") / "lookup.onnx", graph)
+
+
+@pytest.fixture(scope="session")
+def torchlib_read_once() -> Iterator[None]:
+    """Let all exports of a session share the ONNX functions that PyTorch's operators become.
+
+    torch.onnx.export parses the source of 500 functions each time, a second of processor time and
+    more than half of a small model's export. They depend on the opset alone.
+    """
+    from torch.onnx._internal.exporter._registration import ONNXRegistry
+
+    whole = functools.cache(ONNXRegistry.from_torchlib)
+
+    def copied(opset_version: int) -> Any:
+        registry = ONNXRegistry()
+        registry._opset_version = opset_version
+        registry.functions = {
+            name: list(found) for name, found in whole(opset_version).functions.items()
+        }
+        return registry
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ONNXRegistry, "from_torchlib", copied)
+        yield

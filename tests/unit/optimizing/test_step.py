@@ -25,6 +25,8 @@ from marship.optimizing.passes import float32 as float32_pass
 from marship.optimizing.source import ExportedModel
 from marship.optimizing.step import OptimizeSettings, optimize
 
+pytestmark = pytest.mark.usefixtures("torchlib_read_once")
+
 ZOO = Path(zoo.__file__)
 QUICK = OptimizeSettings(measure_s=0.5)
 RECIPE = Recipe(

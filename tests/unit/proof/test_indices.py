@@ -19,6 +19,8 @@ from marship.proof.indices import IndexRanges, index_ranges
 from marship.serving.model.batch import validate
 from onnx_zoo import Builder
 
+pytestmark = pytest.mark.usefixtures("torchlib_read_once")
+
 ROWS = 20
 Lookup = Callable[[Builder], str]
 
