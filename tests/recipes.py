@@ -1,35 +1,22 @@
-"""The recipes of training/ and the commands, started as a person starts them."""
+"""The recipes of training/ and the commands, each in a process of its own."""
 
-import os
 import subprocess
-import sys
 from pathlib import Path
+
+from forked import Forked
 
 REPOSITORY = Path(__file__).parents[1]
 
 
 def run_recipe(name: str, *flags: str) -> subprocess.CompletedProcess[str]:
-    """A recipe as a process of its own, on one thread."""
-    return subprocess.run(
-        [sys.executable, f"training/{name}.py", *flags],
-        cwd=REPOSITORY,
-        capture_output=True,
-        text=True,
-        check=False,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        timeout=120,
-    )
+    """A recipe, which may fail."""
+    with Forked(f"training/{name}.py", *flags, folder=REPOSITORY) as process:
+        return process.wait(120)
 
 
 def run_marship(*words: object) -> str:
     """A marship command's output; it must succeed."""
-    done = subprocess.run(
-        [sys.executable, "-m", "marship", *map(str, words)],
-        cwd=REPOSITORY,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    with Forked("-m", "marship", *map(str, words), folder=REPOSITORY) as process:
+        done = process.wait(600)
     assert done.returncode == 0, done.stderr
     return done.stdout

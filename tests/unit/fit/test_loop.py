@@ -5,7 +5,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ import torch
 from torch import nn
 
 import tiny_recipe
+from forked import Forked
 from marship.errors import CheckpointError, TrainingError, UsageError
 from marship.fit import checkpoint, run
 from marship.fit import loop as fit
@@ -32,27 +32,16 @@ def train(run_dir: Path, **changes: Any) -> tuple[fit.Task, run.Fitted]:
     return task, fit.fit(task, settings, accelerator)
 
 
-def environment(**more: str) -> dict[str, str]:
-    """One thread for each process, so that sums come out alike."""
-    return {**os.environ, "OMP_NUM_THREADS": "1", **more}
-
-
-def start_process(run_dir: Path, *flags: str, pause_s: float = 0) -> subprocess.Popen[str]:
+def started(run_dir: Path, *flags: str, **environment: str) -> Forked:
     """The tiny recipe as a process of its own."""
-    return subprocess.Popen(
-        [sys.executable, str(RECIPE), "--run-dir", str(run_dir), *flags],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env=environment(TINY_PAUSE_S=str(pause_s)),
-    )
+    return Forked(str(RECIPE), "--run-dir", str(run_dir), *flags, **environment)
 
 
 def run_to_end(run_dir: Path, *flags: str) -> None:
     """The same, until it is done."""
-    process = start_process(run_dir, *flags)
-    _, err = process.communicate(timeout=DEADLINE_S)
-    assert process.returncode == 0, err
+    with started(run_dir, *flags) as process:
+        done = process.wait(DEADLINE_S)
+    assert done.returncode == 0, done.stderr
 
 
 @pytest.fixture(scope="module")
@@ -63,16 +52,12 @@ def whole_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def wait_for_epoch(run_dir: Path, epoch: int) -> None:
-    """Until the checkpoint is that of an epoch."""
-    end = time.monotonic() + DEADLINE_S
-    while time.monotonic() < end:
-        if (run_dir / run.CHECKPOINT_FILE).is_file():
-            found = checkpoint.load(run_dir / run.CHECKPOINT_FILE)["run"]["epoch"]
-            if found >= epoch:
-                return
-        time.sleep(0.02)
-    pytest.fail(f"no checkpoint of epoch {epoch} within {DEADLINE_S} s")
+@pytest.fixture(scope="module")
+def half_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of the same run under bf16."""
+    folder = tmp_path_factory.mktemp("half")
+    run_to_end(folder, "--precision", "bf16")
+    return folder
 
 
 def names_in(folder: Path) -> set[str]:
@@ -161,15 +146,14 @@ def test_a_stopped_run_continues_to_the_same_weights(
     tmp_path: Path, whole_run: Path, number: signal.Signals, code: int
 ) -> None:
     """Stopped in the middle of an epoch and resumed, a run ends bitwise as if never stopped."""
-    process = start_process(tmp_path, pause_s=0.1)
-    wait_for_epoch(tmp_path, 1)
-    time.sleep(0.3)  # of eight steps of 0.1 s: the middle of the second epoch
-    process.send_signal(number)
-    _, err = process.communicate(timeout=DEADLINE_S)
-    assert process.returncode == code, err
-    assert "--resume continues" in err
-    assert "Traceback" not in err
-    assert 1 <= checkpoint_of(tmp_path)["run"]["epoch"] < 4
+    with started(tmp_path, TINY_HOLD_AT="12") as process:  # of eight steps an epoch
+        process.wait_for("holding")
+        process.send_signal(number)
+        done = process.wait(DEADLINE_S)
+    assert done.returncode == code, done.stderr
+    assert "--resume continues" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert checkpoint_of(tmp_path)["run"]["epoch"] == 1
 
     run_to_end(tmp_path, "--resume")
     assert same(checkpoint_of(tmp_path), checkpoint_of(whole_run))
@@ -177,15 +161,12 @@ def test_a_stopped_run_continues_to_the_same_weights(
 
 def test_a_second_ctrl_c_is_honoured_at_once(tmp_path: Path) -> None:
     """While the first Ctrl-C hangs in a clean-up, the second ends the process."""
-    process = start_process(tmp_path, "--stubborn", pause_s=0.2)
-    wait_for_epoch(tmp_path, 0)
-    time.sleep(0.3)
-    process.send_signal(signal.SIGINT)
-    assert process.stdout is not None
-    assert process.stdout.readline() == "hanging\n"
-    process.send_signal(signal.SIGINT)
-    process.communicate(timeout=5)
-    assert process.returncode == -signal.SIGINT
+    with started(tmp_path, "--stubborn", TINY_HOLD_AT="4") as process:
+        process.wait_for("holding")
+        process.send_signal(signal.SIGINT)
+        process.wait_for("hanging")
+        process.send_signal(signal.SIGINT)
+        assert process.wait(5).returncode == -signal.SIGINT
     checkpoint.load(tmp_path / run.CHECKPOINT_FILE)
 
 
@@ -204,7 +185,7 @@ def test_two_processes_learn_what_one_learns(tmp_path: Path) -> None:
         check=False,
         capture_output=True,
         text=True,
-        env=environment(),
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
         timeout=DEADLINE_S,
     )
     assert done.returncode == 0, done.stderr
@@ -221,20 +202,18 @@ def test_two_processes_learn_what_one_learns(tmp_path: Path) -> None:
     assert losses[0] == pytest.approx(losses[1], rel=1e-3)
 
 
-def test_autocast_trains_and_keeps_float32_weights(tmp_path: Path, whole_run: Path) -> None:
+def test_autocast_trains_and_keeps_float32_weights(half_run: Path, whole_run: Path) -> None:
     """Under bf16 the loss differs from float32's a little, and weights stay float32."""
-    run_to_end(tmp_path, "--precision", "bf16")
-    full, half = checkpoint_of(whole_run), checkpoint_of(tmp_path)
+    full, half = checkpoint_of(whole_run), checkpoint_of(half_run)
     losses = [content["run"]["history"][0]["loss"] for content in (full, half)]
     assert losses[0] != losses[1]
     assert losses[0] == pytest.approx(losses[1], rel=0.05)
     assert half["weights"]["out.weight"].dtype == torch.float32
 
 
-def test_what_is_validated_is_what_is_kept(tmp_path: Path) -> None:
+def test_what_is_validated_is_what_is_kept(half_run: Path) -> None:
     """Under bf16 too, the kept average alone gives the error that its epoch was validated with."""
-    run_to_end(tmp_path, "--precision", "bf16")
-    content = checkpoint_of(tmp_path)
+    content = checkpoint_of(half_run)
     model, (x, y) = tiny_recipe.Tiny(0.3).eval(), tiny_recipe.make_data().tensors
     model.load_state_dict(content["weights"])
     with torch.no_grad():
@@ -245,11 +224,11 @@ def test_what_is_validated_is_what_is_kept(tmp_path: Path) -> None:
 
 def test_an_unknown_precision_is_a_usage_error(tmp_path: Path) -> None:
     """An unknown precision, and fp16 on a CPU, are refused: code 2, one line, no files."""
-    process = start_process(tmp_path / "run", "--precision", "int3")
-    _, err = process.communicate(timeout=DEADLINE_S)
-    assert process.returncode == 2
-    assert "precision must be one of float32, bf16, fp16, got 'int3'" in err
-    assert err.count("\n") == 1
+    with started(tmp_path / "run", "--precision", "int3") as process:
+        done = process.wait(DEADLINE_S)
+    assert done.returncode == 2
+    assert "precision must be one of float32, bf16, fp16, got 'int3'" in done.stderr
+    assert done.stderr.count("\n") == 1
     assert not (tmp_path / "run").exists()
     if not torch.accelerator.is_available():
         with pytest.raises(UsageError, match="bf16"):
