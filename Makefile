@@ -24,7 +24,7 @@ setup: .venv/.done  ## make .venv and install everything
 	$(PIP) check
 	@touch $@
 
-demo: setup  ## train a recommender, serve it, ask it, scale it, stop
+demo: setup  ## train a recommender, serve it, predict, scale it, stop
 	@PATH="$(CURDIR)/$(BIN):$$PATH" bash demos/recommend.sh
 
 test: setup  ## the whole test suite: first with real servers, then all other tests in two halves
@@ -51,7 +51,7 @@ coverage: setup  ## lines and branches that unit tests and tests of handlers rea
 	$(BIN)/coverage html -q -d .coverage-html
 	$(BIN)/coverage report --sort=cover
 
-test-pythons: setup  ## what travels in archives, on each supported Python that is here
+test-pythons: setup  ## the code inside archives, on each installed Python that is supported
 	$(BIN)/python tools/pythons.py
 
 torture: setup  ## faults and attacks in full, figures into docs/reliability.md; a quarter of an hour
@@ -63,7 +63,7 @@ check: setup  ## ruff, mypy, import rules
 	$(BIN)/mypy
 	$(BIN)/pytest -q tests/unit/test_imports.py
 
-demo-image: setup  ## tag and moderate photographs with ready models
+demo-image: setup  ## tag and moderate photographs with pretrained models
 	@PATH="$(CURDIR)/$(BIN):$$PATH" bash demos/image.sh
 
 demo-speech: setup  ## transcribe recordings with Whisper and with a model trained here

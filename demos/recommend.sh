@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# What `make demo` runs: the README's path by hand, with a server of its own beside any other.
+# `make demo`: the README's path by hand, on a server separate from any other.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 export MARSHIP_HOME="$PWD/.marship/demo"
@@ -12,11 +12,11 @@ step python training/recommend.py
 step marship export runs/recommend
 step marship optimize runs/recommend
 step marship package runs/recommend
-marship stop >/dev/null 2>&1 || true   # one that an earlier demo may have left
+marship stop >/dev/null 2>&1 || true   # left over from an earlier demo, if any
 step marship serve --detach --free-ports
 step marship register recommend --workers 1
 
-printf '\nSomebody in the data rated these, the newest last:\n'
+printf '\nA user in the data rated these films, the latest last:\n'
 python - <<'FILMS'
 import json
 items = json.load(open("runs/recommend/items.json"))
@@ -29,7 +29,7 @@ step marship predict recommend runs/recommend/request.json
 step marship status
 step marship stop
 
-printf '\nWhere everything lies:\n'
+printf '\nFiles:\n'
 printf '  %-32s %s\n' \
     runs/recommend/ "the model, its curve, its metrics, the parity proof, the variants" \
     runs/recommend/optimize.png "the variants, measured" \

@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
-# What `make demo-speech` runs: a general model and one that learns spoken digits, both served.
+# `make demo-speech`: Whisper, and a model trained on spoken digits, both served.
 #
-# The general one is tried on recordings from packages of Debian or Ubuntu, which are installed or
-# fetched. The other one learns from recordings of the Free Spoken Digit Dataset, if MARSHIP_FSDD
-# names their folder, else from espeak-ng's voices.
+# Whisper transcribes recordings from packages of Debian or Ubuntu, which are installed or
+# downloaded. The other model is trained on the Free Spoken Digit Dataset, if MARSHIP_FSDD
+# names its folder, else on espeak-ng's voices.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 export MARSHIP_HOME="$PWD/.marship/demo-speech"
@@ -16,13 +16,13 @@ packages=(pocketsphinx-testdata tuxpaint-stamps-default
           asterisk-core-sounds-en asterisk-core-sounds-en-wav)
 english=data/read-english
 
-# Packages unpacked below data/debian: nothing is installed, and nobody need be root.
+# Unpacks the packages below data/debian: nothing is installed, and root is not needed.
 fetch_packages() {
     [ ! -e data/debian/done ] || return 0
-    printf '\nfetching recordings: 180 MB of packages, unpacked below data/debian\n'
+    printf '\ndownloading recordings: 180 MB of packages, unpacked below data/debian\n'
     mkdir -p data/debian/packages
     for package in "${packages[@]}"; do
-        # as root, apt warns that its own user may not write here; as anybody else, nothing changes
+        # avoids apt's warning, as root, that its own user cannot write here
         (cd data/debian/packages &&
             apt-get download --quiet=2 --option APT::Sandbox::User=root "$package") || return 1
         dpkg-deb --extract data/debian/packages/"${package}"_*.deb data/debian || return 1
@@ -30,7 +30,7 @@ fetch_packages() {
     touch data/debian/done
 }
 
-# Digits in five voices, named as the data set names them.
+# Digits in five synthetic voices, with the data set's file names.
 speak_digits() {
     [ ! -e "$1/done" ] || return 0
     local words=(zero one two three four five six seven eight nine) voice digit index
@@ -76,34 +76,34 @@ learn_digits() {
     step python training/compare_transcripts.py runs/speech/predictions.jsonl --data-dir data/digits/test
 }
 
-marship stop >/dev/null 2>&1 || true   # one that an earlier demo may have left
+marship stop >/dev/null 2>&1 || true   # left over from an earlier demo, if any
 step marship serve --detach --free-ports
 
-printf '\nA general model: Whisper tiny.en, as OpenAI published it, on read English\n'
+printf '\nA pretrained model: Whisper tiny.en on read English\n'
 if dpkg --status "${packages[@]}" >/dev/null 2>&1; then
     transcribe_english /
 elif fetch_packages; then
     transcribe_english data/debian
 else
-    printf 'left out: its recordings are in packages of Debian and Ubuntu, %s\n' "${packages[*]}"
+    printf 'skipped: its recordings are in packages of Debian and Ubuntu, %s\n' "${packages[*]}"
 fi
 
-printf '\nOne of your own: digits, learned in some minutes from four voices, tried on a fifth\n'
+printf '\nYour own model: digits, trained in some minutes on four voices, tested on a fifth\n'
 if [ -n "${MARSHIP_FSDD:-}" ]; then
     learn_digits "$MARSHIP_FSDD" theo
 elif command -v espeak-ng >/dev/null; then
-    printf 'MARSHIP_FSDD names no recordings: espeak-ng speaks\n'
+    printf 'MARSHIP_FSDD is not set: using synthetic voices of espeak-ng\n'
     speak_digits data/spoken
     learn_digits data/spoken en029 --synthetic 0
 else
-    printf 'left out: set MARSHIP_FSDD to a folder of recordings, or install espeak-ng\n'
+    printf 'skipped: set MARSHIP_FSDD to a folder of recordings, or install espeak-ng\n'
 fi
 step marship stop
 
-printf '\nWhere everything lies, of what was made:\n'
+printf '\nFiles, as far as they were written:\n'
 printf '  %-32s %s\n' \
-    runs/whisper/ "the general model and its parity proof" \
+    runs/whisper/ "Whisper and its parity proof" \
     runs/whisper/predictions.transcripts/ "subtitles of each recording" \
-    runs/speech/ "the trained one, its curve, its metrics" \
-    data/digits/ "what it learned from and was tried on" \
+    runs/speech/ "the trained model, its curve, its metrics" \
+    data/digits/ "its training and test data" \
     model_store/ "the archives; look inside: marship inspect model_store/speech.mar"
