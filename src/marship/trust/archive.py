@@ -1,8 +1,8 @@
-"""A `.mar` file as it lies in the model store: read, never run.
+"""Reads a `.mar` file, without running anything in it.
 
-The format is torch-model-archiver's: a zip with `MAR-INF/MANIFEST.json`, the handler, and
-what the handler reads. marship's own additions are named here. All of it may be a stranger's:
-the zip is read by `trust.contents`, its texts by `texts`, and both are bounded.
+The format is torch-model-archiver's: a zip with `MAR-INF/MANIFEST.json`, the handler, and files
+of the handler. marship's additions are named here. All of it is untrusted: the zip is read by
+`trust.contents`, its texts by `texts`, and both are bounded.
 """
 
 import unicodedata
@@ -41,17 +41,17 @@ class Member:
 
 @dataclass(frozen=True, slots=True)
 class Archive:
-    """What an archive says about itself.
+    """The metadata of an archive.
 
     Attributes:
         path: The `.mar` file.
-        manifest: torch-model-archiver's, with model name, version and handler.
+        manifest: torch-model-archiver's manifest, with model name, version and handler.
         config: The parsed model-config.yaml.
-        contract: What the model takes and gives; None in archives of other makers.
-        evidence: How the model came about; empty in archives of other makers.
+        contract: The model's contract; None if not built by marship.
+        evidence: How the model was built; empty if not built by marship.
         members: All files, by name.
-        key_name: The name of the key that opens the sealed files; None where none is sealed.
-        plain: What was read of the file, against which all that is read later is held.
+        key_name: The name of the key of the sealed files; None if none is sealed.
+        plain: The contents as read, with which later reads are verified.
     """
 
     path: Path
@@ -75,7 +75,7 @@ class Archive:
 
     @property
     def handler(self) -> str:
-        """The handler's file, perhaps with `:` and a function; empty where none is named."""
+        """The handler's file, perhaps with `:` and a function; empty without one."""
         return str(self.manifest["model"].get("handler", ""))
 
     @property
@@ -84,29 +84,29 @@ class Archive:
         return tuple(m.name for m in self.members if m.name.endswith(sealed.SUFFIX))
 
     def contents(self, name: str) -> bytes:
-        """One file, as it was when the archive was read.
+        """One file, verified to be unchanged since the archive was read.
 
         Raises:
-            PackageError: It is another now, or damaged.
+            PackageError: It has changed, or is corrupted.
         """
         return extract.file(self.path, self.plain, name)
 
     def python(self, *names: str) -> dict[str, bytes]:
-        """Python files, as they were when the archive was read; all of them if none is named.
+        """Python files, verified to be unchanged; all of them if none is named.
 
         Raises:
-            PackageError: They are too large to be parsed, others now, or damaged.
+            PackageError: They are too large to parse, have changed, or are corrupted.
         """
         chosen = names or tuple(m.name for m in self.members if m.name.endswith(".py"))
         return extract.files(self.path, self.plain, chosen, outline.MOST_BYTES)
 
 
 def read(path: str | Path) -> Archive:
-    """Read an archive: every byte of it, once, within the limits of `trust.contents`.
+    """Read an archive completely, within the limits of `trust.contents`.
 
     Raises:
-        UsageError: There is no such file.
-        PackageError: It is no plain archive, or damaged, or a text in it is not what it must be.
+        UsageError: The file does not exist.
+        PackageError: It is not a plain archive, is corrupted, or a text in it is malformed.
     """
     path = Path(path)
     plain, config = read_settings(path)
@@ -126,30 +126,30 @@ def read(path: str | Path) -> Archive:
 
 
 def read_settings(path: Path) -> tuple[ArchiveContents, dict[str, Any]]:
-    """An archive's contents and its model-config.yaml: what TorchServe itself parses of it.
+    """An archive's contents and its model-config.yaml, which TorchServe parses itself.
 
     Raises:
-        UsageError: There is no such file.
-        PackageError: It is no plain archive, or damaged, or has no settings that can be read.
+        UsageError: The file does not exist.
+        PackageError: It is not a plain archive, is corrupted, or has malformed settings.
     """
     plain = contents.read(path)
     return plain, _text(path, plain, config_name(plain.manifest), _settings) or {}
 
 
 def config_name(manifest: Mapping[str, Any]) -> str:
-    """The name of the settings' file in an archive with this manifest."""
+    """The name of the settings file in an archive with this manifest."""
     return str(manifest["model"].get("configFile", CONFIG_FILE))
 
 
 def check_names(named: Iterable[tuple[str, str]], own: Iterable[str] = ()) -> None:
-    """Make sure that no file takes another one's place: a worker would find that one altered.
+    """Check that no two files have the same name: a worker would find one overwritten.
 
     Args:
-        named: The files that go into an archive beside marship's own: what each is, and its name.
-        own: Further names that marship gives.
+        named: The user's files for the archive: a description and the name of each.
+        own: Further names used by marship.
 
     Raises:
-        UsageError: Two files have one name, on some disk or other, or one cannot be printed.
+        UsageError: Two names are equal, on some file systems, or one is not printable.
     """
     taken = {_key(f"{name}{end}") for name in (*_OWN_NAMES, *own) for end in ("", sealed.SUFFIX)}
     for kind, name in named:
@@ -164,15 +164,15 @@ def check_names(named: Iterable[tuple[str, str]], own: Iterable[str] = ()) -> No
 
 
 def _key(name: str) -> str:
-    """A name as a disk that tells neither case nor forms of letters apart knows it."""
+    """A name as on a file system that ignores case and Unicode normalization."""
     return unicodedata.normalize("NFC", name.casefold())
 
 
 def _text(path: Path, plain: ArchiveContents, name: str, parse: Callable[[bytes], T]) -> T | None:
-    """What a text of the archive says; None where it holds no such file.
+    """Parse a text file of the archive; None without it.
 
     Raises:
-        PackageError: It is not what it must be; the message names it.
+        PackageError: It is malformed; the message names it.
     """
     if name not in plain.files:
         return None
@@ -223,7 +223,7 @@ def _object(value: object) -> dict[str, Any]:
 
 
 def _key_name(path: Path, plain: ArchiveContents) -> str | None:
-    """As the first sealed file says; only the key itself can prove it."""
+    """The key name in the first sealed file; it is not authenticated."""
     for name in sorted(plain.files):
         if name.endswith(sealed.SUFFIX):
             try:

@@ -1,14 +1,14 @@
-"""What an archive holds, read so strictly that every reader sees the same.
+"""Strict reading of an archive, so that all zip readers agree on its contents.
 
-TorchServe unpacks with Java's ZipInputStream, which goes from local header to local header and
-never looks at the central directory; Python, unzip and most others read the central directory.
-An archive may show the two different files. So only a plain subset of the format (PKWARE
-APPNOTE 6.3.10) passes: entries without gaps from the first byte on, stored or deflated (RFC
-1951), with sizes in their headers, the same in the central directory in the same order, no
-extra fields but those of Zip64 and those that tell times and owners, and nothing before, between
-or behind. That is what torch-model-archiver, `marship package` and Info-ZIP's `zip` write.
+TorchServe unpacks with Java's ZipInputStream, which reads local headers sequentially and ignores
+the central directory; Python, unzip and most others read the central directory. An archive may
+show them different files. So only a plain subset of the format (PKWARE APPNOTE 6.3.10) is accepted:
+entries without gaps from the first byte on, stored or deflated (RFC 1951), with sizes in their
+headers, the same in the central directory in the same order, no extra fields except those of Zip64
+and those of times and owners, and nothing before, between or after them. That is what
+torch-model-archiver, `marship package` and Info-ZIP's `zip` write.
 
-The file is read once, from its first byte to its last, and every digest is of that reading.
+The file is read once from start to end, and all digests are of that reading.
 """
 
 import hashlib
@@ -28,10 +28,10 @@ from marship.errors import PackageError, UsageError
 MANIFEST_FILE = "MAR-INF/MANIFEST.json"
 MAX_FILES = 10_000
 MAX_UNPACKED_BYTES = 64 << 30
-MAX_RATIO = 100  # unpacked to packed, of the whole archive
+MAX_RATIO = 100  # of unpacked to packed size, of the whole archive
 MAX_NAME_BYTES = 1024
-MAX_VERSION = 63  # of the format that a reader must know, as Python's zipfile has it
-MAX_PART_BYTES = 255  # of a name, between two slashes
+MAX_VERSION = 63  # of the format that a reader must support, as in Python's zipfile
+MAX_PART_BYTES = 255  # of a path component
 
 _CHUNK = 1 << 20
 _LOCAL, _CENTRAL, _END = b"PK\x03\x04", b"PK\x01\x02", b"PK\x05\x06"  # APPNOTE 4.3.7, .12, .16
@@ -42,7 +42,7 @@ _END_REST = struct.Struct("<4H2LH")
 _END64_REST = struct.Struct("<Q2H2L4Q")
 _LOCATOR64_REST = struct.Struct("<LQL")
 _ENCRYPTED, _UTF8 = 1 << 0, 1 << 11  # 4.4.4
-_ALLOWED_FLAGS = 0b110 | _UTF8  # bits 1 and 2 tell how hard deflate tried
+_ALLOWED_FLAGS = 0b110 | _UTF8  # bits 1 and 2 are deflate's compression level
 _STORED, _DEFLATED = 0, 8
 _FULL, _FULL_COUNT = 0xFFFFFFFF, 0xFFFF  # "see the Zip64 field", 4.4.8, 4.4.9, 4.4.16, 4.4.22
 _ZIP64_FIELD = 1  # 4.5.3
@@ -60,15 +60,15 @@ class File:
 
 @dataclass(frozen=True, slots=True)
 class ArchiveContents:
-    """An archive as every reader sees it.
+    """The contents of an archive, on which all zip readers agree.
 
     Attributes:
-        size_bytes: Of the archive.
-        sha256: Of the archive, hexadecimal.
-        files: What it holds, by name.
+        size_bytes: The archive's size.
+        sha256: The archive's digest, hexadecimal.
+        files: Its files, by name.
         model: The model's name.
         version: The model's version.
-        manifest: All that MANIFEST.json says; a signed statement does not repeat it.
+        manifest: The parsed MANIFEST.json; not part of a signed statement.
     """
 
     size_bytes: int
@@ -81,7 +81,7 @@ class ArchiveContents:
 
 @dataclass(frozen=True, slots=True)
 class _Header:
-    """What a local header and its twin in the central directory must both say."""
+    """The fields that must be equal in a local header and in the central directory."""
 
     offset: int
     flags: int
@@ -93,12 +93,12 @@ class _Header:
 
 
 def read(path: Path) -> ArchiveContents:
-    """Read an archive from its first byte to its last.
+    """Read an archive from start to end.
 
     Raises:
-        UsageError: There is no such file, or it cannot be read.
-        PackageError: It is damaged, or readers may disagree on what is in it, or it unpacks to
-            more than the limits allow.
+        UsageError: The file does not exist or cannot be read.
+        PackageError: It is corrupted, ambiguous to zip readers, or unpacks to more than the
+            limits allow.
     """
     try:
         with texts.open_file(path) as file:
@@ -199,7 +199,7 @@ class _Reading:
         return self._take(length)
 
     def _wide(self, name: bytes, extra_length: int, values: list[int]) -> list[int]:
-        """Values that may stand in a Zip64 field; all other fields must be without effect."""
+        """Values that may be in a Zip64 field; all other extra fields must have no effect."""
         fields = self._fields(name, self._take(extra_length))
         wide = [index for index, value in enumerate(values) if value == _FULL]
         is_odd = (_ZIP64_FIELD in fields) != bool(wide)
@@ -211,7 +211,7 @@ class _Reading:
         return values
 
     def _fields(self, name: bytes, extra: bytes) -> dict[int, bytes]:
-        """Extra fields by their number, 4.5.1."""
+        """Extra fields by their id, 4.5.1."""
         fields: dict[int, bytes] = {}
         while extra:
             key, length = _FIELD.unpack(extra[:4]) if len(extra) >= _FIELD.size else (0, len(extra))
@@ -233,7 +233,7 @@ class _Reading:
             raise self._fault(f"more than {MAX_FILES:,} files")
 
     def _unpack(self, header: _Header) -> None:
-        """Hash one file; never hold more than a chunk, never unpack more than its header says."""
+        """Hash one file in chunks, unpacking no more than the size in its header."""
         name = header.name.decode()
         is_manifest = name == MANIFEST_FILE
         if is_manifest and header.size_bytes > texts.MOST_BYTES:
@@ -277,7 +277,7 @@ class _Reading:
             raise self._fault(f"bytes behind, or missing at, the end of {_shown(header.name)}")
 
     def _end(self, signature: bytes, start: int) -> None:
-        """Check the record of the directory's end, and that of Zip64 where there is one."""
+        """Check the end of central directory record, and that of Zip64 if there is one."""
         count, size = len(self.headers), self.position - 4 - start
         is_wide = signature == _END64
         if is_wide:
@@ -335,7 +335,7 @@ def _is_name(value: object) -> bool:
 
 
 class _Names:
-    """The names of an archive: each a place of its own below the folder it is unpacked to."""
+    """The names of an archive: distinct paths below the folder it is unpacked to."""
 
     def __init__(self, fault: Callable[[str], PackageError]) -> None:
         self._fault = fault
@@ -344,10 +344,10 @@ class _Names:
         self._folders: set[str] = set()
 
     def add(self, header: _Header) -> None:
-        """Take the next name.
+        """Check the next name.
 
         Raises:
-            PackageError: It is written in two ways, leads elsewhere, or is taken.
+            PackageError: It is ambiguous, a path traversal, or a duplicate.
         """
         name = self._decoded(header)
         is_folder = name.endswith("/")
@@ -358,7 +358,7 @@ class _Names:
             raise self._fault(f"a name that is too long for a disk, {_shown(header.name)}")
         if is_folder and header.size_bytes:
             raise self._fault(f"a folder with contents, {_shown(header.name)}")
-        # on some disks a and A, or two ways to write an umlaut, are one file
+        # on some file systems a and A, or two normalizations of an umlaut, are one file
         key = unicodedata.normalize("NFC", "/".join(parts).casefold())
         pieces = key.split("/")
         parents = {"/".join(pieces[:end]) for end in range(1, len(pieces))}
@@ -370,7 +370,7 @@ class _Names:
             self._files.add(key)
 
     def _decoded(self, header: _Header) -> str:
-        """Python reads names as cp437 unless a flag says UTF-8; Java always as UTF-8."""
+        """The name; Python decodes cp437 unless a flag says UTF-8; Java always UTF-8."""
         try:
             return header.name.decode("utf-8" if header.flags & _UTF8 else "ascii")
         except UnicodeDecodeError as error:

@@ -1,4 +1,4 @@
-"""Archives from elsewhere: they lie in the model store once a pinned key's signature held."""
+"""Downloads archives into the model store, after verifying their signature by a pinned key."""
 
 import http.client
 import re
@@ -22,14 +22,14 @@ from marship.trust.policy import Trust, Verified
 from marship.trust.signature import beside
 
 OnBytes = Callable[[int, int | None], None]
-"""Told the bytes that are there, and how many there will be, where the server says so."""
+"""Called with the bytes received, and the total if the server states it."""
 
-TIMEOUT_S = (10, 60)  # to connect, and for one wait
-WINDOW_S = 60.0  # for headers, and then for each chunk: a byte a minute is too slow
-MOST_SIGNATURE_BYTES = 16 << 20  # it names each file of the archive
+TIMEOUT_S = (10, 60)  # to connect, and for one read
+WINDOW_S = 60.0  # for headers, and for each chunk: one byte a minute is too slow
+MOST_SIGNATURE_BYTES = 16 << 20  # it lists each file of the archive
 MOST_UNSTATED_BYTES = 8 << 30
 _CHUNK_BYTES = 1 << 16
-_WINDOW_BYTES = 4 << 20  # a read in the smallest chunks, or headers
+_WINDOW_BYTES = 4 << 20  # for a read in the smallest chunks, or for headers
 _MOST_REDIRECTS = 10
 _REDIRECTS = (301, 302, 303, 307, 308)
 _SHOWN, _LONGEST_REASON = 40, 200
@@ -42,7 +42,7 @@ _MISSING = (requests.codes.not_found, requests.codes.gone)
 
 @dataclass(frozen=True, slots=True)
 class Downloaded:
-    """Where the archive lies, and who signed it."""
+    """The downloaded archive, and the key that signed it."""
 
     path: Path
     verified: Verified
@@ -56,30 +56,30 @@ def fetch(
     *,
     most_unstated_bytes: int = MOST_UNSTATED_BYTES,
 ) -> Downloaded:
-    """Get `url` and the signature at `url`.sig, and put both into the model store.
+    """Download `url` and its signature `url`.sig into the model store.
 
-    They are verified in a folder of their own, by the rules of files that are at hand, before
-    they take their names: an archive that fails leaves the store as it was.
+    They are verified in a separate folder, by the same rules as local files, before they are
+    moved: if verification fails, the store is unchanged.
 
-    The signature comes first. Nothing of the archive is fetched before a pinned key has
-    verified what it states, and no more than the size that is stated. A server that sends less
-    than a chunk in `WINDOW_S` is given up. A signature of OpenSSF
-    Model Signing states none and is verified with the archive alone: there it is enough to
-    name a pinned key, and `most_unstated_bytes` is the bound.
+    The signature is downloaded first. Nothing of the archive is downloaded before the statement
+    is verified by a pinned key, and no more than the size that it states. The download is aborted
+    if the server sends less than a chunk in `WINDOW_S`. A signature of OpenSSF Model Signing
+    states no size and can only be verified with the archive: there it is enough that it names a
+    pinned key, and `most_unstated_bytes` is the limit.
 
     Args:
-        url: http or https; its last part is the archive's name. The transport is not what is
-            trusted, so redirects are followed, and proxies and .netrc count.
-        trust: The keys that count.
-        store: The folder that takes both files.
-        on_bytes: Told how far it is.
-        most_unstated_bytes: Of an archive whose size its signature does not state.
+        url: http or https; its last segment is the archive's name. Trust does not depend on the
+            transport, so redirects are followed, and proxies and .netrc are used.
+        trust: The trusted keys.
+        store: The folder for both files.
+        on_bytes: Called with progress.
+        most_unstated_bytes: Maximum size of an archive whose signature does not state its size.
 
     Raises:
         UsageError: The URL does not name an archive.
-        SignatureError: There is no signature, or it does not hold.
-        PackageError: The archive cannot be fetched.
-        StorageError: The store has no room.
+        SignatureError: There is no signature, or it is not valid.
+        PackageError: The archive cannot be downloaded.
+        StorageError: The disk of the store is full.
     """
     store = Path(store)
     name = _name_of(url)
@@ -101,14 +101,14 @@ def fetch(
 
 @dataclass(frozen=True, slots=True)
 class _Limit:
-    """The most bytes of a body, and what to do about more."""
+    """The maximum size of a body, and the advice and error if it is exceeded."""
 
     size_bytes: int
     advice: str
     kind: type[MarshipError]
 
     def check(self, url: str, size_bytes: int) -> None:
-        """Make sure that no more come, or are announced."""
+        """Check a received or announced size."""
         if size_bytes > self.size_bytes:
             raise self.kind(
                 f"{url} must have at most {self.size_bytes:,} bytes, got {size_bytes:,}. "
@@ -130,14 +130,14 @@ def _limit(stated_bytes: int | None, most_unstated_bytes: int, store: Path) -> _
 
 
 class _MissingError(PackageError):
-    """The server has no such file."""
+    """The server does not have the file."""
 
 
 def _name_of(url: str) -> str:
     name = ""
-    with suppress(ValueError):  # of a host or a port that is none
+    with suppress(ValueError):  # for an invalid host or port
         parts = urlsplit(url)
-        # what stands behind ? or # would take the .sig, and the archive be its own signature
+        # .sig would be appended to a query or fragment: the archive would be its own signature
         if parts.scheme in {"http", "https"} and _has_host(parts) and not {"?", "#"} & set(url):
             name = unquote(parts.path).rpartition("/")[2]
     if not _NAME.fullmatch(name):
@@ -149,10 +149,10 @@ def _name_of(url: str) -> str:
 
 
 def _has_host(parts: SplitResult) -> bool:
-    """Whether there is a host, and a port that can be one.
+    """Whether there is a host and, if given, a valid port.
 
     Raises:
-        ValueError: The port is none.
+        ValueError: The port is invalid.
     """
     return bool(parts.hostname) and parts.port != 0
 
@@ -164,7 +164,7 @@ def _save(
     limit: _Limit,
     on_bytes: OnBytes | None = None,
 ) -> None:
-    """Write a body to a file as it comes; to end early, or beyond the limit, is an error."""
+    """Write a body to a file as it arrives; raises if it ends early or exceeds the limit."""
     place, url = url, _plain(url)
     with _faults(url), session.found(place) as response, path.open("wb") as file:
         if response.status_code != requests.codes.ok:
@@ -192,12 +192,12 @@ def _save(
 
 
 def _plain(url: str) -> str:
-    """The address for an error, which may be logged: without the password that it may hold."""
+    """The URL for an error, which may be logged: without a password."""
     return _PASSWORD.sub("", url)
 
 
 def _length(url: str, value: str | None) -> int | None:
-    """The size that a server states: digits alone (RFC 9110, 8.6), and no more than a disk has."""
+    """The size by Content-Length: digits only (RFC 9110, 8.6), within the size of a disk."""
     if value is None:
         return None
     if not re.fullmatch(r"[0-9]{1,18}", value):
@@ -209,7 +209,7 @@ def _length(url: str, value: str | None) -> int | None:
 
 
 class _Session(requests.Session):
-    """Follows redirects without reading their bodies; every wait ends at a deadline."""
+    """Follows redirects without reading their bodies; every read has a deadline."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -219,11 +219,11 @@ class _Session(requests.Session):
             self.mount(scheme, _Adapter(self._limits))
 
     def hurry(self) -> None:
-        """Allow so many seconds for the next headers, or the next chunk of a body."""
+        """Restart the deadline for the next headers, or the next chunk of a body."""
         self._limits.restart(WINDOW_S, _WINDOW_BYTES)
 
     def found(self, url: str) -> requests.Response:
-        """The response at an address, or where redirects lead; its body is not read yet."""
+        """The response at a URL after redirects; its body is not read yet."""
         place = url
         for _ in range(_MOST_REDIRECTS + 1):
             self.hurry()
@@ -239,11 +239,11 @@ class _Session(requests.Session):
         )
 
     def get_redirect_target(self, resp: requests.Response) -> None:
-        """None: requests would read the whole body before it went on, and even if it did not."""
+        """None: requests would read a redirect's whole body, even without following it."""
 
 
 class _Adapter(HTTPAdapter):
-    """Lets a session connect by limited sockets, through proxies too."""
+    """Lets a session connect with limited sockets, also through proxies."""
 
     def __init__(self, limits: TransferLimits) -> None:
         self._limits = limits
@@ -272,7 +272,7 @@ class _Adapter(HTTPAdapter):
 
             def connect(self) -> None:
                 super().connect()
-                self.sock.limits = limits  # TLS has made another socket of it
+                self.sock.limits = limits  # TLS has created another socket
 
         pool.ConnectionCls = Limited
         return pool
@@ -280,7 +280,7 @@ class _Adapter(HTTPAdapter):
 
 @contextmanager
 def _faults(url: str) -> Iterator[None]:
-    """Errors of requests as our own."""
+    """Convert errors of requests to our own."""
     try:
         yield
     except OverLimitError as error:
@@ -292,7 +292,7 @@ def _faults(url: str) -> Iterator[None]:
 
 
 def _reason(error: BaseException) -> str:
-    """What went wrong, without the layers that it came through, and what to do about it."""
+    """The root cause, without the wrapping layers, and advice."""
     root = error
     while cause := root.__cause__ or root.__context__:
         root = cause

@@ -1,9 +1,9 @@
-"""Signed bytes and their signature as one file: DSSE, the Dead Simple Signing Envelope 1.0.
+"""The signature file: a DSSE envelope (Dead Simple Signing Envelope 1.0).
 
     {"payload": <base64>, "payloadType": ..., "signatures": [{"keyid": ..., "sig": <base64>}]}
 
-What is signed is not the payload alone but DSSE's pre-authentication encoding of it with its
-type and both lengths, so that a signature made for one purpose fails for another. See
+The signature is over DSSE's pre-authentication encoding of the payload with its type and both
+lengths, so that a signature made for one purpose is not valid for another. See
 github.com/secure-systems-lab/dsse, protocol.md and envelope.md; in-toto and OpenSSF Model
 Signing use the same envelope.
 """
@@ -24,12 +24,12 @@ MAX_SIGNATURE_BYTES = 16 << 20
 
 @dataclass(frozen=True, slots=True)
 class Envelope:
-    """A payload and its signature; nothing of it is verified.
+    """A payload and its signature, not verified.
 
     Attributes:
         payload: The statement's bytes.
-        key_id: The key that is said to have signed: good for finding it, and no more.
-        signature: Over `encoded(payload)`.
+        key_id: The claimed id of the signing key, only a hint for finding it.
+        signature: The signature of `encoded(payload)`.
     """
 
     payload: bytes
@@ -49,16 +49,16 @@ class Envelope:
 
 
 def encoded(payload: bytes) -> bytes:
-    """What is signed: PAE of the DSSE protocol."""
+    """The signed bytes: PAE of the DSSE protocol."""
     kind = PAYLOAD_TYPE.encode()
     return b"DSSEv1 %d %b %d %b" % (len(kind), kind, len(payload), payload)
 
 
 def load(path: Path) -> dict[str, Any]:
-    """Read a signature file, of whichever maker.
+    """Read a signature file of any supported format.
 
     Raises:
-        SignatureError: There is none, it cannot be read, or it is no JSON object.
+        SignatureError: It is missing, cannot be read, or is not a JSON object.
     """
     try:
         with texts.open_file(path) as file:
@@ -85,7 +85,7 @@ def parse(value: dict[str, Any], path: Path) -> Envelope:
     """The envelope in a signature file's JSON.
 
     Raises:
-        SignatureError: It is damaged, or was made for something else.
+        SignatureError: It is corrupted, or has another payload type.
     """
     try:
         kind, (one,) = value["payloadType"], value["signatures"]

@@ -1,7 +1,7 @@
-"""Single files of an archive, as they were when its contents were read.
+"""Extracts files of an archive, verified against the digests of an earlier strict reading.
 
-Whoever may write to an archive may exchange it between two readings. So what is taken out of one
-is held against the digest that `contents.read` took of it.
+An archive may be modified between two readings. So extracted data is verified with the digests
+of `contents.read`.
 """
 
 import hashlib
@@ -25,16 +25,16 @@ _CHUNK = 1 << 20
 def files(
     path: Path, contents: ArchiveContents, names: Collection[str], most_bytes: int
 ) -> dict[str, bytes]:
-    """Some files of an archive, by their names.
+    """Read some files of an archive, by name.
 
     Args:
         path: The archive.
-        contents: What it held when it was read.
-        names: Of the files, which must be among them.
-        most_bytes: How large they may be together.
+        contents: The archive's contents as read before.
+        names: The names of the files, which must exist.
+        most_bytes: Maximum total size.
 
     Raises:
-        PackageError: They are larger, or are not any more what they were.
+        PackageError: They are larger, or have changed.
     """
     size_bytes = sum(contents.files[name].size_bytes for name in names)
     if size_bytes > most_bytes:
@@ -48,10 +48,10 @@ def files(
 
 
 def file(path: Path, contents: ArchiveContents, name: str) -> bytes:
-    """One file of an archive, as large as it is.
+    """Read one file of an archive, of any size.
 
     Raises:
-        PackageError: It is not any more what it was.
+        PackageError: It has changed.
     """
     return files(path, contents, [name], contents.files[name].size_bytes)[name]
 
@@ -60,7 +60,7 @@ def unpack(path: Path, contents: ArchiveContents, folder: Path) -> None:
     """Write all files of an archive into a folder.
 
     Raises:
-        PackageError: The archive is not any more what it was.
+        PackageError: The archive has changed.
     """
     with _opened(path, contents) as opened:
         for name in contents.files:
@@ -71,10 +71,10 @@ def unpack(path: Path, contents: ArchiveContents, folder: Path) -> None:
 
 
 def head(path: Path, contents: ArchiveContents, name: str, size_bytes: int) -> bytes:
-    """The first bytes of a file of an archive; they may be others by now.
+    """The first bytes of a file of an archive, not verified.
 
     Raises:
-        PackageError: The archive is not any more what it was.
+        PackageError: The archive has changed.
     """
     with _opened(path, contents) as opened, opened.zipped.open(name) as source:
         return source.read(size_bytes)
@@ -88,17 +88,17 @@ def rewrite(
     files: Mapping[str, bytes] | None = None,
     heads: Mapping[str, bytes] | None = None,
 ) -> None:
-    """Copy an archive with some of its files changed; names, order and times stay.
+    """Copy an archive with some files replaced; names, order and times are kept.
 
     Args:
         path: The archive.
-        contents: What it held when it was read.
+        contents: The archive's contents as read before.
         target: The copy.
-        files: What files become, by their names.
-        heads: What the first bytes of files become, by the files' names.
+        files: New contents of files, by name.
+        heads: New first bytes of files, by name.
 
     Raises:
-        PackageError: It is not any more what it was.
+        PackageError: It has changed.
     """
     files, heads = files or {}, heads or {}
     with _opened(path, contents) as opened, zipfile.ZipFile(target, "w") as sink:
@@ -115,7 +115,7 @@ def rewrite(
 
 
 def _entry(info: zipfile.ZipInfo) -> zipfile.ZipInfo:
-    """The same entry without the fields of Zip64, which zipfile would write a second time."""
+    """The entry without Zip64 fields, which zipfile would write a second time."""
     fresh = zipfile.ZipInfo(info.filename, info.date_time)
     fresh.compress_type, fresh.external_attr = info.compress_type, info.external_attr
     fresh.create_system, fresh.file_size = info.create_system, info.file_size
@@ -124,7 +124,7 @@ def _entry(info: zipfile.ZipInfo) -> zipfile.ZipInfo:
 
 @dataclass(frozen=True, slots=True)
 class _Opened:
-    """An archive whose files are held against what they were."""
+    """An open archive whose files are verified when read."""
 
     zipped: zipfile.ZipFile
     path: Path
@@ -136,7 +136,7 @@ class _Opened:
         return data.getvalue()
 
     def copy(self, name: str, sink: IO[bytes], first: bytes = b"") -> None:
-        """Copy one file, its first bytes exchanged, and no more bytes than there were."""
+        """Copy one file with its first bytes replaced, and no more bytes than its size."""
         known, digest = self.contents.files[name], hashlib.sha256()
         left, skipped = known.size_bytes, len(first)
         sink.write(first)

@@ -1,7 +1,7 @@
-"""Keys as files: a private one for its owner only, and the public one that goes with it.
+"""Key files: a private key, readable by its owner only, and its public key.
 
 Ed25519 (RFC 8032), as PKCS8 and SubjectPublicKeyInfo (RFC 8410) in PEM (RFC 7468). For
-OpenSSF Model Signing, which knows no Ed25519, P-256 in the same forms (RFC 5480).
+OpenSSF Model Signing, which does not support Ed25519, P-256 in the same formats (RFC 5480).
 
 A key's id is the SHA-256 of the raw public key: the 32 bytes of RFC 8032, 5.1.5, or the
 uncompressed point of SEC 1, 2.3.3.
@@ -37,7 +37,7 @@ RawPrivate = ed25519.Ed25519PrivateKey | ec.EllipticCurvePrivateKey
 
 @dataclass(frozen=True, slots=True)
 class PublicKey:
-    """A key that verifies."""
+    """A public key, for verifying."""
 
     path: Path
     raw: RawPublic
@@ -50,7 +50,7 @@ class PublicKey:
 
 @dataclass(frozen=True, slots=True)
 class PrivateKey:
-    """A key that signs, and the passphrase of its file, if it has one."""
+    """A private key, for signing, and the passphrase of its file, if any."""
 
     path: Path
     raw: RawPrivate
@@ -64,7 +64,7 @@ class PrivateKey:
 
 @dataclass(frozen=True, slots=True)
 class Pair:
-    """The two files of a new key."""
+    """The two files of a new key pair."""
 
     private: Path
     public: Path
@@ -72,7 +72,7 @@ class Pair:
 
 
 def passphrase_from_environment() -> str:
-    """What MARSHIP_KEY_PASSPHRASE says.
+    """The passphrase in MARSHIP_KEY_PASSPHRASE.
 
     Raises:
         UsageError: It is not set.
@@ -88,16 +88,16 @@ def passphrase_from_environment() -> str:
 def generate(
     name: str, folder: str | Path, *, openssf: bool = False, passphrase: str | None = None
 ) -> Pair:
-    """Make a new key: `<name>.key`, which signs, and `<name>.pem`, which verifies.
+    """Generate a key pair: the private key `<name>.key` and the public key `<name>.pem`.
 
     Args:
-        name: Of the files, without ending.
-        folder: Where they go; a new one is for its owner alone. Git takes no private key of it.
-        openssf: Make a P-256 key, for signatures of OpenSSF Model Signing.
-        passphrase: Encrypts the private key's file; None leaves it to the file's mode.
+        name: The name of the files, without suffix.
+        folder: Their folder; a new one is private. Git ignores the private key.
+        openssf: Generate a P-256 key, for signatures of OpenSSF Model Signing.
+        passphrase: Encrypts the private key; None relies on the file's mode.
 
     Raises:
-        UsageError: The name cannot be used, one of the files exists, or git would take the key.
+        UsageError: The name is invalid, a file exists, or git would track the key.
         StorageError: The folder cannot be written to.
     """
     folder = Path(folder)
@@ -123,14 +123,14 @@ def generate(
 def read_private(
     path: str | Path, ask: Callable[[], str] = passphrase_from_environment
 ) -> PrivateKey:
-    """Read a key that signs.
+    """Read a private key.
 
     Args:
         path: A PEM file.
-        ask: Gives the passphrase, if the file is encrypted.
+        ask: Returns the passphrase; called if the file is encrypted.
 
     Raises:
-        UsageError: There is no such key, others can read it, or the passphrase is wrong.
+        UsageError: It is not a private key, others can read it, or the passphrase is wrong.
     """
     path = Path(path)
     text = _read(path, private=True)
@@ -149,10 +149,10 @@ def read_private(
 
 
 def read_public(path: str | Path) -> PublicKey:
-    """Read a key that verifies.
+    """Read a public key.
 
     Raises:
-        UsageError: There is no such key, or it is one that signs.
+        UsageError: It is not a public key.
     """
     path = Path(path)
     text = _read(path, private=False)
@@ -172,7 +172,7 @@ def read_public(path: str | Path) -> PublicKey:
 
 
 def _read(path: Path, *, private: bool) -> bytes:
-    """A key file's bytes; the mode is that of the file that is read, whatever its name becomes."""
+    """A key file's bytes; the mode is checked on the open file, so it cannot be swapped."""
     try:
         with path.open("rb") as file:
             mode = os.fstat(file.fileno()).st_mode

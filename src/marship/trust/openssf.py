@@ -1,7 +1,7 @@
-"""Signatures of OpenSSF Model Signing (OMS) 1.0 with a local key, made and read by `model-signing`.
+"""Signatures of OpenSSF Model Signing (OMS) 1.0 with a local key, through `model-signing`.
 
-A Sigstore bundle around a DSSE envelope around an in-toto statement, signed with ECDSA. It
-holds the digest of the archive as a whole and its name; nothing of the files in it.
+A Sigstore bundle with a DSSE envelope with an in-toto statement, signed with ECDSA. It has the
+digest of the whole archive and its name, but not of the files in it.
 """
 
 import base64
@@ -31,7 +31,7 @@ def sign(archive: Path, target: Path, key: PrivateKey) -> None:
     Raises:
         UsageError: model-signing is not installed.
     """
-    # bytes, although it says text: they are handed on to a function that takes nothing else
+    # bytes, despite its annotation: they are passed on to a function that requires bytes
     password = key.passphrase.encode() if key.passphrase else None
     config = _module("signing").Config()
     config.use_elliptic_key_signer(private_key=key.path, password=password)
@@ -41,14 +41,14 @@ def sign(archive: Path, target: Path, key: PrivateKey) -> None:
 def verify(
     archive: Path, signature: Path, bundle: dict[str, Any], keys: Iterable[PublicKey]
 ) -> PublicKey:
-    """Hold an archive against a bundle.
+    """Verify an archive with a bundle.
 
     Returns:
         The key that signed it.
 
     Raises:
         UsageError: model-signing is not installed.
-        SignatureError: No key of these signed it, or it was altered or renamed.
+        SignatureError: None of these keys signed it, or it was modified or renamed.
     """
     verifying = _module("verifying")
     key = signer(archive, signature, bundle, keys)
@@ -57,7 +57,9 @@ def verify(
         config.verify(archive, signature)
         payload = json.loads(base64.b64decode(bundle["dsseEnvelope"]["payload"]))
         (subject,) = (one["name"] for one in payload["subject"])
-    except Exception as error:  # it raises whatever its parts raise, and any of it is a no
+    except (
+        Exception
+    ) as error:  # it raises errors of many types, all of which mean that verification failed
         raise SignatureError(
             f"{archive.name} must be as it was signed, got: {type(error).__name__}: {error}. "
             "Get the original again, or sign it anew after you looked at what changed."
@@ -73,7 +75,7 @@ def verify(
 def signer(
     archive: Path, signature: Path, bundle: dict[str, Any], keys: Iterable[PublicKey]
 ) -> PublicKey:
-    """The key that a bundle names; whether that key made it is not known yet.
+    """The key that a bundle claims to be signed by, not verified.
 
     Raises:
         SignatureError: It names none of these.
@@ -94,7 +96,7 @@ def signer(
 
 
 def _hint(key: PublicKey) -> str:
-    """How a bundle names a key: SHA-256 of its PEM."""
+    """A bundle's hint for a key: SHA-256 of its PEM."""
     pem = key.raw.public_bytes(
         serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo
     )

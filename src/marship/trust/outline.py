@@ -1,8 +1,8 @@
-"""What Python files define and import, found without running them, by a process with limits.
+"""The definitions and imports of Python files, parsed in a process with limits, never run.
 
-Python's own parser is no match for hostile source: a megabyte of it takes gigabytes, and deep
-nesting has ended whole interpreters. So it runs in a process that may use so much memory and time
-and no more. This file is that process's program as well, and imports the standard library alone.
+Python's parser is vulnerable to malicious source: a megabyte of it takes gigabytes, and deep
+nesting has crashed the interpreter. So it runs in a process with limits of memory and time. This
+file is also that process's script, and imports the standard library only.
 """
 
 import ast
@@ -20,7 +20,7 @@ MOST_PROCESSOR_S = 60
 MOST_NAME = 1024
 MOST_IMPORTS = 20_000  # of one file
 
-Import = tuple[str, bool]  # a module, and whether it is imported as soon as the file is
+Import = tuple[str, bool]  # a module, and whether it is imported at module level
 
 
 class SourceError(ValueError):
@@ -29,7 +29,7 @@ class SourceError(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Class:
-    """A class: whether it stands at the file's top, its bases by name, and its own functions."""
+    """A class: whether it is at module level, the names of its bases, and its methods."""
 
     name: str
     is_top: bool
@@ -39,13 +39,13 @@ class Class:
 
 @dataclass(frozen=True, slots=True)
 class Outline:
-    """A file of Python, and those of its archive that it imports.
+    """A Python file, with the files of its archive that it imports.
 
     Attributes:
-        classes: Wherever they stand.
-        functions: At its top, by name.
-        modules: Modules of others that it needs, by their first name, and whether they are
-            needed as soon as the file is imported.
+        classes: All classes, at any level.
+        functions: Names of functions at module level.
+        modules: Top-level names of third-party modules that it imports, and whether at module
+            level.
     """
 
     classes: tuple[Class, ...]
@@ -54,14 +54,14 @@ class Outline:
 
 
 def outline(sources: Mapping[str, bytes], start: str) -> Outline:
-    """Read a Python file, and the archive's files that it imports.
+    """Parse a Python file, and the archive's files that it imports.
 
     Args:
         sources: The archive's Python files by path.
         start: The path of the first one.
 
     Raises:
-        SourceError: A file is not Python, or takes more memory or time than it may.
+        SourceError: A file is not Python, or exceeds the limits of memory or time.
     """
     if (size_bytes := sum(map(len, sources.values()))) > MOST_BYTES:
         raise SourceError(f"{size_bytes:,} bytes of it, where {MOST_BYTES:,} are allowed")
@@ -72,7 +72,7 @@ def outline(sources: Mapping[str, bytes], start: str) -> Outline:
         capture_output=True,
         check=False,
     )
-    if done.returncode != 0:  # by a signal: too long, or the interpreter crashed
+    if done.returncode != 0:  # killed by a signal: timeout, or the interpreter crashed
         raise SourceError("some that takes too much memory or time")
     told = json.loads(done.stdout)
     if error := told.get("error"):
@@ -85,7 +85,7 @@ def outline(sources: Mapping[str, bytes], start: str) -> Outline:
 
 
 def main(start: str) -> None:
-    """The process: files come on its standard input, the outline goes to its standard output."""
+    """Entry point of the process: reads files from stdin, and writes the outline to stdout."""
     resource.setrlimit(resource.RLIMIT_AS, (MOST_MEMORY_BYTES, MOST_MEMORY_BYTES))
     resource.setrlimit(resource.RLIMIT_CPU, (MOST_PROCESSOR_S, MOST_PROCESSOR_S))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
@@ -121,7 +121,7 @@ def _class(node: ast.ClassDef, *, is_top: bool) -> Class:
 
 
 def _foreign(sources: Mapping[str, bytes], start: str) -> dict[str, bool]:
-    """Modules of others that a file needs, itself or by the archive's files that it imports."""
+    """Third-party modules that a file imports, directly or through files of the archive."""
     found: dict[str, bool] = {}
     seen: dict[str, bool] = {}
     waiting = deque([(start, True)])
@@ -141,7 +141,7 @@ def _foreign(sources: Mapping[str, bytes], start: str) -> dict[str, bool]:
 
 
 def _files(module: str, sources: Mapping[str, bytes]) -> list[str]:
-    """The archive's files that are run where a module is imported: its own, and its packages'."""
+    """The archive's files that are run when a module is imported: its own, and its packages'."""
     parts = module.split(".")
     paths = ["/".join(parts[: end + 1]) for end in range(len(parts))]
     places = [f"{path}/__init__.py" for path in paths] + [f"{paths[-1]}.py"]
@@ -160,7 +160,7 @@ def _imports(path: str, source: bytes) -> set[Import]:
 
 
 def _each_import(body: list[ast.stmt]) -> Iterator[Import]:
-    """Every import, and whether it stands where the file's first run comes past."""
+    """Every import, and whether it runs when the file is imported."""
     waiting: deque[tuple[ast.AST, bool]] = deque((node, True) for node in body)
     while waiting:
         node, at_once = waiting.popleft()
@@ -179,7 +179,7 @@ def _each_import(body: list[ast.stmt]) -> Iterator[Import]:
 
 
 def _is_for_types(test: ast.expr) -> bool:
-    """Whether a condition asks for TYPE_CHECKING."""
+    """Whether a condition is TYPE_CHECKING."""
     return any(
         "TYPE_CHECKING" in (getattr(node, "id", None), getattr(node, "attr", None))
         for node in ast.walk(test)

@@ -1,4 +1,4 @@
-"""Files and folders that nobody but their owner can change, whatever way leads to them."""
+"""Checks that files and folders, and all paths to them, are writable by their owner only."""
 
 import os
 import stat
@@ -11,14 +11,14 @@ _OTHERS_WRITE = stat.S_IWGRP | stat.S_IWOTH
 
 
 def check(what: str, *paths: Path) -> None:
-    """Refuse what others may write to, or exchange by way of a folder above it or of a link.
+    """Reject paths that other users can write to, or replace through a parent folder or a link.
 
     Args:
-        what: What the paths are, for the error.
+        what: A description of the paths, for the error.
         paths: They must exist.
 
     Raises:
-        UsageError: Others may, or a path leads nowhere.
+        UsageError: Others can, or a path does not exist.
     """
     for path in paths:
         try:
@@ -32,7 +32,7 @@ def check(what: str, *paths: Path) -> None:
 
 
 def _way(path: Path) -> Iterator[Path]:
-    """All that is passed from the root to a path: folders, links, and where those lead."""
+    """All components from the root to a path: folders, links, and the links' targets."""
     end = path.absolute()
     for place in (*reversed(end.parents), end):
         yield place
@@ -42,14 +42,14 @@ def _way(path: Path) -> Iterator[Path]:
 
 def _check_place(what: str, place: Path, *, is_end: bool) -> None:
     status = place.stat()
-    # in a folder such as /tmp everybody makes files, and removes none but their own
+    # in a sticky folder such as /tmp everyone can create files, but only remove their own
     is_shared = not is_end and status.st_mode & stat.S_ISVTX
     if status.st_mode & _OTHERS_WRITE and not is_shared:
         raise UsageError(
             f"{what} must be writable by its owner alone, got {place} of mode "
             f"{stat.S_IMODE(status.st_mode):04o}. Run: chmod go-w {place}"
         )
-    for owner in (place.lstat().st_uid, status.st_uid):  # a link's, and of what it leads to
+    for owner in (place.lstat().st_uid, status.st_uid):  # of a link, and of its target
         if owner not in (0, os.geteuid()):
             raise UsageError(
                 f"{what} must belong to you or to root, got {place} of user {owner}. "

@@ -1,4 +1,4 @@
-"""The trust folder: the public keys that an operator pinned, and holding archives against them."""
+"""The trust folder: public keys pinned by the operator, and verifying archives with them."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +16,7 @@ from marship.trust.statement import Statement
 
 @dataclass(frozen=True, slots=True)
 class Verified:
-    """An archive that is as a trusted key's owner signed it."""
+    """An archive with a valid signature by a trusted key."""
 
     contents: ArchiveContents
     key: PublicKey
@@ -34,8 +34,8 @@ class Trust:
         """Read the folder's `*.pem` files.
 
         Raises:
-            UsageError: There is no such folder, it holds no key or something else than public
-                keys, or others can change it.
+            UsageError: The folder does not exist, holds no key or other files than public keys,
+                or others can change it.
         """
         folder = Path(folder)
         if not folder.is_dir():
@@ -50,15 +50,15 @@ class Trust:
         return cls(folder, tuple(read_public(path) for path in paths))
 
     def verify(self, archive: str | Path) -> Verified:
-        """Hold an archive against the signature beside it.
+        """Verify an archive with its detached signature.
 
-        Nothing in the archive is believed, and of the signature's statement nothing before a
-        key of the folder has verified it.
+        Nothing in the archive is trusted, and the signature's statement is only trusted after
+        it was verified by a key of the folder.
 
         Raises:
-            UsageError: There is no such archive.
-            SignatureError: It is unsigned, altered, renamed, or signed by another key.
-            PackageError: Readers may disagree on what is in it.
+            UsageError: The archive does not exist.
+            SignatureError: It is unsigned, modified, renamed, or signed by another key.
+            PackageError: It is ambiguous to zip readers.
         """
         archive = Path(archive)
         if not archive.is_file():
@@ -74,14 +74,14 @@ class Trust:
         return Verified(contents, key)
 
     def stated_bytes(self, archive: Path) -> int | None:
-        """How large an archive is, as its signature says; the archive need not be there yet.
+        """The archive's size by its signature; the archive need not exist yet.
 
         Returns:
-            None for a signature of OpenSSF Model Signing. It states no size, and only that it
-            names a key of the folder is known of it.
+            None for a signature of OpenSSF Model Signing, which states no size. It is only
+            checked to name a key of the folder.
 
         Raises:
-            SignatureError: There is no signature, or it is of no key of the folder.
+            SignatureError: There is no signature, or it is not by a key of the folder.
         """
         path = beside(archive)
         value = envelope.load(path)
@@ -95,7 +95,7 @@ class Trust:
         return [key for key in self.keys if isinstance(key.raw, ec.EllipticCurvePublicKey)]
 
     def _stated(self, archive: Path, signed: envelope.Envelope) -> tuple[Statement, PublicKey]:
-        """What a key of the folder says; the id in the envelope only finds the key."""
+        """The statement, verified by a key of the folder; the envelope's id is only a hint."""
         for key in self.keys:
             if key.id != signed.key_id or not isinstance(key.raw, ed25519.Ed25519PublicKey):
                 continue

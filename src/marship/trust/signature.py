@@ -1,4 +1,4 @@
-"""Signing an archive. The signature lies beside it, so that signing changes nothing in it.
+"""Signs an archive, with a detached signature that leaves the archive unchanged.
 
 Ed25519 (RFC 8032) over a statement of all digests, in a DSSE envelope; with a P-256 key, a
 signature of OpenSSF Model Signing.
@@ -30,7 +30,7 @@ class Signed:
 
 
 def beside(archive: Path) -> Path:
-    """Where an archive's signature lies."""
+    """The path of an archive's signature."""
     return archive.with_name(archive.name + SUFFIX)
 
 
@@ -42,8 +42,8 @@ def sign(archive: str | Path, key: PrivateKey) -> Signed:
         key: Ed25519, or P-256 for a signature of OpenSSF Model Signing.
 
     Raises:
-        UsageError: There is no such archive, or model-signing is missing.
-        PackageError: It is damaged, or readers may disagree on what is in it.
+        UsageError: The archive does not exist, or model-signing is not installed.
+        PackageError: It is corrupted, or ambiguous to zip readers.
     """
     archive = Path(archive)
     if archive.suffix != ".mar":

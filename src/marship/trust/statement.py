@@ -1,15 +1,15 @@
-"""What is signed of an archive: its name, its model, and a digest of it and of each file.
+"""The signed statement about an archive: name, model, and digests of it and of each file.
 
-The statement is JSON in one form only: names sorted, no blanks, UTF-8. So equal archives give
-equal bytes, and no two readers take one statement for two.
+The statement is canonical JSON: names sorted, no whitespace, UTF-8. So equal archives give equal
+bytes, and a statement has one interpretation.
 
     {"algorithm": "ed25519", "format": 1, "key": <id>,
      "model": {"name": ..., "version": ...},
      "archive": {"name": "recommend.mar", "sha256": ..., "size_bytes": ...},
      "files": {"model.onnx": {"sha256": ..., "size_bytes": ...}, ...}}
 
-The digest of the whole archive binds what no digest of a file does: order, gaps, folders and
-headers. Those of the files let an error say which one differs.
+The digest of the whole archive covers what the digests of files do not: order, gaps, folders and
+headers. Those of the files let an error name the file that differs.
 """
 
 import json
@@ -29,12 +29,12 @@ _SHOWN = 5
 
 @dataclass(frozen=True, slots=True)
 class Statement:
-    """What a key's owner says of an archive.
+    """A statement about an archive by the owner of a key.
 
     Attributes:
         archive: The archive's file name.
-        contents: What it held when it was signed.
-        key_id: The key that signs.
+        contents: The contents when it was signed.
+        key_id: The id of the signing key.
     """
 
     archive: str
@@ -42,7 +42,7 @@ class Statement:
     key_id: str
 
     def to_bytes(self) -> bytes:
-        """The bytes that are signed."""
+        """The bytes to sign."""
         contents = self.contents
         value = {
             "algorithm": ALGORITHM,
@@ -63,7 +63,7 @@ class Statement:
         """Read a statement whose signature is verified already.
 
         Raises:
-            SignatureError: It is of another format, or not in the form that `to_bytes` writes.
+            SignatureError: It is of another format version, or not canonical.
         """
         try:
             value = texts.json_value(data, most_bytes=MAX_SIGNATURE_BYTES)
@@ -81,7 +81,7 @@ class Statement:
         return statement
 
     def differences(self, found: ArchiveContents) -> list[str]:
-        """How an archive differs from what was signed; empty if it does not."""
+        """The differences of an archive from the signed one; empty if equal."""
         signed, files = self.contents.files, found.files
         groups = {
             "changed": [name for name in signed if name in files and files[name] != signed[name]],

@@ -1,10 +1,10 @@
-"""The server's own copies of verified archives, where nobody else can exchange them.
+"""The server's private copies of verified archives, which other users cannot replace.
 
-Between verifying a file and unpacking it somebody may write to it. So with a trust folder
-TorchServe never reads the model store: an archive is copied into a folder that only the
-server's user can enter, the copy is verified, and TorchServe gets that folder for its store.
+A file may be modified between verifying and unpacking it. So with a trust folder TorchServe never
+reads the model store: an archive is copied into a folder that only the server's user can access,
+the copy is verified, and TorchServe uses that folder as its store.
 The signature is verified first, and no more is copied than the size that it states.
-It unpacks before it answers a registration, so the copy is removed right after.
+TorchServe unpacks before it responds to a registration, so the copy is removed right after.
 """
 
 import os
@@ -23,31 +23,31 @@ from marship.trust.signature import beside
 
 MOST_UNSTATED_BYTES = 8 << 30
 _CHUNK_BYTES = 1 << 20
-_OTHER_MODELS = (".model", ".gz", ".tgz")  # that TorchServe would load, and nobody can sign
+_OTHER_MODELS = (".model", ".gz", ".tgz")  # which TorchServe would load, and which cannot be signed
 
 
 def open_vault(folder: Path) -> None:
-    """Make an empty vault, for its owner only."""
+    """Create an empty vault, accessible to its owner only."""
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(mode=0o700)
 
 
 def admit(vault: Path, store: Path, file_name: str, trust: Trust, model: str | None) -> Verified:
-    """Put a verified copy of one of the store's archives into the vault, under its own name.
+    """Copy an archive of the store into the vault under its name, verified.
 
     Args:
-        vault: The server's folder.
-        store: Where archive and signature lie.
-        file_name: The archive's.
-        trust: The keys that count.
-        model: The name that it shall have on the server; None leaves it to the archive.
+        vault: The vault's folder.
+        store: The folder with the archive and its signature.
+        file_name: The archive's file name.
+        trust: The trusted keys.
+        model: The model's name on the server; None is the archive's.
 
     Raises:
-        NotFoundError: The store does not hold it.
-        SignatureError: It is unsigned, altered, renamed, or signed by another key, or its model
+        NotFoundError: It is not in the store.
+        SignatureError: It is unsigned, modified, renamed, or signed by another key, or its model
             has another name.
-        PackageError: Readers may disagree on what is in it, or it is too large.
-        StorageError: The vault has no room for it.
+        PackageError: It is ambiguous to zip readers, or too large.
+        StorageError: The disk of the vault is full.
     """
     with drafts(vault) as draft:
         verified = copy_verified(draft, store, file_name, trust, model)
@@ -57,14 +57,14 @@ def admit(vault: Path, store: Path, file_name: str, trust: Trust, model: str | N
 
 @contextmanager
 def drafts(vault: Path) -> Iterator[Path]:
-    """A folder in the vault for copies that TorchServe is not to see yet; it goes afterwards.
+    """A temporary folder in the vault for copies that TorchServe must not see yet.
 
     Raises:
         StorageError: The vault cannot be written to.
     """
     with (
         storage.explained(vault),
-        # a copy that was given up may still be written to
+        # an abandoned copy may still be written to
         tempfile.TemporaryDirectory(dir=vault, prefix=".", ignore_cleanup_errors=True) as folder,
     ):
         yield Path(folder)
@@ -73,10 +73,10 @@ def drafts(vault: Path) -> Iterator[Path]:
 def copy_verified(
     draft: Path, store: Path, file_name: str, trust: Trust, model: str | None
 ) -> Verified:
-    """Put a verified copy of one of the store's archives into a folder of the vault.
+    """Copy an archive of the store into a folder of the vault, verified.
 
     Raises:
-        MarshipError: As `admit` raises.
+        MarshipError: As `admit`.
     """
     source = store / file_name
     if not source.is_file() or source.suffix != ".mar":
@@ -98,11 +98,11 @@ def copy_verified(
 
 
 def admit_at_start(vault: Path, store: Path, load_models: str, trust: Trust) -> list[Verified]:
-    """Admit what TorchServe shall load when it starts: its setting `load_models`.
+    """Admit the archives to load at startup, by TorchServe's setting `load_models`.
 
     Raises:
-        UsageError: It would load something that is no `.mar`.
-        SignatureError: As `admit`; also for any archive in the store, if all shall be loaded.
+        UsageError: It would load other files than `.mar`.
+        SignatureError: As `admit`; also for any archive in the store, if all are loaded.
     """
     if load_models.strip().lower() != "all":
         entries = [entry.strip().rpartition("=") for entry in load_models.split(",")]
@@ -118,7 +118,7 @@ def admit_at_start(vault: Path, store: Path, load_models: str, trust: Trust) -> 
 
 
 def _copy_signed(source: Path, target: Path, stated_bytes: int | None) -> None:
-    """Copy an archive that is not larger than was signed; of a larger one nothing is written.
+    """Copy an archive, unless it is larger than its signature states.
 
     What is smaller cannot verify either, and then the error tells what changed in it.
 
@@ -147,7 +147,7 @@ def _copy_signed(source: Path, target: Path, stated_bytes: int | None) -> None:
 
 
 def _copy_signature(source: Path, target: Path) -> None:
-    """Copy a signature, if there is one; that it is missing or too large is told later."""
+    """Copy a signature, if there is one; verification reports if it is missing or too large."""
     if source.exists():
         with _opened(source) as reader:
             _copy(reader, target, MAX_SIGNATURE_BYTES + 1)
@@ -163,7 +163,7 @@ def _opened(path: Path) -> BinaryIO:
 
 
 def _copy(reader: BinaryIO, target: Path, most_bytes: int) -> None:
-    """Copy up to a size: the file may grow meanwhile."""
+    """Copy up to a size, as the file may grow meanwhile."""
     left_bytes = most_bytes
     with target.open("wb") as writer:
         while left_bytes and (chunk := reader.read(min(left_bytes, _CHUNK_BYTES))):
@@ -172,6 +172,6 @@ def _copy(reader: BinaryIO, target: Path, most_bytes: int) -> None:
 
 
 def dismiss(vault: Path) -> None:
-    """Remove the copies, which TorchServe has unpacked."""
+    """Remove the copies, once TorchServe has unpacked them."""
     for path in vault.glob("*.mar"):
         path.unlink(missing_ok=True)
