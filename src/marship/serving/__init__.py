@@ -1,4 +1,4 @@
-"""The part that travels inside every archive: numpy, onnxruntime, orjson and no more."""
+"""The part of marship inside every archive; depends on numpy, onnxruntime and orjson only."""
 
 import sys
 from importlib.util import find_spec
@@ -6,8 +6,8 @@ from importlib.util import find_spec
 from marship.errors import LoadError
 from marship.serving import earlier
 
-# A host may take an ImportError for a handler that is not there, so what is missing is said here,
-# as an error of another kind.
+# A host may report an ImportError as a missing handler, so a missing package is raised here as an
+# error of another type.
 for _name in ("numpy", "onnxruntime", "orjson"):
     if find_spec(_name) is None:
         raise LoadError(

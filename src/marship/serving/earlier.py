@@ -1,6 +1,6 @@
-"""Names of modules that handlers written for earlier versions import.
+"""Old module names, which handlers written for earlier versions import.
 
-Nothing of marship uses them: a handler of one's own goes on working when it is packed again.
+marship itself does not use them; custom handlers keep working when they are packaged again.
 """
 
 from collections.abc import Sequence
@@ -26,7 +26,7 @@ _ROOM = "marship.serving."
 
 
 class Finder(MetaPathFinder, Loader):
-    """Finds such a module where no other finder does; it has the names of the one that it is."""
+    """Imports an old module name as an alias of the new module, after all other finders."""
 
     def find_spec(
         self,
@@ -34,12 +34,12 @@ class Finder(MetaPathFinder, Loader):
         path: Sequence[str] | None = None,  # noqa: ARG002  importlib's
         target: ModuleType | None = None,  # noqa: ARG002
     ) -> ModuleSpec | None:
-        """The module, if it is one of those."""
+        """The module's spec, if it is an old name."""
         is_moved = fullname.removeprefix(_ROOM) in MOVED and fullname.startswith(_ROOM)
         return spec_from_loader(fullname, self) if is_moved else None
 
     def exec_module(self, module: ModuleType) -> None:
-        """Fill the module with the names of the one that it is."""
+        """Fill the module with the names of the new module."""
         now = import_module(_ROOM + MOVED[module.__name__.removeprefix(_ROOM)])
         names = {name: value for name, value in vars(now).items() if not name.startswith("__")}
         vars(module).update(names)

@@ -1,7 +1,7 @@
-"""OnnxHandler: the base of everything in handlers/.
+"""OnnxHandler: the base class of all handlers.
 
-A handler of one's own overrides `prepare`, `decode`, `encode` and `advice`, each for a single
-request; batching, errors, headers and timings are the service's.
+A custom handler overrides `prepare`, `decode`, `encode` and `advice`, each for a single request;
+the service does batching, errors, headers and timings.
 """
 
 from collections.abc import Mapping, Sequence
@@ -17,23 +17,23 @@ __all__ = ["Clock", "Context", "OnnxHandler", "Placement", "Reply", "Request", "
 class OnnxHandler(Service):
     """Serves an ONNX model: tensors in, tensors out.
 
-    Hosts that load a handler's class themselves call `initialize` and `handle`.
+    Hosts that instantiate a handler's class themselves call `initialize` and `handle`.
     """
 
     def initialize(self, context: Context) -> None:
-        """Load what a host's context says: the host calls this, once in a worker.
+        """Load the model of a host's context: called by the host, once in each worker.
 
         Raises:
-            LoadError: The worker must not serve this model; the message says why.
-            SealError: The model is sealed and cannot be opened.
+            LoadError: The model cannot be served; the message says why.
+            SealError: The model is sealed and cannot be decrypted.
         """
         hosts.initialize(self, context)
 
     def handle(self, data: Sequence[Mapping[str, object]], context: Context) -> list[bytes]:
-        """The responses to a batch that the host has parsed itself.
+        """Handle a batch that the host has parsed itself.
 
         Args:
             data: One mapping for each request: `body`, or form fields by name.
-            context: The host's; takes each response's status and headers.
+            context: The host's context, which gets each response's status and headers.
         """
         return hosts.handle(self, data, context)

@@ -1,4 +1,4 @@
-"""Requests and replies as every host hands them to a handler and takes them from it."""
+"""Requests and replies, exchanged between hosts and handlers."""
 
 import logging
 import uuid
@@ -12,10 +12,10 @@ logger = logging.getLogger(__name__)
 
 JSON_TYPE = "application/json"
 MAX_FORM_FIELDS = 1000
-"""Each field costs the worker about a microsecond, in which it answers nobody else."""
+"""Each field costs the worker about a microsecond, in which it is blocked."""
 
 MAX_REQUEST_BYTES = MAX_RESPONSE_BYTES = 6_553_500
-"""The largest request and response where a host states no limits of its own."""
+"""The default limit of requests and responses for hosts without limits of their own."""
 
 
 @dataclass(slots=True)
@@ -24,13 +24,13 @@ class Request:
 
     Attributes:
         body: The bytes; a host may have parsed JSON already.
-        content_type: Of the body; empty where none was sent.
-        name: Of the body: `body`, or the multipart field's.
-        fields: Query parameters and further multipart fields, by name; where one comes again, it
-            is `<name>#2` and so on.
-        field_count: How many parameters came, the body among them. Of more than the limit none
-            is kept, and the request must be refused.
-        id: The host's name for the request.
+        content_type: The body's content type; empty if none was sent.
+        name: The body's name: `body`, or the multipart field's.
+        fields: Query parameters and further multipart fields, by name; repeated ones are
+            `<name>#2` and so on.
+        field_count: The number of parameters received, including the body. If it exceeds the
+            limit none is kept, and the request must be rejected.
+        id: The host's id of the request.
         headers: The HTTP headers, names in lower case.
     """
 
@@ -43,7 +43,7 @@ class Request:
     headers: Mapping[str, str] = field(default_factory=dict)
 
     def header(self, name: str) -> str | None:
-        """One HTTP header, whatever its case; None where it was not sent."""
+        """One HTTP header, case-insensitive; None if it was not sent."""
         return self.headers.get(name.lower())
 
 
@@ -53,9 +53,9 @@ class Reply:
 
     Attributes:
         body: The bytes.
-        content_type: Of the body.
-        status: HTTP's.
-        headers: Further ones.
+        content_type: The body's content type.
+        status: The HTTP status.
+        headers: Further headers.
         more: Whether another part of the same response follows.
     """
 
@@ -66,12 +66,12 @@ class Reply:
     more: bool = False
 
     def all_headers(self, timing: str) -> dict[str, str]:
-        """With those that every response has."""
+        """The headers, including those of every response."""
         return {"content-type": self.content_type, "Server-Timing": timing, **dict(self.headers)}
 
 
 def hidden(step: str, error: MarshipError | None = None) -> MarshipError:
-    """Log the error, or the exception being handled; the client gets a reference to it alone."""
+    """Log an internal error, or the current exception; the client only gets a reference id."""
     reference = uuid.uuid4().hex[:12]
     logger.error("request failed to %s, reference %s", step, reference, exc_info=error or True)
     return MarshipError(

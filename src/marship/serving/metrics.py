@@ -1,4 +1,4 @@
-"""A worker's figures, added up until its host takes them.
+"""A worker's metrics, aggregated until its host collects them.
 
 `requests / batches` is the batch size, `seconds / batches` the mean time of a batch; Prometheus'
 `rate()` gives both over time.
@@ -14,7 +14,7 @@ _Key = tuple[str, str, str]  # name, unit, error code or nothing
 
 @dataclass(frozen=True, slots=True)
 class Figure:
-    """One metric's value; `code` is an error's, empty for all others."""
+    """One metric's value; `code` is that of an error, empty for other metrics."""
 
     name: str
     unit: str
@@ -23,12 +23,12 @@ class Figure:
 
 
 class Metrics:
-    """Counters of one model in one worker; safe to use from several threads."""
+    """Counters of one model in one worker; thread-safe."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._totals: Counter[_Key] = Counter()
-        self._joining_ended: bool | None = None  # None where there is nothing new to say
+        self._joining_ended: bool | None = None  # None if there is nothing to report
 
     def add_batch(self, requests: int, seconds: Mapping[str, float]) -> None:
         """Count a batch, and the time that each step of it took."""
@@ -44,19 +44,19 @@ class Metrics:
             self._totals["marship_errors_total", "answers", code] += 1
 
     def add_recheck(self, *, differs: bool) -> None:
-        """Count a row of a joined call that was repeated alone."""
+        """Count a row of a batch that was run again alone."""
         with self._lock:
             self._totals["marship_rechecks_total", "rows", ""] += 1
             if differs:
                 self._totals["marship_recheck_differences_total", "rows", ""] += 1
 
     def set_joining_ended(self, *, ended: bool) -> None:
-        """Whether requests run alone, since joined ones were not answered as they are alone."""
+        """Set whether batching was stopped, as batched outputs differed from those alone."""
         with self._lock:
             self._joining_ended = ended
 
     def take(self) -> tuple[list[Figure], list[Figure]]:
-        """Counters as they rose since this was called last, and gauges that have news."""
+        """Increments of counters since the last call, and gauges that have changed."""
         with self._lock:
             totals, self._totals = self._totals, Counter()
             ended = self._joining_ended

@@ -1,14 +1,14 @@
-"""Bytes to arrays and back, in the form the client chose.
+"""Decodes request bodies into arrays, and encodes responses in the request's format.
 
-| form | request | answer |
+| format | request | response |
 |---|---|---|
 | named JSON | `{"input": [[...]]}` | `{"output": [[...]]}` |
 | bare JSON, for models with one input | `[[...]]` | `[[...]]` with one output, else named |
-| KServe v2, JSON or raw tensors: see `kserve` | `{"inputs": [{"name", "shape", ...}]}` | alike |
+| KServe v2, JSON or raw tensors: see `kserve` | `{"inputs": [{"name", "shape", ...}]}` | same |
 | npy (NumPy's format 1.0 to 3.0), one input | `application/x-npy` | npy, one output |
 
-Every form carries the batch axis: one row is a list of one row. JSON has no NaN and no
-infinity: where a model answers one, JSON says null.
+All formats include the batch axis: one row is a list of one row. JSON has no NaN and no infinity:
+in outputs they become null.
 """
 
 import io
@@ -67,7 +67,7 @@ class Message:
     requested: kserve.OutputRequest = PLAIN
 
     def wants_raw(self, name: str) -> bool:
-        """Whether an output shall come back as KServe's raw tensor."""
+        """Whether an output is returned as KServe's raw tensor."""
         return self.form is BodyFormat.KSERVE and self.requested.binary.get(
             name, self.requested.all_binary
         )
@@ -76,18 +76,18 @@ class Message:
 def decode(
     body: object, content_type: str, contract: Contract, json_length: str | None = None
 ) -> Message:
-    """Read a request.
+    """Decode a request.
 
     Args:
-        body: Bytes as received, or the value of JSON that the host has parsed.
-        content_type: The header's value; where it is empty, the bytes decide.
-        contract: Says which tensors are asked for, and of which type.
+        body: Bytes as received, or a JSON value that the host has parsed.
+        content_type: The header's value; if empty, the format is detected.
+        contract: The names and types of inputs.
         json_length: KServe's header for the length of the JSON before raw tensors.
 
     Raises:
-        MalformedError: The bytes are not what their type says.
+        MalformedError: The body does not parse as its content type.
         InvalidInputError: Tensors are missing, unknown or of the wrong type.
-        UnsupportedMediaError: The content type is none of the above.
+        UnsupportedMediaError: The content type is not supported.
     """
     kind = _kind(content_type)
     if isinstance(body, (bytes, bytearray, memoryview)):
@@ -107,11 +107,11 @@ def _kind(content_type: str) -> str:
 
 
 def read_json(body: object, content_type: str) -> Any:  # noqa: ANN401  any JSON value
-    """Parse a JSON body; what the host has parsed already is handed through.
+    """Parse a JSON body; a value that the host has parsed already is returned as is.
 
     Raises:
-        MalformedError: There is nothing, or it is not JSON.
-        UnsupportedMediaError: The content type says that it is something else.
+        MalformedError: It is empty, or not JSON.
+        UnsupportedMediaError: The content type is not JSON.
     """
     kind = _kind(content_type)
     if kind not in ("", JSON_TYPE, OCTETS_TYPE) and not kind.endswith("+json"):
@@ -129,16 +129,16 @@ def read_json(body: object, content_type: str) -> Any:  # noqa: ANN401  any JSON
 def from_json(
     value: object, contract: Contract, raw: memoryview = NOTHING, *, may_mix: bool = True
 ) -> Message:
-    """Turn a JSON value of any of the three JSON forms into tensors.
+    """Convert a JSON value of any of the three JSON formats to tensors.
 
     Args:
         value: The parsed JSON.
-        contract: Says which tensors are asked for.
-        raw: The bytes behind it, of KServe's raw tensors.
-        may_mix: Whether true or false may stand among its numbers.
+        contract: The names and types of inputs.
+        raw: The bytes after the JSON, of KServe's raw tensors.
+        may_mix: Whether booleans may be mixed with its numbers.
 
     Raises:
-        MalformedError: The raw bytes are not what the JSON says of them.
+        MalformedError: The raw bytes do not match their JSON description.
         InvalidInputError: Tensors are missing, unknown or of the wrong type.
     """
     if isinstance(value, dict) and kserve.is_request(value):
@@ -159,7 +159,7 @@ def read_npy(body: bytes | bytearray | memoryview) -> Array:
     """Read an npy file without copying its data.
 
     Raises:
-        MalformedError: It is no npy file, truncated, or holds Python objects.
+        MalformedError: It is not an npy file, is truncated, or holds Python objects.
     """
     start = _npy_data_start(body)
     shape, fortran, dtype = _npy_header(bytes(body[:start]))
@@ -167,7 +167,7 @@ def read_npy(body: bytes | bytearray | memoryview) -> Array:
         raise MalformedError("the npy file must hold numbers, got Python objects.")
     if dtype.subdtype is not None or dtype.itemsize == 0:
         raise MalformedError(f"the npy file must hold numbers or text, got {dtype}.")
-    if not all(type(size) is int for size in shape):  # NumPy's parser takes True for one
+    if not all(type(size) is int for size in shape):  # NumPy's parser accepts True
         raise MalformedError(f"the npy file must have a shape of whole numbers, got {shape}.")
     expected = int(np.prod(shape, dtype=object)) * dtype.itemsize
     if min(shape, default=0) < 0 or len(body) - start != expected:
@@ -193,7 +193,7 @@ def _npy_data_start(body: bytes | bytearray | memoryview) -> int:
 
 @lru_cache(256)
 def _npy_header(header: bytes) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
-    """Shape, column order and type; parsing takes longer than a small model, and headers repeat."""
+    """Shape, column order and type; cached, as parsing takes longer than a small model."""
     stream = io.BytesIO(header)
     try:
         version = np.lib.format.read_magic(stream)
@@ -203,17 +203,17 @@ def _npy_header(header: bytes) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
             else np.lib.format.read_array_header_2_0
         )
         return read_header(stream, max_header_size=NPY_HEADER_BYTES)
-    except Exception as error:  # NumPy lets Python's tokenizer and parser read it
+    except Exception as error:  # NumPy uses Python's tokenizer and parser
         raise MalformedError(f"the body must be an npy file, got: {error}.") from error
 
 
 def check_size(
     message: Message, extents: extent.Extents, limit_bytes: int, text_bytes: int = 0
 ) -> None:
-    """Refuse a response that cannot be sent, before it is written or even computed.
+    """Reject a response that is too large, before it is encoded or even computed.
 
     Raises:
-        TooLargeError: It is larger than the server sends, in the form of the request.
+        TooLargeError: It is larger than the server's limit, in the request's format.
     """
     total = text_bytes
     for name, (dtype, shape) in extents.items():
@@ -233,18 +233,18 @@ def encode(
     version: str,
     limit_bytes: int = extent.LARGEST_BYTES,
 ) -> Reply:
-    """The answer, in the form of the request.
+    """Encode outputs as a response in the request's format.
 
     Args:
-        outputs: What the model gave.
+        outputs: The model's outputs.
         message: The request.
-        model: Its name, for KServe's form.
-        version: Likewise.
+        model: The model's name, for KServe's format.
+        version: The model's version, likewise.
         limit_bytes: The largest response that the server sends.
 
     Raises:
-        InvalidInputError: npy was asked of a model with several outputs.
-        TooLargeError: The answer is larger than the limit.
+        InvalidInputError: npy was requested of a model with several outputs.
+        TooLargeError: The response is larger than the limit.
     """
     if not extent.surely_fit(outputs, limit_bytes):
         text_bytes = sum(map(extent.text_bytes, outputs.values()))

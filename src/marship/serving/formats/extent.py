@@ -1,9 +1,9 @@
-"""How large a response will be, told from the shapes of a model's outputs.
+"""Bounds on the size of a response, from the shapes of a model's outputs.
 
-Least sizes are exact for raw tensors and npy, and a true lower bound for JSON, in which a number
-takes from 1 to 24 characters: what is refused by them could not have been sent. Most sizes say
-which arrays the JSON writer takes whole. It is never given more than the limit would hold: where
-its memory ends it crashes the process instead of raising an error.
+Minimum sizes are exact for raw tensors and npy, and a lower bound for JSON, in which a number takes
+1 to 24 characters: a response that they reject could not have been sent. Maximum sizes decide
+which arrays are encoded to JSON at once. The JSON encoder never gets more than the limit: out of
+memory it crashes the process instead of raising an error.
 """
 
 import math
@@ -19,7 +19,7 @@ Extents = Mapping[str, tuple[str, Sequence[int]]]
 """Type and shape of tensors, by name."""
 
 LARGEST_BYTES = 2**31 - 1
-"""Java counts the bytes of a response in an int."""
+"""Java stores the size of a response in an int."""
 SHIPPED_BYTES = 16 << 20
 """max_response_size of the server as shipped, in config.properties."""
 
@@ -27,7 +27,7 @@ _LEAST_CHARACTERS = {"f": 3, "i": 1, "u": 1, "b": 4, "O": 2}
 """Of a JSON value by NumPy's kind: 0.0, 0, true, and the quotes of a text."""
 _MOST_CHARACTERS = 24
 _MOST_ESCAPED = 6
-"""Characters of JSON for one of text."""
+"""Maximum characters of JSON for one character of text."""
 _LENGTH_BYTES = 4
 """Before each text of a raw tensor."""
 
@@ -41,25 +41,25 @@ def _lists(shape: Sequence[int]) -> int:
 
 
 def least_json_bytes(dtype: str, shape: Sequence[int]) -> int:
-    """As nested lists: each value and the comma behind it, and two brackets for each list."""
+    """The minimum size as nested lists: values, commas, and two brackets for each list."""
     values = math.prod(shape) * (_LEAST_CHARACTERS[_kind(dtype)] + 1)
     return max(values + 2 * _lists(shape) - 1, 1)
 
 
 def raw_bytes(dtype: str, shape: Sequence[int]) -> int:
-    """As they lie in memory; of text the lengths alone."""
+    """The size of raw values; for text the length prefixes only."""
     width = _LENGTH_BYTES if dtype == "str" else np.dtype(dtype).itemsize
     return width * math.prod(shape)
 
 
 def most_json_bytes(array: Array) -> int:
-    """As nested lists, where each value is as long as it can be."""
+    """The maximum size as nested lists."""
     values = array.size * (_MOST_CHARACTERS + 1) + _MOST_ESCAPED * text_bytes(array)
     return values + 3 * _lists(array.shape)
 
 
 def surely_fit(outputs: Arrays, limit_bytes: int) -> bool:
-    """Whether no form of the outputs can come near the limit: most responses are that small."""
+    """Whether the outputs are below the limit in any format, as most responses are."""
     values = 0
     for array in outputs.values():
         if array.dtype.kind in "OU":
@@ -69,12 +69,12 @@ def surely_fit(outputs: Arrays, limit_bytes: int) -> bool:
 
 
 def text_bytes(array: Array) -> int:
-    """Of all texts in an array, at least; 0 where it holds numbers."""
+    """The minimum size of all strings in an array; 0 for numbers."""
     return sum(map(len, array.flat)) if array.dtype.kind in "OU" else 0
 
 
 def of(outputs: Arrays) -> Extents:
-    """Of arrays that a model gave."""
+    """The extents of a model's outputs."""
     return {
         name: ("str" if array.dtype.kind in "OU" else array.dtype.name, array.shape)
         for name, array in outputs.items()
@@ -82,7 +82,7 @@ def of(outputs: Arrays) -> Extents:
 
 
 def stated(contract: Contract, inputs: Arrays) -> Extents:
-    """Of the outputs whose sizes the contract tells for a request's inputs, before it is run."""
+    """The extents of outputs whose sizes follow from a request's inputs, before it is run."""
     sizes = {
         axis: size
         for spec in contract.inputs
@@ -98,7 +98,7 @@ def stated(contract: Contract, inputs: Arrays) -> Extents:
 
 
 def row_bytes(contract: Contract) -> int:
-    """Of one row's outputs in the shortest form, with variable axes at their least."""
+    """The minimum size of one row's outputs in the shortest format."""
     total = 0
     for spec in contract.outputs:
         shape = [_least(axis, contract) for axis in spec.shape[1:]]
@@ -107,10 +107,10 @@ def row_bytes(contract: Contract) -> int:
 
 
 def bounded(contract: Contract) -> Contract:
-    """The contract with a bound for its batch axis, where nothing else bounds it.
+    """The contract with an upper bound for its batch axis, if it has none.
 
-    As many rows as a response can hold at all, so that no request makes a worker compute what
-    the server would not send; joined calls stay within it too.
+    The bound is the number of rows that fit into any response, so that no request makes a worker
+    compute what the server would not send; batches of requests stay within it, too.
     """
     axis = contract.batch_axis
     low, high = contract.bounds.get(axis or "", (1, None))
@@ -125,9 +125,9 @@ def _least(axis: int | str, contract: Contract) -> int:
 
 
 def most_rows(specs: Sequence[TensorSpec], limit_bytes: int) -> int | None:
-    """Rows that fit into a response of JSON, texts being no longer than numbers.
+    """The number of rows that fit into a JSON response, if strings are no longer than numbers.
 
-    None where a shape is not known before the model is run.
+    None if a shape is unknown before the model is run.
     """
     total = 0
     for spec in specs:
@@ -139,10 +139,10 @@ def most_rows(specs: Sequence[TensorSpec], limit_bytes: int) -> int | None:
 
 
 def check(least_bytes: int, limit_bytes: int) -> None:
-    """Refuse what cannot be sent.
+    """Reject a response that is too large.
 
     Raises:
-        TooLargeError: The response is larger than the server sends.
+        TooLargeError: The response is larger than the server's limit.
     """
     if least_bytes > limit_bytes:
         raise TooLargeError(

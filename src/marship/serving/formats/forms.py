@@ -1,4 +1,4 @@
-"""Bodies as HTTP carries them: content encodings undone, and forms taken apart.
+"""HTTP bodies: decodes content encodings, and parses multipart forms.
 
 Sources: RFC 9110, 8.4 (content encodings); RFC 7578 and RFC 2046, 5.1 (multipart/form-data).
 """
@@ -17,7 +17,7 @@ ENCODINGS = {"gzip": 31, "x-gzip": 31, "deflate": 15}
 """Content encodings and zlib's `wbits` for them: deflate is the zlib format (RFC 9110, 8.4.1.2)."""
 
 MOST_ENCODINGS, MOST_MEMBERS = 3, 1000
-"""Of one body, and gzip files in one: each costs time, and empty ones almost no bytes."""
+"""Limits of encodings, and of gzip members: each costs time, and empty ones almost no bytes."""
 
 Parameter = tuple[str, str, Any]
 """Name, content type and value."""
@@ -32,15 +32,14 @@ def undo_encodings(body: Any, encodings: str, most_bytes: int) -> Any:  # noqa: 
     """A body without its content encodings.
 
     Args:
-        body: The bytes as they came.
+        body: The bytes as received.
         encodings: The header Content-Encoding.
-        most_bytes: How large the body may be without them.
+        most_bytes: Maximum size of the decoded body.
 
     Raises:
-        UnsupportedMediaError: An encoding is none of `ENCODINGS`, or there are too many.
-        MalformedError: The body is not what the header says.
-        TooLargeError: It is larger without the encodings than a request may be, or has too many
-            members.
+        UnsupportedMediaError: An encoding is not in `ENCODINGS`, or there are too many.
+        MalformedError: The body is not encoded as the header says.
+        TooLargeError: The decoded body is too large, or has too many members.
     """
     names = [name.strip().lower() for name in encodings.split(",")]
     names = [name for name in names if name not in ("", "identity")]
@@ -60,7 +59,7 @@ def undo_encodings(body: Any, encodings: str, most_bytes: int) -> Any:  # noqa: 
 def _inflated(body: bytes, name: str, most_bytes: int) -> bytes:
     whole = bytearray()
     left, members = memoryview(body), 0
-    while left:  # gzip files may follow each other in one (RFC 1952, 2.2)
+    while left:  # a gzip file may have several members (RFC 1952, 2.2)
         members += 1
         if members > MOST_MEMBERS:
             raise TooLargeError(
@@ -69,7 +68,7 @@ def _inflated(body: bytes, name: str, most_bytes: int) -> bytes:
             )
         inflater = zlib.decompressobj(ENCODINGS[name])
         while left and not inflater.eof:
-            chunk = left[:_CHUNK_BYTES]  # the inflater copies what is behind a member's end
+            chunk = left[:_CHUNK_BYTES]  # the inflater copies the bytes after a member
             try:
                 whole += inflater.decompress(chunk, most_bytes + 1 - len(whole))
             except zlib.error as error:
@@ -86,18 +85,18 @@ def _inflated(body: bytes, name: str, most_bytes: int) -> bytes:
 
 
 def read(body: bytes, content_type: str, most_fields: int) -> tuple[list[Parameter], int]:
-    """The fields of a multipart form, in their order.
+    """The fields of a multipart form, in order.
 
     Args:
         body: The whole body.
-        content_type: The header, which names the boundary.
-        most_fields: Of a form with more none is kept.
+        content_type: The header, which has the boundary.
+        most_fields: Maximum number of fields; of a larger form none is kept.
 
     Returns:
-        The fields, and how many there are.
+        The fields, and their number.
 
     Raises:
-        MalformedError: The body is no form of this boundary.
+        MalformedError: The body is not a form with this boundary.
     """
     message = Message()
     message["content-type"] = content_type
@@ -117,7 +116,7 @@ def read(body: bytes, content_type: str, most_fields: int) -> tuple[list[Paramet
 
 
 def _parts(body: bytes, mark: bytes) -> Iterator[bytes]:
-    """What stands between the delimiters, with its head."""
+    """The parts between the boundaries, with their headers."""
     place = 0 if body.startswith(mark) else body.find(b"\r\n" + mark) + 2
     if place == 1:
         raise MalformedError("the form must begin with its boundary, got none.")
@@ -157,13 +156,13 @@ def _field(part: bytes) -> Parameter:
 def fill(request: Request, parameters: Sequence[Parameter], count: int) -> None:
     """Give a request its body, content type and fields.
 
-    The body is the parameter `body` or `data`, or else the first there is.
+    The body is the parameter `body` or `data`, else the first one.
 
     Args:
-        request: What is filled.
-        parameters: All there are, or fewer.
-        count: How many there are; where some were not kept, none is taken, and the handler refuses
-            the request.
+        request: The request to fill.
+        parameters: All parameters, or fewer.
+        count: The number of parameters; if some were not kept, none is used, and the handler
+            rejects the request.
     """
     request.field_count = count
     if count > len(parameters):
@@ -179,7 +178,7 @@ def fill(request: Request, parameters: Sequence[Parameter], count: int) -> None:
 
 
 def _unique(parameters: Sequence[Parameter]) -> Iterator[tuple[str, tuple[str, Any]]]:
-    """Content types and values by name: forms send several files under one."""
+    """Content types and values by name, made unique: a form may have several files of one name."""
     seen: Counter[str] = Counter()
     for name, content_type, value in parameters:
         seen[name] += 1
@@ -189,16 +188,16 @@ def _unique(parameters: Sequence[Parameter]) -> Iterator[tuple[str, tuple[str, A
 def request_of(
     body: bytes, headers: Mapping[str, str], *, most_fields: int, most_bytes: int
 ) -> Request:
-    """A request as a server receives it: its body without encodings, a form taken apart.
+    """A request from an HTTP body and headers: encodings decoded, and a form parsed.
 
     Args:
-        body: As it came.
-        headers: Names in lower case.
-        most_fields: Of a form.
-        most_bytes: Of the body without its encodings.
+        body: The body as received.
+        headers: By name in lower case.
+        most_fields: Maximum number of form fields.
+        most_bytes: Maximum size of the decoded body.
 
     Raises:
-        RequestError: It cannot be read; the client gets the message and status.
+        RequestError: It is invalid; the client gets the message and status.
     """
     if encodings := headers.get("content-encoding"):
         body = undo_encodings(body, encodings, most_bytes)

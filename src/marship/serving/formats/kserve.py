@@ -1,10 +1,10 @@
 """KServe v2, the Open Inference Protocol over REST: JSON, and its binary tensor extension.
 
-With the extension the body is the JSON and then the raw bytes of those tensors whose
-`parameters` state a `binary_data_size`, in their order; the header
-Inference-Header-Content-Length says how long the JSON is. Raw values are little endian and in
-row order; text is a 4-byte length and the bytes, value by value. An output comes back raw where
-its `parameters` say `binary_data`, or the request's `binary_data_output`.
+With the extension the body is the JSON followed by the raw bytes of those tensors whose
+`parameters` have a `binary_data_size`, in order; the header Inference-Header-Content-Length is
+the length of the JSON. Raw values are little endian in row-major order; a string is a 4-byte length
+and its bytes. An output is returned raw if its `parameters` set `binary_data`, or the request's
+set `binary_data_output`.
 """
 
 import struct
@@ -42,12 +42,12 @@ _LENGTH = struct.Struct("<I")
 
 @dataclass(frozen=True, slots=True)
 class OutputRequest:
-    """How a client wants its answer.
+    """How a client wants the response.
 
     Attributes:
-        id: Given back as it came.
-        all_binary: Every output raw, unless it says otherwise.
-        binary: By output, whether it comes back raw.
+        id: Returned in the response.
+        all_binary: Whether outputs are raw by default.
+        binary: Whether an output is raw, by name.
     """
 
     id: str | None = None
@@ -59,7 +59,7 @@ def split(body: bytes | bytearray | memoryview, length: str) -> tuple[memoryview
     """The JSON and the raw tensors of a body.
 
     Raises:
-        MalformedError: The header's length is no number, or longer than the body.
+        MalformedError: The header's length is not a number, or longer than the body.
     """
     view = memoryview(body)
     if not length.isascii() or not length.isdigit() or int(length) > len(view):
@@ -79,12 +79,12 @@ def is_request(value: object) -> bool:
 def decode(
     value: dict[str, Any], raw: memoryview, contract: Contract, *, may_mix: bool = True
 ) -> tuple[Arrays, OutputRequest]:
-    """Tensors by name, without copying those that came raw, and how to answer.
+    """Tensors by name, without copying raw ones, and how to respond.
 
-    `may_mix` says whether true or false may stand among the JSON's numbers.
+    `may_mix` says whether booleans may be mixed with the JSON's numbers.
 
     Raises:
-        MalformedError: The raw bytes are not as many as the tensors claim.
+        MalformedError: The number of raw bytes is not that of the tensors.
         InvalidInputError: Tensors are missing, unknown, or of the wrong type or size.
     """
     specs = {spec.name: spec for spec in contract.inputs}
@@ -184,7 +184,7 @@ def encode(
     version: str,
     limit_bytes: int = extent.LARGEST_BYTES,
 ) -> tuple[bytes, int | None]:
-    """The body of the answer, and the length of its JSON where raw tensors follow it.
+    """The body of the response, and the length of its JSON if raw tensors follow it.
 
     Raises:
         TooLargeError: A tensor's JSON is larger than the limit.

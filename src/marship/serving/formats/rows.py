@@ -1,8 +1,8 @@
-"""Many small JSON requests as one array, and its answers as many: the fast path.
+"""The fast path: parses many small JSON requests as one array, and splits the outputs.
 
-It takes batches in which every request is plain JSON rows for a model with one input, and
-hands everything else to `codec` and `batch`, request by request. What it takes it answers with the
-same bytes; what is wrong with a request is never decided here.
+It handles batches in which every request is plain JSON rows for a model with one input, and leaves
+everything else to `codec` and `batch`, request by request. Its responses are the same bytes;
+errors in a request are never reported here.
 """
 
 from collections.abc import Sequence
@@ -16,21 +16,21 @@ from marship.serving.formats.tensors import keeps_values, may_hold_booleans, out
 from marship.serving.message import JSON_TYPE, Reply, Request
 
 SMALL_BYTES = 1 << 14
-"""Larger bodies gain nothing from being read together."""
+"""Larger bodies gain nothing from being parsed together."""
 
 _CERTAIN = 2.0**53
-"""Numbers up to here are rounded to a float alike in any company."""
+"""Numbers up to this are rounded to a float independently of others in the array."""
 
 
 @dataclass(frozen=True, slots=True)
 class Rows:
-    """The rows of all requests under each other.
+    """The concatenated rows of all requests.
 
     Attributes:
         array: Valid for the contract's only input.
-        counts: How many rows are each request's.
-        sizes: Of the variable axes: the batch's alone.
-        named: Whether the requests, and so the answers, are JSON by name.
+        counts: The number of rows of each request.
+        sizes: Sizes of the variable axes: of the batch only.
+        named: Whether the requests, and so the responses, are named JSON.
     """
 
     array: Array
@@ -40,7 +40,7 @@ class Rows:
 
 
 def fits(contract: Contract) -> bool:
-    """Whether requests of this model can be read together at all."""
+    """Whether requests of this model can use the fast path."""
     specs = (*contract.inputs, *contract.outputs)
     return (
         len(contract.inputs) == 1
@@ -52,7 +52,7 @@ def fits(contract: Contract) -> bool:
 
 
 def gather(requests: Sequence[Request], contract: Contract) -> Rows | None:
-    """All requests' rows as one valid array; None where one needs a closer look."""
+    """All requests' rows as one valid array; None if one needs the general path."""
     (spec,) = contract.inputs
     rows: list[object] = []
     counts = []
@@ -69,13 +69,13 @@ def gather(requests: Sequence[Request], contract: Contract) -> Rows | None:
     if min(counts) < low or (high is not None and len(rows) > high):
         return None
     array = _certain(rows, spec)
-    if array is None or len(forms) != 1:  # of several forms, answers differ
+    if array is None or len(forms) != 1:  # responses of several formats differ
         return None
     return Rows(array, counts, {str(spec.shape[0]): len(array)}, named=forms == {dict})
 
 
 def _certain(rows: list[object], spec: TensorSpec) -> Array | None:
-    """The rows in the model's type, where each is surely what it would be alone."""
+    """The rows in the model's type, if the values certainly equal those parsed one by one."""
     try:
         array = np.array(rows)
     except (ValueError, OverflowError):
@@ -85,8 +85,8 @@ def _certain(rows: list[object], spec: TensorSpec) -> Array | None:
         return None
     with np.errstate(over="ignore"):
         array = array.astype(want, copy=False)
-    # NaN and infinity too; and beyond it a neighbour's fraction would round an integer twice, first
-    # to float64. The sum of squares is told faster than the largest, and is no smaller.
+    # NaN and infinity too; beyond the limit an integer beside a fraction would be rounded twice,
+    # first to float64. The sum of squares is faster than the maximum, and no smaller.
     if want.kind == "f" and not np.vdot(array, array) <= _CERTAIN**2:
         return None
     return array if outside(array, spec) is None else None
@@ -96,7 +96,7 @@ def _plain_rows(request: Request) -> object:
     body = request.body
     if request.content_type != JSON_TYPE or type(body) is not bytes or len(body) > SMALL_BYTES:
         return None
-    if may_hold_booleans(body):  # in one array with numbers, true would turn into 1 unseen
+    if may_hold_booleans(body):  # mixed with numbers, true would silently become 1
         return None
     try:
         return orjson.loads(body)
@@ -105,7 +105,7 @@ def _plain_rows(request: Request) -> object:
 
 
 def scatter(outputs: Arrays, rows: Rows) -> list[Reply]:
-    """Each request's answer, as `codec.encode` would write it."""
+    """Each request's response, equal to that of `codec.encode`."""
     columns = [(orjson.dumps(name), _texts(array, rows.counts)) for name, array in outputs.items()]
     if not rows.named and len(columns) == 1:
         return [Reply(text) for text in columns[0][1]]
@@ -116,7 +116,7 @@ def scatter(outputs: Arrays, rows: Rows) -> list[Reply]:
 
 
 def _texts(array: Array, counts: Sequence[int]) -> list[bytes]:
-    """Each request's part of an array, as JSON; numbers are written in one go."""
+    """Each request's part of an array as JSON; numbers are encoded at once."""
     if array.dtype.name == "float16":
         array = array.astype("float32")
     if array.dtype.kind not in "fiu" or array.ndim not in (1, 2):

@@ -1,4 +1,4 @@
-"""JSON values and arrays of a model's types, without changing a value on the way."""
+"""Converts JSON values to arrays of a model's types and back, without changing a value."""
 
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,23 +15,22 @@ from marship.errors import InvalidInputError, ModelError
 from marship.serving.formats import extent
 
 TEXT_KINDS = "OSUT"
-"""NumPy's kinds of types that may hold text: objects, bytes, fixed and variable width."""
+"""NumPy's kinds of string types: objects, bytes, fixed and variable width."""
 
 CHUNK_VALUES = 1 << 16
-"""Values of a large array that are written as JSON at a time."""
+"""Values of a large array that are encoded as JSON at a time."""
 
 
 def conform(inputs: Mapping[str, object], contract: Contract) -> Arrays:
-    """One request's tensors in the contract's types and this machine's byte order.
+    """Convert one request's tensors to the contract's types and native byte order.
 
-    Everything that reaches the model passes here, whatever form it came in and whichever handler
-    decoded it: ONNX Runtime reads foreign bytes as they lie, and NumPy would cut a text to fit
-    its neighbour's.
+    All inputs of the model pass through here, in any format and by any handler: ONNX Runtime
+    ignores byte order, and NumPy would truncate a string to its neighbour's length.
 
     Raises:
         InvalidInputError: A tensor has another type than the contract states, or text that UTF-8
-            cannot hold.
-        ModelError: A handler's `decode` left an input out, or gave something else than an array.
+            cannot encode.
+        ModelError: A handler's `decode` omitted an input, or did not return an array.
     """
     found: Arrays = {}
     for spec in contract.inputs:
@@ -51,7 +50,7 @@ def _numbers(array: Array, spec: TensorSpec) -> Array:
         if array.dtype.newbyteorder("=") != want:
             raise _wrong_type(array, spec)
         array = array.astype(want)
-    # a byte of a stranger's that is neither 0 nor 1 is no bool of C++
+    # in untrusted data a byte other than 0 and 1 is an invalid bool in C++
     return array.view(np.uint8) != 0 if want.kind == "b" else array
 
 
@@ -70,7 +69,7 @@ def _texts(array: Array, spec: TensorSpec) -> Array:
 def _text(item: object, spec: TensorSpec) -> str:
     try:
         if isinstance(item, str):
-            item.encode("utf-8")  # half of a surrogate pair is no text
+            item.encode("utf-8")  # lone surrogates are invalid
             return item
         if isinstance(item, bytes):
             return item.decode("utf-8")
@@ -85,7 +84,7 @@ def _wrong_type(array: Array, spec: TensorSpec) -> InvalidInputError:
 
 
 def may_hold_booleans(body: bytes | bytearray | memoryview) -> bool:
-    """Whether true or false may stand in a JSON text; a letter alone is found much faster."""
+    """Whether a JSON text may hold booleans; searching for one letter is much faster."""
     text = bytes(body) if isinstance(body, memoryview) else body
     return (b"r" in text and b"true" in text) or (b"f" in text and b"false" in text)
 
@@ -96,9 +95,9 @@ def to_array(value: object, spec: TensorSpec, *, may_mix: bool = True) -> Array:
     A number for a float input is rounded to the nearest value of its type, as every parser does.
 
     Args:
-        value: Of JSON.
+        value: A JSON value.
         spec: The input.
-        may_mix: Whether true or false may stand among the numbers.
+        may_mix: Whether booleans may be mixed with the numbers.
 
     Raises:
         InvalidInputError: The nesting is uneven, or a value is of another type or out of range.
@@ -129,14 +128,14 @@ def _cast(array: Array, spec: TensorSpec) -> Array:
     try:
         with np.errstate(over="raise"):
             return array.astype(spec.dtype, copy=False)
-    except FloatingPointError as error:  # it would be infinity, which JSON cannot say
+    except FloatingPointError as error:  # it would be infinity, which JSON does not have
         raise InvalidInputError(
             f"{spec.name} must hold finite {spec.dtype} values, got one too large for the type."
         ) from error
 
 
 def _unsigned(value: object, array: Array) -> Array:
-    """Integers as they are: NumPy takes some below and some above 2**63 together for floats."""
+    """Keep integers: NumPy converts a mix of values below and above 2**63 to floats."""
     if _types(value, array.ndim) == {int}:
         with suppress(OverflowError):  # a negative one among them
             return np.asarray(value, np.uint64)
@@ -144,12 +143,12 @@ def _unsigned(value: object, array: Array) -> Array:
 
 
 def _mixes(value: object, array: Array) -> bool:
-    """Whether true or false stands among the numbers, where NumPy takes it for 1 or 0."""
+    """Whether booleans are mixed with the numbers, which NumPy would convert to 1 or 0."""
     return array.dtype.kind != "b" and bool in _types(value, array.ndim)
 
 
 def _types(value: object, axes: int) -> set[type]:
-    """The types of the values in lists nested as deep as an array of them has axes."""
+    """The types of the values in nested lists of this depth."""
     values: Any = value if axes else (value,)
     for _ in range(axes - 1):
         values = chain.from_iterable(values)
@@ -157,7 +156,7 @@ def _types(value: object, axes: int) -> set[type]:
 
 
 def keeps_values(array: Array, want: np.dtype[Any]) -> bool:
-    """Whether a conversion to the wanted type changes no value but by rounding a float."""
+    """Whether a conversion to the wanted type is lossless, except for rounding floats."""
     have = array.dtype
     if have.kind == "b" or want.kind == "b":
         return have.kind == want.kind
@@ -191,7 +190,7 @@ def _strings(value: object, spec: TensorSpec) -> Array:
 
 
 def plain(array: Array) -> Any:  # noqa: ANN401  what orjson takes
-    """What orjson writes: most arrays as they are, the types it does not know as lists."""
+    """The array, or nested lists if orjson does not support its type."""
     if array.dtype.kind in "OU":
         return array.tolist()
     if array.ndim == 0:
@@ -202,7 +201,7 @@ def plain(array: Array) -> Any:  # noqa: ANN401  what orjson takes
 
 
 def dump(array: Array, limit_bytes: int) -> bytes:
-    """An array as JSON; one that may be larger than the limit in pieces, until it is.
+    """An array as JSON; if it may exceed the limit it is encoded in chunks, until it does.
 
     Raises:
         TooLargeError: It is larger than the limit.
@@ -220,7 +219,7 @@ def dump(array: Array, limit_bytes: int) -> bytes:
 
 
 def _chunks(array: Array) -> Iterator[bytes]:
-    """The JSON of an array, cut between values."""
+    """The JSON of an array in chunks, split between values."""
     if array.size <= CHUNK_VALUES:
         yield orjson.dumps(plain(array), option=orjson.OPT_SERIALIZE_NUMPY)
         return
@@ -236,9 +235,9 @@ def _chunks(array: Array) -> Iterator[bytes]:
 
 
 def outside(array: Array, spec: TensorSpec) -> str | None:
-    """What to tell of a value outside the table that it indexes; None where all are inside.
+    """The message about a value outside of the table that it indexes; None if all are inside.
 
-    A float is cut to an index, so -0.5 is 0; NaN is none.
+    A float is truncated to an index, so -0.5 is 0; NaN is outside.
     """
     if not array.size:
         return None
@@ -279,10 +278,10 @@ def _out_of_range(name: str, low: int, high: int, value: float) -> str:
 
 
 def shaped(array: Array, shape: Sequence[int], spec: TensorSpec | None = None) -> Array:
-    """The array in a shape of as many values that a client claims.
+    """The array reshaped to a client's shape of as many values.
 
     Raises:
-        InvalidInputError: NumPy has no such shape.
+        InvalidInputError: NumPy does not support the shape.
     """
     try:
         return array.reshape(shape)
@@ -297,7 +296,7 @@ def only_input(contract: Contract) -> TensorSpec:
     """The model's only input.
 
     Raises:
-        InvalidInputError: It has several.
+        InvalidInputError: It has several inputs.
     """
     if len(contract.inputs) != 1:
         names = ", ".join(spec.name for spec in contract.inputs)
@@ -309,7 +308,7 @@ def only_input(contract: Contract) -> TensorSpec:
 
 
 def check_names(given: Any, specs: dict[str, TensorSpec], contract: Contract) -> None:  # noqa: ANN401
-    """Hold a request's names against the model's inputs.
+    """Check a request's names against the model's inputs.
 
     Raises:
         InvalidInputError: One is missing, unknown or given twice.

@@ -1,4 +1,4 @@
-"""Validate, stack, run, split: one request's fault stays its own."""
+"""Validates, stacks, runs and splits requests; errors are isolated to their request."""
 
 import math
 import random
@@ -14,7 +14,7 @@ from marship.serving.formats.tensors import conform, outside
 
 RunModel = Callable[[Arrays], Arrays]
 Parts = list[Arrays | MarshipError]
-"""What one request asks, or is answered, where it is several things."""
+"""The inputs, or the outputs and errors, of a request with several parts."""
 Sizes = dict[str, int]
 """Sizes of one request's variable axes, by name."""
 
@@ -22,7 +22,7 @@ _IDENTIFIER = re.compile(r"[A-Za-z_]\w*")
 
 
 def validate(inputs: Arrays, contract: Contract, *, allow_non_finite: bool = False) -> Sizes:
-    """Hold one request's tensors, in the contract's types, against the contract.
+    """Validate one request's tensors, in the contract's types, against the contract.
 
     Returns:
         The sizes of its variable axes.
@@ -69,17 +69,17 @@ def _check_axis(
 
 
 def _marships(error: Exception) -> MarshipError:
-    """The error, or what a client need not see of another one."""
+    """The error, or a ModelError for an unexpected one."""
     if isinstance(error, MarshipError):
         return error
     return ModelError(f"a call of the model must run, got {type(error).__name__}: {error}")
 
 
 def paddable_axes(contract: Contract) -> frozenset[str]:
-    """Variable axes that may be filled up, so that requests of different sizes share a batch.
+    """Variable axes that may be padded, so that requests of different sizes share a batch.
 
-    Every input that has the axis states its pad value, and outputs have the axis as it is or
-    not at all: what was filled up can then be cut off again.
+    Every input with the axis has a pad value, and outputs have the axis unchanged or not at all,
+    so that padding can be removed again.
     """
     axes = {a for spec in contract.inputs for a in spec.shape if isinstance(a, str)}
     fixed = {
@@ -101,7 +101,7 @@ def paddable_axes(contract: Contract) -> frozenset[str]:
 
 @dataclass(slots=True)
 class _Entry:
-    """One valid request on its way through the model."""
+    """One valid request, or part of one."""
 
     index: int
     inputs: Arrays
@@ -110,16 +110,16 @@ class _Entry:
 
 @dataclass(slots=True)
 class Batcher:
-    """Runs many requests in as few calls of the model as their shapes allow.
+    """Runs requests in as few model calls as their shapes allow.
 
     Attributes:
-        contract: What the model takes and gives.
+        contract: The model's contract.
         run: Calls the model once.
-        allow_non_finite: Whether NaN and infinity may be sent.
-        joins: Whether requests share a call; without, each has its own. Ends for good where a
-            call gives other rows than it was given: such a model mixes or filters its rows.
-        on_mixed: Is told then what was seen.
-        on_joined: Gets the inputs and outputs of one request of each joined call.
+        allow_non_finite: Whether NaN and infinity are allowed in inputs.
+        joins: Whether requests are batched; otherwise each has its own call. Permanently disabled
+            if outputs have other rows than inputs: such a model mixes or filters its rows.
+        on_mixed: Called then with the reason.
+        on_joined: Called with the inputs and outputs of one request of each batch.
     """
 
     contract: Contract
@@ -145,9 +145,9 @@ class Batcher:
         ]
 
     def __call__(self, requests: Sequence[Arrays | MarshipError]) -> list[Arrays | MarshipError]:
-        """Answer each request with its own outputs or its own error, in order.
+        """The outputs or the error of each request, in order.
 
-        A request that is an error already stays what it is.
+        A request that is an error already is returned unchanged.
         """
         answers: list[Arrays | MarshipError | None] = [None] * len(requests)
         groups: dict[object, list[_Entry]] = {}
@@ -171,7 +171,7 @@ class Batcher:
     def answer(
         self, requests: Sequence[Arrays | Parts | MarshipError]
     ) -> list[Arrays | Parts | MarshipError]:
-        """The same where some requests have several parts: those get a list of answers."""
+        """Like a call, but a request may have several parts, which give a list of results."""
         flat = [part for r in requests for part in (r if isinstance(r, list) else (r,))]
         answers = iter(self(flat))
         return [
@@ -180,14 +180,14 @@ class Batcher:
         ]
 
     def _group(self, index: int, sizes: Sizes) -> object:
-        """Requests with equal keys can run together."""
+        """A key; requests with equal keys can be batched."""
         if self.contract.batch_axis is None or not self.joins:
             return index
         free = self._paddable | {self.contract.batch_axis}
         return tuple(sorted((a, size) for a, size in sizes.items() if a not in free))
 
     def _calls(self, group: list[_Entry]) -> Iterator[list[_Entry]]:
-        """The group in calls of no more rows than the model may be given at once."""
+        """Split a group into calls of at most the batch axis's upper bound of rows."""
         batch = self.contract.batch_axis or ""
         most = self.contract.bounds.get(batch, (1, None))[1]
         if most is None or len(group) == 1:
@@ -204,7 +204,7 @@ class Batcher:
         yield call
 
     def _answer(self, entries: list[_Entry]) -> Iterator[tuple[_Entry, Arrays | MarshipError]]:
-        """Run entries together; if that fails, halve them until the culprit is alone."""
+        """Run entries as a batch; if that fails, bisect to isolate the failing one."""
         if len(entries) > 1 and not self.joins:
             yield from self._each(entries)
             return
@@ -213,7 +213,7 @@ class Batcher:
             outputs = self.run(self._stack(entries, sizes))
         except (
             Exception
-        ) as error:  # memory, too: what one request asks is not its neighbours' fault
+        ) as error:  # memory errors, too: a large request must not fail its neighbours
             if len(entries) == 1:
                 yield entries[0], _marships(error)
                 return
@@ -231,9 +231,9 @@ class Batcher:
             yield from self._answer([entry])
 
     def has_mixed(self, outputs: Arrays, sizes: Sizes) -> bool:
-        """Whether outputs lack the rows, or the lengths, of the call's inputs; ends joining then.
+        """Whether outputs have other rows, or lengths, than the inputs; disables batching then.
 
-        What each request's part of such outputs is cannot be told, whatever was proven before.
+        Such outputs cannot be split by request, whatever was proven before.
         """
         if not self.joins or self.contract.batch_axis is None:
             return False
@@ -268,7 +268,7 @@ class Batcher:
         }
 
     def _join(self, spec: TensorSpec, arrays: Sequence[Array], sizes: Sizes) -> Array:
-        """Rows of all arrays under each other, short ones filled up on their right."""
+        """Concatenate the rows of all arrays, short ones padded on the right."""
         shape = tuple(sizes[axis] if isinstance(axis, str) else axis for axis in spec.shape)
         joined = self._buffer(spec, shape)
         if any(array.shape[1:] != shape[1:] for array in arrays):
@@ -281,9 +281,9 @@ class Batcher:
         return joined
 
     def _buffer(self, spec: TensorSpec, shape: tuple[int, ...]) -> Array:
-        """An array for one call, of the contract's type whatever a request's is.
+        """An array for one call, of the contract's type.
 
-        Numbers lie in memory that is kept: fresh pages cost more than copying.
+        For numbers memory is reused: fresh pages cost more than copying.
         """
         if spec.dtype == "str":
             return np.empty(shape, dtype=object)
@@ -298,7 +298,7 @@ class Batcher:
             yield entries[0], outputs
             return
         start = 0
-        on_joined = self.on_joined  # a thread may take it away
+        on_joined = self.on_joined  # another thread may reset it
         told = int(random.random() * len(entries)) if on_joined else -1  # noqa: S311  no secret
         for place, entry in enumerate(entries):
             stop = start + entry.sizes[self.contract.batch_axis or ""]

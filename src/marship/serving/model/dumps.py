@@ -1,4 +1,4 @@
-"""A process whose memory must not get onto a disk, nor into a neighbour's hands."""
+"""Protects a process's memory from core dumps and debuggers."""
 
 import ctypes
 import os
@@ -11,11 +11,11 @@ PR_SET_DUMPABLE = 4
 
 
 def forbid() -> None:
-    """Allow no core dump of this process, and no debugger of its own user to read its memory.
+    """Disable core dumps of this process, and debuggers of the same user.
 
-    The limit alone would not do: where the kernel hands dumps to a program, it holds for none
-    (core(5), "Piping core dumps to a program"). A process that is not dumpable has neither,
-    and ptrace(2) and /proc/PID/mem are closed to all but root.
+    RLIMIT_CORE is not enough: it is ignored if the kernel pipes dumps to a program (core(5),
+    "Piping core dumps to a program"). A process that is not dumpable has no dumps, and ptrace(2)
+    and /proc/PID/mem are restricted to root.
 
     Raises:
         SealError: The system refuses it.

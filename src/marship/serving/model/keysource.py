@@ -1,8 +1,8 @@
-"""Where an operator's key comes from: a file, the environment, or what a command prints.
+"""Sources of an operator's key: a file, an environment variable, or a command's output.
 
-A source is written `file:PATH`, `env:NAME` or `command:PROGRAM ARGUMENTS`. Each gives 64
-hexadecimal digits, a key of 256 bits, as `openssl rand -hex 32` makes it. Only the source is
-passed on and stored, never the key.
+A source is `file:PATH`, `env:NAME` or `command:PROGRAM ARGUMENTS`. Each gives 64 hexadecimal
+digits, a key of 256 bits, as `openssl rand -hex 32` prints. Only the source is passed on and
+stored, never the key.
 """
 
 import ctypes
@@ -16,18 +16,18 @@ from pathlib import Path
 from marship.errors import SealError, UsageError
 
 SOURCE_VARIABLE = "MARSHIP_SEAL_KEY"
-"""The environment variable that tells a worker the source."""
+"""The environment variable with the source, for workers."""
 KEY_BYTES = 32
 _COMMAND_TIMEOUT_S = 60
 _FORMS = ("file", "env", "command")
 
 
 def read(source: str) -> bytes:
-    """The key.
+    """Read the key of a source.
 
     Raises:
         UsageError: The source is written otherwise.
-        SealError: The key is not there, others may read its file, or it is no key.
+        SealError: The key is missing, its file is readable by others, or it is not a key.
     """
     form, rest = _split(source)
     text = {"file": _from_file, "env": _from_environment, "command": _from_command}[form](rest)
@@ -44,22 +44,22 @@ def read(source: str) -> bytes:
 
 
 def chosen(source: str | None) -> str | None:
-    """The source, or else the environment's, as it holds in any folder; None: there is neither.
+    """The given source, else the environment's, with absolute paths; None without either.
 
     Raises:
         UsageError: The source is written otherwise.
-        SealError: There is no such program.
+        SealError: The program does not exist.
     """
     source = source or os.environ.get(SOURCE_VARIABLE)
     return None if source is None else settled(source)
 
 
 def tried(source: str | None) -> str | None:
-    """What is chosen, read once, so that who starts a server is told what is wrong with it.
+    """The `chosen` source, after reading its key once to report errors at startup.
 
     Raises:
         UsageError: The source is written otherwise.
-        SealError: The key cannot be had.
+        SealError: The key cannot be read.
     """
     found = chosen(source)
     if found is not None:
@@ -68,11 +68,11 @@ def tried(source: str | None) -> str | None:
 
 
 def settled(source: str) -> str:
-    """The source as it holds in any folder: the file's path, or the program's, made absolute.
+    """The source with the path of its file or program made absolute.
 
     Raises:
         UsageError: The source is written otherwise.
-        SealError: There is no such program.
+        SealError: The program does not exist.
     """
     form, rest = _split(source)
     if form == "file":
@@ -87,10 +87,10 @@ def settled(source: str) -> str:
 
 
 def forget() -> None:
-    """Take the key and its source out of this process's environment, if they are there.
+    """Remove the key and its source from this process's environment.
 
-    To unset a variable leaves its value in the block of memory that the process started with,
-    which /proc/PID/environ shows (proc(5)): so the value is overwritten first.
+    Unsetting a variable leaves its value in the initial environment block, which is visible in
+    /proc/PID/environ (proc(5)): so the value is overwritten first.
     """
     form, _, name = os.environ.pop(SOURCE_VARIABLE, "").partition(":")
     if form != "env" or name not in os.environ:
@@ -106,7 +106,7 @@ def forget() -> None:
 def _split(source: str) -> tuple[str, str]:
     form, _, rest = source.partition(":")
     if form not in _FORMS or not rest.strip():
-        # a key that was given in place of a source must not get into a log
+        # a key that was given in place of a source must not be logged
         raise UsageError(
             "a key's source must be file:PATH, env:NAME or command:PROGRAM ARGUMENTS, got "
             f"{f'{form}: without more' if form in _FORMS else 'something else'}."
@@ -117,7 +117,7 @@ def _split(source: str) -> tuple[str, str]:
 def _from_file(path: str) -> str:
     try:
         with Path(path).open("rb") as file:
-            status = os.fstat(file.fileno())  # of what was opened, and not what lies there now
+            status = os.fstat(file.fileno())  # of the open file, not of what may be at the path now
             text = file.read(4096)
     except OSError as error:
         raise SealError(f"{path} must be a file with a key, got: {error.strerror}.") from error
@@ -146,7 +146,7 @@ def _words(command: str) -> list[str]:
 def _from_command(command: str) -> str:
     program, *arguments = _words(command)
     try:
-        done = subprocess.run(  # its stderr goes where ours goes; its output is told to nobody
+        done = subprocess.run(  # its stderr is ours; its output is never logged
             [program, *arguments],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,

@@ -1,4 +1,4 @@
-"""How much memory is left."""
+"""Available memory."""
 
 from pathlib import Path
 
@@ -7,12 +7,12 @@ CGROUP = Path("/sys/fs/cgroup")
 
 
 def has_room(size_bytes: int) -> bool:
-    """Whether so much more can be used, of the machine's memory and of a container's."""
+    """Whether that much memory is available, on the machine and in a container."""
     return all(left >= size_bytes for left in (_of_machine(), _of_container()) if left is not None)
 
 
 def _of_machine() -> int | None:
-    """`MemAvailable` of proc(5), in bytes; None where the system does not tell."""
+    """`MemAvailable` of proc(5), in bytes; None if it is unknown."""
     try:
         lines = MEMINFO.read_text().splitlines()
     except OSError:
@@ -22,7 +22,7 @@ def _of_machine() -> int | None:
 
 
 def _of_container() -> int | None:
-    """The limit less what is in use and cannot be dropped; None without a limit (cgroup v2)."""
+    """The limit minus memory that cannot be reclaimed; None without a limit (cgroup v2)."""
     try:
         limit = (CGROUP / "memory.max").read_text().strip()
         used = int((CGROUP / "memory.current").read_text())

@@ -1,6 +1,6 @@
-"""Sealed files: encrypted where they lie, and opened in memory alone.
+"""Sealed files: encrypted at rest, and decrypted in memory only.
 
-A file of an archive that is sealed has `.sealed` behind its name. Numbers are big endian:
+A sealed file of an archive has the suffix `.sealed`. Numbers are big endian:
 
     offset  bytes
          0      8  "marship" and the format's number, 1
@@ -57,7 +57,7 @@ Buffer = npt.NDArray[np.uint8]
 
 @dataclass(frozen=True, slots=True)
 class SealHeader:
-    """What stands before the chunks; the fields are the module docstring's, in their order."""
+    """The header before the chunks; its fields are those of the module docstring, in order."""
 
     chunk_bytes: int
     size_bytes: int
@@ -69,10 +69,10 @@ class SealHeader:
 
     @classmethod
     def parse(cls, data: bytes, path: str) -> "SealHeader":
-        """Read it; nothing in it is proven before `unwrap`.
+        """Parse a header; it is not authenticated before `unwrap`.
 
         Raises:
-            SealError: The bytes begin no sealed file of this format.
+            SealError: It is not the header of this format.
         """
         if len(data) < HEADER_BYTES or not data.startswith(MAGIC):
             raise SealError(
@@ -81,7 +81,7 @@ class SealHeader:
         return cls(*_FORM.unpack(data[:HEADER_BYTES])[1:])
 
     def pack(self) -> bytes:
-        """Its bytes."""
+        """The header's bytes."""
         return _FORM.pack(
             MAGIC,
             self.chunk_bytes,
@@ -95,7 +95,7 @@ class SealHeader:
 
     @property
     def fixed(self) -> bytes:
-        """The part that stays under every operator key."""
+        """The part that does not depend on the operator key."""
         return self.pack()[:_FIXED_BYTES]
 
     def chunks(self) -> Iterator[tuple[int, bytes]]:
@@ -112,12 +112,12 @@ class SealHeader:
 
 
 def key_name(key: bytes) -> bytes:
-    """A name for an operator key, from which nobody learns the key."""
+    """A name for an operator key, which does not reveal the key."""
     return hmac.digest(key, b"marship seal key", "sha256")[:8]
 
 
 def binding(model: str, version: str, path: str) -> bytes:
-    """What a sealed file belongs to, as its associated data say it."""
+    """The associated data that bind a sealed file to its model, version and path."""
     texts = [text.encode() for text in (model, version, path)]
     return b"".join(struct.pack(">I", len(text)) + text for text in texts)
 
@@ -139,10 +139,10 @@ def cipher(key: bytes) -> "AESGCM":
 
 
 def unwrap(header: SealHeader, key: bytes, bound: bytes, path: str) -> bytes:
-    """The data key; with it the header is proven.
+    """Decrypt the data key, which authenticates the header.
 
     Raises:
-        SealError: It is another operator key's, or belongs elsewhere, or was altered.
+        SealError: Wrong operator key, corrupted, or of another model, version or path.
     """
     aead = cipher(key)
     from cryptography.exceptions import InvalidTag
@@ -164,16 +164,16 @@ def unwrap(header: SealHeader, key: bytes, bound: bytes, path: str) -> bytes:
 
 
 def decrypt(file: BinaryIO, data_key: bytes, bound: bytes, path: str) -> Buffer:
-    """Open a sealed file in memory.
+    """Decrypt a sealed file in memory.
 
     Args:
-        file: The sealed bytes, from their beginning.
-        data_key: The file's own, as `unwrap` gives it.
-        bound: What it must belong to, of `binding`.
+        file: The sealed bytes, from the start.
+        data_key: The file's key, from `unwrap`.
+        bound: The associated data, from `binding`.
         path: Its name in messages.
 
     Raises:
-        SealError: A byte was altered, dropped, moved or added.
+        SealError: A byte was modified, removed, moved or added.
     """
     file.seek(0)
     header = SealHeader.parse(file.read(HEADER_BYTES), path)
@@ -205,33 +205,33 @@ def decrypt(file: BinaryIO, data_key: bytes, bound: bytes, path: str) -> Buffer:
 
 
 class Opener:
-    """An extracted archive whose model is sealed, and the key to it.
+    """Decrypts the sealed files of an extracted archive.
 
     Args:
         folder: The extracted archive.
-        model: Its model's name, as its manifest says.
+        model: The model's name in its manifest.
         version: The model's version.
-        key: The operator's.
+        key: The operator's key.
     """
 
     def __init__(self, folder: Path, model: str, version: str, key: bytes) -> None:
         self._folder, self._model, self._version = folder, model, version
         self._key: bytes | None = key
         self._sealing: bytes | None = None
-        self._data_keys: dict[str, bytes] = {}  # by path, of what was opened
+        self._data_keys: dict[str, bytes] = {}  # by path, of files opened before
 
     def forget_key(self) -> None:
-        """Keep the keys of the files opened so far, which open these again, and not the operator's.
+        """Forget the operator's key, but keep the data keys of files opened so far.
 
-        They tell nothing that is not in memory already: the files' contents.
+        They reveal no more than the files' contents, which are in memory already.
         """
         self._key = None
 
     def open(self, name: str) -> Buffer:
-        """A file's bytes, by the name that it has without `.sealed`.
+        """The decrypted bytes of a file, by its name without `.sealed`.
 
         Raises:
-            SealError: It is not there, or not sealed, or cannot be opened.
+            SealError: It is missing, not sealed, or cannot be decrypted.
         """
         path = f"{name}{SUFFIX}"
         try:
@@ -254,7 +254,7 @@ class Opener:
         return io.BytesIO(self.open(name).tobytes())
 
     def _check_sealing(self, sealing: bytes, path: str) -> None:
-        """Refuse a file of another build of the same model and version."""
+        """Reject a file of another build of the same model and version."""
         self._sealing = self._sealing or sealing
         if sealing != self._sealing:
             raise SealError(
@@ -264,13 +264,12 @@ class Opener:
 
 
 def opener(folder: Path) -> Opener | None:
-    """The opener of an extracted archive; None where nothing in it is sealed.
+    """The opener of an extracted archive; None if nothing in it is sealed.
 
-    The key is in the environment no longer when this returns; no core can be dumped before it
-    is read.
+    The key is removed from the environment; core dumps are disabled before it is read.
 
     Raises:
-        SealError: There is no key, or the archive does not say whose it is.
+        SealError: There is no key, or the archive does not name its model.
     """
     try:
         if not any(folder.glob(f"*{SUFFIX}")):

@@ -32,25 +32,25 @@ ERRORS, FATAL = 3, 4
 CGROUP_QUOTA = Path("/sys/fs/cgroup/cpu.max")
 
 _COPIES = 3
-"""A model's size on the disk, so many times, is free before a second one is made: loading takes
-up to 2.7 times (docs/sealing.md)."""
+"""Free memory required for a second session, in multiples of the model's size on disk: loading
+takes up to 2.7 times (docs/sealing.md)."""
 
 _KEPT_BACK = "an error that is kept back, for it could tell of the sealed graph."
 
 
 @dataclass(frozen=True, slots=True)
 class SessionSettings:
-    """How a session runs, as `marship:` in model-config.yaml says.
+    """Settings of a session, from `marship:` in model-config.yaml.
 
     Attributes:
         providers: Names from `PROVIDERS`, the preferred one first.
         intra_op_threads: Threads of one call; None is the usable cores divided by workers.
-        workers: How many workers share the machine, to divide its cores by: those that the
-            archive states at most, until those that there are have been counted (`share`).
-        spinning: Whether idle threads spin where there are more cores than workers: lower
-            latency alone, much slower in company.
+        workers: Number of workers to divide the cores by: the archive's maximum, until the actual
+            ones have been counted (`share`).
+        spinning: Whether idle threads spin if there are more cores than workers: lower latency on
+            an idle machine, much slower on a busy one.
         device_id: The accelerator to run on; None on CPU.
-        share_weights: Whether workers map one copy of the weights; on the CPU alone.
+        share_weights: Whether workers map one copy of the weights; on CPU only.
     """
 
     providers: tuple[str, ...] = ("cpu",)
@@ -67,7 +67,7 @@ class SessionSettings:
         """Read them from `marship:` in the parsed model-config.yaml.
 
         Raises:
-            LoadError: A value cannot be meant.
+            LoadError: A value is invalid.
         """
         providers = section.get("providers", ["cpu"])
         if not isinstance(providers, list) or not set(providers) <= set(PROVIDERS) or not providers:
@@ -102,17 +102,17 @@ class SessionSettings:
 
     @property
     def spins(self) -> bool:
-        """Whether idle threads spin: never where others wait for their core."""
+        """Whether idle threads spin: never if others need the core."""
         return self.spinning and self.has_spare_cores
 
     @property
     def has_spare_cores(self) -> bool:
-        """Whether the host keeps a core to itself while every worker is busy on one."""
+        """Whether the host has a core left while every worker is busy on one."""
         return usable_cores() > self.workers
 
 
 def usable_cores(quota_file: Path = CGROUP_QUOTA) -> int:
-    """Cores this process may use: its affinity, and a container's quota rounded up.
+    """The number of usable cores: CPU affinity, and a container's quota rounded up.
 
     The quota is `cpu.max` of cgroup v2: microseconds of CPU time and the period, or `max`.
     """
@@ -125,19 +125,19 @@ def usable_cores(quota_file: Path = CGROUP_QUOTA) -> int:
 
 
 class Session:
-    """A loaded model, which is what its contract says it is.
+    """A loaded model, verified to be the contract's.
 
     Args:
-        folder: Holds the contract's files.
-        contract: What the model takes and gives.
+        folder: The folder with the contract's files.
+        contract: The model's contract.
         settings: Threads and providers.
-        opener: Opens the files where they are sealed. ONNX Runtime's messages are kept back
-            then, for they name parts of the graph.
+        opener: Decrypts the files if they are sealed. ONNX Runtime's messages are suppressed
+            then, as they name parts of the graph.
 
     Raises:
-        LoadError: A file is missing or altered, a provider is missing, or ONNX Runtime
-            refuses the model.
-        SealError: A sealed file cannot be opened.
+        LoadError: A file is missing or modified, a provider is missing, or ONNX Runtime cannot
+            load the model.
+        SealError: A sealed file cannot be decrypted.
     """
 
     def __init__(
@@ -173,10 +173,10 @@ class Session:
             )
 
     def run(self, inputs: Arrays, options: ort.RunOptions | None = None) -> Arrays:
-        """Run the model once; tensors by name, as the contract says.
+        """Run the model once, with tensors by name.
 
         Raises:
-            ModelError: ONNX Runtime could not run the model on these inputs.
+            ModelError: ONNX Runtime failed on these inputs.
         """
         try:
             outputs = self._session.run(self._output_names, inputs, options)
@@ -187,18 +187,18 @@ class Session:
         return dict(zip(self._output_names, outputs, strict=True))
 
     def renew(self, settings: SessionSettings) -> bool:
-        """Go over to a session with other threads, if these settings ask for them.
+        """Replace the session by one with another number of threads, if the settings changed.
 
-        It is made beside the one in use and proven on the golden cases, and calls change over
-        one by one: for as long as that takes the model is in memory twice, unless it is shared.
+        The new one is created beside the one in use and checked with the golden cases, and calls
+        switch over one by one: meanwhile the model is in memory twice, unless it is shared.
 
         Returns:
-            Whether the settings hold now; False where memory is too small for a second model
+            Whether the settings apply now; False if there is not enough memory for a second model
             at the moment.
 
         Raises:
-            LoadError: The second session does not answer as the model does; the first one stays.
-            SealError: A sealed file cannot be opened.
+            LoadError: The new session fails the golden cases; the old one stays.
+            SealError: A sealed file cannot be decrypted.
         """
         if (settings.threads, settings.spins) != (self.settings.threads, self.settings.spins):
             if not self.is_shared and not memory.has_room(self._size_bytes() * _COPIES):
@@ -221,13 +221,13 @@ class Session:
         """Warm up on the golden inputs and compare with the golden outputs.
 
         Args:
-            source: `golden.npz`, or a stream of its bytes where that file is sealed.
+            source: `golden.npz`, or a stream of its bytes if that file is sealed.
 
         Returns:
-            Of each case the seconds that a second call took, warm.
+            The seconds of a second, warm call of each case.
 
         Raises:
-            LoadError: An output is further from the reference's than the tolerance allows.
+            LoadError: An output differs from the reference by more than the tolerance.
         """
         seconds: list[float] = []
         tolerance = self.contract.tolerance
@@ -255,7 +255,7 @@ class Session:
 def _open(
     folder: Path, contract: Contract, settings: SessionSettings
 ) -> tuple[ort.InferenceSession, bool]:
-    """Open the copy that workers share, or the model itself, proven to be the contract's.
+    """Open the copy that workers share, or the model itself, verified by the contract's digest.
 
     Returns:
         The session, and whether it maps shared weights.
@@ -278,10 +278,10 @@ def _open(
 def _open_sealed(
     opener: Opener, contract: Contract, settings: SessionSettings
 ) -> ort.InferenceSession:
-    """Open the model from memory; no copy of its weights is made for workers to share.
+    """Open the model from memory, without a copy of the weights that workers share.
 
-    Weights stand outside the graph, as files that are given from memory: ONNX Runtime would
-    hold those inside it twice, and once more as it rearranges them.
+    Weights are external to the graph, as files provided from memory: ONNX Runtime would hold
+    internal ones twice, and once more while prepacking them.
     """
     options = _options(settings)
     options.log_severity_level = FATAL
@@ -289,7 +289,9 @@ def _open_sealed(
     # onnxruntime_session_options_config_keys.h: no arena, in which freed weights would stay; the
     # peak was 2.6 times the model's size with it, and is 2.1 times without
     options.add_session_config_entry("session.use_device_allocator_for_initializers", "1")
-    buffers = [opener.open(name) for name in outside]  # they must live until the session exists
+    buffers = [
+        opener.open(name) for name in outside
+    ]  # they must be alive until the session is created
     if buffers:
         sizes = [buffer.nbytes for buffer in buffers]
         options.add_external_initializers_from_files_in_memory(outside, buffers, sizes)
@@ -320,9 +322,9 @@ def _options(settings: SessionSettings) -> ort.SessionOptions:
 
 
 def _shrinking(provider: str) -> ort.RunOptions:
-    """Options of a run behind which memory goes back that it alone needed.
+    """Run options that shrink the memory arena after the run.
 
-    Golden cases have many rows, and an arena keeps what its largest run took: 1.5 GB of 1.9
+    Golden cases have many rows, and an arena keeps the memory of its largest run: 1.5 GB of 1.9
     in a worker of Whisper tiny.
     """
     options = ort.RunOptions()

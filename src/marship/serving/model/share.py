@@ -1,8 +1,8 @@
-"""A worker's share of the cores, which follows the number of workers.
+"""Adapts a worker's number of threads to the number of workers.
 
-A session's threads are fixed when it is made. So where workers come or go, a second session with
-the right number is made beside the first, proven on the golden cases, and put in its place
-between two calls; requests are answered by the first one meanwhile.
+A session's number of threads is fixed at creation. So when the number of workers changes, a new
+session with the right number is created beside the old one, checked with the golden cases, and
+swapped in between two calls; the old one serves requests meanwhile.
 """
 
 import logging
@@ -18,16 +18,16 @@ logger = logging.getLogger(__name__)
 
 CHECK_S = 1.0
 MORE_S, FEWER_S = 1.0, 5.0
-"""How long a new number must last. Workers start one after another; and one that died and is
-started again is away for 2 to 4 s, in which the others need no new sessions."""
+"""How long a new number must be stable. Workers start one after another; and a crashed one takes
+2 to 4 s to restart, for which the others need no new sessions."""
 
 
 class Share:
     """Keeps a session at this worker's share of the cores.
 
     Args:
-        session: The worker's.
-        siblings: Those that share the cores; this worker has joined them.
+        session: The worker's session.
+        siblings: The workers that share the cores, including this one.
     """
 
     def __init__(self, session: Session, siblings: Siblings) -> None:
@@ -36,7 +36,7 @@ class Share:
         self._is_refused = self._waits = False
 
     def follow(self) -> None:
-        """Look for a new number of workers from now on, in a thread of its own."""
+        """Start a thread that checks the number of workers."""
         threading.Thread(target=self._follow, name="marship-share", daemon=True).start()
 
     def _follow(self) -> None:
@@ -48,7 +48,7 @@ class Share:
                 return
 
     def check(self, now_s: float) -> None:
-        """Count the workers, and renew the session if their new number has lasted.
+        """Count the workers, and renew the session if a new number is stable.
 
         Raises:
             OSError: They cannot be counted.
@@ -66,7 +66,7 @@ class Share:
         try:
             with self._siblings.one_at_a_time():
                 done = self._session.renew(settings)
-        except MarshipError as error:  # the first session goes on
+        except MarshipError as error:  # the old session stays
             self._is_refused = True
             logger.warning("threads stay as they were with another number of workers: %s", error)
             return

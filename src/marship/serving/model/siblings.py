@@ -1,8 +1,8 @@
-"""How many workers of a model's version run on this machine.
+"""Counts the workers of a model's version on this machine.
 
-A host tells a worker nothing of the others, and `scale` changes their number at any time. So
-each worker holds a lock on a file of its own in a folder that all workers of the version have in
-common, the extracted archive. The kernel drops the lock when the process ends, however it ends.
+A host does not tell a worker about the others, and `scale` changes their number at any time. So
+each worker locks its own file in a folder that all workers of the version share, the extracted
+archive. The kernel releases the lock when the process exits, even in a crash.
 """
 
 import fcntl
@@ -20,7 +20,7 @@ LOCK_FILE = ".marship-workers.lock"
 
 
 class Siblings:
-    """The workers of one model's version, this one among them.
+    """The workers of one model's version, including this one.
 
     Args:
         folder: The extracted archive.
@@ -28,28 +28,28 @@ class Siblings:
 
     def __init__(self, folder: Path) -> None:
         self._folder, self._lock = folder / FOLDER, folder / LOCK_FILE
-        self._own: int | None = None  # the descriptor that holds this worker's lock
+        self._own: int | None = None  # the descriptor of this worker's lock
 
     def join(self) -> None:
-        """Let this worker be counted, until its process ends.
+        """Count this worker, until its process exits.
 
         Raises:
             OSError: The folder cannot be written to.
         """
         self._folder.mkdir(exist_ok=True)
-        with self._locked():  # or another worker might take the file for a dead one's
+        with self._locked():  # or another worker might remove the file as one of a crashed worker
             path = self._folder / secrets.token_hex(8)
             self._own = os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600)
             fcntl.flock(self._own, fcntl.LOCK_EX)
 
     def leave(self) -> None:
-        """Let this worker be counted no more."""
+        """Stop counting this worker."""
         if self._own is not None:
             os.close(self._own)
             self._own = None
 
     def count(self) -> int:
-        """How many workers there are; files of those that ended are removed.
+        """The number of workers; files of those that exited are removed.
 
         Raises:
             OSError: The folder is gone, as after the model was unregistered.
@@ -59,7 +59,7 @@ class Siblings:
 
     @contextmanager
     def one_at_a_time(self) -> Iterator[None]:
-        """Wait until no other worker is in its turn: one at a time does what takes memory.
+        """Hold a lock, so that only one worker at a time does what takes memory.
 
         Raises:
             OSError: The folder is gone.
@@ -79,7 +79,7 @@ class Siblings:
 
 
 def joined(folder: Path) -> Siblings | None:
-    """The workers of an extracted archive, with this one; None where they cannot be counted."""
+    """The workers of an extracted archive, including this one; None if they cannot be counted."""
     siblings = Siblings(folder)
     try:
         siblings.join()
@@ -90,7 +90,7 @@ def joined(folder: Path) -> Siblings | None:
 
 
 def _is_held(path: Path) -> bool:
-    """Whether the worker that made this file lives."""
+    """Whether the worker of this file is alive."""
     with path.open("rb") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)

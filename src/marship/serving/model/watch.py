@@ -1,9 +1,9 @@
-"""Holds a joined call against a single one now and then, and ends joining where they differ.
+"""Rechecks batch invariance in production: runs some batched rows again alone.
 
-What was proven of a model at packing is tried here with the requests that really come. One row of
-a joined call is kept, and repeated alone by a thread of its own once the call's replies are
-ready: no reply waits for it. At most one row is on its way; it takes the same cores, so a call
-that comes at that moment may take longer, by the time of one row at most.
+Packaging proves that rows are independent; here this is checked with real requests. One row of a
+batch is kept, and run again alone by a background thread once the batch's replies are ready: no
+reply waits for it. At most one row is pending; it uses the same cores, so a concurrent call may
+take longer, by the time of one row at most. If outputs differ, batching is disabled.
 """
 
 import json
@@ -25,17 +25,18 @@ from marship.serving.model.batch import Batcher
 logger = logging.getLogger(__name__)
 
 MARKER = "joining-ended.json"
-"""In the extracted archive, which all workers of a version share and each registration has anew."""
+"""In the extracted archive, which all workers of a version share, and which is new for each
+registration."""
 DEFAULT_SHARE = 0.001
 LOOK_S = 5.0
-"""How often a worker looks whether another one has ended joining."""
+"""How often a worker checks whether another one has disabled batching."""
 
 
 def share_of(section: Mapping[str, Any]) -> float:
-    """The share of joined calls of which a row is repeated, from `marship:` in model-config.yaml.
+    """The share of batches of which a row is rechecked, from `marship:` in model-config.yaml.
 
     Raises:
-        LoadError: It is no number from 0 to 1.
+        LoadError: It is not a number from 0 to 1.
     """
     share = section.get("recheck_share", DEFAULT_SHARE)
     if type(share) not in (int, float) or not 0 <= share <= 1:
@@ -48,21 +49,21 @@ def share_of(section: Mapping[str, Any]) -> float:
 
 @dataclass(frozen=True, slots=True)
 class _Row:
-    """One row of a joined call: what went in, and what came out."""
+    """One row of a batch: inputs and outputs."""
 
     inputs: Arrays
     outputs: Arrays
 
 
 class Watch:
-    """Watches the joined calls of one model in one worker.
+    """Rechecks the batches of one model in one worker.
 
     Args:
-        model: Its name, for the log.
+        model: The model's name, for the log.
         folder: The extracted archive.
-        batcher: Joins its calls.
-        metrics: Counts what is found.
-        share: Of joined calls, from 0, which is none, to 1.
+        batcher: The model's batcher.
+        metrics: Counts the results.
+        share: The share of batches to recheck, from 0, which is none, to 1.
     """
 
     def __init__(
@@ -79,11 +80,11 @@ class Watch:
         self.look()
 
     def start(self) -> None:
-        """Work from now on, until the worker ends."""
+        """Start the background thread, which runs until the worker exits."""
         threading.Thread(target=self._work, name="recheck", daemon=True).start()
 
     def keep(self, inputs: Arrays, outputs: Arrays) -> None:
-        """Take a row of a joined call, if it is this one's turn; `pass_on` has it repeated."""
+        """Keep a row of a batch, if it is sampled; `pass_on` queues it."""
         if random.random() >= self._share:  # noqa: S311  no secret
             return
         contract = self._batcher.contract
@@ -97,13 +98,13 @@ class Watch:
         )
 
     def pass_on(self) -> None:
-        """The replies are ready: what was kept may be repeated, unless a row before it still is."""
+        """Queue the kept row, once the replies are ready, unless another one is pending."""
         row, self._kept = self._kept, None
         if row is not None and self._waiting.empty():
             self._waiting.put(row)
 
     def repeat(self, row: _Row) -> None:
-        """Run one row alone, and end joining where it gives something else."""
+        """Run one row alone, and disable batching if its outputs differ."""
         try:
             alone = self._batcher.run(row.inputs)
         except ModelError:
@@ -119,7 +120,7 @@ class Watch:
             )
 
     def end(self, reason: str) -> None:
-        """Have all requests run alone from now on, here and in the version's other workers."""
+        """Disable batching permanently, here and in the version's other workers."""
         reference = uuid.uuid4().hex[:12]
         logger.error(
             "%s must keep its rows apart, but %s. Its requests run alone until it is registered "
@@ -137,7 +138,7 @@ class Watch:
             )  # fmt: skip
 
     def look(self) -> None:
-        """End joining where a worker of this version has ended it."""
+        """Disable batching if another worker of this version has disabled it."""
         if self._batcher.joins and self._marker.exists():
             logger.warning("%s runs requests alone, as %s says", self._model, self._marker)
             self._stop()
@@ -153,5 +154,5 @@ class Watch:
                 self.repeat(self._waiting.get(timeout=LOOK_S))
             except queue.Empty:
                 self.look()
-            except Exception:  # the thread must outlive a fault in one comparison
+            except Exception:  # the thread must survive an error in one comparison
                 logger.exception("%s failed to compare a row of a joined call", self._model)

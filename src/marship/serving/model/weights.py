@@ -1,12 +1,12 @@
-"""Weights once for all workers of a model: a prepacked copy of it, which they map.
+"""Shares weights between all workers of a model: a prepacked copy, which they memory-map.
 
-ONNX Runtime rearranges weights for the processor when it loads a model, in memory of each
-worker's own. Here the first worker has it done once and written beside the extracted
-archive; ONNX Runtime maps that file, so all workers see the same pages of memory. The copy is
-for one processor and one ONNX Runtime only and never leaves the host that made it.
+ONNX Runtime prepacks weights for the CPU when it loads a model, in private memory of each worker.
+Here the first worker writes a prepacked copy beside the extracted archive; ONNX Runtime maps that
+file, so all workers share the same pages. The copy is valid for one CPU type and one ONNX Runtime
+only, and never leaves the host that created it.
 
-The file holds each weight as it was and as it was rearranged: it takes up to twice the model's
-size on the disk, and half of it is never read.
+The file holds each weight unpacked and prepacked: it takes up to twice the model's size on disk,
+and half of it is never read.
 """
 
 import fcntl
@@ -37,7 +37,7 @@ COPY_FILES = (MODEL_FILE, WEIGHTS_FILE)
 RECORD_FILE = "record.json"
 FORMAT = 1
 SMALLEST_BYTES = 4 << 20
-"""A smaller model gains a few megabytes in each worker, and costs its first one 0.2 s."""
+"""A smaller model would save a few megabytes in each worker, and costs the first one 0.2 s."""
 MAKING_LIMIT_S = 600
 
 CPU_INFO = Path("/proc/cpuinfo")
@@ -47,10 +47,10 @@ _CPU_FLAGS = ("flags", "features")
 
 
 def check_digest(folder: Path, contract: Contract) -> None:
-    """Hold the model's files against the contract.
+    """Verify the digest of the model's files.
 
     Raises:
-        LoadError: A file is missing or altered.
+        LoadError: A file is missing or modified.
     """
     try:
         found = digest_files(*(folder / name for name in contract.files))
@@ -66,7 +66,7 @@ def check_digest(folder: Path, contract: Contract) -> None:
 
 
 def worth_sharing(folder: Path, contract: Contract) -> bool:
-    """Whether the model is large enough; one that lacks a file is for `check_digest`."""
+    """Whether the model is large enough; a missing file is reported by `check_digest`."""
     files = [folder / name for name in contract.files]
     return all(f.is_file() for f in files) and (
         sum(f.stat().st_size for f in files) >= SMALLEST_BYTES
@@ -76,24 +76,24 @@ def worth_sharing(folder: Path, contract: Contract) -> bool:
 def open_shared(
     folder: Path, contract: Contract, options: ort.SessionOptions
 ) -> ort.InferenceSession | None:
-    """Open the model's prepacked copy, made first where there is none that can be trusted.
+    """Open the model's prepacked copy, created first if there is no valid one.
 
-    A full disk, a folder that cannot be written and a model that ONNX Runtime cannot copy cost
-    memory, not service: the log gets one warning, and the caller loads the model itself.
+    On a full disk, a read-only folder or a model that ONNX Runtime cannot copy, one warning is
+    logged, and the caller loads the model itself, which costs memory.
 
     Args:
-        folder: The extracted archive, which the workers of a model have in common.
-        contract: What the model takes and gives.
+        folder: The extracted archive, which the workers of a model share.
+        contract: The model's contract.
         options: Threads and the like. Options that change the graph belong into `_save`, and
             into the key.
 
     Returns:
-        A session that runs on the CPU; None where no copy can be had.
+        A session on the CPU; None if there is no copy.
 
     Raises:
         LoadError: A file of the model is missing or altered.
     """
-    # the copy's graph is optimized already: to do it again costs time, and could change it
+    # the copy's graph is optimized already: doing it again takes time, and could change it
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     try:
         with (folder / LOCK_FILE).open("ab") as lock:
@@ -110,13 +110,13 @@ def open_shared(
 
 
 def _make_current(folder: Path, contract: Contract, lock: int) -> None:
-    """Leave a copy that can be trusted, under a lock that ends with the file's descriptor."""
+    """Make sure that there is a valid copy, under a lock that ends with the file's descriptor."""
     copy, key = folder / COPY_FOLDER, _key(contract.digest)
     fcntl.flock(lock, fcntl.LOCK_SH)
     if _is_untouched(copy, key):
         return
     fcntl.flock(lock, fcntl.LOCK_EX)
-    if _is_untouched(copy, key):  # made by another worker while this one waited
+    if _is_untouched(copy, key):  # created by another worker while this one waited
         return
     if _is_intact(copy, key):
         _write_record(copy, key)
@@ -126,10 +126,10 @@ def _make_current(folder: Path, contract: Contract, lock: int) -> None:
 
 
 def _is_untouched(copy: Path, key: dict[str, str]) -> bool:
-    """Whether the copy is for this model and host, and was not written to since its digest.
+    """Whether the copy is for this model and host, and unchanged since its digest was taken.
 
-    Inode and times are what the kernel says, and no program can set a file's change time; they
-    speak for this boot, in which nothing that was written can have been lost.
+    Inode and times are the kernel's, and no program can set a file's ctime; they are valid for
+    this boot, in which no writes can have been lost.
     """
     record = _read_record(copy)
     try:
@@ -139,7 +139,7 @@ def _is_untouched(copy: Path, key: dict[str, str]) -> bool:
 
 
 def _is_intact(copy: Path, key: dict[str, str]) -> bool:
-    """Whether the copy is for this model and host and has the bytes that it was made with."""
+    """Whether the copy is for this model and host, and its digests match."""
     record = _read_record(copy)
     try:
         return record.get("key") == key and record.get("sha256") == _digests(copy)
@@ -156,7 +156,7 @@ def _read_record(copy: Path) -> dict[str, Any]:
 
 
 def _write_record(copy: Path, key: dict[str, str]) -> None:
-    # the stamp first: a file that changes under the digest then no longer fits it
+    # the stamp first: a file that changes while it is hashed then no longer matches it
     record = {"key": key, "stamp": _stamp(copy), "sha256": _digests(copy)}
     draft = copy / f"{RECORD_FILE}.draft"
     draft.write_bytes(orjson.dumps(record, option=orjson.OPT_INDENT_2))
@@ -176,9 +176,9 @@ def _digests(copy: Path) -> dict[str, str]:
 
 
 def _key(digest: str) -> dict[str, str]:
-    """What a copy depends on: the model, ONNX Runtime's build, and what the processor can do.
+    """What a copy depends on: the model, ONNX Runtime's build, and the CPU's features.
 
-    The number of threads is not in it: the same bytes come of any.
+    Not on the number of threads: the bytes are the same for any.
     """
     return {
         "format": str(FORMAT),
@@ -190,7 +190,7 @@ def _key(digest: str) -> dict[str, str]:
 
 
 def _processor(text: str) -> str:
-    """Digest of what /proc/cpuinfo says of the first processor's kind and features."""
+    """A digest of the first CPU's type and features in /proc/cpuinfo."""
     kept = []
     for line in text.partition("\n\n")[0].splitlines():
         name, _, value = line.partition(":")
@@ -203,14 +203,14 @@ def _processor(text: str) -> str:
 
 
 def _make(source: Path, digest: str, lock: int) -> None:
-    """Have the copy made by a process of its own; the caller holds the lock.
+    """Create the copy in a separate process; the caller holds the lock.
 
-    What it takes of memory goes with it, and where ONNX Runtime crashes on a model, the worker
-    does not. It inherits the lock and finishes even if this worker is killed meanwhile, so
-    that the next one finds the copy.
+    Its memory is released with it, and if ONNX Runtime crashes on a model, the worker does not. It
+    inherits the lock and finishes even if this worker is killed meanwhile, so that the next one
+    finds the copy.
 
     Raises:
-        subprocess.SubprocessError: ONNX Runtime could not do it, or the disk is full.
+        subprocess.SubprocessError: ONNX Runtime failed, or the disk is full.
         OSError: The process cannot be started.
     """
     try:
@@ -227,14 +227,14 @@ def _make(source: Path, digest: str, lock: int) -> None:
 
 
 def _python_path() -> str:
-    """The path on which the process finds this very copy of marship, and the rest as before."""
+    """PYTHONPATH with this copy of marship first."""
     before = os.environ.get("PYTHONPATH")
     own = str(Path(__file__).parents[3])
     return f"{own}{os.pathsep}{before}" if before else own
 
 
 def _reason(error: Exception) -> str:
-    """The last line that the process wrote, where it was the process that failed."""
+    """The last line of the process's output, if the process failed."""
     said = getattr(error, "stderr", None) or b""
     lines = said.decode(errors="replace").strip().splitlines()
     return lines[-1] if lines else str(error)
@@ -245,7 +245,7 @@ def _open(copy: Path, options: ort.SessionOptions) -> ort.InferenceSession:
 
 
 def _save(source: Path, draft: Path) -> None:
-    """Have ONNX Runtime write the optimized model with its prepacked weights, and read it."""
+    """Let ONNX Runtime write the optimized model with its prepacked weights, and load it."""
     options = ort.SessionOptions()
     options.intra_op_num_threads = options.inter_op_num_threads = 1
     options.log_severity_level = 3  # the warning that the file is for this host only
@@ -258,7 +258,7 @@ def _save(source: Path, draft: Path) -> None:
     }.items():
         options.add_session_config_entry(f"session.{name}", value)
     ort.InferenceSession(str(source), options, providers=["CPUExecutionProvider"])
-    (draft / WEIGHTS_FILE).touch()  # none is written where no weight is large enough
+    (draft / WEIGHTS_FILE).touch()  # not written if no weight is large enough
     again = ort.SessionOptions()
     again.intra_op_num_threads = 1
     again.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
@@ -266,9 +266,9 @@ def _save(source: Path, draft: Path) -> None:
 
 
 def _write_copy(source: Path, digest: str) -> None:
-    """Write the copy aside, its record last, and put it in its place."""
+    """Write the copy to a draft folder, its record last, and rename it."""
     draft, copy = source.with_name(DRAFT_FOLDER), source.with_name(COPY_FOLDER)
-    shutil.rmtree(draft, ignore_errors=True)  # of a process that was killed
+    shutil.rmtree(draft, ignore_errors=True)  # left by a killed process
     draft.mkdir()
     _save(source, draft)
     _write_record(draft, _key(digest))

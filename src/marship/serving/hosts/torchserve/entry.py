@@ -1,7 +1,7 @@
-"""What TorchServe's worker calls of a handler: `initialize` once, and `handle` with each batch.
+"""The entry points of TorchServe's worker: `initialize` once, and `handle` with each batch.
 
-`handle` gets what TorchServe's own reader has parsed, and is not called where `worker.install`
-could replace that reader: then `answer` gets each batch.
+`handle` gets batches parsed by TorchServe's own reader. If `worker.install` could replace that
+reader, `answer` gets each batch instead.
 """
 
 import os
@@ -20,7 +20,7 @@ from marship.serving.service import Placement, Service
 
 MAX_REQUEST_ENV = "MARSHIP_MAX_REQUEST_SIZE"
 MAX_RESPONSE_ENV = "MARSHIP_MAX_RESPONSE_SIZE"
-"""Set by `marship serve`; a larger response would cut the worker off (max_response_size)."""
+"""Set by `marship serve`; a larger response would disconnect the worker (max_response_size)."""
 
 RESPONSE_TIMEOUT_S = 120
 """TorchServe's default for responseTimeout."""
@@ -81,7 +81,7 @@ def initialize(service: Service, context: Context) -> None:
 
 
 def answer(service: Service, requests: Sequence[Request], send: Send) -> bytes:
-    """The message that answers a batch; what can go out early is sent before that."""
+    """The message with a batch's responses; those that can be sent early are sent before."""
     if not service.streams:
         return wire.encode(requests, *service.reply(requests))
     outbox, timing = Outbox(len(requests)), ""
@@ -93,7 +93,7 @@ def answer(service: Service, requests: Sequence[Request], send: Send) -> bytes:
 
 
 def handle(service: Service, data: Sequence[Mapping[str, object]], context: Context) -> list[bytes]:
-    """The bodies that answer a batch which TorchServe's own reader has read.
+    """The response bodies for a batch parsed by TorchServe's own reader.
 
     Its writer takes whole responses at the end alone, so nothing but parts goes out early.
     """
@@ -113,7 +113,7 @@ def handle(service: Service, data: Sequence[Mapping[str, object]], context: Cont
 
 
 def _describe(replies: Mapping[int, Reply], timing: str, context: Context) -> None:
-    """Tell TorchServe's own writer the status and headers of responses, by their place."""
+    """Set the status and headers of responses for TorchServe's own writer, by index."""
     for index, reply in replies.items():
         for name, value in reply.all_headers(timing).items():
             context.set_response_header(index, name, value)
@@ -122,7 +122,7 @@ def _describe(replies: Mapping[int, Reply], timing: str, context: Context) -> No
 
 
 def to_request(row: Mapping[str, object], headers: Mapping[str, Any]) -> Request:
-    """A request as TorchServe's own reader gives it; `wire` chooses the body alike."""
+    """A request from TorchServe's own reader; `wire` selects the body in the same way."""
     names = list(row)
     name = next((n for n in ("body", "data") if n in row), names[0] if names else "")
     part = headers.get(name)

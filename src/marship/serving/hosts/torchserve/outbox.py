@@ -1,9 +1,9 @@
-"""A batch's answers on their way out: whole ones, and streams.
+"""Sends a batch's responses early where TorchServe allows it.
 
-TorchServe takes a message about some of a batch's requests, and awaits another one as long as an
-answer in it has the header `ts_stream_next: true` (BatchAggregator.sendResponse of 0.12.0). So
-what is ready can go out early beside a stream that goes on, and only then. A stream's first part
-carries its status and headers; those of later parts are lost (RestJob.responseInference).
+TorchServe accepts a message with responses to some of a batch's requests, and waits for another one
+if a response in it has the header `ts_stream_next: true` (BatchAggregator.sendResponse of 0.12.0).
+So responses can only be sent early beside a stream that continues. A stream's first part has its
+status and headers; those of later parts are lost (RestJob.responseInference).
 """
 
 from collections.abc import Mapping
@@ -14,26 +14,26 @@ from marship.serving.hosts.torchserve.wire import STREAM_HEADER
 from marship.serving.message import Reply
 
 UNBUFFERED = ("X-Accel-Buffering", "no")
-"""Tells nginx to pass parts on as they come (ngx_http_proxy_module, proxy_buffering)."""
+"""Disables nginx's response buffering (ngx_http_proxy_module, proxy_buffering)."""
 
 
 class Outbox:
-    """Says which answers of a batch can be sent now.
+    """Decides which responses of a batch can be sent now.
 
     Args:
         size: How many requests the batch has.
     """
 
     def __init__(self, size: int) -> None:
-        self._waited_for = size  # as many have not ended
+        self._waited_for = size  # number of requests that are not finished
         self._held: dict[int, Reply] = {}
-        self._begun: set[int] = set()  # streams whose end was not sent
+        self._begun: set[int] = set()  # streams whose last part was not sent
 
     def take(self, ready: Mapping[int, Reply]) -> dict[int, Reply]:
-        """Add what is ready; returns what can be sent at once, perhaps nothing.
+        """Add responses that are ready; returns those that can be sent now, possibly none.
 
-        Where all streams have ended and other requests still wait, one stream is kept open: its
-        last part is sent as one that others follow, and its end comes with the last message.
+        If all streams have ended and other requests are unfinished, one stream is kept open: its
+        last part is sent as if others followed, and its end is in the last message.
         """
         self._held.update(ready)
         self._waited_for -= len([reply for reply in ready.values() if not reply.more])
@@ -51,7 +51,7 @@ class Outbox:
         return now
 
     def rest(self) -> dict[int, Reply]:
-        """What the last message holds."""
+        """The responses for the last message."""
         now, self._held = self._sent(self._held), {}
         return now
 
@@ -59,7 +59,7 @@ class Outbox:
         return {index: self._marked(index, reply) for index, reply in sorted(replies.items())}
 
     def _marked(self, index: int, reply: Reply) -> Reply:
-        """The answer with the header that tells TorchServe whether more of it follows."""
+        """The response with the header that tells TorchServe whether more parts follow."""
         if index not in self._begun and not reply.more:
             return reply
         if reply.status != HTTPStatus.OK:  # too late for a status: the error is the last line

@@ -1,7 +1,7 @@
 """A worker's metrics, reported to TorchServe every few seconds.
 
-It takes them as lines on a worker's standard output, each of which costs its frontend a regular
-expression; so they are added up first.
+It parses them from lines on a worker's standard output with a regular expression each; so they are
+aggregated first.
 """
 
 import socket
@@ -16,7 +16,7 @@ INTERVAL_S = 5.0
 
 
 def start(metrics: Metrics, model: str, version: str) -> None:
-    """Report from now on, until the worker ends."""
+    """Start reporting, until the worker exits."""
 
     def run() -> None:
         while True:

@@ -1,9 +1,9 @@
-"""TorchServe's worker protocol, read through a buffer and written in one go.
+"""TorchServe's worker protocol, with buffered reading and writing.
 
-The stock worker reads its socket twice for every name and value, and turns each request into
-nested dicts and back. Here a whole message is read at once, only what is needed of it is
-looked at, and the answers of a batch are joined once. The bytes are the same in both
-directions (ts/protocol/otf_message_handler.py of TorchServe 0.12.0).
+The stock worker reads its socket twice for every name and value, and converts each request to
+nested dicts and back. Here a whole message is read at once, parsed lazily, and the responses of
+a batch are concatenated once. The bytes are the same in both directions
+(ts/protocol/otf_message_handler.py of TorchServe 0.12.0).
 
     message   "I", requests, int -1
     request   id, headers, int -1, parameters, int -1
@@ -33,23 +33,23 @@ logger = logging.getLogger(__name__)
 STREAM_HEADER = "ts_stream_next"
 BUFFER_BYTES = 1 << 18
 LARGE_BYTES = 1 << 16
-"""A value of this size or more is handed out as a view of the buffer, not as a copy."""
+"""A value of this size or more is a view of the buffer, not a copy."""
 
 SPIN_S = 4e-4
 """Busy-poll: how long a worker under steady load looks for the next message before it sleeps.
  Waking costs the lone client of a small model half of its time."""
 
 _INT = struct.Struct("!i")
-_END = b"\xff\xff\xff\xff"  # -1; no UTF-8 text and no sane length holds these four bytes
+_END = b"\xff\xff\xff\xff"  # -1; these four bytes are in no UTF-8 text and no sane length
 _PARTS = range(3)  # of a parameter: name, content type, value
 _VALUE = 2
 
 
 class Headers(Mapping[str, str]):
-    """The HTTP headers of a message, names in lower case; read when one is asked for.
+    """The HTTP headers of a message, with names in lower case; parsed lazily.
 
     Args:
-        raw: As the protocol has them: names and values, each behind its length.
+        raw: The protocol's bytes: names and values with length prefixes.
     """
 
     __slots__ = ("_raw", "_read")
@@ -59,7 +59,7 @@ class Headers(Mapping[str, str]):
         self._read: dict[str, str] | None = None
 
     def get(self, key: str, default: Any = None) -> Any:  # noqa: ANN401  as Mapping.get
-        """One header; most requests have none of those that are asked for, and none is read."""
+        """One header; usually absent, which is found without parsing."""
         return default if key.encode() not in self._raw.lower() else self._all().get(key, default)
 
     def _all(self) -> dict[str, str]:
@@ -86,13 +86,13 @@ class Headers(Mapping[str, str]):
 
 
 class FrontendConnection:
-    """A worker's socket with what was read of it and not yet looked at.
+    """A worker's socket, with a buffer of bytes that were read and not parsed yet.
 
     Args:
         sock: The socket, blocking.
-        spins: Says whether to look for a message for `SPIN_S` before sleeping, as long as the one
-            before it came as soon as that; None is never.
-        max_fields: The most form fields of one request; those of a larger form are only counted.
+        spins: Whether to busy-poll for `SPIN_S` before sleeping, if the previous message came
+            within that time; None is never.
+        max_fields: Maximum form fields of one request; those of a larger form are only counted.
     """
 
     def __init__(
@@ -111,10 +111,10 @@ class FrontendConnection:
             self._readable.register(sock, select.POLLIN)
         self._buffer = bytearray(BUFFER_BYTES)
         self._start = self._end = 0
-        self._is_lent = False  # somebody holds a view of the buffer
+        self._is_lent = False  # there is a view of the buffer
 
     def recv(self, size: int) -> bytes:
-        """As `socket.recv`, for the stock readers of rare messages."""
+        """Like `socket.recv`, for the stock readers of rare messages."""
         if self._start == self._end:
             if self._spins is not None and self._spins():
                 self._look()
@@ -134,8 +134,8 @@ class FrontendConnection:
     def _request(self) -> Request | None:
         """Read the next request; None at the end of the message.
 
-        Where the buffer ends early it is refilled, and reading goes on at the same place: the
-        work is linear in the bytes received, in whatever pieces they come.
+        If the buffer is incomplete it is refilled, and parsing continues at the same place: the
+        work is linear in the bytes received, however they are fragmented.
         """
         buffer, place, end = self._buffer, self._start, self._end
         if place + 4 > end:
@@ -159,22 +159,24 @@ class FrontendConnection:
         return request
 
     def _headers_end(self, place: int, size: int) -> tuple[bytearray, int, int]:
-        """Read on until the headers, `size` bytes behind `place`, have their end.
+        """Read until the headers, `size` bytes after `place`, are complete.
 
         Returns:
-            The buffer, the place as it is then, and where the headers end.
+            The buffer, the new place, and the end of the headers.
         """
         while True:
-            searched = max(size, self._end - place - 3)  # the last bytes may begin the mark
+            searched = max(
+                size, self._end - place - 3
+            )  # the last bytes may be the start of the mark
             buffer, place, end = self._more(place, self._end - place + 1)
             stop = buffer.find(_END, place + searched, end)
             if stop >= 0:
                 return buffer, place, stop
 
     def _read_parameters(self, request: Request, place: int) -> None:
-        """Fill in a request's body, content type and fields, which begin at `place`.
+        """Fill in a request's body, content type and fields, which start at `place`.
 
-        The body is the parameter `body` or `data`, or else the first there is.
+        The body is the parameter `body` or `data`, else the first one.
         """
         buffer, end = self._buffer, self._end
         parameters: list[tuple[str, str, Any]] = []
@@ -205,7 +207,7 @@ class FrontendConnection:
                 parameters.append((name.decode(), content_type.decode(), value))
 
     def _look(self) -> None:
-        """Wait for a message: awake at first, if the last one came soon."""
+        """Wait for a message; busy-poll first, if the last one came soon."""
         started_at = time.perf_counter()
         limit_s = SPIN_S if self._waited_s < SPIN_S else 0.0
         while not self._readable.poll(0):
@@ -215,22 +217,22 @@ class FrontendConnection:
         self._waited_s = time.perf_counter() - started_at
 
     def _more(self, place: int, size: int) -> tuple[bytearray, int, int]:
-        """Read on until `size` bytes from `place` are there; what is before it is done with.
+        """Read until there are `size` bytes from `place`; bytes before it may be dropped.
 
         Returns:
-            The buffer, and where those bytes and all that was read begin and end in it.
+            The buffer, the new place, and the end of what was read.
         """
         self._start = place
         self._fill(size)
         return self._buffer, self._start, self._end
 
     def _fill(self, size: int) -> None:
-        """Read until `size` bytes from the start are there, into a buffer that nobody looks at."""
+        """Read until there are `size` bytes from the start, into a buffer without views."""
         have = self._end - self._start
         if have == 0 and not self._is_lent:
             self._start = self._end = 0
         if self._is_lent or self._start + size > len(self._buffer):
-            # room for the next one's head; twice what is kept, so that copies stay linear
+            # space for the next one's head; twice what is kept, so that copying stays linear
             fresh = bytearray(max(size + LARGE_BYTES, 2 * have, BUFFER_BYTES))
             fresh[:have] = self._buffer[self._start : self._end]
             self._buffer, self._start, self._end, self._is_lent = fresh, 0, have, False
@@ -244,9 +246,9 @@ class FrontendConnection:
 
 
 def encode(requests: Sequence[Request], replies: Sequence[Reply], timing: str) -> bytes:
-    """The message that answers a batch, or a part of it, as `create_predict_response` writes it."""
+    """The message with responses to a batch, or to a part of it: `create_predict_response`."""
     size = _INT.pack
-    heads: dict[tuple[object, ...], bytes] = {}  # most of a batch share one
+    heads: dict[tuple[object, ...], bytes] = {}  # most responses of a batch are equal in these
     parts = [_OPENING]
     for request, given in zip(requests, replies, strict=True):
         reply = given if request.headers else _for_grpc(given)
@@ -258,9 +260,9 @@ def encode(requests: Sequence[Request], replies: Sequence[Reply], timing: str) -
 
 
 def _for_grpc(reply: Reply) -> Reply:
-    """The answer to a request without headers: it came by gRPC, for HTTP's have a length at least.
+    """The reply to a request without headers: from gRPC, since HTTP's have a length at least.
 
-    StreamPredictions ends the worker where the last part does not say that it is (GRPCJob.java).
+    StreamPredictions kills the worker if the last part is not marked as last (GRPCJob.java).
     """
     if any(name == STREAM_HEADER for name, _ in reply.headers):
         return reply
@@ -268,7 +270,7 @@ def _for_grpc(reply: Reply) -> Reply:
 
 
 def _head(reply: Reply, timing: str) -> bytes:
-    """An answer's content type, status and headers."""
+    """A response's content type, status and headers."""
     phrase = "" if reply.status == HTTPStatus.OK else HTTPStatus(reply.status).phrase
     headers = reply.all_headers(timing)
     texts = b"".join(_text(name) + _text(value) for name, value in headers.items())
@@ -288,7 +290,7 @@ Send = Callable[[bytes], None]
 
 
 def send_parts(parts: Mapping[int, Reply], context: Any) -> None:  # noqa: ANN401  TorchServe's own
-    """Send parts of streams with the stock writer; `context` knows their headers."""
+    """Send parts of streams with the stock writer; `context` has their headers."""
     from ts.handler_utils.utils import send_intermediate_predict_response
 
     ids = {index: context.request_ids[index] for index in parts}

@@ -1,4 +1,4 @@
-"""The worker's script made to read and answer through the buffered transport."""
+"""Patches TorchServe's worker script to use the buffered transport."""
 
 import hashlib
 import logging
@@ -32,15 +32,15 @@ def install(
     spins: Callable[[], bool] | None = None,
     max_fields: int = MAX_FORM_FIELDS,
 ) -> bool:
-    """Let this worker read through a buffer and answer with `answer`, if it is a known one.
+    """Patch this worker to use the buffered transport and `answer`, if its version is known.
 
     Args:
-        answer: Turns a batch into the message that answers it; may send others before that.
-        spins: As `FrontendConnection` takes it.
-        max_fields: As `FrontendConnection` takes it.
+        answer: Handles a batch and returns the last message; may send others before.
+        spins: For `FrontendConnection`.
+        max_fields: For `FrontendConnection`.
 
     Returns:
-        Whether it does; if not, a warning says why and the stock functions stay.
+        Whether it was patched; if not, a warning is logged and the stock functions stay.
     """
     from ts import service, version
     from ts.protocol import otf_message_handler
@@ -77,13 +77,13 @@ def install(
 def runs_here() -> bool:
     """Whether this process is a worker of TorchServe, which starts model_service_worker.py.
 
-    Else a test or a tool holds the handler, and nothing is read from a socket.
+    Otherwise a test or a tool uses the handler, and there is no socket to read.
     """
     return hasattr(sys.modules["__main__"], "TorchModelServiceWorker")
 
 
 class _Batch(list[Request]):
-    """Requests that came through the buffer, told from those of the stock reader."""
+    """Requests from the buffered transport, as opposed to those of the stock reader."""
 
 
 def unknown(version: str, folder: Path) -> str | None:
