@@ -82,7 +82,7 @@ def running(start: Start) -> server.Server:
 
 @pytest.fixture(scope="session")
 def client(running: server.Server) -> Iterator[Client]:
-    """A client of the shared server, which asks once."""
+    """A client of the shared server, without retries."""
     with Client(running.home.path, retry_s=0) as one:
         yield one
 

@@ -1,4 +1,4 @@
-"""Whatever is sent, the answer is a JSON error with the right status, and the worker lives on."""
+"""Every invalid request gets a JSON error with the right status, and the worker survives."""
 
 import gzip
 import json
@@ -102,7 +102,7 @@ def check(answer: requests.Response, status: int, code: str | None) -> None:
 
 @pytest.mark.parametrize("case", BAD)
 def test_a_bad_body_is_a_clear_error(post: Post, case: str) -> None:
-    """Its status and code are right, and the next request is answered."""
+    """Its status and code are right, and the next request succeeds."""
     body, content_type, status, code = BAD[case]
     check(post(body, content_type), status, code)
     assert post(b"[[1, 2, 3]]").json() == [[16.0, 22.0]]
@@ -135,7 +135,7 @@ def test_wrong_claims_about_raw_tensors_are_clear_errors(
     check(post(body, OCTETS, Inference_Header_Content_Length=length), 400, None)
 
 
-def test_raw_tensors_travel_both_ways(post: Post) -> None:
+def test_raw_tensors_in_requests_and_responses(post: Post) -> None:
     """KServe's binary extension over HTTP: raw in, raw out."""
     text = json.dumps(
         {
@@ -157,13 +157,13 @@ def test_raw_tensors_travel_both_ways(post: Post) -> None:
 
 
 def test_a_body_over_the_limit_is_413(post: Post) -> None:
-    """TorchServe's frontend refuses it, and goes on."""
+    """TorchServe's frontend refuses it, and keeps running."""
     assert post(b" " * 20_000_000).status_code == 413
     assert post(b"[[1, 2, 3]]").json() == [[16.0, 22.0]]
 
 
 @pytest.mark.parametrize(("name", "encode"), [("gzip", gzip.compress), ("deflate", zlib.compress)])
-def test_a_compressed_body_is_answered_as_it_is_without(
+def test_a_compressed_body_gets_the_same_response(
     post: Post, name: str, encode: Callable[[bytes], bytes]
 ) -> None:
     """By TorchServe's own frontend, or by the handler."""

@@ -1,4 +1,4 @@
-"""Whatever picture is sent over HTTP: an answer or a clear error, and the worker as it was."""
+"""Every picture sent over HTTP gets a response or a clear error, and the worker survives."""
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -58,14 +58,14 @@ def test_the_bytes_count_and_not_the_content_type(post: Post, lie: str) -> None:
 
 
 def test_k_is_a_field_of_the_form(post: Post) -> None:
-    """Beside one picture, whose answer is that of a picture alone."""
+    """With one picture, whose response is that of a picture without a form."""
     answer = post({"k": "2"}, files={"picture": colour("red")}).json()
     assert (answer["label"], len(answer["top"])) == ("red", 2)
     assert post({"k": "none"}, files={"picture": colour("red")}).status_code == 400
 
 
 def test_a_form_of_several_pictures(post: Post) -> None:
-    """One name for all, as a browser's file field sends them; a broken one harms none."""
+    """One name for all, as a browser's file field sends them; a broken one affects no other."""
     parts = [colour("red"), b"broken", encode(photos.photo(320, 270), "JPEG"), colour("blue")]
     files = [("file", (f"{i}.png", part, "image/png")) for i, part in enumerate(parts)]
     rows = post({"k": "1"}, files=files).json()["pictures"]
@@ -76,8 +76,8 @@ def test_a_form_of_several_pictures(post: Post) -> None:
 
 
 @pytest.mark.parametrize("case", BAD)
-def test_a_bad_picture_is_a_clear_error_and_harms_no_other(post: Post, case: str) -> None:
-    """Its status and code are right; seven pictures sent at the same time are answered."""
+def test_a_bad_picture_is_a_clear_error_and_affects_no_other(post: Post, case: str) -> None:
+    """Its status and code are right; seven pictures sent at the same time succeed."""
     body, status, code = BAD[case]
     names = ["red", "lime", "blue"]
     bodies = [colour(names[i % 3], 10 + i, 10) for i in range(7)]

@@ -1,4 +1,4 @@
-"""Whatever sound is sent over HTTP: an answer or a clear error, and the worker as it was."""
+"""Every recording sent over HTTP gets a response or a clear error, and the worker survives."""
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -24,7 +24,7 @@ HOURS_3 = 3 * 3600
 def post(
     store: Path, client: Client, running: Server, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Post]:
-    """Post to the model that hears pitches; in the end its worker is the first one."""
+    """Post to the model that recognizes pitches; at the end its worker is still the first one."""
     folder = tmp_path_factory.mktemp("ear")
     pack_ear(folder, profile="throughput").rename(store / "ear.mar")
     yield from posting(running, client, "ear")
@@ -90,7 +90,7 @@ LYING = {
 
 
 @pytest.mark.parametrize("kind", recordings.KINDS)
-def test_every_format_is_heard(post: Post, kind: str) -> None:
+def test_every_format_is_transcribed(post: Post, kind: str) -> None:
     """As stereo at 48 kHz, and as mono at 8 kHz, which holds all of these pitches."""
     for rate, channels in ((48_000, 2), (8_000, 1)):
         answer = post(sung("cabdfg", kind, rate, channels)).json()
@@ -107,13 +107,13 @@ def test_the_bytes_count_and_not_the_content_type(post: Post, lie: str) -> None:
 
 
 @pytest.mark.parametrize("case", LYING)
-def test_a_length_that_is_a_lie_loses_nothing(post: Post, case: str) -> None:
-    """All letters are heard."""
+def test_a_wrong_length_in_the_header_loses_nothing(post: Post, case: str) -> None:
+    """All letters are transcribed."""
     assert post(LYING[case]).json()["text"] == "abc"
 
 
 def test_a_form_of_several_recordings(post: Post) -> None:
-    """One name for all, as a browser's file field sends them; a broken one harms none."""
+    """One name for all, as a browser's file field sends them; a broken one affects no other."""
     parts = [said("abc"), b"broken", sung("dad", "mp3"), BAD["NaN"][0], sung("gag", "opus")]
     files = [("file", (str(i), part, "audio/wav")) for i, part in enumerate(parts)]
     rows = post(None, files=files).json()["recordings"]
@@ -124,8 +124,8 @@ def test_a_form_of_several_recordings(post: Post) -> None:
 
 
 @pytest.mark.parametrize("case", BAD)
-def test_a_bad_recording_is_a_clear_error_and_harms_no_other(post: Post, case: str) -> None:
-    """Its status and code are right; seven recordings sent at the same time are heard."""
+def test_a_bad_recording_is_a_clear_error_and_affects_no_other(post: Post, case: str) -> None:
+    """Its status and code are right; seven recordings sent at the same time are transcribed."""
     body, status, code = BAD[case]
     texts = ["abc", "bad", "cab", "dada", "egg", "fed", "gaga"]
     with ThreadPoolExecutor(8) as pool:
@@ -135,7 +135,7 @@ def test_a_bad_recording_is_a_clear_error_and_harms_no_other(post: Post, case: s
     assert [answer.json()["text"] for answer in good] == texts
 
 
-def test_half_an_hour_works_and_its_memory_comes_back(post: Post, process: psutil.Process) -> None:
+def test_half_an_hour_works_and_its_memory_is_freed(post: Post, process: psutil.Process) -> None:
     """WAV and FLAC: at most three times its bytes and 2.5 times the 115 MB of its samples."""
     word = np.concatenate([whistle("abc"), np.zeros(RATE // 2, np.float32)])
     samples = np.zeros((MINUTES_30 * RATE, 1), np.float32)

@@ -31,7 +31,7 @@ def batching(lookup_onnx: Path, store: Path, client: Client) -> str:
 
 
 async def ask_all(server: Server, model: str) -> list[object]:
-    """Send 32 requests at once; answers and errors in their order."""
+    """Send 32 requests at once; responses and errors in their order."""
     async with AsyncClient(server.home.path) as client:
 
         async def ask(number: int) -> object:
@@ -44,7 +44,7 @@ async def ask_all(server: Server, model: str) -> list[object]:
         return await asyncio.gather(*map(ask, range(BATCH)))
 
 
-def test_a_batch_of_32_with_3_bad_requests_gives_29_answers(running: Server, batching: str) -> None:
+def test_a_batch_of_32_with_3_bad_requests_has_29_responses(running: Server, batching: str) -> None:
     """Bad JSON, a wrong type and a failing run get 400, 400 and 500; 29 get their own sums.
 
     All are in one batch: one that was not full would have waited the whole delay.
@@ -60,7 +60,7 @@ def test_a_batch_of_32_with_3_bad_requests_gives_29_answers(running: Server, bat
             assert answer == {"total": [number % 10 + 1.0]}
 
 
-def test_the_worker_outlived_it(client: Client, batching: str) -> None:
+def test_the_worker_survived_it(client: Client, batching: str) -> None:
     """No worker was restarted for a client's fault."""
     (model,) = client.describe(batching)
     assert model.ready == 1
@@ -84,7 +84,7 @@ def test_an_answer_over_the_servers_limit_is_a_clean_413(
         assert client.describe("small-answers")[0].workers == worker
 
 
-def test_figures_reach_prometheus(client: Client, batching: str) -> None:
+def test_metrics_reach_prometheus(client: Client, batching: str) -> None:
     """Requests, batches, seconds and errors by code are on the metrics port, with units in help."""
     del batching
     until = time.monotonic() + 3 * INTERVAL_S

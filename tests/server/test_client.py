@@ -1,4 +1,4 @@
-"""Models are registered, asked, scaled, rolled over and removed; faults are told in one line."""
+"""Models are registered, called, scaled, updated and removed; errors are one line."""
 
 import asyncio
 import http.client
@@ -59,10 +59,10 @@ def removed(client: Client) -> Iterator[Callable[[str], str]]:
             client.unregister(name, version)
 
 
-def test_register_returns_when_every_worker_answers(
+def test_register_returns_when_every_worker_is_ready(
     client: Client, removed: Callable[[str], str]
 ) -> None:
-    """Both workers are READY at the end, the callback saw how many were, and it answers."""
+    """Both workers are READY at the end, the callback saw the progress, and predictions succeed."""
     seen: list[tuple[int, int]] = []
     status = client.register(
         "echo.mar", name=removed("both"), workers=2, on_wait=lambda *counts: seen.append(counts)
@@ -90,7 +90,7 @@ def test_scale_waits_for_the_last_worker_both_ways(
     assert client.predict("scaled", 1)["pid"] == down.workers[0].pid
 
 
-def test_scale_says_what_was_reached(client: Client, removed: Callable[[str], str]) -> None:
+def test_scale_returns_the_number_of_workers(client: Client, removed: Callable[[str], str]) -> None:
     """A second worker that cannot load: the error counts, and gives the worker's reason."""
     client.register("only_one.mar", name=removed("licensed"), workers=1)
     with pytest.raises(ServerError, match=r"got 1 of 2: .*one worker must be enough") as caught:
@@ -99,10 +99,10 @@ def test_scale_says_what_was_reached(client: Client, removed: Callable[[str], st
     assert client.scale("licensed", 1).ready == 1
 
 
-def test_a_new_version_answers_when_it_is_made_the_default(
+def test_a_new_version_serves_when_it_is_made_the_default(
     client: Client, removed: Callable[[str], str]
 ) -> None:
-    """Version 2.0 answers where it is named, everywhere once it is the default; 1.0 can go."""
+    """Version 2.0 serves requests that name it, all once it is the default; 1.0 can be removed."""
     client.register("echo.mar", name=removed("rolled"), workers=1)
     client.register("echo-2.mar", name="rolled", workers=1)
     assert client.predict("rolled", 1)["version"] == "1.0"
@@ -127,7 +127,9 @@ def test_a_new_version_answers_when_it_is_made_the_default(
         ("vanishes.mar", "it ended without a message"),
     ],
 )
-def test_a_worker_that_dies_on_load_tells_why(client: Client, archive: str, cause: str) -> None:
+def test_a_worker_that_dies_on_load_reports_the_cause(
+    client: Client, archive: str, cause: str
+) -> None:
     """Within 15 s the first line is the cause, the notes are the log, and nothing stays."""
     began = time.monotonic()
     with pytest.raises(LoadError, match=re.escape(cause)) as caught:
@@ -138,7 +140,7 @@ def test_a_worker_that_dies_on_load_tells_why(client: Client, archive: str, caus
 
 
 def test_an_interrupted_registration_leaves_nothing(client: Client) -> None:
-    """Ctrl-C while a slow model loads: it is unregistered before the exception goes on."""
+    """Ctrl-C while a slow model loads: it is unregistered before the exception propagates."""
 
     def interrupt(_ready: int, _wanted: int) -> None:
         raise KeyboardInterrupt
@@ -155,7 +157,7 @@ def test_a_registration_that_takes_too_long_leaves_nothing(client: Client) -> No
     assert "slow" not in names(client)
 
 
-def test_a_killed_worker_comes_back_and_answers(
+def test_a_killed_worker_is_restarted_and_serves(
     client: Client, removed: Callable[[str], str]
 ) -> None:
     """After kill -9 another process serves the model, without anyone's help."""
@@ -169,7 +171,7 @@ def test_a_killed_worker_comes_back_and_answers(
 
 
 def answering(client: Client, name: str) -> int | None:
-    """The process that answers, if one does."""
+    """The process that serves, if one does."""
     try:
         answer: dict[str, int] = client.predict(name, 1)
     except ServerError:
@@ -185,7 +187,7 @@ def test_only_a_name_in_the_model_store_is_registered(client: Client, archive: s
 
 
 @pytest.mark.usefixtures("echo")
-def test_what_is_not_there_is_named(client: Client) -> None:
+def test_a_missing_model_or_archive_is_named(client: Client) -> None:
     """Archive, model and version that are missing: what was looked for, and where to look."""
     with pytest.raises(NotFoundError, match=r"nowhere.mar must lie in .*which holds .*echo.mar"):
         client.register("nowhere.mar")
@@ -206,7 +208,7 @@ def test_a_name_that_torchserve_takes_for_a_token_call_is_refused(client: Client
 
 
 @pytest.mark.usefixtures("echo")
-def test_inputs_and_answers_by_content_type(client: Client) -> None:
+def test_inputs_and_responses_by_content_type(client: Client) -> None:
     """Arrays go as JSON by name, contiguous or not; bytes come back as they went."""
     rows = np.arange(6, dtype=np.float32).reshape(2, 3)
     answer = client.predict("echo", {"rows": rows, "columns": rows.T})
@@ -226,8 +228,8 @@ def test_a_models_own_error_keeps_its_code(client: Client) -> None:
 
 
 @pytest.mark.usefixtures("echo")
-def test_a_request_over_the_limit_is_told(client: Client) -> None:
-    """max_request_size is 16 MiB: one byte more is refused, and the client goes on."""
+def test_a_request_over_the_limit_is_an_error(client: Client) -> None:
+    """max_request_size is 16 MiB: one byte more is refused, and the client can be used again."""
     with pytest.raises(TooLargeError):
         client.predict("echo", bytes(16 * 1024 * 1024 + 1))
     assert client.predict("echo", bytes(1024)) == bytes(1024)
@@ -278,7 +280,7 @@ def configured(start: Start, tmp_path_factory: pytest.TempPathFactory) -> server
     return start(config=config)
 
 
-def test_who_says_how_many_workers(configured: server.Server) -> None:
+def test_precedence_of_the_number_of_workers(configured: server.Server) -> None:
     """From weak to strong: default_workers_per_model, the `models` entry, the archive, `scale`."""
     with Client(configured.home.path) as client:
         reached = {
@@ -309,7 +311,7 @@ def test_an_expired_token_is_renewed(configured: server.Server) -> None:
 def test_a_token_is_renewed_before_it_ends(
     configured: server.Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Two clients that ask all the time: none is refused once, and both use one new token."""
+    """Two clients send requests all the time: none is rejected, and both use one new token."""
     statuses: list[int] = []
 
     class Noting(connections.Connection):
@@ -354,19 +356,19 @@ def test_an_expired_token_that_cannot_be_renewed(configured: server.Server, tmp_
 def test_a_workers_number_given_to_register_wins_over_the_archive(
     client: Client, removed: Callable[[str], str]
 ) -> None:
-    """The archive says two workers; one was asked for, so one there is."""
+    """The archive has two workers; one was requested, so there is one."""
     assert client.register("pair.mar", name=removed("single"), workers=1).ready == 1
 
 
 def test_a_number_not_given_to_register_is_the_archives(
     client: Client, removed: Callable[[str], str]
 ) -> None:
-    """Nothing was asked for, so the archive's two workers come up."""
+    """No number was requested, so the archive's two workers start."""
     assert client.register("pair.mar", name=removed("double")).ready == 2
 
 
-def test_nobody_there_is_one_line(tmp_path: Path) -> None:
-    """No server in the home: how to start one. Nobody at an address: which, and what to check."""
+def test_no_server_is_one_line(tmp_path: Path) -> None:
+    """No server in the home: how to start one. None at an address: which, and what to check."""
     with Client(tmp_path) as client, pytest.raises(NotRunningError, match="marship serve"):
         client.models()
     with (
@@ -384,7 +386,7 @@ def test_metrics_are_prometheus_text(client: Client) -> None:
 
 
 def test_the_inference_port_has_no_management(running: server.Server) -> None:
-    """enable_model_api opens the management port alone, and that asks for its own token."""
+    """enable_model_api affects only the management port, which needs its own token."""
     keys = json.loads(running.home.key_file.read_text())
     inference = {"management_url": running.record.inference_url, "management_token": "x"}
     with Client(running.home.path, **inference) as client, pytest.raises(TokenError):
@@ -403,12 +405,12 @@ def test_the_inference_port_has_no_management(running: server.Server) -> None:
 
 
 def test_the_asyncio_client_does_the_same(running: server.Server) -> None:
-    """It registers, asks many at once, scales and removes; cancelled, it leaves nothing."""
+    """It registers, predicts concurrently, scales and removes; cancelled, it leaves nothing."""
     asyncio.run(walk(running.home.path))
 
 
 async def walk(home: Path) -> None:
-    """The whole way of a model."""
+    """The whole life cycle of a model."""
     async with AsyncClient(home) as client:
         status = await client.register("echo.mar", name="walked", workers=1)
         assert status.ready == 1

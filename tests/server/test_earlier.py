@@ -1,4 +1,4 @@
-"""What was packed, or written, for an earlier marship goes on working."""
+"""Archives and handlers of earlier versions of marship still work."""
 
 from io import BytesIO
 from pathlib import Path

@@ -121,7 +121,7 @@ def test_an_explicit_home_wins_over_addresses_of_the_environment(
     assert done.exit_code == 0, done.exception
 
 
-def test_a_model_is_asked_through_the_proxy(door: Door, tokens: dict[str, str], away: Path) -> None:
+def test_predictions_through_the_proxy(door: Door, tokens: dict[str, str], away: Path) -> None:
     """One request, and a folder of them, with the proxy's address and a token alone."""
     where = ["--url", door.url, "--token", tokens["inference"], "--ca", door.authority]
     done = run("predict", "echo", "--json", '"through the door"', *where)
@@ -165,10 +165,10 @@ def test_a_rollout_and_a_state_file_work_elsewhere(
 
 
 @pytest.mark.usefixtures("away")
-def test_what_is_wrong_with_an_address_or_a_token_is_told(
+def test_errors_of_addresses_and_tokens(
     running: server.Server, door: Door, tokens: dict[str, str], echo: ModelStatus
 ) -> None:
-    """Nobody there, a wrong token, a certificate that is not trusted, another API's address."""
+    """No server, a wrong token, an untrusted certificate, another API's address."""
     record = running.record
     right = ["--token", tokens["management"]]
     asked = ["predict", echo.name, "--json", "1"]

@@ -31,8 +31,8 @@ def dozing(linear_onnx: Path, store: Path, client: Client) -> Iterator[str]:
     client.unregister("dozing")
 
 
-def test_what_waits_and_is_not_wanted_is_not_run(running: Server, dozing: str) -> None:
-    """Of eight requests whose clients leave two are run, and who comes then is answered.
+def test_queued_requests_of_disconnected_clients_are_dropped(running: Server, dozing: str) -> None:
+    """Of eight requests whose clients disconnect two run, and the next request succeeds.
 
     Those are the one that the worker has, and the first of the next batch: TorchServe looks at
     the time of those behind it alone.

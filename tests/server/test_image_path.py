@@ -1,4 +1,4 @@
-"""Pictures on the whole path: a folder of them is learned, served, and a folder is asked for."""
+"""Pictures on the whole path: training on a folder, serving, and predictions for a folder."""
 
 import csv
 import json

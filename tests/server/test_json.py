@@ -60,7 +60,7 @@ def test_the_proxy(at: Callable[..., Any], tmp_path: Path) -> None:
 
 
 def test_a_server_that_starts(store: Path, tmp_path: Path) -> None:
-    """Its addresses, read by a program as soon as it answers."""
+    """Its addresses, read by a program as soon as the server runs."""
     where = ["--home", str(tmp_path / "home")]
     words = ["serve", "--detach", "--free-ports", "--model-store", str(store), "--json", *where]
     command = [sys.executable, "-m", "marship"]

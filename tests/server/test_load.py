@@ -66,7 +66,7 @@ def ask_for_cuda(name: str, content: bytes) -> bytes:
 def test_what_is_not_the_packed_model_is_not_served(
     linear_onnx: Path, store: Path, client: Client, change: Change, words: str
 ) -> None:
-    """An altered file, other answers, a missing provider: the reason comes back from the worker."""
+    """An altered file, other outputs, a missing provider: the worker reports the reason."""
     settings = PackageSettings(model_store=store, name=change.__name__)
     archive = package(linear_onnx, settings)
     rewrite(archive, change)
@@ -110,7 +110,7 @@ FORMS = {
 def test_json_forms_over_http(
     predictions: Callable[[bytes, str], requests.Response], form: str
 ) -> None:
-    """Each form is answered in kind, with Content-Type and Server-Timing."""
+    """Each format gets a response in the same format, with Content-Type and Server-Timing."""
     request, wanted = FORMS[form]
     answer = predictions(request, "application/json")
     assert (answer.status_code, answer.content) == (200, wanted)

@@ -1,4 +1,4 @@
-"""The whole path by its commands: train, export, optimize, package, serve, ask, scale, stop."""
+"""The whole path by its commands: train, export, optimize, package, serve, predict, scale, stop."""
 
 import json
 import os
@@ -72,8 +72,8 @@ def patients(place: Path) -> np.ndarray:
         return held["input"]
 
 
-def test_the_served_model_answers_as_the_trained_one(place: Path, served: Client) -> None:
-    """Every held-out patient's answer over HTTP is PyTorch's, within the contract's tolerance."""
+def test_the_served_model_equals_the_trained_one(place: Path, served: Client) -> None:
+    """Every held-out prediction over HTTP is PyTorch's, within the contract's tolerance."""
     model = resolve(str(place / "training/regression.py:Regression"))()
     load_weights(place / "runs/regression/checkpoint.pt", model)
     rows = patients(place)
@@ -85,7 +85,7 @@ def test_the_served_model_answers_as_the_trained_one(place: Path, served: Client
 
 
 def test_predict_takes_files_and_text(place: Path, served: Client, marship: Command) -> None:
-    """JSON as text and as a file, and npy, are one answer."""
+    """JSON as text and as a file, and npy, give the same response."""
     del served
     row = patients(place)[:1]
     np.save(place / "row.npy", row)
@@ -110,7 +110,7 @@ def test_commands_manage_the_model(served: Client, marship: Command) -> None:
     assert marship("logs", "--lines", 3).stdout
 
 
-def test_a_new_version_answers_when_it_is_made_the_default(
+def test_a_new_version_serves_when_it_is_made_the_default(
     served: Client, place: Path, marship: Command
 ) -> None:
     """A second version is registered beside the first, becomes the default, and the first goes."""
@@ -126,7 +126,7 @@ def test_a_new_version_answers_when_it_is_made_the_default(
 
 
 def test_inspect_prints_the_evidence(served: Client, marship: Command) -> None:
-    """The archive tells its contract, settings, data, training, parity and variants."""
+    """It shows contract, settings, data, training, parity and variants."""
     del served
     text = marship("inspect", "model_store/regression.mar").stdout
     for words in ("input: float32[batch, 10]", "diabetes", "r2", "PyTorch, eager", "minWorkers"):
@@ -198,7 +198,7 @@ def test_a_full_disk_leaves_the_old_archive(served: Client, place: Path, tmp_pat
 
 
 def runs(process: psutil.Process) -> bool:
-    """Whether it does anything still; an ended one that its parent has not asked about does not."""
+    """Whether it still runs; a zombie does not."""
     try:
         return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:

@@ -23,7 +23,7 @@ OTHER_MARSHIP = "raise ImportError('the marship beside TorchServe, not the archi
 
 
 def free_port() -> int:
-    """A port that nobody listens on now."""
+    """A free port."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
@@ -81,7 +81,7 @@ def plain_torchserve(python: Path, store: Path, archive: str, folder: Path) -> I
 
 
 def ask(url: str, model: str, request: object, timeout_s: float = 60) -> object:
-    """The first answer that the model gives once it is loaded."""
+    """The first response of the model once it is loaded."""
     until = time.monotonic() + timeout_s
     while time.monotonic() < until:
         try:
@@ -98,7 +98,7 @@ def ask(url: str, model: str, request: object, timeout_s: float = 60) -> object:
 def test_an_archive_carries_all_it_needs(
     linear_onnx: Path, tmp_path: Path, stranger: Path, beside: str
 ) -> None:
-    """With stock settings and without marship, or with a broken one, the model answers."""
+    """With stock settings and without marship, or with a broken one, the model serves."""
     if beside == "another marship":
         other = next((tmp_path / "venv" / "lib").glob("python*")) / "site-packages" / "marship"
         other.mkdir()

@@ -41,7 +41,7 @@ def place(tmp_path: Path) -> Path:
 
 
 def command(running: Server, *words: str) -> list[str]:
-    """The command that asks."""
+    """The predict command."""
     return [sys.executable, "-m", "marship", "predict", *words, "--home", str(running.home.path)]
 
 
@@ -66,7 +66,7 @@ def read(path: Path) -> list[dict[str, str]]:
 
 
 def test_a_folder_becomes_a_table_and_a_csv(running: Server, adder: str, place: Path) -> None:
-    """Every file is a row with the model's answer; JSON and npy alike; then nothing is asked."""
+    """Every file, JSON or npy, is a row with its response; a second run sends nothing."""
     done = ask(running, place, adder, "questions")
     assert done.returncode == 0, done.stderr
     rows = read(place / "questions.predictions.csv")
@@ -82,8 +82,8 @@ def test_a_folder_becomes_a_table_and_a_csv(running: Server, adder: str, place: 
     assert "asked in" not in second
 
 
-def test_what_is_passed_over_is_told(running: Server, adder: str, place: Path) -> None:
-    """The summary counts what of a folder was not asked about and names three; it is no failure."""
+def test_ignored_files_are_counted(running: Server, adder: str, place: Path) -> None:
+    """The summary counts a folder's ignored files and names three; this is not a failure."""
     for name in "abcd":
         (place / f"questions/{name}.txt").touch()
     done = ask(running, place, adder, "questions")
@@ -96,7 +96,7 @@ def test_what_is_passed_over_is_told(running: Server, adder: str, place: Path) -
 def test_a_refused_file_is_a_row_and_the_exit_code(
     running: Server, adder: str, place: Path
 ) -> None:
-    """One broken file of 31: exit 1, its row says why; mended, it alone is asked again."""
+    """One broken file of 31: exit 1, its row has the error; repaired, it alone is sent again."""
     bad = place / "questions/0007.json"
     bad.write_text("[[1, 2")
     out = ["--out", "answers.jsonl"]
@@ -114,7 +114,7 @@ def test_a_refused_file_is_a_row_and_the_exit_code(
 
 
 def test_standard_input_may_be_anything(running: Server, adder: str, place: Path) -> None:
-    """JSON is known as such, npy comes with its type, and one file still prints its answer."""
+    """JSON is recognized, npy comes with its type, and for one file the response is printed."""
     npy = (place / "questions/more.npy").read_bytes()
     wanted = ask(running, place, adder, "questions/0001.json").stdout
     assert b"16" in wanted
@@ -137,7 +137,7 @@ MISTAKES = {
 
 @pytest.mark.parametrize("case", MISTAKES)
 def test_a_mistake_is_one_line(running: Server, adder: str, place: Path, case: str) -> None:
-    """It is told on stderr, with exit code 2, and no file of answers appears."""
+    """The error is on stderr, with exit code 2, and no output file is written."""
     words, line = MISTAKES[case]
     done = ask(running, place, adder, *words)
     assert (done.returncode, done.stdout) == (2, b"")
@@ -147,10 +147,10 @@ def test_a_mistake_is_one_line(running: Server, adder: str, place: Path, case: s
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
-def test_a_run_that_is_cut_short_goes_on(
+def test_an_interrupted_run_resumes(
     running: Server, adder: str, place: Path, number: signal.Signals
 ) -> None:
-    """After kill -9 and after Ctrl-C no answer is lost or torn, and only the rest is asked."""
+    """After kill -9 and after Ctrl-C no row is lost or truncated, and only the rest is sent."""
     for index in range(FILES):
         (place / f"questions/x{index}.json").write_text("[[1, 2, 3]]")
     out = place / "questions.predictions.csv"
@@ -191,7 +191,7 @@ def wait_for_rows(path: Path, count: int) -> None:
 def test_a_worker_that_is_killed_costs_no_file(
     running: Server, adder: str, place: Path, client: Client
 ) -> None:
-    """Its worker is killed in the middle; after a second run every file has its answer."""
+    """Its worker is killed midway; after a second run every file has its response."""
     for index in range(FILES):
         (place / f"questions/x{index}.json").write_text("[[1, 2, 3]]")
     out = place / "questions.predictions.csv"

@@ -29,7 +29,7 @@ Ask = Callable[..., "subprocess.CompletedProcess[str]"]
 
 @pytest.fixture(scope="module")
 def ear(store: Path, client: Client, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The model that hears whistles."""
+    """The model that recognizes whistles."""
     folder = tmp_path_factory.mktemp("ear")
     made = pack_ear(folder, name="scribe", batch_size=2, max_batch_delay_ms=5)
     made.rename(store / "scribe.mar")
@@ -69,7 +69,7 @@ def ask(running: Server, ear: str, place: Path) -> Ask:
 
 
 def command(running: Server, *words: str) -> list[str]:
-    """The command that asks."""
+    """The predict command."""
     return [sys.executable, "-m", "marship", "predict", *words, "--home", str(running.home.path)]
 
 
@@ -95,8 +95,8 @@ def test_one_recording_is_printed(ask: Ask) -> None:
     assert ask("-", "--as", "txt", data=said("bed")).stdout == "bed\n"
 
 
-def test_silence_is_said(ask: Ask) -> None:
-    """A person is told; text and SRT are empty, WebVTT its header."""
+def test_silence_is_reported(ask: Ask) -> None:
+    """The terminal shows a message; text and SRT are empty, WebVTT is its header."""
     assert "nothing" in ask("talks/silence.wav").stdout
     found = [ask("talks/silence.wav", "--as", form).stdout for form in ("txt", "srt", "vtt")]
     assert found == ["", "", "WEBVTT\n"]
@@ -119,7 +119,7 @@ def test_one_recording_is_written(ask: Ask, place: Path) -> None:
     assert not list(place.glob(".said*"))
 
 
-def test_segments_are_printed_while_others_are_heard(
+def test_segments_are_printed_while_others_are_transcribed(
     running: Server, store: Path, client: Client, place: Path, tmp_path: Path
 ) -> None:
     """On a terminal the first text stands there seconds before the command ends."""
@@ -146,7 +146,7 @@ def test_segments_are_printed_while_others_are_heard(
 
 
 def test_a_folder_becomes_a_table_and_transcripts(ask: Ask, place: Path) -> None:
-    """Each file has a row and its transcripts, folders kept; then nothing is asked."""
+    """Each file has a row and its transcripts, with sub-folders; a second run sends nothing."""
     words = ("talks", "--out", "out.csv", "--as", "srt", "--as", "txt")
     done = ask(*words)
     assert done.returncode == 0, done.stderr
@@ -164,8 +164,10 @@ def test_a_folder_becomes_a_table_and_transcripts(ask: Ask, place: Path) -> None
 
 
 @pytest.mark.parametrize(("table", "asked"), [("out.csv", 2), ("out.jsonl", 1)])
-def test_missing_transcripts_are_made_up_for(ask: Ask, place: Path, table: str, asked: int) -> None:
-    """One is lost and one recording is new: JSON lines give the lost one without asking."""
+def test_missing_transcripts_are_written_again(
+    ask: Ask, place: Path, table: str, asked: int
+) -> None:
+    """One is lost and one recording is new: JSON lines give the lost one without a request."""
     assert ask("talks", "--out", table, "--as", "srt").returncode == 0
     kept = place / "out.transcripts/deep/three.wav.srt"
     inode = kept.stat().st_ino
@@ -192,7 +194,7 @@ def test_a_recording_that_fails_now_keeps_no_old_transcript(ask: Ask, place: Pat
     assert len(written(place)) == 3
 
 
-def test_a_name_that_is_too_long_is_one_files_trouble(ask: Ask, place: Path) -> None:
+def test_a_name_that_is_too_long_affects_one_file(ask: Ask, place: Path) -> None:
     """There is no room for .srt: a row says so, and the others are written."""
     (place / "talks" / ("x" * 251 + ".wav")).write_bytes(said("abc"))
     done = ask("talks", "--out", "out.csv", "--as", "srt")
@@ -203,7 +205,7 @@ def test_a_name_that_is_too_long_is_one_files_trouble(ask: Ask, place: Path) -> 
 
 
 def test_a_mistake_is_one_line(ask: Ask, place: Path) -> None:
-    """It is told on stderr with exit code 2, and nothing is written."""
+    """The error is on stderr with exit code 2, and nothing is written."""
     done = ask("talks", "--out", "said.srt")
     assert (done.returncode, done.stdout) == (2, "")
     assert "Add --as to get transcripts" in done.stderr
@@ -212,8 +214,8 @@ def test_a_mistake_is_one_line(ask: Ask, place: Path) -> None:
 
 
 @pytest.mark.usefixtures("echo")
-def test_answers_that_are_no_transcripts_are_told(running: Server, place: Path) -> None:
-    """A model of another kind, asked about one file and about a folder: one line, exit code 2."""
+def test_responses_that_are_no_transcripts_are_an_error(running: Server, place: Path) -> None:
+    """A model of another kind, for one file and for a folder: one line, exit code 2."""
     (place / "numbers").mkdir()
     (place / "numbers/one.json").write_text("[1]")
     for words in (["numbers/one.json", "--as", "vtt"], ["numbers", "--as", "srt"]):

@@ -52,7 +52,7 @@ def on_loopback(folder: Path, home: Path, **changes: object) -> ProxySettings:
 
 @pytest.fixture(scope="module")
 def ear(store: Path, client: Client, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """A model that streams, a piece each 0.12 s."""
+    """A model that streams a chunk every 0.12 s."""
     folder = tmp_path_factory.mktemp("ear")
     made = {"slow_ms": TURN_MS, "batch_size": 1, "option": ("longest_s=60",)}
     pack_ear(folder, name="proxied-ear", **made).rename(store / "proxied-ear.mar")
@@ -111,7 +111,7 @@ def assert_refused(answer: Answer, status: int, code: str) -> None:
     assert ("retry-after" in answer.headers) == (status in (429, 502))
 
 
-def test_a_named_model_answers(door: Door) -> None:
+def test_an_exposed_model_serves(door: Door) -> None:
     """With and without a version, and with what the model itself refuses."""
     for path in ("/predictions/echo", "/predictions/echo/1.0", "/predictions/echo?q=1"):
         answer = door.ask("POST", path, b"[1, 2]", **JSON)
@@ -159,20 +159,20 @@ def test_every_other_path_is_not_there(door: Door, method: str, path: str) -> No
 
 
 def test_a_path_reaches_torchserve_as_it_was_matched(door: Door) -> None:
-    """A detour that ends at a model is straightened before it goes on."""
+    """A path with dots that ends at a model is normalized before it is forwarded."""
     for path in ("/models/../predictions/echo", "//predictions/./echo", "/predictions/ech%6f"):
         assert door.ask("POST", path, b"1", **JSON).json()["got"] == 1
 
 
 @pytest.mark.parametrize("method", ["GET", "PUT", "DELETE", "OPTIONS", "TRACE", "FOO"])
-def test_only_post_asks_a_model(door: Door, method: str) -> None:
+def test_only_post_is_allowed(door: Door, method: str) -> None:
     """OPTIONS would make TorchServe describe the model's API."""
     assert_refused(door.ask(method, "/predictions/echo"), 405, "bad_request")
 
 
 @pytest.mark.parametrize("given", [None, "", "Bearer", "Basic eDp5", "Bearer a b"])
-def test_without_a_token_nobody_gets_to_torchserve(door: Door, given: str | None) -> None:
-    """The proxy answers 401 by itself; a wrong token is TorchServe's to refuse."""
+def test_requests_without_a_token_do_not_reach_torchserve(door: Door, given: str | None) -> None:
+    """The proxy responds 401 itself; TorchServe rejects a wrong token."""
     for method, path in (("POST", "/predictions/echo"), ("GET", "/ping")):
         answer = door.ask(method, path, Authorization=given)
         assert_refused(answer, 401, "token")
@@ -212,7 +212,7 @@ def test_headers_and_paths_have_bounds(door: Door) -> None:
 
 
 @pytest.mark.parametrize("tls", [True, False])
-def test_what_is_no_http_over_tls_is_told_so(door: Door, tls: bool) -> None:
+def test_anything_but_http_over_tls_is_a_bad_request(door: Door, tls: bool) -> None:
     """Garbage within TLS, and plain HTTP where TLS should be."""
     with door.connect() if tls else socket.create_connection(("127.0.0.1", door.port)) as line:
         line.sendall(b"garbage\r\n\r\n" if tls else b"GET /ping HTTP/1.1\r\nHost: x\r\n\r\n")
@@ -249,8 +249,8 @@ def test_http_2(door: Door, tmp_path: Path) -> None:
 FORM = b'--b\r\nContent-Disposition: form-data; name="body"\r\n\r\n[1]\r\n--b--\r\n'
 
 
-def test_a_form_that_is_none_is_the_clients_fault(door: Door) -> None:
-    """TorchServe says 500 and names Java classes; a whole form passes, whatever else it tells."""
+def test_an_invalid_form_is_the_clients_fault(door: Door) -> None:
+    """TorchServe responds 500 and names Java classes; a valid form passes, whatever else it has."""
     for boundary in ("b", '"b"', "b; charset=none", "b ; x=y"):
         kind = {"Content_Type": f"multipart/form-data; boundary={boundary}"}
         assert door.ask("POST", "/predictions/echo", FORM, **kind).json()["got"] == [1]
@@ -266,7 +266,7 @@ def test_a_form_that_is_none_is_the_clients_fault(door: Door) -> None:
 def test_a_worker_that_dies_over_a_form_is_the_servers_fault(
     door: Door, ear: str, client: Client
 ) -> None:
-    """TorchServe's 500 looks like that of a broken form, and is told from it."""
+    """TorchServe's 500 looks like that of an invalid form, and is distinguished from it."""
     (worker,) = client.describe(ear)[0].workers
     process = psutil.Process(worker.pid)
     process.suspend()
@@ -307,7 +307,7 @@ def test_what_curl_sends_without_a_content_type(door: Door, running: server.Serv
 
 
 def test_a_streams_first_line_does_not_wait_for_its_last(door: Door, ear: str) -> None:
-    """Its parts pass as they come; every other answer is taken from TorchServe at once."""
+    """Its lines pass unbuffered; every other response is read from TorchServe at once."""
     came: list[float] = []
     with door.connect() as line:
         body = wav(long_whistle(*TEXTS))
@@ -324,7 +324,7 @@ def test_a_streams_first_line_does_not_wait_for_its_last(door: Door, ear: str) -
 
 
 def test_requests_have_ids(door: Door) -> None:
-    """One that came is kept, else one is made; the answer and the log tell it, no token is told."""
+    """A given id is kept, else one is generated; it is in response and log, tokens are not."""
     for given in ("abc-123", None, "with space", "x" * 65):
         answer = door.ask("POST", "/predictions/echo", b"1", X_Request_Id=given, **JSON)
         one = answer.headers["x-request-id"]
@@ -336,8 +336,8 @@ def test_requests_have_ids(door: Door) -> None:
     assert door.headers["Authorization"].split()[1] not in log
 
 
-def test_a_client_that_takes_nothing_is_cut_off(door: Door) -> None:
-    """TorchServe was done long before; who waits reads less than the answer."""
+def test_a_client_that_reads_nothing_is_disconnected(door: Door) -> None:
+    """TorchServe was done long before; the client has read less than the response."""
     with door.connect(receive_bytes=4096) as line:
         head = f"POST /predictions/echo HTTP/1.1\r\nHost: x\r\nContent-Length: {LARGEST}\r\n"
         head += f"Authorization: {door.headers['Authorization']}\r\nX-Request-Id: slow-reader\r\n"
@@ -355,8 +355,8 @@ def ended(line: ssl.SSLSocket) -> bool:
     return True
 
 
-def test_a_client_that_sends_nothing_more_is_cut_off(door: Door) -> None:
-    """In the middle of its headers or of its body, and TorchServe hears nothing of it."""
+def test_a_client_that_stops_sending_is_disconnected(door: Door) -> None:
+    """In the middle of its headers or of its body; TorchServe does not see the request."""
     body = f"Content-Length: 9\r\nAuthorization: {door.headers['Authorization']}\r\n\r\n1"
     began = time.monotonic()
     lines = [door.connect() for _ in range(2)]
@@ -371,7 +371,7 @@ def test_a_client_that_sends_nothing_more_is_cut_off(door: Door) -> None:
 
 
 def test_too_many_requests(strict: Door) -> None:
-    """Of one address: the third at once is told to come later."""
+    """From one address: the third at once gets 429 with Retry-After."""
     answers = [strict.ask("GET", "/ping") for _ in range(3)]
     assert_refused(answers[-1], 429, "rate_limit")
     assert answers[-1].headers["retry-after"] == "1"
@@ -386,8 +386,8 @@ def test_limits_count_a_network_of_ipv6_as_one_client(strict: Door) -> None:
     assert [strict.ask("GET", "/ping", X_Client=host).status for host in others] == [502] * 6
 
 
-def test_nobody_behind_the_proxy(strict: Door) -> None:
-    """A request that is let in is told that there is no server."""
+def test_no_server_behind_the_proxy(strict: Door) -> None:
+    """A request that may pass gets an error that there is no server."""
     end = time.monotonic() + 10
     while (answer := strict.ask("GET", "/ping")).status == 429:
         assert time.monotonic() < end
@@ -412,7 +412,7 @@ def test_too_many_requests_at_a_time(running: server.Server, door: Door, tmp_pat
         assert narrow.ask("GET", "/ping").status == 200
 
 
-def test_marships_clients_ask_through_the_proxy(door: Door) -> None:
+def test_marships_clients_work_through_the_proxy(door: Door) -> None:
     """Both of them, with the certificate that SSL_CERT_FILE names."""
     words = [sys.executable, "-c", CLIENTS, door.url, door.headers["Authorization"].split()[1]]
     environment = {**os.environ, "SSL_CERT_FILE": str(door.authority)}

@@ -26,6 +26,6 @@ def tiny(
 
 @pytest.mark.usefixtures("tiny")
 def test_the_examples_of_the_clients() -> None:
-    """One registers the model, and the others ask it."""
+    """One registers the model, and the others call it."""
     for name in ("Client", *sorted(examples.NEED_A_SERVER - {"Client"})):
         assert examples.run(name), name

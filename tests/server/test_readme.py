@@ -82,7 +82,7 @@ def test_the_path_by_hand(shell: Shell) -> None:
 
 
 def test_plain_curl(shell: Shell) -> None:
-    """The curl example answers three films."""
+    """The response to the curl example has three films."""
     (block,) = [block for block in blocks("bash") if "curl" in block]
     assert shell.block(block).count('"title"') == 3
 
@@ -96,7 +96,7 @@ def test_the_python_example(shell: Shell) -> None:
 
 
 def test_your_own_model(shell: Shell) -> None:
-    """The example of a model of one's own is exported, optimized, packed, and answers."""
+    """The example of your own model is exported, optimized, packed and served."""
     (block,) = [block for block in blocks("bash") if "my_package" in block]
     shell.block(block)
     shell("marship", "register", "mine")
@@ -104,7 +104,7 @@ def test_your_own_model(shell: Shell) -> None:
     assert [float(x) for x in re.findall(r"\d\.\d+", answer)] == pytest.approx([2.0], rel=1e-4)
 
 
-def test_in_earnest(shell: Shell) -> None:
+def test_in_production(shell: Shell) -> None:
     """A signed model on a production server, its proxy, and a new version rolled out over it."""
     shell("marship", "stop")
     safe, version = (

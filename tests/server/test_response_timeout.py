@@ -1,4 +1,4 @@
-"""A request that takes longer than the model's responseTimeout, asked by each client."""
+"""Requests that take longer than the model's responseTimeout, with each client."""
 
 import asyncio
 from collections.abc import Callable, Iterator
@@ -19,14 +19,14 @@ Ask = Callable[[Server], Any]
 
 @pytest.fixture(scope="module")
 def brief(client: Client) -> Iterator[str]:
-    """A model that naps for as long as it is asked to, and may for one second."""
+    """A model that sleeps as long as the request says, with a responseTimeout of one second."""
     client.register("brief.mar", workers=1)
     yield "brief"
     client.unregister("brief")
 
 
 def blocking(server: Server) -> Any:
-    """Asked by a client with its usual patience."""
+    """Sent by a client with default retries."""
     with Client(server.home.path) as client:
         return client.predict("brief", TOO_LONG)
 
@@ -42,14 +42,16 @@ def awaiting(server: Server) -> Any:
 
 
 def streaming(server: Server) -> Any:
-    """As one asks who wants lines."""
+    """Sent as a request for a stream."""
     with Client(server.home.path) as client:
         return list(client.stream("brief", TOO_LONG))
 
 
 @pytest.mark.parametrize("ask", [blocking, awaiting, streaming])
-def test_the_client_says_what_happened_and_asks_once(running: Server, brief: str, ask: Ask) -> None:
-    """The error names responseTimeout, one worker ended, and the next one answers."""
+def test_the_client_raises_the_timeout_without_a_retry(
+    running: Server, brief: str, ask: Ask
+) -> None:
+    """The error names responseTimeout, one worker ended, and the next one serves."""
     log = WorkerLog(running.home)
     with pytest.raises(ResponseTimeoutError, match=f"responseTimeout of {LIMIT_S} s"):
         ask(running)
@@ -59,8 +61,8 @@ def test_the_client_says_what_happened_and_asks_once(running: Server, brief: str
     assert len(ended) == 1
 
 
-def test_its_neighbours_in_a_batch_are_told_too(running: Server, brief: str) -> None:
-    """What waits for the worker meanwhile is answered by the next one."""
+def test_other_requests_of_the_batch_get_the_same_error(running: Server, brief: str) -> None:
+    """Queued requests are served by the next worker."""
 
     async def ask() -> list[Any]:
         async with AsyncClient(running.home.path) as client:

@@ -90,10 +90,10 @@ def test_a_rollout_under_load_loses_nothing(running: server.Server, lin: Client)
         ("wrong.mar", "replay", "golden case 0 must agree within .* difference of 1"),
     ],
 )
-def test_a_broken_version_never_answers(
+def test_a_broken_version_never_serves(
     running: server.Server, lin: Client, archive: str, step: str, reason: str
 ) -> None:
-    """A worker that refuses to load, or other answers than recorded: gone, and no request lost."""
+    """A worker that refuses to load, or wrong outputs: unregistered, and no request is lost."""
     with (
         load(running.home.path, "lin", ROW, ANSWERS) as tally,
         pytest.raises(
@@ -105,7 +105,7 @@ def test_a_broken_version_never_answers(
     assert versions(lin, "lin") == ["1", "1"]
 
 
-def test_a_probe_that_fails_and_one_that_is_answered(lin: Client, tmp_path: Path) -> None:
+def test_a_probe_that_fails_and_one_that_succeeds(lin: Client, tmp_path: Path) -> None:
     """The first rolls back; with the second the new version takes over, and the old is kept."""
     probe = tmp_path / "probe.json"
     probe.write_text("[[1, 2]]")
@@ -127,7 +127,7 @@ def test_a_probe_that_fails_and_one_that_is_answered(lin: Client, tmp_path: Path
 def test_ctrl_c_after_the_switch_brings_the_old_version_back(
     running: server.Server, lin: Client
 ) -> None:
-    """Under load; the new one finishes what it was asked before it goes."""
+    """Under load; the new one finishes its requests before it is unregistered."""
     told = Told(interrupt_at="drain")
     with load(running.home.path, "lin", ROW, ANSWERS) as tally, pytest.raises(KeyboardInterrupt):
         rollout(lin, "lin-2.mar", watcher=told)
@@ -136,7 +136,7 @@ def test_ctrl_c_after_the_switch_brings_the_old_version_back(
     assert versions(lin, "lin") == ["1", "1"]
 
 
-def test_what_cannot_be_rolled_out_is_told(client: Client, archives: Path) -> None:
+def test_what_cannot_be_rolled_out_is_an_error(client: Client, archives: Path) -> None:
     """A model that is not there, an archive elsewhere, a probe that is no file."""
     with pytest.raises(NotFoundError, match=r"marship register lin-2\.mar"):
         rollout(client, "lin-2.mar", name="nobody")
@@ -147,7 +147,7 @@ def test_what_cannot_be_rolled_out_is_told(client: Client, archives: Path) -> No
 
 
 def test_draining_waits_for_what_runs_and_what_waits(client: Client, archives: Path) -> None:
-    """Two slow requests of the old version, which use no processor, are answered before it goes."""
+    """Two slow requests of the old version, which use no processor, finish before it is removed."""
     assert archives.is_dir()
     client.register("naps.mar", workers=1)
     client.register("naps-2.mar", name="naps", workers=1)
@@ -175,7 +175,7 @@ def test_draining_waits_for_what_runs_and_what_waits(client: Client, archives: P
 
 
 def test_a_killed_worker_loses_nothing(running: server.Server, lin: Client) -> None:
-    """Kill -9 of one of two under load: clients that ask again get every answer."""
+    """Kill -9 of one of two under load: with retries every request succeeds."""
     worker = lin.scale("lin", 2).workers[0]
     with load(running.home.path, "lin", ROW, ANSWERS, threads=6, retry_s=20) as tally:
         time.sleep(0.5)
@@ -184,8 +184,8 @@ def test_a_killed_worker_loses_nothing(running: server.Server, lin: Client) -> N
     assert tally.correct["1"] == tally.sent, tally
 
 
-def test_what_died_with_its_worker_is_asked_again(client: Client, archives: Path) -> None:
-    """Two requests of one batch: one client gets the error, the other one asks again."""
+def test_requests_of_a_dead_worker_are_retried(client: Client, archives: Path) -> None:
+    """Two requests of one batch: one client gets the error, the other one retries."""
     assert archives.is_dir()
     status = client.register("naps.mar", workers=1, batch_size=2, max_batch_delay_ms=1000)
 

@@ -1,4 +1,4 @@
-"""A sealed model served by TorchServe: right answers, and nothing of it readable on any disk."""
+"""A sealed model served by TorchServe: correct outputs, and no plaintext on any disk."""
 
 import os
 import shutil
@@ -172,7 +172,7 @@ def test_a_worker_can_dump_no_core_and_holds_no_key_in_its_environment(
     assert holders(place.operator, (KEY.hex().encode(), KEY)) == set()
 
 
-def test_what_cannot_be_opened_is_said_in_one_line(client: Client, place: Place) -> None:
+def test_a_file_that_cannot_be_decrypted_is_one_line(client: Client, place: Place) -> None:
     """Another key, a cut file, another model's file: register says which, and nothing is served."""
     store = place.operator / "store"
     pack(place, "foreign", write_key(place.author / "other.key", OTHER_KEY))
@@ -188,7 +188,7 @@ def test_what_cannot_be_opened_is_said_in_one_line(client: Client, place: Place)
 
 
 def _wait_for(words: str, log: Path) -> None:
-    """Logs are written a little later than answers."""
+    """Logs are written a little later than responses."""
     end = time.monotonic() + 20
     while words not in log.read_text():
         assert time.monotonic() < end, log.read_text()

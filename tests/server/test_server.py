@@ -134,7 +134,7 @@ def test_a_free_port_that_another_takes_meanwhile_is_chosen_anew(
         one.stop()
 
 
-def test_what_java_refuses_is_told_and_leaves_nothing(start: Start, tmp_path: Path) -> None:
+def test_errors_of_java_are_reported_and_leave_nothing(start: Start, tmp_path: Path) -> None:
     """A flag that Java does not know: its own words are the error."""
     config = tmp_path / "config.properties"
     packaged = Path(server.__file__).with_name("config.properties").read_text()
@@ -201,7 +201,7 @@ def test_a_signal_in_the_foreground_stops_all(
 def test_a_signal_during_the_start_leaves_nothing(
     foreground: subprocess.Popen[str], tmp_path: Path, number: signal.Signals
 ) -> None:
-    """Whoever stops a server that is still starting finds nothing of it afterwards."""
+    """Stopping a server that is still starting leaves nothing behind."""
     end = time.monotonic() + 20
     while (record := Home(tmp_path).record()) is None:
         assert time.monotonic() < end
@@ -272,7 +272,7 @@ def test_a_server_that_is_stopped_from_elsewhere_is_let_go(
 def test_a_server_that_ends_by_itself_is_an_error(
     foreground: subprocess.Popen[str], tmp_path: Path
 ) -> None:
-    """The foreground does not go on as if its server were there."""
+    """The foreground command ends when its server has ended."""
     assert foreground.stdout is not None
     assert foreground.stdout.readline() == "started\n"
     record = server.status(tmp_path)

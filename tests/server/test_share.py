@@ -20,7 +20,7 @@ LONGEST_S = 60.0
 
 @pytest.fixture(scope="module")
 def shared(linear_onnx: Path, store: Path, client: Client) -> Iterator[str]:
-    """A model that tells its threads."""
+    """A model that returns its number of threads."""
     settings = PackageSettings(model_store=store, name="shared", handler=HANDLER)
     client.register(package(linear_onnx, settings).name, workers=1)
     yield "shared"
@@ -28,7 +28,7 @@ def shared(linear_onnx: Path, store: Path, client: Client) -> Iterator[str]:
 
 
 def threads_become(server: Server, model: str, workers: int, wanted: int) -> float:
-    """Ask until each of so many workers answers with so many threads; the seconds it took."""
+    """Poll until each of the workers has the expected threads; return the seconds it took."""
     began = time.monotonic()
     threads: dict[int, int] = {}
     with Client(server.home.path) as patient:
@@ -74,7 +74,7 @@ def form(fields: int) -> bytes:
 def test_a_form_has_a_limit_of_fields(
     running: Server, shared: str, fields: int, status: int
 ) -> None:
-    """Up to 1,000 fields a form is answered; a larger one is refused, and its fields counted."""
+    """A form of up to 1,000 fields succeeds; a larger one is refused, with the number of fields."""
     url, headers = endpoint(running, shared)
     headers["Content-Type"] = "multipart/form-data; boundary=b"
     answer = requests.post(url, form(fields), headers=headers, timeout=60)

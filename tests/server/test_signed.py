@@ -76,7 +76,7 @@ def asking(guarded: server.Server) -> Iterator[Client]:
         yield one
 
 
-def test_what_is_loaded_at_the_start_answers(guarded: server.Server, asking: Client) -> None:
+def test_models_loaded_at_startup_serve(guarded: server.Server, asking: Client) -> None:
     """It was verified and unpacked, and its copy is gone."""
     asking.wait_ready("echo")
     assert asking.predict("echo", [1])["got"] == [1]
@@ -143,7 +143,7 @@ def test_the_async_client_registers_what_is_signed(guarded: server.Server) -> No
 def test_a_registration_that_hangs_holds_others_no_longer_than_they_say(
     guarded: server.Server, asking: Client
 ) -> None:
-    """The error tells which process; with the lock free again the next one passes."""
+    """The error names the process; once the lock is free the next one succeeds."""
     lock = Home(guarded.home.path).verified.with_suffix(".lock")
     with lock.open("w") as held:
         fcntl.flock(held, fcntl.LOCK_EX)

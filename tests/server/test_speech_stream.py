@@ -38,7 +38,7 @@ TURN_MS = 80  # a call of the model takes about that
 
 @pytest.fixture(scope="module")
 def ear(store: Path, client: Client, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The model that hears whistles, slowly, with batches of four."""
+    """The model that recognizes whistles, slowly, with batches of four."""
     folder = tmp_path_factory.mktemp("ear")
     settings = {"batch_size": 4, "max_batch_delay_ms": 150, "option": ("longest_s=60",)}
     pack_ear(folder, name="slow-ear", slow_ms=TURN_MS, **settings).rename(store / "slow-ear.mar")
@@ -49,7 +49,7 @@ def ear(store: Path, client: Client, tmp_path_factory: pytest.TempPathFactory) -
 
 @pytest.fixture(scope="module")
 def ask(ear: str, running: Server) -> Ask:
-    """Post to it; the answer is not read."""
+    """Post to it without reading the response."""
     url, token = endpoint(running, ear)
 
     def send(data: bytes, **headers: str) -> requests.Response:
@@ -60,7 +60,7 @@ def ask(ear: str, running: Server) -> Ask:
 
 @pytest.fixture(scope="module")
 def long() -> bytes:
-    """Eight segments, each a piece of its own: four turns."""
+    """Eight segments, each a chunk of its own: four model calls."""
     return wav(long_whistle(*TEXTS))
 
 
@@ -79,8 +79,8 @@ def values(answer: requests.Response) -> Iterator[tuple[float, Any]]:
 
 
 @pytest.mark.usefixtures("worker")
-def test_segments_come_while_others_are_being_heard(ask: Ask, long: bytes) -> None:
-    """Chunked, status 200 with the first; seconds lie between first and last; the whole is last."""
+def test_segments_arrive_while_others_are_transcribed(ask: Ask, long: bytes) -> None:
+    """Chunked, status 200 with the first; seconds until the last, which is the full response."""
     answer = ask(long, **LINES)
     assert answer.status_code == 200
     assert answer.headers["content-type"] == "application/jsonl"
@@ -93,8 +93,8 @@ def test_segments_come_while_others_are_being_heard(ask: Ask, long: bytes) -> No
 
 
 @pytest.mark.usefixtures("worker")
-def test_neighbours_in_the_batch_get_their_own_answers_early(ask: Ask, long: bytes) -> None:
-    """A long stream, a short answer, a short stream and an error, of one batch: none waits."""
+def test_requests_of_a_batch_get_their_responses_early(ask: Ask, long: bytes) -> None:
+    """A long stream, a short response, a short stream and an error, in one batch: none waits."""
     bodies = [(long, LINES), (said("abc"), {}), (said("dad"), LINES), (b"no", {})]
 
     def done(body: bytes, headers: dict[str, str]) -> tuple[float, int, list[Any]]:
@@ -112,7 +112,7 @@ def test_neighbours_in_the_batch_get_their_own_answers_early(ask: Ask, long: byt
 
 
 @pytest.mark.usefixtures("worker")
-def test_what_is_wrong_at_once_has_its_status_and_later_a_line(ask: Ask) -> None:
+def test_early_errors_have_a_status_and_later_ones_a_line(ask: Ask) -> None:
     """415 before the stream begins; 200 and an error as the last line after that."""
     answer = ask(b"no", **LINES)
     assert (answer.status_code, answer.json()["code"]) == (415, "unsupported_media")
@@ -126,7 +126,7 @@ def test_what_is_wrong_at_once_has_its_status_and_later_a_line(ask: Ask) -> None
 
 @pytest.mark.usefixtures("worker")
 def test_a_connection_is_used_again_after_a_stream(running: Server, ear: str, long: bytes) -> None:
-    """The stream's end is on the wire, and the next answer on the same connection is right."""
+    """The stream is terminated, and the next response on the same connection is right."""
     url, token = endpoint(running, ear)
     with requests.Session() as session:
         session.headers.update(token)
@@ -140,8 +140,8 @@ def test_a_connection_is_used_again_after_a_stream(running: Server, ear: str, lo
 
 
 @pytest.mark.usefixtures("worker")
-def test_a_client_that_goes_away_harms_nobody(ask: Ask, long: bytes, ear: str) -> None:
-    """Five leave after the headers or before: the next is answered by the same worker."""
+def test_a_client_that_disconnects_affects_no_other(ask: Ask, long: bytes, ear: str) -> None:
+    """Five disconnect after the headers or before: the same worker serves the next."""
     for _ in range(2):
         answer = ask(long, **LINES)
         assert next(values(answer))
@@ -160,8 +160,8 @@ def test_a_client_that_goes_away_harms_nobody(ask: Ask, long: bytes, ear: str) -
 
 
 @pytest.mark.usefixtures("worker")
-def test_the_client_gives_segments(client: Client, ear: str, long: bytes) -> None:
-    """`transcribe` segments, `stream` the whole answer too, `predict` that alone."""
+def test_the_client_yields_segments(client: Client, ear: str, long: bytes) -> None:
+    """`transcribe` yields segments, `stream` also the full response, `predict` only that."""
     segments = list(client.transcribe(ear, long))
     assert [segment["text"] for segment in segments] == TEXTS
     *same, whole = client.stream(ear, long)
@@ -174,7 +174,7 @@ def test_the_client_gives_segments(client: Client, ear: str, long: bytes) -> Non
 def test_a_client_that_stops_early_closes_its_connection(
     running: Server, ear: str, long: bytes
 ) -> None:
-    """Dropped or closed, blocking: the next request is answered."""
+    """Dropped or closed, blocking: the next request succeeds."""
     with Client(running.home.path) as client:
         for segment in client.transcribe(ear, long):
             assert segment["text"] == TEXTS[0]
@@ -213,7 +213,7 @@ def test_the_asyncio_client_does_the_same(running: Server, ear: str, long: bytes
 
 @pytest.mark.usefixtures("worker")
 def test_errors_are_the_clients_own_classes(client: Client, ear: str) -> None:
-    """Before the first segment and after it; an unknown model; nothing is asked before that."""
+    """Before the first segment and after it; an unknown model; no request is sent before."""
     segments = client.transcribe("nobody", b"")
     with pytest.raises(NotFoundError):
         next(segments)
@@ -227,8 +227,8 @@ def test_errors_are_the_clients_own_classes(client: Client, ear: str) -> None:
         next(segments)
 
 
-def test_a_worker_that_dies_breaks_the_stream_off(client: Client, ear: str, long: bytes) -> None:
-    """The client is told, blocking and awaiting, and the next worker answers."""
+def test_a_worker_that_dies_breaks_the_stream(client: Client, ear: str, long: bytes) -> None:
+    """The client gets an error, blocking and awaiting, and the next worker serves."""
 
     def kill() -> None:
         os.kill(client.describe(ear)[0].workers[0].pid, signal.SIGKILL)

@@ -49,7 +49,7 @@ def wait_for(client: Client, *, ended: bool) -> None:
 def test_a_difference_ends_joining_until_the_model_is_registered_again(
     running: Server, client: Client, mixing: str
 ) -> None:
-    """Joined answers are wrong once; alone they are right, in a new worker too, and it is shown."""
+    """Batched outputs are wrong once; then requests run alone, also in a new worker, as shown."""
     assert asyncio.run(ask_both(running)) == [[[-1, -2]], [[1, 2]]]
     wait_for(client, ended=True)
     shown = CliRunner().invoke(app, ["models", "--home", str(running.home.path)])

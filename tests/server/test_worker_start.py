@@ -51,10 +51,10 @@ def test_a_worker_of_an_onnx_archive_never_imports_torch(
         assert not has_torch(pid)
 
 
-def test_a_handler_without_torch_answers_in_each_way(
+def test_a_handler_without_torch_can_return_each_type(
     running: server.Server, client: Client
 ) -> None:
-    """TorchServe looks for a tensor in what is no text and no bytes: there is none."""
+    """TorchServe looks for tensors in results that are neither str nor bytes."""
     with registered(running, client, "plain") as (post, pid):
         response = post('{"a": [1, null]}', "application/json")
         assert response.json() == {"a": [1, None]}
