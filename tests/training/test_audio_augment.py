@@ -145,7 +145,7 @@ def centre_hz(augment: ModuleType, power: torch.Tensor) -> Sequence[float]:
 
 
 def test_warping_multiplies_frequencies(augment: ModuleType, recordings: Any) -> None:
-    """A tone of 1 kHz is heard from 1 kHz / 1.2 to 1.2 kHz, and its power hardly changes."""
+    """A tone of 1 kHz moves to between 1 kHz / 1.2 and 1.2 kHz, and its power hardly changes."""
     torch.manual_seed(1)
     data = dataset(augment, recordings)
     tone = torch.sin(torch.arange(RATE) * 2 * torch.pi * 1000 / RATE)
@@ -161,10 +161,10 @@ def test_echoes_die_away_behind_a_sound(augment: ModuleType) -> None:
     torch.manual_seed(1)
     power = torch.zeros(100, 4, 80)
     power[:, :, 20] = 1.0
-    heard = augment.reverberant(power, 0.5, 0.01)
-    assert (heard[:, :, :20] == 0).all()
-    torch.testing.assert_close(heard[:, :, 20], power[:, :, 20])
-    late = heard[:, :, 21:]
+    result = augment.reverberant(power, 0.5, 0.01)
+    assert (result[:, :, :20] == 0).all()
+    torch.testing.assert_close(result[:, :, 20], power[:, :, 20])
+    late = result[:, :, 21:]
     assert 0.3 < (late.sum((1, 2)) > 0).double().mean() < 0.7
     assert 0.5 < late.sum(2).max() <= 1.0001
     assert (late.diff(dim=2) <= 0).all()

@@ -188,7 +188,7 @@ def test_equal_seeds_give_equal_runs(image: ModuleType, tmp_path: Path) -> None:
     assert not torch.equal(weights[0], weights[2])
 
 
-def test_an_interrupted_run_goes_on_as_if_it_had_not_been(
+def test_an_interrupted_run_resumes_to_the_same_result(
     image: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Stopped in its third epoch and resumed, it ends with the weights of a run in one piece."""

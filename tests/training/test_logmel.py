@@ -84,7 +84,7 @@ def test_whispers_features_can_be_made_of_it(logmel: ModuleType) -> None:
 
 @given(st.integers(4000, 48000), st.integers(8, 80))
 @settings(max_examples=30, deadline=None)
-def test_the_bands_cover_what_is_heard(logmel: ModuleType, rate: int, bands: int) -> None:
+def test_the_bands_cover_the_audible_range(logmel: ModuleType, rate: int, bands: int) -> None:
     """Between the first band's middle and the last one's, neighbours fill each other up."""
     window = rate // 2  # bins of 2 Hz: the triangles show
     filters = logmel.mel_filters(rate, window, bands)

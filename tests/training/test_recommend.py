@@ -137,7 +137,7 @@ def test_the_loss_is_cross_entropy_among_the_unseen(
     torch.testing.assert_close(found, torch.stack(by_hand).mean(), rtol=1e-4, atol=1e-4)
 
 
-def test_stretches_cover_and_mix(movielens: ModuleType) -> None:
+def test_windows_cover_and_mix(movielens: ModuleType) -> None:
     """A stretch is at most 101 events in order of time; ties are mixed, long histories moved in."""
     times = np.repeat(np.arange(1, 61), 3)
     items = np.arange(1, 181)

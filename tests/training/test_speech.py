@@ -71,7 +71,7 @@ def trained(speech: ModuleType, run_dir: Path) -> Any:
 
 
 def test_it_learns_words(speech_run: Path) -> None:
-    """Nearly all words of recordings never heard are spelled right, of both speakers."""
+    """Nearly all words of held-out recordings are transcribed right, for both speakers."""
     test = metrics_of(speech_run)["test"]
     assert test["word_error_rate"] < 0.1
     assert set(test["speakers"]) == {"low", "high"}
@@ -79,7 +79,7 @@ def test_it_learns_words(speech_run: Path) -> None:
     assert all(row["word_error_rate"] < 0.15 for row in test["speakers"].values())
 
 
-def test_known_words_are_heard_no_worse_than_any(speech_run: Path) -> None:
+def test_known_words_are_at_least_as_accurate_as_any(speech_run: Path) -> None:
     """Each way to read is judged; the words of train alone help, and greedy is the plainest."""
     ways = metrics_of(speech_run)["test"]["ways"]
     assert set(ways) == {"greedy", "any", "known"}

@@ -132,7 +132,7 @@ def test_a_speaker_who_is_not_there_is_refused(recordings: Path, tmp_path: Path)
 def test_recordings_of_different_rates_are_refused(
     spoken_digits: ModuleType, tmp_path: Path
 ) -> None:
-    """Joined, one of them would be heard at a wrong pitch."""
+    """Joined, one of them would have a wrong pitch."""
     for number, rate in enumerate((8000, 16000)):
         soundfile.write(tmp_path / f"{number}_ann_0.wav", np.ones(100), rate)
     with pytest.raises(DataError, match=r"must have one rate, got \[8000, 16000\]"):

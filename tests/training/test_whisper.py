@@ -143,7 +143,7 @@ def test_the_graph_is_proven_and_batched(exported: Path) -> None:
 
 
 def test_times_lie_within_the_sound(exported: Path) -> None:
-    """Whatever is padded or not: no word is heard after the end."""
+    """With and without padding: no word has a time after the end."""
     run = parity.runner(exported / "model.onnx")
     audio = np.pad(sound(3.0, 5), (0, 4 * RATE))[None]
     outputs = run({"audio": audio})
@@ -305,7 +305,7 @@ def text(value: str) -> bytes:
     return struct.pack("<H", len(content)) + content
 
 
-def test_tiny_en_writes_down_what_is_read(whisper: ModuleType, tmp_path: Path) -> None:
+def test_tiny_en_transcribes_read_english(whisper: ModuleType, tmp_path: Path) -> None:
     """The published weights, by way of CTranslate2's file, hear a command and a novel."""
     folder = tmp_path / "tiny.en"
     done = run_recipe("ctranslate2_whisper", "--model-dir", str(folder))
