@@ -161,16 +161,21 @@ def test_a_long_line_is_joined_once() -> None:
 
 def test_an_event_loop_goes_on_while_a_flow_works() -> None:
     """The work waits for what only the loop does, and its result goes into the flow."""
-    done = threading.Event()
+    began, done = threading.Event(), threading.Event()
+
+    def work() -> bool:
+        began.set()
+        return done.wait(10)
 
     def flow() -> Flow[str]:
-        seen = yield Work(lambda: done.wait(10))
-        return f"seen: {seen}"
+        return f"seen: {(yield Work(work))}"
 
     async def both() -> str:
         transport = AsyncTransport(Access(None, {}, {}), Bounds(TIMEOUT_S))
         working = asyncio.create_task(transport.run(flow()))
-        await asyncio.sleep(0.05)
+        async with asyncio.timeout(10):
+            while not began.is_set():
+                await asyncio.sleep(0)
         done.set()
         return await working
 

@@ -11,9 +11,12 @@ from marship.engines.torchserve.processes import Group, boot_id, start_time
 
 FAMILY = """
 import signal, subprocess, sys, time
-child = subprocess.Popen([sys.executable, "-c", "import time; print(flush=True); time.sleep(60)"])
+words = [sys.executable, "-c", "import time; print(flush=True); time.sleep(60)"]
+child = subprocess.Popen(words, stdout=subprocess.PIPE)
+child.stdout.readline()
 if sys.argv[1] == "deaf":
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
+print(flush=True)
 time.sleep(60)
 """
 
@@ -52,7 +55,6 @@ def test_the_whole_family_ends() -> None:
 def test_who_ignores_the_signal_is_killed() -> None:
     """After the grace, and no earlier."""
     leader, group = family("deaf")
-    time.sleep(0.2)  # its handler is set after its child has spoken
     start_time = time.monotonic()
     group.end(grace_s=0.5)
     assert time.monotonic() - start_time >= 0.5
