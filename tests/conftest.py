@@ -79,5 +79,5 @@ def torchlib_read_once() -> Iterator[None]:
         return registry
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(ONNXRegistry, "from_torchlib", copied)
+        patch.setattr(ONNXRegistry, "from_torchlib", staticmethod(copied))
         yield
