@@ -247,6 +247,9 @@ def show_checked(done: "Checked") -> None:
                 ("body", _short(answered.body)),
             ]
         )
+        if answered.log:
+            _section("the worker's log")
+            console.out.print(answered.log, markup=False, highlight=False, soft_wrap=True)
 
 
 def _mb(size_bytes: int) -> str:

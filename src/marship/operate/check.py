@@ -13,6 +13,7 @@ import sys
 import tempfile
 from contextlib import suppress
 from dataclasses import dataclass
+from http import HTTPStatus
 from pathlib import Path
 from typing import IO, Any
 
@@ -39,6 +40,7 @@ class Response:
         size_bytes: The body's size.
         body: The first megabyte of the body as text.
         ms: The median time in the worker, in milliseconds.
+        log: The end of the worker's log where the status is 500 or more, which has the reason.
 
     Example:
         >>> marship.Response(200, "application/json", 6, "[[16]]", ms=0.2).status
@@ -50,6 +52,7 @@ class Response:
     size_bytes: int
     body: str
     ms: float
+    log: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,7 +171,10 @@ def _run(folder: Path, task: dict[str, Any], limit_s: float) -> dict[str, Any]:
         result.seek(0)
         try:
             if code == 0:
-                return dict(json.load(result))
+                loaded = dict(json.load(result))
+                if loaded.get("response", {}).get("status", 0) >= HTTPStatus.INTERNAL_SERVER_ERROR:
+                    loaded["response"]["log"] = _end_of(log)
+                return loaded
         except ValueError:  # it exited early, or overwrote the result
             pass
         raise LoadError(
@@ -193,9 +199,13 @@ def _reason(code: int, log: IO[bytes]) -> str:
     if code < 0:
         known = -code in set(signal.Signals)
         return f"a crash ({signal.Signals(-code).name if known else f'signal {-code}'})"
-    log.seek(max(0, log.seek(0, os.SEEK_END) - _LOG_BYTES))
-    lines = log.read().decode(errors="replace").strip().splitlines()
+    lines = _end_of(log).splitlines()
     return lines[-1].rstrip(".") if code and lines else f"exit code {code}"
+
+
+def _end_of(log: IO[bytes]) -> str:
+    log.seek(max(0, log.seek(0, os.SEEK_END) - _LOG_BYTES))
+    return log.read().decode(errors="replace").strip()
 
 
 def _error(code: str, message: str) -> MarshipError:

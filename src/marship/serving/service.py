@@ -4,6 +4,7 @@ A host (`hosts`) loads it once in a worker and hands it each batch of requests. 
 own overrides `prepare`, `decode`, `encode` and `advice`, each for a single request.
 """
 
+import inspect
 import logging
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -115,6 +116,7 @@ class Service:
             LoadError: The worker must not serve this model; the message says why.
             SealError: The model is sealed and cannot be opened.
         """
+        _check_methods(type(self))
         name, folder, siblings = placement.name, placement.folder, placement.siblings
         self.folder, self.config, self.timeout_s = folder, placement.config, placement.timeout_s
         self._name, self._version = name, placement.version
@@ -294,7 +296,7 @@ class Service:
                 "model-config.yaml."
             )
         encodings = request.header("content-encoding")
-        if encodings and isinstance(request.body, (bytes, bytearray, memoryview)):
+        if encodings:
             request.body = forms.undo_encodings(request.body, encodings, self._max_request_bytes)
 
     def refusal(self, error: MarshipError) -> Reply:
@@ -332,6 +334,17 @@ class Service:
         except TooLargeError as error:
             return self._error(error, self._expects())
         return reply
+
+
+def _check_methods(kind: type[Service]) -> None:
+    """Refuse a handler whose own way to send responses would never be called."""
+    answer = getattr(kind, "answer", None)
+    if callable(answer) and "send" in inspect.signature(answer).parameters:
+        raise LoadError(
+            f"{kind.__name__} must override decode and encode, or answers of StreamHandler, got "
+            "answer(requests, send) of an earlier version, which nothing calls any more. Yield "
+            "from answers what it sent."
+        )
 
 
 def _contract(folder: Path) -> Contract:

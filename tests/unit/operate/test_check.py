@@ -256,3 +256,34 @@ def test_the_limits_are_those_of_a_server_as_shipped(tmp_path: Path) -> None:
     done = check(packed(tmp_path / "own", code), written(tmp_path, [[1, 2, 3]]))
     assert done.response is not None
     assert (done.response.status, done.response.size_bytes) == (200, 7_000_000)
+
+
+def test_the_reason_of_an_internal_error_is_shown(tmp_path: Path) -> None:
+    """The response holds a reference alone; the error is in the worker's log."""
+    code = BASE + "    def decode(self, request):\n        raise KeyError('no such user')\n"
+    mar, request = packed(tmp_path / "own", code), written(tmp_path, [[1, 2, 3]])
+    done = check(mar, request)
+    assert done.response is not None
+    assert done.response.status == 500
+    assert done.response.log.count("KeyError: 'no such user'") == 1
+    assert done.response.log.count("reference") == 1
+    shown = CliRunner().invoke(app, ["check", str(mar), "--request", str(request)])
+    assert shown.exit_code == 1
+    assert "KeyError: 'no such user'" in shown.output
+
+
+def test_a_response_without_a_fault_has_no_log(mar: Path, tmp_path: Path) -> None:
+    """Nor one that is the client's error."""
+    for body, status in (([[1, 2, 3]], 200), ("no tensor", 400)):
+        done = check(mar, written(tmp_path, body))
+        assert done.response is not None
+        assert (done.response.status, done.response.log) == (status, "")
+
+
+def test_a_handler_of_an_earlier_form_is_named(tmp_path: Path) -> None:
+    """`answer(requests, send)` is called by nothing: its responses would never be sent."""
+    earlier = BASE + "    def answer(self, requests, send):\n        return b''\n"
+    with pytest.raises(LoadError, match=r"Own must override .*, got answer\(requests, send\)"):
+        check(packed(tmp_path / "earlier", earlier))
+    own = BASE + "    def answer(self, question):\n        return 42\n"
+    assert check(packed(tmp_path / "own", own)).golden_cases > 0

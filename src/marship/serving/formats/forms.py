@@ -25,6 +25,9 @@ Parameter = tuple[str, str, Any]
 _BODY_NAMES = ("body", "data")
 _LONGEST_BOUNDARY = 70
 _MOST_HEAD_BYTES = 1 << 13
+_LONGEST_HEADER = 1 << 11
+"""Of those with parameters, which the standard library reads in quadratic time."""
+
 _CHUNK_BYTES = 1 << 16
 
 
@@ -41,22 +44,29 @@ def undo_encodings(body: Any, encodings: str, most_bytes: int) -> Any:  # noqa: 
         MalformedError: The body is not encoded as the header says.
         TooLargeError: The decoded body is too large, or has too many members.
     """
+    names = _names(encodings)
+    if isinstance(body, (bytes, bytearray, memoryview)):  # else the host has read it already
+        for name in reversed(names):  # the last was applied last
+            body = _inflated(body, name, most_bytes)
+    return body
+
+
+def _names(encodings: str) -> list[str]:
     names = [name.strip().lower() for name in encodings.split(",")]
     names = [name for name in names if name not in ("", "identity")]
     if len(names) > MOST_ENCODINGS:
         raise UnsupportedMediaError(
             f"Content-Encoding must name at most {MOST_ENCODINGS} encodings, got {len(names)}."
         )
-    for name in reversed(names):  # the last was applied last
+    for name in names:
         if name not in ENCODINGS:
             raise UnsupportedMediaError(
                 f"Content-Encoding must be gzip, deflate or identity, got {name[:40]!r}."
             )
-        body = _inflated(body, name, most_bytes)
-    return body
+    return names
 
 
-def _inflated(body: bytes, name: str, most_bytes: int) -> bytes:
+def _inflated(body: bytes | bytearray | memoryview, name: str, most_bytes: int) -> bytes:
     whole = bytearray()
     left, members = memoryview(body), 0
     while left:  # a gzip file may have several members (RFC 1952, 2.2)
@@ -98,9 +108,7 @@ def read(body: bytes, content_type: str, most_fields: int) -> tuple[list[Paramet
     Raises:
         MalformedError: The body is not a form with this boundary.
     """
-    message = Message()
-    message["content-type"] = content_type
-    boundary = message.get_boundary()
+    boundary = (_parameter("Content-Type", content_type, "boundary") or "").rstrip()
     if not boundary or len(boundary) > _LONGEST_BOUNDARY or not boundary.isascii():
         raise MalformedError(
             f"Content-Type must name the form's boundary of up to {_LONGEST_BOUNDARY} ASCII "
@@ -147,10 +155,28 @@ def _field(part: bytes) -> Parameter:
     for line in head.decode("utf-8", "replace").split("\r\n") if head else []:
         header, _, text = line.partition(":")
         message[header.strip() or "-"] = text.strip()
-    name = message.get_param("name", header="content-disposition")
-    if not isinstance(name, str):
+    name = _parameter("Content-Disposition", message.get("content-disposition", ""), "name")
+    if name is None:
         raise MalformedError("a part of the form must be named by Content-Disposition, got none.")
     return name, message.get("content-type", ""), value
+
+
+def _parameter(header: str, text: str, name: str) -> str | None:
+    """A header's parameter; None where it has none of that name."""
+    if len(text) > _LONGEST_HEADER:
+        raise MalformedError(
+            f"a form's {header} must have at most {_LONGEST_HEADER} characters, got {len(text)}. "
+            "Send shorter names."
+        )
+    message = Message()
+    message[header] = text
+    try:
+        found = message.get_param(name, header=header)
+    except (TypeError, ValueError) as error:  # parameters in sections (RFC 2231, 3) that do not fit
+        raise MalformedError(
+            f"a form's {header} must have parameters as in RFC 2045, got {text[:200]!r}."
+        ) from error
+    return found if isinstance(found, str) else None  # one with a charset: RFC 7578, 4.2 has none
 
 
 def fill(request: Request, parameters: Sequence[Parameter], count: int) -> None:

@@ -140,3 +140,38 @@ def test_an_unknown_encoding_is_415() -> None:
     """And the message says which are known."""
     with pytest.raises(UnsupportedMediaError, match=r"gzip, deflate or identity, got 'br'"):
         forms.undo_encodings(b"x", "br", 9)
+
+
+@given(
+    st.sampled_from(["; a=b", "; ", ';"', ";=", ";a*0=b", ';a="\\\\"']),
+    st.integers(0, 8000),
+    st.booleans(),
+)
+def test_headers_with_many_parameters_take_little_time(
+    repeated: str, size: int, in_part: bool
+) -> None:
+    """The standard library reads them in quadratic time: 0.1 s for 8 KB, of each part."""
+    more = (repeated * size)[:size]
+    disposition = "form-data; name=x" + (more if in_part else "")
+    part = f"--B\r\nContent-Disposition: {disposition}\r\n\r\nv\r\n".encode()
+    kind = "multipart/form-data; boundary=B" + ("" if in_part else more)
+    began = time.process_time()
+    with suppress(RequestError):
+        forms.read(part * 3 + b"--B--", kind, 100)
+    assert time.process_time() - began < 0.1
+
+
+def test_a_form_with_a_long_header_is_refused() -> None:
+    """And the message says which, and how long it may be."""
+    body, kind = form([("a" * 2100, "a/b", b"")])
+    with pytest.raises(MalformedError, match="Content-Disposition must have at most 2048"):
+        forms.read(body, kind, 100)
+    with pytest.raises(MalformedError, match="Content-Type must have at most 2048"):
+        forms.read(body, kind + "; a=" + "b" * 2048, 100)
+
+
+@pytest.mark.parametrize("body", [b"x", {"read": "by the host"}])
+def test_an_unknown_encoding_is_415_whoever_read_the_body(body: object) -> None:
+    """TorchServe's own reader has decoded JSON already."""
+    with pytest.raises(UnsupportedMediaError):
+        forms.undo_encodings(body, "gzip, zstd", 9)

@@ -96,6 +96,7 @@ ODD = {
     "another name": request({"x": [[1, 2, 3]]}),
     "two names": request({"input": [[1, 2, 3]], "x": 1}),
     "a number": request({"input": 5}),
+    "encoded": replace(request([[1, 2, 3]]), headers={"content-encoding": "br"}),
     "parsed already": Request({"input": [[1, 2, 3]]}, "application/json"),
     "large": request({"input": [[1, 2, 3]] * 5000}),
 }
