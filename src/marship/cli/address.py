@@ -1,4 +1,4 @@
-"""The flags that say where a command's server is."""
+"""The flags for a command's server: home, URL, token."""
 
 import functools
 import inspect
@@ -17,12 +17,12 @@ _OTHER_API: Mapping[Api, Api] = {"inference": "management", "management": "infer
 
 
 def on_server(api: Api, *, needs_both: bool = False) -> Callable[..., Callable[..., Any]]:
-    """Turn a command's parameter `address` into `--home`, `--url`, `--token` and their kin.
+    """Turn a command's parameter `address` into `--home`, `--url`, `--token` and related flags.
 
     Args:
-        api: Which API of the server the command calls: that is what `--url` and `--token` are of.
-        needs_both: Whether it calls the other one as well, which gets a flag of its own, as do the
-            archives that it reads.
+        api: The API that the command calls, which `--url` and `--token` are for.
+        needs_both: Whether it calls the other API as well, which gets its own flag, as does the
+            folder of archives that it reads.
     """
 
     def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -52,20 +52,20 @@ def _flags(api: Api, *, needs_both: bool) -> list[inspect.Parameter]:
     known = f"MARSHIP_{api.upper()}"
     flags = [
         _flag("home", Path, "--home", "the server's folder; else MARSHIP_HOME, else .marship here"),
-        _flag("url", str, "--url", f"a server elsewhere: its {api} address; else {known}_URL"),
-        _flag("token", str, "--token", f"its {api} token, which others see in ps; else the file's"),
+        _flag("url", str, "--url", f"{api} address of a remote server; else {known}_URL"),
+        _flag("token", str, "--token", f"{api} token, visible to others in ps; else the file's"),
         _flag(
             "token_file",
             Path,
             "--token-file",
             f"a file with that token, or a copy of the server's key_file.json; else {known}_TOKEN",
         ),
-        _flag("ca", Path, "--ca", "PEM file of the authorities to trust over https"),
+        _flag("ca", Path, "--ca", "PEM file of the trusted CA certificates for https"),
     ]
     if needs_both:
         text = f"its {other} address; else MARSHIP_{other.upper()}_URL"
         flags.append(_flag("other_url", str, f"--{other}-url", text))
-        text = "of a server elsewhere: copies of its archives; else model_store here"
+        text = "for a remote server: local copies of its archives; else model_store here"
         flags.append(_flag("model_store", Path, "--model-store", text))
     return flags
 

@@ -36,7 +36,7 @@ def export(
     example: Annotated[Path | None, typer.Option(help="an npz with the inputs by name")] = None,
     out: Annotated[Path | None, typer.Option(help="the run folder to write")] = None,
 ) -> Report:
-    """Convert a model to ONNX and prove that it answers as PyTorch does."""
+    """Convert a model to ONNX and prove that its outputs match PyTorch's."""
     from marship.cli import tables
     from marship.exporting import step
 
@@ -80,7 +80,7 @@ def package(
     source: Annotated[Path, typer.Argument(help="a run folder, or any ONNX file")],
     settings: PackageSettings,
 ) -> Report:
-    """Pack a model with its handler and its evidence into a .mar."""
+    """Package a model with its handler and its evidence as a .mar."""
     from marship.packaging import step
     from marship.trust import archive as archives
 
@@ -121,7 +121,7 @@ def _warn_of_large_rows(archive: "Archive") -> None:
 def inspect(
     archive: Annotated[Path, typer.Argument(help="a .mar file")],
 ) -> Report:
-    """Print what an archive says about itself; nothing in it is run."""
+    """Print an archive's metadata; nothing in it is run."""
     from marship.cli import tables
     from marship.trust import archive as archives
 
@@ -135,7 +135,7 @@ def check(
     archive: Annotated[Path, typer.Argument(help="a .mar file; its handler's code is run")],
     request: Annotated[Path | None, typer.Option(help="a file with a request's body")] = None,
     content_type: Annotated[
-        str | None, typer.Option(help="of the body; else by the file's name")
+        str | None, typer.Option(help="of the body; else guessed from the file's name")
     ] = None,
 ) -> Report:
     """Load an archive without a server: golden cases, a request, times and memory."""
@@ -153,9 +153,9 @@ def sbom(
     archive: Annotated[
         Path | None, typer.Argument(help="a .mar file; else this environment")
     ] = None,
-    out: Annotated[Path | None, typer.Option(help="where to write it; else it is printed")] = None,
+    out: Annotated[Path | None, typer.Option(help="output file; printed if left out")] = None,
 ) -> None:
-    """List what an archive, or this environment, is made of: a CycloneDX bill of materials."""
+    """Write a CycloneDX bill of materials (SBOM) of an archive, or of this environment."""
     from marship import storage
     from marship.packaging.sbom import environment, model
 
@@ -175,13 +175,13 @@ def configure(
     archive: Annotated[Path, typer.Argument(help="a .mar file")],
     options: Annotated[
         list[str] | None,
-        typer.Argument(help="NAME=VALUE to set, NAME= to go back to the handler's default"),
+        typer.Argument(help="NAME=VALUE to set, NAME= to restore the handler's default"),
     ] = None,
     version: Annotated[
         str | None, typer.Option(help="a new version, to register beside the one that runs")
     ] = None,
 ) -> Report:
-    """Print or change the handler's settings in a .mar; the model in it stays as it is."""
+    """Print or change the handler's settings in a .mar; the model is not changed."""
     from marship.cli import tables
     from marship.packaging import configure as step
 

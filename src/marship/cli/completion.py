@@ -1,4 +1,4 @@
-"""What a shell may complete: archives of the model store, and models of the server."""
+"""Shell completion of archives in the model store, and of models on the server."""
 
 from collections.abc import Iterator
 from contextlib import suppress

@@ -23,20 +23,20 @@ Archive = Annotated[Path, typer.Argument(help="a .mar file; its signature lies b
 @reported
 def keygen(
     name: Annotated[str, typer.Argument(help="of the files NAME.key and NAME.pem")],
-    out: Annotated[
-        Path, typer.Option(help="folder that takes them; git takes nothing of a new one")
-    ] = Path("keys"),
+    out: Annotated[Path, typer.Option(help="folder for the files; git ignores a new one")] = Path(
+        "keys"
+    ),
     passphrase: Annotated[
         bool,
         typer.Option(
-            "--passphrase", help="encrypt NAME.key; from MARSHIP_KEY_PASSPHRASE, else asked for"
+            "--passphrase", help="encrypt NAME.key; from MARSHIP_KEY_PASSPHRASE, else prompted"
         ),
     ] = False,
     openssf: Annotated[
         bool, typer.Option("--openssf", help="P-256, for signatures of OpenSSF Model Signing")
     ] = False,
 ) -> Report:
-    """Make a key: NAME.key signs and stays secret, NAME.pem verifies and goes to the servers."""
+    """Generate a key pair: NAME.key signs and stays secret, NAME.pem verifies, on servers."""
     from marship.cli import tables
     from marship.trust import keys
 
@@ -53,7 +53,7 @@ def sign(
     archive: Archive,
     key: Annotated[Path, typer.Option(help="the private key, NAME.key")],
 ) -> Report:
-    """Sign a .mar: write ARCHIVE.sig beside it, and change nothing in it."""
+    """Sign a .mar: write the detached signature ARCHIVE.sig beside it."""
     from marship.cli import tables
     from marship.trust import keys, signature
 
@@ -74,7 +74,7 @@ def verify(
     archive: Archive,
     trust: Annotated[Path, typer.Option(help="folder with the public keys that count")],
 ) -> Report:
-    """Tell whether a .mar is as a trusted key signed it; nothing in it is run."""
+    """Verify a .mar's signature by a trusted key; nothing in it is run."""
     from marship.cli import tables
     from marship.trust import keys, policy
 
@@ -100,7 +100,7 @@ def fetch(
     trust: Annotated[Path, typer.Option(help="folder with the public keys that count")],
     model_store: Annotated[Path, typer.Option(help="folder that takes both")] = Path("model_store"),
 ) -> Report:
-    """Download a .mar, and keep it only if it is as a trusted key signed it."""
+    """Download a .mar, and keep it only if its signature by a trusted key is valid."""
     from rich.progress import BarColumn, DownloadColumn, Progress, TransferSpeedColumn
 
     from marship.cli import tables
@@ -131,12 +131,14 @@ def fetch(
 def rewrap(
     archive: Annotated[Path, typer.Argument(help="a sealed .mar file")],
     old: Annotated[
-        str, typer.Option("--from", help="the key that opens it: file:PATH, env:NAME, command:...")
+        str, typer.Option("--from", help="the old key: file:PATH, env:NAME, command:...")
     ],
-    new: Annotated[str, typer.Option("--to", help="the key that shall, in the same forms")],
-    out: Annotated[Path | None, typer.Option(help="where to write it; else in its place")] = None,
+    new: Annotated[str, typer.Option("--to", help="the new key, in the same formats")],
+    out: Annotated[
+        Path | None, typer.Option(help="output file; replaces the archive if left out")
+    ] = None,
 ) -> Report:
-    """Give a sealed .mar another operator key; what is encrypted in it stays as it is."""
+    """Rewrap the keys of a sealed .mar for another operator key, without encrypting it again."""
     from marship.cli import tables
     from marship.packaging import sealing
 

@@ -1,4 +1,4 @@
-"""Models on the server: register, scale, ask."""
+"""Models on the server: register, scale, predict."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -95,13 +95,13 @@ def describe(name: ModelName, version: Version = None, *, address: "Address") ->
 @reported
 def scale(
     name: ModelName,
-    workers: Annotated[int, typer.Argument(min=0, help="how many there shall be")],
+    workers: Annotated[int, typer.Argument(min=0, help="number of workers")],
     version: Version = None,
     timeout_s: Annotated[float, typer.Option(min=1, help="for all workers to be ready")] = 180,
     *,
     address: "Address",
 ) -> Report:
-    """Set the number of a model's workers and wait until they are there."""
+    """Set the number of a model's workers and wait until they are ready."""
     from marship.cli import tables
 
     with address.client() as client, waiting(f"scaling {name} to {workers}") as on_wait:
@@ -113,11 +113,11 @@ def scale(
 @on_server("management")
 def set_default(
     name: ModelName,
-    version: Annotated[str, typer.Argument(help="the version that shall answer")],
+    version: Annotated[str, typer.Argument(help="the new default version")],
     *,
     address: "Address",
 ) -> None:
-    """Make a version the one that answers where none is named."""
+    """Make a version the default, which serves requests without a version."""
     with address.client() as client:
         client.set_default(name, version)
     console.out.print(f"{name} {version} is the default")
@@ -140,15 +140,16 @@ def rollout(
         bool, typer.Option("--keep-old", help="leave the old version registered")
     ] = False,
     probe: Annotated[
-        Path | None, typer.Option(help="a request that the new version must answer")
+        Path | None, typer.Option(help="a request that the new version must handle")
     ] = None,
     timeout_s: Annotated[
-        float, typer.Option(min=1, help="for loading, for another rollout to end, for draining")
+        float,
+        typer.Option(min=1, help="for loading, for waiting for another rollout, for draining"),
     ] = 180,
     *,
     address: "Address",
 ) -> Report:
-    """Put a new version in place of the old one; no request is lost, and a failure is undone."""
+    """Roll over to a new version without losing a request; failures are rolled back."""
     from marship.cli import steps
     from marship.operate import rollout as rollouts
 
@@ -179,17 +180,15 @@ def rollout(
 @on_server("management", needs_both=True)
 @reported
 def apply(
-    file: Annotated[Path, typer.Argument(help="the models that the server shall have, as TOML")],
-    prune: Annotated[bool, typer.Option("--prune", help="remove what the file does not name")] = (
-        False
-    ),
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="only tell what would be done")
-    ] = False,
+    file: Annotated[Path, typer.Argument(help="the declared models, as TOML")],
+    prune: Annotated[
+        bool, typer.Option("--prune", help="remove versions that the file does not name")
+    ] = (False),
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="only print the changes")] = False,
     *,
     address: "Address",
 ) -> Report:
-    """Bring the server to a declared set of models; tell first what changes."""
+    """Bring the server to a declared set of models, printing the changes first."""
     from marship.cli import steps
 
     with address.client() as client:
@@ -200,7 +199,7 @@ def apply(
 @app.command(rich_help_panel=PANEL)
 @on_server("management")
 def unregister(name: ModelName, version: Version = None, *, address: "Address") -> None:
-    """Remove a version and end its workers."""
+    """Unregister a version and stop its workers."""
     with address.client() as client:
         client.unregister(name, version)
     console.out.print(f"removed {name}{f' {version}' if version else ''}")
@@ -220,25 +219,30 @@ def predict(
     ] = None,
     forms: Annotated[
         list[str] | None,
-        typer.Option("--as", help="json, or what was said: txt, srt, vtt; repeatable for many"),
+        typer.Option(
+            "--as", help="json, or a transcript: txt, srt, vtt; repeatable for many files"
+        ),
     ] = None,
     out: Annotated[
         Path | None,
-        typer.Option(help="many answers: .csv, or whole ones .jsonl; one: .json .txt .srt .vtt"),
+        typer.Option(
+            help="many files: .csv, or .jsonl with whole responses; one: .json .txt .srt .vtt"
+        ),
     ] = None,
     suffix: Annotated[
-        list[str] | None, typer.Option(help="what to take of folders, such as .jpg; repeatable")
+        list[str] | None,
+        typer.Option(help="suffix of files to take from folders, such as .jpg; repeatable"),
     ] = None,
     in_flight: Annotated[
-        int | None, typer.Option(min=1, help="requests at a time; else by workers and batches")
+        int | None, typer.Option(min=1, help="concurrent requests; else by workers and batches")
     ] = None,
-    again: Annotated[bool, typer.Option("--again", help="forget earlier answers")] = False,
+    again: Annotated[bool, typer.Option("--again", help="discard earlier responses")] = False,
     *,
     address: "Address",
 ) -> None:
-    """Ask a model. One file: print the answer. More, or a folder: a table and a CSV, resumable."""
+    """Get predictions. One file: print the response. More, or a folder: a resumable table."""
     from marship.cli import responses
-    from marship.predict import Run, ask_all, single, sources, transcripts
+    from marship.predict import Run, predict_files, single, sources, transcripts
     from marship.predict.screen import Screen
 
     places, forms = source or [], forms or []
@@ -252,7 +256,7 @@ def predict(
         form = single.form_of(forms, out)
         body, kind = sources.read_one(places, json_text)
         one = single.Single(name, body, content_type or kind, version, form, out)
-        answer = single.ask(one, address)
+        answer = single.predict_one(one, address)
         if form is None:
             responses.show_answer(answer)
         return
@@ -264,7 +268,7 @@ def predict(
     beside = transcripts.Transcripts.beside(out, places, forms) if forms else None
     run = Run(name, found.sources, out, version, content_type, in_flight, again, beside)
     with Screen(run) as screen:
-        done = ask_all(run, address, screen)
+        done = predict_files(run, address, screen)
     responses.show_predictions(done, run, found.passed_over)
     if done.failed:
         raise typer.Exit(1)

@@ -23,10 +23,10 @@ PANEL = "The server"
 def proxy(
     settings: ProxySettings,
     names: Annotated[
-        list[str] | None, typer.Argument(help="models that others may ask; else all registered")
+        list[str] | None, typer.Argument(help="models to expose; else all registered")
     ] = None,
 ) -> Report:
-    """Write nginx.conf: TLS, limits, and these models' predictions alone."""
+    """Write nginx.conf: TLS, limits, and only the predictions of these models."""
     from marship.cli import tables
     from marship.operate import proxy
 
@@ -51,7 +51,7 @@ def _registered(home: Path | None) -> list[str]:
 
 
 def _advise(home: Path | None, names: Sequence[str]) -> None:
-    """Name the models that nobody has: they come later, or are misspelt."""
+    """Warn about unknown models, which may be misspelt or registered later."""
     from marship.errors import NotRunningError
     from marship.operate import proxy
 

@@ -1,4 +1,4 @@
-"""What a command came to: for a person to read, or with `--json` for a program.
+"""The result of a command: human-readable, or with `--json` machine-readable.
 
 docs/json.md lists the fields; a test holds it against what is printed.
 """

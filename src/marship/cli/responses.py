@@ -1,4 +1,4 @@
-"""Responses of a model, to one request or of many files, as a person reads them in a terminal."""
+"""Human-readable responses to one request, and summaries of many."""
 
 import json
 from collections.abc import Sequence
@@ -21,7 +21,7 @@ SHOWN_FAILURES, SHOWN_COUNTS, SHOWN_CELLS, SHOWN_NAMES = 5, 10, 4, 3
 
 
 def show_answer(answer: Any) -> None:  # noqa: ANN401  any that a model answers
-    """A model's answer: a list of records as a table, anything else as JSON.
+    """Print a response: a list of records as a table, anything else as JSON.
 
     Of a transcript, whose segments were printed as they came, the rest.
     """
@@ -55,7 +55,7 @@ def _records(answer: object) -> list[dict[str, object]]:
 
 
 def show_predictions(done: "Outcome", run: "Run", passed_over: Sequence[str]) -> None:
-    """The first answers, how many there are of each kind, what failed, and where all stands."""
+    """Print the first responses, counts, failures, and the output file."""
     if done.first:
         names = list(next(iter(done.first.values())))[:SHOWN_CELLS]
         rows = (

@@ -1,4 +1,4 @@
-"""The server: start, stop, look at it."""
+"""The server: start, stop, status, logs."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -79,7 +79,7 @@ def serve(
 
 
 def _apply(started: "Server", state: Path) -> None:
-    """Bring the models; a server without them is not what was asked for."""
+    """Register the declared models; on failure the server is stopped."""
     from marship.cli import steps
 
     try:
@@ -92,7 +92,7 @@ def _apply(started: "Server", state: Path) -> None:
 
 @app.command(rich_help_panel=PANEL)
 def stop(home: Home = None) -> None:
-    """Stop the server and its workers; nothing of them is left."""
+    """Stop the server and its workers."""
     from marship.engines.torchserve import server
 
     with console.err.status("stopping TorchServe"):

@@ -1,4 +1,4 @@
-"""A change of the server's models as a person watches it."""
+"""The progress display of rollouts and applied changes."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,18 +17,18 @@ if TYPE_CHECKING:
 
 
 class Steps(RolloutListener):
-    """A line for each step that is done; a status line for the one that is not."""
+    """Prints a line for each finished step; a status line for the current one."""
 
     def __init__(self, status: Status) -> None:
         self._status = status
         self._step = ""
 
     def on_lock_wait(self, said: str) -> None:
-        """Say why nothing happens."""
+        """Show what is waited for."""
         console.err.print(said, markup=False, soft_wrap=True)
 
     def on_step(self, step: str) -> None:
-        """Show what is being done."""
+        """Show the current step."""
         self._step = step
         self._status.update(escape(step))
 
@@ -37,7 +37,7 @@ class Steps(RolloutListener):
         self._status.update(f"{escape(self._step)}: {ready} of {wanted} workers ready")
 
     def on_done(self, step: str, said: str) -> None:
-        """Print what came of it."""
+        """Print a step's result."""
         console.err.print(f"[bold]{step:<11}[/]", end="")
         console.err.print(said, markup=False, soft_wrap=True)
 
@@ -52,7 +52,7 @@ def shown(title: str) -> Iterator[Steps]:
 def bring(
     client: Client, file: Path, *, prune: bool = False, dry_run: bool = False
 ) -> "list[Change]":
-    """Tell what a state file asks for, and do it unless that is all that is wanted."""
+    """Print a state file's changes, and apply them unless it is a dry run."""
     from marship.cli import tables
     from marship.operate import state, statefile
 

@@ -1,4 +1,4 @@
-"""Models, servers and archives as a person reads them in a terminal."""
+"""Human-readable tables of models, servers and archives."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
@@ -62,7 +62,7 @@ def text_of(value: object) -> str:
 
 
 def show_export(done: "Exported") -> None:
-    """What was exported, and how near it is to PyTorch."""
+    """An export, and its differences from PyTorch."""
     show_contract(done.contract)
     difference = done.report["largest_difference"]
     rows = done.report["rows_alone_and_together"]
@@ -94,7 +94,7 @@ def show_optimized(done: "Optimized") -> None:
 
 
 def show_contract(contract: "Contract") -> None:
-    """What a model takes and gives."""
+    """A contract."""
     bounds = (f"{axis} {low} to {high or 'any'}" for axis, (low, high) in contract.bounds.items())
     facts(
         [
@@ -228,7 +228,7 @@ def show_archive(archive: "Archive") -> None:
 
 
 def show_checked(done: "Checked") -> None:
-    """What loading an archive came to."""
+    """The result of `marship check`."""
     facts(
         [
             ("model", f"{done.name} {done.version}, by {done.handler}"),
@@ -319,7 +319,7 @@ def _flat(value: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, obj
 
 
 def show_rest(count: int, what: str = "more") -> None:
-    """Say how many more there are, if any."""
+    """Print how many more there are, if any."""
     console.out.print(f"[dim]and {count:,} {what}[/]\n" if count > 0 else "")
 
 

@@ -1,7 +1,7 @@
-"""nginx in front of TorchServe: its configuration, for the models that others may ask.
+"""Generates the configuration of nginx as a reverse proxy in front of TorchServe.
 
-TorchServe stays on loopback. What nginx lets through stands in `nginx.conf` beside this file,
-each line with its reason; here the blanks in it are filled in.
+TorchServe listens on loopback. What nginx lets through is in the template `nginx.conf` beside this
+file, each line with its reason; here its placeholders are filled in.
 """
 
 import re
@@ -57,7 +57,7 @@ REFUSALS: Mapping[int, tuple[type[MarshipError], str]] = {
     502: (NotRunningError, "a server must run behind the proxy, got none. Ask again later."),
     504: (NoAnswerError, "the server behind the proxy must answer in time, got no answer."),
 }
-"""What nginx answers by itself, by HTTP status: the class whose code it gives, and the message."""
+"""Error responses of nginx itself, by HTTP status: the class with the code, and the message."""
 
 _LISTEN = re.compile(r"(?:(?:\d{1,3}(?:\.\d{1,3}){3}|\[[0-9a-fA-F:]+\]):)?(\d{1,5})")
 _PLAIN_PATH = re.compile(r"[\w./@+,:-]+")
@@ -66,7 +66,7 @@ _ERROR_PLACE = "/.marship-error"
 
 @dataclass(frozen=True, slots=True)
 class Written:
-    """What `write` made."""
+    """The result of `write`."""
 
     config: Path
     models: tuple[str, ...]
@@ -75,7 +75,7 @@ class Written:
 
 
 class _Blanks(string.Template):
-    """`%{name}`: nginx's own variables begin with a dollar."""
+    """Placeholders `%{name}`, as nginx's variables start with a dollar."""
 
     delimiter = "%"
 
@@ -88,7 +88,7 @@ def write(settings: ProxySettings, names: Sequence[str]) -> Written:
         names: The models that others may ask.
 
     Raises:
-        UsageError: A setting cannot be meant, or no model is named.
+        UsageError: A setting is invalid, or no model is named.
     """
     values = _server_settings(settings.home)
     _check(settings, values, names)
@@ -117,8 +117,8 @@ def render(
         settings: Limits and address.
         values: TorchServe's settings.
         names: The models that others may ask.
-        chain: The certificate's file.
-        key: Its key's file.
+        chain: The certificate file.
+        key: The private key file.
     """
     max_body_bytes = int(values.get("max_request_size", MAX_REQUEST_BYTES))
     return _Blanks(TEMPLATE.read_text()).substitute(
@@ -138,7 +138,7 @@ def render(
 
 
 def without_archive(home: Path | None, names: Sequence[str]) -> tuple[list[str], Path]:
-    """The names that no archive in the server's model store has, and the store."""
+    """The names without an archive in the server's model store, and the store."""
     record = _place(home).running()
     own = record.model_store if record else _server_settings(home).get("model_store")
     store = Path(own or "model_store")
@@ -150,7 +150,7 @@ def _place(home: Path | None) -> Home:
 
 
 def _server_settings(home: Path | None) -> dict[str, str]:
-    """Those of the home's server, which may have ended; else those it would start with."""
+    """The settings of the home's server, running or not; else those it would start with."""
     resolved = _place(home).config
     return properties.read(resolved if resolved.is_file() else configs.locate(None))
 
@@ -199,11 +199,11 @@ def _given_certificate(settings: ProxySettings) -> tuple[Path, Path]:
 
 
 def _check_closed(key: Path) -> None:
-    """A group may read it: nginx runs as a user, to whom root's keys are often lent so."""
+    """Reject a key that others can read; a group may, as nginx often gets root's keys so."""
     try:
         mode = stat.S_IMODE(key.stat().st_mode)
     except OSError:
-        return  # it is yet to come, or lies where nginx's user alone may look
+        return  # it does not exist yet, or only nginx's user can access it
     if mode & stat.S_IRWXO:
         raise UsageError(
             f"{key} must be closed to other users of the machine, got mode {mode:04o}. "
@@ -212,7 +212,7 @@ def _check_closed(key: Path) -> None:
 
 
 def _check_plain(path: Path) -> None:
-    """Nginx reads variables, quotes and braces in a path."""
+    """Reject paths with variables, quotes and braces, which nginx would interpret."""
     if not _PLAIN_PATH.fullmatch(str(path)):
         raise UsageError(
             f"a path in nginx.conf must be of letters, digits and _ . / @ + , : -, got {path}. "
@@ -221,7 +221,7 @@ def _check_plain(path: Path) -> None:
 
 
 def _make_private(folder: Path) -> None:
-    """Make the folder for its owner alone; the mode of one that is there is not ours to set."""
+    """Create a private folder; the mode of an existing one is not changed."""
     _check_plain(folder.absolute())
     try:
         unversioned.make_folder(folder)

@@ -1,7 +1,7 @@
-"""Ask a model about many files: many requests at a time, and a row for each file's answer.
+"""Predicts many files concurrently, and writes a row for each file's response.
 
-A run can be ended at any time and goes on where it stopped: see `ledger`. What is wrong with
-one file is its row; what is wrong with the server ends the run.
+A run can be stopped at any time and resumed: see `ledger`. An error of one file is written to its
+row; an error of the server ends the run.
 """
 
 import asyncio
@@ -37,8 +37,8 @@ from marship.predict.bounds import (
     FEWEST_IN_FLIGHT,
     LONGEST_STREAM_S,
     UNKNOWN_WAIT_S,
+    ByteBudget,
     Limits,
-    Room,
     longest_wait_s,
 )
 from marship.predict.ledger import Ledger
@@ -52,17 +52,17 @@ MOST_BYTES_IN_FLIGHT = 1 << 27
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """What is asked, and where the answers go.
+    """The files to predict, and where the responses go.
 
     Attributes:
         model: The model's name.
         sources: The files.
-        out: The file of answers, .csv or .jsonl.
-        version: None is the default one.
-        content_type: Of all files; None goes by each one's suffix.
-        in_flight: Requests at a time; None goes by the model's workers and batches.
-        again: Forget earlier answers.
-        transcripts: What is written of each file beside its row.
+        out: The output file, .csv or .jsonl.
+        version: None is the default version.
+        content_type: Of all files; None follows from each one's suffix.
+        in_flight: Concurrent requests; None follows from the model's workers and batches.
+        again: Discard earlier responses.
+        transcripts: Transcripts to write for each file besides its row.
     """
 
     model: str
@@ -75,70 +75,72 @@ class Run:
     transcripts: Transcripts | None = None
 
     def kind(self, source: Source) -> str:
-        """What a file is sent as."""
+        """The content type of a file."""
         return self.content_type or media_type(source.path)
 
 
 class Watcher:
-    """Told how a run goes; what it does not override says nothing."""
+    """Callbacks for progress; override those that you need."""
 
     def on_start(self, waiting: int, answered: int, *, is_torn: bool) -> None:
-        """Before the first request: files to ask about, and those answered before."""
+        """Before the first request: the number of files to predict, and of those done before."""
 
     def on_row(self, row: Row) -> None:
-        """A file has its row."""
+        """A file's row was written."""
 
     def on_trouble(self) -> None:
-        """The server does not respond just now, and is retried."""
+        """The server is not responding, and requests are retried."""
 
 
-def ask_all(run: Run, address: Address | None = None, watcher: Watcher | None = None) -> Outcome:
-    """Ask a model about every file that has no answer yet.
+def predict_files(
+    run: Run, address: Address | None = None, watcher: Watcher | None = None
+) -> Outcome:
+    """Predict every file that has no response yet.
 
     Args:
-        run: What is asked.
-        address: Where the server is; None is the default home. One whose management API cannot
-            be called, such as a proxy, must be asked for a version by name.
-        watcher: Told how it goes.
+        run: The files and options.
+        address: The server; None is the default home. If its management API cannot be called, as
+            behind a proxy, a version must be given.
+        watcher: Receives progress.
 
     Raises:
-        UsageError: The file of responses belongs to another run, a setting cannot be meant, or
-            transcripts are wanted of a model that makes none.
+        UsageError: The output file belongs to another run, a setting is invalid, or transcripts
+            are wanted of a model without them.
         NotFoundError: There is no such model or version.
-        ServerError: The model has no worker, or the server is gone. Answers are kept.
-        StorageError: Answers cannot be written.
+        ServerError: The model has no worker, or the server is gone. Responses are kept.
+        StorageError: The output cannot be written.
     """
-    return asyncio.run(_ask_all(run, address or Address(), watcher or Watcher()))
+    return asyncio.run(_predict_files(run, address or Address(), watcher or Watcher()))
 
 
-async def _ask_all(run: Run, address: Address, watcher: Watcher) -> Outcome:
+async def _predict_files(run: Run, address: Address, watcher: Watcher) -> Outcome:
     async with address.async_client() as client:
         limits = Limits.of(client)
         plan = await _planned(run, client, limits)
     run = replace(run, version=plan.version)  # the one in the rows, whatever the default becomes
     with Ledger(run.out, f"{run.model} {plan.version}", again=run.again) as ledger:
-        waiting = _unanswered(run, ledger)
+        waiting = _remaining(run, ledger)
         before = len(run.sources) - len(waiting)
         watcher.on_start(len(waiting), before, is_torn=ledger.is_torn)
         began = time.monotonic()
         hears = any(may_be_sound(run.kind(source)) for source in waiting)
         timeout_s = LONGEST_STREAM_S if hears else plan.timeout_s
-        asking = _Asking(run, ledger, watcher, limits)
+        predictions = _Predictions(run, ledger, watcher, limits)
         async with address.async_client(
-            timeout_s=timeout_s, retry_s=RETRY_S, on_retry=asking.on_retry
+            timeout_s=timeout_s, retry_s=RETRY_S, on_retry=predictions.on_retry
         ) as client:
-            # it waits for a server that it has met
+            # it waits for a server that has responded before
             await (_ready_model(run, client) if client.has("management") else client.ping())
-            await asking.all(client, waiting, plan.in_flight)
+            await predictions.all(client, waiting, plan.in_flight)
         done = Outcome(before, time.monotonic() - began)
         ledger.finish()
         done.take(ledger.rows(run.sources))
         return done
 
 
-def _unanswered(run: Run, ledger: Ledger) -> list[Source]:
+def _remaining(run: Run, ledger: Ledger) -> list[Source]:
     """What is to be asked; transcripts that are missing come from the rows, if they are whole."""
-    waiting = ledger.unanswered(run.sources)
+    waiting = ledger.remaining(run.sources)
     if run.transcripts is None:
         return waiting
     asked = {source.name for source in waiting}
@@ -155,7 +157,7 @@ def _unanswered(run: Run, ledger: Ledger) -> list[Source]:
 
 @dataclass(frozen=True, slots=True)
 class _Plan:
-    """Which version is asked, how many requests at a time, and how long each may take."""
+    """The version, the number of concurrent requests, and their timeout."""
 
     version: str
     in_flight: int
@@ -163,10 +165,10 @@ class _Plan:
 
 
 async def _planned(run: Run, client: AsyncClient, limits: Limits) -> _Plan:
-    """By the model's workers and batches, where the management API tells them.
+    """Plan by the model's workers and batches, if the management API is known.
 
     Raises:
-        UsageError: It cannot be asked which version is the default.
+        UsageError: The default version is unknown.
     """
     if client.has("management"):
         model = await _ready_model(run, client)
@@ -191,65 +193,65 @@ async def _ready_model(run: Run, client: AsyncClient) -> ModelStatus:
 
 
 @dataclass(slots=True)
-class _Asking:
+class _Predictions:
     """Sends files and writes their rows."""
 
     run: Run
     ledger: Ledger
     watcher: Watcher
     limits: Limits
-    room: Room = field(default_factory=lambda: Room(MOST_BYTES_IN_FLIGHT))
+    byte_budget: ByteBudget = field(default_factory=lambda: ByteBudget(MOST_BYTES_IN_FLIGHT))
     answered_at: float = field(default_factory=time.monotonic)
     troubled_at: float = -math.inf
     client: AsyncClient = field(init=False)
 
     def on_retry(self) -> None:
-        """The server is busy or away, and the client retries."""
+        """The server is busy or not running, and the client retries."""
         self.troubled_at = time.monotonic()
         self.watcher.on_trouble()
 
     async def all(self, client: AsyncClient, sources: Sequence[Source], in_flight: int) -> None:
-        """Ask about all files, so many at a time; the first error of the server ends it."""
+        """Predict all files with bounded concurrency; stops at the first server error."""
         self.client = client
         rest = iter(sources)
         try:
             async with asyncio.TaskGroup() as group:
                 for _ in range(min(in_flight, len(sources))):
-                    group.create_task(self._ask_each(rest))
+                    group.create_task(self._predict_each(rest))
         except ExceptionGroup as errors:
             ours, bugs = errors.split(MarshipError)
             if ours is None or bugs is not None:
                 raise
             raise ours.exceptions[0] from None
 
-    async def _ask_each(self, sources: Iterator[Source]) -> None:
+    async def _predict_each(self, sources: Iterator[Source]) -> None:
         for source in sources:
-            row = await asyncio.to_thread(self._keep, source, await self._ask(source))
+            row = await asyncio.to_thread(self._keep, source, await self._row_of(source))
             self.ledger.add(row)
             self.watcher.on_row(row)
 
-    async def _ask(self, source: Source) -> Row:
-        """A file's row: a response, or the reason of its failure."""
+    async def _row_of(self, source: Source) -> Row:
+        """Predict a file: its row with the response, or the reason of the failure."""
         row = Row(source.name, self.ledger.model)
         try:
             stamp = Stamp.of(source.path.stat())
             row, size_bytes = replace(row, stamp=stamp), stamp.size_bytes
             if refusal := self.limits.refusal(size_bytes, self.run.kind(source)):
                 return replace(row, error=f"{refusal.code}: {refusal}")
-            async with self.room.take(size_bytes):  # read no sooner than it is sent
+            async with self.byte_budget.take(size_bytes):  # not read before it is sent
                 body = await asyncio.to_thread(source.path.read_bytes)
                 answer = plain(await self._send(source, body))
         except OSError as error:
             return replace(row, error=f"unreadable: {error.strerror or error}")
         except (TokenError, NotFoundError, UsageError, _GoneError):
-            raise  # true of every file
+            raise  # applies to every file
         except MarshipError as error:
             status = None if isinstance(error, _UNSAID) else error.status
             return replace(row, status=status, error=f"{error.code}: {error}")
         return replace(row, status=HTTPStatus.OK, answer=answer)
 
     def _keep(self, source: Source, row: Row) -> Row:
-        """Write a row's transcripts: before the row, so that none is missing after a kill."""
+        """Write a row's transcripts, before the row, so that none is missing after a kill."""
         if self.run.transcripts is None:
             return row
         try:
@@ -262,11 +264,11 @@ class _Asking:
         return row
 
     async def _send(self, source: Source, body: bytes) -> Any:  # noqa: ANN401  any JSON value
-        """The model's answer.
+        """The model's response.
 
-        The client retries a server that is busy or away, as for a single prediction. What it
-        cannot know: that others see a restart, too, and that a stream which broke off may start
-        over.
+        The client retries a server that is busy or not running, as for a single prediction. What
+        is added here: requests are failing together after a restart, and a broken stream may be
+        restarted.
         """
         kind = self.run.kind(source)
         policy = RetryPolicy(RETRY_S, self.on_retry)
@@ -281,7 +283,7 @@ class _Asking:
             await asyncio.sleep(pause.seconds)
 
     async def _answer(self, body: bytes, kind: str) -> Any:  # noqa: ANN401  any JSON value
-        """The whole answer. Of sound it is the last line: a long recording must be streamed."""
+        """The whole response; for audio the last line, as a long recording must be streamed."""
         ask = {"version": self.run.version, "content_type": kind}
         if not may_be_sound(kind):
             return await self.client.predict(self.run.model, body, **ask)
@@ -297,18 +299,18 @@ class _Asking:
         return answer
 
     def _pause(self, error: MarshipError, policy: RetryPolicy) -> Pause:
-        """How long to wait before a file is asked about once more.
+        """How long to wait before a file is retried.
 
         Raises:
-            NotFoundError: The version is gone.
-            _GoneError: Nobody was answered for as long as the client has asked.
-            MarshipError: It is this file's own.
+            NotFoundError: The version was unregistered.
+            _GoneError: No request has succeeded within the retry time.
+            MarshipError: The error is this file's.
         """
         now = time.monotonic()
         silent_s, is_back = now - self.answered_at, now - self.troubled_at <= RETRY_S
         if isinstance(error, NotFoundError):
             if is_back and (pause := policy.next_pause()):
-                return pause  # a server that was away has its models a little later
+                return pause  # a restarted server loads its models a little later
             raise self._unregistered(error) from error
         if isinstance(error, _BrokenOffError) and (pause := policy.after_loss()):
             return pause
@@ -316,7 +318,7 @@ class _Asking:
             self.answered_at = now
             raise error
         if silent_s < RETRY_S / 4:
-            raise error  # others have answers: it is this file
+            raise error  # others succeed: the error is this file's
         if silent_s > RETRY_S:
             raise _GoneError(
                 f"the server must answer within {RETRY_S:g} s, got for every file: {error}"
@@ -336,11 +338,11 @@ _UNSAID = (NotRunningError, NoAnswerError)
 
 
 class _BrokenOffError(NoAnswerError):
-    """A stream ended in the middle."""
+    """A stream ended early."""
 
 
 class _GoneError(ServerError):
-    """No file is answered any more."""
+    """The server does not respond for any file."""
 
 
 def _may_pass(error: MarshipError) -> bool:
@@ -351,10 +353,10 @@ def _may_pass(error: MarshipError) -> bool:
 
 
 def plain(answer: Any) -> Any:  # noqa: ANN401  any JSON value
-    """An answer as a JSON value; a server that names no type may still send JSON or text.
+    """A response as a JSON value; without a content type it may still be JSON or text.
 
     Raises:
-        ServerError: It is neither.
+        ServerError: It is neither JSON, npy nor text.
     """
     if isinstance(answer, np.ndarray):
         return answer.tolist()

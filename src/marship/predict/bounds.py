@@ -1,4 +1,4 @@
-"""How much is asked, and held, at a time."""
+"""Bounds of concurrent requests and of memory."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -14,21 +14,21 @@ from marship.predict.sources import may_be_sound
 
 FEWEST_IN_FLIGHT = 8
 UNKNOWN_WAIT_S = 300.0
-"""For an answer, where the server does not tell how long its workers may take."""
+"""Timeout of a response, if the model's responseTimeout is unknown."""
 LONGEST_STREAM_S = 6 * 3600.0
-"""A recording waits for all before it, however long they are; TorchServe ends a dead worker."""
+"""A recording waits for all before it, however long they are; TorchServe restarts dead workers."""
 
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What the server takes; the values are TorchServe's own where its settings say nothing."""
+    """The server's limits; the defaults are TorchServe's."""
 
     queue: int = 100
     request_bytes: int | None = 6_553_500
 
     @classmethod
     def of(cls, client: Client | AsyncClient) -> Self:
-        """The limits of a client's server; one elsewhere does not tell the largest request."""
+        """The limits of a client's server; the maximum request of a remote server is unknown."""
         if not client.is_local:
             return cls(request_bytes=None)
         client.home.require_running()
@@ -37,10 +37,10 @@ class Limits:
         return cls(**{ours: int(values[its]) for ours, its in names.items() if its in values})
 
     def in_flight(self, wanted: int | None, model: ModelStatus) -> int:
-        """Requests at a time: enough that each worker finds a whole batch when it is free.
+        """The number of concurrent requests: enough for a full batch for each idle worker.
 
         Raises:
-            UsageError: More are wanted than the server keeps waiting.
+            UsageError: More are wanted than the server's queue holds.
         """
         if wanted is None:
             return min(max(FEWEST_IN_FLIGHT, 2 * model.ready * model.batch_size), self.queue)
@@ -52,7 +52,7 @@ class Limits:
         return wanted
 
     def refusal(self, size_bytes: int, kind: str) -> TooLargeError | None:
-        """What the server would say of a file of this size and type, without being asked."""
+        """The error for a file that exceeds the server's limit, without sending it."""
         if self.request_bytes is None or size_bytes <= self.request_bytes:
             return None
         advice = "Send sound as FLAC, Opus or MP3, or set" if may_be_sound(kind) else "Set"
@@ -63,13 +63,13 @@ class Limits:
 
 
 def longest_wait_s(model: ModelStatus, in_flight: int) -> float:
-    """How long an answer may take that waits for all others: the server counts the batches."""
+    """The longest time of a response that waits for all others, by the number of batches."""
     batches = in_flight / (model.ready * model.batch_size)
     return model.response_timeout_s * (batches + 2)
 
 
-class Room:
-    """Bounds the bytes that are held at a time: large files wait for each other."""
+class ByteBudget:
+    """Bounds the bytes in memory: large files wait for each other."""
 
     def __init__(self, size_bytes: int) -> None:
         self._size_bytes = self._free_bytes = size_bytes
@@ -77,7 +77,7 @@ class Room:
 
     @asynccontextmanager
     async def take(self, size_bytes: int) -> AsyncIterator[None]:
-        """Hold so many bytes, or all there are, as soon as they are free."""
+        """Take that many bytes of the budget, or all of it, once they are free."""
         taken = min(size_bytes, self._size_bytes)
         async with self._changed:
             await self._changed.wait_for(lambda: taken <= self._free_bytes)

@@ -1,8 +1,8 @@
-"""The file of answers: a row for each file asked about, written when its answer is there.
+"""The output file: a row for each predicted file, written when its response arrives.
 
-It can be read again after any end, a kill among them: a row is whole or it is dropped. While
-a run goes on, rows stand in the order of the answers, and a file's last row counts; at the
-end the file is rewritten in the order of names, each name once.
+It is valid after any interruption, including a kill: an incomplete row is dropped. During a run,
+rows are in the order of responses, and a file's last row counts; at the end the output is rewritten
+sorted by name, with one row each.
 """
 
 import fcntl
@@ -15,66 +15,68 @@ from typing import Any, Protocol, Self
 
 from marship import storage
 from marship.errors import DataError, StorageError, UsageError
-from marship.predict.rows import CsvForm, JsonLinesForm, Row, Stamp
+from marship.predict.rows import CsvFormat, JsonLinesFormat, Row, Stamp
 from marship.predict.sources import Source
 
 
-class Form(Protocol):
-    """How rows become bytes, and back."""
+class RowFormat(Protocol):
+    """Encodes rows as bytes, and decodes them."""
 
     has_quotes: bool
 
     @property
     def is_fixed(self) -> bool:
-        """Whether a row can be written: a table's columns are known."""
+        """Whether rows can be written: a table's columns are known."""
 
     def fix(self, answer: Any) -> None:  # noqa: ANN401  any JSON value
         """Take the columns from an answer."""
 
     def head(self) -> bytes:
-        """What the file begins with."""
+        """The file's header."""
 
     def read_head(self, record: bytes) -> bool:
-        """Take the columns from a file's first record; whether it was a head."""
+        """Take the columns from a file's first record; whether it is a header."""
 
     def encode(self, row: Row) -> bytes:
         """A row as a record."""
 
     def decode(self, record: bytes) -> Row:
-        """A record as a row; raises ValueError where it is none."""
+        """Decode a record; raises ValueError if it is invalid."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Place:
-    """Where a record lies in the file."""
+    """The position of a record in the file."""
 
     start: int
     size_bytes: int
 
 
 class Ledger:
-    """The file of answers of one model, held by one run at a time.
+    """The output file of one model, locked by one run at a time.
 
     Args:
-        path: Ending in .jsonl it keeps whole answers, else it is a CSV.
-        model: The model's name and version; a file with another model's answers is refused.
-        again: Forget what the file holds.
+        path: With suffix .jsonl it has whole responses, else it is a CSV.
+        model: The model's name and version; a file with another model's responses is rejected.
+        again: Discard the file's content.
 
     Attributes:
-        is_torn: Whether the last row was half written, and was dropped.
+        is_torn: Whether the last row was incomplete, and was dropped.
 
     Raises:
-        UsageError: The file is not one of ours, or holds another model's responses.
-        DataError: A row in its middle is damaged.
-        StorageError: Another run holds it, or it cannot be written to.
+        UsageError: The file was not written by marship, or holds another model's responses.
+        DataError: A row is corrupted.
+        StorageError: Another run has locked it, or it cannot be written to.
     """
 
     def __init__(self, path: Path, model: str, *, again: bool = False) -> None:
         self.path, self.model, self.is_torn = path, model, False
-        self._form: Form = JsonLinesForm() if path.suffix.lower() == ".jsonl" else CsvForm()
+        self._form: RowFormat = (
+            JsonLinesFormat() if path.suffix.lower() == ".jsonl" else CsvFormat()
+        )
         self._places: dict[str, _Place] = {}
         self._stamps: dict[str, Stamp] = {}
-        self._held: list[Row] = []  # failures, until an answer tells the columns
+        self._held: list[Row] = []  # failures, until a response determines the columns
         self._size_bytes = 0
         self._fd = _open(path)
         try:
@@ -93,21 +95,21 @@ class Ledger:
         traceback: TracebackType | None,
     ) -> None:
         try:
-            self._let_go()
+            self._write_held()
         finally:
             os.close(self._fd)
 
     @property
     def keeps_answers(self) -> bool:
-        """Whether rows have whole answers, not cells."""
-        return isinstance(self._form, JsonLinesForm)
+        """Whether rows have whole responses, not cells."""
+        return isinstance(self._form, JsonLinesFormat)
 
-    def unanswered(self, sources: Iterable[Source]) -> list[Source]:
-        """Those that have no answer yet, or have changed since."""
+    def remaining(self, sources: Iterable[Source]) -> list[Source]:
+        """Sources without a response, or changed since."""
         return [source for source in sources if not self._is_answered(source)]
 
     def add(self, row: Row) -> None:
-        """Write a row; a failure before the first answer waits for it, or for the end.
+        """Write a row; a failure before the first response is held until it, or until the end.
 
         Raises:
             StorageError: The disk is full.
@@ -121,19 +123,19 @@ class Ledger:
             self._begin()
 
     def finish(self) -> None:
-        """Rewrite the file in the order of names.
+        """Rewrite the file sorted by name.
 
         Raises:
             StorageError: The disk is full; the unsorted file stays.
         """
-        self._let_go()
+        self._write_held()
         with storage.replacing(self.path) as draft, draft.open("wb") as stream:
             stream.write(self._form.head())
             for name in sorted(self._places):
                 stream.write(self._record(self._places[name]))
 
     def rows(self, sources: Iterable[Source]) -> Iterator[Row]:
-        """What the file says of these; those without a row are left out."""
+        """The rows of these sources; those without a row are omitted."""
         for source in sources:
             if (place := self._places.get(source.name)) is not None:
                 yield self._form.decode(self._record(place))
@@ -159,7 +161,7 @@ class Ledger:
                     continue
                 row = self._read(record, number)
                 if row.model != self.model and not again:
-                    raise self._of_another(row.model)
+                    raise self._other_model(row.model)
                 self._note(row, self._size_bytes - len(record), len(record))
                 if not row.is_answered:
                     rows.append(row)
@@ -182,7 +184,7 @@ class Ledger:
                 f"{error}. Name another file with --out."
             ) from error
 
-    def _of_another(self, model: str) -> UsageError:
+    def _other_model(self, model: str) -> UsageError:
         return UsageError(
             f"{self.path} must hold answers of {self.model}, got those of {model}. "
             "Name another file with --out, or replace them with --again."
@@ -198,14 +200,14 @@ class Ledger:
         os.ftruncate(self._fd, 0)
         self._places, self._stamps, self._size_bytes, self.is_torn = {}, {}, 0, False
 
-    def _let_go(self) -> None:
-        """Write the failures that no answer came after: a table without columns of its own."""
+    def _write_held(self) -> None:
+        """Write held failures if there is no response: a table without columns of its own."""
         if self._held:
             self._form.fix({})
             self._begin()
 
     def _begin(self) -> None:
-        """Write the file's head, and the rows that waited for it."""
+        """Write the file's header, and the held rows."""
         self._forget()
         rows, self._held = self._held, []
         self._write(self._form.head())
@@ -219,7 +221,7 @@ class Ledger:
             self._note(row, start, len(record))
 
     def _write(self, data: bytes) -> None:
-        """One write for a row: a kill cannot come in between, a full disk can."""
+        """Write a row with one system call: atomic under a kill, but not on a full disk."""
         rest = data
         while rest:
             try:
@@ -233,7 +235,7 @@ class Ledger:
 
 
 def _open(path: Path) -> int:
-    """Open a file for this run alone."""
+    """Open and lock a file."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
@@ -246,7 +248,7 @@ def _open(path: Path) -> int:
         if os.fstat(fd).st_ino == path.stat().st_ino:
             return fd
     except (BlockingIOError, FileNotFoundError):
-        pass  # held by another run, or just replaced by its sorted rows
+        pass  # locked by another run, or just replaced by its sorted rows
     os.close(fd)
     raise StorageError(
         f"{path} must be written by one run at a time, got another one that goes on. "
@@ -255,7 +257,7 @@ def _open(path: Path) -> int:
 
 
 def _records(stream: Iterable[bytes], has_quotes: bool) -> Iterator[bytes]:
-    """The whole records; a line end within quotes belongs to the record (RFC 4180, 2.6)."""
+    """The complete records; a line end within quotes is part of a record (RFC 4180, 2.6)."""
     lines: list[bytes] = []
     quotes = 0
     for line in stream:

@@ -1,4 +1,4 @@
-"""How a run over many files ended, as far as it is shown: never all answers at once."""
+"""A summary of a run over many files, without holding all responses in memory."""
 
 from collections import Counter
 from collections.abc import Iterable, Mapping
@@ -12,15 +12,15 @@ COUNTED = ("verdict", "label")
 
 @dataclass(slots=True)
 class Outcome:
-    """The end of a run.
+    """The summary of a run.
 
     Attributes:
-        answered: How many files have an answer.
-        answered_before: How many of them had it from an earlier run.
-        seconds: How long the requests took.
-        first: The first answers' cells, by file.
-        counts: How often each verdict and each label was answered.
-        failed: The rows of files without an answer.
+        answered: Number of files with a response.
+        answered_before: Number of those from an earlier run.
+        seconds: Duration of the requests.
+        first: The cells of the first responses, by file.
+        counts: How often each verdict and each label occurred.
+        failed: The rows of files without a response.
     """
 
     answered_before: int
@@ -32,11 +32,11 @@ class Outcome:
 
     @property
     def asked(self) -> int:
-        """How many files were asked about in this run."""
+        """Number of files sent in this run."""
         return self.answered + len(self.failed) - self.answered_before
 
     def take(self, rows: Iterable[Row]) -> None:
-        """Count rows, in the order in which they are to be shown."""
+        """Add rows, in the order in which they are shown."""
         for row in rows:
             if not row.is_answered:
                 self.failed.append(row)

@@ -1,9 +1,9 @@
-"""A row of the file of answers, and its two forms: CSV (RFC 4180) and JSON lines.
+"""A row of the output file, and its two formats: CSV (RFC 4180) and JSON lines.
 
-A CSV has the columns `file`, `status` and `error`, then those of the first answer: its numbers
-and texts, its lists of them with `;` between, its lists of lists as JSON. Objects, and lists
-of them, have no place in a table: JSON lines keep them. `more` has what later answers say
-beside the first one's columns, as JSON.
+A CSV has the columns `file`, `status` and `error`, then those of the first response: numbers and
+strings, lists of them separated by `;`, lists of lists as JSON. Objects, and lists of them, are
+omitted from a table: JSON lines have them. `more` has the fields of later responses that are not
+columns, as JSON.
 """
 
 import csv
@@ -27,14 +27,14 @@ LIST_MARK = ";"
 
 @dataclass(frozen=True, slots=True)
 class Stamp:
-    """What tells whether a file has changed: its length, and when it was written."""
+    """A file's size and modification time, to detect changes."""
 
     size_bytes: int
     modified: str
 
     @classmethod
     def of(cls, stat: stat_result) -> Self:
-        """The stamp of a file as it is now."""
+        """The current stamp of a file."""
         seconds, rest_ns = divmod(stat.st_mtime_ns, 10**9)
         written = datetime.fromtimestamp(seconds, UTC).replace(microsecond=rest_ns // 1000)
         return cls(stat.st_size, written.isoformat())
@@ -42,15 +42,15 @@ class Stamp:
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """What came of one file.
+    """The result for one file.
 
     Attributes:
         file: Its name, as `Source` has it.
         model: The model's name and version.
-        status: The server's HTTP status; None where none came.
-        error: A stable code and a message; empty for an answer.
-        stamp: The file as it was sent; None if it could not be read.
-        answer: A JSON value. Of a row that was read from a CSV: its cells.
+        status: The HTTP status; None without a response.
+        error: A stable code and a message; empty on success.
+        stamp: The file's stamp when it was sent; None if it could not be read.
+        answer: The response, a JSON value; for a row read from a CSV its cells.
     """
 
     file: str
@@ -62,12 +62,12 @@ class Row:
 
     @property
     def is_answered(self) -> bool:
-        """Whether it need not be predicted again."""
+        """Whether it has a response and need not be predicted again."""
         return self.status == HTTPStatus.OK
 
 
-class CsvForm:
-    """Rows as a CSV, UTF-8. Its columns are known when the first answer is."""
+class CsvFormat:
+    """Rows as a CSV in UTF-8; the first response determines its columns."""
 
     has_quotes = True
 
@@ -80,15 +80,15 @@ class CsvForm:
         return self._columns is not None
 
     def fix(self, answer: Any) -> None:  # noqa: ANN401  any JSON value
-        """Take the columns from an answer."""
+        """Take the columns from a response."""
         self._columns = tuple(cells(answer))
 
     def head(self) -> bytes:
-        """The line of the columns' names."""
+        """The header with the columns' names."""
         return _line([*FIRST, *(self._columns or ()), *LAST])
 
     def read_head(self, record: bytes) -> bool:
-        """Take the columns from a file's first line; whether they stand there."""
+        """Take the columns from a file's first line; whether it is a header."""
         names = _cells(record)
         end = len(names) - len(LAST)
         if tuple(names[: len(FIRST)]) != FIRST or tuple(names[end:]) != LAST:
@@ -115,7 +115,7 @@ class CsvForm:
         """A line as a row.
 
         Raises:
-            ValueError: It is none that `encode` wrote.
+            ValueError: It was not written by `encode`.
         """
         texts = _cells(record)
         columns = (*FIRST, *(self._columns or ()), *LAST)
@@ -134,21 +134,21 @@ class CsvForm:
         )
 
 
-class JsonLinesForm:
-    """Rows as lines of JSON, with whole answers."""
+class JsonLinesFormat:
+    """Rows as JSON lines, with whole responses."""
 
     has_quotes = False
     is_fixed = True
 
     def fix(self, answer: Any) -> None:  # noqa: ANN401  any JSON value
-        """Nothing: every line says what it holds."""
+        """Nothing to do: every line has its names."""
 
     def head(self) -> bytes:
         """Nothing."""
         return b""
 
     def read_head(self, record: bytes) -> bool:
-        """There is none."""
+        """JSON lines have no header."""
         del record
         return False
 
@@ -171,7 +171,7 @@ class JsonLinesForm:
 
 
 def cells(answer: Any) -> dict[str, str]:  # noqa: ANN401  any JSON value
-    """What of an answer has a place in a table, as text, by column."""
+    """The fields of a response that fit into a table, as text, by column."""
     values = answer if isinstance(answer, Mapping) else {"answer": answer}
     texts = {}
     for name, value in values.items():
@@ -203,7 +203,7 @@ def _has_objects(values: Sequence[Any]) -> bool:
 
 
 def _harmless(text: str) -> str:
-    """The text, marked with ' where a table program would take it for a formula."""
+    """The text, prefixed with ' if a spreadsheet would interpret it as a formula."""
     if not text.startswith(FORMULA_STARTS):
         return text
     try:

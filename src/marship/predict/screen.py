@@ -1,4 +1,4 @@
-"""A run over many files as a person watches it."""
+"""The progress display of a run over many files."""
 
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
@@ -13,10 +13,10 @@ if TYPE_CHECKING:
 
 
 class Screen(Watcher):
-    """A progress bar on stderr; a run that is cut short says how to go on.
+    """A progress bar on stderr; an interrupted run prints how to resume.
 
     Args:
-        run: What is asked.
+        run: The run.
     """
 
     def __init__(self, run: Run) -> None:
@@ -44,7 +44,7 @@ class Screen(Watcher):
             console.err.print(self._kept(), markup=False, soft_wrap=True)
 
     def on_start(self, waiting: int, answered: int, *, is_torn: bool) -> None:
-        """Show what is to be done, and what was done before."""
+        """Show how many files remain, and how many are done."""
         self._before = answered
         if is_torn:
             console.err.print(f"dropped a half-written row from {self._run.out}", soft_wrap=True)
@@ -55,13 +55,13 @@ class Screen(Watcher):
             self._bar.start()
 
     def on_row(self, row: Row) -> None:
-        """Move the bar."""
+        """Advance the bar."""
         self._rows += 1
         self._failed += not row.is_answered
         self._show(f"{self._failed:,} failed" if self._failed else "")
 
     def on_trouble(self) -> None:
-        """Say why nothing moves."""
+        """Show that the server is waited for."""
         self._show("waiting for the server")
 
     def _show(self, state: str) -> None:

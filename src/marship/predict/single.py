@@ -1,4 +1,4 @@
-"""One request: its answer as it comes, printed, or written to a file."""
+"""One request, whose response is printed, or written to a file, as it arrives."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -29,15 +29,15 @@ LONGEST_WAIT_S = 60.0
 
 @dataclass(frozen=True, slots=True)
 class Single:
-    """What is asked, and what becomes of the answer.
+    """The request, and the output of the response.
 
     Attributes:
         model: The model's name.
         body: The request.
         kind: Its media type.
-        version: None is the default one.
-        form: One of a transcript's forms; None is for a person to read.
-        out: The file to write; None prints.
+        version: None is the default version.
+        form: A transcript format; None is human-readable.
+        out: The output file; None prints.
     """
 
     model: str
@@ -49,10 +49,10 @@ class Single:
 
 
 def form_of(forms: Sequence[str], out: Path | None) -> str | None:
-    """The form of one answer, by the flag or the file's name.
+    """The format of a response, by the flag or the file's name.
 
     Raises:
-        UsageError: There are several, they differ, or the file's ending is none of them.
+        UsageError: There are several, they differ, or the file's suffix is not a format.
     """
     if out is None:
         if len(forms) > 1:
@@ -72,30 +72,30 @@ def form_of(forms: Sequence[str], out: Path | None) -> str | None:
     return form
 
 
-def ask(single: Single, address: Address) -> Any:  # noqa: ANN401  any that a model answers
+def predict_one(single: Single, address: Address) -> Any:  # noqa: ANN401  any that a model answers
     """Predict, and print or write the response; segments of a transcript as they arrive.
 
     Returns:
-        The whole answer. Without a form it is printed by the caller, but for the segments.
+        The whole response. Without a format the caller prints it, except for the segments.
 
     Raises:
-        UsageError: The form needs segments, and the answer has none.
-        TooLargeError: The server does not take so many bytes.
-        MarshipError: As `Client.predict` raises.
+        UsageError: The format needs segments, and the response has none.
+        TooLargeError: The request exceeds the server's limit.
+        MarshipError: As `Client.predict`.
         StorageError: The file cannot be written; what it held before is kept.
     """
     timeout_s = LONGEST_STREAM_S if may_be_sound(single.kind) else LONGEST_WAIT_S
     with address.client(timeout_s=timeout_s) as client:
         if refusal := Limits.of(client).refusal(len(single.body), single.kind):
             raise refusal
-        with _Hearing(_lines(client, single)) as heard:
+        with _Segments(_lines(client, single)) as received:
             if single.form is None:
-                for segment in heard:
-                    heard.show(segment)
+                for segment in received:
+                    received.show(segment)
             else:
                 with _writing(single.out) as stream:
-                    _write(single.form, heard, stream)
-    return heard.answer
+                    _write(single.form, received, stream)
+    return received.answer
 
 
 def _lines(client: Client, single: Single) -> Iterator[Any]:
@@ -106,22 +106,22 @@ def _lines(client: Client, single: Single) -> Iterator[Any]:
         yield client.predict(single.model, single.body, **options)
 
 
-def _write(form: str, heard: "_Hearing", stream: TextIO | None) -> None:
+def _write(form: str, received: "_Segments", stream: TextIO | None) -> None:
     if form == WHOLE:
-        list(heard)
-        parts = iter([written(WHOLE, plain(heard.answer))])
+        list(received)
+        parts = iter([written(WHOLE, plain(received.answer))])
     else:
-        parts = captions(form, heard.spoken())
+        parts = captions(form, received.spoken())
     for part in parts:
         if stream is None:
-            heard.print(part)
+            received.print(part)
         else:
             stream.write(part)
 
 
 @contextmanager
 def _writing(out: Path | None) -> Iterator[TextIO | None]:
-    """The file, which takes the old one's place in the end; None for the terminal."""
+    """The file, which replaces the old one at the end; None for the terminal."""
     if out is None:
         yield None
         return
@@ -129,11 +129,11 @@ def _writing(out: Path | None) -> Iterator[TextIO | None]:
         yield stream
 
 
-class _Hearing:
-    """The segments among an answer's lines, and a status line on stderr while they come.
+class _Segments:
+    """The segments among a response's lines, and a status line on stderr meanwhile.
 
     Attributes:
-        answer: The last line, which is the whole answer.
+        answer: The last line, which is the whole response.
     """
 
     def __init__(self, lines: Iterator[Any]) -> None:
@@ -161,14 +161,14 @@ class _Hearing:
                 came = True
                 self._status.update(f"heard {clock(round(1000 * line['end']), '.')[:-4]}")
                 yield line
-        if not came and has_segments(self.answer):  # it came as one
+        if not came and has_segments(self.answer):  # it was not streamed
             yield from segments(self.answer)
 
     def spoken(self) -> Iterator[Any]:
-        """The segments of an answer that must have some, or an empty list of them.
+        """The segments of a response that must have a list of segments, possibly empty.
 
         Raises:
-            UsageError: It has none.
+            UsageError: It has no list of segments.
         """
         yield from self
         segments(self.answer)
@@ -179,7 +179,7 @@ class _Hearing:
         self.print(f"{start}  {segment['text']}\n")
 
     def print(self, text: str) -> None:
-        """Print to stdout, which may be the terminal that the status stands on."""
+        """Print to stdout, which may be the terminal with the status line."""
         self._status.stop()
         console.write(text)
         console.out.file.flush()

@@ -1,4 +1,4 @@
-"""Which files are asked about, and what their names say of their bytes."""
+"""The files to predict, and their media types by name."""
 
 import json
 import mimetypes
@@ -12,9 +12,9 @@ from marship.errors import UsageError
 from marship.serving.formats.codec import JSON_TYPE, NPY_TYPE, OCTETS_TYPE
 
 FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r", "\n")
-"""A table program takes a cell that begins so for a formula (OWASP, CSV Injection)."""
+"""Spreadsheets interpret a cell that starts so as a formula (OWASP, CSV Injection)."""
 
-_TYPES = mimetypes.MimeTypes()  # the standard's own table, whatever the machine's says
+_TYPES = mimetypes.MimeTypes()  # Python's built-in table, not the machine's
 for _suffix, _type in {
     ".npy": NPY_TYPE,
     ".flac": "audio/flac",
@@ -29,12 +29,11 @@ for _suffix, _type in {
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """A file to ask about.
+    """A file to predict.
 
     Attributes:
-        path: Where it lies.
-        name: The path as text that is UTF-8 and begins no formula: how it is called in the
-            table of answers.
+        path: The file's path.
+        name: The path for the output file: valid UTF-8, and not a formula.
     """
 
     path: Path
@@ -42,18 +41,18 @@ class Source:
 
     @classmethod
     def at(cls, path: Path) -> "Source":
-        """The source that a path names."""
+        """The source at a path."""
         text = os.fsencode(path).decode("utf-8", "backslashreplace")
         return cls(path, f"./{text}" if text.startswith(FORMULA_STARTS) else text)
 
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """What a run asks about.
+    """The files of a run.
 
     Attributes:
         sources: The files, each once.
-        passed_over: Names of what lies in folders and is not asked about.
+        passed_over: Names of entries of folders that are skipped.
     """
 
     sources: list[Source]
@@ -61,33 +60,33 @@ class Found:
 
 
 def media_type(path: Path) -> str:
-    """What a file's suffix says it holds; octets where it says nothing."""
+    """A file's media type by its suffix; application/octet-stream if unknown."""
     kind, encoding = _TYPES.guess_type(f"x{path.suffix}", strict=False)
     return kind if kind and not encoding else OCTETS_TYPE
 
 
 def may_be_sound(kind: str) -> bool:
-    """Whether it may be a recording, whose transcript may arrive line by line."""
+    """Whether it may be audio, whose transcript may be streamed."""
     return kind.startswith("audio/") or kind == OCTETS_TYPE
 
 
 def is_many(places: Sequence[str]) -> bool:
-    """Whether these are a run over many files, not one request."""
+    """Whether these are many files, and not one request."""
     return len(places) > 1 or any(Path(place).is_dir() for place in places)
 
 
 def find(places: Sequence[str], suffixes: Collection[str] = ()) -> Found:
-    """Every file that is named or lies in a named folder, each once.
+    """All given files, and files of given folders, each once.
 
-    Folders are read with all below them, in the order of names; hidden files are left out.
+    Folders are read recursively, sorted by name; hidden files are skipped.
 
     Args:
-        places: Files, which are taken as they are, and folders.
-        suffixes: What is taken of folders; if empty, pictures and sound, and of a folder that
-            has neither, JSON and npy.
+        places: Files, which are always included, and folders.
+        suffixes: Suffixes of files to take from folders; if empty, images and audio, or from a
+            folder with neither, JSON and npy.
 
     Raises:
-        UsageError: There is no such file, or nothing to take.
+        UsageError: A file does not exist, or there are no files to predict.
         OSError: A folder cannot be read.
     """
     wanted = {f".{suffix.lower().lstrip('.')}" for suffix in suffixes}
@@ -112,9 +111,9 @@ def find(places: Sequence[str], suffixes: Collection[str] = ()) -> Found:
 
 
 def _choose(folder: Path, suffixes: Collection[str]) -> tuple[list[Path], list[Path]]:
-    """A folder's files that are asked about, and what is not: dead links, folders, other kinds.
+    """A folder's files to predict, and skipped entries: broken links, folders, other types.
 
-    Where suffixes are given, files that have another are none of the two.
+    If suffixes are given, files with other suffixes are in neither list.
     """
     files = list(_walk(folder))
     if suffixes:
@@ -123,14 +122,14 @@ def _choose(folder: Path, suffixes: Collection[str]) -> tuple[list[Path], list[P
     if not suffixes:
         kinds = {file: media_type(file) for file in taken}
         media = [file for file in taken if kinds[file].startswith(("image/", "audio/"))]
-        # beside pictures and sound, JSON tells about them and asks nothing
+        # beside images and audio, JSON files are metadata and not requests
         taken = media or [file for file in taken if kinds[file] in (JSON_TYPE, NPY_TYPE)]
     kept = set(taken)
     return taken, [file for file in files if file not in kept]
 
 
 def _walk(folder: Path) -> Iterator[Path]:
-    """All that is no folder; links to folders are not followed, since they may lead in a circle."""
+    """All entries but folders; links to folders are not followed, since they may be cyclic."""
 
     def give_up(error: OSError) -> None:
         raise error
@@ -144,14 +143,14 @@ def _walk(folder: Path) -> Iterator[Path]:
 
 
 def read_one(places: Sequence[str], json_text: str | None) -> tuple[bytes, str]:
-    """The bytes of one request, and what they are.
+    """The bytes and media type of one request.
 
     Args:
-        places: A file, or - for standard input; empty where there is `json_text`.
+        places: A file, or - for standard input; empty with `json_text`.
         json_text: The request itself.
 
     Raises:
-        UsageError: It is not one request, there is no such file, or the text is not JSON.
+        UsageError: It is not one request, the file does not exist, or the text is not JSON.
     """
     if bool(places) == (json_text is not None):
         raise UsageError("one request must be given: files, a folder, - or --json '...'.")
@@ -172,7 +171,7 @@ def read_one(places: Sequence[str], json_text: str | None) -> tuple[bytes, str]:
 
 
 def _typed(data: bytes) -> str:
-    """The type of bytes without a name: JSON if they are that, else octets."""
+    """The media type of bytes without a name: JSON if they parse, else octets."""
     try:
         json.loads(data)
     except ValueError:
@@ -184,7 +183,7 @@ TABLES = (".csv", ".jsonl")
 
 
 def is_table(out: Path | None) -> bool:
-    """Whether a file takes a row for each answer, not one answer."""
+    """Whether an output file has a row for each response, and is not a single response."""
     return out is not None and out.suffix.lower() in TABLES
 
 

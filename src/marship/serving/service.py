@@ -1,7 +1,7 @@
-"""A model behind requests, whichever host it runs in: loaded, batched, encoded and counted.
+"""Serves a model, independently of the host: loading, batching, encoding, errors, metrics.
 
-A host (`hosts`) loads it once in a worker and hands it each batch of requests. A handler of one's
-own overrides `prepare`, `decode`, `encode` and `advice`, each for a single request.
+A host (`hosts`) loads it once in a worker and passes it each batch of requests. A custom handler
+overrides `prepare`, `decode`, `encode` and `advice`, each for a single request.
 """
 
 import inspect
@@ -38,7 +38,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Placement:
-    """Where a host runs a model, and within which limits.
+    """A host's placement of a model, and its limits.
 
     Attributes:
         folder: The extracted archive.
@@ -46,12 +46,11 @@ class Placement:
         version: Likewise.
         config: The parsed model-config.yaml.
         device_id: The accelerator to run on; None is the CPU.
-        workers: How many workers share the machine's cores, at most.
-        siblings: Those workers, counted; None where their number does not change.
-        timeout_s: The host ends a worker whose batch takes longer; None where it does not.
-        max_request_bytes: The largest request that the host takes; a compressed one without its
-            compression.
-        max_response_bytes: The largest response that the host sends.
+        workers: Maximum number of workers that share the machine's cores.
+        siblings: Counts those workers; None if their number does not change.
+        timeout_s: The host kills a worker whose batch takes longer; None without a timeout.
+        max_request_bytes: Maximum size of a request, after decompression.
+        max_response_bytes: Maximum size of a response.
     """
 
     folder: Path
@@ -67,14 +66,14 @@ class Placement:
 
 
 class Clock:
-    """What a batch spent its time on."""
+    """Measures the time of each step of a batch."""
 
     def __init__(self) -> None:
         self.seconds = {"decode": 0.0, "infer": 0.0, "encode": 0.0}
         self._last = time.perf_counter()
 
     def lap(self, step: str) -> None:
-        """The time since the last lap was spent on this step."""
+        """Add the time since the last lap to a step."""
         now = time.perf_counter()
         self.seconds[step] += now - self._last
         self._last = now
@@ -89,14 +88,14 @@ class Service:
 
     Attributes:
         folder: The extracted archive.
-        contract: What the model takes and gives.
+        contract: The model's contract.
         config: The parsed model-config.yaml.
         session: The loaded model.
-        timeout_s: How long a batch may take; None where the host sets no limit.
-        max_fields: The most fields of a form.
+        timeout_s: The host's timeout of a batch; None without one.
+        max_fields: Maximum number of form fields.
         metrics: Counts requests, errors and time.
-        streams: Whether responses may be ready one after the other, or in parts.
-        golden_s: How long a warm call took, for each golden case.
+        streams: Whether responses may be sent one by one, or in parts.
+        golden_s: Seconds of a warm call for each golden case.
     """
 
     folder: Path
@@ -110,11 +109,11 @@ class Service:
     golden_s: list[float]
 
     def load(self, placement: Placement) -> None:
-        """Load the model, warm it up and prove it on the golden cases.
+        """Load the model, warm it up and replay the golden cases.
 
         Raises:
-            LoadError: The worker must not serve this model; the message says why.
-            SealError: The model is sealed and cannot be opened.
+            LoadError: The model cannot be served; the message says why.
+            SealError: The model is sealed and cannot be decrypted.
         """
         _check_methods(type(self))
         name, folder, siblings = placement.name, placement.folder, placement.siblings
@@ -143,7 +142,7 @@ class Service:
         logger.info("%s ready, %d threads, %.2f ms", name, settings.threads, warm_ms)
 
     def _open(self, settings: SessionSettings) -> Session:
-        """The session, warm and proven on the golden cases."""
+        """The session, warmed up and checked with the golden cases."""
         opener = sealed.opener(self.folder)
         session = Session(self.folder, self.contract, settings, opener)
         self.golden_s = session.replay_golden(
@@ -154,35 +153,35 @@ class Service:
         return session
 
     def _is_plain(self) -> bool:
-        """Whether requests and responses are tensors alone."""
+        """Whether requests and responses are plain tensors."""
         own, base = type(self), Service
         return (own.decode, own.encode) == (base.decode, base.encode)
 
     def start(self) -> None:
-        """Start what goes on beside requests until the worker ends.
+        """Start background threads, which run until the worker exits.
 
-        Rows of joined calls are repeated alone, and threads follow the number of workers.
+        They recheck rows of batches, and adapt threads to the number of workers.
         """
         self._watch.start()
         if self._share is not None:
             self._share.follow()
 
     def prepare(self) -> None:
-        """Load what a handler of one's own needs besides the model; files lie in `folder`."""
+        """Load what a custom handler needs besides the model; its files are in `folder`."""
 
     def joins(self) -> bool:
-        """Whether requests share a call of the model; where that gains nothing, it costs memory."""
+        """Whether requests are batched; where that gains nothing it only costs memory."""
         return True
 
     def rechecks(self) -> bool:
-        """Whether rows of joined calls are repeated alone now and then: see `watch`."""
+        """Whether rows of batches are rechecked alone: see `watch`."""
         return True
 
     def decode(self, request: Request) -> tuple[Arrays | Parts, Any]:
         """Turn a request into input tensors and whatever `encode` needs to know about it.
 
-        A request that asks several things, of different sizes perhaps, is a list: each part is
-        answered by itself, and `encode` gets a list of outputs and errors.
+        A request with several parts, possibly of different sizes, is a list: each part is run
+        separately, and `encode` gets a list of outputs and errors.
 
         Raises:
             RequestError: The client gets its message and status.
@@ -196,7 +195,7 @@ class Service:
         return message.inputs, message
 
     def encode(self, outputs: Any, state: Any) -> Reply:  # noqa: ANN401  of decode's choice
-        """Turn one request's output tensors into its answer; `state` is from `decode`.
+        """Encode one request's outputs as its response; `state` is from `decode`.
 
         Raises:
             RequestError: The client gets its message and status.
@@ -204,23 +203,23 @@ class Service:
         return codec.encode(outputs, state, self._name, self._version, self._max_response_bytes)
 
     def advice(self) -> object:
-        """What a request should look like; a JSON value that goes into every 4xx answer."""
+        """What a request should look like; a JSON value that is part of every 4xx response."""
         return [str(spec) for spec in self.contract.inputs]
 
     def replies(self, requests: Sequence[Request]) -> Iterator[tuple[dict[int, Reply], str]]:
-        """What is ready after each turn, by the requests' places, and the Server-Timing so far.
+        """Yield replies as they are ready, by request index, with the Server-Timing so far.
 
-        Nothing is raised. A request has any number of parts that others follow, and one last.
+        Never raises. A request has any number of parts with `more`, and one last part.
         """
         replies, timing = self.reply(requests)
         yield dict(enumerate(replies)), timing
 
     def reply(self, requests: Sequence[Request]) -> tuple[list[Reply], str]:
-        """Each request's answer, and the batch's Server-Timing; nothing is raised."""
+        """The reply to each request, and the batch's Server-Timing; never raises."""
         clock = Clock()
         try:
             replies = self._read_together(requests, clock) or self._reply_each(requests, clock)
-        except Exception:  # a fault here must not end the worker
+        except Exception:  # an error here must not crash the worker
             replies = [self._error(hidden("answer"))] * len(requests)
         replies = [self._fitted(reply) for reply in replies]
         self.metrics.add_batch(len(replies), clock.seconds)
@@ -230,22 +229,22 @@ class Service:
     def _read_together(self, requests: Sequence[Request], clock: Clock) -> list[Reply] | None:
         try:
             return self._reply_rows(requests, clock)
-        except Exception:  # whose fault it is, shows one by one
+        except Exception:  # the failing request is found one by one
             logger.exception("requests failed to be answered together")
             return None
 
     def _reply_rows(self, requests: Sequence[Request], clock: Clock) -> list[Reply] | None:
-        """All answers at once, where all requests are plain rows and the model takes them."""
+        """All replies by the fast path, if all requests are plain rows."""
         if not (self._reads_rows and self._batcher.joins):
             return None
         gathered = rows.gather(requests, self.contract)
         clock.lap("decode")
         if gathered is None or len(gathered.array) > self._most_rows:
-            return None  # what is too large is refused one by one
+            return None  # too large ones are rejected one by one
         try:
             outputs = self.session.run({self.contract.inputs[0].name: gathered.array})
         except ModelError:
-            return None  # one by one, the culprit is found
+            return None  # the failing request is found one by one
         if self._batcher.has_mixed(outputs, gathered.sizes):
             return None  # each alone, from now on
         if len(requests) > 1 and (on_joined := self._batcher.on_joined):
@@ -277,17 +276,17 @@ class Service:
             return bare(error)
         except MarshipError as error:
             return error
-        except Exception:  # a fault in one request's decoding must not reach its neighbours
+        except Exception:  # an error in decoding one request must not affect others
             return hidden("decode")
         return inputs
 
     def check_fields(self, request: Request) -> None:
-        """Make a request fit to be decoded: its fields are counted, its content encoding undone.
+        """Check a request's number of fields, and decode its content encoding.
 
         Raises:
-            TooLargeError: A form has more fields than `max_fields`, and the host kept none; or
-                the body is too large without its encoding.
-            RequestError: The encoding is not known, or the body is not encoded so.
+            TooLargeError: A form has more fields than `max_fields`, or the decoded body is too
+                large.
+            RequestError: The encoding is unknown, or the body is not encoded so.
         """
         if request.field_count > self.max_fields:
             raise TooLargeError(
@@ -300,7 +299,7 @@ class Service:
             request.body = forms.undo_encodings(request.body, encodings, self._max_request_bytes)
 
     def refusal(self, error: MarshipError) -> Reply:
-        """The response to a request that the host itself could not read."""
+        """The response to a request that the host could not parse."""
         return self._failed(error)
 
     def _encode(self, answer: Arrays | Parts | MarshipError, state: Any) -> Reply:  # noqa: ANN401
@@ -310,7 +309,7 @@ class Service:
             return self.encode(answer, state)
         except MarshipError as error:
             return self._failed(error)
-        except Exception:  # a fault in one answer's encoding must not reach its neighbours
+        except Exception:  # an error in encoding one response must not affect others
             return self._error(hidden("encode"))
 
     def _failed(self, error: MarshipError) -> Reply:
@@ -319,7 +318,7 @@ class Service:
         return self._error(hidden("run", error) if isinstance(error, ModelError) else error)
 
     def _error(self, error: MarshipError, more: Mapping[str, object] | None = None) -> Reply:
-        bare(error)  # an error that was raised again is held by one of its own calls
+        bare(error)  # an error that was raised again is referenced by its own traceback
         self.metrics.add_error(error.code)
         body = {"code": error.code, "message": str(error), **(more or {})}
         return Reply(orjson.dumps(body), JSON_TYPE, error.status)
@@ -328,7 +327,7 @@ class Service:
         return {"expects": self.advice()}
 
     def _fitted(self, reply: Reply) -> Reply:
-        """The answer, or an error where it is over the server's limit."""
+        """The reply, or an error if it exceeds the server's limit."""
         try:
             extent.check(len(reply.body), self._max_response_bytes)
         except TooLargeError as error:
@@ -355,10 +354,10 @@ def _contract(folder: Path) -> Contract:
 
 
 def _max_form_fields(section: Mapping[str, Any]) -> int:
-    """The most fields of a form, as `marship:` in model-config.yaml says.
+    """The maximum number of form fields, from `marship:` in model-config.yaml.
 
     Raises:
-        LoadError: The value is no whole number from 1.
+        LoadError: The value is not a whole number from 1.
     """
     most = section.get("max_form_fields", MAX_FORM_FIELDS)
     if not isinstance(most, int) or isinstance(most, bool) or most < 1:

@@ -1,4 +1,4 @@
-"""StreamHandler: a handler whose answers, or parts of them, go out before the batch is done."""
+"""StreamHandler: a handler that sends responses, or parts of them, before the batch is done."""
 
 from collections.abc import Iterator, Sequence
 
@@ -7,24 +7,24 @@ from marship.serving.message import Reply, Request, hidden
 
 
 class StreamHandler(OnnxHandler):
-    """Answers a batch in turns: one of one's own overrides `answers`."""
+    """Handles a batch incrementally; a custom handler overrides `answers`."""
 
     streams = True
 
     def answers(self, requests: Sequence[Request], clock: Clock) -> Iterator[dict[int, Reply]]:
-        """What is ready after each turn, by the requests' places in the batch.
+        """Yield replies as they are ready, by the requests' index in the batch.
 
-        A request has any number of parts that others follow (`Reply.more`), and one last. Pass
-        each to `check_fields` first: the transport keeps nothing of a form that is too large.
+        A request has any number of parts with `Reply.more`, and one last part. Call `check_fields`
+        for each request first: the host keeps nothing of a form that is too large.
         """
         raise NotImplementedError
 
     def rechecks(self) -> bool:
-        """No row is repeated: parts of a stream are awaited within the host's time limit."""
+        """No rows are rechecked: the host's timeout applies to each part of a stream."""
         return False
 
     def replies(self, requests: Sequence[Request]) -> Iterator[tuple[dict[int, Reply], str]]:
-        """What is ready after each turn, and the Server-Timing so far; nothing is raised."""
+        """Yield replies as they are ready, with the Server-Timing so far; never raises."""
         clock, waiting = Clock(), set(range(len(requests)))
         try:
             for ready in self.answers(requests, clock):

@@ -1,4 +1,4 @@
-"""Transcription of recordings: cut into chunks, decoded a few at a time, joined again."""
+"""Transcription of recordings: split into chunks, transcribed a few at a time, and joined."""
 
 import math
 import time
@@ -23,38 +23,38 @@ MOST_CHUNKS = 2
 length; two took 17 % less time a chunk than one by one, four 27 %, on one thread."""
 
 MOST_STRETCH = 2
-"""A chunk shares no call with one that is longer by more than this: it would be padded."""
+"""Maximum ratio of chunk lengths in one call, as the shorter one is padded."""
 
 MOST_OPEN_S = 600.0
-"""No further recording is decoded while more than this is held decoded: 64 KB a second."""
+"""No further recording is decoded while more than this is in memory: 64 KB a second."""
 
 LARGE_S = 60.0
-"""What a recording longer than this took is given back to the system at once."""
+"""Memory of a recording longer than this is returned to the system at once."""
 
 TIMEOUT_SHARE = 0.9
 
 
 class Reader(Protocol):
-    """Turns what the model gives into words."""
+    """Converts a model's outputs to text."""
 
     def read(self, outputs: Arrays, seconds: float) -> list[Segment]:
         """The segments of one chunk.
 
         Args:
-            outputs: The model's, for this chunk alone: a batch of one.
-            seconds: How long the chunk is.
+            outputs: The model's outputs for this chunk: a batch of one.
+            seconds: The chunk's length.
         """
 
 
 def reader(about: Mapping[str, Any], folder: Path) -> Reader:
-    """The reader for a kind of model, as speech.json tells it.
+    """The reader for the kind of model in speech.json.
 
     Args:
-        about: What speech.json holds.
-        folder: Where the kind's own files lie.
+        about: The content of speech.json.
+        folder: The folder with further files.
 
     Raises:
-        LoadError: The kind is unknown, or its reader lacks something.
+        LoadError: The kind is unknown, or its reader cannot be created.
     """
     kind = about["kind"]
     if kind == "ctc":
@@ -70,11 +70,11 @@ def reader(about: Mapping[str, Any], folder: Path) -> Reader:
 
 @dataclass(frozen=True, slots=True)
 class AudioFormat:
-    """How the model takes sound.
+    """A model's audio input format.
 
     Attributes:
-        contract: Its inputs: the samples, and perhaps their number.
-        rate: Samples of a second.
+        contract: The contract; inputs are the samples, and perhaps their number.
+        rate: The sample rate.
         chunk_s: The longest chunk.
     """
 
@@ -83,7 +83,7 @@ class AudioFormat:
     chunk_s: float
 
     def __post_init__(self) -> None:
-        """Raises: LoadError: The model takes something else."""
+        """Raises: LoadError: The model has other inputs."""
         kinds = [(spec.dtype, len(spec.shape)) for spec in self.contract.inputs]
         if kinds not in ([("float32", 2)], [("float32", 2), ("int64", 1)]):
             raise LoadError(
@@ -92,7 +92,7 @@ class AudioFormat:
             )
 
     def inputs(self, samples: Array) -> Arrays:
-        """One chunk's tensors: as it is, or padded to the shortest that the model takes."""
+        """One chunk's tensors, padded to the model's minimum length."""
         audio, *length = self.contract.inputs
         shortest = audio.shape[1]
         if isinstance(shortest, str):
@@ -107,14 +107,14 @@ class AudioFormat:
 
 @dataclass(slots=True)
 class Recording:
-    """One recording, and what is known of it by now.
+    """One recording, and its transcript so far.
 
     Attributes:
-        body: Its bytes, until it is opened.
-        facts: Seconds and format, once it is opened.
+        body: Its bytes, until it is decoded.
+        facts: Duration and format, once it is decoded.
         segments: The transcript so far.
-        error: Why its transcription failed; no more of it is decoded then.
-        was_opened: Whether it was decoded, or found to be no sound.
+        error: Why transcription failed; it is not continued then.
+        was_opened: Whether decoding was attempted.
     """
 
     body: bytes | memoryview | None
@@ -129,21 +129,21 @@ class Recording:
 
     @property
     def is_done(self) -> bool:
-        """Whether its transcription is complete, or failed."""
+        """Whether the transcript is complete, or failed."""
         return self.was_opened and not self._chunks
 
     @property
     def decoded_s(self) -> float:
-        """Seconds of sound that lie decoded in memory."""
+        """Seconds of decoded audio in memory."""
         return 0.0 if self._samples is None else len(self._samples) / self._rate
 
     @property
     def left(self) -> int:
-        """Samples that are not transcribed yet."""
+        """The number of samples that are not transcribed yet."""
         return sum(stop - start for start, stop in self._chunks)
 
     def open(self, form: AudioFormat, longest_s: float) -> None:
-        """Decode it, and cut it into chunks that hold sound."""
+        """Decode the recording, and split it into chunks without silence."""
         body, self.body, self.was_opened = self.body, None, True
         try:
             sound = sounds.decode(bytes(body or b""), form.rate, longest_s)
@@ -151,7 +151,7 @@ class Recording:
         except RequestError as error:
             self.fail(error)
             return
-        except Exception:  # a fault in decoding one recording must not reach its neighbours
+        except Exception:  # an error in decoding one recording must not affect others
             self.fail(hidden("decode"))
             return
         self.facts = dict(sound.facts)
@@ -160,7 +160,7 @@ class Recording:
         self._release()
 
     def pieces(self) -> Iterator[Array]:
-        """The samples of each chunk that is not transcribed yet."""
+        """The samples of each remaining chunk."""
         if self._samples is not None:
             for start, stop in self._chunks:
                 yield self._samples[start:stop]
@@ -173,13 +173,13 @@ class Recording:
         self._release()
 
     def fail(self, error: MarshipError) -> None:
-        """Give it up."""
+        """Stop its transcription with an error."""
         self.error, self.was_opened, self.body = bare(error), True, None
         self._chunks.clear()
         self._release()
 
     def news(self) -> list[Segment]:
-        """The segments since this was last asked."""
+        """The segments since the last call."""
         fresh = self.segments[self._sent_count :]
         self._sent_count = len(self.segments)
         return fresh
@@ -187,8 +187,7 @@ class Recording:
     def answer(self) -> dict[str, object]:
         """The whole transcript.
 
-        The confidence is the mean of the segments', each by its length in time; None where
-        nothing was said.
+        The confidence is the mean of the segments', weighted by duration; None without speech.
         """
         spans = [max(segment.end_s - segment.start_s, 1e-3) for segment in self.segments]
         sums = sum(s.confidence * span for s, span in zip(self.segments, spans, strict=True))
@@ -211,13 +210,13 @@ class Recording:
 class Queue:
     """The recordings of a batch, transcribed a few chunks at a time.
 
-    The recording with the least left comes first, so a short one never waits for the end
-    of a long one; long ones are not decoded before there is room.
+    The recording with the least remaining audio is first, so a short one never waits for the end
+    of a long one; long ones are not decoded before there is memory.
 
     Args:
-        recordings: All of them.
-        form: How the model takes sound.
-        longest_s: The longest recording.
+        recordings: All recordings of the batch.
+        form: The model's audio format.
+        longest_s: Maximum length of a recording.
     """
 
     def __init__(
@@ -228,12 +227,12 @@ class Queue:
         self._open: list[Recording] = []
 
     def open_some(self) -> None:
-        """Decode as many recordings as there is room for."""
+        """Decode as many recordings as memory allows."""
         self._open = [recording for recording in self._open if not recording.is_done]
         while self._waiting and sum(r.decoded_s for r in self._open) < MOST_OPEN_S:
             recording = self._waiting.popleft()
             if recording.was_opened:
-                continue  # it was given up
+                continue  # it has failed
             recording.open(self._form, self._longest_s)
             if not recording.is_done:
                 self._open.append(recording)
@@ -258,11 +257,11 @@ class Queue:
 
 @dataclass(slots=True)
 class TranscriptionRequest:
-    """One request: its recordings, and how they are answered.
+    """One request: its recordings, and how to respond.
 
     Attributes:
-        recordings: By their names in the form.
-        streams: Whether segments are sent as they are ready.
+        recordings: By name of the form field.
+        streams: Whether segments are streamed.
     """
 
     recordings: dict[str, Recording]
@@ -270,23 +269,23 @@ class TranscriptionRequest:
 
     @property
     def is_done(self) -> bool:
-        """Whether all of it can be answered."""
+        """Whether all recordings are done."""
         return all(recording.is_done for recording in self.recordings.values())
 
     @property
     def has_begun(self) -> bool:
-        """Whether a recording of it was opened: what is wrong with the bytes is known then."""
+        """Whether decoding of a recording was attempted, so that errors in it are known."""
         return any(recording.was_opened for recording in self.recordings.values())
 
     @property
     def failure(self) -> MarshipError | None:
-        """The only recording's error; where there are several, each has its own in the answer."""
+        """The only recording's error; with several, each has its own in the response."""
         if len(self.recordings) > 1:
             return None
         return next(iter(self.recordings.values())).error
 
     def news(self) -> list[dict[str, object]]:
-        """The segments since this was last asked, with their recording's name if it has others."""
+        """The segments since the last call, with the recording's name if there are several."""
         several = len(self.recordings) > 1
         return [
             ({"name": name} if several else {}) | segment.facts()
@@ -295,7 +294,7 @@ class TranscriptionRequest:
         ]
 
     def answer(self) -> dict[str, object]:
-        """The only recording's answer, or each one's answer or error."""
+        """The only recording's transcript, or the transcript or error of each."""
         if len(self.recordings) == 1:
             return next(iter(self.recordings.values())).answer()
         rows = []
@@ -307,10 +306,10 @@ class TranscriptionRequest:
 
 
 class Deadline:
-    """When the host takes a worker that says nothing for dead, and kills it with all it holds.
+    """The host's timeout, after which it kills a worker that has sent no message.
 
     Args:
-        timeout_s: How long it waits for a message; None is as long as it takes.
+        timeout_s: The host's timeout for a message; None without one.
     """
 
     def __init__(self, timeout_s: float | None) -> None:
@@ -319,10 +318,10 @@ class Deadline:
         self._longest_s = 0.0
 
     def lap(self, *, says: bool) -> bool:
-        """A turn is over; whether another one could come too late.
+        """End an iteration; returns whether the next one could exceed the timeout.
 
         Args:
-            says: Whether a message goes out now.
+            says: Whether a message is sent now.
         """
         now = time.monotonic()
         self._longest_s = max(self._longest_s, now - self._last)

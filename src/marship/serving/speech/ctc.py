@@ -1,7 +1,7 @@
-"""CTC decoding: from each frame's probabilities to text, with times and confidence.
+"""CTC decoding: from frame-wise probabilities to text, with timestamps and confidence.
 
 CTC: Graves et al. 2006. Symbol 0 is the blank; symbol n is character n - 1 of the alphabet. A
-path names a symbol for each frame; repeated symbols are one, then blanks fall away.
+path has a symbol for each frame; repeated symbols are merged, then blanks are removed.
 """
 
 import math
@@ -17,20 +17,20 @@ from marship.serving.speech.segment import Segment
 BLANK = 0
 SPACE = " "
 WIDTH = 16
-"""So many beginnings are followed at a time."""
+"""The beam width."""
 UNLIKELY = math.log(1e-3)
-"""A symbol less likely than this is not tried."""
+"""Symbols less likely than this are pruned."""
 LEAST = -80.0
-"""Less likely than this is nothing, so that no frame leaves every text impossible."""
+"""A lower bound of probabilities, so that no frame makes every text impossible."""
 LONG_PAUSE_S = 1.0
-"""From here on, a pause between words ends a segment."""
+"""Pauses between words of at least this length end a segment."""
 
 Symbols = tuple[int, ...]
 _NEVER = -math.inf
 
 
 def greedy(log_probs: Array) -> Symbols:
-    """The symbols of the likeliest path.
+    """Greedy decoding: the symbols of the most likely path.
 
     Args:
         log_probs: float32, shape (frames, symbols).
@@ -41,18 +41,18 @@ def greedy(log_probs: Array) -> Symbols:
 
 
 class Lexicon:
-    """Words that may be answered, as a trie: a place in it for each of their beginnings.
+    """The allowed words as a trie: a node for each prefix.
 
     Args:
-        words: Each as its symbols.
+        words: The symbols of each word.
         space: The symbol between words.
 
     Attributes:
-        follow: For each place the symbols that may come next, and the places they lead to.
+        follow: For each node, the possible next symbols and their nodes.
     """
 
     START = 0
-    """The place between words."""
+    """The node between words."""
 
     def __init__(self, words: Sequence[Symbols], space: int) -> None:
         self.follow: list[dict[int, int]] = [{space: self.START}]  # there may be more spaces
@@ -67,12 +67,12 @@ class Lexicon:
         self.space = space
 
     def is_whole(self, place: int) -> bool:
-        """Whether a word may end here, or none has begun."""
+        """Whether a word may end at this node, or none has started."""
         return self.space in self.follow[place]
 
 
 class _Anything(Lexicon):
-    """Any symbol may follow any other."""
+    """No restriction: any symbol may follow any other."""
 
     def __init__(self, symbols: int) -> None:
         self.follow = [dict.fromkeys(range(1, symbols), self.START)]
@@ -82,7 +82,7 @@ class _Anything(Lexicon):
 
 
 class _Prefix:
-    """What may have been said so far: a node in the tree of all that is followed."""
+    """A prefix of the text: a node in the tree of all hypotheses."""
 
     __slots__ = ("_longer", "before", "place", "symbol")
 
@@ -91,14 +91,14 @@ class _Prefix:
         self._longer: dict[int, _Prefix] = {}
 
     def longer(self, symbol: int, place: int) -> "_Prefix":
-        """With one symbol more, at that place of the lexicon."""
+        """The prefix extended by a symbol, at that node of the lexicon."""
         found = self._longer.get(symbol)
         if found is None:
             found = self._longer[symbol] = _Prefix(self, symbol, place)
         return found
 
     def symbols(self) -> Symbols:
-        """All of it."""
+        """The symbols of the prefix."""
         found, node = [], self
         while node.before is not None:
             found.append(node.symbol)
@@ -107,18 +107,18 @@ class _Prefix:
 
 
 def beam(log_probs: Array, lexicon: Lexicon | None = None, width: int = WIDTH) -> Symbols:
-    """The likeliest text: the sum over all its paths counts, not one of them.
+    """Beam search: the most likely text, by the sum over all its paths.
 
     Prefix beam search, Hannun et al. 2014, First-Pass Large Vocabulary Continuous Speech
     Recognition using Bi-Directional Recurrent DNNs, algorithm 1, without a language model.
 
     Args:
         log_probs: float32, shape (frames, symbols).
-        lexicon: Where given, the answer has its words only.
-        width: How many beginnings are kept.
+        lexicon: If given, the text consists of its words only.
+        width: The beam width.
     """
     words = lexicon or _Anything(log_probs.shape[1])
-    # of each beginning, the probability of all paths that end in a blank, and of all others
+    # for each prefix, the probability of all paths that end in a blank, and of all others
     kept = {_Prefix(None, BLANK, words.START): [1.0, 0.0]}
     for blank, symbols in _moments(log_probs):
         found: dict[_Prefix, list[float]] = {}
@@ -137,10 +137,9 @@ def beam(log_probs: Array, lexicon: Lexicon | None = None, width: int = WIDTH) -
 
 
 def _moments(log_probs: Array) -> Iterator[tuple[float, dict[int, float]]]:
-    """The blank's probability and those of the likely symbols, frame by frame.
+    """The probabilities of the blank and of likely symbols, frame by frame.
 
-    Of neighbouring frames without a likely symbol there is one: whatever is followed goes on
-    alike in all of them.
+    Adjacent frames without a likely symbol are merged, as all hypotheses continue equally.
     """
     likely = log_probs > UNLIKELY
     likely[:, BLANK] = False
@@ -161,7 +160,7 @@ def _likeliest(found: dict[_Prefix, list[float]], width: int) -> dict[_Prefix, l
 
 
 def _whole(texts: Sequence[_Prefix], words: Lexicon) -> Symbols:
-    """The first text that ends with a whole word; else the first, without what it began."""
+    """The best text that ends with a complete word; else the best without its partial word."""
     for text in texts:
         if words.is_whole(text.place):
             return text.symbols()
@@ -172,13 +171,13 @@ def _whole(texts: Sequence[_Prefix], words: Lexicon) -> Symbols:
 
 
 def align(log_probs: Array, symbols: Symbols) -> Array:
-    """The frames of each symbol on the likeliest path that spells them.
+    """Forced alignment: the frames of each symbol on the most likely path of the text.
 
     int64, shape (symbols, 2): the first frame, and the one after the last.
 
     Args:
         log_probs: float32, shape (frames, symbols).
-        symbols: At least one, which some path spells.
+        symbols: At least one; some path must produce them.
     """
     states = np.full(2 * len(symbols) + 1, BLANK)
     states[1::2] = symbols
@@ -204,27 +203,27 @@ def align(log_probs: Array, symbols: Symbols) -> Array:
 
 
 class CtcReader:
-    """Reads a CTC model's outputs as its `speech.json` says.
+    """Decodes a CTC model's outputs with the settings of its `speech.json`.
 
     Args:
         settings: `alphabet`, a list of characters; `frame_s`, seconds from one frame to the
-            next; `words`, those that may be answered, or null for any.
-        folder: Where the settings lie; there is nothing more to read in it.
+            next; `words`, the allowed ones, or null for any.
+        folder: The folder of the settings; not used.
     """
 
-    def __init__(self, settings: Mapping[str, Any], folder: Path) -> None:  # noqa: ARG002  all readers are made alike
+    def __init__(self, settings: Mapping[str, Any], folder: Path) -> None:  # noqa: ARG002  the signature of all readers
         self.alphabet: list[str] = settings["alphabet"]
         self.frame_s: float = settings["frame_s"]
         self.lexicon = lexicon_of(settings["words"], self.alphabet)
 
     def read(self, outputs: Arrays, seconds: float) -> list[Segment]:
-        """What was said, a segment for each stretch without a long pause.
+        """The transcript, with a segment for each stretch without a long pause.
 
         The confidence is the geometric mean of the probabilities of the segment's characters.
 
         Args:
             outputs: `log_probs`, float32 (1, frames, symbols), and `frames`, int64 (1,).
-            seconds: Of the chunk.
+            seconds: The chunk's length.
         """
         log_probs = outputs["log_probs"][0, : outputs["frames"][0]]
         symbols = self._trimmed(beam(log_probs, self.lexicon))
@@ -247,7 +246,7 @@ class CtcReader:
         ]
 
     def _trimmed(self, symbols: Symbols) -> Symbols:
-        """Without spaces at the ends, and with single ones between words."""
+        """The symbols without leading, trailing and repeated spaces."""
         space = self.alphabet.index(SPACE) + 1
         kept = [
             s
@@ -257,7 +256,7 @@ class CtcReader:
         return tuple(kept[:-1] if kept and kept[-1] == space else kept)
 
     def _stretches(self, text: str, places: Array) -> Iterator[tuple[int, int]]:
-        """Where each segment's characters begin and end."""
+        """The start and end of each segment's characters."""
         start = 0
         for place, character in enumerate(text):
             if character != SPACE:
@@ -270,7 +269,7 @@ class CtcReader:
 
 
 def lexicon_of(words: Sequence[str] | None, alphabet: Sequence[str]) -> Lexicon | None:
-    """The lexicon of words written in an alphabet; None where any word may be answered."""
+    """The lexicon of words in an alphabet; None without restriction."""
     if words is None:
         return None
     number = {character: place for place, character in enumerate(alphabet, 1)}

@@ -1,15 +1,15 @@
-"""Words with the time at which they were said."""
+"""A segment of a transcript, with timestamps."""
 
 from dataclasses import dataclass, replace
 
 
 @dataclass(frozen=True, slots=True)
 class Segment:
-    """Words that belong together, and when they were said.
+    """A segment of a transcript.
 
     Attributes:
-        start_s: In the recording, or in the chunk that a reader decoded.
-        end_s: Likewise.
+        start_s: Start in the recording, or in the chunk.
+        end_s: End, likewise.
         text: The words.
         confidence: From 0 to 1.
     """
@@ -20,11 +20,11 @@ class Segment:
     confidence: float
 
     def moved(self, seconds: float) -> "Segment":
-        """The same, said later."""
+        """The segment shifted in time."""
         return replace(self, start_s=self.start_s + seconds, end_s=self.end_s + seconds)
 
     def facts(self) -> dict[str, object]:
-        """As an answer tells it."""
+        """The segment for a response."""
         return {
             "start": round(self.start_s, 3),
             "end": round(self.end_s, 3),

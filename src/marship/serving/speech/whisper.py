@@ -1,8 +1,8 @@
-"""Whisper's tokens to text, with times and confidence.
+"""Decodes Whisper's tokens to text, with timestamps and confidence.
 
-The decoding itself is part of the graph (training/transcriber.py). It gives, for each piece of
-sound, `tokens` and after them the end token, and of each token `log_probs` and `times`; and
-`no_speech`, the probability that nobody speaks.
+The token decoding is part of the graph (training/transcriber.py). Its outputs for each chunk are
+`tokens`, terminated by the end token, `log_probs` and `times` of each token; and `no_speech`, the
+probability that there is no speech.
 """
 
 import math
@@ -23,15 +23,15 @@ where the words are doubtful, too. OpenAI's transcribe.py asks for both 0.6 and 
 DOUBTFUL = -1.0
 """Mean log probability of a token, as in OpenAI's transcribe.py."""
 BEFORE_S, AFTER_S = 0.15, 0.25
-"""A word begins so much before the time that the model looks at, and ends so much after it."""
+"""Margins of a word before and after the time that the model attends to."""
 SENTENCE_ENDS = (".", "?", "!")
 NO_ENDS = frozenset(("Mr.", "Mrs.", "Ms.", "Dr.", "St.", "Prof."))
 LOOP_TURNS = 3
-"""So often the last words of an endless text are said again if it is endless for that."""
+"""Number of repetitions of the last tokens that count as a decoding loop."""
 
 
 class WhisperReader:
-    """Reads tokens.
+    """Converts tokens to segments.
 
     Args:
         about: What speech.json holds: `tokens`, the file with each token's bytes (a JSON list of
@@ -45,7 +45,7 @@ class WhisperReader:
         self._end = int(about["end"])
 
     def read(self, outputs: Arrays, seconds: float) -> list[Segment]:
-        """The sentences of one chunk; none where nobody speaks.
+        """The sentences of one chunk; none without speech.
 
         Args:
             outputs: The model's, for this chunk alone: a batch of one.
@@ -65,14 +65,14 @@ class WhisperReader:
 
 
 def is_silence(no_speech: float, log_probs: Array) -> bool:
-    """Whether nobody speaks, whatever the model wrote down."""
+    """Whether there is no speech, whatever the tokens are."""
     if no_speech > SURELY_SILENT:
         return True
     return no_speech > PERHAPS_SILENT and float(log_probs.mean()) < DOUBTFUL
 
 
 def without_loop(tokens: Array) -> int:
-    """How many tokens there are without the turns of a loop at their end, but for its first."""
+    """The number of tokens without the repetitions of a loop at their end."""
     total = len(tokens)
     for period in range(1, total // LOOP_TURNS + 1):
         if np.array_equal(
@@ -85,7 +85,7 @@ def without_loop(tokens: Array) -> int:
 
 
 def sentences(words: Sequence[bytes]) -> Iterator[slice]:
-    """Where each sentence lies in the tokens: a dot within a number or a title ends none."""
+    """The tokens of each sentence: a dot within a number or a title does not end one."""
     start, word = 0, b""
     for place, token_text in enumerate(words, 1):
         word = token_text if token_text.startswith(b" ") else word + token_text
@@ -103,7 +103,7 @@ def sentences(words: Sequence[bytes]) -> Iterator[slice]:
 
 
 def _segment(words: Sequence[bytes], log_probs: Array, times: Array, seconds: float) -> Segment:
-    """A sentence; its first and last tokens that are no punctuation tell when it was said."""
+    """A sentence; its timestamps are those of its first and last tokens without punctuation."""
     spoken = [place for place, token_text in enumerate(words) if _is_spoken(token_text)] or [0]
     start, end = float(times[spoken[0]]) - BEFORE_S, float(times[spoken[-1]]) + AFTER_S
     start = min(max(start, 0.0), seconds)
@@ -113,5 +113,5 @@ def _segment(words: Sequence[bytes], log_probs: Array, times: Array, seconds: fl
 
 
 def _is_spoken(token_text: bytes) -> bool:
-    """Whether there is a letter or digit in it; parts of characters beyond ASCII count as such."""
+    """Whether a token has a letter or digit; bytes of non-ASCII characters count as such."""
     return not token_text.isascii() or any(chr(byte).isalnum() for byte in token_text)

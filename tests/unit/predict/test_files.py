@@ -24,7 +24,7 @@ from marship.client.address import Address
 from marship.engines.torchserve.home import Home, ServerRecord
 from marship.engines.torchserve.processes import boot_id, start_time
 from marship.errors import NotFoundError, ServerError, UsageError
-from marship.predict import Run, Watcher, ask_all, sources
+from marship.predict import Run, Watcher, predict_files, sources
 from marship.predict.rows import Row
 from marship.predict.transcripts import Transcripts
 
@@ -139,12 +139,12 @@ def read(path: Path) -> list[dict[str, str]]:
 def test_every_file_gets_its_row(serve: Callable[..., StandIn], run: Run) -> None:
     """Sorted, with its answer; a second run asks nothing, --again everything."""
     server = serve()
-    done = ask_all(run, Address(home=server.home.path))
+    done = predict_files(run, Address(home=server.home.path))
     assert [row["label"] for row in read(run.out)] == list("abcdefghijkl")
     assert (done.failed, done.answered_before, set(server.types)) == ([], 0, {"text/plain"})
-    again = ask_all(run, Address(home=server.home.path))
+    again = predict_files(run, Address(home=server.home.path))
     assert (len(server.asked), again.answered_before, again.answered) == (12, 12, 12)
-    ask_all(replace(run, again=True, content_type="x/y"), Address(home=server.home.path))
+    predict_files(replace(run, again=True, content_type="x/y"), Address(home=server.home.path))
     assert (len(server.asked), server.types[-1]) == (24, "x/y")
 
 
@@ -158,12 +158,12 @@ def test_what_failed_or_changed_is_asked_again(serve: Callable[..., StandIn], ru
         return await label(body, request)
 
     server = serve(answer)
-    (bad,) = ask_all(run, Address(home=server.home.path)).failed
+    (bad,) = predict_files(run, Address(home=server.home.path)).failed
     assert (bad.status, bad.error) == (400, "malformed: no picture")
     server.asked.clear()
     server.answer = label
     run.sources[3].path.write_text("D")
-    done = ask_all(run, Address(home=server.home.path))
+    done = predict_files(run, Address(home=server.home.path))
     assert sorted(server.asked) == [b"D", b"b"]
     assert not done.failed
     assert [row["label"] for row in read(run.out)] == list("abcDefghijkl")
@@ -192,7 +192,7 @@ def test_passing_trouble_is_waited_out(
             self.troubles += 1
 
     server, counter = serve(answer), Counter()
-    assert not ask_all(run, Address(home=server.home.path), counter).failed
+    assert not predict_files(run, Address(home=server.home.path), counter).failed
     assert (counter.troubles, len(server.asked)) == (12, 24)
 
 
@@ -209,7 +209,7 @@ def test_a_file_whose_workers_die_is_asked_three_times(
             return web.json_response(died, status=507)
         return await label(body, request)
 
-    (bad,) = ask_all(run, Address(home=serve(answer).home.path)).failed
+    (bad,) = predict_files(run, Address(home=serve(answer).home.path)).failed
     assert (bad.file[-5:], bad.status) == ("c.txt", 507)
     assert bad.error.startswith("worker_died: ")
     assert (asked[b"c"], asked[b"d"], asked[b"e"]) == (3, 2, 1)
@@ -230,7 +230,7 @@ def test_a_file_over_the_response_timeout_is_asked_once(
             return web.json_response(died, status=500)
         return await label(body, request)
 
-    (bad,) = ask_all(run, Address(home=serve(answer).home.path)).failed
+    (bad,) = predict_files(run, Address(home=serve(answer).home.path)).failed
     assert (bad.file[-5:], bad.status) == ("c.txt", 504)
     assert bad.error.startswith("response_timeout: ")
     assert set(asked.values()) == {1}
@@ -250,7 +250,7 @@ def test_a_file_that_is_never_answered_is_a_row(
         return await label(body, request)
 
     server = serve(answer)
-    (bad,) = ask_all(replace(run, in_flight=2), Address(home=server.home.path)).failed
+    (bad,) = predict_files(replace(run, in_flight=2), Address(home=server.home.path)).failed
     assert (bad.file[-5:], bad.status) == ("c.txt", None)
     assert bad.error.startswith("no_answer: ")
 
@@ -273,11 +273,11 @@ def test_a_server_that_is_gone_ends_the_run(
 
     closer = Closer()
     with pytest.raises(ServerError, match=r"must answer within 0\.5 s") as caught:
-        ask_all(replace(run, in_flight=1), Address(home=server.home.path), closer)
+        predict_files(replace(run, in_flight=1), Address(home=server.home.path), closer)
     assert caught.value.code == "server"
     assert len(read(run.out)) == closer.rows < 12
     after = serve()
-    assert not ask_all(run, Address(home=after.home.path)).failed
+    assert not predict_files(run, Address(home=after.home.path)).failed
     assert len(after.asked) == 12 - closer.rows
 
 
@@ -302,7 +302,7 @@ def test_the_version_in_the_rows_is_asked_whatever_the_default_is(
             server.answer = gone
 
     with pytest.raises(NotFoundError, match=r"m 1\.0 must stay registered .*--again or another"):
-        ask_all(replace(run, in_flight=1), Address(home=server.home.path), Exchanger())
+        predict_files(replace(run, in_flight=1), Address(home=server.home.path), Exchanger())
     assert set(server.paths) == {"/predictions/m/1.0"}
     assert [row["label"] for row in read(run.out)] == ["a"]
 
@@ -327,7 +327,9 @@ def test_a_restart_is_waited_out_until_the_models_are_back(
             await is_back.wait()
         return await (label if body > b"b" or met[body] > 3 else gone)(body, request)
 
-    assert not ask_all(replace(run, in_flight=2), Address(home=serve(answer).home.path)).failed
+    assert not predict_files(
+        replace(run, in_flight=2), Address(home=serve(answer).home.path)
+    ).failed
     assert (met[b"a"], met[b"b"]) == (4, 4)
 
 
@@ -343,7 +345,7 @@ def test_what_took_too_long_is_not_asked_again(
         return await label(body, request)
 
     server = serve(answer)
-    (bad,) = ask_all(run, Address(home=server.home.path)).failed
+    (bad,) = predict_files(run, Address(home=server.home.path)).failed
     assert bad.error.startswith("no_answer: ")
     assert server.asked.count(b"c") == 1
 
@@ -356,7 +358,7 @@ def test_files_that_cannot_be_sent_are_rows(serve: Callable[..., StandIn], run: 
     folder.unlink()
     folder.mkdir()
     large.write_bytes(b"x" * 5001)
-    failed = ask_all(run, Address(home=server.home.path)).failed
+    failed = predict_files(run, Address(home=server.home.path)).failed
     assert [row.status for row in failed] == [None] * 3
     assert failed[0].error == "unreadable: No such file or directory"
     assert failed[1].error == "unreadable: Is a directory"
@@ -385,10 +387,12 @@ def test_requests_and_bytes_in_flight_are_bounded(
         return await label(body, request)
 
     server = serve(answer)
-    assert not ask_all(replace(run, in_flight=in_flight), Address(home=server.home.path)).failed
+    assert not predict_files(
+        replace(run, in_flight=in_flight), Address(home=server.home.path)
+    ).failed
     assert highest == most
     with pytest.raises(UsageError, match="job_queue_size of 50, got 51"):
-        ask_all(replace(run, in_flight=51), Address(home=server.home.path))
+        predict_files(replace(run, in_flight=51), Address(home=server.home.path))
 
 
 BODIES = [
@@ -407,7 +411,7 @@ def test_answers_without_a_type_are_read(
     async def answer(_body: bytes, _request: web.Request) -> web.Response:
         return web.Response(body=body, headers={"Content-Type": kind} if kind else {})
 
-    ask_all(run, Address(home=serve(answer).home.path))
+    predict_files(run, Address(home=serve(answer).home.path))
     assert wanted.items() <= read(run.out)[0].items()
 
 
@@ -417,7 +421,7 @@ def test_octets_are_no_row(serve: Callable[..., StandIn], run: Run) -> None:
     async def answer(_body: bytes, _request: web.Request) -> web.Response:
         return web.Response(body=b"\xff\xd8\xff")
 
-    failed = ask_all(run, Address(home=serve(answer).home.path)).failed
+    failed = predict_files(run, Address(home=serve(answer).home.path)).failed
     assert len(failed) == 12
     assert "got 3 other bytes" in failed[0].error
 
@@ -428,10 +432,10 @@ def test_what_is_true_of_every_file_ends_the_run(
     """No such model, and a model without workers, are told before a file is sent."""
     server = serve()
     with pytest.raises(NotFoundError, match="absent must be registered"):
-        ask_all(replace(run, model="absent"), Address(home=server.home.path))
+        predict_files(replace(run, model="absent"), Address(home=server.home.path))
     monkeypatch.setitem(MODEL, "workers", [])
     with pytest.raises(ServerError, match="marship scale m 1"):
-        ask_all(run, Address(home=server.home.path))
+        predict_files(run, Address(home=server.home.path))
     assert not run.out.exists()
     assert not server.asked
 
@@ -463,7 +467,7 @@ async def hear(body: bytes, request: web.Request) -> web.StreamResponse:
 
 def test_recordings_are_asked_for_line_by_line(serve: Callable[..., StandIn], talks: Run) -> None:
     """The last line is the answer: so a recording may be heard for longer than any timeout."""
-    assert not ask_all(talks, Address(home=serve(hear).home.path)).failed
+    assert not predict_files(talks, Address(home=serve(hear).home.path)).failed
     rows = [orjson.loads(line) for line in talks.out.read_bytes().splitlines()]
     assert [row["answer"]["text"] for row in rows] == ["a", "b", "c"]
     assert talks.transcripts is not None
@@ -490,7 +494,7 @@ def test_a_stream_that_breaks_off_is_asked_for_again(
         return response
 
     server = serve(answer)
-    assert not ask_all(talks, Address(home=server.home.path)).failed
+    assert not predict_files(talks, Address(home=server.home.path)).failed
     assert len(server.asked) == 6
     assert talks.transcripts is not None
     assert (talks.transcripts.folder / "b.wav.txt").read_text() == "b\n"
