@@ -115,7 +115,7 @@ def test_two_rollouts_of_one_home_take_turns(home: Path) -> None:
     with pytest.raises(
         RolloutError,
         match=r"m\.lock must be free within 0\.1 s, got it held by process .*, which exchanges "
-        r"versions of m\. .*2\.0 answers",
+        r"versions of m\. .*2\.0 is the default",
     ):
         done(home, server, lambda client: rollout(client, "m-3.mar", timeout_s=0.1))
     assert list(server.models["m"].versions) == ["1.0", "2.0"]
@@ -147,7 +147,9 @@ def test_of_two_rollouts_of_one_archive_one_fails(home: Path) -> None:
     while not at_call(first, "DELETE"):
         first.step()
     second.finish()
-    assert re.search(r"at step register: .*registered.*2\.0 answers, 1\.0 is", str(second.error))
+    assert re.search(
+        r"at step register: .*registered.*2\.0 is the default, 1\.0 is", str(second.error)
+    )
     first.finish()
     assert first.error is None
     assert list(server.models["m"].versions) == ["2.0"]
