@@ -31,12 +31,8 @@ test: setup  ## the whole test suite: first with real servers, then all other te
 	$(BIN)/pytest tests/handlers tests/server --durations=25
 	@$(MAKE) --no-print-directory --jobs=2 test-steps test-parts
 
-# Left out of test-fast: what starts many commands, trains, exports or searches for long.
-SLOW := configure console export fit golden guards package row_zoo sealing sensitivity \
-  strangers_archives texts two_clients wheel
-
-test-fast: setup  ## unit tests without servers, training, handlers and those under SLOW in the Makefile
-	$(BIN)/pytest -q tests/unit $(SLOW:%=--ignore-glob='*/test_%.py') --durations=10
+test-fast: setup  ## tests/unit without what is marked as slow: no server, no training
+	$(BIN)/pytest -q tests/unit -m "not slow" --durations=10
 
 test-steps: setup
 	$(BIN)/pytest tests/unit --ignore=tests/unit/serving --durations=10 2>&1 | sed -u 's/^/steps | /'

@@ -16,6 +16,8 @@ from marship import console
 from marship.errors import MarshipError
 from marship.trust.archive import CONFIG_FILE, EVIDENCE_FILE, MANIFEST_FILE
 
+pytestmark = pytest.mark.slow
+
 HOSTILE = "\x1b[2J\x1b]0;title\x07\x9b1m\u202e\rx[bold][/]"
 MODEL = {"modelName": "m", "modelVersion": "1.0", "handler": "h.py"}
 SHOWN = r"\u001b[2J\u001b]0;title\u0007\u009b1m\u202e\u000dx[bold][/]"

@@ -24,6 +24,8 @@ from marship.trust import archive, contents, signature
 from marship.trust.archive import CONFIG_FILE, EVIDENCE_FILE, MANIFEST_FILE
 from signed import make_key, trusting, write
 
+pytestmark = pytest.mark.slow
+
 MODEL = {"modelName": "lin", "modelVersion": "1.0", "handler": "h.py", "configFile": CONFIG_FILE}
 METRICS = {"accuracy": 0.5, "loss": None}
 TEXTS: dict[str, Any] = {

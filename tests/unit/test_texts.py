@@ -15,6 +15,8 @@ from hypothesis import strategies as st
 from marship import texts
 from marship.texts import TextError
 
+pytestmark = pytest.mark.slow
+
 MOST_S = 8.0  # for the largest text that is allowed; a bomb takes minutes
 MOST_MEMORY_BYTES = 64 << 20
 DEPTH = 12

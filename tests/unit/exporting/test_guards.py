@@ -14,6 +14,8 @@ from marship.errors import ModelError
 from marship.exporting import capture, guards
 from marship.exporting.layout import Layout
 
+pytestmark = pytest.mark.slow
+
 Forward = Callable[[torch.Tensor], torch.Tensor]
 
 

@@ -29,7 +29,7 @@ from marship.exporting.step import Exported, ExportSettings, export_model, expor
 from marship.fit.recipe import Recipe, resolve
 from marship.proof import cases, graph
 
-pytestmark = pytest.mark.usefixtures("torchlib_read_once")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("torchlib_read_once")]
 
 ZOO = Path(zoo.__file__)
 WRITTEN = {"model.onnx", "contract.json", "golden.npz", "parity.json"}

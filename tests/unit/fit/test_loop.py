@@ -19,6 +19,8 @@ from marship.errors import CheckpointError, TrainingError, UsageError
 from marship.fit import checkpoint, run
 from marship.fit import loop as fit
 
+pytestmark = pytest.mark.slow
+
 RECIPE = Path(tiny_recipe.__file__)
 DEADLINE_S = 60
 TORCHRUN = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2")

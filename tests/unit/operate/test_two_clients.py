@@ -32,6 +32,8 @@ from marship.operate.rollout import rollout
 from marship.operate.statefile import Entry
 from signed import write
 
+pytestmark = pytest.mark.slow
+
 STORE = {
     "m-1.mar": Stored("m", "1.0"),
     "m-2.mar": Stored("m", "2.0"),

@@ -25,7 +25,7 @@ from marship.optimizing.passes import float32 as float32_pass
 from marship.optimizing.source import ExportedModel
 from marship.optimizing.step import OptimizeSettings, optimize
 
-pytestmark = pytest.mark.usefixtures("torchlib_read_once")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("torchlib_read_once")]
 
 ZOO = Path(zoo.__file__)
 QUICK = OptimizeSettings(measure_s=0.5)

@@ -12,6 +12,8 @@ from marship.packaging.configure import configure, parsed
 from marship.packaging.step import PackageSettings, package
 from marship.trust import archive
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def mar(linear_onnx: Path, tmp_path: Path) -> Path:

@@ -25,6 +25,8 @@ from marship.serving.model.session import Session, SessionSettings
 from marship.trust import archive
 from models import write_model
 
+pytestmark = pytest.mark.slow
+
 KEYS = {"KEY_ONE": bytes(range(32)), "KEY_TWO": bytes(32)}
 WIDTH = 64
 MARKER = "a-name-that-nobody-may-read"

@@ -22,6 +22,8 @@ from marship.packaging.step import PackageSettings, package
 from marship.trust import archive
 from models import write_model
 
+pytestmark = pytest.mark.slow
+
 
 def pack(source: Path, store: Path, **settings: object) -> Path:
     """Package with the model store given."""

@@ -22,6 +22,8 @@ from marship.proof.sizes import with_largest_sizes, with_least_sizes
 from marship.trust import archive
 from onnx_zoo import Builder
 
+pytestmark = pytest.mark.slow
+
 HISTORY = (
     TensorSpec("items", "int64", ("batch", "length"), 0, (0, 999)),
     TensorSpec("ratings", "float32", ("batch", "length"), 0.0),

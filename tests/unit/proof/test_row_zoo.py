@@ -8,6 +8,8 @@ import pytest
 import onnx_zoo as zoo
 from marship.proof import graph, parity
 
+pytestmark = pytest.mark.slow
+
 ROW_WISE_GRAPHS = 140
 LEAST_SHARE = 0.95
 

@@ -26,7 +26,7 @@ from marship.optimizing.passes.sensitivity import fewest
 from marship.optimizing.source import ExportedModel
 from marship.optimizing.step import OptimizeSettings, optimize
 
-pytestmark = pytest.mark.usefixtures("torchlib_read_once")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("torchlib_read_once")]
 
 ZOO = Path(zoo.__file__)
 QUICK = OptimizeSettings(measure_s=0.2)

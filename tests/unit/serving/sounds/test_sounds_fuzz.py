@@ -5,6 +5,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
+pytestmark = pytest.mark.slow
+
 FUZZER = Path(__file__).parents[3] / "fuzz_sounds.py"
 COUNT = 20_000
 
