@@ -1,7 +1,7 @@
-"""Checkpoint to ONNX, with the proof that both give the same answers.
+"""The step `export`: converts a model to ONNX, and proves that outputs match PyTorch's.
 
-`model.onnx`, `contract.json`, `golden.npz` and `parity.json` appear in the run folder
-together, or not at all: an export that fails leaves an older one as it was.
+`model.onnx`, `contract.json`, `golden.npz` and `parity.json` are written together: a failed export
+leaves an older one unchanged.
 """
 
 import inspect
@@ -34,13 +34,13 @@ EXAMPLES_FILE = "examples.npz"
 
 @dataclass(frozen=True, slots=True)
 class Exported:
-    """What an export came to.
+    """The result of an export.
 
     Attributes:
         run_dir: The folder that holds it.
         contract: As written to contract.json.
         report: As written to parity.json.
-        fresh: False where an earlier export of the same things was kept.
+        fresh: False if an earlier export of the same inputs was kept.
 
     Example:
         >>> from pathlib import Path
@@ -62,7 +62,7 @@ def export(
     weights: str | Path | None = None,
     out: str | Path | None = None,
 ) -> Exported:
-    """Convert a model to ONNX, and prove that the file computes what the PyTorch model does.
+    """Convert a model to ONNX, and prove that its outputs match the PyTorch model's.
 
     Args:
         source: A run folder that a recipe has written; or `package.module:function` or
@@ -74,11 +74,11 @@ def export(
         out: Of a function: the run folder to write; `runs/<module>` where it is None.
 
     Raises:
-        UsageError: A file is missing, a reference or a setting cannot be meant.
+        UsageError: A file is missing, a reference or a setting is invalid.
         DataError: The example does not hold forward's inputs.
-        CheckpointError: The weights do not fit the model.
+        CheckpointError: The weights do not match the model.
         ModelError: The model cannot be converted.
-        ParityError: The ONNX file computes something else; nothing is written.
+        ParityError: Outputs of the ONNX file differ; nothing is written.
 
     Example:
         >>> done = marship.export("model.py:build", example="example.npz", out="runs/tiny")
@@ -100,9 +100,9 @@ def export_run(run_dir: str | Path, settings: ExportSettings) -> Exported:
 
     Raises:
         UsageError: The folder or a setting is not one that can be exported.
-        CheckpointError: The weights do not fit the model.
+        CheckpointError: The weights do not match the model.
         ModelError: The model cannot be converted.
-        ParityError: The ONNX file answers differently; nothing is written.
+        ParityError: Outputs of the ONNX file differ; nothing is written.
     """
     run_dir = Path(run_dir)
     recipe = Recipe.load(run_dir)
@@ -134,11 +134,11 @@ def export_model(
         out: The run folder; `runs/<module>` where it is None.
 
     Raises:
-        UsageError: A file is missing, a reference or a setting cannot be meant.
+        UsageError: A file is missing, a reference or a setting is invalid.
         DataError: The example does not hold forward's inputs.
-        CheckpointError: The weights do not fit the model.
+        CheckpointError: The weights do not match the model.
         ModelError: The model cannot be converted.
-        ParityError: The ONNX file answers differently; nothing is written.
+        ParityError: Outputs of the ONNX file differ; nothing is written.
     """
     example = Path(example)
     weights, out = (Path(path) if path else None for path in (weights, out))

@@ -31,7 +31,7 @@ def package(source: str | Path, settings: PackageSettings | None = None) -> Path
         The `.mar` in the model store.
 
     Raises:
-        UsageError: The source, a name, or a named file cannot be meant.
+        UsageError: The source, a name, or a given file is invalid.
         PackageError: The parts do not belong together.
         ModelError: The model cannot be read or run.
 

@@ -1,17 +1,15 @@
-"""Bytes of a picture to pixels: JPEG, PNG, WebP, GIF and BMP, to uint8 RGB.
+"""Decodes images: JPEG, PNG, WebP, GIF and BMP, to uint8 RGB.
 
-The bytes tell the format, nothing else does. Of an animation the first frame is taken. What is
-transparent is shown on white, 16 bits become 8 by their upper half, and EXIF's orientation is
-applied. Colour profiles are ignored: values are taken for sRGB, as the public data sets have
-been read that networks learned from.
+The format is detected from the bytes only. Of an animation the first frame is used. Transparency is
+composited on white, 16 bits are reduced to the upper 8, and EXIF's orientation is applied. Colour
+profiles are ignored: values are treated as sRGB, as in the usual preprocessing of public data sets.
 
 JPEG is decoded by libjpeg-turbo through simplejpeg, the others by Pillow's plugin for the format
 found, and by no other of its plugins.
 
-Limits, so that no small file costs much: `MAX_PIXELS` and `MAX_SIDE`, known from the header before
-anything is decoded. Beside the file, a PNG's copy of it and the result, decoding takes up to 9
-bytes for each pixel, and 12 where it is a WebP: 450 and 600 MB at the limit. A JPEG that is not
-progressive takes 2 MB.
+Limits against decompression bombs: `MAX_PIXELS` and `MAX_SIDE`, checked in the header before
+decoding. Besides the file, a PNG's copy of it and the result, decoding takes up to 9 bytes per
+pixel, and 12 for a WebP: 450 and 600 MB at the limit. A baseline JPEG takes 2 MB.
 """
 
 import io
@@ -37,31 +35,31 @@ if TYPE_CHECKING:
 
 MAX_PIXELS = 50_000_000
 MAX_SIDE = 65_535
-"""As JPEG and GIF have it. Pillow takes 8 bytes for each row, however short."""
+"""The limit of JPEG and GIF. Pillow takes 8 bytes for each row, however short."""
 MAX_RUN_LENGTH_PIXELS = 4_000_000
 """Of a run-length encoded BMP, which Pillow decodes in Python."""
 LARGE_PIXELS = 4_000_000
-"""From here on, what decoding took and freed is given back to the system at once."""
+"""From this size on, freed memory is returned to the system after decoding."""
 BAND_PIXELS = 1 << 20
-"""What Pillow holds is converted in bands of this size, not as a whole once more."""
+"""Pillow's image is converted in bands of this size, to avoid a second copy."""
 Box = tuple[int, int, int, int]
 GIF_HEAD_BYTES = 1 << 20
 FORMATS = "JPEG, PNG, WebP, GIF or BMP"
 _OS2_HEADER = 12  # bytes; has sizes of 16 bits
 _BMP_HEADERS = (_OS2_HEADER, 40, 52, 56, 64, 108, 124)
 _WHITE_16 = 0xFFFF
-_EXTENSION, _FRAME = 0x21, 0x2C  # what a part of a GIF begins with
+_EXTENSION, _FRAME = 0x21, 0x2C  # the first byte of a block of a GIF
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Picture:
-    """A decoded picture.
+    """A decoded image.
 
     Attributes:
-        pixels: uint8, shape (height, width, 3), RGB; smaller than the picture where it was
-            decoded at a smaller scale.
-        width: Of the picture as it is shown.
-        height: Of the picture as it is shown.
+        pixels: uint8, shape (height, width, 3), RGB; smaller than the image if it was decoded at
+            a smaller scale.
+        width: The image's width after orientation.
+        height: The image's height after orientation.
         format: jpeg, png, webp, gif or bmp.
     """
 
@@ -72,22 +70,22 @@ class Picture:
 
     @property
     def facts(self) -> dict[str, object]:
-        """What an answer tells of a picture, without its pixels."""
+        """The metadata for a response, without the pixels."""
         return {"width": self.width, "height": self.height, "format": self.format}
 
 
 def decode(data: bytes, shortest: int | None = None) -> Picture:
-    """Decode a picture, the way it is shown.
+    """Decode an image, with its orientation applied.
 
     Args:
         data: The file.
-        shortest: How many pixels the shorter side needs; a picture that has many more is decoded
-            at a smaller scale, which is faster. None keeps every pixel.
+        shortest: Required pixels of the shorter side; a much larger image is decoded at a smaller
+            scale, which is faster. None keeps every pixel.
 
     Raises:
-        MalformedError: There are no bytes, or the picture is damaged or cut off.
+        MalformedError: There are no bytes, or the image is corrupted or truncated.
         TooLargeError: It has more than `MAX_PIXELS`.
-        UnsupportedMediaError: The bytes are no picture of a format that is read.
+        UnsupportedMediaError: The bytes are not an image of a supported format.
     """
     if not data:
         raise MalformedError(f"the body must hold a picture, {FORMATS}, got no bytes.")
@@ -108,7 +106,7 @@ def decode(data: bytes, shortest: int | None = None) -> Picture:
 
 
 def shortest_side(side: int, crop: float) -> int:
-    """The `shortest` for a network that reads `side` pixels of this share of the shorter side."""
+    """The `shortest` for a network with `side` pixels from a centre crop of this share."""
     return math.ceil(side / crop)
 
 
@@ -142,13 +140,13 @@ def _check_size(width: int, height: int, most: int = MAX_PIXELS) -> None:
 
 
 def _give_back(width: int, height: int) -> None:
-    """Decoding is over, whether it went well or not; what it freed of a large picture goes back."""
+    """Return freed memory after decoding a large image, successfully or not."""
     if width * height >= LARGE_PIXELS:
         heap.release_freed()
 
 
 def _turn(pixels: Array, turned: int) -> Array:
-    """Pixels as they are shown; EXIF 2.32, 4.6.4 A says what 1 to 8 mean."""
+    """Apply an EXIF orientation of 1 to 8 (EXIF 2.32, 4.6.4 A)."""
     if turned == 1:
         return pixels
     if turned in jpeg.SIDEWAYS:
@@ -161,7 +159,7 @@ def _turn(pixels: Array, turned: int) -> Array:
 def _decode_with_pillow(
     data: bytes, kind: str, shortest: int | None
 ) -> tuple[Array, int, tuple[int, int]]:
-    """Pixels, how they must be turned, and the size as stored."""
+    """Pixels, orientation, and the stored size."""
     from PIL.Image import DecompressionBombError
 
     try:
@@ -174,11 +172,13 @@ def _decode_with_pillow(
         pixels = _load(image, low, frame, shortest)
     except (RequestError, MemoryError):
         raise
-    except DecompressionBombError as error:  # far over our limit, and before we know the size
+    except DecompressionBombError as error:  # far above our limit, raised before the size is known
         raise TooLargeError(
             f"the picture must have at most {MAX_PIXELS:,} pixels, got more: {error}"
         ) from error
-    except Exception as error:  # Pillow's plugins raise nearly every kind on damaged files
+    except (
+        Exception
+    ) as error:  # Pillow's plugins raise errors of nearly all types for corrupted files
         raise MalformedError(
             f"a {kind.upper()} must be whole, got one that cannot be read: {error}"
         ) from error
@@ -188,7 +188,7 @@ def _decode_with_pillow(
 def _load(
     image: "ImageFile", low: "ImageFile | None", frame: Box | None, shortest: int | None
 ) -> Array:
-    """The pixels; whatever else was decoded is gone, whether this goes well or not."""
+    """The pixels; all other decoding buffers are released, also on errors."""
     try:
         image.load()
         if low is not None:
@@ -196,7 +196,7 @@ def _load(
         factor = max(1, min(image.size) // shortest) if shortest else 1
         return _to_pixels(image, factor, frame)
     except Exception as error:
-        traceback.clear_frames(error.__traceback__)  # Pillow's own hold it too
+        traceback.clear_frames(error.__traceback__)  # Pillow's frames refer to it, too
         raise
     finally:
         image.close()
@@ -204,7 +204,7 @@ def _load(
 
 
 def _open(data: bytes, kind: str) -> "ImageFile":
-    """The one plugin that reads this format; `PIL.Image.open` would try and load others."""
+    """Open with the plugin of this format; `PIL.Image.open` would load and try others."""
     if kind == "png":
         data = png.strip(data)
     elif check := _CHECKS.get(kind):
@@ -220,11 +220,11 @@ def _plugins() -> dict[str, "type[ImageFile]"]:
     from PIL.WebPImagePlugin import WebPImageFile
 
     class FirstFrame(WebPImageFile):
-        """Without its two canvases, 8 bytes a pixel, once the frame is copied from them."""
+        """Releases its two canvases, 8 bytes per pixel, once the frame is copied."""
 
         def _open(self) -> None:
             super()._open()
-            if self.is_animated:  # around a frame smaller than the canvas it is transparent
+            if self.is_animated:  # outside of a frame smaller than the canvas it is transparent
                 self._mode = self.rawmode = "RGBA"
 
         def load_prepare(self) -> None:
@@ -235,7 +235,7 @@ def _plugins() -> dict[str, "type[ImageFile]"]:
 
 
 def _to_pixels(image: "Image", factor: int, frame: Box | None) -> Array:
-    """A loaded picture on white, `factor` x `factor` pixels averaged to one."""
+    """A loaded image on white, with `factor` x `factor` pixels averaged to one."""
     width, height = image.size
     pixels = np.empty((-(-height // factor), -(-width // factor), 3), np.uint8)
     for box in _bands(image.size, factor):
@@ -267,7 +267,7 @@ def _on_white(band: "Image") -> "Image":
 
 
 def _on_screen(band: "Image", frame: Box, top: int) -> "Image":
-    """White around a GIF's frame; the band begins at row `top` of the screen."""
+    """White around a GIF's frame; the band starts at row `top` of the screen."""
     from PIL import Image
 
     left, upper, right, lower = frame
@@ -277,9 +277,9 @@ def _on_screen(band: "Image", frame: Box, top: int) -> "Image":
 
 
 def _whiten_key(image: "Image", other: "ImageFile") -> None:
-    """White where all 16 bits of a colour are those of the transparent one.
+    """White for pixels that equal the transparent colour in all 16 bits.
 
-    Pillow keeps the upper half of each value; the same file once more gives the lower.
+    Pillow keeps the upper half of each value; decoding the file a second time gives the lower.
     """
     from PIL import Image
 
@@ -294,7 +294,7 @@ def _whiten_key(image: "Image", other: "ImageFile") -> None:
 
 
 def _upper_half(band: "Image") -> Array:
-    """16 bits of grey as 8; where one grey is the transparent one, it is white."""
+    """16-bit grey as 8 bits; the transparent grey becomes white."""
     grey = np.asarray(band)
     if (key := band.info.get("transparency")) is not None:
         grey = np.where(grey == key, _WHITE_16, grey)
@@ -302,19 +302,19 @@ def _upper_half(band: "Image") -> Array:
 
 
 def _check_bmp(data: bytes) -> None:
-    """Refuse a width below 1, which Pillow takes for one of billions."""
+    """Reject a width below 1, which Pillow interprets as billions."""
     width = int.from_bytes(data[18:22], "little", signed=True)
     if data[14] != _OS2_HEADER and width < 1:
         raise MalformedError(f"a BMP's width must be at least 1, got {width}.")
 
 
 def _check_gif(data: bytes) -> None:
-    """Find the first frame and its size; Pillow would reserve what it claims (GIF89a, 18 to 26)."""
+    """Check the first frame's size, which Pillow would allocate (GIF89a, 18 to 26)."""
     try:
         screen = struct.unpack_from("<HH", data, 6)
         place = 13 + _colours(data[10])
         while data[place] == _EXTENSION and place < GIF_HEAD_BYTES:
-            place += 2  # and its label; then blocks, up to an empty one
+            place += 2  # and its label; then blocks until an empty one
             while data[place] and place < GIF_HEAD_BYTES:
                 place += data[place] + 1
             place += 1
@@ -328,7 +328,7 @@ def _check_gif(data: bytes) -> None:
 
 
 def _colours(flags: int) -> int:
-    """Bytes of the colour table that these flags tell of."""
+    """The size in bytes of the colour table with these flags."""
     return 3 << ((flags & 7) + 1) if flags & 0x80 else 0
 
 

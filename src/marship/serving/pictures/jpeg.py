@@ -1,7 +1,7 @@
-"""JPEG: what its markers say, and its pixels by libjpeg-turbo (ITU-T T.81, annex B).
+"""JPEG: parses its markers, and decodes with libjpeg-turbo (ITU-T T.81, annex B).
 
-The markers are read here, before libjpeg sees a byte: the size to refuse what is too large, and
-what makes a small file take long.
+The markers are checked before libjpeg gets the file: the size, and what makes a small file slow to
+decode.
 """
 
 import re
@@ -16,15 +16,15 @@ EXIF = b"Exif\0\0"
 ORIENTATION_TAG = 0x0112
 ORIENTATIONS = range(1, 9)
 SIDEWAYS = range(5, 9)
-"""Orientations that exchange width and height."""
+"""Orientations that swap width and height."""
 MOST_SEGMENTS = 2_000
-"""Before the first scan, and behind it. Long colour profiles and depth maps take some hundred."""
+"""Before the first scan, and after it. Large colour profiles and depth maps take some hundred."""
 MOST_SCANS = 100
-"""A progressive picture has about ten; libjpeg goes over all blocks once for each."""
+"""A progressive JPEG has about ten; libjpeg processes all blocks for each."""
 MOST_SCANNED_PIXELS = 1_000_000_000
-"""Scans times pixels: twenty scans of the largest picture."""
+"""Scans times pixels: twenty scans of the largest image."""
 FEWEST_BITS = 1
-"""Of a block of 8 x 8 pixels, in a progressive picture's first scan."""
+"""Minimum bits of a block of 8 x 8 pixels, in a progressive JPEG's first scan."""
 _SEGMENT = struct.Struct(">BBH")
 _FRAME = struct.Struct(">BHHB")
 _PREFIX, _START_OF_SCAN, _END, _APP1 = 0xFF, 0xDA, 0xD9, 0xE1
@@ -33,19 +33,19 @@ _MARKER = re.compile(rb"\xff[^\x00\x01\xd0-\xd7\xff]")
 _LENGTH_BYTES, _BITS, _BLOCK_PIXELS = 2, 8, 64
 _FRAMES = (0xC0, 0xC1, 0xC2)  # baseline, extended and progressive, all with Huffman codes
 _OTHER_FRAMES = {0xC3, *range(0xC5, 0xD0)} - {0xC8, 0xCC}  # lossless, hierarchical, arithmetic
-_SCALES = (8, 4, 2)  # those that libjpeg-turbo has fast code for
-_HARMLESS = re.compile(r"extraneous bytes before marker 0xd9")  # all blocks were there
+_SCALES = (8, 4, 2)  # those with fast code in libjpeg-turbo
+_HARMLESS = re.compile(r"extraneous bytes before marker 0xd9")  # all blocks were decoded
 
 
 @dataclass(frozen=True, slots=True)
 class JpegHeader:
-    """What stands before the first scan.
+    """The header of a JPEG, up to the first scan.
 
     Attributes:
-        width: As stored.
-        height: As stored.
-        orientation: How the stored picture must be turned, 1 to 8 as EXIF counts.
-        end: Where the first scan's own header ends.
+        width: The stored width.
+        height: The stored height.
+        orientation: The EXIF orientation, 1 to 8.
+        end: The end of the first scan's header.
     """
 
     width: int
@@ -59,8 +59,8 @@ def read_header(data: bytes) -> JpegHeader:
 
     Raises:
         MalformedError: They are not a JPEG's.
-        UnsupportedMediaError: It is one that hardly any program writes, and libjpeg-turbo does
-            not read: lossless, hierarchical, arithmetic, or of 12 bits.
+        UnsupportedMediaError: It is of a rare type that libjpeg-turbo does not support: lossless,
+            hierarchical, arithmetic, or of 12 bits.
     """
     size: tuple[int, int] | None = None
     turned = 1
@@ -82,7 +82,7 @@ def read_header(data: bytes) -> JpegHeader:
 
 
 def _segment(data: bytes, place: int) -> tuple[int, int, int]:
-    """The marker at `place`, and where its content begins and ends."""
+    """The marker at `place`, and the start and end of its content."""
     while data[place : place + 2] == b"\xff\xff":  # fill bytes
         place += 1
     try:
@@ -110,7 +110,7 @@ def _frame_size(frame: bytes) -> tuple[int, int]:
 
 
 def _check_scans(data: bytes, header: JpegHeader) -> None:
-    """Refuse what cannot be whole, and what would take long, before it costs anything."""
+    """Reject files that must be truncated, or would be slow, before decoding."""
     pixels = header.width * header.height
     most = min(MOST_SCANS, MOST_SCANNED_PIXELS // pixels)
     scans = _count_scans(data, header.end)
@@ -121,9 +121,9 @@ def _check_scans(data: bytes, header: JpegHeader) -> None:
 
 
 def _count_scans(data: bytes, place: int) -> int:
-    """Scans up to the picture's end, the one at `place` included.
+    """The number of scans up to the end of the image, including the one at `place`.
 
-    What stands behind the end, where phones keep a film or another picture, does not count.
+    Data after the end, where phones store a video or another image, is ignored.
     """
     scans = 1
     for _ in range(MOST_SEGMENTS):
@@ -139,9 +139,9 @@ def _count_scans(data: bytes, place: int) -> int:
 
 
 def orientation(exif: bytes) -> int:
-    """How a picture must be turned (TIFF 6.0, section 2; EXIF 2.32, 4.6.4 A); 1 is not at all.
+    """The EXIF orientation (TIFF 6.0, section 2; EXIF 2.32, 4.6.4 A); 1 is none.
 
-    What cannot be read there is no reason to refuse a picture.
+    Malformed EXIF data is ignored.
     """
     tiff = exif.removeprefix(EXIF)
     order = {b"II*\0": "<", b"MM\0*": ">"}.get(tiff[:4])
@@ -160,13 +160,13 @@ def orientation(exif: bytes) -> int:
 
 
 def decode(data: bytes, header: JpegHeader, shortest: int | None) -> Array:
-    """The pixels as stored: uint8, shape (height, width, 3), RGB.
+    """Decode the stored pixels: uint8, shape (height, width, 3), RGB.
 
-    Where both sides stay at least `shortest`, the picture is decoded at 1/2, 1/4 or 1/8 of its
-    size, from as many of its frequencies as are needed for that.
+    If both sides stay at least `shortest`, the image is decoded at 1/2, 1/4 or 1/8 of its size,
+    from only the frequencies that are needed for that.
 
     Raises:
-        MalformedError: The picture is damaged or incomplete.
+        MalformedError: The image is corrupted or truncated.
     """
     _check_scans(data, header)
     shorter = min(header.width, header.height)
@@ -186,7 +186,7 @@ def _decompress(data: bytes, header: JpegHeader, scale: int, *, strict: bool = T
     import simplejpeg
 
     least = {}
-    if scale > 1:  # simplejpeg takes the smallest size that has at least these
+    if scale > 1:  # simplejpeg uses the smallest size with at least these
         least = {"min_width": -(-header.width // scale), "min_height": -(-header.height // scale)}
     pixels: Array = simplejpeg.decode_jpeg(data, strict=strict, **least)
     return pixels

@@ -1,4 +1,4 @@
-"""PNG: its chunks, held against their checksums, and the few of them that the pixels need.
+"""PNG: verifies the checksums of chunks, and keeps those that the pixels need.
 
 Clauses are those of the PNG specification, third edition (W3C, 2025). A decoder is given IHDR,
 PLTE, tRNS, the pixels and eXIf. Colour profiles and texts stay where they are: they may be of any
@@ -23,7 +23,7 @@ _TO_8_BITS = {1: 255, 2: 85, 4: 17, 8: 1}
 
 
 def strip(data: bytes) -> bytes:
-    """The same picture, of nothing but what its pixels need.
+    """The image with only the chunks that its pixels need.
 
     The pixels' stream lacks its last byte, one of its checksum. Where all rows are there, a
     decoder is done before; where some are missing it asks for more in vain. Otherwise Pillow
@@ -32,7 +32,7 @@ def strip(data: bytes) -> bytes:
     hide that rows are missing.
 
     Raises:
-        MalformedError: A checksum is another, or the chunks are not in their order (5.6).
+        MalformedError: A checksum is wrong, or the chunks are out of order (5.6).
     """
     view = memoryview(data)
     kept: dict[bytes, bytes] = {}
@@ -64,7 +64,7 @@ def strip(data: bytes) -> bytes:
 
 
 def _chunks(data: bytes) -> Iterator[tuple[bytes, int, int]]:
-    """Names, places and sizes of the contents up to IEND; checksums are right (5.3)."""
+    """Names, places and sizes of the contents up to IEND, with verified checksums (5.3)."""
     place, view = len(SIGNATURE) + _HEAD_BYTES, memoryview(data)
     while place + 4 <= len(data):
         size_bytes, name = struct.unpack_from(">I4s", data, place - _HEAD_BYTES)
@@ -81,7 +81,7 @@ def _chunks(data: bytes) -> Iterator[tuple[bytes, int, int]]:
 
 
 def _scaled(key: bytes, bits: int, kind: int) -> bytes:
-    """The transparent colour in 8 bits, as Pillow has the pixels (11.3.1.1 and 13.12)."""
+    """The transparent colour in 8 bits, as Pillow's pixels (11.3.1.1 and 13.12)."""
     if kind not in (_GREY, _COLOUR) or bits not in _TO_8_BITS:
         return key
     scale = _TO_8_BITS[bits]

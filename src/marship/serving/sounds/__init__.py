@@ -1,16 +1,16 @@
-"""Bytes of a recording to samples: WAV, FLAC, OGG (Vorbis, Opus) and MP3, to float32 mono.
+"""Decodes audio: WAV, FLAC, OGG (Vorbis, Opus) and MP3, to float32 mono.
 
-The bytes tell the format, nothing else does. Channels are averaged, then soxr (HQ) resamples.
-16 bits at the wanted rate are the integers divided by 32,768, exactly. Nothing is clipped:
-lossy codecs and float files go over 1 where what was recorded came close to it.
+The format is detected from the bytes only. Channels are averaged, then resampled by soxr (HQ).
+16 bits at the wanted rate become the integers divided by 32,768, exactly. Nothing is clipped:
+samples of lossy codecs and float files may exceed 1.
 
-WAV is read by NumPy, the others by libsndfile through soundfile, after their containers were
-checked here: libsndfile believes what a header says of the length, and ends quietly where a file
-was cut off.
+WAV is decoded by NumPy, the others by libsndfile through soundfile, after their containers were
+checked here: libsndfile trusts the length in a header, and silently stops at the end of a truncated
+file.
 
-Limits, so that no small file costs much: the length, by what the file says of it and again by
-what comes out. Decoding takes the samples that come out, up to 4 MB for a block, and two copies
-of the file where it is no WAV.
+Limits against decompression bombs: the length, by the header and again by the decoded samples.
+Decoding takes the memory of the output, up to 4 MB for a block, and two copies of the file unless
+it is a WAV.
 """
 
 import io
@@ -40,11 +40,11 @@ FORMATS = "WAV, FLAC, OGG (Vorbis, Opus) or MP3"
 LOWEST_RATE, HIGHEST_RATE = 1_000, 384_000
 MOST_CHANNELS = 64
 LOUDEST = 16.0
-"""24 dB over full scale: beyond it samples are no sound, or integers written as float."""
+"""24 dB over full scale: beyond it samples are not audio, or are integers written as float."""
 BLOCK_SAMPLES = 1 << 17
 """Of all channels, decoded at a time."""
 LARGE_BYTES = 8 << 20
-"""Of a file or its samples: from here on, what was freed is given back to the system at once."""
+"""Of a file or its samples: from this size on, freed memory is returned to the system at once."""
 _FIRST_SECONDS = 30
 _UNKNOWN_FRAMES = 1 << 62
 _STDERR = 2
@@ -53,11 +53,11 @@ _mute = threading.Lock()
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Sound:
-    """A decoded recording.
+    """Decoded audio.
 
     Attributes:
-        samples: float32, shape (samples,), mono, about -1 to 1, at the rate asked for.
-        seconds: How long the recording is.
+        samples: float32, shape (samples,), mono, about -1 to 1, at the requested rate.
+        seconds: The recording's length.
         format: wav, flac, vorbis, opus or mp3.
     """
 
@@ -67,19 +67,19 @@ class Sound:
 
     @property
     def facts(self) -> dict[str, object]:
-        """What an answer tells of a recording, without its samples."""
+        """The metadata for a response, without the samples."""
         return {"seconds": round(self.seconds, 3), "format": self.format}
 
 
 @dataclass(frozen=True, slots=True)
 class _Stream:
-    """What is played as one: a file, or a link of a chain.
+    """A stream: a file, or a link of a chained OGG.
 
     Attributes:
-        rate: Frames a second.
-        channels: Samples of a frame.
-        frames: How many the file says it has; 0 where it does not say.
-        read: Gives blocks: float32, shape (frames, channels), each gone with the next.
+        rate: The sample rate.
+        channels: The number of channels.
+        frames: The number of frames by the header; 0 if unknown.
+        read: Yields blocks: float32, shape (frames, channels), each valid until the next.
     """
 
     rate: int
@@ -88,7 +88,7 @@ class _Stream:
     read: Callable[[], Iterator[Array]]
 
     def check(self) -> None:
-        """Refuse what nobody records."""
+        """Reject implausible rates and numbers of channels."""
         if not LOWEST_RATE <= self.rate <= HIGHEST_RATE:
             raise MalformedError(
                 f"the recording must have {LOWEST_RATE:,} to {HIGHEST_RATE:,} samples a second, "
@@ -105,14 +105,14 @@ def decode(data: bytes, rate: int, longest_s: float) -> Sound:
 
     Args:
         data: The file.
-        rate: Samples a second that are wanted.
-        longest_s: How long the recording may be.
+        rate: The wanted sample rate.
+        longest_s: Maximum length of the recording.
 
     Raises:
-        InvalidInputError: A sample is no finite number, or far from the range -1 to 1.
-        MalformedError: There are no bytes or no samples, or the file is damaged or cut off.
+        InvalidInputError: A sample is not finite, or far outside of the range -1 to 1.
+        MalformedError: There are no bytes or no samples, or the file is corrupted or truncated.
         TooLargeError: The recording is longer than `longest_s`.
-        UnsupportedMediaError: The bytes are no recording of a format that is read.
+        UnsupportedMediaError: The bytes are not audio of a supported format.
     """
     if not data:
         raise MalformedError(f"the body must hold a recording, {FORMATS}, got no bytes.")
@@ -127,7 +127,7 @@ def decode(data: bytes, rate: int, longest_s: float) -> Sound:
 
 
 class _Track:
-    """Samples as they come, at one rate."""
+    """Collects samples at one rate."""
 
     def __init__(self, rate: int, longest_s: float) -> None:
         self.seconds = 0.0
@@ -137,7 +137,7 @@ class _Track:
         self._samples = np.empty(round(rate * min(longest_s, _FIRST_SECONDS)) + 1, np.float32)
 
     def add(self, stream: _Stream) -> None:
-        """Play a stream after what is there."""
+        """Append a stream."""
         stream.check()
         before, frames = self.seconds, 0
         self._check_length(before + stream.frames / stream.rate)
@@ -150,7 +150,7 @@ class _Track:
         self._append(resample(np.empty(0, np.float32), True))
 
     def take(self) -> Array:
-        """The samples, in memory of their size."""
+        """The samples, without excess memory."""
         if not self._count:
             raise MalformedError("the recording must have samples, got none.")
         self._samples.resize(self._count, refcheck=False)
@@ -172,7 +172,7 @@ class _Track:
 
 
 def _resampler(rate: int, wanted: int) -> Callable[[Array, bool], Array]:
-    """Takes blocks, and whether there are no more; what comes out is some samples late."""
+    """A function of a block and whether it is the last; its output is delayed by some samples."""
     if rate == wanted:
         return lambda block, _: block
     import soxr
@@ -185,7 +185,7 @@ def _resampler(rate: int, wanted: int) -> Callable[[Array, bool], Array]:
 def _to_mono(block: Array) -> Array:
     """The mean of the channels."""
     loudest = max(block.max(), -block.min())
-    if not loudest <= LOUDEST:  # nor is NaN
+    if not loudest <= LOUDEST:  # also true for NaN
         raise InvalidInputError(
             f"samples must be numbers within -1 to 1, got {loudest:g}. "
             "Divide integers by their full scale before they are written as float."
@@ -250,7 +250,7 @@ def _file(data: bytes) -> "SoundFile":
 
     class Forward(soundfile.SoundFile):  # type: ignore[misc]  # soundfile has no types
         def seekable(self) -> bool:
-            """No: soundfile would seek to where it is, after each block."""
+            """False: otherwise soundfile would seek after each block."""
             return False
 
     try:
@@ -261,9 +261,9 @@ def _file(data: bytes) -> "SoundFile":
 
 
 def _blocks(file: "SoundFile", least: int = 0) -> Iterator[Array]:
-    """Every block; `least` is how many frames the file has by its own word.
+    """All blocks; `least` is the number of frames by the header.
 
-    A fault that comes after these is in what follows the sound, such as a tag.
+    An error after these is in data that follows the audio, such as a tag.
     """
     import soundfile
 
@@ -289,9 +289,9 @@ def _blocks(file: "SoundFile", least: int = 0) -> Iterator[Array]:
 
 @contextmanager
 def _muted() -> Iterator[None]:
-    """Nothing is written to the standard error: mpg123 would, a line for each damaged frame.
+    """Suppress standard error: mpg123 prints a line for each corrupted frame.
 
-    libsndfile does not tell it to be quiet, and a client shall not fill the worker's log.
+    libsndfile does not make it quiet, and a client must not fill the worker's log.
     """
     with _mute, open(os.devnull, "wb") as null:  # noqa: PTH123  no file to read
         kept = os.dup(_STDERR)

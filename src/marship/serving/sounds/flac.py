@@ -1,24 +1,24 @@
-"""FLAC: what its STREAMINFO says (RFC 9639, 8.2)."""
+"""FLAC: parses STREAMINFO (RFC 9639, 8.2)."""
 
 from dataclasses import dataclass
 
 from marship.errors import MalformedError, UnsupportedMediaError
 
 SIGNATURE = b"fLaC"
-BITS = (8, 16, 24)  # that libsndfile reads; hardly any program writes others
-_END = 42  # of the STREAMINFO, which comes first and has one size
+BITS = (8, 16, 24)  # supported by libsndfile; others are rare
+_END = 42  # of the STREAMINFO, which is first and of fixed size
 _FIELDS = slice(18, 26)  # rate, channels, bits and frames, packed in 64 bits
 _FRAMES_BITS = 36
 
 
 @dataclass(frozen=True, slots=True)
 class FlacHeader:
-    """What stands in the STREAMINFO.
+    """The fields of STREAMINFO.
 
     Attributes:
-        rate: Frames a second.
-        channels: Samples of a frame.
-        frames: How many the file claims to have; 0 where its writer did not know.
+        rate: The sample rate.
+        channels: The number of channels.
+        frames: The number of frames; 0 if unknown.
     """
 
     rate: int
@@ -30,7 +30,7 @@ def read_header(data: bytes) -> FlacHeader:
     """Read the STREAMINFO.
 
     Raises:
-        MalformedError: It is not there.
+        MalformedError: It is missing.
         UnsupportedMediaError: A sample has other than 8, 16 or 24 bits.
     """
     if len(data) < _END or data[4] & 0x7F or data[5:8] != b"\0\0\x22":
@@ -47,6 +47,6 @@ def read_header(data: bytes) -> FlacHeader:
 
 
 def without_frames(data: bytes) -> bytes:
-    """The file with no claim of how many frames it has: libsndfile would read no more of them."""
+    """The file with its number of frames removed, at which libsndfile would stop."""
     fields = int.from_bytes(data[_FIELDS], "big") >> _FRAMES_BITS << _FRAMES_BITS
     return b"".join((data[: _FIELDS.start], fields.to_bytes(8, "big"), data[_FIELDS.stop :]))

@@ -1,8 +1,8 @@
 """MP3: its frames (ISO/IEC 11172-3, 2.4.1.3; 13818-3; Xing's tag as LAME writes it).
 
-There is no container: a file is frames, one after the other, with tags around them. libsndfile
-takes the number of frames from Xing's tag, or guesses it from the first frame, and reads no
-further. So frames are counted here, and what libsndfile gets says how many there are.
+There is no container: a file is a sequence of frames, with tags around them. libsndfile takes the
+number of frames from Xing's tag, or estimates it from the first frame, and stops there. So frames
+are counted here, and libsndfile gets a file with the right number.
 """
 
 import struct
@@ -13,9 +13,9 @@ from functools import lru_cache
 from marship.errors import MalformedError
 
 MOST_GARBAGE_BYTES = 1 << 16
-"""Before the first frame, tags not counted."""
+"""Maximum bytes before the first frame, excluding tags."""
 FRAMES_IN_A_ROW = 3
-"""That make bytes an MP3; fewer where the file begins with them and ends."""
+"""Frames that identify an MP3; fewer if they are the whole file."""
 _HEAD_BYTES = 4
 _SYNC = 0x7FF  # eleven bits
 _RATES = (44_100, 48_000, 32_000)
@@ -34,13 +34,13 @@ _APE_HEAD_BYTES = 32
 
 @dataclass(frozen=True, slots=True)
 class Frame:
-    """What a frame's header says.
+    """A frame's header.
 
     Attributes:
-        version: As the header counts: 3 is MPEG 1, 2 is MPEG 2, 0 is MPEG 2.5.
-        rate: Samples a second.
+        version: The header's code: 3 is MPEG 1, 2 is MPEG 2, 0 is MPEG 2.5.
+        rate: The sample rate.
         channels: 1 or 2.
-        size_bytes: Of the frame, its header counted.
+        size_bytes: The frame's size, including its header.
     """
 
     version: int
@@ -50,30 +50,30 @@ class Frame:
 
     @property
     def samples(self) -> int:
-        """Of each channel."""
+        """Samples per channel."""
         return 1152 if self.version == _MPEG_1 else 576
 
     @property
     def side_bytes(self) -> int:
-        """Of the side information, behind which Xing's tag stands."""
+        """The size of the side information, after which Xing's tag is."""
         if self.version == _MPEG_1:
             return 17 if self.channels == 1 else 32
         return 9 if self.channels == 1 else 17
 
     def is_like(self, other: "Frame") -> bool:
-        """Whether both are of one stream."""
+        """Whether both may be of one stream."""
         return (self.version, self.rate) == (other.version, other.rate)
 
 
 @dataclass(frozen=True, slots=True)
 class Stream:
-    """The frames of a file, without what stands around them.
+    """The frames of a file, without tags around them.
 
     Attributes:
-        data: Frames one after the other, the first of which says how many there are.
-        rate: Samples a second.
+        data: The frames; the first is a tag with their number.
+        rate: The sample rate.
         channels: 1 or 2.
-        frames: Samples of each channel that they hold.
+        frames: The number of samples per channel.
     """
 
     data: bytes
@@ -84,7 +84,7 @@ class Stream:
 
 @lru_cache(1 << 12)
 def _frame(head: bytes) -> Frame | None:
-    """What the first 4 bytes of a frame say; None where they are none, or of no given size."""
+    """Parse the first 4 bytes of a frame; None if invalid, or without a size."""
     bits = int.from_bytes(head, "big")
     version, layer = bits >> 19 & 3, bits >> 17 & 3
     speed, rate, padding = bits >> 12 & 15, bits >> 10 & 3, bits >> 9 & 1
@@ -100,7 +100,7 @@ def _frame(head: bytes) -> Frame | None:
 
 
 def skip_id3(data: bytes, place: int = 0) -> int:
-    """Where the ID3v2 tags at `place` end (ID3 2.4.0, 3.1)."""
+    """The end of the ID3v2 tags at `place` (ID3 2.4.0, 3.1)."""
     while data[place : place + 3] == b"ID3" and len(data) >= place + 10:
         size = 0
         for byte in data[place + 6 : place + 10]:
@@ -111,7 +111,7 @@ def skip_id3(data: bytes, place: int = 0) -> int:
 
 
 def find(data: bytes) -> int | None:
-    """Where the first frame begins; None where the bytes are no MP3."""
+    """The start of the first frame; None if the bytes are not an MP3."""
     start = skip_id3(data)
     place = data.find(b"\xff", start, start + MOST_GARBAGE_BYTES)
     while place >= 0:
@@ -122,7 +122,7 @@ def find(data: bytes) -> int | None:
 
 
 def _is_stream(data: bytes, place: int, least: int = FRAMES_IN_A_ROW) -> bool:
-    """Whether frames of one stream begin here; `least` will do where the file ends with them."""
+    """Whether frames of one stream start here; `least` is enough at the end of the file."""
     first = _frame(data[place : place + 4])
     for count in range(FRAMES_IN_A_ROW):
         frame = _frame(data[place : place + 4])
@@ -133,7 +133,7 @@ def _is_stream(data: bytes, place: int, least: int = FRAMES_IN_A_ROW) -> bool:
 
 
 def _skip_tags(data: bytes, place: int) -> int:
-    """Where the tags of any kind at `place` end."""
+    """The end of tags of any type at `place`."""
     start = None
     while place != start:
         start = place
@@ -146,11 +146,11 @@ def _skip_tags(data: bytes, place: int) -> int:
 
 
 def read(data: bytes, start: int) -> Stream:
-    """Take out the frames from `start` on.
+    """Extract the frames from `start` on.
 
     Raises:
-        MalformedError: The last frame is cut off, fewer are there than Xing's tag says, or what
-            stands between two is neither a frame nor a tag.
+        MalformedError: The last frame is truncated, there are fewer than in Xing's tag, or
+            other data than tags is between frames.
     """
     first = _frame(data[start : start + 4])
     if first is None:
@@ -165,7 +165,7 @@ def read(data: bytes, start: int) -> Stream:
 
 
 def _runs(data: bytes, place: int, first: Frame) -> Iterator[tuple[int, int, int]]:
-    """Frames without a gap: where they begin and end, and how many there are."""
+    """Runs of contiguous frames: start, end, and number of frames."""
     begin, count = place, 0
     while place < len(data):
         frame = _frame(data[place : place + 4])
@@ -186,7 +186,7 @@ def _runs(data: bytes, place: int, first: Frame) -> Iterator[tuple[int, int, int
 
 
 def _check_rest(data: bytes, place: int, first: Frame) -> None:
-    """What follows the frames may be anything short that holds no more of them."""
+    """Reject trailing data that is long or holds more frames."""
     if len(data) - place < _HEAD_BYTES and data[place] == _SYNC >> 3:
         raise _damaged("only the beginning of one")
     found = data.find(b"\xff", place)
@@ -200,13 +200,13 @@ def _check_rest(data: bytes, place: int, first: Frame) -> None:
 
 
 def _counted(data: bytes, first: Frame, count: int) -> bytes:
-    """The frames, the first of which is a tag that tells how many the others are."""
+    """The frames, preceded by a tag with their number."""
     delay = _encoder_delay(data, first)
     if delay is None:
         return _tag(data[:4], first, count) + data
     frames, size = delay
     count -= 1
-    if frames > count + 1:  # some writers count the tag too
+    if frames > count + 1:  # some encoders include the tag
         raise _damaged(f"{count} of {frames} frames")
     if frames == count and abs(size - len(data)) * 100 <= len(data):
         return data
@@ -224,7 +224,7 @@ def _encoder_delay(data: bytes, first: Frame) -> tuple[int, int] | None:
 
 
 def _tag(head: bytes, first: Frame, count: int) -> bytes:
-    """A frame that is silent and tells how many follow it."""
+    """A silent frame with the number of frames that follow."""
     largest = (int.from_bytes(head, "big") & ~0xF200 | 0x1_0000 | _FASTEST << 12).to_bytes(4, "big")
     frame = _frame(largest)
     size = frame.size_bytes if frame else 0

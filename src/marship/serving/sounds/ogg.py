@@ -1,7 +1,7 @@
-"""OGG: its pages, and the streams of sound in it (RFC 3533; RFC 7845 for Opus).
+"""OGG: parses pages, and separates audio streams (RFC 3533; RFC 7845 for Opus).
 
-libogg passes over pages that are damaged and libsndfile reads the first stream of a chain; so
-pages are checked and streams are taken apart here, before they see a byte.
+libogg skips corrupted pages and libsndfile decodes only the first stream of a chain; so pages are
+verified and streams separated here.
 """
 
 import struct
@@ -13,13 +13,13 @@ from marship.errors import MalformedError, UnsupportedMediaError
 
 SIGNATURE = b"OggS"
 MOST_STREAMS = 256
-"""Each takes a decoder and a resampler."""
+"""Maximum number of streams: each takes a decoder and a resampler."""
 OPUS_RATE = 48_000
 _PAGE = struct.Struct("<4sBBqIIIB")  # ends with the number of segments
 _CHECKSUM = slice(22, 26)
 _FLAGS = 5
-_FIRST, _LAST = 2, 4  # of the flags; many writers leave out the last
-_FULL = 255  # a segment of this size goes on in the next
+_FIRST, _LAST = 2, 4  # of the flags; many encoders omit the last
+_FULL = 255  # a segment of this size is continued in the next
 _CODECS = {b"\x01vorbis": "vorbis", b"OpusHead": "opus"}
 _OPUS_RATE_PLACE = 12  # of the first packet
 _MIRRORED = bytes(int(f"{i:08b}"[::-1], 2) for i in range(256))
@@ -27,7 +27,7 @@ _MIRRORED = bytes(int(f"{i:08b}"[::-1], 2) for i in range(256))
 
 @dataclass(slots=True)
 class _Stream:
-    """One logical stream: its pages, and what the next must be."""
+    """A logical stream: its pages, and the expected next page number."""
 
     serial: int
     codec: str | None
@@ -38,12 +38,12 @@ class _Stream:
 
 
 def streams(data: bytes) -> list[tuple[str, bytes]]:
-    """The codec and the pages of each stream of sound, one after the other.
+    """The codec and the pages of each audio stream, in order.
 
-    Of streams that run side by side the first is taken.
+    Of multiplexed streams the first is used.
 
     Raises:
-        MalformedError: A page is damaged, missing or cut off.
+        MalformedError: A page is corrupted, missing or truncated.
         UnsupportedMediaError: There is neither Vorbis nor Opus.
     """
     found: list[_Stream] = []
@@ -84,7 +84,7 @@ def _of_sound(found: list[_Stream]) -> Iterator[tuple[str, bytes]]:
 
 
 def _pages(data: bytes) -> Iterator[memoryview]:
-    """Every page; what follows an end of a stream, and holds no page, is no part of it."""
+    """All pages; trailing data without pages after the end of a stream is ignored."""
     place, view, flags = 0, memoryview(data), 0
     while data.find(SIGNATURE, place) >= 0:
         head = data[place : place + _PAGE.size]
@@ -106,14 +106,14 @@ def _pages(data: bytes) -> Iterator[memoryview]:
 
 
 def _checksum(page: bytes | bytearray | memoryview) -> int:
-    """The polynomial is zlib's, the order of the bits is not (RFC 3533, 6)."""
+    """The CRC: zlib's polynomial with another bit order (RFC 3533, 6)."""
     cleared = b"".join((page[: _CHECKSUM.start], bytes(4), page[_CHECKSUM.stop :]))
     found = zlib.crc32(cleared.translate(_MIRRORED), 0xFFFFFFFF) ^ 0xFFFFFFFF
     return int.from_bytes(found.to_bytes(4, "little").translate(_MIRRORED), "big")
 
 
 def _packet(page: bytes | memoryview) -> int:
-    """Where a page's first packet begins."""
+    """The start of a page's first packet."""
     return _PAGE.size + page[_PAGE.size - 1]
 
 
@@ -123,10 +123,10 @@ def _codec(page: memoryview) -> str | None:
 
 
 def _with_full_rate(page: memoryview) -> bytes:
-    """The first page of an Opus with the codec's own rate.
+    """The first page of an Opus stream with the codec's full rate.
 
-    The rate that stands there is that of what was encoded, or 0 (RFC 7845, 5.1). libsndfile
-    decodes at about this rate, 0 being 8 kHz.
+    The stored rate is that of the encoder's input, or 0 (RFC 7845, 5.1). libsndfile decodes at
+    about this rate, with 8 kHz for 0.
     """
     start = _packet(page) + _OPUS_RATE_PLACE
     if len(page) < start + 4:
@@ -135,7 +135,7 @@ def _with_full_rate(page: memoryview) -> bytes:
 
 
 def _edited(page: bytes | memoryview, place: int, value: bytes) -> bytes:
-    """The page with other bytes at a place, and the checksum to it."""
+    """The page with bytes replaced, and its checksum updated."""
     edited = bytearray(page)
     edited[place : place + len(value)] = value
     edited[_CHECKSUM] = _checksum(edited).to_bytes(4, "little")

@@ -1,9 +1,8 @@
-"""Cutting a recording at its silences into chunks for a model.
+"""Splits a recording at silence into chunks for a model.
 
-Levels are measured in frames of 20 ms, in decibels of full scale. What is silent is said by the
-recording itself: its quiet frames tell the noise, its loud ones the voice. In doubt it is sound:
-steady noise is handed on, for the model can tell noise from speech, and only what is nearly
-silent is left out.
+Levels are measured in frames of 20 ms, in dBFS. The threshold adapts to the recording: its quiet
+frames give the noise level, its loud ones the voice level. In doubt frames are kept: steady noise
+is passed to the model, which can tell noise from speech, and only near silence is dropped.
 """
 
 from collections.abc import Iterator
@@ -14,39 +13,39 @@ from marship.contract import Array
 
 FRAME_S = 0.02
 MARGIN_S = 0.2
-"""Kept on both sides of what is loud: words begin and end softly."""
+"""Margin kept on both sides of loud frames: words start and end softly."""
 LOWEST_DB = -80.0
-"""Below this there is no sound; 16 bits of silence with dither are about -93."""
+"""Below this level is silence; 16-bit silence with dither is at about -93."""
 FAINT_DB = -55.0
-"""Below this a level that hardly varies is a quiet room."""
+"""Below this a nearly constant level is background noise of a quiet room."""
 STEADY_DB = 12.0
-"""Between noise and loudest, of what hardly varies. White noise has 3, speech 30 and more."""
+"""Range of a nearly constant level: white noise has 3, speech 30 or more."""
 NOISE_PART = 0.1
-"""The tenth of the frames that is quietest tells the noise."""
+"""The quietest tenth of the frames gives the noise level."""
 ABOVE_NOISE_DB = 6.0
 BELOW_VOICE_DB = 30.0
-"""A frame this far below the loudest is sound only where it is above the noise."""
+"""A frame this far below the loudest is only kept if it is above the noise."""
 LOUD_FRAMES = 5
 LATER_DB = 3.0
-"""How much louder a pause may be at a window's end than at its middle, to be taken."""
+"""How much louder a pause at a window's end may be than one in its middle, to be chosen."""
 PAUSES_S = (0.2, 1.0)
-"""A pause is measured over both: the longer it is, and the quieter, the better."""
+"""Pauses are scored over both lengths: longer and quieter ones are better."""
 
 
 def cut(samples: Array, rate: int, longest_s: float) -> list[tuple[int, int]]:
-    """Find the chunks of a recording that hold sound.
+    """Find the chunks of a recording that are not silent.
 
-    A chunk is as long as `longest_s` lets it be, for a model understands words by those around
-    them. Where sound lasts longer, it is cut in the later half of what fits, at the best pause;
-    where there is no pause, at the quietest place.
+    A chunk is as long as `longest_s` allows, since a model benefits from context. Longer stretches
+    are split in the later half of what fits, at the best pause, or without one at the quietest
+    place.
 
     Args:
         samples: float32, shape (samples,), mono.
-        rate: Samples a second.
-        longest_s: Of a chunk; at least one frame.
+        rate: The sample rate.
+        longest_s: Maximum length of a chunk; at least one frame.
 
     Returns:
-        Where chunks begin and end, in samples, in order. None overlap. Silence is in no chunk.
+        Starts and ends of chunks in samples, in order and without overlap. Silence is dropped.
     """
     frame = max(1, round(FRAME_S * rate))
     levels = _levels(samples, frame)
@@ -57,7 +56,7 @@ def cut(samples: Array, rate: int, longest_s: float) -> list[tuple[int, int]]:
 
 
 def _levels(samples: Array, frame: int) -> Array:
-    """Each frame's level in dB: its power without what is constant, such as a microphone's bias."""
+    """Each frame's level in dB: its power without the DC offset, such as a microphone's bias."""
     whole = len(samples) // frame * frame
     power = _power(samples[:whole].reshape(-1, frame))
     if whole < len(samples):
@@ -72,7 +71,7 @@ def _power(frames: Array) -> Array:
 
 
 def _spans(levels: Array) -> list[tuple[int, int]]:
-    """Where frames of sound begin and end, their margins with them."""
+    """Starts and ends of runs of frames above the threshold, with margins."""
     if not len(levels) or (threshold := _threshold(levels)) is None:
         return []
     margin = round(MARGIN_S / FRAME_S)
@@ -86,7 +85,7 @@ def _spans(levels: Array) -> list[tuple[int, int]]:
 
 
 def _threshold(levels: Array) -> float | None:
-    """The level above which a frame is sound; None where all is silence."""
+    """The level above which a frame is kept; None if all is silence."""
     rank = min(LOUD_FRAMES, 1 + len(levels) // 20)
     loudest = float(np.partition(levels, -rank)[-rank])
     noise = float(np.quantile(levels, NOISE_PART))
@@ -96,7 +95,7 @@ def _threshold(levels: Array) -> float | None:
 
 
 def _splits(spans: list[tuple[int, int]], levels: Array, most: int) -> Iterator[tuple[int, int]]:
-    """Join spans to chunks of at most so many frames, and cut what is longer."""
+    """Join spans to chunks of at most that many frames, and split longer ones."""
     if not spans:
         return
     starts, stops = np.array(spans).T
@@ -104,15 +103,15 @@ def _splits(spans: list[tuple[int, int]], levels: Array, most: int) -> Iterator[
     scores = _scores(levels)
     while end - start > most:
         place = _best(scores, start, most)
-        last = np.searchsorted(starts, place) - 1  # what begins before the place
-        following = np.searchsorted(stops, place, "right")  # what ends after it
+        last = np.searchsorted(starts, place) - 1  # the one that starts before the place
+        following = np.searchsorted(stops, place, "right")  # the one that ends after it
         yield start, min(place, int(stops[last]))
         start = max(place, int(starts[following]))
     yield start, end
 
 
 def _scores(levels: Array) -> Array:
-    """How loud it is around each frame, over two lengths of pauses."""
+    """The loudness around each frame, over two lengths of pauses."""
     scores = np.zeros(len(levels))
     for pause_s in PAUSES_S:
         size = min(round(pause_s / FRAME_S), len(levels))
@@ -121,7 +120,7 @@ def _scores(levels: Array) -> Array:
 
 
 def _best(scores: Array, start: int, most: int) -> int:
-    """The frame to cut before, in the later half of what fits."""
+    """The frame to split before, in the later half of what fits."""
     first, last = start + max(1, most // 2), start + most
     window = scores[first : last + 1]
     return first + int(np.argmin(window - np.linspace(0, LATER_DB, len(window))))

@@ -1,6 +1,6 @@
-"""WAV: what its chunks say, and its samples (Microsoft, Multimedia Programming Interface 1.0).
+"""WAV: parses chunks and samples (Microsoft, Multimedia Programming Interface 1.0).
 
-Read here and not by libsndfile, which takes a file that was cut off for a whole one.
+Not decoded by libsndfile, which accepts a truncated file as complete.
 """
 
 import struct
@@ -13,7 +13,7 @@ from marship.contract import Array
 from marship.errors import MalformedError, UnsupportedMediaError
 
 UNKNOWN_BYTES = 0x7FFF_0000
-"""From here on a size says that its writer did not know it: a pipe cannot be mended afterwards.
+"""Sizes from this on mean unknown: a writer to a pipe cannot seek back to fill it in.
 
 espeak-ng and SoX write 0x7FFFF000, arecord 0x80000000, FFmpeg 0xFFFFFFFF.
 """
@@ -26,14 +26,14 @@ _MEDIA_TYPE = bytes.fromhex("0000 0000 1000 8000 00aa 0038 9b71")  # the rest of
 
 @dataclass(frozen=True, slots=True)
 class WavHeader:
-    """What stands before the samples.
+    """The header before the samples.
 
     Attributes:
-        codec: The format's tag and the bits of a sample.
-        rate: Frames a second.
-        channels: Samples of a frame.
-        start: Where the samples begin, in bytes.
-        stop: Where they end.
+        codec: The format tag and the bits of a sample.
+        rate: The sample rate.
+        channels: The number of channels.
+        start: The start of the samples, in bytes.
+        stop: The end of the samples.
     """
 
     codec: tuple[int, int]
@@ -44,17 +44,17 @@ class WavHeader:
 
     @property
     def frame_bytes(self) -> int:
-        """Of one sample of every channel."""
+        """The size of one sample of all channels."""
         return self.channels * self.codec[1] // 8
 
     @property
     def frames(self) -> int:
-        """Whole frames; what is left of one at the end is no sound."""
+        """The number of complete frames; a partial one at the end is ignored."""
         return (self.stop - self.start) // self.frame_bytes
 
 
 def is_wav(data: bytes) -> bool:
-    """Whether the bytes are a RIFF file of the kind WAVE."""
+    """Whether the bytes are a RIFF file of type WAVE."""
     return data[:4] == b"RIFF" and data[8:12] == b"WAVE"
 
 
@@ -62,8 +62,8 @@ def read_header(data: bytes) -> WavHeader:
     """Read the chunks up to the samples.
 
     Raises:
-        MalformedError: A chunk is missing or cut off.
-        UnsupportedMediaError: The samples are in a form that is not read, such as ADPCM.
+        MalformedError: A chunk is missing or truncated.
+        UnsupportedMediaError: The samples have an unsupported format, such as ADPCM.
     """
     place, form = 12, b""
     while place + _CHUNK.size <= len(data):
@@ -99,7 +99,7 @@ def _header(form: bytes, start: int, stop: int) -> WavHeader:
 
 
 def _end(data: bytes, start: int, size: int) -> int:
-    """Where the samples end, by what is there more than by what is said."""
+    """The end of the samples, by the actual data rather than by the header."""
     stop = start + size
     if size >= UNKNOWN_BYTES or (not size and not _is_honest(data)):
         return len(data)
@@ -111,22 +111,22 @@ def _end(data: bytes, start: int, size: int) -> int:
 
 
 def _is_honest(data: bytes) -> bool:
-    """Whether the size of all, which a writer mends last, is right."""
+    """Whether the RIFF size, which an encoder fills in last, is right."""
     return int.from_bytes(data[4:8], "little") + 8 == len(data)
 
 
 def _are_chunks(data: bytes, place: int) -> bool:
-    """Whether what follows the samples is chunks, or too little for a sound that was left out."""
+    """Whether the samples are followed by chunks, or by too little to be further samples."""
     while place + _CHUNK.size <= len(data):
         name, size = _CHUNK.unpack_from(data, place)
         if not name.isascii() or not name.decode().isprintable():
             return False
         place += _CHUNK.size + size + size % 2
-    return place <= len(data) + 1  # the last one's padding may be missing
+    return place <= len(data) + 1  # the padding of the last one may be missing
 
 
 def blocks(data: bytes, header: WavHeader, frames: int) -> Iterator[Array]:
-    """The samples, so many frames at a time: float32, shape (frames, channels)."""
+    """The samples in blocks of frames: float32, shape (frames, channels)."""
     read, size = _READERS[header.codec], header.frame_bytes
     stop = header.start + header.frames * size
     for place in range(header.start, stop, frames * size):
@@ -152,7 +152,7 @@ def _signed_24(raw: Array) -> Array:
 
 def _floating(kind: str) -> Callable[[Array], Array]:
     def read(raw: Array) -> Array:
-        with np.errstate(over="ignore", invalid="ignore"):  # infinite and NaN are refused later
+        with np.errstate(over="ignore", invalid="ignore"):  # infinity and NaN are rejected later
             return raw.view(kind).astype(np.float32)
 
     return read
