@@ -72,7 +72,7 @@ def sign(
 @reported
 def verify(
     archive: Archive,
-    trust: Annotated[Path, typer.Option(help="folder with the public keys that count")],
+    trust: Annotated[Path, typer.Option(help="folder of trusted public keys")],
 ) -> Report:
     """Verify a .mar's signature by a trusted key; nothing in it is run."""
     from marship.cli import tables
@@ -97,7 +97,7 @@ def verify(
 @reported
 def fetch(
     url: Annotated[str, typer.Argument(help="http(s)://.../NAME.mar; the signature is at URL.sig")],
-    trust: Annotated[Path, typer.Option(help="folder with the public keys that count")],
+    trust: Annotated[Path, typer.Option(help="folder of trusted public keys")],
     model_store: Annotated[Path, typer.Option(help="folder that takes both")] = Path("model_store"),
 ) -> Report:
     """Download a .mar, and keep it only if its signature by a trusted key is valid."""

@@ -23,9 +23,9 @@ class Steps(RolloutListener):
         self._status = status
         self._step = ""
 
-    def on_lock_wait(self, said: str) -> None:
+    def on_lock_wait(self, details: str) -> None:
         """Show what is waited for."""
-        console.err.print(said, markup=False, soft_wrap=True)
+        console.err.print(details, markup=False, soft_wrap=True)
 
     def on_step(self, step: str) -> None:
         """Show the current step."""
@@ -36,10 +36,10 @@ class Steps(RolloutListener):
         """Show how many workers are ready."""
         self._status.update(f"{escape(self._step)}: {ready} of {wanted} workers ready")
 
-    def on_done(self, step: str, said: str) -> None:
+    def on_done(self, step: str, details: str) -> None:
         """Print a step's result."""
         console.err.print(f"[bold]{step:<11}[/]", end="")
-        console.err.print(said, markup=False, soft_wrap=True)
+        console.err.print(details, markup=False, soft_wrap=True)
 
 
 @contextmanager

@@ -261,7 +261,7 @@ def _short(body: str) -> str:
 
 
 def _show_section(title: str, value: object) -> None:
-    """A title and what stands below it, as far as a person reads: it may be a stranger's."""
+    """Print a section, limited in length, as it may be untrusted."""
     _section(title[:SHOWN_NAME])
     rows = list(islice(_flat(value), SHOWN_FACTS + 1)) if isinstance(value, dict) else [("", value)]
     facts(rows[:SHOWN_FACTS])

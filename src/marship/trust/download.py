@@ -143,7 +143,7 @@ def _name_of(url: str) -> str:
     if not _NAME.fullmatch(name):
         raise UsageError(
             f"the URL must be http(s)://.../NAME.mar without ? and #, got {_plain(url)}. A file "
-            "that is at hand is copied into the model store instead."
+            "on this machine is copied into the model store instead."
         )
     return name
 

@@ -257,7 +257,7 @@ class Access:
                 f"the {side} token must be the server's and not older than its "
                 "token_expiration_min, got one that it refuses. Take the new one from the "
                 f"server's key_file.json, make sure that the address is that of the {side} API, "
-                f"or unset {variable} where the server's home is at hand."
+                f"or unset {variable} where the server's home is local."
             )
         if not self._is_homes(side):
             return TokenError(
