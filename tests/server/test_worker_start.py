@@ -2,13 +2,18 @@
 
 import io
 import json
+import os
+import subprocess
+import venv
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import torch
+import ts
 
+import marship
 from marship import Client
 from marship.engines.torchserve import server
 from marship.packaging.step import PackageSettings, package
@@ -85,3 +90,27 @@ def test_an_archive_of_torchserves_own_handler_works(
     with registered(running, client, "scripted") as (post, pid):
         assert post("[-3, 0.5]", "application/json").json() == [-1, 0.5]
         assert has_torch(pid)
+
+
+def test_a_marship_of_pip_target_serves(tmp_path: Path, linear_onnx: Path) -> None:
+    """A Python without packages, and PYTHONPATH alone leads to marship and all that it needs."""
+    venv.create(tmp_path / "bare", with_pip=False)
+    python = tmp_path / "bare" / "bin" / "python"
+    folders = [Path(marship.__file__).parents[1], Path(ts.__file__).parents[1]]
+    environment = {"PYTHONPATH": os.pathsep.join(map(str, folders)), "PATH": os.environ["PATH"]}
+    home, store = tmp_path / "home", tmp_path / "store"
+    package(linear_onnx, PackageSettings(model_store=store, name="aimed"))
+
+    def run(*words: str) -> str:
+        given = [python, "-m", "marship", *words, "--home", home]
+        done = subprocess.run(given, env=environment, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    run("serve", "--detach", "--free-ports", "--model-store", str(store))
+    try:
+        run("register", "aimed")
+        request = '{"input": [[1, 2, 3]]}'
+        assert json.loads(run("predict", "aimed", "--json", request)) == {"output": [[16, 22]]}
+    finally:
+        run("stop")

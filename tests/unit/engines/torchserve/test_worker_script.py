@@ -1,47 +1,35 @@
-"""What TorchServe's message handler gets in place of PyTorch until somebody imports that."""
+"""engines.torchserve.worker_script: where a worker finds TorchServe and what belongs to it."""
 
+import json
+import subprocess
 import sys
-from types import ModuleType
+from pathlib import Path
 
 import pytest
 
-from marship.engines.torchserve import worker_script
+from marship.engines.torchserve.java import WORKER_SCRIPT
+
+WORKER = "import json, os, sys; print(json.dumps([sys.path, os.environ.get('PYTHONPATH')]))"
 
 
-class Tensor:
-    """PyTorch's."""
-
-
-@pytest.fixture
-def torch(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    """A module that can be imported as PyTorch; it is not imported yet."""
-    real = ModuleType("torch")
-    real.Tensor = Tensor  # type: ignore[attr-defined]
-    real.save = print  # type: ignore[attr-defined]
-    monkeypatch.delitem(sys.modules, "torch", raising=False)
-    monkeypatch.setattr(
-        worker_script, "import_module", lambda name: sys.modules.setdefault(name, real)
+@pytest.mark.parametrize("before", [None, "/models/one"])
+def test_packages_of_pip_target_are_found_last(tmp_path: Path, before: str | None) -> None:
+    """Behind an archive's own modules; what the worker starts finds them as well."""
+    target, links = tmp_path / "target", tmp_path / "site-packages" / "ts"
+    (target / "ts" / "protocol").mkdir(parents=True)
+    for name in ("__init__.py", "protocol/__init__.py", "protocol/otf_message_handler.py"):
+        (target / "ts" / name).write_text("")
+    (target / "ts" / "model_service_worker.py").write_text(WORKER)
+    links.mkdir(parents=True)
+    (links / "__init__.py").symlink_to(target / "ts" / "__init__.py")
+    (links / "model_service_worker.py").symlink_to(WORKER_SCRIPT)
+    done = subprocess.run(
+        [sys.executable, "-S", links / "model_service_worker.py"],  # -S: without site-packages
+        env={} if before is None else {"PYTHONPATH": before},
+        capture_output=True,
+        text=True,
+        check=True,
     )
-    return real
-
-
-def test_until_torch_is_imported_nothing_is_a_tensor(torch: ModuleType) -> None:
-    """Asking for the type imports nothing; afterwards it is PyTorch's."""
-    stand_in = worker_script._Torch("torch")
-    assert not isinstance([1.0], stand_in.Tensor)
-    assert "torch" not in sys.modules
-    sys.modules["torch"] = torch
-    assert stand_in.Tensor is Tensor
-
-
-def test_whatever_else_is_asked_for_is_torchs(torch: ModuleType) -> None:
-    """It is imported then."""
-    assert worker_script._Torch("torch").save is print
-    assert sys.modules["torch"] is torch
-
-
-def test_a_torchserve_that_uses_it_at_once_gets_the_real_one(torch: ModuleType) -> None:
-    """As `from torch import Tensor` would while the message handler is imported."""
-    sys.modules["torch"] = stand_in = worker_script._Torch("torch")
-    assert stand_in.Tensor is Tensor
-    assert sys.modules["torch"] is torch
+    path, python_path = json.loads(done.stdout)
+    assert path[-1] == str(target)
+    assert python_path == (str(target) if before is None else f"{before}:{target}")
