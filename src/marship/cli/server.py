@@ -35,6 +35,7 @@ def serve(
     """Start TorchServe: in the foreground until Ctrl-C, or detached."""
     from marship.cli import tables
     from marship.engines.torchserve import production, server
+    from marship.engines.torchserve.engine import TorchServe
     from marship.operate import statefile
 
     if state is not None:
@@ -49,7 +50,7 @@ def serve(
             soft_wrap=True,
         )
     with console.err.status("starting TorchServe") as line:
-        started = server.start(
+        started = TorchServe.start(
             settings, on_wait=lambda s: line.update(f"starting TorchServe, {s:.0f} s")
         )
     if settings.profile:
@@ -93,10 +94,10 @@ def _apply(started: "Server", state: Path) -> None:
 @app.command(rich_help_panel=PANEL)
 def stop(home: Home = None) -> None:
     """Stop the server and its workers."""
-    from marship.engines.torchserve import server
+    from marship.engines.torchserve.engine import TorchServe
 
     with console.err.status("stopping TorchServe"):
-        record = server.stop(home)
+        record = TorchServe.stop(home)
     console.out.print(f"stopped the server at {record.inference_url}")
 
 
@@ -129,9 +130,9 @@ def logs(
     lines: Annotated[int, typer.Option(min=1, help="of each log, the last so many")] = 20,
 ) -> None:
     """Print the last lines of the server's and the workers' logs."""
-    from marship.engines.torchserve import server
+    from marship.engines.torchserve.engine import TorchServe
 
-    for path in server.log_files(home):
+    for path in TorchServe.log_files(home):
         console.err.print(f"[bold]{path}[/]")
         for line in path.read_text(errors="replace").splitlines()[-lines:]:
             console.out.print(line, markup=False, soft_wrap=True)

@@ -143,8 +143,12 @@ class Engine(Destination, Protocol):
     """One server of an engine, and the models on it."""
 
     @staticmethod
-    def start(settings: Any) -> Any:  # noqa: ANN401  each engine's own
-        """Start a server.
+    def start(settings: Any, *, on_wait: Callable[[float], None] | None = None) -> Any:  # noqa: ANN401  each engine's own
+        """Start a server, and return when it responds.
+
+        Args:
+            settings: The engine's own.
+            on_wait: Called again and again with the seconds waited so far.
 
         Raises:
             ServerError: It failed to start.
@@ -156,6 +160,14 @@ class Engine(Destination, Protocol):
 
         Raises:
             NotRunningError: No server runs there.
+        """
+
+    @staticmethod
+    def log_files(home: Path | None = None) -> list[Path]:
+        """The logs of a home folder's server, whether it runs or not.
+
+        Raises:
+            UsageError: No server ever ran there.
         """
 
     @property

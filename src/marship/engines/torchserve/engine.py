@@ -37,11 +37,13 @@ class TorchServe(Access):
     metrics = registered.metrics
 
     @staticmethod
-    def start(settings: "ServeSettings") -> "Server":
+    def start(
+        settings: "ServeSettings", *, on_wait: Callable[[float], None] | None = None
+    ) -> "Server":
         """Start a server, and return when it responds."""
         from marship.engines.torchserve import server
 
-        return server.start(settings)
+        return server.start(settings, on_wait=on_wait)
 
     @staticmethod
     def stop(home: Path | None = None) -> "ServerRecord":
@@ -49,6 +51,13 @@ class TorchServe(Access):
         from marship.engines.torchserve import server
 
         return server.stop(home)
+
+    @staticmethod
+    def log_files(home: Path | None = None) -> list[Path]:
+        """TorchServe's own log, the workers', and what Java printed."""
+        from marship.engines.torchserve import server
+
+        return server.log_files(home)
 
     def version_lock(
         self,
