@@ -7,8 +7,8 @@ PIP := $(BIN)/pip --disable-pip-version-check
 SHELL := /bin/bash
 .SHELLFLAGS := -o pipefail -c
 
-.PHONY: help setup demo demo-image demo-speech test test-fast test-steps test-parts test-pythons \
-  coverage torture check audit bench lock clean
+.PHONY: help setup demo demo-image demo-speech test test-fast test-pages test-trials test-servers \
+  test-steps test-parts test-pythons coverage torture check audit bench lock clean
 
 help:  ## what can be made
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -27,9 +27,23 @@ setup: .venv/.done  ## make .venv and install everything
 demo: setup  ## train a recommender, serve it, predict, scale it, stop
 	@PATH="$(CURDIR)/$(BIN):$$PATH" bash demos/recommend.sh
 
-test: setup  ## the whole test suite: first with real servers, then all other tests in two halves
-	$(BIN)/pytest tests/handlers tests/server --durations=25
+test: setup  ## the whole test suite: with real servers in three runs side by side, then the others in two
+	@$(MAKE) --no-print-directory --jobs=3 test-pages test-trials test-servers
 	@$(MAKE) --no-print-directory --jobs=2 test-steps test-parts
+
+# Three runs of about the same length: each waits for servers half of its time.
+PAGES := tests/server/test_docs.py tests/server/test_readme.py
+TRIALS := tests/server/torture tests/server/test_path.py tests/server/test_image_path.py
+
+test-pages: setup
+	$(BIN)/pytest $(PAGES) --durations=10 2>&1 | sed -u 's/^/pages   | /'
+
+test-trials: setup
+	$(BIN)/pytest $(TRIALS) --durations=10 2>&1 | sed -u 's/^/trials  | /'
+
+test-servers: setup
+	$(BIN)/pytest tests/handlers tests/server $(addprefix --ignore=,$(PAGES) $(TRIALS)) \
+	  --durations=10 2>&1 | sed -u 's/^/servers | /'
 
 test-fast: setup  ## tests/unit without what is marked as slow: no server, no training
 	$(BIN)/pytest -q tests/unit -m "not slow" --durations=10
