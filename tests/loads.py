@@ -36,18 +36,30 @@ class Tally:
     failed: Counter[str] = field(default_factory=Counter)
     lost: Counter[str] = field(default_factory=Counter)
     slowest_s: float = 0.0
-    _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
+    _lock: threading.Condition = field(default_factory=threading.Condition, repr=False)
 
     def count(self, into: Counter[str], key: str, seconds: float) -> None:
         """Count the end of a request; many threads do."""
         with self._lock:
             into[key] += 1
             self.slowest_s = max(self.slowest_s, seconds)
+            self._lock.notify_all()
 
     def send(self) -> None:
         """Count a request that begins."""
         with self._lock:
             self.sent += 1
+
+    def wait_for_more(self, count: int, timeout_s: float = CLIENT_TIMEOUT_S) -> None:
+        """Return when `count` more responses were correct.
+
+        Raises:
+            AssertionError: They were not in time.
+        """
+        with self._lock:
+            wanted = self.correct.total() + count
+            in_time = self._lock.wait_for(lambda: self.correct.total() >= wanted, timeout_s)
+        assert in_time, self
 
     def all_correct(self) -> bool:
         """Whether every response was correct."""

@@ -421,7 +421,8 @@ async def walk(home: Path) -> None:
         with pytest.raises(NotFoundError, match="walked must be registered"):
             await client.describe("walked")
         task = asyncio.create_task(client.register("slow.mar", workers=1))
-        await asyncio.sleep(1)
+        while "slow" not in {model.name for model in await client.models()}:
+            assert not task.done()
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task

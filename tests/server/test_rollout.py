@@ -74,7 +74,7 @@ def test_a_rollout_under_load_loses_nothing(running: server.Server, lin: Client)
     with load(running.home.path, "lin", ROW, ANSWERS) as tally:
         done = rollout(lin, "lin-2.mar", watcher=told)
         after = tally.correct["1"]
-        time.sleep(0.3)
+        tally.wait_for_more(100)
     assert set(tally.correct) == {"1", "2"}, tally
     assert tally.correct["1"] == after > 0
     assert (done.old.version, done.new.version, done.new.ready) == ("1", "2", 1)
@@ -178,9 +178,9 @@ def test_a_killed_worker_loses_nothing(running: server.Server, lin: Client) -> N
     """Kill -9 of one of two under load: with retries every request succeeds."""
     worker = lin.scale("lin", 2).workers[0]
     with load(running.home.path, "lin", ROW, ANSWERS, threads=6, retry_s=20) as tally:
-        time.sleep(0.5)
+        tally.wait_for_more(100)
         os.kill(worker.pid, signal.SIGKILL)
-        time.sleep(1)
+        tally.wait_for_more(200)
     assert tally.correct["1"] == tally.sent, tally
 
 

@@ -151,7 +151,7 @@ class Memory:
 def checked_load(own: server.Server) -> Iterator[Tally]:
     """Three clients without retries; every response must be correct, and in time."""
     with load(own.home.path, "lin", ROW, ANSWERS, timeout_s=TIMEOUT_S) as tally:
-        time.sleep(0.5)
+        tally.wait_for_more(10)
         yield tally
     assert tally.all_correct(), tally
 
@@ -205,7 +205,10 @@ def test_more_connections_than_java_may_have(
                 for _ in range(int(amount(2, 20))):
                     assert_is_served(tally)
                 assert java.num_fds() <= room
-            time.sleep(2)
+            end = time.monotonic() + TIMEOUT_S
+            while java.num_fds() > room - 50:  # until the waiting ones came in, and are gone
+                assert time.monotonic() < end
+                tally.wait_for_more(1)
             with Client(own.home.path, retry_s=0, timeout_s=TIMEOUT_S) as late:
                 assert late.predict("lin", ROW) == ANSWERS["1"]
         finally:

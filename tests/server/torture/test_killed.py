@@ -52,7 +52,6 @@ def kill_often(one: server.Server, client: Client, times: int, most: int) -> tup
     Returns:
         How many were killed, and the seconds from the last kill until all are ready again.
     """
-    time.sleep(0.5)
     dead: set[int] = set()
     for turn in range(times):
         if turn:
@@ -80,6 +79,7 @@ def test_workers_are_killed(
     with Client(own.home.path) as client:
         lin = client.register("lin-1.mar", name="lin", workers=WORKERS)
         with two_loads(own.home.path, "lin", ROW, ANSWERS, TIMEOUT_S) as (no_retry, retrying):
+            retrying.wait_for_more(50)
             killed, seconds = kill_often(own, client, times, most)
         client.unregister("lin")
     case = f"{most} of {WORKERS} workers killed every {KILL_EVERY_S:g} s, {killed} deaths"
@@ -108,6 +108,7 @@ def test_workers_that_fill_batches_are_killed(
     with Client(own.home.path) as client:
         lin = client.register("lin-1.mar", name="lin", workers=WORKERS, profile="throughput")
         with two_loads(own.home.path, "lin", ROW, ANSWERS, BATCH_TIMEOUT_S) as tallies:
+            tallies[1].wait_for_more(50)
             killed, seconds = kill_often(own, client, times, WORKERS)
         client.unregister("lin")
     case = f"the same with batches of up to {lin.batch_size}, {killed} deaths"
@@ -164,11 +165,11 @@ def test_the_server_is_killed(
     try:
         with two_loads(home, "lin", ROW, ANSWERS, TIMEOUT_S) as (no_retry, retrying):
             for turn in range(times):
-                time.sleep(1)
+                retrying.wait_for_more(50)
                 before = kill_server(while_loading=turn % 2 == 1)
                 away_s = max(away_s, serve())
                 assert workers(before) == []
-            time.sleep(1)
+            retrying.wait_for_more(50)
         ready = wait_gone(kill_server())
         serve()
         loading = wait_gone(kill_server(while_loading=True)) if times > 1 else 0.0
