@@ -9,7 +9,7 @@ import pytest
 
 from management import Management, Stored
 from marship import Client
-from marship.engines.torchserve import server
+from marship.engines.torchserve import registration, server
 from marship.errors import LoadError, NoAnswerError
 from marship.exchange.calls import Call, Flow, HttpResponse, path
 from versions import remove, versions
@@ -119,6 +119,7 @@ def test_a_registration_whose_response_is_lost_leaves_nothing(
             return answer
 
         monkeypatch.setattr(transport, "_exchange", losing)
+        monkeypatch.setattr(registration, "_NO_RESPONSE_S", 1.0)  # the server has responded by then
         for archive in ("lin-2.mar", "lin-1.mar"):
             with pytest.raises(NoAnswerError):
                 client.register(archive, workers=1)
