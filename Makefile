@@ -27,11 +27,11 @@ setup: .venv/.done  ## make .venv and install everything
 demo: setup  ## train a recommender, serve it, predict, scale it, stop
 	@PATH="$(CURDIR)/$(BIN):$$PATH" bash demos/recommend.sh
 
-test: setup  ## the whole test suite: with real servers in three runs side by side, then the others in two
-	@$(MAKE) --no-print-directory --jobs=3 test-pages test-trials test-servers
-	@$(MAKE) --no-print-directory --jobs=2 test-steps test-parts
+test: setup  ## the whole test suite in five runs, three side by side: those with real servers first
+	@$(MAKE) --no-print-directory --keep-going --jobs=3 \
+	  test-servers test-pages test-trials test-steps test-parts
 
-# Three runs of about the same length: each waits for servers half of its time.
+# Runs of about the same length: those with servers wait for them half of their time.
 PAGES := tests/server/test_docs.py tests/server/test_readme.py
 TRIALS := tests/server/torture tests/server/test_path.py tests/server/test_image_path.py
 
