@@ -319,8 +319,10 @@ def read_golden(source: Path | BinaryIO) -> list[GoldenCase]:
                     raise TypeError(f"{key} that is no array")
                 (case.inputs if side == "in" else case.outputs)[name] = array
     except NPZ_FAULTS as error:
+        # NumPy advises to load pickles where a file is no npz: nobody must
+        got = "no npz file" if "pickle" in str(error) else error
         raise ModelError(
-            f"{GOLDEN_FILE} must hold golden cases, got {error}. Package the model again."
+            f"{GOLDEN_FILE} must hold golden cases, got {got}. Package the model again."
         ) from error
     return [cases[index] for index in sorted(cases)]
 

@@ -9,6 +9,7 @@ import dataclasses
 import functools
 import inspect
 import json
+import math
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -88,6 +89,8 @@ def _check_bounds(item: "dataclasses.Field[Any]", value: object) -> None:
     low, high = item.metadata.get("min"), item.metadata.get("max")
     if not isinstance(value, int | float):
         return
+    if isinstance(value, float) and not math.isfinite(value):
+        raise UsageError(f"{item.name} must be a finite number, got {value}.")
     if low is not None and value < low:
         raise UsageError(f"{item.name} must be at least {low}, got {value}.")
     if high is not None and value > high:

@@ -132,6 +132,25 @@ def test_a_bug_in_one_handlers_step_stays_with_its_request(lookup_mar: Path, wor
     assert b"secret" not in answers[0].body + answers[1].body
 
 
+@pytest.mark.parametrize(
+    "returned", [None, {"total": 1}, b"9", "9", Reply("9"), Reply(None), [Reply(b"9")]], ids=repr
+)
+def test_what_encode_must_not_return_stays_with_its_request(
+    lookup_mar: Path, worker: Start, returned: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    """500 with a reference for that request; the log says what encode must return."""
+
+    class Odd(OnnxHandler):
+        def encode(self, outputs: Arrays, state: Any) -> Reply:
+            """Not a reply, for one request."""
+            return returned if outputs["total"][0] == 9 else super().encode(outputs, state)
+
+    answers = worker(lookup_mar, Odd)({"body": b'{"ids": [[9]]}'}, {"body": b'{"ids": [[1]]}'})
+    assert [answer.status for answer in answers] == [500, 200]
+    assert answers[0].json()["code"] == "internal"
+    assert "encode must return a Reply whose body is bytes" in caplog.text
+
+
 @pytest.mark.parametrize("content_type", ["application/json", ""])
 def test_a_response_that_shapes_say_is_too_large_is_not_computed(
     tmp_path: Path, worker: Start, monkeypatch: pytest.MonkeyPatch, content_type: str

@@ -182,3 +182,13 @@ def test_values_of_other_types_are_named(data: st.DataObject, kind: type[Any]) -
     item = data.draw(st.sampled_from(dataclasses.fields(kind)))
     with pytest.raises(UsageError, match=rf"{item.name} must be .*got <object"):
         kind(**{item.name: object()})
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("kind", KINDS)
+def test_numbers_must_be_finite(kind: type[Any], value: float) -> None:
+    """In Python as on the command line: no bound holds for NaN."""
+    for item in dataclasses.fields(kind):
+        if get_type_hints(kind)[item.name] is float:
+            with pytest.raises(UsageError, match=f"{item.name} must be a finite number"):
+                kind(**{item.name: value})

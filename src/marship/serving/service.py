@@ -306,7 +306,7 @@ class Service:
         if isinstance(answer, MarshipError):
             return self._failed(answer)
         try:
-            return self.encode(answer, state)
+            return _checked(self.encode(answer, state))
         except MarshipError as error:
             return self._failed(error)
         except Exception:  # an error in encoding one response must not affect others
@@ -344,6 +344,14 @@ def _check_methods(kind: type[Service]) -> None:
             "answer(requests, send) of an earlier version, which nothing calls any more. Yield "
             "from answers what it sent."
         )
+
+
+def _checked(reply: Reply) -> Reply:
+    """Find a handler's mistake here, where it is one request's: a host would fail on the batch."""
+    body = reply.body if isinstance(reply, Reply) else None
+    if not isinstance(body, bytes | bytearray | memoryview):
+        raise TypeError(f"encode must return a Reply whose body is bytes, got {reply!r:.200}")
+    return reply
 
 
 def _contract(folder: Path) -> Contract:

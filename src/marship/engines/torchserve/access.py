@@ -329,8 +329,9 @@ def _checked(side: str, url: str) -> str:
     is_plain = url.isascii() and url.isprintable() and not set(url) & set("@?#\\ ")
     if not (has_host and is_plain and url.startswith(_SCHEMES)):
         raise UsageError(
-            f"{side}_url must be http(s)://HOST[:PORT] without user, password, ? and #, got "
-            f"{url.rpartition('@')[2]!r}. A token proves who asks: pass {side}_token."
+            f"{side}_url must be http(s)://HOST[:PORT] of ASCII letters, with a port from 1 to "
+            f"65535 and without user, password, ? and #, got {url.rpartition('@')[2]!r}. A token "
+            f"is passed as {side}_token, or with --token-file."
         )
     return url.rstrip("/")
 

@@ -21,6 +21,9 @@ from marship.engines.torchserve.workerlog import WorkerLog
 from marship.errors import LoadError, NotFoundError, ServerError, UsageError
 from marship.exchange.calls import LINES_TYPE, Call, Flow, HttpResponse, Work, path
 
+MOST_WORKERS = 256
+"""Of one version; each is a process with a model of its own."""
+
 
 def list_models(access: Access) -> Flow[list[Model]]:
     """All models with all their versions, sorted by name."""
@@ -52,6 +55,7 @@ def register(
         ServerError: The server rejected it.
     """
     check(wanted)
+    _check_workers(wanted.workers or 0)
     log = WorkerLog(access.home) if access.is_local else None
     with ExitStack() as copy:
         admitted = None
@@ -92,8 +96,7 @@ def scale(
         NotFoundError: There is no such model or version.
         ServerError: Not all became ready; the message says how many did, and why.
     """
-    if workers < 0:
-        raise UsageError(f"workers must be 0 or more, got {workers}.")
+    _check_workers(workers)
     log = WorkerLog(access.home) if access.is_local else None
     (before,) = yield from describe(access, name, version)
     yield from _set_workers(access, before, workers)
@@ -197,6 +200,19 @@ def _show(home: Home, draft: Path, copy: ExitStack, timeout_s: float) -> Flow[No
     place = home.verified / draft.name
     copy.callback(place.unlink, missing_ok=True)
     draft.replace(place)
+
+
+def _check_workers(workers: int) -> None:
+    """Refuse what TorchServe would start one process after the other for, until the machine stops.
+
+    Raises:
+        UsageError: There are too many, or fewer than none.
+    """
+    if not 0 <= workers <= MOST_WORKERS:
+        raise UsageError(
+            f"workers must be from 0 to {MOST_WORKERS}, got {workers}. One for each processor "
+            "core is as fast as a model gets."
+        )
 
 
 def _set_workers(access: Access, model: ModelStatus, workers: int) -> Flow[None]:

@@ -10,7 +10,7 @@ from marship.engines.engine import ModelStatus, Registration, Wait
 from marship.engines.torchserve import models
 from marship.engines.torchserve.access import Access
 from marship.engines.torchserve.home import Home
-from marship.errors import MarshipError, ServerError
+from marship.errors import MarshipError, ServerError, UsageError
 from marship.exchange.calls import Call, Flow, HttpResponse, Pause, Step, Work
 from marship.trust import vault
 from marship.trust.signature import sign
@@ -125,3 +125,16 @@ def test_what_another_client_registered_meanwhile_stays(home: Home) -> None:
     assert (late.at.method, late.at.path) == ("GET", "/models/lin/all")
     with pytest.raises(ServerError, match="it is registered"):
         late.go_on(NO_MODEL)
+
+
+@pytest.mark.parametrize("workers", [-1, models.MOST_WORKERS + 1, 100_000])
+def test_more_workers_than_a_machine_has_room_for_are_refused(home: Home, workers: int) -> None:
+    """Before the server is called: it would start one process after the other, and never end."""
+    access = Access(home.path, {}, {})
+    flows = [
+        models.scale(access, "lin", workers, version=None, wait=Wait(1)),
+        models.register(access, Registration("lin.mar", workers=workers), Wait(1)),
+    ]
+    for flow in flows:
+        with pytest.raises(UsageError, match=f"workers must be from 0 to 256, got {workers}"):
+            next(flow)
