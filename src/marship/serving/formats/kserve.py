@@ -48,11 +48,13 @@ class OutputRequest:
         id: Returned in the response.
         all_binary: Whether outputs are raw by default.
         binary: Whether an output is raw, by name.
+        names: The outputs to send, in their order; empty for all.
     """
 
     id: str | None = None
     all_binary: bool = False
     binary: dict[str, bool] = field(default_factory=dict)
+    names: tuple[str, ...] = ()
 
 
 def split(body: bytes | bytearray | memoryview, length: str) -> tuple[memoryview, memoryview]:
@@ -109,7 +111,7 @@ def decode(
         raise MalformedError(
             f"the raw tensors must be as long as their binary_data_size, got {len(raw)} bytes more."
         )
-    return inputs, _output_request(value)
+    return inputs, _output_request(value, contract)
 
 
 def _parameters(entry: dict[str, Any]) -> dict[str, Any]:
@@ -162,18 +164,36 @@ def _texts(part: memoryview, spec: TensorSpec) -> Array:
     return np.array(texts, dtype=object)
 
 
-def _output_request(value: dict[str, Any]) -> OutputRequest:
+def _output_request(value: dict[str, Any], contract: Contract) -> OutputRequest:
+    """How the client wants the response.
+
+    Raises:
+        InvalidInputError: It asks for an output that the model does not have, or for one twice.
+    """
     outputs = value.get("outputs")
+    entries = (
+        [entry for entry in outputs or [] if isinstance(entry, dict)]
+        if isinstance(outputs, list)
+        else []
+    )
+    names = tuple(str(entry.get("name")) for entry in entries)
+    known = [spec.name for spec in contract.outputs]
+    if not set(names) <= set(known) or len(set(names)) < len(names):
+        raise InvalidInputError(
+            f"outputs must name some of {', '.join(known)}, each once, "
+            f"got {', '.join(names)[:200]}."
+        )
     wanted = {
-        str(entry.get("name")): bool(_parameters(entry)["binary_data"])
-        for entry in (outputs if isinstance(outputs, list) else [])
-        if isinstance(entry, dict) and "binary_data" in _parameters(entry)
+        name: bool(_parameters(entry)["binary_data"])
+        for name, entry in zip(names, entries, strict=True)
+        if "binary_data" in _parameters(entry)
     }
     request_id = value.get("id")
     return OutputRequest(
         id=None if request_id is None else str(request_id),
         all_binary=bool(_parameters(value).get("binary_data_output", False)),
         binary=wanted,
+        names=names,
     )
 
 
@@ -191,7 +211,8 @@ def encode(
     """
     entries = []
     raw: list[bytes] = []
-    for name, array in outputs.items():
+    for name in requested.names or outputs:
+        array = outputs[name]
         is_text = array.dtype.kind in "OU"
         entry: dict[str, Any] = {
             "name": name,

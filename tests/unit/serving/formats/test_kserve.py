@@ -2,6 +2,7 @@
 
 import json
 import struct
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -57,34 +58,54 @@ def test_raw_and_json_tensors_mix() -> None:
     assert message.inputs["t"].tolist() == ["text"]
 
 
+Y, T = TensorSpec("y", "int16", ("batch", 2)), TensorSpec("t", "str", ("batch",))
+RAW = {"y": b"\x01\x00\x02\x00", "t": b"\x02\x00\x00\x00ab"}
+
+
 @pytest.mark.parametrize(
     ("asked", "is_raw"),
     [
-        ({}, [False, False]),
-        ({"parameters": {"binary_data_output": True}}, [True, True]),
-        ({"outputs": [{"name": "y", "parameters": {"binary_data": True}}]}, [True, False]),
+        ({}, {"y": False, "t": False}),
+        ({"parameters": {"binary_data_output": True}}, {"y": True, "t": True}),
+        ({"outputs": []}, {"y": False, "t": False}),
+        ({"outputs": [{"name": "t"}]}, {"t": False}),
+        ({"outputs": [{"name": "t"}, {"name": "y"}]}, {"t": False, "y": False}),
+        ({"outputs": [{"name": "y", "parameters": {"binary_data": True}}]}, {"y": True}),
         (
             {
                 "parameters": {"binary_data_output": True},
-                "outputs": [{"name": "y", "parameters": {"binary_data": False}}],
+                "outputs": [{"name": "y", "parameters": {"binary_data": False}}, {"name": "t"}],
             },
-            [False, True],
+            {"y": False, "t": True},
         ),
     ],
 )
-def test_outputs_come_back_raw_where_asked(asked: dict[str, Any], is_raw: list[bool]) -> None:
-    """For all, for one, or for all but one; the header tells the JSON's length."""
+def test_the_outputs_that_are_asked_for_are_sent(
+    asked: dict[str, Any], is_raw: dict[str, bool]
+) -> None:
+    """All or some, in the order asked for, raw where asked; the header tells the JSON's length."""
     value = {"id": "7", "inputs": [entry("x", "FP32", [1, 2], 8)], **asked}
-    message = decode(value, bytes(8), ONE)
+    message = decode(value, bytes(8), replace(ONE, outputs=(Y, T)))
     outputs = {"y": np.array([[1, 2]], np.int16), "t": np.array(["ab"], dtype=object)}
     reply = codec.encode(outputs, message, "m", "1")
     length = int(dict(reply.headers).get(kserve.LENGTH_HEADER, len(reply.body)))
     answer = json.loads(reply.body[:length])
     assert answer["id"] == "7"
-    assert ["parameters" in output for output in answer["outputs"]] == is_raw
-    raw = [b"\x01\x00\x02\x00", b"\x02\x00\x00\x00ab"]
-    assert reply.body[length:] == b"".join(r for r, yes in zip(raw, is_raw, strict=True) if yes)
-    assert (reply.content_type == "application/octet-stream") is any(is_raw)
+    told = {output["name"]: "parameters" in output for output in answer["outputs"]}
+    assert list(told.items()) == list(is_raw.items())
+    assert reply.body[length:] == b"".join(RAW[name] for name, yes in is_raw.items() if yes)
+    assert (reply.content_type == "application/octet-stream") is any(is_raw.values())
+
+
+@pytest.mark.parametrize("names", [["z"], ["y", "z"], ["y", "y"], [None]])
+def test_outputs_that_the_model_does_not_have_are_refused(names: list[Any]) -> None:
+    """With those that it has."""
+    value = {
+        "inputs": [entry("x", "FP32", [1, 2], 8)],
+        "outputs": [{"name": name} for name in names],
+    }
+    with pytest.raises(InvalidInputError, match="outputs must name some of y, t, each once"):
+        decode(value, bytes(8), replace(ONE, outputs=(Y, T)))
 
 
 @settings(max_examples=100, deadline=None)
