@@ -21,11 +21,11 @@ REPOSITORY = Path(__file__).parents[1]
 FOLDER = REPOSITORY / ".venv" / "pythons"
 NEEDED = """
     aiohappyeyeballs aiohttp aiosignal annotated-doc annotated-types attrs certifi cffi
-    charset-normalizer cryptography flatbuffers frozenlist hypothesis idna iniconfig
+    charset-normalizer cryptography flatbuffers frozenlist httptools hypothesis idna iniconfig
     markdown-it-py mdurl ml-dtypes multidict numpy onnx onnxruntime orjson packaging pillow
     pluggy propcache protobuf psutil pycparser pydantic pydantic-core pygments pytest pyyaml
     requests rich shellingham simplejpeg sortedcontainers soundfile soxr torchserve typer
-    typing-extensions typing-inspection urllib3 wheel yarl
+    typing-extensions typing-inspection urllib3 uvloop wheel yarl
 """.split()  # noqa: SIM905  a line for each would be no table
 _HOST = "tests/unit/serving/hosts/torchserve"
 LEFT_OUT = (

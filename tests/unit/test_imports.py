@@ -21,7 +21,7 @@ ROOMS: dict[str, set[str]] = {
     "serving": {"errors", "contract"},  # and no more of the ground: this travels in archives
     "trust": {"serving.model.sealed", "exchange"},
     "exchange": set(),
-    "engines": {"exchange", "trust", "serving.model.keysource"},
+    "engines": {"exchange", "trust", "serving.model.keysource", "serving.hosts.direct"},
     "client": {"engines", "exchange", "serving.formats"},
     "predict": {"client", "engines", "exchange", "serving.formats"},
     "fit": set(),
@@ -44,6 +44,9 @@ DECODERS = {
     "serving/pictures/__init__.py": {"PIL"},
     "serving/pictures/jpeg.py": {"simplejpeg"},
     "serving/sounds/__init__.py": {"soundfile", "soxr"},
+    "serving/hosts/direct/reader.py": {"httptools"},
+    "serving/hosts/direct/worker.py": {"uvloop"},
+    "serving/hosts/direct/acceptor.py": {"uvloop"},
 }
 KNOWS_TORCHSERVE = {"serving/hosts/torchserve/wire.py", "serving/hosts/torchserve/worker.py"}
 

@@ -9,7 +9,8 @@ from collections.abc import Mapping, Sequence
 from marship.serving import hosts
 from marship.serving.hosts import Context
 from marship.serving.message import Reply, Request, hidden
-from marship.serving.service import Clock, Placement, Service
+from marship.serving.metrics import Clock
+from marship.serving.service import Placement, Service
 
 __all__ = ["Clock", "Context", "OnnxHandler", "Placement", "Reply", "Request", "hidden"]
 

@@ -5,6 +5,7 @@
 """
 
 import threading
+import time
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -65,3 +66,21 @@ class Metrics:
         if ended is None:
             return counts, []
         return counts, [Figure("marship_joining_ended", "models", int(ended))]
+
+
+class Clock:
+    """Measures the time of each step of a batch."""
+
+    def __init__(self) -> None:
+        self.seconds = {"decode": 0.0, "infer": 0.0, "encode": 0.0}
+        self._last = time.perf_counter()
+
+    def lap(self, step: str) -> None:
+        """Add the time since the last lap to a step."""
+        now = time.perf_counter()
+        self.seconds[step] += now - self._last
+        self._last = now
+
+    def server_timing(self) -> str:
+        """The Server-Timing header (W3C); durations are of the whole batch, in milliseconds."""
+        return ", ".join(f"{step};dur={s * 1e3:.3f}" for step, s in self.seconds.items())

@@ -6,9 +6,10 @@ overrides `prepare`, `decode`, `encode` and `advice`, each for a single request.
 
 import inspect
 import logging
-import time
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -26,9 +27,10 @@ from marship.serving.message import (
     Request,
     hidden,
 )
-from marship.serving.metrics import Metrics
-from marship.serving.model import sealed, watch
+from marship.serving.metrics import Clock, Metrics
+from marship.serving.model import pace, sealed, watch
 from marship.serving.model.batch import Batcher, Parts
+from marship.serving.model.fair import FairLock
 from marship.serving.model.session import Session, SessionSettings
 from marship.serving.model.share import Share
 from marship.serving.model.siblings import Siblings
@@ -65,24 +67,6 @@ class Placement:
     max_response_bytes: int = MAX_RESPONSE_BYTES
 
 
-class Clock:
-    """Measures the time of each step of a batch."""
-
-    def __init__(self) -> None:
-        self.seconds = {"decode": 0.0, "infer": 0.0, "encode": 0.0}
-        self._last = time.perf_counter()
-
-    def lap(self, step: str) -> None:
-        """Add the time since the last lap to a step."""
-        now = time.perf_counter()
-        self.seconds[step] += now - self._last
-        self._last = now
-
-    def server_timing(self) -> str:
-        """The Server-Timing header (W3C); durations are of the whole batch, in milliseconds."""
-        return ", ".join(f"{step};dur={s * 1e3:.3f}" for step, s in self.seconds.items())
-
-
 class Service:
     """Serves an ONNX model: tensors in, tensors out.
 
@@ -96,6 +80,7 @@ class Service:
         metrics: Counts requests, errors and time.
         streams: Whether responses may be sent one by one, or in parts.
         golden_s: Seconds of a warm call for each golden case.
+        max_request_bytes: The largest body, without its content encoding.
     """
 
     folder: Path
@@ -106,7 +91,9 @@ class Service:
     max_fields: int
     metrics: Metrics
     streams: ClassVar[bool] = False
+    _pace: pace.Pace | None = None
     golden_s: list[float]
+    max_request_bytes: int
 
     def load(self, placement: Placement) -> None:
         """Load the model, warm it up and replay the golden cases.
@@ -119,7 +106,7 @@ class Service:
         name, folder, siblings = placement.name, placement.folder, placement.siblings
         self.folder, self.config, self.timeout_s = folder, placement.config, placement.timeout_s
         self._name, self._version = name, placement.version
-        self._max_request_bytes = placement.max_request_bytes
+        self.max_request_bytes = placement.max_request_bytes
         self._max_response_bytes = placement.max_response_bytes
         section = self.config.get("marship") or {}
         self.max_fields = _max_form_fields(section)
@@ -214,8 +201,35 @@ class Service:
         replies, timing = self.reply(requests)
         yield dict(enumerate(replies)), timing
 
+    @cached_property
+    def _calls(self) -> FairLock:
+        return FairLock()
+
     def reply(self, requests: Sequence[Request]) -> tuple[list[Reply], str]:
-        """The reply to each request, and the batch's Server-Timing; never raises."""
+        """The reply to each request, and the batch's Server-Timing; never raises.
+
+        Several hosts may call at the same time: one call is made after the other.
+        """
+        with self._calls:
+            return self._reply(requests)
+
+    def measure_pace(self) -> None:
+        """Time calls of the model, for a host that decides by it how to batch."""
+        if self.session.sample:
+            self._pace = pace.measure(self.session.run, self.contract, self.session.sample)
+
+    @property
+    def joining_pays(self) -> bool:
+        """Whether requests in one call take less time each; on a CPU, large networks do not."""
+        return self._batcher.joins and (self._pace is None or self._pace.joining_pays)
+
+    def call_s(self, rows: int) -> float:
+        """About how long a call with so many rows takes; infinite where it was not measured."""
+        if self._pace is None or not self._is_plain():
+            return math.inf
+        return self._pace.joined_s * rows if self.joining_pays else self._pace.alone_s
+
+    def _reply(self, requests: Sequence[Request]) -> tuple[list[Reply], str]:
         clock = Clock()
         try:
             replies = self._read_together(requests, clock) or self._reply_each(requests, clock)
@@ -296,7 +310,7 @@ class Service:
             )
         encodings = request.header("content-encoding")
         if encodings:
-            request.body = forms.undo_encodings(request.body, encodings, self._max_request_bytes)
+            request.body = forms.undo_encodings(request.body, encodings, self.max_request_bytes)
 
     def refusal(self, error: MarshipError) -> Reply:
         """The response to a request that the host could not parse."""

@@ -27,10 +27,20 @@ class StreamHandler(OnnxHandler):
         """Yield replies as they are ready, with the Server-Timing so far; never raises."""
         clock, waiting = Clock(), set(range(len(requests)))
         try:
-            for ready in self.answers(requests, clock):
+            for ready in self._turns(requests, clock):
                 fitting = {i: self._fitted(reply) for i, reply in ready.items() if i in waiting}
                 waiting -= {index for index, reply in fitting.items() if not reply.more}
                 yield fitting, clock.server_timing()
         except Exception:  # a fault here must not end the worker
             yield dict.fromkeys(waiting, self._error(hidden("answer"))), clock.server_timing()
         self.metrics.add_batch(len(requests), clock.seconds)
+
+    def _turns(self, requests: Sequence[Request], clock: Clock) -> Iterator[dict[int, Reply]]:
+        """Turns of several batches go on side by side, one after the other."""
+        turns = self.answers(requests, clock)
+        while True:
+            with self._calls:
+                ready = next(turns, None)
+            if ready is None:
+                return
+            yield ready

@@ -134,6 +134,9 @@ class Session:
         opener: Decrypts the files if they are sealed. ONNX Runtime's messages are suppressed
             then, as they name parts of the graph.
 
+    Attributes:
+        sample: One row of inputs that the model takes; empty until golden cases are replayed.
+
     Raises:
         LoadError: A file is missing or modified, a provider is missing, or ONNX Runtime cannot
             load the model.
@@ -152,6 +155,7 @@ class Session:
         self._folder, self._opener = folder, opener
         self._is_sealed = opener is not None
         self._output_names = [spec.name for spec in contract.outputs]
+        self.sample: Arrays = {}
         _check_providers(settings)
         try:
             if opener is None:
@@ -234,6 +238,7 @@ class Session:
         shrinking = _shrinking(self._session.get_providers()[0])
         try:
             cases = read_golden(source)
+            self.sample = _sample(cases[0].inputs, self.contract) if cases else {}
             for index, case in enumerate(cases):
                 self.run(case.inputs)
                 started = time.perf_counter()
@@ -319,6 +324,13 @@ def _options(settings: SessionSettings) -> ort.SessionOptions:
     spin = "1" if settings.spins else "0"
     options.add_session_config_entry("session.intra_op.allow_spinning", spin)
     return options
+
+
+def _sample(inputs: Arrays, contract: Contract) -> Arrays:
+    """One row of a golden case, copied: the rest of it need not stay in memory."""
+    if contract.batch_axis is None:
+        return inputs
+    return {name: array[:1].copy() for name, array in inputs.items()}
 
 
 def _shrinking(provider: str) -> ort.RunOptions:

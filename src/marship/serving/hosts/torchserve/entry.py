@@ -4,6 +4,8 @@
 reader, `answer` gets each batch instead.
 """
 
+import atexit
+import logging
 import os
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -17,6 +19,8 @@ from marship.serving.hosts.torchserve.wire import Send
 from marship.serving.message import MAX_REQUEST_BYTES, MAX_RESPONSE_BYTES, Reply, Request
 from marship.serving.model import siblings
 from marship.serving.service import Placement, Service
+
+logger = logging.getLogger(__name__)
 
 MAX_REQUEST_ENV = "MARSHIP_MAX_REQUEST_SIZE"
 MAX_RESPONSE_ENV = "MARSHIP_MAX_RESPONSE_SIZE"
@@ -78,6 +82,29 @@ def initialize(service: Service, context: Context) -> None:
         report.start(service.metrics, placement.name, placement.version)
     if worker.runs_here():
         service.start()
+        _serve_directly(service, placement, int(properties.get("batch_size") or 1))
+
+
+def _serve_directly(service: Service, placement: Placement, batch: int) -> None:
+    """Answer over HTTP, too, where `marship serve` has started an acceptor."""
+    acceptor = os.environ.get("MARSHIP_DIRECT_WORKERS")
+    if acceptor is None:
+        return
+    try:
+        from marship.serving.hosts.direct import worker as direct
+    except ImportError as error:  # an archive that is served by an older installation
+        logger.warning("requests come through TorchServe alone: %s", error)
+        return
+    key_file = os.environ.get("MARSHIP_DIRECT_KEY_FILE")
+    settings = direct.Settings(
+        acceptor=Path(acceptor),
+        model=placement.name,
+        version=placement.version,
+        batch=batch,
+        queue=int(os.environ.get("MARSHIP_DIRECT_QUEUE", "1000")),
+        key_file=Path(key_file) if key_file else None,
+    )
+    atexit.register(direct.start(service, settings).leave)
 
 
 def answer(service: Service, requests: Sequence[Request], send: Send) -> bytes:

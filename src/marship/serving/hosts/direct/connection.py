@@ -1,0 +1,328 @@
+"""One client's connection: HTTP/1.1 within limits, responses in the order of their requests.
+
+httptools reads the protocol. Only where a request's head ends is found here, so that a request
+which belongs to another process is not begun: the connection is passed on as it came.
+"""
+
+import asyncio
+import math
+import time
+from collections import deque
+from typing import Protocol
+
+from marship.errors import MalformedError, MarshipError
+from marship.serving.hosts.direct.exchange import Exchange
+from marship.serving.hosts.direct.limits import Limits, StatusError, error_reply
+from marship.serving.hosts.direct.reader import END, RequestReader, target_of
+
+_CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
+
+
+class Site(Protocol):
+    """What a server does with the requests of its connections."""
+
+    limits: Limits
+
+    def opened(self, connection: "Connection") -> None:
+        """A connection is there."""
+
+    def closed(self, connection: "Connection") -> None:
+        """It is gone."""
+
+    def is_elsewhere(self, target: bytes) -> bool:
+        """Whether another process answers requests of this target."""
+
+    def pass_on(self, connection: "Connection", unread: bytes) -> None:
+        """Give the connection to the process that answers what was not read."""
+
+    def check(self, exchange: Exchange) -> None:
+        """Look at a request before its body.
+
+        Raises:
+            MarshipError: It is refused.
+        """
+
+    def handle(self, exchange: Exchange) -> None:
+        """Answer a request."""
+
+
+class Connection(asyncio.Protocol):
+    """A connection to a client.
+
+    Args:
+        site: The server.
+        unread: What another process has read of it already.
+    """
+
+    def __init__(self, site: Site, unread: bytes = b"") -> None:
+        self._site, self._limits = site, site.limits
+        self._unread = unread
+        self.transport: asyncio.Transport | None = None
+        self._reader = RequestReader(self, self._limits, site.check)
+        self._is_paused = self._is_moving = self._is_ending = False
+        self._waiting: deque[Exchange] = deque()
+        self.deadline = time.monotonic() + self._limits.head_s
+        self._stalled_bytes: int | None = None
+
+    # What asyncio calls.
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Begin, with what has been read before."""
+        self.transport = transport  # type: ignore[assignment]
+        self._site.opened(self)
+        if self._unread:  # asyncio begins to read behind this call, and would end a pause
+            asyncio.get_running_loop().call_soon(self._go_on)
+
+    def connection_lost(self, error: Exception | None) -> None:  # noqa: ARG002
+        """The client is gone; what it asked for may still run."""
+        self.transport = None
+        self._site.closed(self)
+
+    def data_received(self, data: bytes) -> None:
+        """Read what came."""
+        if self._is_ending:
+            return  # read and dropped: else the client gets a reset and not its response
+        self._unread = self._unread + data if self._unread else data
+        self._go_on()
+
+    def eof_received(self) -> bool:
+        """The client sends no more; it still reads what it waits for."""
+        self._go_on()  # what another process has read may not have been looked at yet
+        if self._reader.is_in_body or (self._unread and not self._is_moving):
+            self._refuse_and_close(MalformedError("a request must be whole, got a part of it."))
+        if self._is_moving:
+            return True  # the next process sees the end, too
+        if self._waiting:
+            self._waiting[-1].keeps_alive = False
+        return bool(self._waiting)
+
+    def pause_writing(self) -> None:
+        """The client reads too slowly for now."""
+        self._stalled_bytes = self._buffered()
+        self.deadline = time.monotonic() + self._limits.stalled_s
+
+    def resume_writing(self) -> None:
+        """It has read what waited."""
+        self._stalled_bytes = None
+        self._set_deadline()
+        self._go_on()
+
+    # Reading.
+
+    def _go_on(self) -> None:
+        """Read requests as long as there are bytes, and room for their responses."""
+        while self._unread and not self._is_moving and not self._is_ending:
+            if len(self._waiting) >= self._limits.pipelined or self._stalled_bytes is not None:
+                break
+            data, self._unread = self._unread, b""
+            if not (self._read_body(data) if self._reader.is_in_body else self._read_head(data)):
+                break
+        must_wait = bool(self._unread) and (
+            self._is_moving
+            or len(self._waiting) >= self._limits.pipelined
+            or self._stalled_bytes is not None
+        )
+        self._pause(must_wait)
+        if not self._is_ending and self._stalled_bytes is None:
+            self._set_deadline()
+
+    def _pause(self, must_wait: bool) -> None:
+        if self.transport is None or must_wait == self._is_paused:
+            return
+        self._is_paused = must_wait
+        (self.transport.pause_reading if must_wait else self.transport.resume_reading)()
+
+    def _read_head(self, data: bytes) -> bool:
+        """Read a request's head, if it is all there; False where there is nothing more to do."""
+        while data.startswith(b"\r\n"):
+            data = data[2:]  # RFC 9112, 2.2: empty lines before a request
+        stop = data.find(END) + len(END)
+        if stop < len(END):
+            self._unread = data
+            if data.count(b"\n") != data.count(b"\r\n"):
+                self._refuse_and_close(MalformedError("lines must end with CR LF, got LF alone."))
+            elif len(data) > self._limits.head_bytes:
+                self._refuse_and_close(_head_too_large(self._limits))
+            return False
+        head, rest = (data, b"") if stop == len(data) else (data[:stop], data[stop:])
+        target = target_of(head)
+        if self._site.is_elsewhere(target):
+            self._unread = data
+            self.move()
+            return False
+        if stop > self._limits.head_bytes:
+            self._refuse_and_close(_head_too_large(self._limits))
+            return False
+        self._unread = rest
+        try:
+            self._reader.read_head(head)
+        except MarshipError as error:
+            self._refuse_and_close(error)
+            return False
+        assert self._reader.exchange is not None  # noqa: S101  else it raises
+        self._waiting.append(self._reader.exchange)
+        if self._reader.wants_continue and self.transport is not None:
+            self.transport.write(_CONTINUE)
+        return self._take()
+
+    def _read_body(self, data: bytes) -> bool:
+        try:
+            self._unread = self._reader.read_body(data)
+        except MarshipError as error:
+            self._refuse_and_close(error)
+            return False
+        return self._take()
+
+    def _take(self) -> bool:
+        """Pass a request on that is complete; whether the next one may be read."""
+        reader = self._reader
+        if reader.is_complete:
+            self._dispatch()
+        elif reader.refusal is not None and reader.exchange and not reader.exchange.keeps_alive:
+            self._refuse_and_close(reader.refusal)
+        return not self._is_ending
+
+    def _dispatch(self) -> None:
+        exchange, refusal = self._reader.take()
+        if self._reader.has_overrun:
+            exchange.keeps_alive = False
+            self._is_ending = True
+        if refusal is not None:
+            exchange.reply(error_reply(refusal))
+        else:
+            self._site.handle(exchange)
+
+    # Writing.
+
+    def send(self, exchange: Exchange, data: bytes, *, is_last: bool) -> None:
+        """Write a part of a response, or keep it until it is its turn."""
+        if self.transport is None:
+            return
+        waiting = self._waiting
+        if waiting[0] is not exchange:
+            exchange.parts.append(data)
+            return
+        self.transport.write(data)
+        if is_last:
+            self._send_next(closes=not waiting.popleft().keeps_alive)
+
+    def _send_next(self, *, closes: bool) -> None:
+        """Write the responses that were ready before their turn, and go on."""
+        waiting = self._waiting
+        assert self.transport is not None  # noqa: S101  send returns before
+        while waiting and not closes:
+            for part in waiting[0].parts:
+                self.transport.write(part)
+            waiting[0].parts.clear()
+            if not waiting[0].is_done:
+                break
+            closes = not waiting.popleft().keeps_alive
+        if closes:
+            self._close()
+        elif self._is_moving:  # as soon as the loop has written it
+            asyncio.get_running_loop().call_soon(self._move_if_done)
+        elif self._unread:
+            self._go_on()
+        elif self._stalled_bytes is None:
+            self._set_deadline()
+
+    def _refuse_and_close(self, error: MarshipError) -> None:
+        """Answer a request that cannot be read to its end, behind those before it."""
+        exchange = self._reader.exchange
+        if exchange is None:
+            exchange = Exchange(self, "GET", self._reader.target, {}, False, True)
+        if exchange not in self._waiting:
+            self._waiting.append(exchange)
+        exchange.keeps_alive = False
+        self._unread, self._is_ending = b"", True
+        exchange.reply(error_reply(error))
+
+    def _close(self) -> None:
+        """End the connection when all is written; what still comes is dropped for a while."""
+        self._waiting.clear()
+        if self.transport is None:
+            return
+        is_read = not (self._reader.is_in_body or self._is_ending or self._unread)
+        self._unread, self._is_ending = b"", True
+        if is_read:
+            self.transport.close()
+            return
+        self.deadline = time.monotonic() + self._limits.linger_s
+        if self.transport.can_write_eof():
+            self.transport.write_eof()
+        self._pause(False)
+
+    # Moving and ending.
+
+    def move(self) -> None:
+        """Pass the connection on to another process as soon as nothing of it is under way."""
+        self._is_moving = True
+        self._pause(True)
+        self._move_if_done()
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether it is between requests."""
+        return not (self._waiting or self._reader.is_in_body or self._is_ending)
+
+    def _move_if_done(self) -> None:
+        if not self._is_moving or not self.is_idle or self.transport is None or self._buffered():
+            return
+        unread, self._unread = self._unread, b""
+        self._is_moving, self._is_ending = False, True  # once: two readers would share the bytes
+        self._site.pass_on(self, unread)
+
+    def expire(self, now: float) -> None:
+        """End what takes longer than the limits allow; called every second or so."""
+        if self._is_moving and self._stalled_bytes is None:
+            self._move_if_done()
+        if now < self.deadline or self.transport is None:
+            return
+        if self._stalled_bytes is not None:
+            buffered = self._buffered()
+            if self._stalled_bytes - buffered >= self._limits.body_rate:
+                self._stalled_bytes, self.deadline = buffered, now + self._limits.stalled_s
+                return
+            self.transport.abort()
+        elif self._is_ending or (self.is_idle and not self._unread):
+            self.transport.abort() if self._is_ending else self.transport.close()
+        elif not self._waiting or self._reader.is_in_body:
+            self._refuse_and_close(
+                StatusError(
+                    408, "timeout", "a request must be sent without long pauses, got a part of it."
+                )
+            )
+
+    def _set_deadline(self) -> None:
+        """From what is waited for now: a head, a body, a response, or the next request."""
+        limits = self._limits
+        phase = (
+            "body" if self._reader.is_in_body
+            else "head" if self._unread
+            else "response" if self._waiting
+            else "idle"
+        )  # fmt: skip
+        if phase in ("head", "body") and phase == self._phase:
+            return  # from its first byte on
+        self._phase = phase
+        seconds = {
+            "body": limits.body_s
+            + (0 if math.isinf(self._reader.left) else self._reader.left / limits.body_rate),
+            "head": limits.head_s,
+            "response": math.inf,
+            "idle": limits.idle_s,
+        }[phase]
+        self.deadline = time.monotonic() + seconds
+
+    _phase = "head"
+
+    def _buffered(self) -> int:
+        return self.transport.get_write_buffer_size() if self.transport else 0
+
+
+def _head_too_large(limits: Limits) -> StatusError:
+    return StatusError(
+        431,
+        "too_large",
+        f"the request line and headers must have {limits.head_bytes} bytes at most, got more.",
+    )

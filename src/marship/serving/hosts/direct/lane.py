@@ -1,0 +1,229 @@
+"""Requests on their way through the model: what arrived while the last call ran is the next batch.
+
+Nothing waits for a batch to be filled. Where a call is shorter than handing it to a thread it runs
+in the event loop itself; else on a thread, while the loop reads the next requests. Which, is
+decided by how long the last calls took.
+"""
+
+import asyncio
+import logging
+import os
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+
+from marship.errors import MarshipError, RequestError
+from marship.serving.formats import forms
+from marship.serving.hosts.direct.exchange import Exchange
+from marship.serving.hosts.direct.limits import StatusError, error_reply
+from marship.serving.message import Reply, Request, hidden
+from marship.serving.service import Service
+
+logger = logging.getLogger(__name__)
+
+STREAMS = 4
+"""Batches of streams that take turns: a short recording does not wait for the end of a long one."""
+IN_LOOP_S, ON_THREAD_S = 1e-3, 3e-3
+"""A batch faster than the first runs in the loop; slower than the second, on a thread."""
+IN_LOOP_BYTES = 1 << 20
+_LOOK_S = 0.25
+
+
+class Lane:
+    """Passes requests to a service, a batch at a time.
+
+    Args:
+        service: The model, loaded.
+        loop: Where responses are written.
+        most: The most requests of a batch.
+        queue: The most requests that wait.
+        on_stuck: Called on a thread of its own when a batch takes longer than the service may.
+    """
+
+    def __init__(
+        self,
+        service: Service,
+        loop: asyncio.AbstractEventLoop,
+        *,
+        most: int,
+        queue: int,
+        on_stuck: Callable[[], None] = lambda: os._exit(1),
+    ) -> None:
+        self._service, self._loop, self._most, self._queue = service, loop, most, queue
+        self._on_stuck = on_stuck
+        self._pending: deque[Exchange] = deque()
+        self._is_scheduled = False
+        self._slots = STREAMS if service.streams else 1
+        self._running: dict[int, tuple[float, list[Exchange]]] = {}  # since when, by a batch's id
+        self._threads = ThreadPoolExecutor(self._slots, thread_name_prefix="model")
+        self._in_loop = not service.streams and service.call_s(most) < IN_LOOP_S
+        self._read = partial(
+            forms.request_of,
+            most_fields=service.max_fields,
+            most_bytes=service.max_request_bytes,
+        )
+        if service.timeout_s is not None:
+            threading.Thread(target=self._watch, name="watchdog", daemon=True).start()
+
+    @property
+    def load(self) -> int:
+        """How many requests wait or run."""
+        return len(self._pending) + sum(len(batch) for _, batch in self._running.values())
+
+    def put(self, exchange: Exchange) -> None:
+        """Take a request; it is refused where too many wait."""
+        if len(self._pending) >= self._queue:
+            self._service.metrics.add_error("busy")
+            exchange.reply(error_reply(_busy(self._queue)))
+            return
+        self._pending.append(exchange)
+        if not self._is_scheduled and len(self._running) < self._slots:
+            self._is_scheduled = True
+            self._loop.call_soon(self._flush)
+
+    def _flush(self) -> None:
+        """Run what waits: what the loop has read in this turn is one batch."""
+        self._is_scheduled = False
+        while self._pending and len(self._running) < self._slots:
+            batch = self._take()
+            if self._in_loop and sum(len(exchange.body) for exchange in batch) <= IN_LOOP_BYTES:
+                self._run_here(batch)
+            else:
+                self._running[id(batch)] = (time.monotonic(), batch)
+                run = self._stream if self._service.streams else self._run_there
+                self._threads.submit(run, batch)
+
+    def _take(self) -> list[Exchange]:
+        most = self._most if self._service.joining_pays else 1
+        pending = self._pending
+        if len(pending) <= most:
+            batch = list(pending)
+            pending.clear()
+            return batch
+        return [pending.popleft() for _ in range(most)]
+
+    def _run_here(self, batch: list[Exchange]) -> None:
+        began = time.monotonic()
+        self._running[id(batch)] = (began, batch)
+        try:
+            replies, timing = self._answer(batch)
+        finally:
+            del self._running[id(batch)]
+        for exchange, reply in zip(batch, replies, strict=True):
+            exchange.reply(reply, timing)
+        self._learn(time.monotonic() - began)
+
+    def _run_there(self, batch: list[Exchange]) -> None:
+        began = time.monotonic()
+        replies, timing = self._answer(batch)
+        self._loop.call_soon_threadsafe(
+            self._done, batch, replies, timing, time.monotonic() - began
+        )
+
+    def _done(
+        self, batch: list[Exchange], replies: Sequence[Reply], timing: str, took_s: float
+    ) -> None:
+        self._running.pop(id(batch), None)
+        if not self._is_scheduled:
+            self._flush()  # the model first: responses are written while it runs
+        for exchange, reply in zip(batch, replies, strict=True):
+            if not exchange.is_done:
+                exchange.reply(reply, timing)
+        self._learn(took_s)
+
+    def _learn(self, took_s: float) -> None:
+        if self._service.streams:
+            return
+        if took_s > ON_THREAD_S:
+            self._in_loop = False
+        elif took_s < IN_LOOP_S:
+            self._in_loop = True
+
+    def _answer(self, batch: list[Exchange]) -> tuple[list[Reply], str]:
+        """Each request's response; nothing is raised."""
+        requests, refused = self._requests(batch)
+        if not refused:
+            return self._service.reply(requests)
+        replies, timing = self._service.reply(requests) if requests else ([], "")
+        ready = iter(replies)
+        return [refused[i] if i in refused else next(ready) for i in range(len(batch))], timing
+
+    def _requests(self, batch: list[Exchange]) -> tuple[list[Request], dict[int, Reply]]:
+        """What can be read, and the responses to what cannot, by their places in the batch."""
+        requests: list[Request] = []
+        refused: dict[int, Reply] = {}
+        for index, exchange in enumerate(batch):
+            try:
+                requests.append(exchange.request(self._read))
+            except RequestError as error:
+                refused[index] = self._service.refusal(error)
+            except Exception:  # a fault in reading one request must not reach its neighbours
+                refused[index] = self._service.refusal(hidden("read"))
+        return requests, refused
+
+    def _stream(self, batch: list[Exchange]) -> None:
+        """Send what is ready after each turn."""
+        requests, refused = self._requests(batch)
+        self._loop.call_soon_threadsafe(self._send, batch, refused, "")
+        left = [index for index in range(len(batch)) if index not in refused]
+        try:
+            for ready, timing in self._service.replies(requests) if requests else ():
+                told = {left[place]: reply for place, reply in ready.items()}
+                self._running[id(batch)] = (time.monotonic(), batch)
+                self._loop.call_soon_threadsafe(self._send, batch, told, timing)
+        finally:
+            self._loop.call_soon_threadsafe(self._streamed, batch)
+
+    def _streamed(self, batch: list[Exchange]) -> None:
+        self._running.pop(id(batch), None)
+        if not self._is_scheduled:
+            self._flush()
+
+    @staticmethod
+    def _send(batch: list[Exchange], ready: Mapping[int, Reply], timing: str) -> None:
+        for index, reply in sorted(ready.items()):
+            if not batch[index].is_done:
+                batch[index].reply(reply, timing)
+
+    def _watch(self) -> None:
+        """End the worker where a batch takes too long: its host starts another one."""
+        limit_s = self._service.timeout_s or 0.0
+        while True:
+            time.sleep(_LOOK_S)
+            now = time.monotonic()
+            late = [batch for began, batch in list(self._running.values()) if now - began > limit_s]
+            if late:
+                logger.error(
+                    "a batch must be handled within its timeout, %g s, got no response. "
+                    "This worker ends.",
+                    limit_s,
+                )
+                self._loop.call_soon_threadsafe(self._give_up, late, limit_s)
+                time.sleep(_LOOK_S)
+                self._on_stuck()
+                return
+
+    def _give_up(self, late: Sequence[list[Exchange]], limit_s: float) -> None:
+        error = StatusError(
+            504,
+            "response_timeout",
+            f"the worker must answer within {limit_s:g} s, got no response in time. Send less in "
+            "one request, or raise the model's timeout.",
+        )
+        for batch in late:
+            for exchange in batch:
+                if not exchange.is_done:
+                    exchange.reply(error_reply(error))
+
+
+def _busy(queue: int) -> MarshipError:
+    return StatusError(
+        503,
+        "busy",
+        f"at most {queue} requests may wait for this worker, got more. Retry later, or scale the "
+        "model up.",
+        retry_after_s=1,
+    )

@@ -1,0 +1,84 @@
+"""What a client may take of a server, and the refusal of what is more."""
+
+from dataclasses import dataclass
+from http import HTTPStatus
+
+import orjson
+
+from marship.errors import MarshipError
+from marship.serving.message import JSON_TYPE, MAX_REQUEST_BYTES, Reply
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """What a client may take of a server.
+
+    Attributes:
+        request_bytes: The largest body.
+        head_bytes: The largest request line with its headers.
+        target_bytes: The longest path with its query.
+        headers: The most headers.
+        head_s: How long a head may take from its first byte.
+        body_s: How long a body may take, and a second more for each `body_rate` bytes of it.
+        body_rate: Bytes per second that a client sends at least, or reads.
+        idle_s: How long a connection without a request stays open.
+        stalled_s: How long a client may read nothing of a response that waits for it.
+        linger_s: How long what a refused client still sends is read and dropped, so that it gets
+            its response.
+        relayed_s: How long a connection that is relayed to the engine may be silent.
+        pipelined: The most requests of one connection that are answered at the same time.
+        connections: The most connections.
+    """
+
+    request_bytes: int = MAX_REQUEST_BYTES
+    head_bytes: int = 1 << 14
+    target_bytes: int = 1 << 13
+    headers: int = 100
+    head_s: float = 10.0
+    body_s: float = 20.0
+    body_rate: int = 1 << 16
+    idle_s: float = 75.0
+    stalled_s: float = 20.0
+    linger_s: float = 2.0
+    relayed_s: float = 300.0
+    pipelined: int = 32
+    connections: int = 4096
+
+
+class StatusError(MarshipError):
+    """A refusal with a status of HTTP that no other error has.
+
+    Attributes:
+        allow: Methods that the path has, for 405.
+        is_fatal: Whether the connection must end: what follows cannot be told from the body.
+        retry_after_s: When to try again; None says nothing of it.
+    """
+
+    def __init__(  # noqa: PLR0913  keyword-only
+        self,
+        status: int,
+        told: str,
+        message: str,
+        *,
+        allow: str = "",
+        is_fatal: bool = False,
+        retry_after_s: int | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.status, self.told = status, told
+        self.allow, self.is_fatal, self.retry_after_s = allow, is_fatal, retry_after_s
+
+
+def error_reply(error: MarshipError) -> Reply:
+    """The response that says what was wrong."""
+    headers: list[tuple[str, str]] = []
+    told = error.code
+    if isinstance(error, StatusError):
+        told = error.told
+        headers += [("allow", error.allow)] * bool(error.allow)
+        if error.retry_after_s is not None:
+            headers.append(("retry-after", str(error.retry_after_s)))
+    if error.status == HTTPStatus.UNAUTHORIZED:
+        headers.append(("www-authenticate", "Bearer"))
+    body = orjson.dumps({"code": told, "message": str(error)})
+    return Reply(body, JSON_TYPE, error.status, tuple(headers))

@@ -1,0 +1,211 @@
+"""Requests read from the bytes of a connection, by httptools, within limits."""
+
+import math
+import re
+from collections.abc import Callable
+
+import httptools
+
+from marship.errors import MalformedError, MarshipError, TooLargeError
+from marship.serving.hosts.direct.exchange import Exchange, Outlet
+from marship.serving.hosts.direct.limits import Limits, StatusError
+
+END = b"\r\n\r\n"
+_UPGRADE = re.compile(rb"(?im)^upgrade[ \t]*:[^\r\n]*\r\n")
+
+
+class RequestReader:
+    """Reads one request after the other.
+
+    Where a head ends is found by whoever calls, so that a request which belongs to another process
+    is not begun; that httptools sees the same end is checked.
+
+    Args:
+        outlet: Where responses go.
+        limits: Of a request.
+        check: Looks at a request before its body; raises to refuse it.
+
+    Attributes:
+        exchange: The request that was begun; None between two.
+        refusal: Why it is refused; its body is read and dropped.
+        is_complete: Whether it is all there.
+        wants_continue: Whether the client waits for a word before it sends the body.
+        has_overrun: Whether bytes of another request were read behind a body in chunks.
+        left: Bytes of the body to come; infinite where it comes in chunks.
+    """
+
+    def __init__(self, outlet: Outlet, limits: Limits, check: Callable[[Exchange], None]) -> None:
+        self._outlet, self._limits, self._check = outlet, limits, check
+        self._parser = httptools.HttpRequestParser(self)
+        self.has_overrun = False
+        self._reset()
+
+    def _reset(self) -> None:
+        self.target, self._count, self._size = b"", 0, 0
+        self._headers: dict[bytes, bytes] = {}
+        self._body: list[bytes] = []
+        self.exchange: Exchange | None = None
+        self.refusal: MarshipError | None = None
+        self.is_complete = self.wants_continue = False
+        self.left: float = 0
+
+    @property
+    def is_in_body(self) -> bool:
+        """Whether the rest of a request is to come."""
+        return self.exchange is not None
+
+    def read_head(self, head: bytes) -> None:
+        """Read a request line and headers.
+
+        Raises:
+            MarshipError: It cannot be told where this request ends.
+        """
+        if b"pgrade" in head or b"PGRADE" in head:
+            head = _UPGRADE.sub(b"", head)  # RFC 9110, 7.8: it may be ignored
+        self._feed(head)
+        if self.exchange is None:
+            raise MalformedError("the request must be HTTP/1.1, got other lines.")
+
+    def read_body(self, data: bytes) -> bytes:
+        """Read more of a body; returns what is behind it.
+
+        Raises:
+            MarshipError: It cannot be told where this request ends, or it is too large.
+        """
+        part = data if len(data) <= self.left else data[: int(self.left)]
+        self.left -= len(part)
+        self._feed(part)
+        return data[len(part) :]
+
+    def take(self) -> tuple[Exchange, MarshipError | None]:
+        """The request that is complete, and why it is refused; the next one may begin."""
+        exchange, refusal = self.exchange, self.refusal
+        assert exchange is not None  # noqa: S101  it is complete
+        exchange.body = self._body[0] if len(self._body) == 1 else b"".join(self._body)
+        self._reset()
+        return exchange, refusal
+
+    def _feed(self, data: bytes) -> None:
+        try:
+            self._parser.feed_data(data)
+        except httptools.HttpParserError as error:
+            if isinstance(error.__context__, MarshipError):
+                raise error.__context__ from None
+            raise MalformedError(f"the request must be HTTP/1.1, got: {error}.") from error
+
+    # What httptools calls.
+
+    def on_message_begin(self) -> None:
+        """Another request."""
+        if self.is_complete:  # pipelined behind a body in chunks: where it begins is not known
+            self.has_overrun = True
+
+    def on_url(self, part: bytes) -> None:
+        """The target."""
+        if not self.has_overrun:
+            self.target += part
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """A header, or a trailer, which is not needed."""
+        if self.exchange is not None:
+            return
+        self._count += 1
+        name = name.lower()
+        known = self._headers.get(name)
+        self._headers[name] = value if known is None else known + b", " + value
+
+    def on_headers_complete(self) -> None:
+        """Decide what to do with the body that follows."""
+        if self.has_overrun:
+            return
+        version, headers = self._parser.get_http_version(), self._headers
+        exchange = self.exchange = Exchange(
+            self._outlet,
+            self._parser.get_method().decode(),
+            without_host(self.target),
+            headers,
+            self._parser.should_keep_alive(),
+            version != "1.0",
+        )
+        length = int(headers.get(b"content-length") or 0)
+        self.left = math.inf if b"transfer-encoding" in headers else length
+        try:
+            self._check_head(version, exchange.method, headers)
+            self._check(exchange)
+            self._check_size(length)
+        except MarshipError as error:
+            if isinstance(error, StatusError) and error.is_fatal:
+                raise
+            self.refusal = error
+            if b"expect" in headers or self._limits.request_bytes < self.left < math.inf:
+                exchange.keeps_alive = False  # what follows is not waited for
+        else:
+            self.wants_continue = bool(self.left) and b"expect" in headers
+
+    def _check_head(self, version: str, method: str, headers: dict[bytes, bytes]) -> None:
+        """Refuse what two servers could read in two ways, or what is too large."""
+        limits, hosts = self._limits, headers.get(b"host")
+        coding = headers.get(b"transfer-encoding")
+        if version not in ("1.0", "1.1"):
+            raise StatusError(
+                505, "bad_request", f"HTTP must be 1.1, got {version}.", is_fatal=True
+            )
+        if coding is not None and (version == "1.0" or coding.lower() != b"chunked"):
+            raise StatusError(
+                501, "bad_request", "Transfer-Encoding must be chunked, got more.", is_fatal=True
+            )
+        if method == "CONNECT":
+            raise StatusError(
+                405, "bad_request", "this server must not be a proxy, got CONNECT.", is_fatal=True
+            )
+        if len(self.target) > limits.target_bytes:
+            raise StatusError(
+                414, "too_large", f"a path must have {limits.target_bytes} bytes at most, got "
+                f"{len(self.target)}.",
+            )  # fmt: skip
+        if self._count > limits.headers:
+            raise StatusError(
+                431, "too_large", f"a request must have {limits.headers} headers at most, got "
+                f"{self._count}.",
+            )  # fmt: skip
+        if headers.get(b"expect", b"100-continue").lower() != b"100-continue":
+            raise StatusError(417, "bad_request", "Expect must be 100-continue, got another one.")
+        if (hosts is None and version == "1.1") or (hosts is not None and b"," in hosts):
+            raise MalformedError("a request must have one Host header, got none or several.")
+
+    def _check_size(self, size: int) -> None:
+        if size > self._limits.request_bytes:
+            raise TooLargeError(
+                f"a request must have {self._limits.request_bytes} bytes at most, got {size}. "
+                "Send several smaller ones, or raise max_request_size in config.properties."
+            )
+
+    def on_body(self, part: bytes) -> None:
+        """A part of the body."""
+        if self.has_overrun:
+            return
+        self._size += len(part)
+        if self.refusal is not None:
+            if self._size > self._limits.request_bytes:
+                raise self.refusal
+            return
+        self._check_size(self._size)
+        self._body.append(part)
+
+    def on_message_complete(self) -> None:
+        """The request is all there."""
+        self.is_complete = True
+
+
+def target_of(head: bytes) -> bytes:
+    """The target in a request line, where it stands in one; else what is no path."""
+    start = head.find(b" ") + 1
+    return without_host(head[start : head.find(b" ", start)])
+
+
+def without_host(target: bytes) -> bytes:
+    """A target in absolute form as one in origin form (RFC 9112, 3.2.2)."""
+    if target.startswith(b"/") or not target[:8].lower().startswith((b"http://", b"https://")):
+        return target
+    _, _, rest = target.partition(b"://")
+    return rest[rest.find(b"/") :] if b"/" in rest else b"/"

@@ -1,0 +1,154 @@
+"""Workers as the acceptor sees them: which there are, how busy they are, what they answer for."""
+
+from dataclasses import dataclass, field
+
+from marship.serving.hosts.direct.sockets import Channel, Packet
+
+
+@dataclass(frozen=True, slots=True)
+class ModelState:
+    """What the engine says of a model now.
+
+    Attributes:
+        default: The version that is meant where none is named.
+        versions: Those that are registered.
+        wanted: How many workers each version should have.
+        ready: How many the engine has.
+    """
+
+    default: str
+    versions: tuple[str, ...]
+    wanted: dict[str, int] = field(default_factory=dict)
+    ready: dict[str, int] = field(default_factory=dict)
+
+
+class Seat:
+    """A worker as the acceptor sees it."""
+
+    def __init__(self, channel: Channel) -> None:
+        self.channel = channel
+        self.model = self.version = ""
+        self.connections = self.requests = 0
+        self.handed = self.adopted = 0  # connections: sent to it, and those it says it has got
+        self.told: tuple[bool, tuple[str, ...]] | None = None
+
+    @property
+    def held(self) -> int:
+        """Its connections, those on their way to it among them."""
+        return self.connections + self.handed - self.adopted
+
+    @property
+    def load(self) -> tuple[int, int]:
+        """The less, the sooner it gets the next connection."""
+        return (self.held, self.requests)
+
+    def hand(self, fd: int, unread: bytes) -> None:
+        """Pass a connection on to the worker, with what was read of it."""
+        self.handed += 1
+        self.channel.send(Packet.with_connection("connection", fd, unread))
+
+
+class Seats:
+    """All workers that there are, and what the engine says of their models."""
+
+    def __init__(self) -> None:
+        self._seats: dict[tuple[str, str], list[Seat]] = {}
+        self._models: dict[str, ModelState] = {}
+        self._knows_models = False
+
+    def follow(self, models: dict[str, ModelState]) -> None:
+        """Take the state of all models, and tell workers what changed for them."""
+        self._models, self._knows_models = models, True
+        self._tell()
+
+    def add(self, seat: Seat) -> None:
+        """A worker is ready."""
+        self._seats.setdefault((seat.model, seat.version), []).append(seat)
+        self._tell()
+        self.level()
+
+    def remove(self, seat: Seat) -> None:
+        """A worker is gone, or about to end."""
+        seats = self._seats.get((seat.model, seat.version), [])
+        if seat in seats:
+            seats.remove(seat)
+        if not seats:
+            self._seats.pop((seat.model, seat.version), None)
+        self._tell()
+
+    def _tell(self) -> None:
+        for (model, version), seats in self._seats.items():
+            state = self._models.get(model)
+            if self._knows_models and (state is None or version not in state.versions):
+                continue  # it was registered after the engine was asked, or is about to end
+            told = (self._default(model) == version, state.versions if state else (version,))
+            for seat in seats:
+                if seat.told != told:
+                    seat.told = told
+                    seat.channel.send(
+                        Packet("state", {"default": told[0], "versions": list(told[1])})
+                    )
+
+    def _default(self, model: str) -> str | None:
+        """The version that is meant where none is named: the only one there is, until told."""
+        if state := self._models.get(model):
+            return state.default
+        versions = {version for name, version in self._seats if name == model}
+        return versions.pop() if len(versions) == 1 else None
+
+    def least_busy(self, model: str, version: str | None) -> Seat | None:
+        """The worker to give a connection to; None where there is none for the version.
+
+        A version that the engine has unregistered is not to be seen, even while its worker lives.
+        """
+        version = version or self._default(model)
+        seats = self._seats.get((model, version or ""))
+        if not seats:
+            return None
+        if self._knows_models and not self.is_registered(model, version):
+            is_older = any(seat.told is not None for seat in seats)
+            if is_older:  # than what the engine says
+                return None
+        return min(seats, key=_load)
+
+    def is_registered(self, model: str, version: str | None) -> bool:
+        """Whether the engine knows a version of a model, or any where none is named."""
+        state = self._models.get(model)
+        return state is not None and (version is None or version in state.versions)
+
+    def is_engines_alone(self, model: str, version: str | None) -> bool:
+        """Whether the engine has workers of a model that is ready, and none of them is here."""
+        state = self._models.get(model)
+        if state is None:
+            return False
+        version = version or state.default
+        return state.ready.get(version, 0) > 0 and (model, version) not in self._seats
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether every model has the workers that are wanted."""
+        return self._knows_models and all(
+            max(len(self._seats.get((model, version), [])), state.ready.get(version, 0)) >= wanted
+            for model, state in self._models.items()
+            for version, wanted in state.wanted.items()
+        )
+
+    @property
+    def held(self) -> int:
+        """How many connections all workers have."""
+        return sum(seat.held for seats in self._seats.values() for seat in seats)
+
+    def count(self, model: str, version: str) -> int:
+        """How many workers a version has."""
+        return len(self._seats.get((model, version), []))
+
+    def level(self) -> None:
+        """Let workers that have more connections than others of their version give some back."""
+        for seats in self._seats.values():
+            least, most = min(seats, key=_load), max(seats, key=_load)
+            if (count := (most.connections - least.held) // 2) > 0:
+                most.channel.send(Packet("give back", {"count": count}))
+
+
+def _load(seat: Seat) -> tuple[int, int]:
+    return seat.load

@@ -1,0 +1,158 @@
+"""Connected sockets passed on to another process (SCM_RIGHTS, unix(7)), with what was read of them.
+
+A packet is one message of a SOCK_SEQPACKET socket: a line of JSON, and then the bytes that were
+read of the connection already; where these are many they travel in an anonymous file.
+"""
+
+import array
+import asyncio
+import os
+import socket
+from collections import deque
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import Any
+
+import orjson
+
+INLINE_BYTES = 1 << 15
+_MOST_BYTES = 1 << 17
+_MOST_FDS = 2
+_PACKETS_PER_TURN = 64
+
+
+@dataclass(slots=True)
+class Packet:
+    """A message between the acceptor and a worker.
+
+    Attributes:
+        kind: What it says.
+        told: Its facts, JSON.
+        fds: A connection's descriptor, and perhaps a file's; whoever gets them closes them.
+        rest: Bytes behind the JSON.
+    """
+
+    kind: str
+    told: Mapping[str, Any] = field(default_factory=dict)
+    fds: list[int] = field(default_factory=list)
+    rest: bytes = b""
+
+    @classmethod
+    def with_connection(cls, kind: str, fd: int, unread: bytes) -> "Packet":
+        """A packet that passes a connection on.
+
+        Args:
+            kind: What it says.
+            fd: The connection's descriptor, closed when it is sent.
+            unread: What was read of it and not yet looked at.
+        """
+        if len(unread) <= INLINE_BYTES:
+            return cls(kind, fds=[fd], rest=unread)
+        file = os.memfd_create("unread")
+        with os.fdopen(os.dup(file), "wb") as stream:
+            stream.write(unread)
+        return cls(kind, {"bytes": len(unread)}, [fd, file])
+
+    def payload(self) -> bytes:
+        """What was read of the connection; closes the file that holds it."""
+        if len(self.fds) < _MOST_FDS:
+            return self.rest
+        with os.fdopen(self.fds[1], "rb") as stream:
+            stream.seek(0)
+            return stream.read(int(self.told["bytes"]))
+
+    def close(self) -> None:
+        """Close what travels with it."""
+        for fd in self.fds:
+            os.close(fd)
+        self.fds = []
+
+
+class Channel:
+    """A socket to another process in an event loop.
+
+    Args:
+        loop: The loop.
+        line: The socket, connected.
+        on_packet: Called with each packet.
+        on_lost: Called once when the other side is gone.
+    """
+
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        line: socket.socket,
+        on_packet: Callable[[Packet], None],
+        on_lost: Callable[[], None],
+    ) -> None:
+        self._loop, self._line = loop, line
+        self._on_packet, self._on_lost = on_packet, on_lost
+        self._unsent: deque[Packet] = deque()
+        self._is_open = True
+        line.setblocking(False)
+        with suppress(OSError):
+            line.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 22)
+        loop.add_reader(line.fileno(), self._read)
+
+    @property
+    def waiting(self) -> int:
+        """How many packets the other side has not taken."""
+        return len(self._unsent)
+
+    def send(self, packet: Packet) -> None:
+        """Send a packet, or keep it until the other side takes it; closes what travels with it."""
+        if not self._is_open:
+            packet.close()
+            return
+        if self._unsent or not self._try(packet):
+            self._unsent.append(packet)
+            self._loop.add_writer(self._line.fileno(), self.flush)
+
+    def flush(self) -> None:
+        """Send what waits, as far as it goes."""
+        while self._unsent and self._is_open and self._try(self._unsent[0]):
+            self._unsent.popleft()
+        if self._is_open and not self._unsent:
+            self._loop.remove_writer(self._line.fileno())
+
+    def _try(self, packet: Packet) -> bool:
+        head = orjson.dumps({**packet.told, "kind": packet.kind}) + b"\n"
+        rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", packet.fds))]
+        try:
+            self._line.sendmsg([head, packet.rest], rights if packet.fds else [])
+        except BlockingIOError:
+            return False
+        except OSError:
+            self.close()
+        packet.close()
+        return True
+
+    def _read(self) -> None:
+        for _ in range(_PACKETS_PER_TURN):
+            if not self._is_open:
+                return
+            try:
+                data, fds, _flags, _from = socket.recv_fds(self._line, _MOST_BYTES, _MOST_FDS)
+            except BlockingIOError:
+                return
+            except OSError:
+                data, fds = b"", []
+            if not data:
+                self.close()
+                return
+            head, _, rest = data.partition(b"\n")
+            told = orjson.loads(head)
+            self._on_packet(Packet(told.pop("kind"), told, list(fds), rest))
+
+    def close(self) -> None:
+        """End it; the other side learns of it."""
+        if not self._is_open:
+            return
+        self._is_open = False
+        self._loop.remove_reader(self._line.fileno())
+        self._loop.remove_writer(self._line.fileno())
+        self._line.close()
+        while self._unsent:
+            self._unsent.popleft().close()
+        self._on_lost()

@@ -1,0 +1,283 @@
+"""The server beside a host's own worker loop: an event loop on a thread of its own.
+
+The acceptor hands it connections whose next request names this model, and takes back those whose
+next request does not. Where no acceptor can be reached, it is tried again.
+"""
+
+import asyncio
+import logging
+import os
+import socket
+import threading
+import time
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import orjson
+
+from marship.serving.hosts.direct import routes, sockets
+from marship.serving.hosts.direct.connection import Connection, Site
+from marship.serving.hosts.direct.exchange import Exchange
+from marship.serving.hosts.direct.lane import Lane
+from marship.serving.hosts.direct.limits import Limits, StatusError, error_reply
+from marship.serving.hosts.direct.sockets import Channel, Packet
+from marship.serving.hosts.direct.tokens import Tokens
+from marship.serving.message import Reply
+from marship.serving.service import Service
+
+logger = logging.getLogger(__name__)
+
+RETRY_S = 0.2
+SWEEP_S = 0.5
+_MOST_TARGETS = 512
+_GIVE_BACK_WITHIN_S = 0.5
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """How a worker serves directly.
+
+    Attributes:
+        acceptor: The acceptor's socket for workers.
+        model: The name that clients use.
+        version: The version that this worker has.
+        batch: The most requests in a batch.
+        queue: The most requests that wait.
+        key_file: Holds the token; None asks for none.
+        limits: Of a client; the largest request is the service's.
+    """
+
+    acceptor: Path
+    model: str
+    version: str
+    batch: int
+    queue: int
+    key_file: Path | None
+    limits: Limits = field(default_factory=Limits)
+
+
+def start(service: Service, settings: Settings) -> "Worker":
+    """Serve from now on, until the process ends."""
+    service.measure_pace()
+    worker = Worker(service, settings)
+    threading.Thread(target=worker.run, name="direct", daemon=True).start()
+    return worker
+
+
+class Worker(Site):
+    """One model's HTTP server, in the event loop of its thread.
+
+    Args:
+        service: The model, loaded.
+        settings: Of this server.
+    """
+
+    def __init__(self, service: Service, settings: Settings) -> None:
+        self._service, self._settings = service, settings
+        self.limits = replace(settings.limits, request_bytes=service.max_request_bytes)
+        self._tokens = Tokens(settings.key_file)
+        self._routes: dict[bytes, routes.Route | None] = {}
+        self._connections: set[Connection] = set()
+        self._is_default, self._versions = False, [settings.version]
+        self._is_draining = False
+        self._channel: Channel | None = None
+        self._adopted = 0  # connections, since the acceptor knows this worker
+        self._told = (-1, -1, -1)
+
+    # The loop.
+
+    def run(self) -> None:
+        """Run the event loop until `stop`."""
+        try:
+            import uvloop
+
+            self._loop: asyncio.AbstractEventLoop = uvloop.new_event_loop()
+        except ImportError:
+            self._loop = asyncio.new_event_loop()
+        asyncio.set_event_loop(self._loop)
+        self._lane = Lane(
+            self._service, self._loop, most=self._settings.batch, queue=self._settings.queue
+        )
+        self._loop.call_soon(self._connect)
+        self._loop.call_soon(self._sweep)
+        self._loop.run_forever()
+        self._loop.close()
+
+    def stop(self) -> None:
+        """End the event loop, and with it every connection."""
+        self._loop.call_soon_threadsafe(self._loop.stop)
+
+    def _connect(self) -> None:
+        """Tell the acceptor that this worker is ready."""
+        line = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        try:
+            line.connect(str(self._settings.acceptor))
+        except OSError:
+            line.close()
+            self._loop.call_later(RETRY_S, self._connect)
+            return
+        self._channel = Channel(self._loop, line, self._on_packet, self._on_lost)
+        self._is_default, self._adopted, self._told = False, 0, (-1, -1, -1)
+        told = {
+            "model": self._settings.model,
+            "version": self._settings.version,
+            "pid": os.getpid(),
+            "connections": len(self._connections),
+        }
+        self._channel.send(Packet("hello", told))
+
+    def _on_lost(self) -> None:
+        self._channel = None
+        self._loop.call_later(RETRY_S, self._connect)
+
+    def _on_packet(self, packet: Packet) -> None:
+        if packet.kind == "connection" and packet.fds:
+            self._adopt(packet)
+        elif packet.kind == "state":
+            self._is_default = bool(packet.told["default"])
+            self._versions = list(packet.told["versions"])
+            self._routes.clear()
+            if not self._is_default:
+                self._give_back_idle()
+        elif packet.kind == "give back":
+            self._give_back(int(packet.told["count"]))
+        elif packet.kind == "drain":
+            self._is_draining = True
+            self._give_back(len(self._connections))
+
+    def _adopt(self, packet: Packet) -> None:
+        self._adopted += 1
+        line = socket.socket(fileno=packet.fds[0])
+        connection = Connection(self, packet.payload())
+        task = self._loop.create_task(self._loop.connect_accepted_socket(lambda: connection, line))
+        task.add_done_callback(lambda done: done.cancelled() or done.exception())
+
+    def _sweep(self) -> None:
+        now = time.monotonic()
+        for connection in list(self._connections):
+            connection.expire(now)
+        self._report()
+        self._loop.call_later(SWEEP_S, self._sweep)
+
+    def _report(self) -> None:
+        told = (len(self._connections), self._lane.load, self._adopted)
+        if self._channel is not None and told != self._told:
+            self._told = told
+            names = ("connections", "requests", "adopted")
+            self._channel.send(Packet("load", dict(zip(names, told, strict=True))))
+
+    def _give_back(self, count: int) -> None:
+        """Give connections back to the acceptor, those between requests first."""
+        chosen = sorted(self._connections, key=lambda connection: not connection.is_idle)
+        for connection in chosen[:count]:
+            connection.move()
+
+    def _give_back_idle(self) -> None:
+        for connection in [each for each in self._connections if each.is_idle]:
+            connection.move()
+
+    def leave(self) -> None:
+        """Give all connections back, as far as that goes quickly: the process is about to end."""
+        done = threading.Event()
+
+        def give() -> None:
+            self._is_draining = True
+            if self._channel is not None:
+                self._channel.send(Packet("leaving"))
+            self._give_back_idle()
+            if self._channel is not None:
+                self._channel.flush()
+            done.set()
+
+        with suppress(RuntimeError):
+            self._loop.call_soon_threadsafe(give)
+            done.wait(_GIVE_BACK_WITHIN_S)
+
+    # What connections ask.
+
+    def opened(self, connection: Connection) -> None:
+        """Count it."""
+        self._connections.add(connection)
+        if self._is_draining:
+            connection.move()
+
+    def closed(self, connection: Connection) -> None:
+        """Count it no more."""
+        self._connections.discard(connection)
+
+    def is_elsewhere(self, target: bytes) -> bool:
+        """Whether another process answers: another model, another version, or the server itself."""
+        return self._is_draining or self._route(target) is None
+
+    def pass_on(self, connection: Connection, unread: bytes) -> None:
+        """Give a connection back to the acceptor; without one, it is closed."""
+        transport = connection.transport
+        if transport is None:
+            return
+        if self._channel is None:
+            transport.close()
+            return
+        fd = os.dup(transport.get_extra_info("socket").fileno())
+        transport.abort()
+        self._channel.send(Packet.with_connection("back", fd, unread))
+
+    def _route(self, target: bytes) -> routes.Route | None:
+        """The route of a target, if this worker answers it."""
+        target = target.partition(b"?")[0]
+        try:
+            return self._routes[target]
+        except KeyError:
+            pass
+        route = routes.find(target)
+        if route is not None:
+            named = route.version or (self._settings.version if self._is_default else None)
+            if (route.model, named) != (self._settings.model, self._settings.version):
+                route = None
+        if len(self._routes) < _MOST_TARGETS:
+            self._routes[target] = route
+        return route
+
+    def check(self, exchange: Exchange) -> None:
+        """Hold a request against its route and the token."""
+        route = self._route(exchange.path)
+        if route is None:  # it became another's while its head was read
+            raise StatusError(503, "busy", "the version is being exchanged.", retry_after_s=0)
+        exchange.is_kserve = route.is_kserve
+        if route.kind not in routes.OPEN and exchange.method != "OPTIONS":
+            self._tokens.check(exchange.headers.get(b"authorization"))
+        check_method(exchange, route)
+
+    def handle(self, exchange: Exchange) -> None:
+        """Answer a request that `check` has accepted."""
+        if exchange.method == "OPTIONS":
+            exchange.reply(options(self._route(exchange.path)))
+            return
+        route = self._route(exchange.path)
+        if route is None or route.kind == routes.PREDICT:
+            self._lane.put(exchange)
+        elif route.kind == routes.METADATA:
+            exchange.reply(
+                routes.metadata(self._settings.model, self._versions, self._service.contract)
+            )
+        else:
+            told = {"name": self._settings.model, "ready": True}
+            exchange.reply(Reply(orjson.dumps(told)))
+
+
+def check_method(exchange: Exchange, route: routes.Route) -> None:
+    """Raise 405 where a path has not this method."""
+    if exchange.method not in (*route.methods, "OPTIONS"):
+        allow = ", ".join((*route.methods, "OPTIONS"))
+        raise StatusError(
+            405, "method", f"the method must be {allow}, got {exchange.method}.", allow=allow
+        )
+
+
+def options(route: routes.Route | None) -> Reply:
+    """The methods of a path."""
+    methods = route.methods if route else ()
+    return Reply(b"", status=204, headers=(("allow", ", ".join((*methods, "OPTIONS"))),))
+
+
+__all__ = ["Settings", "Worker", "error_reply", "sockets", "start"]

@@ -1,0 +1,179 @@
+"""One address for all models: connections find their worker, and none is lost on the way."""
+
+import json
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from directly import BODY, Place, request, service, until
+from marship.serving.hosts.direct.limits import Limits
+
+
+@pytest.fixture(scope="module")
+def models(folder: Path) -> Iterator[Place]:
+    """Models `a` (versions 1 and 2, 1 is the default) and `b`, each version with a worker."""
+    made = Place()
+    for name, version in (("a", "1"), ("a", "2"), ("b", "1")):
+        made.add(service(folder, name, version), name, version)
+    made.follow(a=("1", "2"), b=("1",))
+    yield made
+    made.close()
+
+
+def who(body: bytes) -> str:
+    """Which model and version gave a response of KServe's."""
+    told = json.loads(body)
+    return f"{told['model_name']} {told['model_version']}"
+
+
+ASK = json.dumps(
+    {"inputs": [{"name": "input", "shape": [1, 10], "datatype": "FP32", "data": [0.1] * 10}]}
+).encode()
+PATHS = {
+    "/v2/models/a/infer": "a 1",
+    "/v2/models/a/versions/1/infer": "a 1",
+    "/v2/models/a/versions/2/infer": "a 2",
+    "/v2/models/b/infer": "b 1",
+}
+
+
+@settings(max_examples=40, deadline=None)
+@given(data=st.data())
+def test_each_request_of_a_connection_is_answered_by_the_model_it_names(
+    models: Place, data: st.DataObject
+) -> None:
+    """Whatever the order, one after the other or pipelined, with bodies of any size."""
+    paths = data.draw(
+        st.lists(st.sampled_from([*PATHS, "/v2/models/c/infer"]), min_size=1, max_size=8)
+    )
+    pads = [data.draw(st.sampled_from([0, 0, 70_000, 300_000])) for _ in paths]
+    pipelined = data.draw(st.booleans())
+    with models.line() as line:
+        got = []
+        sent = [request(p, ASK + b" " * pad) for p, pad in zip(paths, pads, strict=True)]
+        if pipelined:
+            threading.Thread(target=line.send, args=(b"".join(sent),), daemon=True).start()
+        for one in sent:
+            if not pipelined:
+                line.send(one)
+            response = line.read()
+            got.append(who(response.body) if response.status == 200 else response.status)
+    assert got == [PATHS.get(path, 404) for path in paths]
+
+
+def test_the_default_version_follows_the_engine(models: Place) -> None:
+    """On connections that are open already, and back again."""
+    with models.line() as line:
+        for default in ("1", "2", "1"):
+            models.follow(a=(default, *({"1", "2"} - {default})), b=("1",))
+
+            def is_it(default: str = default) -> bool:
+                line.send(request("/v2/models/a/infer", ASK))
+                return who(line.read().body) == f"a {default}"
+
+            until(is_it, 2.0)
+
+
+def test_a_version_that_is_unregistered_is_not_seen(folder: Path, place: Place) -> None:
+    """Not on a new connection either, while its worker still lives."""
+    place.add(service(folder, "a", "1"), "a", "1")
+    place.follow(a=("1",))
+    assert place.ask("/predictions/a").status == 200
+    place.follow()
+    assert place.ask("/predictions/a").status == 404
+    assert place.ask("/predictions/a/1").status == 404
+
+
+def test_a_model_without_a_worker_is_503_and_says_when_to_retry(place: Place) -> None:
+    """Its readiness too; the server lives, and is not ready."""
+    place.follow(a=("1",))
+    got = place.ask("/predictions/a")
+    assert (got.status, got.json()["code"], got.headers["retry-after"]) == (503, "no_worker", "1")
+    assert place.ask("/v2/models/a/ready", b"", "GET").status == 503
+    assert place.ask("/v2/health/live", b"", "GET").json() == {"live": True}
+    assert place.ask("/v2/health/ready", b"", "GET").json() == {"ready": False}
+    got = place.ask("/v2/models/x/infer", ASK)
+    assert got.json()["error"] == got.json()["message"]
+
+
+def test_connections_are_shared_among_workers_also_with_one_that_comes_later(
+    folder: Path, loaded: Any, place: Place
+) -> None:
+    """The least busy gets the next one, and those that are open are levelled."""
+    first = place.add(loaded)
+    place.follow(m=("1.0",))
+    lines = [place.line() for _ in range(8)]
+    opened = [line.__enter__() for line in lines]
+    for line in opened:
+        line.send(request())
+        assert line.read().status == 200
+    assert len(first._connections) == 8
+    second = place.add(service(folder))
+    until(lambda: {len(first._connections), len(second._connections)} == {4})
+    for line in opened:
+        line.send(request())
+        assert line.read().status == 200
+    for each in lines:
+        each.__exit__(None, None, None)
+    until(lambda: place.acceptor.connections == 0)
+
+
+def test_a_worker_that_leaves_gives_its_connections_back(
+    folder: Path, loaded: Any, place: Place
+) -> None:
+    """Idle ones are answered by another worker, and nobody notices."""
+    first = place.add(loaded)
+    place.follow(m=("1.0",))
+    with place.line() as line:
+        line.send(request())
+        assert line.read().status == 200
+        place.add(service(folder))
+        first.leave()
+        until(lambda: place.seats() == 1)
+        line.send(request())
+        assert line.read().status == 200
+
+
+def test_an_acceptor_that_dies_is_found_again(loaded: Any, place: Place) -> None:
+    """Workers go on answering what they hold, and tell the next acceptor who they are."""
+    place.add(loaded)
+    place.follow(m=("1.0",))
+    with place.line() as line:
+        line.send(request())
+        assert line.read().status == 200
+        place.stop_acceptor()
+        line.send(request())
+        assert line.read().status == 200
+        place.start_acceptor()
+        until(lambda: place.seats() == 1)
+        place.follow(m=("1.0",))
+        assert place.ask().status == 200
+        line.send(request("/v2/health/live", b"", "GET"))
+        assert line.read("GET").status == 200
+
+
+def test_more_clients_than_the_limit_are_refused_with_a_word(loaded: Any) -> None:
+    """And those within it are answered."""
+    made = Place(limits=Limits(connections=3))
+    try:
+        made.add(loaded)
+        made.follow(m=("1.0",))
+        lines = [made.line() for _ in range(3)]
+        opened = [line.__enter__() for line in lines]
+        for line in opened:
+            line.send(request())
+            assert line.read().status == 200
+        with made.line() as fourth:
+            got = fourth.read("GET")
+            assert (got.status, got.headers["retry-after"]) == (503, "1")
+        for each in lines:
+            each.__exit__(None, None, None)
+        until(lambda: made.acceptor.connections == 0)
+        assert made.ask("/predictions/m", BODY).status == 200
+    finally:
+        made.close()

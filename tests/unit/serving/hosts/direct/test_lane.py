@@ -1,0 +1,172 @@
+"""Batches without a delay: what arrived while a call ran is the next one."""
+
+import threading
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from directly import Place, request, service, until
+from marship.serving.handler import OnnxHandler
+from marship.serving.message import Reply, Request
+from marship.serving.streaming import StreamHandler
+
+
+class Held(OnnxHandler):
+    """Answers when it is told to, and keeps how many requests came together."""
+
+    def prepare(self) -> None:
+        """Nothing came yet."""
+        self.batches: list[int] = []
+        self.goes = threading.Semaphore(0)
+
+    def _reply(self, requests: Sequence[Request]) -> tuple[list[Reply], str]:
+        self.batches.append(len(requests))
+        assert self.goes.acquire(timeout=20)
+        return super()._reply(requests)
+
+    def call_s(self, rows: int) -> float:  # noqa: ARG002
+        """On a thread."""
+        return 1.0
+
+
+@pytest.fixture
+def held(folder: Path, place: Place) -> Iterator[tuple[Place, Any]]:
+    """A place whose model waits for a word."""
+    loaded = service(folder, kind=Held)
+    place.add(loaded, batch=4, queue=6)
+    place.follow(m=("1.0",))
+    yield place, loaded
+    loaded.goes.release(100)
+
+
+def test_what_arrives_during_a_call_is_the_next_batch(held: tuple[Place, Any]) -> None:
+    """Up to the batch's size; a lone request does not wait for company."""
+    place, loaded = held
+    lines = [place.line() for _ in range(7)]
+    opened = [line.__enter__() for line in lines]
+    opened[0].send(request())
+    until(lambda: loaded.batches == [1])
+    for line in opened[1:6]:
+        line.send(request())
+    (worker,) = place.workers
+    until(lambda: worker._lane.load == 6)
+    loaded.goes.release(3)
+    for line in opened[:6]:
+        assert line.read().status == 200
+    assert loaded.batches == [1, 4, 1]
+    for each in lines:
+        each.__exit__(None, None, None)
+
+
+def test_a_full_queue_is_503_and_others_go_on(held: tuple[Place, Any]) -> None:
+    """With when to retry, on a connection that stays open."""
+    place, loaded = held
+    (worker,) = place.workers
+    lines = [place.line() for _ in range(7)]
+    opened = [line.__enter__() for line in lines]
+    opened[0].send(request())
+    until(lambda: loaded.batches == [1])
+    for line in opened[1:]:
+        line.send(request())
+    until(lambda: worker._lane.load == 7)
+    with place.line() as late:
+        late.send(request())
+        got = late.read()
+        assert (got.status, got.json()["code"], got.headers["retry-after"]) == (503, "busy", "1")
+        loaded.goes.release(10)
+        for line in opened:
+            assert line.read().status == 200
+        late.send(request())
+        assert late.read().status == 200
+    for each in lines:
+        each.__exit__(None, None, None)
+
+
+def test_a_batch_that_takes_too_long_is_504_and_ends_the_worker(
+    folder: Path, place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its clients are told before the process ends; the model's host starts another one."""
+    ended = threading.Event()
+    monkeypatch.setattr("os._exit", lambda _: ended.set())
+    loaded = service(folder, kind=Held, timeout_s=0.3)
+    place.add(loaded)
+    place.follow(m=("1.0",))
+    got = place.ask()
+    assert (got.status, got.json()["code"]) == (504, "response_timeout")
+    assert ended.wait(5)
+    loaded.goes.release(10)
+
+
+class Counting(StreamHandler):
+    """Streams as many lines as the body has bytes, when it is told to."""
+
+    goes = threading.Semaphore(0)
+
+    def answers(self, requests: Sequence[Request], clock: Any) -> Iterator[dict[int, Reply]]:  # noqa: ARG002
+        """A line for each byte."""
+        sizes = [len(one.body) for one in requests]
+        for turn in range(max(sizes)):
+            assert Counting.goes.acquire(timeout=20)
+            yield {
+                i: Reply(b"%d\n" % turn, "application/jsonl", more=turn + 1 < size)
+                for i, size in enumerate(sizes)
+                if turn < size
+            }
+
+
+@pytest.fixture
+def streaming(folder: Path, place: Place) -> Place:
+    """A place whose model streams."""
+    place.add(service(folder, kind=Counting))
+    place.follow(m=("1.0",))
+    return place
+
+
+def test_lines_are_sent_as_they_are_ready(streaming: Place) -> None:
+    """In chunks, one behind the other, and the connection stays open."""
+    with streaming.line() as line:
+        line.send(request(body=b"abc"))
+        Counting.goes.release()
+        head = b""
+        while not head.endswith(b"0\n\r\n"):
+            head += line.socket.recv(1)
+        assert b"transfer-encoding: chunked" in head
+        Counting.goes.release(2)
+        rest = b""
+        while not rest.endswith(b"0\r\n\r\n"):
+            rest += line.socket.recv(100)
+        assert rest == b"2\r\n1\n\r\n2\r\n2\n\r\n0\r\n\r\n"
+        Counting.goes.release(1)
+        line.send(request(body=b"a"))
+        assert line.read().body == b"0\n"
+
+
+def test_a_short_stream_does_not_wait_for_a_long_one(streaming: Place) -> None:
+    """They take turns."""
+    with streaming.line() as long, streaming.line() as short:
+        long.send(request(body=b"x" * 50))
+        Counting.goes.release(3)
+        until(lambda: Counting.goes._value == 0)
+        short.send(request(body=b"x"))
+        (worker,) = streaming.workers
+        until(lambda: len(worker._service._calls._waiting) == 1)
+        Counting.goes.release(4)
+        assert short.read().body == b"0\n"
+        Counting.goes.release(60)
+        assert long.read().body.count(b"\n") == 50
+
+
+def test_server_sent_events_and_clients_of_http_1_0(streaming: Place) -> None:
+    """Events are data lines; a client of HTTP/1.0 gets bytes until the end."""
+    Counting.goes.release(20)
+    with streaming.line() as line:
+        line.send(request(body=b"ab", headers={"Accept": "text/event-stream"}))
+        got = line.read()
+        assert got.headers["content-type"] == "text/event-stream"
+        assert got.body == b"data: 0\n\ndata: 1\n\n"
+    with streaming.line() as line:
+        line.send(b"POST /predictions/m HTTP/1.0\r\nContent-Length: 2\r\n\r\nab")
+        got = line.read()
+        assert (got.body, got.headers.get("transfer-encoding")) == (b"0\n1\n", None)
