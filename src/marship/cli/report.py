@@ -87,6 +87,7 @@ def server_fields(record: "ServerRecord", home: "Home") -> Fields:
     """Where a server listens, and where its files lie."""
     return {
         "inference_url": record.inference_url,
+        "direct_url": record.direct_url,
         "management_url": record.management_url,
         "metrics_url": record.metrics_url,
         "model_store": record.model_store,

@@ -124,6 +124,7 @@ def show_server(record: "ServerRecord", home: "Home") -> None:
     facts(
         [
             ("inference", record.inference_url),
+            ("direct", record.direct_url),
             ("management", record.management_url),
             ("metrics", f"{record.metrics_url}/metrics"),
             ("model store", record.model_store),

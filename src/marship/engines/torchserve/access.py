@@ -80,6 +80,7 @@ class Access:
         self._urls = {side: _checked(side, url) for side, url in urls.items() if url}
         self._is_elsewhere = home is None and bool(self._urls)
         self._record: ServerRecord | None = None
+        self._bases: dict[str, str] = {}  # of the record's addresses, those in use
         self._given = {
             side: token
             for side, variable in TOKEN_VARIABLES.items()
@@ -116,7 +117,10 @@ class Access:
             )
         if self._record is None:
             self._record = self.home.require_running()
-        return _address(self._record, call.side) + call.path
+            self._bases = {side: self._record.addresses(side)[0] for side in _SIDES}
+        if call.side not in self._bases:
+            self._bases[call.side] = self._record.addresses(call.side)[0]
+        return self._bases[call.side] + call.path
 
     def check_peer(self, base: str, line: ConnectedSocket) -> None:
         """Check that a new connection is to the home's own server, if that is the target.
@@ -135,12 +139,14 @@ class Access:
         if record is None or not record.group.is_alive():
             record = self.home.record()
         is_homes = record is not None and any(
-            sockets.base_of(_address(record, side)) == base for side in _SIDES
+            sockets.base_of(address) == base
+            for side in _SIDES
+            for address in record.addresses(side)
         )
         is_given = base in map(sockets.base_of, self._urls.values())
         if is_given and not (is_homes and self._found is not None):
             return  # a remote server, whose token was given
-        if record is None or not is_homes or not peers.is_held_by(line, record.group):
+        if record is None or not is_homes or not _is_held(line, record, base):
             self._record = None
             raise NotRunningError(
                 f"the server of {self.home.path} must listen at {base}, got another program "
@@ -204,7 +210,7 @@ class Access:
         if side not in self._urls:
             return True
         self._record = self._record or self.home.running()
-        return self._record is not None and _address(self._record, side) == self._urls[side]
+        return self._record is not None and self._urls[side] in self._record.addresses(side)
 
     def _read_tokens(self) -> Flow[dict[str, str]]:
         """Read the key file; TorchServe writes it in place, so a read may see half of it."""
@@ -311,9 +317,11 @@ def _other_api(side: Side, base: str) -> UsageError:
     )
 
 
-def _address(record: ServerRecord, side: Side) -> str:
-    found: str = getattr(record, f"{side}_url")
-    return found
+def _is_held(line: ConnectedSocket, record: ServerRecord, base: str) -> bool:
+    """Whether a connection ends at the process of the server that should listen there."""
+    acceptor = record.acceptor
+    direct = map(sockets.base_of, record.direct_addresses)
+    return peers.is_held_by(line, acceptor if acceptor and base in direct else record.group)
 
 
 def _checked(side: str, url: str) -> str:

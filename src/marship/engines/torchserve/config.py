@@ -17,8 +17,11 @@ CONFIG_FILE = "config.properties"
 PACKAGED = Path(__file__).with_name(CONFIG_FILE)
 METRICS_FILE = PACKAGED.with_name("metrics.yaml")
 
-HTTP_ADDRESSES = ("inference_address", "management_address", "metrics_address")
+DIRECT_ADDRESS = "direct_address"
+"""Ours, not TorchServe's: where workers respond themselves. Without it they do not."""
+HTTP_ADDRESSES = ("inference_address", "management_address", "metrics_address", DIRECT_ADDRESS)
 GRPC_PORTS = ("grpc_inference_port", "grpc_management_port")
+DEFAULT_DIRECT = "http://127.0.0.1:8079"
 LISTENERS = (*HTTP_ADDRESSES, *GRPC_PORTS)
 """The settings with a port, in the order in which ports are checked."""
 
@@ -89,6 +92,8 @@ def resolve(  # noqa: PLR0913  keyword-only
         ServerError: A port is in use.
     """
     values = properties.read(source)
+    if ports.get(DIRECT_ADDRESS) is not None:
+        values.setdefault(DIRECT_ADDRESS, DEFAULT_DIRECT)
     _check(values, source)
     if model_store is not None:
         values["model_store"] = str(model_store)
@@ -148,7 +153,7 @@ def _check(values: Mapping[str, str], source: Path) -> None:
             "ends a worker. Remove the line; /predictions/MODEL answers the same requests, KServe "
             "v2 in JSON or with raw tensors, over HTTP."
         )
-    if missing := [name for name in LISTENERS if name not in values]:
+    if missing := [name for name in LISTENERS if name not in {*values, DIRECT_ADDRESS}]:
         raise UsageError(f"{source} must set {', '.join(missing)}, got a file without.")
 
 
@@ -157,7 +162,8 @@ def _broken_rule(name: str, value: str) -> str | None:
         return "be a whole number of 0 or more"
     if name in _SWITCHES and value not in ("true", "false"):
         return "be true or false"
-    if name in HTTP_ADDRESSES and not _is_address(value):
+    is_address = _is_address(value) and (name != DIRECT_ADDRESS or value.startswith("http:"))
+    if name in HTTP_ADDRESSES and not is_address:
         return "be an address like http://127.0.0.1:8080 or unix:/folder/socket"
     if name == "token_expiration_min" and not re.fullmatch(r"\d+(\.\d+)?", value):
         return "be a number of minutes"
@@ -249,13 +255,13 @@ def _bind(host: str, port: int, name: str, held: ExitStack) -> int:
 
 def listeners(values: Mapping[str, str]) -> Iterator[tuple[str, str, int]]:
     """Name, host and port of every listener, except unix sockets."""
-    for name in LISTENERS:
+    for name in [name for name in LISTENERS if name in values]:
         if not _is_socket(values[name]):
             yield (name, *_listener(values, name))
 
 
 def _check_sockets(values: Mapping[str, str], source: Path) -> None:
-    for name in HTTP_ADDRESSES:
+    for name in [name for name in HTTP_ADDRESSES if name in values]:
         if not _is_socket(values[name]):
             continue
         path = values[name].removeprefix(sockets.PREFIX)

@@ -31,6 +31,8 @@ from marship.exchange import sockets
 
 HOME_VARIABLE = "MARSHIP_HOME"
 DEFAULT_HOME = ".marship"
+DIRECT_SOCKET = "direct.sock"
+"""Of the acceptor, in the server's temporary folder."""
 _SOCKET_NAME = "/.ts.sock.65535"
 
 
@@ -54,6 +56,9 @@ class ServerRecord:
         tmp: The server's temporary folder.
         seal_key: The source of the key of sealed models, never the key itself; None without.
         trust: The folder with the trusted keys; None accepts unsigned archives.
+        direct_url: Address at which workers respond themselves; None where they do not.
+        direct_pid: The acceptor of that address; 0 where there is none.
+        direct_created: Start time of the acceptor, as `created`.
     """
 
     pid: int
@@ -66,6 +71,34 @@ class ServerRecord:
     tmp: str
     seal_key: str | None = None
     trust: str | None = None
+    direct_url: str | None = None
+    direct_pid: int = 0
+    direct_created: float = 0.0
+
+    @property
+    def acceptor(self) -> Group | None:
+        """The processes that accept for the direct address."""
+        if not self.direct_pid:
+            return None
+        return Group(self.direct_pid, self.direct_created, self.boot)
+
+    @property
+    def direct_addresses(self) -> tuple[str, ...]:
+        """The acceptor's: a unix socket for clients on this machine, and the public one."""
+        if self.direct_url is None:
+            return ()
+        return sockets.url(f"{self.tmp}/{DIRECT_SOCKET}"), self.direct_url
+
+    def addresses(self, side: str) -> tuple[str, ...]:
+        """The addresses of an API, the one to use first.
+
+        While the acceptor is gone, TorchServe's own address serves as before.
+        """
+        own: str = getattr(self, f"{side}_url")
+        if side != "inference" or self.acceptor is None:
+            return (own,)
+        direct = self.direct_addresses
+        return (*direct, own) if self.acceptor.is_alive() else (own, *direct)
 
     @property
     def group(self) -> Group:

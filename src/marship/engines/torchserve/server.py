@@ -19,7 +19,15 @@ from pathlib import Path
 
 from marship import storage
 from marship.engines.torchserve import config as configs
-from marship.engines.torchserve import environment, java, peers, processes, production, properties
+from marship.engines.torchserve import (
+    direct,
+    environment,
+    java,
+    peers,
+    processes,
+    production,
+    properties,
+)
 from marship.engines.torchserve import home as homes
 from marship.engines.torchserve import store as stores
 from marship.engines.torchserve.home import Home, ServerRecord
@@ -211,6 +219,8 @@ def _launch(
     temporary = home.make_tmp()
     try:
         seen = _environment(settings, readable, temporary, seal_key)
+        if configs.DIRECT_ADDRESS in values:
+            seen |= direct.told_to_workers(temporary, home.key_file, values)
         process = _run_java(runtime, home, readable, temporary, seen)
     except BaseException:
         shutil.rmtree(temporary)
@@ -232,12 +242,30 @@ def _launch(
         with _sigterm_raises():
             home.write_record(record)
             _wait_until_up(server, settings.start_timeout_s, on_wait)
+            if configs.DIRECT_ADDRESS in values:
+                record = _start_direct(home, record, values)
+                server = dataclasses.replace(server, record=record)
             if settings.profile:
                 production.check_tokens(home.key_file)
     except BaseException:
         _end(home, record, grace_s=0)
         raise
     return server
+
+
+def _start_direct(home: Home, record: ServerRecord, values: Mapping[str, str]) -> ServerRecord:
+    """Start the acceptor, and note it in the server's record."""
+    address = values[configs.DIRECT_ADDRESS]
+    group = direct.start(home, Path(record.tmp), address, values)
+    record = dataclasses.replace(
+        record, direct_url=address, direct_pid=group.pid, direct_created=group.created
+    )
+    try:
+        home.write_record(record)
+    except BaseException:
+        group.kill()
+        raise
+    return record
 
 
 def _run_java(
@@ -348,6 +376,8 @@ def _startup_error(home: Home) -> str:
 
 
 def _end(home: Home, record: ServerRecord, grace_s: float) -> None:
+    if acceptor := record.acceptor:
+        acceptor.terminate()
     record.group.end(grace_s)
     _clean(home)
 
@@ -357,6 +387,8 @@ def _clean(home: Home) -> None:
     record = home.record()
     if record is not None:
         record.group.kill()  # orphaned workers of a killed server
+        if acceptor := record.acceptor:
+            acceptor.kill()
         shutil.rmtree(record.tmp, ignore_errors=True)
         for url in (record.inference_url, record.management_url, record.metrics_url):
             sockets.remove(url)

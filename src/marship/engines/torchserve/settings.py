@@ -26,6 +26,10 @@ class ServeSettings(Settings):
     inference_port: int | None = setting(None, "0 takes any free port; else the config's")
     management_port: int | None = setting(None, "0 takes any free port; else the config's")
     metrics_port: int | None = setting(None, "0 takes any free port; else the config's")
+    direct_port: int | None = setting(
+        None,
+        "where workers respond themselves, too; 0 takes any free port; else the config's",
+    )
     grpc_inference_port: int | None = setting(None, "0 takes any free port; else the config's")
     grpc_management_port: int | None = setting(None, "0 takes any free port; else the config's")
     seal_key: str | None = setting(None, "opens sealed models: file:PATH, env:NAME or command:...")
@@ -40,11 +44,12 @@ class ServeSettings(Settings):
             self.inference_port,
             self.management_port,
             self.metrics_port,
+            self.direct_port,
             self.grpc_inference_port,
             self.grpc_management_port,
         )
         unnamed = 0 if self.free_ports else None
         return {
-            name: unnamed if port is None else port
+            name: unnamed if port is None and name != configs.DIRECT_ADDRESS else port
             for name, port in zip(configs.LISTENERS, named, strict=True)
         }

@@ -35,7 +35,8 @@ def store(tmp_path: Path) -> Path:
 def test_the_packaged_settings_are_safe() -> None:
     """Loopback everywhere, tokens on, no downloads from elsewhere, sizes bounded."""
     values = properties.read(config.PACKAGED)
-    for name in config.HTTP_ADDRESSES:
+    assert config.DIRECT_ADDRESS not in values
+    for name in set(config.HTTP_ADDRESSES) - {config.DIRECT_ADDRESS}:
         assert values[name].startswith("http://127.0.0.1:")
     assert values["grpc_inference_address"] == values["grpc_management_address"] == "127.0.0.1"
     assert values["disable_token_authorization"] == "false"

@@ -1,0 +1,236 @@
+"""The acceptor of the direct data plane, as a process of its own beside TorchServe.
+
+It follows TorchServe's management API: which models there are, which version is the default, how
+many workers there should be. A parent keeps the listening sockets and starts the acceptor again
+where it dies, so that clients that connect meanwhile wait and are not refused.
+"""
+
+import asyncio
+import contextlib
+import json
+import logging
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from marship.engines.torchserve import config as configs
+from marship.engines.torchserve import processes
+from marship.engines.torchserve.engine import TorchServe
+from marship.engines.torchserve.home import DIRECT_SOCKET, Home
+from marship.engines.torchserve.processes import Group
+from marship.errors import MarshipError, ServerError
+from marship.exchange import sockets
+from marship.exchange.transports import BlockingTransport, Bounds
+
+logger = logging.getLogger(__name__)
+
+WORKERS_SOCKET = "workers.sock"
+WORKERS_ENV, KEY_FILE_ENV, QUEUE_ENV = (
+    "MARSHIP_DIRECT_WORKERS", "MARSHIP_DIRECT_KEY_FILE", "MARSHIP_DIRECT_QUEUE",
+)  # fmt: skip
+"""Told to workers: where the acceptor takes them, the key file, how many requests may wait."""
+
+_FOLLOW_S, _ANSWER_S, _MOST_BYTES = 0.4, 5.0, 1 << 26
+_START_S, _POLL_S, _AGAIN_S = 20.0, 0.02, 0.1
+_BACKLOG, _WORKERS_BACKLOG = 4096, 256
+_LEFT_FDS = 256
+_ENDED = 0
+
+
+def told_to_workers(temporary: Path, key_file: Path, values: Mapping[str, str]) -> dict[str, str]:
+    """The environment that lets workers serve directly."""
+    told = {
+        WORKERS_ENV: str(temporary / WORKERS_SOCKET),
+        QUEUE_ENV: values.get("job_queue_size", "1000"),
+    }
+    if values.get("disable_token_authorization") != "true":
+        told[KEY_FILE_ENV] = str(key_file)
+    return told
+
+
+def start(home: Home, temporary: Path, address: str, values: Mapping[str, str]) -> Group:
+    """Start the acceptor, and return when it listens.
+
+    Args:
+        home: The server's.
+        temporary: Its temporary folder, for sockets.
+        address: Where clients connect, such as http://127.0.0.1:8079.
+        values: The server's settings.
+
+    Raises:
+        ServerError: It does not start.
+    """
+    told = {
+        "home": str(home.path),
+        "temporary": str(temporary),
+        "address": address,
+        "engine": configs.address_url(values, "inference_address"),
+        "tokens": values.get("disable_token_authorization") != "true",
+        "request_bytes": int(values.get("max_request_size", 6553500)),
+    }
+    log = home.logs / "direct.log"
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            [sys.executable, "-P", "-m", __name__, json.dumps(told)],
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            cwd=home.path,
+            umask=0o077,
+            start_new_session=True,
+        )
+    group = Group(process.pid, processes.start_time(process.pid), processes.boot_id())
+    end = time.monotonic() + _START_S
+    while not (temporary / DIRECT_SOCKET).exists():
+        if process.poll() is not None or time.monotonic() > end:
+            group.kill()
+            lines = log.read_text(errors="replace").strip().splitlines() or ["nothing"]
+            raise ServerError(
+                f"the direct address {address} must be served, got: {lines[-1]}. Choose another "
+                "with --direct-port, or leave it out."
+            )
+        time.sleep(_POLL_S)
+    return group
+
+
+def _listeners(address: str, temporary: Path) -> list[socket.socket]:
+    """The sockets that clients connect to: the address's, and a unix socket."""
+    parts = urlsplit(address)
+    public = socket.socket()
+    public.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    public.bind((parts.hostname, parts.port))
+    local = socket.socket(socket.AF_UNIX)
+    path = temporary / DIRECT_SOCKET
+    path.unlink(missing_ok=True)
+    public.listen(_BACKLOG)
+    local.bind(f"{path}.new")
+    local.listen(_BACKLOG)
+    Path(f"{path}.new").rename(path)  # it is there once it listens
+    return [public, local]
+
+
+def _workers_listener(temporary: Path) -> socket.socket:
+    path = temporary / WORKERS_SOCKET
+    path.unlink(missing_ok=True)
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    listener.bind(str(path))
+    listener.listen(_WORKERS_BACKLOG)
+    return listener
+
+
+def main(told: Mapping[str, object]) -> None:
+    """Keep an acceptor running until the server has ended, or SIGTERM."""
+    temporary = Path(str(told["temporary"]))
+    try:
+        workers = _workers_listener(temporary)
+        clients = _listeners(str(told["address"]), temporary)
+    except OSError as error:
+        sys.exit(f"{error.strerror}: {told['address']}")
+    child = 0
+
+    def end(_number: int, _frame: object) -> None:
+        if child:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(child, signal.SIGKILL)
+        os._exit(_ENDED)
+
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    while True:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        child = os.fork()
+        if not child:
+            _end_with_parent()
+            _serve(told, clients, workers)
+            os._exit(_ENDED)
+        signal.signal(signal.SIGTERM, end)
+        _, status = os.waitpid(child, 0)
+        if os.waitstatus_to_exitcode(status) == _ENDED:
+            return
+        sys.stderr.write(f"the acceptor ended with {os.waitstatus_to_exitcode(status)}\n")
+        time.sleep(_AGAIN_S)
+
+
+def _end_with_parent() -> None:
+    """Let the kernel end this process with its parent (prctl(2), PR_SET_PDEATHSIG)."""
+    import ctypes
+
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL, 0, 0, 0)
+
+
+def _serve(
+    told: Mapping[str, object], clients: list[socket.socket], workers: socket.socket
+) -> None:
+    import resource
+
+    from marship.serving.hosts.direct import acceptor
+    from marship.serving.hosts.direct.limits import Limits
+
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    most = min(Limits().connections, max(_LEFT_FDS, hard - _LEFT_FDS))
+    home = Home(Path(str(told["home"])))
+    limits = replace(Limits(), connections=most, request_bytes=int(str(told["request_bytes"])))
+
+    def follow(accepting: acceptor.Acceptor, loop: asyncio.AbstractEventLoop) -> None:
+        threading.Thread(target=_follow, args=(home, accepting, loop), daemon=True).start()
+
+    acceptor.run(
+        clients=clients,
+        workers=workers,
+        key_file=home.key_file if told["tokens"] else None,
+        limits=limits,
+        engine=_address(str(told["engine"])),
+        on_start=follow,
+    )
+
+
+def _address(url: str) -> str | tuple[str, int]:
+    """TorchServe's inference address: a unix socket's path, or host and port."""
+    if path := sockets.path_of(url):
+        return path
+    parts = urlsplit(url)
+    return parts.hostname or "", parts.port or 80
+
+
+def _follow(home: Home, accepting: object, loop: asyncio.AbstractEventLoop) -> None:
+    """Tell the acceptor what TorchServe has, again and again; end it with the server."""
+    from marship.serving.hosts.direct.acceptor import Acceptor
+    from marship.serving.hosts.direct.seats import ModelState
+
+    assert isinstance(accepting, Acceptor)  # noqa: S101  it is loaded after the fork alone
+    engine = TorchServe(home.path, {}, {})
+    transport = BlockingTransport(engine, Bounds(_ANSWER_S, _MOST_BYTES))
+    while True:
+        record = home.record()
+        if record is not None and not record.group.is_alive():
+            os._exit(_ENDED)
+        try:
+            models = transport.run(engine.models())
+        except (MarshipError, OSError) as error:
+            logger.warning("TorchServe's models must be known, got: %s", error)
+        else:
+            states = {
+                model.name: ModelState(
+                    model.default_version,
+                    tuple(version.version for version in model.versions),
+                    {version.version: version.min_workers for version in model.versions},
+                    {version.version: version.ready for version in model.versions},
+                )
+                for model in models
+            }
+            loop.call_soon_threadsafe(accepting.follow, states)
+        time.sleep(_FOLLOW_S)
+
+
+if __name__ == "__main__":
+    main(json.loads(sys.argv[1]))
