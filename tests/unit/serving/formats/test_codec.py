@@ -5,10 +5,12 @@ import json
 import numpy as np
 import pytest
 
-from marship.contract import Contract, TensorSpec
+from marship.contract import ColumnRange, Contract, TensorSpec
 from marship.errors import InvalidInputError, MalformedError, RequestError, UnsupportedMediaError
 from marship.serving.formats import codec
 from marship.serving.formats.codec import BodyFormat
+from marship.serving.formats.tensors import outside
+from marship.serving.model.batch import validate
 
 
 def contract(*inputs: TensorSpec, outputs: int = 1) -> Contract:
@@ -248,3 +250,23 @@ def test_npy_of_several_outputs_is_refused() -> None:
     message = codec.Message({}, BodyFormat.NPY)
     with pytest.raises(InvalidInputError, match="one output"):
         codec.encode({"a": np.zeros(1), "b": np.zeros(1)}, message, "m", "1")
+
+
+@pytest.mark.parametrize("body", [b'[["a"], "b"]', b"[1, 2]", b'["a", null]', b'[["a"]]'])
+def test_what_is_no_text_is_refused(body: bytes) -> None:
+    """Numbers, null and lists within are no text, and the input is named."""
+    words = contract(TensorSpec("text", "str", ("batch",)))
+    with pytest.raises(InvalidInputError, match=r"^text must "):
+        validate(codec.decode(body, "application/json", words).inputs, words)
+
+
+def test_each_column_has_its_own_range() -> None:
+    """The column is named, with its range; an empty batch is not looked at."""
+    ranges = (ColumnRange(1, 0, 0, 4), ColumnRange(1, 2, 1, 9))
+    spec = TensorSpec("input", "float32", ("batch", 3), column_ranges=ranges)
+    assert outside(np.array([[4, 99, 9], [0.5, -7, 1]], np.float32), spec) is None
+    assert outside(np.empty((0, 3), np.float32), spec) is None
+    for row in ([5, 0, 1], [-1, 0, 1]):
+        assert "input[:, 0] must" in str(outside(np.array([row], np.float32), spec))
+    for value in (0, 10, np.nan):
+        assert "input[:, 2] must" in str(outside(np.array([[0, 0, value]], np.float32), spec))

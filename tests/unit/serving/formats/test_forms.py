@@ -175,3 +175,27 @@ def test_an_unknown_encoding_is_415_whoever_read_the_body(body: object) -> None:
     """TorchServe's own reader has decoded JSON already."""
     with pytest.raises(UnsupportedMediaError):
         forms.undo_encodings(body, "gzip, zstd", 9)
+
+
+@pytest.mark.parametrize(
+    "part",
+    [
+        b"no head and no blank line",
+        b"Content-Disposition: form-data\r\n\r\nvalue",
+        b"\r\nvalue",
+    ],
+)
+def test_a_part_that_has_no_head_or_no_name_is_refused(part: bytes) -> None:
+    """As malformed, in one line."""
+    body = b"--b\r\n" + part + b"\r\n--b--\r\n"
+    with pytest.raises(MalformedError, match="form"):
+        forms.read(body, "multipart/form-data; boundary=b", 10)
+
+
+def test_a_compressed_form_is_taken_apart() -> None:
+    """Its content encoding is undone first, and is not told on."""
+    body, kind = form([("body", "text/plain", b"x"), ("more", "text/plain", b"y")])
+    headers = {"content-type": kind, "content-encoding": "gzip"}
+    request = forms.request_of(gzip.compress(body), headers, **LIMITS)
+    assert (request.body, request.fields) == (b"x", {"more": b"y"})
+    assert request.header("content-encoding") is None

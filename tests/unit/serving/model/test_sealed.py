@@ -225,6 +225,21 @@ def test_without_a_key_a_sealed_archive_has_no_vault(
     assert "--seal-key" in done.stderr
 
 
+@pytest.mark.parametrize("text", [None, "", "[]", "{}", '{"model": {"modelName": "m"}}'])
+def test_a_sealed_archive_without_its_model_in_the_manifest_is_refused(
+    archive: Path, text: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Name and version are part of what was sealed."""
+    monkeypatch.setenv(keysource.SOURCE_VARIABLE, "env:MY_KEY")
+    manifest = archive / sealed.MANIFEST_FILE
+    manifest.parent.mkdir(exist_ok=True)
+    manifest.unlink(missing_ok=True)
+    if text is not None:
+        manifest.write_text(text)
+    with pytest.raises(SealError, match="must name the model"):
+        sealed.opener(archive)
+
+
 WORKER = """
 import os, pathlib, sys
 from marship.serving.model import sealed

@@ -1,5 +1,6 @@
 """A session serves only the model that its contract and golden cases describe."""
 
+import hashlib
 import os
 import shutil
 import subprocess
@@ -189,3 +190,12 @@ def test_onnx_runtime_keeps_no_telemetry(linear_onnx: Path, tmp_path: Path) -> N
     )
     assert "must run on the inputs" in done.stdout
     assert [path for path in home.rglob("*") if "onnxruntime" in path.name] == []
+
+
+def test_a_file_that_onnx_runtime_cannot_load_is_named_so(folder: tuple[Path, Contract]) -> None:
+    """Even where it is the file that the contract names."""
+    path, contract = folder
+    (path / "linear.onnx").write_bytes(b"no model")
+    digest = hashlib.sha256(b"no model").hexdigest()
+    with pytest.raises(LoadError, match="ONNX Runtime must load the model, got"):
+        Session(path, replace(contract, digest=digest), ONE_THREAD)
