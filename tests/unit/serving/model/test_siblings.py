@@ -24,18 +24,19 @@ sys.stdin.read()
 
 def test_a_killed_worker_is_counted_no_more(tmp_path: Path) -> None:
     """Two processes see one and two workers; after kill -9 of the first, one is left."""
-    workers = [
-        subprocess.Popen(
-            [sys.executable, "-c", JOINED, tmp_path], stdin=subprocess.PIPE, stdout=subprocess.PIPE
-        )
-        for _ in range(2)
-    ]
+    workers: list[subprocess.Popen[bytes]] = []
+    seen = []
     try:
-        seen = []
-        for worker in workers:
+        for _ in range(2):  # the second joins when the first has counted
+            worker = subprocess.Popen(
+                [sys.executable, "-c", JOINED, tmp_path],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+            )
+            workers.append(worker)
             assert worker.stdout is not None
             seen.append(int(worker.stdout.readline()))
-        assert sorted(seen) == [1, 2]
+        assert seen == [1, 2]
         workers[0].kill()
         workers[0].wait()
         assert Siblings(tmp_path).count() == 1
