@@ -80,7 +80,8 @@ class Access:
         self._urls = {side: _checked(side, url) for side, url in urls.items() if url}
         self._is_elsewhere = home is None and bool(self._urls)
         self._record: ServerRecord | None = None
-        self._bases: dict[str, str] = {}  # of the record's addresses, those in use
+        self._bases: dict[str, str] = {}  # the addresses in use of the record `_bases_of`
+        self._bases_of: ServerRecord | None = None
         self._given = {
             side: token
             for side, variable in TOKEN_VARIABLES.items()
@@ -117,9 +118,9 @@ class Access:
             )
         if self._record is None:
             self._record = self.home.require_running()
+        if self._bases_of is not self._record:  # other calls read the home again, too
+            self._bases_of = self._record
             self._bases = {side: self._record.addresses(side)[0] for side in _SIDES}
-        if call.side not in self._bases:
-            self._bases[call.side] = self._record.addresses(call.side)[0]
         return self._bases[call.side] + call.path
 
     def check_peer(self, base: str, line: ConnectedSocket) -> None:

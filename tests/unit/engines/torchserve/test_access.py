@@ -11,8 +11,10 @@ import pytest
 
 from homes import of_a_server
 from marship import Client
+from marship.engines.torchserve.access import Access
 from marship.engines.torchserve.home import Home
 from marship.errors import TokenError, UsageError
+from marship.exchange.calls import Call
 
 REFUSAL = (400, {"code": 400, "type": "InvalidKeyException", "message": "m"})
 OF_THE_PROXY = (401, {"code": "token", "message": "m"})
@@ -121,3 +123,15 @@ def test_a_token_that_cannot_be_sent_is_refused_and_not_shown(
     with pytest.raises(UsageError, match="must be one word") as caught:
         Client(management_url="http://127.0.0.1:1")
     assert "sekr" not in str(caught.value)
+
+
+def test_addresses_are_those_of_the_server_that_runs_now(home: Home) -> None:
+    """After a restart on other ports, whichever question read the home again."""
+    access = Access(home.path, {"inference": "http://127.0.0.1:7"}, {})
+    models = Call("management", "GET", "/models")
+    for port in (8, 9):
+        of_a_server(home.path, management_url=f"http://127.0.0.1:{port}")
+        assert access.url(models) == f"http://127.0.0.1:{port}/models"
+        access.not_reachable("http://127.0.0.1:8")
+        of_a_server(home.path, management_url="http://127.0.0.1:9")
+        assert not access._is_homes("inference")
