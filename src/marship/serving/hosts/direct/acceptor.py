@@ -21,6 +21,7 @@ from marship.errors import MarshipError, NotFoundError
 from marship.serving.hosts.direct import routes
 from marship.serving.hosts.direct.connection import Connection, Site
 from marship.serving.hosts.direct.exchange import Exchange
+from marship.serving.hosts.direct.heads import Heads
 from marship.serving.hosts.direct.limits import Limits, StatusError, error_reply
 from marship.serving.hosts.direct.relay import Relay
 from marship.serving.hosts.direct.seats import ModelState, Seat, Seats
@@ -56,6 +57,7 @@ class Acceptor(Site):
         self._engine = engine
         self._relays: set[Relay] = set()
         self._loop, self.limits, self._tokens = loop, limits, Tokens(key_file)
+        self.heads = Heads()
         self.seats = Seats()
         self._own: set[Connection] = set()
         self._arriving: dict[int, tuple[socket.socket, bytes, float]] = {}
@@ -282,15 +284,16 @@ class Acceptor(Site):
 
     def check(self, exchange: Exchange) -> None:
         """Hold a request against its route and the token."""
-        route = self._route(exchange.path)
-        exchange.is_kserve = exchange.path.startswith(b"/v2")
-        if route is not None and (route.kind in routes.OPEN or exchange.method == "OPTIONS"):
+        route = self._route(exchange.head.path)
+        exchange.is_kserve = exchange.head.path.startswith(b"/v2")
+        if route is not None and (route.kind in routes.OPEN or exchange.head.method == "OPTIONS"):
             check_method(exchange, route)
             return
-        self._tokens.check(exchange.headers.get(b"authorization"))
+        self._tokens.check(exchange.head.raw.get(b"authorization"))
         if route is None:
             raise NotFoundError(
-                f"a path must be /predictions/MODEL or one of /v2, got {_shown(exchange.path)}."
+                "a path must be /predictions/MODEL or one of /v2, got "
+                f"{_shown(exchange.head.path)}."
             )
         check_method(exchange, route)
         if route.model:
@@ -311,8 +314,8 @@ class Acceptor(Site):
 
     def handle(self, exchange: Exchange) -> None:
         """Answer a request that `check` has accepted."""
-        route = self._route(exchange.path)
-        if exchange.method == "OPTIONS" or route is None:
+        route = self._route(exchange.head.path)
+        if exchange.head.method == "OPTIONS" or route is None:
             exchange.reply(options(route))
         elif route.kind == routes.SERVER:
             exchange.reply(routes.server(__version__))

@@ -12,6 +12,7 @@ from typing import Protocol
 
 from marship.errors import MalformedError, MarshipError
 from marship.serving.hosts.direct.exchange import Exchange
+from marship.serving.hosts.direct.heads import Head, Heads
 from marship.serving.hosts.direct.limits import Limits, StatusError, error_reply
 from marship.serving.hosts.direct.reader import END, RequestReader, target_of
 
@@ -22,6 +23,7 @@ class Site(Protocol):
     """What a server does with the requests of its connections."""
 
     limits: Limits
+    heads: Heads
 
     def opened(self, connection: "Connection") -> None:
         """A connection is there."""
@@ -58,7 +60,7 @@ class Connection(asyncio.Protocol):
         self._site, self._limits = site, site.limits
         self._unread = unread
         self.transport: asyncio.Transport | None = None
-        self._reader = RequestReader(self, self._limits, site.check)
+        self._reader = RequestReader(self, self._limits, site.heads, site.check)
         self._is_paused = self._is_moving = self._is_ending = False
         self._waiting: deque[Exchange] = deque()
         self.deadline = time.monotonic() + self._limits.head_s
@@ -82,7 +84,11 @@ class Connection(asyncio.Protocol):
         """Read what came."""
         if self._is_ending:
             return  # read and dropped: else the client gets a reset and not its response
-        self._unread = self._unread + data if self._unread else data
+        if self._unread:
+            data = self._unread + data
+        elif self._take_whole(data):
+            return
+        self._unread = data
         self._go_on()
 
     def eof_received(self) -> bool:
@@ -111,20 +117,42 @@ class Connection(asyncio.Protocol):
 
     def _go_on(self) -> None:
         """Read requests as long as there are bytes, and room for their responses."""
-        while self._unread and not self._is_moving and not self._is_ending:
-            if len(self._waiting) >= self._limits.pipelined or self._stalled_bytes is not None:
-                break
+        while self._unread and not (self._is_moving or self._is_ending or self._is_full()):
             data, self._unread = self._unread, b""
             if not (self._read_body(data) if self._reader.is_in_body else self._read_head(data)):
                 break
-        must_wait = bool(self._unread) and (
-            self._is_moving
-            or len(self._waiting) >= self._limits.pipelined
-            or self._stalled_bytes is not None
-        )
-        self._pause(must_wait)
+        self._pause(bool(self._unread) and (self._is_moving or self._is_full()))
         if not self._is_ending and self._stalled_bytes is None:
             self._set_deadline()
+
+    def _take_whole(self, data: bytes) -> bool:
+        """Pass on a request that came in one piece behind a head that is known, as most do."""
+        stop = data.find(END) + 4
+        head = self._site.heads.get(data[:stop])
+        if (
+            head is None
+            or len(data) != stop + head.length
+            or self._reader.is_in_body
+            or self._is_moving
+            or self._is_full()
+            or self._site.is_elsewhere(head.path)
+        ):
+            return False
+        exchange = Exchange(self, head)
+        self._waiting.append(exchange)
+        self._phase, self.deadline = "response", math.inf
+        try:
+            self._site.check(exchange)
+        except MarshipError as error:
+            exchange.reply(error_reply(error))
+        else:
+            exchange.body = data[stop:]
+            self._site.handle(exchange)
+        return True
+
+    def _is_full(self) -> bool:
+        """Whether the client must take responses before more of it is read."""
+        return len(self._waiting) >= self._limits.pipelined or self._stalled_bytes is not None
 
     def _pause(self, must_wait: bool) -> None:
         if self.transport is None or must_wait == self._is_paused:
@@ -136,8 +164,8 @@ class Connection(asyncio.Protocol):
         """Read a request's head, if it is all there; False where there is nothing more to do."""
         while data.startswith(b"\r\n"):
             data = data[2:]  # RFC 9112, 2.2: empty lines before a request
-        stop = data.find(END) + len(END)
-        if stop < len(END):
+        stop = data.find(END) + 4
+        if stop < 4:  # noqa: PLR2004  END was not found
             self._unread = data
             if data.count(b"\n") != data.count(b"\r\n"):
                 self._refuse_and_close(MalformedError("lines must end with CR LF, got LF alone."))
@@ -145,8 +173,8 @@ class Connection(asyncio.Protocol):
                 self._refuse_and_close(_head_too_large(self._limits))
             return False
         head, rest = (data, b"") if stop == len(data) else (data[:stop], data[stop:])
-        target = target_of(head)
-        if self._site.is_elsewhere(target):
+        known = self._site.heads.get(head)
+        if self._site.is_elsewhere(known.path if known else target_of(head)):
             self._unread = data
             self.move()
             return False
@@ -155,7 +183,7 @@ class Connection(asyncio.Protocol):
             return False
         self._unread = rest
         try:
-            self._reader.read_head(head)
+            self._reader.read_head(head, known)
         except MarshipError as error:
             self._refuse_and_close(error)
             return False
@@ -203,8 +231,14 @@ class Connection(asyncio.Protocol):
             exchange.parts.append(data)
             return
         self.transport.write(data)
-        if is_last:
-            self._send_next(closes=not waiting.popleft().keeps_alive)
+        if not is_last:
+            return
+        waiting.popleft()
+        if exchange.keeps_alive and not (waiting or self._is_moving or self._unread):
+            if self._stalled_bytes is None:
+                self._set_deadline()
+        else:
+            self._send_next(closes=not exchange.keeps_alive)
 
     def _send_next(self, *, closes: bool) -> None:
         """Write the responses that were ready before their turn, and go on."""
@@ -230,7 +264,7 @@ class Connection(asyncio.Protocol):
         """Answer a request that cannot be read to its end, behind those before it."""
         exchange = self._reader.exchange
         if exchange is None:
-            exchange = Exchange(self, "GET", self._reader.target, {}, False, True)
+            exchange = Exchange(self, Head("GET", self._reader.target, {}, keeps_alive=False))
         if exchange not in self._waiting:
             self._waiting.append(exchange)
         exchange.keeps_alive = False
@@ -295,24 +329,21 @@ class Connection(asyncio.Protocol):
 
     def _set_deadline(self) -> None:
         """From what is waited for now: a head, a body, a response, or the next request."""
-        limits = self._limits
-        phase = (
-            "body" if self._reader.is_in_body
-            else "head" if self._unread
-            else "response" if self._waiting
-            else "idle"
-        )  # fmt: skip
-        if phase in ("head", "body") and phase == self._phase:
-            return  # from its first byte on
-        self._phase = phase
-        seconds = {
-            "body": limits.body_s
-            + (0 if math.isinf(self._reader.left) else self._reader.left / limits.body_rate),
-            "head": limits.head_s,
-            "response": math.inf,
-            "idle": limits.idle_s,
-        }[phase]
-        self.deadline = time.monotonic() + seconds
+        reader, limits = self._reader, self._limits
+        if reader.is_in_body:
+            if self._phase != "body":  # from its first byte on
+                left = 0 if math.isinf(reader.left) else reader.left
+                self._wait("body", limits.body_s + left / limits.body_rate)
+        elif self._unread:
+            if self._phase != "head":
+                self._wait("head", limits.head_s)
+        elif self._waiting:
+            self._phase, self.deadline = "response", math.inf
+        else:
+            self._wait("idle", limits.idle_s)
+
+    def _wait(self, phase: str, seconds: float) -> None:
+        self._phase, self.deadline = phase, time.monotonic() + seconds
 
     _phase = "head"
 

@@ -3,24 +3,24 @@
 import itertools
 import os
 import time
-from collections.abc import Iterator, Mapping
 from email.utils import formatdate
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Protocol
-from urllib.parse import parse_qsl
 
 import orjson
 
+from marship.serving.hosts.direct.heads import EVENTS_TYPE, Head
 from marship.serving.message import JSON_TYPE, Reply, Request
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-EVENTS_TYPE = "text/event-stream"
+    from marship.serving.hosts.direct.routes import Route
+
 LINES_TYPE = "application/jsonl"
 _LONGEST_ID = 200
 _COUNTER = itertools.count()
-_PREFIX = os.urandom(6).hex()
+_PREFIX = os.urandom(6).hex().encode()
 _LAST_CHUNK = b"0\r\n\r\n"
 _PHRASES = {status.value: status.phrase for status in HTTPStatus}
 _STARTS: "dict[tuple[int, str, tuple[tuple[str, str], ...]], bytes]" = {}
@@ -34,64 +34,30 @@ class Outlet(Protocol):
         """Write a part of a response, in the order of the requests."""
 
 
-class Headers(Mapping[str, str]):
-    """HTTP headers, names in lower case; decoded when one is read.
-
-    Args:
-        raw: Names in lower case and values, as they came.
-    """
-
-    __slots__ = ("_raw",)
-
-    def __init__(self, raw: Mapping[bytes, bytes]) -> None:
-        self._raw = raw
-
-    def __getitem__(self, key: str) -> str:
-        return self._raw[key.encode("latin-1")].decode("latin-1")
-
-    def __iter__(self) -> Iterator[str]:
-        return (name.decode("latin-1") for name in self._raw)
-
-    def __len__(self) -> int:
-        return len(self._raw)
-
-    def __bool__(self) -> bool:
-        return True  # a request over HTTP, even where it sends no header
-
-
 class Exchange:
     """A request that is complete, and its response.
 
     Attributes:
-        method: In capital letters.
-        path: Without the query.
-        query: What follows the question mark, as it came.
-        headers: Names in lower case.
+        head: The request line with its headers.
         body: The bytes.
         keeps_alive: Whether the connection stays open after the response.
         is_kserve: Whether errors are told as KServe v2 tells them.
-        accepts_chunks: Whether a response without a length can be sent (HTTP/1.1).
+        is_done: Whether the response is complete.
+        parts: Of the response, ready before it is their turn.
+        route: What its path stands for; None until that is known.
     """
 
     __slots__ = (
-        "_has_begun", "_outlet", "_timing", "accepts_chunks", "body", "headers", "is_done",
-        "is_kserve", "keeps_alive", "method", "parts", "path", "query",
+        "_has_begun", "_outlet", "body", "head", "is_done", "is_kserve", "keeps_alive", "parts",
+        "route",
     )  # fmt: skip
 
-    def __init__(  # noqa: PLR0913, PLR0917  the fields of a request line, once for each request
-        self,
-        outlet: Outlet,
-        method: str,
-        target: bytes,
-        headers: dict[bytes, bytes],
-        keeps_alive: bool,
-        accepts_chunks: bool,
-    ) -> None:
-        self._outlet, self.method, self.headers = outlet, method, headers
-        self.path, _, self.query = target.partition(b"?")
-        self.keeps_alive, self.accepts_chunks = keeps_alive, accepts_chunks
-        self.body, self.is_kserve, self.is_done, self._has_begun = b"", False, False, False
-        self.parts: list[bytes] = []  # written, but not yet this exchange's turn
+    def __init__(self, outlet: Outlet, head: Head) -> None:
+        self._outlet, self.head = outlet, head
+        self.body, self.keeps_alive = b"", head.keeps_alive
+        self.is_kserve = self.is_done = self._has_begun = False
+        self.parts: list[bytes] = []
+        self.route: Route | None = None
 
     def request(self, read: "Callable[..., Request]") -> Request:
         """The request as a service takes it.
@@ -102,24 +68,18 @@ class Exchange:
         Raises:
             RequestError: The body cannot be read.
         """
-        headers: Mapping[str, str] = Headers(self.headers)
-        if self.wants_events:
+        head = self.head
+        headers = head.headers
+        if head.wants_events:
             headers = {**headers, "accept": LINES_TYPE}
-        content_type = self.headers.get(b"content-type", b"").decode("latin-1")
-        if b"content-encoding" in self.headers or content_type.startswith("multipart/"):
-            request = read(self.body, headers)
+        if head.is_plain:
+            request = Request(self.body, head.content_type, headers=headers)
         else:
-            request = Request(self.body, content_type, headers=headers)
-        if self.query:
-            pairs = parse_qsl(self.query.decode("latin-1"), keep_blank_values=True)
-            request.fields = {**dict(pairs), **request.fields}
-            request.field_count += len(pairs)
+            request = read(self.body, headers)
+        if head.query:
+            request.fields = {**dict(head.parameters), **request.fields}
+            request.field_count += len(head.parameters)
         return request
-
-    @property
-    def wants_events(self) -> bool:
-        """Whether the parts of a response are to come as server-sent events."""
-        return EVENTS_TYPE.encode() in self.headers.get(b"accept", b"")
 
     def reply(self, reply: Reply, timing: str = "") -> None:
         """Send a whole response, or the next part of a streamed one.
@@ -135,39 +95,40 @@ class Exchange:
             return
         self.is_done = True
         head = self._head(reply, timing, b"content-length: %d\r\n" % len(reply.body))
-        self._outlet.send(self, head if self.method == "HEAD" else head + reply.body, is_last=True)
+        data = head if self.head.method == "HEAD" else head + reply.body
+        self._outlet.send(self, data, is_last=True)
 
     def _stream(self, reply: Reply, timing: str) -> None:
         """Send a part: chunks, or until the connection closes for a client of HTTP/1.0."""
         data = b""
         if not self._has_begun:
             self._has_begun = True
-            self.keeps_alive = self.keeps_alive and self.accepts_chunks
-            if self.wants_events:
+            self.keeps_alive = self.keeps_alive and self.head.accepts_chunks
+            if self.head.wants_events:
                 kind = Reply(
                     b"", EVENTS_TYPE, headers=(*reply.headers, ("cache-control", "no-cache"))
                 )
             else:
                 kind = reply
-            framing = b"transfer-encoding: chunked\r\n" if self.accepts_chunks else b""
+            framing = b"transfer-encoding: chunked\r\n" if self.head.accepts_chunks else b""
             data = self._head(kind, timing, b"X-Accel-Buffering: no\r\n" + framing)
         body = reply.body
         if reply.status != HTTPStatus.OK:  # too late for a status: the error is the last line
             body += b"\n"
-        if self.wants_events:
+        if self.head.wants_events:
             body = _events(body, is_error=reply.status != HTTPStatus.OK)
         if body:
-            data += b"%x\r\n%b\r\n" % (len(body), body) if self.accepts_chunks else body
+            data += b"%x\r\n%b\r\n" % (len(body), body) if self.head.accepts_chunks else body
         self.is_done = not reply.more
-        if self.is_done and self.accepts_chunks:
+        if self.is_done and self.head.accepts_chunks:
             data += _LAST_CHUNK
         self._outlet.send(self, data, is_last=self.is_done)
 
     def _head(self, reply: Reply, timing: str, framing: bytes) -> bytes:
         kind = (reply.status, reply.content_type, reply.headers)
         start = _STARTS.get(kind) or _start(*kind)
-        given = self.headers.get(b"x-request-id", b"")
-        name = given if 0 < len(given) <= _LONGEST_ID else f"{_PREFIX}-{next(_COUNTER):x}".encode()
+        given = self.head.raw.get(b"x-request-id", b"")
+        name = given if 0 < len(given) <= _LONGEST_ID else b"%b-%x" % (_PREFIX, next(_COUNTER))
         return b"%bdate: %b\r\nX-Request-Id: %b\r\n%b%b%b\r\n" % (
             start,
             _date(int(time.time())),

@@ -7,6 +7,7 @@ decided by how long the last calls took.
 
 import asyncio
 import logging
+import math
 import os
 import threading
 import time
@@ -26,8 +27,10 @@ logger = logging.getLogger(__name__)
 
 STREAMS = 4
 """Batches of streams that take turns: a short recording does not wait for the end of a long one."""
-IN_LOOP_S, ON_THREAD_S = 1e-3, 3e-3
-"""A batch faster than the first runs in the loop; slower than the second, on a thread."""
+IN_LOOP_S, ON_THREAD_S = 2e-3, 5e-3
+"""Batches that take less than the first run in the loop; more than the second, on a thread."""
+_WEIGHT = 0.1
+"""How much the last batch counts in the average: one slow batch alone changes nothing."""
 IN_LOOP_BYTES = 1 << 20
 _LOOK_S = 0.25
 
@@ -59,7 +62,8 @@ class Lane:
         self._slots = STREAMS if service.streams else 1
         self._running: dict[int, tuple[float, list[Exchange]]] = {}  # since when, by a batch's id
         self._threads = ThreadPoolExecutor(self._slots, thread_name_prefix="model")
-        self._in_loop = not service.streams and service.call_s(most) < IN_LOOP_S
+        self._batch_s = service.call_s(most)  # processor time: other processes do not count
+        self._in_loop = not service.streams and self._batch_s < IN_LOOP_S
         self._read = partial(
             forms.request_of,
             most_fields=service.max_fields,
@@ -106,21 +110,21 @@ class Lane:
         return [pending.popleft() for _ in range(most)]
 
     def _run_here(self, batch: list[Exchange]) -> None:
-        began = time.monotonic()
-        self._running[id(batch)] = (began, batch)
+        self._running[id(batch)] = (time.monotonic(), batch)
+        began = time.thread_time()
         try:
             replies, timing = self._answer(batch)
         finally:
             del self._running[id(batch)]
+        self._learn(time.thread_time() - began)
         for exchange, reply in zip(batch, replies, strict=True):
             exchange.reply(reply, timing)
-        self._learn(time.monotonic() - began)
 
     def _run_there(self, batch: list[Exchange]) -> None:
-        began = time.monotonic()
+        began = time.thread_time()
         replies, timing = self._answer(batch)
         self._loop.call_soon_threadsafe(
-            self._done, batch, replies, timing, time.monotonic() - began
+            self._done, batch, replies, timing, time.thread_time() - began
         )
 
     def _done(
@@ -135,11 +139,12 @@ class Lane:
         self._learn(took_s)
 
     def _learn(self, took_s: float) -> None:
-        if self._service.streams:
-            return
-        if took_s > ON_THREAD_S:
+        if self._batch_s == math.inf:
+            self._batch_s = took_s
+        self._batch_s += _WEIGHT * (took_s - self._batch_s)
+        if self._batch_s > ON_THREAD_S:
             self._in_loop = False
-        elif took_s < IN_LOOP_S:
+        elif self._batch_s < IN_LOOP_S:
             self._in_loop = True
 
     def _answer(self, batch: list[Exchange]) -> tuple[list[Reply], str]:

@@ -8,6 +8,7 @@ import httptools
 
 from marship.errors import MalformedError, MarshipError, TooLargeError
 from marship.serving.hosts.direct.exchange import Exchange, Outlet
+from marship.serving.hosts.direct.heads import Head, Heads
 from marship.serving.hosts.direct.limits import Limits, StatusError
 
 END = b"\r\n\r\n"
@@ -18,11 +19,13 @@ class RequestReader:
     """Reads one request after the other.
 
     Where a head ends is found by whoever calls, so that a request which belongs to another process
-    is not begun; that httptools sees the same end is checked.
+    is not begun; that httptools sees the same end is checked. A head that is known is not parsed
+    again, nor is the body behind it: it has as many bytes as the head says.
 
     Args:
         outlet: Where responses go.
         limits: Of a request.
+        heads: Those that connections of the same limits have read.
         check: Looks at a request before its body; raises to refuse it.
 
     Attributes:
@@ -34,8 +37,10 @@ class RequestReader:
         left: Bytes of the body to come; infinite where it comes in chunks.
     """
 
-    def __init__(self, outlet: Outlet, limits: Limits, check: Callable[[Exchange], None]) -> None:
-        self._outlet, self._limits, self._check = outlet, limits, check
+    def __init__(
+        self, outlet: Outlet, limits: Limits, heads: Heads, check: Callable[[Exchange], None]
+    ) -> None:
+        self._outlet, self._limits, self._heads, self._check = outlet, limits, heads, check
         self._parser = httptools.HttpRequestParser(self)
         self.has_overrun = False
         self._reset()
@@ -46,7 +51,7 @@ class RequestReader:
         self._body: list[bytes] = []
         self.exchange: Exchange | None = None
         self.refusal: MarshipError | None = None
-        self.is_complete = self.wants_continue = False
+        self.is_complete = self.wants_continue = self._is_known = False
         self.left: float = 0
 
     @property
@@ -54,17 +59,28 @@ class RequestReader:
         """Whether the rest of a request is to come."""
         return self.exchange is not None
 
-    def read_head(self, head: bytes) -> None:
+    def read_head(self, data: bytes, known: Head | None) -> None:
         """Read a request line and headers.
+
+        Args:
+            data: All their bytes.
+            known: What they say, where that is known.
 
         Raises:
             MarshipError: It cannot be told where this request ends.
         """
-        if b"pgrade" in head or b"PGRADE" in head:
-            head = _UPGRADE.sub(b"", head)  # RFC 9110, 7.8: it may be ignored
-        self._feed(head)
+        if known:
+            self._is_known = True
+            self._begin(known)
+            self.is_complete = not self.left
+            return
+        is_upgrade = b"pgrade" in data or b"PGRADE" in data
+        # RFC 9110, 7.8: an upgrade may be ignored
+        self._feed(_UPGRADE.sub(b"", data) if is_upgrade else data)
         if self.exchange is None:
             raise MalformedError("the request must be HTTP/1.1, got other lines.")
+        if self.refusal is None and not self.wants_continue and self.left < math.inf:
+            self._heads.keep(data, self.exchange.head)
 
     def read_body(self, data: bytes) -> bytes:
         """Read more of a body; returns what is behind it.
@@ -74,7 +90,12 @@ class RequestReader:
         """
         part = data if len(data) <= self.left else data[: int(self.left)]
         self.left -= len(part)
-        self._feed(part)
+        if not self._is_known:
+            self._feed(part)
+            return data[len(part) :]
+        if self.refusal is None:
+            self._body.append(part)
+        self.is_complete = not self.left
         return data[len(part) :]
 
     def take(self) -> tuple[Exchange, MarshipError | None]:
@@ -118,34 +139,36 @@ class RequestReader:
         """Decide what to do with the body that follows."""
         if self.has_overrun:
             return
-        version, headers = self._parser.get_http_version(), self._headers
-        exchange = self.exchange = Exchange(
-            self._outlet,
+        head = Head(
             self._parser.get_method().decode(),
             without_host(self.target),
-            headers,
-            self._parser.should_keep_alive(),
-            version != "1.0",
+            self._headers,
+            keeps_alive=self._parser.should_keep_alive(),
+            accepts_chunks=self._parser.get_http_version() != "1.0",
         )
-        length = int(headers.get(b"content-length") or 0)
-        self.left = math.inf if b"transfer-encoding" in headers else length
+        self._begin(head)
+
+    def _begin(self, head: Head) -> None:
+        exchange = self.exchange = Exchange(self._outlet, head)
+        self.left = math.inf if head.is_chunked else head.length
         try:
-            self._check_head(version, exchange.method, headers)
+            if not self._is_known:
+                self._check_head(self._parser.get_http_version(), head)
             self._check(exchange)
-            self._check_size(length)
+            self._check_size(head.length)
         except MarshipError as error:
             if isinstance(error, StatusError) and error.is_fatal:
                 raise
             self.refusal = error
-            if b"expect" in headers or self._limits.request_bytes < self.left < math.inf:
+            if b"expect" in head.raw or self._limits.request_bytes < self.left < math.inf:
                 exchange.keeps_alive = False  # what follows is not waited for
         else:
-            self.wants_continue = bool(self.left) and b"expect" in headers
+            self.wants_continue = bool(self.left) and b"expect" in head.raw
 
-    def _check_head(self, version: str, method: str, headers: dict[bytes, bytes]) -> None:
+    def _check_head(self, version: str, head: Head) -> None:
         """Refuse what two servers could read in two ways, or what is too large."""
-        limits, hosts = self._limits, headers.get(b"host")
-        coding = headers.get(b"transfer-encoding")
+        limits, hosts = self._limits, head.raw.get(b"host")
+        coding = head.raw.get(b"transfer-encoding")
         if version not in ("1.0", "1.1"):
             raise StatusError(
                 505, "bad_request", f"HTTP must be 1.1, got {version}.", is_fatal=True
@@ -154,7 +177,7 @@ class RequestReader:
             raise StatusError(
                 501, "bad_request", "Transfer-Encoding must be chunked, got more.", is_fatal=True
             )
-        if method == "CONNECT":
+        if head.method == "CONNECT":
             raise StatusError(
                 405, "bad_request", "this server must not be a proxy, got CONNECT.", is_fatal=True
             )
@@ -168,7 +191,7 @@ class RequestReader:
                 431, "too_large", f"a request must have {limits.headers} headers at most, got "
                 f"{self._count}.",
             )  # fmt: skip
-        if headers.get(b"expect", b"100-continue").lower() != b"100-continue":
+        if head.raw.get(b"expect", b"100-continue").lower() != b"100-continue":
             raise StatusError(417, "bad_request", "Expect must be 100-continue, got another one.")
         if (hosts is None and version == "1.1") or (hosts is not None and b"," in hosts):
             raise MalformedError("a request must have one Host header, got none or several.")

@@ -10,6 +10,7 @@ Source: Open Inference Protocol, "Required" REST API and the model metadata exte
 """
 
 from dataclasses import dataclass
+from functools import cached_property
 from urllib.parse import unquote
 
 import orjson
@@ -35,7 +36,7 @@ OPEN = (READY, LIVE, SERVER_READY, PING)
 _MODEL_PARTS, _VERSION_PARTS = 1, 3
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Route:
     """A path that exists.
 
@@ -51,7 +52,7 @@ class Route:
     version: str | None = None
     is_kserve: bool = False
 
-    @property
+    @cached_property
     def methods(self) -> tuple[str, ...]:
         """Those that it takes, beside OPTIONS."""
         if self.kind == PREDICT:

@@ -19,6 +19,7 @@ import orjson
 from marship.serving.hosts.direct import routes, sockets
 from marship.serving.hosts.direct.connection import Connection, Site
 from marship.serving.hosts.direct.exchange import Exchange
+from marship.serving.hosts.direct.heads import Heads
 from marship.serving.hosts.direct.lane import Lane
 from marship.serving.hosts.direct.limits import Limits, StatusError, error_reply
 from marship.serving.hosts.direct.sockets import Channel, Packet
@@ -76,6 +77,7 @@ class Worker(Site):
     def __init__(self, service: Service, settings: Settings) -> None:
         self._service, self._settings = service, settings
         self.limits = replace(settings.limits, request_bytes=service.max_request_bytes)
+        self.heads = Heads()
         self._tokens = Tokens(settings.key_file)
         self._routes: dict[bytes, routes.Route | None] = {}
         self._connections: set[Connection] = set()
@@ -240,21 +242,21 @@ class Worker(Site):
 
     def check(self, exchange: Exchange) -> None:
         """Hold a request against its route and the token."""
-        route = self._route(exchange.path)
+        route = self._route(exchange.head.path)
         if route is None:  # it became another's while its head was read
             raise StatusError(503, "busy", "the version is being exchanged.", retry_after_s=0)
-        exchange.is_kserve = route.is_kserve
-        if route.kind not in routes.OPEN and exchange.method != "OPTIONS":
-            self._tokens.check(exchange.headers.get(b"authorization"))
+        exchange.route, exchange.is_kserve = route, route.is_kserve
+        if route.kind not in routes.OPEN and exchange.head.method != "OPTIONS":
+            self._tokens.check(exchange.head.raw.get(b"authorization"))
         check_method(exchange, route)
 
     def handle(self, exchange: Exchange) -> None:
         """Answer a request that `check` has accepted."""
-        if exchange.method == "OPTIONS":
-            exchange.reply(options(self._route(exchange.path)))
-            return
-        route = self._route(exchange.path)
-        if route is None or route.kind == routes.PREDICT:
+        route = exchange.route
+        assert route is not None  # noqa: S101  check found it
+        if exchange.head.method == "OPTIONS":
+            exchange.reply(options(route))
+        elif route.kind == routes.PREDICT:
             self._lane.put(exchange)
         elif route.kind == routes.METADATA:
             exchange.reply(
@@ -267,10 +269,10 @@ class Worker(Site):
 
 def check_method(exchange: Exchange, route: routes.Route) -> None:
     """Raise 405 where a path has not this method."""
-    if exchange.method not in (*route.methods, "OPTIONS"):
+    if exchange.head.method not in route.methods and exchange.head.method != "OPTIONS":
         allow = ", ".join((*route.methods, "OPTIONS"))
         raise StatusError(
-            405, "method", f"the method must be {allow}, got {exchange.method}.", allow=allow
+            405, "method", f"the method must be {allow}, got {exchange.head.method}.", allow=allow
         )
 
 

@@ -1,0 +1,117 @@
+"""Heads of requests: a request line with its headers, read once.
+
+A client sends the same bytes as a head again and again. httptools reads them the first time; what
+it found, and that the head was within the limits, is kept by these very bytes.
+"""
+
+from collections.abc import Iterator, Mapping
+from functools import cached_property
+from urllib.parse import parse_qsl
+
+EVENTS_TYPE = "text/event-stream"
+MOST = 512
+"""Heads that are kept; then all are forgotten, and those in use are read once more."""
+MOST_BYTES = 1 << 11
+"""Longer heads are not kept."""
+
+
+class Headers(Mapping[str, str]):
+    """HTTP headers, names in lower case; decoded when one is read.
+
+    Args:
+        raw: Names in lower case and values, as they came.
+    """
+
+    __slots__ = ("_raw",)
+
+    def __init__(self, raw: Mapping[bytes, bytes]) -> None:
+        self._raw = raw
+
+    def __getitem__(self, key: str) -> str:
+        return self._raw[key.encode("latin-1")].decode("latin-1")
+
+    def __iter__(self) -> Iterator[str]:
+        return (name.decode("latin-1") for name in self._raw)
+
+    def __len__(self) -> int:
+        return len(self._raw)
+
+    def __bool__(self) -> bool:
+        return True  # a request over HTTP, even where it sends no header
+
+
+class Head:
+    """A request line with its headers; several requests may share it, so nothing may change it.
+
+    Attributes:
+        method: In capital letters.
+        path: Without the query.
+        query: What follows the question mark, as it came.
+        raw: Headers, names in lower case and values as they came.
+        length: Bytes of the body; 0 where it comes in chunks.
+        is_chunked: Whether the body comes in chunks.
+        keeps_alive: Whether the connection stays open after the response.
+        accepts_chunks: Whether a response without a length can be sent (HTTP/1.1).
+    """
+
+    def __init__(
+        self,
+        method: str,
+        target: bytes,
+        raw: Mapping[bytes, bytes],
+        *,
+        keeps_alive: bool = True,
+        accepts_chunks: bool = True,
+    ) -> None:
+        self.method, self.raw = method, raw
+        self.path, _, self.query = target.partition(b"?")
+        self.keeps_alive, self.accepts_chunks = keeps_alive, accepts_chunks
+        self.is_chunked = b"transfer-encoding" in raw
+        self.length = 0 if self.is_chunked else int(raw.get(b"content-length") or 0)
+
+    @cached_property
+    def headers(self) -> Mapping[str, str]:
+        """The headers, decoded when one is read."""
+        return Headers(self.raw)
+
+    @cached_property
+    def content_type(self) -> str:
+        """As it came; empty where there is none."""
+        return self.raw.get(b"content-type", b"").decode("latin-1")
+
+    @cached_property
+    def is_plain(self) -> bool:
+        """Whether the body is what it says: no form, no content encoding."""
+        is_form = self.content_type.lower().startswith("multipart/")
+        return not is_form and b"content-encoding" not in self.raw
+
+    @cached_property
+    def wants_events(self) -> bool:
+        """Whether the parts of a response are to come as server-sent events."""
+        return EVENTS_TYPE.encode() in self.raw.get(b"accept", b"")
+
+    @cached_property
+    def parameters(self) -> list[tuple[str, str]]:
+        """The parameters in the query."""
+        return parse_qsl(self.query.decode("latin-1"), keep_blank_values=True)
+
+
+class Heads:
+    """Heads that were read, by their bytes."""
+
+    def __init__(self) -> None:
+        self._known: dict[bytes, Head] = {}
+        self.get = self._known.get
+
+    def keep(self, data: bytes, head: Head) -> None:
+        """Keep a head that may come again.
+
+        Args:
+            data: All its bytes.
+            head: What they say; within the limits, and its body has a length.
+        """
+        if len(data) > MOST_BYTES:
+            return
+        if len(self._known) >= MOST:
+            self._known.clear()
+        self._known[data] = head
