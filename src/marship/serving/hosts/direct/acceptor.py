@@ -19,6 +19,7 @@ import orjson
 from marship import __version__
 from marship.errors import MarshipError, NotFoundError
 from marship.serving.hosts.direct import routes
+from marship.serving.hosts.direct.arrivals import Arrivals
 from marship.serving.hosts.direct.connection import Connection, Site
 from marship.serving.hosts.direct.exchange import Exchange
 from marship.serving.hosts.direct.heads import Heads
@@ -34,7 +35,6 @@ _ACCEPTS_PER_TURN = 64
 _FULL_S = 0.1
 _SWEEP_S = 0.5
 _MOST_TARGETS = 2048
-_HEAD_BYTES = 1 << 14
 
 
 class Acceptor(Site):
@@ -60,7 +60,7 @@ class Acceptor(Site):
         self.heads = Heads()
         self.seats = Seats()
         self._own: set[Connection] = set()
-        self._arriving: dict[int, tuple[socket.socket, bytes, float]] = {}
+        self._arrivals = Arrivals(loop, limits, self._place)
         self._channels: set[Channel] = set()
         self._routes: dict[bytes, routes.Route | None] = {}
         loop.call_later(_SWEEP_S, self._sweep)
@@ -74,8 +74,7 @@ class Acceptor(Site):
                 connection.transport.abort()
         for relay in self._relays:
             relay.close()
-        for line, _, _ in self._arriving.values():
-            line.close()
+        self._arrivals.close()
 
     def follow(self, models: dict[str, ModelState]) -> None:
         """Take the state of all models, as the engine has it now."""
@@ -128,7 +127,7 @@ class Acceptor(Site):
         elif another := self.seats.least_busy(seat.model, None):
             another.hand(fd, unread)
         else:
-            self._await_request(socket.socket(fileno=fd))
+            self._arrivals.add(socket.socket(fileno=fd))
 
     # Connections.
 
@@ -157,45 +156,14 @@ class Acceptor(Site):
                 if self.connections >= self.limits.connections:
                     _refuse(line, _too_many(self.limits.connections))
                     continue
-                self._await_request(line)
+                self._arrivals.add(line)
 
         self._loop.add_reader(number, accept)
 
     @property
     def connections(self) -> int:
         """How many clients are connected."""
-        return self.seats.held + len(self._own) + len(self._arriving) + len(self._relays)
-
-    def _await_request(self, line: socket.socket) -> None:
-        """Read until the request line is there."""
-        number = line.fileno()
-        self._arriving[number] = (line, b"", time.monotonic() + self.limits.idle_s)
-        if not self._arrive(number):
-            self._loop.add_reader(number, self._arrive, number)
-
-    def _arrive(self, number: int) -> bool:
-        """Read what came; whether the connection is done with here."""
-        line, had, deadline = self._arriving[number]
-        try:
-            data = line.recv(_HEAD_BYTES)
-        except BlockingIOError:
-            return False
-        except OSError:
-            data = b""
-        if not data:
-            del self._arriving[number]
-            self._loop.remove_reader(number)
-            line.close()
-            return True
-        unread = had + data
-        if b"\n" not in unread and len(unread) < _HEAD_BYTES:
-            deadline = deadline if had else time.monotonic() + self.limits.head_s
-            self._arriving[number] = (line, unread, deadline)
-            return False
-        del self._arriving[number]
-        self._loop.remove_reader(number)
-        self._place(line.detach(), unread)
-        return True
+        return self.seats.held + len(self._own) + len(self._arrivals) + len(self._relays)
 
     def _place(self, fd: int, unread: bytes) -> None:
         """Hand a connection to the worker that its next request names, or answer here."""
@@ -236,11 +204,7 @@ class Acceptor(Site):
         now = time.monotonic()
         for connection in list(self._own):
             connection.expire(now)
-        for number, (line, _, deadline) in list(self._arriving.items()):
-            if now > deadline:
-                del self._arriving[number]
-                self._loop.remove_reader(number)
-                line.close()
+        self._arrivals.expire(now)
         self.seats.level()
         for relay in list(self._relays):
             if relay.client.transport is None and relay.engine.transport is None:

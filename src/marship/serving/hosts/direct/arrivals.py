@@ -1,0 +1,75 @@
+"""Connections whose next request is not known yet: read until its first line is there."""
+
+import asyncio
+import socket
+import time
+from collections.abc import Callable
+
+from marship.serving.hosts.direct.limits import Limits
+
+_HEAD_BYTES = 1 << 14
+
+
+class Arrivals:
+    """Waits for the request line of connections, and passes them on.
+
+    Args:
+        loop: The event loop.
+        limits: How long a connection may be silent, or a line take.
+        place: Takes a connection's descriptor, which it closes, and what was read of it.
+    """
+
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        limits: Limits,
+        place: Callable[[int, bytes], None],
+    ) -> None:
+        self._loop, self._limits, self._place = loop, limits, place
+        self._lines: dict[int, tuple[socket.socket, bytes, float]] = {}
+
+    def __len__(self) -> int:
+        return len(self._lines)
+
+    def add(self, line: socket.socket) -> None:
+        """Read until the request line is there."""
+        number = line.fileno()
+        self._lines[number] = (line, b"", time.monotonic() + self._limits.idle_s)
+        if not self._read(number):
+            self._loop.add_reader(number, self._read, number)
+
+    def _read(self, number: int) -> bool:
+        """Read what came; whether the connection is done with here."""
+        line, had, deadline = self._lines[number]
+        try:
+            data = line.recv(_HEAD_BYTES)
+        except BlockingIOError:
+            return False
+        except OSError:
+            data = b""
+        if not data:
+            self._remove(number).close()
+            return True
+        unread = had + data
+        if b"\n" not in unread and len(unread) < _HEAD_BYTES:
+            deadline = deadline if had else time.monotonic() + self._limits.head_s
+            self._lines[number] = (line, unread, deadline)
+            return False
+        self._place(self._remove(number).detach(), unread)
+        return True
+
+    def _remove(self, number: int) -> socket.socket:
+        line, _, _ = self._lines.pop(number)
+        self._loop.remove_reader(number)
+        return line
+
+    def expire(self, now: float) -> None:
+        """Close those that took too long."""
+        for number, (_, _, deadline) in list(self._lines.items()):
+            if now > deadline:
+                self._remove(number).close()
+
+    def close(self) -> None:
+        """Close all."""
+        for number in list(self._lines):
+            self._remove(number).close()
