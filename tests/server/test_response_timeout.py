@@ -53,7 +53,7 @@ def test_the_client_raises_the_timeout_without_a_retry(
 ) -> None:
     """The error names responseTimeout, one worker ended, and the next one serves."""
     log = WorkerLog(running.home)
-    with pytest.raises(ResponseTimeoutError, match=f"responseTimeout of {LIMIT_S} s"):
+    with pytest.raises(ResponseTimeoutError, match=f"response timeout of {LIMIT_S} s"):
         ask(running)
     with Client(running.home.path) as patient:
         assert patient.predict(brief, b"0") == b'{"version": "1.0"}'

@@ -176,6 +176,16 @@ def test_only_its_own_folder_of_serving_knows_torchserve() -> None:
             assert not known.search((SOURCE / name).read_text()), name
 
 
+def test_exchange_knows_no_engine() -> None:
+    """Neither TorchServe's name nor its types and messages of errors, nor its settings."""
+    known = re.compile(
+        r"(?i:torchserve)|Exception[\"']|Worker (died|scaled)|responseTimeout|modelUrl"
+    )
+    named = {name for name in files() if room(module_of(name)) == "exchange"}
+    assert len(named) > 5
+    assert not [name for name in named if known.search((SOURCE / name).read_text())]
+
+
 @pytest.mark.parametrize("folder", ["handlers", "training"])
 def test_nothing_imports_the_readers_code(folder: str) -> None:
     """handlers/ and training/ are files that people copy, never modules that marship imports."""

@@ -15,14 +15,10 @@ import orjson
 
 from marship.errors import (
     MarshipError,
-    NotFoundError,
     NotRunningError,
     RequestError,
     ServerError,
-    TokenError,
-    TooLargeError,
     UsageError,
-    WorkerDiedError,
     kinds,
 )
 
@@ -31,19 +27,8 @@ Side = Literal["inference", "management", "metrics"]
 """Which of the server's APIs."""
 
 LINES_TYPE = "application/jsonl"
-OK, BAD_REQUEST, NOT_FOUND, TOO_LARGE, SERVER_FAULT = 200, 400, 404, 413, 500
-REFUSED_TOKEN = "InvalidKeyException"  # noqa: S105  the type that TorchServe gives a refusal
-_NO_SUCH_PATH = "ResourceNotFoundException"
+OK, BAD_REQUEST, SERVER_FAULT = 200, 400, 500
 _SHOWN_BYTES = 300
-_DIED = "Worker died"
-_DEATHS = (_DIED, "Worker scaled down")  # WorkerThread.java, with status 500 or 507
-_ADVICE = {  # by the type of TorchServe's error
-    "ConflictStatusException": "Unregister it first, or package another version.",
-    "InvalidModelVersionException": "Make another version the default first.",
-    "InternalServerException": "The reason is in the worker's log: marship logs",
-    "MethodNotAllowedException": "Set enable_model_api=true in config.properties.",
-    "ServiceUnavailableException": "Its workers may also be busy: retry, or scale it up.",
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,6 +100,20 @@ class HttpResponse:
                 f"the server's response must be JSON, got {self.body[:_SHOWN_BYTES]!r}."
             ) from error
 
+    @property
+    def error(self) -> dict[str, Any]:
+        """The JSON object in the body of an error; empty for any other body."""
+        try:
+            content = orjson.loads(self.body)
+        except orjson.JSONDecodeError:
+            return {}
+        return content if isinstance(content, dict) else {}
+
+    @property
+    def text(self) -> str:
+        """The start of the body as text."""
+        return self.body[:_SHOWN_BYTES].decode("utf-8", "replace")
+
 
 Step = Call | Pause | Work
 Flow = Generator[Step, Any, T]
@@ -182,90 +181,13 @@ def line_value(line: bytes) -> Any:  # noqa: ANN401  any JSON value
     """
     value = HttpResponse(OK, {}, line).json()
     if isinstance(value, dict) and isinstance(value.get("code"), str) and "message" in value:
-        raise _error_class(SERVER_FAULT, value)(str(value["message"]))
+        raise (own_error(value) or ServerError)(str(value["message"]))
     return value
 
 
-def is_token_refused(response: HttpResponse) -> bool:
-    """Whether the token was rejected: TorchServe responds with 400, the proxy with 401."""
-    problem = _problem(response)
-    if response.status == TokenError.status:
-        return problem.get("code") == TokenError.code
-    return response.status == BAD_REQUEST and problem.get("type") == REFUSED_TOKEN
-
-
-def is_of_another_api(response: HttpResponse, side: Side) -> bool:
-    """Whether the address is not that of this API (unknown path), as opposed to an unknown model.
-
-    For a prediction a handler, too, may respond with "not found", with its own code.
-    """
-    if response.status != NOT_FOUND:
-        return False
-    kind = _problem(response).get("type")
-    return kind == _NO_SUCH_PATH or (side != "inference" and not isinstance(kind, str))
-
-
-def is_death(response: HttpResponse) -> bool:
-    """Whether the worker crashed while handling the request; a handler's own 500 is not a crash."""
-    return response.status >= SERVER_FAULT and _tells_death(_problem(response))
-
-
-def may_be_timeout(response: HttpResponse) -> bool:
-    """Whether TorchServe may have killed the worker for exceeding its responseTimeout.
-
-    The response is the same as after a crash, so the elapsed time must decide.
-    """
-    return is_death(response) and str(_problem(response).get("message")).startswith(_DIED)
-
-
-def _tells_death(problem: Mapping[str, Any]) -> bool:
-    said = str(problem.get("message"))
-    return problem.get("type") == "InternalServerException" and said.startswith(_DEATHS)
-
-
-def checked(response: HttpResponse) -> HttpResponse:
-    """Return the response, or raise the error it carries.
-
-    Raises:
-        MarshipError: Of the class that the response's code or status stands for.
-    """
-    if response.status < BAD_REQUEST:
-        return response
-    problem = _problem(response)
-    said = problem.get("message") or problem.get("error") or _text(response.body)
-    message = str(said or f"the server responded with status {response.status} and no message")
-    advice = _ADVICE.get(str(problem.get("type")))
-    if advice:
-        message = f"{message.rstrip('.')}. {advice}"
-    error = _error_class(response.status, problem)(message)
-    error.status = response.status
-    raise error
-
-
-def _text(body: bytes) -> str:
-    return body[:_SHOWN_BYTES].decode("utf-8", "replace")
-
-
-def _problem(response: HttpResponse) -> dict[str, Any]:
-    try:
-        problem = orjson.loads(response.body)
-    except orjson.JSONDecodeError:
-        return {}
-    return problem if isinstance(problem, dict) else {}
-
-
-def _error_class(status: int, problem: Mapping[str, Any]) -> type[MarshipError]:
-    code = problem.get("code")
-    if isinstance(code, str):  # a handler's or the proxy's; TorchServe's is the status
-        for kind in (*kinds(RequestError), *kinds(ServerError)):
-            if kind.code == code:
-                return kind
-    if problem.get("type") == REFUSED_TOKEN:
-        return TokenError
-    if _tells_death(problem):
-        return WorkerDiedError
-    if status == NOT_FOUND:
-        return NotFoundError
-    if status == TOO_LARGE:
-        return TooLargeError
-    return RequestError if status < SERVER_FAULT and isinstance(code, str) else ServerError
+def own_error(content: Mapping[str, Any]) -> type[MarshipError] | None:
+    """The class of our own errors with the code in an error's JSON; None for another's."""
+    for kind in (*kinds(RequestError), *kinds(ServerError)):
+        if kind.code == content.get("code"):
+            return kind
+    return None

@@ -3,17 +3,19 @@
 Only predictions are retried: they change nothing on the server. Backoff is exponential with
 jitter, so that clients do not return all at once after an outage. A timeout is not retried: that
 would only add to the load, and kill one more worker each time if it exceeded the model's
-responseTimeout. A rate limit (429) is retried if the response has Retry-After. A server may be
+response timeout. A rate limit (429) is retried if the response has Retry-After. A server may be
 back before its models are: after an outage, and only then, an unknown model (404) is retried.
 """
 
 import random
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
+from enum import Enum, auto
 from http import HTTPStatus
 
 from marship.errors import NoAnswerError, NotRunningError, ResponseTimeoutError
-from marship.exchange.calls import Call, Flow, HttpResponse, Pause, is_death, may_be_timeout
+from marship.exchange.calls import Call, Flow, HttpResponse, Pause
 
 RETRY_S = 20.0
 """Longer than a worker takes to restart after it was killed once."""
@@ -25,12 +27,29 @@ MOST_DEATHS = 2
 _BUSY_OR_AWAY = (HTTPStatus.BAD_GATEWAY, HTTPStatus.SERVICE_UNAVAILABLE)
 
 
-Limit = Callable[[Call], Flow[float | None]]
-"""Looks up a model's responseTimeout in seconds; None if it is unknown."""
+class Crash(Enum):
+    """How a worker ended while it handled a request."""
+
+    DIED = auto()
+    """It crashed, or the server killed it for exceeding the model's response timeout."""
+    SCALED_DOWN = auto()
+
+
+@dataclass(frozen=True, slots=True)
+class Crashes:
+    """What an engine knows of workers that ended.
+
+    Attributes:
+        of: How the worker ended, by the response; None if it did not.
+        limit_s: Looks up a model's response timeout in seconds; None if it is unknown.
+    """
+
+    of: Callable[[HttpResponse], Crash | None]
+    limit_s: Callable[[Call], Flow[float | None]]
 
 
 def persistent(
-    call: Call, policy: "RetryPolicy", *, has_met: bool, response_timeout_s: Limit
+    call: Call, policy: "RetryPolicy", *, has_met: bool, crashes: Crashes
 ) -> Flow[HttpResponse]:
     """Make a call, and retry transient failures while the policy allows.
 
@@ -38,10 +57,10 @@ def persistent(
         call: The call.
         policy: One for all calls of one operation.
         has_met: Whether the server has responded before: one that never did is not waited for.
-        response_timeout_s: Called after a crash, whose cause may be this timeout.
+        crashes: How the engine reports workers that crashed.
 
     Raises:
-        ResponseTimeoutError: The worker exceeded its responseTimeout.
+        ResponseTimeoutError: The worker exceeded the model's response timeout.
         NotRunningError: No server listens.
         NoAnswerError: The connection was lost or timed out.
     """
@@ -56,27 +75,28 @@ def persistent(
             if error.timed_out or (pause := policy.after_loss()) is None:
                 raise
         else:
-            if call.is_retryable and may_be_timeout(response):
+            crash = crashes.of(response)
+            if call.is_retryable and crash is Crash.DIED:
                 took_s = time.monotonic() - started_at
-                limit_s = yield from response_timeout_s(call)
+                limit_s = yield from crashes.limit_s(call)
                 _check_time(call, took_s, limit_s)
                 if limit_s is None and took_s >= policy.retry_s:
                     return response  # it may have timed out, and would again
-            if (pause := policy.after(response)) is None:
+            if (pause := policy.after(response, has_crashed=crash is not None)) is None:
                 return response
         yield pause
 
 
 def _check_time(call: Call, took_s: float, limit_s: float | None) -> None:
-    """Distinguish a worker that was killed by the responseTimeout from one that crashed.
+    """Distinguish a worker that was killed for its response timeout from one that crashed.
 
     Raises:
         ResponseTimeoutError: The elapsed time exceeds the limit.
     """
     if limit_s is not None and took_s >= limit_s:
         raise ResponseTimeoutError(
-            f"{call.path} must be answered within the model's responseTimeout of {limit_s:g} s, "
-            f"got no response after {took_s:.1f} s, and TorchServe killed the worker. Send less at "
+            f"{call.path} must be answered within the model's response timeout of {limit_s:g} s, "
+            f"got no response after {took_s:.1f} s, and the server killed the worker. Send less at "
             "a time, or package the model with a longer --response-timeout-s."
         )
 
@@ -99,14 +119,14 @@ class RetryPolicy:
         self._was_away = True
         return self.next_pause()
 
-    def after(self, response: HttpResponse) -> Pause | None:
+    def after(self, response: HttpResponse, *, has_crashed: bool) -> Pause | None:
         """The delay after a response; None if it is final, or to give up."""
         after_s = _retry_after_s(response)
         is_limit = response.status == HTTPStatus.TOO_MANY_REQUESTS and after_s is not None
         is_early = self._was_away and response.status == HTTPStatus.NOT_FOUND
         if is_limit or is_early or response.status in _BUSY_OR_AWAY:
             return self.next_pause(after_s or 0.0)
-        if not is_death(response):
+        if not has_crashed:
             return None
         self._deaths += 1
         return self.next_pause() if self._deaths <= MOST_DEATHS else None

@@ -1,4 +1,4 @@
-"""Unix sockets: TorchServe's `unix:` addresses, and URLs for them.
+"""Unix sockets: the `unix:` addresses of a server's settings, and URLs for them.
 
 Such a URL is `http+unix://` followed by the socket's path, percent-encoded, in place of a host.
 Access to a socket is controlled by the permissions of its folder, whatever its own mode is.
@@ -9,13 +9,13 @@ from pathlib import Path
 from urllib.parse import quote, unquote
 
 PREFIX = "unix:"
-"""The prefix in TorchServe's settings."""
+"""The prefix in a server's settings."""
 SCHEME = "http+unix://"
 LONGEST_PATH = 107  # bytes; sun_path of unix(7) has 108, the last of which is zero
 
 
 def url(address: str) -> str:
-    """The URL of TorchServe's `unix:/path`."""
+    """The URL of `unix:/path`."""
     return SCHEME + quote(address.removeprefix(PREFIX), safe="")
 
 

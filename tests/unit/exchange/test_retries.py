@@ -237,7 +237,7 @@ def test_a_request_over_the_response_timeout_is_asked_once(
     error = ask(server.url, retry_s)
     assert isinstance(error, ResponseTimeoutError)
     assert (error.code, error.status) == ("response_timeout", 504)
-    assert "responseTimeout of 0 s" in str(error)
+    assert "response timeout of 0 s" in str(error)
     assert len(server.asked_at) == 1
     assert server.described == ["/models/m"]
 

@@ -9,6 +9,7 @@
     environment.py environment variables of Java and the workers
     processes.py   a server's processes
     access.py      addresses and tokens
+    problems.py    what TorchServe's error responses mean
     peers.py       whether a connection is to the intended server
     locks.py       waiting for a lock that another process holds
     engine.py      the engine interface, on top of the modules below

@@ -14,19 +14,11 @@ from marship import storage
 from marship.engines.torchserve import peers
 from marship.engines.torchserve.home import Home, ServerRecord, default_home
 from marship.engines.torchserve.peers import ConnectedSocket
+from marship.engines.torchserve.problems import checked, crash, is_of_another_api, is_token_refused
 from marship.errors import DataError, MarshipError, NotRunningError, TokenError, UsageError
 from marship.exchange import limited, sockets
-from marship.exchange.calls import (
-    Call,
-    Flow,
-    HttpResponse,
-    Pause,
-    Side,
-    checked,
-    is_of_another_api,
-    is_token_refused,
-)
-from marship.exchange.retries import RetryPolicy, persistent
+from marship.exchange.calls import Call, Flow, HttpResponse, Pause, Side
+from marship.exchange.retries import Crashes, RetryPolicy, persistent
 
 TOKEN_VARIABLES: Mapping[str, str] = {
     "inference": "MARSHIP_INFERENCE_TOKEN",
@@ -168,7 +160,7 @@ class Access:
                 call.with_token(token),
                 policy,
                 has_met=self._has_met,
-                response_timeout_s=self._response_timeout_s,
+                crashes=Crashes(crash, self._response_timeout_s),
             )
             self._has_met = True
             if call.side in self._urls and is_of_another_api(response, call.side):
