@@ -1,5 +1,6 @@
 """Terminal output: progress, tables, and one line for each error."""
 
+import errno
 import io
 import json
 import os
@@ -29,7 +30,7 @@ from rich.text import Text
 from typer.exceptions import TyperException
 
 from marship import storage
-from marship.errors import MarshipError, UsageError
+from marship.errors import MarshipError, StorageError, UsageError
 
 _WHOLE_RATE = 10
 _UNLIMITED = 1 << 20
@@ -203,6 +204,7 @@ def run(app: Callable[..., Any]) -> None:
     signal.signal(signal.SIGTERM, lambda number, _frame: sys.exit(128 + number))
     try:
         code = app(standalone_mode=False)
+        out.file.flush()  # here an error still becomes one line
     except (MarshipError, TyperException, OSError) as error:
         if debug:
             raise
@@ -219,6 +221,11 @@ def _as_own(error: MarshipError | TyperException | OSError) -> MarshipError:
     if isinstance(error, OSError):
         if (unusable := storage.as_usage(error)) is not None:
             return unusable
+        if error.errno == errno.ENOSPC and error.filename is None:
+            return StorageError(
+                "the output must fit on the device that it is written to, got: no space left. "
+                "Free some, or write it elsewhere."
+            )
         return MarshipError(f"{error.filename or 'the system'}: {error.strerror or error}.")
     if not error.format_message():
         sys.exit(error.exit_code)  # no command was given, and the help was printed

@@ -4,14 +4,19 @@ import json
 import os
 import subprocess
 import sys
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import pytest
 import typer
+from typer.testing import CliRunner
 
 from json_page import documented, fields, run
 from marship.cli import app
+from marship.errors import TokenError
 
 AT_HOME = {"serve", "stop", "logs", "proxy"}
 """What starts, ends or reads what lies in a server's folder."""
@@ -55,6 +60,59 @@ def test_an_archive_as_json(linear_onnx: Path, tmp_path: Path) -> None:
     verified = fields(run("verify", archive, "--trust", tmp_path / "keys"), "verify")
     assert verified["key"] == signed["key"] == pair["key"]
     assert "MAR-INF/MANIFEST.json" in verified["files"]
+
+
+class Refusing(BaseHTTPRequestHandler):
+    """A server that accepts no token."""
+
+    def do_GET(self) -> None:
+        """Refuse as TorchServe does."""
+        body = b'{"code": 400, "type": "InvalidKeyException", "message": "m"}'
+        self.send_response(400)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_: object) -> None:
+        """Print nothing."""
+
+
+@pytest.fixture
+def refusing() -> Iterator[str]:
+    """The address of such a server."""
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Refusing)
+    threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+    server.server_close()
+
+
+KEYS = '{"inference": {"key": "a"}, "management": {"key": "b"}}'
+
+
+@pytest.mark.parametrize(
+    ("flag", "text", "advice"),
+    [
+        ("--token-file", "stale", "or pass none where"),
+        ("--token-file", KEYS, "or pass none where"),
+        ("--token", "", "or pass none where"),
+        (None, "", "or unset MARSHIP_MANAGEMENT_TOKEN where"),
+    ],
+)
+def test_a_refused_token_is_told_with_where_it_came_from(
+    refusing: str, tmp_path: Path, flag: str | None, text: str, advice: str
+) -> None:
+    """The file is named if it held the token, and the variable if that did."""
+    file, named = tmp_path / "token", flag == "--token-file"
+    file.write_text(text)
+    words = ["models", "--url", refusing]
+    words += [flag, str(file) if named else "stale"] if flag else []
+    known = {} if flag else {"MARSHIP_MANAGEMENT_TOKEN": "stale"}
+    done = CliRunner().invoke(app, words, env=known)
+    assert isinstance(done.exception, TokenError)
+    assert (str(file) in str(done.exception)) == named
+    assert advice in str(done.exception)
+    assert "the management token must be the server's" in str(done.exception)
 
 
 def without_roots_rights(*command: str) -> list[str]:

@@ -255,3 +255,37 @@ def test_a_pipe_that_lacks_a_letter_takes_no_text_with_codes() -> None:
     )
     assert (done.returncode, done.stdout) == (2, "")
     assert "U+00E9. Set PYTHONIOENCODING=utf-8" in done.stderr
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "console.out.print('a')",
+        "console.write('a')",
+        "console.write_json({})",
+        "console.write('a' * (1 << 20))",
+        "print('a')",
+    ],
+)
+def test_an_output_that_does_not_fit_is_one_line(code: str) -> None:
+    """A full device, whether that shows at once or when the last bytes are flushed."""
+    program = f"from marship import console; console.run(lambda **_: {code})"
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(
+            [sys.executable, "-c", program],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+        )
+    assert done.returncode == 1
+    assert done.stderr.startswith("error (storage) the output must fit on the device")
+    assert done.stderr.count("\n") == 1
+
+
+def test_a_closed_output_is_no_error() -> None:
+    """As with `>&-`: Python has no standard output then."""
+    program = "from marship import console; console.run(lambda **_: console.out.print('a'))"
+    words = ["sh", "-c", '"$0" -c "$1" >&-', sys.executable, program]
+    done = subprocess.run(words, stderr=subprocess.PIPE, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")

@@ -34,6 +34,7 @@ ROOMS: dict[str, set[str]] = {
         "serving.handler",
         "serving.message",
         "serving.formats",
+        "serving.model.keysource",
     }  # check, in a process of its own
     | {"client", "engines", "exchange", "packaging", "predict", "trust"},
 }

@@ -3,13 +3,17 @@
 import functools
 import inspect
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from marship.errors import UsageError
+from marship.errors import TokenError, UsageError
+
+if TYPE_CHECKING:  # its module is slow to import
+    from marship.client.address import Address
 
 Api = Literal["inference", "management"]
 
@@ -32,7 +36,9 @@ def on_server(api: Api, *, needs_both: bool = False) -> Callable[..., Callable[.
         @functools.wraps(function)
         def command(**given: Any) -> Any:  # noqa: ANN401  Typer calls it by name
             chosen = {flag.name: given.pop(flag.name) for flag in flags}
-            return function(**given, address=_address(api, needs_both=needs_both, **chosen))
+            address = _address(api, needs_both=needs_both, **chosen)
+            with _naming(chosen["token_file"], address):
+                return function(**given, address=address)
 
         # Typer evaluates annotations, and that of an Address would need its slow imports
         command.__annotations__ = {
@@ -45,6 +51,21 @@ def on_server(api: Api, *, needs_both: bool = False) -> Callable[..., Callable[.
         return command
 
     return decorate
+
+
+@contextmanager
+def _naming(token_file: Path | None, address: "Address") -> Iterator[None]:
+    """Name the file of a token that the server refused."""
+    try:
+        yield
+    except TokenError as error:
+        held = {"inference": address.inference_token, "management": address.management_token}
+        sides = tuple(f"the {side} token" for side, token in held.items() if token)
+        if token_file is None or not str(error).startswith(sides):
+            raise
+        raise TokenError(
+            f"{token_file} must hold a token that is accepted, got: {error}"
+        ) from error
 
 
 def _flags(api: Api, *, needs_both: bool) -> list[inspect.Parameter]:
@@ -90,7 +111,7 @@ def _address(
     ca: Path | None,
     other_url: str | None = None,
     model_store: Path | None = None,
-) -> Any:  # noqa: ANN401  an Address, whose module is slow to import
+) -> "Address":
     from marship.client.address import Address, Tokens
     from marship.client.connected import MODEL_STORE
 

@@ -18,9 +18,10 @@ from pathlib import Path
 from typing import IO, Any
 
 from marship import errors
-from marship.errors import LoadError, MarshipError, UsageError
+from marship.errors import LoadError, MarshipError, SealError, UsageError
 from marship.predict.sources import media_type
 from marship.serving.formats import extent
+from marship.serving.model import keysource
 from marship.trust import archive, extract
 
 SCRIPT = Path(__file__).with_name("check_process.py")
@@ -104,7 +105,7 @@ def check(
         UsageError: A file does not exist.
         PackageError: The archive cannot be read.
         LoadError: A worker could not serve the model; the message says why.
-        SealError: The model is sealed and cannot be decrypted.
+        SealError: The model is sealed and cannot be decrypted: MARSHIP_SEAL_KEY names the key.
 
     Example:
         >>> done = marship.check("model_store/tiny.mar", "request.json")
@@ -115,6 +116,9 @@ def check(
     if body is not None and not body.is_file():
         raise UsageError(f"{body} must be a file with a request's body, got none there.")
     found = archive.read(path)
+    seen = dict(os.environ)
+    if found.sealed:
+        seen[keysource.SOURCE_VARIABLE] = _seal_key(path)
     task: dict[str, Any] = {
         "handler": found.handler.partition(":")[0],
         "name": found.name,
@@ -126,7 +130,7 @@ def check(
         task |= {"body": str(body.absolute()), "content_type": content_type or media_type(body)}
     with tempfile.TemporaryDirectory(prefix="marship-check-") as folder:
         extract.unpack(found.path, found.plain, Path(folder))
-        told = _run(Path(folder), task, _limit_s(found.config.get("startupTimeout")))
+        told = _run(Path(folder), task, seen, _limit_s(found.config.get("startupTimeout")))
     if "code" in told:
         raise _error(told["code"], told["message"])
     answered = told.pop("response", None)
@@ -151,7 +155,20 @@ def _limit_s(value: object) -> float:
     return float(value)
 
 
-def _run(folder: Path, task: dict[str, Any], limit_s: float) -> dict[str, Any]:
+def _seal_key(path: Path) -> str:
+    """The source of the key, read once, so that what is wrong with it is told here."""
+    source = keysource.tried(None)
+    if source is None:
+        raise SealError(
+            f"{path} must be checked with the key that its model is sealed with, got none. "
+            f"Run: {keysource.SOURCE_VARIABLE}=file:PATH marship check {path}"
+        )
+    return source
+
+
+def _run(
+    folder: Path, task: dict[str, Any], seen: dict[str, str], limit_s: float
+) -> dict[str, Any]:
     """The process's result, after it and its child processes have exited."""
     words = [sys.executable, "-P", str(SCRIPT), str(folder)]
     with (
@@ -161,7 +178,7 @@ def _run(folder: Path, task: dict[str, Any], limit_s: float) -> dict[str, Any]:
     ):
         told.write(json.dumps(task).encode())
         told.seek(0)
-        code = _code(words, limit_s, stdin=told, stdout=result, stderr=log, cwd=folder)
+        code = _code(words, limit_s, stdin=told, stdout=result, stderr=log, cwd=folder, env=seen)
         if code is None:
             asked = " and answer" if "body" in task else ""
             raise LoadError(

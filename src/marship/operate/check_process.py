@@ -71,10 +71,16 @@ def _load(handler: Any, folder: Path, task: dict[str, Any]) -> None:  # noqa: AN
     from marship.errors import LoadError
     from marship.serving import handler as base
 
-    if not hasattr(base, "Placement") or not isinstance(handler, base.OnnxHandler):
+    if not isinstance(handler, base.OnnxHandler):
         raise LoadError(
-            f"{task['handler']} must be a handler of marship that loads without a server, got one "
-            "of another kind, or of an older version. Package the model again, or register it."
+            f"{task['handler']} must be a handler of marship to load without a server, got a class "
+            "that is no OnnxHandler. Register the archive: only a server can load it."
+        )
+    if not hasattr(base, "Placement"):
+        raise LoadError(
+            f"the copy of marship in the archive must load models without a server, got an older "
+            f"one. Package {task['name']} again with: marship package, or register it as it is: "
+            "servers serve it as before."
         )
     if type(handler).initialize is not base.OnnxHandler.initialize:
         raise LoadError(

@@ -11,7 +11,7 @@ import pytest
 from typer.testing import CliRunner
 
 from marship.cli import app
-from marship.errors import LoadError, MarshipError, PackageError, UsageError
+from marship.errors import LoadError, MarshipError, PackageError, SealError, UsageError
 from marship.operate.check import check
 from marship.packaging.step import PackageSettings, package
 from versions import linear, spoil_golden
@@ -218,10 +218,27 @@ def test_a_request_that_is_not_there_is_told(mar: Path, tmp_path: Path) -> None:
 
 
 def test_an_archive_of_an_earlier_marship_is_told_apart() -> None:
-    """Its copy of marship loads under TorchServe alone; the message says what to do."""
+    """Its copy of marship loads in a server alone; the message says what to do."""
     earlier = Path(__file__).parents[2] / "earlier" / "diabetes.mar"
-    with pytest.raises(LoadError, match=r"of an older version\. Package the model again"):
+    with pytest.raises(LoadError, match=r"got an older one\. Package diabetes again with: marship"):
         check(earlier)
+
+
+def test_how_to_give_the_key_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The variable that `check` reads; its file may be named relative to the current folder."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("MARSHIP_SEAL_KEY", raising=False)
+    Path("key").write_text(os.urandom(32).hex())
+    Path("key").chmod(0o600)
+    mar = packed(tmp_path / "own", seal="file:key")
+    advice = rf"got none\. Run: MARSHIP_SEAL_KEY=file:PATH marship check {mar}$"
+    with pytest.raises(SealError, match=advice):
+        check(mar)
+    monkeypatch.setenv("MARSHIP_SEAL_KEY", "file:key")
+    assert check(mar).golden_cases > 0
+    monkeypatch.setenv("MARSHIP_SEAL_KEY", "file:absent")
+    with pytest.raises(SealError, match="absent"):
+        check(mar)
 
 
 def test_the_command_prints_what_it_found(mar: Path, tmp_path: Path) -> None:

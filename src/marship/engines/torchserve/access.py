@@ -252,11 +252,13 @@ class Access:
     def _refused(self, side: Side) -> TokenError:
         variable = TOKEN_VARIABLES[side]
         if side in self._given:
+            is_environments = self._given[side] == os.environ.get(variable)
+            without = f"unset {variable}" if is_environments else "pass none"
             return TokenError(
                 f"the {side} token must be the server's and not older than its "
                 "token_expiration_min, got one that it refuses. Take the new one from the "
                 f"server's key_file.json, make sure that the address is that of the {side} API, "
-                f"or unset {variable} where the server's home is local."
+                f"or {without} where the server's home is local."
             )
         if not self._is_homes(side):
             return TokenError(
