@@ -218,4 +218,4 @@ def until(holds: Any, seconds: float = 10.0) -> None:
     end = time.monotonic() + seconds
     while not holds():
         assert time.monotonic() < end, "it never came"
-        time.sleep(0.005)
+        time.sleep(0.005)  # what is waited for raises no event

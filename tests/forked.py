@@ -13,9 +13,10 @@ import signal
 import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 from typing import Self
+
+from waiting import until
 
 LIBRARIES = (
     *("accelerate", "matplotlib.pyplot", "onnx", "onnxruntime", "rich.progress", "typer"),
@@ -25,7 +26,6 @@ LIBRARIES = (
 )
 _CONTEXT = multiprocessing.get_context("forkserver")
 _CONTEXT.set_forkserver_preload(list(LIBRARIES))
-_POLL_S = 0.01
 
 
 def _main(words: list[str], folder: str, environment: dict[str, str], out: str, err: str) -> None:
@@ -83,11 +83,13 @@ class Forked:
 
     def wait_for(self, text: str, timeout_s: float = 60) -> None:
         """Until it has printed this."""
-        end = time.monotonic() + timeout_s
-        while text not in Path(self._out.name).read_text():
-            assert self._process.exitcode is None, self._err.read()
-            assert time.monotonic() < end, f"not printed within {timeout_s} s: {text}"
-            time.sleep(_POLL_S)
+
+        def is_printed() -> bool:
+            printed = text in Path(self._out.name).read_text()
+            assert printed or self._process.exitcode is None, self._err.read()
+            return printed
+
+        until(is_printed, timeout_s, f"print of {text!r}")
 
     def wait(self, timeout_s: float) -> subprocess.CompletedProcess[str]:
         """Until it ends; what it printed."""

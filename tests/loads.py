@@ -117,7 +117,7 @@ def load(  # noqa: PLR0913  keyword-only
         with Client(home, retry_s=retry_s, timeout_s=timeout_s) as client:
             while not ended.is_set():
                 send(client)
-                time.sleep(pause_s)
+                ended.wait(pause_s)
 
     with ThreadPoolExecutor(threads) as pool:
         sending = [pool.submit(go_on) for _ in range(threads)]

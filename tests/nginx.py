@@ -7,7 +7,6 @@ import shutil
 import socket
 import ssl
 import subprocess
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -16,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from marship.operate import certificate, proxy
+from waiting import until
 
 TIMEOUT_S = 20
 
@@ -98,13 +98,13 @@ class Door:
 
     def log(self, request_id: str) -> dict[str, Any]:
         """The log's line of a request, once it is there."""
-        end = time.monotonic() + TIMEOUT_S
-        while time.monotonic() < end:
-            for line in (self.folder / "access.log").read_text().splitlines():
-                if (entry := json.loads(line))["id"] == request_id:
-                    return entry
-            time.sleep(0.02)
-        raise AssertionError(f"no line with {request_id}")
+
+        def line() -> dict[str, Any] | None:
+            lines = (self.folder / "access.log").read_text().splitlines()
+            entries = (json.loads(line) for line in lines)
+            return next((entry for entry in entries if entry["id"] == request_id), None)
+
+        return until(line, TIMEOUT_S, f"a line with {request_id}")
 
 
 @contextmanager
@@ -128,11 +128,10 @@ def in_front(
 
 def wait_for(port: int, process: subprocess.Popen[str]) -> None:
     """Return when it accepts connections."""
-    end = time.monotonic() + TIMEOUT_S
-    while time.monotonic() < end:
+
+    def listens() -> bool:
         assert process.poll() is None, process.communicate()[1]
         with socket.socket() as probe:
-            if probe.connect_ex(("127.0.0.1", port)) == 0:
-                return
-        time.sleep(0.02)
-    raise AssertionError("nginx does not listen")
+            return probe.connect_ex(("127.0.0.1", port)) == 0
+
+    until(listens, TIMEOUT_S, "nginx's listening")

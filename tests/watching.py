@@ -7,6 +7,7 @@ import psutil
 
 from marship import Client
 from marship.engines.torchserve.home import ServerRecord
+from waiting import until
 
 _POLL_S = 0.05
 _LONGEST_S = 120.0
@@ -25,20 +26,19 @@ def workers(record: ServerRecord) -> list[psutil.Process]:
 def wait_ready(client: Client, model: str, wanted: int, dead: Collection[int]) -> float:
     """Seconds until so many workers are ready, none of which is one that died."""
     began = time.monotonic()
-    while time.monotonic() - began < _LONGEST_S:
+
+    def are_ready() -> bool:
         (status,) = client.describe(model)
-        if len({w.pid for w in status.workers if w.ready} - set(dead)) == wanted:
-            return time.monotonic() - began
-        time.sleep(_POLL_S)
-    raise AssertionError(f"{wanted} workers must be ready, got {status}")
+        return len({w.pid for w in status.workers if w.ready} - set(dead)) == wanted
+
+    until(are_ready, _LONGEST_S, f"{wanted} ready workers", _POLL_S)
+    return time.monotonic() - began
 
 
 def wait_gone(record: ServerRecord) -> float:
     """Seconds until no worker of a server is left."""
     began = time.monotonic()
-    while left := workers(record):
-        assert time.monotonic() - began < _LONGEST_S, left
-        time.sleep(_POLL_S)
+    until(lambda: not workers(record), _LONGEST_S, "the end of all workers", _POLL_S)
     return time.monotonic() - began
 
 

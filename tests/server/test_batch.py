@@ -14,6 +14,7 @@ from marship.engines.torchserve.server import Server
 from marship.errors import MarshipError, TooLargeError
 from marship.packaging.step import PackageSettings, package
 from marship.serving.hosts.torchserve.report import INTERVAL_S
+from waiting import until
 
 BATCH = 32
 DELAY_MS = 8000
@@ -87,14 +88,16 @@ def test_an_answer_over_the_servers_limit_is_a_clean_413(
 def test_metrics_reach_prometheus(client: Client, batching: str) -> None:
     """Requests, batches, seconds and errors by code are on the metrics port, with units in help."""
     del batching
-    until = time.monotonic() + 3 * INTERVAL_S
     line = re.compile(r'^(marship_\w+)\{(?=.*"batching").*\} (\S+)$', re.MULTILINE)
     wanted = {
         f"marship_{what}_total" for what in ("requests", "batches", "infer_seconds", "errors")
     }
-    while not wanted <= (found := dict(line.findall(client.metrics()))).keys():
-        assert time.monotonic() < until, "no worker has reported"
-        time.sleep(0.5)
+
+    def reported() -> dict[str, str] | None:
+        found = dict(line.findall(client.metrics()))
+        return found if wanted <= found.keys() else None
+
+    found = until(reported, 3 * INTERVAL_S, "a worker's report")
     time.sleep(0.5)  # the frontend may be in the middle of a report
     text = client.metrics()
     assert float(found["marship_requests_total"]) == BATCH

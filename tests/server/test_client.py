@@ -31,6 +31,7 @@ from marship.errors import (
     UsageError,
 )
 from marship.exchange import connections
+from waiting import until
 
 DOCS = Path(__file__).parents[2] / "docs" / "serving.md"
 
@@ -163,10 +164,12 @@ def test_a_killed_worker_is_restarted_and_serves(
     """After kill -9 another process serves the model, without anyone's help."""
     before = client.register("echo.mar", name=removed("killed"), workers=1).workers[0].pid
     os.kill(before, signal.SIGKILL)
-    end = time.monotonic() + 30
-    while (pid := answering(client, "killed")) in (None, before):
-        assert time.monotonic() < end
-        time.sleep(0.2)
+
+    def another() -> int | None:
+        pid = answering(client, "killed")
+        return None if pid == before else pid
+
+    pid = until(another, 30, "a response of another worker")
     assert client.wait_ready("killed").workers[0].pid == pid
 
 
@@ -297,13 +300,13 @@ def test_an_expired_token_is_renewed(configured: server.Server) -> None:
     with Client(configured.home.path) as client:
         client.wait_ready("echo")
         before = json.loads(configured.home.key_file.read_text())
-        time.sleep(3.2)
+        time.sleep(3.2)  # a token's lifetime here is 3 s
         assert client.predict("echo", 1)["got"] == 1
         assert {model.name for model in client.models()} == {"echo", "pair", "only_one"}
         after = json.loads(configured.home.key_file.read_text())
         assert before["inference"]["key"] != after["inference"]["key"]
         assert before["management"]["key"] != after["management"]["key"]
-        time.sleep(3.2)
+        time.sleep(3.2)  # a token's lifetime here is 3 s
         answers = asyncio.run(ask_together(configured.home.path, 20))
     assert answers == list(range(20))
 
@@ -329,7 +332,7 @@ def test_a_token_is_renewed_before_it_ends(
         while time.monotonic() < end:
             one.predict("echo", 1)
             other.predict("echo", 1)
-            time.sleep(0.02)
+            time.sleep(0.02)  # some hundred requests in the seconds of two tokens
     assert configured.home.key_file.read_text() != before
     assert len(statuses) > 100
     assert set(statuses) == {200}

@@ -7,10 +7,9 @@ import socket
 import subprocess
 import sys
 import sysconfig
-import time
 import venv
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -18,6 +17,7 @@ import requests
 
 from marship.engines.torchserve import java
 from marship.packaging.step import PackageSettings, package
+from waiting import until
 
 OTHER_MARSHIP = "raise ImportError('the marship beside TorchServe, not the archive\\'s')\n"
 
@@ -82,16 +82,14 @@ def plain_torchserve(python: Path, store: Path, archive: str, folder: Path) -> I
 
 def ask(url: str, model: str, request: object, timeout_s: float = 60) -> object:
     """The first response of the model once it is loaded."""
-    until = time.monotonic() + timeout_s
-    while time.monotonic() < until:
-        try:
-            answer = requests.post(f"{url}/predictions/{model}", json=request, timeout=5)
-            if answer.ok:
-                return answer.json()
-        except requests.RequestException:
-            pass
-        time.sleep(0.3)
-    raise AssertionError("no answer")
+
+    def response() -> requests.Response | None:
+        with suppress(requests.RequestException):
+            got = requests.post(f"{url}/predictions/{model}", json=request, timeout=5)
+            return got if got.ok else None
+        return None
+
+    return until(response, timeout_s, "a response", 0.1).json()
 
 
 @pytest.mark.parametrize("beside", ["no marship", "another marship"])

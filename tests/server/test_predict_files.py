@@ -6,7 +6,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,6 +15,7 @@ import pytest
 from marship import Client
 from marship.engines.torchserve.server import Server
 from marship.packaging.step import PackageSettings, package
+from waiting import until
 
 FILES = 1500
 
@@ -182,10 +182,11 @@ def test_an_interrupted_run_resumes(
 
 def wait_for_rows(path: Path, count: int) -> None:
     """Wait until a table has so many rows."""
-    end = time.monotonic() + 30
-    while not path.exists() or path.read_bytes().count(b"\n") <= count:
-        assert time.monotonic() < end
-        time.sleep(0.005)
+
+    def has_them() -> bool:
+        return path.exists() and path.read_bytes().count(b"\n") > count
+
+    until(has_them, 30, f"{count} rows in {path.name}")
 
 
 def test_a_worker_that_is_killed_costs_no_file(

@@ -161,7 +161,7 @@ def test_draining_waits_for_what_runs_and_what_waits(client: Client, archives: P
         asking = [threading.Thread(target=ask) for _ in range(2)]
         for thread in asking:
             thread.start()
-        time.sleep(0.5)
+        time.sleep(0.5)  # TorchServe says how many requests wait, not that one is handled
         client.set_default("naps", "2.0")
         with pytest.raises(ServerError, match=r"within 0.1 s, got 1 requests waiting"):
             client.drain("naps", "1.0", timeout_s=0.1)
@@ -195,7 +195,7 @@ def test_requests_of_a_dead_worker_are_retried(client: Client, archives: Path) -
             asking = [
                 asyncio.create_task(one.predict("naps", b"2")) for one in (no_retry, retrying)
             ]
-            await asyncio.sleep(2)
+            await asyncio.sleep(2)  # after the batch's delay of 1 s, while it takes 4 s
             os.kill(status.workers[0].pid, signal.SIGKILL)
             return await asyncio.gather(*asking, return_exceptions=True)
 

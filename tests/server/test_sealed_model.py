@@ -2,7 +2,6 @@
 
 import os
 import shutil
-import time
 import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ from marship.packaging.step import PackageSettings, package
 from marship.serving.model import sealed
 from marship.serving.model.weights import COPY_FOLDER
 from models import write_model
+from waiting import until
 
 WIDTH = 1100  # 1100 x 1100 x 4 bytes: a plain model of this size gets a copy on the disk
 IN_GRAPH, IN_WEIGHTS = b"marker-of-the-graph", b"marker-of-the-weights-24"
@@ -189,10 +189,7 @@ def test_a_file_that_cannot_be_decrypted_is_one_line(client: Client, place: Plac
 
 def _wait_for(words: str, log: Path) -> None:
     """Logs are written a little later than responses."""
-    end = time.monotonic() + 20
-    while words not in log.read_text():
-        assert time.monotonic() < end, log.read_text()
-        time.sleep(0.1)
+    until(lambda: words in log.read_text(), 20, f"log of {words!r}")
 
 
 def _with_file_of(source: Path, target: Path, name: str) -> None:

@@ -21,6 +21,7 @@ from marship.engines.torchserve.home import Home, ServerRecord
 from marship.engines.torchserve.java import Java
 from marship.errors import NotRunningError, ServerError, UsageError
 from marship.packaging.step import PackageSettings, package
+from waiting import until
 
 Start = Callable[..., server.Server]
 
@@ -190,7 +191,7 @@ def test_a_signal_in_the_foreground_stops_all(
     began = time.monotonic()
     for number in signals:
         foreground.send_signal(number)
-        time.sleep(0.2)
+        time.sleep(0.2)  # the second signal comes while the first is handled
     assert foreground.wait(timeout=15) == 0
     if len(signals) > 1:
         assert time.monotonic() - began < 1.5  # a clean stop takes two seconds and more
@@ -202,10 +203,7 @@ def test_a_signal_during_the_start_leaves_nothing(
     foreground: subprocess.Popen[str], tmp_path: Path, number: signal.Signals
 ) -> None:
     """Stopping a server that is still starting leaves nothing behind."""
-    end = time.monotonic() + 20
-    while (record := Home(tmp_path).record()) is None:
-        assert time.monotonic() < end
-        time.sleep(0.02)
+    record = until(Home(tmp_path).record, 20, "the server's record")
     foreground.send_signal(number)
     assert foreground.wait(timeout=15) != 0
     assert_nothing_left(tmp_path, record)
@@ -220,10 +218,8 @@ def test_no_line_per_request_but_every_error(running: server.Server, client: Cli
     assert {path: path.read_text() for path in before} == before
     with pytest.raises(ServerError, match="marship logs"):
         client.predict("echo", {"fail": "the handler must not fail"})
-    end = time.monotonic() + 5
-    while "the handler must not fail" not in running.home.worker_log.read_text():
-        assert time.monotonic() < end
-        time.sleep(0.05)
+    words, log = "the handler must not fail", running.home.worker_log
+    until(lambda: words in log.read_text(), 5, "a line in the worker's log")
 
 
 @pytest.mark.usefixtures("echo")

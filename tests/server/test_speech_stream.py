@@ -28,6 +28,7 @@ from marship.errors import (
     UnsupportedMediaError,
 )
 from posting import endpoint
+from waiting import until
 from whistles import RATE, long_whistle, pack_ear, said, wav
 
 Ask = Callable[..., requests.Response]
@@ -238,11 +239,10 @@ def test_a_worker_that_dies_breaks_the_stream(client: Client, ear: str, long: by
     kill()
     with pytest.raises(NoAnswerError):
         list(segments)
-    until = time.monotonic() + 60
-    text = None
-    while text is None:
-        assert time.monotonic() < until, "no worker came back"
+
+    def text() -> str | None:
         with suppress(MarshipError):
-            text = client.predict(ear, said("abc"))["text"]
-        time.sleep(0.1)
-    assert text == "abc"
+            return client.predict(ear, said("abc"))["text"]
+        return None
+
+    assert until(text, 60, "a response of the next worker") == "abc"

@@ -1,7 +1,6 @@
 """A worker that finds out that its model mixes rows ends joining, and the server says so."""
 
 import asyncio
-import time
 from pathlib import Path
 
 import pytest
@@ -15,6 +14,7 @@ from marship.engines.torchserve.status import joining_ended
 from marship.packaging.step import PackageSettings, package
 from marship.serving.hosts.torchserve.report import INTERVAL_S
 from models import centring
+from waiting import until
 
 NAME = "centring"
 ROWS = ([[1.0, 2.0]], [[3.0, 6.0]])
@@ -40,10 +40,11 @@ async def ask_both(server: Server) -> list[object]:
 
 def wait_for(client: Client, *, ended: bool) -> None:
     """Wait until the figures say whether requests of the model run alone."""
-    until = time.monotonic() + 4 * INTERVAL_S
-    while ((NAME, "1.0") in joining_ended(client.metrics())) is not ended:
-        assert time.monotonic() < until, "the worker has not reported"
-        time.sleep(0.2)
+
+    def is_reported() -> bool:
+        return ((NAME, "1.0") in joining_ended(client.metrics())) is ended
+
+    until(is_reported, 4 * INTERVAL_S, "the worker's report")
 
 
 def test_a_difference_ends_joining_until_the_model_is_registered_again(

@@ -23,7 +23,7 @@ MODEL = {"modelName": "m", "modelVersion": "1.0", "handler": "h.py"}
 SHOWN = r"\u001b[2J\u001b]0;title\u0007\u009b1m\u202e\u000dx[bold][/]"
 
 PROGRAM = """
-import sys, time, typer
+import signal, sys, typer
 from pathlib import Path
 from marship import console, errors
 app = typer.Typer()
@@ -33,12 +33,12 @@ def main(what: str, number: int = 0) -> None:
     if what == "wait":
         try:
             print("waiting", flush=True)
-            time.sleep(30)
+            signal.pause()
         finally:
             Path(sys.argv[0]).with_name("undone").touch()
             if number:
                 print("undoing", flush=True)
-                time.sleep(30)
+                signal.pause()
     if what == "missing":
         open("/absent/file")
     if what == "bug":

@@ -14,5 +14,5 @@ class Naps:
     def handle(self, data, context):
         """One answer for each request."""
         for row in data:
-            time.sleep(float(bytes(row["body"])))
+            time.sleep(float(bytes(row["body"])))  # as long as the request says
         return [json.dumps({"version": self.version}).encode() for _ in data]

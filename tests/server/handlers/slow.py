@@ -8,7 +8,7 @@ class Slow:
 
     def initialize(self, context):
         """Sleep."""
-        time.sleep(60)
+        time.sleep(60)  # longer than any test waits
 
     def handle(self, data, context):
         """Answer anything."""

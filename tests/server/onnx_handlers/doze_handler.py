@@ -11,5 +11,5 @@ class Doze(OnnxHandler):
     def decode(self, request):
         """Sleep before the model runs."""
         inputs, state = super().decode(request)
-        time.sleep(float(inputs["input"][0, 0]))
+        time.sleep(float(inputs["input"][0, 0]))  # as long as the request says
         return inputs, state

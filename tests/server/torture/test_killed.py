@@ -17,6 +17,7 @@ from marship import Client
 from marship.cli import app
 from marship.engines.torchserve import server
 from versions import ANSWERS, ROW
+from waiting import until
 from watching import wait_gone, wait_ready, workers
 
 Amount = Callable[[float, float], float]
@@ -55,7 +56,7 @@ def kill_often(one: server.Server, client: Client, times: int, most: int) -> tup
     dead: set[int] = set()
     for turn in range(times):
         if turn:
-            time.sleep(KILL_EVERY_S)
+            time.sleep(KILL_EVERY_S)  # the rate of kills is the test's subject
         (status,) = client.describe("lin")
         serving = {worker.pid for worker in status.workers if worker.ready} - dead
         there = [process for process in workers(one.record) if process.pid in serving]
@@ -156,8 +157,7 @@ def test_the_server_is_killed(
             kill(workers(record)[:1])
             time.sleep(1.3)  # TorchServe waits 1 s, and a worker loads for longer than the rest
         os.kill(record.pid, signal.SIGKILL)
-        while record.group.is_alive():
-            time.sleep(0.01)
+        until(lambda: not record.group.is_alive(), 60, "the end of the server")
         return record
 
     times, away_s = int(amount(1, 6)), 0.0

@@ -190,7 +190,7 @@ def test_the_clock_jumps(
                 for jump_s in (4000 * (turn + 1), -4000):
                     before = key()
                     file.write_text(f"{jump_s:+d}")
-                    time.sleep(2)
+                    time.sleep(2)  # libfaketime reads the file once a second
                     assert predict(home, clock) == ANSWERS["1"]
                     renewed += key() != before
                     assert (key() != before) == (jump_s > 0)

@@ -382,7 +382,7 @@ def test_an_expired_token_lets_nobody_in(
     tally = Tally()
     for doors in opened(start(config=source), tmp_path / "out"):
         assert doors.cell("inference", "POST /predictions/lin", "inference") == "200"
-        time.sleep(TOKEN_ENDS_S)
+        time.sleep(TOKEN_ENDS_S)  # the shortest lifetime that TorchServe knows
         wrong = [d for port in TABLES for d in differences(doors, port, tally, is_expired=True)]
         assert not wrong, "\n".join(wrong)
         for name in ("inference", "management"):

@@ -72,7 +72,7 @@ def scripted() -> Iterator[Callable[..., Scripted]]:
                 self.rfile.read(int(self.headers["Content-Length"] or 0))
                 reply = script.next()
                 if reply == LATE:
-                    time.sleep(2 * TIMEOUT_S)
+                    time.sleep(2 * TIMEOUT_S)  # longer than the client waits
                 if reply in (DROPPED, LATE):
                     self.close_connection = True
                     return

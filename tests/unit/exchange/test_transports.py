@@ -43,7 +43,7 @@ def serve() -> Iterator[Serve]:
                         self.close_connection = True
                         return
                     if isinstance(chunk, float):
-                        time.sleep(chunk)
+                        time.sleep(chunk)  # a slow server
                     else:
                         self.wfile.write(b"%x\r\n%b\r\n" % (len(chunk), chunk))
 

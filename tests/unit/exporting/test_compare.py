@@ -98,7 +98,7 @@ def test_the_largest_comparison_is_not_begun_without_time_for_it() -> None:
 
     def slow(inputs: Arrays) -> Arrays:
         slept.append(inputs["picture"].nbytes)
-        time.sleep(inputs["picture"].nbytes * 1e-5)
+        time.sleep(inputs["picture"].nbytes * 1e-5)  # a slow model
         return total(inputs)
 
     started = time.perf_counter()

@@ -243,7 +243,7 @@ def test_a_file_that_is_never_answered_is_a_row(
     monkeypatch.setattr(predict, "RETRY_S", 0.5)
 
     async def answer(body: bytes, request: web.Request) -> web.Response:
-        await asyncio.sleep(0.1)
+        await asyncio.sleep(0.1)  # some retries, and no more, fit into RETRY_S
         if body == b"c":
             assert request.transport is not None
             request.transport.abort()
@@ -341,7 +341,7 @@ def test_what_took_too_long_is_not_asked_again(
 
     async def answer(body: bytes, request: web.Request) -> web.StreamResponse:
         if body == b"c":
-            await asyncio.sleep(1.5)
+            await asyncio.sleep(1.5)  # longer than the client waits
         return await label(body, request)
 
     server = serve(answer)
@@ -382,7 +382,7 @@ def test_requests_and_bytes_in_flight_are_bounded(
         nonlocal held, highest
         held += 1
         highest = max(highest, held)
-        await asyncio.sleep(0.02)
+        await asyncio.sleep(0.02)  # others may come in the meantime
         held -= 1
         return await label(body, request)
 
@@ -460,7 +460,7 @@ async def hear(body: bytes, request: web.Request) -> web.StreamResponse:
     await response.prepare(request)
     segment = {"start": 0.0, "end": 1.0, "text": body.decode()}
     await response.write(orjson.dumps(segment) + b"\n")
-    await asyncio.sleep(0.05)
+    await asyncio.sleep(0.05)  # the lines arrive one by one
     await response.write(orjson.dumps({"text": body.decode(), "segments": [segment]}) + b"\n")
     return response
 
@@ -488,7 +488,7 @@ def test_a_stream_that_breaks_off_is_asked_for_again(
         response = web.StreamResponse(headers={"Content-Type": LINES})
         await response.prepare(request)
         await response.write(b'{"start": 0, "end": 1, "text": "half"}\n')
-        await asyncio.sleep(0.4)
+        await asyncio.sleep(0.4)  # the segment is read before the connection ends
         assert request.transport is not None
         request.transport.abort()
         return response

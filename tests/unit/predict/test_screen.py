@@ -1,7 +1,6 @@
 """A run over many files as a person at a terminal watches it."""
 
 import io
-import time
 from pathlib import Path
 
 import pytest
@@ -12,6 +11,7 @@ from marship.predict import Run
 from marship.predict.rows import Row
 from marship.predict.screen import Screen
 from marship.predict.sources import Source
+from waiting import until
 
 ROWS = [
     Row("a", "m 1.0", 200),
@@ -38,10 +38,7 @@ def run(count: int) -> Run:
 
 def wait_for(text: str, shown: io.StringIO) -> None:
     """The terminal is drawn some ten times a second."""
-    end = time.monotonic() + 5
-    while text not in shown.getvalue():
-        assert time.monotonic() < end, f"{text} never came"
-        time.sleep(0.01)
+    until(lambda: text in shown.getvalue(), 5, f"print of {text!r}")
 
 
 def test_the_bar_goes_up_with_every_row(shown: io.StringIO) -> None:

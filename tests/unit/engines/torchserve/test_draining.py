@@ -35,7 +35,7 @@ def settled(effort: _CpuUse, pid: int) -> bool:
     """Whether the process is seen idle within a minute, over intervals of half a second."""
     end = time.monotonic() + 60
     while time.monotonic() < end:
-        time.sleep(0.5)
+        time.sleep(0.5)  # use of the processor is measured over an interval
         if not effort.is_spent(status(pid)):
             return True
     return False
@@ -46,7 +46,7 @@ def test_an_idle_process_is_seen() -> None:
     effort = _CpuUse(is_local=True)
     with process(SLEEPS) as idle:
         assert settled(effort, idle.pid)
-        time.sleep(0.5)
+        time.sleep(0.5)  # use of the processor is measured over an interval
         assert not effort.is_spent(status(idle.pid))
 
 
@@ -57,7 +57,7 @@ def test_a_process_at_work_is_seen() -> None:
         assert busy.stdout is not None
         busy.stdout.readline()
         for _ in range(3):
-            time.sleep(0.5)
+            time.sleep(0.5)  # use of the processor is measured over an interval
             assert effort.is_spent(status(busy.pid))
 
 

@@ -41,7 +41,7 @@ def taken(path: Path, timeout_s: float) -> int:
     with ExitStack() as held:
         for pause in locks.take(path, held, timeout_s=timeout_s, action="registers an archive"):
             assert isinstance(pause, Pause)
-            time.sleep(pause.seconds)
+            time.sleep(pause.seconds)  # as a client's transport does
             pauses += 1
     return pauses
 

@@ -10,14 +10,14 @@ import psutil
 from marship.engines.torchserve.processes import Group, boot_id, start_time
 
 FAMILY = """
-import signal, subprocess, sys, time
-words = [sys.executable, "-c", "import time; print(flush=True); time.sleep(60)"]
+import signal, subprocess, sys
+words = [sys.executable, "-c", "import signal; print(flush=True); signal.pause()"]
 child = subprocess.Popen(words, stdout=subprocess.PIPE)
 child.stdout.readline()
 if sys.argv[1] == "deaf":
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
 print(flush=True)
-time.sleep(60)
+signal.pause()
 """
 
 

@@ -369,7 +369,7 @@ def test_a_killed_worker_leaves_the_copy_to_the_next(folder: Path) -> None:
     draft = folder / weights.DRAFT_FOLDER
     until = time.monotonic() + 60
     while not draft.exists() and time.monotonic() < until:
-        time.sleep(0.001)
+        time.sleep(0.001)  # the draft is there for milliseconds
     begun = draft.stat().st_ino
     worker.kill()
     worker.wait()
