@@ -3,12 +3,8 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/pip --disable-pip-version-check
 
-# a failing pytest fails the pipe that marks its lines
-SHELL := /bin/bash
-.SHELLFLAGS := -o pipefail -c
-
-.PHONY: help setup demo demo-image demo-speech test test-fast test-pages test-trials test-servers \
-  test-steps test-parts test-pythons coverage torture check audit bench lock clean
+.PHONY: help setup demo demo-image demo-speech test test-fast test-pythons coverage torture check \
+  audit bench lock clean
 
 help:  ## what can be made
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -27,32 +23,17 @@ setup: .venv/.done  ## make .venv and install everything
 demo: setup  ## train a recommender, serve it, predict, scale it, stop
 	@PATH="$(CURDIR)/$(BIN):$$PATH" bash demos/recommend.sh
 
-test: setup  ## the whole test suite in five runs, three side by side: those with real servers first
-	@$(MAKE) --no-print-directory --keep-going --jobs=3 \
-	  test-servers test-pages test-trials test-steps test-parts
+test: setup  ## the whole test suite, on one process more than there are cores
+	$(BIN)/pytest tests/server tests/training tests/handlers tests/unit $(SIDE_BY_SIDE) --durations=25
 
-# Runs of about the same length: those with servers wait for them half of their time.
-PAGES := tests/server/test_docs.py tests/server/test_readme.py
-TRIALS := tests/server/torture tests/server/test_path.py tests/server/test_image_path.py
+test-fast: setup  ## tests/unit without servers, and without what trains, exports, packages or starts commands
+	$(BIN)/pytest -q tests/unit -m "not slow" $(SIDE_BY_SIDE) --durations=10
 
-test-pages: setup
-	$(BIN)/pytest $(PAGES) --durations=10 2>&1 | sed -u 's/^/pages   | /'
-
-test-trials: setup
-	$(BIN)/pytest $(TRIALS) --durations=10 2>&1 | sed -u 's/^/trials  | /'
-
-test-servers: setup
-	$(BIN)/pytest tests/handlers tests/server $(addprefix --ignore=,$(PAGES) $(TRIALS)) \
-	  --durations=10 2>&1 | sed -u 's/^/servers | /'
-
-test-fast: setup  ## tests/unit without what is marked as slow: no server, no training
-	$(BIN)/pytest -q tests/unit -m "not slow" --durations=10
-
-test-steps: setup
-	$(BIN)/pytest tests/unit --ignore=tests/unit/serving --durations=10 2>&1 | sed -u 's/^/steps | /'
-
-test-parts: setup
-	$(BIN)/pytest tests/training tests/unit/serving --durations=10 2>&1 | sed -u 's/^/parts | /'
+# A file's tests share what they build. Tests wait for servers and timeouts part of their time, so
+# one process more than cores; files with servers come first, small ones fill up the end.
+SIDE_BY_SIDE := --numprocesses=auto --dist=loadfile --no-loadscope-reorder
+# Hundreds of processes, each of which would compile marship or its tests anew.
+unexport PYTHONDONTWRITEBYTECODE
 
 coverage: setup  ## lines and branches that unit tests and tests of handlers reach, into .coverage-html
 	$(BIN)/coverage erase

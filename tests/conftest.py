@@ -32,6 +32,12 @@ def pytest_configure(config: pytest.Config) -> None:
         os.environ.setdefault("JDK_JAVA_OPTIONS", "-XX:TieredStopAtLevel=1")
 
 
+@pytest.hookimpl(optionalhook=True)  # a part of the tests runs without pytest-xdist, too
+def pytest_xdist_auto_num_workers() -> int:
+    """One more than cores: tests wait for servers and timeouts a third of their time."""
+    return (os.cpu_count() or 1) + 1
+
+
 @pytest.fixture(scope="session")
 def linear_onnx(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """`output = input @ W`: float32 (batch, 3) to (batch, 2)."""
