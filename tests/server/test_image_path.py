@@ -34,7 +34,7 @@ def run_dir(tmp_path_factory: pytest.TempPathFactory, digits: Path) -> Path:
     folder = tmp_path_factory.mktemp("image")
     done = run_recipe("image", "--run-dir", str(folder), "--data-dir", str(digits), *SMALL)
     assert done.returncode == 0, done.stderr
-    run_marship("export", folder)
+    run_marship("export", folder, "--proof-seconds", 10)
     run_marship("optimize", folder, "--measure-s", "0.2", "--search-s", "10")
     return folder
 

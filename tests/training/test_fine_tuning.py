@@ -56,7 +56,7 @@ def run_dir(
             threads=1,
         )
         image.main.__wrapped__(settings=settings)
-    run_marship("export", settings.run_dir)
+    run_marship("export", settings.run_dir, "--proof-seconds", 10)
     return settings.run_dir
 
 

@@ -44,7 +44,7 @@ def image_run(tmp_path_factory: pytest.TempPathFactory, digits: Path) -> Path:
     assert done.returncode == 0, done.stderr
     assert "expected calibration error" in done.stdout
     assert "too few" not in done.stdout
-    run_marship("export", folder)
+    run_marship("export", folder, "--proof-seconds", 10)
     return folder
 
 

@@ -45,7 +45,7 @@ def speech_run(tmp_path_factory: pytest.TempPathFactory, words: Path) -> Path:
     done = run_recipe("speech", *flags, "--warp", "0.02", "--speed", "0.05", "--dropout", "0")
     assert done.returncode == 0, done.stderr
     assert "Word error rate" in done.stdout
-    run_marship("export", folder)
+    run_marship("export", folder, "--proof-seconds", 10)
     return folder
 
 

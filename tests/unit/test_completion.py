@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.slow
+
 TIMEOUT_S = 60
 PROGRAMS = Path(sys.executable).parent
 

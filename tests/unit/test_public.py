@@ -11,6 +11,8 @@ import examples
 import marship
 from marship import errors
 
+pytestmark = pytest.mark.slow
+
 STEPS = ["export", "optimize", "package", "check"]
 
 

@@ -16,6 +16,8 @@ from marship.operate.check import check
 from marship.packaging.step import PackageSettings, package
 from versions import linear, spoil_golden
 
+pytestmark = pytest.mark.slow
+
 BASE = "from marship.serving.handler import OnnxHandler\n\n\nclass Own(OnnxHandler):\n"
 
 

@@ -10,6 +10,8 @@ from marship.operate.replay import replay
 from marship.packaging.step import PackageSettings, package
 from marship.trust import archive
 
+pytestmark = pytest.mark.slow
+
 HANDLERS = Path(__file__).parents[3] / "handlers"
 BASE = "from marship.serving.handler import OnnxHandler\n\n\nclass Own(OnnxHandler):\n"
 

@@ -24,7 +24,7 @@ from held import Held
 from homes import of_a_server
 from management import Management, Registered, Stored, Versions
 from marship import Client
-from marship.engines.torchserve import draining, registration
+from marship.engines.torchserve import draining, registration, status
 from marship.errors import NoAnswerError
 from marship.exchange.calls import Call, HttpResponse
 from marship.operate import state
@@ -161,6 +161,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(draining, "QUIET_S", 0.0)
         patch.setattr(registration, "_NO_RESPONSE_S", 0.0)
+        patch.setattr(status, "_NEXT_WORKER_POLLS", 1)  # no log will have a cause
         yield Place(homes)
 
 

@@ -10,6 +10,8 @@ from types import ModuleType
 
 import pytest
 
+pytestmark = pytest.mark.slow
+
 BENCHMARKS = Path(__file__).parents[3] / "benchmarks"
 LAYERS, WIDTH = 16, 800  # 41 MB
 PEAK_TO_MODEL = 2.5

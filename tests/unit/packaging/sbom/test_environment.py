@@ -17,6 +17,8 @@ from marship.engines.torchserve import java
 from marship.packaging.sbom import environment, frontend
 from marship.packaging.sbom.cyclonedx import normalized
 
+pytestmark = pytest.mark.slow
+
 CONSTANTS = {
     "gson": "com/google/gson/internal/GsonBuildConfig.class",
     "grpc-core": "io/grpc/internal/GrpcUtil.class",

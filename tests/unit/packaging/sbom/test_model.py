@@ -16,6 +16,8 @@ from marship.trust import archive
 from marship.trust.outline import outline
 from signed import write
 
+pytestmark = pytest.mark.slow
+
 HANDLER = b"""
 import json
 import numpy as np

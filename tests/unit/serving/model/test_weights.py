@@ -24,6 +24,8 @@ from marship.serving.model.session import Session, SessionSettings
 from models import write_model
 from small_disk import run_on
 
+pytestmark = pytest.mark.slow
+
 WIDTH = 1200  # 2 x 1200 x 1200 x 4 bytes: over the smallest size that is shared
 ONE_THREAD = SessionSettings(intra_op_threads=1)
 ALONE = SessionSettings(intra_op_threads=1, share_weights=False)

@@ -14,6 +14,8 @@ from marship.errors import MalformedError
 from marship.serving import pictures
 from photos import encode
 
+pytestmark = pytest.mark.slow
+
 MEMORY = """
 import sys
 from pathlib import Path
