@@ -37,7 +37,7 @@ unexport PYTHONDONTWRITEBYTECODE
 
 coverage: setup  ## lines and branches that unit tests and tests of handlers reach, into .coverage-html
 	$(BIN)/coverage erase
-	$(BIN)/coverage run -m pytest -q tests/unit tests/handlers
+	$(BIN)/coverage run -m pytest -q tests/unit tests/handlers $(SIDE_BY_SIDE)
 	$(BIN)/coverage combine -q
 	$(BIN)/coverage html -q -d .coverage-html
 	$(BIN)/coverage report --sort=cover
