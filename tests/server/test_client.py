@@ -242,7 +242,7 @@ def test_a_token_that_is_given_must_be_right(running: server.Server) -> None:
     """The error says which token, and what to do; it is never replaced behind one's back."""
     with (
         Client(running.home.path, inference_token="wrong") as client,
-        pytest.raises(TokenError, match="MARSHIP_INFERENCE_TOKEN"),
+        pytest.raises(TokenError, match=r"the inference token .* or pass none"),
     ):
         client.ping()
 
@@ -402,7 +402,7 @@ def test_the_inference_port_has_no_management(running: server.Server) -> None:
         client.models()
     with (
         Client(running.home.path, management_token=keys["inference"]["key"]) as client,
-        pytest.raises(TokenError, match="MARSHIP_MANAGEMENT_TOKEN"),
+        pytest.raises(TokenError, match=r"the management token .* or pass none"),
     ):
         client.models()
 
