@@ -11,7 +11,6 @@ import onnx
 import onnxruntime
 import pytest
 import torch
-from sklearn.datasets import load_digits
 from torch import nn
 
 import zoo
@@ -37,8 +36,10 @@ RECIPE = Recipe(
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run folder with a small CNN that was trained on real digits, exported."""
+    from sklearn import datasets  # here: test-fast collects this file and needs it not
+
     folder = tmp_path_factory.mktemp("digits")
-    digits = load_digits()
+    digits = datasets.load_digits()
     images, labels = (digits.images[:, None] / 16).astype(np.float32), digits.target
     torch.manual_seed(0)
     model = resolve(f"{ZOO}:Digits")()

@@ -191,6 +191,7 @@ def exported(module: nn.Module, name: str, example: torch.Tensor, folder: Path) 
     return folder / "model.onnx"
 
 
+@pytest.mark.slow
 def test_an_exported_embedding_has_its_range(tmp_path: Path) -> None:
     """What torch.onnx.export writes."""
     path = exported(Words(), "ids", torch.zeros((2, 5), dtype=torch.int64), tmp_path)
@@ -386,6 +387,7 @@ class Tabular(nn.Module):
         return torch.cat([*looked_up, x[:, 3:]], dim=1).sum(dim=1)
 
 
+@pytest.mark.slow
 def test_an_exported_tabular_model_has_the_ranges_of_its_columns(tmp_path: Path) -> None:
     """What torch.onnx.export writes of `x[:, i].long()`."""
     path = exported(Tabular(), "x", torch.zeros((2, 5)), tmp_path)

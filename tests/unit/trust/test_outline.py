@@ -30,9 +30,11 @@ HOSTILE = {
     "indents": "\n".join(" " * level + "if 1:" for level in range(120)),
     "no Python": "class :",
 }
+SLOW = {"memory": pytest.mark.slow}
+"""A parser that takes all it may takes seconds for it."""
 
 
-@pytest.mark.parametrize("name", HOSTILE)
+@pytest.mark.parametrize("name", [pytest.param(n, marks=SLOW.get(n, ())) for n in HOSTILE])
 def test_hostile_source_is_an_error_of_one_line(name: str) -> None:
     """Nesting, memory, odd bytes: neither a trace nor the end of the process that asks."""
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

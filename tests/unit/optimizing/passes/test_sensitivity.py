@@ -11,7 +11,6 @@ import onnx
 import onnxruntime
 import pytest
 import torch
-from sklearn.datasets import load_digits
 from torch import nn
 
 import zoo
@@ -39,8 +38,10 @@ TYPES = ("Conv", "Gemm", "MatMul", "Relu", "MaxPool", "Mul", "Add")
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An exported CNN that int8 ruins: one channel is a thousand times larger than the others."""
+    from sklearn import datasets  # here: test-fast collects this file and needs it not
+
     folder = tmp_path_factory.mktemp("spiked")
-    digits = load_digits()
+    digits = datasets.load_digits()
     images, labels = digits.images[..., None].astype(np.uint8), digits.target
     torch.manual_seed(0)
     model = resolve(f"{ZOO}:Spiked")()
