@@ -248,11 +248,9 @@ def augmentation(settings: Settings) -> Augmentation:
 
 def make_optimizer(model: nn.Module, settings: Settings) -> Optimizer:
     """SGD with Nesterov's momentum, or AdamW; biases and norms do not decay."""
-    matrices = [p for p in model.parameters() if p.ndim > 1]
-    others = [p for p in model.parameters() if p.ndim <= 1]
     groups = [
-        {"params": matrices, "weight_decay": settings.weight_decay},
-        {"params": others, "weight_decay": 0.0},
+        {"params": [p for p in model.parameters() if (p.ndim > 1) is decays], "weight_decay": decay}
+        for decays, decay in ((True, settings.weight_decay), (False, 0.0))
     ]
     if settings.optimizer == "adamw":
         return torch.optim.AdamW(groups, lr=settings.learning_rate)
@@ -382,13 +380,11 @@ def print_metrics(results: dict[str, Any], pictures: dict[str, int]) -> None:
     for name, row in results["classes"].items():
         table.add_row(name, f"{row['precision']:.3f}", f"{row['recall']:.3f}")
     console.out.print(table)
-    calibration = results["calibration"]
-    before, after = (
-        calibration[name]["expected_calibration_error"] for name in ("before", "after")
-    )
+    found = results["calibration"]
+    before, after = (found[name]["expected_calibration_error"] for name in ("before", "after"))
     console.out.print(
         f"on {pictures['test']} test pictures; expected calibration error {before:.4f}, "
-        f"and {after:.4f} with temperature {calibration['temperature']:.3f}",
+        f"and {after:.4f} with temperature {found['temperature']:.3f}",
         soft_wrap=True,
     )
     if pictures["validation"] < FEW_PICTURES:

@@ -1,5 +1,6 @@
 """Models on the server: register, scale, predict."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -15,6 +16,8 @@ if TYPE_CHECKING:
     from marship.client import Client
     from marship.client.address import Address
     from marship.client.clients import Model
+    from marship.predict import Run
+    from marship.predict.single import Single
 
 PANEL = "Models on the server"
 
@@ -241,34 +244,46 @@ def predict(
     address: "Address",
 ) -> None:
     """Get predictions. One file: print the response. More, or a folder: a resumable table."""
-    from marship.cli import responses
-    from marship.predict import Run, predict_files, single, sources, transcripts
-    from marship.predict.screen import Screen
+    from marship.predict import Run, single, sources, transcripts
 
     places, forms = source or [], forms or []
     transcripts.check(forms)
-    if not (sources.is_many(places) or sources.is_table(out)):
-        if suffix or in_flight or again:
-            raise UsageError(
-                "--suffix, --in-flight and --again must come with a folder, several files or "
-                "a table as --out, got one request."
-            )
-        form = single.form_of(forms, out)
-        body, kind = sources.read_one(places, json_text)
-        one = single.Single(name, body, content_type or kind, version, form, out)
-        answer = single.predict_one(one, address)
-        if form is None:
-            responses.show_answer(answer)
+    if sources.is_many(places) or sources.is_table(out):
+        if json_text is not None:
+            raise UsageError("--json must come with one request, got several files.")
+        out = out or sources.default_out(places)
+        sources.check_out(out, places)
+        found = sources.find(places, suffix or ())
+        beside = transcripts.Transcripts.beside(out, places, forms) if forms else None
+        run = Run(name, found.sources, out, version, content_type, in_flight, again, beside)
+        _predict_files(run, found.passed_over, address)
         return
-    if json_text is not None:
-        raise UsageError("--json must come with one request, got several files.")
-    out = out or sources.default_out(places)
-    sources.check_out(out, places)
-    found = sources.find(places, suffix or ())
-    beside = transcripts.Transcripts.beside(out, places, forms) if forms else None
-    run = Run(name, found.sources, out, version, content_type, in_flight, again, beside)
+    if suffix or in_flight or again:
+        raise UsageError(
+            "--suffix, --in-flight and --again must come with a folder, several files or "
+            "a table as --out, got one request."
+        )
+    form = single.form_of(forms, out)
+    body, kind = sources.read_one(places, json_text)
+    _predict_one(single.Single(name, body, content_type or kind, version, form, out), address)
+
+
+def _predict_one(request: "Single", address: "Address") -> None:
+    from marship.cli import responses
+    from marship.predict import single
+
+    answer = single.predict_one(request, address)
+    if request.form is None:
+        responses.show_answer(answer)
+
+
+def _predict_files(run: "Run", passed_over: Sequence[str], address: "Address") -> None:
+    from marship.cli import responses
+    from marship.predict import predict_files
+    from marship.predict.screen import Screen
+
     with Screen(run) as screen:
         done = predict_files(run, address, screen)
-    responses.show_predictions(done, run, found.passed_over)
+    responses.show_predictions(done, run, passed_over)
     if done.failed:
         raise typer.Exit(1)
