@@ -95,13 +95,13 @@ def measure(row: Row, settings: CpuSettings, folder: Path) -> tuple[Spent, float
     """
     running = measurement.start(row.setup, prepare(CASES[row.case], folder), folder)
     try:
-        with load.awake(running.pid):
+        with load.awake(*running.pids):
             load.measure(running.request, row.clients, settings.settle)
-            before = spent_by(running.pid)
+            before = spent_by(*running.pids)
             figures = load.measure(running.request, row.clients, settings.seconds)
-            after = spent_by(running.pid)
+            after = spent_by(*running.pids)
     finally:
-        load.end(running.pid)
+        load.end(*running.pids)
     if figures.errors:
         raise DataError(f"every request must succeed, got {figures}.")
     requests = figures.rps * settings.seconds
@@ -112,10 +112,10 @@ def measure(row: Row, settings: CpuSettings, folder: Path) -> tuple[Spent, float
     ), figures.rps
 
 
-def spent_by(pid: int) -> Spent:
+def spent_by(*pids: int) -> Spent:
     """Processor time of a server's processes, and of the wrk processes that have ended."""
     frontend = worker = 0.0
-    for process in load.tree(pid):
+    for process in load.tree(*pids):
         times = process.cpu_times()
         if is_worker(process):
             worker += times.user + times.system

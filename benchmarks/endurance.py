@@ -76,7 +76,7 @@ def endure(requests: int, folder: Path) -> list[Sample]:
     samples: list[Sample] = []
     done = 0
     try:
-        with load.awake(running.pid):
+        with load.awake(*running.pids):
             while done < requests:
                 figures = load.measure(running.request, CLIENTS, SLICE_S)
                 if figures.errors:
@@ -85,7 +85,7 @@ def endure(requests: int, folder: Path) -> list[Sample]:
                 if done // STEP > len(samples):
                     samples.append(Sample(done, *_private(running.pid)))
     finally:
-        load.end(running.pid)
+        load.end(*running.pids)
     return samples
 
 

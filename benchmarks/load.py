@@ -106,33 +106,33 @@ def _command(request: Request, clients: int, seconds: int, headers: str) -> list
     ]
 
 
-def freeze(pid: int) -> None:
+def freeze(*pids: int) -> None:
     """Suspend a server's processes, so that one that polls while idle takes no processor time."""
-    for process in tree(pid):
+    for process in tree(*pids):
         with contextlib.suppress(psutil.NoSuchProcess):
             process.suspend()
 
 
-def thaw(pid: int) -> None:
+def thaw(*pids: int) -> None:
     """Resume a server's processes, children first."""
-    for process in reversed(tree(pid)):
+    for process in reversed(tree(*pids)):
         with contextlib.suppress(psutil.NoSuchProcess):
             process.resume()
 
 
 @contextlib.contextmanager
-def awake(pid: int) -> Iterator[None]:
+def awake(*pids: int) -> Iterator[None]:
     """Resume a suspended server while the block runs."""
-    thaw(pid)
+    thaw(*pids)
     try:
         yield
     finally:
-        freeze(pid)
+        freeze(*pids)
 
 
-def end(pid: int, grace_s: float = 10) -> None:
+def end(*pids: int, grace_s: float = 10) -> None:
     """End a server and all processes that it started."""
-    processes = tree(pid)
+    processes = tree(*pids)
     for process in processes:
         with contextlib.suppress(psutil.NoSuchProcess):
             process.resume()
@@ -142,10 +142,11 @@ def end(pid: int, grace_s: float = 10) -> None:
             process.kill()
 
 
-def tree(pid: int) -> list[psutil.Process]:
-    """A process and all its descendants; none where it has ended."""
-    try:
-        process = psutil.Process(pid)
-        return [process, *process.children(recursive=True)]
-    except psutil.NoSuchProcess:
-        return []
+def tree(*pids: int) -> list[psutil.Process]:
+    """Processes and all their descendants; none where they have ended."""
+    found: list[psutil.Process] = []
+    for pid in pids:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process = psutil.Process(pid)
+            found += [process, *process.children(recursive=True)]
+    return found

@@ -60,7 +60,7 @@ def measure_case(case: Case, peers: Sequence[str], plan: Plan, folder: Path) -> 
         return _measure_in_rounds(servers, case, plan)
     finally:
         for running in servers.values():
-            load.end(running.pid)
+            load.end(*running.pids)
 
 
 def _start_best(setup: Setup, files: CaseFiles, plan: Plan, folder: Path) -> tuple[Setup, Running]:
@@ -72,7 +72,7 @@ def _start_best(setup: Setup, files: CaseFiles, plan: Plan, folder: Path) -> tup
         running = start(one, files, folder)
         rps = 0.0
         if running.request is not None:
-            with load.awake(running.pid):
+            with load.awake(*running.pids):
                 load.measure(running.request, files.case.busy, plan.settle)
         if len(choices) > 1:
             rps = _measure(running, files.case.busy, plan.seconds).rps
@@ -80,7 +80,7 @@ def _start_best(setup: Setup, files: CaseFiles, plan: Plan, folder: Path) -> tup
         tried.append((rps, one, running))
     tried.sort(key=lambda entry: -entry[0])
     for _, _, slower in tried[1:]:
-        load.end(slower.pid)
+        load.end(*slower.pids)
     return tried[0][1], tried[0][2]
 
 
@@ -96,9 +96,9 @@ def start(setup: Setup, files: CaseFiles, folder: Path) -> Running:
         if running.request.body is not None:
             _check(response, setup, files)
     except BaseException:
-        load.end(running.pid)
+        load.end(*running.pids)
         raise
-    load.freeze(running.pid)
+    load.freeze(*running.pids)
     return running
 
 
@@ -108,7 +108,7 @@ def _first_response(running: Running, setup: Setup, place: Path) -> bytes:
         try:
             return _send(running)
         except (OSError, http.client.HTTPException) as error:
-            if time.monotonic() - began > READY_TIMEOUT_S or not load.tree(running.pid):
+            if time.monotonic() - began > READY_TIMEOUT_S or not load.tree(*running.pids):
                 log = place / "console.log"
                 output = log.read_text(errors="replace")[-3000:] if log.exists() else ""
                 raise DataError(f"{setup.name} must respond, got {error}. {output}") from error
@@ -160,7 +160,7 @@ def _measure(running: Running, clients: int, seconds: int) -> Figures:
             check=False,
         )
         return load.parse(done.stdout + done.stderr)
-    with load.awake(running.pid):
+    with load.awake(*running.pids):
         load.measure(running.request, clients, WARM_S)
         _send(running)  # returns after the requests that the warm-up left in the server's queue
         return load.measure(running.request, clients, seconds)

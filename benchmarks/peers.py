@@ -9,7 +9,9 @@ import zipfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from urllib.parse import urlsplit
 
+import tls_proxy
 import venvs
 from cases import MEDIA_TYPES, CaseFiles
 from load import Request
@@ -44,12 +46,19 @@ class Running:
         request: What clients send; None where there is no server.
         command: Without a server: the command that measures, for its last argument's seconds.
         env: The command's environment.
+        further_pids: Processes that belong to it and are not below its main one.
     """
 
     pid: int
     request: Request | None
     command: tuple[str, ...] = ()
     env: Mapping[str, str] = field(default_factory=dict)
+    further_pids: tuple[int, ...] = ()
+
+    @property
+    def pids(self) -> tuple[int, ...]:
+        """The processes below which all of it runs."""
+        return (*self.further_pids, self.pid)
 
 
 Start = Callable[[Setup, CaseFiles, Path], Running]
@@ -133,6 +142,14 @@ def marship(setup: Setup, files: CaseFiles, folder: Path, python: str = sys.exec
     return replace(running, request=replace(running.request, headers=headers, body=files.body))
 
 
+def direct(setup: Setup, files: CaseFiles, folder: Path) -> Running:
+    """The same server, asked where its workers respond themselves."""
+    running = marship(setup, files, folder)
+    record = json.loads((folder / "home" / "server.json").read_text())
+    url = f"{record['direct_url']}/predictions/model"
+    return replace(running, request=replace(running.request, url=url))
+
+
 def serve(source: Path, setup: Setup, folder: Path, python: str = sys.executable) -> Running:
     """Serve an ONNX file or a run folder with marship; the request has no body yet."""
     home = folder / "home"
@@ -149,7 +166,9 @@ def serve(source: Path, setup: Setup, folder: Path, python: str = sys.executable
     record = json.loads((home / "server.json").read_text())
     token = json.loads((home / "key_file.json").read_text())["inference"]["key"]
     url = f"{record['inference_url']}/predictions/model"
-    return Running(record["pid"], Request(url, {"Authorization": f"Bearer {token}"}))
+    acceptors = tuple(filter(None, [record.get("direct_pid")]))
+    request = Request(url, {"Authorization": f"Bearer {token}"})
+    return Running(record["pid"], request, further_pids=acceptors)
 
 
 def _cli(python: str, folder: Path, words: str) -> None:
@@ -204,7 +223,7 @@ def _ping(setup: Setup, files: CaseFiles, folder: Path) -> Running:
     running = marship(setup, files, folder)
     url = running.request.url.partition("/predictions")[0] + "/ping"
     token = {"Authorization": running.request.headers["Authorization"]}
-    return Running(running.pid, Request(url, token))
+    return replace(running, request=Request(url, token))
 
 
 def _torchserve(setup: Setup, files: CaseFiles, folder: Path) -> Running:
@@ -252,17 +271,38 @@ def _torchserve(setup: Setup, files: CaseFiles, folder: Path) -> Running:
     return Running(pid, _request(f"http://127.0.0.1:{ports[0]}/predictions/{name}", files))
 
 
+def _behind_nginx(start: Start) -> Start:
+    """The same server behind nginx, which ends TLS and keeps its connections to it open."""
+
+    def both(setup: Setup, files: CaseFiles, folder: Path) -> Running:
+        running = start(setup, files, folder)
+        assert running.request is not None  # noqa: S101  these are servers
+        parts = urlsplit(running.request.url)
+        port = free_port()
+        pid = tls_proxy.start(folder / "nginx", port, parts.netloc)
+        url = f"https://127.0.0.1:{port}{parts.path}"
+        pids = (*running.further_pids, pid)
+        return replace(running, request=replace(running.request, url=url), further_pids=pids)
+
+    return both
+
+
 BARE = "bare session.run"
-MARSHIP = "marship"
+MARSHIP, DIRECT = "marship", "marship direct"
+BEHIND = ", nginx with TLS"
 TORCHSERVE = "TorchServe"
 PING = "TorchServe /ping"
 
+_MOSEC = Peer(
+    _python("mosec_server.py", "/inference"), ("mosec==0.9.8",), {LATENCY: 1, THROUGHPUT: 64}
+)
+_DIRECT = Peer(direct, profiles={LATENCY: 1, THROUGHPUT: 0})
+
 PEERS: dict[str, Peer] = {
+    DIRECT: _DIRECT,
     MARSHIP: Peer(marship, profiles={LATENCY: 1, THROUGHPUT: 0}),
     TORCHSERVE: Peer(_torchserve),
-    "mosec": Peer(
-        _python("mosec_server.py", "/inference"), ("mosec==0.9.8",), {LATENCY: 1, THROUGHPUT: 64}
-    ),
+    "mosec": _MOSEC,
     "FastAPI": Peer(
         _python("fastapi_server.py"),
         ("fastapi==0.165.0", "uvicorn==0.54.0", "uvloop==0.23.0", "httptools==0.9.0"),
@@ -277,4 +317,10 @@ PEERS: dict[str, Peer] = {
     "Ray Serve": Peer(_ray, ("ray[serve]==2.60.0",), {LATENCY: 1, THROUGHPUT: 0}),
     PING: Peer(_ping, scales=False),
     BARE: Peer(_bare, ()),
+    DIRECT + BEHIND: replace(_DIRECT, start=_behind_nginx(direct)),
+    "mosec" + BEHIND: replace(_MOSEC, start=_behind_nginx(_MOSEC.start)),
 }
+"""By name."""
+
+DEFAULT = tuple(name for name in PEERS if not name.endswith(BEHIND))
+"""Those that are measured where none is named."""

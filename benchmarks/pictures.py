@@ -65,7 +65,7 @@ def main(settings: PicturesSettings) -> None:
             served, bare = _measure_in_rounds(_with_photos(running, photos), photos, settings)
             breakdown = _breakdown(running, photos)
         finally:
-            load.end(running.pid)
+            load.end(*running.pids)
     size_kb = statistics.mean(photo.stat().st_size for photo in photos) / 1e3
     console.out.print(f"{len(photos)} photographs of {size_kb:.0f} KB, {settings.workers} workers")
     console.out.print(f"served                   {statistics.median(served):8.1f} images/s")
@@ -85,17 +85,17 @@ def _measure_in_rounds(
 ) -> tuple[list[float], list[float]]:
     """Images per second of both sides, one entry for each round."""
     served, bare = [], []
-    with load.awake(running.pid):
+    with load.awake(*running.pids):
         load.measure(running.request, settings.clients, settings.settle)
     for round_ in range(settings.rounds):
-        with load.awake(running.pid):
+        with load.awake(*running.pids):
             figures = load.measure(running.request, settings.clients, settings.seconds)
         if figures.errors:
             raise UsageError(f"every photograph must get a response, got {figures.errors} errors.")
         served.append(figures.rps)
         bare.append(_measure_bare(photos, settings))
         console.err.print(f"round {round_ + 1}: {served[-1]:.1f} served, {bare[-1]:.1f} bare")
-    load.thaw(running.pid)
+    load.thaw(*running.pids)
     return served, bare
 
 

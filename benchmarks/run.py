@@ -1,7 +1,7 @@
 """Measures marship and other model servers in interleaved rounds: `make bench`."""
 
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -10,8 +10,9 @@ import load
 import measurement
 import report
 import venvs
-from cases import CASES, Case
-from peers import PEERS
+from cases import CASES
+from peers import DEFAULT, PEERS
+from suites import SUITES, Part
 
 from marship import console
 from marship.errors import UsageError
@@ -31,6 +32,7 @@ class BenchSettings:
     rounds: int = setting(3, "rounds; medians over them are reported", minimum=1)
     settle: int = setting(12, "seconds of warm-up for each server", minimum=1)
     workers: int = setting(2, "most workers to try; the fastest number is kept", minimum=1)
+    suite: str = setting("", f"one of {', '.join(SUITES)}: fewer cases and peers")
     quick: bool = setting(False, "one short round, one worker each: a smoke test")
     out: Path = setting(Path("benchmarks/results"), "folder for table, JSON and pictures")
 
@@ -39,10 +41,12 @@ class BenchSettings:
 def main(settings: BenchSettings) -> None:
     """Measure marship and other model servers in interleaved rounds."""
     load.require_wrk()
+    if settings.suite not in ("", *SUITES):
+        raise UsageError(f"suite must be of {', '.join(SUITES)}, got {settings.suite}.")
     if settings.quick:
         settings = replace(settings, seconds=1, rounds=1, settle=1, workers=1)
-    cases = _named(CASES, settings.cases, "cases")
-    peers = _named(PEERS, settings.peers, "peers")
+    suite = SUITES[settings.suite] if settings.suite else _whole(settings)
+    peers = _named(PEERS, [name for part in suite for name in part.peers], "peers")
     settings.out.mkdir(parents=True, exist_ok=True)
     plan = measurement.Plan(settings.seconds, settings.rounds, settings.settle, settings.workers)
     measured: dict[str, Any] = {"machine": report.machine(), "settings": asdict(settings)}
@@ -52,29 +56,32 @@ def main(settings: BenchSettings) -> None:
         for name, peer in peers.items()
         if peer.packages is not None
     }
-    for case in _with_clients(cases.values(), settings.clients):
+    for part in suite:
+        case = replace(CASES[part.case], clients=part.clients, busy=max(part.clients))
         with tempfile.TemporaryDirectory(prefix="bench-") as folder:
-            measured["cases"][case.name] = report.summarize(
-                measurement.measure_case(case, list(peers), plan, Path(folder))
+            measured["cases"][part.name] = report.summarize(
+                measurement.measure_case(case, part.peers, plan, Path(folder))
             )
         report.write(measured, settings.out)
     report.show(measured, console.out)
 
 
-def _named(known: Mapping[str, T], wanted: tuple[str, ...], what: str) -> dict[str, T]:
+def _whole(settings: BenchSettings) -> list[Part]:
+    """The chosen cases, each with all chosen peers."""
+    if not all(word.isdecimal() and int(word) for word in settings.clients):
+        given = " ".join(settings.clients)
+        raise UsageError(f"clients must be whole numbers from 1, got {given}.")
+    clients = tuple(map(int, settings.clients))
+    peers = tuple(_named(PEERS, settings.peers or DEFAULT, "peers"))
+    cases = _named(CASES, settings.cases or tuple(CASES), "cases")
+    return [Part(name, clients or case.clients, peers) for name, case in cases.items()]
+
+
+def _named(known: Mapping[str, T], wanted: Sequence[str], what: str) -> dict[str, T]:
     unknown = [name for name in wanted if name not in known]
     if unknown:
         raise UsageError(f"{what} must be of {', '.join(known)}, got {', '.join(unknown)}.")
-    return {name: known[name] for name in known if not wanted or name in wanted}
-
-
-def _with_clients(cases: Iterable[Case], wanted: tuple[str, ...]) -> Iterator[Case]:
-    """The cases, with other numbers of clients where they are given."""
-    if not all(word.isdecimal() and int(word) for word in wanted):
-        raise UsageError(f"clients must be whole numbers from 1, got {' '.join(wanted)}.")
-    counts = tuple(map(int, wanted))
-    for case in cases:
-        yield replace(case, clients=counts, busy=max(counts)) if counts else case
+    return {name: known[name] for name in known if name in wanted}
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from peers import BARE, LATENCY, MARSHIP, PING, THROUGHPUT, TORCHSERVE
+from peers import BARE, BEHIND, DIRECT, LATENCY, MARSHIP, PING, THROUGHPUT, TORCHSERVE
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,7 +17,39 @@ class Target:
     peer: str
     figure: str
     limit: float
+    ours: str = MARSHIP
 
+
+_AHEAD = [
+    (case, clients, "", peer, "rps", 1.0)
+    for case in ("recommender", "encoder", "tensor-json")
+    for clients in (1, 8, 64)
+    for peer in ("mosec", "FastAPI")
+]
+_PROXIED = "mosec" + BEHIND
+_DIRECTLY: list[tuple[str, int, str, str, str, float]] = [
+    ("mlp", 1, "", "mosec", "rps", 1.3),
+    ("mlp", 1, "", "FastAPI", "rps", 1.3),
+    ("mlp", 1, "", "mosec", "p50_us", 0.75),
+    ("mlp", 1, "", "FastAPI", "p50_us", 0.75),
+    ("mlp", 16, "", "mosec", "rps", 4),
+    ("mlp", 16, "", "mosec", "p99_us", 1),
+    ("mlp", 64, "", "mosec", "rps", 1.8),
+    ("mlp", 64, "", "mosec", "p99_us", 1),
+    ("mlp", 64, "", PING, "rps", 1.3),
+    ("mlp", 64, "", TORCHSERVE, "rps", 30),
+    ("tensor-npy", 1, "", "mosec", "rps", 2),
+    ("tensor-npy", 8, "", "mosec", "rps", 2.2),
+    ("tensor-npy", 1, "", "FastAPI", "rps", 1.3),
+    ("tensor-npy", 8, "", "FastAPI", "rps", 1.7),
+    ("resnet18-int8", 8, "", BARE, "rps", 0.93),
+    ("resnet18-int8", 8, "", "mosec", "rps", 1),
+    ("resnet18-int8", 8, "", "mosec", "p99_us", 1),
+    *_AHEAD,
+    ("mlp" + BEHIND, 16, "", _PROXIED, "rps", 1.5),
+    ("tensor-npy" + BEHIND, 16, "", _PROXIED, "rps", 1.5),
+]
+"""Of the direct address."""
 
 TARGETS = (
     Target("mlp", 64, THROUGHPUT, TORCHSERVE, "rps", 20),
@@ -30,6 +62,7 @@ TARGETS = (
     Target("resnet18-int8", 8, "", BARE, "rps", 0.93),
     Target("tensor-npy", 8, "", "mosec", "rps", 1.2),
     Target("tensor-npy", 8, "", "LitServe", "rps", 1.2),
+    *(Target(*words, ours=DIRECT) for words in _DIRECTLY),
 )
 
 
@@ -58,7 +91,9 @@ def outcomes(cases: Mapping[str, Sequence[Mapping[str, Any]]]) -> Iterator[Outco
     for target in TARGETS:
         entries = [e for e in cases.get(target.case, ()) if str(target.clients) in e["clients"]]
         ours = [
-            e for e in entries if e["peer"] == MARSHIP and e["profile"].startswith(target.profile)
+            e
+            for e in entries
+            if e["peer"] == target.ours and e["profile"].startswith(target.profile)
         ]
         theirs = [e for e in entries if e["peer"] == target.peer]
         if not ours or not theirs:

@@ -48,7 +48,7 @@ TURNS = (
 class Server:
     """One of the two servers, and the request to send."""
 
-    pid: int
+    pids: tuple[int, ...]
     request: load.Request
 
 
@@ -56,12 +56,12 @@ def started(turn: Turn, files: CaseFiles, folder: Path, python: str, stack: Exit
     """A warm server of one environment, suspended."""
     folder.mkdir()
     running = marship(Setup("marship", turn.profile, turn.workers), files, folder, python)
-    stack.callback(load.end, running.pid)
+    stack.callback(load.end, *running.pids)
     if running.request is None:
         raise SystemExit("marship must be served to be measured, got no address.")
     load.measure(running.request, turn.clients, WARM_S)
-    load.freeze(running.pid)
-    return Server(running.pid, running.request)
+    load.freeze(*running.pids)
+    return Server(running.pids, running.request)
 
 
 def rate(server: Server, turn: Turn, seconds: int) -> float:
@@ -70,7 +70,7 @@ def rate(server: Server, turn: Turn, seconds: int) -> float:
     Raises:
         SystemExit: A request failed.
     """
-    with load.awake(server.pid):
+    with load.awake(*server.pids):
         load.measure(server.request, turn.clients, 1)
         figures = load.measure(server.request, turn.clients, seconds)
     if figures.errors:
@@ -80,7 +80,7 @@ def rate(server: Server, turn: Turn, seconds: int) -> float:
 
 def resident_mb(server: Server) -> list[int]:
     """Of each process, the smallest first."""
-    return sorted(round(process.memory_info().rss / 1e6) for process in load.tree(server.pid))
+    return sorted(round(process.memory_info().rss / 1e6) for process in load.tree(*server.pids))
 
 
 def compare(turn: Turn, pythons: dict[str, str], rounds: int, seconds: int) -> None:

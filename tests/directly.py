@@ -117,17 +117,23 @@ class Place:
     Args:
         key_file: Holds the token; None asks for none.
         limits: Of clients.
+        engine: Who answers for models that have no worker here.
     """
 
-    def __init__(self, key_file: Path | None = None, limits: Limits | None = None) -> None:
+    def __init__(
+        self,
+        key_file: Path | None = None,
+        limits: Limits | None = None,
+        engine: tuple[str, int] | None = None,
+    ) -> None:
         self._folder = tempfile.TemporaryDirectory(prefix="d")
-        self.key_file, self.limits = key_file, limits or Limits()
+        self.key_file, self.limits, self._engine = key_file, limits or Limits(), engine
         self.workers: list[Worker] = []
-        self._path = Path(self._folder.name) / "w"
+        self.path = Path(self._folder.name) / "w"
         self._clients = socket.create_server(("127.0.0.1", 0), backlog=512)
         self.address: tuple[str, int] = self._clients.getsockname()
         self._workers = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        self._workers.bind(str(self._path))
+        self._workers.bind(str(self.path))
         self._workers.listen(16)
         self.start_acceptor()
 
@@ -145,6 +151,7 @@ class Place:
                 workers=self._workers.dup(),
                 key_file=self.key_file,
                 limits=self.limits,
+                engine=self._engine,
                 on_start=on_start,
             )
 
@@ -163,7 +170,7 @@ class Place:
     ) -> Worker:  # fmt: skip
         """Start a worker, and wait until the acceptor knows it."""
         settings = Settings(
-            acceptor=self._path, model=name, version=version, batch=batch, queue=queue,
+            acceptor=self.path, model=name, version=version, batch=batch, queue=queue,
             key_file=self.key_file, limits=self.limits,
         )  # fmt: skip
         loaded.measure_pace()

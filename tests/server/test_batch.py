@@ -33,7 +33,8 @@ def batching(lookup_onnx: Path, store: Path, client: Client) -> str:
 
 async def ask_all(server: Server, model: str) -> list[object]:
     """Send 32 requests at once; responses and errors in their order."""
-    async with AsyncClient(server.home.path) as client:
+    url = server.record.inference_url  # the direct address waits for no batch
+    async with AsyncClient(server.home.path, inference_url=url) as client:
 
         async def ask(number: int) -> object:
             body = BAD.get(number, b'{"ids": [[%d, 1]]}' % (number % 10))

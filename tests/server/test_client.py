@@ -244,7 +244,7 @@ def test_a_token_that_is_given_must_be_right(running: server.Server) -> None:
         Client(running.home.path, inference_token="wrong") as client,
         pytest.raises(TokenError, match=r"the inference token .* or pass none"),
     ):
-        client.ping()
+        client.predict("echo", 1)
 
 
 def test_tokens_come_from_the_environment_too(
@@ -353,7 +353,7 @@ def test_an_expired_token_that_cannot_be_renewed(configured: server.Server, tmp_
     (tmp_path / "key_file.json").write_text(json.dumps(keys))
     Home(tmp_path).write_record(configured.record)
     with Client(tmp_path) as client, pytest.raises(TokenError, match=r"none that .* MARSHIP_HOME"):
-        client.ping()
+        client.predict("echo", 1)
 
 
 def test_a_workers_number_given_to_register_wins_over_the_archive(

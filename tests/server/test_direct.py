@@ -1,16 +1,20 @@
 """Workers of a real server that respond themselves, behind an acceptor."""
 
+import contextlib
 import http.client
 import json
 import os
 import signal
 import socket
+import threading
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+import marship
 from directly import BODY, until
 from marship.client import Client
 from marship.engines.torchserve.home import Home
@@ -18,6 +22,17 @@ from marship.engines.torchserve.server import Server, start, stop
 from marship.engines.torchserve.settings import ServeSettings
 
 EARLIER = Path(__file__).parents[1] / "earlier" / "diabetes.mar"
+SLOW = """
+import time
+
+from marship.serving.handler import OnnxHandler
+
+
+class SlowHandler(OnnxHandler):
+    def decode(self, request):
+        time.sleep(0.3)  # a call that lasts
+        return super().decode(request)
+"""
 RIGHT = pytest.approx(18.615952)
 
 
@@ -29,18 +44,12 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     store.mkdir()
     (store / "earlier.mar").write_bytes(EARLIER.read_bytes())
     _package(folder, store)
-    started = start(
-        ServeSettings(home=folder / "home", model_store=store, free_ports=True, direct_port=0)
-    )
+    started = start(ServeSettings(home=folder / "home", model_store=store, free_ports=True))
     yield started
     stop(folder / "home")
 
 
 def _package(folder: Path, store: Path) -> None:
-    import zipfile
-
-    import marship
-
     with zipfile.ZipFile(EARLIER) as zipped:
         zipped.extract("model.onnx", folder)
     marship.package(folder / "model.onnx", marship.PackageSettings(name="m", model_store=store))
@@ -67,6 +76,24 @@ def ask(server: Server, path: str = "/predictions/m") -> tuple[int, Any]:
         return 0, None
     finally:
         line.close()
+
+
+@contextlib.contextmanager
+def connected(server: Server, path: str = "/predictions/m") -> Iterator[Any]:
+    """Sends requests on one connection."""
+    address = (server.record.direct_url or "").removeprefix("http://")
+    token = json.loads(server.home.key_file.read_text())["inference"]["key"]
+    line = http.client.HTTPConnection(address, timeout=60)
+    head = {"Authorization": f"Bearer {token}", "Content-Type": "application/json"}
+
+    def once() -> tuple[int, Any]:
+        line.auto_open = line.sock is None
+        line.request("POST", path, BODY, head)
+        response = line.getresponse()
+        return response.status, json.loads(response.read())
+
+    yield once
+    line.close()
 
 
 @pytest.fixture
@@ -105,11 +132,61 @@ def test_an_archive_of_before_is_relayed_to_torchserve(server: Server, client: C
 
 @pytest.mark.usefixtures("model")
 def test_a_worker_that_is_killed_is_replaced(server: Server, client: Client) -> None:
-    """No request waits for ever: it is cut off or refused, until the next worker answers."""
-    (status,) = client.describe("m")
-    os.kill(status.workers[0].pid, signal.SIGKILL)
-    until(lambda: ask(server)[0] == 503, 5)
-    until(lambda: ask(server) == (200, [[RIGHT]]), 60)
+    """A connection without a request outlives it; TorchServe takes requests until another is up."""
+    with connected(server) as line:
+        assert line() == (200, [[RIGHT]])
+        (status,) = client.describe("m")
+        os.kill(status.workers[0].pid, signal.SIGKILL)
+        statuses = {ask(server)[0] for _ in range(3)}
+        assert statuses <= {200, 500, 503}
+        until(lambda: ask(server) == (200, [[RIGHT]]), 60)
+        assert line() == (200, [[RIGHT]])
+
+
+def code(response: tuple[int, Any]) -> str | None:
+    """The code of an error."""
+    return None if response[0] == 200 else response[1].get("code")
+
+
+@pytest.mark.parametrize("ends", ["scale", "unregister"])
+def test_requests_under_way_are_served_before_their_worker_ends(
+    server: Server, client: Client, tmp_path: Path, ends: str
+) -> None:
+    """TorchServe runs `kill -9` at once; workers get the time that they need."""
+    handler = tmp_path / "slow_handler.py"
+    handler.write_text(SLOW)
+    store = Path(server.record.model_store)
+    model = tmp_path / "model.onnx"
+    model.write_bytes((store.parent / "model.onnx").read_bytes())
+    settings = marship.PackageSettings(name=f"slow{ends}", model_store=store, handler=handler)
+    marship.package(model, settings)
+    client.register(f"slow{ends}.mar", workers=2)
+    seen: list[tuple[int, Any]] = []
+
+    def load() -> None:
+        with connected(server, f"/predictions/slow{ends}") as line:
+            for _ in range(3):
+                try:
+                    seen.append(line())
+                except (OSError, http.client.HTTPException) as error:
+                    seen.append((0, {"code": repr(error)}))
+
+    threads = [threading.Thread(target=load) for _ in range(6)]
+    for thread in threads:
+        thread.start()
+    until(lambda: len(seen) >= 2, 30)
+    if ends == "scale":
+        client.scale(f"slow{ends}", 1)
+    else:
+        client.unregister(f"slow{ends}")
+    for thread in threads:
+        thread.join(60)
+    if ends == "scale":
+        assert seen == [(200, [[RIGHT]])] * 18
+        client.unregister(f"slow{ends}")
+    else:
+        assert {status for status, _ in seen} <= {200, 404, 503}
+        assert not any(told == "worker_died" for told in map(code, seen))
 
 
 @pytest.mark.usefixtures("model")
@@ -127,9 +204,7 @@ def test_stop_leaves_nothing(tmp_path: Path) -> None:
     """No process, no socket, no port."""
     store = tmp_path / "store"
     store.mkdir()
-    started = start(
-        ServeSettings(home=tmp_path / "home", model_store=store, free_ports=True, direct_port=0)
-    )
+    started = start(ServeSettings(home=tmp_path / "home", model_store=store, free_ports=True))
     acceptor = started.record.acceptor
     assert acceptor is not None
     assert acceptor.is_alive()

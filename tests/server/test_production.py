@@ -39,7 +39,13 @@ def hardened(start: Start, tmp_path_factory: pytest.TempPathFactory) -> Iterator
     with pytest.MonkeyPatch.context() as patch:
         for name, value in {**HIDDEN, "LICENCE": "x", "TS_CONFIG_FILE": str(snapshot)}.items():
             patch.setenv(name, value)
-        yield start(place / "home", config=source, profile="production", keep_env=("LICENCE",))
+        yield start(
+            place / "home",
+            config=source,
+            profile="production",
+            keep_env=("LICENCE",),
+            no_direct=True,  # sockets alone: no port for predictions
+        )
 
 
 def test_what_it_shows_to_its_workers_and_to_others(hardened: server.Server) -> None:

@@ -173,13 +173,13 @@ def test_only_post_is_allowed(door: Door, method: str) -> None:
 
 @pytest.mark.parametrize("given", [None, "", "Bearer", "Basic eDp5", "Bearer a b"])
 def test_requests_without_a_token_do_not_reach_torchserve(door: Door, given: str | None) -> None:
-    """The proxy responds 401 itself; TorchServe rejects a wrong token."""
+    """The proxy responds 401 itself; the worker rejects a wrong token."""
     for method, path in (("POST", "/predictions/echo"), ("GET", "/ping")):
         answer = door.ask(method, path, Authorization=given)
         assert_refused(answer, 401, "token")
-        assert door.log(answer.headers["x-request-id"])["torchserve_seconds"] == ""
-    wrong = door.ask("GET", "/ping", Authorization="Bearer wrong")
-    assert (wrong.status, wrong.json()["type"]) == (400, "InvalidKeyException")
+        assert door.log(answer.headers["x-request-id"])["upstream_seconds"] == ""
+    wrong = door.ask("POST", "/predictions/echo", b"1", Authorization="Bearer wrong", **JSON)
+    assert (wrong.status, wrong.json()["code"]) == (401, "token")
 
 
 def test_six_megabytes_in_and_out(door: Door) -> None:
@@ -264,10 +264,24 @@ def test_an_invalid_form_is_the_clients_fault(door: Door) -> None:
         assert (octets.status, octets.body) == (200, FORM)
 
 
+@pytest.fixture
+def undirected(door: Door, running: server.Server, ear: str, tmp_path: Path) -> Iterator[Door]:
+    """A proxy that asks TorchServe's own address alone."""
+    home = tmp_path / "home"
+    home.mkdir()
+    lines = running.home.config.read_text().splitlines(keepends=True)
+    kept = [line for line in lines if not line.startswith("direct_address")]
+    (home / "config.properties").write_text("".join(kept))
+    with in_front(on_loopback(tmp_path / "out", home), [ear]) as one:
+        one.headers = door.headers
+        yield one
+
+
 def test_a_worker_that_dies_over_a_form_is_the_servers_fault(
-    door: Door, ear: str, client: Client
+    undirected: Door, ear: str, client: Client
 ) -> None:
     """TorchServe's 500 looks like that of an invalid form, and is distinguished from it."""
+    door = undirected
     (worker,) = client.describe(ear)[0].workers
     process = psutil.Process(worker.pid)
     process.suspend()
@@ -332,7 +346,7 @@ def test_requests_have_ids(door: Door) -> None:
         assert (one == given) if given == "abc-123" else re.fullmatch("[0-9a-f]{32}", one)
         entry = door.log(one)
         assert (entry["status"], entry["request"]) == (200, "POST /predictions/echo HTTP/1.1")
-        assert entry["torchserve_id"] not in ("", one)
+        assert entry["upstream_id"] == one
     log = (door.folder / "access.log").read_text()
     assert door.headers["Authorization"].split()[1] not in log
 
@@ -346,7 +360,7 @@ def test_a_client_that_reads_nothing_is_disconnected(door: Door) -> None:
         line.sendall(head.encode() + bytes(LARGEST))
         entry = door.log("slow-reader")
     assert entry["bytes_out"] < LARGEST
-    assert float(entry["torchserve_seconds"]) < entry["seconds"] - 1.5
+    assert float(entry["upstream_seconds"]) < entry["seconds"] - 1.5
 
 
 def ended(line: ssl.SSLSocket) -> bool:
@@ -368,7 +382,7 @@ def test_a_client_that_stops_sending_is_disconnected(door: Door) -> None:
             assert ended(line)
     assert 1.5 < time.monotonic() - began < 10
     entry = door.log("slow-writer")
-    assert (entry["status"], entry["torchserve_seconds"]) == (408, "")
+    assert (entry["status"], entry["upstream_seconds"]) == (408, "")
 
 
 def test_too_many_requests(strict: Door) -> None:

@@ -31,8 +31,8 @@ def threads_become(server: Server, model: str, workers: int, wanted: int) -> flo
     """Poll until each of the workers has the expected threads; return the seconds it took."""
     began = time.monotonic()
     threads: dict[int, int] = {}
-    with Client(server.home.path) as patient:
-        while time.monotonic() - began < LONGEST_S:
+    while time.monotonic() - began < LONGEST_S:
+        with Client(server.home.path) as patient:  # another connection, of another worker
             told = patient.predict(model, [[1, 2, 3]])
             assert told["right"]
             threads[told["pid"]] = told["threads"]

@@ -46,6 +46,7 @@ DECODERS = {
     "serving/pictures/jpeg.py": {"simplejpeg"},
     "serving/sounds/__init__.py": {"soundfile", "soxr"},
     "serving/hosts/direct/reader.py": {"httptools"},
+    "serving/hosts/direct/relay.py": {"httptools"},
     "serving/hosts/direct/worker.py": {"uvloop"},
     "serving/hosts/direct/acceptor.py": {"uvloop"},
 }

@@ -122,14 +122,14 @@ class RetryPolicy:
     def after(self, response: HttpResponse, *, has_crashed: bool) -> Pause | None:
         """The delay after a response; None if it is final, or to give up."""
         after_s = _retry_after_s(response)
+        if has_crashed:
+            self._deaths += 1
+            return self.next_pause(after_s or 0.0) if self._deaths <= MOST_DEATHS else None
         is_limit = response.status == HTTPStatus.TOO_MANY_REQUESTS and after_s is not None
         is_early = self._was_away and response.status == HTTPStatus.NOT_FOUND
         if is_limit or is_early or response.status in _BUSY_OR_AWAY:
             return self.next_pause(after_s or 0.0)
-        if not has_crashed:
-            return None
-        self._deaths += 1
-        return self.next_pause() if self._deaths <= MOST_DEATHS else None
+        return None
 
     def next_pause(self, least_s: float = 0.0) -> Pause | None:
         """The next delay; None if it would end after the time budget."""

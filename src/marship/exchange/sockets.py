@@ -26,6 +26,12 @@ def path_of(url: str) -> str | None:
     return unquote(url.removeprefix(SCHEME).partition("/")[0])
 
 
+def is_visible(url: str) -> bool:
+    """Whether a URL's socket is in this process's file system; true of other URLs."""
+    path = path_of(url)
+    return path is None or os.path.exists(path)  # noqa: PTH110  pathlib raises where none may look
+
+
 def base_of(url: str) -> str:
     """The URL without the path of a request: scheme and host, or socket."""
     scheme, _, rest = url.partition("://")

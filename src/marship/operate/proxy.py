@@ -62,6 +62,7 @@ REFUSALS: Mapping[int, tuple[type[MarshipError], str]] = {
 _LISTEN = re.compile(r"(?:(?:\d{1,3}(?:\.\d{1,3}){3}|\[[0-9a-fA-F:]+\]):)?(\d{1,5})")
 _PLAIN_PATH = re.compile(r"[\w./@+,:-]+")
 _ERROR_PLACE = "/.marship-error"
+_UPSTREAM = "marship_model_"
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +102,7 @@ def write(settings: ProxySettings, names: Sequence[str]) -> Written:
     text = render(settings, values, names, chain, key)
     with storage.replacing(settings.out / CONFIG_FILE) as draft:
         draft.write_text(text)
-    return Written(settings.out / CONFIG_FILE, tuple(names), _backend(values), chain)
+    return Written(settings.out / CONFIG_FILE, tuple(names), _backends(values)[0], chain)
 
 
 def render(
@@ -123,7 +124,8 @@ def render(
     max_body_bytes = int(values.get("max_request_size", MAX_REQUEST_BYTES))
     return _Blanks(TEMPLATE.read_text()).substitute(
         listen=settings.address,
-        backend=_backend(values),
+        model_upstreams="\n".join(_model_upstreams(names)),
+        upstreams="\n".join(_upstreams(values, names)),
         certificate=chain,
         certificate_key=key,
         models="|".join(re.escape(name) for name in sorted(set(names))),
@@ -180,9 +182,31 @@ def _check(settings: ProxySettings, values: Mapping[str, str], names: Sequence[s
         )
 
 
-def _backend(values: Mapping[str, str]) -> str:
-    address = values["inference_address"]
-    return address if address.startswith(sockets.PREFIX) else urlsplit(address).netloc
+def _backends(values: Mapping[str, str]) -> list[str]:
+    """Where requests go: to the workers, and where these do not listen to TorchServe."""
+    found = [values[name] for name in configs.PREDICTION_ADDRESSES if name in values]
+    return [
+        address if address.startswith(sockets.PREFIX) else urlsplit(address).netloc
+        for address in found
+    ]
+
+
+def _model_upstreams(names: Sequence[str]) -> Iterator[str]:
+    for number, name in enumerate(sorted(set(names))):
+        yield f'{" " * 8}"~^{re.escape(name)}\\z" {_UPSTREAM}{number};'
+
+
+def _upstreams(values: Mapping[str, str], names: Sequence[str]) -> Iterator[str]:
+    """An upstream for each model, and one for the server itself."""
+    first, *others = _backends(values)
+    for name in ("marship_server", *(f"{_UPSTREAM}{n}" for n in range(len(set(names))))):
+        yield f"    upstream {name} {{"
+        yield f"        server {first} max_fails=0;"
+        for other in others:
+            yield f"        server {other} max_fails=0 backup;"
+        yield "        keepalive 64;"
+        yield "        keepalive_requests 100000;"
+        yield "    }"
 
 
 def _given_certificate(settings: ProxySettings) -> tuple[Path, Path]:

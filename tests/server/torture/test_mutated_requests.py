@@ -73,6 +73,13 @@ KNOWN = {
 The proxy lets none through.
 """
 
+OPEN = re.compile(
+    rb"(?:\A|\n)(?:OPTIONS |(?:GET|HEAD) \S*/(?:ping|v2/health/\w+|v2/models/\S+/ready))"
+)
+OPEN_ANSWER = re.compile(rb'(?:\{"(?:status|live|ready|name)":[^{}]*\})?')
+LACKS = (501, 505)
+"""The direct address answers what it lacks so: another HTTP, a transfer encoding."""
+
 THROUGH_PROXY = [
     (400, "BadRequestException"),
     (400, "InvalidKeyException"),
@@ -107,6 +114,8 @@ class Place:
         if kind == "proxy":
             seeds = [*asked("proxy", inference)] * 3  # the rest is nginx's to refuse
             seeds += managed("proxy", management, inference)
+        elif kind == "direct":
+            seeds = [*asked("direct", inference), *managed("direct", management, inference)]
         else:
             seeds = [*asked("inference", inference), *measured("metrics")]
             seeds += managed("management", management, inference)
@@ -115,6 +124,7 @@ class Place:
             for door, right, other in (
                 ("inference", inference, management),
                 ("proxy", inference, management),
+                ("direct", inference, management),
                 ("metrics", inference, management),
                 ("management", management, inference),
             )
@@ -172,11 +182,16 @@ class Place:
         is_public = b'"openapi"' in body[:20] or (is_bare and b"api-description" in mutant.wire)
         if is_public:
             return  # the description of the API: the same for all, and full of names of errors
+        is_direct = request.door in ("direct", "proxy")
+        if is_direct and status < 400 and OPEN.search(mutant.wire) and OPEN_ANSWER.fullmatch(body):
+            return  # health and allowed methods, which need no token
         if status < 400:
             if status != 100 and not self._may_enter(mutant, is_first=is_first):
                 yield "let in"
         elif own := OWN.fullmatch(body):
             yield from own_faults(mutant, (status, own[2].decode()), own[3] or b"")
+            return
+        elif is_direct and status in LACKS and is_json(body):
             return
         elif status >= 500 and (is_proxy or not is_bare):
             yield "a fault of the server"
@@ -285,7 +300,11 @@ def describe(maker: Maker, mutant: Mutant, fault: str, outcome: Outcome) -> str:
 
 @pytest.mark.parametrize(
     ("kind", "case"),
-    [("ports", "mutated requests to TorchServe"), ("proxy", "mutated requests to the proxy")],
+    [
+        ("ports", "mutated requests to TorchServe"),
+        ("direct", "mutated requests to the direct address"),
+        ("proxy", "mutated requests to the proxy"),
+    ],
 )
 def test_mutated_requests_do_no_harm(
     place: Place, amount: Callable[[float, float], float], figures: Figures, kind: str, case: str

@@ -1,6 +1,6 @@
 """Authorization: every route of TorchServe with every kind of token, as tables.
 
-A cell is the HTTP status; `no` is TorchServe's refusal of a token (400 with
+A cell is the HTTP status; `no` is the refusal of a token (a 401 of a worker, 400 with
 InvalidKeyException, or gRPC's PERMISSION_DENIED). Roles: no token, garbage, the right one
 without its last letter, the right one before a renewal, and the three of key_file.json.
 """
@@ -120,11 +120,43 @@ GET      /token?type=inference            404  404     404 404 404       404    
 GET      /workflows                       404  404     404 404 404       404        404
 """
 
+DIRECT = """
+method   path                             none garbage cut old inference management API
+GET      /ping                            200  200     200 200 200       200        200
+GET      /v2/health/live                  200  200     200 200 200       200        200
+GET      /v2/health/ready                 200  200     200 200 200       200        200
+GET      /v2/models/lin/ready             200  200     200 200 200       200        200
+GET      /v2/models/lin/versions/1/ready  200  200     200 200 200       200        200
+OPTIONS  /predictions/lin                 204  204     204 204 204       204        204
+GET      /v2                              401  no      no  no  200       no         no
+GET      /v2/models/lin                   401  no      no  no  200       no         no
+GET      /v2/models/lin/versions/9        401  no      no  no  404       no         no
+POST     /v2/models/lin/infer             401  no      no  no  200       no         no
+POST     /v2/models/lin/versions/9/infer  401  no      no  no  404       no         no
+POST     /predictions/lin                 401  no      no  no  200       no         no
+POST     /predictions/lin/1               401  no      no  no  200       no         no
+POST     /predictions/lin/9               401  no      no  no  404       no         no
+POST     /predictions/none                401  no      no  no  404       no         no
+DELETE   /predictions/lin                 401  no      no  no  405       no         no
+OPTIONS  /                                401  no      no  no  404       no         no
+GET      /                                401  no      no  no  404       no         no
+GET      /models                          401  no      no  no  404       no         no
+POST     /models?url=echo.mar             401  no      no  no  404       no         no
+PUT      /models/lin?min_worker=2         401  no      no  no  404       no         no
+DELETE   /models/lin                      401  no      no  no  404       no         no
+GET      /token?type=inference            401  no      no  no  404       no         no
+POST     /explanations/lin                401  no      no  no  404       no         no
+POST     /invocations?model_name=lin      401  no      no  no  404       no         no
+POST     /predictions/..%2Fmodels         401  no      no  no  404       no         no
+GET      /metrics                         401  no      no  no  404       no         no
+GET      /key_file.json                   401  no      no  no  404       no         no
+"""
+
 PROXY = """
 method   path                             none garbage cut old inference management API
 POST     /predictions/lin                 401  no      no  no  200       no         no
 POST     /predictions/lin/1               401  no      no  no  200       no         no
-GET      /ping                            401  no      no  no  200       no         no
+GET      /ping                            401  200     200 200 200       200        200
 GET      /predictions/lin                 405  405     405 405 405       405        405
 OPTIONS  /predictions/lin                 405  405     405 405 405       405        405
 POST     /ping                            405  405     405 405 405       405        405
@@ -183,6 +215,7 @@ health/Check                     lacks lacks   lacks lacks lacks     lacks      
 
 TABLES = {
     "inference": INFERENCE,
+    "direct": DIRECT,
     "management": MANAGEMENT,
     "metrics": METRICS,
     "gRPC inference": GRPC_INFERENCE,
@@ -229,6 +262,7 @@ class Doors:
         self._proxy = proxy
         self._urls = {
             "inference": server.record.inference_url,
+            "direct": server.record.direct_url or "",
             "management": server.record.management_url,
             "metrics": server.record.metrics_url,
         }
@@ -275,7 +309,9 @@ class Doors:
             got = line.getresponse()
             status, said = got.status, got.read()
             line.close()
-        return "no" if status == 400 and b'"InvalidKeyException"' in said else str(status)
+        is_refused = status == 400 and b'"InvalidKeyException"' in said
+        is_refused |= status == 401 and token is not None  # by a worker, or the acceptor
+        return "no" if is_refused else str(status)
 
     def call(self, port: str, row: str, token: str | None) -> str:
         """The status of a gRPC call."""

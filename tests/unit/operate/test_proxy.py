@@ -40,17 +40,32 @@ def test_the_sample_is_what_the_command_writes(tmp_path: Path, home: Path) -> No
 
 
 def test_it_follows_the_servers_settings(home: Path) -> None:
-    """Its address and its largest body; names mean themselves in the pattern."""
+    """Its addresses and its largest body; names mean themselves in patterns."""
     source = home / "config.properties"
-    changed = source.read_text().replace("127.0.0.1:8080", "127.0.0.1:1234")
+    changed = source.read_text().replace("127.0.0.1:8079", "127.0.0.1:1234")
     source.write_text(changed.replace("max_request_size=16777216", "max_request_size=77"))
     done = proxy.write(ProxySettings(home=home, **TLS), ["b.c", "a", "a"])
     text = done.config.read_text()
-    assert "server 127.0.0.1:1234 max_fails=0;" in text
+    for number, name in enumerate((r"a", r"b\.c")):
+        assert f'"~^{name}\\z" marship_model_{number};' in text
+    upstream = (
+        "    server 127.0.0.1:1234 max_fails=0;\n        server 127.0.0.1:8080 max_fails=0 backup;"
+    )
+    assert text.count(upstream) == 3
     assert "client_max_body_size 77;" in text
     assert r"(?<model>a|b\.c)(?<version>" in text
     assert "of 77 bytes at most" in text
     assert done.config.parent.stat().st_mode & 0o777 == 0o700
+
+
+def test_without_a_direct_address_it_passes_on_to_torchserve(home: Path) -> None:
+    """As with `serve --no-direct`."""
+    source = home / "config.properties"
+    lines = source.read_text().splitlines(keepends=True)
+    source.write_text("".join(line for line in lines if not line.startswith("direct_address")))
+    text = proxy.write(ProxySettings(home=home, **TLS), ["a"]).config.read_text()
+    assert text.count("server 127.0.0.1:8080 max_fails=0;") == 2
+    assert "max_fails=0 backup" not in text
 
 
 @pytest.mark.parametrize(

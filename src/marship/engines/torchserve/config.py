@@ -18,10 +18,12 @@ PACKAGED = Path(__file__).with_name(CONFIG_FILE)
 METRICS_FILE = PACKAGED.with_name("metrics.yaml")
 
 DIRECT_ADDRESS = "direct_address"
-"""Ours, not TorchServe's: where workers respond themselves. Without it they do not."""
+"""Ours, not TorchServe's: where workers respond themselves."""
 HTTP_ADDRESSES = ("inference_address", "management_address", "metrics_address", DIRECT_ADDRESS)
 GRPC_PORTS = ("grpc_inference_port", "grpc_management_port")
 DEFAULT_DIRECT = "http://127.0.0.1:8079"
+PREDICTION_ADDRESSES = (DIRECT_ADDRESS, "inference_address")
+"""Where predictions are served, the better one first."""
 LISTENERS = (*HTTP_ADDRESSES, *GRPC_PORTS)
 """The settings with a port, in the order in which ports are checked."""
 
@@ -76,6 +78,7 @@ def resolve(  # noqa: PLR0913  keyword-only
     ports: Mapping[str, int | None],
     models: Sequence[str],
     vault: Path | None = None,
+    direct: bool | None = None,
 ) -> dict[str, str]:
     """Read, validate and complete the settings of one server.
 
@@ -86,15 +89,20 @@ def resolve(  # noqa: PLR0913  keyword-only
         ports: By the name in `LISTENERS`; None is the file's, 0 is any free port.
         models: Archives to load at startup; overrides the file's if not empty.
         vault: The folder that TorchServe may read in place of the model store.
+        direct: Whether workers respond themselves; None leaves it to the file, and without a
+            line there to whether TorchServe's inference address is plain HTTP.
 
     Raises:
         UsageError: A name is unknown, a value is invalid, or a folder or archive is missing.
         ServerError: A port is in use.
     """
     values = properties.read(source)
-    if ports.get(DIRECT_ADDRESS) is not None:
-        values.setdefault(DIRECT_ADDRESS, DEFAULT_DIRECT)
     _check(values, source)
+    if direct is False:
+        values.pop(DIRECT_ADDRESS, None)
+    elif direct or values["inference_address"].startswith("http:"):
+        # beside a unix socket or TLS a plain port is opened only where it was named
+        values.setdefault(DIRECT_ADDRESS, DEFAULT_DIRECT)
     if model_store is not None:
         values["model_store"] = str(model_store)
     _fill(values, {"model_store": values.get("model_store", "model_store")}, os.environ, source)

@@ -24,7 +24,7 @@ from urllib.parse import urlsplit
 from marship.engines.torchserve import config as configs
 from marship.engines.torchserve import processes
 from marship.engines.torchserve.engine import TorchServe
-from marship.engines.torchserve.home import DIRECT_SOCKET, Home
+from marship.engines.torchserve.home import DIRECT_SOCKET, WORKERS_SOCKET, Home
 from marship.engines.torchserve.processes import Group
 from marship.errors import MarshipError, ServerError
 from marship.exchange import sockets
@@ -32,11 +32,11 @@ from marship.exchange.transports import BlockingTransport, Bounds
 
 logger = logging.getLogger(__name__)
 
-WORKERS_SOCKET = "workers.sock"
 WORKERS_ENV, KEY_FILE_ENV, QUEUE_ENV = (
     "MARSHIP_DIRECT_WORKERS", "MARSHIP_DIRECT_KEY_FILE", "MARSHIP_DIRECT_QUEUE",
 )  # fmt: skip
 """Told to workers: where the acceptor takes them, the key file, how many requests may wait."""
+
 
 _FOLLOW_S, _ANSWER_S, _MOST_BYTES = 0.4, 5.0, 1 << 26
 _START_S, _POLL_S, _AGAIN_S = 20.0, 0.02, 0.1

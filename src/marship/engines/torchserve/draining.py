@@ -5,12 +5,17 @@ reports how many are queued, not how many are running: so the queue must be empt
 processes idle, and then a last request is sent, which a single worker takes after all others.
 """
 
+import json
+import socket
 import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 
 import psutil
 
 from marship.engines.engine import DRAIN_S, ModelStatus
 from marship.engines.torchserve.access import Access
+from marship.engines.torchserve.home import WORKERS_SOCKET
 from marship.engines.torchserve.status import describe
 from marship.errors import (
     MarshipError,
@@ -19,9 +24,10 @@ from marship.errors import (
     ServerError,
     TokenError,
 )
-from marship.exchange.calls import Call, Flow, Pause, path
+from marship.exchange.calls import Call, Flow, Pause, Step, Work, path
 
 QUIET_S = 1.0
+_DIRECT_S, _MOST_BYTES = 20.0, 1 << 16
 _POLL_S = 0.25
 _IDLE_SHARE = 0.05  # of one core: a worker's metrics thread wakes periodically
 
@@ -54,6 +60,38 @@ def drain(access: Access, name: str, version: str, *, timeout_s: float = DRAIN_S
         yield Pause(_POLL_S)
     if status.workers:
         yield from _send_last(access, name, version)
+
+
+@contextmanager
+def taken_off(
+    access: Access, name: str, version: str | None, pids: Sequence[int] | None = None
+) -> Iterator[Step]:
+    """A step that lets workers finish what clients asked them directly, and keeps the rest away.
+
+    TorchServe kills a worker that it ends at once. Workers that still live when the block ends
+    serve clients again. For a remote server, and without an acceptor, nothing is done.
+
+    Args:
+        access: The server's addresses.
+        name: The model.
+        version: Its version; None is the default one.
+        pids: The workers that will end; None is all.
+    """
+    line = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    told = {"kind": "drain", "model": name, "version": version, "pids": pids}
+
+    def wait() -> None:
+        record = access.home.running() if access.is_local else None
+        if record is None or record.acceptor is None:
+            return
+        line.settimeout(_DIRECT_S)
+        with suppress(OSError):  # no acceptor, or requests that take longer: they get a status
+            line.connect(f"{record.tmp}/{WORKERS_SOCKET}")
+            line.send(json.dumps(told).encode() + b"\n")
+            line.recv(_MOST_BYTES)
+
+    with line:
+        yield Work(wait)
 
 
 def _send_last(access: Access, name: str, version: str) -> Flow[None]:

@@ -31,7 +31,7 @@ from marship.exchange import sockets
 
 HOME_VARIABLE = "MARSHIP_HOME"
 DEFAULT_HOME = ".marship"
-DIRECT_SOCKET = "direct.sock"
+DIRECT_SOCKET, WORKERS_SOCKET = "direct.sock", "workers.sock"
 """Of the acceptor, in the server's temporary folder."""
 _SOCKET_NAME = "/.ts.sock.65535"
 
@@ -97,7 +97,7 @@ class ServerRecord:
         own: str = getattr(self, f"{side}_url")
         if side != "inference" or self.acceptor is None:
             return (own,)
-        direct = self.direct_addresses
+        direct = [url for url in self.direct_addresses if sockets.is_visible(url)]
         return (*direct, own) if self.acceptor.is_alive() else (own, *direct)
 
     @property

@@ -4,7 +4,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from marship.engines.engine import Model, ModelStatus, Registration, Wait
-from marship.engines.torchserve import locks
+from marship.engines.torchserve import draining, locks
 from marship.engines.torchserve.access import Access
 from marship.engines.torchserve.home import Home
 from marship.engines.torchserve.registration import Admitted, OwnRegistration, check
@@ -99,11 +99,15 @@ def scale(
     _check_workers(workers)
     log = WorkerLog(access.home) if access.is_local else None
     (before,) = yield from describe(access, name, version)
-    yield from _set_workers(access, before, workers)
     known = frozenset(worker.id for worker in before.workers)
     watch = ReadinessWatch(access, name, before.version, log, known)
+    ending = [worker.pid for worker in before.workers[workers:]]  # TorchServe ends the last ones
     try:
-        return (yield from watch.until(workers, wait))
+        with draining.taken_off(access, name, before.version, ending) as taken:
+            if ending:
+                yield taken
+            yield from _set_workers(access, before, workers)
+            return (yield from watch.until(workers, wait))
     except LoadError as error:
         failure = ServerError(
             f"{name} must have {workers} workers ready, got {watch.ready} of {workers}: {error}"

@@ -45,6 +45,8 @@ def is_of_another_api(response: HttpResponse, side: Side) -> bool:
 
 def crash(response: HttpResponse) -> Crash | None:
     """How the worker ended while handling the request; a handler's own 500 is not a crash."""
+    if response.error.get("code") == WorkerDiedError.code:  # of the direct address
+        return Crash.DIED
     if response.status < SERVER_FAULT or response.error.get("type") != "InternalServerException":
         return None
     message = str(response.error.get("message"))

@@ -149,6 +149,7 @@ def _start(home: Home, settings: ServeSettings, on_wait: Callable[[float], None]
         ports=settings.ports(),
         models=settings.models,
         vault=home.verified if keys else None,
+        direct=settings.direct,
     )
     home.create()
     with home.locked():

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from marship.engines.torchserve import config as configs
+from marship.errors import UsageError
 from marship.settings import Settings, setting
 
 
@@ -28,8 +29,9 @@ class ServeSettings(Settings):
     metrics_port: int | None = setting(None, "0 takes any free port; else the config's")
     direct_port: int | None = setting(
         None,
-        "where workers respond themselves, too; 0 takes any free port; else the config's",
+        "where workers respond themselves; 0 takes any free port; else the config's, or 8079",
     )
+    no_direct: bool = setting(False, "let all requests go through TorchServe's frontend")
     grpc_inference_port: int | None = setting(None, "0 takes any free port; else the config's")
     grpc_management_port: int | None = setting(None, "0 takes any free port; else the config's")
     seal_key: str | None = setting(None, "opens sealed models: file:PATH, env:NAME or command:...")
@@ -37,6 +39,21 @@ class ServeSettings(Settings):
     profile: str | None = setting(None, "production: refuse to start where anything lets others in")
     keep_env: tuple[str, ...] = setting((), "a variable that workers see in production, too")
     start_timeout_s: float = setting(60.0, "how long the server may take to answer", minimum=1)
+
+    @property
+    def direct(self) -> bool | None:
+        """Whether workers respond themselves; None where no flag says so.
+
+        Raises:
+            UsageError: The flags contradict each other.
+        """
+        if self.no_direct:
+            if self.direct_port is not None:
+                raise UsageError(
+                    "--no-direct must come without --direct-port, got both. Leave out one."
+                )
+            return False
+        return None if self.direct_port is None else True
 
     def ports(self) -> dict[str, int | None]:
         """The port of each listener: None is the config's, 0 is any free port."""
@@ -50,6 +67,6 @@ class ServeSettings(Settings):
         )
         unnamed = 0 if self.free_ports else None
         return {
-            name: unnamed if port is None and name != configs.DIRECT_ADDRESS else port
+            name: unnamed if port is None else port
             for name, port in zip(configs.LISTENERS, named, strict=True)
         }

@@ -5,6 +5,7 @@ from contextlib import suppress
 from http import HTTPStatus
 
 from marship.engines.engine import ModelStatus
+from marship.engines.torchserve import draining
 from marship.engines.torchserve.access import Access
 from marship.engines.torchserve.status import checked_name, describe, optional, unknown
 from marship.errors import NotFoundError, ServerError
@@ -59,7 +60,9 @@ def unregister(access: Access, name: str, version: str | None = None) -> Flow[No
     """
     where = path("models", checked_name(name), *optional(version))
     try:
-        yield from access.authorized(Call("management", "DELETE", where))
+        with draining.taken_off(access, name, version) as taken:
+            yield taken
+            yield from access.authorized(Call("management", "DELETE", where))
     except NotFoundError as error:
         raise unknown(name, version) from error
 

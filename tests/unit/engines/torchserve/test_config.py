@@ -35,13 +35,38 @@ def store(tmp_path: Path) -> Path:
 def test_the_packaged_settings_are_safe() -> None:
     """Loopback everywhere, tokens on, no downloads from elsewhere, sizes bounded."""
     values = properties.read(config.PACKAGED)
-    assert config.DIRECT_ADDRESS not in values
-    for name in set(config.HTTP_ADDRESSES) - {config.DIRECT_ADDRESS}:
+    for name in config.HTTP_ADDRESSES:
         assert values[name].startswith("http://127.0.0.1:")
     assert values["grpc_inference_address"] == values["grpc_management_address"] == "127.0.0.1"
     assert values["disable_token_authorization"] == "false"
     assert values["install_py_dep_per_model"] == "false"
     assert int(values["max_request_size"]) == int(values["max_response_size"]) == 16 << 20
+
+
+@pytest.mark.parametrize(
+    ("lines", "direct", "wanted"),
+    [
+        ("", None, "http://127.0.0.1:8079"),
+        ("", False, None),
+        ("direct_address=http://127.0.0.1:8070", None, "http://127.0.0.1:8070"),
+        ("direct_address=http://127.0.0.1:8070", False, None),
+        ("inference_address=unix:/tmp/marship-no-such/s", None, None),
+        ("inference_address=unix:/tmp/marship-no-such/s", True, "http://127.0.0.1:8079"),
+        ("inference_address=https://127.0.0.1:8443", None, None),
+    ],
+)
+def test_workers_respond_themselves_unless_that_opens_a_port_nobody_named(
+    store: Path, tmp_path: Path, lines: str, direct: bool | None, wanted: str | None
+) -> None:
+    """Beside a unix socket or TLS a plain port is opened only by a flag or a line."""
+    packaged = config.PACKAGED.read_text().splitlines()
+    kept = [line for line in packaged if not line.startswith("direct_address")]
+    source = tmp_path / "config.properties"
+    source.write_text("\n".join([*kept, lines, ""]))
+    values = config.resolve(
+        source, home=tmp_path, model_store=store, ports={}, models=[], direct=direct
+    )
+    assert values.get(config.DIRECT_ADDRESS) == wanted
 
 
 @pytest.mark.parametrize("value", ["false", "true"])

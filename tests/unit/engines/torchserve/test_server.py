@@ -27,8 +27,16 @@ def test_free_ports_are_for_what_no_flag_names() -> None:
     assert set(ServeSettings().ports().values()) == {None}
     ports = ServeSettings(free_ports=True, metrics_port=9).ports()
     assert ports.pop("metrics_address") == 9
-    assert ports.pop("direct_address") is None  # off unless it is named
     assert set(ports.values()) == {0}
+
+
+def test_flags_of_the_direct_address_must_not_contradict_each_other() -> None:
+    """Neither flag wins in silence."""
+    assert ServeSettings().direct is None
+    assert ServeSettings(direct_port=0).direct is True
+    assert ServeSettings(no_direct=True).direct is False
+    with pytest.raises(UsageError, match="--no-direct must come without --direct-port"):
+        _ = ServeSettings(no_direct=True, direct_port=0).direct
 
 
 @pytest.fixture

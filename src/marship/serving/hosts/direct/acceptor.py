@@ -11,8 +11,8 @@ import os
 import socket
 import time
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from pathlib import Path
+from urllib.parse import quote
 
 import orjson
 
@@ -20,15 +20,16 @@ from marship import __version__
 from marship.errors import MarshipError, NotFoundError
 from marship.serving.hosts.direct import routes
 from marship.serving.hosts.direct.arrivals import Arrivals
-from marship.serving.hosts.direct.connection import Connection, Site
+from marship.serving.hosts.direct.connection import Connection
 from marship.serving.hosts.direct.exchange import Exchange
 from marship.serving.hosts.direct.heads import Heads
-from marship.serving.hosts.direct.limits import Limits, StatusError, error_reply
-from marship.serving.hosts.direct.relay import Relay
+from marship.serving.hosts.direct.limits import Limits, StatusError
+from marship.serving.hosts.direct.relay import relay
 from marship.serving.hosts.direct.seats import ModelState, Seat, Seats
-from marship.serving.hosts.direct.sockets import Channel, Packet
+from marship.serving.hosts.direct.site import Site
 from marship.serving.hosts.direct.tokens import Tokens
 from marship.serving.hosts.direct.worker import check_method, options
+from marship.serving.hosts.direct.workers import Workers, refuse
 from marship.serving.message import Reply
 
 _ACCEPTS_PER_TURN = 64
@@ -55,79 +56,33 @@ class Acceptor(Site):
         engine: str | tuple[str, int] | None = None,
     ) -> None:
         self._engine = engine
-        self._relays: set[Relay] = set()
+        self._relays: set[asyncio.Task[None]] = set()
         self._loop, self.limits, self._tokens = loop, limits, Tokens(key_file)
         self.heads = Heads()
         self.seats = Seats()
         self._own: set[Connection] = set()
         self._arrivals = Arrivals(loop, limits, self._place)
-        self._channels: set[Channel] = set()
+        self._workers = Workers(loop, self.seats, self._place, self._arrivals.add)
         self._routes: dict[bytes, routes.Route | None] = {}
         loop.call_later(_SWEEP_S, self._sweep)
 
     def close(self) -> None:
         """End all connections that are held here; workers keep theirs."""
-        for channel in list(self._channels):
-            channel.close()
+        self._workers.close()
         for connection in list(self._own):
             if connection.transport is not None:
                 connection.transport.abort()
-        for relay in self._relays:
-            relay.close()
+        for task in self._relays:
+            task.cancel()
         self._arrivals.close()
 
     def follow(self, models: dict[str, ModelState]) -> None:
         """Take the state of all models, as the engine has it now."""
         self.seats.follow(models)
 
-    # Workers.
-
     def serve_workers(self, listener: socket.socket) -> None:
         """Accept workers at a socket of their own."""
-        listener.setblocking(False)
-
-        def accept() -> None:
-            with suppress(BlockingIOError):
-                line, _ = listener.accept()
-                self._add_worker(line)
-
-        self._loop.add_reader(listener.fileno(), accept)
-
-    def _add_worker(self, line: socket.socket) -> None:
-        seat: Seat
-
-        def on_packet(packet: Packet) -> None:
-            self._on_packet(seat, packet)
-
-        def on_lost() -> None:
-            self._channels.discard(seat.channel)
-            self.seats.remove(seat)
-
-        seat = Seat(Channel(self._loop, line, on_packet, on_lost))
-        self._channels.add(seat.channel)
-
-    def _on_packet(self, seat: Seat, packet: Packet) -> None:
-        if packet.kind == "hello":
-            seat.model, seat.version = packet.told["model"], packet.told["version"]
-            seat.connections = packet.told["connections"]
-            self.seats.add(seat)
-        elif packet.kind == "load":
-            seat.connections, seat.requests = packet.told["connections"], packet.told["requests"]
-            seat.adopted = packet.told["adopted"]
-        elif packet.kind == "leaving":
-            self.seats.remove(seat)
-        elif packet.kind == "back" and packet.fds:
-            self._take_back(seat, packet)
-
-    def _take_back(self, seat: Seat, packet: Packet) -> None:
-        """Find another worker for a connection, by its next request or else by its last model."""
-        unread, fd = packet.payload(), packet.fds[0]
-        if unread:
-            self._place(fd, unread)
-        elif another := self.seats.least_busy(seat.model, None):
-            another.hand(fd, unread)
-        else:
-            self._arrivals.add(socket.socket(fileno=fd))
+        self._workers.listen(listener)
 
     # Connections.
 
@@ -154,7 +109,7 @@ class Acceptor(Site):
                 if line.family != socket.AF_UNIX:
                     line.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
                 if self.connections >= self.limits.connections:
-                    _refuse(line, _too_many(self.limits.connections))
+                    refuse(line, _too_many(self.limits.connections))
                     continue
                 self._arrivals.add(line)
 
@@ -163,7 +118,7 @@ class Acceptor(Site):
     @property
     def connections(self) -> int:
         """How many clients are connected."""
-        return self.seats.held + len(self._own) + len(self._arrivals) + len(self._relays)
+        return self.seats.held + len(self._own) + len(self._arrivals)
 
     def _place(self, fd: int, unread: bytes) -> None:
         """Hand a connection to the worker that its next request names, or answer here."""
@@ -171,11 +126,6 @@ class Acceptor(Site):
         seat = self._seat_for(target)
         if seat is not None:
             seat.hand(fd, unread)
-        elif self._engine is not None and self._is_engines(target):
-            relay = Relay(self.limits)
-            self._relays.add(relay)
-            task = self._loop.create_task(relay.run(socket.socket(fileno=fd), self._engine, unread))
-            task.add_done_callback(lambda done: done.cancelled() or done.exception())
         else:
             self._keep(fd, unread)
 
@@ -185,14 +135,21 @@ class Acceptor(Site):
             return None
         return self.seats.least_busy(route.model, route.version)
 
-    def _is_engines(self, target: bytes) -> bool:
-        """Whether a model has workers, but none that speaks HTTP."""
-        route = self._route(target)
-        if self._engine is None or route is None:
-            return False
-        if route.kind != routes.PREDICT or route.is_kserve:
-            return False
-        return self.seats.is_engines_alone(route.model, route.version)
+    def _is_engines(self, route: routes.Route) -> bool:
+        """Whether the engine is asked: it knows of a model before it is told here."""
+        is_ending = self.seats.is_ending(route.model, route.version)
+        return self._engine is not None and route.kind == routes.PREDICT and not is_ending
+
+    def _relay(self, exchange: Exchange, route: routes.Route) -> None:
+        assert self._engine is not None  # noqa: S101  check refuses without
+        target = b"/predictions/" + quote(route.model, safe="").encode()
+        if route.version is not None:
+            target += b"/" + quote(route.version, safe="").encode()
+        if exchange.head.query:
+            target += b"?" + exchange.head.query
+        task = self._loop.create_task(relay(exchange, target, self._engine, self.limits))
+        self._relays.add(task)
+        task.add_done_callback(self._relays.discard)
 
     def _keep(self, fd: int, unread: bytes) -> None:
         line = socket.socket(fileno=fd)
@@ -206,12 +163,6 @@ class Acceptor(Site):
             connection.expire(now)
         self._arrivals.expire(now)
         self.seats.level()
-        for relay in list(self._relays):
-            if relay.client.transport is None and relay.engine.transport is None:
-                if relay.has_begun:
-                    self._relays.discard(relay)
-            elif now > relay.deadline:
-                relay.close()
         self._loop.call_later(_SWEEP_S, self._sweep)
 
     # What connections that are answered here ask.
@@ -225,8 +176,8 @@ class Acceptor(Site):
         self._own.discard(connection)
 
     def is_elsewhere(self, target: bytes) -> bool:
-        """Whether a worker answers, or the engine."""
-        return self._seat_for(target) is not None or self._is_engines(target)
+        """Whether a worker answers."""
+        return self._seat_for(target) is not None
 
     def pass_on(self, connection: Connection, unread: bytes) -> None:
         """Hand a connection on to a worker."""
@@ -260,7 +211,7 @@ class Acceptor(Site):
                 f"{_shown(exchange.head.path)}."
             )
         check_method(exchange, route)
-        if route.model:
+        if route.model and not self._is_engines(route):
             raise self._no_worker(route)
 
     def _no_worker(self, route: routes.Route) -> MarshipError:
@@ -281,6 +232,8 @@ class Acceptor(Site):
         route = self._route(exchange.head.path)
         if exchange.head.method == "OPTIONS" or route is None:
             exchange.reply(options(route))
+        elif route.kind == routes.PREDICT:
+            self._relay(exchange, route)
         elif route.kind == routes.SERVER:
             exchange.reply(routes.server(__version__))
         elif route.kind == routes.LIVE:
@@ -292,12 +245,15 @@ class Acceptor(Site):
             exchange.reply(self._health(route.kind))
 
     def _health(self, kind: str) -> Reply:
-        """Whether every model has the workers that are wanted."""
-        is_ready = self.seats.is_complete
-        told = {"status": "Healthy" if is_ready else "Unhealthy"}
+        """Whether models have the workers that are wanted: all of them, or by a ping any."""
+        is_complete = self.seats.is_complete
         if kind == routes.SERVER_READY:
-            told = {"ready": is_ready}  # type: ignore[dict-item]
-        return Reply(orjson.dumps(told), status=200 if is_ready else 503)
+            told = orjson.dumps({"ready": is_complete})
+            return Reply(told, status=200 if is_complete else 503)
+        if self.seats.is_alone:
+            return Reply(orjson.dumps({"status": "Unhealthy"}), status=503)
+        told = orjson.dumps({"status": "Healthy" if is_complete else "Partial Healthy"})
+        return Reply(told)
 
 
 def _first_target(unread: bytes) -> bytes:
@@ -317,18 +273,6 @@ def _too_many(most: int) -> StatusError:
     return StatusError(
         503, "busy", f"at most {most} clients may be connected, got more.", retry_after_s=1
     )
-
-
-def _refuse(line: socket.socket, error: StatusError) -> None:
-    """Answer without a parser: what the client sends is not read."""
-    reply = error_reply(error)
-    head = (
-        f"HTTP/1.1 {reply.status} Service Unavailable\r\ncontent-type: {reply.content_type}\r\n"
-        f"retry-after: 1\r\ncontent-length: {len(reply.body)}\r\nconnection: close\r\n\r\n"
-    )
-    with suppress(OSError):
-        line.send(head.encode() + reply.body)
-    line.close()
 
 
 def run(  # noqa: PLR0913  keyword-only

@@ -6,46 +6,19 @@ which belongs to another process is not begun: the connection is passed on as it
 
 import asyncio
 import math
+import os
 import time
 from collections import deque
-from typing import Protocol
 
 from marship.errors import MalformedError, MarshipError
 from marship.serving.hosts.direct.exchange import Exchange
-from marship.serving.hosts.direct.heads import Head, Heads
+from marship.serving.hosts.direct.heads import Head
 from marship.serving.hosts.direct.limits import Limits, StatusError, error_reply
 from marship.serving.hosts.direct.reader import END, RequestReader, target_of
+from marship.serving.hosts.direct.site import Site
+from marship.serving.hosts.direct.slots import BEGUN, IDLE, PARTLY, States
 
 _CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
-
-
-class Site(Protocol):
-    """What a server does with the requests of its connections."""
-
-    limits: Limits
-    heads: Heads
-
-    def opened(self, connection: "Connection") -> None:
-        """A connection is there."""
-
-    def closed(self, connection: "Connection") -> None:
-        """It is gone."""
-
-    def is_elsewhere(self, target: bytes) -> bool:
-        """Whether another process answers requests of this target."""
-
-    def pass_on(self, connection: "Connection", unread: bytes) -> None:
-        """Give the connection to the process that answers what was not read."""
-
-    def check(self, exchange: Exchange) -> None:
-        """Look at a request before its body.
-
-        Raises:
-            MarshipError: It is refused.
-        """
-
-    def handle(self, exchange: Exchange) -> None:
-        """Answer a request."""
 
 
 class Connection(asyncio.Protocol):
@@ -54,10 +27,20 @@ class Connection(asyncio.Protocol):
     Args:
         site: The server.
         unread: What another process has read of it already.
+        slot: Its number among those of the worker; None where it has none.
+        states: Where to note what is done with it, by its number.
     """
 
-    def __init__(self, site: Site, unread: bytes = b"") -> None:
+    def __init__(
+        self,
+        site: Site,
+        unread: bytes = b"",
+        slot: int | None = None,
+        states: States | None = None,
+    ) -> None:
         self._site, self._limits = site, site.limits
+        self.slot, self._place = slot, slot or 0
+        self._states = bytearray(1) if slot is None or states is None else states
         self._unread = unread
         self.transport: asyncio.Transport | None = None
         self._reader = RequestReader(self, self._limits, site.heads, site.check)
@@ -71,6 +54,8 @@ class Connection(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Begin, with what has been read before."""
         self.transport = transport  # type: ignore[assignment]
+        self._fd = transport.get_extra_info("socket").fileno()
+        self._states[self._place] = BEGUN if self._unread else IDLE
         self._site.opened(self)
         if self._unread:  # asyncio begins to read behind this call, and would end a pause
             asyncio.get_running_loop().call_soon(self._go_on)
@@ -84,6 +69,8 @@ class Connection(asyncio.Protocol):
         """Read what came."""
         if self._is_ending:
             return  # read and dropped: else the client gets a reset and not its response
+        if not self._waiting:
+            self._states[self._place] = BEGUN
         if self._unread:
             data = self._unread + data
         elif self._take_whole(data):
@@ -127,12 +114,13 @@ class Connection(asyncio.Protocol):
 
     def _take_whole(self, data: bytes) -> bool:
         """Pass on a request that came in one piece behind a head that is known, as most do."""
+        if self._reader.is_in_body:
+            return False
         stop = data.find(END) + 4
         head = self._site.heads.get(data[:stop])
         if (
             head is None
             or len(data) != stop + head.length
-            or self._reader.is_in_body
             or self._is_moving
             or self._is_full()
             or self._site.is_elsewhere(head.path)
@@ -189,8 +177,9 @@ class Connection(asyncio.Protocol):
             return False
         assert self._reader.exchange is not None  # noqa: S101  else it raises
         self._waiting.append(self._reader.exchange)
-        if self._reader.wants_continue and self.transport is not None:
-            self.transport.write(_CONTINUE)
+        if self._reader.wants_continue:
+            self._write(_CONTINUE)
+            self._states[self._place] = BEGUN
         return self._take()
 
     def _read_body(self, data: bytes) -> bool:
@@ -230,15 +219,40 @@ class Connection(asyncio.Protocol):
         if waiting[0] is not exchange:
             exchange.parts.append(data)
             return
-        self.transport.write(data)
+        self._write(data)
         if not is_last:
             return
         waiting.popleft()
+        self._settle()
         if exchange.keeps_alive and not (waiting or self._is_moving or self._unread):
             if self._stalled_bytes is None:
                 self._set_deadline()
         else:
             self._send_next(closes=not exchange.keeps_alive)
+
+    def _write(self, data: bytes) -> None:
+        """Send at once what the kernel takes: what the loop keeps would die with the process."""
+        transport = self.transport
+        if transport is None or transport.is_closing():
+            return
+        self._states[self._place] = PARTLY
+        if not transport.get_write_buffer_size():
+            try:
+                sent = os.write(self._fd, data)
+            except BlockingIOError:
+                sent = 0
+            except OSError:
+                transport.abort()
+                return
+            if sent == len(data):
+                return
+            data = data[sent:]
+        transport.write(data)
+
+    def _settle(self) -> None:
+        """Note that it is between requests, if all responses are sent."""
+        if not self._waiting and not self._buffered():
+            self._states[self._place] = BEGUN if self._unread else IDLE
 
     def _send_next(self, *, closes: bool) -> None:
         """Write the responses that were ready before their turn, and go on."""
@@ -246,11 +260,12 @@ class Connection(asyncio.Protocol):
         assert self.transport is not None  # noqa: S101  send returns before
         while waiting and not closes:
             for part in waiting[0].parts:
-                self.transport.write(part)
+                self._write(part)
             waiting[0].parts.clear()
             if not waiting[0].is_done:
                 break
             closes = not waiting.popleft().keeps_alive
+        self._settle()
         if closes:
             self._close()
         elif self._is_moving:  # as soon as the loop has written it
@@ -285,6 +300,16 @@ class Connection(asyncio.Protocol):
         if self.transport.can_write_eof():
             self.transport.write_eof()
         self._pause(False)
+
+    @property
+    def is_closed(self) -> bool:
+        """Whether the client is gone."""
+        return self.transport is None
+
+    def abandon(self) -> None:
+        """Close without the rest of a response."""
+        if self.transport is not None:
+            self.transport.abort()
 
     # Moving and ending.
 

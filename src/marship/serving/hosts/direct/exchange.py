@@ -30,8 +30,15 @@ _MOST_STARTS = 256
 class Outlet(Protocol):
     """Where a response goes: a connection."""
 
+    @property
+    def is_closed(self) -> bool:
+        """Whether the client is gone."""
+
     def send(self, exchange: "Exchange", data: bytes, *, is_last: bool) -> None:
         """Write a part of a response, in the order of the requests."""
+
+    def abandon(self) -> None:
+        """Close without the rest of a response."""
 
 
 class Exchange:
@@ -80,6 +87,16 @@ class Exchange:
             request.fields = {**dict(head.parameters), **request.fields}
             request.field_count += len(head.parameters)
         return request
+
+    @property
+    def is_abandoned(self) -> bool:
+        """Whether nobody waits for the response any more."""
+        return self._outlet.is_closed
+
+    def abandon(self) -> None:
+        """End the connection where the rest of a response cannot be had."""
+        self.is_done = True
+        self._outlet.abandon()
 
     def reply(self, reply: Reply, timing: str = "") -> None:
         """Send a whole response, or the next part of a streamed one.

@@ -13,8 +13,8 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from queue import SimpleQueue
 
 from marship.errors import MarshipError, RequestError
 from marship.serving.formats import forms
@@ -61,7 +61,9 @@ class Lane:
         self._is_scheduled = False
         self._slots = STREAMS if service.streams else 1
         self._running: dict[int, tuple[float, list[Exchange]]] = {}  # since when, by a batch's id
-        self._threads = ThreadPoolExecutor(self._slots, thread_name_prefix="model")
+        self._work: SimpleQueue[Callable[[], None]] = SimpleQueue()
+        for number in range(self._slots):  # as daemons they work on while the process ends
+            threading.Thread(target=self._run, name=f"model-{number}", daemon=True).start()
         self._batch_s = service.call_s(most)  # processor time: other processes do not count
         self._in_loop = not service.streams and self._batch_s < IN_LOOP_S
         self._read = partial(
@@ -98,7 +100,11 @@ class Lane:
             else:
                 self._running[id(batch)] = (time.monotonic(), batch)
                 run = self._stream if self._service.streams else self._run_there
-                self._threads.submit(run, batch)
+                self._work.put(partial(run, batch))
+
+    def _run(self) -> None:
+        while True:
+            self._work.get()()
 
     def _take(self) -> list[Exchange]:
         most = self._most if self._service.joining_pays else 1

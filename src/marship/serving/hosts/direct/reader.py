@@ -109,6 +109,9 @@ class RequestReader:
     def _feed(self, data: bytes) -> None:
         try:
             self._parser.feed_data(data)
+        except httptools.HttpParserUpgrade as error:  # in a request behind a body in chunks
+            if not self.has_overrun:
+                raise MalformedError("the request must be HTTP/1.1, got an upgrade.") from error
         except httptools.HttpParserError as error:
             if isinstance(error.__context__, MarshipError):
                 raise error.__context__ from None

@@ -1,102 +1,149 @@
-"""Connections to models whose workers do not speak HTTP, passed through to the engine.
+"""Requests that no worker here takes, passed on to the engine one by one.
 
-Such are archives that an earlier version packaged, and those of other programs. The engine knows
-every model, so the connection stays with it until it ends.
+Such are those of archives that an earlier version packaged, of other programs' archives, and of
+models whose first worker has not said hello yet. The client's connection stays with the acceptor:
+its next request goes to a worker as soon as there is one.
 """
 
 import asyncio
-import socket
-import time
+from http import HTTPStatus
 
-from marship.serving.hosts.direct.limits import Limits
+import httptools
+
+from marship.serving.hosts.direct.exchange import Exchange
+from marship.serving.hosts.direct.limits import Limits, StatusError, error_reply
+from marship.serving.message import Reply
+
+_NOT_PASSED_ON = {
+    b"connection", b"content-length", b"expect", b"host", b"keep-alive", b"proxy-connection",
+    b"te", b"trailer", b"transfer-encoding", b"upgrade",
+}  # fmt: skip
+"""Of one connection alone (RFC 9110, 7.6.1), or written anew."""
+_NOT_PASSED_BACK = {*_NOT_PASSED_ON, b"content-type", b"date", b"x-request-id"}
 
 
-class Relay:
-    """A client's connection and the engine's, each other's counterpart.
+async def relay(
+    exchange: Exchange, target: bytes, engine: str | tuple[str, int], limits: Limits
+) -> None:
+    """Ask the engine, and pass its response on.
+
+    Each request has a connection of its own: one that was kept open may close just when a request
+    is written, and then nobody knows whether it was received.
 
     Args:
-        limits: How long both may be silent.
+        exchange: The request.
+        target: Where to send it.
+        engine: The path of a unix socket, or host and port.
+        limits: How long the engine may be silent.
     """
-
-    def __init__(self, limits: Limits) -> None:
-        self._limits = limits
-        self.deadline = time.monotonic() + limits.relayed_s
-        self.has_begun = False
-        self.client, self.engine = _End(self), _End(self)
-        self.client.other, self.engine.other = self.engine, self.client
-
-    async def run(
-        self, client: socket.socket, engine: str | tuple[str, int], unread: bytes
-    ) -> None:
-        """Connect both.
-
-        Args:
-            client: The client's socket.
-            engine: The path of a unix socket, or host and port.
-            unread: What was read of the client already.
-
-        Raises:
-            OSError: The engine cannot be reached; the client's connection is closed.
-        """
-        loop = asyncio.get_running_loop()
-        self.has_begun = True
-        try:
-            if isinstance(engine, str):
-                await loop.create_unix_connection(lambda: self.engine, engine)
-            else:
-                await loop.create_connection(lambda: self.engine, *engine)
-        except OSError:
-            client.close()
-            raise
-        self.engine.write(unread)
-        await loop.connect_accepted_socket(lambda: self.client, client)
-
-    def touch(self) -> None:
-        """Something went through."""
-        self.deadline = time.monotonic() + self._limits.relayed_s
-
-    def close(self) -> None:
-        """End both."""
-        for end in (self.client, self.engine):
-            if end.transport is not None:
-                end.transport.abort()
+    loop = asyncio.get_running_loop()
+    response = _Response(exchange, limits)
+    try:
+        if isinstance(engine, str):
+            await loop.create_unix_connection(lambda: response, engine)
+        else:
+            await loop.create_connection(lambda: response, *engine)
+    except OSError:
+        exchange.reply(error_reply(_unreachable("no connection")))
+        return
+    response.ask(target)
 
 
-class _End(asyncio.Protocol):
-    """One of the two connections; what it gets is written to the other."""
+class _Response(asyncio.Protocol):
+    """The engine's connection for one request."""
 
-    other: "_End"
-
-    def __init__(self, relay: Relay) -> None:
-        self._relay = relay
-        self.transport: asyncio.Transport | None = None
+    def __init__(self, exchange: Exchange, limits: Limits) -> None:
+        self._exchange, self._limits = exchange, limits
+        self._parser = httptools.HttpResponseParser(self)
+        self._headers: list[tuple[bytes, bytes]] = []
+        self._body: list[bytes] = []
+        self._streams = False
+        self._timer: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self.transport = transport  # type: ignore[assignment]
+        self.transport: asyncio.Transport = transport  # type: ignore[assignment]
+
+    def ask(self, target: bytes) -> None:
+        """Send the request."""
+        head, body = self._exchange.head, self._exchange.body
+        lines = [b"%b %b HTTP/1.1" % (head.method.encode(), target), b"host: engine"]
+        lines += [b"%b: %b" % pair for pair in head.raw.items() if pair[0] not in _NOT_PASSED_ON]
+        lines += [b"content-length: %d" % len(body), b"connection: close", b"", b""]
+        self.transport.write(b"\r\n".join(lines))
+        self.transport.write(body)
+        self._wait()
+
+    def _wait(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        loop = asyncio.get_running_loop()
+        self._timer = loop.call_later(self._limits.relayed_s, self.transport.abort)
 
     def data_received(self, data: bytes) -> None:
-        self._relay.touch()
-        self.other.write(data)
-
-    def write(self, data: bytes) -> None:
-        """Send; the other end is not read while this one is behind."""
-        if self.transport is not None:
-            self.transport.write(data)
-
-    def pause_writing(self) -> None:
-        if self.other.transport is not None:
-            self.other.transport.pause_reading()
-
-    def resume_writing(self) -> None:
-        if self.other.transport is not None:
-            self.other.transport.resume_reading()
-
-    def eof_received(self) -> bool:
-        if self.other.transport is not None and self.other.transport.can_write_eof():
-            self.other.transport.write_eof()
-        return True  # what is under way in the other direction still comes
+        self._wait()
+        if self._exchange.is_abandoned:
+            self.transport.abort()
+            return
+        try:
+            self._parser.feed_data(data)
+        except httptools.HttpParserError:
+            self.transport.abort()
 
     def connection_lost(self, error: Exception | None) -> None:  # noqa: ARG002
-        self.transport = None
-        if self.other.transport is not None:
-            self.other.transport.close()
+        if self._timer is not None:
+            self._timer.cancel()
+        if self._exchange.is_done:
+            return
+        if self._streams:  # what was sent is not all: the client must not take it for that
+            self._exchange.abandon()
+        else:
+            self._exchange.reply(error_reply(_unreachable("no whole response")))
+
+    # What httptools calls.
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        self._headers.append((name.lower(), value))
+
+    def on_headers_complete(self) -> None:
+        told = dict(self._headers)
+        head = self._exchange.head
+        self._streams = (
+            self._parser.get_status_code() == HTTPStatus.OK
+            and b"transfer-encoding" in told
+            and head.accepts_chunks  # else an end that came too early could not be told
+            and not head.wants_events
+        )
+
+    def on_body(self, part: bytes) -> None:
+        if self._streams:
+            self._exchange.reply(self._reply(part, more=True))
+        else:
+            self._body.append(part)
+
+    def on_message_complete(self) -> None:
+        body = b"" if self._streams else b"".join(self._body)
+        self._exchange.reply(self._reply(body, more=False))
+        self.transport.close()
+
+    def _reply(self, body: bytes, *, more: bool) -> Reply:
+        told = dict(self._headers)
+        return Reply(
+            body,
+            told.get(b"content-type", b"application/octet-stream").decode("latin-1"),
+            self._parser.get_status_code(),
+            tuple(
+                (name.decode("latin-1"), value.decode("latin-1"))
+                for name, value in self._headers
+                if name not in _NOT_PASSED_BACK
+            ),
+            more=more,
+        )
+
+
+def _unreachable(got: str) -> StatusError:
+    return StatusError(
+        HTTPStatus.BAD_GATEWAY,
+        "no_answer",
+        f"the server must respond to the request that was passed on, got {got}. Retry.",
+        retry_after_s=1,
+    )

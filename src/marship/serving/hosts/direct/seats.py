@@ -1,8 +1,13 @@
 """Workers as the acceptor sees them: which there are, how busy they are, what they answer for."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from marship.serving.hosts.direct.sockets import Channel, Packet
+
+if TYPE_CHECKING:
+    from marship.serving.hosts.direct.slots import Slots
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +32,11 @@ class Seat:
 
     def __init__(self, channel: Channel) -> None:
         self.channel = channel
+        self.slots: Slots | None = None
+        self.pid = 0
+        self.is_gone = False
+        self.drained: list[Seat] = []  # by whoever is at the other end
+        self.ends: tuple[str, str] | None = None  # the model and version that are unregistered then
         self.model = self.version = ""
         self.connections = self.requests = 0
         self.handed = self.adopted = 0  # connections: sent to it, and those it says it has got
@@ -38,14 +48,15 @@ class Seat:
         return self.connections + self.handed - self.adopted
 
     @property
-    def load(self) -> tuple[int, int]:
-        """The less, the sooner it gets the next connection."""
-        return (self.held, self.requests)
+    def load(self) -> tuple[int, int, int]:
+        """The less, the sooner it gets the next connection; workers that are idle take turns."""
+        return (self.held, self.requests, self.handed)
 
     def hand(self, fd: int, unread: bytes) -> None:
         """Pass a connection on to the worker, with what was read of it."""
         self.handed += 1
-        self.channel.send(Packet.with_connection("connection", fd, unread))
+        slot = self.slots.hold(fd, unread) if self.slots is not None else None
+        self.channel.send(Packet.with_connection("connection", fd, unread, slot))
 
 
 class Seats:
@@ -55,6 +66,7 @@ class Seats:
         self._seats: dict[tuple[str, str], list[Seat]] = {}
         self._models: dict[str, ModelState] = {}
         self._knows_models = False
+        self.ending: list[tuple[str, str]] = []
 
     def follow(self, models: dict[str, ModelState]) -> None:
         """Take the state of all models, and tell workers what changed for them."""
@@ -89,6 +101,14 @@ class Seats:
                         Packet("state", {"default": told[0], "versions": list(told[1])})
                     )
 
+    def is_ending(self, model: str, version: str | None) -> bool:
+        """Whether a version, or the default one, is about to be unregistered."""
+        return (model, version or self._default(model) or "") in self.ending
+
+    def of(self, model: str, version: str | None) -> list[Seat]:
+        """The workers of a version, or of the default one."""
+        return list(self._seats.get((model, version or self._default(model) or ""), []))
+
     def _default(self, model: str) -> str | None:
         """The version that is meant where none is named: the only one there is, until told."""
         if state := self._models.get(model):
@@ -116,22 +136,25 @@ class Seats:
         state = self._models.get(model)
         return state is not None and (version is None or version in state.versions)
 
-    def is_engines_alone(self, model: str, version: str | None) -> bool:
-        """Whether the engine has workers of a model that is ready, and none of them is here."""
-        state = self._models.get(model)
-        if state is None:
-            return False
-        version = version or state.default
-        return state.ready.get(version, 0) > 0 and (model, version) not in self._seats
-
     @property
     def is_complete(self) -> bool:
         """Whether every model has the workers that are wanted."""
-        return self._knows_models and all(
-            max(len(self._seats.get((model, version), [])), state.ready.get(version, 0)) >= wanted
-            for model, state in self._models.items()
-            for version, wanted in state.wanted.items()
+        return self._knows_models and all(has >= wanted for has, wanted in self._staffed())
+
+    @property
+    def is_alone(self) -> bool:
+        """Whether workers are wanted, and there is not one."""
+        found = list(self._staffed())
+        return not self._knows_models or (
+            any(wanted for _, wanted in found) and not any(has for has, _ in found)
         )
+
+    def _staffed(self) -> Iterator[tuple[int, int]]:
+        """How many workers each version has, and should have."""
+        for model, state in self._models.items():
+            for version, wanted in state.wanted.items():
+                here = len(self._seats.get((model, version), []))
+                yield max(here, state.ready.get(version, 0)), wanted
 
     @property
     def held(self) -> int:
@@ -150,5 +173,5 @@ class Seats:
                 most.channel.send(Packet("give back", {"count": count}))
 
 
-def _load(seat: Seat) -> tuple[int, int]:
+def _load(seat: Seat) -> tuple[int, int, int]:
     return seat.load

@@ -39,26 +39,31 @@ class Packet:
     rest: bytes = b""
 
     @classmethod
-    def with_connection(cls, kind: str, fd: int, unread: bytes) -> "Packet":
+    def with_connection(
+        cls, kind: str, fd: int | None, unread: bytes, slot: int | None = None
+    ) -> "Packet":
         """A packet that passes a connection on.
 
         Args:
             kind: What it says.
-            fd: The connection's descriptor, closed when it is sent.
+            fd: The connection's descriptor, closed when it is sent; None where the other side has
+                one already.
             unread: What was read of it and not yet looked at.
+            slot: Its number among those of the worker; None where it has none.
         """
+        fds = [] if fd is None else [fd]
         if len(unread) <= INLINE_BYTES:
-            return cls(kind, fds=[fd], rest=unread)
+            return cls(kind, {"slot": slot}, fds, rest=unread)
         file = os.memfd_create("unread")
         with os.fdopen(os.dup(file), "wb") as stream:
             stream.write(unread)
-        return cls(kind, {"bytes": len(unread)}, [fd, file])
+        return cls(kind, {"slot": slot, "bytes": len(unread)}, [*fds, file])
 
     def payload(self) -> bytes:
         """What was read of the connection; closes the file that holds it."""
-        if len(self.fds) < _MOST_FDS:
+        if "bytes" not in self.told:
             return self.rest
-        with os.fdopen(self.fds[1], "rb") as stream:
+        with os.fdopen(self.fds[-1], "rb") as stream:
             stream.seek(0)
             return stream.read(int(self.told["bytes"]))
 

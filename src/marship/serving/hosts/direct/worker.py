@@ -16,12 +16,13 @@ from pathlib import Path
 
 import orjson
 
-from marship.serving.hosts.direct import routes, sockets
-from marship.serving.hosts.direct.connection import Connection, Site
+from marship.serving.hosts.direct import routes, slots, sockets
+from marship.serving.hosts.direct.connection import Connection
 from marship.serving.hosts.direct.exchange import Exchange
 from marship.serving.hosts.direct.heads import Heads
 from marship.serving.hosts.direct.lane import Lane
 from marship.serving.hosts.direct.limits import Limits, StatusError, error_reply
+from marship.serving.hosts.direct.site import Site
 from marship.serving.hosts.direct.sockets import Channel, Packet
 from marship.serving.hosts.direct.tokens import Tokens
 from marship.serving.message import Reply
@@ -86,6 +87,7 @@ class Worker(Site):
         self._channel: Channel | None = None
         self._adopted = 0  # connections, since the acceptor knows this worker
         self._told = (-1, -1, -1)
+        self._states: slots.States | None = None
 
     # The loop.
 
@@ -127,7 +129,10 @@ class Worker(Site):
             "pid": os.getpid(),
             "connections": len(self._connections),
         }
-        self._channel.send(Packet("hello", told))
+        memory, self._states = slots.make()
+        for connection in self._connections:
+            connection.slot = None  # another acceptor has their other descriptors, or none
+        self._channel.send(Packet("hello", told, [memory]))
 
     def _on_lost(self) -> None:
         self._channel = None
@@ -147,11 +152,14 @@ class Worker(Site):
         elif packet.kind == "drain":
             self._is_draining = True
             self._give_back(len(self._connections))
+            self._report()
+        elif packet.kind == "resume":
+            self._is_draining = False
 
     def _adopt(self, packet: Packet) -> None:
         self._adopted += 1
         line = socket.socket(fileno=packet.fds[0])
-        connection = Connection(self, packet.payload())
+        connection = Connection(self, packet.payload(), packet.told.get("slot"), self._states)
         task = self._loop.create_task(self._loop.connect_accepted_socket(lambda: connection, line))
         task.add_done_callback(lambda done: done.cancelled() or done.exception())
 
@@ -205,8 +213,12 @@ class Worker(Site):
             connection.move()
 
     def closed(self, connection: Connection) -> None:
-        """Count it no more."""
+        """Count it no more, and let the acceptor close it, too."""
         self._connections.discard(connection)
+        if connection.slot is not None and self._channel is not None:
+            self._channel.send(Packet("closed", {"slot": connection.slot}))
+        if self._is_draining:
+            self._report()
 
     def is_elsewhere(self, target: bytes) -> bool:
         """Whether another process answers: another model, another version, or the server itself."""
@@ -220,9 +232,10 @@ class Worker(Site):
         if self._channel is None:
             transport.close()
             return
-        fd = os.dup(transport.get_extra_info("socket").fileno())
+        slot, connection.slot = connection.slot, None
+        fd = None if slot is not None else os.dup(transport.get_extra_info("socket").fileno())
         transport.abort()
-        self._channel.send(Packet.with_connection("back", fd, unread))
+        self._channel.send(Packet.with_connection("back", fd, unread, slot))
 
     def _route(self, target: bytes) -> routes.Route | None:
         """The route of a target, if this worker answers it."""

@@ -1,0 +1,39 @@
+"""What a server does with the requests of its connections: the acceptor and the workers do."""
+
+from typing import TYPE_CHECKING, Protocol
+
+from marship.serving.hosts.direct.exchange import Exchange
+from marship.serving.hosts.direct.heads import Heads
+from marship.serving.hosts.direct.limits import Limits
+
+if TYPE_CHECKING:
+    from marship.serving.hosts.direct.connection import Connection
+
+
+class Site(Protocol):
+    """What a server does with the requests of its connections."""
+
+    limits: Limits
+    heads: Heads
+
+    def opened(self, connection: "Connection") -> None:
+        """A connection is there."""
+
+    def closed(self, connection: "Connection") -> None:
+        """It is gone."""
+
+    def is_elsewhere(self, target: bytes) -> bool:
+        """Whether another process answers requests of this target."""
+
+    def pass_on(self, connection: "Connection", unread: bytes) -> None:
+        """Give the connection to the process that answers what was not read."""
+
+    def check(self, exchange: Exchange) -> None:
+        """Look at a request before its body.
+
+        Raises:
+            MarshipError: It is refused.
+        """
+
+    def handle(self, exchange: Exchange) -> None:
+        """Answer a request."""

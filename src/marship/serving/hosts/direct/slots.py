@@ -1,0 +1,101 @@
+"""What a worker is doing with each of its connections, in memory that the acceptor sees, too.
+
+The acceptor keeps every connection that it hands over open. When a worker dies it finds here whose
+request was lost: these clients get a status, and all others another worker, or nothing at all.
+"""
+
+import mmap
+import os
+import select
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+IDLE, BEGUN, PARTLY, HANDED = range(4)
+"""Between requests; a request is read or runs; of its response a part may be sent; on its way to
+the worker."""
+MOST = 1 << 16
+States = mmap.mmap | bytearray
+"""A byte for each connection."""
+
+
+@dataclass(slots=True)
+class Held:
+    """A connection that was handed over.
+
+    Attributes:
+        fd: Another descriptor of it.
+        unread: What was read of it before; empty as soon as the worker has it.
+    """
+
+    fd: int
+    unread: bytes
+
+
+class Slots:
+    """The acceptor's side: the connections of one worker.
+
+    Args:
+        memory: The descriptor of the worker's states; it is closed.
+        pid: The worker.
+    """
+
+    def __init__(self, memory: int, pid: int) -> None:
+        self._states = mmap.mmap(memory, MOST)
+        os.close(memory)
+        self.process = os.pidfd_open(pid)
+        self._held: dict[int, Held] = {}
+        self._free = iter(range(MOST))
+        self._used: list[int] = []
+
+    def __len__(self) -> int:
+        return len(self._held)
+
+    def hold(self, fd: int, unread: bytes) -> int | None:
+        """Keep a connection that is about to be handed over; None where there is no place."""
+        slot = self._used.pop() if self._used else next(self._free, None)
+        if slot is None:
+            return None
+        try:
+            self._held[slot] = Held(os.dup(fd), unread)
+        except OSError:  # the file table is full: the worker alone has it
+            self._used.append(slot)
+            return None
+        self._states[slot] = HANDED
+        return slot
+
+    def take(self, slot: int) -> int:
+        """The descriptor of a connection that the worker gives back, or has closed."""
+        self._used.append(slot)
+        return self._held.pop(slot).fd
+
+    def forget_unread(self) -> None:
+        """Drop what was read before, as the worker has all that was handed over."""
+        for held in self._held.values():
+            held.unread = b""
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether the worker's process has ended: nobody else reads these connections now."""
+        poll = select.poll()
+        poll.register(self.process, select.POLLIN)
+        return bool(poll.poll(0))
+
+    def release(self) -> Iterator[tuple[int, Held]]:
+        """Each connection with what the worker was doing with it."""
+        for slot, held in self._held.items():
+            yield self._states[slot], held
+        self._held = {}
+
+    def close(self) -> None:
+        """Close what is left."""
+        for _, held in self.release():
+            os.close(held.fd)
+        os.close(self.process)
+        self._states.close()
+
+
+def make() -> tuple[int, mmap.mmap]:
+    """The worker's side: a descriptor to send, and the states."""
+    memory = os.memfd_create("states")
+    os.ftruncate(memory, MOST)
+    return memory, mmap.mmap(memory, MOST)

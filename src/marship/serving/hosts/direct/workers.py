@@ -1,0 +1,189 @@
+"""Workers at the acceptor: they say hello, give connections back, and die."""
+
+import asyncio
+import socket
+import time
+from collections.abc import Callable
+from contextlib import suppress
+
+from marship.serving.hosts.direct.limits import StatusError, error_reply
+from marship.serving.hosts.direct.seats import Seat, Seats
+from marship.serving.hosts.direct.slots import BEGUN, HANDED, IDLE, Held, Slots
+from marship.serving.hosts.direct.sockets import Channel, Packet
+
+_ENDS_WITHIN_S, _LOOK_S = 2.0, 0.005
+
+
+class Workers:
+    """All workers' channels.
+
+    Args:
+        loop: The event loop.
+        seats: Where workers are entered.
+        place: Takes a connection's descriptor, and what was read of it, to whom it belongs.
+        await_request: Takes a connection that is between requests.
+    """
+
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        seats: Seats,
+        place: Callable[[int, bytes], None],
+        await_request: Callable[[socket.socket], None],
+    ) -> None:
+        self._loop, self._seats = loop, seats
+        self._place, self._await_request = place, await_request
+        self._channels: set[Channel] = set()
+
+    def close(self) -> None:
+        """End all channels; workers keep their connections."""
+        for channel in list(self._channels):
+            channel.close()
+
+    def listen(self, listener: socket.socket) -> None:
+        """Accept workers at a socket of their own."""
+        listener.setblocking(False)
+
+        def accept() -> None:
+            with suppress(BlockingIOError):
+                line, _ = listener.accept()
+                self._add_worker(line)
+
+        self._loop.add_reader(listener.fileno(), accept)
+
+    def _add_worker(self, line: socket.socket) -> None:
+        seat: Seat
+
+        def on_packet(packet: Packet) -> None:
+            self._on_packet(seat, packet)
+
+        def on_lost() -> None:
+            seat.is_gone = True
+            self._channels.discard(seat.channel)
+            self._seats.remove(seat)
+            self._release(seat)
+            self._resume_drained(seat)
+
+        seat = Seat(Channel(self._loop, line, on_packet, on_lost))
+        self._channels.add(seat.channel)
+
+    def _on_packet(self, seat: Seat, packet: Packet) -> None:
+        if packet.kind == "hello":
+            seat.model, seat.version = packet.told["model"], packet.told["version"]
+            seat.connections = packet.told["connections"]
+            seat.pid = packet.told["pid"]
+            if packet.fds:
+                with suppress(OSError):  # it is gone already
+                    seat.slots = Slots(packet.fds[0], seat.pid)
+            self._seats.add(seat)
+        elif packet.kind == "load":
+            seat.connections, seat.requests = packet.told["connections"], packet.told["requests"]
+            seat.adopted = packet.told.get("adopted", seat.handed)
+            if seat.slots is not None and seat.adopted == seat.handed:
+                seat.slots.forget_unread()
+        elif packet.kind == "leaving":
+            self._seats.remove(seat)
+        elif packet.kind == "drain":
+            self._drain(seat, packet.told["model"], packet.told["version"], packet.told["pids"])
+        elif packet.kind == "closed" and seat.slots is not None:
+            _end(seat.slots.take(packet.told["slot"]))
+        elif packet.kind == "back":
+            self._take_back(seat, packet)
+
+    def _drain(self, caller: Seat, model: str, version: str | None, pids: list[int] | None) -> None:
+        """Give workers nothing new, and say when they have nothing left."""
+        for seat in self._seats.of(model, version):
+            if pids is None or seat.pid in pids:
+                self._seats.remove(seat)
+                caller.drained.append(seat)
+                seat.channel.send(Packet("drain"))
+
+        if pids is None and (found := caller.drained):
+            caller.ends = (found[0].model, found[0].version)
+            self._seats.ending.append(caller.ends)
+
+        def look() -> None:
+            if any(seat.held for seat in caller.drained if not seat.is_gone):
+                if not caller.is_gone:
+                    self._loop.call_later(_LOOK_S, look)
+            else:
+                caller.channel.send(Packet("drained"))
+
+        look()
+
+    def _resume_drained(self, caller: Seat) -> None:
+        """Let workers serve again that whoever had them drained did not end."""
+        if caller.ends is not None:
+            self._seats.ending.remove(caller.ends)
+        for seat in caller.drained:
+            if not seat.is_gone:
+                seat.channel.send(Packet("resume"))
+                self._seats.add(seat)
+
+    def _take_back(self, seat: Seat, packet: Packet) -> None:
+        """Find another worker for a connection, by its next request or else by its last model."""
+        unread, slot = packet.payload(), packet.told.get("slot")
+        fd = seat.slots.take(slot) if seat.slots is not None and slot is not None else packet.fds[0]
+        if unread:
+            self._place(fd, unread)
+        elif another := self._seats.least_busy(seat.model, None):
+            another.hand(fd, unread)
+        else:
+            self._await_request(socket.socket(fileno=fd))
+
+    def _release(self, seat: Seat) -> None:
+        """Find out what a worker that is gone left behind, as soon as its process has ended."""
+        found, seat.slots = seat.slots, None
+        if found is None:
+            return
+        ends = time.monotonic() + _ENDS_WITHIN_S
+
+        def look() -> None:
+            if not found.has_ended and time.monotonic() < ends:
+                self._loop.call_later(_LOOK_S, look)
+                return
+            if found.has_ended:
+                for state, held in found.release():
+                    self._resume(state, held)
+            found.close()  # else a process that lives still has them
+
+        look()
+
+    def _resume(self, state: int, held: Held) -> None:
+        """Go on with a connection whose worker has died."""
+        if state == HANDED:
+            self._place(held.fd, held.unread)
+        elif state == IDLE:
+            self._await_request(socket.socket(fileno=held.fd))
+        elif state == BEGUN:
+            refuse(socket.socket(fileno=held.fd), _died())
+        else:
+            _end(held.fd)
+
+
+def refuse(line: socket.socket, error: StatusError) -> None:
+    """Answer without a parser, and close: what the client sends is not read."""
+    reply = error_reply(error)
+    head = (
+        f"HTTP/1.1 {reply.status} Service Unavailable\r\ncontent-type: {reply.content_type}\r\n"
+        f"retry-after: 1\r\ncontent-length: {len(reply.body)}\r\nconnection: close\r\n\r\n"
+    )
+    with suppress(OSError):
+        line.send(head.encode() + reply.body)
+    _end(line.detach())
+
+
+def _end(fd: int) -> None:
+    """Close a connection, whoever else has a descriptor of it."""
+    with socket.socket(fileno=fd) as line, suppress(OSError):
+        line.shutdown(socket.SHUT_RDWR)
+
+
+def _died() -> StatusError:
+    return StatusError(
+        503,
+        "worker_died",
+        "the worker must live until it has responded, got none that lives. Retry; the server's log "
+        "says why it died.",
+        retry_after_s=1,
+    )

@@ -1,0 +1,179 @@
+"""A worker dies: idle connections go on, requests that were lost get a status."""
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from directly import Line, Place, request, until
+
+SCRIPT = """
+import sys, threading, time
+from pathlib import Path
+sys.path.insert(0, sys.argv[1])
+from directly import service
+from marship.serving.handler import OnnxHandler
+from marship.serving.hosts.direct import worker
+from marship.serving.message import Reply
+from marship.serving.streaming import StreamHandler
+
+forever = threading.Event()
+
+class Slow(OnnxHandler):
+    def decode(self, request):
+        if request.header("x-hold"):
+            forever.wait()
+        return super().decode(request)
+
+    def call_s(self, rows):
+        return 1.0
+
+class Stream(StreamHandler):
+    def answers(self, requests, clock):
+        yield {0: Reply(b"1\\n", "application/jsonl", more=True)}
+        forever.wait()
+
+loaded = service(Path(sys.argv[2]), kind={"slow": Slow, "stream": Stream}[sys.argv[4]])
+settings = worker.Settings(
+    acceptor=Path(sys.argv[3]), model="m", version="1.0", batch=1, queue=9, key_file=None
+)
+worker.start(loaded, settings)
+forever.wait()
+"""
+
+
+class Process:
+    """A worker in a process of its own.
+
+    Args:
+        place: Where it serves.
+        folder: Its model.
+        kind: slow or stream.
+    """
+
+    def __init__(self, place: Place, folder: Path, kind: str = "slow") -> None:
+        before = place.seats()
+        tests = Path(__file__).parents[4]
+        words = ["-c", SCRIPT, str(tests), str(folder), str(place.path), kind]
+        self.process = subprocess.Popen([sys.executable, *words])
+        until(lambda: place.seats() == before + 1, 60)
+
+    def kill(self) -> None:
+        """As the kernel does where memory ends."""
+        self.process.kill()
+        self.process.wait()
+
+
+@pytest.fixture
+def processes(place: Place, folder: Path, loaded: Any) -> Iterator[Any]:
+    """Starts workers, and ends them."""
+    assert loaded  # the folder is there
+    place.follow(m=("1.0",))
+    started: list[Process] = []
+
+    def start(kind: str = "slow") -> Process:
+        started.append(Process(place, folder, kind))
+        return started[-1]
+
+    yield start
+    for each in started:
+        each.kill()
+
+
+def lines(place: Place, count: int) -> list[Line]:
+    """Connections that were served once."""
+    opened = [Line(place.address) for _ in range(count)]
+    for line in opened:
+        line.send(request())
+        assert line.read().status == 200
+    return opened
+
+
+def test_idle_connections_outlive_their_worker(place: Place, processes: Any) -> None:
+    """Their next request is served by another one, and nobody sees a closed connection."""
+    first = processes()
+    opened = lines(place, 5)
+    until(lambda: all(state == 0 for state in states(place)))
+    first.kill()
+    until(lambda: place.seats() == 0)
+    processes()
+    for line in opened:
+        line.send(request())
+        assert line.read().status == 200
+        line.close()
+    until(lambda: place.acceptor.connections == 0)
+
+
+def states(place: Place) -> list[int]:
+    """What the first worker does with its connections."""
+    seat = place.acceptor.seats._seats["m", "1.0"][0]
+    assert seat.slots is not None
+    return [seat.slots._states[slot] for slot in list(seat.slots._held)]
+
+
+@pytest.mark.parametrize(
+    "sent", [request(headers={"X-Hold": "1"}), request()[:-5], b"POST /predic"]
+)
+def test_a_request_that_is_lost_gets_a_status(place: Place, processes: Any, sent: bytes) -> None:
+    """Whether it ran or was half read; the client may try again."""
+    worker = processes()
+    (line,) = lines(place, 1)
+    until(lambda: states(place) == [0])
+    line.send(sent)
+    until(lambda: states(place) == [1])
+    worker.kill()
+    got = line.read()
+    assert (got.status, got.json()["code"], got.headers["retry-after"]) == (503, "worker_died", "1")
+    assert got.headers["connection"] == "close"
+    assert line.is_closed()
+
+
+def test_a_response_that_was_begun_ends_without_its_last_part(place: Place, processes: Any) -> None:
+    """Nothing is written into the middle of it."""
+    worker = processes("stream")
+    line = Line(place.address)
+    line.send(request())
+    assert b"200" in line._stream.readline()
+    until(lambda: states(place) == [2])
+    worker.kill()
+    assert line._stream.read().endswith(b"\r\n\r\n2\r\n1\n\r\n")
+
+
+def test_a_connection_on_its_way_to_a_dead_worker_goes_to_another(
+    place: Place, processes: Any
+) -> None:
+    """With what was read of it."""
+    first = processes()
+    os.kill(first.process.pid, signal.SIGSTOP)
+    processes()
+    line = Line(place.address)
+    line.send(request())
+    until(lambda: place.acceptor.seats.held == 1)
+    assert states(place) == [3]
+    first.kill()
+    assert line.read().status == 200
+
+
+def test_closed_connections_are_closed_for_the_client_and_forgotten(
+    place: Place, processes: Any
+) -> None:
+    """The acceptor's own descriptors keep none open."""
+    processes()
+    before = len(list(Path("/proc/self/fd").iterdir()))
+    for _ in range(20):
+        with place.line() as line:
+            line.send(request(headers={"Connection": "close"}))
+            assert line.read().body
+            assert line.is_closed()
+    opened = lines(place, 20)
+    for line in opened:
+        line.close()
+    until(lambda: place.acceptor.connections == 0)
+    (seat,) = place.acceptor.seats._seats["m", "1.0"]
+    until(lambda: seat.slots is not None and len(seat.slots) == 0)
+    until(lambda: len(list(Path("/proc/self/fd").iterdir())) <= before)
