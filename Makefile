@@ -4,7 +4,7 @@ BIN := .venv/bin
 PIP := $(BIN)/pip --disable-pip-version-check
 
 .PHONY: help setup demo demo-image demo-speech test test-fast test-pythons coverage torture check \
-  audit bench lock clean
+  audit bench lock proto clean
 
 help:  ## what can be made
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -73,6 +73,10 @@ lock: setup  ## write what is installed as the new requirements.lock and require
 	{ grep '^#' requirements.torch; \
 	  $(PIP) freeze | sed -nE 's/^(torch==[0-9.]+)(\+.*)?$$/\1/p'; } > .venv/torch.txt
 	cp .venv/torch.txt requirements.torch
+
+proto: setup  ## write the descriptors of open_inference.proto
+	cd src/marship/engines/gateway && $(CURDIR)/$(BIN)/python -m grpc_tools.protoc -I. \
+	  --descriptor_set_out=open_inference.binpb open_inference.proto
 
 clean:  ## remove what was made; the model store, runs and downloads stay
 	rm -rf .venv build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis .coverage* src/*.egg-info

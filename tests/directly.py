@@ -132,6 +132,10 @@ class Place:
         self.path = Path(self._folder.name) / "w"
         self._clients = socket.create_server(("127.0.0.1", 0), backlog=512)
         self.address: tuple[str, int] = self._clients.getsockname()
+        self.socket = Path(self._folder.name) / "c"
+        self._local = socket.socket(socket.AF_UNIX)
+        self._local.bind(str(self.socket))
+        self._local.listen(512)
         self._workers = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._workers.bind(str(self.path))
         self._workers.listen(16)
@@ -147,7 +151,7 @@ class Place:
 
         def run() -> None:
             acceptor.run(
-                clients=[self._clients.dup()],
+                clients=[self._clients.dup(), self._local.dup()],
                 workers=self._workers.dup(),
                 key_file=self.key_file,
                 limits=self.limits,
@@ -216,6 +220,7 @@ class Place:
             worker.stop()
         self.stop_acceptor()
         self._clients.close()
+        self._local.close()
         self._workers.close()
         self._folder.cleanup()
 

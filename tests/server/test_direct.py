@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 import marship
@@ -204,12 +205,18 @@ def test_stop_leaves_nothing(tmp_path: Path) -> None:
     """No process, no socket, no port."""
     store = tmp_path / "store"
     store.mkdir()
-    started = start(ServeSettings(home=tmp_path / "home", model_store=store, free_ports=True))
+    started = start(
+        ServeSettings(home=tmp_path / "home", model_store=store, free_ports=True, grpc_port=0)
+    )
     acceptor = started.record.acceptor
     assert acceptor is not None
     assert acceptor.is_alive()
+    children = [child.pid for child in psutil.Process(acceptor.pid).children()]
+    assert len(children) == 2
     stop(tmp_path / "home")
     assert not acceptor.is_alive()
-    host, _, port = (started.record.direct_url or "").removeprefix("http://").partition(":")
-    with pytest.raises(ConnectionRefusedError):
-        socket.create_connection((host, int(port)), timeout=5)
+    assert not any(map(psutil.pid_exists, children))
+    for address in (started.record.direct_url, started.record.grpc_address):
+        host, _, port = (address or "").removeprefix("http://").partition(":")
+        with pytest.raises(ConnectionRefusedError):
+            socket.create_connection((host, int(port)), timeout=5)

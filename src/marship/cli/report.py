@@ -88,6 +88,7 @@ def server_fields(record: "ServerRecord", home: "Home") -> Fields:
     return {
         "inference_url": record.inference_url,
         "direct_url": record.direct_url,
+        "grpc_address": record.grpc_address,
         "management_url": record.management_url,
         "metrics_url": record.metrics_url,
         "model_store": record.model_store,

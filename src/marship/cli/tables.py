@@ -125,6 +125,7 @@ def show_server(record: "ServerRecord", home: "Home") -> None:
         [
             ("inference", record.inference_url),
             ("direct", record.direct_url),
+            ("gRPC", record.grpc_address),
             ("management", record.management_url),
             ("metrics", f"{record.metrics_url}/metrics"),
             ("model store", record.model_store),

@@ -6,8 +6,9 @@ import re
 import socket
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
+from importlib.util import find_spec
 from pathlib import Path
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 from marship.engines.torchserve import properties
 from marship.errors import ServerError, UsageError
@@ -19,12 +20,14 @@ METRICS_FILE = PACKAGED.with_name("metrics.yaml")
 
 DIRECT_ADDRESS = "direct_address"
 """Ours, not TorchServe's: where workers respond themselves."""
+GRPC_ADDRESS = "grpc_address"
+"""Ours, too: where a gateway serves KServe v2 over gRPC, if it is named."""
 HTTP_ADDRESSES = ("inference_address", "management_address", "metrics_address", DIRECT_ADDRESS)
 GRPC_PORTS = ("grpc_inference_port", "grpc_management_port")
-DEFAULT_DIRECT = "http://127.0.0.1:8079"
+DEFAULT_DIRECT, DEFAULT_GRPC = "http://127.0.0.1:8079", "127.0.0.1:8001"
 PREDICTION_ADDRESSES = (DIRECT_ADDRESS, "inference_address")
 """Where predictions are served, the better one first."""
-LISTENERS = (*HTTP_ADDRESSES, *GRPC_PORTS)
+LISTENERS = (*HTTP_ADDRESSES, GRPC_ADDRESS, *GRPC_PORTS)
 """The settings with a port, in the order in which ports are checked."""
 
 _INTEGER_NAMES = """
@@ -53,8 +56,12 @@ _TEXT_NAMES = """
 """
 _INTEGERS = {*_INTEGER_NAMES.split(), *GRPC_PORTS}
 _SWITCHES = set(_SWITCH_NAMES.split())
-_KNOWN = _INTEGERS | _SWITCHES | {*_TEXT_NAMES.split(), *HTTP_ADDRESSES}
+_KNOWN = _INTEGERS | _SWITCHES | {*_TEXT_NAMES.split(), *HTTP_ADDRESSES, GRPC_ADDRESS}
 _OPEN_INFERENCE = "ts_open_inference_protocol"
+_FORMS = {
+    "token_expiration_min": (r"\d+(\.\d+)?", "be a number of minutes"),
+    GRPC_ADDRESS: (r"[^:/\s]+:\d{1,5}", "be a host and a port like 127.0.0.1:8001"),
+}
 _NAMES = {"metrics_mode": ("prometheus", "log", "legacy")}
 _VARIABLE = re.compile(r"\$\$([^$]+)\$\$")
 _ARCHIVE_NAME = r"[A-Za-z0-9_][A-Za-z0-9_.-]*\.mar"
@@ -97,12 +104,16 @@ def resolve(  # noqa: PLR0913  keyword-only
         ServerError: A port is in use.
     """
     values = properties.read(source)
+    if ports.get(GRPC_ADDRESS) is not None:
+        values.setdefault(GRPC_ADDRESS, DEFAULT_GRPC)
     _check(values, source)
     if direct is False:
         values.pop(DIRECT_ADDRESS, None)
     elif direct or values["inference_address"].startswith("http:"):
         # beside a unix socket or TLS a plain port is opened only where it was named
         values.setdefault(DIRECT_ADDRESS, DEFAULT_DIRECT)
+    if GRPC_ADDRESS in values:
+        _check_grpc(values)
     if model_store is not None:
         values["model_store"] = str(model_store)
     _fill(values, {"model_store": values.get("model_store", "model_store")}, os.environ, source)
@@ -161,8 +172,24 @@ def _check(values: Mapping[str, str], source: Path) -> None:
             "ends a worker. Remove the line; /predictions/MODEL answers the same requests, KServe "
             "v2 in JSON or with raw tensors, over HTTP."
         )
-    if missing := [name for name in LISTENERS if name not in {*values, DIRECT_ADDRESS}]:
+    if missing := [
+        name for name in LISTENERS if name not in {*values, DIRECT_ADDRESS, GRPC_ADDRESS}
+    ]:
         raise UsageError(f"{source} must set {', '.join(missing)}, got a file without.")
+
+
+def _check_grpc(values: Mapping[str, str]) -> None:
+    """Check that the gateway has what it asks, and what it is made of."""
+    if DIRECT_ADDRESS not in values:
+        raise UsageError(
+            f"{GRPC_ADDRESS} must come with {DIRECT_ADDRESS}, whose workers respond, got it alone. "
+            "Name a --direct-port, or leave out --no-direct."
+        )
+    if find_spec("grpc") is None:
+        raise UsageError(
+            f"{GRPC_ADDRESS} must have the package grpcio, got an installation without. "
+            "Install it: pip install 'marship[grpc]'"
+        )
 
 
 def _broken_rule(name: str, value: str) -> str | None:
@@ -173,8 +200,9 @@ def _broken_rule(name: str, value: str) -> str | None:
     is_address = _is_address(value) and (name != DIRECT_ADDRESS or value.startswith("http:"))
     if name in HTTP_ADDRESSES and not is_address:
         return "be an address like http://127.0.0.1:8080 or unix:/folder/socket"
-    if name == "token_expiration_min" and not re.fullmatch(r"\d+(\.\d+)?", value):
-        return "be a number of minutes"
+    form, rule = _FORMS.get(name, (".*", ""))
+    if not re.fullmatch(form, value):
+        return rule
     if name in _NAMES and value not in _NAMES[name]:
         return f"be one of {', '.join(_NAMES[name])}"
     return None
@@ -229,16 +257,22 @@ def _listener(values: Mapping[str, str], name: str) -> tuple[str, int]:
     if name in GRPC_PORTS:
         host = values.get(name.replace("_port", "_address"), "127.0.0.1")
         return host, int(values[name])
-    parts = urlsplit(values[name])
+    parts = _parts(values[name])
     return parts.hostname or "", parts.port or 0
+
+
+def _parts(address: str) -> SplitResult:
+    """An address's parts, whether it has a scheme or is a host and a port."""
+    return urlsplit(address if "://" in address else f"//{address}")
 
 
 def _set_port(values: dict[str, str], name: str, port: int) -> None:
     if name in GRPC_PORTS:
         values[name] = str(port)
         return
-    parts = urlsplit(values[name])
-    values[name] = f"{parts.scheme}://{parts.hostname}:{port}"
+    parts = _parts(values[name])
+    scheme = f"{parts.scheme}://" if parts.scheme else ""
+    values[name] = f"{scheme}{parts.hostname}:{port}"
 
 
 def _bind(host: str, port: int, name: str, held: ExitStack) -> int:

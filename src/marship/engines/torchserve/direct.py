@@ -2,15 +2,14 @@
 
 It follows TorchServe's management API: which models there are, which version is the default, how
 many workers there should be. A parent keeps the listening sockets and starts the acceptor again
-where it dies, so that clients that connect meanwhile wait and are not refused.
+where it dies, so that clients that connect meanwhile wait and are not refused. The same parent
+keeps the gateway running, which serves gRPC from the acceptor's unix socket.
 """
 
 import asyncio
-import contextlib
 import json
 import logging
 import os
-import signal
 import socket
 import subprocess
 import sys
@@ -18,11 +17,12 @@ import threading
 import time
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from urllib.parse import urlsplit
 
 from marship.engines.torchserve import config as configs
-from marship.engines.torchserve import processes
+from marship.engines.torchserve import processes, supervisor
 from marship.engines.torchserve.engine import TorchServe
 from marship.engines.torchserve.home import DIRECT_SOCKET, WORKERS_SOCKET, Home
 from marship.engines.torchserve.processes import Group
@@ -39,10 +39,10 @@ WORKERS_ENV, KEY_FILE_ENV, QUEUE_ENV = (
 
 
 _FOLLOW_S, _ANSWER_S, _MOST_BYTES = 0.4, 5.0, 1 << 26
-_START_S, _POLL_S, _AGAIN_S = 20.0, 0.02, 0.1
+_START_S, _POLL_S = 20.0, 0.02
+_GRPC_STARTED = "grpc.started"
 _BACKLOG, _WORKERS_BACKLOG = 4096, 256
 _LEFT_FDS = 256
-_ENDED = 0
 
 
 def told_to_workers(temporary: Path, key_file: Path, values: Mapping[str, str]) -> dict[str, str]:
@@ -72,6 +72,7 @@ def start(home: Home, temporary: Path, address: str, values: Mapping[str, str]) 
         "home": str(home.path),
         "temporary": str(temporary),
         "address": address,
+        "grpc": values.get(configs.GRPC_ADDRESS),
         "engine": configs.address_url(values, "inference_address"),
         "tokens": values.get("disable_token_authorization") != "true",
         "request_bytes": int(values.get("max_request_size", 6553500)),
@@ -88,17 +89,24 @@ def start(home: Home, temporary: Path, address: str, values: Mapping[str, str]) 
             start_new_session=True,
         )
     group = Group(process.pid, processes.start_time(process.pid), processes.boot_id())
+    wanted = [DIRECT_SOCKET] + [_GRPC_STARTED] * (configs.GRPC_ADDRESS in values)
     end = time.monotonic() + _START_S
-    while not (temporary / DIRECT_SOCKET).exists():
+    while missing := [name for name in wanted if not (temporary / name).exists()]:
         if process.poll() is not None or time.monotonic() > end:
             group.kill()
             lines = log.read_text(errors="replace").strip().splitlines() or ["nothing"]
-            raise ServerError(
-                f"the direct address {address} must be served, got: {lines[-1]}. Choose another "
-                "with --direct-port, or leave it out."
-            )
+            raise ServerError(_not_served(missing[0], values, lines[-1]))
         time.sleep(_POLL_S)
     return group
+
+
+def _not_served(missing: str, values: Mapping[str, str], got: str) -> str:
+    name = configs.DIRECT_ADDRESS if missing == DIRECT_SOCKET else configs.GRPC_ADDRESS
+    flag = "--" + name.replace("_address", "-port")
+    return (
+        f"{name} {values[name]} must be served, got: {got}. Choose another with {flag}, or leave "
+        "it out."
+    )
 
 
 def _listeners(address: str, temporary: Path) -> list[socket.socket]:
@@ -127,57 +135,50 @@ def _workers_listener(temporary: Path) -> socket.socket:
 
 
 def main(told: Mapping[str, object]) -> None:
-    """Keep an acceptor running until the server has ended, or SIGTERM."""
+    """Keep the acceptor and the gateway running until the server has ended, or SIGTERM."""
     temporary = Path(str(told["temporary"]))
     try:
         workers = _workers_listener(temporary)
         clients = _listeners(str(told["address"]), temporary)
     except OSError as error:
         sys.exit(f"{error.strerror}: {told['address']}")
-    child = 0
-
-    def end(_number: int, _frame: object) -> None:
-        if child:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(child, signal.SIGKILL)
-        os._exit(_ENDED)
-
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    while True:
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
-        child = os.fork()
-        if not child:
-            _end_with_parent()
-            _serve(told, clients, workers)
-            os._exit(_ENDED)
-        signal.signal(signal.SIGTERM, end)
-        _, status = os.waitpid(child, 0)
-        if os.waitstatus_to_exitcode(status) == _ENDED:
-            return
-        sys.stderr.write(f"the acceptor ended with {os.waitstatus_to_exitcode(status)}\n")
-        time.sleep(_AGAIN_S)
+    children = {"acceptor": partial(_serve, told, clients, workers)}
+    if told["grpc"]:
+        children["gateway"] = partial(_serve_grpc, told)
+    supervisor.keep(children)
 
 
-def _end_with_parent() -> None:
-    """Let the kernel end this process with its parent (prctl(2), PR_SET_PDEATHSIG)."""
-    import ctypes
+def _serve_grpc(told: Mapping[str, object]) -> None:
+    from marship.engines.gateway import server
 
-    with contextlib.suppress(OSError, AttributeError):
-        ctypes.CDLL(None).prctl(1, signal.SIGKILL, 0, 0, 0)
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
+    _raise_files()
+    temporary = Path(str(told["temporary"]))
+    server.run(
+        str(told["grpc"]),
+        temporary / DIRECT_SOCKET,
+        int(str(told["request_bytes"])),
+        lambda _port: (temporary / _GRPC_STARTED).touch(),
+    )
+
+
+def _raise_files() -> int:
+    """Let this process open as many files as it may; how many that is."""
+    import resource
+
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    return hard
 
 
 def _serve(
     told: Mapping[str, object], clients: list[socket.socket], workers: socket.socket
 ) -> None:
-    import resource
-
     from marship.serving.hosts.direct import acceptor
     from marship.serving.hosts.direct.limits import Limits
 
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
-    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    most = min(Limits().connections, max(_LEFT_FDS, hard - _LEFT_FDS))
+    most = min(Limits().connections, max(_LEFT_FDS, _raise_files() - _LEFT_FDS))
     home = Home(Path(str(told["home"])))
     limits = replace(Limits(), connections=most, request_bytes=int(str(told["request_bytes"])))
 
@@ -213,7 +214,7 @@ def _follow(home: Home, accepting: object, loop: asyncio.AbstractEventLoop) -> N
     while True:
         record = home.record()
         if record is not None and not record.group.is_alive():
-            os._exit(_ENDED)
+            os._exit(supervisor.ENDED)
         try:
             models = transport.run(engine.models())
         except (MarshipError, OSError) as error:

@@ -21,7 +21,7 @@ import os
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from marship import storage, unversioned
@@ -59,6 +59,7 @@ class ServerRecord:
         direct_url: Address at which workers respond themselves; None where they do not.
         direct_pid: The acceptor of that address; 0 where there is none.
         direct_created: Start time of the acceptor, as `created`.
+        grpc_address: Host and port of KServe v2 over gRPC; None where it is not served.
     """
 
     pid: int
@@ -74,6 +75,17 @@ class ServerRecord:
     direct_url: str | None = None
     direct_pid: int = 0
     direct_created: float = 0.0
+    grpc_address: str | None = None
+
+    def with_direct(self, url: str, acceptor: Group, grpc_address: str | None) -> "ServerRecord":
+        """The same server, with its direct address."""
+        return replace(
+            self,
+            direct_url=url,
+            direct_pid=acceptor.pid,
+            direct_created=acceptor.created,
+            grpc_address=grpc_address,
+        )
 
     @property
     def acceptor(self) -> Group | None:

@@ -258,9 +258,7 @@ def _start_direct(home: Home, record: ServerRecord, values: Mapping[str, str]) -
     """Start the acceptor, and note it in the server's record."""
     address = values[configs.DIRECT_ADDRESS]
     group = direct.start(home, Path(record.tmp), address, values)
-    record = dataclasses.replace(
-        record, direct_url=address, direct_pid=group.pid, direct_created=group.created
-    )
+    record = record.with_direct(address, group, values.get(configs.GRPC_ADDRESS))
     try:
         home.write_record(record)
     except BaseException:

@@ -32,8 +32,15 @@ class ServeSettings(Settings):
         "where workers respond themselves; 0 takes any free port; else the config's, or 8079",
     )
     no_direct: bool = setting(False, "let all requests go through TorchServe's frontend")
-    grpc_inference_port: int | None = setting(None, "0 takes any free port; else the config's")
-    grpc_management_port: int | None = setting(None, "0 takes any free port; else the config's")
+    grpc_port: int | None = setting(
+        None, "where KServe v2 is served over gRPC; 0 takes any free port; else the config's"
+    )
+    grpc_inference_port: int | None = setting(
+        None, "TorchServe's own gRPC; 0 takes any free port; else the config's"
+    )
+    grpc_management_port: int | None = setting(
+        None, "TorchServe's own gRPC; 0 takes any free port; else the config's"
+    )
     seal_key: str | None = setting(None, "opens sealed models: file:PATH, env:NAME or command:...")
     free_ports: bool = setting(False, "take any free port for all that no flag names")
     profile: str | None = setting(None, "production: refuse to start where anything lets others in")
@@ -62,11 +69,12 @@ class ServeSettings(Settings):
             self.management_port,
             self.metrics_port,
             self.direct_port,
+            self.grpc_port,
             self.grpc_inference_port,
             self.grpc_management_port,
         )
         unnamed = 0 if self.free_ports else None
         return {
-            name: unnamed if port is None else port
+            name: unnamed if port is None and name != configs.GRPC_ADDRESS else port
             for name, port in zip(configs.LISTENERS, named, strict=True)
         }

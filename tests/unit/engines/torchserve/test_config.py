@@ -3,6 +3,7 @@
 import os
 import re
 import socket
+import sys
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
@@ -35,6 +36,7 @@ def store(tmp_path: Path) -> Path:
 def test_the_packaged_settings_are_safe() -> None:
     """Loopback everywhere, tokens on, no downloads from elsewhere, sizes bounded."""
     values = properties.read(config.PACKAGED)
+    assert config.GRPC_ADDRESS not in values  # off unless it is named
     for name in config.HTTP_ADDRESSES:
         assert values[name].startswith("http://127.0.0.1:")
     assert values["grpc_inference_address"] == values["grpc_management_address"] == "127.0.0.1"
@@ -85,6 +87,48 @@ def test_the_open_inference_protocol_is_refused(
     assert "TS_OPEN_INFERENCE_PROTOCOL" not in environment.build(tmp_path, {}, None)
     with pytest.raises(UsageError, match="must not reach a worker"):
         environment.check_named(["TS_OPEN_INFERENCE_PROTOCOL"])
+
+
+def write(folder: Path, *lines: str) -> Path:
+    """The packaged settings with further lines."""
+    source = folder / "config.properties"
+    source.write_text("\n".join([config.PACKAGED.read_text(), *lines]))
+    return source
+
+
+def test_grpc_has_an_address_of_its_own(store: Path, tmp_path: Path) -> None:
+    """By a flag or a line; the port is chosen as the others are, and none is named by default."""
+    assert config.GRPC_ADDRESS not in resolve(
+        config.PACKAGED, store, ports=ANY | {config.GRPC_ADDRESS: None}
+    )
+    host, _, port = resolve(config.PACKAGED, store)[config.GRPC_ADDRESS].partition(":")
+    assert host == "127.0.0.1"
+    assert int(port) > 0
+    source = write(tmp_path, "grpc_address=localhost:0")
+    assert re.fullmatch(r"localhost:[1-9]\d+", resolve(source, store)[config.GRPC_ADDRESS])
+
+
+@pytest.mark.parametrize(
+    "value", ["http://127.0.0.1:8001", "127.0.0.1", "unix:/s", ":8001", "a b:1", "a:123456"]
+)
+def test_a_grpc_address_is_a_host_and_a_port(store: Path, tmp_path: Path, value: str) -> None:
+    """As clients of gRPC take it; anything else is refused."""
+    source = write(tmp_path, f"grpc_address={value}")
+    with pytest.raises(UsageError, match=r"grpc_address .*must be a host and a port"):
+        resolve(source, store)
+
+
+def test_grpc_needs_the_direct_address(store: Path) -> None:
+    """The gateway asks it: without one there is nothing to serve."""
+    with pytest.raises(UsageError, match="grpc_address must come with direct_address"):
+        resolve(config.PACKAGED, store, direct=False)
+
+
+def test_grpc_needs_its_package(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One line says what to install, before anything starts."""
+    monkeypatch.setitem(sys.modules, "grpc", None)
+    with pytest.raises(UsageError, match=r"pip install 'marship\[grpc\]'"):
+        resolve(config.PACKAGED, store)
 
 
 def test_every_setting_gives_its_reason() -> None:

@@ -27,6 +27,7 @@ def test_free_ports_are_for_what_no_flag_names() -> None:
     assert set(ServeSettings().ports().values()) == {None}
     ports = ServeSettings(free_ports=True, metrics_port=9).ports()
     assert ports.pop("metrics_address") == 9
+    assert ports.pop("grpc_address") is None  # off unless it is named
     assert set(ports.values()) == {0}
 
 

@@ -1,0 +1,277 @@
+"""The gRPC server: each method is a request to the direct address, by its unix socket.
+
+So validation, tokens, versions, limits, batching and metrics are those of the direct address.
+When a client cancels or its deadline passes, grpc cancels the method, which closes the HTTP
+connection.
+"""
+
+import asyncio
+import logging
+import uuid
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from http import HTTPStatus
+from pathlib import Path
+from typing import NoReturn, Protocol
+from urllib.parse import quote
+
+import grpc
+import orjson
+from google.protobuf.message import DecodeError
+from grpc import aio
+
+from marship.engines.gateway import messages, statuses, tensors
+from marship.engines.gateway.messages import Message, kind
+from marship.engines.gateway.statuses import Refusal
+from marship.engines.gateway.tensors import LENGTH_HEADER, NoTensorsError
+from marship.engines.gateway.upstream import Response, Upstream
+from marship.errors import MalformedError, MarshipError
+
+logger = logging.getLogger(__name__)
+
+_MOST_RUNNING = 1024
+_STREAMS = 256
+_IDLE_MS, _PING_MS, _PING_WITHIN_MS = 300_000, 60_000, 20_000
+_TAKEN = ("authorization", "x-request-id")
+"""Metadata of a call that become headers."""
+
+
+class Context(Protocol):
+    """A call, as grpc.aio.ServicerContext has it; grpc has no types."""
+
+    def invocation_metadata(self) -> Sequence[tuple[str, str | bytes]] | None:
+        """What the client sent beside its message."""
+
+    def set_trailing_metadata(self, metadata: Sequence[tuple[str, str]]) -> None:
+        """Send this behind the response."""
+
+    async def abort(
+        self, code: grpc.StatusCode, details: str, metadata: Sequence[tuple[str, str]]
+    ) -> NoReturn:
+        """End the call with a status."""
+
+
+class Service:
+    """The methods of the protocol.
+
+    Args:
+        upstream: The direct address.
+    """
+
+    def __init__(self, upstream: Upstream) -> None:
+        self._upstream = upstream
+        self._running = 0
+
+    def handlers(self) -> grpc.GenericRpcHandler:
+        """What a server of grpc calls."""
+        own: dict[str, Callable[[Message, Context], Awaitable[Message]]] = {
+            "ServerLive": self.server_live,
+            "ServerReady": self.server_ready,
+            "ModelReady": self.model_ready,
+            "ServerMetadata": self.server_metadata,
+            "ModelMetadata": self.model_metadata,
+            "ModelInfer": self.model_infer,
+        }
+        made = {
+            method.name: grpc.unary_unary_rpc_method_handler(
+                self._method(own[method.name], kind(method.input_type.name)),
+                response_serializer=kind(method.output_type.name).SerializeToString,
+            )
+            for method in messages.service().methods
+        }
+        return grpc.method_handlers_generic_handler(messages.SERVICE, made)
+
+    def _method(
+        self, method: Callable[[Message, Context], Awaitable[Message]], wanted: Message
+    ) -> Callable[[bytes, Context], Awaitable[Message]]:
+        """A method from the bytes of its request to its response or its status."""
+
+        async def run(data: bytes, context: Context) -> Message:
+            if self._running >= _MOST_RUNNING:
+                await _abort(context, _busy())
+            self._running += 1
+            try:
+                return await method(_parsed(wanted, data), context)
+            except Exception as error:
+                logger.debug("a call was refused", exc_info=True)
+                await _abort(context, _refusal(error))
+            finally:
+                self._running -= 1
+
+        return run
+
+    async def server_live(self, _request: Message, context: Context) -> Message:
+        """Whether the server runs."""
+        response = await self._health("", "/v2/health/live", context)
+        return kind("ServerLiveResponse")(live=response.status == HTTPStatus.OK)
+
+    async def server_ready(self, _request: Message, context: Context) -> Message:
+        """Whether every model has its workers."""
+        response = await self._health("", "/v2/health/ready", context)
+        return kind("ServerReadyResponse")(ready=response.status == HTTPStatus.OK)
+
+    async def model_ready(self, request: Message, context: Context) -> Message:
+        """Whether a model has a worker."""
+        where = _path(request.name, request.version)
+        response = await self._health(where, f"{where}/ready", context)
+        return kind("ModelReadyResponse")(ready=response.status == HTTPStatus.OK)
+
+    async def server_metadata(self, _request: Message, context: Context) -> Message:
+        """The server's name and version; its extensions are of HTTP."""
+        told = await self._told("", "/v2", context)
+        return kind("ServerMetadataResponse")(name=told["name"], version=told["version"])
+
+    async def model_metadata(self, request: Message, context: Context) -> Message:
+        """What a model takes and returns."""
+        where = _path(request.name, request.version)
+        return kind("ModelMetadataResponse")(**await self._told(where, where, context))
+
+    async def model_infer(self, request: Message, context: Context) -> Message:
+        """A prediction."""
+        where = _path(request.model_name, request.model_version)
+        text, raw = tensors.to_body(request)
+        headers = {
+            **_headers(context),
+            "content-type": "application/octet-stream",
+            LENGTH_HEADER: str(len(text)),
+        }
+        response = await self._upstream.post(where, f"{where}/infer", headers, [text, *raw])
+        _check(response)
+        context.set_trailing_metadata(statuses.trailing(response.headers))
+        return tensors.from_body(response.headers, response.body, typed=tensors.is_typed(request))
+
+    async def _health(self, key: str, target: str, context: Context) -> Response:
+        """A response whose status says it: 503 is no error."""
+        response = await self._upstream.get(key, target, _headers(context))
+        if response.status != HTTPStatus.SERVICE_UNAVAILABLE:
+            _check(response)
+        return response
+
+    async def _told(self, key: str, target: str, context: Context) -> dict[str, Message]:
+        response = await self._upstream.get(key, target, _headers(context))
+        _check(response)
+        context.set_trailing_metadata(statuses.trailing(response.headers))
+        return dict(orjson.loads(response.body))
+
+
+def _parsed(wanted: Message, data: bytes) -> Message:
+    try:
+        return wanted.FromString(data)
+    except DecodeError as error:
+        raise MalformedError(f"the message must be {wanted.__name__}, got: {error}.") from error
+
+
+def _path(model: str, version: str) -> str:
+    if not model:
+        raise MalformedError("the model must be named, got an empty name.")
+    where = f"/v2/models/{quote(model, safe='')}"
+    return f"{where}/versions/{quote(version, safe='')}" if version else where
+
+
+def _headers(context: Context) -> dict[str, str]:
+    """The headers for a call's metadata.
+
+    Raises:
+        MalformedError: A value would not stay in its header.
+    """
+    found: dict[str, str] = {}
+    for name, value in context.invocation_metadata() or ():
+        if name in _TAKEN:
+            text = value if isinstance(value, str) else value.decode("latin-1")
+            if not (text.isascii() and text.isprintable()):
+                raise MalformedError(f"metadata {name} must be printable ASCII, got other bytes.")
+            found[name] = text
+    return found
+
+
+def _check(response: Response) -> None:
+    if response.status != HTTPStatus.OK:
+        raise statuses.refusal(response)
+
+
+def _refusal(error: Exception) -> Refusal:
+    """The status for whatever ended a method."""
+    match error:
+        case Refusal():
+            return error
+        case NoTensorsError():
+            return Refusal(grpc.StatusCode.UNIMPLEMENTED, str(error), error.code)
+        case MarshipError():
+            return Refusal(grpc.StatusCode.INVALID_ARGUMENT, str(error), error.code)
+        case OSError():
+            return Refusal(
+                grpc.StatusCode.UNAVAILABLE,
+                "the worker must respond, got a lost connection. Retry.",
+                "no_answer",
+            )
+    reference = uuid.uuid4().hex[:12]
+    logger.error("a call failed, reference %s", reference, exc_info=error)
+    return Refusal(
+        grpc.StatusCode.INTERNAL,
+        f"the gateway must respond, got an error of its own. The log has it: {reference}",
+        "internal",
+    )
+
+
+def _busy() -> Refusal:
+    return Refusal(
+        grpc.StatusCode.RESOURCE_EXHAUSTED,
+        f"at most {_MOST_RUNNING} calls may run at a time, got more. Retry later.",
+        "busy",
+        {"retry-after": "1"},
+    )
+
+
+async def _abort(context: Context, refusal: Refusal) -> NoReturn:
+    await context.abort(refusal.status, refusal.message, refusal.trailing)
+
+
+def options(request_bytes: int) -> Mapping[str, int]:
+    """The settings of grpc's server (grpc/impl/channel_arg_names.h).
+
+    Args:
+        request_bytes: The largest message, after any compression is undone.
+    """
+    return {
+        "grpc.max_receive_message_length": request_bytes,
+        "grpc.max_send_message_length": -1,  # the worker bounds it
+        "grpc.so_reuseport": 0,  # a port that is taken is an error
+        "grpc.max_concurrent_streams": _STREAMS,
+        "grpc.max_connection_idle_ms": _IDLE_MS,
+        "grpc.keepalive_time_ms": _PING_MS,  # a peer that vanished is noticed
+        "grpc.keepalive_timeout_ms": _PING_WITHIN_MS,
+    }
+
+
+async def serve(
+    address: str, socket: Path, request_bytes: int, on_started: Callable[[int], None]
+) -> None:
+    """Serve until cancelled.
+
+    Args:
+        address: Host and port; port 0 takes any free one.
+        socket: Of the direct address.
+        request_bytes: The largest message.
+        on_started: Called with the port when the server listens.
+
+    Raises:
+        RuntimeError: The address cannot be used.
+    """
+    upstream = Upstream(socket)
+    server = aio.server(options=list(options(request_bytes).items()))
+    server.add_generic_rpc_handlers((Service(upstream).handlers(),))
+    port = server.add_insecure_port(address)
+    await server.start()
+    try:
+        on_started(port)
+        await server.wait_for_termination()
+    finally:
+        await server.stop(None)
+        upstream.close()
+
+
+def run(address: str, socket: Path, request_bytes: int, on_started: Callable[[int], None]) -> None:
+    """The same in an event loop of its own; see `serve`."""
+    import uvloop
+
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(serve(address, socket, request_bytes, on_started))

@@ -1,0 +1,441 @@
+"""KServe v2 over gRPC, as Triton's client and plain gRPC see it."""
+
+import json
+import socket
+import subprocess
+import sys
+import zlib
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import grpc
+import numpy as np
+import pytest
+import tritonclient.grpc as triton
+from tritonclient.utils import InferenceServerException
+
+from directly import ROW, Place, service, until
+from echoes import NUMBERS, WIDTH
+from gateways import Gateway
+from marship.engines.gateway import server, statuses
+from marship.engines.gateway.messages import kind
+from marship.engines.gateway.upstream import Response, Upstream
+
+Code = grpc.StatusCode
+TOKEN = "x" * 20
+RIGHT = pytest.approx(18.615952)
+
+
+def rows(generator: np.random.Generator, dtype: str, count: int = 2) -> np.ndarray:
+    """Values of a datatype, its limits among them."""
+    shape = (count, WIDTH)
+    if dtype == "bool":
+        return generator.integers(0, 2, shape).astype(bool)
+    if dtype.startswith("float"):
+        return generator.normal(size=shape).astype(dtype)
+    bounds = np.iinfo(dtype)
+    made = generator.integers(bounds.min, bounds.max, shape, dtype, endpoint=True)
+    made[0, :2] = bounds.min, bounds.max
+    return made
+
+
+def inputs(arrays: dict[str, np.ndarray]) -> list[triton.InferInput]:
+    """Triton's inputs, raw."""
+    made = []
+    for datatype, array in arrays.items():
+        one = triton.InferInput(f"in_{datatype}", list(array.shape), datatype)
+        made.append(one.set_data_from_numpy(array))
+    return made
+
+
+def row(values: list[float] = ROW, name: str = "input") -> list[triton.InferInput]:
+    """The input of the model of ten numbers."""
+    one = triton.InferInput(name, [1, len(values)], "FP32")
+    return [one.set_data_from_numpy(np.array([values], "float32"))]
+
+
+def infer(channel: grpc.Channel, request: Any, *metadata: tuple[str, str], **options: Any) -> Any:
+    """The response to a request of our own messages."""
+    call = channel.unary_unary(
+        "/inference.GRPCInferenceService/ModelInfer",
+        request_serializer=lambda one: one if type(one) is bytes else one.SerializeToString(),
+        response_deserializer=kind("ModelInferResponse").FromString,
+    )
+    return call.with_call(request, metadata=metadata, timeout=options.pop("timeout", 20), **options)
+
+
+def request(model: str = "m", *, raw: bytes | None = None, version: str = "") -> Any:
+    """A request for the model of ten numbers."""
+    made = kind("ModelInferRequest")(model_name=model, model_version=version)
+    made.inputs.add(name="input", datatype="FP32", shape=[1, 10])
+    data = np.array(ROW, "float32").tobytes() if raw is None else raw
+    made.raw_input_contents.append(data)
+    return made
+
+
+def refused(channel: grpc.Channel, *args: Any, **options: Any) -> grpc.RpcError:
+    """The error of a request that must not succeed."""
+    with pytest.raises(grpc.RpcError) as caught:
+        infer(channel, *args, **options)
+    return caught.value
+
+
+def told(call: Any) -> dict[str, str]:
+    """A call's trailing metadata."""
+    return dict(call.trailing_metadata())
+
+
+@pytest.fixture
+def served(place: Place, diabetes: Path) -> None:
+    """The model `m` of ten numbers, with one worker."""
+    place.add(service(diabetes))
+    place.follow(m=("1.0",), idle=("1.0",))
+
+
+@pytest.mark.usefixtures("served")
+def test_health_and_metadata(client: triton.InferenceServerClient, place: Place) -> None:
+    """Triton's client takes a healthy server for one, and reads what a model takes and gives."""
+    assert client.is_server_live()
+    assert client.is_model_ready("m")
+    assert client.is_model_ready("m", "1.0")
+    assert not client.is_model_ready("m", "2.0")
+    assert not client.is_model_ready("idle")
+    assert not client.is_model_ready("unknown")
+    assert not client.is_server_ready()  # a model has no worker
+    place.follow(m=("1.0",))
+    assert client.is_server_ready()
+    assert client.get_server_metadata().name == "marship"
+    found = client.get_model_metadata("m")
+    (taken,), (given,) = found.inputs, found.outputs
+    assert (taken.name, taken.datatype, list(taken.shape)) == ("input", "FP32", [-1, 10])
+    assert (given.name, given.datatype, list(given.shape)) == ("output", "FP32", [-1, 1])
+    assert list(found.versions) == ["1.0"]
+
+
+def test_all_datatypes(place: Place, client: triton.InferenceServerClient, echoes: Any) -> None:
+    """Raw both ways, limits of each datatype among the values."""
+    place.add(echoes, "echoes")
+    place.follow(echoes=("1.0",))
+    generator = np.random.default_rng(0)
+    arrays = {datatype: rows(generator, dtype) for datatype, dtype in NUMBERS.items()}
+    result = client.infer("echoes", inputs(arrays), request_id="seven")
+    assert result.get_response().id == "seven"
+    for datatype, array in arrays.items():
+        found = result.as_numpy(f"out_{datatype}")
+        np.testing.assert_array_equal(found, array, strict=True)
+
+
+def test_selected_outputs(place: Place, client: triton.InferenceServerClient, echoes: Any) -> None:
+    """Those that are named, in their order; an unknown one is refused."""
+    place.add(echoes, "echoes")
+    place.follow(echoes=("1.0",))
+    arrays = {name: rows(np.random.default_rng(1), dtype) for name, dtype in NUMBERS.items()}
+
+    def names(*wanted: str) -> list[str]:
+        outputs = [triton.InferRequestedOutput(name) for name in wanted]
+        response = client.infer("echoes", inputs(arrays), outputs=outputs).get_response()
+        assert len(response.raw_output_contents) == len(wanted)
+        return [output.name for output in response.outputs]
+
+    assert names("out_INT8", "out_FP64") == ["out_INT8", "out_FP64"]
+    assert names("out_BOOL") == ["out_BOOL"]
+    with pytest.raises(InferenceServerException, match="outputs must name some of"):
+        names("out_INT9")
+
+
+@pytest.mark.usefixtures("served")
+def test_typed_contents_are_answered_in_kind(channel: grpc.Channel) -> None:
+    """A client that has no code for raw tensors needs none."""
+    made = kind("ModelInferRequest")(model_name="m", id="7")
+    made.inputs.add(
+        name="input", datatype="FP32", shape=[1, 10], contents={"fp32_contents": ROW}
+    )  # fmt: skip
+    response, call = infer(channel, made, ("x-request-id", "mine"))
+    assert response.outputs[0].contents.fp32_contents[0] == RIGHT
+    assert not response.raw_output_contents
+    assert told(call)["x-request-id"] == "mine"
+    assert "dur=" in told(call)["server-timing"]
+
+
+@pytest.mark.usefixtures("served")
+@pytest.mark.parametrize(
+    ("made", "status", "code"),
+    [
+        (request("unknown"), Code.NOT_FOUND, "not_found"),
+        (request("m", version="9"), Code.NOT_FOUND, "not_found"),
+        (request("a/../m?x=1"), Code.NOT_FOUND, "not_found"),
+        (request("idle"), Code.UNAVAILABLE, "no_worker"),
+        (request(""), Code.INVALID_ARGUMENT, "malformed"),
+        (request("m" * 9000), Code.INVALID_ARGUMENT, "too_large"),
+        (request(raw=b"123"), Code.INVALID_ARGUMENT, "malformed"),
+        (request(raw=np.full(10, np.nan, "float32").tobytes()), Code.INVALID_ARGUMENT, None),
+        (b"\xff\xff no message", Code.INVALID_ARGUMENT, "malformed"),
+        (kind("ModelInferRequest")(model_name="m"), Code.INVALID_ARGUMENT, "invalid_input"),
+        (request(raw=bytes(1 << 21)), Code.RESOURCE_EXHAUSTED, None),
+    ],
+)
+def test_statuses(channel: grpc.Channel, made: Any, status: Code, code: str | None) -> None:
+    """Each refusal has its status and our code, and the next request is served."""
+    error = refused(channel, made)
+    assert error.code() == status, error.details()
+    if code is not None:
+        assert told(error)["error-code"] == code
+        assert " must " in error.details()
+    assert infer(channel, request())[0].raw_output_contents
+
+
+@pytest.mark.parametrize(
+    ("response", "status", "code"),
+    [
+        (
+            Response(404, {}, b'{"code": 404, "message": "Model not found"}'),
+            "NOT_FOUND",
+            "not_found",
+        ),
+        (Response(500, {}, b'{"code": 500, "message": "it"}'), "INTERNAL", "server"),
+        (Response(503, {}, b"<html>"), "UNAVAILABLE", "server"),
+        (Response(403, {}, b'{"code": "x", "message": "it"}'), "PERMISSION_DENIED", "x"),
+        (Response(504, {}, b'{"code": "x", "message": "it"}'), "DEADLINE_EXCEEDED", "x"),
+        (Response(429, {}, b"[]"), "RESOURCE_EXHAUSTED", "server"),
+        (Response(418, {}, b"1"), "INVALID_ARGUMENT", "server"),
+        (Response(599, {}, b""), "INTERNAL", "server"),
+    ],
+)
+def test_responses_of_others(response: Response, status: str, code: str) -> None:
+    """The engine's, or a proxy's: a status and a code, whatever the body holds."""
+    made = statuses.refusal(response)
+    assert (made.status.name, made.code) == (status, code)
+
+
+@pytest.mark.usefixtures("served")
+def test_an_error_carries_the_id_of_its_request(channel: grpc.Channel) -> None:
+    """That which the client gave, or one of the server's."""
+    assert (
+        told(refused(channel, request("unknown"), ("x-request-id", "mine")))["x-request-id"]
+        == "mine"
+    )
+    assert told(refused(channel, request("unknown")))["x-request-id"]
+
+
+@pytest.mark.usefixtures("served")
+def test_compressed_messages_are_bounded_as_they_unfold(channel: grpc.Channel) -> None:
+    """A small one is served; 20 MB of zeros in 20 KB are refused."""
+    gzip = grpc.Compression.Gzip
+    assert infer(channel, request(), compression=gzip)[0].raw_output_contents
+    bomb = request(raw=bytes(20 << 20))
+    assert len(zlib.compress(bomb.SerializeToString())) < 1 << 15
+    assert refused(channel, bomb, compression=gzip).code() == Code.RESOURCE_EXHAUSTED
+
+
+@pytest.fixture
+def guarded(tmp_path: Path, diabetes: Path) -> Any:
+    """A server that asks for a token."""
+    key_file = tmp_path / "key_file.json"
+    told = {"inference": {"key": TOKEN, "expiration time": "2999-01-01T00:00:00Z"}}
+    key_file.write_text(json.dumps(told))
+    place = Place(key_file)
+    place.add(service(diabetes))
+    place.follow(m=("1.0",))
+    yield place
+    place.close()
+
+
+def test_tokens(guarded: Place) -> None:
+    """Predictions and metadata ask for one; health does not."""
+    with (
+        Gateway(guarded.socket) as gateway,
+        triton.InferenceServerClient(gateway.address) as client,
+    ):
+        assert client.is_server_live()
+        assert client.is_server_ready()
+        assert client.is_model_ready("m")
+        right = {"authorization": f"Bearer {TOKEN}"}
+        for headers in ({}, {"authorization": "Bearer y"}, {"authorization": TOKEN}):
+            for ask in (
+                lambda headers: client.infer("m", row(), headers=headers),
+                lambda headers: client.get_model_metadata("m", headers=headers),
+                lambda headers: client.get_server_metadata(headers=headers),
+            ):
+                with pytest.raises(InferenceServerException, match="the inference token") as caught:
+                    ask(headers)
+                assert caught.value.status() == str(Code.UNAUTHENTICATED)
+        assert client.infer("m", row(), headers=right).as_numpy("output")[0, 0] == RIGHT
+        assert client.get_model_metadata("m", headers=right).name == "m"
+
+
+class Silent:
+    """A server that reads requests and never responds."""
+
+    def __init__(self, path: Path) -> None:
+        self._listener = socket.socket(socket.AF_UNIX)
+        self._listener.bind(str(path))
+        self._listener.listen()
+        self._listener.settimeout(10)
+
+    def asked(self) -> socket.socket:
+        """The connection of a request, once that is there."""
+        line, _ = self._listener.accept()
+        line.settimeout(10)
+        data = b""
+        while b"/infer HTTP/1.1" not in data:
+            data += line.recv(1 << 16)
+        return line
+
+    def close(self) -> None:
+        """Listen no more."""
+        self._listener.close()
+
+
+def is_ended(line: socket.socket) -> bool:
+    """Whether the other side closes it; waits until then."""
+    while data := line.recv(1 << 16):
+        assert data  # the rest of the request
+    line.close()
+    return True
+
+
+@pytest.fixture
+def silent(tmp_path: Path) -> Iterator[Silent]:
+    """A server in place of the direct address."""
+    made = Silent(tmp_path / "s")
+    yield made
+    made.close()
+
+
+def test_a_deadline_ends_the_request(silent: Silent, tmp_path: Path) -> None:
+    """DEADLINE_EXCEEDED for the client, and its HTTP connection is closed."""
+    with Gateway(tmp_path / "s") as gateway, grpc.insecure_channel(gateway.address) as channel:
+        under_way = infer_later(channel, timeout=1)
+        line = silent.asked()
+        assert is_ended(line)
+        with pytest.raises(grpc.RpcError) as caught:
+            under_way.result(20)
+        assert caught.value.code() == Code.DEADLINE_EXCEEDED
+
+
+def test_peers_that_go_away_end_their_requests(silent: Silent, tmp_path: Path) -> None:
+    """By cancelling, or by closing their connection without a word."""
+    with Gateway(tmp_path / "s") as gateway:
+        with grpc.insecure_channel(gateway.address) as channel:
+            under_way = infer_later(channel)
+            line = silent.asked()
+            under_way.cancel()
+            assert is_ended(line)
+        channel = grpc.insecure_channel(gateway.address)
+        under_way = infer_later(channel)
+        line = silent.asked()
+        channel.close()
+        assert is_ended(line)
+
+
+@pytest.mark.parametrize("count", [1, 40])
+def test_a_killed_client(silent: Silent, tmp_path: Path, count: int) -> None:
+    """Its requests end with its connection: nothing waits for what nobody reads."""
+    code = """
+import sys, grpc
+channel = grpc.insecure_channel(sys.argv[1])
+call = channel.unary_unary("/inference.GRPCInferenceService/ModelInfer")
+calls = [call.future(bytes.fromhex(sys.argv[2])) for _ in range(int(sys.argv[3]))]
+calls[0].result()
+"""
+    with Gateway(tmp_path / "s") as gateway:
+        words = [gateway.address, request().SerializeToString().hex(), str(count)]
+        client = subprocess.Popen([sys.executable, "-c", code, *words])
+        lines = [silent.asked() for _ in range(count)]
+        client.kill()
+        client.wait(10)
+        assert all(map(is_ended, lines))
+
+
+def infer_later(channel: grpc.Channel, timeout: float = 60) -> Any:
+    """A request that is under way as long as this is kept."""
+    call = channel.unary_unary("/inference.GRPCInferenceService/ModelInfer")
+    return call.future(request().SerializeToString(), timeout=timeout)
+
+
+def test_a_full_queue_is_resource_exhausted(place: Place, held: Any, channel: grpc.Channel) -> None:
+    """One runs, one waits, the third is told to come back."""
+    under_way = [infer_later(channel) for _ in range(2)]
+    assert held.entered.acquire(timeout=10)
+    (worker,) = place.workers
+    until(lambda: worker._lane.load == 2)
+    error = refused(channel, request())
+    assert error.code() == Code.RESOURCE_EXHAUSTED
+    assert told(error)["error-code"] == "busy"
+    assert told(error)["retry-after"] == "1"
+    held.goes.release(2)
+    assert all(each.result(20) for each in under_way)
+
+
+def test_a_worker_that_dies_is_unavailable(place: Place, held: Any, channel: grpc.Channel) -> None:
+    """With the request in its hands: nobody knows whether it ran, so it is not sent again."""
+    under_way = infer_later(channel)
+    assert held.entered.acquire(timeout=10)
+    (worker,) = place.workers
+    (connection,) = worker._connections
+    worker._loop.call_soon_threadsafe(connection.transport.abort)
+    with pytest.raises(grpc.RpcError) as caught:
+        under_way.result(20)
+    assert caught.value.code() == Code.UNAVAILABLE
+    assert told(caught.value)["error-code"] == "no_answer"
+    assert not held.entered.acquire(timeout=0.2)
+
+
+def test_nobody_behind_the_gateway(tmp_path: Path) -> None:
+    """UNAVAILABLE at once, for health as well."""
+    with Gateway(tmp_path / "none") as gateway, grpc.insecure_channel(gateway.address) as channel:
+        assert refused(channel, request()).code() == Code.UNAVAILABLE
+        with triton.InferenceServerClient(gateway.address) as client:
+            with pytest.raises(InferenceServerException) as caught:
+                client.is_server_live()
+            assert caught.value.status() == str(Code.UNAVAILABLE)
+
+
+def test_too_many_calls(held: Any, channel: grpc.Channel, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The gateway's own bound, with the code of a full queue."""
+    monkeypatch.setattr(server, "_MOST_RUNNING", 1)
+    under_way = infer_later(channel)
+    assert held.entered.acquire(timeout=10)
+    error = refused(channel, request())
+    assert error.code() == Code.RESOURCE_EXHAUSTED
+    assert told(error)["error-code"] == "busy"
+    held.goes.release()
+    assert under_way.result(20)
+
+
+@pytest.mark.usefixtures("served")
+def test_a_fault_of_the_gateway_tells_nothing(
+    channel: grpc.Channel, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """INTERNAL with a reference, which the log has with the reason."""
+
+    async def fail(*_: object) -> None:
+        raise RuntimeError("a secret")
+
+    monkeypatch.setattr(Upstream, "post", fail)
+    error = refused(channel, request())
+    assert error.code() == Code.INTERNAL
+    assert "secret" not in error.details()
+    assert error.details().rpartition(" ")[2] in caplog.text
+    assert "a secret" in caplog.text
+
+
+@pytest.mark.usefixtures("served")
+def test_answers_of_32_clients_are_kept_apart(gateway: Gateway) -> None:
+    """Each on a connection of its own, every response its own request's."""
+    values = np.random.default_rng(2).normal(size=(32, 10)).astype("float32")
+    with triton.InferenceServerClient(gateway.address) as client:
+        alone = [client.infer("m", row(v.tolist())).as_numpy("output").item() for v in values]
+
+    def ask(number: int) -> None:
+        with triton.InferenceServerClient(gateway.address) as client:
+            for turn in range(20):
+                mine = (number + turn) % 32
+                result = client.infer("m", row(values[mine].tolist()), request_id=f"{mine}")
+                assert result.get_response().id == str(mine)
+                assert result.as_numpy("output").item() == pytest.approx(alone[mine], rel=1e-5)
+
+    with ThreadPoolExecutor(32) as pool:
+        list(pool.map(ask, range(32)))
