@@ -22,7 +22,7 @@ folder = Path(sys.argv[1])
 def child(name):
     (folder / name).write_text(str(os.getpid()))
     while not (folder / f"{name}.end").exists():
-        time.sleep(0.01)
+        time.sleep(0.01)  # polls a file, in a process of its own
     if (folder / f"{name}.end").read_text():
         (folder / f"{name}.end").unlink()
         raise RuntimeError("a fault of " + name)

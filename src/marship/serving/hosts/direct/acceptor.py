@@ -245,15 +245,14 @@ class Acceptor(Site):
             exchange.reply(self._health(route.kind))
 
     def _health(self, kind: str) -> Reply:
-        """Whether models have the workers that are wanted: all of them, or by a ping any."""
-        is_complete = self.seats.is_complete
+        """Whether all models have the workers that are wanted, or by a ping whether it serves."""
         if kind == routes.SERVER_READY:
-            told = orjson.dumps({"ready": is_complete})
-            return Reply(told, status=200 if is_complete else 503)
-        if self.seats.is_alone:
-            return Reply(orjson.dumps({"status": "Unhealthy"}), status=503)
-        told = orjson.dumps({"status": "Healthy" if is_complete else "Partial Healthy"})
-        return Reply(told)
+            is_right = self.seats.is_complete
+            told: dict[str, object] = {"ready": is_right}
+        else:
+            is_right = self.seats.knows_models
+            told = {"status": "Healthy" if is_right else "Unhealthy"}
+        return Reply(orjson.dumps(told), status=200 if is_right else 503)
 
 
 def _first_target(unread: bytes) -> bytes:

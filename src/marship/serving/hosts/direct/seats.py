@@ -60,17 +60,22 @@ class Seat:
 
 
 class Seats:
-    """All workers that there are, and what the engine says of their models."""
+    """All workers that there are, and what the engine says of their models.
+
+    Attributes:
+        knows_models: Whether the engine has said anything yet.
+        ending: Versions that are about to be unregistered.
+    """
 
     def __init__(self) -> None:
         self._seats: dict[tuple[str, str], list[Seat]] = {}
         self._models: dict[str, ModelState] = {}
-        self._knows_models = False
+        self.knows_models = False
         self.ending: list[tuple[str, str]] = []
 
     def follow(self, models: dict[str, ModelState]) -> None:
         """Take the state of all models, and tell workers what changed for them."""
-        self._models, self._knows_models = models, True
+        self._models, self.knows_models = models, True
         self._tell()
 
     def add(self, seat: Seat) -> None:
@@ -91,7 +96,7 @@ class Seats:
     def _tell(self) -> None:
         for (model, version), seats in self._seats.items():
             state = self._models.get(model)
-            if self._knows_models and (state is None or version not in state.versions):
+            if self.knows_models and (state is None or version not in state.versions):
                 continue  # it was registered after the engine was asked, or is about to end
             told = (self._default(model) == version, state.versions if state else (version,))
             for seat in seats:
@@ -125,7 +130,7 @@ class Seats:
         seats = self._seats.get((model, version or ""))
         if not seats:
             return None
-        if self._knows_models and not self.is_registered(model, version):
+        if self.knows_models and not self.is_registered(model, version):
             is_older = any(seat.told is not None for seat in seats)
             if is_older:  # than what the engine says
                 return None
@@ -139,15 +144,7 @@ class Seats:
     @property
     def is_complete(self) -> bool:
         """Whether every model has the workers that are wanted."""
-        return self._knows_models and all(has >= wanted for has, wanted in self._staffed())
-
-    @property
-    def is_alone(self) -> bool:
-        """Whether workers are wanted, and there is not one."""
-        found = list(self._staffed())
-        return not self._knows_models or (
-            any(wanted for _, wanted in found) and not any(has for has, _ in found)
-        )
+        return self.knows_models and all(has >= wanted for has, wanted in self._staffed())
 
     def _staffed(self) -> Iterator[tuple[int, int]]:
         """How many workers each version has, and should have."""
