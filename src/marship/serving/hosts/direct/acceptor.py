@@ -108,12 +108,18 @@ class Acceptor(Site):
                 line.setblocking(False)
                 if line.family != socket.AF_UNIX:
                     line.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-                if self.connections >= self.limits.connections:
+                if self._is_full():
                     refuse(line, _too_many(self.limits.connections))
                     continue
                 self._arrivals.add(line)
 
         self._loop.add_reader(number, accept)
+
+    def _is_full(self) -> bool:
+        """Whether no more clients may connect; one that never sent a request makes room."""
+        if self.connections < self.limits.connections:
+            return False
+        return not self._arrivals.close_oldest()
 
     @property
     def connections(self) -> int:

@@ -63,6 +63,13 @@ class Arrivals:
         self._loop.remove_reader(number)
         return line
 
+    def close_oldest(self) -> bool:
+        """Close the one that has waited longest; whether there was one."""
+        for number in self._lines:
+            self._remove(number).close()
+            return True
+        return False
+
     def expire(self, now: float) -> None:
         """Close those that took too long."""
         for number, (_, _, deadline) in list(self._lines.items()):

@@ -41,7 +41,7 @@ class Limits:
     stalled_s: float = 20.0
     linger_s: float = 2.0
     relayed_s: float = 300.0
-    pipelined: int = 32
+    pipelined: int = 8
     connections: int = 4096
 
 

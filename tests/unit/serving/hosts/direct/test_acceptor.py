@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from directly import BODY, Place, request, service, until
+from directly import BODY, Line, Place, request, service, until
 from marship.serving.hosts.direct.limits import Limits
 
 
@@ -175,5 +175,24 @@ def test_more_clients_than_the_limit_are_refused_with_a_word(loaded: Any) -> Non
             each.__exit__(None, None, None)
         until(lambda: made.acceptor.connections == 0)
         assert made.ask("/predictions/m", BODY).status == 200
+    finally:
+        made.close()
+
+
+def test_clients_that_send_nothing_make_room_for_those_that_ask(loaded: Any) -> None:
+    """Whoever opens more connections than the limit loses the oldest; nobody else waits."""
+    made = Place(limits=Limits(connections=20))
+    try:
+        made.add(loaded)
+        made.follow(m=("1.0",))
+        idle = [Line(made.address) for _ in range(100)]
+        assert made.ask().status == 200
+        assert made.acceptor.connections <= 20
+        assert all(line.is_closed() for line in idle[:70])
+        with made.line() as line:
+            line.send(request())
+            assert line.read().status == 200
+        for each in idle:
+            each.close()
     finally:
         made.close()
