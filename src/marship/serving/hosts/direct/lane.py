@@ -95,6 +95,8 @@ class Lane:
         self._is_scheduled = False
         while self._pending and len(self._running) < self._slots:
             batch = self._take()
+            if not batch:
+                return
             if self._in_loop and sum(len(exchange.body) for exchange in batch) <= IN_LOOP_BYTES:
                 self._run_here(batch)
             else:
@@ -107,13 +109,14 @@ class Lane:
             self._work.get()()
 
     def _take(self) -> list[Exchange]:
+        """The next batch, without those whose clients are gone; perhaps empty."""
         most = self._most if self._service.joining_pays else 1
-        pending = self._pending
-        if len(pending) <= most:
-            batch = list(pending)
-            pending.clear()
-            return batch
-        return [pending.popleft() for _ in range(most)]
+        batch: list[Exchange] = []
+        while self._pending and len(batch) < most:
+            exchange = self._pending.popleft()
+            if not exchange.is_abandoned:
+                batch.append(exchange)
+        return batch
 
     def _run_here(self, batch: list[Exchange]) -> None:
         self._running[id(batch)] = (time.monotonic(), batch)

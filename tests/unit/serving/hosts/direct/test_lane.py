@@ -1,5 +1,7 @@
 """Batches without a delay: what arrived while a call ran is the next one."""
 
+import socket
+import struct
 import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -39,6 +41,27 @@ def held(folder: Path, place: Place) -> Iterator[tuple[Place, Any]]:
     place.follow(m=("1.0",))
     yield place, loaded
     loaded.goes.release(100)
+
+
+def test_requests_of_clients_that_are_gone_are_not_run(held: tuple[Place, Any]) -> None:
+    """They keep nobody else waiting; a client that only ends its side may still read."""
+    place, loaded = held
+    (worker,) = place.workers
+    with place.line() as first, place.line() as last:
+        first.send(request())
+        until(lambda: loaded.batches == [1])
+        for _ in range(3):
+            with place.line() as gone:
+                gone.send(request())
+                resets = struct.pack("ii", 1, 0)
+                gone.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, resets)
+        until(lambda: worker._lane.load == 4)
+        until(lambda: len(worker._connections) == 1)
+        last.send(request())
+        until(lambda: worker._lane.load == 5)
+        loaded.goes.release(2)
+        assert first.read().status == last.read().status == 200
+    assert loaded.batches == [1, 1]
 
 
 def test_what_arrives_during_a_call_is_the_next_batch(held: tuple[Place, Any]) -> None:
