@@ -25,7 +25,7 @@ Amount = Callable[[float, float], float]
 KILL_EVERY_S = 5.0
 READY_AGAIN_S = 10.0
 TIMEOUT_S = 60.0
-DIED = "Worker died"
+DIED = ("Worker died", "the worker must live until it has responded")
 WORKERS = 2
 
 

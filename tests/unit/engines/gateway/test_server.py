@@ -357,8 +357,9 @@ def infer_later(channel: grpc.Channel, timeout: float = 60) -> Any:
 
 def test_a_full_queue_is_resource_exhausted(place: Place, held: Any, channel: grpc.Channel) -> None:
     """One runs, one waits, the third is told to come back."""
-    under_way = [infer_later(channel) for _ in range(2)]
+    under_way = [infer_later(channel)]
     assert held.entered.acquire(timeout=10)
+    under_way.append(infer_later(channel))
     (worker,) = place.workers
     until(lambda: worker._lane.load == 2)
     error = refused(channel, request())

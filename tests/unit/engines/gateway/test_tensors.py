@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import orjson
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
@@ -17,6 +17,10 @@ from marship.errors import InvalidInputError, MalformedError, MarshipError
 from marship.serving.formats import codec, kserve
 
 TYPED = sorted(set(kserve.DTYPES) - {"FP16"})
+
+
+patient = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
+"""On a machine that does other work, the first arrays take seconds."""
 
 
 def contract(arrays: dict[str, np.ndarray]) -> Contract:
@@ -79,6 +83,7 @@ def same(first: np.ndarray, second: np.ndarray) -> None:
     np.testing.assert_array_equal(first.astype(first.dtype.newbyteorder("=")), second, strict=True)
 
 
+@patient
 @given(arrays(sorted(kserve.DTYPES)))
 def test_raw_inputs_arrive(given_arrays: dict[str, np.ndarray]) -> None:
     """All datatypes, any shape, strings among them."""
@@ -89,6 +94,7 @@ def test_raw_inputs_arrive(given_arrays: dict[str, np.ndarray]) -> None:
     assert message.requested.id == "7"
 
 
+@patient
 @given(arrays(TYPED))
 def test_typed_inputs_arrive(given_arrays: dict[str, np.ndarray]) -> None:
     """All datatypes that have a field for their values."""
@@ -106,6 +112,7 @@ def response(given_arrays: dict[str, np.ndarray], *, typed: bool) -> Any:
     return kind("ModelInferResponse").FromString(made.SerializeToString())
 
 
+@patient
 @given(arrays(sorted(kserve.DTYPES)))
 def test_raw_outputs_arrive(given_arrays: dict[str, np.ndarray]) -> None:
     """One raw content for each output, in their order."""
@@ -121,6 +128,7 @@ def test_raw_outputs_arrive(given_arrays: dict[str, np.ndarray]) -> None:
         assert not tensor.HasField("contents")
 
 
+@patient
 @given(arrays(TYPED))
 def test_typed_outputs_arrive(given_arrays: dict[str, np.ndarray]) -> None:
     """The same values as raw ones: packed again they are the same bytes."""
@@ -206,6 +214,7 @@ ANY_JSON = st.recursive(
 )
 
 
+@patient
 @given(ANY_JSON.map(orjson.dumps) | st.binary())
 def test_a_response_of_the_handlers_own_is_no_tensors(body: bytes) -> None:
     """A recommender's list, say: the client is told to ask over HTTP."""

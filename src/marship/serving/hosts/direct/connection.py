@@ -18,6 +18,7 @@ from marship.serving.hosts.direct.reader import END, RequestReader, target_of
 from marship.serving.hosts.direct.site import Site
 from marship.serving.hosts.direct.slots import BEGUN, IDLE, PARTLY, States
 
+_SMALL_BYTES = 1 << 14
 _CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 
 
@@ -219,7 +220,7 @@ class Connection(asyncio.Protocol):
         if waiting[0] is not exchange:
             exchange.parts.append(data)
             return
-        self._write(data)
+        self._write(data, is_whole=is_last and len(waiting) == 1 and not exchange.has_begun)
         if not is_last:
             return
         waiting.popleft()
@@ -230,12 +231,17 @@ class Connection(asyncio.Protocol):
         else:
             self._send_next(closes=not exchange.keeps_alive)
 
-    def _write(self, data: bytes) -> None:
-        """Send at once what the kernel takes: what the loop keeps would die with the process."""
+    def _write(self, data: bytes, *, is_whole: bool = False) -> None:
+        """Send at once what the kernel takes: what the loop keeps would die with the process.
+
+        A small response is sent whole or not at all. Where this process is killed before that is
+        noted, the client gets a status: for this request, or else for its next one.
+        """
         transport = self.transport
         if transport is None or transport.is_closing():
             return
-        self._states[self._place] = PARTLY
+        if not is_whole or len(data) > _SMALL_BYTES:
+            self._states[self._place] = PARTLY
         if not transport.get_write_buffer_size():
             try:
                 sent = os.write(self._fd, data)
@@ -247,6 +253,7 @@ class Connection(asyncio.Protocol):
             if sent == len(data):
                 return
             data = data[sent:]
+        self._states[self._place] = PARTLY
         transport.write(data)
 
     def _settle(self) -> None:

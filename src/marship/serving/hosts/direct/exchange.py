@@ -49,20 +49,28 @@ class Exchange:
         body: The bytes.
         keeps_alive: Whether the connection stays open after the response.
         is_kserve: Whether errors are told as KServe v2 tells them.
+        has_begun: Whether the response is a stream, and its head is sent.
         is_done: Whether the response is complete.
         parts: Of the response, ready before it is their turn.
         route: What its path stands for; None until that is known.
     """
 
     __slots__ = (
-        "_has_begun", "_outlet", "body", "head", "is_done", "is_kserve", "keeps_alive", "parts",
+        "_outlet",
+        "body",
+        "has_begun",
+        "head",
+        "is_done",
+        "is_kserve",
+        "keeps_alive",
+        "parts",
         "route",
     )  # fmt: skip
 
     def __init__(self, outlet: Outlet, head: Head) -> None:
         self._outlet, self.head = outlet, head
         self.body, self.keeps_alive = b"", head.keeps_alive
-        self.is_kserve = self.is_done = self._has_begun = False
+        self.is_kserve = self.is_done = self.has_begun = False
         self.parts: list[bytes] = []
         self.route: Route | None = None
 
@@ -107,7 +115,7 @@ class Exchange:
         """
         if self.is_kserve and reply.status >= HTTPStatus.BAD_REQUEST:
             reply = _for_kserve(reply)
-        if reply.more or self._has_begun:
+        if reply.more or self.has_begun:
             self._stream(reply, timing)
             return
         self.is_done = True
@@ -118,8 +126,8 @@ class Exchange:
     def _stream(self, reply: Reply, timing: str) -> None:
         """Send a part: chunks, or until the connection closes for a client of HTTP/1.0."""
         data = b""
-        if not self._has_begun:
-            self._has_begun = True
+        if not self.has_begun:
+            self.has_begun = True
             self.keeps_alive = self.keeps_alive and self.head.accepts_chunks
             if self.head.wants_events:
                 kind = Reply(

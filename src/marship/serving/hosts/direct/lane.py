@@ -106,7 +106,13 @@ class Lane:
 
     def _run(self) -> None:
         while True:
-            self._work.get()()
+            work = self._work.get()
+            try:
+                work()
+            except RuntimeError:
+                if not self._loop.is_closed():
+                    raise
+                return  # the server has stopped, and nobody waits for the response
 
     def _take(self) -> list[Exchange]:
         """The next batch, without those whose clients are gone; perhaps empty."""

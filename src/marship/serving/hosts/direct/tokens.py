@@ -17,6 +17,9 @@ from marship.errors import MarshipError
 logger = logging.getLogger(__name__)
 
 _LOOK_S = 0.25
+_NEW_S = 2.0
+"""A token that was renewed while this process looked is right for so long, whatever the clock says:
+where the clock is set, the host and this process may notice it at different times."""
 _SCHEME = b"Bearer "
 
 
@@ -39,6 +42,7 @@ class Tokens:
         self._key, self._ends = b"", 0.0
         self._stamp: tuple[int, int, int] | None = None
         self._looked = 0.0
+        self._new_until = 0.0  # monotonic
 
     def check(self, authorization: bytes | None) -> None:
         """Accept a request or not.
@@ -62,7 +66,9 @@ class Tokens:
             )
 
     def _is_right(self, authorization: bytes | None, now: float) -> bool:
-        if authorization is None or not self._key or now >= self._ends:
+        if authorization is None or not self._key:
+            return False
+        if now >= self._ends and time.monotonic() >= self._new_until:
             return False
         given = authorization[len(_SCHEME) :]
         is_bearer = authorization[: len(_SCHEME)].lower() == _SCHEME.lower()
@@ -85,4 +91,6 @@ class Tokens:
         except (OSError, ValueError, KeyError, TypeError) as error:
             logger.warning("the key file must hold the inference token, got: %r", error)
         else:
+            if self._stamp is not None:  # it was renewed just now: the clocks differ
+                self._new_until = time.monotonic() + _NEW_S
             self._key, self._ends, self._stamp = key, ends, stamp

@@ -12,6 +12,7 @@ from marship.serving.hosts.direct.slots import BEGUN, HANDED, IDLE, Held, Slots
 from marship.serving.hosts.direct.sockets import Channel, Packet
 
 _ENDS_WITHIN_S, _LOOK_S = 2.0, 0.005
+_DROPS_S, _DROPPED_BYTES = 2.0, 1 << 16
 
 
 class Workers:
@@ -156,21 +157,51 @@ class Workers:
         elif state == IDLE:
             self._await_request(socket.socket(fileno=held.fd))
         elif state == BEGUN:
-            refuse(socket.socket(fileno=held.fd), _died())
+            _tell(self._loop, socket.socket(fileno=held.fd), _died())
         else:
             _end(held.fd)
 
 
+def _tell(loop: asyncio.AbstractEventLoop, line: socket.socket, error: StatusError) -> None:
+    """Answer, and close after the client: else what it still sends would reset the connection."""
+    line.setblocking(False)
+    with suppress(OSError):
+        line.send(_response(error))
+        line.shutdown(socket.SHUT_WR)
+
+    def drop() -> None:
+        try:
+            data = line.recv(_DROPPED_BYTES)
+        except BlockingIOError:
+            return
+        except OSError:
+            data = b""
+        if not data:
+            close()
+
+    def close() -> None:
+        timer.cancel()
+        loop.remove_reader(line.fileno())
+        _end(line.detach())
+
+    timer = loop.call_later(_DROPS_S, close)
+    loop.add_reader(line.fileno(), drop)
+
+
 def refuse(line: socket.socket, error: StatusError) -> None:
     """Answer without a parser, and close: what the client sends is not read."""
+    with suppress(OSError):
+        line.send(_response(error))
+    _end(line.detach())
+
+
+def _response(error: StatusError) -> bytes:
     reply = error_reply(error)
     head = (
         f"HTTP/1.1 {reply.status} Service Unavailable\r\ncontent-type: {reply.content_type}\r\n"
         f"retry-after: 1\r\ncontent-length: {len(reply.body)}\r\nconnection: close\r\n\r\n"
     )
-    with suppress(OSError):
-        line.send(head.encode() + reply.body)
-    _end(line.detach())
+    return head.encode() + reply.body
 
 
 def _end(fd: int) -> None:

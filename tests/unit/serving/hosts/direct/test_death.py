@@ -133,6 +133,24 @@ def test_a_request_that_is_lost_gets_a_status(place: Place, processes: Any, sent
     assert line.is_closed()
 
 
+def test_what_the_worker_had_not_read_does_not_keep_the_status_away(
+    place: Place, processes: Any
+) -> None:
+    """A close with unread bytes resets the connection, and the client would see just that."""
+    worker = processes()
+    (line,) = lines(place, 1)
+    until(lambda: states(place) == [0])
+    sent = request(body=b"[" * 100_000)
+    line.send(sent[:1000])
+    until(lambda: states(place) == [1])
+    os.kill(worker.process.pid, signal.SIGSTOP)
+    line.send(sent[1000:-1])
+    worker.kill()
+    until(lambda: place.seats() == 0)
+    line.send(sent[-1:])
+    assert line.read().status == 503
+
+
 def test_a_response_that_was_begun_ends_without_its_last_part(place: Place, processes: Any) -> None:
     """Nothing is written into the middle of it."""
     worker = processes("stream")

@@ -1,6 +1,7 @@
 """Tokens: their ends, their renewal, a key file that is being written."""
 
 import json
+import time
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -52,6 +53,22 @@ def test_an_expired_token_is_refused(tmp_path: Path) -> None:
     write(tmp_path / "k", "right", seconds=-1)
     with pytest.raises(RefusedError, match="expired"):
         Tokens(tmp_path / "k").check(b"Bearer right")
+
+
+def test_a_token_that_is_renewed_meanwhile_is_accepted_before_the_clocks_agree(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """TorchServe may notice later that the clock was set; the token ends soon all the same."""
+    write(tmp_path / "k", "old", seconds=-1)
+    tokens = Tokens(tmp_path / "k")
+    with pytest.raises(RefusedError):
+        tokens.check(b"Bearer old")
+    write(tmp_path / "k", "new", seconds=-1)
+    tokens.check(b"Bearer new")
+    later = time.monotonic() + 3
+    monkeypatch.setattr(time, "monotonic", lambda: later)
+    with pytest.raises(RefusedError):
+        tokens.check(b"Bearer new")
 
 
 def test_health_needs_no_token_and_all_else_does(tmp_path: Path, loaded: object) -> None:
