@@ -24,6 +24,7 @@ from marship.serving.hosts.direct.connection import Connection
 from marship.serving.hosts.direct.exchange import Exchange
 from marship.serving.hosts.direct.heads import Heads
 from marship.serving.hosts.direct.limits import Limits, StatusError
+from marship.serving.hosts.direct.relay import check as check_relayed
 from marship.serving.hosts.direct.relay import relay
 from marship.serving.hosts.direct.seats import ModelState, Seat, Seats
 from marship.serving.hosts.direct.site import Site
@@ -217,7 +218,9 @@ class Acceptor(Site):
                 f"{_shown(exchange.head.path)}."
             )
         check_method(exchange, route)
-        if route.model and not self._is_engines(route):
+        if self._is_engines(route):
+            check_relayed(exchange.head)
+        elif route.model:
             raise self._no_worker(route)
 
     def _no_worker(self, route: routes.Route) -> MarshipError:

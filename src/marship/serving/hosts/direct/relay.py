@@ -7,10 +7,12 @@ its next request goes to a worker as soon as there is one.
 
 import asyncio
 from http import HTTPStatus
+from urllib.parse import quote
 
 import httptools
 
 from marship.serving.hosts.direct.exchange import Exchange
+from marship.serving.hosts.direct.heads import Head
 from marship.serving.hosts.direct.limits import Limits, StatusError, error_reply
 from marship.serving.message import Reply
 
@@ -20,6 +22,33 @@ _NOT_PASSED_ON = {
 }  # fmt: skip
 """Of one connection alone (RFC 9110, 7.6.1), or written anew."""
 _NOT_PASSED_BACK = {*_NOT_PASSED_ON, b"content-type", b"date", b"x-request-id"}
+
+
+_LONGEST_TARGET, _LARGEST_HEADERS = 3000, 7000
+"""Bytes; the engine closes the connection where a request line has more than 4096 in all, or the
+headers more than 8192."""
+
+
+def check(head: Head) -> None:
+    """Refuse a request whose head the engine would not read.
+
+    Raises:
+        StatusError: It is too large.
+    """
+    if (size := len(quote(head.path, safe="%/")) + len(head.query)) > _LONGEST_TARGET:
+        raise StatusError(
+            HTTPStatus.REQUEST_URI_TOO_LONG,
+            "too_large",
+            f"a path must have {_LONGEST_TARGET} bytes at most, got {size}.",
+        )
+    if (size := sum(len(name) + len(value) + 4 for name, value in head.raw.items())) > (
+        _LARGEST_HEADERS
+    ):
+        raise StatusError(
+            HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE,
+            "too_large",
+            f"headers must have {_LARGEST_HEADERS} bytes at most, got {size}.",
+        )
 
 
 async def relay(

@@ -143,6 +143,23 @@ def test_kserve_requests_pass_with_the_error_its_clients_read(relayed: Place) ->
     assert (got.status, got.json()) == (404, {"message": "none", "error": "none"})
 
 
+@pytest.mark.parametrize(
+    ("path", "headers", "status"),
+    [
+        ("/predictions/echo" + "a" * 3500, {}, 414),
+        ("/predictions/echo?" + "a" * 3500, {}, 414),
+        ("/predictions/" + "%41" * 1200, {}, 414),
+        ("/predictions/echo", {"X-Long": "a" * 7500}, 431),
+    ],
+)
+def test_what_the_engine_would_not_read_is_refused(
+    relayed: Place, engine: Engine, path: str, headers: dict[str, str], status: int
+) -> None:
+    """It closes the connection there, and the client would get a fault of the server."""
+    got = relayed.ask(path, headers=headers)
+    assert (got.status, got.json()["code"], engine.seen) == (status, "too_large", [])
+
+
 def test_names_reach_the_engine_encoded(relayed: Place, engine: Engine) -> None:
     """No name can become another path."""
     relayed.ask("/predictions/echo/..%2Fmodels%3Fx")
