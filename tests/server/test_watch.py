@@ -34,7 +34,8 @@ def mixing(store: Path, client: Client) -> str:
 
 async def ask_both(server: Server) -> list[object]:
     """Two requests that share a batch."""
-    async with AsyncClient(server.home.path) as client:
+    url = server.record.inference_url  # the direct address waits for no batch
+    async with AsyncClient(server.home.path, inference_url=url) as client:
         return list(await asyncio.gather(*(client.predict(NAME, row) for row in ROWS)))
 
 
