@@ -212,10 +212,10 @@ def _follow(home: Home, accepting: object, loop: asyncio.AbstractEventLoop) -> N
     engine = TorchServe(home.path, {}, {})
     transport = BlockingTransport(engine, Bounds(_ANSWER_S, _MOST_BYTES))
     while True:
-        record = home.record()
-        if record is not None and not record.group.is_alive():
-            os._exit(supervisor.ENDED)
         try:
+            record = home.record()
+            if record is not None and not record.group.is_alive():
+                os._exit(supervisor.ENDED)
             models = transport.run(engine.models())
         except (MarshipError, OSError) as error:
             logger.warning("TorchServe's models must be known, got: %s", error)

@@ -11,7 +11,9 @@ import os
 import socket
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 from urllib.parse import quote
 
 import orjson
@@ -24,19 +26,22 @@ from marship.serving.hosts.direct.connection import Connection
 from marship.serving.hosts.direct.exchange import Exchange
 from marship.serving.hosts.direct.heads import Heads
 from marship.serving.hosts.direct.limits import Limits, StatusError
+from marship.serving.hosts.direct.reader import target_of
 from marship.serving.hosts.direct.relay import check as check_relayed
 from marship.serving.hosts.direct.relay import relay
 from marship.serving.hosts.direct.seats import ModelState, Seat, Seats
-from marship.serving.hosts.direct.site import Site
+from marship.serving.hosts.direct.site import Site, expire
 from marship.serving.hosts.direct.tokens import Tokens
 from marship.serving.hosts.direct.worker import check_method, options
-from marship.serving.hosts.direct.workers import Workers, refuse
+from marship.serving.hosts.direct.workers import Workers, refuse, tell
 from marship.serving.message import Reply
 
 _ACCEPTS_PER_TURN = 64
 _FULL_S = 0.1
 _SWEEP_S = 0.5
 _MOST_TARGETS = 2048
+_MOST_RETURNS = 20
+"""Of a request by workers that would not have it, before its client is told."""
 
 
 class Acceptor(Site):
@@ -127,14 +132,16 @@ class Acceptor(Site):
         """How many clients are connected."""
         return self.seats.held + len(self._own) + len(self._arrivals)
 
-    def _place(self, fd: int, unread: bytes) -> None:
+    def _place(self, fd: int, unread: bytes, returns: int = 0) -> None:
         """Hand a connection to the worker that its next request names, or answer here."""
-        target = _first_target(unread)
-        seat = self._seat_for(target)
-        if seat is not None:
-            seat.hand(fd, unread)
-        else:
+        seat = self._seat_for(target_of(unread.lstrip(b"\r\n")))
+        if seat is None:
             self._keep(fd, unread)
+        elif returns > _MOST_RETURNS:
+            tell(self._loop, fd, _unplaced())
+        else:
+            with suppress(OSError):  # too many files are open: it is closed
+                seat.hand(fd, unread, returns)
 
     def _seat_for(self, target: bytes) -> Seat | None:
         route = self._route(target)
@@ -162,15 +169,18 @@ class Acceptor(Site):
         line = socket.socket(fileno=fd)
         connection = Connection(self, unread)
         task = self._loop.create_task(self._loop.connect_accepted_socket(lambda: connection, line))
-        task.add_done_callback(lambda done: done.cancelled() or done.exception())
+
+        def look(done: asyncio.Task[Any]) -> None:
+            if not done.cancelled() and done.exception() is not None:
+                line.close()
+
+        task.add_done_callback(look)
 
     def _sweep(self) -> None:
-        now = time.monotonic()
-        for connection in list(self._own):
-            connection.expire(now)
-        self._arrivals.expire(now)
-        self.seats.level()
         self._loop.call_later(_SWEEP_S, self._sweep)
+        expire(self._own)
+        self._arrivals.expire(time.monotonic())
+        self.seats.level()
 
     # What connections that are answered here ask.
 
@@ -190,7 +200,11 @@ class Acceptor(Site):
         """Hand a connection on to a worker."""
         if connection.transport is None:
             return
-        fd = os.dup(connection.transport.get_extra_info("socket").fileno())
+        try:
+            fd = os.dup(connection.transport.get_extra_info("socket").fileno())
+        except OSError:  # too many files are open
+            connection.abandon()
+            return
         connection.transport.abort()
         self._place(fd, unread)
 
@@ -264,17 +278,17 @@ class Acceptor(Site):
         return Reply(orjson.dumps(told), status=200 if is_right else 503)
 
 
-def _first_target(unread: bytes) -> bytes:
-    line = unread.lstrip(b"\r\n")
-    start = line.find(b" ") + 1
-    target = line[start : line.find(b" ", start)]
-    if not target.startswith(b"/") and b"://" in target:
-        target = b"/" + target.partition(b"://")[2].partition(b"/")[2]
-    return target
-
-
 def _shown(path: bytes) -> str:
     return path[:100].decode("latin-1")
+
+
+def _unplaced() -> StatusError:
+    return StatusError(
+        503,
+        "no_worker",
+        "a worker must take the request, got it back from all. Retry; the server's log says more.",
+        retry_after_s=1,
+    )
 
 
 def _too_many(most: int) -> StatusError:

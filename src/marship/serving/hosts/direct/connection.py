@@ -6,19 +6,18 @@ which belongs to another process is not begun: the connection is passed on as it
 
 import asyncio
 import math
-import os
 import time
 from collections import deque
 
 from marship.errors import MalformedError, MarshipError
 from marship.serving.hosts.direct.exchange import Exchange
 from marship.serving.hosts.direct.heads import Head
-from marship.serving.hosts.direct.limits import Limits, StatusError, error_reply
+from marship.serving.hosts.direct.limits import StatusError, error_reply, head_too_large
 from marship.serving.hosts.direct.reader import END, RequestReader, target_of
 from marship.serving.hosts.direct.site import Site
-from marship.serving.hosts.direct.slots import BEGUN, IDLE, PARTLY, States
+from marship.serving.hosts.direct.slots import States
+from marship.serving.hosts.direct.writer import Writer
 
-_SMALL_BYTES = 1 << 14
 _CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 
 
@@ -40,23 +39,25 @@ class Connection(asyncio.Protocol):
         states: States | None = None,
     ) -> None:
         self._site, self._limits = site, site.limits
-        self.slot, self._place = slot, slot or 0
-        self._states = bytearray(1) if slot is None or states is None else states
+        self.slot = slot
+        self.writer = Writer(states, slot)
         self._unread = unread
         self.transport: asyncio.Transport | None = None
         self._reader = RequestReader(self, self._limits, site.heads, site.check)
-        self._is_paused = self._is_moving = self._is_ending = False
         self._waiting: deque[Exchange] = deque()
-        self.deadline = time.monotonic() + self._limits.head_s
-        self._stalled_bytes: int | None = None
+        self._is_paused = self._is_moving = self._is_going = self._has_eof = False
+        self._is_ending = self._drops = False  # no more is read; some of it may still come
+        self._is_done = False  # all responses are written
+        self._owes_continue = False
+        self._phase, self.deadline = "head", time.monotonic() + self._limits.head_s
+        self._is_stalled = False
 
     # What asyncio calls.
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Begin, with what has been read before."""
         self.transport = transport  # type: ignore[assignment]
-        self._fd = transport.get_extra_info("socket").fileno()
-        self._states[self._place] = BEGUN if self._unread else IDLE
+        self.writer.open(self.transport, is_begun=bool(self._unread))  # type: ignore[arg-type]
         self._site.opened(self)
         if self._unread:  # asyncio begins to read behind this call, and would end a pause
             asyncio.get_running_loop().call_soon(self._go_on)
@@ -69,9 +70,9 @@ class Connection(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         """Read what came."""
         if self._is_ending:
-            return  # read and dropped: else the client gets a reset and not its response
-        if not self._waiting:
-            self._states[self._place] = BEGUN
+            self._drops = True  # read and dropped: else the client gets a reset, not its response
+            return
+        self.writer.begin()
         if self._unread:
             data = self._unread + data
         elif self._take_whole(data):
@@ -81,37 +82,61 @@ class Connection(asyncio.Protocol):
 
     def eof_received(self) -> bool:
         """The client sends no more; it still reads what it waits for."""
-        self._go_on()  # what another process has read may not have been looked at yet
-        if self._reader.is_in_body or (self._unread and not self._is_moving):
-            self._refuse_and_close(MalformedError("a request must be whole, got a part of it."))
-        if self._is_moving:
-            return True  # the next process sees the end, too
-        if self._waiting:
-            self._waiting[-1].keeps_alive = False
-        return bool(self._waiting)
+        self._has_eof = True
+        self._go_on()
+        is_moving = self._is_moving and not self._is_ending  # the next process sees the end, too
+        return is_moving or bool(self._waiting or self._unread)
 
     def pause_writing(self) -> None:
         """The client reads too slowly for now."""
-        self._stalled_bytes = self._buffered()
+        self._is_stalled = True
+        self.writer.mark()
         self.deadline = time.monotonic() + self._limits.stalled_s
 
     def resume_writing(self) -> None:
-        """It has read what waited."""
-        self._stalled_bytes = None
-        self._set_deadline()
+        """It has read most of what waited."""
+        self._is_stalled = False
+        self._settle()
         self._go_on()
 
     # Reading.
 
     def _go_on(self) -> None:
         """Read requests as long as there are bytes, and room for their responses."""
-        while self._unread and not (self._is_moving or self._is_ending or self._is_full()):
-            data, self._unread = self._unread, b""
-            if not (self._read_body(data) if self._reader.is_in_body else self._read_head(data)):
-                break
-        self._pause(bool(self._unread) and (self._is_moving or self._is_full()))
-        if not self._is_ending and self._stalled_bytes is None:
-            self._set_deadline()
+        if self._is_going:
+            return  # a request was answered at once: the loop below it goes on
+        self._is_going = True
+        try:
+            while self._unread and self._may_read():
+                data, self._unread = self._unread, b""
+                is_body = self._reader.is_in_body
+                if not (self._read_body(data) if is_body else self._read_head(data)):
+                    break
+        finally:
+            self._is_going = False
+        if self._has_eof and self._may_read():
+            self._end_at_eof()
+        must_move = self._is_moving and not self._reader.is_in_body
+        self._pause(not self._is_ending and (must_move or bool(self._unread and self._is_full())))
+        self._set_deadline()
+
+    def _may_read(self) -> bool:
+        is_leaving = self._is_moving and not self._reader.is_in_body
+        return not (self._is_ending or is_leaving or self._is_full())
+
+    def _is_full(self) -> bool:
+        """Whether the client must take responses before more of it is read."""
+        return len(self._waiting) >= self._limits.pipelined or self._is_stalled
+
+    def _end_at_eof(self) -> None:
+        """End behind the last response."""
+        if self._reader.is_in_body or self._unread:
+            self._refuse_and_close(MalformedError("a request must be whole, got a part of it."))
+        elif self._waiting:
+            self._waiting[-1].keeps_alive = False
+            self._is_ending = True
+        else:
+            self._close()
 
     def _take_whole(self, data: bytes) -> bool:
         """Pass on a request that came in one piece behind a head that is known, as most do."""
@@ -129,7 +154,9 @@ class Connection(asyncio.Protocol):
             return False
         exchange = Exchange(self, head)
         self._waiting.append(exchange)
-        self._phase, self.deadline = "response", math.inf
+        self._is_ending = not head.keeps_alive
+        if not self._is_stalled:
+            self._phase, self.deadline = "response", math.inf
         try:
             self._site.check(exchange)
         except MarshipError as error:
@@ -138,10 +165,6 @@ class Connection(asyncio.Protocol):
             exchange.body = data[stop:]
             self._site.handle(exchange)
         return True
-
-    def _is_full(self) -> bool:
-        """Whether the client must take responses before more of it is read."""
-        return len(self._waiting) >= self._limits.pipelined or self._stalled_bytes is not None
 
     def _pause(self, must_wait: bool) -> None:
         if self.transport is None or must_wait == self._is_paused:
@@ -159,7 +182,7 @@ class Connection(asyncio.Protocol):
             if data.count(b"\n") != data.count(b"\r\n"):
                 self._refuse_and_close(MalformedError("lines must end with CR LF, got LF alone."))
             elif len(data) > self._limits.head_bytes:
-                self._refuse_and_close(_head_too_large(self._limits))
+                self._refuse_and_close(head_too_large(self._limits))
             return False
         head, rest = (data, b"") if stop == len(data) else (data[:stop], data[stop:])
         known = self._site.heads.get(head)
@@ -168,7 +191,7 @@ class Connection(asyncio.Protocol):
             self.move()
             return False
         if stop > self._limits.head_bytes:
-            self._refuse_and_close(_head_too_large(self._limits))
+            self._refuse_and_close(head_too_large(self._limits))
             return False
         self._unread = rest
         try:
@@ -178,10 +201,15 @@ class Connection(asyncio.Protocol):
             return False
         assert self._reader.exchange is not None  # noqa: S101  else it raises
         self._waiting.append(self._reader.exchange)
-        if self._reader.wants_continue:
-            self._write(_CONTINUE)
-            self._states[self._place] = BEGUN
+        self._owes_continue = self._reader.wants_continue
+        self._say_continue()
         return self._take()
+
+    def _say_continue(self) -> None:
+        """Let the client send its body, as soon as that stands in no other response."""
+        if self._owes_continue and self._waiting and self._waiting[0] is self._reader.exchange:
+            self._owes_continue = False
+            self.writer.write(_CONTINUE, is_whole=True)
 
     def _read_body(self, data: bytes) -> bool:
         try:
@@ -202,9 +230,13 @@ class Connection(asyncio.Protocol):
 
     def _dispatch(self) -> None:
         exchange, refusal = self._reader.take()
+        self._phase = ""  # the next head, or body, has all its time
         if self._reader.has_overrun:
             exchange.keeps_alive = False
+        if not exchange.keeps_alive:  # nothing behind it is a request
             self._is_ending = True
+            self._drops |= bool(self._unread) or self._reader.has_overrun
+            self._unread = b""
         if refusal is not None:
             exchange.reply(error_reply(refusal))
         else:
@@ -214,72 +246,45 @@ class Connection(asyncio.Protocol):
 
     def send(self, exchange: Exchange, data: bytes, *, is_last: bool) -> None:
         """Write a part of a response, or keep it until it is its turn."""
-        if self.transport is None:
-            return
         waiting = self._waiting
+        if self.transport is None or self._is_done:
+            return
         if waiting[0] is not exchange:
             exchange.parts.append(data)
             return
-        self._write(data, is_whole=is_last and len(waiting) == 1 and not exchange.has_begun)
-        if not is_last:
-            return
-        waiting.popleft()
-        self._settle()
-        if exchange.keeps_alive and not (waiting or self._is_moving or self._unread):
-            if self._stalled_bytes is None:
-                self._set_deadline()
-        else:
-            self._send_next(closes=not exchange.keeps_alive)
-
-    def _write(self, data: bytes, *, is_whole: bool = False) -> None:
-        """Send at once what the kernel takes: what the loop keeps would die with the process.
-
-        A small response is sent whole or not at all. Where this process is killed before that is
-        noted, the client gets a status: for this request, or else for its next one.
-        """
-        transport = self.transport
-        if transport is None or transport.is_closing():
-            return
-        if not is_whole or len(data) > _SMALL_BYTES:
-            self._states[self._place] = PARTLY
-        if not transport.get_write_buffer_size():
-            try:
-                sent = os.write(self._fd, data)
-            except BlockingIOError:
-                sent = 0
-            except OSError:
-                transport.abort()
-                return
-            if sent == len(data):
-                return
-            data = data[sent:]
-        self._states[self._place] = PARTLY
-        transport.write(data)
+        self.writer.write(data, is_whole=is_last and len(waiting) == 1 and not exchange.has_begun)
+        if is_last:
+            waiting.popleft()
+            self._advance(closes=not exchange.keeps_alive)
 
     def _settle(self) -> None:
-        """Note that it is between requests, if all responses are sent."""
-        if not self._waiting and not self._buffered():
-            self._states[self._place] = BEGUN if self._unread else IDLE
+        """Note what this process is doing with the connection, if all that was written is sent."""
+        waiting = self._waiting
+        self.writer.settle(
+            is_partly=bool(waiting) and waiting[0].has_begun,
+            is_begun=bool(waiting or self._unread or self._reader.is_in_body),
+        )
 
-    def _send_next(self, *, closes: bool) -> None:
+    def _advance(self, *, closes: bool) -> None:
         """Write the responses that were ready before their turn, and go on."""
         waiting = self._waiting
-        assert self.transport is not None  # noqa: S101  send returns before
         while waiting and not closes:
             for part in waiting[0].parts:
-                self._write(part)
+                self.writer.write(part)
             waiting[0].parts.clear()
             if not waiting[0].is_done:
                 break
             closes = not waiting.popleft().keeps_alive
-        self._settle()
         if closes:
             self._close()
-        elif self._is_moving:  # as soon as the loop has written it
+            return
+        self._settle()
+        self._say_continue()
+        if self._is_moving:  # as soon as the loop has written it
             asyncio.get_running_loop().call_soon(self._move_if_done)
-        elif self._unread:
+        if self._unread or self._has_eof:
             self._go_on()
-        elif self._stalled_bytes is None:
+        else:
             self._set_deadline()
 
     def _refuse_and_close(self, error: MarshipError) -> None:
@@ -290,23 +295,24 @@ class Connection(asyncio.Protocol):
         if exchange not in self._waiting:
             self._waiting.append(exchange)
         exchange.keeps_alive = False
-        self._unread, self._is_ending = b"", True
+        self._unread, self._is_ending, self._drops = b"", True, True
         exchange.reply(error_reply(error))
 
     def _close(self) -> None:
         """End the connection when all is written; what still comes is dropped for a while."""
         self._waiting.clear()
+        self._unread, self._is_ending, self._is_done = b"", True, True
         if self.transport is None:
             return
-        is_read = not (self._reader.is_in_body or self._is_ending or self._unread)
-        self._unread, self._is_ending = b"", True
-        if is_read:
-            self.transport.close()
-            return
-        self.deadline = time.monotonic() + self._limits.linger_s
-        if self.transport.can_write_eof():
+        self.writer.mark()
+        limits = self._limits
+        waits_s = limits.stalled_s if self.writer.buffered else limits.linger_s
+        self.deadline = time.monotonic() + waits_s
+        if self._drops and not self._has_eof:
             self.transport.write_eof()
-        self._pause(False)
+            self._pause(False)
+        else:
+            self.transport.close()
 
     @property
     def is_closed(self) -> bool:
@@ -323,7 +329,8 @@ class Connection(asyncio.Protocol):
     def move(self) -> None:
         """Pass the connection on to another process as soon as nothing of it is under way."""
         self._is_moving = True
-        self._pause(True)
+        if not self._reader.is_in_body:
+            self._pause(not self._is_ending)
         self._move_if_done()
 
     @property
@@ -332,7 +339,12 @@ class Connection(asyncio.Protocol):
         return not (self._waiting or self._reader.is_in_body or self._is_ending)
 
     def _move_if_done(self) -> None:
-        if not self._is_moving or not self.is_idle or self.transport is None or self._buffered():
+        if (
+            not self._is_moving
+            or not self.is_idle
+            or self.transport is None
+            or self.writer.buffered
+        ):
             return
         unread, self._unread = self._unread, b""
         self._is_moving, self._is_ending = False, True  # once: two readers would share the bytes
@@ -340,33 +352,42 @@ class Connection(asyncio.Protocol):
 
     def expire(self, now: float) -> None:
         """End what takes longer than the limits allow; called every second or so."""
-        if self._is_moving and self._stalled_bytes is None:
-            self._move_if_done()
+        if self.writer.is_unsettled:
+            self._settle()
+        self._move_if_done()
         if now < self.deadline or self.transport is None:
             return
-        if self._stalled_bytes is not None:
-            buffered = self._buffered()
-            if self._stalled_bytes - buffered >= self._limits.body_rate:
-                self._stalled_bytes, self.deadline = buffered, now + self._limits.stalled_s
-                return
-            self.transport.abort()
-        elif self._is_ending or (self.is_idle and not self._unread):
-            self.transport.abort() if self._is_ending else self.transport.close()
-        elif not self._waiting or self._reader.is_in_body:
+        if self._is_stalled or self.writer.buffered:
+            if self.writer.taken < self._limits.body_rate:
+                self.abandon()
+            self.writer.mark()
+            self.deadline = now + self._limits.stalled_s
+        elif self._is_done:
+            self.abandon()
+        elif self.is_idle and not self._unread:
+            self.transport.close()
+        elif self.is_receiving or not self._waiting:
             self._refuse_and_close(
                 StatusError(
                     408, "timeout", "a request must be sent without long pauses, got a part of it."
                 )
             )
 
+    @property
+    def is_receiving(self) -> bool:
+        """Whether the rest of a request is waited for."""
+        return self._reader.is_in_body and not self._is_ending
+
     def _set_deadline(self) -> None:
         """From what is waited for now: a head, a body, a response, or the next request."""
         reader, limits = self._reader, self._limits
-        if reader.is_in_body:
+        if self._is_done or self._is_stalled:
+            return
+        if self.is_receiving:
             if self._phase != "body":  # from its first byte on
                 left = 0 if math.isinf(reader.left) else reader.left
                 self._wait("body", limits.body_s + left / limits.body_rate)
-        elif self._unread:
+        elif self._unread and not self._is_full():
             if self._phase != "head":
                 self._wait("head", limits.head_s)
         elif self._waiting:
@@ -376,16 +397,3 @@ class Connection(asyncio.Protocol):
 
     def _wait(self, phase: str, seconds: float) -> None:
         self._phase, self.deadline = phase, time.monotonic() + seconds
-
-    _phase = "head"
-
-    def _buffered(self) -> int:
-        return self.transport.get_write_buffer_size() if self.transport else 0
-
-
-def _head_too_large(limits: Limits) -> StatusError:
-    return StatusError(
-        431,
-        "too_large",
-        f"the request line and headers must have {limits.head_bytes} bytes at most, got more.",
-    )

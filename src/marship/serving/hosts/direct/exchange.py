@@ -119,7 +119,9 @@ class Exchange:
             self._stream(reply, timing)
             return
         self.is_done = True
-        head = self._head(reply, timing, b"content-length: %d\r\n" % len(reply.body))
+        has_body = reply.status != HTTPStatus.NO_CONTENT  # RFC 9110, 8.6
+        framing = b"content-length: %d\r\n" % len(reply.body) if has_body else b""
+        head = self._head(reply, timing, framing)
         data = head if self.head.method == "HEAD" else head + reply.body
         self._outlet.send(self, data, is_last=True)
 

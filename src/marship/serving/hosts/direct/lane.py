@@ -19,7 +19,7 @@ from queue import SimpleQueue
 from marship.errors import MarshipError, RequestError
 from marship.serving.formats import forms
 from marship.serving.hosts.direct.exchange import Exchange
-from marship.serving.hosts.direct.limits import StatusError, error_reply
+from marship.serving.hosts.direct.limits import StatusError, error_reply, worker_died
 from marship.serving.message import Reply, Request, hidden
 from marship.serving.service import Service
 
@@ -58,7 +58,7 @@ class Lane:
         self._service, self._loop, self._most, self._queue = service, loop, most, queue
         self._on_stuck = on_stuck
         self._pending: deque[Exchange] = deque()
-        self._is_scheduled = False
+        self._is_scheduled = self._is_stuck = False
         self._slots = STREAMS if service.streams else 1
         self._running: dict[int, tuple[float, list[Exchange]]] = {}  # since when, by a batch's id
         self._work: SimpleQueue[Callable[[], None]] = SimpleQueue()
@@ -80,7 +80,10 @@ class Lane:
         return len(self._pending) + sum(len(batch) for _, batch in self._running.values())
 
     def put(self, exchange: Exchange) -> None:
-        """Take a request; it is refused where too many wait."""
+        """Take a request; it is refused where too many wait, or the worker is about to end."""
+        if self._is_stuck:
+            exchange.reply(error_reply(worker_died()))
+            return
         if len(self._pending) >= self._queue:
             self._service.metrics.add_error("busy")
             exchange.reply(error_reply(_busy(self._queue)))
@@ -133,7 +136,7 @@ class Lane:
             del self._running[id(batch)]
         self._learn(time.thread_time() - began)
         for exchange, reply in zip(batch, replies, strict=True):
-            exchange.reply(reply, timing)
+            _reply(exchange, reply, timing)
 
     def _run_there(self, batch: list[Exchange]) -> None:
         began = time.thread_time()
@@ -149,8 +152,7 @@ class Lane:
         if not self._is_scheduled:
             self._flush()  # the model first: responses are written while it runs
         for exchange, reply in zip(batch, replies, strict=True):
-            if not exchange.is_done:
-                exchange.reply(reply, timing)
+            _reply(exchange, reply, timing)
         self._learn(took_s)
 
     def _learn(self, took_s: float) -> None:
@@ -205,8 +207,7 @@ class Lane:
     @staticmethod
     def _send(batch: list[Exchange], ready: Mapping[int, Reply], timing: str) -> None:
         for index, reply in sorted(ready.items()):
-            if not batch[index].is_done:
-                batch[index].reply(reply, timing)
+            _reply(batch[index], reply, timing)
 
     def _watch(self) -> None:
         """End the worker where a batch takes too long: its host starts another one."""
@@ -233,10 +234,23 @@ class Lane:
             f"the worker must answer within {limit_s:g} s, got no response in time. Send less in "
             "one request, or raise the model's timeout.",
         )
+        self._is_stuck = True
         for batch in late:
             for exchange in batch:
-                if not exchange.is_done:
-                    exchange.reply(error_reply(error))
+                _reply(exchange, error_reply(error))
+        while self._pending:
+            _reply(self._pending.popleft(), error_reply(worker_died()))
+
+
+def _reply(exchange: Exchange, reply: Reply, timing: str = "") -> None:
+    """Send what is ready; a connection that fails must not keep its neighbours from theirs."""
+    if exchange.is_done:
+        return
+    try:
+        exchange.reply(reply, timing)
+    except Exception:
+        logger.exception("a response must be written, got an error; its connection ends.")
+        exchange.abandon()
 
 
 def _busy(queue: int) -> MarshipError:

@@ -82,3 +82,23 @@ def error_reply(error: MarshipError) -> Reply:
         headers.append(("www-authenticate", "Bearer"))
     body = orjson.dumps({"code": told, "message": str(error)})
     return Reply(body, JSON_TYPE, error.status, tuple(headers))
+
+
+def worker_died() -> StatusError:
+    """The response to a request that a worker took with it."""
+    return StatusError(
+        503,
+        "worker_died",
+        "the worker must live until it has responded, got none that lives. Retry; the server's log "
+        "says why it died.",
+        retry_after_s=1,
+    )
+
+
+def head_too_large(limits: Limits) -> StatusError:
+    """The refusal of a head that has no end within the limit."""
+    return StatusError(
+        431,
+        "too_large",
+        f"the request line and headers must have {limits.head_bytes} bytes at most, got more.",
+    )

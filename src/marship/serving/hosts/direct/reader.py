@@ -12,7 +12,7 @@ from marship.serving.hosts.direct.heads import Head, Heads
 from marship.serving.hosts.direct.limits import Limits, StatusError
 
 END = b"\r\n\r\n"
-_UPGRADE = re.compile(rb"(?im)^upgrade[ \t]*:[^\r\n]*\r\n")
+_UPGRADE = re.compile(rb"(?i)(?<=\r\n)upgrade:[^\r\n]*\r\n")
 
 
 class RequestReader:
@@ -224,9 +224,12 @@ class RequestReader:
 
 
 def target_of(head: bytes) -> bytes:
-    """The target in a request line, where it stands in one; else what is no path."""
-    start = head.find(b" ") + 1
-    return without_host(head[start : head.find(b" ", start)])
+    """The target in a request line, where it stands in one; else what is no path.
+
+    The acceptor and the workers find it here: read in two ways, a request would have no home.
+    """
+    parts = head.partition(b"\r\n")[0].split(b" ")
+    return without_host(parts[1]) if len(parts) > 1 else b""
 
 
 def without_host(target: bytes) -> bytes:

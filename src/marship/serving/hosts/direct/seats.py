@@ -1,5 +1,6 @@
 """Workers as the acceptor sees them: which there are, how busy they are, what they answer for."""
 
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -36,6 +37,7 @@ class Seat:
         self.pid = 0
         self.is_gone = False
         self.drained: list[Seat] = []  # by whoever is at the other end
+        self.drainers: set[Seat] = set()
         self.ends: tuple[str, str] | None = None  # the model and version that are unregistered then
         self.model = self.version = ""
         self.connections = self.requests = 0
@@ -52,11 +54,27 @@ class Seat:
         """The less, the sooner it gets the next connection; workers that are idle take turns."""
         return (self.held, self.requests, self.handed)
 
-    def hand(self, fd: int, unread: bytes) -> None:
-        """Pass a connection on to the worker, with what was read of it."""
+    def hand(self, fd: int, unread: bytes, returns: int = 0) -> None:
+        """Pass a connection on to the worker.
+
+        Args:
+            fd: Its descriptor, closed when it is sent.
+            unread: What was read of it.
+            returns: How often workers have given it back without a response.
+
+        Raises:
+            OSError: The file table is full; the connection is closed.
+        """
+        slot = self.slots.hold(fd, unread, returns) if self.slots is not None else None
+        try:
+            packet = Packet.with_connection("connection", fd, unread, slot)
+        except OSError:
+            os.close(fd)
+            if self.slots is not None and slot is not None:
+                os.close(self.slots.take(slot).fd)
+            raise
         self.handed += 1
-        slot = self.slots.hold(fd, unread) if self.slots is not None else None
-        self.channel.send(Packet.with_connection("connection", fd, unread, slot))
+        self.channel.send(packet)
 
 
 class Seats:
@@ -94,12 +112,12 @@ class Seats:
         self._tell()
 
     def _tell(self) -> None:
-        for (model, version), seats in self._seats.items():
+        for (model, version), seats in list(self._seats.items()):  # a send may find one gone
             state = self._models.get(model)
             if self.knows_models and (state is None or version not in state.versions):
                 continue  # it was registered after the engine was asked, or is about to end
             told = (self._default(model) == version, state.versions if state else (version,))
-            for seat in seats:
+            for seat in list(seats):
                 if seat.told != told:
                     seat.told = told
                     seat.channel.send(
@@ -108,11 +126,15 @@ class Seats:
 
     def is_ending(self, model: str, version: str | None) -> bool:
         """Whether a version, or the default one, is about to be unregistered."""
-        return (model, version or self._default(model) or "") in self.ending
+        return self.named(model, version) in self.ending
+
+    def named(self, model: str, version: str | None) -> tuple[str, str]:
+        """A model with the version that is meant."""
+        return model, version or self._default(model) or ""
 
     def of(self, model: str, version: str | None) -> list[Seat]:
         """The workers of a version, or of the default one."""
-        return list(self._seats.get((model, version or self._default(model) or ""), []))
+        return list(self._seats.get(self.named(model, version), []))
 
     def _default(self, model: str) -> str | None:
         """The version that is meant where none is named: the only one there is, until told."""
@@ -125,9 +147,13 @@ class Seats:
         """The worker to give a connection to; None where there is none for the version.
 
         A version that the engine has unregistered is not to be seen, even while its worker lives.
+        A worker that has not been told yet that its version is the default one gives requests
+        without a version back: it gets none.
         """
-        version = version or self._default(model)
-        seats = self._seats.get((model, version or ""))
+        seats = self._seats.get(self.named(model, version), [])
+        if version is None:
+            version = self._default(model)
+            seats = [seat for seat in seats if seat.told is not None and seat.told[0]]
         if not seats:
             return None
         if self.knows_models and not self.is_registered(model, version):
@@ -164,7 +190,7 @@ class Seats:
 
     def level(self) -> None:
         """Let workers that have more connections than others of their version give some back."""
-        for seats in self._seats.values():
+        for seats in list(self._seats.values()):  # a send may find one gone
             least, most = min(seats, key=_load), max(seats, key=_load)
             if (count := (most.connections - least.held) // 2) > 0:
                 most.channel.send(Packet("give back", {"count": count}))

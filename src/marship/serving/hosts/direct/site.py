@@ -1,5 +1,7 @@
 """What a server does with the requests of its connections: the acceptor and the workers do."""
 
+import logging
+import time
 from typing import TYPE_CHECKING, Protocol
 
 from marship.serving.hosts.direct.exchange import Exchange
@@ -7,7 +9,11 @@ from marship.serving.hosts.direct.heads import Heads
 from marship.serving.hosts.direct.limits import Limits
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from marship.serving.hosts.direct.connection import Connection
+
+logger = logging.getLogger(__name__)
 
 
 class Site(Protocol):
@@ -37,3 +43,14 @@ class Site(Protocol):
 
     def handle(self, exchange: Exchange) -> None:
         """Answer a request."""
+
+
+def expire(connections: "Iterable[Connection]") -> None:
+    """End what takes longer than its limits, each connection for itself."""
+    now = time.monotonic()
+    for connection in list(connections):
+        try:
+            connection.expire(now)
+        except Exception:
+            logger.exception("a connection must end in time, got an error; it is closed.")
+            connection.abandon()

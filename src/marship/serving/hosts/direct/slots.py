@@ -25,10 +25,12 @@ class Held:
     Attributes:
         fd: Another descriptor of it.
         unread: What was read of it before; empty as soon as the worker has it.
+        returns: How often workers have given it back without a response.
     """
 
     fd: int
     unread: bytes
+    returns: int = 0
 
 
 class Slots:
@@ -50,23 +52,28 @@ class Slots:
     def __len__(self) -> int:
         return len(self._held)
 
-    def hold(self, fd: int, unread: bytes) -> int | None:
+    def hold(self, fd: int, unread: bytes, returns: int) -> int | None:
         """Keep a connection that is about to be handed over; None where there is no place."""
         slot = self._used.pop() if self._used else next(self._free, None)
         if slot is None:
             return None
         try:
-            self._held[slot] = Held(os.dup(fd), unread)
+            self._held[slot] = Held(os.dup(fd), unread, returns)
         except OSError:  # the file table is full: the worker alone has it
             self._used.append(slot)
             return None
         self._states[slot] = HANDED
         return slot
 
-    def take(self, slot: int) -> int:
-        """The descriptor of a connection that the worker gives back, or has closed."""
+    def take(self, slot: int) -> Held:
+        """A connection that the worker gives back, or has closed.
+
+        Raises:
+            KeyError: The worker has none of this number.
+        """
+        held = self._held.pop(slot)
         self._used.append(slot)
-        return self._held.pop(slot).fd
+        return held
 
     def forget_unread(self) -> None:
         """Drop what was read before, as the worker has all that was handed over."""

@@ -31,12 +31,14 @@ class Packet:
         told: Its facts, JSON.
         fds: A connection's descriptor, and perhaps a file's; whoever gets them closes them.
         rest: Bytes behind the JSON.
+        is_cut: Whether descriptors were lost, as this process has too many files open.
     """
 
     kind: str
     told: Mapping[str, Any] = field(default_factory=dict)
     fds: list[int] = field(default_factory=list)
     rest: bytes = b""
+    is_cut: bool = False
 
     @classmethod
     def with_connection(
@@ -50,6 +52,9 @@ class Packet:
                 one already.
             unread: What was read of it and not yet looked at.
             slot: Its number among those of the worker; None where it has none.
+
+        Raises:
+            OSError: The file table is full.
         """
         fds = [] if fd is None else [fd]
         if len(unread) <= INLINE_BYTES:
@@ -116,13 +121,17 @@ class Channel:
 
     def flush(self) -> None:
         """Send what waits, as far as it goes."""
-        while self._unsent and self._is_open and self._try(self._unsent[0]):
-            self._unsent.popleft()
-        if self._is_open and not self._unsent:
+        while self._unsent:
+            packet = self._unsent.popleft()
+            if not self._try(packet):
+                self._unsent.appendleft(packet)
+                return
+        if self._is_open:
             self._loop.remove_writer(self._line.fileno())
 
     def _try(self, packet: Packet) -> bool:
-        head = orjson.dumps({**packet.told, "kind": packet.kind}) + b"\n"
+        told = {**packet.told, "kind": packet.kind, "fds": len(packet.fds)}
+        head = orjson.dumps(told) + b"\n"
         rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", packet.fds))]
         try:
             self._line.sendmsg([head, packet.rest], rights if packet.fds else [])
@@ -148,7 +157,11 @@ class Channel:
                 return
             head, _, rest = data.partition(b"\n")
             told = orjson.loads(head)
-            self._on_packet(Packet(told.pop("kind"), told, list(fds), rest))
+            packet = Packet(told.pop("kind"), told, list(fds), rest)
+            if len(fds) < told.pop("fds", 0):
+                packet.close()
+                packet.is_cut = True
+            self._on_packet(packet)
 
     def close(self) -> None:
         """End it; the other side learns of it."""

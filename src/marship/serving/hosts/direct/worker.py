@@ -9,10 +9,10 @@ import logging
 import os
 import socket
 import threading
-import time
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import orjson
 
@@ -22,7 +22,7 @@ from marship.serving.hosts.direct.exchange import Exchange
 from marship.serving.hosts.direct.heads import Heads
 from marship.serving.hosts.direct.lane import Lane
 from marship.serving.hosts.direct.limits import Limits, StatusError, error_reply
-from marship.serving.hosts.direct.site import Site
+from marship.serving.hosts.direct.site import Site, expire
 from marship.serving.hosts.direct.sockets import Channel, Packet
 from marship.serving.hosts.direct.tokens import Tokens
 from marship.serving.message import Reply
@@ -83,7 +83,7 @@ class Worker(Site):
         self._routes: dict[bytes, routes.Route | None] = {}
         self._connections: set[Connection] = set()
         self._is_default, self._versions = False, [settings.version]
-        self._is_draining = False
+        self._is_drained = self._is_leaving = False
         self._channel: Channel | None = None
         self._adopted = 0  # connections, since the acceptor knows this worker
         self._told = (-1, -1, -1)
@@ -114,6 +114,8 @@ class Worker(Site):
 
     def _connect(self) -> None:
         """Tell the acceptor that this worker is ready."""
+        if self._is_leaving:
+            return
         line = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         try:
             line.connect(str(self._settings.acceptor))
@@ -123,6 +125,7 @@ class Worker(Site):
             return
         self._channel = Channel(self._loop, line, self._on_packet, self._on_lost)
         self._is_default, self._adopted, self._told = False, 0, (-1, -1, -1)
+        self._is_drained = False  # whoever asked for it has another acceptor to ask, or none
         told = {
             "model": self._settings.model,
             "version": self._settings.version,
@@ -139,7 +142,7 @@ class Worker(Site):
         self._loop.call_later(RETRY_S, self._connect)
 
     def _on_packet(self, packet: Packet) -> None:
-        if packet.kind == "connection" and packet.fds:
+        if packet.kind == "connection":
             self._adopt(packet)
         elif packet.kind == "state":
             self._is_default = bool(packet.told["default"])
@@ -150,25 +153,38 @@ class Worker(Site):
         elif packet.kind == "give back":
             self._give_back(int(packet.told["count"]))
         elif packet.kind == "drain":
-            self._is_draining = True
+            self._is_drained = True
             self._give_back(len(self._connections))
             self._report()
         elif packet.kind == "resume":
-            self._is_draining = False
+            self._is_drained = False
 
     def _adopt(self, packet: Packet) -> None:
         self._adopted += 1
+        slot = packet.told.get("slot")
+        if packet.is_cut:
+            self._refuse(slot)
+            return
+        connection = Connection(self, packet.payload(), slot, self._states)
         line = socket.socket(fileno=packet.fds[0])
-        connection = Connection(self, packet.payload(), packet.told.get("slot"), self._states)
         task = self._loop.create_task(self._loop.connect_accepted_socket(lambda: connection, line))
-        task.add_done_callback(lambda done: done.cancelled() or done.exception())
+
+        def look(done: asyncio.Task[Any]) -> None:
+            if not done.cancelled() and done.exception() is not None:
+                line.close()
+                self._refuse(slot)
+
+        task.add_done_callback(look)
+
+    def _refuse(self, slot: int | None) -> None:
+        """Let the acceptor answer a client that cannot be served here."""
+        if self._channel is not None and slot is not None:
+            self._channel.send(Packet("refused", {"slot": slot}))
 
     def _sweep(self) -> None:
-        now = time.monotonic()
-        for connection in list(self._connections):
-            connection.expire(now)
-        self._report()
         self._loop.call_later(SWEEP_S, self._sweep)
+        expire(self._connections)
+        self._report()
 
     def _report(self) -> None:
         told = (len(self._connections), self._lane.load, self._adopted)
@@ -192,7 +208,7 @@ class Worker(Site):
         done = threading.Event()
 
         def give() -> None:
-            self._is_draining = True
+            self._is_leaving = True
             if self._channel is not None:
                 self._channel.send(Packet("leaving"))
             self._give_back_idle()
@@ -211,6 +227,10 @@ class Worker(Site):
         self._connections.add(connection)
         if self._is_draining:
             connection.move()
+
+    @property
+    def _is_draining(self) -> bool:
+        return self._is_drained or self._is_leaving
 
     def closed(self, connection: Connection) -> None:
         """Count it no more, and let the acceptor close it, too."""
@@ -233,9 +253,18 @@ class Worker(Site):
             transport.close()
             return
         slot, connection.slot = connection.slot, None
-        fd = None if slot is not None else os.dup(transport.get_extra_info("socket").fileno())
+        fd = None
+        try:
+            if slot is None:
+                fd = os.dup(transport.get_extra_info("socket").fileno())
+            packet = Packet.with_connection("back", fd, unread, slot)
+        except OSError:  # the file table is full
+            if fd is not None:
+                os.close(fd)
+            packet = Packet("refused", {"slot": slot})
         transport.abort()
-        self._channel.send(Packet.with_connection("back", fd, unread, slot))
+        packet.told = {**packet.told, "has_answered": connection.writer.has_written}
+        self._channel.send(packet)
 
     def _route(self, target: bytes) -> routes.Route | None:
         """The route of a target, if this worker answers it."""
@@ -281,11 +310,16 @@ class Worker(Site):
 
 
 def check_method(exchange: Exchange, route: routes.Route) -> None:
-    """Raise 405 where a path has not this method."""
+    """Raise 405 where a path has not this method, and 413 for a body that nobody reads."""
     if exchange.head.method not in route.methods and exchange.head.method != "OPTIONS":
         allow = ", ".join((*route.methods, "OPTIONS"))
         raise StatusError(
             405, "method", f"the method must be {allow}, got {exchange.head.method}.", allow=allow
+        )
+    is_read = route.kind == routes.PREDICT and exchange.head.method != "OPTIONS"
+    if not is_read and (exchange.head.length or exchange.head.is_chunked):
+        raise StatusError(
+            413, "too_large", f"{exchange.head.method} of this path must have no body, got one."
         )
 
 

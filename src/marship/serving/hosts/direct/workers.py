@@ -1,15 +1,18 @@
 """Workers at the acceptor: they say hello, give connections back, and die."""
 
 import asyncio
+import logging
 import socket
 import time
 from collections.abc import Callable
 from contextlib import suppress
 
-from marship.serving.hosts.direct.limits import StatusError, error_reply
+from marship.serving.hosts.direct.limits import StatusError, error_reply, worker_died
 from marship.serving.hosts.direct.seats import Seat, Seats
 from marship.serving.hosts.direct.slots import BEGUN, HANDED, IDLE, Held, Slots
 from marship.serving.hosts.direct.sockets import Channel, Packet
+
+logger = logging.getLogger(__name__)
 
 _ENDS_WITHIN_S, _LOOK_S = 2.0, 0.005
 _DROPS_S, _DROPPED_BYTES = 2.0, 1 << 16
@@ -21,7 +24,8 @@ class Workers:
     Args:
         loop: The event loop.
         seats: Where workers are entered.
-        place: Takes a connection's descriptor, and what was read of it, to whom it belongs.
+        place: Takes a connection's descriptor, and what was read of it, to whom it belongs; it is
+            told how often workers have given it back without a response.
         await_request: Takes a connection that is between requests.
     """
 
@@ -29,12 +33,13 @@ class Workers:
         self,
         loop: asyncio.AbstractEventLoop,
         seats: Seats,
-        place: Callable[[int, bytes], None],
+        place: Callable[[int, bytes, int], None],
         await_request: Callable[[socket.socket], None],
     ) -> None:
         self._loop, self._seats = loop, seats
         self._place, self._await_request = place, await_request
         self._channels: set[Channel] = set()
+        self._drained: set[Seat] = set()
 
     def close(self) -> None:
         """End all channels; workers keep their connections."""
@@ -60,6 +65,7 @@ class Workers:
 
         def on_lost() -> None:
             seat.is_gone = True
+            self._drained.discard(seat)
             self._channels.discard(seat.channel)
             self._seats.remove(seat)
             self._release(seat)
@@ -74,7 +80,7 @@ class Workers:
             seat.connections = packet.told["connections"]
             seat.pid = packet.told["pid"]
             if packet.fds:
-                with suppress(OSError):  # it is gone already
+                with suppress(OSError):  # it is gone already, or too many files are open
                     seat.slots = Slots(packet.fds[0], seat.pid)
             self._seats.add(seat)
         elif packet.kind == "load":
@@ -87,15 +93,21 @@ class Workers:
         elif packet.kind == "drain":
             self._drain(seat, packet.told["model"], packet.told["version"], packet.told["pids"])
         elif packet.kind == "closed" and seat.slots is not None:
-            _end(seat.slots.take(packet.told["slot"]))
+            _end(seat.slots.take(packet.told["slot"]).fd)
+        elif packet.kind == "refused" or (packet.kind == "back" and packet.is_cut):
+            self._refuse(seat, packet.told["slot"])
         elif packet.kind == "back":
             self._take_back(seat, packet)
 
     def _drain(self, caller: Seat, model: str, version: str | None, pids: list[int] | None) -> None:
         """Give workers nothing new, and say when they have nothing left."""
-        for seat in self._seats.of(model, version):
+        named = self._seats.named(model, version)
+        others = [seat for seat in self._drained if (seat.model, seat.version) == named]
+        for seat in (*self._seats.of(model, version), *others):
             if pids is None or seat.pid in pids:
                 self._seats.remove(seat)
+                self._drained.add(seat)
+                seat.drainers.add(caller)
                 caller.drained.append(seat)
                 seat.channel.send(Packet("drain"))
 
@@ -117,20 +129,33 @@ class Workers:
         if caller.ends is not None:
             self._seats.ending.remove(caller.ends)
         for seat in caller.drained:
-            if not seat.is_gone:
+            seat.drainers.discard(caller)
+            if not (seat.is_gone or seat.drainers):
+                self._drained.discard(seat)
                 seat.channel.send(Packet("resume"))
                 self._seats.add(seat)
 
     def _take_back(self, seat: Seat, packet: Packet) -> None:
         """Find another worker for a connection, by its next request or else by its last model."""
         unread, slot = packet.payload(), packet.told.get("slot")
-        fd = seat.slots.take(slot) if seat.slots is not None and slot is not None else packet.fds[0]
+        returns = 0
+        if seat.slots is not None and slot is not None:
+            held = seat.slots.take(slot)
+            fd = held.fd
+            returns = 0 if packet.told.get("has_answered", True) else held.returns + 1
+        else:
+            fd = packet.fds[0]
         if unread:
-            self._place(fd, unread)
+            self._place(fd, unread, returns)
         elif another := self._seats.least_busy(seat.model, None):
             another.hand(fd, unread)
         else:
             self._await_request(socket.socket(fileno=fd))
+
+    def _refuse(self, seat: Seat, slot: int | None) -> None:
+        """Answer a client for a worker that has too many files open."""
+        if seat.slots is not None and slot is not None:
+            tell(self._loop, seat.slots.take(slot).fd, _full())
 
     def _release(self, seat: Seat) -> None:
         """Find out what a worker that is gone left behind, as soon as its process has ended."""
@@ -145,7 +170,10 @@ class Workers:
                 return
             if found.has_ended:
                 for state, held in found.release():
-                    self._resume(state, held)
+                    try:
+                        self._resume(state, held)
+                    except Exception:  # the others must go on
+                        logger.exception("a connection of a worker that died must go on.")
             found.close()  # else a process that lives still has them
 
         look()
@@ -153,17 +181,18 @@ class Workers:
     def _resume(self, state: int, held: Held) -> None:
         """Go on with a connection whose worker has died."""
         if state == HANDED:
-            self._place(held.fd, held.unread)
+            self._place(held.fd, held.unread, held.returns)
         elif state == IDLE:
             self._await_request(socket.socket(fileno=held.fd))
         elif state == BEGUN:
-            _tell(self._loop, socket.socket(fileno=held.fd), _died())
+            tell(self._loop, held.fd, worker_died())
         else:
             _end(held.fd)
 
 
-def _tell(loop: asyncio.AbstractEventLoop, line: socket.socket, error: StatusError) -> None:
+def tell(loop: asyncio.AbstractEventLoop, fd: int, error: StatusError) -> None:
     """Answer, and close after the client: else what it still sends would reset the connection."""
+    line = socket.socket(fileno=fd)
     line.setblocking(False)
     with suppress(OSError):
         line.send(_response(error))
@@ -210,11 +239,11 @@ def _end(fd: int) -> None:
         line.shutdown(socket.SHUT_RDWR)
 
 
-def _died() -> StatusError:
+def _full() -> StatusError:
     return StatusError(
         503,
-        "worker_died",
-        "the worker must live until it has responded, got none that lives. Retry; the server's log "
-        "says why it died.",
+        "busy",
+        "the worker must have a file descriptor for each client, got too many clients. Retry, or "
+        "raise the limit of open files (ulimit -n).",
         retry_after_s=1,
     )

@@ -2,8 +2,6 @@
 
 import os
 import signal
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,62 +9,7 @@ from typing import Any
 import pytest
 
 from directly import Line, Place, request, until
-
-SCRIPT = """
-import sys, threading, time
-from pathlib import Path
-sys.path.insert(0, sys.argv[1])
-from directly import service
-from marship.serving.handler import OnnxHandler
-from marship.serving.hosts.direct import worker
-from marship.serving.message import Reply
-from marship.serving.streaming import StreamHandler
-
-forever = threading.Event()
-
-class Slow(OnnxHandler):
-    def decode(self, request):
-        if request.header("x-hold"):
-            forever.wait()
-        return super().decode(request)
-
-    def call_s(self, rows):
-        return 1.0
-
-class Stream(StreamHandler):
-    def answers(self, requests, clock):
-        yield {0: Reply(b"1\\n", "application/jsonl", more=True)}
-        forever.wait()
-
-loaded = service(Path(sys.argv[2]), kind={"slow": Slow, "stream": Stream}[sys.argv[4]])
-settings = worker.Settings(
-    acceptor=Path(sys.argv[3]), model="m", version="1.0", batch=1, queue=9, key_file=None
-)
-worker.start(loaded, settings)
-forever.wait()
-"""
-
-
-class Process:
-    """A worker in a process of its own.
-
-    Args:
-        place: Where it serves.
-        folder: Its model.
-        kind: slow or stream.
-    """
-
-    def __init__(self, place: Place, folder: Path, kind: str = "slow") -> None:
-        before = place.seats()
-        tests = Path(__file__).parents[4]
-        words = ["-c", SCRIPT, str(tests), str(folder), str(place.path), kind]
-        self.process = subprocess.Popen([sys.executable, *words])
-        until(lambda: place.seats() == before + 1, 60)
-
-    def kill(self) -> None:
-        """As the kernel does where memory ends."""
-        self.process.kill()
-        self.process.wait()
+from worker_process import Process
 
 
 @pytest.fixture

@@ -11,6 +11,8 @@ import pytest
 
 from directly import Place, request, service, until
 from marship.serving.handler import OnnxHandler
+from marship.serving.hosts.direct.connection import Connection
+from marship.serving.hosts.direct.exchange import Exchange
 from marship.serving.message import Reply, Request
 from marship.serving.streaming import StreamHandler
 
@@ -120,6 +122,63 @@ def test_a_batch_that_takes_too_long_is_504_and_ends_the_worker(
     assert (got.status, got.json()["code"]) == (504, "response_timeout")
     assert ended.wait(5)
     loaded.goes.release(10)
+
+
+def test_what_waits_for_a_worker_that_ends_is_told_at_once(
+    folder: Path, place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The batch gets 504; what waits behind it, and what still comes, 503."""
+    ended = threading.Event()
+    monkeypatch.setattr("os._exit", lambda _: ended.set())
+    loaded = service(folder, kind=Held, timeout_s=0.5)
+    worker = place.add(loaded, batch=1)
+    place.follow(m=("1.0",))
+    with place.line() as runs, place.line() as waits:
+        runs.send(request())
+        until(lambda: loaded.batches == [1])
+        waits.send(request())
+        until(lambda: worker._lane.load == 2)
+        assert runs.read().status == 504
+        got = waits.read()
+        assert (got.status, got.json()["code"]) == (503, "worker_died")
+        waits.send(request())
+        assert waits.read().status == 503
+    assert ended.wait(5)
+    loaded.goes.release(10)
+
+
+@pytest.mark.parametrize("is_in_loop", [False, True])
+def test_a_response_that_cannot_be_written_does_not_reach_its_neighbours(
+    folder: Path, place: Place, monkeypatch: pytest.MonkeyPatch, is_in_loop: bool
+) -> None:
+    """Its own connection ends; whoever shares the batch gets what it asked for."""
+    loaded = service(folder, kind=Held)
+    worker = place.add(loaded)
+    place.follow(m=("1.0",))
+    loaded.goes.release(10)
+    worker._lane._in_loop = is_in_loop
+    send = Connection.send
+
+    def fails(self: Connection, exchange: Exchange, data: bytes, *, is_last: bool) -> None:
+        if b"x-fails" in exchange.head.raw:
+            raise IndexError("a fault of ours")
+        send(self, exchange, data, is_last=is_last)
+
+    monkeypatch.setattr(Connection, "send", fails)
+    begun, goes = threading.Event(), threading.Event()
+    with place.line() as one, place.line() as bad, place.line() as other:
+        for line in (one, bad, other):
+            line.send(request())
+            assert line.read().status == 200
+        worker._loop.call_soon_threadsafe(lambda: (begun.set(), goes.wait(10)))
+        assert begun.wait(10)
+        one.send(request())
+        bad.send(request(headers={"X-Fails": "1"}))
+        other.send(request())
+        goes.set()
+        assert one.read().status == other.read().status == 200
+        assert bad.is_closed()
+    assert place.ask().status == 200
 
 
 class Counting(StreamHandler):

@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import resource
 import socket
 from pathlib import Path
 
@@ -57,3 +58,54 @@ def test_what_the_other_side_does_not_take_waits_in_order() -> None:
         return got
 
     assert asyncio.run(fill()) == list(range(500))
+
+
+def test_packets_that_wait_for_a_side_that_goes_are_closed() -> None:
+    """Once, with what travels with them, and without an error."""
+    before = len(list(Path("/proc/self/fd").iterdir()))
+
+    async def fill() -> int:
+        loop = asyncio.get_running_loop()
+        errors: list[object] = []
+        loop.set_exception_handler(lambda _, told: errors.append(told))
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        lost = asyncio.Event()
+        sender = Channel(loop, ours, lambda _: None, lost.set)
+        for _ in range(500):
+            fd = os.open("/dev/null", os.O_RDONLY)
+            sender.send(Packet("n", fds=[fd], rest=bytes(20_000)))
+        assert sender.waiting > 1
+        theirs.close()
+        sender.flush()
+        await asyncio.wait_for(lost.wait(), 5)
+        return len(errors)
+
+    assert asyncio.run(fill()) == 0
+    assert len(list(Path("/proc/self/fd").iterdir())) == before
+
+
+def test_descriptors_that_do_not_fit_are_told() -> None:
+    """A process with too many files open gets the packet without them (MSG_CTRUNC)."""
+
+    async def pass_on() -> Packet:
+        loop = asyncio.get_running_loop()
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        got: asyncio.Future[Packet] = loop.create_future()
+        sender = Channel(loop, ours, lambda _: None, lambda: None)
+        receiver = Channel(loop, theirs, got.set_result, lambda: None)
+        sender.send(Packet.with_connection("connection", os.dup(0), bytes(INLINE_BYTES + 1), 7))
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        fd = os.dup(0)
+        os.close(fd)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (fd + 1, hard))  # room for one of two
+        try:
+            return await asyncio.wait_for(got, 5)
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+            sender.close()
+            receiver.close()
+
+    before = len(list(Path("/proc/self/fd").iterdir()))
+    packet = asyncio.run(pass_on())
+    assert (packet.is_cut, packet.fds, packet.told["slot"]) == (True, [], 7)
+    assert len(list(Path("/proc/self/fd").iterdir())) == before

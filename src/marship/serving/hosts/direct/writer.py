@@ -1,0 +1,101 @@
+"""Bytes on their way to a client, and what the acceptor sees of the connection meanwhile."""
+
+import asyncio
+import os
+
+from marship.serving.hosts.direct.slots import BEGUN, IDLE, PARTLY, States
+
+_SMALL_BYTES = 1 << 14
+
+
+class Writer:
+    """Writes to one connection.
+
+    Args:
+        states: Where to note what is done with it; None is for this process alone.
+        slot: Its number there; None where it has none.
+    """
+
+    def __init__(self, states: States | None, slot: int | None) -> None:
+        self._states: States = bytearray(1)
+        self._place = 0
+        if states is not None and slot is not None:
+            self._states, self._place = states, slot
+        self._transport: asyncio.Transport | None = None
+        self._written = self._mark = 0
+
+    def open(self, transport: asyncio.Transport, *, is_begun: bool) -> None:
+        """Write here from now on."""
+        self._transport = transport
+        self._fd = transport.get_extra_info("socket").fileno()
+        self._states[self._place] = BEGUN if is_begun else IDLE
+
+    def begin(self) -> None:
+        """A request has begun to come."""
+        if self._states[self._place] == IDLE:  # else bytes of a response may be on their way
+            self._states[self._place] = BEGUN
+
+    def write(self, data: bytes, *, is_whole: bool = False) -> None:
+        """Send at once what the kernel takes: what the loop keeps would die with the process.
+
+        A small response is sent whole or not at all. Where this process is killed before that is
+        noted, the client gets a status: for this request, or else for its next one.
+
+        Args:
+            data: The bytes.
+            is_whole: Whether they are all of the only response that is waited for.
+        """
+        transport = self._transport
+        if transport is None or transport.is_closing():
+            return
+        self._written += len(data)
+        if not is_whole or len(data) > _SMALL_BYTES:
+            self._states[self._place] = PARTLY
+        if not transport.get_write_buffer_size():
+            try:
+                sent = os.write(self._fd, data)
+            except BlockingIOError:
+                sent = 0
+            except OSError:
+                transport.abort()
+                return
+            if sent == len(data):
+                return
+            data = data[sent:]
+        self._states[self._place] = PARTLY
+        transport.write(data)
+
+    def settle(self, *, is_partly: bool, is_begun: bool) -> None:
+        """Note what is done with the connection, if all that was written is sent.
+
+        Args:
+            is_partly: Whether a part of a response is sent, and more of it follows.
+            is_begun: Whether a request is read or runs.
+        """
+        if not self.buffered:
+            state = PARTLY if is_partly else BEGUN if is_begun else IDLE
+            self._states[self._place] = state
+
+    @property
+    def is_unsettled(self) -> bool:
+        """Whether bytes of a response may be on their way."""
+        return self._states[self._place] == PARTLY
+
+    @property
+    def buffered(self) -> int:
+        """Bytes that the kernel has not taken yet."""
+        return self._transport.get_write_buffer_size() if self._transport is not None else 0
+
+    @property
+    def has_written(self) -> bool:
+        """Whether anything was."""
+        return self._written > 0
+
+    def mark(self) -> None:
+        """Count what the client takes from now on."""
+        self._mark = self._written - self.buffered
+
+    @property
+    def taken(self) -> int:
+        """Bytes that the client's side has taken since the mark."""
+        return self._written - self.buffered - self._mark

@@ -1,0 +1,199 @@
+"""Which process answers: a connection is handed over once for a request, not in circles."""
+
+import json
+import os
+import resource
+import socket
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from directly import Place, request, service, until
+from marship.serving.hosts.direct.workers import Workers
+from worker_process import Process
+
+PATHS = [
+    "/predictions/m",
+    "/predictions/m/1.0",
+    "/predictions/m/2",
+    "/predictions/%6d",
+    "/v2/models/m",
+    "/ping",
+    "/x",
+    "//",
+    "/v2/models/m/ready",
+    "/predictions/m?a=/predictions/n",
+    "/v2",
+    "*",
+]
+STARTS = [
+    "http://h",
+    "HTTP://h:80",
+    "https://h",
+    "foo://x",
+    "foo://x/y",
+    "http:/",
+    "://",
+    "a",
+    "http://",
+    "ws://h",
+    "h:80",
+    "http://h?x=",
+    "/http://h",
+    "http://u@h",
+    "HtTpS://[::1]:1",
+]
+
+
+def handed(place: Place) -> int:
+    """How many connections the first worker was given."""
+    return place.acceptor.seats._seats["m", "1.0"][0].handed
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    start=st.sampled_from(STARTS),
+    path=st.sampled_from(PATHS),
+    spaces=st.sampled_from([" ", " ", " ", "  "]),
+)
+def test_a_target_is_read_in_one_way(one: Place, start: str, path: str, spaces: str) -> None:
+    """Whatever it is, there is one response, and the connection is handed over once at most."""
+    before = handed(one)
+    with one.line() as line:
+        line.send(f"GET{spaces}{start}{path} HTTP/1.1\r\nHost: a\r\n\r\n".encode())
+        line.socket.settimeout(5)
+        assert line.read("GET").status >= 200
+    assert handed(one) - before <= 1
+
+
+def test_a_version_that_the_engine_has_not_named_yet_gets_none_that_name_no_version(
+    folder: Path, place: Place
+) -> None:
+    """Its worker does not know yet that it is the default one; asked by its version, it answers."""
+    place.follow(other=("1.0",))
+    place.add(service(folder))
+    assert place.ask().status == 404
+    assert handed(place) == 0
+    assert place.ask("/predictions/m/1.0").status == 200
+    place.follow(m=("1.0",))
+    assert place.ask().status == 200
+
+
+def drain(place: Place, pids: list[int] | None = None) -> socket.socket:
+    """Ask for a drain, as whoever scales down does; it ends with the connection."""
+    line = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    line.settimeout(10)
+    line.connect(str(place.path))
+    told = {"kind": "drain", "model": "m", "version": "1.0", "pids": pids}
+    line.send(json.dumps(told).encode() + b"\n")
+    return line
+
+
+def drained(line: socket.socket) -> bool:
+    """Whether the word came that nothing is left."""
+    return bool(json.loads(line.recv(1000))["kind"] == "drained")
+
+
+def test_a_drained_worker_serves_the_next_acceptor(
+    loaded: Any, place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where the acceptor dies, nobody says that the drain is over."""
+    place.add(loaded)
+    place.follow(m=("1.0",))
+    with drain(place, [os.getpid()]) as line:
+        assert drained(line)
+        with monkeypatch.context() as patched:
+            patched.setattr(Workers, "_resume_drained", lambda *_: None)
+            place.stop_acceptor()
+    place.start_acceptor()
+    until(lambda: place.seats() == 1)
+    place.follow(m=("1.0",))
+    with place.line() as line:
+        line.send(request())
+        line.socket.settimeout(5)
+        assert line.read().status == 200
+    assert handed(place) == 1
+
+
+def test_two_who_drain_the_same_worker_both_wait_and_it_rests_until_both_are_gone(
+    loaded: Any, place: Place
+) -> None:
+    """The second finds no worker in its seat, and must not end it under a request."""
+    place.add(loaded)
+    place.follow(m=("1.0",))
+    with place.line() as line:
+        sent = request()
+        line.send(sent[:-5])
+        until(lambda: any(each._reader.is_in_body for each in place.workers[0]._connections))
+        first, second = drain(place, [os.getpid()]), drain(place)
+        second.settimeout(0.3)
+        with pytest.raises(TimeoutError):
+            second.recv(1000)
+        line.send(sent[-5:])
+        assert line.read().status == 200
+    second.settimeout(10)
+    assert drained(first)
+    assert drained(second)
+    first.close()
+    assert place.ask().status == 503
+    second.close()
+    until(lambda: place.seats() == 1)
+    assert place.ask().status == 200
+
+
+def test_workers_that_will_not_have_a_request_do_not_get_it_for_ever(
+    loaded: Any, place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever they disagree about, the client gets a status."""
+    worker = place.add(loaded)
+    place.follow(m=("1.0",))
+    monkeypatch.setattr(worker, "is_elsewhere", lambda _: True)
+    with place.line() as line:
+        line.send(request())
+        got = line.read()
+        assert (got.status, got.json()["code"]) == (503, "no_worker")
+        assert line.is_closed()
+    assert handed(place) < 30
+
+
+def test_a_worker_with_too_many_files_open_refuses_and_recovers(
+    loaded: Any, folder: Path, place: Place
+) -> None:
+    """A connection that it cannot take gets a status, and none is counted for ever."""
+    assert loaded  # the folder is there
+    place.follow(m=("1.0",))
+    process = Process(place, folder, files=3)
+    try:
+        lines = [place.line() for _ in range(8)]
+        opened = [line.__enter__() for line in lines]
+        seen = []
+        for line in opened:
+            line.send(request())
+            got = line.read()
+            seen.append((got.status, got.json()["code"] if got.status != 200 else ""))
+        assert set(seen) == {(200, ""), (503, "busy")}
+        for each in lines:
+            each.__exit__(None, None, None)
+        (seat,) = place.acceptor.seats._seats["m", "1.0"]
+        until(lambda: seat.held == 0 and seat.slots is not None and len(seat.slots) == 0)
+        assert place.ask().status == 200
+    finally:
+        process.kill()
+
+
+def test_an_acceptor_with_too_many_files_open_closes_and_recovers(one: Place) -> None:
+    """What it cannot hand over is closed; it serves as soon as there is room."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with one.line() as line:
+        line.send(request("/ping", b"", "GET"))
+        assert line.read("GET").status == 200
+        try:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (3, hard))
+            line.send(request())
+            assert line.is_closed()
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert one.ask().status == 200
