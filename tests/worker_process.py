@@ -18,6 +18,12 @@ from marship.serving.streaming import StreamHandler
 
 forever = threading.Event()
 
+class Stuck(OnnxHandler):
+    def _reply(self, requests):
+        if any(request.header("x-hold") for request in requests):
+            forever.wait()
+        return super()._reply(requests)
+
 class Slow(OnnxHandler):
     def decode(self, request):
         if request.header("x-hold"):
@@ -32,7 +38,10 @@ class Stream(StreamHandler):
         yield {0: Reply(b"1\\n", "application/jsonl", more=True)}
         forever.wait()
 
-loaded = service(Path(sys.argv[2]), kind={"slow": Slow, "stream": Stream}[sys.argv[4]])
+kinds = {"slow": Slow, "stream": Stream, "stuck": Stuck}
+timeout_s = 1 if sys.argv[4] == "stuck" else 60
+loaded = service(Path(sys.argv[2]), kind=kinds[sys.argv[4]], timeout_s=timeout_s)
+loaded.measure_pace()
 settings = worker.Settings(
     acceptor=Path(sys.argv[3]), model="m", version="1.0", batch=1, queue=9, key_file=None
 )
@@ -53,7 +62,7 @@ class Process:
     Args:
         place: Where it serves.
         folder: Its model.
-        kind: slow or stream.
+        kind: slow, stream, or stuck: which may run for a second, and runs in the event loop.
         files: How many more files it may open once it serves; None sets no limit.
     """
 

@@ -175,4 +175,4 @@ def test_a_body_in_an_unknown_encoding_is_415(post: Post) -> None:
     """The message says which are known."""
     answer = post(b"\x0b\x05\x80[[1, 2, 3]]\x03", Content_Encoding="br")
     assert answer.status_code == 415
-    assert "gzip, deflate or identity" in answer.json()["message"]
+    assert "gzip, zstd, deflate or identity" in answer.json()["message"]

@@ -41,6 +41,7 @@ ROOMS: dict[str, set[str]] = {
 TOP = {"cli", "__main__", "__init__"}
 WORKER_PACKAGES = {"numpy", "onnxruntime", "orjson", "marship"}
 DECODERS = {
+    "serving/formats/forms.py": {"backports"},  # zstd
     "serving/model/sealed.py": {"cryptography"},
     "serving/pictures/__init__.py": {"PIL"},
     "serving/pictures/jpeg.py": {"simplejpeg"},

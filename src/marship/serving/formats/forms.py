@@ -1,23 +1,29 @@
 """HTTP bodies: decodes content encodings, and parses multipart forms.
 
-Sources: RFC 9110, 8.4 (content encodings); RFC 7578 and RFC 2046, 5.1 (multipart/form-data).
+Sources: RFC 9110, 8.4 (content encodings); RFC 8878 (zstd); RFC 7578 and RFC 2046, 5.1
+(multipart/form-data).
 """
 
 import zlib
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from email.message import Message
-from typing import Any
+from typing import Any, Protocol
 
 from marship.errors import MalformedError, TooLargeError, UnsupportedMediaError
 from marship.serving.message import Request
 
 FORM_TYPE = "multipart/form-data"
-ENCODINGS = {"gzip": 31, "x-gzip": 31, "deflate": 15}
-"""Content encodings and zlib's `wbits` for them: deflate is the zlib format (RFC 9110, 8.4.1.2)."""
+_WINDOW_BITS = {"gzip": 31, "x-gzip": 31, "deflate": 15}
+"""zlib's `wbits`: deflate is the zlib format (RFC 9110, 8.4.1.2)."""
+_ZSTD = "zstd"
+_ZSTD_WINDOW_LOG = 23
+"""8 MB: no sender may ask for more (RFC 9659), and without a limit 128 MB would be allocated."""
+ENCODINGS = (*_WINDOW_BITS, _ZSTD)
 
 MOST_ENCODINGS, MOST_MEMBERS = 3, 1000
-"""Limits of encodings, and of gzip members: each costs time, and empty ones almost no bytes."""
+"""Limits of encodings, and of gzip members or zstd frames: each costs time, and empty ones almost
+no bytes."""
 
 Parameter = tuple[str, str, Any]
 """Name, content type and value."""
@@ -61,7 +67,7 @@ def _names(encodings: str) -> list[str]:
     for name in names:
         if name not in ENCODINGS:
             raise UnsupportedMediaError(
-                f"Content-Encoding must be gzip, deflate or identity, got {name[:40]!r}."
+                f"Content-Encoding must be gzip, zstd, deflate or identity, got {name[:40]!r}."
             )
     return names
 
@@ -69,19 +75,19 @@ def _names(encodings: str) -> list[str]:
 def _inflated(body: bytes | bytearray | memoryview, name: str, most_bytes: int) -> bytes:
     whole = bytearray()
     left, members = memoryview(body), 0
-    while left:  # a gzip file may have several members (RFC 1952, 2.2)
+    while left:  # there may be several members or frames (RFC 1952, 2.2; RFC 8878, 3)
         members += 1
         if members > MOST_MEMBERS:
             raise TooLargeError(
                 f"the body must be {name} in at most {MOST_MEMBERS} members, got more. "
                 "Compress it as a whole."
             )
-        inflater = zlib.decompressobj(ENCODINGS[name])
+        inflater = _inflater(name)
         while left and not inflater.eof:
             chunk = left[:_CHUNK_BYTES]  # the inflater copies the bytes after a member
             try:
                 whole += inflater.decompress(chunk, most_bytes + 1 - len(whole))
-            except zlib.error as error:
+            except Exception as error:  # both libraries have an error of their own
                 raise MalformedError(f"the body must be {name}, got: {error}.") from error
             if len(whole) > most_bytes:
                 raise TooLargeError(
@@ -92,6 +98,23 @@ def _inflated(body: bytes | bytearray | memoryview, name: str, most_bytes: int) 
         if not inflater.eof:
             raise MalformedError(f"the body must be {name}, got the beginning of it alone.")
     return bytes(whole)
+
+
+class _Inflater(Protocol):
+    @property
+    def eof(self) -> bool: ...
+    @property
+    def unused_data(self) -> bytes: ...
+    def decompress(self, data: memoryview, max_length: int, /) -> bytes: ...
+
+
+def _inflater(name: str) -> _Inflater:
+    if name != _ZSTD:
+        return zlib.decompressobj(_WINDOW_BITS[name])
+    from backports import zstd
+
+    options: dict[int, int] = {zstd.DecompressionParameter.window_log_max: _ZSTD_WINDOW_LOG}
+    return zstd.ZstdDecompressor(options=options)
 
 
 def read(body: bytes, content_type: str, most_fields: int) -> tuple[list[Parameter], int]:

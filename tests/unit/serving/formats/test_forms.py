@@ -1,11 +1,13 @@
 """serving.formats.forms: forms and content encodings, whichever host took the request."""
 
 import gzip
+import os
 import time
 import zlib
 from contextlib import suppress
 
 import pytest
+from backports import zstd
 from hypothesis import given
 from hypothesis import strategies as st
 from requests import Request as HttpRequest
@@ -24,6 +26,7 @@ NAMES = st.text(
 VALUES = st.one_of(
     st.binary(max_size=99), st.sampled_from([b"\r\n--", b"--", b"\r\n", b"\r\n\r\n", b"-" * 40])
 )
+COMPRESS = {"gzip": gzip.compress, "deflate": zlib.compress, "zstd": zstd.compress}
 LIMITS = {"most_fields": 100, "most_bytes": 1 << 20}
 
 
@@ -81,53 +84,81 @@ def test_the_body_of_a_form_is_the_field_that_is_named_so() -> None:
     assert request.fields == {"k": b"5", "k#2": b"6"}
 
 
-@given(
-    st.binary(max_size=999), st.lists(st.sampled_from(["gzip", "deflate", "identity"]), max_size=3)
-)
+@given(st.binary(max_size=999), st.lists(st.sampled_from([*COMPRESS, "identity"]), max_size=3))
 def test_encodings_are_undone_in_turn(plain: bytes, names: list[str]) -> None:
     """The last one in the header was applied last."""
     body = plain
     for name in names:
-        body = {"gzip": gzip.compress, "deflate": zlib.compress}.get(name, bytes)(body)
+        body = COMPRESS.get(name, bytes)(body)
     assert forms.undo_encodings(body, ", ".join(names), 1 << 20) == plain
 
 
-@given(st.binary(max_size=99), st.integers(0, 130), st.binary(max_size=2))
-def test_a_damaged_encoding_is_refused(plain: bytes, place: int, more: bytes) -> None:
+@given(
+    st.sampled_from(sorted(COMPRESS)), st.binary(max_size=99), st.integers(0, 130),
+    st.binary(max_size=2),
+)  # fmt: skip
+def test_a_damaged_encoding_is_refused(name: str, plain: bytes, place: int, more: bytes) -> None:
     """Cut, changed, or with more behind it."""
-    whole = gzip.compress(plain)
+    whole = COMPRESS[name](plain)
     damaged = whole[:place] + more + whole[place + len(more) + 1 :]
     with suppress(MalformedError):
-        forms.undo_encodings(damaged, "gzip", 1 << 20)
+        forms.undo_encodings(damaged, name, 1 << 20)
 
 
-def test_a_body_that_grows_is_bounded() -> None:
+@pytest.mark.parametrize("name", COMPRESS)
+def test_half_of_an_encoded_body_is_refused(name: str) -> None:
+    """It is never taken for a shorter one."""
+    whole = COMPRESS[name](bytes(range(256)) * 9)
+    with pytest.raises(MalformedError, match=f"must be {name}, got the beginning"):
+        forms.undo_encodings(whole[: len(whole) // 2], name, 1 << 20)
+
+
+@pytest.mark.parametrize("name", COMPRESS)
+def test_a_body_that_grows_is_bounded(name: str) -> None:
     """100 MB of zeros in 100 KB are refused without being held."""
-    bomb = gzip.compress(bytes(100_000_000))
-    with pytest.raises(TooLargeError, match="at most 1,000,000 bytes without its gzip"):
-        forms.undo_encodings(bomb, "gzip", 1_000_000)
-    assert (
-        len(forms.undo_encodings(gzip.compress(bytes(1_000_000)), "gzip", 1_000_000)) == 1_000_000
-    )
+    bomb = COMPRESS[name](bytes(100_000_000))
+    with pytest.raises(TooLargeError, match=f"at most 1,000,000 bytes without its {name}"):
+        forms.undo_encodings(bomb, name, 1_000_000)
+    right = COMPRESS[name](bytes(1_000_000))
+    assert len(forms.undo_encodings(right, name, 1_000_000)) == 1_000_000
 
 
-def test_gzip_files_may_follow_each_other() -> None:
-    """RFC 1952 allows it; together they are bounded, too."""
-    two = gzip.compress(b"a" * 9) + gzip.compress(b"b" * 9)
-    assert forms.undo_encodings(two, "gzip", 18) == b"a" * 9 + b"b" * 9
+def test_a_window_of_more_than_8_mb_is_refused() -> None:
+    """The sender chooses it, and the decoder would have to hold it (RFC 9659)."""
+    plain = os.urandom(1000) * 20_000
+    for bits, is_right in ((23, True), (24, False), (27, False)):
+        options = {
+            zstd.CompressionParameter.window_log: bits,
+            zstd.CompressionParameter.enable_long_distance_matching: 1,
+        }
+        made = zstd.ZstdCompressor(options=options)
+        body = made.compress(plain) + made.flush()
+        if is_right:
+            assert forms.undo_encodings(body, "zstd", 1 << 26) == plain
+        else:
+            with pytest.raises(MalformedError, match="must be zstd, got"):
+                forms.undo_encodings(body, "zstd", 1 << 26)
+
+
+@pytest.mark.parametrize("name", COMPRESS)
+def test_encoded_bodies_may_follow_each_other(name: str) -> None:
+    """RFC 1952 and RFC 8878 allow it; together they are bounded, too."""
+    two = COMPRESS[name](b"a" * 9) + COMPRESS[name](b"b" * 9)
+    assert forms.undo_encodings(two, name, 18) == b"a" * 9 + b"b" * 9
     with pytest.raises(TooLargeError):
-        forms.undo_encodings(two, "gzip", 17)
+        forms.undo_encodings(two, name, 17)
 
 
-def test_many_empty_gzip_files_cost_next_to_nothing() -> None:
+@pytest.mark.parametrize("name", COMPRESS)
+def test_many_empty_bodies_cost_next_to_nothing(name: str) -> None:
     """Each was 20 bytes and a copy of all that follow: 6 MB of them held a worker for 40 s."""
-    body = gzip.compress(b"", mtime=0) * 300_000
+    body = COMPRESS[name](b"") * 300_000
     began = time.process_time()
     with pytest.raises(TooLargeError, match="at most 1000 members"):
-        forms.undo_encodings(body, "gzip", len(body))
+        forms.undo_encodings(body, name, len(body))
     assert time.process_time() - began < 2
-    fewer = gzip.compress(b"x") * 1000
-    assert forms.undo_encodings(fewer, "gzip", 1000) == b"x" * 1000
+    fewer = COMPRESS[name](b"x") * 1000
+    assert forms.undo_encodings(fewer, name, 1000) == b"x" * 1000
 
 
 def test_encodings_over_encodings_are_refused() -> None:
@@ -138,7 +169,7 @@ def test_encodings_over_encodings_are_refused() -> None:
 
 def test_an_unknown_encoding_is_415() -> None:
     """And the message says which are known."""
-    with pytest.raises(UnsupportedMediaError, match=r"gzip, deflate or identity, got 'br'"):
+    with pytest.raises(UnsupportedMediaError, match=r"gzip, zstd, deflate or identity, got 'br'"):
         forms.undo_encodings(b"x", "br", 9)
 
 
@@ -174,7 +205,7 @@ def test_a_form_with_a_long_header_is_refused() -> None:
 def test_an_unknown_encoding_is_415_whoever_read_the_body(body: object) -> None:
     """TorchServe's own reader has decoded JSON already."""
     with pytest.raises(UnsupportedMediaError):
-        forms.undo_encodings(body, "gzip, zstd", 9)
+        forms.undo_encodings(body, "gzip, br", 9)
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from collections import deque
 from marship.errors import MalformedError, MarshipError
 from marship.serving.hosts.direct.exchange import Exchange
 from marship.serving.hosts.direct.heads import Head
-from marship.serving.hosts.direct.limits import StatusError, error_reply, head_too_large
+from marship.serving.hosts.direct.limits import StatusError, head_too_large
 from marship.serving.hosts.direct.reader import END, RequestReader, target_of
 from marship.serving.hosts.direct.site import Site
 from marship.serving.hosts.direct.slots import States
@@ -41,6 +41,7 @@ class Connection(asyncio.Protocol):
         self._site, self._limits = site, site.limits
         self.slot = slot
         self.writer = Writer(states, slot)
+        self.tell_late = self.writer.tell_late
         self._unread = unread
         self.transport: asyncio.Transport | None = None
         self._reader = RequestReader(self, self._limits, site.heads, site.check)
@@ -160,7 +161,7 @@ class Connection(asyncio.Protocol):
         try:
             self._site.check(exchange)
         except MarshipError as error:
-            exchange.reply(error_reply(error))
+            self._site.refuse(exchange, error)
         else:
             exchange.body = data[stop:]
             self._site.handle(exchange)
@@ -199,8 +200,7 @@ class Connection(asyncio.Protocol):
         except MarshipError as error:
             self._refuse_and_close(error)
             return False
-        assert self._reader.exchange is not None  # noqa: S101  else it raises
-        self._waiting.append(self._reader.exchange)
+        self._waiting.append(self._reader.exchange)  # type: ignore[arg-type]
         self._owes_continue = self._reader.wants_continue
         self._say_continue()
         return self._take()
@@ -238,7 +238,7 @@ class Connection(asyncio.Protocol):
             self._drops |= bool(self._unread) or self._reader.has_overrun
             self._unread = b""
         if refusal is not None:
-            exchange.reply(error_reply(refusal))
+            self._site.refuse(exchange, refusal)
         else:
             self._site.handle(exchange)
 
@@ -296,7 +296,7 @@ class Connection(asyncio.Protocol):
             self._waiting.append(exchange)
         exchange.keeps_alive = False
         self._unread, self._is_ending, self._drops = b"", True, True
-        exchange.reply(error_reply(error))
+        self._site.refuse(exchange, error)
 
     def _close(self) -> None:
         """End the connection when all is written; what still comes is dropped for a while."""

@@ -37,6 +37,9 @@ class Outlet(Protocol):
     def send(self, exchange: "Exchange", data: bytes, *, is_last: bool) -> None:
         """Write a part of a response, in the order of the requests."""
 
+    def tell_late(self) -> None:
+        """Let the client be told that its request took too long; on any thread."""
+
     def abandon(self) -> None:
         """Close without the rest of a response."""
 
@@ -100,6 +103,10 @@ class Exchange:
     def is_abandoned(self) -> bool:
         """Whether nobody waits for the response any more."""
         return self._outlet.is_closed
+
+    def tell_late(self) -> None:
+        """Let the client be told, where this process cannot, that its request took too long."""
+        self._outlet.tell_late()
 
     def abandon(self) -> None:
         """End the connection where the rest of a response cannot be had."""

@@ -19,7 +19,7 @@ from queue import SimpleQueue
 from marship.errors import MarshipError, RequestError
 from marship.serving.formats import forms
 from marship.serving.hosts.direct.exchange import Exchange
-from marship.serving.hosts.direct.limits import StatusError, error_reply, worker_died
+from marship.serving.hosts.direct.limits import StatusError, error_reply, too_late, worker_died
 from marship.serving.message import Reply, Request, hidden
 from marship.serving.service import Service
 
@@ -224,20 +224,16 @@ class Lane:
                 )
                 self._loop.call_soon_threadsafe(self._give_up, late, limit_s)
                 time.sleep(_LOOK_S)
+                for exchange in (each for batch in late for each in batch if not each.is_done):
+                    exchange.tell_late()  # the batch runs in the loop, which cannot write now
                 self._on_stuck()
                 return
 
     def _give_up(self, late: Sequence[list[Exchange]], limit_s: float) -> None:
-        error = StatusError(
-            504,
-            "response_timeout",
-            f"the worker must answer within {limit_s:g} s, got no response in time. Send less in "
-            "one request, or raise the model's timeout.",
-        )
         self._is_stuck = True
         for batch in late:
             for exchange in batch:
-                _reply(exchange, error_reply(error))
+                _reply(exchange, error_reply(too_late(limit_s)))
         while self._pending:
             _reply(self._pending.popleft(), error_reply(worker_died()))
 

@@ -69,19 +69,33 @@ class StatusError(MarshipError):
         self.allow, self.is_fatal, self.retry_after_s = allow, is_fatal, retry_after_s
 
 
+def code_of(error: MarshipError) -> str:
+    """The stable code that clients and metrics are told."""
+    return error.told if isinstance(error, StatusError) else error.code
+
+
 def error_reply(error: MarshipError) -> Reply:
     """The response that says what was wrong."""
     headers: list[tuple[str, str]] = []
-    told = error.code
     if isinstance(error, StatusError):
-        told = error.told
         headers += [("allow", error.allow)] * bool(error.allow)
         if error.retry_after_s is not None:
             headers.append(("retry-after", str(error.retry_after_s)))
     if error.status == HTTPStatus.UNAUTHORIZED:
         headers.append(("www-authenticate", "Bearer"))
-    body = orjson.dumps({"code": told, "message": str(error)})
+    body = orjson.dumps({"code": code_of(error), "message": str(error)})
     return Reply(body, JSON_TYPE, error.status, tuple(headers))
+
+
+def too_late(limit_s: float | None = None) -> StatusError:
+    """The response to a request that took longer than its model may."""
+    within = f"within {limit_s:g} s" if limit_s is not None else "within its timeout"
+    return StatusError(
+        504,
+        "response_timeout",
+        f"the worker must answer {within}, got no response in time. Send less in "
+        "one request, or raise the model's timeout.",
+    )
 
 
 def worker_died() -> StatusError:

@@ -4,9 +4,10 @@ import logging
 import time
 from typing import TYPE_CHECKING, Protocol
 
+from marship.errors import MarshipError
 from marship.serving.hosts.direct.exchange import Exchange
 from marship.serving.hosts.direct.heads import Heads
-from marship.serving.hosts.direct.limits import Limits
+from marship.serving.hosts.direct.limits import Limits, error_reply
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -43,6 +44,10 @@ class Site(Protocol):
 
     def handle(self, exchange: Exchange) -> None:
         """Answer a request."""
+
+    def refuse(self, exchange: Exchange, error: MarshipError) -> None:
+        """Answer a request that `check` or its connection has refused."""
+        exchange.reply(error_reply(error))
 
 
 def expire(connections: "Iterable[Connection]") -> None:

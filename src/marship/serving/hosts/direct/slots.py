@@ -10,9 +10,9 @@ import select
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-IDLE, BEGUN, PARTLY, HANDED = range(4)
+IDLE, BEGUN, PARTLY, HANDED, LATE = range(5)
 """Between requests; a request is read or runs; of its response a part may be sent; on its way to
-the worker."""
+the worker; a request took so long that the worker ends itself."""
 MOST = 1 << 16
 States = mmap.mmap | bytearray
 """A byte for each connection."""

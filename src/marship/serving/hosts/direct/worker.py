@@ -16,12 +16,13 @@ from typing import Any
 
 import orjson
 
+from marship.errors import MarshipError
 from marship.serving.hosts.direct import routes, slots, sockets
 from marship.serving.hosts.direct.connection import Connection
 from marship.serving.hosts.direct.exchange import Exchange
 from marship.serving.hosts.direct.heads import Heads
 from marship.serving.hosts.direct.lane import Lane
-from marship.serving.hosts.direct.limits import Limits, StatusError, error_reply
+from marship.serving.hosts.direct.limits import Limits, StatusError, code_of, error_reply
 from marship.serving.hosts.direct.site import Site, expire
 from marship.serving.hosts.direct.sockets import Channel, Packet
 from marship.serving.hosts.direct.tokens import Tokens
@@ -291,6 +292,11 @@ class Worker(Site):
         if route.kind not in routes.OPEN and exchange.head.method != "OPTIONS":
             self._tokens.check(exchange.head.raw.get(b"authorization"))
         check_method(exchange, route)
+
+    def refuse(self, exchange: Exchange, error: MarshipError) -> None:
+        """Answer a request that is refused, and count it as the model's other errors."""
+        self._service.metrics.add_error(code_of(error))
+        exchange.reply(error_reply(error))
 
     def handle(self, exchange: Exchange) -> None:
         """Answer a request that `check` has accepted."""

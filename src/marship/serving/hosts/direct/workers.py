@@ -6,10 +6,11 @@ import socket
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from http import HTTPStatus
 
-from marship.serving.hosts.direct.limits import StatusError, error_reply, worker_died
+from marship.serving.hosts.direct.limits import StatusError, error_reply, too_late, worker_died
 from marship.serving.hosts.direct.seats import Seat, Seats
-from marship.serving.hosts.direct.slots import BEGUN, HANDED, IDLE, Held, Slots
+from marship.serving.hosts.direct.slots import BEGUN, HANDED, IDLE, LATE, Held, Slots
 from marship.serving.hosts.direct.sockets import Channel, Packet
 
 logger = logging.getLogger(__name__)
@@ -186,6 +187,8 @@ class Workers:
             self._await_request(socket.socket(fileno=held.fd))
         elif state == BEGUN:
             tell(self._loop, held.fd, worker_died())
+        elif state == LATE:
+            tell(self._loop, held.fd, too_late())
         else:
             _end(held.fd)
 
@@ -226,8 +229,9 @@ def refuse(line: socket.socket, error: StatusError) -> None:
 
 def _response(error: StatusError) -> bytes:
     reply = error_reply(error)
+    status = HTTPStatus(reply.status)
     head = (
-        f"HTTP/1.1 {reply.status} Service Unavailable\r\ncontent-type: {reply.content_type}\r\n"
+        f"HTTP/1.1 {status} {status.phrase}\r\ncontent-type: {reply.content_type}\r\n"
         f"retry-after: 1\r\ncontent-length: {len(reply.body)}\r\nconnection: close\r\n\r\n"
     )
     return head.encode() + reply.body

@@ -3,7 +3,7 @@
 import asyncio
 import os
 
-from marship.serving.hosts.direct.slots import BEGUN, IDLE, PARTLY, States
+from marship.serving.hosts.direct.slots import BEGUN, IDLE, LATE, PARTLY, States
 
 _SMALL_BYTES = 1 << 14
 
@@ -75,6 +75,11 @@ class Writer:
         if not self.buffered:
             state = PARTLY if is_partly else BEGUN if is_begun else IDLE
             self._states[self._place] = state
+
+    def tell_late(self) -> None:
+        """A request took too long, and this process is about to end."""
+        if self._states[self._place] == BEGUN:
+            self._states[self._place] = LATE
 
     @property
     def is_unsettled(self) -> bool:

@@ -138,3 +138,17 @@ def test_closed_connections_are_closed_for_the_client_and_forgotten(
     (seat,) = place.acceptor.seats._seats["m", "1.0"]
     until(lambda: seat.slots is not None and len(seat.slots) == 0)
     until(lambda: len(list(Path("/proc/self/fd").iterdir())) <= before)
+
+
+def test_a_batch_that_hangs_in_the_event_loop_is_504(place: Place, processes: Any) -> None:
+    """The loop cannot write it, so the acceptor does; whoever was waiting may try again."""
+    processes("stuck")
+    held, beside = lines(place, 2)
+    until(lambda: states(place) == [0, 0])
+    held.send(request(headers={"X-Hold": "1"}))
+    got = held.read()
+    assert (got.status, got.json()["code"]) == (504, "response_timeout")
+    assert held.is_closed()
+    processes()
+    beside.send(request())
+    assert beside.read().status == 200

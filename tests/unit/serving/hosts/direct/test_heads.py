@@ -13,6 +13,7 @@ from marship.serving.hosts.direct.connection import Connection
 from marship.serving.hosts.direct.exchange import Exchange
 from marship.serving.hosts.direct.heads import Head, Heads
 from marship.serving.hosts.direct.limits import Limits, StatusError
+from marship.serving.hosts.direct.site import Site
 from marship.serving.message import Reply
 
 
@@ -23,7 +24,7 @@ class Forgetful(Heads):
         """Do not."""
 
 
-class _Recorder:
+class _Recorder(Site):
     """A site that records what reaches it, and the client's side of the connection."""
 
     limits = Limits(request_bytes=300)

@@ -311,3 +311,24 @@ def test_a_sweep_that_fails_for_one_connection_goes_on(
             second.send(request(path, b"" if path == "/ping" else BODY, "GET"))
             second.read("GET")
             assert second.is_closed()  # at the end of idle_s
+
+
+def test_what_is_refused_before_the_model_is_counted(place: Place, folder: Path) -> None:
+    """By its code, as the model's own errors are."""
+    loaded = service(folder)
+    place.add(loaded)
+    place.follow(m=("1.0",))
+    loaded.metrics.take()
+    with place.line() as line:
+        for sent, status in (
+            (request(method="PATCH"), 405),
+            (request("/v2/models/m", method="GET"), 413),
+            (request(headers={"Content-Encoding": "br"}), 415),
+            (request(body=b"{"), 400),
+            (request(headers={"Host": "another"}), 400),
+        ):
+            line.send(sent)
+            assert line.read().status == status
+    counts, _ = loaded.metrics.take()
+    codes = {each.code: each.value for each in counts if each.name == "marship_errors_total"}
+    assert codes == {"method": 1, "too_large": 1, "unsupported_media": 1, "malformed": 2}
