@@ -20,8 +20,8 @@ from pathlib import Path
 REPOSITORY = Path(__file__).parents[1]
 FOLDER = REPOSITORY / ".venv" / "pythons"
 NEEDED = """
-    aiohappyeyeballs aiohttp aiosignal annotated-doc annotated-types attrs certifi cffi
-    charset-normalizer cryptography flatbuffers frozenlist httptools hypothesis idna iniconfig
+    aiohappyeyeballs aiohttp aiosignal annotated-doc annotated-types attrs backports-zstd certifi
+    cffi charset-normalizer cryptography flatbuffers frozenlist httptools hypothesis idna iniconfig
     markdown-it-py mdurl ml-dtypes multidict numpy onnx onnxruntime orjson packaging pillow
     pluggy propcache protobuf psutil pycparser pydantic pydantic-core pygments pytest pyyaml
     requests rich shellingham simplejpeg sortedcontainers soundfile soxr torchserve typer
