@@ -12,7 +12,7 @@ from collections import deque
 from marship.errors import MalformedError, MarshipError
 from marship.serving.hosts.direct.exchange import Exchange
 from marship.serving.hosts.direct.heads import Head
-from marship.serving.hosts.direct.limits import StatusError, head_too_large
+from marship.serving.hosts.direct.limits import head_too_large, too_slow
 from marship.serving.hosts.direct.reader import END, RequestReader, target_of
 from marship.serving.hosts.direct.site import Site
 from marship.serving.hosts.direct.slots import States
@@ -252,9 +252,16 @@ class Connection(asyncio.Protocol):
         if waiting[0] is not exchange:
             exchange.parts.append(data)
             return
-        self.writer.write(data, is_whole=is_last and len(waiting) == 1 and not exchange.has_begun)
-        if is_last:
-            waiting.popleft()
+        is_only = is_last and len(waiting) == 1
+        is_sent = self.writer.write(data, is_whole=is_only and not exchange.has_begun)
+        if not is_last:
+            return
+        waiting.popleft()
+        is_resting = is_only and not (self._unread or self._is_moving or self._has_eof)
+        if is_resting and is_sent and exchange.keeps_alive:  # as most do
+            self.writer.rest()
+            self._wait("idle", self._limits.idle_s)
+        else:
             self._advance(closes=not exchange.keeps_alive)
 
     def _settle(self) -> None:
@@ -339,12 +346,8 @@ class Connection(asyncio.Protocol):
         return not (self._waiting or self._reader.is_in_body or self._is_ending)
 
     def _move_if_done(self) -> None:
-        if (
-            not self._is_moving
-            or not self.is_idle
-            or self.transport is None
-            or self.writer.buffered
-        ):
+        is_done = self.is_idle and not self.writer.buffered
+        if not (self._is_moving and is_done) or self.transport is None:
             return
         unread, self._unread = self._unread, b""
         self._is_moving, self._is_ending = False, True  # once: two readers would share the bytes
@@ -367,11 +370,7 @@ class Connection(asyncio.Protocol):
         elif self.is_idle and not self._unread:
             self.transport.close()
         elif self.is_receiving or not self._waiting:
-            self._refuse_and_close(
-                StatusError(
-                    408, "timeout", "a request must be sent without long pauses, got a part of it."
-                )
-            )
+            self._refuse_and_close(too_slow())
 
     @property
     def is_receiving(self) -> bool:

@@ -109,6 +109,13 @@ def worker_died() -> StatusError:
     )
 
 
+def too_slow() -> StatusError:
+    """The refusal of a request that took too long to come."""
+    return StatusError(
+        408, "timeout", "a request must be sent without long pauses, got a part of it."
+    )
+
+
 def head_too_large(limits: Limits) -> StatusError:
     """The refusal of a head that has no end within the limit."""
     return StatusError(

@@ -35,7 +35,7 @@ class Writer:
         if self._states[self._place] == IDLE:  # else bytes of a response may be on their way
             self._states[self._place] = BEGUN
 
-    def write(self, data: bytes, *, is_whole: bool = False) -> None:
+    def write(self, data: bytes, *, is_whole: bool = False) -> bool:
         """Send at once what the kernel takes: what the loop keeps would die with the process.
 
         A small response is sent whole or not at all. Where this process is killed before that is
@@ -44,10 +44,13 @@ class Writer:
         Args:
             data: The bytes.
             is_whole: Whether they are all of the only response that is waited for.
+
+        Returns:
+            Whether the kernel has taken all that was written.
         """
         transport = self._transport
         if transport is None or transport.is_closing():
-            return
+            return False
         self._written += len(data)
         if not is_whole or len(data) > _SMALL_BYTES:
             self._states[self._place] = PARTLY
@@ -58,12 +61,17 @@ class Writer:
                 sent = 0
             except OSError:
                 transport.abort()
-                return
+                return False
             if sent == len(data):
-                return
+                return True
             data = data[sent:]
         self._states[self._place] = PARTLY
         transport.write(data)
+        return False
+
+    def rest(self) -> None:
+        """All was sent, and no request has begun to come."""
+        self._states[self._place] = IDLE
 
     def settle(self, *, is_partly: bool, is_begun: bool) -> None:
         """Note what is done with the connection, if all that was written is sent.
