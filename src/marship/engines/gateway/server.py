@@ -9,14 +9,14 @@ import asyncio
 import logging
 import uuid
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from functools import partial
 from http import HTTPStatus
 from pathlib import Path
-from typing import NoReturn, Protocol
+from typing import NoReturn, Protocol, TypeVar
 from urllib.parse import quote
 
 import grpc
 import orjson
-from google.protobuf.message import DecodeError
 from grpc import aio
 
 from marship.engines.gateway import messages, statuses, tensors
@@ -33,6 +33,10 @@ _STREAMS = 256
 _IDLE_MS, _PING_MS, _PING_WITHIN_MS = 300_000, 60_000, 20_000
 _TAKEN = ("authorization", "x-request-id")
 """Metadata of a call that become headers."""
+
+
+_SMALL_BYTES = 1 << 16
+_Result = TypeVar("_Result")
 
 
 class Context(Protocol):
@@ -90,7 +94,7 @@ class Service:
                 await _abort(context, _busy())
             self._running += 1
             try:
-                return await method(_parsed(wanted, data), context)
+                return await method(messages.parse(wanted, data), context)
             except Exception as error:
                 logger.debug("a call was refused", exc_info=True)
                 await _abort(context, _refusal(error))
@@ -128,7 +132,7 @@ class Service:
     async def model_infer(self, request: Message, context: Context) -> Message:
         """A prediction."""
         where = _path(request.model_name, request.model_version)
-        text, raw = tensors.to_body(request)
+        text, raw = await _apart(tensors.to_body, request, size=request.ByteSize())
         headers = {
             **_headers(context),
             "content-type": "application/octet-stream",
@@ -137,7 +141,8 @@ class Service:
         response = await self._upstream.post(where, f"{where}/infer", headers, [text, *raw])
         _check(response)
         context.set_trailing_metadata(statuses.trailing(response.headers))
-        return tensors.from_body(response.headers, response.body, typed=tensors.is_typed(request))
+        read = partial(tensors.from_body, typed=tensors.is_typed(request))
+        return await _apart(read, response.headers, response.body, size=len(response.body))
 
     async def _health(self, key: str, target: str, context: Context) -> Response:
         """A response whose status says it: 503 is no error."""
@@ -153,11 +158,9 @@ class Service:
         return dict(orjson.loads(response.body))
 
 
-def _parsed(wanted: Message, data: bytes) -> Message:
-    try:
-        return wanted.FromString(data)
-    except DecodeError as error:
-        raise MalformedError(f"the message must be {wanted.__name__}, got: {error}.") from error
+async def _apart(run: Callable[..., _Result], *args: object, size: int) -> _Result:
+    """Run at once, or on a thread where it may take long: other calls go on meanwhile."""
+    return run(*args) if size < _SMALL_BYTES else await asyncio.to_thread(run, *args)
 
 
 def _path(model: str, version: str) -> str:

@@ -6,7 +6,7 @@ bytes. Source: Open Inference Protocol, "Tensor Contents" and the binary tensor 
 """
 
 import struct
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import orjson
@@ -32,6 +32,10 @@ _FIELDS = {
 }
 """The field of typed contents, and the code by which `struct` packs a value; FP16 has no field."""
 _LENGTH = struct.Struct("<I")
+_AT_ONCE = 1 << 14
+"""Values: a call that packs a million keeps all other threads waiting."""
+_MOST_DIMENSIONS = 64
+"""As many as NumPy's arrays have."""
 
 
 class NoTensorsError(MarshipError):
@@ -52,6 +56,8 @@ def to_body(request: Message) -> tuple[bytes, list[bytes]]:
         MalformedError: Raw contents are not one for each input, or come with typed ones.
         InvalidInputError: Typed contents do not fit their datatype.
     """
+    for tensor in request.inputs:
+        _check_counts(tensor)
     raw = list(request.raw_input_contents) or [_packed(tensor) for tensor in request.inputs]
     if request.raw_input_contents:
         _check_raw(request)
@@ -77,6 +83,14 @@ def to_body(request: Message) -> tuple[bytes, list[bytes]]:
     return orjson.dumps(told), raw
 
 
+def _check_counts(tensor: Message) -> None:
+    if len(tensor.shape) > _MOST_DIMENSIONS:
+        raise MalformedError(
+            f"the shape of {tensor.name[:100]} must have at most {_MOST_DIMENSIONS} dimensions, "
+            f"got {len(tensor.shape)}."
+        )
+
+
 def _check_raw(request: Message) -> None:
     if len(request.raw_input_contents) != len(request.inputs):
         raise MalformedError(
@@ -99,22 +113,28 @@ def _packed(tensor: Message) -> bytes:
     """The raw form of typed contents."""
     if tensor.datatype not in _FIELDS:
         raise InvalidInputError(
-            f"contents of {tensor.name} must be of {', '.join(_FIELDS)}, got "
+            f"contents of {tensor.name[:100]} must be of {', '.join(_FIELDS)}, got "
             f"{tensor.datatype[:40]!r}. Send raw_input_contents."
         )
     field, code = _FIELDS[tensor.datatype]
     if wrong := [each.name for each, _ in tensor.contents.ListFields() if each.name != field]:
         raise InvalidInputError(
-            f"contents of {tensor.name} must be in {field} as {tensor.datatype}, got {wrong[0]}."
+            f"contents of {tensor.name[:100]} must be in {field} as {tensor.datatype}, "
+            f"got {wrong[0]}."
         )
     values = getattr(tensor.contents, field)
     if not code:
-        return b"".join(_LENGTH.pack(len(text)) + text for text in values)
+        whole = bytearray()
+        for text in values:
+            whole += _LENGTH.pack(len(text))
+            whole += text
+        return bytes(whole)
+    parts = (values[start : start + _AT_ONCE] for start in range(0, len(values), _AT_ONCE))
     try:
-        return struct.pack(f"<{len(values)}{code}", *values)
+        return b"".join(struct.pack(f"<{len(part)}{code}", *part) for part in parts)
     except struct.error as error:
         raise InvalidInputError(
-            f"contents of {tensor.name} must be {tensor.datatype}, got: {error}."
+            f"contents of {tensor.name[:100]} must be {tensor.datatype}, got: {error}."
         ) from error
 
 
@@ -144,7 +164,9 @@ def from_body(headers: Mapping[str, str], body: bytes, *, typed: bool) -> Messag
         )
         if typed:
             field, _ = _FIELDS[tensor.datatype]
-            getattr(tensor.contents, field).extend(_unpacked(tensor.datatype, data))
+            values = getattr(tensor.contents, field)
+            for part in _unpacked(tensor.datatype, data):
+                values.extend(part)
         else:
             response.raw_output_contents.append(data)
     return response
@@ -165,13 +187,17 @@ def _parsed(text: bytes) -> dict[str, Any]:
     return dict(told)
 
 
-def _unpacked(datatype: str, data: bytes) -> list[Any]:
+def _unpacked(datatype: str, data: bytes) -> Iterator[Sequence[Any]]:
+    """The values of a raw tensor, some at a time."""
     _, code = _FIELDS[datatype]
     if code:
-        return list(struct.unpack(f"<{len(data) // struct.calcsize(f'<{code}')}{code}", data))
-    texts, place = [], 0
+        step = _AT_ONCE * struct.calcsize(f"<{code}")
+        for start in range(0, len(data), step):
+            part = data[start : start + step]
+            yield struct.unpack(f"<{len(part) // struct.calcsize(f'<{code}')}{code}", part)
+        return
+    place = 0
     while place < len(data):
         start = place + _LENGTH.size
         place = start + _LENGTH.unpack_from(data, place)[0]
-        texts.append(data[start:place])
-    return texts
+        yield (data[start:place],)

@@ -4,6 +4,7 @@ import json
 import socket
 import subprocess
 import sys
+import time
 import zlib
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -440,3 +441,59 @@ def test_answers_of_32_clients_are_kept_apart(gateway: Gateway) -> None:
 
     with ThreadPoolExecutor(32) as pool:
         list(pool.map(ask, range(32)))
+
+
+def large(field: str, value: Any, count: int) -> bytes:
+    """A request whose one input has many typed values."""
+    made = kind("ModelInferRequest")(model_name="m")
+    datatypes = {"int_contents": "INT32", "bytes_contents": "BYTES", "bool_contents": "BOOL"}
+    tensor = made.inputs.add(name="input", datatype=datatypes[field], shape=[1, count])
+    getattr(tensor.contents, field).extend([value] * count)
+    return bytes(made.SerializeToString())
+
+
+class Ticks:
+    """The longest time that a gateway's loop kept others waiting."""
+
+    def __init__(self, gateway: Gateway) -> None:
+        self._loop, self.longest_s = gateway._loop, 0.0
+        self._last, self._is_done = time.monotonic(), False
+
+    def __enter__(self) -> "Ticks":
+        self._loop.call_soon_threadsafe(self._tick)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._is_done = True
+
+    def _tick(self) -> None:
+        now = time.monotonic()
+        self.longest_s = max(self.longest_s, now - self._last)
+        self._last = now
+        if not self._is_done:
+            self._loop.call_later(0.005, self._tick)
+
+
+def test_large_messages_keep_nobody_waiting(place: Place, folder: Path) -> None:
+    """Whatever fills them: other calls are answered while they are looked at."""
+    place.add(service(folder))
+    place.follow(m=("1.0",))
+    empty = kind("ModelInferRequest")(model_name="m").SerializeToString() + b"*\x00" * 3_000_000
+    parameters = kind("ModelInferRequest")(model_name="m")
+    tensor = parameters.inputs.add(name="input", datatype="FP32", shape=[1, 10])
+    for number in range(200_000):
+        tensor.parameters[str(number)].bool_param = True
+    sent = [
+        *[empty, parameters.SerializeToString(), large("int_contents", 1, 6_000_000)],
+        *[large("bytes_contents", b"", 3_000_000), large("bool_contents", True, 6_000_000)],
+    ]
+    options = [("grpc.max_send_message_length", -1)]
+    with (
+        Gateway(place.socket, request_bytes=1 << 23) as gateway,
+        grpc.insecure_channel(gateway.address, options) as channel,
+    ):
+        for message in sent:
+            with Ticks(gateway) as ticks:
+                code = refused(channel, message).code()
+            assert code in (Code.INVALID_ARGUMENT, Code.RESOURCE_EXHAUSTED)
+            assert ticks.longest_s < 0.5

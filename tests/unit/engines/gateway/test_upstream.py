@@ -84,28 +84,15 @@ def test_a_connection_serves_its_key_again(tmp_path: Path) -> None:
     run(test())
 
 
-def test_a_connection_that_closes_is_not_used_again(tmp_path: Path) -> None:
-    """Because the response says so."""
-
-    async def test() -> None:
-        async with Peer(tmp_path, CLOSING, OK) as peer:
-            client = Upstream(peer.path)
-            await get(client)
-            await get(client)
-            assert peer.opened == 2
-            client.close()
-
-    run(test())
-
-
-def test_an_old_connection_is_not_used_again(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(("first", "idle_s"), [(CLOSING, 9.0), (OK, -1.0)])
+def test_a_connection_that_closes_or_is_old_is_not_used_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, first: bytes, idle_s: float
 ) -> None:
     """The server is about to close it: a request that meets that is lost."""
-    monkeypatch.setattr(upstream, "_IDLE_S", -1.0)
+    monkeypatch.setattr(upstream, "_IDLE_S", idle_s)
 
     async def test() -> None:
-        async with Peer(tmp_path, OK, OK) as peer:
+        async with Peer(tmp_path, first, OK) as peer:
             client = Upstream(peer.path)
             await get(client)
             await get(client)
