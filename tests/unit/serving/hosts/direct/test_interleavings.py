@@ -89,7 +89,7 @@ def test_each_request_has_its_response_whatever_moves_meanwhile(
     moving: Place, seed: int, count: int, last: str | None
 ) -> None:
     """In order, with drains and moves at any place, and also where the client ends its side."""
-    chance = random.Random(seed)
+    chance = random.Random(seed)  # noqa: S311
     table = kinds(seed)
     chosen = [table[chance.choice(sorted(table))] for _ in range(count)]
     chosen += [LAST[last]] if last else []
