@@ -3,8 +3,8 @@
 import os
 from pathlib import Path
 
-from marship.engines.torchserve import processes
-from marship.engines.torchserve.home import Home, ServerRecord
+from marship.engines import processes
+from marship.engines.home import Home, ServerRecord
 
 NOBODY = "http://127.0.0.1:9"
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from marship.engines.torchserve.home import Home
+from marship.engines.home import Home
 
 UNSHARE = ["/usr/bin/unshare", "--mount", "--map-root-user"]
 SERVE = '"$2" -m marship serve --home "$0" --model-store "$1" --free-ports --detach >&2'

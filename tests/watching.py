@@ -6,7 +6,7 @@ from collections.abc import Collection
 import psutil
 
 from marship import Client
-from marship.engines.torchserve.home import ServerRecord
+from marship.engines.home import ServerRecord
 from waiting import until
 
 _POLL_S = 0.05

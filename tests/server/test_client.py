@@ -18,8 +18,8 @@ import pytest
 import requests
 
 from marship import AsyncClient, Client
+from marship.engines.home import Home
 from marship.engines.torchserve import server
-from marship.engines.torchserve.home import Home
 from marship.errors import (
     InvalidInputError,
     LoadError,

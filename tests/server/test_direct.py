@@ -18,7 +18,7 @@ import pytest
 import marship
 from directly import BODY, until
 from marship.client import Client
-from marship.engines.torchserve.home import Home
+from marship.engines.home import Home
 from marship.engines.torchserve.server import Server, start, stop
 from marship.engines.torchserve.settings import ServeSettings
 

@@ -15,8 +15,8 @@ from typer.testing import CliRunner
 from marship import Client
 from marship.cli import app
 from marship.client.clients import ModelStatus
+from marship.engines.addresses import TOKEN_VARIABLES, URL_VARIABLES
 from marship.engines.torchserve import server
-from marship.engines.torchserve.access import TOKEN_VARIABLES, URL_VARIABLES
 from marship.errors import NotRunningError, RolloutError, TLSError, TokenError, UsageError
 from marship.operate.proxy import ProxySettings
 from nginx import Door, free_port, in_front

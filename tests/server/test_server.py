@@ -16,8 +16,8 @@ import psutil
 import pytest
 
 from marship import Client
+from marship.engines.home import Home, ServerRecord
 from marship.engines.torchserve import server
-from marship.engines.torchserve.home import Home, ServerRecord
 from marship.engines.torchserve.java import Java
 from marship.errors import NotRunningError, ServerError, UsageError
 from marship.packaging.step import PackageSettings, package

@@ -15,8 +15,8 @@ from typer.testing import CliRunner
 
 from marship import AsyncClient, Client
 from marship.cli import app
+from marship.engines.home import Home
 from marship.engines.torchserve import server
-from marship.engines.torchserve.home import Home
 from marship.errors import NotFoundError, ServerError, SignatureError, UsageError
 from marship.trust.keys import PrivateKey
 from marship.trust.signature import beside, sign

@@ -9,8 +9,8 @@ from typer.testing import CliRunner
 from claims import claiming
 from marship import AsyncClient, Client
 from marship.cli import app
+from marship.engines.metrics import joining_ended
 from marship.engines.torchserve.server import Server
-from marship.engines.torchserve.status import joining_ended
 from marship.packaging.step import PackageSettings, package
 from marship.serving.hosts.torchserve.report import INTERVAL_S
 from models import centring

@@ -51,6 +51,11 @@ DECODERS = {
     "serving/hosts/direct/worker.py": {"uvloop"},
     "serving/hosts/direct/acceptor.py": {"uvloop"},
 }
+USES_TORCHSERVE = {
+    "engines/default.py": "names the engine that all others get",
+    "cli/server.py": "`serve` starts TorchServe: its settings are flags",
+    "packaging/sbom/environment.py": "lists TorchServe's jar and the Java that would run it",
+}
 KNOWS_TORCHSERVE = {"serving/hosts/torchserve/wire.py", "serving/hosts/torchserve/worker.py"}
 
 
@@ -116,6 +121,17 @@ def test_a_room_imports_only_what_its_place_allows() -> None:
         if not may_import(room(module_of(name)), target)
     ]
     assert not wrong
+
+
+def test_only_named_files_use_torchserves_engine() -> None:
+    """All others use the interface of engines, so that another engine may take its place."""
+    users = {
+        name
+        for name in files()
+        if not name.startswith("engines/torchserve/")
+        and any(f"{target}.".startswith("engines.torchserve.") for target in of_marship(name))
+    }
+    assert users == set(USES_TORCHSERVE)
 
 
 def test_the_page_on_design_draws_the_rooms_as_they_are() -> None:

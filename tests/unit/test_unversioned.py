@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 
 from marship import unversioned
 from marship.cli import app
-from marship.engines.torchserve.home import Home
+from marship.engines.home import Home
 from marship.errors import UsageError
 from marship.operate import proxy
 from marship.trust import keys

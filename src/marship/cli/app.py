@@ -58,7 +58,7 @@ def options(
 def connect(home: Path | None) -> "Client":
     """A client of the server in a folder, whatever addresses the environment holds."""
     from marship.client import Client
-    from marship.engines.torchserve.home import default_home
+    from marship.engines.home import default_home
 
     return Client(home or default_home())
 

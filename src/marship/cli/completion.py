@@ -16,7 +16,7 @@ def archives(ctx: Any, incomplete: str) -> list[str]:  # noqa: ANN401  Typer's c
 
 
 def _archives(home: Path | None) -> Iterator[str]:
-    from marship.engines.torchserve.home import Home, default_home
+    from marship.engines.home import Home, default_home
 
     store = Path("model_store")
     with suppress(MarshipError, OSError):

@@ -15,7 +15,7 @@ from marship import console
 
 if TYPE_CHECKING:
     from marship.client.clients import Model, ModelStatus
-    from marship.engines.torchserve.home import Home, ServerRecord
+    from marship.engines.home import Home, ServerRecord
     from marship.operate.state import Change
     from marship.trust.archive import Archive
 

@@ -94,10 +94,10 @@ def _apply(started: "Server", state: Path) -> None:
 @app.command(rich_help_panel=PANEL)
 def stop(home: Home = None) -> None:
     """Stop the server and its workers."""
-    from marship.engines.torchserve.engine import TorchServe
+    from marship.engines.default import DefaultEngine
 
     with console.err.status("stopping TorchServe"):
-        record = TorchServe.stop(home)
+        record = DefaultEngine.stop(home)
     console.out.print(f"stopped the server at {record.inference_url}")
 
 
@@ -130,9 +130,9 @@ def logs(
     lines: Annotated[int, typer.Option(min=1, help="of each log, the last so many")] = 20,
 ) -> None:
     """Print the last lines of the server's and the workers' logs."""
-    from marship.engines.torchserve.engine import TorchServe
+    from marship.engines.default import DefaultEngine
 
-    for path in TorchServe.log_files(home):
+    for path in DefaultEngine.log_files(home):
         console.err.print(f"[bold]{path}[/]")
         for line in path.read_text(errors="replace").splitlines()[-lines:]:
             console.out.print(line, markup=False, soft_wrap=True)

@@ -11,7 +11,7 @@ from marship import console
 if TYPE_CHECKING:
     from marship.client.clients import Model, ModelStatus
     from marship.contract import Contract
-    from marship.engines.torchserve.home import Home, ServerRecord
+    from marship.engines.home import Home, ServerRecord
     from marship.exporting.step import Exported
     from marship.operate.check import Checked
     from marship.operate.state import Change
@@ -163,7 +163,7 @@ def show_models(models: Sequence["Model"]) -> None:
 
 def note_joining_ended(models: Sequence["Model"], figures: str) -> None:
     """Say which versions run requests alone by now; `figures` are those of the metrics port."""
-    from marship.engines.torchserve.status import joining_ended
+    from marship.engines.metrics import joining_ended
 
     known = {(status.name, status.version) for model in models for status in model.versions}
     for name, version in sorted(joining_ended(figures) & known):

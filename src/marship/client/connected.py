@@ -3,9 +3,9 @@
 from collections.abc import Callable
 from pathlib import Path
 
+from marship.engines.default import DefaultEngine
 from marship.engines.engine import Engine
-from marship.engines.torchserve.engine import TorchServe
-from marship.engines.torchserve.home import Home
+from marship.engines.home import Home
 from marship.exchange.calls import Side
 from marship.exchange.retries import RETRY_S
 from marship.exchange.transports import MAX_RESPONSE_BYTES, Bounds
@@ -34,7 +34,7 @@ class Connected:
     ) -> None:
         urls = {"inference": inference_url, "management": management_url, "metrics": metrics_url}
         tokens = {"inference": inference_token, "management": management_token}
-        self._engine = TorchServe(home, urls, tokens, retry_s=retry_s, on_retry=on_retry, ca=ca)
+        self._engine = DefaultEngine(home, urls, tokens, retry_s=retry_s, on_retry=on_retry, ca=ca)
         self._bounds = Bounds(timeout_s, max_response_bytes)
         self._copies = Path(model_store)
 

@@ -2,10 +2,10 @@
 
 An engine runs archives: it starts and stops servers, and registers, scales, describes and drains
 models. Operations over HTTP are flows (`exchange.calls`), which each client runs on its own
-transport. TorchServe is the first engine: `engines.torchserve.engine`.
+transport. `engines.default` names the engine in use.
 """
 
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from marship.exchange.calls import Destination, Flow, HttpResponse, Pause, Side
 
 if TYPE_CHECKING:
+    from marship.engines.home import Home, ServerRecord
     from marship.trust.policy import Trust
 
 OnWait = Callable[[int, int], None]
@@ -139,8 +140,58 @@ class Note:
     max_batch_delay_ms: int | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class ServerConfig:
+    """The settings of a server that its clients and a proxy in front of it depend on.
+
+    Attributes:
+        inference_address: Where the server itself serves predictions; empty is its default.
+        direct_address: Where workers respond themselves; None where they do not.
+        queue_size: The maximum number of queued requests of one model.
+        max_request_bytes: The maximum size of a request's body.
+        checks_tokens: Whether requests need a token.
+        model_store: The folder with the archives; None is the engine's default.
+    """
+
+    inference_address: str
+    direct_address: str | None
+    queue_size: int
+    max_request_bytes: int
+    checks_tokens: bool
+    model_store: str | None
+
+    @property
+    def prediction_addresses(self) -> list[str]:
+        """Where predictions are served, the better address first."""
+        return [found for found in (self.direct_address, self.inference_address) if found]
+
+
 class Engine(Destination, Protocol):
     """One server of an engine, and the models on it."""
+
+    def __init__(  # noqa: PLR0913  keyword-only
+        self,
+        home: str | Path | None,
+        urls: Mapping[str, str | None],
+        tokens: Mapping[str, str | None],
+        *,
+        retry_s: float = 0.0,
+        on_retry: Callable[[], None] | None = None,
+        ca: str | Path | None = None,
+    ) -> None:
+        """Take the addresses and tokens of a server, which is not called yet.
+
+        Args:
+            home: The server's home folder; None is the default home.
+            urls: Addresses by API; those that are missing are read from the home.
+            tokens: Tokens by API; those that are missing are read from the home.
+            retry_s: How long calls that may be retried are retried.
+            on_retry: Called before each retry.
+            ca: A PEM file with the trusted CA certificates, in place of the default ones.
+
+        Raises:
+            UsageError: An address, a token or the certificate file is invalid.
+        """
 
     @staticmethod
     def start(settings: Any, *, on_wait: Callable[[float], None] | None = None) -> Any:  # noqa: ANN401  each engine's own
@@ -155,7 +206,7 @@ class Engine(Destination, Protocol):
         """
 
     @staticmethod
-    def stop(home: Path | None = None) -> Any:  # noqa: ANN401  each engine's own
+    def stop(home: Path | None = None) -> "ServerRecord":
         """Stop the server of a home folder.
 
         Raises:
@@ -170,6 +221,18 @@ class Engine(Destination, Protocol):
             UsageError: No server ever ran there.
         """
 
+    @staticmethod
+    def server_config(home: Path | None = None) -> ServerConfig:
+        """The settings of a home folder's server, or those that it would start with.
+
+        Raises:
+            UsageError: The settings cannot be read.
+        """
+
+    @property
+    def home(self) -> "Home":
+        """The server's home folder, if it is local: see `is_local`."""
+
     @property
     def is_local(self) -> bool:
         """Whether the server's files are accessible on this machine."""
@@ -177,7 +240,8 @@ class Engine(Destination, Protocol):
     def has(self, api: Side) -> bool:
         """Whether the address of an API of the server is known."""
 
-    def check_name(self, name: str) -> str:
+    @staticmethod
+    def check_name(name: str) -> str:
         """The name, if it is a valid model name.
 
         Raises:

@@ -13,11 +13,9 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from marship import storage, unversioned
-from marship.engines.torchserve import config as configs
-from marship.engines.torchserve import home as homes
-from marship.engines.torchserve import properties
-from marship.engines.torchserve.home import Home
-from marship.engines.torchserve.status import checked_name
+from marship.engines.default import DefaultEngine
+from marship.engines.engine import ServerConfig
+from marship.engines.home import Home, default_home
 from marship.errors import (
     MarshipError,
     NoAnswerError,
@@ -35,8 +33,6 @@ from marship.operate.proxy_settings import ProxySettings
 
 TEMPLATE = Path(__file__).with_name("nginx.conf")
 CONFIG_FILE = TEMPLATE.name
-MAX_REQUEST_BYTES = 6_553_500
-"""TorchServe's default for max_request_size."""
 
 REFUSALS: Mapping[int, tuple[type[MarshipError], str]] = {
     400: (RequestError, "the request must be valid HTTP over TLS, got something else."),
@@ -91,23 +87,23 @@ def write(settings: ProxySettings, names: Sequence[str]) -> Written:
     Raises:
         UsageError: A setting is invalid, or no model is named.
     """
-    values = _server_settings(settings.home)
-    _check(settings, values, names)
+    server = DefaultEngine.server_config(settings.home)
+    _check(settings, server, names)
     _make_private(settings.out)
     if settings.self_signed:
         unversioned.ignore(settings.out / certificate.KEY_FILE)
         chain, key = certificate.self_signed(settings.out)
     else:
         chain, key = _given_certificate(settings)
-    text = render(settings, values, names, chain, key)
+    text = render(settings, server, names, chain, key)
     with storage.replacing(settings.out / CONFIG_FILE) as draft:
         draft.write_text(text)
-    return Written(settings.out / CONFIG_FILE, tuple(names), _backends(values)[0], chain)
+    return Written(settings.out / CONFIG_FILE, tuple(names), _backends(server)[0], chain)
 
 
 def render(
     settings: ProxySettings,
-    values: Mapping[str, str],
+    server: ServerConfig,
     names: Sequence[str],
     chain: Path,
     key: Path,
@@ -116,16 +112,15 @@ def render(
 
     Args:
         settings: Limits and address.
-        values: TorchServe's settings.
+        server: The server's settings.
         names: The models that others may ask.
         chain: The certificate file.
         key: The private key file.
     """
-    max_body_bytes = int(values.get("max_request_size", MAX_REQUEST_BYTES))
     return _Blanks(TEMPLATE.read_text()).substitute(
         listen=settings.address,
         model_upstreams="\n".join(_model_upstreams(names)),
-        upstreams="\n".join(_upstreams(values, names)),
+        upstreams="\n".join(_upstreams(server, names)),
         certificate=chain,
         certificate_key=key,
         models="|".join(re.escape(name) for name in sorted(set(names))),
@@ -134,60 +129,49 @@ def render(
         connections=settings.connections,
         client_timeout_s=settings.client_timeout_s,
         answer_timeout_s=settings.answer_timeout_s,
-        max_body_bytes=max_body_bytes,
-        errors="\n".join(_error_lines(max_body_bytes)),
+        max_body_bytes=server.max_request_bytes,
+        errors="\n".join(_error_lines(server.max_request_bytes)),
     )
 
 
 def without_archive(home: Path | None, names: Sequence[str]) -> tuple[list[str], Path]:
     """The names without an archive in the server's model store, and the store."""
-    record = _place(home).running()
-    own = record.model_store if record else _server_settings(home).get("model_store")
+    record = Home((home or default_home()).absolute()).running()
+    own = record.model_store if record else DefaultEngine.server_config(home).model_store
     store = Path(own or "model_store")
     return [name for name in names if not (store / f"{name}.mar").is_file()], store
 
 
-def _place(home: Path | None) -> Home:
-    return Home((home or homes.default_home()).absolute())
-
-
-def _server_settings(home: Path | None) -> dict[str, str]:
-    """The settings of the home's server, running or not; else those it would start with."""
-    resolved = _place(home).config
-    return properties.read(resolved if resolved.is_file() else configs.locate(None))
-
-
-def _check(settings: ProxySettings, values: Mapping[str, str], names: Sequence[str]) -> None:
+def _check(settings: ProxySettings, server: ServerConfig, names: Sequence[str]) -> None:
     if not names:
         raise UsageError(
             "the models that others may ask must be named, got none. Run: marship proxy NAME ..."
         )
     for name in names:
-        checked_name(name)
+        DefaultEngine.check_name(name)
     match = _LISTEN.fullmatch(settings.address)
     if match is None or not 0 < int(match[1]) <= 65535:  # noqa: PLR2004  the highest port
         raise UsageError(
             f"listen must be a port or address:port such as 127.0.0.1:8443, got "
             f"{settings.address!r}."
         )
-    if values.get("disable_token_authorization") == "true":
+    if not server.checks_tokens:
         raise UsageError(
             "the server must ask for tokens, got disable_token_authorization=true: the proxy "
             "hands them on and checks none itself. Set it to false."
         )
-    if urlsplit(values.get("inference_address", "")).scheme not in ("http", "unix"):
+    if urlsplit(server.inference_address).scheme not in ("http", "unix"):
         raise UsageError(
             "inference_address must begin with http:// or unix:, since TLS ends at the proxy, "
-            f"got {values.get('inference_address')!r}."
+            f"got {server.inference_address!r}."
         )
 
 
-def _backends(values: Mapping[str, str]) -> list[str]:
+def _backends(server: ServerConfig) -> list[str]:
     """Where requests go: to the workers, and where these do not listen to TorchServe."""
-    found = [values[name] for name in configs.PREDICTION_ADDRESSES if name in values]
     return [
         address if address.startswith(sockets.PREFIX) else urlsplit(address).netloc
-        for address in found
+        for address in server.prediction_addresses
     ]
 
 
@@ -196,9 +180,9 @@ def _model_upstreams(names: Sequence[str]) -> Iterator[str]:
         yield f'{" " * 8}"~^{re.escape(name)}\\z" {_UPSTREAM}{number};'
 
 
-def _upstreams(values: Mapping[str, str], names: Sequence[str]) -> Iterator[str]:
+def _upstreams(server: ServerConfig, names: Sequence[str]) -> Iterator[str]:
     """An upstream for each model, and one for the server itself."""
-    first, *others = _backends(values)
+    first, *others = _backends(server)
     for name in ("marship_server", *(f"{_UPSTREAM}{n}" for n in range(len(set(names))))):
         yield f"    upstream {name} {{"
         yield f"        server {first} max_fails=0;"

@@ -20,7 +20,7 @@ import orjson
 from marship.client import AsyncClient
 from marship.client.address import Address
 from marship.client.clients import ModelStatus
-from marship.engines.torchserve.access import URL_VARIABLES
+from marship.engines.addresses import URL_VARIABLES
 from marship.errors import (
     MarshipError,
     NoAnswerError,
@@ -38,7 +38,7 @@ from marship.predict.bounds import (
     LONGEST_STREAM_S,
     UNKNOWN_WAIT_S,
     ByteBudget,
-    Limits,
+    ServerLimits,
     longest_wait_s,
 )
 from marship.predict.ledger import Ledger
@@ -115,7 +115,7 @@ def predict_files(
 
 async def _predict_files(run: Run, address: Address, watcher: Watcher) -> Outcome:
     async with address.async_client() as client:
-        limits = Limits.of(client)
+        limits = ServerLimits.of(client)
         plan = await _planned(run, client, limits)
     run = replace(run, version=plan.version)  # the one in the rows, whatever the default becomes
     with Ledger(run.out, f"{run.model} {plan.version}", again=run.again) as ledger:
@@ -164,7 +164,7 @@ class _Plan:
     timeout_s: float
 
 
-async def _planned(run: Run, client: AsyncClient, limits: Limits) -> _Plan:
+async def _planned(run: Run, client: AsyncClient, limits: ServerLimits) -> _Plan:
     """Plan by the model's workers and batches, if the management API is known.
 
     Raises:
@@ -199,7 +199,7 @@ class _Predictions:
     run: Run
     ledger: Ledger
     watcher: Watcher
-    limits: Limits
+    limits: ServerLimits
     byte_budget: ByteBudget = field(default_factory=lambda: ByteBudget(MOST_BYTES_IN_FLIGHT))
     answered_at: float = field(default_factory=time.monotonic)
     troubled_at: float = -math.inf

@@ -8,11 +8,12 @@ from typing import Self
 
 from marship.client import AsyncClient, Client
 from marship.client.clients import ModelStatus
-from marship.engines.torchserve import properties
 from marship.errors import TooLargeError, UsageError
 from marship.predict.sources import may_be_sound
 
 FEWEST_IN_FLIGHT = 8
+ASSUMED_QUEUE = 100
+"""Queued requests of a model on a remote server, whose settings are unknown."""
 UNKNOWN_WAIT_S = 300.0
 """Timeout of a response, if the model's responseTimeout is unknown."""
 LONGEST_STREAM_S = 6 * 3600.0
@@ -20,21 +21,25 @@ LONGEST_STREAM_S = 6 * 3600.0
 
 
 @dataclass(frozen=True, slots=True)
-class Limits:
-    """The server's limits; the defaults are TorchServe's."""
+class ServerLimits:
+    """The server's limits.
 
-    queue: int = 100
-    request_bytes: int | None = 6_553_500
+    Attributes:
+        queue: The maximum number of queued requests of a model.
+        request_bytes: The maximum size of a body; None if unknown.
+    """
+
+    queue: int
+    request_bytes: int | None
 
     @classmethod
     def of(cls, client: Client | AsyncClient) -> Self:
         """The limits of a client's server; the maximum request of a remote server is unknown."""
         if not client.is_local:
-            return cls(request_bytes=None)
+            return cls(ASSUMED_QUEUE, request_bytes=None)
         client.home.require_running()
-        values = properties.read(client.home.config)
-        names = {"queue": "job_queue_size", "request_bytes": "max_request_size"}
-        return cls(**{ours: int(values[its]) for ours, its in names.items() if its in values})
+        config = client.engine.server_config(client.home.path)
+        return cls(config.queue_size, config.max_request_bytes)
 
     def in_flight(self, wanted: int | None, model: ModelStatus) -> int:
         """The number of concurrent requests: enough for a full batch for each idle worker.

@@ -12,7 +12,7 @@ from marship.client import Client
 from marship.client.address import Address
 from marship.errors import UsageError
 from marship.predict import plain
-from marship.predict.bounds import LONGEST_STREAM_S, Limits
+from marship.predict.bounds import LONGEST_STREAM_S, ServerLimits
 from marship.predict.sources import may_be_sound
 from marship.predict.transcripts import (
     FORMS,
@@ -86,7 +86,7 @@ def predict_one(single: Single, address: Address) -> Any:  # noqa: ANN401  any t
     """
     timeout_s = LONGEST_STREAM_S if may_be_sound(single.kind) else LONGEST_WAIT_S
     with address.client(timeout_s=timeout_s) as client:
-        if refusal := Limits.of(client).refusal(len(single.body), single.kind):
+        if refusal := ServerLimits.of(client).refusal(len(single.body), single.kind):
             raise refusal
         with _Segments(_lines(client, single)) as received:
             if single.form is None:

@@ -16,8 +16,8 @@ import pytest
 from figures import Figures
 from loads import Tally, two_loads
 from marship import Client
+from marship.engines.home import Home
 from marship.engines.torchserve import server
-from marship.engines.torchserve.home import Home
 from marship.errors import RolloutError, ServerError
 from marship.operate.rollout import rollout
 from namespaces import served

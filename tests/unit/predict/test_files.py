@@ -21,8 +21,8 @@ from aiohttp import web
 
 from marship import predict
 from marship.client.address import Address
-from marship.engines.torchserve.home import Home, ServerRecord
-from marship.engines.torchserve.processes import boot_id, start_time
+from marship.engines.home import Home, ServerRecord
+from marship.engines.processes import boot_id, start_time
 from marship.errors import NotFoundError, ServerError, UsageError
 from marship.predict import Run, Watcher, predict_files, sources
 from marship.predict.rows import Row

@@ -1,13 +1,11 @@
 """TorchServe: its server and its management, as seen from outside of the process.
 
     server.py      start, supervise and stop a server
-    home.py        the private folder of one server, and whether the server runs
     java.py        finding a supported Java runtime, and its command line
     properties.py  the file format of the settings
     config.py      settings: validated, completed, ports chosen
     production.py  the checks of --profile production
     environment.py environment variables of Java and the workers
-    processes.py   a server's processes
     access.py      addresses and tokens
     problems.py    what TorchServe's error responses mean
     peers.py       whether a connection is to the intended server
@@ -20,5 +18,5 @@
     workerlog.py   the cause of a worker's crash, from its log
     worker_script.py  the script that starts a worker
 
-Server and client never import each other: they share the home folder.
+Server and client never import each other: they share the home folder, `engines.home`.
 """

@@ -11,8 +11,9 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from marship import storage
+from marship.engines.addresses import TOKEN_VARIABLES, URL_VARIABLES
+from marship.engines.home import Home, ServerRecord, default_home
 from marship.engines.torchserve import peers
-from marship.engines.torchserve.home import Home, ServerRecord, default_home
 from marship.engines.torchserve.peers import ConnectedSocket
 from marship.engines.torchserve.problems import checked, crash, is_of_another_api, is_token_refused
 from marship.errors import DataError, MarshipError, NotRunningError, TokenError, UsageError
@@ -20,15 +21,6 @@ from marship.exchange import limited, sockets
 from marship.exchange.calls import Call, Flow, HttpResponse, Pause, Side
 from marship.exchange.retries import Crashes, RetryPolicy, persistent
 
-TOKEN_VARIABLES: Mapping[str, str] = {
-    "inference": "MARSHIP_INFERENCE_TOKEN",
-    "management": "MARSHIP_MANAGEMENT_TOKEN",
-}
-URL_VARIABLES: Mapping[str, str] = {
-    "inference": "MARSHIP_INFERENCE_URL",
-    "management": "MARSHIP_MANAGEMENT_URL",
-    "metrics": "MARSHIP_METRICS_URL",
-}
 _SIDES: tuple[Side, ...] = ("inference", "management", "metrics")
 _SCHEMES = ("http://", "https://", sockets.SCHEME)
 _ROUNDS = 5  # callers may renew at the same time, and each renewal invalidates the last token

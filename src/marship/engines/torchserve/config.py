@@ -10,6 +10,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from urllib.parse import SplitResult, urlsplit
 
+from marship.engines.engine import ServerConfig
 from marship.engines.torchserve import properties
 from marship.errors import ServerError, UsageError
 from marship.exchange import sockets
@@ -25,8 +26,7 @@ GRPC_ADDRESS = "grpc_address"
 HTTP_ADDRESSES = ("inference_address", "management_address", "metrics_address", DIRECT_ADDRESS)
 GRPC_PORTS = ("grpc_inference_port", "grpc_management_port")
 DEFAULT_DIRECT, DEFAULT_GRPC = "http://127.0.0.1:8079", "127.0.0.1:8001"
-PREDICTION_ADDRESSES = (DIRECT_ADDRESS, "inference_address")
-"""Where predictions are served, the better one first."""
+DEFAULT_QUEUE_SIZE, DEFAULT_MAX_REQUEST_BYTES = 100, 6_553_500
 LISTENERS = (*HTTP_ADDRESSES, GRPC_ADDRESS, *GRPC_PORTS)
 """The settings with a port, in the order in which ports are checked."""
 
@@ -75,6 +75,23 @@ def locate(config: Path | None) -> Path:
         return config
     here = Path(CONFIG_FILE)
     return here if here.is_file() else PACKAGED
+
+
+def server_config(source: Path) -> ServerConfig:
+    """The settings in a file that clients and proxies depend on.
+
+    Raises:
+        UsageError: It cannot be read.
+    """
+    values = properties.read(source)
+    return ServerConfig(
+        inference_address=values.get("inference_address", ""),
+        direct_address=values.get(DIRECT_ADDRESS),
+        queue_size=int(values.get("job_queue_size", DEFAULT_QUEUE_SIZE)),
+        max_request_bytes=int(values.get("max_request_size", DEFAULT_MAX_REQUEST_BYTES)),
+        checks_tokens=values.get("disable_token_authorization") != "true",
+        model_store=values.get("model_store"),
+    )
 
 
 def resolve(  # noqa: PLR0913  keyword-only

@@ -21,11 +21,12 @@ from functools import partial
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from marship.engines import processes
+from marship.engines.home import DIRECT_SOCKET, WORKERS_SOCKET, Home
+from marship.engines.processes import Group
 from marship.engines.torchserve import config as configs
-from marship.engines.torchserve import processes, supervisor
+from marship.engines.torchserve import supervisor
 from marship.engines.torchserve.engine import TorchServe
-from marship.engines.torchserve.home import DIRECT_SOCKET, WORKERS_SOCKET, Home
-from marship.engines.torchserve.processes import Group
 from marship.errors import MarshipError, ServerError
 from marship.exchange import sockets
 from marship.exchange.transports import BlockingTransport, Bounds

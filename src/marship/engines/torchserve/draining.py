@@ -14,8 +14,8 @@ from contextlib import contextmanager, suppress
 import psutil
 
 from marship.engines.engine import DRAIN_S, ModelStatus
+from marship.engines.home import WORKERS_SOCKET
 from marship.engines.torchserve.access import Access
-from marship.engines.torchserve.home import WORKERS_SOCKET
 from marship.engines.torchserve.status import describe
 from marship.errors import (
     MarshipError,

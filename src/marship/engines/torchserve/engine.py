@@ -6,14 +6,16 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from marship.engines.engine import Note
+from marship.engines.engine import Note, ServerConfig
+from marship.engines.home import Home, default_home
+from marship.engines.torchserve import config as configs
 from marship.engines.torchserve import draining, locks, status, store, versions
 from marship.engines.torchserve import models as registered
 from marship.engines.torchserve.access import Access
 from marship.exchange.calls import Pause
 
 if TYPE_CHECKING:
-    from marship.engines.torchserve.home import ServerRecord
+    from marship.engines.home import ServerRecord
     from marship.engines.torchserve.server import Server
     from marship.engines.torchserve.settings import ServeSettings
     from marship.trust.policy import Trust
@@ -22,7 +24,6 @@ if TYPE_CHECKING:
 class TorchServe(Access):
     """A TorchServe server, by its addresses and tokens; see `engines.engine.Engine`."""
 
-    check_name = staticmethod(status.checked_name)
     models = registered.list_models
     describe = status.describe
     register = registered.register
@@ -58,6 +59,17 @@ class TorchServe(Access):
         from marship.engines.torchserve import server
 
         return server.log_files(home)
+
+    @staticmethod
+    def server_config(home: Path | None = None) -> ServerConfig:
+        """The resolved settings of the last start, else the file that `start` would read."""
+        resolved = Home((home or default_home()).absolute()).config
+        return configs.server_config(resolved if resolved.is_file() else configs.locate(None))
+
+    @staticmethod
+    def check_name(name: str) -> str:
+        """The name, if it is valid in a path and no name of TorchServe's token API."""
+        return status.checked_name(name)
 
     def version_lock(
         self,

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from marship.engines.torchserve.home import Home
+from marship.engines.home import Home
 from marship.errors import ServerError
 
 OLDEST = 17

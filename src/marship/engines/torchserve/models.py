@@ -4,9 +4,9 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from marship.engines.engine import Model, ModelStatus, Registration, Wait
+from marship.engines.home import Home
 from marship.engines.torchserve import draining, locks
 from marship.engines.torchserve.access import Access
-from marship.engines.torchserve.home import Home
 from marship.engines.torchserve.registration import Admitted, OwnRegistration, check
 from marship.engines.torchserve.status import (
     ReadinessWatch,

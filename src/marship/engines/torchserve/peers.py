@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Protocol
 
-from marship.engines.torchserve.processes import Group
+from marship.engines.processes import Group
 
 _known: dict[tuple[Group, str, int], tuple[str, str]] = {}
 """Cache of listening sockets: the link of the descriptor, and its target while it is open."""

@@ -11,9 +11,9 @@ import stat
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
+from marship.engines.home import Home
 from marship.engines.torchserve import config as configs
 from marship.engines.torchserve.environment import check_named
-from marship.engines.torchserve.home import Home
 from marship.errors import ServerError, UsageError
 from marship.trust import ownership
 

@@ -18,19 +18,19 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from marship import storage
+from marship.engines import home as homes
+from marship.engines import processes
+from marship.engines.home import Home, ServerRecord
 from marship.engines.torchserve import config as configs
 from marship.engines.torchserve import (
     direct,
     environment,
     java,
     peers,
-    processes,
     production,
     properties,
 )
-from marship.engines.torchserve import home as homes
 from marship.engines.torchserve import store as stores
-from marship.engines.torchserve.home import Home, ServerRecord
 from marship.engines.torchserve.settings import ServeSettings
 from marship.errors import NotRunningError, ServerError, UsageError
 from marship.exchange import sockets

@@ -22,8 +22,6 @@ _SHOWN_NAME = 40
 _POLL_S = 0.2
 _CAUSE_POLLS = 10
 _NEXT_WORKER_POLLS = 75
-_ENDED = re.compile(r"^marship_joining_ended\{(.*)\} (\S+)$", re.MULTILINE)
-_LABEL = re.compile(r'(\w+)="([^"]*)"')
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 _MARKED = re.compile(r"registration-(?P<id>[0-9a-f]+)/(?P<archive>.+)")
 
@@ -144,20 +142,6 @@ class ReadinessWatch:
         for text in workerlog.tail(lines):
             error.add_note(text)
         return error
-
-
-def joining_ended(figures: str) -> frozenset[tuple[str, str]]:
-    """Names and versions of models that stopped batching, as batched results differed.
-
-    Args:
-        figures: The metrics, in Prometheus' text format.
-    """
-    found = set()
-    for labels, value in _ENDED.findall(figures):
-        known = dict(_LABEL.findall(labels))
-        if float(value):
-            found.add((known.get("model_name", ""), known.get("model_version", "")))
-    return frozenset(found)
 
 
 def unknown(name: str, version: str | None) -> NotFoundError:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from marship import storage, texts
 from marship.engines.engine import Note
-from marship.engines.torchserve.home import Home
+from marship.engines.home import Home
 from marship.errors import NotFoundError, PackageError, StorageError
 
 if TYPE_CHECKING:

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from marship.engines.torchserve.home import Home
+from marship.engines.home import Home
 
 _LINE = re.compile(r"\S+ \w+ +(W-(\d+)-(.+?)(?:-std(?:out|err))?) - (.*)")
 _OURS = re.compile(r"marship\.[\w.]+: (.*)")

@@ -11,8 +11,8 @@ import pytest
 
 from homes import of_a_server
 from marship import Client
+from marship.engines.home import Home
 from marship.engines.torchserve.access import Access
-from marship.engines.torchserve.home import Home
 from marship.errors import TokenError, UsageError
 from marship.exchange.calls import Call
 

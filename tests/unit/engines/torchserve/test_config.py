@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from marship.engines.engine import ServerConfig
 from marship.engines.torchserve import config, environment, properties
 from marship.errors import ServerError, UsageError
 from marship.exchange import sockets
@@ -296,3 +297,32 @@ def test_a_socket_takes_the_place_of_a_port(store: Path, tmp_path: Path) -> None
     assert sockets.path_of("http://127.0.0.1:8080") is None
     with pytest.raises(UsageError, match=r"must be a path of 107 bytes at most.*--home"):
         resolve(source, store, home=store / ("long" * 30))
+
+
+@pytest.mark.parametrize(
+    ("lines", "expected"),
+    [
+        ("", ServerConfig("", None, 100, 6_553_500, checks_tokens=True, model_store=None)),
+        (
+            (
+                "inference_address=http://127.0.0.1:1\ndirect_address=http://127.0.0.1:2\n"
+                "job_queue_size=7\nmax_request_size=9\ndisable_token_authorization=true\n"
+                "model_store=store\n"
+            ),
+            ServerConfig(
+                *("http://127.0.0.1:1", "http://127.0.0.1:2", 7, 9),
+                checks_tokens=False,
+                model_store="store",
+            ),
+        ),
+    ],
+)
+def test_clients_see_the_settings_of_a_file_or_torchserves_defaults(
+    lines: str, expected: ServerConfig, tmp_path: Path
+) -> None:
+    """The engine interface names them; only here they have TorchServe's names."""
+    file = tmp_path / "config.properties"
+    file.write_text(lines)
+    assert config.server_config(file) == expected
+    addresses = [found for found in (expected.direct_address, expected.inference_address) if found]
+    assert config.server_config(file).prediction_addresses == addresses

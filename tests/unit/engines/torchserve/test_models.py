@@ -7,9 +7,9 @@ import pytest
 
 from homes import of_a_server
 from marship.engines.engine import ModelStatus, Registration, Wait
+from marship.engines.home import Home
 from marship.engines.torchserve import models
 from marship.engines.torchserve.access import Access
-from marship.engines.torchserve.home import Home
 from marship.errors import MarshipError, ServerError, UsageError
 from marship.exchange.calls import Call, Flow, HttpResponse, Pause, Step, Work
 from marship.trust import vault

@@ -14,8 +14,9 @@ from typing import Any
 import pytest
 
 from marship import AsyncClient, Client
-from marship.engines.torchserve import peers, processes
-from marship.engines.torchserve.home import Home, ServerRecord
+from marship.engines import processes
+from marship.engines.home import Home, ServerRecord
+from marship.engines.torchserve import peers
 from marship.errors import NotRunningError
 from marship.exchange import sockets
 from stranger import Stranger, sends

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from marship.engines.home import Home
 from marship.engines.torchserve import config, environment, production
-from marship.engines.torchserve.home import Home
 from marship.errors import ServerError, UsageError
 
 PLACES = ("home", "config.properties", "model_store", "model_store/a.mar")

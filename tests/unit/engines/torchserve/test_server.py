@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from marship.engines.home import Home, ServerRecord
 from marship.engines.torchserve import server
-from marship.engines.torchserve.home import Home, ServerRecord
 from marship.engines.torchserve.server import ServeSettings
 from marship.errors import NotRunningError, UsageError
 

@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 
 from marship.engines.engine import Wait
+from marship.engines.home import Home
 from marship.engines.torchserve import workerlog
 from marship.engines.torchserve.access import Access
-from marship.engines.torchserve.home import Home
 from marship.engines.torchserve.status import ReadinessWatch
 from marship.engines.torchserve.workerlog import WorkerLog
 from marship.errors import LoadError

@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from marship.contract import Arrays, Contract, TensorSpec
-from marship.engines.torchserve.status import joining_ended
+from marship.engines.metrics import joining_ended
 from marship.errors import LoadError, MarshipError, ModelError
 from marship.serving.hosts.torchserve.report import write
 from marship.serving.metrics import Metrics

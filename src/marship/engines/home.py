@@ -25,7 +25,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from marship import storage, unversioned
-from marship.engines.torchserve.processes import Group
+from marship.engines.processes import Group
 from marship.errors import DataError, NotRunningError, ServerError, UsageError
 from marship.exchange import sockets
 

@@ -7,7 +7,7 @@ import time
 
 import psutil
 
-from marship.engines.torchserve.processes import Group, boot_id, start_time
+from marship.engines.processes import Group, boot_id, start_time
 
 FAMILY = """
 import signal, subprocess, sys

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from marship.engines.torchserve.home import Home, ServerRecord, default_home
-from marship.engines.torchserve.processes import boot_id, start_time
+from marship.engines.home import Home, ServerRecord, default_home
+from marship.engines.processes import boot_id, start_time
 from marship.errors import NotRunningError, ServerError, UsageError
 from namespaces import run_apart
 
@@ -48,7 +48,7 @@ def test_a_process_that_ended_is_not_running(tmp_path: Path) -> None:
 LATER = """
 clock=$(mktemp) && sed 's/^btime .*/btime 1/' /proc/stat > "$clock"
 mount --bind "$clock" /proc/stat && rm "$clock" && exec "$0" -c '
-import sys, psutil; from pathlib import Path; from marship.engines.torchserve.home import Home
+import sys, psutil; from pathlib import Path; from marship.engines.home import Home
 print(psutil.boot_time(), Home(Path(sys.argv[1])).running() is not None)' "$1"
 """
 
