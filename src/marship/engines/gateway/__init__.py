@@ -2,6 +2,9 @@
 
 open_inference.proto   the protocol; open_inference.binpb: its descriptors, by `make proto`
 messages.py            the protocol's message classes
+wire.py                its wire format, where objects for all fields would cost too much
+requests.py            a request for a prediction, read within limits
+turns.py               long work in the event loop, in turns
 tensors.py             a request as a body of KServe v2 over HTTP, and a response back
 upstream.py            pooled HTTP connections to the direct address's unix socket
 statuses.py            statuses of gRPC for those of HTTP

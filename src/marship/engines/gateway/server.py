@@ -19,12 +19,14 @@ import grpc
 import orjson
 from grpc import aio
 
-from marship.engines.gateway import messages, statuses, tensors
+from marship.engines.gateway import messages, requests, statuses, tensors
 from marship.engines.gateway.messages import Message, kind
+from marship.engines.gateway.requests import InferRequest
 from marship.engines.gateway.statuses import Refusal
 from marship.engines.gateway.tensors import LENGTH_HEADER, NoTensorsError
+from marship.engines.gateway.turns import Turns
 from marship.engines.gateway.upstream import Response, Upstream
-from marship.errors import MalformedError, MarshipError
+from marship.errors import MalformedError, MarshipError, TooLargeError
 
 logger = logging.getLogger(__name__)
 
@@ -35,8 +37,7 @@ _TAKEN = ("authorization", "x-request-id")
 """Metadata of a call that become headers."""
 
 
-_SMALL_BYTES = 1 << 16
-_Result = TypeVar("_Result")
+RequestT = TypeVar("RequestT")
 
 
 class Context(Protocol):
@@ -59,10 +60,12 @@ class Service:
 
     Args:
         upstream: The direct address.
+        request_bytes: The largest message, and the largest body at the direct address.
     """
 
-    def __init__(self, upstream: Upstream) -> None:
-        self._upstream = upstream
+    def __init__(self, upstream: Upstream, request_bytes: int) -> None:
+        self._upstream, self._request_bytes = upstream, request_bytes
+        self._turns = Turns()
         self._running = 0
 
     def handlers(self) -> grpc.GenericRpcHandler:
@@ -73,19 +76,24 @@ class Service:
             "ModelReady": self.model_ready,
             "ServerMetadata": self.server_metadata,
             "ModelMetadata": self.model_metadata,
-            "ModelInfer": self.model_infer,
         }
+        methods = messages.service().methods_by_name
         made = {
-            method.name: grpc.unary_unary_rpc_method_handler(
-                self._method(own[method.name], kind(method.input_type.name)),
-                response_serializer=kind(method.output_type.name).SerializeToString,
+            name: grpc.unary_unary_rpc_method_handler(
+                self._method(method, partial(requests.parse, methods[name].input_type.name)),
+                response_serializer=kind(methods[name].output_type.name).SerializeToString,
             )
-            for method in messages.service().methods
+            for name, method in own.items()
         }
+        made["ModelInfer"] = grpc.unary_unary_rpc_method_handler(
+            self._method(self.model_infer, requests.read)
+        )
         return grpc.method_handlers_generic_handler(messages.SERVICE, made)
 
     def _method(
-        self, method: Callable[[Message, Context], Awaitable[Message]], wanted: Message
+        self,
+        method: Callable[[RequestT, Context], Awaitable[Message]],
+        parse: Callable[[bytes], RequestT],
     ) -> Callable[[bytes, Context], Awaitable[Message]]:
         """A method from the bytes of its request to its response or its status."""
 
@@ -94,7 +102,7 @@ class Service:
                 await _abort(context, _busy())
             self._running += 1
             try:
-                return await method(messages.parse(wanted, data), context)
+                return await method(parse(data), context)
             except Exception as error:
                 logger.debug("a call was refused", exc_info=True)
                 await _abort(context, _refusal(error))
@@ -129,10 +137,10 @@ class Service:
         where = _path(request.name, request.version)
         return kind("ModelMetadataResponse")(**await self._told(where, where, context))
 
-    async def model_infer(self, request: Message, context: Context) -> Message:
-        """A prediction."""
-        where = _path(request.model_name, request.model_version)
-        text, raw = await _apart(tensors.to_body, request, size=request.ByteSize())
+    async def model_infer(self, request: InferRequest, context: Context) -> bytes:
+        """A prediction, as it is sent."""
+        where = _path(request.message.model_name, request.message.model_version)
+        text, raw = await tensors.to_body(request, self._turns, self._request_bytes)
         headers = {
             **_headers(context),
             "content-type": "application/octet-stream",
@@ -141,8 +149,9 @@ class Service:
         response = await self._upstream.post(where, f"{where}/infer", headers, [text, *raw])
         _check(response)
         context.set_trailing_metadata(statuses.trailing(response.headers))
-        read = partial(tensors.from_body, typed=tensors.is_typed(request))
-        return await _apart(read, response.headers, response.body, size=len(response.body))
+        return await tensors.from_body(
+            response.headers, response.body, self._turns, typed=request.is_typed
+        )
 
     async def _health(self, key: str, target: str, context: Context) -> Response:
         """A response whose status says it: 503 is no error."""
@@ -156,11 +165,6 @@ class Service:
         _check(response)
         context.set_trailing_metadata(statuses.trailing(response.headers))
         return dict(orjson.loads(response.body))
-
-
-async def _apart(run: Callable[..., _Result], *args: object, size: int) -> _Result:
-    """Run at once, or on a thread where it may take long: other calls go on meanwhile."""
-    return run(*args) if size < _SMALL_BYTES else await asyncio.to_thread(run, *args)
 
 
 def _path(model: str, version: str) -> str:
@@ -198,6 +202,8 @@ def _refusal(error: Exception) -> Refusal:
             return error
         case NoTensorsError():
             return Refusal(grpc.StatusCode.UNIMPLEMENTED, str(error), error.code)
+        case TooLargeError():
+            return Refusal(grpc.StatusCode.RESOURCE_EXHAUSTED, str(error), error.code)
         case MarshipError():
             return Refusal(grpc.StatusCode.INVALID_ARGUMENT, str(error), error.code)
         case OSError():
@@ -261,7 +267,7 @@ async def serve(
     """
     upstream = Upstream(socket)
     server = aio.server(options=list(options(request_bytes).items()))
-    server.add_generic_rpc_handlers((Service(upstream).handlers(),))
+    server.add_generic_rpc_handlers((Service(upstream, request_bytes).handlers(),))
     port = server.add_insecure_port(address)
     await server.start()
     try:

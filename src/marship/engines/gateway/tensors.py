@@ -3,16 +3,23 @@
 Values never become JSON. Raw contents go on as they came; typed contents are packed in the raw
 form, which both sides share: little endian, row-major order, a string as a 4-byte length and its
 bytes. Source: Open Inference Protocol, "Tensor Contents" and the binary tensor data extension.
+
+Typed values may be millions, so they are packed piece by piece, in turns with other requests.
 """
 
+import itertools
 import struct
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import orjson
+from google.protobuf.message import DecodeError
 
+from marship.engines.gateway import wire
 from marship.engines.gateway.messages import Message, kind
-from marship.errors import InvalidInputError, MalformedError, MarshipError
+from marship.engines.gateway.requests import MOST_FIELDS, InferRequest
+from marship.engines.gateway.turns import Turns
+from marship.errors import InvalidInputError, MalformedError, MarshipError, TooLargeError
 
 LENGTH_HEADER = "inference-header-content-length"
 
@@ -31,11 +38,14 @@ _FIELDS = {
     "BYTES": ("bytes_contents", ""),
 }
 """The field of typed contents, and the code by which `struct` packs a value; FP16 has no field."""
+_NUMBERS = {field.name: field.number for field in kind("InferTensorContents").DESCRIPTOR.fields}
+_NAMES = {number: name for name, number in _NUMBERS.items()}
+_TYPES = {"f": wire.FIXED32, "d": wire.FIXED64}
+"""How a float is written that is not packed with others; integers are VARINT."""
 _LENGTH = struct.Struct("<I")
-_AT_ONCE = 1 << 14
-"""Values: a call that packs a million keeps all other threads waiting."""
-_MOST_DIMENSIONS = 64
-"""As many as NumPy's arrays have."""
+_PIECE_BYTES = 1 << 14
+"""Of integers that are packed or unpacked in one step, which takes about a millisecond."""
+_OUTPUTS, _CONTENTS, _RAW = 5, 5, 6
 
 
 class NoTensorsError(MarshipError):
@@ -44,61 +54,78 @@ class NoTensorsError(MarshipError):
     code = "no_tensors"
 
 
-def is_typed(request: Message) -> bool:
-    """Whether a request has its values in typed contents, and wants them so."""
-    return bool(request.inputs) and not request.raw_input_contents
-
-
-def to_body(request: Message) -> tuple[bytes, list[bytes]]:
+async def to_body(
+    request: InferRequest, turns: Turns, most_bytes: int
+) -> tuple[bytes, list[bytes | bytearray]]:
     """The JSON of a request, and the raw tensors that follow it.
+
+    Args:
+        request: The request.
+        turns: In which typed contents are packed.
+        most_bytes: The largest body.
 
     Raises:
         MalformedError: Raw contents are not one for each input, or come with typed ones.
         InvalidInputError: Typed contents do not fit their datatype.
+        TooLargeError: Typed contents are larger than the body when they are packed.
     """
-    for tensor in request.inputs:
-        _check_counts(tensor)
-    raw = list(request.raw_input_contents) or [_packed(tensor) for tensor in request.inputs]
-    if request.raw_input_contents:
+    if request.raw:
         _check_raw(request)
+        raw: list[bytes | bytearray] = [request.data[start:end] for start, end in request.raw]
+        sizes = [len(data) for data in raw]
+    else:
+        sizes = []
+        raw = [await turns.join(_all_packed(request, sizes, most_bytes))]
+    return orjson.dumps(_description(request.message, sizes)), raw
+
+
+def _description(message: Message, sizes: list[int]) -> dict[str, Any]:
     told: dict[str, Any] = {
-        "parameters": {**_parameters(request), "binary_data_output": True},
+        "parameters": {**_parameters(message), "binary_data_output": True},
         "inputs": [
             {
                 "name": tensor.name,
                 "datatype": tensor.datatype,
                 "shape": list(tensor.shape),
-                "parameters": {**_parameters(tensor), "binary_data_size": len(data)},
+                "parameters": {**_parameters(tensor), "binary_data_size": size},
             }
-            for tensor, data in zip(request.inputs, raw, strict=True)
+            for tensor, size in zip(message.inputs, sizes, strict=True)
         ],
     }
-    if request.outputs:
+    if message.outputs:
         told["outputs"] = [
             {"name": output.name, "parameters": {**_parameters(output), "binary_data": True}}
-            for output in request.outputs
+            for output in message.outputs
         ]
-    if request.id:
-        told["id"] = request.id
-    return orjson.dumps(told), raw
+    if message.id:
+        told["id"] = message.id
+    return told
 
 
-def _check_counts(tensor: Message) -> None:
-    if len(tensor.shape) > _MOST_DIMENSIONS:
+def _check_raw(request: InferRequest) -> None:
+    if len(request.raw) != len(request.message.inputs):
         raise MalformedError(
-            f"the shape of {tensor.name[:100]} must have at most {_MOST_DIMENSIONS} dimensions, "
-            f"got {len(tensor.shape)}."
+            f"raw_input_contents must be one for each of the {len(request.message.inputs)} inputs, "
+            f"got {len(request.raw)}."
         )
-
-
-def _check_raw(request: Message) -> None:
-    if len(request.raw_input_contents) != len(request.inputs):
-        raise MalformedError(
-            f"raw_input_contents must be one for each of the {len(request.inputs)} inputs, "
-            f"got {len(request.raw_input_contents)}."
-        )
-    if any(tensor.contents.ListFields() for tensor in request.inputs):
+    if any(start < end for places in request.typed for start, end in places):
         raise MalformedError("contents must be raw or typed, got both. Send raw_input_contents.")
+
+
+def _all_packed(request: InferRequest, sizes: list[int], most_bytes: int) -> Iterator[bytes]:
+    """The raw form of all typed contents, in parts; the sizes of the tensors become `sizes`."""
+    fields = itertools.count(1)
+    whole = 0
+    for tensor, places in zip(request.message.inputs, request.typed, strict=True):
+        before = whole
+        for part in _packed(tensor, request.data, places, fields):
+            whole += len(part)
+            if whole > most_bytes:
+                raise TooLargeError(
+                    f"contents must have {most_bytes} bytes at most as raw tensors, got more."
+                )
+            yield part
+        sizes.append(whole - before)
 
 
 def _parameters(message: Message) -> dict[str, object]:
@@ -109,67 +136,131 @@ def _parameters(message: Message) -> dict[str, object]:
     return found
 
 
-def _packed(tensor: Message) -> bytes:
-    """The raw form of typed contents."""
+def _packed(
+    tensor: Message, data: bytes, places: list[tuple[int, int]], fields: Iterator[int]
+) -> Iterator[bytes]:
+    """The raw form of typed contents, in parts; `fields` counts those of numbers."""
     if tensor.datatype not in _FIELDS:
         raise InvalidInputError(
-            f"contents of {tensor.name[:100]} must be of {', '.join(_FIELDS)}, got "
+            f"contents of {tensor.name[:40]} must be of {', '.join(_FIELDS)}, got "
             f"{tensor.datatype[:40]!r}. Send raw_input_contents."
         )
-    field, code = _FIELDS[tensor.datatype]
-    if wrong := [each.name for each, _ in tensor.contents.ListFields() if each.name != field]:
-        raise InvalidInputError(
-            f"contents of {tensor.name[:100]} must be in {field} as {tensor.datatype}, "
-            f"got {wrong[0]}."
-        )
-    values = getattr(tensor.contents, field)
-    if not code:
-        whole = bytearray()
-        for text in values:
-            whole += _LENGTH.pack(len(text))
-            whole += text
-        return bytes(whole)
-    parts = (values[start : start + _AT_ONCE] for start in range(0, len(values), _AT_ONCE))
+    name, code = _FIELDS[tensor.datatype]
+    for start, end in places:
+        if code:
+            found = wire.fields(data, start, end)
+            yield from _numbers(tensor, data, zip(found, fields, strict=False))
+        else:
+            for texts in wire.texts(data, start, end, _NUMBERS[name]):
+                yield b"".join([_LENGTH.pack(len(text)) + text for text in texts])
+
+
+def _numbers(
+    tensor: Message, data: bytes, fields: Iterable[tuple[wire.Field, int]]
+) -> Iterator[bytes]:
+    """The raw form of numbers, in parts; all but a few must be packed, as proto3 has them."""
+    name, _ = _FIELDS[tensor.datatype]
+    for found, count in fields:
+        if found.number != _NUMBERS[name]:
+            raise InvalidInputError(
+                f"contents of {tensor.name[:40]} must be in {name} as {tensor.datatype}, "
+                f"got {_NAMES.get(found.number, found.number)}."
+            )
+        if count > MOST_FIELDS:
+            raise InvalidInputError(
+                f"contents must have {MOST_FIELDS} fields at most, got more. Pack the numbers."
+            )
+        yield from _values(tensor, data, found)
+
+
+def _values(tensor: Message, data: bytes, found: wire.Field) -> Iterator[bytes]:
+    """The raw form of the numbers of a field, in parts."""
+    name, code = _FIELDS[tensor.datatype]
+    size = found.end - found.value
+    if found.type not in (wire.BYTES, _TYPES.get(code, wire.VARINT)) or (
+        code in _TYPES and size % struct.calcsize(code)
+    ):
+        raise MalformedError(f"{name} must be written as its type, got other bytes.")
+    if code in _TYPES:  # they are written as in raw tensors
+        yield data[found.value : found.end]
+    elif found.type == wire.BYTES:
+        for piece in wire.cut_varints(data, found.value, found.end, _PIECE_BYTES):
+            yield _integers(tensor, wire.head(found.number, len(piece)) + piece)
+    else:
+        yield _integers(tensor, data[found.start : found.end])
+
+
+def _integers(tensor: Message, contents: bytes) -> bytes:
+    """The raw form of a few integers, which protobuf writes with as many bytes as each needs."""
+    name, code = _FIELDS[tensor.datatype]
     try:
-        return b"".join(struct.pack(f"<{len(part)}{code}", *part) for part in parts)
-    except struct.error as error:
+        values = getattr(kind("InferTensorContents").FromString(contents), name)
+        return struct.pack(f"<{len(values)}{code}", *values)
+    except (DecodeError, struct.error) as error:
         raise InvalidInputError(
-            f"contents of {tensor.name[:100]} must be {tensor.datatype}, got: {error}."
+            f"contents of {tensor.name[:40]} must be {tensor.datatype}, got: {error}."
         ) from error
 
 
-def from_body(headers: Mapping[str, str], body: bytes, *, typed: bool) -> Message:
-    """The response of gRPC for one of HTTP.
+async def from_body(headers: Mapping[str, str], body: bytes, turns: Turns, *, typed: bool) -> bytes:
+    """The response of gRPC for one of HTTP, as it is sent.
 
     Args:
         headers: Of the HTTP response.
         body: Its JSON, with raw tensors behind it.
+        turns: In which values are unpacked.
         typed: Whether values are wanted in typed contents; FP16 has none, so all are raw then.
 
     Raises:
         NoTensorsError: The model's handler does not respond in tensors.
     """
-    place = int(headers.get(LENGTH_HEADER, len(body)))
+    place = int(headers.get(LENGTH_HEADER, 0))
     told = _parsed(body[:place])
     response = kind("ModelInferResponse")(
         model_name=told["model_name"], model_version=told["model_version"], id=told.get("id", "")
     )
     typed = typed and all(entry["datatype"] in _FIELDS for entry in told["outputs"])
-    for entry in told["outputs"]:
-        size = entry["parameters"]["binary_data_size"]
-        data = body[place : place + size]
+    if not typed:
+        return b"".join([response.SerializeToString(), *_raw_outputs(told["outputs"], body, place)])
+    sizes: list[int] = []
+    contents = await turns.join(_all_contents(told["outputs"], body, place, sizes))
+    parts, place = [response.SerializeToString()], 0
+    for entry, size in zip(told["outputs"], sizes, strict=True):
+        found = contents[place : place + size]
         place += size
-        tensor = response.outputs.add(
-            name=entry["name"], datatype=entry["datatype"], shape=entry["shape"]
-        )
-        if typed:
-            field, _ = _FIELDS[tensor.datatype]
-            values = getattr(tensor.contents, field)
-            for part in _unpacked(tensor.datatype, data):
-                values.extend(part)
-        else:
-            response.raw_output_contents.append(data)
-    return response
+        parts += _output(entry, wire.head(_CONTENTS, size) + found if found else b"")
+    return b"".join(parts)
+
+
+def _raw_outputs(entries: list[dict[str, Any]], body: bytes, place: int) -> Iterator[bytes]:
+    """The outputs' fields of a response, and their raw contents."""
+    for entry in entries:
+        yield from _output(entry, b"")
+    for entry in entries:
+        data = body[place : place + entry["parameters"]["binary_data_size"]]
+        place += len(data)
+        yield from (wire.head(_RAW, len(data)), data)
+
+
+def _all_contents(
+    entries: list[dict[str, Any]], body: bytes, place: int, sizes: list[int]
+) -> Iterator[bytes]:
+    """Typed contents of all outputs, in parts; the sizes of each become `sizes`."""
+    for entry in entries:
+        data = body[place : place + entry["parameters"]["binary_data_size"]]
+        place += len(data)
+        sizes.append(0)
+        for part in _contents(entry["datatype"], data):
+            sizes[-1] += len(part)
+            yield part
+
+
+def _output(entry: dict[str, Any], contents: bytes | bytearray) -> list[bytes]:
+    """The field of an output."""
+    tensor = kind("ModelInferResponse.InferOutputTensor")(
+        name=entry["name"], datatype=entry["datatype"], shape=entry["shape"]
+    ).SerializeToString()
+    return [wire.head(_OUTPUTS, len(tensor) + len(contents)), tensor, bytes(contents)]
 
 
 def _parsed(text: bytes) -> dict[str, Any]:
@@ -187,17 +278,23 @@ def _parsed(text: bytes) -> dict[str, Any]:
     return dict(told)
 
 
-def _unpacked(datatype: str, data: bytes) -> Iterator[Sequence[Any]]:
-    """The values of a raw tensor, some at a time."""
-    _, code = _FIELDS[datatype]
-    if code:
-        step = _AT_ONCE * struct.calcsize(f"<{code}")
-        for start in range(0, len(data), step):
-            part = data[start : start + step]
-            yield struct.unpack(f"<{len(part) // struct.calcsize(f'<{code}')}{code}", part)
-        return
+def _contents(datatype: str, data: bytes) -> Iterator[bytes]:
+    """Typed contents as they are sent, in parts."""
+    name, code = _FIELDS[datatype]
+    if not code:
+        yield from _texts(data, _NUMBERS[name])
+    elif code in _TYPES:
+        yield wire.head(_NUMBERS[name], len(data)) + data if data else b""
+    else:
+        for start in range(0, len(data), _PIECE_BYTES):
+            piece = data[start : start + _PIECE_BYTES]
+            values = struct.unpack(f"<{len(piece) // struct.calcsize(f'<{code}')}{code}", piece)
+            yield kind("InferTensorContents")(**{name: values}).SerializeToString()
+
+
+def _texts(data: bytes, number: int) -> Iterator[bytes]:
     place = 0
     while place < len(data):
         start = place + _LENGTH.size
         place = start + _LENGTH.unpack_from(data, place)[0]
-        yield (data[start:place],)
+        yield wire.head(number, place - start) + data[start:place]

@@ -57,7 +57,7 @@ class Upstream:
             return await self._ask(key, _head("GET", target, headers), ())
 
     async def post(
-        self, key: str, target: str, headers: Mapping[str, str], body: Sequence[bytes]
+        self, key: str, target: str, headers: Mapping[str, str], body: Sequence[bytes | bytearray]
     ) -> Response:
         """The response to a POST request.
 
@@ -75,7 +75,7 @@ class Upstream:
         told = {**headers, "content-length": str(sum(map(len, body)))}
         return await self._ask(key, _head("POST", target, told), body)
 
-    async def _ask(self, key: str, head: bytes, body: Sequence[bytes]) -> Response:
+    async def _ask(self, key: str, head: bytes, body: Sequence[bytes | bytearray]) -> Response:
         connection = self._take(key) or await self._connect()
         try:
             response = await connection.exchange(head, body)
@@ -142,7 +142,7 @@ class _Connection(asyncio.Protocol):
         self._keeps_alive = False
         self.since = 0.0
 
-    async def exchange(self, head: bytes, body: Sequence[bytes]) -> Response:
+    async def exchange(self, head: bytes, body: Sequence[bytes | bytearray]) -> Response:
         """Send a request, and wait for its response."""
         self._headers, self._parts = {}, []
         self._waiting = asyncio.get_running_loop().create_future()

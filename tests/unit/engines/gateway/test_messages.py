@@ -2,20 +2,13 @@
 
 import sys
 from collections.abc import Iterator
-from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
-import pytest
 import tritonclient.grpc.service_pb2 as triton
 from google.protobuf.descriptor import Descriptor
-from google.protobuf.message import DecodeError
 from grpc_tools import protoc
-from hypothesis import given
-from hypothesis import strategies as st
 
 from marship.engines.gateway import messages
-from marship.errors import MalformedError
 
 
 def test_the_descriptors_are_current(tmp_path: Path) -> None:
@@ -68,62 +61,3 @@ def test_both_live_in_one_process() -> None:
     assert "tritonclient.grpc.service_pb2" in sys.modules
     assert messages.kind("ServerLiveResponse")(live=True).live
     assert triton.ServerLiveResponse(live=True).live
-
-
-def many(where: str, count: int) -> Any:
-    """A request with many of what may be repeated."""
-    made = messages.kind("ModelInferRequest")()
-    tensors = {"inputs": made.inputs, "outputs": made.outputs}
-    kind, _, part = where.partition(" ")
-    if part == "parameters":
-        owner = made if kind == "own" else tensors[kind].add()
-        for number in range(count):
-            owner.parameters[str(number)].bool_param = True
-    elif kind == "contents":
-        made.raw_input_contents.extend([b""] * count)
-    else:
-        for _ in range(count):
-            tensors[kind].add()
-    return made
-
-
-KINDS = (
-    *("inputs", "outputs", "contents", "own parameters", "inputs parameters"),
-    "outputs parameters",
-)
-
-
-@pytest.mark.parametrize("where", KINDS)
-def test_what_is_repeated_is_bounded(where: str) -> None:
-    """Each costs time in the event loop, which serves all clients."""
-    wanted = messages.kind("ModelInferRequest")
-    bound = messages.MOST_FIELDS - (
-        where.partition(" ")[0] in ("inputs", "outputs") and " " in where
-    )
-    right = many(where, bound)
-    assert messages.parse(wanted, right.SerializeToString()) == right
-    for count in (bound + 1, 100_000):
-        with pytest.raises(MalformedError, match="at most 8192 inputs, outputs"):
-            messages.parse(wanted, many(where, count).SerializeToString())
-
-
-@given(st.lists(st.binary(max_size=40), max_size=4), st.data())
-def test_bytes_are_a_message_or_refused(parts: list[bytes], data: st.DataObject) -> None:
-    """Whatever they are, protobuf's own parser has the last word."""
-    wanted = messages.kind("ModelInferRequest")
-    made = wanted(model_name="m", raw_input_contents=parts)
-    made.inputs.add(name="x", datatype="FP32", shape=[1, 2])
-    whole = bytearray(made.SerializeToString())
-    for _ in range(data.draw(st.integers(0, 3))):
-        whole[data.draw(st.integers(0, len(whole) - 1))] = data.draw(st.integers(0, 255))
-    sent = bytes(whole[: data.draw(st.integers(0, len(whole)))])
-    right: Any = None
-    with suppress(DecodeError):
-        right = wanted.FromString(sent)
-    got: Any = None
-    refusal = ""
-    try:
-        got = messages.parse(wanted, sent)
-    except MalformedError as error:
-        refusal = str(error)
-    assert got == right or "got a group" in refusal

@@ -1,5 +1,6 @@
 """Requests and responses of gRPC as those of KServe v2 over HTTP, and back."""
 
+import asyncio
 import json
 from typing import Any
 
@@ -11,9 +12,10 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from marship.contract import Contract, TensorSpec
-from marship.engines.gateway import tensors
+from marship.engines.gateway import requests, tensors, wire
 from marship.engines.gateway.messages import kind
-from marship.errors import InvalidInputError, MalformedError, MarshipError
+from marship.engines.gateway.turns import Turns
+from marship.errors import InvalidInputError, MalformedError, MarshipError, TooLargeError
 from marship.serving.formats import codec, kserve
 
 TYPED = sorted(set(kserve.DTYPES) - {"FP16"})
@@ -72,9 +74,25 @@ def request(given: dict[str, np.ndarray], *, typed: bool) -> Any:
     return made
 
 
+def to_body(made: Any, most_bytes: int = 1 << 20) -> tuple[bytes, list[Any]]:
+    """The body of a request that is sent as bytes."""
+    return pack(requests.read(made.SerializeToString()), most_bytes)
+
+
+def pack(read: requests.InferRequest, most_bytes: int = 1 << 20) -> tuple[bytes, list[Any]]:
+    """The body of a request."""
+    return asyncio.run(tensors.to_body(read, Turns(), most_bytes))
+
+
+def from_body(headers: dict[str, str], body: bytes, *, typed: bool) -> Any:
+    """The message of a response."""
+    made = asyncio.run(tensors.from_body(headers, body, Turns(), typed=typed))
+    return kind("ModelInferResponse").FromString(made)
+
+
 def decoded(made: Any, model: Contract) -> codec.Message:
     """What a worker reads of a request, sent as bytes over both protocols."""
-    text, raw = tensors.to_body(kind("ModelInferRequest").FromString(made.SerializeToString()))
+    text, raw = to_body(made)
     return codec.decode(b"".join([text, *raw]), codec.OCTETS_TYPE, model, str(len(text)))
 
 
@@ -103,13 +121,77 @@ def test_typed_inputs_arrive(given_arrays: dict[str, np.ndarray]) -> None:
         same(message.inputs[name], array)
 
 
+def singly(datatype: str, array: np.ndarray) -> bytes:
+    """A request whose numbers are not packed: each is a field, as older encoders write them."""
+    made = request({"x": array}, typed=True)
+    name, code = tensors._FIELDS[datatype]
+    number = tensors._NUMBERS[name]
+    written = bytearray()
+    for value in array.ravel().tolist():
+        packed = kind("InferTensorContents")(**{name: [value]}).SerializeToString()
+        written.append(number << 3 | tensors._TYPES.get(code, wire.VARINT))
+        written += packed[2:]
+    made.inputs[0].ClearField("contents")
+    whole = made.inputs[0].SerializeToString() + wire.head(5, len(written)) + written
+    return wire.head(5, len(whole)) + whole
+
+
+@patient
+@given(st.sampled_from([name for name in TYPED if name != "BYTES"]), st.data())
+def test_numbers_need_not_be_packed(datatype: str, data: st.DataObject) -> None:
+    """Each in a field of its own is the same tensor."""
+    shapes = hnp.array_shapes(max_dims=1, max_side=9)
+    array = data.draw(hnp.arrays(np.dtype(kserve.DTYPES[datatype]), shapes))
+    read = requests.read(singly(datatype, array))
+    assert len(read.typed[-1]) == 1
+    assert pack(read)[1][-1] == raw_of(array)
+
+
+def test_numbers_of_their_own_fields_are_bounded() -> None:
+    """Each costs as much as a thousand that are packed; inputs share the bound."""
+    most = requests.MOST_FIELDS
+    array = np.ones(most // 2, "int8")
+    one = singly("INT8", array)
+    assert len(pack(requests.read(one))[1][-1]) == len(array)
+    with pytest.raises(InvalidInputError, match=f"must have {most} fields at most"):
+        pack(requests.read(one * 2 + singly("INT8", np.ones(1, "int8"))))
+
+
+@pytest.mark.parametrize("datatype", ["FP64", "INT8", "INT64", "BYTES"])
+def test_what_grows_over_the_limit_is_refused(datatype: str) -> None:
+    """A byte of a message may be eight of a raw tensor: it is refused before all are made."""
+    values = [b""] * 1000 if datatype == "BYTES" else [1] * 1000
+    made = tensor(datatype, **{tensors._FIELDS[datatype][0]: values})
+    size = len(to_body(made)[1][0])
+    assert to_body(made, size)
+    with pytest.raises(TooLargeError, match=f"must have {size - 1} bytes at most"):
+        to_body(made, size - 1)
+
+
+def test_many_values_arrive() -> None:
+    """More than one piece of each kind, cut within no number."""
+    generator = np.random.default_rng(3)
+    given_arrays: dict[str, np.ndarray] = {
+        name: generator.integers(np.iinfo(name).min, np.iinfo(name).max, 20_000, name)
+        for name in ("int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64")
+    }
+    given_arrays["text"] = np.array(["", "a" * 200, "b" * 70_000, *["c"] * 9000], object)
+    given_arrays["bool"] = generator.integers(0, 2, 40_000).astype(bool)
+    _, (raw,) = to_body(request(given_arrays, typed=True), 1 << 24)
+    assert raw == b"".join(map(raw_of, given_arrays.values()))
+    again = response(given_arrays, typed=True)
+    for tensor_, array in zip(again.outputs, given_arrays.values(), strict=True):
+        values = list(getattr(tensor_.contents, tensors._FIELDS[tensor_.datatype][0]))
+        texts = [text.encode() for text in array] if array.dtype == object else array.tolist()
+        assert values == texts
+
+
 def response(given_arrays: dict[str, np.ndarray], *, typed: bool) -> Any:
     """The response of gRPC for outputs that a worker encodes, over the wire."""
     requested = kserve.OutputRequest(id="7", all_binary=True)
     body, length = kserve.encode(given_arrays, requested, "m", "1.0")
     headers = {} if length is None else {tensors.LENGTH_HEADER: str(length)}
-    made = tensors.from_body(headers, body, typed=typed)
-    return kind("ModelInferResponse").FromString(made.SerializeToString())
+    return from_body(headers, body, typed=typed)
 
 
 @patient
@@ -135,7 +217,9 @@ def test_typed_outputs_arrive(given_arrays: dict[str, np.ndarray]) -> None:
     found = response(given_arrays, typed=True)
     assert not found.raw_output_contents
     for tensor, array in zip(found.outputs, given_arrays.values(), strict=True):
-        packed = np.frombuffer(tensors._packed(tensor), np.uint8)
+        again = kind("ModelInferRequest")()
+        again.inputs.add().ParseFromString(tensor.SerializeToString())
+        packed = np.frombuffer(to_body(again)[1][0], np.uint8)
         sent = np.frombuffer(raw_of(array), np.uint8)
         if array.dtype.kind != "f":  # a NaN has more than one form of bits
             same(packed, sent)
@@ -163,7 +247,7 @@ def test_parameters_travel() -> None:
     made.parameters["binary_data_output"].bool_param = False
     made.inputs[0].parameters["binary_data_size"].int64_param = 10**6
     made.outputs.add(name="y").parameters["binary_data"].bool_param = False
-    told = json.loads(tensors.to_body(made)[0])
+    told = json.loads(to_body(made)[0])
     assert told["parameters"] == {
         "b": True, "i": -(2**63), "u": 2**64 - 1, "d": 0.5, "s": "é", "binary_data_output": True,
     }  # fmt: skip
@@ -199,13 +283,14 @@ def with_raw(made: Any, *raw: bytes) -> Any:
         "too small": (tensor("INT16", int_contents=[-(2**15) - 1]), InvalidInputError),
         "too large, unsigned": (tensor("UINT8", uint_contents=[256]), InvalidInputError),
         "no field": (tensor("FP16", fp32_contents=[1]), InvalidInputError),
+        "texts in another field": (tensor("BYTES", fp32_contents=[1]), MalformedError),
         "no datatype": (tensor("FP31", fp32_contents=[1]), InvalidInputError),
     }.values(),
 )
 def test_what_cannot_be_sent_on(made: Any, error: type[MarshipError]) -> None:
     """It is refused here, with what is wrong."""
     with pytest.raises(error, match="must"):
-        tensors.to_body(made)
+        to_body(made)
 
 
 ANY_JSON = st.recursive(
@@ -219,4 +304,4 @@ ANY_JSON = st.recursive(
 def test_a_response_of_the_handlers_own_is_no_tensors(body: bytes) -> None:
     """A recommender's list, say: the client is told to ask over HTTP."""
     with pytest.raises(tensors.NoTensorsError, match="over HTTP"):
-        tensors.from_body({}, body, typed=False)
+        from_body({}, body, typed=False)
