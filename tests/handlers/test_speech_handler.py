@@ -15,7 +15,7 @@ from ts.context import RequestProcessor
 
 from marship.errors import LoadError
 from marship.serving import sounds, speech
-from marship.serving.hosts.torchserve.wire import Headers
+from marship.serving.hosts.torchserve.wire import WireHeaders
 from marship.serving.message import Reply, Request
 from marship.serving.sounds import silence
 from whistles import RATE, long_whistle, pack_ear, said, wav, whistle
@@ -385,7 +385,7 @@ def test_an_answer_that_cannot_be_written_fails_alone(
 def test_a_header_that_is_no_text_fails_alone(ear: Worker) -> None:
     """A byte that is no UTF-8 in one request's headers is that request's error."""
     size = struct.pack("!i", 6)
-    headers = Headers(size + b"accept" + struct.pack("!i", 1) + b"\xff")
+    headers = WireHeaders(size + b"accept" + struct.pack("!i", 1) + b"\xff")
     odd = Request(wav(whistle("hh")), headers=headers)
     (ready,) = stream(ear, Request(wav(whistle("dad"))), odd)
     assert [ready[index].status for index in range(2)] == [200, 500]

@@ -317,13 +317,13 @@ def test_a_token_is_renewed_before_it_ends(
     """Two clients send requests all the time: none is rejected, and both use one new token."""
     statuses: list[int] = []
 
-    class Noting(connections.Connection):
+    class Noting(connections.CheckedConnection):
         def getresponse(self) -> http.client.HTTPResponse:
             response = super().getresponse()
             statuses.append(response.status)
             return response
 
-    monkeypatch.setattr(connections, "Connection", Noting)
+    monkeypatch.setattr(connections, "CheckedConnection", Noting)
     with Client(configured.home.path) as one, Client(configured.home.path) as other:
         one.wait_ready("echo")
         one.predict("echo", 1)  # with a new token, whatever was there

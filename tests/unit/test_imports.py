@@ -4,6 +4,7 @@ import ast
 import re
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -55,6 +56,10 @@ USES_TORCHSERVE = {
     "engines/default.py": "names the engine that all others get",
     "cli/server.py": "`serve` starts TorchServe: its settings are flags",
     "packaging/sbom/environment.py": "lists TorchServe's jar and the Java that would run it",
+}
+SHARED_NAMES = {
+    "Worker": "a worker as clients see it, and the one that runs in the process itself",
+    "Settings": "the base of every step's settings, and those that a worker is started with",
 }
 KNOWS_TORCHSERVE = {"serving/hosts/torchserve/wire.py", "serving/hosts/torchserve/worker.py"}
 
@@ -174,6 +179,18 @@ def test_functions_stay_under_61_lines() -> None:
     }
     assert len(found) > 1000
     assert not {name: lines for name, lines in found.items() if lines > 60}
+
+
+def test_a_class_has_a_name_of_its_own() -> None:
+    """No two modules define a public class of one name, but those that SHARED_NAMES lists."""
+    found = Counter(
+        node.name
+        for name in files()
+        for node in ast.parse((SOURCE / name).read_text()).body
+        if isinstance(node, ast.ClassDef) and not node.name.startswith("_")
+    )
+    assert len(found) > 200
+    assert {name for name, times in found.items() if times > 1} == set(SHARED_NAMES)
 
 
 def test_the_map_names_files_that_are_there() -> None:

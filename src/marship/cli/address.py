@@ -112,7 +112,7 @@ def _address(
     other_url: str | None = None,
     model_store: Path | None = None,
 ) -> "Address":
-    from marship.client.address import Address, Tokens
+    from marship.client.address import Address, ApiTokens
     from marship.client.connected import MODEL_STORE
 
     for flag, given in (("--url", url), ("--token", token), ("the other API's URL", other_url)):
@@ -130,7 +130,7 @@ def _address(
         raise UsageError(
             f"--{other}-url must come with --url here, since both APIs are called, got none."
         )
-    tokens = Tokens.read(token_file, api) if token_file else Tokens(**{api: token})
+    tokens = ApiTokens.read(token_file, api) if token_file else ApiTokens(**{api: token})
     return Address(
         home=home,
         inference_token=tokens.inference,

@@ -39,7 +39,7 @@ class Address:
 
 
 @dataclass(frozen=True, slots=True)
-class Tokens:
+class ApiTokens:
     """A server's tokens for the inference API and the management API."""
 
     inference: str | None = None

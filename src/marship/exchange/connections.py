@@ -64,7 +64,7 @@ class _LastLine:
         self._reader.close()
 
 
-class Connection(http.client.HTTPConnection):
+class CheckedConnection(http.client.HTTPConnection):
     """A persistent connection to one address, reopened if it was closed.
 
     Args:
@@ -123,9 +123,9 @@ class Pool:
 
     def __init__(self, check: Check, tls: ssl.SSLContext | None = None) -> None:
         self._check, self._tls = check, tls
-        self._free: defaultdict[str, list[Connection]] = defaultdict(list)
+        self._free: defaultdict[str, list[CheckedConnection]] = defaultdict(list)
 
-    def take(self, base: str) -> Connection:
+    def take(self, base: str) -> CheckedConnection:
         """A connection to an address; it may not be connected yet."""
         free = self._free[base]
         while free:
@@ -133,9 +133,9 @@ class Pool:
             if not one.is_dropped():
                 return one
             one.close()
-        return Connection(base, self._check, self._tls)
+        return CheckedConnection(base, self._check, self._tls)
 
-    def give(self, one: Connection) -> None:
+    def give(self, one: CheckedConnection) -> None:
         """Return a connection whose response was read completely."""
         self._free[one.base].append(one)
 

@@ -28,7 +28,7 @@ from marship.exchange.calls import (
     Step,
     Work,
 )
-from marship.exchange.connections import Connection, UnreachableError
+from marship.exchange.connections import CheckedConnection, UnreachableError
 from marship.exchange.limited import OverLimitError
 from marship.version import VERSION
 
@@ -137,7 +137,9 @@ class BlockingTransport:
                 connection.close()
                 raise
 
-    def _send(self, connection: Connection, call: Call, url: str) -> http.client.HTTPResponse:
+    def _send(
+        self, connection: CheckedConnection, call: Call, url: str
+    ) -> http.client.HTTPResponse:
         target = url.removeprefix(connection.base) + (
             f"?{urlencode(call.params)}" if call.params else ""
         )
@@ -149,7 +151,9 @@ class BlockingTransport:
             # who rejects a body may have sent a response before closing
         return connection.getresponse()
 
-    def _read(self, connection: Connection, response: http.client.HTTPResponse, url: str) -> bytes:
+    def _read(
+        self, connection: CheckedConnection, response: http.client.HTTPResponse, url: str
+    ) -> bytes:
         read, size = [], 0
         for chunk in connections.chunks(response):
             size += len(chunk)
@@ -159,7 +163,7 @@ class BlockingTransport:
         return b"".join(read)
 
     def _lines(
-        self, connection: Connection, response: http.client.HTTPResponse, url: str
+        self, connection: CheckedConnection, response: http.client.HTTPResponse, url: str
     ) -> Iterator[bytes]:
         lines, open_bytes = Lines(), 0
         try:
@@ -179,11 +183,11 @@ class BlockingTransport:
             if not response.isclosed():
                 connection.close()
 
-    def _restart(self, connection: Connection) -> None:
+    def _restart(self, connection: CheckedConnection) -> None:
         size_bytes = 2 * self._bounds.max_response_bytes + _OVERHEAD_BYTES
         connection.limits.restart(self._bounds.timeout_s, size_bytes)
 
-    def _give_back(self, connection: Connection, response: http.client.HTTPResponse) -> None:
+    def _give_back(self, connection: CheckedConnection, response: http.client.HTTPResponse) -> None:
         if response.will_close:
             connection.close()
         else:

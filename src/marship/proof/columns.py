@@ -63,7 +63,7 @@ Ranges = dict[Place, Range]
 
 
 @dataclass(frozen=True, slots=True)
-class Held:
+class InputValues:
     """The values of an input that a tensor holds.
 
     Attributes:
@@ -95,7 +95,9 @@ class Held:
             found[self.axis, place] = max(low, other[0]), min(high, other[1])
         return found
 
-    def cut(self, axis: int, wanted: Sequence[int] | slice, *, keeps_axis: bool) -> "Held | None":
+    def cut(
+        self, axis: int, wanted: Sequence[int] | slice, *, keeps_axis: bool
+    ) -> "InputValues | None":
         """The values at some indices along an axis; None if these are not columns."""
         axis += len(self.sizes) if axis < 0 else 0
         size = self.sizes[axis] if 0 <= axis < len(self.sizes) else None
@@ -111,9 +113,9 @@ class Held:
         kept = tuple(places[number] for number in numbers)
         shifts = tuple(self.shifts[number] for number in numbers) if self.shifts else ()
         sizes = (*self.sizes[:axis], len(kept), *self.sizes[axis + 1 :]) if keeps_axis else ()
-        return Held(self.shift, sizes, axis, kept, shifts)
+        return InputValues(self.shift, sizes, axis, kept, shifts)
 
-    def added(self, numbers: npt.NDArray[np.generic], sign: int) -> "Held":
+    def added(self, numbers: npt.NDArray[np.generic], sign: int) -> "InputValues":
         """The values plus these numbers: one for all, or one for each column."""
         low, high = sorted((sign * int(numbers.min()), sign * int(numbers.max())))
         shape = (1,) * (len(self.sizes) - numbers.ndim) + numbers.shape
@@ -136,8 +138,8 @@ def _unshifted(size: int, shift: Shift) -> Range:
 
 
 def passed_on(
-    node: NodeProto, known: Mapping[str, Held], constants: Mapping[str, TensorProto]
-) -> dict[str, Held]:
+    node: NodeProto, known: Mapping[str, InputValues], constants: Mapping[str, TensorProto]
+) -> dict[str, InputValues]:
     """Outputs that hold all of the input's values, or all values of some columns, by name."""
     held = [known[name] for name in node.input if name in known]
     if not held or node.domain not in ("", "ai.onnx"):
@@ -149,15 +151,15 @@ def passed_on(
 
 
 def _only_output(
-    node: NodeProto, held: Sequence[Held], first: bool, constants: Mapping[str, TensorProto]
-) -> Held | None:
+    node: NodeProto, held: Sequence[InputValues], first: bool, constants: Mapping[str, TensorProto]
+) -> InputValues | None:
     if node.op_type == "Gather" and first:
         return _gathered(node, held[0], constants)
     if node.op_type == "Slice" and first:
         return _sliced(node, held[0], constants)
     if len(held) > 1:
         return None
-    found: Held | None = held[0]
+    found: InputValues | None = held[0]
     if node.op_type == "Cast":
         to = next(a.i for a in node.attribute if a.name == "to")
         found = held[0] if to in WHOLE - _NARROW else None
@@ -170,7 +172,9 @@ def _only_output(
     return found
 
 
-def _gathered(node: NodeProto, held: Held, constants: Mapping[str, TensorProto]) -> Held | None:
+def _gathered(
+    node: NodeProto, held: InputValues, constants: Mapping[str, TensorProto]
+) -> InputValues | None:
     """Columns selected by constant indices."""
     indices = _constant(node.input[1], constants)
     if indices is None or indices.ndim > 1:
@@ -179,7 +183,9 @@ def _gathered(node: NodeProto, held: Held, constants: Mapping[str, TensorProto])
     return held.cut(axis, indices.reshape(-1).tolist(), keeps_axis=indices.ndim == 1)
 
 
-def _sliced(node: NodeProto, held: Held, constants: Mapping[str, TensorProto]) -> Held | None:
+def _sliced(
+    node: NodeProto, held: InputValues, constants: Mapping[str, TensorProto]
+) -> InputValues | None:
     """Columns along one axis, if all others are complete."""
     parts = {name: _given(node, place, name, constants) for place, name in enumerate(_CUTS, 1)}
     starts, ends = parts["starts"], parts["ends"]
@@ -187,7 +193,7 @@ def _sliced(node: NodeProto, held: Held, constants: Mapping[str, TensorProto]) -
         return None
     axes = parts["axes"] or list(range(len(starts)))
     steps = parts["steps"] or [1] * len(starts)
-    found: Held | None = held
+    found: InputValues | None = held
     for start, end, axis, step in zip(starts, ends, axes, steps, strict=True):
         if (start, step) == (0, 1) and end >= np.iinfo(np.int32).max:
             continue
@@ -197,7 +203,9 @@ def _sliced(node: NodeProto, held: Held, constants: Mapping[str, TensorProto]) -
     return found
 
 
-def _split(node: NodeProto, held: Held, constants: Mapping[str, TensorProto]) -> dict[str, Held]:
+def _split(
+    node: NodeProto, held: InputValues, constants: Mapping[str, TensorProto]
+) -> dict[str, InputValues]:
     """Adjacent columns, in several outputs."""
     axis = next((a.i for a in node.attribute if a.name == "axis"), 0)
     sizes = _given(node, 1, "split", constants)
@@ -234,7 +242,9 @@ def _constant(name: str, constants: Mapping[str, TensorProto]) -> npt.NDArray[np
     return numpy_helper.to_array(tensor)
 
 
-def _added(node: NodeProto, held: Held, constants: Mapping[str, TensorProto]) -> Held | None:
+def _added(
+    node: NodeProto, held: InputValues, constants: Mapping[str, TensorProto]
+) -> InputValues | None:
     names = [name for name in node.input if name in constants]
     added = _constant(names[0], constants) if len(names) == 1 else None
     if added is None or (node.op_type == "Sub" and node.input[1] not in constants):

@@ -13,7 +13,7 @@ import onnx
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
 from marship.contract import ColumnRange, TensorSpec
-from marship.proof.columns import ALL, WHOLE, Held, Range, Ranges, passed_on
+from marship.proof.columns import ALL, WHOLE, InputValues, Range, Ranges, passed_on
 from marship.proof.operators import inlined
 
 _NUMBERS = WHOLE | {TensorProto.FLOAT16}
@@ -64,7 +64,7 @@ def index_ranges(model: ModelProto) -> IndexRanges:
     for value in inlined_model.graph.input:
         if value.type.tensor_type.elem_type not in _NUMBERS:
             continue
-        held = Held((0, 0), tuple(_dims(value)))
+        held = InputValues((0, 0), tuple(_dims(value)))
         bounds = _Trace(sizes).bounds(inlined_model.graph, {value.name: held}, {})
         bounds = {place: both for place, both in bounds.items() if both[0] <= both[1]}
         if ALL in bounds:
@@ -84,7 +84,7 @@ class _Trace:
     sizes: "_TableSizes"
 
     def bounds(
-        self, graph: GraphProto, held: Mapping[str, Held], outer: Mapping[str, TensorProto]
+        self, graph: GraphProto, held: Mapping[str, InputValues], outer: Mapping[str, TensorProto]
     ) -> Ranges:
         """The ranges of the input's values that the graph implies.
 
@@ -110,7 +110,7 @@ class _Trace:
     def _inside(
         self,
         node: NodeProto,
-        known: Mapping[str, Held],
+        known: Mapping[str, InputValues],
         constants: Mapping[str, TensorProto],
     ) -> Ranges:
         """The ranges by a subgraph that is certainly run.

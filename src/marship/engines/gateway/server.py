@@ -25,7 +25,7 @@ from marship.engines.gateway.requests import InferRequest
 from marship.engines.gateway.statuses import Refusal
 from marship.engines.gateway.tensors import LENGTH_HEADER, NoTensorsError
 from marship.engines.gateway.turns import Turns
-from marship.engines.gateway.upstream import Response, Upstream
+from marship.engines.gateway.upstream import Upstream, UpstreamResponse
 from marship.errors import MalformedError, MarshipError, TooLargeError
 
 logger = logging.getLogger(__name__)
@@ -40,7 +40,7 @@ _TAKEN = ("authorization", "x-request-id")
 RequestT = TypeVar("RequestT")
 
 
-class Context(Protocol):
+class RpcContext(Protocol):
     """A call, as grpc.aio.ServicerContext has it; grpc has no types."""
 
     def invocation_metadata(self) -> Sequence[tuple[str, str | bytes]] | None:
@@ -55,7 +55,7 @@ class Context(Protocol):
         """End the call with a status."""
 
 
-class Service:
+class GrpcService:
     """The methods of the protocol.
 
     Args:
@@ -70,7 +70,7 @@ class Service:
 
     def handlers(self) -> grpc.GenericRpcHandler:
         """What a server of grpc calls."""
-        own: dict[str, Callable[[Message, Context], Awaitable[Message]]] = {
+        own: dict[str, Callable[[Message, RpcContext], Awaitable[Message]]] = {
             "ServerLive": self.server_live,
             "ServerReady": self.server_ready,
             "ModelReady": self.model_ready,
@@ -92,12 +92,12 @@ class Service:
 
     def _method(
         self,
-        method: Callable[[RequestT, Context], Awaitable[Message]],
+        method: Callable[[RequestT, RpcContext], Awaitable[Message]],
         parse: Callable[[bytes], RequestT],
-    ) -> Callable[[bytes, Context], Awaitable[Message]]:
+    ) -> Callable[[bytes, RpcContext], Awaitable[Message]]:
         """A method from the bytes of its request to its response or its status."""
 
-        async def run(data: bytes, context: Context) -> Message:
+        async def run(data: bytes, context: RpcContext) -> Message:
             if self._running >= _MOST_RUNNING:
                 await _abort(context, _busy())
             self._running += 1
@@ -111,33 +111,33 @@ class Service:
 
         return run
 
-    async def server_live(self, _request: Message, context: Context) -> Message:
+    async def server_live(self, _request: Message, context: RpcContext) -> Message:
         """Whether the server runs."""
         response = await self._health("", "/v2/health/live", context)
         return kind("ServerLiveResponse")(live=response.status == HTTPStatus.OK)
 
-    async def server_ready(self, _request: Message, context: Context) -> Message:
+    async def server_ready(self, _request: Message, context: RpcContext) -> Message:
         """Whether every model has its workers."""
         response = await self._health("", "/v2/health/ready", context)
         return kind("ServerReadyResponse")(ready=response.status == HTTPStatus.OK)
 
-    async def model_ready(self, request: Message, context: Context) -> Message:
+    async def model_ready(self, request: Message, context: RpcContext) -> Message:
         """Whether a model has a worker."""
         where = _path(request.name, request.version)
         response = await self._health(where, f"{where}/ready", context)
         return kind("ModelReadyResponse")(ready=response.status == HTTPStatus.OK)
 
-    async def server_metadata(self, _request: Message, context: Context) -> Message:
+    async def server_metadata(self, _request: Message, context: RpcContext) -> Message:
         """The server's name and version; its extensions are of HTTP."""
         told = await self._told("", "/v2", context)
         return kind("ServerMetadataResponse")(name=told["name"], version=told["version"])
 
-    async def model_metadata(self, request: Message, context: Context) -> Message:
+    async def model_metadata(self, request: Message, context: RpcContext) -> Message:
         """What a model takes and returns."""
         where = _path(request.name, request.version)
         return kind("ModelMetadataResponse")(**await self._told(where, where, context))
 
-    async def model_infer(self, request: InferRequest, context: Context) -> bytes:
+    async def model_infer(self, request: InferRequest, context: RpcContext) -> bytes:
         """A prediction, as it is sent."""
         where = _path(request.message.model_name, request.message.model_version)
         text, raw = await tensors.to_body(request, self._turns, self._request_bytes)
@@ -153,14 +153,14 @@ class Service:
             response.headers, response.body, self._turns, typed=request.is_typed
         )
 
-    async def _health(self, key: str, target: str, context: Context) -> Response:
+    async def _health(self, key: str, target: str, context: RpcContext) -> UpstreamResponse:
         """A response whose status says it: 503 is no error."""
         response = await self._upstream.get(key, target, _headers(context))
         if response.status != HTTPStatus.SERVICE_UNAVAILABLE:
             _check(response)
         return response
 
-    async def _told(self, key: str, target: str, context: Context) -> dict[str, Message]:
+    async def _told(self, key: str, target: str, context: RpcContext) -> dict[str, Message]:
         response = await self._upstream.get(key, target, _headers(context))
         _check(response)
         context.set_trailing_metadata(statuses.trailing(response.headers))
@@ -174,7 +174,7 @@ def _path(model: str, version: str) -> str:
     return f"{where}/versions/{quote(version, safe='')}" if version else where
 
 
-def _headers(context: Context) -> dict[str, str]:
+def _headers(context: RpcContext) -> dict[str, str]:
     """The headers for a call's metadata.
 
     Raises:
@@ -190,7 +190,7 @@ def _headers(context: Context) -> dict[str, str]:
     return found
 
 
-def _check(response: Response) -> None:
+def _check(response: UpstreamResponse) -> None:
     if response.status != HTTPStatus.OK:
         raise statuses.refusal(response)
 
@@ -230,7 +230,7 @@ def _busy() -> Refusal:
     )
 
 
-async def _abort(context: Context, refusal: Refusal) -> NoReturn:
+async def _abort(context: RpcContext, refusal: Refusal) -> NoReturn:
     await context.abort(refusal.status, refusal.message, refusal.trailing)
 
 
@@ -267,7 +267,7 @@ async def serve(
     """
     upstream = Upstream(socket)
     server = aio.server(options=list(options(request_bytes).items()))
-    server.add_generic_rpc_handlers((Service(upstream, request_bytes).handlers(),))
+    server.add_generic_rpc_handlers((GrpcService(upstream, request_bytes).handlers(),))
     port = server.add_insecure_port(address)
     await server.start()
     try:

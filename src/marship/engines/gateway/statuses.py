@@ -6,7 +6,7 @@ from http import HTTPStatus
 import grpc
 import orjson
 
-from marship.engines.gateway.upstream import Response
+from marship.engines.gateway.upstream import UpstreamResponse
 from marship.errors import NotFoundError, ServerError
 
 PASSED_ON = ("x-request-id", "server-timing", "retry-after")
@@ -61,13 +61,13 @@ def trailing(headers: Mapping[str, str]) -> tuple[tuple[str, str], ...]:
     return tuple((name, headers[name]) for name in PASSED_ON if name in headers)
 
 
-def refusal(response: Response) -> Refusal:
+def refusal(response: UpstreamResponse) -> Refusal:
     """The refusal for a response that is an error.
 
     A full queue is 503 as a lost worker is, yet the client's share to change: RESOURCE_EXHAUSTED.
 
     Example:
-        >>> busy = Response(503, {}, b'{"code": "busy", "message": "Retry later."}')
+        >>> busy = UpstreamResponse(503, {}, b'{"code": "busy", "message": "Retry later."}')
         >>> refusal(busy).status.name
         'RESOURCE_EXHAUSTED'
     """

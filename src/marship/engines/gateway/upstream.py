@@ -18,7 +18,7 @@ _IDLE_S = 45.0
 
 
 @dataclass(frozen=True, slots=True)
-class Response:
+class UpstreamResponse:
     """A response of HTTP, with the names of its headers in lower case."""
 
     status: int
@@ -37,7 +37,7 @@ class Upstream:
         self._path = str(path)
         self._idle: dict[_Connection, str] = {}  # and what each is pooled by; the oldest first
 
-    async def get(self, key: str, target: str, headers: Mapping[str, str]) -> Response:
+    async def get(self, key: str, target: str, headers: Mapping[str, str]) -> UpstreamResponse:
         """The response to a GET request.
 
         If its connection is lost, it is sent once more (RFC 9110, 9.2.2): the worker that had the
@@ -58,7 +58,7 @@ class Upstream:
 
     async def post(
         self, key: str, target: str, headers: Mapping[str, str], body: Sequence[bytes | bytearray]
-    ) -> Response:
+    ) -> UpstreamResponse:
         """The response to a POST request.
 
         Cancelling closes the connection, and so tells the server.
@@ -75,7 +75,9 @@ class Upstream:
         told = {**headers, "content-length": str(sum(map(len, body)))}
         return await self._ask(key, _head("POST", target, told), body)
 
-    async def _ask(self, key: str, head: bytes, body: Sequence[bytes | bytearray]) -> Response:
+    async def _ask(
+        self, key: str, head: bytes, body: Sequence[bytes | bytearray]
+    ) -> UpstreamResponse:
         connection = self._take(key) or await self._connect()
         try:
             response = await connection.exchange(head, body)
@@ -138,11 +140,11 @@ class _Connection(asyncio.Protocol):
         self._parser = httptools.HttpResponseParser(self)
         self._headers: dict[str, str] = {}
         self._parts: list[bytes] = []
-        self._waiting: asyncio.Future[Response] | None = None
+        self._waiting: asyncio.Future[UpstreamResponse] | None = None
         self._keeps_alive = False
         self.since = 0.0
 
-    async def exchange(self, head: bytes, body: Sequence[bytes | bytearray]) -> Response:
+    async def exchange(self, head: bytes, body: Sequence[bytes | bytearray]) -> UpstreamResponse:
         """Send a request, and wait for its response."""
         self._headers, self._parts = {}, []
         self._waiting = asyncio.get_running_loop().create_future()
@@ -209,4 +211,4 @@ class _Connection(asyncio.Protocol):
         body = parts[0] if len(parts) == 1 else b"".join(parts)
         if self._waiting is not None and not self._waiting.done():
             status = self._parser.get_status_code()
-            self._waiting.set_result(Response(status, self._headers, body))
+            self._waiting.set_result(UpstreamResponse(status, self._headers, body))

@@ -34,7 +34,7 @@ from marship.engines.torchserve import store as stores
 from marship.engines.torchserve.settings import ServeSettings
 from marship.errors import NotRunningError, ServerError, UsageError
 from marship.exchange import sockets
-from marship.exchange.connections import Connection
+from marship.exchange.connections import CheckedConnection
 from marship.exchange.limited import LimitedSocket, OverLimitError
 from marship.serving.model import keysource
 
@@ -355,7 +355,7 @@ def _responds(record: ServerRecord) -> bool:
         if not peers.is_held_by(line, record.group):
             raise ConnectionRefusedError("another program listens there")
 
-    one = Connection(sockets.base_of(record.management_url), check)
+    one = CheckedConnection(sockets.base_of(record.management_url), check)
     one.limits.restart(_RESPONSE_TIMEOUT_S, _LARGEST_RESPONSE_BYTES)
     try:
         one.request("GET", "/models")

@@ -22,7 +22,7 @@ from echoes import NUMBERS, WIDTH
 from gateways import Gateway
 from marship.engines.gateway import server, statuses, wire
 from marship.engines.gateway.messages import kind
-from marship.engines.gateway.upstream import Response, Upstream
+from marship.engines.gateway.upstream import Upstream, UpstreamResponse
 
 Code = grpc.StatusCode
 TOKEN = "x" * 20
@@ -191,20 +191,20 @@ def test_statuses(channel: grpc.Channel, made: Any, status: Code, code: str | No
     ("response", "status", "code"),
     [
         (
-            Response(404, {}, b'{"code": 404, "message": "Model not found"}'),
+            UpstreamResponse(404, {}, b'{"code": 404, "message": "Model not found"}'),
             "NOT_FOUND",
             "not_found",
         ),
-        (Response(500, {}, b'{"code": 500, "message": "it"}'), "INTERNAL", "server"),
-        (Response(503, {}, b"<html>"), "UNAVAILABLE", "server"),
-        (Response(403, {}, b'{"code": "x", "message": "it"}'), "PERMISSION_DENIED", "x"),
-        (Response(504, {}, b'{"code": "x", "message": "it"}'), "DEADLINE_EXCEEDED", "x"),
-        (Response(429, {}, b"[]"), "RESOURCE_EXHAUSTED", "server"),
-        (Response(418, {}, b"1"), "INVALID_ARGUMENT", "server"),
-        (Response(599, {}, b""), "INTERNAL", "server"),
+        (UpstreamResponse(500, {}, b'{"code": 500, "message": "it"}'), "INTERNAL", "server"),
+        (UpstreamResponse(503, {}, b"<html>"), "UNAVAILABLE", "server"),
+        (UpstreamResponse(403, {}, b'{"code": "x", "message": "it"}'), "PERMISSION_DENIED", "x"),
+        (UpstreamResponse(504, {}, b'{"code": "x", "message": "it"}'), "DEADLINE_EXCEEDED", "x"),
+        (UpstreamResponse(429, {}, b"[]"), "RESOURCE_EXHAUSTED", "server"),
+        (UpstreamResponse(418, {}, b"1"), "INVALID_ARGUMENT", "server"),
+        (UpstreamResponse(599, {}, b""), "INTERNAL", "server"),
     ],
 )
-def test_responses_of_others(response: Response, status: str, code: str) -> None:
+def test_responses_of_others(response: UpstreamResponse, status: str, code: str) -> None:
     """The engine's, or a proxy's: a status and a code, whatever the body holds."""
     made = statuses.refusal(response)
     assert (made.status.name, made.code) == (status, code)

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from marship.engines.gateway import upstream
-from marship.engines.gateway.upstream import Response, Upstream
+from marship.engines.gateway.upstream import Upstream, UpstreamResponse
 
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nX-Two: a\r\n\r\nok"
 CLOSING = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nConnection: close\r\n\r\nok"
@@ -53,7 +53,7 @@ class Peer:
                 await self.changed.wait()
 
 
-async def get(client: Upstream, key: str = "m") -> Response:
+async def get(client: Upstream, key: str = "m") -> UpstreamResponse:
     """One request."""
     return await client.get(key, "/v2", {"a": "b"})
 
@@ -74,7 +74,9 @@ def test_a_connection_serves_its_key_again(tmp_path: Path) -> None:
     async def test() -> None:
         async with Peer(tmp_path, OK, OK, OK) as peer:
             client = Upstream(peer.path)
-            assert await get(client) == Response(200, {"content-length": "2", "x-two": "a"}, b"ok")
+            assert await get(client) == UpstreamResponse(
+                200, {"content-length": "2", "x-two": "a"}, b"ok"
+            )
             await get(client)
             assert peer.opened == 1
             await get(client, "other")

@@ -45,7 +45,7 @@ _PARTS = range(3)  # of a parameter: name, content type, value
 _VALUE = 2
 
 
-class Headers(Mapping[str, str]):
+class WireHeaders(Mapping[str, str]):
     """The HTTP headers of a message, with names in lower case; parsed lazily.
 
     Args:
@@ -153,7 +153,7 @@ class FrontendConnection:
             buffer, place, stop = self._headers_end(place, size)
             headers = place + size
         request = Request(
-            b"", id=bytes(buffer[place:headers]), headers=Headers(bytes(buffer[headers:stop]))
+            b"", id=bytes(buffer[place:headers]), headers=WireHeaders(bytes(buffer[headers:stop]))
         )
         self._read_parameters(request, stop + 4)
         return request
