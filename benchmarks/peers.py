@@ -144,7 +144,12 @@ def marship(setup: Setup, files: CaseFiles, folder: Path, python: str = sys.exec
 
 def direct(setup: Setup, files: CaseFiles, folder: Path) -> Running:
     """The same server, asked where its workers respond themselves."""
-    running = marship(setup, files, folder)
+    return directly(marship(setup, files, folder), folder)
+
+
+def directly(running: Running, folder: Path) -> Running:
+    """A server of marship in a folder, asked where its workers respond themselves."""
+    assert running.request is not None  # noqa: S101  it is a server
     record = json.loads((folder / "home" / "server.json").read_text())
     url = f"{record['direct_url']}/predictions/model"
     return replace(running, request=replace(running.request, url=url))

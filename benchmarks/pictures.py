@@ -47,6 +47,7 @@ class PicturesSettings:
     seconds: int = setting(5, "length of one measurement", minimum=1)
     rounds: int = setting(5, "rounds; medians over them are reported", minimum=1)
     settle: int = setting(12, "seconds of warm-up", minimum=1)
+    torchserve: bool = setting(False, "send them to TorchServe's own address")
 
 
 @flags(PicturesSettings)
@@ -61,6 +62,8 @@ def main(settings: PicturesSettings) -> None:
         running = peers.serve(
             settings.run_dir, Setup("marship", LATENCY, settings.workers), Path(folder)
         )
+        if not settings.torchserve:
+            running = peers.directly(running, Path(folder))
         try:
             served, bare = _measure_in_rounds(_with_photos(running, photos), photos, settings)
             breakdown = _breakdown(running, photos)
