@@ -14,6 +14,7 @@ from typing import Any
 
 import psutil
 import pytest
+import requests
 
 import marship
 from directly import BODY, until
@@ -35,6 +36,11 @@ class SlowHandler(OnnxHandler):
         return super().decode(request)
 """
 RIGHT = pytest.approx(18.615952)
+CORS = """
+cors_allowed_origin=https://shop.example
+cors_allowed_methods=GET, POST, OPTIONS
+cors_allowed_headers=Authorization, Content-Type
+"""
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +51,12 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     store.mkdir()
     (store / "earlier.mar").write_bytes(EARLIER.read_bytes())
     _package(folder, store)
-    started = start(ServeSettings(home=folder / "home", model_store=store, free_ports=True))
+    config = folder / "config.properties"
+    shipped = Path(__file__).parents[2] / "config.properties"
+    config.write_text(shipped.read_text() + CORS)
+    started = start(
+        ServeSettings(home=folder / "home", model_store=store, config=config, free_ports=True)
+    )
     yield started
     stop(folder / "home")
 
@@ -120,6 +131,23 @@ def test_the_way_of_a_model(server: Server, client: Client) -> None:
         assert ask(server) == (200, [[RIGHT]])
     client.unregister("m")
     assert ask(server)[0] == 404
+
+
+@pytest.mark.usefixtures("model")
+def test_browsers_get_what_the_cors_settings_allow(server: Server) -> None:
+    """The same lines as TorchServe sends, in responses of all who write some: also refusals."""
+    token = json.loads(server.home.key_file.read_text())["inference"]["key"]
+    head = {"Authorization": f"Bearer {token}", "Content-Type": "application/json"}
+    told = []
+    for url in (server.record.inference_url, server.record.direct_url or ""):
+        for path in ("/predictions/m", "/predictions/earlier", "/predictions/nobody"):
+            got = requests.post(url + path, BODY, headers=head, timeout=20)
+            names = (f"access-control-allow-{name}" for name in ("origin", "methods", "headers"))
+            told.append([got.headers.get(name) for name in names])
+    wanted = [line.partition("=")[2] for line in CORS.split("\n") if line]
+    assert told == [wanted] * 6
+    asked = requests.options(f"{server.record.direct_url}/predictions/m", timeout=20)
+    assert (asked.status_code, asked.headers["access-control-allow-origin"]) == (204, wanted[0])
 
 
 def test_an_archive_of_before_is_relayed_to_torchserve(server: Server, client: Client) -> None:

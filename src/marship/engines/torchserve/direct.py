@@ -19,6 +19,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import cast
 from urllib.parse import urlsplit
 
 from marship.engines import processes
@@ -33,10 +34,12 @@ from marship.exchange.transports import BlockingTransport, Bounds
 
 logger = logging.getLogger(__name__)
 
-WORKERS_ENV, KEY_FILE_ENV, QUEUE_ENV = (
+WORKERS_ENV, KEY_FILE_ENV, QUEUE_ENV, HEADERS_ENV = (
     "MARSHIP_DIRECT_WORKERS", "MARSHIP_DIRECT_KEY_FILE", "MARSHIP_DIRECT_QUEUE",
+    "MARSHIP_DIRECT_HEADERS",
 )  # fmt: skip
-"""Told to workers: where the acceptor takes them, the key file, how many requests may wait."""
+"""Told to workers: where the acceptor takes them, the key file, how many requests may wait, and
+headers of every response."""
 
 
 _FOLLOW_S, _ANSWER_S, _MOST_BYTES = 0.4, 5.0, 1 << 26
@@ -51,6 +54,7 @@ def told_to_workers(temporary: Path, key_file: Path, values: Mapping[str, str]) 
     told = {
         WORKERS_ENV: str(temporary / WORKERS_SOCKET),
         QUEUE_ENV: values.get("job_queue_size", "1000"),
+        HEADERS_ENV: json.dumps(_headers(values)),
     }
     if values.get("disable_token_authorization") != "true":
         told[KEY_FILE_ENV] = str(key_file)
@@ -77,6 +81,7 @@ def start(home: Home, temporary: Path, address: str, values: Mapping[str, str]) 
         "engine": configs.address_url(values, "inference_address"),
         "tokens": values.get("disable_token_authorization") != "true",
         "request_bytes": int(values.get("max_request_size", 6553500)),
+        "headers": _headers(values),
     }
     log = home.logs / "direct.log"
     with log.open("wb") as output:
@@ -192,8 +197,16 @@ def _serve(
         key_file=home.key_file if told["tokens"] else None,
         limits=limits,
         engine=_address(str(told["engine"])),
+        headers=cast("dict[str, str]", told["headers"]),
         on_start=follow,
     )
+
+
+def _headers(values: Mapping[str, str]) -> dict[str, str]:
+    """What TorchServe sends with every response for its cors_ settings, as it sends it."""
+    names = ("origin", "methods", "headers")
+    found = {f"access-control-allow-{name}": values.get(f"cors_allowed_{name}") for name in names}
+    return {name: value for name, value in found.items() if value and value.isprintable()}
 
 
 def _address(url: str) -> str | tuple[str, int]:

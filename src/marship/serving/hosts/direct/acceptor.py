@@ -10,9 +10,10 @@ import errno
 import os
 import socket
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 from urllib.parse import quote
 
@@ -30,7 +31,7 @@ from marship.serving.hosts.direct.reader import target_of
 from marship.serving.hosts.direct.relay import check as check_relayed
 from marship.serving.hosts.direct.relay import relay
 from marship.serving.hosts.direct.seats import ModelState, Seat, Seats
-from marship.serving.hosts.direct.site import Site, expire
+from marship.serving.hosts.direct.site import Site, expire, lines_of
 from marship.serving.hosts.direct.tokens import Tokens
 from marship.serving.hosts.direct.worker import check_method, options
 from marship.serving.hosts.direct.workers import Workers, refuse, tell
@@ -38,6 +39,7 @@ from marship.serving.message import Reply
 
 _ACCEPTS_PER_TURN = 64
 _FULL_S = 0.1
+_NO_HEADERS: Mapping[str, str] = MappingProxyType({})
 _SWEEP_S = 0.5
 _MOST_TARGETS = 2048
 _MOST_RETURNS = 20
@@ -52,6 +54,7 @@ class Acceptor(Site):
         key_file: Holds the token; None asks for none.
         limits: Of the requests that are answered here, and of connections.
         engine: Where the engine itself answers predictions: a unix socket's path, or host and port.
+        headers: Of every response.
     """
 
     def __init__(
@@ -60,11 +63,12 @@ class Acceptor(Site):
         key_file: Path | None,
         limits: Limits,
         engine: str | tuple[str, int] | None = None,
+        headers: Mapping[str, str] = _NO_HEADERS,
     ) -> None:
         self._engine = engine
         self._relays: set[asyncio.Task[None]] = set()
         self._loop, self.limits, self._tokens = loop, limits, Tokens(key_file)
-        self.heads = Heads()
+        self.heads, self.headers = Heads(), lines_of(headers)
         self.seats = Seats()
         self._own: set[Connection] = set()
         self._arrivals = Arrivals(loop, limits, self._place)
@@ -304,6 +308,7 @@ def run(  # noqa: PLR0913  keyword-only
     key_file: Path | None,
     limits: Limits,
     engine: str | tuple[str, int] | None = None,
+    headers: Mapping[str, str] = _NO_HEADERS,
     on_start: Callable[["Acceptor", asyncio.AbstractEventLoop], None],
 ) -> None:
     """Accept until the loop is stopped.
@@ -314,13 +319,14 @@ def run(  # noqa: PLR0913  keyword-only
         key_file: Holds the token; None asks for none.
         limits: Of connections and requests.
         engine: Where the engine itself answers predictions.
+        headers: Of every response.
         on_start: Called once before the loop runs, to follow the engine.
     """
     import uvloop
 
     loop = uvloop.new_event_loop()
     asyncio.set_event_loop(loop)
-    acceptor = Acceptor(loop, key_file, limits, engine)
+    acceptor = Acceptor(loop, key_file, limits, engine, headers)
     acceptor.serve_workers(workers)
     for listener in clients:
         acceptor.listen(listener)

@@ -38,7 +38,7 @@ class Connection(asyncio.Protocol):
         slot: int | None = None,
         states: States | None = None,
     ) -> None:
-        self._site, self._limits = site, site.limits
+        self._site, self._limits, self.headers = site, site.limits, site.headers
         self.slot = slot
         self.writer = Writer(states, slot)
         self.tell_late = self.writer.tell_late

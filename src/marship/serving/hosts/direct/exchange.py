@@ -28,7 +28,13 @@ _MOST_STARTS = 256
 
 
 class Outlet(Protocol):
-    """Where a response goes: a connection."""
+    """Where a response goes: a connection.
+
+    Attributes:
+        headers: Lines of every response there.
+    """
+
+    headers: bytes
 
     @property
     def is_closed(self) -> bool:
@@ -163,8 +169,9 @@ class Exchange:
         start = _STARTS.get(kind) or _start(*kind)
         given = self.head.raw.get(b"x-request-id", b"")
         name = given if 0 < len(given) <= _LONGEST_ID else b"%b-%x" % (_PREFIX, next(_COUNTER))
-        return b"%bdate: %b\r\nX-Request-Id: %b\r\n%b%b%b\r\n" % (
+        return b"%b%bdate: %b\r\nX-Request-Id: %b\r\n%b%b%b\r\n" % (
             start,
+            self._outlet.headers,
             _date(int(time.time())),
             name,
             b"Server-Timing: %b\r\n" % timing.encode() if timing else b"",

@@ -21,7 +21,11 @@ _NOT_PASSED_ON = {
     b"te", b"trailer", b"transfer-encoding", b"upgrade",
 }  # fmt: skip
 """Of one connection alone (RFC 9110, 7.6.1), or written anew."""
-_NOT_PASSED_BACK = {*_NOT_PASSED_ON, b"content-type", b"date", b"x-request-id"}
+_NOT_PASSED_BACK = {
+    *_NOT_PASSED_ON, b"content-type", b"date", b"x-request-id", b"access-control-allow-origin",
+    b"access-control-allow-methods", b"access-control-allow-headers",
+}  # fmt: skip
+"""Written by whoever relays."""
 
 
 _LONGEST_TARGET, _LARGEST_HEADERS = 3000, 7000

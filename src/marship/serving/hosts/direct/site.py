@@ -10,7 +10,7 @@ from marship.serving.hosts.direct.heads import Heads
 from marship.serving.hosts.direct.limits import Limits, error_reply
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Mapping
 
     from marship.serving.hosts.direct.connection import Connection
 
@@ -18,10 +18,17 @@ logger = logging.getLogger(__name__)
 
 
 class Site(Protocol):
-    """What a server does with the requests of its connections."""
+    """What a server does with the requests of its connections.
+
+    Attributes:
+        limits: Of a client.
+        heads: Those that its connections have read.
+        headers: Lines of every response.
+    """
 
     limits: Limits
     heads: Heads
+    headers: bytes
 
     def opened(self, connection: "Connection") -> None:
         """A connection is there."""
@@ -48,6 +55,11 @@ class Site(Protocol):
     def refuse(self, exchange: Exchange, error: MarshipError) -> None:
         """Answer a request that `check` or its connection has refused."""
         exchange.reply(error_reply(error))
+
+
+def lines_of(headers: "Mapping[str, str]") -> bytes:
+    """Headers as every response has them."""
+    return "".join(f"{name}: {value}\r\n" for name, value in headers.items()).encode("latin-1")
 
 
 def expire(connections: "Iterable[Connection]") -> None:

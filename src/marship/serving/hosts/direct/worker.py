@@ -9,6 +9,7 @@ import logging
 import os
 import socket
 import threading
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -23,7 +24,7 @@ from marship.serving.hosts.direct.exchange import Exchange
 from marship.serving.hosts.direct.heads import Heads
 from marship.serving.hosts.direct.lane import Lane
 from marship.serving.hosts.direct.limits import Limits, StatusError, code_of, error_reply
-from marship.serving.hosts.direct.site import Site, expire
+from marship.serving.hosts.direct.site import Site, expire, lines_of
 from marship.serving.hosts.direct.sockets import Channel, Packet
 from marship.serving.hosts.direct.tokens import Tokens
 from marship.serving.message import Reply
@@ -49,6 +50,7 @@ class Settings:
         queue: The most requests that wait.
         key_file: Holds the token; None asks for none.
         limits: Of a client; the largest request is the service's.
+        headers: Of every response.
     """
 
     acceptor: Path
@@ -58,6 +60,7 @@ class Settings:
     queue: int
     key_file: Path | None
     limits: Limits = field(default_factory=Limits)
+    headers: Mapping[str, str] = field(default_factory=dict)
 
 
 def start(service: Service, settings: Settings) -> "Worker":
@@ -79,7 +82,7 @@ class Worker(Site):
     def __init__(self, service: Service, settings: Settings) -> None:
         self._service, self._settings = service, settings
         self.limits = replace(settings.limits, request_bytes=service.max_request_bytes)
-        self.heads = Heads()
+        self.heads, self.headers = Heads(), lines_of(settings.headers)
         self._tokens = Tokens(settings.key_file)
         self._routes: dict[bytes, routes.Route | None] = {}
         self._connections: set[Connection] = set()

@@ -5,6 +5,7 @@ reader, `answer` gets each batch instead.
 """
 
 import atexit
+import json
 import logging
 import os
 from collections.abc import Mapping, Sequence
@@ -103,6 +104,7 @@ def _serve_directly(service: Service, placement: Placement, batch: int) -> None:
         batch=batch,
         queue=int(os.environ.get("MARSHIP_DIRECT_QUEUE", "1000")),
         key_file=Path(key_file) if key_file else None,
+        headers=json.loads(os.environ.get("MARSHIP_DIRECT_HEADERS", "{}")),
     )
     atexit.register(direct.start(service, settings).leave)
 

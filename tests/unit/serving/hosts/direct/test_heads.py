@@ -28,6 +28,7 @@ class _Recorder(Site):
     """A site that records what reaches it, and the client's side of the connection."""
 
     limits = Limits(request_bytes=300)
+    headers = b""
 
     def __init__(self, known: Heads) -> None:
         self.heads, self.seen, self.events = known, [], []
