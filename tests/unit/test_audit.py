@@ -1,4 +1,4 @@
-"""`make audit` never passes where nobody could be asked."""
+"""`make audit` never passes where PyPI cannot be reached."""
 
 import importlib.util
 import os

@@ -261,7 +261,7 @@ SHAPED = "{{'descr': '<f4', 'fortran_order': False, 'shape': {}}}"
     ],
 )
 def test_arrays_that_lie_are_a_model_error(data: bytes) -> None:
-    """Headers that ask for a petabyte, or are no Python: an error of our own."""
+    """Headers that claim a petabyte, or are not Python: an error of our own."""
     with pytest.raises(ModelError, match="golden cases"):
         read_golden(npz(**{"0/in/x": data}))
 

@@ -159,7 +159,7 @@ def test_a_folder_of_somebody_else_keeps_its_mode(tree: Path, settings: Settings
     ],
 )
 def test_a_trial_is_for_this_machine(given: dict[str, object], listens: str) -> None:
-    """Unless it is asked for otherwise."""
+    """Unless the caller wants it otherwise."""
     assert proxy.ProxySettings(**given).address == listens
 
 

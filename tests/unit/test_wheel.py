@@ -122,7 +122,7 @@ def packed_handler(folder: Path) -> bytes:
 def test_an_onnx_file_is_packed_and_served_without_the_checkout(
     in_venv: Installed, linear_onnx: Path, tmp_path: Path
 ) -> None:
-    """Package finds the handler, serve the settings, and the model answers."""
+    """Package finds the handler, serve the settings, and the model predicts."""
     in_venv.marship(tmp_path, "package", str(linear_onnx))
     in_venv.marship(tmp_path, "serve", "--detach", "--free-ports")
     try:

@@ -112,7 +112,7 @@ def test_a_home_may_hold_anything(tmp_path: Path) -> None:
 
 
 def test_a_home_remembers_a_trust_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Wherever it is asked from; what is damaged is told, and not taken for none."""
+    """From any folder; a damaged record is an error, not a stopped server."""
     home = Home(tmp_path)
     assert home.trust() is None
     monkeypatch.chdir(tmp_path)

@@ -1,4 +1,4 @@
-"""Predictions are asked again, over real sockets: what for, how often, and for how long."""
+"""Predictions are retried, over real sockets: after which errors, how often, and for how long."""
 
 import asyncio
 import threading
@@ -43,7 +43,7 @@ Reply = Any
 
 @dataclass
 class Scripted:
-    """A server that gives these answers in turn, and the last one for ever."""
+    """A server that sends these responses in turn, and the last one for ever."""
 
     replies: list[Reply]
     asked_at: list[float] = field(default_factory=list)
@@ -52,7 +52,7 @@ class Scripted:
     url: str = ""
 
     def next(self) -> Reply:
-        """The answer to the next request."""
+        """The response to the next request."""
         self.asked_at.append(time.monotonic())
         return self.replies.pop(0) if len(self.replies) > 1 else self.replies[0]
 
@@ -255,7 +255,7 @@ def test_a_request_over_the_response_timeout_is_asked_once(
     ],
 )
 def test_a_worker_that_died_sooner_is_a_death(scripted: Any, ask: Any, description: Reply) -> None:
-    """Within the time, or where nobody tells it, another worker is asked, twice."""
+    """Within the timeout, or if it is unknown, another worker is tried, twice."""
     server = scripted(DIED)
     server.description = description
     assert isinstance(ask(server.url), WorkerDiedError)
@@ -266,7 +266,7 @@ def test_a_worker_that_died_sooner_is_a_death(scripted: Any, ask: Any, descripti
 def test_where_nobody_tells_the_limit_what_took_long_is_asked_once(
     scripted: Any, ask: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A death after longer than the whole patience may be a timeout: one worker is enough."""
+    """A crash after more than the retry time may be a timeout: one worker is enough."""
     server = scripted(DIED)
     server.description = (401, b"{}", {})
     clock = iter(range(0, 10**9, 3))  # each look at it is 3 s later
@@ -277,7 +277,7 @@ def test_where_nobody_tells_the_limit_what_took_long_is_asked_once(
 
 @CLIENTS
 def test_a_worker_that_is_scaled_down_is_no_timeout(scripted: Any, ask: Any) -> None:
-    """TorchServe says it in other words, and the model is not asked about."""
+    """TorchServe says it in other words, and the model's status is not requested."""
     server = scripted(SCALED, FINE)
     server.description = IN_NO_TIME
     assert ask(server.url) == 7
@@ -306,7 +306,7 @@ def test_it_ends_with_the_time(scripted: Any, ask: Any) -> None:
 
 @CLIENTS
 def test_none_are_made_where_none_are_wanted(scripted: Any, ask: Any) -> None:
-    """retry_s=0 asks once."""
+    """retry_s=0 sends one request."""
     server = scripted(BUSY, FINE)
     assert ask(server.url, 0).status == 503
     assert len(server.asked_at) == 1
@@ -332,7 +332,7 @@ def test_only_predictions_are_asked_again(scripted: Any) -> None:
 
 
 def test_nobody_is_waited_for_who_never_answered(scripted: Any) -> None:
-    """A wrong address is told at once; a server that answered before is waited for."""
+    """A wrong address is an error at once; a server that responded before is waited for."""
     began = time.monotonic()
     assert isinstance(blocking("http://127.0.0.1:9"), NotRunningError)
     assert time.monotonic() - began < 0.5

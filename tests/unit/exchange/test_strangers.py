@@ -181,7 +181,7 @@ def test_a_body_without_a_certain_end_is_refused(start: Start, ask: Ask, head: b
     ],
 )
 def test_what_is_no_http_is_told_so(start: Start, ask: Ask, data: bytes) -> None:
-    """It would be the same the next time: nothing is asked again."""
+    """It would be the same the next time: nothing is retried."""
     server = start(sends(data))
     with pytest.raises(ServerError, match=r"must respond in HTTP/1\.1, got") as caught:
         ask(server.url, retry_s=20)
@@ -199,7 +199,7 @@ def test_headers_that_are_cut_off_are_no_response(start: Start, ask: Ask, head: 
 @CLIENTS
 @pytest.mark.parametrize("status", [b"302 Found", b"101 Switching Protocols"])
 def test_a_redirect_is_no_response(start: Start, ask: Ask, status: bytes) -> None:
-    """It is not followed, its body, which has no end, is not read, and nothing asked again."""
+    """It is not followed, its body, which has no end, is not read, and nothing is retried."""
     begins = b"HTTP/1.1 " + status + b"\r\nLocation: http://127.0.0.1:9/\r\n\r\n"
     server = start(floods(begins, b"1"))
     with pytest.raises(ServerError, match="must respond without a redirect, got status"):
@@ -219,7 +219,7 @@ def test_a_body_of_the_largest_size_is_read(start: Start, ask: Ask) -> None:
 @CLIENTS
 @pytest.mark.parametrize("encoding", ["gzip", "deflate", "br", "zstd", "x-" + "y" * 500])
 def test_no_encoding_is_asked_for_or_taken(start: Start, ask: Ask, encoding: str) -> None:
-    """A kilobyte of it may be a gigabyte; nothing is decoded, and nothing asked again."""
+    """A kilobyte of it may be a gigabyte; nothing is decoded, and nothing is retried."""
     head = JSON + f"Content-Encoding: {encoding}\r\nContent-Length: 9\r\n\r\n".encode()
     server = start(sends(head, b"\x1f\x8b\x08......"))
     with pytest.raises(ServerError, match=r"got content-encoding '[a-z-]{2,40}'"):
@@ -249,7 +249,7 @@ def test_no_encoding_is_asked_for_or_taken(start: Start, ask: Ask, encoding: str
     ],
 )
 def test_an_address_is_one(start: Start, ask: Ask, address: str) -> None:
-    """A password in it would go in place of the token; neither is told, and nobody is asked."""
+    """A password in it would go in place of the token; neither is shown, and nothing is sent."""
     server = start(sends(JSON + b"Content-Length: 1\r\n\r\n1"))
     with pytest.raises(UsageError, match="inference_url must be http") as caught:
         ask(address.replace("{port}", str(server.place[1])))
@@ -365,7 +365,7 @@ def test_a_certificate_that_is_not_accepted(  # noqa: PLR0913, PLR0917  fixtures
     is_trusted: bool,
     reason: str,
 ) -> None:
-    """The error tells why; nothing is sent, and nothing asked again."""
+    """The error tells why; nothing is sent, and nothing is retried."""
     tls, path = certified(tmp_path, **changes)
     if is_trusted:
         trusting(path)
@@ -404,7 +404,7 @@ def test_a_handshake_that_does_not_come(ask: Ask, scheme: str) -> None:
 
 @CLIENTS
 def test_a_handshake_that_is_cut_off_is_a_lost_connection(ask: Ask) -> None:
-    """Somebody listens there: asking again may help, and to start a server does not."""
+    """Somebody listens there: a retry may help, and starting a server does not."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
 
         def serve() -> None:
@@ -421,7 +421,7 @@ def test_a_handshake_that_is_cut_off_is_a_lost_connection(ask: Ask) -> None:
 def test_a_server_that_wants_a_client_s_certificate(
     ask: Ask, tmp_path: Path, trusting: Callable[[Path], None]
 ) -> None:
-    """TLS 1.3 refuses once the handshake seems done: it is told as TLS, and not asked again."""
+    """TLS 1.3 refuses once the handshake seems done: it is reported as TLS, and not retried."""
     tls, path = certified(tmp_path)
     trusting(path)
     tls.verify_mode = ssl.CERT_REQUIRED

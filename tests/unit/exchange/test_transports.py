@@ -24,7 +24,7 @@ TIMEOUT_S = 1.6
 
 @pytest.fixture
 def serve() -> Iterator[Serve]:
-    """Start a server that answers every request with the same chunks; its address."""
+    """Start a server that sends the same chunks for every request; return its address."""
     servers = []
 
     def start(*chunks: Chunk, status: int = 200, kind: str = "application/jsonl") -> str:
@@ -103,7 +103,7 @@ def test_lines_come_whole_however_the_chunks_are_cut(serve: Serve, ask: Any) -> 
 
 @CLIENTS
 def test_an_answer_that_is_no_lines_is_given_whole(serve: Serve, ask: Any) -> None:
-    """A model that does not stream may answer indented JSON, or text."""
+    """A model that does not stream may return indented JSON, or text."""
     assert ask(serve(b'{"a":\n 1}\n', kind="application/json")) == ([{"a": 1}], None)
     assert ask(serve(b"two\n\nlines", kind="text/plain")) == ([b"two\n\nlines"], None)
 
@@ -152,7 +152,7 @@ def test_a_line_that_is_no_value(line: bytes, kind: type[MarshipError]) -> None:
 
 
 def test_a_long_line_is_joined_once() -> None:
-    """A megabyte in pieces of a kilobyte is one line, in linear time."""
+    """A megabyte in chunks of a kilobyte is one line, in linear time."""
     lines = Lines()
     assert all(lines.feed(b"x" * 1024) == [] for _ in range(1024))
     assert [len(line) for line in lines.feed(b"\n")] == [1 << 20]

@@ -29,7 +29,7 @@ def examples(high: int = 20) -> Arrays:
 
 
 def total(inputs: Arrays) -> Arrays:
-    """The right answer at every size."""
+    """The right output at every size."""
     return {"total": inputs["picture"].sum(axis=(1, 2))}
 
 

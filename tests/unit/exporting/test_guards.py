@@ -49,7 +49,7 @@ def traced(
 
 
 def padded(x: torch.Tensor) -> torch.Tensor:
-    """Filled up to a multiple of 4 where it is none."""
+    """Padded to a multiple of 4."""
     missing = (4 - x.shape[1] % 4) % 4
     if missing > 0:
         x = nn.functional.pad(x, (0, 0, 0, missing), value=1.0)

@@ -60,7 +60,7 @@ def test_an_archive_is_loaded_and_its_golden_cases_replayed(mar: Path, tmp_path:
 def test_no_server_need_be_installed(
     mar: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A handler loads and answers where TorchServe's package cannot be imported."""
+    """A handler loads and responds where TorchServe's package cannot be imported."""
     (tmp_path / "ts").mkdir()
     (tmp_path / "ts" / "__init__.py").write_text("raise ImportError('no TorchServe here')")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
@@ -180,7 +180,7 @@ def test_golden_cases_that_differ_are_told(tmp_path: Path) -> None:
 
 
 def test_a_sealed_archive_needs_its_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The key comes from where a worker takes it, and is asked for by name."""
+    """The key comes from where a worker takes it, and the error names the option."""
     monkeypatch.setenv("CHECK_KEY", os.urandom(32).hex())
     mar = packed(tmp_path / "own", seal="env:CHECK_KEY")
     monkeypatch.setenv("MARSHIP_SEAL_KEY", "env:CHECK_KEY")

@@ -100,7 +100,7 @@ def test_what_cannot_be_meant(
     ],
 )
 def test_a_server_that_the_proxy_cannot_guard(home: Path, old: str, new: str, message: str) -> None:
-    """Without tokens everybody could ask; TLS ends at the proxy."""
+    """Without tokens everybody could send requests; TLS ends at the proxy."""
     source = home / "config.properties"
     source.write_text(source.read_text().replace(old, new))
     with pytest.raises(UsageError, match=message):

@@ -1,4 +1,4 @@
-"""Which golden cases are asked of an endpoint: only a handler of tensors understands them."""
+"""Which golden cases are sent to an endpoint: only a handler of tensors understands them."""
 
 from pathlib import Path
 
@@ -17,7 +17,7 @@ BASE = "from marship.serving.handler import OnnxHandler\n\n\nclass Own(OnnxHandl
 
 
 def reason(model: Path, handler: Path, store: Path) -> str:
-    """Why nothing is asked; a server would be needed to ask."""
+    """Why nothing is replayed; a replay would need a server."""
     store.mkdir(exist_ok=True)
     built = package(model, PackageSettings(model_store=store, name="m", handler=handler))
     return replay(Client(store), archive.read(built), "m").reason
@@ -42,7 +42,7 @@ def test_other_requests_than_tensors_are_not_asked(
 def test_the_handlers_source_says_what_it_takes(
     linear_onnx: Path, tmp_path: Path, body: str, is_asked: bool
 ) -> None:
-    """One that only prepares is asked, so a server is looked for; one with other answers is not."""
+    """A handler that only prepares is replayed, so a server is needed; one that encodes is not."""
     handler = tmp_path / "own_handler.py"
     handler.write_text(BASE + body)
     if is_asked:

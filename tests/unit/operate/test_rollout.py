@@ -76,7 +76,7 @@ def test_workers_asked_for_win_over_the_archives(home: Path, named: tuple[int, i
 
 
 def test_what_the_old_archive_said_is_not_kept(home: Path) -> None:
-    """Where nothing was asked for, the new archive's batches are asked for; else what runs."""
+    """Without options at registration the archive's batch settings apply, else the running ones."""
     server = Management(STORE)
     old = done(home, server, lambda client: client.register("m-1.mar"))
     registered = server.models["m"].versions["1.0"]

@@ -101,7 +101,7 @@ def kinds(changes: Sequence[Change]) -> list[str]:
 
 
 def test_what_answers_is_registered_first() -> None:
-    """TorchServe makes the first version of a model the one that answers."""
+    """TorchServe makes the first version of a model the default."""
     both = [wanted("1.0", default=False), wanted("2.0")]
     assert kinds(state.compare(both, [])) == ["register 2.0", "register 1.0"]
 
@@ -124,7 +124,7 @@ def test_nothing_is_done_to_what_is_right() -> None:
 
 
 def test_of_a_model_that_goes_the_default_goes_last() -> None:
-    """TorchServe refuses to remove the version that answers before the others."""
+    """TorchServe refuses to remove the default version before the others."""
     there = [running("1.0", "2.0", "3.0", default="1.0")]
     assert kinds(state.compare([], there, prune=True)) == ["remove 2.0", "remove 3.0", "remove 1.0"]
 

@@ -54,7 +54,7 @@ def roll(archive: str, *, keep_old: bool = False) -> Callable[[Client], Any]:
 
 
 def apply(*archives: str, prune: bool = False) -> Callable[[Client], Any]:
-    """Declare these versions; the first one answers."""
+    """Declare these versions; the first one is the default."""
     entries = [Entry("state", a, default=n == 0) for n, a in enumerate(archives)]
 
     def act(client: Client) -> None:
@@ -108,7 +108,7 @@ class Watched(Management):
         return answer
 
     def good(self) -> set[str]:
-        """The versions that can answer."""
+        """The versions that are ready."""
         model = self.models.get("m")
         return {v for v, r in model.versions.items() if r.is_good} if model else set()
 
@@ -142,7 +142,7 @@ class Place:
     homes: Sequence[Path]
 
     def start(self, *acts: str) -> tuple[Watched, list[Held]]:
-        """A server where version 1.0 answers, and a client for each of these."""
+        """A server where version 1.0 is the default, and a client for each of these."""
         server = Watched(STORE, acts={f"{n} {act}": act for n, act in enumerate(acts)})
         first = Registered("registration-0/m-1.mar", "the start", 1, 1, 100, is_good=True)
         server.models["m"] = Versions("1.0", {"1.0": first})

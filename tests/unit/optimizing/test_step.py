@@ -138,7 +138,7 @@ def test_each_variant_repeats_the_golden_cases_within_its_own_tolerance(optimize
 
 
 def test_dynamic_int8_is_not_chosen_where_rows_share_a_call(optimized: Path) -> None:
-    """One scale serves the whole batch, so an answer depends on its neighbours."""
+    """One scale serves the whole batch, so a row's output depends on its neighbours."""
     assert "one scale for the whole call" in variants(optimized)["int8_dynamic"]["why"]
     assert json.loads((optimized / "optimize.json").read_text())["chosen"] != "int8_dynamic"
 
@@ -253,7 +253,7 @@ def test_an_unknown_variant_is_a_usage_error(run_dir: Path) -> None:
 
 
 def test_float32_is_held_to_the_tolerance(run_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A file whose answers are off is measured, told, and not chosen."""
+    """A variant whose outputs are off is measured, reported, and not chosen."""
 
     def wrong(source: ExportedModel, target: Path) -> None:
         model = onnx.load(source.path)

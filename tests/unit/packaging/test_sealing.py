@@ -110,7 +110,7 @@ def test_nothing_of_the_model_is_readable_in_the_archive(model: Path, tmp_path: 
 
 
 def test_a_sealed_session_is_renewed_without_the_operators_key(model: Path, tmp_path: Path) -> None:
-    """With other threads it answers as before, from the keys of its own files."""
+    """With other threads it predicts as before, from the keys of its own files."""
     session = load(extract(pack(model, tmp_path), tmp_path / "x"))
     assert session._opener is not None
     session._opener.forget_key()

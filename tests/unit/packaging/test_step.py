@@ -95,7 +95,7 @@ def test_versions_lie_side_by_side_where_that_is_asked_for(
 
 
 def test_golden_outputs_are_the_models_own(linear_onnx: Path, tmp_path: Path) -> None:
-    """What the file answered at packaging time is what a worker must answer."""
+    """A worker must return what the file returned at packaging time."""
     with zipfile.ZipFile(pack(linear_onnx, tmp_path)) as zipped:
         zipped.extract("golden.npz", tmp_path)
     cases = read_golden(tmp_path / "golden.npz")
@@ -145,7 +145,7 @@ def test_an_archive_runs_where_marship_is_not_installed(linear_onnx: Path, tmp_p
 def test_a_profile_sets_the_batch_and_a_number_wins(
     linear_onnx: Path, tmp_path: Path, settings: dict[str, object], batch: tuple[int, int]
 ) -> None:
-    """The latency profile answers one by one, throughput in batches of 32 within 1 ms."""
+    """The latency profile runs requests one by one, throughput in batches of 32 within 1 ms."""
     config = archive.read(pack(linear_onnx, tmp_path, **settings)).config
     assert (config["batchSize"], config["maxBatchDelay"]) == batch
     assert config["marship"]["profile"] == settings.get("profile", "latency")

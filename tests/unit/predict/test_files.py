@@ -1,4 +1,4 @@
-"""Asking about many files: every file gets its row, whatever the server or the disk does.
+"""Predictions of many files: every file gets its row, whatever the server or the disk does.
 
 The server is a small one of aiohttp on loopback that speaks TorchServe's two ports: a real one
 cannot be made to drop a connection, refuse a request and answer the next, or count how many it
@@ -45,7 +45,7 @@ HttpResponse = Callable[[bytes, web.Request], Awaitable[web.StreamResponse]]
 
 
 class StandIn:
-    """TorchServe's two ports, with answers that a test chooses.
+    """TorchServe's two ports, with responses that a test chooses.
 
     `asked` has every body sent, `types` as what, `paths` where to.
     """
@@ -107,7 +107,7 @@ async def label(body: bytes, _request: web.Request) -> web.Response:
 
 @pytest.fixture
 def serve(tmp_path: Path) -> Iterator[Callable[[HttpResponse], StandIn]]:
-    """Start a stand-in that answers so."""
+    """Start a stand-in with these responses."""
     started: list[StandIn] = []
 
     def start(answer: HttpResponse = label) -> StandIn:
@@ -137,7 +137,7 @@ def read(path: Path) -> list[dict[str, str]]:
 
 
 def test_every_file_gets_its_row(serve: Callable[..., StandIn], run: Run) -> None:
-    """Sorted, with its answer; a second run asks nothing, --again everything."""
+    """Sorted, with its response; a second run sends nothing, --again everything."""
     server = serve()
     done = predict_files(run, Address(home=server.home.path))
     assert [row["label"] for row in read(run.out)] == list("abcdefghijkl")
@@ -149,7 +149,7 @@ def test_every_file_gets_its_row(serve: Callable[..., StandIn], run: Run) -> Non
 
 
 def test_what_failed_or_changed_is_asked_again(serve: Callable[..., StandIn], run: Run) -> None:
-    """The next run asks about those two files alone, and their new rows stand for the old."""
+    """The next run predicts those two files alone, and their new rows stand for the old."""
 
     async def answer(body: bytes, request: web.Request) -> web.Response:
         if body == b"b":
@@ -173,7 +173,7 @@ def test_what_failed_or_changed_is_asked_again(serve: Callable[..., StandIn], ru
 def test_passing_trouble_is_waited_out(
     serve: Callable[..., StandIn], run: Run, trouble: str
 ) -> None:
-    """Each file's first request meets a full queue, or a lost connection; all are answered."""
+    """Each file's first request meets a full queue, or a lost connection; all get a row."""
     seen: set[bytes] = set()
 
     async def answer(body: bytes, request: web.Request) -> web.Response:
@@ -199,7 +199,7 @@ def test_passing_trouble_is_waited_out(
 def test_a_file_whose_workers_die_is_asked_three_times(
     serve: Callable[..., StandIn], run: Run
 ) -> None:
-    """One death may be chance and is asked again; a file that workers die of is a row."""
+    """One crash may be chance and is retried; a file that workers crash on is a row."""
     died = {"code": 507, "type": "InternalServerException", "message": "Worker died."}
     asked: collections.Counter[bytes] = collections.Counter()
 
@@ -239,7 +239,7 @@ def test_a_file_over_the_response_timeout_is_asked_once(
 def test_a_file_that_is_never_answered_is_a_row(
     serve: Callable[..., StandIn], run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Where others have answers, one whose connection always ends is a failure of its own."""
+    """Where others have responses, one whose connection always ends is a failure of its own."""
     monkeypatch.setattr(predict, "RETRY_S", 0.5)
 
     async def answer(body: bytes, request: web.Request) -> web.Response:
@@ -258,7 +258,7 @@ def test_a_file_that_is_never_answered_is_a_row(
 def test_a_server_that_is_gone_ends_the_run(
     serve: Callable[..., StandIn], run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """One error says so; what was answered is kept, and the next run asks for the rest."""
+    """One error says so; rows are kept, and the next run predicts the rest."""
     monkeypatch.setattr(predict, "RETRY_S", 0.5)
     server = serve()
 
@@ -282,7 +282,7 @@ def test_a_server_that_is_gone_ends_the_run(
 
 
 async def gone(_body: bytes, _request: web.Request) -> web.Response:
-    """TorchServe's answer where a version is not registered."""
+    """TorchServe's response if a version is not registered."""
     problem = {"code": 404, "type": "ModelVersionNotFoundException", "message": "gone"}
     return web.json_response(problem, status=404)
 
@@ -373,7 +373,7 @@ def test_requests_and_bytes_in_flight_are_bounded(
     monkeypatch: pytest.MonkeyPatch,
     bounds: tuple[int, int, int],
 ) -> None:
-    """The server never holds more requests than asked for, nor files of more bytes."""
+    """The server never holds more requests than the limit, nor files of more bytes."""
     in_flight, most_bytes, most = bounds
     monkeypatch.setattr(predict, "MOST_BYTES_IN_FLIGHT", most_bytes)
     held = highest = 0
@@ -406,7 +406,7 @@ BODIES = [
 def test_answers_without_a_type_are_read(
     serve: Callable[..., StandIn], run: Run, body: bytes, kind: str, wanted: dict[str, str]
 ) -> None:
-    """JSON that says it is text, and text, are answers: stock handlers name no type."""
+    """JSON that says it is text, and text, are responses: stock handlers name no type."""
 
     async def answer(_body: bytes, _request: web.Request) -> web.Response:
         return web.Response(body=body, headers={"Content-Type": kind} if kind else {})
@@ -416,7 +416,7 @@ def test_answers_without_a_type_are_read(
 
 
 def test_octets_are_no_row(serve: Callable[..., StandIn], run: Run) -> None:
-    """An answer that is neither JSON, npy nor text is told, not garbled."""
+    """A response that is neither JSON, npy nor text is an error, not garbled."""
 
     async def answer(_body: bytes, _request: web.Request) -> web.Response:
         return web.Response(body=b"\xff\xd8\xff")
@@ -454,7 +454,7 @@ def talks(tmp_path: Path) -> Run:
 
 
 async def hear(body: bytes, request: web.Request) -> web.StreamResponse:
-    """A segment, some time, and the whole answer."""
+    """A segment, some time, and the whole response."""
     assert request.headers["Accept"] == LINES
     response = web.StreamResponse(headers={"Content-Type": LINES})
     await response.prepare(request)
@@ -466,7 +466,7 @@ async def hear(body: bytes, request: web.Request) -> web.StreamResponse:
 
 
 def test_recordings_are_asked_for_line_by_line(serve: Callable[..., StandIn], talks: Run) -> None:
-    """The last line is the answer: so a recording may be heard for longer than any timeout."""
+    """The last line is the response: so a recording may take longer than any timeout."""
     assert not predict_files(talks, Address(home=serve(hear).home.path)).failed
     rows = [orjson.loads(line) for line in talks.out.read_bytes().splitlines()]
     assert [row["answer"]["text"] for row in rows] == ["a", "b", "c"]
@@ -477,7 +477,7 @@ def test_recordings_are_asked_for_line_by_line(serve: Callable[..., StandIn], ta
 def test_a_stream_that_breaks_off_is_asked_for_again(
     serve: Callable[..., StandIn], talks: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """However long it had been heard; no half transcript is ever written."""
+    """However long it had been streamed; no half transcript is ever written."""
     monkeypatch.setattr(predict, "RETRY_S", 0.2)
     broken: set[bytes] = set()
 

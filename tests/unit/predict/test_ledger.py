@@ -1,4 +1,4 @@
-"""The file of answers: what a row keeps, and what survives a kill at any byte."""
+"""The output file: what a row keeps, and what survives a kill at any byte."""
 
 import csv
 import time
@@ -44,7 +44,7 @@ def test_an_answers_names_are_columns_of_its_own() -> None:
 
 
 def rows() -> list[Row]:
-    """Three answers and a failure, with all that CSV must quote."""
+    """Three responses and a failure, with all that CSV must quote."""
     stamp = Stamp(7, "2026-01-01T00:00:00+00:00")
     return [
         Row('z"1\n.jpg', "m 1.0", 200, "", stamp, {"label": 'a,"b"\nc', "p": 1}),
@@ -79,7 +79,7 @@ def test_a_file_cut_anywhere_keeps_its_whole_rows(name: str, tmp_path: Path) -> 
 
 
 def test_later_answers_may_differ(tmp_path: Path) -> None:
-    """The first answer fixes the columns; what others lack is empty, what they add is in more."""
+    """The first response fixes the columns; what others lack is empty, what they add is in more."""
     path = tmp_path / "out.csv"
     with Ledger(path, "m 1.0") as ledger:
         for row in rows():
@@ -94,7 +94,7 @@ def test_later_answers_may_differ(tmp_path: Path) -> None:
 
 
 def test_failures_before_the_first_answer_are_kept(tmp_path: Path) -> None:
-    """They wait for the columns, and are there in the end even if no answer came."""
+    """They wait for the columns, and are there in the end even if no response came."""
     path = tmp_path / "out.csv"
     failure = rows()[1]
     with Ledger(path, "m 1.0") as ledger:
@@ -128,7 +128,7 @@ def test_a_file_that_is_not_ours_stays(tmp_path: Path) -> None:
 
 
 def test_a_damaged_row_is_told(tmp_path: Path) -> None:
-    """A row in the middle that lacks cells is an error with its number, not a file asked again."""
+    """A row in the middle that lacks cells is an error with its number, not a file repeated."""
     path = tmp_path / "out.csv"
     with Ledger(path, "m 1.0") as ledger:
         ledger.add(rows()[2])

@@ -1,4 +1,4 @@
-"""One answer: what form it is given in."""
+"""One prediction: in which format it is written."""
 
 from pathlib import Path
 
@@ -21,7 +21,7 @@ FORMS = [
 def test_the_flag_or_the_files_name_tells(
     forms: list[str], out: str | None, wanted: str | None
 ) -> None:
-    """Neither is an answer for a person to read."""
+    """Neither is an output for a person to read."""
     assert form_of(forms, out and Path(out)) == wanted
 
 
@@ -34,7 +34,7 @@ MISTAKES = [
 
 @pytest.mark.parametrize(("forms", "out", "line"), MISTAKES)
 def test_what_cannot_be_meant_is_told(forms: list[str], out: str | None, line: str) -> None:
-    """Two forms for one answer, an ending that is no form, and two that differ."""
+    """Two formats for one output, a suffix of no format, and two that differ."""
     with pytest.raises(UsageError, match=line):
         form_of(forms, out and Path(out))
 

@@ -1,4 +1,4 @@
-"""Which files a run takes, what their names say, and where their answers may go."""
+"""Which files a run takes, what their names say, and where their rows may go."""
 
 import os
 from pathlib import Path
@@ -18,7 +18,7 @@ def write(folder: Path, *files: str) -> None:
 
 
 def names(folder: Path, found: Found) -> list[str]:
-    """The paths of what is asked about, below a folder."""
+    """The paths of the files to predict, below a folder."""
     return [str(source.path.relative_to(folder)) for source in found.sources]
 
 
@@ -32,7 +32,7 @@ def test_a_folder_gives_its_files_in_order(tmp_path: Path) -> None:
 
 
 def test_json_beside_pictures_is_no_question(tmp_path: Path) -> None:
-    """In a folder without pictures and sound JSON and npy are asked about; beside them neither."""
+    """In a folder without pictures and sound JSON and npy are predicted; beside them neither."""
     write(tmp_path, "in/c.json", "in/deep/d.npy", "photos/c.json", "photos/c.jpg")
     asked, photos = str(tmp_path / "in"), str(tmp_path / "photos")
     assert names(tmp_path, sources.find([asked])) == ["in/c.json", "in/deep/d.npy"]
@@ -62,7 +62,7 @@ def test_what_is_passed_over_is_named(tmp_path: Path) -> None:
 def test_nothing_to_ask_about_is_an_error(
     places: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A missing file, an empty folder, and - beside others are told before anything is asked."""
+    """A missing file, an empty folder, and - beside others are errors before anything is sent."""
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UsageError, match="must"):
         sources.find(places)

@@ -104,7 +104,7 @@ def test_webvtt_is_exact() -> None:
 
 
 def test_text_and_json() -> None:
-    """A line for each segment; the whole answer, readable as it is."""
+    """A line for each segment; the whole response, readable as it is."""
     assert written("txt", {"segments": SEGMENTS}).splitlines() == [
         "Fish & <b>chips</b> --> now",
         "two 1 lines",
@@ -145,7 +145,7 @@ PICTURES = [{"label": "cat", "p": 0.5}, {"recordings": []}, [1], "text", None, {
 
 @pytest.mark.parametrize("answer", [*PICTURES, {"segments": [{"start": 0.0, "text": "x"}]}])
 def test_what_is_no_transcript_is_told(answer: Any) -> None:
-    """A picture's answer, several recordings', and segments without times; JSON takes all."""
+    """A picture's response, several recordings', and segments without times; JSON takes all."""
     with pytest.raises(UsageError, match="or take --as json"):
         written("srt", answer)
     assert json.loads(written("json", answer)) == answer

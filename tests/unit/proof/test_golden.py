@@ -117,7 +117,7 @@ def test_pictures_are_drawn_in_patches_over_the_range() -> None:
 
 
 def test_real_cases_are_rows_of_the_examples() -> None:
-    """Where they are asked for."""
+    """Where they are requested."""
     examples = people(0, 5)
     (first, *_) = draw_golden(contract(*HISTORY), examples, golden.REAL)
     length = first.inputs["items"].shape[1]

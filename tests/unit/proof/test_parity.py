@@ -62,7 +62,7 @@ def test_cases_cover_batches_lengths_and_both_kinds() -> None:
 
 
 def test_real_cases_are_rows_of_the_examples() -> None:
-    """Cut to the length, and repeated where there are fewer rows than asked for."""
+    """Cut to the length, and repeated where there are fewer rows than requested."""
     case = draw_real(contract(), examples(), {"batch": 7, "length": 3}, seed=2)
     rows = {tuple(row[:3]) for row in examples()["items"]}
     assert case.inputs["items"].shape == (7, 3)
@@ -127,7 +127,7 @@ def test_padding_that_changes_nothing_is_proven(batch_axis: str | None) -> None:
 
 
 def test_padding_is_compared_at_the_places_of_the_row() -> None:
-    """What a model gives at padded places is nobody's answer."""
+    """Outputs at padded places do not count."""
 
     def running(inputs: Arrays) -> Arrays:
         return {"states": inputs["items"].cumsum(axis=1).astype(np.float32)}
@@ -159,7 +159,7 @@ def test_without_pad_values_there_is_nothing_to_prove() -> None:
 
 
 def test_a_bare_onnx_file_is_described_from_random_inputs(linear_onnx: Path) -> None:
-    """Its batch axis is proven and its golden cases are its own answers."""
+    """Its batch axis is proven and its golden cases are its own outputs."""
     from marship.proof import graph
 
     run = parity.runner(linear_onnx)

@@ -186,7 +186,7 @@ def with_another_size(archive: Path) -> None:
 def test_nothing_is_asked_for_before_the_signature_holds(
     remote: Remote, spoil: Callable[[Path], None]
 ) -> None:
-    """Who can answer at the URL fills no disk: of the archive not a byte is fetched."""
+    """Whoever responds at the URL cannot fill the disk: of the archive not a byte is fetched."""
     spoil(remote.archive)
     with pytest.raises(SignatureError):
         remote.fetch()
@@ -217,7 +217,7 @@ def test_a_size_that_no_signature_states_has_a_bound(remote: Remote, tmp_path: P
 
 
 def test_a_packed_body_is_refused(remote: Remote) -> None:
-    """It was asked for as it is; unpacked, a small answer would be a large one."""
+    """It was requested without encoding; unpacked, a small response would be a large one."""
     with pytest.raises(PackageError, match=r"lin\.mar\.sig must be sent as .* 'gzip'"):
         remote.fetch("/packed/lin.mar")
 
@@ -442,7 +442,7 @@ def test_endless_headers_are_one_line(
 def test_a_slow_download_that_goes_on_is_kept(
     remote: Remote, stranger: Callable[..., str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Each piece has a window of its own: all of them may take longer."""
+    """Each chunk has a window of its own: all of them may take longer."""
     monkeypatch.setattr(download, "WINDOW_S", 0.6)
 
     def send(line: socket.socket, over: threading.Event) -> None:
@@ -470,7 +470,7 @@ def test_ctrl_c_leaves_nothing(remote: Remote) -> None:
 
 
 def test_a_proxy_of_the_environment_counts(remote: Remote, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It is asked for the whole address, over a limited connection."""
+    """It gets the whole address, over a limited connection."""
     proxy = Stranger(sends(b"HTTP/1.1 404 x\r\nContent-Length: 0\r\n\r\n"), body=b"")
     monkeypatch.setenv("http_proxy", proxy.url)
     with pytest.raises(SignatureError, match=r"got no signature at http://models\.example"):

@@ -81,7 +81,7 @@ def test_what_is_no_key_is_told(tmp_path: Path, text: bytes) -> None:
 
 
 def test_other_curves_are_refused(tmp_path: Path) -> None:
-    """A curve that model-signing does not take is none that we sign with."""
+    """A curve that model-signing does not accept is not used for signing."""
     path = tmp_path / "x.pem"
     path.write_bytes(
         ec.generate_private_key(ec.SECP256K1())

@@ -36,7 +36,7 @@ SLOW = {"memory": pytest.mark.slow}
 
 @pytest.mark.parametrize("name", [pytest.param(n, marks=SLOW.get(n, ())) for n in HOSTILE])
 def test_hostile_source_is_an_error_of_one_line(name: str) -> None:
-    """Nesting, memory, odd bytes: neither a trace nor the end of the process that asks."""
+    """Nesting, memory, odd bytes: neither a traceback nor the end of the calling process."""
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     with pytest.raises(SourceError) as caught:
         outline({"h.py": HOSTILE[name].encode()}, "h.py")

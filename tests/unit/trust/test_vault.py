@@ -148,7 +148,7 @@ def test_no_more_is_copied_than_was_there(
 def test_a_size_that_no_signature_states_has_a_bound(
     place: Path, store: Path, tmp_path: Path, written: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """OpenSSF's states none: a number bounds it, and the room that there is."""
+    """OpenSSF's states none: a number bounds it, and the free space."""
     key = make_key(tmp_path, "oms", openssf=True)
     trust = trusting(tmp_path / "curves", key)
     sign(store / "lin.mar", key)

@@ -232,7 +232,7 @@ def test_compressed_messages_are_bounded_as_they_unfold(channel: grpc.Channel) -
 
 @pytest.fixture
 def guarded(tmp_path: Path, diabetes: Path) -> Any:
-    """A server that asks for a token."""
+    """A server that requires a token."""
     key_file = tmp_path / "key_file.json"
     told = {"inference": {"key": TOKEN, "expiration time": "2999-01-01T00:00:00Z"}}
     key_file.write_text(json.dumps(told))
@@ -244,7 +244,7 @@ def guarded(tmp_path: Path, diabetes: Path) -> Any:
 
 
 def test_tokens(guarded: Place) -> None:
-    """Predictions and metadata ask for one; health does not."""
+    """Predictions and metadata require one; health does not."""
     with (
         Gateway(guarded.socket) as gateway,
         triton.InferenceServerClient(gateway.address) as client,

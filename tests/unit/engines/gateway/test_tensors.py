@@ -169,7 +169,7 @@ def test_what_grows_over_the_limit_is_refused(datatype: str) -> None:
 
 
 def test_many_values_arrive() -> None:
-    """More than one piece of each kind, cut within no number."""
+    """More than one chunk of each kind, cut within no number."""
     generator = np.random.default_rng(3)
     given_arrays: dict[str, np.ndarray] = {
         name: generator.integers(np.iinfo(name).min, np.iinfo(name).max, 20_000, name)
@@ -302,6 +302,6 @@ ANY_JSON = st.recursive(
 @patient
 @given(ANY_JSON.map(orjson.dumps) | st.binary())
 def test_a_response_of_the_handlers_own_is_no_tensors(body: bytes) -> None:
-    """A recommender's list, say: the client is told to ask over HTTP."""
+    """A recommender's list, say: the client is told to use HTTP."""
     with pytest.raises(tensors.NoTensorsError, match="over HTTP"):
         from_body({}, body, typed=False)

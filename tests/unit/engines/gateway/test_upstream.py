@@ -14,7 +14,7 @@ CLOSING = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nConnection: close\r\n\r\nok"
 
 
 class Peer:
-    """A server that counts its connections, and answers each head with the next response."""
+    """A server that counts its connections, and sends the next response for each head."""
 
     def __init__(self, folder: Path, *responses: bytes) -> None:
         self.path, self.responses = folder / "s", list(responses)
@@ -105,7 +105,7 @@ def test_a_connection_that_closes_or_is_old_is_not_used_again(
 
 
 def test_idle_connections_are_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whatever names clients ask for; the one that was idle for longest goes first."""
+    """Whatever names clients request; the one that was idle for longest goes first."""
     monkeypatch.setattr(upstream, "_MOST_IDLE", 2)
 
     async def test() -> None:

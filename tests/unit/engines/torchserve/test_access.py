@@ -68,7 +68,7 @@ def home(tmp_path: Path) -> Home:
 def test_another_address_gets_no_token(
     home: Home, curious: Curious, runs: bool, answer: tuple[int, object]
 ) -> None:
-    """Whatever it answers; the error says what to pass."""
+    """Whatever it responds; the error says what to pass."""
     curious.answer = answer
     if runs:
         of_a_server(home.path)
@@ -94,7 +94,7 @@ def test_the_servers_own_address_may_be_given(home: Home, curious: Curious) -> N
 
 
 def test_a_token_is_not_renewed_at_another_address(home: Home, curious: Curious) -> None:
-    """The key for new tokens stays here where the management address is another's."""
+    """The key for new tokens stays here where the management address is that of another server."""
     of_a_server(home.path, inference_url=curious.url)
     with (
         Client(home.path, management_url=curious.url) as client,

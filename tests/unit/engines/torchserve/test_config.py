@@ -120,7 +120,7 @@ def test_a_grpc_address_is_a_host_and_a_port(store: Path, tmp_path: Path, value:
 
 
 def test_grpc_needs_the_direct_address(store: Path) -> None:
-    """The gateway asks it: without one there is nothing to serve."""
+    """The gateway calls it: without a direct address there is nothing to serve."""
     with pytest.raises(UsageError, match="grpc_address must come with direct_address"):
         resolve(config.PACKAGED, store, direct=False)
 

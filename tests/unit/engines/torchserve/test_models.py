@@ -48,12 +48,12 @@ class Registering:
             self.go_on(NO_MODEL)
 
     def fail(self) -> None:
-        """The server does not answer the next call, whichever that is."""
+        """The server does not respond to the next call, whichever that is."""
         with pytest.raises(ServerError, match="does not answer"):
             self._flow.throw(ServerError("it does not answer"))
 
     def end(self) -> None:
-        """Nobody asks for the rest."""
+        """Nobody requests the rest."""
         self._flow.close()
 
 
@@ -116,7 +116,7 @@ def test_a_copy_that_was_given_up_comes_to_nothing(home: Home) -> None:
 
 
 def test_what_another_client_registered_meanwhile_stays(home: Home) -> None:
-    """The server says that there is such a version by now; it is not asked to remove it."""
+    """The server says that there is such a version by now; the client does not unregister it."""
     late = Registering(home)
     late.go_to_post()
     said = b'{"code": 409, "type": "ConflictStatusException", "message": "it is registered."}'

@@ -105,7 +105,7 @@ def begin(tmp_path: Path) -> Iterator[Begin]:
 
 
 def impostor(place: tuple[str, int] | str) -> Stranger:
-    """Who answers for a server whose port, or path, it took."""
+    """A program that responds at the port, or path, of a stopped server."""
     listener = socket.socket(socket.AF_UNIX if isinstance(place, str) else socket.AF_INET)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     listener.bind(place)
@@ -114,7 +114,7 @@ def impostor(place: tuple[str, int] | str) -> Stranger:
 
 
 def asked(real: Real, between: Callable[[], None], **given: Any) -> Any:
-    """What a client hears after something happened between two requests."""
+    """What a client receives after something happened between two requests."""
     with Client(real.home.path, retry_s=0, **given) as client:
         assert client.predict("m", [1]) == "real"
         between()
@@ -152,7 +152,7 @@ def test_the_homes_own_server_is_asked(
 def test_who_took_the_place_of_a_dead_server_gets_nothing(
     begin: Begin, tmp_path: Path, ask: Callable[..., Any], family: str, given: str
 ) -> None:
-    """No token, no data, and no answer of it is taken: of a client that knew the server."""
+    """A client that knew the server sends no token and no data, and takes no response."""
     path = str(tmp_path / "s")
     real = begin(family, path if family == "unix" else "127.0.0.1")
     taken: list[Stranger] = []

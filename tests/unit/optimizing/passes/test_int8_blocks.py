@@ -1,4 +1,4 @@
-"""int8 by blocks reaches into loops, and rows are answered together as they are alone."""
+"""int8 by blocks reaches into loops, and rows give the same results together as alone."""
 
 from pathlib import Path
 

@@ -26,7 +26,7 @@ OUTPUT = {"out0": np.array([[1.5, 2.0]], np.float32)}
 
 
 def test_named_json_comes_and_goes_by_name() -> None:
-    """A JSON object of tensors by name is answered by an object of tensors by name."""
+    """The response to a JSON object of tensors by name is such an object."""
     message = codec.decode(b'{"input": [[1, 2.5, 3]]}', "application/json", ONE)
     assert message.form is BodyFormat.NAMED
     assert message.inputs["input"].dtype == np.float32
@@ -49,7 +49,7 @@ def test_json_that_torchserve_parsed_already_is_taken_as_it_is() -> None:
 
 
 def test_kserve_json_keeps_shape_and_id() -> None:
-    """KServe v2 data may be flat; the answer carries the id, names, shapes and datatypes."""
+    """KServe v2 data may be flat; the response carries the id, names, shapes and datatypes."""
     body = {
         "id": "7",
         "inputs": [{"name": "input", "shape": [1, 3], "datatype": "FP32", "data": [1, 2, 3]}],

@@ -1,4 +1,4 @@
-"""Requests read together are answered as each is alone; odd ones are left to the slow path."""
+"""Requests read together get the responses of each alone; odd ones are left to the slow path."""
 
 import json
 from dataclasses import replace
@@ -61,7 +61,7 @@ OUTPUTS = {
 @pytest.mark.parametrize("name", OUTPUTS)
 @pytest.mark.parametrize("named", [True, False])
 def test_scattered_answers_are_those_of_the_codec(name: str, named: bool) -> None:
-    """Whatever the output's type and rank, each answer has the bytes of the slow path."""
+    """Whatever the output's type and rank, each response has the bytes of the slow path."""
     counts = [1, 3, 2]
     gathered = rows.Rows(np.empty((6, 3), np.float32), counts, {"batch": 6}, named=named)
     found = [reply.body for reply in rows.scatter({name: OUTPUTS[name]}, gathered)]

@@ -1,4 +1,4 @@
-"""Requests share a call of the model where that changes no answer, and fail alone."""
+"""Requests share a call of the model where that changes no response, and fail alone."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -43,7 +43,7 @@ def lookup(path: Path, *, pads: bool, batches: bool = True) -> tuple[Batcher, Co
 
 
 def totals(answers: list[Arrays | MarshipError]) -> list[list[float] | str]:
-    """Each answer's total, or its error's code."""
+    """Each response's total, or its error's code."""
     return [a.code if isinstance(a, MarshipError) else a["total"].tolist() for a in answers]
 
 
@@ -80,7 +80,7 @@ def test_requests_run_alone_where_joining_gains_nothing(lookup_onnx: Path) -> No
 
 
 def test_a_request_of_several_parts_gets_a_list(lookup_onnx: Path) -> None:
-    """Each part is answered by itself, between requests of one part; an empty list stays so."""
+    """Each part gets its own response, between requests of one part; an empty list stays so."""
     batcher, _ = lookup(lookup_onnx, pads=False)
     bad = InvalidInputError("bad")
     one, several, none, last = batcher.answer([ids([1]), [ids([2, 3]), bad, ids([4])], [], bad])
@@ -91,7 +91,7 @@ def test_a_request_of_several_parts_gets_a_list(lookup_onnx: Path) -> None:
 
 
 def test_three_bad_of_32_leave_29_answers(lookup_onnx: Path) -> None:
-    """A wrong type, a decoding error and a failing run get their errors, 29 their answers."""
+    """A wrong type, a decoding error and a failing run get their errors, 29 their responses."""
     batcher, _ = lookup(lookup_onnx, pads=True)
     requests: list[Arrays | MarshipError] = [ids([i % 10, 1]) for i in range(32)]
     requests[3] = {"ids": np.array([[1.0]], np.float32)}
@@ -182,7 +182,7 @@ HISTORY = st.lists(st.integers(0, 12), min_size=1, max_size=6)
 def test_together_is_as_alone(
     lookup_onnx: Path, requests: list[tuple[int, list[int]]], pads: bool
 ) -> None:
-    """Any mix of rows, lengths and failing requests is answered as each is by itself."""
+    """Any mix of rows, lengths and failing requests gets the responses of each by itself."""
     batcher, _ = lookup(lookup_onnx, pads=pads)
     bodies = [ids(*[history] * rows) for rows, history in requests]
     assert totals(batcher(bodies)) == [totals(batcher([body]))[0] for body in bodies]
@@ -208,7 +208,7 @@ def filtering(*, padded: bool = False) -> Batcher:
 def test_a_filter_gives_each_request_what_it_gives_alone(
     padded: bool, requests: list[list[int]]
 ) -> None:
-    """A model that drops rows, or columns, never answers one request with another's."""
+    """A model that drops rows, or columns, never mixes up the responses of two requests."""
     batcher = filtering(padded=padded)
     bodies: list[Arrays | MarshipError] = [
         {"x": np.array([row] if padded else [[value] for value in row], np.float32)}

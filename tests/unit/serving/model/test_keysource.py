@@ -101,7 +101,7 @@ def test_a_source_holds_in_any_folder(key_file: Path, monkeypatch: pytest.Monkey
 def test_a_key_is_tried_before_anything_starts(
     key_file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The source given wins over the environment's; without either there is none."""
+    """The source given wins over the environment's; without either there is no key."""
     monkeypatch.delenv(keysource.SOURCE_VARIABLE, raising=False)
     assert keysource.tried(None) is None
     monkeypatch.setenv(keysource.SOURCE_VARIABLE, "file:absent")

@@ -34,7 +34,7 @@ def folder(linear_onnx: Path, tmp_path: Path) -> tuple[Path, Contract]:
 
 
 def test_golden_cases_are_replayed(folder: tuple[Path, Contract]) -> None:
-    """A model that answers as the reference did passes its replay."""
+    """A model with the outputs of the reference passes its replay."""
     path, contract = folder
     times_s = Session(path, contract, ONE_THREAD).replay_golden(path / "golden.npz")
     assert times_s

@@ -122,7 +122,7 @@ def test_spinning_ends_where_workers_have_no_spare_core(
 
 
 def test_calls_go_on_while_a_session_is_made(crew: Crew, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With the second session held in its proof, calls are answered by the first."""
+    """With the second session held in its proof, the first serves the calls."""
     inside, proceed = threading.Event(), threading.Event()
     replay = Session.replay_golden
 
@@ -147,7 +147,7 @@ def test_calls_go_on_while_a_session_is_made(crew: Crew, monkeypatch: pytest.Mon
 def test_a_session_that_fails_its_proof_is_not_used(
     crew: Crew, folder: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Where golden cases are not answered the first session stays, and the log says so once."""
+    """Where golden cases fail the first session stays, and the log says so once."""
     wrong = GoldenCase({"input": INPUT}, {"output": np.full((2, 2), 5, np.float32)})
     write_golden(folder / "golden.npz", [wrong])
     first = crew.session._session

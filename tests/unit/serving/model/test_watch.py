@@ -48,7 +48,7 @@ def watched(folder: Path, run: Any, share: float = 1.0) -> tuple[Batcher, Watch,
 
 
 def ask(batcher: Batcher, *values: float) -> list[float]:
-    """Answers to requests of one row."""
+    """Responses to requests of one row."""
     answers = batcher([{"x": np.full((1, 1), value, np.float32)} for value in values])
     return [0.0 if isinstance(a, MarshipError) else float(a["y"][0]) for a in answers]
 
@@ -174,7 +174,7 @@ def test_the_share_is_that_of_joined_calls(tmp_path: Path, monkeypatch: pytest.M
 
 
 def test_a_model_that_takes_no_single_row_is_repeated_with_its_least(tmp_path: Path) -> None:
-    """As many rows as the contract asks for, all of one request."""
+    """As many rows as the contract requires, all of one request."""
     batcher, watcher, _ = watched(tmp_path, sums)
     batcher.contract = replace(CONTRACT, bounds={"batch": (2, None)})
     batcher([{"x": np.ones((rows, 1), np.float32)} for rows in (2, 3)])

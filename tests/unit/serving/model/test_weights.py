@@ -121,7 +121,7 @@ def rewrite_record(folder: Path, change: Callable[[dict[str, object]], object]) 
 
 
 def test_a_copy_answers_to_the_bit_as_the_model_itself(folder: Path) -> None:
-    """Mapped by the worker that made it or by a later one, the weights give the same answers."""
+    """Mapped by the worker that made it or by a later one, the weights give the same outputs."""
     alone = answer(folder, ALONE)
     assert not copy_of(folder).exists()
     np.testing.assert_array_equal(answer(folder), alone)
@@ -189,7 +189,7 @@ def test_a_copy_for_another_host_or_model_is_made_anew(folder: Path, name: str) 
 
 
 def test_another_model_in_the_folder_gets_a_copy_of_its_own(folder: Path) -> None:
-    """With the model replaced, its copy is too, and the new model answers."""
+    """With the model replaced, its copy is too, and the new model runs."""
     first = answer(folder)
     model = onnx.load(folder / "model.onnx")
     halved = numpy_helper.to_array(model.graph.initializer[0]) / 2

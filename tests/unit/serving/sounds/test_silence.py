@@ -38,7 +38,7 @@ def in_seconds(pieces: list[tuple[int, int]], rate: int = RATE) -> list[tuple[fl
 def checked(
     samples: np.ndarray, longest_s: float = LONGEST_S, rate: int = RATE
 ) -> list[tuple[float, float]]:
-    """The pieces in seconds, in order, apart, within the recording, and none too long."""
+    """The chunks in seconds, in order, apart, within the recording, and none too long."""
     pieces = silence.cut(samples, rate, longest_s)
     assert all(type(place) is int for piece in pieces for place in piece)
     assert all(0 <= start < stop <= len(samples) for start, stop in pieces)
@@ -149,7 +149,7 @@ def test_without_a_pause_the_cut_is_at_a_quiet_place() -> None:
 @pytest.mark.parametrize("longest_s", [0.5, 3.0, 10.0, 30.0])
 @pytest.mark.parametrize("rate", [8_000, 16_000, 44_100])
 def test_no_sound_is_lost(longest_s: float, rate: int) -> None:
-    """Bursts at random places: all that is loud is in the pieces, at any rate and any length."""
+    """Bursts at random places: all that is loud is in the chunks, at any rate and any length."""
     draw = np.random.default_rng(3)
     samples = np.zeros(120 * rate + 77, np.float32)
     for start in draw.uniform(0, 118, 60):

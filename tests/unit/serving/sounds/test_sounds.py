@@ -208,7 +208,7 @@ def test_two_mp3_in_one_are_both_heard(capfd: pytest.CaptureFixture[str]) -> Non
 
 
 def test_several_streams_in_an_ogg() -> None:
-    """One after the other all are heard, whatever their codecs; side by side the first is."""
+    """One after the other all are decoded, whatever their codecs; side by side the first is."""
     vorbis, opus = recording("vorbis", 1.0, 16_000), recording("opus", 2.0, 48_000, 2)
     parts = [decode(vorbis), decode(opus)]
     chain = sounds.decode(vorbis + opus + vorbis, RATE, LONGEST_S)

@@ -52,7 +52,7 @@ def reader(words: list[str] | None = None) -> CtcReader:
 
 
 def read(reader: CtcReader, log_probs: Array, padding: int = 0) -> list[Any]:
-    """The segments of one piece, with padded frames behind it."""
+    """The segments of one chunk, with padded frames behind it."""
     frames = len(log_probs)
     filled = np.pad(log_probs, ((0, padding), (0, 0)))
     outputs = {"log_probs": filled[None], "frames": np.array([frames])}
@@ -98,7 +98,7 @@ def test_silence_changes_no_text(seed: int, place: int, words: list[str] | None)
 
 
 def test_no_frame_makes_every_text_impossible() -> None:
-    """Frames that surely say what no word has give an answer all the same."""
+    """Frames that surely say what no word has give a transcript all the same."""
     impossible = np.full((4, len(ALPHABET) + 1), -np.inf)
     impossible[:, 4] = 0.0
     lexicon = lexicon_of(["ab"], ALPHABET)
@@ -110,7 +110,7 @@ def test_no_frame_makes_every_text_impossible() -> None:
 @settings(max_examples=60, deadline=None)
 @given(st.integers(0, 10**6), st.integers(1, 20))
 def test_a_lexicon_allows_its_words_only(seed: int, frames: int) -> None:
-    """Whatever the frames say, the answer's words are known ones."""
+    """Whatever the frames say, the transcript's words are known ones."""
     logits = np.random.default_rng(seed).normal(0, 3, (frames, len(ALPHABET) + 1))
     log_probs = logits - np.log(np.exp(logits).sum(1, keepdims=True))
     words = ["ab", "abc", "cc", "b"]
@@ -119,7 +119,7 @@ def test_a_lexicon_allows_its_words_only(seed: int, frames: int) -> None:
 
 
 def test_a_lexicon_corrects_a_word() -> None:
-    """A letter that was not quite heard is the one that makes a word."""
+    """A letter that was not quite audible is the one that makes a word."""
     log_probs = log_probs_of("_a_c_", sure=0.6)
     assert text_of(beam(log_probs)) == "ac"
     assert text_of(beam(log_probs, lexicon_of(["ab", "bb"], ALPHABET))) == "ab"
@@ -175,7 +175,7 @@ def test_spaces_at_the_ends_and_doubled_ones_are_left_out() -> None:
 @settings(max_examples=60, deadline=None)
 @given(st.integers(0, 10**6), st.integers(1, 40), st.booleans())
 def test_the_reader_answers_whatever_comes(seed: int, frames: int, known: bool) -> None:
-    """Noise gives segments in order, within the piece, with words and a confidence from 0 to 1."""
+    """Noise gives segments in order, within the chunk, with words and a confidence from 0 to 1."""
     logits = np.random.default_rng(seed).normal(0, 4, (frames, len(ALPHABET) + 1))
     log_probs = (logits - np.log(np.exp(logits).sum(1, keepdims=True))).astype(np.float32)
     segments = read(reader(["ab", "c"] if known else None), log_probs)

@@ -1,4 +1,4 @@
-"""Recordings are heard a few pieces at a time, the shortest first, within bounds."""
+"""Recordings are transcribed a few chunks at a time, the shortest first, within bounds."""
 
 from pathlib import Path
 
@@ -23,7 +23,7 @@ LENGTH = TensorSpec("length", "int64", ("batch",))
 
 
 class Echo:
-    """A reader that hears each piece as one segment."""
+    """A reader that transcribes each chunk as one segment."""
 
     def read(self, outputs: Arrays, seconds: float) -> list[Segment]:
         """From start to end."""
@@ -39,7 +39,7 @@ def form(*inputs: TensorSpec, low: int = 1, chunk_s: float = 1.0) -> AudioFormat
 
 
 def hear_all(queue: Queue) -> list[list[Recording]]:
-    """Who is heard in each turn, until all is."""
+    """Which chunks are transcribed in each turn, until all are."""
     turns = []
     while True:
         queue.open_some()
@@ -77,7 +77,7 @@ def test_a_piece_is_filled_up_to_the_shortest_that_the_model_takes() -> None:
 
 
 def test_segments_are_moved_to_where_their_piece_lies() -> None:
-    """The times of the recording, not of the piece; in order."""
+    """The times of the recording, not of the chunk; in order."""
     recording = Recording(wav(long_whistle("abc", "d", "ef")))
     hear_all(Queue([recording], form(), 60))
     starts = [segment.start_s for segment in recording.segments]

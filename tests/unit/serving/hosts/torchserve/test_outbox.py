@@ -16,7 +16,7 @@ def part(body: bytes) -> Reply:
 
 
 def mark(reply: Reply) -> str | None:
-    """What the answer tells TorchServe of what follows."""
+    """What the response tells TorchServe of what follows."""
     return dict(reply.headers).get(STREAM_HEADER)
 
 
@@ -26,7 +26,7 @@ def shown(replies: dict[int, Reply]) -> dict[int, tuple[bytes, str | None]]:
 
 
 def test_without_a_stream_all_is_sent_at_once() -> None:
-    """Early answers wait, in order, and nothing is marked."""
+    """Early responses wait, in order, and nothing is marked."""
     outbox = Outbox(3)
     assert outbox.take({1: Reply(b"b")}) == {}
     assert outbox.take({2: Reply(b"c"), 0: Reply(b"a")}) == {}
@@ -47,7 +47,7 @@ def test_an_early_answer_goes_out_beside_a_stream() -> None:
 
 
 def test_a_stream_that_ends_first_is_kept_open() -> None:
-    """Its last bytes go out at once with early answers; its end comes with the last message."""
+    """Its last bytes go out at once with early responses; its end comes with the last message."""
     outbox = Outbox(3)
     outbox.take({0: part(b"1")})
     assert shown(outbox.take({0: Reply(b"2")})) == {0: (b"2", "true")}
@@ -57,7 +57,7 @@ def test_a_stream_that_ends_first_is_kept_open() -> None:
 
 
 def test_a_stream_with_no_news_is_sent_an_empty_part_where_others_wait() -> None:
-    """It has begun and is not done, and another answer is ready."""
+    """It has begun and is not done, and another response is ready."""
     outbox = Outbox(3)
     outbox.take({0: part(b"1")})
     assert shown(outbox.take({1: Reply(b"b")})) == {0: (b"", "true"), 1: (b"b", None)}
@@ -81,7 +81,7 @@ def test_whatever_comes_when_each_gets_all_and_torchserve_waits_to_the_end(
 ) -> None:
     """Every message but the last has a stream that goes on; each request gets its bytes once.
 
-    A request of n bodies has n - 1 parts and one last; none at all is one empty answer.
+    A request of n bodies has n - 1 parts and one last; none at all is one empty response.
     """
     left = {index: [*parts] or [b""] for index, parts in enumerate(bodies)}
     outbox, messages, generator = Outbox(len(bodies)), [], np.random.default_rng(seed)

@@ -53,7 +53,7 @@ def message(requests: Raw) -> bytes:
 
 
 class Socket:
-    """Bytes that arrive in pieces, and then the end of the connection."""
+    """Bytes that arrive in chunks, and then the end of the connection."""
 
     def __init__(self, data: bytes, pieces: list[int]) -> None:
         self.data = data
@@ -64,13 +64,13 @@ class Socket:
         return min(piece, most, len(self.data))
 
     def recv(self, most: int) -> bytes:
-        """The next piece."""
+        """The next chunk."""
         size = self._size(most)
         found, self.data = self.data[:size], self.data[size:]
         return found
 
     def recv_into(self, view: memoryview) -> int:
-        """The next piece, into a buffer."""
+        """The next chunk, into a buffer."""
         found = self.recv(len(view))
         view[: len(found)] = found
         return len(found)
@@ -147,7 +147,7 @@ def test_messages_follow_each_other(first: Raw, second: Raw, pieces: list[int]) 
 
 
 def test_large_bodies_are_read_in_few_steps() -> None:
-    """Eight bodies of 600 KB in pieces of 200 KB take a read or two each beyond the pieces."""
+    """Eight bodies of 600 KB in chunks of 200 KB take a read or two each beyond the chunks."""
     body = bytes(600_000)
     data = message([(b"id", {}, [("body", "", body)])] * 8)
     pieces = [200_000] * 1000
@@ -190,13 +190,13 @@ class Lengths:
 
 
 class Dripping:
-    """A socket from which a message comes in pieces of one size."""
+    """A socket from which a message comes in chunks of one size."""
 
     def __init__(self, data: bytes, piece: int) -> None:
         self.data, self.piece, self.place = data, piece, 0
 
     def recv_into(self, view: memoryview) -> int:
-        """The next piece."""
+        """The next chunk."""
         found = self.data[self.place : self.place + min(self.piece, len(view))]
         view[: len(found)] = found
         self.place += len(found)
@@ -218,7 +218,7 @@ LARGE_MESSAGES = {
 def test_work_is_linear_in_the_bytes_received(
     kind: str, piece: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """In pieces of any size each length is read once, and each byte touched a few times."""
+    """In chunks of any size each length is read once, and each byte touched a few times."""
     data = message(LARGE_MESSAGES[kind])
     whole = FrontendConnection(Dripping(data, len(data)), max_fields=5000)
     whole.recv(1)
@@ -284,7 +284,7 @@ def test_a_connection_that_ends_early_ends_the_worker_quietly(requests: Raw, cut
     )
 )
 def test_it_writes_what_the_stock_writer_writes(replies: list[tuple[bytes, str, int]]) -> None:
-    """The answer of a batch is the stock function's, byte for byte."""
+    """The response of a batch is the stock function's, byte for byte."""
     from http import HTTPStatus
 
     requests = [Request(b"", id=b"id-%d" % i, headers={"h": ""}) for i in range(len(replies))]
@@ -313,7 +313,7 @@ def test_an_answer_by_grpc_says_that_nothing_follows() -> None:
 
 
 class Doorbell:
-    """A poll object that counts how often it is asked, with a clock that it moves on.
+    """A poll object that counts its calls, with a clock that it moves on.
 
     Messages arrive at set times; a look takes 10 us, and sleeping lasts until the next message.
     """
@@ -354,7 +354,7 @@ class Doorbell:
 def test_it_looks_for_a_message_only_while_they_come_at_once(
     pause_s: float, looks: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A worker that is asked at once stays awake for the next message; else it sleeps at once."""
+    """A worker with a request at once stays awake for the next message; else it sleeps at once."""
     ours, theirs = socket.socketpair()
     with ours, theirs:
         bell = Doorbell([0.0, pause_s, 2 * pause_s, 1.0], theirs)
