@@ -14,6 +14,7 @@ from http.client import HTTPResponse
 from pathlib import Path
 from typing import Any
 
+import pytest
 import yaml
 
 from marship.serving.handler import OnnxHandler
@@ -25,6 +26,8 @@ from marship.serving.service import Placement, Service
 ARCHIVE = Path(__file__).parent / "earlier" / "diabetes.mar"
 ROW = [0.1, 0.2, 0.3, 0.1, 0.2, 0.3, 0.1, 0.2, 0.3, 0.5]
 BODY = json.dumps([ROW]).encode()
+RIGHT = pytest.approx(18.615952)
+"""What the model makes of the row."""
 JSON = {"Content-Type": "application/json"}
 
 

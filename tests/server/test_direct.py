@@ -1,14 +1,13 @@
 """Workers of a real server that respond themselves, behind an acceptor."""
 
 import contextlib
-import http.client
 import json
 import os
 import signal
 import socket
 import threading
-import zipfile
 from collections.abc import Iterator
+from http.client import HTTPConnection, HTTPException
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +16,12 @@ import pytest
 import requests
 
 import marship
-from directly import BODY, until
+from directly import ARCHIVE, BODY, JSON, RIGHT, until
 from marship.client import Client
 from marship.engines.home import Home
-from marship.engines.torchserve.server import Server, start, stop
-from marship.engines.torchserve.settings import ServeSettings
+from marship.engines.torchserve.server import Server
+from served import bearer, direct_address, serving, write_model
 
-EARLIER = Path(__file__).parents[1] / "earlier" / "diabetes.mar"
 SLOW = """
 import time
 
@@ -35,7 +33,6 @@ class SlowHandler(OnnxHandler):
         time.sleep(0.3)  # a call that lasts
         return super().decode(request)
 """
-RIGHT = pytest.approx(18.615952)
 CORS = """
 cors_allowed_origin=https://shop.example
 cors_allowed_methods=GET, POST, OPTIONS
@@ -49,22 +46,13 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     folder = tmp_path_factory.mktemp("direct")
     store = folder / "store"
     store.mkdir()
-    (store / "earlier.mar").write_bytes(EARLIER.read_bytes())
-    _package(folder, store)
+    (store / "earlier.mar").write_bytes(ARCHIVE.read_bytes())
+    marship.package(write_model(folder), marship.PackageSettings(name="m", model_store=store))
     config = folder / "config.properties"
     shipped = Path(__file__).parents[2] / "config.properties"
     config.write_text(shipped.read_text() + CORS)
-    started = start(
-        ServeSettings(home=folder / "home", model_store=store, config=config, free_ports=True)
-    )
-    yield started
-    stop(folder / "home")
-
-
-def _package(folder: Path, store: Path) -> None:
-    with zipfile.ZipFile(EARLIER) as zipped:
-        zipped.extract("model.onnx", folder)
-    marship.package(folder / "model.onnx", marship.PackageSettings(name="m", model_store=store))
+    with serving(folder / "home", store, config=config) as started:
+        yield started
 
 
 @pytest.fixture
@@ -76,36 +64,36 @@ def client(server: Server) -> Iterator[Client]:
 
 def ask(server: Server, path: str = "/predictions/m") -> tuple[int, Any]:
     """The status of one request at the public address, and its JSON; 0 where it was cut off."""
-    address = (server.record.direct_url or "").removeprefix("http://")
-    token = json.loads(server.home.key_file.read_text())["inference"]["key"]
-    line = http.client.HTTPConnection(address, timeout=20)
-    head = {"Authorization": f"Bearer {token}", "Content-Type": "application/json"}
-    line.request("POST", path, BODY, head)
-    try:
-        response = line.getresponse()
-        return response.status, json.loads(response.read())
-    except ConnectionError:
-        return 0, None
-    finally:
-        line.close()
+    with contextlib.closing(HTTPConnection(direct_address(server), timeout=20)) as line:
+        send(line, server, path)
+        try:
+            return read(line)
+        except ConnectionError:
+            return 0, None
 
 
 @contextlib.contextmanager
 def connected(server: Server, path: str = "/predictions/m") -> Iterator[Any]:
     """Sends requests on one connection."""
-    address = (server.record.direct_url or "").removeprefix("http://")
-    token = json.loads(server.home.key_file.read_text())["inference"]["key"]
-    line = http.client.HTTPConnection(address, timeout=60)
-    head = {"Authorization": f"Bearer {token}", "Content-Type": "application/json"}
+    with contextlib.closing(HTTPConnection(direct_address(server), timeout=60)) as line:
 
-    def once() -> tuple[int, Any]:
-        line.auto_open = line.sock is None
-        line.request("POST", path, BODY, head)
-        response = line.getresponse()
-        return response.status, json.loads(response.read())
+        def once() -> tuple[int, Any]:
+            line.auto_open = line.sock is None
+            send(line, server, path)
+            return read(line)
 
-    yield once
-    line.close()
+        yield once
+
+
+def send(line: HTTPConnection, server: Server, path: str) -> None:
+    """Send a request."""
+    line.request("POST", path, BODY, {"Authorization": bearer(server), **JSON})
+
+
+def read(line: HTTPConnection) -> tuple[int, Any]:
+    """The status of its response, and its JSON."""
+    response = line.getresponse()
+    return response.status, json.loads(response.read())
 
 
 @pytest.fixture
@@ -136,8 +124,7 @@ def test_the_way_of_a_model(server: Server, client: Client) -> None:
 @pytest.mark.usefixtures("model")
 def test_browsers_get_what_the_cors_settings_allow(server: Server) -> None:
     """The same lines as TorchServe sends, in responses of all who write some: also refusals."""
-    token = json.loads(server.home.key_file.read_text())["inference"]["key"]
-    head = {"Authorization": f"Bearer {token}", "Content-Type": "application/json"}
+    head = {"Authorization": bearer(server), **JSON}
     told = []
     for url in (server.record.inference_url, server.record.direct_url or ""):
         for path in ("/predictions/m", "/predictions/earlier", "/predictions/nobody"):
@@ -197,7 +184,7 @@ def test_requests_under_way_are_served_before_their_worker_ends(
             for _ in range(3):
                 try:
                     seen.append(line())
-                except (OSError, http.client.HTTPException) as error:
+                except (OSError, HTTPException) as error:
                     seen.append((0, {"code": repr(error)}))
 
     threads = [threading.Thread(target=load) for _ in range(6)]
@@ -233,18 +220,15 @@ def test_stop_leaves_nothing(tmp_path: Path) -> None:
     """No process, no socket, no port."""
     store = tmp_path / "store"
     store.mkdir()
-    started = start(
-        ServeSettings(home=tmp_path / "home", model_store=store, free_ports=True, grpc_port=0)
-    )
-    acceptor = started.record.acceptor
-    assert acceptor is not None
-    assert acceptor.is_alive()
-    children = [child.pid for child in psutil.Process(acceptor.pid).children()]
-    assert len(children) == 2
-    stop(tmp_path / "home")
+    with serving(tmp_path / "home", store, grpc_port=0) as started:
+        acceptor = started.record.acceptor
+        assert acceptor is not None
+        assert acceptor.is_alive()
+        children = [child.pid for child in psutil.Process(acceptor.pid).children()]
+        assert len(children) == 2
     assert not acceptor.is_alive()
     assert not any(map(psutil.pid_exists, children))
-    for address in (started.record.direct_url, started.record.grpc_address):
-        host, _, port = (address or "").removeprefix("http://").partition(":")
+    for address in (direct_address(started), started.record.grpc_address or ""):
+        host, _, port = address.partition(":")
         with pytest.raises(ConnectionRefusedError):
             socket.create_connection((host, int(port)), timeout=5)

@@ -1,9 +1,7 @@
 """Triton's clients and a real server: KServe v2 over gRPC, and over HTTP at the direct address."""
 
-import json
 import re
 import threading
-import zipfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -17,17 +15,15 @@ import tritonclient.http as over_http
 from tritonclient.utils import InferenceServerException
 
 import marship
-from directly import ROW, until
+from directly import RIGHT, ROW, until
 from echoes import NUMBERS, WIDTH, write_echoes
 from marship.client import Client
-from marship.engines.torchserve.server import Server, start, stop
-from marship.engines.torchserve.settings import ServeSettings
+from marship.engines.torchserve.server import Server
+from served import bearer, direct_address, serving, write_model
 
-EARLIER = Path(__file__).parents[1] / "earlier" / "diabetes.mar"
 DOZE = Path(__file__).parent / "onnx_handlers" / "doze_handler.py"
 DOCS = Path(__file__).parents[2] / "docs"
 TIMEOUT_S = 3
-RIGHT = pytest.approx(18.615952)
 
 
 @pytest.fixture(scope="module")
@@ -36,22 +32,18 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     folder = tmp_path_factory.mktemp("grpc")
     store = folder / "store"
     store.mkdir()
-    with zipfile.ZipFile(EARLIER) as zipped:
-        zipped.extract("model.onnx", folder)
-    _package(folder / "model.onnx", name="m", model_store=store)
+    model = write_model(folder)
+    _package(model, name="m", model_store=store)
     _package(write_echoes(folder / "echoes.onnx"), name="echoes", model_store=store)
     _package(
-        folder / "model.onnx", name="doze", model_store=store, handler=DOZE,
+        model, name="doze", model_store=store, handler=DOZE,
         response_timeout_s=TIMEOUT_S,
     )  # fmt: skip
-    started = start(
-        ServeSettings(home=folder / "home", model_store=store, free_ports=True, grpc_port=0)
-    )
-    with Client(home=folder / "home") as client:
-        for name in ("m", "echoes", "doze"):
-            client.register(f"{name}.mar", workers=1)
-    yield started
-    stop(folder / "home")
+    with serving(folder / "home", store, grpc_port=0) as started:
+        with Client(home=folder / "home") as client:
+            for name in ("m", "echoes", "doze"):
+                client.register(f"{name}.mar", workers=1)
+        yield started
 
 
 def _package(model: Path, **settings: Any) -> None:
@@ -61,8 +53,7 @@ def _package(model: Path, **settings: Any) -> None:
 @pytest.fixture
 def token(server: Server) -> dict[str, str]:
     """Metadata, or headers, with the inference token."""
-    key = json.loads(server.home.key_file.read_text())["inference"]["key"]
-    return {"authorization": f"Bearer {key}"}
+    return {"authorization": bearer(server)}
 
 
 @pytest.fixture
@@ -76,8 +67,7 @@ def client(server: Server) -> Iterator[over_grpc.InferenceServerClient]:
 @pytest.fixture
 def web(server: Server) -> Iterator[over_http.InferenceServerClient]:
     """Triton's client of HTTP, at the direct address."""
-    address = (server.record.direct_url or "").removeprefix("http://")
-    with over_http.InferenceServerClient(address) as made:
+    with over_http.InferenceServerClient(direct_address(server)) as made:
         yield made
 
 

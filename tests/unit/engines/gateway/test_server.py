@@ -17,7 +17,7 @@ import pytest
 import tritonclient.grpc as triton
 from tritonclient.utils import InferenceServerException
 
-from directly import ROW, Place, service, until
+from directly import RIGHT, ROW, Place, service, until
 from echoes import NUMBERS, WIDTH
 from gateways import Gateway
 from marship.engines.gateway import server, statuses, wire
@@ -26,7 +26,6 @@ from marship.engines.gateway.upstream import Upstream, UpstreamResponse
 
 Code = grpc.StatusCode
 TOKEN = "x" * 20
-RIGHT = pytest.approx(18.615952)
 
 
 def rows(generator: np.random.Generator, dtype: str, count: int = 2) -> np.ndarray:

@@ -8,10 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import framings
-from directly import BODY, JSON, Place, request, until
+from directly import BODY, JSON, RIGHT, Place, request, until
 from marship.serving.hosts.direct.limits import Limits
-
-RIGHT = pytest.approx(18.615952)
 
 
 def test_a_prediction_is_the_services(one: Place) -> None:
