@@ -88,6 +88,16 @@ def test_texts_are_bounded(name: str) -> None:
             name="x" * (room + 10)).SerializeToString())  # fmt: skip
 
 
+def test_fields_are_bounded_whatever_they_are() -> None:
+    """Those that nobody knows cost as much to read."""
+    known = Request(model_name="m").SerializeToString()
+    unknown = bytes([9 << 3, 0])
+    most = requests.MOST_FIELDS - 1
+    assert requests.read(known + unknown * most).message.model_name == "m"
+    with pytest.raises(MalformedError, match=f"must have {most + 1} fields at most"):
+        requests.read(known + unknown * (most + 1))
+
+
 def whole(found: requests.InferRequest) -> Any:
     """The message as protobuf reads it, of its parts."""
     made = Request()
