@@ -21,6 +21,7 @@ LINES_TYPE = "application/jsonl"
 _LONGEST_ID = 200
 _COUNTER = itertools.count()
 _PREFIX = os.urandom(6).hex().encode()
+_NO_CONTENT = int(HTTPStatus.NO_CONTENT)  # a member of an enum takes longer to find
 _LAST_CHUNK = b"0\r\n\r\n"
 _PHRASES = {status.value: status.phrase for status in HTTPStatus}
 _STARTS: "dict[tuple[int, str, tuple[tuple[str, str], ...]], bytes]" = {}
@@ -59,12 +60,13 @@ class Exchange:
         keeps_alive: Whether the connection stays open after the response.
         is_kserve: Whether errors are told as KServe v2 tells them.
         has_begun: Whether the response is a stream, and its head is sent.
-        is_done: Whether the response is complete.
+        is_done: Whether the response is complete, and passed on.
         parts: Of the response, ready before it is their turn.
         route: What its path stands for; None until that is known.
     """
 
     __slots__ = (
+        "_is_last",
         "_outlet",
         "body",
         "has_begun",
@@ -79,7 +81,7 @@ class Exchange:
     def __init__(self, outlet: Outlet, head: Head) -> None:
         self._outlet, self.head = outlet, head
         self.body, self.keeps_alive = b"", head.keeps_alive
-        self.is_kserve = self.is_done = self.has_begun = False
+        self.is_kserve = self.is_done = self.has_begun = self._is_last = False
         self.parts: list[bytes] = []
         self.route: Route | None = None
 
@@ -126,20 +128,27 @@ class Exchange:
             reply: With `more` where other parts follow.
             timing: The Server-Timing header; empty is none.
         """
+        self.send(self.render(reply, timing))
+
+    def send(self, data: bytes) -> None:
+        """Send what `render` has made."""
+        self.is_done = self._is_last
+        self._outlet.send(self, data, is_last=self.is_done)
+
+    def render(self, reply: Reply, timing: str = "") -> bytes:
+        """The bytes of a response or of its next part, which must be sent next: see `reply`."""
         if self.is_kserve and reply.status >= HTTPStatus.BAD_REQUEST:
             reply = _for_kserve(reply)
         if reply.more or self.has_begun:
-            self._stream(reply, timing)
-            return
-        self.is_done = True
-        has_body = reply.status != HTTPStatus.NO_CONTENT  # RFC 9110, 8.6
+            return self._part(reply, timing)
+        self._is_last = True
+        has_body = reply.status != _NO_CONTENT  # RFC 9110, 8.6
         framing = b"content-length: %d\r\n" % len(reply.body) if has_body else b""
         head = self._head(reply, timing, framing)
-        data = head if self.head.method == "HEAD" else head + reply.body
-        self._outlet.send(self, data, is_last=True)
+        return head if self.head.method == "HEAD" else head + reply.body
 
-    def _stream(self, reply: Reply, timing: str) -> None:
-        """Send a part: chunks, or until the connection closes for a client of HTTP/1.0."""
+    def _part(self, reply: Reply, timing: str) -> bytes:
+        """A part: chunks, or bytes until the connection closes for a client of HTTP/1.0."""
         data = b""
         if not self.has_begun:
             self.has_begun = True
@@ -159,10 +168,10 @@ class Exchange:
             body = _events(body, is_error=reply.status != HTTPStatus.OK)
         if body:
             data += b"%x\r\n%b\r\n" % (len(body), body) if self.head.accepts_chunks else body
-        self.is_done = not reply.more
-        if self.is_done and self.head.accepts_chunks:
+        self._is_last = not reply.more
+        if self._is_last and self.head.accepts_chunks:
             data += _LAST_CHUNK
-        self._outlet.send(self, data, is_last=self.is_done)
+        return data
 
     def _head(self, reply: Reply, timing: str, framing: bytes) -> bytes:
         kind = (reply.status, reply.content_type, reply.headers)

@@ -6,6 +6,7 @@ it found, and that the head was within the limits, is kept by these very bytes.
 
 from collections.abc import Iterator, Mapping
 from functools import cached_property
+from typing import Any
 from urllib.parse import parse_qsl
 
 EVENTS_TYPE = "text/event-stream"
@@ -29,6 +30,11 @@ class Headers(Mapping[str, str]):
 
     def __getitem__(self, key: str) -> str:
         return self._raw[key.encode("latin-1")].decode("latin-1")
+
+    def get(self, key: str, default: Any = None) -> Any:  # noqa: ANN401  as Mapping has it
+        """A header, or the default: Mapping's own raises and catches for each that is missing."""
+        value = self._raw.get(key.encode("latin-1"))
+        return default if value is None else value.decode("latin-1")
 
     def __iter__(self) -> Iterator[str]:
         return (name.decode("latin-1") for name in self._raw)

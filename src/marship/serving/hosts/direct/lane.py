@@ -12,7 +12,7 @@ import os
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from queue import SimpleQueue
 
@@ -135,8 +135,7 @@ class Lane:
         finally:
             del self._running[id(batch)]
         self._learn(time.thread_time() - began)
-        for exchange, reply in zip(batch, replies, strict=True):
-            _reply(exchange, reply, timing)
+        _send_all(zip(batch, replies, strict=True), timing)
 
     def _run_there(self, batch: list[Exchange]) -> None:
         began = time.thread_time()
@@ -151,8 +150,7 @@ class Lane:
         self._running.pop(id(batch), None)
         if not self._is_scheduled:
             self._flush()  # the model first: responses are written while it runs
-        for exchange, reply in zip(batch, replies, strict=True):
-            _reply(exchange, reply, timing)
+        _send_all(zip(batch, replies, strict=True), timing)
         self._learn(took_s)
 
     def _learn(self, took_s: float) -> None:
@@ -206,8 +204,7 @@ class Lane:
 
     @staticmethod
     def _send(batch: list[Exchange], ready: Mapping[int, Reply], timing: str) -> None:
-        for index, reply in sorted(ready.items()):
-            _reply(batch[index], reply, timing)
+        _send_all(((batch[index], reply) for index, reply in sorted(ready.items())), timing)
 
     def _watch(self) -> None:
         """End the worker where a batch takes too long: its host starts another one."""
@@ -233,20 +230,34 @@ class Lane:
         self._is_stuck = True
         for batch in late:
             for exchange in batch:
-                _reply(exchange, error_reply(too_late(limit_s)))
+                _send_all([(exchange, error_reply(too_late(limit_s)))])
         while self._pending:
-            _reply(self._pending.popleft(), error_reply(worker_died()))
+            _send_all([(self._pending.popleft(), error_reply(worker_died()))])
 
 
-def _reply(exchange: Exchange, reply: Reply, timing: str = "") -> None:
-    """Send what is ready; a connection that fails must not keep its neighbours from theirs."""
-    if exchange.is_done:
-        return
-    try:
-        exchange.reply(reply, timing)
-    except Exception:
-        logger.exception("a response must be written, got an error; its connection ends.")
-        exchange.abandon()
+def _send_all(replies: Iterable[tuple[Exchange, Reply]], timing: str = "") -> None:
+    """Send what is ready; a connection that fails must not keep its neighbours from theirs.
+
+    All are made before the first is sent: clients that share the processor would wake up for each.
+    """
+    made: list[tuple[Exchange, bytes]] = []
+    for exchange, reply in replies:
+        if exchange.is_done:
+            continue
+        try:
+            made.append((exchange, exchange.render(reply, timing)))
+        except Exception:
+            _fail(exchange)
+    for exchange, data in made:
+        try:
+            exchange.send(data)
+        except Exception:
+            _fail(exchange)
+
+
+def _fail(exchange: Exchange) -> None:
+    logger.exception("a response must be written, got an error; its connection ends.")
+    exchange.abandon()
 
 
 def _busy(queue: int) -> MarshipError:

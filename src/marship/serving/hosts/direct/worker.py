@@ -35,6 +35,7 @@ logger = logging.getLogger(__name__)
 RETRY_S = 0.2
 SWEEP_S = 0.5
 _MOST_TARGETS = 512
+_UNKNOWN = routes.Route("unknown")
 _GIVE_BACK_WITHIN_S = 0.5
 
 
@@ -272,11 +273,12 @@ class Worker(Site):
 
     def _route(self, target: bytes) -> routes.Route | None:
         """The route of a target, if this worker answers it."""
-        target = target.partition(b"?")[0]
-        try:
+        found = self._routes.get(target, _UNKNOWN)
+        return self._find(target.partition(b"?")[0]) if found is _UNKNOWN else found
+
+    def _find(self, target: bytes) -> routes.Route | None:
+        if target in self._routes:
             return self._routes[target]
-        except KeyError:
-            pass
         route = routes.find(target)
         if route is not None:
             named = route.version or (self._settings.version if self._is_default else None)

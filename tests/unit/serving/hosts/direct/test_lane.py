@@ -11,7 +11,6 @@ import pytest
 
 from directly import Place, request, service, until
 from marship.serving.handler import OnnxHandler
-from marship.serving.hosts.direct.connection import Connection
 from marship.serving.hosts.direct.exchange import Exchange
 from marship.serving.message import Reply, Request
 from marship.serving.streaming import StreamHandler
@@ -148,8 +147,9 @@ def test_what_waits_for_a_worker_that_ends_is_told_at_once(
 
 
 @pytest.mark.parametrize("is_in_loop", [False, True])
+@pytest.mark.parametrize("step", ["render", "send"])
 def test_a_response_that_cannot_be_written_does_not_reach_its_neighbours(
-    folder: Path, place: Place, monkeypatch: pytest.MonkeyPatch, is_in_loop: bool
+    folder: Path, place: Place, monkeypatch: pytest.MonkeyPatch, is_in_loop: bool, step: str
 ) -> None:
     """Its own connection ends; whoever shares the batch gets what it asked for."""
     loaded = service(folder, kind=Held)
@@ -157,14 +157,14 @@ def test_a_response_that_cannot_be_written_does_not_reach_its_neighbours(
     place.follow(m=("1.0",))
     loaded.goes.release(10)
     worker._lane._in_loop = is_in_loop
-    send = Connection.send
+    works = getattr(Exchange, step)
 
-    def fails(self: Connection, exchange: Exchange, data: bytes, *, is_last: bool) -> None:
-        if b"x-fails" in exchange.head.raw:
+    def fails(self: Exchange, *args: Any) -> Any:
+        if b"x-fails" in self.head.raw:
             raise IndexError("a fault of ours")
-        send(self, exchange, data, is_last=is_last)
+        return works(self, *args)
 
-    monkeypatch.setattr(Connection, "send", fails)
+    monkeypatch.setattr(Exchange, step, fails)
     begun, goes = threading.Event(), threading.Event()
     with place.line() as one, place.line() as bad, place.line() as other:
         for line in (one, bad, other):
