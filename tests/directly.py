@@ -20,7 +20,7 @@ import yaml
 from marship.serving.handler import OnnxHandler
 from marship.serving.hosts.direct import acceptor, seats
 from marship.serving.hosts.direct.limits import Limits
-from marship.serving.hosts.direct.worker import Settings, Worker
+from marship.serving.hosts.direct.worker import DirectWorker, WorkerSettings
 from marship.serving.service import Placement, Service
 
 ARCHIVE = Path(__file__).parent / "earlier" / "diabetes.mar"
@@ -131,7 +131,7 @@ class Place:
     ) -> None:
         self._folder = tempfile.TemporaryDirectory(prefix="d")
         self.key_file, self.limits, self._engine = key_file, limits or Limits(), engine
-        self.workers: list[Worker] = []
+        self.workers: list[DirectWorker] = []
         self.path = Path(self._folder.name) / "w"
         self._clients = socket.create_server(("127.0.0.1", 0), backlog=512)
         self.address: tuple[str, int] = self._clients.getsockname()
@@ -174,14 +174,14 @@ class Place:
     def add(
         self, loaded: Service, name: str = "m", version: str = "1.0", *, batch: int = 64,
         queue: int = 100,
-    ) -> Worker:  # fmt: skip
+    ) -> DirectWorker:  # fmt: skip
         """Start a worker, and wait until the acceptor knows it."""
-        settings = Settings(
+        settings = WorkerSettings(
             acceptor=self.path, model=name, version=version, batch=batch, queue=queue,
             key_file=self.key_file, limits=self.limits,
         )  # fmt: skip
         loaded.measure_pace()
-        worker = Worker(loaded, settings)
+        worker = DirectWorker(loaded, settings)
         before = self.seats(name, version)
         threading.Thread(target=worker.run, daemon=True).start()
         self.workers.append(worker)

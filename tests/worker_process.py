@@ -42,7 +42,7 @@ kinds = {"slow": Slow, "stream": Stream, "stuck": Stuck}
 timeout_s = 1 if sys.argv[4] == "stuck" else 60
 loaded = service(Path(sys.argv[2]), kind=kinds[sys.argv[4]], timeout_s=timeout_s)
 loaded.measure_pace()
-settings = worker.Settings(
+settings = worker.WorkerSettings(
     acceptor=Path(sys.argv[3]), model="m", version="1.0", batch=1, queue=9, key_file=None
 )
 started = worker.start(loaded, settings)

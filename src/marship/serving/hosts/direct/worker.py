@@ -40,7 +40,7 @@ _GIVE_BACK_WITHIN_S = 0.5
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Settings:
+class WorkerSettings:
     """How a worker serves directly.
 
     Attributes:
@@ -64,15 +64,15 @@ class Settings:
     headers: Mapping[str, str] = field(default_factory=dict)
 
 
-def start(service: Service, settings: Settings) -> "Worker":
+def start(service: Service, settings: WorkerSettings) -> "DirectWorker":
     """Serve from now on, until the process ends."""
     service.measure_pace()
-    worker = Worker(service, settings)
+    worker = DirectWorker(service, settings)
     threading.Thread(target=worker.run, name="direct", daemon=True).start()
     return worker
 
 
-class Worker(Site):
+class DirectWorker(Site):
     """One model's HTTP server, in the event loop of its thread.
 
     Args:
@@ -80,7 +80,7 @@ class Worker(Site):
         settings: Of this server.
     """
 
-    def __init__(self, service: Service, settings: Settings) -> None:
+    def __init__(self, service: Service, settings: WorkerSettings) -> None:
         self._service, self._settings = service, settings
         self.limits = replace(settings.limits, request_bytes=service.max_request_bytes)
         self.heads, self.headers = Heads(), lines_of(settings.headers)
@@ -340,4 +340,4 @@ def options(route: routes.Route | None) -> Reply:
     return Reply(b"", status=204, headers=(("allow", ", ".join((*methods, "OPTIONS"))),))
 
 
-__all__ = ["Settings", "Worker", "error_reply", "sockets", "start"]
+__all__ = ["DirectWorker", "WorkerSettings", "error_reply", "sockets", "start"]

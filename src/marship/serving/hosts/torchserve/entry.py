@@ -97,7 +97,7 @@ def _serve_directly(service: Service, placement: Placement, batch: int) -> None:
         logger.warning("requests come through TorchServe alone: %s", error)
         return
     key_file = os.environ.get("MARSHIP_DIRECT_KEY_FILE")
-    settings = direct.Settings(
+    settings = direct.WorkerSettings(
         acceptor=Path(acceptor),
         model=placement.name,
         version=placement.version,
