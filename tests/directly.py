@@ -132,6 +132,7 @@ class Place:
         self._folder = tempfile.TemporaryDirectory(prefix="d")
         self.key_file, self.limits, self._engine = key_file, limits or Limits(), engine
         self.workers: list[DirectWorker] = []
+        self.is_restart = False
         self.path = Path(self._folder.name) / "w"
         self._clients = socket.create_server(("127.0.0.1", 0), backlog=512)
         self.address: tuple[str, int] = self._clients.getsockname()
@@ -159,6 +160,7 @@ class Place:
                 key_file=self.key_file,
                 limits=self.limits,
                 engine=self._engine,
+                is_restart=self.is_restart,
                 on_start=on_start,
             )
 

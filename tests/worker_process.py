@@ -47,7 +47,7 @@ settings = worker.WorkerSettings(
 )
 started = worker.start(loaded, settings)
 while started._channel is None:
-    time.sleep(0.01)
+    time.sleep(0.01)  # its thread tells nobody else
 if sys.argv[5]:
     most = len(os.listdir("/proc/self/fd")) - 1 + int(sys.argv[5])
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))

@@ -44,7 +44,7 @@ headers of every response."""
 
 _FOLLOW_S, _ANSWER_S, _MOST_BYTES = 0.4, 5.0, 1 << 26
 _START_S, _POLL_S = 20.0, 0.02
-_GRPC_STARTED = "grpc.started"
+_GRPC_STARTED, _SERVED = "grpc.started", "direct.served"
 _BACKLOG, _WORKERS_BACKLOG = 4096, 256
 _LEFT_FDS = 256
 
@@ -198,8 +198,17 @@ def _serve(
         limits=limits,
         engine=_address(str(told["engine"])),
         headers=cast("dict[str, str]", told["headers"]),
+        is_restart=_follows_another(Path(str(told["temporary"]))),
         on_start=follow,
     )
+
+
+def _follows_another(temporary: Path) -> bool:
+    """Whether an acceptor has served this server before."""
+    mark = temporary / _SERVED
+    is_there = mark.exists()
+    mark.touch()
+    return is_there
 
 
 def _headers(values: Mapping[str, str]) -> dict[str, str]:

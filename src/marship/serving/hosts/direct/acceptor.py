@@ -6,7 +6,6 @@ What is about no worker (health, unknown models, models without a worker) is ans
 """
 
 import asyncio
-import errno
 import os
 import socket
 import time
@@ -27,23 +26,20 @@ from marship.serving.hosts.direct.connection import Connection
 from marship.serving.hosts.direct.exchange import Exchange
 from marship.serving.hosts.direct.heads import Heads
 from marship.serving.hosts.direct.limits import Limits, StatusError
-from marship.serving.hosts.direct.reader import target_of
 from marship.serving.hosts.direct.relay import check as check_relayed
 from marship.serving.hosts.direct.relay import relay
+from marship.serving.hosts.direct.request_line import target_of, without_empty_lines
 from marship.serving.hosts.direct.seats import ModelState, Seat, Seats
-from marship.serving.hosts.direct.site import Site, expire, lines_of
+from marship.serving.hosts.direct.site import Site, close_longest_idle, expire, lines_of
+from marship.serving.hosts.direct.sockets import accept
 from marship.serving.hosts.direct.tokens import Tokens
 from marship.serving.hosts.direct.worker import check_method, options
-from marship.serving.hosts.direct.workers import Workers, refuse, tell
+from marship.serving.hosts.direct.workers import MOST_RETURNS, Workers, refuse, tell
 from marship.serving.message import Reply
 
-_ACCEPTS_PER_TURN = 64
-_FULL_S = 0.1
 _NO_HEADERS: Mapping[str, str] = MappingProxyType({})
 _SWEEP_S = 0.5
 _MOST_TARGETS = 2048
-_MOST_RETURNS = 20
-"""Of a request by workers that would not have it, before its client is told."""
 
 
 class Acceptor(Site):
@@ -55,17 +51,20 @@ class Acceptor(Site):
         limits: Of the requests that are answered here, and of connections.
         engine: Where the engine itself answers predictions: a unix socket's path, or host and port.
         headers: Of every response.
+        is_restart: Whether another acceptor served here before; the server is alive, then.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913  keyword-only
         self,
         loop: asyncio.AbstractEventLoop,
         key_file: Path | None,
         limits: Limits,
+        *,
         engine: str | tuple[str, int] | None = None,
         headers: Mapping[str, str] = _NO_HEADERS,
+        is_restart: bool = False,
     ) -> None:
-        self._engine = engine
+        self._engine, self._is_restart = engine, is_restart
         self._relays: set[asyncio.Task[None]] = set()
         self._loop, self.limits, self._tokens = loop, limits, Tokens(key_file)
         self.heads, self.headers = Heads(), lines_of(headers)
@@ -98,38 +97,26 @@ class Acceptor(Site):
 
     def listen(self, listener: socket.socket) -> None:
         """Accept clients at a socket."""
-        listener.setblocking(False)
-        number = listener.fileno()
+        accept(self._loop, listener, self._accepted)
 
-        def accept() -> None:
-            for _ in range(_ACCEPTS_PER_TURN):
-                try:
-                    line, _ = listener.accept()
-                except BlockingIOError:
-                    return
-                except OSError as error:
-                    if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS):
-                        self._loop.remove_reader(number)
-                        self._loop.call_later(
-                            _FULL_S, lambda: self._loop.add_reader(number, accept)
-                        )
-                        return
-                    continue
-                line.setblocking(False)
-                if line.family != socket.AF_UNIX:
-                    line.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-                if self._is_full():
-                    refuse(line, _too_many(self.limits.connections))
-                    continue
-                self._arrivals.add(line)
-
-        self._loop.add_reader(number, accept)
+    def _accepted(self, line: socket.socket) -> None:
+        line.setblocking(False)
+        if line.family != socket.AF_UNIX:
+            line.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        if self._is_full():
+            refuse(line, _too_many(self.limits.connections))
+        else:
+            self._arrivals.add(line)
 
     def _is_full(self) -> bool:
-        """Whether no more clients may connect; one that never sent a request makes room."""
+        """Whether no more clients may connect; one that has sent no request makes room.
+
+        First those that never did, then those between two. Workers close theirs a moment later.
+        """
         if self.connections < self.limits.connections:
             return False
-        return not self._arrivals.close_oldest()
+        is_room = self._arrivals.close_oldest() or close_longest_idle(self._own)
+        return not (is_room or self.seats.make_room())
 
     @property
     def connections(self) -> int:
@@ -138,10 +125,10 @@ class Acceptor(Site):
 
     def _place(self, fd: int, unread: bytes, returns: int = 0) -> None:
         """Hand a connection to the worker that its next request names, or answer here."""
-        seat = self._seat_for(target_of(unread.lstrip(b"\r\n")))
+        seat = self._seat_for(target_of(without_empty_lines(unread)))
         if seat is None:
             self._keep(fd, unread)
-        elif returns > _MOST_RETURNS:
+        elif returns > MOST_RETURNS:
             tell(self._loop, fd, _unplaced())
         else:
             with suppress(OSError):  # too many files are open: it is closed
@@ -277,7 +264,7 @@ class Acceptor(Site):
             is_right = self.seats.is_complete
             told: dict[str, object] = {"ready": is_right}
         else:
-            is_right = self.seats.knows_models
+            is_right = self.seats.knows_models or self._is_restart
             told = {"status": "Healthy" if is_right else "Unhealthy"}
         return Reply(orjson.dumps(told), status=200 if is_right else 503)
 
@@ -309,6 +296,7 @@ def run(  # noqa: PLR0913  keyword-only
     limits: Limits,
     engine: str | tuple[str, int] | None = None,
     headers: Mapping[str, str] = _NO_HEADERS,
+    is_restart: bool = False,
     on_start: Callable[["Acceptor", asyncio.AbstractEventLoop], None],
 ) -> None:
     """Accept until the loop is stopped.
@@ -320,13 +308,16 @@ def run(  # noqa: PLR0913  keyword-only
         limits: Of connections and requests.
         engine: Where the engine itself answers predictions.
         headers: Of every response.
+        is_restart: Whether another acceptor served here before.
         on_start: Called once before the loop runs, to follow the engine.
     """
     import uvloop
 
     loop = uvloop.new_event_loop()
     asyncio.set_event_loop(loop)
-    acceptor = Acceptor(loop, key_file, limits, engine, headers)
+    acceptor = Acceptor(
+        loop, key_file, limits, engine=engine, headers=headers, is_restart=is_restart
+    )
     acceptor.serve_workers(workers)
     for listener in clients:
         acceptor.listen(listener)

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable
 
 from marship.serving.hosts.direct.limits import Limits
+from marship.serving.hosts.direct.request_line import without_empty_lines
 
 _HEAD_BYTES = 1 << 14
 
@@ -51,7 +52,7 @@ class Arrivals:
             self._remove(number).close()
             return True
         unread = had + data
-        if b"\n" not in unread and len(unread) < _HEAD_BYTES:
+        if b"\n" not in without_empty_lines(unread) and len(unread) < _HEAD_BYTES:
             deadline = deadline if had else time.monotonic() + self._limits.head_s
             self._lines[number] = (line, unread, deadline)
             return False

@@ -5,20 +5,22 @@ which belongs to another process is not begun: the connection is passed on as it
 """
 
 import asyncio
-import math
-import time
 from collections import deque
 
 from marship.errors import MalformedError, MarshipError
+from marship.serving.hosts.direct import request_line
 from marship.serving.hosts.direct.exchange import Exchange
 from marship.serving.hosts.direct.heads import Head
-from marship.serving.hosts.direct.limits import head_too_large, too_slow
-from marship.serving.hosts.direct.reader import END, RequestReader, target_of
+from marship.serving.hosts.direct.limits import too_slow
+from marship.serving.hosts.direct.reader import RequestReader
 from marship.serving.hosts.direct.site import Site
 from marship.serving.hosts.direct.slots import States
+from marship.serving.hosts.direct.wait_limit import WaitLimit
 from marship.serving.hosts.direct.writer import Writer
 
 _CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
+_AT_ONCE = 32
+"""Requests of one connection, before others have their turn."""
 
 
 class Connection(asyncio.Protocol):
@@ -41,7 +43,6 @@ class Connection(asyncio.Protocol):
         self._site, self._limits, self.headers = site, site.limits, site.headers
         self.slot = slot
         self.writer = Writer(states, slot)
-        self.tell_late = self.writer.tell_late
         self._unread = unread
         self.transport: asyncio.Transport | None = None
         self._reader = RequestReader(self, self._limits, site.heads, site.check)
@@ -50,8 +51,8 @@ class Connection(asyncio.Protocol):
         self._is_ending = self._drops = False  # no more is read; some of it may still come
         self._is_done = False  # all responses are written
         self._owes_continue = False
-        self._phase, self.deadline = "head", time.monotonic() + self._limits.head_s
-        self._is_stalled = False
+        self.due = WaitLimit(self._limits)
+        self._is_stalled = self._goes_later = False
 
     # What asyncio calls.
 
@@ -92,7 +93,7 @@ class Connection(asyncio.Protocol):
         """The client reads too slowly for now."""
         self._is_stalled = True
         self.writer.mark()
-        self.deadline = time.monotonic() + self._limits.stalled_s
+        self.due.writing()
 
     def resume_writing(self) -> None:
         """It has read most of what waited."""
@@ -102,24 +103,39 @@ class Connection(asyncio.Protocol):
 
     # Reading.
 
-    def _go_on(self) -> None:
+    def _go_on(self, is_later: bool = False) -> None:
         """Read requests as long as there are bytes, and room for their responses."""
+        self._goes_later &= not is_later
         if self._is_going:
             return  # a request was answered at once: the loop below it goes on
         self._is_going = True
         try:
-            while self._unread and self._may_read():
-                data, self._unread = self._unread, b""
-                is_body = self._reader.is_in_body
-                if not (self._read_body(data) if is_body else self._read_head(data)):
-                    break
+            is_left = self._read_some()
         finally:
             self._is_going = False
-        if self._has_eof and self._may_read():
+        if is_left and not self._goes_later:
+            self._goes_later = True
+            asyncio.get_running_loop().call_soon(self._go_on, True)
+        if self._has_eof and self._may_read() and not is_left:
             self._end_at_eof()
+        must_wait = self._unread and (is_left or self._is_full())
         must_move = self._is_moving and not self._reader.is_in_body
-        self._pause(not self._is_ending and (must_move or bool(self._unread and self._is_full())))
+        self._pause(not self._is_ending and bool(must_move or must_wait))
+        if self.is_idle and not self._unread:
+            self._settle()
         self._set_deadline()
+        self._move_if_done()
+
+    def _read_some(self) -> bool:
+        """Read what others need not wait for; whether there may be more."""
+        for _ in range(_AT_ONCE):
+            if not (self._unread and self._may_read()):
+                return False
+            data, self._unread = self._unread, b""
+            is_body = self._reader.is_in_body
+            if not (self._read_body(data) if is_body else self._read_head(data)):
+                return False
+        return bool(self._unread) and self._may_read()
 
     def _may_read(self) -> bool:
         is_leaving = self._is_moving and not self._reader.is_in_body
@@ -143,7 +159,7 @@ class Connection(asyncio.Protocol):
         """Pass on a request that came in one piece behind a head that is known, as most do."""
         if self._reader.is_in_body:
             return False
-        stop = data.find(END) + 4
+        stop = data.find(request_line.END) + 4
         head = self._site.heads.get(data[:stop])
         if (
             head is None
@@ -157,7 +173,7 @@ class Connection(asyncio.Protocol):
         self._waiting.append(exchange)
         self._is_ending = not head.keeps_alive
         if not self._is_stalled:
-            self._phase, self.deadline = "response", math.inf
+            self.due.response()
         try:
             self._site.check(exchange)
         except MarshipError as error:
@@ -175,26 +191,18 @@ class Connection(asyncio.Protocol):
 
     def _read_head(self, data: bytes) -> bool:
         """Read a request's head, if it is all there; False where there is nothing more to do."""
-        while data.startswith(b"\r\n"):
-            data = data[2:]  # RFC 9112, 2.2: empty lines before a request
-        stop = data.find(END) + 4
-        if stop < 4:  # noqa: PLR2004  END was not found
-            self._unread = data
-            if data.count(b"\n") != data.count(b"\r\n"):
-                self._refuse_and_close(MalformedError("lines must end with CR LF, got LF alone."))
-            elif len(data) > self._limits.head_bytes:
-                self._refuse_and_close(head_too_large(self._limits))
+        try:
+            data, head = request_line.split(data, self._limits)
+        except MarshipError as error:
+            self._refuse_and_close(error)
             return False
-        head, rest = (data, b"") if stop == len(data) else (data[:stop], data[stop:])
         known = self._site.heads.get(head)
-        if self._site.is_elsewhere(known.path if known else target_of(head)):
+        target = known.path if known else request_line.target_of(head)
+        if not head or self._site.is_elsewhere(target):
             self._unread = data
-            self.move()
+            self._is_moving |= bool(head)
             return False
-        if stop > self._limits.head_bytes:
-            self._refuse_and_close(head_too_large(self._limits))
-            return False
-        self._unread = rest
+        self._unread = data[len(head) :]
         try:
             self._reader.read_head(head, known)
         except MarshipError as error:
@@ -230,7 +238,7 @@ class Connection(asyncio.Protocol):
 
     def _dispatch(self) -> None:
         exchange, refusal = self._reader.take()
-        self._phase = ""  # the next head, or body, has all its time
+        self.due.renew()
         if self._reader.has_overrun:
             exchange.keeps_alive = False
         if not exchange.keeps_alive:  # nothing behind it is a request
@@ -250,7 +258,7 @@ class Connection(asyncio.Protocol):
         if self.transport is None or self._is_done:
             return
         if waiting[0] is not exchange:
-            exchange.parts.append(data)
+            exchange.early += data
             return
         is_only = is_last and len(waiting) == 1
         is_sent = self.writer.write(data, is_whole=is_only and not exchange.has_begun)
@@ -260,7 +268,7 @@ class Connection(asyncio.Protocol):
         is_resting = is_only and not (self._unread or self._is_moving or self._has_eof)
         if is_resting and is_sent and exchange.keeps_alive:  # as most do
             self.writer.rest()
-            self._wait("idle", self._limits.idle_s)
+            self.due.idle()
         else:
             self._advance(closes=not exchange.keeps_alive)
 
@@ -276,9 +284,9 @@ class Connection(asyncio.Protocol):
         """Write the responses that were ready before their turn, and go on."""
         waiting = self._waiting
         while waiting and not closes:
-            for part in waiting[0].parts:
-                self.writer.write(part)
-            waiting[0].parts.clear()
+            if waiting[0].early:
+                self.writer.write(bytes(waiting[0].early))
+                waiting[0].early.clear()
             if not waiting[0].is_done:
                 break
             closes = not waiting.popleft().keeps_alive
@@ -312,9 +320,7 @@ class Connection(asyncio.Protocol):
         if self.transport is None:
             return
         self.writer.mark()
-        limits = self._limits
-        waits_s = limits.stalled_s if self.writer.buffered else limits.linger_s
-        self.deadline = time.monotonic() + waits_s
+        (self.due.writing if self.writer.buffered else self.due.closing)()
         if self._drops and not self._has_eof:
             self.transport.write_eof()
             self._pause(False)
@@ -336,9 +342,7 @@ class Connection(asyncio.Protocol):
     def move(self) -> None:
         """Pass the connection on to another process as soon as nothing of it is under way."""
         self._is_moving = True
-        if not self._reader.is_in_body:
-            self._pause(not self._is_ending)
-        self._move_if_done()
+        self._go_on()
 
     @property
     def is_idle(self) -> bool:
@@ -358,13 +362,13 @@ class Connection(asyncio.Protocol):
         if self.writer.is_unsettled:
             self._settle()
         self._move_if_done()
-        if now < self.deadline or self.transport is None:
+        if now < self.due.at or self.transport is None:
             return
         if self._is_stalled or self.writer.buffered:
             if self.writer.taken < self._limits.body_rate:
                 self.abandon()
             self.writer.mark()
-            self.deadline = now + self._limits.stalled_s
+            self.due.writing()
         elif self._is_done:
             self.abandon()
         elif self.is_idle and not self._unread:
@@ -379,20 +383,14 @@ class Connection(asyncio.Protocol):
 
     def _set_deadline(self) -> None:
         """From what is waited for now: a head, a body, a response, or the next request."""
-        reader, limits = self._reader, self._limits
         if self._is_done or self._is_stalled:
             return
-        if self.is_receiving:
-            if self._phase != "body":  # from its first byte on
-                left = 0 if math.isinf(reader.left) else reader.left
-                self._wait("body", limits.body_s + left / limits.body_rate)
-        elif self._unread and not self._is_full():
-            if self._phase != "head":
-                self._wait("head", limits.head_s)
-        elif self._waiting:
-            self._phase, self.deadline = "response", math.inf
+        waits_for_us = self._is_full() or self._owes_continue or self._goes_later
+        if self.is_receiving and not waits_for_us:
+            self.due.body(self._reader.left)
+        elif self._unread and not waits_for_us:
+            self.due.head()
+        elif self._waiting or waits_for_us:
+            self.due.response()
         else:
-            self._wait("idle", limits.idle_s)
-
-    def _wait(self, phase: str, seconds: float) -> None:
-        self._phase, self.deadline = phase, time.monotonic() + seconds
+            self.due.idle()

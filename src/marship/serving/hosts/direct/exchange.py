@@ -1,6 +1,7 @@
 """One request and its response, as they stand on the wire."""
 
 import itertools
+import logging
 import os
 import time
 from email.utils import formatdate
@@ -16,7 +17,12 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from marship.serving.hosts.direct.routes import Route
+    from marship.serving.hosts.direct.writer import Writer
 
+logger = logging.getLogger(__name__)
+
+MOST_BEHIND = 1 << 26
+"""Bytes of a stream that wait for its client; they are held in memory."""
 LINES_TYPE = "application/jsonl"
 _LONGEST_ID = 200
 _COUNTER = itertools.count()
@@ -33,9 +39,11 @@ class Outlet(Protocol):
 
     Attributes:
         headers: Lines of every response there.
+        writer: What the client has not taken yet, and what the acceptor sees of it.
     """
 
     headers: bytes
+    writer: "Writer"
 
     @property
     def is_closed(self) -> bool:
@@ -43,9 +51,6 @@ class Outlet(Protocol):
 
     def send(self, exchange: "Exchange", data: bytes, *, is_last: bool) -> None:
         """Write a part of a response, in the order of the requests."""
-
-    def tell_late(self) -> None:
-        """Let the client be told that its request took too long; on any thread."""
 
     def abandon(self) -> None:
         """Close without the rest of a response."""
@@ -61,7 +66,7 @@ class Exchange:
         is_kserve: Whether errors are told as KServe v2 tells them.
         has_begun: Whether the response is a stream, and its head is sent.
         is_done: Whether the response is complete, and passed on.
-        parts: Of the response, ready before it is their turn.
+        early: Bytes of the response that are ready before it is their turn.
         route: What its path stands for; None until that is known.
     """
 
@@ -69,12 +74,12 @@ class Exchange:
         "_is_last",
         "_outlet",
         "body",
+        "early",
         "has_begun",
         "head",
         "is_done",
         "is_kserve",
         "keeps_alive",
-        "parts",
         "route",
     )  # fmt: skip
 
@@ -82,7 +87,7 @@ class Exchange:
         self._outlet, self.head = outlet, head
         self.body, self.keeps_alive = b"", head.keeps_alive
         self.is_kserve = self.is_done = self.has_begun = self._is_last = False
-        self.parts: list[bytes] = []
+        self.early = bytearray()
         self.route: Route | None = None
 
     def request(self, read: "Callable[..., Request]") -> Request:
@@ -114,7 +119,7 @@ class Exchange:
 
     def tell_late(self) -> None:
         """Let the client be told, where this process cannot, that its request took too long."""
-        self._outlet.tell_late()
+        self._outlet.writer.tell_late()
 
     def abandon(self) -> None:
         """End the connection where the rest of a response cannot be had."""
@@ -133,6 +138,12 @@ class Exchange:
     def send(self, data: bytes) -> None:
         """Send what `render` has made."""
         self.is_done = self._is_last
+        if not self.is_done and self._outlet.writer.buffered + len(self.early) > MOST_BEHIND:
+            logger.warning(
+                "a client must read a stream as it comes, and is %d bytes behind.", MOST_BEHIND
+            )
+            self.abandon()
+            return
         self._outlet.send(self, data, is_last=self.is_done)
 
     def render(self, reply: Reply, timing: str = "") -> bytes:

@@ -102,10 +102,13 @@ class Lane:
                 return
             if self._in_loop and sum(len(exchange.body) for exchange in batch) <= IN_LOOP_BYTES:
                 self._run_here(batch)
-            else:
-                self._running[id(batch)] = (time.monotonic(), batch)
-                run = self._stream if self._service.streams else self._run_there
-                self._work.put(partial(run, batch))
+                if self._pending and not self._is_scheduled:  # others have their turn first
+                    self._is_scheduled = True
+                    self._loop.call_soon(self._flush)
+                return
+            self._running[id(batch)] = (time.monotonic(), batch)
+            run = self._stream if self._service.streams else self._run_there
+            self._work.put(partial(run, batch))
 
     def _run(self) -> None:
         while True:
@@ -191,6 +194,8 @@ class Lane:
         left = [index for index in range(len(batch)) if index not in refused]
         try:
             for ready, timing in self._service.replies(requests) if requests else ():
+                if all(exchange.is_abandoned for exchange in batch):
+                    break
                 told = {left[place]: reply for place, reply in ready.items()}
                 self._running[id(batch)] = (time.monotonic(), batch)
                 self._loop.call_soon_threadsafe(self._send, batch, told, timing)
@@ -199,6 +204,10 @@ class Lane:
 
     def _streamed(self, batch: list[Exchange]) -> None:
         self._running.pop(id(batch), None)
+        unfinished = [each for each in batch if not each.is_done and not each.is_abandoned]
+        if unfinished:
+            refusal = self._service.refusal(hidden("answer"))
+            _send_all((exchange, refusal) for exchange in unfinished)
         if not self._is_scheduled:
             self._flush()
 

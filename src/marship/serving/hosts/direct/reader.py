@@ -10,8 +10,9 @@ from marship.errors import MalformedError, MarshipError, TooLargeError
 from marship.serving.hosts.direct.exchange import Exchange, Outlet
 from marship.serving.hosts.direct.heads import Head, Heads
 from marship.serving.hosts.direct.limits import Limits, StatusError
+from marship.serving.hosts.direct.request_line import without_host
 
-END = b"\r\n\r\n"
+_SMALL_BYTES = 1 << 12
 _UPGRADE = re.compile(rb"(?i)(?<=\r\n)upgrade:[^\r\n]*\r\n")
 
 
@@ -48,7 +49,7 @@ class RequestReader:
     def _reset(self) -> None:
         self.target, self._count, self._size = b"", 0, 0
         self._headers: dict[bytes, bytes] = {}
-        self._body: list[bytes] = []
+        self._body: list[bytes | bytearray] = []
         self.exchange: Exchange | None = None
         self.refusal: MarshipError | None = None
         self.is_complete = self.wants_continue = self._is_known = False
@@ -102,7 +103,7 @@ class RequestReader:
         """The request that is complete, and why it is refused; the next one may begin."""
         exchange, refusal = self.exchange, self.refusal
         assert exchange is not None  # noqa: S101  it is complete
-        exchange.body = self._body[0] if len(self._body) == 1 else b"".join(self._body)
+        exchange.body = bytes(self._body[0]) if len(self._body) == 1 else b"".join(self._body)
         self._reset()
         return exchange, refusal
 
@@ -216,25 +217,13 @@ class RequestReader:
                 raise self.refusal
             return
         self._check_size(self._size)
-        self._body.append(part)
+        if len(part) >= _SMALL_BYTES:
+            self._body.append(part)
+        elif self._body and isinstance(self._body[-1], bytearray):
+            self._body[-1] += part
+        else:  # a body in chunks of two bytes would else take twenty times its size
+            self._body.append(bytearray(part))
 
     def on_message_complete(self) -> None:
         """The request is all there."""
         self.is_complete = True
-
-
-def target_of(head: bytes) -> bytes:
-    """The target in a request line, where it stands in one; else what is no path.
-
-    The acceptor and the workers find it here: read in two ways, a request would have no home.
-    """
-    parts = head.partition(b"\r\n")[0].split(b" ")
-    return without_host(parts[1]) if len(parts) > 1 else b""
-
-
-def without_host(target: bytes) -> bytes:
-    """A target in absolute form as one in origin form (RFC 9112, 3.2.2)."""
-    if target.startswith(b"/") or not target[:8].lower().startswith((b"http://", b"https://")):
-        return target
-    _, _, rest = target.partition(b"://")
-    return rest[rest.find(b"/") :] if b"/" in rest else b"/"

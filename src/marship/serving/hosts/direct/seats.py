@@ -35,19 +35,25 @@ class Seat:
         self.channel = channel
         self.slots: Slots | None = None
         self.pid = 0
-        self.is_gone = False
+        self.is_gone = self.is_leaving = False
         self.drained: list[Seat] = []  # by whoever is at the other end
         self.drainers: set[Seat] = set()
         self.ends: tuple[str, str] | None = None  # the model and version that are unregistered then
         self.model = self.version = ""
         self.connections = self.requests = 0
         self.handed = self.adopted = 0  # connections: sent to it, and those it says it has got
+        self.closing = 0  # idle connections that it was told to close, and may not have yet
         self.told: tuple[bool, tuple[str, ...]] | None = None
 
     @property
     def held(self) -> int:
         """Its connections, those on their way to it among them."""
         return self.connections + self.handed - self.adopted
+
+    @property
+    def open(self) -> int:
+        """The same as the acceptor sees it, at once and not by the worker's last report."""
+        return self.held if self.slots is None else len(self.slots)
 
     @property
     def load(self) -> tuple[int, int, int]:
@@ -97,7 +103,9 @@ class Seats:
         self._tell()
 
     def add(self, seat: Seat) -> None:
-        """A worker is ready."""
+        """A worker is ready; one that is leaving, or is here already, changes nothing."""
+        if seat.is_leaving or seat in self._seats.get((seat.model, seat.version), []):
+            return
         self._seats.setdefault((seat.model, seat.version), []).append(seat)
         self._tell()
         self.level()
@@ -182,7 +190,17 @@ class Seats:
     @property
     def held(self) -> int:
         """How many connections all workers have."""
-        return sum(seat.held for seats in self._seats.values() for seat in seats)
+        return sum(seat.open for seats in self._seats.values() for seat in seats)
+
+    def make_room(self) -> bool:
+        """Have the worker with most connections close an idle one; whether any has one."""
+        seats = (seat for seats in self._seats.values() for seat in seats)
+        for seat in sorted(seats, key=_load, reverse=True):
+            if seat.slots is not None and seat.slots.idle > seat.closing:
+                seat.closing += 1
+                seat.channel.send(Packet("make room"))
+                return True
+        return False
 
     def count(self, model: str, version: str) -> int:
         """How many workers a version has."""

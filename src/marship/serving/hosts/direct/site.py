@@ -57,6 +57,15 @@ class Site(Protocol):
         exchange.reply(error_reply(error))
 
 
+def close_longest_idle(connections: "Iterable[Connection]") -> bool:
+    """Close the connection that has waited longest for a request; whether there was one."""
+    idle = [each for each in connections if each.is_idle and each.transport is not None]
+    if not idle:
+        return False
+    min(idle, key=lambda each: each.due.at).abandon()
+    return True
+
+
 def lines_of(headers: "Mapping[str, str]") -> bytes:
     """Headers as every response has them."""
     return "".join(f"{name}: {value}\r\n" for name, value in headers.items()).encode("latin-1")

@@ -52,6 +52,11 @@ class Slots:
     def __len__(self) -> int:
         return len(self._held)
 
+    @property
+    def idle(self) -> int:
+        """How many connections are between requests."""
+        return sum(self._states[slot] == IDLE for slot in self._held)
+
     def hold(self, fd: int, unread: bytes, returns: int) -> int | None:
         """Keep a connection that is about to be handed over; None where there is no place."""
         slot = self._used.pop() if self._used else next(self._free, None)

@@ -6,6 +6,7 @@ read of the connection already; where these are many they travel in an anonymous
 
 import array
 import asyncio
+import errno
 import os
 import socket
 from collections import deque
@@ -19,7 +20,9 @@ import orjson
 INLINE_BYTES = 1 << 15
 _MOST_BYTES = 1 << 17
 _MOST_FDS = 2
-_PACKETS_PER_TURN = 64
+_PACKETS_PER_TURN = _ACCEPTS_PER_TURN = 64
+_FULL = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS)
+_FULL_S = 0.1
 
 
 @dataclass(slots=True)
@@ -60,8 +63,12 @@ class Packet:
         if len(unread) <= INLINE_BYTES:
             return cls(kind, {"slot": slot}, fds, rest=unread)
         file = os.memfd_create("unread")
-        with os.fdopen(os.dup(file), "wb") as stream:
-            stream.write(unread)
+        try:
+            with os.fdopen(file, "wb", closefd=False) as stream:
+                stream.write(unread)
+        except OSError:
+            os.close(file)
+            raise
         return cls(kind, {"slot": slot, "bytes": len(unread)}, [*fds, file])
 
     def payload(self) -> bytes:
@@ -77,6 +84,36 @@ class Packet:
         for fd in self.fds:
             os.close(fd)
         self.fds = []
+
+
+def accept(
+    loop: asyncio.AbstractEventLoop, listener: socket.socket, take: Callable[[socket.socket], None]
+) -> None:
+    """Accept connections; while too many files are open, after a pause.
+
+    Args:
+        loop: The loop.
+        listener: The listening socket.
+        take: Called with each connection.
+    """
+    listener.setblocking(False)
+    number = listener.fileno()
+
+    def accept_some() -> None:
+        for _ in range(_ACCEPTS_PER_TURN):
+            try:
+                line, _ = listener.accept()
+            except BlockingIOError:
+                return
+            except OSError as error:
+                if error.errno in _FULL:
+                    loop.remove_reader(number)
+                    loop.call_later(_FULL_S, loop.add_reader, number, accept_some)
+                    return
+            else:
+                take(line)
+
+    loop.add_reader(number, accept_some)
 
 
 class Channel:

@@ -11,12 +11,14 @@ from http import HTTPStatus
 from marship.serving.hosts.direct.limits import StatusError, error_reply, too_late, worker_died
 from marship.serving.hosts.direct.seats import Seat, Seats
 from marship.serving.hosts.direct.slots import BEGUN, HANDED, IDLE, LATE, Held, Slots
-from marship.serving.hosts.direct.sockets import Channel, Packet
+from marship.serving.hosts.direct.sockets import Channel, Packet, accept
 
 logger = logging.getLogger(__name__)
 
 _ENDS_WITHIN_S, _LOOK_S = 2.0, 0.005
 _DROPS_S, _DROPPED_BYTES = 2.0, 1 << 16
+MOST_RETURNS = 20
+"""Of a connection by workers that would not have it, before its client is told, or must ask."""
 
 
 class Workers:
@@ -49,14 +51,7 @@ class Workers:
 
     def listen(self, listener: socket.socket) -> None:
         """Accept workers at a socket of their own."""
-        listener.setblocking(False)
-
-        def accept() -> None:
-            with suppress(BlockingIOError):
-                line, _ = listener.accept()
-                self._add_worker(line)
-
-        self._loop.add_reader(listener.fileno(), accept)
+        accept(self._loop, listener, self._add_worker)
 
     def _add_worker(self, line: socket.socket) -> None:
         seat: Seat
@@ -85,16 +80,19 @@ class Workers:
                     seat.slots = Slots(packet.fds[0], seat.pid)
             self._seats.add(seat)
         elif packet.kind == "load":
+            seat.closing = 0
             seat.connections, seat.requests = packet.told["connections"], packet.told["requests"]
             seat.adopted = packet.told.get("adopted", seat.handed)
             if seat.slots is not None and seat.adopted == seat.handed:
                 seat.slots.forget_unread()
         elif packet.kind == "leaving":
+            seat.is_leaving = True
             self._seats.remove(seat)
         elif packet.kind == "drain":
             self._drain(seat, packet.told["model"], packet.told["version"], packet.told["pids"])
         elif packet.kind == "closed" and seat.slots is not None:
             _end(seat.slots.take(packet.told["slot"]).fd)
+            seat.closing = max(0, seat.closing - 1)
         elif packet.kind == "refused" or (packet.kind == "back" and packet.is_cut):
             self._refuse(seat, packet.told["slot"])
         elif packet.kind == "back":
@@ -108,11 +106,12 @@ class Workers:
             if pids is None or seat.pid in pids:
                 self._seats.remove(seat)
                 self._drained.add(seat)
-                seat.drainers.add(caller)
-                caller.drained.append(seat)
+                if caller not in seat.drainers:
+                    seat.drainers.add(caller)
+                    caller.drained.append(seat)
                 seat.channel.send(Packet("drain"))
 
-        if pids is None and (found := caller.drained):
+        if pids is None and caller.ends is None and (found := caller.drained):
             caller.ends = (found[0].model, found[0].version)
             self._seats.ending.append(caller.ends)
 
@@ -146,10 +145,12 @@ class Workers:
             returns = 0 if packet.told.get("has_answered", True) else held.returns + 1
         else:
             fd = packet.fds[0]
+        another = self._seats.least_busy(seat.model, None) if returns <= MOST_RETURNS else None
         if unread:
             self._place(fd, unread, returns)
-        elif another := self._seats.least_busy(seat.model, None):
-            another.hand(fd, unread)
+        elif another is not None:
+            with suppress(OSError):  # too many files are open: it is closed
+                another.hand(fd, unread, returns)
         else:
             self._await_request(socket.socket(fileno=fd))
 

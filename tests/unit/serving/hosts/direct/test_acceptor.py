@@ -157,26 +157,52 @@ def test_an_acceptor_that_dies_is_found_again(loaded: Any, place: Place) -> None
         assert line.read("GET").status == 200
 
 
-def test_more_clients_than_the_limit_are_refused_with_a_word(loaded: Any) -> None:
-    """And those within it are answered."""
+@pytest.fixture
+def small(loaded: Any) -> Iterator[Place]:
+    """A place for three clients."""
     made = Place(limits=Limits(connections=3))
-    try:
-        made.add(loaded)
-        made.follow(m=("1.0",))
-        lines = [made.line() for _ in range(3)]
-        opened = [line.__enter__() for line in lines]
-        for line in opened:
-            line.send(request())
-            assert line.read().status == 200
-        with made.line() as fourth:
-            got = fourth.read("GET")
-            assert (got.status, got.headers["retry-after"]) == (503, "1")
-        for each in lines:
-            each.__exit__(None, None, None)
-        until(lambda: made.acceptor.connections == 0)
-        assert made.ask("/predictions/m", BODY).status == 200
-    finally:
-        made.close()
+    made.add(loaded)
+    made.follow(m=("1.0",))
+    yield made
+    made.close()
+
+
+def test_more_clients_than_the_limit_are_refused_with_a_word(small: Place) -> None:
+    """While all within it are asking something; they are answered."""
+    lines = [small.line() for _ in range(3)]
+    opened = [line.__enter__() for line in lines]
+    for line in opened:
+        line.send(request()[:-5])
+    until(lambda: sum(each.is_receiving for each in list(small.workers[0]._connections)) == 3)
+    with small.line() as fourth:
+        got = fourth.read("GET")
+        assert (got.status, got.headers["retry-after"]) == (503, "1")
+    for line in opened:
+        line.send(request()[-5:])
+        assert line.read().status == 200
+    for each in lines:
+        each.__exit__(None, None, None)
+    until(lambda: small.acceptor.connections == 0)
+    assert small.ask("/predictions/m", BODY).status == 200
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [b"", b"\r\n", request("/ping", b"", "GET"), request(), request("/predictions/nobody")],
+)
+def test_connections_between_requests_make_room_for_others(small: Place, sent: bytes) -> None:
+    """Whether they never asked, asked what the acceptor answers, or a worker."""
+    idle = [Line(small.address) for _ in range(3)]
+    for line in idle:
+        line.send(sent)
+        if len(sent) > 2:
+            line.read("GET")
+    for _ in range(20):
+        assert small.ask().status == 200
+    assert small.acceptor.connections <= 4
+    assert idle[0].is_closed()
+    for each in idle:
+        each.close()
 
 
 def test_clients_that_send_nothing_make_room_for_those_that_ask(loaded: Any) -> None:

@@ -197,3 +197,86 @@ def test_an_acceptor_with_too_many_files_open_closes_and_recovers(one: Place) ->
         finally:
             resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
     assert one.ask().status == 200
+
+
+@pytest.mark.parametrize(
+    ("before", "line", "status"),
+    [
+        (b"\r\n" * 8, b"POST /predictions/m HTTP/1.1", 200),
+        (b"\r\n" * 9, b"POST /predictions/m HTTP/1.1", 400),
+        (b"\n\r\n", b"POST /predictions/m HTTP/1.1", 400),
+        (b"\n", b"POST /predictions/m HTTP/1.1", 200),
+        (b"\r\r\n", b"POST /predictions/m HTTP/1.1", 400),
+        (b"", b"POST  /predictions/m HTTP/1.1", 400),
+        (b"", b"POST /predictions/m  HTTP/1.1", 200),
+    ],
+)
+def test_what_stands_before_a_request_and_in_its_line_is_read_in_one_way(
+    one: Place, before: bytes, line: bytes, status: int
+) -> None:
+    """By the acceptor and by the worker: there is one response, after one move at most."""
+    sent = before + line + request().partition(b" HTTP/1.1")[2]
+    count = handed(one)
+    with one.line() as client:
+        client.send(sent)
+        assert client.read().status == status
+    with one.line() as client:
+        client.send(request())
+        assert client.read().status == 200
+        client.send(sent)
+        assert client.read().status == status
+    assert handed(one) - count <= 3
+
+
+def test_a_worker_that_leaves_while_it_is_drained_gets_nothing_more(
+    loaded: Any, folder: Path, place: Place
+) -> None:
+    """Also when whoever had it drained is done; idle connections do not go round."""
+    leaves, stays = place.add(loaded), place.add(service(folder))
+    place.follow(m=("1.0",))
+    with drain(place) as line:
+        assert drained(line)
+        leaves.leave()
+    until(lambda: place.seats() == 1)
+    lines = [place.line() for _ in range(4)]
+    for each in (line.__enter__() for line in lines):
+        each.send(request())
+        assert each.read().status == 200
+    before = leaves._adopted
+    stays._loop.call_soon_threadsafe(stays._give_back, 4)
+    until(lambda: not any(each._is_moving for each in stays._connections))
+    assert place.ask().status == 200
+    assert leaves._adopted == before
+    for each in lines:
+        each.__exit__(None, None, None)
+
+
+def test_idle_connections_do_not_go_round(
+    loaded: Any, place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A worker that gives each back at once gets it a few times, and then its next request."""
+    worker = place.add(loaded)
+    place.follow(m=("1.0",))
+    with place.line() as line:
+        line.send(request())
+        assert line.read().status == 200
+        with monkeypatch.context() as patched:
+            patched.setattr(type(worker), "_is_draining", property(lambda _: True))
+            worker._loop.call_soon_threadsafe(worker._give_back, 1)
+            until(lambda: len(place.acceptor._arrivals) == 1)
+        assert handed(place) < 30
+        line.send(request())
+        assert line.read().status == 200
+
+
+def test_a_version_is_drained_once_however_often_it_is_asked(loaded: Any, place: Place) -> None:
+    """On one connection; in the end its worker has one seat, and no version is about to end."""
+    place.add(loaded)
+    place.follow(m=("1.0",))
+    with drain(place) as line:
+        assert drained(line)
+        line.send(b'{"kind":"drain","model":"m","version":"1.0","pids":null}\n')
+        assert drained(line)
+    until(lambda: place.seats() == 1)
+    assert place.ask().status == 200
+    assert place.acceptor.seats.ending == []

@@ -5,10 +5,11 @@ import os
 import resource
 import socket
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from marship.serving.hosts.direct.sockets import INLINE_BYTES, Channel, Packet
+from marship.serving.hosts.direct.sockets import INLINE_BYTES, Channel, Packet, accept
 
 
 def open_files() -> set[str]:
@@ -114,3 +115,54 @@ def test_descriptors_that_do_not_fit_are_told() -> None:
     packet = asyncio.run(pass_on())
     assert (packet.is_cut, packet.fds, packet.told["slot"]) == (True, [], 7)
     assert not open_files() - before
+
+
+def test_bytes_that_find_no_room_leave_no_descriptor(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The last free one was taken for the file, and what it holds could not be written."""
+    before = open_files()
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError(24, "Too many open files")
+
+    monkeypatch.setattr(os, "fdopen", full)
+    monkeypatch.setattr(os, "dup", full)
+    with pytest.raises(OSError, match="Too many open files"):
+        Packet.with_connection("connection", None, bytes(INLINE_BYTES + 1))
+    monkeypatch.undo()
+    assert not open_files() - before
+
+
+def test_accepting_rests_while_too_many_files_are_open() -> None:
+    """It does not turn round and round, and goes on as soon as there is room."""
+
+    async def connect() -> tuple[int, int]:
+        loop = asyncio.get_running_loop()
+        errors: list[object] = []
+        loop.set_exception_handler(lambda _, told: errors.append(told))
+        listener, taken, tries = socket.create_server(("127.0.0.1", 0)), asyncio.Event(), 0
+
+        class Full:
+            def __getattr__(self, name: str) -> Any:
+                return getattr(listener, name)
+
+            def accept(self) -> Any:
+                nonlocal tries
+                tries += 1
+                if tries <= 3:
+                    raise OSError(24, "Too many open files")
+                return listener.accept()
+
+        def take(line: socket.socket) -> None:
+            line.close()
+            taken.set()
+
+        accept(loop, Full(), take)  # type: ignore[arg-type]
+        client = socket.create_connection(listener.getsockname())
+        await asyncio.wait_for(taken.wait(), 5)
+        loop.remove_reader(listener.fileno())
+        client.close()
+        listener.close()
+        return tries, len(errors)
+
+    tries, errors = asyncio.run(connect())
+    assert (errors, tries < 8) == (0, True)

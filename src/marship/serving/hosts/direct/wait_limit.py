@@ -1,0 +1,57 @@
+"""Until when a connection may wait for what it waits for."""
+
+import math
+import time
+
+from marship.serving.hosts.direct.limits import Limits
+
+
+class WaitLimit:
+    """The end of what a connection waits for now.
+
+    A wait that goes on is not prolonged: bytes that trickle in win no time.
+
+    Args:
+        limits: How long each wait may take.
+
+    Attributes:
+        at: By the monotonic clock.
+    """
+
+    def __init__(self, limits: Limits) -> None:
+        self._limits = limits
+        self.at, self._kind = math.inf, ""
+        self.head()
+
+    def renew(self) -> None:
+        """The next wait has all its time, also for what was waited for before."""
+        self._kind = ""
+
+    def head(self) -> None:
+        """The rest of a request line and headers is to come."""
+        self._begin("head", self._limits.head_s)
+
+    def body(self, left: float) -> None:
+        """The rest of a body is to come: so many bytes, infinite where that is not known."""
+        size = 0 if math.isinf(left) else left
+        self._begin("body", self._limits.body_s + size / self._limits.body_rate)
+
+    def idle(self) -> None:
+        """The next request is to come."""
+        self._begin("idle", self._limits.idle_s)
+
+    def response(self) -> None:
+        """The model has its own limit."""
+        self._kind, self.at = "response", math.inf
+
+    def writing(self) -> None:
+        """The client is to take some bytes."""
+        self._kind, self.at = "writing", time.monotonic() + self._limits.stalled_s
+
+    def closing(self) -> None:
+        """What the client still sends is to end."""
+        self._kind, self.at = "closing", time.monotonic() + self._limits.linger_s
+
+    def _begin(self, kind: str, seconds: float) -> None:
+        if self._kind != kind:
+            self._kind, self.at = kind, time.monotonic() + seconds

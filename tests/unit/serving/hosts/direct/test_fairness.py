@@ -1,0 +1,225 @@
+"""What one client may take of the time and memory that all share."""
+
+import contextlib
+import json
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from directly import BODY, JSON, Line, Place, request, service, until
+from marship.serving.handler import OnnxHandler
+from marship.serving.hosts.direct import exchange
+from marship.serving.hosts.direct.limits import Limits
+from marship.serving.message import Reply, Request
+from marship.serving.streaming import StreamHandler
+
+
+def longest_wait_s(place: Place, path: str, count: int = 5) -> float:
+    """How long the slowest of some requests takes, each on a new connection."""
+    longest = 0.0
+    for _ in range(count):
+        began = time.monotonic()
+        place.ask(path, BODY if path.startswith("/predictions") else b"", "GET")
+        longest = max(longest, time.monotonic() - began)
+    return longest
+
+
+@pytest.mark.parametrize("before", [b"", request()])
+def test_empty_lines_are_few(one: Place, before: bytes) -> None:
+    """Megabytes of them are one refusal, and take nobody's time."""
+    with one.line() as line:
+        if before:
+            line.send(before)
+            assert line.read().status == 200
+        threading.Thread(target=_send_all, args=(line, b"\r\n" * 2_000_000), daemon=True).start()
+        assert longest_wait_s(one, "/ping") < 1
+        assert longest_wait_s(one, "/predictions/m") < 1
+        assert line.read().status == 400
+
+
+def _send_all(line: Line, data: bytes) -> None:
+    with contextlib.suppress(OSError):  # it is refused before the end
+        line.send(data)
+
+
+@pytest.mark.parametrize("path", ["/ping", "/v2/models/m/ready", "/predictions/m"])
+def test_a_client_that_never_stops_asking_leaves_others_their_turn(one: Place, path: str) -> None:
+    """Pipelined, and reading all that comes."""
+    is_done = threading.Event()
+    sent = request(path, BODY if path.startswith("/predictions") else b"", "GET")
+    with one.line() as line:
+
+        def send() -> None:
+            while not is_done.is_set():
+                _send_all(line, sent * 500)
+
+        def read() -> None:
+            with contextlib.suppress(OSError):  # the end of the test
+                while line.socket.recv(1 << 20):
+                    pass
+
+        for run in (send, read):
+            threading.Thread(target=run, daemon=True).start()
+        time.sleep(0.3)  # until it is at full speed
+        waits = [longest_wait_s(one, each) for each in ("/ping", "/v2/models/m", "/predictions/m")]
+        is_done.set()
+    assert max(waits) < 2, waits
+
+
+@pytest.fixture
+def hasty(folder: Path) -> Iterator[Place]:
+    """A place that waits for nobody."""
+    made = Place(limits=Limits(head_s=0.5, body_s=0.5, body_rate=1 << 30, idle_s=0.6))
+    made.add(service(folder, kind=Slow), batch=1)
+    made.follow(m=("1.0",))
+    yield made
+    made.close()
+
+
+class Slow(OnnxHandler):
+    """Takes as long as a request says."""
+
+    def decode(self, request: Request) -> Any:
+        """Wait, and decode."""
+        time.sleep(float(request.header("x-takes") or 0))  # a model that is slow
+        return super().decode(request)
+
+    def call_s(self, rows: int) -> float:  # noqa: ARG002
+        """On a thread."""
+        return 1.0
+
+
+@pytest.mark.parametrize("before", [b"", request()])
+def test_empty_lines_keep_no_connection_open(hasty: Place, before: bytes) -> None:
+    """However slowly they come."""
+    with hasty.line() as line:
+        if before:
+            line.send(before)
+            assert line.read().status == 200
+        began = time.monotonic()
+        with contextlib.suppress(OSError):  # reset, or a broken pipe
+            while time.monotonic() - began < 10:
+                line.send(b"\r\n")
+                time.sleep(0.2)  # as slowly as a client can
+        assert time.monotonic() - began < 4
+
+
+def test_the_time_of_a_body_is_not_that_of_requests_before_it(hasty: Place) -> None:
+    """All its bytes were sent at once, behind a slow request, on a connection that was full."""
+    slow = request(headers={**JSON, "X-Takes": "1.5"})
+    last = request(body=BODY + b" " * 1000)
+    with hasty.line() as line:
+        line.send(slow + request() * 6 + last[:-500])
+        time.sleep(0.05)  # so that its head is read before its end comes
+        line.send(last[-500:])
+        assert [line.read().status for _ in range(8)] == [200] * 8
+
+
+def test_a_client_that_waits_for_continue_is_waited_for(hasty: Place) -> None:
+    """Behind a slow request it cannot know that its body is wanted."""
+    waits = request(headers={**JSON, "Expect": "100-continue"})
+    with hasty.line() as line:
+        line.send(request(headers={**JSON, "X-Takes": "1.5"}) + waits[: -len(BODY)])
+        assert line.read().status == 200
+        assert line._stream.readline() == b"HTTP/1.1 100 Continue\r\n"
+        assert line._stream.readline() == b"\r\n"
+        line.send(BODY)
+        assert line.read().status == 200
+
+
+def test_a_body_in_tiny_chunks_takes_its_own_size(one: Place) -> None:
+    """A bytes object for each would take twenty times as much."""
+    with one.line() as line:
+        line.send(
+            b"POST /predictions/m HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n"
+            b"Content-Type: application/json\r\n\r\n"
+        )
+        line.send(b"2\r\n  \r\n" * 100_000)
+        (worker,) = one.workers
+        until(lambda: any(each._reader._size == 200_000 for each in list(worker._connections)))
+        (parts,) = [each._reader._body for each in worker._connections if each._reader._body]
+        assert len(parts) < 10
+        line.send(b"%x\r\n%b\r\n0\r\n\r\n" % (len(BODY), BODY))
+        assert line.read().status == 200
+
+
+class Endless(StreamHandler):
+    """Parts without an end, or as the body says."""
+
+    parts = 0
+
+    def answers(self, requests: Sequence[Request], clock: Any) -> Iterator[dict[int, Reply]]:  # noqa: ARG002
+        """As many parts, of as many bytes, and perhaps without a last one."""
+        told = json.loads(requests[0].body)
+        for number in range(told["parts"]):
+            Endless.parts += 1
+            is_last = number + 1 == told["parts"] and told.get("ends", True)
+            yield {0: Reply(b"x" * told["size"], "application/jsonl", more=not is_last)}
+
+
+@pytest.fixture
+def streaming(folder: Path, place: Place) -> Place:
+    """A place whose model streams."""
+    place.add(service(folder, kind=Endless), batch=1)
+    place.follow(m=("1.0",))
+    Endless.parts = 0
+    return place
+
+
+def asked(parts: int, size: int, **more: object) -> bytes:
+    """A request for a stream."""
+    return request(body=json.dumps({"parts": parts, "size": size, **more}).encode())
+
+
+def test_streams_whose_clients_are_gone_end(streaming: Place) -> None:
+    """They would hold the places of others."""
+    for _ in range(4):
+        with streaming.line() as line:
+            line.send(asked(10**9, 10))
+            assert line._stream.readline() == b"HTTP/1.1 200 OK\r\n"
+    with streaming.line() as line:
+        line.send(asked(1, 10))
+        assert line.read().status == 200
+    count = -1
+
+    def rests() -> bool:
+        nonlocal count
+        count, before = Endless.parts, count
+        time.sleep(0.05)  # a running stream makes hundreds of parts meanwhile
+        return count == before
+
+    until(rests)
+
+
+def test_a_stream_that_nobody_reads_ends(streaming: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What waits for its client is bounded, and so is the work."""
+    monkeypatch.setattr(exchange, "MOST_BEHIND", 1 << 22)
+    with streaming.line() as line, streaming.line() as behind:
+        line.send(asked(10**9, 10_000))
+        behind.send(asked(10, 10) + asked(10**9, 10_000))  # behind another one, too
+        until(lambda: len(streaming.workers[0]._connections) == 0, 20)
+    assert Endless.parts < 20_000
+
+
+@pytest.mark.parametrize("parts", [0, 3])
+def test_a_stream_without_a_last_part_is_an_error(streaming: Place, parts: int) -> None:
+    """A handler's mistake: the client is told, and does not wait for ever."""
+    with streaming.line() as line:
+        line.send(asked(parts, 5, ends=False))
+        got = line.read()
+        assert (got.status, b'"code"' in got.body) == (200 if parts else 500, True)
+        line.send(asked(1, 5))
+        assert line.read().body == b"xxxxx"
+
+
+def test_ping_is_healthy_at_once_where_an_acceptor_starts_again(place: Place) -> None:
+    """A probe must not end the server for it; at the very start nothing is known yet."""
+    assert place.ask("/ping", b"", "GET").status == 503
+    place.is_restart = True
+    place.stop_acceptor()
+    place.start_acceptor()
+    assert place.ask("/ping", b"", "GET").status == 200
