@@ -111,7 +111,7 @@ def is_complete(got: bytes, is_head: bool) -> bool:
     if not end:
         return False
     head += b"\r\n"
-    if is_head:
+    if is_head or head.startswith(b"HTTP/1.1 204"):  # neither has a body (RFC 9112, 6.3)
         return True
     if CHUNKED.search(head):
         return body.endswith(b"0\r\n\r\n")
