@@ -220,6 +220,8 @@ class Lane:
         limit_s = self._service.timeout_s or 0.0
         while True:
             time.sleep(_LOOK_S)
+            if self._loop.is_closed():
+                return  # the server has stopped, and nobody waits for the batch
             now = time.monotonic()
             late = [batch for began, batch in list(self._running.values()) if now - began > limit_s]
             if late:
