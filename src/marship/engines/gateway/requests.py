@@ -55,7 +55,7 @@ def parse(name: str, data: bytes) -> Message:
     """A message without values.
 
     Raises:
-        MalformedError: It is none, or too large.
+        MalformedError: The bytes are no such message, or it is too large.
     """
     if len(data) > MOST_BYTES:
         raise _too_many("message", MOST_BYTES, "bytes", str(len(data)))
@@ -69,7 +69,7 @@ def read(data: bytes) -> InferRequest:
     """A request, with its values left where they are.
 
     Raises:
-        MalformedError: It is none, or over the limits.
+        MalformedError: The bytes are no such message, or it is over the limits.
     """
     return _Reader(data).read()
 

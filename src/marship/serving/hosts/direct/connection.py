@@ -63,6 +63,8 @@ class Connection(asyncio.Protocol):
         self._site.opened(self)
         if self._unread:  # asyncio begins to read behind this call, and would end a pause
             asyncio.get_running_loop().call_soon(self._go_on)
+        else:
+            self.due.idle()
 
     def connection_lost(self, error: Exception | None) -> None:  # noqa: ARG002
         """The client is gone; what it asked for may still run."""

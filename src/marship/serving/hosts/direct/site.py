@@ -59,7 +59,12 @@ class Site(Protocol):
 
 def close_longest_idle(connections: "Iterable[Connection]") -> bool:
     """Close the connection that has waited longest for a request; whether there was one."""
-    idle = [each for each in connections if each.is_idle and each.transport is not None]
+    idle = [
+        each
+        for each in connections
+        if each.is_idle and each.due.is_idle and each.transport is not None
+        if not each.writer.buffered  # else its client would miss the end of a response
+    ]
     if not idle:
         return False
     min(idle, key=lambda each: each.due.at).abandon()

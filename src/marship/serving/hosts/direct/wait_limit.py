@@ -40,6 +40,11 @@ class WaitLimit:
         """The next request is to come."""
         self._begin("idle", self._limits.idle_s)
 
+    @property
+    def is_idle(self) -> bool:
+        """Whether the next request is waited for, and nothing of it has come."""
+        return self._kind == "idle"
+
     def response(self) -> None:
         """The model has its own limit."""
         self._kind, self.at = "response", math.inf

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from directly import BODY, JSON, ROW, Line, Place, request, service, until
 from marship.serving.hosts.direct.connection import Connection
 from marship.serving.hosts.direct.limits import Limits
+from marship.serving.hosts.direct.site import close_longest_idle
 from marship.serving.hosts.direct.slots import PARTLY
 from marship.serving.message import Reply, Request
 from marship.serving.streaming import StreamHandler
@@ -332,3 +333,25 @@ def test_what_is_refused_before_the_model_is_counted(place: Place, folder: Path)
     counts, _ = loaded.metrics.take()
     codes = {each.code: each.value for each in counts if each.name == "marship_errors_total"}
     assert codes == {"method": 1, "too_large": 1, "unsupported_media": 1, "malformed": 2}
+
+
+@pytest.mark.parametrize("begun", [b"", b"POST /predic"])
+def test_room_is_made_by_none_that_has_something_under_way(
+    place: Place, loaded: Any, begun: bytes
+) -> None:
+    """Neither a response that its client has not taken whole, nor a request that began to come."""
+    place.add(loaded)
+    place.follow(m=("1.0",))
+    (worker,) = place.workers
+    if begun:
+        line = socket.create_connection(place.address)
+        line.sendall(request())
+        assert line.recv(1000)
+        line.sendall(begun)
+        until(lambda: any(each._unread for each in list(worker._connections)))
+    else:
+        line, _ = reads_nothing(place)
+        until(lambda: all(not each._waiting for each in list(worker._connections)))
+    with line:
+        assert not close_longest_idle(list(worker._connections))
+        assert len(worker._connections) == 1
