@@ -21,7 +21,9 @@ INLINE_BYTES = 1 << 15
 _MOST_BYTES = 1 << 17
 _MOST_FDS = 2
 _PACKETS_PER_TURN = _ACCEPTS_PER_TURN = 64
-_FULL = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS)
+_FULL = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS, errno.ETOOMANYREFS)
+"""Of this process or of the machine, which pass; the last: too many descriptors are on their way to
+processes that have not read them (unix(7))."""
 _FULL_S = 0.1
 
 
@@ -154,7 +156,6 @@ class Channel:
             return
         if self._unsent or not self._try(packet):
             self._unsent.append(packet)
-            self._loop.add_writer(self._line.fileno(), self.flush)
 
     def flush(self) -> None:
         """Send what waits, as far as it goes."""
@@ -167,14 +168,20 @@ class Channel:
             self._loop.remove_writer(self._line.fileno())
 
     def _try(self, packet: Packet) -> bool:
+        """Send a packet; False where it must wait, and `flush` is called as soon as it may go."""
         told = {**packet.told, "kind": packet.kind, "fds": len(packet.fds)}
         head = orjson.dumps(told) + b"\n"
         rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", packet.fds))]
         try:
             self._line.sendmsg([head, packet.rest], rights if packet.fds else [])
         except BlockingIOError:
+            self._loop.add_writer(self._line.fileno(), self.flush)
             return False
-        except OSError:
+        except OSError as error:
+            if error.errno in _FULL:  # the socket may be written all the same: it says nothing
+                self._loop.remove_writer(self._line.fileno())
+                self._loop.call_later(_FULL_S, self.flush)
+                return False
             self.close()
         packet.close()
         return True

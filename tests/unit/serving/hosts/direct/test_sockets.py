@@ -1,6 +1,7 @@
 """Connections passed on with what was read of them."""
 
 import asyncio
+import errno
 import os
 import resource
 import socket
@@ -166,3 +167,48 @@ def test_accepting_rests_while_too_many_files_are_open() -> None:
 
     tries, errors = asyncio.run(connect())
     assert (errors, tries < 8) == (0, True)
+
+
+@pytest.mark.parametrize("number", [errno.ETOOMANYREFS, errno.ENOBUFS, errno.ENOMEM])
+def test_what_the_kernel_has_no_memory_for_waits(number: int) -> None:
+    """Another user's descriptors on their way, or no buffer: the other side is not gone."""
+
+    async def fill() -> tuple[list[int], int]:
+        loop = asyncio.get_running_loop()
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        tries = 0
+
+        class Full:
+            def __getattr__(self, name: str) -> Any:
+                return getattr(ours, name)
+
+            def sendmsg(self, *words: Any) -> int:
+                nonlocal tries
+                tries += 1
+                if tries <= 2:
+                    raise OSError(number, os.strerror(number))
+                return ours.sendmsg(*words)
+
+        got: list[int] = []
+        done = asyncio.Event()
+        sender = Channel(loop, Full(), lambda _: None, done.set)  # type: ignore[arg-type]
+
+        def take(packet: Packet) -> None:
+            got.append(packet.told["n"])
+            packet.close()
+            if len(got) == 3:
+                done.set()
+
+        receiver = Channel(loop, theirs, take, done.set)
+        for each in range(3):
+            sender.send(Packet("n", {"n": each}, [os.dup(0)]))
+        await asyncio.wait_for(done.wait(), 5)
+        sender.close()
+        receiver.close()
+        return got, tries
+
+    before = open_files()
+    got, tries = asyncio.run(fill())
+    assert got == [0, 1, 2]
+    assert tries < 8  # it does not turn round and round
+    assert not open_files() - before
