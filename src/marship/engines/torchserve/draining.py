@@ -8,8 +8,8 @@ processes idle, and then a last request is sent, which a single worker takes aft
 import json
 import socket
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 
 import psutil
 
@@ -28,6 +28,7 @@ from marship.exchange.calls import Call, Flow, Pause, Step, Work, path
 
 QUIET_S = 1.0
 _DIRECT_S, _MOST_BYTES = 20.0, 1 << 16
+_AGAIN_S = 0.5  # workers have told the next acceptor who they are by then
 _POLL_S = 0.25
 _IDLE_SHARE = 0.05  # of one core: a worker's metrics thread wakes periodically
 
@@ -77,21 +78,35 @@ def taken_off(
         version: Its version; None is the default one.
         pids: The workers that will end; None is all.
     """
-    line = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     told = {"kind": "drain", "model": name, "version": version, "pids": pids}
+    lines = ExitStack()
 
     def wait() -> None:
         record = access.home.running() if access.is_local else None
         if record is None or record.acceptor is None:
             return
-        line.settimeout(_DIRECT_S)
+        end = time.monotonic() + _DIRECT_S
         with suppress(OSError):  # no acceptor, or requests that take longer: they get a status
-            line.connect(f"{record.tmp}/{WORKERS_SOCKET}")
-            line.send(json.dumps(told).encode() + b"\n")
-            line.recv(_MOST_BYTES)
+            while time.monotonic() < end:
+                line = lines.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET))
+                line.settimeout(max(_POLL_S, end - time.monotonic()))
+                line.connect(f"{record.tmp}/{WORKERS_SOCKET}")
+                if _are_drained(line, told):
+                    return
+                lines.close()  # the acceptor died: the next one knows of no drain
+                time.sleep(_AGAIN_S)
 
-    with line:
+    with lines:
         yield Work(wait)
+
+
+def _are_drained(line: socket.socket, told: Mapping[str, object]) -> bool:
+    """Whether the acceptor says that workers have nothing left; False where it dies instead."""
+    try:
+        line.send(json.dumps(told).encode() + b"\n")
+        return bool(line.recv(_MOST_BYTES))
+    except ConnectionError:
+        return False
 
 
 def _send_last(access: Access, name: str, version: str) -> Flow[None]:

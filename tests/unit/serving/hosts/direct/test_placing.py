@@ -4,16 +4,24 @@ import json
 import os
 import resource
 import socket
+import threading
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any, cast
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from directly import Place, request, service, until
+from marship.engines.home import WORKERS_SOCKET
+from marship.engines.torchserve import draining
 from marship.serving.hosts.direct.workers import Workers
 from worker_process import Process
+
+if TYPE_CHECKING:
+    from marship.engines.torchserve.access import Access
+    from marship.exchange.calls import Work
 
 PATHS = [
     "/predictions/m",
@@ -116,6 +124,33 @@ def test_a_drained_worker_serves_the_next_acceptor(
         line.socket.settimeout(5)
         assert line.read().status == 200
     assert handed(place) == 1
+
+
+def test_an_acceptor_that_dies_has_drained_nobody(
+    loaded: Any, place: Place, tmp_path: Path
+) -> None:
+    """Whoever is about to end the worker asks the next acceptor."""
+    place.add(loaded)
+    place.follow(m=("1.0",))
+    (tmp_path / WORKERS_SOCKET).symlink_to(place.path)
+    record = SimpleNamespace(acceptor=True, tmp=tmp_path)
+    home = SimpleNamespace(running=lambda: record)
+    access = cast("Access", SimpleNamespace(is_local=True, home=home))
+    with draining.taken_off(access, "m", "1.0") as step, place.line() as line:
+        sent = request()
+        line.send(sent[:-5])
+        until(lambda: any(each._reader.is_in_body for each in place.workers[0]._connections))
+        waiting = threading.Thread(target=cast("Work", step).run)
+        waiting.start()
+        until(lambda: bool(place.acceptor._workers._drained))
+        place.stop_acceptor()
+        place.start_acceptor()
+        until(lambda: bool(place.acceptor._workers._drained))
+        assert waiting.is_alive()
+        line.send(sent[-5:])
+        assert line.read().status == 200
+        waiting.join(10)
+        assert not waiting.is_alive()
 
 
 def test_two_who_drain_the_same_worker_both_wait_and_it_rests_until_both_are_gone(
