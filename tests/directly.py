@@ -121,6 +121,7 @@ class Place:
         key_file: Holds the token; None asks for none.
         limits: Of clients.
         engine: Who answers for models that have no worker here.
+        headers: Of every response of the acceptor's.
     """
 
     def __init__(
@@ -128,7 +129,9 @@ class Place:
         key_file: Path | None = None,
         limits: Limits | None = None,
         engine: tuple[str, int] | None = None,
+        headers: Mapping[str, str] | None = None,
     ) -> None:
+        self._headers = headers or {}
         self._folder = tempfile.TemporaryDirectory(prefix="d")
         self.key_file, self.limits, self._engine = key_file, limits or Limits(), engine
         self.workers: list[DirectWorker] = []
@@ -160,6 +163,7 @@ class Place:
                 key_file=self.key_file,
                 limits=self.limits,
                 engine=self._engine,
+                headers=self._headers,
                 is_restart=self.is_restart,
                 on_start=on_start,
             )

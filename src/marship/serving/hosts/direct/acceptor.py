@@ -71,7 +71,7 @@ class Acceptor(Site):
         self.seats = Seats()
         self._own: set[Connection] = set()
         self._arrivals = Arrivals(loop, limits, self._place)
-        self._workers = Workers(loop, self.seats, self._place, self._arrivals.add)
+        self._workers = Workers(loop, self.seats, self._place, self._arrivals.add, self.headers)
         self._routes: dict[bytes, routes.Route | None] = {}
         loop.call_later(_SWEEP_S, self._sweep)
 
@@ -104,7 +104,7 @@ class Acceptor(Site):
         if line.family != socket.AF_UNIX:
             line.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         if self._is_full():
-            refuse(line, _too_many(self.limits.connections))
+            refuse(line, _too_many(self.limits.connections), self.headers)
         else:
             self._arrivals.add(line)
 
@@ -129,7 +129,7 @@ class Acceptor(Site):
         if seat is None:
             self._keep(fd, unread)
         elif returns > MOST_RETURNS:
-            tell(self._loop, fd, _unplaced())
+            tell(self._loop, fd, _unplaced(), self.headers)
         else:
             with suppress(OSError):  # too many files are open: it is closed
                 seat.hand(fd, unread, returns)

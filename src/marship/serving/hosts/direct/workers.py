@@ -30,6 +30,7 @@ class Workers:
         place: Takes a connection's descriptor, and what was read of it, to whom it belongs; it is
             told how often workers have given it back without a response.
         await_request: Takes a connection that is between requests.
+        headers: Lines of every response.
     """
 
     def __init__(
@@ -38,8 +39,9 @@ class Workers:
         seats: Seats,
         place: Callable[[int, bytes, int], None],
         await_request: Callable[[socket.socket], None],
+        headers: bytes,
     ) -> None:
-        self._loop, self._seats = loop, seats
+        self._loop, self._seats, self._headers = loop, seats, headers
         self._place, self._await_request = place, await_request
         self._channels: set[Channel] = set()
         self._drained: set[Seat] = set()
@@ -157,7 +159,7 @@ class Workers:
     def _refuse(self, seat: Seat, slot: int | None) -> None:
         """Answer a client for a worker that has too many files open."""
         if seat.slots is not None and slot is not None:
-            tell(self._loop, seat.slots.take(slot).fd, _full())
+            tell(self._loop, seat.slots.take(slot).fd, _full(), self._headers)
 
     def _release(self, seat: Seat) -> None:
         """Find out what a worker that is gone left behind, as soon as its process has ended."""
@@ -187,19 +189,19 @@ class Workers:
         elif state == IDLE:
             self._await_request(socket.socket(fileno=held.fd))
         elif state == BEGUN:
-            tell(self._loop, held.fd, worker_died())
+            tell(self._loop, held.fd, worker_died(), self._headers)
         elif state == LATE:
-            tell(self._loop, held.fd, too_late())
+            tell(self._loop, held.fd, too_late(), self._headers)
         else:
             _end(held.fd)
 
 
-def tell(loop: asyncio.AbstractEventLoop, fd: int, error: StatusError) -> None:
+def tell(loop: asyncio.AbstractEventLoop, fd: int, error: StatusError, headers: bytes) -> None:
     """Answer, and close after the client: else what it still sends would reset the connection."""
     line = socket.socket(fileno=fd)
     line.setblocking(False)
     with suppress(OSError):
-        line.send(_response(error))
+        line.send(_response(error, headers))
         line.shutdown(socket.SHUT_WR)
 
     def drop() -> None:
@@ -221,21 +223,21 @@ def tell(loop: asyncio.AbstractEventLoop, fd: int, error: StatusError) -> None:
     loop.add_reader(line.fileno(), drop)
 
 
-def refuse(line: socket.socket, error: StatusError) -> None:
+def refuse(line: socket.socket, error: StatusError, headers: bytes) -> None:
     """Answer without a parser, and close: what the client sends is not read."""
     with suppress(OSError):
-        line.send(_response(error))
+        line.send(_response(error, headers))
     _end(line.detach())
 
 
-def _response(error: StatusError) -> bytes:
+def _response(error: StatusError, headers: bytes) -> bytes:
     reply = error_reply(error)
     status = HTTPStatus(reply.status)
     head = (
         f"HTTP/1.1 {status} {status.phrase}\r\ncontent-type: {reply.content_type}\r\n"
-        f"retry-after: 1\r\ncontent-length: {len(reply.body)}\r\nconnection: close\r\n\r\n"
+        f"retry-after: 1\r\ncontent-length: {len(reply.body)}\r\nconnection: close\r\n"
     )
-    return head.encode() + reply.body
+    return head.encode() + headers + b"\r\n" + reply.body
 
 
 def _end(fd: int) -> None:

@@ -160,7 +160,7 @@ def test_an_acceptor_that_dies_is_found_again(loaded: Any, place: Place) -> None
 @pytest.fixture
 def small(loaded: Any) -> Iterator[Place]:
     """A place for three clients."""
-    made = Place(limits=Limits(connections=3))
+    made = Place(limits=Limits(connections=3), headers={"X-All": "yes"})
     made.add(loaded)
     made.follow(m=("1.0",))
     yield made
@@ -176,7 +176,7 @@ def test_more_clients_than_the_limit_are_refused_with_a_word(small: Place) -> No
     until(lambda: sum(each.is_receiving for each in list(small.workers[0]._connections)) == 3)
     with small.line() as fourth:
         got = fourth.read("GET")
-        assert (got.status, got.headers["retry-after"]) == (503, "1")
+        assert (got.status, got.headers["retry-after"], got.headers["x-all"]) == (503, "1", "yes")
     for line in opened:
         line.send(request()[-5:])
         assert line.read().status == 200
