@@ -41,7 +41,6 @@ class Connection(asyncio.Protocol):
         states: States | None = None,
     ) -> None:
         self._site, self._limits, self.headers = site, site.limits, site.headers
-        self.slot = slot
         self.writer = Writer(states, slot)
         self._unread = unread
         self.transport: asyncio.Transport | None = None

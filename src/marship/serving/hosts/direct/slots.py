@@ -42,8 +42,10 @@ class Slots:
     """
 
     def __init__(self, memory: int, pid: int) -> None:
-        self._states = mmap.mmap(memory, MOST)
-        os.close(memory)
+        try:
+            self._states = mmap.mmap(memory, MOST)
+        finally:
+            os.close(memory)
         self.process = os.pidfd_open(pid)
         self._held: dict[int, Held] = {}
         self._free = iter(range(MOST))
@@ -81,9 +83,10 @@ class Slots:
         return held
 
     def forget_unread(self) -> None:
-        """Drop what was read before, as the worker has all that was handed over."""
-        for held in self._held.values():
-            held.unread = b""
+        """Drop what was read before of connections that the worker has begun to serve."""
+        for slot, held in self._held.items():
+            if self._states[slot] != HANDED:
+                held.unread = b""
 
     @property
     def has_ended(self) -> bool:

@@ -139,7 +139,7 @@ class DirectWorker(Site):
         }
         memory, self._states = slots.make()
         for connection in self._connections:
-            connection.slot = None  # another acceptor has their other descriptors, or none
+            connection.writer.leave()  # another acceptor has their other descriptors, or none
         self._channel.send(Packet("hello", told, [memory]))
 
     def _on_lost(self) -> None:
@@ -242,8 +242,9 @@ class DirectWorker(Site):
     def closed(self, connection: Connection) -> None:
         """Count it no more, and let the acceptor close it, too."""
         self._connections.discard(connection)
-        if connection.slot is not None and self._channel is not None:
-            self._channel.send(Packet("closed", {"slot": connection.slot}))
+        slot = connection.writer.leave()
+        if slot is not None and self._channel is not None:
+            self._channel.send(Packet("closed", {"slot": slot}))
         if self._is_draining:
             self._report()
 
@@ -259,8 +260,7 @@ class DirectWorker(Site):
         if self._channel is None:
             transport.close()
             return
-        slot, connection.slot = connection.slot, None
-        fd = None
+        slot, fd = connection.writer.leave(), None
         try:
             if slot is None:
                 fd = os.dup(transport.get_extra_info("socket").fileno())

@@ -14,13 +14,16 @@ class Writer:
     Args:
         states: Where to note what is done with it; None is for this process alone.
         slot: Its number there; None where it has none.
+
+    Attributes:
+        slot: The same, until it is left.
     """
 
     def __init__(self, states: States | None, slot: int | None) -> None:
-        self._states: States = bytearray(1)
-        self._place = 0
+        self.slot = None if states is None else slot
+        self._state = memoryview(bytearray(1))  # one object: a watchdog on a thread may look
         if states is not None and slot is not None:
-            self._states, self._place = states, slot
+            self._state = memoryview(states)[slot : slot + 1]
         self._transport: asyncio.Transport | None = None
         self._written = self._mark = 0
 
@@ -28,12 +31,18 @@ class Writer:
         """Write here from now on."""
         self._transport = transport
         self._fd = transport.get_extra_info("socket").fileno()
-        self._states[self._place] = BEGUN if is_begun else IDLE
+        self._state[0] = BEGUN if is_begun else IDLE
+
+    def leave(self) -> int | None:
+        """Note it for this process alone from now on: the number, which is returned, is free."""
+        slot, self.slot = self.slot, None
+        self._state = memoryview(bytearray(self._state))
+        return slot
 
     def begin(self) -> None:
         """A request has begun to come."""
-        if self._states[self._place] == IDLE:  # else bytes of a response may be on their way
-            self._states[self._place] = BEGUN
+        if self._state[0] == IDLE:  # else bytes of a response may be on their way
+            self._state[0] = BEGUN
 
     def write(self, data: bytes, *, is_whole: bool = False) -> bool:
         """Send at once what the kernel takes: what the loop keeps would die with the process.
@@ -53,7 +62,7 @@ class Writer:
             return False
         self._written += len(data)
         if not is_whole or len(data) > _SMALL_BYTES:
-            self._states[self._place] = PARTLY
+            self._state[0] = PARTLY
         if not transport.get_write_buffer_size():
             try:
                 sent = os.write(self._fd, data)
@@ -65,13 +74,13 @@ class Writer:
             if sent == len(data):
                 return True
             data = data[sent:]
-        self._states[self._place] = PARTLY
+        self._state[0] = PARTLY
         transport.write(data)
         return False
 
     def rest(self) -> None:
         """All was sent, and no request has begun to come."""
-        self._states[self._place] = IDLE
+        self._state[0] = IDLE
 
     def settle(self, *, is_partly: bool, is_begun: bool) -> None:
         """Note what is done with the connection, if all that was written is sent.
@@ -82,17 +91,17 @@ class Writer:
         """
         if not self.buffered:
             state = PARTLY if is_partly else BEGUN if is_begun else IDLE
-            self._states[self._place] = state
+            self._state[0] = state
 
     def tell_late(self) -> None:
         """A request took too long, and this process is about to end."""
-        if self._states[self._place] == BEGUN:
-            self._states[self._place] = LATE
+        if self._state[0] == BEGUN:
+            self._state[0] = LATE
 
     @property
     def is_unsettled(self) -> bool:
         """Whether bytes of a response may be on their way."""
-        return self._states[self._place] == PARTLY
+        return self._state[0] == PARTLY
 
     @property
     def buffered(self) -> int:

@@ -1,7 +1,10 @@
 """A worker dies: idle connections go on, requests that were lost get a status."""
 
+import gc
 import os
 import signal
+import socket
+import weakref
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -9,7 +12,16 @@ from typing import Any
 import pytest
 
 from directly import Line, Place, request, until
+from marship.serving.hosts.direct import slots
 from worker_process import Process
+
+
+@pytest.fixture
+def place() -> Iterator[Place]:
+    """An acceptor without workers; what it says has a header."""
+    made = Place(headers={"X-All": "yes"})
+    yield made
+    made.close()
 
 
 @pytest.fixture
@@ -72,7 +84,7 @@ def test_a_request_that_is_lost_gets_a_status(place: Place, processes: Any, sent
     worker.kill()
     got = line.read()
     assert (got.status, got.json()["code"], got.headers["retry-after"]) == (503, "worker_died", "1")
-    assert got.headers["connection"] == "close"
+    assert (got.headers["connection"], got.headers["x-all"]) == ("close", "yes")
     assert line.is_closed()
 
 
@@ -148,7 +160,46 @@ def test_a_batch_that_hangs_in_the_event_loop_is_504(place: Place, processes: An
     held.send(request(headers={"X-Hold": "1"}))
     got = held.read()
     assert (got.status, got.json()["code"]) == (504, "response_timeout")
+    assert got.headers["x-all"] == "yes"
     assert held.is_closed()
     processes()
     beside.send(request())
     assert beside.read().status == 200
+
+
+def test_what_was_read_is_kept_until_the_worker_has_begun() -> None:
+    """A worker that has taken a connection may die before it looks at it."""
+    memory, states = slots.make()
+    held = slots.Slots(memory, os.getpid())
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        taken, waits = (held.hold(ours.fileno(), b"GET", 0) for _ in range(2))
+        assert taken is not None
+        states[taken] = slots.BEGUN
+        held.forget_unread()
+        assert [each.unread for _, each in held.release()] == [b"", b"GET"]
+        assert waits is not None
+    held.close()
+
+
+def test_states_of_an_acceptor_that_died_are_let_go(place: Place, loaded: Any) -> None:
+    """At once, though connections of its time are open or closed: each has a descriptor."""
+    worker = place.add(loaded)
+    place.follow(m=("1.0",))
+    gc.disable()
+    try:
+        opened = lines(place, 3)
+        assert worker._states is not None
+        gone = weakref.ref(worker._states)
+        opened.pop().close()
+        until(lambda: len(worker._connections) == 2)
+        place.stop_acceptor()
+        place.start_acceptor()
+        until(lambda: place.seats() == 1)
+        assert gone() is None
+        for line in opened:
+            line.send(request())
+            assert line.read().status == 200
+            line.close()
+    finally:
+        gc.enable()

@@ -239,10 +239,10 @@ def test_a_client_that_reads_nothing_is_let_go(hasty: Place, behind: bytes) -> N
     line, connection = reads_nothing(hasty)
     with line:
         line.sendall(behind)
-        states, place = connection.writer._states, connection.writer._place
+        state = connection.writer._state
         for _ in range(20):
             if connection.writer.buffered:
-                assert states[place] == PARTLY
+                assert state[0] == PARTLY
             time.sleep(0.01)  # the state holds all the time
         until(lambda: not worker._connections, 5)
     assert hasty.ask().status == 200
