@@ -388,7 +388,7 @@ class Connection(asyncio.Protocol):
             return
         waits_for_us = self._is_full() or self._owes_continue or self._goes_later
         if self.is_receiving and not waits_for_us:
-            self.due.body(self._reader.left)
+            self.due.body(self._reader.size)
         elif self._unread and not waits_for_us:
             self.due.head()
         elif self._waiting or waits_for_us:

@@ -56,6 +56,11 @@ class RequestReader:
         self.left: float = 0
 
     @property
+    def size(self) -> int:
+        """Bytes of the body; of one in chunks, those that have come."""
+        return self._size if self.exchange is None else self.exchange.head.length or self._size
+
+    @property
     def is_in_body(self) -> bool:
         """Whether the rest of a request is to come."""
         return self.exchange is not None

@@ -9,7 +9,8 @@ from marship.serving.hosts.direct.limits import Limits
 class WaitLimit:
     """The end of what a connection waits for now.
 
-    A wait that goes on is not prolonged: bytes that trickle in win no time.
+    A wait that goes on is not prolonged: bytes that trickle in win no time, those of a body in
+    chunks as much as bytes of a body win whose length is known.
 
     Args:
         limits: How long each wait may take.
@@ -20,7 +21,7 @@ class WaitLimit:
 
     def __init__(self, limits: Limits) -> None:
         self._limits = limits
-        self.at, self._kind = math.inf, ""
+        self.at, self._began, self._kind = math.inf, 0.0, ""
         self.head()
 
     def renew(self) -> None:
@@ -31,10 +32,10 @@ class WaitLimit:
         """The rest of a request line and headers is to come."""
         self._begin("head", self._limits.head_s)
 
-    def body(self, left: float) -> None:
-        """The rest of a body is to come: so many bytes, infinite where that is not known."""
-        size = 0 if math.isinf(left) else left
-        self._begin("body", self._limits.body_s + size / self._limits.body_rate)
+    def body(self, size: int) -> None:
+        """The rest of a body is to come, which has so many bytes, or so many of them have come."""
+        self._begin("body", self._limits.body_s)
+        self.at = self._began + self._limits.body_s + size / self._limits.body_rate
 
     def idle(self) -> None:
         """The next request is to come."""
@@ -59,4 +60,5 @@ class WaitLimit:
 
     def _begin(self, kind: str, seconds: float) -> None:
         if self._kind != kind:
-            self._kind, self.at = kind, time.monotonic() + seconds
+            self._kind, self._began = kind, time.monotonic()
+            self.at = self._began + seconds

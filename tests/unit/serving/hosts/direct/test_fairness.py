@@ -119,6 +119,36 @@ def test_the_time_of_a_body_is_not_that_of_requests_before_it(hasty: Place) -> N
         assert [line.read().status for _ in range(8)] == [200] * 8
 
 
+@pytest.fixture
+def slow(loaded: Any) -> Iterator[Place]:
+    """A place that waits half a second for a body, and one more for each thousand bytes."""
+    made = Place(limits=Limits(body_s=0.5, body_rate=1000))
+    made.add(loaded)
+    made.follow(m=("1.0",))
+    yield made
+    made.close()
+
+
+@pytest.mark.parametrize("is_chunked", [False, True])
+@pytest.mark.parametrize(("part_bytes", "status"), [(400, 200), (2, 408)])
+def test_a_body_that_keeps_coming_may_take_its_time(
+    slow: Place, part_bytes: int, status: int, is_chunked: bool
+) -> None:
+    """In chunks or not; one that trickles in may not, and its client learns why."""
+    size = 4000 if part_bytes > 100 else 40
+    framing = b"Transfer-Encoding: chunked" if is_chunked else b"Content-Length: %d" % size
+    head = b"POST /predictions/m HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\n"
+    body = BODY.ljust(size) if size > len(BODY) else b" " * size
+    with slow.line() as line:
+        line.send(head + framing + b"\r\n\r\n")
+        for start in range(0, size, part_bytes):
+            part = body[start : start + part_bytes]
+            line.send(b"%x\r\n%b\r\n" % (len(part), part) if is_chunked else part)
+            time.sleep(0.12)  # as a client does that has no more yet
+        line.send(b"0\r\n\r\n" if is_chunked else b"")
+        assert line.read().status == status
+
+
 def test_a_client_that_waits_for_continue_is_waited_for(hasty: Place) -> None:
     """Behind a slow request it cannot know that its body is wanted."""
     waits = request(headers={**JSON, "Expect": "100-continue"})
