@@ -23,6 +23,7 @@ from marship.errors import DataError
 READY_TIMEOUT_S = 120
 TOLERANCE = Tolerance(atol=1e-4, rtol=1e-3)
 WARM_S = 1
+SETTLED_S = 15
 
 Results = dict[Setup, dict[int, list[Figures]]]
 """Figures of each setup by number of clients, one entry for each round."""
@@ -131,14 +132,18 @@ def _send(running: Running) -> bytes:
 def _first_of_round(running: Running) -> None:
     """Return after the requests that the warm-up left in the server's queue.
 
-    A server whose own clock ran while it was suspended refuses one for that.
+    A server whose own clock ran while it was suspended refuses some for that.
     """
-    try:
-        _send(running)
-    except urllib.error.HTTPError as error:
-        if error.code != http.HTTPStatus.REQUEST_TIMEOUT:
-            raise
-        _send(running)
+    until = time.monotonic() + SETTLED_S
+    while True:
+        try:
+            _send(running)
+        except urllib.error.HTTPError as error:
+            refused = {http.HTTPStatus.REQUEST_TIMEOUT, http.HTTPStatus.SERVICE_UNAVAILABLE}
+            if error.code not in refused or time.monotonic() > until:
+                raise
+        else:
+            return
 
 
 def _own_certificates() -> ssl.SSLContext:

@@ -41,11 +41,9 @@ class BenchSettings:
 def main(settings: BenchSettings) -> None:
     """Measure marship and other model servers in interleaved rounds."""
     load.require_wrk()
-    if settings.suite not in ("", *SUITES):
-        raise UsageError(f"suite must be of {', '.join(SUITES)}, got {settings.suite}.")
     if settings.quick:
         settings = replace(settings, seconds=1, rounds=1, settle=1, workers=1)
-    suite = SUITES[settings.suite] if settings.suite else _whole(settings)
+    suite = _parts_of_suite(settings) if settings.suite else _whole(settings)
     peers = _named(PEERS, [name for part in suite for name in part.peers], "peers")
     settings.out.mkdir(parents=True, exist_ok=True)
     plan = measurement.Plan(settings.seconds, settings.rounds, settings.settle, settings.workers)
@@ -64,6 +62,17 @@ def main(settings: BenchSettings) -> None:
             )
         report.write(measured, settings.out)
     report.show(measured, console.out)
+
+
+def _parts_of_suite(settings: BenchSettings) -> Sequence[Part]:
+    """The suite's parts, of the chosen cases where some are chosen."""
+    if settings.suite not in SUITES:
+        raise UsageError(f"suite must be of {', '.join(SUITES)}, got {settings.suite}.")
+    if settings.peers or settings.clients:
+        raise UsageError("a suite has its own peers and clients; choose among its cases only.")
+    parts = SUITES[settings.suite]
+    cases = _named({part.case: part for part in parts}, settings.cases, "cases of the suite")
+    return [part for part in parts if part.case in cases or not cases]
 
 
 def _whole(settings: BenchSettings) -> list[Part]:

@@ -12,6 +12,12 @@ from dataclasses import dataclass
 
 _Key = tuple[str, str, str]  # name, unit, error code or nothing
 
+_REQUESTS: _Key = ("marship_requests_total", "requests", "")
+_BATCHES: _Key = ("marship_batches_total", "batches", "")
+_STEPS: dict[str, _Key] = {
+    step: (f"marship_{step}_seconds_total", "seconds", "") for step in ("decode", "infer", "encode")
+}
+
 
 @dataclass(frozen=True, slots=True)
 class Figure:
@@ -34,10 +40,10 @@ class Metrics:
     def add_batch(self, requests: int, seconds: Mapping[str, float]) -> None:
         """Count a batch, and the time that each step of it took."""
         with self._lock:
-            self._totals["marship_requests_total", "requests", ""] += requests
-            self._totals["marship_batches_total", "batches", ""] += 1
+            self._totals[_REQUESTS] += requests
+            self._totals[_BATCHES] += 1
             for step, spent in seconds.items():
-                self._totals[f"marship_{step}_seconds_total", "seconds", ""] += spent  # type: ignore[assignment]
+                self._totals[_STEPS[step]] += spent  # type: ignore[assignment]
 
     def add_error(self, code: str) -> None:
         """Count a response that is an error, by its stable code."""
@@ -72,7 +78,7 @@ class Clock:
     """Measures the time of each step of a batch."""
 
     def __init__(self) -> None:
-        self.seconds = {"decode": 0.0, "infer": 0.0, "encode": 0.0}
+        self.seconds = dict.fromkeys(_STEPS, 0.0)
         self._last = time.perf_counter()
 
     def lap(self, step: str) -> None:

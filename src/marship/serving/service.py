@@ -253,16 +253,16 @@ class Service:
             return None
         gathered = rows.gather(requests, self.contract)
         clock.lap("decode")
-        if gathered is None or len(gathered.array) > self._most_rows:
+        if gathered is None or sum(gathered.counts) > self._most_rows:
             return None  # too large ones are rejected one by one
         try:
-            outputs = self.session.run({self.contract.inputs[0].name: gathered.array})
+            outputs = self.session.run(gathered.arrays)
         except ModelError:
             return None  # the failing request is found one by one
         if self._batcher.has_mixed(outputs, gathered.sizes):
             return None  # each alone, from now on
         if len(requests) > 1 and (on_joined := self._batcher.on_joined):
-            on_joined({self.contract.inputs[0].name: gathered.array}, outputs)
+            on_joined(gathered.arrays, outputs)
         clock.lap("infer")
         replies = rows.scatter(outputs, gathered)
         clock.lap("encode")

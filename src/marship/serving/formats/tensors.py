@@ -125,6 +125,8 @@ def to_array(value: object, spec: TensorSpec, *, may_mix: bool = True) -> Array:
 
 
 def _cast(array: Array, spec: TensorSpec) -> Array:
+    if array.dtype == spec.dtype:
+        return array
     try:
         with np.errstate(over="raise"):
             return array.astype(spec.dtype, copy=False)
@@ -158,6 +160,8 @@ def _types(value: object, axes: int) -> set[type]:
 def keeps_values(array: Array, want: np.dtype[Any]) -> bool:
     """Whether a conversion to the wanted type is lossless, except for rounding floats."""
     have = array.dtype
+    if have == want:
+        return True
     if have.kind == "b" or want.kind == "b":
         return have.kind == want.kind
     if want.kind == "f":
@@ -195,7 +199,7 @@ def plain(array: Array) -> Any:  # noqa: ANN401  what orjson takes
         return array.tolist()
     if array.ndim == 0:
         return array[()]
-    if array.dtype.name == "float16":
+    if array.dtype.char == "e":  # its name is made anew each time
         return array.astype("float32", order="C")
     return array if array.flags.c_contiguous else array.copy(order="C")
 
@@ -243,7 +247,8 @@ def outside(array: Array, spec: TensorSpec) -> str | None:
         return None
     if spec.value_range is not None:
         low, high = spec.value_range
-        least, most = array.min().item(), array.max().item()  # NaN, if there is one
+        least = np.minimum.reduce(array, axis=None).item()  # NaN, if there is one
+        most = np.maximum.reduce(array, axis=None).item()
         first, last = (least, most) if array.dtype.kind != "f" else np.trunc((least, most))
         if not (low <= first and last <= high):
             return _out_of_range(spec.name, low, high, least if last <= high else most)

@@ -40,8 +40,8 @@ def test_gathered_rows_are_each_requests_own(bodies: list[list[list[float]]], na
     for inputs in alone:
         validate(inputs, CONTRACT)
     wanted = np.concatenate([inputs["input"] for inputs in alone])
-    np.testing.assert_array_equal(gathered.array, wanted)
-    assert gathered.array.dtype == np.float32
+    np.testing.assert_array_equal(gathered.arrays["input"], wanted)
+    assert gathered.arrays["input"].dtype == np.float32
     assert gathered.counts == [len(body) for body in bodies]
 
 
@@ -58,22 +58,24 @@ OUTPUTS = {
 }
 
 
+@pytest.mark.parametrize("requests", [3, rows.MANY_REQUESTS + 1])
 @pytest.mark.parametrize("name", OUTPUTS)
 @pytest.mark.parametrize("named", [True, False])
-def test_scattered_answers_are_those_of_the_codec(name: str, named: bool) -> None:
+def test_scattered_answers_are_those_of_the_codec(name: str, named: bool, requests: int) -> None:
     """Whatever the output's type and rank, each response has the bytes of the slow path."""
-    counts = [1, 3, 2]
-    gathered = rows.Rows(np.empty((6, 3), np.float32), counts, {"batch": 6}, named=named)
-    found = [reply.body for reply in rows.scatter({name: OUTPUTS[name]}, gathered)]
+    output = np.concatenate([OUTPUTS[name]] * (requests // 3))
+    counts = [1, 3, 2] * (requests // 3)
+    gathered = rows.Rows({}, counts, {"batch": len(output)}, named=named)
+    found = [reply.body for reply in rows.scatter({name: output}, gathered)]
     form = codec.BodyFormat.NAMED if named else codec.BodyFormat.BARE
-    parts = np.split(OUTPUTS[name], np.cumsum(counts)[:-1])
+    parts = np.split(output, np.cumsum(counts)[:-1])
     wanted = [codec.encode({name: p}, codec.Message({}, form), "m", "1").body for p in parts]
     assert found == wanted
 
 
 def test_several_outputs_are_named_even_where_the_request_was_bare() -> None:
     """A bare request to a model with two outputs gets both by name."""
-    gathered = rows.Rows(np.empty((1, 3), np.float32), [1], {"batch": 1}, named=False)
+    gathered = rows.Rows({"input": np.empty((1, 3), np.float32)}, [1], {"batch": 1}, named=False)
     outputs = {"a": np.ones((1, 1), np.float32), "b": np.zeros(1, np.int64)}
     (reply,) = rows.scatter(outputs, gathered)
     assert json.loads(reply.body) == {"a": [[1.0]], "b": [0]}
@@ -112,14 +114,14 @@ def test_an_odd_request_leaves_its_batch_to_the_slow_path(case: str) -> None:
     "contract",
     [
         replace(CONTRACT, batch_axis=None),
-        replace(CONTRACT, inputs=(FLOATS, FLOATS)),
+        replace(CONTRACT, inputs=(FLOATS, replace(FLOATS, name="x", shape=(3,)))),
         replace(CONTRACT, inputs=(replace(FLOATS, dtype="str"),)),
         replace(CONTRACT, inputs=(replace(FLOATS, dtype="float16"),)),
         replace(CONTRACT, inputs=(replace(FLOATS, shape=("batch", "length")),)),
     ],
 )
 def test_models_that_need_more_care_are_not_read_so(contract: Contract) -> None:
-    """No batch axis, two inputs, text, half floats, or a second variable axis."""
+    """No batch axis, an input without it, text, half floats, or a second variable axis."""
     assert not rows.fits(contract)
 
 
@@ -165,4 +167,76 @@ def test_what_is_read_together_is_what_each_is_alone(dtype: str, bodies: list[li
     if gathered is None:
         return
     alone = [codec.decode(r.body, r.content_type, model).inputs["input"] for r in requests]
-    assert gathered.array.tobytes() == np.concatenate(alone).tobytes()
+    assert gathered.arrays["input"].tobytes() == np.concatenate(alone).tobytes()
+
+
+COLUMN = st.lists(ANY, min_size=1, max_size=3)
+
+
+@settings(max_examples=400, deadline=None)
+@given(
+    types=st.lists(st.sampled_from(TYPES), min_size=2, max_size=3),
+    data=st.data(),
+    count=st.integers(1, 4),
+)
+def test_several_inputs_read_together_are_those_of_each_alone(
+    types: list[str], data: st.DataObject, count: int
+) -> None:
+    """Each input of each request as the slow path reads it; what that refuses is left to it."""
+    specs = tuple(TensorSpec(f"x{i}", dtype, ("batch",)) for i, dtype in enumerate(types))
+    model = replace(CONTRACT, inputs=specs)
+    names = st.sampled_from([[spec.name for spec in specs], ["x0"], ["x0", "x1", "x2", "x3"]])
+    bodies = [{name: data.draw(COLUMN) for name in data.draw(names)} for _ in range(count)]
+    gathered = rows.gather([request(body) for body in bodies], model)
+    if gathered is None:
+        return
+    alone = [codec.decode(orjson.dumps(b), "application/json", model).inputs for b in bodies]
+    counts = [validate(inputs, model)["batch"] for inputs in alone]
+    assert gathered.counts == counts
+    for spec in specs:
+        joined = np.concatenate([inputs[spec.name] for inputs in alone])
+        assert gathered.arrays[spec.name].tobytes() == joined.tobytes()
+        assert gathered.arrays[spec.name].dtype == spec.dtype
+
+
+PAIR = replace(CONTRACT, inputs=(FLOATS, TensorSpec("ids", "int64", ("batch",), None, (0, 9))))
+
+
+@settings(max_examples=100, deadline=None)
+@given(bodies=st.lists(ROWS, min_size=1, max_size=8))
+def test_requests_with_several_inputs_take_the_fast_path(bodies: list[list[list[float]]]) -> None:
+    """Whatever order a client names its inputs in."""
+    found = rows.gather(
+        [
+            request(
+                {"ids": [1] * len(body), "input": body}
+                if i % 2
+                else {"input": body, "ids": [1] * len(body)}
+            )
+            for i, body in enumerate(bodies)
+        ],
+        PAIR,
+    )
+    assert found is not None
+    assert found.named
+    assert len(found.arrays["ids"]) == len(found.arrays["input"]) == sum(found.counts)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {"input": [[1, 2, 3]]},
+        {"input": [[1, 2, 3]], "ids": [1, 2]},
+        {"input": [[1, 2, 3]], "ids": [10]},
+        {"input": [[1, 2, 3]], "ids": [-1]},
+        {"input": [[1, 2, 3]], "ids": 1},
+        {"input": [[1, 2, 3]], "ids": []},
+        {"input": [[1, 2, 3]], "ids": [1], "more": [1]},
+        [[1, 2, 3]],
+    ],
+)
+def test_odd_requests_with_several_inputs_are_left_to_the_slow_path(body: object) -> None:
+    """An input is missing, has other rows, is out of range, or there is one too many."""
+    good = request({"input": [[1, 2, 3]], "ids": [1]})
+    assert rows.gather([good, request(body)], PAIR) is None
+    assert rows.gather([request(body)], PAIR) is None
