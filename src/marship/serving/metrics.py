@@ -17,6 +17,7 @@ _BATCHES: _Key = ("marship_batches_total", "batches", "")
 _STEPS: dict[str, _Key] = {
     step: (f"marship_{step}_seconds_total", "seconds", "") for step in ("decode", "infer", "encode")
 }
+_TIMING = ", ".join(f"{step};dur=%.3f" for step in _STEPS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,4 +90,4 @@ class Clock:
 
     def server_timing(self) -> str:
         """The Server-Timing header (W3C); durations are of the whole batch, in milliseconds."""
-        return ", ".join(f"{step};dur={s * 1e3:.3f}" for step, s in self.seconds.items())
+        return _TIMING % tuple(s * 1e3 for s in self.seconds.values())

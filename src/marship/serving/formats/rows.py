@@ -27,7 +27,7 @@ _CERTAIN = 2.0**53
 """Numbers up to this are rounded to a float independently of others in the array."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Rows:
     """The concatenated rows of all requests.
 
@@ -102,13 +102,15 @@ def _certain(rows: list[object], spec: TensorSpec) -> Array | None:
     want = np.dtype(spec.dtype)
     if array.shape[1:] != spec.shape[1:] or not keeps_values(array, want):
         return None
-    if array.dtype != want:
-        with np.errstate(over="ignore"):
+    if want.kind == "f":
+        if array.dtype.kind != "f":
             array = array.astype(want)
-    # NaN and infinity too; beyond the limit an integer beside a fraction would be rounded twice,
-    # first to float64. The sum of squares is faster than the maximum, and no smaller.
-    if want.kind == "f" and not np.vdot(array, array) <= _CERTAIN**2:
-        return None
+        # NaN and infinity too; beyond the limit an integer beside a fraction would be rounded
+        # twice, first to float64. The sum of squares is faster than the maximum, and no smaller.
+        if not np.vdot(array, array) <= _CERTAIN**2:
+            return None
+    if array.dtype != want:
+        array = array.astype(want)
     return array if outside(array, spec) is None else None
 
 
