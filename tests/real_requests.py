@@ -99,7 +99,7 @@ def managed(door: str, token: bytes, wrong: bytes) -> Iterator[Request]:
     """What the management port answers: who may, looks; who may not, tries to do.
 
     Args:
-        door: Where they go; through the proxy no token helps.
+        door: Where they go; through the proxy and the direct address no token helps.
         token: That of management.
         wrong: Another.
     """
@@ -107,10 +107,11 @@ def managed(door: str, token: bytes, wrong: bytes) -> Iterator[Request]:
     look = replace(look, may_enter=door == "management")
     for target in LOOKS:
         yield replace(look, target=target)
+    predicts = door in ("proxy", "direct")  # a changed path may lead there, with its token
     for method, target in DEEDS:
         for given in (None, b"Bearer " + wrong):
             deed = Request(door, method, target, (HOST,), token=given)
-            yield replace(deed, may_enter=door == "proxy" and given is not None)  # to a prediction
+            yield replace(deed, may_enter=predicts and given is not None)
     body = b'{"url": "echo.mar", "model_name": "sneaked", "initial_workers": 1}'
     yield Request(
         door,
@@ -119,7 +120,7 @@ def managed(door: str, token: bytes, wrong: bytes) -> Iterator[Request]:
         (HOST, JSON),
         body,
         token=b"Bearer " + wrong,
-        may_enter=door == "proxy",
+        may_enter=predicts,
     )
 
 

@@ -48,6 +48,9 @@ OWN = re.compile(
 )
 """An error of TorchServe's own. Java omits the message of an error that is repeated often."""
 
+KSERVE = re.compile(rb'\{"code":(\d+),"type":"(\w+)","message":"(.*)","error":"\3"\}', re.DOTALL)
+"""The same, as the direct address passes it on to a client of KServe v2."""
+
 CLEAN = {
     (400, "BadRequestException"): rb"Invalid HTTP message\.|Parameter [\w ]+ is required\.",
     (400, "InvalidKeyException"): rb"Token Auth\w+ failed\. Token either incorrect, expired, .*",
@@ -120,7 +123,7 @@ class Place:
             seeds = [*asked("inference", inference), *measured("metrics")]
             seeds += managed("management", management, inference)
         wrong = {
-            door: odd_tokens(right, other)
+            door: odd_tokens(right, other, is_direct=door == "direct")
             for door, right, other in (
                 ("inference", inference, management),
                 ("proxy", inference, management),
@@ -188,7 +191,7 @@ class Place:
         if status < 400:
             if status != 100 and not self._may_enter(mutant, is_first=is_first):
                 yield "let in"
-        elif own := OWN.fullmatch(body):
+        elif own := OWN.fullmatch(body) or (is_direct and KSERVE.fullmatch(body)):
             yield from own_faults(mutant, (status, own[2].decode()), own[3] or b"")
             return
         elif is_direct and status in LACKS and is_json(body):
@@ -221,11 +224,13 @@ def is_json(body: bytes) -> bool:
         return False
 
 
-def odd_tokens(right: bytes, other: bytes) -> list[bytes]:
+def odd_tokens(right: bytes, other: bytes, *, is_direct: bool) -> list[bytes]:
     """Headers that let nobody in."""
     given = [other, right[:-1], right + b"x", right.swapcase(), b"", b"None", b"null", b"x" * 2000]
     given += [right + b" " + right, right + b"\0", b"\xff" + right, b'"' + right + b'"', b"*"]
     schemes = [b"bearer " + right, b"Basic " + right, right, b"Bearer", b"Bearer" + right, b""]
+    if is_direct:  # the scheme's name may be in lower case (RFC 9110, 11.1); TorchServe refuses it
+        schemes.remove(b"bearer " + right)
     return [b"Bearer " + token for token in given] + schemes
 
 
