@@ -375,7 +375,7 @@ class Connection(asyncio.Protocol):
         elif self.is_idle and not self._unread:
             self.transport.close()
         elif self.is_receiving or not self._waiting:
-            self._refuse_and_close(too_slow())
+            self._refuse_and_close(self._reader.refusal or too_slow())
 
     @property
     def is_receiving(self) -> bool:

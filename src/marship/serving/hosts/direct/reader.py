@@ -57,8 +57,10 @@ class RequestReader:
 
     @property
     def size(self) -> int:
-        """Bytes of the body; of one in chunks, those that have come."""
-        return self._size if self.exchange is None else self.exchange.head.length or self._size
+        """Bytes of the body; in chunks, those that have come; of one that is dropped, none."""
+        if self.exchange is None or self.refusal is not None:
+            return 0
+        return self.exchange.head.length or self._size
 
     @property
     def is_in_body(self) -> bool:

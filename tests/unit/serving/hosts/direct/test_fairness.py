@@ -149,6 +149,15 @@ def test_a_body_that_keeps_coming_may_take_its_time(
         assert line.read().status == status
 
 
+@pytest.mark.parametrize("framing", ["Content-Length: 1000000", "Transfer-Encoding: chunked"])
+def test_the_body_of_a_refused_request_is_not_waited_for_as_long(slow: Place, framing: str) -> None:
+    """However large it is said to be; its client learns why it is refused."""
+    with slow.line() as line:
+        line.send(f"DELETE /predictions/m HTTP/1.1\r\nHost: a\r\n{framing}\r\n\r\n".encode())
+        line.socket.settimeout(5)
+        assert line.read("DELETE").status == 405
+
+
 def test_a_client_that_waits_for_continue_is_waited_for(hasty: Place) -> None:
     """Behind a slow request it cannot know that its body is wanted."""
     waits = request(headers={**JSON, "Expect": "100-continue"})
