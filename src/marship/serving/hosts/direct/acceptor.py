@@ -140,10 +140,9 @@ class Acceptor(Site):
             return None
         return self.seats.least_busy(route.model, route.version)
 
-    def _is_engines(self, route: routes.Route) -> bool:
-        """Whether the engine is asked: it knows of a model before it is told here."""
-        is_ending = self.seats.is_ending(route.model, route.version)
-        return self._engine is not None and route.kind == routes.PREDICT and not is_ending
+    def _is_relayed(self, route: routes.Route) -> bool:
+        """Whether the engine is asked for predictions: it knows a model before it is told here."""
+        return self._engine is not None and not self.seats.is_ending(route.model, route.version)
 
     def _relay(self, exchange: Exchange, route: routes.Route) -> None:
         assert self._engine is not None  # noqa: S101  check refuses without
@@ -223,7 +222,7 @@ class Acceptor(Site):
                 f"{_shown(exchange.head.path)}."
             )
         check_method(exchange, route)
-        if self._is_engines(route):
+        if route.kind == routes.PREDICT and self._is_relayed(route):
             check_relayed(exchange.head)
         elif route.model:
             raise self._no_worker(route)
@@ -252,9 +251,10 @@ class Acceptor(Site):
             exchange.reply(routes.server(__version__))
         elif route.kind == routes.LIVE:
             exchange.reply(Reply(orjson.dumps({"live": True})))
-        elif route.kind == routes.READY:  # a worker would have answered
-            told = {"name": route.model, "ready": False}
-            exchange.reply(Reply(orjson.dumps(told), status=503))
+        elif route.kind == routes.READY:  # no worker here has answered
+            is_ready = self._is_relayed(route) and self.seats.is_staffed(route.model, route.version)
+            told = {"name": route.model, "ready": is_ready}
+            exchange.reply(Reply(orjson.dumps(told), status=200 if is_ready else 503))
         else:
             exchange.reply(self._health(route.kind))
 

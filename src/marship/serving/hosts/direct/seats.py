@@ -175,6 +175,11 @@ class Seats:
         state = self._models.get(model)
         return state is not None and (version is None or version in state.versions)
 
+    def is_staffed(self, model: str, version: str | None) -> bool:
+        """Whether the engine has a worker of a version, or of the default one, that is ready."""
+        state = self._models.get(model)
+        return state is not None and state.ready.get(version or state.default, 0) > 0
+
     @property
     def is_complete(self) -> bool:
         """Whether every model has the workers that are wanted."""

@@ -9,6 +9,7 @@ import pytest
 
 from directly import BODY, JSON, RIGHT, Place, request, until
 from marship.serving.hosts.direct.limits import Limits
+from marship.serving.hosts.direct.seats import ModelState
 
 LARGE = bytes(range(256)) * 8192
 
@@ -158,6 +159,22 @@ def test_what_the_engine_would_not_read_is_refused(
     """It closes the connection there, and the client would get a fault of the server."""
     got = relayed.ask(path, headers=headers)
     assert (got.status, got.json()["code"], engine.seen) == (status, "too_large", [])
+
+
+def test_a_model_is_ready_where_the_engine_has_a_worker_for_it(relayed: Place) -> None:
+    """Requests are relayed to it; KServe's clients ask before they send one."""
+    state = ModelState("1", ("1", "2"), {"1": 1, "2": 1}, {"1": 1, "2": 0})
+    relayed._loop.call_soon_threadsafe(relayed.acceptor.follow, {"echo": state})
+    until(lambda: relayed.acceptor.seats.knows_models)
+    for path, is_ready in {
+        "echo": True,
+        "echo/versions/1": True,
+        "echo/versions/2": False,
+        "echo/versions/3": False,
+        "unknown": False,
+    }.items():
+        got = relayed.ask(f"/v2/models/{path}/ready", b"", "GET")
+        assert (got.status, got.json()["ready"]) == (200 if is_ready else 503, is_ready)
 
 
 def test_names_reach_the_engine_encoded(relayed: Place, engine: Engine) -> None:
