@@ -30,7 +30,8 @@ from marship.serving.hosts.direct.relay import check as check_relayed
 from marship.serving.hosts.direct.relay import relay
 from marship.serving.hosts.direct.request_line import target_of, without_empty_lines
 from marship.serving.hosts.direct.seats import ModelState, Seat, Seats
-from marship.serving.hosts.direct.site import Site, close_longest_idle, expire, lines_of
+from marship.serving.hosts.direct.site import Site, close_some, expire, lines_of
+from marship.serving.hosts.direct.slots import IDLE, UNPROVEN
 from marship.serving.hosts.direct.sockets import accept
 from marship.serving.hosts.direct.tokens import Tokens
 from marship.serving.hosts.direct.worker import check_method, options
@@ -40,6 +41,8 @@ from marship.serving.message import Reply
 _NO_HEADERS: Mapping[str, str] = MappingProxyType({})
 _SWEEP_S = 0.5
 _MOST_TARGETS = 2048
+_ROOM_SHARE = 64
+"""Of the connections one in so many is closed at once: each time all are looked through."""
 
 
 class Acceptor(Site):
@@ -109,14 +112,21 @@ class Acceptor(Site):
             self._arrivals.add(line)
 
     def _is_full(self) -> bool:
-        """Whether no more clients may connect; one that has sent no request makes room.
+        """Whether no more clients may connect; one that nothing is done for makes room.
 
-        First those that never did, then those between two. Workers close theirs a moment later.
+        First those that have sent nothing, then those of whose request nobody knows yet that it
+        may be sent, then those between two. Workers close theirs a moment later.
         """
-        if self.connections < self.limits.connections:
+        limit = self.limits.connections
+        if self.connections - self.seats.closing < limit or self._arrivals.close_oldest():
             return False
-        is_room = self._arrivals.close_oldest() or close_longest_idle(self._own)
-        return not (is_room or self.seats.make_room())
+        most = max(1, limit // _ROOM_SHARE)
+        for state in (UNPROVEN, IDLE):
+            closed = close_some(self._own, state, most)
+            self._own.difference_update(closed)  # at once: the loop tells of them a turn later
+            if closed or self.seats.make_room(state, most):
+                return False
+        return True
 
     @property
     def connections(self) -> int:

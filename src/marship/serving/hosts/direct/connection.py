@@ -388,10 +388,12 @@ class Connection(asyncio.Protocol):
             return
         waits_for_us = self._is_full() or self._owes_continue or self._goes_later
         if self.is_receiving and not waits_for_us:
-            self.due.body(self._reader.size)
+            self.due.body(self._reader.size, is_wanted=self._reader.refusal is None)
         elif self._unread and not waits_for_us:
             self.due.head()
         elif self._waiting or waits_for_us:
             self.due.response()
         else:
             self.due.idle()
+        if self.due.is_unproven and len(self._waiting) == self._reader.is_in_body:
+            self.writer.doubt()

@@ -42,7 +42,7 @@ class Seat:
         self.model = self.version = ""
         self.connections = self.requests = 0
         self.handed = self.adopted = 0  # connections: sent to it, and those it says it has got
-        self.closing = 0  # idle connections that it was told to close, and may not have yet
+        self.closing = 0  # connections that it was told to close, and may not have yet
         self.told: tuple[bool, tuple[str, ...]] | None = None
 
     @property
@@ -197,13 +197,19 @@ class Seats:
         """How many connections all workers have."""
         return sum(seat.open for seats in self._seats.values() for seat in seats)
 
-    def make_room(self) -> bool:
-        """Have the worker with most connections close an idle one; whether any has one."""
+    @property
+    def closing(self) -> int:
+        """How many connections workers are about to close."""
+        return sum(seat.closing for seats in self._seats.values() for seat in seats)
+
+    def make_room(self, state: int, most: int) -> bool:
+        """Have the worker with most connections close some in a state; whether any has one."""
         seats = (seat for seats in self._seats.values() for seat in seats)
         for seat in sorted(seats, key=_load, reverse=True):
-            if seat.slots is not None and seat.slots.idle > seat.closing:
-                seat.closing += 1
-                seat.channel.send(Packet("make room"))
+            has = seat.slots.count(state) if seat.slots is not None else 0
+            if (count := min(most, has - seat.closing)) > 0:
+                seat.closing += count
+                seat.channel.send(Packet("make room", {"state": state, "count": count}))
                 return True
         return False
 

@@ -1,5 +1,6 @@
 """What a server does with the requests of its connections: the acceptor and the workers do."""
 
+import heapq
 import logging
 import time
 from typing import TYPE_CHECKING, Protocol
@@ -8,6 +9,7 @@ from marship.errors import MarshipError
 from marship.serving.hosts.direct.exchange import Exchange
 from marship.serving.hosts.direct.heads import Heads
 from marship.serving.hosts.direct.limits import Limits, error_reply
+from marship.serving.hosts.direct.slots import IDLE, UNPROVEN
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -15,6 +17,9 @@ if TYPE_CHECKING:
     from marship.serving.hosts.direct.connection import Connection
 
 logger = logging.getLogger(__name__)
+
+_YOUNG_S = 0.25
+"""A head that has begun to come within it may come in several pieces."""
 
 
 class Site(Protocol):
@@ -57,18 +62,36 @@ class Site(Protocol):
         exchange.reply(error_reply(error))
 
 
-def close_longest_idle(connections: "Iterable[Connection]") -> bool:
-    """Close the connection that has waited longest for a request; whether there was one."""
-    idle = [
+def close_some(connections: "Iterable[Connection]", state: int, most: int) -> "list[Connection]":
+    """Close connections that nothing is done for, as many as are in a state; returns them.
+
+    First those whose client has begun a request and does not go on, then those between requests,
+    then those whose client has begun one just now; of each those that have waited longest.
+
+    Args:
+        connections: Those there are.
+        state: IDLE or UNPROVEN.
+        most: How many to close at most.
+    """
+    found = [
         each
         for each in connections
-        if each.is_idle and each.due.is_idle and each.transport is not None
+        if (each.writer.state == IDLE and each.is_idle and each.due.is_idle)
+        or (each.writer.state == UNPROVEN and each.due.is_unproven)
+        if each.transport is not None
         if not each.writer.buffered  # else its client would miss the end of a response
     ]
-    if not idle:
-        return False
-    min(idle, key=lambda each: each.due.at).abandon()
-    return True
+    count = min(most, sum(each.writer.state == state for each in found))
+    now = time.monotonic()
+
+    def rank(each: "Connection") -> tuple[int, float]:
+        is_young = now - each.due.began < _YOUNG_S
+        return (1 if each.writer.state == IDLE else 2 if is_young else 0, each.due.began)
+
+    closed = heapq.nsmallest(count, found, key=rank)
+    for each in closed:
+        each.abandon()
+    return closed
 
 
 def lines_of(headers: "Mapping[str, str]") -> bytes:

@@ -10,9 +10,10 @@ import select
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-IDLE, BEGUN, PARTLY, HANDED, LATE = range(5)
+IDLE, BEGUN, PARTLY, HANDED, LATE, UNPROVEN = range(6)
 """Between requests; a request is read or runs; of its response a part may be sent; on its way to
-the worker; a request took so long that the worker ends itself."""
+the worker; a request took so long that the worker ends itself; of a request that is read nobody
+knows yet that it may be sent, or it may not."""
 MOST = 1 << 16
 States = mmap.mmap | bytearray
 """A byte for each connection."""
@@ -54,10 +55,9 @@ class Slots:
     def __len__(self) -> int:
         return len(self._held)
 
-    @property
-    def idle(self) -> int:
-        """How many connections are between requests."""
-        return sum(self._states[slot] == IDLE for slot in self._held)
+    def count(self, state: int) -> int:
+        """How many connections are in a state."""
+        return sum(self._states[slot] == state for slot in self._held)
 
     def hold(self, fd: int, unread: bytes, returns: int) -> int | None:
         """Keep a connection that is about to be handed over; None where there is no place."""

@@ -17,11 +17,12 @@ class WaitLimit:
 
     Attributes:
         at: By the monotonic clock.
+        began: By the same.
     """
 
     def __init__(self, limits: Limits) -> None:
         self._limits = limits
-        self.at, self._began, self._kind = math.inf, 0.0, ""
+        self.at, self.began, self._kind = math.inf, 0.0, ""
         self.head()
 
     def renew(self) -> None:
@@ -32,10 +33,10 @@ class WaitLimit:
         """The rest of a request line and headers is to come."""
         self._begin("head", self._limits.head_s)
 
-    def body(self, size: int) -> None:
+    def body(self, size: int, *, is_wanted: bool) -> None:
         """The rest of a body is to come, which has so many bytes, or so many of them have come."""
-        self._begin("body", self._limits.body_s)
-        self.at = self._began + self._limits.body_s + size / self._limits.body_rate
+        self._begin("body" if is_wanted else "dropped", self._limits.body_s)
+        self.at = self.began + self._limits.body_s + size / self._limits.body_rate
 
     def idle(self) -> None:
         """The next request is to come."""
@@ -45,6 +46,11 @@ class WaitLimit:
     def is_idle(self) -> bool:
         """Whether the next request is waited for, and nothing of it has come."""
         return self._kind == "idle"
+
+    @property
+    def is_unproven(self) -> bool:
+        """Whether a head is waited for, or a body that is dropped."""
+        return self._kind in ("head", "dropped")
 
     def response(self) -> None:
         """The model has its own limit."""
@@ -60,5 +66,5 @@ class WaitLimit:
 
     def _begin(self, kind: str, seconds: float) -> None:
         if self._kind != kind:
-            self._kind, self._began = kind, time.monotonic()
-            self.at = self._began + seconds
+            self._kind, self.began = kind, time.monotonic()
+            self.at = self.began + seconds

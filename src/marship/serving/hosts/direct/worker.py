@@ -24,7 +24,7 @@ from marship.serving.hosts.direct.exchange import Exchange
 from marship.serving.hosts.direct.heads import Heads
 from marship.serving.hosts.direct.lane import Lane
 from marship.serving.hosts.direct.limits import Limits, StatusError, code_of, error_reply
-from marship.serving.hosts.direct.site import Site, close_longest_idle, expire, lines_of
+from marship.serving.hosts.direct.site import Site, close_some, expire, lines_of
 from marship.serving.hosts.direct.sockets import Channel, Packet
 from marship.serving.hosts.direct.tokens import Tokens
 from marship.serving.message import Reply
@@ -158,7 +158,7 @@ class DirectWorker(Site):
         elif packet.kind == "give back":
             self._give_back(int(packet.told["count"]))
         elif packet.kind == "make room":
-            close_longest_idle(self._connections)
+            close_some(self._connections, packet.told["state"], packet.told["count"])
         elif packet.kind == "drain":
             self._is_drained = True
             self._give_back(len(self._connections))

@@ -10,7 +10,7 @@ from http import HTTPStatus
 
 from marship.serving.hosts.direct.limits import StatusError, error_reply, too_late, worker_died
 from marship.serving.hosts.direct.seats import Seat, Seats
-from marship.serving.hosts.direct.slots import BEGUN, HANDED, IDLE, LATE, Held, Slots
+from marship.serving.hosts.direct.slots import BEGUN, HANDED, IDLE, LATE, UNPROVEN, Held, Slots
 from marship.serving.hosts.direct.sockets import Channel, Packet, accept
 
 logger = logging.getLogger(__name__)
@@ -188,7 +188,7 @@ class Workers:
             self._place(held.fd, held.unread, held.returns)
         elif state == IDLE:
             self._await_request(socket.socket(fileno=held.fd))
-        elif state == BEGUN:
+        elif state in (BEGUN, UNPROVEN):
             tell(self._loop, held.fd, worker_died(), self._headers)
         elif state == LATE:
             tell(self._loop, held.fd, too_late(), self._headers)

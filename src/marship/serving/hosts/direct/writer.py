@@ -3,9 +3,10 @@
 import asyncio
 import os
 
-from marship.serving.hosts.direct.slots import BEGUN, IDLE, LATE, PARTLY, States
+from marship.serving.hosts.direct.slots import BEGUN, IDLE, LATE, PARTLY, UNPROVEN, States
 
 _SMALL_BYTES = 1 << 14
+_WAITING = (IDLE, UNPROVEN)
 
 
 class Writer:
@@ -41,7 +42,7 @@ class Writer:
 
     def begin(self) -> None:
         """A request has begun to come."""
-        if self._state[0] == IDLE:  # else bytes of a response may be on their way
+        if self._state[0] in _WAITING:  # else bytes of a response may be on their way
             self._state[0] = BEGUN
 
     def write(self, data: bytes, *, is_whole: bool = False) -> bool:
@@ -92,6 +93,16 @@ class Writer:
         if not self.buffered:
             state = PARTLY if is_partly else BEGUN if is_begun else IDLE
             self._state[0] = state
+
+    def doubt(self) -> None:
+        """Nothing is under way but a request that may not be allowed."""
+        if self._state[0] == BEGUN:
+            self._state[0] = UNPROVEN
+
+    @property
+    def state(self) -> int:
+        """What is done with the connection, as the acceptor sees it."""
+        return self._state[0]
 
     def tell_late(self) -> None:
         """A request took too long, and this process is about to end."""

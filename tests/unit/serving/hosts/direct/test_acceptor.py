@@ -2,6 +2,7 @@
 
 import json
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from hypothesis import strategies as st
 
 from directly import BODY, Line, Place, request, service, until
 from marship.serving.hosts.direct.limits import Limits
+from marship.serving.hosts.direct.slots import UNPROVEN
 
 
 @pytest.fixture(scope="module")
@@ -203,6 +205,44 @@ def test_connections_between_requests_make_room_for_others(small: Place, sent: b
     assert idle[0].is_closed()
     for each in idle:
         each.close()
+
+
+@pytest.mark.parametrize(
+    "begun",
+    [
+        b"POST /predictions/m HTTP/1.1\r\nX: ",
+        b"GET /ping HTTP/1.1\r\nX: ",
+        request(method="DELETE")[:-5],
+        request("/ping", method="DELETE")[:-5],
+    ],
+)
+def test_requests_that_do_not_go_on_make_room_before_idle_connections(
+    small: Place, begun: bytes
+) -> None:
+    """Nobody knows yet that they may be sent; who has a token is served, and is not closed."""
+    begins: list[Line] = []
+    with small.line() as idle:
+        idle.send(request())
+        assert idle.read().status == 200
+        for _ in range(6):
+            until(lambda: small.acceptor.connections == 1 + unproven(small))
+            for count in range(unproven(small) + 1, 3):
+                begins.append(Line(small.address))
+                begins[-1].send(begun)
+                until(lambda count=count: unproven(small) == count)
+            time.sleep(0.3)  # until they are not young any more
+            assert small.ask().status == 200
+        idle.send(request())
+        assert idle.read().status == 200
+    assert begins[0].is_closed()
+    for line in begins:
+        line.close()
+
+
+def unproven(place: Place) -> int:
+    """How many connections wait for the rest of a request that may not be allowed."""
+    sites = (place.acceptor._own, place.workers[0]._connections)
+    return sum(each.writer.state == UNPROVEN for site in sites for each in list(site))
 
 
 def test_clients_that_send_nothing_make_room_for_those_that_ask(loaded: Any) -> None:

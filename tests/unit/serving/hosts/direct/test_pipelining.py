@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 from directly import BODY, JSON, ROW, Line, Place, request, service, until
 from marship.serving.hosts.direct.connection import Connection
 from marship.serving.hosts.direct.limits import Limits
-from marship.serving.hosts.direct.site import close_longest_idle
-from marship.serving.hosts.direct.slots import PARTLY
+from marship.serving.hosts.direct.site import close_some
+from marship.serving.hosts.direct.slots import IDLE, PARTLY
 from marship.serving.message import Reply, Request
 from marship.serving.streaming import StreamHandler
 
@@ -353,5 +353,5 @@ def test_room_is_made_by_none_that_has_something_under_way(
         line, _ = reads_nothing(place)
         until(lambda: all(not each._waiting for each in list(worker._connections)))
     with line:
-        assert not close_longest_idle(list(worker._connections))
+        assert not close_some(list(worker._connections), IDLE, 1)
         assert len(worker._connections) == 1

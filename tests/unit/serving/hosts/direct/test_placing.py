@@ -139,7 +139,7 @@ def test_an_acceptor_that_dies_has_drained_nobody(
     with draining.taken_off(access, "m", "1.0") as step, place.line() as line:
         sent = request()
         line.send(sent[:-5])
-        until(lambda: any(each._reader.is_in_body for each in place.workers[0]._connections))
+        until(lambda: any(each._reader.is_in_body for each in list(place.workers[0]._connections)))
         waiting = threading.Thread(target=cast("Work", step).run)
         waiting.start()
         until(lambda: bool(place.acceptor._workers._drained))
