@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from pathlib import Path
 
+from marship.engines.addresses import Target
 from marship.engines.default import DefaultEngine
 from marship.engines.engine import Engine
 from marship.engines.home import Home
@@ -34,7 +35,7 @@ class Connected:
     ) -> None:
         urls = {"inference": inference_url, "management": management_url, "metrics": metrics_url}
         tokens = {"inference": inference_token, "management": management_token}
-        self._engine = DefaultEngine(home, urls, tokens, retry_s=retry_s, on_retry=on_retry, ca=ca)
+        self._engine = DefaultEngine(Target(home, urls, tokens, retry_s, on_retry, ca))
         self._bounds = Bounds(timeout_s, max_response_bytes)
         self._copies = Path(model_store)
 

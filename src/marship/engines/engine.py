@@ -5,12 +5,13 @@ models. Operations over HTTP are flows (`exchange.calls`), which each client run
 transport. `engines.default` names the engine in use.
 """
 
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Generator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+from marship.engines.addresses import Target
 from marship.exchange.calls import Destination, Flow, HttpResponse, Pause, Side
 
 if TYPE_CHECKING:
@@ -169,25 +170,8 @@ class ServerConfig:
 class Engine(Destination, Protocol):
     """One server of an engine, and the models on it."""
 
-    def __init__(  # noqa: PLR0913  keyword-only
-        self,
-        home: str | Path | None,
-        urls: Mapping[str, str | None],
-        tokens: Mapping[str, str | None],
-        *,
-        retry_s: float = 0.0,
-        on_retry: Callable[[], None] | None = None,
-        ca: str | Path | None = None,
-    ) -> None:
+    def __init__(self, target: Target) -> None:
         """Take the addresses and tokens of a server, which is not called yet.
-
-        Args:
-            home: The server's home folder; None is the default home.
-            urls: Addresses by API; those that are missing are read from the home.
-            tokens: Tokens by API; those that are missing are read from the home.
-            retry_s: How long calls that may be retried are retried.
-            on_retry: Called before each retry.
-            ca: A PEM file with the trusted CA certificates, in place of the default ones.
 
         Raises:
             UsageError: An address, a token or the certificate file is invalid.

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from marship import AsyncClient, Client
+from marship.engines.addresses import Target
 from marship.engines.torchserve.access import Access
 from marship.errors import InvalidInputError, MarshipError, NoAnswerError, ServerError
 from marship.exchange.async_transport import AsyncTransport
@@ -171,7 +172,7 @@ def test_an_event_loop_goes_on_while_a_flow_works() -> None:
         return f"seen: {(yield Work(work))}"
 
     async def both() -> str:
-        transport = AsyncTransport(Access(None, {}, {}), Bounds(TIMEOUT_S))
+        transport = AsyncTransport(Access(Target()), Bounds(TIMEOUT_S))
         working = asyncio.create_task(transport.run(flow()))
         async with asyncio.timeout(10):
             while not began.is_set():
@@ -180,7 +181,7 @@ def test_an_event_loop_goes_on_while_a_flow_works() -> None:
         return await working
 
     assert asyncio.run(both()) == "seen: True"
-    assert BlockingTransport(Access(None, {}, {}), Bounds(TIMEOUT_S)).run(flow()) == "seen: True"
+    assert BlockingTransport(Access(Target()), Bounds(TIMEOUT_S)).run(flow()) == "seen: True"
 
 
 def test_an_error_of_work_is_thrown_into_the_flow() -> None:
@@ -196,6 +197,6 @@ def test_an_error_of_work_is_thrown_into_the_flow() -> None:
             return str(error)
         return "no error"
 
-    transport = AsyncTransport(Access(None, {}, {}), Bounds(TIMEOUT_S))
+    transport = AsyncTransport(Access(Target()), Bounds(TIMEOUT_S))
     assert asyncio.run(transport.run(flow())) == "it broke"
-    assert BlockingTransport(Access(None, {}, {}), Bounds(TIMEOUT_S)).run(flow()) == "it broke"
+    assert BlockingTransport(Access(Target()), Bounds(TIMEOUT_S)).run(flow()) == "it broke"

@@ -3,7 +3,7 @@
 import os
 import ssl
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
@@ -11,7 +11,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from marship import storage
-from marship.engines.addresses import TOKEN_VARIABLES, URL_VARIABLES
+from marship.engines.addresses import TOKEN_VARIABLES, URL_VARIABLES, Target
 from marship.engines.home import Home, ServerRecord, default_home
 from marship.engines.torchserve import peers
 from marship.engines.torchserve.peers import ConnectedSocket
@@ -36,29 +36,14 @@ class Access:
     were read or given.
 
     Args:
-        home: The server's home folder; None is MARSHIP_HOME or `.marship`.
-        urls: Given addresses. Without a home, those of the environment count as given, and any
-            of them means a remote server: APIs without an address are not called then. With a
-            home, missing addresses are read from it.
-        tokens: Given tokens; else those of the environment, else those of the home.
-        retry_s: How long calls that may be retried are retried.
-        on_retry: Called before each retry.
-        ca: A PEM file with the trusted CA certificates, in place of the default ones.
+        target: Which server is meant.
     """
 
-    def __init__(  # noqa: PLR0913  keyword-only
-        self,
-        home: str | Path | None,
-        urls: Mapping[str, str | None],
-        tokens: Mapping[str, str | None],
-        *,
-        retry_s: float = 0.0,
-        on_retry: Callable[[], None] | None = None,
-        ca: str | Path | None = None,
-    ) -> None:
-        self._retry_s, self._on_retry, self._has_met = retry_s, on_retry, False
+    def __init__(self, target: Target) -> None:
+        home, urls, tokens = target.home, target.urls, target.tokens
+        self._retry_s, self._on_retry, self._has_met = target.retry_s, target.on_retry, False
         self.home = Home(Path(home or default_home()).absolute())
-        self.tls = None if ca is None else _trusting(Path(ca))
+        self.tls = None if target.ca is None else _trusting(Path(target.ca))
         if home is None:
             urls = {side: urls.get(side) or os.environ.get(URL_VARIABLES[side]) for side in _SIDES}
         self._urls = {side: _checked(side, url) for side, url in urls.items() if url}

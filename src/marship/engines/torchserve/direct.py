@@ -23,6 +23,7 @@ from typing import cast
 from urllib.parse import urlsplit
 
 from marship.engines import processes
+from marship.engines.addresses import Target
 from marship.engines.home import DIRECT_SOCKET, WORKERS_SOCKET, Home
 from marship.engines.processes import Group
 from marship.engines.torchserve import config as configs
@@ -232,7 +233,7 @@ def _follow(home: Home, accepting: object, loop: asyncio.AbstractEventLoop) -> N
     from marship.serving.hosts.direct.seats import ModelState
 
     assert isinstance(accepting, Acceptor)  # noqa: S101  it is loaded after the fork alone
-    engine = TorchServe(home.path, {}, {})
+    engine = TorchServe(Target(home.path))
     transport = BlockingTransport(engine, Bounds(_ANSWER_S, _MOST_BYTES))
     while True:
         try:

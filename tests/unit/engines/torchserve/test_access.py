@@ -11,6 +11,7 @@ import pytest
 
 from homes import of_a_server
 from marship import Client
+from marship.engines.addresses import Target
 from marship.engines.home import Home
 from marship.engines.torchserve.access import Access
 from marship.errors import TokenError, UsageError
@@ -127,7 +128,7 @@ def test_a_token_that_cannot_be_sent_is_refused_and_not_shown(
 
 def test_addresses_are_those_of_the_server_that_runs_now(home: Home) -> None:
     """After a restart on other ports, whichever question read the home again."""
-    access = Access(home.path, {"inference": "http://127.0.0.1:7"}, {})
+    access = Access(Target(home.path, {"inference": "http://127.0.0.1:7"}))
     models = Call("management", "GET", "/models")
     for port in (8, 9):
         of_a_server(home.path, management_url=f"http://127.0.0.1:{port}")

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from homes import of_a_server
+from marship.engines.addresses import Target
 from marship.engines.engine import ModelStatus, Registration, Wait
 from marship.engines.home import Home
 from marship.engines.torchserve import models
@@ -34,7 +35,7 @@ class Registering:
 
     def __init__(self, home: Home) -> None:
         wanted = Registration("lin.mar")
-        self._flow: Flow[ModelStatus] = models.register(Access(home.path, {}, {}), wanted, Wait(1))
+        self._flow: Flow[ModelStatus] = models.register(Access(Target(home.path)), wanted, Wait(1))
         self.at: Step = next(self._flow)
 
     def go_on(self, answer: object = None) -> None:
@@ -130,7 +131,7 @@ def test_what_another_client_registered_meanwhile_stays(home: Home) -> None:
 @pytest.mark.parametrize("workers", [-1, models.MOST_WORKERS + 1, 100_000])
 def test_more_workers_than_a_machine_has_room_for_are_refused(home: Home, workers: int) -> None:
     """Before the server is called: it would start one process after the other, and never end."""
-    access = Access(home.path, {}, {})
+    access = Access(Target(home.path))
     flows = [
         models.scale(access, "lin", workers, version=None, wait=Wait(1)),
         models.register(access, Registration("lin.mar", workers=workers), Wait(1)),

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from marship.engines.addresses import Target
 from marship.engines.engine import Wait
 from marship.engines.home import Home
 from marship.engines.torchserve import workerlog
@@ -146,7 +147,7 @@ def test_what_torchserve_lost_is_told_by_the_next_worker(
     home = Home(tmp_path)
     home.logs.mkdir()
     log = WorkerLog(home)
-    access = Access(tmp_path, {"management": "http://127.0.0.1:1"}, {"management": "token"})
+    access = Access(Target(tmp_path, {"management": "http://127.0.0.1:1"}, {"management": "token"}))
     flow = ReadinessWatch(access, "x", "1.0", log, frozenset()).until(1, Wait(timeout_s=60))
     died = "Load model failed: x, error: Worker died."
     written = {1: f"model_name: x\n{died}", 15: f"{second}\n{died}"}
