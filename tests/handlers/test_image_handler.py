@@ -90,7 +90,7 @@ def test_a_wrong_k_is_400(seer: Worker, k: bytes) -> None:
     assert answer.json()["message"].startswith("k must be a whole number from 1, got")
 
 
-def test_k_is_asked_once(seer: Worker) -> None:
+def test_k_is_read_once(seer: Worker) -> None:
     """The second one would be taken for a picture."""
     (answer,) = seer({"body": colour("red"), "k": b"1", "k#2": b"2"})
     assert (answer.status, answer.json()["message"]) == (400, "k must be sent once.")
@@ -119,7 +119,7 @@ def test_sizes_mix_in_a_batch(seer: Worker) -> None:
     assert [answer["width"] for answer in together] == [20, 10, 20, 1, 320, 40]
 
 
-def test_a_panorama_answers_as_its_middle(seer: Worker) -> None:
+def test_a_panorama_gives_the_same_as_its_middle(seer: Worker) -> None:
     """The model looks at the middle square, so the ends need not reach it."""
     image = Image.new("RGB", (401, 20), "red")
     image.paste("blue", (190, 0, 211, 20))
@@ -128,7 +128,7 @@ def test_a_panorama_answers_as_its_middle(seer: Worker) -> None:
     assert (answer.json()["width"], answer.json()["height"]) == (401, 20)
 
 
-def test_several_pictures_are_answered_each_by_itself(seer: Worker) -> None:
+def test_several_pictures_are_predicted_each_by_itself(seer: Worker) -> None:
     """By name, in order; a broken one has its code and harms none, the last included."""
     (answer,) = seer(
         {
@@ -157,7 +157,7 @@ def test_several_pictures_are_answered_each_by_itself(seer: Worker) -> None:
     assert len(rows[5]["top"]) == 1
 
 
-def test_form_files_of_one_name_are_all_answered(seer: Worker) -> None:
+def test_form_files_of_one_name_are_all_predicted(seer: Worker) -> None:
     """As the buffered transport hands them over: a browser's file field sends such a form."""
     request = Request(colour("red"), name="file", fields={"file#2": colour("blue")})
     (reply,), _ = seer.handler.reply([request])

@@ -35,7 +35,7 @@ def lookup_worker(lookup_mar: Path, worker: Start) -> Worker:
     return worker(lookup_mar, load_module("onnx_handler").Handler)
 
 
-def test_a_batch_of_32_with_3_bad_gives_29_answers(lookup_worker: Worker) -> None:
+def test_a_batch_of_32_with_3_bad_gives_29_responses(lookup_worker: Worker) -> None:
     """Malformed JSON, a wrong type and a failing run get 400, 400 and 500; the rest their sums."""
     rows = [{"body": json.dumps({"ids": [[i % 10, 1]]}).encode()} for i in range(32)]
     rows[3] = {"body": b'{"ids": [[1'}
@@ -61,7 +61,7 @@ def test_a_form_with_too_many_fields_is_413(lookup_worker: Worker) -> None:
     assert answered.status == 200
 
 
-def test_answers_carry_server_timing(lookup_worker: Worker) -> None:
+def test_responses_carry_server_timing(lookup_worker: Worker) -> None:
     """Each answer's header gives milliseconds for decode, infer and encode."""
     (answer,) = lookup_worker({"body": b'{"ids": [[1]]}'})
     parts = [part.strip().split(";dur=") for part in answer.headers["Server-Timing"].split(",")]
@@ -96,7 +96,7 @@ def test_npy_over_a_multipart_field(lookup_worker: Worker) -> None:
     assert codec.read_npy(answer.body).tolist() == [9.0]
 
 
-def test_an_answer_over_the_limit_is_413(
+def test_a_response_over_the_limit_is_413(
     lookup_mar: Path, worker: Start, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """An answer that would cut the worker off is refused before it is sent."""

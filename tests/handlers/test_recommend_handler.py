@@ -99,7 +99,7 @@ def test_the_best_unseen_items_come_first(recommender: Worker) -> None:
     }
 
 
-def test_seen_items_come_back_when_asked_for(recommender: Worker) -> None:
+def test_seen_items_come_back_when_requested(recommender: Worker) -> None:
     """include_seen puts the history's items back among the answers."""
     assert items(ask(recommender, history=[6, 2], k=2, include_seen=True)) == [6, 5]
 
@@ -130,7 +130,7 @@ def test_a_long_history_is_cut_to_its_end_and_all_of_it_counts_as_seen(
     assert answer["items"] == [{"item": 1, "title": "Film 1", "score": 14.0}]
 
 
-def test_histories_of_different_lengths_answer_together_as_alone(recommender: Worker) -> None:
+def test_histories_of_different_lengths_predict_together_as_alone(recommender: Worker) -> None:
     """A batch of lengths 1 to 4 gives each request what it gets by itself."""
     requests = [{"history": list(range(1, n + 1)), "ratings": [n] * n} for n in range(1, 5)]
     alone = [ask(recommender, **request) for request in requests]

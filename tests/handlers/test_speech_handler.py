@@ -57,7 +57,7 @@ def text_of(body: bytes) -> Any:
     return {k: v for k, v in json.loads(body).items() if k != "timings_ms"}
 
 
-def test_a_recording_is_heard(ear: Worker) -> None:
+def test_a_recording_is_transcribed(ear: Worker) -> None:
     """Text, segments with times in seconds, confidence, length, format and timings."""
     (answer,) = ear({"body": wav(long_whistle("abc dad", "hh"))}, content_type="text/plain")
     assert answer.status == 200
@@ -105,7 +105,7 @@ def test_other_rates_and_a_clip_shorter_than_the_model_takes(ear: Worker) -> Non
     assert (answer.status, answer.json()["text"]) == (200, "")
 
 
-def test_several_recordings_are_answered_each_by_itself(ear: Worker) -> None:
+def test_several_recordings_are_transcribed_each_by_itself(ear: Worker) -> None:
     """By name, in order; a bad one has its code and harms none, the last included."""
     (answer,) = ear(
         {
@@ -136,7 +136,7 @@ def test_several_recordings_are_answered_each_by_itself(ear: Worker) -> None:
         ({f"f{i}": b"x" for i in range(33)}, 413, "too_large"),
     ],
 )
-def test_a_bad_request_says_what_is_asked_for(
+def test_a_bad_request_says_what_is_expected(
     ear: Worker, row: dict[str, object], status: int, code: str
 ) -> None:
     """Alone, and in a batch with a good one."""
@@ -180,7 +180,7 @@ def test_an_archive_without_its_description_is_refused(
         ear.handler.prepare()
 
 
-def test_segments_come_as_lines_and_the_whole_answer_last(ear: Worker) -> None:
+def test_segments_come_as_lines_and_the_whole_response_last(ear: Worker) -> None:
     """Parts that others follow, and a last one; their segments are those of the whole answer."""
     texts = ["abc", "dad", "hh", "fee", "cab"]
     body = wav(long_whistle(*texts))
@@ -196,7 +196,7 @@ def test_segments_come_as_lines_and_the_whole_answer_last(ear: Worker) -> None:
     assert text_of(at_once.body) == {k: v for k, v in whole.items() if k != "timings_ms"}
 
 
-def test_a_stream_of_one_turn_is_one_answer(ear: Worker) -> None:
+def test_a_stream_of_one_turn_is_one_response(ear: Worker) -> None:
     """Silence, a short clip, and bytes that are no sound with their status."""
     (turn,) = stream(ear, asked(wav(np.zeros(RATE, np.float32))))
     assert [line["text"] for line in lines(turn[0])] == [""]
@@ -226,7 +226,7 @@ def test_a_stream_of_several_recordings_names_them(ear: Worker) -> None:
     ]  # fmt: skip
 
 
-def test_neighbours_of_a_stream_are_answered_before_its_end(ear: Worker) -> None:
+def test_neighbours_of_a_stream_are_served_before_its_end(ear: Worker) -> None:
     """A bad one and a short one are ready in turns before the last."""
     long = asked(wav(long_whistle(*["abc"] * 6)))
     turns = stream(ear, long, Request(said("dad")), Request(b"no"))
@@ -363,7 +363,7 @@ def test_an_unforeseen_fault_is_one_recordings_own(
     assert b"secret" not in broken.body + form.body
 
 
-def test_an_answer_that_cannot_be_written_fails_alone(
+def test_a_response_that_cannot_be_written_fails_alone(
     ear: Worker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A reader's text that is no UTF-8 is its own 500, as one answer and as lines."""

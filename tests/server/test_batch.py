@@ -68,7 +68,7 @@ def test_the_worker_survived_it(client: Client, batching: str) -> None:
     assert model.ready == 1
 
 
-def test_an_answer_over_the_servers_limit_is_a_clean_413(
+def test_a_response_over_the_servers_limit_is_a_clean_413(
     lookup_onnx: Path, store: Path, start: Callable[..., Server]
 ) -> None:
     """The handler knows the server's max_response_size, refuses more, and stays alive."""

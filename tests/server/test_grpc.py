@@ -261,7 +261,7 @@ def test_a_gateway_that_is_killed_is_replaced(
     assert before - after == {killed.pid}
 
 
-def test_answers_of_32_clients_are_kept_apart(server: Server, token: dict[str, str]) -> None:
+def test_responses_of_32_clients_are_kept_apart(server: Server, token: dict[str, str]) -> None:
     """Two models at the same time, in batches: each response is its own request's."""
     address = server.record.grpc_address or ""
 

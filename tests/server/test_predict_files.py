@@ -75,11 +75,11 @@ def test_a_folder_becomes_a_table_and_a_csv(running: Server, adder: str, place: 
     assert rows[-1]["answer"] == rows[1]["answer"]
     assert {row["model"] for row in rows} == {"adder 1.0"}
     text = done.stdout.decode()
-    assert "31 answered, 0 failed" in text
+    assert "31 predicted, 0 failed" in text
     assert "questions/0000.json" in text
     second = ask(running, place, adder, "questions").stdout.decode()
-    assert "31 answered before" in second
-    assert "asked in" not in second
+    assert "31 predicted before" in second
+    assert "sent in" not in second
 
 
 def test_ignored_files_are_counted(running: Server, adder: str, place: Path) -> None:
@@ -89,7 +89,7 @@ def test_ignored_files_are_counted(running: Server, adder: str, place: Path) -> 
     done = ask(running, place, adder, "questions")
     assert done.returncode == 0, done.stderr
     text = " ".join(done.stdout.decode().split())
-    assert "31 answered, 0 failed" in text
+    assert "31 predicted, 0 failed" in text
     assert "passed over 4: questions/a.txt, questions/b.txt, questions/c.txt, ..." in text
 
 
@@ -102,12 +102,12 @@ def test_a_refused_file_is_a_row_and_the_exit_code(
     out = ["--out", "answers.jsonl"]
     done = ask(running, place, adder, "questions", *out)
     assert done.returncode == 1
-    assert "30 answered, 1 failed" in done.stdout.decode()
+    assert "30 predicted, 1 failed" in done.stdout.decode()
     assert "malformed" in done.stdout.decode()
     bad.write_text("[[1, 2, 3]]")
     mended = ask(running, place, adder, "questions", *out)
     assert mended.returncode == 0
-    assert "1 asked in" in mended.stdout.decode()
+    assert "1 sent in" in mended.stdout.decode()
     rows = [json.loads(line) for line in (place / "answers.jsonl").read_text().splitlines()]
     assert rows[7]["answer"] == [[16.0, 22.0]]
     assert len(rows) == 31
@@ -166,14 +166,14 @@ def test_an_interrupted_run_resumes(
     assert 100 <= len(kept) < FILES
     assert {row["status"] for row in kept} == {"200"}
     if number == signal.SIGINT:
-        assert f"{len(kept):,} of {FILES + 31:,} files have their answer" in said
+        assert f"{len(kept):,} of {FILES + 31:,} files have their response" in said
         assert "the same command goes on" in said
     else:  # what a kill in the middle of a write would leave
         with out.open("ab") as stream:
             stream.write(b'questions/x9.json,200,,"[[16')
     done = ask(running, place, adder, "questions")
     assert done.returncode == 0, done.stderr
-    assert f"{FILES + 31 - len(kept):,} asked in" in done.stdout.decode()
+    assert f"{FILES + 31 - len(kept):,} sent in" in done.stdout.decode()
     assert ("half-written" in done.stderr.decode()) == (number == signal.SIGKILL)
     names = [row["file"] for row in read(out)]
     assert names == sorted(set(names))

@@ -160,7 +160,7 @@ def test_a_folder_becomes_a_table_and_transcripts(ask: Ask, place: Path) -> None
     assert rows["talks/deep/three.wav"]["text"] == " ".join(TEXTS)
     assert rows["talks/silence.wav"]["text"] == ""
     assert "out.transcripts" in done.stdout
-    assert "asked in" not in ask(*words).stdout
+    assert "sent in" not in ask(*words).stdout
 
 
 @pytest.mark.parametrize(("table", "asked"), [("out.csv", 2), ("out.jsonl", 1)])
@@ -174,7 +174,7 @@ def test_missing_transcripts_are_written_again(
     (place / "out.transcripts/one.wav.srt").unlink()
     (place / "talks/new.wav").write_bytes(said("bed"))
     done = ask("talks", "--out", table, "--as", "srt")
-    assert f"{asked} asked in" in done.stdout
+    assert f"{asked} sent in" in done.stdout
     assert (place / "out.transcripts/one.wav.srt").read_text() == SRT
     assert "bed" in (place / "out.transcripts/new.wav.srt").read_text()
     assert kept.stat().st_ino == inode
@@ -187,7 +187,7 @@ def test_a_recording_that_fails_now_keeps_no_old_transcript(ask: Ask, place: Pat
     (place / "talks/one.wav").write_bytes(b"RIFF, and nothing more")
     done = ask(*words)
     assert done.returncode == 1
-    assert "2 answered, 1 failed" in done.stdout
+    assert "2 predicted, 1 failed" in done.stdout
     assert written(place) == ["deep/three.wav.vtt", "silence.wav.vtt"]
     (place / "talks/one.wav").write_bytes(said("abc"))
     assert ask(*words).returncode == 0
@@ -200,7 +200,7 @@ def test_a_name_that_is_too_long_affects_one_file(ask: Ask, place: Path) -> None
     done = ask("talks", "--out", "out.csv", "--as", "srt")
     assert done.returncode == 1
     assert "unwritable: File name too long" in done.stdout
-    assert "3 answered, 1 failed" in done.stdout
+    assert "3 predicted, 1 failed" in done.stdout
     assert len(written(place)) == 3
 
 

@@ -118,7 +118,7 @@ def test_a_probe_that_fails_and_one_that_succeeds(lin: Client, tmp_path: Path) -
         app, ["rollout", "lin-2", "--home", home, "--probe", str(probe), "--keep-old"]
     )
     assert done.exit_code == 0, done.output
-    assert "lin 2 answers; 1 is kept" in done.output
+    assert "lin 2 is the default; 1 is kept" in done.output
     assert versions(lin, "lin") == ["2", "1", "2"]
     with pytest.raises(UsageError, match=r"not registered, got lin 2\. Package it with another"):
         rollout(lin, "lin-2.mar")
@@ -142,7 +142,7 @@ def test_what_cannot_be_rolled_out_is_an_error(client: Client, archives: Path) -
         rollout(client, "lin-2.mar", name="nobody")
     with pytest.raises(UsageError, match="name of a file in the model store"):
         rollout(client, str(archives / "lin-2.mar"))
-    with pytest.raises(UsageError, match="must be a file for the new version"):
+    with pytest.raises(UsageError, match="must be a file with a request for the new version"):
         rollout(client, "lin-2.mar", probe=archives)
 
 

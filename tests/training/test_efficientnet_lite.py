@@ -36,7 +36,7 @@ def published(lite: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     return model
 
 
-def test_it_answers_as_the_published_definition(lite: ModuleType, published: EfficientNet) -> None:
+def test_it_predicts_as_the_published_definition(lite: ModuleType, published: EfficientNet) -> None:
     """With equal weights both give the same logits for the same pictures."""
     pictures = torch.randn(2, 3, 224, 224)
     with torch.inference_mode():

@@ -91,7 +91,7 @@ def test_every_layer_learns_from_the_published_weights(
         assert 0 < change < 0.2, name
 
 
-def test_the_graph_answers_as_pytorch(image: ModuleType, run_dir: Path) -> None:
+def test_the_graph_predicts_as_pytorch(image: ModuleType, run_dir: Path) -> None:
     """Exported, it cuts, resizes and answers as the model does, for pictures of any size."""
     model = tuned(image, run_dir)
     session = onnxruntime.InferenceSession(run_dir / "model.onnx")

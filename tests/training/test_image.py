@@ -151,7 +151,7 @@ def test_the_temperature_lowers_the_loss_where_it_was_fitted(
     }
 
 
-def test_pictures_of_any_size_are_answered(image: ModuleType, image_run: Path) -> None:
+def test_pictures_of_any_size_are_predicted(image: ModuleType, image_run: Path) -> None:
     """The exported graph takes any height and width, and answers as PyTorch does."""
     contract = Contract.from_json((image_run / "contract.json").read_text())
     assert str(contract.inputs[0]) == "pixels: uint8[batch, height, width, 3]"
@@ -224,7 +224,7 @@ def test_an_interrupted_run_resumes_to_the_same_result(
     assert [row["epoch"] for row in metrics_of(torn.run_dir)["history"]] == [1, 2, 3, 4]
 
 
-def test_few_pictures_to_calibrate_on_are_told(digits: Path, tmp_path: Path) -> None:
+def test_few_pictures_to_calibrate_on_are_reported(digits: Path, tmp_path: Path) -> None:
     """A temperature from a few held-out pictures is not trusted, and the run says so."""
     flags = ["--run-dir", str(tmp_path / "run"), "--data-dir", str(digits), "--epochs", "1"]
     few = run_recipe("image", *flags, *SMALL, "--width", "4")

@@ -62,7 +62,7 @@ def test_larger_pictures_are_cut_anywhere(augment: ModuleType) -> None:
     assert ((got[:, 15, 0, 0] - got[:, 0, 0, 0]) == 15).all()
 
 
-def test_mirrored_is_the_share_asked_for(augment: ModuleType) -> None:
+def test_mirrored_is_the_share_requested(augment: ModuleType) -> None:
     """About half are turned left to right, whole, and the others stay."""
     torch.manual_seed(0)
     got = augment.augment(pictures(), changes(augment, mirror=0.5))
@@ -72,7 +72,7 @@ def test_mirrored_is_the_share_asked_for(augment: ModuleType) -> None:
     torch.testing.assert_close(got[~flipped], pictures()[~flipped])
 
 
-def test_zoomed_parts_keep_at_least_the_area_asked_for(augment: ModuleType) -> None:
+def test_zoomed_parts_keep_at_least_the_area_requested(augment: ModuleType) -> None:
     """Resized parts span from a quarter of the picture to nearly all of it, never less."""
     torch.manual_seed(0)
     got = augment.augment(pictures(64), changes(augment, zoom=0.25)).int()

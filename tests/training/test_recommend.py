@@ -76,7 +76,7 @@ def test_odd_ratings_and_times_are_taken_as_the_nearest(model: nn.Module) -> Non
     )
 
 
-def test_answers_at_every_event_are_those_of_the_shorter_history(model: nn.Module) -> None:
+def test_outputs_at_every_event_are_those_of_the_shorter_history(model: nn.Module) -> None:
     """What training asks for at an event is what serving answers when it is the last one."""
     inputs = history(12)
     at = torch.zeros(3, 12, dtype=torch.bool)

@@ -146,7 +146,7 @@ def test_the_graph_hears_what_was_said(speech_run: Path) -> None:
 
 
 @torch.no_grad()
-def test_rows_answer_alone_as_together(speech: ModuleType, speech_run: Path) -> None:
+def test_rows_predict_alone_as_together(speech: ModuleType, speech_run: Path) -> None:
     """Zeros behind a recording change nothing, however many, also for silence and one sample."""
     model = trained(speech, speech_run)
     audio = torch.from_numpy(np.load(speech_run / "heldout.npz")["audio"][:4])

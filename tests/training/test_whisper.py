@@ -92,7 +92,9 @@ def test_the_tokens_are_those_of_transformers(
     assert outputs["tokens"][0, :SOME].tolist() == wanted
 
 
-def test_a_multilingual_model_is_told_what_is_spoken(whisper: ModuleType, tmp_path: Path) -> None:
+def test_a_multilingual_model_is_given_the_spoken_language(
+    whisper: ModuleType, tmp_path: Path
+) -> None:
     """Another language gives other tokens, and they are those of transformers."""
     folder = write_whisper(tmp_path / "model", multilingual=True)
     audio = sound(3.0, 1)

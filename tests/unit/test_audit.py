@@ -41,7 +41,7 @@ def audit() -> ModuleType:
         ([], 2, "no package"),
     ],
 )
-def test_only_answers_about_all_are_good(
+def test_only_reports_about_all_are_good(
     audit: ModuleType, packages: list[dict[str, Any]], code: int, says: str
 ) -> None:
     """Flaws fail, and so does a package that PyPI said nothing about."""

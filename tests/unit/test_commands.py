@@ -99,7 +99,7 @@ KEYS = '{"inference": {"key": "a"}, "management": {"key": "b"}}'
         (None, "", "or unset MARSHIP_MANAGEMENT_TOKEN where"),
     ],
 )
-def test_a_refused_token_is_told_with_where_it_came_from(
+def test_a_refused_token_is_reported_with_where_it_came_from(
     refusing: str, tmp_path: Path, flag: str | None, text: str, advice: str
 ) -> None:
     """The file is named if it held the token, and the variable if that did."""

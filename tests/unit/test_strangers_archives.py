@@ -110,7 +110,7 @@ def outcome(call: Callable[[], object]) -> str:
 
 
 @pytest.mark.parametrize("file", TEXTS)
-def test_each_value_of_another_type_is_read_or_told(tmp_path: Path, file: str) -> None:
+def test_each_value_of_another_type_is_read_or_refused(tmp_path: Path, file: str) -> None:
     """All of them: reading, registering and signing take it, or end in one line."""
     refused = 0
     for way in places(TEXTS[file]):
@@ -166,7 +166,7 @@ def test_each_command_ends_in_a_line(tmp_path: Path, change: Change) -> None:
     ).map(dict)
 )
 @settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-def test_a_signature_of_other_types_is_told(tmp_path: Path, value: dict[str, Any]) -> None:
+def test_a_signature_of_other_types_is_reported(tmp_path: Path, value: dict[str, Any]) -> None:
     """Whatever stands beside an archive."""
     path = write(tmp_path / "lin.mar")
     if not (tmp_path / "trust").exists():
@@ -186,7 +186,7 @@ def test_an_unchanged_archive_is_read(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["pipe", "folder", "device", "empty", "missing", "link in a ring"])
-def test_what_is_no_file_is_told(tmp_path: Path, kind: str) -> None:
+def test_what_is_no_file_is_reported(tmp_path: Path, kind: str) -> None:
     """A pipe that nobody writes to made inspect wait for ever."""
     path = tmp_path / "x.mar"
     if kind == "pipe":
@@ -207,7 +207,7 @@ def test_what_is_no_file_is_told(tmp_path: Path, kind: str) -> None:
 @pytest.mark.parametrize(
     "name", ["a" * 300 + ".mar", "new\nline.mar", "half\udcff.mar", "\x1b[2J.mar"]
 )
-def test_a_path_of_any_name_is_told_in_a_line(tmp_path: Path, name: str) -> None:
+def test_a_path_of_any_name_is_reported_in_a_line(tmp_path: Path, name: str) -> None:
     """Too long for the disk, with ends of lines, undecodable, or steering the terminal."""
     words = [sys.executable, "-m", "marship", "inspect", str(tmp_path / name)]
     done = subprocess.run(words, capture_output=True, check=False)
@@ -217,7 +217,7 @@ def test_a_path_of_any_name_is_told_in_a_line(tmp_path: Path, name: str) -> None
     assert b"\x1b" not in done.stderr
 
 
-def test_a_file_that_shrinks_or_grows_is_told(tmp_path: Path) -> None:
+def test_a_file_that_shrinks_or_grows_is_reported(tmp_path: Path) -> None:
     """What is taken out of an archive later is held against what was read of it."""
     path = pack(tmp_path / "lin.mar", (EVIDENCE_FILE, ("source",), "model.onnx"))
     found, whole = archive.read(path), path.read_bytes()

@@ -70,7 +70,7 @@ YAML_FAULTS = {
 
 
 @pytest.mark.parametrize("text", YAML_FAULTS)
-def test_yaml_that_is_not_plain_is_told(text: bytes) -> None:
+def test_yaml_that_is_not_plain_is_reported(text: bytes) -> None:
     """What it holds, in a line; nothing of it is built."""
     with pytest.raises(TextError, match=YAML_FAULTS[text]) as caught:
         texts.yaml_value(text)
@@ -175,7 +175,7 @@ JSON_FAULTS = {
 
 
 @pytest.mark.parametrize("text", JSON_FAULTS)
-def test_json_that_is_too_much_is_told(text: bytes) -> None:
+def test_json_that_is_too_much_is_reported(text: bytes) -> None:
     """Before it is built, where that is what costs."""
     tracemalloc.start()
     with pytest.raises(TextError, match=JSON_FAULTS[text]):
@@ -212,7 +212,7 @@ TOML_FAULTS = {
 
 
 @pytest.mark.parametrize("text", TOML_FAULTS)
-def test_toml_that_is_too_much_is_told(text: bytes) -> None:
+def test_toml_that_is_too_much_is_reported(text: bytes) -> None:
     """A key of 100,000 parts took all memory of the machine."""
     started = process_time()
     with pytest.raises(TextError, match=TOML_FAULTS[text]):

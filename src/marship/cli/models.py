@@ -170,7 +170,7 @@ def rollout(
             watcher=watcher,
         )
     kept = f"; {done.old.version} is kept" if done.is_old_kept else ""
-    text = f"{done.new.name} {done.new.version} answers{kept}"
+    text = f"{done.new.name} {done.new.version} is the default{kept}"
     fields = {
         "new": status_fields(done.new),
         "old_version": done.old.version,

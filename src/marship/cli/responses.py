@@ -62,20 +62,20 @@ def show_predictions(done: "Outcome", run: "Run", passed_over: Sequence[str]) ->
             [file, *(texts.get(name, "") for name in names)] for file, texts in done.first.items()
         )
         narrow_grid(("file", *names), rows)
-        show_rest(done.answered - len(done.first))
+        show_rest(done.predicted - len(done.first))
     for name, counts in done.counts.items():
-        if done.answered - len(done.first) > 1:  # else the table tells as much
+        if done.predicted - len(done.first) > 1:  # else the table tells as much
             grid((name, "files"), counts.most_common(SHOWN_COUNTS))
             show_rest(len(counts) - SHOWN_COUNTS)
     _show_failures(done.failed)
-    rate = done.asked / done.seconds
+    rate = done.sent / done.seconds
     digits = 0 if rate >= WHOLE_RATE else 1
-    speed = f"{done.asked:,} asked in {done.seconds:.1f} s, {rate:,.{digits}f} a second"
-    before = f"{done.answered_before:,} answered before"
-    requests = (done.asked and speed, done.answered_before and before)
+    speed = f"{done.sent:,} sent in {done.seconds:.1f} s, {rate:,.{digits}f} a second"
+    before = f"{done.predicted_before:,} predicted before"
+    requests = (done.sent and speed, done.predicted_before and before)
     facts(
         [
-            ("files", f"{done.answered:,} answered, {len(done.failed):,} failed"),
+            ("files", f"{done.predicted:,} predicted, {len(done.failed):,} failed"),
             ("passed over", _some(passed_over)),
             ("requests", ", ".join(text for text in requests if text)),
             ("written to", run.out),

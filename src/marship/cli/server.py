@@ -24,9 +24,9 @@ PANEL = "The server"
 @flags(ServeSettings)
 def serve(
     settings: ServeSettings,
-    detach: Annotated[bool, typer.Option("--detach", help="return when it answers")] = False,
+    detach: Annotated[bool, typer.Option("--detach", help="return when it responds")] = False,
     state: Annotated[
-        Path | None, typer.Option(help="models to register when it answers: see marship apply")
+        Path | None, typer.Option(help="models to register when it responds: see marship apply")
     ] = None,
     as_json: Annotated[
         bool, typer.Option("--json", help="print JSON, and all else to standard error")

@@ -95,8 +95,8 @@ def _check_time(call: Call, took_s: float, limit_s: float | None) -> None:
     """
     if limit_s is not None and took_s >= limit_s:
         raise ResponseTimeoutError(
-            f"{call.path} must be answered within the model's response timeout of {limit_s:g} s, "
-            f"got no response after {took_s:.1f} s, and the server killed the worker. Send less at "
+            f"{call.path} must get a response within the response timeout of {limit_s:g} s, got "
+            f"none after {took_s:.1f} s, and the server killed the worker. Send less at "
             "a time, or package the model with a longer --response-timeout-s."
         )
 

@@ -245,14 +245,14 @@ def _unfit(url: str, rule: str, got: str) -> ServerError:
 
 def too_slow(url: str, timeout_s: float) -> NoAnswerError:
     """The error for a response that is not whole in time."""
-    error = NoAnswerError(f"{url} must answer within {timeout_s:g} s, got no complete response.")
+    error = NoAnswerError(f"{url} must respond within {timeout_s:g} s, got no complete response.")
     error.timed_out = True
     return error
 
 
 def dropped(url: str) -> NoAnswerError:
     """The error for a connection that the server closed."""
-    return NoAnswerError(f"{url} must answer, got a connection that the server closed. Retry.")
+    return NoAnswerError(f"{url} must respond, got a connection that the server closed. Retry.")
 
 
 def no_http(url: str, error: Exception) -> ServerError:

@@ -224,7 +224,7 @@ def _mismatch(sides: Sides, case: Case, want: Arrays, got: Arrays) -> str:
         if case.sizes.get(doubt.axis) in doubt.sizes and doubt.place
     ]
     return (
-        f"ONNX Runtime's answers must be within {tolerance} of PyTorch's, got output {name} "
+        f"ONNX Runtime's outputs must be within {tolerance} of PyTorch's, got output {name} "
         f"{found.absolute:.3g} apart (relative {found.relative:.3g}) for {case}.{''.join(places)} "
         "Look for branches on sizes and values in forward, or state a wider --atol or --rtol."
     )

@@ -190,7 +190,7 @@ def _check_repeatable(reference: RunModel, examples: Arrays) -> None:
     first, second = reference(examples), reference(examples)
     if not agree(first, second, Tolerance(0.0, 0.0)):
         raise ParityError(
-            "the model must give the same answer twice, got outputs "
+            "the model must give the same outputs twice, got outputs "
             f"{largest_difference(second, first)[0]:.3g} apart for the same input. "
             "Take the randomness out of forward."
         )

@@ -30,7 +30,7 @@ class ExportSettings(Settings):
     pad: tuple[str, ...] = setting(
         (),
         "the value that fills an input's short rows on the right, as INPUT=VALUE, like items=0; "
-        "the export fails where that changes an answer",
+        "the export fails where that changes an output",
     )
     fixed_batch: bool = setting(False, "the first axis is not a batch of variable size")
     output_names: tuple[str, ...] = setting(

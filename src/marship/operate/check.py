@@ -180,9 +180,9 @@ def _run(
         told.seek(0)
         code = _code(words, limit_s, stdin=told, stdout=result, stderr=log, cwd=folder, env=seen)
         if code is None:
-            asked = " and answer" if "body" in task else ""
+            action = " and respond" if "body" in task else ""
             raise LoadError(
-                f"{task['name']} must load{asked} within its startupTimeout of {limit_s:g} s, got "
+                f"{task['name']} must load{action} within its startupTimeout of {limit_s:g} s, got "
                 "no end of it. Package it with a longer --startup-timeout-s."
             )
         result.seek(0)

@@ -51,7 +51,7 @@ REFUSALS: Mapping[int, tuple[type[MarshipError], str]] = {
     431: (TooLargeError, "headers must be of 3000 bytes each and 6000 in all at most, got more."),
     500: (MarshipError, "the proxy must pass on every valid request, and failed."),
     502: (NotRunningError, "a server must run behind the proxy, got none. Ask again later."),
-    504: (NoAnswerError, "the server behind the proxy must answer in time, got no answer."),
+    504: (NoAnswerError, "the server behind the proxy must respond in time, got no response."),
 }
 """Error responses of nginx itself, by HTTP status: the class with the code, and the message."""
 
@@ -82,7 +82,7 @@ def write(settings: ProxySettings, names: Sequence[str]) -> Written:
 
     Args:
         settings: What to write, and where.
-        names: The models that others may ask.
+        names: The models that clients may use.
 
     Raises:
         UsageError: A setting is invalid, or no model is named.
@@ -113,7 +113,7 @@ def render(
     Args:
         settings: Limits and address.
         server: The server's settings.
-        names: The models that others may ask.
+        names: The models that clients may use.
         chain: The certificate file.
         key: The private key file.
     """
@@ -145,7 +145,7 @@ def without_archive(home: Path | None, names: Sequence[str]) -> tuple[list[str],
 def _check(settings: ProxySettings, server: ServerConfig, names: Sequence[str]) -> None:
     if not names:
         raise UsageError(
-            "the models that others may ask must be named, got none. Run: marship proxy NAME ..."
+            "the models that clients may use must be named, got none. Run: marship proxy NAME ..."
         )
     for name in names:
         DefaultEngine.check_name(name)
@@ -157,7 +157,7 @@ def _check(settings: ProxySettings, server: ServerConfig, names: Sequence[str]) 
         )
     if not server.checks_tokens:
         raise UsageError(
-            "the server must ask for tokens, got disable_token_authorization=true: the proxy "
+            "the server must require tokens, got disable_token_authorization=true: the proxy "
             "hands them on and checks none itself. Set it to false."
         )
     if urlsplit(server.inference_address).scheme not in ("http", "unix"):

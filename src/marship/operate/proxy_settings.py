@@ -32,5 +32,5 @@ class ProxySettings(Settings):
 
     @property
     def address(self) -> str:
-        """Where nginx listens: a trial is for this machine alone unless more is asked for."""
+        """Where nginx listens: a trial is for this machine alone unless more is configured."""
         return self.listen or (f"127.0.0.1:{_PORT}" if self.self_signed else _PORT)

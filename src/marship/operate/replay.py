@@ -35,13 +35,13 @@ class Replay:
     """The result of a replay.
 
     Attributes:
-        asked: How many golden cases the endpoint answered as it must.
+        replayed: How many golden cases the endpoint predicted within their tolerance.
         too_large: How many exceed the server's limits for a request or a response.
         difference: The largest absolute difference.
         reason: Why none was replayed; empty if some were.
     """
 
-    asked: int = 0
+    replayed: int = 0
     too_large: int = 0
     difference: float = 0.0
     reason: str = ""
@@ -50,7 +50,9 @@ class Replay:
         if self.reason:
             return f"golden cases not replayed: {self.reason}"
         more = f"; {self.too_large} are too large for the server" if self.too_large else ""
-        return f"{self.asked} golden cases replayed, largest difference {self.difference:.2g}{more}"
+        return (
+            f"{self.replayed} golden cases replayed, largest difference {self.difference:.2g}{more}"
+        )
 
 
 def replay(client: Client, archive: Archive, name: str) -> Replay:
@@ -68,7 +70,7 @@ def replay(client: Client, archive: Archive, name: str) -> Replay:
     contract = archive.contract
     if (reason := _obstacle(archive)) or contract is None:
         return Replay(reason=reason)
-    asked, too_large, difference = 0, 0, 0.0
+    replayed, too_large, difference = 0, 0, 0.0
     for index, case in enumerate(_cases(archive)):
         try:
             response = client.predict(name, case.inputs, version=archive.version)
@@ -76,8 +78,8 @@ def replay(client: Client, archive: Archive, name: str) -> Replay:
             too_large += 1
             continue
         difference = max(difference, _checked(response, case, contract, index))
-        asked += 1
-    return Replay(asked, too_large, difference)
+        replayed += 1
+    return Replay(replayed, too_large, difference)
 
 
 def _obstacle(archive: Archive) -> str:

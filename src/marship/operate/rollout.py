@@ -102,7 +102,7 @@ def rollout(  # noqa: PLR0913  keyword-only
     """
     probe = Path(probe) if probe else None
     if probe is not None and not probe.is_file():
-        raise UsageError(f"{probe} must be a file for the new version to answer, got none.")
+        raise UsageError(f"{probe} must be a file with a request for the new version, got none.")
     watcher = watcher or RolloutListener()
     new = read(client, archive)
     name = name or new.name

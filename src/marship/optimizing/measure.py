@@ -168,5 +168,5 @@ def objection(
     try:
         parity.prove_padding(contract, run, examples)
     except ParityError:
-        return "padding changes its answers"
+        return "padding changes its outputs"
     return None

@@ -164,7 +164,7 @@ def _from_onnx(path: Path, settings: PackageSettings) -> Contents:
         golden=proof.cases,
         evidence={
             "source": path.name,
-            "golden": f"{golden.SYNTHETIC}, answered by this ONNX file",
+            "golden": f"{golden.SYNTHETIC}, computed by this ONNX file",
             "rows_alone_and_together": proof.rows,
         },
         assets=tuple(map(Path, settings.asset)),

@@ -82,7 +82,7 @@ class Run:
 class Watcher:
     """Callbacks for progress; override those that you need."""
 
-    def on_start(self, waiting: int, answered: int, *, is_torn: bool) -> None:
+    def on_start(self, waiting: int, done: int, *, is_torn: bool) -> None:
         """Before the first request: the number of files to predict, and of those done before."""
 
     def on_row(self, row: Row) -> None:
@@ -176,8 +176,8 @@ async def _planned(run: Run, client: AsyncClient, limits: ServerLimits) -> _Plan
         return _Plan(model.version, in_flight, longest_wait_s(model, in_flight))
     if run.version is None:
         raise UsageError(
-            "--version must be given where only predictions can be asked for, got none: one file "
-            f"of answers belongs to one version. Name it, or set {URL_VARIABLES['management']}."
+            "--version must be given without a management address, got none: one file "
+            f"of predictions belongs to one version. Name it, or set {URL_VARIABLES['management']}."
         )
     return _Plan(run.version, run.in_flight or FEWEST_IN_FLIGHT, UNKNOWN_WAIT_S)
 
@@ -255,7 +255,7 @@ class _Predictions:
         if self.run.transcripts is None:
             return row
         try:
-            if row.is_answered:
+            if row.has_response:
                 self.run.transcripts.write(source, row.answer)
             else:
                 self.run.transcripts.drop(source)
@@ -274,7 +274,7 @@ class _Predictions:
         policy = RetryPolicy(RETRY_S, self.on_retry)
         while True:
             try:
-                answer = await self._answer(body, kind)
+                answer = await self._response(body, kind)
             except MarshipError as error:
                 pause = self._pause(error, policy)
             else:
@@ -282,7 +282,7 @@ class _Predictions:
                 return answer
             await asyncio.sleep(pause.seconds)
 
-    async def _answer(self, body: bytes, kind: str) -> Any:  # noqa: ANN401  any JSON value
+    async def _response(self, body: bytes, kind: str) -> Any:  # noqa: ANN401  any JSON value
         """The whole response; for audio the last line, as a long recording must be streamed."""
         ask = {"version": self.run.version, "content_type": kind}
         if not may_be_sound(kind):
@@ -321,7 +321,7 @@ class _Predictions:
             raise error  # others succeed: the error is this file's
         if silent_s > RETRY_S:
             raise _GoneError(
-                f"the server must answer within {RETRY_S:g} s, got for every file: {error}"
+                f"the server must respond within {RETRY_S:g} s, got for every file: {error}"
             ) from error
         return Pause(FIRST_PAUSE_S)
 
@@ -329,8 +329,8 @@ class _Predictions:
         name, version = self.run.model, self.run.version
         return NotFoundError(
             f"{name} {version} must stay registered until every file has its row, got it "
-            f"unregistered ({error}) Ask the version that answers now with --again or another "
-            "--out; a rollout with --keep-old leaves the old version to those who ask it."
+            f"unregistered ({error}) Use the default version now with --again or another "
+            "--out; a rollout with --keep-old leaves the old version to those who use it."
         )
 
 
@@ -370,6 +370,6 @@ def plain(answer: Any) -> Any:  # noqa: ANN401  any JSON value
         return answer.decode()
     except UnicodeDecodeError as error:
         raise ServerError(
-            f"an answer must be JSON, npy or text to be a row, got {len(answer)} other bytes. "
+            f"a response must be JSON, npy or text to be a row, got {len(answer)} other bytes. "
             "Ask about this file alone."
         ) from error

@@ -106,7 +106,7 @@ class Ledger:
 
     def remaining(self, sources: Iterable[Source]) -> list[Source]:
         """Sources without a response, or changed since."""
-        return [source for source in sources if not self._is_answered(source)]
+        return [source for source in sources if not self._has_response(source)]
 
     def add(self, row: Row) -> None:
         """Write a row; a failure before the first response is held until it, or until the end.
@@ -118,7 +118,7 @@ class Ledger:
             self._append([row])
             return
         self._held.append(row)
-        if row.is_answered:
+        if row.has_response:
             self._form.fix(row.answer)
             self._begin()
 
@@ -140,7 +140,7 @@ class Ledger:
             if (place := self._places.get(source.name)) is not None:
                 yield self._form.decode(self._record(place))
 
-    def _is_answered(self, source: Source) -> bool:
+    def _has_response(self, source: Source) -> bool:
         stamp = self._stamps.get(source.name)
         if stamp is None:
             return False
@@ -163,7 +163,7 @@ class Ledger:
                 if row.model != self.model and not again:
                     raise self._other_model(row.model)
                 self._note(row, self._size_bytes - len(record), len(record))
-                if not row.is_answered:
+                if not row.has_response:
                     rows.append(row)
         self.is_torn = os.fstat(self._fd).st_size > self._size_bytes
         if again:
@@ -186,14 +186,14 @@ class Ledger:
 
     def _other_model(self, model: str) -> UsageError:
         return UsageError(
-            f"{self.path} must hold answers of {self.model}, got those of {model}. "
+            f"{self.path} must hold predictions of {self.model}, got those of {model}. "
             "Name another file with --out, or replace them with --again."
         )
 
     def _note(self, row: Row, start: int, size_bytes: int) -> None:
         self._places[row.file] = _Place(start, size_bytes)
         self._stamps.pop(row.file, None)
-        if row.is_answered and row.stamp is not None:
+        if row.has_response and row.stamp is not None:
             self._stamps[row.file] = row.stamp
 
     def _forget(self) -> None:

@@ -15,33 +15,33 @@ class Outcome:
     """The summary of a run.
 
     Attributes:
-        answered: Number of files with a response.
-        answered_before: Number of those from an earlier run.
+        predicted: Number of files with a response.
+        predicted_before: Number of those from an earlier run.
         seconds: Duration of the requests.
         first: The cells of the first responses, by file.
         counts: How often each verdict and each label occurred.
         failed: The rows of files without a response.
     """
 
-    answered_before: int
+    predicted_before: int
     seconds: float
-    answered: int = 0
+    predicted: int = 0
     first: dict[str, Mapping[str, str]] = field(default_factory=dict)
     counts: dict[str, Counter[str]] = field(default_factory=dict)
     failed: list[Row] = field(default_factory=list)
 
     @property
-    def asked(self) -> int:
+    def sent(self) -> int:
         """Number of files sent in this run."""
-        return self.answered + len(self.failed) - self.answered_before
+        return self.predicted + len(self.failed) - self.predicted_before
 
     def take(self, rows: Iterable[Row]) -> None:
         """Add rows, in the order in which they are shown."""
         for row in rows:
-            if not row.is_answered:
+            if not row.has_response:
                 self.failed.append(row)
                 continue
-            self.answered += 1
+            self.predicted += 1
             texts = cells(row.answer)
             if len(self.first) < SHOWN_ROWS:
                 self.first[row.file] = texts

@@ -61,7 +61,7 @@ class Row:
     answer: Any = None
 
     @property
-    def is_answered(self) -> bool:
+    def has_response(self) -> bool:
         """Whether it has a response and need not be predicted again."""
         return self.status == HTTPStatus.OK
 
@@ -98,7 +98,7 @@ class CsvFormat:
 
     def encode(self, row: Row) -> bytes:
         """A row as a line; a cell with line ends in quotes."""
-        values = cells(row.answer) if row.is_answered else {}
+        values = cells(row.answer) if row.has_response else {}
         columns = self._columns or ()
         more = {name: text for name, text in values.items() if name not in columns}
         stamp = (row.stamp.size_bytes, row.stamp.modified) if row.stamp else ("", "")

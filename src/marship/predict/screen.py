@@ -43,13 +43,13 @@ class Screen(Watcher):
         else:  # Ctrl-C and SIGTERM
             console.err.print(self._kept(), markup=False, soft_wrap=True)
 
-    def on_start(self, waiting: int, answered: int, *, is_torn: bool) -> None:
+    def on_start(self, waiting: int, done: int, *, is_torn: bool) -> None:
         """Show how many files remain, and how many are done."""
-        self._before = answered
+        self._before = done
         if is_torn:
             console.err.print(f"dropped a half-written row from {self._run.out}", soft_wrap=True)
-        if answered:
-            console.err.print(f"{answered:,} answered before, {waiting:,} to ask")
+        if done:
+            console.err.print(f"{done:,} predicted before, {waiting:,} to send")
         self._task = self._bar.add_task(self._run.model, total=waiting)
         if waiting:
             self._bar.start()
@@ -57,7 +57,7 @@ class Screen(Watcher):
     def on_row(self, row: Row) -> None:
         """Advance the bar."""
         self._rows += 1
-        self._failed += not row.is_answered
+        self._failed += not row.has_response
         self._show(f"{self._failed:,} failed" if self._failed else "")
 
     def on_trouble(self) -> None:
@@ -72,6 +72,6 @@ class Screen(Watcher):
     def _kept(self) -> str:
         done = self._before + self._rows - self._failed
         return (
-            f"{done:,} of {len(self._run.sources):,} files have their answer in {self._run.out}; "
+            f"{done:,} of {len(self._run.sources):,} files have their response in {self._run.out}; "
             "the same command goes on from there"
         )

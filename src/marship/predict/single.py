@@ -57,14 +57,14 @@ def form_of(forms: Sequence[str], out: Path | None) -> str | None:
     if out is None:
         if len(forms) > 1:
             raise UsageError(
-                f"one answer must be printed in one form, got --as {' --as '.join(forms)}. "
+                f"one response must be printed in one format, got --as {' --as '.join(forms)}. "
                 "Name a table with --out to get files in all of them."
             )
         return forms[0] if forms else None
     form = out.suffix.lower().lstrip(".")
     if form not in FORMS:
         raise UsageError(
-            f"--out must end in .{', .'.join(FORMS)} for one answer, or in .csv or .jsonl for a "
+            f"--out must end in .{', .'.join(FORMS)} for one response, or in .csv or .jsonl for a "
             f"table, got {out}."
         )
     if set(forms) - {form}:
@@ -159,7 +159,7 @@ class _Segments:
             self.answer = line
             if _is_segment(line):
                 came = True
-                self._status.update(f"heard {clock(round(1000 * line['end']), '.')[:-4]}")
+                self._status.update(f"transcribed {clock(round(1000 * line['end']), '.')[:-4]}")
                 yield line
         if not came and has_segments(self.answer):  # it was not streamed
             yield from segments(self.answer)

@@ -104,7 +104,7 @@ def find(places: Sequence[str], suffixes: Collection[str] = ()) -> Found:
     if not found:
         kinds = ", ".join(sorted(wanted)) or "pictures, sound, .json, .npy"
         raise UsageError(
-            f"{', '.join(places)} must hold files to ask about ({kinds}), got none. "
+            f"{', '.join(places)} must hold files to predict ({kinds}), got none. "
             "Choose others with --suffix."
         )
     return Found(list(found.values()), [name for name in others if name not in found])
@@ -195,7 +195,7 @@ def default_out(places: Sequence[str]) -> Path:
 
 
 def check_out(out: Path, places: Sequence[str]) -> None:
-    """Refuse a file of answers inside a folder that is read.
+    """Refuse an output file inside a folder that is read.
 
     Raises:
         UsageError: It lies there, or its ending is none that is known.
@@ -208,6 +208,6 @@ def check_out(out: Path, places: Sequence[str]) -> None:
     for place in places:
         if Path(place).is_dir() and out.resolve().is_relative_to(Path(place).resolve()):
             raise UsageError(
-                f"the answers must lie outside the folder that is read, got {out} inside "
+                f"the output must lie outside the folder that is read, got {out} inside "
                 f"{place}. Choose another file with --out."
             )

@@ -115,7 +115,7 @@ def has_segments(answer: Any) -> bool:  # noqa: ANN401  any JSON value
 def _no_transcript(answer: object) -> UsageError:
     got = f"one with {', '.join(map(str, answer))}" if isinstance(answer, Mapping) else "another"
     return UsageError(
-        "an answer must be of one recording and have segments with start, end and text to be "
+        "a response must be of one recording and have segments with start, end and text to be "
         f"written as txt, srt or vtt, got {got}. Ask a model that transcribes, or take --as json."
     )
 
@@ -151,7 +151,7 @@ class Transcripts:
 
         Args:
             out: The table.
-            places: The files and folders that are asked about.
+            places: The files and folders to predict.
             forms: What is written of each file.
 
         Raises:

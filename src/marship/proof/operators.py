@@ -105,7 +105,7 @@ def refuse_random(model: ModelProto) -> None:
     found = list(random_operators(model))
     if found:
         raise ModelError(
-            f"the model must give the same answer twice, got random operators: "
+            f"the model must give the same outputs twice, got random operators: "
             f"{', '.join(found)}. Take the randomness out of forward, call model.eval(), or set "
             "training_mode of Dropout to false, and export again."
         )

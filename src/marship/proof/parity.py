@@ -198,7 +198,7 @@ def prove_padding(contract: Contract, run: RunModel, examples: Arrays) -> Compar
         if not agree(got, want, contract.tolerance):
             names = ", ".join(f"{spec.name} with {spec.pad_value:g}" for spec in padded)
             raise ParityError(
-                f"padding {names} must not change an answer, got outputs {absolute:.3g} apart. "
+                f"padding {names} must not change an output, got outputs {absolute:.3g} apart. "
                 "Mask the padding in forward, or leave the pad value out."
             )
         worst = Comparison(

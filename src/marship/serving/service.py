@@ -244,7 +244,7 @@ class Service:
         try:
             return self._reply_rows(requests, clock)
         except Exception:  # the failing request is found one by one
-            logger.exception("requests failed to be answered together")
+            logger.exception("requests failed to run together")
             return None
 
     def _reply_rows(self, requests: Sequence[Request], clock: Clock) -> list[Reply] | None:

@@ -169,7 +169,7 @@ def _save(
     with _faults(url), session.found(place) as response, path.open("wb") as file:
         if response.status_code != requests.codes.ok:
             kind = _MissingError if response.status_code in _MISSING else PackageError
-            raise kind(f"{url} must be answered with 200, got {response.status_code}.")
+            raise kind(f"{url} must respond with 200, got {response.status_code}.")
         packed = response.headers.get("Content-Encoding", "").strip()
         if packed.lower() not in ("", "identity"):
             raise PackageError(
@@ -285,7 +285,7 @@ def _faults(url: str) -> Iterator[None]:
         yield
     except OverLimitError as error:
         raise PackageError(
-            f"{url} must be answered by HTTP, got more than {_WINDOW_BYTES:,} bytes of it."
+            f"{url} must respond by HTTP, got more than {_WINDOW_BYTES:,} bytes of it."
         ) from error
     except (requests.RequestException, ValueError) as error:
         raise PackageError(f"{url} must be fetched whole, got: {_reason(error)}") from error

@@ -118,7 +118,7 @@ def test_workers_that_fill_batches_are_killed(
     ):
         figures.add(row, tally, f"full service {seconds:.1f} s after the last")
         assert not tally.wrong, tally
-        assert all(re.search("must answer within", text) for text in tally.lost), tally
+        assert all(re.search("must respond within", text) for text in tally.lost), tally
         assert tally.lost.total() <= killed * lin.batch_size
         assert tally.slowest_s < BATCH_TIMEOUT_S + READY_AGAIN_S
     assert not tallies[1].failed, tallies[1]

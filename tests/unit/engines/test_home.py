@@ -60,7 +60,7 @@ def test_a_clock_that_was_set_hides_no_server(tmp_path: Path) -> None:
     assert done.stdout.split() == ["1.0", "True"], done.stderr
 
 
-def test_a_damaged_record_is_told(tmp_path: Path) -> None:
+def test_a_damaged_record_is_reported(tmp_path: Path) -> None:
     """Which file, and what to do with it."""
     home = Home(tmp_path)
     for text in ("{", '{"pid": 1}', "[]"):
@@ -78,7 +78,7 @@ def test_only_one_starts_at_a_time(tmp_path: Path) -> None:
         pass
 
 
-def test_a_home_that_cannot_be_is_told(tmp_path: Path) -> None:
+def test_a_home_that_cannot_be_is_reported(tmp_path: Path) -> None:
     """A file stands where the folder should be."""
     (tmp_path / "file").touch()
     with pytest.raises(UsageError, match="--home"):

@@ -171,7 +171,7 @@ CLIENTS = pytest.mark.parametrize("ask", [blocking, awaiting])
 
 @CLIENTS
 @pytest.mark.parametrize("passing", [DIED, BUSY, AWAY, DROPPED, LIMIT_FOR_NOW])
-def test_what_may_pass_is_asked_again(scripted: Any, ask: Any, passing: Reply) -> None:
+def test_what_may_pass_is_sent_again(scripted: Any, ask: Any, passing: Reply) -> None:
     """A dead worker, a full queue, a proxy alone, a lost connection, a limit for now."""
     server = scripted(passing, passing, FINE)
     assert ask(server.url) == 7
@@ -190,7 +190,7 @@ def test_what_may_pass_is_asked_again(scripted: Any, ask: Any, passing: Reply) -
         (LATE, NoAnswerError),
     ],
 )
-def test_what_stays_is_asked_once(
+def test_what_stays_is_sent_once(
     scripted: Any, ask: Any, answer: Reply, kind: type[MarshipError]
 ) -> None:
     """A refusal, a limit that names no time, a handler's own fault, what is too slow already."""
@@ -228,7 +228,7 @@ IN_NO_TIME = (200, b'[{"responseTimeout": 0}]', {})
 @ASKED
 @pytest.mark.parametrize("died", [DIED, DIED_OF_A_SIGNAL])
 @pytest.mark.parametrize("retry_s", [0, RETRY_S])
-def test_a_request_over_the_response_timeout_is_asked_once(
+def test_a_request_over_the_response_timeout_is_sent_once(
     scripted: Any, ask: Any, died: Reply, retry_s: float
 ) -> None:
     """A worker that died after its responseTimeout was ended for it: the error says so."""
@@ -263,7 +263,7 @@ def test_a_worker_that_died_sooner_is_a_death(scripted: Any, ask: Any, descripti
 
 
 @CLIENTS
-def test_where_nobody_tells_the_limit_what_took_long_is_asked_once(
+def test_where_the_limit_is_unknown_what_took_long_is_sent_once(
     scripted: Any, ask: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A crash after more than the retry time may be a timeout: one worker is enough."""
@@ -284,7 +284,7 @@ def test_a_worker_that_is_scaled_down_is_no_timeout(scripted: Any, ask: Any) -> 
     assert server.described == []
 
 
-def test_another_servers_home_is_not_asked(scripted: Any) -> None:
+def test_another_servers_home_is_not_called(scripted: Any) -> None:
     """Where only the address for predictions is given, the home's server may be another."""
     server = scripted(DIED, FINE)
     server.description = IN_NO_TIME
@@ -323,7 +323,7 @@ def test_the_server_says_how_long_to_wait(scripted: Any, ask: Any) -> None:
     assert len(server.asked_at) == 1
 
 
-def test_only_predictions_are_asked_again(scripted: Any) -> None:
+def test_only_predictions_are_sent_again(scripted: Any) -> None:
     """A change of the server's models is made once."""
     server = scripted(BUSY, FINE)
     with Client(**options(server.url, RETRY_S)) as client, pytest.raises(ServerError):
@@ -331,7 +331,7 @@ def test_only_predictions_are_asked_again(scripted: Any) -> None:
     assert len(server.asked_at) == 1
 
 
-def test_nobody_is_waited_for_who_never_answered(scripted: Any) -> None:
+def test_nobody_is_waited_for_who_never_responded(scripted: Any) -> None:
     """A wrong address is an error at once; a server that responded before is waited for."""
     began = time.monotonic()
     assert isinstance(blocking("http://127.0.0.1:9"), NotRunningError)
@@ -356,7 +356,7 @@ def test_pauses_differ(scripted: Any) -> None:
     assert len(pauses) > 2
 
 
-def test_a_stream_is_asked_again_until_it_begins(scripted: Any) -> None:
+def test_a_stream_is_sent_again_until_it_begins(scripted: Any) -> None:
     """Before its first line; what goes wrong after that is the caller's to see."""
     lines = (200, b'1\n{"code": "internal", "message": "m"}\n', {"Content-Type": JSON_LINES})
     server = scripted(BUSY, lines)

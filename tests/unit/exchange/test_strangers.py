@@ -180,7 +180,7 @@ def test_a_body_without_a_certain_end_is_refused(start: Start, ask: Ask, head: b
         JSON + b"X-A: a\r\n" * 200 + b"\r\n",
     ],
 )
-def test_what_is_no_http_is_told_so(start: Start, ask: Ask, data: bytes) -> None:
+def test_what_is_no_http_is_refused(start: Start, ask: Ask, data: bytes) -> None:
     """It would be the same the next time: nothing is retried."""
     server = start(sends(data))
     with pytest.raises(ServerError, match=r"must respond in HTTP/1\.1, got") as caught:
@@ -218,7 +218,7 @@ def test_a_body_of_the_largest_size_is_read(start: Start, ask: Ask) -> None:
 
 @CLIENTS
 @pytest.mark.parametrize("encoding", ["gzip", "deflate", "br", "zstd", "x-" + "y" * 500])
-def test_no_encoding_is_asked_for_or_taken(start: Start, ask: Ask, encoding: str) -> None:
+def test_no_encoding_is_requested_or_taken(start: Start, ask: Ask, encoding: str) -> None:
     """A kilobyte of it may be a gigabyte; nothing is decoded, and nothing is retried."""
     head = JSON + f"Content-Encoding: {encoding}\r\nContent-Length: 9\r\n\r\n".encode()
     server = start(sends(head, b"\x1f\x8b\x08......"))

@@ -103,7 +103,7 @@ def test_lines_come_whole_however_the_chunks_are_cut(serve: Serve, ask: Any) -> 
 
 
 @CLIENTS
-def test_an_answer_that_is_no_lines_is_given_whole(serve: Serve, ask: Any) -> None:
+def test_a_response_that_is_no_lines_is_given_whole(serve: Serve, ask: Any) -> None:
     """A model that does not stream may return indented JSON, or text."""
     assert ask(serve(b'{"a":\n 1}\n', kind="application/json")) == ([{"a": 1}], None)
     assert ask(serve(b"two\n\nlines", kind="text/plain")) == ([b"two\n\nlines"], None)
@@ -121,7 +121,7 @@ def test_the_timeout_is_for_each_wait(serve: Serve, ask: Any) -> None:
 
 
 @CLIENTS
-def test_a_stream_that_breaks_off_is_told(serve: Serve, ask: Any) -> None:
+def test_a_stream_that_breaks_off_is_reported(serve: Serve, ask: Any) -> None:
     """Its lines are given, then the error."""
     found, error = ask(serve(b"1\n", None))
     assert found == [1]

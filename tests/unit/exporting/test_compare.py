@@ -84,7 +84,7 @@ def test_the_seed_repeats_a_proof_and_another_tries_other_sizes() -> None:
     assert first == again != other
 
 
-def test_what_there_is_no_time_for_is_left_out_and_told() -> None:
+def test_what_there_is_no_time_for_is_left_out_and_reported() -> None:
     """A slow candidate ends with the time, its sizes in doubt are tried in any case."""
     assert not proven(total).left_out
     tried = proven(total, seconds=0, doubts=[Doubt("h", frozenset({3}), None)])

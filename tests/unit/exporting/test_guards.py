@@ -89,7 +89,7 @@ def halved(x: torch.Tensor) -> torch.Tensor:
         (halved, 2, 8, 8, r"at multiples of 2 only, because of `return first . second`"),
     ],
 )
-def test_sizes_that_the_trace_left_out_are_told_with_the_line(
+def test_sizes_that_the_trace_left_out_are_reported_with_the_line(
     function: Forward, low: int, high: int | None, at: int, says: str
 ) -> None:
     """What holds, which line made it so, and bounds that would hold."""
@@ -138,7 +138,7 @@ def test_a_computed_size_of_one_is_tried_at_a_few_sizes() -> None:
     assert (doubt.axis, doubt.sizes) == ("size", {1, 26, 50})
 
 
-def test_axes_that_must_be_equal_are_told_so() -> None:
+def test_axes_that_must_be_equal_are_named() -> None:
     """Two names that are one size in effect."""
     layout = Layout({"x": {1: "h", 2: "w"}}, {"h": (2, 9), "w": (2, 9)})
     with guards.recorded() as found, pytest.raises(torch._dynamo.exc.UserError):
@@ -173,7 +173,7 @@ def test_what_is_traced_alike_for_all_sizes_leaves_nothing() -> None:
     assert traced(lambda x: (x - x.mean(1, keepdim=True)).sum(1), 1, None, traced_at=5) == []
 
 
-def test_the_line_told_is_one_of_forward() -> None:
+def test_the_line_reported_is_one_of_forward() -> None:
     """Where torch knows no line it gives Python's stack, which begins with marship's caller."""
 
     def tabled(x: torch.Tensor) -> torch.Tensor:

@@ -50,7 +50,7 @@ def test_each_size_that_float32_rounds_otherwise_is_found(hundredths: int) -> No
     assert got == want
 
 
-def test_the_line_and_bounds_are_told() -> None:
+def test_the_line_and_bounds_are_reported() -> None:
     """100 * 0.29 is 28.999999999999996, and 29 in float32."""
     layout = Layout({"x": {1: "n"}}, {"n": (2, 120)})
     with pytest.raises(ModelError, match=r"from 2 to 99 only.*test_size_floats.*--bounds n=2:99\."):

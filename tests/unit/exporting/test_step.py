@@ -137,7 +137,7 @@ def test_the_evidence_covers_real_and_random_inputs_of_all_sizes(run_dir: Path) 
     assert report["versions"]["torch"] == torch.__version__
 
 
-def test_golden_cases_hold_the_answers_of_pytorch(run_dir: Path) -> None:
+def test_golden_cases_hold_the_outputs_of_pytorch(run_dir: Path) -> None:
     """golden.npz has batches of 1, 2 and 7 of different lengths that ONNX Runtime can repeat."""
     cases = read_golden(run_dir / "golden.npz")
     assert [len(case.inputs["items"]) for case in cases] == [1, 2, 7]
@@ -156,7 +156,7 @@ def test_a_run_folder_is_exported_with_the_settings_it_was_trained_with(tmp_path
     assert {path.name for path in tmp_path.iterdir()} >= WRITTEN
 
 
-def test_an_unchanged_model_is_not_exported_twice_unless_asked(own: Own, tmp_path: Path) -> None:
+def test_an_unchanged_model_is_not_exported_twice_unless_forced(own: Own, tmp_path: Path) -> None:
     """The second run keeps the files; a damaged file, another example and --again do not."""
     assert own("Echo", x=numbers(4, 5)).fresh
     assert not own("Echo", x=numbers(4, 5)).fresh
@@ -175,10 +175,10 @@ def test_an_export_over_the_tolerance_leaves_the_older_one(own: Own, tmp_path: P
     assert {path.name: path.read_bytes() for path in (tmp_path / "run").iterdir()} == before
 
 
-def test_padding_that_changes_an_answer_is_refused(own: Own, tmp_path: Path) -> None:
+def test_padding_that_changes_an_output_is_refused(own: Own, tmp_path: Path) -> None:
     """The error names the input and its pad value, and nothing is left."""
     tokens = np.random.default_rng(0).integers(1, 20, (8, 6))
-    with pytest.raises(ParityError, match="padding tokens with 0 must not change an answer"):
+    with pytest.raises(ParityError, match="padding tokens with 0 must not change an output"):
         own("Reader", settings=ExportSettings(pad=("tokens=0",)), tokens=tokens)
     assert not list((tmp_path / "run").glob("*"))
 
@@ -227,7 +227,7 @@ def test_outputs_of_other_rank_at_one_row_are_refused(own: Own) -> None:
         own("Squeezed", x=numbers(4, 5))
 
 
-def test_a_rule_for_one_size_is_told_by_the_comparison_there(own: Own) -> None:
+def test_a_rule_for_one_size_is_found_by_the_comparison_there(own: Own) -> None:
     """The error names the size and the line."""
     with pytest.raises(ParityError, match=r"batch 1.*x\.shape\[0\] == 1 else x` \(zoo\.py"):
         own("Single", x=numbers(4, 5))
@@ -314,7 +314,7 @@ def test_large_weights_lie_beside_the_file(
         ("mlp", {"input": numbers(4, 9)}, {}, (ModelError, "cannot be multiplied")),
         ("mlp", {"input": numbers(0, 10)}, {}, (DataError, "size above 0")),
         ("Sequence", {"items": histories()["items"]}, {}, (DataError, "items, ratings, got items")),
-        ("Random", {"x": numbers(4, 5)}, {}, (ParityError, "same answer twice")),
+        ("Random", {"x": numbers(4, 5)}, {}, (ParityError, "same outputs twice")),
         (
             "Branching",
             {"x": numbers(4, 5)},

@@ -68,7 +68,7 @@ def test_the_network_of_the_speech_recipe_counts() -> None:
     assert "speech_network.py" in found
 
 
-def test_the_machine_is_told_by_processor_features_and_cores() -> None:
+def test_the_machine_is_identified_by_processor_features_and_cores() -> None:
     """What int8 kernels and measured times depend on."""
     found = origin.machine()
     assert found["cpu"]

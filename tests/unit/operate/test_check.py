@@ -108,7 +108,7 @@ def test_the_limit_of_a_batch_is_the_archives(tmp_path: Path) -> None:
         ),
     ],
 )
-def test_a_handler_that_does_not_load_is_told(tmp_path: Path, code: str, words: str) -> None:
+def test_a_handler_that_does_not_load_is_reported(tmp_path: Path, code: str, words: str) -> None:
     """One line with the reason, whatever the process came to."""
     mar = packed(tmp_path / "own", BASE + "    pass\n")
     extracted = tmp_path / "extracted"
@@ -129,7 +129,7 @@ def test_a_handler_that_never_ends_loading_is_ended(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("limit", ["''", "soon", "-1", "[1]"])
-def test_a_limit_that_is_none_is_told(tmp_path: Path, limit: str) -> None:
+def test_a_limit_that_is_none_is_reported(tmp_path: Path, limit: str) -> None:
     """Of a file that somebody changed by hand."""
     mar = packed(tmp_path / "own")
     extracted = tmp_path / "extracted"
@@ -171,7 +171,7 @@ def test_what_a_handler_starts_ends_with_the_check(tmp_path: Path) -> None:
     assert not psutil.pid_exists(child) or psutil.Process(child).status() == psutil.STATUS_ZOMBIE
 
 
-def test_golden_cases_that_differ_are_told(tmp_path: Path) -> None:
+def test_golden_cases_that_differ_are_reported(tmp_path: Path) -> None:
     """As a worker would refuse to serve."""
     mar = packed(tmp_path / "own")
     spoil_golden(mar)
@@ -206,14 +206,14 @@ def test_npy_is_known_by_the_files_name(mar: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["none.mar", "text.mar"])
-def test_what_is_no_archive_is_told(tmp_path: Path, name: str) -> None:
+def test_what_is_no_archive_is_reported(tmp_path: Path, name: str) -> None:
     """A file that is not there, and one that is no archive."""
     (tmp_path / "text.mar").write_text("text")
     with pytest.raises((UsageError, PackageError)):
         check(tmp_path / name)
 
 
-def test_a_request_that_is_not_there_is_told(mar: Path, tmp_path: Path) -> None:
+def test_a_request_that_is_not_there_is_reported(mar: Path, tmp_path: Path) -> None:
     """Before anything is loaded."""
     with pytest.raises(UsageError, match=r"none\.json must be a file with a request's body"):
         check(mar, tmp_path / "none.json")
@@ -261,7 +261,7 @@ def test_the_command_fails_where_the_response_is_an_error(mar: Path, tmp_path: P
     assert json.loads(done.stdout)["response"]["status"] == 400
 
 
-def test_a_handler_that_needs_a_servers_context_is_told(tmp_path: Path) -> None:
+def test_a_handler_that_needs_a_servers_context_is_reported(tmp_path: Path) -> None:
     """What it does in initialize would be passed over."""
     code = BASE + "    def initialize(self, context):\n        super().initialize(context)\n"
     with pytest.raises(LoadError, match="overrides initialize"):

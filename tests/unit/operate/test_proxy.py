@@ -71,7 +71,7 @@ def test_without_a_direct_address_it_passes_on_to_torchserve(home: Path) -> None
 @pytest.mark.parametrize(
     ("changes", "names", "message"),
     [
-        ({}, [], "models that others may ask must be named"),
+        ({}, [], "models that clients may use must be named"),
         ({}, ["a|.*"], r"a model's name must be of letters"),
         ({}, ["tokens"], "must not start with token"),
         ({"listen": "example.org:443"}, ["a"], "listen must be a port or address:port"),
@@ -95,7 +95,7 @@ def test_what_cannot_be_meant(
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
-        ("authorization=false", "authorization=true", "the server must ask for tokens"),
+        ("authorization=false", "authorization=true", "the server must require tokens"),
         ("inference_address=http:", "inference_address=https:", "must begin with http://"),
     ],
 )
@@ -124,7 +124,7 @@ def test_a_private_key_that_all_users_can_read_is_refused(
     assert (home / "out" / "nginx.conf").exists() == is_taken
 
 
-def test_a_name_that_no_archive_has_is_told(tmp_path: Path, home: Path) -> None:
+def test_a_name_that_no_archive_has_is_reported(tmp_path: Path, home: Path) -> None:
     """It is let in all the same, since the proxy may be written first; known ones are not told."""
     (tmp_path / "model_store").mkdir()
     (tmp_path / "model_store" / "tagger.mar").touch()

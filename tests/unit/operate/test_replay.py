@@ -24,7 +24,7 @@ def reason(model: Path, handler: Path, store: Path) -> str:
 
 
 @pytest.mark.parametrize("name", ["recommend", "moderate"])
-def test_other_requests_than_tensors_are_not_asked(
+def test_other_requests_than_tensors_are_not_sent(
     linear_onnx: Path, tmp_path: Path, name: str
 ) -> None:
     """Handlers that read requests of their own."""

@@ -65,7 +65,7 @@ def test_a_registrations_settings_are_kept(
 
 
 @pytest.mark.parametrize("named", [(1, 1), (1, 2), (1, 3), (2, 2), (3, 3), (2, 4)])
-def test_workers_asked_for_win_over_the_archives(home: Path, named: tuple[int, int]) -> None:
+def test_requested_workers_win_over_the_archives(home: Path, named: tuple[int, int]) -> None:
     """Also where the archive's most are as many, at a registration and at a rollout."""
     store = {file: replace(stored, workers=named) for file, stored in STORE.items()}
     server = Management(store)

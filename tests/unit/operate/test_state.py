@@ -100,7 +100,7 @@ def kinds(changes: Sequence[Change]) -> list[str]:
     return [f"{change.kind} {change.version}" for change in changes]
 
 
-def test_what_answers_is_registered_first() -> None:
+def test_the_default_is_registered_first() -> None:
     """TorchServe makes the first version of a model the default."""
     both = [wanted("1.0", default=False), wanted("2.0")]
     assert kinds(state.compare(both, [])) == ["register 2.0", "register 1.0"]
@@ -129,7 +129,7 @@ def test_of_a_model_that_goes_the_default_goes_last() -> None:
     assert kinds(state.compare([], there, prune=True)) == ["remove 2.0", "remove 3.0", "remove 1.0"]
 
 
-def test_what_cannot_be_changed_while_it_runs_is_told() -> None:
+def test_what_cannot_be_changed_while_it_runs_is_reported() -> None:
     """Another archive under the same version, and other batches."""
     there = [running("1.0", default="1.0")]
     other = Version(Entry("line 1", "other.mar"), "m", "1.0", True)

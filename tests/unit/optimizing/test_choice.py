@@ -97,7 +97,7 @@ def trials(draw_from: st.DrawFn) -> tuple[list[Variant], Rule]:
         return Variant(
             name,
             file=f"model.{name}.onnx",
-            objection=draw_from(st.sampled_from([None, None, "padding changes its answers"])),
+            objection=draw_from(st.sampled_from([None, None, "padding changes its outputs"])),
             size_bytes=draw_from(st.integers(1, 3)),
             load_ms=1.0,
             latency_ms={"1": Latency(1.0, 2.0), "16": Latency(3.0, 4.0)},

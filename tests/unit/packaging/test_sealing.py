@@ -122,7 +122,7 @@ def test_a_sealed_session_is_renewed_without_the_operators_key(model: Path, tmp_
     assert (session.run(inputs)["output"] == before).all()
 
 
-def test_a_sealed_model_answers_as_the_plain_one(model: Path, tmp_path: Path) -> None:
+def test_a_sealed_model_predicts_as_the_plain_one(model: Path, tmp_path: Path) -> None:
     """Loaded from memory, and no file is written beside it."""
     folder = extract(pack(model, tmp_path), tmp_path / "extracted")
     before = sorted(folder.rglob("*"))

@@ -81,7 +81,7 @@ def test_a_bare_onnx_file_needs_no_recipe(linear_onnx: Path, tmp_path: Path) -> 
     assert read.evidence["source"] == linear_onnx.name
 
 
-def test_versions_lie_side_by_side_where_that_is_asked_for(
+def test_versions_lie_side_by_side_where_that_is_requested(
     linear_onnx: Path, tmp_path: Path
 ) -> None:
     """The file's name has the version, the model's has not; without it a version replaces one."""
@@ -151,7 +151,7 @@ def test_a_profile_sets_the_batch_and_a_number_wins(
     assert config["marship"]["profile"] == settings.get("profile", "latency")
 
 
-def test_how_long_clients_wait_is_told_to_torchserve(linear_onnx: Path, tmp_path: Path) -> None:
+def test_how_long_clients_wait_is_passed_to_torchserve(linear_onnx: Path, tmp_path: Path) -> None:
     """In its own unit; without the setting nothing is dropped."""
     config = archive.read(
         pack(linear_onnx, tmp_path, client_timeout_s=9, profile="throughput")
@@ -329,7 +329,7 @@ def test_a_model_that_needs_more_memory_than_there_is_is_refused(tmp_path: Path)
         pack(path, tmp_path / "store")
 
 
-def test_a_model_that_crashes_the_runtime_is_told(
+def test_a_model_that_crashes_the_runtime_is_reported(
     linear_onnx: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """By the signal, or by the last line that the process said."""

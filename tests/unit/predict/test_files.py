@@ -141,14 +141,14 @@ def test_every_file_gets_its_row(serve: Callable[..., StandIn], run: Run) -> Non
     server = serve()
     done = predict_files(run, Address(home=server.home.path))
     assert [row["label"] for row in read(run.out)] == list("abcdefghijkl")
-    assert (done.failed, done.answered_before, set(server.types)) == ([], 0, {"text/plain"})
+    assert (done.failed, done.predicted_before, set(server.types)) == ([], 0, {"text/plain"})
     again = predict_files(run, Address(home=server.home.path))
-    assert (len(server.asked), again.answered_before, again.answered) == (12, 12, 12)
+    assert (len(server.asked), again.predicted_before, again.predicted) == (12, 12, 12)
     predict_files(replace(run, again=True, content_type="x/y"), Address(home=server.home.path))
     assert (len(server.asked), server.types[-1]) == (24, "x/y")
 
 
-def test_what_failed_or_changed_is_asked_again(serve: Callable[..., StandIn], run: Run) -> None:
+def test_what_failed_or_changed_is_sent_again(serve: Callable[..., StandIn], run: Run) -> None:
     """The next run predicts those two files alone, and their new rows stand for the old."""
 
     async def answer(body: bytes, request: web.Request) -> web.Response:
@@ -196,7 +196,7 @@ def test_passing_trouble_is_waited_out(
     assert (counter.troubles, len(server.asked)) == (12, 24)
 
 
-def test_a_file_whose_workers_die_is_asked_three_times(
+def test_a_file_whose_workers_die_is_sent_three_times(
     serve: Callable[..., StandIn], run: Run
 ) -> None:
     """One crash may be chance and is retried; a file that workers crash on is a row."""
@@ -215,7 +215,7 @@ def test_a_file_whose_workers_die_is_asked_three_times(
     assert (asked[b"c"], asked[b"d"], asked[b"e"]) == (3, 2, 1)
 
 
-def test_a_file_over_the_response_timeout_is_asked_once(
+def test_a_file_over_the_response_timeout_is_sent_once(
     serve: Callable[..., StandIn], run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A worker that had its time was ended for it: one is enough, and the row says why."""
@@ -236,7 +236,7 @@ def test_a_file_over_the_response_timeout_is_asked_once(
     assert set(asked.values()) == {1}
 
 
-def test_a_file_that_is_never_answered_is_a_row(
+def test_a_file_that_is_without_a_response_is_a_row(
     serve: Callable[..., StandIn], run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Where others have responses, one whose connection always ends is a failure of its own."""
@@ -266,13 +266,13 @@ def test_a_server_that_is_gone_ends_the_run(
         rows = 0
 
         def on_row(self, row: Row) -> None:
-            assert row.is_answered
+            assert row.has_response
             self.rows += 1
             if self.rows == 4:
                 server.close()
 
     closer = Closer()
-    with pytest.raises(ServerError, match=r"must answer within 0\.5 s") as caught:
+    with pytest.raises(ServerError, match=r"must respond within 0\.5 s") as caught:
         predict_files(replace(run, in_flight=1), Address(home=server.home.path), closer)
     assert caught.value.code == "server"
     assert len(read(run.out)) == closer.rows < 12
@@ -287,7 +287,7 @@ async def gone(_body: bytes, _request: web.Request) -> web.Response:
     return web.json_response(problem, status=404)
 
 
-def test_the_version_in_the_rows_is_asked_whatever_the_default_is(
+def test_the_version_in_the_rows_is_called_whatever_the_default_is(
     serve: Callable[..., StandIn], run: Run
 ) -> None:
     """One version from the first file to the last: the default is looked up once.
@@ -333,7 +333,7 @@ def test_a_restart_is_waited_out_until_the_models_are_back(
     assert (met[b"a"], met[b"b"]) == (4, 4)
 
 
-def test_what_took_too_long_is_not_asked_again(
+def test_what_took_too_long_is_not_sent_again(
     serve: Callable[..., StandIn], run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It would only add to the load: the file's row says so, as a single prediction does."""
@@ -403,7 +403,7 @@ BODIES = [
 
 
 @pytest.mark.parametrize(("body", "kind", "wanted"), BODIES)
-def test_answers_without_a_type_are_read(
+def test_responses_without_a_type_are_read(
     serve: Callable[..., StandIn], run: Run, body: bytes, kind: str, wanted: dict[str, str]
 ) -> None:
     """JSON that says it is text, and text, are responses: stock handlers name no type."""
@@ -465,7 +465,7 @@ async def hear(body: bytes, request: web.Request) -> web.StreamResponse:
     return response
 
 
-def test_recordings_are_asked_for_line_by_line(serve: Callable[..., StandIn], talks: Run) -> None:
+def test_recordings_are_requested_line_by_line(serve: Callable[..., StandIn], talks: Run) -> None:
     """The last line is the response: so a recording may take longer than any timeout."""
     assert not predict_files(talks, Address(home=serve(hear).home.path)).failed
     rows = [orjson.loads(line) for line in talks.out.read_bytes().splitlines()]
@@ -474,7 +474,7 @@ def test_recordings_are_asked_for_line_by_line(serve: Callable[..., StandIn], ta
     assert (talks.transcripts.folder / "b.wav.txt").read_text() == "b\n"
 
 
-def test_a_stream_that_breaks_off_is_asked_for_again(
+def test_a_stream_that_breaks_off_is_requested_again(
     serve: Callable[..., StandIn], talks: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """However long it had been streamed; no half transcript is ever written."""

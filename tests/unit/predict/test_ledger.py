@@ -33,12 +33,12 @@ CELLS = [
 
 
 @pytest.mark.parametrize(("answer", "texts"), CELLS)
-def test_an_answer_becomes_cells(answer: Any, texts: list[str]) -> None:
+def test_a_response_becomes_cells(answer: Any, texts: list[str]) -> None:
     """Scalars and lists of them have a cell, objects none, and no cell is a formula."""
     assert list(cells(answer).values()) == texts
 
 
-def test_an_answers_names_are_columns_of_its_own() -> None:
+def test_a_responses_names_are_columns_of_its_own() -> None:
     """A name that a row has already is marked, and none begins a formula."""
     assert list(cells({"status": 1, "=x": 2})) == ["answer.status", "'=x"]
 
@@ -78,7 +78,7 @@ def test_a_file_cut_anywhere_keeps_its_whole_rows(name: str, tmp_path: Path) -> 
             assert path.read_bytes() == whole
 
 
-def test_later_answers_may_differ(tmp_path: Path) -> None:
+def test_later_outputs_may_differ(tmp_path: Path) -> None:
     """The first response fixes the columns; what others lack is empty, what they add is in more."""
     path = tmp_path / "out.csv"
     with Ledger(path, "m 1.0") as ledger:
@@ -93,7 +93,7 @@ def test_later_answers_may_differ(tmp_path: Path) -> None:
     assert (last["file"], last["label"]) == ("é.jpg", "ü")
 
 
-def test_failures_before_the_first_answer_are_kept(tmp_path: Path) -> None:
+def test_failures_before_the_first_response_are_kept(tmp_path: Path) -> None:
     """They wait for the columns, and are there in the end even if no response came."""
     path = tmp_path / "out.csv"
     failure = rows()[1]
@@ -121,13 +121,13 @@ def test_a_file_that_is_not_ours_stays(tmp_path: Path) -> None:
         ledger.add(rows()[0])
         with pytest.raises(StorageError, match="one run at a time"):
             Ledger(path, "m 1.0")
-    with pytest.raises(UsageError, match=r"answers of m 2\.0, got those of m 1\.0"):
+    with pytest.raises(UsageError, match=r"predictions of m 2\.0, got those of m 1\.0"):
         Ledger(path, "m 2.0")
     with Ledger(path, "m 2.0", again=True) as ledger:
         assert list(ledger.rows([Source(Path(), rows()[0].file)])) == []
 
 
-def test_a_damaged_row_is_told(tmp_path: Path) -> None:
+def test_a_damaged_row_is_reported(tmp_path: Path) -> None:
     """A row in the middle that lacks cells is an error with its number, not a file repeated."""
     path = tmp_path / "out.csv"
     with Ledger(path, "m 1.0") as ledger:

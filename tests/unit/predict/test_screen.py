@@ -45,7 +45,7 @@ def test_the_bar_goes_up_with_every_row(shown: io.StringIO) -> None:
     """From nothing to all of three files, with the one that failed counted beside them."""
     with Screen(run(5)) as screen:
         screen.on_start(3, 2, is_torn=False)
-        assert "2 answered before, 3 to ask" in shown.getvalue()
+        assert "2 predicted before, 3 to send" in shown.getvalue()
         wait_for("0/3", shown)
         for number, row in enumerate(ROWS, 1):
             assert f"{number}/3" not in shown.getvalue()
@@ -54,7 +54,7 @@ def test_the_bar_goes_up_with_every_row(shown: io.StringIO) -> None:
     assert "m  1 failed" in shown.getvalue()
 
 
-def test_trouble_is_told_while_it_lasts(shown: io.StringIO) -> None:
+def test_trouble_is_reported_while_it_lasts(shown: io.StringIO) -> None:
     """The bar says what is waited for, until the next row."""
     with Screen(run(3)) as screen:
         screen.on_start(3, 0, is_torn=False)

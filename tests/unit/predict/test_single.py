@@ -26,20 +26,20 @@ def test_the_flag_or_the_files_name_tells(
 
 
 MISTAKES = [
-    (["txt", "srt"], None, "must be printed in one form, got --as txt --as srt"),
-    ([], "talk.pdf", ".json for one answer"),
+    (["txt", "srt"], None, "must be printed in one format, got --as txt --as srt"),
+    ([], "talk.pdf", ".json for one response"),
     (["txt"], "talk.srt", "must be what --out ends in, got txt and talk.srt"),
 ]
 
 
 @pytest.mark.parametrize(("forms", "out", "line"), MISTAKES)
-def test_what_cannot_be_meant_is_told(forms: list[str], out: str | None, line: str) -> None:
+def test_what_cannot_be_meant_is_reported(forms: list[str], out: str | None, line: str) -> None:
     """Two formats for one output, a suffix of no format, and two that differ."""
     with pytest.raises(UsageError, match=line):
         form_of(forms, out and Path(out))
 
 
-def test_an_unknown_form_is_told() -> None:
+def test_an_unknown_form_is_reported() -> None:
     """With those there are."""
     transcripts.check(["vtt", "json"])
     with pytest.raises(UsageError, match="one of txt, srt, vtt, json, got pdf"):

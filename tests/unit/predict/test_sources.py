@@ -59,7 +59,7 @@ def test_what_is_passed_over_is_named(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("places", [["absent"], ["."], ["-", "."]])
-def test_nothing_to_ask_about_is_an_error(
+def test_nothing_to_predict_is_an_error(
     places: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A missing file, an empty folder, and - beside others are errors before anything is sent."""
@@ -83,7 +83,7 @@ def test_suffixes_tell_types() -> None:
 
 
 @pytest.mark.parametrize("out", ["in/out.csv", "in/deep/../out.jsonl", "out.txt"])
-def test_answers_never_lie_among_the_questions(
+def test_responses_never_lie_among_the_requests(
     out: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A file of answers inside the folder, or of an unknown form, is refused."""

@@ -144,7 +144,7 @@ PICTURES = [{"label": "cat", "p": 0.5}, {"recordings": []}, [1], "text", None, {
 
 
 @pytest.mark.parametrize("answer", [*PICTURES, {"segments": [{"start": 0.0, "text": "x"}]}])
-def test_what_is_no_transcript_is_told(answer: Any) -> None:
+def test_what_is_no_transcript_is_reported(answer: Any) -> None:
     """A picture's response, several recordings', and segments without times; JSON takes all."""
     with pytest.raises(UsageError, match="or take --as json"):
         written("srt", answer)

@@ -98,7 +98,7 @@ def test_columns_of_a_table_keep_their_own_range() -> None:
         assert (drawn[:, 1] >= 1e4).all()
 
 
-def test_one_row_of_examples_is_not_told_by_its_range() -> None:
+def test_one_row_of_examples_has_no_range_of_its_own() -> None:
     """Neither its values nor its smallest and largest are drawn."""
     row = np.array([[3.25, 7.5]], np.float32)
     for case in draw_golden(contract(TABLE), {"table": row}):
@@ -141,7 +141,7 @@ def test_inspect_tells_which_kind_an_archive_has(
     mar = package(linear_onnx, PackageSettings(model_store=tmp_path, name="lin"))
     assert "rows are independent: shown up to a batch of 1025" in capsys.readouterr().err
     found = archive.read(mar).evidence
-    assert found["golden"] == "synthetic, answered by this ONNX file"
+    assert found["golden"] == "synthetic, computed by this ONNX file"
     assert found["rows_alone_and_together"]["agrees"]
     with pytest.raises(SystemExit):
         app(["inspect", str(mar)])

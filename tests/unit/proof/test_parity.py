@@ -139,7 +139,7 @@ def test_padding_is_compared_at_the_places_of_the_row() -> None:
 
 def test_padding_that_counts_is_refused() -> None:
     """The error names the input and its pad value."""
-    with pytest.raises(ParityError, match="padding items with 0 must not change an answer"):
+    with pytest.raises(ParityError, match="padding items with 0 must not change an output"):
         parity.prove_padding(contract(), averaging, examples())
 
 

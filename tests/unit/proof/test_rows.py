@@ -100,7 +100,7 @@ def test_a_step_that_depends_on_the_batch_alone_is_one() -> None:
     assert not proof(lambda x: linear(x) * (1 + 0.01 * (len(x) > 5))).agrees
 
 
-def test_rows_that_the_model_refuses_are_left_out_and_told() -> None:
+def test_rows_that_the_model_refuses_are_left_out_and_reported() -> None:
     """Those of extreme scale; the rest is proof enough."""
 
     def choosy(x: np.ndarray) -> np.ndarray:
@@ -130,7 +130,7 @@ def test_what_refuses_all_rows_or_two_at_once_has_no_proof() -> None:
     assert "no two requests fit" in str(proof(linear, bounds=(1, 1)).reason)
 
 
-def test_another_number_of_rows_is_told() -> None:
+def test_another_number_of_rows_is_reported() -> None:
     """A filter gives one client's rows to another."""
     found = proof(lambda x: x[x[:, 0] > 0])
     assert "rows for 1 of the inputs" in str(found.reason)
@@ -162,7 +162,7 @@ def test_no_batch_is_larger_than_its_bound() -> None:
     assert max(sizes) == 16
 
 
-def test_the_time_is_kept_and_what_is_left_out_is_told() -> None:
+def test_the_time_is_kept_and_what_is_left_out_is_reported() -> None:
     """The first set of rows is tried in any case."""
     found = proof(linear, seconds=0.0)
     assert found.agrees

@@ -156,7 +156,9 @@ def told(answer: Arrays | MarshipError) -> list[Any] | str:
 
 @settings(max_examples=300, deadline=None)
 @given(batch=batches())
-def test_each_array_is_answered_as_alone_wherever_it_stands(batch: tuple[str, list[Array]]) -> None:
+def test_each_array_is_predicted_as_alone_wherever_it_stands(
+    batch: tuple[str, list[Array]],
+) -> None:
     """All types, byte orders and layouts: together as alone, value for value, or its own 400."""
     dtype, arrays = batch
     answers = [told(answer) for answer in echo(dtype)([{"x": array} for array in arrays])]
@@ -166,7 +168,7 @@ def test_each_array_is_answered_as_alone_wherever_it_stands(batch: tuple[str, li
 
 @settings(max_examples=150, deadline=None)
 @given(batch=batches())
-def test_npy_files_are_answered_as_alone(batch: tuple[str, list[Array]]) -> None:
+def test_npy_files_are_predicted_as_alone(batch: tuple[str, list[Array]]) -> None:
     """The same through npy files, in which the byte order and the columns' order travel."""
     dtype, arrays = batch
     requests: list[Arrays | MarshipError] = []

@@ -66,7 +66,7 @@ def test_a_text_of_hundreds_of_megabytes_is_not_read(tmp_path: Path, name: str, 
         {MANIFEST: b'{"model": "x"}'},
     ],
 )
-def test_a_text_that_nests_or_is_of_another_shape_is_told(
+def test_a_text_that_nests_or_is_of_another_shape_is_reported(
     tmp_path: Path, files: dict[str, bytes]
 ) -> None:
     """As an error of the archive: none of it ends in a trace, or in minutes of walking."""
@@ -78,7 +78,7 @@ def test_a_text_that_nests_or_is_of_another_shape_is_told(
 @pytest.mark.parametrize(
     "read", [contents.read, lambda path: check_archive(path.parent, path.name)]
 )
-def test_a_deep_manifest_is_told_when_signing_and_registering(
+def test_a_deep_manifest_is_reported_when_signing_and_registering(
     tmp_path: Path, read: Callable[[Path], object]
 ) -> None:
     """There, too, it is the archive's fault."""
@@ -97,7 +97,7 @@ def test_what_nests_a_little_is_read(tmp_path: Path) -> None:
     assert texts.json_value(json.dumps([[1]] * 1000).encode()) == [[1]] * 1000
 
 
-def test_an_encrypted_file_is_told(tmp_path: Path) -> None:
+def test_an_encrypted_file_is_reported(tmp_path: Path) -> None:
     """Reading and registering alike."""
     path = write(tmp_path / "x.mar")
     data = path.read_bytes()

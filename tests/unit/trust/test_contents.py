@@ -272,7 +272,7 @@ def test_a_folder_may_be_there_but_hold_nothing(tmp_path: Path) -> None:
     refused(path, plain(b"folder/"), "folder with contents")
 
 
-def test_a_changed_byte_is_told_with_its_file(tmp_path: Path) -> None:
+def test_a_changed_byte_is_reported_with_its_file(tmp_path: Path) -> None:
     """The zip checksum finds accidents before any signature does."""
     data = write(tmp_path / "x.mar").read_bytes()
     refused(tmp_path / "x.mar", data.replace(b"Handler", b"Hacker!"), r"damaged handler\.py")

@@ -145,7 +145,7 @@ def none_at_all(archive: Path) -> None:
         (unsigned, SignatureError, "must be signed, got no signature at http"),
         (of_another_key, SignatureError, "must be signed with a key in"),
         (none_at_all, SignatureError, "lin.mar.sig must"),
-        (gone, PackageError, "lin.mar must be answered with 200, got 404"),
+        (gone, PackageError, "lin.mar must respond with 200, got 404"),
     ],
 )
 def test_what_does_not_hold_leaves_the_store_as_it_was(
@@ -183,7 +183,7 @@ def with_another_size(archive: Path) -> None:
     "spoil",
     [unsigned, none_at_all, no_envelope, of_another_key, of_a_strange_bundle, with_another_size],
 )
-def test_nothing_is_asked_for_before_the_signature_holds(
+def test_nothing_is_downloaded_before_the_signature_holds(
     remote: Remote, spoil: Callable[[Path], None]
 ) -> None:
     """Whoever responds at the URL cannot fill the disk: of the archive not a byte is fetched."""
@@ -222,7 +222,7 @@ def test_a_packed_body_is_refused(remote: Remote) -> None:
         remote.fetch("/packed/lin.mar")
 
 
-def test_a_folder_in_a_files_place_is_told(remote: Remote) -> None:
+def test_a_folder_in_a_files_place_is_reported(remote: Remote) -> None:
     """Where a signature shall lie, in the store or beside an archive; neither file has moved."""
     place = remote.store / "lin.mar.sig"
     place.mkdir(parents=True)
@@ -250,7 +250,7 @@ def test_a_body_that_ends_early_or_is_too_long(
 @pytest.mark.skipif(
     os.geteuid() != 0, reason="in a user namespace of one's own, root's folders are a stranger's"
 )
-def test_a_disk_without_room_is_told(remote: Remote) -> None:
+def test_a_disk_without_room_is_reported(remote: Remote) -> None:
     """Before anything of the archive is written; one line says where to free some."""
     words = '"$1" -m marship fetch "$2" --trust "$3" --model-store "$0" && exit; ls -A "$0"'
     url = f"{remote.url}/lin.mar"

@@ -160,7 +160,7 @@ EDITS = st.lists(
     max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 @given(EDITS, st.booleans())
-def test_a_damaged_archive_is_read_or_told(
+def test_a_damaged_archive_is_read_or_refused(
     tmp_path: Path, edits: list[tuple[float, str, bytes]], deflate: bool
 ) -> None:
     """Bytes changed, cut out and put in, anywhere: no reader fails in a way of its own."""

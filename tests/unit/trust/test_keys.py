@@ -68,7 +68,7 @@ def test_a_private_key_is_no_public_one(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("text", [b"", b"no key", b"-----BEGIN PUBLIC KEY-----\nAAAA\n"])
-def test_what_is_no_key_is_told(tmp_path: Path, text: bytes) -> None:
+def test_what_is_no_key_is_reported(tmp_path: Path, text: bytes) -> None:
     """For both kinds of file."""
     path = tmp_path / "x"
     path.write_bytes(text)

@@ -63,7 +63,7 @@ def test_an_outline_names_classes_and_functions() -> None:
     assert found.functions == ("handle",)
 
 
-def test_a_parser_that_dies_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_parser_that_dies_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     """By its limit of processor time, or by a crash of the interpreter's own."""
     run = subprocess.run
     crash = "import os, signal; os.kill(os.getpid(), signal.SIGSEGV)"

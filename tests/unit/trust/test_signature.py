@@ -84,7 +84,7 @@ def test_the_signature_is_a_dsse_envelope(mar: Path, key: PrivateKey) -> None:
         (dict(reversed(FILES.items())), "got the same files packed in another way"),
     ],
 )
-def test_a_change_is_told_with_its_file(
+def test_a_change_is_reported_with_its_file(
     mar: Path, trust: Trust, files: dict[str, bytes], fault: str
 ) -> None:
     """A changed byte, a swapped handler, an added and a removed file, another order."""

@@ -272,7 +272,7 @@ def _parsed(text: bytes) -> dict[str, Any]:
         )
     except (orjson.JSONDecodeError, KeyError, TypeError) as error:
         raise NoTensorsError(
-            "the model must respond in tensors to be asked over gRPC, got a form of its handler's "
+            "the model must respond in tensors to be called over gRPC, got a form of its handler's "
             "own. Ask it over HTTP."
         ) from error
     return dict(told)

@@ -55,7 +55,7 @@ def drain(access: Access, name: str, version: str, *, timeout_s: float = DRAIN_S
             break
         if now > end:
             raise ServerError(
-                f"{name} {version} must answer what it was asked within {timeout_s:g} s, got "
+                f"{name} {version} must respond to its open requests within {timeout_s:g} s, got "
                 f"{status.waiting} requests waiting and workers still busy."
             )
         yield Pause(_POLL_S)

@@ -336,7 +336,7 @@ def _wait_until_up(
             raise kind(f"TorchServe must start, got: {cause}. Its logs: {server.home.logs}")
         if waited > timeout_s:
             raise ServerError(
-                f"TorchServe must answer within {timeout_s:g} s, got no answer. "
+                f"TorchServe must respond within {timeout_s:g} s, got no response. "
                 f"Its logs: {server.home.logs}"
             )
         if on_wait:

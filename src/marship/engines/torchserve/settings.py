@@ -23,7 +23,7 @@ class ServeSettings(Settings):
     trust: Path | None = setting(
         None, "folder of public keys that archives must be signed with; else the last start's"
     )
-    no_trust: bool = setting(False, "serve unsigned archives, whatever the last start asked for")
+    no_trust: bool = setting(False, "serve unsigned archives, whatever the last start required")
     inference_port: int | None = setting(None, "0 takes any free port; else the config's")
     management_port: int | None = setting(None, "0 takes any free port; else the config's")
     metrics_port: int | None = setting(None, "0 takes any free port; else the config's")
@@ -45,7 +45,7 @@ class ServeSettings(Settings):
     free_ports: bool = setting(False, "take any free port for all that no flag names")
     profile: str | None = setting(None, "production: refuse to start where anything lets others in")
     keep_env: tuple[str, ...] = setting((), "a variable that workers see in production, too")
-    start_timeout_s: float = setting(60.0, "how long the server may take to answer", minimum=1)
+    start_timeout_s: float = setting(60.0, "how long the server may take to respond", minimum=1)
 
     @property
     def direct(self) -> bool | None:

@@ -252,7 +252,7 @@ def encode(
     if message.form is BodyFormat.NPY:
         if len(outputs) != 1:
             raise InvalidInputError(
-                f"npy must be asked of a model with one output, this one gives {len(outputs)}. "
+                f"npy must be requested from a model with one output, got {len(outputs)} outputs. "
                 "Send JSON."
             )
         return Reply(write_npy(next(iter(outputs.values()))), NPY_TYPE)

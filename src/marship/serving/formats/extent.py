@@ -146,6 +146,6 @@ def check(least_bytes: int, limit_bytes: int) -> None:
     """
     if least_bytes > limit_bytes:
         raise TooLargeError(
-            f"the answer must be at most {limit_bytes} bytes, got at least {least_bytes}. "
+            f"the response must be at most {limit_bytes} bytes, got at least {least_bytes}. "
             "Ask for fewer rows, or raise max_response_size."
         )

@@ -249,7 +249,7 @@ class Session:
                     raise LoadError(
                         f"golden case {index} must agree within {tolerance}, got a "
                         f"difference of {absolute:g} ({relative:g} relative). This host computes "
-                        "another answer than the model that was trained: package a float32 "
+                        "other outputs than the model that was trained: package a float32 "
                         "variant, or on this hardware."
                     )
         except ModelError as error:

@@ -146,7 +146,7 @@ def test_selected_outputs(place: Place, client: triton.InferenceServerClient, ec
 
 
 @pytest.mark.usefixtures("served")
-def test_typed_contents_are_answered_in_kind(channel: grpc.Channel) -> None:
+def test_typed_contents_get_typed_contents(channel: grpc.Channel) -> None:
     """A client that has no code for raw tensors needs none."""
     made = kind("ModelInferRequest")(model_name="m", id="7")
     made.inputs.add(
@@ -424,7 +424,7 @@ def test_a_fault_of_the_gateway_tells_nothing(
 
 
 @pytest.mark.usefixtures("served")
-def test_answers_of_32_clients_are_kept_apart(gateway: Gateway) -> None:
+def test_responses_of_32_clients_are_kept_apart(gateway: Gateway) -> None:
     """Each on a connection of its own, every response its own request's."""
     values = np.random.default_rng(2).normal(size=(32, 10)).astype("float32")
     with triton.InferenceServerClient(gateway.address) as client:

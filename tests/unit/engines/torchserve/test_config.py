@@ -250,7 +250,7 @@ def test_a_port_that_two_settings_name_is_refused(store: Path) -> None:
         ("model_store=$$NO_SUCH_VARIABLE$$/x", "NO_SUCH_VARIABLE must be set"),
     ],
 )
-def test_a_wrong_line_is_told(store: Path, tmp_path: Path, line: str, message: str) -> None:
+def test_a_wrong_line_is_reported(store: Path, tmp_path: Path, line: str, message: str) -> None:
     """The error names the setting and what it must be."""
     source = tmp_path / "config.properties"
     source.write_text(f"{config.PACKAGED.read_text()}\n{line}\n")
@@ -260,13 +260,13 @@ def test_a_wrong_line_is_told(store: Path, tmp_path: Path, line: str, message: s
 
 @pytest.mark.parametrize("port", [-5, 65535, 99999, 10**20])
 @pytest.mark.parametrize("name", ["inference_address", "grpc_inference_port"])
-def test_a_port_out_of_range_is_told(store: Path, name: str, port: int) -> None:
+def test_a_port_out_of_range_is_reported(store: Path, name: str, port: int) -> None:
     """With the flag that chooses another."""
     with pytest.raises(UsageError, match=rf"{name} must be from 0 to 65534, got {port}.*--"):
         resolve(config.PACKAGED, store, ports={name: port})
 
 
-def test_a_listener_without_a_setting_is_told(store: Path, tmp_path: Path) -> None:
+def test_a_listener_without_a_setting_is_reported(store: Path, tmp_path: Path) -> None:
     """TorchServe's own defaults would be taken else, which may be in use."""
     source = tmp_path / "config.properties"
     source.write_text("inference_address=http://127.0.0.1:8080\n")

@@ -78,7 +78,7 @@ def test_the_lock_is_had_once_the_other_ends(other: subprocess.Popen[str], tmp_p
     assert locks.holder(tmp_path / "x.lock") == "another process"
 
 
-def test_who_asks_for_it_is_told_in_place_of_the_log(
+def test_who_requests_it_gets_it_in_place_of_the_log(
     other: subprocess.Popen[str],
     tmp_path: Path,
     caplog: pytest.LogCaptureFixture,
@@ -98,7 +98,7 @@ def test_who_asks_for_it_is_told_in_place_of_the_log(
     assert caplog.records == []
 
 
-def test_a_folder_that_cannot_be_written_is_told(tmp_path: Path) -> None:
+def test_a_folder_that_cannot_be_written_is_reported(tmp_path: Path) -> None:
     """In the file's place, too."""
     (tmp_path / "x.lock").mkdir()
     with pytest.raises(StorageError):

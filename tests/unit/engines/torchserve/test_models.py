@@ -58,7 +58,7 @@ class Registering:
         self._flow.close()
 
 
-def test_a_copy_goes_if_the_server_fails_before_it_is_told(home: Home) -> None:
+def test_a_copy_goes_if_the_server_fails_before_the_call(home: Home) -> None:
     """Between verifying and registering, too, nothing stays in the vault."""
     one = Registering(home)
     while not isinstance(one.at, Call):

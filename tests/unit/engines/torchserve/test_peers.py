@@ -138,7 +138,7 @@ CLIENTS = pytest.mark.parametrize("ask", [asked, awaited])
 
 @CLIENTS
 @pytest.mark.parametrize("place", ["127.0.0.1", "0.0.0.0", "::", "::1", "unix"])  # noqa: S104
-def test_the_homes_own_server_is_asked(
+def test_the_homes_own_server_is_called(
     begin: Begin, tmp_path: Path, ask: Callable[..., Any], place: str
 ) -> None:
     """Wherever it listens, over a new connection for each request."""
@@ -224,7 +224,7 @@ def test_a_listener_that_was_closed_is_not_remembered(begin: Begin) -> None:
             assert not peers.is_held_by(line, group)
 
 
-def test_a_server_elsewhere_is_asked_with_its_own_token(begin: Begin) -> None:
+def test_a_server_elsewhere_is_called_with_its_own_token(begin: Begin) -> None:
     """An address and a token that were given have nothing to do with the home."""
     real = begin("tcp", "127.0.0.1")
     other = Stranger(sends(ANSWER + b'"others"'))

@@ -59,7 +59,7 @@ def test_of_a_folder_and_a_tgz_the_manifest_is_read(tmp_path: Path) -> None:
         ({MANIFEST: GOOD, "h.py": "", CONFIG_FILE: "a: &a [1]\n<<: {b: *a}"}, "a merge key"),
     ],
 )
-def test_an_archive_that_lacks_something_is_told(
+def test_an_archive_that_lacks_something_is_reported(
     tmp_path: Path, files: dict[str, str], fault: str
 ) -> None:
     """What is wrong with it, and that it must be packaged again."""
@@ -68,7 +68,7 @@ def test_an_archive_that_lacks_something_is_told(
         check_archive(tmp_path, "x.mar")
 
 
-def test_a_damaged_archive_is_told(tmp_path: Path) -> None:
+def test_a_damaged_archive_is_reported(tmp_path: Path) -> None:
     """Empty, no zip file, cut off, and one changed byte."""
     path = tmp_path / "x.mar"
     write(path, {"h.py": "the handler" * 100, MANIFEST: GOOD})
@@ -79,7 +79,7 @@ def test_a_damaged_archive_is_told(tmp_path: Path) -> None:
             check_archive(tmp_path, "x.mar")
 
 
-def test_an_archive_that_is_not_there_is_told(tmp_path: Path) -> None:
+def test_an_archive_that_is_not_there_is_reported(tmp_path: Path) -> None:
     """With what the store holds."""
     (tmp_path / "y.mar").touch()
     with pytest.raises(NotFoundError, match=r"x\.mar must lie in .* which holds y\.mar"):

@@ -137,7 +137,7 @@ def test_a_log_that_was_rolled_over_is_read_from_its_beginning(tmp_path: Path) -
     ("second", "cause"),
     [(CHAINED, "ValueError: the weights must be there"), ("model_name: x", workerlog.SILENT)],
 )
-def test_what_torchserve_lost_is_told_by_the_next_worker(
+def test_what_torchserve_lost_is_reported_by_the_next_worker(
     tmp_path: Path, second: str, cause: str
 ) -> None:
     """TorchServe stops reading when it sees a worker die; the first traceback never got there.

@@ -60,7 +60,7 @@ def looped(tmp_path: Path) -> Path:
     return path
 
 
-def test_rows_are_answered_as_alone_to_the_bit(looped: Path, tmp_path: Path) -> None:
+def test_rows_are_predicted_as_alone_to_the_bit(looped: Path, tmp_path: Path) -> None:
     """Else rounding to int8 would magnify a last bit from turn to turn, and texts would differ."""
     target = tmp_path / "int8.onnx"
     int8_blocks.build(ExportedModel(looped, graph.contract_of(looped), None), target)

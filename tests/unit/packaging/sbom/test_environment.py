@@ -81,7 +81,7 @@ def test_references_lead_somewhere(bill: dict[str, Any]) -> None:
     assert {"numpy", "torchserve", "java"} <= {found[ref]["name"] for ref in root}
 
 
-def test_licences_are_told(bill: dict[str, Any]) -> None:
+def test_licences_are_reported(bill: dict[str, Any]) -> None:
     """Where metadata states a licence, as nearly all does, the component does."""
     found = [c for c in bill["components"] if c["type"] == "library"]
     assert sum("licenses" in c for c in found) > 0.9 * len(found)

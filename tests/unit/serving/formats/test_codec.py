@@ -221,7 +221,7 @@ BAD = {
 
 
 @pytest.mark.parametrize("case", BAD)
-def test_bad_requests_are_told_what_is_wrong(case: str) -> None:
+def test_bad_requests_are_refused_with_what_is_wrong(case: str) -> None:
     """Each malformed body raises its own error, whose message names what was found."""
     body, content_type, model, error, words = BAD[case]
     with pytest.raises(error, match=words):

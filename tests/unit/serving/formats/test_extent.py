@@ -125,7 +125,7 @@ def test_the_limit_as_shipped_is_the_settings() -> None:
     assert int(properties.read(PACKAGED)["max_response_size"]) == extent.SHIPPED_BYTES
 
 
-def test_a_kserve_answer_has_the_same_values_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_kserve_response_has_the_same_values_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
     """Large data stands in the JSON as it would if written whole."""
     array = np.arange(1000, dtype=np.float32).reshape(10, 100)
     monkeypatch.setattr(tensors, "CHUNK_VALUES", 64)

@@ -80,7 +80,7 @@ RAW = {"y": b"\x01\x00\x02\x00", "t": b"\x02\x00\x00\x00ab"}
         ),
     ],
 )
-def test_the_outputs_that_are_asked_for_are_sent(
+def test_the_outputs_that_are_requested_are_sent(
     asked: dict[str, Any], is_raw: dict[str, bool]
 ) -> None:
     """All or some, in the order asked for, raw where asked; the header tells the JSON's length."""

@@ -61,7 +61,7 @@ OUTPUTS = {
 @pytest.mark.parametrize("requests", [3, rows.MANY_REQUESTS + 1])
 @pytest.mark.parametrize("name", OUTPUTS)
 @pytest.mark.parametrize("named", [True, False])
-def test_scattered_answers_are_those_of_the_codec(name: str, named: bool, requests: int) -> None:
+def test_scattered_responses_are_those_of_the_codec(name: str, named: bool, requests: int) -> None:
     """Whatever the output's type and rank, each response has the bytes of the slow path."""
     output = np.concatenate([OUTPUTS[name]] * (requests // 3))
     counts = [1, 3, 2] * (requests // 3)

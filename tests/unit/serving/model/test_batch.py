@@ -90,7 +90,7 @@ def test_a_request_of_several_parts_gets_a_list(lookup_onnx: Path) -> None:
     assert none == []
 
 
-def test_three_bad_of_32_leave_29_answers(lookup_onnx: Path) -> None:
+def test_three_bad_of_32_leave_29_responses(lookup_onnx: Path) -> None:
     """A wrong type, a decoding error and a failing run get their errors, 29 their responses."""
     batcher, _ = lookup(lookup_onnx, pads=True)
     requests: list[Arrays | MarshipError] = [ids([i % 10, 1]) for i in range(32)]

@@ -127,7 +127,7 @@ def test_a_beginning_is_not_the_whole_even_with_the_key(whole: bytes) -> None:
         opened(shorter.pack() + whole[111 : 111 + 3 * (CHUNK + 16)])
 
 
-def test_another_key_is_named_and_told_nothing_more(whole: bytes) -> None:
+def test_another_key_is_named_and_learns_nothing_more(whole: bytes) -> None:
     """The message has the names of both keys and neither key."""
     with pytest.raises(SealError, match="must be opened with the key") as caught:
         opened(whole, OTHER_KEY)

@@ -40,7 +40,7 @@ def test_golden_cases_are_replayed(folder: tuple[Path, Contract]) -> None:
     assert min(times_s) > 0
 
 
-def test_a_model_that_answers_otherwise_is_not_served(folder: tuple[Path, Contract]) -> None:
+def test_a_model_that_predicts_otherwise_is_not_served(folder: tuple[Path, Contract]) -> None:
     """A golden output off by 0.01 fails the load, and the message says by how much."""
     path, contract = folder
     wrong = GoldenCase(

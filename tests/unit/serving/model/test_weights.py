@@ -120,7 +120,7 @@ def rewrite_record(folder: Path, change: Callable[[dict[str, object]], object]) 
     path.write_text(json.dumps(record))
 
 
-def test_a_copy_answers_to_the_bit_as_the_model_itself(folder: Path) -> None:
+def test_a_copy_predicts_to_the_bit_as_the_model_itself(folder: Path) -> None:
     """Mapped by the worker that made it or by a later one, the weights give the same outputs."""
     alone = answer(folder, ALONE)
     assert not copy_of(folder).exists()

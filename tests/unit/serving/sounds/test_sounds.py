@@ -199,7 +199,7 @@ def test_an_mp3_without_its_number_of_frames_is_whole(capfd: pytest.CaptureFixtu
     assert capfd.readouterr() == ("", "")
 
 
-def test_two_mp3_in_one_are_both_heard(capfd: pytest.CaptureFixture[str]) -> None:
+def test_two_mp3_in_one_are_both_transcribed(capfd: pytest.CaptureFixture[str]) -> None:
     """The first's tag tells of the first alone; a tag of the second lies between."""
     both = decode(MP3 + recordings.ID3V2 + MP3, 44_100)
     assert len(both) == pytest.approx(6 * 44_100, abs=5000)

@@ -174,7 +174,7 @@ def test_spaces_at_the_ends_and_doubled_ones_are_left_out() -> None:
 
 @settings(max_examples=60, deadline=None)
 @given(st.integers(0, 10**6), st.integers(1, 40), st.booleans())
-def test_the_reader_answers_whatever_comes(seed: int, frames: int, known: bool) -> None:
+def test_the_reader_responds_whatever_comes(seed: int, frames: int, known: bool) -> None:
     """Noise gives segments in order, within the chunk, with words and a confidence from 0 to 1."""
     logits = np.random.default_rng(seed).normal(0, 4, (frames, len(ALPHABET) + 1))
     log_probs = (logits - np.log(np.exp(logits).sum(1, keepdims=True))).astype(np.float32)

@@ -128,7 +128,7 @@ def test_confidence_is_weighed_by_time() -> None:
     assert recording.answer()["text"] == "two five"
 
 
-def test_a_failed_recording_is_heard_no_more() -> None:
+def test_a_failed_recording_is_transcribed_no_further() -> None:
     """Given up before or after it was opened, it lets go of its samples."""
     error = TooLargeError("too long")
     waiting, heard = Recording(said("a")), Recording(wav(long_whistle("abc", "abc")))
@@ -142,7 +142,7 @@ def test_a_failed_recording_is_heard_no_more() -> None:
     assert task.answer() == {"recordings": [{"name": "x", **row}, {"name": "y", **row}]}
 
 
-def test_news_are_told_once() -> None:
+def test_news_are_reported_once() -> None:
     """With the recording's name where there are several."""
     one, two = Recording(b"", was_opened=True), Recording(b"", was_opened=True)
     task = TranscriptionRequest({"x": one, "y": two}, streams=True)

@@ -68,7 +68,7 @@ def sent(message: bytes) -> dict[int, tuple[bytes, str | None]]:
 
 
 @given(plans())
-def test_every_stream_is_ended_and_every_request_answered_once(turns: list[Turn]) -> None:
+def test_every_stream_is_ended_and_every_request_served_once(turns: list[Turn]) -> None:
     """TorchServe takes messages as long as one holds a part that others follow.
 
     Whatever is ready when: bodies arrive whole and in order, the messages before the last each hold

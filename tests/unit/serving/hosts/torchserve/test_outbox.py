@@ -33,7 +33,7 @@ def test_without_a_stream_all_is_sent_at_once() -> None:
     assert shown(outbox.rest()) == {0: (b"a", None), 1: (b"b", None), 2: (b"c", None)}
 
 
-def test_an_early_answer_goes_out_beside_a_stream() -> None:
+def test_an_early_response_goes_out_beside_a_stream() -> None:
     """What was ready before the stream began, too; it is not sent again."""
     outbox = Outbox(3)
     assert outbox.take({0: Reply(b"a")}) == {}

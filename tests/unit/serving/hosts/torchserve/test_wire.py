@@ -302,7 +302,7 @@ def test_it_writes_what_the_stock_writer_writes(replies: list[tuple[bytes, str, 
     assert transport.encode(requests, ours, "t") == bytes(wanted)
 
 
-def test_an_answer_by_grpc_says_that_nothing_follows() -> None:
+def test_a_response_by_grpc_says_that_nothing_follows() -> None:
     """Only gRPC's requests have no headers; TorchServe fails over one of its calls without it."""
     by_http, by_grpc = Request(b"", id=b"a", headers={"h": ""}), Request(b"", id=b"b")
     part = Reply(b"", headers=((transport.STREAM_HEADER, "true"),))
