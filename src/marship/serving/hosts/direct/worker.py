@@ -167,9 +167,9 @@ class DirectWorker(Site):
             self._is_drained = False
 
     def _adopt(self, packet: Packet) -> None:
-        self._adopted += 1
-        slot = packet.told.get("slot")
+        slot, channel = packet.told.get("slot"), self._channel
         if packet.is_cut:
+            self._adopted += 1
             self._refuse(slot)
             return
         connection = Connection(self, packet.payload(), slot, self._states)
@@ -177,6 +177,11 @@ class DirectWorker(Site):
         task = self._loop.create_task(self._loop.connect_accepted_socket(lambda: connection, line))
 
         def look(done: asyncio.Task[Any]) -> None:
+            if self._channel is channel:
+                # not before it is one of the connections: a drain would end without it
+                self._adopted += 1
+                if self._is_draining:
+                    self._report()
             if not done.cancelled() and done.exception() is not None:
                 line.close()
                 self._refuse(slot)

@@ -1,5 +1,6 @@
 """Which process answers: a connection is handed over once for a request, not in circles."""
 
+import asyncio
 import json
 import os
 import resource
@@ -124,6 +125,32 @@ def test_a_drained_worker_serves_the_next_acceptor(
         line.socket.settimeout(5)
         assert line.read().status == 200
     assert handed(place) == 1
+
+
+def test_a_drain_waits_for_a_connection_that_the_worker_has_not_opened_yet(
+    loaded: Any, place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It has left the channel, and is none of the worker's connections."""
+    worker = place.add(loaded)
+    place.follow(m=("1.0",))
+    opens, gate, held = worker._loop.connect_accepted_socket, asyncio.Event(), []
+
+    async def open_later(*arguments: Any) -> Any:
+        held.append(arguments)
+        await gate.wait()
+        return await opens(*arguments)
+
+    monkeypatch.setattr(worker._loop, "connect_accepted_socket", open_later)
+    with place.line() as line:
+        line.send(request())
+        until(lambda: bool(held))
+        with drain(place, [os.getpid()]) as caller:
+            caller.settimeout(1.5)  # the worker reports once a second
+            with pytest.raises(TimeoutError):
+                caller.recv(1000)
+            worker._loop.call_soon_threadsafe(gate.set)
+            assert drained(caller)
+        assert line.read().status == 503  # given back, and there is no other worker
 
 
 def test_an_acceptor_that_dies_has_drained_nobody(
