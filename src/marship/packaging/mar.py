@@ -9,7 +9,7 @@ import re
 import shutil
 import tempfile
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -36,6 +36,35 @@ _MOST_NAME = 200
 """Characters of an archive's file name, which is written under a longer one first."""
 
 
+def file_name(name: str, settings: PackageSettings) -> str:
+    """The name of an archive's file.
+
+    Raises:
+        UsageError: The model's name has other characters than a name may have, or too many.
+    """
+    if not NAME.fullmatch(name):
+        raise UsageError(f"{name!r} is no model name. Give one with --name.")
+    stem = f"{name}-{settings.version}" if settings.versioned else name
+    if len(stem) > _MOST_NAME:
+        raise UsageError(
+            f"the name and version of a model must have at most {_MOST_NAME} characters, which "
+            f"name its file, got {len(stem)}. Give a shorter one with --name."
+        )
+    return f"{stem}.mar"
+
+
+def check_files(handler: Path, assets: Iterable[Path]) -> None:
+    """Check what goes into an archive beside the model.
+
+    Raises:
+        UsageError: A file is missing, or the handler is not one class of Python.
+    """
+    for path in (handler, *assets):
+        if not path.is_file():
+            raise UsageError(f"{path} must be a file that goes into the archive, got none there.")
+    _check_handler(handler)
+
+
 @dataclass(frozen=True, slots=True)
 class Contents:
     """What goes into an archive, wherever it came from."""
@@ -54,10 +83,7 @@ def build(contents: Contents, settings: PackageSettings) -> Path:
     from model_archiver.model_packaging import generate_model_archive
     from model_archiver.model_packaging_utils import ModelArchiverConfig
 
-    for path in (contents.handler, *contents.assets):
-        if not path.is_file():
-            raise UsageError(f"{path} must be a file that goes into the archive, got none there.")
-    _check_handler(contents.handler)
+    check_files(contents.handler, contents.assets)
     archive.check_names(
         [
             *(("external data", name) for name in contents.contract.files[1:]),
@@ -66,15 +92,7 @@ def build(contents: Contents, settings: PackageSettings) -> Path:
         ],
         own=[] if settings.seal is None else [sealing.WEIGHTS_FILE],
     )
-    if not NAME.fullmatch(contents.name):
-        raise UsageError(f"{contents.name!r} is no model name. Give one with --name.")
-    file_name = f"{contents.name}-{settings.version}" if settings.versioned else contents.name
-    if len(file_name) > _MOST_NAME:
-        raise UsageError(
-            f"the name and version of a model must have at most {_MOST_NAME} characters, which "
-            f"name its file, got {len(file_name)}. Give a shorter one with --name."
-        )
-    target = settings.model_store / f"{file_name}.mar"
+    target = settings.model_store / file_name(contents.name, settings)
     with replacing(target) as draft, _private_temp(draft.parent) as scratch:
         stage = _stage(contents, settings, scratch / "stage")
         generate_model_archive(

@@ -10,7 +10,7 @@ from marship.errors import PackageError, UsageError
 from marship.fit import run
 from marship.fit.recipe import RECIPE_FILE, Recipe
 from marship.packaging import configure, onnx_proof, shipped
-from marship.packaging.mar import MODEL_FILE, NAME, Contents, build
+from marship.packaging.mar import MODEL_FILE, NAME, Contents, build, check_files, file_name
 from marship.packaging.settings import PackageSettings
 from marship.proof import golden
 from marship.serving.formats import extent
@@ -46,13 +46,18 @@ def package(source: str | Path, settings: PackageSettings | None = None) -> Path
 
 
 def _check(settings: PackageSettings) -> None:
+    """Refuse what can be seen without the model: proving it may take minutes."""
+    check_files(_handler(settings, ONNX_HANDLER), map(Path, settings.asset))
     profiles.find(settings.profile)
     golden.check_kind(settings.golden)
     configure.parsed(settings.option)
-    if settings.name is not None and not NAME.fullmatch(settings.name):
-        raise UsageError(
-            f"name must be letters, digits, dots, dashes and underscores, got {settings.name!r}."
-        )
+    if settings.name is not None:
+        if not NAME.fullmatch(settings.name):
+            raise UsageError(
+                "name must be letters, digits, dots, dashes and underscores, got "
+                f"{settings.name!r}."
+            )
+        file_name(settings.name, settings)
     if not configure.VERSION.fullmatch(settings.version):
         raise UsageError(f"version must be digits and dots, such as 1.0, got {settings.version!r}.")
     batch_size = settings.batch_size or profiles.find(settings.profile).batch_size

@@ -17,7 +17,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from marship.contract import read_golden
 from marship.errors import ModelError, PackageError, UsageError
-from marship.packaging import onnx_proof
+from marship.packaging import onnx_proof, step
 from marship.packaging.step import PackageSettings, package
 from marship.trust import archive
 from models import write_model
@@ -175,9 +175,14 @@ BAD_SETTINGS = [
 
 @pytest.mark.parametrize(("settings", "words"), BAD_SETTINGS)
 def test_bad_settings_are_named(
-    linear_onnx: Path, tmp_path: Path, settings: dict[str, object], words: str
+    linear_onnx: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    settings: dict[str, object],
+    words: str,
 ) -> None:
-    """What cannot be meant is refused before anything is written."""
+    """What cannot be meant is refused before the model is proven, and nothing is written."""
+    monkeypatch.setattr(step, "_from_onnx", None)
     with pytest.raises(UsageError, match=words):
         pack(linear_onnx, tmp_path / "store", **settings)
     assert not list((tmp_path / "store").glob("*")) if (tmp_path / "store").exists() else True
