@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ from marship.errors import LoadError, MarshipError, PackageError, SealError, Usa
 from marship.operate.check import check
 from marship.packaging.step import PackageSettings, package
 from versions import linear, spoil_golden
+from waiting import until
 
 pytestmark = pytest.mark.slow
 
@@ -168,7 +170,13 @@ def test_what_a_handler_starts_ends_with_the_check(tmp_path: Path) -> None:
     )
     assert check(packed(tmp_path / "own", code)).golden_cases > 0
     child = int((tmp_path / "pid").read_text())
-    assert not psutil.pid_exists(child) or psutil.Process(child).status() == psutil.STATUS_ZOMBIE
+
+    def has_ended() -> bool:  # what is killed runs on for a moment
+        with suppress(psutil.NoSuchProcess):
+            return psutil.Process(child).status() == psutil.STATUS_ZOMBIE
+        return True
+
+    until(has_ended, 10, "the end of the handler's process")
 
 
 def test_golden_cases_that_differ_are_reported(tmp_path: Path) -> None:
