@@ -142,7 +142,7 @@ def test_segments_are_printed_while_others_are_transcribed(
     client.unregister("slow")
     assert process.returncode == 0
     assert heard.count(b"dad") == 4
-    assert b"heard 00:00:0" in heard
+    assert b"transcribed 00:00:0" in heard
 
 
 def test_a_folder_becomes_a_table_and_transcripts(ask: Ask, place: Path) -> None:

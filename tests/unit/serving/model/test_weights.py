@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -370,9 +371,11 @@ def test_a_killed_worker_leaves_the_copy_to_the_next(folder: Path) -> None:
     worker = subprocess.Popen([sys.executable, "-c", LOAD, str(folder)])
     draft = folder / weights.DRAFT_FOLDER
     until = time.monotonic() + 60
-    while not draft.exists() and time.monotonic() < until:
+    begun = None
+    while begun is None and time.monotonic() < until:
+        with suppress(FileNotFoundError):
+            begun = draft.stat().st_ino
         time.sleep(0.001)  # the draft is there for milliseconds
-    begun = draft.stat().st_ino
     worker.kill()
     worker.wait()
     answer(folder)
