@@ -2,6 +2,7 @@
 
 import importlib
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from marship.errors import DataError
+from marship.errors import DataError, UsageError
 
 Part = Callable[[str], ModuleType]
 
@@ -110,3 +111,15 @@ def test_tables_mark_failed_requests_and_plots_are_written(part: Part, tmp_path:
     assert "1,234*" in text
     assert "900*" not in text
     assert (tmp_path / "mlp.png").stat().st_size > 1000
+
+
+def test_a_suite_is_narrowed_to_its_cases(part: Part) -> None:
+    """Its peers and clients are its own; what it does not have is refused."""
+    run = part("run")
+    short = run.BenchSettings(suite="short")
+    assert run._parts_of_suite(short) == list(run.SUITES["short"])
+    chosen = run._parts_of_suite(replace(short, cases=("mlp", "encoder")))
+    assert {each.case for each in chosen} == {"mlp", "encoder"}
+    for wrong in ({"suite": "long"}, {"cases": ("x",)}, {"peers": ("mosec",)}, {"clients": ("1",)}):
+        with pytest.raises(UsageError):
+            run._parts_of_suite(replace(short, **wrong))
