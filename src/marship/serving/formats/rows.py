@@ -14,7 +14,7 @@ import numpy as np
 import orjson
 
 from marship.contract import Array, Arrays, Contract, TensorSpec
-from marship.serving.formats.tensors import keeps_values, may_hold_booleans, outside
+from marship.serving.formats.tensors import EXACT, keeps_values, may_hold_booleans, outside
 from marship.serving.message import JSON_TYPE, Reply, Request
 
 SMALL_BYTES = 1 << 14
@@ -22,9 +22,6 @@ SMALL_BYTES = 1 << 14
 
 MANY_REQUESTS, WIDE_VALUES = 8, 64
 """From so many requests and below so many values a row, one call for all outputs is faster."""
-
-_CERTAIN = 2.0**53
-"""Numbers up to this are rounded to a float independently of others in the array."""
 
 
 @dataclass(slots=True)
@@ -107,7 +104,7 @@ def _certain(rows: list[object], spec: TensorSpec) -> Array | None:
             array = array.astype(want)
         # NaN and infinity too; beyond the limit an integer beside a fraction would be rounded
         # twice, first to float64. The sum of squares is faster than the maximum, and no smaller.
-        if not np.vdot(array, array) <= _CERTAIN**2:
+        if not np.vdot(array, array) <= EXACT**2:
             return None
     if array.dtype != want:
         array = array.astype(want)
