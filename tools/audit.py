@@ -1,11 +1,11 @@
 """Asks PyPI whether the locked packages have known flaws, with pip-audit; doubt is a failure.
 
-pip-audit by itself counts a package that nobody could be asked about as one without flaws, and
-ends well. Here that is an error: without an answer for each package there is no audit.
+pip-audit by itself counts a package that no service could be queried about as one without
+flaws, and ends well. Here that is an error: without an answer for each package there is no audit.
 
     python tools/audit.py [requirements.lock ...]
 
-Exit code 0: all were asked about, no flaws. 1: flaws, printed. 2: not all could be asked about.
+Exit code 0: all were queried, no flaws. 1: flaws, printed. 2: not all could be queried.
 """
 
 import json

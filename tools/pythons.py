@@ -1,6 +1,6 @@
 """Runs the tests of what travels in every archive on each Python that pyproject.toml names.
 
-An interpreter is taken from PATH or from pyenv; one that is not here is told. Each gets an
+An interpreter is taken from PATH or from pyenv; missing ones are reported. Each gets an
 environment of its own below .venv/pythons, with the locked versions of what these tests need. What
 compares with TorchServe's own protocol, which imports PyTorch, runs in `make test` alone: PyTorch
 is gigabytes for each Python.
@@ -46,8 +46,8 @@ def find(version: str) -> Path | None:
     found = sorted(places.glob(f"{version}.*/bin/python{version}"))
     on_path = shutil.which(f"python{version}")
     for candidate in [*found, *([Path(on_path)] if on_path else [])]:
-        told = subprocess.run([candidate, "-c", ""], capture_output=True, check=False)
-        if told.returncode == 0:  # pyenv has commands on PATH that only say what is missing
+        probe = subprocess.run([candidate, "-c", ""], capture_output=True, check=False)
+        if probe.returncode == 0:  # pyenv has commands on PATH that only say what is missing
             return candidate
     return None
 

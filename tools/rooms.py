@@ -26,14 +26,14 @@ class Drawing:
         """A line for each room, the top first."""
         width = max(map(len, self.arrows))
         count = sum(map(len, self.arrows.values()))
-        told = [f"{len(self.arrows)} rooms, {len(self.floors)} floors, {count} arrows"]
+        lines = [f"{len(self.arrows)} rooms, {len(self.floors)} floors, {count} arrows"]
         for number in range(len(self.floors), 0, -1):
             for room in self.floors[number - 1]:
                 below = ", ".join(sorted(self.arrows[room]))
                 arrow = f"-> {below}" if below else ""
                 line = f"{number:2}  {room:<{width}} {arrow}"
-                told.append(line.rstrip())
-        return "\n".join(told)
+                lines.append(line.rstrip())
+        return "\n".join(lines)
 
 
 def draw(source: Path) -> Drawing:

@@ -68,13 +68,13 @@ class Tolerance:
         """The absolute tolerance of an output: what it may be off by where it is zero."""
         return self.atol * self.factors.get(output, 1.0)
 
-    def scaled(self, answers: Iterable[Arrays]) -> "Tolerance":
+    def scaled(self, results: Iterable[Arrays]) -> "Tolerance":
         """The tolerance scaled to the magnitude of these reference outputs.
 
         An output that is zero throughout keeps `atol`: nothing says how large it can be.
         """
         largest: dict[str, float] = {}
-        for outputs in answers:
+        for outputs in results:
             for name, array in outputs.items():
                 if array.dtype.kind == "f":
                     finite = np.abs(array[np.isfinite(array)])

@@ -227,7 +227,7 @@ def test_responses_that_are_no_transcripts_are_an_error(running: Server, place: 
             check=False,
         )
         assert (done.returncode, done.stdout) == (2, ""), done.stderr
-        assert "Ask a model that transcribes" in done.stderr
+        assert "Send it to a model that transcribes" in done.stderr
     assert not (place / "numbers.predictions.transcripts").exists()
 
 

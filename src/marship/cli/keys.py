@@ -40,8 +40,8 @@ def keygen(
     from marship.cli import tables
     from marship.trust import keys
 
-    asked = _passphrase(confirm=True) if passphrase else None
-    pair = keys.generate(name, out, openssf=openssf, passphrase=asked)
+    phrase = _passphrase(confirm=True) if passphrase else None
+    pair = keys.generate(name, out, openssf=openssf, passphrase=phrase)
     fields = {"private": pair.private, "public": pair.public, "key": pair.id}
     rows = [("signs", pair.private), ("verifies", pair.public), ("key", pair.id[: keys.SHORT_ID])]
     return Report(fields, lambda: tables.facts(rows))

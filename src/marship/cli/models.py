@@ -272,9 +272,9 @@ def _predict_one(request: "Single", address: "Address") -> None:
     from marship.cli import responses
     from marship.predict import single
 
-    answer = single.predict_one(request, address)
+    response = single.predict_one(request, address)
     if request.form is None:
-        responses.show_answer(answer)
+        responses.show_response(response)
 
 
 def _predict_files(run: "Run", passed_over: Sequence[str], address: "Address") -> None:

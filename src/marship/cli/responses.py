@@ -20,35 +20,35 @@ SAID = ("text", "segments", "timings_ms")
 SHOWN_FAILURES, SHOWN_COUNTS, SHOWN_CELLS, SHOWN_NAMES = 5, 10, 4, 3
 
 
-def show_answer(answer: Any) -> None:  # noqa: ANN401  any that a model answers
+def show_response(response: Any) -> None:  # noqa: ANN401  any that a model answers
     """Print a response: a list of records as a table, anything else as JSON.
 
     Of a transcript, whose segments were printed as they came, the rest.
     """
     from marship.predict.transcripts import has_segments
 
-    if isinstance(answer, bytes):
-        console.write(answer.decode(errors="replace"))
+    if isinstance(response, bytes):
+        console.write(response.decode(errors="replace"))
         return
-    if isinstance(answer, np.ndarray):
-        console.out.print(np.array2string(answer, threshold=SHOWN_NUMBERS))
+    if isinstance(response, np.ndarray):
+        console.out.print(np.array2string(response, threshold=SHOWN_NUMBERS))
         return
-    if has_segments(answer):
-        rest = [(name, value) for name, value in answer.items() if name not in SAID]
-        facts([*rest, ("said", "" if answer["segments"] else "nothing")])
+    if has_segments(response):
+        rest = [(name, value) for name, value in response.items() if name not in SAID]
+        facts([*rest, ("said", "" if response["segments"] else "nothing")])
         return
-    records = _records(answer)
+    records = _records(response)
     if not records:
-        console.out.print_json(json.dumps(answer))
+        console.out.print_json(json.dumps(response))
         return
     grid(tuple(records[0]), (tuple(record.values()) for record in records))
 
 
-def _records(answer: object) -> list[dict[str, object]]:
-    """The rows of an answer such as `{"items": [{"title": ..., "score": ...}]}`."""
-    if not isinstance(answer, dict) or len(answer) != 1:
+def _records(response: object) -> list[dict[str, object]]:
+    """The rows of a response such as `{"items": [{"title": ..., "score": ...}]}`."""
+    if not isinstance(response, dict) or len(response) != 1:
         return []
-    (rows,) = answer.values()
+    (rows,) = response.values()
     if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
         return []
     return rows if len({tuple(row) for row in rows}) == 1 else []

@@ -39,7 +39,7 @@ def serve(
     from marship.operate import statefile
 
     if state is not None:
-        statefile.read(state)  # what is wrong in it is told before anything starts
+        statefile.read(state)  # its errors are reported before anything starts
     given, settings = settings, server.remembering(settings)
     if settings.trust != given.trust:
         console.err.print(

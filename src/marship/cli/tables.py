@@ -240,18 +240,18 @@ def show_checked(done: "Checked") -> None:
             ("memory", f"{_mb(done.loaded_bytes)} loaded, {_mb(done.peak_bytes)} at most"),
         ]
     )
-    if (answered := done.response) is not None:
+    if (sample := done.response) is not None:
         facts(
             [
-                ("response", f"{answered.status} {answered.content_type}"),
-                ("size", f"{answered.size_bytes:,} bytes"),
-                ("time", f"{answered.ms:.3f} ms in the worker"),
-                ("body", _short(answered.body)),
+                ("response", f"{sample.status} {sample.content_type}"),
+                ("size", f"{sample.size_bytes:,} bytes"),
+                ("time", f"{sample.ms:.3f} ms in the worker"),
+                ("body", _short(sample.body)),
             ]
         )
-        if answered.log:
+        if sample.log:
             _section("the worker's log")
-            console.out.print(answered.log, markup=False, highlight=False, soft_wrap=True)
+            console.out.print(sample.log, markup=False, highlight=False, soft_wrap=True)
 
 
 def _mb(size_bytes: int) -> str:

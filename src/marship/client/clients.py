@@ -254,8 +254,8 @@ class Client(Connected):
             NoAnswerError: The stream ended early.
         ServerError: The worker failed, or the queue is full.
         """
-        asked = _predict_lines(self._engine, name, inputs, version, content_type)
-        response = self._transport.run(asked)
+        call = _predict_lines(self._engine, name, inputs, version, content_type)
+        response = self._transport.run(call)
         if not response.has_lines:
             yield decoded(response)
             return
@@ -332,8 +332,8 @@ class AsyncClient(Connected):
         content_type: str | None = None,
     ) -> AsyncGenerator[Any, None]:
         """Like `Client.stream`."""
-        asked = _predict_lines(self._engine, name, inputs, version, content_type)
-        response = await self._transport.run(asked)
+        call = _predict_lines(self._engine, name, inputs, version, content_type)
+        response = await self._transport.run(call)
         if not response.has_lines:
             yield decoded(response)
             return

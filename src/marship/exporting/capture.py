@@ -243,12 +243,12 @@ def _failure(failures: list[Exception]) -> ModelError:
     for error in failures:
         if isinstance(error, ModelError):
             return error
-    told = ModelError(
+    failure = ModelError(
         f"the model must be exportable, got: {_reason(failures[0])}. "
         "Change forward there; --debug shows torch's full account."
     )
-    told.__cause__ = failures[0]
-    return told
+    failure.__cause__ = failures[0]
+    return failure
 
 
 class _Flat(nn.Module):
@@ -260,8 +260,8 @@ class _Flat(nn.Module):
         self.inputs = inputs
 
     def forward(self, *tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        answer = self.model(**dict(zip(self.inputs, tensors, strict=True)))
-        return tuple(tensor for _, tensor in _named_tensors(answer))
+        result = self.model(**dict(zip(self.inputs, tensors, strict=True)))
+        return tuple(tensor for _, tensor in _named_tensors(result))
 
 
 def _named_tensors(returned: Any) -> list[tuple[str, torch.Tensor]]:  # noqa: ANN401  any nesting

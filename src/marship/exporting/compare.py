@@ -143,14 +143,14 @@ def compare_one(sides: Sides, case: Case, want: Arrays) -> Comparison:
     return found
 
 
-def check_ranks(answers: Sequence[tuple[Case, Arrays]]) -> None:
+def check_ranks(results: Sequence[tuple[Case, Arrays]]) -> None:
     """Reject a model whose outputs have a different rank at some sizes.
 
     Raises:
         ModelError: An output's rank changes.
     """
-    first, outputs = answers[0]
-    for case, other in answers:
+    first, outputs = results[0]
+    for case, other in results:
         for name, array in other.items():
             if array.ndim != outputs[name].ndim:
                 raise ModelError(

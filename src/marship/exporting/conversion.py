@@ -144,7 +144,7 @@ def _write(
 
 @dataclass(frozen=True, slots=True)
 class _Stated:
-    """What was asked of the graph."""
+    """What the graph had to meet."""
 
     recipe: Recipe
     shape: Layout
@@ -165,7 +165,7 @@ class _Stated:
 def _compare_first(
     reference: RunModel, examples: Arrays, doubts: "Sequence[Doubt]", path: Path, stated: _Stated
 ) -> tuple[Sides, Proof]:
-    """Compare at the first sizes; completes what the graph says of its outputs by the answers."""
+    """Compare at the first sizes; completes what the graph says of its outputs by the results."""
     from marship.exporting import outputs
     from marship.proof import graph
 
@@ -174,15 +174,15 @@ def _compare_first(
     proof = Proof(secrets.randbelow(1 << 32) if seed is None else seed)
     contract = stated.contract(path)
     check_inputs(contract, stated.shape)
-    answers = [(case, reference(case.inputs)) for case in draw_cases(contract, examples)]
-    check_ranks(answers)
-    outputs.state_output_shapes(path, [(case.sizes, want) for case, want in answers])
+    results = [(case, reference(case.inputs)) for case in draw_cases(contract, examples)]
+    check_ranks(results)
+    outputs.state_output_shapes(path, [(case.sizes, want) for case, want in results])
     outputs.name_output_axes(path, stated.recipe.output_axes)
     contract = stated.contract(path)
-    tolerance = contract.tolerance.scaled(want for _, want in answers)
+    tolerance = contract.tolerance.scaled(want for _, want in results)
     contract = replace(contract, tolerance=tolerance)
     sides = Sides(reference, open_run(path), contract, examples, doubts)
-    proof.comparisons += [compare_one(sides, case, want) for case, want in answers]
+    proof.comparisons += [compare_one(sides, case, want) for case, want in results]
     return sides, proof
 
 

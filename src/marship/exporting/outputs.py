@@ -9,7 +9,7 @@ from marship.contract import Arrays
 from marship.errors import UsageError
 
 
-def state_output_shapes(path: Path, answers: list[tuple[Mapping[str, int], Arrays]]) -> None:
+def state_output_shapes(path: Path, results: list[tuple[Mapping[str, int], Arrays]]) -> None:
     """Correct declared output shapes that differ from those of actual runs.
 
     torch.export treats the length of a recurrent layer's output as constant, although the
@@ -17,17 +17,17 @@ def state_output_shapes(path: Path, answers: list[tuple[Mapping[str, int], Array
 
     Args:
         path: The ONNX file, changed in place.
-        answers: For several sizes of the variable axes, the model's outputs.
+        results: For several sizes of the variable axes, the model's outputs.
     """
     graph = onnx.load(str(path), load_external_data=False)
     wrong = False
     for value in graph.graph.output:
         for index, axis in enumerate(value.type.tensor_type.shape.dim):
-            given = [arrays[value.name].shape[index] for _, arrays in answers]
+            given = [arrays[value.name].shape[index] for _, arrays in results]
             if not axis.HasField("dim_value") or set(given) == {axis.dim_value}:
                 continue
             wrong = True
-            names = [n for n in answers[0][0] if given == [sizes[n] for sizes, _ in answers]]
+            names = [n for n in results[0][0] if given == [sizes[n] for sizes, _ in results]]
             axis.dim_param = names[0] if names else f"{value.name}_{index}"
     if wrong:
         del graph.graph.value_info[:]  # inferred from the wrong constant

@@ -130,16 +130,16 @@ def check(
         task |= {"body": str(body.absolute()), "content_type": content_type or media_type(body)}
     with tempfile.TemporaryDirectory(prefix="marship-check-") as folder:
         extract.unpack(found.path, found.plain, Path(folder))
-        told = _run(Path(folder), task, seen, _limit_s(found.config.get("startupTimeout")))
-    if "code" in told:
-        raise _error(told["code"], told["message"])
-    answered = told.pop("response", None)
+        measured = _run(Path(folder), task, seen, _limit_s(found.config.get("startupTimeout")))
+    if "code" in measured:
+        raise _error(measured["code"], measured["message"])
+    sample = measured.pop("response", None)
     return Checked(
         name=found.name,
         version=found.version,
         handler=found.handler,
-        response=Response(**answered) if answered else None,
-        **told,
+        response=Response(**sample) if sample else None,
+        **measured,
     )
 
 
@@ -156,7 +156,7 @@ def _limit_s(value: object) -> float:
 
 
 def _seal_key(path: Path) -> str:
-    """The source of the key, read once, so that what is wrong with it is told here."""
+    """The source of the key, read once, so that its errors are reported here."""
     source = keysource.tried(None)
     if source is None:
         raise SealError(
@@ -172,13 +172,15 @@ def _run(
     """The process's result, after it and its child processes have exited."""
     words = [sys.executable, "-P", str(SCRIPT), str(folder)]
     with (
-        tempfile.TemporaryFile() as told,
+        tempfile.TemporaryFile() as task_file,
         tempfile.TemporaryFile() as log,
         tempfile.TemporaryFile() as result,
     ):
-        told.write(json.dumps(task).encode())
-        told.seek(0)
-        code = _code(words, limit_s, stdin=told, stdout=result, stderr=log, cwd=folder, env=seen)
+        task_file.write(json.dumps(task).encode())
+        task_file.seek(0)
+        code = _code(
+            words, limit_s, stdin=task_file, stdout=result, stderr=log, cwd=folder, env=seen
+        )
         if code is None:
             action = " and respond" if "body" in task else ""
             raise LoadError(

@@ -44,7 +44,7 @@ def main(folder: Path, task: dict[str, Any]) -> dict[str, Any]:
     except Exception as error:
         found = f"{type(error).__name__}: {error}".rstrip(".")
         return {"code": "load", "message": f"{task['handler']} must load, got {found}."}
-    told: dict[str, Any] = {
+    measured: dict[str, Any] = {
         "load_s": time.perf_counter() - started,
         "threads": handler.session.settings.threads,
         "before_bytes": before,
@@ -53,8 +53,8 @@ def main(folder: Path, task: dict[str, Any]) -> dict[str, Any]:
         "golden_ms": statistics.median(handler.golden_s or [0.0]) * 1e3,
     }
     if "body" in task:
-        told["response"] = _response(handler, task)
-    return told | {"peak_bytes": _memory_bytes("VmHWM")}
+        measured["response"] = _response(handler, task)
+    return measured | {"peak_bytes": _memory_bytes("VmHWM")}
 
 
 def _handler(name: str) -> Any:  # noqa: ANN401  the archive's own class
@@ -111,7 +111,7 @@ def _response(handler: Any, task: dict[str, Any]) -> dict[str, Any]:  # noqa: AN
     headers = {"content-type": content_type, "content-length": str(len(body))}
     limits = {"most_fields": handler.max_fields, "most_bytes": task["limit_bytes"]}
 
-    def ask() -> list[Any]:
+    def predict() -> list[Any]:
         try:
             request = forms.request_of(body, headers, **limits)
         except MarshipError as error:
@@ -119,7 +119,7 @@ def _response(handler: Any, task: dict[str, Any]) -> dict[str, Any]:  # noqa: AN
         return [reply for ready, _ in handler.replies([request]) for reply in ready.values()]
 
     started = time.perf_counter()
-    replies = ask()
+    replies = predict()
     first_ms = (time.perf_counter() - started) * 1e3
     sent = b"".join(reply.body for reply in replies)
     return {
@@ -128,7 +128,7 @@ def _response(handler: Any, task: dict[str, Any]) -> dict[str, Any]:  # noqa: AN
         "size_bytes": len(sent),
         "body": sent[:SHOWN_BYTES].decode(errors="replace"),
         # a failure is run once: its reason stands once in the log
-        "ms": first_ms if replies[0].status >= FAILED else _median_ms(ask),
+        "ms": first_ms if replies[0].status >= FAILED else _median_ms(predict),
     }
 
 
@@ -158,9 +158,9 @@ if __name__ == "__main__":
     # a handler's prints must not mix with the result, and its modules come from the archive
     result = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)
-    extracted, told = sys.argv[1], json.load(sys.stdin)
+    extracted, measured = sys.argv[1], json.load(sys.stdin)
     sys.path.insert(0, extracted)
-    result.write(json.dumps(main(Path(extracted), told)).encode())
+    result.write(json.dumps(main(Path(extracted), measured)).encode())
     result.close()
     sys.stderr.flush()
     os._exit(0)  # even if a handler's threads are running

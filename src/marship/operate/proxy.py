@@ -47,10 +47,10 @@ REFUSALS: Mapping[int, tuple[type[MarshipError], str]] = {
     405: (RequestError, "the method must be POST for predictions and GET for /ping."),
     413: (TooLargeError, "the body must be of {max_body_bytes} bytes at most, got more."),
     414: (TooLargeError, "the path must be of 3000 bytes at most, got more."),
-    429: (RateLimitError, "the requests must come slower, got too many. Ask again later."),
+    429: (RateLimitError, "the requests must come slower, got too many. Retry later."),
     431: (TooLargeError, "headers must be of 3000 bytes each and 6000 in all at most, got more."),
     500: (MarshipError, "the proxy must pass on every valid request, and failed."),
-    502: (NotRunningError, "a server must run behind the proxy, got none. Ask again later."),
+    502: (NotRunningError, "a server must run behind the proxy, got none. Retry later."),
     504: (NoAnswerError, "the server behind the proxy must respond in time, got no response."),
 }
 """Error responses of nginx itself, by HTTP status: the class with the code, and the message."""

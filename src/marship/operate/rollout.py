@@ -204,7 +204,7 @@ class _Steps:
         status = self._do("register", self._register, lambda s: f"workers ready: {s.ready}")
         self._do("replay", lambda: replay(self.client, self.new, self.name), str)
         if self.probe is not None:
-            self._do("probe", self._send_probe, lambda answer: answer)
+            self._do("probe", self._send_probe, lambda response: response)
         self.at = "default"
         return status
 

@@ -159,7 +159,7 @@ def _rejection(variant: Variant, rule: Rule) -> Verdict | None:
         return None
     if math.isnan(drop):
         return Verdict(REJECTED, f"{rule.metric} is not a number")
-    lost, allowed = _told_apart(drop, rule.budget)
+    lost, allowed = _distinct(drop, rule.budget)
     over = f"{rule.metric} drops by {lost}, {drop - rule.budget:.2g} over the budget of {allowed}"
     return Verdict(OVER_BUDGET, over)
 
@@ -183,7 +183,7 @@ def _why_chosen(variant: Variant, rejection: Verdict | None, rule: Rule) -> str:
 
 
 def _too_slow(variant: Variant, rule: Rule) -> str:
-    sure, needed = _told_apart(variant.speedup, 1 + rule.least_gain)
+    sure, needed = _distinct(variant.speedup, 1 + rule.least_gain)
     return (
         f"{variant.median_speedup:.3g} times as fast as {rule.base} at the median, at least {sure} "
         f"with 97.5 % confidence; more than {needed} is needed"
@@ -191,7 +191,7 @@ def _too_slow(variant: Variant, rule: Rule) -> str:
 
 
 def _beaten(variant: Variant, best: Variant, rule: Rule) -> str:
-    slower, faster = _told_apart(variant.speedup, best.speedup)
+    slower, faster = _distinct(variant.speedup, best.speedup)
     if variant.name == rule.base:
         return f"{best.name} is at least {faster} times as fast"
     if variant.speedup < best.speedup:
@@ -210,7 +210,7 @@ def _cost(variant: Variant, rule: Rule) -> str:
     return f"{rule.metric} drops by {variant.metric_drop:.2g} of {rule.budget:g} allowed"
 
 
-def _told_apart(one: float, other: float) -> tuple[str, str]:
+def _distinct(one: float, other: float) -> tuple[str, str]:
     """Two figures with at least three digits, and as many as are needed to tell them apart."""
     for digits in range(3, 17):
         shown = f"{one:.{digits}g}", f"{other:.{digits}g}"

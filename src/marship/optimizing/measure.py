@@ -156,9 +156,9 @@ def objection(
     on padding, varies between requests, however small the metric drop is.
     """
     for case in golden:
-        answer = run(case.inputs)
+        got = run(case.inputs)
         for name, want in case.outputs.items():
-            if want.dtype.kind not in "fc" and not np.array_equal(answer[name], want):
+            if want.dtype.kind not in "fc" and not np.array_equal(got[name], want):
                 return f"output {name} of whole numbers differs from PyTorch's"
     found = parity.row_influence(contract, run, examples) if contract.batch_axis else None
     if found is not None and not found.agrees:

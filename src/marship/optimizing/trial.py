@@ -63,10 +63,12 @@ def build_all(source: ExportedModel, passes: Sequence[str], draft: Path) -> list
         for name in passes:
             progress.update(task, description=f"building {name}")
             target = draft / f"model.{name}.onnx"
-            told = replace(source, report=partial(_tell, progress, task, name))
+            reporting = replace(source, report=partial(_report, progress, task, name))
             try:
                 with _quiet():
-                    details = import_module(f"marship.optimizing.passes.{name}").build(told, target)
+                    details = import_module(f"marship.optimizing.passes.{name}").build(
+                        reporting, target
+                    )
                 _check_tensors(target, source.contract)
                 variants.append(Variant(name, file=target.name, details=details or {}))
             except NotBuiltError as error:
@@ -78,7 +80,7 @@ def build_all(source: ExportedModel, passes: Sequence[str], draft: Path) -> list
     return variants
 
 
-def _tell(progress: Progress, task: TaskID, name: str, line: str) -> None:
+def _report(progress: Progress, task: TaskID, name: str, line: str) -> None:
     progress.update(task, description=f"building {name}: {line}")
 
 

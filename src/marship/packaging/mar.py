@@ -168,7 +168,7 @@ def _write_model(contents: Contents, extra: Path) -> None:
 def _sealed_model(contents: Contents, sealer: Sealer, extra: Path) -> Contents:
     """Write the model and its golden cases sealed; none of it lies there in the plain, ever.
 
-    Golden cases are sealed as well: they are data that the model was made for, and answers.
+    Golden cases are sealed as well: they are data that the model was made for, and its outputs.
     """
     contract = sealing.write_model(sealer, contents.model, contents.contract, extra)
     golden = io.BytesIO()

@@ -22,7 +22,7 @@ WEIGHTS_FILE = "model.weights"
 SMALLEST_BYTES = 1024
 """Smaller weights stay in the graph, as with ONNX's own tools."""
 _ALIGNMENT = 64
-_TELLING = {"details", "reason"}
+_REVEALING = {"details", "reason"}
 
 
 class Sealer:
@@ -129,7 +129,7 @@ def discreet(evidence: Mapping[str, Any]) -> dict[str, Any]:
     if report is None:
         return evidence
     variants = [
-        {name: value for name, value in variant.items() if name not in _TELLING}
+        {name: value for name, value in variant.items() if name not in _REVEALING}
         for variant in report["variants"]
     ]
     return {**evidence, "optimize": {**report, "variants": variants}}

@@ -8,7 +8,7 @@ from marship.settings import Settings, setting
 
 @dataclass(frozen=True)
 class PackageSettings(Settings):
-    """How a model is packed, and how its workers run unless the server is told otherwise.
+    """How a model is packed, and how its workers run unless the server overrides it.
 
     Example:
         >>> marship.PackageSettings(name="tiny", max_workers=2).response_timeout_s

@@ -105,7 +105,7 @@ def _from_run(run_dir: Path, settings: PackageSettings) -> Contents:
 
 
 def _chosen(run_dir: Path, contract: Contract, variant: str | None) -> tuple[Path, Tolerance]:
-    """The variant's file and how far its answers may be from the reference's."""
+    """The variant's file and how far its outputs may be from the reference's."""
     exported = run_dir / MODEL_FILE
     report = _optional(run_dir / "optimize.json")
     if report is None:
@@ -151,7 +151,7 @@ def _for_file(contract: Contract, model: Path, tolerance: Tolerance) -> Contract
 
 
 def _from_onnx(path: Path, settings: PackageSettings) -> Contents:
-    if not path.is_file():  # told at once: the proof runs in a process of its own
+    if not path.is_file():  # checked first: the proof runs in a process of its own
         raise UsageError(f"{path} must be an ONNX file, got no such file.")
     proof = onnx_proof.describe(
         path,

@@ -139,15 +139,15 @@ async def _predict_files(run: Run, address: Address, watcher: Watcher) -> Outcom
 
 
 def _remaining(run: Run, ledger: Ledger) -> list[Source]:
-    """What is to be asked; transcripts that are missing come from the rows, if they are whole."""
+    """Files to send; missing transcripts are rewritten from their rows, if those are complete."""
     waiting = ledger.remaining(run.sources)
     if run.transcripts is None:
         return waiting
-    asked = {source.name for source in waiting}
+    missing = {source.name for source in waiting}
     for source in run.sources:
-        if source.name in asked or not run.transcripts.lacks(source):
+        if source.name in missing or not run.transcripts.lacks(source):
             continue
-        if ledger.keeps_answers:
+        if ledger.keeps_responses:
             (row,) = ledger.rows([source])
             run.transcripts.write(source, row.answer)
         else:
@@ -201,7 +201,7 @@ class _Predictions:
     watcher: Watcher
     limits: ServerLimits
     byte_budget: ByteBudget = field(default_factory=lambda: ByteBudget(MOST_BYTES_IN_FLIGHT))
-    answered_at: float = field(default_factory=time.monotonic)
+    responded_at: float = field(default_factory=time.monotonic)
     troubled_at: float = -math.inf
     client: AsyncClient = field(init=False)
 
@@ -240,7 +240,7 @@ class _Predictions:
                 return replace(row, error=f"{refusal.code}: {refusal}")
             async with self.byte_budget.take(size_bytes):  # not read before it is sent
                 body = await asyncio.to_thread(source.path.read_bytes)
-                answer = plain(await self._send(source, body))
+                response = plain(await self._send(source, body))
         except OSError as error:
             return replace(row, error=f"unreadable: {error.strerror or error}")
         except (TokenError, NotFoundError, UsageError, _GoneError):
@@ -248,7 +248,7 @@ class _Predictions:
         except MarshipError as error:
             status = None if isinstance(error, _UNSAID) else error.status
             return replace(row, status=status, error=f"{error.code}: {error}")
-        return replace(row, status=HTTPStatus.OK, answer=answer)
+        return replace(row, status=HTTPStatus.OK, answer=response)
 
     def _keep(self, source: Source, row: Row) -> Row:
         """Write a row's transcripts, before the row, so that none is missing after a kill."""
@@ -274,29 +274,29 @@ class _Predictions:
         policy = RetryPolicy(RETRY_S, self.on_retry)
         while True:
             try:
-                answer = await self._response(body, kind)
+                response = await self._response(body, kind)
             except MarshipError as error:
                 pause = self._pause(error, policy)
             else:
-                self.answered_at = time.monotonic()
-                return answer
+                self.responded_at = time.monotonic()
+                return response
             await asyncio.sleep(pause.seconds)
 
     async def _response(self, body: bytes, kind: str) -> Any:  # noqa: ANN401  any JSON value
         """The whole response; for audio the last line, as a long recording must be streamed."""
-        ask = {"version": self.run.version, "content_type": kind}
+        options = {"version": self.run.version, "content_type": kind}
         if not may_be_sound(kind):
-            return await self.client.predict(self.run.model, body, **ask)
-        answer = None
+            return await self.client.predict(self.run.model, body, **options)
+        response = None
         try:
-            async with aclosing(self.client.stream(self.run.model, body, **ask)) as values:
+            async with aclosing(self.client.stream(self.run.model, body, **options)) as values:
                 async for value in values:
-                    answer, self.answered_at = value, time.monotonic()
+                    response, self.responded_at = value, time.monotonic()
         except NoAnswerError as error:
-            if answer is None or error.timed_out:
+            if response is None or error.timed_out:
                 raise
             raise _BrokenOffError(str(error)) from error
-        return answer
+        return response
 
     def _pause(self, error: MarshipError, policy: RetryPolicy) -> Pause:
         """How long to wait before a file is retried.
@@ -307,7 +307,7 @@ class _Predictions:
             MarshipError: The error is this file's.
         """
         now = time.monotonic()
-        silent_s, is_back = now - self.answered_at, now - self.troubled_at <= RETRY_S
+        silent_s, is_back = now - self.responded_at, now - self.troubled_at <= RETRY_S
         if isinstance(error, NotFoundError):
             if is_back and (pause := policy.next_pause()):
                 return pause  # a restarted server loads its models a little later
@@ -315,7 +315,7 @@ class _Predictions:
         if isinstance(error, _BrokenOffError) and (pause := policy.after_loss()):
             return pause
         if not _may_pass(error):
-            self.answered_at = now
+            self.responded_at = now
             raise error
         if silent_s < RETRY_S / 4:
             raise error  # others succeed: the error is this file's
@@ -352,24 +352,24 @@ def _may_pass(error: MarshipError) -> bool:
     return isinstance(error, RateLimitError) or error.status == HTTPStatus.SERVICE_UNAVAILABLE
 
 
-def plain(answer: Any) -> Any:  # noqa: ANN401  any JSON value
+def plain(response: Any) -> Any:  # noqa: ANN401  any JSON value
     """A response as a JSON value; without a content type it may still be JSON or text.
 
     Raises:
         ServerError: It is neither JSON, npy nor text.
     """
-    if isinstance(answer, np.ndarray):
-        return answer.tolist()
-    if not isinstance(answer, bytes):
-        return answer
+    if isinstance(response, np.ndarray):
+        return response.tolist()
+    if not isinstance(response, bytes):
+        return response
     try:
-        return orjson.loads(answer)
+        return orjson.loads(response)
     except orjson.JSONDecodeError:
         pass
     try:
-        return answer.decode()
+        return response.decode()
     except UnicodeDecodeError as error:
         raise ServerError(
-            f"a response must be JSON, npy or text to be a row, got {len(answer)} other bytes. "
-            "Ask about this file alone."
+            f"a response must be JSON, npy or text to be a row, got {len(response)} other bytes. "
+            "Send this file alone."
         ) from error

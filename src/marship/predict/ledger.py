@@ -28,8 +28,8 @@ class RowFormat(Protocol):
     def is_fixed(self) -> bool:
         """Whether rows can be written: a table's columns are known."""
 
-    def fix(self, answer: Any) -> None:  # noqa: ANN401  any JSON value
-        """Take the columns from an answer."""
+    def fix(self, response: Any) -> None:  # noqa: ANN401  any JSON value
+        """Take the columns from a response."""
 
     def head(self) -> bytes:
         """The file's header."""
@@ -100,7 +100,7 @@ class Ledger:
             os.close(self._fd)
 
     @property
-    def keeps_answers(self) -> bool:
+    def keeps_responses(self) -> bool:
         """Whether rows have whole responses, not cells."""
         return isinstance(self._form, JsonLinesFormat)
 
@@ -170,7 +170,7 @@ class Ledger:
             self._forget()
         elif self.is_torn:
             os.ftruncate(self._fd, self._size_bytes)
-        if not self._stamps:  # then no answer has told the columns
+        if not self._stamps:  # then no response has named the columns
             self._form = type(self._form)()
             self._held = [] if again or self._form.is_fixed else rows
 

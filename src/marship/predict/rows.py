@@ -50,7 +50,8 @@ class Row:
         status: The HTTP status; None without a response.
         error: A stable code and a message; empty on success.
         stamp: The file's stamp when it was sent; None if it could not be read.
-        answer: The response, a JSON value; for a row read from a CSV its cells.
+        answer: The response, under its name in JSON lines: a JSON value; for a row read from a
+            CSV its cells.
     """
 
     file: str
@@ -79,9 +80,9 @@ class CsvFormat:
         """Whether the columns are known."""
         return self._columns is not None
 
-    def fix(self, answer: Any) -> None:  # noqa: ANN401  any JSON value
+    def fix(self, response: Any) -> None:  # noqa: ANN401  any JSON value
         """Take the columns from a response."""
-        self._columns = tuple(cells(answer))
+        self._columns = tuple(cells(response))
 
     def head(self) -> bytes:
         """The header with the columns' names."""
@@ -123,14 +124,14 @@ class CsvFormat:
             raise ValueError(f"{len(texts)} cells, the first of them {texts[:1]}")
         file, status, error = texts[: len(FIRST)]
         size_bytes, modified, model, more = texts[-len(LAST) :]
-        answer = dict(zip(self._columns, texts[len(FIRST) : -len(LAST)], strict=True))
+        response = dict(zip(self._columns, texts[len(FIRST) : -len(LAST)], strict=True))
         return Row(
             file=file,
             model=model,
             status=int(status) if status else None,
             error=error,
             stamp=Stamp(int(size_bytes), modified) if size_bytes else None,
-            answer=answer | (orjson.loads(more) if more else {}),
+            answer=response | (orjson.loads(more) if more else {}),
         )
 
 
@@ -140,7 +141,7 @@ class JsonLinesFormat:
     has_quotes = False
     is_fixed = True
 
-    def fix(self, answer: Any) -> None:  # noqa: ANN401  any JSON value
+    def fix(self, response: Any) -> None:  # noqa: ANN401  any JSON value
         """Nothing to do: every line has its names."""
 
     def head(self) -> bytes:
@@ -170,9 +171,9 @@ class JsonLinesFormat:
             raise ValueError(f"other names than a row has ({error})") from error
 
 
-def cells(answer: Any) -> dict[str, str]:  # noqa: ANN401  any JSON value
+def cells(response: Any) -> dict[str, str]:  # noqa: ANN401  any JSON value
     """The fields of a response that fit into a table, as text, by column."""
-    values = answer if isinstance(answer, Mapping) else {"answer": answer}
+    values = response if isinstance(response, Mapping) else {"answer": response}
     texts = {}
     for name, value in values.items():
         if (text := _text(value)) is not None:

@@ -95,7 +95,7 @@ def predict_one(single: Single, address: Address) -> Any:  # noqa: ANN401  any t
             else:
                 with _writing(single.out) as stream:
                     _write(single.form, received, stream)
-    return received.answer
+    return received.response
 
 
 def _lines(client: Client, single: Single) -> Iterator[Any]:
@@ -109,7 +109,7 @@ def _lines(client: Client, single: Single) -> Iterator[Any]:
 def _write(form: str, received: "_Segments", stream: TextIO | None) -> None:
     if form == WHOLE:
         list(received)
-        parts = iter([written(WHOLE, plain(received.answer))])
+        parts = iter([written(WHOLE, plain(received.response))])
     else:
         parts = captions(form, received.spoken())
     for part in parts:
@@ -133,13 +133,13 @@ class _Segments:
     """The segments among a response's lines, and a status line on stderr meanwhile.
 
     Attributes:
-        answer: The last line, which is the whole response.
+        response: The last line, which is the whole response.
     """
 
     def __init__(self, lines: Iterator[Any]) -> None:
         self._lines = lines
-        self._status = console.err.status("asking")
-        self.answer: Any = None
+        self._status = console.err.status("waiting for the response")
+        self.response: Any = None
 
     def __enter__(self) -> Self:
         self._status.start()
@@ -156,13 +156,13 @@ class _Segments:
     def __iter__(self) -> Iterator[Any]:
         came = False
         for line in self._lines:
-            self.answer = line
+            self.response = line
             if _is_segment(line):
                 came = True
                 self._status.update(f"transcribed {clock(round(1000 * line['end']), '.')[:-4]}")
                 yield line
-        if not came and has_segments(self.answer):  # it was not streamed
-            yield from segments(self.answer)
+        if not came and has_segments(self.response):  # it was not streamed
+            yield from segments(self.response)
 
     def spoken(self) -> Iterator[Any]:
         """The segments of a response that must have a list of segments, possibly empty.
@@ -171,7 +171,7 @@ class _Segments:
             UsageError: It has no list of segments.
         """
         yield from self
-        segments(self.answer)
+        segments(self.response)
 
     def show(self, segment: Any) -> None:  # noqa: ANN401  any JSON value
         """Print a segment for a person."""

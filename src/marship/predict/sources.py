@@ -188,7 +188,7 @@ def is_table(out: Path | None) -> bool:
 
 
 def default_out(places: Sequence[str]) -> Path:
-    """Where answers go if nothing is said: named after the folder, in the current one."""
+    """Where responses go if nothing is said: named after the folder, in the current one."""
     if len(places) == 1 and Path(places[0]).is_dir():
         return Path(f"{Path(places[0]).resolve().name or 'root'}.predictions.csv")
     return Path("predictions.csv")

@@ -18,7 +18,7 @@ from marship.predict.sources import Source
 
 FORMS = ("txt", "srt", "vtt", "json")
 WHOLE = "json"
-"""The answer as it is, whatever model gave it; the other forms are made of segments."""
+"""The response as it is, whatever model gave it; the other forms are made of segments."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +31,7 @@ class Caption:
 
     @classmethod
     def of(cls, segment: Any) -> Self:  # noqa: ANN401  any JSON value
-        """The caption of a segment of an answer.
+        """The caption of a segment of a response.
 
         Raises:
             UsageError: It is none.
@@ -85,38 +85,40 @@ def clock(time_ms: int, mark: str) -> str:
     return f"{hours:02}:{minutes:02}:{seconds % 60:02}{mark}{rest_ms:03}"
 
 
-def written(form: str, answer: Any) -> str:  # noqa: ANN401  any JSON value
-    """A whole answer in a form.
+def written(form: str, response: Any) -> str:  # noqa: ANN401  any JSON value
+    """A whole response in a form.
 
     Raises:
         UsageError: The form needs segments, and it has none.
     """
     if form == WHOLE:
-        return json.dumps(answer, ensure_ascii=False, indent=2) + "\n"
-    return "".join(captions(form, segments(answer)))
+        return json.dumps(response, ensure_ascii=False, indent=2) + "\n"
+    return "".join(captions(form, segments(response)))
 
 
-def segments(answer: Any) -> list[Any]:  # noqa: ANN401  any JSON value
-    """The segments of an answer.
+def segments(response: Any) -> list[Any]:  # noqa: ANN401  any JSON value
+    """The segments of a response.
 
     Raises:
         UsageError: It has none.
     """
-    if not has_segments(answer):
-        raise _no_transcript(answer)
-    return list(answer["segments"])
+    if not has_segments(response):
+        raise _no_transcript(response)
+    return list(response["segments"])
 
 
-def has_segments(answer: Any) -> bool:  # noqa: ANN401  any JSON value
-    """Whether an answer is that of one recording."""
-    return isinstance(answer, Mapping) and isinstance(answer.get("segments"), list)
+def has_segments(response: Any) -> bool:  # noqa: ANN401  any JSON value
+    """Whether a response is that of one recording."""
+    return isinstance(response, Mapping) and isinstance(response.get("segments"), list)
 
 
-def _no_transcript(answer: object) -> UsageError:
-    got = f"one with {', '.join(map(str, answer))}" if isinstance(answer, Mapping) else "another"
+def _no_transcript(response: object) -> UsageError:
+    names = ", ".join(map(str, response)) if isinstance(response, Mapping) else ""
+    got = f"one with {names}" if names else "another"
     return UsageError(
         "a response must be of one recording and have segments with start, end and text to be "
-        f"written as txt, srt or vtt, got {got}. Ask a model that transcribes, or take --as json."
+        f"written as txt, srt or vtt, got {got}. Send it to a model that "
+        "transcribes, or take --as json."
     )
 
 
@@ -176,21 +178,21 @@ class Transcripts:
         except FileNotFoundError:
             return True
 
-    def write(self, source: Source, answer: Any) -> None:  # noqa: ANN401  any JSON value
+    def write(self, source: Source, response: Any) -> None:  # noqa: ANN401  any JSON value
         """Write a file's transcripts, each whole or not at all.
 
         Raises:
-            UsageError: The answer is no transcript.
+            UsageError: The response is no transcript.
             StorageError: They cannot be written.
             OSError: Its name is too long, or taken by a folder.
         """
-        texts = [written(form, answer) for form in self.forms]
+        texts = [written(form, response) for form in self.forms]
         for path, text in zip(self._paths(source), texts, strict=True):
             with storage.replacing(path) as draft:
                 draft.write_text(text, encoding="utf-8")
 
     def drop(self, source: Source) -> None:
-        """Remove what an earlier run wrote of a file that has no answer now."""
+        """Remove what an earlier run wrote of a file that has no response now."""
         for path in self._paths(source):
             path.unlink(missing_ok=True)
 

@@ -185,13 +185,13 @@ def prove_padding(contract: Contract, run: RunModel, examples: Arrays) -> Compar
         together = [run(row) for row in filled]
     else:
         stacked = {k: np.concatenate([row[k] for row in filled]) for k in filled[0]}
-        answers = run(stacked)
-        together = [_row(answers, number) for number in range(len(rows))]
+        results = run(stacked)
+        together = [_row(results, number) for number in range(len(rows))]
     worst = Comparison("padded", largest, 0.0, 0.0, agrees=True)
-    for row, answer in zip(rows, together, strict=True):
+    for row, result in zip(rows, together, strict=True):
         want = run(row)
         got = {
-            name: answer[name][tuple(slice(size) for size in array.shape)]
+            name: result[name][tuple(slice(size) for size in array.shape)]
             for name, array in want.items()
         }
         absolute, relative = largest_difference(got, want)

@@ -102,8 +102,8 @@ class RowDrawer:
         count = len(self.examples[self.contract.inputs[0].name])
         if count == 1:
             return None
-        asked = {**sizes, axis: self.unit}
-        cut = within(self.contract, asked, self.examples)
+        requested = {**sizes, axis: self.unit}
+        cut = within(self.contract, requested, self.examples)
         starts = np.linspace(0, count, PARTS, endpoint=False).astype(int)
         parts = [
             draw_real(self.contract, self.examples, cut, int(start)).inputs for start in starts
@@ -111,7 +111,9 @@ class RowDrawer:
         first = parts[0]
         differ = any(not np.array_equal(first[k], part[k]) for part in parts for k in first)
         return (
-            RowSet("rows of the examples", parts, usual=True, cut=cut != asked) if differ else None
+            RowSet("rows of the examples", parts, usual=True, cut=cut != requested)
+            if differ
+            else None
         )
 
     def _special(self, sizes: Mapping[str, int]) -> RowSet:

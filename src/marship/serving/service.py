@@ -272,10 +272,10 @@ class Service:
         states: list[Any] = [None] * len(requests)
         decoded = [self._decode(request, states, i) for i, request in enumerate(requests)]
         clock.lap("decode")
-        answers = self._batcher.answer(decoded)
+        results = self._batcher.run_parts(decoded)
         clock.lap("infer")
         replies = [
-            self._encode(answer, state) for answer, state in zip(answers, states, strict=True)
+            self._encode(result, state) for result, state in zip(results, states, strict=True)
         ]
         clock.lap("encode")
         return replies
@@ -316,11 +316,11 @@ class Service:
         """The response to a request that the host could not parse."""
         return self._failed(error)
 
-    def _encode(self, answer: Arrays | Parts | MarshipError, state: Any) -> Reply:  # noqa: ANN401
-        if isinstance(answer, MarshipError):
-            return self._failed(answer)
+    def _encode(self, result: Arrays | Parts | MarshipError, state: Any) -> Reply:  # noqa: ANN401
+        if isinstance(result, MarshipError):
+            return self._failed(result)
         try:
-            return _checked(self.encode(answer, state))
+            return _checked(self.encode(result, state))
         except MarshipError as error:
             return self._failed(error)
         except Exception:  # an error in encoding one response must not affect others
@@ -351,8 +351,8 @@ class Service:
 
 def _check_methods(kind: type[Service]) -> None:
     """Refuse a handler whose own way to send responses would never be called."""
-    answer = getattr(kind, "answer", None)
-    if callable(answer) and "send" in inspect.signature(answer).parameters:
+    result = getattr(kind, "answer", None)
+    if callable(result) and "send" in inspect.signature(result).parameters:
         raise LoadError(
             f"{kind.__name__} must override decode and encode, or answers of StreamHandler, got "
             "answer(requests, send) of an earlier version, which nothing calls any more. Yield "

@@ -111,14 +111,14 @@ def read(path: str | Path) -> Archive:
     path = Path(path)
     plain, config = read_settings(path)
     contract = _text(path, plain, CONTRACT_FILE, _contract)
-    told = _text(path, plain, EVIDENCE_FILE, _evidence)
+    evidence = _text(path, plain, EVIDENCE_FILE, _evidence)
     members = (Member(name, file.size_bytes, file.sha256) for name, file in plain.files.items())
     return Archive(
         path=path,
         manifest=dict(plain.manifest),
         config=config,
         contract=contract,
-        evidence=told or {},
+        evidence=evidence or {},
         members=tuple(sorted(members, key=lambda member: member.name)),
         key_name=_key_name(path, plain),
         plain=plain,
@@ -196,16 +196,16 @@ def _contract(data: bytes) -> Contract:
 
 
 def _evidence(data: bytes) -> dict[str, Any]:
-    told = _object(texts.json_value(data))
+    evidence = _object(texts.json_value(data))
     for name in ("recipe", "training", "optimize", "versions"):
-        if not isinstance(told.get(name), dict | None):
+        if not isinstance(evidence.get(name), dict | None):
             raise texts.TextError(f"{name} that is no object")
-    if not all(isinstance(version, str) for version in (told.get("versions") or {}).values()):
+    if not all(isinstance(version, str) for version in (evidence.get("versions") or {}).values()):
         raise texts.TextError("a version that is no text")
-    variants = (told.get("optimize") or {}).get("variants", [])
+    variants = (evidence.get("optimize") or {}).get("variants", [])
     if not isinstance(variants, list) or not all(map(_is_variant, variants)):
         raise texts.TextError("variants that are no list of objects with names and metrics")
-    return told
+    return evidence
 
 
 def _is_variant(value: object) -> bool:

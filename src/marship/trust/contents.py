@@ -360,8 +360,8 @@ class _Names:
             raise self._fault(f"a folder with contents, {_shown(header.name)}")
         # on some file systems a and A, or two normalizations of an umlaut, are one file
         key = unicodedata.normalize("NFC", "/".join(parts).casefold())
-        pieces = key.split("/")
-        parents = {"/".join(pieces[:end]) for end in range(1, len(pieces))}
+        chunks = key.split("/")
+        parents = {"/".join(chunks[:end]) for end in range(1, len(chunks))}
         if key in self._taken or parents & self._files or (key in self._folders and not is_folder):
             raise self._fault(f"{_shown(header.name)} twice")
         self._taken.add(key)

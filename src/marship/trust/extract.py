@@ -38,9 +38,9 @@ def files(
     """
     size_bytes = sum(contents.files[name].size_bytes for name in names)
     if size_bytes > most_bytes:
-        told = next(iter(names)) if len(names) == 1 else f"its {len(names):,} files to be read"
+        what = next(iter(names)) if len(names) == 1 else f"its {len(names):,} files to be read"
         raise PackageError(
-            f"{path} must have at most {most_bytes:,} bytes in {told}, got {size_bytes:,}. "
+            f"{path} must have at most {most_bytes:,} bytes in {what}, got {size_bytes:,}. "
             "Package the model again."
         )
     with _opened(path, contents) as opened:

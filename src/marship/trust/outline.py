@@ -74,14 +74,14 @@ def outline(sources: Mapping[str, bytes], start: str) -> Outline:
     )
     if done.returncode != 0:  # killed by a signal: timeout, or the interpreter crashed
         raise SourceError("some that takes too much memory or time")
-    told = json.loads(done.stdout)
-    if error := told.get("error"):
+    result = json.loads(done.stdout)
+    if error := result.get("error"):
         raise SourceError(error)
     classes = (
         Class(kind["name"], kind["is_top"], tuple(kind["bases"]), tuple(kind["functions"]))
-        for kind in told["classes"]
+        for kind in result["classes"]
     )
-    return Outline(tuple(classes), tuple(told["functions"]), told["modules"])
+    return Outline(tuple(classes), tuple(result["functions"]), result["modules"])
 
 
 def main(start: str) -> None:
@@ -100,12 +100,12 @@ def main(start: str) -> None:
             tuple(node.name for node in tree.body if isinstance(node, ast.FunctionDef)),
             _foreign(sources, start),
         )
-        told = json.dumps(asdict(found))
+        result = json.dumps(asdict(found))
     except SourceError as error:
-        told = json.dumps({"error": str(error)})
+        result = json.dumps({"error": str(error)})
     except (MemoryError, RecursionError):
-        told = json.dumps({"error": "some that nests too deep, or takes too much memory"})
-    sys.stdout.write(told)
+        result = json.dumps({"error": "some that nests too deep, or takes too much memory"})
+    sys.stdout.write(result)
 
 
 def _parsed(path: str, source: bytes) -> ast.Module:

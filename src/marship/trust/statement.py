@@ -88,10 +88,10 @@ class Statement:
             "added": [name for name in files if name not in signed],
             "removed": [name for name in signed if name not in files],
         }
-        told = [f"{kind}: {_listed(names)}" for kind, names in groups.items() if names]
-        if not told and found != self.contents:
+        parts = [f"{kind}: {_listed(names)}" for kind, names in groups.items() if names]
+        if not parts and found != self.contents:
             return ["the same files packed in another way"]
-        return told
+        return parts
 
 
 def _contents(value: Mapping[str, Any]) -> ArchiveContents:

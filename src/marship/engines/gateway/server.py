@@ -129,13 +129,15 @@ class GrpcService:
 
     async def server_metadata(self, _request: Message, context: RpcContext) -> Message:
         """The server's name and version; its extensions are of HTTP."""
-        told = await self._told("", "/v2", context)
-        return kind("ServerMetadataResponse")(name=told["name"], version=told["version"])
+        description = await self._metadata("", "/v2", context)
+        return kind("ServerMetadataResponse")(
+            name=description["name"], version=description["version"]
+        )
 
     async def model_metadata(self, request: Message, context: RpcContext) -> Message:
         """What a model takes and returns."""
         where = _path(request.name, request.version)
-        return kind("ModelMetadataResponse")(**await self._told(where, where, context))
+        return kind("ModelMetadataResponse")(**await self._metadata(where, where, context))
 
     async def model_infer(self, request: InferRequest, context: RpcContext) -> bytes:
         """A prediction, as it is sent."""
@@ -160,7 +162,7 @@ class GrpcService:
             _check(response)
         return response
 
-    async def _told(self, key: str, target: str, context: RpcContext) -> dict[str, Message]:
+    async def _metadata(self, key: str, target: str, context: RpcContext) -> dict[str, Message]:
         response = await self._upstream.get(key, target, _headers(context))
         _check(response)
         context.set_trailing_metadata(statuses.trailing(response.headers))

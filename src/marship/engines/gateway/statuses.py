@@ -72,8 +72,8 @@ def refusal(response: UpstreamResponse) -> Refusal:
         'RESOURCE_EXHAUSTED'
     """
     try:
-        told = orjson.loads(response.body)
-        code, message = told["code"], str(told["message"])
+        error = orjson.loads(response.body)
+        code, message = error["code"], str(error["message"])
     except (orjson.JSONDecodeError, KeyError, TypeError):
         code, message = None, f"the server must say what was wrong, got HTTP {response.status}."
     if not isinstance(code, str):  # it comes from the engine, which has no codes of ours

@@ -4,7 +4,7 @@ Values never become JSON. Raw contents go on as they came; typed contents are pa
 form, which both sides share: little endian, row-major order, a string as a 4-byte length and its
 bytes. Source: Open Inference Protocol, "Tensor Contents" and the binary tensor data extension.
 
-Typed values may be millions, so they are packed piece by piece, in turns with other requests.
+Typed values may be millions, so they are packed in chunks, in turns with other requests.
 """
 
 import itertools
@@ -43,7 +43,7 @@ _NAMES = {number: name for name, number in _NUMBERS.items()}
 _TYPES = {"f": wire.FIXED32, "d": wire.FIXED64}
 """How a float is written that is not packed with others; integers are VARINT."""
 _LENGTH = struct.Struct("<I")
-_PIECE_BYTES = 1 << 14
+_CHUNK_BYTES = 1 << 14
 """Of integers that are packed or unpacked in one step, which takes about a millisecond."""
 _OUTPUTS, _CONTENTS, _RAW = 5, 5, 6
 
@@ -80,7 +80,7 @@ async def to_body(
 
 
 def _description(message: Message, sizes: list[int]) -> dict[str, Any]:
-    told: dict[str, Any] = {
+    document: dict[str, Any] = {
         "parameters": {**_parameters(message), "binary_data_output": True},
         "inputs": [
             {
@@ -93,13 +93,13 @@ def _description(message: Message, sizes: list[int]) -> dict[str, Any]:
         ],
     }
     if message.outputs:
-        told["outputs"] = [
+        document["outputs"] = [
             {"name": output.name, "parameters": {**_parameters(output), "binary_data": True}}
             for output in message.outputs
         ]
     if message.id:
-        told["id"] = message.id
-    return told
+        document["id"] = message.id
+    return document
 
 
 def _check_raw(request: InferRequest) -> None:
@@ -184,8 +184,8 @@ def _values(tensor: Message, data: bytes, found: wire.Field) -> Iterator[bytes]:
     if code in _TYPES:  # they are written as in raw tensors
         yield data[found.value : found.end]
     elif found.type == wire.BYTES:
-        for piece in wire.cut_varints(data, found.value, found.end, _PIECE_BYTES):
-            yield _integers(tensor, wire.head(found.number, len(piece)) + piece)
+        for chunk in wire.cut_varints(data, found.value, found.end, _CHUNK_BYTES):
+            yield _integers(tensor, wire.head(found.number, len(chunk)) + chunk)
     else:
         yield _integers(tensor, data[found.start : found.end])
 
@@ -215,17 +215,21 @@ async def from_body(headers: Mapping[str, str], body: bytes, turns: Turns, *, ty
         NoTensorsError: The model's handler does not respond in tensors.
     """
     place = int(headers.get(LENGTH_HEADER, 0))
-    told = _parsed(body[:place])
+    document = _parsed(body[:place])
     response = kind("ModelInferResponse")(
-        model_name=told["model_name"], model_version=told["model_version"], id=told.get("id", "")
+        model_name=document["model_name"],
+        model_version=document["model_version"],
+        id=document.get("id", ""),
     )
-    typed = typed and all(entry["datatype"] in _FIELDS for entry in told["outputs"])
+    typed = typed and all(entry["datatype"] in _FIELDS for entry in document["outputs"])
     if not typed:
-        return b"".join([response.SerializeToString(), *_raw_outputs(told["outputs"], body, place)])
+        return b"".join(
+            [response.SerializeToString(), *_raw_outputs(document["outputs"], body, place)]
+        )
     sizes: list[int] = []
-    contents = await turns.join(_all_contents(told["outputs"], body, place, sizes))
+    contents = await turns.join(_all_contents(document["outputs"], body, place, sizes))
     parts, place = [response.SerializeToString()], 0
-    for entry, size in zip(told["outputs"], sizes, strict=True):
+    for entry, size in zip(document["outputs"], sizes, strict=True):
         found = contents[place : place + size]
         place += size
         parts += _output(entry, wire.head(_CONTENTS, size) + found if found else b"")
@@ -265,17 +269,17 @@ def _output(entry: dict[str, Any], contents: bytes | bytearray) -> list[bytes]:
 
 def _parsed(text: bytes) -> dict[str, Any]:
     try:
-        told = orjson.loads(text)
+        document = orjson.loads(text)
         _ = (
-            told["model_name"],
-            [entry["parameters"]["binary_data_size"] for entry in told["outputs"]],
+            document["model_name"],
+            [entry["parameters"]["binary_data_size"] for entry in document["outputs"]],
         )
     except (orjson.JSONDecodeError, KeyError, TypeError) as error:
         raise NoTensorsError(
             "the model must respond in tensors to be called over gRPC, got a form of its handler's "
-            "own. Ask it over HTTP."
+            "own. Send the request over HTTP."
         ) from error
-    return dict(told)
+    return dict(document)
 
 
 def _contents(datatype: str, data: bytes) -> Iterator[bytes]:
@@ -286,9 +290,9 @@ def _contents(datatype: str, data: bytes) -> Iterator[bytes]:
     elif code in _TYPES:
         yield wire.head(_NUMBERS[name], len(data)) + data if data else b""
     else:
-        for start in range(0, len(data), _PIECE_BYTES):
-            piece = data[start : start + _PIECE_BYTES]
-            values = struct.unpack(f"<{len(piece) // struct.calcsize(f'<{code}')}{code}", piece)
+        for start in range(0, len(data), _CHUNK_BYTES):
+            chunk = data[start : start + _CHUNK_BYTES]
+            values = struct.unpack(f"<{len(chunk) // struct.calcsize(f'<{code}')}{code}", chunk)
             yield kind("InferTensorContents")(**{name: values}).SerializeToString()
 
 

@@ -1,6 +1,6 @@
 """HTTP/1.1 exchanges over pooled connections to a unix socket.
 
-A connection stays with the worker of the model that it asked last, so connections are pooled by
+A connection stays with the worker that handled its last request, so connections are pooled by
 model. A lost POST is not sent again: whether it ran is not known.
 """
 
@@ -52,9 +52,9 @@ class Upstream:
             OSError: There is no connection, or it was lost before the response was complete.
         """
         try:
-            return await self._ask(key, _head("GET", target, headers), ())
+            return await self._send(key, _head("GET", target, headers), ())
         except ConnectionResetError:
-            return await self._ask(key, _head("GET", target, headers), ())
+            return await self._send(key, _head("GET", target, headers), ())
 
     async def post(
         self, key: str, target: str, headers: Mapping[str, str], body: Sequence[bytes | bytearray]
@@ -72,10 +72,10 @@ class Upstream:
         Raises:
             OSError: There is no connection, or it was lost before the response was complete.
         """
-        told = {**headers, "content-length": str(sum(map(len, body)))}
-        return await self._ask(key, _head("POST", target, told), body)
+        all_headers = {**headers, "content-length": str(sum(map(len, body)))}
+        return await self._send(key, _head("POST", target, all_headers), body)
 
-    async def _ask(
+    async def _send(
         self, key: str, head: bytes, body: Sequence[bytes | bytearray]
     ) -> UpstreamResponse:
         connection = self._take(key) or await self._connect()

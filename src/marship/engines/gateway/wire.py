@@ -106,7 +106,7 @@ def texts(data: bytes, start: int, end: int, number: int) -> Iterator[list[bytes
 
 
 def cut_varints(data: bytes, start: int, end: int, size: int) -> Iterator[bytes]:
-    """Packed numbers in pieces of about a size; a number stays whole."""
+    """Packed numbers in chunks of about a size; a number stays whole."""
     while start < end:
         stop = min(start + size, end)
         longest = min(stop + _LONGEST_BYTES, end)

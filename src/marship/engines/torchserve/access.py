@@ -208,8 +208,8 @@ class Access:
             return
         if "API" not in self._found or not self._is_homes("management"):
             raise self._refused(side)
-        ask = Call("management", "GET", "/token", {"type": side})
-        response: HttpResponse = yield ask.with_token(self._found["API"])
+        request = Call("management", "GET", "/token", {"type": side})
+        response: HttpResponse = yield request.with_token(self._found["API"])
         if is_token_refused(response):
             raise self._refused(side)
         checked(response)

@@ -43,23 +43,25 @@ WORKERS_ENV, KEY_FILE_ENV, QUEUE_ENV, HEADERS_ENV = (
 headers of every response."""
 
 
-_FOLLOW_S, _ANSWER_S, _MOST_BYTES = 0.4, 5.0, 1 << 26
+_FOLLOW_S, _RESPONSE_S, _MOST_BYTES = 0.4, 5.0, 1 << 26
 _START_S, _POLL_S = 20.0, 0.02
 _GRPC_STARTED, _SERVED = "grpc.started", "direct.served"
 _BACKLOG, _WORKERS_BACKLOG = 4096, 256
 _LEFT_FDS = 256
 
 
-def told_to_workers(temporary: Path, key_file: Path, values: Mapping[str, str]) -> dict[str, str]:
+def worker_environment(
+    temporary: Path, key_file: Path, values: Mapping[str, str]
+) -> dict[str, str]:
     """The environment that lets workers serve directly."""
-    told = {
+    settings = {
         WORKERS_ENV: str(temporary / WORKERS_SOCKET),
         QUEUE_ENV: values.get("job_queue_size", "1000"),
         HEADERS_ENV: json.dumps(_headers(values)),
     }
     if values.get("disable_token_authorization") != "true":
-        told[KEY_FILE_ENV] = str(key_file)
-    return told
+        settings[KEY_FILE_ENV] = str(key_file)
+    return settings
 
 
 def start(home: Home, temporary: Path, address: str, values: Mapping[str, str]) -> Group:
@@ -74,7 +76,7 @@ def start(home: Home, temporary: Path, address: str, values: Mapping[str, str]) 
     Raises:
         ServerError: It does not start.
     """
-    told = {
+    settings = {
         "home": str(home.path),
         "temporary": str(temporary),
         "address": address,
@@ -87,7 +89,7 @@ def start(home: Home, temporary: Path, address: str, values: Mapping[str, str]) 
     log = home.logs / "direct.log"
     with log.open("wb") as output:
         process = subprocess.Popen(
-            [sys.executable, "-P", "-m", __name__, json.dumps(told)],
+            [sys.executable, "-P", "-m", __name__, json.dumps(settings)],
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,
@@ -141,30 +143,30 @@ def _workers_listener(temporary: Path) -> socket.socket:
     return listener
 
 
-def main(told: Mapping[str, object]) -> None:
+def main(settings: Mapping[str, object]) -> None:
     """Keep the acceptor and the gateway running until the server has ended, or SIGTERM."""
-    temporary = Path(str(told["temporary"]))
+    temporary = Path(str(settings["temporary"]))
     try:
         workers = _workers_listener(temporary)
-        clients = _listeners(str(told["address"]), temporary)
+        clients = _listeners(str(settings["address"]), temporary)
     except OSError as error:
-        sys.exit(f"{error.strerror}: {told['address']}")
-    children = {"acceptor": partial(_serve, told, clients, workers)}
-    if told["grpc"]:
-        children["gateway"] = partial(_serve_grpc, told)
+        sys.exit(f"{error.strerror}: {settings['address']}")
+    children = {"acceptor": partial(_serve, settings, clients, workers)}
+    if settings["grpc"]:
+        children["gateway"] = partial(_serve_grpc, settings)
     supervisor.keep(children)
 
 
-def _serve_grpc(told: Mapping[str, object]) -> None:
+def _serve_grpc(settings: Mapping[str, object]) -> None:
     from marship.engines.gateway import server
 
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     _raise_files()
-    temporary = Path(str(told["temporary"]))
+    temporary = Path(str(settings["temporary"]))
     server.run(
-        str(told["grpc"]),
+        str(settings["grpc"]),
         temporary / DIRECT_SOCKET,
-        int(str(told["request_bytes"])),
+        int(str(settings["request_bytes"])),
         lambda _port: (temporary / _GRPC_STARTED).touch(),
     )
 
@@ -179,15 +181,15 @@ def _raise_files() -> int:
 
 
 def _serve(
-    told: Mapping[str, object], clients: list[socket.socket], workers: socket.socket
+    settings: Mapping[str, object], clients: list[socket.socket], workers: socket.socket
 ) -> None:
     from marship.serving.hosts.direct import acceptor
     from marship.serving.hosts.direct.limits import Limits
 
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     most = min(Limits().connections, max(_LEFT_FDS, _raise_files() - _LEFT_FDS))
-    home = Home(Path(str(told["home"])))
-    limits = replace(Limits(), connections=most, request_bytes=int(str(told["request_bytes"])))
+    home = Home(Path(str(settings["home"])))
+    limits = replace(Limits(), connections=most, request_bytes=int(str(settings["request_bytes"])))
 
     def follow(accepting: acceptor.Acceptor, loop: asyncio.AbstractEventLoop) -> None:
         threading.Thread(target=_follow, args=(home, accepting, loop), daemon=True).start()
@@ -195,11 +197,11 @@ def _serve(
     acceptor.run(
         clients=clients,
         workers=workers,
-        key_file=home.key_file if told["tokens"] else None,
+        key_file=home.key_file if settings["tokens"] else None,
         limits=limits,
-        engine=_address(str(told["engine"])),
-        headers=cast("dict[str, str]", told["headers"]),
-        is_restart=_follows_another(Path(str(told["temporary"]))),
+        engine=_address(str(settings["engine"])),
+        headers=cast("dict[str, str]", settings["headers"]),
+        is_restart=_follows_another(Path(str(settings["temporary"]))),
         on_start=follow,
     )
 
@@ -234,7 +236,7 @@ def _follow(home: Home, accepting: object, loop: asyncio.AbstractEventLoop) -> N
 
     assert isinstance(accepting, Acceptor)  # noqa: S101  it is loaded after the fork alone
     engine = TorchServe(Target(home.path))
-    transport = BlockingTransport(engine, Bounds(_ANSWER_S, _MOST_BYTES))
+    transport = BlockingTransport(engine, Bounds(_RESPONSE_S, _MOST_BYTES))
     while True:
         try:
             record = home.record()

@@ -28,7 +28,7 @@ from marship.exchange.calls import Call, Flow, Pause, Step, Work, path
 
 QUIET_S = 1.0
 _DIRECT_S, _MOST_BYTES = 20.0, 1 << 16
-_AGAIN_S = 0.5  # workers have told the next acceptor who they are by then
+_AGAIN_S = 0.5  # workers have registered with the next acceptor by then
 _POLL_S = 0.25
 _IDLE_SHARE = 0.05  # of one core: a worker's metrics thread wakes periodically
 
@@ -67,7 +67,7 @@ def drain(access: Access, name: str, version: str, *, timeout_s: float = DRAIN_S
 def taken_off(
     access: Access, name: str, version: str | None, pids: Sequence[int] | None = None
 ) -> Iterator[Step]:
-    """A step that lets workers finish what clients asked them directly, and keeps the rest away.
+    """A step that lets workers finish clients' direct requests, and refuses new ones.
 
     TorchServe kills a worker that it ends at once. Workers that still live when the block ends
     serve clients again. For a remote server, and without an acceptor, nothing is done.
@@ -78,7 +78,7 @@ def taken_off(
         version: Its version; None is the default one.
         pids: The workers that will end; None is all.
     """
-    told = {"kind": "drain", "model": name, "version": version, "pids": pids}
+    request = {"kind": "drain", "model": name, "version": version, "pids": pids}
     lines = ExitStack()
 
     def wait() -> None:
@@ -91,7 +91,7 @@ def taken_off(
                 line = lines.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET))
                 line.settimeout(max(_POLL_S, end - time.monotonic()))
                 line.connect(f"{record.tmp}/{WORKERS_SOCKET}")
-                if _are_drained(line, told):
+                if _are_drained(line, request):
                     return
                 lines.close()  # the acceptor died: the next one knows of no drain
                 time.sleep(_AGAIN_S)
@@ -100,10 +100,10 @@ def taken_off(
         yield Work(wait)
 
 
-def _are_drained(line: socket.socket, told: Mapping[str, object]) -> bool:
+def _are_drained(line: socket.socket, request: Mapping[str, object]) -> bool:
     """Whether the acceptor says that workers have nothing left; False where it dies instead."""
     try:
-        line.send(json.dumps(told).encode() + b"\n")
+        line.send(json.dumps(request).encode() + b"\n")
         return bool(line.recv(_MOST_BYTES))
     except ConnectionError:
         return False

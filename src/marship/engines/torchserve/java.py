@@ -17,7 +17,7 @@ OLDEST = 17
 MAIN_CLASS = "org.pytorch.serve.ModelServer"
 LOG_CONFIG = Path(__file__).with_name("log4j2.xml")
 WORKER_SCRIPT = Path(__file__).with_name("worker_script.py")
-_ANSWER_TIMEOUT_S = 30
+_RESPONSE_TIMEOUT_S = 30
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,7 +135,7 @@ def _version(path: Path) -> int | None:
             [path, "-version"],
             capture_output=True,
             text=True,
-            timeout=_ANSWER_TIMEOUT_S,
+            timeout=_RESPONSE_TIMEOUT_S,
             check=True,
         )
     except (OSError, subprocess.SubprocessError):

@@ -51,8 +51,8 @@ def is_held_by(line: ConnectedSocket, group: Group) -> bool:
         return _listens(group, str(host), int(port))
     if not hasattr(socket, "SO_PEERCRED"):
         return True
-    told = line.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
-    return bool(_CREDENTIALS.unpack(told)[0] == group.pid)
+    credentials = line.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
+    return bool(_CREDENTIALS.unpack(credentials)[0] == group.pid)
 
 
 def _listens(group: Group, host: str, port: int) -> bool:

@@ -221,7 +221,7 @@ def _launch(
     try:
         seen = _environment(settings, readable, temporary, seal_key)
         if configs.DIRECT_ADDRESS in values:
-            seen |= direct.told_to_workers(temporary, home.key_file, values)
+            seen |= direct.worker_environment(temporary, home.key_file, values)
         process = _run_java(runtime, home, readable, temporary, seen)
     except BaseException:
         shutil.rmtree(temporary)
@@ -295,7 +295,7 @@ def _run_java(
 def _environment(
     settings: ServeSettings, values: Mapping[str, str], temporary: Path, seal_key: str | None
 ) -> dict[str, str]:
-    told = {
+    variables = {
         # a handler cannot ask Java
         "MARSHIP_MAX_REQUEST_SIZE": values.get("max_request_size"),
         "MARSHIP_MAX_RESPONSE_SIZE": values.get("max_response_size"),
@@ -304,7 +304,7 @@ def _environment(
     named = list(settings.keep_env)
     if seal_key and seal_key.startswith("env:"):
         named.append(seal_key.removeprefix("env:"))
-    return environment.build(temporary, told, named if settings.profile else None)
+    return environment.build(temporary, variables, named if settings.profile else None)
 
 
 @contextlib.contextmanager

@@ -65,9 +65,9 @@ def cause(lines: list[LogLine]) -> str:
     message of the interpreter.
     """
     raised = list(_raised(lines))
-    telling = [text for text in raised if not any(mask in text for mask in _STAND_INS)]
+    informative = [text for text in raised if not any(mask in text for mask in _STAND_INS)]
     fatal = [line.text for line in lines if line.text.startswith("Fatal Python error")]
-    found = (telling[-1:] or fatal[:1] or raised[-1:] or [SILENT])[0]
+    found = (informative[-1:] or fatal[:1] or raised[-1:] or [SILENT])[0]
     ours = _OURS.fullmatch(found)
     return ours[1] if ours else found
 

@@ -101,8 +101,8 @@ def _format(spec: TensorSpec) -> str:
 
 
 def _datasets(read: Archive) -> dict[str, Any]:
-    told = _section(read, "recipe").get("evidence")
-    data = told.get("data") if isinstance(told, dict) else None
+    evidence = _section(read, "recipe").get("evidence")
+    data = evidence.get("data") if isinstance(evidence, dict) else None
     return {"datasets": [{"type": "dataset", "name": str(data)}]} if data else {}
 
 

@@ -225,10 +225,10 @@ def encode(
         else:
             entry["data"] = orjson.Fragment(dump(array.reshape(-1), limit_bytes))
         entries.append(entry)
-    answer: dict[str, Any] = {"model_name": model, "model_version": version, "outputs": entries}
+    value: dict[str, Any] = {"model_name": model, "model_version": version, "outputs": entries}
     if requested.id is not None:
-        answer["id"] = requested.id
-    text = orjson.dumps(answer)
+        value["id"] = requested.id
+    text = orjson.dumps(value)
     return (b"".join([text, *raw]), len(text)) if raw else (text, None)
 
 

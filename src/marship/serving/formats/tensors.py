@@ -293,8 +293,8 @@ def outside(array: Array, spec: TensorSpec) -> str | None:
         if not (low <= first and last <= high):
             return _out_of_range(spec.name, low, high, least if last <= high else most)
     for axis in {column.axis for column in spec.column_ranges}:
-        if told := _outside_columns(array, spec, axis):
-            return told
+        if problem := _outside_columns(array, spec, axis):
+            return problem
     return None
 
 

@@ -46,8 +46,8 @@ def validate(inputs: Arrays, contract: Contract, *, allow_non_finite: bool = Fal
                 f"{spec.name} must hold finite {spec.dtype} values, got NaN, infinity or one too "
                 "large for the type."
             )
-        if told := outside(array, spec):
-            raise InvalidInputError(told)
+        if problem := outside(array, spec):
+            raise InvalidInputError(problem)
     return sizes
 
 
@@ -149,33 +149,33 @@ class Batcher:
 
         A request that is an error already is returned unchanged.
         """
-        answers: list[Arrays | MarshipError | None] = [None] * len(requests)
+        results: list[Arrays | MarshipError | None] = [None] * len(requests)
         groups: dict[object, list[_Entry]] = {}
         for index, request in enumerate(requests):
             if isinstance(request, MarshipError):
-                answers[index] = request
+                results[index] = request
                 continue
             try:
                 inputs = conform(request, self.contract)
                 sizes = validate(inputs, self.contract, allow_non_finite=self.allow_non_finite)
             except Exception as error:  # of this request alone
-                answers[index] = bare(_marships(error))
+                results[index] = bare(_marships(error))
                 continue
             groups.setdefault(self._group(index, sizes), []).append(_Entry(index, inputs, sizes))
         for group in groups.values():
             for entries in self._calls(group):
-                for entry, answer in self._answer(entries):
-                    answers[entry.index] = answer
-        return [answer for answer in answers if answer is not None]
+                for entry, result in self._run_entries(entries):
+                    results[entry.index] = result
+        return [result for result in results if result is not None]
 
-    def answer(
+    def run_parts(
         self, requests: Sequence[Arrays | Parts | MarshipError]
     ) -> list[Arrays | Parts | MarshipError]:
         """Like a call, but a request may have several parts, which give a list of results."""
         flat = [part for r in requests for part in (r if isinstance(r, list) else (r,))]
-        answers = iter(self(flat))
+        results = iter(self(flat))
         return [
-            [next(answers) for _ in request] if isinstance(request, list) else next(answers)
+            [next(results) for _ in request] if isinstance(request, list) else next(results)
             for request in requests
         ]
 
@@ -203,7 +203,7 @@ class Batcher:
             rows += entry.sizes[batch]
         yield call
 
-    def _answer(self, entries: list[_Entry]) -> Iterator[tuple[_Entry, Arrays | MarshipError]]:
+    def _run_entries(self, entries: list[_Entry]) -> Iterator[tuple[_Entry, Arrays | MarshipError]]:
         """Run entries as a batch; if that fails, bisect to isolate the failing one."""
         if len(entries) > 1 and not self.joins:
             yield from self._each(entries)
@@ -218,8 +218,8 @@ class Batcher:
                 yield entries[0], _marships(error)
                 return
             middle = len(entries) // 2
-            yield from self._answer(entries[:middle])
-            yield from self._answer(entries[middle:])
+            yield from self._run_entries(entries[:middle])
+            yield from self._run_entries(entries[middle:])
             return
         if self.has_mixed(outputs, sizes) and len(entries) > 1:
             yield from self._each(entries)
@@ -228,7 +228,7 @@ class Batcher:
 
     def _each(self, entries: list[_Entry]) -> Iterator[tuple[_Entry, Arrays | MarshipError]]:
         for entry in entries:
-            yield from self._answer([entry])
+            yield from self._run_entries([entry])
 
     def has_mixed(self, outputs: Arrays, sizes: Sizes) -> bool:
         """Whether outputs have other rows, or lengths, than the inputs; disables batching then.
@@ -299,7 +299,7 @@ class Batcher:
             return
         start = 0
         on_joined = self.on_joined  # another thread may reset it
-        told = int(random.random() * len(entries)) if on_joined else -1  # noqa: S311  no secret
+        sampled = int(random.random() * len(entries)) if on_joined else -1  # noqa: S311  no secret
         for place, entry in enumerate(entries):
             stop = start + entry.sizes[self.contract.batch_axis or ""]
             part = {
@@ -308,7 +308,7 @@ class Batcher:
                 ]
                 for spec in self.contract.outputs
             }
-            if place == told and on_joined:
+            if place == sampled and on_joined:
                 on_joined(entry.inputs, part)
             yield entry, part
             start = stop

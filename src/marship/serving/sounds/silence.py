@@ -51,8 +51,8 @@ def cut(samples: Array, rate: int, longest_s: float) -> list[tuple[int, int]]:
     levels = _levels(samples, frame)
     spans = _spans(levels)
     most = int(longest_s * rate) // frame
-    pieces = _splits(spans, levels, max(1, most))
-    return [(start * frame, min(stop * frame, len(samples))) for start, stop in pieces]
+    chunks = _splits(spans, levels, max(1, most))
+    return [(start * frame, min(stop * frame, len(samples))) for start, stop in chunks]
 
 
 def _levels(samples: Array, frame: int) -> Array:

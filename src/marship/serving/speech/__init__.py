@@ -147,7 +147,7 @@ class Recording:
         body, self.body, self.was_opened = self.body, None, True
         try:
             sound = sounds.decode(bytes(body or b""), form.rate, longest_s)
-            pieces = list(silence.cut(sound.samples, form.rate, form.chunk_s))
+            chunks = list(silence.cut(sound.samples, form.rate, form.chunk_s))
         except RequestError as error:
             self.fail(error)
             return
@@ -156,10 +156,10 @@ class Recording:
             return
         self.facts = dict(sound.facts)
         self._samples, self._rate = sound.samples, form.rate
-        self._chunks.extend(pieces)
+        self._chunks.extend(chunks)
         self._release()
 
-    def pieces(self) -> Iterator[Array]:
+    def chunks(self) -> Iterator[Array]:
         """The samples of each remaining chunk."""
         if self._samples is not None:
             for start, stop in self._chunks:
@@ -241,7 +241,7 @@ class Queue:
         """Chunks for the next call of the model; empty when finished."""
         chosen: list[tuple[Recording, Array]] = []
         for recording in sorted(self._open, key=lambda recording: recording.left):
-            for samples in recording.pieces():
+            for samples in recording.chunks():
                 sizes = [len(samples), *(len(other) for _, other in chosen)]
                 if len(sizes) > MOST_CHUNKS or max(sizes) > MOST_STRETCH * min(sizes):
                     break
@@ -300,8 +300,8 @@ class TranscriptionRequest:
         rows = []
         for name, recording in self.recordings.items():
             error = recording.error
-            told = {"code": error.code, "message": str(error)} if error else recording.answer()
-            rows.append({"name": name, **told})
+            facts = {"code": error.code, "message": str(error)} if error else recording.answer()
+            rows.append({"name": name, **facts})
         return {"recordings": rows}
 
 

@@ -83,7 +83,7 @@ def test_a_request_of_several_parts_gets_a_list(lookup_onnx: Path) -> None:
     """Each part gets its own response, between requests of one part; an empty list stays so."""
     batcher, _ = lookup(lookup_onnx, pads=False)
     bad = InvalidInputError("bad")
-    one, several, none, last = batcher.answer([ids([1]), [ids([2, 3]), bad, ids([4])], [], bad])
+    one, several, none, last = batcher.run_parts([ids([1]), [ids([2, 3]), bad, ids([4])], [], bad])
     assert totals([one]) == [[1]]
     assert totals([several[0], several[2]]) == [[5], [4]]
     assert several[1] is last is bad

@@ -151,7 +151,7 @@ class Acceptor(Site):
         return self.seats.least_busy(route.model, route.version)
 
     def _is_relayed(self, route: routes.Route) -> bool:
-        """Whether the engine is asked for predictions: it knows a model before it is told here."""
+        """Whether predictions go to the engine: it knows models before their workers."""
         return self._engine is not None and not self.seats.is_ending(route.model, route.version)
 
     def _relay(self, exchange: Exchange, route: routes.Route) -> None:
@@ -263,8 +263,8 @@ class Acceptor(Site):
             exchange.reply(Reply(orjson.dumps({"live": True})))
         elif route.kind == routes.READY:  # no worker here has answered
             is_ready = self._is_relayed(route) and self.seats.is_staffed(route.model, route.version)
-            told = {"name": route.model, "ready": is_ready}
-            exchange.reply(Reply(orjson.dumps(told), status=200 if is_ready else 503))
+            facts = {"name": route.model, "ready": is_ready}
+            exchange.reply(Reply(orjson.dumps(facts), status=200 if is_ready else 503))
         else:
             exchange.reply(self._health(route.kind))
 
@@ -272,11 +272,11 @@ class Acceptor(Site):
         """Whether all models have the workers that are wanted, or by a ping whether it serves."""
         if kind == routes.SERVER_READY:
             is_right = self.seats.is_complete
-            told: dict[str, object] = {"ready": is_right}
+            facts: dict[str, object] = {"ready": is_right}
         else:
             is_right = self.seats.knows_models or self._is_restart
-            told = {"status": "Healthy" if is_right else "Unhealthy"}
-        return Reply(orjson.dumps(told), status=200 if is_right else 503)
+            facts = {"status": "Healthy" if is_right else "Unhealthy"}
+        return Reply(orjson.dumps(facts), status=200 if is_right else 503)
 
 
 def _shown(path: bytes) -> str:

@@ -66,7 +66,7 @@ class Connection(asyncio.Protocol):
             self.due.idle()
 
     def connection_lost(self, error: Exception | None) -> None:  # noqa: ARG002
-        """The client is gone; what it asked for may still run."""
+        """The client is gone; its requests may still run."""
         self.transport = None
         self._site.closed(self)
 

@@ -63,7 +63,7 @@ class Exchange:
         head: The request line with its headers.
         body: The bytes.
         keeps_alive: Whether the connection stays open after the response.
-        is_kserve: Whether errors are told as KServe v2 tells them.
+        is_kserve: Whether errors have KServe v2's form.
         has_begun: Whether the response is a stream, and its head is sent.
         is_done: Whether the response is complete, and passed on.
         early: Bytes of the response that are ready before it is their turn.
@@ -117,9 +117,9 @@ class Exchange:
         """Whether nobody waits for the response any more."""
         return self._outlet.is_closed
 
-    def tell_late(self) -> None:
-        """Let the client be told, where this process cannot, that its request took too long."""
-        self._outlet.writer.tell_late()
+    def report_timeout(self) -> None:
+        """Have another process tell the client that its request timed out."""
+        self._outlet.writer.report_timeout()
 
     def abandon(self) -> None:
         """End the connection where the rest of a response cannot be had."""
@@ -224,11 +224,11 @@ def _date(second: int) -> bytes:
 def _for_kserve(reply: Reply) -> Reply:
     """The error with the field that KServe's clients read (Open Inference Protocol, errors)."""
     try:
-        told = orjson.loads(reply.body)
-        told["error"] = told["message"]
+        value = orjson.loads(reply.body)
+        value["error"] = value["message"]
     except (orjson.JSONDecodeError, KeyError, TypeError):
         return reply  # no error of ours, such as a readiness
-    return Reply(orjson.dumps(told), JSON_TYPE, reply.status, reply.headers)
+    return Reply(orjson.dumps(value), JSON_TYPE, reply.status, reply.headers)
 
 
 def _events(lines: bytes, *, is_error: bool) -> bytes:

@@ -134,7 +134,7 @@ class Lane:
         self._running[id(batch)] = (time.monotonic(), batch)
         began = time.thread_time()
         try:
-            replies, timing = self._answer(batch)
+            replies, timing = self._reply(batch)
         finally:
             del self._running[id(batch)]
         self._learn(time.thread_time() - began)
@@ -142,7 +142,7 @@ class Lane:
 
     def _run_there(self, batch: list[Exchange]) -> None:
         began = time.thread_time()
-        replies, timing = self._answer(batch)
+        replies, timing = self._reply(batch)
         self._loop.call_soon_threadsafe(
             self._done, batch, replies, timing, time.thread_time() - began
         )
@@ -165,7 +165,7 @@ class Lane:
         elif self._batch_s < IN_LOOP_S:
             self._in_loop = True
 
-    def _answer(self, batch: list[Exchange]) -> tuple[list[Reply], str]:
+    def _reply(self, batch: list[Exchange]) -> tuple[list[Reply], str]:
         """Each request's response; nothing is raised."""
         requests, refused = self._requests(batch)
         if not refused:
@@ -196,9 +196,9 @@ class Lane:
             for ready, timing in self._service.replies(requests) if requests else ():
                 if all(exchange.is_abandoned for exchange in batch):
                     break
-                told = {left[place]: reply for place, reply in ready.items()}
+                found = {left[place]: reply for place, reply in ready.items()}
                 self._running[id(batch)] = (time.monotonic(), batch)
-                self._loop.call_soon_threadsafe(self._send, batch, told, timing)
+                self._loop.call_soon_threadsafe(self._send, batch, found, timing)
         finally:
             self._loop.call_soon_threadsafe(self._streamed, batch)
 
@@ -233,7 +233,7 @@ class Lane:
                 self._loop.call_soon_threadsafe(self._give_up, late, limit_s)
                 time.sleep(_LOOK_S)
                 for exchange in (each for batch in late for each in batch if not each.is_done):
-                    exchange.tell_late()  # the batch runs in the loop, which cannot write now
+                    exchange.report_timeout()  # the batch runs in the loop, which cannot write now
                 self._on_stuck()
                 return
 

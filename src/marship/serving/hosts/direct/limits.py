@@ -50,14 +50,14 @@ class StatusError(MarshipError):
 
     Attributes:
         allow: Methods that the path has, for 405.
-        is_fatal: Whether the connection must end: what follows cannot be told from the body.
+        is_fatal: Whether the connection must end: where the next request begins is unknown.
         retry_after_s: When to try again; None says nothing of it.
     """
 
     def __init__(  # noqa: PLR0913  keyword-only
         self,
         status: int,
-        told: str,
+        error_code: str,
         message: str,
         *,
         allow: str = "",
@@ -65,13 +65,13 @@ class StatusError(MarshipError):
         retry_after_s: int | None = None,
     ) -> None:
         super().__init__(message)
-        self.status, self.told = status, told
+        self.status, self.error_code = status, error_code
         self.allow, self.is_fatal, self.retry_after_s = allow, is_fatal, retry_after_s
 
 
 def code_of(error: MarshipError) -> str:
-    """The stable code that clients and metrics are told."""
-    return error.told if isinstance(error, StatusError) else error.code
+    """The stable code for clients and metrics."""
+    return error.error_code if isinstance(error, StatusError) else error.code
 
 
 def error_reply(error: MarshipError) -> Reply:

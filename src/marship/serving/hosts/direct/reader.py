@@ -75,7 +75,7 @@ class RequestReader:
             known: What they say, where that is known.
 
         Raises:
-            MarshipError: It cannot be told where this request ends.
+            MarshipError: The end of this request is ambiguous.
         """
         if known:
             self._is_known = True
@@ -94,7 +94,7 @@ class RequestReader:
         """Read more of a body; returns what is behind it.
 
         Raises:
-            MarshipError: It cannot be told where this request ends, or it is too large.
+            MarshipError: The end of this request is ambiguous, or it is too large.
         """
         part = data if len(data) <= self.left else data[: int(self.left)]
         self.left -= len(part)

@@ -138,12 +138,12 @@ class _Response(asyncio.Protocol):
         self._headers.append((name.lower(), value))
 
     def on_headers_complete(self) -> None:
-        told = dict(self._headers)
+        headers = dict(self._headers)
         head = self._exchange.head
         self._streams = (
             self._parser.get_status_code() == HTTPStatus.OK
-            and b"transfer-encoding" in told
-            and head.accepts_chunks  # else an end that came too early could not be told
+            and b"transfer-encoding" in headers
+            and head.accepts_chunks  # else a truncated response could not be recognized
             and not head.wants_events
         )
 
@@ -159,10 +159,10 @@ class _Response(asyncio.Protocol):
         self.transport.close()
 
     def _reply(self, body: bytes, *, more: bool) -> Reply:
-        told = dict(self._headers)
+        headers = dict(self._headers)
         return Reply(
             body,
-            told.get(b"content-type", b"application/octet-stream").decode("latin-1"),
+            headers.get(b"content-type", b"application/octet-stream").decode("latin-1"),
             self._parser.get_status_code(),
             tuple(
                 (name.decode("latin-1"), value.decode("latin-1"))

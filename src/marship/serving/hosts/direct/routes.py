@@ -3,7 +3,7 @@
     GET, POST /predictions/{model}[/{version}]            a prediction
     POST /v2/models/{model}[/versions/{version}]/infer    the same by KServe v2
     GET  /v2/models/{model}[/versions/{version}]          what the model takes and gives
-    GET  /v2/models/{model}[/versions/{version}]/ready    whether it can be asked
+    GET  /v2/models/{model}[/versions/{version}]/ready    whether it serves requests
     GET  /v2, /v2/health/live, /v2/health/ready, /ping    the server itself
 
 Source: Open Inference Protocol, "Required" REST API and the model metadata extension.
@@ -96,14 +96,14 @@ def _kserve(model: str, rest: list[str]) -> Route | None:
 
 def metadata(name: str, versions: list[str], contract: Contract) -> Reply:
     """What a model takes and gives; an axis of any size is -1."""
-    told = {
+    facts = {
         "name": name,
         "versions": versions,
         "platform": "onnxruntime_onnx",
         "inputs": [_tensor(spec) for spec in contract.inputs],
         "outputs": [_tensor(spec) for spec in contract.outputs],
     }
-    return Reply(orjson.dumps(told))
+    return Reply(orjson.dumps(facts))
 
 
 def _tensor(spec: TensorSpec) -> dict[str, object]:
@@ -113,5 +113,5 @@ def _tensor(spec: TensorSpec) -> dict[str, object]:
 
 def server(version: str) -> Reply:
     """The server's own metadata."""
-    told = {"name": "marship", "version": version, "extensions": ["binary_tensor_data"]}
-    return Reply(orjson.dumps(told))
+    facts = {"name": "marship", "version": version, "extensions": ["binary_tensor_data"]}
+    return Reply(orjson.dumps(facts))

@@ -42,8 +42,8 @@ class Seat:
         self.model = self.version = ""
         self.connections = self.requests = 0
         self.handed = self.adopted = 0  # connections: sent to it, and those it says it has got
-        self.closing = 0  # connections that it was told to close, and may not have yet
-        self.told: tuple[bool, tuple[str, ...]] | None = None
+        self.closing = 0  # connections that it was ordered to close, and may still have
+        self.state_sent: tuple[bool, tuple[str, ...]] | None = None
 
     @property
     def held(self) -> int:
@@ -100,14 +100,14 @@ class Seats:
     def follow(self, models: dict[str, ModelState]) -> None:
         """Take the state of all models, and tell workers what changed for them."""
         self._models, self.knows_models = models, True
-        self._tell()
+        self._send_state()
 
     def add(self, seat: Seat) -> None:
         """A worker is ready; one that is leaving, or is here already, changes nothing."""
         if seat.is_leaving or seat in self._seats.get((seat.model, seat.version), []):
             return
         self._seats.setdefault((seat.model, seat.version), []).append(seat)
-        self._tell()
+        self._send_state()
         self.level()
 
     def remove(self, seat: Seat) -> None:
@@ -117,19 +117,19 @@ class Seats:
             seats.remove(seat)
         if not seats:
             self._seats.pop((seat.model, seat.version), None)
-        self._tell()
+        self._send_state()
 
-    def _tell(self) -> None:
+    def _send_state(self) -> None:
         for (model, version), seats in list(self._seats.items()):  # a send may find one gone
             state = self._models.get(model)
             if self.knows_models and (state is None or version not in state.versions):
-                continue  # it was registered after the engine was asked, or is about to end
-            told = (self._default(model) == version, state.versions if state else (version,))
+                continue  # it was registered after the engine's state was read, or is about to end
+            state_sent = (self._default(model) == version, state.versions if state else (version,))
             for seat in list(seats):
-                if seat.told != told:
-                    seat.told = told
+                if seat.state_sent != state_sent:
+                    seat.state_sent = state_sent
                     seat.channel.send(
-                        Packet("state", {"default": told[0], "versions": list(told[1])})
+                        Packet("state", {"default": state_sent[0], "versions": list(state_sent[1])})
                     )
 
     def is_ending(self, model: str, version: str | None) -> bool:
@@ -145,7 +145,7 @@ class Seats:
         return list(self._seats.get(self.named(model, version), []))
 
     def _default(self, model: str) -> str | None:
-        """The version that is meant where none is named: the only one there is, until told."""
+        """The version for requests without one: the only one, until the engine names one."""
         if state := self._models.get(model):
             return state.default
         versions = {version for name, version in self._seats if name == model}
@@ -155,17 +155,17 @@ class Seats:
         """The worker to give a connection to; None where there is none for the version.
 
         A version that the engine has unregistered is not to be seen, even while its worker lives.
-        A worker that has not been told yet that its version is the default one gives requests
+        A worker that does not know yet that its version is the default one gives requests
         without a version back: it gets none.
         """
         seats = self._seats.get(self.named(model, version), [])
         if version is None:
             version = self._default(model)
-            seats = [seat for seat in seats if seat.told is not None and seat.told[0]]
+            seats = [seat for seat in seats if seat.state_sent is not None and seat.state_sent[0]]
         if not seats:
             return None
         if self.knows_models and not self.is_registered(model, version):
-            is_older = any(seat.told is not None for seat in seats)
+            is_older = any(seat.state_sent is not None for seat in seats)
             if is_older:  # than what the engine says
                 return None
         return min(seats, key=_load)

@@ -33,14 +33,14 @@ class Packet:
 
     Attributes:
         kind: What it says.
-        told: Its facts, JSON.
+        facts: What it says, a JSON object.
         fds: A connection's descriptor, and perhaps a file's; whoever gets them closes them.
         rest: Bytes behind the JSON.
         is_cut: Whether descriptors were lost, as this process has too many files open.
     """
 
     kind: str
-    told: Mapping[str, Any] = field(default_factory=dict)
+    facts: Mapping[str, Any] = field(default_factory=dict)
     fds: list[int] = field(default_factory=list)
     rest: bytes = b""
     is_cut: bool = False
@@ -75,11 +75,11 @@ class Packet:
 
     def payload(self) -> bytes:
         """What was read of the connection; closes the file that holds it."""
-        if "bytes" not in self.told:
+        if "bytes" not in self.facts:
             return self.rest
         with os.fdopen(self.fds[-1], "rb") as stream:
             stream.seek(0)
-            return stream.read(int(self.told["bytes"]))
+            return stream.read(int(self.facts["bytes"]))
 
     def close(self) -> None:
         """Close what travels with it."""
@@ -169,8 +169,8 @@ class Channel:
 
     def _try(self, packet: Packet) -> bool:
         """Send a packet; False where it must wait, and `flush` is called as soon as it may go."""
-        told = {**packet.told, "kind": packet.kind, "fds": len(packet.fds)}
-        head = orjson.dumps(told) + b"\n"
+        facts = {**packet.facts, "kind": packet.kind, "fds": len(packet.fds)}
+        head = orjson.dumps(facts) + b"\n"
         rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", packet.fds))]
         try:
             self._line.sendmsg([head, packet.rest], rights if packet.fds else [])
@@ -200,9 +200,9 @@ class Channel:
                 self.close()
                 return
             head, _, rest = data.partition(b"\n")
-            told = orjson.loads(head)
-            packet = Packet(told.pop("kind"), told, list(fds), rest)
-            if len(fds) < told.pop("fds", 0):
+            facts = orjson.loads(head)
+            packet = Packet(facts.pop("kind"), facts, list(fds), rest)
+            if len(fds) < facts.pop("fds", 0):
                 packet.close()
                 packet.is_cut = True
             self._on_packet(packet)

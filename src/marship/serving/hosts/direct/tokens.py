@@ -83,9 +83,9 @@ class Tokens:
             stamp = (found.st_mtime_ns, found.st_size, found.st_ino)
             if stamp == self._stamp:
                 return
-            told = json.loads(self._file.read_bytes())["inference"]
-            key = str(told["key"]).encode()
-            ends = datetime.fromisoformat(told["expiration time"]).timestamp()
+            entry = json.loads(self._file.read_bytes())["inference"]
+            key = str(entry["key"]).encode()
+            ends = datetime.fromisoformat(entry["expiration time"]).timestamp()
         except FileNotFoundError:
             self._key = b""  # the server has ended
         except (OSError, ValueError, KeyError, TypeError) as error:

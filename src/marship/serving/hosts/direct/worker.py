@@ -91,7 +91,7 @@ class DirectWorker(Site):
         self._is_drained = self._is_leaving = False
         self._channel: Channel | None = None
         self._adopted = 0  # connections, since the acceptor knows this worker
-        self._told = (-1, -1, -1)
+        self._load_sent = (-1, -1, -1)
         self._states: slots.States | None = None
 
     # The loop.
@@ -129,9 +129,9 @@ class DirectWorker(Site):
             self._loop.call_later(RETRY_S, self._connect)
             return
         self._channel = Channel(self._loop, line, self._on_packet, self._on_lost)
-        self._is_default, self._adopted, self._told = False, 0, (-1, -1, -1)
-        self._is_drained = False  # whoever asked for it has another acceptor to ask, or none
-        told = {
+        self._is_default, self._adopted, self._load_sent = False, 0, (-1, -1, -1)
+        self._is_drained = False  # the acceptor that requested it is gone
+        facts = {
             "model": self._settings.model,
             "version": self._settings.version,
             "pid": os.getpid(),
@@ -140,7 +140,7 @@ class DirectWorker(Site):
         memory, self._states = slots.make()
         for connection in self._connections:
             connection.writer.leave()  # another acceptor has their other descriptors, or none
-        self._channel.send(Packet("hello", told, [memory]))
+        self._channel.send(Packet("hello", facts, [memory]))
 
     def _on_lost(self) -> None:
         self._channel = None
@@ -150,15 +150,15 @@ class DirectWorker(Site):
         if packet.kind == "connection":
             self._adopt(packet)
         elif packet.kind == "state":
-            self._is_default = bool(packet.told["default"])
-            self._versions = list(packet.told["versions"])
+            self._is_default = bool(packet.facts["default"])
+            self._versions = list(packet.facts["versions"])
             self._routes.clear()
             if not self._is_default:
                 self._give_back_idle()
         elif packet.kind == "give back":
-            self._give_back(int(packet.told["count"]))
+            self._give_back(int(packet.facts["count"]))
         elif packet.kind == "make room":
-            close_some(self._connections, packet.told["state"], packet.told["count"])
+            close_some(self._connections, packet.facts["state"], packet.facts["count"])
         elif packet.kind == "drain":
             self._is_drained = True
             self._give_back(len(self._connections))
@@ -167,7 +167,7 @@ class DirectWorker(Site):
             self._is_drained = False
 
     def _adopt(self, packet: Packet) -> None:
-        slot, channel = packet.told.get("slot"), self._channel
+        slot, channel = packet.facts.get("slot"), self._channel
         if packet.is_cut:
             self._adopted += 1
             self._refuse(slot)
@@ -199,11 +199,11 @@ class DirectWorker(Site):
         self._report()
 
     def _report(self) -> None:
-        told = (len(self._connections), self._lane.load, self._adopted)
-        if self._channel is not None and told != self._told:
-            self._told = told
+        facts = (len(self._connections), self._lane.load, self._adopted)
+        if self._channel is not None and facts != self._load_sent:
+            self._load_sent = facts
             names = ("connections", "requests", "adopted")
-            self._channel.send(Packet("load", dict(zip(names, told, strict=True))))
+            self._channel.send(Packet("load", dict(zip(names, facts, strict=True))))
 
     def _give_back(self, count: int) -> None:
         """Give connections back to the acceptor, those between requests first."""
@@ -275,7 +275,7 @@ class DirectWorker(Site):
                 os.close(fd)
             packet = Packet("refused", {"slot": slot})
         transport.abort()
-        packet.told = {**packet.told, "has_answered": connection.writer.has_written}
+        packet.facts = {**packet.facts, "has_answered": connection.writer.has_written}
         self._channel.send(packet)
 
     def _route(self, target: bytes) -> routes.Route | None:
@@ -323,8 +323,8 @@ class DirectWorker(Site):
                 routes.metadata(self._settings.model, self._versions, self._service.contract)
             )
         else:
-            told = {"name": self._settings.model, "ready": True}
-            exchange.reply(Reply(orjson.dumps(told)))
+            facts = {"name": self._settings.model, "ready": True}
+            exchange.reply(Reply(orjson.dumps(facts)))
 
 
 def check_method(exchange: Exchange, route: routes.Route) -> None:

@@ -18,7 +18,7 @@ logger = logging.getLogger(__name__)
 _ENDS_WITHIN_S, _LOOK_S = 2.0, 0.005
 _DROPS_S, _DROPPED_BYTES = 2.0, 1 << 16
 MOST_RETURNS = 20
-"""Of a connection by workers that would not have it, before its client is told, or must ask."""
+"""Times that workers may give a connection back before its client gets an error, or must resend."""
 
 
 class Workers:
@@ -28,7 +28,7 @@ class Workers:
         loop: The event loop.
         seats: Where workers are entered.
         place: Takes a connection's descriptor, and what was read of it, to whom it belongs; it is
-            told how often workers have given it back without a response.
+            given the number of times workers have given it back without a response.
         await_request: Takes a connection that is between requests.
         headers: Lines of every response.
     """
@@ -74,29 +74,29 @@ class Workers:
 
     def _on_packet(self, seat: Seat, packet: Packet) -> None:
         if packet.kind == "hello":
-            seat.model, seat.version = packet.told["model"], packet.told["version"]
-            seat.connections = packet.told["connections"]
-            seat.pid = packet.told["pid"]
+            seat.model, seat.version = packet.facts["model"], packet.facts["version"]
+            seat.connections = packet.facts["connections"]
+            seat.pid = packet.facts["pid"]
             if packet.fds:
                 with suppress(OSError):  # it is gone already, or too many files are open
                     seat.slots = Slots(packet.fds[0], seat.pid)
             self._seats.add(seat)
         elif packet.kind == "load":
             seat.closing = 0
-            seat.connections, seat.requests = packet.told["connections"], packet.told["requests"]
-            seat.adopted = packet.told.get("adopted", seat.handed)
+            seat.connections, seat.requests = packet.facts["connections"], packet.facts["requests"]
+            seat.adopted = packet.facts.get("adopted", seat.handed)
             if seat.slots is not None and seat.adopted == seat.handed:
                 seat.slots.forget_unread()
         elif packet.kind == "leaving":
             seat.is_leaving = True
             self._seats.remove(seat)
         elif packet.kind == "drain":
-            self._drain(seat, packet.told["model"], packet.told["version"], packet.told["pids"])
+            self._drain(seat, packet.facts["model"], packet.facts["version"], packet.facts["pids"])
         elif packet.kind == "closed" and seat.slots is not None:
-            _end(seat.slots.take(packet.told["slot"]).fd)
+            _end(seat.slots.take(packet.facts["slot"]).fd)
             seat.closing = max(0, seat.closing - 1)
         elif packet.kind == "refused" or (packet.kind == "back" and packet.is_cut):
-            self._refuse(seat, packet.told["slot"])
+            self._refuse(seat, packet.facts["slot"])
         elif packet.kind == "back":
             self._take_back(seat, packet)
 
@@ -139,12 +139,12 @@ class Workers:
 
     def _take_back(self, seat: Seat, packet: Packet) -> None:
         """Find another worker for a connection, by its next request or else by its last model."""
-        unread, slot = packet.payload(), packet.told.get("slot")
+        unread, slot = packet.payload(), packet.facts.get("slot")
         returns = 0
         if seat.slots is not None and slot is not None:
             held = seat.slots.take(slot)
             fd = held.fd
-            returns = 0 if packet.told.get("has_answered", True) else held.returns + 1
+            returns = 0 if packet.facts.get("has_answered", True) else held.returns + 1
         else:
             fd = packet.fds[0]
         another = self._seats.least_busy(seat.model, None) if returns <= MOST_RETURNS else None

@@ -104,7 +104,7 @@ class Writer:
         """What is done with the connection, as the acceptor sees it."""
         return self._state[0]
 
-    def tell_late(self) -> None:
+    def report_timeout(self) -> None:
         """A request took too long, and this process is about to end."""
         if self._state[0] == BEGUN:
             self._state[0] = LATE

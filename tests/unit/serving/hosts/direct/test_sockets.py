@@ -36,11 +36,11 @@ def test_a_connection_arrives_with_its_bytes(size: int) -> None:
         payload = packet.payload()
         with socket.socket(fileno=packet.fds[0]) as line:
             client.sendall(b"hello")
-            told = line.recv(5)
+            facts = line.recv(5)
         client.close()
         sender.close()
         receiver.close()
-        return payload, told
+        return payload, facts
 
     assert asyncio.run(pass_on()) == (unread, b"hello")
     assert not open_files() - before
@@ -57,7 +57,7 @@ def test_what_the_other_side_does_not_take_waits_in_order() -> None:
             sender.send(Packet("n", {"n": number}, rest=bytes(20_000)))
         assert sender.waiting > 0
         got: list[int] = []
-        receiver = Channel(loop, theirs, lambda p: got.append(p.told["n"]), lambda: None)
+        receiver = Channel(loop, theirs, lambda p: got.append(p.facts["n"]), lambda: None)
         while len(got) < 500:
             await asyncio.sleep(0)
         sender.close()
@@ -74,7 +74,7 @@ def test_packets_that_wait_for_a_side_that_goes_are_closed() -> None:
     async def fill() -> int:
         loop = asyncio.get_running_loop()
         errors: list[object] = []
-        loop.set_exception_handler(lambda _, told: errors.append(told))
+        loop.set_exception_handler(lambda _, facts: errors.append(facts))
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         lost = asyncio.Event()
         sender = Channel(loop, ours, lambda _: None, lost.set)
@@ -114,7 +114,7 @@ def test_descriptors_that_do_not_fit_are_told() -> None:
 
     before = open_files()
     packet = asyncio.run(pass_on())
-    assert (packet.is_cut, packet.fds, packet.told["slot"]) == (True, [], 7)
+    assert (packet.is_cut, packet.fds, packet.facts["slot"]) == (True, [], 7)
     assert not open_files() - before
 
 
@@ -139,7 +139,7 @@ def test_accepting_rests_while_too_many_files_are_open() -> None:
     async def connect() -> tuple[int, int]:
         loop = asyncio.get_running_loop()
         errors: list[object] = []
-        loop.set_exception_handler(lambda _, told: errors.append(told))
+        loop.set_exception_handler(lambda _, facts: errors.append(facts))
         listener, taken, tries = socket.create_server(("127.0.0.1", 0)), asyncio.Event(), 0
 
         class Full:
@@ -194,7 +194,7 @@ def test_what_the_kernel_has_no_memory_for_waits(number: int) -> None:
         sender = Channel(loop, Full(), lambda _: None, done.set)  # type: ignore[arg-type]
 
         def take(packet: Packet) -> None:
-            got.append(packet.told["n"])
+            got.append(packet.facts["n"])
             packet.close()
             if len(got) == 3:
                 done.set()
