@@ -26,8 +26,8 @@ from marship.serving.hosts.direct.connection import Connection
 from marship.serving.hosts.direct.exchange import Exchange
 from marship.serving.hosts.direct.heads import Heads
 from marship.serving.hosts.direct.limits import Limits, StatusError
+from marship.serving.hosts.direct.relay import Relay
 from marship.serving.hosts.direct.relay import check as check_relayed
-from marship.serving.hosts.direct.relay import relay
 from marship.serving.hosts.direct.request_line import target_of, without_empty_lines
 from marship.serving.hosts.direct.seats import ModelState, Seat, Seats
 from marship.serving.hosts.direct.site import Site, close_some, expire, lines_of
@@ -68,7 +68,9 @@ class Acceptor(Site):
         is_restart: bool = False,
     ) -> None:
         self._engine, self._is_restart = engine, is_restart
-        self._relays: set[asyncio.Task[None]] = set()
+        self._relays: dict[Relay, routes.Route] = {}
+        self._abandoned: set[Relay] = set()  # of models that had no workers when last looked
+        self._starting: set[asyncio.Task[None]] = set()
         self._loop, self.limits, self._tokens = loop, limits, Tokens(key_file)
         self.heads, self.headers = Heads(), lines_of(headers)
         self.seats = Seats()
@@ -84,13 +86,21 @@ class Acceptor(Site):
         for connection in list(self._own):
             if connection.transport is not None:
                 connection.transport.abort()
-        for task in self._relays:
+        for task in self._starting:
             task.cancel()
         self._arrivals.close()
 
     def follow(self, models: dict[str, ModelState]) -> None:
         """Take the state of all models, as the engine has it now."""
         self.seats.follow(models)
+        # The engine keeps what waits for a worker that nobody starts. What was sent after the
+        # state was read may have a worker already: so it is looked at twice.
+        before, self._abandoned = self._abandoned, set()
+        for relay, route in list(self._relays.items()):
+            if self.seats.is_closed(route.model, route.version):
+                self._abandoned.add(relay)
+                if relay in before:
+                    relay.give_up(self._no_worker(route))
 
     def serve_workers(self, listener: socket.socket) -> None:
         """Accept workers at a socket of their own."""
@@ -161,9 +171,11 @@ class Acceptor(Site):
             target += b"/" + quote(route.version, safe="").encode()
         if exchange.head.query:
             target += b"?" + exchange.head.query
-        task = self._loop.create_task(relay(exchange, target, self._engine, self.limits))
-        self._relays.add(task)
-        task.add_done_callback(self._relays.discard)
+        relay = Relay(exchange, self.limits, self._relays.__delitem__)
+        self._relays[relay] = route
+        task = self._loop.create_task(relay.start(target, self._engine))
+        self._starting.add(task)
+        task.add_done_callback(self._starting.discard)
 
     def _keep(self, fd: int, unread: bytes) -> None:
         line = socket.socket(fileno=fd)

@@ -48,6 +48,7 @@ class RequestReader:
 
     def _reset(self) -> None:
         self.target, self._count, self._size = b"", 0, 0
+        self._framing = 0  # bytes since the last one of a body in chunks
         self._headers: dict[bytes, bytes] = {}
         self._body: list[bytes | bytearray] = []
         self.exchange: Exchange | None = None
@@ -99,7 +100,7 @@ class RequestReader:
         part = data if len(data) <= self.left else data[: int(self.left)]
         self.left -= len(part)
         if not self._is_known:
-            self._feed(part)
+            self._feed_body(part)
             return data[len(part) :]
         if self.refusal is None:
             self._body.append(part)
@@ -114,6 +115,21 @@ class RequestReader:
         self._reset()
         return exchange, refusal
 
+    def _feed_body(self, data: bytes) -> None:
+        """Parse more of a body; what frames its chunks, trailers too, is limited as heads are.
+
+        Raises:
+            MarshipError: The end of this request is ambiguous, or it is too large.
+        """
+        before = self._size
+        self._feed(data)
+        self._framing = self._framing + len(data) if self._size == before else 0
+        if self._framing > self._limits.head_bytes and not self.is_complete:
+            raise StatusError(
+                431, "too_large", f"extensions and trailers of chunks must have "
+                f"{self._limits.head_bytes} bytes at most, got more.", is_fatal=True,
+            )  # fmt: skip
+
     def _feed(self, data: bytes) -> None:
         try:
             self._parser.feed_data(data)
@@ -121,6 +137,9 @@ class RequestReader:
             if not self.has_overrun:
                 raise MalformedError("the request must be HTTP/1.1, got an upgrade.") from error
         except httptools.HttpParserError as error:
+            if self.is_complete:  # what stands behind a body in chunks is no request
+                self.has_overrun = True
+                return
             if isinstance(error.__context__, MarshipError):
                 raise error.__context__ from None
             raise MalformedError(f"the request must be HTTP/1.1, got: {error}.") from error

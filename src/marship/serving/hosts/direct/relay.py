@@ -6,11 +6,13 @@ its next request goes to a worker as soon as there is one.
 """
 
 import asyncio
+from collections.abc import Callable
 from http import HTTPStatus
 from urllib.parse import quote
 
 import httptools
 
+from marship.errors import MarshipError
 from marship.serving.hosts.direct.exchange import Exchange
 from marship.serving.hosts.direct.heads import Head
 from marship.serving.hosts.direct.limits import Limits, StatusError, error_reply
@@ -55,89 +57,109 @@ def check(head: Head) -> None:
         )
 
 
-async def relay(
-    exchange: Exchange, target: bytes, engine: str | tuple[str, int], limits: Limits
-) -> None:
-    """Ask the engine, and pass its response on.
+class Relay(asyncio.Protocol):
+    """A request that the engine gets, and its response on the way back.
 
-    Each request has a connection of its own: one that was kept open may close just when a request
-    is written, and then nobody knows whether it was received.
+    Each has a connection of its own: one that was kept open may close just when a request is
+    written, and then nobody knows whether it was received.
 
     Args:
         exchange: The request.
-        target: Where to send it.
-        engine: The path of a unix socket, or host and port.
         limits: How long the engine may be silent.
+        on_end: Called once when it is over.
     """
-    loop = asyncio.get_running_loop()
-    response = _Response(exchange, limits)
-    try:
-        if isinstance(engine, str):
-            await loop.create_unix_connection(lambda: response, engine)
-        else:
-            await loop.create_connection(lambda: response, *engine)
-    except OSError:
-        exchange.reply(error_reply(_unreachable("no connection")))
-        return
-    response.ask(target)
 
-
-class _Response(asyncio.Protocol):
-    """The engine's connection for one request."""
-
-    def __init__(self, exchange: Exchange, limits: Limits) -> None:
-        self._exchange, self._limits = exchange, limits
+    def __init__(
+        self, exchange: Exchange, limits: Limits, on_end: Callable[["Relay"], None]
+    ) -> None:
+        self._exchange, self._limits, self._on_end = exchange, limits, on_end
+        self._failure: MarshipError = _unreachable("no whole response")
         self._parser = httptools.HttpResponseParser(self)
         self._headers: list[tuple[bytes, bytes]] = []
         self._body: list[bytes] = []
         self._streams = False
         self._timer: asyncio.TimerHandle | None = None
+        self._transport: asyncio.Transport | None = None
+
+    async def start(self, target: bytes, engine: str | tuple[str, int]) -> None:
+        """Send the request.
+
+        Args:
+            target: Where to.
+            engine: The path of a unix socket, or host and port.
+        """
+        loop = asyncio.get_running_loop()
+        try:
+            if isinstance(engine, str):
+                await loop.create_unix_connection(lambda: self, engine)
+            else:
+                await loop.create_connection(lambda: self, *engine)
+        except OSError:
+            self._exchange.reply(error_reply(_unreachable("no connection")))
+            self._on_end(self)
+            return
+        self._send(target)
+
+    def give_up(self, error: MarshipError) -> None:
+        """Answer with an error where the engine will not respond any more."""
+        self._failure = error
+        self._end()
+
+    def _end(self) -> None:
+        if self._transport is not None:
+            self._transport.abort()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self.transport: asyncio.Transport = transport  # type: ignore[assignment]
+        """The engine is there."""
+        self._transport = transport  # type: ignore[assignment]
 
-    def ask(self, target: bytes) -> None:
-        """Send the request."""
+    def _send(self, target: bytes) -> None:
         head, body = self._exchange.head, self._exchange.body
         lines = [b"%b %b HTTP/1.1" % (head.method.encode(), target), b"host: engine"]
         lines += [b"%b: %b" % pair for pair in head.raw.items() if pair[0] not in _NOT_PASSED_ON]
         lines += [b"content-length: %d" % len(body), b"connection: close", b"", b""]
-        self.transport.write(b"\r\n".join(lines))
-        self.transport.write(body)
+        assert self._transport is not None  # noqa: S101  connected
+        self._transport.write(b"\r\n".join(lines))
+        self._transport.write(body)
         self._wait()
 
     def _wait(self) -> None:
         if self._timer is not None:
             self._timer.cancel()
         loop = asyncio.get_running_loop()
-        self._timer = loop.call_later(self._limits.relayed_s, self.transport.abort)
+        self._timer = loop.call_later(self._limits.relayed_s, self._end)
 
     def data_received(self, data: bytes) -> None:
+        """Some of its response."""
         self._wait()
         if self._exchange.is_abandoned:
-            self.transport.abort()
+            self._end()
             return
         try:
             self._parser.feed_data(data)
         except httptools.HttpParserError:
-            self.transport.abort()
+            self._end()
 
     def connection_lost(self, error: Exception | None) -> None:  # noqa: ARG002
+        """The response is whole, or never will be."""
         if self._timer is not None:
             self._timer.cancel()
+        self._on_end(self)
         if self._exchange.is_done:
             return
         if self._streams:  # what was sent is not all: the client must not take it for that
             self._exchange.abandon()
         else:
-            self._exchange.reply(error_reply(_unreachable("no whole response")))
+            self._exchange.reply(error_reply(self._failure))
 
     # What httptools calls.
 
     def on_header(self, name: bytes, value: bytes) -> None:
+        """One header."""
         self._headers.append((name.lower(), value))
 
     def on_headers_complete(self) -> None:
+        """Decide whether the client gets the body as it comes."""
         headers = dict(self._headers)
         head = self._exchange.head
         self._streams = (
@@ -148,15 +170,18 @@ class _Response(asyncio.Protocol):
         )
 
     def on_body(self, part: bytes) -> None:
+        """A part of the body."""
         if self._streams:
             self._exchange.reply(self._reply(part, more=True))
         else:
             self._body.append(part)
 
     def on_message_complete(self) -> None:
+        """The response is whole."""
         body = b"" if self._streams else b"".join(self._body)
         self._exchange.reply(self._reply(body, more=False))
-        self.transport.close()
+        assert self._transport is not None  # noqa: S101  connected
+        self._transport.close()
 
     def _reply(self, body: bytes, *, more: bool) -> Reply:
         headers = dict(self._headers)

@@ -38,7 +38,9 @@ class Seat:
         self.is_gone = self.is_leaving = False
         self.drained: list[Seat] = []  # by whoever is at the other end
         self.drainers: set[Seat] = set()
-        self.ends: tuple[str, str] | None = None  # the model and version that are unregistered then
+        self.ends: tuple[str, str] | None = (
+            None  # a model and version: none of its workers will be left
+        )
         self.model = self.version = ""
         self.connections = self.requests = 0
         self.handed = self.adopted = 0  # connections: sent to it, and those it says it has got
@@ -88,7 +90,7 @@ class Seats:
 
     Attributes:
         knows_models: Whether the engine has said anything yet.
-        ending: Versions that are about to be unregistered.
+        ending: Versions that are about to have no workers, or to be unregistered.
     """
 
     def __init__(self) -> None:
@@ -103,8 +105,12 @@ class Seats:
         self._send_state()
 
     def add(self, seat: Seat) -> None:
-        """A worker is ready; one that is leaving, or is here already, changes nothing."""
-        if seat.is_leaving or seat in self._seats.get((seat.model, seat.version), []):
+        """A worker is ready; one that is gone, leaving, or here already changes nothing."""
+        if (
+            seat.is_gone
+            or seat.is_leaving
+            or seat in self._seats.get((seat.model, seat.version), [])
+        ):
             return
         self._seats.setdefault((seat.model, seat.version), []).append(seat)
         self._send_state()
@@ -133,7 +139,7 @@ class Seats:
                     )
 
     def is_ending(self, model: str, version: str | None) -> bool:
-        """Whether a version, or the default one, is about to be unregistered."""
+        """Whether a version, or the default one, is about to have no workers."""
         return self.named(model, version) in self.ending
 
     def named(self, model: str, version: str | None) -> tuple[str, str]:
@@ -180,6 +186,16 @@ class Seats:
         state = self._models.get(model)
         return state is not None and state.ready.get(version or state.default, 0) > 0
 
+    def is_closed(self, model: str, version: str | None) -> bool:
+        """Whether the engine has no worker of a version, or of the default one, and wants none."""
+        if not self.knows_models:
+            return False
+        if not self.is_registered(model, version):
+            return True
+        state = self._models[model]
+        version = version or state.default
+        return not (state.wanted.get(version) or state.ready.get(version))
+
     @property
     def is_complete(self) -> bool:
         """Whether every model has the workers that are wanted."""
@@ -219,7 +235,7 @@ class Seats:
 
     def level(self) -> None:
         """Let workers that have more connections than others of their version give some back."""
-        for seats in list(self._seats.values()):  # a send may find one gone
+        for seats in filter(None, list(self._seats.values())):  # a send may find one gone
             least, most = min(seats, key=_load), max(seats, key=_load)
             if (count := (most.connections - least.held) // 2) > 0:
                 most.channel.send(Packet("give back", {"count": count}))

@@ -113,7 +113,8 @@ class Workers:
                     caller.drained.append(seat)
                 seat.channel.send(Packet("drain"))
 
-        if pids is None and caller.ends is None and (found := caller.drained):
+        is_all = pids is None or not self._seats.of(model, version)
+        if is_all and caller.ends is None and (found := caller.drained):
             caller.ends = (found[0].model, found[0].version)
             self._seats.ending.append(caller.ends)
 

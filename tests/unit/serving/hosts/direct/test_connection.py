@@ -1,5 +1,6 @@
 """HTTP as a worker speaks it: responses in order, whatever comes in whatever pieces."""
 
+import contextlib
 import time
 from typing import Any
 
@@ -116,6 +117,44 @@ def test_what_is_too_large_or_no_request_is_refused_with_a_status(
         assert got.status == status
         assert " must " in got.json()["message"]
     assert one.ask().status == 200
+
+
+@pytest.mark.parametrize("path", ["/predictions/m", "/predictions/nobody", "/nowhere"])
+@pytest.mark.parametrize("framing", [b"0\r\nX-T: ", b"2;ext=", b"0\r\nX-T: b\r\nY"])
+def test_what_frames_chunks_is_limited_as_heads_are(one: Place, path: str, framing: bytes) -> None:
+    """A trailer or an extension without an end is refused, not collected."""
+    with one.line() as line:
+        head = f"POST {path} HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked\r\n\r\n"
+        line.send(head.encode() + b"2\r\n[[\r\n" + framing)
+        with contextlib.suppress(OSError):  # it is closed when enough was dropped
+            for _ in range(100):
+                line.send(b"a" * 4096)
+        assert line.read().status == 431
+    assert one.ask().status == 200
+
+
+@pytest.mark.parametrize("behind", [b"\x00garbage", b"GET", b"\r\n", b"x y z\r\n\r\n"])
+def test_what_stands_behind_a_body_in_chunks_does_not_change_its_response(
+    one: Place, behind: bytes
+) -> None:
+    """The request was whole; what follows it may be garbage."""
+    with one.line() as line:
+        head = b"POST /predictions/m HTTP/1.1\r\nHost: h\r\nContent-Type: application/json\r\n"
+        body = b"%x\r\n%b\r\n0\r\n\r\n" % (len(BODY), BODY)
+        line.send(head + b"Transfer-Encoding: chunked\r\n\r\n" + body + behind)
+        assert line.read().json() == [[RIGHT]]
+
+
+def test_usual_trailers_are_read_and_dropped(one: Place) -> None:
+    """The next request is read from its start."""
+    with one.line() as line:
+        head = b"POST /predictions/m HTTP/1.1\r\nHost: h\r\nContent-Type: application/json\r\n"
+        size = f"{len(BODY):x}".encode()
+        body = size + b";a=" + b"b" * 9000 + b"\r\n" + BODY + b"\r\n0\r\nX-T: " + b"c" * 9000
+        line.send(head + b"Transfer-Encoding: chunked\r\n\r\n" + body + b"\r\n\r\n")
+        assert line.read().json() == [[RIGHT]]
+        line.send(request())
+        assert line.read().json() == [[RIGHT]]
 
 
 def test_clients_of_http_1_0_and_those_that_close_get_a_whole_response(one: Place) -> None:

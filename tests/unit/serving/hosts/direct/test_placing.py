@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from directly import Place, request, service, until
 from marship.engines.home import WORKERS_SOCKET
 from marship.engines.torchserve import draining
+from marship.serving.hosts.direct import acceptor
 from marship.serving.hosts.direct.workers import Workers
 from worker_process import Process
 
@@ -151,6 +152,51 @@ def test_a_drain_waits_for_a_connection_that_the_worker_has_not_opened_yet(
             worker._loop.call_soon_threadsafe(gate.set)
             assert drained(caller)
         assert line.read().status == 503  # given back, and there is no other worker
+
+
+def test_a_worker_that_died_while_it_was_drained_does_not_come_back(
+    loaded: Any, place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The end of whoever drained it may be read before the worker's own."""
+    place.add(loaded)
+    place.follow(m=("1.0",))
+    worker = place.acceptor.seats.of("m", "1.0")[0]
+    with drain(place, [os.getpid()]) as caller:
+        assert drained(caller)
+        fails, send = threading.Event(), worker.channel._try
+
+        def lost(packet: Any) -> bool:
+            if not fails.is_set():
+                return send(packet)
+            worker.channel.close()  # as where the system says EPIPE
+            packet.close()
+            return True
+
+        monkeypatch.setattr(worker.channel, "_try", lost)
+        fails.set()
+    until(lambda: worker.is_gone)
+    until(lambda: place.seats() == 1)  # the worker that lives, on its new channel
+    assert worker not in place.acceptor.seats.of("m", "1.0")
+    assert place.ask().status == 200
+    until(lambda: place.acceptor.seats.held == 0)
+
+
+def test_a_version_that_loses_all_its_workers_is_not_left_to_the_engine(
+    loaded: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The engine would keep the request until somebody starts a worker."""
+    monkeypatch.setattr(acceptor, "Relay", None)  # the request would be passed on
+    place = Place(engine=("127.0.0.1", 9))
+    try:
+        place.add(loaded)
+        place.follow(m=("1.0",))
+        with drain(place, [os.getpid()]) as caller:
+            assert drained(caller)
+            assert place.ask().status == 503
+        until(lambda: place.seats() == 1)
+        assert place.ask().status == 200
+    finally:
+        place.close()
 
 
 def test_an_acceptor_that_dies_has_drained_nobody(

@@ -178,9 +178,41 @@ def test_a_model_is_ready_where_the_engine_has_a_worker_for_it(relayed: Place) -
 
 
 def test_names_reach_the_engine_encoded(relayed: Place, engine: Engine) -> None:
-    """No name can become another path."""
-    relayed.ask("/predictions/echo/..%2Fmodels%3Fx")
-    assert engine.seen[0][1] == "/predictions/echo/..%2Fmodels%3Fx"
+    """No name can become another path: the engine would split one that holds a slash."""
+    for path in ("echo/..%2Fmodels%3Fx", "echo%2F1.0", "%2f"):
+        assert relayed.ask(f"/predictions/{path}").status == 404
+        assert relayed.ask(f"/v2/models/{path}/infer").status == 404
+    assert not engine.seen
+    relayed.ask("/predictions/echo/..%3Fx")
+    assert engine.seen[0][1] == "/predictions/echo/..%3Fx"
+
+
+@pytest.mark.parametrize("left", ["no workers", "no version", "nothing"])
+def test_a_request_that_no_worker_will_take_gets_its_status(engine: Engine, left: str) -> None:
+    """The engine keeps it for ever where the model is scaled to none or unregistered meanwhile."""
+    states = {
+        "no workers": {"silent": ModelState("1.0", ("1.0",), {"1.0": 0}, {"1.0": 0})},
+        "no version": {"silent": ModelState("2.0", ("2.0",), {"2.0": 1}, {"2.0": 1})},
+        "nothing": {},
+    }
+    served = {"silent": ModelState("1.0", ("1.0",), {"1.0": 1}, {"1.0": 1})}
+    place = Place(engine=engine.server_address)  # type: ignore[arg-type]
+    try:
+        with place.line() as line:
+            line.send(request("/predictions/silent/1.0"))
+            until(lambda: engine.seen)
+            for state in (served, states[left], served, states[left]):  # once says nothing
+                place._loop.call_soon_threadsafe(place.acceptor.follow, state)
+            line.socket.settimeout(0.3)
+            with pytest.raises(TimeoutError):
+                line.socket.recv(1)
+            place._loop.call_soon_threadsafe(place.acceptor.follow, states[left])
+            line.socket.settimeout(5)
+            assert line.read().status == (503 if left == "no workers" else 404)
+        until(lambda: not place.acceptor._relays)
+    finally:
+        engine.may_end.set()
+        place.close()
 
 
 def test_a_stream_passes_as_it_comes(relayed: Place, engine: Engine) -> None:
