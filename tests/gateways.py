@@ -15,10 +15,11 @@ class Gateway:
     Args:
         socket: Of the direct address.
         request_bytes: The largest message.
+        options: Further ones of `server.serve`.
     """
 
-    def __init__(self, socket: Path, request_bytes: int = 1 << 20) -> None:
-        self._socket, self._request_bytes = socket, request_bytes
+    def __init__(self, socket: Path, request_bytes: int = 1 << 20, **options: Any) -> None:
+        self._socket, self._request_bytes, self._options = socket, request_bytes, options
 
     def __enter__(self) -> "Gateway":
         started = threading.Event()
@@ -30,7 +31,9 @@ class Gateway:
 
         async def serve() -> None:
             with contextlib.suppress(asyncio.CancelledError):
-                await server.serve("127.0.0.1:0", self._socket, self._request_bytes, on_started)
+                await server.serve(
+                    "127.0.0.1:0", self._socket, self._request_bytes, on_started, **self._options
+                )
 
         self._thread = threading.Thread(target=asyncio.run, args=(serve(),))
         self._thread.start()

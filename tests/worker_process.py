@@ -7,7 +7,7 @@ from pathlib import Path
 from directly import Place, until
 
 SCRIPT = """
-import os, resource, sys, threading, time
+import ctypes, os, resource, sys, threading, time
 from pathlib import Path
 sys.path.insert(0, sys.argv[1])
 from directly import service
@@ -33,13 +33,19 @@ class Slow(OnnxHandler):
     def call_s(self, rows):
         return 1.0
 
+class Locked(Slow):
+    def decode(self, request):
+        if request.header("x-hold"):
+            ctypes.PyDLL(None).sleep(100)  # as native code does that keeps Python's lock
+        return super().decode(request)
+
 class Stream(StreamHandler):
     def answers(self, requests, clock):
         yield {0: Reply(b"1\\n", "application/jsonl", more=True)}
         forever.wait()
 
-kinds = {"slow": Slow, "stream": Stream, "stuck": Stuck}
-timeout_s = 1 if sys.argv[4] == "stuck" else 60
+kinds = {"slow": Slow, "stream": Stream, "stuck": Stuck, "locked": Locked}
+timeout_s = 1 if sys.argv[4] in ("stuck", "locked") else 60
 loaded = service(Path(sys.argv[2]), kind=kinds[sys.argv[4]], timeout_s=timeout_s)
 loaded.measure_pace()
 settings = worker.WorkerSettings(
@@ -62,7 +68,8 @@ class Process:
     Args:
         place: Where it serves.
         folder: Its model.
-        kind: slow, stream, or stuck: which may run for a second, and runs in the event loop.
+        kind: slow, stream, stuck: which may run for a second, and runs in the event loop, or
+            locked: which may run as long, and keeps Python's lock.
         files: How many more files it may open once it serves; None sets no limit.
     """
 

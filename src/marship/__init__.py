@@ -124,4 +124,4 @@ def __getattr__(name: str) -> Any:  # noqa: ANN401  a module's attributes have n
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+    return sorted({*__all__, *(name for name in globals() if name.startswith("__"))})

@@ -229,7 +229,11 @@ def _as_own(error: MarshipError | TyperException | OSError) -> MarshipError:
         return MarshipError(f"{error.filename or 'the system'}: {error.strerror or error}.")
     if not error.format_message():
         sys.exit(error.exit_code)  # no command was given, and the help was printed
-    return UsageError(f"{error.format_message().rstrip('.')}. See the flag --help.")
+    message = error.format_message().rstrip(".")
+    unreadable = message.endswith("is not readable")
+    return UsageError(
+        f"{message}. {'Run as its owner, or name another.' if unreadable else 'See --help.'}"
+    )
 
 
 def run_recipe(main: Callable[..., Any]) -> None:

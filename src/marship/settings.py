@@ -9,16 +9,13 @@ import dataclasses
 import functools
 import inspect
 import json
-import math
-import os
 from collections.abc import Callable
 from pathlib import Path
-from types import NoneType, UnionType
-from typing import Annotated, Any, TypeVar, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, TypeVar, get_type_hints
 
 import typer
 
-from marship import storage
+from marship import arguments, storage
 from marship.errors import UsageError
 
 S = TypeVar("S")
@@ -81,43 +78,9 @@ def _checked(kind: type[Any], values: dict[str, Any]) -> dict[str, Any]:
     """Values by name as the fields' types have them."""
     hints = get_type_hints(kind)
     for item in dataclasses.fields(kind):
-        _check_bounds(item, values.get(item.name))
-    return {name: _converted(hints[name], value, name) for name, value in values.items()}
-
-
-def _check_bounds(item: "dataclasses.Field[Any]", value: object) -> None:
-    low, high = item.metadata.get("min"), item.metadata.get("max")
-    if not isinstance(value, int | float):
-        return
-    if isinstance(value, float) and not math.isfinite(value):
-        raise UsageError(f"{item.name} must be a finite number, got {value}.")
-    if low is not None and value < low:
-        raise UsageError(f"{item.name} must be at least {low}, got {value}.")
-    if high is not None and value > high:
-        raise UsageError(f"{item.name} must be at most {high}, got {value}.")
-
-
-def _converted(hint: Any, value: Any, name: str) -> Any:  # noqa: ANN401  values of any type
-    kinds = get_args(hint) if isinstance(hint, UnionType) else (hint,)
-    if value is None and NoneType in kinds:
-        return None
-    kind = next(k for k in kinds if k is not NoneType)
-    is_text = isinstance(value, str | os.PathLike)
-    if kind is Path and is_text:
-        return Path(value)
-    several = (value,) if is_text else value
-    if get_origin(kind) is tuple and isinstance(several, list | tuple):
-        return tuple(_converted(str, _plain(one), f"each {name}") for one in several)
-    if kind is float and type(value) is int:
-        return float(value)
-    expected = get_origin(kind) or kind
-    if not isinstance(value, expected) or (isinstance(value, bool) and expected is not bool):
-        raise UsageError(f"{name} must be of type {expected.__name__}, got {value!r}.")
-    return value
-
-
-def _plain(value: object) -> object:
-    return os.fspath(value) if isinstance(value, os.PathLike) else value
+        low, high = item.metadata.get("min"), item.metadata.get("max")
+        arguments.check_number(item.name, values.get(item.name), low, high)
+    return {name: arguments.converted(hints[name], v, name) for name, v in values.items()}
 
 
 def flags(kind: type[S]) -> Callable[[Callable[..., Any]], Callable[..., Any]]:

@@ -16,7 +16,7 @@ REPOSITORY = SOURCE.parents[1]
 
 # The rooms of src/marship, and which others the code of each may import beside the ground.
 GROUND = {"version", "errors", "contract", "texts", "storage"} | {
-    *("console", "settings", "profiles", "unversioned"),
+    *("console", "settings", "profiles", "unversioned", "arguments"),
 }
 ROOMS: dict[str, set[str]] = {
     "serving": {"errors", "contract"},  # and no more of the ground: this travels in archives

@@ -205,7 +205,7 @@ def unregister(name: ModelName, version: Version = None, *, address: "Address") 
     """Unregister a version and stop its workers."""
     with address.client() as client:
         client.unregister(name, version)
-    console.out.print(f"removed {name}{f' {version}' if version else ''}")
+    console.out.print(f"unregistered {name}{f' {version}' if version else ''}")
 
 
 @app.command(rich_help_panel=PANEL)

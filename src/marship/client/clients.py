@@ -12,6 +12,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, Self, TypeVar
 
 from marship import profiles
+from marship.arguments import checked
 from marship.client.bodies import decoded, encoded
 from marship.client.connected import Connected
 from marship.engines.engine import Engine, Model, ModelStatus, OnWait, Registration, Wait, Worker
@@ -153,9 +154,10 @@ def _of(operation: Operation[P, T]) -> Operation[P, T]:
 
 def _blocking(operation: Operation[P, T]) -> "Callable[Concatenate[Client, P], T]":
     """The method of a blocking client that runs an operation."""
+    flow = checked(operation)
 
     def method(self: "Client", /, *args: P.args, **kwargs: P.kwargs) -> T:
-        return self._transport.run(operation(self._engine, *args, **kwargs))
+        return self._transport.run(flow(self._engine, *args, **kwargs))
 
     return _documented_as(operation, method)
 
@@ -164,9 +166,10 @@ def _awaiting(
     operation: Operation[P, T],
 ) -> "Callable[Concatenate[AsyncClient, P], Coroutine[Any, Any, T]]":
     """The method of an asyncio client that runs an operation."""
+    flow = checked(operation)
 
     async def method(self: "AsyncClient", /, *args: P.args, **kwargs: P.kwargs) -> T:
-        return await self._transport.run(operation(self._engine, *args, **kwargs))
+        return await self._transport.run(flow(self._engine, *args, **kwargs))
 
     return _documented_as(operation, method)
 
@@ -373,6 +376,7 @@ class AsyncClient(Connected):
         await self._transport.close()
 
 
+@checked
 def _predict_lines(
     engine: Engine,
     name: str,

@@ -3,10 +3,12 @@
 from collections.abc import Callable
 from pathlib import Path
 
+from marship.arguments import checked
 from marship.engines.addresses import Target
 from marship.engines.default import DefaultEngine
 from marship.engines.engine import Engine
 from marship.engines.home import Home
+from marship.errors import UsageError
 from marship.exchange.calls import Side
 from marship.exchange.retries import RETRY_S
 from marship.exchange.transports import MAX_RESPONSE_BYTES, Bounds
@@ -17,6 +19,7 @@ MODEL_STORE = Path("model_store")
 class Connected:
     """A server's address, and the credentials for it."""
 
+    @checked
     def __init__(  # noqa: PLR0913  keyword-only
         self,
         home: str | Path | None = None,
@@ -36,6 +39,12 @@ class Connected:
         urls = {"inference": inference_url, "management": management_url, "metrics": metrics_url}
         tokens = {"inference": inference_token, "management": management_token}
         self._engine = DefaultEngine(Target(home, urls, tokens, retry_s, on_retry, ca))
+        for setting, value in (
+            ("timeout_s", timeout_s),
+            ("max_response_bytes", max_response_bytes),
+        ):
+            if value <= 0:
+                raise UsageError(f"{setting} must be over 0, got {value}.")
         self._bounds = Bounds(timeout_s, max_response_bytes)
         self._copies = Path(model_store)
 

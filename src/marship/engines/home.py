@@ -250,6 +250,21 @@ class Home:
                 ) from error
             yield
 
+    def check_readable(self) -> None:
+        """Check that the folder is one that this user may look into.
+
+        Raises:
+            UsageError: It is a file, or belongs to another user.
+        """
+        try:
+            os.scandir(self.path).close()
+        except FileNotFoundError:
+            return
+        except OSError as error:
+            if (unusable := storage.as_usage(error, self.path)) is None:
+                raise
+            raise unusable from error
+
     def log_files(self) -> list[Path]:
         """The existing log files."""
         files = (self.server_log, self.worker_log, self.console_log)

@@ -5,11 +5,13 @@ client.
 """
 
 import asyncio
+import os
 import ssl
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any, TypeVar
+from weakref import WeakKeyDictionary
 
 import aiohttp
 
@@ -20,14 +22,16 @@ from marship.exchange.connectors import connector
 from marship.exchange.transports import Bounds
 
 T = TypeVar("T")
+_Sessions = WeakKeyDictionary[asyncio.AbstractEventLoop, dict[str, aiohttp.ClientSession]]
 
 
 class AsyncTransport:
-    """Runs flows on the event loop that uses it first."""
+    """Runs flows; each event loop, and each process after a fork, has connections of its own."""
 
     def __init__(self, destination: Destination, bounds: Bounds) -> None:
         self._destination, self._bounds = destination, bounds
-        self._sessions: dict[str, aiohttp.ClientSession] = {}  # by base URL
+        self._sessions: _Sessions = WeakKeyDictionary()
+        self._pid, self._forked = os.getpid(), list[_Sessions]()
 
     async def run(self, flow: Flow[T]) -> T:
         """The flow's result."""
@@ -50,8 +54,21 @@ class AsyncTransport:
 
     async def close(self) -> None:
         """Close the connections."""
-        for session in self._sessions.values():
+        for session in self._own().values():
             await session.close()
+
+    def _own(self) -> dict[str, aiohttp.ClientSession]:
+        """The running loop's sessions, by base URL."""
+        if self._pid != os.getpid():  # kept, as closing them would disturb the other process
+            self._forked.append(self._sessions)
+            self._pid, self._sessions = os.getpid(), WeakKeyDictionary()
+        loop = asyncio.get_running_loop()
+        for other, sessions in list(self._sessions.items()):
+            if other.is_closed():
+                for session in sessions.values():
+                    session.detach()
+                del self._sessions[other]
+        return self._sessions.setdefault(loop, {})
 
     async def _exchange(self, call: Call) -> HttpResponse:
         url = self._destination.url(call)
@@ -77,15 +94,15 @@ class AsyncTransport:
                     raise
 
     def _connected(self, url: str) -> aiohttp.ClientSession:
-        base = sockets.base_of(url)
-        if base not in self._sessions:
-            self._sessions[base] = aiohttp.ClientSession(
+        base, sessions = sockets.base_of(url), self._own()
+        if base not in sessions:
+            sessions[base] = aiohttp.ClientSession(
                 connector=connector(base, self._destination.check_peer, self._destination.tls),
                 headers=transports.HEADERS,
                 auto_decompress=False,
                 cookie_jar=aiohttp.DummyCookieJar(),
             )
-        return self._sessions[base]
+        return sessions[base]
 
     async def _read(self, response: aiohttp.ClientResponse, url: str) -> bytes:
         read, size = [], 0

@@ -4,6 +4,7 @@ No proxies, .netrc, cookies or redirects: a client connects to the given server 
 """
 
 import http.client
+import os
 import select
 import ssl
 from collections import defaultdict
@@ -124,9 +125,12 @@ class Pool:
     def __init__(self, check: Check, tls: ssl.SSLContext | None = None) -> None:
         self._check, self._tls = check, tls
         self._free: defaultdict[str, list[CheckedConnection]] = defaultdict(list)
+        self._pid = os.getpid()
 
     def take(self, base: str) -> CheckedConnection:
         """A connection to an address; it may not be connected yet."""
+        if self._pid != os.getpid():  # forked: two processes would read each other's responses
+            self._pid, self._free = os.getpid(), defaultdict(list)
         free = self._free[base]
         while free:
             one = free.pop()

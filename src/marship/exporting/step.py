@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from marship import console
+from marship.arguments import checked
 from marship.contract import CONTRACT_FILE, GOLDEN_FILE, Contract, digest_files
 from marship.errors import DataError, MarshipError, UsageError
 from marship.exporting.build import resolved
@@ -54,6 +55,7 @@ class Exported:
     fresh: bool
 
 
+@checked
 def export(
     source: str | Path,
     settings: ExportSettings | None = None,

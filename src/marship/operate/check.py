@@ -18,7 +18,8 @@ from pathlib import Path
 from typing import IO, Any
 
 from marship import errors
-from marship.errors import LoadError, MarshipError, SealError, UsageError
+from marship.arguments import checked
+from marship.errors import LoadError, MarshipError, SealError, StorageError, UsageError
 from marship.predict.sources import media_type
 from marship.serving.formats import extent
 from marship.serving.model import keysource
@@ -29,6 +30,7 @@ STARTUP_S = 120.0
 """TorchServe's default for startupTimeout."""
 
 _LOG_BYTES = 4096
+_STEPS = 2  # loading, and the rest
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +93,7 @@ class Checked:
     response: Response | None = None
 
 
+@checked
 def check(
     path: str | Path, request: str | Path | None = None, *, content_type: str | None = None
 ) -> Checked:
@@ -129,7 +132,7 @@ def check(
     if body is not None:
         task |= {"body": str(body.absolute()), "content_type": content_type or media_type(body)}
     with tempfile.TemporaryDirectory(prefix="marship-check-") as folder:
-        extract.unpack(found.path, found.plain, Path(folder))
+        _unpack(found, Path(folder))
         measured = _run(Path(folder), task, seen, _limit_s(found.config.get("startupTimeout")))
     if "code" in measured:
         raise _error(measured["code"], measured["message"])
@@ -141,6 +144,16 @@ def check(
         response=Response(**sample) if sample else None,
         **measured,
     )
+
+
+def _unpack(found: archive.Archive, folder: Path) -> None:
+    try:
+        extract.unpack(found.path, found.plain, folder)
+    except OSError as error:
+        raise StorageError(
+            f"{tempfile.gettempdir()} must hold the extracted archive for a while, got: "
+            f"{error.strerror or error}. Free some of it, or name another folder in TMPDIR."
+        ) from error
 
 
 def _limit_s(value: object) -> float:
@@ -188,17 +201,24 @@ def _run(
                 "no end of it. Package it with a longer --startup-timeout-s."
             )
         result.seek(0)
-        try:
-            if code == 0:
-                loaded = dict(json.load(result))
-                if loaded.get("response", {}).get("status", 0) >= HTTPStatus.INTERNAL_SERVER_ERROR:
-                    loaded["response"]["log"] = _end_of(log)
-                return loaded
-        except ValueError:  # it exited early, or overwrote the result
-            pass
+        steps = _steps(result)
+        found = {name: value for step in steps for name, value in step.items()}
+        if code == 0 and ("code" in found or len(steps) == _STEPS):
+            if found.get("response", {}).get("status", 0) >= HTTPStatus.INTERNAL_SERVER_ERROR:
+                found["response"]["log"] = _end_of(log)
+            return found
+        goal = "respond to the request" if steps and "body" in task else "load"
         raise LoadError(
-            f"{task['name']} must load, got a process that ended: {_reason(code, log)}."
+            f"{task['name']} must {goal}, got a process that ended: {_reason(code, log)}."
         )
+
+
+def _steps(result: IO[bytes]) -> list[dict[str, Any]]:
+    """What the process wrote; none where a handler overwrote it."""
+    try:
+        return [dict(json.loads(line)) for line in result]
+    except (ValueError, TypeError):
+        return []
 
 
 def _code(words: list[str], limit_s: float, **streams: Any) -> int | None:  # noqa: ANN401  Popen's

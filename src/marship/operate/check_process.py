@@ -1,8 +1,8 @@
 """The process in which `check` loads an archive: a host without a server.
 
 Run as a script with the folder of the extracted archive. It reads its task as JSON from standard
-input, and writes the result as JSON to standard output. Like a worker it imports the archive's own
-copy of marship, so nothing of marship may be imported at module level.
+input, and writes what each step found as a line of JSON to standard output. Like a worker it
+imports the archive's own copy of marship, so nothing of it may be imported at module level.
 """
 
 import importlib
@@ -11,7 +11,7 @@ import os
 import statistics
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +23,8 @@ FAILED = 500
 """HTTP statuses from here on are the worker's fault."""
 
 
-def main(folder: Path, task: dict[str, Any]) -> dict[str, Any]:
-    """Load the archive, and handle the request if there is one.
+def main(folder: Path, task: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """Load the archive, and handle the request if there is one; yields what each step found.
 
     Args:
         folder: The extracted archive.
@@ -35,16 +35,19 @@ def main(folder: Path, task: dict[str, Any]) -> dict[str, Any]:
     before = _memory_bytes("VmRSS")
     started = time.perf_counter()
     try:
-        handler = _handler(task["handler"])
+        handler = _handler(folder, task["handler"])
         _load(handler, folder, task)
     except MarshipError as error:
-        return {"code": error.code, "message": str(error)}
+        yield {"code": error.code, "message": str(error)}
+        return
     except ImportError as error:
-        return {"code": "load", "message": _not_imported(task["handler"], error)}
+        yield {"code": "load", "message": _not_imported(task["handler"], error)}
+        return
     except Exception as error:
-        found = f"{type(error).__name__}: {error}".rstrip(".")
-        return {"code": "load", "message": f"{task['handler']} must load, got {found}."}
-    measured: dict[str, Any] = {
+        found = f"{type(error).__name__}: {error}".rstrip(".: ")
+        yield {"code": "load", "message": f"{task['handler']} must load, got {found}."}
+        return
+    yield {
         "load_s": time.perf_counter() - started,
         "threads": handler.session.settings.threads,
         "before_bytes": before,
@@ -52,13 +55,19 @@ def main(folder: Path, task: dict[str, Any]) -> dict[str, Any]:
         "golden_cases": len(handler.golden_s),
         "golden_ms": statistics.median(handler.golden_s or [0.0]) * 1e3,
     }
-    if "body" in task:
-        measured["response"] = _response(handler, task)
-    return measured | {"peak_bytes": _memory_bytes("VmHWM")}
+    response = {"response": _response(handler, task)} if "body" in task else {}
+    yield response | {"peak_bytes": _memory_bytes("VmHWM")}
 
 
-def _handler(name: str) -> Any:  # noqa: ANN401  the archive's own class
+def _handler(folder: Path, name: str) -> Any:  # noqa: ANN401  the archive's own class
     """An instance of the only class that the handler's file defines, as in TorchServe."""
+    from marship.errors import LoadError
+
+    if not (folder / Path(name).with_suffix(".py").name).is_file():
+        raise LoadError(
+            f"{name} must be in the archive to load without a server, got a handler that the "
+            "server has. Register the archive: only a server can load it."
+        )
     module = importlib.import_module(Path(name).stem)
     defined = [value for value in vars(module).values() if isinstance(value, type)]
     kinds = [kind for kind in defined if kind.__module__ == module.__name__]
@@ -158,9 +167,10 @@ if __name__ == "__main__":
     # a handler's prints must not mix with the result, and its modules come from the archive
     result = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)
-    extracted, measured = sys.argv[1], json.load(sys.stdin)
+    extracted, given = sys.argv[1], json.load(sys.stdin)
     sys.path.insert(0, extracted)
-    result.write(json.dumps(main(Path(extracted), measured)).encode())
-    result.close()
+    for step in main(Path(extracted), given):
+        result.write(json.dumps(step).encode() + b"\n")
+        result.flush()
     sys.stderr.flush()
     os._exit(0)  # even if a handler's threads are running

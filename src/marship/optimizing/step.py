@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from marship.arguments import checked
 from marship.contract import (
     CONTRACT_FILE,
     GOLDEN_FILE,
@@ -77,6 +78,7 @@ class Optimized:
     trial: "Trial | None" = field(default=None, repr=False)
 
 
+@checked
 def optimize(run_dir: str | Path, settings: OptimizeSettings | None = None) -> Optimized:
     """Build variants of the exported model in a run folder, measure them, and choose one.
 

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from marship import console, profiles
+from marship.arguments import checked
 from marship.contract import CONTRACT_FILE, GOLDEN_FILE, Contract, Tolerance, read_golden
 from marship.errors import PackageError, UsageError
 from marship.fit import run
@@ -20,6 +21,7 @@ PARITY_FILE = "parity.json"
 ONNX_HANDLER = "onnx_handler.py"
 
 
+@checked
 def package(source: str | Path, settings: PackageSettings | None = None) -> Path:
     """Build the archive of a run folder, or of any ONNX file.
 

@@ -1,6 +1,8 @@
 """Lines as they come, over real sockets: what each wait may take, and streams that break off."""
 
 import asyncio
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -200,3 +202,77 @@ def test_an_error_of_work_is_thrown_into_the_flow() -> None:
     transport = AsyncTransport(Access(Target()), Bounds(TIMEOUT_S))
     assert asyncio.run(transport.run(flow())) == "it broke"
     assert BlockingTransport(Access(Target()), Bounds(TIMEOUT_S)).run(flow()) == "it broke"
+
+
+def test_a_forked_process_has_connections_of_its_own() -> None:
+    """Two processes that share one read each other's responses."""
+
+    class Echo(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def do_POST(self) -> None:
+            body = self.rfile.read(int(self.headers["Content-Length"]))
+            self.send_response(200)
+            self.send_header("Content-Type", "application/json")
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Echo) as server:
+        threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+        url = f"http://127.0.0.1:{server.server_port}"
+        done = subprocess.run(
+            [sys.executable, "-c", FORKING, url], capture_output=True, text=True, check=False
+        )
+        server.shutdown()
+    assert (done.returncode, done.stdout) == (0, "right\n" * 6), done.stderr
+
+
+FORKING = """
+import asyncio, os, sys
+from marship import AsyncClient, Client
+
+url = {"inference_url": sys.argv[1], "inference_token": "t"}
+
+def blocking(client, start):
+    for number in range(start, start + 200):
+        assert client.predict("m", [number]) == [number]
+
+def awaiting(client, start):
+    async def run():
+        for number in range(start, start + 200):
+            assert await client.predict("m", [number]) == [number]
+    asyncio.run(run())
+
+for use, kind in ((blocking, Client), (awaiting, AsyncClient)):
+    client = kind(**url)
+    use(client, 0)
+    children = []
+    for child in (1, 2):
+        pid = os.fork()
+        if not pid:
+            use(client, 1000 * child)
+            os.write(1, b"right\\n")
+            os._exit(0)
+        children.append(pid)
+    use(client, 5000)
+    for pid in children:
+        assert os.waitpid(pid, 0)[1] == 0
+    os.write(1, b"right\\n")
+"""
+
+
+def test_an_asyncio_client_may_be_used_in_one_loop_after_the_other(serve: Serve) -> None:
+    """Each loop has connections of its own."""
+    url = serve(b"1\n", kind="application/json")
+    client = AsyncClient(inference_url=url, inference_token="t")
+    for _ in range(3):
+        assert asyncio.run(_one(client)) == 1
+
+
+async def _one(client: AsyncClient) -> Any:
+    (value,) = [value async for value in client.stream("m", b"")]
+    return value

@@ -8,7 +8,7 @@ connection.
 import asyncio
 import logging
 import uuid
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from functools import partial
 from http import HTTPStatus
 from pathlib import Path
@@ -27,15 +27,29 @@ from marship.engines.gateway.tensors import LENGTH_HEADER, NoTensorsError
 from marship.engines.gateway.turns import Turns
 from marship.engines.gateway.upstream import Upstream, UpstreamResponse
 from marship.errors import MalformedError, MarshipError, TooLargeError
+from marship.serving.hosts.direct.tokens import RefusedError, Tokens
 
 logger = logging.getLogger(__name__)
 
 _MOST_RUNNING = 1024
 _STREAMS = 256
+_RECEIVED_BYTES = 1 << 28
+"""Of messages that are being received: their number is this by the largest one."""
+_FEW = 16
+_MESSAGE_S, _OPEN_MESSAGE_S = 60.0, 5.0
+"""How long a message may take to arrive, and that of a call that needs no token."""
+_OPEN = ("ServerLive", "ServerReady", "ModelReady")
+"""Without a token, as at the direct address."""
 _IDLE_MS, _PING_MS, _PING_WITHIN_MS = 300_000, 60_000, 20_000
 _TAKEN = ("authorization", "x-request-id")
 """Metadata of a call that become headers."""
 
+_OF_ERRORS: Sequence[tuple[type[MarshipError], grpc.StatusCode]] = (
+    (NoTensorsError, grpc.StatusCode.UNIMPLEMENTED),
+    (RefusedError, grpc.StatusCode.UNAUTHENTICATED),
+    (TooLargeError, grpc.StatusCode.RESOURCE_EXHAUSTED),
+    (MarshipError, grpc.StatusCode.INVALID_ARGUMENT),
+)
 
 RequestT = TypeVar("RequestT")
 
@@ -61,12 +75,23 @@ class GrpcService:
     Args:
         upstream: The direct address.
         request_bytes: The largest message, and the largest body at the direct address.
+        key_file: Holds the token; None asks for none.
+        message_s: How long a message may take to arrive.
     """
 
-    def __init__(self, upstream: Upstream, request_bytes: int) -> None:
+    def __init__(
+        self,
+        upstream: Upstream,
+        request_bytes: int,
+        key_file: Path | None = None,
+        message_s: float = _MESSAGE_S,
+    ) -> None:
         self._upstream, self._request_bytes = upstream, request_bytes
+        self._tokens, self._message_s = Tokens(key_file), message_s
         self._turns = Turns()
         self._running = 0
+        self._receiving = asyncio.Semaphore(max(_FEW, _RECEIVED_BYTES // request_bytes))
+        self._open = asyncio.Semaphore(_FEW)
 
     def handlers(self) -> grpc.GenericRpcHandler:
         """What a server of grpc calls."""
@@ -79,13 +104,17 @@ class GrpcService:
         }
         methods = messages.service().methods_by_name
         made = {
-            name: grpc.unary_unary_rpc_method_handler(
-                self._method(method, partial(requests.parse, methods[name].input_type.name)),
+            name: grpc.stream_unary_rpc_method_handler(
+                self._method(
+                    method,
+                    partial(requests.parse, methods[name].input_type.name),
+                    is_open=name in _OPEN,
+                ),
                 response_serializer=kind(methods[name].output_type.name).SerializeToString,
             )
             for name, method in own.items()
         }
-        made["ModelInfer"] = grpc.unary_unary_rpc_method_handler(
+        made["ModelInfer"] = grpc.stream_unary_rpc_method_handler(
             self._method(self.model_infer, requests.read)
         )
         return grpc.method_handlers_generic_handler(messages.SERVICE, made)
@@ -94,15 +123,22 @@ class GrpcService:
         self,
         method: Callable[[RequestT, RpcContext], Awaitable[Message]],
         parse: Callable[[bytes], RequestT],
-    ) -> Callable[[bytes, RpcContext], Awaitable[Message]]:
-        """A method from the bytes of its request to its response or its status."""
+        *,
+        is_open: bool = False,
+    ) -> Callable[[AsyncIterator[bytes], RpcContext], Awaitable[Message]]:
+        """A method from the bytes of its request to its response or its status.
 
-        async def run(data: bytes, context: RpcContext) -> Message:
+        To grpc it is one that takes a stream: else a message would be received whole, for as long
+        as it takes, before anything is known of its call.
+        """
+
+        async def run(messages: AsyncIterator[bytes], context: RpcContext) -> Message:
             if self._running >= _MOST_RUNNING:
                 await _abort(context, _busy())
             self._running += 1
             try:
-                return await method(parse(data), context)
+                message = await self._receive(messages, context, is_open=is_open)
+                return await method(parse(message), context)
             except Exception as error:
                 logger.debug("a call was refused", exc_info=True)
                 await _abort(context, _refusal(error))
@@ -110,6 +146,26 @@ class GrpcService:
                 self._running -= 1
 
         return run
+
+    async def _receive(
+        self, messages: AsyncIterator[bytes], context: RpcContext, *, is_open: bool
+    ) -> bytes:
+        """The message of a call, as one of few that are received at a time."""
+        if not is_open:
+            token = _headers(context).get("authorization")
+            self._tokens.check(None if token is None else token.encode())
+        limit_s = _OPEN_MESSAGE_S if is_open else self._message_s
+        try:
+            async with asyncio.timeout(limit_s), self._open if is_open else self._receiving:
+                return await anext(messages)
+        except TimeoutError as error:
+            raise Refusal(
+                grpc.StatusCode.DEADLINE_EXCEEDED,
+                f"a message must arrive within {limit_s:g} s, got a part of it. Send less in one.",
+                "slow",
+            ) from error
+        except StopAsyncIteration as error:
+            raise MalformedError("a call must have a message, got none.") from error
 
     async def server_live(self, _request: Message, context: RpcContext) -> Message:
         """Whether the server runs."""
@@ -199,21 +255,17 @@ def _check(response: UpstreamResponse) -> None:
 
 def _refusal(error: Exception) -> Refusal:
     """The status for whatever ended a method."""
-    match error:
-        case Refusal():
-            return error
-        case NoTensorsError():
-            return Refusal(grpc.StatusCode.UNIMPLEMENTED, str(error), error.code)
-        case TooLargeError():
-            return Refusal(grpc.StatusCode.RESOURCE_EXHAUSTED, str(error), error.code)
-        case MarshipError():
-            return Refusal(grpc.StatusCode.INVALID_ARGUMENT, str(error), error.code)
-        case OSError():
-            return Refusal(
-                grpc.StatusCode.UNAVAILABLE,
-                "the worker must respond, got a lost connection. Retry.",
-                "no_answer",
-            )
+    if isinstance(error, Refusal):
+        return error
+    if isinstance(error, MarshipError):
+        status = next(status for kind, status in _OF_ERRORS if isinstance(error, kind))
+        return Refusal(status, str(error), error.code)
+    if isinstance(error, OSError):
+        return Refusal(
+            grpc.StatusCode.UNAVAILABLE,
+            "the worker must respond, got a lost connection. Retry.",
+            "no_answer",
+        )
     reference = uuid.uuid4().hex[:12]
     logger.error("a call failed, reference %s", reference, exc_info=error)
     return Refusal(
@@ -253,8 +305,14 @@ def options(request_bytes: int) -> Mapping[str, int]:
     }
 
 
-async def serve(
-    address: str, socket: Path, request_bytes: int, on_started: Callable[[int], None]
+async def serve(  # noqa: PLR0913  keyword-only
+    address: str,
+    socket: Path,
+    request_bytes: int,
+    on_started: Callable[[int], None],
+    *,
+    key_file: Path | None = None,
+    message_s: float = _MESSAGE_S,
 ) -> None:
     """Serve until cancelled.
 
@@ -263,13 +321,16 @@ async def serve(
         socket: Of the direct address.
         request_bytes: The largest message.
         on_started: Called with the port when the server listens.
+        key_file: Holds the token; None asks for none.
+        message_s: How long a message may take to arrive.
 
     Raises:
         RuntimeError: The address cannot be used.
     """
     upstream = Upstream(socket)
+    service = GrpcService(upstream, request_bytes, key_file, message_s)
     server = aio.server(options=list(options(request_bytes).items()))
-    server.add_generic_rpc_handlers((GrpcService(upstream, request_bytes).handlers(),))
+    server.add_generic_rpc_handlers((service.handlers(),))
     port = server.add_insecure_port(address)
     await server.start()
     try:
@@ -280,9 +341,16 @@ async def serve(
         upstream.close()
 
 
-def run(address: str, socket: Path, request_bytes: int, on_started: Callable[[int], None]) -> None:
+def run(
+    address: str,
+    socket: Path,
+    request_bytes: int,
+    on_started: Callable[[int], None],
+    *,
+    key_file: Path | None,
+) -> None:
     """The same in an event loop of its own; see `serve`."""
     import uvloop
 
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        runner.run(serve(address, socket, request_bytes, on_started))
+        runner.run(serve(address, socket, request_bytes, on_started, key_file=key_file))

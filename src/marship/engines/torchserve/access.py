@@ -306,12 +306,18 @@ def _checked(side: str, url: str) -> str:
         has_host = bool(urlsplit(url).hostname) and urlsplit(url).port != 0
     except ValueError:
         has_host = False
-    is_plain = url.isascii() and url.isprintable() and not set(url) & set("@?#\\ ")
+    scheme, separator, rest = url.partition("://")
+    url = f"{scheme.lower()}{separator}{rest}"
+    if "@" in rest:  # what stands before it may be a password
+        raise UsageError(
+            f"{side}_url must be http(s)://HOST[:PORT] without user and password, got {scheme}://...@"
+            f"{rest.rpartition('@')[2]}. A token is passed as {side}_token, or with --token-file."
+        )
+    is_plain = url.isascii() and url.isprintable() and not set(url) & set("?#\\ ")
     if not (has_host and is_plain and url.startswith(_SCHEMES)):
         raise UsageError(
             f"{side}_url must be http(s)://HOST[:PORT] of ASCII letters, with a port from 1 to "
-            f"65535 and without user, password, ? and #, got {url.rpartition('@')[2]!r}. A token "
-            f"is passed as {side}_token, or with --token-file."
+            f"65535 and without ? and #, got {url!r}."
         )
     return url.rstrip("/")
 

@@ -168,6 +168,7 @@ def _serve_grpc(settings: Mapping[str, object]) -> None:
         temporary / DIRECT_SOCKET,
         int(str(settings["request_bytes"])),
         lambda _port: (temporary / _GRPC_STARTED).touch(),
+        key_file=Home(Path(str(settings["home"]))).key_file if settings["tokens"] else None,
     )
 
 

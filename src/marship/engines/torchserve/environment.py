@@ -46,6 +46,7 @@ def build(
         "LOG_LOCATION": "logs",
         "METRICS_LOCATION": "logs",
         "PYTHONFAULTHANDLER": "1",  # a worker that crashes in native code prints where
+        "PYTHONIOENCODING": "utf-8:backslashreplace",  # a log line with any name in it is written
         "PYTHONUNBUFFERED": "1",  # what a worker printed before it died is in the log
         TELEMETRY: os.environ.get(TELEMETRY, "1"),  # for handlers that import it before marship
     }

@@ -202,6 +202,7 @@ def log_files(home_path: str | Path | None = None) -> list[Path]:
         UsageError: No server ever ran there.
     """
     home = Home(Path(home_path or homes.default_home()).absolute())
+    home.check_readable()
     files = home.log_files()
     if not files:
         raise UsageError(f"{home.path} must be a server's home, got a folder without logs.")

@@ -35,17 +35,17 @@ def checked_name(name: str) -> str:
     if len(name) > LONGEST_NAME:
         raise UsageError(
             f"a model's name must have {LONGEST_NAME} characters at most, got {len(name)}: "
-            f"{name[:_SHOWN_NAME]}... Choose another with --name."
+            f"{name[:_SHOWN_NAME]}... Package or register it under another name."
         )
     if not _NAME.fullmatch(name):
         raise UsageError(
             f"a model's name must be of letters, digits and _ . -, got {name!r}. "
-            "Choose another with --name."
+            "Package or register it under another name."
         )
     if name.startswith("token"):  # its management port takes any "/token" for a token request
         raise UsageError(
             f"a model's name must not start with token, got {name!r}: TorchServe would refuse "
-            "every call about it. Choose another with --name."
+            "every call about it. Package or register it under another name."
         )
     return name
 

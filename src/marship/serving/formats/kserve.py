@@ -38,6 +38,7 @@ DTYPES = {
 }
 NAMES = {dtype: name for name, dtype in DTYPES.items()}
 _LENGTH = struct.Struct("<I")
+_MOST_DIGITS = 19
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,8 +64,9 @@ def split(body: bytes | bytearray | memoryview, length: str) -> tuple[memoryview
     Raises:
         MalformedError: The header's length is not a number, or longer than the body.
     """
-    view = memoryview(body)
-    if not length.isascii() or not length.isdigit() or int(length) > len(view):
+    view, length = memoryview(body), length.strip()
+    is_number = length.isascii() and length.isdigit() and len(length) <= _MOST_DIGITS
+    if not is_number or int(length) > len(view):
         raise MalformedError(
             f"{LENGTH_HEADER} must be the length of the JSON, at most the body's "
             f"{len(view)} bytes, got {length[:40]!r}."
@@ -168,14 +170,12 @@ def _output_request(value: dict[str, Any], contract: Contract) -> OutputRequest:
     """How the client wants the response.
 
     Raises:
-        InvalidInputError: It asks for an output that the model does not have, or for one twice.
+        InvalidInputError: It asks for an output that the model does not have, or for one twice,
+            or says in another form what it wants.
     """
-    outputs = value.get("outputs")
-    entries = (
-        [entry for entry in outputs or [] if isinstance(entry, dict)]
-        if isinstance(outputs, list)
-        else []
-    )
+    entries = [] if value.get("outputs") is None else value["outputs"]
+    if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
+        raise InvalidInputError('outputs must be a list such as [{"name": "output"}], got another.')
     names = tuple(str(entry.get("name")) for entry in entries)
     known = [spec.name for spec in contract.outputs]
     if not set(names) <= set(known) or len(set(names)) < len(names):
@@ -184,17 +184,26 @@ def _output_request(value: dict[str, Any], contract: Contract) -> OutputRequest:
             f"got {', '.join(names)[:200]}."
         )
     wanted = {
-        name: bool(_parameters(entry)["binary_data"])
+        name: _truth("binary_data", _parameters(entry)["binary_data"])
         for name, entry in zip(names, entries, strict=True)
         if "binary_data" in _parameters(entry)
     }
+    all_binary = _parameters(value).get("binary_data_output", False)
     request_id = value.get("id")
+    if isinstance(request_id, dict | list | bool):
+        raise InvalidInputError(f"id must be text, got {request_id!r:.100}.")
     return OutputRequest(
         id=None if request_id is None else str(request_id),
-        all_binary=bool(_parameters(value).get("binary_data_output", False)),
+        all_binary=_truth("binary_data_output", all_binary),
         binary=wanted,
         names=names,
     )
+
+
+def _truth(name: str, value: object) -> bool:
+    if not isinstance(value, bool):
+        raise InvalidInputError(f"{name} must be true or false, got {value!r:.100}.")
+    return value
 
 
 def encode(

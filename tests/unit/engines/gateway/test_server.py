@@ -4,6 +4,7 @@ import json
 import socket
 import subprocess
 import sys
+import threading
 import time
 import zlib
 from collections.abc import Iterator
@@ -529,3 +530,34 @@ def test_large_messages_keep_nobody_waiting(place: Place, folder: Path) -> None:
             assert code in (Code.INVALID_ARGUMENT, Code.RESOURCE_EXHAUSTED), what
             assert ticks.longest_s < 0.5, what
             assert ticks.longest_cpu_s < 0.25, what
+
+
+def half(channel: grpc.Channel, method: str = "ModelInfer", *metadata: tuple[str, str]) -> Any:
+    """A call whose message never comes."""
+    call = channel.stream_unary(f"/inference.GRPCInferenceService/{method}")
+    return call.future(iter(threading.Event().wait, 0), metadata=metadata, timeout=20)
+
+
+@pytest.mark.usefixtures("served")
+def test_a_message_has_its_time_and_is_not_received_without_a_token(
+    place: Place, tmp_path: Path
+) -> None:
+    """Before it is there its memory is the client's to take."""
+    key_file = tmp_path / "key_file.json"
+    ends = "2999-01-01T00:00:00Z"
+    key_file.write_text(json.dumps({"inference": {"key": TOKEN, "expiration time": ends}}))
+    right = ("authorization", f"Bearer {TOKEN}")
+    with (
+        Gateway(place.socket, key_file=key_file, message_s=0.5) as gateway,
+        grpc.insecure_channel(gateway.address) as channel,
+    ):
+        began = time.monotonic()
+        assert half(channel).exception().code() is Code.UNAUTHENTICATED
+        assert time.monotonic() - began < 0.4
+        assert told(refused(channel, request()))["error-code"] == "token"
+        late = half(channel, "ModelInfer", right).exception()
+        assert (late.code(), told(late)["error-code"]) == (Code.DEADLINE_EXCEEDED, "slow")
+        assert half(channel, "ModelReady").exception().code() is Code.DEADLINE_EXCEEDED
+        waiting = [half(channel, "ModelInfer", right) for _ in range(100)]
+        assert infer(channel, request(), right)
+        assert {one.exception().code() for one in waiting} == {Code.DEADLINE_EXCEEDED}

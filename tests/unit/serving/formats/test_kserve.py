@@ -179,3 +179,32 @@ def test_texts_that_end_early_or_are_no_utf8_are_named(part: bytes) -> None:
     value = {"inputs": [entry("t", "BYTES", [1], len(part))]}
     with pytest.raises(MalformedError, match="texts with their lengths"):
         decode(value, part, contract(TEXT))
+
+
+@pytest.mark.parametrize(
+    ("asked", "words"),
+    [
+        ({"outputs": ["y"]}, "outputs must be a list such as"),
+        ({"outputs": {"name": "y"}}, "outputs must be a list such as"),
+        ({"outputs": "y"}, "outputs must be a list such as"),
+        ({"outputs": [{"name": "y", "parameters": {"binary_data": "false"}}]}, "binary_data must"),
+        ({"parameters": {"binary_data_output": 1}}, "binary_data_output must be true or false"),
+        ({"id": {"a": 1}}, "id must be text"),
+        ({"id": [1]}, "id must be text"),
+    ],
+)
+def test_what_is_asked_of_outputs_in_another_form_is_refused(
+    asked: dict[str, Any], words: str
+) -> None:
+    """It would be ignored, or taken for something else."""
+    value = {"inputs": [entry("x", "FP32", [1, 2], 8)], **asked}
+    with pytest.raises(InvalidInputError, match=words):
+        decode(value, bytes(8), replace(ONE, outputs=(Y, T)))
+
+
+@pytest.mark.parametrize("length", ["9" * 5000, "-1", "1e3", "", " ", "+2", "\u0662", "99"])
+def test_a_length_that_is_none_is_malformed(length: str) -> None:
+    """However many digits it has."""
+    with pytest.raises(MalformedError, match="must be the length of the JSON"):
+        kserve.split(b"{}", length)
+    assert kserve.split(b"{}xy", " 2 ") == (b"{}", b"xy")

@@ -190,8 +190,9 @@ class Acceptor(Site):
 
     def _sweep(self) -> None:
         self._loop.call_later(_SWEEP_S, self._sweep)
-        expire(self._own)
+        expire(self._own, self.limits)
         self._arrivals.expire(time.monotonic())
+        self._workers.watch(time.monotonic())
         self.seats.level()
 
     # What connections that are answered here ask.

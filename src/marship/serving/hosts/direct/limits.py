@@ -28,6 +28,8 @@ class Limits:
         relayed_s: How long a connection that is relayed to the engine may be silent.
         pipelined: The most requests of one connection that are answered at the same time.
         connections: The most connections.
+        unsent_bytes: The most bytes of responses that wait for clients to read them, of all
+            connections together; beyond it those that read nothing are closed.
     """
 
     request_bytes: int = MAX_REQUEST_BYTES
@@ -43,6 +45,7 @@ class Limits:
     relayed_s: float = 300.0
     pipelined: int = 8
     connections: int = 4096
+    unsent_bytes: int = 1 << 28
 
 
 class StatusError(MarshipError):

@@ -69,7 +69,7 @@ def find(target: bytes) -> Route | None:
         parts = [unquote(part, errors="strict") for part in path.decode("ascii").split("/")[1:]]
     except UnicodeDecodeError:
         return None
-    if not all(parts) or any("/" in part for part in parts):  # TorchServe would split names there
+    if not all(parts) or any("/" in part for part in parts):  # the engine would split a name there
         return None
     return _of_model(parts)
 

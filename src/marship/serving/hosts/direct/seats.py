@@ -1,5 +1,6 @@
 """Workers as the acceptor sees them: which there are, how busy they are, what they answer for."""
 
+import math
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -35,6 +36,9 @@ class Seat:
         self.channel = channel
         self.slots: Slots | None = None
         self.pid = 0
+        self.timeout_s: float | None = None  # of a batch; None: it is not watched
+        self.heard_at = math.inf  # when it last said anything, while requests were under way
+        self.is_stuck = False
         self.is_gone = self.is_leaving = False
         self.drained: list[Seat] = []  # by whoever is at the other end
         self.drainers: set[Seat] = set()

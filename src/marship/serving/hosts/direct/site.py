@@ -10,6 +10,7 @@ from marship.serving.hosts.direct.exchange import Exchange
 from marship.serving.hosts.direct.heads import Heads
 from marship.serving.hosts.direct.limits import Limits, error_reply
 from marship.serving.hosts.direct.slots import IDLE, UNPROVEN
+from marship.serving.model.heap import release_freed
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -99,12 +100,31 @@ def lines_of(headers: "Mapping[str, str]") -> bytes:
     return "".join(f"{name}: {value}\r\n" for name, value in headers.items()).encode("latin-1")
 
 
-def expire(connections: "Iterable[Connection]") -> None:
-    """End what takes longer than its limits, each connection for itself."""
+def expire(connections: "Iterable[Connection]", limits: Limits) -> None:
+    """End what takes longer than its limits, each connection for itself, and what is too much."""
     now = time.monotonic()
-    for connection in list(connections):
+    connections = list(connections)
+    _drop_unread(connections, limits.unsent_bytes)
+    for connection in connections:
         try:
             connection.expire(now)
         except Exception:
             logger.exception("a connection must end in time, got an error; it is closed.")
             connection.abandon()
+
+
+def _drop_unread(connections: "Iterable[Connection]", most_bytes: int) -> None:
+    """Close clients that read nothing where the responses that wait for them take too much memory.
+
+    First those that have taken least, of them those for which most waits.
+    """
+    unread = [each for each in connections if each.writer.buffered]
+    waiting = sum(each.writer.buffered for each in unread)
+    if waiting <= most_bytes:
+        return
+    for each in sorted(unread, key=lambda one: (one.writer.taken, -one.writer.buffered)):
+        waiting -= each.writer.buffered
+        each.abandon()
+        if waiting <= most_bytes:
+            break
+    release_freed()  # else the allocator keeps it all

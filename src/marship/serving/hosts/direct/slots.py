@@ -55,9 +55,9 @@ class Slots:
     def __len__(self) -> int:
         return len(self._held)
 
-    def count(self, state: int) -> int:
-        """How many connections are in a state."""
-        return sum(self._states[slot] == state for slot in self._held)
+    def count(self, *states: int) -> int:
+        """How many connections are in one of these states."""
+        return sum(self._states[slot] in states for slot in self._held)
 
     def hold(self, fd: int, unread: bytes, returns: int) -> int | None:
         """Keep a connection that is about to be handed over; None where there is no place."""

@@ -87,7 +87,7 @@ class Tokens:
             key = str(entry["key"]).encode()
             ends = datetime.fromisoformat(entry["expiration time"]).timestamp()
         except FileNotFoundError:
-            self._key = b""  # the server has ended
+            self._key, self._stamp = b"", None  # the server has ended
         except (OSError, ValueError, KeyError, TypeError) as error:
             logger.warning("the key file must hold the inference token, got: %r", error)
         else:

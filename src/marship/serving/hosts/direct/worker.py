@@ -136,6 +136,7 @@ class DirectWorker(Site):
             "version": self._settings.version,
             "pid": os.getpid(),
             "connections": len(self._connections),
+            "timeout_s": self._service.timeout_s,
         }
         memory, self._states = slots.make()
         for connection in self._connections:
@@ -165,6 +166,8 @@ class DirectWorker(Site):
             self._report()
         elif packet.kind == "resume":
             self._is_drained = False
+        elif packet.kind == "ping" and self._channel is not None:
+            self._channel.send(Packet("pong"))
 
     def _adopt(self, packet: Packet) -> None:
         slot, channel = packet.facts.get("slot"), self._channel
@@ -195,7 +198,7 @@ class DirectWorker(Site):
 
     def _sweep(self) -> None:
         self._loop.call_later(SWEEP_S, self._sweep)
-        expire(self._connections)
+        expire(self._connections, self._settings.limits)
         self._report()
 
     def _report(self) -> None:

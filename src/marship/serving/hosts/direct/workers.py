@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import signal
 import socket
 import time
 from collections.abc import Callable
@@ -10,12 +11,24 @@ from http import HTTPStatus
 
 from marship.serving.hosts.direct.limits import StatusError, error_reply, too_late, worker_died
 from marship.serving.hosts.direct.seats import Seat, Seats
-from marship.serving.hosts.direct.slots import BEGUN, HANDED, IDLE, LATE, UNPROVEN, Held, Slots
+from marship.serving.hosts.direct.slots import (
+    BEGUN,
+    HANDED,
+    IDLE,
+    LATE,
+    PARTLY,
+    UNPROVEN,
+    Held,
+    Slots,
+)
 from marship.serving.hosts.direct.sockets import Channel, Packet, accept
 
 logger = logging.getLogger(__name__)
 
 _ENDS_WITHIN_S, _LOOK_S = 2.0, 0.005
+_SILENT_S, _AWAY_S = 2.0, 2.0
+"""Beyond a request's time until a worker is ended; without a look at them, after which all have
+their time again."""
 _DROPS_S, _DROPPED_BYTES = 2.0, 1 << 16
 MOST_RETURNS = 20
 """Times that workers may give a connection back before its client gets an error, or must resend."""
@@ -43,13 +56,14 @@ class Workers:
     ) -> None:
         self._loop, self._seats, self._headers = loop, seats, headers
         self._place, self._await_request = place, await_request
-        self._channels: set[Channel] = set()
+        self._all: set[Seat] = set()
+        self._watched_at = 0.0
         self._drained: set[Seat] = set()
 
     def close(self) -> None:
         """End all channels; workers keep their connections."""
-        for channel in list(self._channels):
-            channel.close()
+        for seat in list(self._all):
+            seat.channel.close()
 
     def listen(self, listener: socket.socket) -> None:
         """Accept workers at a socket of their own."""
@@ -64,19 +78,48 @@ class Workers:
         def on_lost() -> None:
             seat.is_gone = True
             self._drained.discard(seat)
-            self._channels.discard(seat.channel)
+            self._all.discard(seat)
             self._seats.remove(seat)
             self._release(seat)
             self._resume_drained(seat)
 
         seat = Seat(Channel(self._loop, line, on_packet, on_lost))
-        self._channels.add(seat.channel)
+        self._all.add(seat)
+
+    def watch(self, now: float) -> None:
+        """End workers that are silent for longer than a request may take.
+
+        A worker ends itself where a request takes too long, but not where native code keeps
+        Python's lock, or where the process is stopped.
+
+        Args:
+            now: By the monotonic clock.
+        """
+        was_away = now - self._watched_at > _AWAY_S  # this process was stopped, and they, too
+        self._watched_at = now
+        for seat in list(self._all):  # a send may find one gone
+            if seat.timeout_s is None or seat.slots is None:
+                continue
+            if was_away or not seat.slots.count(BEGUN, PARTLY, HANDED):
+                seat.heard_at = now
+                continue
+            if now - seat.heard_at > seat.timeout_s + _SILENT_S and not seat.is_stuck:
+                seat.is_stuck = True
+                logger.error(
+                    "worker %d of %s must respond within its timeout, %g s, and was silent for "
+                    "longer. It is ended.", seat.pid, seat.model, seat.timeout_s,
+                )  # fmt: skip
+                with suppress(ProcessLookupError):
+                    signal.pidfd_send_signal(seat.slots.process, signal.SIGKILL)
+            seat.channel.send(Packet("ping"))
 
     def _on_packet(self, seat: Seat, packet: Packet) -> None:
+        seat.heard_at = self._watched_at
         if packet.kind == "hello":
             seat.model, seat.version = packet.facts["model"], packet.facts["version"]
             seat.connections = packet.facts["connections"]
             seat.pid = packet.facts["pid"]
+            seat.timeout_s = packet.facts.get("timeout_s")
             if packet.fds:
                 with suppress(OSError):  # it is gone already, or too many files are open
                     seat.slots = Slots(packet.fds[0], seat.pid)
@@ -176,7 +219,7 @@ class Workers:
             if found.has_ended:
                 for state, held in found.release():
                     try:
-                        self._resume(state, held)
+                        self._resume(LATE if seat.is_stuck and state == BEGUN else state, held)
                     except Exception:  # the others must go on
                         logger.exception("a connection of a worker that died must go on.")
             found.close()  # else a process that lives still has them

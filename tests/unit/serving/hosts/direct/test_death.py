@@ -4,6 +4,8 @@ import gc
 import os
 import signal
 import socket
+import threading
+import time
 import weakref
 from collections.abc import Iterator
 from pathlib import Path
@@ -203,3 +205,55 @@ def test_states_of_an_acceptor_that_died_are_let_go(place: Place, loaded: Any) -
             line.close()
     finally:
         gc.enable()
+
+
+@pytest.mark.parametrize("how", ["locked", "stopped"])
+def test_a_worker_that_cannot_end_itself_is_ended(place: Place, processes: Any, how: str) -> None:
+    """Its client gets the status of a timeout, those on their way to it another worker."""
+    worker = processes("locked")
+    line, idle, late = lines(place, 3)
+    line.send(request(headers={"X-Hold": "1"} if how == "locked" else {})[:-5])
+    until(lambda: 1 in states(place))
+    if how == "stopped":
+        worker.process.send_signal(signal.SIGSTOP)
+    line.send(request()[-5:])
+    line.socket.settimeout(10)
+    assert line.read().status == 504
+    until(lambda: place.seats() == 0)
+    processes()
+    for each in (idle, late):
+        each.send(request())
+        assert each.read().status == 200
+
+
+def test_workers_that_were_stopped_together_with_the_acceptor_have_their_time(
+    place: Place, processes: Any
+) -> None:
+    """A machine that sleeps, or a benchmark that suspends servers, ends no worker."""
+    worker = processes("locked")
+    (line,) = lines(place, 1)
+    line.send(request()[:-5])
+    until(lambda: 1 in states(place))
+    worker.process.send_signal(signal.SIGSTOP)
+    watched = threading.Event()
+
+    def watch() -> None:
+        place.acceptor._workers.watch(time.monotonic() + 100)
+        place.acceptor._workers.watch(time.monotonic() + 101)
+        watched.set()
+
+    place._loop.call_soon_threadsafe(watch)
+    assert watched.wait(10)
+    worker.process.send_signal(signal.SIGCONT)
+    line.send(request()[-5:])
+    assert line.read().status == 200
+
+
+def test_a_worker_that_reads_a_slow_body_is_not_silent(place: Place, processes: Any) -> None:
+    """It says that it lives for as long as the client takes."""
+    processes("locked")
+    (line,) = lines(place, 1)
+    line.send(request()[:-5])
+    time.sleep(4)  # longer than a request may run, and than a silence is taken for none
+    line.send(request()[-5:])
+    assert line.read().status == 200

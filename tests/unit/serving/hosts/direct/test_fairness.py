@@ -262,3 +262,39 @@ def test_ping_is_healthy_at_once_where_an_acceptor_starts_again(place: Place) ->
     place.stop_acceptor()
     place.start_acceptor()
     assert place.ask("/ping", b"", "GET").status == 200
+
+
+class Large(OnnxHandler):
+    """Responds with 4 MB."""
+
+    def encode(self, outputs: Any, state: Any) -> Reply:  # noqa: ARG002
+        """Zeros."""
+        return Reply(bytes(4 << 20), "application/octet-stream")
+
+
+def test_responses_that_nobody_reads_are_not_kept_beyond_a_limit(folder: Path) -> None:
+    """Of all connections together; a client that reads keeps its connection."""
+    made = Place(limits=Limits(unsent_bytes=24 << 20))
+    made.add(service(folder, kind=Large))
+    made.follow(m=("1.0",))
+    try:
+        with contextlib.ExitStack() as opened:
+            lines = [opened.enter_context(made.line()) for _ in range(12)]
+            for line in lines:
+                line.send(request("/v2/models/m", b"", "GET"))
+                assert line.read("GET").status == 200
+            for line in lines:
+                line.send(request() * 4)
+            until(lambda: len(made.workers[0]._connections) < len(lines))
+            until(lambda: _unsent(made) <= 24 << 20)
+            left = len(made.workers[0]._connections)
+            assert left >= 1
+            with made.line() as reading:
+                reading.send(request())
+                assert len(reading.read().body) == 4 << 20
+    finally:
+        made.close()
+
+
+def _unsent(place: Place) -> int:
+    return sum(each.writer.buffered for each in list(place.workers[0]._connections))

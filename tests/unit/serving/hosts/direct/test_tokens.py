@@ -48,6 +48,19 @@ def test_a_renewed_token_is_accepted_at_once_and_the_old_one_soon_no_more(tmp_pa
         tokens.check(b"Bearer new")
 
 
+def test_a_key_file_that_was_away_for_a_moment_is_read_again(tmp_path: Path) -> None:
+    """It comes back as the same file."""
+    write(tmp_path / "k", "right")
+    tokens = Tokens(tmp_path / "k")
+    tokens.check(b"Bearer right")
+    (tmp_path / "k").rename(tmp_path / "away")
+    tokens._look(0.0)
+    with pytest.raises(RefusedError):
+        tokens.check(b"Bearer right")
+    (tmp_path / "away").rename(tmp_path / "k")
+    tokens.check(b"Bearer right")
+
+
 def test_an_expired_token_is_refused(tmp_path: Path) -> None:
     """By the clock, whatever the file's age."""
     write(tmp_path / "k", "right", seconds=-1)

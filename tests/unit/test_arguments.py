@@ -1,0 +1,145 @@
+"""Arguments of Python callers are checked before anything is done with them."""
+
+import asyncio
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import marship
+from marship.arguments import MOST_S, checked
+from marship.errors import MarshipError, UsageError
+
+BAD_NUMBERS = [math.nan, math.inf, -math.inf, -1, -0.5, "5", b"5", None, True, [], {}, 1e300]
+BAD_TEXTS = ["a\0b", 5, 1.0, True, [], {}, b"bytes"]
+
+
+@checked
+def act(
+    path: str | Path, name: str, *, count: int = 1, timeout_s: float = 1.0, free: Any = None
+) -> tuple[Any, ...]:
+    """What it is given."""
+    return path, name, count, timeout_s, free
+
+
+def test_values_come_as_their_annotations_say() -> None:
+    """Texts as paths, NumPy's numbers as Python's; what has no known type as it is."""
+    given_ = act("a", "b", count=np.int64(3), timeout_s=np.float32(0.5), free=object)
+    assert given_ == (Path("a"), "b", 3, 0.5, object)
+    assert [type(value) for value in given_[2:4]] == [int, float]
+    assert act(Path("a"), name="b", timeout_s=2)[3] == 2.0
+
+
+@pytest.mark.parametrize("value", BAD_NUMBERS, ids=repr)
+@pytest.mark.parametrize("name", ["count", "timeout_s"])
+def test_numbers_are_finite_and_not_negative(name: str, value: Any) -> None:
+    """One line that names the argument; longer times than clocks have are refused as well."""
+    with pytest.raises(UsageError, match=f"^{name} must be "):
+        act("a", "b", **{name: value})
+    with pytest.raises(UsageError, match="timeout_s must be at most"):
+        act("a", "b", timeout_s=MOST_S + 1)
+    with pytest.raises(UsageError, match="count must be of type int"):
+        act("a", "b", count=1.5)
+
+
+@pytest.mark.parametrize("value", [*BAD_TEXTS, None], ids=repr)
+def test_texts_are_text(value: Any) -> None:
+    """For paths, too; where None is allowed it is in the annotation."""
+    for arguments in ((value, "b"), ("a", value)):
+        with pytest.raises(UsageError, match="must be "):
+            act(*arguments)
+
+
+@given(name=st.text(max_size=600))
+def test_any_text_is_a_path_or_refused(name: str) -> None:
+    """What the system would not take is a usage error."""
+    try:
+        path = act(name, "b")[0]
+    except UsageError:
+        return
+    assert path.exists() in (True, False)
+
+
+CLIENT_NUMBERS = ["timeout_s", "retry_s", "max_response_bytes"]
+
+
+@pytest.mark.parametrize("kind", [marship.Client, marship.AsyncClient])
+@pytest.mark.parametrize("name", CLIENT_NUMBERS)
+@pytest.mark.parametrize("value", BAD_NUMBERS, ids=repr)
+def test_a_client_refuses_numbers_that_are_none(kind: Any, name: str, value: Any) -> None:
+    """When it is made, not at its first call."""
+    with pytest.raises(UsageError, match=name):
+        kind(**{name: value})
+
+
+@pytest.mark.parametrize("value", BAD_TEXTS, ids=repr)
+@pytest.mark.parametrize("name", ["home", "inference_url", "management_token", "ca", "model_store"])
+def test_a_client_refuses_texts_that_are_none(name: str, value: Any) -> None:
+    """The same of its addresses, tokens and paths."""
+    with pytest.raises(UsageError, match=name):
+        marship.Client(**{name: value})
+
+
+CALLS: list[tuple[str, tuple[Any, ...], dict[str, Any]]] = [
+    ("scale", ("tiny", 1.5), {}),
+    ("scale", ("tiny", "2"), {}),
+    ("scale", ("tiny", -1), {}),
+    ("scale", ("tiny", 1), {"timeout_s": math.nan}),
+    ("register", (5,), {}),
+    ("register", ("tiny.mar",), {"max_batch_delay_ms": math.nan}),
+    ("register", ("tiny.mar",), {"batch_size": "1"}),
+    ("describe", ("tiny", 1.0), {}),
+    ("describe", (None,), {}),
+    ("predict", (None, [[1]]), {}),
+    ("predict", ("tiny", [[1]]), {"version": 1.0}),
+    ("unregister", (5,), {}),
+    ("withdraw", ("tiny",), {}),
+]
+
+
+@pytest.mark.parametrize(("method", "args", "kwargs"), CALLS, ids=map(str, CALLS))
+def test_calls_are_refused_before_anything_is_sent(
+    method: str, args: tuple[Any, ...], kwargs: dict[str, Any], tmp_path: Path
+) -> None:
+    """There is no server: whoever tried to reach one would raise another error."""
+    with pytest.raises(UsageError, match=" must be "), marship.Client(tmp_path) as client:
+        getattr(client, method)(*args, **kwargs)
+
+    async def call() -> None:
+        async with marship.AsyncClient(tmp_path) as client:
+            await getattr(client, method)(*args, **kwargs)
+
+    with pytest.raises(UsageError, match=" must be "):
+        asyncio.run(call())
+
+
+STEPS: list[tuple[str, tuple[Any, ...]]] = [
+    *[(step, (value,)) for step in ("export", "optimize", "package", "check") for value in (
+        "a\0.mar", "a" * 400, "a/" + "b" * 400, 5, None, b"bytes", "\ud800",
+    )],
+    ("package", ("tiny.onnx", marship.ExportSettings())),
+    ("package", ("tiny.onnx", {})),
+    ("package", ("tiny.onnx", "settings")),
+    ("export", ("runs/tiny", marship.PackageSettings())),
+    ("optimize", ("runs/tiny", marship.PackageSettings())),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("step", "args"), STEPS, ids=map(repr, STEPS))
+def test_steps_refuse_what_they_cannot_use(step: str, args: tuple[Any, ...]) -> None:
+    """Only errors of marship leave the public functions."""
+    with pytest.raises(MarshipError, match=" must "):
+        getattr(marship, step)(*args)
+
+
+def test_a_model_store_that_is_a_file_is_a_usage_error(linear_onnx: Path, tmp_path: Path) -> None:
+    """Whatever is in its place stays."""
+    store = tmp_path / "store"
+    store.write_text("kept")
+    with pytest.raises(UsageError, match="A file stands where a folder must"):
+        marship.package(linear_onnx, marship.PackageSettings(model_store=store, name="x"))
+    assert store.read_text() == "kept"
