@@ -7,10 +7,10 @@ import operator
 import os
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import is_dataclass
+from dataclasses import MISSING, fields, is_dataclass
 from pathlib import Path
 from types import NoneType, UnionType
-from typing import Any, ParamSpec, TypeVar, get_args, get_origin
+from typing import Any, ParamSpec, TypeVar, get_args, get_origin, get_type_hints
 
 from marship.errors import UsageError
 
@@ -90,6 +90,22 @@ def check_number(name: str, value: object, low: float | None, high: float | None
         raise UsageError(f"{name} must be at least {low}, got {value}.")
     if high is not None and value > high:
         raise UsageError(f"{name} must be at most {high}, got {value}.")
+
+
+def from_json(kind: type[T], values: object) -> T:
+    """A dataclass from untrusted values by name.
+
+    Raises:
+        UsageError: A field is missing or unknown, or a value is of another type.
+    """
+    if not isinstance(values, dict):
+        raise UsageError(f"it must be an object, got {values!r:.100}.")
+    known = {item.name: item for item in fields(kind)}  # type: ignore[arg-type]
+    missing = {n for n, item in known.items() if item.default is MISSING} - set(values)
+    if missing or not set(values) <= set(known):
+        raise UsageError(f"it must have the fields {', '.join(known)}, got {', '.join(values)}.")
+    hints = get_type_hints(kind)
+    return kind(**{name: converted(hints[name], value, name) for name, value in values.items()})
 
 
 _CHECKED = (str, int, float, bool, Path)

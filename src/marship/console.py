@@ -205,6 +205,8 @@ def run(app: Callable[..., Any]) -> None:
     try:
         code = app(standalone_mode=False)
         out.file.flush()  # here an error still becomes one line
+    except KeyboardInterrupt:  # before a command has begun
+        code = INTERRUPTED
     except (MarshipError, TyperException, OSError) as error:
         if debug:
             raise

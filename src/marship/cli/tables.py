@@ -86,7 +86,8 @@ def show_optimized(done: "Optimized") -> None:
         console.out.print(text, markup=False, soft_wrap=True)
         return
     trial, choice = done.trial, done.trial.choice
-    console.out.print(figures(trial.variants, choice.chosen, trial.rule))
+    is_narrow = console.out.is_terminal
+    console.out.print(figures(trial.variants, choice.chosen, trial.rule, is_narrow=is_narrow))
     for line in remarks(trial.variants):
         console.out.print(line, style="dim", markup=False, soft_wrap=True)
     console.out.print(verdicts(choice))
@@ -278,7 +279,7 @@ def show_configured(done: "Configured") -> None:
     settings = [(key, _changed(done, key)) for key in sorted({*done.before, *done.after})]
     facts([("archive", archive.path), ("model", f"{name} {version}"), *settings])
     if not settings:
-        console.out.print("no settings: the handler's own defaults hold")
+        console.out.print("no settings: the handler's defaults apply")
     if not done.changed:
         return
     beside = version != done.version_before

@@ -205,7 +205,7 @@ def _converted(  # noqa: PLR0913  as write_onnx
             opset_version=opset,
         )
         if converted is None or converted.exported_program is None:
-            raise ModelError("torch.onnx.export must give a program, got none.")
+            raise ModelError("torch.onnx.export must return a program, got None.")
         floats = size_floats.of_floats(converted.exported_program.graph)
         guards.check(floats, list(traced), layout, few=0)
         return converted, guards.check(found, list(traced), layout)

@@ -13,11 +13,10 @@ import sys
 import tempfile
 from contextlib import suppress
 from dataclasses import dataclass
-from http import HTTPStatus
 from pathlib import Path
 from typing import IO, Any
 
-from marship import errors
+from marship import arguments, errors
 from marship.arguments import checked
 from marship.errors import LoadError, MarshipError, SealError, StorageError, UsageError
 from marship.predict.sources import media_type
@@ -134,16 +133,27 @@ def check(
     with tempfile.TemporaryDirectory(prefix="marship-check-") as folder:
         _unpack(found, Path(folder))
         measured = _run(Path(folder), task, seen, _limit_s(found.config.get("startupTimeout")))
-    if "code" in measured:
+    return _result(found, measured)
+
+
+def _result(found: archive.Archive, measured: dict[str, Any]) -> Checked:
+    """What the process reports, in which the archive's own code ran.
+
+    Raises:
+        MarshipError: The error that it reports.
+        LoadError: The report has another form.
+    """
+    if isinstance(measured.get("code"), str) and isinstance(measured.get("message"), str):
         raise _error(measured["code"], measured["message"])
     sample = measured.pop("response", None)
-    return Checked(
-        name=found.name,
-        version=found.version,
-        handler=found.handler,
-        response=Response(**sample) if sample else None,
-        **measured,
-    )
+    try:
+        response = None if sample is None else arguments.from_json(Response, sample)
+        own = {"name": found.name, "version": found.version, "handler": found.handler}
+        return arguments.from_json(Checked, {**measured, **own, "response": response})
+    except UsageError as error:
+        raise LoadError(
+            f"{found.name} must load, got a report that its own code wrote: {error}"
+        ) from error
 
 
 def _unpack(found: archive.Archive, folder: Path) -> None:
@@ -182,7 +192,7 @@ def _seal_key(path: Path) -> str:
 def _run(
     folder: Path, task: dict[str, Any], seen: dict[str, str], limit_s: float
 ) -> dict[str, Any]:
-    """The process's result, after it and its child processes have exited."""
+    """The process's result, after it and the processes of its group have exited."""
     words = [sys.executable, "-P", str(SCRIPT), str(folder)]
     with (
         tempfile.TemporaryFile() as task_file,
@@ -197,20 +207,19 @@ def _run(
         if code is None:
             action = " and respond" if "body" in task else ""
             raise LoadError(
-                f"{task['name']} must load{action} within its startupTimeout of {limit_s:g} s, got "
-                "no end of it. Package it with a longer --startup-timeout-s."
+                f"{task['name']} must load{action} within its startupTimeout of {limit_s:g} s, but "
+                "did not finish. Package it with a longer --startup-timeout-s."
             )
         result.seek(0)
         steps = _steps(result)
         found = {name: value for step in steps for name, value in step.items()}
         if code == 0 and ("code" in found or len(steps) == _STEPS):
-            if found.get("response", {}).get("status", 0) >= HTTPStatus.INTERNAL_SERVER_ERROR:
-                found["response"]["log"] = _end_of(log)
+            response = found.get("response")
+            if isinstance(response, dict) and response.get("status") in range(500, 600):
+                response["log"] = _end_of(log)
             return found
         goal = "respond to the request" if steps and "body" in task else "load"
-        raise LoadError(
-            f"{task['name']} must {goal}, got a process that ended: {_reason(code, log)}."
-        )
+        raise LoadError(f"{task['name']} must {goal}, but its process ended: {_reason(code, log)}.")
 
 
 def _steps(result: IO[bytes]) -> list[dict[str, Any]]:

@@ -25,9 +25,11 @@ class ProxySettings(Settings):
     rate: int = setting(100, "requests per second of one address", minimum=1)
     burst: int = setting(200, "requests of one address that may come at once", minimum=1)
     connections: int = setting(32, "requests of one address at a time", minimum=1)
-    client_timeout_s: int = setting(15, "a client that is silent for so long is cut off", minimum=1)
+    client_timeout_s: int = setting(
+        15, "close a client that is silent for this many seconds", minimum=1
+    )
     answer_timeout_s: int = setting(
-        130, "TorchServe may be silent for so long: more than any responseTimeout", minimum=1
+        130, "wait for the server this many seconds: more than any responseTimeout", minimum=1
     )
 
     @property

@@ -24,14 +24,24 @@ TAIL_SHOWN = 2.0
 INK, CHOSEN, OTHER, LIMIT = "#1f2933", "#0b7285", "#adb5bd", "#c92a2a"
 
 
-def figures(variants: Sequence[Variant], chosen: str, rule: Rule) -> Table:
-    """A table with a row for each built variant, the chosen one marked; times in milliseconds."""
+def figures(
+    variants: Sequence[Variant], chosen: str, rule: Rule, *, is_narrow: bool = True
+) -> Table:
+    """A table with a row for each built variant, the chosen one marked; times in milliseconds.
+
+    Args:
+        variants: Those that were built, and others, which are left out.
+        chosen: The name of the chosen one.
+        rule: What they were chosen by.
+        is_narrow: Whether titles take two lines, as on a terminal; a program reads one.
+    """
     batches = _batches(variants)
     found = _bare_table("variant")
     titles = [title for n in batches for title in (f"{n} row{'s' * (n != '1')}\nms", "p99\nms")]
     metric = (rule.metric or "").replace("_", "\n")
     for title in ("size", "load\nms", *titles, "speed\n>=", metric, "differs"):
-        found.add_column(title, justify="right", no_wrap=True)
+        shown = title if is_narrow else title.replace("\n", " ")
+        found.add_column(shown, justify="right", no_wrap=True)
     for variant in (v for v in variants if v.file):
         style = MARKED if variant.name == chosen else None
         found.add_row(variant.name, *_cells(variant, batches, rule), style=style)

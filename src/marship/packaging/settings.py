@@ -40,7 +40,7 @@ class PackageSettings(Settings):
     startup_timeout_s: int = setting(120, "a worker must load within this", minimum=1)
     client_timeout_s: int | None = setting(
         None,
-        "clients wait no longer: older requests of a batch are dropped; none are",
+        "the clients' timeout: requests of a batch that waited longer are dropped; by default none",
         minimum=1,
     )
     provider: tuple[str, ...] = setting(("cpu",), "cpu, cuda, tensorrt or openvino, best first")

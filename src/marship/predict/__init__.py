@@ -123,8 +123,8 @@ async def _predict_files(run: Run, address: Address, watcher: Watcher) -> Outcom
         before = len(run.sources) - len(waiting)
         watcher.on_start(len(waiting), before, is_torn=ledger.is_torn)
         began = time.monotonic()
-        hears = any(may_be_sound(run.kind(source)) for source in waiting)
-        timeout_s = LONGEST_STREAM_S if hears else plan.timeout_s
+        has_sound = any(may_be_sound(run.kind(source)) for source in waiting)
+        timeout_s = LONGEST_STREAM_S if has_sound else plan.timeout_s
         predictions = _Predictions(run, ledger, watcher, limits)
         async with address.async_client(
             timeout_s=timeout_s, retry_s=RETRY_S, on_retry=predictions.on_retry

@@ -187,7 +187,9 @@ class Prover:
         try:
             outputs = self.run(inputs)
         except ModelError as error:
-            raise InfluenceError(f"{rows} rows together are refused, each alone is not") from error
+            raise InfluenceError(
+                f"the model fails for a batch of {rows} rows, but not for single rows"
+            ) from error
         for spec in self.contract.outputs:
             if outputs[spec.name].shape[:1] != (rows,):
                 raise InfluenceError(

@@ -250,7 +250,7 @@ class _Reading:
         if size != header.size_bytes:
             raise self._fault(f"another size for {_shown(header.name)} than it states")
         if crc != header.crc:
-            raise self._fault(f"a damaged {_shown(header.name)}: its checksum is another")
+            raise self._fault(f"a checksum mismatch in {_shown(header.name)}")
         if not name.endswith("/"):
             self.files[name] = File(size, digest.hexdigest())
 
@@ -325,7 +325,7 @@ class _Reading:
 
     def _fault(self, found: str) -> PackageError:
         return PackageError(
-            f"{self.path} must be a plain archive that all readers read alike, got {found}. "
+            f"{self.path} must be a valid, unambiguous zip archive, got {found}. "
             "Do not use it; package the model again."
         )
 
@@ -353,7 +353,7 @@ class _Names:
         is_folder = name.endswith("/")
         parts = name.removesuffix("/").split("/")
         if "\\" in name or not name.isprintable() or {"", ".", ".."} & set(parts):
-            raise self._fault(f"a name that leads elsewhere, {_shown(header.name)}")
+            raise self._fault(f"an entry with path traversal, {_shown(header.name)}")
         if any(len(part.encode()) > MAX_PART_BYTES for part in parts):
             raise self._fault(f"a name that is too long for a disk, {_shown(header.name)}")
         if is_folder and header.size_bytes:

@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import zipfile
 from contextlib import suppress
 from pathlib import Path
 
@@ -314,3 +315,58 @@ def test_a_handler_of_an_earlier_form_is_named(tmp_path: Path) -> None:
         check(packed(tmp_path / "earlier", earlier))
     own = BASE + "    def answer(self, question):\n        return 42\n"
     assert check(packed(tmp_path / "own", own)).golden_cases > 0
+
+
+@pytest.mark.parametrize(
+    ("ends", "words"),
+    [
+        ("os._exit(0)", "exit code 0"),
+        ("sys.exit('bye')", "bye"),
+        ("os.kill(os.getpid(), 11)", "SIGSEGV"),
+    ],
+)
+def test_a_request_that_ends_the_process_is_not_blamed_on_loading(
+    tmp_path: Path, ends: str, words: str
+) -> None:
+    """It loaded; the request ended it."""
+    code = f"import os, sys\n{BASE}    def decode(self, request):\n        {ends}\n"
+    mar = packed(tmp_path / "store", code)
+    assert check(mar).golden_cases > 0
+    with pytest.raises(LoadError, match=f"must respond to the request.*{words}"):
+        check(mar, written(tmp_path, [[1, 2, 3]]))
+
+
+@pytest.mark.parametrize(
+    "report", ['{"load_s":0}', "[1]", '{"response":5}', '{"code":"x"}', "", "{", '{"name":"other"}']
+)
+def test_a_report_that_the_archives_code_wrote_is_an_error(tmp_path: Path, report: str) -> None:
+    """Whatever it is, twice or once."""
+    for lines in (report, f"{report}\n{report}"):
+        code = (
+            f"import os\n{BASE}    def prepare(self):\n"
+            f"        os.write(3, {lines.encode()!r})\n        os._exit(0)\n"
+        )
+        with pytest.raises(LoadError, match="must load"):
+            check(packed(tmp_path / "store", code))
+
+
+def test_memory_that_ends_is_said_in_a_sentence(tmp_path: Path) -> None:
+    """The error has no text of its own."""
+    code = f"{BASE}    def prepare(self):\n        raise MemoryError\n"
+    with pytest.raises(LoadError, match=r"must load, got MemoryError\.$"):
+        check(packed(tmp_path / "store", code))
+
+
+def test_a_handler_that_the_server_brings_is_named(mar: Path, tmp_path: Path) -> None:
+    """Only a server can load it."""
+    foreign = tmp_path / "foreign.mar"
+    with zipfile.ZipFile(mar) as read, zipfile.ZipFile(foreign, "w") as made:
+        for item in read.infolist():
+            data = read.read(item)
+            if item.filename == "MAR-INF/MANIFEST.json":
+                manifest = json.loads(data)
+                manifest["model"]["handler"] = "image_classifier"
+                data = json.dumps(manifest).encode()
+            made.writestr(item, data)
+    with pytest.raises(LoadError, match="image_classifier must be in the archive"):
+        check(foreign)

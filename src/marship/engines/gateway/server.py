@@ -212,7 +212,7 @@ class GrpcService:
         )
 
     async def _health(self, key: str, target: str, context: RpcContext) -> UpstreamResponse:
-        """A response whose status says it: 503 is no error."""
+        """A response whose status is the result: 503 is not an error."""
         response = await self._upstream.get(key, target, _headers(context))
         if response.status != HTTPStatus.SERVICE_UNAVAILABLE:
             _check(response)

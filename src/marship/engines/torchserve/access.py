@@ -262,7 +262,7 @@ def _trusting(ca: Path) -> ssl.SSLContext:
     except OSError as error:
         reason = error.strerror if error.errno else "no certificate in PEM"
         raise UsageError(
-            f"the authorities must stand in a PEM file, got {ca}: {reason}. Name the certificate "
+            f"CA certificates must be in a PEM file, got {ca}: {reason}. Name the certificate "
             "of who signed the server's; of a self-signed one itself: proxy/self-signed.pem."
         ) from error
 

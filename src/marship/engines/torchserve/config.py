@@ -186,7 +186,7 @@ def _check(values: Mapping[str, str], source: Path) -> None:
     if values.get(_OPEN_INFERENCE) == "true":
         raise UsageError(
             f"{_OPEN_INFERENCE} in {source} must be false: one bad gRPC request of that protocol "
-            "ends a worker. Remove the line; /predictions/MODEL takes the same requests, KServe "
+            "crashes a worker. Remove the line; /predictions/MODEL takes the same requests, KServe "
             "v2 in JSON or with raw tensors, over HTTP."
         )
     if missing := [

@@ -43,7 +43,7 @@ class ServeSettings(Settings):
     )
     seal_key: str | None = setting(None, "opens sealed models: file:PATH, env:NAME or command:...")
     free_ports: bool = setting(False, "take any free port for all that no flag names")
-    profile: str | None = setting(None, "production: refuse to start where anything lets others in")
+    profile: str | None = setting(None, "production: refuse to start with insecure settings")
     keep_env: tuple[str, ...] = setting((), "a variable that workers see in production, too")
     start_timeout_s: float = setting(60.0, "how long the server may take to respond", minimum=1)
 

@@ -32,6 +32,7 @@ _BODY_NAMES = ("body", "data")
 _LONGEST_BOUNDARY = 70
 _MOST_HEAD_BYTES = 1 << 13
 _LONGEST_HEADER = 1 << 11
+_MOST_PARAMETERS = 32
 """Of those with parameters, which the standard library reads in quadratic time."""
 
 _CHUNK_BYTES = 1 << 16
@@ -190,6 +191,10 @@ def _parameter(header: str, text: str, name: str) -> str | None:
         raise MalformedError(
             f"a form's {header} must have at most {_LONGEST_HEADER} characters, got {len(text)}. "
             "Send shorter names."
+        )
+    if text.count(";") > _MOST_PARAMETERS:  # which are read in quadratic time
+        raise MalformedError(
+            f"a form's {header} must have at most {_MOST_PARAMETERS} parameters, got more."
         )
     message = Message()
     message[header] = text

@@ -107,9 +107,10 @@ def _split(source: str) -> tuple[str, str]:
     form, _, rest = source.partition(":")
     if form not in _FORMS or not rest.strip():
         # a key that was given in place of a source must not be logged
+        given = f"{form}: without more" if form in _FORMS else "something else"
         raise UsageError(
-            "a key's source must be file:PATH, env:NAME or command:PROGRAM ARGUMENTS, got "
-            f"{f'{form}: without more' if form in _FORMS else 'something else'}."
+            f"a key's source (a flag, or {SOURCE_VARIABLE}) must be file:PATH, env:NAME or "
+            f"command:PROGRAM ARGUMENTS, got {given}."
         )
     return form, rest
 

@@ -68,10 +68,10 @@ class Share:
                 done = self._session.renew(settings)
         except MarshipError as error:  # the old session stays
             self._is_refused = True
-            logger.warning("threads stay as they were with another number of workers: %s", error)
+            logger.warning("threads cannot be adjusted to the new number of workers: %s", error)
             return
         if done:
             logger.info("workers: %d, threads of each: %d", settings.workers, settings.threads)
         elif not self._waits:
-            logger.warning("threads wait until memory has room for a second copy of the model")
+            logger.warning("threads are unchanged until memory has room for a second model")
         self._waits = not done

@@ -123,7 +123,7 @@ class Watch:
         """Disable batching permanently, here and in the version's other workers."""
         reference = uuid.uuid4().hex[:12]
         logger.error(
-            "%s must keep its rows apart, but %s. Its requests run alone until it is registered "
+            "rows of %s are not independent: %s. Batching is disabled until it is registered "
             "again, reference %s",
             self._model, reason, reference,
         )  # fmt: skip
@@ -140,7 +140,7 @@ class Watch:
     def look(self) -> None:
         """Disable batching if another worker of this version has disabled it."""
         if self._batcher.joins and self._marker.exists():
-            logger.warning("%s runs requests alone, as %s says", self._model, self._marker)
+            logger.warning("batching of %s is disabled by %s", self._model, self._marker)
             self._stop()
 
     def _stop(self) -> None:

@@ -230,3 +230,11 @@ def test_a_compressed_form_is_taken_apart() -> None:
     request = forms.request_of(gzip.compress(body), headers, **LIMITS)
     assert (request.body, request.fields) == (b"x", {"more": b"y"})
     assert request.header("content-encoding") is None
+
+
+@pytest.mark.parametrize("filling", [";" * 1900, 'a="\\";' * 300, "a=b; " * 400])
+def test_a_header_of_a_part_has_few_parameters(filling: str) -> None:
+    """They are read in quadratic time, and a form may have a thousand parts."""
+    part = f"--B\r\nContent-Disposition: form-data; {filling}name=x\r\n\r\n1\r\n".encode()
+    with pytest.raises(MalformedError, match="must have at most 32 parameters"):
+        forms.read(part * 999 + b"--B--\r\n", "multipart/form-data; boundary=B", 1000)

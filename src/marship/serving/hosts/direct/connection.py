@@ -341,7 +341,7 @@ class Connection(asyncio.Protocol):
     # Moving and ending.
 
     def move(self) -> None:
-        """Pass the connection on to another process as soon as nothing of it is under way."""
+        """Pass the connection on to another process once no request is in flight."""
         self._is_moving = True
         self._go_on()
 

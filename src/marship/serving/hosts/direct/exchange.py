@@ -139,9 +139,7 @@ class Exchange:
         """Send what `render` has made."""
         self.is_done = self._is_last
         if not self.is_done and self._outlet.writer.buffered + len(self.early) > MOST_BEHIND:
-            logger.warning(
-                "a client must read a stream as it comes, and is %d bytes behind.", MOST_BEHIND
-            )
+            logger.warning("a stream is closed: its client is %d bytes behind.", MOST_BEHIND)
             self.abandon()
             return
         self._outlet.send(self, data, is_last=self.is_done)

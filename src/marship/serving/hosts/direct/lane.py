@@ -226,8 +226,7 @@ class Lane:
             late = [batch for began, batch in list(self._running.values()) if now - began > limit_s]
             if late:
                 logger.error(
-                    "a batch must be handled within its timeout, %g s, got no response. "
-                    "This worker ends.",
+                    "a batch exceeded its timeout of %g s. This worker exits.",
                     limit_s,
                 )
                 self._loop.call_soon_threadsafe(self._give_up, late, limit_s)

@@ -12,7 +12,7 @@ from marship.serving.hosts.direct.heads import Head, Heads
 from marship.serving.hosts.direct.limits import Limits, StatusError
 from marship.serving.hosts.direct.request_line import without_host
 
-_SMALL_BYTES = 1 << 12
+_SMALL_BYTES, _DROPPED_BYTES = 1 << 12, 1 << 16
 _UPGRADE = re.compile(rb"(?i)(?<=\r\n)upgrade:[^\r\n]*\r\n")
 
 
@@ -48,6 +48,7 @@ class RequestReader:
 
     def _reset(self) -> None:
         self.target, self._count, self._size = b"", 0, 0
+        self._dropped = 0
         self._framing = 0  # bytes since the last one of a body in chunks
         self._headers: dict[bytes, bytes] = {}
         self._body: list[bytes | bytearray] = []
@@ -88,7 +89,8 @@ class RequestReader:
         self._feed(_UPGRADE.sub(b"", data) if is_upgrade else data)
         if self.exchange is None:
             raise MalformedError("the request must be HTTP/1.1, got other lines.")
-        if self.refusal is None and not self.wants_continue and self.left < math.inf:
+        expects = b"expect" in self.exchange.head.raw
+        if self.refusal is None and not expects and self.left < math.inf:
             self._heads.keep(data, self.exchange.head)
 
     def read_body(self, data: bytes) -> bytes:
@@ -122,7 +124,12 @@ class RequestReader:
             MarshipError: The end of this request is ambiguous, or it is too large.
         """
         before = self._size
-        self._feed(data)
+        is_dropped = self.refusal is not None and self.left == math.inf
+        room = _DROPPED_BYTES - self._dropped if is_dropped else len(data)
+        self._feed(data[:room])
+        self._dropped += len(data) if is_dropped else 0
+        if self.refusal is not None and len(data) > room and not self.is_complete:
+            raise self.refusal  # chunks of a byte cost as much as large ones: no more are parsed
         self._framing = self._framing + len(data) if self._size == before else 0
         if self._framing > self._limits.head_bytes and not self.is_complete:
             raise StatusError(
@@ -163,6 +170,7 @@ class RequestReader:
         self._count += 1
         name = name.lower()
         known = self._headers.get(name)
+        value = value.strip(b" \t")  # RFC 9110, 5.5
         self._headers[name] = value if known is None else known + b", " + value
 
     def on_headers_complete(self) -> None:
@@ -193,7 +201,8 @@ class RequestReader:
             if b"expect" in head.raw or self._limits.request_bytes < self.left < math.inf:
                 exchange.keeps_alive = False  # what follows is not waited for
         else:
-            self.wants_continue = bool(self.left) and b"expect" in head.raw
+            expects = b"expect" in head.raw and self._parser.get_http_version() != "1.0"
+            self.wants_continue = bool(self.left) and expects
 
     def _check_head(self, version: str, head: Head) -> None:
         """Refuse what two servers could read in two ways, or what is too large."""

@@ -1,4 +1,4 @@
-"""Workers as the acceptor sees them: which there are, how busy they are, what they answer for."""
+"""The acceptor's registry of workers: their load, and the models and versions that they serve."""
 
 import math
 import os

@@ -208,7 +208,7 @@ class Channel:
             self._on_packet(packet)
 
     def close(self) -> None:
-        """End it; the other side learns of it."""
+        """Close the socket, which the peer notices."""
         if not self._is_open:
             return
         self._is_open = False

@@ -302,7 +302,9 @@ class DirectWorker(Site):
         """Hold a request against its route and the token."""
         route = self._route(exchange.head.path)
         if route is None:  # it became another's while its head was read
-            raise StatusError(503, "busy", "the version is being exchanged.", retry_after_s=0)
+            raise StatusError(
+                503, "busy", "the model version is being replaced. Retry.", retry_after_s=0
+            )
         exchange.route, exchange.is_kserve = route, route.is_kserve
         if route.kind not in routes.OPEN and exchange.head.method != "OPTIONS":
             self._tokens.check(exchange.head.raw.get(b"authorization"))

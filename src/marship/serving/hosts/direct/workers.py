@@ -268,7 +268,7 @@ def tell(loop: asyncio.AbstractEventLoop, fd: int, error: StatusError, headers: 
 
 
 def refuse(line: socket.socket, error: StatusError, headers: bytes) -> None:
-    """Answer without a parser, and close: what the client sends is not read."""
+    """Send an error and close, without reading the request."""
     with suppress(OSError):
         line.send(_response(error, headers))
     _end(line.detach())

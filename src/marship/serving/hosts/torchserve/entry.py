@@ -94,7 +94,7 @@ def _serve_directly(service: Service, placement: Placement, batch: int) -> None:
     try:
         from marship.serving.hosts.direct import worker as direct
     except ImportError as error:  # an archive that is served by an older installation
-        logger.warning("requests come through TorchServe alone: %s", error)
+        logger.warning("the direct address is not available for this worker: %s", error)
         return
     key_file = os.environ.get("MARSHIP_DIRECT_KEY_FILE")
     settings = direct.WorkerSettings(

@@ -222,3 +222,57 @@ def test_an_idle_connection_is_closed(strict: Place) -> None:
     with strict.line() as line:
         assert line.is_closed()
     until(lambda: strict.acceptor.connections == 0)
+
+
+def test_the_chunks_of_a_refused_request_are_parsed_up_to_a_limit(one: Place) -> None:
+    """Its client gets the response and the end; a short body leaves the connection open."""
+    head = b"POST /nowhere HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked\r\n\r\n"
+    with one.line() as line:
+        line.send(head + b"1\r\na\r\n" * 1000 + b"0\r\n\r\n" + request())
+        assert line.read().status == 404
+        assert line.read().status == 200
+    with one.line() as line:
+        line.send(head)
+        with contextlib.suppress(OSError):  # it is closed when enough was dropped
+            for _ in range(100):
+                line.send(b"1\r\na\r\n" * 1000)
+        assert line.read().status == 404
+    with one.line() as line:  # of a known length: it costs nothing to drop
+        line.send(request("/nowhere", body=bytes(500_000)) + request())
+        assert [line.read().status, line.read().status] == [404, 200]
+
+
+@pytest.mark.parametrize("space", [" ", "\t", " \t "])
+def test_white_space_around_a_headers_value_is_none_of_it(one: Place, space: str) -> None:
+    """Length, coding, type and token are read without it (RFC 9110, 5.5)."""
+    lines = [
+        "POST /predictions/m HTTP/1.1",
+        f"Host: h{space}",
+        f"Content-Type:{space}application/json{space}",
+        f"Content-Length:{space}{len(BODY)}{space}",
+        f"Expect: 100-continue{space}",
+    ]
+    with one.line() as line:
+        line.send("\r\n".join([*lines, "", ""]).encode())
+        assert line._stream.readline() == b"HTTP/1.1 100 Continue\r\n"
+        assert line._stream.readline() == b"\r\n"
+        line.send(BODY)
+        assert line.read().json() == [[RIGHT]]
+    with one.line() as line:
+        head = "\r\n".join(
+            [*lines[:3], f"Transfer-Encoding: chunked{space}", "", f"{len(BODY):x}", ""]
+        )
+        line.send(head.encode() + BODY + b"\r\n0\r\n\r\n")
+        assert line.read().json() == [[RIGHT]]
+
+
+def test_a_client_of_http_1_0_is_not_told_to_continue(one: Place) -> None:
+    """It would take that for its response (RFC 9110, 10.1.1)."""
+    for _ in range(2):  # the same head again, which may be known
+        with one.line() as line:
+            head = "POST /predictions/m HTTP/1.0\r\nExpect: 100-continue\r\n"
+            head += f"Content-Type: application/json\r\nContent-Length: {len(BODY)}\r\n\r\n"
+            line.send(head.encode())
+            time.sleep(0.1)  # so that the head is read before the body comes
+            line.send(BODY)
+            assert line.read().json() == [[RIGHT]]
