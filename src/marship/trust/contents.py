@@ -325,7 +325,7 @@ class _Reading:
 
     def _fault(self, found: str) -> PackageError:
         return PackageError(
-            f"{self.path} must be a valid, unambiguous zip archive, got {found}. "
+            f"{self.path} must be a plain archive without ambiguities, got {found}. "
             "Do not use it; package the model again."
         )
 

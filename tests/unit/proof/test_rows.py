@@ -126,7 +126,7 @@ def test_what_refuses_all_rows_or_two_at_once_has_no_proof() -> None:
         return x
 
     assert "nothing can be shown" in str(proof(refusing).reason)
-    assert "together are refused" in str(proof(single).reason)
+    assert "for a batch of" in str(proof(single).reason)
     assert "no two requests fit" in str(proof(linear, bounds=(1, 1)).reason)
 
 

@@ -55,7 +55,7 @@ def test_of_a_folder_and_a_tgz_the_manifest_is_read(tmp_path: Path) -> None:
         ({MANIFEST: "[]"}, "MAR-INF/MANIFEST.json without a model"),
         ({MANIFEST: GOOD}, r"none of the name 'h\.py'"),
         ({MANIFEST: GOOD.replace("handler", "hander"), "h.py": ""}, "none of the name ''"),
-        ({MANIFEST: GOOD, "h.py": "", "../../x": ""}, "leads elsewhere"),
+        ({MANIFEST: GOOD, "h.py": "", "../../x": ""}, "an entry with path traversal"),
         ({MANIFEST: GOOD, "h.py": "", CONFIG_FILE: "a: &a [1]\n<<: {b: *a}"}, "a merge key"),
     ],
 )

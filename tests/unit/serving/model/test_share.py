@@ -171,7 +171,7 @@ def test_without_room_for_two_the_model_stays_as_it_is(
     crew.wait(MORE_S)
     assert crew.threads == CORES
     assert set(asked) == {3 * size}
-    assert caplog.text.count("room for a second copy") == 1
+    assert caplog.text.count("room for a second model") == 1
     monkeypatch.setattr(memory, "has_room", lambda _: True)
     crew.wait(MORE_S)
     assert crew.threads == CORES // 2

@@ -129,7 +129,8 @@ def test_what_frames_chunks_is_limited_as_heads_are(one: Place, path: str, frami
         with contextlib.suppress(OSError):  # it is closed when enough was dropped
             for _ in range(100):
                 line.send(b"a" * 4096)
-        assert line.read().status == 431
+        statuses = (431,) if path == "/predictions/m" else (404, 431)  # refused before it is known
+        assert line.read().status in statuses
     assert one.ask().status == 200
 
 
