@@ -27,10 +27,12 @@ def setting(
     *,
     minimum: float | None = None,
     maximum: float | None = None,
+    usual: tuple[str, ...] = (),
 ) -> Any:  # noqa: ANN401  used where a value of the field's type is expected
-    """A dataclass field with its help text and bounds."""
+    """A dataclass field with its help text, bounds, and values that the shell completes."""
     return dataclasses.field(
-        default=default, metadata={"help": help_text, "min": minimum, "max": maximum}
+        default=default,
+        metadata={"help": help_text, "min": minimum, "max": maximum, "usual": usual},
     )
 
 
@@ -116,11 +118,13 @@ def _option(item: "dataclasses.Field[Any]", hint: Any) -> inspect.Parameter:  # 
     bounds = {
         key: item.metadata[key] for key in ("min", "max") if item.metadata.get(key) is not None
     }
+    usual = item.metadata.get("usual", ())
     shown = "" if item.default in (None, False, ()) else f" (default {_shown(item.default)})"
     option = typer.Option(
         f"--{item.name.replace('_', '-')}",  # named: else a bool would get a --no-... too
         help=f"{item.metadata.get('help', '')}{shown}",
         show_default=False,
+        autocompletion=(lambda: list(usual)) if usual else None,
         **bounds,
     )
     many = isinstance(item.default, tuple)

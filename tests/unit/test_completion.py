@@ -51,7 +51,7 @@ def typed(keys: str, wanted: str, folder: Path, variables: dict[str, str]) -> st
 
 
 def test_bash_completes_what_was_begun(tmp_path: Path, variables: dict[str, str]) -> None:
-    """A command, a flag, and an archive of ./model_store."""
+    """A command, a flag, a flag's value, and an archive of ./model_store."""
     install = ["bash", "-c", "marship --install-completion; true"]
     done = subprocess.run(install, env=variables, capture_output=True, text=True, check=True)
     assert (tmp_path / ".bashrc").is_file(), done
@@ -61,6 +61,7 @@ def test_bash_completes_what_was_begun(tmp_path: Path, variables: dict[str, str]
         ("marship unreg\t", "marship unregister "),
         ("marship apply --dry\t", "--dry-run "),
         ("marship register wha\t", "whales-2.0.mar "),
+        ("marship package model.onnx --profile thr\t", "throughput"),
     ):
         assert wanted in typed(keys, wanted, tmp_path, variables)
 

@@ -31,7 +31,11 @@ class PackageSettings(Settings):
     )
     min_workers: int = setting(1, "workers at start", minimum=1)
     max_workers: int = setting(1, "workers at most; cores are divided by it at first", minimum=1)
-    profile: str = setting("latency", "latency: one by one; throughput: batches of 32 within 1 ms")
+    profile: str = setting(
+        "latency",
+        "latency: one by one; throughput: batches of 32 within 1 ms",
+        usual=("latency", "throughput"),
+    )
     batch_size: int | None = setting(None, "requests run together; the profile's", minimum=1)
     max_batch_delay_ms: int | None = setting(
         None, "wait for a batch to fill, milliseconds; the profile's", minimum=1
@@ -49,6 +53,7 @@ class PackageSettings(Settings):
     golden: str = setting(
         "synthetic",
         "golden cases: synthetic, nobody's data, or real, where they were exported so",
+        usual=("synthetic", "real"),
     )
     proof_seconds: float = setting(
         60.0, "what the proof of an ONNX file's rows may cost", minimum=1
