@@ -20,7 +20,7 @@ from types import FrameType
 import rooms
 
 GROUND = {"contract", "errors", "storage", "texts", "console", "settings", "profiles", "version"}
-GROUND |= {"unversioned", "__init__"}
+GROUND |= {"unversioned", "arguments", "__init__"}
 
 
 def follow(step: Callable[[], object]) -> list[str]:
