@@ -32,10 +32,9 @@ def converted(hint: Any, value: Any, name: str) -> Any:  # noqa: ANN401  values 
     if value is None and NoneType in kinds:
         return None
     kind = Path if Path in kinds else next(k for k in kinds if k is not NoneType)
-    if is_text := isinstance(value, str | os.PathLike):
-        value = _text(os.fspath(value), name, is_path=kind is Path)
+    is_text = isinstance(value, str | os.PathLike)
     if kind is Path and is_text:
-        return Path(value)
+        return Path(_checked_text(os.fspath(value), name, is_path=True))
     several = (value,) if is_text else value
     if get_origin(kind) is tuple and isinstance(several, list | tuple):
         return tuple(converted(str, _plain(one), f"each {name}") for one in several)
@@ -47,7 +46,7 @@ def converted(hint: Any, value: Any, name: str) -> Any:  # noqa: ANN401  values 
     return value
 
 
-def _text(value: str, name: str, *, is_path: bool) -> str:
+def _checked_text(value: str, name: str, *, is_path: bool = False) -> str:
     try:
         encoded = os.fsencode(value)
     except UnicodeEncodeError as error:
@@ -135,6 +134,8 @@ def checked(function: Callable[P, T]) -> Callable[P, T]:
         if name not in hints:
             return value
         value = converted(hints[name], value, name)
+        if isinstance(value, str):
+            return _checked_text(value, name)
         if not isinstance(value, bool):
             check_number(name, value, 0, MOST_S if name.endswith("_s") else None)
         return value

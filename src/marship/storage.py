@@ -109,7 +109,8 @@ def explained(path: Path) -> Iterator[None]:
             ) from error
         if error.errno == errno.EISDIR:
             raise _a_folder(path) from error
-        if (unusable := as_usage(error)) is not None:
+        is_in_place = error.errno in (errno.EEXIST, errno.ENOTDIR)  # of the folder
+        if is_in_place and (unusable := as_usage(error)) is not None:
             raise unusable from error
         raise
 

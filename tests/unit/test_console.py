@@ -13,6 +13,9 @@ from pathlib import Path
 import pytest
 
 from marship import console
+from marship.cli import tables
+from marship.engines.home import Home, ServerRecord
+from marship.engines.processes import Group, boot_id, start_time
 from marship.errors import MarshipError
 from marship.trust.archive import CONFIG_FILE, EVIDENCE_FILE, MANIFEST_FILE
 
@@ -289,3 +292,24 @@ def test_a_closed_output_is_no_error() -> None:
     words = ["sh", "-c", '"$0" -c "$1" >&-', sys.executable, program]
     done = subprocess.run(words, stderr=subprocess.PIPE, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.parametrize("is_alive", [True, False])
+def test_a_direct_address_that_nobody_serves_is_shown_as_such(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, is_alive: bool
+) -> None:
+    """Clients of the home use TorchServe's own address meanwhile."""
+    record = ServerRecord(
+        pid=1, created=0.0, boot=boot_id(), inference_url="http://a:1", management_url="http://a:2",
+        metrics_url="http://a:3", model_store="store", tmp="tmp",
+    )  # fmt: skip
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as process:
+        acceptor = Group(process.pid, start_time(process.pid), boot_id())
+        if is_alive:
+            tables.show_server(record.with_direct("http://a:4", acceptor, "a:5"), Home(tmp_path))
+        process.kill()
+    if not is_alive:
+        tables.show_server(record.with_direct("http://a:4", acceptor, "a:5"), Home(tmp_path))
+    shown = capsys.readouterr().out
+    assert "http://a:4" in shown
+    assert shown.count("ended: stop and serve again") == (0 if is_alive else 2)

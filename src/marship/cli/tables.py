@@ -122,11 +122,13 @@ def _ranges(contract: "Contract") -> Iterator[str]:
 
 def show_server(record: "ServerRecord", home: "Home") -> None:
     """Where a server listens and where its files lie."""
+    acceptor = record.acceptor
+    gone = "" if acceptor is None or acceptor.is_alive() else " (ended: stop and serve again)"
     facts(
         [
             ("inference", record.inference_url),
-            ("direct", record.direct_url),
-            ("gRPC", record.grpc_address),
+            ("direct", record.direct_url and f"{record.direct_url}{gone}"),
+            ("gRPC", record.grpc_address and f"{record.grpc_address}{gone}"),
             ("management", record.management_url),
             ("metrics", f"{record.metrics_url}/metrics"),
             ("model store", record.model_store),

@@ -155,8 +155,8 @@ def _for_file(contract: Contract, model: Path, tolerance: Tolerance) -> Contract
 def _from_onnx(path: Path, settings: PackageSettings) -> Contents:
     if not path.is_file():  # checked first: the proof runs in a process of its own
         raise UsageError(
-            f"{path} must be a run folder or an ONNX file, got neither. Train and export "
-            "first, or name another."
+            f"{path} must be a run folder or an ONNX file, got no such file. Train "
+            "and export first, or name another."
         )
     proof = onnx_proof.describe(
         path,

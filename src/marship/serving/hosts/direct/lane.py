@@ -33,6 +33,11 @@ _WEIGHT = 0.1
 """How much the last batch counts in the average: one slow batch alone changes nothing."""
 IN_LOOP_BYTES = 1 << 20
 _LOOK_S = 0.25
+SPIN_S = 2e-4
+"""Busy-poll: how long the loop looks for the next request before it sleeps, where the last one came
+within it and a core is left. Waking costs the lone client of a small model much of its time."""
+_CORES_S = 1.0
+"""How often it is looked whether a core is left: it is read from files."""
 
 
 class Lane:
@@ -66,6 +71,8 @@ class Lane:
             threading.Thread(target=self._run, name=f"model-{number}", daemon=True).start()
         self._batch_s = service.call_s(most)  # processor time: other processes do not count
         self._in_loop = not service.streams and self._batch_s < IN_LOOP_S
+        self._rests_at, self._waited_s = 0.0, math.inf
+        self._may_spin, self._cores_at = False, -math.inf
         self._read = partial(
             forms.request_of,
             most_fields=service.max_fields,
@@ -89,6 +96,8 @@ class Lane:
             exchange.reply(error_reply(_busy(self._queue)))
             return
         self._pending.append(exchange)
+        if self._rests_at:
+            self._waited_s, self._rests_at = time.perf_counter() - self._rests_at, 0.0
         if not self._is_scheduled and len(self._running) < self._slots:
             self._is_scheduled = True
             self._loop.call_soon(self._flush)
@@ -139,6 +148,20 @@ class Lane:
             del self._running[id(batch)]
         self._learn(time.thread_time() - began)
         _send_all(zip(batch, replies, strict=True), timing)
+        if not self._pending:
+            self._rest()
+
+    def _rest(self) -> None:
+        """Nothing is left to do: look for the next request a while before the loop sleeps."""
+        now = self._rests_at = time.perf_counter()
+        if now - self._cores_at > _CORES_S:
+            self._may_spin, self._cores_at = self._service.session.settings.has_spare_cores, now
+        if self._may_spin and self._waited_s < SPIN_S:
+            self._loop.call_soon(self._spin, now)
+
+    def _spin(self, since: float) -> None:
+        if self._rests_at == since and time.perf_counter() - since < SPIN_S:
+            self._loop.call_soon(self._spin, since)
 
     def _run_there(self, batch: list[Exchange]) -> None:
         began = time.thread_time()

@@ -3,6 +3,7 @@
 import socket
 import struct
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,8 +12,10 @@ import pytest
 
 from directly import Place, request, service, until
 from marship.serving.handler import OnnxHandler
+from marship.serving.hosts.direct import lane
 from marship.serving.hosts.direct.exchange import Exchange
 from marship.serving.message import Reply, Request
+from marship.serving.model.session import SessionSettings
 from marship.serving.streaming import StreamHandler
 
 
@@ -252,3 +255,35 @@ def test_server_sent_events_and_clients_of_http_1_0(streaming: Place) -> None:
         line.send(b"POST /predictions/m HTTP/1.0\r\nContent-Length: 2\r\n\r\nab")
         got = line.read()
         assert (got.body, got.headers.get("transfer-encoding")) == (b"0\n1\n", None)
+
+
+@pytest.mark.parametrize("has_core", [True, False])
+def test_the_loop_looks_for_the_next_request_where_a_core_is_left(
+    folder: Path, place: Place, monkeypatch: pytest.MonkeyPatch, has_core: bool
+) -> None:
+    """After one that came soon, for a while; else it sleeps, as others need the core."""
+    monkeypatch.setattr(lane, "SPIN_S", 0.05)  # so that a client of this process comes within it
+    monkeypatch.setattr(SessionSettings, "has_spare_cores", property(lambda _: has_core))
+    looks: list[float] = []
+    spin = lane.Lane._spin
+
+    def counted(self: lane.Lane, since: float) -> None:
+        looks.append(time.perf_counter())
+        spin(self, since)
+
+    monkeypatch.setattr(lane.Lane, "_spin", counted)
+    place.add(service(folder))
+    place.follow(m=("1.0",))
+    with place.line() as line:
+        for _ in range(5):
+            line.send(request())
+            assert line.read().status == 200
+        last = time.perf_counter()
+        time.sleep(0.3)  # longer than it looks
+        assert bool(looks) == has_core
+        assert not looks or looks[-1] - last < 0.1
+        seen = len(looks)
+        line.send(request())  # after a pause: the next may take as long
+        assert line.read().status == 200
+        time.sleep(0.1)  # longer than it would look
+        assert len(looks) == seen
