@@ -312,4 +312,4 @@ def test_a_direct_address_that_nobody_serves_is_shown_as_such(
         tables.show_server(record.with_direct("http://a:4", acceptor, "a:5"), Home(tmp_path))
     shown = capsys.readouterr().out
     assert "http://a:4" in shown
-    assert shown.count("ended: stop and serve again") == (0 if is_alive else 2)
+    assert shown.count("not running: restart the server") == (0 if is_alive else 2)

@@ -123,7 +123,7 @@ def _ranges(contract: "Contract") -> Iterator[str]:
 def show_server(record: "ServerRecord", home: "Home") -> None:
     """Where a server listens and where its files lie."""
     acceptor = record.acceptor
-    gone = "" if acceptor is None or acceptor.is_alive() else " (ended: stop and serve again)"
+    gone = "" if acceptor is None or acceptor.is_alive() else " (not running: restart the server)"
     facts(
         [
             ("inference", record.inference_url),
