@@ -17,7 +17,7 @@ from marship.errors import UsageError
 P = ParamSpec("P")
 T = TypeVar("T")
 
-_LONGEST_NAME, _SHOWN = 255, 100
+_LONGEST_NAME, _LONGEST_PATH, _SHOWN = 255, 4095, 100
 MOST_S = 10**9
 """Longer times overflow in the system's clocks."""
 
@@ -53,10 +53,11 @@ def _checked_text(value: str, name: str, *, is_path: bool = False) -> str:
         raise UsageError(f"{name} must be text in UTF-8, got {value[:_SHOWN]!r}.") from error
     if b"\0" in encoded:
         raise UsageError(f"{name} must be text without NUL, got {value[:_SHOWN]!r}.")
-    if is_path and any(len(part) > _LONGEST_NAME for part in encoded.split(b"/")):
+    longest = max(map(len, encoded.split(b"/")))
+    if is_path and (longest > _LONGEST_NAME or len(encoded) > _LONGEST_PATH):
         raise UsageError(
-            f"{name} must be a path of names with {_LONGEST_NAME} bytes at most, got "
-            f"{value[:_SHOWN]!r}..."
+            f"{name} must be a path of at most {_LONGEST_PATH} bytes, its names of at most "
+            f"{_LONGEST_NAME}, got {value[:_SHOWN]!r}..."
         )
     return value
 

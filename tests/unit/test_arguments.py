@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 import marship
@@ -54,7 +54,8 @@ def test_texts_are_text(value: Any) -> None:
             act(*arguments)
 
 
-@given(name=st.text(max_size=600))
+@given(name=st.text(max_size=600) | st.lists(st.text(max_size=255)).map("/".join))
+@example(name="a/" * 2050)
 def test_any_text_is_a_path_or_refused(name: str) -> None:
     """What the system would not take is a usage error."""
     try:

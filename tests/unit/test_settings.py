@@ -134,8 +134,11 @@ KINDS = (
     *(ServeSettings, ProxySettings, RunSettings, Settings),
 )
 WORD = st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]), min_size=1)
+NAME_MAX = 255
+"""Bytes of one name in a path, on the file systems that are used."""
+PATH = WORD.filter(lambda text: max(map(len, os.fsencode(text).split(b"/"))) <= NAME_MAX)
 VALUES: dict[Any, st.SearchStrategy[Any]] = {
-    Path: st.one_of(WORD, WORD.map(Path)),
+    Path: st.one_of(PATH, PATH.map(Path)),
     str: WORD,
     bool: st.booleans(),
     tuple[str, ...]: st.one_of(WORD, WORD.map(Path), st.lists(WORD), st.lists(WORD).map(tuple)),
@@ -182,6 +185,16 @@ def test_values_of_other_types_are_named(data: st.DataObject, kind: type[Any]) -
     item = data.draw(st.sampled_from(dataclasses.fields(kind)))
     with pytest.raises(UsageError, match=rf"{item.name} must be .*got <object"):
         kind(**{item.name: object()})
+
+
+@given_(st.text("aé", min_size=NAME_MAX + 1, max_size=600), st.sampled_from(KINDS))
+def test_a_path_that_no_system_takes_is_named(name: str, kind: type[Any]) -> None:
+    """A name in it is too long, or all of it."""
+    for item in dataclasses.fields(kind):
+        if get_type_hints(kind)[item.name] is Path:
+            for value in (name, f"runs/{name}/x", "runs/" * 1000):
+                with pytest.raises(UsageError, match=f"{item.name} must be a path of at most"):
+                    kind(**{item.name: value})
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
