@@ -184,17 +184,17 @@ def _output_request(value: dict[str, Any], contract: Contract) -> OutputRequest:
             f"got {', '.join(names)[:200]}."
         )
     wanted = {
-        name: _truth("binary_data", _parameters(entry)["binary_data"])
+        name: _truth("binary_data", is_binary)
         for name, entry in zip(names, entries, strict=True)
-        if "binary_data" in _parameters(entry)
+        if (is_binary := _parameters(entry).get("binary_data")) is not None
     }
-    all_binary = _parameters(value).get("binary_data_output", False)
+    all_binary = _parameters(value).get("binary_data_output")
     request_id = value.get("id")
     if isinstance(request_id, dict | list | bool):
         raise InvalidInputError(f"id must be text, got {request_id!r:.100}.")
     return OutputRequest(
         id=None if request_id is None else str(request_id),
-        all_binary=_truth("binary_data_output", all_binary),
+        all_binary=all_binary is not None and _truth("binary_data_output", all_binary),
         binary=wanted,
         names=names,
     )

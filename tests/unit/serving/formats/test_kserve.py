@@ -67,6 +67,8 @@ RAW = {"y": b"\x01\x00\x02\x00", "t": b"\x02\x00\x00\x00ab"}
     [
         ({}, {"y": False, "t": False}),
         ({"parameters": {"binary_data_output": True}}, {"y": True, "t": True}),
+        ({"parameters": {"binary_data_output": None}}, {"y": False, "t": False}),
+        ({"outputs": [{"name": "y", "parameters": {"binary_data": None}}]}, {"y": False}),
         ({"outputs": []}, {"y": False, "t": False}),
         ({"outputs": [{"name": "t"}]}, {"t": False}),
         ({"outputs": [{"name": "t"}, {"name": "y"}]}, {"t": False, "y": False}),
@@ -189,6 +191,7 @@ def test_texts_that_end_early_or_are_no_utf8_are_named(part: bytes) -> None:
         ({"outputs": "y"}, "outputs must be a list such as"),
         ({"outputs": [{"name": "y", "parameters": {"binary_data": "false"}}]}, "binary_data must"),
         ({"parameters": {"binary_data_output": 1}}, "binary_data_output must be true or false"),
+        ({"parameters": {"binary_data_output": 0}}, "binary_data_output must be true or false"),
         ({"id": {"a": 1}}, "id must be text"),
         ({"id": [1]}, "id must be text"),
     ],
