@@ -122,6 +122,8 @@ class Place:
         limits: Of clients.
         engine: Who answers for models that have no worker here.
         headers: Of every response of the acceptor's.
+        keeps_roster: Whether the next acceptor knows the workers of this one; they must be
+            processes of their own.
     """
 
     def __init__(
@@ -130,6 +132,8 @@ class Place:
         limits: Limits | None = None,
         engine: tuple[str, int] | None = None,
         headers: Mapping[str, str] | None = None,
+        *,
+        keeps_roster: bool = False,
     ) -> None:
         self._headers = headers or {}
         self._folder = tempfile.TemporaryDirectory(prefix="d")
@@ -137,6 +141,7 @@ class Place:
         self.workers: list[DirectWorker] = []
         self.is_restart = False
         self.path = Path(self._folder.name) / "w"
+        self.roster = Path(self._folder.name) / "roster.json" if keeps_roster else None
         self._clients = socket.create_server(("127.0.0.1", 0), backlog=512)
         self.address: tuple[str, int] = self._clients.getsockname()
         self.socket = Path(self._folder.name) / "c"
@@ -165,6 +170,7 @@ class Place:
                 engine=self._engine,
                 headers=self._headers,
                 is_restart=self.is_restart,
+                roster=self.roster,
                 on_start=on_start,
             )
 

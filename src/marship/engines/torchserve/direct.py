@@ -45,7 +45,7 @@ headers of every response."""
 
 _FOLLOW_S, _RESPONSE_S, _MOST_BYTES = 0.4, 5.0, 1 << 26
 _START_S, _POLL_S = 20.0, 0.02
-_GRPC_STARTED, _SERVED = "grpc.started", "direct.served"
+_GRPC_STARTED, _SERVED, _ROSTER = "grpc.started", "direct.served", "direct.workers.json"
 _BACKLOG, _WORKERS_BACKLOG = 4096, 256
 _LEFT_FDS = 256
 
@@ -203,6 +203,7 @@ def _serve(
         engine=_address(str(settings["engine"])),
         headers=cast("dict[str, str]", settings["headers"]),
         is_restart=_follows_another(Path(str(settings["temporary"]))),
+        roster=Path(str(settings["temporary"])) / _ROSTER,
         on_start=follow,
     )
 

@@ -29,6 +29,7 @@ from marship.serving.hosts.direct.limits import Limits, StatusError
 from marship.serving.hosts.direct.relay import Relay
 from marship.serving.hosts.direct.relay import check as check_relayed
 from marship.serving.hosts.direct.request_line import target_of, without_empty_lines
+from marship.serving.hosts.direct.roster import Roster
 from marship.serving.hosts.direct.seats import ModelState, Seat, Seats
 from marship.serving.hosts.direct.site import Site, close_some, expire, lines_of
 from marship.serving.hosts.direct.slots import IDLE, UNPROVEN
@@ -55,6 +56,7 @@ class Acceptor(Site):
         engine: Where the engine itself answers predictions: a unix socket's path, or host and port.
         headers: Of every response.
         is_restart: Whether another acceptor served here before; the server is alive, then.
+        roster: A file for the workers that are here; the next acceptor reads it.
     """
 
     def __init__(  # noqa: PLR0913  keyword-only
@@ -66,6 +68,7 @@ class Acceptor(Site):
         engine: str | tuple[str, int] | None = None,
         headers: Mapping[str, str] = _NO_HEADERS,
         is_restart: bool = False,
+        roster: Path | None = None,
     ) -> None:
         self._engine, self._is_restart = engine, is_restart
         self._relays: dict[Relay, routes.Route] = {}
@@ -76,7 +79,14 @@ class Acceptor(Site):
         self.seats = Seats()
         self._own: set[Connection] = set()
         self._arrivals = Arrivals(loop, limits, self._place)
-        self._workers = Workers(loop, self.seats, self._place, self._arrivals.add, self.headers)
+        self._workers = Workers(
+            loop,
+            self.seats,
+            self._place,
+            self._arrivals.add,
+            self.headers,
+            Roster(roster, time.monotonic()),
+        )
         self._routes: dict[bytes, routes.Route | None] = {}
         loop.call_later(_SWEEP_S, self._sweep)
 
@@ -252,7 +262,8 @@ class Acceptor(Site):
 
     def _no_worker(self, route: routes.Route) -> MarshipError:
         named = f"{route.model} version {route.version}" if route.version else route.model
-        if not self.seats.is_registered(route.model, route.version):
+        is_known = self.seats.is_registered(route.model, route.version)
+        if self.seats.knows_models and not is_known:
             return NotFoundError(
                 f"{named[:200]} must be registered, got no such model. See: marship models"
             )
@@ -320,6 +331,7 @@ def run(  # noqa: PLR0913  keyword-only
     engine: str | tuple[str, int] | None = None,
     headers: Mapping[str, str] = _NO_HEADERS,
     is_restart: bool = False,
+    roster: Path | None = None,
     on_start: Callable[["Acceptor", asyncio.AbstractEventLoop], None],
 ) -> None:
     """Accept until the loop is stopped.
@@ -332,6 +344,7 @@ def run(  # noqa: PLR0913  keyword-only
         engine: Where the engine itself answers predictions.
         headers: Of every response.
         is_restart: Whether another acceptor served here before.
+        roster: A file for the workers that are here.
         on_start: Called once before the loop runs, to follow the engine.
     """
     import uvloop
@@ -339,7 +352,13 @@ def run(  # noqa: PLR0913  keyword-only
     loop = uvloop.new_event_loop()
     asyncio.set_event_loop(loop)
     acceptor = Acceptor(
-        loop, key_file, limits, engine=engine, headers=headers, is_restart=is_restart
+        loop,
+        key_file,
+        limits,
+        engine=engine,
+        headers=headers,
+        is_restart=is_restart,
+        roster=roster,
     )
     acceptor.serve_workers(workers)
     for listener in clients:

@@ -3,6 +3,7 @@
 import heapq
 import logging
 import time
+from operator import itemgetter
 from typing import TYPE_CHECKING, Protocol
 
 from marship.errors import MarshipError
@@ -116,13 +117,13 @@ def expire(connections: "Iterable[Connection]", limits: Limits) -> None:
 def _drop_unread(connections: "Iterable[Connection]", most_bytes: int) -> None:
     """Close clients that read nothing where the responses that wait for them take too much memory.
 
-    First those that have taken least, of them those for which most waits.
+    First those that have taken nothing since the last look, and of them those for which most waits.
     """
-    unread = [each for each in connections if each.writer.buffered]
-    waiting = sum(each.writer.buffered for each in unread)
+    unread = [(each.writer.look(), -each.writer.buffered, each) for each in connections]
+    waiting = -sum(size for _, size, _ in unread)
     if waiting <= most_bytes:
         return
-    for each in sorted(unread, key=lambda one: (one.writer.taken, -one.writer.buffered)):
+    for _, _, each in sorted(unread, key=itemgetter(0, 1)):
         waiting -= each.writer.buffered
         each.abandon()
         if waiting <= most_bytes:

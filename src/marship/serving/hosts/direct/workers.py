@@ -10,13 +10,13 @@ from contextlib import suppress
 from http import HTTPStatus
 
 from marship.serving.hosts.direct.limits import StatusError, error_reply, too_late, worker_died
+from marship.serving.hosts.direct.roster import Roster
 from marship.serving.hosts.direct.seats import Seat, Seats
 from marship.serving.hosts.direct.slots import (
     BEGUN,
     HANDED,
     IDLE,
     LATE,
-    PARTLY,
     UNPROVEN,
     Held,
     Slots,
@@ -27,8 +27,7 @@ logger = logging.getLogger(__name__)
 
 _ENDS_WITHIN_S, _LOOK_S = 2.0, 0.005
 _SILENT_S, _AWAY_S = 2.0, 2.0
-"""Beyond a request's time until a worker is ended; without a look at them, after which all have
-their time again."""
+"""Beyond a request's time until a worker is ended; without a look at them, which does not count."""
 _DROPS_S, _DROPPED_BYTES = 2.0, 1 << 16
 MOST_RETURNS = 20
 """Times that workers may give a connection back before its client gets an error, or must resend."""
@@ -44,24 +43,27 @@ class Workers:
             given the number of times workers have given it back without a response.
         await_request: Takes a connection that is between requests.
         headers: Lines of every response.
+        roster: Workers of an acceptor before this one.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913, PLR0917  each is another part of the acceptor
         self,
         loop: asyncio.AbstractEventLoop,
         seats: Seats,
         place: Callable[[int, bytes, int], None],
         await_request: Callable[[socket.socket], None],
         headers: bytes,
+        roster: Roster,
     ) -> None:
         self._loop, self._seats, self._headers = loop, seats, headers
         self._place, self._await_request = place, await_request
         self._all: set[Seat] = set()
-        self._watched_at = 0.0
+        self._roster, self._watched_at = roster, time.monotonic()
         self._drained: set[Seat] = set()
 
     def close(self) -> None:
         """End all channels; workers keep their connections."""
+        self._roster.close()
         for seat in list(self._all):
             seat.channel.close()
 
@@ -77,6 +79,7 @@ class Workers:
 
         def on_lost() -> None:
             seat.is_gone = True
+            self._roster.leave(seat.pid)
             self._drained.discard(seat)
             self._all.discard(seat)
             self._seats.remove(seat)
@@ -90,17 +93,20 @@ class Workers:
         """End workers that are silent for longer than a request may take.
 
         A worker ends itself where a request takes too long, but not where native code keeps
-        Python's lock, or where the process is stopped.
+        Python's lock, or where the process is stopped: then it does not even note that a request
+        has come. So whoever has connections is asked; one without any is the engine's to watch.
 
         Args:
             now: By the monotonic clock.
         """
-        was_away = now - self._watched_at > _AWAY_S  # this process was stopped, and they, too
+        missed_s = now - self._watched_at
         self._watched_at = now
+        away_s = missed_s if missed_s > _AWAY_S else 0.0  # this process was stopped; they, too
         for seat in list(self._all):  # a send may find one gone
             if seat.timeout_s is None or seat.slots is None:
                 continue
-            if was_away or not seat.slots.count(BEGUN, PARTLY, HANDED):
+            seat.heard_at += away_s
+            if not len(seat.slots):
                 seat.heard_at = now
                 continue
             if now - seat.heard_at > seat.timeout_s + _SILENT_S and not seat.is_stuck:
@@ -112,6 +118,10 @@ class Workers:
                 with suppress(ProcessLookupError):
                     signal.pidfd_send_signal(seat.slots.process, signal.SIGKILL)
             seat.channel.send(Packet("ping"))
+        for pid, process in self._roster.overdue(now, _SILENT_S, away_s):
+            logger.error("worker %d must connect again, and was silent. It is ended.", pid)
+            with suppress(ProcessLookupError):
+                signal.pidfd_send_signal(process, signal.SIGKILL)
 
     def _on_packet(self, seat: Seat, packet: Packet) -> None:
         seat.heard_at = self._watched_at
@@ -123,6 +133,7 @@ class Workers:
             if packet.fds:
                 with suppress(OSError):  # it is gone already, or too many files are open
                     seat.slots = Slots(packet.fds[0], seat.pid)
+            self._roster.enter(seat.pid, seat.timeout_s)
             self._seats.add(seat)
         elif packet.kind == "load":
             seat.closing = 0

@@ -26,7 +26,7 @@ class Writer:
         if states is not None and slot is not None:
             self._state = memoryview(states)[slot : slot + 1]
         self._transport: asyncio.Transport | None = None
-        self._written = self._mark = 0
+        self._written = self._mark = self._seen = 0
 
     def open(self, transport: asyncio.Transport, *, is_begun: bool) -> None:
         """Write here from now on."""
@@ -127,6 +127,11 @@ class Writer:
     def mark(self) -> None:
         """Count what the client takes from now on."""
         self._mark = self._written - self.buffered
+
+    def look(self) -> bool:
+        """Whether the client's side has taken anything since the last look."""
+        before, self._seen = self._seen, self._written - self.buffered
+        return self._seen > before
 
     @property
     def taken(self) -> int:

@@ -93,7 +93,9 @@ def test_a_version_that_is_unregistered_is_not_seen(folder: Path, place: Place) 
 
 def test_a_model_without_a_worker_is_503_and_says_when_to_retry(place: Place) -> None:
     """Its readiness too; the server lives, and is not ready."""
+    assert place.ask("/predictions/x").status == 503  # the engine has not said yet what there is
     place.follow(a=("1",))
+    assert place.ask("/predictions/x").status == 404
     got = place.ask("/predictions/a")
     assert (got.status, got.json()["code"], got.headers["retry-after"]) == (503, "no_worker", "1")
     assert place.ask("/v2/models/a/ready", b"", "GET").status == 503

@@ -4,6 +4,8 @@ import gc
 import os
 import signal
 import socket
+import subprocess
+import sys
 import threading
 import time
 import weakref
@@ -20,8 +22,8 @@ from worker_process import Process
 
 @pytest.fixture
 def place() -> Iterator[Place]:
-    """An acceptor without workers; what it says has a header."""
-    made = Place(headers={"X-All": "yes"})
+    """An acceptor without workers; what it says has a header, and the next one knows of it."""
+    made = Place(headers={"X-All": "yes"}, keeps_roster=True)
     yield made
     made.close()
 
@@ -186,6 +188,7 @@ def test_what_was_read_is_kept_until_the_worker_has_begun() -> None:
 
 def test_states_of_an_acceptor_that_died_are_let_go(place: Place, loaded: Any) -> None:
     """At once, though connections of its time are open or closed: each has a descriptor."""
+    place.roster = None  # its worker is this very process
     worker = place.add(loaded)
     place.follow(m=("1.0",))
     gc.disable()
@@ -212,6 +215,7 @@ def test_a_worker_that_cannot_end_itself_is_ended(place: Place, processes: Any, 
     """Its client gets the status of a timeout, those on their way to it another worker."""
     worker = processes("locked")
     line, idle, late = lines(place, 3)
+    until(lambda: states(place) == [0, 0, 0])
     line.send(request(headers={"X-Hold": "1"} if how == "locked" else {})[:-5])
     until(lambda: 1 in states(place))
     if how == "stopped":
@@ -224,6 +228,72 @@ def test_a_worker_that_cannot_end_itself_is_ended(place: Place, processes: Any, 
     for each in (idle, late):
         each.send(request())
         assert each.read().status == 200
+
+
+def test_a_stopped_worker_is_ended_where_clients_keep_their_connections(
+    place: Place, processes: Any
+) -> None:
+    """It does not note that a request has begun, and nobody connects anew."""
+    worker = processes("locked")
+    opened = lines(place, 4)
+    processes()
+    until(lambda: states(place) == [0, 0])  # the other worker has as many
+    worker.process.send_signal(signal.SIGSTOP)
+    for line in opened:
+        line.send(request())
+    for line in opened:
+        assert line.read().status == 200
+    assert worker.process.wait(5) == -signal.SIGKILL
+
+
+@pytest.mark.parametrize("how", ["locked", "stopped", "stopped twice"])
+def test_a_worker_that_hangs_is_ended_by_the_next_acceptor(
+    place: Place, processes: Any, how: str
+) -> None:
+    """It cannot say hello; those that do are not ended, and one more acceptor knows it, too."""
+    worker = processes("locked")
+    (line,) = lines(place, 1)
+    until(lambda: states(place) == [0])
+    line.send(request(headers={"X-Hold": "1"} if how == "locked" else {})[:-5])
+    until(lambda: states(place) == [1])
+    other = processes("locked")
+    if how != "locked":
+        worker.process.send_signal(signal.SIGSTOP)
+    line.send(request()[-5:])
+    for _ in range(2 if how == "stopped twice" else 1):
+        place.stop_acceptor()
+        place.start_acceptor()
+    place.follow(m=("1.0",))
+    assert worker.process.wait(10) == -signal.SIGKILL
+    until(lambda: place.seats() == 1)
+    assert other.process.poll() is None
+    assert place.ask().status == 200
+
+
+@pytest.mark.parametrize(
+    "kept", [b"", b"[[", b"{}", b"[1]", b'[["a", "b", "c"]]', b'[[1, "0", 0]]', b"[[%d, 5, 0]]"]
+)
+def test_nobody_else_is_ended_for_what_a_roster_says(place: Place, kept: bytes) -> None:
+    """Pids are reused; and the file may be anything."""
+    other = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    assert place.roster is not None
+    place.stop_acceptor()
+    place.roster.write_bytes(kept % other.pid if b"%d" in kept else kept)
+    place.start_acceptor()
+    watched = threading.Event()
+
+    def watch() -> None:
+        for later in range(0, 100, 1):
+            place.acceptor._workers.watch(time.monotonic() + later)
+        watched.set()
+
+    place._loop.call_soon_threadsafe(watch)
+    assert watched.wait(10)
+    assert other.poll() is None
+    other.kill()
+    other.wait()
+    assert other.stdin is not None
+    other.stdin.close()
 
 
 def test_workers_that_were_stopped_together_with_the_acceptor_have_their_time(
@@ -247,6 +317,29 @@ def test_workers_that_were_stopped_together_with_the_acceptor_have_their_time(
     worker.process.send_signal(signal.SIGCONT)
     line.send(request()[-5:])
     assert line.read().status == 200
+
+
+def test_a_worker_is_ended_though_the_acceptor_is_kept_from_looking(
+    place: Place, processes: Any
+) -> None:
+    """Time without a look does not count, but what was there before it does."""
+    worker = processes("locked")
+    (line,) = lines(place, 1)
+    until(lambda: states(place) == [0])
+    worker.process.send_signal(signal.SIGSTOP)
+    watched = threading.Event()
+
+    def watch() -> None:
+        looks = range(1, 10)
+        for look in looks:
+            place.acceptor._workers.watch(time.monotonic() + 100 * look)
+            place.acceptor._workers.watch(time.monotonic() + 100 * look + 0.5)
+        watched.set()
+
+    place._loop.call_soon_threadsafe(watch)
+    assert watched.wait(10)
+    assert worker.process.wait(5) == -signal.SIGKILL
+    line.close()
 
 
 def test_a_worker_that_reads_a_slow_body_is_not_silent(place: Place, processes: Any) -> None:

@@ -296,5 +296,31 @@ def test_responses_that_nobody_reads_are_not_kept_beyond_a_limit(folder: Path) -
         made.close()
 
 
+def test_who_reads_steadily_is_not_closed_for_those_who_have_stopped(folder: Path) -> None:
+    """However much they took before."""
+    made = Place(limits=Limits(unsent_bytes=24 << 20))
+    made.add(service(folder, kind=Large))
+    made.follow(m=("1.0",))
+    try:
+        with contextlib.ExitStack() as opened:
+            stopped = [opened.enter_context(made.line()) for _ in range(4)]
+            steady = opened.enter_context(made.line())
+            for line in stopped:
+                line.send(request() * 8)
+            for line in stopped:
+                for _ in range(3):
+                    assert len(line.read().body) == 4 << 20
+            steady.send(request() * 3)
+            left = 12 << 20
+            while left > 0:
+                data = steady.socket.recv(1 << 16)
+                assert data, f"closed with {left} bytes to come"
+                left -= len(data)
+                time.sleep(0.01)  # as a slow network
+            until(lambda: _unsent(made) <= 24 << 20)
+    finally:
+        made.close()
+
+
 def _unsent(place: Place) -> int:
     return sum(each.writer.buffered for each in list(place.workers[0]._connections))

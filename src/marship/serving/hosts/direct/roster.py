@@ -1,0 +1,117 @@
+"""The workers of an acceptor, in a file for the next one: a worker that hangs says no hello."""
+
+import logging
+import os
+import select
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import orjson
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(slots=True)
+class Missing:
+    """A worker that said hello to the acceptor before, and not yet to this one.
+
+    Attributes:
+        process: A descriptor of its process.
+        timeout_s: The longest time of a request.
+        since: When it was first missed, by the monotonic clock.
+    """
+
+    process: int
+    timeout_s: float
+    since: float
+
+
+class Roster:
+    """The workers whose silence is watched.
+
+    Args:
+        file: Where they are kept; None keeps them nowhere.
+        now: By the monotonic clock.
+    """
+
+    def __init__(self, file: Path | None, now: float) -> None:
+        self._file = file
+        self._here: dict[int, tuple[str, float]] = {}  # when it began, timeout; by its pid
+        self._missing = dict(self._read(now))
+
+    def _read(self, now: float) -> Iterator[tuple[int, Missing]]:
+        if self._file is None or not self._file.is_file():
+            return
+        try:
+            for pid, began, timeout_s in orjson.loads(self._file.read_bytes()):
+                with suppress(OSError):  # it has ended
+                    process = os.pidfd_open(pid)
+                    if _began(pid) == began:  # pids are reused
+                        yield pid, Missing(process, timeout_s, now)
+                    else:
+                        os.close(process)
+        except (OSError, ValueError, TypeError) as error:
+            logger.warning("%s must list the workers, got: %s", self._file, error)
+
+    def enter(self, pid: int, timeout_s: float | None) -> None:
+        """A worker said hello."""
+        self._found(pid)
+        if timeout_s is None:
+            return
+        with suppress(OSError):  # it has ended already
+            self._here[pid] = (_began(pid), timeout_s)
+            self._write()
+
+    def leave(self, pid: int) -> None:
+        """Its connection to the acceptor has ended."""
+        if self._here.pop(pid, None) is not None:
+            self._write()
+
+    def _found(self, pid: int) -> None:
+        if (missing := self._missing.pop(pid, None)) is not None:
+            os.close(missing.process)
+
+    def _write(self) -> None:
+        if self._file is None:
+            return
+        rows = [(pid, began, timeout_s) for pid, (began, timeout_s) in self._here.items()]
+        fresh = self._file.with_suffix(".new")
+        try:
+            fresh.write_bytes(orjson.dumps(rows))
+            fresh.rename(self._file)
+        except OSError as error:
+            logger.warning("%s must list the workers, got: %s", self._file, error)
+
+    def overdue(self, now: float, silent_s: float, away_s: float) -> Iterator[tuple[int, int]]:
+        """The pid and descriptor of each worker that was missing for too long; each once.
+
+        Args:
+            now: By the monotonic clock.
+            silent_s: How long one may be missing beyond the time of a request.
+            away_s: How long nobody looked, which does not count.
+        """
+        for pid, missing in list(self._missing.items()):
+            missing.since += away_s
+            has_ended = select.select([missing.process], [], [], 0)[0]
+            is_late = now - missing.since > missing.timeout_s + silent_s
+            if is_late and not has_ended:
+                yield pid, missing.process
+            if is_late or has_ended:
+                self._found(pid)
+
+    def close(self) -> None:
+        """Forget those that are missing; the file stays as it is for the next acceptor."""
+        self._file = None
+        for pid in list(self._missing):
+            self._found(pid)
+
+
+def _began(pid: int) -> str:
+    """When a process began (proc(5), stat, field 22).
+
+    Raises:
+        OSError: It has ended.
+    """
+    return Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()[19]
