@@ -47,6 +47,8 @@ DEFAULT_K = 5
 MOST_PICTURES = 32
 DECODING_SHARE = 0.5
 """Of the time limit: files can be made that take a hundred times as long as photographs."""
+_LONG_SIDES = 2
+"""Pictures with longer sides, in shorter ones, are cut before the model: it cuts them, too."""
 SETTINGS = ("k", "tag_threshold")
 Facts = dict[str, object]
 
@@ -71,6 +73,7 @@ class ImageHandler(OnnxHandler):
         self._k = _k_setting(settings)
         self._threshold = _share(settings.get("tag_threshold", threshold))
         self._decoding_s = DECODING_SHARE * (self.timeout_s or math.inf)
+        self._is_joined = self.joins()
 
     def _check_model(self) -> None:
         (taken, *others), given = self.contract.inputs, self.contract.outputs[0]
@@ -128,8 +131,14 @@ class ImageHandler(OnnxHandler):
                 parts.append(hidden("decode"))
                 continue
             known.update(picture.facts)
-            parts.append({self.contract.inputs[0].name: _middle(picture.pixels)[None]})
+            parts.append({self.contract.inputs[0].name: self._cut(picture.pixels)[None]})
         return parts, (k, facts)
+
+    def _cut(self, pixels: Array) -> Array:
+        """Without what the model does not read, where that is much, or a call has several."""
+        shorter, longer = sorted(pixels.shape[:2])
+        is_copied = longer > _LONG_SIDES * shorter or self._is_joined
+        return _middle(pixels) if is_copied else pixels
 
     def _read(self, body: object) -> Picture:
         if not isinstance(body, (bytes, bytearray, memoryview)):

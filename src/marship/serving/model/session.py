@@ -110,6 +110,11 @@ class SessionSettings:
         """Whether the host has a core left while every worker is busy on one."""
         return usable_cores() > self.workers
 
+    @property
+    def uses_all_cores(self) -> bool:
+        """Whether calls of all workers at once leave no core of the host."""
+        return self.providers == ("cpu",) and self.threads * self.workers >= usable_cores()
+
 
 def usable_cores(quota_file: Path = CGROUP_QUOTA) -> int:
     """The number of usable cores: CPU affinity, and a container's quota rounded up.

@@ -2,7 +2,7 @@
 
 Nothing waits for a batch to be filled. Where a call is shorter than handing it to a thread it runs
 in the event loop itself; else on a thread, while the loop reads the next requests. Which, is
-decided by how long the last calls took.
+decided by how long the last calls took, and by whether a core is left for the loop.
 """
 
 import asyncio
@@ -29,10 +29,14 @@ STREAMS = 4
 """Batches of streams that take turns: a short recording does not wait for the end of a long one."""
 IN_LOOP_S, ON_THREAD_S = 2e-3, 5e-3
 """Batches that take less than the first run in the loop; more than the second, on a thread."""
+IN_BUSY_LOOP_S, ON_BUSY_THREAD_S = 30e-3, 60e-3
+"""The same where calls use all cores: two threads would only take turns on them."""
 _WEIGHT = 0.1
 """How much the last batch counts in the average: one slow batch alone changes nothing."""
 IN_LOOP_BYTES = 1 << 20
 _LOOK_S = 0.25
+_AWAY_S, _AWAY_SHARE = 1.5, 0.2
+"""Without a look at batches, and the part of it in which no process that runs does less."""
 SPIN_S = 2e-4
 """Busy-poll: how long the loop looks for the next request before it sleeps, where the last one came
 within it and a core is left. Waking costs the lone client of a small model much of its time."""
@@ -69,10 +73,11 @@ class Lane:
         self._work: SimpleQueue[Callable[[], None]] = SimpleQueue()
         for number in range(self._slots):  # as daemons they work on while the process ends
             threading.Thread(target=self._run, name=f"model-{number}", daemon=True).start()
-        self._batch_s = service.call_s(most)  # processor time: other processes do not count
-        self._in_loop = not service.streams and self._batch_s < IN_LOOP_S
         self._rests_at, self._waited_s = 0.0, math.inf
-        self._may_spin, self._cores_at = False, -math.inf
+        self._may_spin = self._is_busy = self._in_loop = False
+        self._cores_at = -math.inf
+        self._batch_s = service.call_s(most)  # processor time: other processes do not count
+        self._decide()
         self._read = partial(
             forms.request_of,
             most_fields=service.max_fields,
@@ -109,7 +114,9 @@ class Lane:
             batch = self._take()
             if not batch:
                 return
-            if self._in_loop and sum(len(exchange.body) for exchange in batch) <= IN_LOOP_BYTES:
+            if self._in_loop and (
+                self._is_busy or sum(len(exchange.body) for exchange in batch) <= IN_LOOP_BYTES
+            ):
                 self._run_here(batch)
                 if self._pending and not self._is_scheduled:  # others have their turn first
                     self._is_scheduled = True
@@ -154,8 +161,6 @@ class Lane:
     def _rest(self) -> None:
         """Nothing is left to do: look for the next request a while before the loop sleeps."""
         now = self._rests_at = time.perf_counter()
-        if now - self._cores_at > _CORES_S:
-            self._may_spin, self._cores_at = self._service.session.settings.has_spare_cores, now
         if self._may_spin and self._waited_s < SPIN_S:
             self._loop.call_soon(self._spin, now)
 
@@ -183,9 +188,20 @@ class Lane:
         if self._batch_s == math.inf:
             self._batch_s = took_s
         self._batch_s += _WEIGHT * (took_s - self._batch_s)
-        if self._batch_s > ON_THREAD_S:
+        self._decide()
+
+    def _decide(self) -> None:
+        """Whether batches run in the loop, and whether it may busy-poll."""
+        now = time.perf_counter()
+        if now - self._cores_at > _CORES_S:
+            settings, self._cores_at = self._service.session.settings, now
+            self._may_spin, self._is_busy = settings.has_spare_cores, settings.uses_all_cores
+        shorter, longer = (
+            (IN_BUSY_LOOP_S, ON_BUSY_THREAD_S) if self._is_busy else (IN_LOOP_S, ON_THREAD_S)
+        )
+        if self._batch_s > longer or self._service.streams:
             self._in_loop = False
-        elif self._batch_s < IN_LOOP_S:
+        elif self._batch_s < shorter:
             self._in_loop = True
 
     def _reply(self, batch: list[Exchange]) -> tuple[list[Reply], str]:
@@ -241,12 +257,20 @@ class Lane:
     def _watch(self) -> None:
         """End the worker where a batch takes too long: its host starts another one."""
         limit_s = self._service.timeout_s or 0.0
+        resumed_at, before, worked_s = 0.0, time.monotonic(), time.process_time()
         while True:
             time.sleep(_LOOK_S)
             if self._loop.is_closed():
                 return  # the server has stopped, and nobody waits for the batch
-            now = time.monotonic()
-            late = [batch for began, batch in list(self._running.values()) if now - began > limit_s]
+            now, works_s = time.monotonic(), time.process_time()
+            if now - before > _AWAY_S and works_s - worked_s < _AWAY_SHARE * (now - before):
+                resumed_at = now  # the process was stopped: batches have their time again
+            before, worked_s = now, works_s
+            late = [
+                batch
+                for began, batch in list(self._running.values())
+                if now - max(began, resumed_at) > limit_s
+            ]
             if late:
                 logger.error(
                     "a batch exceeded its timeout of %g s. This worker exits.",

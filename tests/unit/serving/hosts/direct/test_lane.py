@@ -126,6 +126,75 @@ def test_a_batch_that_takes_too_long_is_504_and_ends_the_worker(
     loaded.goes.release(10)
 
 
+class Clock:
+    """Time, of which some may have passed without this process."""
+
+    def __init__(self) -> None:
+        self.passed = self.worked = 0.0
+        self.sleep, self.perf_counter, self.thread_time = (
+            time.sleep, time.perf_counter, time.thread_time,
+        )  # fmt: skip
+
+    def monotonic(self) -> float:
+        """Since some moment."""
+        return time.monotonic() + self.passed
+
+    def process_time(self) -> float:
+        """Of the processor."""
+        return time.process_time() + self.worked
+
+
+@pytest.mark.parametrize("works", [False, True])
+def test_a_batch_has_its_time_again_where_the_process_was_stopped(
+    folder: Path, place: Place, monkeypatch: pytest.MonkeyPatch, works: bool
+) -> None:
+    """But not where it worked for as long, and kept Python's lock."""
+    clock, ended = Clock(), threading.Event()
+    monkeypatch.setattr("os._exit", lambda _: ended.set())
+    monkeypatch.setattr(lane, "time", clock)
+    loaded = service(folder, kind=Held, timeout_s=30.0)
+    place.add(loaded)
+    place.follow(m=("1.0",))
+    with place.line() as line:
+        line.send(request())
+        until(lambda: loaded.batches == [1])
+        clock.worked += 100.0 * works  # before the other: they are looked at in this order
+        clock.passed += 100.0
+        if works:
+            assert line.read().status == 504
+            assert ended.wait(5)
+        else:
+            assert not ended.wait(3 * lane._LOOK_S)
+            loaded.goes.release()
+            assert line.read().status == 200
+    loaded.goes.release(10)
+
+
+@pytest.mark.parametrize(
+    ("is_busy", "takes_s"), [(False, 1e-3), (False, 1e-2), (True, 1e-2), (True, 0.1)]
+)
+def test_calls_run_in_the_loop_where_no_core_is_left_for_it(
+    folder: Path, place: Place, monkeypatch: pytest.MonkeyPatch, is_busy: bool, takes_s: float
+) -> None:
+    """Up to a limit: a thread and the loop would take turns on one core."""
+
+    class Named(OnnxHandler):
+        def call_s(self, rows: int) -> float:  # noqa: ARG002
+            return takes_s
+
+        def _reply(self, requests: Sequence[Request]) -> tuple[list[Reply], str]:
+            names.append(threading.current_thread().name)
+            return super()._reply(requests)
+
+    names: list[str] = []
+    monkeypatch.setattr(SessionSettings, "uses_all_cores", is_busy)
+    place.add(service(folder, kind=Named))
+    place.follow(m=("1.0",))
+    assert place.ask().status == 200
+    assert len(names) == 1
+    assert names[0].startswith("model-") == (takes_s > (0.05 if is_busy else 0.005))
+
+
 def test_what_waits_for_a_worker_that_ends_is_told_at_once(
     folder: Path, place: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:
