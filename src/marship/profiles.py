@@ -1,6 +1,6 @@
 """Batching profiles, chosen when a model is packaged or registered."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from marship.errors import UsageError
 
@@ -22,12 +22,15 @@ class Profile:
 PROFILES = {"latency": Profile(1, 1), "throughput": Profile(32, 1)}
 
 
-def find(name: str) -> Profile:
-    """The profile of that name.
+def find(
+    name: str, batch_size: int | None = None, max_batch_delay_ms: int | None = None
+) -> Profile:
+    """The profile of that name, with the values that are given in place of its own.
 
     Raises:
         UsageError: There is no such profile.
     """
     if name not in PROFILES:
         raise UsageError(f"profile must be one of {', '.join(PROFILES)}, got {name!r}.")
-    return PROFILES[name]
+    given = {"batch_size": batch_size, "max_batch_delay_ms": max_batch_delay_ms}
+    return replace(PROFILES[name], **{key: v for key, v in given.items() if v is not None})

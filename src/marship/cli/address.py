@@ -113,7 +113,7 @@ def _address(
     model_store: Path | None = None,
 ) -> "Address":
     from marship.client.address import Address, ApiTokens
-    from marship.client.connected import MODEL_STORE
+    from marship.engines.addresses import MODEL_STORE
 
     for flag, given in (("--url", url), ("--token", token), ("the other API's URL", other_url)):
         if given is not None and not given.strip():

@@ -7,7 +7,7 @@ from typing import Any, Self
 
 from marship import texts
 from marship.client import AsyncClient, Client
-from marship.client.connected import MODEL_STORE
+from marship.engines.addresses import MODEL_STORE
 from marship.errors import UsageError
 from marship.exchange.calls import Side
 

@@ -8,13 +8,14 @@ import functools
 import inspect
 from collections.abc import AsyncGenerator, Callable, Coroutine, Generator
 from contextlib import aclosing, closing
+from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, Self, TypeVar
 
 from marship import profiles
 from marship.arguments import checked
 from marship.client.bodies import decoded, encoded
-from marship.client.connected import Connected
+from marship.client.connected import Connected, file_name
 from marship.engines.engine import Engine, Model, ModelStatus, OnWait, Registration, Wait, Worker
 from marship.exchange.calls import Flow, HttpResponse, line_value
 from marship.exchange.transports import BlockingTransport
@@ -33,7 +34,7 @@ LOAD_TIMEOUT_S = 180.0
 
 def _register(  # noqa: PLR0913  keyword-only
     engine: Engine,
-    archive: str,
+    archive: str | Path,
     *,
     name: str | None = None,
     workers: int | None = None,
@@ -47,7 +48,7 @@ def _register(  # noqa: PLR0913  keyword-only
 
     Args:
         engine: The server.
-        archive: A file name in the server's model store.
+        archive: A file name in the server's model store, or a path to the file there.
         name: The model's name; None is the archive's own, regardless of its file name.
         workers: Number of workers; None is that of the archive's model-config.yaml, else
             default_workers_per_model. A number given here overrides both.
@@ -58,7 +59,7 @@ def _register(  # noqa: PLR0913  keyword-only
         on_wait: Called with the number of workers that are ready, and that are wanted.
 
     Raises:
-        UsageError: The archive is not a file name, or the model's name is invalid.
+        UsageError: The archive lies elsewhere, or the model's name or the batch size is invalid.
         NotFoundError: The archive is not in the model store, or another client unregistered
             the version while it loaded.
         PackageError: The archive is corrupted.
@@ -69,10 +70,10 @@ def _register(  # noqa: PLR0913  keyword-only
         ServerError: The server refused.
     """
     if profile is not None:
-        chosen = profiles.find(profile)
-        batch_size = batch_size or chosen.batch_size
-        max_batch_delay_ms = max_batch_delay_ms or chosen.max_batch_delay_ms
-    wanted = Registration(archive, name, workers, batch_size, max_batch_delay_ms)
+        chosen = profiles.find(profile, batch_size, max_batch_delay_ms)
+        batch_size, max_batch_delay_ms = chosen.batch_size, chosen.max_batch_delay_ms
+    file = file_name(engine, Path(archive))
+    wanted = Registration(file, name, workers, batch_size, max_batch_delay_ms)
     return engine.register(wanted, Wait(timeout_s, on_wait))
 
 
@@ -210,7 +211,7 @@ class Client(Connected):
         on_retry: Called before each retry.
         ca: A PEM file with the trusted CA certificates; replaces SSL_CERT_FILE and the system's.
         model_store: For a remote server: the local folder with copies of its archives, which
-            rollouts read.
+            rollouts read, and whose paths `register` takes.
 
     Example:
         >>> with marship.Client() as client:

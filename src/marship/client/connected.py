@@ -1,10 +1,11 @@
 """The base of both clients: addresses, tokens and limits."""
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 
 from marship.arguments import checked
-from marship.engines.addresses import Target
+from marship.engines.addresses import MODEL_STORE, Target
 from marship.engines.default import DefaultEngine
 from marship.engines.engine import Engine
 from marship.engines.home import Home
@@ -12,8 +13,6 @@ from marship.errors import UsageError
 from marship.exchange.calls import Side
 from marship.exchange.retries import RETRY_S
 from marship.exchange.transports import MAX_RESPONSE_BYTES, Bounds
-
-MODEL_STORE = Path("model_store")
 
 
 class Connected:
@@ -38,7 +37,8 @@ class Connected:
     ) -> None:
         urls = {"inference": inference_url, "management": management_url, "metrics": metrics_url}
         tokens = {"inference": inference_token, "management": management_token}
-        self._engine = DefaultEngine(Target(home, urls, tokens, retry_s, on_retry, ca))
+        target = Target(home, urls, tokens, retry_s, on_retry, ca, Path(model_store))
+        self._engine = DefaultEngine(target)
         for setting, value in (
             ("timeout_s", timeout_s),
             ("max_response_bytes", max_response_bytes),
@@ -46,7 +46,6 @@ class Connected:
             if value <= 0:
                 raise UsageError(f"{setting} must be over 0, got {value}.")
         self._bounds = Bounds(timeout_s, max_response_bytes)
-        self._copies = Path(model_store)
 
     @property
     def engine(self) -> Engine:
@@ -63,6 +62,7 @@ class Connected:
         """Whether the server's home is local, and so its model store, registrations and logs."""
         return self._engine.is_local
 
+    @checked
     def has(self, api: Side) -> bool:
         """Whether an API of the server has an address: "inference", "management" or "metrics"."""
         return self._engine.has(api)
@@ -74,4 +74,13 @@ class Connected:
         Raises:
             NotRunningError: No server runs in the home.
         """
-        return Path(self.home.require_running().model_store) if self.is_local else self._copies
+        return self._engine.model_store
+
+
+def file_name(engine: Engine, archive: Path) -> str:
+    """The file name of an archive if it lies in the model store; otherwise its path."""
+    if len(archive.parts) > 1:  # a name alone is one in the store, whatever the current folder
+        store = os.path.realpath(engine.model_store)
+        if os.path.realpath(archive.parent) == store:
+            return archive.name
+    return str(archive)

@@ -14,6 +14,8 @@ URL_VARIABLES: Mapping[str, str] = {
     "metrics": "MARSHIP_METRICS_URL",
 }
 
+MODEL_STORE = Path("model_store")
+
 
 @dataclass(frozen=True, slots=True)
 class Target:
@@ -28,6 +30,7 @@ class Target:
         retry_s: How long calls that may be retried are retried.
         on_retry: Called before each retry.
         ca: A PEM file with the trusted CA certificates, in place of the default ones.
+        copies: The local folder with copies of a remote server's archives.
     """
 
     home: str | Path | None = None
@@ -36,3 +39,4 @@ class Target:
     retry_s: float = 0.0
     on_retry: Callable[[], None] | None = None
     ca: str | Path | None = None
+    copies: Path = MODEL_STORE

@@ -113,7 +113,7 @@ class Registration:
         name: The model's name; None is the archive's own.
         workers: Number of workers; None is that of the archive's model-config.yaml, else the
             server's default. A number given here overrides both.
-        batch_size: Maximum requests in one batch; None is the archive's.
+        batch_size: Maximum requests in one batch, at least 1; None is the archive's.
         max_batch_delay_ms: How long a batch waits to fill; None is the archive's.
     """
 
@@ -221,6 +221,14 @@ class Engine(Destination, Protocol):
     def is_local(self) -> bool:
         """Whether the server's files are accessible on this machine."""
 
+    @property
+    def model_store(self) -> Path:
+        """The server's model store; for a remote server the local folder with copies of archives.
+
+        Raises:
+            NotRunningError: No server runs in the home.
+        """
+
     def has(self, api: Side) -> bool:
         """Whether the address of an API of the server is known."""
 
@@ -275,7 +283,8 @@ class Engine(Destination, Protocol):
         """Register an archive and wait until its workers are ready; undo it on failure.
 
         Raises:
-            UsageError: The archive is not a file name, or the model's name is invalid.
+            UsageError: The archive is not a file name, or the model's name or the batch size is
+                invalid.
             NotFoundError: It is not in the model store, or another client unregistered it.
             PackageError: It is corrupted.
             SignatureError: It has no valid signature by a key that the server trusts.

@@ -193,12 +193,12 @@ def _model_config(settings: PackageSettings) -> str:
     With any such file in the archive TorchServe takes these times from it and from nowhere
     else, so all of them are always written.
     """
-    profile = profiles.find(settings.profile)
+    profile = profiles.find(settings.profile, settings.batch_size, settings.max_batch_delay_ms)
     config: dict[str, Any] = {
         "minWorkers": settings.min_workers,
         "maxWorkers": settings.max_workers,
-        "batchSize": settings.batch_size or profile.batch_size,
-        "maxBatchDelay": settings.max_batch_delay_ms or profile.max_batch_delay_ms,
+        "batchSize": profile.batch_size,
+        "maxBatchDelay": profile.max_batch_delay_ms,
         "responseTimeout": settings.response_timeout_s,
         "startupTimeout": settings.startup_timeout_s,
         "marship": {

@@ -50,7 +50,7 @@ def package(source: str | Path, settings: PackageSettings | None = None) -> Path
 def _check(settings: PackageSettings) -> None:
     """Refuse what can be seen without the model: proving it may take minutes."""
     check_files(_handler(settings, ONNX_HANDLER), map(Path, settings.asset))
-    profiles.find(settings.profile)
+    profile = profiles.find(settings.profile, settings.batch_size)
     golden.check_kind(settings.golden)
     configure.parsed(settings.option)
     if settings.name is not None:
@@ -62,8 +62,7 @@ def _check(settings: PackageSettings) -> None:
         file_name(settings.name, settings)
     if not configure.VERSION.fullmatch(settings.version):
         raise UsageError(f"version must be digits and dots, such as 1.0, got {settings.version!r}.")
-    batch_size = settings.batch_size or profiles.find(settings.profile).batch_size
-    if settings.client_timeout_s is not None and batch_size == 1:
+    if settings.client_timeout_s is not None and profile.batch_size == 1:
         raise UsageError(
             "client-timeout-s must come with a batch size over 1, got 1: TorchServe drops none but "
             "those behind the first of a batch. Add --profile throughput."

@@ -17,7 +17,7 @@ from marship import Client
 from marship.engines.engine import Note
 from marship.engines.torchserve import draining
 from marship.engines.torchserve.store import write_note
-from marship.errors import RolloutError
+from marship.errors import RolloutError, UsageError
 from marship.exchange.calls import Call
 from marship.operate.rollout import RolloutListener, rollout
 from signed import write
@@ -50,6 +50,7 @@ def done(home: Path, server: Management, act: Callable[[Client], Any]) -> Any:
         ({"profile": "throughput"}, {}, (1, 32, 1)),
         ({"batch_size": 7, "max_batch_delay_ms": 9, "workers": 3}, {}, (3, 7, 9)),
         ({"batch_size": 7}, {"profile": "latency", "workers": 2}, (2, 1, 1)),
+        ({"profile": "throughput", "max_batch_delay_ms": 0}, {}, (1, 32, 0)),
         ({}, {}, (1, 1, 100)),  # both are the archive's: the model of the server has these
     ],
 )
@@ -62,6 +63,22 @@ def test_a_registrations_settings_are_kept(
     for file in ("m-2.mar", "m-1.mar"):
         new = done(home, server, lambda client, f=file: rollout(client, f, **told)).new
         assert (new.min_workers, new.batch_size, new.max_batch_delay_ms) == kept
+
+
+@pytest.mark.parametrize("make", [str, Path])
+def test_an_archive_may_be_registered_by_its_path(
+    home: Path, make: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As `package` returns it, if it lies in the store; a file elsewhere is not its namesake."""
+    (home / "link").symlink_to(home)
+    monkeypatch.chdir(home.parent)
+    relative = Path(home.name) / "m-2.mar"
+    for path in (Path("m-1.mar"), home / "m-1.mar", home / "link" / "m-1.mar", relative):
+        done(home, Management(STORE), lambda client, path=path: client.register(make(path)))
+    (home / "other").mkdir()
+    for path in (home / "other" / "m-1.mar", Path("other/m-1.mar"), home):
+        with pytest.raises(UsageError, match="must be the name of a file in the model store, or"):
+            done(home, Management(STORE), lambda client, path=path: client.register(make(path)))
 
 
 @pytest.mark.parametrize("named", [(1, 1), (1, 2), (1, 3), (2, 2), (3, 3), (2, 4)])

@@ -42,6 +42,7 @@ class Access:
     def __init__(self, target: Target) -> None:
         home, urls, tokens = target.home, target.urls, target.tokens
         self._retry_s, self._on_retry, self._has_met = target.retry_s, target.on_retry, False
+        self._copies = target.copies
         self.home = Home(Path(home or default_home()).absolute())
         self.tls = None if target.ca is None else _trusting(Path(target.ca))
         if home is None:
@@ -65,6 +66,15 @@ class Access:
     def is_local(self) -> bool:
         """Whether the server is local: its addresses are read from its home."""
         return "management" not in self._urls and not self._is_elsewhere
+
+    @property
+    def model_store(self) -> Path:
+        """The folder of the running server's archives; of a remote one, that of their copies.
+
+        Raises:
+            NotRunningError: No server runs in the home.
+        """
+        return Path(self.home.require_running().model_store) if self.is_local else self._copies
 
     def has(self, side: Side) -> bool:
         """Whether an API has an address, given or from the home."""

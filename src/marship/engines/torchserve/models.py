@@ -46,7 +46,8 @@ def register(
     """Register an archive and wait until its workers are ready; undo it on failure.
 
     Raises:
-        UsageError: The archive is not a file name, or the model's name is invalid.
+        UsageError: The archive is not a file name, or the model's name or the batch size is
+            invalid.
         NotFoundError: It is not in the model store, or another client unregistered it.
         PackageError: It is corrupted.
         SignatureError: It has no valid signature by a key that the server trusts.

@@ -35,13 +35,16 @@ def check(wanted: Registration) -> None:
     """Validate a registration.
 
     Raises:
-        UsageError: The archive is not a file name, or the model's name is invalid.
+        UsageError: The archive is not a file name, or the model's name or the batch size is
+            invalid.
     """
     if Path(wanted.archive).name != wanted.archive or wanted.archive.startswith("."):
         raise UsageError(
-            f"an archive must be the name of a file in the model store, got "
-            f"{wanted.archive!r}. Put the file there and give its name alone."
+            f"an archive must be the name of a file in the model store, or its path there, got "
+            f"{wanted.archive!r}. Put the file there and give its name."
         )
+    if wanted.batch_size is not None and wanted.batch_size < 1:
+        raise UsageError(f"batch_size must be at least 1, got {wanted.batch_size}.")
     if wanted.name is not None:
         checked_name(wanted.name)
 
