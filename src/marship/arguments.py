@@ -10,7 +10,7 @@ from contextlib import suppress
 from dataclasses import MISSING, fields, is_dataclass
 from pathlib import Path
 from types import NoneType, UnionType
-from typing import Any, ParamSpec, TypeVar, get_args, get_origin, get_type_hints
+from typing import Any, Literal, ParamSpec, TypeVar, get_args, get_origin, get_type_hints
 
 from marship.errors import UsageError
 
@@ -18,31 +18,48 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 _LONGEST_NAME, _LONGEST_PATH, _SHOWN = 255, 4095, 100
+_TIMES = ("m", "M")
+"""NumPy's kinds of time spans and dates."""
 MOST_S = 10**9
 """Longer times overflow in the system's clocks."""
 
 
-def converted(hint: Any, value: Any, name: str) -> Any:  # noqa: ANN401  values of any type
+def converted(
+    hint: Any,  # noqa: ANN401  an annotation
+    value: Any,  # noqa: ANN401  values of any type
+    name: str,
+    low: float | None = None,
+    high: float | None = None,
+) -> Any:  # noqa: ANN401  the same
     """The value as its annotation has it: a text becomes a path, one text a tuple of texts.
 
     Raises:
-        UsageError: It is of another type.
+        UsageError: It is of another type, or a number out of bounds or not finite.
     """
     kinds = get_args(hint) if isinstance(hint, UnionType) else (hint,)
     if value is None and NoneType in kinds:
         return None
     kind = Path if Path in kinds else next(k for k in kinds if k is not NoneType)
-    is_text = isinstance(value, str | os.PathLike)
-    if kind is Path and is_text:
-        return Path(_checked_text(os.fspath(value), name, is_path=True))
-    several = (value,) if is_text else value
+    text = _text(value)
+    if kind is Path and isinstance(text, str):
+        return Path(_checked_text(text, name, is_path=True))
+    several = (text,) if isinstance(text, str) else value
     if get_origin(kind) is tuple and isinstance(several, list | tuple):
-        return tuple(converted(str, _plain(one), f"each {name}") for one in several)
-    expected = get_origin(kind) or kind
-    if expected in (int, float) and not isinstance(value, bool):
-        value = _number(expected, value)
-    if not isinstance(value, expected) or (isinstance(value, bool) and expected is not bool):
-        raise UsageError(f"{name} must be of type {expected.__name__}, got {value!r}.")
+        return tuple(converted(str, _text(one), f"each {name}") for one in several)
+    if get_origin(kind) is Literal:
+        return _one_of(get_args(kind), value, name)
+    expected: Any = get_origin(kind) or kind
+    plain = _number(expected, value) if expected in (int, float, bool) else value
+    if not isinstance(plain, expected) or (isinstance(plain, bool) and expected is not bool):
+        raise UsageError(f"{name} must be of type {expected.__name__}, got {_shown(value)}.")
+    if expected in (int, float):
+        _check_bounds(name, plain, low, high)
+    return plain
+
+
+def _one_of(choices: tuple[str, ...], value: object, name: str) -> object:
+    if not isinstance(value, str) or value not in choices:
+        raise UsageError(f"{name} must be one of {', '.join(choices)}, got {_shown(value)}.")
     return value
 
 
@@ -62,34 +79,53 @@ def _checked_text(value: str, name: str, *, is_path: bool = False) -> str:
     return value
 
 
-def _plain(value: object) -> object:
-    return os.fspath(value) if isinstance(value, os.PathLike) else value
-
-
-def _number(kind: type, value: Any) -> Any:  # noqa: ANN401  numbers of any library
-    """A number of NumPy's as Python's; anything else as it is."""
-    with suppress(TypeError, ValueError, OverflowError):
-        if hasattr(value, "__index__"):
-            return kind(operator.index(value))
-        if kind is float and hasattr(value, "__float__"):
-            return float(value)
+def _text(value: object) -> object:
+    """A path as its text; anything else, and a path in bytes, as it is."""
+    with suppress(TypeError):
+        text = os.fspath(value)  # type: ignore[call-overload]  # TypeError for what is no path
+        if isinstance(text, str):
+            return text
     return value
 
 
-def check_number(name: str, value: object, low: float | None, high: float | None) -> None:
-    """Check a number against its bounds; other values are fine.
+def _number(kind: type, value: Any) -> Any:  # noqa: ANN401  numbers of any library
+    """A number or boolean of another library as Python's; anything else as it is."""
+    plain = _scalar(value)
+    if kind is bool or isinstance(plain, bool):
+        return plain
+    is_real = kind is float and hasattr(plain, "__float__")  # bytes are not, which `float` reads
+    for convert in (operator.index, float) if is_real else (operator.index,):
+        with suppress(TypeError, ValueError, OverflowError):
+            return kind(convert(plain))
+    return value
 
-    Raises:
-        UsageError: It is out of bounds, or not finite.
-    """
-    if not isinstance(value, int | float):
-        return
+
+def _scalar(value: Any) -> Any:  # noqa: ANN401  values of any type
+    """The number in an array or tensor without dimensions, None for others; else the value."""
+    if not hasattr(value, "ndim"):
+        return value
+    if value.ndim != 0 or getattr(value.dtype, "kind", "") in _TIMES:
+        return None  # times may come as a number of nanoseconds
+    with suppress(RuntimeError):  # PyTorch's, of a tensor without data
+        return value.item()
+    return None
+
+
+def _check_bounds(name: str, value: float, low: float | None, high: float | None) -> None:
     if isinstance(value, float) and not math.isfinite(value):
         raise UsageError(f"{name} must be a finite number, got {value}.")
     if low is not None and value < low:
-        raise UsageError(f"{name} must be at least {low}, got {value}.")
+        raise UsageError(f"{name} must be at least {low}, got {_shown(value)}.")
     if high is not None and value > high:
-        raise UsageError(f"{name} must be at most {high}, got {value}.")
+        raise UsageError(f"{name} must be at most {high}, got {_shown(value)}.")
+
+
+def _shown(value: object) -> str:
+    """The start of a value's representation, in one line."""
+    try:
+        return " ".join(repr(value).splitlines())[:_SHOWN]
+    except ValueError:  # Python writes no integers of thousands of digits
+        return "an integer of too many digits"
 
 
 def from_json(kind: type[T], values: object) -> T:
@@ -109,10 +145,11 @@ def from_json(kind: type[T], values: object) -> T:
 
 
 _CHECKED = (str, int, float, bool, Path)
+_CHECKED_ORIGINS = (Callable, Literal)
 
 
 def checked(function: Callable[P, T]) -> Callable[P, T]:
-    """Check arguments that are texts, numbers, paths or dataclasses by their annotations.
+    """Check texts, numbers, paths, dataclasses, callables and literals by their annotations.
 
     Numbers must not be negative, and times at most `MOST_S`. Arguments of other types are passed
     on as they are.
@@ -134,12 +171,9 @@ def checked(function: Callable[P, T]) -> Callable[P, T]:
     def check(name: str, value: Any) -> Any:  # noqa: ANN401  as given
         if name not in hints:
             return value
-        value = converted(hints[name], value, name)
-        if isinstance(value, str):
-            return _checked_text(value, name)
-        if not isinstance(value, bool):
-            check_number(name, value, 0, MOST_S if name.endswith("_s") else None)
-        return value
+        most = MOST_S if name.endswith("_s") else None
+        value = converted(hints[name], value, name, low=0, high=most)
+        return _checked_text(value, name) if isinstance(value, str) else value
 
     @functools.wraps(function)
     def call(*args: P.args, **kwargs: P.kwargs) -> T:
@@ -152,4 +186,7 @@ def checked(function: Callable[P, T]) -> Callable[P, T]:
 
 def _is_checked(hint: Any) -> bool:  # noqa: ANN401  an annotation
     kinds = get_args(hint) if isinstance(hint, UnionType) else (hint,)
-    return all(kind in (*_CHECKED, NoneType) or is_dataclass(kind) for kind in kinds)
+    return all(
+        kind in (*_CHECKED, NoneType) or is_dataclass(kind) or get_origin(kind) in _CHECKED_ORIGINS
+        for kind in kinds
+    )

@@ -79,10 +79,14 @@ def from_dict(kind: type[S], values: dict[str, Any], source: str) -> S:
 def _checked(kind: type[Any], values: dict[str, Any]) -> dict[str, Any]:
     """Values by name as the fields' types have them."""
     hints = get_type_hints(kind)
-    for item in dataclasses.fields(kind):
-        low, high = item.metadata.get("min"), item.metadata.get("max")
-        arguments.check_number(item.name, values.get(item.name), low, high)
-    return {name: arguments.converted(hints[name], v, name) for name, v in values.items()}
+    bounds = {
+        item.name: (item.metadata.get("min"), item.metadata.get("max"))
+        for item in dataclasses.fields(kind)
+    }
+    return {
+        name: arguments.converted(hints[name], value, name, *bounds[name])
+        for name, value in values.items()
+    }
 
 
 def flags(kind: type[S]) -> Callable[[Callable[..., Any]], Callable[..., Any]]:

@@ -2,16 +2,23 @@
 
 import asyncio
 import math
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from decimal import Decimal
+from fractions import Fraction
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import example, given
 from hypothesis import strategies as st
 
 import marship
 from marship.arguments import MOST_S, checked
+from marship.client.connected import file_name
 from marship.errors import MarshipError, UsageError
 
 BAD_NUMBERS = [math.nan, math.inf, -math.inf, -1, -0.5, "5", b"5", None, True, [], {}, 1e300]
@@ -32,6 +39,111 @@ def test_values_come_as_their_annotations_say() -> None:
     assert given_ == (Path("a"), "b", 3, 0.5, object)
     assert [type(value) for value in given_[2:4]] == [int, float]
     assert act(Path("a"), name="b", timeout_s=2)[3] == 2.0
+
+
+@checked
+def take(
+    *,
+    integer: int = 1,
+    real: float = 1.0,
+    switch: bool = False,
+    side: Literal["left", "right"] = "left",
+    call: Callable[[], None] | None = None,
+) -> dict[str, Any]:
+    """What it is given."""
+    return {"integer": integer, "real": real, "switch": switch, "side": side, "call": call}
+
+
+NUMBERS = {  # of libraries, by what Python's own would be
+    int: [np.int8, np.uint64, np.array, torch.tensor],
+    float: [np.float16, np.float64, np.longdouble, np.array, torch.tensor, Fraction, Decimal],
+    bool: [np.bool_, np.array, torch.tensor],
+}
+OWN = st.booleans() | st.integers(-100, 100) | st.integers(-400, 400).map(lambda n: n / 4)
+
+
+def outcome(name: str, value: Any) -> tuple[type, Any] | str:
+    """The type and the value that come of an argument, or the message up to the value."""
+    try:
+        found = take(**{name: value})[name]
+    except UsageError as error:
+        return str(error).partition(", got")[0]
+    return type(found), found
+
+
+@given(own=OWN, name=st.sampled_from(["integer", "real", "switch"]), data=st.data())
+def test_numbers_of_libraries_are_treated_like_pythons(
+    own: Any, name: str, data: st.DataObject
+) -> None:
+    """Also booleans, and arrays and tensors without dimensions: accepted or refused likewise."""
+    make = data.draw(st.sampled_from(NUMBERS[type(own)]))
+    if isinstance(own, int) and make is np.uint64:
+        own = abs(own)
+    assert outcome(name, make(own)) == outcome(name, own)
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        *(np.timedelta64(5, "ns"), np.datetime64(5, "ns"), np.complex64(1), np.array("5")),
+        *(np.array([1]), torch.tensor([1.5]), torch.empty((), device="meta"), np.str_("1"), b"1"),
+        *(10**5000, -(10**5000), np.zeros((3, 3)), "a\nb", Decimal("nan"), np.float32("inf")),
+    ],
+    ids=lambda value: f"{type(value).__name__}",
+)
+def test_what_is_no_number_is_named_in_one_line(value: Any) -> None:
+    """A time span, text, several numbers, or an integer that Python does not even write."""
+    for name in ("integer", "real", "switch"):
+        if not (name == "integer" and isinstance(value, int) and value > 0):
+            message = outcome(name, value)
+            assert isinstance(message, str)
+            assert message.startswith(f"{name} must be ")
+            with pytest.raises(UsageError, match=r"^[^\n]{1,200}$"):
+                take(**{name: value})
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("call", 5), ("side", "up"), ("side", []), ("side", np.zeros(2))], ids=str
+)
+def test_callables_and_choices_are_checked(name: str, value: Any) -> None:
+    """Before they are called, or looked up."""
+    with pytest.raises(UsageError, match=f"^{name} must be (of type Callable|one of left, right),"):
+        take(**{name: value})
+    given_ = take(call=print, side="right")
+    assert (given_["call"], given_["side"]) == (print, "right")
+
+
+class _OddPath:
+    """A path whose text is none."""
+
+    def __fspath__(self) -> str:
+        return 5  # type: ignore[return-value]
+
+    def __repr__(self) -> str:
+        return "odd"
+
+
+@contextmanager
+def _no_text_paths(folder: Path) -> Iterator[list[Any]]:
+    """Paths in bytes, and what claims to be one."""
+    (folder / "file").touch()
+    with os.scandir(os.fsencode(folder)) as entries:
+        yield [*entries, _OddPath()]
+
+
+def test_paths_in_bytes_are_refused(tmp_path: Path) -> None:
+    """As bytes themselves are."""
+    with _no_text_paths(tmp_path) as values:
+        for value in values:
+            for use in (
+                *(marship.Client, marship.export, marship.optimize, marship.package),
+                *(marship.check, lambda path: marship.PackageSettings(handler=path)),
+                *(lambda path: marship.PackageSettings(asset=path),),
+                *(lambda path: marship.PackageSettings(asset=[path]),),
+                lambda path: act("a", path),
+            ):
+                with pytest.raises(UsageError, match=r"must be of type \w+, got "):
+                    use(value)
 
 
 @pytest.mark.parametrize("value", BAD_NUMBERS, ids=repr)
@@ -93,6 +205,11 @@ CALLS: list[tuple[str, tuple[Any, ...], dict[str, Any]]] = [
     ("register", (5,), {}),
     ("register", ("tiny.mar",), {"max_batch_delay_ms": math.nan}),
     ("register", ("tiny.mar",), {"batch_size": "1"}),
+    ("register", ("tiny.mar",), {"batch_size": 0}),
+    ("register", ("tiny.mar",), {"batch_size": 0, "profile": "latency"}),
+    ("register", ("tiny.mar",), {"on_wait": 5}),
+    ("has", ([],), {}),
+    ("has", ("inferences",), {}),
     ("describe", ("tiny", 1.0), {}),
     ("describe", (None,), {}),
     ("predict", (None, [[1]]), {}),
@@ -116,6 +233,19 @@ def test_calls_are_refused_before_anything_is_sent(
 
     with pytest.raises(UsageError, match=" must be "):
         asyncio.run(call())
+
+
+def test_an_archive_of_a_remote_server_is_named_by_its_local_copy(tmp_path: Path) -> None:
+    """A path elsewhere stays one, which the server's engine refuses."""
+    client = marship.Client(management_url="http://127.0.0.1:9", model_store=tmp_path / "copies")
+    for path, name in {
+        "tiny.mar": "tiny.mar",
+        "copies/tiny.mar": "copies/tiny.mar",
+        tmp_path / "copies" / "tiny.mar": "tiny.mar",
+        tmp_path / "copies" / ".." / "copies" / "tiny.mar": "tiny.mar",
+        tmp_path / "tiny.mar": str(tmp_path / "tiny.mar"),
+    }.items():
+        assert file_name(client.engine, Path(path)) == name
 
 
 STEPS: list[tuple[str, tuple[Any, ...]]] = [

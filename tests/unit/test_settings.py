@@ -2,11 +2,14 @@
 
 import dataclasses
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_type_hints
 
+import numpy as np
 import pytest
+import torch
 import typer
 from hypothesis import given as given_
 from hypothesis import strategies as st
@@ -197,9 +200,38 @@ def test_a_path_that_no_system_takes_is_named(name: str, kind: type[Any]) -> Non
                     kind(**{item.name: value})
 
 
-@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+BOUNDED = [
+    (kind, item.name, get_type_hints(kind)[item.name], bound)
+    for kind in KINDS
+    for item in dataclasses.fields(kind)
+    for bound in ("min", "max")
+    if item.metadata[bound] is not None
+]
+
+
+@given_(
+    st.sampled_from(BOUNDED), st.sampled_from([int, np.int64, np.float64, np.array, torch.tensor])
+)
+def test_bounds_hold_for_numbers_of_libraries(
+    field: tuple[type[Any], str, Any, str], make: Callable[[Any], Any]
+) -> None:
+    """One beyond a bound is refused, whatever type it has."""
+    kind, name, hint, bound = field
+    if make is np.float64 and hint is not float:
+        make = np.int64
+    metadata = next(item.metadata for item in dataclasses.fields(kind) if item.name == name)
+    value = int(metadata[bound]) + (1 if bound == "max" else -1)
+    word = "most" if bound == "max" else "least"
+    with pytest.raises(UsageError, match=f"^{name} must be at {word} .*, got {value}"):
+        kind(**{name: make(value)})
+
+
+NOT_FINITE = [float("nan"), float("inf"), -float("inf")]
+
+
+@pytest.mark.parametrize("value", [*NOT_FINITE, *map(np.float32, NOT_FINITE)])
 @pytest.mark.parametrize("kind", KINDS)
-def test_numbers_must_be_finite(kind: type[Any], value: float) -> None:
+def test_numbers_must_be_finite(kind: type[Any], value: Any) -> None:
     """In Python as on the command line: no bound holds for NaN."""
     for item in dataclasses.fields(kind):
         if get_type_hints(kind)[item.name] is float:
