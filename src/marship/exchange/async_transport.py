@@ -7,11 +7,10 @@ client.
 import asyncio
 import os
 import ssl
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any, TypeVar
-from weakref import WeakKeyDictionary
 
 import aiohttp
 
@@ -22,16 +21,23 @@ from marship.exchange.connectors import connector
 from marship.exchange.transports import Bounds
 
 T = TypeVar("T")
-_Sessions = WeakKeyDictionary[asyncio.AbstractEventLoop, dict[str, aiohttp.ClientSession]]
+_Sessions = dict[str, aiohttp.ClientSession]
+"""One event loop's, by base URL."""
 
 
 class AsyncTransport:
-    """Runs flows; each event loop, and each process after a fork, has connections of its own."""
+    """Runs flows; each event loop, and each process after a fork, has connections of its own.
+
+    Several threads may use it, each with a loop of its own.
+    """
 
     def __init__(self, destination: Destination, bounds: Bounds) -> None:
         self._destination, self._bounds = destination, bounds
-        self._sessions: _Sessions = WeakKeyDictionary()
-        self._pid, self._forked = os.getpid(), list[_Sessions]()
+        # Only changed by single calls of a dict's methods, which threads need no lock for. Those of
+        # another process stay in it after a fork: closing them would disturb that process.
+        self._kept: dict[
+            tuple[int, asyncio.AbstractEventLoop], tuple[_Sessions, AsyncGenerator[_Sessions, None]]
+        ] = {}
 
     async def run(self, flow: Flow[T]) -> T:
         """The flow's result."""
@@ -53,28 +59,34 @@ class AsyncTransport:
                 error = problem
 
     async def close(self) -> None:
-        """Close the connections."""
-        for session in self._own().values():
-            await session.close()
+        """Close the running loop's connections."""
+        kept = self._kept.pop((os.getpid(), asyncio.get_running_loop()), None)
+        if kept is not None:
+            await kept[1].aclose()
 
-    def _own(self) -> dict[str, aiohttp.ClientSession]:
-        """The running loop's sessions, by base URL."""
-        if self._pid != os.getpid():  # kept, as closing them would disturb the other process
-            self._forked.append(self._sessions)
-            self._pid, self._sessions = os.getpid(), WeakKeyDictionary()
-        loop = asyncio.get_running_loop()
-        for other, sessions in list(self._sessions.items()):
-            if other.is_closed():
+    async def _own(self) -> _Sessions:
+        """The running loop's sessions."""
+        pid, loop = os.getpid(), asyncio.get_running_loop()
+        if (pid, loop) not in self._kept:
+            self._forget_closed(pid)
+            keeper = _keeper({})
+            self._kept[pid, loop] = await anext(keeper), keeper  # other tasks do not run meanwhile
+        return self._kept[pid, loop][0]
+
+    def _forget_closed(self, pid: int) -> None:
+        """Drop the sessions of loops that are closed."""
+        for key in list(self._kept):
+            if key[0] == pid and key[1].is_closed():
+                sessions, _ = self._kept.pop(key, ({}, None))
                 for session in sessions.values():
                     session.detach()
-                del self._sessions[other]
-        return self._sessions.setdefault(loop, {})
 
     async def _exchange(self, call: Call) -> HttpResponse:
         url = self._destination.url(call)
         with self._faults(url):
             async with asyncio.timeout(self._bounds.timeout_s):
-                response = await self._connected(url).request(
+                session = await self._connected(url)
+                response = await session.request(
                     call.method,
                     sockets.without_path(url),
                     params=dict(call.params),
@@ -93,8 +105,8 @@ class AsyncTransport:
                     response.close()
                     raise
 
-    def _connected(self, url: str) -> aiohttp.ClientSession:
-        base, sessions = sockets.base_of(url), self._own()
+    async def _connected(self, url: str) -> aiohttp.ClientSession:
+        base, sessions = sockets.base_of(url), await self._own()
         if base not in sessions:
             sessions[base] = aiohttp.ClientSession(
                 connector=connector(base, self._destination.check_peer, self._destination.tls),
@@ -149,6 +161,20 @@ class AsyncTransport:
             raise _no_response(url, error) from error
         except ValueError as error:  # a header that cannot be sent
             raise transports.no_address(url, error) from error
+
+
+async def _keeper(sessions: _Sessions) -> AsyncGenerator[_Sessions, None]:
+    """The same sessions, which are closed with the generator.
+
+    A loop's asynchronous generators are closed before the loop is, by asyncio.run and others.
+    Afterwards no connection can be closed: its socket would stay open until it is garbage.
+    """
+    pid = os.getpid()
+    try:
+        yield sessions
+    finally:
+        while sessions and pid == os.getpid():
+            await sessions.popitem()[1].close()
 
 
 def _no_response(url: str, error: aiohttp.ClientError) -> ServerError:

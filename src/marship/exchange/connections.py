@@ -9,6 +9,7 @@ import select
 import ssl
 from collections import defaultdict
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from typing import Any, BinaryIO
 from urllib.parse import urlsplit
 
@@ -120,7 +121,7 @@ class CheckedConnection(http.client.HTTPConnection):
 
 
 class Pool:
-    """Idle open connections."""
+    """Idle open connections, for any number of threads."""
 
     def __init__(self, check: Check, tls: ssl.SSLContext | None = None) -> None:
         self._check, self._tls = check, tls
@@ -132,11 +133,10 @@ class Pool:
         if self._pid != os.getpid():  # forked: two processes would read each other's responses
             self._pid, self._free = os.getpid(), defaultdict(list)
         free = self._free[base]
-        while free:
-            one = free.pop()
-            if not one.is_dropped():
-                return one
-            one.close()
+        with suppress(IndexError):  # another thread may have taken the last one
+            while (one := free.pop()).is_dropped():
+                one.close()
+            return one
         return CheckedConnection(base, self._check, self._tls)
 
     def give(self, one: CheckedConnection) -> None:
@@ -145,9 +145,10 @@ class Pool:
 
     def close(self) -> None:
         """Close all idle connections."""
-        for free in self._free.values():
-            while free:
-                free.pop().close()
+        for free in list(self._free.values()):
+            with suppress(IndexError):
+                while True:
+                    free.pop().close()
 
 
 def chunks(response: http.client.HTTPResponse) -> Iterator[bytes]:

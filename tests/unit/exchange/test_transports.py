@@ -5,7 +5,9 @@ import subprocess
 import sys
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
@@ -17,6 +19,7 @@ from marship.engines.torchserve.access import Access
 from marship.errors import InvalidInputError, MarshipError, NoAnswerError, ServerError
 from marship.exchange.async_transport import AsyncTransport
 from marship.exchange.calls import Flow, Lines, Work, line_value
+from marship.exchange.connections import CheckedConnection, Pool
 from marship.exchange.transports import BlockingTransport, Bounds
 
 Chunk = bytes | float | None
@@ -204,11 +207,13 @@ def test_an_error_of_work_is_thrown_into_the_flow() -> None:
     assert BlockingTransport(Access(Target()), Bounds(TIMEOUT_S)).run(flow()) == "it broke"
 
 
-def test_a_forked_process_has_connections_of_its_own() -> None:
-    """Two processes that share one read each other's responses."""
+@pytest.fixture
+def echo() -> Iterator[str]:
+    """The address of a server that sends each request's body back, and keeps connections."""
 
     class Echo(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
+        disable_nagle_algorithm = True
 
         def do_POST(self) -> None:
             body = self.rfile.read(int(self.headers["Content-Length"]))
@@ -223,11 +228,19 @@ def test_a_forked_process_has_connections_of_its_own() -> None:
 
     with ThreadingHTTPServer(("127.0.0.1", 0), Echo) as server:
         threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
-        url = f"http://127.0.0.1:{server.server_port}"
-        done = subprocess.run(
-            [sys.executable, "-c", FORKING, url], capture_output=True, text=True, check=False
-        )
+        yield f"http://127.0.0.1:{server.server_port}"
         server.shutdown()
+
+
+def _run(code: str, url: str) -> subprocess.CompletedProcess[str]:
+    """Run Python code in a process of its own, which takes ResourceWarnings for errors."""
+    command = [sys.executable, "-W", "error::ResourceWarning", "-c", code, url]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+def test_a_forked_process_has_connections_of_its_own(echo: str) -> None:
+    """Two processes that share one read each other's responses."""
+    done = _run(FORKING, echo)
     assert (done.returncode, done.stdout) == (0, "right\n" * 6), done.stderr
 
 
@@ -276,3 +289,111 @@ def test_an_asyncio_client_may_be_used_in_one_loop_after_the_other(serve: Serve)
 async def _one(client: AsyncClient) -> Any:
     (value,) = [value async for value in client.stream("m", b"")]
     return value
+
+
+def test_a_loop_s_connections_are_closed_with_it(echo: str) -> None:
+    """Not when they are garbage, which may be much later; nothing is said about it."""
+    done = _run(LOOPS, echo)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+LOOPS = """
+import asyncio, gc, os, sys
+from marship import AsyncClient
+
+client = AsyncClient(inference_url=sys.argv[1], inference_token="t")
+
+async def ask(calls=5):
+    results = await asyncio.gather(*(client.predict("m", [number]) for number in range(calls)))
+    assert results == [[number] for number in range(calls)]
+
+async def close_and_ask():
+    for _ in range(3):
+        await ask()
+        await client.close()
+
+gc.collect()
+gc.disable()
+asyncio.run(ask())
+before = os.listdir("/proc/self/fd")
+for _ in range(20):
+    asyncio.run(ask())
+asyncio.run(close_and_ask())
+assert os.listdir("/proc/self/fd") == before
+"""
+
+
+def test_a_client_without_references_closes_its_connections(echo: str) -> None:
+    """In a loop that goes on."""
+
+    async def ask() -> None:
+        client = AsyncClient(inference_url=echo, inference_token="t")
+        assert await client.predict("m", [1]) == [1]
+        session = weakref.ref(next(iter((await client._transport._own()).values())))
+        del client
+        async with asyncio.timeout(10):
+            while (found := session()) is not None and not found.closed:
+                del found
+                await asyncio.sleep(0)
+
+    asyncio.run(ask())
+
+
+class _HeldLoop(asyncio.SelectorEventLoop):
+    """Two threads find out at the same time that it is closed."""
+
+    meeting: threading.Barrier | None = None
+
+    def is_closed(self) -> bool:
+        closed = super().is_closed()
+        if self.meeting is not None:
+            self.meeting.wait(10)
+        return closed
+
+
+def test_threads_find_the_same_closed_loop(echo: str) -> None:
+    """Each of them has a loop of its own; neither fails because the other was first."""
+    client = AsyncClient(inference_url=echo, inference_token="t")
+    old = _HeldLoop()
+    assert old.run_until_complete(client.predict("m", [0])) == [0]
+    old.run_until_complete(old.shutdown_asyncgens())
+    old.close()
+    old.meeting = threading.Barrier(2)
+    with ThreadPoolExecutor(2) as threads:
+        asked = [threads.submit(asyncio.run, client.predict("m", [n])) for n in (1, 2)]
+        found = [one.result() for one in asked]
+    old.meeting = None
+    assert found == [[1], [2]]
+
+
+def test_many_threads_share_an_asyncio_client(echo: str) -> None:
+    """Each with one loop after the other."""
+    client = AsyncClient(inference_url=echo, inference_token="t")
+
+    def ask(thread: int) -> list[Any]:
+        return [asyncio.run(client.predict("m", [thread, n])) for n in range(40)]
+
+    with ThreadPoolExecutor(8) as threads:
+        found = list(threads.map(ask, range(8)))
+    assert found == [[[thread, n] for n in range(40)] for thread in range(8)]
+
+
+class _Raced(list[CheckedConnection]):
+    """Idle connections that another thread takes once somebody has looked whether there are any."""
+
+    def __bool__(self) -> bool:
+        found = len(self) > 0
+        self.clear()
+        return found
+
+
+def test_threads_take_the_last_connection_at_the_same_time() -> None:
+    """Who comes second opens another one, and closing finds none."""
+    pool = Pool(_none)
+    for act in (lambda: pool.take("http://127.0.0.1:9"), pool.close):
+        pool._free["http://127.0.0.1:9"] = _Raced([CheckedConnection("http://127.0.0.1:9", _none)])
+        act()
+
+
+def _none(*_: object) -> None:
+    """Check nothing."""
