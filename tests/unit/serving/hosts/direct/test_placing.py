@@ -151,7 +151,7 @@ def test_a_drain_waits_for_a_connection_that_the_worker_has_not_opened_yet(
                 caller.recv(1000)
             worker._loop.call_soon_threadsafe(gate.set)
             assert drained(caller)
-        assert line.read().status == 503  # given back, and there is no other worker
+            assert line.read().status == 503  # given back, and there is no other worker
 
 
 def test_a_worker_that_died_while_it_was_drained_does_not_come_back(
