@@ -9,6 +9,7 @@ import asyncio
 import logging
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from functools import partial
 from http import HTTPStatus
 from pathlib import Path
@@ -22,6 +23,7 @@ from grpc import aio
 from marship.engines.gateway import messages, requests, statuses, tensors
 from marship.engines.gateway.messages import Message, kind
 from marship.engines.gateway.requests import InferRequest
+from marship.engines.gateway.shares import Newest
 from marship.engines.gateway.statuses import Refusal
 from marship.engines.gateway.tensors import LENGTH_HEADER, NoTensorsError
 from marship.engines.gateway.turns import Turns
@@ -32,10 +34,16 @@ from marship.serving.hosts.direct.tokens import RefusedError, Tokens
 logger = logging.getLogger(__name__)
 
 _MOST_RUNNING = 1024
+"""Of calls with the right token."""
 _STREAMS = 256
+_PENDING = 1 << 14
+"""Of calls that nobody has looked at yet: beyond it grpc ends new ones, whatever their token."""
 _RECEIVED_BYTES = 1 << 28
-"""Of messages that are being received: their number is this by the largest one."""
+"""Of messages that are being received: their number is this by the largest one.
+Calls that need no token have as much of their own."""
 _FEW = 16
+_OPEN_RUNNING = 256
+"""Of calls that need no token, once their message is there."""
 _MESSAGE_S, _OPEN_MESSAGE_S = 60.0, 5.0
 """How long a message may take to arrive, and that of a call that needs no token."""
 _OPEN = ("ServerLive", "ServerReady", "ModelReady")
@@ -90,8 +98,9 @@ class GrpcService:
         self._tokens, self._message_s = Tokens(key_file), message_s
         self._turns = Turns()
         self._running = 0
-        self._receiving = asyncio.Semaphore(max(_FEW, _RECEIVED_BYTES // request_bytes))
-        self._open = asyncio.Semaphore(_FEW)
+        received = max(_FEW, _RECEIVED_BYTES // request_bytes)
+        self._receiving = asyncio.Semaphore(received)
+        self._silent, self._open = Newest(received), Newest(_OPEN_RUNNING)
 
     def handlers(self) -> grpc.GenericRpcHandler:
         """What a server of grpc calls."""
@@ -131,41 +140,54 @@ class GrpcService:
         To grpc it is one that takes a stream: else a message would be received whole, for as long
         as it takes, before anything is known of its call.
         """
+        respond = self._respond_to_any if is_open else self._respond
 
         async def run(messages: AsyncIterator[bytes], context: RpcContext) -> Message:
-            if self._running >= _MOST_RUNNING:
-                await _abort(context, _busy())
-            self._running += 1
             try:
-                message = await self._receive(messages, context, is_open=is_open)
-                return await method(parse(message), context)
+                return await respond(method, parse, messages, context)
             except Exception as error:
                 logger.debug("a call was refused", exc_info=True)
                 await _abort(context, _refusal(error))
-            finally:
-                self._running -= 1
 
         return run
 
-    async def _receive(
-        self, messages: AsyncIterator[bytes], context: RpcContext, *, is_open: bool
-    ) -> bytes:
-        """The message of a call, as one of few that are received at a time."""
-        if not is_open:
-            token = _headers(context).get("authorization")
-            self._tokens.check(None if token is None else token.encode())
-        limit_s = _OPEN_MESSAGE_S if is_open else self._message_s
+    async def _respond_to_any(
+        self,
+        method: Callable[[RequestT, RpcContext], Awaitable[Message]],
+        parse: Callable[[bytes], RequestT],
+        messages: AsyncIterator[bytes],
+        context: RpcContext,
+    ) -> Message:
+        """The response to a call that needs no token, which takes nothing that others need."""
+        silent = self._silent.place(_OPEN_MESSAGE_S)
+        request = parse(await _receive(messages, silent, _OPEN_MESSAGE_S))
+        async with self._open.place():
+            return await method(request, context)
+
+    async def _respond(
+        self,
+        method: Callable[[RequestT, RpcContext], Awaitable[Message]],
+        parse: Callable[[bytes], RequestT],
+        messages: AsyncIterator[bytes],
+        context: RpcContext,
+    ) -> Message:
+        """The response to a call, which counts once its token is right."""
+        token = _headers(context).get("authorization")
+        self._tokens.check(None if token is None else token.encode())
+        if self._running >= _MOST_RUNNING:
+            raise statuses.busy(f"at most {_MOST_RUNNING} calls may run at a time")
+        self._running += 1
         try:
-            async with asyncio.timeout(limit_s), self._open if is_open else self._receiving:
-                return await anext(messages)
-        except TimeoutError as error:
-            raise Refusal(
-                grpc.StatusCode.DEADLINE_EXCEEDED,
-                f"a message must arrive within {limit_s:g} s, got a part of it. Send less in one.",
-                "slow",
-            ) from error
-        except StopAsyncIteration as error:
-            raise MalformedError("a call must have a message, got none.") from error
+            message = await _receive(messages, self._received(), self._message_s)
+            return await method(parse(message), context)
+        finally:
+            self._running -= 1
+
+    @asynccontextmanager
+    async def _received(self) -> AsyncIterator[None]:
+        """Be one of few whose messages are received at a time."""
+        async with asyncio.timeout(self._message_s), self._receiving:
+            yield
 
     async def server_live(self, _request: Message, context: RpcContext) -> Message:
         """Whether the server runs."""
@@ -225,6 +247,24 @@ class GrpcService:
         return dict(orjson.loads(response.body))
 
 
+async def _receive(
+    messages: AsyncIterator[bytes], limit: AbstractAsyncContextManager[object], limit_s: float
+) -> bytes:
+    """The message of a call, waited for within a limit."""
+    try:
+        async with limit:
+            message = await anext(messages, None)
+    except TimeoutError as error:
+        raise Refusal(
+            grpc.StatusCode.DEADLINE_EXCEEDED,
+            f"a message must arrive within {limit_s:g} s, got a part of it. Send less in one.",
+            "slow",
+        ) from error
+    if message is None:
+        raise MalformedError("a call must have a message, got none.")
+    return message
+
+
 def _path(model: str, version: str) -> str:
     if not model:
         raise MalformedError("the model must be named, got an empty name.")
@@ -275,15 +315,6 @@ def _refusal(error: Exception) -> Refusal:
     )
 
 
-def _busy() -> Refusal:
-    return Refusal(
-        grpc.StatusCode.RESOURCE_EXHAUSTED,
-        f"at most {_MOST_RUNNING} calls may run at a time, got more. Retry later.",
-        "busy",
-        {"retry-after": "1"},
-    )
-
-
 async def _abort(context: RpcContext, refusal: Refusal) -> NoReturn:
     await context.abort(refusal.status, refusal.message, refusal.trailing)
 
@@ -299,6 +330,8 @@ def options(request_bytes: int) -> Mapping[str, int]:
         "grpc.max_send_message_length": -1,  # the worker bounds it
         "grpc.so_reuseport": 0,  # a port that is taken is an error
         "grpc.max_concurrent_streams": _STREAMS,
+        "grpc.server.max_pending_requests": _PENDING,
+        "grpc.server.max_pending_requests_hard_limit": _PENDING,
         "grpc.max_connection_idle_ms": _IDLE_MS,
         "grpc.keepalive_time_ms": _PING_MS,  # a peer that vanished is noticed
         "grpc.keepalive_timeout_ms": _PING_WITHIN_MS,

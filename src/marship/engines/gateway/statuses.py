@@ -56,6 +56,21 @@ class Refusal(Exception):  # noqa: N818  it is a response, not a fault
         return ((CODE, self.code), *trailing(self.headers))
 
 
+def busy(limit: str) -> Refusal:
+    """The refusal of a call that is one too many.
+
+    Example:
+        >>> busy("at most 2 calls may run at a time").message
+        'at most 2 calls may run at a time, got more. Retry later.'
+    """
+    return Refusal(
+        grpc.StatusCode.RESOURCE_EXHAUSTED,
+        f"{limit}, got more. Retry later.",
+        _BUSY,
+        {"retry-after": "1"},
+    )
+
+
 def trailing(headers: Mapping[str, str]) -> tuple[tuple[str, str], ...]:
     """Trailing metadata for the headers of a response."""
     return tuple((name, headers[name]) for name in PASSED_ON if name in headers)

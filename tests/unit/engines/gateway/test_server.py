@@ -275,10 +275,11 @@ class Silent:
         self._listener.listen()
         self._listener.settimeout(10)
 
-    def asked(self) -> socket.socket:
-        """The connection of a request, once that is there."""
-        line, _ = self._listener.accept()
-        line.settimeout(10)
+    def asked(self, line: socket.socket | None = None) -> socket.socket:
+        """The connection of a request, once that is there: a new one, or this again."""
+        if line is None:
+            line, _ = self._listener.accept()
+            line.settimeout(10)
         data = b""
         while b"/infer HTTP/1.1" not in data:
             data += line.recv(1 << 16)
@@ -561,3 +562,48 @@ def test_a_message_has_its_time_and_is_not_received_without_a_token(
         waiting = [half(channel, "ModelInfer", right) for _ in range(100)]
         assert infer(channel, request(), right)
         assert {one.exception().code() for one in waiting} == {Code.DEADLINE_EXCEEDED}
+
+
+@pytest.mark.parametrize("method", ["ServerLive", "ServerReady", "ModelReady", "ModelInfer"])
+def test_who_has_no_token_and_sends_nothing_keeps_nobody_out(
+    guarded: Place, monkeypatch: pytest.MonkeyPatch, method: str
+) -> None:
+    """Whatever it opens: others are answered at once, as if it were not there."""
+    monkeypatch.setattr(server, "_OPEN_MESSAGE_S", 60.0)
+    monkeypatch.setattr(server, "_MOST_RUNNING", 1)
+    right = {"authorization": f"Bearer {TOKEN}"}
+    with (
+        Gateway(guarded.socket, LARGE_BYTES, key_file=guarded.key_file) as gateway,
+        triton.InferenceServerClient(gateway.address) as client,
+    ):
+        channel = grpc.insecure_channel(gateway.address, [("grpc.use_local_subchannel_pool", 1)])
+        calls = [half(channel, method) for _ in range(100)]
+        until(lambda: sum(call.done() for call in calls) >= 84)  # the newest 16 may have places
+        assert client.is_server_live(client_timeout=2)
+        assert client.is_server_ready(client_timeout=2)
+        assert client.is_model_ready("m", client_timeout=2)
+        found = client.infer("m", row(), headers=right, client_timeout=2)
+        assert found.as_numpy("output")[0, 0] == RIGHT
+        ended = {call.exception().code() for call in calls if call.done()}
+        wanted = Code.UNAUTHENTICATED if method == "ModelInfer" else Code.RESOURCE_EXHAUSTED
+        assert ended == {wanted}
+        channel.close()
+
+
+def test_health_of_a_worker_that_hangs_keeps_nobody_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Calls that need no token are bounded where nothing answers: the oldest end."""
+    monkeypatch.setattr(server, "_OPEN_RUNNING", 4)
+    listener = socket.socket(socket.AF_UNIX)
+    listener.bind(str(tmp_path / "s"))
+    listener.listen(64)
+    with Gateway(tmp_path / "s") as gateway, grpc.insecure_channel(gateway.address) as channel:
+        call = channel.unary_unary("/inference.GRPCInferenceService/ModelReady")
+        name = kind("ModelReadyRequest")(name="m").SerializeToString()
+        calls = [call.future(name, timeout=20) for _ in range(20)]
+        until(lambda: sum(each.done() for each in calls) == 16)
+        assert {told(each)["error-code"] for each in calls if each.done()} == {"busy"}
+        for each in calls:
+            each.cancel()
+    listener.close()
