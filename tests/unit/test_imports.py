@@ -22,7 +22,8 @@ ROOMS: dict[str, set[str]] = {
     "serving": {"errors", "contract"},  # and no more of the ground: this travels in archives
     "trust": {"serving.model.sealed", "exchange"},
     "exchange": set(),
-    "engines": {"exchange", "trust", "serving.model.keysource", "serving.hosts.direct"},
+    "engines": {"exchange", "trust", "serving.hosts.direct"}
+    | {"serving.model.keysource", "serving.model.heap"},
     "client": {"engines", "exchange", "serving.formats"},
     "predict": {"client", "engines", "exchange", "serving.formats"},
     "fit": set(),

@@ -8,26 +8,26 @@ connection.
 import asyncio
 import logging
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from functools import partial
 from http import HTTPStatus
 from pathlib import Path
-from typing import NoReturn, Protocol, TypeVar
+from typing import NoReturn, TypeVar
 from urllib.parse import quote
 
 import grpc
 import orjson
 from grpc import aio
 
-from marship.engines.gateway import messages, requests, statuses, tensors
+from marship.engines.gateway import calls, messages, requests, statuses, tensors
+from marship.engines.gateway.calls import GrpcCall, RpcContext
 from marship.engines.gateway.messages import Message, kind
 from marship.engines.gateway.requests import InferRequest
-from marship.engines.gateway.shares import Newest
+from marship.engines.gateway.shares import Memory, MemoryShare, Newest
 from marship.engines.gateway.statuses import Refusal
 from marship.engines.gateway.tensors import LENGTH_HEADER, NoTensorsError
 from marship.engines.gateway.turns import Turns
-from marship.engines.gateway.upstream import Upstream, UpstreamResponse
+from marship.engines.gateway.upstream import Headers, Upstream, UpstreamResponse
 from marship.errors import MalformedError, MarshipError, TooLargeError
 from marship.serving.hosts.direct.tokens import RefusedError, Tokens
 
@@ -38,19 +38,22 @@ _MOST_RUNNING = 1024
 _STREAMS = 256
 _PENDING = 1 << 14
 """Of calls that nobody has looked at yet: beyond it grpc ends new ones, whatever their token."""
-_RECEIVED_BYTES = 1 << 28
-"""Of messages that are being received: their number is this by the largest one.
-Calls that need no token have as much of their own."""
+_MESSAGES_BYTES = 1 << 28
+"""Of the messages and responses of running calls; one that is being received counts as the largest.
+Calls that need no token have as much of their own while they are received."""
 _FEW = 16
+"""The least number of messages that are received at a time."""
 _OPEN_RUNNING = 256
 """Of calls that need no token, once their message is there."""
 _MESSAGE_S, _OPEN_MESSAGE_S = 60.0, 5.0
 """How long a message may take to arrive, and that of a call that needs no token."""
+_SENT_AT_ONCE_BYTES = 1 << 16
+"""Of a response: as much as a client takes of a stream before it has read any (RFC 9113, 6.9.2)."""
+_ROOM_S = 10.0
+"""How long a response may wait for memory: half of what a worker waits for who reads nothing."""
 _OPEN = ("ServerLive", "ServerReady", "ModelReady")
 """Without a token, as at the direct address."""
 _IDLE_MS, _PING_MS, _PING_WITHIN_MS = 300_000, 60_000, 20_000
-_TAKEN = ("authorization", "x-request-id")
-"""Metadata of a call that become headers."""
 
 _OF_ERRORS: Sequence[tuple[type[MarshipError], grpc.StatusCode]] = (
     (NoTensorsError, grpc.StatusCode.UNIMPLEMENTED),
@@ -60,21 +63,6 @@ _OF_ERRORS: Sequence[tuple[type[MarshipError], grpc.StatusCode]] = (
 )
 
 RequestT = TypeVar("RequestT")
-
-
-class RpcContext(Protocol):
-    """A call, as grpc.aio.ServicerContext has it; grpc has no types."""
-
-    def invocation_metadata(self) -> Sequence[tuple[str, str | bytes]] | None:
-        """What the client sent beside its message."""
-
-    def set_trailing_metadata(self, metadata: Sequence[tuple[str, str]]) -> None:
-        """Send this behind the response."""
-
-    async def abort(
-        self, code: grpc.StatusCode, details: str, metadata: Sequence[tuple[str, str]]
-    ) -> NoReturn:
-        """End the call with a status."""
 
 
 class GrpcService:
@@ -98,13 +86,13 @@ class GrpcService:
         self._tokens, self._message_s = Tokens(key_file), message_s
         self._turns = Turns()
         self._running = 0
-        received = max(_FEW, _RECEIVED_BYTES // request_bytes)
-        self._receiving = asyncio.Semaphore(received)
-        self._silent, self._open = Newest(received), Newest(_OPEN_RUNNING)
+        self._memory = Memory(max(_MESSAGES_BYTES, _FEW * request_bytes))
+        self._silent = Newest(max(_FEW, _MESSAGES_BYTES // request_bytes))
+        self._open = Newest(_OPEN_RUNNING)
 
     def handlers(self) -> grpc.GenericRpcHandler:
         """What a server of grpc calls."""
-        own: dict[str, Callable[[Message, RpcContext], Awaitable[Message]]] = {
+        own: dict[str, Callable[[Message, GrpcCall], Awaitable[Message]]] = {
             "ServerLive": self.server_live,
             "ServerReady": self.server_ready,
             "ModelReady": self.model_ready,
@@ -130,11 +118,11 @@ class GrpcService:
 
     def _method(
         self,
-        method: Callable[[RequestT, RpcContext], Awaitable[Message]],
+        method: Callable[[RequestT, GrpcCall], Awaitable[Message]],
         parse: Callable[[bytes], RequestT],
         *,
         is_open: bool = False,
-    ) -> Callable[[AsyncIterator[bytes], RpcContext], Awaitable[Message]]:
+    ) -> Callable[[object, RpcContext], Awaitable[Message]]:
         """A method from the bytes of its request to its response or its status.
 
         To grpc it is one that takes a stream: else a message would be received whole, for as long
@@ -142,9 +130,10 @@ class GrpcService:
         """
         respond = self._respond_to_any if is_open else self._respond
 
-        async def run(messages: AsyncIterator[bytes], context: RpcContext) -> Message:
+        async def run(_messages: object, context: RpcContext) -> Message:
             try:
-                return await respond(method, parse, messages, context)
+                with MemoryShare(self._memory) as share:
+                    return await respond(method, parse, GrpcCall(context, share))
             except Exception as error:
                 logger.debug("a call was refused", exc_info=True)
                 await _abort(context, _refusal(error))
@@ -153,116 +142,122 @@ class GrpcService:
 
     async def _respond_to_any(
         self,
-        method: Callable[[RequestT, RpcContext], Awaitable[Message]],
+        method: Callable[[RequestT, GrpcCall], Awaitable[Message]],
         parse: Callable[[bytes], RequestT],
-        messages: AsyncIterator[bytes],
-        context: RpcContext,
+        call: GrpcCall,
     ) -> Message:
         """The response to a call that needs no token, which takes nothing that others need."""
         silent = self._silent.place(_OPEN_MESSAGE_S)
-        request = parse(await _receive(messages, silent, _OPEN_MESSAGE_S))
+        request = parse(await calls.receive(call.context, silent, _OPEN_MESSAGE_S))
         async with self._open.place():
-            return await method(request, context)
+            return await method(request, call)
 
     async def _respond(
         self,
-        method: Callable[[RequestT, RpcContext], Awaitable[Message]],
+        method: Callable[[RequestT, GrpcCall], Awaitable[Message]],
         parse: Callable[[bytes], RequestT],
-        messages: AsyncIterator[bytes],
-        context: RpcContext,
+        call: GrpcCall,
     ) -> Message:
-        """The response to a call, which counts once its token is right."""
-        token = _headers(context).get("authorization")
+        """The response to a call, which counts once its token is right.
+
+        Nothing here keeps the message: its memory is free once the request is sent.
+        """
+        token = calls.headers(call.context).get("authorization")
         self._tokens.check(None if token is None else token.encode())
         if self._running >= _MOST_RUNNING:
             raise statuses.busy(f"at most {_MOST_RUNNING} calls may run at a time")
         self._running += 1
         try:
-            message = await _receive(messages, self._received(), self._message_s)
-            return await method(parse(message), context)
+            return await method(parse(await self._message(call)), call)
         finally:
             self._running -= 1
 
-    @asynccontextmanager
-    async def _received(self) -> AsyncIterator[None]:
-        """Be one of few whose messages are received at a time."""
-        async with asyncio.timeout(self._message_s), self._receiving:
-            yield
+    async def _message(self, call: GrpcCall) -> bytes:
+        """The message of a call, which may be of any size until it is there."""
+        await call.share.wait(self._request_bytes, self._message_s)
+        limit = asyncio.timeout(self._message_s)
+        message = await calls.receive(call.context, limit, self._message_s)
+        call.share.hold(len(message))
+        return message
 
-    async def server_live(self, _request: Message, context: RpcContext) -> Message:
+    async def server_live(self, _request: Message, call: GrpcCall) -> Message:
         """Whether the server runs."""
-        response = await self._health("", "/v2/health/live", context)
+        response = await self._health("", "/v2/health/live", call)
         return kind("ServerLiveResponse")(live=response.status == HTTPStatus.OK)
 
-    async def server_ready(self, _request: Message, context: RpcContext) -> Message:
+    async def server_ready(self, _request: Message, call: GrpcCall) -> Message:
         """Whether every model has its workers."""
-        response = await self._health("", "/v2/health/ready", context)
+        response = await self._health("", "/v2/health/ready", call)
         return kind("ServerReadyResponse")(ready=response.status == HTTPStatus.OK)
 
-    async def model_ready(self, request: Message, context: RpcContext) -> Message:
+    async def model_ready(self, request: Message, call: GrpcCall) -> Message:
         """Whether a model has a worker."""
         where = _path(request.name, request.version)
-        response = await self._health(where, f"{where}/ready", context)
+        response = await self._health(where, f"{where}/ready", call)
         return kind("ModelReadyResponse")(ready=response.status == HTTPStatus.OK)
 
-    async def server_metadata(self, _request: Message, context: RpcContext) -> Message:
+    async def server_metadata(self, _request: Message, call: GrpcCall) -> Message:
         """The server's name and version; its extensions are of HTTP."""
-        description = await self._metadata("", "/v2", context)
+        description = await self._metadata("", "/v2", call)
         return kind("ServerMetadataResponse")(
             name=description["name"], version=description["version"]
         )
 
-    async def model_metadata(self, request: Message, context: RpcContext) -> Message:
+    async def model_metadata(self, request: Message, call: GrpcCall) -> Message:
         """What a model takes and returns."""
         where = _path(request.name, request.version)
-        return kind("ModelMetadataResponse")(**await self._metadata(where, where, context))
+        return kind("ModelMetadataResponse")(**await self._metadata(where, where, call))
 
-    async def model_infer(self, request: InferRequest, context: RpcContext) -> bytes:
+    async def model_infer(self, request: InferRequest, call: GrpcCall) -> bytes:
         """A prediction, as it is sent."""
         where = _path(request.message.model_name, request.message.model_version)
-        text, raw = await tensors.to_body(request, self._turns, self._request_bytes)
+        text, body = await tensors.to_body(request, self._turns, self._request_bytes)
         headers = {
-            **_headers(context),
+            **calls.headers(call.context),
             "content-type": "application/octet-stream",
             LENGTH_HEADER: str(len(text)),
         }
-        response = await self._upstream.post(where, f"{where}/infer", headers, [text, *raw])
-        _check(response)
-        context.set_trailing_metadata(statuses.trailing(response.headers))
-        return await tensors.from_body(
-            response.headers, response.body, self._turns, typed=request.is_typed
+        is_typed = request.is_typed
+        del request  # the body has all that is needed of it, until it is sent
+        body.insert(0, text)
+        call.share.hold(sum(map(len, body)))
+        response = await self._upstream.post(
+            where, f"{where}/infer", headers, body, partial(_make_room, call.share)
         )
+        _check(response)
+        call.context.set_trailing_metadata(statuses.trailing(response.headers))
+        made = await tensors.from_body(response.headers, response.body, self._turns, typed=is_typed)
+        if len(made) > _SENT_AT_ONCE_BYTES:
+            sending = MemoryShare(self._memory)
+            sending.hold(len(made))
+            call.context.add_done_callback(lambda _: sending.end())
+        return made
 
-    async def _health(self, key: str, target: str, context: RpcContext) -> UpstreamResponse:
+    async def _health(self, key: str, target: str, call: GrpcCall) -> UpstreamResponse:
         """A response whose status is the result: 503 is not an error."""
-        response = await self._upstream.get(key, target, _headers(context))
+        response = await self._upstream.get(key, target, calls.headers(call.context))
         if response.status != HTTPStatus.SERVICE_UNAVAILABLE:
             _check(response)
         return response
 
-    async def _metadata(self, key: str, target: str, context: RpcContext) -> dict[str, Message]:
-        response = await self._upstream.get(key, target, _headers(context))
+    async def _metadata(self, key: str, target: str, call: GrpcCall) -> dict[str, Message]:
+        response = await self._upstream.get(key, target, calls.headers(call.context))
         _check(response)
-        context.set_trailing_metadata(statuses.trailing(response.headers))
+        call.context.set_trailing_metadata(statuses.trailing(response.headers))
         return dict(orjson.loads(response.body))
 
 
-async def _receive(
-    messages: AsyncIterator[bytes], limit: AbstractAsyncContextManager[object], limit_s: float
-) -> bytes:
-    """The message of a call, waited for within a limit."""
-    try:
-        async with limit:
-            message = await anext(messages, None)
-    except TimeoutError as error:
-        raise Refusal(
-            grpc.StatusCode.DEADLINE_EXCEEDED,
-            f"a message must arrive within {limit_s:g} s, got a part of it. Send less in one.",
-            "slow",
-        ) from error
-    if message is None:
-        raise MalformedError("a call must have a message, got none.")
-    return message
+async def _make_room(share: MemoryShare, headers: Headers) -> None:
+    """Wait for the memory of a response.
+
+    Raises:
+        NoTensorsError: It is a stream, whose length nobody knows.
+        Refusal: There was not so much in time.
+    """
+    length = headers.get("content-length")
+    if length is None:
+        raise NoTensorsError
+    await share.wait(int(length), _ROOM_S)
 
 
 def _path(model: str, version: str) -> str:
@@ -270,22 +265,6 @@ def _path(model: str, version: str) -> str:
         raise MalformedError("the model must be named, got an empty name.")
     where = f"/v2/models/{quote(model, safe='')}"
     return f"{where}/versions/{quote(version, safe='')}" if version else where
-
-
-def _headers(context: RpcContext) -> dict[str, str]:
-    """The headers for a call's metadata.
-
-    Raises:
-        MalformedError: A value would not stay in its header.
-    """
-    found: dict[str, str] = {}
-    for name, value in context.invocation_metadata() or ():
-        if name in _TAKEN:
-            text = value if isinstance(value, str) else value.decode("latin-1")
-            if not (text.isascii() and text.isprintable()):
-                raise MalformedError(f"metadata {name} must be printable ASCII, got other bytes.")
-            found[name] = text
-    return found
 
 
 def _check(response: UpstreamResponse) -> None:

@@ -1,10 +1,16 @@
-"""What calls share: places for those that need no token."""
+"""What calls share: places for those that need no token, and memory for all others."""
 
 import asyncio
+from collections import deque
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 from marship.engines.gateway.statuses import busy
+from marship.serving.model.heap import release_freed
+
+_LARGE_BYTES = 1 << 20
+"""From here on the allocator may keep what a call frees."""
+_RELEASE_S = 1.0
 
 
 class Newest:
@@ -48,3 +54,113 @@ class Newest:
         del self._held[oldest]
         if not oldest.expired():
             oldest.reschedule(0)
+
+
+class Memory:
+    """Bytes of messages, which calls get in the order in which they ask.
+
+    Args:
+        most: Of all calls together.
+    """
+
+    def __init__(self, most: int) -> None:
+        self._most = self._free = most
+        self._waiting: deque[tuple[int, asyncio.Future[None]]] = deque()
+        self._is_releasing = False
+
+    async def take(self, size: int, limit_s: float) -> int:
+        """Wait for bytes, and return how many were taken: all there are for what is larger.
+
+        Args:
+            size: How many.
+            limit_s: How long to wait.
+
+        Raises:
+            Refusal: There were not so many in time.
+        """
+        size = min(size, self._most)
+        if size <= self._free and not self._waiting:
+            self._free -= size
+            return size
+        turn = asyncio.get_running_loop().create_future()
+        entry = (size, turn)
+        self._waiting.append(entry)
+        try:
+            async with asyncio.timeout(limit_s):
+                await turn
+        except BaseException as error:
+            if turn.done() and not turn.cancelled():
+                self.give(size)
+            elif entry in self._waiting:
+                self._waiting.remove(entry)
+                self.give(0)  # who is behind may need less
+            if isinstance(error, TimeoutError):
+                raise busy(f"messages under way may have {self._most} bytes") from error
+            raise
+        return size
+
+    def give(self, size: int) -> None:
+        """Give bytes back; less than none are bytes that are there already."""
+        self._free += size
+        while self._waiting:
+            wanted, turn = self._waiting[0]
+            if wanted > self._free and not turn.cancelled():
+                break
+            self._waiting.popleft()
+            if not turn.cancelled():
+                self._free -= wanted
+                turn.set_result(None)
+
+    def release_soon(self) -> None:
+        """Return freed memory to the system, once for all calls of a second."""
+        if not self._is_releasing:
+            self._is_releasing = True
+            asyncio.get_running_loop().call_later(_RELEASE_S, self._release)
+
+    def _release(self) -> None:
+        self._is_releasing = False
+        release_freed()
+
+
+class MemoryShare:
+    """The memory of one call, which has a message or a response at a time.
+
+    Args:
+        memory: Of all calls.
+    """
+
+    def __init__(self, memory: Memory) -> None:
+        self._memory = memory
+        self._held = self._largest = 0
+
+    def __enter__(self) -> "MemoryShare":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.end()
+
+    async def wait(self, size: int, limit_s: float) -> None:
+        """Hold bytes in place of what was held, which is given back first: nobody who waits holds.
+
+        Args:
+            size: How many.
+            limit_s: How long to wait.
+
+        Raises:
+            Refusal: There were not so many in time.
+        """
+        self.hold(0)
+        self._held = await self._memory.take(size, limit_s)
+        self._largest = max(self._largest, self._held)
+
+    def hold(self, size: int) -> None:
+        """Hold bytes that are there, in place of what was held."""
+        self._memory.give(self._held - size)
+        self._held = size
+        self._largest = max(self._largest, size)
+
+    def end(self) -> None:
+        """Hold nothing any more."""
+        self.hold(0)
+        if self._largest >= _LARGE_BYTES:
+            self._memory.release_soon()

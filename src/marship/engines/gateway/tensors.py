@@ -19,6 +19,7 @@ from marship.engines.gateway import wire
 from marship.engines.gateway.messages import Message, kind
 from marship.engines.gateway.requests import MOST_FIELDS, InferRequest
 from marship.engines.gateway.turns import Turns
+from marship.engines.gateway.upstream import Body
 from marship.errors import InvalidInputError, MalformedError, MarshipError, TooLargeError
 
 LENGTH_HEADER = "inference-header-content-length"
@@ -53,10 +54,14 @@ class NoTensorsError(MarshipError):
 
     code = "no_tensors"
 
+    def __init__(self) -> None:
+        super().__init__(
+            "the model must respond in tensors to be called over gRPC, got a form of its handler's "
+            "own. Send the request over HTTP."
+        )
 
-async def to_body(
-    request: InferRequest, turns: Turns, most_bytes: int
-) -> tuple[bytes, list[bytes | bytearray]]:
+
+async def to_body(request: InferRequest, turns: Turns, most_bytes: int) -> tuple[bytes, Body]:
     """The JSON of a request, and the raw tensors that follow it.
 
     Args:
@@ -71,7 +76,8 @@ async def to_body(
     """
     if request.raw:
         _check_raw(request)
-        raw: list[bytes | bytearray] = [request.data[start:end] for start, end in request.raw]
+        data = memoryview(request.data)  # no copy: it may be large
+        raw: Body = [data[start:end] for start, end in request.raw]
         sizes = [len(data) for data in raw]
     else:
         sizes = []
@@ -202,18 +208,21 @@ def _integers(tensor: Message, contents: bytes) -> bytes:
         ) from error
 
 
-async def from_body(headers: Mapping[str, str], body: bytes, turns: Turns, *, typed: bool) -> bytes:
+async def from_body(
+    headers: Mapping[str, str], whole: bytes, turns: Turns, *, typed: bool
+) -> bytes:
     """The response of gRPC for one of HTTP, as it is sent.
 
     Args:
         headers: Of the HTTP response.
-        body: Its JSON, with raw tensors behind it.
+        whole: Its JSON, with raw tensors behind it.
         turns: In which values are unpacked.
         typed: Whether values are wanted in typed contents; FP16 has none, so all are raw then.
 
     Raises:
         NoTensorsError: The model's handler does not respond in tensors.
     """
+    body = memoryview(whole)
     place = int(headers.get(LENGTH_HEADER, 0))
     document = _parsed(body[:place])
     response = kind("ModelInferResponse")(
@@ -236,7 +245,9 @@ async def from_body(headers: Mapping[str, str], body: bytes, turns: Turns, *, ty
     return b"".join(parts)
 
 
-def _raw_outputs(entries: list[dict[str, Any]], body: bytes, place: int) -> Iterator[bytes]:
+def _raw_outputs(
+    entries: list[dict[str, Any]], body: memoryview, place: int
+) -> Iterator[bytes | memoryview]:
     """The outputs' fields of a response, and their raw contents."""
     for entry in entries:
         yield from _output(entry, b"")
@@ -247,7 +258,7 @@ def _raw_outputs(entries: list[dict[str, Any]], body: bytes, place: int) -> Iter
 
 
 def _all_contents(
-    entries: list[dict[str, Any]], body: bytes, place: int, sizes: list[int]
+    entries: list[dict[str, Any]], body: memoryview, place: int, sizes: list[int]
 ) -> Iterator[bytes]:
     """Typed contents of all outputs, in parts; the sizes of each become `sizes`."""
     for entry in entries:
@@ -267,7 +278,7 @@ def _output(entry: dict[str, Any], contents: bytes | bytearray) -> list[bytes]:
     return [wire.head(_OUTPUTS, len(tensor) + len(contents)), tensor, bytes(contents)]
 
 
-def _parsed(text: bytes) -> dict[str, Any]:
+def _parsed(text: memoryview) -> dict[str, Any]:
     try:
         document = orjson.loads(text)
         _ = (
@@ -275,14 +286,11 @@ def _parsed(text: bytes) -> dict[str, Any]:
             [entry["parameters"]["binary_data_size"] for entry in document["outputs"]],
         )
     except (orjson.JSONDecodeError, KeyError, TypeError) as error:
-        raise NoTensorsError(
-            "the model must respond in tensors to be called over gRPC, got a form of its handler's "
-            "own. Send the request over HTTP."
-        ) from error
+        raise NoTensorsError from error
     return dict(document)
 
 
-def _contents(datatype: str, data: bytes) -> Iterator[bytes]:
+def _contents(datatype: str, data: memoryview) -> Iterator[bytes]:
     """Typed contents as they are sent, in parts."""
     name, code = _FIELDS[datatype]
     if not code:
@@ -296,7 +304,7 @@ def _contents(datatype: str, data: bytes) -> Iterator[bytes]:
             yield kind("InferTensorContents")(**{name: values}).SerializeToString()
 
 
-def _texts(data: bytes, number: int) -> Iterator[bytes]:
+def _texts(data: memoryview, number: int) -> Iterator[bytes]:
     place = 0
     while place < len(data):
         start = place + _LENGTH.size

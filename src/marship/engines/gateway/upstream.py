@@ -6,9 +6,10 @@ model. A lost POST is not sent again: whether it ran is not known.
 
 import asyncio
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeAlias
 
 import httptools
 
@@ -16,14 +17,22 @@ _MOST_IDLE = 256
 _IDLE_S = 45.0
 """Below the 75 s after which the direct address closes an idle connection."""
 
+Body: TypeAlias = list[bytes | bytearray | memoryview]
+"""In parts, which are not copied together."""
+Headers: TypeAlias = Mapping[str, str]
+
 
 @dataclass(frozen=True, slots=True)
 class UpstreamResponse:
     """A response of HTTP, with the names of its headers in lower case."""
 
     status: int
-    headers: Mapping[str, str]
+    headers: Headers
     body: bytes
+
+
+async def _any(_headers: Headers) -> None:
+    """Accept a response, whatever its headers."""
 
 
 class Upstream:
@@ -37,7 +46,7 @@ class Upstream:
         self._path = str(path)
         self._idle: dict[_Connection, str] = {}  # and what each is pooled by; the oldest first
 
-    async def get(self, key: str, target: str, headers: Mapping[str, str]) -> UpstreamResponse:
+    async def get(self, key: str, target: str, headers: Headers) -> UpstreamResponse:
         """The response to a GET request.
 
         If its connection is lost, it is sent once more (RFC 9110, 9.2.2): the worker that had the
@@ -52,12 +61,17 @@ class Upstream:
             OSError: There is no connection, or it was lost before the response was complete.
         """
         try:
-            return await self._send(key, _head("GET", target, headers), ())
+            return await self._send(key, _head("GET", target, headers), [], _any)
         except ConnectionResetError:
-            return await self._send(key, _head("GET", target, headers), ())
+            return await self._send(key, _head("GET", target, headers), [], _any)
 
     async def post(
-        self, key: str, target: str, headers: Mapping[str, str], body: Sequence[bytes | bytearray]
+        self,
+        key: str,
+        target: str,
+        headers: Headers,
+        body: Body,
+        on_head: Callable[[Headers], Awaitable[None]] = _any,
     ) -> UpstreamResponse:
         """The response to a POST request.
 
@@ -67,20 +81,22 @@ class Upstream:
             key: As of `get`.
             target: The path.
             headers: What is sent beside the host and the length.
-            body: In parts, which are not copied together.
+            body: Is taken: its parts are freed once they are sent.
+            on_head: Waited for before more of a response is read than comes with its head.
 
         Raises:
             OSError: There is no connection, or it was lost before the response was complete.
         """
         all_headers = {**headers, "content-length": str(sum(map(len, body)))}
-        return await self._send(key, _head("POST", target, all_headers), body)
+        return await self._send(key, _head("POST", target, all_headers), body, on_head)
 
     async def _send(
-        self, key: str, head: bytes, body: Sequence[bytes | bytearray]
+        self, key: str, head: bytes, body: Body, on_head: Callable[[Headers], Awaitable[None]]
     ) -> UpstreamResponse:
         connection = self._take(key) or await self._connect()
         try:
-            response = await connection.exchange(head, body)
+            await on_head(await connection.ask(head, body))
+            response = await connection.response()
         except BaseException:
             connection.abort()
             raise
@@ -125,7 +141,7 @@ class Upstream:
         self._idle.clear()
 
 
-def _head(method: str, target: str, headers: Mapping[str, str]) -> bytes:
+def _head(method: str, target: str, headers: Headers) -> bytes:
     lines = [f"{method} {target} HTTP/1.1", "host: direct"]
     lines += [f"{name}: {value}" for name, value in headers.items()]
     return "\r\n".join([*lines, "", ""]).encode("ascii")
@@ -140,19 +156,39 @@ class _Connection(asyncio.Protocol):
         self._parser = httptools.HttpResponseParser(self)
         self._headers: dict[str, str] = {}
         self._parts: list[bytes] = []
-        self._waiting: asyncio.Future[UpstreamResponse] | None = None
-        self._keeps_alive = False
+        self._response: UpstreamResponse | None = None
+        self._waiting: asyncio.Future[None] | None = None
+        self._has_head = self._waits_for_head = self._keeps_alive = False
         self.since = 0.0
 
-    async def exchange(self, head: bytes, body: Sequence[bytes | bytearray]) -> UpstreamResponse:
-        """Send a request, and wait for its response."""
-        self._headers, self._parts = {}, []
-        self._waiting = asyncio.get_running_loop().create_future()
+    async def ask(self, head: bytes, body: Body) -> Headers:
+        """Send a request, and wait for the headers of its response."""
+        self._headers, self._parts, self._response = {}, [], None
+        self._has_head, self._waits_for_head = False, True
+        self._connected().writelines([head, *body])
+        body.clear()
+        await self._wait()
+        return self._headers
+
+    async def response(self) -> UpstreamResponse:
+        """Wait for the rest of the response."""
+        self._waits_for_head = False
+        if self._response is None:
+            self._connected().resume_reading()
+            await self._wait()
+        found, self._response = self._response, None  # it may be large, and the connection idle
+        assert found is not None  # noqa: S101  it was waited for
+        return found
+
+    def _connected(self) -> asyncio.Transport:
         if self._transport is None:
             raise ConnectionResetError("it was closed")
-        self._transport.writelines([head, *body])
+        return self._transport
+
+    async def _wait(self) -> None:
+        self._waiting = asyncio.get_running_loop().create_future()
         try:
-            return await self._waiting
+            await self._waiting
         finally:
             self._waiting = None
 
@@ -183,6 +219,13 @@ class _Connection(asyncio.Protocol):
         except httptools.HttpParserError as error:
             self._fail(ConnectionAbortedError(f"the response must be HTTP, got: {error}"))
             self.abort()
+            return
+        is_whole = self._response is not None
+        if is_whole or (self._has_head and self._waits_for_head):
+            if not is_whole and self._transport is not None:
+                self._transport.pause_reading()
+            if not self._waiting.done():
+                self._waiting.set_result(None)
 
     def connection_lost(self, error: Exception | None) -> None:
         """It is gone, and with it the response."""
@@ -204,11 +247,15 @@ class _Connection(asyncio.Protocol):
         """Keep a part of the body."""
         self._parts.append(part)
 
+    def on_headers_complete(self) -> None:
+        """Note that no header follows."""
+        self._has_head = True
+
     def on_message_complete(self) -> None:
-        """Hand over the response."""
+        """Keep the response."""
         self._keeps_alive = self._parser.should_keep_alive()
-        parts = self._parts
+        parts, self._parts = self._parts, []
         body = parts[0] if len(parts) == 1 else b"".join(parts)
-        if self._waiting is not None and not self._waiting.done():
+        if self._response is None:
             status = self._parser.get_status_code()
-            self._waiting.set_result(UpstreamResponse(status, self._headers, body))
+            self._response = UpstreamResponse(status, self._headers, body)

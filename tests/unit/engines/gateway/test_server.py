@@ -1,11 +1,14 @@
 """KServe v2 over gRPC, as Triton's client and plain gRPC see it."""
 
 import json
+import select
 import socket
+import struct
 import subprocess
 import sys
 import threading
 import time
+import tracemalloc
 import zlib
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -284,6 +287,10 @@ class Silent:
         while b"/infer HTTP/1.1" not in data:
             data += line.recv(1 << 16)
         return line
+
+    def is_asked(self, seconds: float) -> bool:
+        """Whether a request comes in this time."""
+        return bool(select.select([self._listener], [], [], seconds)[0])
 
     def close(self) -> None:
         """Listen no more."""
@@ -607,3 +614,143 @@ def test_health_of_a_worker_that_hangs_keeps_nobody_out(
         for each in calls:
             each.cancel()
     listener.close()
+
+
+LARGE_ROW = bytes(1 << 20)
+"""Raw values: the largest message of the tests' gateways, but for a few bytes."""
+
+
+def large_later(channel: grpc.Channel, timeout: float = 30) -> Any:
+    """A large request that is under way."""
+    made = request(raw=LARGE_ROW[: -(1 << 10)]).SerializeToString()
+    call = channel.unary_unary("/inference.GRPCInferenceService/ModelInfer")
+    return call.future(made, timeout=timeout)
+
+
+def drained(line: socket.socket) -> socket.socket:
+    """The connection of a large request, once all of it is there."""
+    left = len(LARGE_ROW) - (1 << 17)  # some came with its head
+    while left > 0:
+        left -= len(line.recv(1 << 16))
+    return line
+
+
+REFUSAL = b'{"code": "x", "message": "it"}'
+RESPONSE = b"HTTP/1.1 400 Bad\r\nConnection: close\r\nContent-Length: %d\r\n\r\n" % len(REFUSAL)
+RESPONSE += REFUSAL
+
+
+@pytest.fixture
+def two_messages(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Memory for two of the largest messages at a time."""
+    monkeypatch.setattr(server, "_MESSAGES_BYTES", 1 << 21)
+    monkeypatch.setattr(server, "_FEW", 1)
+
+
+@pytest.mark.usefixtures("two_messages")
+def test_messages_of_running_calls_count(silent: Silent, tmp_path: Path) -> None:
+    """Until they are answered: others wait for their memory, in order."""
+    with Gateway(tmp_path / "s") as gateway, grpc.insecure_channel(gateway.address) as channel:
+        calls = [large_later(channel) for _ in range(5)]
+        lines = [drained(silent.asked()) for _ in range(2)]
+        assert not silent.is_asked(0.3)
+        for _ in range(3):
+            lines.pop(0).sendall(RESPONSE)
+            lines.append(drained(silent.asked()))
+        for line in lines:
+            line.sendall(RESPONSE)
+        assert {call.exception().code() for call in calls} == {Code.INVALID_ARGUMENT}
+
+
+@pytest.mark.usefixtures("two_messages")
+def test_who_gets_no_memory_is_told_to_come_back(silent: Silent, tmp_path: Path) -> None:
+    """With the code of a full queue; its own deadline comes first where it is shorter."""
+    with (
+        Gateway(tmp_path / "s", message_s=0.5) as gateway,
+        grpc.insecure_channel(gateway.address) as channel,
+    ):
+        kept = [large_later(channel) for _ in range(2)]
+        lines = [drained(silent.asked()) for _ in range(2)]
+        assert large_later(channel, 0.2).exception().code() is Code.DEADLINE_EXCEEDED
+        error = large_later(channel).exception()
+        assert (error.code(), told(error)["error-code"]) == (Code.RESOURCE_EXHAUSTED, "busy")
+        assert told(error)["retry-after"] == "1"
+        for line in lines:
+            line.sendall(RESPONSE)
+        assert {call.exception().code() for call in kept} == {Code.INVALID_ARGUMENT}
+
+
+def without_window(address: str, message: bytes) -> socket.socket:
+    """A connection of HTTP/2 with a call, whose client never lets more of its response come.
+
+    grpc's own client takes what comes, whether or not anyone reads it.
+    """
+
+    def frame(kind: int, flags: int, stream: int, data: bytes) -> bytes:
+        return struct.pack(">IBI", len(data) << 8 | kind, flags, stream) + data
+
+    headers = {":method": "POST", ":scheme": "http", ":authority": "x", "te": "trailers",
+               ":path": "/inference.GRPCInferenceService/ModelInfer",
+               "content-type": "application/grpc"}  # fmt: skip
+    packed = b"".join(
+        b"\0" + b"".join(bytes([len(text)]) + text.encode() for text in header)
+        for header in headers.items()
+    )
+    data = b"\0" + struct.pack(">I", len(message)) + message
+    host, _, port = address.rpartition(":")
+    line = socket.create_connection((host, int(port)), timeout=10)
+    start = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + frame(4, 0, 0, b"") + frame(4, 1, 0, b"")
+    line.sendall(start + frame(1, 4, 1, packed) + frame(0, 1, 1, data))
+    return line
+
+
+@pytest.mark.usefixtures("two_messages")
+def test_responses_count_until_they_are_read(
+    silent: Silent, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Clients that read nothing hold memory, and no more than there is; when they go it is back."""
+    monkeypatch.setattr(server, "_ROOM_S", 0.3)
+    entry = {"name": "y", "datatype": "UINT8", "shape": [2_000_000]}
+    entry["parameters"] = {"binary_data_size": 2_000_000}
+    text = json.dumps({"model_name": "m", "model_version": "1", "outputs": [entry]}).encode()
+    body = text + bytes(2_000_000)
+    head = f"inference-header-content-length: {len(text)}\r\ncontent-length: {len(body)}\r\n"
+    response = b"HTTP/1.1 200 OK\r\n" + head.encode() + b"\r\n" + body
+    with Gateway(tmp_path / "s") as gateway, grpc.insecure_channel(gateway.address) as channel:
+        reads_nothing = without_window(gateway.address, request().SerializeToString())
+        first = silent.asked()
+        call = infer_later(channel)
+        line = silent.asked()
+        first.sendall(response)
+        taken = 0
+        while taken < server._SENT_AT_ONCE_BYTES - 1:
+            taken += len(reads_nothing.recv(1 << 16))
+        line.sendall(response[: 1 << 10])
+        error = call.exception()
+        assert (error.code(), told(error)["error-code"]) == (Code.RESOURCE_EXHAUSTED, "busy")
+        assert is_ended(line)
+        reads_nothing.close()
+        call = infer_later(channel)
+        silent.asked(first).sendall(response)
+        assert len(call.result(20)) > 2_000_000
+
+
+def test_a_message_is_freed_once_it_is_sent(silent: Silent, tmp_path: Path) -> None:
+    """Not when its call ends: by then there is a response, too."""
+    code = """
+import pathlib, sys, grpc
+channel = grpc.insecure_channel(sys.argv[1])
+call = channel.unary_unary("/inference.GRPCInferenceService/ModelInfer")
+call(pathlib.Path(sys.argv[2]).read_bytes())
+"""
+    with Gateway(tmp_path / "s") as gateway:
+        message = tmp_path / "message"
+        message.write_bytes(request(raw=LARGE_ROW[: -(1 << 10)]).SerializeToString())
+        client = subprocess.Popen([sys.executable, "-c", code, gateway.address, message])
+        tracemalloc.start()
+        line = drained(silent.asked())
+        until(lambda: tracemalloc.get_traced_memory()[0] < len(LARGE_ROW) // 2)
+        tracemalloc.stop()
+        client.kill()
+        client.wait(10)
+        assert is_ended(line)

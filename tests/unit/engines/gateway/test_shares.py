@@ -1,4 +1,4 @@
-"""What calls share: the newest get a place."""
+"""What calls share: the newest get a place, and bytes come in order, none twice, none lost."""
 
 import asyncio
 
@@ -6,14 +6,162 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from marship.engines.gateway.shares import Newest
+from marship.engines.gateway import shares
+from marship.engines.gateway.shares import Memory, MemoryShare, Newest
 from marship.engines.gateway.statuses import Refusal
+
+MOST = 100
+STEPS = st.lists(
+    st.one_of(
+        st.tuples(st.just("ask"), st.integers(0, 2 * MOST)),
+        st.tuples(st.sampled_from(["end", "cancel", "both"]), st.integers(0, 20)),
+    ),
+    max_size=60,
+)
 
 
 async def settle() -> None:
     """Let all tasks go as far as they can."""
     for _ in range(5):
         await asyncio.sleep(0)
+
+
+class Callers:
+    """Calls of one memory, in the order in which they asked."""
+
+    def __init__(self) -> None:
+        self.memory = Memory(MOST)
+        self.calls: list[tuple[int, MemoryShare, asyncio.Task[None]]] = []
+
+    def step(self, what: str, number: int) -> None:
+        """Ask for bytes, or end the first call, give one up, or both in the same turn."""
+        if what == "ask":
+            share = MemoryShare(self.memory)
+            self.calls.append((number, share, asyncio.create_task(share.wait(number, 60))))
+        if what in ("cancel", "both") and self.calls:
+            self.calls[number % len(self.calls)][2].cancel()
+        if what in ("end", "both") and self.calls:
+            _, share, task = self.calls[0]
+            if task.done() and not task.cancelled():
+                share.end()
+                del self.calls[0]
+
+    def check(self) -> None:
+        """Never more than there is, and nobody waits for what is there."""
+        self.calls = [each for each in self.calls if not each[2].cancelled()]
+        held = sum(min(size, MOST) for size, _, task in self.calls if task.done())
+        waiting = [min(size, MOST) for size, _, task in self.calls if not task.done()]
+        assert held <= MOST
+        assert not waiting or waiting[0] > MOST - held
+
+    async def close(self) -> None:
+        """End all."""
+        for _, share, task in self.calls:
+            task.cancel()
+            await settle()
+            share.end()
+
+
+@given(STEPS)
+def test_memory_is_given_in_order_and_comes_back_whole(steps: list[tuple[str, int]]) -> None:
+    """Whatever calls ask for, end and give up: never too much, and the first is served first."""
+
+    async def test() -> None:
+        callers = Callers()
+        for what, number in steps:
+            callers.step(what, number)
+            if what != "both":
+                await settle()
+                callers.check()
+        await settle()
+        await callers.close()
+        assert await callers.memory.take(MOST, 0.01) == MOST
+
+    asyncio.run(test())
+
+
+def test_who_waits_too_long_for_memory_is_told_to_come_back() -> None:
+    """What is larger than all gets all; who is behind one that gave up goes on."""
+
+    async def test() -> None:
+        memory = Memory(MOST)
+        first, large, small = (MemoryShare(memory) for _ in range(3))
+        await first.wait(10 * MOST, 1)
+        first.hold(MOST // 2)
+        behind = asyncio.create_task(large.wait(MOST, 0.01))
+        last = asyncio.create_task(small.wait(MOST // 2, 60))
+        with pytest.raises(Refusal) as caught:
+            await behind
+        assert (caught.value.status.name, caught.value.code) == ("RESOURCE_EXHAUSTED", "busy")
+        assert dict(caught.value.trailing)["retry-after"] == "1"
+        await last
+
+    asyncio.run(test())
+
+
+def test_who_waits_holds_nothing() -> None:
+    """Else calls that wait for their responses' memory could wait for each other for ever."""
+
+    async def test() -> None:
+        memory = Memory(MOST)
+        calls = [MemoryShare(memory) for _ in range(2)]
+        for each in calls:
+            await each.wait(MOST // 2, 1)
+
+        async def respond(share: MemoryShare) -> None:
+            await share.wait(MOST, 60)
+            share.end()
+
+        async with asyncio.timeout(10):
+            await asyncio.gather(*map(respond, calls))
+
+    asyncio.run(test())
+
+
+def test_what_is_there_counts_even_beyond_the_limit() -> None:
+    """Values that took more than was asked for: others wait until they are gone."""
+
+    async def test() -> None:
+        memory = Memory(MOST)
+        call, other = MemoryShare(memory), MemoryShare(memory)
+        call.hold(3 * MOST)
+        with pytest.raises(Refusal):
+            await other.wait(1, 0.01)
+        call.end()
+        await other.wait(MOST, 0.01)
+
+    asyncio.run(test())
+
+
+def test_freed_memory_is_released_once_for_many(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And not for calls that are small: it takes milliseconds."""
+    monkeypatch.setattr(shares, "_RELEASE_S", 0.05)
+    released = []
+
+    async def test() -> None:
+        done = asyncio.Event()
+        monkeypatch.setattr(shares, "release_freed", lambda: (released.append(1), done.set()))
+        memory = Memory(1 << 30)
+
+        def call(size: int) -> None:
+            with MemoryShare(memory) as share:
+                share.hold(size)
+                share.hold(1)
+
+        call(1000)
+        await asyncio.sleep(0.1)  # longer than one that is wrong would take
+        assert not released
+        for _ in range(10):
+            call(2 << 20)
+        async with asyncio.timeout(10):
+            await done.wait()
+        assert len(released) == 1
+        done.clear()
+        call(2 << 20)
+        async with asyncio.timeout(10):
+            await done.wait()
+
+    asyncio.run(test())
 
 
 @given(st.integers(1, 5), st.lists(st.integers(0, 9), max_size=40))

@@ -1,6 +1,7 @@
 """HTTP over a unix socket: which connections are used again, and what a lost one means."""
 
 import asyncio
+import tracemalloc
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
@@ -188,3 +189,69 @@ def test_nobody_listens(tmp_path: Path) -> None:
             await get(Upstream(tmp_path / "none"))
 
     run(test())
+
+
+def test_a_response_is_read_once_there_is_room(tmp_path: Path) -> None:
+    """Until then no more of it than came with its head; the request's body is free by then."""
+    size = 1 << 24
+    large = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % size + bytes(size)
+
+    async def test() -> None:
+        async with Peer(tmp_path, large, OK) as peer:
+            client, body = Upstream(peer.path), [bytes(1 << 20)]
+            told, goes = asyncio.Event(), asyncio.Event()
+
+            async def on_head(headers: upstream.Headers) -> None:
+                assert headers["content-length"] == str(size)
+                assert not body
+                told.set()
+                await goes.wait()
+
+            tracemalloc.start()
+            asked = asyncio.create_task(client.post("m", "/v2", {}, body, on_head))
+            await told.wait()
+            before, _ = tracemalloc.get_traced_memory()
+            await asyncio.sleep(0.2)  # in which all of it would come
+            assert tracemalloc.get_traced_memory()[0] - before < 1 << 21
+            goes.set()
+            assert len((await asked).body) == size
+            client.close()
+
+    run(test())
+    tracemalloc.stop()
+
+
+def test_a_response_that_there_is_no_room_for_ends_its_connection(tmp_path: Path) -> None:
+    """What is left of it is nobody's."""
+    head = b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nok"
+
+    async def refuse(_: upstream.Headers) -> None:
+        raise ValueError("no room")
+
+    async def test() -> None:
+        async with Peer(tmp_path, head, OK) as peer:
+            client = Upstream(peer.path)
+            with pytest.raises(ValueError, match="no room"):
+                await client.post("m", "/v2", {}, [], refuse)
+            await get(client)
+            assert peer.opened == 2
+            client.close()
+
+    run(test())
+
+
+def test_an_idle_connection_keeps_no_response(tmp_path: Path) -> None:
+    """There may be hundreds."""
+    size = 1 << 24
+    large = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % size + bytes(size)
+
+    async def test() -> None:
+        async with Peer(tmp_path, large) as peer:
+            client = Upstream(peer.path)
+            tracemalloc.start()
+            assert len((await get(client)).body) == size
+            assert tracemalloc.get_traced_memory()[0] < size // 2
+            client.close()
+
+    run(test())
+    tracemalloc.stop()

@@ -1,0 +1,94 @@
+"""A call as grpc hands it over: its metadata and its message."""
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass
+from typing import NoReturn, Protocol
+
+import grpc
+from grpc import aio
+
+from marship.engines.gateway.shares import MemoryShare
+from marship.engines.gateway.statuses import Refusal
+from marship.errors import MalformedError
+
+_TAKEN = ("authorization", "x-request-id")
+"""Metadata of a call that become headers."""
+
+
+class RpcContext(Protocol):
+    """A call, as grpc.aio.ServicerContext has it; grpc has no types."""
+
+    async def read(self) -> bytes:
+        """The next message, or grpc's EOF."""
+
+    def invocation_metadata(self) -> Sequence[tuple[str, str | bytes]] | None:
+        """What the client sent beside its message."""
+
+    def set_trailing_metadata(self, metadata: Sequence[tuple[str, str]]) -> None:
+        """Send this behind the response."""
+
+    def add_done_callback(self, callback: Callable[[object], None]) -> None:
+        """Call this when the response is sent, or nobody waits for it."""
+
+    async def abort(
+        self, code: grpc.StatusCode, details: str, metadata: Sequence[tuple[str, str]]
+    ) -> NoReturn:
+        """End the call with a status."""
+
+
+@dataclass(frozen=True, slots=True)
+class GrpcCall:
+    """A call that is under way.
+
+    Attributes:
+        context: Of grpc.
+        share: What it holds of the memory for messages.
+    """
+
+    context: RpcContext
+    share: MemoryShare
+
+
+async def receive(
+    context: RpcContext, limit: AbstractAsyncContextManager[object], limit_s: float
+) -> bytes:
+    """The message of a call.
+
+    Args:
+        context: The call's.
+        limit: Entered while the message is waited for.
+        limit_s: How long that may take.
+
+    Raises:
+        Refusal: It did not come in time.
+        MalformedError: There is none.
+    """
+    try:
+        async with limit:
+            message = await context.read()
+    except TimeoutError as error:
+        raise Refusal(
+            grpc.StatusCode.DEADLINE_EXCEEDED,
+            f"a message must arrive within {limit_s:g} s, got a part of it. Send less in one.",
+            "slow",
+        ) from error
+    if message is aio.EOF:
+        raise MalformedError("a call must have a message, got none.")
+    return message
+
+
+def headers(context: RpcContext) -> dict[str, str]:
+    """The headers for a call's metadata.
+
+    Raises:
+        MalformedError: A value would not stay in its header.
+    """
+    found: dict[str, str] = {}
+    for name, value in context.invocation_metadata() or ():
+        if name in _TAKEN:
+            text = value if isinstance(value, str) else value.decode("latin-1")
+            if not (text.isascii() and text.isprintable()):
+                raise MalformedError(f"metadata {name} must be printable ASCII, got other bytes.")
+            found[name] = text
+    return found
