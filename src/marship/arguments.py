@@ -102,9 +102,10 @@ def _number(kind: type, value: Any) -> Any:  # noqa: ANN401  numbers of any libr
 
 def _scalar(value: Any) -> Any:  # noqa: ANN401  values of any type
     """The number in an array or tensor without dimensions, None for others; else the value."""
-    if not hasattr(value, "ndim"):
+    if not hasattr(value, "ndim") or (value.ndim == 0 and not hasattr(value, "item")):
         return value
-    if value.ndim != 0 or getattr(value.dtype, "kind", "") in _TIMES:
+    is_time = getattr(getattr(value, "dtype", None), "kind", "") in _TIMES
+    if value.ndim != 0 or is_time or bool(getattr(value, "mask", False)):
         return None  # times may come as a number of nanoseconds
     with suppress(RuntimeError):  # PyTorch's, of a tensor without data
         return value.item()

@@ -87,6 +87,7 @@ def test_numbers_of_libraries_are_treated_like_pythons(
     [
         *(np.timedelta64(5, "ns"), np.datetime64(5, "ns"), np.complex64(1), np.array("5")),
         *(np.array([1]), torch.tensor([1.5]), torch.empty((), device="meta"), np.str_("1"), b"1"),
+        *(np.ma.masked, np.ma.array(5, mask=True), memoryview(b"5")),
         *(10**5000, -(10**5000), np.zeros((3, 3)), "a\nb", Decimal("nan"), np.float32("inf")),
     ],
     ids=lambda value: f"{type(value).__name__}",
@@ -100,6 +101,18 @@ def test_what_is_no_number_is_named_in_one_line(value: Any) -> None:
             assert message.startswith(f"{name} must be ")
             with pytest.raises(UsageError, match=r"^[^\n]{1,200}$"):
                 take(**{name: value})
+
+
+def test_a_scalar_of_any_library_is_a_number() -> None:
+    """What has no dimensions and an index, as TensorFlow's have, and no `item`."""
+
+    class Scalar:
+        ndim = 0
+
+        def __index__(self) -> int:
+            return 3
+
+    assert act("a", "b", count=Scalar(), timeout_s=Scalar())[2:4] == (3, 3.0)
 
 
 @pytest.mark.parametrize(

@@ -140,7 +140,9 @@ class MemoryShare:
         self.end()
 
     async def wait(self, size: int, limit_s: float) -> None:
-        """Hold bytes in place of what was held, which is given back first: nobody who waits holds.
+        """Hold bytes in place of what was held.
+
+        Fewer are there at once. For more all are given back first: nobody who waits holds any.
 
         Args:
             size: How many.
@@ -149,6 +151,9 @@ class MemoryShare:
         Raises:
             Refusal: There were not so many in time.
         """
+        if size <= self._held:
+            self.hold(size)
+            return
         self.hold(0)
         self._held = await self._memory.take(size, limit_s)
         self._largest = max(self._largest, self._held)

@@ -67,6 +67,7 @@ def cause(lines: list[LogLine]) -> str:
     raised = list(_raised(lines))
     informative = [text for text in raised if not any(mask in text for mask in _STAND_INS)]
     fatal = [line.text for line in lines if line.text.startswith("Fatal Python error")]
+    fatal.sort(key=lambda text: text.rstrip().endswith("error:"))  # cut off where the worker ended
     found = (informative[-1:] or fatal[:1] or raised[-1:] or [SILENT])[0]
     ours = _OURS.fullmatch(found)
     return ours[1] if ours else found

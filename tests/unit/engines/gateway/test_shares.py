@@ -197,6 +197,25 @@ def test_the_newest_have_the_places(most: int, steps: list[int]) -> None:
     asyncio.run(test())
 
 
+def test_a_response_no_larger_than_its_message_waits_for_nobody() -> None:
+    """Whoever else waits, and holds all the rest: the model has worked for it."""
+
+    async def test() -> None:
+        memory = Memory(100)
+        one, others, waits = (MemoryShare(memory) for _ in range(3))
+        with one, others, waits:
+            await one.wait(40, 0.0)
+            await others.wait(60, 0.0)
+            task = asyncio.create_task(waits.wait(50, 10.0))
+            await settle()
+            await one.wait(30, 0.0)
+            assert not task.done()
+            others.end()
+            await task
+
+    asyncio.run(test())
+
+
 def test_a_place_has_its_time() -> None:
     """An end by the clock is no end by a newer call, even if one comes in that moment."""
 

@@ -49,6 +49,7 @@ NATIVE = """\
 model_name: x, batchSize: 1
 Fatal Python error: Segmentation fault
 Current thread 0x1 (most recent call first):"""
+CUT_OFF = f"Fatal Python error: \n{NATIVE}"
 
 STARTING = HttpResponse(
     200,
@@ -80,6 +81,8 @@ STARTING = HttpResponse(
         (MASKED, "ModuleNotFoundError: No module named 'nothing'"),
         (OURS, "golden outputs must be equal, got others."),
         (NATIVE, "Fatal Python error: Segmentation fault"),
+        (CUT_OFF, "Fatal Python error: Segmentation fault"),
+        ("Fatal Python error: ", "Fatal Python error: "),
         ("Torch worker started.", workerlog.SILENT),
     ],
 )

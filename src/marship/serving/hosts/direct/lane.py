@@ -257,20 +257,24 @@ class Lane:
     def _watch(self) -> None:
         """End the worker where a batch takes too long: its host starts another one."""
         limit_s = self._service.timeout_s or 0.0
-        resumed_at, before, worked_s = 0.0, time.monotonic(), time.process_time()
+        pauses: list[tuple[float, float]] = []  # when they ended, and how long they were
+        before, worked_s = time.monotonic(), time.process_time()
         while True:
             time.sleep(_LOOK_S)
             if self._loop.is_closed():
                 return  # the server has stopped, and nobody waits for the batch
             now, works_s = time.monotonic(), time.process_time()
             if now - before > _AWAY_S and works_s - worked_s < _AWAY_SHARE * (now - before):
-                resumed_at = now  # the process was stopped: batches have their time again
+                pauses.append((now, now - before))  # the process was stopped: it does not count
             before, worked_s = now, works_s
+            running = list(self._running.values())
             late = [
                 batch
-                for began, batch in list(self._running.values())
-                if now - max(began, resumed_at) > limit_s
+                for began, batch in running
+                if now - began - sum(s for at, s in pauses if at > began) > limit_s
             ]
+            if not running:
+                pauses.clear()
             if late:
                 logger.error(
                     "a batch exceeded its timeout of %g s. This worker exits.",

@@ -19,11 +19,13 @@ class Missing:
 
     Attributes:
         process: A descriptor of its process.
+        began: When that began.
         timeout_s: The longest time of a request.
         since: When it was first missed, by the monotonic clock.
     """
 
     process: int
+    began: str
     timeout_s: float
     since: float
 
@@ -49,7 +51,7 @@ class Roster:
                 with suppress(OSError):  # it has ended
                     process = os.pidfd_open(pid)
                     if _began(pid) == began:  # pids are reused
-                        yield pid, Missing(process, timeout_s, now)
+                        yield pid, Missing(process, began, timeout_s, now)
                     else:
                         os.close(process)
         except (OSError, ValueError, TypeError) as error:
@@ -77,6 +79,7 @@ class Roster:
         if self._file is None:
             return
         rows = [(pid, began, timeout_s) for pid, (began, timeout_s) in self._here.items()]
+        rows += [(pid, one.began, one.timeout_s) for pid, one in self._missing.items()]
         fresh = self._file.with_suffix(".new")
         try:
             fresh.write_bytes(orjson.dumps(rows))

@@ -119,8 +119,9 @@ def _drop_unread(connections: "Iterable[Connection]", most_bytes: int) -> None:
 
     First those that have taken nothing since the last look, and of them those for which most waits.
     """
-    unread = [(each.writer.look(), -each.writer.buffered, each) for each in connections]
-    waiting = -sum(size for _, size, _ in unread)
+    looked = [(each.writer.look(), -each.writer.buffered, each) for each in connections]
+    unread = [(reads, waits, each) for reads, waits, each in looked if waits]
+    waiting = -sum(waits for _, waits, _ in unread)
     if waiting <= most_bytes:
         return
     for _, _, each in sorted(unread, key=itemgetter(0, 1)):

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from directly import Line, Place, request, until
@@ -66,6 +67,12 @@ def test_idle_connections_outlive_their_worker(place: Place, processes: Any) -> 
         assert line.read().status == 200
         line.close()
     until(lambda: place.acceptor.connections == 0)
+
+
+def stop(worker: Process) -> None:
+    """Suspend a worker; it may read what is sent before it stands."""
+    worker.process.send_signal(signal.SIGSTOP)
+    until(lambda: psutil.Process(worker.process.pid).status() == psutil.STATUS_STOPPED)
 
 
 def states(place: Place) -> list[int]:
@@ -219,7 +226,7 @@ def test_a_worker_that_cannot_end_itself_is_ended(place: Place, processes: Any, 
     line.send(request(headers={"X-Hold": "1"} if how == "locked" else {})[:-5])
     until(lambda: 1 in states(place))
     if how == "stopped":
-        worker.process.send_signal(signal.SIGSTOP)
+        stop(worker)
     line.send(request()[-5:])
     line.socket.settimeout(10)
     assert line.read().status == 504
@@ -238,7 +245,7 @@ def test_a_stopped_worker_is_ended_where_clients_keep_their_connections(
     opened = lines(place, 4)
     processes()
     until(lambda: states(place) == [0, 0])  # the other worker has as many
-    worker.process.send_signal(signal.SIGSTOP)
+    stop(worker)
     for line in opened:
         line.send(request())
     for line in opened:
@@ -258,12 +265,13 @@ def test_a_worker_that_hangs_is_ended_by_the_next_acceptor(
     until(lambda: states(place) == [1])
     other = processes("locked")
     if how != "locked":
-        worker.process.send_signal(signal.SIGSTOP)
+        stop(worker)
     line.send(request()[-5:])
     for _ in range(2 if how == "stopped twice" else 1):
         place.stop_acceptor()
         place.start_acceptor()
-    place.follow(m=("1.0",))
+        place.follow(m=("1.0",))
+        until(lambda: place.seats() == 1)  # the other is back, and entered
     assert worker.process.wait(10) == -signal.SIGKILL
     until(lambda: place.seats() == 1)
     assert other.process.poll() is None
@@ -326,7 +334,7 @@ def test_a_worker_is_ended_though_the_acceptor_is_kept_from_looking(
     worker = processes("locked")
     (line,) = lines(place, 1)
     until(lambda: states(place) == [0])
-    worker.process.send_signal(signal.SIGSTOP)
+    stop(worker)
     watched = threading.Event()
 
     def watch() -> None:

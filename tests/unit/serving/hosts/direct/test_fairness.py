@@ -304,7 +304,9 @@ def test_who_reads_steadily_is_not_closed_for_those_who_have_stopped(folder: Pat
     try:
         with contextlib.ExitStack() as opened:
             stopped = [opened.enter_context(made.line()) for _ in range(4)]
-            steady = opened.enter_context(made.line())
+            steady, idle = (opened.enter_context(made.line()) for _ in range(2))
+            idle.send(request("/v2/models/m", b"", "GET"))
+            assert idle.read("GET").status == 200
             for line in stopped:
                 line.send(request() * 8)
             for line in stopped:
@@ -318,6 +320,8 @@ def test_who_reads_steadily_is_not_closed_for_those_who_have_stopped(folder: Pat
                 left -= len(data)
                 time.sleep(0.01)  # as a slow network
             until(lambda: _unsent(made) <= 24 << 20)
+            idle.send(request("/v2/models/m", b"", "GET"))  # closing it would free nothing
+            assert idle.read("GET").status == 200
     finally:
         made.close()
 
