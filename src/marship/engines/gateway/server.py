@@ -257,7 +257,7 @@ async def _make_room(share: MemoryShare, headers: Headers) -> None:
     length = headers.get("content-length")
     if length is None:
         raise NoTensorsError
-    await share.wait(int(length), _ROOM_S)
+    await share.wait(int(length), _ROOM_S, goes_first=True)  # the model has worked for it
 
 
 def _path(model: str, version: str) -> str:

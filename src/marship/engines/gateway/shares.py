@@ -57,7 +57,7 @@ class Newest:
 
 
 class Memory:
-    """Bytes of messages, which calls get in the order in which they ask.
+    """Bytes of messages, which calls get in the order in which they ask; responses go first.
 
     Args:
         most: Of all calls together.
@@ -66,33 +66,38 @@ class Memory:
     def __init__(self, most: int) -> None:
         self._most = self._free = most
         self._waiting: deque[tuple[int, asyncio.Future[None]]] = deque()
+        self._first: deque[tuple[int, asyncio.Future[None]]] = deque()
         self._is_releasing = False
 
-    async def take(self, size: int, limit_s: float) -> int:
+    async def take(
+        self, size: int, limit_s: float, *, back: int = 0, goes_first: bool = False
+    ) -> int:
         """Wait for bytes, and return how many were taken: all there are for what is larger.
 
         Args:
             size: How many.
             limit_s: How long to wait.
+            back: How many are given back before.
+            goes_first: Whether all wait that do not go first.
 
         Raises:
             Refusal: There were not so many in time.
         """
         size = min(size, self._most)
-        if size <= self._free and not self._waiting:
-            self._free -= size
-            return size
+        queue = self._first if goes_first else self._waiting
+        self._free += back
         turn = asyncio.get_running_loop().create_future()
         entry = (size, turn)
-        self._waiting.append(entry)
+        queue.append(entry)
+        self.give(0)
         try:
             async with asyncio.timeout(limit_s):
                 await turn
         except BaseException as error:
             if turn.done() and not turn.cancelled():
                 self.give(size)
-            elif entry in self._waiting:
-                self._waiting.remove(entry)
+            elif entry in queue:
+                queue.remove(entry)
                 self.give(0)  # who is behind may need less
             if isinstance(error, TimeoutError):
                 raise busy(f"messages under way may have {self._most} bytes") from error
@@ -102,11 +107,11 @@ class Memory:
     def give(self, size: int) -> None:
         """Give bytes back; less than none are bytes that are there already."""
         self._free += size
-        while self._waiting:
-            wanted, turn = self._waiting[0]
+        while queue := self._first or self._waiting:
+            wanted, turn = queue[0]
             if wanted > self._free and not turn.cancelled():
                 break
-            self._waiting.popleft()
+            queue.popleft()
             if not turn.cancelled():
                 self._free -= wanted
                 turn.set_result(None)
@@ -139,7 +144,7 @@ class MemoryShare:
     def __exit__(self, *_: object) -> None:
         self.end()
 
-    async def wait(self, size: int, limit_s: float) -> None:
+    async def wait(self, size: int, limit_s: float, *, goes_first: bool = False) -> None:
         """Hold bytes in place of what was held.
 
         Fewer are there at once. For more all are given back first: nobody who waits holds any.
@@ -147,6 +152,7 @@ class MemoryShare:
         Args:
             size: How many.
             limit_s: How long to wait.
+            goes_first: Whether all wait that do not go first.
 
         Raises:
             Refusal: There were not so many in time.
@@ -154,8 +160,8 @@ class MemoryShare:
         if size <= self._held:
             self.hold(size)
             return
-        self.hold(0)
-        self._held = await self._memory.take(size, limit_s)
+        back, self._held = self._held, 0
+        self._held = await self._memory.take(size, limit_s, back=back, goes_first=goes_first)
         self._largest = max(self._largest, self._held)
 
     def hold(self, size: int) -> None:

@@ -216,6 +216,31 @@ def test_a_response_no_larger_than_its_message_waits_for_nobody() -> None:
     asyncio.run(test())
 
 
+def test_a_response_goes_before_messages_that_wait() -> None:
+    """What its own message held is its own first; else calls would be computed and refused."""
+
+    async def test() -> None:
+        memory = Memory(100)
+        one, others, waits = (MemoryShare(memory) for _ in range(3))
+        with one, others, waits:
+            await one.wait(40, 0.0)
+            await others.wait(60, 0.0)
+            message = asyncio.create_task(waits.wait(30, 10.0))
+            await settle()
+            response = asyncio.create_task(one.wait(50, 10.0, goes_first=True))
+            await settle()
+            assert not message.done()
+            assert not response.done()
+            others.hold(50)
+            await settle()
+            assert response.done()
+            assert not message.done()
+            others.end()
+            await message
+
+    asyncio.run(test())
+
+
 def test_a_place_has_its_time() -> None:
     """An end by the clock is no end by a newer call, even if one comes in that moment."""
 
