@@ -106,7 +106,11 @@ class DirectWorker(Site):
             self._loop = asyncio.new_event_loop()
         asyncio.set_event_loop(self._loop)
         self._lane = Lane(
-            self._service, self._loop, most=self._settings.batch, queue=self._settings.queue
+            self._service,
+            self._loop,
+            most=self._settings.batch,
+            queue=self._settings.queue,
+            on_stuck=self._end,
         )
         self._loop.call_soon(self._connect)
         self._loop.call_soon(self._sweep)
@@ -116,6 +120,11 @@ class DirectWorker(Site):
     def stop(self) -> None:
         """End the event loop, and with it every connection."""
         self._loop.call_soon_threadsafe(self._loop.stop)
+
+    def _end(self) -> None:
+        """End the process, without its connections: one that is read just then would be lost."""
+        self.leave()
+        os._exit(1)
 
     def _connect(self) -> None:
         """Tell the acceptor that this worker is ready."""
