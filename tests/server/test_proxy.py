@@ -425,7 +425,9 @@ def test_too_many_requests_at_a_time(running: server.Server, door: Door, tmp_pat
             assert_refused(second, 429, "rate_limit")
             line.sendall(b"2")
             assert line.recv(65536).startswith(b"HTTP/1.1 200")
-        assert narrow.ask("GET", "/ping").status == 200
+        end = time.monotonic() + 10
+        while narrow.ask("GET", "/ping").status != 200:  # nginx counts it until it has logged it
+            assert time.monotonic() < end
 
 
 def test_marships_clients_work_through_the_proxy(door: Door) -> None:
