@@ -49,6 +49,8 @@ _MESSAGE_S, _OPEN_MESSAGE_S = 60.0, 5.0
 """How long a message may take to arrive, and that of a call that needs no token."""
 _SENT_AT_ONCE_BYTES = 1 << 16
 """Of a response: as much as a client takes of a stream before it has read any (RFC 9113, 6.9.2)."""
+_TAKEN_S = 20.0
+"""How long a response counts that its client does not take."""
 _ROOM_S = 10.0
 """How long a response may wait for memory: half of what a worker waits for who reads nothing."""
 _OPEN = ("ServerLive", "ServerReady", "ModelReady")
@@ -230,7 +232,9 @@ class GrpcService:
         if len(made) > _SENT_AT_ONCE_BYTES:
             sending = MemoryShare(self._memory)
             sending.hold(len(made))
-            call.context.add_done_callback(lambda _: sending.end())
+            # who takes nothing keeps nobody else from theirs: grpc cannot end one stream
+            late = asyncio.get_running_loop().call_later(_TAKEN_S, sending.end)
+            call.context.add_done_callback(lambda _: (late.cancel(), sending.end()))
         return made
 
     async def _health(self, key: str, target: str, call: GrpcCall) -> UpstreamResponse:
