@@ -234,7 +234,8 @@ class GrpcService:
             sending.hold(len(made))
             # who takes nothing keeps nobody else from theirs: grpc cannot end one stream
             late = asyncio.get_running_loop().call_later(_TAKEN_S, sending.end)
-            call.context.add_done_callback(lambda _: (late.cancel(), sending.end()))
+            call.context.add_done_callback(lambda _: late.cancel())
+            call.context.add_done_callback(lambda _: sending.end())
         return made
 
     async def _health(self, key: str, target: str, call: GrpcCall) -> UpstreamResponse:
