@@ -2,13 +2,14 @@
 
 import logging
 import os
-import select
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 import orjson
+
+from marship.serving.hosts.direct.slots import has_ended
 
 logger = logging.getLogger(__name__)
 
@@ -54,7 +55,7 @@ class Roster:
                         yield pid, Missing(process, began, timeout_s, now)
                     else:
                         os.close(process)
-        except (OSError, ValueError, TypeError) as error:
+        except (OSError, ValueError, TypeError, OverflowError) as error:
             logger.warning("%s must list the workers, got: %s", self._file, error)
 
     def enter(self, pid: int, timeout_s: float | None) -> None:
@@ -97,11 +98,11 @@ class Roster:
         """
         for pid, missing in list(self._missing.items()):
             missing.since += away_s
-            has_ended = select.select([missing.process], [], [], 0)[0]
+            is_gone = has_ended(missing.process)
             is_late = now - missing.since > missing.timeout_s + silent_s
-            if is_late and not has_ended:
+            if is_late and not is_gone:
                 yield pid, missing.process
-            if is_late or has_ended:
+            if is_late or is_gone:
                 self._found(pid)
 
     def close(self) -> None:

@@ -91,9 +91,7 @@ class Slots:
     @property
     def has_ended(self) -> bool:
         """Whether the worker's process has ended: nobody else reads these connections now."""
-        poll = select.poll()
-        poll.register(self.process, select.POLLIN)
-        return bool(poll.poll(0))
+        return has_ended(self.process)
 
     def release(self) -> Iterator[tuple[int, Held]]:
         """Each connection with what the worker was doing with it."""
@@ -107,6 +105,13 @@ class Slots:
             os.close(held.fd)
         os.close(self.process)
         self._states.close()
+
+
+def has_ended(process: int) -> bool:
+    """Whether the process of a descriptor (pidfd_open(2)) has ended."""
+    poll = select.poll()  # select takes no descriptors from 1,024 on
+    poll.register(process, select.POLLIN)
+    return bool(poll.poll(0))
 
 
 def make() -> tuple[int, mmap.mmap]:

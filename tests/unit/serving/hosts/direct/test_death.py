@@ -279,7 +279,17 @@ def test_a_worker_that_hangs_is_ended_by_the_next_acceptor(
 
 
 @pytest.mark.parametrize(
-    "kept", [b"", b"[[", b"{}", b"[1]", b'[["a", "b", "c"]]', b'[[1, "0", 0]]', b"[[%d, 5, 0]]"]
+    "kept",
+    [
+        b"",
+        b"[[",
+        b"{}",
+        b"[1]",
+        b'[["a", "b", "c"]]',
+        b'[[1, "0", 0]]',
+        b"[[%d, 5, 0]]",
+        b'[[100000000000000000000, "0", 0]]',
+    ],
 )
 def test_nobody_else_is_ended_for_what_a_roster_says(place: Place, kept: bytes) -> None:
     """Pids are reused; and the file may be anything."""
