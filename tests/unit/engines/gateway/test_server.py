@@ -704,18 +704,44 @@ def without_window(address: str, message: bytes) -> socket.socket:
     return line
 
 
+def large_response() -> bytes:
+    """Of HTTP, with two million bytes of a tensor."""
+    entry = {"name": "y", "datatype": "UINT8", "shape": [2_000_000]}
+    entry["parameters"] = {"binary_data_size": 2_000_000}
+    text = json.dumps({"model_name": "m", "model_version": "1", "outputs": [entry]}).encode()
+    body = text + bytes(2_000_000)
+    head = f"inference-header-content-length: {len(text)}\r\ncontent-length: {len(body)}\r\n"
+    return b"HTTP/1.1 200 OK\r\n" + head.encode() + b"\r\n" + body
+
+
+@pytest.mark.usefixtures("two_messages")
+def test_a_client_that_reads_nothing_keeps_others_waiting_for_a_while_only(
+    silent: Silent, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its response counts no more then; others get theirs, though it still reads nothing."""
+    monkeypatch.setattr(server, "_TAKEN_S", 0.5)
+    response = large_response()
+    with Gateway(tmp_path / "s") as gateway, grpc.insecure_channel(gateway.address) as channel:
+        reads_nothing = without_window(gateway.address, request().SerializeToString())
+        first = silent.asked()
+        call = infer_later(channel)
+        line = silent.asked()
+        first.sendall(response)
+        taken = 0
+        while taken < server._SENT_AT_ONCE_BYTES - 1:
+            taken += len(reads_nothing.recv(1 << 16))
+        line.sendall(response)
+        assert len(call.result(20)) > 2_000_000
+        reads_nothing.close()
+
+
 @pytest.mark.usefixtures("two_messages")
 def test_responses_count_until_they_are_read(
     silent: Silent, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Clients that read nothing hold memory, and no more than there is; when they go it is back."""
     monkeypatch.setattr(server, "_ROOM_S", 0.3)
-    entry = {"name": "y", "datatype": "UINT8", "shape": [2_000_000]}
-    entry["parameters"] = {"binary_data_size": 2_000_000}
-    text = json.dumps({"model_name": "m", "model_version": "1", "outputs": [entry]}).encode()
-    body = text + bytes(2_000_000)
-    head = f"inference-header-content-length: {len(text)}\r\ncontent-length: {len(body)}\r\n"
-    response = b"HTTP/1.1 200 OK\r\n" + head.encode() + b"\r\n" + body
+    response = large_response()
     with Gateway(tmp_path / "s") as gateway, grpc.insecure_channel(gateway.address) as channel:
         reads_nothing = without_window(gateway.address, request().SerializeToString())
         first = silent.asked()
