@@ -58,9 +58,8 @@ def climbs(path: list[str]) -> int:
 def _package(file: Path) -> object:
     from marship.packaging import onnx_proof, step
 
-    def describe(path: Path, *, limit_s: float, **how: object) -> onnx_proof.OnnxProof:
-        del limit_s  # of the process
-        return onnx_proof._prove(path, **how)  # type: ignore[arg-type]
+    def describe(path: Path, draft: Path, settings: step.PackageSettings) -> onnx_proof.OnnxProof:
+        return onnx_proof._prove(path, draft, **onnx_proof.wishes(settings))
 
     onnx_proof.describe = describe  # type: ignore[assignment]
     with tempfile.TemporaryDirectory() as store:

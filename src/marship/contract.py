@@ -123,6 +123,9 @@ class TensorSpec:
         value_range: Inputs that index a table: the smallest and the largest index, both
             inclusive. None if the graph does not tell. Floats are truncated to indices.
         column_ranges: The same for columns that index tables of their own.
+        takes_missing: Inputs only. Whether a value may be missing: NaN, which is null in JSON.
+        labels: Outputs only. The classes along the last axis, by whose names JSON responses give
+            the values; empty for plain tensors.
     """
 
     name: str
@@ -131,6 +134,8 @@ class TensorSpec:
     pad_value: float | None = None
     value_range: tuple[int, int] | None = None
     column_ranges: tuple[ColumnRange, ...] = ()
+    takes_missing: bool = False
+    labels: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         """`name: dtype[batch, 10]`, as tables show it."""
@@ -234,6 +239,10 @@ def _check_spec(spec: Mapping[str, Any]) -> None:
         raise ValueError(f"{spec['name']} of type {spec['dtype']}")
     if any(isinstance(axis, int) and not 0 <= axis < _MOST_SIZE for axis in spec["shape"]):
         raise ValueError(f"{spec['name']} of shape {spec['shape']}")
+    labels = spec.get("labels", [])
+    is_plain = spec["dtype"] != "str" and spec["shape"][-1:] == [len(labels)]
+    if labels and not (is_plain and len(spec["shape"]) <= 2 and len(set(labels)) == len(labels)):  # noqa: PLR2004  rows of a table
+        raise ValueError(f"{spec['name']} with {len(labels)} labels of its last axis")
     for column in spec.get("column_ranges", ()):
         axis = column["axis"]
         size = spec["shape"][axis] if 0 <= axis < len(spec["shape"]) else None
@@ -276,6 +285,7 @@ def _spec(fields: dict[str, Any]) -> TensorSpec:
             "shape": tuple(fields["shape"]),
             "value_range": None if value_range is None else (value_range[0], value_range[1]),
             "column_ranges": tuple(ColumnRange(**c) for c in fields.get("column_ranges", ())),
+            "labels": tuple(fields.get("labels", ())),
         }
     )
 

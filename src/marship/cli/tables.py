@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from marship.packaging.configure import Configured
     from marship.trust.archive import Archive
 
-SHOWN_SECTIONS, SHOWN_FACTS, SHOWN_NAME, SHOWN_BODY = 50, 1000, 200, 300
+SHOWN_SECTIONS, SHOWN_FACTS, SHOWN_NAME, SHOWN_BODY, SHOWN_LABELS = 50, 1000, 200, 300, 10
 
 
 def facts(rows: Iterable[tuple[str, object]], title: str | None = None) -> None:
@@ -103,12 +103,20 @@ def show_contract(contract: "Contract") -> None:
             *(("output", spec) for spec in contract.outputs),
             ("sizes", ", ".join(bounds)),
             ("values", ", ".join(_ranges(contract))),
+            ("may be missing", ", ".join(s.name for s in contract.inputs if s.takes_missing)),
+            *((f"classes of {s.name}", _names(s.labels)) for s in contract.outputs if s.labels),
             ("batched along", contract.batch_axis or "nothing: requests run alone"),
             ("tolerance", contract.tolerance),
             ("opset", contract.opset),
             ("SHA-256", contract.digest),
         ]
     )
+
+
+def _names(labels: Sequence[str]) -> str:
+    """The first names, and how many more there are."""
+    more = len(labels) - SHOWN_LABELS
+    return ", ".join(labels[:SHOWN_LABELS]) + (f" and {more} more" if more > 0 else "")
 
 
 def _ranges(contract: "Contract") -> Iterator[str]:

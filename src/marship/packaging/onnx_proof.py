@@ -21,6 +21,7 @@ from typing import IO, Any
 from marship import errors
 from marship.contract import Contract, GoldenCase, read_golden, write_golden
 from marship.errors import MarshipError, ModelError
+from marship.packaging.settings import PackageSettings
 
 _LOG_BYTES = 4096
 _START = "import sys; from marship.packaging import onnx_proof; onnx_proof.main(*sys.argv[1:])"
@@ -31,43 +32,45 @@ class OnnxProof:
     """The contract of an ONNX file, and what was proven about it.
 
     Attributes:
+        model: The file to serve: the one that was given, or a rewritten copy in `draft`.
         contract: With a batch axis if rows are independent.
         cases: Golden cases, with the outputs of the file itself.
         summary: The proof of independent rows in one line; None if it does not apply.
         rows: The proof as stored in evidence files.
     """
 
+    model: Path
     contract: Contract
     cases: list[GoldenCase]
     summary: str | None
     rows: dict[str, Any] | str
 
 
-def describe(path: Path, *, golden: str, proof_seconds: float, limit_s: float) -> OnnxProof:
+def describe(path: Path, draft: Path, settings: PackageSettings) -> OnnxProof:
     """Read an ONNX file, prove whether its rows are independent, and compute its golden cases.
 
     Args:
         path: The file.
-        golden: The kind of golden cases, as `PackageSettings.golden`.
-        proof_seconds: Time budget for the proof of independent rows.
-        limit_s: Timeout for reading and running the file.
+        draft: A folder for a copy, if the file must be rewritten to be served.
+        settings: The kind of golden cases, what values may be missing, and the limits of time.
 
     Raises:
         UsageError: The file does not exist.
         ModelError: It cannot be read or run within the limit.
     """
     # -P: import no modules from the current folder, which may be untrusted
-    words = [sys.executable, "-P", "-c", _START, str(path), golden, str(proof_seconds)]
+    asked = json.dumps(wishes(settings))
+    words = [sys.executable, "-P", "-c", _START, str(path), str(draft), asked]
     with tempfile.TemporaryFile() as log:
         try:  # through a pipe: golden cases of a model to be sealed are never on disk unencrypted
             done = subprocess.run(
                 words, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=log,
-                timeout=limit_s, check=False,
+                timeout=settings.limit_s, check=False,
             )  # fmt: skip
         except subprocess.TimeoutExpired as error:
             raise ModelError(
-                f"{path.name} must be loaded and run on a few inputs within {limit_s:g} s, got no "
-                "end of it. Mend a loop that does not end, or allow more with --limit-s."
+                f"{path.name} must be loaded and run on a few inputs within {settings.limit_s:g} "
+                "s, got no end of it. Mend a loop that does not end, or allow more with --limit-s."
             ) from error
         if done.returncode != 0:
             raise _crashed(path, done.returncode, log)
@@ -76,19 +79,31 @@ def describe(path: Path, *, golden: str, proof_seconds: float, limit_s: float) -
     if "code" in result:
         raise _as_error(result["code"], result["message"])
     contract = Contract.from_json(result["contract"])
-    return OnnxProof(contract, read_golden(BytesIO(cases)), result["summary"], result["rows"])
+    model = Path(result["model"])
+    golden = read_golden(BytesIO(cases))
+    return OnnxProof(model, contract, golden, result["summary"], result["rows"])
 
 
-def main(model: str, golden: str, proof_seconds: str) -> None:
+def wishes(settings: PackageSettings) -> dict[str, Any]:
+    """The settings that decide what is proven, by name, as JSON values."""
+    return {
+        "golden": settings.golden,
+        "missing_values": settings.missing_values,
+        "proof_seconds": settings.proof_seconds,
+    }
+
+
+def main(model: str, draft: str, asked: str) -> None:
     """Entry point of the process: writes its result, or an error, to standard output."""
     with os.fdopen(os.dup(1), "wb") as target:
         os.dup2(2, 1)  # keeps prints of libraries out of the result
         _limit_memory()
         cases = BytesIO()
         try:
-            proof = _prove(Path(model), golden, float(proof_seconds))
+            proof = _prove(Path(model), Path(draft), **json.loads(asked))
             write_golden(cases, proof.cases)
             result = {
+                "model": str(proof.model),
                 "contract": proof.contract.to_json(),
                 "summary": proof.summary,
                 "rows": proof.rows,
@@ -98,22 +113,45 @@ def main(model: str, golden: str, proof_seconds: str) -> None:
         target.write(json.dumps(result).encode() + b"\n" + cases.getvalue())
 
 
-def _prove(path: Path, golden: str, proof_seconds: float) -> OnnxProof:
-    from marship.proof import graph, parity, sizes
+def _prove(
+    path: Path, draft: Path, *, golden: str, missing_values: str, proof_seconds: float
+) -> OnnxProof:
+    from marship.proof import axes, graph, missing, parity, sizes
 
-    contract = graph.contract_of(path)
+    path, labels = _without_maps(path, draft)
+    contract = graph.contract_of(path, labels=labels)
     graph.refuse_random(path)
     run = parity.runner(path)
+    contract = axes.resolved(contract, run)
     contract = sizes.with_least_sizes(contract, run)
+    contract = missing.decided(contract, path, run, missing_values)
     contract, proof = parity.with_batch_axis(contract, run, seconds=proof_seconds)
     cases = parity.golden_from(run, contract, None, golden)
+    cases += missing.golden_from(run, contract)
     contract = parity.with_scale(contract, cases)
     # last: proofs and golden cases reach up to the bounds, and each worker replays golden cases
     lengths = graph.table_lengths(path, sizes.LONGEST_TABLE)
     contract = sizes.with_largest_sizes(contract, run, lengths)
     if proof is None:
-        return OnnxProof(contract, cases, None, "not applicable")
-    return OnnxProof(contract, cases, str(proof), proof.evidence())
+        return OnnxProof(path, contract, cases, None, "not applicable")
+    return OnnxProof(path, contract, cases, str(proof), proof.evidence())
+
+
+def _without_maps(path: Path, draft: Path) -> tuple[Path, dict[str, tuple[str, ...]]]:
+    """The file, or a copy that gives tensors in place of maps, and the names of their classes."""
+    import onnx
+
+    from marship.proof import graph, maps
+
+    model = graph.read(path)
+    labels = maps.replaced(model)
+    if not labels:
+        return path, labels
+    for file in graph.external_files(path):
+        (draft / file.name).symlink_to(file.resolve())
+    copy = draft / path.name
+    onnx.save(model, str(copy))
+    return copy, labels
 
 
 def _limit_memory() -> None:

@@ -55,6 +55,11 @@ class PackageSettings(Settings):
         "golden cases: synthetic, nobody's data, or real, where they were exported so",
         usual=("synthetic", "real"),
     )
+    missing_values: str = setting(
+        "auto",
+        "null and NaN in float inputs: allow or refuse; auto asks the ONNX file's operators",
+        usual=("auto", "allow", "refuse"),
+    )
     proof_seconds: float = setting(
         60.0, "what the proof of an ONNX file's rows may cost", minimum=1
     )

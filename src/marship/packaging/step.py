@@ -1,5 +1,6 @@
 """A run folder, or any ONNX file, to an archive that TorchServe serves."""
 
+import tempfile
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,8 @@ from marship.fit.recipe import RECIPE_FILE, Recipe
 from marship.packaging import configure, onnx_proof, shipped
 from marship.packaging.mar import MODEL_FILE, NAME, Contents, build, check_files, file_name
 from marship.packaging.settings import PackageSettings
-from marship.proof import golden
+from marship.proof import golden, missing
+from marship.proof.cases import shared_axis
 from marship.serving.formats import extent
 from marship.storage import read_json
 
@@ -43,8 +45,13 @@ def package(source: str | Path, settings: PackageSettings | None = None) -> Path
     """
     source, settings = Path(source), settings or PackageSettings()
     _check(settings)
-    contents = _from_run(source, settings) if source.is_dir() else _from_onnx(source, settings)
-    return build(replace(contents, contract=extent.bounded(contents.contract)), settings)
+    with tempfile.TemporaryDirectory() as draft:
+        if source.is_dir():
+            contents = _from_run(source, settings)
+        else:
+            contents = _from_onnx(source, Path(draft), settings)
+        _say_alone(contents.contract, settings)
+        return build(replace(contents, contract=extent.bounded(contents.contract)), settings)
 
 
 def _check(settings: PackageSettings) -> None:
@@ -52,6 +59,7 @@ def _check(settings: PackageSettings) -> None:
     check_files(_handler(settings, ONNX_HANDLER), map(Path, settings.asset))
     profile = profiles.find(settings.profile, settings.batch_size)
     golden.check_kind(settings.golden)
+    missing.check_choice(settings.missing_values)
     configure.parsed(settings.option)
     if settings.name is not None:
         if not NAME.fullmatch(settings.name):
@@ -85,6 +93,8 @@ def _from_run(run_dir: Path, settings: PackageSettings) -> Contents:
     parity = _optional(run_dir / PARITY_FILE) or {}
     golden.check_found(parity.get("golden", golden.REAL), settings.golden, run_dir)
     contract = Contract.from_json((run_dir / CONTRACT_FILE).read_bytes())
+    if settings.missing_values == missing.ALLOW:
+        contract = missing.allowed(contract)
     model, tolerance = _chosen(run_dir, contract, settings.variant)
     return Contents(
         name=settings.name or recipe.name,
@@ -151,24 +161,19 @@ def _for_file(contract: Contract, model: Path, tolerance: Tolerance) -> Contract
     )
 
 
-def _from_onnx(path: Path, settings: PackageSettings) -> Contents:
+def _from_onnx(path: Path, draft: Path, settings: PackageSettings) -> Contents:
     if not path.is_file():  # checked first: the proof runs in a process of its own
         raise UsageError(
             f"{path} must be a run folder or an ONNX file, got no such file. Train "
             "and export first, or name another."
         )
-    proof = onnx_proof.describe(
-        path,
-        golden=settings.golden,
-        proof_seconds=settings.proof_seconds,
-        limit_s=settings.limit_s,
-    )
+    proof = onnx_proof.describe(path, draft, settings)
     if proof.summary is not None:
         console.err.print(proof.summary, style="dim", markup=False, soft_wrap=True)
     return Contents(
         name=settings.name or path.stem,
         handler=_handler(settings, ONNX_HANDLER),
-        model=path,
+        model=proof.model,
         contract=replace(proof.contract, files=(MODEL_FILE, *proof.contract.files[1:])),
         golden=proof.cases,
         evidence={
@@ -178,6 +183,19 @@ def _from_onnx(path: Path, settings: PackageSettings) -> Contents:
         },
         assets=tuple(map(Path, settings.asset)),
     )
+
+
+def _say_alone(contract: Contract, settings: PackageSettings) -> None:
+    """Say why requests run one by one although the profile joins them, if they do."""
+    profile = profiles.find(settings.profile, settings.batch_size)
+    if profile.batch_size == 1 or shared_axis(contract) is not None:  # then the proof has said it
+        return
+    shown = "; ".join(map(str, (*contract.inputs, *contract.outputs)))
+    console.err.print(
+        "requests run alone: inputs and outputs share no first axis of variable size, and only "
+        f"rows along one can be joined: {shown}",
+        style="dim", markup=False, soft_wrap=True,
+    )  # fmt: skip
 
 
 def _handler(settings: PackageSettings, default: str) -> Path:

@@ -34,6 +34,9 @@ _DTYPES: dict[int, str] = {
 }
 
 
+_NO_NAMES = ("", "?", "-1", "None")
+
+
 def read(path: Path, *, weights: bool = False) -> onnx.ModelProto:
     """Read and check an ONNX file.
 
@@ -90,6 +93,7 @@ def contract_of(
     pad_values: Mapping[str, float] | None = None,
     bounds: Mapping[str, tuple[int, int | None]] | None = None,
     tolerance: Tolerance | None = None,
+    labels: Mapping[str, tuple[str, ...]] | None = None,
 ) -> Contract:
     """The contract as declared by the graph; without what must be proven.
 
@@ -99,7 +103,7 @@ def contract_of(
         ModelError: The file is invalid, or a tensor has an unsupported type.
     """
     model = read(path)
-    pads = dict(pad_values or {})
+    pads, names = dict(pad_values or {}), dict(labels or {})
     stored = {initializer.name for initializer in model.graph.initializer}
     ranges = index_ranges(model)
     inputs = tuple(
@@ -111,7 +115,9 @@ def contract_of(
     files = (path, *external_files(path))
     return Contract(
         inputs=inputs,
-        outputs=tuple(_spec(value) for value in model.graph.output),
+        outputs=tuple(
+            replace(_spec(value), labels=names.get(value.name, ())) for value in model.graph.output
+        ),
         files=tuple(file.name for file in files),
         digest=digest_files(*files),
         opset=opset,
@@ -149,11 +155,19 @@ def _spec(value: onnx.ValueInfoProto) -> TensorSpec:
             f"{value.name} must be a tensor of known rank and of a type that NumPy has, "
             f"got {value.type.WhichOneof('value')} of type {tensor.elem_type}."
         )
-    shape = tuple(
-        axis.dim_value if axis.HasField("dim_value") else axis.dim_param or f"{value.name}_{i}"
-        for i, axis in enumerate(tensor.shape.dim)
-    )
+    sizes = [_size(axis) for axis in tensor.shape.dim]
+    shape = tuple(f"{value.name}_{i}" if n is None else n for i, n in enumerate(sizes))
     return TensorSpec(value.name, _DTYPES[tensor.elem_type], shape)
+
+
+def _size(axis: onnx.TensorShapeProto.Dimension) -> int | str | None:
+    """An axis's size or name; None for one of any size without a name of its own.
+
+    Paddle calls all of them `?` or -1.
+    """
+    if axis.HasField("dim_value"):
+        return axis.dim_value if axis.dim_value >= 0 else None
+    return None if axis.dim_param in _NO_NAMES else axis.dim_param
 
 
 def random_input(spec: TensorSpec, sizes: Mapping[str, int], seed: int) -> Array:

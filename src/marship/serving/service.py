@@ -111,6 +111,7 @@ class Service:
         section = self.config.get("marship") or {}
         self.max_fields = _max_form_fields(section)
         self.contract = _contract(folder)
+        self._labels = {spec.name: spec.labels for spec in self.contract.outputs if spec.labels}
         workers = max(placement.workers, siblings.count() if siblings else 1)
         settings = SessionSettings.from_config(section, workers, placement.device_id)
         self.session = self._open(settings)
@@ -187,7 +188,9 @@ class Service:
         Raises:
             RequestError: The client gets its message and status.
         """
-        return codec.encode(outputs, state, self._name, self._version, self._max_response_bytes)
+        return codec.encode(
+            outputs, state, self._name, self._version, self._max_response_bytes, self._labels
+        )
 
     def advice(self) -> object:
         """What a request should look like; a JSON value that is part of every 4xx response."""
@@ -264,7 +267,7 @@ class Service:
         if len(requests) > 1 and (on_joined := self._batcher.on_joined):
             on_joined(gathered.arrays, outputs)
         clock.lap("infer")
-        replies = rows.scatter(outputs, gathered)
+        replies = rows.scatter(outputs, gathered, self._labels)
         clock.lap("encode")
         return replies
 

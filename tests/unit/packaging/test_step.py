@@ -45,6 +45,20 @@ def test_an_onnx_file_climbs_little_on_its_way(linear_onnx: Path) -> None:
     assert 0 < int(count) <= 9
 
 
+def test_the_throughput_profile_says_why_it_joins_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A table of fixed size has no rows that could be joined."""
+    x, y = (helper.make_tensor_value_info(n, TensorProto.FLOAT, [2, 3]) for n in "xy")
+    graph = helper.make_graph([helper.make_node("Relu", ["x"], ["y"])], "g", [x], [y])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
+    onnx.save(model, str(tmp_path / "fixed.onnx"))
+    pack(tmp_path / "fixed.onnx", tmp_path, profile="throughput")
+    assert "requests run alone: inputs and outputs share no first axis" in capsys.readouterr().err
+    pack(tmp_path / "fixed.onnx", tmp_path)
+    assert "run alone" not in capsys.readouterr().err
+
+
 def test_archives_built_at_the_same_time_do_not_meet(linear_onnx: Path, tmp_path: Path) -> None:
     """The archiver's shared staging folder is private to each build, even under one name."""
     with ProcessPoolExecutor(2) as pool:

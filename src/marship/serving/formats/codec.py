@@ -8,15 +8,18 @@
 | npy (NumPy's format 1.0 to 3.0), one input | `application/x-npy` | npy, one output |
 
 All formats include the batch axis: one row is a list of one row. JSON has no NaN and no infinity:
-in outputs they become null.
+in outputs they become null, and null is a missing value in inputs that take those. An output whose
+classes have names is a list of objects in named and bare JSON, and a plain tensor in the others.
 """
 
 import io
 import math
 import struct
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from functools import lru_cache
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -226,12 +229,13 @@ def check_size(
     extent.check(total, limit_bytes)
 
 
-def encode(
+def encode(  # noqa: PLR0913, PLR0917  the facts of a response
     outputs: Arrays,
     message: Message,
     model: str,
     version: str,
     limit_bytes: int = extent.LARGEST_BYTES,
+    labels: Mapping[str, Sequence[str]] = MappingProxyType({}),
 ) -> Reply:
     """Encode outputs as a response in the request's format.
 
@@ -241,6 +245,7 @@ def encode(
         model: The model's name, for KServe's format.
         version: The model's version, likewise.
         limit_bytes: The largest response that the server sends.
+        labels: By output, the labels of its last axis, if it has some.
 
     Raises:
         InvalidInputError: npy was requested of a model with several outputs.
@@ -261,10 +266,10 @@ def encode(
         if length is None:
             return Reply(body)
         return Reply(body, OCTETS_TYPE, headers=((kserve.LENGTH_HEADER, str(length)),))
+    texts = {name: dump(a, limit_bytes, labels.get(name, ())) for name, a in outputs.items()}
     if message.form is BodyFormat.BARE and len(outputs) == 1:
-        return Reply(dump(next(iter(outputs.values())), limit_bytes))
-    texts = [orjson.dumps(name) + b":" + dump(a, limit_bytes) for name, a in outputs.items()]
-    return Reply(b"{" + b",".join(texts) + b"}")
+        return Reply(next(iter(texts.values())))
+    return Reply(b"{%b}" % b",".join(orjson.dumps(k) + b":" + text for k, text in texts.items()))
 
 
 def write_npy(array: Array) -> bytes:

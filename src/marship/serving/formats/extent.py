@@ -135,6 +135,7 @@ def most_rows(specs: Sequence[TensorSpec], limit_bytes: int) -> int | None:
         if len(rest) + 1 != len(spec.shape):
             return None
         total += math.prod(rest) * (_MOST_CHARACTERS + 1) + 3 * (1 + _lists(rest))
+        total += sum(_MOST_ESCAPED * len(label) + 3 for label in spec.labels)
     return limit_bytes // max(total, 1)
 
 

@@ -5,16 +5,18 @@ else to `codec` and `batch`, request by request. Its responses are the same byte
 request are never reported here.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 import orjson
 
 from marship.contract import Array, Arrays, Contract, TensorSpec
-from marship.serving.formats.tensors import EXACT, keeps_values, may_hold_booleans, outside
+from marship.serving.formats import extent
+from marship.serving.formats.tensors import EXACT, dump, keeps_values, may_hold_booleans, outside
 from marship.serving.message import JSON_TYPE, Reply, Request
 
 SMALL_BYTES = 1 << 14
@@ -125,9 +127,14 @@ def _plain_rows(request: Request) -> object:
         return None
 
 
-def scatter(outputs: Arrays, rows: Rows) -> list[Reply]:
+def scatter(
+    outputs: Arrays, rows: Rows, labels: Mapping[str, Sequence[str]] = MappingProxyType({})
+) -> list[Reply]:
     """Each request's response, equal to that of `codec.encode`."""
-    columns = [(orjson.dumps(name), _texts(array, rows.counts)) for name, array in outputs.items()]
+    columns = [
+        (orjson.dumps(name), _texts(array, rows.counts, labels.get(name, ())))
+        for name, array in outputs.items()
+    ]
     if not rows.named and len(columns) == 1:
         return [Reply(text) for text in columns[0][1]]
     return [
@@ -136,14 +143,17 @@ def scatter(outputs: Arrays, rows: Rows) -> list[Reply]:
     ]
 
 
-def _texts(array: Array, counts: Sequence[int]) -> list[bytes]:
+def _texts(array: Array, counts: Sequence[int], labels: Sequence[str]) -> list[bytes]:
     """Each request's part of an array as JSON; many small ones are encoded at once."""
     if array.dtype.char == "e":
         array = array.astype("float32")
     is_small = len(counts) >= MANY_REQUESTS and array.size < WIDE_VALUES * len(array)
-    if not is_small or array.dtype.kind not in "fiu" or array.ndim not in (1, 2):
+    if labels or not is_small or array.dtype.kind not in "fiu" or array.ndim not in (1, 2):
         ends = list(accumulate(counts))
-        return [_dump(array[end - n : end]) for n, end in zip(counts, ends, strict=True)]
+        parts = [array[end - n : end] for n, end in zip(counts, ends, strict=True)]
+        return [
+            dump(part, extent.LARGEST_BYTES, labels) if labels else _dump(part) for part in parts
+        ]
     border, separator = (b"[[", b"],[") if array.ndim > 1 else (b"[", b",")
     width = len(border)
     numbers = _dump(np.ascontiguousarray(array))[width:-width].split(separator)

@@ -1,11 +1,13 @@
 """Converts JSON values to arrays of a model's types and back, without changing a value."""
 
+import math
 import sys
 from array import array as number_array
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from functools import lru_cache
 from itertools import chain
+from types import NoneType
 from typing import Any
 
 import numpy as np
@@ -96,7 +98,8 @@ def may_hold_booleans(body: bytes | bytearray | memoryview) -> bool:
 def to_array(value: object, spec: TensorSpec, *, may_mix: bool = True) -> Array:
     """A nested list as an array of the spec's type; no value is changed by the conversion.
 
-    A number for a float input is rounded to the nearest value of its type, as every parser does.
+    A number for a float input is rounded to the nearest value of its type, as every parser does;
+    null is NaN for one that takes missing values.
 
     Args:
         value: A JSON value.
@@ -121,6 +124,8 @@ def to_array(value: object, spec: TensorSpec, *, may_mix: bool = True) -> Array:
         ) from error
     if array.size == 0:
         return array.astype(spec.dtype)
+    if spec.takes_missing and array.dtype == object:
+        array = _with_missing(array)
     want = np.dtype(spec.dtype)
     if array.dtype.kind == "f" and want.kind == "u":
         array = _unsigned(value, array)
@@ -130,6 +135,14 @@ def to_array(value: object, spec: TensorSpec, *, may_mix: bool = True) -> Array:
             f"{_offender(value, array, want)}."
         )
     return _cast(array, spec)
+
+
+def _with_missing(array: Array) -> Array:
+    """Numbers with NaN for null as float64; other objects as they are."""
+    if not set(map(type, array.flat)) <= {int, float, NoneType}:
+        return array
+    numbers = [math.nan if item is None else item for item in array.flat]
+    return np.array(numbers, np.float64).reshape(array.shape)
 
 
 def _floats(value: object, kind: str) -> Array | None:
@@ -244,12 +257,19 @@ def plain(array: Array) -> Any:  # noqa: ANN401  what orjson takes
     return array if array.flags.c_contiguous else array.copy(order="C")
 
 
-def dump(array: Array, limit_bytes: int) -> bytes:
+def dump(array: Array, limit_bytes: int, labels: Sequence[str] = ()) -> bytes:
     """An array as JSON; if it may exceed the limit it is encoded in chunks, until it does.
+
+    Args:
+        array: The array.
+        limit_bytes: The limit.
+        labels: Of the last axis, whose values become an object by these names.
 
     Raises:
         TooLargeError: It is larger than the limit.
     """
+    if labels:
+        return _labelled(array, limit_bytes, labels)
     if (array.size and extent.surely_fit({"": array}, limit_bytes)) or (
         extent.most_json_bytes(array) <= limit_bytes
     ):
@@ -260,6 +280,20 @@ def dump(array: Array, limit_bytes: int) -> bytes:
         total += len(part)
         extent.check(total, limit_bytes)
     return b"".join(parts)
+
+
+def _labelled(array: Array, limit_bytes: int, labels: Sequence[str]) -> bytes:
+    """Objects of numbers by label: an array of them, or one for an array of rank 1."""
+    names = [orjson.dumps(label) + b":" for label in labels]
+    rows = array.reshape(-1, len(labels))
+    extent.check(len(rows) * sum(map(len, names)), limit_bytes)
+    numbers = dump(rows.reshape(-1), limit_bytes)[1:-1].split(b",") if rows.size else []
+    width = len(names)
+    objects = [
+        b"{%b}" % b",".join(map(bytes.__add__, names, numbers[start : start + width]))
+        for start in range(0, len(numbers), width)
+    ]
+    return objects[0] if array.ndim == 1 else b"[%b]" % b",".join(objects)
 
 
 def _chunks(array: Array) -> Iterator[bytes]:

@@ -41,14 +41,27 @@ def validate(inputs: Arrays, contract: Contract, *, allow_non_finite: bool = Fal
             )
         for axis, size in zip(spec.shape, array.shape, strict=True):
             _check_axis(spec, axis, size, sizes, contract)
-        if array.dtype.kind == "f" and not allow_non_finite and not np.isfinite(array).all():
-            raise InvalidInputError(
-                f"{spec.name} must hold finite {spec.dtype} values, got NaN, infinity or one too "
-                "large for the type."
-            )
+        if array.dtype.kind == "f" and not allow_non_finite:
+            _check_finite(array, spec)
         if problem := outside(array, spec):
             raise InvalidInputError(problem)
     return sizes
+
+
+def _check_finite(array: Array, spec: TensorSpec) -> None:
+    """Refuse infinity, and NaN unless it stands for a missing value."""
+    if np.isfinite(array).all():
+        return
+    if not spec.takes_missing:
+        raise InvalidInputError(
+            f"{spec.name} must hold finite {spec.dtype} values, got NaN, infinity or one too "
+            "large for the type."
+        )
+    if np.isinf(array).any():
+        raise InvalidInputError(
+            f"{spec.name} must hold finite {spec.dtype} values or NaN, got infinity or one too "
+            "large for the type."
+        )
 
 
 def _check_axis(
