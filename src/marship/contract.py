@@ -162,7 +162,8 @@ class Contract:
         outputs: In the graph's order.
         files: The ONNX file and then those of its external data, all in one folder.
         digest: SHA-256 over the bytes of `files`, in hexadecimal.
-        opset: Version of the default ONNX operator set.
+        opset: Version of the default ONNX operator set; 0 if the file uses none of it, as a tree
+            model of ai.onnx.ml alone.
         batch_axis: Name of the first axis that all inputs and outputs share, if rows were
             proven independent; None if requests must not be batched.
         bounds: Smallest and largest size of each variable axis, by name; None is unbounded.

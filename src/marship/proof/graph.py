@@ -111,7 +111,7 @@ def contract_of(
         for value in model.graph.input
         if value.name not in stored
     )
-    opset = next(entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx"))
+    versions = (e.version for e in model.opset_import if e.domain in ("", "ai.onnx"))
     files = (path, *external_files(path))
     return Contract(
         inputs=inputs,
@@ -120,7 +120,7 @@ def contract_of(
         ),
         files=tuple(file.name for file in files),
         digest=digest_files(*files),
-        opset=opset,
+        opset=next(versions, 0),
         bounds=dict(bounds or {}),
         tolerance=tolerance or Tolerance(),
     )

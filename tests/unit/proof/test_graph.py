@@ -6,10 +6,11 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+from onnx import TensorProto, helper
 
 from marship.contract import TensorSpec, Tolerance
 from marship.errors import ModelError, UsageError
-from marship.proof import graph
+from marship.proof import graph, parity
 
 
 @pytest.fixture
@@ -38,6 +39,26 @@ def test_the_contract_is_what_the_graph_states(lookup_onnx: Path) -> None:
     assert found.batch_axis is None
     assert found.bounds == {"length": (1, 5)}
     assert found.tolerance == Tolerance(1, 0)
+
+
+@pytest.mark.parametrize(
+    ("imports", "opset"), [({"ai.onnx.ml": 3}, 0), ({"ai.onnx.ml": 3, "": 20}, 20)]
+)
+def test_a_file_may_use_operators_of_another_domain_only(
+    tmp_path: Path, imports: dict[str, int], opset: int
+) -> None:
+    """As converters of trees write it: its opset is 0 then, and it runs as any other."""
+    nodes = [
+        helper.make_node("Scaler", ["x"], ["y"], domain="ai.onnx.ml", offset=[0.0], scale=[2.0])
+    ]
+    values = [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["n", 4]) for name in "xy"]
+    sets = [helper.make_opsetid(domain, version) for domain, version in imports.items()]
+    path = tmp_path / "scaler.onnx"
+    body = helper.make_graph(nodes, "g", values[:1], values[1:])
+    onnx.save(helper.make_model(body, opset_imports=sets, ir_version=9), path)
+    found, cases = parity.describe(graph.contract_of(path), parity.runner(path))
+    assert (found.opset, found.batch_axis) == (opset, "n")
+    np.testing.assert_array_equal(cases[0].outputs["y"], 2 * cases[0].inputs["x"])
 
 
 def test_a_missing_file_is_a_usage_error(tmp_path: Path) -> None:
