@@ -167,6 +167,7 @@ class Contract:
         batch_axis: Name of the first axis that all inputs and outputs share, if rows were
             proven independent; None if requests must not be batched.
         bounds: Smallest and largest size of each variable axis, by name; None is unbounded.
+        steps: By name, axes whose size must be a multiple of a number, and that number.
         tolerance: How much a served output may differ from the reference output.
     """
 
@@ -178,6 +179,19 @@ class Contract:
     batch_axis: str | None = None
     bounds: Mapping[str, tuple[int, int | None]] = field(default_factory=dict)
     tolerance: Tolerance = Tolerance()
+    steps: Mapping[str, int] = field(default_factory=dict)
+
+    def size_rule(self, axis: str) -> str:
+        """The sizes of a variable axis, such as `at least 16 and a multiple of 16`."""
+        low, high = self.bounds.get(axis, (1, None))
+        limit = f"at least {low}" if high is None else f"from {low} to {high}"
+        step = self.steps.get(axis, 1)
+        return limit if step == 1 else f"{limit} and a multiple of {step}"
+
+    def takes_size(self, axis: str, size: int) -> bool:
+        """Whether a variable axis may have this size."""
+        low, high = self.bounds.get(axis, (1, None))
+        return low <= size and (high is None or size <= high) and not size % self.steps.get(axis, 1)
 
     def to_json(self) -> str:
         """The text of `contract.json`."""
@@ -200,8 +214,8 @@ class Contract:
             return cls(
                 **{
                     **raw,
-                    "inputs": _specs(raw["inputs"]),
-                    "outputs": _specs(raw["outputs"]),
+                    "inputs": tuple(map(_spec, raw["inputs"])),
+                    "outputs": tuple(map(_spec, raw["outputs"])),
                     "files": tuple(raw["files"]),
                     "bounds": {name: (low, high) for name, (low, high) in raw["bounds"].items()},
                     "tolerance": Tolerance(**raw["tolerance"]),
@@ -229,6 +243,8 @@ def _check_types(raw: Mapping[str, Any]) -> None:
     for axis, (low, high) in raw["bounds"].items():
         if not 0 <= low <= (_MOST_SIZE if high is None else high) <= _MOST_SIZE:
             raise ValueError(f"bounds of {axis} from {low} to {high}")
+    if not all(1 <= step <= _MOST_SIZE for step in raw.get("steps", {}).values()):
+        raise ValueError(f"steps {raw['steps']}")
     if not raw["files"] or any(Path(name).name != name or "\0" in name for name in raw["files"]):
         raise ValueError(f"files {raw['files']!r}, which must lie in one folder")
     if not all(math.isfinite(raw["tolerance"][kind]) for kind in ("atol", "rtol")):
@@ -272,10 +288,6 @@ def _fits(value: object, hint: Any) -> bool:  # noqa: ANN401  a type, or a form 
     if isinstance(value, bool):
         return hint is bool
     return isinstance(value, (int, float) if hint is float else hint)
-
-
-def _specs(raw: Sequence[dict[str, Any]]) -> tuple[TensorSpec, ...]:
-    return tuple(_spec(fields) for fields in raw)
 
 
 def _spec(fields: dict[str, Any]) -> TensorSpec:

@@ -3,6 +3,7 @@
 import io
 import json
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -33,6 +34,7 @@ CONTRACT = Contract(
     batch_axis="batch",
     bounds={"batch": (1, None), "length": (1, 50)},
     tolerance=Tolerance(1e-5, 0.0),
+    steps={"length": 2},
 )
 
 
@@ -49,6 +51,33 @@ def test_what_is_no_contract_is_a_model_error(text: str) -> None:
     """Whatever is wrong with it, and it says what to do."""
     with pytest.raises(ModelError, match="Export the model again"):
         Contract.from_json(text)
+
+
+def test_a_contract_of_before_has_no_steps() -> None:
+    """Archives that lie packed are read as they were written; an impossible step is refused."""
+    raw = json.loads(CONTRACT.to_json())
+    del raw["steps"]
+    assert Contract.from_json(json.dumps(raw)) == replace(CONTRACT, steps={})
+    for step in (0, -1, True, 1.5, "2", None):
+        with pytest.raises(ModelError, match="must be a contract"):
+            Contract.from_json(json.dumps(raw | {"steps": {"length": step}}))
+
+
+@pytest.mark.parametrize(
+    ("axis", "taken", "refused", "rule"),
+    [
+        ("length", (2, 50), (1, 3, 51, 52), "from 1 to 50 and a multiple of 2"),
+        ("batch", (1, 10**9), (0,), "at least 1"),
+        ("other", (1, 7), (0,), "at least 1"),
+    ],
+)
+def test_the_sizes_of_an_axis(
+    axis: str, taken: tuple[int, ...], refused: tuple[int, ...], rule: str
+) -> None:
+    """Bounds and multiples, as they are checked and as they are told."""
+    assert all(CONTRACT.takes_size(axis, size) for size in taken)
+    assert not any(CONTRACT.takes_size(axis, size) for size in refused)
+    assert CONTRACT.size_rule(axis) == rule
 
 
 def test_a_contract_of_another_format_is_refused() -> None:

@@ -96,7 +96,9 @@ def show_optimized(done: "Optimized") -> None:
 
 def show_contract(contract: "Contract") -> None:
     """A contract."""
-    bounds = (f"{axis} {low} to {high or 'any'}" for axis, (low, high) in contract.bounds.items())
+    bounds = (
+        f"{axis} {contract.size_rule(axis)}" for axis in {**contract.bounds, **contract.steps}
+    )
     facts(
         [
             *(("input", spec) for spec in contract.inputs),

@@ -52,11 +52,12 @@ def describe(path: Path, draft: Path, settings: PackageSettings) -> OnnxProof:
     Args:
         path: The file.
         draft: A folder for a copy, if the file must be rewritten to be served.
-        settings: The kind of golden cases, what values may be missing, and the limits of time.
+        settings: Example inputs, the kind of golden cases, what values may be missing, limits.
 
     Raises:
-        UsageError: The file does not exist.
-        ModelError: It cannot be read or run within the limit.
+        UsageError: A file does not exist.
+        DataError: The example does not hold inputs of the model.
+        ModelError: The file cannot be read or run within the limit.
     """
     # -P: import no modules from the current folder, which may be untrusted
     asked = json.dumps(wishes(settings))
@@ -88,6 +89,7 @@ def wishes(settings: PackageSettings) -> dict[str, Any]:
     """The settings that decide what is proven, by name, as JSON values."""
     return {
         "golden": settings.golden,
+        "example": settings.example and str(settings.example),
         "missing_values": settings.missing_values,
         "proof_seconds": settings.proof_seconds,
     }
@@ -113,25 +115,36 @@ def main(model: str, draft: str, asked: str) -> None:
         target.write(json.dumps(result).encode() + b"\n" + cases.getvalue())
 
 
-def _prove(
-    path: Path, draft: Path, *, golden: str, missing_values: str, proof_seconds: float
+def _prove(  # noqa: PLR0913  as `wishes`
+    path: Path,
+    draft: Path,
+    *,
+    example: str | None,
+    golden: str,
+    missing_values: str,
+    proof_seconds: float,
 ) -> OnnxProof:
-    from marship.proof import axes, graph, missing, parity, sizes
+    from marship.packaging import examples
+    from marship.proof import axes, graph, missing, parity, trials
 
     path, labels = _without_maps(path, draft)
     contract = graph.contract_of(path, labels=labels)
     graph.refuse_random(path)
     run = parity.runner(path)
-    contract = axes.resolved(contract, run)
-    contract = sizes.with_least_sizes(contract, run)
+    requests = examples.read(Path(example), axes.apart(contract), run) if example else []
+    contract = axes.resolved(contract, run, requests[0] if requests else None)
+    rows = examples.joined(requests, contract) if requests else None
+    contract = trials.with_least_sizes(contract, run, rows)
+    contract = trials.keeping(contract, requests)
     contract = missing.decided(contract, path, run, missing_values)
-    contract, proof = parity.with_batch_axis(contract, run, seconds=proof_seconds)
-    cases = parity.golden_from(run, contract, None, golden)
+    contract, proof = parity.with_batch_axis(contract, run, rows, seconds=proof_seconds)
+    cases = parity.golden_from(run, contract, rows, golden)
     cases += missing.golden_from(run, contract)
     contract = parity.with_scale(contract, cases)
     # last: proofs and golden cases reach up to the bounds, and each worker replays golden cases
-    lengths = graph.table_lengths(path, sizes.LONGEST_TABLE)
-    contract = sizes.with_largest_sizes(contract, run, lengths)
+    lengths = graph.table_lengths(path, trials.LONGEST_TABLE)
+    contract = trials.with_largest_sizes(contract, run, lengths, rows)
+    contract = trials.keeping(contract, requests)
     if proof is None:
         return OnnxProof(path, contract, cases, None, "not applicable")
     return OnnxProof(path, contract, cases, str(proof), proof.evidence())

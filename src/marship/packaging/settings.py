@@ -50,9 +50,15 @@ class PackageSettings(Settings):
     provider: tuple[str, ...] = setting(("cpu",), "cpu, cuda, tensorrt or openvino, best first")
     intra_op_threads: int | None = setting(None, "threads of one call; cores / workers", minimum=1)
     spinning: bool = setting(False, "idle threads spin: only for a worker alone on its cores")
+    example: Path | None = setting(
+        None,
+        "inputs that an ONNX file takes, where it does not run on drawn ones: an npz by input "
+        "name, a .json with one request or a list of them, or a folder of such files",
+    )
     golden: str = setting(
         "synthetic",
-        "golden cases: synthetic, nobody's data, or real, where they were exported so",
+        "golden cases: synthetic, nobody's data, or real, rows of the example, or where they were "
+        "exported so",
         usual=("synthetic", "real"),
     )
     missing_values: str = setting(

@@ -36,6 +36,7 @@ def package(source: str | Path, settings: PackageSettings | None = None) -> Path
 
     Raises:
         UsageError: The source, a name, or a given file is invalid.
+        DataError: The example does not hold inputs of the model.
         PackageError: The parts do not belong together.
         ModelError: The model cannot be read or run.
 
@@ -45,6 +46,7 @@ def package(source: str | Path, settings: PackageSettings | None = None) -> Path
     """
     source, settings = Path(source), settings or PackageSettings()
     _check(settings)
+    _check_example(source, settings.example)
     with tempfile.TemporaryDirectory() as draft:
         if source.is_dir():
             contents = _from_run(source, settings)
@@ -80,6 +82,17 @@ def _check(settings: PackageSettings) -> None:
             f"max-workers must be at least min-workers, got {settings.max_workers} and "
             f"{settings.min_workers}."
         )
+
+
+def _check_example(source: Path, example: Path | None) -> None:
+    if example is None:
+        return
+    if source.is_dir():
+        raise UsageError(
+            f"example must be of an ONNX file, got one for {source}. A run folder has its own."
+        )
+    if not example.exists():
+        raise UsageError(f"{example} must hold example inputs, got no such file.")
 
 
 def _from_run(run_dir: Path, settings: PackageSettings) -> Contents:
@@ -178,7 +191,8 @@ def _from_onnx(path: Path, draft: Path, settings: PackageSettings) -> Contents:
         golden=proof.cases,
         evidence={
             "source": path.name,
-            "golden": f"{golden.SYNTHETIC}, computed by this ONNX file",
+            "golden": f"{settings.golden}, computed by this ONNX file",
+            "example": settings.example and settings.example.name,
             "rows_alone_and_together": proof.rows,
         },
         assets=tuple(map(Path, settings.asset)),

@@ -11,76 +11,95 @@ from dataclasses import dataclass, replace
 from itertools import combinations, islice
 
 from marship.contract import Arrays, Contract, TensorSpec
-from marship.errors import ModelError
-from marship.proof.cases import draw_random, shared_axis
+from marship.proof.cases import first_axis, seen_sizes, shared_axis, variable_axes
 from marship.proof.comparison import RunModel
-from marship.proof.sizes import MOST_BYTES, input_bytes
+from marship.proof.trials import Trials
 
 BASES = (8, 2, 16, 32, 64, 128, 224)
 """Sizes of all axes at once; the first at which the model runs is changed axis by axis."""
+FEW_ROWS = 8
 BATCH = "batch"
-_SEEDS = (0, 1)
 _MOST_TRIES = 64
 """Of axes to change together, a run each."""
+
+Sizes = Mapping[str, int]
 
 
 @dataclass(frozen=True, slots=True)
 class _Group:
-    """Axes of inputs that have one size.
+    """Axes of inputs that only change together.
 
     Attributes:
-        axes: Their names.
-        changed: Another size than the base at which the model runs.
+        before: Their sizes at first, by name.
+        after: Other sizes at which the model runs; the same where none were found.
     """
 
-    axes: tuple[str, ...]
-    changed: int
+    before: Sizes
+    after: Sizes
 
 
-def resolved(contract: Contract, run: RunModel) -> Contract:
+def apart(contract: Contract) -> Contract:
+    """The contract with a name for each axis of an input.
+
+    A name that is the first axis of several inputs and nothing else is taken at its word: a model
+    of two towers would run at different numbers of rows, which nobody means.
+    """
+    return _apart(contract)[0]
+
+
+def resolved(contract: Contract, run: RunModel, example: Arrays | None = None) -> Contract:
     """The contract with one name for all axes that have one size, and for no others.
 
     Args:
         contract: As the graph states it; an axis without a name is called `<tensor>_<index>`.
         run: Runs the model.
+        example: Inputs that it takes, whose sizes are tried after the usual ones.
 
     Returns:
         The contract; unchanged if the model runs at none of the sizes that are tried.
     """
-    apart, stated = _apart(contract)
-    base = next((n for n in BASES if _outputs(apart, run, _all(apart, n)) is not None), None)
+    alone, stated = _apart(contract)
+    trials = Trials(alone, run, example)
+    base = next((sizes for sizes in _bases(alone, example) if trials.takes(sizes)), None)
     if base is None:
         return contract
-    groups = _groups(apart, run, base)
+    groups = _groups(trials, base)
     names = _names(groups, stated)
-    inputs = tuple(
-        replace(spec, shape=tuple(names.get(axis, axis) for axis in spec.shape))
-        for spec in apart.inputs
-    )
-    found = replace(contract, inputs=inputs)
-    sizes = [{names[g.axes[0]]: base for g in groups}]
-    sizes += [sizes[0] | {names[g.axes[0]]: g.changed} for g in groups]
     runs = [
-        (at, results)
-        for at in sizes
-        for seed in _SEEDS
-        if (results := _outputs(found, run, at, seed)) is not None
+        ({names[axis]: size for axis, size in sizes.items()}, outputs)
+        for sizes in ({**base, **changed} for changed in ({}, *(g.after for g in groups)))
+        for outputs in trials.outputs(sizes)
     ]
-    outputs = tuple(_following(spec, runs) for spec in contract.outputs)
-    return _with_batch(replace(found, outputs=outputs))
+    found = replace(
+        contract,
+        inputs=tuple(
+            replace(spec, shape=tuple(names.get(axis, axis) for axis in spec.shape))
+            for spec in alone.inputs
+        ),
+        outputs=tuple(_following(spec, runs) for spec in contract.outputs),
+    )
+    return _with_batch(found)
 
 
-def _apart(contract: Contract) -> tuple[Contract, dict[str, int | str]]:
-    """The contract with a name for each axis of an input, and what each was called.
+def _bases(contract: Contract, example: Arrays | None) -> Iterator[Sizes]:
+    """Sizes of all axes to begin with: those of the example last, with few rows first."""
+    names = variable_axes(contract)
+    for size in BASES:
+        yield dict.fromkeys(names, size)
+    if example is not None:
+        seen, rows = seen_sizes(contract, example), first_axis(contract)
+        if rows is not None:
+            yield seen | {rows: min(seen[rows], FEW_ROWS)}
+        yield seen
 
-    A name that is the first axis of several inputs and nothing else is taken at its word: a model
-    of two towers would run at different numbers of rows, which nobody means.
-    """
+
+def _apart(contract: Contract) -> tuple[Contract, dict[str, str]]:
+    """The contract of `apart`, and what each axis was called."""
     places: dict[int | str, set[int]] = {}
     for spec in contract.inputs:
         for index, axis in enumerate(spec.shape):
             places.setdefault(axis, set()).add(index)
-    stated: dict[str, int | str] = {}
+    stated: dict[str, str] = {}
     inputs = []
     for spec in contract.inputs:
         shape = list(spec.shape)
@@ -92,97 +111,66 @@ def _apart(contract: Contract) -> tuple[Contract, dict[str, int | str]]:
     return replace(contract, inputs=tuple(inputs)), stated
 
 
-def _all(contract: Contract, size: int) -> dict[str, int]:
-    return {axis: size for spec in contract.inputs for axis in spec.shape if isinstance(axis, str)}
-
-
-def _outputs(
-    contract: Contract, run: RunModel, sizes: Mapping[str, int], seed: int = 0
-) -> Arrays | None:
-    """The outputs at these sizes; None if the model does not run, or they are too large to try."""
-    if input_bytes(contract, sizes) > MOST_BYTES:
-        return None
-    try:
-        return run(draw_random(contract, None, sizes, seed).inputs)
-    except ModelError:
-        return None
-
-
-def _groups(contract: Contract, run: RunModel, base: int) -> list[_Group]:
+def _groups(trials: Trials, base: Sizes) -> list[_Group]:
     """The axes of inputs, those together that change together."""
-    usual = _all(contract, base)
 
-    def changed(axes: Sequence[str]) -> int | None:
-        return next(
-            (
-                size
-                for size in (base + 1, 2 * base)
-                if _outputs(contract, run, usual | dict.fromkeys(axes, size)) is not None
-            ),
-            None,
-        )
+    def group(axes: Sequence[str]) -> _Group | None:
+        before = {axis: base[axis] for axis in axes}
+        choices = ({a: n + 1 for a, n in before.items()}, {a: 2 * n for a, n in before.items()})
+        after = next((sizes for sizes in choices if trials.takes({**base, **sizes})), None)
+        return None if after is None else _Group(before, after)
 
-    groups, tied = [], []
-    for axis in usual:
-        size = changed([axis])
-        if size is None:
-            tied.append(axis)
-        else:
-            groups.append(_Group((axis,), size))
+    alone = {axis: group([axis]) for axis in base}
+    groups = [found for found in alone.values() if found]
+    tied = [axis for axis, found in alone.items() if not found]
     while tied:
         first, *others = tied
-        tries = (
-            _Group((first, *more), size)
-            for more in islice(_partners(others), _MOST_TRIES)
-            if (size := changed([first, *more])) is not None
-        )
-        group = next(tries, _Group((first,), base))
-        groups.append(group)
-        tied = [axis for axis in tied if axis not in group.axes]
+        tries = (group([first, *more]) for more in islice(_partners(others), _MOST_TRIES))
+        same = {first: base[first]}
+        groups.append(next(filter(None, tries), _Group(same, same)))
+        tied = [axis for axis in tied if axis not in groups[-1].before]
     return groups
 
 
 def _partners(axes: Sequence[str]) -> Iterator[tuple[str, ...]]:
-    """Choices of axes that may change with another one: all of them, then the smallest first."""
+    """Choices of axes that may change with another one, the smallest first."""
     for count in range(1, len(axes) + 1):
         yield from combinations(axes, count)
 
 
-def _names(groups: Sequence[_Group], stated: Mapping[str, int | str]) -> dict[int | str, str]:
-    """A name for each axis: the one that the graph states, unless another group has it already."""
+def _names(groups: Sequence[_Group], stated: Mapping[str, str]) -> dict[int | str, str]:
+    """A name for the axes of one size: one that the graph states, unless others have it already."""
     names: dict[int | str, str] = {}
-    for group in sorted(groups, key=lambda g: _is_anonymous(g.axes[0], stated)):
-        choices = [str(stated[axis]) for axis in group.axes]
-        choices.sort(key=lambda name: any(_is_anonymous(a, {a: name}) for a in group.axes))
-        free = [name for name in choices if name not in names.values()]
-        own = [axis.replace(":", "_") for axis in group.axes]
-        names.update(dict.fromkeys(group.axes, (free or own)[0]))
+    for group in groups:
+        for size in dict.fromkeys(group.before.values()):
+            axes = [axis for axis, n in group.before.items() if n == size]
+            choices = [stated[axis] for axis in axes if stated[axis] != _by_place(axis)]
+            choices += [_by_place(axis) for axis in axes]
+            free = [name for name in choices if name not in names.values()]
+            names.update(dict.fromkeys(axes, free[0]))
     return names
 
 
-def _is_anonymous(axis: str, stated: Mapping[str, int | str]) -> bool:
-    """Whether the graph has no name for an axis: it is called by its place then."""
-    return str(stated[axis]) == axis.replace(":", "_")
+def _by_place(axis: str) -> str:
+    """The name of an axis that has none of its own."""
+    return "_".join(axis.rsplit(":", 1))
 
 
-def _following(spec: TensorSpec, runs: Sequence[tuple[Mapping[str, int], Arrays]]) -> TensorSpec:
+def _following(spec: TensorSpec, runs: Sequence[tuple[Sizes, Arrays]]) -> TensorSpec:
     """The output with the names of the axes that its own follow; others by a name of their own."""
-    shapes = [results[spec.name].shape for _, results in runs]
+    shapes = [outputs[spec.name].shape for _, outputs in runs]
     if len({len(shape) for shape in shapes}) != 1:
         return spec
-    is_stated = len(spec.shape) == len(shapes[0])
-    shape: list[int | str] = []
-    for index, given in enumerate(zip(*shapes, strict=True)):
-        stated = spec.shape[index] if is_stated else given[0]
-        shape.append(
-            _axis(stated, list(given), [sizes for sizes, _ in runs], f"{spec.name}_{index}")
-        )
-    return replace(spec, shape=tuple(shape))
+    stated = spec.shape if len(spec.shape) == len(shapes[0]) else shapes[0]
+    sizes = [sizes for sizes, _ in runs]
+    shape = tuple(
+        _axis(stated[index], list(given), sizes, f"{spec.name}_{index}")
+        for index, given in enumerate(zip(*shapes, strict=True))
+    )
+    return replace(spec, shape=shape)
 
 
-def _axis(
-    stated: int | str, given: list[int], runs: Sequence[Mapping[str, int]], own: str
-) -> int | str:
+def _axis(stated: int | str, given: list[int], runs: Sequence[Sizes], own: str) -> int | str:
     """What an output's axis is called that had these sizes in the runs."""
     if isinstance(stated, int) and set(given) == {stated}:
         return stated

@@ -87,12 +87,16 @@ def sizes_to_try(contract: Contract, examples: Arrays | None) -> list[dict[str, 
     seen = seen_sizes(contract, examples)
     batch = first_axis(contract)
     ranges = {}
-    for name in _axes(contract):
+    for name in variable_axes(contract):
         if name != batch:
             low, high = contract.bounds.get(name, (1, None))
-            ranges[name] = (low, max(low, high or seen.get(name, DEFAULT_SIZE)))
+            usual = max(DEFAULT_SIZE, 2 * contract.steps.get(name, 1))
+            ranges[name] = (low, max(low, high or seen.get(name, usual)))
     levels = [
-        {name: low + round((high - low) * share) for name, (low, high) in ranges.items()}
+        {
+            name: allowed(contract, name, low + round((high - low) * share))
+            for name, (low, high) in ranges.items()
+        }
         for share in (0.0, 0.4, 1.0)
     ]
     return [sizes for i, sizes in enumerate(levels) if sizes not in levels[:i]]
@@ -185,11 +189,19 @@ def batches(contract: Contract) -> list[dict[str, int]]:
     if axis is None:
         return [{}]
     low, high = contract.bounds.get(axis, (1, None))
-    sizes = {min(max(low, size), high or size) for size in BATCH_SIZES}
-    return [{axis: size} for size in sorted(sizes)]
+    step = contract.steps.get(axis, 1)
+    sizes = {min(max(low, step * size), high or step * size) for size in BATCH_SIZES}
+    return [{axis: size} for size in sorted({allowed(contract, axis, size) for size in sizes})]
 
 
-def _axes(contract: Contract) -> list[str]:
+def allowed(contract: Contract, axis: str, size: int) -> int:
+    """The size, or the multiple below it where an axis has only multiples of a number."""
+    low, _ = contract.bounds.get(axis, (1, None))
+    return max(low, size - size % contract.steps.get(axis, 1))
+
+
+def variable_axes(contract: Contract) -> list[str]:
+    """The names of the inputs' variable axes, in their order."""
     names = (axis for spec in contract.inputs for axis in spec.shape if isinstance(axis, str))
     return list(dict.fromkeys(names))
 

@@ -57,7 +57,7 @@ def check_found(found: str, wanted: str, run_dir: Path) -> None:
 def draw_golden(
     contract: Contract, examples: Arrays | None, kind: str = SYNTHETIC
 ) -> Iterator[Case]:
-    """Inputs at batch 1, 2 and 7 and at different sizes of the other axes.
+    """Inputs at batch 1, 2 and 7, or without a batch 3, and at different sizes of the other axes.
 
     Raises:
         UsageError: Real ones are wanted, and there are no examples.
@@ -65,11 +65,13 @@ def draw_golden(
     check_kind(kind)
     if kind == REAL and examples is None:
         raise UsageError(
-            "golden must be synthetic without example rows, got real. Export from a run folder."
+            "golden must be synthetic without example rows, got real. Export from a run folder, or "
+            "give --example."
         )
     levels = sizes_to_try(contract, examples)
-    for seed, batch in enumerate(batches(contract)):
-        sizes = batch | levels[(len(levels) // 2 + seed) % len(levels)]
+    rows = batches(contract)
+    for seed in range(max(len(rows), len(levels) if rows == [{}] else 0)):
+        sizes = rows[seed % len(rows)] | levels[(len(levels) // 2 + seed) % len(levels)]
         if kind == REAL and examples is not None:
             yield draw_real(contract, examples, within(contract, sizes, examples), seed)
         else:

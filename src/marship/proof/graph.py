@@ -203,6 +203,7 @@ def random_index(spec: TensorSpec, shape: Sequence[int], generator: np.random.Ge
 
 def with_column_indices(spec: TensorSpec, values: Array, generator: np.random.Generator) -> Array:
     """The values, with indices over the whole table in columns that index one."""
+    values = np.asarray(values)  # NumPy draws a scalar where there are no axes
     for column in spec.column_ranges:
         table = replace(spec, value_range=(column.low, column.high), column_ranges=())
         part = np.moveaxis(values, column.axis, 0)[column.place, ...]

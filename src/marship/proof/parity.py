@@ -5,6 +5,7 @@ are real (cut from examples) and random (drawn from the examples' range), at sev
 and at several sizes of every variable axis.
 """
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -33,6 +34,13 @@ from marship.proof.cases import (
 )
 from marship.proof.comparison import Comparison, RowProof, RunModel
 from marship.proof.rows import PROOF_SECONDS, prove
+
+_CODES = re.compile(r"\[ONNXRuntimeError\] : \d+ : \w+ : ")
+_NODE = re.compile(
+    r"Non-zero status code returned while running (\w+) node\. Name:'[^']*' Status Message: "
+)
+_PLACES = re.compile(r"\S*/onnxruntime/\S+:\d+ .*?\)(?: const)? ")
+"""Of a source file of ONNX Runtime and a function's signature, before a message."""
 
 SHARE_OF_ROWS = 0.5
 """Share of the time budget for all proofs of an export."""
@@ -77,7 +85,7 @@ class OnnxRun:
             values = self.session.run(names, {k: v for k, v in inputs.items() if k in wanted})
         except Exception as error:  # its exceptions share no base of their own
             raise ModelError(
-                f"{self.path.name} must run on the inputs, got: {first_line(error)}."
+                f"{self.path.name} must run on the inputs, got: {reason(error)}."
             ) from error
         return dict(zip(names, values, strict=True))
 
@@ -94,6 +102,14 @@ def runner(path: Path, threads: int = 1) -> OnnxRun:
 def first_line(error: BaseException) -> str:
     """The first line of an error's message, or its type without one."""
     return next(iter(str(error).strip().splitlines()), type(error).__name__).rstrip(". ")
+
+
+def reason(error: BaseException | None) -> str:
+    """Why ONNX Runtime failed: its operator and its words, without its codes and source files."""
+    while error is not None and error.__cause__ is not None:
+        error = error.__cause__
+    text = _PLACES.sub("", _CODES.sub("", first_line(error or ModelError())))
+    return _NODE.sub(lambda found: f"{found[1]}: ", text).strip()
 
 
 def describe(
@@ -212,28 +228,27 @@ def golden_from(
 ) -> list[GoldenCase]:
     """Golden cases with the outputs of `run`; see `marship.proof.golden`.
 
-    Without examples the sizes that a model accepts are unknown, as with a convolution over a
-    variable length: inputs on which it fails are skipped, as long as others succeed.
+    Inputs that the model refuses are skipped, as long as others succeed: which sizes and values it
+    accepts is only known in part.
 
     Raises:
-        ModelError: The model fails on synthetic inputs.
+        ModelError: The model fails on all of them.
     """
-    cases = []
+    cases: list[GoldenCase] = []
     refused: ModelError | None = None
     for case in golden.draw_golden(contract, examples, kind):
         try:
             cases.append(GoldenCase(case.inputs, run(case.inputs)))
         except ModelError as error:
-            if kind == golden.REAL:
-                raise
-            if examples is not None:
-                raise ModelError(
-                    f"the model must run on drawn inputs, got: {error} Its golden cases travel in "
-                    "the archive: with --golden real they are rows of the examples."
-                ) from error
             refused = error
     if refused is not None and not cases:
-        raise refused
+        instead = (
+            "Give it some that it takes: --example inputs.npz."
+            if examples is None
+            else "With --golden real the golden cases, which travel in the archive, are rows of "
+            "the examples."
+        )
+        raise ModelError(f"{refused} Drawn inputs were tried. {instead}") from refused
     return cases
 
 

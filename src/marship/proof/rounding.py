@@ -36,7 +36,7 @@ def largest_float(part: Arrays) -> float:
 
 def column_sizes(array: Array) -> Array:
     """The largest finite magnitude by place along the last axis, float64."""
-    if array.dtype.kind not in "fc":
+    if array.dtype.kind not in "fc" or array.size == 0:
         return np.zeros(1)
     sizes = np.abs(array).astype(np.float64)
     sizes = np.where(np.isfinite(sizes), sizes, 0.0)

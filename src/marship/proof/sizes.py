@@ -5,17 +5,12 @@ sizes. Values of "wide" cases span several orders of magnitude, with zeros and t
 """
 
 import math
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import replace
-from functools import partial
+from collections.abc import Iterator, Mapping
 
 import numpy as np
 
 from marship.contract import Array, Arrays, Contract
-from marship.errors import ModelError
 from marship.proof.cases import (
-    DEFAULT_SIZE,
     Case,
     draw,
     draw_random,
@@ -24,20 +19,10 @@ from marship.proof.cases import (
     sizes_to_try,
 )
 
-RunModel = Callable[[Arrays], Arrays]
-
 MOST_ROWS = 65
 """Largest size of an unbounded batch, which includes the neighbours of 64."""
 MOST_BYTES = 8 << 20
 """Of the inputs of one case: activations may take a hundred times their memory."""
-MOST_LEAST_SIZE = 64
-"""Upper limit of the search for the smallest size of an axis."""
-LONGEST_TABLE = 4096
-"""Upper limit of tables that may bound an axis: attention over more takes gigabytes."""
-LARGEST_SIZES_S = 2.0
-"""Time limit of the search over tables: a run may take quadratic time."""
-VALUE_SEEDS = (0, 1)
-"""A size counts as unsupported if the model fails on inputs with different values."""
 DRAWN = 12
 MAGNITUDES = (1.0, 1e-3, 10.0, 1e-1, 100.0)
 ZERO_SHARE = 0.1
@@ -78,85 +63,6 @@ def further_case(
     generator = np.random.default_rng(seed)
     inputs = {name: _wide(array, generator) for name, array in case.inputs.items()}
     return Case("wide", sizes, inputs)
-
-
-def with_least_sizes(contract: Contract, run: RunModel) -> Contract:
-    """The contract with a lower bound for each axis whose smallest sizes are unsupported.
-
-    A convolution without padding fails on a row shorter than its kernel, which only a run shows. A
-    bound is only stated if smaller sizes fail both with small and with large sizes of other axes:
-    two inputs that the model concatenates may be long enough together. Axes with a bound, and the
-    batch, are left unchanged.
-    """
-    axes = [axis for axis in sizes_to_try(contract, None)[0] if axis not in contract.bounds]
-    takes = partial(_takes, contract, run)
-    together = next(
-        (n for n in range(1, MOST_LEAST_SIZE + 1) if takes(dict.fromkeys(axes, n))), None
-    )
-    if together in (None, 1):
-        return contract
-    found = {}
-    beside = [dict.fromkeys(axes, size) for size in (together, 2 * together, MOST_LEAST_SIZE)]
-    for axis in axes:
-        low = next(n for n in range(1, together + 1) if any(takes(o | {axis: n}) for o in beside))
-        if low > 1:
-            found[axis] = (low, None)
-    return replace(contract, bounds={**contract.bounds, **found})
-
-
-def with_largest_sizes(contract: Contract, run: RunModel, lengths: Sequence[int]) -> Contract:
-    """The contract with an upper bound for each axis that is limited by a table's size.
-
-    A model with 512 learned positions fails on 513 tokens. A bound is only stated if the model
-    accepts as many as one of its tables has rows, and neither one more nor twice as many, which a
-    model for multiples of a number would accept.
-
-    Args:
-        contract: The contract; axes with an upper bound are left unchanged.
-        run: The model.
-        lengths: Sizes of its tables.
-    """
-    end = time.monotonic() + LARGEST_SIZES_S
-    lows = {axis: contract.bounds.get(axis, (1, None)) for axis in sizes_to_try(contract, None)[0]}
-    usual = {axis: max(low, DEFAULT_SIZE) for axis, (low, _) in lows.items()}
-    found = {}
-    for axis, (low, high) in lows.items():
-        if high is not None:
-            continue
-        for length in sorted(set(lengths)):
-            # a size that is skipped for its cost is not known to be unsupported
-            doubled = input_bytes(contract, _least(contract) | usual | {axis: 2 * length})
-            if time.monotonic() > end or doubled > MOST_BYTES:
-                break
-            if low <= length and not _takes(contract, run, usual | {axis: length + 1}):
-                takes = [_takes(contract, run, usual | {axis: n}) for n in (length, 2 * length)]
-                if takes == [True, False]:
-                    found[axis] = (low, length)
-                break
-    return replace(contract, bounds={**contract.bounds, **found})
-
-
-def _takes(contract: Contract, run: RunModel, sizes: Mapping[str, int]) -> bool:
-    """Whether the model runs at these sizes, with all other sizes at their minimum."""
-    tried = {**_least(contract), **sizes}
-    if input_bytes(contract, tried) > MOST_BYTES:
-        return False
-    return any(_runs(run, draw_random(contract, None, tried, seed)) for seed in VALUE_SEEDS)
-
-
-def _least(contract: Contract) -> dict[str, int]:
-    """The minimum size of the batch and of each axis with a bound."""
-    batch = first_axis(contract)
-    rows = {} if batch is None else {batch: contract.bounds.get(batch, (1, None))[0]}
-    return {axis: low for axis, (low, _) in contract.bounds.items()} | rows
-
-
-def _runs(run: RunModel, case: Case) -> bool:
-    try:
-        run(case.inputs)
-    except ModelError:
-        return False
-    return True
 
 
 def input_bytes(contract: Contract, sizes: Mapping[str, int]) -> int:

@@ -18,7 +18,7 @@ from marship.errors import ModelError, PackageError, UsageError
 from marship.packaging.step import PackageSettings, package
 from marship.proof import golden
 from marship.proof.golden import draw_golden
-from marship.proof.sizes import with_largest_sizes, with_least_sizes
+from marship.proof.trials import with_largest_sizes, with_least_sizes
 from marship.trust import archive
 from onnx_zoo import Builder
 

@@ -206,9 +206,11 @@ class GrpcService:
         )
 
     async def model_metadata(self, request: Message, call: GrpcCall) -> Message:
-        """What a model takes and returns."""
+        """What a model takes and returns; the message has no parameters, which HTTP has."""
         where = _path(request.name, request.version)
-        return kind("ModelMetadataResponse")(**await self._metadata(where, where, call))
+        description = await self._metadata(where, where, call)
+        description.pop("parameters", None)
+        return kind("ModelMetadataResponse")(**description)
 
     async def model_infer(self, request: InferRequest, call: GrpcCall) -> bytes:
         """A prediction, as it is sent."""

@@ -48,6 +48,7 @@ def fits(contract: Contract) -> bool:
     specs = (*contract.inputs, *contract.outputs)
     return (
         contract.batch_axis is not None
+        and contract.batch_axis not in contract.steps
         and all(spec.dtype not in ("str", "bool", "float16") for spec in contract.inputs)
         and all(isinstance(size, int) for spec in contract.inputs for size in spec.shape[1:])
         and all(spec.shape[:1] == (contract.batch_axis,) for spec in specs)

@@ -71,10 +71,9 @@ def _check_axis(
         if size != axis:
             raise InvalidInputError(f"{spec.name} must be {spec.form}, got an axis of size {size}.")
         return
-    low, high = contract.bounds.get(axis, (1, None))
-    if size < low or (high is not None and size > high):
-        limit = f"from {low} to {high}" if high is not None else f"at least {low}"
-        raise InvalidInputError(f"axis {axis} of {spec.name} must be {limit}, got {size}.")
+    if not contract.takes_size(axis, size):
+        rule = contract.size_rule(axis)
+        raise InvalidInputError(f"axis {axis} of {spec.name} must be {rule}, got {size}.")
     if sizes.setdefault(axis, size) != size:
         raise InvalidInputError(
             f"axis {axis} must have one size in all inputs, got {sizes[axis]} and {size}."

@@ -95,13 +95,17 @@ def _kserve(model: str, rest: list[str]) -> Route | None:
 
 
 def metadata(name: str, versions: list[str], contract: Contract) -> Reply:
-    """What a model takes and gives; an axis of any size is -1."""
+    """What a model takes and gives; an axis of any size is -1.
+
+    The protocol has no place for sizes that must be multiples of a number: they are `parameters`.
+    """
     facts = {
         "name": name,
         "versions": versions,
         "platform": "onnxruntime_onnx",
         "inputs": [_tensor(spec) for spec in contract.inputs],
         "outputs": [_tensor(spec) for spec in contract.outputs],
+        **({"parameters": {"steps": contract.steps}} if contract.steps else {}),
     }
     return Reply(orjson.dumps(facts))
 
