@@ -36,13 +36,13 @@ def lookup_worker(lookup_mar: Path, worker: Start) -> Worker:
 
 
 def test_a_batch_of_32_with_3_bad_gives_29_responses(lookup_worker: Worker) -> None:
-    """Malformed JSON, a wrong type and a failing run get 400, 400 and 500; the rest their sums."""
+    """Malformed JSON, a wrong type and an id that is refused get 400; the rest their sums."""
     rows = [{"body": json.dumps({"ids": [[i % 10, 1]]}).encode()} for i in range(32)]
     rows[3] = {"body": b'{"ids": [[1'}
     rows[17] = {"body": b'{"ids": [[0.5]]}'}
     rows[30] = {"body": b'{"ids": [[99]]}'}
     answers = lookup_worker(*rows, content_type="application/json")
-    bad = {3: (400, "malformed"), 17: (400, "invalid_input"), 30: (500, "internal")}
+    bad = {3: (400, "malformed"), 17: (400, "invalid_input"), 30: (400, "invalid_input")}
     for i, answer in enumerate(answers):
         assert answer.headers["content-type"] == "application/json"
         if i in bad:
@@ -77,12 +77,13 @@ def test_a_client_error_says_what_to_send(lookup_worker: Worker) -> None:
     assert "without ids" in answer.json()["message"]
 
 
-def test_a_failing_run_tells_a_reference_and_no_more(
+def test_a_refused_run_tells_a_reference_and_no_more(
     lookup_worker: Worker, caplog: pytest.LogCaptureFixture
 ) -> None:
     """What ONNX Runtime said goes to the log; the client gets the reference that finds it."""
     (answer,) = lookup_worker({"body": b'{"ids": [[99]]}'})
-    assert answer.status == 500
+    assert (answer.status, answer.json()["code"]) == (400, "invalid_input")
+    assert answer.json()["expects"] == ["ids: int64[batch, length]"]
     reference = answer.json()["message"].rstrip(".").split()[-1]
     assert reference in caplog.text
     assert "Gather" in caplog.text

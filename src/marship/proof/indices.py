@@ -19,9 +19,13 @@ from marship.proof.operators import inlined
 _NUMBERS = WHOLE | {TensorProto.FLOAT16}
 """Types of inputs that may hold indices; a Cast truncates floats."""
 
+_PLACES = {("", "GatherND"): (1, 0), ("", "ScatterND"): (1, 0)}
+"""By operator, the input with places, whose last axis has an index for each of the table's axes."""
+
 _LOOKUPS = {
     ("", "Gather"): ((1, 0),),
     ("", "GatherElements"): ((1, 0),),
+    ("", "ScatterElements"): ((1, 0),),
     ("ai.onnx", "Gather"): ((1, 0),),
     ("com.microsoft", "TorchEmbedding"): ((1, 0),),
     ("com.microsoft", "GatherBlockQuantized"): ((1, 0),),
@@ -103,8 +107,30 @@ class _Trace:
                     index = known[node.input[place]]
                     size = self.sizes.along(node, node.input[table], constants)
                     found = _both(found, index.ranges(size))
+            found = _both(found, self._places(node, known, constants))
             found = _both(found, self._inside(node, known, constants))
             known |= passed_on(node, known, constants)
+        return found
+
+    def _places(
+        self,
+        node: NodeProto,
+        known: Mapping[str, InputValues],
+        constants: Mapping[str, TensorProto],
+    ) -> Ranges:
+        """The ranges by a lookup of whole places: one for each column of the last axis."""
+        where = _PLACES.get((node.domain, node.op_type))
+        index = known.get(node.input[where[0]]) if where else None
+        if where is None or index is None or not index.sizes:
+            return {}
+        last = len(index.sizes) - 1
+        first = next((a.i for a in node.attribute if a.name == "batch_dims"), 0)
+        found: Ranges = {}
+        for column in range(index.sizes[last] or 0):
+            part = index.cut(last, [column], keeps_axis=True)
+            if part is not None:
+                size = self.sizes.of(node.input[where[1]], first + column, constants)
+                found = _both(found, part.ranges(size))
         return found
 
     def _inside(
@@ -174,9 +200,13 @@ class _TableSizes:
         self, node: NodeProto, table: str, constants: Mapping[str, TensorProto]
     ) -> int | None:
         """The size; None if it is unknown or variable."""
+        axis = next((a.i for a in node.attribute if a.name in ("axis", "gather_axis")), 0)
+        return self.of(table, axis, constants)
+
+    def of(self, table: str, axis: int, constants: Mapping[str, TensorProto]) -> int | None:
+        """The size of an axis of a table; None if it is unknown or variable."""
         known = constants.get(table)
         shape = self._shapes().get(table) if known is None else tuple(known.dims)
-        axis = next((a.i for a in node.attribute if a.name in ("axis", "gather_axis")), 0)
         if shape is None or not -len(shape) <= axis < len(shape):
             return None
         return shape[axis]

@@ -116,7 +116,9 @@ class Service:
         settings = SessionSettings.from_config(section, workers, placement.device_id)
         self.session = self._open(settings)
         allow = bool(section.get("allow_non_finite", False))
-        self._batcher = Batcher(self.contract, self.session.run, allow, self.joins())
+        self._batcher = Batcher(
+            self.contract, self.session.run, allow, self.joins(), self.session.sample
+        )
         most_rows = extent.most_rows(self.contract.outputs, self._max_response_bytes)
         self._reads_rows = self._is_plain() and rows.fits(self.contract) and most_rows is not None
         self._most_rows = (most_rows or 0) if self.contract.batch_axis else 0

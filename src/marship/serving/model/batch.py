@@ -1,15 +1,17 @@
 """Validates, stacks, runs and splits requests; errors are isolated to their request."""
 
+import logging
 import math
 import random
 import re
+import uuid
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 
 from marship.contract import Array, Arrays, Contract, TensorSpec
-from marship.errors import InvalidInputError, MarshipError, ModelError, bare
+from marship.errors import InvalidInputError, MarshipError, ModelError, TooLargeError, bare
 from marship.serving.formats.tensors import conform, outside
 
 RunModel = Callable[[Arrays], Arrays]
@@ -18,6 +20,10 @@ Parts = list[Arrays | MarshipError]
 Sizes = dict[str, int]
 """Sizes of one request's variable axes, by name."""
 
+logger = logging.getLogger(__name__)
+
+_MEMORY = ("Failed to allocate memory", "bad allocation", "bad_alloc", "MemoryError")
+"""In what ONNX Runtime says where it has too little memory for a tensor."""
 _IDENTIFIER = re.compile(r"[A-Za-z_]\w*")
 
 
@@ -87,6 +93,22 @@ def _marships(error: Exception) -> MarshipError:
     return ModelError(f"a call of the model must run, got {type(error).__name__}: {error}")
 
 
+def _refusal(error: MarshipError) -> MarshipError:
+    """The error of a request that the model refuses; what ONNX Runtime said is only in the log."""
+    reference = uuid.uuid4().hex[:12]
+    logger.warning("the model refuses a request, reference %s: %s", reference, error)
+    where = f"The server's log has the reason under reference {reference}."
+    if any(words in str(error) for words in _MEMORY):
+        return TooLargeError(
+            "the request must need no more memory than the server has, got one that does. "
+            f"Ask for less. {where}"
+        )
+    return InvalidInputError(
+        "the inputs must be sizes and values that the model takes, got some that it refuses. "
+        f"{where}"
+    )
+
+
 def paddable_axes(contract: Contract) -> frozenset[str]:
     """Variable axes that may be padded, so that requests of different sizes share a batch.
 
@@ -130,6 +152,7 @@ class Batcher:
         allow_non_finite: Whether NaN and infinity are allowed in inputs.
         joins: Whether requests are batched; otherwise each has its own call. Permanently disabled
             if outputs have other rows than inputs: such a model mixes or filters its rows.
+        sample: Inputs that the model has taken, of a golden case; empty without any.
         on_mixed: Called then with the reason.
         on_joined: Called with the inputs and outputs of one request of each batch.
     """
@@ -138,6 +161,7 @@ class Batcher:
     run: RunModel
     allow_non_finite: bool = False
     joins: bool = True
+    sample: Arrays = field(default_factory=dict)
     on_mixed: Callable[[str], None] | None = None
     on_joined: Callable[[Arrays, Arrays], None] | None = None
     _paddable: frozenset[str] = field(init=False)
@@ -227,7 +251,7 @@ class Batcher:
             Exception
         ) as error:  # memory errors, too: a large request must not fail its neighbours
             if len(entries) == 1:
-                yield entries[0], _marships(error)
+                yield entries[0], self._alone(entries[0], _marships(error))
                 return
             middle = len(entries) // 2
             yield from self._run_entries(entries[:middle])
@@ -237,6 +261,24 @@ class Batcher:
             yield from self._each(entries)
             return
         yield from self._split(entries, outputs)
+
+    def _alone(self, entry: _Entry, error: MarshipError) -> Arrays | MarshipError:
+        """The result of a request whose call failed: the server's error, or the request's own.
+
+        It is the request's if the call fails again, while the model still takes a golden case:
+        indices beyond a tensor of this request, sizes that do not fit, more memory than there is.
+        """
+        if not self.sample or not isinstance(error, ModelError):
+            return error
+        try:
+            return self.run(entry.inputs)
+        except Exception as again:  # as the first time
+            error = _marships(again)
+        try:
+            self.run(self.sample)
+        except Exception:  # the model runs on nothing any more
+            return error
+        return _refusal(error)
 
     def _each(self, entries: list[_Entry]) -> Iterator[tuple[_Entry, Arrays | MarshipError]]:
         for entry in entries:

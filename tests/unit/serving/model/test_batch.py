@@ -9,7 +9,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from marship.contract import Arrays, Contract, TensorSpec
-from marship.errors import InvalidInputError, MalformedError, MarshipError, ModelError
+from marship.errors import (
+    InvalidInputError,
+    MalformedError,
+    MarshipError,
+    ModelError,
+    TooLargeError,
+)
 from marship.proof import graph
 from marship.serving.formats.tensors import conform
 from marship.serving.model.batch import Batcher, paddable_axes, validate
@@ -168,11 +174,59 @@ def test_axes_shared_by_inputs_must_agree() -> None:
         validate({"a": np.zeros(1, np.float32), "b": np.zeros(2, np.float32)}, contract)
 
 
-def test_a_failing_run_is_no_fault_of_the_client(lookup_onnx: Path) -> None:
-    """What ONNX Runtime refuses although the contract allows it is a model error."""
+def test_a_run_that_fails_for_one_request_alone_is_the_requests(
+    lookup_onnx: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """What ONNX Runtime refuses while it takes a golden case; the log has what it said."""
     batcher, _ = lookup(lookup_onnx, pads=True)
+    batcher.sample = ids([1])
+    answers = batcher([ids([99]), ids([3])])
+    assert totals(answers) == ["invalid_input", [3]]
+    assert "Gather" not in str(answers[0])
+    assert "Gather" in caplog.text
+    assert str(answers[0]).rstrip(".").split()[-1] in caplog.text
+
+
+def test_a_run_that_fails_for_golden_inputs_is_the_servers(lookup_onnx: Path) -> None:
+    """So is one where there are none to compare with."""
+    batcher, _ = lookup(lookup_onnx, pads=True)
+    assert isinstance(batcher([ids([99])])[0], ModelError)
+
+    def fail(_: Arrays) -> Arrays:
+        raise ModelError("the device is gone")
+
+    batcher.sample, batcher.run = ids([1]), fail
+    assert isinstance(batcher([ids([2])])[0], ModelError)
+
+
+def test_a_run_that_fails_once_is_repeated(lookup_onnx: Path) -> None:
+    """A request that runs at the second try has its response."""
+    batcher, run = lookup(lookup_onnx, pads=True)
+    failures = iter([True])
+
+    def fail_once(inputs: Arrays) -> Arrays:
+        if next(failures, False):
+            raise ModelError("a thread could not be started")
+        return run(inputs)
+
+    batcher.sample, batcher.run = ids([1]), fail_once
+    assert totals(batcher([ids([2])])) == [[2]]
+
+
+@pytest.mark.parametrize("words", ["Failed to allocate memory for requested buffer", "bad_alloc"])
+def test_a_request_that_needs_too_much_memory_is_too_large(lookup_onnx: Path, words: str) -> None:
+    """413, and no word of the allocator."""
+    batcher, run = lookup(lookup_onnx, pads=True)
+
+    def refuse(inputs: Arrays) -> Arrays:
+        if inputs["ids"].max() > 9:
+            raise ModelError(f"ONNX Runtime must run the model, got: {words}")
+        return run(inputs)
+
+    batcher.sample, batcher.run = ids([1]), refuse
     (answer,) = batcher([ids([99])])
-    assert isinstance(answer, ModelError)
+    assert isinstance(answer, TooLargeError)
+    assert words not in str(answer)
 
 
 ROWS = st.integers(1, 4)
