@@ -240,6 +240,10 @@ def _check_types(raw: Mapping[str, Any]) -> None:
             raise TypeError(f"{name} of another type")
     for spec in (*raw["inputs"], *raw["outputs"]):
         _check_spec(spec)
+    batch = raw.get("batch_axis")
+    specs = (*raw["inputs"], *raw["outputs"])
+    if batch is not None and any(spec["shape"][:1] != [batch] for spec in specs):
+        raise ValueError(f"batch_axis {batch}, which must be the first axis of all tensors")
     for axis, (low, high) in raw["bounds"].items():
         if not 0 <= low <= (_MOST_SIZE if high is None else high) <= _MOST_SIZE:
             raise ValueError(f"bounds of {axis} from {low} to {high}")

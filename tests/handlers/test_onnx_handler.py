@@ -192,13 +192,19 @@ def test_an_archive_bounds_the_batch_by_what_a_response_holds(tmp_path: Path) ->
     assert contract.bounds == {"n": (1, (16 << 20) // 4000)}
 
 
+def _with_the_inputs_rows(contract: dict[str, Any]) -> None:
+    """State that the output has the input's rows, and that they may be joined."""
+    contract["batch_axis"] = "n"
+    contract["outputs"][0]["shape"][0] = "n"
+
+
 @pytest.mark.parametrize("content_type", ["application/json", ""])
 def test_no_request_gets_anothers_rows_from_a_filter(
     tmp_path: Path, worker: Start, content_type: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     """On the fast path and on the slow one a filter's rows go to whom they belong."""
     archive = package(row_filter(tmp_path / "filter.onnx"), PackageSettings(model_store=tmp_path))
-    served = worker(claiming(archive, lambda c: c.update(batch_axis="n")), OnnxHandler)
+    served = worker(claiming(archive, _with_the_inputs_rows), OnnxHandler)
     rows = [[[1, 1]], [[-1, 2]], [[3, 3], [-3, 3]], [[4, 4]]]
     wanted = [[[1, 1]], [], [[3, 3]], [[4, 4]]]
     for _ in range(2):

@@ -16,6 +16,7 @@ from onnx import NodeProto, TensorProto, helper
 
 from marship.contract import CONTRACT_FILE, GOLDEN_FILE, write_golden
 from marship.packaging import onnx_proof
+from marship.packaging.settings import PackageSettings
 from marship.serving.message import JSON_TYPE, Request
 from marship.serving.service import Placement, Service
 from odd_models import FLOAT, INT64, Shape, graph_of
@@ -192,7 +193,9 @@ def loaded(odd: Odd, folder: Path) -> Service:
     """The model, proven with its example as `package` does, and loaded as a worker does."""
     source = graph_of(folder / "model.onnx", odd.nodes, odd.inputs, odd.outputs, odd.constants)
     (folder / "example.json").write_text(json.dumps(odd.good))
-    proof = onnx_proof._prove(source, odd.golden, 1.0, folder / "example.json")
+    example = folder / "example.json"
+    settings = PackageSettings(golden=odd.golden, proof_seconds=1, example=example)
+    proof = onnx_proof._prove(source, folder, **onnx_proof.wishes(settings))
     (folder / CONTRACT_FILE).write_text(proof.contract.to_json())
     write_golden(folder / GOLDEN_FILE, proof.cases)
     service = Service()

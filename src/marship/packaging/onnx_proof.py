@@ -126,18 +126,24 @@ def _prove(  # noqa: PLR0913  as `wishes`
 ) -> OnnxProof:
     from marship.packaging import examples
     from marship.proof import axes, graph, missing, parity, trials
+    from marship.proof.cases import first_axis
 
     path, labels = _without_maps(path, draft)
-    contract = graph.contract_of(path, labels=labels)
+    stated = graph.contract_of(path, labels=labels)
     graph.refuse_random(path)
     run = parity.runner(path)
-    requests = examples.read(Path(example), axes.apart(contract), run) if example else []
-    contract = axes.resolved(contract, run, requests[0] if requests else None)
-    rows = examples.joined(requests, contract) if requests else None
-    contract = trials.with_least_sizes(contract, run, rows)
-    contract = trials.keeping(contract, requests)
-    contract = missing.decided(contract, path, run, missing_values)
-    contract, proof = parity.with_batch_axis(contract, run, rows, seconds=proof_seconds)
+    sized = graph.facts(path).sized
+    requests = examples.read(Path(example), axes.apart(stated), run) if example else []
+    for has_rows in (True, False):
+        first = requests[0] if requests else None
+        contract = axes.resolved(stated, run, first, sized=sized, has_rows=has_rows)
+        rows = examples.joined(requests, contract) if requests else None
+        contract = trials.with_least_sizes(contract, run, rows)
+        contract = trials.keeping(contract, requests)
+        contract = missing.decided(contract, path, run, missing_values)
+        contract, proof = parity.with_batch_axis(contract, run, rows, seconds=proof_seconds)
+        if contract.batch_axis or len(contract.inputs) == 1 or first_axis(stated) is None:
+            break  # else no rows need to be kept together
     cases = parity.golden_from(run, contract, rows, golden)
     cases += missing.golden_from(run, contract)
     contract = parity.with_scale(contract, cases)

@@ -15,7 +15,6 @@ from marship.packaging import configure, onnx_proof, shipped
 from marship.packaging.mar import MODEL_FILE, NAME, Contents, build, check_files, file_name
 from marship.packaging.settings import PackageSettings
 from marship.proof import golden, missing
-from marship.proof.cases import shared_axis
 from marship.serving.formats import extent
 from marship.storage import read_json
 
@@ -52,7 +51,7 @@ def package(source: str | Path, settings: PackageSettings | None = None) -> Path
             contents = _from_run(source, settings)
         else:
             contents = _from_onnx(source, Path(draft), settings)
-        _say_alone(contents.contract, settings)
+        _say_if_alone(contents, settings)
         return build(replace(contents, contract=extent.bounded(contents.contract)), settings)
 
 
@@ -181,7 +180,8 @@ def _from_onnx(path: Path, draft: Path, settings: PackageSettings) -> Contents:
             "and export first, or name another."
         )
     proof = onnx_proof.describe(path, draft, settings)
-    if proof.summary is not None:
+    is_joined = profiles.find(settings.profile, settings.batch_size).batch_size > 1
+    if proof.summary is not None and (proof.contract.batch_axis or not is_joined):
         console.err.print(proof.summary, style="dim", markup=False, soft_wrap=True)
     return Contents(
         name=settings.name or path.stem,
@@ -199,15 +199,18 @@ def _from_onnx(path: Path, draft: Path, settings: PackageSettings) -> Contents:
     )
 
 
-def _say_alone(contract: Contract, settings: PackageSettings) -> None:
+def _say_if_alone(contents: Contents, settings: PackageSettings) -> None:
     """Say why requests run one by one although the profile joins them, if they do."""
     profile = profiles.find(settings.profile, settings.batch_size)
-    if profile.batch_size == 1 or shared_axis(contract) is not None:  # then the proof has said it
+    if profile.batch_size == 1 or contents.contract.batch_axis is not None:
         return
-    shown = "; ".join(map(str, (*contract.inputs, *contract.outputs)))
+    from marship.proof import axes
+
+    facts = contents.evidence.get("parity") or contents.evidence
+    rows = facts.get("rows_alone_and_together")
+    reason = rows.get("reason") if isinstance(rows, dict) else None
     console.err.print(
-        "requests run alone: inputs and outputs share no first axis of variable size, and only "
-        f"rows along one can be joined: {shown}",
+        f"requests run alone: {reason or axes.obstacle(contents.contract)}",
         style="dim", markup=False, soft_wrap=True,
     )  # fmt: skip
 

@@ -6,7 +6,7 @@ inputs that only change together are one axis, and an axis of an output gets the
 that it follows in every run.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations, islice
 
@@ -26,6 +26,14 @@ Sizes = Mapping[str, int]
 
 
 @dataclass(frozen=True, slots=True)
+class _Stated:
+    """What the graph calls an axis: None without a name; and its tensor and index, as one."""
+
+    name: str | None
+    place: str
+
+
+@dataclass(frozen=True, slots=True)
 class _Group:
     """Axes of inputs that only change together.
 
@@ -39,32 +47,39 @@ class _Group:
 
 
 def apart(contract: Contract) -> Contract:
-    """The contract with a name for each axis of an input.
-
-    A name that is the first axis of several inputs and nothing else is taken at its word: a model
-    of two towers would run at different numbers of rows, which nobody means.
-    """
-    return _apart(contract)[0]
+    """The contract with a name for each axis of an input."""
+    return _apart(contract, is_row=False)[0]
 
 
-def resolved(contract: Contract, run: RunModel, example: Arrays | None = None) -> Contract:
+def resolved(
+    contract: Contract,
+    run: RunModel,
+    example: Arrays | None = None,
+    *,
+    sized: Collection[str] = (),
+    has_rows: bool = True,
+) -> Contract:
     """The contract with one name for all axes that have one size, and for no others.
 
     Args:
         contract: As the graph states it; an axis without a name is called `<tensor>_<index>`.
         run: Runs the model.
         example: Inputs that it takes, whose sizes are tried after the usual ones.
+        sized: Outputs whose size depends on values: they follow no axis, whatever the runs show.
+        has_rows: Whether a name that is the first axis of several inputs and nothing else is taken
+            at its word: two networks side by side would run at different numbers of rows, and
+            could not be batched.
 
     Returns:
         The contract; unchanged if the model runs at none of the sizes that are tried.
     """
-    alone, stated = _apart(contract)
+    alone, stated = _apart(contract, is_row=has_rows)
     trials = Trials(alone, run, example)
     base = next((sizes for sizes in _bases(alone, example) if trials.takes(sizes)), None)
     if base is None:
         return contract
     groups = _groups(trials, base)
-    names = _names(groups, stated)
+    names = _names(trials, base, groups, stated)
     runs = [
         ({names[axis]: size for axis, size in sizes.items()}, outputs)
         for sizes in ({**base, **changed} for changed in ({}, *(g.after for g in groups)))
@@ -76,9 +91,27 @@ def resolved(contract: Contract, run: RunModel, example: Arrays | None = None) -
             replace(spec, shape=tuple(names.get(axis, axis) for axis in spec.shape))
             for spec in alone.inputs
         ),
-        outputs=tuple(_following(spec, runs) for spec in contract.outputs),
+        outputs=tuple(
+            _by_values(spec) if spec.name in sized else _following(spec, runs)
+            for spec in contract.outputs
+        ),
     )
     return _with_batch(found)
+
+
+def obstacle(contract: Contract) -> str:
+    """Why requests cannot be joined along a first axis, of a contract without a batch axis."""
+    if not contract.inputs:
+        return "the model has no inputs"
+    for spec in contract.inputs:
+        if not spec.shape or isinstance(spec.shape[0], int):
+            return f"input {spec} has no first axis of variable size"
+    axis = first_axis(contract)
+    if axis is None:
+        firsts = ", ".join(f"{spec.shape[0]} of {spec.name}" for spec in contract.inputs)
+        return f"the inputs' first axes vary apart: {firsts}"
+    other = next((s for s in contract.outputs if s.shape[:1] != (axis,)), contract.outputs[0])
+    return f"output {other} has no row for each row of the inputs, which are along {axis}"
 
 
 def _bases(contract: Contract, example: Arrays | None) -> Iterator[Sizes]:
@@ -93,20 +126,26 @@ def _bases(contract: Contract, example: Arrays | None) -> Iterator[Sizes]:
         yield seen
 
 
-def _apart(contract: Contract) -> tuple[Contract, dict[str, str]]:
-    """The contract of `apart`, and what each axis was called."""
-    places: dict[int | str, set[int]] = {}
+def _apart(contract: Contract, *, is_row: bool) -> tuple[Contract, dict[str, _Stated]]:
+    """The contract of `apart`, and what each axis was called.
+
+    With `is_row` a name that is nothing but a first axis stays one.
+    """
+    places: dict[int | str, list[int]] = {}
     for spec in contract.inputs:
         for index, axis in enumerate(spec.shape):
-            places.setdefault(axis, set()).add(index)
-    stated: dict[str, str] = {}
+            places.setdefault(axis, []).append(index)
+    stated: dict[str, _Stated] = {}
     inputs = []
     for spec in contract.inputs:
         shape = list(spec.shape)
         for index, axis in enumerate(spec.shape):
             if isinstance(axis, str):
-                own = axis if places[axis] == {0} else f"{spec.name}:{index}"
-                shape[index], stated[own] = own, axis
+                stays = len(places[axis]) == 1 or (is_row and not any(places[axis]))
+                own = axis if stays else f"{spec.name}:{index}"
+                place = f"{spec.name}_{index}"
+                stated[own] = _Stated(None if axis == place else axis, place)
+                shape[index] = own
         inputs.append(replace(spec, shape=tuple(shape)))
     return replace(contract, inputs=tuple(inputs)), stated
 
@@ -138,22 +177,33 @@ def _partners(axes: Sequence[str]) -> Iterator[tuple[str, ...]]:
         yield from combinations(axes, count)
 
 
-def _names(groups: Sequence[_Group], stated: Mapping[str, str]) -> dict[int | str, str]:
-    """A name for the axes of one size: one that the graph states, unless others have it already."""
+def _names(
+    trials: Trials, base: Sizes, groups: Sequence[_Group], stated: Mapping[str, _Stated]
+) -> dict[int | str, str]:
+    """A name for the axes of one size: one that the graph states, unless others have it already.
+
+    A second stated name is kept where its axis may also be 1: a mask of one row may stand for many.
+    """
     names: dict[int | str, str] = {}
     for group in groups:
         for size in dict.fromkeys(group.before.values()):
             axes = [axis for axis, n in group.before.items() if n == size]
-            choices = [stated[axis] for axis in axes if stated[axis] != _by_place(axis)]
-            choices += [_by_place(axis) for axis in axes]
-            free = [name for name in choices if name not in names.values()]
-            names.update(dict.fromkeys(axes, free[0]))
+            choices = [name for axis in axes if (name := stated[axis].name)]
+            choices += [stated[axis].place for axis in axes]
+            taken = set(names.values())
+            usual = next(name for name in choices if name not in taken)
+            for axis in axes:
+                own = stated[axis].name
+                is_other = own is not None and own != usual and own not in taken
+                stays = is_other and trials.takes({**base, axis: 1})
+                names[axis] = own if own and stays else usual
     return names
 
 
-def _by_place(axis: str) -> str:
-    """The name of an axis that has none of its own."""
-    return "_".join(axis.rsplit(":", 1))
+def _by_values(spec: TensorSpec) -> TensorSpec:
+    """The output with names of its own for all axes of variable size."""
+    shape = (n if isinstance(n, int) else f"{spec.name}_{i}" for i, n in enumerate(spec.shape))
+    return replace(spec, shape=tuple(shape))
 
 
 def _following(spec: TensorSpec, runs: Sequence[tuple[Sizes, Arrays]]) -> TensorSpec:

@@ -1,8 +1,8 @@
 """Static facts about an ONNX graph from its operators.
 
-Three facts, also within subgraphs and model-local functions: operators that generate random
-numbers, operators that make rows of one call depend on each other, and the constants that values
-are compared with.
+Four facts, also within subgraphs and model-local functions: operators that generate random
+numbers, operators that make rows of one call depend on each other, the constants that values are
+compared with, and outputs whose size depends on values.
 """
 
 from collections.abc import Iterator, Sequence
@@ -50,6 +50,7 @@ _SIZES = {"Shape", "Size", "SequenceLength", "OptionalHasElement"}
 """Operators whose output depends on a tensor's size and not on its values."""
 
 _SIZED_BY_VALUES = {"Compress", "Loop", "NonMaxSuppression", "NonZero", "StringSplit", "Unique"}
+_SIZED_AS_FIRST = {"Scatter", "ScatterElements", "ScatterND"}
 _SIZE_INPUTS = {
     "ConstantOfShape": (0,),
     "Expand": (1,),
@@ -82,18 +83,23 @@ class Facts:
     Attributes:
         mixing: Why rows of one call depend on each other, a sentence for each operator.
         constants: Constants that values are compared with, those of comparison operators first.
+        sized: The outputs whose size may depend on values, and not on the inputs' sizes alone.
     """
 
     mixing: tuple[str, ...] = ()
     constants: tuple[float, ...] = ()
+    sized: tuple[str, ...] = ()
 
 
 def facts(model: ModelProto) -> Facts:
     """The graph's facts about the rows of one call."""
     whole = inlined(model)
     taint = _Taint()
-    taint.walk(whole.graph, {value.name for value in whole.graph.input}, set(), looped=False)
-    return Facts(tuple(taint.mixing), tuple(_compared_with(whole.graph)))
+    inputs = {value.name for value in whole.graph.input}
+    taint.walk(whole.graph, inputs, set(), looped=False)
+    _, sizes = _Taint(grows=False).walk(whole.graph, inputs, set(), looped=False)
+    sized = tuple(value.name for value in whole.graph.output if value.name in sizes)
+    return Facts(tuple(taint.mixing), tuple(_compared_with(whole.graph)), sized)
 
 
 def refuse_random(model: ModelProto) -> None:
@@ -207,8 +213,14 @@ def _compared_with(graph: GraphProto) -> list[float]:
 
 @dataclass(slots=True)
 class _Taint:
-    """Taint analysis: which tensors depend on the inputs' values, and not only on their sizes."""
+    """Taint analysis: which tensors depend on the inputs' values, and not only on their sizes.
 
+    Attributes:
+        mixing: Why rows of one call depend on each other.
+        grows: Whether a state that a loop carries may grow with each iteration; most do not.
+    """
+
+    grows: bool = True
     mixing: list[str] = field(default_factory=list)
 
     def walk(
@@ -230,7 +242,7 @@ class _Taint:
             self._look(node, values, looped=looped)
             inner_values, inner_sizes = self._inner(node, values, sizes, looped=looped)
             by_value = _by_value(node, values, sizes) or inner_values
-            by_size = _by_size(node, values, sizes) or inner_sizes
+            by_size = self._by_size(node, values, sizes) or inner_sizes
             if by_value:
                 values.update(node.output)
             if by_size:
@@ -243,6 +255,11 @@ class _Taint:
         key = (node.domain, node.op_type)
         if key in CALL_SCALES and node.input[0] in values:
             self._note(f"{_named(node)} quantizes with one scale for the whole call")
+
+    def _by_size(self, node: NodeProto, values: set[str], sizes: set[str]) -> bool:
+        if node.op_type == "Loop" and not self.grows and not _stacks(node):
+            return any(name in sizes for name in node.input)
+        return _by_size(node, values, sizes)
 
     def _note(self, reason: str) -> None:
         if reason not in self.mixing:
@@ -277,12 +294,19 @@ def _by_value(node: NodeProto, values: set[str], sizes: set[str]) -> bool:
 def _by_size(node: NodeProto, values: set[str], sizes: set[str]) -> bool:
     if node.op_type in _SIZES:
         return False
-    if any(name in sizes for name in node.input):
+    shaping = node.input[:1] if node.op_type in _SIZED_AS_FIRST else node.input
+    if any(name in sizes for name in shaping):
         return True
     deciding: Sequence[str] = node.input if node.op_type in _SIZED_BY_VALUES else ()
     if node.op_type in _SIZE_INPUTS:
         deciding = [node.input[i] for i in _SIZE_INPUTS[node.op_type] if i < len(node.input)]
     return any(name in values for name in deciding)
+
+
+def _stacks(loop: NodeProto) -> bool:
+    """Whether a Loop has scan outputs, with a row for each iteration (onnx.ai, Loop)."""
+    carried = len(loop.input) - 2
+    return len(loop.output) > carried
 
 
 def _entering(node: NodeProto, body: GraphProto, values: set[str]) -> set[str]:

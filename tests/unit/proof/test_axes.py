@@ -131,3 +131,11 @@ def test_a_model_that_runs_nowhere_keeps_its_names(tmp_path: Path) -> None:
     constants = {"shape": np.array([1009, -1])}
     contract = resolved(tmp_path, [node], {"x": ["n", "m"]}, {"y": [1009, None]}, constants)
     assert shapes(contract) == [("n", "m"), (1009, "y_1")]
+
+
+def test_two_stated_names_of_one_size_stay_two(tmp_path: Path) -> None:
+    """A mask may have one row for all: that the sizes are equal is not for the names to say."""
+    node = helper.make_node("Mul", ["x", "mask"], ["y"])
+    given = {"x": ["n", "length"], "mask": ["m", None]}
+    contract = resolved(tmp_path, [node], given, {"y": ["n", "length"]})
+    assert shapes(contract) == [("n", "length"), ("m", "length"), ("n", "length")]

@@ -28,9 +28,9 @@ import orjson
 from marship.contract import Array, Arrays, Contract
 from marship.errors import InvalidInputError, MalformedError, UnsupportedMediaError
 from marship.serving.formats import extent, kserve
+from marship.serving.formats.encoding import dump
 from marship.serving.formats.tensors import (
     check_names,
-    dump,
     may_hold_booleans,
     only_input,
     shaped,

@@ -17,7 +17,8 @@ import orjson
 from marship.contract import Array, Arrays, Contract, TensorSpec
 from marship.errors import InvalidInputError, MalformedError
 from marship.serving.formats import extent
-from marship.serving.formats.tensors import check_names, dump, shaped, to_array
+from marship.serving.formats.encoding import dump
+from marship.serving.formats.tensors import check_names, shaped, to_array
 
 LENGTH_HEADER = "Inference-Header-Content-Length"
 

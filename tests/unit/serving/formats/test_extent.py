@@ -14,7 +14,7 @@ from marship.contract import Array, Contract, TensorSpec
 from marship.engines.torchserve import properties
 from marship.engines.torchserve.config import PACKAGED
 from marship.errors import TooLargeError
-from marship.serving.formats import codec, extent, kserve, tensors
+from marship.serving.formats import codec, encoding, extent, kserve
 from marship.serving.formats.codec import BodyFormat, Message
 
 DTYPES = [dtype for dtype in kserve.DTYPES.values() if dtype != "str"]
@@ -55,20 +55,20 @@ def test_no_response_is_smaller_than_the_least_size(
 @given(array=ARRAYS)
 def test_no_json_is_larger_than_the_most_size(array: Array) -> None:
     """So what fits by it is written in one go."""
-    assert len(tensors.dump(array, LIMIT)) <= max(extent.most_json_bytes(array), 24)
+    assert len(encoding.dump(array, LIMIT)) <= max(extent.most_json_bytes(array), 24)
 
 
 @settings(max_examples=200, deadline=None)
 @given(array=ARRAYS, piece=st.integers(1, 9))
 def test_pieces_are_the_json_of_the_whole(array: Array, piece: int) -> None:
     """Cut anywhere, at any depth, and joined again; one byte less is refused."""
-    whole = orjson.dumps(tensors.plain(array), option=orjson.OPT_SERIALIZE_NUMPY)
+    whole = orjson.dumps(encoding.plain(array), option=orjson.OPT_SERIALIZE_NUMPY)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(tensors, "CHUNK_VALUES", piece)
+        patch.setattr(encoding, "CHUNK_VALUES", piece)
         patch.setattr(extent, "most_json_bytes", lambda _: LIMIT)
-        assert tensors.dump(array, len(whole)) == whole
+        assert encoding.dump(array, len(whole)) == whole
         with pytest.raises(TooLargeError, match=f"at most {len(whole) - 1} bytes"):
-            tensors.dump(array, len(whole) - 1)
+            encoding.dump(array, len(whole) - 1)
 
 
 def test_writing_ends_with_the_piece_that_is_too_much(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -81,13 +81,13 @@ def test_writing_ends_with_the_piece_that_is_too_much(monkeypatch: pytest.Monkey
         written.append(len(text))
         return text
 
-    monkeypatch.setattr(tensors.orjson, "dumps", counted)
+    monkeypatch.setattr(encoding.orjson, "dumps", counted)
     array = np.full((100, 100_000), -1.2345678901234567e-300)
     limit = array.size * 4 + 1000
     with pytest.raises(TooLargeError):
         codec.encode({"y": array}, Message({}, BodyFormat.BARE), "m", "1", limit)
-    assert max(written) < 24 * 2 * tensors.CHUNK_VALUES
-    assert sum(written) < limit + 24 * 2 * tensors.CHUNK_VALUES
+    assert max(written) < 24 * 2 * encoding.CHUNK_VALUES
+    assert sum(written) < limit + 24 * 2 * encoding.CHUNK_VALUES
 
 
 def contract(*outputs: TensorSpec, bounds: Any = None) -> Contract:
@@ -128,7 +128,7 @@ def test_the_limit_as_shipped_is_the_settings() -> None:
 def test_a_kserve_response_has_the_same_values_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
     """Large data stands in the JSON as it would if written whole."""
     array = np.arange(1000, dtype=np.float32).reshape(10, 100)
-    monkeypatch.setattr(tensors, "CHUNK_VALUES", 64)
+    monkeypatch.setattr(encoding, "CHUNK_VALUES", 64)
     message = Message({}, BodyFormat.KSERVE)
     whole = codec.encode({"y": array}, message, "m", "1").body
     cut = codec.encode({"y": array}, message, "m", "1", len(whole)).body
