@@ -10,7 +10,7 @@ import shutil
 import tempfile
 import zipfile
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,14 @@ from typing import Any
 import yaml
 
 from marship import profiles
-from marship.contract import CONTRACT_FILE, GOLDEN_FILE, Contract, GoldenCase, write_golden
+from marship.contract import (
+    CONTRACT_FILE,
+    GOLDEN_FILE,
+    Contract,
+    GoldenCase,
+    digest_streams,
+    write_golden,
+)
 from marship.errors import UsageError
 from marship.packaging import configure, evidence, sealing
 from marship.packaging.sealing import Sealer
@@ -67,7 +74,12 @@ def check_files(handler: Path, assets: Iterable[Path]) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Contents:
-    """What goes into an archive, wherever it came from."""
+    """What goes into an archive, wherever it came from.
+
+    Attributes:
+        outside: The files of the model's external data, by name in the archive.
+        names: Their names by the location that the model states; empty where these are equal.
+    """
 
     name: str
     handler: Path
@@ -76,6 +88,8 @@ class Contents:
     golden: list[GoldenCase]
     evidence: Mapping[str, Any]
     assets: tuple[Path, ...] = field(default=())
+    outside: Mapping[str, Path] = field(default_factory=dict)
+    names: Mapping[str, str] = field(default_factory=dict)
 
 
 def build(contents: Contents, settings: PackageSettings) -> Path:
@@ -84,14 +98,15 @@ def build(contents: Contents, settings: PackageSettings) -> Path:
     from model_archiver.model_packaging_utils import ModelArchiverConfig
 
     check_files(contents.handler, contents.assets)
+    own = [] if settings.seal is None else [sealing.WEIGHTS_FILE]
     archive.check_names(
         [
-            *(("external data", name) for name in contents.contract.files[1:]),
             ("the handler", contents.handler.name),
             *(("an asset", path.name) for path in contents.assets),
         ],
-        own=[] if settings.seal is None else [sealing.WEIGHTS_FILE],
+        own=own,
     )
+    contents = _with_outside(contents, own)
     target = settings.model_store / file_name(contents.name, settings)
     with replacing(target) as draft, _private_temp(draft.parent) as scratch:
         stage = _stage(contents, settings, scratch / "stage")
@@ -158,10 +173,45 @@ def _stage(contents: Contents, settings: PackageSettings, stage: Path) -> Path:
     return stage
 
 
+def _with_outside(contents: Contents, own: Iterable[str]) -> Contents:
+    """The contents with the model's external data under names that are free in the archive."""
+    from marship.proof import graph
+
+    files = graph.external_files(contents.model)
+    others = [contents.handler.name, *(path.name for path in contents.assets)]
+    names = archive.free_names(files, others, own)
+    outside = {names[location]: path for location, path in files.items()}
+    contents = replace(
+        contents,
+        outside=outside,
+        contract=replace(contents.contract, files=(MODEL_FILE, *outside)),
+    )
+    if all(location == name for location, name in names.items()):
+        return contents
+    contents = replace(contents, names=names)
+    with ExitStack() as opened:
+        streams = [opened.enter_context(path.open("rb")) for path in outside.values()]
+        digest = digest_streams(io.BytesIO(_relocated(contents)), *streams)
+    return replace(contents, contract=replace(contents.contract, digest=digest))
+
+
+def _relocated(contents: Contents) -> bytes:
+    """The model's file, with the new names of its external data."""
+    import onnx
+
+    from marship.proof import graph
+
+    model = onnx.load(str(contents.model), load_external_data=False)
+    return graph.relocated(model, contents.names).SerializeToString(deterministic=True)
+
+
 def _write_model(contents: Contents, extra: Path) -> None:
-    shutil.copyfile(contents.model, extra / MODEL_FILE)
-    for name in contents.contract.files[1:]:
-        shutil.copyfile(contents.model.parent / name, extra / name)
+    if contents.names:
+        (extra / MODEL_FILE).write_bytes(_relocated(contents))
+    else:
+        shutil.copyfile(contents.model, extra / MODEL_FILE)
+    for name, path in contents.outside.items():
+        shutil.copyfile(path, extra / name)
     write_golden(extra / GOLDEN_FILE, contents.golden)
 
 
@@ -170,7 +220,8 @@ def _sealed_model(contents: Contents, sealer: Sealer, extra: Path) -> Contents:
 
     Golden cases are sealed as well: they are data that the model was made for, and its outputs.
     """
-    contract = sealing.write_model(sealer, contents.model, contents.contract, extra)
+    plain = sealing.PlainModel(contents.model, contents.outside, contents.names)
+    contract = sealing.write_model(sealer, plain, contents.contract, extra)
     golden = io.BytesIO()
     write_golden(golden, contents.golden)
     sealer.write(extra, GOLDEN_FILE, golden)

@@ -7,7 +7,7 @@ import io
 import secrets
 from collections.abc import Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -64,7 +64,22 @@ def wrapped(header: SealHeader, data_key: bytes, key: bytes, bound: bytes) -> Se
     return replace(header, key_name=name, wrap_nonce=nonce, wrapped=data)
 
 
-def split(path: Path) -> tuple[bytes, bytes]:
+@dataclass(frozen=True, slots=True)
+class PlainModel:
+    """A model to be sealed.
+
+    Attributes:
+        path: Its ONNX file.
+        outside: The files of its external data, by name in the archive.
+        names: Their names by the location that the model states; empty where these are equal.
+    """
+
+    path: Path
+    outside: Mapping[str, Path] = field(default_factory=dict)
+    names: Mapping[str, str] = field(default_factory=dict)
+
+
+def split(plain: PlainModel) -> tuple[bytes, bytes]:
     """Split a model into its graph and its weights, the content of an external `WEIGHTS_FILE`.
 
     A graph with internal weights would be in a worker's memory three times while loading, and
@@ -78,13 +93,17 @@ def split(path: Path) -> tuple[bytes, bytes]:
     from onnx import TensorProto
     from onnx import external_data_helper as external
 
-    model = onnx.load(str(path), load_external_data=False)
+    from marship.proof import graph
+
+    model = onnx.load(str(plain.path), load_external_data=False)
     outermost = {tensor.name for tensor in model.graph.initializer}
     for tensor in external._get_all_tensors(model):
         if tensor.external_data and tensor.name not in outermost:
-            external.load_external_data_for_tensor(tensor, str(path.parent))
+            external.load_external_data_for_tensor(tensor, str(plain.path.parent))
             tensor.data_location = TensorProto.DEFAULT
             del tensor.external_data[:]
+    if plain.names:
+        graph.relocated(model, plain.names)
     weights = io.BytesIO()
     for tensor in model.graph.initializer:
         if len(tensor.raw_data) < SMALLEST_BYTES:
@@ -97,7 +116,7 @@ def split(path: Path) -> tuple[bytes, bytes]:
     return model.SerializeToString(deterministic=True), weights.getvalue()
 
 
-def write_model(sealer: Sealer, model: Path, contract: Contract, folder: Path) -> Contract:
+def write_model(sealer: Sealer, model: PlainModel, contract: Contract, folder: Path) -> Contract:
     """Write a model sealed, with its weights external to the graph.
 
     Returns:
@@ -108,8 +127,8 @@ def write_model(sealer: Sealer, model: Path, contract: Contract, folder: Path) -
         plain: dict[str, BinaryIO] = {contract.files[0]: io.BytesIO(graph)}
         if weights:
             plain[WEIGHTS_FILE] = io.BytesIO(weights)
-        for name in contract.files[1:]:
-            plain[name] = opened.enter_context((model.parent / name).open("rb"))
+        for name, path in model.outside.items():
+            plain[name] = opened.enter_context(path.open("rb"))
         for name, stream in plain.items():
             sealer.write(folder, name, stream)
             stream.seek(0)

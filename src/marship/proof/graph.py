@@ -60,12 +60,13 @@ def read(path: Path, *, weights: bool = False) -> onnx.ModelProto:
         ) from error
 
 
-def external_files(path: Path) -> list[Path]:
-    """The files with external data beside `path`, in the order of first use.
+def external_files(path: Path) -> dict[str, Path]:
+    """The files with external data by the location that the model states, in order of first use.
 
     Raises:
-        ModelError: A location is not a plain file beside the model, or is missing.
+        ModelError: A location is no file in the model's folder or below it.
     """
+    folder = path.parent.resolve()
     found: dict[str, Path] = {}
     for tensor in onnx.external_data_helper._get_all_tensors(
         onnx.load(str(path), load_external_data=False)
@@ -74,17 +75,28 @@ def external_files(path: Path) -> list[Path]:
             if entry.key != "location":
                 continue
             place = path.parent / entry.value
-            if Path(entry.value).name != entry.value or not place.is_file():
+            leaves = Path(entry.value).is_absolute() or ".." in Path(entry.value).parts
+            if leaves or not place.resolve().is_relative_to(folder) or not place.is_file():
                 raise ModelError(
-                    f"external data of {path.name} must lie beside it, got {entry.value!r}."
+                    f"external data of {path.name} must lie in its folder, got {entry.value!r}. "
+                    "Move it there, or save the model again with its data beside it."
                 )
             found[entry.value] = place
-    return list(found.values())
+    return found
+
+
+def relocated(model: onnx.ModelProto, names: Mapping[str, str]) -> onnx.ModelProto:
+    """The model, changed to find its external data under other names, by location."""
+    for tensor in onnx.external_data_helper._get_all_tensors(model):
+        for entry in tensor.external_data:
+            if entry.key == "location":
+                entry.value = names[entry.value]
+    return model
 
 
 def digest(path: Path) -> str:
     """SHA-256 of the model file and its external data, in hexadecimal."""
-    return digest_files(path, *external_files(path))
+    return digest_files(path, *external_files(path).values())
 
 
 def contract_of(
@@ -112,7 +124,7 @@ def contract_of(
         if value.name not in stored
     )
     versions = (e.version for e in model.opset_import if e.domain in ("", "ai.onnx"))
-    files = (path, *external_files(path))
+    files = (path, *external_files(path).values())
     return Contract(
         inputs=inputs,
         outputs=tuple(

@@ -5,6 +5,7 @@ of the handler. marship's additions are named here. All of it is untrusted: the 
 `trust.contents`, its texts by `texts`, and both are bounded.
 """
 
+import posixpath
 import unicodedata
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -156,11 +157,45 @@ def check_names(named: Iterable[tuple[str, str]], own: Iterable[str] = ()) -> No
         if _key(name) in taken:
             raise UsageError(
                 f"{name} must be named otherwise: the archive has such a file, got {kind} of that "
-                "name. Rename it; external data by saving the ONNX file anew."
+                "name. Rename it."
             )
         if not name.isprintable() or "\\" in name:
             raise UsageError(f"{name!r} must be named in letters that can be printed.")
         taken |= {_key(name), _key(f"{name}{sealed.SUFFIX}")}
+
+
+def free_names(
+    locations: Iterable[str], named: Iterable[str], own: Iterable[str] = ()
+) -> dict[str, str]:
+    """A name in the archive for each file of a model's external data, by its location.
+
+    It is the file's own unless something of the archive has that name, or a worker would import it
+    or hide it.
+
+    Args:
+        locations: Where the model says that the files are, relative to it.
+        named: Names of the user's other files for the archive.
+        own: Further names used by marship.
+    """
+    own = (*_OWN_NAMES, *own, *named)
+    taken = {_key(f"{name}{end}") for name in own for end in ("", sealed.SUFFIX)}
+    found: dict[str, str] = {}
+    places: dict[str, str] = {}
+    for location in locations:
+        place = posixpath.normpath(location)
+        name = places.get(place) or posixpath.basename(place)
+        number = 0
+        while place not in places and (_key(name) in taken or not _is_harmless(name)):
+            number += 1
+            name = f"external-{number}.data"
+        places[place] = found[location] = name
+        taken |= {_key(name), _key(f"{name}{sealed.SUFFIX}")}
+    return found
+
+
+def _is_harmless(name: str) -> bool:
+    special = name.startswith(".") or name.endswith((".py", ".so", sealed.SUFFIX))
+    return name.isprintable() and "\\" not in name and not special
 
 
 def _key(name: str) -> str:

@@ -17,7 +17,7 @@ from marship.contract import GOLDEN_FILE, Contract
 from marship.errors import LoadError, ModelError, PackageError, SealError
 from marship.packaging import sealing
 from marship.packaging.configure import configure
-from marship.packaging.sealing import rewrap, split
+from marship.packaging.sealing import PlainModel, rewrap, split
 from marship.packaging.step import PackageSettings, package
 from marship.serving.model import sealed
 from marship.serving.model.sealed import HEADER_BYTES, Opener
@@ -86,7 +86,7 @@ def load(folder: Path, key: bytes = KEYS["KEY_ONE"]) -> Session:
 
 def test_weights_move_out_of_the_graph_and_nothing_else_changes(model: Path) -> None:
     """Put back, they make the model that was; small ones never left."""
-    graph, weights = split(model)
+    graph, weights = split(PlainModel(model))
     moved = onnx.load_from_string(graph)
     outside = [t for t in moved.graph.initializer if t.external_data]
     assert [tensor.name for tensor in outside] == [MARKER]
@@ -148,6 +148,23 @@ def test_a_model_whose_weights_lie_outside_is_sealed_with_them(model: Path, tmp_
     assert load(folder).contract.files == ("model.onnx", "outside.bin")
 
 
+@pytest.mark.parametrize("location", ["sub/w.bin", "model.weights", "model.onnx"])
+def test_weights_in_any_place_are_sealed_under_a_free_name(
+    model: Path, tmp_path: Path, location: str
+) -> None:
+    """From a sub-folder, and where a sealed archive has a file of that name."""
+    path = tmp_path / "rows.onnx"
+    (tmp_path / "sub").mkdir()
+    settings = {"save_as_external_data": True, "location": location, "size_threshold": 1024}
+    onnx.save(onnx.load(model), path, **settings)
+    folder = extract(pack(path, tmp_path / "store"), tmp_path / "extracted")
+    name = "w.bin" if location == "sub/w.bin" else "external-1.data"
+    assert load(folder).contract.files == ("model.onnx", name)
+    assert MARKER[:24].encode() not in b"".join(
+        file.read_bytes() for file in folder.rglob("*") if file.is_file()
+    )
+
+
 def test_a_model_without_large_weights_is_one_sealed_file(
     linear_onnx: Path, tmp_path: Path
 ) -> None:
@@ -180,7 +197,7 @@ def test_weights_of_a_branch_go_into_the_graph(tmp_path: Path, is_outside: bool)
     if is_outside:
         onnx.save(onnx.load(path), path, save_as_external_data=True, location="outside.bin")
         assert (tmp_path / "outside.bin").stat().st_size >= 2 * 4 * WIDTH * WIDTH
-    data, weights = split(path)
+    data, weights = split(PlainModel(path))
     assert len(weights) == 0
     assert len(data) > 2 * 4 * WIDTH * WIDTH
     session = load(extract(pack(path, tmp_path), tmp_path / "extracted"))

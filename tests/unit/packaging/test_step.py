@@ -1,6 +1,7 @@
 """Archives are self-contained, repeatable, and tell where they come from."""
 
 import hashlib
+import math
 import shutil
 import subprocess
 import sys
@@ -14,11 +15,15 @@ import onnx
 import psutil
 import pytest
 from onnx import TensorProto, helper, numpy_helper
+from onnx.external_data_helper import set_external_data
 
 from marship.contract import read_golden
 from marship.errors import ModelError, PackageError, UsageError
 from marship.packaging import onnx_proof, step
 from marship.packaging.step import PackageSettings, package
+from marship.proof import graph as proof_graph
+from marship.serving.model import weights
+from marship.serving.model.session import Session, SessionSettings
 from marship.trust import archive
 from models import write_model
 
@@ -247,24 +252,96 @@ def test_an_asset_cannot_replace_a_part_of_the_archive(
         pack(linear_onnx, tmp_path / "store", asset=(str(asset),))
 
 
-@pytest.mark.parametrize("name", RESERVED)
-def test_external_data_cannot_replace_a_part_of_the_archive(tmp_path: Path, name: str) -> None:
-    """Such archives were built without a word, and no worker loaded them."""
-    weight = numpy_helper.from_array(np.ones((64, 64), np.float32), "w")
+def outside(path: Path, *locations: str) -> Path:
+    """`y = x @ w0 @ w1 ...`, each weight in a file of its own."""
+    tensors = [
+        numpy_helper.from_array(np.full((8, 8), i + 1, np.float32), f"w{i}")
+        for i in range(len(locations))
+    ]
+    names = ["x", *(f"h{i}" for i in range(1, len(locations))), "y"]
+    rows = [helper.make_tensor_value_info(n, TensorProto.FLOAT, ["n", 8]) for n in ("x", "y")]
     graph = helper.make_graph(
-        [helper.make_node("MatMul", ["x", "w"], ["y"])],
+        [
+            helper.make_node("MatMul", [names[i], f"w{i}"], [names[i + 1]])
+            for i in range(len(locations))
+        ],
         "g",
-        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", 64])],
-        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["n", 64])],
-        [weight],
+        rows[:1],
+        rows[1:],
+        tensors,
     )
-    path = write_model(tmp_path / "outside.onnx", graph)
-    model = onnx.load(path)
-    settings = {"save_as_external_data": True, "location": name, "size_threshold": 100}
-    onnx.save(model, path, **settings)
-    with pytest.raises(UsageError, match=f"{name} must be named otherwise.*external data"):
+    model = onnx.load(write_model(path, graph))
+    for tensor, location in zip(model.graph.initializer, locations, strict=True):
+        place = path.parent / location
+        place.parent.mkdir(parents=True, exist_ok=True)
+        place.write_bytes(tensor.raw_data)
+        set_external_data(tensor, location)
+        tensor.ClearField("raw_data")
+    path.write_bytes(model.SerializeToString())
+    return path
+
+
+PLACES = [
+    *((name,) for name in RESERVED),
+    ("sub/w.bin", "sub/deeper/w.bin"),
+    ("w.bin", "sub/w.bin"),
+    ("./w.bin", "./sub//v.bin"),
+    ("marship/errors.py", "numpy.py", ".marship-weights.lock", "w w"),
+]
+
+
+@pytest.mark.parametrize("locations", PLACES)
+def test_external_data_takes_a_free_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, locations: tuple[str, ...]
+) -> None:
+    """From sub-folders, and where the archive has a file of that name; workers share it."""
+    monkeypatch.setattr(weights, "SMALLEST_BYTES", 0)
+    folder = tmp_path / "model"
+    folder.mkdir()
+    path = outside(folder / "outside.onnx", *locations)
+    before = path.read_bytes()
+    mar = pack(path, tmp_path / "store")
+    assert path.read_bytes() == before
+    with zipfile.ZipFile(mar) as zipped:
+        zipped.extractall(tmp_path / "worker")
+    contract = archive.read(mar).contract
+    assert contract is not None
+    for is_shared in (False, True):
+        session = Session(tmp_path / "worker", contract, SessionSettings(share_weights=is_shared))
+        session.replay_golden(tmp_path / "worker" / "golden.npz")
+        assert session.is_shared is is_shared
+        got = session.run({"x": np.ones((1, 8), np.float32)})["y"]
+        assert (got == 8 ** len(locations) * math.factorial(len(locations))).all()
+
+
+def test_a_name_that_is_free_is_kept(tmp_path: Path) -> None:
+    """And the model's bytes as well."""
+    path = outside(tmp_path / "outside.onnx", "model.onnx.data")
+    found = archive.read(pack(path, tmp_path / "store"))
+    assert found.contract is not None
+    assert found.contract.files == ("model.onnx", "model.onnx.data")
+    assert found.contents("model.onnx") == path.read_bytes()
+
+
+@pytest.mark.parametrize(
+    "location", ["../w.bin", "sub/../../w.bin", "/etc/hostname", "link", "up/w"]
+)
+def test_external_data_that_leaves_the_folder_is_refused(tmp_path: Path, location: str) -> None:
+    """By a path or by a link, whether the file is there or not."""
+    folder = tmp_path / "model"
+    folder.mkdir()
+    (tmp_path / "w").write_bytes(bytes(256))
+    (tmp_path / "w.bin").write_bytes(bytes(256))
+    path = outside(folder / "outside.onnx", "w.bin")
+    (folder / "link").symlink_to(tmp_path / "w.bin")
+    (folder / "up").symlink_to(tmp_path)
+    model = onnx.load(path, load_external_data=False)
+    model.graph.initializer[0].external_data[0].value = location
+    path.write_bytes(model.SerializeToString())
+    with pytest.raises(ModelError, match=r"outside\.onnx must be a valid|must lie in its folder"):
         pack(path, tmp_path / "store")
-    assert not list(tmp_path.glob("store/*.mar"))
+    with pytest.raises(ModelError, match="must lie in its folder"):
+        proof_graph.external_files(path)
 
 
 def test_two_assets_of_one_name_are_refused(linear_onnx: Path, tmp_path: Path) -> None:
