@@ -305,7 +305,8 @@ class Service:
         Raises:
             TooLargeError: A form has more fields than `max_fields`, or the decoded body is too
                 large.
-            RequestError: The encoding is unknown, or the body is not encoded so.
+            RequestError: The encoding is unknown, or the body is not encoded so; or it came as a
+                form and is none.
         """
         if request.field_count > self.max_fields:
             raise TooLargeError(
@@ -313,6 +314,7 @@ class Service:
                 "Send several requests, or raise max_form_fields under marship: in "
                 "model-config.yaml."
             )
+        forms.check_form(request)
         encodings = request.header("content-encoding")
         if encodings:
             request.body = forms.undo_encodings(request.body, encodings, self.max_request_bytes)

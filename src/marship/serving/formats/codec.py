@@ -27,7 +27,7 @@ import orjson
 
 from marship.contract import Array, Arrays, Contract
 from marship.errors import InvalidInputError, MalformedError, UnsupportedMediaError
-from marship.serving.formats import extent, kserve
+from marship.serving.formats import extent, forms, kserve
 from marship.serving.formats.encoding import dump
 from marship.serving.formats.tensors import (
     check_names,
@@ -43,6 +43,8 @@ NPY_TYPE = "application/x-npy"
 OCTETS_TYPE = "application/octet-stream"
 NPY_MAGIC = b"\x93NUMPY"
 NPY_HEADER_BYTES = 10_000
+_UNTYPED = ("", OCTETS_TYPE, forms.FIELDS_TYPE)
+"""Types that say nothing of the body: it is JSON or npy where it reads as such."""
 NOTHING = memoryview(b"")
 _SHORT, _LONG = struct.Struct("<H"), struct.Struct("<I")
 PLAIN = kserve.OutputRequest()
@@ -92,32 +94,31 @@ def decode(
         InvalidInputError: Tensors are missing, unknown or of the wrong type.
         UnsupportedMediaError: The content type is not supported.
     """
-    kind = _kind(content_type)
+    kind = forms.kind_of(content_type)
     if isinstance(body, (bytes, bytearray, memoryview)):
+        forms.check_compression(body)
         if json_length is not None:
             text, raw = kserve.split(body, json_length)
             parsed = read_json(text, "")
             return from_json(parsed, contract, raw, may_mix=may_hold_booleans(text))
-        if kind == NPY_TYPE or (kind in ("", OCTETS_TYPE) and body[:6] == NPY_MAGIC):
+        if kind == NPY_TYPE or (kind in _UNTYPED and body[:6] == NPY_MAGIC):
             return Message({only_input(contract).name: read_npy(body)}, BodyFormat.NPY)
         parsed = read_json(body, content_type)
         return from_json(parsed, contract, may_mix=may_hold_booleans(body))
     return from_json(read_json(body, content_type), contract)
 
 
-def _kind(content_type: str) -> str:
-    return content_type.partition(";")[0].strip().lower()
-
-
 def read_json(body: object, content_type: str) -> Any:  # noqa: ANN401  any JSON value
     """Parse a JSON body; a value that the host has parsed already is returned as is.
 
     Raises:
-        MalformedError: It is empty, or not JSON.
+        MalformedError: It is empty, compressed, or not JSON.
         UnsupportedMediaError: The content type is not JSON.
     """
-    kind = _kind(content_type)
-    if kind not in ("", JSON_TYPE, OCTETS_TYPE) and not kind.endswith("+json"):
+    kind = forms.kind_of(content_type)
+    if isinstance(body, (bytes, bytearray, memoryview)):
+        forms.check_compression(body)
+    if kind not in (JSON_TYPE, *_UNTYPED) and not kind.endswith("+json"):
         raise UnsupportedMediaError(f"Content-Type must be {JSON_TYPE}, got {kind}.")
     if not isinstance(body, (bytes, bytearray, memoryview, str)):
         return body
@@ -126,6 +127,8 @@ def read_json(body: object, content_type: str) -> Any:  # noqa: ANN401  any JSON
     try:
         return orjson.loads(body)
     except orjson.JSONDecodeError as error:
+        if kind == forms.FIELDS_TYPE:
+            raise forms.untyped() from error
         raise MalformedError(f"the body must be JSON, got: {error}.") from error
 
 

@@ -1,9 +1,10 @@
 """HTTP bodies: decodes content encodings, and parses multipart forms.
 
-Sources: RFC 9110, 8.4 (content encodings); RFC 8878 (zstd); RFC 7578 and RFC 2046, 5.1
-(multipart/form-data).
+Sources: RFC 9110, 8.4 (content encodings); RFC 1952 (gzip); RFC 8878 (zstd); RFC 7578 and RFC 2046,
+5.1 (multipart/form-data).
 """
 
+import re
 import zlib
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -11,9 +12,15 @@ from email.message import Message
 from typing import Any, Protocol
 
 from marship.errors import MalformedError, TooLargeError, UnsupportedMediaError
-from marship.serving.message import Request
+from marship.serving.message import JSON_TYPE, Request
 
 FORM_TYPE = "multipart/form-data"
+FIELDS_TYPE = "application/x-www-form-urlencoded"
+"""What `curl -d` and `--data-binary` call every body, whatever it is."""
+
+_FIELD_NAME = re.compile(r"[^\W\d][\w.\[\]-]*(#\d+)?")
+_MAGIC = {b"\x1f\x8b\x08": "gzip", b"\x28\xb5\x2f\xfd": "zstd", b"x\x9c": "deflate"}
+"""How bodies begin; deflate is zlib's format (RFC 1950), with its usual level."""
 _WINDOW_BITS = {"gzip": 31, "x-gzip": 31, "deflate": 15}
 """zlib's `wbits`: deflate is the zlib format (RFC 9110, 8.4.1.2)."""
 _ZSTD = "zstd"
@@ -56,6 +63,51 @@ def undo_encodings(body: Any, encodings: str, most_bytes: int) -> Any:  # noqa: 
         for name in reversed(names):  # the last was applied last
             body = _inflated(body, name, most_bytes)
     return body
+
+
+def check_compression(body: bytes | bytearray | memoryview) -> None:
+    """Refuse a compressed body whose encoding no header names; no JSON or npy file begins so.
+
+    Raises:
+        MalformedError: It is gzip, zstd or deflate.
+    """
+    for magic, name in _MAGIC.items():
+        if body[: len(magic)] == magic:
+            raise MalformedError(
+                f"a compressed body must have its Content-Encoding, got {name} without one. Send "
+                f"the header Content-Encoding: {name}, and the Content-Type of what is in it."
+            )
+
+
+def check_form(request: Request) -> None:
+    """Refuse a body that a host has taken apart as a form though it is none: `curl -d '[[1]]'`.
+
+    Its pieces are names of fields, in which `+` and `%` have been replaced, or lost: without a `=`
+    there is no field at all.
+
+    Raises:
+        UnsupportedMediaError: The fields have no names.
+    """
+    is_whole = request.name == "body" and request.field_count
+    if is_whole or kind_of(request.header("content-type")) != FIELDS_TYPE:
+        return
+    names = (request.name, *request.fields)
+    is_one_word = len(names) == 1 and not request.body
+    if is_one_word or not all(map(_FIELD_NAME.fullmatch, names)):
+        raise untyped()
+
+
+def untyped() -> UnsupportedMediaError:
+    """The refusal of a body that came as a form and is none."""
+    return UnsupportedMediaError(
+        f"Content-Type must say what the body is, got {FIELDS_TYPE}, which curl -d sends of "
+        f"itself. Send the header Content-Type: {JSON_TYPE}."
+    )
+
+
+def kind_of(content_type: str | None) -> str:
+    """The header's media type without parameters, in lower case; empty without a header."""
+    return (content_type or "").partition(";")[0].strip().lower()
 
 
 def _names(encodings: str) -> list[str]:
@@ -258,6 +310,6 @@ def request_of(
         headers = {name: value for name, value in headers.items() if name != "content-encoding"}
     content_type = headers.get("content-type", "")
     request = Request(body, content_type, headers=headers)
-    if content_type.partition(";")[0].strip().lower() == FORM_TYPE:
+    if kind_of(content_type) == FORM_TYPE:
         fill(request, *read(body, content_type, most_fields))
     return request

@@ -26,6 +26,7 @@ import numpy as np
 
 from marship.contract import Array
 from marship.errors import MalformedError, RequestError, TooLargeError, UnsupportedMediaError
+from marship.serving.formats import forms
 from marship.serving.model import heap
 from marship.serving.pictures import jpeg, png
 
@@ -121,6 +122,7 @@ def _kind(data: bytes) -> str:
         return "gif"
     if data[:2] == b"BM" and int.from_bytes(data[14:18], "little") in _BMP_HEADERS:
         return "bmp"
+    forms.check_compression(data)
     raise UnsupportedMediaError(
         f"the body must hold a picture, {FORMATS}, got bytes that begin with {data[:12]!r}."
     )

@@ -30,6 +30,7 @@ from marship.errors import (
     TooLargeError,
     UnsupportedMediaError,
 )
+from marship.serving.formats import forms
 from marship.serving.model import heap
 from marship.serving.sounds import flac, mp3, ogg, wav
 
@@ -212,6 +213,7 @@ def _open(data: bytes) -> tuple[str, Iterator[_Stream]]:
     first = mp3.find(data)
     if first is not None:
         return "mp3", iter([_mp3(data, first)])
+    forms.check_compression(data)
     raise UnsupportedMediaError(
         f"the body must hold a recording, {FORMATS}, got bytes that begin with {data[:12]!r}."
     )

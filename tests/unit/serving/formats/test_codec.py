@@ -1,13 +1,16 @@
 """Bytes to arrays and back, form by form, and what each bad request is told."""
 
+import gzip
 import json
+import zlib
 
 import numpy as np
 import pytest
+from backports import zstd
 
 from marship.contract import ColumnRange, Contract, TensorSpec
 from marship.errors import InvalidInputError, MalformedError, RequestError, UnsupportedMediaError
-from marship.serving.formats import codec
+from marship.serving.formats import codec, forms
 from marship.serving.formats.codec import BodyFormat
 from marship.serving.formats.tensors import outside
 from marship.serving.model.batch import validate
@@ -86,6 +89,26 @@ def test_strings_and_half_floats_are_written() -> None:
     assert codec.encode(text, message, "m", "1").body == b'[["a","b"]]'
     assert codec.encode(half, message, "m", "1").body == b"[[0.5,2.0]]"
     assert codec.encode(sliced, message, "m", "1").body == b"[[0.0,2.0],[4.0,6.0]]"
+
+
+@pytest.mark.parametrize("name", ["gzip", "zstd", "deflate"])
+@pytest.mark.parametrize("kind", ["", codec.JSON_TYPE, codec.NPY_TYPE, "application/gzip"])
+@pytest.mark.parametrize("json_length", [None, "9"])
+def test_a_compressed_body_is_told_the_header(
+    name: str, kind: str, json_length: str | None
+) -> None:
+    """Whatever its type says, and where raw tensors would follow it."""
+    compress = {"gzip": gzip.compress, "zstd": zstd.compress, "deflate": zlib.compress}[name]
+    for body in (b"[[1, 2, 3]]", codec.write_npy(np.ones((1, 3), np.float32))):
+        with pytest.raises(MalformedError, match=f"Content-Encoding: {name}"):
+            codec.decode(compress(body), kind, ONE, json_length)
+
+
+def test_json_that_curl_calls_a_form_is_read() -> None:
+    """At addresses that do not take it apart; so is npy."""
+    assert codec.decode(b"[[1, 2, 3]]", forms.FIELDS_TYPE, ONE).form is BodyFormat.BARE
+    npy = codec.write_npy(np.ones((1, 3), np.float32))
+    assert codec.decode(npy, forms.FIELDS_TYPE, ONE).form is BodyFormat.NPY
 
 
 BAD = {

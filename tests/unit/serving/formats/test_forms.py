@@ -1,10 +1,12 @@
 """serving.formats.forms: forms and content encodings, whichever host took the request."""
 
 import gzip
+import json
 import os
 import time
 import zlib
 from contextlib import suppress
+from urllib.parse import unquote_plus, urlencode
 
 import pytest
 from backports import zstd
@@ -19,6 +21,7 @@ from marship.errors import (
     UnsupportedMediaError,
 )
 from marship.serving.formats import forms
+from marship.serving.message import Request
 
 NAMES = st.text(
     st.characters(codec="ascii", exclude_characters='"\\', categories=["L", "N"]), min_size=1
@@ -82,6 +85,40 @@ def test_the_body_of_a_form_is_the_field_that_is_named_so() -> None:
     request = forms.request_of(body, {"content-type": kind}, **LIMITS)
     assert (request.name, request.content_type, request.body) == ("data", "image/png", b"png")
     assert request.fields == {"k": b"5", "k#2": b"6"}
+
+
+def taken_apart(body: bytes) -> Request:
+    """A body as TorchServe's frontend hands it on that takes it for a form, as Netty does."""
+    pairs = [pair.partition(b"=") for pair in body.split(b"&") if b"=" in body]
+    fields = [
+        (unquote_plus(name.decode("utf-8", "replace")), "", unquote_plus(value.decode()).encode())
+        for name, _, value in pairs
+    ]
+    request = Request(b"", headers={"content-type": forms.FIELDS_TYPE})
+    forms.fill(request, fields, len(fields))
+    return request
+
+
+JSON_BODIES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(),
+    lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
+    max_leaves=8,
+).map(lambda value: json.dumps(value, ensure_ascii=False))
+
+
+@given(JSON_BODIES)
+def test_json_that_came_as_a_form_is_told_the_header(text: str) -> None:
+    """`curl -d` without a type: pieces of the text are names of fields, whatever they hold."""
+    with pytest.raises(UnsupportedMediaError, match="Content-Type: application/json"):
+        forms.check_form(taken_apart(text.encode()))
+
+
+@given(st.dictionaries(NAMES.filter(lambda name: name[0].isalpha()), VALUES, min_size=2))
+def test_a_form_of_named_fields_is_one(fields: dict[str, bytes]) -> None:
+    """A handler of one's own may read them."""
+    body = urlencode(fields).encode()
+    with suppress(UnicodeDecodeError):
+        forms.check_form(taken_apart(body))
 
 
 @given(st.binary(max_size=999), st.lists(st.sampled_from([*COMPRESS, "identity"]), max_size=3))
