@@ -20,6 +20,8 @@
     |   |-- ResponseTimeoutError  the worker exceeded its responseTimeout and was killed
     |   |-- TokenError          the token is missing, wrong or expired
     |   |-- NotFoundError       no such model or version on the server
+    |   |-- ScaledToZeroError   503, the model has no workers, and none are wanted
+    |   |-- UnsupportedError    501, an operation of the protocol that models here do not have
     |   `-- RolloutError        a rollout failed and was rolled back
     `-- RequestError            an invalid request (HTTP 4xx)
         |-- MalformedError      400, the body does not parse as its content type
@@ -32,7 +34,7 @@ Each class has an HTTP status and a stable code. Branch on the code, never on th
 A message reads `<thing> must <rule>, got <value>. <What to do>.`
 """
 
-from typing import ClassVar
+from typing import ClassVar, Self
 
 
 class MarshipError(Exception):
@@ -184,6 +186,30 @@ class NotFoundError(ServerError):
 
     status = 404
     code = "not_found"
+
+
+class ScaledToZeroError(ServerError):
+    """The model has no workers and none are wanted: a retry would find none either."""
+
+    status = 503
+    code = "scaled_to_zero"
+
+    @classmethod
+    def of(cls, name: str, version: str | None = None) -> Self:
+        """The error for a model, with the command that gives it a worker."""
+        which = f"{name} version {version}" if version else name
+        more = f" --version {version}" if version else ""
+        return cls(
+            f"{which} must have a worker, got it scaled to 0. "
+            f"Start one: marship scale {name} 1{more}"
+        )
+
+
+class UnsupportedError(ServerError):
+    """The protocol has the operation, and models here do not: explanations."""
+
+    status = 501
+    code = "unsupported"
 
 
 class RolloutError(ServerError):

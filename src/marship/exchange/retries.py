@@ -14,7 +14,12 @@ from dataclasses import dataclass
 from enum import Enum, auto
 from http import HTTPStatus
 
-from marship.errors import NoAnswerError, NotRunningError, ResponseTimeoutError
+from marship.errors import (
+    NoAnswerError,
+    NotRunningError,
+    ResponseTimeoutError,
+    ScaledToZeroError,
+)
 from marship.exchange.calls import Call, Flow, HttpResponse, Pause
 
 RETRY_S = 20.0
@@ -42,10 +47,12 @@ class Crashes:
     Attributes:
         of: How the worker ended, by the response; None if it did not.
         limit_s: Looks up a model's response timeout in seconds; None if it is unknown.
+        check_workers: Looks up whether a model that has no worker will get one; raises if not.
     """
 
     of: Callable[[HttpResponse], Crash | None]
     limit_s: Callable[[Call], Flow[float | None]]
+    check_workers: Callable[[Call, HttpResponse], Flow[None]]
 
 
 def persistent(
@@ -61,6 +68,7 @@ def persistent(
 
     Raises:
         ResponseTimeoutError: The worker exceeded the model's response timeout.
+        ScaledToZeroError: The model has no workers, and none are wanted.
         NotRunningError: No server listens.
         NoAnswerError: The connection was lost or timed out.
     """
@@ -68,11 +76,9 @@ def persistent(
         started_at = time.monotonic()
         try:
             response: HttpResponse = yield call
-        except NotRunningError:
-            if not has_met or (pause := policy.after_loss()) is None:
-                raise
-        except NoAnswerError as error:
-            if error.timed_out or (pause := policy.after_loss()) is None:
+        except (NotRunningError, NoAnswerError) as error:
+            is_final = error.timed_out if isinstance(error, NoAnswerError) else not has_met
+            if is_final or (pause := policy.after_loss()) is None:
                 raise
         else:
             crash = crashes.of(response)
@@ -82,6 +88,8 @@ def persistent(
                 _check_time(call, took_s, limit_s)
                 if limit_s is None and took_s >= policy.retry_s:
                     return response  # it may have timed out, and would again
+            if policy.is_first_refusal(call, response):
+                yield from crashes.check_workers(call, response)
             if (pause := policy.after(response, has_crashed=crash is not None)) is None:
                 return response
         yield pause
@@ -112,7 +120,14 @@ class RetryPolicy:
     def __init__(self, retry_s: float, on_retry: Callable[[], None] | None = None) -> None:
         self.retry_s, self._pause_s, self._on_retry = retry_s, FIRST_PAUSE_S, on_retry
         self._end: float | None = None
-        self._deaths, self._was_away = 0, False
+        self._deaths, self._was_away, self._was_refused = 0, False, False
+
+    def is_first_refusal(self, call: Call, response: HttpResponse) -> bool:
+        """Whether it is the first response that says that the server is busy or away."""
+        is_refusal = call.is_retryable and response.status in _BUSY_OR_AWAY
+        is_first = is_refusal and not self._was_refused
+        self._was_refused |= is_refusal
+        return is_first
 
     def after_loss(self) -> Pause | None:
         """The delay after a lost connection; None to give up."""
@@ -121,13 +136,16 @@ class RetryPolicy:
 
     def after(self, response: HttpResponse, *, has_crashed: bool) -> Pause | None:
         """The delay after a response; None if it is final, or to give up."""
+        is_away = response.status in _BUSY_OR_AWAY
+        if is_away and response.error.get("code") == ScaledToZeroError.code:
+            return None
         after_s = _retry_after_s(response)
         if has_crashed:
             self._deaths += 1
             return self.next_pause(after_s or 0.0) if self._deaths <= MOST_DEATHS else None
         is_limit = response.status == HTTPStatus.TOO_MANY_REQUESTS and after_s is not None
         is_early = self._was_away and response.status == HTTPStatus.NOT_FOUND
-        if is_limit or is_early or response.status in _BUSY_OR_AWAY:
+        if is_limit or is_early or is_away:
             return self.next_pause(after_s or 0.0)
         return None
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from marship.errors import MarshipError
+from marship.errors import MarshipError, UnsupportedError
 
 logger = logging.getLogger(__name__)
 
@@ -32,6 +32,7 @@ class Request:
             limit none is kept, and the request must be rejected.
         id: The host's id of the request.
         headers: The HTTP headers, names in lower case.
+        explains: Whether an explanation of the prediction is wanted.
     """
 
     body: Any
@@ -41,6 +42,7 @@ class Request:
     field_count: int = 1
     id: bytes = b""
     headers: Mapping[str, str] = field(default_factory=dict)
+    explains: bool = False
 
     def header(self, name: str) -> str | None:
         """One HTTP header, case-insensitive; None if it was not sent."""
@@ -68,6 +70,14 @@ class Reply:
     def all_headers(self, timing: str) -> dict[str, str]:
         """The headers, including those of every response."""
         return {"content-type": self.content_type, "Server-Timing": timing, **dict(self.headers)}
+
+
+def no_explanation() -> UnsupportedError:
+    """The refusal of a request for an explanation."""
+    return UnsupportedError(
+        "a request must be for a prediction, got one for an explanation, which models here do not "
+        "give. Send it to /predictions/MODEL."
+    )
 
 
 def hidden(step: str, error: MarshipError | None = None) -> MarshipError:

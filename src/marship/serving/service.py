@@ -26,6 +26,7 @@ from marship.serving.message import (
     Reply,
     Request,
     hidden,
+    no_explanation,
 )
 from marship.serving.metrics import Clock, Metrics
 from marship.serving.model import pace, sealed, watch
@@ -307,7 +308,10 @@ class Service:
                 large.
             RequestError: The encoding is unknown, or the body is not encoded so; or it came as a
                 form and is none.
+            UnsupportedError: An explanation is wanted.
         """
+        if request.explains:
+            raise no_explanation()
         if request.field_count > self.max_fields:
             raise TooLargeError(
                 f"a form must have at most {self.max_fields} fields, got {request.field_count}. "

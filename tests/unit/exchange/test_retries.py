@@ -20,6 +20,7 @@ from marship.errors import (
     NotRunningError,
     RateLimitError,
     ResponseTimeoutError,
+    ScaledToZeroError,
     ServerError,
     WorkerDiedError,
 )
@@ -178,6 +179,31 @@ def test_what_may_pass_is_sent_again(scripted: Any, ask: Any, passing: Reply) ->
     first, second, third = server.asked_at
     assert second - first >= 0.05
     assert third - second >= 0.1
+
+
+IDLE = (200, b'[{"minWorkers": 0, "workers": []}]', {})
+TOLD_IDLE = (503, b'{"code": "scaled_to_zero", "message": "m"}', {})
+
+
+@CLIENTS
+@pytest.mark.parametrize("answer", [BUSY, TOLD_IDLE])
+def test_a_model_scaled_to_none_is_not_waited_for(scripted: Any, ask: Any, answer: Reply) -> None:
+    """Of TorchServe's own refusal the management API tells; the direct address tells itself."""
+    server = scripted(answer)
+    server.description = IDLE
+    error = ask(server.url)
+    assert isinstance(error, ScaledToZeroError)
+    assert len(server.asked_at) == 1
+    assert answer is TOLD_IDLE or "marship scale m 1" in str(error)
+
+
+@CLIENTS
+def test_a_full_queue_is_looked_up_once(scripted: Any, ask: Any) -> None:
+    """TorchServe says the same of it: that there are workers is asked for once, not each time."""
+    server = scripted(BUSY, BUSY, BUSY, FINE)
+    server.description = (200, b'[{"minWorkers": 1, "workers": [{}]}]', {})
+    assert ask(server.url) == 7
+    assert server.described == ["/models/m"]
 
 
 @CLIENTS

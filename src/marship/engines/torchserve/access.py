@@ -8,15 +8,28 @@ from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 from marship import storage
 from marship.engines.addresses import TOKEN_VARIABLES, URL_VARIABLES, Target
 from marship.engines.home import Home, ServerRecord, default_home
 from marship.engines.torchserve import peers
 from marship.engines.torchserve.peers import ConnectedSocket
-from marship.engines.torchserve.problems import checked, crash, is_of_another_api, is_token_refused
-from marship.errors import DataError, MarshipError, NotRunningError, TokenError, UsageError
+from marship.engines.torchserve.problems import (
+    checked,
+    crash,
+    has_no_worker,
+    is_of_another_api,
+    is_token_refused,
+)
+from marship.errors import (
+    DataError,
+    MarshipError,
+    NotRunningError,
+    ScaledToZeroError,
+    TokenError,
+    UsageError,
+)
 from marship.exchange import limited, sockets
 from marship.exchange.calls import Call, Flow, HttpResponse, Pause, Side
 from marship.exchange.retries import Crashes, RetryPolicy, persistent
@@ -147,7 +160,7 @@ class Access:
                 call.with_token(token),
                 policy,
                 has_met=self._has_met,
-                crashes=Crashes(crash, self._response_timeout_s),
+                crashes=Crashes(crash, self._response_timeout_s, self._check_workers),
             )
             self._has_met = True
             if call.side in self._urls and is_of_another_api(response, call.side):
@@ -158,16 +171,36 @@ class Access:
         raise self._refused(call.side)
 
     def _response_timeout_s(self, call: Call) -> Flow[float | None]:
-        """The model's responseTimeout, if the management API of the same server is known."""
+        """The model's responseTimeout; where it is unknown a crash is reported."""
+        try:
+            return float((yield from self._asked_model(call))["responseTimeout"])
+        except (LookupError, TypeError, ValueError):
+            return None
+
+    def _check_workers(self, call: Call, response: HttpResponse) -> Flow[None]:
+        """Look whether a model that has no worker will get one: TorchServe says only the first.
+
+        Raises:
+            ScaledToZeroError: None is wanted.
+        """
+        if not has_no_worker(response):
+            return
+        model = yield from self._asked_model(call)
+        if model.get("minWorkers") == 0 and model.get("workers") == []:
+            _, name, *version = (unquote(part) for part in call.path[1:].split("/"))
+            raise ScaledToZeroError.of(name, *version)
+
+    def _asked_model(self, call: Call) -> Flow[dict[str, Any]]:
+        """What the management API says of a prediction's model; empty if it is not known."""
         if "management" not in self._urls and "inference" in self._urls:
-            return None  # the home may belong to another server
+            return {}  # the home may belong to another server
         about = call.path.replace("/predictions/", "/models/", 1)
         try:
             token = yield from self._token("management")
             response: HttpResponse = yield Call("management", "GET", about).with_token(token)
-            return float(checked(response).json()[0]["responseTimeout"])
+            return dict(checked(response).json()[0])
         except (MarshipError, LookupError, TypeError, ValueError):
-            return None  # then it is reported as a crash
+            return {}
 
     def _token(self, side: Side) -> Flow[str | None]:
         """The token to send; None if the server checks none."""

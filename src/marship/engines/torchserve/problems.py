@@ -12,7 +12,7 @@ from marship.errors import (
 from marship.exchange.calls import BAD_REQUEST, SERVER_FAULT, HttpResponse, Side, own_error
 from marship.exchange.retries import Crash
 
-_NOT_FOUND, _TOO_LARGE = 404, 413
+_NOT_FOUND, _TOO_LARGE, _UNAVAILABLE = 404, 413, 503
 _REFUSED_TOKEN = "InvalidKeyException"  # noqa: S105  a type of error
 _NO_SUCH_PATH = "ResourceNotFoundException"
 _CRASHES = {"Worker died": Crash.DIED, "Worker scaled down": Crash.SCALED_DOWN}  # WorkerThread.java
@@ -30,6 +30,14 @@ def is_token_refused(response: HttpResponse) -> bool:
     if response.status == TokenError.status:
         return bool(response.error.get("code") == TokenError.code)
     return response.status == BAD_REQUEST and response.error.get("type") == _REFUSED_TOKEN
+
+
+def has_no_worker(response: HttpResponse) -> bool:
+    """Whether TorchServe has no worker for the model, or a full queue: it says the same of both."""
+    return (
+        response.status == _UNAVAILABLE
+        and response.error.get("type") == "ServiceUnavailableException"
+    )
 
 
 def is_of_another_api(response: HttpResponse, side: Side) -> bool:

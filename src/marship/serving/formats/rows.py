@@ -119,7 +119,7 @@ def _plain_rows(request: Request) -> object:
     body = request.body
     if request.content_type != JSON_TYPE or type(body) is not bytes or len(body) > SMALL_BYTES:
         return None
-    if request.header("content-encoding"):
+    if request.explains or request.header("content-encoding"):
         return None
     if may_hold_booleans(body):  # mixed with numbers, true would silently become 1
         return None

@@ -11,6 +11,8 @@ import socket
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from functools import partial
+from http import HTTPStatus
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -19,13 +21,13 @@ from urllib.parse import quote
 import orjson
 
 from marship import __version__
-from marship.errors import MarshipError, NotFoundError
+from marship.errors import MarshipError, NotFoundError, ScaledToZeroError
 from marship.serving.hosts.direct import routes
 from marship.serving.hosts.direct.arrivals import Arrivals
 from marship.serving.hosts.direct.connection import Connection
 from marship.serving.hosts.direct.exchange import Exchange
 from marship.serving.hosts.direct.heads import Heads
-from marship.serving.hosts.direct.limits import Limits, StatusError
+from marship.serving.hosts.direct.limits import Limits, StatusError, error_reply
 from marship.serving.hosts.direct.relay import Relay
 from marship.serving.hosts.direct.relay import check as check_relayed
 from marship.serving.hosts.direct.request_line import target_of, without_empty_lines
@@ -181,11 +183,20 @@ class Acceptor(Site):
             target += b"/" + quote(route.version, safe="").encode()
         if exchange.head.query:
             target += b"?" + exchange.head.query
-        relay = Relay(exchange, self.limits, self._relays.__delitem__)
+        relay = Relay(
+            exchange, self.limits, self._relays.__delitem__, partial(self._explained, route)
+        )
         self._relays[relay] = route
         task = self._loop.create_task(relay.start(target, self._engine))
         self._starting.add(task)
         task.add_done_callback(self._starting.discard)
+
+    def _explained(self, route: routes.Route, reply: Reply) -> Reply:
+        """The engine's response; where it has no worker, and wants none, what to do about it."""
+        is_refused = reply.status == HTTPStatus.SERVICE_UNAVAILABLE
+        if is_refused and self.seats.is_closed(route.model, route.version):
+            return error_reply(self._no_worker(route))
+        return reply
 
     def _keep(self, fd: int, unread: bytes) -> None:
         line = socket.socket(fileno=fd)
@@ -244,7 +255,7 @@ class Acceptor(Site):
     def check(self, exchange: Exchange) -> None:
         """Hold a request against its route and the token."""
         route = self._route(exchange.head.path)
-        exchange.is_kserve = exchange.head.path.startswith(b"/v2")
+        exchange.is_kserve = exchange.head.path.startswith((b"/v1", b"/v2"))
         if route is not None and (route.kind in routes.OPEN or exchange.head.method == "OPTIONS"):
             check_method(exchange, route)
             return
@@ -267,6 +278,8 @@ class Acceptor(Site):
             return NotFoundError(
                 f"{named[:200]} must be registered, got no such model. See: marship models"
             )
+        if self.seats.is_closed(route.model, route.version):
+            return ScaledToZeroError.of(route.model, route.version)
         return StatusError(
             503,
             "no_worker",

@@ -67,12 +67,18 @@ class Relay(asyncio.Protocol):
         exchange: The request.
         limits: How long the engine may be silent.
         on_end: Called once when it is over.
+        explained: What the client gets for a whole response of the engine's.
     """
 
     def __init__(
-        self, exchange: Exchange, limits: Limits, on_end: Callable[["Relay"], None]
+        self,
+        exchange: Exchange,
+        limits: Limits,
+        on_end: Callable[["Relay"], None],
+        explained: Callable[[Reply], Reply],
     ) -> None:
         self._exchange, self._limits, self._on_end = exchange, limits, on_end
+        self._explained = explained
         self._failure: MarshipError = _unreachable("no whole response")
         self._parser = httptools.HttpResponseParser(self)
         self._headers: list[tuple[bytes, bytes]] = []
@@ -179,7 +185,8 @@ class Relay(asyncio.Protocol):
     def on_message_complete(self) -> None:
         """The response is whole."""
         body = b"" if self._streams else b"".join(self._body)
-        self._exchange.reply(self._reply(body, more=False))
+        reply = self._reply(body, more=False)
+        self._exchange.reply(reply if self._streams else self._explained(reply))
         assert self._transport is not None  # noqa: S101  connected
         self._transport.close()
 

@@ -5,8 +5,10 @@
     GET  /v2/models/{model}[/versions/{version}]          what the model takes and gives
     GET  /v2/models/{model}[/versions/{version}]/ready    whether it serves requests
     GET  /v2, /v2/health/live, /v2/health/ready, /ping    the server itself
+    POST /explanations/{model}[/{version}], /v1/...:explain, /v2/.../explain    501
 
-Source: Open Inference Protocol, "Required" REST API and the model metadata extension.
+Source: Open Inference Protocol, "Required" REST API and the model metadata extension; KServe's
+data plane v1; the engine's own inference API.
 """
 
 from dataclasses import dataclass
@@ -19,10 +21,10 @@ from marship.contract import Contract, TensorSpec
 from marship.serving.formats import kserve
 from marship.serving.message import Reply
 
-PREDICT, METADATA, READY, SERVER, LIVE, SERVER_READY, PING = (
-    "predict", "metadata", "ready", "server", "live", "server ready", "ping",
+PREDICT, EXPLAIN, METADATA, READY, SERVER, LIVE, SERVER_READY, PING = (
+    "predict", "explain", "metadata", "ready", "server", "live", "server ready", "ping",
 )  # fmt: skip
-METHODS = {PREDICT: ("POST", "GET", "PUT"), METADATA: ("GET", "HEAD")}
+_VERBS = {"predictions": PREDICT, "explanations": EXPLAIN, "predict": PREDICT, "explain": EXPLAIN}
 _READ = ("GET", "HEAD")
 _SERVER = {
     b"/ping": PING,
@@ -44,7 +46,7 @@ class Route:
         kind: What it answers.
         model: The model's name; empty where it is about the server.
         version: As the path names it; None is the default one.
-        is_kserve: Whether it is a path of KServe v2.
+        is_kserve: Whether it is a path of KServe, whose errors have a form of their own.
     """
 
     kind: str
@@ -55,7 +57,7 @@ class Route:
     @cached_property
     def methods(self) -> tuple[str, ...]:
         """Those that it takes, beside OPTIONS."""
-        if self.kind == PREDICT:
+        if self.kind in (PREDICT, EXPLAIN):
             return ("POST",) if self.is_kserve else ("POST", "GET", "PUT")
         return _READ
 
@@ -76,20 +78,37 @@ def find(target: bytes) -> Route | None:
 
 def _of_model(parts: list[str]) -> Route | None:
     match parts:
-        case ["predictions", model]:
-            return Route(PREDICT, model)
-        case ["predictions", model, version]:
-            return Route(PREDICT, model, version)
+        case [("predictions" | "explanations") as verb, model]:
+            return Route(_VERBS[verb], model)
+        case [("predictions" | "explanations") as verb, model, version]:
+            return Route(_VERBS[verb], model, version)
+        case ["v1", "models", *rest]:
+            return _kserve_v1(rest)
         case ["v2", "models", model, *rest]:
             return _kserve(model, rest)
     return None
 
 
+def _kserve_v1(rest: list[str]) -> Route | None:
+    *named, last = rest or [""]
+    name, colon, verb = last.rpartition(":")
+    if not (colon and name and verb == "explain"):
+        return None
+    match [*named, name]:
+        case [model]:
+            return Route(_VERBS[verb], model, is_kserve=True)
+        case [model, "versions", version]:
+            return Route(_VERBS[verb], model, version, is_kserve=True)
+    return None
+
+
 def _kserve(model: str, rest: list[str]) -> Route | None:
     version = None
+    if (model, *rest)[-1].endswith(":explain"):  # as v1 has it
+        return _kserve_v1([model, *rest])
     if rest[:1] == ["versions"] and len(rest) > 1:
         version, rest = rest[1], rest[2:]
-    kinds = {(): METADATA, ("infer",): PREDICT, ("ready",): READY}
+    kinds = {(): METADATA, ("infer",): PREDICT, ("explain",): EXPLAIN, ("ready",): READY}
     kind = kinds.get(tuple(rest))
     return None if kind is None else Route(kind, model, version, is_kserve=True)
 

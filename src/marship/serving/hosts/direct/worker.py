@@ -27,7 +27,7 @@ from marship.serving.hosts.direct.limits import Limits, StatusError, code_of, er
 from marship.serving.hosts.direct.site import Site, close_some, expire, lines_of
 from marship.serving.hosts.direct.sockets import Channel, Packet
 from marship.serving.hosts.direct.tokens import Tokens
-from marship.serving.message import Reply
+from marship.serving.message import Reply, no_explanation
 from marship.serving.service import Service
 
 logger = logging.getLogger(__name__)
@@ -342,12 +342,14 @@ class DirectWorker(Site):
 
 
 def check_method(exchange: Exchange, route: routes.Route) -> None:
-    """Raise 405 where a path has not this method, and 413 for a body that nobody reads."""
+    """Raise 405 where a path has not this method, 501 and 413 where nobody would read the body."""
     if exchange.head.method not in route.methods and exchange.head.method != "OPTIONS":
         allow = ", ".join((*route.methods, "OPTIONS"))
         raise StatusError(
             405, "method", f"the method must be {allow}, got {exchange.head.method}.", allow=allow
         )
+    if route.kind == routes.EXPLAIN and exchange.head.method != "OPTIONS":
+        raise no_explanation()
     is_read = route.kind == routes.PREDICT and exchange.head.method != "OPTIONS"
     if not is_read and (exchange.head.length or exchange.head.is_chunked):
         raise StatusError(

@@ -163,4 +163,5 @@ def to_request(row: Mapping[str, object], headers: Mapping[str, Any]) -> Request
         fields={key: value for key, value in row.items() if key != name},
         field_count=len(row),
         headers={key.lower(): value for key, value in headers.items() if isinstance(value, str)},
+        explains=headers.get("explain") == "True",  # TorchServe's own, see `wire`
     )

@@ -41,6 +41,8 @@ SPIN_S = 4e-4
 
 _INT = struct.Struct("!i")
 _END = b"\xff\xff\xff\xff"  # -1; these four bytes are in no UTF-8 text and no sane length
+_EXPLAINS = b"\x00\x00\x00\x07explain\x00\x00\x00\x04True"
+"""The header that TorchServe adds for `/explanations` and `:explain` (InferenceRequestHandler)."""
 _PARTS = range(3)  # of a parameter: name, content type, value
 _VALUE = 2
 
@@ -152,8 +154,12 @@ class FrontendConnection:
         if stop < 0:
             buffer, place, stop = self._headers_end(place, size)
             headers = place + size
+        raw = bytes(buffer[headers:stop])
         request = Request(
-            b"", id=bytes(buffer[place:headers]), headers=WireHeaders(bytes(buffer[headers:stop]))
+            b"",
+            id=bytes(buffer[place:headers]),
+            headers=WireHeaders(raw),
+            explains=_EXPLAINS in raw,
         )
         self._read_parameters(request, stop + 4)
         return request

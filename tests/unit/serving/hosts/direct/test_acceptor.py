@@ -44,6 +44,26 @@ PATHS = {
 }
 
 
+EXPLAIN = (
+    *("/explanations/{}", "/explanations/{}/1"),
+    *("/v1/models/{}:explain", "/v1/models/{}/versions/1:explain"),
+    *("/v2/models/{}/explain", "/v2/models/{}/versions/1/explain"),
+    *("/v2/models/{}:explain", "/v2/models/{}/versions/1:explain"),
+)
+
+
+@pytest.mark.parametrize("path", EXPLAIN)
+def test_explanations_are_not_offered(models: Place, path: str) -> None:
+    """By the worker and by the acceptor, in one line, and the connection stays."""
+    with models.line() as line:
+        for name in ("a", "unknown"):
+            line.send(request(path.format(name), ASK))
+            got = line.read()
+            assert (got.status, got.json()["code"]) == (501, "unsupported")
+            line.send(request("/v2/models/a/infer", ASK))
+            assert who(line.read().body) == "a 1"
+
+
 @settings(max_examples=40, deadline=None)
 @given(data=st.data())
 def test_each_request_of_a_connection_is_answered_by_the_model_it_names(

@@ -51,6 +51,12 @@ class _Handler(BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(b'13\r\n{"message": "none"}\r\n0\r\n\r\n')
 
+    def _full(self, _body: bytes) -> None:
+        self.send_response(503)
+        self.send_header("Content-Length", "2")
+        self.end_headers()
+        self.wfile.write(b"{}")
+
     def _stream(self, _body: bytes) -> None:
         self.send_response(200)
         self.send_header("Transfer-Encoding", "chunked")
@@ -213,6 +219,27 @@ def test_a_request_that_no_worker_will_take_gets_its_status(engine: Engine, left
     finally:
         engine.may_end.set()
         place.close()
+
+
+def test_a_model_scaled_to_none_is_said_at_once(relayed: Place, engine: Engine) -> None:
+    """The engine refuses; the client gets the command that mends it, and no word to try again."""
+    idle, busy = (
+        {"full": ModelState("1.0", ("1.0",), {"1.0": 0}, {"1.0": 0})},
+        {"full": ModelState("1.0", ("1.0",), {"1.0": 1}, {"1.0": 0})},
+    )
+    for states, code in ((busy, None), (idle, "scaled_to_zero")):
+        told = threading.Event()
+        relayed._loop.call_soon_threadsafe(
+            lambda given=states, done=told: (relayed.acceptor.follow(given), done.set())
+        )
+        assert told.wait(5)
+        got = relayed.ask("/predictions/full")
+        assert (got.status, got.json().get("code")) == (503, code)
+    assert "marship scale full 1" in got.json()["message"]
+    assert "retry-after" not in got.headers
+    got = relayed.ask("/v2/models/full/versions/1.0/infer")
+    assert "marship scale full 1 --version 1.0" in got.json()["error"]
+    assert engine.seen[-1][1] == "/predictions/full/1.0"
 
 
 def test_a_stream_passes_as_it_comes(relayed: Place, engine: Engine) -> None:
