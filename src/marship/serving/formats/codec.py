@@ -4,6 +4,7 @@
 |---|---|---|
 | named JSON | `{"input": [[...]]}` | `{"output": [[...]]}` |
 | bare JSON, for models with one input | `[[...]]` | `[[...]]` with one output, else named |
+| KServe v1: see `instances` | `{"instances": [...]}` | `{"predictions": [...]}` |
 | KServe v2, JSON or raw tensors: see `kserve` | `{"inputs": [{"name", "shape", ...}]}` | same |
 | npy (NumPy's format 1.0 to 3.0), one input | `application/x-npy` | npy, one output |
 
@@ -27,7 +28,7 @@ import orjson
 
 from marship.contract import Array, Arrays, Contract
 from marship.errors import InvalidInputError, MalformedError, UnsupportedMediaError
-from marship.serving.formats import extent, forms, kserve
+from marship.serving.formats import extent, forms, instances, kserve
 from marship.serving.formats.encoding import dump
 from marship.serving.formats.tensors import (
     check_names,
@@ -55,6 +56,7 @@ class BodyFormat(Enum):
 
     NAMED = "named JSON"
     BARE = "bare JSON"
+    INSTANCES = "KServe v1 JSON"
     KSERVE = "KServe v2 JSON"
     NPY = "npy"
 
@@ -135,7 +137,7 @@ def read_json(body: object, content_type: str) -> Any:  # noqa: ANN401  any JSON
 def from_json(
     value: object, contract: Contract, raw: memoryview = NOTHING, *, may_mix: bool = True
 ) -> Message:
-    """Convert a JSON value of any of the three JSON formats to tensors.
+    """Convert a JSON value of any of the JSON formats to tensors.
 
     Args:
         value: The parsed JSON.
@@ -152,6 +154,9 @@ def from_json(
         return Message(inputs, BodyFormat.KSERVE, requested)
     if len(raw):
         raise InvalidInputError("raw tensors must be described by inputs, got none.")
+    if isinstance(value, dict) and instances.is_request(value, contract):
+        inputs = instances.decode(value, contract, may_mix=may_mix)
+        return Message(inputs, BodyFormat.INSTANCES)
     if not isinstance(value, dict):
         spec = only_input(contract)
         return Message({spec.name: to_array(value, spec, may_mix=may_mix)}, BodyFormat.BARE)
@@ -251,7 +256,8 @@ def encode(  # noqa: PLR0913, PLR0917  the facts of a response
         labels: By output, the labels of its last axis, if it has some.
 
     Raises:
-        InvalidInputError: npy was requested of a model with several outputs.
+        InvalidInputError: npy was requested of a model with several outputs, or predictions for
+            each instance of one that gives others.
         TooLargeError: The response is larger than the limit.
     """
     if not extent.surely_fit(outputs, limit_bytes):
@@ -269,6 +275,8 @@ def encode(  # noqa: PLR0913, PLR0917  the facts of a response
         if length is None:
             return Reply(body)
         return Reply(body, OCTETS_TYPE, headers=((kserve.LENGTH_HEADER, str(length)),))
+    if message.form is BodyFormat.INSTANCES:
+        return Reply(instances.encode(outputs, message.inputs, limit_bytes))
     texts = {name: dump(a, limit_bytes, labels.get(name, ())) for name, a in outputs.items()}
     if message.form is BodyFormat.BARE and len(outputs) == 1:
         return Reply(next(iter(texts.values())))

@@ -47,6 +47,8 @@ def test_no_response_is_smaller_than_the_least_size(
     """Of any type, shape and form: what is refused by its least size is too large in fact."""
     if form is BodyFormat.NPY and array.dtype.hasobject:
         return
+    if form is BodyFormat.INSTANCES and not array.ndim:
+        return  # it is no list of predictions
     told, written = size(array, form, raw=raw)
     assert told <= written
 

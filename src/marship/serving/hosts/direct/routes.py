@@ -2,6 +2,7 @@
 
     GET, POST /predictions/{model}[/{version}]            a prediction
     POST /v2/models/{model}[/versions/{version}]/infer    the same by KServe v2
+    POST /v1/models/{model}[/versions/{version}]:predict  the same by KServe v1
     GET  /v2/models/{model}[/versions/{version}]          what the model takes and gives
     GET  /v2/models/{model}[/versions/{version}]/ready    whether it serves requests
     GET  /v2, /v2/health/live, /v2/health/ready, /ping    the server itself
@@ -92,7 +93,7 @@ def _of_model(parts: list[str]) -> Route | None:
 def _kserve_v1(rest: list[str]) -> Route | None:
     *named, last = rest or [""]
     name, colon, verb = last.rpartition(":")
-    if not (colon and name and verb == "explain"):
+    if not (colon and name and verb in ("predict", "explain")):
         return None
     match [*named, name]:
         case [model]:

@@ -64,6 +64,21 @@ def test_explanations_are_not_offered(models: Place, path: str) -> None:
             assert who(line.read().body) == "a 1"
 
 
+def test_kserve_v1_answers_as_the_named_form(models: Place) -> None:
+    """Of the default version and of a named one; errors have KServe's form."""
+    rows = [[0.1] * 10, [0.2] * 10]
+    (wanted,) = models.ask("/predictions/a", json.dumps({"input": rows}).encode()).json().values()
+    body = json.dumps({"instances": rows}).encode()
+    for path in ("a:predict", "a/versions/2:predict", "b:predict"):
+        got = models.ask(f"/v1/models/{path}", body)
+        assert (got.status, got.json()) == (200, {"predictions": wanted})
+    assert models.ask("/predictions/a", body).json() == {"predictions": wanted}
+    bad = models.ask("/v1/models/a:predict", b'{"instances": 1}')
+    assert (bad.status, bad.json()["error"]) == (400, bad.json()["message"])
+    assert models.ask("/v1/models/unknown:predict", body).status == 404
+    assert models.ask("/v1/models/a:other", body).status == 404
+
+
 @settings(max_examples=40, deadline=None)
 @given(data=st.data())
 def test_each_request_of_a_connection_is_answered_by_the_model_it_names(
