@@ -1,9 +1,8 @@
 """A row of the output file, and its two formats: CSV (RFC 4180) and JSON lines.
 
 A CSV has the columns `file`, `status` and `error`, then those of the first response: numbers and
-strings, lists of them separated by `;`, lists of lists as JSON. Objects, and lists of them, are
-omitted from a table: JSON lines have them. `more` has the fields of later responses that are not
-columns, as JSON.
+strings, lists of them separated by `;`, objects, lists of lists and lists of objects as JSON.
+`more` has the fields of later responses that are not columns, as JSON.
 """
 
 import csv
@@ -172,35 +171,27 @@ class JsonLinesFormat:
 
 
 def cells(response: Any) -> dict[str, str]:  # noqa: ANN401  any JSON value
-    """The fields of a response that fit into a table, as text, by column."""
+    """The fields of a response as text, by column."""
     values = response if isinstance(response, Mapping) else {"answer": response}
-    texts = {}
-    for name, value in values.items():
-        if (text := _text(value)) is not None:
-            texts[f"answer.{name}" if name in (*FIRST, *LAST) else _harmless(name)] = text
-    return texts
+    return {
+        f"answer.{name}" if name in (*FIRST, *LAST) else _harmless(name): _text(value)
+        for name, value in values.items()
+    }
 
 
-def _text(value: Any) -> str | None:  # noqa: ANN401  any JSON value
+def _text(value: Any) -> str:  # noqa: ANN401  any JSON value
     if value is None:
         return ""
     if isinstance(value, str):
         return _harmless(value)
     if isinstance(value, bool | int | float):
         return orjson.dumps(value).decode()
-    if isinstance(value, Mapping) or _has_objects(value):
-        return None
-    texts = [_text(item) for item in value]
-    if any(isinstance(item, list) or LIST_MARK in str(item) for item in value):
-        return orjson.dumps(value).decode()
-    return _harmless(LIST_MARK.join(text or "" for text in texts))
-
-
-def _has_objects(values: Sequence[Any]) -> bool:
-    return any(
-        isinstance(value, Mapping) or (isinstance(value, list) and _has_objects(value))
-        for value in values
+    is_flat = isinstance(value, list) and not any(
+        isinstance(item, list | Mapping) or LIST_MARK in str(item) for item in value
     )
+    if not is_flat:
+        return orjson.dumps(value).decode()
+    return _harmless(LIST_MARK.join(map(_text, value)))
 
 
 def _harmless(text: str) -> str:

@@ -25,7 +25,10 @@ CELLS = [
     ({"label": "cat", "p": 0.5, "n": 3, "ok": True, "none": None}, ["cat", "0.5", "3", "true", ""]),
     ({"tags": ["a", "b"], "xs": [1, 2.5]}, ["a;b", "1;2.5"]),
     ({"tags": ["a;b", "c"], "rows": [[1, 2], [3]]}, ['["a;b","c"]', "[[1,2],[3]]"]),
-    ({"top": [{"label": "cat"}], "size": {"w": 1}, "deep": [[{}]]}, []),
+    (
+        {"top": [{"label": "cat"}], "size": {"w": 1}, "deep": [[{}]], "none": []},
+        ['[{"label":"cat"}]', '{"w":1}', "[[{}]]", ""],
+    ),
     ({"a": "=1+1", "b": "-0.5", "c": "@x", "d": ["+y", "z"]}, ["'=1+1", "-0.5", "'@x", "'+y;z"]),
     ([0.5, 1], ["0.5;1"]),
     ("text", ["text"]),
@@ -34,7 +37,7 @@ CELLS = [
 
 @pytest.mark.parametrize(("answer", "texts"), CELLS)
 def test_a_response_becomes_cells(answer: Any, texts: list[str]) -> None:
-    """Scalars and lists of them have a cell, objects none, and no cell is a formula."""
+    """Scalars and lists of them are text, objects JSON, and no cell is a formula."""
     assert list(cells(answer).values()) == texts
 
 
