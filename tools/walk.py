@@ -78,7 +78,7 @@ STEPS: dict[str, Callable[[Path], object]] = {"package": _package, "optimize": _
 def _import_all() -> None:
     for path in sorted(rooms.SOURCE.rglob("*.py")):
         parts = path.relative_to(rooms.SOURCE.parent).with_suffix("").parts
-        if "handlers" not in parts and parts[-1] not in ("__main__", "check_process"):
+        if "handlers" not in parts and parts[-1] not in ("__main__", "loading_process"):
             importlib.import_module(".".join(parts).removesuffix(".__init__"))
 
 

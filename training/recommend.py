@@ -37,6 +37,8 @@ LOWEST = -1e4
 BATCH = 128
 ITEMS_FILE = "items.json"
 REQUEST_FILE = "request.json"
+GOLDEN_REQUEST_FILE = "golden_request.json"
+"""Goes into the archive, so it is nobody's: the first items of the catalogue."""
 
 
 @dataclass(frozen=True)
@@ -330,6 +332,7 @@ def main(settings: Settings) -> None:
         pad_values={"items": 0, "ratings": 0, "times": 0},
         bounds={"length": (1, LONGEST)},
         assets=(ITEMS_FILE,),
+        requests=(GOLDEN_REQUEST_FILE,),
         evidence={
             "data": "MovieLens-100k, from the recbole 1.2.1 wheel; not for redistribution",
             "data_digest": digest,
@@ -339,6 +342,8 @@ def main(settings: Settings) -> None:
     )
     write_json(settings.run_dir / ITEMS_FILE, items)
     write_json(settings.run_dir / REQUEST_FILE, request_of(split.test[0][:-1]))
+    first = sorted(map(int, items))[:3]
+    write_json(settings.run_dir / GOLDEN_REQUEST_FILE, {"history": first, "k": 3})
     metrics = {"test": results, "test_users": len(split.test)}
     run.finish(settings, fitted, recipe, metrics=metrics, arrays=arrays_of(split))
     print_metrics(results, len(split.test))

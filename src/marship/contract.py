@@ -30,6 +30,7 @@ Arrays = dict[str, Array]
 
 CONTRACT_FILE = "contract.json"
 GOLDEN_FILE = "golden.npz"
+GOLDEN_REQUESTS_FILE = "golden_requests.json"
 FORMAT = 1
 CHUNK_BYTES = 1 << 20
 MOST_GOLDEN_BYTES = 2 << 30  # an npz of 2 MB may stand for as much

@@ -184,9 +184,13 @@ def test_its_files_are_those_that_later_steps_read(recommend_run: Path) -> None:
     assert {path.name for path in recommend_run.iterdir()} == {
         *("settings.json", "checkpoint.pt", "metrics.json", "curve.png", "recipe.json"),
         *("examples.npz", "calibration.npz", "heldout.npz", "items.json", "request.json"),
+        "golden_request.json",
     }
     recipe = Recipe.load(recommend_run)
     assert recipe.bounds == {"length": (1, 100)}
+    assert recipe.requests == ("golden_request.json",)
+    golden = json.loads((recommend_run / "golden_request.json").read_text())
+    assert golden == {"history": [1, 2, 3], "k": 3}  # nobody's: it goes into the archive
     assert recipe.pad_values == {"items": 0, "ratings": 0, "times": 0}
     items: dict[str, Any] = json.loads((recommend_run / "items.json").read_text())
     assert set(items) == {str(item) for item in range(1, 1683)}

@@ -31,13 +31,9 @@ ROOMS: dict[str, set[str]] = {
     "exporting": {"fit", "proof"},
     "optimizing": {"fit", "proof"},
     "packaging": {"engines", "fit", "proof", "trust"}
-    | {"serving.formats", "serving.model.keysource", "serving.model.sealed"},
-    "operate": {
-        "serving.handler",
-        "serving.message",
-        "serving.formats",
-        "serving.model.keysource",
-    }  # check, in a process of its own
+    | {"serving.formats", "serving.model.keysource", "serving.model.sealed"}
+    | {"serving.handler"},  # loading, in a process of its own
+    "operate": {"serving.formats", "serving.model.keysource"}
     | {"client", "engines", "exchange", "packaging", "predict", "trust"},
 }
 TOP = {"cli", "__main__", "__init__"}
@@ -141,6 +137,7 @@ SERVING = (
     ("message", "metrics"),
     ("formats",),
     ("model", "pictures", "sounds", "speech"),
+    ("placement",),
     ("service", "earlier"),
     ("hosts.direct",),
     ("hosts.torchserve",),

@@ -35,7 +35,7 @@ def test_no_module_takes_the_place_of_a_name(tmp_path: Path) -> None:
     code = (
         "import pkgutil, importlib, marship\n"
         "for module in pkgutil.walk_packages(marship.__path__, 'marship.'):\n"
-        "    if 'check_process' in module.name or 'worker_script' in module.name: continue\n"
+        "    if 'loading_process' in module.name or 'worker_script' in module.name: continue\n"
         "    if '.handlers' in module.name or '__main__' in module.name: continue\n"
         "    importlib.import_module(module.name)\n"
         "for name in marship.__all__:\n"

@@ -248,6 +248,7 @@ def show_checked(done: "Checked") -> None:
         [
             ("model", f"{done.name} {done.version}, by {done.handler}"),
             ("golden cases", f"{done.golden_cases} replayed, all within the tolerance"),
+            ("golden requests", f"{done.golden_requests} replayed" if done.golden_requests else ""),
             ("load", f"{done.load_s:.2f} s"),
             ("one call", f"{done.golden_ms:.3f} ms for a golden case, on {done.threads} threads"),
             ("memory", f"{_mb(done.loaded_bytes)} loaded, {_mb(done.peak_bytes)} at most"),

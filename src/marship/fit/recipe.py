@@ -3,7 +3,7 @@
 The run folder holds, each file written by one step and never edited by another:
 
     settings.json checkpoint.pt metrics.json curve.png                        the recipe
-    recipe.json examples.npz calibration.npz heldout.npz and named assets     the recipe
+    recipe.json examples.npz calibration.npz heldout.npz assets, requests     the recipe
     model.onnx contract.json golden.npz parity.json                           export
     model.<variant>.onnx optimize.json optimize.png                           optimize
 
@@ -26,7 +26,7 @@ from marship.errors import DataError, UsageError
 from marship.storage import as_usage
 
 RECIPE_FILE = "recipe.json"
-_TUPLES = ("assets", "dynamic", "output_axes")
+_TUPLES = ("assets", "dynamic", "output_axes", "requests")
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +52,7 @@ class Recipe:
             handler cuts them where the model tells their true size, so that requests of
             different sizes may share a batch.
         assets: Files of the run folder that the handler reads.
+        requests: Files of the run folder with requests of nobody's, recorded as golden requests.
         evidence: Facts about the training for the archive: data digest, licence, etc.
     """
 
@@ -67,6 +68,7 @@ class Recipe:
     bounds: Mapping[str, tuple[int, int | None]] = field(default_factory=dict)
     output_axes: tuple[str, ...] = ()
     assets: tuple[str, ...] = ()
+    requests: tuple[str, ...] = ()
     evidence: Mapping[str, Any] = field(default_factory=dict)
 
     def save(self, run_dir: Path) -> None:

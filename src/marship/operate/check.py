@@ -5,31 +5,23 @@ the archive's own handler and copy of marship. So its code is run: verify the si
 untrusted archive first.
 """
 
-import json
 import os
-import signal
-import subprocess
-import sys
 import tempfile
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from marship import arguments, errors
 from marship.arguments import checked
 from marship.errors import LoadError, MarshipError, SealError, StorageError, UsageError
-from marship.predict.sources import media_type
+from marship.packaging import loading
 from marship.serving.formats import extent
+from marship.serving.formats.media import media_type
 from marship.serving.model import keysource
 from marship.trust import archive, extract
 
-SCRIPT = Path(__file__).with_name("check_process.py")
 STARTUP_S = 120.0
 """TorchServe's default for startupTimeout."""
-
-_LOG_BYTES = 4096
-_STEPS = 2  # loading, and the rest
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +65,7 @@ class Checked:
         loaded_bytes: Resident memory after the model was loaded.
         peak_bytes: Peak resident memory.
         response: The response to the request; None without one.
+        golden_requests: Number of golden requests that were replayed, all as recorded.
 
     Example:
         >>> sorted(marship.Checked.__dataclass_fields__)[:3]
@@ -90,6 +83,7 @@ class Checked:
     loaded_bytes: int
     peak_bytes: int
     response: Response | None = None
+    golden_requests: int = 0
 
 
 @checked
@@ -132,7 +126,8 @@ def check(
         task |= {"body": str(body.absolute()), "content_type": content_type or media_type(body)}
     with tempfile.TemporaryDirectory(prefix="marship-check-") as folder:
         _unpack(found, Path(folder))
-        measured = _run(Path(folder), task, seen, _limit_s(found.config.get("startupTimeout")))
+        limit_s = _limit_s(found.config.get("startupTimeout"))
+        measured = loading.run(Path(folder), task, seen, limit_s)
     return _result(found, measured)
 
 
@@ -187,73 +182,6 @@ def _seal_key(path: Path) -> str:
             f"Run: {keysource.SOURCE_VARIABLE}=file:PATH marship check {path}"
         )
     return source
-
-
-def _run(
-    folder: Path, task: dict[str, Any], seen: dict[str, str], limit_s: float
-) -> dict[str, Any]:
-    """The process's result, after it and the processes of its group have exited."""
-    words = [sys.executable, "-P", str(SCRIPT), str(folder)]
-    with (
-        tempfile.TemporaryFile() as task_file,
-        tempfile.TemporaryFile() as log,
-        tempfile.TemporaryFile() as result,
-    ):
-        task_file.write(json.dumps(task).encode())
-        task_file.seek(0)
-        code = _code(
-            words, limit_s, stdin=task_file, stdout=result, stderr=log, cwd=folder, env=seen
-        )
-        if code is None:
-            action = " and respond" if "body" in task else ""
-            raise LoadError(
-                f"{task['name']} must load{action} within its startupTimeout of {limit_s:g} s, but "
-                "did not finish. Package it with a longer --startup-timeout-s."
-            )
-        result.seek(0)
-        steps = _steps(result)
-        found = {name: value for step in steps for name, value in step.items()}
-        if code == 0 and ("code" in found or len(steps) == _STEPS):
-            response = found.get("response")
-            if isinstance(response, dict) and response.get("status") in range(500, 600):
-                response["log"] = _end_of(log)
-            return found
-        goal = "respond to the request" if steps and "body" in task else "load"
-        raise LoadError(f"{task['name']} must {goal}, but its process ended: {_reason(code, log)}.")
-
-
-def _steps(result: IO[bytes]) -> list[dict[str, Any]]:
-    """What the process wrote; none where a handler overwrote it."""
-    try:
-        return [dict(json.loads(line)) for line in result]
-    except (ValueError, TypeError):
-        return []
-
-
-def _code(words: list[str], limit_s: float, **streams: Any) -> int | None:  # noqa: ANN401  Popen's
-    """A process's exit code; None on timeout."""
-    process = subprocess.Popen(words, start_new_session=True, **streams)
-    try:
-        return process.wait(limit_s)
-    except subprocess.TimeoutExpired:
-        return None
-    finally:
-        with suppress(ProcessLookupError):  # a handler may have started others, which keep running
-            os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
-
-
-def _reason(code: int, log: IO[bytes]) -> str:
-    if code < 0:
-        known = -code in set(signal.Signals)
-        return f"a crash ({signal.Signals(-code).name if known else f'signal {-code}'})"
-    lines = _end_of(log).splitlines()
-    return lines[-1].rstrip(".") if code and lines else f"exit code {code}"
-
-
-def _end_of(log: IO[bytes]) -> str:
-    log.seek(max(0, log.seek(0, os.SEEK_END) - _LOG_BYTES))
-    return log.read().decode(errors="replace").strip()
 
 
 def _error(code: str, message: str) -> MarshipError:

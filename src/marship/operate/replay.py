@@ -1,10 +1,10 @@
-"""Replays the golden cases of an archive against the endpoint that serves it.
+"""Replays the golden cases and requests of an archive against the endpoint that serves it.
 
 A worker replays them itself when it loads. Replayed over HTTP they also cover the protocol, the
 handler, and that the endpoint serves this version.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from io import BytesIO
 from typing import Any
 
@@ -13,6 +13,7 @@ import numpy as np
 from marship.client.clients import Client
 from marship.contract import (
     GOLDEN_FILE,
+    GOLDEN_REQUESTS_FILE,
     Array,
     Arrays,
     Contract,
@@ -22,6 +23,7 @@ from marship.contract import (
     read_golden,
 )
 from marship.errors import PackageError, ParityError, TooLargeError
+from marship.serving.formats import golden
 from marship.trust import outline
 from marship.trust.archive import Archive
 
@@ -36,17 +38,23 @@ class Replay:
 
     Attributes:
         replayed: How many golden cases the endpoint predicted within their tolerance.
+        requests: How many golden requests got the response that was recorded.
         too_large: How many exceed the server's limits for a request or a response.
         difference: The largest absolute difference.
-        reason: Why none was replayed; empty if some were.
+        reason: Why no golden case was replayed; empty if some were.
     """
 
     replayed: int = 0
+    requests: int = 0
     too_large: int = 0
     difference: float = 0.0
     reason: str = ""
 
     def __str__(self) -> str:
+        if self.requests:
+            also = "" if self.reason else f"; {replace(self, requests=0)}"
+            plural = "s" if self.requests > 1 else ""
+            return f"{self.requests} golden request{plural} replayed{also}"
         if self.reason:
             return f"golden cases not replayed: {self.reason}"
         more = f"; {self.too_large} are too large for the server" if self.too_large else ""
@@ -56,7 +64,7 @@ class Replay:
 
 
 def replay(client: Client, archive: Archive, name: str) -> Replay:
-    """Send an archive's golden cases to a registered version, as JSON tensors by name.
+    """Send an archive's golden requests, and its golden cases as JSON tensors by name.
 
     Args:
         client: The server's client.
@@ -65,11 +73,13 @@ def replay(client: Client, archive: Archive, name: str) -> Replay:
 
     Raises:
         ParityError: A response differs from the reference by more than the contract's tolerance.
+        LoadError: The golden requests are damaged.
         MarshipError: A prediction failed.
     """
     contract = archive.contract
+    requests = 0 if contract is None else _replay_requests(client, archive, name, contract)
     if (reason := _obstacle(archive)) or contract is None:
-        return Replay(reason=reason)
+        return Replay(requests=requests, reason=reason)
     replayed, too_large, difference = 0, 0, 0.0
     for index, case in enumerate(_cases(archive)):
         try:
@@ -79,7 +89,23 @@ def replay(client: Client, archive: Archive, name: str) -> Replay:
             continue
         difference = max(difference, _checked(response, case, contract, index))
         replayed += 1
-    return Replay(replayed, too_large, difference)
+    return Replay(replayed, requests, too_large, difference)
+
+
+def _replay_requests(client: Client, archive: Archive, name: str, contract: Contract) -> int:
+    """Send the golden requests that are not sealed; returns how many there are."""
+    if GOLDEN_REQUESTS_FILE not in {member.name for member in archive.members}:
+        return 0
+    requests = golden.read(archive.contents(GOLDEN_REQUESTS_FILE))
+    for one in requests:
+        response = client.predict(
+            name, one.body, version=archive.version, content_type=one.content_type
+        )
+        if isinstance(response, bytes):  # of a type that the client leaves as it is
+            response = golden.value_of(response, one.response_type)
+        if found := one.difference(response, contract):
+            raise ParityError(golden.differs(one, contract, found))
+    return len(requests)
 
 
 def _obstacle(archive: Archive) -> str:

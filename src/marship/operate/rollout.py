@@ -25,7 +25,7 @@ from marship.client import Client
 from marship.client.clients import ModelStatus
 from marship.errors import MarshipError, NotFoundError, PackageError, RolloutError, UsageError
 from marship.operate.replay import replay
-from marship.predict.sources import media_type
+from marship.serving.formats.media import media_type
 from marship.trust import archive as archives
 from marship.trust.archive import Archive
 

@@ -15,7 +15,9 @@ from typing import Any
 import yaml
 
 from marship import texts
+from marship.contract import GOLDEN_REQUESTS_FILE
 from marship.errors import PackageError, UsageError
+from marship.serving.model.sealed import SUFFIX
 from marship.storage import replacing
 from marship.trust import archive, extract
 
@@ -99,7 +101,8 @@ def configure(path: str | Path, options: Sequence[str], version: str | None = No
 
     Raises:
         UsageError: The file does not exist, or an option or the version is malformed.
-        PackageError: It is not an archive, or was not built by marship.
+        PackageError: It is not an archive, was not built by marship, or has golden requests, whose
+            responses were recorded with the settings as they are.
     """
     path = Path(path)
     read = archive.read(path)
@@ -116,6 +119,12 @@ def configure(path: str | Path, options: Sequence[str], version: str | None = No
         )
     after: dict[str, Scalar] = section({**before, **changes}).get(SECTION, {})
     done = Configured(read, before, after, version_before=read.version)
+    names = {member.name.removesuffix(SUFFIX) for member in read.members}
+    if repr(done.before) != repr(done.after) and GOLDEN_REQUESTS_FILE in names:
+        raise PackageError(
+            f"the settings of {path} must stay as its golden requests were recorded with them, got "
+            "others. Package the model again with --option."
+        )
     if version not in (None, read.version) or done.changed:
         contents = _changed_texts(read, after, version or read.version)
         with replacing(path) as draft:

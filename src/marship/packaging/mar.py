@@ -21,15 +21,17 @@ from marship import profiles
 from marship.contract import (
     CONTRACT_FILE,
     GOLDEN_FILE,
+    GOLDEN_REQUESTS_FILE,
     Contract,
     GoldenCase,
     digest_streams,
     write_golden,
 )
 from marship.errors import UsageError
-from marship.packaging import configure, evidence, sealing
+from marship.packaging import configure, evidence, recording, sealing
 from marship.packaging.sealing import Sealer
 from marship.packaging.settings import PackageSettings
+from marship.serving.formats import extent, golden
 from marship.serving.model import keysource
 from marship.storage import replacing
 from marship.trust import archive, outline
@@ -90,6 +92,7 @@ class Contents:
     assets: tuple[Path, ...] = field(default=())
     outside: Mapping[str, Path] = field(default_factory=dict)
     names: Mapping[str, str] = field(default_factory=dict)
+    requests: tuple[Path, ...] = field(default=())
 
 
 def build(contents: Contents, settings: PackageSettings) -> Path:
@@ -108,8 +111,11 @@ def build(contents: Contents, settings: PackageSettings) -> Path:
     )
     contents = _with_outside(contents, own)
     target = settings.model_store / file_name(contents.name, settings)
+    sealer = None
+    if settings.seal is not None:
+        sealer = Sealer(keysource.read(settings.seal), contents.name, settings.version)
     with replacing(target) as draft, _private_temp(draft.parent) as scratch:
-        stage = _stage(contents, settings, scratch / "stage")
+        stage = _stage(contents, settings, sealer, scratch / "stage")
         generate_model_archive(
             ModelArchiverConfig(
                 model_name=contents.name,
@@ -121,8 +127,41 @@ def build(contents: Contents, settings: PackageSettings) -> Path:
                 config_file=str(stage / CONFIG_FILE),
             )
         )
-        _normalize(scratch / f"{contents.name}.mar", draft)
+        built = scratch / f"{contents.name}.mar"
+        if contents.requests:
+            _add_requests(built, contents, settings, sealer)
+        _normalize(built, draft)
     return target
+
+
+def _add_requests(
+    built: Path, contents: Contents, settings: PackageSettings, sealer: Sealer | None
+) -> None:
+    """Record the responses to golden requests with the archive as it is, and add them to it."""
+    folder = built.with_name("loaded")
+    with zipfile.ZipFile(built) as archived:
+        archived.extractall(folder)
+    requests = recording.record(
+        folder,
+        {
+            "handler": contents.handler.name,
+            "name": contents.name,
+            "version": settings.version,
+            "config": yaml.safe_load((folder / CONFIG_FILE).read_text()),
+            "limit_bytes": extent.SHIPPED_BYTES,
+        },
+        paths=contents.requests,
+        seal=settings.seal,
+        limit_s=settings.startup_timeout_s,
+    )
+    text = golden.write(requests)
+    path = folder / GOLDEN_REQUESTS_FILE
+    if sealer is None:
+        path.write_bytes(text)
+    else:
+        path = sealer.write(folder, GOLDEN_REQUESTS_FILE, io.BytesIO(text))
+    with zipfile.ZipFile(built, "a") as archived:
+        archived.write(path, path.name)
 
 
 def _check_handler(path: Path) -> None:
@@ -155,15 +194,16 @@ def _private_temp(parent: Path) -> Iterator[Path]:
             tempfile.tempdir = before
 
 
-def _stage(contents: Contents, settings: PackageSettings, stage: Path) -> Path:
+def _stage(
+    contents: Contents, settings: PackageSettings, sealer: Sealer | None, stage: Path
+) -> Path:
     """Lay out `extra/`, which becomes the archive's top, and the configuration beside it."""
     extra = stage / "extra"
     _copy_serving(extra / "marship")
-    if settings.seal is None:
+    if sealer is None:
         _write_model(contents, extra)
     else:
-        key = keysource.read(settings.seal)
-        contents = _sealed_model(contents, Sealer(key, contents.name, settings.version), extra)
+        contents = _sealed_model(contents, sealer, extra)
     for path in contents.assets:
         shutil.copyfile(path, extra / path.name)
     (extra / CONTRACT_FILE).write_text(contents.contract.to_json())

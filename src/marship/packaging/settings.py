@@ -66,6 +66,11 @@ class PackageSettings(Settings):
         "null and NaN in float inputs: allow or refuse; auto asks the ONNX file's operators",
         usual=("auto", "allow", "refuse"),
     )
+    golden_request: tuple[str, ...] = setting(
+        (),
+        "a file with a request as clients send it, recorded with its response and replayed by "
+        "every worker that loads; may be repeated",
+    )
     proof_seconds: float = setting(
         60.0, "what the proof of an ONNX file's rows may cost", minimum=1
     )

@@ -11,7 +11,7 @@ from marship.contract import CONTRACT_FILE, GOLDEN_FILE, Contract, Tolerance, re
 from marship.errors import PackageError, UsageError
 from marship.fit import run
 from marship.fit.recipe import RECIPE_FILE, Recipe
-from marship.packaging import configure, onnx_proof, shipped
+from marship.packaging import configure, onnx_proof, recording, shipped
 from marship.packaging.mar import MODEL_FILE, NAME, Contents, build, check_files, file_name
 from marship.packaging.settings import PackageSettings
 from marship.proof import golden, missing
@@ -58,6 +58,7 @@ def package(source: str | Path, settings: PackageSettings | None = None) -> Path
 def _check(settings: PackageSettings) -> None:
     """Refuse what can be seen without the model: proving it may take minutes."""
     check_files(_handler(settings, ONNX_HANDLER), map(Path, settings.asset))
+    recording.check_files([*map(Path, settings.golden_request)])
     profile = profiles.find(settings.profile, settings.batch_size)
     golden.check_kind(settings.golden)
     missing.check_choice(settings.missing_values)
@@ -124,6 +125,8 @@ def _from_run(run_dir: Path, settings: PackageSettings) -> Contents:
             "source": model.name,
         },
         assets=(*(run_dir / name for name in recipe.assets), *map(Path, settings.asset)),
+        requests=tuple(map(Path, settings.golden_request))
+        or tuple(run_dir / name for name in recipe.requests),
     )
 
 
@@ -196,6 +199,7 @@ def _from_onnx(path: Path, draft: Path, settings: PackageSettings) -> Contents:
             "rows_alone_and_together": proof.rows,
         },
         assets=tuple(map(Path, settings.asset)),
+        requests=tuple(map(Path, settings.golden_request)),
     )
 
 

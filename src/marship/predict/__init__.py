@@ -44,8 +44,9 @@ from marship.predict.bounds import (
 from marship.predict.ledger import Ledger
 from marship.predict.outcome import Outcome
 from marship.predict.rows import Row, Stamp
-from marship.predict.sources import Source, may_be_sound, media_type
+from marship.predict.sources import Source, may_be_sound
 from marship.predict.transcripts import Transcripts
+from marship.serving.formats.media import media_type
 
 MOST_BYTES_IN_FLIGHT = 1 << 27
 

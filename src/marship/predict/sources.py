@@ -1,7 +1,6 @@
-"""The files to predict, and their media types by name."""
+"""The files to predict."""
 
 import json
-import mimetypes
 import os
 import sys
 from collections.abc import Collection, Iterator, Sequence
@@ -10,21 +9,10 @@ from pathlib import Path
 
 from marship.errors import UsageError
 from marship.serving.formats.codec import JSON_TYPE, NPY_TYPE, OCTETS_TYPE
+from marship.serving.formats.media import media_type
 
 FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r", "\n")
 """Spreadsheets interpret a cell that starts so as a formula (OWASP, CSV Injection)."""
-
-_TYPES = mimetypes.MimeTypes()  # Python's built-in table, not the machine's
-for _suffix, _type in {
-    ".npy": NPY_TYPE,
-    ".flac": "audio/flac",
-    ".m4a": "audio/mp4",
-    ".oga": "audio/ogg",
-    ".ogg": "audio/ogg",
-    ".wav": "audio/wav",
-    ".webp": "image/webp",
-}.items():
-    _TYPES.add_type(_type, _suffix)
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,12 +45,6 @@ class Found:
 
     sources: list[Source]
     passed_over: list[str]
-
-
-def media_type(path: Path) -> str:
-    """A file's media type by its suffix; application/octet-stream if unknown."""
-    kind, encoding = _TYPES.guess_type(f"x{path.suffix}", strict=False)
-    return kind if kind and not encoding else OCTETS_TYPE
 
 
 def may_be_sound(kind: str) -> bool:

@@ -10,7 +10,8 @@ from marship.serving import hosts
 from marship.serving.hosts import Context
 from marship.serving.message import Reply, Request, hidden
 from marship.serving.metrics import Clock
-from marship.serving.service import Placement, Service
+from marship.serving.placement import Placement
+from marship.serving.service import Service
 
 __all__ = ["Clock", "Context", "OnnxHandler", "Placement", "Reply", "Request", "hidden"]
 

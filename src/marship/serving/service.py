@@ -8,21 +8,24 @@ import inspect
 import logging
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
 
 import orjson
 
-from marship.contract import CONTRACT_FILE, GOLDEN_FILE, Arrays, Contract
+from marship.contract import (
+    CONTRACT_FILE,
+    GOLDEN_FILE,
+    GOLDEN_REQUESTS_FILE,
+    Arrays,
+    Contract,
+)
 from marship.errors import LoadError, MarshipError, ModelError, RequestError, TooLargeError, bare
-from marship.serving.formats import codec, extent, forms, kserve, rows
+from marship.serving.formats import codec, extent, forms, golden, kserve, rows
 from marship.serving.message import (
     JSON_TYPE,
-    MAX_FORM_FIELDS,
-    MAX_REQUEST_BYTES,
-    MAX_RESPONSE_BYTES,
     Reply,
     Request,
     hidden,
@@ -34,38 +37,9 @@ from marship.serving.model.batch import Batcher, Parts
 from marship.serving.model.fair import FairLock
 from marship.serving.model.session import Session, SessionSettings
 from marship.serving.model.share import Share
-from marship.serving.model.siblings import Siblings
+from marship.serving.placement import Placement
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Placement:
-    """A host's placement of a model, and its limits.
-
-    Attributes:
-        folder: The extracted archive.
-        name: The model's name, for responses and the log.
-        version: Likewise.
-        config: The parsed model-config.yaml.
-        device_id: The accelerator to run on; None is the CPU.
-        workers: Maximum number of workers that share the machine's cores.
-        siblings: Counts those workers; None if their number does not change.
-        timeout_s: The host kills a worker whose batch takes longer; None without a timeout.
-        max_request_bytes: Maximum size of a request, after decompression.
-        max_response_bytes: Maximum size of a response.
-    """
-
-    folder: Path
-    name: str
-    version: str = ""
-    config: Mapping[str, Any] = field(default_factory=dict)
-    device_id: int | None = None
-    workers: int = 1
-    siblings: Siblings | None = None
-    timeout_s: float | None = None
-    max_request_bytes: int = MAX_REQUEST_BYTES
-    max_response_bytes: int = MAX_RESPONSE_BYTES
 
 
 class Service:
@@ -81,6 +55,7 @@ class Service:
         metrics: Counts requests, errors and time.
         streams: Whether responses may be sent one by one, or in parts.
         golden_s: Seconds of a warm call for each golden case.
+        golden_requests: The number of golden requests that were replayed.
         max_request_bytes: The largest body, without its content encoding.
     """
 
@@ -94,10 +69,11 @@ class Service:
     streams: ClassVar[bool] = False
     _pace: pace.Pace | None = None
     golden_s: list[float]
+    golden_requests: int
     max_request_bytes: int
 
     def load(self, placement: Placement) -> None:
-        """Load the model, warm it up and replay the golden cases.
+        """Load the model, warm it up, and replay the golden cases and requests.
 
         Raises:
             LoadError: The model cannot be served; the message says why.
@@ -110,7 +86,7 @@ class Service:
         self.max_request_bytes = placement.max_request_bytes
         self._max_response_bytes = placement.max_response_bytes
         section = self.config.get("marship") or {}
-        self.max_fields = _max_form_fields(section)
+        self.max_fields = forms.most_fields(section)
         self.contract = _contract(folder)
         self._labels = {spec.name: spec.labels for spec in self.contract.outputs if spec.labels}
         workers = max(placement.workers, siblings.count() if siblings else 1)
@@ -129,6 +105,8 @@ class Service:
         self._watch = watch.Watch(name, folder, self._batcher, self.metrics, share)
         follows = siblings is not None and settings.providers == ("cpu",)
         self._share = Share(self.session, siblings) if siblings and follows else None
+        self.golden_requests = golden.replay(self._golden_requests, self.respond, self.contract)
+        self.metrics.take()  # they are nobody's requests
         warm_ms = 1e3 * max(self.golden_s, default=0.0)
         logger.info("%s ready, %d threads, %.2f ms", name, settings.threads, warm_ms)
 
@@ -139,9 +117,18 @@ class Service:
         self.golden_s = session.replay_golden(
             opener.stream(GOLDEN_FILE) if opener else self.folder / GOLDEN_FILE
         )
+        self._golden_requests = self._read_requests(opener)
         if opener is not None:
             opener.forget_key()
         return session
+
+    def _read_requests(self, opener: sealed.Opener | None) -> list[golden.GoldenRequest]:
+        path = self.folder / f"{GOLDEN_REQUESTS_FILE}{sealed.SUFFIX if opener else ''}"
+        if not path.is_file():
+            return []
+        return golden.read(
+            opener.open(GOLDEN_REQUESTS_FILE).tobytes() if opener else path.read_bytes()
+        )
 
     def _is_plain(self) -> bool:
         """Whether requests and responses are plain tensors."""
@@ -206,6 +193,20 @@ class Service:
         """
         replies, timing = self.reply(requests)
         yield dict(enumerate(replies)), timing
+
+    def respond(self, body: bytes, content_type: str) -> Reply:
+        """The whole response to one request, as one part; never raises."""
+        try:
+            request = forms.request_of(
+                body,
+                {"content-type": content_type, "content-length": str(len(body))},
+                most_fields=self.max_fields,
+                most_bytes=self.max_request_bytes,
+            )
+        except RequestError as error:
+            return self.refusal(error)
+        parts = [reply for ready, _ in self.replies([request]) for reply in ready.values()]
+        return replace(parts[0], body=b"".join(part.body for part in parts), more=False)
 
     @cached_property
     def _calls(self) -> FairLock:
@@ -384,18 +385,3 @@ def _contract(folder: Path) -> Contract:
         return Contract.from_json((folder / CONTRACT_FILE).read_bytes())
     except (OSError, ModelError) as error:
         raise LoadError(f"{CONTRACT_FILE} must be in the archive, got: {error}") from error
-
-
-def _max_form_fields(section: Mapping[str, Any]) -> int:
-    """The maximum number of form fields, from `marship:` in model-config.yaml.
-
-    Raises:
-        LoadError: The value is not a whole number from 1.
-    """
-    most = section.get("max_form_fields", MAX_FORM_FIELDS)
-    if not isinstance(most, int) or isinstance(most, bool) or most < 1:
-        raise LoadError(
-            "marship.max_form_fields in model-config.yaml must be a whole number from 1, "
-            f"got {most!r}. Leave it out for {MAX_FORM_FIELDS}."
-        )
-    return most

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from marship import texts
-from marship.contract import CONTRACT_FILE, GOLDEN_FILE, Contract
+from marship.contract import CONTRACT_FILE, GOLDEN_FILE, GOLDEN_REQUESTS_FILE, Contract
 from marship.errors import ModelError, PackageError, UsageError
 from marship.serving.model import sealed
 from marship.trust import contents, extract, outline
@@ -25,7 +25,7 @@ EVIDENCE_FILE = "evidence.json"
 
 _OWN_NAMES = (
     *("model.onnx", CONTRACT_FILE, GOLDEN_FILE, EVIDENCE_FILE, CONFIG_FILE),
-    *("MAR-INF", "marship"),
+    *(GOLDEN_REQUESTS_FILE, "MAR-INF", "marship"),
 )
 
 T = TypeVar("T")

@@ -8,6 +8,7 @@ import pytest
 from marship.errors import UsageError
 from marship.predict import sources
 from marship.predict.sources import Found, Source
+from marship.serving.formats.media import media_type
 
 
 def write(folder: Path, *files: str) -> None:
@@ -79,7 +80,7 @@ def test_suffixes_tell_types() -> None:
         "x.json.gz": "application/octet-stream",
         "x": "application/octet-stream",
     }
-    assert {name: sources.media_type(Path(name)) for name in wanted} == wanted
+    assert {name: media_type(Path(name)) for name in wanted} == wanted
 
 
 @pytest.mark.parametrize("out", ["in/out.csv", "in/deep/../out.jsonl", "out.txt"])

@@ -11,8 +11,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from email.message import Message
 from typing import Any, Protocol
 
-from marship.errors import MalformedError, TooLargeError, UnsupportedMediaError
-from marship.serving.message import JSON_TYPE, Request
+from marship.errors import LoadError, MalformedError, TooLargeError, UnsupportedMediaError
+from marship.serving.message import JSON_TYPE, MAX_FORM_FIELDS, Request
 
 FORM_TYPE = "multipart/form-data"
 FIELDS_TYPE = "application/x-www-form-urlencoded"
@@ -168,6 +168,21 @@ def _inflater(name: str) -> _Inflater:
 
     options: dict[int, int] = {zstd.DecompressionParameter.window_log_max: _ZSTD_WINDOW_LOG}
     return zstd.ZstdDecompressor(options=options)
+
+
+def most_fields(section: Mapping[str, Any]) -> int:
+    """The maximum number of form fields, from `marship:` in model-config.yaml.
+
+    Raises:
+        LoadError: The value is not a whole number from 1.
+    """
+    most = section.get("max_form_fields", MAX_FORM_FIELDS)
+    if not isinstance(most, int) or isinstance(most, bool) or most < 1:
+        raise LoadError(
+            "marship.max_form_fields in model-config.yaml must be a whole number from 1, "
+            f"got {most!r}. Leave it out for {MAX_FORM_FIELDS}."
+        )
+    return most
 
 
 def read(body: bytes, content_type: str, most_fields: int) -> tuple[list[Parameter], int]:

@@ -19,7 +19,8 @@ from marship.serving.hosts.torchserve.outbox import Outbox
 from marship.serving.hosts.torchserve.wire import Send
 from marship.serving.message import MAX_REQUEST_BYTES, MAX_RESPONSE_BYTES, Reply, Request
 from marship.serving.model import siblings
-from marship.serving.service import Placement, Service
+from marship.serving.placement import Placement
+from marship.serving.service import Service
 
 logger = logging.getLogger(__name__)
 

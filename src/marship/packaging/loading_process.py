@@ -1,10 +1,11 @@
-"""The process in which `check` loads an archive: a host without a server.
+"""The process in which `loading` loads an archive: a host without a server.
 
 Run as a script with the folder of the extracted archive. It reads its task as JSON from standard
 input, and writes what each step found as a line of JSON to standard output. Like a worker it
 imports the archive's own copy of marship, so nothing of it may be imported at module level.
 """
 
+import base64
 import importlib
 import json
 import os
@@ -28,7 +29,9 @@ def main(folder: Path, task: dict[str, Any]) -> Iterator[dict[str, Any]]:
 
     Args:
         folder: The extracted archive.
-        task: `handler`, `name`, `version`, `config`, and perhaps `body` and `content_type`.
+        task: `handler`, `name`, `version`, `config`, `limit_bytes`; perhaps `body` and
+            `content_type`, to time the response to a file; perhaps `record`, a list of files with
+            `path` and `content_type`, to get all of what is responded.
     """
     from marship.errors import MarshipError
 
@@ -54,8 +57,11 @@ def main(folder: Path, task: dict[str, Any]) -> Iterator[dict[str, Any]]:
         "loaded_bytes": _memory_bytes("VmRSS"),
         "golden_cases": len(handler.golden_s),
         "golden_ms": statistics.median(handler.golden_s or [0.0]) * 1e3,
+        "golden_requests": getattr(handler, "golden_requests", 0),  # an older archive has none
     }
-    response = {"response": _response(handler, task)} if "body" in task else {}
+    response: dict[str, Any] = {"response": _response(handler, task)} if "body" in task else {}
+    if "record" in task:
+        response["recorded"] = [_recorded(handler, **file) for file in task["record"]]
     yield response | {"peak_bytes": _memory_bytes("VmHWM")}
 
 
@@ -139,6 +145,13 @@ def _response(handler: Any, task: dict[str, Any]) -> dict[str, Any]:  # noqa: AN
         # a failure is run once: its reason stands once in the log
         "ms": first_ms if replies[0].status >= FAILED else _median_ms(predict),
     }
+
+
+def _recorded(handler: Any, path: str, content_type: str) -> dict[str, Any]:  # noqa: ANN401
+    """The response to the request in a file; its body in Base64."""
+    reply = handler.respond(Path(path).read_bytes(), content_type)
+    body = base64.b64encode(reply.body).decode()
+    return {"status": reply.status, "content_type": reply.content_type, "body": body}
 
 
 def _median_ms(call: Callable[[], object]) -> float:
