@@ -44,6 +44,13 @@ class Request:
     headers: Mapping[str, str] = field(default_factory=dict)
     explains: bool = False
 
+    def parameter(self, name: str) -> str | None:
+        """A query parameter, or a form's field of that name, as text; None if it was not sent."""
+        value = self.fields.get(name)
+        if isinstance(value, bytes | bytearray | memoryview):
+            return bytes(value).decode("utf-8", "replace")
+        return None if value is None else str(value)
+
     def header(self, name: str) -> str | None:
         """One HTTP header, case-insensitive; None if it was not sent."""
         return self.headers.get(name.lower())

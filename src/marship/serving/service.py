@@ -165,7 +165,13 @@ class Service:
             RequestError: The client gets its message and status.
         """
         length = request.header(kserve.LENGTH_HEADER)
-        message = codec.decode(request.body, request.content_type, self.contract, length)
+        message = codec.decode(
+            request.body,
+            request.content_type,
+            self.contract,
+            length,
+            allow_non_finite=self._batcher.allow_non_finite,
+        )
         first = message.inputs[self.contract.inputs[0].name]
         if not first.ndim or len(first) > self._most_rows:
             stated = extent.stated(self.contract, message.inputs)

@@ -9,15 +9,18 @@
 | npy (NumPy's format 1.0 to 3.0), one input | `application/x-npy` | npy, one output |
 
 All formats include the batch axis: one row is a list of one row. JSON has no NaN and no infinity:
-in outputs they become null, and null is a missing value in inputs that take those. An output whose
-classes have names is a list of objects in named and bare JSON, and a plain tensor in the others.
+in outputs they become null, and null is a missing value in inputs that take those. Where a model
+takes them, a request in one of the first two formats may hold the words of Python's json (NaN,
+Infinity, -Infinity), and so does its response then. An output whose classes have names is a list of
+objects in named and bare JSON, and a plain tensor in the others.
 """
 
 import io
+import json
 import math
 import struct
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 from functools import lru_cache
 from types import MappingProxyType
@@ -67,11 +70,15 @@ Form = BodyFormat
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """A decoded request: inputs by name, its format, and what KServe v2 asks of outputs."""
+    """A decoded request: inputs by name, its format, and what KServe v2 asks of outputs.
+
+    `has_words` says whether its JSON has words for NaN and infinity.
+    """
 
     inputs: Arrays
     form: BodyFormat
     requested: kserve.OutputRequest = PLAIN
+    has_words: bool = False
 
     def wants_raw(self, name: str) -> bool:
         """Whether an output is returned as KServe's raw tensor."""
@@ -81,7 +88,12 @@ class Message:
 
 
 def decode(
-    body: object, content_type: str, contract: Contract, json_length: str | None = None
+    body: object,
+    content_type: str,
+    contract: Contract,
+    json_length: str | None = None,
+    *,
+    allow_non_finite: bool = False,
 ) -> Message:
     """Decode a request.
 
@@ -90,6 +102,7 @@ def decode(
         content_type: The header's value; if empty, the format is detected.
         contract: The names and types of inputs.
         json_length: KServe's header for the length of the JSON before raw tensors.
+        allow_non_finite: Whether JSON may have words for NaN and infinity.
 
     Raises:
         MalformedError: The body does not parse as its content type.
@@ -105,6 +118,8 @@ def decode(
             return from_json(parsed, contract, raw, may_mix=may_hold_booleans(text))
         if kind == NPY_TYPE or (kind in _UNTYPED and body[:6] == NPY_MAGIC):
             return Message({only_input(contract).name: read_npy(body)}, BodyFormat.NPY)
+        if allow_non_finite and (value := _read_words(body)) is not None:
+            return replace(from_json(value, contract), has_words=True)
         parsed = read_json(body, content_type)
         return from_json(parsed, contract, may_mix=may_hold_booleans(body))
     return from_json(read_json(body, content_type), contract)
@@ -132,6 +147,24 @@ def read_json(body: object, content_type: str) -> Any:  # noqa: ANN401  any JSON
         if kind == forms.FIELDS_TYPE:
             raise forms.untyped() from error
         raise MalformedError(f"the body must be JSON, got: {error}.") from error
+
+
+def _read_words(body: bytes | bytearray | memoryview) -> Any:  # noqa: ANN401  any JSON value
+    """A JSON value with words for NaN and infinity; None for any other body."""
+    text = bytes(body)
+    if b"NaN" not in text and b"Infinity" not in text:
+        return None
+    try:
+        return json.loads(text, parse_float=_finite)
+    except (ValueError, RecursionError):
+        return None
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    if math.isinf(value):
+        raise ValueError(f"{text[:40]} that is too large")
+    return value
 
 
 def from_json(
@@ -277,10 +310,28 @@ def encode(  # noqa: PLR0913, PLR0917  the facts of a response
         return Reply(body, OCTETS_TYPE, headers=((kserve.LENGTH_HEADER, str(length)),))
     if message.form is BodyFormat.INSTANCES:
         return Reply(instances.encode(outputs, message.inputs, limit_bytes))
-    texts = {name: dump(a, limit_bytes, labels.get(name, ())) for name, a in outputs.items()}
+    write = _dump_words if message.has_words else dump
+    texts = {
+        name: dump(array, limit_bytes, labels[name]) if name in labels else write(array, limit_bytes)
+        for name, array in outputs.items()
+    }
     if message.form is BodyFormat.BARE and len(outputs) == 1:
         return Reply(next(iter(texts.values())))
     return Reply(b"{%b}" % b",".join(orjson.dumps(k) + b":" + text for k, text in texts.items()))
+
+
+def _dump_words(array: Array, limit_bytes: int) -> bytes:
+    """An array as JSON with words for NaN and infinity, in place of null.
+
+    Raises:
+        TooLargeError: It is larger than the limit.
+    """
+    text = dump(array, limit_bytes)
+    if array.dtype.kind != "f" or np.isfinite(array).all():
+        return text
+    words = [json.dumps(value).encode() for value in array[~np.isfinite(array)].tolist()]
+    first, *rest = text.split(b"null")
+    return first + b"".join(word + part for word, part in zip(words, rest, strict=True))
 
 
 def write_npy(array: Array) -> bytes:

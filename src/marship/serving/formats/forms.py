@@ -291,14 +291,14 @@ def fill(request: Request, parameters: Sequence[Parameter], count: int) -> None:
     if count == 1:
         request.name, request.content_type, request.body = parameters[0]
         return
-    named = dict(_unique(parameters))
+    named = dict(unique(parameters))
     if named:
         request.name = next((name for name in _BODY_NAMES if name in named), next(iter(named)))
         request.content_type, request.body = named.pop(request.name)
         request.fields = {name: value for name, (_, value) in named.items()}
 
 
-def _unique(parameters: Sequence[Parameter]) -> Iterator[tuple[str, tuple[str, Any]]]:
+def unique(parameters: Sequence[Parameter]) -> Iterator[tuple[str, tuple[str, Any]]]:
     """Content types and values by name, made unique: a form may have several files of one name."""
     seen: Counter[str] = Counter()
     for name, content_type, value in parameters:

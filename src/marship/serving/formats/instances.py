@@ -15,7 +15,8 @@ import orjson
 from marship.contract import Arrays, Contract
 from marship.errors import InvalidInputError
 from marship.serving.formats import extent
-from marship.serving.formats.tensors import check_names, dump, only_input, to_array
+from marship.serving.formats.encoding import dump
+from marship.serving.formats.tensors import check_names, only_input, to_array
 
 KEY = "instances"
 

@@ -7,6 +7,9 @@ import zlib
 import numpy as np
 import pytest
 from backports import zstd
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
 
 from marship.contract import ColumnRange, Contract, TensorSpec
 from marship.errors import InvalidInputError, MalformedError, RequestError, UnsupportedMediaError
@@ -89,6 +92,29 @@ def test_strings_and_half_floats_are_written() -> None:
     assert codec.encode(text, message, "m", "1").body == b'[["a","b"]]'
     assert codec.encode(half, message, "m", "1").body == b"[[0.5,2.0]]"
     assert codec.encode(sliced, message, "m", "1").body == b"[[0.0,2.0],[4.0,6.0]]"
+
+
+@given(hnp.arrays(np.float32, st.tuples(st.integers(1, 3), st.just(3))))
+def test_words_for_nan_and_infinity_pass_both_ways(array: np.ndarray) -> None:
+    """Where the model takes such values and the request has a word; else null, as before."""
+    for value in (array.tolist(), {"input": array.tolist()}):
+        text = json.dumps(value).encode()
+        has_words = not np.isfinite(array).all()
+        message = codec.decode(text, codec.JSON_TYPE, ONE, allow_non_finite=True)
+        np.testing.assert_array_equal(message.inputs["input"], array)
+        assert message.has_words == has_words
+        body = codec.encode({"input": array}, message, "m", "1").body
+        np.testing.assert_array_equal(
+            np.array(json.loads(body) if isinstance(value, list) else json.loads(body)["input"],
+                     np.float32),
+            array,
+        )  # fmt: skip
+        if has_words:
+            with pytest.raises(MalformedError, match="must be JSON"):
+                codec.decode(text, codec.JSON_TYPE, ONE)
+    too_large = b"[[NaN, 1e400, 1]]"
+    with pytest.raises(MalformedError, match="must be JSON"):
+        codec.decode(too_large, codec.JSON_TYPE, ONE, allow_non_finite=True)
 
 
 @pytest.mark.parametrize("name", ["gzip", "zstd", "deflate"])

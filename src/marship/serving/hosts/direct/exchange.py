@@ -108,7 +108,7 @@ class Exchange:
         else:
             request = read(self.body, headers)
         if head.query:
-            request.fields = {**dict(head.parameters), **request.fields}
+            request.fields = {**head.parameters, **request.fields}
             request.field_count += len(head.parameters)
         return request
 

@@ -9,6 +9,8 @@ from functools import cached_property
 from typing import Any
 from urllib.parse import parse_qsl
 
+from marship.serving.formats import forms
+
 EVENTS_TYPE = "text/event-stream"
 MOST = 512
 """Heads that are kept; then all are forgotten, and those in use are read once more."""
@@ -97,9 +99,11 @@ class Head:
         return EVENTS_TYPE.encode() in self.raw.get(b"accept", b"")
 
     @cached_property
-    def parameters(self) -> list[tuple[str, str]]:
-        """The parameters in the query."""
-        return parse_qsl(self.query.decode("latin-1"), keep_blank_values=True)
+    def parameters(self) -> dict[str, bytes]:
+        """The parameters in the query, named and encoded as those of a form."""
+        found = parse_qsl(self.query.decode("latin-1"), keep_blank_values=True)
+        named = forms.unique([(name, "", value.encode()) for name, value in found])
+        return {name: value for name, (_, value) in named}
 
 
 class Heads:
