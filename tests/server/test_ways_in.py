@@ -172,6 +172,11 @@ def test_an_explanation_is_no_prediction(ask: Ask, path: str) -> None:
     assert (got.status_code, got.json()["code"]) == (501, "unsupported"), got.text
 
 
+def test_no_header_makes_a_prediction_an_explanation(ask: Ask) -> None:
+    """TorchServe marks explanations by a header; a client's own does not count."""
+    assert ask(BODY, Content_Type=codec.JSON_TYPE, explain="True").json() == RIGHT
+
+
 def test_kserve_v1_is_answered(ask: Ask) -> None:
     """By its own path, and as a form of a body."""
     body = json.dumps({"instances": ROW * 2})

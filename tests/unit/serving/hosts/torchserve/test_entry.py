@@ -104,3 +104,10 @@ def test_a_service_that_does_not_stream_sends_one_message() -> None:
     last = entry.answer(Plain([]), [Request(b"", id=b"0", headers={"h": ""})], early.append)
     assert early == []
     assert sent(last) == {0: (b"x", None)}
+
+
+def test_explanations_are_known_by_torchserves_mark() -> None:
+    """From its own reader, too."""
+    for mark in ("True", "False", None):
+        headers = {"body": {"content-type": "a/b"}} | ({"explain": mark} if mark else {})
+        assert entry.to_request({"body": b"x"}, headers).explains is (mark == "True")
