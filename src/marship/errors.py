@@ -200,7 +200,7 @@ class ScaledToZeroError(ServerError):
         which = f"{name} version {version}" if version else name
         more = f" --version {version}" if version else ""
         return cls(
-            f"{which} must have a worker, got it scaled to 0. "
+            f"{which} must be scaled to at least 1, got no worker, and none is wanted. "
             f"Start one: marship scale {name} 1{more}"
         )
 

@@ -8,6 +8,7 @@ survives a crash.
 import json
 import os
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -166,8 +167,10 @@ def _without_maps(path: Path, draft: Path) -> tuple[Path, dict[str, tuple[str, .
     labels = maps.replaced(model)
     if not labels:
         return path, labels
-    for file in graph.external_files(path):
-        (draft / file.name).symlink_to(file.resolve())
+    for location, file in graph.external_files(path).items():
+        place = draft / location
+        place.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(file, place)  # ONNX's checker takes no links
     copy = draft / path.name
     onnx.save(model, str(copy))
     return copy, labels

@@ -93,6 +93,7 @@ class Service:
         settings = SessionSettings.from_config(section, workers, placement.device_id)
         self.session = self._open(settings)
         allow = bool(section.get("allow_non_finite", False))
+        self._takes_nan = allow or any(spec.takes_missing for spec in self.contract.inputs)
         self._batcher = Batcher(
             self.contract, self.session.run, allow, self.joins(), self.session.sample
         )
@@ -170,7 +171,7 @@ class Service:
             request.content_type,
             self.contract,
             length,
-            allow_non_finite=self._batcher.allow_non_finite,
+            allow_non_finite=self._takes_nan,
         )
         first = message.inputs[self.contract.inputs[0].name]
         if not first.ndim or len(first) > self._most_rows:

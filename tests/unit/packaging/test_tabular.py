@@ -177,6 +177,21 @@ def test_a_file_of_ml_operators_alone_gets_its_classes(tmp_path: Path) -> None:
     assert sum(row.values()) == pytest.approx(1.0)
 
 
+def test_external_data_comes_along_with_a_rewritten_file(tmp_path: Path) -> None:
+    """A copy without its maps lies elsewhere, and finds its weights there."""
+    path = classifier(tmp_path / "c.onnx", NUMBERS)
+    model = onnx.load(str(path))
+    weights = np.eye(3, dtype=np.float32) * 2
+    model.graph.initializer.append(onnx.numpy_helper.from_array(weights, "w"))
+    model.graph.node.insert(0, helper.make_node("MatMul", ["x", "w"], ["doubled"]))
+    model.graph.node[1].input[0] = "doubled"
+    (tmp_path / "data").mkdir()
+    onnx.save(model, str(path), save_as_external_data=True, location="data/w.bin", size_threshold=1)
+    (row,) = Served(path).json({"x": [[1, 2, 3]]})["probability"]
+    (wanted,) = onnxruntime.InferenceSession(str(path)).run(None, {"x": np.float32([[1, 2, 3]])})
+    assert row == pytest.approx({str(k): v for k, v in wanted[0].items()})
+
+
 def test_the_given_file_stays_as_it_was(tmp_path: Path) -> None:
     """The rewritten copy goes into the archive; the file in the user's folder is theirs."""
     path = classifier(tmp_path / "c.onnx", STRINGS)

@@ -312,7 +312,9 @@ def encode(  # noqa: PLR0913, PLR0917  the facts of a response
         return Reply(instances.encode(outputs, message.inputs, limit_bytes))
     write = _dump_words if message.has_words else dump
     texts = {
-        name: dump(array, limit_bytes, labels[name]) if name in labels else write(array, limit_bytes)
+        name: dump(array, limit_bytes, labels[name])
+        if name in labels
+        else write(array, limit_bytes)
         for name, array in outputs.items()
     }
     if message.form is BodyFormat.BARE and len(outputs) == 1:

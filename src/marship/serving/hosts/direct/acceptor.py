@@ -42,6 +42,7 @@ from marship.serving.hosts.direct.workers import MOST_RETURNS, Workers, refuse, 
 from marship.serving.message import Reply
 
 _NO_HEADERS: Mapping[str, str] = MappingProxyType({})
+_UNAVAILABLE = int(HTTPStatus.SERVICE_UNAVAILABLE)
 _SWEEP_S = 0.5
 _MOST_TARGETS = 2048
 _ROOM_SHARE = 64
@@ -193,8 +194,9 @@ class Acceptor(Site):
 
     def _explained(self, route: routes.Route, reply: Reply) -> Reply:
         """The engine's response; where it has no worker, and wants none, what to do about it."""
-        is_refused = reply.status == HTTPStatus.SERVICE_UNAVAILABLE
-        if is_refused and self.seats.is_closed(route.model, route.version):
+        named, is_refused = (route.model, route.version), reply.status == _UNAVAILABLE
+        # one that is not known here was registered after the state was read
+        if is_refused and self.seats.is_registered(*named) and self.seats.is_closed(*named):
             return error_reply(self._no_worker(route))
         return reply
 

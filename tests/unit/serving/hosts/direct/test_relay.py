@@ -227,7 +227,7 @@ def test_a_model_scaled_to_none_is_said_at_once(relayed: Place, engine: Engine) 
         {"full": ModelState("1.0", ("1.0",), {"1.0": 0}, {"1.0": 0})},
         {"full": ModelState("1.0", ("1.0",), {"1.0": 1}, {"1.0": 0})},
     )
-    for states, code in ((busy, None), (idle, "scaled_to_zero")):
+    for states, code in (({}, None), (busy, None), (idle, "scaled_to_zero")):
         told = threading.Event()
         relayed._loop.call_soon_threadsafe(
             lambda given=states, done=told: (relayed.acceptor.follow(given), done.set())
