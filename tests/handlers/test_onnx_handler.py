@@ -291,3 +291,18 @@ def test_a_damaged_archive_is_not_served(
 
     with pytest.raises(LoadError, match=words):
         worker(lookup_mar, Damaged)
+
+
+def test_tensors_that_a_handler_made_are_no_fault_of_the_client(
+    lookup_mar: Path, worker: Start
+) -> None:
+    """A run that fails on what a handler of one's own decoded is the server's."""
+
+    class Own(OnnxHandler):
+        def decode(self, request: Request) -> tuple[Arrays, Any]:
+            """Make an id that the model refuses of any other text."""
+            inputs, state = super().decode(Request(b'{"ids": [[1]]}', "application/json"))
+            return ({"ids": np.array([[99]])} if request.body != b"good" else inputs), state
+
+    failed, answered = worker(lookup_mar, Own)({"body": b"bad"}, {"body": b"good"})
+    assert (failed.status, failed.json()["code"], answered.status) == (500, "internal", 200)

@@ -10,8 +10,9 @@ from onnx import helper
 
 from marship import Client
 from marship.engines.torchserve.server import Server
+from marship.errors import InvalidInputError
 from marship.packaging.step import PackageSettings, package
-from odd_models import FLOAT, graph_of
+from odd_models import FLOAT, graph_of, skip
 
 WIDTH, CHUNK = 8, 160
 PAGE = Path(__file__).parents[2] / "docs" / "models.md"
@@ -69,3 +70,21 @@ def test_a_detector_is_asked_chunk_by_chunk(
     assert len(set(want)) == 2
     np.testing.assert_allclose(names["state"], state, atol=1e-6)
     client.unregister("detector")
+
+
+def test_sizes_that_a_model_refuses_are_400_at_both_addresses(
+    running: Server, store: Path, tmp_path: Path
+) -> None:
+    """By TorchServe and straight to the worker: the rule, and then the next request is served."""
+    example = np.ones((1, 1, 32, 16), np.float32)
+    np.savez(tmp_path / "example.npz", x=example)
+    settings = PackageSettings(model_store=store, example=tmp_path / "example.npz")
+    archive = package(skip(tmp_path / "skip.onnx", 16), settings).name
+    record = running.record
+    for url in (record.inference_url, record.direct_url):
+        with Client(running.home.path, inference_url=url, retry_s=0) as one:
+            one.register(archive)
+            with pytest.raises(InvalidInputError, match="at least 16 and a multiple of 16, got 17"):
+                one.predict("skip", {"x": np.ones((1, 1, 32, 17), np.float32)})
+            assert one.predict("skip", {"x": example}) == {"y": (2 * example).tolist()}
+            one.unregister("skip")

@@ -14,7 +14,7 @@ from onnx import TensorProto, helper, numpy_helper
 from marship import Client
 from marship.client.clients import ModelStatus
 from marship.engines.torchserve import server
-from marship.errors import LoadError, ServerError
+from marship.errors import InvalidInputError, LoadError
 from marship.packaging.step import PackageSettings, package
 from marship.serving.model import sealed
 from marship.serving.model.weights import COPY_FOLDER
@@ -144,7 +144,7 @@ def test_a_sealed_model_is_served_and_nowhere_to_be_read(
     for _ in range(4):  # of either worker
         got = client.predict("rows", {"ids": [0, 5]})
         np.testing.assert_array_equal(np.array(got["rows"], np.float32), wanted)
-    with pytest.raises(ServerError, match="reference"):
+    with pytest.raises(InvalidInputError, match="reference"):
         client.predict("rows", {"ids": [WIDTH]})
     assert holders(place.author, (IN_GRAPH,)) == holders(place.author, (IN_WEIGHTS,))
     assert place.model in holders(place.author, MARKERS)

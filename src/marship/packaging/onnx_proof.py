@@ -38,6 +38,7 @@ class OnnxProof:
         cases: Golden cases, with the outputs of the file itself.
         summary: The proof of independent rows in one line; None if it does not apply.
         rows: The proof as stored in evidence files.
+        remark: What else the user should know, in one line.
     """
 
     model: Path
@@ -45,6 +46,7 @@ class OnnxProof:
     cases: list[GoldenCase]
     summary: str | None
     rows: dict[str, Any] | str
+    remark: str | None = None
 
 
 def describe(path: Path, draft: Path, settings: PackageSettings) -> OnnxProof:
@@ -83,7 +85,7 @@ def describe(path: Path, draft: Path, settings: PackageSettings) -> OnnxProof:
     contract = Contract.from_json(result["contract"])
     model = Path(result["model"])
     golden = read_golden(BytesIO(cases))
-    return OnnxProof(model, contract, golden, result["summary"], result["rows"])
+    return OnnxProof(model, contract, golden, **result["found"])
 
 
 def wishes(settings: PackageSettings) -> dict[str, Any]:
@@ -108,8 +110,11 @@ def main(model: str, draft: str, asked: str) -> None:
             result = {
                 "model": str(proof.model),
                 "contract": proof.contract.to_json(),
-                "summary": proof.summary,
-                "rows": proof.rows,
+                "found": {
+                    "summary": proof.summary,
+                    "rows": proof.rows,
+                    "remark": proof.remark,
+                },
             }
         except MarshipError as error:
             result = {"code": error.code, "message": str(error)}
@@ -148,13 +153,31 @@ def _prove(  # noqa: PLR0913  as `wishes`
     cases = parity.golden_from(run, contract, rows, golden)
     cases += missing.golden_from(run, contract)
     contract = parity.with_scale(contract, cases)
+    contract, remark = _with_threads(contract, path, cases)
     # last: proofs and golden cases reach up to the bounds, and each worker replays golden cases
     lengths = graph.table_lengths(path, trials.LONGEST_TABLE)
     contract = trials.with_largest_sizes(contract, run, lengths, rows)
     contract = trials.keeping(contract, requests)
     if proof is None:
-        return OnnxProof(path, contract, cases, None, "not applicable")
-    return OnnxProof(path, contract, cases, str(proof), proof.evidence())
+        return OnnxProof(path, contract, cases, None, "not applicable", remark)
+    return OnnxProof(path, contract, cases, str(proof), proof.evidence(), remark)
+
+
+def _with_threads(
+    contract: Contract, path: Path, cases: list[GoldenCase]
+) -> tuple[Contract, str | None]:
+    """The contract for any number of threads, and a remark where they matter."""
+    from marship.proof import graph, parity
+
+    if not graph.quantizes(path):
+        return contract, None
+    contract, gap = parity.with_threads(contract, path, cases)
+    if not gap:
+        return contract, None
+    return contract, (
+        f"outputs differ by up to {gap:.2g} with the number of threads, as the file quantizes "
+        "activations: golden cases allow for that"
+    )
 
 
 def _without_maps(path: Path, draft: Path) -> tuple[Path, dict[str, tuple[str, ...]]]:

@@ -184,8 +184,10 @@ def _from_onnx(path: Path, draft: Path, settings: PackageSettings) -> Contents:
         )
     proof = onnx_proof.describe(path, draft, settings)
     is_joined = profiles.find(settings.profile, settings.batch_size).batch_size > 1
-    if proof.summary is not None and (proof.contract.batch_axis or not is_joined):
-        console.err.print(proof.summary, style="dim", markup=False, soft_wrap=True)
+    says_rows = proof.contract.batch_axis or not is_joined  # else `_say_if_alone` does
+    for line in (proof.summary if says_rows else None, proof.remark):
+        if line is not None:
+            console.err.print(line, style="dim", markup=False, soft_wrap=True)
     return Contents(
         name=settings.name or path.stem,
         handler=_handler(settings, ONNX_HANDLER),

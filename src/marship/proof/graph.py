@@ -160,6 +160,11 @@ def refuse_random(path: Path) -> None:
     operators.refuse_random(read(path))
 
 
+def quantizes(path: Path) -> bool:
+    """Whether the graph rounds values to integers on the way; weights are not read."""
+    return operators.quantizes(onnx.load(str(path), load_external_data=False))
+
+
 def _spec(value: onnx.ValueInfoProto) -> TensorSpec:
     tensor = value.type.tensor_type
     if tensor.elem_type not in _DTYPES or not tensor.HasField("shape"):

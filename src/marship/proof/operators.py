@@ -117,6 +117,14 @@ def refuse_random(model: ModelProto) -> None:
         )
 
 
+def quantizes(model: ModelProto) -> bool:
+    """Whether values are rounded to integers on the way, which makes small differences large."""
+    return any(
+        node.op_type.startswith(("Quantize", "DynamicQuantize"))
+        for node, _ in _nodes(inlined(model).graph, {})
+    )
+
+
 def random_operators(model: ModelProto) -> Iterator[str]:
     """The operators that generate random numbers, formatted for messages."""
     for node, constants in _nodes(inlined(model).graph, {}):

@@ -42,6 +42,19 @@ Sizes = Mapping[str, int]
 
 
 @dataclass(frozen=True, slots=True)
+class _Outcome:
+    """What became of runs at some sizes.
+
+    Attributes:
+        refused: The error of the last one; None if one ran.
+        contradicted: How the outputs differ from those stated, where one ran; None if they do not.
+    """
+
+    refused: ModelError | None = None
+    contradicted: ModelError | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Trials:
     """Runs a model at chosen sizes.
 
@@ -58,6 +71,7 @@ class Trials:
     examples: Arrays | None = None
     strict: bool = False
     deadline: float = field(default_factory=lambda: time.monotonic() + STEPS_S)
+    _known: "dict[frozenset[tuple[str, int]], _Outcome]" = field(default_factory=dict)
 
     def takes(self, sizes: Sizes) -> bool:
         """Whether the model runs at these sizes, with all other sizes at their minimum."""
@@ -66,17 +80,29 @@ class Trials:
     def refusal(self, sizes: Sizes) -> ModelError | None:
         """Why the model fails at these sizes, whatever the values; None if it runs."""
         tried = {**_least(self.contract), **sizes}
-        if input_bytes(self.contract, tried) > self._most_bytes():
-            return ModelError("the inputs must be small enough to be tried, got larger ones.")
-        refused = None
-        for inputs in self._inputs(tried):
+        key = frozenset(tried.items())
+        if key not in self._known:
+            self._known[key] = self._outcome(tried)
+        found = self._known[key]
+        return found.contradicted if self.strict and found.refused is None else found.refused
+
+    def _outcome(self, sizes: Sizes) -> "_Outcome":
+        if input_bytes(self.contract, sizes) > self._most_bytes():
+            return _Outcome(
+                ModelError("the inputs must be small enough to be tried, got larger ones.")
+            )
+        found = _Outcome()
+        runs = False
+        for inputs in self._inputs(sizes):
             try:
-                self._check(self.run(inputs), tried)
+                outputs = self.run(inputs)
+                runs = True
+                self._check(outputs, sizes)
             except ModelError as error:
-                refused = error
+                found = _Outcome(None, error) if runs else _Outcome(error)
             else:
-                return None
-        return refused
+                return _Outcome()
+        return found
 
     def outputs(self, sizes: Sizes) -> list[Arrays]:
         """The outputs at these sizes, on each of the inputs on which the model runs."""
@@ -96,7 +122,7 @@ class Trials:
         Raises:
             ModelError: The outputs are such.
         """
-        for spec in self.contract.outputs if self.strict else ():
+        for spec in self.contract.outputs:
             got = outputs[spec.name].shape
             stated = [
                 sizes.get(axis, size) if isinstance(axis, str) else size
@@ -152,11 +178,11 @@ def with_least_sizes(contract: Contract, run: RunModel, examples: Arrays | None 
     Raises:
         ModelError: The model runs at none of the sizes that were tried.
     """
+    trials = Trials(contract, run, examples, strict=True)
     try:
-        trials = Trials(contract, run, examples, strict=True)
         bases = _bases(trials)
     except ModelError:  # a graph may state other outputs than it has
-        trials = Trials(contract, run, examples)
+        trials = replace(trials, strict=False)
         bases = _bases(trials)
     if all(size == 1 for size in bases[0].values()):
         return contract
@@ -189,7 +215,13 @@ def _bases(trials: Trials) -> list[dict[str, int]]:
     most = MOST_LEAST_SIZE if free else 1
     drawn = [rows | dict.fromkeys(free, size) for size in range(1, most + 1)]
     drawn += [dict.fromkeys(axes, size) for size in range(2, MOST_ROWS + 1) if rows]
-    together = next((sizes for sizes in drawn if trials.takes(sizes)), None)
+    together = None
+    for sizes in drawn:
+        if trials.examples is not None and time.monotonic() > trials.deadline:
+            break
+        if trials.takes(sizes):
+            together = sizes
+            break
     if together is not None:
         beside = [{axis: 2 * size for axis, size in together.items()} | rows]
         return [together, *beside, rows | dict.fromkeys(free, MOST_LEAST_SIZE)]

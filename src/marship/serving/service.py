@@ -94,9 +94,9 @@ class Service:
         self.session = self._open(settings)
         allow = bool(section.get("allow_non_finite", False))
         self._takes_nan = allow or any(spec.takes_missing for spec in self.contract.inputs)
-        self._batcher = Batcher(
-            self.contract, self.session.run, allow, self.joins(), self.session.sample
-        )
+        # only where a client sends the tensors themselves are refused ones its fault
+        sample = self.session.sample if self._is_plain() and not self.streams else {}
+        self._batcher = Batcher(self.contract, self.session.run, allow, self.joins(), sample)
         most_rows = extent.most_rows(self.contract.outputs, self._max_response_bytes)
         self._reads_rows = self._is_plain() and rows.fits(self.contract) and most_rows is not None
         self._most_rows = (most_rows or 0) if self.contract.batch_axis else 0
@@ -173,8 +173,8 @@ class Service:
             length,
             allow_non_finite=self._takes_nan,
         )
-        first = message.inputs[self.contract.inputs[0].name]
-        if not first.ndim or len(first) > self._most_rows:
+        first = next(iter(message.inputs.values()), None)  # a model may have no inputs
+        if first is None or not first.ndim or len(first) > self._most_rows:
             stated = extent.stated(self.contract, message.inputs)
             codec.check_size(message, stated, self._max_response_bytes)
         return message.inputs, message

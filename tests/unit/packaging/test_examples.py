@@ -7,7 +7,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from typer.testing import CliRunner
 
+from marship.cli.app import app
 from marship.contract import Arrays, Contract, read_golden
 from marship.errors import DataError, MarshipError, ModelError, UsageError
 from marship.packaging import examples
@@ -116,6 +118,19 @@ def test_an_example_gives_the_sizes(tmp_path: Path, write: Write) -> None:
     assert {len(case["sound"]) for case in golden(mar)} == {1, 2, 7}
     own = {row.tobytes() for row in sounds(2, 1000)}
     assert not own & {row.tobytes() for case in golden(mar) for row in case["sound"]}
+
+
+def test_the_command_takes_an_example_and_inspect_shows_the_sizes(tmp_path: Path) -> None:
+    """As flags and tables; without the example one line says what is missing."""
+    source = listener(tmp_path / "listener.onnx", KERNEL)
+    run, words = CliRunner().invoke, ["package", str(source), "--model-store", str(tmp_path)]
+    failed = run(app, words)
+    assert failed.exit_code == 1
+    packs = run(app, [*words, "--example", str(write_npz(tmp_path))])
+    assert packs.exit_code == 0, packs.output
+    shown = run(app, ["inspect", str(tmp_path / "listener.mar")]).output
+    assert f"length at least {KERNEL}" in shown
+    assert "example.npz" in shown
 
 
 def test_real_golden_cases_are_rows_of_the_example(tmp_path: Path) -> None:

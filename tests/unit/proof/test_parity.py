@@ -191,3 +191,30 @@ def test_random_values_of_few_examples_hold_no_ties() -> None:
         drawn = draw_random(contract(y, inputs=(x,)), seen, {"n": 27}, seed).inputs["x"]
         assert np.abs(drawn).max() <= 1
         assert all(len(set(row)) == 5 for row in drawn.tolist())
+
+
+CODES = "[ONNXRuntimeError] : 1 : FAIL : "
+PLACE = "/onnxruntime_src/onnxruntime/core/providers/cpu/math"
+
+
+@pytest.mark.parametrize(
+    ("operator", "text", "told"),
+    [
+        ("Add", f"{PLACE}/a.h:5 void onnxruntime::B::Append(long, long) 16 by 17", "Add: 16 by 17"),
+        ("Div", "element_wise_ops.cc:703 Compute Integer division", "Div: Integer division"),
+        ("STFT", f"{PLACE}/d.cc:9 static int f(A*, bool) [with T = float] a <= b", "STFT: a <= b"),
+        ("Cos", f"{CODES}tensor.cc:57 Size Tensor shape must be", "Cos: Tensor shape must be"),
+        ("", "Got invalid dimensions for: x\n index: 0 Got: 3", "Got invalid dimensions for: x"),
+        ("", "", "RuntimeError"),
+    ],
+)
+def test_the_reason_of_onnx_runtime_is_one_line_without_its_source_files(
+    operator: str, text: str, told: str
+) -> None:
+    """Its operator and its words; codes, node names and signatures tell a user nothing."""
+    if operator:
+        node = f"Non-zero status code returned while running {operator} node. Name:'/a/b'"
+        text = f"{CODES}{node} Status Message: {text}"
+    wrapped = ModelError("m.onnx must run")
+    wrapped.__cause__ = RuntimeError(text)
+    assert parity.reason(wrapped) == told

@@ -16,8 +16,8 @@ def plain(array: Array) -> Any:  # noqa: ANN401  what orjson takes
     """The array, or nested lists if orjson does not support its type."""
     if array.dtype.kind in "OU":
         return array.tolist()
-    if array.ndim == 0:
-        return array[()]
+    if array.ndim == 0:  # orjson knows no numpy.longlong, and writes float32 in fewer digits
+        return array[()] if array.dtype.kind == "f" else array.item()
     if array.dtype.char == "e":  # its name is made anew each time
         return array.astype("float32", order="C")
     return array if array.flags.c_contiguous else array.copy(order="C")

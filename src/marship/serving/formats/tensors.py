@@ -52,7 +52,7 @@ def _numbers(array: Array, spec: TensorSpec) -> Array:
             raise _wrong_type(array, spec)
         array = array.astype(want)
     # in untrusted data a byte other than 0 and 1 is an invalid bool in C++
-    return array.view(np.uint8) != 0 if want.kind == "b" else array
+    return np.asarray(array.view(np.uint8) != 0) if want.kind == "b" else array
 
 
 def _texts(array: Array, spec: TensorSpec) -> Array:

@@ -12,6 +12,7 @@ import tracemalloc
 import zlib
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from gateways import Gateway
 from marship.engines.gateway import server, statuses, wire
 from marship.engines.gateway.messages import kind
 from marship.engines.gateway.upstream import Upstream, UpstreamResponse
+from marship.serving.hosts.direct import routes
 
 Code = grpc.StatusCode
 TOKEN = "x" * 20
@@ -116,6 +118,19 @@ def test_health_and_metadata(client: triton.InferenceServerClient, place: Place)
     assert (taken.name, taken.datatype, list(taken.shape)) == ("input", "FP32", [-1, 10])
     assert (given.name, given.datatype, list(given.shape)) == ("output", "FP32", [-1, 1])
     assert list(found.versions) == ["1.0"]
+
+
+def test_metadata_of_axes_that_are_multiples(
+    place: Place, client: triton.InferenceServerClient, diabetes: Path
+) -> None:
+    """HTTP has them as parameters, for which gRPC's message has no place."""
+    loaded = service(diabetes)
+    loaded.contract = replace(loaded.contract, steps={"batch": 2})
+    place.add(loaded)
+    place.follow(m=("1.0",))
+    told = json.loads(routes.metadata("m", ["1.0"], loaded.contract).body)
+    assert told["parameters"] == {"steps": {"batch": 2}}
+    assert client.get_model_metadata("m").inputs[0].name == "input"
 
 
 def test_all_datatypes(place: Place, client: triton.InferenceServerClient, echoes: Any) -> None:
