@@ -71,3 +71,41 @@ def centring(path: Path) -> Path:
         [axis],
     )
     return write_model(path, graph)
+
+
+def labels(path: Path) -> Path:
+    """Text in and out, and numbers from text: words of ai.onnx.ml, upper case, joined.
+
+    `word` (n, 1) to `upper` (n,), in upper case; to `joined` (n, 1), with `mark` (n, 1) behind it;
+    to `number` (n, 1), int64: 1 for "red", 2 for "grün", else -1.
+    """
+    nodes = [
+        helper.make_node("Reshape", ["word", "flat"], ["row"]),
+        helper.make_node("StringNormalizer", ["row"], ["upper"], case_change_action="UPPER",
+                         locale="C.UTF-8"),
+        helper.make_node("StringConcat", ["word", "mark"], ["joined"]),
+        helper.make_node("LabelEncoder", ["word"], ["number"], domain="ai.onnx.ml",
+                         keys_strings=["red", "grün"], values_int64s=[1, 2], default_int64=-1),
+    ]  # fmt: skip
+    text, whole = TensorProto.STRING, TensorProto.INT64
+    graph = helper.make_graph(
+        nodes,
+        "labels",
+        [helper.make_tensor_value_info(name, text, ["n", 1]) for name in ("word", "mark")],
+        [
+            helper.make_tensor_value_info("upper", text, ["n"]),
+            helper.make_tensor_value_info("joined", text, ["n", 1]),
+            helper.make_tensor_value_info("number", whole, ["n", 1]),
+        ],
+        [numpy_helper.from_array(np.array([-1]), "flat")],
+    )
+    sets = [helper.make_opsetid("", OPSET), helper.make_opsetid("ai.onnx.ml", 4)]
+    onnx.save(helper.make_model(graph, opset_imports=sets, ir_version=IR_VERSION), path)
+    return path
+
+
+def same_text(path: Path) -> Path:
+    """`y = x` for text of shape (n, 1)."""
+    values = [helper.make_tensor_value_info(n, TensorProto.STRING, ["n", 1]) for n in ("x", "y")]
+    node = helper.make_node("Identity", ["x"], ["y"])
+    return write_model(path, helper.make_graph([node], "same", values[:1], values[1:]))

@@ -22,6 +22,7 @@ from typing import Any, BinaryIO, get_args, get_origin, get_type_hints
 import numpy as np
 import numpy.typing as npt
 
+from marship import strings
 from marship.errors import ModelError
 
 Array = npt.NDArray[Any]
@@ -43,8 +44,6 @@ _MOST_SIZE = 1 << 62
 _DTYPES = {"str", "bool", "float16", "float32", "float64"} | {
     f"{kind}{bits}" for kind in ("int", "uint") for bits in (8, 16, 32, 64)
 }
-
-
 SMALL, LARGE = 0.1, 100.0
 """Outputs that are nowhere larger than the first get a smaller `atol`, in proportion; those that go
 beyond the second a larger one: float32 is off by a millionth of its largest terms."""
@@ -163,8 +162,7 @@ class Contract:
         outputs: In the graph's order.
         files: The ONNX file and then those of its external data, all in one folder.
         digest: SHA-256 over the bytes of `files`, in hexadecimal.
-        opset: Version of the default ONNX operator set; 0 if the file uses none of it, as a tree
-            model of ai.onnx.ml alone.
+        opset: Version of the default ONNX operator set; 0 if the file uses others only.
         batch_axis: Name of the first axis that all inputs and outputs share, if rows were
             proven independent; None if requests must not be batched.
         bounds: Smallest and largest size of each variable axis, by name; None is unbounded.
@@ -317,12 +315,13 @@ class GoldenCase:
 
 
 def write_golden(target: Path | BinaryIO, cases: Sequence[GoldenCase]) -> None:
-    """Write cases as an npz with keys `<index>/in/<name>` and `<index>/out/<name>`."""
+    """Write cases as an npz with keys `<index>/in/<name>`, `<index>/out/<name>`; see `strings`."""
     arrays = {
-        f"{index}/{side}/{name}": array
+        f"{index}/{side}{part}/{name}": stored
         for index, case in enumerate(cases)
         for side, tensors in (("in", case.inputs), ("out", case.outputs))
         for name, array in tensors.items()
+        for part, stored in strings.stored(array)
     }
     with target.open("wb") if isinstance(target, Path) else nullcontext(target) as file:
         np.savez_compressed(file, **arrays)  # type: ignore[arg-type]  # its stub takes no mapping
@@ -342,9 +341,14 @@ def read_golden(source: Path | BinaryIO) -> list[GoldenCase]:
                 raise ValueError(f"{size_bytes:,} bytes, where {MOST_GOLDEN_BYTES:,} are allowed")
             for key in arrays.files:
                 index, side, name = key.split("/", 2)
+                if side.endswith(strings.LENGTHS):  # read with the text
+                    continue
                 case = cases.setdefault(int(index), GoldenCase({}, {}))
-                if not isinstance(array := arrays[key], np.ndarray):  # NumPy gives the bytes
-                    raise TypeError(f"{key} that is no array")
+                array = _plain(arrays, key)
+                if side.endswith(strings.TEXT):
+                    side = side.removesuffix(strings.TEXT)
+                    lengths = _plain(arrays, f"{index}/{side}{strings.LENGTHS}/{name}")
+                    array = strings.joined(array, lengths)
                 (case.inputs if side == "in" else case.outputs)[name] = array
     except NPZ_FAULTS as error:
         # NumPy advises to load pickles where a file is no npz: nobody must
@@ -353,6 +357,12 @@ def read_golden(source: Path | BinaryIO) -> list[GoldenCase]:
             f"{GOLDEN_FILE} must hold golden cases, got {got}. Package the model again."
         ) from error
     return [cases[index] for index in sorted(cases)]
+
+
+def _plain(arrays: Mapping[str, Array], key: str) -> Array:
+    if not isinstance(array := arrays[key], np.ndarray):  # NumPy gives the bytes
+        raise TypeError(f"{key} that is no array")
+    return array
 
 
 def largest_difference(got: Arrays, want: Arrays) -> tuple[float, float]:

@@ -101,6 +101,37 @@ def test_golden_cases_survive_npz(tmp_path: Path) -> None:
         np.testing.assert_array_equal(case.outputs["y"], want.outputs["y"])
 
 
+ANY_TEXT = st.text() | st.sampled_from(["", "\0", "a\0\0", "\0a", "𝄞\U0010ffff", "ä" * 70_000])
+
+
+@given(texts=st.lists(ANY_TEXT, max_size=6), columns=st.sampled_from([None, 1]))
+def test_any_text_survives_npz(texts: list[str], columns: int | None) -> None:
+    """Without pickle: empty, long, with NUL at its end, beyond the first plane of Unicode."""
+    array = np.array([*texts, None], dtype=object)[:-1]
+    array = array if columns is None else array.reshape(-1, columns)
+    file = io.BytesIO()
+    write_golden(file, [GoldenCase({"x/y": array, "n": np.arange(2)}, {"x/y": array[::-1]})])
+    file.seek(0)
+    (found,) = read_golden(file)
+    assert found.inputs["x/y"].dtype == object
+    assert found.inputs["x/y"].shape == array.shape
+    assert found.inputs["x/y"].tolist() == array.tolist()
+    assert found.outputs["x/y"].tolist() == array[::-1].tolist()
+    assert found.inputs["n"].tolist() == [0, 1]
+    assert agree(found.inputs, {"x/y": array}, Tolerance())
+
+
+@pytest.mark.parametrize("lengths", [[1, 1], [-1, 4], [3.0], [2, 1]])
+def test_text_that_is_not_whole_is_a_model_error(lengths: list[float]) -> None:
+    """Lengths that are not those of the bytes, or cut a letter in two."""
+    file = io.BytesIO()
+    data = np.frombuffer("aä".encode(), np.uint8)
+    np.savez(file, **{"0/in.text/x": data, "0/in.lengths/x": np.array(lengths)})
+    file.seek(0)
+    with pytest.raises(ModelError, match="golden"):
+        read_golden(file)
+
+
 @pytest.mark.parametrize("content", [None, b"", b"damaged", b"PK\x03\x04"])
 def test_damaged_golden_cases_are_a_model_error(tmp_path: Path, content: bytes | None) -> None:
     """A missing file, too."""

@@ -159,7 +159,8 @@ def objection(
         got = run(case.inputs)
         for name, want in case.outputs.items():
             if want.dtype.kind not in "fc" and not np.array_equal(got[name], want):
-                return f"output {name} of whole numbers differs from PyTorch's"
+                kind = "text" if want.dtype.kind in "OU" else "whole numbers"
+                return f"output {name} of {kind} differs from PyTorch's"
     found = parity.row_influence(contract, run, examples) if contract.batch_axis else None
     if found is not None and not found.agrees:
         first, *more = str(found.reason).split("; ")

@@ -188,8 +188,9 @@ def _rows(path: Path, contract: Contract) -> Arrays:
     arrays = read_rows(path)
     for spec in contract.inputs:
         found = arrays.get(spec.name)
-        if found is None or found.ndim != len(spec.shape) or str(found.dtype) != spec.dtype:
-            got = "none" if found is None else f"{found.dtype}{list(found.shape)}"
+        dtype = "none" if found is None else str(found.dtype).replace("object", "str")
+        if found is None or found.ndim != len(spec.shape) or dtype != spec.dtype:
+            got = dtype if found is None else f"{dtype}{list(found.shape)}"
             raise DataError(f"{path} must hold {spec}, got {got}. Write it as the model takes it.")
     return arrays
 

@@ -59,8 +59,13 @@ def read_rows(path: Path) -> Arrays:
 
 
 def _array(name: str, value: object) -> Array:
+    """The array in native byte order; text as objects, as ONNX Runtime takes it."""
     if not isinstance(value, np.ndarray):  # NumPy returns bytes for files that are not arrays
         raise TypeError(f"{name!r} that is no array")
+    if value.dtype.kind == "S":
+        value = np.char.decode(value, "utf-8")
+    if value.dtype.kind == "U":
+        return value.astype(object)
     return value.astype(
         value.dtype.newbyteorder("="), copy=False
     )  # PyTorch supports native byte order only

@@ -6,6 +6,7 @@ examples are the range of numbers, and the values of inputs with few distinct on
 of 1 to 5. Real rows are only used on request.
 """
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -138,18 +139,26 @@ class _Drawer:
         if self.spec.value_range is not None:
             return random_index(self.spec, shape, self.generator)
         kept = self._kept()
+        if self.spec.dtype == "str" and not self._is_categorical(kept):
+            return self._words(shape)
         if kept is None:
             sizes = {name: size for name, size in zip(self.spec.shape, shape, strict=True)
                      if isinstance(name, str)}  # fmt: skip
             return random_input(self.spec, sizes, int(self.generator.integers(1 << 31)))
-        categories = np.unique(kept)
-        if len(categories) <= min(MOST_CATEGORIES, kept.size // LEAST_REPEATS):
-            return self.generator.choice(categories, shape)
-        if kept.dtype.kind in "OSU":
-            return self.generator.choice(np.asarray(WORDS, dtype=object), shape)
+        if self._is_categorical(kept):
+            return self.generator.choice(np.unique(kept), shape)
         if kept.dtype.kind == "b":
             return self.generator.integers(0, 2, shape).astype(bool)
         return self._numbers(kept, shape)
+
+    def _is_categorical(self, kept: Array | None) -> bool:
+        if kept is None:
+            return False
+        return len(np.unique(kept)) <= min(MOST_CATEGORIES, kept.size // LEAST_REPEATS)
+
+    def _words(self, shape: Sequence[int]) -> Array:
+        words = self.generator.choice(np.asarray(WORDS, dtype=object), math.prod(shape))
+        return words.reshape(shape)
 
     def _kept(self) -> Array | None:
         """The examples without padding and without non-finite values; None if none is left."""

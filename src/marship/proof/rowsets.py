@@ -4,6 +4,7 @@ A part is the smallest possible request: one row, or as many as the batch's lowe
 of a set differ from each other, since equal rows prove nothing.
 """
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -175,7 +176,7 @@ class RowDrawer:
         seen = None if self.examples is None else self.examples[spec.name].ravel()
         if spec.dtype == "str":
             words = np.asarray(WORDS if seen is None or seen.size == 0 else seen, dtype=object)
-            return self.generator.choice(words, shape)
+            return self.generator.choice(words, math.prod(shape)).reshape(shape)
         if spec.dtype == "bool":
             share = {"flat": float(look.scale > 0)}.get(look.kind, 0.1 if look.scale < 1 else 0.5)
             return self.generator.random(shape) < share

@@ -302,7 +302,7 @@ def encode(  # noqa: PLR0913, PLR0917  the facts of a response
                 f"npy must be requested from a model with one output, got {len(outputs)} outputs. "
                 "Send JSON."
             )
-        return Reply(write_npy(next(iter(outputs.values()))), NPY_TYPE)
+        return Reply(write_npy(_npy_texts(next(iter(outputs.values())), limit_bytes)), NPY_TYPE)
     if message.form is BodyFormat.KSERVE:
         body, length = kserve.encode(outputs, message.requested, model, version, limit_bytes)
         if length is None:
@@ -334,6 +334,26 @@ def _dump_words(array: Array, limit_bytes: int) -> bytes:
     words = [json.dumps(value).encode() for value in array[~np.isfinite(array)].tolist()]
     first, *rest = text.split(b"null")
     return first + b"".join(word + part for word, part in zip(words, rest, strict=True))
+
+
+def _npy_texts(array: Array, limit_bytes: int) -> Array:
+    """Strings as NumPy's fixed-width text, in which each is as wide as the longest; else the array.
+
+    Raises:
+        InvalidInputError: A string ends with NUL, which NumPy would cut off.
+        TooLargeError: The array would be larger than the limit.
+    """
+    if array.dtype.kind != "O":
+        return array
+    texts = [str(text) for text in array.flat]
+    if any(text.endswith("\0") for text in texts):
+        raise InvalidInputError(
+            "npy must be requested for text that does not end with NUL, got one that does. "
+            "Send JSON."
+        )
+    width = max(map(len, texts), default=0)
+    extent.check(4 * width * len(texts), limit_bytes)
+    return np.array(texts, dtype=f"<U{max(width, 1)}").reshape(array.shape)
 
 
 def write_npy(array: Array) -> bytes:

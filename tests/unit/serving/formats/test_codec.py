@@ -3,6 +3,7 @@
 import gzip
 import json
 import zlib
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,7 +13,13 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from marship.contract import ColumnRange, Contract, TensorSpec
-from marship.errors import InvalidInputError, MalformedError, RequestError, UnsupportedMediaError
+from marship.errors import (
+    InvalidInputError,
+    MalformedError,
+    RequestError,
+    TooLargeError,
+    UnsupportedMediaError,
+)
 from marship.serving.formats import codec, forms
 from marship.serving.formats.codec import BodyFormat
 from marship.serving.formats.tensors import outside
@@ -292,6 +299,43 @@ def test_values_at_the_edges_of_a_type_are_kept(dtype: str, values: list[float])
     spec = TensorSpec("input", dtype, ("batch",))
     found = codec.decode(json.dumps(values).encode(), "", contract(spec)).inputs["input"]
     assert found.tobytes() == np.array(values, dtype).tobytes()
+
+
+@pytest.mark.parametrize("words", [["", "ä", "𝄞x"], [""], [], ["\0a"]])
+def test_text_is_written_as_npy(words: list[str]) -> None:
+    """As wide as the longest; the same text is read from it."""
+    message = codec.Message({}, BodyFormat.NPY)
+    array = np.array([*words, None], dtype=object)[:-1]
+    reply = codec.encode({"y": array}, message, "m", "1")
+    assert codec.read_npy(reply.body).tolist() == words
+
+
+def test_text_that_npy_would_change_is_refused() -> None:
+    """NumPy cuts NUL off; and one long text makes all others as wide."""
+    message = codec.Message({}, BodyFormat.NPY)
+    for words, error in ((["a\0"], InvalidInputError), (["a"] * 999 + ["b" * 999], TooLargeError)):
+        with pytest.raises(error):
+            codec.encode({"y": np.array(words, dtype=object)}, message, "m", "1", 1 << 20)
+
+
+def test_whole_numbers_over_2_to_the_63_are_exact() -> None:
+    """Beside small ones, in every JSON format, there and back."""
+    spec = TensorSpec("x", "uint64", ("n", 2))
+    contract = Contract((spec,), (replace(spec, name="y"),), ("m.onnx",), "", 20)
+    rows = [[0, 2**64 - 1], [2**63, 2**53 + 1], [2**63 - 1, 1]]
+    flat = [value for row in rows for value in row]
+    entry = {"name": "x", "datatype": "UINT64", "shape": [3, 2], "data": flat}
+    for value in (rows, {"x": rows}, {"inputs": [entry]}):
+        message = codec.decode(json.dumps(value).encode(), "application/json", contract)
+        found = message.inputs["x"].reshape(3, 2)
+        assert (found.dtype, found.tolist()) == (np.uint64, rows)
+        body = json.loads(codec.encode({"y": found}, message, "m", "1").body)
+        if isinstance(body, dict):
+            body = body["y"] if "y" in body else body["outputs"][0]["data"]
+        assert body in (rows, flat)
+    for wrong in (2**64, -1, 1.5, True):
+        with pytest.raises(InvalidInputError, match="x must hold values of type uint64"):
+            codec.decode(json.dumps([[1, wrong]]).encode(), "application/json", contract)
 
 
 def test_npy_of_several_outputs_is_refused() -> None:

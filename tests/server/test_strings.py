@@ -1,0 +1,100 @@
+"""Models with text in and out, packed from ONNX files and served by TorchServe."""
+
+import io
+import struct
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import orjson
+import pytest
+import requests
+
+from marship import Client, PackageSettings, package
+from marship.engines.torchserve.server import Server
+from marship.errors import RequestError
+from marship.operate.replay import replay
+from marship.serving.formats.codec import JSON_TYPE, NPY_TYPE, OCTETS_TYPE
+from marship.trust import archive
+from models import labels, same_text
+from posting import endpoint
+
+WORDS = ["", "red", "grün", "a\0b\0", "𝄞 \U0010ffff", "x" * 100_000, "line\nend", "Z"]
+
+
+@pytest.fixture(scope="module")
+def served(store: Path, client: Client, tmp_path_factory: pytest.TempPathFactory) -> Client:
+    """Both models, registered with batches."""
+    folder = tmp_path_factory.mktemp("text")
+    for name, made in (("labels", labels), ("same-text", same_text)):
+        settings = PackageSettings(model_store=store, name=name, profile="throughput")
+        client.register(package(made(folder / f"{name}.onnx"), settings).name)
+    return client
+
+
+def test_golden_cases_with_text_are_replayed(served: Client, store: Path) -> None:
+    """By the worker as it loads, and through the endpoint."""
+    for name in ("labels", "same-text"):
+        found = archive.read(store / f"{name}.mar")
+        assert found.contract is not None
+        assert found.contract.batch_axis == "n"
+        assert replay(served, found, name).replayed == 3
+
+
+def test_json_in_and_out(served: Client) -> None:
+    """Named and bare, several requests at a time."""
+    rows = [[word] for word in WORDS]
+    assert served.predict("same-text", rows) == rows
+    ask = {"word": [["red"], ["grün"], ["blue"]], "mark": [["!"], [""], ["\0"]]}
+    want = {"upper": ["RED", "GRÜN", "BLUE"], "joined": [["red!"], ["grün"], ["blue\0"]]}
+    assert served.predict("labels", ask) == want | {"number": [[1], [2], [-1]]}
+    with ThreadPoolExecutor(8) as pool:
+        found = list(pool.map(lambda word: served.predict("same-text", [[word]]), WORDS * 4))
+    assert found == [[[word]] for word in WORDS * 4]
+
+
+def raw(words: list[str]) -> bytes:
+    """KServe's BYTES: each string after its length."""
+    texts = [word.encode() for word in words]
+    return b"".join(struct.pack("<I", len(text)) + text for text in texts)
+
+
+@pytest.mark.usefixtures("served")
+@pytest.mark.parametrize("is_raw", [False, True])
+def test_kserve_bytes(running: Server, *, is_raw: bool) -> None:
+    """As JSON and as raw tensors, in and out."""
+    shape = [len(WORDS), 1]
+    entry: dict[str, Any] = {"name": "x", "datatype": "BYTES", "shape": shape}
+    tail = raw(WORDS) if is_raw else b""
+    entry |= {"parameters": {"binary_data_size": len(tail)}} if is_raw else {"data": WORDS}
+    ask = {"inputs": [entry], "parameters": {"binary_data_output": is_raw}}
+    head = orjson.dumps(ask)
+    url, headers = endpoint(running, "same-text")
+    more = {"Inference-Header-Content-Length": str(len(head))} if is_raw else {}
+    kind = {"Content-Type": OCTETS_TYPE if is_raw else JSON_TYPE}
+    response = requests.post(url, head + tail, headers=headers | more | kind, timeout=60)
+    body = response.content
+    assert response.status_code == 200, body
+    length = int(response.headers["Inference-Header-Content-Length"]) if is_raw else len(body)
+    (output,) = orjson.loads(body[:length])["outputs"]
+    assert (output["datatype"], output["shape"]) == ("BYTES", shape)
+    assert body[length:] == tail if is_raw else output["data"] == WORDS
+
+
+@pytest.mark.parametrize("kind", ["U", "S"])
+def test_npy(served: Client, kind: str) -> None:
+    """Text and UTF-8 bytes of fixed width; the response is text."""
+    words = [word for word in WORDS if not word.endswith("\0")]
+    array = np.array([[word] for word in words])
+    file = io.BytesIO()
+    np.save(file, array if kind == "U" else np.char.encode(array, "utf-8"))
+    found = served.predict("same-text", file.getvalue(), content_type=NPY_TYPE)
+    assert found.tolist() == array.tolist()
+
+
+def test_what_is_no_text_is_refused(served: Client) -> None:
+    """Numbers, uneven lists, another shape."""
+    for value in ([[1]], [["a"], ["b", "c"]], ["a"], [[None]]):
+        with pytest.raises(RequestError, match="x must"):
+            served.predict("same-text", value)
