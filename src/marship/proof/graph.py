@@ -3,7 +3,7 @@
 Nothing here runs the model.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -34,7 +34,7 @@ _DTYPES: dict[int, str] = {
 }
 
 
-_NO_NAMES = ("", "?", "-1", "None")
+_NAMELESS = ("", "?", "-1", "None")
 
 
 def read(path: Path, *, weights: bool = False) -> onnx.ModelProto:
@@ -118,8 +118,14 @@ def contract_of(
     pads, names = dict(pad_values or {}), dict(labels or {})
     stored = {initializer.name for initializer in model.graph.initializer}
     ranges = index_ranges(model)
+    values = (*model.graph.input, *model.graph.output)
+    taken = {axis.dim_param for value in values for axis in value.type.tensor_type.shape.dim}
+    outputs = tuple(
+        replace(_spec("output", value, taken), labels=names.get(value.name, ()))
+        for value in model.graph.output
+    )
     inputs = tuple(
-        replace(ranges.stated(_spec(value)), pad_value=pads.get(value.name))
+        replace(ranges.stated(_spec("input", value, taken)), pad_value=pads.get(value.name))
         for value in model.graph.input
         if value.name not in stored
     )
@@ -127,9 +133,7 @@ def contract_of(
     files = (path, *external_files(path).values())
     return Contract(
         inputs=inputs,
-        outputs=tuple(
-            replace(_spec(value), labels=names.get(value.name, ())) for value in model.graph.output
-        ),
+        outputs=outputs,
         files=tuple(file.name for file in files),
         digest=digest_files(*files),
         opset=next(versions, 0),
@@ -165,26 +169,72 @@ def quantizes(path: Path) -> bool:
     return operators.quantizes(onnx.load(str(path), load_external_data=False))
 
 
-def _spec(value: onnx.ValueInfoProto) -> TensorSpec:
+def _spec(side: str, value: onnx.ValueInfoProto, taken: Collection[str]) -> TensorSpec:
+    """A tensor; an axis without a size and a name gets a name of its own, `input_0`."""
     tensor = value.type.tensor_type
-    if tensor.elem_type not in _DTYPES or not tensor.HasField("shape"):
+    if tensor.elem_type not in _DTYPES:
         raise ModelError(
-            f"{value.name} must be a tensor of known rank and of a type that NumPy has, "
-            f"got {value.type.WhichOneof('value')} of type {tensor.elem_type}."
+            f"{side} {value.name} must be a tensor of a type that NumPy has, got "
+            f"{_in_words(value.type)}. {_advice(value.type)}"
         )
-    sizes = [_size(axis) for axis in tensor.shape.dim]
-    shape = tuple(f"{value.name}_{i}" if n is None else n for i, n in enumerate(sizes))
+    if not tensor.HasField("shape"):
+        raise ModelError(
+            f"{side} {value.name} must be a tensor of known rank, got {_in_words(value.type)} "
+            "without a shape. State its axes in the file, those of variable size by a name."
+        )
+    shape = tuple(
+        _axis(axis, f"{value.name}_{i}", taken) for i, axis in enumerate(tensor.shape.dim)
+    )
     return TensorSpec(value.name, _DTYPES[tensor.elem_type], shape)
 
 
-def _size(axis: onnx.TensorShapeProto.Dimension) -> int | str | None:
-    """An axis's size or name; None for one of any size without a name of its own.
+def _in_words(kind: onnx.TypeProto) -> str:
+    """A type as ONNX's own texts write it: `sequence(map(int64, float))`."""
+    form = kind.WhichOneof("value")
+    if form == "tensor_type":
+        return f"tensor({_element(kind.tensor_type.elem_type)})"
+    if form == "sparse_tensor_type":
+        return f"sparse_tensor({_element(kind.sparse_tensor_type.elem_type)})"
+    if form == "sequence_type":
+        return f"sequence({_in_words(kind.sequence_type.elem_type)})"
+    if form == "optional_type":
+        return f"optional({_in_words(kind.optional_type.elem_type)})"
+    if form == "map_type":
+        key, held = kind.map_type.key_type, kind.map_type.value_type
+        is_number = held.WhichOneof("value") == "tensor_type"
+        value = _element(held.tensor_type.elem_type) if is_number else _in_words(held)
+        return f"map({_element(key)}, {value})"
+    return "no type"
 
-    Paddle calls all of them `?` or -1.
-    """
-    if axis.HasField("dim_value"):
-        return axis.dim_value if axis.dim_value >= 0 else None
-    return None if axis.dim_param in _NO_NAMES else axis.dim_param
+
+def _element(number: int) -> str:
+    known = {value: name.lower() for name, value in TensorProto.DataType.items()}
+    return known.get(number, f"type {number}")
+
+
+def _advice(kind: onnx.TypeProto) -> str:
+    """What to do about a type that is refused."""
+    form = kind.WhichOneof("value")
+    if form == "tensor_type" and _element(kind.tensor_type.elem_type).startswith("complex"):
+        return "Take or give its real and its imaginary part as two tensors."
+    if form == "tensor_type":
+        return "Cast it in the model, which then takes or gives float32 or int32."
+    if form == "optional_type":
+        return "Make it a tensor that is always there."
+    if form == "sparse_tensor_type":
+        return "Make it a dense tensor."
+    return "Give each of its tensors a name of its own, or join them into one."
+
+
+def _axis(axis: onnx.TensorShapeProto.Dimension, own: str, taken: Collection[str]) -> int | str:
+    """The size, or the name: tf2onnx and Paddle state -1 or `?` for a size that varies."""
+    if axis.HasField("dim_value") and axis.dim_value >= 0:
+        return axis.dim_value
+    if axis.dim_param.strip() not in _NAMELESS:
+        return axis.dim_param
+    while own in taken:
+        own += "_"
+    return own
 
 
 def random_input(spec: TensorSpec, sizes: Mapping[str, int], seed: int) -> Array:

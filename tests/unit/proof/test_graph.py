@@ -127,6 +127,69 @@ def test_random_inputs_have_the_stated_type_and_shape(dtype: str) -> None:
     )
 
 
+def typed(kind: onnx.TypeProto) -> onnx.ValueInfoProto:
+    """A value `v` of a type."""
+    return helper.make_value_info("v", kind)
+
+
+def tensor(element: int, shape: list[str] | None = None) -> onnx.TypeProto:
+    """A tensor's type."""
+    return helper.make_tensor_type_proto(element, ["n"] if shape is None else shape)
+
+
+T = TensorProto
+REFUSED = {
+    **{
+        f"tensor({name.lower()})": (tensor(value), "Cast it in the model")
+        for name, value in T.DataType.items()
+        if name.startswith(("BFLOAT", "FLOAT8", "FLOAT4", "INT4", "UINT4", "INT2", "UINT2"))
+    },
+    "tensor(complex64)": (tensor(T.COMPLEX64), "two tensors"),
+    "tensor(complex128)": (tensor(T.COMPLEX128), "two tensors"),
+    "sequence(tensor(float))": (
+        helper.make_sequence_type_proto(tensor(T.FLOAT)),
+        "a name of its own",
+    ),
+    "sequence(map(string, float))": (
+        helper.make_sequence_type_proto(helper.make_map_type_proto(T.STRING, tensor(T.FLOAT))),
+        "a name of its own",
+    ),
+    "map(int64, float)": (helper.make_map_type_proto(T.INT64, tensor(T.FLOAT)), "a name"),
+    "optional(tensor(int64))": (helper.make_optional_type_proto(tensor(T.INT64)), "always there"),
+}
+
+
+@pytest.mark.parametrize("words", REFUSED)
+@pytest.mark.parametrize("side", ["input", "output"])
+def test_a_type_that_no_request_can_hold_is_refused_by_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: str, side: str
+) -> None:
+    """Input or output, its type in words, and what to do: in one line."""
+    kind, advice = REFUSED[words]
+    plain = helper.make_tensor_value_info("w", T.FLOAT, ["n"])
+    ends = ([typed(kind)], [plain]) if side == "input" else ([plain], [typed(kind)])
+    model = helper.make_model(helper.make_graph([], "g", *ends))
+    monkeypatch.setattr(graph, "read", lambda _: model)
+    with pytest.raises(ModelError) as caught:
+        graph.contract_of(tmp_path / "m.onnx")
+    assert str(caught.value).startswith(
+        f"{side} v must be a tensor of a type that NumPy has, got {words}. "
+    )
+    assert advice in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_tensor_without_a_rank_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A request's shape could not be checked."""
+    values = [helper.make_tensor_value_info(name, T.FLOAT, None) for name in "xy"]
+    model = helper.make_model(helper.make_graph([], "g", values[:1], values[1:]))
+    monkeypatch.setattr(graph, "read", lambda _: model)
+    with pytest.raises(ModelError, match=r"input x must be a tensor of known rank, got tensor\("):
+        graph.contract_of(tmp_path / "m.onnx")
+
+
 def test_random_text_is_text() -> None:
     """ONNX strings are Python strings in an array of objects."""
     found = graph.random_input(TensorSpec("x", "str", ("batch",)), {"batch": 2}, seed=0)
