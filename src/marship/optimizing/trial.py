@@ -86,11 +86,11 @@ def _report(progress: Progress, task: TaskID, name: str, line: str) -> None:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Suppress the quantizer's warnings and prints."""
+    """Suppress the warnings and prints of the quantizer, and of the sessions that it opens."""
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:
-        with warnings.catch_warnings(), redirect_stdout(io.StringIO()):
+        with parity.quiet_runtime(), warnings.catch_warnings(), redirect_stdout(io.StringIO()):
             warnings.simplefilter("ignore")
             yield
     finally:

@@ -7,7 +7,8 @@ and at several sizes of every variable axis.
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -50,6 +51,9 @@ THREADS, THREADS_MARGIN = (2, 4), 3.0
 
 SHARE_OF_ROWS = 0.5
 """Share of the time budget for all proofs of an export."""
+WARNING, FATAL = 2, 4
+"""Levels of ONNX Runtime's log (onnxruntime_c_api.h, OrtLoggingLevel): the first is its default.
+It writes to the terminal itself; what it says of an error comes in the exception, too."""
 
 
 def open_session(path: Path, threads: int = 1) -> Any:  # noqa: ANN401  onnxruntime ships no types
@@ -62,7 +66,7 @@ def open_session(path: Path, threads: int = 1) -> Any:  # noqa: ANN401  onnxrunt
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
-    options.log_severity_level = 3
+    options.log_severity_level = FATAL
     try:
         return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     except Exception as error:  # its exceptions have no common base class
@@ -70,6 +74,18 @@ def open_session(path: Path, threads: int = 1) -> Any:  # noqa: ANN401  onnxrunt
             f"{path.name} must load in ONNX Runtime, got: {first_line(error)}. "
             "Change the model, or export it with another opset."
         ) from error
+
+
+@contextmanager
+def quiet_runtime() -> Iterator[None]:
+    """Keep ONNX Runtime from writing to the terminal, in sessions that its own tools open, too."""
+    import onnxruntime
+
+    onnxruntime.set_default_logger_severity(FATAL)
+    try:
+        yield
+    finally:
+        onnxruntime.set_default_logger_severity(WARNING)  # it tells nobody what it was
 
 
 @dataclass(frozen=True, slots=True)

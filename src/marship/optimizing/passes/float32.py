@@ -10,7 +10,7 @@ about as fast to run.
 from pathlib import Path
 
 from marship.optimizing.source import ExportedModel, NotBuiltError
-from marship.proof.parity import first_line
+from marship.proof.parity import FATAL, first_line
 
 NAME = "float32"
 OUTSIDE_FROM_BYTES = 1024
@@ -25,7 +25,7 @@ def build(source: ExportedModel, target: Path) -> None:
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
+    options.log_severity_level = FATAL
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
     options.optimized_model_filepath = str(target)
     if source.has_outside_weights:
