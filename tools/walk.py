@@ -19,7 +19,17 @@ from types import FrameType
 
 import rooms
 
-GROUND = {"contract", "errors", "storage", "texts", "console", "settings", "profiles", "version"}
+GROUND = {
+    "contract",
+    "errors",
+    "strings",
+    "storage",
+    "texts",
+    "console",
+    "settings",
+    "profiles",
+    "version",
+}
 GROUND |= {"unversioned", "arguments", "__init__"}
 
 

@@ -110,7 +110,12 @@ def obstacle(contract: Contract) -> str:
     if axis is None:
         firsts = ", ".join(f"{spec.shape[0]} of {spec.name}" for spec in contract.inputs)
         return f"the inputs' first axes vary apart: {firsts}"
-    other = next((s for s in contract.outputs if s.shape[:1] != (axis,)), contract.outputs[0])
+    twice = next((s for s in (*contract.inputs, *contract.outputs) if axis in s.shape[1:]), None)
+    if twice is not None:
+        return f"{axis} is not the number of rows alone: {twice}"
+    other = next((s for s in contract.outputs if s.shape[:1] != (axis,)), None)
+    if other is None:
+        return "rows are not shown to be independent"
     return f"output {other} has no row for each row of the inputs, which are along {axis}"
 
 

@@ -113,8 +113,13 @@ def first_axis(contract: Contract) -> str | None:
 
 
 def shared_axis(contract: Contract) -> str | None:
-    """The variable first axis that all inputs and outputs share, if there is one."""
-    return _only_first([*contract.inputs, *contract.outputs])
+    """The variable first axis that all inputs and outputs share, if there is one.
+
+    It must stand for rows alone: of n texts of n tokens, joined requests would have other lengths.
+    """
+    specs = [*contract.inputs, *contract.outputs]
+    axis = _only_first(specs)
+    return None if any(axis in spec.shape[1:] for spec in specs) else axis
 
 
 def _only_first(specs: Sequence[TensorSpec]) -> str | None:

@@ -99,6 +99,28 @@ def test_two_networks_side_by_side_stay_in_one_batch(tmp_path: Path) -> None:
     assert proven(path).batch_axis == "n"
 
 
+def test_texts_and_their_length_under_one_name_are_told_apart(tmp_path: Path) -> None:
+    """Joined along an axis that is the length as well, requests would get values of nobody."""
+    b = Builder(np.random.default_rng(0))
+    y = b.op("Gather", b.constant(b.weights(50, 4)), "ids")
+    path = write(tmp_path / "m.onnx", b, [value("ids", ("N", "N"), TensorProto.INT64)],
+                 [value(y, ("N", "N", 4))])  # fmt: skip
+    found = proven(path)
+    assert shapes(found) == [("N", "ids_1"), ("N", "ids_1", 4)]
+    assert found.batch_axis == "N"
+
+
+def test_square_tables_are_not_joined(tmp_path: Path) -> None:
+    """Rows of a table that is as wide as it is high cannot be put under another's."""
+    b = Builder(np.random.default_rng(0))
+    y = b.op("Add", "x", b.op("Transpose", "x", perm=[1, 0]))
+    path = write(tmp_path / "m.onnx", b, [value("x", ("n", "n"))], [value(y, ("n", "n"))])
+    found = proven(path)
+    assert shapes(found) == [("n", "n"), ("n", "n")]
+    assert found.batch_axis is None
+    assert axes.obstacle(found) == "n is not the number of rows alone: x: float32[n, n]"
+
+
 def test_an_encoder_and_its_decoder_have_lengths_of_their_own(tmp_path: Path) -> None:
     """Tokens of one text and of the other, where the file states one length for both."""
     b = Builder(np.random.default_rng(0))
