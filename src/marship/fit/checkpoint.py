@@ -10,9 +10,7 @@ numbers, strings and lists, and never code. Its keys:
     data        the digest of the data
 """
 
-import pickle
 import random
-import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +19,7 @@ import torch
 from torch import nn
 
 from marship.errors import CheckpointError
+from marship.fit import torchfile, weights
 from marship.storage import replacing
 
 FORMAT = 1
@@ -44,7 +43,7 @@ def load(path: Path) -> dict[str, Any]:
     Raises:
         CheckpointError: The file is missing, corrupted, or not a checkpoint of marship.
     """
-    content = _read(path)
+    content = torchfile.read_weights(path)
     if not isinstance(content, dict) or set(content) != _KEYS:
         raise CheckpointError(
             f"{path} must be a checkpoint that marship wrote, got another file of PyTorch's. "
@@ -57,66 +56,35 @@ def load(path: Path) -> dict[str, Any]:
     return content
 
 
-def load_weights(path: Path, model: nn.Module) -> None:
+def load_weights(path: Path, model: nn.Module, key: str | None = None) -> str | None:
     """Load weights into `model`, in place.
 
     Args:
-        path: A checkpoint of marship, a state dict saved by `torch.save`, or a `.safetensors`
-            file.
+        path: A checkpoint of marship, weights of `torch.save` or `.safetensors`, the index of
+            their shards, or a folder that holds one of these; see `marship.fit.weights` for the
+            forms that are understood.
         model: The model; all names and shapes must match.
+        key: Which weights to take of a file with several that fit.
+
+    Returns:
+        What was taken, in one line, if it was not the whole file by its own names.
 
     Raises:
         CheckpointError: The file is missing or corrupted, or belongs to another model.
     """
-    weights = _read(path)
-    if isinstance(weights, dict) and set(weights) == _KEYS:
-        weights = weights["weights"]
-    if not isinstance(weights, dict) or not all(
-        isinstance(value, torch.Tensor) for value in weights.values()
-    ):
-        raise CheckpointError(
-            f"{path} must hold a state dict, got {type(weights).__name__}. "
-            "Save it with torch.save(model.state_dict(), path)."
-        )
+    content = torchfile.read_weights(path)
+    if isinstance(content, dict) and set(content) == _KEYS:
+        content = content["weights"]
+    fit = weights.chosen(content, model, path, key)
     try:
-        model.load_state_dict(weights)
+        model.load_state_dict({**fit.tensors, **fit.rest})  # it may know names of older versions
     except RuntimeError as error:
         reason = "; ".join(line.strip() for line in str(error).splitlines()[1:4])
         raise CheckpointError(
-            f"{path} must hold the weights of this {type(model).__name__}, got: {reason} "
-            "Build the model with the settings it was trained with."
+            f"{path} must hold the weights of this {type(model).__name__}, "
+            f"got {fit.faults() or reason}. Build the model with the settings it was trained with."
         ) from error
-
-
-def _read(path: Path) -> Any:  # noqa: ANN401  whatever the file holds; callers look
-    if not path.is_file():
-        raise CheckpointError(f"{path} must be a file with weights, got no such file. Train first.")
-    try:
-        if path.suffix == ".safetensors":
-            from safetensors.torch import load_file
-
-            return load_file(path)
-        _check_whole(path)
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise CheckpointError(
-            f"{path} must hold tensors and plain values only, got an object that runs code when "
-            "it is loaded, or no file of PyTorch's. Save a state dict instead."
-        ) from error
-    except Exception as error:  # a corrupted file fails anywhere inside zip, pickle or safetensors
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
-        raise CheckpointError(
-            f"{path} must be a whole file, got a damaged one: {reason}. "
-            "Train again, or restore it from a copy."
-        ) from error
-
-
-def _check_whole(path: Path) -> None:
-    if not zipfile.is_zipfile(path):
-        return  # torch's older format has no checksums
-    with zipfile.ZipFile(path) as archive:  # torch ignores wrong checksums
-        if damaged := archive.testzip():
-            raise zipfile.BadZipFile(f"{damaged} has a wrong checksum")
+    return fit.remark()
 
 
 def random_states() -> dict[str, Any]:
