@@ -28,6 +28,7 @@ from marship.errors import DataError, ModelError, UsageError
 from marship.exporting import guards, size_floats
 from marship.exporting.guards import Doubt
 from marship.exporting.layout import BATCH, Layout
+from marship.proof.cases import allowed
 from marship.proof.comparison import RunModel
 from marship.proof.parity import first_line
 
@@ -291,8 +292,7 @@ def _traced_inputs(examples: Arrays, layout: Layout) -> dict[str, torch.Tensor]:
     for name, array in examples.items():
         for index, axis in layout.axes.get(name, {}).items():
             size = TRACED_ROWS if axis == BATCH else max(2, array.shape[index])
-            low, high = layout.bounds.get(axis, (1, None))
-            size = max(low, min(size, high or size))
+            size = allowed(layout, axis, size)
             array = np.take(array, np.arange(size) % array.shape[index], axis=index)  # noqa: PLW2901  one array, axis by axis
         traced[name] = torch.from_numpy(np.ascontiguousarray(array))
     return traced

@@ -158,6 +158,7 @@ class _Stated:
             path,
             pad_values=self.recipe.pad_values,
             bounds=self.shape.bounds,
+            steps=self.shape.steps,
             tolerance=Tolerance(self.settings.atol, self.settings.rtol),
         )
 

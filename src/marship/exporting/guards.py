@@ -23,6 +23,7 @@ from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
 from marship.errors import ModelError
 from marship.exporting.layout import BATCH, Layout
+from marship.proof.cases import allowed
 
 if TYPE_CHECKING:
     from types import FrameType
@@ -224,19 +225,21 @@ def _bounds(layout: Layout, axis: str) -> tuple[int, int]:
 
 def _few(layout: Layout, axis: str) -> list[int]:
     """A few sizes, except 1, of an axis other than the one being checked."""
-    low, high = _bounds(layout, axis)
-    return sorted({min(max(low, size), high) for size in (3, 8, high)})
+    high = _bounds(layout, axis)[1]
+    return sorted({allowed(layout, axis, size) for size in (3, 8, high)})
 
 
 def _tried(layout: Layout, axis: str, guard: Guard) -> list[int]:
     """The smallest sizes one by one, sizes near the guard's constants, and the largest."""
     low, high = _bounds(layout, axis)
-    tried = {*range(low, min(high, low + guard.most_tried) + 1), high}
+    step = layout.steps.get(axis, 1)
+    most = min(high, low + guard.most_tried * step)
+    tried = {*range(low, most + 1, step), allowed(layout, axis, high)}
     numbers = {abs(int(number)) for number in guard.condition.atoms(sympy.Integer)} | {1}
     for number, share in itertools.product(numbers, numbers - {0}):
         edge = number // share
-        tried |= {edge - 1, edge, edge + 1}
-    return sorted(size for size in tried if low <= size <= high)
+        tried |= {edge - edge % step + step * side for side in (-1, 0, 1)}
+    return sorted(size for size in tried if low <= size <= high and size % step == 0)
 
 
 def _tied(claim: _Claim) -> str:
@@ -287,12 +290,12 @@ def _where(axis: str, claims: Sequence[_Claim], layout: Layout) -> tuple[str, st
     # before looking for runs: beyond the dense sizes a few valid ones would look like a run
     multiple = _multiple(dense, set(held))
     if multiple is not None:
-        most = max(size for size in held if size <= dense[-1])
-        return multiple, "--fixed-batch" if axis == BATCH else f"--bounds {axis}={most}:{most}"
-    low, high = max(_runs(tried, holds), key=lambda run: run[1] - run[0])
+        return _of_multiple(axis, multiple, held, layout)
+    step = layout.steps.get(axis, 1)
+    low, high = max(_runs(tried, holds, step), key=lambda run: run[1] - run[0])
     unbounded = high == tried[-1] and layout.bounds.get(axis, (1, None))[1] is None
     end = "" if unbounded else str(high)
-    flag = f"--bounds {axis}={low}:{end}"
+    flag = f"--bounds {axis}={low}:{end}{f':{step}' if step > 1 else ''}"
     if axis == BATCH and low == high:
         flag += " (or the example's own with --fixed-batch)"
     if low == high:
@@ -300,25 +303,38 @@ def _where(axis: str, claims: Sequence[_Claim], layout: Layout) -> tuple[str, st
     return (f"from {low} on" if unbounded else f"from {low} to {high}"), flag
 
 
-def _runs(tried: Sequence[int], holds: Callable[[int], bool]) -> Iterator[tuple[int, int]]:
+def _of_multiple(axis: str, multiple: int, held: Sequence[int], layout: Layout) -> tuple[str, str]:
+    """Where a graph is valid that takes multiples of a number, and the flag that states it."""
+    first, rest = held[0], held[0] % multiple
+    if rest:
+        flag = "--fixed-batch" if axis == BATCH else f"--bounds {axis}={held[-1]}:{held[-1]}"
+        return f"at multiples of {multiple} plus {rest}", flag
+    high = layout.bounds.get(axis, (1, None))[1]
+    last = "" if high is None else high - high % multiple
+    return f"at multiples of {multiple}", f"--bounds {axis}={first}:{last}:{multiple}"
+
+
+def _runs(
+    tried: Sequence[int], holds: Callable[[int], bool], step: int
+) -> Iterator[tuple[int, int]]:
     """First and last size of each run of valid sizes; edges between checked sizes are searched."""
     start, last = None, 0
     for size in tried:
         if holds(size):
             if start is None:
-                start = _edge(size, last, holds) if last else size
+                start = _edge(size, last, holds, step) if last else size
         elif start is not None:
-            yield start, _edge(last, size, holds)
+            yield start, _edge(last, size, holds, step)
             start = None
         last = size
     if start is not None:
         yield start, last
 
 
-def _edge(held: int, not_held: int, holds: Callable[[int], bool]) -> int:
+def _edge(held: int, not_held: int, holds: Callable[[int], bool], step: int) -> int:
     """The last valid size between a valid one and an invalid one, by bisection."""
-    while abs(not_held - held) > 1:
-        middle = (held + not_held) // 2
+    while abs(not_held - held) > step:
+        middle = (held + not_held) // 2 // step * step
         if holds(middle):
             held = middle
         else:
@@ -326,13 +342,12 @@ def _edge(held: int, not_held: int, holds: Callable[[int], bool]) -> int:
     return held
 
 
-def _multiple(dense: Sequence[int], held: set[int]) -> str | None:
-    """The common step and remainder of the valid sizes, if there is one."""
+def _multiple(dense: Sequence[int], held: set[int]) -> int | None:
+    """The common step of the valid sizes, if there is one."""
     first = min(held)
     if len(held & set(dense)) == 1:
         return None
     for step in range(2, LARGEST_MULTIPLE + 1):
         if {n for n in dense if (n - first) % step == 0} == held & set(dense):
-            rest = first % step
-            return f"at multiples of {step}" + (f" plus {rest}" if rest else "")
+            return step
     return None

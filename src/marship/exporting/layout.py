@@ -6,7 +6,7 @@ examples; the batch is unbounded.
 """
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from marship.contract import Arrays, Contract
 from marship.errors import DataError, ModelError, UsageError
@@ -23,18 +23,24 @@ class Layout:
     Attributes:
         axes: Names of axes, by input and index.
         bounds: The smallest and largest size, by the axis's name; None is unbounded.
+        steps: The number that all sizes are multiples of, by the axis's name, where it is not 1.
     """
 
     axes: Mapping[str, Mapping[int, str]]
     bounds: Mapping[str, tuple[int, int | None]]
+    steps: Mapping[str, int] = field(default_factory=dict)
 
 
 def completed(recipe: Recipe, pad: tuple[str, ...], bounds: tuple[str, ...]) -> Recipe:
     """The recipe, with pad values and bounds overridden by flags."""
     pads = {name: _number(value, "--pad") for name, value in _pairs(pad, "--pad")}
     ranges = {name: _range(value) for name, value in _pairs(bounds, "--bounds")}
+    kept = {name: step for name, step in recipe.steps.items() if name not in ranges}
     return replace(
-        recipe, pad_values={**recipe.pad_values, **pads}, bounds={**recipe.bounds, **ranges}
+        recipe,
+        pad_values={**recipe.pad_values, **pads},
+        bounds={**recipe.bounds, **{name: (low, high) for name, (low, high, _) in ranges.items()}},
+        steps={**kept, **{name: step for name, (_, _, step) in ranges.items() if step > 1}},
     )
 
 
@@ -70,7 +76,13 @@ def layout(
             f"Variable are: {', '.join(sizes) or 'none'}; --dynamic adds more."
         )
     seen = {axis: (1, size) for axis, size in sizes.items() if axis != BATCH}
-    return Layout(names, {**seen, **recipe.bounds})
+    for axis, step in recipe.steps.items():
+        if sizes[axis] % step:
+            raise DataError(
+                f"axis {axis} of the example must be a multiple of {step}, as its bounds state, "
+                f"got {sizes[axis]}. Give an example of such a size."
+            )
+    return Layout(names, {**seen, **recipe.bounds}, recipe.steps)
 
 
 def check_inputs(contract: Contract, wanted: Layout) -> None:
@@ -148,12 +160,23 @@ def _number(text: str, flag: str) -> float:
         raise UsageError(f"{flag} must give a number, got {text!r}.") from error
 
 
-def _range(text: str) -> tuple[int, int | None]:
-    low, colon, high = text.partition(":")
+def _range(text: str) -> tuple[int, int | None, int]:
+    """The smallest and largest size, and their step, of `low:high` or `low:high:step`."""
+    low, colon, rest = text.partition(":")
+    high, _, step = rest.partition(":")
     try:
-        bounds = int(low), int(high) if high else None
+        found = int(low), int(high) if high else None, int(step) if step else 1
     except ValueError:
         colon = ""
-    if not colon or bounds[0] < 1 or (bounds[1] is not None and bounds[1] < bounds[0]):
-        raise UsageError(f"--bounds must read name=low:high with 1 <= low <= high, got {text!r}.")
-    return bounds
+    if not colon or found[0] < 1 or (found[1] is not None and found[1] < found[0]) or found[2] < 1:
+        raise UsageError(
+            "--bounds must read name=low:high or name=low:high:step with 1 <= low <= high, "
+            f"got {text!r}."
+        )
+    if found[0] % found[2] or (found[1] or 0) % found[2]:
+        raise UsageError(
+            f"bounds must begin and end with multiples of their step, got {text!r}. "
+            f"Write {-found[0] // found[2] * -found[2]}:"
+            f"{'' if found[1] is None else found[1] - found[1] % found[2]}:{found[2]}."
+        )
+    return found

@@ -24,7 +24,8 @@ class ExportSettings(Settings):
     )
     bounds: tuple[str, ...] = setting(
         (),
-        "smallest and largest size of a variable axis, as NAME=LOW:HIGH, like length=1:50; "
+        "smallest and largest size of a variable axis, as NAME=LOW:HIGH, like length=1:50, or "
+        "NAME=LOW:HIGH:STEP, like height=32:640:32, where all sizes are multiples of STEP; "
         "without it the size in the example is the largest, and the batch has no limit",
     )
     pad: tuple[str, ...] = setting(

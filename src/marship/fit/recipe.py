@@ -48,6 +48,7 @@ class Recipe:
         pad_values: Per input, the value that fills a short row on its right.
         dynamic: Variable axes beside the batch and those padded, as `input:axis=name`.
         bounds: Per variable axis, its smallest and largest size.
+        steps: Per variable axis, the number that all its sizes are multiples of.
         output_axes: Axes of outputs that padded inputs make longer, as `output:axis=name`. The
             handler cuts them where the model tells their true size, so that requests of
             different sizes may share a batch.
@@ -66,6 +67,7 @@ class Recipe:
     pad_values: Mapping[str, float] = field(default_factory=dict)
     dynamic: tuple[str, ...] = ()
     bounds: Mapping[str, tuple[int, int | None]] = field(default_factory=dict)
+    steps: Mapping[str, int] = field(default_factory=dict)
     output_axes: tuple[str, ...] = ()
     assets: tuple[str, ...] = ()
     requests: tuple[str, ...] = ()

@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 
@@ -107,6 +108,27 @@ def sizes_to_try(contract: Contract, examples: Arrays | None) -> list[dict[str, 
     return [sizes for i, sizes in enumerate(levels) if sizes not in levels[:i]]
 
 
+class Bounded(Protocol):
+    """What states bounds and steps of axes by name: a contract, or a layout before there is one."""
+
+    @property
+    def bounds(self) -> Mapping[str, tuple[int, int | None]]:
+        """The smallest and largest sizes."""
+
+    @property
+    def steps(self) -> Mapping[str, int]:
+        """The numbers that sizes are multiples of."""
+
+
+def allowed(bounded: Bounded, axis: str, size: int) -> int:
+    """The nearest size that an axis may have, the smaller of two."""
+    low, high = bounded.bounds.get(axis, (1, None))
+    step = bounded.steps.get(axis, 1)
+    inside = max(low, size if high is None else min(size, high))
+    below = inside - inside % step
+    return below if below >= low else below + step
+
+
 def first_axis(contract: Contract) -> str | None:
     """The variable first axis that all inputs share, if there is one."""
     return _only_first([*contract.inputs])
@@ -198,16 +220,9 @@ def batches(contract: Contract) -> list[dict[str, int]]:
     axis = first_axis(contract)
     if axis is None:
         return [{}]
-    low, high = contract.bounds.get(axis, (1, None))
     step = contract.steps.get(axis, 1)
-    sizes = {min(max(low, step * size), high or step * size) for size in BATCH_SIZES}
-    return [{axis: size} for size in sorted({allowed(contract, axis, size) for size in sizes})]
-
-
-def allowed(contract: Contract, axis: str, size: int) -> int:
-    """The size, or the multiple below it where an axis has only multiples of a number."""
-    low, _ = contract.bounds.get(axis, (1, None))
-    return max(low, size - size % contract.steps.get(axis, 1))
+    sizes = {allowed(contract, axis, step * size) for size in BATCH_SIZES}
+    return [{axis: size} for size in sorted(sizes)]
 
 
 def variable_axes(contract: Contract) -> list[str]:

@@ -99,11 +99,12 @@ def digest(path: Path) -> str:
     return digest_files(path, *external_files(path).values())
 
 
-def contract_of(
+def contract_of(  # noqa: PLR0913  the fields of a contract
     path: Path,
     *,
     pad_values: Mapping[str, float] | None = None,
     bounds: Mapping[str, tuple[int, int | None]] | None = None,
+    steps: Mapping[str, int] | None = None,
     tolerance: Tolerance | None = None,
     labels: Mapping[str, tuple[str, ...]] | None = None,
 ) -> Contract:
@@ -138,6 +139,7 @@ def contract_of(
         digest=digest_files(*files),
         opset=next(versions, 0),
         bounds=dict(bounds or {}),
+        steps=dict(steps or {}),
         tolerance=tolerance or Tolerance(),
     )
 

@@ -28,6 +28,7 @@ from marship.proof import golden
 from marship.proof.cases import (
     BATCH_SIZES,
     Case,
+    allowed,
     draw_real,
     first_axis,
     seen_sizes,
@@ -348,7 +349,7 @@ def _cut(contract: Contract, examples: Arrays, number: int) -> Arrays:
     for axis in _padded_axes(contract):
         low = smallest[axis]
         wanted = round(low + (seen[axis] - low) * (number + 1) / max(BATCH_SIZES))
-        sizes[axis] = max(low, min(wanted, _true_size(contract, row, axis)))
+        sizes[axis] = allowed(contract, axis, min(wanted, _true_size(contract, row, axis)))
     return {
         spec.name: row[spec.name][
             tuple(slice(sizes.get(a) if isinstance(a, str) else None) for a in spec.shape)

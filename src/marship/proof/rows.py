@@ -14,7 +14,7 @@ import numpy as np
 
 from marship import profiles
 from marship.contract import Arrays, Contract
-from marship.proof.cases import shared_axis, sizes_to_try
+from marship.proof.cases import allowed, shared_axis, sizes_to_try
 from marship.proof.comparison import RowProof, RunModel
 from marship.proof.prover import FEWEST, LARGEST_CALL_BYTES, InfluenceError, Prover
 from marship.proof.rowsets import PARTS, USUAL, RowDrawer, RowSet
@@ -53,8 +53,9 @@ def prove(
     if axis is None:
         return None
     started = time.perf_counter()
-    low, high = contract.bounds.get(axis, (1, None))
-    prover = Prover(contract, run, max(low, 1), started + seconds, high or MOST_ROWS)
+    high = contract.bounds.get(axis, (1, None))[1]
+    unit = max(allowed(contract, axis, 1), 1)
+    prover = Prover(contract, run, unit, started + seconds, high or MOST_ROWS)
     drawer = RowDrawer(
         contract,
         examples,

@@ -12,6 +12,7 @@ import numpy as np
 from marship.contract import Array, Arrays, Contract
 from marship.proof.cases import (
     Case,
+    allowed,
     draw,
     draw_random,
     first_axis,
@@ -35,7 +36,10 @@ def further_sizes(
     generator = np.random.default_rng(seed)
     ranges = _ranges(contract, examples)
     seen = seen_sizes(contract, examples)
-    edges = {axis: _edges(low, high, seen[axis]) for axis, (low, high) in ranges.items()}
+    edges = {
+        axis: _edges(low, high, seen[axis], contract.steps.get(axis, 1))
+        for axis, (low, high) in ranges.items()
+    }
     count = max(map(len, edges.values()), default=1)
     found = []
     for values in edges.values():
@@ -45,7 +49,10 @@ def further_sizes(
         found.append(_bounded(contract, sizes, ranges))
     found.sort(key=lambda sizes: input_bytes(contract, sizes))
     for _ in range(DRAWN):
-        drawn = {axis: _between(generator, *bounds) for axis, bounds in ranges.items()}
+        drawn = {
+            axis: allowed(contract, axis, _between(generator, *bounds))
+            for axis, bounds in ranges.items()
+        }
         found.append(_bounded(contract, drawn, ranges))
     for number, sizes in enumerate(found):
         yield ("real", "random", "wide")[number % 3], sizes
@@ -84,11 +91,12 @@ def _ranges(contract: Contract, examples: Arrays) -> dict[str, tuple[int, int]]:
     return ranges
 
 
-def _edges(low: int, high: int, seen: int) -> list[int]:
+def _edges(low: int, high: int, seen: int, step: int) -> list[int]:
     """Both ends, the traced size, powers of two and of three, each with its neighbours."""
     powers = [base**exponent for base in (2, 3) for exponent in range(1, 40)]
     around = (low, high, seen, *(power for power in powers if power <= high + 1))
-    return sorted({n + step for n in around for step in (-1, 0, 1) if low <= n + step <= high})
+    near = {n - n % step + step * side for n in around for side in (-1, 0, 1)}
+    return sorted(n for n in near if low <= n <= high)
 
 
 def _between(generator: np.random.Generator, low: int, high: int) -> int:
@@ -104,7 +112,8 @@ def _bounded(
     if batch is None:
         return sizes
     most = MOST_BYTES // max(1, input_bytes(contract, sizes | {batch: 1}))
-    return sizes | {batch: max(ranges[batch][0], min(sizes[batch], most))}
+    rows = max(ranges[batch][0], min(sizes[batch], most))
+    return sizes | {batch: allowed(contract, batch, rows)}
 
 
 def _wide(values: Array, generator: np.random.Generator) -> Array:
