@@ -165,6 +165,14 @@ class Squeezed(nn.Module):
         return x.mean(1, keepdim=True).squeeze()
 
 
+class Dropped(nn.Module):
+    """Removes the axis of a batch of one row by its number."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Answer for a batch."""
+        return x.squeeze(0)
+
+
 class Tiny(nn.Module):
     """Outputs in other units."""
 

@@ -16,6 +16,8 @@ REFUSED = {
     *("yaml.unsafe_load", "yaml.unsafe_load_all", "pandas.read_pickle"),
 }
 """Names that nothing may use, and all that lies below them."""
+TRUSTED = {"src/marship/exporting/modules.py": {"torch.jit.load", "torch.export.load"}}
+"""Files that open what a user has said to trust, in a process of its own, and what they use."""
 HARMLESS = {"pickle.UnpicklingError", "pickle.PickleError"}
 LOADS = {"torch.load", "torch.serialization.load"}
 PLACES = {"numpy.load": 2, "numpy.lib.format.read_array": 1}
@@ -92,8 +94,8 @@ def wrong_call(call: ast.Call, name: str) -> Iterator[str]:
 
 def test_nothing_reads_a_format_that_holds_code() -> None:
     """No pickle, no torch.load of objects, no unsafe YAML, no eval, no shell."""
-    found = {name: list(faults((REPOSITORY / name).read_text())) for name in files()}
-    assert {name: faulty for name, faulty in found.items() if faulty} == {}
+    found = {name: set(faults((REPOSITORY / name).read_text())) for name in files()}
+    assert {name: faulty for name, faulty in found.items() if faulty} == TRUSTED
 
 
 UNSAFE = [

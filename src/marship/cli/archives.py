@@ -12,7 +12,6 @@ from rich.markup import escape
 from marship import console
 from marship.cli.app import app
 from marship.cli.report import Report, archive_fields, reported
-from marship.errors import UsageError
 from marship.exporting.settings import ExportSettings
 from marship.optimizing.settings import OptimizeSettings
 from marship.packaging.settings import PackageSettings
@@ -29,25 +28,39 @@ PANEL = "From a trained model to an archive"
 @reported
 def export(
     source: Annotated[
-        str, typer.Argument(help="a run folder, or module:function that builds the model")
+        str,
+        typer.Argument(
+            help="a run folder, module:function that builds the model, or a model's file "
+            "(.pt2, TorchScript)"
+        ),
     ],
     settings: ExportSettings,
-    weights: Annotated[Path | None, typer.Option(help="a state dict, .pt or .safetensors")] = None,
+    weights: Annotated[
+        Path | None,
+        typer.Option(help="a state dict, .pt or .safetensors, or a folder or index of shards"),
+    ] = None,
+    weights_key: Annotated[
+        str | None, typer.Option(help="which to take of several in a file, such as ema")
+    ] = None,
     example: Annotated[Path | None, typer.Option(help="an npz with the inputs by name")] = None,
     out: Annotated[Path | None, typer.Option(help="the run folder to write")] = None,
+    trust_code: Annotated[
+        bool, typer.Option("--trust-code", help="run what a model's file holds, to open it")
+    ] = False,
 ) -> Report:
     """Convert a model to ONNX and prove that its outputs match PyTorch's."""
     from marship.cli import tables
     from marship.exporting import step
 
-    if ":" in source and not Path(source).is_dir():
-        if example is None:
-            raise UsageError("--example must name an npz with the model's inputs, got none.")
-        done = step.export_model(
-            source, example=example, settings=settings, weights=weights, out=out
-        )
-    else:
-        done = step.export_run(Path(source), settings)
+    done = step.export(
+        source,
+        settings,
+        example=example,
+        weights=weights,
+        weights_key=weights_key,
+        out=out,
+        trust_code=trust_code,
+    )
     fields = {
         "run_dir": done.run_dir,
         "is_fresh": done.fresh,

@@ -2,10 +2,13 @@
 
 import inspect
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from marship import console
 from marship.errors import MarshipError, UsageError
+from marship.exporting import programs
 from marship.fit.recipe import resolve
 
 if TYPE_CHECKING:  # torch takes a second to import, and --help does not need it
@@ -13,7 +16,11 @@ if TYPE_CHECKING:  # torch takes a second to import, and --help does not need it
 
 
 def built(
-    build: Callable[..., Any], reference: str, given: Mapping[str, Any], weights: Path | None
+    build: Callable[..., Any],
+    reference: str,
+    given: Mapping[str, Any],
+    weights: Path | None,
+    weights_key: str | None = None,
 ) -> "nn.Module":
     """The model in eval mode on the CPU, with its weights.
 
@@ -22,6 +29,7 @@ def built(
         reference: The function's reference, for messages.
         given: Settings by name.
         weights: A state dict file; None if `build` loads the weights itself.
+        weights_key: Which weights to take of a file with several.
 
     Raises:
         UsageError: It fails, or does not return an nn.Module in Python.
@@ -46,19 +54,22 @@ def built(
     if not isinstance(model, nn.Module) or isinstance(model, torch.jit.ScriptModule):
         raise UsageError(
             f"{reference} must return an nn.Module, got {type(model).__name__}. "
-            "Return the model in Python: neither traced nor scripted."
+            "Return the model in Python: neither traced nor scripted. TorchScript is exported from "
+            "its file: marship export model.pt --example example.npz --trust-code"
         )
-    if weights is not None:
-        load_weights(weights, model)
+    if weights is not None and (taken := load_weights(weights, model, weights_key)):
+        console.out.print(taken, markup=False, soft_wrap=True)
     return model.cpu().eval()
 
 
 def resolved(reference: str) -> Callable[..., Any]:
-    """The function of a reference; any error of its module is reported.
+    """The function of a reference, or one that opens a model's file; reports any error of a module.
 
     Raises:
         UsageError: It does not load.
     """
+    if Path(reference).is_file():
+        return partial(programs.opened, Path(reference))
     try:
         return resolve(reference)
     except MarshipError:

@@ -16,18 +16,17 @@ import numpy as np
 import torch
 import torch.fx.experimental._config
 from torch import nn
-from torch.export._patches import (
-    register_gru_while_loop_decomposition,
-    register_lstm_while_loop_decomposition,
-)
 from torch.nn.modules import transformer
-from torch.utils import _pytree as pytree
 
+from marship import console
 from marship.contract import Arrays
 from marship.errors import DataError, ModelError, UsageError
-from marship.exporting import guards, size_floats
+from marship.exporting import guards, operators, size_floats
+from marship.exporting.compare import NotConvertedError, OpsetError
 from marship.exporting.guards import Doubt
 from marship.exporting.layout import BATCH, Layout
+from marship.exporting.modules import Wrapper, signature_of
+from marship.exporting.results import left_out, named_tensors
 from marship.proof.cases import allowed
 from marship.proof.comparison import RunModel
 from marship.proof.parity import first_line
@@ -47,7 +46,7 @@ def input_order(model: nn.Module, examples: Arrays) -> list[str]:
             holds other data than numbers.
         UsageError: forward has positional-only inputs.
     """
-    parameters = inspect.signature(model.forward).parameters
+    parameters = signature_of(model).parameters
     kinds = {parameter.kind for parameter in parameters.values()}
     if inspect.Parameter.VAR_POSITIONAL in kinds or inspect.Parameter.POSITIONAL_ONLY in kinds:
         raise UsageError(
@@ -84,7 +83,12 @@ def output_names(model: nn.Module, examples: Arrays, given: tuple[str, ...]) -> 
         ModelError: The model fails on the examples, or returns no tensors.
         UsageError: The number of given names is not that of the outputs.
     """
-    own = [name for name, _ in _call(model, {k: torch.from_numpy(v) for k, v in examples.items()})]
+    returned = _returned(model, {k: torch.from_numpy(v) for k, v in examples.items()})
+    own = [name for name, _ in named_tensors(returned)]
+    if own and (others := left_out(returned)):
+        console.out.print(
+            f"left out of the outputs: {', '.join(others)}", markup=False, soft_wrap=True
+        )
     if not own:
         raise ModelError("forward must return tensors, got none. Return the outputs to serve.")
     if given and len(given) != len(own):
@@ -106,16 +110,25 @@ def torch_run(model: nn.Module, names: tuple[str, ...]) -> RunModel:
     """
 
     def run(inputs: Arrays) -> Arrays:
-        found = _call(model, {k: torch.from_numpy(array.copy()) for k, array in inputs.items()})
+        found = call(model, {k: torch.from_numpy(array.copy()) for k, array in inputs.items()})
         return {name: tensor.numpy() for name, (_, tensor) in zip(names, found, strict=True)}
 
     return run
 
 
-def _call(model: nn.Module, inputs: dict[str, torch.Tensor]) -> list[tuple[str, torch.Tensor]]:
+def call(model: nn.Module, inputs: dict[str, torch.Tensor]) -> list[tuple[str, torch.Tensor]]:
+    """Run a model in PyTorch; its outputs by name.
+
+    Raises:
+        ModelError: forward raises.
+    """
+    return named_tensors(_returned(model, inputs))
+
+
+def _returned(model: nn.Module, inputs: dict[str, torch.Tensor]) -> Any:  # noqa: ANN401
     try:
         with torch.no_grad(), _plain_attention():
-            return _named_tensors(model(**inputs))
+            return model(**inputs)
     except Exception as error:  # user code: it may raise anything
         shapes = ", ".join(f"{k} {str(v.dtype)[6:]}{list(v.shape)}" for k, v in inputs.items())
         raise ModelError(
@@ -151,7 +164,9 @@ def write_onnx(  # noqa: PLR0913  the parts of a graph
             sizes; the message names the cause and the line.
     """
     traced = _traced_inputs(examples, layout)
-    _call(model, traced)  # a clearer error than torch.export's for an unsupported batch
+    call(model, traced)  # a clearer error than torch.export's for an unsupported batch
+    if isinstance(model, Wrapper):
+        model = model.traceable(traced)
     failures: list[Exception] = []
     for strict in (False, True):  # dynamo follows some code that a plain trace makes constant
         try:
@@ -186,7 +201,7 @@ def _converted(  # noqa: PLR0913  as write_onnx
         _quiet(),
         torch.no_grad(),
         _plain_attention(),
-        _variable_recurrence(),
+        operators.of_variable_size(),
         guards.recorded() as found,
     ):
         try:
@@ -195,18 +210,22 @@ def _converted(  # noqa: PLR0913  as write_onnx
             guards.check(found, list(traced), layout, few=0)
             raise
         guards.check(found, list(traced), layout)
-        converted = torch.onnx.export(
-            program,
-            (),
-            dynamo=True,
-            verbose=False,
-            input_names=list(traced),
-            output_names=list(outputs),
-            dynamic_shapes={"tensors": _dimensions(traced, layout)},  # these set the axes' names
-            opset_version=opset,
-        )
+        try:
+            converted = torch.onnx.export(
+                program,
+                (),
+                dynamo=True,
+                verbose=False,
+                input_names=list(traced),
+                output_names=list(outputs),
+                dynamic_shapes={"tensors": _dimensions(traced, layout)},  # for the axes' names
+                opset_version=opset,
+            )
+        except Exception as error:  # torch's exporter raises errors of many unrelated types
+            guards.check(found, list(traced), layout)
+            raise NotConvertedError(_not_exportable(error)) from error
         if converted is None or converted.exported_program is None:
-            raise ModelError("torch.onnx.export must return a program, got None.")
+            raise NotConvertedError("torch.onnx.export must return a program, got None.")
         floats = size_floats.of_floats(converted.exported_program.graph)
         guards.check(floats, list(traced), layout, few=0)
         return converted, guards.check(found, list(traced), layout)
@@ -229,27 +248,21 @@ def _program(
         )
 
 
-@contextmanager
-def _variable_recurrence() -> Iterator[None]:
-    """Let torch trace LSTM and GRU as loops: unrolled ones would have a fixed length."""
-    for operator in (torch.ops.aten.gru.input, torch.ops.aten.lstm.input):
-        # a conversion leaves its decomposition here, which would fix the next one's length
-        operator._dispatch_cache.clear()
-    with register_lstm_while_loop_decomposition(), register_gru_while_loop_decomposition():
-        yield
-
-
 def _failure(failures: list[Exception]) -> ModelError:
     """The error to raise: one about a guard, else torch's error of the plain trace."""
-    for error in failures:
-        if isinstance(error, ModelError):
-            return error
-    failure = ModelError(
-        f"the model must be exportable, got: {_reason(failures[0])}. "
-        "Change forward there; --debug shows torch's full account."
-    )
+    ours = [error for error in failures if isinstance(error, ModelError)]
+    if ours:
+        return next((error for error in ours if not isinstance(error, OpsetError)), ours[0])
+    failure = ModelError(_not_exportable(failures[0]))
     failure.__cause__ = failures[0]
     return failure
+
+
+def _not_exportable(error: BaseException) -> str:
+    return (
+        f"the model must be exportable, got: {_reason(error)}. "
+        "Change forward there; --debug shows torch's full account."
+    )
 
 
 class _Flat(nn.Module):
@@ -262,28 +275,7 @@ class _Flat(nn.Module):
 
     def forward(self, *tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
         result = self.model(**dict(zip(self.inputs, tensors, strict=True)))
-        return tuple(tensor for _, tensor in _named_tensors(result))
-
-
-def _named_tensors(returned: Any) -> list[tuple[str, torch.Tensor]]:  # noqa: ANN401  any nesting
-    """Tensors that forward returned, named by a dict's keys, a tuple's indices, or "output"."""
-    leaves, _ = pytree.tree_flatten_with_path(returned)
-    return [
-        (_path_name(path), leaf.detach()) for path, leaf in leaves if isinstance(leaf, torch.Tensor)
-    ]
-
-
-def _path_name(path: tuple[Any, ...]) -> str:
-    words = []
-    for key in path:
-        if isinstance(key, pytree.MappingKey):
-            words.append(str(key.key))
-        elif isinstance(key, pytree.GetAttrKey):
-            words.append(str(key.name))
-        else:
-            words.append(str(key.idx))
-    name = "_".join(words)
-    return f"output_{name}" if name[:1].isdigit() else name or "output"
+        return tuple(tensor for _, tensor in named_tensors(result))
 
 
 def _traced_inputs(examples: Arrays, layout: Layout) -> dict[str, torch.Tensor]:

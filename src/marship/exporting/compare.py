@@ -43,27 +43,39 @@ class Proof:
     unequal: dict[str, int] = field(default_factory=dict)
 
 
-class NotRunError(ModelError):
-    """ONNX Runtime fails to load the file, or to run it on inputs that PyTorch accepts."""
+class OpsetError(ModelError):
+    """The file cannot be made, loaded or run with this operator set; with another it may.
+
+    Attributes:
+        is_of_runtime: Whether ONNX Runtime refused it, not the exporter.
+    """
+
+    is_of_runtime = True
+
+
+class NotConvertedError(OpsetError):
+    """torch.onnx.export cannot convert a traced model with this operator set."""
+
+    is_of_runtime = False
 
 
 def open_run(path: Path) -> RunModel:
     """A function that runs the exported file.
 
     Raises:
-        NotRunError: It cannot be loaded.
+        OpsetError: It cannot be loaded.
     """
     try:
         return parity.runner(path)
     except ModelError as error:
-        raise NotRunError(str(error)) from error
+        raise OpsetError(str(error)) from error
 
 
 def _run(sides: "Sides", inputs: Arrays) -> Arrays:
     try:
         return sides.candidate(inputs)
     except ModelError as error:
-        raise NotRunError(str(error)) from error
+        raise OpsetError(str(error)) from error
 
 
 def entry(
@@ -131,7 +143,7 @@ def compare_one(sides: Sides, case: Case, want: Arrays) -> Comparison:
 
     Raises:
         ParityError: Not within the tolerance; the message has the output, case and likely cause.
-        NotRunError: The file fails on the case.
+        OpsetError: The file fails on the case.
         ModelError: Its outputs have other shapes than declared.
     """
     contract = sides.contract

@@ -17,10 +17,10 @@ from marship.contract import (
     largest_difference,
     write_golden,
 )
-from marship.errors import ModelError, ParityError
+from marship.errors import ModelError, ParityError, UsageError
 from marship.exporting.build import built
 from marship.exporting.compare import (
-    NotRunError,
+    OpsetError,
     Proof,
     Sides,
     check_ranks,
@@ -30,8 +30,8 @@ from marship.exporting.compare import (
     open_run,
     remarks,
 )
-from marship.exporting.layout import Layout, check_inputs, layout
-from marship.exporting.settings import ExportSettings
+from marship.exporting.layout import BATCH, Layout, check_inputs, layout
+from marship.exporting.settings import OPSETS, ExportSettings
 from marship.fit.origin import versions
 from marship.fit.recipe import Recipe
 from marship.proof import parity
@@ -42,9 +42,6 @@ if TYPE_CHECKING:  # torch takes a second to import, and --help needs none of it
     from marship.exporting.guards import Doubt
 
 MODEL_FILE = "model.onnx"
-
-PLAIN_OPSET = 22
-"""The last one in which attention is written as the operators that it consists of."""
 
 VERSIONED = ("marship", "torch", "onnx", "onnxscript", "onnxruntime", "numpy")
 
@@ -59,6 +56,7 @@ class ModelSource:
     weights: Path | None
     example: Path
     own: bool
+    weights_key: str | None = None
 
 
 def convert(
@@ -70,26 +68,30 @@ def convert(
 ) -> tuple[Contract, dict[str, Any]]:
     """Write the model and its golden cases, and prove that the file computes what the model does.
 
-    Where ONNX Runtime does not run the file, the last opset without Attention is taken.
+    Where the file cannot be made or run with the opset, older ones are tried, the newest first.
 
     Returns:
         The contract and the proof's report; neither is written.
     """
-    try:
-        return _write(source, build, examples, settings, draft)
-    except NotRunError as error:
-        if settings.opset <= PLAIN_OPSET:
-            raise
+    failure: ModelError | None = None
+    for opset in range(settings.opset, OPSETS[0] - 1, -1):
         try:
-            done = _write(source, build, examples, replace(settings, opset=PLAIN_OPSET), draft)
-        except ModelError:
-            raise error from None
-        console.out.print(
-            f"opset {PLAIN_OPSET} was taken: with opset {settings.opset} {error}",
-            markup=False,
-            soft_wrap=True,
-        )
-        return done
+            done = _write(source, build, examples, replace(settings, opset=opset), draft)
+        except OpsetError as error:
+            if failure is not None and not error.is_of_runtime and str(error) == str(failure):
+                break  # the exporter's own limit
+            failure = failure or error
+        except ModelError as error:
+            raise failure or error from None
+        else:
+            if failure is not None:
+                console.out.print(
+                    f"opset {opset} was taken: with opset {settings.opset} {failure}",
+                    markup=False,
+                    soft_wrap=True,
+                )
+            return done
+    raise failure or UsageError(f"opset must be {OPSETS[0]} or more, got {settings.opset}.")
 
 
 def _write(
@@ -100,13 +102,16 @@ def _write(
     draft: Path,
 ) -> tuple[Contract, dict[str, Any]]:
     from marship.exporting import capture
+    from marship.exporting.adaptation import adapted
 
     started = time.perf_counter()
     with console.progress() as progress:
         task = progress.add_task("building the model", total=None)
-        model = built(build, source.recipe.build, source.given, source.weights)
+        model = built(build, source.recipe.build, source.given, source.weights, source.weights_key)
         ordered = {name: examples[name] for name in capture.input_order(model, examples)}
         shape = layout(source.recipe, ordered, settings.dynamic, fixed_batch=settings.fixed_batch)
+        has_batch = any(BATCH in axes.values() for axes in shape.axes.values())
+        model, changes = adapted(model, ordered, has_batch=has_batch)
         progress.update(task, description="converting to ONNX")
         names = capture.output_names(model, ordered, settings.output_names)
         reference = capture.torch_run(model, names)
@@ -128,7 +133,7 @@ def _write(
     parity.check_golden(sides.candidate, kept, contract)
     write_golden(draft / GOLDEN_FILE, kept)
     report = {
-        "reference": "PyTorch, eager, eval mode",
+        "reference": "; ".join(("PyTorch, eager, eval mode", *changes)),
         "candidate": "ONNX Runtime, CPUExecutionProvider",
         **entry(proof, contract, proofs),
         "golden": settings.golden,
@@ -137,7 +142,7 @@ def _write(
         "proof_seconds": round(time.perf_counter() - proof_started, 2),
         "seconds": round(time.perf_counter() - started, 2),
     }
-    for line in remarks(proof, contract):
+    for line in (*changes, *remarks(proof, contract)):
         console.out.print(line, markup=False, soft_wrap=True)
     return contract, report
 

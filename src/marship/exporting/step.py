@@ -16,6 +16,7 @@ from marship import console
 from marship.arguments import checked
 from marship.contract import CONTRACT_FILE, GOLDEN_FILE, Contract, digest_files
 from marship.errors import DataError, MarshipError, UsageError
+from marship.exporting import programs
 from marship.exporting.build import resolved
 from marship.exporting.conversion import MODEL_FILE, VERSIONED, ModelSource, convert
 from marship.exporting.layout import completed
@@ -56,27 +57,33 @@ class Exported:
 
 
 @checked
-def export(
+def export(  # noqa: PLR0913  what the command takes
     source: str | Path,
     settings: ExportSettings | None = None,
     *,
     example: str | Path | None = None,
     weights: str | Path | None = None,
+    weights_key: str | None = None,
     out: str | Path | None = None,
+    trust_code: bool = False,
 ) -> Exported:
     """Convert a model to ONNX, and prove that its outputs match the PyTorch model's.
 
     Args:
-        source: A run folder that a recipe has written; or `package.module:function` or
-            `file.py:function`, which gives an `nn.Module`.
+        source: A run folder that a recipe has written; `package.module:function` or
+            `file.py:function`, which gives an `nn.Module`; or a file of torch.export or
+            TorchScript.
         settings: Variable axes, their bounds, pad values and tolerances; None is the defaults.
-        example: Of a function: an npz with an array for each input, named as forward's parameters
-            are; the first axis is the batch.
-        weights: Of a function: a state dict (.pt, .safetensors); None where it loads its own.
-        out: Of a function: the run folder to write; `runs/<module>` where it is None.
+        example: Of a function or file: an npz with an array for each input, named as forward's
+            parameters are; the first axis is the batch.
+        weights: Of a function: a state dict (.pt, .safetensors), an index of shards, or a folder
+            with either; None where it loads its own.
+        weights_key: Which weights to take of a file with several that fit.
+        out: Of a function or file: the run folder to write; `runs/<module>` where it is None.
+        trust_code: Of a file: whether what it holds may run.
 
     Raises:
-        UsageError: A file is missing, a reference or a setting is invalid.
+        UsageError: A file is missing or not trusted, a reference or a setting is invalid.
         DataError: The example does not hold forward's inputs.
         CheckpointError: The weights do not match the model.
         ModelError: The model cannot be converted.
@@ -89,12 +96,27 @@ def export(
         >>> sorted(path.name for path in done.run_dir.iterdir())[:2]
         ['contract.json', 'examples.npz']
     """
-    chosen = settings or ExportSettings()
-    if ":" not in str(source) or Path(source).is_dir():
+    chosen, path = settings or ExportSettings(), Path(source)
+    if path.is_dir() or (":" not in str(source) and not path.is_file()):
         return export_run(source, chosen)
+    if path.is_file():
+        kind = programs.check(path, is_trusted=trust_code, has_weights=weights is not None)
+        console.err.print(f"{path} runs in a process of its own: it is {kind}.", markup=False)
     if example is None:
         raise UsageError("example must name an npz with the model's inputs, got none.")
-    return export_model(str(source), example=example, settings=chosen, weights=weights, out=out)
+    if path.is_file():
+        done = programs.export_apart(
+            path, example=Path(example), out=Path(out) if out else None, settings=chosen
+        )
+        return _written(Path(done["run_dir"]), fresh=done["fresh"])
+    return export_model(
+        str(source),
+        example=example,
+        settings=chosen,
+        weights=weights,
+        weights_key=weights_key,
+        out=out,
+    )
 
 
 def export_run(run_dir: str | Path, settings: ExportSettings) -> Exported:
@@ -107,6 +129,8 @@ def export_run(run_dir: str | Path, settings: ExportSettings) -> Exported:
         ParityError: Outputs of the ONNX file differ; nothing is written.
     """
     run_dir = Path(run_dir)
+    if run_dir.suffix and not run_dir.exists():
+        raise UsageError(f"{run_dir} must be a run folder or a model's file, got nothing there.")
     recipe = Recipe.load(run_dir)
     weights = run_dir / CHECKPOINT_FILE
     if not weights.is_file():
@@ -116,23 +140,26 @@ def export_run(run_dir: str | Path, settings: ExportSettings) -> Exported:
     return _export(source, settings)
 
 
-def export_model(
+def export_model(  # noqa: PLR0913  as export
     build: str,
     *,
     example: str | Path,
     settings: ExportSettings,
     weights: str | Path | None = None,
+    weights_key: str | None = None,
     out: str | Path | None = None,
 ) -> Exported:
     """Export a model of one's own into a run folder that optimize and package take.
 
     Args:
         build: `package.module:function` or `file.py:function`; called without arguments, it
-            gives the `nn.Module`.
+            gives the `nn.Module`. Or a trusted file of torch.export or TorchScript.
         example: An npz with an array for each input, named as forward's parameters are; the
             first axis is the batch.
         settings: Variable axes, bounds, pad values.
-        weights: A state dict (.pt, .safetensors); None where `build` loads its own.
+        weights: A state dict (.pt, .safetensors), an index of shards, or a folder with either;
+            None where `build` loads its own.
+        weights_key: Which weights to take of a file with several that fit.
         out: The run folder; `runs/<module>` where it is None.
 
     Raises:
@@ -144,16 +171,21 @@ def export_model(
     """
     example = Path(example)
     weights, out = (Path(path) if path else None for path in (weights, out))
-    if weights is not None and not weights.is_file():
+    if weights is not None and not weights.exists():
         raise UsageError(f"{weights} must be a file of weights, got none there.")
-    stem = Path(build.rpartition(":")[0]).name.removesuffix(".py").rpartition(".")[2]
+    from marship.fit.torchfile import weight_files
+
+    stem = Path(build).stem
+    if not Path(build).is_file():
+        stem = Path(build.rpartition(":")[0]).name.removesuffix(".py").rpartition(".")[2]
     run_dir = out or Path("runs") / stem
     recipe = Recipe(
         name=re.sub(r"[^A-Za-z0-9_-]+", "-", run_dir.resolve().name),
         build=build,
-        evidence={"weights_sha256": digest_files(weights)} if weights else {},
+        evidence={"weights_sha256": digest_files(*weight_files(weights))} if weights else {},
     )
-    return _export(ModelSource(run_dir, recipe, {}, weights, example, own=True), settings)
+    source = ModelSource(run_dir, recipe, {}, weights, example, own=True, weights_key=weights_key)
+    return _export(source, settings)
 
 
 def _export(source: ModelSource, settings: ExportSettings) -> Exported:
@@ -181,6 +213,12 @@ def _export(source: ModelSource, settings: ExportSettings) -> Exported:
     return Exported(source.run_dir, contract, report, fresh=True)
 
 
+def _written(run_dir: Path, *, fresh: bool) -> Exported:
+    """The export that another process has just written."""
+    contract = Contract.from_json((run_dir / CONTRACT_FILE).read_bytes())
+    return Exported(run_dir, contract, read_json(run_dir / PARITY_FILE), fresh)
+
+
 def _read_settings(path: Path) -> dict[str, Any]:
     values = read_json(path)
     if not isinstance(values, dict):
@@ -190,11 +228,19 @@ def _read_settings(path: Path) -> dict[str, Any]:
 
 def _fingerprint(source: ModelSource, build: Callable[..., Any], settings: ExportSettings) -> str:
     """A digest of everything that an export depends on."""
-    code = inspect.getsourcefile(inspect.unwrap(build))
-    data = [Path(file) for file in (source.weights, source.example) if file is not None]
-    files = [*data, *(local_files(Path(code)) if code else ())]
+    opened = Path(source.recipe.build)
+    if opened.is_file():
+        code = [opened]
+    else:
+        found = inspect.getsourcefile(inspect.unwrap(build))
+        code = local_files(Path(found)) if found else []
+    from marship.fit.torchfile import weight_files
+
+    weights = weight_files(source.weights) if source.weights else []
+    files = [*weights, source.example, *code]
     facts = {
         "recipe": asdict(source.recipe),
+        "weights_key": source.weights_key,
         "given": source.given,
         "settings": as_dict(replace(settings, again=False)),
         "files": [digest_files(file) for file in files],

@@ -222,9 +222,9 @@ def test_a_compiled_model_is_exported_as_the_one_it_wraps(tmp_path: Path) -> Non
 
 
 def test_outputs_of_other_rank_at_one_row_are_refused(own: Own) -> None:
-    """squeeze() without an axis also removes a batch of one; it says so in one line."""
+    """squeeze(0) also removes a batch of one; it says so in one line."""
     with pytest.raises(ModelError, match=r"one rank .* squeeze\(-1\)"):
-        own("Squeezed", x=numbers(4, 5))
+        own("Dropped", x=numbers(4, 5))
 
 
 def test_a_rule_for_one_size_is_found_by_the_comparison_there(own: Own) -> None:

@@ -1,0 +1,159 @@
+"""Forms of PyTorch's operators that a graph with variable sizes can hold.
+
+torch unrolls recurrent layers, and computes the windows of adaptive pooling in Python: a trace of
+either holds at one size only. These replace them while a model is traced; the model that the file
+is compared with runs torch's own.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from functools import partial
+from typing import Any
+
+import torch
+from torch._decomp import decompositions
+from torch._higher_order_ops import while_loop
+from torch.export import _patches as patches
+from torch.nn import functional
+
+_DECOMPOSITIONS: Any = decompositions
+_WHILE_LOOP: Any = while_loop
+_PATCHES: Any = patches
+"""Torch's own forms; it has no types for them."""
+
+Activation = Callable[[torch.Tensor], torch.Tensor]
+
+
+@contextmanager
+def of_variable_size() -> Iterator[None]:
+    """Let torch trace recurrent layers as loops, and adaptive pooling as products with a mask."""
+    aten = torch.ops.aten
+    recurrent = {
+        aten.gru.input: _PATCHES.gru_while_loop_impl,
+        aten.lstm.input: _PATCHES.lstm_while_loop_impl,
+        aten.rnn_tanh.input: partial(_rnn, torch.tanh),
+        aten.rnn_relu.input: partial(_rnn, torch.relu),
+    }
+    register = _PATCHES._register_rnn_while_loop_decomposition
+    with ExitStack() as stack:
+        for operator, implementation in recurrent.items():
+            # a conversion leaves its decomposition here, which would fix the next one's length
+            operator._dispatch_cache.clear()
+            stack.enter_context(register(operator, implementation))
+        for name in ("avg_pool1d", "avg_pool2d", "avg_pool3d"):
+            stack.enter_context(_replaced_pool(f"adaptive_{name}", _mean_of_bins))
+        for name in ("max_pool1d", "max_pool2d", "max_pool3d"):
+            stack.enter_context(_replaced_pool(f"adaptive_{name}", _largest_of_bins))
+        yield
+
+
+def _rnn(activation: Activation, *args: Any) -> tuple[torch.Tensor, torch.Tensor]:  # noqa: ANN401
+    """nn.RNN as a loop; the arguments are those of torch.ops.aten.rnn_tanh.input."""
+    inputs, hidden, params, has_biases, *rest = args
+    out, last = _DECOMPOSITIONS._rnn_helper(
+        inputs,
+        list(hidden.unbind(0)),
+        _DECOMPOSITIONS.gather_params(params, has_biases, False),
+        has_biases,
+        *rest,
+        partial(_rnn_layer, activation),
+    )
+    return out, torch.stack(last, 0)
+
+
+def _rnn_layer(  # noqa: PLR0913, PLR0917  the signature that torch calls
+    activation: Activation,
+    inputs: torch.Tensor,
+    hidden: torch.Tensor,
+    params: Sequence[torch.Tensor],
+    has_biases: bool,
+    reverse: bool = False,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """One layer in one direction.
+
+    Args:
+        activation: tanh or relu.
+        inputs: float, shape (length, batch, width).
+        hidden: float, shape (batch, hidden width).
+        params: Weights of inputs and of hidden state, then their biases if there are any.
+        has_biases: Whether there are.
+        reverse: From the last input to the first.
+    """
+    of_input, of_hidden, *biases = params
+    ahead = functional.linear(inputs, of_input, biases[0] if has_biases else None)
+    ahead = ahead.flip(0) if reverse else ahead
+    given = of_hidden, biases[1] if has_biases else None
+    weight, bias = _PATCHES._clone_tensors_that_alias(given)
+
+    def goes_on(step: torch.Tensor, _out: torch.Tensor, _state: torch.Tensor) -> torch.Tensor:
+        return step < ahead.size(0)
+
+    def body(
+        step: torch.Tensor, out: torch.Tensor, state: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        check: Any = torch._check_is_size
+        index: Any = step.item()
+        check(index)
+        check(index, max=ahead.size(0) - 1)
+        state = activation(ahead[index] + functional.linear(state, weight, bias))
+        out = out.clone()
+        out[index] = state.squeeze(0)
+        return step + 1, out, state
+
+    state = hidden.unsqueeze(0)
+    empty = torch.empty(ahead.size(0), *state.shape[1:], dtype=state.dtype, device=state.device)
+    first = torch.zeros((), dtype=torch.int64)
+    _, out, last = _WHILE_LOOP(goes_on, body, [first, empty, state])
+    return (out.flip(0) if reverse else out), last.squeeze(0)
+
+
+@contextmanager
+def _replaced_pool(name: str, pooled: Callable[..., torch.Tensor]) -> Iterator[None]:
+    """Replace one of torch.nn.functional's adaptive pools where axes have variable sizes."""
+    axes = int(name[-2])
+    own = getattr(functional, name)
+
+    def pool(
+        inputs: torch.Tensor,
+        output_size: int | Sequence[int | None],
+        return_indices: bool = False,
+    ) -> Any:  # noqa: ANN401  with indices a tuple
+        counts = [output_size] * axes if isinstance(output_size, int) else list(output_size)
+        sizes = inputs.shape[-axes:]
+        is_plain = all(isinstance(size, int) for size in sizes) or set(counts) == {1}
+        if return_indices or (is_plain and pooled is _mean_of_bins):  # ONNX lacks the other
+            given = (return_indices,) if return_indices else ()
+            return own(inputs, output_size, *given)
+        for axis, count in zip(range(-axes, 0), counts, strict=True):
+            if count is not None:
+                moved = pooled(inputs.movedim(axis, -1), _bins(inputs.shape[axis], count))
+                inputs = moved.movedim(-1, axis)
+        return inputs
+
+    setattr(functional, name, pool)
+    try:
+        yield
+    finally:
+        setattr(functional, name, own)
+
+
+def _bins(size: int, count: int) -> torch.Tensor:
+    """Which places of an axis are in each window of adaptive pooling: bool, shape (count, size).
+
+    Window i is from floor(i * size / count) to ceil((i + 1) * size / count).
+    """
+    places, windows = torch.arange(size), torch.arange(count)
+    starts = torch.div(windows * size, count, rounding_mode="floor")
+    ends = torch.div((windows + 1) * size + (count - 1), count, rounding_mode="floor")
+    return (places >= starts.unsqueeze(1)) & (places < ends.unsqueeze(1))
+
+
+def _mean_of_bins(values: torch.Tensor, bins: torch.Tensor) -> torch.Tensor:
+    """Means over the windows of the last axis."""
+    shares = bins.to(values.dtype)
+    return values @ (shares / shares.sum(1, keepdim=True)).transpose(0, 1)
+
+
+def _largest_of_bins(values: torch.Tensor, bins: torch.Tensor) -> torch.Tensor:
+    """The largest value of each window of the last axis."""
+    return values.unsqueeze(-2).masked_fill(~bins, float("-inf")).amax(-1)

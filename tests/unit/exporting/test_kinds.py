@@ -1,0 +1,393 @@
+"""Modules of many kinds that people have: exported, and equal at sizes that nobody tried."""
+
+import textwrap
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+import pytest
+import torch
+
+from marship.contract import Contract
+from marship.errors import CheckpointError, InvalidInputError, ModelError, ParityError, UsageError
+from marship.exporting import capture, step
+from marship.exporting.compare import OpsetError
+from marship.exporting.step import ExportSettings, export, export_model
+from marship.fit.recipe import resolve
+from marship.serving.model.batch import validate
+
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("torchlib_read_once")]
+
+Arrays = dict[str, np.ndarray]
+HEAD = "import torch\nimport torch.nn.functional as F\nfrom torch import nn\n\n\n"
+QUICK = {"proof_seconds": 1.0, "seed": 0}
+
+
+def numbers(*shape: int, seed: int = 0) -> np.ndarray:
+    """Standard normal float32 values."""
+    return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
+
+
+def written(folder: Path, code: str) -> str:
+    """A reference to `build` of a file with this code."""
+    (folder / "net.py").write_text(HEAD + textwrap.dedent(code))
+    return f"{folder / 'net.py'}:build"
+
+
+def module(folder: Path, body: str, init: str = "pass", inputs: str = "x") -> str:
+    """A reference to a module with these layers and this forward."""
+    return written(
+        folder,
+        f"""
+        class Net(nn.Module):
+            def __init__(self):
+                super().__init__()
+                {init}
+
+            def forward(self, {inputs}):
+                {body}
+
+
+        def build():
+            torch.manual_seed(0)
+            return Net()
+        """,
+    )
+
+
+def exported(folder: Path, build: str, settings: dict[str, Any], **example: np.ndarray) -> Contract:
+    """The contract of an export into `folder / "run"`."""
+    np.savez(folder / "example.npz", **example)
+    chosen = ExportSettings(**QUICK, **settings)
+    example_file = folder / "example.npz"
+    return export_model(build, example=example_file, settings=chosen, out=folder / "run").contract
+
+
+def served(folder: Path, inputs: Arrays) -> list[np.ndarray]:
+    """What ONNX Runtime makes of the exported file."""
+    return onnxruntime.InferenceSession(folder / "run" / "model.onnx").run(None, inputs)
+
+
+def held(folder: Path, build: str, inputs: Arrays) -> None:
+    """Check outputs against those of the module in PyTorch."""
+    model = resolve(build)().eval()
+    with torch.no_grad():
+        returned = model(**{name: torch.from_numpy(array) for name, array in inputs.items()})
+    want = [tensor for _, tensor in capture.named_tensors(returned)]
+    for one, other in zip(served(folder, inputs), want, strict=True):
+        np.testing.assert_allclose(one, other.numpy(), atol=1e-4, rtol=1e-3)
+
+
+LENGTH = {"dynamic": ("x:1=length",)}
+SIDES = {"dynamic": ("x:2=h", "x:3=w"), "bounds": ("h=3:16", "w=3:16")}
+
+
+@pytest.mark.parametrize(
+    ("init", "body"),
+    [
+        ("self.r = nn.RNN(4, 6, batch_first=True)", "return self.r(x)[0]"),
+        (
+            "self.r = nn.RNN(4, 6, 2, nonlinearity='relu', bias=False, bidirectional=True)",
+            "return self.r(x.transpose(0, 1))[1].transpose(0, 1)",
+        ),
+        (
+            "self.r, self.g = nn.GRU(4, 6, 2, batch_first=True), nn.RNN(6, 3, batch_first=True)",
+            "return self.g(self.r(x)[0])[0]",
+        ),
+    ],
+)
+def test_recurrent_layers_keep_their_length_variable(tmp_path: Path, init: str, body: str) -> None:
+    """nn.RNN too, in both directions and several layers."""
+    build = module(tmp_path, body, init)
+    exported(tmp_path, build, LENGTH, x=numbers(3, 6, 4))
+    for size in (1, 2, 9):
+        held(tmp_path, build, {"x": numbers(2, size, 4)})
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        "return F.adaptive_avg_pool2d(x, (3, 2))",
+        "return F.adaptive_max_pool2d(x, 3)",
+        "return nn.AdaptiveAvgPool2d((None, 3))(x)",
+        "return F.adaptive_avg_pool2d(x, 1).flatten(1)",
+        "return F.adaptive_max_pool1d(x.flatten(2), 4)",
+    ],
+)
+def test_adaptive_pools_take_variable_sizes(tmp_path: Path, body: str) -> None:
+    """Sizes that are no multiples of the number of windows, and smaller ones."""
+    build = module(tmp_path, body)
+    exported(tmp_path, build, SIDES, x=numbers(2, 2, 16, 16))
+    for h, w in ((3, 3), (5, 13), (16, 7)):
+        held(tmp_path, build, {"x": numbers(2, 2, h, w)})
+
+
+def test_an_adaptive_maximum_of_a_fixed_size_is_exported(tmp_path: Path) -> None:
+    """ONNX has no such operator."""
+    build = module(tmp_path, "return F.adaptive_max_pool2d(x, (3, 5))")
+    exported(tmp_path, build, {}, x=numbers(2, 2, 16, 11))
+    held(tmp_path, build, {"x": numbers(3, 2, 16, 11)})
+
+
+HALVES = "return torch.cat([self.up(F.max_pool2d(x, 4)), x], 1)"
+UP = "self.up = nn.ConvTranspose2d(1, 1, 4, stride=4)"
+
+
+def test_sizes_that_must_be_multiples_are_stated_with_a_step(tmp_path: Path) -> None:
+    """The error names the flag; with it the contract has the step, and requests are held to it."""
+    build = module(tmp_path, HALVES, UP)
+    free = {"dynamic": ("x:2=h",), "bounds": ("h=8:32",)}
+    with pytest.raises(ModelError, match=r"multiples of 4 only, .* --bounds h=8:32:4\."):
+        exported(tmp_path, build, free, x=numbers(2, 1, 32, 32))
+    stepped = {"dynamic": ("x:2=h",), "bounds": ("h=8:32:4",)}
+    contract = exported(tmp_path, build, stepped, x=numbers(2, 1, 32, 32))
+    assert contract.steps == {"h": 4}
+    assert Contract.from_json(contract.to_json()).steps == {"h": 4}
+    for size in (8, 12, 28):
+        held(tmp_path, build, {"x": numbers(2, 1, size, 32)})
+        validate({"x": numbers(2, 1, size, 32)}, contract)
+    with pytest.raises(InvalidInputError, match="axis h of x must be a multiple of 4, got 10"):
+        validate({"x": numbers(2, 1, 10, 32)}, contract)
+
+
+@pytest.mark.parametrize(
+    ("bounds", "says"),
+    [
+        ("h=8:30:4", r"multiples of their step, got '8:30:4'. Write 8:28:4\."),
+        ("h=6:32:4", r"Write 8:32:4\."),
+        ("h=8:32:0", r"name=low:high:step"),
+        ("h=8:32:x", r"name=low:high:step"),
+    ],
+)
+def test_bounds_whose_ends_are_no_multiples_are_refused(
+    tmp_path: Path, bounds: str, says: str
+) -> None:
+    """Each message says what to write."""
+    build = module(tmp_path, "return x")
+    with pytest.raises(UsageError, match=says):
+        exported(tmp_path, build, {"dynamic": ("x:1=h",), "bounds": (bounds,)}, x=numbers(2, 32))
+
+
+SQUEEZED = ["return self.l(x).squeeze()", "return {'score': torch.squeeze(self.l(x)), 'x': x}"]
+
+
+@pytest.mark.parametrize("body", SQUEEZED)
+@pytest.mark.parametrize("rows", [1, 4])
+def test_a_squeeze_without_axis_keeps_the_batch(
+    tmp_path: Path, body: str, rows: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A regression's head: an output for each row, for one row too."""
+    build = module(tmp_path, body, "self.l = nn.Linear(3, 1)")
+    contract = exported(tmp_path, build, {}, x=numbers(rows, 3))
+    assert contract.outputs[0].shape == ("batch",)
+    assert contract.batch_axis == "batch"
+    held(tmp_path, build, {"x": numbers(5, 3)})
+    assert served(tmp_path, {"x": numbers(1, 3)})[0].shape == (1,)
+    assert "squeeze() keeps the batch" in " ".join(capsys.readouterr().out.split())
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        "return self.l.bfloat16()(x.bfloat16())",
+        "return self.l.bfloat16()(x.to(self.l.weight.dtype)).softmax(-1)",
+        "return self.l(x).to(dtype=torch.bfloat16)",
+    ],
+)
+def test_bfloat16_is_served_as_float32(
+    tmp_path: Path, body: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """ONNX Runtime's CPU has no kernels for it; what was done is printed."""
+    build = module(tmp_path, body, "self.l = nn.Linear(3, 2)")
+    contract = exported(tmp_path, build, {}, x=numbers(4, 3))
+    assert contract.outputs[0].dtype == "float32"
+    want = resolve(build)()(torch.from_numpy(numbers(5, 3))).detach().float().numpy()
+    (got,) = served(tmp_path, {"x": numbers(5, 3)})
+    np.testing.assert_allclose(got, want, atol=0.05)
+    assert "bfloat16 is computed in float32" in capsys.readouterr().out
+
+
+def test_outputs_in_a_dataclass_are_exported_and_others_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Fields are names; what is no tensor is said."""
+    build = written(
+        tmp_path,
+        """
+        from dataclasses import dataclass
+
+
+        @dataclass
+        class Out:
+            sample: torch.Tensor
+            extra: dict
+            loss: float = 0.5
+
+
+        class Net(nn.Module):
+            def forward(self, x):
+                return Out(x * 2, {"sum": x.sum(1)})
+
+
+        def build():
+            return Net()
+        """,
+    )
+    contract = exported(tmp_path, build, {}, x=numbers(4, 3))
+    assert [spec.name for spec in contract.outputs] == ["sample", "extra_sum"]
+    assert "loss (float)" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("works", [22, 20])
+def test_older_opsets_are_tried_from_new_to_old(
+    tmp_path: Path,
+    works: int,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """The first that runs is taken, and said; one that gives wrong outputs is never taken."""
+    from marship.exporting import conversion
+
+    tried = []
+    own = conversion._write
+
+    def write(source: Any, build: Any, examples: Any, settings: Any, draft: Any) -> Any:
+        tried.append(settings.opset)
+        if settings.opset > works:
+            raise OpsetError("model.onnx must load in ONNX Runtime, got: no kernel.")
+        return own(source, build, examples, settings, draft)
+
+    monkeypatch.setattr(conversion, "_write", write)
+    build = module(tmp_path, "return x * 2")
+    assert exported(tmp_path, build, {}, x=numbers(4, 3)).opset == works
+    assert tried == list(range(23, works - 1, -1))
+    assert f"opset {works} was taken: with opset 23 model.onnx must load" in " ".join(
+        capsys.readouterr().out.split()
+    )
+
+
+def test_an_older_opset_with_other_outputs_is_not_taken(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first failure is reported."""
+    from marship.exporting import conversion
+
+    def write(*given: Any) -> Any:
+        raise OpsetError("no kernel.") if given[3].opset == 23 else ParityError("2 apart.")
+
+    monkeypatch.setattr(conversion, "_write", write)
+    with pytest.raises(OpsetError, match="no kernel"):
+        exported(tmp_path, module(tmp_path, "return x"), {}, x=numbers(4, 3))
+
+
+class Branch(torch.nn.Module):
+    """Control flow that only a script keeps."""
+
+    def forward(self, x: torch.Tensor, scale: int = 2) -> torch.Tensor:
+        """Answer for a batch."""
+        return torch.relu(x) * scale
+
+
+def layers() -> torch.nn.Module:
+    """Layers of several kinds."""
+    torch.manual_seed(0)
+    return torch.nn.Sequential(
+        torch.nn.Conv1d(2, 3, 3, padding=1), torch.nn.BatchNorm1d(3), torch.nn.ReLU(),
+        torch.nn.Flatten(), torch.nn.Linear(15, 2),
+    ).eval()  # fmt: skip
+
+
+def program(path: Path) -> torch.nn.Module:
+    """Layers as a program of torch.export with a variable batch."""
+    model = layers()
+    shapes = {"input": {0: torch.export.Dim("b")}}
+    torch.export.save(
+        torch.export.export(model, (torch.ones(4, 2, 5),), dynamic_shapes=shapes), path
+    )
+    return model
+
+
+def scripted(path: Path) -> torch.nn.Module:
+    """Layers as TorchScript."""
+    model = layers()
+    torch.jit.script(model).save(str(path))
+    return model
+
+
+def traced(path: Path) -> torch.nn.Module:
+    """Layers as a trace."""
+    model = layers()
+    torch.jit.trace(model, torch.ones(4, 2, 5)).save(str(path))
+    return model
+
+
+@pytest.mark.parametrize(
+    ("made", "name"), [(program, "m.pt2"), (scripted, "m.pt"), (traced, "m.ts")]
+)
+def test_a_models_file_is_exported_where_it_is_trusted(
+    tmp_path: Path, made: Callable[[Path], torch.nn.Module], name: str
+) -> None:
+    """Without the flag the risk is named and nothing is opened; outputs equal PyTorch's."""
+    model = made(tmp_path / name)
+    np.savez(tmp_path / "example.npz", input=numbers(4, 2, 5))
+    given: dict[str, Any] = {"example": tmp_path / "example.npz", "out": tmp_path / "run"}
+    with pytest.raises(UsageError, match=r"somebody you trust, got a .*--trust-code"):
+        export(tmp_path / name, ExportSettings(**QUICK), **given)
+    done = export(tmp_path / name, ExportSettings(**QUICK), **given, trust_code=True)
+    assert done.fresh
+    assert done.contract.batch_axis == "batch"
+    inputs = numbers(7, 2, 5, seed=1)
+    (got,) = served(tmp_path, {"input": inputs})
+    np.testing.assert_allclose(got, model(torch.from_numpy(inputs)).detach(), atol=1e-4)
+    assert not export(tmp_path / name, ExportSettings(**QUICK), **given, trust_code=True).fresh
+
+
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        ("w.pt", r"weights alone.* marship export model\.py:build --weights .*w\.pt"),
+        ("w.onnx", "marship package"),
+        ("w.py", r"marship export .*w\.py:build"),
+        ("w.txt", "torch.export and TorchScript do not write"),
+    ],
+)
+def test_another_file_is_told_what_to_type(tmp_path: Path, name: str, says: str) -> None:
+    """Whatever it is."""
+    torch.save(layers().state_dict(), tmp_path / name)
+    with pytest.raises(UsageError, match=says):
+        export(tmp_path / name, example=tmp_path / "example.npz")
+    with pytest.raises(UsageError, match="got nothing there"):
+        export(tmp_path / "none.pt2", example=tmp_path / "example.npz")
+
+
+def test_an_error_in_the_other_process_is_raised_here(tmp_path: Path) -> None:
+    """With its class and its message."""
+    program(tmp_path / "m.pt2")
+    np.savez(tmp_path / "example.npz", other=numbers(4, 2, 5))
+    with pytest.raises(step.DataError, match="arrays named input, got other"):
+        export(tmp_path / "m.pt2", example=tmp_path / "example.npz", trust_code=True)
+
+
+def test_weights_of_several_are_chosen_by_key(tmp_path: Path) -> None:
+    """In an export, which says what was taken and is made anew for another key."""
+    build = module(tmp_path, "return self.l(x)", "self.l = nn.Linear(3, 1)")
+    states = [
+        resolve(build)().state_dict(),
+        {"l.weight": torch.ones(1, 3), "l.bias": torch.ones(1)},
+    ]
+    torch.save({"net": states[0], "ema": states[1]}, tmp_path / "weights.pt")
+    np.savez(tmp_path / "example.npz", x=numbers(4, 3))
+    given: dict[str, Any] = {
+        "example": tmp_path / "example.npz",
+        "weights": tmp_path / "weights.pt",
+        "out": tmp_path / "run",
+        "settings": ExportSettings(**QUICK),
+    }
+    with pytest.raises(CheckpointError, match="net, ema"):
+        export_model(build, **given)
+    export_model(build, **given, weights_key="net")
+    assert export_model(build, **given, weights_key="ema").fresh
+    (got,) = served(tmp_path, {"x": np.ones((1, 3), np.float32)})
+    np.testing.assert_allclose(got, [[4.0]], atol=1e-6)
