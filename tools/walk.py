@@ -23,6 +23,7 @@ GROUND = {
     "contract",
     "errors",
     "strings",
+    "tolerance",
     "storage",
     "texts",
     "console",

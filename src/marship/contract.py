@@ -12,9 +12,9 @@ import math
 import tokenize
 import zipfile
 import zlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, nullcontext
-from dataclasses import asdict, dataclass, field, is_dataclass, replace
+from dataclasses import asdict, dataclass, field, is_dataclass
 from pathlib import Path
 from types import UnionType
 from typing import Any, BinaryIO, get_args, get_origin, get_type_hints
@@ -24,6 +24,7 @@ import numpy.typing as npt
 
 from marship import strings
 from marship.errors import ModelError
+from marship.tolerance import Tolerance
 
 Array = npt.NDArray[Any]
 Arrays = dict[str, Array]
@@ -44,52 +45,6 @@ _MOST_SIZE = 1 << 62
 _DTYPES = {"str", "bool", "float16", "float32", "float64"} | {
     f"{kind}{bits}" for kind in ("int", "uint") for bits in (8, 16, 32, 64)
 }
-SMALL, LARGE = 0.1, 100.0
-"""Outputs that are nowhere larger than the first get a smaller `atol`, in proportion; those that go
-beyond the second a larger one: float32 is off by a millionth of its largest terms."""
-
-
-@dataclass(frozen=True, slots=True)
-class Tolerance:
-    """How much two arrays of one output may differ.
-
-    They agree where `|got - want| <= atol * factor + rtol * |want|`, element by element.
-
-    Attributes:
-        factors: By output, the factor of `atol`; 1 for all others. Outputs of 1e-5 are not right
-            because they are within 1e-4, nor is float noise wrong among outputs of 1e6.
-    """
-
-    atol: float = 1e-4
-    rtol: float = 1e-3
-    factors: Mapping[str, float] = field(default_factory=dict)
-
-    def absolute(self, output: str) -> float:
-        """The absolute tolerance of an output: what it may be off by where it is zero."""
-        return self.atol * self.factors.get(output, 1.0)
-
-    def scaled(self, results: Iterable[Arrays]) -> "Tolerance":
-        """The tolerance scaled to the magnitude of these reference outputs.
-
-        An output that is zero throughout keeps `atol`: nothing says how large it can be.
-        """
-        largest: dict[str, float] = {}
-        for outputs in results:
-            for name, array in outputs.items():
-                if array.dtype.kind == "f":
-                    finite = np.abs(array[np.isfinite(array)])
-                    largest[name] = max(largest.get(name, 0.0), float(finite.max(initial=0.0)))
-        factors = {
-            name: size / (SMALL if size < SMALL else LARGE)
-            for name, size in largest.items()
-            if 0 < size < SMALL or size > LARGE
-        }
-        return replace(self, factors=factors)
-
-    def __str__(self) -> str:
-        """`0.0001 + 0.001 x |value|`, as messages show it."""
-        others = "".join(f", for {name} {self.absolute(name):.2g} + ..." for name in self.factors)
-        return f"{self.atol:g} + {self.rtol:g} x |value|{others}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,7 +132,7 @@ class Contract:
     opset: int
     batch_axis: str | None = None
     bounds: Mapping[str, tuple[int, int | None]] = field(default_factory=dict)
-    tolerance: Tolerance = Tolerance()
+    tolerance: Tolerance = field(default_factory=Tolerance)
     steps: Mapping[str, int] = field(default_factory=dict)
 
     def size_rule(self, axis: str) -> str:
@@ -363,51 +318,6 @@ def _plain(arrays: Mapping[str, Array], key: str) -> Array:
     if not isinstance(array := arrays[key], np.ndarray):  # NumPy gives the bytes
         raise TypeError(f"{key} that is no array")
     return array
-
-
-def largest_difference(got: Arrays, want: Arrays) -> tuple[float, float]:
-    """The largest absolute and the largest relative difference over all tensors of `want`.
-
-    A NaN on one side only, or a different shape, counts as an infinite difference. Relative
-    differences are divided by `|want|`; where that is zero there is none.
-    """
-    absolute = relative = 0.0
-    for name, wanted in want.items():
-        found = got[name]
-        if found.shape != wanted.shape:
-            return float("inf"), float("inf")
-        if wanted.dtype.kind not in "fc":
-            if not np.array_equal(found, wanted):
-                return float("inf"), float("inf")
-            continue
-        if wanted.size == 0:
-            continue
-        same = (found == wanted) | (np.isnan(found) & np.isnan(wanted))
-        with np.errstate(invalid="ignore", divide="ignore", over="ignore"):
-            gap = np.where(same, 0.0, np.abs(found.astype(np.float64) - wanted))
-            share = np.where(same | (wanted == 0), 0.0, gap / np.abs(wanted.astype(np.float64)))
-        absolute = max(absolute, float(np.nan_to_num(gap, nan=np.inf, posinf=np.inf).max()))
-        relative = max(relative, float(np.nan_to_num(share, nan=np.inf, posinf=np.inf).max()))
-    return absolute, relative
-
-
-def agree(got: Arrays, want: Arrays, tolerance: Tolerance) -> bool:
-    """Whether every element of `got` is within `tolerance` of `want`."""
-    return all(
-        got[name].shape == wanted.shape
-        and (
-            np.allclose(
-                got[name],
-                wanted,
-                atol=tolerance.absolute(name),
-                rtol=tolerance.rtol,
-                equal_nan=True,
-            )
-            if wanted.dtype.kind in "fc"
-            else np.array_equal(got[name], wanted)
-        )
-        for name, wanted in want.items()
-    )
 
 
 def digest_files(*paths: Path) -> str:

@@ -16,14 +16,12 @@ from marship.contract import (
     Contract,
     GoldenCase,
     TensorSpec,
-    Tolerance,
-    agree,
     digest_files,
-    largest_difference,
     read_golden,
     write_golden,
 )
 from marship.errors import ModelError
+from marship.tolerance import Tolerance, agree, largest_difference
 
 CONTRACT = Contract(
     inputs=(TensorSpec("items", "int64", ("batch", "length"), pad_value=0.0, value_range=(0, 29)),),

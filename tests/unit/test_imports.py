@@ -15,7 +15,7 @@ SOURCE = Path(__file__).parents[2] / "src" / "marship"
 REPOSITORY = SOURCE.parents[1]
 
 # The rooms of src/marship, and which others the code of each may import beside the ground.
-GROUND = {"version", "errors", "contract", "strings", "texts", "storage"} | {
+GROUND = {"version", "errors", "contract", "strings", "tolerance", "texts", "storage"} | {
     *("console", "settings", "profiles", "unversioned", "arguments"),
 }
 ROOMS: dict[str, set[str]] = {

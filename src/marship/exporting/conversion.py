@@ -8,15 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from marship import console
-from marship.contract import (
-    GOLDEN_FILE,
-    Arrays,
-    Contract,
-    Tolerance,
-    agree,
-    largest_difference,
-    write_golden,
-)
+from marship.contract import GOLDEN_FILE, Arrays, Contract, write_golden
 from marship.errors import ModelError, ParityError, UsageError
 from marship.exporting.build import built
 from marship.exporting.compare import (
@@ -37,6 +29,7 @@ from marship.fit.recipe import Recipe
 from marship.proof import parity
 from marship.proof.cases import draw_cases
 from marship.proof.comparison import Comparison, RunModel
+from marship.tolerance import Tolerance, agree, largest_difference
 
 if TYPE_CHECKING:  # torch takes a second to import, and --help needs none of it
     from marship.exporting.guards import Doubt

@@ -18,12 +18,11 @@ from marship.contract import (
     Arrays,
     Contract,
     GoldenCase,
-    agree,
-    largest_difference,
     read_golden,
 )
 from marship.errors import PackageError, ParityError, TooLargeError
 from marship.serving.formats import golden
+from marship.tolerance import agree, largest_difference
 from marship.trust import outline
 from marship.trust.archive import Archive
 

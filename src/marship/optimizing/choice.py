@@ -5,9 +5,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from marship.contract import Tolerance
 from marship.errors import UsageError
 from marship.optimizing.measure import Latency
+from marship.tolerance import Tolerance
 
 EXPORTED = "exported"
 ROUNDING = 1e-9

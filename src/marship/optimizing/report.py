@@ -10,8 +10,8 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
-from marship.contract import Tolerance
 from marship.optimizing.choice import Choice, Rule, Variant, Verdict
+from marship.tolerance import Tolerance
 
 KIB = 1024
 NAMED = 5

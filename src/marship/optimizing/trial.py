@@ -15,7 +15,7 @@ from pathlib import Path
 from rich.progress import Progress, TaskID
 
 from marship import console
-from marship.contract import Arrays, Contract, GoldenCase, Tolerance, agree
+from marship.contract import Arrays, Contract, GoldenCase
 from marship.errors import DataError, ModelError
 from marship.fit.recipe import Recipe
 from marship.optimizing import measure
@@ -24,6 +24,7 @@ from marship.optimizing.source import ExportedModel, NotBuiltError
 from marship.proof import parity
 from marship.proof.comparison import RunModel
 from marship.proof.parity import first_line
+from marship.tolerance import Tolerance, agree
 
 BASE = "float32"
 EXACT = (EXPORTED, BASE)

@@ -271,7 +271,7 @@ def _sealed_model(contents: Contents, sealer: Sealer, extra: Path) -> Contents:
 def _copy_serving(target: Path) -> None:
     """The part of marship that runs in a worker, so that it need not be installed there."""
     source = Path(__file__).parents[1]
-    names = ("__init__.py", "version.py", "errors.py", "contract.py", "strings.py")
+    names = ("__init__.py", "version.py", "errors.py", "contract.py", "strings.py", "tolerance.py")
     ground = [source / name for name in names]
     for path in (*ground, *(source / "serving").rglob("*.py")):
         place = target / path.relative_to(source)

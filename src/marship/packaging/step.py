@@ -7,7 +7,7 @@ from typing import Any
 
 from marship import console, profiles
 from marship.arguments import checked
-from marship.contract import CONTRACT_FILE, GOLDEN_FILE, Contract, Tolerance, read_golden
+from marship.contract import CONTRACT_FILE, GOLDEN_FILE, Contract, read_golden
 from marship.errors import PackageError, UsageError
 from marship.fit import run
 from marship.fit.recipe import RECIPE_FILE, Recipe
@@ -17,6 +17,7 @@ from marship.packaging.settings import PackageSettings
 from marship.proof import golden, missing
 from marship.serving.formats import extent
 from marship.storage import read_json
+from marship.tolerance import Tolerance
 
 PARITY_FILE = "parity.json"
 ONNX_HANDLER = "onnx_handler.py"

@@ -12,10 +12,11 @@ import onnx
 from google.protobuf.message import DecodeError
 from onnx import TensorProto
 
-from marship.contract import Array, Contract, TensorSpec, Tolerance, digest_files
+from marship.contract import Array, Contract, TensorSpec, digest_files
 from marship.errors import ModelError, UsageError
 from marship.proof import operators
 from marship.proof.indices import index_ranges
+from marship.tolerance import Tolerance
 
 _DTYPES: dict[int, str] = {
     TensorProto.FLOAT: "float32",
@@ -121,14 +122,14 @@ def contract_of(  # noqa: PLR0913  the fields of a contract
     ranges = index_ranges(model)
     values = (*model.graph.input, *model.graph.output)
     taken = {axis.dim_param for value in values for axis in value.type.tensor_type.shape.dim}
-    outputs = tuple(
-        replace(_spec("output", value, taken), labels=names.get(value.name, ()))
-        for value in model.graph.output
-    )
     inputs = tuple(
         replace(ranges.stated(_spec("input", value, taken)), pad_value=pads.get(value.name))
         for value in model.graph.input
         if value.name not in stored
+    )
+    outputs = tuple(
+        replace(_spec("output", value, taken), labels=names.get(value.name, ()))
+        for value in model.graph.output
     )
     versions = (e.version for e in model.opset_import if e.domain in ("", "ai.onnx"))
     files = (path, *external_files(path).values())

@@ -15,7 +15,7 @@ import pytest
 import torch
 
 import zoo
-from marship.contract import Contract, Tolerance, agree, read_golden
+from marship.contract import Contract, read_golden
 from marship.errors import (
     CheckpointError,
     DataError,
@@ -28,6 +28,7 @@ from marship.exporting import capture, outputs
 from marship.exporting.step import Exported, ExportSettings, export_model, export_run
 from marship.fit.recipe import Recipe, resolve
 from marship.proof import cases, graph
+from marship.tolerance import Tolerance, agree
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("torchlib_read_once")]
 

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 import zoo
-from marship.contract import Contract, Tolerance, agree, read_golden
+from marship.contract import Contract, read_golden
 from marship.errors import DataError, MarshipError, ModelError, UsageError
 from marship.exporting.step import ExportSettings, export_run
 from marship.fit import origin
@@ -23,6 +23,7 @@ from marship.optimizing import measure, step
 from marship.optimizing.passes import float32 as float32_pass
 from marship.optimizing.source import ExportedModel
 from marship.optimizing.step import OptimizeSettings, optimize
+from marship.tolerance import Tolerance, agree
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("torchlib_read_once")]
 

@@ -8,9 +8,10 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
-from marship.contract import TensorSpec, Tolerance
+from marship.contract import TensorSpec
 from marship.errors import ModelError, UsageError
 from marship.proof import graph, parity
+from marship.tolerance import Tolerance
 
 
 @pytest.fixture

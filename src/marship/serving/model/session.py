@@ -9,17 +9,11 @@ from typing import Any, BinaryIO
 
 import onnxruntime as ort
 
-from marship.contract import (
-    GOLDEN_FILE,
-    Arrays,
-    Contract,
-    agree,
-    largest_difference,
-    read_golden,
-)
+from marship.contract import GOLDEN_FILE, Arrays, Contract, read_golden
 from marship.errors import LoadError, ModelError, SealError
 from marship.serving.model import heap, memory, weights
 from marship.serving.model.sealed import SUFFIX, Opener
+from marship.tolerance import agree, largest_difference
 
 PROVIDERS = {
     "cpu": "CPUExecutionProvider",

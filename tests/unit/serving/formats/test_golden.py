@@ -9,11 +9,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from marship.contract import Contract, TensorSpec, Tolerance
+from marship.contract import Contract, TensorSpec
 from marship.errors import LoadError
 from marship.serving.formats import codec, golden
 from marship.serving.formats.golden import GoldenRequest
 from marship.serving.message import Reply
+from marship.tolerance import Tolerance
 
 MODEL = Contract(
     (TensorSpec("x", "float32", ("batch",)),),
