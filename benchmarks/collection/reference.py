@@ -38,7 +38,9 @@ def outputs(path: Path, inputs: Mapping[str, Any]) -> Arrays:
 
 
 def _is_plain(value: object) -> bool:
-    return not isinstance(value, np.ndarray) or value.dtype.kind in "fiubOUc"
+    if not isinstance(value, np.ndarray) or value.dtype.kind in "OU":
+        return True
+    return value.dtype.isbuiltin == 1  # the kind of ml_dtypes' float8_e5m2 is f, too
 
 
 def _ort_value(value: Any) -> Any:  # noqa: ANN401  onnxruntime ships no types

@@ -211,7 +211,9 @@ def add_texts(folder: Folder) -> None:
     labels = np.array([1, 0, 1, 0, 1, 0])
     text = [("text", StringTensorType([None, 1]))]
     texts = np.array(TEXTS, dtype=object)
-    model = make_pipeline(TfidfVectorizer(), linear_model.LogisticRegression()).fit(texts, labels)
+    # lower case needs the locale en_US.UTF-8 in ONNX Runtime
+    model = make_pipeline(TfidfVectorizer(lowercase=False), linear_model.LogisticRegression())
+    model.fit(texts, labels)
     inputs = {"text": texts.reshape(-1, 1)}
     predictions = model.predict(texts), model.predict_proba(texts).astype(np.float32)
     folder.add("TF-IDF and logistic regression", converted(model, text), inputs, *predictions)
