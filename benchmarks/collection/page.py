@@ -14,6 +14,7 @@ COUNTED = {kind for kind in onnx_tests.KINDS if kind != "ONNX light networks"}
 """Kinds of single operators, which are counted, not listed."""
 LIBRARIES = ("marship", "onnxruntime", "onnx", "torch", "numpy")
 
+_TITLES = {REFUSED: "Why models were refused", WRONG: "Wrong", TRACEBACK: "Traceback"}
 _HEAD = """# Models that were tried
 
 Written by `python benchmarks/models.py`, which takes models from their files to answers as a user
@@ -41,14 +42,17 @@ def text(outcomes: Sequence[Outcome], versions: Sequence[str] = ()) -> str:
         outcomes: Of all models.
         versions: Packages that trained and converted the tabular models.
     """
-    parts = [_HEAD, f"Versions: {', '.join([*_versions(), *versions])}.", "## Counts"]
-    parts += [counts(outcomes), _summary(outcomes), "## Models", _models(outcomes)]
-    for title, verdict in (("Why models were refused", REFUSED), ("Wrong", WRONG)):
+    parts = [_HEAD, f"Versions: {', '.join([*_versions(), *versions])}."]
+    parts += [_section("Counts"), counts(outcomes), _summary(outcomes)]
+    parts += [_section("Models"), _models(outcomes)]
+    for verdict, title in _TITLES.items():
         if found := [item for item in outcomes if item.verdict == verdict]:
-            parts += [f"## {title}", _reasons(found)]
-    if found := [item for item in outcomes if item.verdict == TRACEBACK]:
-        parts += ["## Traceback", _reasons(found)]
+            parts += [_section(title), _reasons(found)]
     return "\n\n".join(part.strip() for part in parts) + "\n"
+
+
+def _section(title: str) -> str:
+    return f"## {title}\n\nWhat `python benchmarks/models.py` found:"
 
 
 def counts(outcomes: Sequence[Outcome]) -> str:

@@ -140,7 +140,7 @@ def test_the_page_counts_lists_and_groups(part: Part) -> None:
     assert "| tabular models | tree | `x: float32[n, 3]` | equal | 3.0 | batched |" in text
     assert "| add |" not in text
     assert "| 2 | x1 must be a tensor, got a map of type 1. | a, b |" in text
-    assert "## Traceback\n\n| models | message | such as |" in text
+    assert "## Traceback\n\nWhat `python benchmarks/models.py` found:\n\n| models |" in text
     assert "Of 3 ONNX's own tests that ONNX Runtime runs, 33.3 % are served equal." in text
 
 
