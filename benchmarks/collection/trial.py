@@ -101,7 +101,7 @@ def _line(error: BaseException) -> str:
 
 def _loaded(given: Given, folder: Path) -> tuple[Served, str]:
     """The served model, and how it was packed where the plain command did not do."""
-    from marship import ExportSettings, PackageSettings, export, package
+    from marship import ExportSettings, PackageSettings, export
 
     source: str | Path = given.source
     example = folder / "example.npz"
@@ -113,22 +113,28 @@ def _loaded(given: Given, folder: Path) -> tuple[Served, str]:
             given.source, chosen, example=example, weights=given.weights, out=folder / "run"
         ).run_dir
     settings = PackageSettings(name="m", model_store=folder / "store")
-    how = ""
-    try:
-        archive = package(source, settings)
-    except MarshipError as error:
-        fields = {field.name for field in dataclasses.fields(PackageSettings)}
-        if "--example" not in str(error) or "example" not in fields:
-            raise
-        archive, how = package(source, _with_example(settings, example)), "with --example"
+    archive, how = _packed(source, settings, example)
     try:
         return Served(archive, folder / "extracted"), how
     except MarshipError as error:
         raise type(error)(f"packed, and not loaded: {error}") from error
 
 
-def _with_example(settings: Any, example: Path) -> Any:  # noqa: ANN401  a field of newer ones
-    return replace(settings, example=example)
+def _packed(source: str | Path, settings: Any, example: Path) -> tuple[Path, str]:  # noqa: ANN401
+    """The archive, with the flags that messages advise, and those flags."""
+    from marship import package
+
+    fields, flags = {field.name for field in dataclasses.fields(settings)}, list[str]()
+    advised = {"--example": {"example": example}, "--golden real": {"golden": "real"}}
+    while True:
+        try:
+            return package(source, settings), " ".join(flags)
+        except MarshipError as error:
+            flag = next((f for f in advised if f in str(error) and f not in flags), None)
+            if flag is None or not fields.issuperset(advised[flag]):
+                raise
+            settings = replace(settings, **advised[flag])
+            flags.append(flag)
 
 
 def _asked(served: Served, cases: Sequence[Case]) -> Iterator[tuple[str, Arrays, Case]]:
