@@ -19,7 +19,7 @@ GROUND = {"version", "errors", "contract", "strings", "tolerance", "texts", "sto
     *("console", "settings", "profiles", "unversioned", "arguments"),
 }
 ROOMS: dict[str, set[str]] = {
-    "serving": {"errors", "contract"},  # and no more of the ground: this travels in archives
+    "serving": {"errors", "contract", "tolerance"},  # and no more of the ground: this travels in archives
     "trust": {"serving.model.sealed", "exchange"},
     "exchange": set(),
     "engines": {"exchange", "trust", "serving.hosts.direct"}
