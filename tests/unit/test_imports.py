@@ -19,7 +19,8 @@ GROUND = {"version", "errors", "contract", "strings", "tolerance", "texts", "sto
     *("console", "settings", "profiles", "unversioned", "arguments"),
 }
 ROOMS: dict[str, set[str]] = {
-    "serving": {"errors", "contract", "tolerance"},  # and no more of the ground: this travels in archives
+    # and no more of the ground: this travels in archives
+    "serving": {"errors", "contract", "tolerance"},
     "trust": {"serving.model.sealed", "exchange"},
     "exchange": set(),
     "engines": {"exchange", "trust", "serving.hosts.direct"}
