@@ -40,7 +40,7 @@ NOT_RUN = {
         "memory.md",
         "benchmarks/memory.py",
     ): "takes minutes; tests/server/test_weights.py measures it",
-    ("models.md", "listener.onnx"): "needs a file of one's own; tests/unit/packaging/"
+    ("onnx.md", "listener.onnx"): "needs a file of one's own; tests/unit/packaging/"
     "test_examples.py packs such a one with each kind of example",
     ("performance.md", "make bench"): "takes hours; tests/unit/test_benchmark.py tries its parts",
     (

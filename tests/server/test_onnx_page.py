@@ -1,4 +1,4 @@
-"""docs/models.md: a voice activity detector whose state the client carries, over real HTTP."""
+"""docs/onnx.md: a voice activity detector whose state the client carries, over real HTTP."""
 
 import re
 from pathlib import Path
@@ -15,7 +15,7 @@ from marship.packaging.step import PackageSettings, package
 from odd_models import FLOAT, graph_of, skip
 
 WIDTH, CHUNK = 8, 160
-PAGE = Path(__file__).parents[2] / "docs" / "models.md"
+PAGE = Path(__file__).parents[2] / "docs" / "onnx.md"
 
 
 @pytest.fixture(scope="module")
