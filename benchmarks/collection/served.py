@@ -147,7 +147,7 @@ def _from_lists(value: Any, spec: TensorSpec) -> Array:  # noqa: ANN401  any JSO
     Raises:
         ValueError: They do not.
     """
-    if labels := getattr(spec, "labels", ()):
+    if labels := spec.labels:
         if any(tuple(row) != labels for row in value):
             raise ValueError(f"{spec.name} must be objects of {', '.join(labels)}")
         value = [list(row.values()) for row in value]

@@ -13,8 +13,9 @@ import numpy as np
 from collection.sample import Case, Given, NotRunError, Sample
 from collection.served import AnsweredError, Served
 
-from marship.contract import Array, Arrays, Tolerance, agree, largest_difference
+from marship.contract import Array, Arrays
 from marship.errors import MarshipError
+from marship.tolerance import Tolerance, agree, largest_difference
 
 EQUAL, REFUSED, WRONG = "equal", "refused", "wrong"
 TRACEBACK, NOT_RUN = "traceback", "not run by ONNX Runtime"
@@ -141,9 +142,7 @@ def _asked(served: Served, cases: Sequence[Case]) -> Iterator[tuple[str, Arrays,
     """The answers in every format that can hold the inputs, and the rows of a batch together."""
     for case in cases:
         inputs = dict(case.inputs)
-        takes = {
-            spec.name: getattr(spec, "takes_missing", False) for spec in served.contract.inputs
-        }
+        takes = {spec.name: spec.takes_missing for spec in served.contract.inputs}
         if all(_in_json(array, takes.get(name, False)) for name, array in inputs.items()):
             yield "JSON", served.named(inputs), case
             if served.contract.batch_axis is not None and (rows := _rows(case)):
