@@ -32,6 +32,8 @@ from recordings import recording
 DOCS = Path(__file__).parents[2] / "docs"
 
 NOT_RUN = {
+    ("export.md", "model.pt2"): "needs files of one's own; tests/unit/exporting/test_kinds.py "
+    "exports such ones",
     ("image.md", "--backbone efficientnet-lite0"): "fetches the network from PyPI; "
     "tests/training/test_fine_tuning.py runs it from a file",
     ("image.md", "--data-dir cifar10"): "takes an hour, and data that may not be in the repository",

@@ -83,6 +83,9 @@ OPEN_ANSWER = re.compile(rb'(?:\{"(?:status|live|ready|name)":[^{}]*\})?')
 LACKS = (501, 505)
 """The direct address answers what it lacks so: another HTTP, a transfer encoding."""
 
+EXPLAINS = re.compile(rb"(?i)explain|explanations")
+"""Paths of what models here do not offer, at each address."""
+
 THROUGH_PROXY = [
     (400, "BadRequestException"),
     (400, "InvalidKeyException"),
@@ -195,6 +198,8 @@ class Place:
             yield from own_faults(mutant, (status, own[2].decode()), own[3] or b"")
             return
         elif is_direct and status in LACKS and is_json(body):
+            return
+        elif status == 501 and b'"code":"unsupported"' in body and EXPLAINS.search(mutant.wire):
             return
         elif status >= 500 and (is_proxy or not is_bare):
             yield "a fault of the server"

@@ -40,15 +40,15 @@ POST     /predictions/lin/1               no   no      no  no  200       no     
 POST     /predictions/lin/9               no   no      no  no  404       no         no
 POST     /predictions/none                no   no      no  no  404       no         no
 OPTIONS  /predictions/lin                 no   no      no  no  200       no         no
-POST     /explanations/lin                no   no      no  no  200       no         no
+POST     /explanations/lin                no   no      no  no  501       no         no
 POST     /invocations?model_name=lin      no   no      no  no  200       no         no
 POST     /models/lin/invoke               no   no      no  no  200       no         no
 POST     /lin/predict                     no   no      no  no  200       no         no
 POST     /lin/1/predict                   no   no      no  no  200       no         no
 POST     /v1/models/lin:predict           no   no      no  no  200       no         no
-POST     /v1/models/lin:explain           no   no      no  no  200       no         no
+POST     /v1/models/lin:explain           no   no      no  no  501       no         no
 POST     /v2/models/lin/infer             no   no      no  no  200       no         no
-POST     /v2/models/lin/explain           no   no      no  no  200       no         no
+POST     /v2/models/lin/explain           no   no      no  no  501       no         no
 GET      /v1/models/lin                   no   no      no  no  404       no         no
 GET      /v2                              no   no      no  no  404       no         no
 GET      /v2/health/live                  no   no      no  no  404       no         no
@@ -145,7 +145,7 @@ POST     /models?url=echo.mar             401  no      no  no  404       no     
 PUT      /models/lin?min_worker=2         401  no      no  no  404       no         no
 DELETE   /models/lin                      401  no      no  no  404       no         no
 GET      /token?type=inference            401  no      no  no  404       no         no
-POST     /explanations/lin                401  no      no  no  404       no         no
+POST     /explanations/lin                401  no      no  no  501       no         no
 POST     /invocations?model_name=lin      401  no      no  no  404       no         no
 POST     /predictions/..%2Fmodels         401  no      no  no  404       no         no
 GET      /metrics                         401  no      no  no  404       no         no
