@@ -197,9 +197,7 @@ class Place:
         elif own := OWN.fullmatch(body) or (is_direct and KSERVE.fullmatch(body)):
             yield from own_faults(mutant, (status, own[2].decode()), own[3] or b"")
             return
-        elif is_direct and status in LACKS and is_json(body):
-            return
-        elif status == 501 and b'"code":"unsupported"' in body and EXPLAINS.search(mutant.wire):
+        elif is_lack(mutant, status, body):
             return
         elif status >= 500 and (is_proxy or not is_bare):
             yield "a fault of the server"
@@ -207,6 +205,13 @@ class Place:
             yield "an error that is no JSON"
         if leak := self._leaks.search(answer):
             yield f"{leak[0]!r} leaked"
+
+
+def is_lack(mutant: Mutant, status: int, body: bytes) -> bool:
+    """Whether it is the response to what a server lacks: explanations, or something of HTTP."""
+    if mutant.request.door in ("direct", "proxy") and status in LACKS and is_json(body):
+        return True
+    return status == 501 and b'"code":"unsupported"' in body and bool(EXPLAINS.search(mutant.wire))
 
 
 def own_faults(mutant: Mutant, kind: tuple[int, str], message: bytes) -> Iterator[str]:
