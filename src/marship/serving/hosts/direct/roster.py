@@ -1,6 +1,7 @@
 """The workers of an acceptor, in a file for the next one: a worker that hangs says no hello."""
 
 import logging
+import math
 import os
 from collections.abc import Iterator
 from contextlib import suppress
@@ -21,13 +22,17 @@ class Missing:
     Attributes:
         process: A descriptor of its process.
         began: When that began.
-        timeout_s: The longest time of a request.
+        timeout_s: The longest time of a request; None: its silence is not watched.
+        model: Its model.
+        version: Its model's version.
         since: When it was first missed, by the monotonic clock.
     """
 
     process: int
     began: str
-    timeout_s: float
+    timeout_s: float | None
+    model: str
+    version: str
     since: float
 
 
@@ -41,31 +46,44 @@ class Roster:
 
     def __init__(self, file: Path | None, now: float) -> None:
         self._file = file
-        self._here: dict[int, tuple[str, float]] = {}  # when it began, timeout; by its pid
+        self._here: dict[int, tuple[str, float | None, str, str]] = {}  # as in the file; by its pid
         self._missing = dict(self._read(now))
 
     def _read(self, now: float) -> Iterator[tuple[int, Missing]]:
         if self._file is None or not self._file.is_file():
             return
         try:
-            for pid, began, timeout_s in orjson.loads(self._file.read_bytes()):
+            for pid, began, *facts in orjson.loads(self._file.read_bytes()):
+                timeout_s, model, version = facts
                 with suppress(OSError):  # it has ended
                     process = os.pidfd_open(pid)
                     if _began(pid) == began:  # pids are reused
-                        yield pid, Missing(process, began, timeout_s, now)
+                        yield pid, Missing(process, began, timeout_s, model, version, now)
                     else:
                         os.close(process)
         except (OSError, ValueError, TypeError, OverflowError) as error:
             logger.warning("%s must list the workers, got: %s", self._file, error)
 
-    def enter(self, pid: int, timeout_s: float | None) -> None:
+    def enter(self, pid: int, timeout_s: float | None, model: str, version: str) -> None:
         """A worker said hello."""
         self._found(pid)
-        if timeout_s is None:
-            return
         with suppress(OSError):  # it has ended already
-            self._here[pid] = (_began(pid), timeout_s)
+            self._here[pid] = (_began(pid), timeout_s, model, version)
             self._write()
+
+    def missing(self, model: str, version: str | None) -> list[int]:
+        """The pids of workers that live and have not said hello yet.
+
+        Args:
+            model: Theirs.
+            version: Theirs; None is any.
+        """
+        return [
+            pid
+            for pid, one in self._missing.items()
+            if one.model == model and version in (None, one.version)
+            if not has_ended(one.process)
+        ]
 
     def leave(self, pid: int) -> None:
         """Its connection to the acceptor has ended."""
@@ -79,8 +97,11 @@ class Roster:
     def _write(self) -> None:
         if self._file is None:
             return
-        rows = [(pid, began, timeout_s) for pid, (began, timeout_s) in self._here.items()]
-        rows += [(pid, one.began, one.timeout_s) for pid, one in self._missing.items()]
+        rows = [(pid, *facts) for pid, facts in self._here.items()]
+        rows += [
+            (pid, one.began, one.timeout_s, one.model, one.version)
+            for pid, one in self._missing.items()
+        ]
         fresh = self._file.with_suffix(".new")
         try:
             fresh.write_bytes(orjson.dumps(rows))
@@ -99,7 +120,8 @@ class Roster:
         for pid, missing in list(self._missing.items()):
             missing.since += away_s
             is_gone = has_ended(missing.process)
-            is_late = now - missing.since > missing.timeout_s + silent_s
+            limit_s = math.inf if missing.timeout_s is None else missing.timeout_s + silent_s
+            is_late = now - missing.since > limit_s
             if is_late and not is_gone:
                 yield pid, missing.process
             if is_late or is_gone:

@@ -133,7 +133,7 @@ class Workers:
             if packet.fds:
                 with suppress(OSError):  # it is gone already, or too many files are open
                     seat.slots = Slots(packet.fds[0], seat.pid)
-            self._roster.enter(seat.pid, seat.timeout_s)
+            self._roster.enter(seat.pid, seat.timeout_s, seat.model, seat.version)
             self._seats.add(seat)
         elif packet.kind == "load":
             seat.closing = 0
@@ -155,31 +155,55 @@ class Workers:
             self._take_back(seat, packet)
 
     def _drain(self, caller: Seat, model: str, version: str | None, pids: list[int] | None) -> None:
-        """Give workers nothing new, and say when they have nothing left."""
-        named = self._seats.named(model, version)
-        others = [seat for seat in self._drained if (seat.model, seat.version) == named]
-        for seat in (*self._seats.of(model, version), *others):
-            if pids is None or seat.pid in pids:
-                self._seats.remove(seat)
-                self._drained.add(seat)
-                if caller not in seat.drainers:
-                    seat.drainers.add(caller)
-                    caller.drained.append(seat)
-                seat.channel.send(Packet("drain"))
+        """Give workers nothing new, and say when they have nothing left.
 
-        is_all = pids is None or not self._seats.of(model, version)
-        if is_all and caller.ends is None and (found := caller.drained):
-            caller.ends = (found[0].model, found[0].version)
-            self._seats.ending.append(caller.ends)
+        Workers of an acceptor before this one may have requests, too, and say hello later.
+        """
 
         def look() -> None:
-            if any(seat.held for seat in caller.drained if not seat.is_gone):
-                if not caller.is_gone:
-                    self._loop.call_later(_LOOK_S, look)
+            if caller.is_gone:
+                return
+            missing = self._roster.missing(*self._meant(model, version))
+            self._take_off(caller, model, version, pids, missing)
+            is_default_known = version is not None or self._seats.knows_models
+            is_missed = any(pids is None or pid in pids for pid in missing)
+            is_held = any(seat.held for seat in caller.drained if not seat.is_gone)
+            if is_missed or is_held or not is_default_known:
+                self._loop.call_later(_LOOK_S, look)
             else:
                 caller.channel.send(Packet("drained"))
 
         look()
+
+    def _meant(self, model: str, version: str | None) -> tuple[str, str | None]:
+        """A model with the version that is meant; None while nobody knows the default one."""
+        return model, self._seats.named(model, version)[1] or None
+
+    def _take_off(
+        self,
+        caller: Seat,
+        model: str,
+        version: str | None,
+        pids: list[int] | None,
+        missing: list[int],
+    ) -> None:
+        """Have those drained for a caller that are here and not drained for it yet."""
+        named = self._seats.named(model, version)
+        here = self._seats.of(model, version)
+        others = [seat for seat in self._drained if (seat.model, seat.version) == named]
+        for seat in (*here, *others):
+            if (pids is None or seat.pid in pids) and caller not in seat.drainers:
+                self._seats.remove(seat)
+                self._drained.add(seat)
+                seat.drainers.add(caller)
+                caller.drained.append(seat)
+                seat.channel.send(Packet("drain"))
+
+        stays = self._seats.of(model, version) or set(missing) - set(pids or ())
+        is_any = bool(named[1] and (caller.drained or missing))
+        if is_any and (pids is None or not stays) and caller.ends is None:
+            caller.ends = named
+            self._seats.ending.append(named)
 
     def _resume_drained(self, caller: Seat) -> None:
         """Let workers serve again that whoever had them drained did not end."""

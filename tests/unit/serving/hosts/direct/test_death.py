@@ -288,6 +288,7 @@ def test_a_worker_that_hangs_is_ended_by_the_next_acceptor(
         b'[["a", "b", "c"]]',
         b'[[1, "0", 0]]',
         b"[[%d, 5, 0]]",
+        b'[[%d, "5", 0, "m", "1.0"]]',
         b'[[100000000000000000000, "0", 0]]',
     ],
 )

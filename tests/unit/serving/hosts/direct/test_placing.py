@@ -92,12 +92,14 @@ def test_a_version_that_the_engine_has_not_named_yet_gets_none_that_name_no_vers
     assert place.ask().status == 200
 
 
-def drain(place: Place, pids: list[int] | None = None) -> socket.socket:
+def drain(
+    place: Place, pids: list[int] | None = None, version: str | None = "1.0"
+) -> socket.socket:
     """Ask for a drain, as whoever scales down does; it ends with the connection."""
     line = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     line.settimeout(10)
     line.connect(str(place.path))
-    told = {"kind": "drain", "model": "m", "version": "1.0", "pids": pids}
+    told = {"kind": "drain", "model": "m", "version": version, "pids": pids}
     line.send(json.dumps(told).encode() + b"\n")
     return line
 
@@ -224,6 +226,48 @@ def test_an_acceptor_that_dies_has_drained_nobody(
         assert line.read().status == 200
         waiting.join(10)
         assert not waiting.is_alive()
+
+
+@pytest.mark.parametrize("pids", [None, [os.getpid()]])
+@pytest.mark.parametrize("version", ["1.0", None])
+def test_a_drain_waits_for_workers_that_the_acceptor_before_had(
+    loaded: Any, monkeypatch: pytest.MonkeyPatch, pids: list[int] | None, version: str | None
+) -> None:
+    """They say hello when their loop is free, and until then have requests that nobody counts."""
+    place = Place(keeps_roster=True)
+    try:
+        worker = place.add(loaded)
+        place.follow(m=("1.0",))
+        connect = worker._connect
+        tries = threading.Event()
+        monkeypatch.setattr(worker, "_connect", tries.set)
+        with place.line() as line:
+            sent = request()
+            line.send(sent[:-5])
+            until(lambda: any(each._reader.is_in_body for each in list(worker._connections)))
+            place.stop_acceptor()
+            place.start_acceptor()
+            assert tries.wait(10)
+            with drain(place, pids, version) as caller, drain(place, [1]) as nobody:
+                assert drained(nobody)
+                caller.settimeout(0.3)
+                with pytest.raises(TimeoutError):
+                    caller.recv(1000)
+                place.follow(m=("1.0",))
+                with pytest.raises(TimeoutError):
+                    caller.recv(1000)
+                assert place.acceptor.seats.is_ending("m", None)
+                worker._loop.call_soon_threadsafe(connect)
+                with pytest.raises(TimeoutError):
+                    caller.recv(1000)
+                line.send(sent[-5:])
+                assert line.read().status == 200
+                caller.settimeout(10)
+                assert drained(caller)
+            until(lambda: place.seats() == 1)
+            assert place.ask().status == 200
+    finally:
+        place.close()
 
 
 def test_two_who_drain_the_same_worker_both_wait_and_it_rests_until_both_are_gone(
