@@ -1,9 +1,14 @@
 """A call as grpc hands it over: its metadata and its message."""
 
+import logging
+import os
+import socket
 from collections.abc import Callable, Sequence
-from contextlib import AbstractAsyncContextManager
+from contextlib import AbstractAsyncContextManager, suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import NoReturn, Protocol
+from urllib.parse import unquote
 
 import grpc
 from grpc import aio
@@ -11,6 +16,8 @@ from grpc import aio
 from marship.engines.gateway.shares import MemoryShare
 from marship.engines.gateway.statuses import Refusal
 from marship.errors import MalformedError
+
+logger = logging.getLogger(__name__)
 
 _TAKEN = ("authorization", "x-request-id")
 """Metadata of a call that become headers."""
@@ -21,6 +28,9 @@ class RpcContext(Protocol):
 
     async def read(self) -> bytes:
         """The next message, or grpc's EOF."""
+
+    def peer(self) -> str:
+        """The client's address, as a URI."""
 
     def invocation_metadata(self) -> Sequence[tuple[str, str | bytes]] | None:
         """What the client sent beside its message."""
@@ -92,3 +102,21 @@ def headers(context: RpcContext) -> dict[str, str]:
                 raise MalformedError(f"metadata {name} must be printable ASCII, got other bytes.")
             found[name] = text
     return found
+
+
+def disconnect(context: RpcContext) -> None:
+    """Close the connection of a call, and with it all calls that came by it.
+
+    grpc's server cannot end one call whose response waits for its client: a status is sent behind
+    the response, and what would reset the stream cannot be reached from Python.
+    """
+    host, _, port = unquote(context.peer().partition(":")[2]).rpartition(":")
+    for each in list(Path("/proc/self/fd").iterdir()):
+        if not each.is_socket():
+            continue
+        with suppress(OSError), socket.socket(fileno=os.dup(int(each.name))) as line:
+            there = list(map(str, line.getpeername()[:2]))
+            if there and [there[0].removeprefix("::ffff:"), *there[1:]] == [host.strip("[]"), port]:
+                line.shutdown(socket.SHUT_RDWR)
+                return
+    logger.debug("%s has left", context.peer())

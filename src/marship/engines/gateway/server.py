@@ -49,10 +49,9 @@ _MESSAGE_S, _OPEN_MESSAGE_S = 60.0, 5.0
 """How long a message may take to arrive, and that of a call that needs no token."""
 _SENT_AT_ONCE_BYTES = 1 << 16
 """Of a response: as much as a client takes of a stream before it has read any (RFC 9113, 6.9.2)."""
-_TAKEN_S = 20.0
-"""How long a response counts that its client does not take."""
-_ROOM_S = 10.0
-"""How long a response may wait for memory: half of what a worker waits for who reads nothing."""
+_TAKEN_S = 5.0
+"""How long a response may wait for its client while others wait for memory. A response of a worker
+may wait four times as long for this process to read it: so it gets its turn behind others."""
 _OPEN = ("ServerLive", "ServerReady", "ModelReady")
 """Without a token, as at the direct address."""
 _IDLE_MS, _PING_MS, _PING_WITHIN_MS = 300_000, 60_000, 20_000
@@ -88,7 +87,7 @@ class GrpcService:
         self._tokens, self._message_s = Tokens(key_file), message_s
         self._turns = Turns()
         self._running = 0
-        self._memory = Memory(max(_MESSAGES_BYTES, _FEW * request_bytes))
+        self._memory = Memory(max(_MESSAGES_BYTES, _FEW * request_bytes), _TAKEN_S)
         self._silent = Newest(max(_FEW, _MESSAGES_BYTES // request_bytes))
         self._open = Newest(_OPEN_RUNNING)
 
@@ -234,9 +233,8 @@ class GrpcService:
         if len(made) > _SENT_AT_ONCE_BYTES:
             sending = MemoryShare(self._memory)
             sending.hold(len(made))
-            # who takes nothing keeps nobody else from theirs: grpc cannot end one stream
-            late = asyncio.get_running_loop().call_later(_TAKEN_S, sending.end)
-            call.context.add_done_callback(lambda _: late.cancel())
+            # who takes nothing keeps nobody else from theirs
+            self._memory.lend(sending, partial(calls.disconnect, call.context))
             call.context.add_done_callback(lambda _: sending.end())
         return made
 
@@ -259,12 +257,12 @@ async def _make_room(share: MemoryShare, headers: Headers) -> None:
 
     Raises:
         NoTensorsError: It is a stream, whose length nobody knows.
-        Refusal: There was not so much in time.
     """
     length = headers.get("content-length")
     if length is None:
         raise NoTensorsError
-    await share.wait(int(length), _ROOM_S, goes_first=True)  # the model has worked for it
+    # The model has worked for it: only the call's own deadline ends the wait.
+    await share.wait(int(length), None, goes_first=True)
 
 
 def _path(model: str, version: str) -> str:

@@ -1,8 +1,9 @@
 """What calls share: places for those that need no token, and memory for all others."""
 
 import asyncio
+import math
 from collections import deque
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
 from marship.engines.gateway.statuses import busy
@@ -11,6 +12,8 @@ from marship.serving.model.heap import release_freed
 _LARGE_BYTES = 1 << 20
 """From here on the allocator may keep what a call frees."""
 _RELEASE_S = 1.0
+_FREES_S = 0.2
+"""How long it may take until the memory of a call that was ended is free."""
 
 
 class Newest:
@@ -61,22 +64,26 @@ class Memory:
 
     Args:
         most: Of all calls together.
+        lent_s: How long a call may keep what others wait for, where it can be ended.
     """
 
-    def __init__(self, most: int) -> None:
+    def __init__(self, most: int, lent_s: float = math.inf) -> None:
         self._most = self._free = most
+        self._lent_s, self._calls_in_at = lent_s, -math.inf
+        self._lent: dict[MemoryShare, tuple[float, Callable[[], None]]] = {}  # the oldest first
+        self._timer: asyncio.TimerHandle | None = None
         self._waiting: deque[tuple[int, asyncio.Future[None]]] = deque()
         self._first: deque[tuple[int, asyncio.Future[None]]] = deque()
         self._is_releasing = False
 
     async def take(
-        self, size: int, limit_s: float, *, back: int = 0, goes_first: bool = False
+        self, size: int, limit_s: float | None, *, back: int = 0, goes_first: bool = False
     ) -> int:
         """Wait for bytes, and return how many were taken: all there are for what is larger.
 
         Args:
             size: How many.
-            limit_s: How long to wait.
+            limit_s: How long to wait; None is until the call is cancelled.
             back: How many are given back before.
             goes_first: Whether all wait that do not go first.
 
@@ -115,6 +122,36 @@ class Memory:
             if not turn.cancelled():
                 self._free -= wanted
                 turn.set_result(None)
+        self._call_in_later()
+
+    def lend(self, share: "MemoryShare", end: Callable[[], None]) -> None:
+        """Have a share's call ended where it keeps for too long what others wait for."""
+        self._lent[share] = (asyncio.get_running_loop().time(), end)
+        self._call_in_later()
+
+    def settle(self, share: "MemoryShare") -> None:
+        """A share that was perhaps lent is free."""
+        self._lent.pop(share, None)
+
+    def _call_in_later(self) -> None:
+        """Look for the oldest when its time has passed; once, and while somebody waits."""
+        if self._timer is None and self._lent and (self._first or self._waiting):
+            since, _ = next(iter(self._lent.values()))
+            at = max(since + self._lent_s, self._calls_in_at + _FREES_S)
+            self._timer = asyncio.get_running_loop().call_at(at, self._call_in)
+
+    def _call_in(self) -> None:
+        self._timer = None
+        if not (self._lent and (self._first or self._waiting)):
+            return
+        now = asyncio.get_running_loop().time()
+        oldest = next(iter(self._lent))
+        since, end = self._lent[oldest]
+        if now >= since + self._lent_s and now >= self._calls_in_at + _FREES_S:
+            del self._lent[oldest]
+            self._calls_in_at = now
+            end()
+        self._call_in_later()
 
     def release_soon(self) -> None:
         """Return freed memory to the system, once for all calls of a second."""
@@ -144,14 +181,14 @@ class MemoryShare:
     def __exit__(self, *_: object) -> None:
         self.end()
 
-    async def wait(self, size: int, limit_s: float, *, goes_first: bool = False) -> None:
+    async def wait(self, size: int, limit_s: float | None, *, goes_first: bool = False) -> None:
         """Hold bytes in place of what was held.
 
         Fewer are there at once. For more all are given back first: nobody who waits holds any.
 
         Args:
             size: How many.
-            limit_s: How long to wait.
+            limit_s: How long to wait; None is until the call is cancelled.
             goes_first: Whether all wait that do not go first.
 
         Raises:
@@ -172,6 +209,7 @@ class MemoryShare:
 
     def end(self) -> None:
         """Hold nothing any more."""
+        self._memory.settle(self)
         self.hold(0)
         if self._largest >= _LARGE_BYTES:
             self._memory.release_soon()

@@ -1,6 +1,7 @@
 """What calls share: the newest get a place, and bytes come in order, none twice, none lost."""
 
 import asyncio
+from functools import partial
 
 import pytest
 from hypothesis import given
@@ -237,6 +238,40 @@ def test_a_response_goes_before_messages_that_wait() -> None:
             assert not message.done()
             others.end()
             await message
+
+    asyncio.run(test())
+
+
+def test_who_keeps_what_others_wait_for_is_called_in() -> None:
+    """The oldest first, when its time has passed, and nobody while there is enough for all."""
+
+    async def test() -> None:
+        memory = Memory(100, 0.05)
+        kept = [MemoryShare(memory) for _ in range(4)]
+        ended: list[MemoryShare] = []
+        for share in kept:
+            share.hold(25)
+            memory.lend(share, partial(ended.append, share))
+        await asyncio.sleep(0.1)  # longer than any may be lent
+        assert not ended
+        kept[1].end()
+        waits = MemoryShare(memory)
+        await waits.wait(20, 0.0, goes_first=True)
+        waits.end()
+        await asyncio.sleep(0)
+        assert not ended
+        task = asyncio.create_task(waits.wait(60, None, goes_first=True))
+        while len(ended) < 1:
+            await asyncio.sleep(0.001)  # by the clock alone
+        assert ended == [kept[0]]
+        kept[0].end()
+        while len(ended) < 2:
+            await asyncio.sleep(0.001)  # by the clock alone
+        assert ended == [kept[0], kept[2]]
+        kept[2].end()
+        await task
+        await asyncio.sleep(2 * shares._FREES_S)  # the last one stays: nobody waits
+        assert ended == [kept[0], kept[2]]
 
     asyncio.run(test())
 
