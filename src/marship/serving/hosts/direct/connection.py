@@ -34,11 +34,7 @@ class Connection(asyncio.Protocol):
     """
 
     def __init__(
-        self,
-        site: Site,
-        unread: bytes = b"",
-        slot: int | None = None,
-        states: States | None = None,
+        self, site: Site, unread: bytes = b"", slot: int | None = None, states: States | None = None
     ) -> None:
         self._site, self._limits, self.headers = site, site.limits, site.headers
         self.writer = Writer(states, slot)
@@ -67,7 +63,10 @@ class Connection(asyncio.Protocol):
 
     def connection_lost(self, error: Exception | None) -> None:  # noqa: ARG002
         """The client is gone; its requests may still run."""
-        self.transport = None
+        self.transport, self._unread = None, b""
+        self._waiting.clear()  # they know this connection: both would wait for Python's collector
+        self._reader.forget()
+        self.writer.close()
         self._site.closed(self)
 
     def data_received(self, data: bytes) -> None:
@@ -133,8 +132,7 @@ class Connection(asyncio.Protocol):
             if not (self._unread and self._may_read()):
                 return False
             data, self._unread = self._unread, b""
-            is_body = self._reader.is_in_body
-            if not (self._read_body(data) if is_body else self._read_head(data)):
+            if not (self._read_body if self._reader.is_in_body else self._read_head)(data):
                 return False
         return bool(self._unread) and self._may_read()
 
@@ -298,10 +296,7 @@ class Connection(asyncio.Protocol):
         self._say_continue()
         if self._is_moving:  # as soon as the loop has written it
             asyncio.get_running_loop().call_soon(self._move_if_done)
-        if self._unread or self._has_eof:
-            self._go_on()
-        else:
-            self._set_deadline()
+        (self._go_on if self._unread or self._has_eof else self._set_deadline)()
 
     def _refuse_and_close(self, error: MarshipError) -> None:
         """Answer a request that cannot be read to its end, behind those before it."""
@@ -337,6 +332,11 @@ class Connection(asyncio.Protocol):
         """Close without the rest of a response."""
         if self.transport is not None:
             self.transport.abort()
+
+    @property
+    def unsent(self) -> int:
+        """Bytes of responses that the kernel has not taken yet, those before their turn too."""
+        return self.writer.buffered + sum(len(exchange.early) for exchange in self._waiting)
 
     # Moving and ending.
 

@@ -135,6 +135,7 @@ class Lane:
                 if not self._loop.is_closed():
                     raise
                 return  # the server has stopped, and nobody waits for the response
+            del work  # its bodies are free while the next batch is waited for
 
     def _take(self) -> list[Exchange]:
         """The next batch, without those whose clients are gone; perhaps empty."""

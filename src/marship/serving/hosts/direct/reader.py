@@ -117,6 +117,10 @@ class RequestReader:
         self._reset()
         return exchange, refusal
 
+    def forget(self) -> None:
+        """Drop what was read of a request: the rest will not come."""
+        self._reset()
+
     def _feed_body(self, data: bytes) -> None:
         """Parse more of a body; what frames its chunks, trailers too, is limited as heads are.
 

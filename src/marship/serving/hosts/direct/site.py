@@ -117,15 +117,16 @@ def expire(connections: "Iterable[Connection]", limits: Limits) -> None:
 def _drop_unread(connections: "Iterable[Connection]", most_bytes: int) -> None:
     """Close clients that read nothing where the responses that wait for them take too much memory.
 
+    What waits for its turn behind a slow stream counts, too.
     First those that have taken nothing since the last look, and of them those for which most waits.
     """
-    looked = [(each.writer.look(), -each.writer.buffered, each) for each in connections]
+    looked = [(each.writer.look(), -each.unsent, each) for each in connections]
     unread = [(reads, waits, each) for reads, waits, each in looked if waits]
     waiting = -sum(waits for _, waits, _ in unread)
     if waiting <= most_bytes:
         return
-    for _, _, each in sorted(unread, key=itemgetter(0, 1)):
-        waiting -= each.writer.buffered
+    for _, waits, each in sorted(unread, key=itemgetter(0, 1)):
+        waiting += waits
         each.abandon()
         if waiting <= most_bytes:
             break

@@ -82,7 +82,11 @@ class DirectWorker(Site):
 
     def __init__(self, service: Service, settings: WorkerSettings) -> None:
         self._service, self._settings = service, settings
-        self.limits = replace(settings.limits, request_bytes=service.max_request_bytes)
+        # What is ready of a stream behind another one waits in memory: so one waits at most.
+        pipelined = 2 if service.streams else settings.limits.pipelined
+        self.limits = replace(
+            settings.limits, request_bytes=service.max_request_bytes, pipelined=pipelined
+        )
         self.heads, self.headers = Heads(), lines_of(settings.headers)
         self._tokens = Tokens(settings.key_file)
         self._routes: dict[bytes, routes.Route | None] = {}

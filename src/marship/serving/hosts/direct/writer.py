@@ -34,6 +34,10 @@ class Writer:
         self._fd = transport.get_extra_info("socket").fileno()
         self._state[0] = BEGUN if is_begun else IDLE
 
+    def close(self) -> None:
+        """Write no more; what the transport still has is free with it."""
+        self._transport = None
+
     def leave(self) -> int | None:
         """Note it for this process alone from now on: the number, which is returned, is free."""
         slot, self.slot = self.slot, None

@@ -1,7 +1,10 @@
 """What one client may take of the time and memory that all share."""
 
 import contextlib
+import gc
 import json
+import socket
+import struct
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -324,6 +327,113 @@ def test_who_reads_steadily_is_not_closed_for_those_who_have_stopped(folder: Pat
             assert idle.read("GET").status == 200
     finally:
         made.close()
+
+
+class Gated(StreamHandler):
+    """A line, and the last one when it is told to; or four parts of 4 MB each."""
+
+    goes = threading.Event()
+
+    def answers(self, requests: Sequence[Request], clock: Any) -> Iterator[dict[int, Reply]]:  # noqa: ARG002
+        """By its body."""
+        if requests[0].body == b"large":
+            for number in range(4):
+                yield {0: Reply(bytes(4 << 20), "application/jsonl", more=number < 3)}
+            return
+        yield {0: Reply(b"1\n", "application/jsonl", more=True)}
+        while not Gated.goes.wait(0.01):
+            yield {}  # others have their turns
+        yield {0: Reply(b"2\n", "application/jsonl")}
+
+
+@pytest.fixture
+def gated(folder: Path) -> Iterator[Place]:
+    """A place whose model streams, and keeps 24 MB of responses."""
+    made = Place(limits=Limits(unsent_bytes=24 << 20))
+    made.add(service(folder, kind=Gated), batch=1)
+    made.follow(m=("1.0",))
+    Gated.goes.clear()
+    yield made
+    Gated.goes.set()
+    made.close()
+
+
+def begin(line: Line) -> None:
+    """Have the first line of a stream."""
+    line.send(request(body=b"small"))
+    while line._stream.readline() != b"1\n":
+        pass
+
+
+def early(place: Place) -> int:
+    """Bytes that wait for their turn."""
+    connections = list(place.workers[0]._connections)
+    return sum(len(each.early) for one in connections for each in list(one._waiting))
+
+
+def test_one_request_runs_behind_a_stream(gated: Place) -> None:
+    """What is ready of more would wait in memory; each is answered when it is its turn."""
+    with gated.line() as line:
+        begin(line)
+        line.send(request(body=b"large"))
+        until(lambda: early(gated) > 16 << 20)
+        line.send(request(body=b"large") * 6)
+        time.sleep(0.2)  # more would come meanwhile
+        assert early(gated) < 17 << 20
+        Gated.goes.set()
+        assert line._stream.readline() == b"\r\n"
+        assert line._stream.readline() == b"2\r\n"
+        assert line._stream.read(9) == b"2\n\r\n0\r\n\r\n"
+        for _ in range(7):
+            assert len(line.read().body) == 16 << 20
+
+
+def test_responses_that_wait_for_their_turn_count_as_those_that_nobody_reads(gated: Place) -> None:
+    """They take the same memory; a client that waits for nothing keeps its connection."""
+    with contextlib.ExitStack() as opened:
+        lines = [opened.enter_context(gated.line()) for _ in range(3)]
+        idle = opened.enter_context(gated.line())
+        idle.send(request("/v2/models/m", b"", "GET"))
+        assert idle.read("GET").status == 200
+        for line in lines:
+            begin(line)
+        for line in lines:
+            line.send(request(body=b"large"))
+        until(lambda: len(gated.workers[0]._connections) == 2)
+        assert early(gated) <= 24 << 20
+        idle.send(request("/v2/models/m", b"", "GET"))
+        assert idle.read("GET").status == 200
+
+
+@pytest.mark.parametrize("body", [b"large", b"half"])
+def test_requests_of_a_client_that_left_are_freed_at_once(gated: Place, body: bytes) -> None:
+    """Not when Python looks for cycles: a few objects with many bytes do not make it do so."""
+    sent = request(body=body)
+    gc.collect()
+    before = exchanges()
+    gc.disable()
+    try:
+        with gated.line() as line:
+            if body == b"large":
+                begin(line)
+                line.send(sent)
+                until(lambda: early(gated) > 16 << 20)
+            else:
+                line.send(sent[:-1])
+                until(lambda: exchanges() == before + 1)
+            # a reset: one that only sends no more may still read
+            line.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        until(lambda: not gated.workers[0]._connections)
+        Gated.goes.set()
+        until(lambda: gated.workers[0]._lane.load == 0)
+        until(lambda: exchanges() <= before)
+    finally:
+        gc.enable()
+
+
+def exchanges() -> int:
+    """How many there are."""
+    return sum(type(each) is exchange.Exchange for each in gc.get_objects())
 
 
 def _unsent(place: Place) -> int:
