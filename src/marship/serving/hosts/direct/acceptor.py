@@ -380,6 +380,7 @@ def run(  # noqa: PLR0913  keyword-only
         acceptor.listen(listener)
     on_start(acceptor, loop)
     loop.run_forever()  # until somebody stops it
+    loop.remove_reader(workers.fileno())  # they connect again at once, to the next acceptor
     acceptor.close()
     loop.run_until_complete(asyncio.sleep(0))
     loop.close()

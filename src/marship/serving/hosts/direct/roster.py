@@ -14,6 +14,8 @@ from marship.serving.hosts.direct.slots import has_ended
 
 logger = logging.getLogger(__name__)
 
+_CALLS = 2
+
 
 @dataclass(slots=True)
 class Missing:
@@ -112,15 +114,19 @@ class Roster:
     def overdue(self, now: float, silent_s: float, away_s: float) -> Iterator[tuple[int, int]]:
         """The pid and descriptor of each worker that was missing for too long; each once.
 
+        Its loop may get no turn in the call that ran, nor in the next one: both have their time.
+
         Args:
             now: By the monotonic clock.
-            silent_s: How long one may be missing beyond the time of a request.
+            silent_s: How long one may be missing beyond the time of two requests.
             away_s: How long nobody looked, which does not count.
         """
         for pid, missing in list(self._missing.items()):
             missing.since += away_s
             is_gone = has_ended(missing.process)
-            limit_s = math.inf if missing.timeout_s is None else missing.timeout_s + silent_s
+            limit_s = (
+                math.inf if missing.timeout_s is None else _CALLS * missing.timeout_s + silent_s
+            )
             is_late = now - missing.since > limit_s
             if is_late and not is_gone:
                 yield pid, missing.process

@@ -94,6 +94,7 @@ class DirectWorker(Site):
         self._is_default, self._versions = False, [settings.version]
         self._is_drained = self._is_leaving = False
         self._channel: Channel | None = None
+        self._connected_at = 0.0
         self._adopted = 0  # connections, since the acceptor knows this worker
         self._load_sent = (-1, -1, -1)
         self._states: slots.States | None = None
@@ -142,6 +143,7 @@ class DirectWorker(Site):
             self._loop.call_later(RETRY_S, self._connect)
             return
         self._channel = Channel(self._loop, line, self._on_packet, self._on_lost)
+        self._connected_at = self._loop.time()
         self._is_default, self._adopted, self._load_sent = False, 0, (-1, -1, -1)
         self._is_drained = False  # the acceptor that requested it is gone
         facts = {
@@ -158,7 +160,10 @@ class DirectWorker(Site):
 
     def _on_lost(self) -> None:
         self._channel = None
-        self._loop.call_later(RETRY_S, self._connect)
+        if self._loop.time() - self._connected_at > RETRY_S:
+            self._connect()  # in this turn: the next one may come only after another long call
+        else:
+            self._loop.call_later(RETRY_S, self._connect)
 
     def _on_packet(self, packet: Packet) -> None:
         if packet.kind == "connection":

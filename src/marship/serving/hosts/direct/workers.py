@@ -106,7 +106,7 @@ class Workers:
             if seat.timeout_s is None or seat.slots is None:
                 continue
             seat.heard_at += away_s
-            if not len(seat.slots):
+            if not (len(seat.slots) or seat.connections):  # also those of an acceptor before
                 seat.heard_at = now
                 continue
             if now - seat.heard_at > seat.timeout_s + _SILENT_S and not seat.is_stuck:

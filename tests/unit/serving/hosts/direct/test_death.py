@@ -17,7 +17,8 @@ import psutil
 import pytest
 
 from directly import Line, Place, request, until
-from marship.serving.hosts.direct import slots
+from marship.serving.hosts.direct import slots, worker
+from marship.serving.hosts.direct.roster import Roster
 from worker_process import Process
 
 
@@ -276,6 +277,41 @@ def test_a_worker_that_hangs_is_ended_by_the_next_acceptor(
     until(lambda: place.seats() == 1)
     assert other.process.poll() is None
     assert place.ask().status == 200
+
+
+def test_a_worker_whose_loop_gets_a_turn_between_two_calls_is_not_ended(tmp_path: Path) -> None:
+    """Calls that keep Python's lock may each take all their time; a third one in a row may not."""
+    other = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    first = Roster(tmp_path / "roster", 0.0)
+    first.enter(other.pid, 5.0, "m", "1.0")
+    first.close()
+    following = Roster(tmp_path / "roster", 100.0)
+    assert following.missing("m", "1.0") == following.missing("m", None) == [other.pid]
+    assert following.missing("m", "2.0") == following.missing("n", None) == []
+    assert list(following.overdue(111.9, 2.0, 0.0)) == []
+    assert [pid for pid, _ in following.overdue(112.1, 2.0, 0.0)] == [other.pid]
+    other.communicate(b"\n")
+
+
+def test_a_worker_says_hello_in_the_turn_in_which_it_has_lost_the_acceptor(
+    place: Place, loaded: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its next turn may come only after another call."""
+    place.roster = None  # its worker is this very process
+    made = place.add(loaded)
+    monkeypatch.setattr(worker, "RETRY_S", 0.0)
+    told: list[bool] = []
+    lost = made._on_lost
+
+    def look() -> None:
+        lost()
+        told.append(made._channel is not None)
+
+    made._channel._on_lost = look  # type: ignore[union-attr]
+    place.stop_acceptor()
+    place.start_acceptor()
+    until(lambda: place.seats() == 1)
+    assert told == [True]
 
 
 @pytest.mark.parametrize(
