@@ -7,6 +7,7 @@ client.
 import asyncio
 import os
 import ssl
+import weakref
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -23,6 +24,9 @@ from marship.exchange.transports import Bounds
 T = TypeVar("T")
 _Sessions = dict[str, aiohttp.ClientSession]
 """One event loop's, by base URL."""
+_Kept = dict[int, tuple[_Sessions, AsyncGenerator[_Sessions, None]]]
+"""One transport's in one event loop, by process."""
+_ATTRIBUTE = "_marship_sessions"
 
 
 class AsyncTransport:
@@ -33,11 +37,10 @@ class AsyncTransport:
 
     def __init__(self, destination: Destination, bounds: Bounds) -> None:
         self._destination, self._bounds = destination, bounds
-        # Only changed by single calls of a dict's methods, which threads need no lock for. Those of
-        # another process stay in it after a fork: closing them would disturb that process.
-        self._kept: dict[
-            tuple[int, asyncio.AbstractEventLoop], tuple[_Sessions, AsyncGenerator[_Sessions, None]]
-        ] = {}
+        # Each loop has its own sessions, which know it: held here, they would keep a loop that was
+        # dropped without being closed. Those of another process stay after a fork: closing them
+        # would disturb that process. Only single calls of a dict's methods, which need no lock.
+        self._loops: dict[int, weakref.ref[asyncio.AbstractEventLoop]] = {}
 
     async def run(self, flow: Flow[T]) -> T:
         """The flow's result."""
@@ -60,24 +63,29 @@ class AsyncTransport:
 
     async def close(self) -> None:
         """Close the running loop's connections."""
-        kept = self._kept.pop((os.getpid(), asyncio.get_running_loop()), None)
+        kept = _kept_by(asyncio.get_running_loop()).get(self, {}).pop(os.getpid(), None)
         if kept is not None:
             await kept[1].aclose()
 
     async def _own(self) -> _Sessions:
         """The running loop's sessions."""
         pid, loop = os.getpid(), asyncio.get_running_loop()
-        if (pid, loop) not in self._kept:
+        own = _kept_by(loop).setdefault(self, {})
+        if pid not in own:
             self._forget_closed(pid)
             keeper = _keeper({})
-            self._kept[pid, loop] = await anext(keeper), keeper  # other tasks do not run meanwhile
-        return self._kept[pid, loop][0]
+            own[pid] = await anext(keeper), keeper  # other tasks do not run meanwhile
+            self._loops[id(loop)] = weakref.ref(loop)
+        return own[pid][0]
 
     def _forget_closed(self, pid: int) -> None:
-        """Drop the sessions of loops that are closed."""
-        for key in list(self._kept):
-            if key[0] == pid and key[1].is_closed():
-                sessions, _ = self._kept.pop(key, ({}, None))
+        """Drop the sessions of loops that are closed, and forget those that are gone."""
+        for number, known in list(self._loops.items()):
+            loop = known()
+            if loop is None or loop.is_closed():
+                self._loops.pop(number, None)
+            if loop is not None and loop.is_closed():
+                sessions, _ = _kept_by(loop).get(self, {}).pop(pid, ({}, None))
                 for session in sessions.values():
                     session.detach()
 
@@ -161,6 +169,15 @@ class AsyncTransport:
             raise _no_response(url, error) from error
         except ValueError as error:  # a header that cannot be sent
             raise transports.no_address(url, error) from error
+
+
+def _kept_by(loop: asyncio.AbstractEventLoop) -> "weakref.WeakKeyDictionary[AsyncTransport, _Kept]":
+    """What an event loop holds for transports: it ends with either of them."""
+    found: weakref.WeakKeyDictionary[AsyncTransport, _Kept] | None
+    if (found := getattr(loop, _ATTRIBUTE, None)) is None:
+        found = weakref.WeakKeyDictionary()
+        setattr(loop, _ATTRIBUTE, found)
+    return found
 
 
 async def _keeper(sessions: _Sessions) -> AsyncGenerator[_Sessions, None]:

@@ -1,10 +1,12 @@
 """Lines as they come, over real sockets: what each wait may take, and streams that break off."""
 
 import asyncio
+import gc
 import subprocess
 import sys
 import threading
 import time
+import warnings
 import weakref
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -337,6 +339,22 @@ def test_a_client_without_references_closes_its_connections(echo: str) -> None:
                 await asyncio.sleep(0)
 
     asyncio.run(ask())
+
+
+def test_a_loop_that_is_dropped_without_being_closed_is_not_kept(echo: str) -> None:
+    """Nor are its files: they are garbage with it."""
+    client = AsyncClient(inference_url=echo, inference_token="t")
+    gone = []
+    for number in range(3):
+        loop = asyncio.new_event_loop()
+        assert loop.run_until_complete(client.predict("m", [number])) == [number]
+        gone.append(weakref.ref(loop))
+        del loop
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that nobody closed them
+        gc.collect()
+        gc.collect()
+    assert [found() for found in gone] == [None] * 3
 
 
 class _HeldLoop(asyncio.SelectorEventLoop):
