@@ -182,7 +182,8 @@ class Channel:
                 self._loop.remove_writer(self._line.fileno())
                 self._loop.call_later(_FULL_S, self.flush)
                 return False
-            self.close()
+            with suppress(OSError):  # the reader takes what lies there, and closes at its end
+                self._line.shutdown(socket.SHUT_RDWR)
         packet.close()
         return True
 
@@ -193,6 +194,10 @@ class Channel:
             try:
                 data, fds, _flags, _from = socket.recv_fds(self._line, _MOST_BYTES, _MOST_FDS)
             except BlockingIOError:
+                return
+            except ConnectionResetError:  # told once, and before what was sent until then
+                self._loop.remove_reader(self._line.fileno())  # uvloop looks no more after it
+                self._loop.add_reader(self._line.fileno(), self._read)
                 return
             except OSError:
                 data, fds = b"", []

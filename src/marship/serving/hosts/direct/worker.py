@@ -91,6 +91,7 @@ class DirectWorker(Site):
         self._tokens = Tokens(settings.key_file)
         self._routes: dict[bytes, routes.Route | None] = {}
         self._connections: set[Connection] = set()
+        self._arriving: set[Connection] = set()
         self._is_default, self._versions = False, [settings.version]
         self._is_drained = self._is_leaving = False
         self._channel: Channel | None = None
@@ -150,11 +151,11 @@ class DirectWorker(Site):
             "model": self._settings.model,
             "version": self._settings.version,
             "pid": os.getpid(),
-            "connections": len(self._connections),
+            "connections": len(self._connections | self._arriving),
             "timeout_s": self._service.timeout_s,
         }
         memory, self._states = slots.make()
-        for connection in self._connections:
+        for connection in self._connections | self._arriving:
             connection.writer.leave()  # another acceptor has their other descriptors, or none
         self._channel.send(Packet("hello", facts, [memory]))
 
@@ -194,10 +195,12 @@ class DirectWorker(Site):
             self._refuse(slot)
             return
         connection = Connection(self, packet.payload(), slot, self._states)
+        self._arriving.add(connection)
         line = socket.socket(fileno=packet.fds[0])
         task = self._loop.create_task(self._loop.connect_accepted_socket(lambda: connection, line))
 
         def look(done: asyncio.Task[Any]) -> None:
+            self._arriving.discard(connection)
             if self._channel is channel:
                 # not before it is one of the connections: a drain would end without it
                 self._adopted += 1
@@ -205,7 +208,7 @@ class DirectWorker(Site):
                     self._report()
             if not done.cancelled() and done.exception() is not None:
                 line.close()
-                self._refuse(slot)
+                self._refuse(connection.writer.leave())
 
         task.add_done_callback(look)
 

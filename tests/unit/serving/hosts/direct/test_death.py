@@ -1,6 +1,7 @@
 """A worker dies: idle connections go on, requests that were lost get a status."""
 
 import gc
+import json
 import os
 import signal
 import socket
@@ -405,3 +406,80 @@ def test_a_worker_that_reads_a_slow_body_is_not_silent(place: Place, processes: 
     time.sleep(4)  # longer than a request may run, and than a silence is taken for none
     line.send(request()[-5:])
     assert line.read().status == 200
+
+
+class Told:
+    """What a worker sends, at a socket in place of an acceptor."""
+
+    def __init__(self, path: Path) -> None:
+        self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self._listener.bind(str(path))
+        self._listener.listen()
+        self._listener.settimeout(10)
+
+    def hello(self) -> socket.socket:
+        """The channel of a worker that connects."""
+        line, _ = self._listener.accept()
+        line.settimeout(10)
+        assert self.read(line)["kind"] == "hello"
+        return line
+
+    def read(self, line: socket.socket) -> dict[str, Any]:
+        """The next packet."""
+        data, fds, _, _ = socket.recv_fds(line, 1 << 16, 2)
+        for fd in fds:
+            os.close(fd)
+        return dict(json.loads(data.partition(b"\n")[0]))
+
+    def hand(self, line: socket.socket, slot: int, unread: bytes) -> socket.socket:
+        """Pass a connection on; returns the client's side."""
+        client, server = socket.socketpair()
+        head = json.dumps({"kind": "connection", "slot": slot, "fds": 1}).encode()
+        socket.send_fds(line, [head + b"\n" + unread], [server.fileno()])
+        server.close()
+        client.settimeout(10)
+        return client
+
+    def close(self) -> None:
+        """Listen no more."""
+        self._listener.close()
+
+
+@pytest.mark.parametrize("seconds", [0.0, worker.RETRY_S])
+def test_connections_on_their_way_survive_the_acceptor(
+    tmp_path: Path, loaded: Any, monkeypatch: pytest.MonkeyPatch, seconds: float
+) -> None:
+    """A busy worker reads them after that died; to the next one they have no number."""
+    monkeypatch.setattr(worker, "RETRY_S", seconds)
+    told = Told(tmp_path / "w")
+    settings = worker.WorkerSettings(
+        acceptor=tmp_path / "w", model="m", version="1.0", batch=1, queue=99, key_file=None
+    )
+    one = worker.DirectWorker(loaded, settings)
+    threading.Thread(target=one.run, daemon=True).start()
+    first = told.hello()
+    is_held, goes = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        is_held.set()
+        assert goes.wait(10)
+        one._report()  # to nobody, before it reads
+
+    one._loop.call_soon_threadsafe(hold)
+    assert is_held.wait(10)
+    whole = request("/predictions/m/1.0")
+    clients = [told.hand(first, slot, whole) for slot in range(20)]
+    first.close()
+    goes.set()
+    for client in clients:
+        assert client.recv(1 << 16).startswith(b"HTTP/1.1 200 ")
+    second = told.hello()
+    for client in clients:
+        client.close()
+    until(lambda: not one._connections)
+    one._loop.call_soon_threadsafe(one._report)
+    while (packet := told.read(second)).get("connections") != 0:
+        assert packet["kind"] == "load"
+    one.stop()
+    told.close()
+    second.close()

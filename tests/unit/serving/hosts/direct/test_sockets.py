@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import uvloop
 
 from marship.serving.hosts.direct.sockets import INLINE_BYTES, Channel, Packet, accept
 
@@ -212,3 +213,56 @@ def test_what_the_kernel_has_no_memory_for_waits(number: int) -> None:
     assert got == [0, 1, 2]
     assert tries < 8  # it does not turn round and round
     assert not open_files() - before
+
+
+@pytest.mark.parametrize("is_uvloop", [False, True])
+@pytest.mark.parametrize("before", [0, 1])
+@pytest.mark.parametrize("sends", [0, 1, 3])
+def test_what_lies_unread_arrives_though_the_sender_has_died(
+    is_uvloop: bool, before: int, sends: int
+) -> None:
+    """Whether this side sent something that nobody read, and whether it sends before it reads."""
+    count = 200
+
+    async def pass_on() -> tuple[list[int], int]:
+        loop = asyncio.get_running_loop()
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        got: list[int] = []
+        ended: list[bool] = []
+        lost = asyncio.Event()
+
+        def take(packet: Packet) -> None:
+            assert not lost.is_set()
+            with socket.socket(fileno=packet.fds[0]) as line:
+                line.send(b"x")
+            got.append(packet.facts["slot"])
+
+        def on_lost() -> None:
+            ended.append(True)
+            lost.set()
+
+        receiver = Channel(loop, theirs, take, on_lost)
+        for _ in range(before):
+            receiver.send(Packet("load"))
+        sender = Channel(loop, ours, lambda _: None, lambda: None)
+        clients = []
+        for slot in range(count):
+            client, server = socket.socketpair()
+            clients.append(client)
+            sender.send(Packet.with_connection("connection", server.detach(), b"GET", slot))
+        assert not sender.waiting
+        sender.close()
+        for _ in range(sends):
+            receiver.send(Packet("load", fds=[os.dup(0)]))
+        await asyncio.wait_for(lost.wait(), 5)
+        answered = sum(client.recv(1) == b"x" for client in clients)
+        for client in clients:
+            client.close()
+        assert ended == [True]
+        return got, answered
+
+    uvloop.new_event_loop().close()  # the first one opens files that stay
+    before_files = open_files()
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop if is_uvloop else None) as runner:
+        assert runner.run(pass_on()) == (list(range(count)), count)
+    assert not open_files() - before_files
