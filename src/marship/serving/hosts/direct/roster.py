@@ -55,16 +55,23 @@ class Roster:
         if self._file is None or not self._file.is_file():
             return
         try:
-            for pid, began, *facts in orjson.loads(self._file.read_bytes()):
-                timeout_s, model, version = facts
-                with suppress(OSError):  # it has ended
-                    process = os.pidfd_open(pid)
-                    if _began(pid) == began:  # pids are reused
-                        yield pid, Missing(process, began, timeout_s, model, version, now)
-                    else:
-                        os.close(process)
-        except (OSError, ValueError, TypeError, OverflowError) as error:
+            rows = orjson.loads(self._file.read_bytes())
+            right = [row for row in rows if _is_row(row)]
+        except (OSError, ValueError, TypeError) as error:
             logger.warning("%s must list the workers, got: %s", self._file, error)
+            return
+        if len(right) < len(rows):
+            logger.warning(
+                "%s must list the workers, got %d rows of another form, which are ignored.",
+                self._file, len(rows) - len(right),
+            )  # fmt: skip
+        for pid, began, timeout_s, model, version in right:
+            with suppress(OSError, OverflowError):  # it has ended, or never was
+                process = os.pidfd_open(pid)
+                if _began(pid) == began:  # pids are reused
+                    yield pid, Missing(process, began, timeout_s, model, version, now)
+                else:
+                    os.close(process)
 
     def enter(self, pid: int, timeout_s: float | None, model: str, version: str) -> None:
         """A worker said hello."""
@@ -147,3 +154,14 @@ def _began(pid: int) -> str:
         OSError: It has ended.
     """
     return Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()[19]
+
+
+def _is_row(row: object) -> bool:
+    """Whether it has a pid, when that began, a timeout or None, a model and a version."""
+    kinds = (int, str, int | float | None, str, str)
+    return (
+        isinstance(row, list)
+        and len(row) == len(kinds)
+        and all(map(isinstance, row, kinds))
+        and not any(isinstance(one, bool) for one in row)
+    )

@@ -19,7 +19,7 @@ import pytest
 
 from directly import Line, Place, request, until
 from marship.serving.hosts.direct import slots, worker
-from marship.serving.hosts.direct.roster import Roster
+from marship.serving.hosts.direct.roster import Roster, _began
 from worker_process import Process
 
 
@@ -350,6 +350,28 @@ def test_nobody_else_is_ended_for_what_a_roster_says(place: Place, kept: bytes) 
     other.wait()
     assert other.stdin is not None
     other.stdin.close()
+
+
+ODD = (None, True, -1, 0, 1 << 40, 1 << 70, "5", "", [], {}, [1], 0.5)
+"""Values in place of others: of all types of JSON."""
+
+
+@pytest.mark.parametrize("place_of", range(6))
+@pytest.mark.parametrize("odd", ODD, ids=repr)
+def test_odd_rows_of_a_roster_hide_no_other_and_stop_no_sweep(
+    tmp_path: Path, odd: object, place_of: int
+) -> None:
+    """Whatever stands in a row, and at its end: the workers of right rows are ended when late."""
+    other = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    right = [other.pid, _began(other.pid), 5.0, "m", "1.0"]
+    file = tmp_path / "roster.json"
+    changed = [*right[:place_of], odd, *right[place_of + 1 :]]
+    file.write_text(json.dumps([changed, right]))
+    made = Roster(file, 0.0)
+    assert [pid for pid, _ in made.overdue(100.0, 2.0, 0.0)] == [other.pid]
+    assert not list(made.overdue(200.0, 2.0, 0.0))
+    made.close()
+    other.communicate(b"\n")
 
 
 def test_workers_that_were_stopped_together_with_the_acceptor_have_their_time(
