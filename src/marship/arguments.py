@@ -41,6 +41,8 @@ def converted(
         return None
     kind = Path if Path in kinds else next(k for k in kinds if k is not NoneType)
     text = _text(value)
+    if kind is Path and text == "":
+        raise UsageError(f"{name} must name a file or folder, got ''.")
     if kind is Path and isinstance(text, str):
         return Path(_checked_text(text, name, is_path=True))
     several = (text,) if isinstance(text, str) else value

@@ -159,6 +159,17 @@ def test_paths_in_bytes_are_refused(tmp_path: Path) -> None:
                     use(value)
 
 
+def test_empty_paths_are_refused_as_they_were_given() -> None:
+    """To pathlib they are the current folder, of which an error would tell."""
+    for use in (
+        *(marship.Client, marship.export, marship.optimize, marship.package, marship.check, act),
+        lambda path: marship.PackageSettings(handler=path),
+        lambda path: marship.Client("home").register(path),
+    ):
+        with pytest.raises(UsageError, match=r"must name a file or folder, got ''\."):
+            use("")
+
+
 @pytest.mark.parametrize("value", BAD_NUMBERS, ids=repr)
 @pytest.mark.parametrize("name", ["count", "timeout_s"])
 def test_numbers_are_finite_and_not_negative(name: str, value: Any) -> None:
