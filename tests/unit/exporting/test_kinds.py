@@ -148,7 +148,9 @@ def test_sizes_that_must_be_multiples_are_stated_with_a_step(tmp_path: Path) -> 
     for size in (8, 12, 28):
         held(tmp_path, build, {"x": numbers(2, 1, size, 32)})
         validate({"x": numbers(2, 1, size, 32)}, contract)
-    with pytest.raises(InvalidInputError, match="axis h of x must be from 8 to 32 and a multiple of 4, got 10"):
+    with pytest.raises(
+        InvalidInputError, match="axis h of x must be from 8 to 32 and a multiple of 4, got 10"
+    ):
         validate({"x": numbers(2, 1, 10, 32)}, contract)
 
 

@@ -54,10 +54,12 @@ class GrpcCall:
     Attributes:
         context: Of grpc.
         share: What it holds of the memory for messages.
+        room: What it holds of the memory for responses.
     """
 
     context: RpcContext
     share: MemoryShare
+    room: MemoryShare
 
 
 async def receive(

@@ -23,7 +23,7 @@ from marship.engines.gateway import calls, messages, requests, statuses, tensors
 from marship.engines.gateway.calls import GrpcCall, RpcContext
 from marship.engines.gateway.messages import Message, kind
 from marship.engines.gateway.requests import InferRequest
-from marship.engines.gateway.shares import Memory, MemoryShare, Newest
+from marship.engines.gateway.shares import Memory, MemoryShare, Newest, Unread
 from marship.engines.gateway.statuses import Refusal
 from marship.engines.gateway.tensors import LENGTH_HEADER, NoTensorsError
 from marship.engines.gateway.turns import Turns
@@ -39,8 +39,12 @@ _STREAMS = 256
 _PENDING = 1 << 14
 """Of calls that nobody has looked at yet: beyond it grpc ends new ones, whatever their token."""
 _MESSAGES_BYTES = 1 << 28
-"""Of the messages and responses of running calls; one that is being received counts as the largest.
-Calls that need no token have as much of their own while they are received."""
+"""Of the messages of running calls; one that is being received counts as the largest. Responses
+have as much of their own, so that neither waits for the other; and so have calls that need no
+token, while they are received."""
+_UNREAD_BYTES = 3 << 26
+"""Of the responses that a model's workers are asked for and that are not read here yet: less than
+that of which one worker closes connections (serving/hosts/direct/limits.py, unsent_bytes)."""
 _FEW = 16
 """The least number of messages that are received at a time."""
 _OPEN_RUNNING = 256
@@ -87,7 +91,9 @@ class GrpcService:
         self._tokens, self._message_s = Tokens(key_file), message_s
         self._turns = Turns()
         self._running = 0
-        self._memory = Memory(max(_MESSAGES_BYTES, _FEW * request_bytes), _TAKEN_S)
+        most = max(_MESSAGES_BYTES, _FEW * request_bytes)
+        self._memory, self._responses = Memory(most), Memory(most, _TAKEN_S)
+        self._unread = Unread(_UNREAD_BYTES, request_bytes)
         self._silent = Newest(max(_FEW, _MESSAGES_BYTES // request_bytes))
         self._open = Newest(_OPEN_RUNNING)
 
@@ -133,8 +139,8 @@ class GrpcService:
 
         async def run(_messages: object, context: RpcContext) -> Message:
             try:
-                with MemoryShare(self._memory) as share:
-                    return await respond(method, parse, GrpcCall(context, share))
+                with MemoryShare(self._memory) as share, MemoryShare(self._responses) as room:
+                    return await respond(method, parse, GrpcCall(context, share, room))
             except Exception as error:
                 logger.debug("a call was refused", exc_info=True)
                 await _abort(context, _refusal(error))
@@ -220,21 +226,27 @@ class GrpcService:
             "content-type": "application/octet-stream",
             LENGTH_HEADER: str(len(text)),
         }
-        is_typed = request.is_typed
+        is_typed, model = request.is_typed, request.message.model_name
         del request  # the body has all that is needed of it, until it is sent
         body.insert(0, text)
-        call.share.hold(sum(map(len, body)))
-        response = await self._upstream.post(
-            where, f"{where}/infer", headers, body, partial(_make_room, call.share)
-        )
+        size = sum(map(len, body))
+        call.share.hold(size)
+        with self._unread.share(model) as unread:
+            expected = self._unread.expected(where, size)
+            if expected > _SENT_AT_ONCE_BYTES:
+                await unread.wait(expected, self._message_s)
+            response = await self._upstream.post(
+                where, f"{where}/infer", headers, body, partial(_make_room, call, unread)
+            )
         _check(response)
+        self._unread.note(where, size, len(response.body))
         call.context.set_trailing_metadata(statuses.trailing(response.headers))
         made = await tensors.from_body(response.headers, response.body, self._turns, typed=is_typed)
         if len(made) > _SENT_AT_ONCE_BYTES:
-            sending = MemoryShare(self._memory)
+            sending = MemoryShare(self._responses)
             sending.hold(len(made))
             # who takes nothing keeps nobody else from theirs
-            self._memory.lend(sending, partial(calls.disconnect, call.context))
+            self._responses.lend(sending, partial(calls.disconnect, call.context))
             call.context.add_done_callback(lambda _: sending.end())
         return made
 
@@ -252,8 +264,10 @@ class GrpcService:
         return dict(orjson.loads(response.body))
 
 
-async def _make_room(share: MemoryShare, headers: Headers) -> None:
+async def _make_room(call: GrpcCall, unread: MemoryShare, headers: Headers) -> None:
     """Wait for the memory of a response.
+
+    One that its client takes at once needs none.
 
     Raises:
         NoTensorsError: It is a stream, whose length nobody knows.
@@ -261,8 +275,11 @@ async def _make_room(share: MemoryShare, headers: Headers) -> None:
     length = headers.get("content-length")
     if length is None:
         raise NoTensorsError
-    # The model has worked for it: only the call's own deadline ends the wait.
-    await share.wait(int(length), None, goes_first=True)
+    call.share.end()  # the message is sent
+    unread.hold(int(length))
+    if int(length) > _SENT_AT_ONCE_BYTES:
+        # The model has worked for it: only the call's own deadline ends the wait.
+        await call.room.wait(int(length), None)
 
 
 def _path(model: str, version: str) -> str:

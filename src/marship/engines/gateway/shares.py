@@ -5,6 +5,7 @@ import math
 from collections import deque
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from weakref import WeakValueDictionary
 
 from marship.engines.gateway.statuses import busy
 from marship.serving.model.heap import release_freed
@@ -60,7 +61,7 @@ class Newest:
 
 
 class Memory:
-    """Bytes of messages, which calls get in the order in which they ask; responses go first.
+    """Bytes of messages or of responses, which calls get in the order in which they ask.
 
     Args:
         most: Of all calls together.
@@ -73,29 +74,24 @@ class Memory:
         self._lent: dict[MemoryShare, tuple[float, Callable[[], None]]] = {}  # the oldest first
         self._timer: asyncio.TimerHandle | None = None
         self._waiting: deque[tuple[int, asyncio.Future[None]]] = deque()
-        self._first: deque[tuple[int, asyncio.Future[None]]] = deque()
         self._is_releasing = False
 
-    async def take(
-        self, size: int, limit_s: float | None, *, back: int = 0, goes_first: bool = False
-    ) -> int:
+    async def take(self, size: int, limit_s: float | None, *, back: int = 0) -> int:
         """Wait for bytes, and return how many were taken: all there are for what is larger.
 
         Args:
             size: How many.
             limit_s: How long to wait; None is until the call is cancelled.
             back: How many are given back before.
-            goes_first: Whether all wait that do not go first.
 
         Raises:
             Refusal: There were not so many in time.
         """
         size = min(size, self._most)
-        queue = self._first if goes_first else self._waiting
         self._free += back
         turn = asyncio.get_running_loop().create_future()
         entry = (size, turn)
-        queue.append(entry)
+        self._waiting.append(entry)
         self.give(0)
         try:
             async with asyncio.timeout(limit_s):
@@ -103,8 +99,8 @@ class Memory:
         except BaseException as error:
             if turn.done() and not turn.cancelled():
                 self.give(size)
-            elif entry in queue:
-                queue.remove(entry)
+            elif entry in self._waiting:
+                self._waiting.remove(entry)
                 self.give(0)  # who is behind may need less
             if isinstance(error, TimeoutError):
                 raise busy(f"messages under way may have {self._most} bytes") from error
@@ -114,11 +110,11 @@ class Memory:
     def give(self, size: int) -> None:
         """Give bytes back; less than none are bytes that are there already."""
         self._free += size
-        while queue := self._first or self._waiting:
-            wanted, turn = queue[0]
+        while self._waiting:
+            wanted, turn = self._waiting[0]
             if wanted > self._free and not turn.cancelled():
                 break
-            queue.popleft()
+            self._waiting.popleft()
             if not turn.cancelled():
                 self._free -= wanted
                 turn.set_result(None)
@@ -135,14 +131,14 @@ class Memory:
 
     def _call_in_later(self) -> None:
         """Look for the oldest when its time has passed; once, and while somebody waits."""
-        if self._timer is None and self._lent and (self._first or self._waiting):
+        if self._timer is None and self._lent and self._waiting:
             since, _ = next(iter(self._lent.values()))
             at = max(since + self._lent_s, self._calls_in_at + _FREES_S)
             self._timer = asyncio.get_running_loop().call_at(at, self._call_in)
 
     def _call_in(self) -> None:
         self._timer = None
-        if not (self._lent and (self._first or self._waiting)):
+        if not (self._lent and self._waiting):
             return
         now = asyncio.get_running_loop().time()
         oldest = next(iter(self._lent))
@@ -181,7 +177,7 @@ class MemoryShare:
     def __exit__(self, *_: object) -> None:
         self.end()
 
-    async def wait(self, size: int, limit_s: float | None, *, goes_first: bool = False) -> None:
+    async def wait(self, size: int, limit_s: float | None) -> None:
         """Hold bytes in place of what was held.
 
         Fewer are there at once. For more all are given back first: nobody who waits holds any.
@@ -189,7 +185,6 @@ class MemoryShare:
         Args:
             size: How many.
             limit_s: How long to wait; None is until the call is cancelled.
-            goes_first: Whether all wait that do not go first.
 
         Raises:
             Refusal: There were not so many in time.
@@ -198,7 +193,7 @@ class MemoryShare:
             self.hold(size)
             return
         back, self._held = self._held, 0
-        self._held = await self._memory.take(size, limit_s, back=back, goes_first=goes_first)
+        self._held = await self._memory.take(size, limit_s, back=back)
         self._largest = max(self._largest, self._held)
 
     def hold(self, size: int) -> None:
@@ -213,3 +208,37 @@ class MemoryShare:
         self.hold(0)
         if self._largest >= _LARGE_BYTES:
             self._memory.release_soon()
+
+
+class Unread:
+    """What workers may hold of responses until they are read here, for each model.
+
+    A worker closes connections where the responses that nobody reads take too much memory. So it is
+    not asked for more than it may hold: a call counts as the largest of the last responses to
+    requests of about its size, and as the largest possible one until there was one.
+
+    Args:
+        most: Bytes for each model.
+        largest: Bytes of a response.
+    """
+
+    def __init__(self, most: int, largest: int) -> None:
+        self._most, self._largest = most, largest
+        self._memories: WeakValueDictionary[str, Memory] = WeakValueDictionary()  # of calls
+        self._sizes: dict[tuple[str, int], int] = {}
+
+    def share(self, model: str) -> MemoryShare:
+        """What a call of a model holds of it, so far nothing."""
+        found = self._memories.get(model)
+        if found is None:
+            found = self._memories[model] = Memory(self._most)
+        return MemoryShare(found)
+
+    def expected(self, where: str, sent: int) -> int:
+        """How large the response may be to a request of a size."""
+        return self._sizes.get((where, sent.bit_length()), self._largest)
+
+    def note(self, where: str, sent: int, got: int) -> None:
+        """A model's response had a size; a large one counts less with each that is smaller."""
+        before = self._sizes.get((where, sent.bit_length()), 0)
+        self._sizes[where, sent.bit_length()] = max(got, before - before // 8)

@@ -29,7 +29,10 @@ from gateways import Gateway
 from marship.engines.gateway import server, statuses, wire
 from marship.engines.gateway.messages import kind
 from marship.engines.gateway.upstream import Upstream, UpstreamResponse
+from marship.serving.handler import OnnxHandler
 from marship.serving.hosts.direct import routes
+from marship.serving.hosts.direct.limits import Limits
+from marship.serving.message import Reply
 
 Code = grpc.StatusCode
 TOKEN = "x" * 20
@@ -720,14 +723,20 @@ def without_window(address: str, message: bytes) -> socket.socket:
     return line
 
 
-def large_response() -> bytes:
-    """Of HTTP, with two million bytes of a tensor."""
-    entry = {"name": "y", "datatype": "UINT8", "shape": [2_000_000]}
-    entry["parameters"] = {"binary_data_size": 2_000_000}
+def large_body(size: int = 2_000_000) -> tuple[bytes, bytes]:
+    """JSON and so many bytes of a tensor."""
+    entry = {"name": "y", "datatype": "UINT8", "shape": [size]}
+    entry["parameters"] = {"binary_data_size": size}
     text = json.dumps({"model_name": "m", "model_version": "1", "outputs": [entry]}).encode()
-    body = text + bytes(2_000_000)
-    head = f"inference-header-content-length: {len(text)}\r\ncontent-length: {len(body)}\r\n"
-    return b"HTTP/1.1 200 OK\r\n" + head.encode() + b"\r\n" + body
+    return text, bytes(size)
+
+
+def large_response(size: int = 2_000_000) -> bytes:
+    """The same as a response of HTTP."""
+    text, data = large_body(size)
+    head = f"inference-header-content-length: {len(text)}\r\n"
+    head += f"content-length: {len(text) + len(data)}\r\n"
+    return b"HTTP/1.1 200 OK\r\n" + head.encode() + b"\r\n" + text + data
 
 
 def take_some(line: socket.socket) -> None:
@@ -798,6 +807,110 @@ def test_responses_count_until_they_are_read_and_are_not_refused(
             with contextlib.suppress(OSError):  # the one with the deadline is closed
                 line.sendall(response[1 << 10 :])
         assert len(call.result(20)) > 2_000_000
+
+
+@pytest.mark.usefixtures("two_messages")
+def test_messages_and_responses_do_not_wait_for_each_other(silent: Silent, tmp_path: Path) -> None:
+    """Whichever of them fill their memory: the model has worked for a response."""
+    response = large_response()
+    with Gateway(tmp_path / "s") as gateway, grpc.insecure_channel(gateway.address) as channel:
+        reads_nothing = without_window(gateway.address, request().SerializeToString())
+        first = silent.asked()
+        first.sendall(response)
+        take_some(reads_nothing)
+        calls = [large_later(channel) for _ in range(2)]
+        lines = [drained(silent.asked(first)), drained(silent.asked())]
+        for line in lines:
+            line.sendall(RESPONSE)
+        assert {call.exception().code() for call in calls} == {Code.INVALID_ARGUMENT}
+        reads_nothing.close()
+        call = infer_later(channel)
+        line = silent.asked()
+        silent_calls = [half(channel) for _ in range(3)]
+        line.sendall(response)
+        assert len(call.result(20)) > 2_000_000
+        for each in silent_calls:
+            each.cancel()
+
+
+def test_a_model_is_asked_for_no_more_than_its_worker_may_keep(
+    silent: Silent, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Until its responses are known each counts as the largest; other models do not wait."""
+    monkeypatch.setattr(server, "_UNREAD_BYTES", 3 << 20)
+    small = large_response(100)
+    with Gateway(tmp_path / "s") as gateway, grpc.insecure_channel(gateway.address) as channel:
+        calls = [infer_later(channel) for _ in range(6)]
+        lines = [silent.asked() for _ in range(3)]
+        assert not silent.is_asked(0.3)
+        other = channel.unary_unary("/inference.GRPCInferenceService/ModelInfer").future(
+            request("other").SerializeToString(), timeout=20
+        )
+        silent.asked().sendall(RESPONSE)
+        assert other.exception().code() is Code.INVALID_ARGUMENT
+        lines.pop().sendall(RESPONSE)  # an error tells nothing of the size
+        lines.append(silent.asked())
+        assert not silent.is_asked(0.3)
+        for _ in range(2):
+            lines[0].sendall(small)
+            silent.asked(lines[0])
+        for line in lines:
+            line.sendall(small)
+        assert sorted(call.exception() is None for call in calls) == [False] + [True] * 5
+        many = [infer_later(channel) for _ in range(12)]
+        lines = [silent.asked(line) for line in lines] + [silent.asked() for _ in range(9)]
+        for line in lines:
+            line.sendall(small)
+        assert all(call.exception() is None for call in many)
+
+
+class LargeTensors(OnnxHandler):
+    """Responds with a tensor of two million bytes, when it is told to."""
+
+    def prepare(self) -> None:
+        """Wait."""
+        self.goes = threading.Event()
+
+    def call_s(self, rows: int) -> float:  # noqa: ARG002
+        """On a thread, so that the worker's loop goes on."""
+        return 1.0
+
+    def encode(self, outputs: Any, state: Any) -> Reply:  # noqa: ARG002
+        """Zeros."""
+        assert self.goes.wait(30)
+        text, body = large_body()
+        header = ("inference-header-content-length", str(len(text)))
+        return Reply(text + body, "application/octet-stream", headers=(header,))
+
+
+def test_honest_calls_with_large_responses_keep_their_connections(
+    diabetes: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The gateway waits for memory, longer than a worker keeps so much for who reads nothing."""
+    monkeypatch.setattr(server, "_MESSAGES_BYTES", 8 << 20)
+    monkeypatch.setattr(server, "_FEW", 1)
+    monkeypatch.setattr(server, "_TAKEN_S", 2.0)
+    monkeypatch.setattr(server, "_UNREAD_BYTES", 6 << 20)
+    place = Place(limits=Limits(unsent_bytes=8 << 20))
+    model = service(diabetes, kind=LargeTensors)
+    options = [("grpc.max_receive_message_length", -1)]
+    try:
+        place.add(model, batch=1)
+        place.follow(m=("1.0",))
+        with (
+            Gateway(place.socket, request_bytes=9 << 18) as gateway,
+            grpc.insecure_channel(gateway.address, options) as channel,
+        ):
+            message = request().SerializeToString()
+            take_nothing = [without_window(gateway.address, message) for _ in range(4)]
+            calls = [infer_later(channel) for _ in range(16)]
+            time.sleep(0.5)  # as many calls reach the worker as the gateway lets
+            model.goes.set()
+            assert [call.exception() for call in calls] == [None] * 16
+            for line in take_nothing:
+                line.close()
+    finally:
+        place.close()
 
 
 def test_a_message_is_freed_once_it_is_sent(silent: Silent, tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """What calls share: the newest get a place, and bytes come in order, none twice, none lost."""
 
 import asyncio
+import gc
 from functools import partial
 
 import pytest
@@ -8,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from marship.engines.gateway import shares
-from marship.engines.gateway.shares import Memory, MemoryShare, Newest
+from marship.engines.gateway.shares import Memory, MemoryShare, Newest, Unread
 from marship.engines.gateway.statuses import Refusal
 
 MOST = 100
@@ -217,31 +218,6 @@ def test_a_response_no_larger_than_its_message_waits_for_nobody() -> None:
     asyncio.run(test())
 
 
-def test_a_response_goes_before_messages_that_wait() -> None:
-    """What its own message held is its own first; else calls would be computed and refused."""
-
-    async def test() -> None:
-        memory = Memory(100)
-        one, others, waits = (MemoryShare(memory) for _ in range(3))
-        with one, others, waits:
-            await one.wait(40, 0.0)
-            await others.wait(60, 0.0)
-            message = asyncio.create_task(waits.wait(30, 10.0))
-            await settle()
-            response = asyncio.create_task(one.wait(50, 10.0, goes_first=True))
-            await settle()
-            assert not message.done()
-            assert not response.done()
-            others.hold(50)
-            await settle()
-            assert response.done()
-            assert not message.done()
-            others.end()
-            await message
-
-    asyncio.run(test())
-
-
 def test_who_keeps_what_others_wait_for_is_called_in() -> None:
     """The oldest first, when its time has passed, and nobody while there is enough for all."""
 
@@ -256,11 +232,11 @@ def test_who_keeps_what_others_wait_for_is_called_in() -> None:
         assert not ended
         kept[1].end()
         waits = MemoryShare(memory)
-        await waits.wait(20, 0.0, goes_first=True)
+        await waits.wait(20, 0.0)
         waits.end()
         await asyncio.sleep(0)
         assert not ended
-        task = asyncio.create_task(waits.wait(60, None, goes_first=True))
+        task = asyncio.create_task(waits.wait(60, None))
         while len(ended) < 1:
             await asyncio.sleep(0.001)  # by the clock alone
         assert ended == [kept[0]]
@@ -294,5 +270,41 @@ def test_a_place_has_its_time() -> None:
             with pytest.raises((TimeoutError, Refusal)):
                 await each
         assert isinstance(second.exception(), TimeoutError)
+
+    asyncio.run(test())
+
+
+def test_a_model_counts_as_its_last_responses_to_requests_of_a_size() -> None:
+    """As the largest possible first; a large one is forgotten behind many that are small."""
+    unread = Unread(100, 60)
+    assert unread.expected("m", 9) == 60
+    unread.note("m", 9, 40)
+    assert [unread.expected(*each) for each in (("m", 9), ("m", 15), ("m", 16), ("n", 9))] == [
+        40, 40, 60, 60,
+    ]  # fmt: skip
+    unread.note("m", 12, 1)
+    assert 30 < unread.expected("m", 9) < 40
+    for _ in range(50):
+        unread.note("m", 9, 1)
+    assert unread.expected("m", 9) < 10
+    unread.note("m", 9, 50)
+    assert unread.expected("m", 9) == 50
+
+
+def test_models_do_not_wait_for_each_other() -> None:
+    """Calls of one share its bytes, and of a model without calls nothing is kept."""
+
+    async def test() -> None:
+        unread = Unread(100, 60)
+        with unread.share("m") as one, unread.share("m") as two, unread.share("n") as three:
+            await one.wait(60, 0.0)
+            waits = asyncio.create_task(two.wait(60, 60.0))
+            await three.wait(60, 0.0)
+            assert not waits.done()
+            one.end()
+            await waits
+        del one, two, three, waits
+        gc.collect()
+        assert not len(unread._memories)
 
     asyncio.run(test())
