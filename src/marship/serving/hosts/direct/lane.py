@@ -9,8 +9,6 @@ import asyncio
 import logging
 import math
 import os
-import resource
-import sys
 import threading
 import time
 from collections import deque
@@ -39,8 +37,6 @@ IN_LOOP_BYTES = 1 << 20
 _LOOK_S = 0.25
 _AWAY_S, _AWAY_SHARE = 1.5, 0.2
 """Without a look at batches, and the part of it in which no process that runs does less."""
-_WAITS_SHARE = 0.1
-"""And of the turns in which this thread would have waited for Python's lock, on a busy machine."""
 SPIN_S = 2e-4
 """Busy-poll: how long the loop looks for the next request before it sleeps, where the last one came
 within it and a core is left. Waking costs the lone client of a small model much of its time."""
@@ -263,17 +259,13 @@ class Lane:
         """End the worker where a batch takes too long: its host starts another one."""
         limit_s = self._service.timeout_s or 0.0
         pauses: list[tuple[float, float]] = []  # when they ended, and how long they were
-        before, worked_s, waits = time.monotonic(), time.process_time(), _waits()
+        before, worked_s = time.monotonic(), time.process_time()
         while True:
             time.sleep(_LOOK_S)
             if self._loop.is_closed():
                 return  # the server has stopped, and nobody waits for the batch
             now, works_s = time.monotonic(), time.process_time()
-            is_idle = works_s - worked_s < _AWAY_SHARE * (now - before)
-            # Who waits for Python's lock wakes up once in an interval, and does not while stopped.
-            turns = (now - before - _LOOK_S) / sys.getswitchinterval()
-            waited, waits = waits, _waits()
-            if now - before > _AWAY_S and is_idle and waits - waited < _WAITS_SHARE * turns:
+            if now - before > _AWAY_S and works_s - worked_s < _AWAY_SHARE * (now - before):
                 pauses.append((now, now - before))  # the process was stopped: it does not count
             before, worked_s = now, works_s
             running = list(self._running.values())
@@ -303,11 +295,6 @@ class Lane:
                 _send_all([(exchange, error_reply(too_late(limit_s)))])
         while self._pending:
             _send_all([(self._pending.popleft(), error_reply(worker_died()))])
-
-
-def _waits() -> int:
-    """How often this thread has begun to wait."""
-    return resource.getrusage(resource.RUSAGE_THREAD).ru_nvcsw
 
 
 def _send_all(replies: Iterable[tuple[Exchange, Reply]], timing: str = "") -> None:

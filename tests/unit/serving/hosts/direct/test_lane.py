@@ -1,6 +1,5 @@
 """Batches without a delay: what arrived while a call ran is the next one."""
 
-import ctypes
 import socket
 import struct
 import threading
@@ -169,35 +168,6 @@ def test_a_batch_has_its_time_again_where_the_process_was_stopped(
             loaded.goes.release()
             assert line.read().status == 200
     loaded.goes.release(10)
-
-
-class Locked(OnnxHandler):
-    """Keeps Python's lock again and again, without the processor."""
-
-    def decode(self, request: Request) -> Any:
-        """Three times, for longer than a look at batches."""
-        for _ in range(3):
-            ctypes.PyDLL(None).usleep(1_700_000)
-            time.sleep(0.01)  # the lock is free
-        return super().decode(request)
-
-    def call_s(self, rows: int) -> float:  # noqa: ARG002
-        """On a thread."""
-        return 1.0
-
-
-def test_a_batch_that_keeps_the_lock_in_pieces_is_not_taken_for_a_stop(
-    folder: Path, place: Place, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The process waits for it, and a stopped one for nothing."""
-    ended = threading.Event()
-    monkeypatch.setattr("os._exit", lambda _: ended.set())
-    place.add(service(folder, kind=Locked, timeout_s=2.0))
-    place.follow(m=("1.0",))
-    with place.line() as line:
-        line.send(request())
-        assert line.read().status == 504
-        assert ended.wait(5)
 
 
 @pytest.mark.parametrize(
