@@ -76,7 +76,7 @@ def loaded(folder: Path, kind: str) -> dict[str, float]:
 def seal(source: Path, target: Path) -> Path:
     """The extracted archive with its model sealed, as `marship package --seal` has it."""
     from marship.contract import CONTRACT_FILE, GOLDEN_FILE, Contract
-    from marship.packaging.sealing import Sealer, write_model
+    from marship.packaging.sealing import PlainModel, Sealer, write_model
     from marship.serving.model import keysource, sealed
 
     (target / "MAR-INF").mkdir(parents=True)
@@ -85,7 +85,9 @@ def seal(source: Path, target: Path) -> Path:
     key = keysource.read(os.environ[keysource.SOURCE_VARIABLE])
     sealer = Sealer(key, source.name, "1.0")
     contract = Contract.from_json((source / CONTRACT_FILE).read_bytes())
-    contract = write_model(sealer, source / contract.files[0], contract, target)
+    file, *outside = contract.files
+    plain = PlainModel(source / file, {name: source / name for name in outside})
+    contract = write_model(sealer, plain, contract, target)
     (target / CONTRACT_FILE).write_text(contract.to_json())
     with (source / GOLDEN_FILE).open("rb") as golden:
         sealer.write(target, GOLDEN_FILE, golden)
