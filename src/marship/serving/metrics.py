@@ -63,6 +63,11 @@ class Metrics:
         with self._lock:
             self._joining_ended = ended
 
+    def forget(self) -> None:
+        """Forget what was counted; what the gauges have to say stays."""
+        with self._lock:
+            self._totals = Counter()
+
     def take(self) -> tuple[list[Figure], list[Figure]]:
         """Increments of counters since the last call, and gauges that have changed."""
         with self._lock:

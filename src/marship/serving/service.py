@@ -107,7 +107,7 @@ class Service:
         follows = siblings is not None and settings.providers == ("cpu",)
         self._share = Share(self.session, siblings) if siblings and follows else None
         self.golden_requests = golden.replay(self._golden_requests, self.respond, self.contract)
-        self.metrics.take()  # they are nobody's requests
+        self.metrics.forget()  # they are nobody's requests
         warm_ms = 1e3 * max(self.golden_s, default=0.0)
         logger.info("%s ready, %d threads, %.2f ms", name, settings.threads, warm_ms)
 
