@@ -27,6 +27,9 @@ logger = logging.getLogger(__name__)
 
 STREAMS = 4
 """Batches of streams that take turns: a short recording does not wait for the end of a long one."""
+MOST_AHEAD = 64
+"""Parts of a stream that the loop has not sent yet. Only what it has sent counts to the bytes by
+which a client is behind: a model that is faster than the loop would fill the memory."""
 IN_LOOP_S, ON_THREAD_S = 2e-3, 5e-3
 """Batches that take less than the first run in the loop; more than the second, on a thread."""
 IN_BUSY_LOOP_S, ON_BUSY_THREAD_S = 30e-3, 60e-3
@@ -232,13 +235,18 @@ class Lane:
         requests, refused = self._requests(batch)
         self._loop.call_soon_threadsafe(self._send, batch, refused, "")
         left = [index for index in range(len(batch)) if index not in refused]
+        ahead = threading.Semaphore(MOST_AHEAD)
         try:
             for ready, timing in self._service.replies(requests) if requests else ():
+                while not ahead.acquire(timeout=_LOOK_S):
+                    if self._loop.is_closed():
+                        break
                 if all(exchange.is_abandoned for exchange in batch):
                     break
                 found = {left[place]: reply for place, reply in ready.items()}
                 self._running[id(batch)] = (time.monotonic(), batch)
                 self._loop.call_soon_threadsafe(self._send, batch, found, timing)
+                self._loop.call_soon_threadsafe(ahead.release)
         finally:
             self._loop.call_soon_threadsafe(self._streamed, batch)
 

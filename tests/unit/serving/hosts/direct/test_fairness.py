@@ -15,7 +15,7 @@ import pytest
 
 from directly import BODY, JSON, Line, Place, request, service, until
 from marship.serving.handler import OnnxHandler
-from marship.serving.hosts.direct import exchange
+from marship.serving.hosts.direct import exchange, lane
 from marship.serving.hosts.direct.limits import Limits
 from marship.serving.message import Reply, Request
 from marship.serving.streaming import StreamHandler
@@ -245,6 +245,23 @@ def test_a_stream_that_nobody_reads_ends(streaming: Place, monkeypatch: pytest.M
         behind.send(asked(10, 10) + asked(10**9, 10_000))  # behind another one, too
         until(lambda: len(streaming.workers[0]._connections) == 0, 20)
     assert Endless.parts < 20_000
+
+
+def test_a_stream_waits_for_a_loop_that_is_busy(streaming: Place) -> None:
+    """What the loop has not sent yet counts to no client: a fast model would fill the memory."""
+    goes = threading.Event()
+    with streaming.line() as line:
+        line.send(asked(10**9, 10))
+        assert line._stream.readline() == b"HTTP/1.1 200 OK\r\n"
+        loop = streaming.workers[0]._loop
+        held = threading.Event()
+        loop.call_soon_threadsafe(lambda: (held.set(), goes.wait(10)))
+        assert held.wait(10)
+        before = Endless.parts
+        time.sleep(0.5)  # a stream that does not wait makes thousands of parts meanwhile
+        made = Endless.parts - before
+        goes.set()
+    assert made <= lane.MOST_AHEAD + 1
 
 
 @pytest.mark.parametrize("parts", [0, 3])
