@@ -66,8 +66,8 @@ class Shell:
             "training/recommend.py ", f"training/recommend.py {QUICK} --data-dir mini "
         )
         text = re.sub(r"(marship serve .*--detach)", r"\1 --free-ports", text)
-        out = self("bash", "-euc", text.replace("http://127.0.0.1:8080", self.url or "none"))
-        self.url = server.status(self.place / ".marship").inference_url
+        out = self("bash", "-euc", text.replace("http://127.0.0.1:8079", self.url or "none"))
+        self.url = server.status(self.place / ".marship").direct_url or "none"
         return out
 
 
