@@ -79,7 +79,7 @@ def show_export(done: "Exported") -> None:
 
 def show_optimized(done: "Optimized") -> None:
     """The variants, and why each was or was not chosen."""
-    from marship.optimizing.report import figures, remarks, verdicts
+    from marship.optimizing.report import closeness, figures, remarks, verdicts
 
     if done.trial is None:
         text = f"{done.run_dir / 'optimize.json'} is up to date; --again optimizes anew."
@@ -90,7 +90,11 @@ def show_optimized(done: "Optimized") -> None:
     console.out.print(figures(trial.variants, choice.chosen, trial.rule, is_narrow=is_narrow))
     for line in remarks(trial.variants):
         console.out.print(line, style="dim", markup=False, soft_wrap=True)
+    if trial.remark is not None:
+        console.out.print(closeness(trial.variants))
     console.out.print(verdicts(choice))
+    if trial.remark is not None:
+        console.out.print(trial.remark, markup=False, soft_wrap=True)
     console.out.print(f"{choice.chosen} is chosen: {choice.why}.", markup=False, soft_wrap=True)
 
 

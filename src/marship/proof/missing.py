@@ -54,6 +54,13 @@ def allowed(contract: Contract, names: set[str] | None = None) -> Contract:
     return replace(contract, inputs=inputs)
 
 
+def refused(contract: Contract, golden: list[GoldenCase]) -> tuple[Contract, list[GoldenCase]]:
+    """The contract that takes no missing values, and the golden cases without any."""
+    gaps = [spec.name for spec in contract.inputs if spec.takes_missing]
+    kept = [case for case in golden if not any(np.isnan(case.inputs[name]).any() for name in gaps)]
+    return allowed(contract, set()), kept
+
+
 def decided(contract: Contract, path: Path, run: RunModel, choice: str) -> Contract:
     """The contract that says which inputs take missing values.
 

@@ -19,9 +19,10 @@ from onnx.external_data_helper import set_external_data
 
 from marship.contract import read_golden
 from marship.errors import ModelError, PackageError, UsageError
-from marship.packaging import onnx_proof, step
+from marship.packaging import step
 from marship.packaging.step import PackageSettings, package
 from marship.proof import graph as proof_graph
+from marship.proof import onnx_proof
 from marship.serving.model import weights
 from marship.serving.model.session import Session, SessionSettings
 from marship.trust import archive

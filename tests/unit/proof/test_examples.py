@@ -12,9 +12,8 @@ from typer.testing import CliRunner
 from marship.cli.app import app
 from marship.contract import Arrays, Contract, read_golden
 from marship.errors import DataError, MarshipError, ModelError, UsageError
-from marship.packaging import examples
 from marship.packaging.step import PackageSettings, package
-from marship.proof import graph
+from marship.proof import examples, graph
 from marship.serving.formats import codec
 from marship.serving.handler import OnnxHandler
 from marship.trust import archive
