@@ -39,7 +39,7 @@ from marship.optimizing.material import (
     measured,
 )
 from marship.optimizing.settings import OptimizeSettings
-from marship.proof import examples, graph, onnx_proof, parity
+from marship.proof import examples, golden, graph, onnx_proof, parity
 from marship.proof.cases import TARGET, read_rows, write_rows
 from marship.storage import read_json, replacing_all, write_json
 
@@ -89,6 +89,7 @@ def adopt(path: Path, given: Given, settings: OptimizeSettings) -> Path:
         budget=settings.budget or 0.0,
         evidence={"source": path.name},
     )
+    golden.check_kind(settings.golden)
     _check_folder(run_dir)
     made_from = _fingerprint(path, given, recipe, settings)
     if not settings.again and _is_kept(run_dir, made_from):
@@ -113,7 +114,7 @@ def adopt(path: Path, given: Given, settings: OptimizeSettings) -> Path:
         recipe.save(draft)
         evidence = {
             "made_from": made_from,
-            "golden": "synthetic",
+            "golden": settings.golden,
             "source": f"{path.name}, which computed golden cases itself",
             "example": calibration.name,
             "rows_alone_and_together": proof.rows,
@@ -165,7 +166,7 @@ def _fingerprint(path: Path, given: Given, recipe: Recipe, settings: OptimizeSet
     facts = {
         "versions": versions(*VERSIONED),
         "recipe": asdict(recipe),
-        "proof_seconds": settings.proof_seconds,
+        "proof": [settings.golden, settings.proof_seconds],
         "files": [(file.name, digest_files(file)) for file in data],
         "has_heldout": given.heldout is not None,
     }
@@ -190,7 +191,10 @@ def _proven(
 ) -> onnx_proof.OnnxProof:
     """What `package --example` finds out about the file, and the file in the draft."""
     wishes = onnx_proof.Wishes(
-        example=calibration, proof_seconds=settings.proof_seconds, limit_s=settings.limit_s
+        example=calibration,
+        golden=settings.golden,
+        proof_seconds=settings.proof_seconds,
+        limit_s=settings.limit_s,
     )
     shown = console.err.status(f"running {path.name} for at most {settings.limit_s} s")
     with tempfile.TemporaryDirectory() as scratch, shown:
@@ -256,7 +260,8 @@ def _say_if_few(rows: Arrays, contract: Contract, calibration: Path) -> None:
     if contract.batch_axis is None:
         line = (
             f"{calibration} has {count} request{'s' * (count != 1)}, as this model's rows cannot "
-            "be told apart: give a folder of files, or a list in a .json. Outputs are compared from "
+            "be told apart: give a folder of files, or a list in a .json. Outputs are compared "
+            "from "
         )
     console.err.print(f"{line}{FEWEST_CALIBRATION_ROWS}", markup=False, soft_wrap=True)
 

@@ -281,13 +281,13 @@ def _draw_cost(axes: Any, shown: Sequence[Variant], chosen: str, rule: Rule) -> 
 
 
 def _cost_label(variant: Variant, value: float) -> str:
-    """The figure; of an output's error its name, and how many rows agree at least."""
+    """The figure; for an error the output's name before it, and how many rows agree at least."""
     if not variant.fidelity or not value:
         return f"{value:.2g}"
     name = max(variant.fidelity, key=lambda name: variant.fidelity[name].error or 0.0)
     shares = [one.agreement for one in variant.fidelity.values() if one.agreement is not None]
     agree = f", {100 * min(shares):.3g} % agree" if shares else ""
-    return f"{value:.2g} {textwrap.shorten(name, SHORT_NAME, placeholder='...')}{agree}"
+    return f"{textwrap.shorten(name, SHORT_NAME, placeholder='...')} {value:.2g}{agree}"
 
 
 def _draw_verdicts(axes: Any, shown: Sequence[Variant], choice: Choice) -> None:  # noqa: ANN401  the same

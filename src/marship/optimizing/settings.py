@@ -48,6 +48,12 @@ class OptimizeSettings(Settings):
         180.0, "seconds to find the layers that must stay float in int8", minimum=0
     )
     measure_s: float = setting(8.0, "seconds of timing, for both batch sizes together", minimum=0)
+    golden: str = setting(
+        "synthetic",
+        "golden cases of an ONNX file: synthetic, nobody's data, or real, rows of the calibration "
+        "data, which then travel in the archive",
+        usual=("synthetic", "real"),
+    )
     proof_seconds: float = setting(
         60.0, "what the proof of an ONNX file's rows may cost", minimum=1
     )

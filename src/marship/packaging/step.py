@@ -105,7 +105,8 @@ def _from_run(run_dir: Path, settings: PackageSettings) -> Contents:
                 f"Export it first: marship export {run_dir}"
             )
     parity = _optional(run_dir / PARITY_FILE) or {}
-    golden.check_found(parity.get("golden", golden.REAL), settings.golden, run_dir)
+    found = parity.get("golden", golden.REAL)
+    golden.check_found(found, settings.golden, run_dir, is_export=bool(recipe.build))
     contract = Contract.from_json((run_dir / CONTRACT_FILE).read_bytes())
     cases = read_golden(run_dir / GOLDEN_FILE)
     if settings.missing_values == missing.ALLOW:

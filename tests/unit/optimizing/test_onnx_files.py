@@ -14,8 +14,8 @@ from typer.testing import CliRunner
 
 import marship
 from marship.cli.app import app
-from marship.contract import Array, Arrays, Contract
-from marship.errors import DataError, MarshipError, ModelError, UsageError
+from marship.contract import Array, Arrays, Contract, read_golden
+from marship.errors import DataError, MarshipError, ModelError, PackageError, UsageError
 from marship.fit.recipe import Recipe
 from marship.optimizing.step import Optimized, OptimizeSettings, optimize
 from marship.packaging.step import PackageSettings, package
@@ -382,6 +382,18 @@ def test_missing_values_are_as_packing_finds_them(tmp_path: Path) -> None:
         assert found["inputs"][0]["takes_missing"] is takes
         mar = tmp_path / "store" / "trees.mar"
         assert marship.check(mar).golden_cases == (4 if takes else 3)
+
+
+def test_golden_cases_are_of_the_wanted_kind(tmp_path: Path) -> None:
+    """Real rows only where they are asked for, in both steps."""
+    data = saved(tmp_path / "d.npz", x=normal(40, 8))
+    file, settings = scales(tmp_path / "given.onnx"), OptimizeSettings(golden="real", measure_s=0)
+    done = optimize(file, settings, calibration=data, out=tmp_path / "run")
+    (first, *_) = read_golden(done.run_dir / "golden.npz")
+    assert first.inputs["x"].tolist() in normal(40, 8)[:, None].tolist()
+    with pytest.raises(PackageError, match=r"Optimize the ONNX file again with --golden synth"):
+        packed(done.run_dir, tmp_path / "store")
+    packed(done.run_dir, tmp_path / "store", golden="real")
 
 
 def touch(path: Path, text: str = "") -> Path:
