@@ -113,7 +113,8 @@ def _float_layers(details: Mapping[str, Any]) -> str | None:
 
 def closeness(variants: Sequence[Variant]) -> Table:
     """A table with a row for each output of each built variant, compared on real inputs."""
-    found = _bare_table("variant", "output")
+    found = _bare_table("variant")
+    found.add_column("output", overflow="fold")
     for title in ("error", "worst row", "agrees", "sure"):
         found.add_column(title, justify="right", no_wrap=True)
     for variant in (v for v in variants if v.file and v.name != EXPORTED):

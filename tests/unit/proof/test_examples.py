@@ -7,16 +7,18 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from onnx import TensorProto, helper
 from typer.testing import CliRunner
 
 from marship.cli.app import app
 from marship.contract import Arrays, Contract, read_golden
 from marship.errors import DataError, MarshipError, ModelError, UsageError
 from marship.packaging.step import PackageSettings, package
-from marship.proof import examples, graph
+from marship.proof import examples, graph, parity
 from marship.serving.formats import codec
 from marship.serving.handler import OnnxHandler
 from marship.trust import archive
+from models import write_model
 from odd_models import edges, listener, skip
 from workers import opened
 
@@ -222,6 +224,35 @@ def test_a_bad_npz_is_one_line(tmp_path: Path, arrays: Arrays, words: str) -> No
     with pytest.raises(DataError, match=words) as caught:
         packed(source, tmp_path, example=tmp_path / "a.npz")
     assert "\n" not in str(caught.value)
+
+
+def test_an_npz_may_hold_several_requests_of_a_fixed_size(tmp_path: Path) -> None:
+    """Ten pictures for a file that takes two at a time are five requests; seven are none."""
+    source = product(tmp_path / "two.onnx")
+    contract = graph.contract_of(source)
+    pictures = np.arange(30, dtype=np.float32).reshape(10, 3)
+    np.savez(tmp_path / "a.npz", x=pictures, rate=np.float32(2))
+    found = examples.read(tmp_path / "a.npz", contract, parity.runner(source))
+    assert [request["x"].tolist() for request in found] == pictures.reshape(5, 2, 3).tolist()
+    assert {request["rate"].item() for request in found} == {2.0}
+    np.savez(tmp_path / "b.npz", x=pictures[:7], rate=np.float32(2))
+    with pytest.raises(DataError, match=r"x of .* must be float32\[2, 3\], got shape \[7, 3\]"):
+        examples.read(tmp_path / "b.npz", contract, parity.runner(source))
+
+
+def product(path: Path) -> Path:
+    """Two rows of three numbers, times a number without axes."""
+    shape = TensorProto.FLOAT, [2, 3]
+    body = helper.make_graph(
+        [helper.make_node("Mul", ["x", "rate"], ["y"])],
+        "g",
+        [
+            helper.make_tensor_value_info("x", *shape),
+            helper.make_tensor_value_info("rate", TensorProto.FLOAT, []),
+        ],
+        [helper.make_tensor_value_info("y", *shape)],
+    )
+    return write_model(path, body)
 
 
 def test_a_huge_example_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
