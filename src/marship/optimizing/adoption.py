@@ -108,7 +108,7 @@ def adopt(path: Path, given: Given, settings: OptimizeSettings) -> Path:
         if heldout is not None:
             write_rows(draft / HELDOUT_FILE, heldout)
         if given.judge is not None:
-            judge, kept = resolve(given.judge), heldout or _held_back(rows, calibration)
+            judge, kept = resolve(given.judge), heldout or _held_back(rows, contract, calibration)
             outputs = measure.predict_rows(parity.runner(proof.model), contract, kept)
             recipe = replace(recipe, metric=_metric(recipe, judge, outputs, kept))
         recipe.save(draft)
@@ -280,9 +280,9 @@ def _examples(rows: Arrays, contract: Contract) -> Arrays:
     return {name: array[:EXAMPLE_ROWS] for name, array in inputs.items()}
 
 
-def _held_back(rows: Arrays, calibration: Path) -> Arrays:
+def _held_back(rows: Arrays, contract: Contract, calibration: Path) -> Arrays:
     """The calibration rows that a judge gets; see `optimizing.material`."""
-    if (parts := held_back(rows)) is None:
+    if (parts := held_back(rows, contract)) is None:
         count = len(next(iter(rows.values())))
         raise DataError(
             f"{calibration} must hold at least {FEWEST_CALIBRATION_ROWS} rows to keep "

@@ -88,7 +88,7 @@ def gather(run_dir: Path, settings: OptimizeSettings) -> Material:
     contract = _contract(run_dir)
     calibration = _optional_rows(run_dir / CALIBRATION_FILE, contract)
     heldout, heldout_from = _optional_rows(run_dir / HELDOUT_FILE, contract), HELDOUT_FILE
-    if heldout is None and calibration is not None and (parts := held_back(calibration)):
+    if heldout is None and calibration is not None and (parts := held_back(calibration, contract)):
         (calibration, heldout), heldout_from = parts, "calibration data, every fourth row"
         judge = judge if any(name.startswith(TARGET) for name in heldout) else None
     may_search = first_axis(contract) or measure.holds_requests(contract, calibration or {})
@@ -105,12 +105,16 @@ def gather(run_dir: Path, settings: OptimizeSettings) -> Material:
     )
 
 
-def held_back(rows: Arrays) -> tuple[Arrays, Arrays] | None:
-    """Calibration rows, and every fourth of them, which are kept for judging; None if too few."""
+def held_back(rows: Arrays, contract: Contract) -> tuple[Arrays, Arrays] | None:
+    """Calibration rows, and every fourth of them, which are kept for judging; None if too few.
+
+    Where a model takes rows in multiples of a number, every fourth of these.
+    """
     count = _count(rows)
     if count < FEWEST_CALIBRATION_ROWS:
         return None
-    kept = np.arange(count) % HELD_BACK_EVERY == HELD_BACK_EVERY - 1
+    place = np.arange(count) // _step(contract)
+    kept = place % HELD_BACK_EVERY == HELD_BACK_EVERY - 1
     used = {name: array[~kept] for name, array in rows.items()}
     return used, {name: array[kept] for name, array in rows.items()}
 
@@ -144,6 +148,11 @@ def measured(judge: Judge, recipe: Recipe, outputs: Arrays, rows: Arrays) -> dic
             f"{recipe.judge} must judge the held-out outputs, got {type(error).__name__}: "
             f"{first_line(error)}. Check the targets in heldout.npz and calibration.npz."
         ) from error
+
+
+def _step(contract: Contract) -> int:
+    """The number whose multiples of rows the model takes."""
+    return contract.steps.get(contract.batch_axis or "", 1)
 
 
 def _count(rows: Arrays) -> int:
@@ -195,7 +204,11 @@ def _goal(
 
 
 def _optional_rows(path: Path, contract: Contract) -> Arrays | None:
-    return _rows(path, contract, several=True) if path.is_file() else None
+    if not path.is_file():
+        return None
+    rows = _rows(path, contract, several=True)
+    whole = _count(rows) - _count(rows) % _step(contract)
+    return {name: array[:whole] for name, array in rows.items()}
 
 
 def _rows(path: Path, contract: Contract, *, several: bool = False) -> Arrays:

@@ -384,6 +384,26 @@ def test_missing_values_are_as_packing_finds_them(tmp_path: Path) -> None:
         assert marship.check(mar).golden_cases == (4 if takes else 3)
 
 
+def test_rows_that_come_in_pairs_are_held_back_in_pairs(tmp_path: Path) -> None:
+    """A file that takes an even number of rows gets no odd one, in no part."""
+    nodes = [
+        node("Reshape", "x pairs", "r"),
+        node("Tanh", "r", "t"),
+        node("Reshape", "t rows", "q"),
+        node("MatMul", "q w", "y"),
+    ]
+    shapes = {"pairs": np.array([-1, 2, 8]), "rows": np.array([-1, 8])}
+    inputs: dict[str, tuple[int, Shape]] = {"x": (FLOAT, ["n", 8])}
+    outputs: dict[str, tuple[int, Shape]] = {"y": (FLOAT, ["n", 1])}
+    file = model(tmp_path / "pairs.onnx", nodes, inputs, outputs, {**shapes, "w": normal(8, 1)})
+    data = saved(tmp_path / "d.npz", x=normal(82, 8))
+    done = optimize(file, QUICK, calibration=data, out=tmp_path / "run")
+    contract = Contract.from_json((done.run_dir / "contract.json").read_bytes())
+    assert contract.steps == {"n": 2}
+    assert done.report["compared"]["rows"] == 20
+    assert all(list(v["latency_ms"]) == ["2", "16"] for v in done.report["variants"] if v["built"])
+
+
 def test_golden_cases_are_of_the_wanted_kind(tmp_path: Path) -> None:
     """Real rows only where they are asked for, in both steps."""
     data = saved(tmp_path / "d.npz", x=normal(40, 8))
