@@ -103,12 +103,14 @@ def show_contract(contract: "Contract") -> None:
     bounds = (
         f"{axis} {contract.size_rule(axis)}" for axis in {**contract.bounds, **contract.steps}
     )
+    specs = (*contract.inputs, *contract.outputs)
     facts(
         [
             *(("input", spec) for spec in contract.inputs),
             *(("output", spec) for spec in contract.outputs),
             ("sizes", ", ".join(bounds)),
             ("values", ", ".join(_ranges(contract))),
+            *((f"type of {s.name}", f"{s.narrow} in the file") for s in specs if s.narrow),
             ("may be missing", ", ".join(s.name for s in contract.inputs if s.takes_missing)),
             *((f"classes of {s.name}", _names(s.labels)) for s in contract.outputs if s.labels),
             ("batched along", contract.batch_axis or "nothing: requests run alone"),

@@ -109,7 +109,7 @@ def _from_run(run_dir: Path, settings: PackageSettings) -> Contents:
     golden.check_found(found, settings.golden, run_dir, is_export=bool(recipe.build))
     contract = Contract.from_json((run_dir / CONTRACT_FILE).read_bytes())
     cases = read_golden(run_dir / GOLDEN_FILE)
-    if settings.missing_values == missing.ALLOW:
+    if settings.missing_values in missing.ALLOWING:
         contract = missing.allowed(contract)
     elif settings.missing_values == missing.REFUSE:
         contract, cases = missing.refused(contract, cases)

@@ -12,7 +12,7 @@ import onnx
 from google.protobuf.message import DecodeError
 from onnx import TensorProto
 
-from marship.contract import Array, Contract, TensorSpec, digest_files
+from marship.contract import WIDENED, Array, Contract, TensorSpec, digest_files
 from marship.errors import ModelError, UsageError
 from marship.proof import operators
 from marship.proof.indices import index_ranges
@@ -108,27 +108,32 @@ def contract_of(  # noqa: PLR0913  the fields of a contract
     steps: Mapping[str, int] | None = None,
     tolerance: Tolerance | None = None,
     labels: Mapping[str, tuple[str, ...]] | None = None,
+    narrow: Mapping[str, str] | None = None,
 ) -> Contract:
     """The contract as declared by the graph; without what must be proven.
 
-    `batch_axis` is None: only running the model can show that rows are independent.
+    `batch_axis` is None: only running the model can show that rows are independent. `narrow` are
+    the types of tensors that were widened, by name.
 
     Raises:
         ModelError: The file is invalid, or a tensor has an unsupported type.
     """
     model = read(path)
-    pads, names = dict(pad_values or {}), dict(labels or {})
+    pads, names, types = dict(pad_values or {}), dict(labels or {}), dict(narrow or {})
     stored = {initializer.name for initializer in model.graph.initializer}
     ranges = index_ranges(model)
     values = (*model.graph.input, *model.graph.output)
     taken = {axis.dim_param for value in values for axis in value.type.tensor_type.shape.dim}
     inputs = tuple(
-        replace(ranges.stated(_spec("input", value, taken)), pad_value=pads.get(value.name))
+        replace(
+            ranges.stated(_narrowed(_spec("input", value, taken), types)),
+            pad_value=pads.get(value.name),
+        )
         for value in model.graph.input
         if value.name not in stored
     )
     outputs = tuple(
-        replace(_spec("output", value, taken), labels=names.get(value.name, ()))
+        replace(_narrowed(_spec("output", value, taken), types), labels=names.get(value.name, ()))
         for value in model.graph.output
     )
     versions = (e.version for e in model.opset_import if e.domain in ("", "ai.onnx"))
@@ -189,6 +194,11 @@ def _spec(side: str, value: onnx.ValueInfoProto, taken: Collection[str]) -> Tens
         _axis(axis, f"{value.name}_{i}", taken) for i, axis in enumerate(tensor.shape.dim)
     )
     return TensorSpec(value.name, _DTYPES[tensor.elem_type], shape)
+
+
+def _narrowed(spec: TensorSpec, types: Mapping[str, str]) -> TensorSpec:
+    """The tensor with the type that it had before it was widened, if it was."""
+    return replace(spec, narrow=types.get(spec.name, ""))
 
 
 def _in_words(kind: onnx.TypeProto) -> str:
@@ -252,6 +262,9 @@ def random_input(spec: TensorSpec, sizes: Mapping[str, int], seed: int) -> Array
         values = generator.integers(0, 2, shape).astype(spec.dtype)
     else:
         values = generator.standard_normal(shape).astype(spec.dtype)
+    if spec.narrow:
+        limits = WIDENED[spec.narrow]
+        values = np.clip(values, limits.low, limits.high).astype(spec.dtype)
     return with_column_indices(spec, values, generator)
 
 

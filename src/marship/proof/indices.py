@@ -101,7 +101,7 @@ class _Trace:
         constants = {**outer, **{tensor.name: tensor for tensor in graph.initializer}}
         found: Ranges = {}
         for node in graph.node:
-            _note_constant(node, constants)
+            note_constant(node, constants)
             for place, table in _LOOKUPS.get((node.domain, node.op_type), ()):
                 if place < len(node.input) and node.input[place] in known:
                     index = known[node.input[place]]
@@ -178,7 +178,8 @@ def _either(branches: Sequence[Ranges]) -> Ranges:
     }
 
 
-def _note_constant(node: NodeProto, constants: dict[str, TensorProto]) -> None:
+def note_constant(node: NodeProto, constants: dict[str, TensorProto]) -> None:
+    """Add the value of a Constant to those in scope, by name."""
     if node.op_type != "Constant":
         return
     for attribute in node.attribute:

@@ -20,8 +20,10 @@ from marship.proof.comparison import RunModel
 if TYPE_CHECKING:  # onnx takes a while to import
     from onnx import GraphProto, NodeProto
 
-AUTO, ALLOW, REFUSE = "auto", "allow", "refuse"
-CHOICES = (AUTO, ALLOW, REFUSE)
+AUTO, ALLOW, REFUSE, ANY = "auto", "allow", "refuse", "any"
+CHOICES = (AUTO, ALLOW, REFUSE, ANY)
+ALLOWING = (ALLOW, ANY)
+"""Choices by which all inputs of floats take NaN; by the second they take infinity, too."""
 SHARE = 0.3
 """Of the values that are NaN in the run that holds the operators' word against the outputs."""
 SEEDS = 3
@@ -68,10 +70,10 @@ def decided(contract: Contract, path: Path, run: RunModel, choice: str) -> Contr
         contract: The contract.
         path: The ONNX file.
         run: Runs it.
-        choice: `allow` for all inputs of floats, `refuse` for none, `auto` for those whose graph
-            asks for NaN and then gives outputs without.
+        choice: `allow` or `any` for all inputs of floats, `refuse` for none, `auto` for those
+            whose graph asks for NaN and then gives outputs without.
     """
-    if choice == ALLOW:
+    if choice in ALLOWING:
         return allowed(contract)
     if choice == REFUSE:
         return contract

@@ -24,6 +24,11 @@ from marship.contract import Contract, GoldenCase, read_golden, write_golden
 from marship.errors import MarshipError, ModelError
 
 _LOG_BYTES = 4096
+_CAUSES: dict[int, str] = {
+    signal.SIGFPE: "It divides whole numbers by zero or otherwise without a result. Give it values "
+    "that it takes: --example inputs.npz."
+}
+"""What ends a process by a signal, where that is not too little memory."""
 _START = "import sys; from marship.proof import onnx_proof; onnx_proof.main(*sys.argv[1:])"
 
 
@@ -133,8 +138,8 @@ def _prove(path: Path, draft: Path, wishes: Wishes) -> OnnxProof:
     from marship.proof import axes, examples, graph, missing, parity, trials
     from marship.proof.cases import first_axis
 
-    path, labels = _without_maps(path, draft)
-    stated = graph.contract_of(path, labels=labels)
+    path, labels, narrow = _rewritten(path, draft)
+    stated = graph.contract_of(path, labels=labels, narrow=narrow)
     graph.refuse_random(path)
     run = parity.runner(path)
     sized = graph.facts(path).sized
@@ -180,23 +185,29 @@ def _with_threads(
     )
 
 
-def _without_maps(path: Path, draft: Path) -> tuple[Path, dict[str, tuple[str, ...]]]:
-    """The file, or a copy that gives tensors in place of maps, and the names of their classes."""
+def _rewritten(path: Path, draft: Path) -> tuple[Path, dict[str, tuple[str, ...]], dict[str, str]]:
+    """The file, or a copy that can be served where it cannot.
+
+    Returns:
+        The path, the names of classes by output, and types that were widened by tensor.
+    """
     import onnx
 
-    from marship.proof import graph, maps
+    from marship.proof import divisions, graph, maps, widening
 
     model = graph.read(path)
     labels = maps.replaced(model)
-    if not labels:
-        return path, labels
+    narrow = widening.widened(model)
+    guarded = divisions.guarded(model)
+    if not (labels or narrow or guarded):
+        return path, labels, narrow
     for location, file in graph.external_files(path).items():
         place = draft / location
         place.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(file, place)  # ONNX's checker takes no links
     copy = draft / path.name
     onnx.save(model, str(copy))
-    return copy, labels
+    return copy, labels, narrow
 
 
 def _limit_memory() -> None:
@@ -222,7 +233,5 @@ def _crashed(path: Path, code: int, log: IO[bytes]) -> ModelError:
         log.seek(max(0, log.seek(0, os.SEEK_END) - _LOG_BYTES))
         lines = log.read().decode(errors="replace").strip().splitlines()
         reason = lines[-1] if lines else f"exit code {code}"
-    return ModelError(
-        f"{path.name} must be loaded and run on a few inputs, got: {reason}. It may need more "
-        "memory than there is."
-    )
+    cause = _CAUSES.get(-code, "It may need more memory than there is.")
+    return ModelError(f"{path.name} must be loaded and run on a few inputs, got: {reason}. {cause}")

@@ -267,7 +267,7 @@ def check_size(
             continue  # its size follows from values
         dtype, shape = extents[name]
         if message.form is BodyFormat.NPY or message.wants_raw(name):
-            total += extent.raw_bytes(dtype, shape)
+            total += extent.raw_bytes(message.requested.raw_type(name, dtype), shape)
         elif message.form is BodyFormat.KSERVE:
             total += extent.least_json_bytes(dtype, (math.prod(shape),))
         else:
