@@ -162,7 +162,7 @@ def _check_shapes(request: Arrays, contract: Contract, place: str) -> None:
             raise DataError(
                 f"{spec.name} of {place} must be {spec.form}, got shape {list(array.shape)}."
             )
-        if array.size == 0:
+        if array.size == 0 and 0 not in spec.shape:
             raise DataError(f"{spec.name} of {place} must hold values, got none.")
         if problem := outside(array, spec):
             raise DataError(f"{place}: {problem}")

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 from onnx import TensorProto, helper
 from typer.testing import CliRunner
@@ -44,6 +45,24 @@ def golden(mar: Path) -> list[Arrays]:
 def sounds(rows: int, length: int) -> np.ndarray:
     """Noise, float32."""
     return np.random.default_rng(rows).normal(size=(rows, length)).astype(np.float32)
+
+
+def test_an_axis_of_no_values_in_the_file_is_none_in_the_example(tmp_path: Path) -> None:
+    """Where the file says that an input has no values, an example without any is one."""
+    sizes = helper.make_tensor_value_info("sizes", TensorProto.INT64, [3])
+    x, *parts = (
+        helper.make_tensor_value_info(name, TensorProto.FLOAT, [0]) for name in ("x", "a", "b", "c")
+    )
+    split = helper.make_node("Split", ["x", "sizes"], ["a", "b", "c"])
+    made = helper.make_graph([split], "g", [x, sizes], parts)
+    source, example = tmp_path / "split.onnx", tmp_path / "example.npz"
+    onnx.save(
+        helper.make_model(made, opset_imports=[helper.make_opsetid("", 18)], ir_version=10),
+        str(source),
+    )
+    np.savez(example, x=np.zeros(0, np.float32), sizes=np.zeros(3, np.int64))
+    contract, _ = packed(source, tmp_path, example=example)
+    assert contract.inputs[0].shape == (0,)
 
 
 def test_multiples_are_stated_and_obeyed(tmp_path: Path) -> None:
