@@ -33,6 +33,8 @@ Arrays = dict[str, Array]
 CONTRACT_FILE = "contract.json"
 GOLDEN_FILE = "golden.npz"
 GOLDEN_REQUESTS_FILE = "golden_requests.json"
+GRAPHS_FOLDER, LIBRARIES_FOLDER = "graphs", "custom_ops"
+"""Folders of an archive: one for each further graph, with the files of a model; and libraries."""
 FORMAT = 1
 CHUNK_BYTES = 1 << 20
 MOST_GOLDEN_BYTES = 2 << 30  # an npz of 2 MB may stand for as much
@@ -143,6 +145,24 @@ class TensorSpec:
 
 
 @dataclass(frozen=True, slots=True)
+class Library:
+    """A library of custom operators: native code, which is run when the model loads.
+
+    Attributes:
+        file: Its name in `LIBRARIES_FOLDER` of the archive.
+        sha256: The digest of its bytes, in hexadecimal.
+        platform: What it was built for, such as `linux-x86_64`.
+    """
+
+    file: str
+    sha256: str
+    platform: str
+
+    def __str__(self) -> str:
+        return f"{self.file} for {self.platform}, SHA-256 {self.sha256}"
+
+
+@dataclass(frozen=True, slots=True)
 class Contract:
     """A model's inputs, outputs and bounds.
 
@@ -157,6 +177,7 @@ class Contract:
         bounds: Smallest and largest size of each variable axis, by name; None is unbounded.
         steps: By name, axes whose size must be a multiple of a number, and that number.
         tolerance: How much a served output may differ from the reference output.
+        libraries: Of custom operators, which ONNX Runtime must have to load the model.
     """
 
     inputs: tuple[TensorSpec, ...]
@@ -168,6 +189,7 @@ class Contract:
     bounds: Mapping[str, tuple[int, int | None]] = field(default_factory=dict)
     tolerance: Tolerance = field(default_factory=Tolerance)
     steps: Mapping[str, int] = field(default_factory=dict)
+    libraries: tuple[Library, ...] = ()
 
     def size_rule(self, axis: str) -> str:
         """The sizes of a variable axis, such as `at least 16 and a multiple of 16`."""
@@ -207,6 +229,7 @@ class Contract:
                     "files": tuple(raw["files"]),
                     "bounds": {name: (low, high) for name, (low, high) in raw["bounds"].items()},
                     "tolerance": Tolerance(**raw["tolerance"]),
+                    "libraries": tuple(Library(**one) for one in raw.get("libraries", ())),
                 }
             )
         except (ValueError, KeyError, TypeError, AttributeError) as error:
@@ -237,10 +260,15 @@ def _check_types(raw: Mapping[str, Any]) -> None:
             raise ValueError(f"bounds of {axis} from {low} to {high}")
     if not all(1 <= step <= _MOST_SIZE for step in raw.get("steps", {}).values()):
         raise ValueError(f"steps {raw['steps']}")
-    if not raw["files"] or any(Path(name).name != name or "\0" in name for name in raw["files"]):
-        raise ValueError(f"files {raw['files']!r}, which must lie in one folder")
+    _check_files(raw["files"], [library["file"] for library in raw.get("libraries", ())])
     if not all(math.isfinite(raw["tolerance"][kind]) for kind in ("atol", "rtol")):
         raise ValueError("a tolerance that is not finite")
+
+
+def _check_files(files: Sequence[str], libraries: Sequence[str]) -> None:
+    names = [*files, *libraries]
+    if not files or any(Path(name).name != name or "\0" in name for name in names):
+        raise ValueError(f"files {names!r}, which must lie in one folder")
 
 
 def _check_spec(spec: Mapping[str, Any]) -> None:

@@ -58,7 +58,8 @@ def test_a_detector_is_asked_chunk_by_chunk(
     loudness = np.repeat(generator.uniform(0, 0.5, 30), CHUNK)
     sound = (loudness * generator.normal(size=loudness.size)).astype(np.float32)
     monkeypatch.setenv("MARSHIP_HOME", str(running.home.path))
-    (code,) = re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL)
+    blocks = re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL)
+    (code,) = (block for block in blocks if '"detector"' in block)
     names = {"sound": sound}
     exec(code, names)  # noqa: S102  the page's own
     session = onnxruntime.InferenceSession(detector)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
@@ -19,6 +20,7 @@ from marship.packaging.step import PackageSettings, package
 from marship.serving.model import sealed
 from marship.serving.model.weights import COPY_FOLDER
 from models import write_model
+from seq2seq import translated, write_decoder, write_encoder, write_handler
 from waiting import until
 
 WIDTH = 1100  # 1100 x 1100 x 4 bytes: a plain model of this size gets a copy on the disk
@@ -157,6 +159,35 @@ def test_a_sealed_model_is_served_and_nowhere_to_be_read(
     for worker in rows.workers:
         for path, content in opened_files(worker.pid).items():
             assert not any(marker in content for marker in MARKERS), path
+
+
+def test_a_sealed_archive_of_two_graphs_is_served_and_nowhere_to_be_read(
+    client: Client, place: Place, running: server.Server
+) -> None:
+    """Token by token, as ONNX's reference gives it; the decoder's table lies on no disk."""
+    encoder, decoder = write_encoder(place.author), write_decoder(place.author)
+    table = next(
+        tensor.raw_data for tensor in onnx.load(decoder).graph.initializer if tensor.name == "O"
+    )
+    settings = PackageSettings(
+        name="translate",
+        model_store=place.operator / "store",
+        handler=write_handler(place.author),
+        graph=(f"decoder={decoder}",),
+        profile="throughput",
+        max_workers=2,
+        seal=f"file:{place.key}",
+    )
+    client.register(package(encoder, settings).name)
+    client.scale("translate", workers=2)
+    source = [[3, 4, 5], [5, 6, 7]]
+    wanted = translated(encoder, decoder, source)
+    for _ in range(4):  # of either worker
+        assert client.predict("translate", {"source": source}) == {"tokens": wanted}
+    assert decoder in holders(place.author, (table,))
+    for folder in {place.operator, Path(running.record.tmp)}:
+        assert holders(folder, (table,)) == set()
+    client.unregister("translate")
 
 
 def test_a_worker_can_dump_no_core_and_holds_no_key_in_its_environment(

@@ -28,11 +28,12 @@ ROOMS: dict[str, set[str]] = {
     "client": {"engines", "exchange", "serving.formats"},
     "predict": {"client", "engines", "exchange", "serving.formats"},
     "fit": set(),
-    "proof": {"serving.formats"},  # reads example requests
+    "proof": {"serving.formats", "serving.model.custom_ops"},  # reads example requests
     "exporting": {"fit", "proof"},
     "optimizing": {"fit", "proof"},
     "packaging": {"engines", "fit", "proof", "trust"}
     | {"serving.formats", "serving.model.keysource", "serving.model.sealed"}
+    | {"serving.model.custom_ops"}
     | {"serving.handler"},  # loading, in a process of its own
     "operate": {"serving.formats", "serving.model.keysource"}
     | {"client", "engines", "exchange", "packaging", "predict", "trust"},

@@ -61,6 +61,7 @@ def sign(
     rows = [
         ("signed", f"{done.contents.model} {done.contents.version}"),
         ("files", len(done.contents.files)),
+        ("native code", ", ".join(done.contents.native_code)),
         ("key", done.key_id[: keys.SHORT_ID]),
         ("signature", done.path),
     ]
@@ -82,6 +83,7 @@ def verify(
     rows = [
         ("verified", f"{done.contents.model} {done.contents.version}"),
         ("files", len(done.contents.files)),
+        ("native code", ", ".join(done.contents.native_code)),
         ("key", f"{done.key.id[: keys.SHORT_ID]} ({done.key.path.name})"),
     ]
 
@@ -120,6 +122,7 @@ def fetch(
     rows = [
         ("archive", done.path),
         ("verified", f"{contents.model} {contents.version}"),
+        ("native code", ", ".join(contents.native_code)),
         ("key", f"{key.id[: keys.SHORT_ID]} ({key.path.name})"),
     ]
     fields = {"path": done.path, **_signed(contents), "key": key.id, "key_file": key.path}
@@ -161,6 +164,7 @@ def _signed(contents: "ArchiveContents") -> dict[str, object]:
         "name": contents.model,
         "version": contents.version,
         "files": sorted(contents.files),
+        "native_code": contents.native_code,
     }
 
 

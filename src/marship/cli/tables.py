@@ -117,6 +117,7 @@ def show_contract(contract: "Contract") -> None:
             ("tolerance", contract.tolerance),
             ("opset", contract.opset),
             ("SHA-256", contract.digest),
+            *(("custom operators", library) for library in contract.libraries),
         ]
     )
 
@@ -228,11 +229,15 @@ def show_archive(archive: "Archive") -> None:
             ("sealed", archive.key_name and ", ".join(archive.sealed)),
             ("golden cases", archive.evidence.get("golden")),
             ("opened by", archive.key_name and f"the key {archive.key_name}"),
+            ("native code", ", ".join(archive.plain.native_code)),
         ]
     )
     if archive.contract is not None:
         _section("contract")
         show_contract(archive.contract)
+    for name, contract in archive.graphs.items():
+        _section(f"graph {name}"[:SHOWN_NAME])
+        show_contract(contract)
     _show_section("model-config.yaml", archive.config)
     for name, value in islice(archive.evidence.items(), SHOWN_SECTIONS):
         if value:

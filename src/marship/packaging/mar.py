@@ -10,8 +10,8 @@ import shutil
 import tempfile
 import zipfile
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field, replace
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,16 +19,15 @@ import yaml
 
 from marship import profiles
 from marship.contract import (
-    CONTRACT_FILE,
-    GOLDEN_FILE,
     GOLDEN_REQUESTS_FILE,
+    GRAPHS_FOLDER,
+    LIBRARIES_FOLDER,
     Contract,
     GoldenCase,
-    digest_streams,
-    write_golden,
 )
 from marship.errors import UsageError
 from marship.packaging import configure, evidence, recording, sealing
+from marship.packaging.graph import Graph
 from marship.packaging.sealing import Sealer
 from marship.packaging.settings import PackageSettings
 from marship.proof import missing
@@ -38,7 +37,6 @@ from marship.storage import replacing
 from marship.trust import archive, outline
 from marship.trust.archive import CONFIG_FILE, EVIDENCE_FILE, MANIFEST_FILE
 
-MODEL_FILE = "model.onnx"
 ZIP_EPOCH = (1980, 1, 1, 0, 0, 0)
 MANIFEST_EPOCH = "01/01/1980 00:00:00"
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
@@ -80,8 +78,8 @@ class Contents:
     """What goes into an archive, wherever it came from.
 
     Attributes:
-        outside: The files of the model's external data, by name in the archive.
-        names: Their names by the location that the model states; empty where these are equal.
+        graphs: Further graphs, which the handler runs, by name.
+        libraries: Files with the custom operators that the contracts name.
     """
 
     name: str
@@ -91,9 +89,9 @@ class Contents:
     golden: list[GoldenCase]
     evidence: Mapping[str, Any]
     assets: tuple[Path, ...] = field(default=())
-    outside: Mapping[str, Path] = field(default_factory=dict)
-    names: Mapping[str, str] = field(default_factory=dict)
     requests: tuple[Path, ...] = field(default=())
+    graphs: Mapping[str, Graph] = field(default_factory=dict)
+    libraries: tuple[Path, ...] = field(default=())
 
 
 def build(contents: Contents, settings: PackageSettings) -> Path:
@@ -110,13 +108,12 @@ def build(contents: Contents, settings: PackageSettings) -> Path:
         ],
         own=own,
     )
-    contents = _with_outside(contents, own)
     target = settings.model_store / file_name(contents.name, settings)
     sealer = None
     if settings.seal is not None:
         sealer = Sealer(keysource.read(settings.seal), contents.name, settings.version)
     with replacing(target) as draft, _private_temp(draft.parent) as scratch:
-        stage = _stage(contents, settings, sealer, scratch / "stage")
+        stage = _stage(contents, _graphs(contents, own), settings, sealer, scratch / "stage")
         generate_model_archive(
             ModelArchiverConfig(
                 model_name=contents.name,
@@ -195,78 +192,39 @@ def _private_temp(parent: Path) -> Iterator[Path]:
             tempfile.tempdir = before
 
 
+def _graphs(contents: Contents, own: list[str]) -> dict[str, Graph]:
+    """All graphs by their folder in the archive, the model's own first."""
+    others = [contents.handler.name, *(path.name for path in contents.assets)]
+    first = Graph(contents.model, contents.contract, contents.golden).with_outside(others, own)
+    return {"": first} | {
+        f"{GRAPHS_FOLDER}/{name}/": graph.with_outside(own=own)
+        for name, graph in contents.graphs.items()
+    }
+
+
 def _stage(
-    contents: Contents, settings: PackageSettings, sealer: Sealer | None, stage: Path
+    contents: Contents,
+    graphs: Mapping[str, Graph],
+    settings: PackageSettings,
+    sealer: Sealer | None,
+    stage: Path,
 ) -> Path:
     """Lay out `extra/`, which becomes the archive's top, and the configuration beside it."""
     extra = stage / "extra"
     _copy_serving(extra / "marship")
-    if sealer is None:
-        _write_model(contents, extra)
-    else:
-        contents = _sealed_model(contents, sealer, extra)
+    for place, graph in graphs.items():
+        graph.write(extra, sealer, place)
     for path in contents.assets:
         shutil.copyfile(path, extra / path.name)
-    (extra / CONTRACT_FILE).write_text(contents.contract.to_json())
-    facts = {**contents.evidence, "versions": evidence.versions()}
+    if contents.libraries:
+        (extra / LIBRARIES_FOLDER).mkdir()
+    for path in contents.libraries:
+        shutil.copyfile(path, extra / LIBRARIES_FOLDER / path.name)
+    told = contents.evidence if sealer is None else sealing.discreet(contents.evidence)
+    facts = {**told, "versions": evidence.versions()}
     (extra / EVIDENCE_FILE).write_text(json.dumps(facts, indent=2, sort_keys=True) + "\n")
     (stage / CONFIG_FILE).write_text(_model_config(settings))
     return stage
-
-
-def _with_outside(contents: Contents, own: Iterable[str]) -> Contents:
-    """The contents with the model's external data under names that are free in the archive."""
-    from marship.proof import graph
-
-    files = graph.external_files(contents.model)
-    others = [contents.handler.name, *(path.name for path in contents.assets)]
-    names = archive.free_names(files, others, own)
-    outside = {names[location]: path for location, path in files.items()}
-    contents = replace(
-        contents,
-        outside=outside,
-        contract=replace(contents.contract, files=(MODEL_FILE, *outside)),
-    )
-    if all(location == name for location, name in names.items()):
-        return contents
-    contents = replace(contents, names=names)
-    with ExitStack() as opened:
-        streams = [opened.enter_context(path.open("rb")) for path in outside.values()]
-        digest = digest_streams(io.BytesIO(_relocated(contents)), *streams)
-    return replace(contents, contract=replace(contents.contract, digest=digest))
-
-
-def _relocated(contents: Contents) -> bytes:
-    """The model's file, with the new names of its external data."""
-    import onnx
-
-    from marship.proof import graph
-
-    model = onnx.load(str(contents.model), load_external_data=False)
-    return graph.relocated(model, contents.names).SerializeToString(deterministic=True)
-
-
-def _write_model(contents: Contents, extra: Path) -> None:
-    if contents.names:
-        (extra / MODEL_FILE).write_bytes(_relocated(contents))
-    else:
-        shutil.copyfile(contents.model, extra / MODEL_FILE)
-    for name, path in contents.outside.items():
-        shutil.copyfile(path, extra / name)
-    write_golden(extra / GOLDEN_FILE, contents.golden)
-
-
-def _sealed_model(contents: Contents, sealer: Sealer, extra: Path) -> Contents:
-    """Write the model and its golden cases sealed; none of it lies there in the plain, ever.
-
-    Golden cases are sealed as well: they are data that the model was made for, and its outputs.
-    """
-    plain = sealing.PlainModel(contents.model, contents.outside, contents.names)
-    contract = sealing.write_model(sealer, plain, contents.contract, extra)
-    golden = io.BytesIO()
-    write_golden(golden, contents.golden)
-    sealer.write(extra, GOLDEN_FILE, golden)
-    return replace(contents, contract=contract, evidence=sealing.discreet(contents.evidence))
 
 
 def _copy_serving(target: Path) -> None:

@@ -116,8 +116,17 @@ def split(plain: PlainModel) -> tuple[bytes, bytes]:
     return model.SerializeToString(deterministic=True), weights.getvalue()
 
 
-def write_model(sealer: Sealer, model: PlainModel, contract: Contract, folder: Path) -> Contract:
+def write_model(
+    sealer: Sealer, model: PlainModel, contract: Contract, folder: Path, place: str = ""
+) -> Contract:
     """Write a model sealed, with its weights external to the graph.
+
+    Args:
+        sealer: Encrypts its files.
+        model: The model.
+        contract: Its contract.
+        folder: The archive's top.
+        place: The model's folder there, with a slash at its end; empty for the top.
 
     Returns:
         The contract of the sealed files.
@@ -130,7 +139,7 @@ def write_model(sealer: Sealer, model: PlainModel, contract: Contract, folder: P
         for name, path in model.outside.items():
             plain[name] = opened.enter_context(path.open("rb"))
         for name, stream in plain.items():
-            sealer.write(folder, name, stream)
+            sealer.write(folder, f"{place}{name}", stream)
             stream.seek(0)
         return replace(contract, files=tuple(plain), digest=digest_streams(*plain.values()))
 
@@ -140,10 +149,10 @@ def discreet(evidence: Mapping[str, Any]) -> dict[str, Any]:
     evidence = dict(evidence)
     if isinstance(evidence.get("rows_alone_and_together"), Mapping):
         evidence["rows_alone_and_together"] = _unexplained(evidence["rows_alone_and_together"])
-    parity = evidence.get("parity")
-    if parity and isinstance(parity.get("rows_alone_and_together"), Mapping):
-        rows = _unexplained(parity["rows_alone_and_together"])
-        evidence["parity"] = {**parity, "rows_alone_and_together": rows}
+    if parity := evidence.get("parity"):
+        evidence["parity"] = discreet(parity)
+    if graphs := evidence.get("graphs"):
+        evidence["graphs"] = {name: discreet(facts) for name, facts in graphs.items()}
     report = evidence.get("optimize")
     if report is None:
         return evidence

@@ -29,6 +29,18 @@ class PackageSettings(Settings):
     option: tuple[str, ...] = setting(
         (), "a setting of the handler's own, as NAME=VALUE, like review=0.4; may be repeated"
     )
+    graph: tuple[str, ...] = setting(
+        (),
+        "a further ONNX file for the handler, as NAME=FILE; may be repeated",
+    )
+    graph_example: tuple[str, ...] = setting(
+        (), "the example of a further graph, as NAME=FILE; may be repeated"
+    )
+    custom_ops: tuple[str, ...] = setting(
+        (),
+        "a library of custom operators for ONNX Runtime, native code that is packed and run "
+        "wherever the model loads; may be repeated",
+    )
     min_workers: int = setting(1, "workers at start", minimum=1)
     max_workers: int = setting(1, "workers at most; cores are divided by it at first", minimum=1)
     profile: str = setting(

@@ -7,15 +7,17 @@ from typing import Any
 
 from marship import console, profiles
 from marship.arguments import checked
-from marship.contract import CONTRACT_FILE, GOLDEN_FILE, Contract, read_golden
+from marship.contract import CONTRACT_FILE, GOLDEN_FILE, Contract, Library, read_golden
 from marship.errors import PackageError, UsageError
 from marship.fit import run
 from marship.fit.recipe import RECIPE_FILE, Recipe
-from marship.packaging import configure, recording, shipped
-from marship.packaging.mar import MODEL_FILE, NAME, Contents, build, check_files, file_name
+from marship.packaging import configure, graphs, recording, shipped
+from marship.packaging.graph import MODEL_FILE
+from marship.packaging.mar import NAME, Contents, build, check_files, file_name
 from marship.packaging.settings import PackageSettings
-from marship.proof import golden, missing, onnx_proof
+from marship.proof import golden, missing
 from marship.serving.formats import extent
+from marship.serving.model import custom_ops
 from marship.storage import read_json
 from marship.tolerance import Tolerance
 
@@ -44,16 +46,20 @@ def package(source: str | Path, settings: PackageSettings | None = None) -> Path
         >>> marship.package("runs/tiny", marship.PackageSettings(profile="throughput")).name
         'tiny.mar'
     """
-    source, settings = Path(source), settings or PackageSettings()
+    source, settings = graphs.of_folder(Path(source), settings or PackageSettings())
     _check(settings)
     _check_example(source, settings.example)
+    graphs.check(source, settings)
+    libraries = _libraries(settings.custom_ops)
     with tempfile.TemporaryDirectory() as draft:
         if source.is_dir():
             contents = _from_run(source, settings)
         else:
             contents = _from_onnx(source, Path(draft), settings)
         _say_if_alone(contents, settings)
-        return build(replace(contents, contract=extent.bounded(contents.contract)), settings)
+        bounded = replace(extent.bounded(contents.contract), libraries=libraries)
+        contents = replace(contents, contract=bounded)
+        return build(graphs.added(contents, settings, Path(draft)), settings)
 
 
 def _check(settings: PackageSettings) -> None:
@@ -83,6 +89,22 @@ def _check(settings: PackageSettings) -> None:
             f"max-workers must be at least min-workers, got {settings.max_workers} and "
             f"{settings.min_workers}."
         )
+
+
+def _libraries(paths: tuple[str, ...]) -> tuple[Library, ...]:
+    """The libraries of custom operators, which must run on this machine, too."""
+    names = [Path(path).name for path in paths]
+    if twice := next((name for name in names if names.count(name) > 1), None):
+        raise UsageError(f"libraries of custom operators must have names of their own: {twice}.")
+    try:
+        found = tuple(custom_ops.describe(Path(path)) for path in paths)
+    except OSError as error:
+        raise UsageError(
+            f"{error.filename} must be a library of custom operators, got: {error.strerror}."
+        ) from error
+    for library in found:
+        custom_ops.check_platform(library)
+    return found
 
 
 def _check_example(source: Path, example: Path | None) -> None:
@@ -187,14 +209,7 @@ def _from_onnx(path: Path, draft: Path, settings: PackageSettings) -> Contents:
             f"{path} must be a run folder or an ONNX file, got no such file. Train "
             "and export first, or name another."
         )
-    wishes = onnx_proof.Wishes(
-        example=settings.example,
-        golden=settings.golden,
-        missing_values=settings.missing_values,
-        proof_seconds=settings.proof_seconds,
-        limit_s=settings.limit_s,
-    )
-    proof = onnx_proof.describe(path, draft, wishes)
+    proof = graphs.proven(path, draft, settings)
     is_joined = profiles.find(settings.profile, settings.batch_size).batch_size > 1
     says_rows = proof.contract.batch_axis or not is_joined  # else `_say_if_alone` does
     for line in (proof.summary if says_rows else None, proof.remark):

@@ -17,11 +17,14 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass
 from io import BytesIO
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
 
 from marship import errors
 from marship.contract import Contract, GoldenCase, read_golden, write_golden
 from marship.errors import MarshipError, ModelError
+
+if TYPE_CHECKING:
+    from marship.proof.parity import OnnxRun
 
 _LOG_BYTES = 4096
 _CAUSES: dict[int, str] = {
@@ -42,6 +45,7 @@ class Wishes:
         missing_values: Which inputs take missing values; see `marship.proof.missing`.
         proof_seconds: Time budget of the proof of independent rows.
         limit_s: Time limit of all, in seconds.
+        libraries: Files of custom operators.
     """
 
     example: Path | None = None
@@ -49,6 +53,7 @@ class Wishes:
     missing_values: str = "auto"
     proof_seconds: float = 60.0
     limit_s: int = 600
+    libraries: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,7 +146,7 @@ def _prove(path: Path, draft: Path, wishes: Wishes) -> OnnxProof:
     path, labels, narrow = _rewritten(path, draft)
     stated = graph.contract_of(path, labels=labels, narrow=narrow)
     graph.refuse_random(path)
-    run = parity.runner(path)
+    run = parity.runner(path, libraries=[*map(Path, wishes.libraries)])
     sized = graph.facts(path).sized
     example = wishes.example and Path(wishes.example)
     requests = examples.read(example, axes.apart(stated), run) if example else []
@@ -158,7 +163,7 @@ def _prove(path: Path, draft: Path, wishes: Wishes) -> OnnxProof:
     cases = parity.golden_from(run, contract, rows, wishes.golden)
     cases += missing.golden_from(run, contract)
     contract = parity.with_scale(contract, cases)
-    contract, remark = _with_threads(contract, path, cases)
+    contract, remark = _with_threads(contract, run, cases)
     # last: proofs and golden cases reach up to the bounds, and each worker replays golden cases
     lengths = graph.table_lengths(path, trials.LONGEST_TABLE)
     contract = trials.with_largest_sizes(contract, run, lengths, rows)
@@ -169,14 +174,14 @@ def _prove(path: Path, draft: Path, wishes: Wishes) -> OnnxProof:
 
 
 def _with_threads(
-    contract: Contract, path: Path, cases: list[GoldenCase]
+    contract: Contract, run: "OnnxRun", cases: list[GoldenCase]
 ) -> tuple[Contract, str | None]:
     """The contract for any number of threads, and a remark where they matter."""
     from marship.proof import graph, parity
 
-    if not graph.quantizes(path):
+    if not graph.quantizes(run.path):
         return contract, None
-    contract, gap = parity.with_threads(contract, path, cases)
+    contract, gap = parity.with_threads(contract, run, cases)
     if not gap:
         return contract, None
     return contract, (

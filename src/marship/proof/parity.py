@@ -30,12 +30,15 @@ from marship.proof.cases import (
 )
 from marship.proof.comparison import Comparison, RowProof, RunModel
 from marship.proof.rows import PROOF_SECONDS, prove
+from marship.serving.model import custom_ops
 from marship.tolerance import Tolerance, agree, largest_difference
 
 _CODES = re.compile(r"\[ONNXRuntimeError\] : \d+ : \w+ : ")
 _NODE = re.compile(
     r"Non-zero status code returned while running (\w+) node\. Name:'[^']*' Status Message: "
 )
+_FOREIGN = re.compile(r"([\w.]+):\w+\(-?\d+\) is not a registered function/op")
+"""An operator of a domain that ONNX Runtime does not know."""
 _PLACES = re.compile(
     r"/\S+\.\w+:\d+ .*?\)(?: const)?(?: \[with [^]]*\])? |\b\w+\.(?:cc|h):\d+ \S+ "
 )
@@ -51,24 +54,38 @@ WARNING, FATAL = 2, 4
 It writes to the terminal itself; what it says of an error comes in the exception, too."""
 
 
-def open_session(path: Path, threads: int = 1) -> Any:  # noqa: ANN401  onnxruntime ships no types
+def open_session(path: Path, threads: int = 1, libraries: Sequence[Path] = ()) -> Any:  # noqa: ANN401  onnxruntime ships no types
     """An ONNX Runtime session on the CPU.
+
+    Args:
+        path: The ONNX file.
+        threads: Of one call.
+        libraries: Files with its custom operators.
 
     Raises:
         ModelError: ONNX Runtime cannot load the file.
+        LoadError: It cannot load a library.
     """
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.log_severity_level = FATAL
+    custom_ops.register(options, libraries)
     try:
         return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     except Exception as error:  # its exceptions have no common base class
         raise ModelError(
             f"{path.name} must load in ONNX Runtime, got: {first_line(error)}. "
-            "Change the model, or export it with another opset."
+            f"{_advice(str(error))}"
         ) from error
+
+
+def _advice(reason: str) -> str:
+    """What to do where ONNX Runtime does not load a file."""
+    if foreign := _FOREIGN.search(reason):
+        return f"Give the library of the operators of {foreign[1]}: --custom-ops FILE.so."
+    return "Change the model, or export it with another opset."
 
 
 @contextmanager
@@ -89,6 +106,7 @@ class OnnxRun:
 
     path: Path
     session: Any
+    libraries: Sequence[Path] = ()
 
     def __call__(self, inputs: Arrays) -> Arrays:
         """Run the file; unknown inputs are ignored.
@@ -107,13 +125,14 @@ class OnnxRun:
         return dict(zip(names, values, strict=True))
 
 
-def runner(path: Path, threads: int = 1) -> OnnxRun:
-    """Run an ONNX file with ONNX Runtime on the CPU.
+def runner(path: Path, threads: int = 1, libraries: Sequence[Path] = ()) -> OnnxRun:
+    """Run an ONNX file with ONNX Runtime on the CPU; see `open_session`.
 
     Raises:
         ModelError: The file cannot be loaded.
+        LoadError: A library cannot.
     """
-    return OnnxRun(path, open_session(path, threads))
+    return OnnxRun(path, open_session(path, threads, libraries), libraries)
 
 
 def first_line(error: BaseException) -> str:
@@ -155,7 +174,7 @@ def with_scale(contract: Contract, golden: Sequence[GoldenCase]) -> Contract:
 
 
 def with_threads(
-    contract: Contract, path: Path, golden: Sequence[GoldenCase]
+    contract: Contract, run: OnnxRun, golden: Sequence[GoldenCase]
 ) -> tuple[Contract, float]:
     """The contract with a tolerance that holds at any number of threads, and the difference.
 
@@ -165,9 +184,9 @@ def with_threads(
     factors = dict(contract.tolerance.factors)
     largest = 0.0
     for threads in THREADS:
-        run = runner(path, threads)
+        other = runner(run.path, threads, run.libraries)
         for case in golden:
-            got = run(case.inputs)
+            got = other(case.inputs)
             if agree(got, case.outputs, contract.tolerance):
                 continue
             for name, wanted in case.outputs.items():

@@ -15,13 +15,7 @@ from typing import Any, ClassVar
 
 import orjson
 
-from marship.contract import (
-    CONTRACT_FILE,
-    GOLDEN_FILE,
-    GOLDEN_REQUESTS_FILE,
-    Arrays,
-    Contract,
-)
+from marship.contract import GOLDEN_REQUESTS_FILE, Arrays, Contract
 from marship.errors import LoadError, MarshipError, ModelError, RequestError, TooLargeError, bare
 from marship.serving.formats import codec, extent, forms, golden, kserve, rows
 from marship.serving.message import (
@@ -32,9 +26,10 @@ from marship.serving.message import (
     no_explanation,
 )
 from marship.serving.metrics import Clock, Metrics
-from marship.serving.model import pace, sealed, watch
+from marship.serving.model import custom_ops, pace, sealed, watch
 from marship.serving.model.batch import Batcher, Parts
 from marship.serving.model.fair import FairLock
+from marship.serving.model.graphs import Graphs, contract_in
 from marship.serving.model.session import Session, SessionSettings
 from marship.serving.model.share import Share
 from marship.serving.placement import Placement
@@ -54,7 +49,8 @@ class Service:
         max_fields: Maximum number of form fields.
         metrics: Counts requests, errors and time.
         streams: Whether responses may be sent one by one, or in parts.
-        golden_s: Seconds of a warm call for each golden case.
+        graphs: The archive's further graphs, by name.
+        golden_s: Seconds of a warm call for each golden case, of all graphs.
         golden_requests: The number of golden requests that were replayed.
         max_request_bytes: The largest body, without its content encoding.
     """
@@ -63,6 +59,7 @@ class Service:
     contract: Contract
     config: Mapping[str, Any]
     session: Session
+    graphs: Graphs
     timeout_s: float | None
     max_fields: int
     metrics: Metrics
@@ -87,10 +84,13 @@ class Service:
         self._max_response_bytes = placement.max_response_bytes
         section = self.config.get("marship") or {}
         self.max_fields = forms.most_fields(section)
-        self.contract = _contract(folder)
+        self.contract = contract_in(folder)
         self._labels = {spec.name: spec.labels for spec in self.contract.outputs if spec.labels}
         workers = max(placement.workers, siblings.count() if siblings else 1)
-        settings = SessionSettings.from_config(section, workers, placement.device_id)
+        settings = replace(
+            SessionSettings.from_config(section, workers, placement.device_id),
+            libraries=custom_ops.verified(folder, self.contract.libraries),
+        )
         self.session = self._open(settings)
         allow = bool(section.get("allow_non_finite", False))
         self._takes_nan = allow or any(spec.takes_missing for spec in self.contract.inputs)
@@ -105,19 +105,20 @@ class Service:
         share = watch.share_of(section) if self.rechecks() else 0.0
         self._watch = watch.Watch(name, folder, self._batcher, self.metrics, share)
         follows = siblings is not None and settings.providers == ("cpu",)
-        self._share = Share(self.session, siblings) if siblings and follows else None
+        others = self.graphs.values()
+        self._share = Share(self.session, siblings, others) if siblings and follows else None
         self.golden_requests = golden.replay(self._golden_requests, self.respond, self.contract)
         self.metrics.forget()  # they are nobody's requests
         warm_ms = 1e3 * max(self.golden_s, default=0.0)
         logger.info("%s ready, %d threads, %.2f ms", name, settings.threads, warm_ms)
 
     def _open(self, settings: SessionSettings) -> Session:
-        """The session, warmed up and checked with the golden cases."""
+        """The session, warmed up and checked with the golden cases, and those of `graphs`."""
         opener = sealed.opener(self.folder)
         session = Session(self.folder, self.contract, settings, opener)
-        self.golden_s = session.replay_golden(
-            opener.stream(GOLDEN_FILE) if opener else self.folder / GOLDEN_FILE
-        )
+        self.graphs = Graphs.opened(self.folder, settings, opener)
+        self.golden_s = session.replay_golden(session.golden_source())
+        self.golden_s += self.graphs.replay_golden()
         self._golden_requests = self._read_requests(opener)
         if opener is not None:
             opener.forget_key()
@@ -385,10 +386,3 @@ def _checked(reply: Reply) -> Reply:
     if not isinstance(body, bytes | bytearray | memoryview):
         raise TypeError(f"encode must return a Reply whose body is bytes, got {reply!r:.200}")
     return reply
-
-
-def _contract(folder: Path) -> Contract:
-    try:
-        return Contract.from_json((folder / CONTRACT_FILE).read_bytes())
-    except (OSError, ModelError) as error:
-        raise LoadError(f"{CONTRACT_FILE} must be in the archive, got: {error}") from error

@@ -6,6 +6,7 @@ of the handler. marship's additions are named here. All of it is untrusted: the 
 """
 
 import posixpath
+import re
 import unicodedata
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -13,7 +14,14 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from marship import texts
-from marship.contract import CONTRACT_FILE, GOLDEN_FILE, GOLDEN_REQUESTS_FILE, Contract
+from marship.contract import (
+    CONTRACT_FILE,
+    GOLDEN_FILE,
+    GOLDEN_REQUESTS_FILE,
+    GRAPHS_FOLDER,
+    LIBRARIES_FOLDER,
+    Contract,
+)
 from marship.errors import ModelError, PackageError, UsageError
 from marship.serving.model import sealed
 from marship.trust import contents, extract, outline
@@ -25,8 +33,11 @@ EVIDENCE_FILE = "evidence.json"
 
 _OWN_NAMES = (
     *("model.onnx", CONTRACT_FILE, GOLDEN_FILE, EVIDENCE_FILE, CONFIG_FILE),
-    *(GOLDEN_REQUESTS_FILE, "MAR-INF", "marship"),
+    *(GOLDEN_REQUESTS_FILE, GRAPHS_FOLDER, LIBRARIES_FOLDER, "MAR-INF", "marship"),
 )
+
+MOST_GRAPHS = 16
+"""Further graphs of an archive."""
 
 T = TypeVar("T")
 
@@ -49,6 +60,7 @@ class Archive:
         manifest: torch-model-archiver's manifest, with model name, version and handler.
         config: The parsed model-config.yaml.
         contract: The model's contract; None if not built by marship.
+        graphs: The contracts of further graphs, by name.
         evidence: How the model was built; empty if not built by marship.
         members: All files, by name.
         key_name: The name of the key of the sealed files; None if none is sealed.
@@ -59,6 +71,7 @@ class Archive:
     manifest: dict[str, Any]
     config: dict[str, Any]
     contract: Contract | None
+    graphs: Mapping[str, Contract]
     evidence: dict[str, Any]
     members: tuple[Member, ...]
     key_name: str | None
@@ -119,6 +132,7 @@ def read(path: str | Path) -> Archive:
         manifest=dict(plain.manifest),
         config=config,
         contract=contract,
+        graphs=_graphs(path, plain),
         evidence=evidence or {},
         members=tuple(sorted(members, key=lambda member: member.name)),
         key_name=_key_name(path, plain),
@@ -201,6 +215,16 @@ def _is_harmless(name: str) -> bool:
 def _key(name: str) -> str:
     """A name as on a file system that ignores case and Unicode normalization."""
     return unicodedata.normalize("NFC", name.casefold())
+
+
+def _graphs(path: Path, plain: ArchiveContents) -> dict[str, Contract]:
+    """The contracts of further graphs, by name."""
+    place = re.compile(rf"{GRAPHS_FOLDER}/([^/]+)/{CONTRACT_FILE}")
+    named = {name: found[1] for name in sorted(plain.files) if (found := place.fullmatch(name))}
+    if len(named) > MOST_GRAPHS:
+        raise PackageError(f"{path} must have at most {MOST_GRAPHS} graphs, got {len(named):,}.")
+    texts_read = {name: _text(path, plain, file, _contract) for file, name in named.items()}
+    return {name: contract for name, contract in texts_read.items() if contract is not None}
 
 
 def _text(path: Path, plain: ArchiveContents, name: str, parse: Callable[[bytes], T]) -> T | None:

@@ -13,6 +13,7 @@ The file is read once from start to end, and all digests are of that reading.
 
 import hashlib
 import os
+import re
 import stat
 import struct
 import unicodedata
@@ -23,6 +24,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from marship import texts
+from marship.contract import LIBRARIES_FOLDER
 from marship.errors import PackageError, UsageError
 
 MANIFEST_FILE = "MAR-INF/MANIFEST.json"
@@ -34,6 +36,7 @@ MAX_VERSION = 63  # of the format that a reader must support, as in Python's zip
 MAX_PART_BYTES = 255  # of a path component
 
 _CHUNK = 1 << 20
+_NATIVE = re.compile(rf"^{LIBRARIES_FOLDER}/|\.so[.\d]*$")
 _LOCAL, _CENTRAL, _END = b"PK\x03\x04", b"PK\x01\x02", b"PK\x05\x06"  # APPNOTE 4.3.7, .12, .16
 _END64, _LOCATOR64 = b"PK\x06\x06", b"PK\x06\x07"  # 4.3.14, 4.3.15
 _LOCAL_REST = struct.Struct("<5H3L2H")
@@ -77,6 +80,11 @@ class ArchiveContents:
     model: str
     version: str
     manifest: Mapping[str, Any] = field(default_factory=dict, compare=False, repr=False)
+
+    @property
+    def native_code(self) -> tuple[str, ...]:
+        """Names of shared libraries: code that is run with the model, and that nobody can read."""
+        return tuple(name for name in sorted(self.files) if _NATIVE.search(name))
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,7 +5,7 @@ from importlib.metadata import packages_distributions
 from pathlib import Path
 from typing import Any
 
-from marship.contract import TensorSpec
+from marship.contract import Contract, TensorSpec
 from marship.errors import PackageError
 from marship.packaging.sbom.cyclonedx import Component, document, properties, python_package, sha256
 from marship.trust import archive, outline
@@ -34,6 +34,7 @@ def describe(path: Path) -> dict[str, Any]:
     own = [member for member in read.members if member.name.startswith(_OWN)]
     parts = [
         _model(read),
+        *_graphs(read),
         *([_copy(read, own)] if own else []),
         *(_file(member) for member in read.members if member not in own),
     ]
@@ -79,8 +80,7 @@ def _model(read: Archive) -> Component:
         component["hashes"] = sha256(contract.digest)
     component["modelCard"] = {
         "modelParameters": {
-            "inputs": [{"format": _format(spec)} for spec in contract.inputs],
-            "outputs": [{"format": _format(spec)} for spec in contract.outputs],
+            **_tensors(contract),
             **_datasets(read),
         },
         "quantitativeAnalysis": {"performanceMetrics": list(_metrics(read))},
@@ -94,6 +94,25 @@ def _model(read: Archive) -> Component:
         ),
     }
     return component
+
+
+def _graphs(read: Archive) -> Iterator[Component]:
+    """The further graphs, each a model of its own."""
+    for name, contract in read.graphs.items():
+        yield {
+            "type": "machine-learning-model",
+            "bom-ref": f"graph:{name}",
+            "name": f"{read.name}/{name}",
+            "version": read.version,
+            "modelCard": {"modelParameters": _tensors(contract)},
+        }
+
+
+def _tensors(contract: Contract) -> dict[str, Any]:
+    return {
+        "inputs": [{"format": _format(spec)} for spec in contract.inputs],
+        "outputs": [{"format": _format(spec)} for spec in contract.outputs],
+    }
 
 
 def _format(spec: TensorSpec) -> str:

@@ -24,13 +24,14 @@ the wrap are the same and then the operator key's name. GCM is NIST SP 800-38D. 
 key changes bytes 43 to 110 and no others.
 """
 
+import copy
 import hmac
 import io
 import json
 import os
 import struct
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
@@ -204,6 +205,21 @@ def decrypt(file: BinaryIO, data_key: bytes, bound: bytes, path: str) -> Buffer:
     return plain
 
 
+@dataclass(slots=True)
+class _Keys:
+    """What the openers of one archive share.
+
+    Attributes:
+        operator: The operator's key, until it is forgotten.
+        sealing: The sealing of the files opened before.
+        data: The data keys of those, by path.
+    """
+
+    operator: bytes | None
+    sealing: bytes | None = None
+    data: dict[str, bytes] = field(default_factory=dict)
+
+
 class Opener:
     """Decrypts the sealed files of an extracted archive.
 
@@ -216,16 +232,20 @@ class Opener:
 
     def __init__(self, folder: Path, model: str, version: str, key: bytes) -> None:
         self._folder, self._model, self._version = folder, model, version
-        self._key: bytes | None = key
-        self._sealing: bytes | None = None
-        self._data_keys: dict[str, bytes] = {}  # by path, of files opened before
+        self._keys, self._place = _Keys(key), ""
+
+    def within(self, place: str) -> "Opener":
+        """The opener of a folder in the archive: of the same sealing, with the same keys."""
+        inner = copy.copy(self)
+        inner._place = f"{self._place}{place}/"
+        return inner
 
     def forget_key(self) -> None:
         """Forget the operator's key, but keep the data keys of files opened so far.
 
         They reveal no more than the files' contents, which are in memory already.
         """
-        self._key = None
+        self._keys.operator = None
 
     def open(self, name: str) -> Buffer:
         """The decrypted bytes of a file, by its name without `.sealed`.
@@ -233,17 +253,17 @@ class Opener:
         Raises:
             SealError: It is missing, not sealed, or cannot be decrypted.
         """
-        path = f"{name}{SUFFIX}"
+        path, keys = f"{self._place}{name}{SUFFIX}", self._keys
         try:
             with (self._folder / path).open("rb") as file:
                 header = SealHeader.parse(file.read(HEADER_BYTES), path)
                 self._check_sealing(header.sealing, path)
                 bound = binding(self._model, self._version, path)
-                if path not in self._data_keys:
-                    if self._key is None:
+                if path not in keys.data:
+                    if keys.operator is None:
                         raise SealError(f"{path} must be opened before the key is forgotten.")
-                    self._data_keys[path] = unwrap(header, self._key, bound, path)
-                return decrypt(file, self._data_keys[path], bound, path)
+                    keys.data[path] = unwrap(header, keys.operator, bound, path)
+                return decrypt(file, keys.data[path], bound, path)
         except OSError as error:
             raise SealError(
                 f"{path} must be in an archive that is sealed, got: {error.strerror}. {_AGAIN}"
@@ -255,8 +275,8 @@ class Opener:
 
     def _check_sealing(self, sealing: bytes, path: str) -> None:
         """Reject a file of another build of the same model and version."""
-        self._sealing = self._sealing or sealing
-        if sealing != self._sealing:
+        self._keys.sealing = self._keys.sealing or sealing
+        if sealing != self._keys.sealing:
             raise SealError(
                 f"{path} must be sealed together with the archive's other files, got one of "
                 f"another sealing. {_AGAIN}"

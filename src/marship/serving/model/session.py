@@ -11,7 +11,7 @@ import onnxruntime as ort
 
 from marship.contract import GOLDEN_FILE, Arrays, Contract, read_golden
 from marship.errors import LoadError, ModelError, SealError
-from marship.serving.model import heap, memory, weights
+from marship.serving.model import custom_ops, heap, memory, weights
 from marship.serving.model.sealed import SUFFIX, Opener
 from marship.tolerance import agree, largest_difference
 
@@ -45,6 +45,7 @@ class SessionSettings:
             an idle machine, much slower on a busy one.
         device_id: The accelerator to run on; None on CPU.
         share_weights: Whether workers map one copy of the weights; on CPU only.
+        libraries: Files with custom operators, verified: see `custom_ops`.
     """
 
     providers: tuple[str, ...] = ("cpu",)
@@ -53,6 +54,7 @@ class SessionSettings:
     spinning: bool = False
     device_id: int | None = None
     share_weights: bool = True
+    libraries: tuple[Path, ...] = ()
 
     @classmethod
     def from_config(
@@ -207,11 +209,9 @@ class Session:
             if not self.is_shared and not memory.has_room(self._size_bytes() * _COPIES):
                 return False
             fresh = Session(self._folder, self.contract, settings, self._opener)
-            opener = self._opener
-            golden = opener.stream(GOLDEN_FILE) if opener else self._folder / GOLDEN_FILE
-            fresh.replay_golden(golden)
+            fresh.replay_golden(fresh.golden_source())
             self._session, self.is_shared = fresh._session, fresh.is_shared
-            del fresh, golden
+            del fresh
             heap.release_freed()
         self.settings = settings
         return True
@@ -219,6 +219,10 @@ class Session:
     def _size_bytes(self) -> int:
         suffix = SUFFIX if self._is_sealed else ""
         return sum((self._folder / f"{n}{suffix}").stat().st_size for n in self.contract.files)
+
+    def golden_source(self) -> Path | BinaryIO:
+        """The model's own golden cases, for `replay_golden`."""
+        return self._opener.stream(GOLDEN_FILE) if self._opener else self._folder / GOLDEN_FILE
 
     def replay_golden(self, source: Path | BinaryIO) -> list[float]:
         """Warm up on the golden inputs and compare with the golden outputs.
@@ -269,7 +273,7 @@ def _open(
         and settings.providers == ("cpu",)
         and weights.worth_sharing(folder, contract)
     ):
-        shared = weights.open_shared(folder, contract, _options(settings))
+        shared = weights.open_shared(folder, contract, _options(settings), settings.libraries)
         if shared is not None:
             return shared, True
     weights.check_digest(folder, contract)
@@ -322,6 +326,7 @@ def _options(settings: SessionSettings) -> ort.SessionOptions:
     options.log_severity_level = ERRORS
     spin = "1" if settings.spins else "0"
     options.add_session_config_entry("session.intra_op.allow_spinning", spin)
+    custom_ops.register(options, settings.libraries)
     return options
 
 

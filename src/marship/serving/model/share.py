@@ -8,6 +8,7 @@ swapped in between two calls; the old one serves requests meanwhile.
 import logging
 import threading
 import time
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 
 from marship.errors import MarshipError
@@ -23,15 +24,18 @@ MORE_S, FEWER_S = 1.0, 5.0
 
 
 class Share:
-    """Keeps a session at this worker's share of the cores.
+    """Keeps a worker's sessions at its share of the cores.
 
     Args:
         session: The worker's session.
         siblings: The workers that share the cores, including this one.
+        others: Its sessions of further graphs.
     """
 
-    def __init__(self, session: Session, siblings: Siblings) -> None:
-        self._session, self._siblings = session, siblings
+    def __init__(
+        self, session: Session, siblings: Siblings, others: Iterable[Session] = ()
+    ) -> None:
+        self._sessions, self._siblings = (session, *others), siblings
         self._seen, self._since_s = session.settings.workers, 0.0
         self._is_refused = self._waits = False
 
@@ -53,8 +57,8 @@ class Share:
         Raises:
             OSError: They cannot be counted.
         """
-        settings = self._session.settings
         count = self._siblings.count()
+        settings = next(self._outdated(count), self._sessions[0]).settings
         if count != self._seen:
             self._seen, self._since_s, self._is_refused = count, now_s, False
         lasts_s = MORE_S if count > settings.workers else FEWER_S
@@ -62,10 +66,13 @@ class Share:
             return
         self._renew(replace(settings, workers=count))
 
+    def _outdated(self, count: int) -> Iterator[Session]:
+        return (session for session in self._sessions if session.settings.workers != count)
+
     def _renew(self, settings: SessionSettings) -> None:
         try:
             with self._siblings.one_at_a_time():
-                done = self._session.renew(settings)
+                done = all(one.renew(settings) for one in self._outdated(settings.workers))
         except MarshipError as error:  # the old session stays
             self._is_refused = True
             logger.warning("threads cannot be adjusted to the new number of workers: %s", error)

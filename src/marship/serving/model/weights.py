@@ -17,6 +17,7 @@ import platform
 import shutil
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ import orjson
 
 from marship.contract import Contract, digest_files
 from marship.errors import LoadError
+from marship.serving.model import custom_ops
 
 logger = logging.getLogger(__name__)
 
@@ -74,7 +76,10 @@ def worth_sharing(folder: Path, contract: Contract) -> bool:
 
 
 def open_shared(
-    folder: Path, contract: Contract, options: ort.SessionOptions
+    folder: Path,
+    contract: Contract,
+    options: ort.SessionOptions,
+    libraries: Sequence[Path] = (),
 ) -> ort.InferenceSession | None:
     """Open the model's prepacked copy, created first if there is no valid one.
 
@@ -86,6 +91,7 @@ def open_shared(
         contract: The model's contract.
         options: Threads and the like. Options that change the graph belong into `_save`, and
             into the key.
+        libraries: Files with the model's custom operators.
 
     Returns:
         A session on the CPU; None if there is no copy.
@@ -97,7 +103,7 @@ def open_shared(
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     try:
         with (folder / LOCK_FILE).open("ab") as lock:
-            _make_current(folder, contract, lock.fileno())
+            _make_current(folder, contract, lock.fileno(), libraries)
             return _open(folder / COPY_FOLDER, options)
     except (OSError, subprocess.SubprocessError) as error:
         logger.warning(
@@ -109,9 +115,10 @@ def open_shared(
         return None
 
 
-def _make_current(folder: Path, contract: Contract, lock: int) -> None:
+def _make_current(folder: Path, contract: Contract, lock: int, libraries: Sequence[Path]) -> None:
     """Make sure that there is a valid copy, under a lock that ends with the file's descriptor."""
-    copy, key = folder / COPY_FOLDER, _key(contract.digest)
+    model = " ".join((contract.digest, *(library.sha256 for library in contract.libraries)))
+    copy, key = folder / COPY_FOLDER, _key(model)
     fcntl.flock(lock, fcntl.LOCK_SH)
     if _is_untouched(copy, key):
         return
@@ -122,7 +129,7 @@ def _make_current(folder: Path, contract: Contract, lock: int) -> None:
         _write_record(copy, key)
     else:
         check_digest(folder, contract)
-        _make(folder / contract.files[0], contract.digest, lock)
+        _make(folder / contract.files[0], model, lock, libraries)
 
 
 def _is_untouched(copy: Path, key: dict[str, str]) -> bool:
@@ -175,14 +182,14 @@ def _digests(copy: Path) -> dict[str, str]:
     return {name: digest_files(copy / name) for name in COPY_FILES}
 
 
-def _key(digest: str) -> dict[str, str]:
-    """What a copy depends on: the model, ONNX Runtime's build, and the CPU's features.
+def _key(model: str) -> dict[str, str]:
+    """What a copy depends on: the model's digests, ONNX Runtime's build, and the CPU's features.
 
     Not on the number of threads: the bytes are the same for any.
     """
     return {
         "format": str(FORMAT),
-        "model": digest,
+        "model": model,
         "onnxruntime": f"{ort.__version__} {ort.get_build_info()}",
         "machine": platform.machine(),
         "processor": _processor(CPU_INFO.read_text()),
@@ -202,7 +209,7 @@ def _processor(text: str) -> str:
     return hashlib.sha256("\n".join(kept).encode()).hexdigest()
 
 
-def _make(source: Path, digest: str, lock: int) -> None:
+def _make(source: Path, model: str, lock: int, libraries: Sequence[Path]) -> None:
     """Create the copy in a separate process; the caller holds the lock.
 
     Its memory is released with it, and if ONNX Runtime crashes on a model, the worker does not. It
@@ -215,7 +222,7 @@ def _make(source: Path, digest: str, lock: int) -> None:
     """
     try:
         subprocess.run(
-            [sys.executable, "-P", "-m", __name__, str(source), digest],
+            [sys.executable, "-P", "-m", __name__, str(source), model, *map(str, libraries)],
             env={**os.environ, "PYTHONPATH": _python_path()},
             pass_fds=(lock,),
             capture_output=True,
@@ -244,9 +251,10 @@ def _open(copy: Path, options: ort.SessionOptions) -> ort.InferenceSession:
     return ort.InferenceSession(str(copy / MODEL_FILE), options, providers=["CPUExecutionProvider"])
 
 
-def _save(source: Path, draft: Path) -> None:
+def _save(source: Path, draft: Path, libraries: Sequence[Path]) -> None:
     """Let ONNX Runtime write the optimized model with its prepacked weights, and load it."""
     options = ort.SessionOptions()
+    custom_ops.register(options, libraries)
     options.intra_op_num_threads = options.inter_op_num_threads = 1
     options.log_severity_level = 3  # the warning that the file is for this host only
     options.optimized_model_filepath = str(draft / MODEL_FILE)
@@ -260,22 +268,23 @@ def _save(source: Path, draft: Path) -> None:
     ort.InferenceSession(str(source), options, providers=["CPUExecutionProvider"])
     (draft / WEIGHTS_FILE).touch()  # not written if no weight is large enough
     again = ort.SessionOptions()
+    custom_ops.register(again, libraries)
     again.intra_op_num_threads = 1
     again.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     _open(draft, again)
 
 
-def _write_copy(source: Path, digest: str) -> None:
+def _write_copy(source: Path, model: str, *libraries: str) -> None:
     """Write the copy to a draft folder, its record last, and rename it."""
     draft, copy = source.with_name(DRAFT_FOLDER), source.with_name(COPY_FOLDER)
     shutil.rmtree(draft, ignore_errors=True)  # left by a killed process
     draft.mkdir()
-    _save(source, draft)
-    _write_record(draft, _key(digest))
+    _save(source, draft, [*map(Path, libraries)])
+    _write_record(draft, _key(model))
     if copy.exists():
         shutil.rmtree(copy)
     draft.replace(copy)
 
 
 if __name__ == "__main__":
-    _write_copy(Path(sys.argv[1]), sys.argv[2])
+    _write_copy(Path(sys.argv[1]), *sys.argv[2:])
