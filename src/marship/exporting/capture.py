@@ -8,7 +8,7 @@ import sys
 import traceback
 import warnings
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, redirect_stderr
+from contextlib import contextmanager, nullcontext, redirect_stderr
 from pathlib import Path
 from typing import Any
 
@@ -240,7 +240,10 @@ def _program(
 
     Sizes of 0 and 1 are not specialized, and guards become assertions, which `guards` checks.
     """
-    with torch.fx.experimental._config.patch(backed_size_oblivious=True):  # type: ignore[attr-defined]
+    with (
+        torch.fx.experimental._config.patch(backed_size_oblivious=True),  # type: ignore[attr-defined]
+        nullcontext() if strict else operators.Traceable(),
+    ):
         return torch.export.export(
             _Flat(model, tuple(traced)),
             tuple(traced.values()),
@@ -368,6 +371,8 @@ def _reason(error: BaseException) -> str:
     reason = first_line(chain[-1])
     if "data-dependent" in reason:
         reason = "a branch on a tensor's value, which a graph cannot hold"
+    if "missing val field" in reason:  # torch's own fault: its decomposition loses sizes
+        reason = "an LSTM that nn.RNN follows; use nn.GRU in place of nn.RNN"
     if fixes:
         reason = f"{reason}; torch suggests {' '.join(fixes[1].split())}"
     place = _place(chain, text)

@@ -12,7 +12,8 @@ import re
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from contextvars import ContextVar
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -41,6 +42,8 @@ CODE_SHOWN = 100
 _SOURCE = re.compile(r"^L\['(?:tensors|flat_args)'\]\[(\d+)\]\.size\(\)\[(\d+)\]$")
 _NOT_OWN = ("site-packages", "/lib/python", "<")
 _MARSHIP = str(Path(__file__).parents[1])
+_ENTRY = str(Path(__file__).with_name("capture.py"))
+"""The file whose code calls the user's, perhaps through code of other files in this folder."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,11 +67,13 @@ class Guard:
         condition: An expression of symbols, one for each size.
         sizes: By symbol, the index of the input and the index of its axis.
         place: The line of user code that caused it; None without one.
+        is_exact: Whether the graph is wrong at all sizes that it excludes: see `exact`.
     """
 
     condition: sympy.Basic
     sizes: Mapping[sympy.Symbol, tuple[int, int]]
     place: Place | None
+    is_exact: bool = field(default=False, kw_only=True)
 
     most_tried = DENSE
 
@@ -99,6 +104,19 @@ class Doubt:
     place: Place | None
 
 
+_EXACT: ContextVar[bool] = ContextVar("exact", default=False)
+
+
+@contextmanager
+def exact() -> Iterator[None]:
+    """Refuse every size that guards created meanwhile exclude, however few there are."""
+    token = _EXACT.set(True)
+    try:
+        yield
+    finally:
+        _EXACT.reset(token)
+
+
 @contextmanager
 def recorded() -> Iterator[list[Guard]]:
     """Yield a list to which each guard on input sizes is appended when torch creates it."""
@@ -110,7 +128,7 @@ def recorded() -> Iterator[list[Guard]]:
         sizes = {} if "suppressed" in prefix or str(g) in seen else sizes_in(self, g)
         if sizes and len(sizes) == len(g.free_symbols):
             seen.add(str(g))
-            guards.append(Guard(g, sizes, _place()))
+            guards.append(Guard(g, sizes, place(), is_exact=_EXACT.get()))
         record(self, prefix, g, forcing_spec)
 
     ShapeEnv._log_guard = recording  # type: ignore[method-assign]
@@ -130,10 +148,10 @@ def sizes_in(env: Any, condition: Any) -> dict[sympy.Symbol, tuple[int, int]]:  
     return found
 
 
-def _place() -> Place | None:
+def place() -> Place | None:
     """The innermost line of user code: running, traced by dynamo, or recorded in a node."""
     frame: FrameType | None = sys._getframe(2)
-    while frame is not None and not frame.f_code.co_filename.startswith(_MARSHIP):
+    while frame is not None and frame.f_code.co_filename != _ENTRY:
         if is_own(frame.f_code.co_filename):
             return Place(frame.f_code.co_filename, frame.f_lineno)
         frame = frame.f_back
@@ -177,7 +195,7 @@ def check(
         claim = min((_Claim(guard, names, a, layout) for a in names.values()), key=_Claim.width)
         if len(claim.missing) == len(claim.tried):
             raise ModelError(_tied(claim))
-        if 0 < len(claim.missing) <= few:
+        if 0 < len(claim.missing) <= few and not guard.is_exact:
             doubts.append(Doubt(claim.axis, frozenset(claim.missing), guard.place))
         elif claim.missing and few and guard.leaves_out_one:
             ends = (claim.missing[0], claim.missing[len(claim.missing) // 2], claim.missing[-1])

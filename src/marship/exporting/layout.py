@@ -130,7 +130,8 @@ def _sizes(names: Mapping[str, Mapping[int, str]], examples: Arrays) -> dict[str
             if size == 0 or sizes.setdefault(axis, size) != size:
                 raise DataError(
                     f"axis {axis} must have one size above 0 in the whole example, got "
-                    f"{size} in {name}. Give every input the same."
+                    f"{size} in {name}. Give every input the same, or state --fixed-batch and name "
+                    "the axes that vary, such as --dynamic x:0=rows, where the batch is another."
                 )
     return sizes
 

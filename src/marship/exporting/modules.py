@@ -113,10 +113,28 @@ def _as_fx(script: torch.jit.ScriptModule, inputs: tuple[torch.Tensor, ...]) -> 
     return graphs[0]
 
 
+class Replacing(TorchFunctionMode):
+    """Calls others in place of some of torch's functions."""
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Any,  # noqa: ANN401  torch's signature
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:  # noqa: ANN401  what the function returns
+        """Call a function, or the one in its place."""
+        return self.call(func, *args, **(kwargs or {}))
+
+    def call(self, func: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
+        """Call a function, or the one in its place."""
+        return func(*args, **kwargs)
+
+
 class Adapted(Wrapper):
     """A model with some of torch's functions replaced."""
 
-    def __init__(self, model: nn.Module, replaced: Callable[[], TorchFunctionMode]) -> None:
+    def __init__(self, model: nn.Module, replaced: Callable[[], Replacing]) -> None:
         super().__init__()
         self.model, self.replaced = model, replaced
         self.signature = signature_of(model)
@@ -127,24 +145,18 @@ class Adapted(Wrapper):
             return self.model(**inputs)
 
 
-class InFloat32(TorchFunctionMode):
+class InFloat32(Replacing):
     """Computes in float32 where a model asks for bfloat16, which ONNX Runtime's CPU lacks."""
 
     has_replaced = False
 
-    def __torch_function__(
-        self,
-        func: Callable[..., Any],
-        types: Any,  # noqa: ANN401  torch's signature
-        args: tuple[Any, ...] = (),
-        kwargs: dict[str, Any] | None = None,
-    ) -> Any:  # noqa: ANN401  what the function returns
-        """Call a function, or the one in its place."""
+    def call(self, func: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
+        """Call a function with float32 in place of bfloat16."""
         if func is torch.Tensor.bfloat16:
             self.has_replaced = True
             return args[0].float()
         given = [self._wide(value) for value in args]
-        return func(*given, **{name: self._wide(value) for name, value in (kwargs or {}).items()})
+        return func(*given, **{name: self._wide(value) for name, value in kwargs.items()})
 
     def _wide(self, value: object) -> object:
         if value is not torch.bfloat16:
@@ -153,20 +165,14 @@ class InFloat32(TorchFunctionMode):
         return torch.float32
 
 
-class KeptRows(TorchFunctionMode):
+class KeptRows(Replacing):
     """Keeps the first axis in `squeeze()`, which else removes a batch of one row, too."""
 
-    def __torch_function__(
-        self,
-        func: Callable[..., Any],
-        types: Any,  # noqa: ANN401  torch's signature
-        args: tuple[Any, ...] = (),
-        kwargs: dict[str, Any] | None = None,
-    ) -> Any:  # noqa: ANN401  what the function returns
-        """Call a function, or the one in its place."""
+    def call(self, func: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
+        """Call a function, or squeeze all axes of one but the first."""
         is_plain = func in {torch.squeeze, torch.Tensor.squeeze} and len(args) == 1 and not kwargs
         if not is_plain:
-            return func(*args, **(kwargs or {}))
+            return func(*args, **kwargs)
         sizes = list(enumerate(args[0].shape))[1:]
         ones = [axis for axis, size in sizes if isinstance(size, int) and size == 1]
         return args[0].squeeze(tuple(ones)) if ones else args[0]

@@ -16,6 +16,10 @@ from torch._higher_order_ops import while_loop
 from torch.export import _patches as patches
 from torch.nn import functional
 
+from marship.errors import ModelError
+from marship.exporting import guards
+from marship.exporting.modules import Replacing
+
 _DECOMPOSITIONS: Any = decompositions
 _WHILE_LOOP: Any = while_loop
 _PATCHES: Any = patches
@@ -157,3 +161,86 @@ def _mean_of_bins(values: torch.Tensor, bins: torch.Tensor) -> torch.Tensor:
 def _largest_of_bins(values: torch.Tensor, bins: torch.Tensor) -> torch.Tensor:
     """The largest value of each window of the last axis."""
     return values.unsqueeze(-2).masked_fill(~bins, float("-inf")).amax(-1)
+
+
+class Traceable(Replacing):
+    """Divides an axis of variable size into parts, and refuses packed sequences.
+
+    torch computes from the size how many parts there are, and so takes one size for the only one.
+    Attention without an axis for heads gets one.
+    """
+
+    def call(self, func: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
+        """Call a function, or what is in its place."""
+        if func is _PACK:
+            raise ModelError(_PACKED.format(guards.place() or "a line of a package"))
+        if func is functional.scaled_dot_product_attention:
+            return _attention(*args, **kwargs)
+        if func in _NUMBERS and args:
+            return _divided(func, *args, **kwargs)
+        return func(*args, **kwargs)
+
+
+def _attention(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attn_mask: torch.Tensor | None = None,
+    *given: Any,  # noqa: ANN401  torch's further arguments
+    **named: Any,  # noqa: ANN401  the same
+) -> torch.Tensor:
+    """Attention with one head where there is no axis for heads, which ONNX's operator needs."""
+    attention = functional.scaled_dot_product_attention
+    if query.ndim != _WITHOUT_HEADS:
+        return attention(query, key, value, attn_mask, *given, **named)
+    if attn_mask is not None and attn_mask.ndim == _WITHOUT_HEADS:
+        attn_mask = attn_mask.unsqueeze(1)
+    query, key, value = (tensor.unsqueeze(1) for tensor in (query, key, value))
+    return attention(query, key, value, attn_mask, *given, **named).squeeze(1)
+
+
+def _divided(func: Callable[..., Any], tensor: torch.Tensor, *given: Any, **named: Any) -> Any:  # noqa: ANN401
+    """The parts of a tensor by torch.chunk or torch.split."""
+    by, dim = _division(*given, **named)
+    size = tensor.shape[dim]
+    if isinstance(size, int):
+        return func(tensor, *given, **named)
+    with guards.exact():
+        number = _NUMBERS[func](size, by)
+    if not number:
+        return func(tensor, *given, **named)
+    part = size // number
+    return tuple(tensor.narrow(dim, index * part, part) for index in range(number))
+
+
+def _division(*given: Any, dim: int = 0, **named: Any) -> tuple[Any, int]:  # noqa: ANN401
+    """By what an axis is divided, whatever torch calls it, and the axis."""
+    by, *rest = (*given, *named.values())
+    return by, rest[0] if rest else dim
+
+
+def _number_of_chunks(size: Any, count: Any) -> int:  # noqa: ANN401  of variable size
+    """The number of chunks if the size is a multiple of it; else 0."""
+    return count if isinstance(count, int) and size % count == 0 else 0
+
+
+def _number_of_parts(size: Any, part: Any) -> int:  # noqa: ANN401  of variable size
+    """The number of parts of a size that depends on the axis's, if all are equal; else 0."""
+    is_variable = isinstance(part, torch.SymInt)
+    return int(size // part) if is_variable and size % part == 0 else 0
+
+
+_WITHOUT_HEADS = 3  # axes: batch, length, width
+_PACK: Any = torch._VF._pack_padded_sequence
+_NUMBERS: dict[Any, Callable[[Any, Any], int]] = {
+    torch.chunk: _number_of_chunks,
+    torch.Tensor.chunk: _number_of_chunks,
+    torch.split: _number_of_parts,
+    torch.Tensor.split: _number_of_parts,
+}
+_PACKED = (
+    "the model must be exportable, got a packed sequence, whose size depends on values: {}. Give "
+    "the layer the padded sequence: where it runs forward only, outputs before each row's end are "
+    "the same, so that x[torch.arange(len(x)), lengths - 1] is the last one, and a mask sets the "
+    "rest to 0. For the other direction put each row's steps in reverse order, by gather."
+)

@@ -86,7 +86,7 @@ def halved(x: torch.Tensor) -> torch.Tensor:
         (long_apart, 1, 100, 50, r"from 1 to 64 only, .*state --bounds size=1:64\."),
         (long_apart, 1, None, 70, r"from 65 on only, .*state --bounds size=65:\."),
         (rooted, 4, 16, 16, r"at 16 only, because of `side = int\(math"),
-        (halved, 2, 8, 8, r"at multiples of 2 only, because of `return first . second`"),
+        (halved, 2, 8, 8, r"at multiples of 2 only, because of `first, second = x\.chunk"),
     ],
 )
 def test_sizes_that_the_trace_left_out_are_reported_with_the_line(

@@ -27,6 +27,17 @@ class Registered(OrderedDict):  # type: ignore[type-arg]
     """Registered without key paths, as diffusers' outputs."""
 
 
+@dataclass
+class Diffused(OrderedDict):  # type: ignore[type-arg]
+    """A dataclass that is a dict, too, without what is None: BaseOutput of diffusers."""
+
+    sample: torch.Tensor
+    loss: torch.Tensor | None = None
+
+    def __post_init__(self) -> None:
+        self.update({"sample": self.sample} if self.loss is None else vars(self))
+
+
 class Box:
     """A container that only pytree knows."""
 
@@ -55,6 +66,8 @@ pytree.register_pytree_node(Box, lambda box: (box.parts, None), lambda parts, _:
         (Pair(ONE, TWO), ["first", "second"]),
         (torch.max(torch.eye(3), 0), ["output_0", "output_1"]),
         (Registered(sample=ONE), ["sample"]),
+        (Diffused(ONE), ["sample"]),
+        (Diffused(ONE, TWO), ["sample", "loss"]),
         (Box(ONE, {"a": TWO}), ["output_0", "output_1_a"]),
         ({"a": {"b": ONE}, "a_b": TWO}, ["a_b", "a_b_2"]),
         ({"a": None, "b": ONE}, ["b"]),

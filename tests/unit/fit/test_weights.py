@@ -57,6 +57,20 @@ FORMS: dict[str, Callable[[State], Any]] = {
         name.replace("0.", "0._orig_mod.", 1) if name.startswith("0.") else name: value
         for name, value in s.items()
     },
+    "DeepSpeed's, of one rank": lambda s: {  # mp_rank_00_model_states.pt
+        "module": s,
+        "buffer_names": [name for name in s if "running" in name],
+        "optimizer": None,
+        "param_shapes": [{name: value.shape for name, value in s.items()}],
+        "frozen_param_shapes": None,
+        "shared_params": {},
+        "lr_scheduler": {"step": 7},
+        "ds_config": {"zero_optimization": {"stage": 1}, "train_batch_size": 8},
+        "ds_version": "0.18.1",
+        "global_steps": 3,
+        "dp_world_size": 2,
+    },
+    "DeepSpeed's, merged by zero_to_fp32 for a trainer": prefixed("module.model."),
     "a trainer's": lambda s: {"epoch": 3, "state_dict": s, "optimizer": {"lr": 0.1}},
     "tutorials'": lambda s: {"model_state_dict": s, "optimizer_state_dict": {"state": {}}},
     "short": lambda s: {"model": s, "args": argparse.Namespace(lr=0.1)},
