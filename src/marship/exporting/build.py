@@ -59,7 +59,14 @@ def built(
         )
     if weights is not None and (taken := load_weights(weights, model, weights_key)):
         console.out.print(taken, markup=False, soft_wrap=True)
-    return model.cpu().eval()
+    try:
+        return model.cpu().eval()
+    except NotImplementedError as error:  # torch.export's modules have no modes
+        raise UsageError(
+            f"{reference} must return an nn.Module, got a program of torch.export. Save it with "
+            "torch.export.save, and export its file: marship export model.pt2 --example "
+            "example.npz --trust-code"
+        ) from error
 
 
 def resolved(reference: str) -> Callable[..., Any]:

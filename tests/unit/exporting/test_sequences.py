@@ -4,9 +4,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
-from marship.errors import ModelError
+from marship.errors import ModelError, UsageError
 from marship.exporting import capture
+from marship.exporting.build import built
 from marship.exporting.compare import NotConvertedError
 from nets import exported, held, module, numbers
 
@@ -112,3 +114,11 @@ def test_an_lstm_that_rnn_follows_is_named() -> None:
     error = NotConvertedError("torch's")
     error.__cause__ = ValueError("Node.meta arg4_1 is missing val field.")
     assert "an LSTM that nn.RNN follows; use nn.GRU" in capture._reason(error)
+
+
+def test_a_program_of_torch_export_is_told_to_come_as_a_file() -> None:
+    """Its module knows no eval mode."""
+    linear = torch.nn.Linear(2, 1)
+    program = torch.export.export(linear, (torch.ones(3, 2),))
+    with pytest.raises(UsageError, match=r"program of torch\.export\. .* model\.pt2"):
+        built(program.module, "net:build", {}, None)
