@@ -177,7 +177,7 @@ def _tolerance(
     if not isinstance(run, parity.OnnxRun) or not math.isfinite(variant.absolute):
         return tolerance
     contract = replace(material.contract, tolerance=tolerance)
-    return parity.with_threads(contract, run.path, material.golden)[0].tolerance
+    return parity.with_threads(contract, run, material.golden)[0].tolerance
 
 
 def _objection(variant: Variant, run: RunModel, material: Material) -> str | None:
