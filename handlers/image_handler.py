@@ -15,11 +15,16 @@ Several are answered each by itself, whatever is wrong with the others:
     {"pictures": [{"name": "a", "label": ...}, {"name": "b", "code": ..., "message": ...}]}
 
 `handler:` in model-config.yaml may set `k` and `tag_threshold`, the probability a tag must have.
+
+The model reads pixels as they are decoded, uint8, or, where picture.json has a `processor`, what
+that makes of them (`marship.serving.pictures.processor`); and it gives probabilities, or what
+`scores` makes some of (`marship.serving.model.scores`).
 """
 
 import math
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -40,7 +45,9 @@ from marship.errors import (
 from marship.serving import pictures
 from marship.serving.handler import OnnxHandler, Reply, Request, hidden
 from marship.serving.model.batch import Parts
+from marship.serving.model.scores import SCORES, scored
 from marship.serving.pictures import Picture
+from marship.serving.pictures.processor import Processor
 
 PICTURE_FILE = "picture.json"
 DEFAULT_K = 5
@@ -61,12 +68,16 @@ class ImageHandler(OnnxHandler):
         try:
             about = orjson.loads((self.folder / PICTURE_FILE).read_bytes())
             self._labels = [str(label) for label in about["labels"]]
-            self._shortest = pictures.shortest_side(about["side"], about["crop"])
+            self._processor = Processor.of(about["processor"]) if "processor" in about else None
+            self._shortest = None  # a processor resizes all pixels
+            if self._processor is None:
+                self._shortest = pictures.shortest_side(about["side"], about["crop"])
+            self._scores = SCORES[SCORES.index(about.get("scores", "none"))]
             threshold = about["tag_threshold"]
         except (OSError, ValueError, KeyError, TypeError, ArithmeticError) as error:
             raise LoadError(
-                f"{PICTURE_FILE} must give labels, side, crop and tag_threshold, got {error!r}. "
-                "Package again."
+                f"{PICTURE_FILE} must give labels, tag_threshold, and side and crop or a "
+                f"processor, got {error!r}. Package again."
             ) from error
         self._check_model()
         settings = self.config.get("handler") or {}
@@ -77,9 +88,13 @@ class ImageHandler(OnnxHandler):
 
     def _check_model(self) -> None:
         (taken, *others), given = self.contract.inputs, self.contract.outputs[0]
-        if others or (taken.dtype, taken.shape[3:]) != ("uint8", (3,)):
+        form = (taken.dtype, len(taken.shape), taken.shape[3:])
+        wanted, needed = "uint8[batch, height, width, 3]", ("uint8", 4, (3,))
+        if self._processor is not None:
+            wanted, needed = "float32[batch, 3, height, width]", ("float32", 4, taken.shape[3:])
+        if others or form != needed:
             raise LoadError(
-                "the model must take uint8[batch, height, width, 3] and nothing else, got "
+                f"the model must take {wanted} and nothing else, got "
                 f"{', '.join(map(str, self.contract.inputs))}."
             )
         if given.shape[1:] != (len(self._labels),):
@@ -131,13 +146,15 @@ class ImageHandler(OnnxHandler):
                 parts.append(hidden("decode"))
                 continue
             known.update(picture.facts)
-            parts.append({self.contract.inputs[0].name: self._cut(picture.pixels)[None]})
+            parts.append({self.contract.inputs[0].name: picture.pixels[None]})
         return parts, (k, facts)
 
-    def _cut(self, pixels: Array) -> Array:
-        """Without what the model does not read, where that is much, or a call has several."""
+    def _prepared(self, pixels: Array) -> Array:
+        """As the processor makes it; or without what the model does not read, if that is much."""
+        if self._processor is not None:
+            return self._processor(pixels)
         shorter, longer = sorted(pixels.shape[:2])
-        is_copied = longer > _LONG_SIDES * shorter or self._is_joined
+        is_copied = longer > _LONG_SIDES * shorter or self._is_joined  # if a call has several
         return _middle(pixels) if is_copied else pixels
 
     def _read(self, body: object) -> Picture:
@@ -148,7 +165,8 @@ class ImageHandler(OnnxHandler):
                 f"the pictures of a batch must be decoded within {self._decoding_s:g} s, and those "
                 "before took longer. Send smaller ones, or fewer at once."
             )
-        return pictures.decode(bytes(body), self._shortest)
+        picture = pictures.decode(bytes(body), self._shortest)
+        return replace(picture, pixels=self._prepared(picture.pixels))
 
     def _requested_count(self, named: dict[str, Any]) -> int:
         """The requested k, removed from the named parts of a request."""
@@ -190,6 +208,7 @@ class ImageHandler(OnnxHandler):
         probabilities = output[self.contract.outputs[0].name][0]
         if not np.isfinite(probabilities).all():
             raise ModelError("the model must give finite probabilities, got NaN or infinity.")
+        probabilities = scored(probabilities, self._scores)
         order = np.argsort(-probabilities, kind="stable")
         top = [
             {"label": self._labels[i], "probability": round(float(probabilities[i]), 6)}

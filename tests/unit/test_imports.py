@@ -29,10 +29,11 @@ ROOMS: dict[str, set[str]] = {
     "predict": {"client", "engines", "exchange", "serving.formats"},
     "fit": set(),
     "proof": {"serving.formats", "serving.model.custom_ops"},  # reads example requests
-    "exporting": {"fit", "proof"},
+    "pretrained": {"serving.formats", "serving.model", "serving.pictures", "serving.texts"},
+    "exporting": {"fit", "pretrained", "proof"},
     "optimizing": {"fit", "proof"},
-    "packaging": {"engines", "fit", "proof", "trust"}
-    | {"serving.formats", "serving.model.keysource", "serving.model.sealed"}
+    "packaging": {"engines", "fit", "pretrained", "proof", "trust"}
+    | {"serving.texts", "serving.formats", "serving.model.keysource", "serving.model.sealed"}
     | {"serving.model.custom_ops"}
     | {"serving.handler"},  # loading, in a process of its own
     "operate": {"serving.formats", "serving.model.keysource"}
@@ -45,6 +46,8 @@ DECODERS = {
     "serving/model/sealed.py": {"cryptography"},
     "serving/pictures/__init__.py": {"PIL"},
     "serving/pictures/jpeg.py": {"simplejpeg"},
+    "serving/pictures/processor.py": {"PIL"},
+    "serving/texts/__init__.py": {"tokenizers"},
     "serving/sounds/__init__.py": {"soundfile", "soxr"},
     "serving/hosts/direct/reader.py": {"httptools"},
     "serving/hosts/direct/relay.py": {"httptools"},
@@ -138,7 +141,7 @@ def test_a_room_imports_only_what_its_place_allows() -> None:
 SERVING = (
     ("message", "metrics"),
     ("formats",),
-    ("model", "pictures", "sounds", "speech"),
+    ("model", "pictures", "sounds", "speech", "texts"),
     ("placement",),
     ("service", "earlier"),
     ("hosts.direct",),

@@ -30,8 +30,8 @@ def export(
     source: Annotated[
         str,
         typer.Argument(
-            help="a run folder, module:function that builds the model, or a model's file "
-            "(.pt2, TorchScript)"
+            help="a run folder, module:function that builds the model, a model's file "
+            "(.pt2, TorchScript), or hf:FOLDER with a model of transformers"
         ),
     ],
     settings: ExportSettings,
@@ -47,6 +47,10 @@ def export(
     trust_code: Annotated[
         bool, typer.Option("--trust-code", help="run what a model's file holds, to open it")
     ] = False,
+    task: Annotated[
+        str | None,
+        typer.Option(help="of hf:FOLDER, such as text-classification; its architecture's"),
+    ] = None,
 ) -> Report:
     """Convert a model to ONNX and prove that its outputs match PyTorch's."""
     from marship.cli import tables
@@ -60,6 +64,7 @@ def export(
         weights_key=weights_key,
         out=out,
         trust_code=trust_code,
+        task=task,
     )
     fields = {
         "run_dir": done.run_dir,

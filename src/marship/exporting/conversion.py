@@ -33,6 +33,7 @@ from marship.tolerance import Tolerance, agree, largest_difference
 
 if TYPE_CHECKING:  # torch takes a second to import, and --help needs none of it
     from marship.exporting.guards import Doubt
+    from marship.exporting.pretrained import Companion
 
 MODEL_FILE = "model.onnx"
 
@@ -41,7 +42,10 @@ VERSIONED = ("marship", "torch", "onnx", "onnxscript", "onnxruntime", "numpy")
 
 @dataclass(frozen=True, slots=True)
 class ModelSource:
-    """What an export is made from; `own` where there was no recipe before it."""
+    """What an export is made from; `own` where there was no recipe before it.
+
+    `companion` is what a model of transformers has beside it.
+    """
 
     run_dir: Path
     recipe: Recipe
@@ -50,6 +54,7 @@ class ModelSource:
     example: Path
     own: bool
     weights_key: str | None = None
+    companion: "Companion | None" = None
 
 
 def convert(

@@ -7,23 +7,26 @@ leaves an older one unchanged.
 import inspect
 import re
 import shutil
+import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from marship import console
 from marship.arguments import checked
 from marship.contract import CONTRACT_FILE, GOLDEN_FILE, Contract, digest_files
 from marship.errors import DataError, MarshipError, UsageError
-from marship.exporting import programs
+from marship.exporting import pretrained, programs
 from marship.exporting.build import resolved
 from marship.exporting.conversion import MODEL_FILE, VERSIONED, ModelSource, convert
 from marship.exporting.layout import completed
 from marship.exporting.settings import OPSETS, ExportSettings
 from marship.fit.origin import fingerprint, local_files, versions
 from marship.fit.recipe import Recipe
-from marship.proof import golden
+from marship.proof import golden, parity
 from marship.proof.cases import read_rows
 from marship.settings import as_dict
 from marship.storage import read_json, replacing_all, write_json
@@ -66,28 +69,30 @@ def export(  # noqa: PLR0913  what the command takes
     weights_key: str | None = None,
     out: str | Path | None = None,
     trust_code: bool = False,
+    task: str | None = None,
 ) -> Exported:
     """Convert a model to ONNX, and prove that its outputs match the PyTorch model's.
 
     Args:
-        source: A run folder that a recipe has written; `package.module:function` or
-            `file.py:function`, which gives an `nn.Module`; or a file of torch.export or
-            TorchScript.
+        source: A run folder of a recipe; `package.module:function` or `file.py:function`, which
+            gives an `nn.Module`; a file of torch.export or TorchScript; or `hf:FOLDER`, a model of
+            transformers.
         settings: Variable axes, their bounds, pad values and tolerances; None is the defaults.
         example: Of a function or file: an npz with an array for each input, named as forward's
             parameters are; the first axis is the batch.
         weights: Of a function: a state dict (.pt, .safetensors), an index of shards, or a folder
             with either; None where it loads its own.
-        weights_key: Which weights to take of a file with several that fit.
-        out: Of a function or file: the run folder to write; `runs/<module>` where it is None.
+        weights_key: Which weights to take of a file with several.
+        out: The run folder to write; None is `runs/<module>`, or `runs/<folder>` of `hf:`.
         trust_code: Of a file: whether what it holds may run.
+        task: Of `hf:FOLDER`, such as text-classification; None is its architecture's.
 
     Raises:
         UsageError: A file is missing or not trusted, a reference or a setting is invalid.
         DataError: The example does not hold forward's inputs.
         CheckpointError: The weights do not match the model.
         ModelError: The model cannot be converted.
-        ParityError: Outputs of the ONNX file differ; nothing is written.
+        ParityError: Outputs of the ONNX file differ.
 
     Example:
         >>> done = marship.export("model.py:build", example="example.npz", out="runs/tiny")
@@ -97,6 +102,10 @@ def export(  # noqa: PLR0913  what the command takes
         ['contract.json', 'examples.npz']
     """
     chosen, path = settings or ExportSettings(), Path(source)
+    if str(source).startswith(pretrained.PREFIX):
+        _refuse(f"for {source}", example=example, weights=weights, weights_key=weights_key)
+        return export_pretrained(str(source), chosen, task=task, out=out)
+    _refuse(f"for {source}, which is not of hf:", task=task)
     if path.is_dir() or (":" not in str(source) and not path.is_file()):
         return export_run(source, chosen)
     if path.is_file():
@@ -105,10 +114,7 @@ def export(  # noqa: PLR0913  what the command takes
     if example is None:
         raise UsageError("example must name an npz with the model's inputs, got none.")
     if path.is_file():
-        done = programs.export_apart(
-            path, example=Path(example), out=Path(out) if out else None, settings=chosen
-        )
-        return _written(Path(done["run_dir"]), fresh=done["fresh"])
+        return _export_apart(path, example, out, chosen)
     return export_model(
         str(source),
         example=example,
@@ -117,6 +123,22 @@ def export(  # noqa: PLR0913  what the command takes
         weights_key=weights_key,
         out=out,
     )
+
+
+def _export_apart(
+    path: Path, example: str | Path, out: str | Path | None, settings: ExportSettings
+) -> Exported:
+    done = programs.export_apart(
+        path, example=Path(example), out=Path(out) if out else None, settings=settings
+    )
+    return _written(Path(done["run_dir"]), fresh=done["fresh"])
+
+
+def _refuse(where: str, **given: object) -> None:
+    """Refuse what a source has no use for."""
+    for name, value in given.items():
+        if value is not None:
+            raise UsageError(f"{name.replace('_', '-')} must be left out {where}, got {value}.")
 
 
 def export_run(run_dir: str | Path, settings: ExportSettings) -> Exported:
@@ -193,6 +215,39 @@ def export_model(  # noqa: PLR0913  as export
     return _export(source, settings)
 
 
+def export_pretrained(
+    source: str,
+    settings: ExportSettings,
+    *,
+    task: str | None = None,
+    out: str | Path | None = None,
+) -> Exported:
+    """Export a model of transformers with its tokenizer or image processor.
+
+    Args:
+        source: `hf:FOLDER`.
+        settings: Bounds, tolerances and the like.
+        task: None is the task of its architecture.
+        out: The run folder; `runs/<folder>` where it is None.
+
+    Raises:
+        UsageError: The folder has no model that can be served.
+        ModelError: The model cannot be converted.
+        ParityError: Outputs or responses would differ; nothing is written.
+    """
+    folder = pretrained.folder_of(source, task)
+    run_dir = Path(out) if out else Path("runs") / folder.path.resolve().name
+    plan = pretrained.planned(folder, run_dir)
+    given = {"folder": str(folder.path), "task": folder.task}
+    with tempfile.TemporaryDirectory() as draft:
+        example = Path(draft) / EXAMPLES_FILE
+        np.savez(example, **plan.examples)  # type: ignore[arg-type]  # its stub takes no mapping
+        own = ModelSource(
+            run_dir, plan.recipe, given, None, example, own=True, companion=plan.companion
+        )
+        return _export(own, settings)
+
+
 def _export(source: ModelSource, settings: ExportSettings) -> Exported:
     golden.check_kind(settings.golden)
     if settings.opset not in OPSETS:
@@ -208,6 +263,9 @@ def _export(source: ModelSource, settings: ExportSettings) -> Exported:
     with replacing_all(source.run_dir) as draft:
         contract, proof = convert(source, build, examples, settings, draft)
         report = {"made_from": made_from, **proof}
+        if source.companion is not None:
+            run = parity.runner(draft / MODEL_FILE)
+            report["pipeline"] = source.companion.write(draft, contract, run)
         write_json(draft / PARITY_FILE, report)
         (draft / CONTRACT_FILE).write_text(contract.to_json())
         if source.own:

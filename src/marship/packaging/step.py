@@ -1,5 +1,6 @@
 """A run folder, or any ONNX file, to an archive that TorchServe serves."""
 
+import re
 import tempfile
 from dataclasses import replace
 from pathlib import Path
@@ -11,7 +12,7 @@ from marship.contract import CONTRACT_FILE, GOLDEN_FILE, Contract, Library, read
 from marship.errors import PackageError, UsageError
 from marship.fit import run
 from marship.fit.recipe import RECIPE_FILE, Recipe
-from marship.packaging import configure, graphs, recording, shipped
+from marship.packaging import configure, graphs, onnx_folder, recording, shipped
 from marship.packaging.graph import MODEL_FILE
 from marship.packaging.mar import NAME, Contents, build, check_files, file_name
 from marship.packaging.settings import PackageSettings
@@ -27,10 +28,11 @@ ONNX_HANDLER = "onnx_handler.py"
 
 @checked
 def package(source: str | Path, settings: PackageSettings | None = None) -> Path:
-    """Build the archive of a run folder, or of any ONNX file.
+    """Build the archive of a run folder, of any ONNX file, or of a folder of Hugging Face with one.
 
     Args:
-        source: The folder that `export` wrote, or the file.
+        source: The folder that `export` wrote, the file, or a folder with config.json and
+            model.onnx or onnx/model.onnx.
         settings: What goes into the archive and how it is served; None is the defaults.
 
     Returns:
@@ -52,7 +54,9 @@ def package(source: str | Path, settings: PackageSettings | None = None) -> Path
     graphs.check(source, settings)
     libraries = _libraries(settings.custom_ops)
     with tempfile.TemporaryDirectory() as draft:
-        if source.is_dir():
+        if source.is_dir() and onnx_folder.is_one(source):
+            contents = _from_folder(source, Path(draft), settings)
+        elif source.is_dir():
             contents = _from_run(source, settings)
         else:
             contents = _from_onnx(source, Path(draft), settings)
@@ -203,7 +207,16 @@ def _for_file(contract: Contract, model: Path, tolerance: Tolerance) -> Contract
     )
 
 
-def _from_onnx(path: Path, draft: Path, settings: PackageSettings) -> Contents:
+def _from_folder(folder: Path, draft: Path, settings: PackageSettings) -> Contents:
+    plan = onnx_folder.planned(folder, draft, settings)
+    name = re.sub(r"[^A-Za-z0-9._-]+", "-", folder.resolve().name)
+    settings = replace(settings, example=plan.example, name=settings.name or name)
+    return plan.finish(_from_onnx(plan.model, draft, settings, plan.handler))
+
+
+def _from_onnx(
+    path: Path, draft: Path, settings: PackageSettings, handler: str = ONNX_HANDLER
+) -> Contents:
     if not path.is_file():  # checked first: the proof runs in a process of its own
         raise UsageError(
             f"{path} must be a run folder or an ONNX file, got no such file. Train "
@@ -217,7 +230,7 @@ def _from_onnx(path: Path, draft: Path, settings: PackageSettings) -> Contents:
             console.err.print(line, style="dim", markup=False, soft_wrap=True)
     return Contents(
         name=settings.name or path.stem,
-        handler=_handler(settings, ONNX_HANDLER),
+        handler=_handler(settings, handler),
         model=proof.model,
         contract=replace(proof.contract, files=(MODEL_FILE, *proof.contract.files[1:])),
         golden=proof.cases,

@@ -1,0 +1,236 @@
+"""ONNX files in Hugging Face's layout: graphs beside a configuration and a tokenizer or processor.
+
+config.json tokenizer.json ...             or preprocessor_config.json
+onnx/model.onnx onnx/model_quantized.onnx  or the same beside config.json
+"""
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+
+from marship import console
+from marship.contract import Arrays, Contract, TensorSpec
+from marship.errors import ParityError, UsageError
+from marship.fit.recipe import RECIPE_FILE
+from marship.packaging.mar import Contents
+from marship.packaging.settings import PackageSettings
+from marship.pretrained.folder import CONFIG_FILE, ModelFolder
+from marship.serving.texts.answers import EXTRACT
+
+STEM = "model"
+LENGTH = "length"
+EXAMPLES_DIR = "examples"
+_STATES = ("last_hidden_state", "token_embeddings")
+"""Outputs that feature-extraction serves; those of a model with a head are called logits."""
+Run = Callable[[Arrays], Arrays]
+
+
+@dataclass(frozen=True, slots=True)
+class PackingPlan:
+    """How a graph of a folder is packed.
+
+    Attributes:
+        model: The graph.
+        example: A folder with inputs that it takes.
+        handler: The name of one of marship's.
+        finish: Completes what goes into the archive, once the graph's contract is known.
+    """
+
+    model: Path
+    example: Path
+    handler: str
+    finish: Callable[[Contents], Contents]
+
+
+def is_one(folder: Path) -> bool:
+    """Whether a folder has this layout, and is no run folder."""
+    return not (folder / RECIPE_FILE).is_file() and bool(graphs(folder))
+
+
+def graphs(folder: Path) -> list[Path]:
+    """The graphs of a folder, of `onnx/` if there are some."""
+    return sorted((folder / "onnx").glob("*.onnx")) or sorted(folder.glob("*.onnx"))
+
+
+def graph_of(folder: Path, variant: str | None) -> Path:
+    """The graph to pack: model.onnx, or model_<variant>.onnx.
+
+    Raises:
+        UsageError: There is none, there are several and none is model.onnx, or they are parts.
+    """
+    found = graphs(folder)
+    variants = {file.stem.removeprefix(STEM).lstrip("_"): file for file in found}
+    if parts := [file.name for file in found if not file.stem.startswith(STEM)]:
+        raise UsageError(
+            f"{folder} must hold one graph, {STEM}.onnx, or variants of it, got "
+            f"{', '.join(parts)}: parts of a model that run one after the other. Package one of "
+            f"them with a handler of your own: marship package {found[0]} --handler my_handler.py"
+        )
+    if variant is None and (len(found) == 1 or "" in variants):
+        return variants.get("", found[0])
+    if variant in variants:
+        return variants[variant]
+    names = ", ".join(filter(None, variants))
+    raise UsageError(
+        f"variant must be one of {names or 'none'}, got {variant}. Those are the files "
+        f"{STEM}_VARIANT.onnx in {found[0].parent}."
+    )
+
+
+def planned(folder: Path, draft: Path, settings: PackageSettings) -> PackingPlan:
+    """How the folder's graph is packed.
+
+    Args:
+        folder: With the layout.
+        draft: For what goes into the archive.
+        settings: The variant, such as quantized, and the kind of golden cases.
+
+    Raises:
+        UsageError: The graph is no model for texts or pictures that can be served.
+        ParityError: The image processor does what is not done here.
+    """
+    from marship.proof import graph
+
+    model = graph_of(folder, settings.variant)
+    if not (folder / CONFIG_FILE).is_file():
+        raise UsageError(
+            f"{folder} must hold {CONFIG_FILE} beside its graphs, got none. Package the file alone "
+            f"for tensors in and out: marship package {model}"
+        )
+    contract = graph.contract_of(model)
+    outputs = [spec.name for spec in contract.outputs]
+    output = next((name for name in _STATES if name in outputs), None)
+    opened = ModelFolder.at(folder, EXTRACT if output else None)
+    (draft / EXAMPLES_DIR).mkdir()
+    inputs = [spec.name for spec in contract.inputs]
+    if not opened.is_text:
+        return _of_pictures(opened, model, draft, inputs)
+    return _of_texts(opened, model, draft, inputs, output or outputs[0], golden=settings.golden)
+
+
+def _of_texts(  # noqa: PLR0913  the parts of a plan
+    folder: ModelFolder, model: Path, draft: Path, names: Sequence[str], output: str, *, golden: str
+) -> PackingPlan:
+    from marship.pretrained import crosscheck, texts
+    from marship.proof import parity
+    from marship.serving.texts import INPUTS, TEXT_FILE, TOKENIZER_FILE, TextModel
+
+    tokenizer = texts.tokenizer_of(folder)
+    _check_inputs(model, names, INPUTS)
+    bounds = texts.stated_bounds(folder, tokenizer)
+    samples = texts.samples_of(folder.task, tokenizer, min(bounds))
+    rows = [texts.row_of(tokenizer, names, text) for text in samples]
+    files = texts.files(folder, tokenizer, output, samples)
+    _write(draft, files, rows)
+    pads = {k: v for k, v in texts.pads_of(tokenizer, folder.config).items() if k in names}
+
+    def finish(contents: Contents) -> Contents:
+        run = parity.runner(contents.model)  # which has been loaded in a process of its own
+        found, examples = _with_length(contents.contract, model), texts.padded(rows, pads)
+        most = texts.longest(run, rows[0], bounds)
+        found = replace(found, bounds={**found.bounds, LENGTH: (1, most)})
+        found = _padded(found, run, examples, pads)
+        served = TextModel(json.loads(files[TEXT_FILE]), draft / TOKENIZER_FILE, found)
+        crosscheck.check_tokens([served.read(text) for text in samples], tokenizer)
+        cases = parity.golden_from(run, found, examples, golden)  # of equal lengths
+        assets = [draft / name for name in files if name != texts.SAMPLES_FILE]
+        contents = replace(contents, contract=found, golden=cases)
+        return _completed(contents, folder, assets, [draft / texts.SAMPLES_FILE])
+
+    return PackingPlan(model, draft / EXAMPLES_DIR, "text_handler.py", finish)
+
+
+def _of_pictures(
+    folder: ModelFolder, model: Path, draft: Path, names: Sequence[str]
+) -> PackingPlan:
+    from marship.pretrained import pictures
+
+    _check_inputs(model, names, (pictures.INPUT,))
+    processor = pictures.processor_of(folder)
+    files = pictures.files(folder, processor)
+    rows = [pictures.values_of(processor, pixels) for pixels in pictures.samples().values()]
+    _write(draft, files, [{pictures.INPUT: row} for row in rows])
+    assets, requests = [draft / pictures.PICTURE_FILE], [draft / name for name in pictures.SAMPLES]
+    finish = partial(_completed, folder=folder, assets=assets, requests=requests)
+    return PackingPlan(model, draft / EXAMPLES_DIR, "image_handler.py", finish)
+
+
+def _check_inputs(model: Path, names: Sequence[str], known: Sequence[str]) -> None:
+    if not {known[0]} <= set(names) <= set(known):
+        raise UsageError(
+            f"{model} must take {', '.join(known)} or some of them, got {', '.join(names)}. "
+            f"Package it for tensors in and out: marship package {model}"
+        )
+
+
+def _write(draft: Path, files: Mapping[str, bytes], rows: Sequence[Arrays]) -> None:
+    for name, content in files.items():
+        (draft / name).write_bytes(content)
+    for number, row in enumerate(rows):
+        np.savez(draft / EXAMPLES_DIR / f"{number}.npz", **row)  # type: ignore[arg-type]  # its stub takes no mapping
+
+
+def _with_length(contract: Contract, model: Path) -> Contract:
+    """The contract with one name for the length of a text, which is that of all inputs.
+
+    By runs alone, a mask of one token for all is a length of its own.
+
+    Raises:
+        UsageError: The length is fixed.
+    """
+    lengths = [spec.shape[1] for spec in contract.inputs]
+    if fixed := [size for size in lengths if not isinstance(size, str)]:
+        raise UsageError(
+            f"{model} must take texts of any length, got a graph for {fixed[0]} tokens. Export it "
+            "with a variable length."
+        )
+
+    def renamed(spec: TensorSpec) -> TensorSpec:
+        shape = tuple(LENGTH if axis in lengths else axis for axis in spec.shape)
+        return replace(spec, shape=shape)
+
+    bounds = {axis: bound for axis, bound in contract.bounds.items() if axis not in lengths}
+    return replace(
+        contract,
+        inputs=tuple(map(renamed, contract.inputs)),
+        outputs=tuple(map(renamed, contract.outputs)),
+        bounds=bounds,
+    )
+
+
+def _padded(contract: Contract, run: Run, examples: Arrays, pads: Mapping[str, int]) -> Contract:
+    """The contract with pad values, if padding changes no output."""
+    from marship.pretrained.texts import APART
+    from marship.proof import parity
+
+    inputs = tuple(replace(spec, pad_value=pads.get(spec.name)) for spec in contract.inputs)
+    filled = replace(contract, inputs=inputs)
+    try:
+        if pads and contract.batch_axis is not None:
+            parity.prove_padding(filled, run, examples)
+            return filled
+    except ParityError:
+        pass  # as for a graph whose activations are quantized by one scale
+    console.err.print(APART, style="dim", soft_wrap=True)
+    return contract
+
+
+def _completed(
+    contents: Contents, folder: ModelFolder, assets: Sequence[Path], requests: Sequence[Path]
+) -> Contents:
+    """With the files of the tokenizer or processor, and requests to record."""
+    evidence = {
+        **contents.evidence,
+        "example": None,
+        "pretrained": folder.evidence(),
+    }
+    return replace(
+        contents,
+        assets=(*assets, *contents.assets),
+        requests=contents.requests or tuple(requests),
+        evidence=evidence,
+    )

@@ -1,0 +1,140 @@
+"""A model for pictures: its image processor, and pictures to try it on."""
+
+import io
+import json
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+
+from marship.contract import Array
+from marship.errors import ParityError, UsageError
+from marship.pretrained import labels
+from marship.pretrained.folder import ModelFolder, opened
+from marship.serving.pictures.processor import Processor
+
+PICTURE_FILE = "picture.json"
+SAMPLES = {"sample_wide.png": (120, 200), "sample_high.png": (90, 61)}
+"""File names and (height, width) of pictures that are drawn."""
+INPUT = "pixel_values"
+TAG_THRESHOLD = 0.5
+CONVNEXT_WHOLE = 384
+"""From this size on ConvNextImageProcessor crops nothing."""
+_TOLERANCE = 1e-5
+
+
+def processor_of(folder: ModelFolder) -> Any:  # noqa: ANN401  a class of many
+    """The folder's image processor, as transformers reads it, with Pillow for pixels.
+
+    Raises:
+        UsageError: There is none.
+    """
+    return opened("AutoImageProcessor", folder.path, backend="pil")
+
+
+def samples() -> dict[str, Array]:
+    """Pictures of nobody's by file name: colours and edges, uint8 (height, width, 3)."""
+    generator = np.random.default_rng(5)
+    return {name: _drawn(*size, generator) for name, size in SAMPLES.items()}
+
+
+def _drawn(height: int, width: int, generator: np.random.Generator) -> Array:
+    rows, columns = np.mgrid[0:height, 0:width]
+    waves = [np.sin(rows / a + columns / b) for a, b in generator.uniform(3, 30, (3, 2))]
+    pixels = 127.5 + 100 * np.stack(waves, -1)
+    pixels[height // 4 : height // 2, width // 3 : width // 2] = generator.uniform(0, 255, 3)
+    return np.clip(np.round(pixels), 0, 255).astype(np.uint8)
+
+
+def files(folder: ModelFolder, processor: Any) -> dict[str, bytes]:  # noqa: ANN401
+    """What goes into the archive beside the model, by name: picture.json, and the samples.
+
+    Raises:
+        UsageError: The processor does what is not done here.
+        ParityError: It gives other pixels for the samples.
+    """
+    about = {
+        "labels": labels.labels_of(folder.config),
+        "scores": labels.scores_of(folder.config),
+        "processor": asdict(settings_of(processor)),
+        "tag_threshold": TAG_THRESHOLD,
+    }
+    check(processor)
+    found = {PICTURE_FILE: (json.dumps(about, indent=2) + "\n").encode()}
+    return found | {name: _png(pixels) for name, pixels in samples().items()}
+
+
+def settings_of(processor: Any) -> Processor:  # noqa: ANN401  a class of many
+    """The processor's settings.
+
+    Raises:
+        UsageError: It does what is not done here.
+    """
+    size = dict(processor.size or {}) if processor.do_resize else {}
+    size = {name: value for name, value in size.items() if value is not None}
+    resize: tuple[int, ...] | None = None
+    crop = None
+    if size.keys() == {"shortest_edge"}:
+        resize = (size["shortest_edge"],)
+        if (share := getattr(processor, "crop_pct", None)) is not None:
+            (side,) = resize
+            is_cropped = side < CONVNEXT_WHOLE
+            resize = (int(side / share),) if is_cropped else (side, side)
+            crop = (side, side) if is_cropped else None
+    elif size.keys() == {"height", "width"}:
+        resize = (size["height"], size["width"])
+    elif processor.do_resize:
+        raise UsageError(
+            "size of the image processor must have height and width, or shortest_edge, got "
+            f"{', '.join(size) or 'none'}."
+        )
+    if getattr(processor, "do_center_crop", False):
+        edges = dict(processor.crop_size)
+        crop = (edges["height"], edges["width"])
+    normalizes = bool(processor.do_normalize)
+    return Processor(
+        resize=resize,
+        resample=int(processor.resample),
+        crop=crop,
+        rescale=float(processor.rescale_factor) if processor.do_rescale else None,
+        mean=tuple(processor.image_mean) if normalizes else None,
+        std=tuple(processor.image_std) if normalizes else None,
+    )
+
+
+def check(processor: Any) -> None:  # noqa: ANN401  a class of many
+    """Hold this package's way to prepare pictures against the image processor's.
+
+    Raises:
+        ParityError: They give other pixels.
+    """
+    ours = settings_of(processor)
+    for name, pixels in samples().items():
+        want, got = values_of(processor, pixels), ours(pixels)[None]
+        if got.shape != want.shape or not np.allclose(got, want, rtol=1e-4, atol=_TOLERANCE):
+            gap = (
+                f"{np.abs(got - want).max():.3g} apart"
+                if got.shape == want.shape
+                else (f"of shape {got.shape[1:]}, not {want.shape[1:]}")
+            )
+            raise ParityError(
+                f"pixels must be those of {type(processor).__name__}, got values {gap} for {name}. "
+                "It does more than resize, crop, rescale and normalize: export the model from a "
+                "function of your own."
+            )
+
+
+def values_of(processor: Any, pixels: Array) -> Array:  # noqa: ANN401
+    """What the image processor itself makes of a picture, float32 (1, 3, height, width)."""
+    from PIL import Image
+
+    found = processor(images=Image.fromarray(pixels), return_tensors="np")
+    return np.asarray(found[INPUT], np.float32)
+
+
+def _png(pixels: Array) -> bytes:
+    from PIL import Image
+
+    target = io.BytesIO()
+    Image.fromarray(pixels).save(target, "PNG")
+    return target.getvalue()
