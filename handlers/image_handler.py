@@ -76,8 +76,8 @@ class ImageHandler(OnnxHandler):
             threshold = about["tag_threshold"]
         except (OSError, ValueError, KeyError, TypeError, ArithmeticError) as error:
             raise LoadError(
-                f"{PICTURE_FILE} must give labels, tag_threshold, and side and crop or a "
-                f"processor, got {error!r}. Package again."
+                f"{PICTURE_FILE} must give labels, side, crop and tag_threshold, or a processor in "
+                f"place of side and crop, got {error!r}. Package again."
             ) from error
         self._check_model()
         settings = self.config.get("handler") or {}

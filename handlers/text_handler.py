@@ -26,12 +26,12 @@ from marship.errors import (
     TooLargeError,
 )
 from marship.serving.formats import codec, forms
+from marship.serving.formats.media import TEXT_TYPE
 from marship.serving.handler import OnnxHandler, Reply, Request
 from marship.serving.model.batch import Parts
 from marship.serving.texts import TEXT_FILE, TOKENIZER_FILE, Text, TextModel, TokenizedText
 from marship.serving.texts.answers import CLASSIFY
 
-PLAIN_TYPE = "text/plain"
 MOST_TEXTS = 32
 KEYS = ("text", "text_pair", "top_k")
 
@@ -55,7 +55,9 @@ class TextHandler(OnnxHandler):
         """A request of the right form."""
         return {"text": "a text, or a list of texts"}
 
-    def decode(self, request: Request) -> tuple[Arrays | Parts, tuple[list[TokenizedText], bool, Any]]:
+    def decode(
+        self, request: Request
+    ) -> tuple[Arrays | Parts, tuple[list[TokenizedText], bool, Any]]:
         """Each text's tokens; whether the response is a list, and how many labels are wanted.
 
         Raises:
@@ -81,7 +83,7 @@ class TextHandler(OnnxHandler):
 
     def _texts(self, request: Request) -> tuple[list[Text], bool, int | None]:
         """The texts, whether they came as a list, and top_k."""
-        if forms.kind_of(request.content_type) == PLAIN_TYPE:
+        if forms.kind_of(request.content_type) == TEXT_TYPE:
             return [Text(_plain(request.body))], False, None
         value = codec.read_json(request.body, request.content_type)
         top_k = None

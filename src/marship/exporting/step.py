@@ -77,9 +77,8 @@ def export(  # noqa: PLR0913  what the command takes
         source: A run folder of a recipe; `package.module:function` or `file.py:function`, which
             gives an `nn.Module`; a file of torch.export or TorchScript; or `hf:FOLDER`, a model of
             transformers.
-        settings: Variable axes, their bounds, pad values and tolerances; None is the defaults.
-        example: Of a function or file: an npz with an array for each input, named as forward's
-            parameters are; the first axis is the batch.
+        settings: Variable axes, their bounds, pad values and tolerances.
+        example: Of a function or file: an npz with an array for each of forward's parameters.
         weights: Of a function: a state dict (.pt, .safetensors), an index of shards, or a folder
             with either; None where it loads its own.
         weights_key: Which weights to take of a file with several.
@@ -92,7 +91,7 @@ def export(  # noqa: PLR0913  what the command takes
         DataError: The example does not hold forward's inputs.
         CheckpointError: The weights do not match the model.
         ModelError: The model cannot be converted.
-        ParityError: Outputs of the ONNX file differ.
+        ParityError: Outputs differ; nothing is written.
 
     Example:
         >>> done = marship.export("model.py:build", example="example.npz", out="runs/tiny")
@@ -110,14 +109,10 @@ def export(  # noqa: PLR0913  what the command takes
         return export_run(source, chosen)
     if path.is_file():
         kind = programs.check(path, is_trusted=trust_code, has_weights=weights is not None)
-        console.err.print(f"{path} runs in a process of its own: it is {kind}.", markup=False)
-    if example is None:
-        raise UsageError("example must name an npz with the model's inputs, got none.")
-    if path.is_file():
-        return _export_apart(path, example, out, chosen)
+        return _export_apart(path, kind, _given(example), Path(out) if out else None, chosen)
     return export_model(
         str(source),
-        example=example,
+        example=_given(example),
         settings=chosen,
         weights=weights,
         weights_key=weights_key,
@@ -125,12 +120,17 @@ def export(  # noqa: PLR0913  what the command takes
     )
 
 
+def _given(example: str | Path | None) -> Path:
+    if example is None:
+        raise UsageError("example must name an npz with the model's inputs, got none.")
+    return Path(example)
+
+
 def _export_apart(
-    path: Path, example: str | Path, out: str | Path | None, settings: ExportSettings
+    path: Path, kind: str, example: Path, out: Path | None, settings: ExportSettings
 ) -> Exported:
-    done = programs.export_apart(
-        path, example=Path(example), out=Path(out) if out else None, settings=settings
-    )
+    console.err.print(f"{path} runs in a process of its own: it is {kind}.", markup=False)
+    done = programs.export_apart(path, example=example, out=out, settings=settings)
     return _written(Path(done["run_dir"]), fresh=done["fresh"])
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from marship.errors import UsageError
 from marship.serving.formats.codec import JSON_TYPE, NPY_TYPE, OCTETS_TYPE
-from marship.serving.formats.media import media_type
+from marship.serving.formats.media import TEXT_TYPE, media_type
 
 FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r", "\n")
 """Spreadsheets interpret a cell that starts so as a formula (OWASP, CSV Injection)."""
@@ -65,7 +65,7 @@ def find(places: Sequence[str], suffixes: Collection[str] = ()) -> Found:
     Args:
         places: Files, which are always included, and folders.
         suffixes: Suffixes of files to take from folders; if empty, images and audio, or from a
-            folder with neither, JSON and npy.
+            folder with neither, JSON and npy, or from one without those, texts.
 
     Raises:
         UsageError: A file does not exist, or there are no files to predict.
@@ -84,7 +84,7 @@ def find(places: Sequence[str], suffixes: Collection[str] = ()) -> Found:
         found |= {source.name: source for source in map(Source.at, taken)}
         others += [Source.at(file).name for file in left]
     if not found:
-        kinds = ", ".join(sorted(wanted)) or "pictures, sound, .json, .npy"
+        kinds = ", ".join(sorted(wanted)) or "pictures, sound, .json, .npy, .txt"
         raise UsageError(
             f"{', '.join(places)} must hold files to predict ({kinds}), got none. "
             "Choose others with --suffix."
@@ -104,8 +104,9 @@ def _choose(folder: Path, suffixes: Collection[str]) -> tuple[list[Path], list[P
     if not suffixes:
         kinds = {file: media_type(file) for file in taken}
         media = [file for file in taken if kinds[file].startswith(("image/", "audio/"))]
-        # beside images and audio, JSON files are metadata and not requests
-        taken = media or [file for file in taken if kinds[file] in (JSON_TYPE, NPY_TYPE)]
+        # beside images and audio, JSON files are metadata and not requests; beside these, texts are
+        requests = [file for file in taken if kinds[file] in (JSON_TYPE, NPY_TYPE)]
+        taken = media or requests or [file for file in taken if kinds[file] == TEXT_TYPE]
     kept = set(taken)
     return taken, [file for file in files if file not in kept]
 

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from marship.serving.formats.codec import NPY_TYPE, OCTETS_TYPE
 
+TEXT_TYPE = "text/plain"
 _TYPES = mimetypes.MimeTypes()  # Python's built-in table, not the machine's
 for _suffix, _type in {
     ".npy": NPY_TYPE,
