@@ -58,6 +58,16 @@ NOT_RUN = {
     ("speech.md", "apt-get install"): "fetches packages of Debian and a model; "
     "tests/training/test_whisper.py runs the same steps with a small model",
     ("speech.md", "data/george"): "trains for ten minutes; the block above runs the same recipes",
+    (
+        "transformers.md",
+        "hf:my-model",
+    ): "needs a model's folder; tests/server/test_pretrained.py runs "
+    "the same steps with a small one",
+    ("transformers.md", "letter.txt"): "goes on from there; the same test sends a plain text",
+    ("transformers.md", "my-onnx-model"): "needs a folder of one's own; tests/unit/packaging/"
+    "test_onnx_folder.py packs such ones",
+    ("transformers.md", "timm:resnet18"): "needs timm and weights; tests/unit/exporting/"
+    "test_timm_models.py exports with a stand-in",
     ("threat-model.md", "make audit"): "asks PyPI; tests/unit/test_audit.py tries it with answers",
 }
 """By page and words of the block: why it does not run."""

@@ -31,7 +31,7 @@ def export(
         str,
         typer.Argument(
             help="a run folder, module:function that builds the model, a model's file "
-            "(.pt2, TorchScript), or hf:FOLDER with a model of transformers"
+            "(.pt2, TorchScript), hf:FOLDER with a model of transformers, or timm:NAME"
         ),
     ],
     settings: ExportSettings,

@@ -7,8 +7,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from marship import console
 from marship.contract import Arrays, Contract
 from marship.fit.recipe import Recipe
@@ -27,10 +25,12 @@ class Companion:
         files: By name in the run folder.
         compare: Compares responses; given the folder with the files, the contract, and how to run
             the exported model, it returns what the evidence says.
+        reference: What they are compared with.
     """
 
     files: Mapping[str, bytes]
     compare: Callable[[Path, Contract, Run], dict[str, Any]]
+    reference: str = "transformers.pipeline()"
 
     def write(self, draft: Path, contract: Contract, run: Run) -> dict[str, Any]:
         """Write the files, and compare.
@@ -43,7 +43,7 @@ class Companion:
         found = self.compare(draft, contract, run)
         count = next(f"{value} {key}" for key, value in found.items() if isinstance(value, int))
         console.out.print(
-            f"{count}, in one batch and each alone, get what transformers.pipeline() gives; "
+            f"{count}, in one batch and each alone, get what {self.reference} gives; "
             f"largest difference {found['largest_difference']:.2g}",
             soft_wrap=True,
         )
@@ -124,22 +124,28 @@ def _of_pictures(folder: ModelFolder, run_dir: Path) -> ExportPlan:
     from marship.pretrained import crosscheck, model, pictures
 
     processor, network = pictures.processor_of(folder), model.loaded(folder)
-    files = pictures.files(folder, processor)
-    rows = [pictures.values_of(processor, pixels) for pixels in pictures.samples().values()]
-    _say_others(model.others(network, {pictures.INPUT: rows[0]}))
-    recipe = Recipe(
-        name=name_of(run_dir),
-        build=BUILD,
-        handler="image_handler.py",
-        assets=(pictures.PICTURE_FILE,),
-        requests=tuple(pictures.SAMPLES),
-        evidence=folder.evidence(),
-    )
+    files, examples = pictures.prepared(folder, processor)
+    _say_others(model.others(network, examples))
+    recipe = picture_recipe(run_dir, BUILD, folder.evidence())
 
     def compare(draft: Path, contract: Contract, run: Run) -> dict[str, Any]:  # noqa: ARG001  as for texts
         return crosscheck.compare_pictures(network, processor, contract, run)
 
-    return ExportPlan(recipe, {pictures.INPUT: np.concatenate(rows)}, Companion(files, compare))
+    return ExportPlan(recipe, examples, Companion(files, compare))
+
+
+def picture_recipe(run_dir: Path, build: str, evidence: Mapping[str, object]) -> Recipe:
+    """The recipe of a classifier of pictures."""
+    from marship.pretrained import pictures
+
+    return Recipe(
+        name=name_of(run_dir),
+        build=build,
+        handler="image_handler.py",
+        assets=(pictures.PICTURE_FILE,),
+        requests=tuple(pictures.SAMPLES),
+        evidence=evidence,
+    )
 
 
 def _say_others(names: Sequence[str]) -> None:

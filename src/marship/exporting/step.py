@@ -19,7 +19,7 @@ from marship import console
 from marship.arguments import checked
 from marship.contract import CONTRACT_FILE, GOLDEN_FILE, Contract, digest_files
 from marship.errors import DataError, MarshipError, UsageError
-from marship.exporting import pretrained, programs
+from marship.exporting import pretrained, programs, timm_models
 from marship.exporting.build import resolved
 from marship.exporting.conversion import MODEL_FILE, VERSIONED, ModelSource, convert
 from marship.exporting.layout import completed
@@ -75,12 +75,11 @@ def export(  # noqa: PLR0913  what the command takes
 
     Args:
         source: A run folder of a recipe; `package.module:function` or `file.py:function`, which
-            gives an `nn.Module`; a file of torch.export or TorchScript; or `hf:FOLDER`, a model of
-            transformers.
+            gives an `nn.Module`; a file of torch.export or TorchScript; `hf:FOLDER`, a model of
+            transformers; or `timm:NAME`.
         settings: Variable axes, their bounds, pad values and tolerances.
         example: Of a function or file: an npz with an array for each of forward's parameters.
-        weights: Of a function: a state dict (.pt, .safetensors), an index of shards, or a folder
-            with either; None where it loads its own.
+        weights: Of a function: a state dict, an index of shards, or a folder with either.
         weights_key: Which weights to take of a file with several.
         out: The run folder to write; None is `runs/<module>`, or `runs/<folder>` of `hf:`.
         trust_code: Of a file: whether what it holds may run.
@@ -105,6 +104,9 @@ def export(  # noqa: PLR0913  what the command takes
         _refuse(f"for {source}", example=example, weights=weights, weights_key=weights_key)
         return export_pretrained(str(source), chosen, task=task, out=out)
     _refuse(f"for {source}, which is not of hf:", task=task)
+    if str(source).startswith(timm_models.PREFIX):
+        _refuse(f"for {source}", example=example)
+        return export_timm(str(source), chosen, weights=weights, weights_key=weights_key, out=out)
     if path.is_dir() or (":" not in str(source) and not path.is_file()):
         return export_run(source, chosen)
     if path.is_file():
@@ -239,13 +241,54 @@ def export_pretrained(
     run_dir = Path(out) if out else Path("runs") / folder.path.resolve().name
     plan = pretrained.planned(folder, run_dir)
     given = {"folder": str(folder.path), "task": folder.task}
+    return _export_plan(plan, run_dir, given, settings)
+
+
+def export_timm(
+    source: str,
+    settings: ExportSettings,
+    *,
+    weights: str | Path | None,
+    weights_key: str | None = None,
+    out: str | Path | None = None,
+) -> Exported:
+    """Export an image classifier of timm.
+
+    Args:
+        source: `timm:NAME`.
+        settings: Tolerances and the like.
+        weights: A state dict (.pt, .safetensors).
+        weights_key: Which weights to take of a file with several.
+        out: The run folder; `runs/<name>` where it is None.
+
+    Raises:
+        UsageError: timm is missing, does not know the model, or there are no weights.
+        CheckpointError: The weights do not match the model.
+        ModelError: The model cannot be converted.
+        ParityError: Outputs or responses would differ; nothing is written.
+    """
+    name, file = source.removeprefix(timm_models.PREFIX), Path(weights) if weights else None
+    run_dir = Path(out) if out else Path("runs") / name
+    plan, given = timm_models.planned(name, file, weights_key, run_dir)
+    return _export_plan(plan, run_dir, given, settings, file, weights_key)
+
+
+def _export_plan(  # noqa: PLR0913, PLR0917  the parts of a source
+    plan: pretrained.ExportPlan,
+    run_dir: Path,
+    given: Mapping[str, Any],
+    settings: ExportSettings,
+    weights: Path | None = None,
+    weights_key: str | None = None,
+) -> Exported:
     with tempfile.TemporaryDirectory() as draft:
         example = Path(draft) / EXAMPLES_FILE
         np.savez(example, **plan.examples)  # type: ignore[arg-type]  # its stub takes no mapping
-        own = ModelSource(
-            run_dir, plan.recipe, given, None, example, own=True, companion=plan.companion
-        )
-        return _export(own, settings)
+        source = ModelSource(
+            run_dir, plan.recipe, given, weights, example, own=True, weights_key=weights_key,
+            companion=plan.companion,
+        )  # fmt: skip
+        return _export(source, settings)
 
 
 def _export(source: ModelSource, settings: ExportSettings) -> Exported:

@@ -106,21 +106,21 @@ def planned(folder: Path, draft: Path, settings: PackageSettings) -> PackingPlan
     output = next((name for name in _STATES if name in outputs), None)
     opened = ModelFolder.at(folder, EXTRACT if output else None)
     (draft / EXAMPLES_DIR).mkdir()
-    inputs = [spec.name for spec in contract.inputs]
     if not opened.is_text:
-        return _of_pictures(opened, model, draft, inputs)
-    return _of_texts(opened, model, draft, inputs, output or outputs[0], golden=settings.golden)
+        return _of_pictures(opened, model, draft, contract)
+    return _of_texts(opened, model, draft, contract, output or outputs[0], golden=settings.golden)
 
 
 def _of_texts(  # noqa: PLR0913  the parts of a plan
-    folder: ModelFolder, model: Path, draft: Path, names: Sequence[str], output: str, *, golden: str
+    folder: ModelFolder, model: Path, draft: Path, stated: Contract, output: str, *, golden: str
 ) -> PackingPlan:
     from marship.pretrained import crosscheck, texts
     from marship.proof import parity
     from marship.serving.texts import INPUTS, TEXT_FILE, TOKENIZER_FILE, TextModel
 
     tokenizer = texts.tokenizer_of(folder)
-    _check_inputs(model, names, INPUTS)
+    names = _checked_inputs(model, stated, INPUTS)
+    _check_length(stated, model)
     bounds = texts.stated_bounds(folder, tokenizer)
     samples = texts.samples_of(folder.task, tokenizer, min(bounds))
     rows = [texts.row_of(tokenizer, names, text) for text in samples]
@@ -144,26 +144,34 @@ def _of_texts(  # noqa: PLR0913  the parts of a plan
     return PackingPlan(model, draft / EXAMPLES_DIR, "text_handler.py", finish)
 
 
-def _of_pictures(
-    folder: ModelFolder, model: Path, draft: Path, names: Sequence[str]
-) -> PackingPlan:
+def _of_pictures(folder: ModelFolder, model: Path, draft: Path, stated: Contract) -> PackingPlan:
     from marship.pretrained import pictures
 
-    _check_inputs(model, names, (pictures.INPUT,))
+    _checked_inputs(model, stated, (pictures.INPUT,))
     processor = pictures.processor_of(folder)
-    files = pictures.files(folder, processor)
-    rows = [pictures.values_of(processor, pixels) for pixels in pictures.samples().values()]
-    _write(draft, files, [{pictures.INPUT: row} for row in rows])
+    files, examples = pictures.prepared(folder, processor)
+    _write(draft, files, [{pictures.INPUT: row[None]} for row in examples[pictures.INPUT]])
     assets, requests = [draft / pictures.PICTURE_FILE], [draft / name for name in pictures.SAMPLES]
     finish = partial(_completed, folder=folder, assets=assets, requests=requests)
     return PackingPlan(model, draft / EXAMPLES_DIR, "image_handler.py", finish)
 
 
-def _check_inputs(model: Path, names: Sequence[str], known: Sequence[str]) -> None:
+def _checked_inputs(model: Path, stated: Contract, known: Sequence[str]) -> list[str]:
+    """The names of a graph's inputs, if they are those of a tokenizer or an image processor."""
+    names = [spec.name for spec in stated.inputs]
     if not {known[0]} <= set(names) <= set(known):
         raise UsageError(
             f"{model} must take {', '.join(known)} or some of them, got {', '.join(names)}. "
             f"Package it for tensors in and out: marship package {model}"
+        )
+    return names
+
+
+def _check_length(contract: Contract, model: Path) -> None:
+    if fixed := [spec.shape[1] for spec in contract.inputs if not isinstance(spec.shape[1], str)]:
+        raise UsageError(
+            f"{model} must take texts of any length, got a graph for {fixed[0]} tokens. Export it "
+            "with a variable length."
         )
 
 
@@ -183,11 +191,7 @@ def _with_length(contract: Contract, model: Path) -> Contract:
         UsageError: The length is fixed.
     """
     lengths = [spec.shape[1] for spec in contract.inputs]
-    if fixed := [size for size in lengths if not isinstance(size, str)]:
-        raise UsageError(
-            f"{model} must take texts of any length, got a graph for {fixed[0]} tokens. Export it "
-            "with a variable length."
-        )
+    _check_length(contract, model)
 
     def renamed(spec: TensorSpec) -> TensorSpec:
         shape = tuple(LENGTH if axis in lengths else axis for axis in spec.shape)

@@ -2,12 +2,14 @@
 
 import io
 import json
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
+from functools import partial
 from typing import Any
 
 import numpy as np
 
-from marship.contract import Array
+from marship.contract import Array, Arrays
 from marship.errors import ParityError, UsageError
 from marship.pretrained import labels
 from marship.pretrained.folder import ModelFolder, opened
@@ -46,22 +48,35 @@ def _drawn(height: int, width: int, generator: np.random.Generator) -> Array:
     return np.clip(np.round(pixels), 0, 255).astype(np.uint8)
 
 
-def files(folder: ModelFolder, processor: Any) -> dict[str, bytes]:  # noqa: ANN401
+def files(names: Sequence[str], scores: str, processor: Processor) -> dict[str, bytes]:
     """What goes into the archive beside the model, by name: picture.json, and the samples.
 
-    Raises:
-        UsageError: The processor does what is not done here.
-        ParityError: It gives other pixels for the samples.
+    Args:
+        names: The labels in the order of the outputs.
+        scores: How scores follow from the outputs; see `marship.serving.model.scores`.
+        processor: How pictures are prepared.
     """
     about = {
-        "labels": labels.labels_of(folder.config),
-        "scores": labels.scores_of(folder.config),
-        "processor": asdict(settings_of(processor)),
+        "labels": [*names],
+        "scores": scores,
+        "processor": asdict(processor),
         "tag_threshold": TAG_THRESHOLD,
     }
-    check(processor)
     found = {PICTURE_FILE: (json.dumps(about, indent=2) + "\n").encode()}
     return found | {name: _png(pixels) for name, pixels in samples().items()}
+
+
+def prepared(folder: ModelFolder, processor: Any) -> tuple[dict[str, bytes], Arrays]:  # noqa: ANN401
+    """The files beside the model of a folder, and the inputs for the samples.
+
+    Raises:
+        UsageError: The processor does what is not done here, or a label is missing.
+        ParityError: It gives other pixels.
+    """
+    ours = settings_of(processor)
+    rows = checked(ours, partial(values_of, processor), type(processor).__name__)
+    names, kind = labels.labels_of(folder.config), labels.scores_of(folder.config)
+    return files(names, kind, ours), rows
 
 
 def settings_of(processor: Any) -> Processor:  # noqa: ANN401  a class of many
@@ -102,26 +117,35 @@ def settings_of(processor: Any) -> Processor:  # noqa: ANN401  a class of many
     )
 
 
-def check(processor: Any) -> None:  # noqa: ANN401  a class of many
-    """Hold this package's way to prepare pictures against the image processor's.
+def checked(ours: Processor, values: Callable[[Array], Array], name: str) -> Arrays:
+    """Hold this package's way to prepare pictures against a reference's.
+
+    Args:
+        ours: The settings.
+        values: What the reference makes of pixels, float32 (1, 3, height, width).
+        name: The reference, for messages.
+
+    Returns:
+        The values of all samples, by the name of a model's input.
 
     Raises:
-        ParityError: They give other pixels.
+        ParityError: They differ.
     """
-    ours = settings_of(processor)
-    for name, pixels in samples().items():
-        want, got = values_of(processor, pixels), ours(pixels)[None]
-        if got.shape != want.shape or not np.allclose(got, want, rtol=1e-4, atol=_TOLERANCE):
-            gap = (
-                f"{np.abs(got - want).max():.3g} apart"
-                if got.shape == want.shape
-                else (f"of shape {got.shape[1:]}, not {want.shape[1:]}")
-            )
-            raise ParityError(
-                f"pixels must be those of {type(processor).__name__}, got values {gap} for {name}. "
-                "It does more than resize, crop, rescale and normalize: export the model from a "
-                "function of your own."
-            )
+    rows = []
+    for file, pixels in samples().items():
+        want, got = values(pixels), ours(pixels)[None]
+        if got.shape != want.shape:
+            gap = f"shape {got.shape[1:]}, not {want.shape[1:]}"
+        elif not np.allclose(got, want, rtol=1e-4, atol=_TOLERANCE):
+            gap = f"values {np.abs(got - want).max():.3g} apart"
+        else:
+            rows.append(want)
+            continue
+        raise ParityError(
+            f"pixels must be those of {name}, got {gap} for {file}. It does more than resize, "
+            "crop, rescale and normalize: export the model from a function of your own."
+        )
+    return {INPUT: np.concatenate(rows)}
 
 
 def values_of(processor: Any, pixels: Array) -> Array:  # noqa: ANN401

@@ -1,7 +1,8 @@
-"""Models of transformers exported from a folder: what a worker answers is what `pipeline()` does."""
+"""Models of transformers exported from a folder: a worker answers what `pipeline()` does."""
 
 import json
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -227,6 +228,12 @@ def test_poolings_are_joined_in_the_order_of_sentence_transformers(tmp_path: Pat
     assert texts.pooling_of(tmp_path).names == ("cls", "mean")
 
 
+def check_pixels(processor: Any) -> None:
+    """Hold our pixels against those of an image processor."""
+    ours = pictures.settings_of(processor)
+    pictures.checked(ours, partial(pictures.values_of, processor), type(processor).__name__)
+
+
 PROCESSORS: dict[str, dict[str, Any]] = {
     "squeezed": {},
     "shorter side and crop": {
@@ -249,20 +256,20 @@ PROCESSORS: dict[str, dict[str, Any]] = {
 def test_pixels_are_those_of_the_image_processor(name: str) -> None:
     """For wide and high pictures, resized, cropped, filled with black, normalized or not."""
     settings = {"size": {"height": 32, "width": 32}} | PROCESSORS[name]
-    pictures.check(transformers.ViTImageProcessorPil(**settings))
+    check_pixels(transformers.ViTImageProcessorPil(**settings))
 
 
 def test_convnext_crops_its_share() -> None:
     """It resizes the shorter side to more, below 384, and squeezes from there on."""
     for edge in (224, 384):
-        pictures.check(transformers.ConvNextImageProcessorPil(size={"shortest_edge": edge}))
+        check_pixels(transformers.ConvNextImageProcessorPil(size={"shortest_edge": edge}))
 
 
 def test_an_image_processor_that_does_more_is_refused() -> None:
     """EfficientNet's offset is not among the settings: the pixels tell."""
     processor = transformers.EfficientNetImageProcessorPil(rescale_offset=True)
     with pytest.raises(ParityError, match="pixels must be those of EfficientNetImageProcessorPil"):
-        pictures.check(processor)
+        check_pixels(processor)
 
 
 def test_a_worker_labels_pictures_as_the_pipeline(tmp_path: Path) -> None:

@@ -27,6 +27,8 @@ class Processor:
         rescale: A factor of each value from 0 to 255; None is 1.
         mean: What is then subtracted from red, green and blue; None is nothing.
         std: By what it is then divided.
+        crop_rounds: Whether the middle begins at half the rest rounded to even, as torchvision has
+            it, and not rounded down.
     """
 
     resize: tuple[int, ...] | None
@@ -35,6 +37,7 @@ class Processor:
     rescale: float | None
     mean: tuple[float, ...] | None
     std: tuple[float, ...] | None
+    crop_rounds: bool = False
 
     @classmethod
     def of(cls, about: Mapping[str, Any]) -> Self:
@@ -52,6 +55,7 @@ class Processor:
             rescale=None if about["rescale"] is None else float(about["rescale"]),
             mean=_numbers(about["mean"], float, (3,)),
             std=_numbers(about["std"], float, (3,)),
+            crop_rounds=bool(about["crop_rounds"]),
         )
         if found.resample not in _RESAMPLES or (found.mean is None) != (found.std is None):
             raise ValueError(f"processor {found}")
@@ -104,7 +108,8 @@ class Processor:
                 pads[axis] = (before, short - before)
                 pixels = np.pad(pixels, pads)
             else:
-                start = (have - size) // 2
+                rest = have - size
+                start = round(rest / 2) if self.crop_rounds else rest // 2
                 pixels = np.take(pixels, range(start, start + size), axis)
         return pixels
 
