@@ -61,8 +61,8 @@ NOT_RUN = {
     (
         "transformers.md",
         "hf:my-model",
-    ): "needs a model's folder; tests/server/test_pretrained.py runs "
-    "the same steps with a small one",
+    ): "needs a model's folder; tests/server/"
+    "test_pretrained.py runs the same steps with a small one",
     ("transformers.md", "letter.txt"): "goes on from there; the same test sends a plain text",
     ("transformers.md", "my-onnx-model"): "needs a folder of one's own; tests/unit/packaging/"
     "test_onnx_folder.py packs such ones",

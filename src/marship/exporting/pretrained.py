@@ -9,6 +9,7 @@ from typing import Any
 
 from marship import console
 from marship.contract import Arrays, Contract
+from marship.exporting.layout import completed
 from marship.fit.recipe import Recipe
 from marship.pretrained.folder import ModelFolder
 
@@ -68,14 +69,24 @@ def folder_of(source: str, task: str | None) -> ModelFolder:
     return ModelFolder.at(Path(source.removeprefix(PREFIX)).expanduser(), task)
 
 
-def planned(folder: ModelFolder, run_dir: Path) -> ExportPlan:
+def planned(folder: ModelFolder, run_dir: Path, bounds: tuple[str, ...]) -> ExportPlan:
     """How the model of a folder is exported.
+
+    Args:
+        folder: The model's.
+        run_dir: The run folder to write.
+        bounds: As `ExportSettings.bounds`: samples are no longer than these allow.
 
     Raises:
         UsageError: It cannot be read, or served.
         ParityError: The image processor does what is not done here.
     """
-    return _of_texts(folder, run_dir) if folder.is_text else _of_pictures(folder, run_dir)
+    if not folder.is_text:
+        return _of_pictures(folder, run_dir)
+    from marship.pretrained import texts
+
+    wanted = completed(Recipe(name="", build=BUILD), (), bounds).bounds.get(texts.AXIS)
+    return _of_texts(folder, run_dir, wanted[1] if wanted else None)
 
 
 def name_of(run_dir: Path) -> str:
@@ -83,13 +94,14 @@ def name_of(run_dir: Path) -> str:
     return re.sub(r"[^A-Za-z0-9_-]+", "-", run_dir.resolve().name)
 
 
-def _of_texts(folder: ModelFolder, run_dir: Path) -> ExportPlan:
+def _of_texts(folder: ModelFolder, run_dir: Path, wanted: int | None) -> ExportPlan:
     from marship.pretrained import crosscheck, model, texts
 
     tokenizer, network = texts.tokenizer_of(folder), model.loaded(folder)
     names = texts.inputs_of(tokenizer, network)
     shortest = texts.row_of(tokenizer, names, texts.SHORTEST)
     bounds = texts.stated_bounds(folder, tokenizer)
+    bounds = [min(wanted, bound) for bound in bounds] if wanted else bounds
     most = texts.longest(partial(model.states, network), shortest, bounds)
     samples = texts.samples_of(folder.task, tokenizer, most)
     rows = [texts.row_of(tokenizer, names, text) for text in samples]

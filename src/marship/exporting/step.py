@@ -239,7 +239,7 @@ def export_pretrained(
     """
     folder = pretrained.folder_of(source, task)
     run_dir = Path(out) if out else Path("runs") / folder.path.resolve().name
-    plan = pretrained.planned(folder, run_dir)
+    plan = pretrained.planned(folder, run_dir, settings.bounds)
     given = {"folder": str(folder.path), "task": folder.task}
     return _export_plan(plan, run_dir, given, settings)
 

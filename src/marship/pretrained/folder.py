@@ -114,7 +114,8 @@ def opened(kind: str, path: Path, **options: object) -> Any:  # noqa: ANN401  a 
 
 
 def _unreadable(path: Path, error: Exception) -> str:
-    reason = next(iter(str(error).strip().splitlines()), type(error).__name__).rstrip(".")
+    reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+    reason = reason.partition(" If you were trying to load it from")[0].rstrip(".")
     if "trust_remote_code" in str(error):
         return (
             f"{path} must be a model that transformers itself defines, got one with code of its "

@@ -32,6 +32,7 @@ AXIS = "length"
 USUAL_TOKENS = 512
 """The bound of a model that states none."""
 APART = "texts of different lengths run apart: padding would change what they get"
+_VOCABULARIES = (TOKENIZER_FILE, "vocab.*", "*.vocab", "*.model", "*.tiktoken", "tekken.json")
 _MODULES_FILE, _LENGTH_FILE = "modules.json", "sentence_bert_config.json"
 _NO_BOUND = 1_000_000
 """transformers has 1e30 for a tokenizer without a bound."""
@@ -51,6 +52,12 @@ def tokenizer_of(folder: ModelFolder) -> Any:  # noqa: ANN401  a class of many
     Raises:
         UsageError: There is none, or none that the package tokenizers runs.
     """
+    # of a folder without one transformers makes a tokenizer that knows no word
+    if not any(any(folder.path.glob(form)) for form in _VOCABULARIES):
+        raise UsageError(
+            f"{folder.path} must hold a tokenizer, such as {TOKENIZER_FILE}, got none. Save it "
+            "there with its save_pretrained()."
+        )
     tokenizer = opened("AutoTokenizer", folder.path)
     if not tokenizer.is_fast:
         raise UsageError(

@@ -127,6 +127,7 @@ def test_a_text_is_taken_as_plain_text(bert: Path) -> None:
     [
         ({"text": "no " * 70}, "text must have from 1 to 60 tokens, got 72. Send a shorter one"),
         (["No", "no " * 70], "text 2 must have from 1 to 60 tokens"),
+        ("a" * 2401, "text must have at most 2,400 characters, for a model that takes 60 tokens"),
         ({"texts": "No"}, "an object with text"),
         ({"text": 3}, "text must be a string"),
         ([], "from 1 to 32 texts, got 0"),
@@ -172,6 +173,14 @@ def test_a_folder_is_up_to_date_until_it_changes(bert: Path) -> None:
         weights["classifier.bias"] -= 1
         save_file(weights, source / "model.safetensors", {"format": "pt"})
         marship.export(f"hf:{source}", QUICK, out=bert)
+
+
+def test_bounds_of_ones_own_are_those_of_the_samples(bert: Path, tmp_path: Path) -> None:
+    """`--bounds length=1:16`: samples that are longer are left out."""
+    settings = marship.ExportSettings(proof_seconds=0.5, bounds=("length=1:16",))
+    done = marship.export(f"hf:{bert.parent / 'hf'}", settings, out=tmp_path)
+    assert done.contract.bounds["length"] == (1, 16)
+    assert 1 <= done.report["pipeline"]["texts"] < len(texts.SAMPLES)
 
 
 def write_pooling(folder: Path, *kinds: str, **modes: bool) -> None:
@@ -326,6 +335,15 @@ def test_other_tasks_are_refused_with_those_that_are_served(
     write_json(tmp_path / "config.json", {"architectures": architectures})
     with pytest.raises(UsageError, match=f"text-classification, .*{message}"):
         ModelFolder.at(tmp_path)
+
+
+def test_a_folder_without_a_tokenizer_is_refused(tmp_path: Path) -> None:
+    """One that transformers makes then knows no word: all texts would be alike."""
+    folder = write_texts(tmp_path / "hf", "Bert", HEADS[CLASSIFY])
+    for file in folder.glob("tokenizer*"):
+        file.unlink()
+    with pytest.raises(UsageError, match=r"must hold a tokenizer, such as tokenizer\.json"):
+        marship.export(f"hf:{folder}", QUICK, out=tmp_path / "run")
 
 
 def test_code_of_a_folder_is_not_run(tmp_path: Path) -> None:

@@ -19,6 +19,8 @@ from marship.serving.texts.answers import Answer
 TEXT_FILE = "text.json"
 TOKENIZER_FILE = "tokenizer.json"
 NO_LIMIT = 1 << 30
+CHARACTERS_PER_TOKEN = 40
+"""A text with more is refused before it is divided, which takes microseconds a character."""
 INPUTS = ("input_ids", "attention_mask", "token_type_ids")
 """What a tokenizer makes of a text, by the names that models of transformers have for it."""
 
@@ -106,9 +108,17 @@ class TextModel:
         Raises:
             InvalidInputError: It has more tokens than the model takes, or none.
         """
+        size, most = len(text.text) + len(text.pair or ""), CHARACTERS_PER_TOKEN * self.longest
+        if size > most:
+            raise InvalidInputError(
+                f"{place} must have at most {most:,} characters, for a model that takes "
+                f"{self.longest} tokens, got {size:,}. Send a shorter one."
+            )
         try:
             found = self._tokenizer.encode(text.text, text.pair)
-        except Exception as error:  # tokenizers raises no class of its own
+        except BaseException as error:  # tokenizers' panics are no Exception
+            if isinstance(error, KeyboardInterrupt | SystemExit):
+                raise
             raise InvalidInputError(f"{place} must be tokenized, got: {error}.") from error
         if not self.shortest <= len(found) <= self.longest:
             cut = "Send a shorter one, or package with --option truncate=true, which cuts it."
