@@ -2,8 +2,7 @@
 
 A contract is read from the ONNX graph, completed by what was proven about it (which axis is
 the batch, which padding value does not change the outputs), and is stored in the archive as
-`contract.json`. Golden cases travel beside it as `golden.npz`: inputs and the outputs that
-the reference model gave for them.
+`contract.json`. Golden cases are beside it, `golden.npz`: inputs and the reference's outputs.
 """
 
 import hashlib
