@@ -39,18 +39,28 @@ def read(path: Path, contract: Contract, run: RunModel) -> list[Arrays]:
         DataError: It is too large or damaged, does not hold inputs of the model, or the model does
             not run on them.
     """
+    requests = given(path, contract)
+    for number, request in enumerate(requests, 1):
+        place = f"{path}, request {number}" if len(requests) > 1 else str(path)
+        _check_shapes(request, contract, place)
+        _check_runs(request, contract, run, place)
+    return requests
+
+
+def given(path: Path, contract: Contract) -> list[Arrays]:
+    """Read example inputs of the contract's names and types, of whatever shape.
+
+    Raises:
+        UsageError: The file does not exist, or is of another type.
+        DataError: It is too large or damaged, or does not hold inputs of the model.
+    """
     files = _files(path)
     size_bytes = sum(map(_unpacked_bytes, files))
     if size_bytes > MOST_BYTES:
         raise DataError(
             f"{path} must hold at most {MOST_BYTES:,} bytes, got {size_bytes:,}. A few rows do."
         )
-    requests = [request for file in files for request in _requests(file, contract)]
-    for number, request in enumerate(requests, 1):
-        place = f"{path}, request {number}" if len(requests) > 1 else str(path)
-        _check_shapes(request, contract, place)
-        _check_runs(request, contract, run, place)
-    return requests
+    return [request for file in files for request in _requests(file, contract)]
 
 
 def joined(requests: Sequence[Arrays], contract: Contract) -> Arrays:
@@ -98,13 +108,13 @@ def _unpacked_bytes(file: Path) -> int:
 def _requests(file: Path, contract: Contract) -> Iterator[Arrays]:
     """The requests of one file, in the contract's types."""
     try:
-        for given in _given(file, contract):
+        for given in _bodies(file, contract):
             yield conform(given, contract)
     except (RequestError, ModelError) as error:
         raise DataError(f"{file} must hold inputs of the model, got: {error}") from error
 
 
-def _given(file: Path, contract: Contract) -> Iterator[Arrays]:
+def _bodies(file: Path, contract: Contract) -> Iterator[Arrays]:
     if file.suffix == ".npz":
         rows = read_rows(file)
         names = [spec.name for spec in contract.inputs]

@@ -14,15 +14,18 @@ import subprocess
 import sys
 import tempfile
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from io import BytesIO
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
 
 from marship import errors
 from marship.contract import Contract, GoldenCase, read_golden, write_golden
 from marship.errors import MarshipError, ModelError
 from marship.packaging.settings import PackageSettings
+
+if TYPE_CHECKING:  # onnx takes a while to import
+    from onnx import ModelProto
 
 _LOG_BYTES = 4096
 _START = "import sys; from marship.packaging import onnx_proof; onnx_proof.main(*sys.argv[1:])"
@@ -134,7 +137,7 @@ def _prove(  # noqa: PLR0913  as `wishes`
     from marship.proof import axes, graph, missing, parity, trials
     from marship.proof.cases import first_axis
 
-    path, labels = _without_maps(path, draft)
+    path, labels = _served(path, draft, example)
     stated = graph.contract_of(path, labels=labels)
     graph.refuse_random(path)
     run = parity.runner(path)
@@ -180,23 +183,47 @@ def _with_threads(
     )
 
 
-def _without_maps(path: Path, draft: Path) -> tuple[Path, dict[str, tuple[str, ...]]]:
-    """The file, or a copy that gives tensors in place of maps, and the names of their classes."""
+def _served(
+    path: Path, draft: Path, example: str | None
+) -> tuple[Path, dict[str, tuple[str, ...]]]:
+    """The file, or a repaired copy that gives tensors in place of maps, and their classes."""
     import onnx
 
-    from marship.proof import graph, maps
+    from marship.packaging import examples
+    from marship.proof import graph, maps, parity, repairs
 
-    model = graph.read(path)
+    model = graph.parsed(path)
+    is_repaired = repairs.repair(model)
     labels = maps.replaced(model)
-    if not labels:
+    shapeless = repairs.shapeless((*model.graph.input, *model.graph.output))
+    if not (is_repaired or labels or shapeless):
         return path, labels
+    requests = []
+    if shapeless and example is not None:
+        requests = examples.given(Path(example), graph.typed(model))
+        repairs.state_inputs(model, {name: array.ndim for name, array in requests[0].items()})
+    inputs = graph.inputs_of(model)
+    copy = _copied(model, path, draft)
+    if repairs.shapeless(model.graph.output):
+        contract = replace(graph.typed(model), inputs=inputs)
+        repairs.state_outputs(model, parity.runner(copy), contract, requests)
+        onnx.save(model, str(copy))
+    return copy, labels
+
+
+def _copied(model: "ModelProto", path: Path, draft: Path) -> Path:
+    """The model in the draft's folder, with the external data of the file that it was."""
+    import onnx
+
+    from marship.proof import graph
+
     for location, file in graph.external_files(path).items():
         place = draft / location
         place.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(file, place)  # ONNX's checker takes no links
     copy = draft / path.name
     onnx.save(model, str(copy))
-    return copy, labels
+    return copy
 
 
 def _limit_memory() -> None:

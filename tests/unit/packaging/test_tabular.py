@@ -177,6 +177,22 @@ def test_a_file_of_ml_operators_alone_gets_its_classes(tmp_path: Path) -> None:
     assert sum(row.values()) == pytest.approx(1.0)
 
 
+def test_probabilities_of_float64_keep_their_type(tmp_path: Path) -> None:
+    """skl2onnx writes a ZipMap behind float64, too, which ONNX Runtime refuses to load."""
+    path = classifier(tmp_path / "c.onnx", STRINGS)
+    model = onnx.load(str(path))
+    model.graph.node[1].input[0] = "wide"
+    model.graph.node.insert(
+        1, helper.make_node("Cast", ["scores"], ["wide"], to=TensorProto.DOUBLE)
+    )
+    onnx.save(model, str(path))
+    served = Served(path)
+    assert served.contract.outputs[0].dtype == "float64"
+    (row,) = served.json({"x": [[1, 2, 3]]})["probability"]
+    assert list(row) == list(STRINGS)
+    assert sum(row.values()) == pytest.approx(1.0)
+
+
 def test_external_data_comes_along_with_a_rewritten_file(tmp_path: Path) -> None:
     """A copy without its maps lies elsewhere, and finds its weights there."""
     path = classifier(tmp_path / "c.onnx", NUMBERS)
