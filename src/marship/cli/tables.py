@@ -105,7 +105,7 @@ def show_contract(contract: "Contract") -> None:
             *(("output", spec) for spec in contract.outputs),
             ("sizes", ", ".join(bounds)),
             ("values", ", ".join(_ranges(contract))),
-            ("may be missing", ", ".join(s.name for s in contract.inputs if s.takes_missing)),
+            ("may be missing", ", ".join(s.missing_in for s in contract.inputs if s.takes_missing)),
             *((f"classes of {s.name}", _names(s.labels)) for s in contract.outputs if s.labels),
             ("batched along", contract.batch_axis or "nothing: requests run alone"),
             ("tolerance", contract.tolerance),

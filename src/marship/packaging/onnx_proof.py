@@ -13,6 +13,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from io import BytesIO
@@ -41,7 +42,7 @@ class OnnxProof:
         cases: Golden cases, with the outputs of the file itself.
         summary: The proof of independent rows in one line; None if it does not apply.
         rows: The proof as stored in evidence files.
-        remark: What else the user should know, in one line.
+        remarks: What else the user should know, a line each.
     """
 
     model: Path
@@ -49,7 +50,7 @@ class OnnxProof:
     cases: list[GoldenCase]
     summary: str | None
     rows: dict[str, Any] | str
-    remark: str | None = None
+    remarks: Sequence[str] = ()
 
 
 def describe(path: Path, draft: Path, settings: PackageSettings) -> OnnxProof:
@@ -116,7 +117,7 @@ def main(model: str, draft: str, asked: str) -> None:
                 "found": {
                     "summary": proof.summary,
                     "rows": proof.rows,
-                    "remark": proof.remark,
+                    "remarks": proof.remarks,
                 },
             }
         except MarshipError as error:
@@ -149,21 +150,22 @@ def _prove(  # noqa: PLR0913  as `wishes`
         rows = examples.joined(requests, contract) if requests else None
         contract = trials.with_least_sizes(contract, run, rows)
         contract = trials.keeping(contract, requests)
-        contract = missing.decided(contract, path, run, missing_values)
+        contract, gaps = missing.decided(contract, path, run, missing_values)
         contract, proof = parity.with_batch_axis(contract, run, rows, seconds=proof_seconds)
         if contract.batch_axis or len(contract.inputs) == 1 or first_axis(stated) is None:
             break  # else no rows need to be kept together
     cases = parity.golden_from(run, contract, rows, golden)
     cases += missing.golden_from(run, contract)
     contract = parity.with_scale(contract, cases)
-    contract, remark = _with_threads(contract, path, cases)
+    contract, threads = _with_threads(contract, path, cases)
+    remarks = [line for line in (gaps, threads) if line is not None]
     # last: proofs and golden cases reach up to the bounds, and each worker replays golden cases
     lengths = graph.table_lengths(path, trials.LONGEST_TABLE)
     contract = trials.with_largest_sizes(contract, run, lengths, rows)
     contract = trials.keeping(contract, requests)
     if proof is None:
-        return OnnxProof(path, contract, cases, None, "not applicable", remark)
-    return OnnxProof(path, contract, cases, str(proof), proof.evidence(), remark)
+        return OnnxProof(path, contract, cases, None, "not applicable", remarks)
+    return OnnxProof(path, contract, cases, str(proof), proof.evidence(), remarks)
 
 
 def _with_threads(
