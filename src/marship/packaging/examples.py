@@ -63,6 +63,25 @@ def given(path: Path, contract: Contract) -> list[Arrays]:
     return [request for file in files for request in _requests(file, contract)]
 
 
+def check_finite(requests: Sequence[Arrays], contract: Contract, path: Path) -> None:
+    """Refuse values that the server would: infinity, and NaN where the model does not take it.
+
+    Raises:
+        DataError: There is such a value.
+    """
+    for spec in contract.inputs:
+        arrays = [one[spec.name] for one in requests if one[spec.name].dtype.kind == "f"]
+        if any(np.isinf(array).any() for array in arrays):
+            raise DataError(f"{spec.name} of {path} must hold finite values, got infinity.")
+        full = [*spec.full_columns] if spec.takes_missing else slice(None)
+        if any(np.isnan(array[..., full] if array.ndim else array).any() for array in arrays):
+            where = f" elsewhere than in {spec.missing_in}" if spec.takes_missing else ""
+            raise DataError(
+                f"{spec.name} of {path} must hold finite values, got NaN{where}, which requests "
+                "must not hold either. Leave it out, or take it with --missing-values allow."
+            )
+
+
 def joined(requests: Sequence[Arrays], contract: Contract) -> Arrays:
     """One array for each input: the rows of requests of the most frequent sizes.
 

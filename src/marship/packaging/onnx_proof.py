@@ -151,6 +151,7 @@ def _prove(  # noqa: PLR0913  as `wishes`
         contract = trials.with_least_sizes(contract, run, rows)
         contract = trials.keeping(contract, requests)
         contract, gaps = missing.decided(contract, path, run, missing_values)
+        examples.check_finite(requests, contract, Path(example or ""))
         contract, proof = parity.with_batch_axis(contract, run, rows, seconds=proof_seconds)
         if contract.batch_axis or len(contract.inputs) == 1 or first_axis(stated) is None:
             break  # else no rows need to be kept together

@@ -85,7 +85,9 @@ def _text(item: object, spec: TensorSpec) -> str:
 
 def _wrong_type(array: Array, spec: TensorSpec) -> InvalidInputError:
     found = "str" if array.dtype.kind in TEXT_KINDS else array.dtype.name
-    return InvalidInputError(f"{spec.name} must be {spec.form}, got {found}.")
+    is_number = array.dtype.kind in "iuf" and spec.dtype not in ("str", "bool")
+    advice = f' Convert it with array.astype("{spec.dtype}").' if is_number else ""
+    return InvalidInputError(f"{spec.name} must be {spec.form}, got {found}.{advice}")
 
 
 def may_hold_booleans(body: bytes | bytearray | memoryview) -> bool:
