@@ -16,11 +16,15 @@ from marship.contract import Array, TensorSpec
 Columns = tuple[int, ...] | frozenset[int]
 """The input's columns whose gaps a tensor has: those along its last axis in order, or somewhere."""
 
-_UNARY = {"Abs", "Cast", "CastLike", "Exp", "Identity", "Imputer", "Log", "Neg", "Scaler", "Sqrt"}
+_UNARY = {"Abs", "Cast", "CastLike", "Exp", "Identity", "Imputer", "Neg", "Scaler"}
 _BINARY = {"Add", "Div", "Mul", "Sub"}
 _MIXING = {"FeatureVectorizer", "Flatten", "Reshape", "Squeeze", "Transpose", "Unsqueeze"}
 _PICKING = {"ArrayFeatureExtractor", "Gather", "Slice"}
-"""Operators that hand NaN on, with Concat and Split; a Cast to integers hides it."""
+"""Operators that hand NaN on, with Concat and Split, and make none of numbers.
+
+Behind a Log, or a division by the input's values, an Imputer is there for the graph's own NaN:
+skl2onnx writes PowerTransformer so. A Cast to integers hides NaN.
+"""
 _HIDING = {"ArgMax", "ArgMin"}
 _TREES = {"TreeEnsemble", "TreeEnsembleClassifier", "TreeEnsembleRegressor"}
 _FLOATS = {TensorProto.FLOAT, TensorProto.DOUBLE, TensorProto.FLOAT16, TensorProto.BFLOAT16}
@@ -112,7 +116,7 @@ class _Passing:
         found: Columns = frozenset()
         if node.op_type in _UNARY:
             found = parts[0]
-        elif node.op_type in _BINARY:
+        elif node.op_type in _BINARY and not (node.op_type == "Div" and node.input[1] in held):
             found = parts[0] if self._is_aligned(node, held) else mixed
         elif node.op_type in _MIXING:
             found = mixed

@@ -148,6 +148,8 @@ GRAPHS: dict[str, tuple[list[Any], set[int]]] = {
         ],
         set(),
     ),
+    "NaN of logarithms imputed": ([node("Log", "x", "l"), imputer("l", "y")], set()),
+    "NaN of 0 / 0 imputed": ([node("Div", "x x", "d"), imputer("d", "y")], set()),
     "cast to another float": ([node("Cast", "x", "w", to=1), imputer("w", "y")], ALL),
 }
 
