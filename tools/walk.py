@@ -67,12 +67,10 @@ def climbs(path: list[str]) -> int:
 
 
 def _package(file: Path) -> object:
-    from marship.packaging import onnx_proof, step
+    from marship.packaging import step
+    from marship.proof import onnx_proof
 
-    def describe(path: Path, draft: Path, settings: step.PackageSettings) -> onnx_proof.OnnxProof:
-        return onnx_proof._prove(path, draft, **onnx_proof.wishes(settings))
-
-    onnx_proof.describe = describe  # type: ignore[assignment]
+    onnx_proof.describe = onnx_proof._prove
     with tempfile.TemporaryDirectory() as store:
         return step.package(file, step.PackageSettings(model_store=Path(store)))
 

@@ -62,7 +62,8 @@ def _case(path: Path, names: Sequence[str], values: Sequence[Any]) -> Case:
     inputs: Mapping[str, Any] = {
         name: _array(value) for name, value in zip(names, values, strict=False)
     }
-    return Case(inputs, reference.outputs(path, inputs))
+    served = {name: reference.widened(value) for name, value in inputs.items()}
+    return Case(served, reference.outputs(path, inputs))
 
 
 def _array(value: Any) -> Any:  # noqa: ANN401  an array, or another value of ONNX

@@ -25,7 +25,8 @@ output. Where the contract has a batch axis, rows are also asked together, as re
 - **equal**: every answer is the reference's, within the contract's tolerance or the test's own.
   The reference of an ONNX file is ONNX Runtime, of a PyTorch module PyTorch, and of a tabular model
   the library that trained it.
-- **refused**: an error of one line says why, at packing, loading or at the request.
+- **refused**: an error of one line says why, at packing, loading or at the request. Flags that it
+  advises are tried, and `--missing-values` is given where the inputs hold NaN or infinity.
 - **wrong**: an answer is another. **traceback**: anything ended without such an error.
 - **not run by ONNX Runtime**: it does not run the file on the test's own inputs; nothing else was
   tried.
@@ -107,15 +108,15 @@ def _models(outcomes: Iterable[Outcome]) -> str:
 
 
 def _reasons(outcomes: Iterable[Outcome]) -> str:
-    """Outcomes by the form of their remark, the most frequent first."""
-    groups: dict[str, list[Outcome]] = {}
+    """Outcomes by their kind and the form of their remark, the most frequent first."""
+    groups: dict[tuple[str, str], list[Outcome]] = {}
     for item in outcomes:
-        groups.setdefault(form(item.remark), []).append(item)
+        groups.setdefault((item.kind, form(item.remark)), []).append(item)
     rows = [
-        [len(found), found[0].remark[:240], ", ".join(item.name for item in found[:3])]
+        [found[0].kind, len(found), found[0].remark[:240], ", ".join(i.name for i in found[:3])]
         for found in sorted(groups.values(), key=len, reverse=True)
     ]
-    return _table(["models", "message", "such as"], rows)
+    return _table(["kind", "models", "message", "such as"], rows)
 
 
 def form(remark: str) -> str:

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import yaml
+from ml_dtypes import bfloat16
 
 from marship.contract import Array, Arrays, Contract, TensorSpec
 from marship.serving.formats import extent, kserve
@@ -82,13 +83,15 @@ class Served:
     def raw(self, inputs: Arrays) -> Arrays:
         """Ask in KServe v2 with raw tensors in and out."""
         entries, parts = [], []
+        types = {spec.name: kserve.datatype(spec) for spec in self.contract.inputs}
         for name, array in inputs.items():
-            parts.append(_raw(array))
+            datatype = types.get(name) or kserve.NAMES[_dtype(array)]
+            parts.append(_raw(array.astype(bfloat16) if datatype == kserve.BFLOAT16 else array))
             entries.append(
                 {
                     "name": name,
                     "shape": list(array.shape),
-                    "datatype": kserve.NAMES[_dtype(array)],
+                    "datatype": datatype,
                     "parameters": {"binary_data_size": len(parts[-1])},
                 }
             )
@@ -103,6 +106,8 @@ class Served:
         """Ask with one npy file, of a model with one input and one output."""
         buffer = BytesIO()
         (array,) = inputs.values()
+        if self.contract.inputs[0].narrow == "bfloat16":
+            array = array.astype(bfloat16)
         np.save(buffer, array.astype(str) if array.dtype.kind == "O" else array)
         request = Request(body=buffer.getvalue(), content_type="application/x-npy")
         (reply,) = self._ask(request)
@@ -171,9 +176,14 @@ def _from_raw(entries: Sequence[Mapping[str, Any]], body: bytes) -> Arrays:
     found, place = {}, 0
     for entry in entries:
         size = entry["parameters"]["binary_data_size"]
-        part, dtype = body[place : place + size], kserve.DTYPES[entry["datatype"]]
+        part, datatype = body[place : place + size], entry["datatype"]
         place += size
-        values = _texts(part) if dtype == "str" else np.frombuffer(part, dtype)
+        if datatype == kserve.BFLOAT16:
+            values = np.frombuffer(part, bfloat16).astype(np.float32)
+        elif datatype == "BYTES":
+            values = _texts(part)
+        else:
+            values = np.frombuffer(part, kserve.DTYPES[datatype])
         found[entry["name"]] = values.reshape(entry["shape"])
     return found
 

@@ -114,18 +114,35 @@ def _loaded(given: Given, folder: Path) -> tuple[Served, str]:
             given.source, chosen, example=example, weights=given.weights, out=folder / "run"
         ).run_dir
     settings = PackageSettings(name="m", model_store=folder / "store")
-    archive, how = _packed(source, settings, example)
+    archive, how = _packed(source, settings, example, _missing(given.cases))
     try:
         return Served(archive, folder / "extracted"), how
     except MarshipError as error:
         raise type(error)(f"packed, and not loaded: {error}") from error
 
 
-def _packed(source: str | Path, settings: Any, example: Path) -> tuple[Path, str]:  # noqa: ANN401
-    """The archive, with the flags that messages advise, and those flags."""
+def _missing(cases: Sequence[Case]) -> str:
+    """The setting that says that inputs hold NaN or infinity, which the default refuses."""
+    arrays = [array for case in cases for array in case.inputs.values()]
+    floats = [a for a in arrays if isinstance(a, np.ndarray) and a.dtype.kind == "f"]
+    if any(np.isinf(array).any() for array in floats):
+        return "any"
+    return "allow" if any(np.isnan(array).any() for array in floats) else "auto"
+
+
+def _packed(
+    source: str | Path,
+    settings: Any,  # noqa: ANN401
+    example: Path,
+    missing: str,
+) -> tuple[Path, str]:
+    """The archive, with the flags that its user gives or messages advise, and those flags."""
     from marship import package
 
     fields, flags = {field.name for field in dataclasses.fields(settings)}, list[str]()
+    if missing != "auto":
+        settings = replace(settings, missing_values=missing)
+        flags.append(f"--missing-values {missing}")
     advised = {"--example": {"example": example}, "--golden real": {"golden": "real"}}
     while True:
         try:
@@ -142,8 +159,7 @@ def _asked(served: Served, cases: Sequence[Case]) -> Iterator[tuple[str, Arrays,
     """The answers in every format that can hold the inputs, and the rows of a batch together."""
     for case in cases:
         inputs = dict(case.inputs)
-        takes = {spec.name: spec.takes_missing for spec in served.contract.inputs}
-        if all(_in_json(array, takes.get(name, False)) for name, array in inputs.items()):
+        if all(map(_in_json, inputs.values())):
             yield "JSON", served.named(inputs), case
             if served.contract.batch_axis is not None and (rows := _rows(case)):
                 answers = served.joined([dict(row.inputs) for row in rows])
@@ -154,13 +170,9 @@ def _asked(served: Served, cases: Sequence[Case]) -> Iterator[tuple[str, Arrays,
             yield "npy", served.npy(inputs), case
 
 
-def _in_json(array: Array, takes_missing: bool) -> bool:
-    """Whether JSON has the values, and lists can say the sizes."""
-    if array.size == 0 and np.shape(array.tolist()) != array.shape:
-        return False
-    if array.dtype.kind != "f":
-        return True
-    return not np.isinf(array).any() and (takes_missing or not np.isnan(array).any())
+def _in_json(array: Array) -> bool:
+    """Whether lists can say the sizes: of nothing they say the first alone."""
+    return array.size > 0 or np.shape(array.tolist()) == array.shape
 
 
 def _rows(case: Case) -> list[Case]:
@@ -185,7 +197,8 @@ def _compare(form: str, got: Arrays, case: Case, tolerance: Tolerance, given: Gi
         raise _WrongError(f"in {form}, no output {', '.join(missing)}")
     own = Tolerance(given.atol, given.rtol)
     for name, wanted in case.outputs.items():
-        want = {name: as_sent(wanted, form)}
+        has_words = got[name].dtype.kind == "f" and np.isinf(got[name]).any()
+        want = {name: wanted if has_words else as_sent(wanted, form)}
         found = {name: got[name]}
         if not form.endswith("JSON") and _dtype(got[name]) != _dtype(wanted):
             raise _WrongError(f"in {form}, {name} is {got[name].dtype}, not {wanted.dtype}")

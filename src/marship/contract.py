@@ -50,6 +50,38 @@ _DTYPES = {"str", "bool", "float16", "float32", "float64"} | {
 
 
 @dataclass(frozen=True, slots=True)
+class Widened:
+    """How a type that NumPy lacks is served.
+
+    Attributes:
+        dtype: A type that holds all its values, by NumPy's name.
+        low: Its smallest finite value.
+        high: Its largest finite value.
+        has_infinity: Whether it has infinities beside them.
+    """
+
+    dtype: str
+    low: float
+    high: float
+    has_infinity: bool = False
+
+
+WIDENED: Mapping[str, Widened] = {
+    "bfloat16": Widened("float32", -(2.0**128 - 2.0**120), 2.0**128 - 2.0**120, True),
+    "float8_e4m3fn": Widened("float32", -448, 448),
+    "float8_e4m3fnuz": Widened("float32", -240, 240),
+    "float8_e5m2": Widened("float32", -57344, 57344, True),
+    "float8_e5m2fnuz": Widened("float32", -57344, 57344),
+    "float8_e8m0fnu": Widened("float32", 2.0**-127, 2.0**127),
+    "int4": Widened("int8", -8, 7),
+    "uint4": Widened("uint8", 0, 15),
+    "int2": Widened("int8", -2, 1),
+    "uint2": Widened("uint8", 0, 3),
+}
+"""Types of ONNX by their names in ml_dtypes."""
+
+
+@dataclass(frozen=True, slots=True)
 class ColumnRange:
     """The range of the values at one place of an input, such as `input[:, 3]`.
 
@@ -85,6 +117,7 @@ class TensorSpec:
             has a fixed size, at which none may be missing.
         labels: Outputs only. The classes along the last axis, by whose names JSON responses give
             the values; empty for plain tensors.
+        narrow: The type in the file that was packed, one of WIDENED, if NumPy lacks it; else empty.
     """
 
     name: str
@@ -96,6 +129,7 @@ class TensorSpec:
     takes_missing: bool = False
     full_columns: tuple[int, ...] = ()
     labels: tuple[str, ...] = ()
+    narrow: str = ""
 
     def __str__(self) -> str:
         """`name: dtype[batch, 10]`, as tables show it."""
@@ -229,6 +263,9 @@ def _check_spec(spec: Mapping[str, Any]) -> None:
         raise ValueError(f"{spec['name']} of type {spec['dtype']}")
     if any(isinstance(axis, int) and not 0 <= axis < _MOST_SIZE for axis in spec["shape"]):
         raise ValueError(f"{spec['name']} of shape {spec['shape']}")
+    narrow = spec.get("narrow", "")
+    if narrow and (narrow not in WIDENED or WIDENED[narrow].dtype != spec["dtype"]):
+        raise ValueError(f"{spec['name']} of type {spec['dtype']} for {narrow}")
     labels = spec.get("labels", [])
     is_plain = spec["dtype"] != "str" and spec["shape"][-1:] == [len(labels)]
     if labels and not (is_plain and len(spec["shape"]) <= 2 and len(set(labels)) == len(labels)):  # noqa: PLR2004  rows of a table

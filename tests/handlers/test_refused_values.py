@@ -15,8 +15,7 @@ import pytest
 from onnx import NodeProto, TensorProto, helper
 
 from marship.contract import CONTRACT_FILE, GOLDEN_FILE, write_golden
-from marship.packaging import onnx_proof
-from marship.packaging.settings import PackageSettings
+from marship.proof import onnx_proof
 from marship.serving.message import JSON_TYPE, Request
 from marship.serving.service import Placement, Service
 from odd_models import FLOAT, INT64, Shape, graph_of
@@ -194,8 +193,8 @@ def loaded(odd: Odd, folder: Path) -> Service:
     source = graph_of(folder / "model.onnx", odd.nodes, odd.inputs, odd.outputs, odd.constants)
     (folder / "example.json").write_text(json.dumps(odd.good))
     example = folder / "example.json"
-    settings = PackageSettings(golden=odd.golden, proof_seconds=1, example=example)
-    proof = onnx_proof._prove(source, folder, **onnx_proof.wishes(settings))
+    wishes = onnx_proof.Wishes(golden=odd.golden, proof_seconds=1, example=example)
+    proof = onnx_proof._prove(source, folder, wishes)
     (folder / CONTRACT_FILE).write_text(proof.contract.to_json())
     write_golden(folder / GOLDEN_FILE, proof.cases)
     service = Service()

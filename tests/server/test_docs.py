@@ -24,6 +24,7 @@ from digits_folder import write_digits
 from marship.engines.torchserve import server
 from marship.errors import NotRunningError
 from mini_movielens import write_mini
+from models import wide
 from nginx import find, free_port
 from own_model import write_own_model
 from photos import colour
@@ -192,6 +193,8 @@ def checkout(place: Path) -> Path:
     """The reader's files: a trained recommender, photographs, recordings, a model of their own."""
     write_mini(place / "mini")
     write_own_model(place)
+    wide(place / "model.onnx", 4)
+    np.savez(place / "data.npz", x=np.arange(40, dtype=np.uint8))
     write_digits(place / "photos", 120)
     (place / "photo.jpg").write_bytes(colour("red", kind="JPEG"))
     (place / "more").mkdir()

@@ -1,7 +1,10 @@
 """Models with text in and out, packed from ONNX files and served by TorchServe."""
 
+import csv
 import io
+import json
 import struct
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -12,9 +15,12 @@ import pytest
 import requests
 
 from marship import Client, PackageSettings, package
+from marship.client.address import Address
 from marship.engines.torchserve.server import Server
 from marship.errors import RequestError
 from marship.operate.replay import replay
+from marship.predict import Run, predict_files
+from marship.predict.sources import find
 from marship.serving.formats.codec import JSON_TYPE, NPY_TYPE, OCTETS_TYPE
 from marship.trust import archive
 from models import labels, same_text
@@ -91,6 +97,45 @@ def test_npy(served: Client, kind: str) -> None:
     np.save(file, array if kind == "U" else np.char.encode(array, "utf-8"))
     found = served.predict("same-text", file.getvalue(), content_type=NPY_TYPE)
     assert found.tolist() == array.tolist()
+
+
+def test_files_of_text_become_rows(served: Client, running: Server, tmp_path: Path) -> None:
+    """`predict` over JSON and npy: cells and lines have each word unchanged, and are resumed."""
+    del served
+    folder = tmp_path / "words"
+    folder.mkdir()
+    hostile = ["=cmd|' /C calc'!A0", "cr\rx", "crlf\r\n", "a;b", "a,b", '"q"', "\u2028", " a "]
+    wanted = {}
+    for number, word in enumerate([*WORDS, *hostile]):
+        wanted[f"{number:02}.json"] = [[word]]
+        (folder / f"{number:02}.json").write_bytes(orjson.dumps([[word]]))
+    np.save(folder / "two.npy", np.array([["grün"], ["b"]]))
+    wanted["two.npy"] = [["grün"], ["b"]]
+    address = Address(home=running.home.path)
+    for name in ("rows.csv", "rows.jsonl"):
+        sources = find([str(folder)]).sources
+        run = Run("same-text", sources, tmp_path / name)
+        assert predict_files(run, address).predicted == len(wanted)
+        again = predict_files(run, address)
+        assert (again.sent, again.predicted_before) == (0, len(wanted))
+    with (tmp_path / "rows.csv").open(newline="", encoding="utf-8") as table:
+        csv.field_size_limit(sys.maxsize)
+        rows = [(row["file"], json.loads(row["answer"])) for row in csv.DictReader(table)]
+    lines = map(orjson.loads, (tmp_path / "rows.jsonl").read_bytes().splitlines())
+    for found in (dict(rows), {line["file"]: line["answer"] for line in lines}):
+        assert {Path(file).name: answer for file, answer in found.items()} == wanted
+
+
+def test_labels_of_files_stand_in_columns(served: Client, running: Server, tmp_path: Path) -> None:
+    """A column for each output; several rows of a request in one cell."""
+    del served
+    ask = {"word": [["red"], ["grün"]], "mark": [["!"], [";"]]}
+    (tmp_path / "a.json").write_bytes(orjson.dumps(ask))
+    run = Run("labels", find([str(tmp_path / "a.json")]).sources, tmp_path / "rows.csv")
+    assert predict_files(run, Address(home=running.home.path)).predicted == 1
+    with (tmp_path / "rows.csv").open(newline="", encoding="utf-8") as table:
+        (row,) = csv.DictReader(table)
+    assert (row["upper"], json.loads(row["joined"])) == ("RED;GRÜN", [["red!"], ["grün;"]])
 
 
 def test_what_is_no_text_is_refused(served: Client) -> None:

@@ -28,7 +28,7 @@ ROOMS: dict[str, set[str]] = {
     "client": {"engines", "exchange", "serving.formats"},
     "predict": {"client", "engines", "exchange", "serving.formats"},
     "fit": set(),
-    "proof": set(),
+    "proof": {"serving.formats"},  # reads example requests
     "exporting": {"fit", "proof"},
     "optimizing": {"fit", "proof"},
     "packaging": {"engines", "fit", "proof", "trust"}

@@ -7,6 +7,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 import onnx
 import pytest
@@ -115,6 +116,25 @@ def test_what_onnx_runtime_does_not_run_is_not_tried(part: Part, tmp_path: Path)
     assert "Got: 2 Expected: 3" in outcome.remark
 
 
+@pytest.mark.parametrize("narrow", ["bfloat16", "float8_e5m2", "int4"])
+def test_the_reference_has_types_that_numpy_lacks(part: Part, narrow: str, tmp_path: Path) -> None:
+    """They go into ONNX Runtime and come out by their bits, of which int4 has two in a byte."""
+    kind = helper.np_dtype_to_tensor_dtype(np.dtype(getattr(ml_dtypes, narrow)))
+    x, y = (helper.make_tensor_value_info(name, kind, [3]) for name in "xy")
+    nodes = [
+        helper.make_node("Cast", ["x"], ["wide"], to=TensorProto.FLOAT),
+        helper.make_node("Add", ["wide", "wide"], ["sum"]),
+        helper.make_node("Cast", ["sum"], ["y"], to=kind),
+    ]
+    path, opsets = tmp_path / "m.onnx", [helper.make_opsetid("", 21)]
+    graph = helper.make_graph(nodes, "g", [x], [y])
+    onnx.save(helper.make_model(graph, opset_imports=opsets, ir_version=10), str(path))
+    given = np.float32([1, -3, 2]).astype(getattr(ml_dtypes, narrow))
+    found = part("collection.reference").outputs(path, {"x": given})["y"]
+    assert found.dtype == ("int8" if narrow == "int4" else "float32")
+    assert found.tolist() == [2, -6, 4]
+
+
 def test_json_is_held_against_what_it_can_tell(part: Part) -> None:
     """NaN and infinity are null there; the other formats have them."""
     wanted = np.array([1, np.inf, np.nan], np.float32)
@@ -139,8 +159,8 @@ def test_the_page_counts_lists_and_groups(part: Part) -> None:
     assert "| all | 5 | 2 | 2 | 0 | 1 | 0 |" in text
     assert "| tabular models | tree | `x: float32[n, 3]` | equal | 3.0 | batched |" in text
     assert "| add |" not in text
-    assert "| 2 | x1 must be a tensor, got a map of type 1. | a, b |" in text
-    assert "## Traceback\n\nWhat `python benchmarks/models.py` found:\n\n| models |" in text
+    assert "| ONNX node tests | 2 | x1 must be a tensor, got a map of type 1. | a, b |" in text
+    assert "## Traceback\n\nWhat `python benchmarks/models.py` found:\n\n| kind | models |" in text
     assert "Of 3 ONNX's own tests that ONNX Runtime runs, 33.3 % are served equal." in text
 
 

@@ -74,14 +74,36 @@ def export(
 @flags(OptimizeSettings)
 @reported
 def optimize(
-    run_dir: Annotated[Path, typer.Argument(help="a run folder with an exported model")],
+    source: Annotated[
+        Path, typer.Argument(help="a run folder with an exported model, or any ONNX file")
+    ],
     settings: OptimizeSettings,
+    calibration: Annotated[
+        Path | None,
+        typer.Option(
+            help="real inputs of an ONNX file: an npz by input name, a .json with requests, or a "
+            "folder of such files; every fourth row is kept back for judging"
+        ),
+    ] = None,
+    heldout: Annotated[
+        Path | None, typer.Option(help="other real inputs of an ONNX file, for judging")
+    ] = None,
+    judge: Annotated[
+        str | None,
+        typer.Option(
+            help="file.py:function that gives metrics of an ONNX file's outputs and targets, "
+            "arrays target/NAME in the npz"
+        ),
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="the run folder to write")] = None,
 ) -> Report:
     """Build optimized variants, measure them, and choose one."""
     from marship.cli import tables
     from marship.optimizing import step
 
-    done = step.optimize(run_dir, settings)
+    done = step.optimize(
+        source, settings, calibration=calibration, heldout=heldout, judge=judge, out=out
+    )
     fields = {"run_dir": done.run_dir, "is_fresh": done.fresh, **done.report}
     return Report(fields, lambda: tables.show_optimized(done))
 

@@ -79,7 +79,7 @@ def show_export(done: "Exported") -> None:
 
 def show_optimized(done: "Optimized") -> None:
     """The variants, and why each was or was not chosen."""
-    from marship.optimizing.report import figures, remarks, verdicts
+    from marship.optimizing.report import closeness, figures, remarks, verdicts
 
     if done.trial is None:
         text = f"{done.run_dir / 'optimize.json'} is up to date; --again optimizes anew."
@@ -90,7 +90,11 @@ def show_optimized(done: "Optimized") -> None:
     console.out.print(figures(trial.variants, choice.chosen, trial.rule, is_narrow=is_narrow))
     for line in remarks(trial.variants):
         console.out.print(line, style="dim", markup=False, soft_wrap=True)
+    if trial.remark is not None:
+        console.out.print(closeness(trial.variants))
     console.out.print(verdicts(choice))
+    if trial.remark is not None:
+        console.out.print(trial.remark, markup=False, soft_wrap=True)
     console.out.print(f"{choice.chosen} is chosen: {choice.why}.", markup=False, soft_wrap=True)
 
 
@@ -99,12 +103,14 @@ def show_contract(contract: "Contract") -> None:
     bounds = (
         f"{axis} {contract.size_rule(axis)}" for axis in {**contract.bounds, **contract.steps}
     )
+    specs = (*contract.inputs, *contract.outputs)
     facts(
         [
             *(("input", spec) for spec in contract.inputs),
             *(("output", spec) for spec in contract.outputs),
             ("sizes", ", ".join(bounds)),
             ("values", ", ".join(_ranges(contract))),
+            *((f"type of {s.name}", f"{s.narrow} in the file") for s in specs if s.narrow),
             ("may be missing", ", ".join(s.missing_in for s in contract.inputs if s.takes_missing)),
             *((f"classes of {s.name}", _names(s.labels)) for s in contract.outputs if s.labels),
             ("batched along", contract.batch_axis or "nothing: requests run alone"),

@@ -27,6 +27,7 @@ from marship.exporting.guards import Doubt
 from marship.exporting.layout import BATCH, Layout
 from marship.exporting.modules import Wrapper, signature_of
 from marship.exporting.results import left_out, named_tensors
+from marship.proof import divisions
 from marship.proof.cases import allowed
 from marship.proof.comparison import RunModel
 from marship.proof.parity import first_line
@@ -176,6 +177,7 @@ def write_onnx(  # noqa: PLR0913  the parts of a graph
             continue
         weights_bytes = sum(t.nbytes for t in (*model.parameters(), *model.buffers()))
         program.save(path, external_data=weights_bytes > WEIGHTS_INSIDE_LIMIT_BYTES)
+        divisions.guard_file(path)
         return doubts
     raise _failure(failures)
 

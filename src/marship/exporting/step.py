@@ -132,6 +132,11 @@ def export_run(run_dir: str | Path, settings: ExportSettings) -> Exported:
     if run_dir.suffix and not run_dir.exists():
         raise UsageError(f"{run_dir} must be a run folder or a model's file, got nothing there.")
     recipe = Recipe.load(run_dir)
+    if not recipe.build:
+        raise UsageError(
+            f"{run_dir} must hold a PyTorch model, got one that was made from an ONNX file. "
+            f"Package it: marship package {run_dir}"
+        )
     weights = run_dir / CHECKPOINT_FILE
     if not weights.is_file():
         raise UsageError(f"{run_dir} must hold {CHECKPOINT_FILE}, got none. Train the model first.")

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from marship.errors import UsageError
+from marship.optimizing.fidelity import Fidelity
 from marship.optimizing.measure import Latency
 from marship.tolerance import Tolerance
 
@@ -29,6 +30,9 @@ class Variant:
         median_speedup: The median speedup, likewise.
         metrics: The judge's metrics on held-out data.
         metric_drop: How much worse the deciding metric is than the exported model's.
+        is_exact: Whether all its outputs are within the export's tolerance.
+        fidelity: By output, how close it is to the exported model's on real inputs; empty where a
+            judge decides.
         details: Details that its pass recorded.
     """
 
@@ -46,7 +50,14 @@ class Variant:
     absolute: float = 0.0
     relative: float = 0.0
     tolerance: Tolerance = field(default_factory=Tolerance)
+    is_exact: bool = True
+    fidelity: dict[str, Fidelity] = field(default_factory=dict)
     details: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def worst_error(self) -> float:
+        """The largest relative error of an output; 0 without floats."""
+        return max((f.error for f in self.fidelity.values() if f.error is not None), default=0.0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +70,8 @@ class Rule:
         budget: The largest allowed metric drop.
         least_gain: The smallest relative speed gain over the base that justifies a change.
         forced: A variant chosen by the user.
+        most_error: The largest relative error of an output on real inputs; None where they are not
+            compared.
     """
 
     base: str
@@ -66,6 +79,7 @@ class Rule:
     budget: float
     least_gain: float
     forced: str | None = None
+    most_error: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -204,10 +218,22 @@ def _beaten(variant: Variant, best: Variant, rule: Rule) -> str:
 
 def _cost(variant: Variant, rule: Rule) -> str:
     if rule.metric is None or variant.metric_drop is None:
-        return "its outputs are within the export's tolerance"
+        if variant.is_exact or not variant.fidelity:
+            return "its outputs are within the export's tolerance"
+        return f"its outputs are close enough on real inputs: {_closeness(variant)}"
     if variant.metric_drop <= 0:
         return f"{rule.metric} does not drop"
     return f"{rule.metric} drops by {variant.metric_drop:.2g} of {rule.budget:g} allowed"
+
+
+def _closeness(variant: Variant) -> str:
+    """`off by at most 0.012 of their spread, 99.2 % of 250 rows agree`."""
+    parts = [f"off by at most {variant.worst_error:.2g} of their spread"]
+    shares = [(f.agreement, f.rows) for f in variant.fidelity.values() if f.agreement is not None]
+    if shares:
+        share, rows = min(shares)
+        parts.append(f"{100 * share:.4g} % of {rows} rows agree")
+    return ", ".join(parts)
 
 
 def _distinct(one: float, other: float) -> tuple[str, str]:

@@ -10,9 +10,9 @@ import numpy as np
 from rich.progress import Progress, TaskID
 
 from marship.contract import Arrays, Contract, GoldenCase
-from marship.errors import ParityError
+from marship.errors import DataError, ParityError
 from marship.proof import parity
-from marship.proof.cases import draw_real, first_axis, sizes_to_try, within
+from marship.proof.cases import allowed, draw_real, first_axis, sizes_to_try, within
 from marship.proof.comparison import RunModel
 from marship.tolerance import Tolerance, largest_difference
 
@@ -100,27 +100,76 @@ def timing_inputs(contract: Contract, examples: Arrays, batch: int) -> Iterator[
     axis = first_axis(contract)
     sizes = within(contract, sizes_to_try(contract, examples)[-1], examples)
     if axis is None:
-        yield len(next(iter(examples.values()))), draw_real(contract, examples, sizes, 0).inputs
+        rows = max((array.shape[0] for array in examples.values() if array.ndim), default=1)
+        yield rows, draw_real(contract, examples, sizes, 0).inputs
         return
-    for count in dict.fromkeys((1, batch if contract.batch_axis else 1)):
+    counts = (1, batch if contract.batch_axis else 1)
+    for count in dict.fromkeys(allowed(contract, axis, count) for count in counts):
         yield count, draw_real(contract, examples, sizes | {axis: count}, 0).inputs
+
+
+def calls(contract: Contract, rows: Arrays, at_once: int | None = None) -> Iterator[Arrays]:
+    """The inputs of single calls: rows batched if possible, or one request after the other.
+
+    Args:
+        contract: The model's.
+        rows: Inputs by name, and other arrays, which are left out. Where requests cannot be cut
+            into rows, arrays have one axis more than the model's inputs, in front, for requests.
+        at_once: Rows of a call; None is as many as memory suggests.
+    """
+    inputs = {spec.name: rows[spec.name] for spec in contract.inputs}
+    if holds_requests(contract, rows):
+        yield from requests(inputs)
+        return
+    axis = first_axis(contract)
+    if axis is None:
+        yield inputs
+        return
+    count = len(next(iter(inputs.values())))
+    row_bytes = max(1, sum(array.nbytes for array in inputs.values()) // max(1, count))
+    if at_once is None:
+        at_once = 1
+        if contract.batch_axis:
+            at_once = max(1, min(ROWS_AT_ONCE, BYTES_AT_ONCE // row_bytes))
+    at_once = allowed(contract, axis, at_once)
+    for start in range(0, count, at_once):
+        yield {name: array[start : start + at_once] for name, array in inputs.items()}
+
+
+def requests(rows: Arrays) -> Iterator[Arrays]:
+    """Each of the requests that arrays have in front of the model's own axes."""
+    for number in range(len(next(iter(rows.values())))):
+        # NumPy would give a number where there are no further axes
+        yield {name: np.asarray(array[number]) for name, array in rows.items()}
+
+
+def holds_requests(contract: Contract, rows: Arrays) -> bool:
+    """Whether arrays have an axis for requests in front of the model's own axes."""
+    found = [(rows.get(spec.name), len(spec.shape)) for spec in contract.inputs]
+    return all(array is not None and array.ndim == axes + 1 for array, axes in found)
 
 
 def predict_rows(run: RunModel, contract: Contract, rows: Arrays) -> Arrays:
     """Run many rows, batched if possible, and concatenate their outputs."""
-    inputs = {spec.name: rows[spec.name] for spec in contract.inputs}
-    if first_axis(contract) is None:
-        return run(inputs)
-    count = len(next(iter(inputs.values())))
-    row_bytes = max(1, sum(array.nbytes for array in inputs.values()) // max(1, count))
-    at_once = 1
-    if contract.batch_axis:
-        at_once = max(1, min(ROWS_AT_ONCE, BYTES_AT_ONCE // row_bytes))
-    outputs = [
-        run({name: array[start : start + at_once] for name, array in inputs.items()})
-        for start in range(0, count, at_once)
-    ]
-    return {name: np.concatenate([a[name] for a in outputs]) for name in outputs[0]}
+    return joined([run(inputs) for inputs in calls(contract, rows)])
+
+
+def joined(outputs: Sequence[Arrays]) -> Arrays:
+    """The outputs of several calls, one after the other along their first axis.
+
+    Raises:
+        DataError: An output has other sizes in other calls.
+    """
+    found = {}
+    for name in outputs[0]:
+        arrays = [np.atleast_1d(call[name]) for call in outputs]
+        if len({array.shape[1:] for array in arrays}) > 1:
+            raise DataError(
+                f"output {name} must have one size for a judge, got several: its size depends on "
+                "the inputs. Optimize without a judge."
+            )
+        found[name] = np.concatenate(arrays)
+    return found
 
 
 def difference(got: Sequence[Arrays], want: Sequence[Arrays]) -> tuple[float, float]:
@@ -161,7 +210,7 @@ def objection(
         for name, want in case.outputs.items():
             if want.dtype.kind not in "fc" and not np.array_equal(got[name], want):
                 kind = "text" if want.dtype.kind in "OU" else "whole numbers"
-                return f"output {name} of {kind} differs from PyTorch's"
+                return f"output {name} of {kind} differs from the exported model's"
     found = parity.row_influence(contract, run, examples) if contract.batch_axis else None
     if found is not None and not found.agrees:
         first, *more = str(found.reason).split("; ")

@@ -10,14 +10,18 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
-from marship.optimizing.choice import Choice, Rule, Variant, Verdict
+from marship.optimizing.choice import EXPORTED, Choice, Rule, Variant, Verdict
+from marship.optimizing.fidelity import NORM, NOT_PROVEN, Fidelity
+from marship.optimizing.material import Material
 from marship.tolerance import Tolerance
 
 KIB = 1024
 NAMED = 5
 SHORT_MS = 10.0
+SMALL = 0.01
 MARKED = "bold green"
 WRAPPED, LINES_SHOWN = 52, 4
+SHORT_NAME = 20
 TAIL_SHOWN = 2.0
 """Limit of the axis for tails, in multiples of the longest median; the table has the full value."""
 
@@ -76,13 +80,17 @@ def _cells(variant: Variant, batches: Sequence[str], rule: Rule) -> list[str]:
         f"{variant.load_ms:.0f}",
         *(_shown_ms(value) for time in times for value in (time.median, time.p99)),
         f"{variant.speedup:.2f}",
-        f"{variant.metrics[rule.metric]:.4f}" if rule.metric else "",
+        _shown_metric(variant.metrics[rule.metric]) if rule.metric else "",
         f"{variant.absolute:.2g}",
     ]
 
 
 def _shown_ms(value: float) -> str:
     return f"{value:.3f}" if value < SHORT_MS else f"{value:.1f}"
+
+
+def _shown_metric(value: float) -> str:
+    return f"{value:.4f}" if value == 0 or abs(value) >= SMALL else f"{value:.3g}"
 
 
 def remarks(variants: Sequence[Variant]) -> list[str]:
@@ -103,8 +111,61 @@ def _float_layers(details: Mapping[str, Any]) -> str | None:
     )
 
 
+def closeness(variants: Sequence[Variant]) -> Table:
+    """A table with a row for each output of each built variant, compared on real inputs."""
+    found = _bare_table("variant")
+    found.add_column("output", overflow="fold")
+    for title in ("error", "worst row", "agrees", "sure"):
+        found.add_column(title, justify="right", no_wrap=True)
+    for variant in (v for v in variants if v.file and v.name != EXPORTED):
+        worst = sorted(variant.fidelity.items(), key=lambda item: -(item[1].error or 0.0))
+        for name, one in worst[:NAMED]:
+            found.add_row(variant.name, Text(name), *_shown_closeness(one))
+        if len(worst) > NAMED:
+            found.add_row(variant.name, f"and {len(worst) - NAMED} more")
+    return found
+
+
+def _shown_closeness(one: Fidelity) -> tuple[str, ...]:
+    """Errors, rows that agree, and the share that agrees at 95 % confidence."""
+    errors = ["" if value is None else f"{value:.2g}" for value in (one.error, one.worst_row)]
+    if one.same is None or one.sure_agreement is None:
+        return (*errors, "", "")
+    kind = "top class in " if one.is_class else ""
+    return (*errors, f"{kind}{one.same} of {one.rows}", f"{100 * one.sure_agreement:.1f} %")
+
+
+def compared(material: Material) -> dict[str, Any] | None:
+    """The entry for `optimize.json` about real inputs; None where they were not compared."""
+    if not material.compared_rows:
+        return None
+    return {
+        "rows": material.compared_rows,
+        "rows_from": material.heldout_from,
+        "error": NORM,
+        "most_error": material.bounds.error,
+        "least_agreement": material.bounds.agreement,
+        "not_proven": NOT_PROVEN,
+    }
+
+
+def remark(material: Material) -> str | None:
+    """By what outputs were compared, and what that does not prove, as two lines."""
+    if not material.compared_rows:
+        return None
+    bounds = material.bounds
+    return (
+        f"Outputs against the exported model's on {material.compared_rows} real inputs "
+        f"({material.heldout_from}). Allowed: an error of {bounds.error:g} of an output's spread, "
+        f"{100 * (1 - bounds.agreement):.3g} % of rows that do not agree. Sure: the share of "
+        f"such inputs that agrees at least, with 95 % confidence.\n{NOT_PROVEN}"
+    )
+
+
 def size(size_bytes: int) -> str:
     """`812 kB`, as tables show it."""
+    if size_bytes < KIB:
+        return f"{size_bytes} B"
     if size_bytes < KIB**2:
         return f"{size_bytes / KIB:.0f} KiB"
     return f"{size_bytes / KIB**2:.1f} MiB"
@@ -127,9 +188,19 @@ def entry(variant: Variant, verdict: Verdict) -> dict[str, Any]:
         "median_speedup": variant.median_speedup,
         "metrics": variant.metrics,
         "metric_drop": variant.metric_drop,
+        "outputs": {name: _entry_of(one) for name, one in variant.fidelity.items()},
         "largest_difference": {k: v if math.isfinite(v) else None for k, v in difference.items()},
         "tolerance": asdict(variant.tolerance if math.isfinite(variant.absolute) else Tolerance()),
     }
+
+
+def _entry_of(one: Fidelity) -> dict[str, Any]:
+    """How close an output is, as JSON."""
+    errors = {"error": one.error, "worst_row": one.worst_row}
+    finite = {k: v if v is None or math.isfinite(v) else None for k, v in errors.items()}
+    counted = "top class" if one.is_class else "values"
+    shares = {"agreement": one.agreement, "sure_agreement": one.sure_agreement}
+    return {"rows": one.rows, **finite, "same": one.same and counted, **shares}
 
 
 def draw(variants: Sequence[Variant], choice: Choice, rule: Rule, path: Path, name: str) -> None:
@@ -150,6 +221,8 @@ def draw(variants: Sequence[Variant], choice: Choice, rule: Rule, path: Path, na
         grid[0].set_yticks(range(len(shown)), [_label(variant) for variant in shown])
         grid[0].set_ylim(-0.6, len(shown) - 0.4)
         title = f"{name}: {choice.chosen} is chosen"
+        if rule.most_error is not None:
+            figure.supxlabel(NOT_PROVEN, x=0.01, ha="left", fontsize=8)
         figure.suptitle(title, x=0.01, ha="left", fontweight="bold", fontsize=10)
         figure.savefig(path, dpi=144)
 
@@ -177,9 +250,14 @@ def _draw_latency(axes: Any, shown: Sequence[Variant], chosen: str, batch: str) 
 
 def _draw_cost(axes: Any, shown: Sequence[Variant], chosen: str, rule: Rule) -> None:  # noqa: ANN401  the same
     rows, built = _built(shown)
-    if rule.metric is None:
+    if rule.metric is None and rule.most_error is not None:
+        values = [variant.worst_error for variant in built]
+        axes.set_title("error on real inputs, no labels", loc="left", fontsize=9)
+        axes.set_xlabel("share of an output's spread; dashed: allowed")
+        axes.axvline(rule.most_error, color=LIMIT, linewidth=1, linestyle="--")
+    elif rule.metric is None:
         values = [variant.absolute for variant in built]
-        axes.set_title("difference from PyTorch's outputs", loc="left", fontsize=9)
+        axes.set_title("difference from the exported model", loc="left", fontsize=9)
         axes.set_xlabel("largest absolute difference")
     else:
         values = [variant.metric_drop or 0.0 for variant in built]
@@ -188,18 +266,29 @@ def _draw_cost(axes: Any, shown: Sequence[Variant], chosen: str, rule: Rule) -> 
         axes.axvline(rule.budget, color=LIMIT, linewidth=1, linestyle="--")
     axes.axvline(0, color=INK, linewidth=0.8)
     axes.scatter(values, rows, s=60, color=_colors(built, chosen), zorder=3)
-    for row, value in zip(rows, values, strict=True):
+    for row, value, variant in zip(rows, values, built, strict=True):
         axes.annotate(
-            f"{value:.2g}",
+            _cost_label(variant, value),
             (value, row),
             (0, 7),
             textcoords="offset points",
             ha="center",
             fontsize=8,
+            parse_math=False,
         )
-    axes.margins(x=0.2)
+    axes.margins(x=0.4 if rule.most_error is not None else 0.2)
     axes.locator_params(axis="x", nbins=5)
     _bare(axes)
+
+
+def _cost_label(variant: Variant, value: float) -> str:
+    """The figure; for an error the output's name before it, and how many rows agree at least."""
+    if not variant.fidelity or not value:
+        return f"{value:.2g}"
+    name = max(variant.fidelity, key=lambda name: variant.fidelity[name].error or 0.0)
+    shares = [one.agreement for one in variant.fidelity.values() if one.agreement is not None]
+    agree = f", {100 * min(shares):.3g} % agree" if shares else ""
+    return f"{textwrap.shorten(name, SHORT_NAME, placeholder='...')} {value:.2g}{agree}"
 
 
 def _draw_verdicts(axes: Any, shown: Sequence[Variant], choice: Choice) -> None:  # noqa: ANN401  the same

@@ -9,38 +9,25 @@ one interleaved run, judged on held-out data and compared with PyTorch's outputs
 import inspect
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from marship.arguments import checked
-from marship.contract import (
-    CONTRACT_FILE,
-    GOLDEN_FILE,
-    Arrays,
-    Contract,
-    digest_files,
-    read_golden,
-)
-from marship.errors import DataError, MarshipError, ModelError, UsageError
+from marship.contract import digest_files
+from marship.errors import MarshipError, UsageError
 from marship.fit.origin import fingerprint, local_files, machine, versions
-from marship.fit.recipe import Recipe, resolve
 from marship.optimizing.settings import PASSES, OptimizeSettings
-from marship.proof.cases import first_axis, read_rows
 from marship.settings import as_dict
 from marship.storage import read_json, replacing_all, write_json
 
 if TYPE_CHECKING:  # --help needs none of it
+    from marship.optimizing.adoption import Given
     from marship.optimizing.choice import Choice, Rule, Variant
-    from marship.optimizing.source import Goal
-    from marship.optimizing.trial import Judge, Material
+    from marship.optimizing.material import Material
 
 EXPORTED = "exported"
 
-MODEL_FILE = "model.onnx"
-EXAMPLES_FILE = "examples.npz"
-CALIBRATION_FILE = "calibration.npz"
-HELDOUT_FILE = "heldout.npz"
 REPORT_FILE = "optimize.json"
 PICTURE_FILE = "optimize.png"
 VERSIONED = ("marship", "onnx", "onnxruntime", "numpy")
@@ -48,11 +35,16 @@ VERSIONED = ("marship", "onnx", "onnxruntime", "numpy")
 
 @dataclass(frozen=True, slots=True)
 class Trial:
-    """All variants, and why each was or was not chosen."""
+    """All variants, and why each was or was not chosen.
+
+    Attributes:
+        remark: By what they were compared where no judge decides, and what that does not show.
+    """
 
     variants: "list[Variant]"
     choice: "Choice"
     rule: "Rule"
+    remark: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,16 +71,30 @@ class Optimized:
 
 
 @checked
-def optimize(run_dir: str | Path, settings: OptimizeSettings | None = None) -> Optimized:
-    """Build variants of the exported model in a run folder, measure them, and choose one.
+def optimize(  # noqa: PLR0913  what the command takes
+    source: str | Path,
+    settings: OptimizeSettings | None = None,
+    *,
+    calibration: str | Path | None = None,
+    heldout: str | Path | None = None,
+    judge: str | None = None,
+    out: str | Path | None = None,
+) -> Optimized:
+    """Build variants of a model, measure them, and choose one.
 
     Args:
-        run_dir: The folder that `export` wrote.
+        source: The folder that `export` wrote, or an ONNX file, which becomes such a folder.
         settings: How they are measured and chosen; None is the defaults.
+        calibration: Of an ONNX file: real inputs, an npz with an array for each input, a .json
+            with requests, or a folder of such files. Every fourth row is kept back for judging.
+        heldout: Of an ONNX file: other real inputs for judging.
+        judge: Of an ONNX file: a function of outputs and targets that gives metrics, as
+            `file.py:function`; targets are arrays `target/<name>` in the npz.
+        out: Of an ONNX file: the folder to write; `runs/<name of the file>` where it is None.
 
     Raises:
         UsageError: The folder holds no export, or the requested variant cannot be chosen.
-        ModelError: The export is corrupted.
+        ModelError: The export is corrupted, or the ONNX file cannot be read or run.
         DataError: Calibration or held-out data is corrupted or does not match the model.
 
     Example:
@@ -96,15 +102,38 @@ def optimize(run_dir: str | Path, settings: OptimizeSettings | None = None) -> O
         >>> done.report["chosen"] in {variant["name"] for variant in done.report["variants"]}
         True
     """
-    run_dir, settings = Path(run_dir), settings or OptimizeSettings()
-    from marship.optimizing.choice import choose
-    from marship.optimizing.report import draw, entry
-
-    material = _gather(run_dir, settings)
+    settings = settings or OptimizeSettings()
     if settings.variant not in (None, EXPORTED, *PASSES):
         raise UsageError(
             f"variant must be one of {', '.join((EXPORTED, *PASSES))}, got {settings.variant}."
         )
+    from marship.optimizing.adoption import Given, adopt
+    from marship.optimizing.material import gather
+
+    run_dir = Path(source)
+    data, other, folder = (Path(path) if path else None for path in (calibration, heldout, out))
+    given = Given(calibration=data, heldout=other, judge=judge, out=folder)
+    if run_dir.is_dir():
+        _refuse(run_dir, given)
+    else:
+        run_dir = adopt(run_dir, given, settings)
+    return _optimized(run_dir, gather(run_dir, settings), settings)
+
+
+def _refuse(run_dir: Path, given: "Given") -> None:
+    """Refuse what only an ONNX file needs."""
+    for item in fields(given):
+        if getattr(given, item.name) is not None:
+            raise UsageError(
+                f"{item.name} must be of an ONNX file, got one for {run_dir}. A run folder has its "
+                "own."
+            )
+
+
+def _optimized(run_dir: Path, material: "Material", settings: OptimizeSettings) -> Optimized:
+    from marship.optimizing.choice import choose
+    from marship.optimizing.report import compared, draw, entry, remark
+
     made_from = _fingerprint(material, settings)
     kept = None if settings.again else _kept(run_dir, made_from)
     if kept is not None:
@@ -119,6 +148,7 @@ def optimize(run_dir: str | Path, settings: OptimizeSettings | None = None) -> O
             "why": choice.why,
             "variants": [entry(variant, choice.verdicts[variant.name]) for variant in variants],
             "rule": asdict(rule),
+            "compared": compared(material),
             "model_digest": material.contract.digest,
             "made_from": made_from,
             "settings": as_dict(settings),
@@ -127,72 +157,8 @@ def optimize(run_dir: str | Path, settings: OptimizeSettings | None = None) -> O
         }
         write_json(draft / REPORT_FILE, report)
     _remove_stale(run_dir, variants)
-    return Optimized(run_dir, report, fresh=True, trial=Trial(variants, choice, rule))
-
-
-def _gather(run_dir: Path, settings: OptimizeSettings) -> "Material":
-    from marship.optimizing.source import ExportedModel
-    from marship.optimizing.trial import Material
-
-    recipe = Recipe.load(run_dir)
-    judge = resolve(recipe.judge) if recipe.judge else None
-    for name in (MODEL_FILE, CONTRACT_FILE, GOLDEN_FILE, EXAMPLES_FILE):
-        if not (run_dir / name).is_file():
-            raise UsageError(
-                f"{run_dir} must hold an exported model, got no {name}. "
-                f"Export it first: marship export {run_dir}"
-            )
-    contract = Contract.from_json((run_dir / CONTRACT_FILE).read_bytes())
-    files = [run_dir / name for name in contract.files]
-    if not all(f.is_file() for f in files) or digest_files(*files) != contract.digest:
-        raise ModelError(
-            f"{run_dir / MODEL_FILE} must be the file that {CONTRACT_FILE} was written for, "
-            f"got another digest. Export again: marship export {run_dir} --again"
-        )
-    calibration = _optional_rows(run_dir / CALIBRATION_FILE, contract)
-    goal = _goal(recipe, judge, calibration, settings) if first_axis(contract) else None
-    return Material(
-        source=ExportedModel(run_dir / MODEL_FILE, contract, calibration, goal),
-        recipe=recipe,
-        golden=read_golden(run_dir / GOLDEN_FILE),
-        examples=_rows(run_dir / EXAMPLES_FILE, contract),
-        heldout=_optional_rows(run_dir / HELDOUT_FILE, contract),
-        judge=judge,
-    )
-
-
-def _goal(
-    recipe: Recipe, judge: "Judge | None", calibration: Arrays | None, settings: OptimizeSettings
-) -> "Goal | None":
-    """The accuracy goal of passes, if calibration rows have targets and can be judged."""
-    from marship.optimizing.source import Goal
-    from marship.optimizing.trial import TARGET, judged
-
-    if judge is None or recipe.metric is None:
-        return None
-    if calibration is None or not any(name.startswith(TARGET) for name in calibration):
-        return None
-    metric, sign = recipe.metric, 1 if recipe.greater_is_better else -1
-
-    def quality(outputs: Arrays, rows: Arrays) -> float:
-        return sign * judged(judge, recipe, outputs, rows)[metric]
-
-    return Goal(quality, recipe.budget, settings.search_s)
-
-
-def _optional_rows(path: Path, contract: Contract) -> Arrays | None:
-    return _rows(path, contract) if path.is_file() else None
-
-
-def _rows(path: Path, contract: Contract) -> Arrays:
-    arrays = read_rows(path)
-    for spec in contract.inputs:
-        found = arrays.get(spec.name)
-        dtype = "none" if found is None else str(found.dtype).replace("object", "str")
-        if found is None or found.ndim != len(spec.shape) or dtype != spec.dtype:
-            got = dtype if found is None else f"{dtype}{list(found.shape)}"
-            raise DataError(f"{path} must hold {spec}, got {got}. Write it as the model takes it.")
-    return arrays
+    trial = Trial(variants, choice, rule, remark(material))
+    return Optimized(run_dir, report, fresh=True, trial=trial)
 
 
 def _try_all(
@@ -207,8 +173,15 @@ def _try_all(
     trial.time_all(variants, runs, calls, settings.measure_s)
     trial.judge_all(variants, runs, material)
     base = trial.BASE if trial.BASE in runs else EXPORTED
-    budget = material.recipe.budget
-    return variants, Rule(base, material.metric, budget, settings.least_gain, settings.variant)
+    rule = Rule(
+        base,
+        material.metric,
+        material.recipe.budget,
+        settings.least_gain,
+        settings.variant,
+        material.bounds.error if material.compared_rows else None,
+    )
+    return variants, rule
 
 
 def _remove_stale(run_dir: Path, variants: list["Variant"]) -> None:
@@ -221,6 +194,8 @@ def _remove_stale(run_dir: Path, variants: list["Variant"]) -> None:
 
 def _fingerprint(material: "Material", settings: OptimizeSettings) -> str:
     """A digest of everything that the result depends on, the machine included."""
+    from marship.optimizing.material import CALIBRATION_FILE, EXAMPLES_FILE, HELDOUT_FILE
+
     run_dir = material.source.path.parent
     data = [run_dir / name for name in (EXAMPLES_FILE, CALIBRATION_FILE, HELDOUT_FILE)]
     judge = inspect.getsourcefile(inspect.unwrap(material.judge)) if material.judge else None

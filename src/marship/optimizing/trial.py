@@ -5,9 +5,9 @@ import logging
 import math
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stdout
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from importlib import import_module
 from pathlib import Path
@@ -15,45 +15,19 @@ from pathlib import Path
 from rich.progress import Progress, TaskID
 
 from marship import console
-from marship.contract import Arrays, Contract, GoldenCase
-from marship.errors import DataError, ModelError
-from marship.fit.recipe import Recipe
-from marship.optimizing import measure
+from marship.contract import Arrays, Contract
+from marship.errors import ModelError
+from marship.optimizing import fidelity, measure
 from marship.optimizing.choice import EXPORTED, Variant
+from marship.optimizing.material import FEWEST_CALIBRATION_ROWS, Material, judged
 from marship.optimizing.source import ExportedModel, NotBuiltError
 from marship.proof import parity
 from marship.proof.comparison import RunModel
-from marship.proof.parity import first_line
 from marship.tolerance import Tolerance, agree
 
 BASE = "float32"
 EXACT = (EXPORTED, BASE)
 """Variants that must keep the contract's tolerance; the others get their own."""
-
-TARGET = "target/"
-Judge = Callable[[Arrays, Arrays], Mapping[str, float]]
-
-
-@dataclass(frozen=True, slots=True)
-class Material:
-    """The needed content of the run folder; targets have the keys `target/<name>`."""
-
-    source: ExportedModel
-    recipe: Recipe
-    golden: list[GoldenCase]
-    examples: Arrays
-    heldout: Arrays | None
-    judge: Judge | None
-
-    @property
-    def contract(self) -> Contract:
-        """The exported model's."""
-        return self.source.contract
-
-    @property
-    def metric(self) -> str | None:
-        """The deciding metric; None without a judge."""
-        return self.recipe.metric if self.judge and self.heldout else None
 
 
 def build_all(source: ExportedModel, passes: Sequence[str], draft: Path) -> list[Variant]:
@@ -159,26 +133,27 @@ def judge_all(
     contract's tolerance.
     """
     rows = material.heldout or material.examples
-    exported = measure.predict_rows(runs[EXPORTED], material.contract, rows)
+    calls = list(measure.calls(material.contract, rows))
+    exported = [runs[EXPORTED](inputs) for inputs in calls]
     best = _metrics(material, exported, rows)
     built = [variant for variant in variants if variant.file]
     with console.progress() as progress:
         for variant in progress.track(built, description="judging on held-out data"):
             run = runs[variant.name]
-            outputs = measure.predict_rows(run, material.contract, rows)
-            got = [*(run(case.inputs) for case in material.golden), outputs]
-            want = [*(case.outputs for case in material.golden), exported]
+            outputs = [run(inputs) for inputs in calls]
+            got = [*(run(case.inputs) for case in material.golden), *outputs]
+            want = [*(case.outputs for case in material.golden), *exported]
             variant.absolute, variant.relative = measure.difference(got, want)
-            exact = _within(got, want, material.contract.tolerance)
-            variant.tolerance = material.contract.tolerance
-            if variant.name not in EXACT:
-                variant.tolerance = measure.own_tolerance(got, want, material.contract.tolerance)
+            variant.is_exact = _within(got, want, material.contract.tolerance)
+            variant.tolerance = _tolerance(variant, run, material, got=got, want=want)
+            if material.compared_rows:
+                variant.fidelity = fidelity.compare(outputs, exported)
             variant.metrics = _metrics(material, outputs, rows)
             if material.metric is not None:
                 drop = best[material.metric] - variant.metrics[material.metric]
                 variant.metric_drop = drop if material.recipe.greater_is_better else -drop
             if variant.name != EXPORTED:
-                variant.objection = _objection(variant, run, material, exact=exact)
+                variant.objection = _objection(variant, run, material)
 
 
 def _within(got: Sequence[Arrays], want: Sequence[Arrays], tolerance: Tolerance) -> bool:
@@ -187,40 +162,42 @@ def _within(got: Sequence[Arrays], want: Sequence[Arrays], tolerance: Tolerance)
     return all(agree(a, b, tolerance) for a, b in zip(got, floats, strict=True))
 
 
-def _objection(variant: Variant, run: RunModel, material: Material, *, exact: bool) -> str | None:
+def _tolerance(
+    variant: Variant,
+    run: RunModel,
+    material: Material,
+    *,
+    got: Sequence[Arrays],
+    want: Sequence[Arrays],
+) -> Tolerance:
+    """How much a served output of a variant may differ from the reference, at any threads."""
+    if variant.name in EXACT:
+        return material.contract.tolerance
+    tolerance = measure.own_tolerance(got, want, material.contract.tolerance)
+    if not isinstance(run, parity.OnnxRun) or not math.isfinite(variant.absolute):
+        return tolerance
+    contract = replace(material.contract, tolerance=tolerance)
+    return parity.with_threads(contract, run.path, material.golden)[0].tolerance
+
+
+def _objection(variant: Variant, run: RunModel, material: Material) -> str | None:
     if not math.isfinite(variant.absolute):
-        return "its outputs are not all finite"
+        return "its outputs are not all finite, or have other sizes"
     if variant.name in EXACT:
         off = f"its outputs differ by {variant.absolute:.2g}, more than the export's tolerance"
-        return None if exact else off
-    if material.metric is None and not exact:
-        return "its outputs differ by more than the export's tolerance, and no judge rates them"
+        return None if variant.is_exact else off
+    if material.metric is None and not variant.is_exact:
+        if not material.compared_rows:
+            return (
+                "its outputs differ by more than the export's tolerance, and there is no judge and "
+                f"fewer than {FEWEST_CALIBRATION_ROWS} calibration rows or requests to rate them"
+            )
+        if far := fidelity.objection(variant.fidelity, material.bounds):
+            return far
     return measure.objection(material.contract, run, material.golden, material.examples)
 
 
-def _metrics(material: Material, outputs: Arrays, rows: Arrays) -> dict[str, float]:
+def _metrics(material: Material, outputs: Sequence[Arrays], rows: Arrays) -> dict[str, float]:
     if material.judge is None or material.heldout is None:
         return {}
-    return judged(material.judge, material.recipe, outputs, rows)
-
-
-def judged(judge: Judge, recipe: Recipe, outputs: Arrays, rows: Arrays) -> dict[str, float]:
-    """The metrics by the recipe's judge of outputs for rows with targets.
-
-    Raises:
-        DataError: It fails, or does not return the recipe's metric.
-    """
-    targets = {k.removeprefix(TARGET): v for k, v in rows.items() if k.startswith(TARGET)}
-    try:
-        metrics = {k: float(v) for k, v in judge(outputs, targets).items()}
-    except Exception as error:  # user code: it may raise anything
-        raise DataError(
-            f"{recipe.judge} must judge the held-out outputs, got {type(error).__name__}: "
-            f"{first_line(error)}. Check the targets in heldout.npz and calibration.npz."
-        ) from error
-    if recipe.metric not in metrics:
-        raise DataError(
-            f"{recipe.judge} must give the recipe's metric {recipe.metric}, "
-            f"got {', '.join(metrics)}."
-        )
-    return metrics
+    return judged(material.judge, material.recipe, measure.joined(outputs), rows)

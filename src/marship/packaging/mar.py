@@ -31,6 +31,7 @@ from marship.errors import UsageError
 from marship.packaging import configure, evidence, recording, sealing
 from marship.packaging.sealing import Sealer
 from marship.packaging.settings import PackageSettings
+from marship.proof import missing
 from marship.serving.formats import extent, golden
 from marship.serving.model import keysource
 from marship.storage import replacing
@@ -303,6 +304,8 @@ def _model_config(settings: PackageSettings) -> str:
         config["clientTimeoutInMills"] = 1000 * settings.client_timeout_s
     if settings.intra_op_threads is not None:
         config["marship"]["intra_op_threads"] = settings.intra_op_threads
+    if settings.missing_values == missing.ANY:
+        config["marship"]["allow_non_finite"] = True
     config |= configure.section(configure.parsed(settings.option))
     return yaml.safe_dump(config, sort_keys=False)
 

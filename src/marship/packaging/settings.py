@@ -63,8 +63,9 @@ class PackageSettings(Settings):
     )
     missing_values: str = setting(
         "auto",
-        "null and NaN in float inputs: allow or refuse; auto asks the ONNX file's operators",
-        usual=("auto", "allow", "refuse"),
+        "null and NaN in float inputs: allow or refuse; any: infinity, too; auto asks the ONNX "
+        "file's operators",
+        usual=("auto", "allow", "refuse", "any"),
     )
     golden_request: tuple[str, ...] = setting(
         (),

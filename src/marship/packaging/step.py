@@ -11,10 +11,10 @@ from marship.contract import CONTRACT_FILE, GOLDEN_FILE, Contract, read_golden
 from marship.errors import PackageError, UsageError
 from marship.fit import run
 from marship.fit.recipe import RECIPE_FILE, Recipe
-from marship.packaging import configure, onnx_proof, recording, shipped
+from marship.packaging import configure, recording, shipped
 from marship.packaging.mar import MODEL_FILE, NAME, Contents, build, check_files, file_name
 from marship.packaging.settings import PackageSettings
-from marship.proof import golden, missing
+from marship.proof import golden, missing, onnx_proof
 from marship.serving.formats import extent
 from marship.storage import read_json
 from marship.tolerance import Tolerance
@@ -105,17 +105,21 @@ def _from_run(run_dir: Path, settings: PackageSettings) -> Contents:
                 f"Export it first: marship export {run_dir}"
             )
     parity = _optional(run_dir / PARITY_FILE) or {}
-    golden.check_found(parity.get("golden", golden.REAL), settings.golden, run_dir)
+    found = parity.get("golden", golden.REAL)
+    golden.check_found(found, settings.golden, run_dir, is_export=bool(recipe.build))
     contract = Contract.from_json((run_dir / CONTRACT_FILE).read_bytes())
-    if settings.missing_values == missing.ALLOW:
+    cases = read_golden(run_dir / GOLDEN_FILE)
+    if settings.missing_values in missing.ALLOWING:
         contract = missing.allowed(contract)
+    elif settings.missing_values == missing.REFUSE:
+        contract, cases = missing.refused(contract, cases)
     model, tolerance = _chosen(run_dir, contract, settings.variant)
     return Contents(
         name=settings.name or recipe.name,
         handler=_handler(settings, recipe.handler),
         model=model,
         contract=_for_file(contract, model, tolerance),
-        golden=read_golden(run_dir / GOLDEN_FILE),
+        golden=cases,
         evidence={
             "recipe": read_json(run_dir / RECIPE_FILE),
             "settings": run.influential(_optional(run_dir / run.SETTINGS_FILE) or {}),
@@ -183,7 +187,14 @@ def _from_onnx(path: Path, draft: Path, settings: PackageSettings) -> Contents:
             f"{path} must be a run folder or an ONNX file, got no such file. Train "
             "and export first, or name another."
         )
-    proof = onnx_proof.describe(path, draft, settings)
+    wishes = onnx_proof.Wishes(
+        example=settings.example,
+        golden=settings.golden,
+        missing_values=settings.missing_values,
+        proof_seconds=settings.proof_seconds,
+        limit_s=settings.limit_s,
+    )
+    proof = onnx_proof.describe(path, draft, wishes)
     is_joined = profiles.find(settings.profile, settings.batch_size).batch_size > 1
     says_rows = proof.contract.batch_axis or not is_joined  # else `_say_if_alone` does
     for line in (proof.summary if says_rows else None, *proof.remarks):

@@ -7,13 +7,15 @@ from typing import Protocol
 
 import numpy as np
 
-from marship import texts
+from marship import strings, texts
 from marship.contract import NPZ_FAULTS, Array, Arrays, Contract, TensorSpec
 from marship.errors import DataError, UsageError
 
 BATCH_SIZES = (1, 2, 7)
 DEFAULT_SIZE = 8
 """Size of a variable axis without examples and bounds."""
+TARGET = "target/"
+"""What the names of a judge's targets begin with, in an npz of rows."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +48,7 @@ def read_rows(path: Path) -> Arrays:
     try:
         # opening a pipe without a writer would block
         with texts.open_file(path) as file, np.load(file, allow_pickle=False) as arrays:
-            return {name: _array(name, arrays[name]) for name in arrays.files}
+            return _with_texts({name: _array(name, arrays[name]) for name in arrays.files})
     except FileNotFoundError as error:
         raise UsageError(
             f"{path} must hold example inputs, got no such file. "
@@ -75,6 +77,26 @@ def _array(name: str, value: object) -> Array:
     return value.astype(
         value.dtype.newbyteorder("="), copy=False
     )  # PyTorch supports native byte order only
+
+
+def _with_texts(arrays: Arrays) -> Arrays:
+    """The arrays, with texts in place of the two that `strings.stored` makes of them."""
+    found = dict(arrays)
+    for name in arrays:
+        text = name.removesuffix(strings.TEXT)
+        if text != name and f"{text}{strings.LENGTHS}" in arrays:
+            found[text] = strings.joined(found.pop(name), found.pop(f"{text}{strings.LENGTHS}"))
+    return found
+
+
+def write_rows(path: Path, arrays: Arrays) -> None:
+    """Write what `read_rows` reads; texts without a change, and without pickle."""
+    parts = {
+        f"{name}{part}": stored
+        for name, array in arrays.items()
+        for part, stored in strings.stored(array)
+    }
+    np.savez_compressed(path, **parts)  # type: ignore[arg-type]  # its stub takes no mapping
 
 
 def draw_cases(contract: Contract, examples: Arrays | None) -> Iterator[Case]:

@@ -41,17 +41,26 @@ def check_kind(kind: str) -> None:
         raise UsageError(f"golden must be one of {', '.join(KINDS)}, got {kind!r}.")
 
 
-def check_found(found: str, wanted: str, run_dir: Path) -> None:
-    """Check that exported golden cases are of the wanted kind: real rows only on request.
+def check_found(found: str, wanted: str, run_dir: Path, *, is_export: bool = True) -> None:
+    """Check that a folder's golden cases are of the wanted kind: real rows only on request.
+
+    Args:
+        found: The kind that they are of.
+        wanted: The kind that was asked for.
+        run_dir: The folder.
+        is_export: Whether they come from an export, and not from an ONNX file.
 
     Raises:
         PackageError: They differ.
     """
     if found != wanted:
+        again = "Optimize the ONNX file again with"
+        if is_export:
+            again = f"Export again: marship export {run_dir}"
         keep = ", or pack them with --golden real" if found == REAL else ""
         raise PackageError(
             f"golden cases of {run_dir} must be {wanted}, got {found}. "
-            f"Export again: marship export {run_dir} --golden {wanted}{keep}."
+            f"{again} --golden {wanted}{keep}."
         )
 
 

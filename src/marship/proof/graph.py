@@ -13,7 +13,7 @@ import onnx
 from google.protobuf.message import DecodeError
 from onnx import TensorProto
 
-from marship.contract import Array, Contract, TensorSpec, digest_files
+from marship.contract import WIDENED, Array, Contract, TensorSpec, digest_files
 from marship.errors import ModelError, UsageError
 from marship.proof import operators
 from marship.proof.indices import index_ranges
@@ -125,20 +125,24 @@ def contract_of(  # noqa: PLR0913  the fields of a contract
     steps: Mapping[str, int] | None = None,
     tolerance: Tolerance | None = None,
     labels: Mapping[str, tuple[str, ...]] | None = None,
+    narrow: Mapping[str, str] | None = None,
 ) -> Contract:
     """The contract as declared by the graph; without what must be proven.
 
-    `batch_axis` is None: only running the model can show that rows are independent.
+    `batch_axis` is None: only running the model can show that rows are independent. `narrow` are
+    the types of tensors that were widened, by name.
 
     Raises:
         ModelError: The file is invalid, or a tensor has an unsupported type.
     """
     model = read(path)
-    pads, names = dict(pad_values or {}), dict(labels or {})
+    pads, names, types = dict(pad_values or {}), dict(labels or {}), dict(narrow or {})
     taken = _axis_names(model)
-    inputs = (replace(spec, pad_value=pads.get(spec.name)) for spec in inputs_of(model))
+    inputs = (
+        replace(_narrowed(spec, types), pad_value=pads.get(spec.name)) for spec in inputs_of(model)
+    )
     outputs = tuple(
-        replace(_spec("output", value, taken), labels=names.get(value.name, ()))
+        replace(_narrowed(_spec("output", value, taken), types), labels=names.get(value.name, ()))
         for value in model.graph.output
     )
     versions = (e.version for e in model.opset_import if e.domain in ("", "ai.onnx"))
@@ -237,6 +241,11 @@ def _dtype(side: str, value: onnx.ValueInfoProto) -> str:
     return _DTYPES[number]
 
 
+def _narrowed(spec: TensorSpec, types: Mapping[str, str]) -> TensorSpec:
+    """The tensor with the type that it had before it was widened, if it was."""
+    return replace(spec, narrow=types.get(spec.name, ""))
+
+
 def _in_words(kind: onnx.TypeProto) -> str:
     """A type as ONNX's own texts write it: `sequence(map(int64, float))`."""
     form = kind.WhichOneof("value")
@@ -298,6 +307,9 @@ def random_input(spec: TensorSpec, sizes: Mapping[str, int], seed: int) -> Array
         values = generator.integers(0, 2, shape).astype(spec.dtype)
     else:
         values = generator.standard_normal(shape).astype(spec.dtype)
+    if spec.narrow:
+        limits = WIDENED[spec.narrow]
+        values = np.clip(values, limits.low, limits.high).astype(spec.dtype)
     return with_column_indices(spec, values, generator)
 
 

@@ -34,6 +34,9 @@ _LOOKUPS = {
 }
 """By operator, pairs of the input with indices and the input with the table."""
 
+_FROM_END = {"Gather", "GatherElements", "GatherND", "ScatterElements", "ScatterND"}
+"""Operators of ONNX that count a negative index from the end of the table."""
+
 
 @dataclass(frozen=True, slots=True)
 class IndexRanges:
@@ -59,17 +62,20 @@ class IndexRanges:
 def index_ranges(model: ModelProto) -> IndexRanges:
     """The ranges of inputs that index a table.
 
-    ONNX counts negative indices from a table's end, PyTorch's Embedding rejects them; a range
-    starts at 0, as in training. An index of several tables must be valid for all.
+    ONNX counts negative indices from a table's end, PyTorch's Embedding rejects them. The range of
+    a table in the file starts at 0, as in training: -1 is then a client's mistake. A table that
+    comes with the request takes negative ones. An index of several tables must be valid for all.
     """
     inlined_model = inlined(model)
     sizes = _TableSizes(inlined_model)
+    stored = {tensor.name for tensor in inlined_model.graph.initializer}
+    given = frozenset({value.name for value in inlined_model.graph.input} - stored)
     whole, columns = {}, {}
     for value in inlined_model.graph.input:
         if value.type.tensor_type.elem_type not in _NUMBERS:
             continue
         held = InputValues((0, 0), tuple(_dims(value)))
-        bounds = _Trace(sizes).bounds(inlined_model.graph, {value.name: held}, {})
+        bounds = _Trace(sizes, given).bounds(inlined_model.graph, {value.name: held}, {})
         bounds = {place: both for place, both in bounds.items() if both[0] <= both[1]}
         if ALL in bounds:
             whole[value.name] = bounds.pop(ALL)
@@ -83,9 +89,15 @@ def index_ranges(model: ModelProto) -> IndexRanges:
 
 @dataclass(slots=True)
 class _Trace:
-    """Traces an input's values to the tables that they index."""
+    """Traces an input's values to the tables that they index.
+
+    Attributes:
+        sizes: The sizes of tables.
+        given: The inputs of the graph, which may be tables, too.
+    """
 
     sizes: "_TableSizes"
+    given: frozenset[str]
 
     def bounds(
         self, graph: GraphProto, held: Mapping[str, InputValues], outer: Mapping[str, TensorProto]
@@ -101,15 +113,22 @@ class _Trace:
         constants = {**outer, **{tensor.name: tensor for tensor in graph.initializer}}
         found: Ranges = {}
         for node in graph.node:
-            _note_constant(node, constants)
+            note_constant(node, constants)
             for place, table in _LOOKUPS.get((node.domain, node.op_type), ()):
                 if place < len(node.input) and node.input[place] in known:
                     index = known[node.input[place]]
                     size = self.sizes.along(node, node.input[table], constants)
-                    found = _both(found, index.ranges(size))
+                    found = _both(found, self._ranges(index, size, node, table))
             found = _both(found, self._places(node, known, constants))
             found = _both(found, self._inside(node, known, constants))
             known |= passed_on(node, known, constants)
+        return found
+
+    def _ranges(self, index: InputValues, size: int | None, node: NodeProto, table: int) -> Ranges:
+        """The ranges by a lookup in a table of this size."""
+        found = index.ranges(size)
+        if node.input[table] in self.given and node.op_type in _FROM_END and size is not None:
+            return {place: (low - size, high) for place, (low, high) in found.items()}
         return found
 
     def _places(
@@ -130,7 +149,7 @@ class _Trace:
             part = index.cut(last, [column], keeps_axis=True)
             if part is not None:
                 size = self.sizes.of(node.input[where[1]], first + column, constants)
-                found = _both(found, part.ranges(size))
+                found = _both(found, self._ranges(part, size, node, where[1]))
         return found
 
     def _inside(
@@ -178,7 +197,8 @@ def _either(branches: Sequence[Ranges]) -> Ranges:
     }
 
 
-def _note_constant(node: NodeProto, constants: dict[str, TensorProto]) -> None:
+def note_constant(node: NodeProto, constants: dict[str, TensorProto]) -> None:
+    """Add the value of a Constant to those in scope, by name."""
     if node.op_type != "Constant":
         return
     for attribute in node.attribute:

@@ -17,8 +17,10 @@ from marship.errors import ModelError, UsageError
 from marship.proof.cases import batches, draw_random, sizes_to_try
 from marship.proof.comparison import RunModel
 
-AUTO, ALLOW, REFUSE = "auto", "allow", "refuse"
-CHOICES = (AUTO, ALLOW, REFUSE)
+AUTO, ALLOW, REFUSE, ANY = "auto", "allow", "refuse", "any"
+CHOICES = (AUTO, ALLOW, REFUSE, ANY)
+ALLOWING = (ALLOW, ANY)
+"""Choices by which all inputs of floats take NaN; by the second they take infinity, too."""
 SHARE = 0.3
 """Of the values that are NaN in the run that holds the operators' word against the outputs."""
 SEEDS = 3
@@ -43,6 +45,14 @@ def allowed(contract: Contract) -> Contract:
     return replace(contract, inputs=inputs)
 
 
+def refused(contract: Contract, golden: list[GoldenCase]) -> tuple[Contract, list[GoldenCase]]:
+    """The contract that takes no missing values, and the golden cases without any."""
+    gaps = [spec.name for spec in contract.inputs if spec.takes_missing]
+    kept = [case for case in golden if not any(np.isnan(case.inputs[name]).any() for name in gaps)]
+    inputs = tuple(replace(s, takes_missing=False, full_columns=()) for s in contract.inputs)
+    return replace(contract, inputs=inputs), kept
+
+
 def decided(
     contract: Contract, path: Path, run: RunModel, choice: str
 ) -> tuple[Contract, str | None]:
@@ -52,13 +62,13 @@ def decided(
         contract: The contract.
         path: The ONNX file.
         run: Runs it.
-        choice: `allow` for all inputs of floats, `refuse` for none, `auto` for the columns whose
-            graph asks for NaN and then gives outputs without.
+        choice: `allow` or `any` for all inputs of floats, `refuse` for none, `auto` for the columns
+            whose graph asks for NaN and then gives outputs without.
 
     Returns:
         Both; no line where nothing was to be decided: no table, and no operator that asks for NaN.
     """
-    if choice == ALLOW:
+    if choice in ALLOWING:
         return allowed(contract), None
     if choice == REFUSE:
         return contract, None

@@ -13,8 +13,9 @@ from rich.console import Console
 
 from marship.errors import UsageError
 from marship.optimizing.choice import EXPORTED, ROUNDING, Choice, Rule, Variant, choose
+from marship.optimizing.fidelity import Fidelity
 from marship.optimizing.measure import Latency
-from marship.optimizing.report import draw, entry, figures, verdicts
+from marship.optimizing.report import closeness, draw, entry, figures, verdicts
 
 RULE = Rule(base="float32", metric="accuracy", budget=0.01, least_gain=0.05)
 NAMES = ("int8_dynamic", "int8_static", "int8_blocks", "float16")
@@ -239,6 +240,35 @@ CHECKS = {
 
 
 @settings(deadline=None, max_examples=40)
+@given(
+    errors=st.lists(st.floats(0, 1), min_size=1, max_size=4),
+    rows=st.integers(1, 500),
+    data=st.data(),
+)
+def test_without_a_judge_the_choice_names_what_was_measured(
+    errors: list[float], rows: int, data: st.DataObject
+) -> None:
+    """The largest error of an output and the smallest share of rows that agree."""
+    same = [data.draw(st.integers(0, rows)) for _ in errors]
+    int8 = replace(made("int8_static", 2, 0), metric_drop=None, is_exact=False)
+    int8.fidelity = {
+        f"output {number}": Fidelity(rows, error, error, count, is_class=True)
+        for number, (error, count) in enumerate(zip(errors, same, strict=True))
+    }
+    rule = replace(RULE, metric=None, most_error=1.0)
+    why = choose([made("float32", 1, 0), int8], rule).why
+    found = re.search(r"off by at most (\S+) of their spread, (\S+) % of (\d+) rows agree", why)
+    assert float(found[1]) == pytest.approx(max(errors), rel=0.05)
+    assert float(found[2]) == pytest.approx(100 * min(same) / rows, abs=0.01)
+    assert int(found[3]) == rows
+    console = Console(width=80, file=io.StringIO())
+    console.print(closeness([int8]))
+    lines = console.file.getvalue().splitlines()[1:]
+    assert len(lines) == len(errors)
+    assert all(f"top class in {count} of {rows}" in "\n".join(lines) for count in same)
+
+
+@settings(deadline=None, max_examples=40)
 @given(trials())
 def test_every_verdict_is_in_the_table_and_in_the_json(trial: tuple[list[Variant], Rule]) -> None:
     """At 80 columns nothing is cut off, and optimize.json has the same words."""
@@ -256,6 +286,31 @@ def test_every_verdict_is_in_the_table_and_in_the_json(trial: tuple[list[Variant
         assert set(verdict.why.split()) <= set(flat.split())
         stated = entry(variant, verdict)
         assert (stated["verdict"], stated["why"]) == (verdict.outcome, verdict.why)
+
+
+@pytest.mark.parametrize("error", [0.02, math.inf])
+def test_errors_on_real_inputs_are_in_the_picture(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, error: float
+) -> None:
+    """With the output's name and how many rows agree; below, what that does not prove."""
+    from matplotlib.figure import Figure
+
+    drawn: list[Figure] = []
+    monkeypatch.setattr(Figure, "savefig", lambda figure, *_, **__: drawn.append(figure))
+    built = [made("float32", 1, 0), replace(made("int8_static", 2, 0), is_exact=False)]
+    for variant in built:
+        variant.latency_ms = {"1": Latency(1.0, 2.0)}
+    built[1].fidelity = {
+        "scores": Fidelity(25, error, error, 24, is_class=True),
+        "small": Fidelity(25, 0.01, 0.02),
+    }
+    rule = replace(RULE, metric=None, most_error=0.05)
+    draw(built, choose(built, rule), rule, tmp_path / "picture.png", "mine")
+    (figure,) = drawn
+    figure.draw_without_rendering()
+    texts = [text.get_text() for text in figure.axes[-2].texts]
+    assert texts == [f"scores {error:.2g}, 96 % agree", "0"]
+    assert "does not prove accuracy on labels" in figure.get_supxlabel()
 
 
 def test_every_verdict_is_in_the_picture(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -19,10 +19,11 @@ from marship.errors import DataError, MarshipError, ModelError, UsageError
 from marship.exporting.step import ExportSettings, export_run
 from marship.fit import origin
 from marship.fit.recipe import Recipe, resolve
-from marship.optimizing import measure, step
+from marship.optimizing import material, measure, step
 from marship.optimizing.passes import float32 as float32_pass
 from marship.optimizing.source import ExportedModel
 from marship.optimizing.step import OptimizeSettings, optimize
+from marship.optimizing.trial import EXACT
 from marship.tolerance import Tolerance, agree
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("torchlib_read_once")]
@@ -164,10 +165,10 @@ def test_an_unchanged_run_is_not_optimized_twice(optimized: Path) -> None:
 
 def test_another_machine_optimizes_anew(optimized: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Times and int8 kernels are the processor's, so its result is not kept elsewhere."""
-    here = step._fingerprint(step._gather(optimized, QUICK), QUICK)
-    assert here == step._fingerprint(step._gather(optimized, QUICK), QUICK)
+    here = step._fingerprint(material.gather(optimized, QUICK), QUICK)
+    assert here == step._fingerprint(material.gather(optimized, QUICK), QUICK)
     monkeypatch.setattr(step, "machine", lambda: origin.machine() | {"features": ["other"]})
-    assert here != step._fingerprint(step._gather(optimized, QUICK), QUICK)
+    assert here != step._fingerprint(material.gather(optimized, QUICK), QUICK)
 
 
 def test_a_variant_can_be_chosen_by_hand(run_dir: Path) -> None:
@@ -178,12 +179,36 @@ def test_a_variant_can_be_chosen_by_hand(run_dir: Path) -> None:
 
 
 def test_without_a_judge_int8_is_built_but_not_chosen(run_dir: Path) -> None:
-    """Outputs outside of the export's tolerance need a judge that says what they cost."""
+    """Outputs outside of the export's tolerance need a judge, or real inputs to compare them on."""
     replace(RECIPE, judge=None, metric=None).save(run_dir)
+    (run_dir / "heldout.npz").unlink()
+    with np.load(run_dir / "calibration.npz") as rows:
+        np.savez(run_dir / "calibration.npz", image=rows["image"][:31])
     report = optimize(run_dir, QUICK).report
     assert report["chosen"] == "float32"
-    assert "no judge" in variants(run_dir)["int8_static"]["why"]
-    assert variants(run_dir)["int8_static"]["metric_drop"] is None
+    for name in ("int8_dynamic", "int8_static"):
+        assert "no judge and fewer than 32" in variants(run_dir)[name]["why"]
+        assert variants(run_dir)[name]["metric_drop"] is None
+    assert report["compared"] is None
+
+
+def test_without_a_judge_real_inputs_decide(run_dir: Path) -> None:
+    """Held-out rows, or every fourth of calibration, by output; bounds of 0 admit no int8."""
+    replace(RECIPE, judge=None, metric=None).save(run_dir)
+    report = optimize(run_dir, QUICK).report
+    assert report["compared"]["rows"] == 397
+    assert report["compared"]["rows_from"] == "heldout.npz"
+    assert "does not prove accuracy on labels" in report["compared"]["not_proven"]
+    found = variants(run_dir)["int8_static"]
+    assert found["verdict"] != "rejected"
+    assert 0 < found["outputs"]["output"]["error"] < 0.05
+    assert found["outputs"]["output"]["agreement"] > 0.99
+    (run_dir / "heldout.npz").unlink()
+    report = optimize(run_dir, replace(QUICK, most_error=0.0)).report
+    assert report["compared"]["rows"] == 25
+    assert "calibration data" in report["compared"]["rows_from"]
+    assert "of its spread on 25 real rows, more than 0" in variants(run_dir)["int8_static"]["why"]
+    assert report["chosen"] in EXACT
 
 
 def test_a_pass_without_its_data_is_reported(run_dir: Path) -> None:

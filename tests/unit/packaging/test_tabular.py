@@ -1,7 +1,6 @@
 """Classifiers and trees over tables, as converters write them: class names and missing values."""
 
 import json
-import zipfile
 from collections.abc import Sequence
 from io import BytesIO
 from pathlib import Path
@@ -11,15 +10,11 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
-import yaml
 from onnx import TensorProto, helper
 
+from loaded import Served
 from marship import PackageSettings, package
-from marship.contract import Contract
 from marship.errors import ModelError, UsageError
-from marship.serving.handler import OnnxHandler
-from marship.serving.message import JSON_TYPE, Request
-from marship.serving.service import Placement
 
 ML, DEFAULT = helper.make_opsetid("ai.onnx.ml", 3), helper.make_opsetid("", 17)
 STRINGS = ("setosa", 'two "quoted", words', "ümlaut, {braces}")
@@ -86,37 +81,6 @@ def trees(path: Path, tracks: Sequence[int]) -> Path:
 def y(kind: int = TensorProto.FLOAT, columns: int = 1) -> Any:
     """An output of the input's rows."""
     return helper.make_tensor_value_info("y", kind, ["n", columns])
-
-
-class Served:
-    """An archive, loaded as a worker loads it."""
-
-    def __init__(self, source: Path, **settings: Any) -> None:
-        folder = source.parent / f"{source.stem}-store"
-        archive = package(source, PackageSettings(model_store=folder, **settings))
-        with zipfile.ZipFile(archive) as zipped:
-            zipped.extractall(folder / "extracted")
-        self.folder = folder / "extracted"
-        self.contract = Contract.from_json((self.folder / "contract.json").read_bytes())
-        config = yaml.safe_load((self.folder / "model-config.yaml").read_text())
-        self.service: Any = OnnxHandler()
-        self.service.load(Placement(folder=self.folder, name="m", version="1.0", config=config))
-
-    def ask(self, *bodies: bytes, kind: str = JSON_TYPE) -> list[Any]:
-        """The replies to requests of one batch."""
-        replies, _ = self.service.reply([Request(body=b, content_type=kind) for b in bodies])
-        return list(replies)
-
-    def json(self, value: Any) -> Any:
-        """The response to one request, which must succeed."""
-        (reply,) = self.ask(json.dumps(value).encode())
-        assert reply.status == 200, reply.body
-        return json.loads(reply.body)
-
-    def refusal(self, value: Any) -> tuple[int, str]:
-        """Status and message of a refused request."""
-        (reply,) = self.ask(json.dumps(value).encode())
-        return reply.status, json.loads(reply.body)["message"]
 
 
 @pytest.mark.parametrize("classes", [STRINGS, NUMBERS], ids=["strings", "numbers"])

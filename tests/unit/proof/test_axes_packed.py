@@ -13,9 +13,8 @@ from onnx import TensorProto, helper
 
 from marship.contract import Arrays, Contract, TensorSpec
 from marship.errors import ModelError
-from marship.packaging import onnx_proof
 from marship.packaging.step import PackageSettings, package
-from marship.proof import axes
+from marship.proof import axes, onnx_proof
 from models import row_filter
 from onnx_zoo import Builder
 
@@ -45,9 +44,8 @@ def write(
 
 def proven(path: Path) -> Contract:
     """The contract as packing finds it."""
-    settings_ = PackageSettings(proof_seconds=10)
-    asked = onnx_proof.wishes(settings_)
-    return onnx_proof._prove(path, path.parent, **asked).contract  # in this process, for speed
+    wishes = onnx_proof.Wishes(proof_seconds=10)
+    return onnx_proof._prove(path, path.parent, wishes).contract  # in this process, for speed
 
 
 def shapes(contract: Contract) -> list[tuple[int | str, ...]]:

@@ -397,3 +397,23 @@ def test_an_exported_tabular_model_has_the_ranges_of_its_columns(tmp_path: Path)
         (1, 1, 0, 29),
         (1, 2, 0, 3),
     ]
+
+
+@pytest.mark.parametrize(
+    ("operator", "lookups", "low"),
+    [("Gather", "request", -4), ("GatherElements", "request", -4), ("Gather", "file", 0)],
+)
+def test_negative_indices_count_from_the_end_of_a_request(
+    operator: str, lookups: str, low: int
+) -> None:
+    """A client that sends the table may mean its last row; into a table of the file -1 is wrong."""
+    inputs = [helper.make_tensor_value_info("ids", TensorProto.INT64, [2, 3])]
+    node = helper.make_node(operator, ["table", "ids"], ["y"])
+    stored = []
+    if lookups == "request":
+        inputs.append(helper.make_tensor_value_info("table", TensorProto.FLOAT, [4, 3]))
+    else:
+        stored = [onnx.numpy_helper.from_array(np.ones((4, 3), np.float32), "table")]
+    y = helper.make_tensor_value_info("y", TensorProto.FLOAT, None)
+    model = helper.make_model(helper.make_graph([node], "g", inputs, [y], stored))
+    assert index_ranges(model).whole == {"ids": (low, 3)}

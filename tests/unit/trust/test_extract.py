@@ -89,7 +89,7 @@ def test_archives_are_opened_in_one_place() -> None:
         "packaging/mar.py",  # its own, from torch-model-archiver
         "engines/torchserve/store.py",  # the directory alone, of what was admitted
         "fit/torchfile.py",  # PyTorch's
-        "packaging/examples.py",  # how large an npz of inputs is, before NumPy reads it
+        "proof/examples.py",  # how large an npz of inputs is, before NumPy reads it
     }
 
 

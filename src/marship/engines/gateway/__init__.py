@@ -8,6 +8,7 @@ requests.py            a request for a prediction, read within limits
 turns.py               long work in the event loop, in turns
 tensors.py             a request as a body of KServe v2 over HTTP, and a response back
 shares.py              what calls share: places without a token, and memory
+responses.py           responses of workers, within their room in memory
 upstream.py            pooled HTTP connections to the direct address's unix socket
 statuses.py            statuses of gRPC for those of HTTP
 server.py              the methods, and the process

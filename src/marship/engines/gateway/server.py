@@ -23,11 +23,12 @@ from marship.engines.gateway import calls, messages, requests, statuses, tensors
 from marship.engines.gateway.calls import GrpcCall, RpcContext
 from marship.engines.gateway.messages import Message, kind
 from marship.engines.gateway.requests import InferRequest
+from marship.engines.gateway.responses import SENT_AT_ONCE_BYTES, Room, ask
 from marship.engines.gateway.shares import Memory, MemoryShare, Newest, Unread
 from marship.engines.gateway.statuses import Refusal
 from marship.engines.gateway.tensors import LENGTH_HEADER, NoTensorsError
 from marship.engines.gateway.turns import Turns
-from marship.engines.gateway.upstream import Headers, Upstream, UpstreamResponse
+from marship.engines.gateway.upstream import Upstream, UpstreamResponse
 from marship.errors import MalformedError, MarshipError, TooLargeError
 from marship.serving.hosts.direct.tokens import RefusedError, Tokens
 
@@ -51,8 +52,6 @@ _OPEN_RUNNING = 256
 """Of calls that need no token, once their message is there."""
 _MESSAGE_S, _OPEN_MESSAGE_S = 60.0, 5.0
 """How long a message may take to arrive, and that of a call that needs no token."""
-_SENT_AT_ONCE_BYTES = 1 << 16
-"""Of a response: as much as a client takes of a stream before it has read any (RFC 9113, 6.9.2)."""
 _TAKEN_S = 5.0
 """How long a response may wait for its client while others wait for memory. A response of a worker
 may wait four times as long for this process to read it: so it gets its turn behind others."""
@@ -233,16 +232,15 @@ class GrpcService:
         call.share.hold(size)
         with self._unread.share(model) as unread:
             expected = self._unread.expected(where, size)
-            if expected > _SENT_AT_ONCE_BYTES:
+            if expected > SENT_AT_ONCE_BYTES:
                 await unread.wait(expected, self._message_s)
-            response = await self._upstream.post(
-                where, f"{where}/infer", headers, body, partial(_make_room, call, unread)
-            )
+            room = Room(call, unread, expected, self._unread.largest, self._message_s)
+            response = await ask(self._upstream, where, headers, body, room)
         _check(response)
         self._unread.note(where, size, len(response.body))
         call.context.set_trailing_metadata(statuses.trailing(response.headers))
         made = await tensors.from_body(response.headers, response.body, self._turns, typed=is_typed)
-        if len(made) > _SENT_AT_ONCE_BYTES:
+        if len(made) > SENT_AT_ONCE_BYTES:
             sending = MemoryShare(self._responses)
             sending.hold(len(made))
             # who takes nothing keeps nobody else from theirs
@@ -262,24 +260,6 @@ class GrpcService:
         _check(response)
         call.context.set_trailing_metadata(statuses.trailing(response.headers))
         return dict(orjson.loads(response.body))
-
-
-async def _make_room(call: GrpcCall, unread: MemoryShare, headers: Headers) -> None:
-    """Wait for the memory of a response.
-
-    One that its client takes at once needs none.
-
-    Raises:
-        NoTensorsError: It is a stream, whose length nobody knows.
-    """
-    length = headers.get("content-length")
-    if length is None:
-        raise NoTensorsError
-    call.share.end()  # the message is sent
-    unread.hold(int(length))
-    if int(length) > _SENT_AT_ONCE_BYTES:
-        # The model has worked for it: only the call's own deadline ends the wait.
-        await call.room.wait(int(length), None)
 
 
 def _path(model: str, version: str) -> str:

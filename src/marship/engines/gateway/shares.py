@@ -215,15 +215,19 @@ class Unread:
 
     A worker closes connections where the responses that nobody reads take too much memory. So it is
     not asked for more than it may hold: a call counts as the largest of the last responses to
-    requests of about its size, and as the largest possible one until there was one.
+    requests of about its size, and as the largest possible one until there was one. Where that was
+    too little, its response may be cut, and it waits for its turn as the largest.
 
     Args:
         most: Bytes for each model.
         largest: Bytes of a response.
+
+    Attributes:
+        largest: As given.
     """
 
     def __init__(self, most: int, largest: int) -> None:
-        self._most, self._largest = most, largest
+        self._most, self.largest = most, largest
         self._memories: WeakValueDictionary[str, Memory] = WeakValueDictionary()  # of calls
         self._sizes: dict[tuple[str, int], int] = {}
 
@@ -236,7 +240,7 @@ class Unread:
 
     def expected(self, where: str, sent: int) -> int:
         """How large the response may be to a request of a size."""
-        return self._sizes.get((where, sent.bit_length()), self._largest)
+        return self._sizes.get((where, sent.bit_length()), self.largest)
 
     def note(self, where: str, sent: int, got: int) -> None:
         """A model's response had a size; a large one counts less with each that is smaller."""

@@ -38,7 +38,10 @@ _FIELDS = {
     "FP64": ("fp64_contents", "d"),
     "BYTES": ("bytes_contents", ""),
 }
-"""The field of typed contents, and the code by which `struct` packs a value; FP16 has no field."""
+"""The field of typed contents, and the code by which `struct` packs a value.
+
+FP16 and BF16 have no field.
+"""
 _NUMBERS = {field.name: field.number for field in kind("InferTensorContents").DESCRIPTOR.fields}
 _NAMES = {number: name for name, number in _NUMBERS.items()}
 _TYPES = {"f": wire.FIXED32, "d": wire.FIXED64}
@@ -217,7 +220,7 @@ async def from_body(
         headers: Of the HTTP response.
         whole: Its JSON, with raw tensors behind it.
         turns: In which values are unpacked.
-        typed: Whether values are wanted in typed contents; FP16 has none, so all are raw then.
+        typed: Whether values are wanted in typed contents; FP16 and BF16 have none: all raw then.
 
     Raises:
         NoTensorsError: The model's handler does not respond in tensors.

@@ -1,7 +1,7 @@
 """HTTP/1.1 exchanges over pooled connections to a unix socket.
 
 A connection stays with the worker that handled its last request, so connections are pooled by
-model. A lost POST is not sent again: whether it ran is not known.
+model. A lost POST is not sent again here: whether it ran is not known.
 """
 
 import asyncio
@@ -29,6 +29,10 @@ class UpstreamResponse:
     status: int
     headers: Headers
     body: bytes
+
+
+class CutResponseError(ConnectionResetError):
+    """The connection was lost behind the head of a response, so the request has been run."""
 
 
 async def _any(_headers: Headers) -> None:
@@ -85,7 +89,8 @@ class Upstream:
             on_head: Waited for before more of a response is read than comes with its head.
 
         Raises:
-            OSError: There is no connection, or it was lost before the response was complete.
+            CutResponseError: The connection was lost within the response.
+            OSError: There is no connection, or it was lost before the response.
         """
         all_headers = {**headers, "content-length": str(sum(map(len, body)))}
         return await self._send(key, _head("POST", target, all_headers), body, on_head)
@@ -174,8 +179,11 @@ class _Connection(asyncio.Protocol):
         """Wait for the rest of the response."""
         self._waits_for_head = False
         if self._response is None:
-            self._connected().resume_reading()
-            await self._wait()
+            try:
+                self._connected().resume_reading()
+                await self._wait()
+            except ConnectionResetError as error:
+                raise CutResponseError(str(error)) from error
         found, self._response = self._response, None  # it may be large, and the connection idle
         assert found is not None  # noqa: S101  it was waited for
         return found

@@ -20,12 +20,14 @@ import numpy as np
 
 from marship.contract import Arrays
 from marship.errors import MarshipError
+from marship.optimizing import measure
 from marship.optimizing.choice import within
 from marship.optimizing.passes import layers
 from marship.optimizing.passes.guard import keep_float
 from marship.optimizing.passes.layers import Plan
 from marship.optimizing.passes.sensitivity import Probe, find_blame
 from marship.optimizing.source import ExportedModel, NotBuiltError
+from marship.proof.cases import allowed
 from marship.proof.parity import first_line
 
 NAME = "int8_static"
@@ -69,7 +71,7 @@ def build(source: ExportedModel, target: Path) -> dict[str, Any]:
     from marship.optimizing.passes.prepare import check_operators, operators, prepared
 
     if source.calibration is None:
-        raise NotBuiltError("the run folder holds no calibration.npz with training inputs")
+        raise NotBuiltError("there is no calibration data: real inputs, as calibration.npz or flag")
     if source.goal is not None and len(next(iter(source.calibration.values()))) < JUDGED_EVERY:
         raise NotBuiltError(f"calibration.npz with targets holds fewer than {JUDGED_EVERY} rows")
     check_operators(source.path, [*PRODUCTS, "Conv"])
@@ -128,7 +130,12 @@ class Quantizer:
         rows = _rows(self.source, judged=False)
         names = [spec.name for spec in self.source.contract.inputs]
         most = None if method == METHODS[0] else HISTOGRAM_ROWS
-        return _reader({name: rows[name][:most] for name in names}, _rows_at_once(self.source))
+        rows = {name: rows[name][:most] for name in names}
+        return _reader(rows, None if self._takes_requests() else _rows_at_once(self.source))
+
+    def _takes_requests(self) -> bool:
+        """Whether each calibration row is a whole request, with all axes of the inputs."""
+        return measure.holds_requests(self.source.contract, self.source.calibration or {})
 
 
 def _search(quantizer: Quantizer, plan: Plan, target: Path) -> dict[str, Any]:
@@ -168,14 +175,15 @@ def _rows(source: ExportedModel, *, judged: bool) -> Arrays:
 
 def _rows_at_once(source: ExportedModel) -> int:
     size = source.contract.inputs[0].shape[0]
-    return BATCH_ROWS if isinstance(size, str) else size
+    return allowed(source.contract, size, BATCH_ROWS) if isinstance(size, str) else size
 
 
-def _reader(rows: Arrays, at_once: int) -> Any:  # noqa: ANN401  onnxruntime ships no types
+def _reader(rows: Arrays, rows_at_once: int | None) -> Any:  # noqa: ANN401  onnxruntime ships no types
+    """A data reader; without a number of rows at once each row is a request of its own."""
     from onnxruntime.quantization import CalibrationDataReader
 
     count = len(next(iter(rows.values())))
-    at_once = min(at_once, count)
+    at_once = min(rows_at_once or 1, count)
 
     class Reader(CalibrationDataReader):  # type: ignore[misc]  # the same
         options: ClassVar = {
@@ -192,7 +200,8 @@ def _reader(rows: Arrays, at_once: int) -> Any:  # noqa: ANN401  onnxruntime shi
 
         def set_range(self, start_index: int, end_index: int) -> None:
             part = {name: array[start_index:end_index] for name, array in rows.items()}
-            self.batches = _batches(part, at_once)
+            batches = measure.requests(part) if rows_at_once is None else _batches(part, at_once)
+            self.batches = batches
 
         def get_next(self) -> Arrays | None:
             return next(self.batches, None)

@@ -261,13 +261,18 @@ def check_size(
 ) -> None:
     """Reject a response that is too large, before it is encoded or even computed.
 
+    Outputs that were not asked for do not count.
+
     Raises:
         TooLargeError: It is larger than the server's limit, in the request's format.
     """
     total = text_bytes
-    for name, (dtype, shape) in extents.items():
+    for name in message.requested.names or extents:
+        if name not in extents:
+            continue  # its size follows from values
+        dtype, shape = extents[name]
         if message.form is BodyFormat.NPY or message.wants_raw(name):
-            total += extent.raw_bytes(dtype, shape)
+            total += extent.raw_bytes(message.requested.raw_type(name, dtype), shape)
         elif message.form is BodyFormat.KSERVE:
             total += extent.least_json_bytes(dtype, (math.prod(shape),))
         else:
@@ -299,7 +304,8 @@ def encode(  # noqa: PLR0913, PLR0917  the facts of a response
         TooLargeError: The response is larger than the limit.
     """
     if not extent.surely_fit(outputs, limit_bytes):
-        text_bytes = sum(map(extent.text_bytes, outputs.values()))
+        sent = message.requested.names or outputs
+        text_bytes = sum(extent.text_bytes(outputs[name]) for name in sent)
         check_size(message, extent.of(outputs), limit_bytes, text_bytes)
     if message.form is BodyFormat.NPY:
         if len(outputs) != 1:

@@ -4,7 +4,7 @@ With the extension the body is the JSON followed by the raw bytes of those tenso
 `parameters` have a `binary_data_size`, in order; the header Inference-Header-Content-Length is
 the length of the JSON. Raw values are little endian in row-major order; a string is a 4-byte length
 and its bytes. An output is returned raw if its `parameters` set `binary_data`, or the request's
-set `binary_data_output`.
+set `binary_data_output`. BF16 is 2 bytes raw, and a number in JSON.
 """
 
 import struct
@@ -16,7 +16,7 @@ import orjson
 
 from marship.contract import Array, Arrays, Contract, TensorSpec
 from marship.errors import InvalidInputError, MalformedError
-from marship.serving.formats import extent
+from marship.serving.formats import extent, tensors
 from marship.serving.formats.encoding import dump
 from marship.serving.formats.tensors import check_names, shaped, to_array
 
@@ -38,6 +38,8 @@ DTYPES = {
     "BYTES": "str",
 }
 NAMES = {dtype: name for name, dtype in DTYPES.items()}
+BFLOAT16 = "BF16"
+_BITS = np.dtype("<u2")
 _LENGTH = struct.Struct("<I")
 _MOST_DIGITS = 19
 
@@ -51,12 +53,23 @@ class OutputRequest:
         all_binary: Whether outputs are raw by default.
         binary: Whether an output is raw, by name.
         names: The outputs to send, in their order; empty for all.
+        bfloat16: The outputs of bfloat16, which are float32 until they are sent.
     """
 
     id: str | None = None
     all_binary: bool = False
     binary: dict[str, bool] = field(default_factory=dict)
     names: tuple[str, ...] = ()
+    bfloat16: frozenset[str] = frozenset()
+
+    def raw_type(self, name: str, dtype: str) -> str:
+        """The type in which an output's raw values are sent."""
+        return _BITS.name if name in self.bfloat16 else dtype
+
+
+def datatype(spec: TensorSpec) -> str:
+    """The protocol's name of a tensor's type; it has bfloat16 of all narrow types."""
+    return BFLOAT16 if spec.narrow == tensors.BFLOAT16 else NAMES[spec.dtype]
 
 
 def split(body: bytes | bytearray | memoryview, length: str) -> tuple[memoryview, memoryview]:
@@ -123,11 +136,9 @@ def _parameters(entry: dict[str, Any]) -> dict[str, Any]:
 
 
 def _shape(entry: dict[str, Any], spec: TensorSpec) -> list[int]:
-    datatype, shape = entry.get("datatype"), entry.get("shape")
-    if DTYPES.get(str(datatype)) != spec.dtype:
-        raise InvalidInputError(
-            f"datatype of {spec.name} must be {NAMES[spec.dtype]}, got {datatype!r}."
-        )
+    given, shape = entry.get("datatype"), entry.get("shape")
+    if given != datatype(spec):
+        raise InvalidInputError(f"datatype of {spec.name} must be {datatype(spec)}, got {given!r}.")
     if not isinstance(shape, list) or not all(type(n) is int and n >= 0 for n in shape):
         raise InvalidInputError(f"shape of {spec.name} must be a list of sizes, got {shape!r}.")
     return shape
@@ -142,12 +153,14 @@ def _take(raw: memoryview, size: object, spec: TensorSpec) -> tuple[Array, memor
     part, rest = raw[:size], raw[size:]
     if spec.dtype == "str":
         return _texts(part, spec), rest
-    dtype = np.dtype(spec.dtype)
+    is_bfloat16 = datatype(spec) == BFLOAT16
+    dtype = _BITS if is_bfloat16 else np.dtype(spec.dtype)
     if size % dtype.itemsize:
         raise MalformedError(
             f"binary_data_size of {spec.name} must be a multiple of {dtype.itemsize}, got {size}."
         )
-    return np.frombuffer(part, dtype.newbyteorder("<")), rest
+    array = np.frombuffer(part, dtype.newbyteorder("<"))
+    return tensors.from_bfloat16(array) if is_bfloat16 else array, rest
 
 
 def _texts(part: memoryview, spec: TensorSpec) -> Array:
@@ -198,6 +211,7 @@ def _output_request(value: dict[str, Any], contract: Contract) -> OutputRequest:
         all_binary=all_binary is not None and _truth("binary_data_output", all_binary),
         binary=wanted,
         names=names,
+        bfloat16=frozenset(spec.name for spec in contract.outputs if datatype(spec) == BFLOAT16),
     )
 
 
@@ -224,12 +238,15 @@ def encode(
     for name in requested.names or outputs:
         array = outputs[name]
         is_text = array.dtype.kind in "OU"
+        is_bfloat16 = name in requested.bfloat16
         entry: dict[str, Any] = {
             "name": name,
             "shape": list(array.shape),
-            "datatype": NAMES["str" if is_text else array.dtype.name],
+            "datatype": BFLOAT16 if is_bfloat16 else NAMES["str" if is_text else array.dtype.name],
         }
         if requested.binary.get(name, requested.all_binary):
+            if is_bfloat16:
+                array = tensors.to_bfloat16(array)
             raw.append(_raw_texts(array) if is_text else _raw(array))
             entry["parameters"] = {"binary_data_size": len(raw[-1])}
         else:

@@ -12,11 +12,15 @@ from typing import Any
 
 import numpy as np
 
-from marship.contract import Array, Arrays, Contract, TensorSpec
+from marship.contract import WIDENED, Array, Arrays, Contract, TensorSpec
 from marship.errors import InvalidInputError, ModelError
 
 TEXT_KINDS = "OSUT"
 """NumPy's kinds of string types: objects, bytes, fixed and variable width."""
+
+BFLOAT16 = "bfloat16"
+_BITS = np.dtype("V2")
+"""How NumPy reads arrays of bfloat16 that it saved for ml_dtypes."""
 
 EXACT = 2.0**53
 """Integers up to this are exact as float64, so it does not matter what they are rounded from."""
@@ -51,6 +55,8 @@ def conform(inputs: Mapping[str, object], contract: Contract) -> Arrays:
 
 def _numbers(array: Array, spec: TensorSpec) -> Array:
     want = np.dtype(spec.dtype)
+    if spec.narrow == BFLOAT16 and array.dtype == _BITS:
+        return from_bfloat16(array)
     if array.dtype != want:
         if array.dtype.newbyteorder("=") != want:
             raise _wrong_type(array, spec)
@@ -259,10 +265,13 @@ def _strings(value: object, spec: TensorSpec) -> Array:
 def outside(array: Array, spec: TensorSpec) -> str | None:
     """The message about a value outside of the table that it indexes; None if all are inside.
 
-    A float is truncated to an index, so -0.5 is 0; NaN is outside.
+    A float is truncated to an index, so -0.5 is 0; NaN is outside. Likewise a value beyond those of
+    a narrow type.
     """
     if not array.size:
         return None
+    if spec.narrow and (problem := _beyond(array, spec)):
+        return problem
     if spec.value_range is not None:
         low, high = spec.value_range
         least = np.minimum.reduce(array, axis=None).item()  # NaN, if there is one
@@ -274,6 +283,38 @@ def outside(array: Array, spec: TensorSpec) -> str | None:
         if problem := _outside_columns(array, spec, axis):
             return problem
     return None
+
+
+def _beyond(array: Array, spec: TensorSpec) -> str | None:
+    kind = WIDENED[spec.narrow]
+    wrong = (array < kind.low) | (array > kind.high)
+    if kind.has_infinity:
+        wrong &= np.isfinite(array)
+    if not wrong.any():
+        return None
+    return (
+        f"{spec.name} must hold values of {spec.narrow}, from {kind.low:g} to {kind.high:g}, got "
+        f"{array[wrong][0]:g}."
+    )
+
+
+def from_bfloat16(bits: Array) -> Array:
+    """The values of bfloat16 as float32, of which it is the upper half.
+
+    Args:
+        bits: Any type of 2 bytes, little endian.
+
+    Example:
+        >>> from_bfloat16(np.array([0x3F80, 0xC000], "<u2")).tolist()
+        [1.0, -2.0]
+    """
+    halves = np.asarray(bits.view("<u2").astype(np.uint32) << 16)  # NumPy makes scalars of no axes
+    return halves.view(np.float32)
+
+
+def to_bfloat16(array: Array) -> Array:
+    """The bits of float32 values that bfloat16 holds: little endian, 2 bytes each."""
+    return (array.view(np.uint32) >> 16).astype("<u2")
 
 
 def _outside_columns(array: Array, spec: TensorSpec, axis: int) -> str | None:

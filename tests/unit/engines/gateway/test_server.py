@@ -28,6 +28,7 @@ from echoes import NUMBERS, WIDTH
 from gateways import Gateway
 from marship.engines.gateway import server, statuses, wire
 from marship.engines.gateway.messages import kind
+from marship.engines.gateway.responses import SENT_AT_ONCE_BYTES
 from marship.engines.gateway.upstream import Upstream, UpstreamResponse
 from marship.serving.handler import OnnxHandler
 from marship.serving.hosts.direct import routes
@@ -742,7 +743,7 @@ def large_response(size: int = 2_000_000) -> bytes:
 def take_some(line: socket.socket) -> None:
     """Take as much of a response as comes without a word of the client."""
     taken = 0
-    while taken < server._SENT_AT_ONCE_BYTES - 1:
+    while taken < SENT_AT_ONCE_BYTES - 1:
         taken += len(line.recv(1 << 16))
 
 
@@ -862,6 +863,38 @@ def test_a_model_is_asked_for_no_more_than_its_worker_may_keep(
         for line in lines:
             line.sendall(small)
         assert all(call.exception() is None for call in many)
+
+
+@pytest.mark.usefixtures("two_messages")  # so that calls wait for each other
+def test_a_cut_response_that_was_larger_than_expected_is_asked_for_again(
+    silent: Silent, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Once, in its turn as the largest; one of the expected size, or not begun, is lost."""
+    monkeypatch.setattr(server, "_UNREAD_BYTES", 3 << 20)
+    last = b"\r\nconnection: close\r\n\r\n"
+    small, large = (large_response(size).replace(b"\r\n\r\n", last, 1) for size in (100, 900_000))
+
+    def answer(line: socket.socket, data: bytes) -> None:
+        line.sendall(data)
+        line.close()
+
+    with Gateway(tmp_path / "s") as gateway, grpc.insecure_channel(gateway.address) as channel:
+        first = infer_later(channel)
+        answer(silent.asked(), small)
+        assert first.exception() is None
+        calls = [infer_later(channel) for _ in range(6)]
+        for line in [silent.asked() for _ in range(6)]:  # all are thought to be small
+            answer(line, large[:10_000])
+        again = [silent.asked() for _ in range(3)]
+        assert not silent.is_asked(0.3)
+        for line, data in zip(again, (b"", large, large), strict=True):
+            answer(line, data)
+        for _ in range(3):
+            answer(silent.asked(), large)
+        assert sorted(call.exception() is None for call in calls) == [False] + [True] * 5
+        expected = infer_later(channel)
+        answer(silent.asked(), large[:10_000])
+        assert expected.exception().code() is Code.UNAVAILABLE
 
 
 class LargeTensors(OnnxHandler):

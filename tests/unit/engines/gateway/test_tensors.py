@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import orjson
 import pytest
+import tritonclient.grpc as triton
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
@@ -233,6 +234,23 @@ def test_half_floats_make_all_outputs_raw() -> None:
     found = response(given_arrays, typed=True)
     assert len(found.raw_output_contents) == 2
     assert not any(tensor.HasField("contents") for tensor in found.outputs)
+
+
+def test_bfloat16_goes_raw_both_ways() -> None:
+    """The worker reads what tritonclient writes for BF16, and tritonclient what comes back."""
+    specs = (TensorSpec("x", "float32", (2,), narrow="bfloat16"),)
+    model = Contract(specs, specs, ("m",), "", 20)
+    sent = triton.InferInput("x", [2], "BF16").set_data_from_numpy(np.float32([1.5, -2]))
+    made = kind("ModelInferRequest")(model_name="m")
+    made.inputs.add(name="x", datatype="BF16", shape=[2])
+    made.raw_input_contents.append(sent._get_content())
+    message = decoded(made, model)
+    assert message.inputs["x"].tolist() == [1.5, -2]
+    body, length = kserve.encode(dict(message.inputs), message.requested, "m", "1")
+    found = from_body({tensors.LENGTH_HEADER: str(length)}, body, typed=True)
+    assert [output.datatype for output in found.outputs] == ["BF16"]
+    result = triton.InferResult(found)
+    np.testing.assert_array_equal(result.as_numpy("x"), np.float32([1.5, -2]))
 
 
 def test_parameters_travel() -> None:

@@ -53,6 +53,20 @@ def test_no_response_is_smaller_than_the_least_size(
     assert told <= written
 
 
+@pytest.mark.parametrize("is_computed", [False, True])
+def test_outputs_that_were_not_asked_for_do_not_count(is_computed: bool) -> None:
+    """Whether the sizes follow from the contract or from what the model returned."""
+    small, large = np.zeros((1, 1), np.float32), np.full((1, 9), "long" * 99)
+    asks = kserve.OutputRequest(names=("small",))
+    message = Message({"x": np.zeros(1, np.uint8)}, BodyFormat.KSERVE, asks)
+    if is_computed:
+        body = codec.encode({"large": large, "small": small}, message, "m", "1", 200).body
+        assert [each["name"] for each in orjson.loads(body)["outputs"]] == ["small"]
+    else:
+        model = contract(WIDE, TensorSpec("small", "float32", ("n", 1)))
+        codec.check_size(message, extent.stated(model, message.inputs), 200)
+
+
 @settings(max_examples=300, deadline=None)
 @given(array=ARRAYS)
 def test_no_json_is_larger_than_the_most_size(array: Array) -> None:

@@ -148,13 +148,17 @@ class Exchange:
         """The bytes of a response or of its next part, which must be sent next: see `reply`."""
         if self.is_kserve and reply.status >= HTTPStatus.BAD_REQUEST:
             reply = _for_kserve(reply)
-        if reply.more or self.has_begun:
+        if reply.more or self.has_begun or self._is_whole_stream(reply):
             return self._part(reply, timing)
         self._is_last = True
         has_body = reply.status != _NO_CONTENT  # RFC 9110, 8.6
         framing = b"content-length: %d\r\n" % len(reply.body) if has_body else b""
         head = self._head(reply, timing, framing)
         return head if self.head.method == "HEAD" else head + reply.body
+
+    def _is_whole_stream(self, reply: Reply) -> bool:
+        """Whether these are lines, all in one part, for a client that wants events."""
+        return self.head.wants_events and reply.content_type == LINES_TYPE
 
     def _part(self, reply: Reply, timing: str) -> bytes:
         """A part: chunks, or bytes until the connection closes for a client of HTTP/1.0."""

@@ -135,7 +135,7 @@ def metadata(name: str, versions: list[str], contract: Contract) -> Reply:
 
 def _tensor(spec: TensorSpec) -> dict[str, object]:
     shape = [size if isinstance(size, int) else -1 for size in spec.shape]
-    return {"name": spec.name, "datatype": kserve.NAMES[spec.dtype], "shape": shape}
+    return {"name": spec.name, "datatype": kserve.datatype(spec), "shape": shape}
 
 
 def server(version: str) -> Reply:

@@ -313,8 +313,13 @@ def test_a_short_stream_does_not_wait_for_a_long_one(streaming: Place) -> None:
 
 
 def test_server_sent_events_and_clients_of_http_1_0(streaming: Place) -> None:
-    """Events are data lines; a client of HTTP/1.0 gets bytes until the end."""
+    """Events are data lines, also of one part; a client of HTTP/1.0 gets bytes until the end."""
     Counting.goes.release(20)
+    with streaming.line() as line:
+        line.send(request(body=b"a", headers={"Accept": "text/event-stream"}))
+        got = line.read()
+        assert got.headers["content-type"] == "text/event-stream"
+        assert got.body == b"data: 0\n\n"
     with streaming.line() as line:
         line.send(request(body=b"ab", headers={"Accept": "text/event-stream"}))
         got = line.read()

@@ -13,7 +13,7 @@ import numpy as np
 from marship import texts
 from marship.contract import Arrays, Contract
 from marship.errors import DataError, ModelError, RequestError, UsageError
-from marship.proof.cases import first_axis, read_rows
+from marship.proof.cases import TARGET, first_axis, read_rows
 from marship.proof.comparison import RunModel
 from marship.proof.parity import reason
 from marship.serving.formats import codec
@@ -89,12 +89,17 @@ def joined(requests: Sequence[Arrays], contract: Contract) -> Arrays:
     """
     if first_axis(contract) is None:
         return requests[0]
+    largest = alike(requests, are_rows=True)
+    return {name: np.concatenate([one[name] for one in largest]) for name in largest[0]}
+
+
+def alike(requests: Sequence[Arrays], *, are_rows: bool) -> list[Arrays]:
+    """The requests of the most frequent sizes; the number of rows does not count among them."""
     groups: dict[tuple[tuple[int, ...], ...], list[Arrays]] = {}
     for request in requests:
-        sizes = tuple(array.shape[1:] for array in request.values())
+        sizes = tuple(array.shape[int(are_rows) :] for array in request.values())
         groups.setdefault(sizes, []).append(request)
-    largest = max(groups.values(), key=len)
-    return {name: np.concatenate([one[name] for one in largest]) for name in largest[0]}
+    return max(groups.values(), key=len)
 
 
 def _files(path: Path) -> list[Path]:
@@ -135,14 +140,14 @@ def _requests(file: Path, contract: Contract) -> Iterator[Arrays]:
 
 def _bodies(file: Path, contract: Contract) -> Iterator[Arrays]:
     if file.suffix == ".npz":
-        rows = read_rows(file)
+        rows = {k: v for k, v in read_rows(file).items() if not k.startswith(TARGET)}
         names = [spec.name for spec in contract.inputs]
         if set(rows) != set(names):
             raise DataError(
                 f"{file} must hold arrays named {', '.join(names)}, got "
                 f"{', '.join(rows) or 'none'}. Name them as the model names its inputs."
             )
-        yield {name: rows[name] for name in names}
+        yield from _calls({name: rows[name] for name in names}, contract)
         return
     with texts.open_file(file) as opened:
         body = opened.read()
@@ -153,6 +158,26 @@ def _bodies(file: Path, contract: Contract) -> Iterator[Arrays]:
     several = isinstance(value, list) and value and all(isinstance(one, dict) for one in value)
     for one in value if several else [value]:
         yield codec.from_json(one, contract).inputs
+
+
+def _calls(rows: Arrays, contract: Contract) -> Iterator[Arrays]:
+    """The rows as they are, or in parts of the only size that the model takes."""
+    sizes = {spec.name: spec.shape[0] for spec in contract.inputs if spec.shape}
+    counts = {
+        len(array) / size
+        for name, array in rows.items()
+        if array.ndim and isinstance(size := sizes.get(name), int) and size
+    }
+    count = next(iter(counts), 0.0)
+    is_whole = count == int(count) > 1
+    if not is_whole or len(counts) > 1 or any(isinstance(s, str) for s in sizes.values()):
+        yield rows
+        return
+    for number in range(int(count)):
+        yield {
+            name: array[number * size : (number + 1) * size] if (size := sizes.get(name)) else array
+            for name, array in rows.items()
+        }
 
 
 def _check_shapes(request: Arrays, contract: Contract, place: str) -> None:
@@ -166,7 +191,7 @@ def _check_shapes(request: Arrays, contract: Contract, place: str) -> None:
             raise DataError(
                 f"{spec.name} of {place} must be {spec.form}, got shape {list(array.shape)}."
             )
-        if array.size == 0:
+        if array.size == 0 and 0 not in spec.shape:
             raise DataError(f"{spec.name} of {place} must hold values, got none.")
         if problem := outside(array, spec):
             raise DataError(f"{place}: {problem}")

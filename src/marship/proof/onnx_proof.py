@@ -15,7 +15,7 @@ import sys
 import tempfile
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from io import BytesIO
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
@@ -23,13 +23,36 @@ from typing import IO, TYPE_CHECKING, Any
 from marship import errors
 from marship.contract import Contract, GoldenCase, read_golden, write_golden
 from marship.errors import MarshipError, ModelError
-from marship.packaging.settings import PackageSettings
 
 if TYPE_CHECKING:  # onnx takes a while to import
     from onnx import ModelProto
 
 _LOG_BYTES = 4096
-_START = "import sys; from marship.packaging import onnx_proof; onnx_proof.main(*sys.argv[1:])"
+_CAUSES: dict[int, str] = {
+    signal.SIGFPE: "It divides whole numbers by zero or otherwise without a result. Give it values "
+    "that it takes: --example inputs.npz."
+}
+"""What ends a process by a signal, where that is not too little memory."""
+_START = "import sys; from marship.proof import onnx_proof; onnx_proof.main(*sys.argv[1:])"
+
+
+@dataclass(frozen=True, slots=True)
+class Wishes:
+    """What decides about the proof of an ONNX file.
+
+    Attributes:
+        example: Inputs that the file takes; see `marship.proof.examples`.
+        golden: The kind of golden cases.
+        missing_values: Which inputs take missing values; see `marship.proof.missing`.
+        proof_seconds: Time budget of the proof of independent rows.
+        limit_s: Time limit of all, in seconds.
+    """
+
+    example: Path | None = None
+    golden: str = "synthetic"
+    missing_values: str = "auto"
+    proof_seconds: float = 60.0
+    limit_s: int = 600
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,13 +76,13 @@ class OnnxProof:
     remarks: Sequence[str] = ()
 
 
-def describe(path: Path, draft: Path, settings: PackageSettings) -> OnnxProof:
+def describe(path: Path, draft: Path, wishes: Wishes) -> OnnxProof:
     """Read an ONNX file, prove whether its rows are independent, and compute its golden cases.
 
     Args:
         path: The file.
         draft: A folder for a copy, if the file must be rewritten to be served.
-        settings: Example inputs, the kind of golden cases, what values may be missing, limits.
+        wishes: Example inputs, the kind of golden cases, what values may be missing, limits.
 
     Raises:
         UsageError: A file does not exist.
@@ -67,17 +90,17 @@ def describe(path: Path, draft: Path, settings: PackageSettings) -> OnnxProof:
         ModelError: The file cannot be read or run within the limit.
     """
     # -P: import no modules from the current folder, which may be untrusted
-    asked = json.dumps(wishes(settings))
+    asked = json.dumps(asdict(wishes), default=str)
     words = [sys.executable, "-P", "-c", _START, str(path), str(draft), asked]
     with tempfile.TemporaryFile() as log:
         try:  # through a pipe: golden cases of a model to be sealed are never on disk unencrypted
             done = subprocess.run(
                 words, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=log,
-                timeout=settings.limit_s, check=False,
+                timeout=wishes.limit_s, check=False,
             )  # fmt: skip
         except subprocess.TimeoutExpired as error:
             raise ModelError(
-                f"{path.name} must be loaded and run on a few inputs within {settings.limit_s:g} "
+                f"{path.name} must be loaded and run on a few inputs within {wishes.limit_s:g} "
                 "s, got no end of it. Mend a loop that does not end, or allow more with --limit-s."
             ) from error
         if done.returncode != 0:
@@ -92,16 +115,6 @@ def describe(path: Path, draft: Path, settings: PackageSettings) -> OnnxProof:
     return OnnxProof(model, contract, golden, **result["found"])
 
 
-def wishes(settings: PackageSettings) -> dict[str, Any]:
-    """The settings that decide what is proven, by name, as JSON values."""
-    return {
-        "golden": settings.golden,
-        "example": settings.example and str(settings.example),
-        "missing_values": settings.missing_values,
-        "proof_seconds": settings.proof_seconds,
-    }
-
-
 def main(model: str, draft: str, asked: str) -> None:
     """Entry point of the process: writes its result, or an error, to standard output."""
     with os.fdopen(os.dup(1), "wb") as target:
@@ -109,7 +122,7 @@ def main(model: str, draft: str, asked: str) -> None:
         _limit_memory()
         cases = BytesIO()
         try:
-            proof = _prove(Path(model), Path(draft), **json.loads(asked))
+            proof = _prove(Path(model), Path(draft), Wishes(**json.loads(asked)))
             write_golden(cases, proof.cases)
             result = {
                 "model": str(proof.model),
@@ -125,37 +138,30 @@ def main(model: str, draft: str, asked: str) -> None:
         target.write(json.dumps(result).encode() + b"\n" + cases.getvalue())
 
 
-def _prove(  # noqa: PLR0913  as `wishes`
-    path: Path,
-    draft: Path,
-    *,
-    example: str | None,
-    golden: str,
-    missing_values: str,
-    proof_seconds: float,
-) -> OnnxProof:
-    from marship.packaging import examples
-    from marship.proof import axes, graph, missing, parity, trials
+def _prove(path: Path, draft: Path, wishes: Wishes) -> OnnxProof:
+    from marship.proof import axes, examples, graph, missing, parity, trials
     from marship.proof.cases import first_axis
 
-    path, labels = _served(path, draft, example)
-    stated = graph.contract_of(path, labels=labels)
+    example = wishes.example and Path(wishes.example)
+    path, labels, narrow = _rewritten(path, draft, example)
+    stated = graph.contract_of(path, labels=labels, narrow=narrow)
     graph.refuse_random(path)
     run = parity.runner(path)
     sized = graph.facts(path).sized
-    requests = examples.read(Path(example), axes.apart(stated), run) if example else []
+    requests = examples.read(example, axes.apart(stated), run) if example else []
     for has_rows in (True, False):
         first = requests[0] if requests else None
         contract = axes.resolved(stated, run, first, sized=sized, has_rows=has_rows)
         rows = examples.joined(requests, contract) if requests else None
         contract = trials.with_least_sizes(contract, run, rows)
         contract = trials.keeping(contract, requests)
-        contract, gaps = missing.decided(contract, path, run, missing_values)
-        examples.check_finite(requests, contract, Path(example or ""))
-        contract, proof = parity.with_batch_axis(contract, run, rows, seconds=proof_seconds)
+        contract, gaps = missing.decided(contract, path, run, wishes.missing_values)
+        if example is not None and wishes.missing_values != missing.ANY:
+            examples.check_finite(requests, contract, example)
+        contract, proof = parity.with_batch_axis(contract, run, rows, seconds=wishes.proof_seconds)
         if contract.batch_axis or len(contract.inputs) == 1 or first_axis(stated) is None:
             break  # else no rows need to be kept together
-    cases = parity.golden_from(run, contract, rows, golden)
+    cases = parity.golden_from(run, contract, rows, wishes.golden)
     cases += missing.golden_from(run, contract)
     contract = parity.with_scale(contract, cases)
     contract, threads = _with_threads(contract, path, cases)
@@ -186,24 +192,29 @@ def _with_threads(
     )
 
 
-def _served(
-    path: Path, draft: Path, example: str | None
-) -> tuple[Path, dict[str, tuple[str, ...]]]:
-    """The file, or a repaired copy that gives tensors in place of maps, and their classes."""
+def _rewritten(
+    path: Path, draft: Path, example: Path | None
+) -> tuple[Path, dict[str, tuple[str, ...]], dict[str, str]]:
+    """The file, or a copy that can be served where it cannot.
+
+    Returns:
+        The path, the names of classes by output, and types that were widened by tensor.
+    """
     import onnx
 
-    from marship.packaging import examples
-    from marship.proof import graph, maps, parity, repairs
+    from marship.proof import divisions, examples, graph, maps, parity, repairs, widening
 
     model = graph.parsed(path)
     is_repaired = repairs.repair(model)
     labels = maps.replaced(model)
+    narrow = widening.widened(model)
+    guarded = divisions.guarded(model)
     shapeless = repairs.shapeless((*model.graph.input, *model.graph.output))
-    if not (is_repaired or labels or shapeless):
-        return path, labels
+    if not (is_repaired or labels or narrow or guarded or shapeless):
+        return path, labels, narrow
     requests = []
     if shapeless and example is not None:
-        requests = examples.given(Path(example), graph.typed(model))
+        requests = examples.given(example, graph.typed(model))
         repairs.state_inputs(model, {name: array.ndim for name, array in requests[0].items()})
     inputs = graph.inputs_of(model)
     copy = _copied(model, path, draft)
@@ -211,7 +222,7 @@ def _served(
         contract = replace(graph.typed(model), inputs=inputs)
         repairs.state_outputs(model, parity.runner(copy), contract, requests)
         onnx.save(model, str(copy))
-    return copy, labels
+    return copy, labels, narrow
 
 
 def _copied(model: "ModelProto", path: Path, draft: Path) -> Path:
@@ -252,7 +263,5 @@ def _crashed(path: Path, code: int, log: IO[bytes]) -> ModelError:
         log.seek(max(0, log.seek(0, os.SEEK_END) - _LOG_BYTES))
         lines = log.read().decode(errors="replace").strip().splitlines()
         reason = lines[-1] if lines else f"exit code {code}"
-    return ModelError(
-        f"{path.name} must be loaded and run on a few inputs, got: {reason}. It may need more "
-        "memory than there is."
-    )
+    cause = _CAUSES.get(-code, "It may need more memory than there is.")
+    return ModelError(f"{path.name} must be loaded and run on a few inputs, got: {reason}. {cause}")

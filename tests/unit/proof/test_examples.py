@@ -6,18 +6,20 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
+from onnx import TensorProto, helper
 from typer.testing import CliRunner
 
 from marship.cli.app import app
 from marship.contract import Arrays, Contract, read_golden
 from marship.errors import DataError, MarshipError, ModelError, UsageError
-from marship.packaging import examples
 from marship.packaging.step import PackageSettings, package
-from marship.proof import graph
+from marship.proof import examples, graph, parity
 from marship.serving.formats import codec
 from marship.serving.handler import OnnxHandler
 from marship.trust import archive
+from models import write_model
 from odd_models import edges, listener, skip
 from workers import opened
 
@@ -43,6 +45,24 @@ def golden(mar: Path) -> list[Arrays]:
 def sounds(rows: int, length: int) -> np.ndarray:
     """Noise, float32."""
     return np.random.default_rng(rows).normal(size=(rows, length)).astype(np.float32)
+
+
+def test_an_axis_of_no_values_in_the_file_is_none_in_the_example(tmp_path: Path) -> None:
+    """Where the file says that an input has no values, an example without any is one."""
+    sizes = helper.make_tensor_value_info("sizes", TensorProto.INT64, [3])
+    x, *parts = (
+        helper.make_tensor_value_info(name, TensorProto.FLOAT, [0]) for name in ("x", "a", "b", "c")
+    )
+    split = helper.make_node("Split", ["x", "sizes"], ["a", "b", "c"])
+    made = helper.make_graph([split], "g", [x, sizes], parts)
+    source, example = tmp_path / "split.onnx", tmp_path / "example.npz"
+    onnx.save(
+        helper.make_model(made, opset_imports=[helper.make_opsetid("", 18)], ir_version=10),
+        str(source),
+    )
+    np.savez(example, x=np.zeros(0, np.float32), sizes=np.zeros(3, np.int64))
+    contract, _ = packed(source, tmp_path, example=example)
+    assert contract.inputs[0].shape == (0,)
 
 
 def test_multiples_are_stated_and_obeyed(tmp_path: Path) -> None:
@@ -228,6 +248,35 @@ def test_a_bad_npz_is_one_line(tmp_path: Path, arrays: Arrays, words: str) -> No
     with pytest.raises(DataError, match=words) as caught:
         packed(source, tmp_path, example=tmp_path / "a.npz")
     assert "\n" not in str(caught.value)
+
+
+def test_an_npz_may_hold_several_requests_of_a_fixed_size(tmp_path: Path) -> None:
+    """Ten pictures for a file that takes two at a time are five requests; seven are none."""
+    source = product(tmp_path / "two.onnx")
+    contract = graph.contract_of(source)
+    pictures = np.arange(30, dtype=np.float32).reshape(10, 3)
+    np.savez(tmp_path / "a.npz", x=pictures, rate=np.float32(2))
+    found = examples.read(tmp_path / "a.npz", contract, parity.runner(source))
+    assert [request["x"].tolist() for request in found] == pictures.reshape(5, 2, 3).tolist()
+    assert {request["rate"].item() for request in found} == {2.0}
+    np.savez(tmp_path / "b.npz", x=pictures[:7], rate=np.float32(2))
+    with pytest.raises(DataError, match=r"x of .* must be float32\[2, 3\], got shape \[7, 3\]"):
+        examples.read(tmp_path / "b.npz", contract, parity.runner(source))
+
+
+def product(path: Path) -> Path:
+    """Two rows of three numbers, times a number without axes."""
+    shape = TensorProto.FLOAT, [2, 3]
+    body = helper.make_graph(
+        [helper.make_node("Mul", ["x", "rate"], ["y"])],
+        "g",
+        [
+            helper.make_tensor_value_info("x", *shape),
+            helper.make_tensor_value_info("rate", TensorProto.FLOAT, []),
+        ],
+        [helper.make_tensor_value_info("y", *shape)],
+    )
+    return write_model(path, body)
 
 
 def test_a_huge_example_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
