@@ -14,6 +14,7 @@ import zlib
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, nullcontext
 from dataclasses import asdict, dataclass, field, is_dataclass
+from itertools import islice
 from pathlib import Path
 from types import UnionType
 from typing import Any, BinaryIO, get_args, get_origin, get_type_hints
@@ -43,6 +44,7 @@ NPZ_FAULTS = (
 )
 """What NumPy raises for a corrupted npz; an array's header may declare terabytes."""
 _MOST_SIZE = 1 << 62
+_MOST_NAMED = 5
 _DTYPES = {"str", "bool", "float16", "float32", "float64"} | {
     f"{kind}{bits}" for kind in ("int", "uint") for bits in (8, 16, 32, 64)
 }
@@ -112,6 +114,8 @@ class TensorSpec:
             inclusive. None if the graph does not tell. Floats are truncated to indices.
         column_ranges: The same for columns that index tables of their own.
         takes_missing: Inputs only. Whether a value may be missing: NaN, which is null in JSON.
+        full_columns: Inputs that take missing values only: the places along the last axis, which
+            has a fixed size, at which none may be missing.
         labels: Outputs only. The classes along the last axis, by whose names JSON responses give
             the values; empty for plain tensors.
         narrow: The type in the file that was packed, one of WIDENED, if NumPy lacks it; else empty.
@@ -124,6 +128,7 @@ class TensorSpec:
     value_range: tuple[int, int] | None = None
     column_ranges: tuple[ColumnRange, ...] = ()
     takes_missing: bool = False
+    full_columns: tuple[int, ...] = ()
     labels: tuple[str, ...] = ()
     narrow: str = ""
 
@@ -141,6 +146,16 @@ class TensorSpec:
         index = [":"] * len(self.shape)
         index[axis] = str(place)
         return f"{self.name}[{', '.join(index)}]"
+
+    @property
+    def missing_in(self) -> str:
+        """`name`, or `name[:, 3], name[:, 5]`, as messages show where values may be missing."""
+        if not self.full_columns:
+            return self.name
+        last, full = len(self.shape) - 1, set(self.full_columns)
+        some = (place for place in range(int(self.shape[last])) if place not in full)
+        names = [self.column(last, place) for place in islice(some, _MOST_NAMED + 1)]
+        return ", ".join(names[:_MOST_NAMED] + ["..."] * (len(names) > _MOST_NAMED))
 
 
 @dataclass(frozen=True, slots=True)
@@ -282,6 +297,9 @@ def _check_spec(spec: Mapping[str, Any]) -> None:
     is_plain = spec["dtype"] != "str" and spec["shape"][-1:] == [len(labels)]
     if labels and not (is_plain and len(spec["shape"]) <= 2 and len(set(labels)) == len(labels)):  # noqa: PLR2004  rows of a table
         raise ValueError(f"{spec['name']} with {len(labels)} labels of its last axis")
+    columns = spec["shape"][-1] if spec["shape"] else 1
+    if not all(isinstance(columns, int) and 0 <= n < columns for n in spec.get("full_columns", ())):
+        raise ValueError(f"{spec['name']} with full columns that it does not have")
     for column in spec.get("column_ranges", ()):
         axis = column["axis"]
         size = spec["shape"][axis] if 0 <= axis < len(spec["shape"]) else None
@@ -320,6 +338,7 @@ def _spec(fields: dict[str, Any]) -> TensorSpec:
             "shape": tuple(fields["shape"]),
             "value_range": None if value_range is None else (value_range[0], value_range[1]),
             "column_ranges": tuple(ColumnRange(**c) for c in fields.get("column_ranges", ())),
+            "full_columns": tuple(fields.get("full_columns", ())),
             "labels": tuple(fields.get("labels", ())),
         }
     )

@@ -102,6 +102,15 @@ def test_curl_without_a_type_is_read_or_told_the_header(
 
 
 @pytest.mark.parametrize("name", ["body", "data", "input"])
+def test_a_field_that_curl_encodes_is_read(base: str, server: Server, name: str) -> None:
+    """`curl --data-urlencode`, whatever it calls the field."""
+    words = ["curl", "-s", "-H", f"Authorization: {bearer(server)}"]
+    words += ["--data-urlencode", f"{name}={BODY}", f"{base}/predictions/lin"]
+    done = subprocess.run(words, capture_output=True, text=True, check=True)
+    assert json.loads(done.stdout) == RIGHT
+
+
+@pytest.mark.parametrize("name", ["body", "data", "input"])
 @pytest.mark.parametrize("kind", ["", ";type=application/json"])
 def test_a_part_of_a_form_is_read(base: str, server: Server, name: str, kind: str) -> None:
     """`curl -F`, whatever it calls the part."""

@@ -111,7 +111,7 @@ def show_contract(contract: "Contract") -> None:
             ("sizes", ", ".join(bounds)),
             ("values", ", ".join(_ranges(contract))),
             *((f"type of {s.name}", f"{s.narrow} in the file") for s in specs if s.narrow),
-            ("may be missing", ", ".join(s.name for s in contract.inputs if s.takes_missing)),
+            ("may be missing", ", ".join(s.missing_in for s in contract.inputs if s.takes_missing)),
             *((f"classes of {s.name}", _names(s.labels)) for s in contract.outputs if s.labels),
             ("batched along", contract.batch_axis or "nothing: requests run alone"),
             ("tolerance", contract.tolerance),

@@ -200,7 +200,7 @@ def _proven(
     with tempfile.TemporaryDirectory() as scratch, shown:
         proof = onnx_proof.describe(path, Path(scratch), wishes)
         model = _copied(proof.model, draft)
-    for line in (proof.summary, proof.remark):
+    for line in (proof.summary, *proof.remarks):
         if line is not None:
             console.err.print(line, style="dim", markup=False, soft_wrap=True)
     files = (model, *graph.external_files(model).values())

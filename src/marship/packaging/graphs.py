@@ -125,7 +125,7 @@ def _proofs(
         except MarshipError as error:
             advised = str(error).replace("--example ", f"--graph-example {name}=")
             raise type(error)(f"graph {name}: {advised}") from error
-        for line in (proof.summary, proof.remark):
+        for line in (proof.summary, *proof.remarks):
             if line is not None:
                 text = f"graph {name}: {line}"
                 console.err.print(text, style="dim", markup=False, soft_wrap=True)

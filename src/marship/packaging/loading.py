@@ -53,9 +53,9 @@ def run(folder: Path, task: dict[str, Any], seen: dict[str, str], limit_s: float
         steps = _steps(result)
         found = {name: value for step in steps for name, value in step.items()}
         if code == 0 and ("code" in found or len(steps) == _STEPS):
-            response = found.get("response")
-            if isinstance(response, dict) and response.get("status") in range(500, 600):
-                response["log"] = _end_of(log)
+            for response in (found.get("response"), *found.get("recorded", ())):
+                if isinstance(response, dict) and response.get("status") in range(500, 600):
+                    response["log"] = _end_of(log)
             return found
         goal = "respond to the request" if steps and _responds(task) else "load"
         raise LoadError(f"{task['name']} must {goal}, but its process ended: {_reason(code, log)}.")

@@ -11,6 +11,7 @@ from http import HTTPStatus
 from pathlib import Path
 from typing import Any
 
+from marship import console
 from marship.errors import PackageError, UsageError
 from marship.packaging import loading
 from marship.serving.formats import golden
@@ -104,6 +105,12 @@ def _checked(path: Path, row: dict[str, Any], *, content_type: str) -> GoldenReq
         PackageError: The response is an error.
     """
     response = base64.b64decode(row["body"])
+    if "log" in row:  # the worker's fault: its response names a log that nobody has
+        console.err.print(row["log"], markup=False, highlight=False, soft_wrap=True)
+        raise PackageError(
+            f"golden request {path.name} must get a response, got status {row['status']}. See the "
+            "handler's log above."
+        )
     if row["status"] != HTTPStatus.OK:
         said = response[:_SHOWN_BYTES].decode(errors="replace")
         raise PackageError(

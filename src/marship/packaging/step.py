@@ -225,7 +225,7 @@ def _from_onnx(
     proof = graphs.proven(path, draft, settings)
     is_joined = profiles.find(settings.profile, settings.batch_size).batch_size > 1
     says_rows = proof.contract.batch_axis or not is_joined  # else `_say_if_alone` does
-    for line in (proof.summary if says_rows else None, proof.remark):
+    for line in (proof.summary if says_rows else None, *proof.remarks):
         if line is not None:
             console.err.print(line, style="dim", markup=False, soft_wrap=True)
     return Contents(

@@ -55,6 +55,11 @@ def read_rows(path: Path) -> Arrays:
             "Write it with numpy.savez(path, <input name>=<array of rows>)."
         ) from error
     except NPZ_FAULTS as error:
+        if "Object arrays" in str(error):
+            raise DataError(
+                f"{path} must be an npz of plain arrays, got Python objects. Convert text with "
+                "array.astype(str), and numbers with array.astype(numpy.float32)."
+            ) from error
         raise DataError(
             f"{path} must be an npz of plain arrays, got: {' '.join(str(error).split())}. "
             "Write it with numpy.savez(path, <input name>=<array of rows>)."

@@ -39,18 +39,47 @@ def read(path: Path, contract: Contract, run: RunModel) -> list[Arrays]:
         DataError: It is too large or damaged, does not hold inputs of the model, or the model does
             not run on them.
     """
+    requests = given(path, contract)
+    for number, request in enumerate(requests, 1):
+        place = f"{path}, request {number}" if len(requests) > 1 else str(path)
+        _check_shapes(request, contract, place)
+        _check_runs(request, contract, run, place)
+    return requests
+
+
+def given(path: Path, contract: Contract) -> list[Arrays]:
+    """Read example inputs of the contract's names and types, of whatever shape.
+
+    Raises:
+        UsageError: The file does not exist, or is of another type.
+        DataError: It is too large or damaged, or does not hold inputs of the model.
+    """
     files = _files(path)
     size_bytes = sum(map(_unpacked_bytes, files))
     if size_bytes > MOST_BYTES:
         raise DataError(
             f"{path} must hold at most {MOST_BYTES:,} bytes, got {size_bytes:,}. A few rows do."
         )
-    requests = [request for file in files for request in _requests(file, contract)]
-    for number, request in enumerate(requests, 1):
-        place = f"{path}, request {number}" if len(requests) > 1 else str(path)
-        _check_shapes(request, contract, place)
-        _check_runs(request, contract, run, place)
-    return requests
+    return [request for file in files for request in _requests(file, contract)]
+
+
+def check_finite(requests: Sequence[Arrays], contract: Contract, path: Path) -> None:
+    """Refuse values that the server would: infinity, and NaN where the model does not take it.
+
+    Raises:
+        DataError: There is such a value.
+    """
+    for spec in contract.inputs:
+        arrays = [one[spec.name] for one in requests if one[spec.name].dtype.kind == "f"]
+        if any(np.isinf(array).any() for array in arrays):
+            raise DataError(f"{spec.name} of {path} must hold finite values, got infinity.")
+        full = [*spec.full_columns] if spec.takes_missing else slice(None)
+        if any(np.isnan(array[..., full] if array.ndim else array).any() for array in arrays):
+            where = f" elsewhere than in {spec.missing_in}" if spec.takes_missing else ""
+            raise DataError(
+                f"{spec.name} of {path} must hold finite values, got NaN{where}, which requests "
+                "must not hold either. Leave it out, or take it with --missing-values allow."
+            )
 
 
 def joined(requests: Sequence[Arrays], contract: Contract) -> Arrays:
@@ -103,13 +132,13 @@ def _unpacked_bytes(file: Path) -> int:
 def _requests(file: Path, contract: Contract) -> Iterator[Arrays]:
     """The requests of one file, in the contract's types."""
     try:
-        for given in _given(file, contract):
+        for given in _bodies(file, contract):
             yield conform(given, contract)
     except (RequestError, ModelError) as error:
         raise DataError(f"{file} must hold inputs of the model, got: {error}") from error
 
 
-def _given(file: Path, contract: Contract) -> Iterator[Arrays]:
+def _bodies(file: Path, contract: Contract) -> Iterator[Arrays]:
     if file.suffix == ".npz":
         rows = {k: v for k, v in read_rows(file).items() if not k.startswith(TARGET)}
         names = [spec.name for spec in contract.inputs]

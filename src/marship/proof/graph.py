@@ -3,7 +3,8 @@
 Nothing here runs the model.
 """
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -51,13 +52,29 @@ def read(path: Path, *, weights: bool = False) -> onnx.ModelProto:
     """
     if not path.is_file():
         raise UsageError(f"{path} must be an ONNX file, got no such file.")
-    try:
+    with _refusing(path):
         onnx.checker.check_model(str(path))  # by path, which is required for models above 2 GB
         return onnx.load(str(path), load_external_data=weights)
+
+
+def parsed(path: Path) -> onnx.ModelProto:
+    """Read an ONNX file without checking it, or reading its external data.
+
+    Raises:
+        ModelError: It is no ONNX file.
+    """
+    with _refusing(path):
+        return onnx.load(str(path), load_external_data=False)
+
+
+@contextmanager
+def _refusing(path: Path) -> Iterator[None]:
+    try:
+        yield
     except (onnx.checker.ValidationError, DecodeError, ValueError, OSError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
         raise ModelError(
-            f"{path} must be a valid ONNX model, got: {reason}. Export it again."
+            f"{path} must be a valid ONNX model, got: {reason.rstrip('. ')}. Export it again."
         ) from error
 
 
@@ -120,17 +137,9 @@ def contract_of(  # noqa: PLR0913  the fields of a contract
     """
     model = read(path)
     pads, names, types = dict(pad_values or {}), dict(labels or {}), dict(narrow or {})
-    stored = {initializer.name for initializer in model.graph.initializer}
-    ranges = index_ranges(model)
-    values = (*model.graph.input, *model.graph.output)
-    taken = {axis.dim_param for value in values for axis in value.type.tensor_type.shape.dim}
-    inputs = tuple(
-        replace(
-            ranges.stated(_narrowed(_spec("input", value, taken), types)),
-            pad_value=pads.get(value.name),
-        )
-        for value in model.graph.input
-        if value.name not in stored
+    taken = _axis_names(model)
+    inputs = (
+        replace(_narrowed(spec, types), pad_value=pads.get(spec.name)) for spec in inputs_of(model)
     )
     outputs = tuple(
         replace(_narrowed(_spec("output", value, taken), types), labels=names.get(value.name, ()))
@@ -139,7 +148,7 @@ def contract_of(  # noqa: PLR0913  the fields of a contract
     versions = (e.version for e in model.opset_import if e.domain in ("", "ai.onnx"))
     files = (path, *external_files(path).values())
     return Contract(
-        inputs=inputs,
+        inputs=tuple(inputs),
         outputs=outputs,
         files=tuple(file.name for file in files),
         digest=digest_files(*files),
@@ -148,6 +157,36 @@ def contract_of(  # noqa: PLR0913  the fields of a contract
         steps=dict(steps or {}),
         tolerance=tolerance or Tolerance(),
     )
+
+
+def inputs_of(model: onnx.ModelProto) -> tuple[TensorSpec, ...]:
+    """The inputs as the graph declares them; initializers are constants.
+
+    Raises:
+        ModelError: One has an unsupported type, or no shape.
+    """
+    ranges, taken = index_ranges(model), _axis_names(model)
+    return tuple(ranges.stated(_spec("input", value, taken)) for value in _given(model))
+
+
+def typed(model: onnx.ModelProto) -> Contract:
+    """The names and types of the inputs, without their axes.
+
+    Raises:
+        ModelError: One has an unsupported type.
+    """
+    inputs = tuple(TensorSpec(value.name, _dtype("input", value), ()) for value in _given(model))
+    return Contract(inputs=inputs, outputs=(), files=(), digest="", opset=0)
+
+
+def _given(model: onnx.ModelProto) -> list[onnx.ValueInfoProto]:
+    stored = {initializer.name for initializer in model.graph.initializer}
+    return [value for value in model.graph.input if value.name not in stored]
+
+
+def _axis_names(model: onnx.ModelProto) -> set[str]:
+    values = (*model.graph.input, *model.graph.output)
+    return {axis.dim_param for value in values for axis in value.type.tensor_type.shape.dim}
 
 
 def facts(path: Path) -> operators.Facts:
@@ -179,21 +218,27 @@ def quantizes(path: Path) -> bool:
 
 def _spec(side: str, value: onnx.ValueInfoProto, taken: Collection[str]) -> TensorSpec:
     """A tensor; an axis without a size and a name gets a name of its own, `input_0`."""
-    tensor = value.type.tensor_type
-    if tensor.elem_type not in _DTYPES:
-        raise ModelError(
-            f"{side} {value.name} must be a tensor of a type that NumPy has, got "
-            f"{_in_words(value.type)}. {_advice(value.type)}"
-        )
+    dtype, tensor = _dtype(side, value), value.type.tensor_type
     if not tensor.HasField("shape"):
         raise ModelError(
             f"{side} {value.name} must be a tensor of known rank, got {_in_words(value.type)} "
-            "without a shape. State its axes in the file, those of variable size by a name."
+            "without a shape. Show its axes with --example inputs.npz, or state them in the file, "
+            "those of variable size by a name."
         )
     shape = tuple(
         _axis(axis, f"{value.name}_{i}", taken) for i, axis in enumerate(tensor.shape.dim)
     )
-    return TensorSpec(value.name, _DTYPES[tensor.elem_type], shape)
+    return TensorSpec(value.name, dtype, shape)
+
+
+def _dtype(side: str, value: onnx.ValueInfoProto) -> str:
+    number = value.type.tensor_type.elem_type
+    if number not in _DTYPES:
+        raise ModelError(
+            f"{side} {value.name} must be a tensor of a type that NumPy has, got "
+            f"{_in_words(value.type)}. {_advice(value.type)}"
+        )
+    return _DTYPES[number]
 
 
 def _narrowed(spec: TensorSpec, types: Mapping[str, str]) -> TensorSpec:

@@ -8,7 +8,7 @@ Source: ONNX's operators of ai.onnx.ml, ZipMap-1.
 """
 
 import onnx
-from onnx import ModelProto, NodeProto, TensorProto, TypeProto
+from onnx import ModelProto, NodeProto, TensorProto
 
 from marship.errors import ModelError
 
@@ -28,13 +28,19 @@ def replaced(model: ModelProto) -> dict[str, tuple[str, ...]]:
     """
     outputs = {value.name: value for value in model.graph.output}
     labels = {}
-    for node in model.graph.node:
-        if (node.domain, node.op_type) != (_DOMAIN, "ZipMap") or node.output[0] not in outputs:
-            continue
+    zipmaps = [
+        node
+        for node in model.graph.node
+        if (node.domain, node.op_type) == (_DOMAIN, "ZipMap") and node.output[0] in outputs
+    ]
+    kinds = _kinds(model) if zipmaps else {}
+    for node in zipmaps:
         name = node.output[0]
         labels[name] = _classes(node)
         node.CopyFrom(onnx.helper.make_node("Identity", node.input, node.output, node.name))
-        outputs[name].type.CopyFrom(_row_of(len(labels[name])))
+        kind = kinds.get(node.input[0], TensorProto.FLOAT)
+        table = onnx.helper.make_tensor_type_proto(kind, [None, len(labels[name])])
+        outputs[name].type.CopyFrom(table)
     if labels and not any(entry.domain in ("", "ai.onnx") for entry in model.opset_import):
         model.opset_import.append(onnx.helper.make_opsetid("", _OPSET))
     return labels
@@ -53,7 +59,13 @@ def _classes(node: NodeProto) -> tuple[str, ...]:
     return names
 
 
-def _row_of(classes: int) -> TypeProto:
-    """A table of float32 with a column for each class; ZipMap takes no other type."""
-    table: TypeProto = onnx.helper.make_tensor_type_proto(TensorProto.FLOAT, [None, classes])
-    return table
+def _kinds(model: ModelProto) -> dict[str, int]:
+    """The types of tensors, as far as they can be inferred, by name.
+
+    ONNX Runtime's ZipMap takes float32 alone, yet converters write one behind float64, too.
+    """
+    try:
+        graph = onnx.shape_inference.infer_shapes(model).graph
+    except (onnx.shape_inference.InferenceError, ValueError):  # over 2 GB, or invalid
+        return {}
+    return {v.name: v.type.tensor_type.elem_type for v in (*graph.input, *graph.value_info)}

@@ -13,8 +13,9 @@ import signal
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from io import BytesIO
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
@@ -23,7 +24,9 @@ from marship import errors
 from marship.contract import Contract, GoldenCase, read_golden, write_golden
 from marship.errors import MarshipError, ModelError
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # onnx takes a while to import
+    from onnx import ModelProto
+
     from marship.proof.parity import OnnxRun
 
 _LOG_BYTES = 4096
@@ -66,7 +69,7 @@ class OnnxProof:
         cases: Golden cases, with the outputs of the file itself.
         summary: The proof of independent rows in one line; None if it does not apply.
         rows: The proof as stored in evidence files.
-        remark: What else the user should know, in one line.
+        remarks: What else the user should know, a line each.
     """
 
     model: Path
@@ -74,7 +77,7 @@ class OnnxProof:
     cases: list[GoldenCase]
     summary: str | None
     rows: dict[str, Any] | str
-    remark: str | None = None
+    remarks: Sequence[str] = ()
 
 
 def describe(path: Path, draft: Path, wishes: Wishes) -> OnnxProof:
@@ -131,7 +134,7 @@ def main(model: str, draft: str, asked: str) -> None:
                 "found": {
                     "summary": proof.summary,
                     "rows": proof.rows,
-                    "remark": proof.remark,
+                    "remarks": proof.remarks,
                 },
             }
         except MarshipError as error:
@@ -143,12 +146,12 @@ def _prove(path: Path, draft: Path, wishes: Wishes) -> OnnxProof:
     from marship.proof import axes, examples, graph, missing, parity, trials
     from marship.proof.cases import first_axis
 
-    path, labels, narrow = _rewritten(path, draft)
+    example = wishes.example and Path(wishes.example)
+    path, labels, narrow = _rewritten(path, draft, example)
     stated = graph.contract_of(path, labels=labels, narrow=narrow)
     graph.refuse_random(path)
     run = parity.runner(path, libraries=[*map(Path, wishes.libraries)])
     sized = graph.facts(path).sized
-    example = wishes.example and Path(wishes.example)
     requests = examples.read(example, axes.apart(stated), run) if example else []
     for has_rows in (True, False):
         first = requests[0] if requests else None
@@ -156,21 +159,24 @@ def _prove(path: Path, draft: Path, wishes: Wishes) -> OnnxProof:
         rows = examples.joined(requests, contract) if requests else None
         contract = trials.with_least_sizes(contract, run, rows)
         contract = trials.keeping(contract, requests)
-        contract = missing.decided(contract, path, run, wishes.missing_values)
+        contract, gaps = missing.decided(contract, path, run, wishes.missing_values)
+        if example is not None and wishes.missing_values != missing.ANY:
+            examples.check_finite(requests, contract, example)
         contract, proof = parity.with_batch_axis(contract, run, rows, seconds=wishes.proof_seconds)
         if contract.batch_axis or len(contract.inputs) == 1 or first_axis(stated) is None:
             break  # else no rows need to be kept together
     cases = parity.golden_from(run, contract, rows, wishes.golden)
     cases += missing.golden_from(run, contract)
     contract = parity.with_scale(contract, cases)
-    contract, remark = _with_threads(contract, run, cases)
+    contract, threads = _with_threads(contract, run, cases)
+    remarks = [line for line in (gaps, threads) if line is not None]
     # last: proofs and golden cases reach up to the bounds, and each worker replays golden cases
     lengths = graph.table_lengths(path, trials.LONGEST_TABLE)
     contract = trials.with_largest_sizes(contract, run, lengths, rows)
     contract = trials.keeping(contract, requests)
     if proof is None:
-        return OnnxProof(path, contract, cases, None, "not applicable", remark)
-    return OnnxProof(path, contract, cases, str(proof), proof.evidence(), remark)
+        return OnnxProof(path, contract, cases, None, "not applicable", remarks)
+    return OnnxProof(path, contract, cases, str(proof), proof.evidence(), remarks)
 
 
 def _with_threads(
@@ -190,7 +196,9 @@ def _with_threads(
     )
 
 
-def _rewritten(path: Path, draft: Path) -> tuple[Path, dict[str, tuple[str, ...]], dict[str, str]]:
+def _rewritten(
+    path: Path, draft: Path, example: Path | None
+) -> tuple[Path, dict[str, tuple[str, ...]], dict[str, str]]:
     """The file, or a copy that can be served where it cannot.
 
     Returns:
@@ -198,21 +206,42 @@ def _rewritten(path: Path, draft: Path) -> tuple[Path, dict[str, tuple[str, ...]
     """
     import onnx
 
-    from marship.proof import divisions, graph, maps, widening
+    from marship.proof import divisions, examples, graph, maps, parity, repairs, widening
 
-    model = graph.read(path)
+    model = graph.parsed(path)
+    is_repaired = repairs.repair(model)
     labels = maps.replaced(model)
     narrow = widening.widened(model)
     guarded = divisions.guarded(model)
-    if not (labels or narrow or guarded):
+    shapeless = repairs.shapeless((*model.graph.input, *model.graph.output))
+    if not (is_repaired or labels or narrow or guarded or shapeless):
         return path, labels, narrow
+    requests = []
+    if shapeless and example is not None:
+        requests = examples.given(example, graph.typed(model))
+        repairs.state_inputs(model, {name: array.ndim for name, array in requests[0].items()})
+    inputs = graph.inputs_of(model)
+    copy = _copied(model, path, draft)
+    if repairs.shapeless(model.graph.output):
+        contract = replace(graph.typed(model), inputs=inputs)
+        repairs.state_outputs(model, parity.runner(copy), contract, requests)
+        onnx.save(model, str(copy))
+    return copy, labels, narrow
+
+
+def _copied(model: "ModelProto", path: Path, draft: Path) -> Path:
+    """The model in the draft's folder, with the external data of the file that it was."""
+    import onnx
+
+    from marship.proof import graph
+
     for location, file in graph.external_files(path).items():
         place = draft / location
         place.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(file, place)  # ONNX's checker takes no links
     copy = draft / path.name
     onnx.save(model, str(copy))
-    return copy, labels, narrow
+    return copy
 
 
 def _limit_memory() -> None:

@@ -44,6 +44,11 @@ _PLACES = re.compile(
 )
 """A source file of ONNX Runtime and a function's signature or name, before a message."""
 
+_LOADING = re.compile(r"Load model from .* failed:")
+"""Names the copy of a file that was rewritten."""
+_LOCALE = re.compile(r"Failed to construct locale with name:([\w.@-]+)")
+"""Of StringNormalizer; Debian's slim images have none but C, POSIX and C.UTF-8."""
+
 THREADS, THREADS_MARGIN = (2, 4), 3.0
 """Numbers of threads to compare with one, and the factor of what others may make of it."""
 
@@ -75,17 +80,23 @@ def open_session(path: Path, threads: int = 1, libraries: Sequence[Path] = ()) -
     try:
         return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     except Exception as error:  # its exceptions have no common base class
-        raise ModelError(
-            f"{path.name} must load in ONNX Runtime, got: {first_line(error)}. "
-            f"{_advice(str(error))}"
-        ) from error
+        raise ModelError(f"{path.name} must load in ONNX Runtime, got: {_why(error)}") from error
 
 
-def _advice(reason: str) -> str:
-    """What to do where ONNX Runtime does not load a file."""
-    if foreign := _FOREIGN.search(reason):
-        return f"Give the library of the operators of {foreign[1]}: --custom-ops FILE.so."
-    return "Change the model, or export it with another opset."
+def _why(error: Exception) -> str:
+    """Why ONNX Runtime does not load a file, and what to do."""
+    locale = _LOCALE.search(str(error))
+    if locale is None:
+        said = _LOADING.sub("", reason(error))
+        if foreign := _FOREIGN.search(said):
+            return f"{said}. Give the library of operators of {foreign[1]}: --custom-ops FILE.so."
+        return f"{said}. Change the model, or export it with another opset."
+    return (
+        f"no locale {locale[1]} on this machine, by which the model changes the case of text. "
+        "Generate it here and where the model is served (on Debian: apt-get install locales; "
+        f"localedef -i {locale[1].partition('.')[0]} -f UTF-8 {locale[1]}), or convert the model "
+        "with the locale C.UTF-8."
+    )
 
 
 @contextmanager

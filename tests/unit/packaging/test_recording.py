@@ -30,6 +30,8 @@ class Own(OnnxHandler):
     def decode(self, request):
         if bytes(request.body[:1]) == b"!":
             raise InvalidInputError("a picture must not begin so, got '!'.")
+        if bytes(request.body[:1]) == b"?":
+            raise ZeroDivisionError("the handler's own fault")
         pixels = np.frombuffer(request.body[:3], np.uint8).astype(np.float32)[None]
         return {"input": pixels}, request.content_type
 
@@ -113,6 +115,19 @@ def test_a_request_that_gets_an_error_is_not_recorded(linear_onnx: Path, tmp_pat
     bad.write_bytes(b"!bc")
     with pytest.raises(PackageError, match=r"got status 400: .*must not begin so"):
         pack(linear_onnx, tmp_path, golden_request=(str(bad),))
+
+
+def test_a_request_that_a_handler_fails_on_shows_why(
+    linear_onnx: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """There is no server yet whose log has it: the traceback is printed."""
+    bad = tmp_path / "bad.png"
+    bad.write_bytes(b"?bc")
+    with pytest.raises(PackageError, match=r"bad.png must get a response, got status 500\. See"):
+        pack(linear_onnx, tmp_path, golden_request=(str(bad),))
+    said = capsys.readouterr().err
+    assert "Traceback" in said
+    assert "ZeroDivisionError: the handler's own fault" in said
 
 
 def test_files_that_are_no_requests_are_refused_before_the_proof(

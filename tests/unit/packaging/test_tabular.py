@@ -141,6 +141,22 @@ def test_a_file_of_ml_operators_alone_gets_its_classes(tmp_path: Path) -> None:
     assert sum(row.values()) == pytest.approx(1.0)
 
 
+def test_probabilities_of_float64_keep_their_type(tmp_path: Path) -> None:
+    """skl2onnx writes a ZipMap behind float64, too, which ONNX Runtime refuses to load."""
+    path = classifier(tmp_path / "c.onnx", STRINGS)
+    model = onnx.load(str(path))
+    model.graph.node[1].input[0] = "wide"
+    model.graph.node.insert(
+        1, helper.make_node("Cast", ["scores"], ["wide"], to=TensorProto.DOUBLE)
+    )
+    onnx.save(model, str(path))
+    served = Served(path)
+    assert served.contract.outputs[0].dtype == "float64"
+    (row,) = served.json({"x": [[1, 2, 3]]})["probability"]
+    assert list(row) == list(STRINGS)
+    assert sum(row.values()) == pytest.approx(1.0)
+
+
 def test_external_data_comes_along_with_a_rewritten_file(tmp_path: Path) -> None:
     """A copy without its maps lies elsewhere, and finds its weights there."""
     path = classifier(tmp_path / "c.onnx", NUMBERS)
@@ -267,6 +283,45 @@ def test_missing_values_can_be_allowed_and_refused(tmp_path: Path) -> None:
     assert "got null" in Served(path, missing_values="refuse").refusal({"x": [[1, None, 2]]})[1]
     with pytest.raises(UsageError, match="missing-values must be one of auto, allow, refuse"):
         package(path, PackageSettings(model_store=tmp_path, missing_values="maybe"))
+
+
+def test_a_column_without_an_imputer_takes_no_missing_value(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Another one does; the refusal names the column and the setting, and packing says so."""
+    places = [onnx.numpy_helper.from_array(np.array(part), str(part[0])) for part in ([0], [1, 2])]
+    nodes = [
+        helper.make_node("Constant", [], ["first"], value=places[0]),
+        helper.make_node("Constant", [], ["rest"], value=places[1]),
+        helper.make_node("Gather", ["x", "first"], ["a"], axis=1),
+        helper.make_node("Gather", ["x", "rest"], ["b"], axis=1),
+        helper.make_node(
+            "Imputer", ["a"], ["c"], domain="ai.onnx.ml", imputed_value_floats=[7.0],
+            replaced_value_float=float("nan"),
+        ),
+        helper.make_node("Concat", ["c", "b"], ["y"], axis=1),
+    ]  # fmt: skip
+    served = Served(saved(tmp_path / "g.onnx", nodes, outputs=[y(columns=3)]))
+    assert "missing values (null, NaN) are taken in x[:, 0]" in capsys.readouterr().err
+    assert served.json({"x": [[None, 1, 2]]})["y"] == [[7.0, 1.0, 2.0]]
+    for row in ([1, None, 2], [None, 1, None]):
+        status, message = served.refusal({"x": [row]})
+        assert status == 400
+        assert "got NaN or null. If the model takes missing values" in message
+        assert "--missing-values allow" in message
+
+
+def test_a_refused_gap_names_the_setting(tmp_path: Path) -> None:
+    """Null and NaN in an input that takes none, in any format."""
+    path = saved(tmp_path / "g.onnx", nodes_with_nan("identity"), outputs=[y(columns=3)])
+    served = Served(path)
+    assert "--missing-values allow" in served.refusal({"x": [[1, None, 2]]})[1]
+    buffer = BytesIO()
+    np.save(buffer, np.array([[1, np.nan, 1]], np.float32))
+    (reply,) = served.ask(buffer.getvalue(), kind="application/x-npy")
+    assert reply.status == 400
+    assert b"--missing-values allow" in reply.body
+    assert "--missing-values" not in served.refusal({"x": [[1, {}, 2]]})[1]
 
 
 def test_trees_without_a_way_for_missing_values_refuse_them(tmp_path: Path) -> None:

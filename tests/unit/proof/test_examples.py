@@ -227,12 +227,17 @@ def test_a_bad_example_is_one_line(tmp_path: Path, name: str) -> None:
 @pytest.mark.parametrize(
     ("arrays", "words"),
     [
-        ({"sound": np.zeros((1, 500))}, r"sound must be float32\[n, length\], got float64"),
+        (
+            {"sound": np.zeros((1, 500))},
+            r"sound must be float32\[n, length\], got float64\. Convert it with array\.astype",
+        ),
+        ({"sound": np.full((1, 500), np.nan, np.float32)}, "got NaN.* --missing-values allow"),
+        ({"sound": np.full((1, 500), np.inf, np.float32)}, "must hold finite values, got infinity"),
         ({"noise": np.zeros((1, 500), np.float32)}, "arrays named sound, got noise"),
         ({"sound": np.zeros((1, 500), np.float32), "b": np.zeros(1)}, "arrays named sound, got"),
         ({"sound": np.zeros((1, 1, 500), np.float32)}, r"got shape \[1, 1, 500\]"),
         ({"sound": np.zeros((0, 500), np.float32)}, "must hold values, got none"),
-        ({"sound": np.array([None])}, "plain arrays"),
+        ({"sound": np.array([None])}, r"plain arrays, got Python objects.*array\.astype\(str\)"),
         ({}, "got none"),
     ],
 )

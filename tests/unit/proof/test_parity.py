@@ -4,7 +4,9 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
+from onnx import TensorProto, helper
 
 from marship.contract import Arrays, Contract, TensorSpec
 from marship.errors import ModelError, ParityError, UsageError
@@ -181,6 +183,19 @@ def test_a_file_that_does_not_load_or_run_is_a_model_error(
     with pytest.raises(ModelError, match="must run on the inputs") as caught:
         parity.runner(linear_onnx)({"input": np.zeros((2, 9), np.float32)})
     assert "\n" not in str(caught.value)
+
+
+def test_a_locale_that_the_machine_lacks_is_named(tmp_path: Path) -> None:
+    """With how to generate it, in place of ONNX Runtime's source file."""
+    node = helper.make_node(
+        "StringNormalizer", ["x"], ["y"], case_change_action="LOWER", locale="xx_YY.UTF-8"
+    )
+    x, y = (helper.make_tensor_value_info(name, TensorProto.STRING, ["n"]) for name in "xy")
+    body = helper.make_graph([node], "g", [x], [y])
+    opset = [helper.make_opsetid("", 17)]
+    onnx.save(helper.make_model(body, opset_imports=opset, ir_version=8), tmp_path / "m.onnx")
+    with pytest.raises(ModelError, match=r"no locale xx_YY\.UTF-8 .* localedef -i xx_YY"):
+        parity.runner(tmp_path / "m.onnx")
 
 
 def test_random_values_of_few_examples_hold_no_ties() -> None:

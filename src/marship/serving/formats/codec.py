@@ -45,6 +45,8 @@ from marship.serving.message import Reply
 
 NPY_TYPE = "application/x-npy"
 OCTETS_TYPE = "application/octet-stream"
+_MARK = b"\xef\xbb\xbf"
+"""UTF-8's byte order mark, which editors put before a text (RFC 8259, 8.1: it may be ignored)."""
 NPY_MAGIC = b"\x93NUMPY"
 NPY_HEADER_BYTES = 10_000
 _UNTYPED = ("", OCTETS_TYPE, forms.FIELDS_TYPE)
@@ -142,7 +144,7 @@ def read_json(body: object, content_type: str) -> Any:  # noqa: ANN401  any JSON
     if not body:
         raise MalformedError("the body must hold a request, got none.")
     try:
-        return orjson.loads(body)
+        return orjson.loads(body[len(_MARK) :] if body[: len(_MARK)] == _MARK else body)
     except orjson.JSONDecodeError as error:
         if kind == forms.FIELDS_TYPE:
             raise forms.untyped() from error
@@ -208,7 +210,10 @@ def read_npy(body: bytes | bytearray | memoryview) -> Array:
     start = _npy_data_start(body)
     shape, fortran, dtype = _npy_header(bytes(body[:start]))
     if dtype.hasobject:
-        raise MalformedError("the npy file must hold numbers, got Python objects.")
+        raise MalformedError(
+            "the npy file must hold numbers or text, got Python objects. Convert text with "
+            "array.astype(str)."
+        )
     if dtype.subdtype is not None or dtype.itemsize == 0:
         raise MalformedError(f"the npy file must hold numbers or text, got {dtype}.")
     if not all(type(size) is int for size in shape):  # NumPy's parser accepts True

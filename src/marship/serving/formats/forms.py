@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from email.message import Message
 from typing import Any, Protocol
+from urllib.parse import parse_qsl
 
 from marship.errors import LoadError, MalformedError, TooLargeError, UnsupportedMediaError
 from marship.serving.message import JSON_TYPE, MAX_FORM_FIELDS, Request
@@ -18,6 +19,8 @@ FORM_TYPE = "multipart/form-data"
 FIELDS_TYPE = "application/x-www-form-urlencoded"
 """What `curl -d` and `--data-binary` call every body, whatever it is."""
 
+_FIRST_FIELD = re.compile(rb"[A-Za-z_][\w.%\[\]-]*=")
+"""How a body begins that is named and encoded, as by `curl --data-urlencode`; no JSON does."""
 _FIELD_NAME = re.compile(r"[^\W\d][\w.\[\]-]*(#\d+)?")
 _MAGIC = {b"\x1f\x8b\x08": "gzip", b"\x28\xb5\x2f\xfd": "zstd", b"x\x9c": "deflate"}
 """How bodies begin; deflate is zlib's format (RFC 1950), with its usual level."""
@@ -327,4 +330,18 @@ def request_of(
     request = Request(body, content_type, headers=headers)
     if kind_of(content_type) == FORM_TYPE:
         fill(request, *read(body, content_type, most_fields))
+    elif kind_of(content_type) == FIELDS_TYPE and _FIRST_FIELD.match(body):
+        fill(request, *_read_fields(body, most_fields))
     return request
+
+
+def _read_fields(body: bytes, most_fields: int) -> tuple[list[Parameter], int]:
+    """The fields of a form of names and values (URL Standard, 5.1), and their number, as `read`."""
+    count = body.count(b"&") + 1
+    if count > most_fields:
+        return [], count
+    try:
+        found = parse_qsl(body.decode(), keep_blank_values=True, errors="strict")
+    except ValueError as error:
+        raise MalformedError("the form must have fields in UTF-8, got other bytes.") from error
+    return [(name, "", value.encode()) for name, value in found], len(found)

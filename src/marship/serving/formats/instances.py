@@ -2,7 +2,8 @@
 
 A row is what stands along the first axis of the model's only input, or an object with a row of
 each input by name: `{"instances": [[1, 2], [3, 4]]}`, `{"instances": [{"a": 1, "b": [2]}]}`. A
-prediction is a row of the only output, or an object of them.
+prediction is a row of the only output, or an object of them. TensorFlow Serving's clients also send
+the `signature_name` of what they call; a model here has one only.
 
 Source: KServe, Data Plane (V1), which is TensorFlow Serving's row format.
 """
@@ -19,11 +20,13 @@ from marship.serving.formats.encoding import dump
 from marship.serving.formats.tensors import check_names, only_input, to_array
 
 KEY = "instances"
+_KEYS = {KEY, "signature_name"}
 
 
 def is_request(value: Mapping[str, Any], contract: Contract) -> bool:
     """Whether a JSON object is a request of this protocol; a model may have an input named so."""
-    return list(value) == [KEY] and all(spec.name != KEY for spec in contract.inputs)
+    names = {spec.name for spec in contract.inputs}
+    return KEY in value and value.keys() <= _KEYS and not names.intersection(value)
 
 
 def decode(value: Mapping[str, Any], contract: Contract, *, may_mix: bool = True) -> Arrays:

@@ -25,6 +25,10 @@ _BITS = np.dtype("V2")
 EXACT = 2.0**53
 """Integers up to this are exact as float64, so it does not matter what they are rounded from."""
 
+MISSING_ADVICE = (
+    "If the model takes missing values, package it with --missing-values allow; else send a number."
+)
+
 
 def conform(inputs: Mapping[str, object], contract: Contract) -> Arrays:
     """Convert one request's tensors to the contract's types and native byte order.
@@ -87,7 +91,9 @@ def _text(item: object, spec: TensorSpec) -> str:
 
 def _wrong_type(array: Array, spec: TensorSpec) -> InvalidInputError:
     found = "str" if array.dtype.kind in TEXT_KINDS else array.dtype.name
-    return InvalidInputError(f"{spec.name} must be {spec.form}, got {found}.")
+    is_number = array.dtype.kind in "iuf" and spec.dtype not in ("str", "bool")
+    advice = f' Convert it with array.astype("{spec.dtype}").' if is_number else ""
+    return InvalidInputError(f"{spec.name} must be {spec.form}, got {found}.{advice}")
 
 
 def may_hold_booleans(body: bytes | bytearray | memoryview) -> bool:
@@ -128,6 +134,10 @@ def to_array(value: object, spec: TensorSpec, *, may_mix: bool = True) -> Array:
     if spec.takes_missing and array.dtype == object:
         array = _with_missing(array)
     want = np.dtype(spec.dtype)
+    if want.kind == "f" and array.dtype == object and _has_gaps(array):
+        raise InvalidInputError(
+            f"{spec.name} must hold values of type {spec.dtype}, got null. {MISSING_ADVICE}"
+        )
     if array.dtype.kind == "f" and want.kind == "u":
         array = _unsigned(value, array)
     if not keeps_values(array, want) or (may_mix and _mixes(value, array)):
@@ -140,10 +150,15 @@ def to_array(value: object, spec: TensorSpec, *, may_mix: bool = True) -> Array:
 
 def _with_missing(array: Array) -> Array:
     """Numbers with NaN for null as float64; other objects as they are."""
-    if not set(map(type, array.flat)) <= {int, float, NoneType}:
+    if not _has_gaps(array):
         return array
     numbers = [math.nan if item is None else item for item in array.flat]
     return np.array(numbers, np.float64).reshape(array.shape)
+
+
+def _has_gaps(array: Array) -> bool:
+    """Whether objects are numbers and null alone; other objects are rows of other lengths."""
+    return set(map(type, array.flat)) <= {int, float, NoneType}
 
 
 def _floats(value: object, kind: str) -> Array | None:

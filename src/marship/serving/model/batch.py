@@ -12,7 +12,7 @@ import numpy as np
 
 from marship.contract import Array, Arrays, Contract, TensorSpec
 from marship.errors import InvalidInputError, MarshipError, ModelError, TooLargeError, bare
-from marship.serving.formats.tensors import conform, outside
+from marship.serving.formats.tensors import MISSING_ADVICE, conform, outside
 
 RunModel = Callable[[Arrays], Arrays]
 Parts = list[Arrays | MarshipError]
@@ -61,13 +61,19 @@ def _check_finite(array: Array, spec: TensorSpec) -> None:
     if not spec.takes_missing:
         raise InvalidInputError(
             f"{spec.name} must hold finite {spec.dtype} values, got NaN, infinity or one too "
-            "large for the type."
+            f"large for the type.{f' {MISSING_ADVICE}' if np.isnan(array).any() else ''}"
         )
     if np.isinf(array).any():
         raise InvalidInputError(
             f"{spec.name} must hold finite {spec.dtype} values or NaN, got infinity or one too "
             "large for the type."
         )
+    for place in spec.full_columns:
+        if np.isnan(array[..., place]).any():
+            name = spec.column(len(spec.shape) - 1, place)
+            raise InvalidInputError(
+                f"{name} must hold finite {spec.dtype} values, got NaN or null. {MISSING_ADVICE}"
+            )
 
 
 def _check_axis(

@@ -144,6 +144,17 @@ def test_json_that_curl_calls_a_form_is_read() -> None:
     assert codec.decode(npy, forms.FIELDS_TYPE, ONE).form is BodyFormat.NPY
 
 
+def test_a_byte_order_mark_is_no_part_of_json() -> None:
+    """Editors write one; it is ignored in every form of JSON."""
+    mark = b"\xef\xbb\xbf"
+    for body in (b"[[1, 2, 3]]", b'{"input": [[1, 2, 3]]}', b'{"instances": [[1, 2, 3]]}'):
+        for form in (bytes, bytearray, memoryview):
+            found = codec.decode(form(mark + body), codec.JSON_TYPE, ONE)
+            np.testing.assert_array_equal(found.inputs["input"], np.float32([[1, 2, 3]]))
+    with pytest.raises(MalformedError, match="must be JSON"):
+        codec.decode(mark, codec.JSON_TYPE, ONE)
+
+
 BAD = {
     "no body": (b"", "", ONE, MalformedError, "got none"),
     "no JSON": (b'{"input": [[1', "", ONE, MalformedError, "must be JSON"),

@@ -113,6 +113,34 @@ def test_json_that_came_as_a_form_is_told_the_header(text: str) -> None:
         forms.check_form(taken_apart(text.encode()))
 
 
+ASCII_NAMES = st.from_regex(r"[A-Za-z_][A-Za-z0-9_.\[\]-]{0,9}", fullmatch=True)
+
+
+@given(st.dictionaries(ASCII_NAMES, st.text(st.characters(codec="utf-8")), min_size=1))
+def test_fields_that_a_client_encodes_are_those_of_a_form(fields: dict[str, str]) -> None:
+    """As curl's --data-urlencode and HTML send them, and as a host takes them apart."""
+    kind = {"content-type": f"{forms.FIELDS_TYPE}; charset=utf-8"}
+    request = forms.request_of(urlencode(fields).encode(), kind, **LIMITS)
+    found = {request.name: request.body, **request.fields}
+    assert {name: value.decode() for name, value in found.items()} == fields
+    assert request.field_count == len(fields)
+
+
+@pytest.mark.parametrize("text", ["[[1, 2]]", '{"x": "a=b&c=d"}', "true", "1=2", "=a"])
+def test_json_that_is_called_fields_stays_whole(text: str) -> None:
+    """By `curl -d`, which calls every body so."""
+    request = forms.request_of(text.encode(), {"content-type": forms.FIELDS_TYPE}, **LIMITS)
+    assert (request.body, request.fields) == (text.encode(), {})
+
+
+def test_a_form_of_too_many_fields_keeps_none() -> None:
+    """It is not taken apart before they are counted."""
+    request = forms.request_of(
+        b"a=1&" * 200 + b"b=2", {"content-type": forms.FIELDS_TYPE}, **LIMITS
+    )
+    assert (request.fields, request.field_count) == ({}, 201)
+
+
 @given(st.dictionaries(NAMES.filter(lambda name: name[0].isalpha()), VALUES, min_size=2))
 def test_a_form_of_named_fields_is_one(fields: dict[str, bytes]) -> None:
     """A handler of one's own may read them."""

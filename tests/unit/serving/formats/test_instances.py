@@ -93,6 +93,16 @@ def test_other_instances_are_refused(name: str) -> None:
         codec.decode(json.dumps({"instances": instances}).encode(), codec.JSON_TYPE, model)
 
 
+def test_tensorflow_servings_clients_name_a_signature() -> None:
+    """Of a model with one only, it is ignored; other keys are refused as before."""
+    body = b'{"signature_name": "serving_default", "instances": [[1, 2]]}'
+    message = codec.decode(body, codec.JSON_TYPE, ONE)
+    assert message.form is BodyFormat.INSTANCES
+    np.testing.assert_array_equal(message.inputs["x"], np.float32([[1, 2]]))
+    with pytest.raises(InvalidInputError, match="the inputs must be x"):
+        codec.decode(b'{"instances": [[1, 2]], "other": 1}', codec.JSON_TYPE, ONE)
+
+
 def test_an_input_of_that_name_is_an_input() -> None:
     """The named form was there first."""
     model = contract({"instances": np.ones((1, 2))}, {"y": np.ones(1)})

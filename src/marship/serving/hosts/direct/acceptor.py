@@ -264,7 +264,7 @@ class Acceptor(Site):
         self._tokens.check(exchange.head.raw.get(b"authorization"))
         if route is None:
             raise NotFoundError(
-                "a path must be /predictions/MODEL or one of /v2, got "
+                "a path must be /predictions/MODEL or one of /v1 or /v2, got "
                 f"{_shown(exchange.head.path)}."
             )
         check_method(exchange, route)

@@ -90,7 +90,7 @@ class Head:
     @cached_property
     def is_plain(self) -> bool:
         """Whether the body is what it says: no form, no content encoding."""
-        is_form = self.content_type.lower().startswith("multipart/")
+        is_form = self.content_type.lower().startswith(("multipart/", forms.FIELDS_TYPE))
         return not is_form and b"content-encoding" not in self.raw
 
     @cached_property

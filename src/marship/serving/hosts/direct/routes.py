@@ -5,6 +5,7 @@
     POST /v1/models/{model}[/versions/{version}]:predict  the same by KServe v1
     GET  /v2/models/{model}[/versions/{version}]          what the model takes and gives
     GET  /v2/models/{model}[/versions/{version}]/ready    whether it serves requests
+    GET  /v1/models/{model}[/versions/{version}]          the same by KServe v1
     GET  /v2, /v2/health/live, /v2/health/ready, /ping    the server itself
     POST /explanations/{model}[/{version}], /v1/...:explain, /v2/.../explain    501
 
@@ -25,7 +26,8 @@ from marship.serving.message import Reply
 PREDICT, EXPLAIN, METADATA, READY, SERVER, LIVE, SERVER_READY, PING = (
     "predict", "explain", "metadata", "ready", "server", "live", "server ready", "ping",
 )  # fmt: skip
-_VERBS = {"predictions": PREDICT, "explanations": EXPLAIN, "predict": PREDICT, "explain": EXPLAIN}
+_VERBS = {"predictions": PREDICT, "explanations": EXPLAIN}
+_V1_KINDS = {"predict": PREDICT, "explain": EXPLAIN, READY: READY}
 _READ = ("GET", "HEAD")
 _SERVER = {
     b"/ping": PING,
@@ -92,14 +94,15 @@ def _of_model(parts: list[str]) -> Route | None:
 
 def _kserve_v1(rest: list[str]) -> Route | None:
     *named, last = rest or [""]
-    name, colon, verb = last.rpartition(":")
-    if not (colon and name and verb in ("predict", "explain")):
+    name, _, verb = last.partition(":") if ":" in last else (last, "", READY)
+    kind = _V1_KINDS.get(verb)
+    if kind is None or not name:
         return None
     match [*named, name]:
         case [model]:
-            return Route(_VERBS[verb], model, is_kserve=True)
+            return Route(kind, model, is_kserve=True)
         case [model, "versions", version]:
-            return Route(_VERBS[verb], model, version, is_kserve=True)
+            return Route(kind, model, version, is_kserve=True)
     return None
 
 

@@ -355,8 +355,9 @@ class DirectWorker(Site):
 
 def check_method(exchange: Exchange, route: routes.Route) -> None:
     """Raise 405 where a path has not this method, 501 and 413 where nobody would read the body."""
-    if exchange.head.method not in route.methods and exchange.head.method != "OPTIONS":
-        allow = ", ".join((*route.methods, "OPTIONS"))
+    methods = _methods(exchange, route)
+    if exchange.head.method not in methods and exchange.head.method != "OPTIONS":
+        allow = ", ".join((*methods, "OPTIONS"))
         raise StatusError(
             405, "method", f"the method must be {allow}, got {exchange.head.method}.", allow=allow
         )
@@ -367,6 +368,14 @@ def check_method(exchange: Exchange, route: routes.Route) -> None:
         raise StatusError(
             413, "too_large", f"{exchange.head.method} of this path must have no body, got one."
         )
+
+
+def _methods(exchange: Exchange, route: routes.Route) -> tuple[str, ...]:
+    """The methods of a path: a GET is a prediction only with parameters or a body."""
+    head = exchange.head
+    if route.kind != routes.PREDICT or head.query or head.length or head.is_chunked:
+        return route.methods
+    return tuple(method for method in route.methods if method != "GET")
 
 
 def options(route: routes.Route | None) -> Reply:

@@ -76,7 +76,18 @@ def test_kserve_v1_answers_as_the_named_form(models: Place) -> None:
     bad = models.ask("/v1/models/a:predict", b'{"instances": 1}')
     assert (bad.status, bad.json()["error"]) == (400, bad.json()["message"])
     assert models.ask("/v1/models/unknown:predict", body).status == 404
-    assert models.ask("/v1/models/a:other", body).status == 404
+    lost = models.ask("/v1/models/a:other", body)
+    assert (lost.status, "one of /v1 or /v2" in lost.json()["message"]) == (404, True)
+
+
+def test_kserve_v1_tells_whether_a_model_is_ready(models: Place) -> None:
+    """Of the default version and of a named one."""
+    with models.line() as line:
+        for path, status in (("a", 200), ("a/versions/2", 200), ("unknown", 503)):
+            line.send(request(f"/v1/models/{path}", b"", "GET"))
+            got = line.read()
+            name = path.partition("/")[0]
+            assert (got.status, got.json()) == (status, {"name": name, "ready": status == 200})
 
 
 @settings(max_examples=40, deadline=None)

@@ -3,6 +3,7 @@
 import contextlib
 import time
 from typing import Any
+from urllib.parse import quote
 
 import pytest
 from hypothesis import given, settings
@@ -188,6 +189,29 @@ def test_head_and_options(one: Place) -> None:
         got = line.read("PATCH")
         assert (got.status, got.json()["code"]) == (405, "method")
         assert "POST" in got.headers["allow"]
+
+
+def test_a_get_without_parameters_is_no_prediction(one: Place) -> None:
+    """A browser's: 405 with the methods that are; with a query or a body it reaches the handler."""
+    with one.line() as line:
+        line.send(request("/predictions/m", b"", "GET"))
+        got = line.read()
+        assert (got.status, got.headers["allow"]) == (405, "POST, PUT, OPTIONS")
+        line.send(request("/predictions/m?k=1", b"", "GET"))
+        assert line.read().status == 400
+        line.send(request("/predictions/m", BODY, "GET"))
+        assert line.read().json() == [[RIGHT]]
+
+
+def test_a_field_that_curl_encodes_is_read(one: Place) -> None:
+    """As by TorchServe itself; JSON that curl calls a form of fields stays JSON."""
+    fields = {"Content-Type": "application/x-www-form-urlencoded"}
+    with one.line() as line:
+        for body in (BODY, b"body=" + quote(BODY).encode(), b"data=" + quote(BODY).encode()):
+            line.send(request("/predictions/m", body, headers=fields))
+            assert line.read().json() == [[RIGHT]]
+        line.send(request("/predictions/m", b"x=%FF", headers=fields))
+        assert line.read().status == 400
 
 
 @pytest.fixture
