@@ -101,9 +101,9 @@ def test_a_variant_is_chosen_by_its_name(tmp_path: Path) -> None:
 
 def test_parts_of_a_model_are_refused_by_their_names(tmp_path: Path) -> None:
     """An encoder and a decoder run one after the other."""
-    for name in ("encoder_model", "decoder_model"):
+    for name in ("vision_encoder", "prompt_decoder"):
         (tmp_path / f"{name}.onnx").touch()
-    with pytest.raises(UsageError, match=r"got decoder_model\.onnx, encoder_model\.onnx: parts"):
+    with pytest.raises(UsageError, match=r"got prompt_decoder\.onnx, vision_encoder\.onnx: parts"):
         packed(tmp_path, tmp_path)
 
 
