@@ -7,7 +7,7 @@ from typing import Any
 
 from marship import console, profiles
 from marship.arguments import checked
-from marship.contract import CONTRACT_FILE, GOLDEN_FILE, Contract, read_golden
+from marship.contract import CONTRACT_FILE, GOLDEN_FILE, Contract, GoldenCase, read_golden
 from marship.errors import PackageError, UsageError
 from marship.fit import run
 from marship.fit.recipe import RECIPE_FILE, Recipe
@@ -107,15 +107,17 @@ def _from_run(run_dir: Path, settings: PackageSettings) -> Contents:
     parity = _optional(run_dir / PARITY_FILE) or {}
     golden.check_found(parity.get("golden", golden.REAL), settings.golden, run_dir)
     contract = Contract.from_json((run_dir / CONTRACT_FILE).read_bytes())
-    if settings.missing_values == missing.ALLOW:
-        contract = missing.allowed(contract)
+    cases = read_golden(run_dir / GOLDEN_FILE)
     model, tolerance = _chosen(run_dir, contract, settings.variant)
+    if settings.missing_values == missing.ALLOW:
+        contract, rows = _with_gaps(contract, model, cases, settings)
+        parity |= rows
     return Contents(
         name=settings.name or recipe.name,
         handler=_handler(settings, recipe.handler),
         model=model,
         contract=_for_file(contract, model, tolerance),
-        golden=read_golden(run_dir / GOLDEN_FILE),
+        golden=cases,
         evidence={
             "recipe": read_json(run_dir / RECIPE_FILE),
             "settings": run.influential(_optional(run_dir / run.SETTINGS_FILE) or {}),
@@ -129,6 +131,22 @@ def _from_run(run_dir: Path, settings: PackageSettings) -> Contents:
         requests=tuple(map(Path, settings.golden_request))
         or tuple(run_dir / name for name in recipe.requests),
     )
+
+
+def _with_gaps(
+    contract: Contract, model: Path, cases: list[GoldenCase], settings: PackageSettings
+) -> tuple[Contract, dict[str, Any]]:
+    """The contract for missing values, and the evidence: the export had rows without any."""
+    from marship.proof import parity
+
+    contract = missing.allowed(contract)
+    if contract.batch_axis is None:
+        return contract, {}
+    seen = cases[-1].inputs if cases else None
+    contract, proof = parity.with_batch_axis(
+        contract, parity.runner(model), seen, seconds=settings.proof_seconds
+    )
+    return contract, {"rows_alone_and_together": proof and proof.evidence()}
 
 
 def _chosen(run_dir: Path, contract: Contract, variant: str | None) -> tuple[Path, Tolerance]:

@@ -83,6 +83,7 @@ class RowDrawer:
         if real is not None:
             yield real
         yield self._set("usual values", sizes, [USUAL] * PARTS, usual=True)
+        yield from self._with_gaps(sizes)
         scales = [10.0**power for power in (3, -3, 0, 1, -1, 2, -2)]
         yield self._set("scales from 0.001 to 1000", sizes, [Look(scale=s) for s in scales])
         yield self._special(sizes)
@@ -116,6 +117,31 @@ class RowDrawer:
             if differ
             else None
         )
+
+    def _with_gaps(self, sizes: Mapping[str, int]) -> Iterator[RowSet]:
+        """Rows without single values, and without whole columns, where values may be missing.
+
+        A gap that is filled from other rows shows only beside rows that have the value.
+        """
+        names = [spec.name for spec in self.contract.inputs if spec.takes_missing]
+        if not names:
+            return
+        parts = [self.part(sizes, USUAL) for _ in range(PARTS)]
+        largest = max(parts[0][name].size for name in names)
+        for place, part in zip(
+            np.linspace(0, largest - 1, PARTS - 1).astype(int), parts[:-1], strict=True
+        ):
+            for name in names:
+                part[name] = _without(part[name], np.arange(part[name].size) == place)
+        yield RowSet("single missing values", parts)
+        parts = [self.part(sizes, USUAL) for _ in range(PARTS)]
+        for name in names:
+            size = parts[0][name].size
+            half, few = self.generator.random((2, size)) < ((0.5,), (0.2,))
+            gaps = (np.ones(size, bool), half, ~half, few)
+            for part, missing in zip(parts[:-1], (*gaps, half, few), strict=True):
+                part[name] = _without(part[name], missing)
+        yield RowSet("rows and columns of missing values", parts)
 
     def _special(self, sizes: Mapping[str, int]) -> RowSet:
         """Zeros, constant rows, equal rows, rows with padding."""
@@ -268,3 +294,8 @@ class RowDrawer:
                 array[:, (array.shape[1] + 1) // 2 :] = spec.pad_value
             padded[spec.name] = array
         return padded
+
+
+def _without(array: Array, gaps: Array) -> Array:
+    """The array with NaN at these places of all its values, in their order."""
+    return np.where(gaps.reshape(array.shape), np.nan, array).astype(array.dtype)
