@@ -131,11 +131,11 @@ def _prove(  # noqa: PLR0913  as `wishes`
     proof_seconds: float,
 ) -> OnnxProof:
     from marship.packaging import examples
-    from marship.proof import axes, graph, missing, parity, trials
+    from marship.proof import axes, graph, missing, parity, trials, words
     from marship.proof.cases import first_axis
 
     path, labels = _without_maps(path, draft)
-    stated = graph.contract_of(path, labels=labels)
+    stated = words.worded(graph.contract_of(path, labels=labels), path)
     graph.refuse_random(path)
     run = parity.runner(path)
     sized = graph.facts(path).sized
@@ -157,7 +157,7 @@ def _prove(  # noqa: PLR0913  as `wishes`
     # last: proofs and golden cases reach up to the bounds, and each worker replays golden cases
     lengths = graph.table_lengths(path, trials.LONGEST_TABLE)
     contract = trials.with_largest_sizes(contract, run, lengths, rows)
-    contract = trials.keeping(contract, requests)
+    contract = words.plain(trials.keeping(contract, requests))
     if proof is None:
         return OnnxProof(path, contract, cases, None, "not applicable", remark)
     return OnnxProof(path, contract, cases, str(proof), proof.evidence(), remark)

@@ -180,6 +180,7 @@ def draw_random(
     Indices are drawn from the whole table.
     """
     from marship.proof.graph import random_index, random_input, with_column_indices
+    from marship.proof.words import with_known
 
     generator = np.random.default_rng(seed)
     inputs = {}
@@ -190,13 +191,13 @@ def draw_random(
         shape = [sizes[axis] if isinstance(axis, str) else axis for axis in spec.shape]
         if spec.value_range is not None:
             values = random_index(spec, shape, generator)
-            inputs[spec.name] = with_column_indices(spec, values, generator)
-            continue
-        seen = examples[spec.name].ravel()
-        if spec.pad_value is not None and (seen != spec.pad_value).any():
-            seen = seen[seen != spec.pad_value]
-        values = _like(seen, shape, generator)
-        inputs[spec.name] = with_column_indices(spec, values, generator)
+        else:
+            seen = examples[spec.name].ravel()
+            if spec.pad_value is not None and (seen != spec.pad_value).any():
+                seen = seen[seen != spec.pad_value]
+            values = _like(seen, shape, generator)
+        values = with_column_indices(spec, values, generator)
+        inputs[spec.name] = with_known(spec, values, generator)
     return Case("random", sizes, inputs)
 
 

@@ -129,8 +129,10 @@ class _Drawer:
     def values(self, shape: Sequence[int]) -> Array:
         """Values of the input's type; not the pad value, unless it is the only one."""
         from marship.proof.graph import with_column_indices
+        from marship.proof.words import with_known
 
-        return with_column_indices(self.spec, self._alike(shape), self.generator)
+        values = with_column_indices(self.spec, self._alike(shape), self.generator)
+        return with_known(self.spec, values, self.generator)
 
     def _alike(self, shape: Sequence[int]) -> Array:
         """Values like the examples'; any values without examples."""

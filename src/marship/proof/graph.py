@@ -16,6 +16,7 @@ from marship.contract import Array, Contract, TensorSpec, digest_files
 from marship.errors import ModelError, UsageError
 from marship.proof import operators
 from marship.proof.indices import index_ranges
+from marship.proof.words import with_known
 from marship.tolerance import Tolerance
 
 _DTYPES: dict[int, str] = {
@@ -245,14 +246,14 @@ def random_input(spec: TensorSpec, sizes: Mapping[str, int], seed: int) -> Array
     shape = [sizes.get(axis, 1) if isinstance(axis, str) else axis for axis in spec.shape]
     generator = np.random.default_rng(seed)
     if spec.dtype == "str":
-        return np.full(shape, "text", dtype=object)
+        return with_known(spec, np.full(shape, "text", dtype=object), generator)
     if spec.value_range is not None:
         values = random_index(spec, shape, generator)
     elif np.dtype(spec.dtype).kind in "biu":
         values = generator.integers(0, 2, shape).astype(spec.dtype)
     else:
         values = generator.standard_normal(shape).astype(spec.dtype)
-    return with_column_indices(spec, values, generator)
+    return with_known(spec, with_column_indices(spec, values, generator), generator)
 
 
 def random_index(spec: TensorSpec, shape: Sequence[int], generator: np.random.Generator) -> Array:

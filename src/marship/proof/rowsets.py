@@ -15,6 +15,8 @@ from marship.proof.cases import draw_real, first_axis, within
 
 PARTS = 7
 WORDS = ("text", "a", "", "Two words", "1", "0.5", "ä", "a much longer text than the others")
+MOST_WORDS = 24
+"""Of the graph's, that fill a row of their own."""
 SMALL_WHOLE = 2
 """Without examples and range, integers start as 0 and 1, valid as masks and counts of any model."""
 
@@ -95,6 +97,7 @@ class RowDrawer:
         looks = [Look("whole", s, sign) for s in (3.0, 30.0, 300.0) for sign in (1, -1)]
         yield self._set("whole numbers of either sign", sizes, [*looks, USUAL])
         yield from self._around_constants(sizes)
+        yield from self._of_words(sizes)
 
     def _real(self, sizes: Mapping[str, int]) -> RowSet | None:
         """Rows of the examples, if two of them differ."""
@@ -165,6 +168,21 @@ class RowDrawer:
             ]
             yield self._set("values around the graph's constants", sizes, [*looks, USUAL])
 
+    def _of_words(self, sizes: Mapping[str, int]) -> Iterator[RowSet]:
+        """Rows of one of the graph's words each, spread over its vocabularies."""
+        from marship.proof.words import full_of, known_of
+
+        known = [len(k.values) for spec in self.contract.inputs for k in known_of(spec)]
+        count = min(max(known, default=0), MOST_WORDS)
+        for start in range(0, count, PARTS - 1):
+            parts = [self.part(sizes, USUAL)]
+            for number in range(start, min(start + PARTS - 1, count)):
+                part = self.part(sizes, USUAL)
+                for spec in self.contract.inputs:
+                    part[spec.name] = full_of(spec, part[spec.name], number / count)
+                parts.append(part)
+            yield RowSet("rows of the graph's words", parts)
+
     def _set(
         self, name: str, sizes: Mapping[str, int], looks: Sequence[Look], *, usual: bool = False
     ) -> RowSet:
@@ -191,12 +209,14 @@ class RowDrawer:
         return bool(self.generator.integers(2))
 
     def _values(self, spec: TensorSpec, shape: list[int], look: Look) -> Array:
+        from marship.proof.words import with_known
+
         values = self._alike(spec, shape, look)
         for column in spec.column_ranges:
             table = replace(spec, value_range=(column.low, column.high), column_ranges=())
             part = np.moveaxis(values, column.axis, 0)[column.place, ...]
             part[...] = self._index_values(table, list(part.shape), look)
-        return values
+        return with_known(spec, values, self.generator)
 
     def _alike(self, spec: TensorSpec, shape: list[int], look: Look) -> Array:
         seen = None if self.examples is None else self.examples[spec.name].ravel()
