@@ -77,6 +77,14 @@ class Trials:
         """Whether the model runs at these sizes, with all other sizes at their minimum."""
         return self.refusal(sizes) is None
 
+    def runs(self, sizes: Sizes) -> bool:
+        """Whether the model runs at these sizes on the first of the inputs, in one run."""
+        try:
+            self.run(next(self._inputs({**_least(self.contract), **sizes})))
+        except ModelError:
+            return False
+        return True
+
     def refusal(self, sizes: Sizes) -> ModelError | None:
         """Why the model fails at these sizes, whatever the values; None if it runs."""
         tried = {**_least(self.contract), **sizes}
