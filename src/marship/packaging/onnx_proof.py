@@ -62,9 +62,16 @@ def describe(path: Path, draft: Path, settings: PackageSettings) -> OnnxProof:
         DataError: The example does not hold inputs of the model.
         ModelError: The file cannot be read or run within the limit.
     """
+    return _described(path, draft, settings)
+
+
+def _described(
+    path: Path, draft: Path, settings: PackageSettings, *, empty: bool = True
+) -> OnnxProof:
+    """As `describe`; once more without empty axes where the process is ended by a signal."""
+    asked = wishes(settings) | {"empty": empty}
     # -P: import no modules from the current folder, which may be untrusted
-    asked = json.dumps(wishes(settings))
-    words = [sys.executable, "-P", "-c", _START, str(path), str(draft), asked]
+    words = [sys.executable, "-P", "-c", _START, str(path), str(draft), json.dumps(asked)]
     with tempfile.TemporaryFile() as log:
         try:  # through a pipe: golden cases of a model to be sealed are never on disk unencrypted
             done = subprocess.run(
@@ -76,6 +83,8 @@ def describe(path: Path, draft: Path, settings: PackageSettings) -> OnnxProof:
                 f"{path.name} must be loaded and run on a few inputs within {settings.limit_s:g} "
                 "s, got no end of it. Mend a loop that does not end, or allow more with --limit-s."
             ) from error
+        if done.returncode < 0 and empty:
+            return _described(path, draft, settings, empty=False)
         if done.returncode != 0:
             raise _crashed(path, done.returncode, log)
     head, _, cases = done.stdout.partition(b"\n")
@@ -129,6 +138,7 @@ def _prove(  # noqa: PLR0913  as `wishes`
     golden: str,
     missing_values: str,
     proof_seconds: float,
+    empty: bool = True,
 ) -> OnnxProof:
     from marship.packaging import examples
     from marship.proof import axes, graph, missing, parity, trials, words
@@ -139,12 +149,13 @@ def _prove(  # noqa: PLR0913  as `wishes`
     graph.refuse_random(path)
     run = parity.runner(path)
     sized = graph.facts(path).sized
+    empty = empty and not graph.recurs(path)
     requests = examples.read(Path(example), axes.apart(stated), run) if example else []
     for has_rows in (True, False):
         first = requests[0] if requests else None
         contract = axes.resolved(stated, run, first, sized=sized, has_rows=has_rows)
         rows = examples.joined(requests, contract) if requests else None
-        contract = trials.with_least_sizes(contract, run, rows)
+        contract = trials.with_least_sizes(contract, run, rows, empty=empty)
         contract = trials.keeping(contract, requests)
         contract = missing.decided(contract, path, run, missing_values)
         contract, proof = parity.with_batch_axis(contract, run, rows, seconds=proof_seconds)

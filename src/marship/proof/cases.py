@@ -88,7 +88,8 @@ def draw_cases(contract: Contract, examples: Arrays | None) -> Iterator[Case]:
 def sizes_to_try(contract: Contract, examples: Arrays | None) -> list[dict[str, int]]:
     """The smallest, a middle and the largest size of every variable axis except the batch.
 
-    The largest is the contract's bound, or without one the examples' size.
+    The smallest is not 0, of which there are no values; see `with_an_empty_axis`. The largest is
+    the contract's bound, or without one the examples' size.
     """
     seen = seen_sizes(contract, examples)
     batch = first_axis(contract)
@@ -96,6 +97,7 @@ def sizes_to_try(contract: Contract, examples: Arrays | None) -> list[dict[str, 
     for name in variable_axes(contract):
         if name != batch:
             low, high = contract.bounds.get(name, (1, None))
+            low = low or contract.steps.get(name, 1)
             usual = max(DEFAULT_SIZE, 2 * contract.steps.get(name, 1))
             ranges[name] = (low, max(low, high or seen.get(name, usual)))
     levels = [
@@ -106,6 +108,13 @@ def sizes_to_try(contract: Contract, examples: Arrays | None) -> list[dict[str, 
         for share in (0.0, 0.4, 1.0)
     ]
     return [sizes for i, sizes in enumerate(levels) if sizes not in levels[:i]]
+
+
+def with_an_empty_axis(contract: Contract, sizes: Mapping[str, int]) -> Iterator[dict[str, int]]:
+    """The sizes with 0 for one of the axes that may have it, for each of them."""
+    for axis, (low, _) in contract.bounds.items():
+        if low == 0 and axis in sizes:
+            yield {**sizes, axis: 0}
 
 
 class Bounded(Protocol):

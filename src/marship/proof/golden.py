@@ -15,7 +15,15 @@ import numpy as np
 
 from marship.contract import Array, Arrays, Contract, TensorSpec
 from marship.errors import PackageError, UsageError
-from marship.proof.cases import Case, batches, draw_real, first_axis, sizes_to_try, within
+from marship.proof.cases import (
+    Case,
+    batches,
+    draw_real,
+    first_axis,
+    sizes_to_try,
+    with_an_empty_axis,
+    within,
+)
 from marship.proof.rowsets import WORDS
 
 SYNTHETIC, REAL = "synthetic", "real"
@@ -60,6 +68,8 @@ def draw_golden(
 ) -> Iterator[Case]:
     """Inputs at batch 1, 2 and 7, or without a batch 3, and at different sizes of the other axes.
 
+    And with each axis empty that may be.
+
     Raises:
         UsageError: Real ones are wanted, and there are no examples.
     """
@@ -71,8 +81,12 @@ def draw_golden(
         )
     levels = sizes_to_try(contract, examples)
     rows = batches(contract)
-    for seed in range(max(len(rows), len(levels) if rows == [{}] else 0)):
-        sizes = rows[seed % len(rows)] | levels[(len(levels) // 2 + seed) % len(levels)]
+    tried = [
+        rows[seed % len(rows)] | levels[(len(levels) // 2 + seed) % len(levels)]
+        for seed in range(max(len(rows), len(levels) if rows == [{}] else 0))
+    ]
+    tried += with_an_empty_axis(contract, tried[0])
+    for seed, sizes in enumerate(tried):
         if kind == REAL and examples is not None:
             yield draw_real(contract, examples, within(contract, sizes, examples), seed)
         else:

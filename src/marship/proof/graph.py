@@ -173,6 +173,11 @@ def quantizes(path: Path) -> bool:
     return operators.quantizes(onnx.load(str(path), load_external_data=False))
 
 
+def recurs(path: Path) -> bool:
+    """Whether the graph has recurrent networks; weights are not read."""
+    return operators.recurs(onnx.load(str(path), load_external_data=False))
+
+
 def _spec(side: str, value: onnx.ValueInfoProto, taken: Collection[str]) -> TensorSpec:
     """A tensor; an axis without a size and a name gets a name of its own, `input_0`."""
     tensor = value.type.tensor_type
