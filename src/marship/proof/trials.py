@@ -314,6 +314,9 @@ def _step(trials: Trials, base: Sizes, axis: str) -> int:
             break
     if step == 1:
         return 1
+    multiplied = {name: step * n for name, n in base.items()}
+    if step and trials.takes({**multiplied, axis: size + 1}):
+        return 1  # what several axes must be together is no rule for each
     if step:
         others = (size + step - 1, size + step + 1, size + 2 * step)
         return step if [takes(other) for other in others] == [False, False, True] else 1
