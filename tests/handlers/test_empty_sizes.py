@@ -144,9 +144,7 @@ def test_a_crash_at_an_empty_axis_is_none_of_the_others(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The file is proven again, without such sizes."""
-    script = (
-        "import os; from marship.proof import trials; trials._repeats = lambda *_: os.abort(); "
-    )
+    script = "import os; from marship.proof import empty; empty._repeats = lambda *_: os.abort(); "
     monkeypatch.setattr(onnx_proof, "_START", script + onnx_proof._START)
     nodes, inputs, outputs, constants = DECODER
     source = graph_of(tmp_path / "model.onnx", nodes, inputs, outputs, constants)

@@ -143,19 +143,21 @@ def _prove(  # noqa: PLR0913  as `wishes`
     from marship.packaging import examples
     from marship.proof import axes, graph, missing, parity, trials, words
     from marship.proof.cases import first_axis
+    from marship.proof.empty import with_empty_axes
 
     path, labels = _without_maps(path, draft)
     stated = words.worded(graph.contract_of(path, labels=labels), path)
     graph.refuse_random(path)
     run = parity.runner(path)
     sized = graph.facts(path).sized
-    empty = empty and not graph.recurs(path)
     requests = examples.read(Path(example), axes.apart(stated), run) if example else []
     for has_rows in (True, False):
         first = requests[0] if requests else None
         contract = axes.resolved(stated, run, first, sized=sized, has_rows=has_rows)
         rows = examples.joined(requests, contract) if requests else None
-        contract = trials.with_least_sizes(contract, run, rows, empty=empty)
+        contract = trials.with_least_sizes(contract, run, rows)
+        if empty and not graph.recurs(path):
+            contract = with_empty_axes(contract, run, rows)
         contract = trials.keeping(contract, requests)
         contract = missing.decided(contract, path, run, missing_values)
         contract, proof = parity.with_batch_axis(contract, run, rows, seconds=proof_seconds)

@@ -23,7 +23,6 @@ from marship.proof.cases import (
     variable_axes,
 )
 from marship.proof.comparison import RunModel
-from marship.proof.rounding import same
 from marship.proof.sizes import MOST_BYTES, input_bytes
 
 MOST_LEAST_SIZE = 64
@@ -182,28 +181,27 @@ def _resized(contract: Contract, examples: Arrays, sizes: Sizes) -> Arrays:
     return found
 
 
-def with_least_sizes(
-    contract: Contract, run: RunModel, examples: Arrays | None = None, *, empty: bool = True
-) -> Contract:
+def with_least_sizes(contract: Contract, run: RunModel, examples: Arrays | None = None) -> Contract:
     """The contract with the smallest size of each axis, or the number whose multiples it takes.
 
     A bound is only stated if smaller sizes fail both with small and with large sizes of other axes:
     two inputs that the model concatenates may be long enough together. Axes with a bound are left
-    unchanged. An axis that has the examples' size alone is bound to it. With `empty` axes are tried
-    at size 0, too, at which an operator may end the process.
+    unchanged. An axis that has the examples' size alone is bound to it.
 
     Raises:
         ModelError: The model runs at none of the sizes that were tried.
     """
     trials = Trials(contract, run, examples, strict=True)
     try:
-        bases = _bases(trials)
+        bases = bases_of(trials)
     except ModelError:  # a graph may state other outputs than it has
         trials = replace(trials, strict=False)
-        bases = _bases(trials)
+        bases = bases_of(trials)
+    if all(size == 1 for size in bases[0].values()):
+        return contract
     bounds, steps = dict(contract.bounds), {}
     for axis in bases[0]:
-        if axis in contract.bounds or all(size == 1 for size in bases[0].values()):
+        if axis in contract.bounds:
             continue
         step = _step(trials, bases[0], axis)
         if step == 0:
@@ -214,50 +212,14 @@ def with_least_sizes(
             bounds[axis] = (low, None)
         if step > 1:
             steps[axis] = step
-    found = replace(contract, bounds=bounds, steps=steps)
-    none = _empty_axes(trials, bases[:2], found) if empty else ()
-    return replace(found, bounds={**bounds, **dict.fromkeys(none, (0, None))})
-
-
-def _empty_axes(trials: Trials, bases: Sequence[Sizes], contract: Contract) -> Iterator[str]:
-    """The axes that may have size 0: no cache yet, no edges, no boxes.
-
-    Not the batch, nor those without which no input has values: such a request asks nothing.
-    """
-    if not contract.outputs:
-        return
-    strict = replace(trials, strict=True)
-    for axis in bases[0]:
-        is_free = axis not in trials.contract.bounds and axis != first_axis(contract)
-        rule = contract.bounds.get(axis, (1, None))
-        has_others = any(axis not in spec.shape for spec in contract.inputs)
-        if not (is_free and has_others and rule == (contract.steps.get(axis, 1), None)):
-            continue
-        if any(_repeats(strict, base, axis) for base in bases):
-            yield axis
-
-
-def _repeats(trials: Trials, base: Sizes, axis: str) -> bool:
-    """Whether the model runs at size 0 of an axis, and gives the same after runs of other values.
-
-    An operator may leave memory in its outputs as it was.
-    """
-    empty = {**base, axis: 0}
-    if not trials.takes(empty):
-        return False
-    first, *_ = trials.outputs(empty)
-    for size in (1, 2, 3):
-        trials.outputs({name: size * n for name, n in base.items()})
-        if any(not same(first[name], array) for name, array in trials.outputs(empty)[0].items()):
-            return False
-    return True
+    return replace(contract, bounds=bounds, steps=steps)
 
 
 def _is_finite(array: Array) -> bool:
     return array.dtype.kind != "f" or bool(np.isfinite(array).all())
 
 
-def _bases(trials: Trials) -> list[dict[str, int]]:
+def bases_of(trials: Trials) -> list[dict[str, int]]:
     """Sizes of all axes: those at which the model runs, and then those to try other axes beside.
 
     Raises:
