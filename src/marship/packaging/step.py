@@ -8,7 +8,14 @@ from typing import Any
 
 from marship import console, profiles
 from marship.arguments import checked
-from marship.contract import CONTRACT_FILE, GOLDEN_FILE, Contract, Library, read_golden
+from marship.contract import (
+    CONTRACT_FILE,
+    GOLDEN_FILE,
+    Contract,
+    GoldenCase,
+    Library,
+    read_golden,
+)
 from marship.errors import PackageError, UsageError
 from marship.fit import run
 from marship.fit.recipe import RECIPE_FILE, Recipe
@@ -135,11 +142,12 @@ def _from_run(run_dir: Path, settings: PackageSettings) -> Contents:
     golden.check_found(found, settings.golden, run_dir, is_export=bool(recipe.build))
     contract = Contract.from_json((run_dir / CONTRACT_FILE).read_bytes())
     cases = read_golden(run_dir / GOLDEN_FILE)
+    model, tolerance = _chosen(run_dir, contract, settings.variant)
     if settings.missing_values in missing.ALLOWING:
-        contract = missing.allowed(contract)
+        contract, rows = _with_gaps(contract, model, cases, settings)
+        parity |= rows
     elif settings.missing_values == missing.REFUSE:
         contract, cases = missing.refused(contract, cases)
-    model, tolerance = _chosen(run_dir, contract, settings.variant)
     return Contents(
         name=settings.name or recipe.name,
         handler=_handler(settings, recipe.handler),
@@ -159,6 +167,22 @@ def _from_run(run_dir: Path, settings: PackageSettings) -> Contents:
         requests=tuple(map(Path, settings.golden_request))
         or tuple(run_dir / name for name in recipe.requests),
     )
+
+
+def _with_gaps(
+    contract: Contract, model: Path, cases: list[GoldenCase], settings: PackageSettings
+) -> tuple[Contract, dict[str, Any]]:
+    """The contract for missing values, and the evidence: the export had rows without any."""
+    from marship.proof import parity
+
+    contract = missing.allowed(contract)
+    if contract.batch_axis is None:
+        return contract, {}
+    seen = cases[-1].inputs if cases else None
+    contract, proof = parity.with_batch_axis(
+        contract, parity.runner(model), seen, seconds=settings.proof_seconds
+    )
+    return contract, {"rows_alone_and_together": proof and proof.evidence()}
 
 
 def _chosen(run_dir: Path, contract: Contract, variant: str | None) -> tuple[Path, Tolerance]:

@@ -6,7 +6,7 @@ inputs that only change together are one axis, and an axis of an output gets the
 that it follows in every run.
 """
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations, islice
 
@@ -21,6 +21,8 @@ FEW_ROWS = 8
 BATCH = "batch"
 _MOST_TRIES = 64
 """Of axes to change together, a run each."""
+_FEW = 4
+"""Of so many other axes each choice is tried first."""
 
 Sizes = Mapping[str, int]
 
@@ -31,6 +33,12 @@ class _Stated:
 
     name: str | None
     place: str
+    index: int
+
+    @property
+    def named(self) -> tuple[str | None, int]:
+        """What axes of one kind have in common, such as the length of each layer's cache."""
+        return self.name, self.index
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +86,7 @@ def resolved(
     base = next((sizes for sizes in _bases(alone, example) if trials.takes(sizes)), None)
     if base is None:
         return contract
-    groups = _groups(trials, base)
+    groups = _groups(trials, base, stated)
     names = _names(trials, base, groups, stated)
     runs = [
         ({names[axis]: size for axis, size in sizes.items()}, outputs)
@@ -149,31 +157,69 @@ def _apart(contract: Contract, *, is_row: bool) -> tuple[Contract, dict[str, _St
                 stays = len(places[axis]) == 1 or (is_row and not any(places[axis]))
                 own = axis if stays else f"{spec.name}:{index}"
                 place = f"{spec.name}_{index}"
-                stated[own] = _Stated(None if axis == place else axis, place)
+                stated[own] = _Stated(None if axis == place else axis, place, index)
                 shape[index] = own
         inputs.append(replace(spec, shape=tuple(shape)))
     return replace(contract, inputs=tuple(inputs)), stated
 
 
-def _groups(trials: Trials, base: Sizes) -> list[_Group]:
-    """The axes of inputs, those together that change together."""
+def _groups(trials: Trials, base: Sizes, stated: Mapping[str, _Stated]) -> list[_Group]:
+    """The axes of inputs, those together that change together.
 
-    def group(axes: Sequence[str]) -> _Group | None:
+    The number of runs is in proportion to that of axes: skl2onnx has an input for each column. Many
+    of one name, such as a decoder's caches, are one at their word, though each layer runs apart.
+    """
+
+    def group(axes: Iterable[str]) -> _Group | None:
         before = {axis: base[axis] for axis in axes}
         choices = ({a: n + 1 for a, n in before.items()}, {a: 2 * n for a, n in before.items()})
         after = next((sizes for sizes in choices if trials.takes({**base, **sizes})), None)
         return None if after is None else _Group(before, after)
+
+    def smaller(whole: _Group, first: str) -> _Group:
+        """The axes of a group that change without its others, which may be another one."""
+        for part in _parts(first, [axis for axis in whole.before if axis != first]):
+            after = {axis: whole.after[axis] for axis in part}
+            if trials.runs({**base, **after}):
+                return _Group({axis: base[axis] for axis in part}, after)
+        return whole
 
     alone = {axis: group([axis]) for axis in base}
     groups = [found for found in alone.values() if found]
     tied = [axis for axis, found in alone.items() if not found]
     while tied:
         first, *others = tied
-        tries = (group([first, *more]) for more in islice(_partners(others), _MOST_TRIES))
+        found = None
+        if len(others) > _FEW:
+            own = stated[first]
+            alike = [axis for axis in others if own.name and stated[axis].named == own.named]
+            found = group([first, *alike]) if len(alike) >= _FEW else None
+            if found is None:
+                found = next(filter(None, map(group, _wholes(first, others, stated))), None)
+                found = found and smaller(found, first)
+        if found is None:
+            tries = (group([first, *more]) for more in islice(_partners(others), _MOST_TRIES))
+            found = next(filter(None, tries), None)
         same = {first: base[first]}
-        groups.append(next(filter(None, tries), _Group(same, same)))
+        groups.append(found or _Group(same, same))
         tied = [axis for axis in tied if axis not in groups[-1].before]
     return groups
+
+
+def _wholes(
+    first: str, others: Sequence[str], stated: Mapping[str, _Stated]
+) -> Iterator[tuple[str, ...]]:
+    """Choices of many axes that may be one or several groups: those of one index, and all."""
+    index = stated[first].index
+    yield (first, *(axis for axis in others if stated[axis].index == index))
+    yield (first, *others)
+
+
+def _parts(first: str, others: Sequence[str]) -> Iterator[tuple[str, ...]]:
+    """Choices of axes of a whole that may be a group: pairs, and those that follow each other."""
+    if len(others) > 1:
+        yield from ((first, axis) for axis in others)
+    yield from ((first, *others[:count]) for count in range(2, len(others)))
 
 
 def _partners(axes: Sequence[str]) -> Iterator[tuple[str, ...]]:

@@ -115,7 +115,8 @@ def draw_cases(contract: Contract, examples: Arrays | None) -> Iterator[Case]:
 def sizes_to_try(contract: Contract, examples: Arrays | None) -> list[dict[str, int]]:
     """The smallest, a middle and the largest size of every variable axis except the batch.
 
-    The largest is the contract's bound, or without one the examples' size.
+    The smallest is not 0, of which there are no values; see `with_an_empty_axis`. The largest is
+    the contract's bound, or without one the examples' size.
     """
     seen = seen_sizes(contract, examples)
     batch = first_axis(contract)
@@ -123,6 +124,7 @@ def sizes_to_try(contract: Contract, examples: Arrays | None) -> list[dict[str, 
     for name in variable_axes(contract):
         if name != batch:
             low, high = contract.bounds.get(name, (1, None))
+            low = low or contract.steps.get(name, 1)
             usual = max(DEFAULT_SIZE, 2 * contract.steps.get(name, 1))
             ranges[name] = (low, max(low, high or seen.get(name, usual)))
     levels = [
@@ -133,6 +135,13 @@ def sizes_to_try(contract: Contract, examples: Arrays | None) -> list[dict[str, 
         for share in (0.0, 0.4, 1.0)
     ]
     return [sizes for i, sizes in enumerate(levels) if sizes not in levels[:i]]
+
+
+def with_an_empty_axis(contract: Contract, sizes: Mapping[str, int]) -> Iterator[dict[str, int]]:
+    """The sizes with 0 for one of the axes that may have it, for each of them."""
+    for axis, (low, _) in contract.bounds.items():
+        if low == 0 and axis in sizes:
+            yield {**sizes, axis: 0}
 
 
 class Bounded(Protocol):
@@ -207,6 +216,7 @@ def draw_random(
     Indices are drawn from the whole table.
     """
     from marship.proof.graph import random_index, random_input, with_column_indices
+    from marship.proof.words import with_known
 
     generator = np.random.default_rng(seed)
     inputs = {}
@@ -217,13 +227,13 @@ def draw_random(
         shape = [sizes[axis] if isinstance(axis, str) else axis for axis in spec.shape]
         if spec.value_range is not None:
             values = random_index(spec, shape, generator)
-            inputs[spec.name] = with_column_indices(spec, values, generator)
-            continue
-        seen = examples[spec.name].ravel()
-        if spec.pad_value is not None and (seen != spec.pad_value).any():
-            seen = seen[seen != spec.pad_value]
-        values = _like(seen, shape, generator)
-        inputs[spec.name] = with_column_indices(spec, values, generator)
+        else:
+            seen = examples[spec.name].ravel()
+            if spec.pad_value is not None and (seen != spec.pad_value).any():
+                seen = seen[seen != spec.pad_value]
+            values = _like(seen, shape, generator)
+        values = with_column_indices(spec, values, generator)
+        inputs[spec.name] = with_known(spec, values, generator)
     return Case("random", sizes, inputs)
 
 

@@ -15,7 +15,15 @@ import numpy as np
 
 from marship.contract import Array, Arrays, Contract, TensorSpec
 from marship.errors import PackageError, UsageError
-from marship.proof.cases import Case, batches, draw_real, first_axis, sizes_to_try, within
+from marship.proof.cases import (
+    Case,
+    batches,
+    draw_real,
+    first_axis,
+    sizes_to_try,
+    with_an_empty_axis,
+    within,
+)
 from marship.proof.rowsets import WORDS
 
 SYNTHETIC, REAL = "synthetic", "real"
@@ -69,6 +77,8 @@ def draw_golden(
 ) -> Iterator[Case]:
     """Inputs at batch 1, 2 and 7, or without a batch 3, and at different sizes of the other axes.
 
+    And with each axis empty that may be.
+
     Raises:
         UsageError: Real ones are wanted, and there are no examples.
     """
@@ -80,8 +90,12 @@ def draw_golden(
         )
     levels = sizes_to_try(contract, examples)
     rows = batches(contract)
-    for seed in range(max(len(rows), len(levels) if rows == [{}] else 0)):
-        sizes = rows[seed % len(rows)] | levels[(len(levels) // 2 + seed) % len(levels)]
+    tried = [
+        rows[seed % len(rows)] | levels[(len(levels) // 2 + seed) % len(levels)]
+        for seed in range(max(len(rows), len(levels) if rows == [{}] else 0))
+    ]
+    tried += with_an_empty_axis(contract, tried[0])
+    for seed, sizes in enumerate(tried):
         if kind == REAL and examples is not None:
             yield draw_real(contract, examples, within(contract, sizes, examples), seed)
         else:
@@ -138,8 +152,10 @@ class _Drawer:
     def values(self, shape: Sequence[int]) -> Array:
         """Values of the input's type; not the pad value, unless it is the only one."""
         from marship.proof.graph import with_column_indices
+        from marship.proof.words import with_known
 
-        return with_column_indices(self.spec, self._alike(shape), self.generator)
+        values = with_column_indices(self.spec, self._alike(shape), self.generator)
+        return with_known(self.spec, values, self.generator)
 
     def _alike(self, shape: Sequence[int]) -> Array:
         """Values like the examples'; any values without examples."""

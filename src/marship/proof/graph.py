@@ -17,6 +17,7 @@ from marship.contract import WIDENED, Array, Contract, TensorSpec, digest_files
 from marship.errors import ModelError, UsageError
 from marship.proof import operators
 from marship.proof.indices import index_ranges
+from marship.proof.words import with_known
 from marship.tolerance import Tolerance
 
 _DTYPES: dict[int, str] = {
@@ -216,6 +217,11 @@ def quantizes(path: Path) -> bool:
     return operators.quantizes(onnx.load(str(path), load_external_data=False))
 
 
+def recurs(path: Path) -> bool:
+    """Whether the graph has recurrent networks; weights are not read."""
+    return operators.recurs(onnx.load(str(path), load_external_data=False))
+
+
 def _spec(side: str, value: onnx.ValueInfoProto, taken: Collection[str]) -> TensorSpec:
     """A tensor; an axis without a size and a name gets a name of its own, `input_0`."""
     dtype, tensor = _dtype(side, value), value.type.tensor_type
@@ -300,7 +306,7 @@ def random_input(spec: TensorSpec, sizes: Mapping[str, int], seed: int) -> Array
     shape = [sizes.get(axis, 1) if isinstance(axis, str) else axis for axis in spec.shape]
     generator = np.random.default_rng(seed)
     if spec.dtype == "str":
-        return np.full(shape, "text", dtype=object)
+        return with_known(spec, np.full(shape, "text", dtype=object), generator)
     if spec.value_range is not None:
         values = random_index(spec, shape, generator)
     elif np.dtype(spec.dtype).kind in "biu":
@@ -310,7 +316,7 @@ def random_input(spec: TensorSpec, sizes: Mapping[str, int], seed: int) -> Array
     if spec.narrow:
         limits = WIDENED[spec.narrow]
         values = np.clip(values, limits.low, limits.high).astype(spec.dtype)
-    return with_column_indices(spec, values, generator)
+    return with_known(spec, with_column_indices(spec, values, generator), generator)
 
 
 def random_index(spec: TensorSpec, shape: Sequence[int], generator: np.random.Generator) -> Array:

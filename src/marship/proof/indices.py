@@ -74,7 +74,7 @@ def index_ranges(model: ModelProto) -> IndexRanges:
     for value in inlined_model.graph.input:
         if value.type.tensor_type.elem_type not in _NUMBERS:
             continue
-        held = InputValues((0, 0), tuple(_dims(value)))
+        held = InputValues((0, 0), tuple(dims(value)))
         bounds = _Trace(sizes, given).bounds(inlined_model.graph, {value.name: held}, {})
         bounds = {place: both for place, both in bounds.items() if both[0] <= both[1]}
         if ALL in bounds:
@@ -198,7 +198,7 @@ def _either(branches: Sequence[Ranges]) -> Ranges:
 
 
 def note_constant(node: NodeProto, constants: dict[str, TensorProto]) -> None:
-    """Add the value of a Constant to those in scope, by name."""
+    """Add the tensor of a node that is a constant, by its output's name."""
     if node.op_type != "Constant":
         return
     for attribute in node.attribute:
@@ -207,6 +207,9 @@ def note_constant(node: NodeProto, constants: dict[str, TensorProto]) -> None:
             constants[node.output[0]] = value
         elif attribute.name in ("value_int", "value_ints"):
             constants[node.output[0]] = numpy_helper.from_array(np.asarray(value, np.int64))
+        elif attribute.name in ("value_string", "value_strings"):
+            texts = np.asarray([value] if isinstance(value, bytes) else value, object)
+            constants[node.output[0]] = numpy_helper.from_array(texts)
 
 
 @dataclass(slots=True)
@@ -242,13 +245,14 @@ class _TableSizes:
             except (onnx.shape_inference.InferenceError, ValueError):  # over 2 GB, or invalid
                 graph = bare.graph
             self._inferred = {
-                value.name: tuple(_dims(value))
+                value.name: tuple(dims(value))
                 for value in (*graph.value_info, *graph.input)
                 if value.type.tensor_type.HasField("shape")
             }
         return self._inferred
 
 
-def _dims(value: onnx.ValueInfoProto) -> Iterator[int | None]:
+def dims(value: onnx.ValueInfoProto) -> Iterator[int | None]:
+    """The sizes of a tensor's axes as the graph states them; None where they vary."""
     for axis in value.type.tensor_type.shape.dim:
         yield axis.dim_value if axis.HasField("dim_value") else None

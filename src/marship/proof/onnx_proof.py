@@ -49,6 +49,7 @@ class Wishes:
         proof_seconds: Time budget of the proof of independent rows.
         limit_s: Time limit of all, in seconds.
         libraries: Files of custom operators.
+        tries_empty: Whether axes are tried at size 0; not once that has ended the process.
     """
 
     example: Path | None = None
@@ -57,6 +58,7 @@ class Wishes:
     proof_seconds: float = 60.0
     limit_s: int = 600
     libraries: tuple[str, ...] = ()
+    tries_empty: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,6 +109,8 @@ def describe(path: Path, draft: Path, wishes: Wishes) -> OnnxProof:
                 f"{path.name} must be loaded and run on a few inputs within {wishes.limit_s:g} "
                 "s, got no end of it. Mend a loop that does not end, or allow more with --limit-s."
             ) from error
+        if done.returncode < 0 and wishes.tries_empty:
+            return describe(path, draft, replace(wishes, tries_empty=False))
         if done.returncode != 0:
             raise _crashed(path, done.returncode, log)
     head, _, cases = done.stdout.partition(b"\n")
@@ -143,12 +147,14 @@ def main(model: str, draft: str, asked: str) -> None:
 
 
 def _prove(path: Path, draft: Path, wishes: Wishes) -> OnnxProof:
-    from marship.proof import axes, examples, graph, missing, parity, trials
+    from marship.proof import axes, examples, graph, missing, parity, trials, words
     from marship.proof.cases import first_axis
+    from marship.proof.empty import with_empty_axes
 
     example = wishes.example and Path(wishes.example)
     path, labels, narrow = _rewritten(path, draft, example)
     stated = graph.contract_of(path, labels=labels, narrow=narrow)
+    stated = words.worded(stated, path)
     graph.refuse_random(path)
     run = parity.runner(path, libraries=[*map(Path, wishes.libraries)])
     sized = graph.facts(path).sized
@@ -158,6 +164,8 @@ def _prove(path: Path, draft: Path, wishes: Wishes) -> OnnxProof:
         contract = axes.resolved(stated, run, first, sized=sized, has_rows=has_rows)
         rows = examples.joined(requests, contract) if requests else None
         contract = trials.with_least_sizes(contract, run, rows)
+        if wishes.tries_empty and not graph.recurs(path):
+            contract = with_empty_axes(contract, run, rows)
         contract = trials.keeping(contract, requests)
         contract, gaps = missing.decided(contract, path, run, wishes.missing_values)
         if example is not None and wishes.missing_values != missing.ANY:
@@ -173,7 +181,7 @@ def _prove(path: Path, draft: Path, wishes: Wishes) -> OnnxProof:
     # last: proofs and golden cases reach up to the bounds, and each worker replays golden cases
     lengths = graph.table_lengths(path, trials.LONGEST_TABLE)
     contract = trials.with_largest_sizes(contract, run, lengths, rows)
-    contract = trials.keeping(contract, requests)
+    contract = words.plain(trials.keeping(contract, requests))
     if proof is None:
         return OnnxProof(path, contract, cases, None, "not applicable", remarks)
     return OnnxProof(path, contract, cases, str(proof), proof.evidence(), remarks)

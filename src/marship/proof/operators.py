@@ -125,6 +125,12 @@ def quantizes(model: ModelProto) -> bool:
     )
 
 
+def recurs(model: ModelProto) -> bool:
+    """Whether the graph has recurrent networks: ONNX Runtime's LSTM aborts without any steps."""
+    nodes = _nodes(inlined(model).graph, {})
+    return any(node.op_type.endswith(("LSTM", "GRU", "RNN")) for node, _ in nodes)
+
+
 def random_operators(model: ModelProto) -> Iterator[str]:
     """The operators that generate random numbers, formatted for messages."""
     for node, constants in _nodes(inlined(model).graph, {}):

@@ -318,8 +318,8 @@ def golden_from(
         instead = (
             "Give it some that it takes: --example inputs.npz."
             if examples is None
-            else "With --golden real the golden cases, which travel in the archive, are rows of "
-            "the examples."
+            else "The examples run: with --golden real they are the golden cases, which travel in "
+            "the archive."
         )
         raise ModelError(f"{refused} Drawn inputs were tried. {instead}") from refused
     return cases

@@ -204,7 +204,11 @@ class Prover:
         return {name: array[start : start + self.unit] for name, array in outputs.items()}
 
     def _difference(self, got: Arrays, one: Alone) -> InfluenceError | None:
-        """Why a row differs between batched and alone; None if it does not."""
+        """Why a row differs between batched and alone; None if it does not.
+
+        Where values are missing, NaN is no overflow, which may differ: others' values filled a gap.
+        """
+        has_gaps = any(a.dtype.kind == "f" and np.isnan(a).any() for a in one.part.values())
         for name, want in one.outputs.items():
             found = got[name]
             if found.shape != want.shape:
@@ -214,6 +218,8 @@ class Prover:
                     return InfluenceError(f"{name} is another together than alone")
                 continue
             gap, relative, over = gap_of(found, want, one.limits[name])
+            if has_gaps and (np.isnan(want) & ~np.isnan(found)).any():
+                return InfluenceError(f"{name} fills missing values from other rows")
             if over:
                 return InfluenceError(
                     f"{name} is up to {gap:.2g} off where rows run together", gap, relative

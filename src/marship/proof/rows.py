@@ -14,7 +14,7 @@ import numpy as np
 
 from marship import profiles
 from marship.contract import Arrays, Contract
-from marship.proof.cases import allowed, shared_axis, sizes_to_try
+from marship.proof.cases import allowed, shared_axis, sizes_to_try, with_an_empty_axis
 from marship.proof.comparison import RowProof, RunModel
 from marship.proof.prover import FEWEST, LARGEST_CALL_BYTES, InfluenceError, Prover
 from marship.proof.rowsets import PARTS, USUAL, RowDrawer, RowSet
@@ -98,7 +98,7 @@ def _try_all(prover: Prover, drawer: RowDrawer) -> str | None:
         found = prover.try_set(rows)
         if not rows.cut:  # otherwise their size differs from that of new ones
             prover.known += found
-    for sizes in levels[:-1]:
+    for sizes in [*levels[:-1], *with_an_empty_axis(prover.contract, levels[-1])]:
         if time.perf_counter() < prover.deadline:
             looks = [USUAL] * PARTS
             name = "usual values, " + ", ".join(f"{k} {v}" for k, v in sizes.items())

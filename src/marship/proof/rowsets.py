@@ -15,6 +15,8 @@ from marship.proof.cases import draw_real, first_axis, within
 
 PARTS = 7
 WORDS = ("text", "a", "", "Two words", "1", "0.5", "ä", "a much longer text than the others")
+MOST_WORDS = 24
+"""Of the graph's, that fill a row of their own."""
 SMALL_WHOLE = 2
 """Without examples and range, integers start as 0 and 1, valid as masks and counts of any model."""
 
@@ -83,6 +85,7 @@ class RowDrawer:
         if real is not None:
             yield real
         yield self._set("usual values", sizes, [USUAL] * PARTS, usual=True)
+        yield from self._with_gaps(sizes)
         scales = [10.0**power for power in (3, -3, 0, 1, -1, 2, -2)]
         yield self._set("scales from 0.001 to 1000", sizes, [Look(scale=s) for s in scales])
         yield self._special(sizes)
@@ -94,6 +97,7 @@ class RowDrawer:
         looks = [Look("whole", s, sign) for s in (3.0, 30.0, 300.0) for sign in (1, -1)]
         yield self._set("whole numbers of either sign", sizes, [*looks, USUAL])
         yield from self._around_constants(sizes)
+        yield from self._of_words(sizes)
 
     def _real(self, sizes: Mapping[str, int]) -> RowSet | None:
         """Rows of the examples, if two of them differ."""
@@ -117,6 +121,31 @@ class RowDrawer:
             else None
         )
 
+    def _with_gaps(self, sizes: Mapping[str, int]) -> Iterator[RowSet]:
+        """Rows without single values, and without whole columns, where values may be missing.
+
+        A gap that is filled from other rows shows only beside rows that have the value.
+        """
+        names = [spec.name for spec in self.contract.inputs if spec.takes_missing]
+        if not names:
+            return
+        parts = [self.part(sizes, USUAL) for _ in range(PARTS)]
+        largest = max(parts[0][name].size for name in names)
+        for place, part in zip(
+            np.linspace(0, largest - 1, PARTS - 1).astype(int), parts[:-1], strict=True
+        ):
+            for name in names:
+                part[name] = _without(part[name], np.arange(part[name].size) == place)
+        yield RowSet("single missing values", parts)
+        parts = [self.part(sizes, USUAL) for _ in range(PARTS)]
+        for name in names:
+            size = parts[0][name].size
+            half, few = self.generator.random((2, size)) < ((0.5,), (0.2,))
+            gaps = (np.ones(size, bool), half, ~half, few)
+            for part, missing in zip(parts[:-1], (*gaps, half, few), strict=True):
+                part[name] = _without(part[name], missing)
+        yield RowSet("rows and columns of missing values", parts)
+
     def _special(self, sizes: Mapping[str, int]) -> RowSet:
         """Zeros, constant rows, equal rows, rows with padding."""
         same = self.part(sizes, USUAL)
@@ -138,6 +167,21 @@ class RowDrawer:
                 for factor in (0.9, 1.1, -1.1, 100.0, -100.0)
             ]
             yield self._set("values around the graph's constants", sizes, [*looks, USUAL])
+
+    def _of_words(self, sizes: Mapping[str, int]) -> Iterator[RowSet]:
+        """Rows of one of the graph's words each, spread over its vocabularies."""
+        from marship.proof.words import full_of, known_of
+
+        known = [len(k.values) for spec in self.contract.inputs for k in known_of(spec)]
+        count = min(max(known, default=0), MOST_WORDS)
+        for start in range(0, count, PARTS - 1):
+            parts = [self.part(sizes, USUAL)]
+            for number in range(start, min(start + PARTS - 1, count)):
+                part = self.part(sizes, USUAL)
+                for spec in self.contract.inputs:
+                    part[spec.name] = full_of(spec, part[spec.name], number / count)
+                parts.append(part)
+            yield RowSet("rows of the graph's words", parts)
 
     def _set(
         self, name: str, sizes: Mapping[str, int], looks: Sequence[Look], *, usual: bool = False
@@ -165,12 +209,14 @@ class RowDrawer:
         return bool(self.generator.integers(2))
 
     def _values(self, spec: TensorSpec, shape: list[int], look: Look) -> Array:
+        from marship.proof.words import with_known
+
         values = self._alike(spec, shape, look)
         for column in spec.column_ranges:
             table = replace(spec, value_range=(column.low, column.high), column_ranges=())
             part = np.moveaxis(values, column.axis, 0)[column.place, ...]
             part[...] = self._index_values(table, list(part.shape), look)
-        return values
+        return with_known(spec, values, self.generator)
 
     def _alike(self, spec: TensorSpec, shape: list[int], look: Look) -> Array:
         seen = None if self.examples is None else self.examples[spec.name].ravel()
@@ -268,3 +314,8 @@ class RowDrawer:
                 array[:, (array.shape[1] + 1) // 2 :] = spec.pad_value
             padded[spec.name] = array
         return padded
+
+
+def _without(array: Array, gaps: Array) -> Array:
+    """The array with NaN at these places of all its values, in their order."""
+    return np.where(gaps.reshape(array.shape), np.nan, array).astype(array.dtype)

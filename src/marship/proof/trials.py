@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from marship.contract import Arrays, Contract
+from marship.contract import Array, Arrays, Contract
 from marship.errors import ModelError
 from marship.proof.cases import (
     DEFAULT_SIZE,
@@ -77,6 +77,14 @@ class Trials:
         """Whether the model runs at these sizes, with all other sizes at their minimum."""
         return self.refusal(sizes) is None
 
+    def runs(self, sizes: Sizes) -> bool:
+        """Whether the model runs at these sizes on the first of the inputs, in one run."""
+        try:
+            self.run(next(self._inputs({**_least(self.contract), **sizes})))
+        except ModelError:
+            return False
+        return True
+
     def refusal(self, sizes: Sizes) -> ModelError | None:
         """Why the model fails at these sizes, whatever the values; None if it runs."""
         tried = {**_least(self.contract), **sizes}
@@ -117,7 +125,8 @@ class Trials:
         """Refuse outputs of other sizes than those stated, or without values.
 
         A kernel larger than its input may give nothing, or one value that is then repeated. The
-        first axis is not checked: its size may depend on values.
+        first axis is not checked: its size may depend on values. Of inputs of size 0 there may be
+        no values, but none that are not finite, such as the largest of nothing.
 
         Raises:
             ModelError: The outputs are such.
@@ -128,8 +137,12 @@ class Trials:
                 sizes.get(axis, size) if isinstance(axis, str) else size
                 for axis, size in zip(spec.shape, got, strict=False)
             ]
-            if len(got) != len(spec.shape) or 0 in got[1:] or list(got[1:]) != stated[1:]:
+            asked = [sizes.get(str(axis)) != 0 for axis in spec.shape]
+            lost = any(size == 0 and some for size, some in zip(got[1:], asked[1:], strict=False))
+            if len(got) != len(spec.shape) or lost or list(got[1:]) != stated[1:]:
                 raise ModelError(f"{spec.name} must be {spec.form}, got shape {list(got)}.")
+            if 0 in sizes.values() and not _is_finite(outputs[spec.name]):
+                raise ModelError(f"{spec.name} must hold finite values, got others.")
 
     def _most_bytes(self) -> int:
         seen = {**_least(self.contract), **seen_sizes(self.contract, self.examples)}
@@ -180,10 +193,10 @@ def with_least_sizes(contract: Contract, run: RunModel, examples: Arrays | None 
     """
     trials = Trials(contract, run, examples, strict=True)
     try:
-        bases = _bases(trials)
+        bases = bases_of(trials)
     except ModelError:  # a graph may state other outputs than it has
         trials = replace(trials, strict=False)
-        bases = _bases(trials)
+        bases = bases_of(trials)
     if all(size == 1 for size in bases[0].values()):
         return contract
     bounds, steps = dict(contract.bounds), {}
@@ -202,7 +215,11 @@ def with_least_sizes(contract: Contract, run: RunModel, examples: Arrays | None 
     return replace(contract, bounds=bounds, steps=steps)
 
 
-def _bases(trials: Trials) -> list[dict[str, int]]:
+def _is_finite(array: Array) -> bool:
+    return array.dtype.kind != "f" or bool(np.isfinite(array).all())
+
+
+def bases_of(trials: Trials) -> list[dict[str, int]]:
     """Sizes of all axes: those at which the model runs, and then those to try other axes beside.
 
     Raises:
@@ -259,6 +276,9 @@ def _step(trials: Trials, base: Sizes, axis: str) -> int:
             break
     if step == 1:
         return 1
+    multiplied = {name: step * n for name, n in base.items()}
+    if step and trials.takes({**multiplied, axis: size + 1}):
+        return 1  # what several axes must be together is no rule for each
     if step:
         others = (size + step - 1, size + step + 1, size + 2 * step)
         return step if [takes(other) for other in others] == [False, False, True] else 1

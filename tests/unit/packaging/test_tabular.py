@@ -1,7 +1,9 @@
 """Classifiers and trees over tables, as converters write them: class names and missing values."""
 
 import json
+import zipfile
 from collections.abc import Sequence
+from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -14,7 +16,17 @@ from onnx import TensorProto, helper
 
 from loaded import Served
 from marship import PackageSettings, package
+from marship.contract import (
+    CONTRACT_FILE,
+    GOLDEN_FILE,
+    Contract,
+    GoldenCase,
+    write_golden,
+)
 from marship.errors import ModelError, UsageError
+from marship.fit.recipe import Recipe
+from marship.packaging.mar import MODEL_FILE
+from marship.proof.graph import contract_of
 
 ML, DEFAULT = helper.make_opsetid("ai.onnx.ml", 3), helper.make_opsetid("", 17)
 STRINGS = ("setosa", 'two "quoted", words', "ümlaut, {braces}")
@@ -242,6 +254,16 @@ def nodes_with_nan(kind: str) -> list[Any]:
             helper.make_node("Cast", ["gap"], ["one"], to=TensorProto.FLOAT),
             helper.make_node("Where", ["gap", "one", "sign"], ["y"]),
         ],
+        "from the other rows": [
+            helper.make_node("IsNaN", ["x"], ["gap"]),
+            helper.make_node("Sub", ["x", "x"], ["zero"]),
+            helper.make_node("Where", ["gap", "zero", "x"], ["some"]),
+            helper.make_node("IsNaN", ["some"], ["still"]),
+            helper.make_node("Cast", ["gap"], ["one"], to=TensorProto.FLOAT),
+            helper.make_node("Where", ["still", "one", "x"], ["filled"]),
+            helper.make_node("ReduceMax", ["one"], ["any"], axes=[0], keepdims=1),
+            helper.make_node("Add", ["filled", "any"], ["y"]),
+        ],
         "identity": [helper.make_node("Identity", ["x"], ["y"])],
         "relu": [helper.make_node("Relu", ["x"], ["y"])],
         "asked, and lets it through": [
@@ -322,6 +344,35 @@ def test_a_refused_gap_names_the_setting(tmp_path: Path) -> None:
     assert reply.status == 400
     assert b"--missing-values allow" in reply.body
     assert "--missing-values" not in served.refusal({"x": [[1, {}, 2]]})[1]
+
+
+@pytest.mark.parametrize("choice", ["auto", "allow"])
+def test_rows_that_meet_only_in_missing_values_are_not_joined(choice: str, tmp_path: Path) -> None:
+    """A gap in one row shifts all others: no rows without gaps show it."""
+    nodes = nodes_with_nan("from the other rows")
+    path = saved(tmp_path / "g.onnx", nodes, outputs=[y(columns=3)])
+    contract = Served(path, missing_values=choice, profile="throughput").contract
+    assert contract.inputs[0].takes_missing
+    assert contract.batch_axis is None
+    assert Served(path, missing_values="refuse", profile="throughput").contract.batch_axis == "n"
+
+
+@pytest.mark.parametrize(("kind", "joins"), [("from the other rows", False), ("imputer", True)])
+def test_a_run_folder_whose_values_may_be_missing_is_proven_with_gaps(
+    kind: str, joins: bool, tmp_path: Path
+) -> None:
+    """Its export had no reason to: allowing them comes with packing."""
+    source = saved(tmp_path / MODEL_FILE, nodes_with_nan(kind), outputs=[y(columns=3)])
+    case = GoldenCase(*({name: np.ones((2, 3), np.float32)} for name in "xy"))
+    contract = replace(contract_of(source), batch_axis="n")
+    (tmp_path / CONTRACT_FILE).write_text(contract.to_json())
+    write_golden(tmp_path / GOLDEN_FILE, [case])
+    Recipe("gaps", "none.py:none").save(tmp_path)
+    settings = PackageSettings(model_store=tmp_path, golden="real", missing_values="allow")
+    with zipfile.ZipFile(package(tmp_path, settings)) as zipped:
+        packed = Contract.from_json(zipped.read(CONTRACT_FILE))
+    assert packed.inputs[0].takes_missing
+    assert (packed.batch_axis == "n") is joins
 
 
 def test_trees_without_a_way_for_missing_values_refuse_them(tmp_path: Path) -> None:

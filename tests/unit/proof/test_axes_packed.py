@@ -211,3 +211,62 @@ def test_any_names_end_in_the_sizes_that_vary_together(
     pairs = [(i, j) for i in range(len(true)) for j in range(i)]
     assert all((shape[i] == shape[j]) == (true[i] == true[j]) for i, j in pairs)
     assert found.outputs[0].shape == shape[::-1]
+
+
+def joined(groups: Sequence[int], names: Sequence[str]) -> tuple[Contract, list[int]]:
+    """The contract found of a model of many inputs, and what its runs cost.
+
+    Args:
+        groups: By input, the number of its group: inputs of one group take one size alone.
+        names: By input, what its axis is called.
+    """
+    runs = [0]
+
+    def run(inputs: Arrays) -> Arrays:
+        runs[0] += 1
+        sizes = [len(array) for array in inputs.values()]
+        if len(set(zip(groups, sizes, strict=True))) > len(set(groups)):
+            raise ModelError("other sizes")
+        return {"y": np.zeros((sizes[0], 1), np.float32)}
+
+    inputs = tuple(TensorSpec(f"x{i}", "float32", (name, 1)) for i, name in enumerate(names))
+    output = TensorSpec("y", "float32", ("y_0", 1))
+    contract = Contract(inputs, (output,), ("m.onnx",), "", 20)
+    return axes.resolved(contract, run, has_rows=False), runs
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    sizes=st.lists(st.integers(2, 7), min_size=1, max_size=4),
+    kind=st.sampled_from(["anonymous", "by group"]),
+)
+def test_many_inputs_of_several_groups_are_told_apart(sizes: list[int], kind: str) -> None:
+    """Those of a group follow each other, as an encoder's inputs and a decoder's do."""
+    groups = [number for number, count in enumerate(sizes) for _ in range(count)]
+    anonymous = [f"x{i}_0" for i in range(len(groups))]
+    by_group = [f"n{group}" for group in groups]
+    found, _ = joined(groups, anonymous if kind == "anonymous" else by_group)
+    firsts = [spec.shape[0] for spec in found.inputs]
+    assert len(set(firsts)) == len(sizes)
+    assert len(set(zip(groups, firsts, strict=True))) == len(sizes)
+
+
+def test_caches_of_one_name_keep_it() -> None:
+    """Each layer's would run at a length of its own, and nobody has such ones."""
+    found, (runs,) = joined([layer for layer in range(12) for _ in "kv"], ["past"] * 24)
+    assert {spec.shape[0] for spec in found.inputs} == {"past"}
+    assert runs < 250
+
+
+@pytest.mark.parametrize("kind", ["anonymous", "alike"])
+def test_the_runs_grow_in_proportion_to_the_inputs(kind: str) -> None:
+    """A table of 60 columns has 60 inputs, and a decoder a cache for each layer."""
+    costs = []
+    for count in (15, 30, 60):
+        names = ["n"] * count if kind == "alike" else [f"x{i}_0" for i in range(count)]
+        found, runs = joined([0] * count, names)
+        assert {spec.shape[0] for spec in (*found.inputs, *found.outputs)} in ({"batch"}, {"n"})
+        costs += runs
+    assert costs[1] < 2.2 * costs[0]
+    assert costs[2] < 2.2 * costs[1]
+    assert costs[2] < 600

@@ -1,6 +1,7 @@
 """marship.proof.rows: what the proof of independent rows finds, leaves out, and says."""
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -19,7 +20,8 @@ WEIGHTS = np.random.default_rng(0).normal(size=(4, 4)).astype(np.float32)
 def proof(function: Function, examples: np.ndarray | None = None, **options: object) -> RowProof:
     """What is found of a function from x to y."""
     bounds = {"n": options.pop("bounds")} if "bounds" in options else {}
-    contract = Contract((X,), (Y,), ("m.onnx",), "", 21, bounds=bounds)
+    x = replace(X, takes_missing=bool(options.pop("takes_missing", False)))
+    contract = Contract((x,), (Y,), ("m.onnx",), "", 21, bounds=bounds)
 
     def run(inputs: Arrays) -> Arrays:
         return {"y": np.asarray(function(inputs["x"]), np.float32)}
@@ -60,6 +62,48 @@ def test_rows_that_influence_each_other_are_found(name: str, rows: int) -> None:
     found = proof(MIXING[name], examples)
     assert not found.agrees
     assert found.reason
+
+
+def filled(x: np.ndarray, values: np.ndarray | float) -> np.ndarray:
+    """Values in place of NaN, before a linear layer."""
+    return linear(np.where(np.isnan(x), values, x))
+
+
+def means(x: np.ndarray) -> np.ndarray:
+    """By column, of what is there; NaN of nothing."""
+    there = ~np.isnan(x)
+    return np.where(there, x, 0).sum(0) / np.where(there.any(0), there.sum(0), np.nan)
+
+
+MIXING_GAPS: dict[str, Function] = {
+    "the batch's mean": lambda x: filled(x, np.nan_to_num(means(x))),
+    "the batch's mean, NaN without any": lambda x: np.where(np.isnan(x), means(x), x),
+    "the batch's largest": lambda x: filled(x, np.nanmax(x, initial=0.0)),
+    "the first row": lambda x: filled(x, np.nan_to_num(x[0])),
+    "any gap shifts all rows": lambda x: filled(x, 0.0) + np.isnan(x).any(),
+    "an empty row shifts all rows": lambda x: filled(x, 0.0) + np.isnan(x).all(1).any(),
+    "an empty column shifts all rows": lambda x: filled(x, 0.0) + np.isnan(x).all(0).any(),
+    "the last column alone": lambda x: np.c_[filled(x, 0.0)[:, :3], np.where(
+        np.isnan(x[:, 3:]), np.nan_to_num(means(x[:, 3:])), x[:, 3:])],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", MIXING_GAPS)
+@pytest.mark.parametrize("rows", [0, 5])
+def test_missing_values_that_come_from_other_rows_are_found(name: str, rows: int) -> None:
+    """Where they may be missing, as where they are not no response depends on them."""
+    examples = np.random.default_rng(1).normal(size=(rows, 4)).astype(np.float32) if rows else None
+    assert not proof(MIXING_GAPS[name], examples, takes_missing=True).agrees
+    assert proof(MIXING_GAPS[name], examples).agrees
+
+
+@pytest.mark.parametrize("fill", [0.0, -7.0, np.nan])
+def test_missing_values_that_a_row_fills_itself_are_no_influence(fill: float) -> None:
+    """NaN that stays NaN is the row's own, too."""
+    found = proof(lambda x: filled(x, fill), takes_missing=True)
+    assert found.agrees, found
+    assert "single missing values" in found.sets
+    assert "rows and columns of missing values" in found.sets
 
 
 ROW_WISE: dict[str, Function] = {

@@ -92,6 +92,13 @@ def test_no_size_that_the_model_takes_is_refused(takes: Callable[..., bool]) -> 
             assert found.takes_size("w", w)
 
 
+@pytest.mark.parametrize("number", [2, 4, 6, 8])
+def test_what_axes_must_be_together_is_no_rule_for_each(number: int) -> None:
+    """A reshape into rows of four takes any height beside a width that is a multiple of four."""
+    found = with_least_sizes(PLANE, model(lambda n, h, w: n * h * w % number == 0))
+    assert (found.bounds, found.steps) == ({}, {})
+
+
 def test_a_request_of_the_example_is_never_refused() -> None:
     """A rule that one of them breaks is dropped."""
     stated = Contract(PLANE.inputs, (), ("m.onnx",), "", 20, None, {"h": (16, 16)},

@@ -130,7 +130,7 @@ def to_array(value: object, spec: TensorSpec, *, may_mix: bool = True) -> Array:
             "Send one request for each length."
         ) from error
     if array.size == 0:
-        return array.astype(spec.dtype)
+        return _empty(array, spec).astype(spec.dtype)
     if spec.takes_missing and array.dtype == object:
         array = _with_missing(array)
     want = np.dtype(spec.dtype)
@@ -259,7 +259,16 @@ def _strings(value: object, spec: TensorSpec) -> Array:
         raise InvalidInputError(f"{spec.name} must be evenly nested lists of text.") from error
     if not all(isinstance(item, str) for item in array.flat):
         raise InvalidInputError(f"{spec.name} must hold text, got other values.")
-    return array
+    return _empty(array, spec)
+
+
+def _empty(array: Array, spec: TensorSpec) -> Array:
+    """The array with its last axes, of fixed size, that lists without values cannot show."""
+    rest = spec.shape[array.ndim :]
+    sizes = [size for size in rest if isinstance(size, int)]
+    if array.size or not array.ndim or len(sizes) < len(rest):
+        return array
+    return array.reshape(*array.shape, *sizes)
 
 
 def outside(array: Array, spec: TensorSpec) -> str | None:
