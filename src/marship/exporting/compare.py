@@ -15,6 +15,7 @@ from marship.exporting.layout import check_outputs
 from marship.proof import parity
 from marship.proof.cases import Case, draw_random, first_axis, sizes_to_try
 from marship.proof.comparison import Comparison, RunModel
+from marship.proof.rounding import beyond_rounding
 from marship.proof.sizes import further_case, further_sizes, input_bytes
 
 if TYPE_CHECKING:  # it imports torch
@@ -30,7 +31,8 @@ class Proof:
 
     Attributes:
         seed: Seed of sizes and values, which determines the cases.
-        comparisons: The comparisons, all within the tolerance.
+        comparisons: The comparisons; those not within the tolerance differ by rounding, as
+            PyTorch's own outputs do where the inputs' last digits change.
         left_out: Sizes of cases that were left out for time.
         not_finite: Cases with values so large that PyTorch's own outputs are not finite.
         unequal: By integer output, the number of wide cases in which it differed: mostly ties.
@@ -95,10 +97,15 @@ def entry(
         "cases": [asdict(found) for found in proof.comparisons],
         "cases_left_out": [dict(sizes) for sizes in proof.left_out],
         "cases_not_finite": proof.not_finite,
+        "cases_of_rounding": _rounded(proof),
         "unequal_at_extreme_values": proof.unequal,
         "digest": contract.digest,
         "opset": contract.opset,
     }
+
+
+def _rounded(proof: Proof) -> int:
+    return sum(not found.agrees for found in proof.comparisons)
 
 
 def _evidence(found: Comparison | None) -> dict[str, Any] | str:
@@ -119,6 +126,11 @@ def remarks(proof: Proof, contract: Contract) -> list[str]:
         lines.append(
             f"{len(proof.left_out)} comparisons at other sizes were left out for time; "
             "a larger --proof-seconds makes them."
+        )
+    if rounded := _rounded(proof):
+        lines.append(
+            f"{rounded} comparisons are beyond the tolerance by rounding alone: the model's own "
+            "outputs in PyTorch change as much with the last digits of its inputs."
         )
     lines += [
         f"output {name} differs in {count} cases of extreme values; that may be ties."
@@ -142,7 +154,8 @@ def compare_one(sides: Sides, case: Case, want: Arrays) -> Comparison:
     """Compare the file's outputs for a case with `want`, PyTorch's.
 
     Raises:
-        ParityError: Not within the tolerance; the message has the output, case and likely cause.
+        ParityError: Not within the tolerance, by more than rounding; the message has the output,
+            case and likely cause.
         OpsetError: The file fails on the case.
         ModelError: Its outputs have other shapes than declared.
     """
@@ -151,7 +164,10 @@ def compare_one(sides: Sides, case: Case, want: Arrays) -> Comparison:
     check_outputs(contract, case.sizes, got)
     found = parity.compare(want, got, case, contract.tolerance)
     if not found.agrees:
-        raise ParityError(_mismatch(sides, case, want, got))
+        rtol = contract.tolerance.rtol
+        beyond = beyond_rounding(sides.reference, case.inputs, got, want, rtol=rtol)
+        if not parity.compare(want, beyond, case, contract.tolerance).agrees:
+            raise ParityError(_mismatch(sides, case, want, beyond))
     return found
 
 

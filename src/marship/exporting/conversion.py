@@ -123,6 +123,7 @@ def _write(
         progress.update(task, description="comparing rows alone and together")
         contract, proofs = _proven(sides.contract, sides.candidate, ordered, settings.proof_seconds)
     kept = parity.golden_from(reference, contract, ordered, settings.golden)
+    contract = parity.with_rounding(contract, reference, sides.candidate, kept)
     parity.check_golden(sides.candidate, kept, contract)
     write_golden(draft / GOLDEN_FILE, kept)
     report = {

@@ -29,6 +29,7 @@ from marship.proof.cases import (
     sizes_to_try,
 )
 from marship.proof.comparison import Comparison, RowProof, RunModel
+from marship.proof.rounding import beyond_rounding
 from marship.proof.rows import PROOF_SECONDS, prove
 from marship.tolerance import Tolerance, agree, largest_difference
 
@@ -41,8 +42,9 @@ _PLACES = re.compile(
 )
 """A source file of ONNX Runtime and a function's signature or name, before a message."""
 
-THREADS, THREADS_MARGIN = (2, 4), 3.0
-"""Numbers of threads to compare with one, and the factor of what others may make of it."""
+THREADS, ROUNDING_MARGIN = (2, 4), 3.0
+"""Numbers of threads to compare with one, and the factor of what others, or other processors, may
+make of it."""
 
 SHARE_OF_ROWS = 0.5
 """Share of the time budget for all proofs of an export."""
@@ -162,21 +164,44 @@ def with_threads(
     The rounding of a sum depends on how it is divided between threads. Where it decides about a
     step of a quantization, outputs differ by far more: by 0.07 in a model of int8 for text.
     """
-    factors = dict(contract.tolerance.factors)
     largest = 0.0
+    widened = contract
     for threads in THREADS:
         run = runner(path, threads)
         for case in golden:
             got = run(case.inputs)
-            if agree(got, case.outputs, contract.tolerance):
-                continue
-            for name, wanted in case.outputs.items():
-                gap, _ = largest_difference({name: got[name]}, {name: wanted})
-                if not math.isfinite(gap):
-                    continue  # whole numbers: no tolerance makes them right
+            if not agree(got, case.outputs, contract.tolerance):
+                widened, gap = _widened(widened, got, case.outputs)
                 largest = max(largest, gap)
-                factor = THREADS_MARGIN * gap / contract.tolerance.atol
-                factors[name] = max(factors.get(name, 1.0), factor)
+    return widened, largest
+
+
+def with_rounding(
+    contract: Contract, reference: RunModel, candidate: RunModel, golden: Sequence[GoldenCase]
+) -> Contract:
+    """The contract with a tolerance that bears what rounding makes of golden cases."""
+    widened, rtol = contract, contract.tolerance.rtol
+    for case in golden if contract.tolerance.atol else ():
+        got, want = candidate(case.inputs), case.outputs
+        if agree(got, want, contract.tolerance):
+            continue
+        beyond = beyond_rounding(reference, case.inputs, got, want, rtol=rtol)
+        if agree(beyond, want, contract.tolerance):
+            widened, _ = _widened(widened, got, want)
+    return widened
+
+
+def _widened(contract: Contract, got: Arrays, want: Arrays) -> tuple[Contract, float]:
+    """The contract with a tolerance of a multiple of these differences, and the largest one."""
+    factors = dict(contract.tolerance.factors)
+    largest = 0.0
+    for name, wanted in want.items():
+        gap, _ = largest_difference({name: got[name]}, {name: wanted})
+        if not math.isfinite(gap):
+            continue  # whole numbers: no tolerance makes them right
+        largest = max(largest, gap)
+        factor = ROUNDING_MARGIN * gap / contract.tolerance.atol
+        factors[name] = max(factors.get(name, 1.0), factor)
     return replace(contract, tolerance=replace(contract.tolerance, factors=factors)), largest
 
 

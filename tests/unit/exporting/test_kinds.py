@@ -211,6 +211,24 @@ def test_bfloat16_is_served_as_float32(
     assert "bfloat16 is computed in float32" in capsys.readouterr().out
 
 
+def test_whole_numbers_that_differ_from_bfloat16_are_counted(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The line says what share of them is another, and claims nothing of floats without any."""
+    body = "return (x.bfloat16().float() * 256).round().long(), x.bfloat16().float() == x"
+    exported(tmp_path, module(tmp_path, body), {}, x=numbers(40, 3))
+    said = " ".join(capsys.readouterr().out.split())
+    want = resolve(f"{tmp_path / 'net.py'}:build")()(torch.from_numpy(numbers(40, 3)))
+    shares = [
+        f"{(one != torch.from_numpy(other)).double().mean():.2g} of the values of output_{place}"
+        for place, (one, other) in enumerate(
+            zip(want, served(tmp_path, {"x": numbers(40, 3)}), strict=True)
+        )
+    ]
+    assert f"{' and '.join(shares)} are others than in bfloat16" in said
+    assert "at most" not in said
+
+
 def test_outputs_in_a_dataclass_are_exported_and_others_named(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -393,3 +411,13 @@ def test_weights_of_several_are_chosen_by_key(tmp_path: Path) -> None:
     assert export_model(build, **given, weights_key="ema").fresh
     (got,) = served(tmp_path, {"x": np.ones((1, 3), np.float32)})
     np.testing.assert_allclose(got, [[4.0]], atol=1e-6)
+
+
+def test_masked_scores_do_not_excuse_wrong_ones_beside_them(tmp_path: Path) -> None:
+    """The exporter ignores divisor_override: the scores that are allowed are a quarter."""
+    body = """scores = F.avg_pool2d(x, 2, divisor_override=1).flatten(1)
+                return scores.masked_fill(~allowed, -1e9)"""
+    build = module(tmp_path, body, inputs="x, allowed")
+    allowed = np.random.default_rng(0).random((4, 16)) > 0.3
+    with pytest.raises(ParityError, match="output output"):
+        exported(tmp_path, build, {}, x=numbers(4, 1, 8, 8), allowed=allowed)
