@@ -220,6 +220,7 @@ def _converted(  # noqa: PLR0913  as write_onnx
                 output_names=list(outputs),
                 dynamic_shapes={"tensors": _dimensions(traced, layout)},  # for the axes' names
                 opset_version=opset,
+                custom_translation_table=operators.TRANSLATIONS,
             )
         except Exception as error:  # torch's exporter raises errors of many unrelated types
             guards.check(found, list(traced), layout)

@@ -26,7 +26,7 @@ from marship.exporting.layout import BATCH, Layout, check_inputs, layout
 from marship.exporting.settings import OPSETS, ExportSettings
 from marship.fit.origin import versions
 from marship.fit.recipe import Recipe
-from marship.proof import parity
+from marship.proof import margins, parity
 from marship.proof.cases import draw_cases
 from marship.proof.comparison import Comparison, RunModel
 from marship.tolerance import Tolerance, agree, largest_difference
@@ -94,7 +94,7 @@ def _write(
     settings: ExportSettings,
     draft: Path,
 ) -> tuple[Contract, dict[str, Any]]:
-    from marship.exporting import capture
+    from marship.exporting import capture, unseen
     from marship.exporting.adaptation import adapted
 
     started = time.perf_counter()
@@ -118,13 +118,15 @@ def _write(
             reference, ordered, doubts, draft / MODEL_FILE, _Stated(source.recipe, shape, settings)
         )
         progress.update(task, description="comparing at more sizes")
-        share = 1 - parity.SHARE_OF_ROWS
-        compare_further(sides, proof, proof_started + share * settings.proof_seconds)
+        until = proof_started + (1 - parity.SHARE_OF_ROWS) * settings.proof_seconds
+        ranges = unseen.compare_unseen(sides, until, proof.seed)
+        compare_further(sides, proof, until)
         progress.update(task, description="comparing rows alone and together")
         contract, proofs = _proven(sides.contract, sides.candidate, ordered, settings.proof_seconds)
     kept = parity.golden_from(reference, contract, ordered, settings.golden)
-    contract = parity.with_rounding(contract, reference, sides.candidate, kept)
+    contract = margins.with_rounding(contract, reference, sides.candidate, kept)
     parity.check_golden(sides.candidate, kept, contract)
+    contract = unseen.bounded(contract, ranges)
     write_golden(draft / GOLDEN_FILE, kept)
     report = {
         "reference": "; ".join(("PyTorch, eager, eval mode", *changes)),
@@ -136,7 +138,7 @@ def _write(
         "proof_seconds": round(time.perf_counter() - proof_started, 2),
         "seconds": round(time.perf_counter() - started, 2),
     }
-    for line in (*changes, *remarks(proof, contract)):
+    for line in (*changes, *unseen.remarks(ranges), *remarks(proof, contract)):
         console.out.print(line, markup=False, soft_wrap=True)
     return contract, report
 

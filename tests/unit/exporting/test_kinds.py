@@ -421,3 +421,55 @@ def test_masked_scores_do_not_excuse_wrong_ones_beside_them(tmp_path: Path) -> N
     allowed = np.random.default_rng(0).random((4, 16)) > 0.3
     with pytest.raises(ParityError, match="output output"):
         exported(tmp_path, build, {}, x=numbers(4, 1, 8, 8), allowed=allowed)
+
+
+def test_whole_numbers_are_divided_as_such(tmp_path: Path) -> None:
+    """The exporter would divide them as float32, which is exact up to 2^24."""
+    body = """return (torch.div(x, 3600, rounding_mode="trunc") % 24,
+                        torch.div(x, 7, rounding_mode="floor"), x // 3)"""
+    build = module(tmp_path, body)
+    small = np.random.default_rng(0).integers(0, 100000, (4, 3))
+    contract = exported(tmp_path, build, {}, x=small)
+    assert contract.inputs[0].value_range is None
+    held(tmp_path, build, {"x": np.array([[12345678901, 3600 * 10**9 - 1, -1], [-3601, 2**62, 0]])})
+
+
+def test_whole_numbers_that_the_file_computes_otherwise_are_bounded(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Divided by other whole numbers they are floats in the file: large ones are refused."""
+    body = """return torch.div(x, n, rounding_mode="trunc") % 24"""
+    build = module(tmp_path, body, inputs="x, n")
+    example = {"x": np.arange(8), "n": np.arange(1, 9)}
+    contract = exported(tmp_path, build, {}, **example)
+    low, high = contract.inputs[0].value_range
+    assert -(2**31) <= low < 0 < high <= 2**31
+    assert f"input x must be from {low} to {high}" in " ".join(capsys.readouterr().out.split())
+    with pytest.raises(InvalidInputError, match="x must hold values from"):
+        validate(example | {"x": np.arange(8) + 2**40}, contract)
+
+
+@pytest.mark.parametrize("mask", ["keep", "torch.zeros(keep.shape).masked_fill(~keep, -torch.inf)"])
+@pytest.mark.parametrize("axis", [{}, {"dynamic": ("x:1=t", "keep:1=t")}])
+def test_attention_with_a_key_mask_is_zero_where_nothing_is_left(
+    tmp_path: Path, mask: str, axis: dict[str, Any]
+) -> None:
+    """One mask for all queries, and rows whose mask leaves no key: what PyTorch gives."""
+    body = f"""q, mask = x[:, None], {mask}
+                return F.scaled_dot_product_attention(q, q, q, attn_mask=mask[:, None, None, :])"""
+    build = module(tmp_path, body, inputs="x, keep")
+    keep = np.random.default_rng(0).random((4, 5)) > 0.3
+    contract = exported(tmp_path, build, axis, x=numbers(4, 5, 8), keep=keep)
+    assert contract.opset == ExportSettings().opset
+    keep[1] = False
+    held(tmp_path, build, {"x": numbers(4, 5, 8), "keep": keep})
+
+
+def test_rows_that_are_masked_altogether_are_compared(tmp_path: Path) -> None:
+    """A file with other outputs for them is refused, though drawn masks never leave out all."""
+    body = """nothing = (~keep.any(-1, keepdim=True)).float()
+                return x * keep + (0 if torch.compiler.is_compiling() else nothing)"""
+    build = module(tmp_path, body, inputs="x, keep")
+    keep = np.random.default_rng(0).random((4, 50)) > 0.3
+    with pytest.raises(ParityError, match="where keep is False throughout"):
+        exported(tmp_path, build, {}, x=numbers(4, 50), keep=keep)
