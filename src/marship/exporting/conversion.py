@@ -7,6 +7,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from marship import console
 from marship.contract import GOLDEN_FILE, Arrays, Contract, write_golden
 from marship.errors import ModelError, ParityError, UsageError
@@ -108,7 +110,7 @@ def _write(
         progress.update(task, description="converting to ONNX")
         names = capture.output_names(model, ordered, settings.output_names)
         reference = capture.torch_run(model, names)
-        _check_repeatable(reference, ordered)
+        _check_outputs(reference, ordered)
         doubts = capture.write_onnx(
             model, ordered, draft / MODEL_FILE, layout=shape, outputs=names, opset=settings.opset
         )
@@ -188,8 +190,14 @@ def _compare_first(
     return sides, proof
 
 
-def _check_repeatable(reference: RunModel, examples: Arrays) -> None:
+def _check_outputs(reference: RunModel, examples: Arrays) -> None:
     first, second = reference(examples), reference(examples)
+    for name, array in first.items():
+        if array.dtype.kind == "f" and array.size and np.isnan(array).all():
+            raise ModelError(
+                f"output {name} must hold numbers, got NaN throughout for the example. "
+                "Look for NaN in the weights and the example."
+            )
     if not agree(first, second, Tolerance(0.0, 0.0)):
         raise ParityError(
             "the model must give the same outputs twice, got outputs "

@@ -41,7 +41,9 @@ def _divided(whole: Any, other: Any, rounding_mode: str | None = None) -> Any:  
     return _OPSET.Div(whole, other)
 
 
-TRANSLATIONS = {torch.ops.aten.div.Tensor_mode: _divided}
+TRANSLATIONS: dict[Callable[..., Any], Callable[..., Any]] = {
+    torch.ops.aten.div.Tensor_mode: _divided
+}
 """How torch.onnx.export is to write operators that it would write otherwise."""
 
 Activation = Callable[[torch.Tensor], torch.Tensor]

@@ -67,10 +67,12 @@ class _Compared:
         return True
 
 
-class _Sizes(TorchDispatchMode):
+class _Sizes(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's has no types
     """Counts the elements of all tensors that operators return."""
 
-    total = 0
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.total = 0
 
     def __torch_dispatch__(
         self,

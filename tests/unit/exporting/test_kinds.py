@@ -473,3 +473,10 @@ def test_rows_that_are_masked_altogether_are_compared(tmp_path: Path) -> None:
     keep = np.random.default_rng(0).random((4, 50)) > 0.3
     with pytest.raises(ParityError, match="where keep is False throughout"):
         exported(tmp_path, build, {}, x=numbers(4, 50), keep=keep)
+
+
+def test_outputs_that_are_no_numbers_are_refused(tmp_path: Path) -> None:
+    """NaN equals NaN in every comparison."""
+    build = module(tmp_path, "return self.l(x) * float('nan')", "self.l = nn.Linear(3, 2)")
+    with pytest.raises(ModelError, match="output output must hold numbers, got NaN throughout"):
+        exported(tmp_path, build, {}, x=numbers(4, 3))

@@ -141,6 +141,34 @@ def test_a_tied_tensor_is_stored_once(tmp_path: Path) -> None:
     assert same(other, model.state_dict())
 
 
+@pytest.mark.parametrize(
+    ("changed", "says"),
+    [
+        (lambda w: (w * 100).to(torch.int8), r"1 of another type \(.*weight int8, not float32\)"),
+        (lambda w: w + 1j, "weight complex64, not float32"),
+        (lambda w: w * torch.nan, r"1 with values that are no numbers \("),
+    ],
+)
+def test_weights_that_would_be_loaded_as_something_else_are_refused(
+    tmp_path: Path, changed: Callable[[torch.Tensor], torch.Tensor], says: str
+) -> None:
+    """Quantized numbers without their scales, complex ones, NaN; the model keeps its own."""
+    model, state = net(), net().state_dict()
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    name = next(name for name in state if name.endswith("weight"))
+    torch.save({**state, name: changed(state[name])}, tmp_path / "weights.pt")
+    with pytest.raises(CheckpointError, match=says):
+        checkpoint.load_weights(tmp_path / "weights.pt", model)
+    assert same(model, before)
+
+
+def test_floats_of_other_widths_are_converted_and_told(tmp_path: Path) -> None:
+    """float16, as many files have, and a count that was saved as a float."""
+    state = {name: tensor.half() for name, tensor in net().state_dict().items()}
+    torch.save(state, tmp_path / "weights.pt")
+    assert "converted from float16" in str(checkpoint.load_weights(tmp_path / "weights.pt", net()))
+
+
 @pytest.mark.parametrize("end", ["safetensors", "bin"])
 def test_shards_are_read_by_their_index_or_folder(tmp_path: Path, end: str) -> None:
     """Both name the same weights; a missing shard is named."""
