@@ -103,7 +103,9 @@ def _with_kept_rows(model: nn.Module, examples: Arrays) -> tuple[nn.Module, str 
 
 def _results(model: nn.Module, examples: Arrays, rows: int) -> Results:
     chosen = {
-        name: torch.from_numpy(np.take(array, np.arange(rows) % len(array), axis=0))
+        name: torch.from_numpy(
+            np.take(array, np.arange(rows) % len(array), axis=0) if array.ndim else array
+        )
         for name, array in examples.items()
     }
     return dict(call(model, chosen))

@@ -287,7 +287,7 @@ def _traced_inputs(examples: Arrays, layout: Layout) -> dict[str, torch.Tensor]:
             size = TRACED_ROWS if axis == BATCH else max(2, array.shape[index])
             size = allowed(layout, axis, size)
             array = np.take(array, np.arange(size) % array.shape[index], axis=index)  # noqa: PLW2901  one array, axis by axis
-        traced[name] = torch.from_numpy(np.ascontiguousarray(array))
+        traced[name] = torch.from_numpy(np.asarray(array, order="C"))  # keeps scalars
     return traced
 
 

@@ -480,3 +480,14 @@ def test_outputs_that_are_no_numbers_are_refused(tmp_path: Path) -> None:
     build = module(tmp_path, "return self.l(x) * float('nan')", "self.l = nn.Linear(3, 2)")
     with pytest.raises(ModelError, match="output output must hold numbers, got NaN throughout"):
         exported(tmp_path, build, {}, x=numbers(4, 3))
+
+
+@pytest.mark.parametrize("settings", [{}, {"fixed_batch": True}])
+def test_inputs_without_axes_are_exported(tmp_path: Path, settings: dict[str, Any]) -> None:
+    """A temperature and a count beside rows, whose number is variable or not."""
+    build = module(tmp_path, "return (x / t).softmax(-1) * k", inputs="x, t, k")
+    example = {"x": numbers(4, 3), "t": np.array(1.5, np.float32), "k": np.array(3)}
+    contract = exported(tmp_path, build, settings, **example)
+    assert [spec.shape for spec in contract.inputs[1:]] == [(), ()]
+    rows = 4 if settings else 6
+    held(tmp_path, build, {"x": numbers(rows, 3), "t": np.array(0.2, np.float32), "k": np.array(7)})
