@@ -12,7 +12,7 @@ import torch
 
 from marship.contract import Contract
 from marship.errors import CheckpointError, InvalidInputError, ModelError, ParityError, UsageError
-from marship.exporting import capture, step
+from marship.exporting import capture, modules, programs, step
 from marship.exporting.compare import OpsetError
 from marship.exporting.step import ExportSettings, export, export_model
 from marship.fit.recipe import resolve
@@ -380,6 +380,62 @@ def test_another_file_is_told_what_to_type(tmp_path: Path, name: str, says: str)
         export(tmp_path / name, example=tmp_path / "example.npz")
     with pytest.raises(UsageError, match="got nothing there"):
         export(tmp_path / "none.pt2", example=tmp_path / "example.npz")
+
+
+class Left(torch.nn.Module):
+    """An input that may be left out, one that has a value, and a step of training."""
+
+    def forward(
+        self, x: torch.Tensor, mask: torch.Tensor | None = None, times: int = 2
+    ) -> torch.Tensor:
+        """Answer for a batch."""
+        x = torch.dropout(x, 0.5, self.training) * times
+        return x if mask is None else x * mask
+
+
+class Loop(torch.nn.Module):
+    """A loop over a size, which torch does not convert."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Answer for a batch."""
+        total = torch.zeros(x.size(0))
+        for place in range(x.size(1)):
+            total = (total + x[:, place]).tanh()
+        return total
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("form", [lambda script: script, lambda s: torch.jit.freeze(s.eval())])
+def test_torchscript_with_inputs_left_out_is_traced(
+    tmp_path: Path, form: Callable[[Any], Any], *, training: bool
+) -> None:
+    """Those that have a default; saved in training, or frozen."""
+    form(torch.jit.script(Left().train(training))).save(str(tmp_path / "m.pt"))
+    model, inputs = modules.Script(tmp_path / "m.pt"), {"x": torch.ones(4, 3)}
+    assert torch.equal(model.traceable(inputs)(**inputs), torch.full((4, 3), 2.0))
+    inputs["mask"] = torch.zeros(4, 3)
+    assert torch.equal(model.traceable(inputs)(**inputs), torch.zeros(4, 3))
+
+
+def test_torchscript_that_torch_does_not_convert_is_refused_in_one_line(tmp_path: Path) -> None:
+    """With torch's reason and what to do; the other process prints no traceback."""
+    torch.jit.script(Loop()).save(str(tmp_path / "m.pt"))
+    np.savez(tmp_path / "example.npz", x=numbers(4, 3))
+    with pytest.raises(ModelError, match=r"got: TS2EP.*prim::Loop\. Export the model from its"):
+        export(tmp_path / "m.pt", example=tmp_path / "example.npz", trust_code=True)
+
+
+def test_any_error_of_the_other_process_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """The classes that torch raises are many and unrelated."""
+    raising = "def fail(*a, **k): raise IndexError('no such place\\nmore')\n"
+    start = "from marship.exporting import programs, step\n" + raising
+    monkeypatch.setattr(programs, "_START", start + "step.export_model = fail\nprograms.main()")
+    program(tmp_path / "m.pt2")
+    with pytest.raises(ModelError, match=r"must be exportable, got IndexError: no such place\."):
+        export(tmp_path / "m.pt2", example=tmp_path / "example.npz", trust_code=True)
+    assert "Traceback" not in capfd.readouterr().err
 
 
 def test_an_error_in_the_other_process_is_raised_here(tmp_path: Path) -> None:
