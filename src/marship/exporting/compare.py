@@ -11,6 +11,7 @@ import numpy as np
 
 from marship.contract import Arrays, Contract
 from marship.errors import ModelError, ParityError
+from marship.exporting.indices import run_within
 from marship.exporting.layout import check_outputs
 from marship.proof import parity
 from marship.proof.cases import Case, draw_random, first_axis, sizes_to_try
@@ -200,8 +201,9 @@ def compare_further(sides: Sides, proof: Proof, until: float) -> None:
         ParityError: As compare_one.
         ModelError: As compare_one.
     """
-    for case in _doubtful(sides, proof.seed):
-        proof.comparisons.append(compare_one(sides, case, sides.reference(case.inputs)))
+    for drawn in _doubtful(sides, proof.seed):
+        case, want = run_within(sides.reference, drawn, sides.contract, sides.examples)
+        proof.comparisons.append(compare_one(sides, case, want))
     largest_bytes, largest_s = 1, 0.0
     planned = further_sizes(sides.contract, sides.examples, proof.seed)
     for number, (kind, sizes) in enumerate(planned):
@@ -227,7 +229,7 @@ def _doubtful(sides: Sides, seed: int) -> Iterable[Case]:
 
 
 def _compare_case(sides: Sides, case: Case, proof: Proof) -> None:
-    want = sides.reference(case.inputs)
+    case, want = run_within(sides.reference, case, sides.contract, sides.examples)
     if case.kind != "wide":
         proof.comparisons.append(compare_one(sides, case, want))
         return

@@ -24,6 +24,7 @@ from marship.exporting.compare import (
     open_run,
     remarks,
 )
+from marship.exporting.indices import run_within
 from marship.exporting.layout import BATCH, Layout, check_inputs, layout
 from marship.exporting.settings import OPSETS, ExportSettings
 from marship.fit.origin import versions
@@ -178,7 +179,9 @@ def _compare_first(
     proof = Proof(secrets.randbelow(1 << 32) if seed is None else seed)
     contract = stated.contract(path)
     check_inputs(contract, stated.shape)
-    results = [(case, reference(case.inputs)) for case in draw_cases(contract, examples)]
+    results = [
+        run_within(reference, case, contract, examples) for case in draw_cases(contract, examples)
+    ]
     check_ranks(results)
     outputs.state_output_shapes(path, [(case.sizes, want) for case, want in results])
     outputs.name_output_axes(path, stated.recipe.output_axes)

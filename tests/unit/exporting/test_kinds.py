@@ -547,3 +547,35 @@ def test_inputs_without_axes_are_exported(tmp_path: Path, settings: dict[str, An
     assert [spec.shape for spec in contract.inputs[1:]] == [(), ()]
     rows = 4 if settings else 6
     held(tmp_path, build, {"x": numbers(rows, 3), "t": np.array(0.2, np.float32), "k": np.array(7)})
+
+
+def test_places_in_an_axis_of_variable_size_are_exported(tmp_path: Path) -> None:
+    """Drawn inputs of other sizes point inside: lengths, and places of the last token."""
+    body = """last = x.gather(1, (lengths - 1)[:, None, None].expand(-1, 1, 3)).squeeze(1)
+                return last + x[torch.arange(x.shape[0]), places]"""
+    build = module(tmp_path, body, inputs="x, lengths, places")
+    settings = {"dynamic": ("x:1=t",), "bounds": ("t=1:40",)}
+    lengths = np.array([1, 9, 4, 7])
+    example = {"x": numbers(4, 9, 3), "lengths": lengths, "places": lengths - 1}
+    contract = exported(tmp_path, build, settings, **example)
+    assert contract.batch_axis == "batch"
+    lengths = np.array([30, 1, 17])
+    held(tmp_path, build, {"x": numbers(3, 30, 3), "lengths": lengths, "places": lengths - 1})
+
+
+def test_edges_between_a_variable_number_of_nodes_are_exported(tmp_path: Path) -> None:
+    """A graph network, whose nodes and edges vary apart."""
+    body = "return torch.zeros_like(nodes).index_add(0, edges[1], nodes[edges[0]])"
+    build = module(tmp_path, body, inputs="nodes, edges")
+    settings = {
+        "fixed_batch": True,
+        "dynamic": ("nodes:0=n", "edges:1=e"),
+        "bounds": ("n=1:40", "e=1:80"),
+    }
+    generator = np.random.default_rng(0)
+    exported(
+        tmp_path, build, settings, nodes=numbers(6, 3), edges=generator.integers(0, 6, (2, 10))
+    )
+    for nodes, edges in ((40, 80), (20, 7), (2, 50)):
+        index = generator.integers(0, nodes, (2, edges))
+        held(tmp_path, build, {"nodes": numbers(nodes, 3), "edges": index})
