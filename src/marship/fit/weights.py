@@ -18,6 +18,8 @@ from marship.fit.torchfile import Foreign
 
 WRAPPERS = frozenset({"module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"})
 """Parts of names that PyTorch's wrappers add, at any place."""
+OF_TRAINING = frozenset({"optimizer", "opt", "exp_avg", "exp_avg_sq", "grads", "grad", "momentum"})
+"""Keys below which no weights lie, but what an optimizer keeps by their names."""
 MOST_DEPTH = 4
 SHOWN = 3
 WHOLE_FILE = "."
@@ -111,9 +113,10 @@ def chosen(content: object, model: nn.Module, source: object, key: str | None) -
         fits = named
     if len(whole) > 1:
         keys = ", ".join(fit.key for fit in whole)
+        advised = [fit for fit in whole if not set(fit.key.split(".")) & OF_TRAINING] or whole
         raise CheckpointError(
             f"{source} must hold one set of weights for this {type(model).__name__}, got "
-            f"{len(whole)}: {keys}. Choose one, such as --weights-key {whole[-1].key}"
+            f"{len(whole)}: {keys}. Choose one, such as --weights-key {advised[-1].key}"
         )
     return whole[0] if whole else max(fits, key=lambda fit: len(fit.tensors))
 

@@ -162,6 +162,24 @@ def test_weights_that_would_be_loaded_as_something_else_are_refused(
     assert same(model, before)
 
 
+def test_what_an_optimizer_keeps_is_not_advised(tmp_path: Path) -> None:
+    """Its moments have the names of the weights, too."""
+    state = dict(net().state_dict())
+    held = {"model": state, "optimizer": {"exp_avg": state, "exp_avg_sq": state}}
+    torch.save(held, tmp_path / "weights.pt")
+    with pytest.raises(CheckpointError, match=r"such as --weights-key model$"):
+        checkpoint.load_weights(tmp_path / "weights.pt", net())
+
+
+@pytest.mark.parametrize("name", ["weights.pt", "model.safetensors"])
+def test_a_pointer_of_git_lfs_is_named(tmp_path: Path, name: str) -> None:
+    """A clone without it leaves one in place of each large file."""
+    text = "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 12\n"
+    (tmp_path / name).write_text(text)
+    with pytest.raises(CheckpointError, match="git lfs pull"):
+        checkpoint.load_weights(tmp_path / name, net())
+
+
 def test_floats_of_other_widths_are_converted_and_told(tmp_path: Path) -> None:
     """float16, as many files have, and a count that was saved as a float."""
     state = {name: tensor.half() for name, tensor in net().state_dict().items()}
