@@ -35,10 +35,13 @@ from marship.proof.comparison import Comparison, RunModel
 from marship.tolerance import Tolerance, agree, largest_difference
 
 if TYPE_CHECKING:  # torch takes a second to import, and --help needs none of it
+    from torch import nn
+
     from marship.exporting.guards import Doubt
 
 MODEL_FILE = "model.onnx"
 
+SHOWN = 3
 VERSIONED = ("marship", "torch", "onnx", "onnxscript", "onnxruntime", "numpy")
 
 
@@ -111,7 +114,7 @@ def _write(
         progress.update(task, description="converting to ONNX")
         names = capture.output_names(model, ordered, settings.output_names)
         reference = capture.torch_run(model, names)
-        _check_outputs(reference, ordered)
+        _check_outputs(reference, ordered, lambda: _counted(model))
         doubts = capture.write_onnx(
             model, ordered, draft / MODEL_FILE, layout=shape, outputs=names, opset=settings.opset
         )
@@ -193,8 +196,17 @@ def _compare_first(
     return sides, proof
 
 
-def _check_outputs(reference: RunModel, examples: Arrays) -> None:
-    first, second = reference(examples), reference(examples)
+def _check_outputs(
+    reference: RunModel, examples: Arrays, state: Callable[[], Mapping[str, str]]
+) -> None:
+    first, before = reference(examples), state()
+    second, after = reference(examples), state()
+    changed = [name for name, value in after.items() if before.get(name) != value]
+    if changed:
+        raise ParityError(
+            f"forward must not keep anything between calls, got {', '.join(changed[:SHOWN])} "
+            "changed by a call. Take it out, or make it an input and an output."
+        )
     for name, array in first.items():
         if array.dtype.kind == "f" and array.size and np.isnan(array).all():
             raise ModelError(
@@ -217,3 +229,13 @@ def _proven(
     contract, influence = parity.with_batch_axis(contract, run, examples, seconds=seconds)
     padding = parity.prove_padding(contract, run, examples)
     return contract, {"rows": influence, "padding": padding}
+
+
+def _counted(model: "nn.Module") -> dict[str, str]:
+    """Numbers and flags that modules hold, which a first call may set, but no second one change."""
+    return {
+        f"{place}.{name}".lstrip("."): repr(value)
+        for place, module in model.named_modules()
+        for name, value in vars(module).items()
+        if isinstance(value, bool | int | float | str)
+    }

@@ -579,3 +579,17 @@ def test_edges_between_a_variable_number_of_nodes_are_exported(tmp_path: Path) -
     for nodes, edges in ((40, 80), (20, 7), (2, 50)):
         index = generator.integers(0, nodes, (2, edges))
         held(tmp_path, build, {"nodes": numbers(nodes, 3), "edges": index})
+
+
+def test_a_model_that_counts_its_calls_is_refused(tmp_path: Path) -> None:
+    """The export's own calls would move it on; what the first call sets may stay."""
+    body = """self.seen = x.shape[1]
+                self.calls = self.calls + 1
+                return x * (1 if self.calls < 100 else 2)"""
+    build = module(tmp_path, body, "self.calls = 0")
+    with pytest.raises(ParityError, match=r"keep anything between calls, got .*calls changed"):
+        exported(tmp_path, build, {}, x=numbers(4, 3))
+    (tmp_path / "net.py").write_text(
+        (tmp_path / "net.py").read_text().replace("calls + 1", "calls")
+    )
+    exported(tmp_path, build, {}, x=numbers(4, 3))
