@@ -13,6 +13,13 @@ Tensors = Mapping[str, npt.NDArray[Any]]
 SMALL, LARGE = 0.1, 100.0
 """Outputs that are nowhere larger than the first get a smaller `atol`, in proportion; those that go
 beyond the second a larger one: float32 is off by a millionth of its largest terms."""
+LOW_SHARE, LOW_LARGE = 0.1, 3.0
+"""A larger `atol` needs values of which all but the first share are beyond the second. Else a few
+large ones, as -1e9 for what is not allowed, would excuse any difference in the others."""
+FAR = 1e4
+"""Magnitudes beyond this factor of the median say nothing of the others."""
+MOST_LOOKED_AT = 1 << 18
+"""Values of one array, evenly spread: sorting all of a large picture takes seconds."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,27 +42,43 @@ class Tolerance:
         return self.atol * self.factors.get(output, 1.0)
 
     def scaled(self, results: Iterable[Tensors]) -> "Tolerance":
-        """The tolerance scaled to the magnitude of these reference outputs.
+        """The tolerance scaled to the typical magnitude of these reference outputs.
 
         An output that is zero throughout keeps `atol`: nothing says how large it can be.
         """
-        largest: dict[str, float] = {}
+        seen: dict[str, list[npt.NDArray[Any]]] = {}
         for outputs in results:
             for name, array in outputs.items():
                 if array.dtype.kind == "f":
-                    finite = np.abs(array[np.isfinite(array)])
-                    largest[name] = max(largest.get(name, 0.0), float(finite.max(initial=0.0)))
-        factors = {
-            name: size / (SMALL if size < SMALL else LARGE)
-            for name, size in largest.items()
-            if 0 < size < SMALL or size > LARGE
-        }
-        return replace(self, factors=factors)
+                    seen.setdefault(name, []).append(_magnitudes(array))
+        factors = {name: _factor(np.unique(np.concatenate(of))) for name, of in seen.items()}
+        return replace(self, factors={k: factor for k, factor in factors.items() if factor != 1})
 
     def __str__(self) -> str:
         """`0.0001 + 0.001 x |value|`, as messages show it."""
         others = "".join(f", for {name} {self.absolute(name):.2g} + ..." for name in self.factors)
         return f"{self.atol:g} + {self.rtol:g} x |value|{others}"
+
+
+def _magnitudes(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """The distinct finite magnitudes above zero, float64, ascending."""
+    looked_at = array.ravel()[:: array.size // MOST_LOOKED_AT | 1]  # odd: of every column
+    sizes = np.unique(np.abs(looked_at[np.isfinite(looked_at)])).astype(np.float64)
+    return sizes[sizes > 0]
+
+
+def _factor(sizes: npt.NDArray[Any]) -> float:
+    """The factor of `atol` for an output with these distinct magnitudes, ascending.
+
+    Distinct, since a value that stands for "none" is repeated.
+    """
+    if sizes.size == 0:
+        return 1.0
+    low, middle = (sizes[int(share * (sizes.size - 1))] for share in (LOW_SHARE, 0.5))
+    largest = float(sizes[sizes <= FAR * middle][-1])
+    if largest < SMALL:
+        return largest / SMALL
+    return max(1.0, min(float(sizes[-1]) / LARGE, float(low) / LOW_LARGE))
 
 
 def largest_difference(got: Tensors, want: Tensors) -> tuple[float, float]:

@@ -210,6 +210,29 @@ def test_only_small_outputs_are_compared_more_closely() -> None:
     assert "for b 1e-08" in str(found)
 
 
+@pytest.mark.parametrize("none", [-1e4, -1e9, float(np.finfo(np.float32).min)])
+@pytest.mark.parametrize("share", [0.05, 0.5, 0.9])
+def test_values_that_stand_for_none_excuse_no_difference_in_the_others(
+    none: float, share: float
+) -> None:
+    """A share of scores is masked out, by a constant in place of them: no tolerance grows."""
+    generator = np.random.default_rng(0)
+    scores = generator.standard_normal((20, 30)).astype(np.float32)
+    want = np.where(generator.random(scores.shape) < share, np.float32(none), scores)
+    tolerance = Tolerance().scaled([{"y": want}])
+    assert tolerance.absolute("y") == 1e-4
+    assert agree({"y": want * np.float32(1 - 1e-6)}, {"y": want}, tolerance)
+    small = {"y": np.where(want == np.float32(none), want, want * np.float32(1e-5))}
+    assert Tolerance().scaled([small]).absolute("y") < 1e-7
+
+
+def test_a_date_beside_a_probability_excuses_no_difference_in_it() -> None:
+    """Columns of one output in other units."""
+    generator = np.random.default_rng(0)
+    rows = np.stack([generator.random(50), 1.7e9 + generator.random(50)], 1).astype(np.float32)
+    assert Tolerance().scaled([{"y": rows}]).absolute("y") == 1e-4
+
+
 def test_a_contract_from_before_outputs_had_factors_is_read() -> None:
     """An archive that was packed earlier loads, with the tolerance that it states."""
     raw = json.loads(CONTRACT.to_json())

@@ -1,5 +1,7 @@
 """Changes without which a model's file could not be served: bfloat16, and squeeze() of one row."""
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 from torch import nn
@@ -10,6 +12,7 @@ from marship.exporting.capture import call
 from marship.exporting.modules import Adapted, InFloat32, Inputs, KeptRows, Script
 
 Results = dict[str, torch.Tensor]
+Named = Sequence[tuple[str, torch.Tensor]]
 
 
 def adapted(model: nn.Module, examples: Arrays, *, has_batch: bool) -> tuple[nn.Module, list[str]]:
@@ -54,15 +57,23 @@ def _in_float32(model: nn.Module, inputs: Inputs) -> tuple[nn.Module, str | None
         before = call(model, {name: _narrow(value) for name, value in inputs.items()})
     wide = Adapted(model.float(), InFloat32)
     after = call(wide, dict(inputs))
-    gaps = [
-        (one.double() - other.double()).abs().max().item()
-        for (_, one), (_, other) in zip(before, after, strict=True)
-        if one.is_floating_point() and one.numel()
-    ]
-    return wide, (
-        "bfloat16 is computed in float32, which holds all its values; outputs differ from those "
-        f"in bfloat16 by {max(gaps, default=0.0):.2g} at most"
-    )
+    gap = _gap(before, after)
+    return wide, f"bfloat16 is computed in float32, which holds all its values; {gap}"
+
+
+def _gap(before: Named, after: Named) -> str:
+    """How far outputs are from those in bfloat16, in words."""
+    floats, others = [], []
+    for (name, one), (_, other) in zip(before, after, strict=True):
+        if one.is_floating_point():
+            apart = (one.double() - other.double()).abs().masked_fill(one == other, 0.0)
+            floats += [apart.max().item()] if one.numel() else []
+        elif one.numel():
+            share = (one != other).double().mean().item()
+            others += [f"{share:.2g} of the values of {name}"] if share else []
+    said = [f"outputs differ from those in bfloat16 by {max(floats):.2g} at most"] if floats else []
+    said += [f"{' and '.join(others)} are others than in bfloat16"] if others else []
+    return ", and ".join(said) or "the example's outputs are the same as in bfloat16"
 
 
 def _narrow(value: torch.Tensor) -> torch.Tensor:
@@ -92,7 +103,9 @@ def _with_kept_rows(model: nn.Module, examples: Arrays) -> tuple[nn.Module, str 
 
 def _results(model: nn.Module, examples: Arrays, rows: int) -> Results:
     chosen = {
-        name: torch.from_numpy(np.take(array, np.arange(rows) % len(array), axis=0))
+        name: torch.from_numpy(
+            np.take(array, np.arange(rows) % len(array), axis=0) if array.ndim else array
+        )
         for name, array in examples.items()
     }
     return dict(call(model, chosen))

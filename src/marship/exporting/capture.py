@@ -222,6 +222,7 @@ def _converted(  # noqa: PLR0913  as write_onnx
                 output_names=list(outputs),
                 dynamic_shapes={"tensors": _dimensions(traced, layout)},  # for the axes' names
                 opset_version=opset,
+                custom_translation_table=operators.TRANSLATIONS,
             )
         except Exception as error:  # torch's exporter raises errors of many unrelated types
             guards.check(found, list(traced), layout)
@@ -291,7 +292,7 @@ def _traced_inputs(examples: Arrays, layout: Layout) -> dict[str, torch.Tensor]:
             size = TRACED_ROWS if axis == BATCH else max(2, array.shape[index])
             size = allowed(layout, axis, size)
             array = np.take(array, np.arange(size) % array.shape[index], axis=index)  # noqa: PLW2901  one array, axis by axis
-        traced[name] = torch.from_numpy(np.ascontiguousarray(array))
+        traced[name] = torch.from_numpy(np.asarray(array, order="C"))  # keeps scalars
     return traced
 
 

@@ -7,6 +7,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from marship import console
 from marship.contract import GOLDEN_FILE, Arrays, Contract, write_golden
 from marship.errors import ModelError, ParityError, UsageError
@@ -22,21 +24,25 @@ from marship.exporting.compare import (
     open_run,
     remarks,
 )
+from marship.exporting.indices import run_within
 from marship.exporting.layout import BATCH, Layout, check_inputs, layout
 from marship.exporting.settings import OPSETS, ExportSettings
 from marship.fit.origin import versions
 from marship.fit.recipe import Recipe
-from marship.proof import parity
+from marship.proof import margins, parity
 from marship.proof.cases import draw_cases
 from marship.proof.comparison import Comparison, RunModel
 from marship.tolerance import Tolerance, agree, largest_difference
 
 if TYPE_CHECKING:  # torch takes a second to import, and --help needs none of it
+    from torch import nn
+
     from marship.exporting.guards import Doubt
     from marship.exporting.pretrained import Companion
 
 MODEL_FILE = "model.onnx"
 
+SHOWN = 3
 VERSIONED = ("marship", "torch", "onnx", "onnxscript", "onnxruntime", "numpy")
 
 
@@ -99,7 +105,7 @@ def _write(
     settings: ExportSettings,
     draft: Path,
 ) -> tuple[Contract, dict[str, Any]]:
-    from marship.exporting import capture
+    from marship.exporting import capture, unseen
     from marship.exporting.adaptation import adapted
 
     started = time.perf_counter()
@@ -113,7 +119,7 @@ def _write(
         progress.update(task, description="converting to ONNX")
         names = capture.output_names(model, ordered, settings.output_names)
         reference = capture.torch_run(model, names)
-        _check_repeatable(reference, ordered)
+        _check_outputs(reference, ordered, lambda: _counted(model))
         doubts = capture.write_onnx(
             model, ordered, draft / MODEL_FILE, layout=shape, outputs=names, opset=settings.opset
         )
@@ -123,12 +129,15 @@ def _write(
             reference, ordered, doubts, draft / MODEL_FILE, _Stated(source.recipe, shape, settings)
         )
         progress.update(task, description="comparing at more sizes")
-        share = 1 - parity.SHARE_OF_ROWS
-        compare_further(sides, proof, proof_started + share * settings.proof_seconds)
+        until = proof_started + (1 - parity.SHARE_OF_ROWS) * settings.proof_seconds
+        ranges = unseen.compare_unseen(sides, until, proof.seed)
+        compare_further(sides, proof, until)
         progress.update(task, description="comparing rows alone and together")
         contract, proofs = _proven(sides.contract, sides.candidate, ordered, settings.proof_seconds)
     kept = parity.golden_from(reference, contract, ordered, settings.golden)
+    contract = margins.with_rounding(contract, reference, sides.candidate, kept)
     parity.check_golden(sides.candidate, kept, contract)
+    contract = unseen.bounded(contract, ranges)
     write_golden(draft / GOLDEN_FILE, kept)
     report = {
         "reference": "; ".join(("PyTorch, eager, eval mode", *changes)),
@@ -140,7 +149,7 @@ def _write(
         "proof_seconds": round(time.perf_counter() - proof_started, 2),
         "seconds": round(time.perf_counter() - started, 2),
     }
-    for line in (*changes, *remarks(proof, contract)):
+    for line in (*changes, *unseen.remarks(ranges), *remarks(proof, contract)):
         console.out.print(line, markup=False, soft_wrap=True)
     return contract, report
 
@@ -178,7 +187,9 @@ def _compare_first(
     proof = Proof(secrets.randbelow(1 << 32) if seed is None else seed)
     contract = stated.contract(path)
     check_inputs(contract, stated.shape)
-    results = [(case, reference(case.inputs)) for case in draw_cases(contract, examples)]
+    results = [
+        run_within(reference, case, contract, examples) for case in draw_cases(contract, examples)
+    ]
     check_ranks(results)
     outputs.state_output_shapes(path, [(case.sizes, want) for case, want in results])
     outputs.name_output_axes(path, stated.recipe.output_axes)
@@ -190,8 +201,23 @@ def _compare_first(
     return sides, proof
 
 
-def _check_repeatable(reference: RunModel, examples: Arrays) -> None:
-    first, second = reference(examples), reference(examples)
+def _check_outputs(
+    reference: RunModel, examples: Arrays, state: Callable[[], Mapping[str, str]]
+) -> None:
+    first, before = reference(examples), state()
+    second, after = reference(examples), state()
+    changed = [name for name, value in after.items() if before.get(name) != value]
+    if changed:
+        raise ParityError(
+            f"forward must not keep anything between calls, got {', '.join(changed[:SHOWN])} "
+            "changed by a call. Take it out, or make it an input and an output."
+        )
+    for name, array in first.items():
+        if array.dtype.kind == "f" and array.size and np.isnan(array).all():
+            raise ModelError(
+                f"output {name} must hold numbers, got NaN throughout for the example. "
+                "Look for NaN in the weights and the example."
+            )
     if not agree(first, second, Tolerance(0.0, 0.0)):
         raise ParityError(
             "the model must give the same outputs twice, got outputs "
@@ -208,3 +234,13 @@ def _proven(
     contract, influence = parity.with_batch_axis(contract, run, examples, seconds=seconds)
     padding = parity.prove_padding(contract, run, examples)
     return contract, {"rows": influence, "padding": padding}
+
+
+def _counted(model: "nn.Module") -> dict[str, str]:
+    """Numbers and flags that modules hold, which a first call may set, but no second one change."""
+    return {
+        f"{place}.{name}".lstrip("."): repr(value)
+        for place, module in model.named_modules()
+        for name, value in vars(module).items()
+        if isinstance(value, bool | int | float | str)
+    }

@@ -310,7 +310,10 @@ def _where(axis: str, claims: Sequence[_Claim], layout: Layout) -> tuple[str, st
     if multiple is not None:
         return _of_multiple(axis, multiple, held, layout)
     step = layout.steps.get(axis, 1)
-    low, high = max(_runs(tried, holds, step), key=lambda run: run[1] - run[0])
+    at = 0 if axis == BATCH else layout.sizes.get(axis, 0)
+    low, high = max(
+        _runs(tried, holds, step), key=lambda run: (run[0] <= at <= run[1], run[1] - run[0])
+    )  # bounds without the example's size would be refused in their turn
     unbounded = high == tried[-1] and layout.bounds.get(axis, (1, None))[1] is None
     end = "" if unbounded else str(high)
     flag = f"--bounds {axis}={low}:{end}{f':{step}' if step > 1 else ''}"
@@ -325,7 +328,8 @@ def _of_multiple(axis: str, multiple: int, held: Sequence[int], layout: Layout) 
     """Where a graph is valid that takes multiples of a number, and the flag that states it."""
     first, rest = held[0], held[0] % multiple
     if rest:
-        flag = "--fixed-batch" if axis == BATCH else f"--bounds {axis}={held[-1]}:{held[-1]}"
+        size = layout.sizes.get(axis, held[-1])
+        flag = "--fixed-batch" if axis == BATCH else f"--bounds {axis}={size}:{size}"
         return f"at multiples of {multiple} plus {rest}", flag
     high = layout.bounds.get(axis, (1, None))[1]
     last = "" if high is None else high - high % multiple

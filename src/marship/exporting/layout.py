@@ -24,11 +24,13 @@ class Layout:
         axes: Names of axes, by input and index.
         bounds: The smallest and largest size, by the axis's name; None is unbounded.
         steps: The number that all sizes are multiples of, by the axis's name, where it is not 1.
+        sizes: The example's sizes, by the axis's name.
     """
 
     axes: Mapping[str, Mapping[int, str]]
     bounds: Mapping[str, tuple[int, int | None]]
     steps: Mapping[str, int] = field(default_factory=dict)
+    sizes: Mapping[str, int] = field(default_factory=dict)
 
 
 def completed(recipe: Recipe, pad: tuple[str, ...], bounds: tuple[str, ...]) -> Recipe:
@@ -82,7 +84,7 @@ def layout(
                 f"axis {axis} of the example must be a multiple of {step}, as its bounds state, "
                 f"got {sizes[axis]}. Give an example of such a size."
             )
-    return Layout(names, {**seen, **recipe.bounds}, recipe.steps)
+    return Layout(names, {**seen, **recipe.bounds}, recipe.steps, sizes)
 
 
 def check_inputs(contract: Contract, wanted: Layout) -> None:

@@ -8,9 +8,15 @@ from typing import Any
 import torch
 from torch import nn
 from torch._export import converter
+from torch.jit import _recursive
 from torch.overrides import TorchFunctionMode
 
+from marship.errors import ModelError
+
+_RECURSIVE: Any = _recursive
 Inputs = Mapping[str, torch.Tensor]
+SHOWN = 300
+"""Characters of torch's reason."""
 
 
 class Wrapper(nn.Module):
@@ -71,7 +77,7 @@ class Script(_Opened):
                     inspect.Parameter.POSITIONAL_OR_KEYWORD,
                     default=given.default_value if given.has_default_value() else empty,
                 )
-                for given in self.script.forward.schema.arguments[1:]  # the first is self
+                for given in self._arguments().values()
             ]
         )
 
@@ -80,8 +86,37 @@ class Script(_Opened):
         return self.script(**inputs)
 
     def traceable(self, inputs: Inputs) -> nn.Module:
-        """Its graph as one of torch.fx: torch.export traces no TorchScript."""
-        return _Graph(_as_fx(self.script, tuple(inputs.values())), tuple(inputs))
+        """Its graph as one of torch.fx: torch.export traces no TorchScript.
+
+        Raises:
+            ModelError: torch cannot convert it.
+        """
+        names = tuple(inputs)
+        given = [(name, str(of.type)) for name, of in self._arguments().items()]
+        is_plain = given == [(name, "Tensor") for name in names]
+        script = self.script if is_plain else self._of(names)
+        try:
+            return _Graph(_as_fx(script, tuple(inputs.values())), names)
+        except Exception as error:  # torch raises errors of many unrelated types
+            lines = str(error).strip().splitlines() or [type(error).__name__]
+            raise ModelError(
+                f"the TorchScript model must be convertible by PyTorch, got: {lines[0][:SHOWN]}. "
+                "Export the model from its Python code, or from a file of torch.export."
+            ) from error
+
+    def _arguments(self) -> dict[str, Any]:
+        """What its schema says of each parameter; the first is self."""
+        return {given.name: given for given in self.script.forward.schema.arguments[1:]}
+
+    def _of(self, names: tuple[str, ...]) -> torch.jit.ScriptModule:
+        """The model with these inputs alone: torch's conversion wants a value for each other."""
+        taken = ", ".join(f"{name}: Tensor" for name in names)
+        given = ", ".join(f"{name}={name}" for name in names)
+        outer = torch.nn.ModuleList([self.script])  # the least module that holds another
+        script: Any = _RECURSIVE.create_script_module(outer, lambda _: (), share_types=False)
+        script.define(f"def forward(self, {taken}):\n    return getattr(self, '0')({given})\n")
+        frozen: torch.jit.ScriptModule = torch.jit.freeze(script.eval())
+        return frozen
 
 
 class _Graph(nn.Module):

@@ -1,8 +1,9 @@
 """Forms of PyTorch's operators that a graph with variable sizes can hold.
 
 torch unrolls recurrent layers, and computes the windows of adaptive pooling in Python: a trace of
-either holds at one size only. These replace them while a model is traced; the model that the file
-is compared with runs torch's own.
+either holds at one size only. ONNX Runtime's attention takes no mask of one query for all, and has
+no zeros where everything is masked. These replace them while a model is traced; the model that the
+file is compared with runs torch's own.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -11,6 +12,8 @@ from functools import partial
 from typing import Any
 
 import torch
+from onnxscript import opset18
+from onnxscript.function_libs.torch_lib.ops import core
 from torch._decomp import decompositions
 from torch._higher_order_ops import while_loop
 from torch.export import _patches as patches
@@ -20,10 +23,32 @@ from marship.errors import ModelError
 from marship.exporting import guards
 from marship.exporting.modules import Replacing
 
+_OPSET: Any = opset18
+_TORCHLIB: Any = core
 _DECOMPOSITIONS: Any = decompositions
 _WHILE_LOOP: Any = while_loop
 _PATCHES: Any = patches
-"""Torch's own forms; it has no types for them."""
+"""Their own forms; they have no types for them."""
+
+
+def _divided_whole(whole: Any, other: Any, rounding_mode: str | None = None) -> Any:  # noqa: ANN401  values of a graph
+    """torch.div: whole numbers by one that is known are divided as such.
+
+    The exporter divides as float32, which is exact up to 2^24. By 0 and -1, ONNX Runtime's division
+    can end the process.
+    """
+    is_known = isinstance(other, int) and other not in {0, -1}
+    if not is_known or rounding_mode is None or not whole.dtype.is_integer():
+        return _TORCHLIB.aten_div_mode(whole, other, rounding_mode)
+    if rounding_mode == "floor":
+        return _TORCHLIB.aten_floor_divide(whole, other)
+    return _OPSET.Div(whole, other)
+
+
+TRANSLATIONS: dict[Callable[..., Any], Callable[..., Any]] = {
+    torch.ops.aten.div.Tensor_mode: _divided_whole
+}
+"""How torch.onnx.export is to write operators that it would write otherwise."""
 
 Activation = Callable[[torch.Tensor], torch.Tensor]
 
@@ -48,6 +73,7 @@ def of_variable_size() -> Iterator[None]:
             stack.enter_context(_replaced_pool(f"adaptive_{name}", _mean_of_bins))
         for name in ("max_pool1d", "max_pool2d", "max_pool3d"):
             stack.enter_context(_replaced_pool(f"adaptive_{name}", _largest_of_bins))
+        stack.enter_context(_replaced_attention())
         yield
 
 
@@ -139,6 +165,33 @@ def _replaced_pool(name: str, pooled: Callable[..., torch.Tensor]) -> Iterator[N
         yield
     finally:
         setattr(functional, name, own)
+
+
+@contextmanager
+def _replaced_attention() -> Iterator[None]:
+    """Replace scaled_dot_product_attention where it has a mask."""
+    own = functional.scaled_dot_product_attention
+
+    def attention(
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        attn_mask: torch.Tensor | None = None,
+        *rest: Any,  # noqa: ANN401  the others of the replaced function
+        **named: Any,  # noqa: ANN401  the same
+    ) -> torch.Tensor:
+        if attn_mask is None:
+            return own(query, key, value, None, *rest, **named)
+        allowed = attn_mask if attn_mask.dtype is torch.bool else attn_mask > float("-inf")
+        for_all = attn_mask.expand(*attn_mask.shape[:-2], query.shape[-2], key.shape[-2])
+        found = own(query, key, value, for_all, *rest, **named)
+        return found.masked_fill(~allowed.any(-1, keepdim=True), 0.0)
+
+    functional.scaled_dot_product_attention = attention
+    try:
+        yield
+    finally:
+        functional.scaled_dot_product_attention = own
 
 
 def _bins(size: int, count: int) -> torch.Tensor:

@@ -22,6 +22,8 @@ if TYPE_CHECKING:  # torch takes a second to import, and --help does not need it
     from marship.exporting.settings import ExportSettings
 
 _START = "import sys; from marship.exporting import programs; programs.main()"
+REASON = 400
+"""Characters of an error's reason."""
 _LOADS_WEIGHTS = (".pt", ".pth", ".bin", ".ckpt", ".safetensors", ".json")
 
 
@@ -119,6 +121,13 @@ def main() -> None:
             result = {"run_dir": str(done.run_dir), "fresh": done.fresh}
         except MarshipError as error:
             result = {"code": error.code, "message": str(error)}
+        except Exception as error:  # torch raises errors of many unrelated types
+            reason = next(iter(str(error).strip().splitlines()), "no reason")[:REASON]
+            message = (
+                f"{task['path']} must be exportable, got {type(error).__name__}: {reason}. "
+                "Export the model from its Python code."
+            )
+            result = {"code": ModelError.code, "message": message}
         target.write(json.dumps(result).encode())
 
 

@@ -76,6 +76,11 @@ def load_weights(path: Path, model: nn.Module, key: str | None = None) -> str | 
     if isinstance(content, dict) and set(content) == _KEYS:
         content = content["weights"]
     fit = weights.chosen(content, model, path, key)
+    if fit.mistyped or fit.not_numbers:  # PyTorch would convert them, or load them as they are
+        raise CheckpointError(
+            f"{path} must hold numbers of this {type(model).__name__}'s types, got {fit.faults()}. "
+            "Give the weights in float, before they were quantized or went out of range."
+        )
     try:
         model.load_state_dict({**fit.tensors, **fit.rest})  # it may know names of older versions
     except RuntimeError as error:

@@ -17,6 +17,8 @@ NAMES = ("model", "diffusion_pytorch_model", "pytorch_model", "adapter_model")
 ENDS = (".safetensors.index.json", ".safetensors", ".bin.index.json", ".bin")
 """How Hugging Face names the weights of a folder; those that cannot hold code come first."""
 
+POINTER = b"version https://git-lfs"
+"""How a file begins that a clone without Git LFS has in place of the real one."""
 _OWN_TYPE = ("numpy", "functools", "pathlib", "builtins")
 """Modules whose objects are pickled with a state that no dict takes."""
 
@@ -113,6 +115,11 @@ def _read_file(path: Path) -> Any:  # noqa: ANN401  as read_weights
             f"{path} must hold a state dict, got {kind}, with its code. Export it as it is: "
             f"marship export {path} --example example.npz --trust-code"
         )
+    if _starts(path, POINTER):
+        raise CheckpointError(
+            f"{path} must be a file with weights, got a pointer of Git LFS, which stands for it. "
+            "Fetch the file itself: git lfs pull"
+        )
     try:
         if path.suffix == ".safetensors":
             from safetensors.torch import load_file
@@ -132,6 +139,11 @@ def _read_file(path: Path) -> Any:  # noqa: ANN401  as read_weights
             f"{path} must be a whole file, got a damaged one: {reason}. "
             "Train again, or restore it from a copy."
         ) from error
+
+
+def _starts(path: Path, start: bytes) -> bool:
+    with path.open("rb") as file:
+        return file.read(len(start)) == start
 
 
 class Foreign:

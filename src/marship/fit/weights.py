@@ -18,6 +18,8 @@ from marship.fit.torchfile import Foreign
 
 WRAPPERS = frozenset({"module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"})
 """Parts of names that PyTorch's wrappers add, at any place."""
+OF_TRAINING = frozenset({"optimizer", "opt", "exp_avg", "exp_avg_sq", "grads", "grad", "momentum"})
+"""Keys below which no weights lie, but what an optimizer keeps by their names."""
 MOST_DEPTH = 4
 SHOWN = 3
 WHOLE_FILE = "."
@@ -34,6 +36,10 @@ class Fit:
         rest: Those beside them that the model has no names for.
         missing: Names of the model that it lacks.
         misshapen: Names whose shapes differ, with both shapes.
+        mistyped: Names whose types do, with both types: numbers of which some would be lost, or
+            that mean something only with a scale.
+        not_numbers: Names of tensors that hold NaN.
+        converted: Types of floats that are converted to the model's.
         others: How many tensors of its dict lie outside of the prefix.
         is_renamed: Whether names lost a prefix or parts of wrappers.
     """
@@ -43,13 +49,16 @@ class Fit:
     rest: Mapping[str, Any]
     missing: Sequence[str]
     misshapen: Sequence[str]
+    mistyped: Sequence[str]
+    not_numbers: Sequence[str]
+    converted: Sequence[str]
     others: int
     is_renamed: bool
 
     @property
     def is_whole(self) -> bool:
         """Whether the model can be loaded from it."""
-        return not (self.missing or self.rest or self.misshapen)
+        return not self.faults()
 
     def faults(self) -> str:
         """What does not fit, in words."""
@@ -57,6 +66,8 @@ class Fit:
             ([*self.missing], "missing"),
             ([*self.rest], "unexpected"),
             ([*self.misshapen], "of another shape"),
+            ([*self.mistyped], "of another type"),
+            ([*self.not_numbers], "with values that are no numbers"),
         )
         return ", ".join(
             f"{len(names)} {what} ({', '.join(names[:SHOWN])}{', ...' if names[SHOWN:] else ''})"
@@ -66,11 +77,13 @@ class Fit:
 
     def remark(self) -> str | None:
         """What was taken of the file, in one line; None if it was all, by its own names."""
-        if self.key == WHOLE_FILE and not self.others and not self.is_renamed:
+        is_plain = self.key == WHOLE_FILE and not self.others and not self.is_renamed
+        if is_plain and not self.converted:
             return None
         place = "" if self.key == WHOLE_FILE else f" under {self.key}"
         others = f"; {self.others} others were left out" if self.others else ""
-        return f"weights: {len(self.tensors)} tensors{place}{others}"
+        types = f"; converted from {', '.join(self.converted)}" if self.converted else ""
+        return f"weights: {len(self.tensors)} tensors{place}{others}{types}"
 
 
 def chosen(content: object, model: nn.Module, source: object, key: str | None) -> Fit:
@@ -100,9 +113,10 @@ def chosen(content: object, model: nn.Module, source: object, key: str | None) -
         fits = named
     if len(whole) > 1:
         keys = ", ".join(fit.key for fit in whole)
+        advised = [fit for fit in whole if not set(fit.key.split(".")) & OF_TRAINING] or whole
         raise CheckpointError(
             f"{source} must hold one set of weights for this {type(model).__name__}, got "
-            f"{len(whole)}: {keys}. Choose one, such as --weights-key {whole[-1].key}"
+            f"{len(whole)}: {keys}. Choose one, such as --weights-key {advised[-1].key}"
         )
     return whole[0] if whole else max(fits, key=lambda fit: len(fit.tensors))
 
@@ -184,6 +198,9 @@ def _fit(found: _Found, own: _Own, prefix: str) -> Fit:
         rest=rest,
         missing=[name for name in own.tensors if name not in tensors],
         misshapen=[t for n, v in tensors.items() if (t := _misshapen(n, v, own.tensors[n]))],
+        mistyped=[t for n, v in tensors.items() if (t := _mistyped(n, v, own.tensors[n]))],
+        not_numbers=[name for name, value in tensors.items() if _has_nan(value)],
+        converted=sorted({t for n, v in tensors.items() if (t := _converted(v, own.tensors[n]))}),
         others=len(found.tensors) - len(used) - len(rest),
         is_renamed=any(place not in {None, name} for name, place in raw.items()),
     )
@@ -252,3 +269,34 @@ def _misshapen(name: str, value: object, own: object) -> str | None:
     if nn.parameter.is_lazy(own) or own.shape == value.shape:
         return None
     return f"{name} {list(value.shape)}, not {list(own.shape)}"
+
+
+def _mistyped(name: str, value: object, own: object) -> str | None:
+    """The name with both types if a float would be made of a whole or a complex number."""
+    if not isinstance(value, torch.Tensor) or not isinstance(own, torch.Tensor):
+        return None
+    is_float = value.is_floating_point()
+    if is_float == own.is_floating_point() and value.is_complex() == own.is_complex():
+        return None
+    if is_float and not own.is_complex():  # a count that was saved as a float
+        return None
+    return f"{name} {_type(value)}, not {_type(own)}"
+
+
+def _converted(value: object, own: object) -> str | None:
+    """The type of a tensor of floats if the model's is another."""
+    if not isinstance(value, torch.Tensor) or not isinstance(own, torch.Tensor):
+        return None
+    are_floats = value.is_floating_point() and own.is_floating_point()
+    return _type(value) if are_floats and value.dtype is not own.dtype else None
+
+
+def _has_nan(value: object) -> bool:
+    if not isinstance(value, torch.Tensor) or not (value.is_floating_point() or value.is_complex()):
+        return False
+    wide = value.float() if value.is_floating_point() and value.itemsize == 1 else value
+    return bool(torch.isnan(wide).any())
+
+
+def _type(tensor: torch.Tensor) -> str:
+    return str(tensor.dtype).removeprefix("torch.")

@@ -21,7 +21,7 @@ from marship.optimizing import fidelity, measure
 from marship.optimizing.choice import EXPORTED, Variant
 from marship.optimizing.material import FEWEST_CALIBRATION_ROWS, Material, judged
 from marship.optimizing.source import ExportedModel, NotBuiltError
-from marship.proof import parity
+from marship.proof import margins, parity
 from marship.proof.comparison import RunModel
 from marship.tolerance import Tolerance, agree
 
@@ -177,7 +177,7 @@ def _tolerance(
     if not isinstance(run, parity.OnnxRun) or not math.isfinite(variant.absolute):
         return tolerance
     contract = replace(material.contract, tolerance=tolerance)
-    return parity.with_threads(contract, run, material.golden)[0].tolerance
+    return margins.with_threads(contract, run, material.golden)[0].tolerance
 
 
 def _objection(variant: Variant, run: RunModel, material: Material) -> str | None:

@@ -204,7 +204,7 @@ def draw_real(contract: Contract, examples: Arrays, sizes: Mapping[str, int], se
         cut = tuple(
             slice(sizes.get(axis) if isinstance(axis, str) else None) for axis in spec.shape
         )
-        inputs[spec.name] = np.ascontiguousarray(array[cut])
+        inputs[spec.name] = np.asarray(array[cut], order="C")  # keeps scalars
     return Case("real", sizes, inputs)
 
 

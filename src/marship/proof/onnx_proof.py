@@ -191,11 +191,11 @@ def _with_threads(
     contract: Contract, run: "OnnxRun", cases: list[GoldenCase]
 ) -> tuple[Contract, str | None]:
     """The contract for any number of threads, and a remark where they matter."""
-    from marship.proof import graph, parity
+    from marship.proof import graph, margins
 
     if not graph.quantizes(run.path):
         return contract, None
-    contract, gap = parity.with_threads(contract, run, cases)
+    contract, gap = margins.with_threads(contract, run, cases)
     if not gap:
         return contract, None
     return contract, (

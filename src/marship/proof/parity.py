@@ -5,7 +5,6 @@ are real (cut from examples) and random (drawn from the examples' range), at sev
 and at several sizes of every variable axis.
 """
 
-import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -48,9 +47,6 @@ _LOADING = re.compile(r"Load model from .* failed:")
 """Names the copy of a file that was rewritten."""
 _LOCALE = re.compile(r"Failed to construct locale with name:([\w.@-]+)")
 """Of StringNormalizer; Debian's slim images have none but C, POSIX and C.UTF-8."""
-
-THREADS, THREADS_MARGIN = (2, 4), 3.0
-"""Numbers of threads to compare with one, and the factor of what others may make of it."""
 
 SHARE_OF_ROWS = 0.5
 """Share of the time budget for all proofs of an export."""
@@ -182,32 +178,6 @@ def with_scale(contract: Contract, golden: Sequence[GoldenCase]) -> Contract:
     """The contract with a tolerance scaled to each output's magnitude in golden cases."""
     tolerance = contract.tolerance.scaled(case.outputs for case in golden)
     return replace(contract, tolerance=tolerance)
-
-
-def with_threads(
-    contract: Contract, run: OnnxRun, golden: Sequence[GoldenCase]
-) -> tuple[Contract, float]:
-    """The contract with a tolerance that holds at any number of threads, and the difference.
-
-    The rounding of a sum depends on how it is divided between threads. Where it decides about a
-    step of a quantization, outputs differ by far more: by 0.07 in a model of int8 for text.
-    """
-    factors = dict(contract.tolerance.factors)
-    largest = 0.0
-    for threads in THREADS:
-        other = runner(run.path, threads, run.libraries)
-        for case in golden:
-            got = other(case.inputs)
-            if agree(got, case.outputs, contract.tolerance):
-                continue
-            for name, wanted in case.outputs.items():
-                gap, _ = largest_difference({name: got[name]}, {name: wanted})
-                if not math.isfinite(gap):
-                    continue  # whole numbers: no tolerance makes them right
-                largest = max(largest, gap)
-                factor = THREADS_MARGIN * gap / contract.tolerance.atol
-                factors[name] = max(factors.get(name, 1.0), factor)
-    return replace(contract, tolerance=replace(contract.tolerance, factors=factors)), largest
 
 
 def with_batch_axis(

@@ -2,6 +2,7 @@
 
 import math
 import time
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -9,9 +10,10 @@ import pytest
 
 from marship.contract import Arrays, Contract, TensorSpec
 from marship.errors import ParityError
-from marship.exporting.compare import Proof, Sides, compare_further
+from marship.exporting.compare import Proof, Sides, compare_further, entry
 from marship.exporting.guards import Doubt
 from marship.proof.sizes import MOST_BYTES, further_case, further_sizes, input_bytes
+from marship.tolerance import Tolerance
 
 PICTURE = TensorSpec("picture", "float32", ("batch", "h", "w"))
 TOTAL = TensorSpec("total", "float32", ("batch",))
@@ -132,3 +134,31 @@ def test_wide_values_keep_to_the_sign_of_the_examples() -> None:
     positive = {"picture": np.abs(examples()["picture"])}
     sizes = {"batch": 5, "h": 4, "w": 4}
     assert (further_case(contract(), positive, "wide", sizes, 0).inputs["picture"] >= 0).all()
+
+
+def cancelled(inputs: Arrays, dtype: type, share: float = 0.0) -> Arrays:
+    """A mean beside large terms that cancel in the ties of wide rows."""
+    x = inputs["picture"].astype(dtype)
+    weight = dtype(1000)
+    mean = x.mean(axis=(1, 2)) * dtype(1 + share)
+    total = (weight * x[:, 0, 0] + mean) - weight * x[:, 0, -1]
+    return {"total": total.astype(np.float32)}
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_rounding_of_wide_rows_is_told_from_wrong_values(seed: int) -> None:
+    """Float32 is off by a share of the terms that cancel; a mean 5 per cent off is wrong."""
+    scaled = replace(contract(), tolerance=Tolerance(factors={"total": 1.0}))
+
+    def compared(share: float) -> Proof:
+        def exact(inputs: Arrays) -> Arrays:
+            return cancelled(inputs, np.float64, share)
+
+        both = Sides(lambda inputs: cancelled(inputs, np.float32), exact, scaled, examples())
+        proof = Proof(seed)
+        compare_further(both, proof, time.perf_counter() + 60)
+        return proof
+
+    assert entry(compared(0.0), scaled, {"rows": None, "padding": None})["cases_of_rounding"] > 0
+    with pytest.raises(ParityError, match="output total"):
+        compared(0.05)

@@ -98,6 +98,19 @@ def test_sizes_that_the_trace_left_out_are_reported_with_the_line(
     assert "\n" not in str(caught.value)
 
 
+def test_the_bounds_that_are_advised_hold_the_example() -> None:
+    """Others would be refused in their turn, however long they are."""
+
+    def by_turns(x: torch.Tensor) -> torch.Tensor:
+        return x * 2 if x.shape[1] // 64 % 2 else x
+
+    layout = Layout({"x": {1: "size"}}, {"size": (1, 200)}, {}, {"size": 9})
+    with guards.recorded() as found, contextlib.suppress(torch._dynamo.exc.UserError):
+        capture._program(Module(by_turns), {"x": torch.zeros(3, 9)}, layout, strict=False)
+    with pytest.raises(ModelError, match=r"--bounds size=1:63\."):
+        guards.check(found, ["x"], layout)
+
+
 def test_a_rule_for_large_batches_bounds_the_batch() -> None:
     """The batch has no limit of its own, and gets one."""
     with pytest.raises(ModelError, match=r"from 1 on, .* from 1 to 64 only, .*batch=1:64\."):

@@ -10,7 +10,7 @@ import torch
 
 from marship.contract import Contract
 from marship.errors import CheckpointError, InvalidInputError, ModelError, ParityError, UsageError
-from marship.exporting import step
+from marship.exporting import modules, programs, step
 from marship.exporting.compare import OpsetError
 from marship.exporting.step import ExportSettings, export, export_model
 from marship.fit.recipe import resolve
@@ -148,6 +148,24 @@ def test_bfloat16_is_served_as_float32(
     (got,) = served(tmp_path, {"x": numbers(5, 3)})
     np.testing.assert_allclose(got, want, atol=0.05)
     assert "bfloat16 is computed in float32" in capsys.readouterr().out
+
+
+def test_whole_numbers_that_differ_from_bfloat16_are_counted(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The line says what share of them is another, and claims nothing of floats without any."""
+    body = "return (x.bfloat16().float() * 256).round().long(), x.bfloat16().float() == x"
+    exported(tmp_path, module(tmp_path, body), {}, x=numbers(40, 3))
+    said = " ".join(capsys.readouterr().out.split())
+    want = resolve(f"{tmp_path / 'net.py'}:build")()(torch.from_numpy(numbers(40, 3)))
+    shares = [
+        f"{(one != torch.from_numpy(other)).double().mean():.2g} of the values of output_{place}"
+        for place, (one, other) in enumerate(
+            zip(want, served(tmp_path, {"x": numbers(40, 3)}), strict=True)
+        )
+    ]
+    assert f"{' and '.join(shares)} are others than in bfloat16" in said
+    assert "at most" not in said
 
 
 def test_outputs_in_a_dataclass_are_exported_and_others_named(
@@ -303,6 +321,62 @@ def test_another_file_is_told_what_to_type(tmp_path: Path, name: str, says: str)
         export(tmp_path / "none.pt2", example=tmp_path / "example.npz")
 
 
+class Left(torch.nn.Module):
+    """An input that may be left out, one that has a value, and a step of training."""
+
+    def forward(
+        self, x: torch.Tensor, mask: torch.Tensor | None = None, times: int = 2
+    ) -> torch.Tensor:
+        """Answer for a batch."""
+        x = torch.dropout(x, 0.5, self.training) * times
+        return x if mask is None else x * mask
+
+
+class Loop(torch.nn.Module):
+    """A loop over a size, which torch does not convert."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Answer for a batch."""
+        total = torch.zeros(x.size(0))
+        for place in range(x.size(1)):
+            total = (total + x[:, place]).tanh()
+        return total
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("form", [lambda script: script, lambda s: torch.jit.freeze(s.eval())])
+def test_torchscript_with_inputs_left_out_is_traced(
+    tmp_path: Path, form: Callable[[Any], Any], *, training: bool
+) -> None:
+    """Those that have a default; saved in training, or frozen."""
+    form(torch.jit.script(Left().train(training))).save(str(tmp_path / "m.pt"))
+    model, inputs = modules.Script(tmp_path / "m.pt"), {"x": torch.ones(4, 3)}
+    assert torch.equal(model.traceable(inputs)(**inputs), torch.full((4, 3), 2.0))
+    inputs["mask"] = torch.zeros(4, 3)
+    assert torch.equal(model.traceable(inputs)(**inputs), torch.zeros(4, 3))
+
+
+def test_torchscript_that_torch_does_not_convert_is_refused_in_one_line(tmp_path: Path) -> None:
+    """With torch's reason and what to do; the other process prints no traceback."""
+    torch.jit.script(Loop()).save(str(tmp_path / "m.pt"))
+    np.savez(tmp_path / "example.npz", x=numbers(4, 3))
+    with pytest.raises(ModelError, match=r"got: TS2EP.*prim::Loop\. Export the model from its"):
+        export(tmp_path / "m.pt", example=tmp_path / "example.npz", trust_code=True)
+
+
+def test_any_error_of_the_other_process_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """The classes that torch raises are many and unrelated."""
+    raising = "def fail(*a, **k): raise IndexError('no such place\\nmore')\n"
+    start = "from marship.exporting import programs, step\n" + raising
+    monkeypatch.setattr(programs, "_START", start + "step.export_model = fail\nprograms.main()")
+    program(tmp_path / "m.pt2")
+    with pytest.raises(ModelError, match=r"must be exportable, got IndexError: no such place\."):
+        export(tmp_path / "m.pt2", example=tmp_path / "example.npz", trust_code=True)
+    assert "Traceback" not in capfd.readouterr().err
+
+
 def test_an_error_in_the_other_process_is_raised_here(tmp_path: Path) -> None:
     """With its class and its message."""
     program(tmp_path / "m.pt2")
@@ -332,3 +406,129 @@ def test_weights_of_several_are_chosen_by_key(tmp_path: Path) -> None:
     assert export_model(build, **given, weights_key="ema").fresh
     (got,) = served(tmp_path, {"x": np.ones((1, 3), np.float32)})
     np.testing.assert_allclose(got, [[4.0]], atol=1e-6)
+
+
+def test_masked_scores_do_not_excuse_wrong_ones_beside_them(tmp_path: Path) -> None:
+    """The exporter ignores divisor_override: the scores that are allowed are a quarter."""
+    body = """scores = F.avg_pool2d(x, 2, divisor_override=1).flatten(1)
+                return scores.masked_fill(~allowed, -1e9)"""
+    build = module(tmp_path, body, inputs="x, allowed")
+    allowed = np.random.default_rng(0).random((4, 16)) > 0.3
+    with pytest.raises(ParityError, match="output output"):
+        exported(tmp_path, build, {}, x=numbers(4, 1, 8, 8), allowed=allowed)
+
+
+def test_whole_numbers_are_divided_as_such(tmp_path: Path) -> None:
+    """The exporter would divide them as float32, which is exact up to 2^24."""
+    body = """return (torch.div(x, 3600, rounding_mode="trunc") % 24,
+                        torch.div(x, 7, rounding_mode="floor"), x // 3)"""
+    build = module(tmp_path, body)
+    small = np.random.default_rng(0).integers(0, 100000, (4, 3))
+    contract = exported(tmp_path, build, {}, x=small)
+    assert contract.inputs[0].value_range is None
+    held(tmp_path, build, {"x": np.array([[12345678901, 3600 * 10**9 - 1, -1], [-3601, 2**62, 0]])})
+
+
+def test_whole_numbers_that_the_file_computes_otherwise_are_bounded(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Divided by other whole numbers they are floats in the file: large ones are refused."""
+    body = """return torch.div(x, n, rounding_mode="trunc") % 24"""
+    build = module(tmp_path, body, inputs="x, n")
+    example = {"x": np.arange(8), "n": np.arange(1, 9)}
+    contract = exported(tmp_path, build, {}, **example)
+    low, high = contract.inputs[0].value_range
+    assert -(2**31) <= low < 0 < high <= 2**31
+    assert f"input x must be from {low} to {high}" in " ".join(capsys.readouterr().out.split())
+    with pytest.raises(InvalidInputError, match="x must hold values from"):
+        validate(example | {"x": np.arange(8) + 2**40}, contract)
+
+
+@pytest.mark.parametrize("mask", ["keep", "torch.zeros(keep.shape).masked_fill(~keep, -torch.inf)"])
+@pytest.mark.parametrize("axis", [{}, {"dynamic": ("x:1=t", "keep:1=t")}])
+def test_attention_with_a_key_mask_is_zero_where_nothing_is_left(
+    tmp_path: Path, mask: str, axis: dict[str, Any]
+) -> None:
+    """One mask for all queries, and rows whose mask leaves no key: what PyTorch gives."""
+    body = f"""q, mask = x[:, None], {mask}
+                return F.scaled_dot_product_attention(q, q, q, attn_mask=mask[:, None, None, :])"""
+    build = module(tmp_path, body, inputs="x, keep")
+    keep = np.random.default_rng(0).random((4, 5)) > 0.3
+    contract = exported(tmp_path, build, axis, x=numbers(4, 5, 8), keep=keep)
+    assert contract.opset == ExportSettings().opset
+    keep[1] = False
+    held(tmp_path, build, {"x": numbers(4, 5, 8), "keep": keep})
+
+
+def test_rows_that_are_masked_altogether_are_compared(tmp_path: Path) -> None:
+    """A file with other outputs for them is refused, though drawn masks never leave out all."""
+    body = """nothing = (~keep.any(-1, keepdim=True)).float()
+                return x * keep + (0 if torch.compiler.is_compiling() else nothing)"""
+    build = module(tmp_path, body, inputs="x, keep")
+    keep = np.random.default_rng(0).random((4, 50)) > 0.3
+    with pytest.raises(ParityError, match="where keep is False throughout"):
+        exported(tmp_path, build, {}, x=numbers(4, 50), keep=keep)
+
+
+def test_outputs_that_are_no_numbers_are_refused(tmp_path: Path) -> None:
+    """NaN equals NaN in every comparison."""
+    build = module(tmp_path, "return self.l(x) * float('nan')", "self.l = nn.Linear(3, 2)")
+    with pytest.raises(ModelError, match="output output must hold numbers, got NaN throughout"):
+        exported(tmp_path, build, {}, x=numbers(4, 3))
+
+
+@pytest.mark.parametrize("settings", [{}, {"fixed_batch": True}])
+def test_inputs_without_axes_are_exported(tmp_path: Path, settings: dict[str, Any]) -> None:
+    """A temperature and a count beside rows, whose number is variable or not."""
+    build = module(tmp_path, "return (x / t).softmax(-1) * k", inputs="x, t, k")
+    example = {"x": numbers(4, 3), "t": np.array(1.5, np.float32), "k": np.array(3)}
+    contract = exported(tmp_path, build, settings, **example)
+    assert [spec.shape for spec in contract.inputs[1:]] == [(), ()]
+    rows = 4 if settings else 6
+    held(tmp_path, build, {"x": numbers(rows, 3), "t": np.array(0.2, np.float32), "k": np.array(7)})
+
+
+def test_places_in_an_axis_of_variable_size_are_exported(tmp_path: Path) -> None:
+    """Drawn inputs of other sizes point inside: lengths, and places of the last token."""
+    body = """last = x.gather(1, (lengths - 1)[:, None, None].expand(-1, 1, 3)).squeeze(1)
+                return last + x[torch.arange(x.shape[0]), places]"""
+    build = module(tmp_path, body, inputs="x, lengths, places")
+    settings = {"dynamic": ("x:1=t",), "bounds": ("t=1:40",)}
+    lengths = np.array([1, 9, 4, 7])
+    example = {"x": numbers(4, 9, 3), "lengths": lengths, "places": lengths - 1}
+    contract = exported(tmp_path, build, settings, **example)
+    assert contract.batch_axis == "batch"
+    lengths = np.array([30, 1, 17])
+    held(tmp_path, build, {"x": numbers(3, 30, 3), "lengths": lengths, "places": lengths - 1})
+
+
+def test_edges_between_a_variable_number_of_nodes_are_exported(tmp_path: Path) -> None:
+    """A graph network, whose nodes and edges vary apart."""
+    body = "return torch.zeros_like(nodes).index_add(0, edges[1], nodes[edges[0]])"
+    build = module(tmp_path, body, inputs="nodes, edges")
+    settings = {
+        "fixed_batch": True,
+        "dynamic": ("nodes:0=n", "edges:1=e"),
+        "bounds": ("n=1:40", "e=1:80"),
+    }
+    generator = np.random.default_rng(0)
+    exported(
+        tmp_path, build, settings, nodes=numbers(6, 3), edges=generator.integers(0, 6, (2, 10))
+    )
+    for nodes, edges in ((40, 80), (20, 7), (2, 50)):
+        index = generator.integers(0, nodes, (2, edges))
+        held(tmp_path, build, {"nodes": numbers(nodes, 3), "edges": index})
+
+
+def test_a_model_that_counts_its_calls_is_refused(tmp_path: Path) -> None:
+    """The export's own calls would move it on; what the first call sets may stay."""
+    body = """self.seen = x.shape[1]
+                self.calls = self.calls + 1
+                return x * (1 if self.calls < 100 else 2)"""
+    build = module(tmp_path, body, "self.calls = 0")
+    with pytest.raises(ParityError, match=r"keep anything between calls, got .*calls changed"):
+        exported(tmp_path, build, {}, x=numbers(4, 3))
+    (tmp_path / "net.py").write_text(
+        (tmp_path / "net.py").read_text().replace("calls + 1", "calls")
+    )
+    exported(tmp_path, build, {}, x=numbers(4, 3))

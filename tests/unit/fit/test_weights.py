@@ -155,6 +155,52 @@ def test_a_tied_tensor_is_stored_once(tmp_path: Path) -> None:
     assert same(other, model.state_dict())
 
 
+@pytest.mark.parametrize(
+    ("changed", "says"),
+    [
+        (lambda w: (w * 100).to(torch.int8), r"1 of another type \(.*weight int8, not float32\)"),
+        (lambda w: w + 1j, "weight complex64, not float32"),
+        (lambda w: w * torch.nan, r"1 with values that are no numbers \("),
+    ],
+)
+def test_weights_that_would_be_loaded_as_something_else_are_refused(
+    tmp_path: Path, changed: Callable[[torch.Tensor], torch.Tensor], says: str
+) -> None:
+    """Quantized numbers without their scales, complex ones, NaN; the model keeps its own."""
+    model, state = net(), net().state_dict()
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    name = next(name for name in state if name.endswith("weight"))
+    torch.save({**state, name: changed(state[name])}, tmp_path / "weights.pt")
+    with pytest.raises(CheckpointError, match=says):
+        checkpoint.load_weights(tmp_path / "weights.pt", model)
+    assert same(model, before)
+
+
+def test_what_an_optimizer_keeps_is_not_advised(tmp_path: Path) -> None:
+    """Its moments have the names of the weights, too."""
+    state = dict(net().state_dict())
+    held = {"model": state, "optimizer": {"exp_avg": state, "exp_avg_sq": state}}
+    torch.save(held, tmp_path / "weights.pt")
+    with pytest.raises(CheckpointError, match=r"such as --weights-key model$"):
+        checkpoint.load_weights(tmp_path / "weights.pt", net())
+
+
+@pytest.mark.parametrize("name", ["weights.pt", "model.safetensors"])
+def test_a_pointer_of_git_lfs_is_named(tmp_path: Path, name: str) -> None:
+    """A clone without it leaves one in place of each large file."""
+    text = "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 12\n"
+    (tmp_path / name).write_text(text)
+    with pytest.raises(CheckpointError, match="git lfs pull"):
+        checkpoint.load_weights(tmp_path / name, net())
+
+
+def test_floats_of_other_widths_are_converted_and_told(tmp_path: Path) -> None:
+    """float16, as many files have, and a count that was saved as a float."""
+    state = {name: tensor.half() for name, tensor in net().state_dict().items()}
+    torch.save(state, tmp_path / "weights.pt")
+    assert "converted from float16" in str(checkpoint.load_weights(tmp_path / "weights.pt", net()))
+
+
 @pytest.mark.parametrize("end", ["safetensors", "bin"])
 def test_shards_are_read_by_their_index_or_folder(tmp_path: Path, end: str) -> None:
     """Both name the same weights; a missing shard is named."""
