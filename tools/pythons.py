@@ -7,7 +7,8 @@ is gigabytes for each Python.
 
     python tools/pythons.py
 
-The Python that runs this is left to `make test`. Exit code 1: one failed.
+They run side by side, and what each printed is shown when it ends. The Python that runs this is
+left to `make test`. Exit code 1: one failed.
 """
 
 import os
@@ -15,6 +16,7 @@ import re
 import shutil
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 
 REPOSITORY = Path(__file__).parents[1]
@@ -59,34 +61,51 @@ def pins() -> list[str]:
     return [f"{name}=={known[name]}" for name in NEEDED]
 
 
-def test(version: str, python: Path) -> bool:
-    """Whether the tests pass on an interpreter."""
+def run(*command: str | Path) -> tuple[int, str]:
+    """Run a command here; its exit code, and what it printed."""
+    done = subprocess.run(
+        command,
+        cwd=REPOSITORY,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        check=False,
+    )
+    return done.returncode, done.stdout
+
+
+def test(version: str, python: Path) -> tuple[bool, str]:
+    """Whether the tests pass on an interpreter, and what was printed."""
     folder = FOLDER / version
     own = folder / "bin" / "python"
-    if not own.exists():
-        subprocess.run([python, "-m", "venv", folder], check=True)
-    pip = [own, "-m", "pip", "--disable-pip-version-check", "install", "--quiet", "--no-deps"]
-    subprocess.run([*pip, *pins()], check=True)
+    pip = (own, "-m", "pip", "--disable-pip-version-check", "install", "--quiet", "--no-deps")
+    made = [] if own.exists() else [(python, "-m", "venv", folder)]
+    for command in [*made, (*pip, *pins())]:
+        code, printed = run(*command)
+        if code != 0:
+            return False, printed
     (site,) = folder.glob("lib/python*/site-packages")
     (site / "checkout.pth").write_text(f"{REPOSITORY / 'src'}\n{REPOSITORY / 'tests'}\n")
-    tests = ["-m", "pytest", "-q", "tests/unit/serving", *LEFT_OUT]
-    done = subprocess.run([own, *tests], cwd=REPOSITORY, check=False)
-    return done.returncode == 0
+    code, printed = run(own, "-m", "pytest", "-q", "tests/unit/serving", *LEFT_OUT)
+    return code == 0, printed
 
 
 def main() -> int:
     """Test each; the exit code."""
-    results = {}
-    for version in supported():
-        if version == f"{sys.version_info.major}.{sys.version_info.minor}":
-            results[version] = "this one, tested by make test"
-            continue
-        python = find(version)
-        if python is None:
-            results[version] = "not here, not tested"
-            continue
-        print(f"Python {version}: {python}", flush=True)
-        results[version] = "passed" if test(version, python) else "FAILED"
+    this = f"{sys.version_info.major}.{sys.version_info.minor}"
+    results = dict.fromkeys(supported(), "not here, not tested")
+    results[this] = "this one, tested by make test"
+    found = {version: find(version) for version in results if version != this}
+    with ThreadPoolExecutor() as pool:
+        running = {
+            pool.submit(test, version, python): version
+            for version, python in found.items()
+            if python
+        }
+        for done in as_completed(running):
+            is_passed, printed = done.result()
+            print(f"Python {running[done]}: {found[running[done]]}\n{printed}", flush=True)
+            results[running[done]] = "passed" if is_passed else "FAILED"
     for version, result in results.items():
         print(f"Python {version}: {result}")
     return int("FAILED" in results.values())

@@ -349,7 +349,7 @@ def test_arrays_that_lie_are_a_model_error(data: bytes) -> None:
 
 def test_golden_cases_that_unpack_to_too_much_are_not_read(monkeypatch: pytest.MonkeyPatch) -> None:
     """By what the directory says of them together, before the first is unpacked."""
-    monkeypatch.setattr(contract, "MOST_GOLDEN_BYTES", 1000)
+    monkeypatch.setattr(contract.golden, "MOST_GOLDEN_BYTES", 1000)
     monkeypatch.setattr(np.lib.npyio.NpzFile, "__getitem__", lambda *_: pytest.fail("unpacked"))
     with pytest.raises(ModelError, match="1,000 are allowed"):
         read_golden(npz(**{f"{i}/in/x": bytes(400) for i in range(3)}))

@@ -230,9 +230,10 @@ def _stage(
 def _copy_serving(target: Path) -> None:
     """The part of marship that runs in a worker, so that it need not be installed there."""
     source = Path(__file__).parents[1]
-    names = ("__init__.py", "version.py", "errors.py", "contract.py", "strings.py", "tolerance.py")
+    names = ("__init__.py", "version.py", "errors.py", "strings.py", "tolerance.py")
     ground = [source / name for name in names]
-    for path in (*ground, *(source / "serving").rglob("*.py")):
+    rooms = (path for name in ("contract", "serving") for path in (source / name).rglob("*.py"))
+    for path in (*ground, *rooms):
         place = target / path.relative_to(source)
         place.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(path, place)

@@ -17,7 +17,8 @@ from marship.proof.cases import TARGET, first_axis, read_rows
 from marship.proof.comparison import RunModel
 from marship.proof.parity import reason
 from marship.serving.formats import codec
-from marship.serving.formats.tensors import conform, outside
+from marship.serving.formats.ranges import outside
+from marship.serving.formats.tensors import conform
 
 MOST_BYTES = 1 << 30
 """Of all files together, and of each npz unpacked."""

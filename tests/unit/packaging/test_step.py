@@ -87,7 +87,7 @@ def test_a_bare_onnx_file_needs_no_recipe(linear_onnx: Path, tmp_path: Path) -> 
         "evidence.json",
         "golden.npz",
         "marship/__init__.py",
-        "marship/contract.py",
+        "marship/contract/__init__.py",
         "marship/errors.py",
         "marship/serving/handler.py",
         "model-config.yaml",

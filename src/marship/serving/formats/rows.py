@@ -17,7 +17,8 @@ import orjson
 from marship.contract import Array, Arrays, Contract, TensorSpec
 from marship.serving.formats import extent
 from marship.serving.formats.encoding import dump
-from marship.serving.formats.tensors import EXACT, keeps_values, may_hold_booleans, outside
+from marship.serving.formats.ranges import outside
+from marship.serving.formats.tensors import EXACT, keeps_values, may_hold_booleans
 from marship.serving.message import JSON_TYPE, Reply, Request
 
 SMALL_BYTES = 1 << 14

@@ -12,7 +12,8 @@ import numpy as np
 
 from marship.contract import Array, Arrays, Contract, TensorSpec
 from marship.errors import InvalidInputError, MarshipError, ModelError, TooLargeError, bare
-from marship.serving.formats.tensors import MISSING_ADVICE, conform, outside
+from marship.serving.formats.ranges import outside
+from marship.serving.formats.tensors import MISSING_ADVICE, conform
 
 RunModel = Callable[[Arrays], Arrays]
 Parts = list[Arrays | MarshipError]

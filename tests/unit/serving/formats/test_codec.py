@@ -22,7 +22,7 @@ from marship.errors import (
 )
 from marship.serving.formats import codec, forms
 from marship.serving.formats.codec import BodyFormat
-from marship.serving.formats.tensors import outside
+from marship.serving.formats.ranges import outside
 from marship.serving.model.batch import validate
 
 
