@@ -251,3 +251,14 @@ class Spiked(nn.Module):
             self.second.weight[0] *= factor
             self.second.bias[0] *= factor
             self.third.weight[:, 0] /= factor
+
+
+class Attending(nn.Module):
+    """Attention by torch's operator itself, with one mask for all queries."""
+
+    def forward(self, x: torch.Tensor, keep: torch.Tensor) -> torch.Tensor:
+        """Mix rows of x, (batch, length, width), that keep, bool (batch, length), has."""
+        rows, mask = x[:, None], keep[:, None, None, :]
+        attend = torch.ops.aten.scaled_dot_product_attention
+        mixed: torch.Tensor = attend(rows, rows, rows, mask)
+        return mixed.masked_fill(~keep.any(1)[:, None, None, None], 0.0)
