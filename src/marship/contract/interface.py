@@ -81,8 +81,9 @@ class TensorSpec:
             within a request.
         pad_value: Inputs only. Every variable axis but the batch may be padded on the right
             with this value without changing the outputs (proven at export).
-        value_range: Inputs that index a table: the smallest and the largest index, both
-            inclusive. None if the graph does not tell. Floats are truncated to indices.
+        value_range: Inputs that index a table, and integers up to which an export agrees with
+            PyTorch: the smallest and the largest value, both inclusive. None if there is no such
+            limit. Floats are truncated to indices.
         column_ranges: The same for columns that index tables of their own.
         takes_missing: Inputs only. Whether a value may be missing: NaN, which is null in JSON.
         full_columns: Inputs that take missing values only: the places along the last axis, which
@@ -187,6 +188,13 @@ class Contract:
         """Whether a variable axis may have this size."""
         low, high = self.bounds.get(axis, (1, None))
         return low <= size and (high is None or size <= high) and not size % self.steps.get(axis, 1)
+
+    @property
+    def least_rows(self) -> int:
+        """The fewest rows of a request, at least 1: those of the smallest batch."""
+        axis = self.batch_axis or ""
+        low, step = self.bounds.get(axis, (1, None))[0], self.steps.get(axis, 1)
+        return max(-(-low // step), 1) * step
 
     def to_json(self) -> str:
         """The text of `contract.json`."""

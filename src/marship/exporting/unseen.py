@@ -18,6 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from marship.contract import Array, Contract, TensorSpec
 from marship.errors import ModelError, ParityError
 from marship.exporting.compare import Sides, compare_one
+from marship.exporting.indices import run_within
 from marship.proof.cases import Case, allowed, draw_random, first_axis, sizes_to_try
 
 RUNGS = (1, 1 << 8, 1 << 16, 1 << 20, 1 << 24, 1 << 31, 1 << 53)
@@ -36,8 +37,8 @@ class _Compared:
     until: float
     generator: np.random.Generator
 
-    def base(self, spec: TensorSpec) -> Case:
-        """Usual inputs with enough values of one."""
+    def base(self, spec: TensorSpec) -> Case | None:
+        """Usual inputs with enough values of one; None if PyTorch does not run on such."""
         contract = self.sides.contract
         levels = sizes_to_try(contract, self.sides.examples)
         sizes, axis = levels[len(levels) // 2], first_axis(contract)
@@ -45,7 +46,12 @@ class _Compared:
             row = prod(sizes.get(n, 1) if isinstance(n, str) else n for n in spec.shape)
             rows = min(MOST_ROWS, max(2, VALUES // max(1, row)))
             sizes = {axis: allowed(contract, axis, rows), **sizes}
-        return draw_random(contract, self.sides.examples, sizes, 0)
+        examples = self.sides.examples
+        drawn = draw_random(contract, examples, sizes, 0)
+        try:
+            return run_within(self.sides.reference, drawn, contract, examples)[0]
+        except ModelError:
+            return None
 
     def agrees(self, base: Case, name: str, values: Array) -> bool | None:
         """Whether the file gives PyTorch's outputs; None if PyTorch's cannot be compared."""
@@ -134,6 +140,8 @@ def remarks(ranges: Ranges) -> list[str]:
 
 def _check_masks(compared: _Compared, spec: TensorSpec) -> None:
     base = compared.base(spec)
+    if base is None:
+        return
     for value in (True, False):
         mask = np.full_like(base.inputs[spec.name], value)
         if compared.agrees(base, spec.name, mask) is False:
@@ -147,6 +155,8 @@ def _check_masks(compared: _Compared, spec: TensorSpec) -> None:
 def _range_of(compared: _Compared, spec: TensorSpec) -> tuple[int, int] | None:
     """The range of an input within which outputs agree; None if they do wherever PyTorch runs."""
     base, seen = compared.base(spec), compared.sides.examples[spec.name]
+    if base is None:
+        return None
     most = int(np.iinfo(spec.dtype).max)
     ends, is_bounded = [int(seen.min()), int(seen.max())], False
     # not the type's least number: divided by -1 it ends the process

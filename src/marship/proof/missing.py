@@ -41,7 +41,10 @@ def check_choice(choice: str) -> None:
 
 def allowed(contract: Contract) -> Contract:
     """The contract whose float inputs take missing values."""
-    inputs = tuple(replace(s, takes_missing=s.dtype.startswith("float")) for s in contract.inputs)
+    inputs = tuple(
+        replace(spec, takes_missing=spec.dtype.startswith("float"), full_columns=())
+        for spec in contract.inputs
+    )
     return replace(contract, inputs=inputs)
 
 

@@ -285,8 +285,7 @@ class RowDrawer:
         if look.kind == "flat":
             wanted = look.peak or (high if look.scale > 0 else low)
             return np.full(shape, int(np.clip(wanted, low, high)))
-        share = min(look.scale, 1.0)
-        last = low + int((high - low) * share)
+        last = high if look.scale >= 1 else low + int((high - low) * look.scale)
         if look.peak is not None:
             last = int(np.clip(look.peak, low, high))
         values = self.generator.integers(low, last, shape, endpoint=True)

@@ -502,20 +502,23 @@ def test_places_in_an_axis_of_variable_size_are_exported(tmp_path: Path) -> None
     held(tmp_path, build, {"x": numbers(3, 30, 3), "lengths": lengths, "places": lengths - 1})
 
 
-def test_edges_between_a_variable_number_of_nodes_are_exported(tmp_path: Path) -> None:
-    """A graph network, whose nodes and edges vary apart."""
+@pytest.mark.parametrize("bounds", [("n=1:40", "e=1:80"), ()])
+def test_edges_between_a_variable_number_of_nodes_are_exported(
+    tmp_path: Path, bounds: tuple[str, ...]
+) -> None:
+    """A graph network, whose nodes and edges vary apart, also up to the example's own sizes."""
     body = "return torch.zeros_like(nodes).index_add(0, edges[1], nodes[edges[0]])"
     build = module(tmp_path, body, inputs="nodes, edges")
     settings = {
         "fixed_batch": True,
         "dynamic": ("nodes:0=n", "edges:1=e"),
-        "bounds": ("n=1:40", "e=1:80"),
+        "bounds": bounds,
     }
     generator = np.random.default_rng(0)
     exported(
         tmp_path, build, settings, nodes=numbers(6, 3), edges=generator.integers(0, 6, (2, 10))
     )
-    for nodes, edges in ((40, 80), (20, 7), (2, 50)):
+    for nodes, edges in ((40, 80), (20, 7), (2, 50)) if bounds else ((6, 10), (2, 3)):
         index = generator.integers(0, nodes, (2, edges))
         held(tmp_path, build, {"nodes": numbers(nodes, 3), "edges": index})
 

@@ -214,3 +214,12 @@ def test_a_golden_case_has_gaps_in_its_columns_alone(tmp_path: Path) -> None:
     (case,) = missing.golden_from(parity.runner(tmp_path / "m.onnx"), contract)
     has_gaps = np.isnan(case.inputs["x"]).any(axis=0)
     assert has_gaps.tolist() == [True, False, False, False]
+
+
+def test_what_allows_gaps_everywhere_leaves_no_column_out(tmp_path: Path) -> None:
+    """Not those either that were found to take none when the model was optimized."""
+    found, _ = decide(tmp_path, GRAPHS["one column imputed"][0])
+    assert found.inputs[0].full_columns
+    (spec,) = missing.allowed(found).inputs
+    assert spec.takes_missing
+    assert not spec.full_columns

@@ -231,3 +231,18 @@ def test_examples_may_be_shorter_than_the_bound(seen: int, most: int) -> None:
     assert found.agrees
     assert "rows of the examples" in found.sets
     assert found.largest_batch >= 65
+
+
+@pytest.mark.parametrize("high", [2**53 + 1, 2**63 - 1])
+def test_ranges_up_to_the_end_of_a_type_are_drawn(high: int) -> None:
+    """As an export may state them: floats do not hold these numbers."""
+    x = TensorSpec("x", "int64", ("n", 4), value_range=(0, high))
+    contract = Contract((x,), (Y,), ("m.onnx",), "", 21)
+    seen = []
+
+    def run(inputs: Arrays) -> Arrays:
+        seen.append(int(inputs["x"].max()))
+        return {"y": (inputs["x"] % 7).astype(np.float32)}
+
+    assert row_influence(contract, run).agrees
+    assert max(seen) == high

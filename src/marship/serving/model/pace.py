@@ -1,4 +1,7 @@
-"""How long a call of the model takes, measured when it is loaded: alone and for joined rows."""
+"""How long a call of the model takes, measured when it is loaded: for a row alone and for several.
+
+Where rows come in multiples, such a multiple is what one row is elsewhere.
+"""
 
 import time
 from collections.abc import Callable
@@ -46,15 +49,16 @@ def measure(run: Callable[[Arrays], Arrays], contract: Contract, case: Arrays) -
     if axis is None:
         alone_s = _fastest(run, case, 1)
         return Pace(alone_s, alone_s)
-    row = {spec.name: case[spec.name][:1] for spec in contract.inputs}
+    least = contract.least_rows
+    row = {spec.name: case[spec.name][:least] for spec in contract.inputs}
     run(row)
     alone_s = _fastest(run, row, 1)
     high = contract.bounds.get(axis, (1, None))[1]
     runs, rows = (1, 2) if alone_s > LONG_S else (_RUNS, JOINED_ROWS)
-    rows = min(rows, high or rows)
+    rows = min(rows, (high or rows * least) // least)
     if rows < 2:  # noqa: PLR2004
         return Pace(alone_s, alone_s)
-    joined = {name: np.repeat(array, rows, axis=0) for name, array in row.items()}
+    joined = {name: np.concatenate([array] * rows) for name, array in row.items()}
     run(joined)
     if runs > 1:
         alone_s = _fastest(run, row, runs)

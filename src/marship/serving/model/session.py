@@ -331,10 +331,10 @@ def _options(settings: SessionSettings) -> ort.SessionOptions:
 
 
 def _sample(inputs: Arrays, contract: Contract) -> Arrays:
-    """One row of a golden case, copied: the rest of it need not stay in memory."""
+    """The smallest request of a golden case, copied: the rest of it need not stay in memory."""
     if contract.batch_axis is None:
         return inputs
-    return {name: array[:1].copy() for name, array in inputs.items()}
+    return {name: array[: contract.least_rows].copy() for name, array in inputs.items()}
 
 
 def _shrinking(provider: str) -> ort.RunOptions:
