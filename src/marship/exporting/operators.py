@@ -25,6 +25,7 @@ from marship.exporting.modules import Replacing
 
 _OPSET: Any = opset18
 _TORCHLIB: Any = core
+_ATTENTION: Callable[..., torch.Tensor] = functional.scaled_dot_product_attention
 _DECOMPOSITIONS: Any = decompositions
 _WHILE_LOOP: Any = while_loop
 _PATCHES: Any = patches
@@ -167,33 +168,6 @@ def _replaced_pool(name: str, pooled: Callable[..., torch.Tensor]) -> Iterator[N
         setattr(functional, name, own)
 
 
-@contextmanager
-def _replaced_attention() -> Iterator[None]:
-    """Replace scaled_dot_product_attention where it has a mask."""
-    own = functional.scaled_dot_product_attention
-
-    def attention(
-        query: torch.Tensor,
-        key: torch.Tensor,
-        value: torch.Tensor,
-        attn_mask: torch.Tensor | None = None,
-        *rest: Any,  # noqa: ANN401  the others of the replaced function
-        **named: Any,  # noqa: ANN401  the same
-    ) -> torch.Tensor:
-        if attn_mask is None:
-            return own(query, key, value, None, *rest, **named)
-        allowed = attn_mask if attn_mask.dtype is torch.bool else attn_mask > float("-inf")
-        for_all = attn_mask.expand(*attn_mask.shape[:-2], query.shape[-2], key.shape[-2])
-        found = own(query, key, value, for_all, *rest, **named)
-        return found.masked_fill(~allowed.any(-1, keepdim=True), 0.0)
-
-    functional.scaled_dot_product_attention = attention
-    try:
-        yield
-    finally:
-        functional.scaled_dot_product_attention = own
-
-
 def _bins(size: int, count: int) -> torch.Tensor:
     """Which places of an axis are in each window of adaptive pooling: bool, shape (count, size).
 
@@ -220,18 +194,29 @@ class Traceable(Replacing):
     """Divides an axis of variable size into parts, and refuses packed sequences.
 
     torch computes from the size how many parts there are, and so takes one size for the only one.
-    Attention without an axis for heads gets one.
     """
 
     def call(self, func: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
         """Call a function, or what is in its place."""
         if func is _PACK:
             raise ModelError(_PACKED.format(guards.place() or "a line of a package"))
-        if func is functional.scaled_dot_product_attention:
-            return _attention(*args, **kwargs)
         if func in _NUMBERS and args:
             return _divided(func, *args, **kwargs)
         return func(*args, **kwargs)
+
+
+@contextmanager
+def _replaced_attention() -> Iterator[None]:
+    """Replace scaled_dot_product_attention by its name: nn.MultiheadAttention calls it that way.
+
+    ONNX Runtime's operator needs an axis for heads and a mask for each query, and has no zeros
+    where all keys are masked.
+    """
+    functional.scaled_dot_product_attention = _attention
+    try:
+        yield
+    finally:
+        functional.scaled_dot_product_attention = _ATTENTION
 
 
 def _attention(
@@ -243,13 +228,29 @@ def _attention(
     **named: Any,  # noqa: ANN401  the same
 ) -> torch.Tensor:
     """Attention with one head where there is no axis for heads, which ONNX's operator needs."""
-    attention = functional.scaled_dot_product_attention
     if query.ndim != _WITHOUT_HEADS:
-        return attention(query, key, value, attn_mask, *given, **named)
+        return _masked_attention(query, key, value, attn_mask, *given, **named)
     if attn_mask is not None and attn_mask.ndim == _WITHOUT_HEADS:
         attn_mask = attn_mask.unsqueeze(1)
     query, key, value = (tensor.unsqueeze(1) for tensor in (query, key, value))
-    return attention(query, key, value, attn_mask, *given, **named).squeeze(1)
+    return _masked_attention(query, key, value, attn_mask, *given, **named).squeeze(1)
+
+
+def _masked_attention(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attn_mask: torch.Tensor | None,
+    *given: Any,  # noqa: ANN401  torch's further arguments
+    **named: Any,  # noqa: ANN401  the same
+) -> torch.Tensor:
+    """Attention with a mask for each query, and zeros where all keys are masked."""
+    if attn_mask is None:
+        return _ATTENTION(query, key, value, None, *given, **named)
+    allowed = attn_mask if attn_mask.dtype is torch.bool else attn_mask > float("-inf")
+    for_all = attn_mask.expand(*attn_mask.shape[:-2], query.shape[-2], key.shape[-2])
+    found = _ATTENTION(query, key, value, for_all, *given, **named)
+    return found.masked_fill(~allowed.any(-1, keepdim=True), 0.0)
 
 
 def _divided(func: Callable[..., Any], tensor: torch.Tensor, *given: Any, **named: Any) -> Any:  # noqa: ANN401
