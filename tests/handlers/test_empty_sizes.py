@@ -9,9 +9,7 @@ import pytest
 from onnx import NodeProto, helper
 
 from marship.contract import CONTRACT_FILE, GOLDEN_FILE, Contract, write_golden
-from marship.packaging import onnx_proof
-from marship.packaging.settings import PackageSettings
-from marship.proof import parity
+from marship.proof import onnx_proof, parity
 from marship.serving.message import JSON_TYPE, Reply, Request
 from marship.serving.service import Placement, Service
 from odd_models import FLOAT, INT64, Shape, graph_of
@@ -45,8 +43,7 @@ class Loaded:
         constants: dict[str, Any] | None = None,
     ) -> None:
         source = graph_of(folder / "model.onnx", nodes, inputs, outputs, constants or {})
-        settings = PackageSettings(proof_seconds=5)
-        self.proof = onnx_proof._prove(source, folder, **onnx_proof.wishes(settings))
+        self.proof = onnx_proof._prove(source, folder, onnx_proof.Wishes(proof_seconds=5))
         self.run = parity.runner(source)
         (folder / CONTRACT_FILE).write_text(self.contract.to_json())
         write_golden(folder / GOLDEN_FILE, self.proof.cases)
@@ -148,6 +145,6 @@ def test_a_crash_at_an_empty_axis_is_none_of_the_others(
     monkeypatch.setattr(onnx_proof, "_START", script + onnx_proof._START)
     nodes, inputs, outputs, constants = DECODER
     source = graph_of(tmp_path / "model.onnx", nodes, inputs, outputs, constants)
-    found = onnx_proof.describe(source, tmp_path, PackageSettings(proof_seconds=5))
+    found = onnx_proof.describe(source, tmp_path, onnx_proof.Wishes(proof_seconds=5))
     assert found.contract.bounds == {}
     assert found.contract.batch_axis == "n"

@@ -45,6 +45,8 @@ NOT_RUN = {
     ): "takes minutes; tests/server/test_weights.py measures it",
     ("onnx.md", "listener.onnx"): "needs a file of one's own; tests/unit/packaging/"
     "test_examples.py packs such a one with each kind of example",
+    ("onnx.md", "--graph decoder"): "needs an encoder and a decoder; tests/unit/packaging/"
+    "test_graphs.py packs such ones with the page's handler",
     ("performance.md", "make bench"): "takes hours; tests/unit/test_benchmark.py tries its parts",
     (
         "reliability.md",

@@ -19,6 +19,7 @@ from marship.engines.torchserve import config, server
 from marship.operate.proxy import ProxySettings
 from nginx import Door, free_port, in_front
 from versions import ANSWERS, ROW
+from waiting import until
 from watching import memory_mb
 
 Amount = Callable[[float, float], float]
@@ -181,7 +182,7 @@ def test_idle_connections(
             lines = [connect(port_of(own)) for _ in range(count)]
             with closing(lines):
                 assert_is_served(tally)
-                assert java.num_fds() > count
+                until(lambda: java.num_fds() > count, TIMEOUT_S, "accepting them")
                 memory.look()
             memory.look_after()
             assert java.num_fds() < count

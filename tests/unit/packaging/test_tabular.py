@@ -25,7 +25,7 @@ from marship.contract import (
 )
 from marship.errors import ModelError, UsageError
 from marship.fit.recipe import Recipe
-from marship.packaging.mar import MODEL_FILE
+from marship.packaging.graph import MODEL_FILE
 from marship.proof.graph import contract_of
 
 ML, DEFAULT = helper.make_opsetid("ai.onnx.ml", 3), helper.make_opsetid("", 17)

@@ -11,9 +11,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from marship.contract import Contract
-from marship.packaging import onnx_proof
-from marship.packaging.settings import PackageSettings
-from marship.proof import graph, parity, patterns, words
+from marship.proof import graph, onnx_proof, parity, patterns, words
 
 S, F, I = TensorProto.STRING, TensorProto.FLOAT, TensorProto.INT64  # noqa: E741
 OTHERS = [
@@ -52,8 +50,7 @@ def saved(
 
 def proven(path: Path, **settings: Any) -> onnx_proof.OnnxProof:
     """As packing does it, in this process."""
-    asked = onnx_proof.wishes(PackageSettings(**settings))
-    return onnx_proof._prove(path, path.parent, **asked)
+    return onnx_proof._prove(path, path.parent, onnx_proof.Wishes(**settings))
 
 
 def stated(path: Path) -> Contract:
