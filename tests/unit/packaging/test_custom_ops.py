@@ -176,7 +176,7 @@ def test_other_files_and_libraries_are_refused_in_one_line(
         ([model], LoadError, r"texts\.onnx must be a shared library of Linux"),
         ([other], LoadError, r"libarm\.so must be built for this machine, .*linux-aarch64"),
         ([stranger], LoadError, r"must be a library of custom operators .*RegisterCustomOps"),
-        ([library, twice], UsageError, r"names of their own: libtexts\.so"),
+        ([library, twice], UsageError, r"names of their own, got two libtexts\.so"),
     ):
         with pytest.raises(kind, match=message) as caught:
             pack(model, tmp_path, *libraries)
