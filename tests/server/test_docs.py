@@ -47,6 +47,7 @@ NOT_RUN = {
     "test_examples.py packs such a one with each kind of example",
     ("onnx.md", "--graph decoder"): "needs an encoder and a decoder; tests/unit/packaging/"
     "test_graphs.py packs such ones with the page's handler",
+    ("onnx.md", "localedef"): "changes the machine",
     ("onnx.md", "libmyops.so"): "needs a library; tests/unit/packaging/test_custom_ops.py packs "
     "such a one",
     ("performance.md", "make bench"): "takes hours; tests/unit/test_benchmark.py tries its parts",

@@ -39,7 +39,7 @@ from marship.optimizing.material import (
     measured,
 )
 from marship.optimizing.settings import OptimizeSettings
-from marship.proof import examples, golden, graph, onnx_proof, parity
+from marship.proof import examples, golden, graph, missing, onnx_proof, parity
 from marship.proof.cases import TARGET, read_rows, write_rows
 from marship.storage import read_json, replacing_all, write_json
 
@@ -90,6 +90,7 @@ def adopt(path: Path, given: Given, settings: OptimizeSettings) -> Path:
         evidence={"source": path.name},
     )
     golden.check_kind(settings.golden)
+    missing.check_choice(settings.missing_values)
     _check_folder(run_dir)
     made_from = _fingerprint(path, given, recipe, settings)
     if not settings.again and _is_kept(run_dir, made_from):
@@ -99,12 +100,12 @@ def adopt(path: Path, given: Given, settings: OptimizeSettings) -> Path:
         contract = proof.contract
         write_golden(draft / GOLDEN_FILE, proof.cases)
         (draft / CONTRACT_FILE).write_text(contract.to_json())
-        rows = _rows(calibration, contract, proof.model)
+        rows = _rows(calibration, proof, settings)
         if given.heldout is None and given.judge is None:
             _say_if_few(rows, contract, calibration)
         write_rows(draft / CALIBRATION_FILE, rows)
         write_rows(draft / EXAMPLES_FILE, _examples(rows, contract))
-        heldout = _rows(given.heldout, contract, proof.model) if given.heldout else None
+        heldout = _rows(given.heldout, proof, settings) if given.heldout else None
         if heldout is not None:
             write_rows(draft / HELDOUT_FILE, heldout)
         if given.judge is not None:
@@ -158,7 +159,7 @@ def _check_folder(run_dir: Path) -> None:
 
 def _fingerprint(path: Path, given: Given, recipe: Recipe, settings: OptimizeSettings) -> str:
     """A digest of everything that the folder depends on but the judge's code."""
-    graph.read(path)
+    graph.parsed(path)  # not checked: the proof repairs what ONNX Runtime runs
     data = [path, *graph.external_files(path).values()]
     for place in (given.calibration, given.heldout):
         if place is not None:
@@ -166,7 +167,7 @@ def _fingerprint(path: Path, given: Given, recipe: Recipe, settings: OptimizeSet
     facts = {
         "versions": versions(*VERSIONED),
         "recipe": asdict(recipe),
-        "proof": [settings.golden, settings.proof_seconds],
+        "proof": [settings.golden, settings.proof_seconds, settings.missing_values],
         "files": [(file.name, digest_files(file)) for file in data],
         "has_heldout": given.heldout is not None,
     }
@@ -193,12 +194,16 @@ def _proven(
     wishes = onnx_proof.Wishes(
         example=calibration,
         golden=settings.golden,
+        missing_values=settings.missing_values,
         proof_seconds=settings.proof_seconds,
         limit_s=settings.limit_s,
     )
     shown = console.err.status(f"running {path.name} for at most {settings.limit_s} s")
     with tempfile.TemporaryDirectory() as scratch, shown:
-        proof = onnx_proof.describe(path, Path(scratch), wishes)
+        try:
+            proof = onnx_proof.describe(path, Path(scratch), wishes)
+        except MarshipError as error:
+            raise _advised(error, path) from error
         model = _copied(proof.model, draft)
     for line in (proof.summary, *proof.remarks):
         if line is not None:
@@ -208,6 +213,13 @@ def _proven(
         proof.contract, files=tuple(file.name for file in files), digest=digest_files(*files)
     )
     return replace(proof, model=model, contract=contract)
+
+
+def _advised(error: MarshipError, path: Path) -> MarshipError:
+    """The proof's error with flags of this step: the proof names those of `package`."""
+    packed = f" to package, as optimize takes none: marship package {path.name} --custom-ops "
+    text = str(error).replace(": --custom-ops ", packed)
+    return type(error)(text.replace("--example inputs.npz", "--calibration data.npz"))
 
 
 def _copied(model: Path, folder: Path) -> Path:
@@ -227,9 +239,12 @@ def _copied(model: Path, folder: Path) -> Path:
     return target
 
 
-def _rows(path: Path, contract: Contract, model: Path) -> Arrays:
+def _rows(path: Path, proof: onnx_proof.OnnxProof, settings: OptimizeSettings) -> Arrays:
     """The inputs in a file or folder: rows, or requests in front; with targets, if it has them."""
-    requests = examples.read(path, contract, parity.runner(model))
+    contract = proof.contract
+    requests = examples.read(path, contract, parity.runner(proof.model))
+    if settings.missing_values != missing.ANY:
+        examples.check_finite(requests, contract, path)
     kept = examples.alike(requests, are_rows=contract.batch_axis is not None)
     if left := len(requests) - len(kept):
         console.err.print(

@@ -54,6 +54,12 @@ class OptimizeSettings(Settings):
         "data, which then travel in the archive",
         usual=("synthetic", "real"),
     )
+    missing_values: str = setting(
+        "auto",
+        "null and NaN in float inputs of an ONNX file: allow or refuse; any: infinity, too; auto "
+        "asks its operators",
+        usual=("auto", "allow", "refuse", "any"),
+    )
     proof_seconds: float = setting(
         60.0, "what the proof of an ONNX file's rows may cost", minimum=1
     )

@@ -9,7 +9,7 @@ from marship import console
 from marship.errors import MarshipError, UsageError
 from marship.fit.recipe import RECIPE_FILE
 from marship.packaging.graph import Graph
-from marship.packaging.mar import Contents
+from marship.packaging.mar import Contents, name_of
 from marship.packaging.settings import PackageSettings
 from marship.proof import onnx_proof
 from marship.trust.archive import MOST_GRAPHS
@@ -18,6 +18,7 @@ _NAME = re.compile(r"[a-z][a-z0-9_]{0,63}")
 _FIRST = "encoder_model.onnx"
 _OTHERS = {"decoder": "decoder_model.onnx", "decoder_with_past": "decoder_with_past_model.onnx"}
 """The files of a model in several graphs, as Hugging Face's exporters name them."""
+_ONCE = "Name it once: a handler may run one graph in several places."
 
 
 def of_folder(source: Path, settings: PackageSettings) -> tuple[Path, PackageSettings]:
@@ -35,7 +36,7 @@ def of_folder(source: Path, settings: PackageSettings) -> tuple[Path, PackageSet
         for name, file in _OTHERS.items()
         if name not in given and (folder / file).is_file()
     ]
-    name = settings.name or source.resolve().name
+    name = settings.name or name_of(source)
     return folder / _FIRST, replace(settings, name=name, graph=(*settings.graph, *found))
 
 
@@ -55,15 +56,27 @@ def check(source: Path, settings: PackageSettings) -> None:
     seen = {source.resolve(): "the model itself"}
     for name, path in files.items():
         if not path.is_file():
-            raise UsageError(f"graph {name} must be an ONNX file, got no such file: {path}.")
+            got = "a folder" if path.is_dir() else "no such file"
+            raise UsageError(
+                f"graph {name} must be an ONNX file, got {got}: {path}. Name the file: --graph "
+                f"{name}=FILE.onnx."
+            )
         if before := seen.get(path.resolve()):
-            raise UsageError(f"graph {name} must be a file of its own, got that of {before}.")
+            raise UsageError(
+                f"graph {name} must be a file of its own, got that of {before}. {_ONCE}"
+            )
         seen[path.resolve()] = f"graph {name}"
     for name, path in examples.items():
         if not path.exists():
-            raise UsageError(f"the example of graph {name} must exist, got no such file: {path}.")
+            raise UsageError(
+                f"the example of graph {name} must exist, got no such file: {path}. Write it with "
+                "numpy.savez(path, <input name>=<array of rows>)."
+            )
     if len(files) > MOST_GRAPHS:
-        raise UsageError(f"graphs must be at most {MOST_GRAPHS}, got {len(files)}.")
+        raise UsageError(
+            f"graphs must be at most {MOST_GRAPHS}, got {len(files)}. Join some in one file, or "
+            "serve them from an archive of their own."
+        )
     if files and settings.handler is None:
         raise UsageError(
             f"graphs ({', '.join(files)}) must come with a handler that runs them, got none. Add "
@@ -89,7 +102,9 @@ def added(contents: Contents, settings: PackageSettings, draft: Path) -> Content
     digests = {contents.contract.digest: "the model itself"}
     for name, path, proof in _proofs(settings, draft):
         if before := digests.get(proof.contract.digest):
-            raise UsageError(f"graph {name} must be a model of its own, got that of {before}.")
+            raise UsageError(
+                f"graph {name} must be a model of its own, got that of {before}. {_ONCE}"
+            )
         digests[proof.contract.digest] = f"graph {name}"
         contract = replace(proof.contract, libraries=contents.contract.libraries)
         graphs[name] = Graph(proof.model, contract, proof.cases)

@@ -44,6 +44,11 @@ _MOST_NAME = 200
 """Characters of an archive's file name, which is written under a longer one first."""
 
 
+def name_of(folder: Path) -> str:
+    """A folder's name, with dashes for what the name of a model cannot have."""
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", folder.resolve().name).lstrip("._-")
+
+
 def file_name(name: str, settings: PackageSettings) -> str:
     """The name of an archive's file.
 

@@ -5,6 +5,7 @@ onnx/model.onnx onnx/model_quantized.onnx  or the same beside config.json
 """
 
 import json
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -20,6 +21,7 @@ from marship.packaging.mar import Contents
 from marship.packaging.settings import PackageSettings
 from marship.pretrained.folder import CONFIG_FILE, ModelFolder
 from marship.serving.texts.answers import EXTRACT
+from marship.tolerance import Tolerance
 
 STEM = "model"
 LENGTH = "length"
@@ -93,7 +95,7 @@ def planned(folder: Path, draft: Path, settings: PackageSettings) -> PackingPlan
         UsageError: The graph is no model for texts or pictures that can be served.
         ParityError: The image processor does what is not done here.
     """
-    from marship.proof import graph
+    from marship.proof import onnx_proof
 
     model = graph_of(folder, settings.variant)
     if not (folder / CONFIG_FILE).is_file():
@@ -101,26 +103,32 @@ def planned(folder: Path, draft: Path, settings: PackageSettings) -> PackingPlan
             f"{folder} must hold {CONFIG_FILE} beside its graphs, got none. Package the file alone "
             f"for tensors in and out: marship package {model}"
         )
-    contract = graph.contract_of(model)
-    outputs = [spec.name for spec in contract.outputs]
+    inputs, outputs = onnx_proof.stated(model)
     output = next((name for name in _STATES if name in outputs), None)
     opened = ModelFolder.at(folder, EXTRACT if output else None)
     (draft / EXAMPLES_DIR).mkdir()
     if not opened.is_text:
-        return _of_pictures(opened, model, draft, contract)
-    return _of_texts(opened, model, draft, contract, output or outputs[0], golden=settings.golden)
+        return _of_pictures(opened, model, draft, inputs)
+    name = output or outputs[0]
+    return _of_texts(opened, model, draft, inputs, name, settings=settings)
 
 
 def _of_texts(  # noqa: PLR0913  the parts of a plan
-    folder: ModelFolder, model: Path, draft: Path, stated: Contract, output: str, *, golden: str
+    folder: ModelFolder,
+    model: Path,
+    draft: Path,
+    inputs: Sequence[TensorSpec],
+    output: str,
+    *,
+    settings: PackageSettings,
 ) -> PackingPlan:
     from marship.pretrained import crosscheck, texts
-    from marship.proof import parity
+    from marship.proof import onnx_proof, parity
     from marship.serving.texts import INPUTS, TEXT_FILE, TOKENIZER_FILE, TextModel
 
     tokenizer = texts.tokenizer_of(folder)
-    names = _checked_inputs(model, stated, INPUTS)
-    _check_length(stated, model)
+    names = _checked_inputs(model, inputs, INPUTS)
+    _check_length(inputs, model)
     bounds = texts.stated_bounds(folder, tokenizer)
     samples = texts.samples_of(folder.task, tokenizer, min(bounds))
     rows = [texts.row_of(tokenizer, names, text) for text in samples]
@@ -129,14 +137,16 @@ def _of_texts(  # noqa: PLR0913  the parts of a plan
     pads = {k: v for k, v in texts.pads_of(tokenizer, folder.config).items() if k in names}
 
     def finish(contents: Contents) -> Contents:
-        run = parity.runner(contents.model)  # which has been loaded in a process of its own
+        libraries = [*map(Path, settings.custom_ops)]
+        run = parity.runner(contents.model, libraries=libraries)  # loaded in a process before
         found, examples = _with_length(contents.contract, model), texts.padded(rows, pads)
         most = texts.longest(run, rows[0], bounds)
         found = replace(found, bounds={**found.bounds, LENGTH: (1, most)})
         found = _padded(found, run, examples, pads)
         served = TextModel(json.loads(files[TEXT_FILE]), draft / TOKENIZER_FILE, found)
         crosscheck.check_tokens([served.read(text) for text in samples], tokenizer)
-        cases = parity.golden_from(run, found, examples, golden)  # of equal lengths
+        cases = parity.golden_from(run, found, examples, settings.golden)  # of equal lengths
+        found, _ = onnx_proof.with_tolerance(replace(found, tolerance=Tolerance()), run, cases)
         assets = [draft / name for name in files if name != texts.SAMPLES_FILE]
         contents = replace(contents, contract=found, golden=cases)
         return _completed(contents, folder, assets, [draft / texts.SAMPLES_FILE])
@@ -144,10 +154,12 @@ def _of_texts(  # noqa: PLR0913  the parts of a plan
     return PackingPlan(model, draft / EXAMPLES_DIR, "text_handler.py", finish)
 
 
-def _of_pictures(folder: ModelFolder, model: Path, draft: Path, stated: Contract) -> PackingPlan:
+def _of_pictures(
+    folder: ModelFolder, model: Path, draft: Path, inputs: Sequence[TensorSpec]
+) -> PackingPlan:
     from marship.pretrained import pictures
 
-    _checked_inputs(model, stated, (pictures.INPUT,))
+    _checked_inputs(model, inputs, (pictures.INPUT,))
     processor = pictures.processor_of(folder)
     files, examples = pictures.prepared(folder, processor)
     _write(draft, files, [{pictures.INPUT: row[None]} for row in examples[pictures.INPUT]])
@@ -156,9 +168,9 @@ def _of_pictures(folder: ModelFolder, model: Path, draft: Path, stated: Contract
     return PackingPlan(model, draft / EXAMPLES_DIR, "image_handler.py", finish)
 
 
-def _checked_inputs(model: Path, stated: Contract, known: Sequence[str]) -> list[str]:
+def _checked_inputs(model: Path, inputs: Sequence[TensorSpec], known: Sequence[str]) -> list[str]:
     """The names of a graph's inputs, if they are those of a tokenizer or an image processor."""
-    names = [spec.name for spec in stated.inputs]
+    names = [spec.name for spec in inputs]
     if not {known[0]} <= set(names) <= set(known):
         raise UsageError(
             f"{model} must take {', '.join(known)} or some of them, got {', '.join(names)}. "
@@ -167,11 +179,12 @@ def _checked_inputs(model: Path, stated: Contract, known: Sequence[str]) -> list
     return names
 
 
-def _check_length(contract: Contract, model: Path) -> None:
-    if fixed := [spec.shape[1] for spec in contract.inputs if not isinstance(spec.shape[1], str)]:
+def _check_length(inputs: Sequence[TensorSpec], model: Path) -> None:
+    lengths = [(*spec.shape, 1, 1)[1] for spec in inputs]
+    if fixed := [length for length in lengths if not isinstance(length, str)]:
         raise UsageError(
             f"{model} must take texts of any length, got a graph for {fixed[0]} tokens. Export it "
-            "with a variable length."
+            "with a variable length: from PyTorch's weights, marship export hf:FOLDER."
         )
 
 
@@ -191,18 +204,22 @@ def _with_length(contract: Contract, model: Path) -> Contract:
         UsageError: The length is fixed.
     """
     lengths = [spec.shape[1] for spec in contract.inputs]
-    _check_length(contract, model)
+    _check_length(contract.inputs, model)
 
     def renamed(spec: TensorSpec) -> TensorSpec:
         shape = tuple(LENGTH if axis in lengths else axis for axis in spec.shape)
         return replace(spec, shape=shape)
 
     bounds = {axis: bound for axis, bound in contract.bounds.items() if axis not in lengths}
+    steps = {axis: step for axis, step in contract.steps.items() if axis not in lengths}
+    if (step := math.lcm(*(contract.steps.get(str(axis), 1) for axis in lengths))) > 1:
+        steps[LENGTH] = step
     return replace(
         contract,
         inputs=tuple(map(renamed, contract.inputs)),
         outputs=tuple(map(renamed, contract.outputs)),
         bounds=bounds,
+        steps=steps,
     )
 
 

@@ -1,6 +1,5 @@
 """A run folder, or any ONNX file, to an archive that TorchServe serves."""
 
-import re
 import tempfile
 from dataclasses import replace
 from pathlib import Path
@@ -21,7 +20,7 @@ from marship.fit import run
 from marship.fit.recipe import RECIPE_FILE, Recipe
 from marship.packaging import configure, graphs, onnx_folder, recording, shipped
 from marship.packaging.graph import MODEL_FILE
-from marship.packaging.mar import NAME, Contents, build, check_files, file_name
+from marship.packaging.mar import NAME, Contents, build, check_files, file_name, name_of
 from marship.packaging.settings import PackageSettings
 from marship.proof import golden, missing
 from marship.serving.formats import extent
@@ -58,6 +57,7 @@ def package(source: str | Path, settings: PackageSettings | None = None) -> Path
     source, settings = graphs.of_folder(Path(source), settings or PackageSettings())
     _check(settings)
     _check_example(source, settings.example)
+    _check_variant(source, settings.variant)
     graphs.check(source, settings)
     libraries = _libraries(settings.custom_ops)
     with tempfile.TemporaryDirectory() as draft:
@@ -106,7 +106,10 @@ def _libraries(paths: tuple[str, ...]) -> tuple[Library, ...]:
     """The libraries of custom operators, which must run on this machine, too."""
     names = [Path(path).name for path in paths]
     if twice := next((name for name in names if names.count(name) > 1), None):
-        raise UsageError(f"libraries of custom operators must have names of their own: {twice}.")
+        raise UsageError(
+            f"libraries of custom operators must have names of their own, got two {twice}. Rename "
+            "one, or give it once."
+        )
     try:
         found = tuple(custom_ops.describe(Path(path)) for path in paths)
     except OSError as error:
@@ -127,6 +130,14 @@ def _check_example(source: Path, example: Path | None) -> None:
         )
     if not example.exists():
         raise UsageError(f"{example} must hold example inputs, got no such file.")
+
+
+def _check_variant(source: Path, variant: str | None) -> None:
+    if variant is not None and source.is_file():
+        raise UsageError(
+            f"variant must be of a run folder, or of one with model_VARIANT.onnx, got {variant} of "
+            f"{source}. Package the variant's own file, with those of further graphs by --graph."
+        )
 
 
 def _from_run(run_dir: Path, settings: PackageSettings) -> Contents:
@@ -233,8 +244,8 @@ def _for_file(contract: Contract, model: Path, tolerance: Tolerance) -> Contract
 
 def _from_folder(folder: Path, draft: Path, settings: PackageSettings) -> Contents:
     plan = onnx_folder.planned(folder, draft, settings)
-    name = re.sub(r"[^A-Za-z0-9._-]+", "-", folder.resolve().name)
-    settings = replace(settings, example=plan.example, name=settings.name or name)
+    name = settings.name or name_of(folder)
+    settings = replace(settings, example=plan.example, name=name)
     return plan.finish(_from_onnx(plan.model, draft, settings, plan.handler))
 
 

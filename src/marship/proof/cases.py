@@ -8,7 +8,7 @@ from typing import Protocol
 import numpy as np
 
 from marship import strings, texts
-from marship.contract import NPZ_FAULTS, Array, Arrays, Contract, TensorSpec
+from marship.contract import NPZ_FAULTS, WIDENED, Array, Arrays, Contract, TensorSpec
 from marship.errors import DataError, UsageError
 
 BATCH_SIZES = (1, 2, 7)
@@ -232,7 +232,7 @@ def draw_random(
             if spec.pad_value is not None and (seen != spec.pad_value).any():
                 seen = seen[seen != spec.pad_value]
             values = _like(seen, shape, generator)
-        values = with_column_indices(spec, values, generator)
+        values = clipped(spec, with_column_indices(spec, values, generator))
         inputs[spec.name] = with_known(spec, values, generator)
     return Case("random", sizes, inputs)
 
@@ -250,6 +250,17 @@ def _like(seen: Array, shape: list[int], generator: np.random.Generator) -> Arra
     share = generator.random(shape)
     again = low * (1 - share) + high * share
     return np.where((values < low) | (values > high), again, values).astype(seen.dtype)
+
+
+def clipped(spec: TensorSpec, values: Array) -> Array:
+    """The values, with those beyond the limits of the input's narrow type moved there.
+
+    A type that has no sign gets magnitudes: else half of all values would be its smallest.
+    """
+    if not spec.narrow:
+        return values
+    limits = WIDENED[spec.narrow]
+    return np.clip(np.abs(values) if limits.low > 0 else values, limits.low, limits.high)
 
 
 def batches(contract: Contract) -> list[dict[str, int]]:

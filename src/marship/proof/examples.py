@@ -73,7 +73,10 @@ def check_finite(requests: Sequence[Arrays], contract: Contract, path: Path) -> 
     for spec in contract.inputs:
         arrays = [one[spec.name] for one in requests if one[spec.name].dtype.kind == "f"]
         if any(np.isinf(array).any() for array in arrays):
-            raise DataError(f"{spec.name} of {path} must hold finite values, got infinity.")
+            raise DataError(
+                f"{spec.name} of {path} must hold finite values, got infinity, which requests must "
+                "not hold either. Leave it out, or take it with --missing-values any."
+            )
         full = [*spec.full_columns] if spec.takes_missing else slice(None)
         if any(np.isnan(array[..., full] if array.ndim else array).any() for array in arrays):
             where = f" elsewhere than in {spec.missing_in}" if spec.takes_missing else ""

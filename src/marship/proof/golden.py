@@ -18,6 +18,7 @@ from marship.errors import PackageError, UsageError
 from marship.proof.cases import (
     Case,
     batches,
+    clipped,
     draw_real,
     first_axis,
     sizes_to_try,
@@ -86,7 +87,7 @@ def draw_golden(
     if kind == REAL and examples is None:
         raise UsageError(
             "golden must be synthetic without example rows, got real. Export from a run folder, or "
-            "give --example."
+            "give some: --example inputs.npz."
         )
     levels = sizes_to_try(contract, examples)
     rows = batches(contract)
@@ -155,7 +156,7 @@ class _Drawer:
         from marship.proof.words import with_known
 
         values = with_column_indices(self.spec, self._alike(shape), self.generator)
-        return with_known(self.spec, values, self.generator)
+        return with_known(self.spec, clipped(self.spec, values), self.generator)
 
     def _alike(self, shape: Sequence[int]) -> Array:
         """Values like the examples'; any values without examples."""

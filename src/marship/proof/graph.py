@@ -13,9 +13,10 @@ import onnx
 from google.protobuf.message import DecodeError
 from onnx import TensorProto
 
-from marship.contract import WIDENED, Array, Contract, TensorSpec, digest_files
+from marship.contract import Array, Contract, TensorSpec, digest_files
 from marship.errors import ModelError, UsageError
 from marship.proof import operators
+from marship.proof.cases import clipped
 from marship.proof.indices import index_ranges
 from marship.proof.words import with_known
 from marship.tolerance import Tolerance
@@ -313,10 +314,8 @@ def random_input(spec: TensorSpec, sizes: Mapping[str, int], seed: int) -> Array
         values = generator.integers(0, 2, shape).astype(spec.dtype)
     else:
         values = generator.standard_normal(shape).astype(spec.dtype)
-    if spec.narrow:
-        limits = WIDENED[spec.narrow]
-        values = np.clip(values, limits.low, limits.high).astype(spec.dtype)
-    return with_known(spec, with_column_indices(spec, values, generator), generator)
+    values = clipped(spec, with_column_indices(spec, values, generator))
+    return with_known(spec, values, generator)
 
 
 def random_index(spec: TensorSpec, shape: Sequence[int], generator: np.random.Generator) -> Array:

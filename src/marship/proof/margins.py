@@ -13,6 +13,8 @@ from marship.tolerance import agree, largest_difference
 THREADS, ROUNDING_MARGIN = (2, 4), 3.0
 """Numbers of threads to compare with one, and the factor of what others, or other processors, may
 make of it."""
+_NO_ATOL = 1e-12
+"""Stands for an absolute tolerance of 0, of which there are no multiples."""
 
 
 def with_threads(
@@ -53,12 +55,13 @@ def with_rounding(
 def _widened(contract: Contract, got: Arrays, want: Arrays) -> tuple[Contract, float]:
     """The contract with a tolerance of a multiple of these differences, and the largest one."""
     factors = dict(contract.tolerance.factors)
-    largest = 0.0
+    atol, largest = contract.tolerance.atol or _NO_ATOL, 0.0
     for name, wanted in want.items():
         gap, _ = largest_difference({name: got[name]}, {name: wanted})
         if not math.isfinite(gap):
             continue  # whole numbers: no tolerance makes them right
         largest = max(largest, gap)
-        factor = ROUNDING_MARGIN * gap / contract.tolerance.atol
+        factor = ROUNDING_MARGIN * gap / atol
         factors[name] = max(factors.get(name, 1.0), factor)
-    return replace(contract, tolerance=replace(contract.tolerance, factors=factors)), largest
+    tolerance = replace(contract.tolerance, atol=atol, factors=factors)
+    return replace(contract, tolerance=tolerance), largest

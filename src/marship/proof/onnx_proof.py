@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from marship import errors
-from marship.contract import Contract, GoldenCase, read_golden, write_golden
+from marship.contract import Contract, GoldenCase, TensorSpec, read_golden, write_golden
 from marship.errors import MarshipError, ModelError
 
 if TYPE_CHECKING:  # onnx takes a while to import
@@ -152,11 +152,12 @@ def _prove(path: Path, draft: Path, wishes: Wishes) -> OnnxProof:
     from marship.proof.empty import with_empty_axes
 
     example = wishes.example and Path(wishes.example)
-    path, labels, narrow = _rewritten(path, draft, example)
+    libraries = [*map(Path, wishes.libraries)]
+    path, labels, narrow = _rewritten(path, draft, example, libraries)
     stated = graph.contract_of(path, labels=labels, narrow=narrow)
     stated = words.worded(stated, path)
     graph.refuse_random(path)
-    run = parity.runner(path, libraries=[*map(Path, wishes.libraries)])
+    run = parity.runner(path, libraries=libraries)
     sized = graph.facts(path).sized
     requests = examples.read(example, axes.apart(stated), run) if example else []
     for has_rows in (True, False):
@@ -175,8 +176,7 @@ def _prove(path: Path, draft: Path, wishes: Wishes) -> OnnxProof:
             break  # else no rows need to be kept together
     cases = parity.golden_from(run, contract, rows, wishes.golden)
     cases += missing.golden_from(run, contract)
-    contract = parity.with_scale(contract, cases)
-    contract, threads = _with_threads(contract, run, cases)
+    contract, threads = with_tolerance(contract, run, cases)
     remarks = [line for line in (gaps, threads) if line is not None]
     # last: proofs and golden cases reach up to the bounds, and each worker replays golden cases
     lengths = graph.table_lengths(path, trials.LONGEST_TABLE)
@@ -187,12 +187,17 @@ def _prove(path: Path, draft: Path, wishes: Wishes) -> OnnxProof:
     return OnnxProof(path, contract, cases, str(proof), proof.evidence(), remarks)
 
 
-def _with_threads(
+def with_tolerance(
     contract: Contract, run: "OnnxRun", cases: list[GoldenCase]
 ) -> tuple[Contract, str | None]:
-    """The contract for any number of threads, and a remark where they matter."""
-    from marship.proof import graph, margins
+    """The contract with the tolerance of golden cases at any number of threads.
 
+    Returns:
+        The contract, and a remark where threads matter; None elsewhere.
+    """
+    from marship.proof import graph, margins, parity
+
+    contract = parity.with_scale(contract, cases)
     if not graph.quantizes(run.path):
         return contract, None
     contract, gap = margins.with_threads(contract, run, cases)
@@ -204,8 +209,23 @@ def _with_threads(
     )
 
 
+def stated(path: Path) -> tuple[tuple[TensorSpec, ...], list[str]]:
+    """The inputs and the names of outputs of a file, once it is rewritten; nothing is run.
+
+    Raises:
+        ModelError: It is no ONNX file, or an input has an unsupported type or no shape.
+    """
+    from marship.proof import graph, maps, repairs, widening
+
+    model = graph.parsed(path)
+    repairs.repair(model)
+    maps.replaced(model)
+    widening.widened(model)
+    return graph.inputs_of(model), [value.name for value in model.graph.output]
+
+
 def _rewritten(
-    path: Path, draft: Path, example: Path | None
+    path: Path, draft: Path, example: Path | None, libraries: Sequence[Path]
 ) -> tuple[Path, dict[str, tuple[str, ...]], dict[str, str]]:
     """The file, or a copy that can be served where it cannot.
 
@@ -232,7 +252,7 @@ def _rewritten(
     copy = _copied(model, path, draft)
     if repairs.shapeless(model.graph.output):
         contract = replace(graph.typed(model), inputs=inputs)
-        repairs.state_outputs(model, parity.runner(copy), contract, requests)
+        repairs.state_outputs(model, parity.runner(copy, libraries=libraries), contract, requests)
         onnx.save(model, str(copy))
     return copy, labels, narrow
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from marship.contract import Array, Arrays, Contract, TensorSpec
-from marship.proof.cases import draw_real, first_axis, within
+from marship.proof.cases import clipped, draw_real, first_axis, within
 
 PARTS = 7
 WORDS = ("text", "a", "", "Two words", "1", "0.5", "ä", "a much longer text than the others")
@@ -216,7 +216,7 @@ class RowDrawer:
             table = replace(spec, value_range=(column.low, column.high), column_ranges=())
             part = np.moveaxis(values, column.axis, 0)[column.place, ...]
             part[...] = self._index_values(table, list(part.shape), look)
-        return with_known(spec, values, self.generator)
+        return with_known(spec, clipped(spec, values), self.generator)
 
     def _alike(self, spec: TensorSpec, shape: list[int], look: Look) -> Array:
         seen = None if self.examples is None else self.examples[spec.name].ravel()

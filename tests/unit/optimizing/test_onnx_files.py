@@ -3,6 +3,7 @@
 import json
 import zipfile
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -483,6 +484,78 @@ def test_bad_data_is_one_line_and_leaves_nothing(tmp_path: Path, name: str) -> N
     with pytest.raises(kind, match=words) as caught:
         optimize(file, QUICK, **given(tmp_path / "data"), out=tmp_path / "run")
     assert "\n" not in str(caught.value)
+    assert not list(tmp_path.glob("run/*"))
+
+
+def disordered(path: Path) -> Path:
+    """Nodes in another order than they run, which ONNX's checker refuses."""
+    made = onnx.load(scales(path))
+    nodes = [*made.graph.node][::-1]
+    del made.graph.node[:]
+    made.graph.node.extend(nodes)
+    onnx.save(made, str(path))
+    return path
+
+
+def test_a_file_that_packing_repairs_is_optimized(tmp_path: Path) -> None:
+    """By the same repairs, and packed with the same contract."""
+    file = disordered(tmp_path / "given.onnx")
+    data = saved(tmp_path / "d.npz", x=normal(40, 8))
+    done = optimize(file, QUICK, calibration=data, out=tmp_path / "run")
+    want = packed(file, tmp_path / "store", name="plain", example=data)
+    assert packed(done.run_dir, tmp_path / "store", variant="exported") == want
+
+
+def masked(path: Path) -> Path:
+    """A softmax of scores and a mask, whose values are 0 and negative infinity."""
+    nodes = [
+        node("MatMul", "x w", "scores"),
+        node("Add", "scores mask", "kept"),
+        node("Softmax", "kept", "shares", axis=1),
+        node("MatMul", "shares last", "y"),
+    ]
+    inputs: dict[str, tuple[int, Shape]] = {"x": (FLOAT, ["n", 8]), "mask": (FLOAT, ["n", 4])}
+    weights = {"w": normal(8, 4), "last": normal(4, 3, seed=1)}
+    return model(path, nodes, inputs, {"y": (FLOAT, ["n", 3])}, weights)
+
+
+def test_values_that_are_not_finite_are_taken_where_the_user_says_so(tmp_path: Path) -> None:
+    """The flag is that of packing, and what refuses a value names it, in held-out data, too."""
+    file, mask = masked(tmp_path / "masked.onnx"), np.zeros((64, 4), np.float32)
+    mask[:, 2:][::3] = -np.inf
+    x, nothing = normal(64, 8), np.zeros_like(mask)
+    data = saved(tmp_path / "d.npz", x=x, mask=mask)
+    plain = saved(tmp_path / "p.npz", x=x, mask=nothing)
+    gaps = saved(tmp_path / "h.npz", x=np.full_like(x, np.nan), mask=nothing)
+    with pytest.raises(DataError, match=r"mask .* got infinity.*--missing-values any"):
+        optimize(file, QUICK, calibration=data, out=tmp_path / "run")
+    with pytest.raises(DataError, match=r"x of .*h\.npz .* NaN.*--missing-values allow"):
+        optimize(file, QUICK, calibration=plain, heldout=gaps, out=tmp_path / "run")
+    with pytest.raises(UsageError, match="missing-values must be one of"):
+        optimize(file, replace(QUICK, missing_values="some"), calibration=data)
+    settings = replace(QUICK, missing_values="any")
+    done = optimize(file, settings, calibration=data, out=tmp_path / "run")
+    assert done.report["compared"]["rows"] == 16
+    contract = packed(done.run_dir, tmp_path / "store", missing_values="any")
+    assert [spec["takes_missing"] for spec in contract["inputs"]] == [True, True]
+
+
+def test_operators_of_a_library_are_refused_with_what_packs_them(tmp_path: Path) -> None:
+    """As `optimize` loads no libraries, its own flags are all that it advises."""
+    file = tmp_path / "given.onnx"
+    shapes: dict[str, tuple[int, Shape]] = {"x": (FLOAT, ["n", 8])}
+    rows: dict[str, tuple[int, Shape]] = {"y": (FLOAT, ["n", 8])}
+    model(file, [node("Own", "x", "y", domain="my.domain")], shapes, rows, {})
+    made = onnx.load(file)
+    made.opset_import.append(helper.make_opsetid("my.domain", 1))
+    onnx.save(made, str(file))
+    data = saved(tmp_path / "d.npz", x=normal(40, 8))
+    advice = (
+        r"operators of my\.domain to package, as optimize takes none: marship package "
+        r"given\.onnx --custom-ops FILE\.so"
+    )
+    with pytest.raises(ModelError, match=advice):
+        optimize(file, QUICK, calibration=data, out=tmp_path / "run")
     assert not list(tmp_path.glob("run/*"))
 
 

@@ -105,6 +105,18 @@ def test_a_model_with_operators_of_a_library_is_proven_and_runs(mar: Path, tmp_p
     assert contract.batch_axis == "batch"
 
 
+def test_runs_that_find_the_axes_of_an_output_have_the_library(
+    model: Path, library: Path, tmp_path: Path
+) -> None:
+    """Shape inference knows no operators of a library, so that the file is run."""
+    made = onnx.load(model)
+    made.graph.output[0].type.tensor_type.ClearField("shape")
+    onnx.save(made, tmp_path / "texts.onnx")
+    contract = archive.read(pack(tmp_path / "texts.onnx", tmp_path, library)).contract
+    assert contract is not None
+    assert len(contract.outputs[0].shape) == 1
+
+
 def test_the_archive_names_the_library_its_digest_and_its_platform(
     mar: Path, library: Path
 ) -> None:
@@ -164,7 +176,7 @@ def test_other_files_and_libraries_are_refused_in_one_line(
         ([model], LoadError, r"texts\.onnx must be a shared library of Linux"),
         ([other], LoadError, r"libarm\.so must be built for this machine, .*linux-aarch64"),
         ([stranger], LoadError, r"must be a library of custom operators .*RegisterCustomOps"),
-        ([library, twice], UsageError, r"names of their own: libtexts\.so"),
+        ([library, twice], UsageError, r"names of their own, got two libtexts\.so"),
     ):
         with pytest.raises(kind, match=message) as caught:
             pack(model, tmp_path, *libraries)

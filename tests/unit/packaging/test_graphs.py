@@ -9,6 +9,7 @@ import onnx
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from onnx import helper
 from onnx.external_data_helper import convert_model_to_external_data
 
 from marship import check
@@ -19,6 +20,7 @@ from marship.packaging.configure import configure
 from marship.packaging.sbom import model as bill
 from marship.packaging.sealing import rewrap
 from marship.packaging.step import PackageSettings, package
+from marship.proof import onnx_proof
 from marship.serving.handler import OnnxHandler, Placement
 from marship.serving.model import session
 from marship.serving.model.graphs import Graphs
@@ -201,13 +203,13 @@ def test_a_graph_may_have_external_data(made: Path, tmp_path: Path) -> None:
 
 def test_a_folder_of_encoder_and_decoder_is_packed(made: Path, tmp_path: Path) -> None:
     """In Hugging Face's layout, named as the folder; a graph that is named goes first."""
-    folder = tmp_path / "exported"
+    folder = tmp_path / "my exported (2)"
     (folder / "onnx").mkdir(parents=True)
     for name in ("encoder", "decoder"):
         shutil.copyfile(made / f"{name}.onnx", folder / "onnx" / f"{name}_model.onnx")
     handler = made / "translate_handler.py"
     mar = package(folder, PackageSettings(model_store=tmp_path, handler=handler))
-    assert mar.name == "exported.mar"
+    assert mar.name == "my-exported-2-.mar"
     response = check(mar, made / "request.json").response
     assert response is not None
     assert response.status == 200
@@ -215,6 +217,8 @@ def test_a_folder_of_encoder_and_decoder_is_packed(made: Path, tmp_path: Path) -
     assert graphs.of_folder(folder, settings)[1].graph == ("decoder=other.onnx",)
     with pytest.raises(UsageError, match=r"graphs \(decoder\) must come with a handler"):
         package(folder, PackageSettings(model_store=tmp_path))
+    with pytest.raises(UsageError, match=r"got quantized of .*encoder_model\.onnx\. Package the"):
+        package(folder, PackageSettings(variant="quantized", handler=handler))
 
 
 def test_names_and_files_of_graphs_are_checked_first(made: Path, tmp_path: Path) -> None:
@@ -226,6 +230,7 @@ def test_names_and_files_of_graphs_are_checked_first(made: Path, tmp_path: Path)
         ({"graph": ("De=a.onnx",)}, "graph must read name=file"),
         ({"graph": ("../a=a.onnx",)}, "graph must read name=file"),
         ({"graph": ("a=none.onnx",)}, "graph a must be an ONNX file, got no such file: none.onnx"),
+        ({"graph": (f"a={made}",)}, r"got a folder: .* --graph a=FILE\.onnx"),
         ({"graph": (f"a={made / 'encoder.onnx'}",)}, "file of its own, got that of the model"),
         ({"graph": ("a=x", "a=y")}, "graph a must be given once, got it twice"),
         ({"graph_example": ("c=a.npz",)}, "graph-example must be of a graph, decoder, got c"),
@@ -266,6 +271,34 @@ def test_the_advice_about_examples_names_the_graphs_flag(
     settings = PackageSettings(graph=(f"decoder={made / 'decoder.onnx'}",))
     with pytest.raises(ModelError, match=r"--graph-example decoder=inputs\.npz"):
         list(graphs._proofs(settings, tmp_path))
+
+
+def test_real_golden_cases_of_a_graph_without_an_example_name_its_flag(
+    made: Path, tmp_path: Path
+) -> None:
+    """The first file's own example is none of the decoder's."""
+    np.savez(tmp_path / "encoder.npz", source=np.array(SOURCE))
+    with pytest.raises(UsageError, match=r"give some: --graph-example decoder=inputs\.npz"):
+        pack(made, tmp_path, golden="real", example=tmp_path / "encoder.npz")
+
+
+def test_values_that_a_narrow_type_cannot_hold_do_not_reach_a_further_graph(
+    tmp_path: Path,
+) -> None:
+    """A handler computes them, so that nothing has checked them before."""
+    x, y = (helper.make_tensor_value_info(n, onnx.TensorProto.INT4, ["n"]) for n in "xy")
+    inner = helper.make_graph([helper.make_node("Identity", ["x"], ["y"])], "g", [x], [y])
+    made = helper.make_model(inner, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)
+    onnx.save(made, tmp_path / "m.onnx")
+    proof = onnx_proof._prove(tmp_path / "m.onnx", tmp_path, onnx_proof.Wishes(proof_seconds=1))
+    folder = tmp_path / "archive" / "graphs" / "narrow"
+    folder.mkdir(parents=True)
+    shutil.copyfile(proof.model, folder / "m.onnx")
+    (folder / "contract.json").write_text(proof.contract.to_json())
+    graph = Graphs.opened(tmp_path / "archive", SessionSettings(), None)["narrow"]
+    assert graph.run({"x": np.array([-8, 7], np.int8)})["y"].tolist() == [-8, 7]
+    with pytest.raises(ModelError, match="x must hold values of int4, from -8 to 7, got 9"):
+        graph.run({"x": np.array([0, 9], np.int8)})
 
 
 def test_a_handler_that_asks_for_another_name_is_told_those_there_are(
@@ -339,7 +372,7 @@ def test_settings_of_the_handler_can_be_changed(sealed_mar: Path, tmp_path: Path
     assert archive.read(mar).graphs == before
 
 
-@given(st.text(max_size=12))
+@given(st.text(st.characters(exclude_characters="="), max_size=12))  # behind = is the file
 def test_a_name_is_a_folder_of_its_own_and_an_attribute(name: str) -> None:
     """Whatever else is given as a name is refused."""
     try:

@@ -2,15 +2,22 @@
 
 import json
 import shutil
+from dataclasses import replace
+from io import BytesIO
 from pathlib import Path
 
+import numpy as np
 import onnx
+import onnxruntime_extensions
 import pytest
 
 import marship
+from marship.contract import Contract, TensorSpec, read_golden
 from marship.errors import UsageError
 from marship.operate import check
 from marship.packaging import onnx_folder
+from marship.proof import onnx_proof, parity
+from marship.tolerance import Tolerance
 from marship.trust import archive
 from pretrained_folders import byte_pairs, word_pieces, write_pictures, write_texts
 
@@ -73,6 +80,59 @@ def test_all_inputs_of_a_text_have_one_length(parts: Path, tmp_path: Path) -> No
     assert contract is not None
     assert {spec.shape for spec in contract.inputs} == {("batch", "length")}
     assert contract.outputs[0].shape == ("batch", "length", 16)
+
+
+def test_a_graph_that_packing_repairs_and_its_operators_of_a_library(
+    parts: Path, tmp_path: Path
+) -> None:
+    """A folder's graph is read as a lone file is, and every run of it has the library."""
+    folder = laid_out(parts, "opinion", tmp_path / "opinion", "model.onnx")
+    model = onnx.load(folder / "model.onnx")
+    words = onnx.helper.make_tensor("words", onnx.TensorProto.STRING, [1], [b"a"])
+    model.graph.initializer.append(words)
+    own = onnx.helper.make_node("StringUpper", ["words"], ["upper"], domain="ai.onnx.contrib")
+    nodes = [own, *model.graph.node][::-1]
+    del model.graph.node[:]
+    model.graph.node.extend(nodes)
+    model.opset_import.append(onnx.helper.make_opsetid("ai.onnx.contrib", 1))
+    onnx.save(model, folder / "model.onnx")
+    library = shutil.copy(onnxruntime_extensions.get_library_path(), tmp_path / "libtexts.so")
+    done = check.check(packed(folder, tmp_path, custom_ops=(str(library),)))
+    assert (done.golden_cases > 0, done.golden_requests) == (True, 1)
+
+
+def test_the_tolerance_is_that_of_the_golden_cases_in_the_archive(
+    parts: Path, tmp_path: Path
+) -> None:
+    """They are drawn anew once padding is known; outputs are small, so that they scale it."""
+    folder = laid_out(parts, "states", tmp_path / "states", "model.onnx")
+    model = onnx.load(folder / "model.onnx")
+    (output,) = (value for value in model.graph.output if value.name == "last_hidden_state")
+    for node in model.graph.node:
+        node.output[:] = [n.replace(output.name, "large") for n in node.output]
+        node.input[:] = [n.replace(output.name, "large") for n in node.input]
+    scale = onnx.numpy_helper.from_array(np.array(1e-3, np.float32), "thousandth")
+    model.graph.initializer.append(scale)
+    model.graph.node.append(onnx.helper.make_node("Mul", ["large", scale.name], [output.name]))
+    onnx.save(model, folder / "model.onnx")
+    found = archive.read(packed(folder, tmp_path))
+    assert found.contract is not None
+    contract = replace(found.contract, tolerance=Tolerance())
+    cases = read_golden(BytesIO(found.contents("golden.npz")))
+    wanted, _ = onnx_proof.with_tolerance(contract, parity.runner(folder / "model.onnx"), cases)
+    assert found.contract.tolerance == wanted.tolerance
+    assert wanted.tolerance.factors["last_hidden_state"] < 1
+
+
+def test_a_rule_for_sizes_holds_for_the_one_length(parts: Path) -> None:
+    """Two inputs with lengths of their own get one, which obeys the rules of both."""
+    shapes = {"input_ids": ("n", "a"), "attention_mask": ("n", "b")}
+    inputs = tuple(TensorSpec(name, "int64", shape) for name, shape in shapes.items())
+    stated = Contract(inputs, (), ("m.onnx",), "", 17, bounds={"a": (4, None), "n": (2, None)},
+                      steps={"a": 4, "b": 6, "n": 2})  # fmt: skip
+    found = onnx_folder._with_length(stated, parts)
+    assert found.steps == {"n": 2, "length": 12}
+    assert found.bounds == {"n": (2, None)}
 
 
 def test_a_picture_gets_labels(parts: Path, tmp_path: Path) -> None:

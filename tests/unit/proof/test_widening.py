@@ -1,5 +1,6 @@
 """Tensors of types that NumPy lacks become float32 or int8 at the border, value by value."""
 
+from dataclasses import replace
 from typing import Any
 
 import ml_dtypes
@@ -9,8 +10,12 @@ import onnxruntime
 import pytest
 from onnx import TensorProto, helper
 
-from marship.contract import WIDENED
+from marship.contract import WIDENED, Contract, TensorSpec
 from marship.proof import widening
+from marship.proof.cases import draw_random
+from marship.proof.golden import draw_golden
+from marship.proof.rowsets import RowDrawer
+from marship.serving.formats.ranges import outside
 
 OPSET, IR = 25, 13
 
@@ -145,3 +150,25 @@ def test_ordinary_files_are_left_alone() -> None:
     before = model.SerializeToString()
     assert widening.widened(model) == {}
     assert model.SerializeToString() == before
+
+
+@pytest.mark.parametrize("narrow", WIDENED)
+@pytest.mark.parametrize("has_table", [False, True])
+def test_whatever_is_drawn_is_a_value_of_the_type(narrow: str, has_table: bool) -> None:
+    """One example row at the type's limit has no range of its own; tables may be longer."""
+    limits = WIDENED[narrow]
+    spec = TensorSpec("x", limits.dtype, ("n", 4), narrow=narrow)
+    if has_table:
+        spec = replace(spec, value_range=(0, 100))
+    contract = Contract((spec,), (TensorSpec("y", "float32", ("n", 4)),), ("m",), "", 25, "n")
+    low, high = (min(max(edge, -1e30), 1e30) for edge in (limits.low, limits.high))
+    examples = {"x": np.array([[low, high, high, 1]], limits.dtype)}
+    drawer = RowDrawer(contract, examples, (1000.0,), 1, np.random.default_rng(0))
+    drawn = [part["x"] for rows in drawer.sets({"n": 1}) for part in rows.parts]
+    for given in (examples, None):
+        drawn += [case.inputs["x"] for case in draw_golden(contract, given)]
+        drawn += [draw_random(contract, given, {"n": 7}, seed).inputs["x"] for seed in range(3)]
+    assert {array.dtype.name for array in drawn} == {limits.dtype}
+    assert not [
+        problem for array in drawn if (problem := outside(array, replace(spec, value_range=None)))
+    ]

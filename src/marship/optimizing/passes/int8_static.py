@@ -174,7 +174,13 @@ def _rows(source: ExportedModel, *, judged: bool) -> Arrays:
 
 
 def _rows_at_once(source: ExportedModel) -> int:
-    size = source.contract.inputs[0].shape[0]
+    spec = source.contract.inputs[0]
+    if not spec.shape:
+        raise NotBuiltError(
+            f"input {spec.name} has no axis for rows: give calibration data with an axis for "
+            "requests in front of each array"
+        )
+    size = spec.shape[0]
     return allowed(source.contract, size, BATCH_ROWS) if isinstance(size, str) else size
 
 

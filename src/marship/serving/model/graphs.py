@@ -7,10 +7,32 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from marship.contract import CONTRACT_FILE, GRAPHS_FOLDER, Contract
+import onnxruntime as ort
+
+from marship.contract import CONTRACT_FILE, GRAPHS_FOLDER, Arrays, Contract
 from marship.errors import LoadError, ModelError
+from marship.serving.formats.ranges import outside
 from marship.serving.model.sealed import Opener
 from marship.serving.model.session import Session, SessionSettings
+
+
+class _Checked(Session):
+    """A session whose inputs come from a handler, and not from a request that was checked."""
+
+    def run(self, inputs: Arrays, options: ort.RunOptions | None = None) -> Arrays:
+        """As `Session.run`, but values that a narrow type cannot hold never wrap.
+
+        Raises:
+            ModelError: There are some, or ONNX Runtime failed.
+        """
+        for spec in self.contract.inputs:
+            if (
+                spec.narrow
+                and spec.name in inputs
+                and (problem := outside(inputs[spec.name], spec))
+            ):
+                raise ModelError(f"{problem} Clip it in the handler.")
+        return super().run(inputs, options)
 
 
 class Graphs(dict[str, Session]):
@@ -46,7 +68,7 @@ class Graphs(dict[str, Session]):
         for place in sorted(root.iterdir()) if root.is_dir() else ():
             inner = opener.within(f"{GRAPHS_FOLDER}/{place.name}") if opener else None
             with _named(place.name):
-                graphs[place.name] = Session(place, contract_in(place), settings, inner)
+                graphs[place.name] = _Checked(place, contract_in(place), settings, inner)
         return graphs
 
     def replay_golden(self) -> list[float]:
