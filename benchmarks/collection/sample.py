@@ -79,7 +79,8 @@ def drawn(text: str, generator: np.random.Generator) -> Any:  # noqa: ANN401  an
     shape = [int(size) for size in found["shape"].split(",") if size.strip()]
     dtype = np.dtype(object if found["dtype"] == "str" else found["dtype"])
     if found["value"] is not None:
-        return np.full(shape, found["value"], dtype=object).astype(dtype)
+        value = found["value"] if dtype.kind == "O" else float(found["value"])
+        return np.full(shape, value, dtype=dtype)
     if dtype.kind == "O":
         return generator.choice(np.array(["red", "green", "blue"], dtype=object), shape)
     if dtype.kind == "f":

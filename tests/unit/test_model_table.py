@@ -192,6 +192,7 @@ def test_arrays_are_drawn_as_described(part: Part) -> None:
     assert drawn("float32[2, 3]", generator).shape == (2, 3)
     assert drawn("int64[50]<7", generator).max() == 6
     assert drawn("int64[]=16000", generator) == 16000
+    assert not drawn("bool[3]=0", generator).any()
     assert drawn("str[2]", generator).dtype == object
     with pytest.raises(ValueError, match="describes no array"):
         drawn("float32", generator)
