@@ -60,8 +60,10 @@ def read_rows(path: Path) -> Arrays:
                 f"{path} must be an npz of plain arrays, got Python objects. Convert text with "
                 "array.astype(str), and numbers with array.astype(numpy.float32)."
             ) from error
+        # NumPy advises to load pickles where a file is no npz: nobody must
+        got = "no npz file" if "pickle" in str(error) else " ".join(str(error).split())
         raise DataError(
-            f"{path} must be an npz of plain arrays, got: {' '.join(str(error).split())}. "
+            f"{path} must be an npz of plain arrays, got {got.rstrip('.')}. "
             "Write it with numpy.savez(path, <input name>=<array of rows>)."
         ) from error
 

@@ -15,7 +15,7 @@ from marship.cli.app import app
 from marship.contract import Arrays, Contract, read_golden
 from marship.errors import DataError, MarshipError, ModelError, UsageError
 from marship.packaging.step import PackageSettings, package
-from marship.proof import examples, graph, parity
+from marship.proof import cases, examples, graph, parity
 from marship.serving.formats import codec
 from marship.serving.handler import OnnxHandler
 from marship.trust import archive
@@ -248,6 +248,19 @@ def test_a_bad_npz_is_one_line(tmp_path: Path, arrays: Arrays, words: str) -> No
     with pytest.raises(DataError, match=words) as caught:
         packed(source, tmp_path, example=tmp_path / "a.npz")
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("data", [b"", b"junk", b"PK\3\4", b"\x80\4N."])
+def test_what_is_no_npz_is_said_without_advice_to_unpickle_it(data: bytes, tmp_path: Path) -> None:
+    """NumPy advises to load a pickle, which runs what a file holds."""
+    path = tmp_path / "a.npz"
+    path.write_bytes(data)
+    with pytest.raises(
+        DataError, match=r"must be an npz of plain arrays, got .+numpy\.savez"
+    ) as told:
+        cases.read_rows(path)
+    assert "pickle" not in str(told.value)
+    assert ".." not in str(told.value)
 
 
 def test_an_npz_may_hold_several_requests_of_a_fixed_size(tmp_path: Path) -> None:

@@ -27,7 +27,6 @@ if TYPE_CHECKING:
 Answer = Any
 Answerer = Callable[[Array, "TokenizedText", int | None], Answer]
 CLASSIFY, TAG, EXTRACT = "text-classification", "token-classification", "feature-extraction"
-TASKS = (CLASSIFY, TAG, EXTRACT)
 OUTSIDE = "O"
 """The label of a token that belongs to nothing; pipelines leave it out."""
 POOLINGS: dict[str, Callable[[Array], Array]] = {
