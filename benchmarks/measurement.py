@@ -17,8 +17,8 @@ from load import Figures
 from peers import PEERS, Running, Setup
 
 from marship import console
+from marship.contract.tolerance import Tolerance, agree
 from marship.errors import DataError
-from marship.tolerance import Tolerance, agree
 
 READY_TIMEOUT_S = 120
 TOLERANCE = Tolerance(atol=1e-4, rtol=1e-3)

@@ -22,8 +22,6 @@ import rooms
 GROUND = {
     "contract",
     "errors",
-    "strings",
-    "tolerance",
     "storage",
     "texts",
     "console",

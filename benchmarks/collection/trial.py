@@ -14,8 +14,8 @@ from collection.sample import Case, Given, NotRunError, Sample
 from collection.served import AnsweredError, Served
 
 from marship.contract import Array, Arrays
+from marship.contract.tolerance import Tolerance, agree, largest_difference
 from marship.errors import MarshipError
-from marship.tolerance import Tolerance, agree, largest_difference
 
 EQUAL, REFUSED, WRONG = "equal", "refused", "wrong"
 TRACEBACK, NOT_RUN = "traceback", "not run by ONNX Runtime"

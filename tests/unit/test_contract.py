@@ -20,8 +20,8 @@ from marship.contract import (
     read_golden,
     write_golden,
 )
+from marship.contract.tolerance import Tolerance, agree, largest_difference
 from marship.errors import ModelError
-from marship.tolerance import Tolerance, agree, largest_difference
 
 CONTRACT = Contract(
     inputs=(TensorSpec("items", "int64", ("batch", "length"), pad_value=0.0, value_range=(0, 29)),),

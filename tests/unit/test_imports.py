@@ -15,12 +15,12 @@ SOURCE = Path(__file__).parents[2] / "src" / "marship"
 REPOSITORY = SOURCE.parents[1]
 
 # The rooms of src/marship, and which others the code of each may import beside the ground.
-GROUND = {"version", "errors", "contract", "strings", "tolerance", "texts", "storage"} | {
+GROUND = {"version", "errors", "contract", "texts", "storage"} | {
     *("console", "settings", "profiles", "unversioned", "arguments"),
 }
 ROOMS: dict[str, set[str]] = {
     # and no more of the ground: this travels in archives
-    "serving": {"errors", "contract", "tolerance"},
+    "serving": {"errors", "contract"},
     "trust": {"serving.model.sealed", "exchange"},
     "exchange": set(),
     "engines": {"exchange", "trust", "serving.hosts.direct"}

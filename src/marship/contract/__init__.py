@@ -7,6 +7,8 @@ the batch, which padding value does not change the outputs), and is stored in th
 interface.py   inputs, outputs and bounds
 golden.py      golden cases
 digests.py     digests of a model's files
+strings.py     arrays of strings, stored without pickle
+tolerance.py   how far two results may be apart
 """
 
 from marship.contract.digests import CHUNK_BYTES, digest_files, digest_streams

@@ -12,7 +12,7 @@ from typing import Any, BinaryIO
 import numpy as np
 import numpy.typing as npt
 
-from marship import strings
+from marship.contract import strings
 from marship.errors import ModelError
 
 Array = npt.NDArray[Any]

@@ -9,8 +9,8 @@ from pathlib import Path
 from types import UnionType
 from typing import Any, get_args, get_origin, get_type_hints
 
+from marship.contract.tolerance import Tolerance
 from marship.errors import ModelError
-from marship.tolerance import Tolerance
 
 CONTRACT_FILE = "contract.json"
 FORMAT = 1

@@ -11,6 +11,7 @@ import numpy as np
 
 from marship import console
 from marship.contract import GOLDEN_FILE, Arrays, Contract, write_golden
+from marship.contract.tolerance import Tolerance, agree, largest_difference
 from marship.errors import ModelError, ParityError, UsageError
 from marship.exporting.build import built
 from marship.exporting.compare import (
@@ -32,7 +33,6 @@ from marship.fit.recipe import Recipe
 from marship.proof import margins, parity
 from marship.proof.cases import draw_cases
 from marship.proof.comparison import Comparison, RunModel
-from marship.tolerance import Tolerance, agree, largest_difference
 
 if TYPE_CHECKING:  # torch takes a second to import, and --help needs none of it
     from torch import nn

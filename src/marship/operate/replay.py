@@ -20,9 +20,9 @@ from marship.contract import (
     GoldenCase,
     read_golden,
 )
+from marship.contract.tolerance import agree, largest_difference
 from marship.errors import PackageError, ParityError, TooLargeError
 from marship.serving.formats import golden
-from marship.tolerance import agree, largest_difference
 from marship.trust import outline
 from marship.trust.archive import Archive
 

@@ -5,10 +5,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from marship.contract.tolerance import Tolerance
 from marship.errors import UsageError
 from marship.optimizing.fidelity import Fidelity
 from marship.optimizing.measure import Latency
-from marship.tolerance import Tolerance
 
 EXPORTED = "exported"
 ROUNDING = 1e-9

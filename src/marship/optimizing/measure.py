@@ -10,11 +10,11 @@ import numpy as np
 from rich.progress import Progress, TaskID
 
 from marship.contract import Arrays, Contract, GoldenCase
+from marship.contract.tolerance import Tolerance, largest_difference
 from marship.errors import DataError, ParityError
 from marship.proof import parity
 from marship.proof.cases import allowed, draw_real, first_axis, sizes_to_try, within
 from marship.proof.comparison import RunModel
-from marship.tolerance import Tolerance, largest_difference
 
 WARMUP_CALLS = 5
 LEAST_ROUNDS = 30

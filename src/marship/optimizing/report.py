@@ -10,10 +10,10 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
+from marship.contract.tolerance import Tolerance
 from marship.optimizing.choice import EXPORTED, Choice, Rule, Variant, Verdict
 from marship.optimizing.fidelity import NORM, NOT_PROVEN, Fidelity
 from marship.optimizing.material import Material
-from marship.tolerance import Tolerance
 
 KIB = 1024
 NAMED = 5

@@ -16,6 +16,7 @@ from rich.progress import Progress, TaskID
 
 from marship import console
 from marship.contract import Arrays, Contract
+from marship.contract.tolerance import Tolerance, agree
 from marship.errors import ModelError
 from marship.optimizing import fidelity, measure
 from marship.optimizing.choice import EXPORTED, Variant
@@ -23,7 +24,6 @@ from marship.optimizing.material import FEWEST_CALIBRATION_ROWS, Material, judge
 from marship.optimizing.source import ExportedModel, NotBuiltError
 from marship.proof import margins, parity
 from marship.proof.comparison import RunModel
-from marship.tolerance import Tolerance, agree
 
 BASE = "float32"
 EXACT = (EXPORTED, BASE)

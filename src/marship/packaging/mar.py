@@ -235,7 +235,7 @@ def _stage(
 def _copy_serving(target: Path) -> None:
     """The part of marship that runs in a worker, so that it need not be installed there."""
     source = Path(__file__).parents[1]
-    names = ("__init__.py", "version.py", "errors.py", "strings.py", "tolerance.py")
+    names = ("__init__.py", "version.py", "errors.py")
     ground = [source / name for name in names]
     rooms = (path for name in ("contract", "serving") for path in (source / name).rglob("*.py"))
     for path in (*ground, *rooms):

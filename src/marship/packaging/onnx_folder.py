@@ -15,13 +15,13 @@ import numpy as np
 
 from marship import console
 from marship.contract import Arrays, Contract, TensorSpec
+from marship.contract.tolerance import Tolerance
 from marship.errors import ParityError, UsageError
 from marship.fit.recipe import RECIPE_FILE
 from marship.packaging.mar import Contents
 from marship.packaging.settings import PackageSettings
 from marship.pretrained.folder import CONFIG_FILE, ModelFolder
 from marship.serving.texts.answers import EXTRACT
-from marship.tolerance import Tolerance
 
 STEM = "model"
 LENGTH = "length"

@@ -15,6 +15,7 @@ from marship.contract import (
     Library,
     read_golden,
 )
+from marship.contract.tolerance import Tolerance
 from marship.errors import PackageError, UsageError
 from marship.fit import run
 from marship.fit.recipe import RECIPE_FILE, Recipe
@@ -26,7 +27,6 @@ from marship.proof import golden, missing
 from marship.serving.formats import extent
 from marship.serving.model import custom_ops
 from marship.storage import read_json
-from marship.tolerance import Tolerance
 
 PARITY_FILE = "parity.json"
 ONNX_HANDLER = "onnx_handler.py"

@@ -8,11 +8,11 @@ import torch
 from torch import nn
 
 from marship.contract import Array, Arrays
+from marship.contract.tolerance import Tolerance, agree
 from marship.errors import UsageError
 from marship.pretrained import texts
 from marship.pretrained.folder import CLASSIFY_PICTURES, ModelFolder, opened
 from marship.serving.texts.answers import CLASSIFY, EXTRACT, TAG
-from marship.tolerance import Tolerance, agree
 
 CLASSES = {
     CLASSIFY: "AutoModelForSequenceClassification",

@@ -7,8 +7,8 @@ from typing import Protocol
 
 import numpy as np
 
-from marship import strings, texts
-from marship.contract import NPZ_FAULTS, WIDENED, Array, Arrays, Contract, TensorSpec
+from marship import texts
+from marship.contract import NPZ_FAULTS, WIDENED, Array, Arrays, Contract, TensorSpec, strings
 from marship.errors import DataError, UsageError
 
 BATCH_SIZES = (1, 2, 7)

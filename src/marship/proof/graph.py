@@ -14,12 +14,12 @@ from google.protobuf.message import DecodeError
 from onnx import TensorProto
 
 from marship.contract import Array, Contract, TensorSpec, digest_files
+from marship.contract.tolerance import Tolerance
 from marship.errors import ModelError, UsageError
 from marship.proof import operators
 from marship.proof.cases import clipped
 from marship.proof.indices import index_ranges
 from marship.proof.words import with_known
-from marship.tolerance import Tolerance
 
 _DTYPES: dict[int, str] = {
     TensorProto.FLOAT: "float32",

@@ -5,10 +5,10 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from marship.contract import Arrays, Contract, GoldenCase
+from marship.contract.tolerance import agree, largest_difference
 from marship.proof.comparison import RunModel
 from marship.proof.parity import OnnxRun, runner
 from marship.proof.rounding import beyond_rounding
-from marship.tolerance import agree, largest_difference
 
 THREADS, ROUNDING_MARGIN = (2, 4), 3.0
 """Numbers of threads to compare with one, and the factor of what others, or other processors, may

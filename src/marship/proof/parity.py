@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from marship.contract import Arrays, Contract, GoldenCase
+from marship.contract.tolerance import Tolerance, agree, largest_difference
 from marship.errors import ModelError, ParityError, UsageError
 from marship.proof import golden
 from marship.proof.cases import (
@@ -30,7 +31,6 @@ from marship.proof.cases import (
 from marship.proof.comparison import Comparison, RowProof, RunModel
 from marship.proof.rows import PROOF_SECONDS, prove
 from marship.serving.model import custom_ops
-from marship.tolerance import Tolerance, agree, largest_difference
 
 _CODES = re.compile(r"\[ONNXRuntimeError\] : \d+ : \w+ : ")
 _NODE = re.compile(

@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 
 from marship.contract import Arrays, Contract, TensorSpec
+from marship.contract.tolerance import Tolerance
 from marship.errors import ParityError
 from marship.exporting.compare import Proof, Sides, compare_further, entry
 from marship.exporting.guards import Doubt
 from marship.proof.sizes import MOST_BYTES, further_case, further_sizes, input_bytes
-from marship.tolerance import Tolerance
 
 PICTURE = TensorSpec("picture", "float32", ("batch", "h", "w"))
 TOTAL = TensorSpec("total", "float32", ("batch",))

@@ -16,6 +16,7 @@ import torch
 
 import zoo
 from marship.contract import Contract, read_golden
+from marship.contract.tolerance import Tolerance, agree
 from marship.errors import (
     CheckpointError,
     DataError,
@@ -28,7 +29,6 @@ from marship.exporting import capture, outputs
 from marship.exporting.step import Exported, ExportSettings, export_model, export_run
 from marship.fit.recipe import Recipe, resolve
 from marship.proof import cases, graph
-from marship.tolerance import Tolerance, agree
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("torchlib_read_once")]
 

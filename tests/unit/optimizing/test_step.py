@@ -15,6 +15,7 @@ from torch import nn
 
 import zoo
 from marship.contract import Contract, read_golden
+from marship.contract.tolerance import Tolerance, agree
 from marship.errors import DataError, MarshipError, ModelError, UsageError
 from marship.exporting.step import ExportSettings, export_run
 from marship.fit import origin
@@ -24,7 +25,6 @@ from marship.optimizing.passes import float32 as float32_pass
 from marship.optimizing.source import ExportedModel
 from marship.optimizing.step import OptimizeSettings, optimize
 from marship.optimizing.trial import EXACT
-from marship.tolerance import Tolerance, agree
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("torchlib_read_once")]
 

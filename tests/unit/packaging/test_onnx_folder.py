@@ -13,11 +13,11 @@ import pytest
 
 import marship
 from marship.contract import Contract, TensorSpec, read_golden
+from marship.contract.tolerance import Tolerance
 from marship.errors import UsageError
 from marship.operate import check
 from marship.packaging import onnx_folder
 from marship.proof import onnx_proof, parity
-from marship.tolerance import Tolerance
 from marship.trust import archive
 from pretrained_folders import byte_pairs, word_pieces, write_pictures, write_texts
 

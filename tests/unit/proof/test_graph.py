@@ -9,9 +9,9 @@ import pytest
 from onnx import TensorProto, helper
 
 from marship.contract import TensorSpec
+from marship.contract.tolerance import Tolerance
 from marship.errors import ModelError, UsageError
 from marship.proof import graph, parity
-from marship.tolerance import Tolerance
 
 
 @pytest.fixture

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from marship.contract import Arrays, Contract, GoldenCase
+from marship.contract.tolerance import Tolerance, agree
 from marship.proof import margins
 from marship.proof.parity import OnnxRun
-from marship.tolerance import Tolerance, agree
 
 
 @pytest.mark.parametrize("atol", [0.0, 1e-4])

@@ -10,10 +10,10 @@ from typing import Any, BinaryIO
 import onnxruntime as ort
 
 from marship.contract import GOLDEN_FILE, Arrays, Contract, read_golden
+from marship.contract.tolerance import agree, largest_difference
 from marship.errors import LoadError, ModelError, SealError
 from marship.serving.model import custom_ops, heap, memory, weights
 from marship.serving.model.sealed import SUFFIX, Opener
-from marship.tolerance import agree, largest_difference
 
 PROVIDERS = {
     "cpu": "CPUExecutionProvider",

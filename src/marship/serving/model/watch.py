@@ -18,10 +18,10 @@ from pathlib import Path
 from typing import Any
 
 from marship.contract import Arrays
+from marship.contract.tolerance import agree, largest_difference
 from marship.errors import LoadError, ModelError
 from marship.serving.metrics import Metrics
 from marship.serving.model.batch import Batcher
-from marship.tolerance import agree, largest_difference
 
 logger = logging.getLogger(__name__)
 

@@ -10,11 +10,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from marship.contract import Contract, TensorSpec
+from marship.contract.tolerance import Tolerance
 from marship.errors import LoadError
 from marship.serving.formats import codec, golden
 from marship.serving.formats.golden import GoldenRequest
 from marship.serving.message import Reply
-from marship.tolerance import Tolerance
 
 MODEL = Contract(
     (TensorSpec("x", "float32", ("batch",)),),
