@@ -53,6 +53,19 @@ def is_one(folder: Path) -> bool:
     return not (folder / RECIPE_FILE).is_file() and bool(graphs(folder))
 
 
+def check_run(folder: Path) -> None:
+    """Refuse a folder of transformers that holds weights and no graph.
+
+    Raises:
+        UsageError: It is one; the message names the export that makes it a run folder.
+    """
+    if (folder / CONFIG_FILE).is_file() and not (folder / RECIPE_FILE).is_file():
+        raise UsageError(
+            f"{folder} must hold an ONNX graph, got {CONFIG_FILE} without one. Export the model "
+            f"first: marship export hf:{folder}"
+        )
+
+
 def graphs(folder: Path) -> list[Path]:
     """The graphs of a folder, of `onnx/` if there are some."""
     return sorted((folder / "onnx").glob("*.onnx")) or sorted(folder.glob("*.onnx"))

@@ -64,6 +64,7 @@ def package(source: str | Path, settings: PackageSettings | None = None) -> Path
         if source.is_dir() and onnx_folder.is_one(source):
             contents = _from_folder(source, Path(draft), settings)
         elif source.is_dir():
+            onnx_folder.check_run(source)
             contents = _from_run(source, settings)
         else:
             contents = _from_onnx(source, Path(draft), settings)

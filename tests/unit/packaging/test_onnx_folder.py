@@ -185,3 +185,10 @@ def test_a_graph_of_a_fixed_length_is_refused(parts: Path, tmp_path: Path) -> No
     onnx.save(model, folder / "model.onnx")
     with pytest.raises(UsageError, match="any length, got a graph for 8 tokens"):
         packed(folder, tmp_path)
+
+
+def test_a_folder_of_weights_names_the_export(tmp_path: Path) -> None:
+    """A folder of transformers without a graph is refused with the command that makes one."""
+    (tmp_path / "config.json").write_text('{"architectures": ["BertModel"]}')
+    with pytest.raises(UsageError, match=r"must hold an ONNX graph, .*: marship export hf:"):
+        marship.package(tmp_path)
