@@ -5,14 +5,14 @@ numbers, operators that make rows of one call depend on each other, the constant
 compared with, and outputs whose size depends on values.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 import onnx
 from onnx import GraphProto, ModelProto, NodeProto, numpy_helper
 
-from marship.contract import Array
+from marship.contract import Array, Arrays
 from marship.errors import ModelError
 
 _DEFAULT_DOMAINS = ("", "ai.onnx")
@@ -49,7 +49,7 @@ as row-wise as its computation. MatMulNBits scales activations block by block wi
 _SIZES = {"Shape", "Size", "SequenceLength", "OptionalHasElement"}
 """Operators whose output depends on a tensor's size and not on its values."""
 
-_SIZED_BY_VALUES = {"Compress", "Loop", "NonMaxSuppression", "NonZero", "StringSplit", "Unique"}
+SIZED_BY_VALUES = {"Compress", "Loop", "NonMaxSuppression", "NonZero", "StringSplit", "Unique"}
 _SIZED_AS_FIRST = {"Scatter", "ScatterElements", "ScatterND"}
 _SIZE_INPUTS = {
     "ConstantOfShape": (0,),
@@ -84,11 +84,13 @@ class Facts:
         mixing: Why rows of one call depend on each other, a sentence for each operator.
         constants: Constants that values are compared with, those of comparison operators first.
         sized: The outputs whose size may depend on values, and not on the inputs' sizes alone.
+        follow: Tells for a few requests why rows depend on each other; `marship.proof.influence`.
     """
 
     mixing: tuple[str, ...] = ()
     constants: tuple[float, ...] = ()
     sized: tuple[str, ...] = ()
+    follow: Callable[[Sequence[Arrays]], Sequence[str]] | None = None
 
 
 def facts(model: ModelProto) -> Facts:
@@ -136,7 +138,7 @@ def random_operators(model: ModelProto) -> Iterator[str]:
     for node, constants in _nodes(inlined(model).graph, {}):
         key = (node.domain, node.op_type)
         if key in RANDOM or (key in TRAINING_MODE and _trains(node, constants)):
-            yield _named(node)
+            yield named(node)
 
 
 def inlined(model: ModelProto) -> ModelProto:
@@ -156,7 +158,8 @@ def subgraphs(node: NodeProto) -> list[GraphProto]:
     ]
 
 
-def _named(node: NodeProto) -> str:
+def named(node: NodeProto) -> str:
+    """A node for messages: its operator and its name, or that of its output."""
     name = node.name or next(iter(node.output), "")
     return f"{node.op_type} {name!r}"
 
@@ -265,10 +268,10 @@ class _Taint:
 
     def _look(self, node: NodeProto, values: set[str], *, looped: bool) -> None:
         if node.op_type == "If" and node.input[0] in values and not looped:
-            self._note(f"{_named(node)} chooses a branch for the whole call by values of its rows")
+            self._note(f"{named(node)} chooses a branch for the whole call by values of its rows")
         key = (node.domain, node.op_type)
         if key in CALL_SCALES and node.input[0] in values:
-            self._note(f"{_named(node)} quantizes with one scale for the whole call")
+            self._note(f"{named(node)} quantizes with one scale for the whole call")
 
     def _by_size(self, node: NodeProto, values: set[str], sizes: set[str]) -> bool:
         if node.op_type == "Loop" and not self.grows and not _stacks(node):
@@ -311,7 +314,7 @@ def _by_size(node: NodeProto, values: set[str], sizes: set[str]) -> bool:
     shaping = node.input[:1] if node.op_type in _SIZED_AS_FIRST else node.input
     if any(name in sizes for name in shaping):
         return True
-    deciding: Sequence[str] = node.input if node.op_type in _SIZED_BY_VALUES else ()
+    deciding: Sequence[str] = node.input if node.op_type in SIZED_BY_VALUES else ()
     if node.op_type in _SIZE_INPUTS:
         deciding = [node.input[i] for i in _SIZE_INPUTS[node.op_type] if i < len(node.input)]
     return any(name in values for name in deciding)

@@ -9,6 +9,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -215,9 +216,10 @@ def row_influence(
     """
     facts = None
     if isinstance(run, OnnxRun):
-        from marship.proof import graph
+        from marship.proof import graph, influence
 
-        facts = graph.facts(run.path)
+        follow = partial(influence.mixing, run.path, libraries=run.libraries)
+        facts = replace(graph.facts(run.path), follow=follow)
     return prove(contract, run, examples, facts=facts, seconds=seconds)
 
 

@@ -130,6 +130,14 @@ class Prover:
             group = [self.known[place % len(self.known)] for place in range(count)]
             self._together(group, f"a batch of {count * self.unit}", every=11)
 
+    def takes(self, part: Arrays) -> bool:
+        """Whether the model runs on a part."""
+        try:
+            self.run(part)
+        except ModelError:
+            return False
+        return True
+
     def _alone(self, part: Arrays) -> Alone | None:
         started = time.perf_counter()
         try:

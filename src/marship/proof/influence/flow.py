@@ -1,0 +1,235 @@
+"""Follows the rows of a call through a graph."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+import onnx
+from onnx import NodeProto
+from onnx.reference import ReferenceEvaluator
+
+from marship.contract import Array
+from marship.proof import operators
+from marship.proof.influence.rules import RULES
+from marship.proof.influence.tensor import Mixes, Place, Rule, Step, Tensor, Unknown, stride_of
+from marship.proof.influence.trace import MOST_VALUES, Trace, used
+
+_MOVING = {
+    *("Cast", "Concat", "Expand", "Flatten", "Gather", "GatherElements", "GatherND", "Identity"),
+    *("Reshape", "Slice", "Split", "Squeeze", "Tile", "Transpose", "Unsqueeze"),
+}
+"""Operators that move the elements of their inputs, as they are."""
+_SHAPING = {
+    "Expand": (1,),
+    "Reshape": (1,),
+    "Resize": (2, 3),
+    "Slice": (1, 2),
+    "Split": (1,),
+    "Tile": (1,),
+}
+"""The inputs of an operator that may state the number of rows, as a size."""
+_DOMAINS = {"", "ai.onnx", "ai.onnx.ml", "com.microsoft", "ai.onnx.contrib"}
+_RULE_FAULTS = (IndexError, KeyError, TypeError, ValueError, ZeroDivisionError)
+"""Of a rule, where a node is not as the definition of its operator says."""
+
+
+@dataclass(slots=True)
+class Flow:
+    """Follows the rows of a call through the graph.
+
+    Attributes:
+        trace: The call.
+        other: One with another number of rows.
+        tensors: What is known of each tensor, by name.
+        mixing: Why rows influence each other.
+    """
+
+    trace: Trace
+    other: Trace
+    tensors: dict[str, Tensor] = field(default_factory=dict)
+    mixing: list[str] = field(default_factory=list)
+
+    def walk(self) -> None:
+        """Follow the rows from the inputs to the outputs."""
+        graph = self.trace.model.graph
+        for tensor in graph.initializer:
+            self.tensors[tensor.name] = _initial(tensor)
+        for name, array in self.trace.inputs.items():
+            stride = array.size // self.trace.rows or None
+            self.tensors[name] = Tensor(array.shape, stride, is_data=True)
+        for node in graph.node:
+            self._follow(node)
+        for name, node in self.trace.conditions.items():
+            if self.tensors[name].counts is not None or self.tensors[name].is_position:
+                self._note(node, "chooses a branch by the number of rows of a call")
+        for value in graph.output:
+            self._check(value.name)
+
+    def _check(self, name: str) -> None:
+        """An output must have the rows where the inputs have them."""
+        tensor = self.tensors.get(name)
+        if tensor is None or tensor.stride is None:
+            return
+        if tensor.stride * self.trace.rows != math.prod(tensor.shape):
+            self.mixing.append(f"output {name} does not hold the rows in their order")
+        elif tensor.is_position:
+            self.mixing.append(f"output {name} depends on the number of rows of a call")
+
+    def _note(self, node: NodeProto, how: str) -> None:
+        self.mixing.append(f"{operators.named(node)} {how}")
+
+    def _follow(self, node: NodeProto) -> None:
+        inputs = [self.tensors.get(name) if name else None for name in node.input]
+        captured = [self.tensors[name] for name in used(node) if name in self.tensors]
+        is_data = any(tensor.is_data for tensor in captured)
+        if node.op_type in ("Shape", "Size"):
+            self._sizes(node)
+        elif is_data or any(tensor.stride is not None for tensor in captured):
+            self._rows(node, inputs, is_data=is_data)
+        else:
+            self._constant(node, inputs)
+
+    def _sizes(self, node: NodeProto) -> None:
+        """What a tensor's shape tells of the number of rows."""
+        (output,) = node.output
+        if output not in self.trace.shapes:
+            return
+        value = self.trace.values.get(output)
+        counts = np.asarray(value != self.other.values.get(output))
+        self.tensors[output] = Tensor(
+            self.trace.shapes[output], counts=counts if counts.any() else None, value=value
+        )
+
+    def _rows(self, node: NodeProto, inputs: Sequence[Tensor | None], *, is_data: bool) -> None:
+        """An operator on rows."""
+        shapes = [self.trace.shapes.get(name, ()) for name in node.output]
+        step = Step(node, inputs, shapes, self.trace.rows, self._opset)
+        places: list[Place] = []
+        given = [one for one in inputs if one is not None]
+        is_position = any(one.is_position for one in given)
+        is_position |= not is_data and any(one.counts is not None for one in given)
+        is_lost = any(one.is_data and one.stride is None for one in given)
+        try:
+            self._check_counts(node, inputs, is_data=is_data)
+            if is_lost:
+                raise Unknown
+            places = self._rule(node)(step)
+        except Mixes as found:
+            is_position = not is_data
+            if is_data:
+                self._note(node, str(found))
+        except (Unknown, *_RULE_FAULTS):
+            is_position = not is_data
+            is_known = is_lost or node.op_type in operators.SIZED_BY_VALUES
+            if is_data and not is_known and not any(map(self._guess, node.output)):
+                self._note(node, "makes one output of all rows of a call")
+        for number, name in enumerate(node.output):
+            if name in self.trace.shapes:
+                place = places[number] if number < len(places) else self._guess(name)
+                self.tensors[name] = self._made(name, place, is_data, is_position)
+
+    def _made(self, name: str, place: Place | None, is_data: bool, is_position: bool) -> Tensor:
+        shape = self.trace.shapes[name]
+        is_right = place is not None and shape[place[0]] % (place[1] * self.trace.rows) == 0
+        stride = stride_of(shape, place) or None if place is not None and is_right else None
+        value = self.trace.values.get(name)
+        return Tensor(shape, stride, is_data=is_data, is_position=is_position, value=value)
+
+    def _rule(self, node: NodeProto) -> Rule:
+        if node.domain not in _DOMAINS or node.op_type not in RULES:
+            raise Unknown
+        return RULES[node.op_type]
+
+    @property
+    def _opset(self) -> int:
+        opsets = self.trace.model.opset_import
+        return next((one.version for one in opsets if one.domain in ("", "ai.onnx")), 1)
+
+    def _check_counts(
+        self, node: NodeProto, inputs: Sequence[Tensor | None], *, is_data: bool
+    ) -> None:
+        """The number of rows must not be a value to compute with."""
+        for number, tensor in enumerate(inputs):
+            if tensor is None or number in _SHAPING.get(node.op_type, ()):
+                continue
+            if tensor.is_position and node.op_type.startswith(("Gather", "Scatter")):
+                raise Unknown  # an index of a row is most often its own
+            if tensor.counts is not None and is_data:
+                raise Mixes("computes with the number of rows of a call")
+
+    def _guess(self, name: str) -> Place | None:
+        """The first axis that grows with the number of rows."""
+        mine, other = self.trace.shapes.get(name), self.other.shapes.get(name)
+        if mine is None or other is None or len(mine) != len(other):
+            return None
+        for axis, (size, its) in enumerate(zip(mine, other, strict=True)):
+            if size != its and size * self.other.rows == its * self.trace.rows:
+                return axis, size // self.trace.rows
+        return None
+
+    def _constant(self, node: NodeProto, inputs: Sequence[Tensor | None]) -> None:
+        """An operator on what does not depend on the inputs' values, but may on their sizes."""
+        is_position = any(one is not None and one.is_position for one in inputs)
+        counted = [one is not None and one.counts is not None for one in inputs]
+        moved: list[Array | None] = [None] * len(node.output)
+        if any(counted) and not is_position:
+            moved = self._counts(node, inputs)
+        for name, counts in zip(node.output, moved, strict=True):
+            if name not in self.trace.shapes:
+                continue
+            made = self._made(name, self._guess(name), is_data=False, is_position=is_position)
+            fills = node.op_type in ("ConstantOfShape", "Expand", "Tile") and not counted[0]
+            fills = fills or node.op_type == "ConstantOfShape"
+            if made.stride is not None and not fills:
+                made = replace(made, is_position=True)
+            elif counts is not None and counts.any():
+                made = replace(made, counts=counts)
+            self.tensors[name] = made
+
+    def _counts(self, node: NodeProto, inputs: Sequence[Tensor | None]) -> list[Array | None]:
+        """Which elements of the outputs depend on the number of rows."""
+        flags = [None if one is None else _flags(one) for one in inputs]
+        shapes = [self.trace.shapes.get(name, ()) for name in node.output]
+        if node.op_type in ("ConstantOfShape", "Range"):
+            return [None] * len(shapes)
+        try:
+            if node.op_type in _MOVING:
+                return self._moved(node, inputs, flags)
+            given = [flag for flag in flags if flag is not None]
+            (shape,) = shapes
+            return [np.broadcast_to(np.logical_or.reduce(np.broadcast_arrays(*given)), shape)]
+        except Exception:
+            return [np.ones(shape, bool) for shape in shapes]
+
+    def _moved(
+        self, node: NodeProto, inputs: Sequence[Tensor | None], flags: Sequence[Array | None]
+    ) -> list[Array | None]:
+        moved = len(inputs) if node.op_type == "Concat" else 1
+        feeds, single = {}, NodeProto()
+        single.CopyFrom(node)
+        if node.op_type == "Cast":
+            return [flags[0]]
+        for number, name in enumerate(node.input):
+            tensor, flag = inputs[number], flags[number]
+            if name and tensor is not None and flag is not None:
+                feeds[name] = flag.astype(np.int64) if number < moved else tensor.value
+        graph = onnx.helper.make_graph(
+            [single],
+            "moved",
+            [onnx.helper.make_value_info(name, onnx.TypeProto()) for name in feeds],
+            [onnx.helper.make_value_info(name, onnx.TypeProto()) for name in node.output],
+        )
+        opsets = [onnx.helper.make_opsetid("", self._opset)]
+        run = ReferenceEvaluator(onnx.helper.make_model(graph, opset_imports=opsets))
+        return [np.asarray(one, bool) for one in run.run(None, feeds)]
+
+
+def _flags(tensor: Tensor) -> Array:
+    return np.zeros(tensor.shape, bool) if tensor.counts is None else tensor.counts
+
+
+def _initial(tensor: onnx.TensorProto) -> Tensor:
+    shape = tuple(tensor.dims)
+    small = math.prod(shape) <= MOST_VALUES and tensor.data_type != onnx.TensorProto.STRING
+    return Tensor(shape, value=onnx.numpy_helper.to_array(tensor) if small else None)

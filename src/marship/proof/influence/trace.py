@@ -1,0 +1,150 @@
+"""The tensors of one call of a model."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import onnx
+from onnx import ModelProto, NodeProto
+
+from marship.contract import Array, Arrays
+from marship.proof import operators
+from marship.serving.model import custom_ops
+
+_LARGEST_MODEL = 1 << 30
+MOST_VALUES = 1 << 16
+
+
+def whole(path: Path) -> ModelProto | None:
+    """The model with its weights; None if it is too large to be copied."""
+    model = operators.inlined(onnx.load(str(path), load_external_data=False))
+    external = sum(
+        (path.parent / place).stat().st_size
+        for place in {
+            entry.value
+            for tensor in onnx.external_data_helper._get_all_tensors(model)
+            for entry in tensor.external_data
+            if entry.key == "location"
+        }
+    )
+    if model.ByteSize() + external > _LARGEST_MODEL:
+        return None
+    onnx.load_external_data_for_model(model, str(path.parent))
+    return model
+
+
+@dataclass(frozen=True, slots=True)
+class Trace:
+    """The tensors of one call.
+
+    Attributes:
+        model: The model, with the branch that was taken in place of each If.
+        rows: The number of requests in the call.
+        inputs: The inputs of the call.
+        shapes: The shapes of all arrays, by name.
+        values: Values of small arrays that do not depend on the inputs' values.
+        conditions: The node of each If that was replaced, by the name of its condition.
+    """
+
+    model: ModelProto
+    rows: int
+    inputs: Arrays
+    shapes: Mapping[str, tuple[int, ...]]
+    values: Mapping[str, Array]
+    conditions: Mapping[str, NodeProto]
+
+
+def traced(model: ModelProto, parts: Sequence[Arrays], libraries: Sequence[Path]) -> Trace | None:
+    """Run requests in one call; None if the model does not run so."""
+    inputs = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+    conditions: dict[str, NodeProto] = {}
+    while True:
+        data = _data_names(model)
+        arrays = _arrays(model, inputs, libraries)
+        if arrays is None:
+            return None
+        shapes = {name: array.shape for name, array in arrays.items()}
+        values = {
+            name: array
+            for name, array in arrays.items()
+            if name not in data and array.size <= MOST_VALUES
+        }
+        known = {node.input[0]: node for node in model.graph.node if node.op_type == "If"}
+        known = {name: node for name, node in known.items() if name in values}
+        if not known:
+            return Trace(model, len(parts), inputs, shapes, values, conditions)
+        conditions |= known
+        model = _with_branches(model, {name: bool(values[name].all()) for name in known})
+
+
+def _data_names(model: ModelProto) -> set[str]:
+    """The tensors whose values may depend on the inputs' values."""
+    found = {value.name for value in model.graph.input}
+    found -= {tensor.name for tensor in model.graph.initializer}
+    for node in model.graph.node:
+        if node.op_type not in ("Shape", "Size") and found & used(node):
+            found.update(node.output)
+    return found
+
+
+def used(node: NodeProto) -> set[str]:
+    """The names that a node takes, within its subgraphs, too."""
+    inner = (one for graph in operators.subgraphs(node) for one in graph.node)
+    return {*node.input}.union(*map(used, inner)) - {""}
+
+
+def _arrays(
+    model: ModelProto, inputs: Arrays, libraries: Sequence[Path]
+) -> dict[str, Array] | None:
+    """All arrays of a call by name, those of the main graph."""
+    import onnxruntime
+
+    copy = ModelProto()
+    copy.CopyFrom(model)
+    outputs = {value.name for value in copy.graph.output}
+    for node in copy.graph.node:
+        for name in node.output:
+            if name and name not in outputs:
+                outputs.add(name)
+                copy.graph.output.append(onnx.ValueInfoProto(name=name))
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4  # fatal
+    options.intra_op_num_threads = 1
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    custom_ops.register(options, libraries)
+    names = {value.name for value in copy.graph.input}
+    try:
+        session = onnxruntime.InferenceSession(
+            copy.SerializeToString(), options, providers=["CPUExecutionProvider"]
+        )
+        found = session.run(None, {k: v for k, v in inputs.items() if k in names})
+    except Exception:
+        return None
+    wanted = [value.name for value in session.get_outputs()]
+    return {
+        name: array
+        for name, array in zip(wanted, found, strict=True)
+        if isinstance(array, np.ndarray)
+    }
+
+
+def _with_branches(model: ModelProto, taken: Mapping[str, bool]) -> ModelProto:
+    """The model with a branch in place of each If whose condition is known."""
+    copy = ModelProto()
+    copy.CopyFrom(model)
+    nodes: list[NodeProto] = []
+    for node in copy.graph.node:
+        if node.op_type != "If" or node.input[0] not in taken:
+            nodes.append(node)
+            continue
+        wanted = "then_branch" if taken[node.input[0]] else "else_branch"
+        branch = next(attribute.g for attribute in node.attribute if attribute.name == wanted)
+        copy.graph.initializer.extend(branch.initializer)
+        nodes += branch.node
+        for inner, outer in zip(branch.output, node.output, strict=True):
+            if outer:
+                nodes.append(onnx.helper.make_node("Identity", [inner.name], [outer]))
+    del copy.graph.node[:]
+    copy.graph.node.extend(nodes)
+    return copy
