@@ -348,13 +348,14 @@ def test_a_refused_gap_names_the_setting(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("choice", ["auto", "allow"])
 def test_rows_that_meet_only_in_missing_values_are_not_joined(choice: str, tmp_path: Path) -> None:
-    """A gap in one row shifts all others: no rows without gaps show it."""
+    """A gap in one row shifts all others: no rows without gaps show it, but the graph does."""
     nodes = nodes_with_nan("from the other rows")
     path = saved(tmp_path / "g.onnx", nodes, outputs=[y(columns=3)])
     contract = Served(path, missing_values=choice, profile="throughput").contract
     assert contract.inputs[0].takes_missing
     assert contract.batch_axis is None
-    assert Served(path, missing_values="refuse", profile="throughput").contract.batch_axis == "n"
+    refusing = Served(path, missing_values="refuse", profile="throughput").contract
+    assert refusing.batch_axis is None  # NaN can also come from within the graph
 
 
 @pytest.mark.parametrize(("kind", "joins"), [("from the other rows", False), ("imputer", True)])
