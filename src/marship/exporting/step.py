@@ -131,6 +131,11 @@ def _given(example: str | Path | None) -> Path:
 def _export_apart(
     path: Path, kind: str, example: Path, out: Path | None, settings: ExportSettings
 ) -> Exported:
+    source = _own_source(str(path), example, out)
+    if (source.run_dir / PARITY_FILE).is_file() and example.is_file():
+        source, _, made_from = _identified(source, settings)
+        if (kept := _kept(source.run_dir, made_from, settings)) is not None:
+            return kept  # nothing of the file has to run
     console.err.print(f"{path} runs in a process of its own: it is {kind}.", markup=False)
     done = programs.export_apart(path, example=example, out=out, settings=settings)
     return _written(Path(done["run_dir"]), fresh=done["fresh"])
@@ -198,10 +203,19 @@ def export_model(  # noqa: PLR0913  as export
         ModelError: The model cannot be converted.
         ParityError: Outputs of the ONNX file differ; nothing is written.
     """
-    example = Path(example)
     weights, out = (Path(path) if path else None for path in (weights, out))
     if weights is not None and not weights.exists():
         raise UsageError(f"{weights} must be a file of weights, got none there.")
+    return _export(_own_source(build, Path(example), out, weights, weights_key), settings)
+
+
+def _own_source(
+    build: str,
+    example: Path,
+    out: Path | None,
+    weights: Path | None = None,
+    weights_key: str | None = None,
+) -> ModelSource:
     from marship.fit.torchfile import weight_files
 
     stem = Path(build).stem
@@ -213,8 +227,7 @@ def export_model(  # noqa: PLR0913  as export
         build=build,
         evidence={"weights_sha256": digest_files(*weight_files(weights))} if weights else {},
     )
-    source = ModelSource(run_dir, recipe, {}, weights, example, own=True, weights_key=weights_key)
-    return _export(source, settings)
+    return ModelSource(run_dir, recipe, {}, weights, example, own=True, weights_key=weights_key)
 
 
 def export_pretrained(
@@ -296,12 +309,8 @@ def _export(source: ModelSource, settings: ExportSettings) -> Exported:
     if settings.opset not in OPSETS:
         raise UsageError(f"opset must be {OPSETS[0]} to {OPSETS[-1]}, got {settings.opset}.")
     examples = read_rows(source.example)
-    source = replace(source, recipe=completed(source.recipe, settings.pad, settings.bounds))
-    build = resolved(source.recipe.build)
-    made_from = _fingerprint(source, build, settings)
-    kept = None if settings.again else _kept(source.run_dir, made_from)
-    if kept is not None:
-        console.out.print(f"{source.run_dir / MODEL_FILE} is up to date; --again exports anew.")
+    source, build, made_from = _identified(source, settings)
+    if (kept := _kept(source.run_dir, made_from, settings)) is not None:
         return kept
     with replacing_all(source.run_dir) as draft:
         contract, proof = convert(source, build, examples, settings, draft)
@@ -317,6 +326,15 @@ def _export(source: ModelSource, settings: ExportSettings) -> Exported:
     for name in {f"{MODEL_FILE}.data"} - set(contract.files):
         (source.run_dir / name).unlink(missing_ok=True)  # of an earlier, larger model
     return Exported(source.run_dir, contract, report, fresh=True)
+
+
+def _identified(
+    source: ModelSource, settings: ExportSettings
+) -> tuple[ModelSource, Callable[..., Any], str]:
+    """The source with what the settings say of its axes, its function, and its fingerprint."""
+    source = replace(source, recipe=completed(source.recipe, settings.pad, settings.bounds))
+    build = resolved(source.recipe.build)
+    return source, build, _fingerprint(source, build, settings)
 
 
 def _written(run_dir: Path, *, fresh: bool) -> Exported:
@@ -355,8 +373,10 @@ def _fingerprint(source: ModelSource, build: Callable[..., Any], settings: Expor
     return fingerprint(facts)
 
 
-def _kept(run_dir: Path, made_from: str) -> Exported | None:
+def _kept(run_dir: Path, made_from: str, settings: ExportSettings) -> Exported | None:
     """The export that lies in the folder, if it was made from the same things and is whole."""
+    if settings.again:
+        return None
     files = [run_dir / name for name in (PARITY_FILE, CONTRACT_FILE, GOLDEN_FILE, MODEL_FILE)]
     if not all(file.is_file() for file in files):
         return None
@@ -368,4 +388,5 @@ def _kept(run_dir: Path, made_from: str) -> Exported | None:
         return None
     if not whole or report.get("made_from") != made_from:
         return None
+    console.out.print(f"{run_dir / MODEL_FILE} is up to date; --again exports anew.")
     return Exported(run_dir, contract, report, fresh=False)

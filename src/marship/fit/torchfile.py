@@ -7,8 +7,6 @@ from collections import OrderedDict
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from marship.errors import CheckpointError
 
 PROGRAM, TORCHSCRIPT = "a program of torch.export", "a TorchScript model"
@@ -170,6 +168,8 @@ def _load(path: Path) -> Any:  # noqa: ANN401  as read_weights
     Raises:
         pickle.UnpicklingError: An object is not only a class with its state.
     """
+    import torch
+
     foreign = _foreign(path)
     if not foreign:
         return torch.load(path, map_location="cpu", weights_only=True)
@@ -180,6 +180,8 @@ def _load(path: Path) -> Any:  # noqa: ANN401  as read_weights
 
 
 def _load_without(path: Path, foreign: list[str], kind: type) -> Any:  # noqa: ANN401
+    import torch
+
     stand_ins: list[Any] = []
     for name in foreign:
         base = Foreign if name.partition(".")[0] in _OWN_TYPE else kind
@@ -190,6 +192,8 @@ def _load_without(path: Path, foreign: list[str], kind: type) -> Any:  # noqa: A
 
 def _foreign(path: Path) -> list[str]:
     """The classes and functions that a file names and torch would not load; sorted."""
+    import torch
+
     try:
         return sorted(torch.serialization.get_unsafe_globals_in_checkpoint(path))
     except (ValueError, RuntimeError, pickle.UnpicklingError, EOFError):

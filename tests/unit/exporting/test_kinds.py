@@ -286,9 +286,15 @@ def traced(path: Path) -> torch.nn.Module:
     ("made", "name"), [(program, "m.pt2"), (scripted, "m.pt"), (traced, "m.ts")]
 )
 def test_a_models_file_is_exported_where_it_is_trusted(
-    tmp_path: Path, made: Callable[[Path], torch.nn.Module], name: str
+    tmp_path: Path,
+    made: Callable[[Path], torch.nn.Module],
+    name: str,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """Without the flag the risk is named and nothing is opened; outputs equal PyTorch's."""
+    """Without the flag the risk is named and nothing is opened; outputs equal PyTorch's.
+
+    A second export is kept, and nothing is opened for it.
+    """
     model = made(tmp_path / name)
     np.savez(tmp_path / "example.npz", input=numbers(4, 2, 5))
     given: dict[str, Any] = {"example": tmp_path / "example.npz", "out": tmp_path / "run"}
@@ -300,7 +306,9 @@ def test_a_models_file_is_exported_where_it_is_trusted(
     inputs = numbers(7, 2, 5, seed=1)
     (got,) = served(tmp_path, {"input": inputs})
     np.testing.assert_allclose(got, model(torch.from_numpy(inputs)).detach(), atol=1e-4)
+    assert "in a process of its own" in " ".join(capsys.readouterr().err.split())
     assert not export(tmp_path / name, ExportSettings(**QUICK), **given, trust_code=True).fresh
+    assert not capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
