@@ -147,7 +147,7 @@ def judge_all(
             variant.is_exact = _within(got, want, material.contract.tolerance)
             variant.tolerance = _tolerance(variant, run, material, got=got, want=want)
             if material.compared_rows:
-                variant.fidelity = fidelity.compare(outputs, exported)
+                variant.fidelity = fidelity.compare(outputs, exported, material.contract.outputs)
             variant.metrics = _metrics(material, outputs, rows)
             if material.metric is not None:
                 drop = best[material.metric] - variant.metrics[material.metric]
@@ -186,15 +186,30 @@ def _objection(variant: Variant, run: RunModel, material: Material) -> str | Non
     if variant.name in EXACT:
         off = f"its outputs differ by {variant.absolute:.2g}, more than the export's tolerance"
         return None if variant.is_exact else off
-    if material.metric is None and not variant.is_exact:
-        if not material.compared_rows:
-            return (
-                "its outputs differ by more than the export's tolerance, and there is no judge and "
-                f"fewer than {FEWEST_CALIBRATION_ROWS} calibration rows or requests to rate them"
-            )
-        if far := fidelity.objection(variant.fidelity, material.bounds):
-            return far
+    if material.metric is None and (far := _too_far(variant, material)):
+        return far
     return measure.objection(material.contract, run, material.golden, material.examples)
+
+
+def _too_far(variant: Variant, material: Material) -> str | None:
+    """Why its outputs are too far from the exported model's, without a judge; None if they are not.
+
+    Floats within the export's tolerance are as good as the exported ones. That says nothing of
+    labels, which floats decide that are no outputs.
+    """
+    if material.compared_rows:
+        found = variant.fidelity
+        return fidelity.objection(
+            fidelity.labels(found) if variant.is_exact else found, material.bounds
+        )
+    has_floats = any(spec.dtype.startswith("float") for spec in material.contract.outputs)
+    if variant.is_exact and has_floats:
+        return None
+    differ = "its outputs differ by more than the export's tolerance, and there"
+    return (
+        f"{differ if has_floats else 'there'} is no judge and fewer than {FEWEST_CALIBRATION_ROWS} "
+        "calibration rows or requests to rate them"
+    )
 
 
 def _metrics(material: Material, outputs: Sequence[Arrays], rows: Arrays) -> dict[str, float]:

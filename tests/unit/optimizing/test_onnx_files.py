@@ -278,6 +278,44 @@ def test_a_top_class_that_int8_flips_is_told(tmp_path: Path) -> None:
     assert "although" not in lax.report["why"]
 
 
+def labelled(path: Path, *, has_floats: bool) -> Path:
+    """The class of `near_ties` alone, or beside a float that int8 does not touch."""
+    shared = normal(16, 1) @ np.ones((1, 3), np.float32)
+    weights = {"w": normal(8, 16, seed=1), "last": shared + 1e-2 * normal(16, 3, seed=2)}
+    nodes = [node("MatMul", "x w", "h"), node("MatMul", "h last", "scores")]
+    nodes.append(node("ArgMax", "scores", "label", axis=1, keepdims=0))
+    outputs: dict[str, tuple[int, Shape]] = {"label": (INT64, ["n"])}
+    inputs: dict[str, tuple[int, Shape]] = {"x": (FLOAT, ["n", 8])}
+    if has_floats:
+        nodes.append(node("Neg", "z", "minus"))
+        inputs["z"], outputs["minus"] = (FLOAT, ["n"]), (FLOAT, ["n"])
+    return model(path, nodes, inputs, outputs, weights)
+
+
+@pytest.mark.parametrize("has_floats", [False, True])
+def test_labels_are_held_to_the_least_agreement(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, has_floats: bool
+) -> None:
+    """Alone, and beside floats that are exact, which say nothing of them; golden cases pass."""
+    monkeypatch.setattr("marship.optimizing.measure.objection", lambda *_: None)
+    other = {"z": normal(400)} if has_floats else {}
+    data = saved(tmp_path / "d.npz", x=normal(400, 8, seed=3), **other)
+    file = labelled(tmp_path / "labels.onnx", has_floats=has_floats)
+    done = optimize(file, QUICK, calibration=data, out=tmp_path / "run")
+    found = entry(done, "int8_static")
+    assert found["outputs"]["label"]["agreement"] < 0.99
+    assert found["verdict"] == "rejected"
+    assert "output label has other values in" in found["why"]
+    lax = replace(QUICK, least_agreement=0.5)
+    found = entry(optimize(file, lax, calibration=data, out=tmp_path / "run"), "int8_static")
+    assert found["verdict"] != "rejected"
+    other = {name: array[:31] for name, array in other.items()}
+    few = saved(tmp_path / "few.npz", x=normal(31, 8), **other)
+    done = optimize(file, QUICK, calibration=few, out=tmp_path / "run")
+    is_rejected = entry(done, "int8_static")["verdict"] == "rejected"
+    assert is_rejected != has_floats
+
+
 def test_a_judge_decides_where_there_is_one(tmp_path: Path) -> None:
     """By its only metric, on targets of the calibration data or of held-out data."""
     judge = tmp_path / "judges.py"
