@@ -35,6 +35,7 @@ from marship.optimizing.material import (
     HELDOUT_FILE,
     MODEL_FILE,
     Judge,
+    check_number,
     held_back,
     measured,
 )
@@ -310,7 +311,9 @@ def _metric(recipe: Recipe, judge: Judge, outputs: Arrays, rows: Arrays) -> Any:
     """The deciding metric: the one that is named, else the judge's only one."""
     found = measured(judge, recipe, outputs, rows)
     if recipe.metric in found or (recipe.metric is None and len(found) == 1):
-        return recipe.metric or next(iter(found))
+        metric = recipe.metric or next(iter(found))
+        check_number(recipe, metric, found[metric])
+        return metric
     raise UsageError(
         f"metric must be one that {recipe.judge} gives: {', '.join(found) or 'none'}, got "
         f"{recipe.metric or 'no name'}. Name it with --metric."

@@ -1,8 +1,14 @@
 """What a run folder holds for optimizing: the model, real inputs, a judge with targets."""
 
-from collections.abc import Callable, Mapping
+import inspect
+import math
+import os
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import NoReturn
 
 import numpy as np
 
@@ -138,16 +144,55 @@ def measured(judge: Judge, recipe: Recipe, outputs: Arrays, rows: Arrays) -> dic
     """What a judge gives for outputs.
 
     Raises:
-        DataError: It fails.
+        DataError: It fails, or leaves the process.
     """
     targets = {k.removeprefix(TARGET): v for k, v in rows.items() if k.startswith(TARGET)}
     try:
-        return {k: float(v) for k, v in judge(outputs, targets).items()}
-    except Exception as error:  # user code: it may raise anything
+        with _kept_in():
+            found = judge(outputs, targets)
+            if inspect.iscoroutine(found):
+                found.close()  # else Python warns that nobody awaited it
+                raise TypeError("a coroutine: write def, not async def")
+            return {k: float(v) for k, v in found.items()}
+    except (Exception, SystemExit) as error:  # user code: it may raise anything
         raise DataError(
             f"{recipe.judge} must judge the held-out outputs, got {type(error).__name__}: "
             f"{first_line(error)}. Check the targets in heldout.npz and calibration.npz."
         ) from error
+
+
+def check_number(recipe: Recipe, metric: str, value: float) -> None:
+    """Check a metric of the exported model's own outputs: no variant can be held against NaN.
+
+    Raises:
+        DataError: It is no finite number.
+    """
+    if not math.isfinite(value):
+        raise DataError(
+            f"{recipe.judge} must give a finite {metric} for the exported model's own outputs, got "
+            f"{value}. Check the function and its targets."
+        )
+
+
+@contextmanager
+def _kept_in() -> Iterator[None]:
+    """Let user code neither write to standard output, which is the report's, nor end the process.
+
+    Its child processes may: they end by `os._exit`, as multiprocessing has it.
+    """
+    leave, own = os._exit, os.getpid()
+
+    def refuse(code: int) -> NoReturn:
+        if os.getpid() != own:
+            leave(code)
+        raise SystemExit(f"os._exit({code})")
+
+    os._exit = refuse  # type: ignore[assignment]
+    try:
+        with redirect_stdout(sys.stderr):
+            yield
+    finally:
+        os._exit = leave
 
 
 def _step(contract: Contract) -> int:

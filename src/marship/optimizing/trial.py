@@ -20,7 +20,7 @@ from marship.contract.tolerance import Tolerance, agree
 from marship.errors import ModelError
 from marship.optimizing import fidelity, measure
 from marship.optimizing.choice import EXPORTED, Variant
-from marship.optimizing.material import FEWEST_CALIBRATION_ROWS, Material, judged
+from marship.optimizing.material import FEWEST_CALIBRATION_ROWS, Material, check_number, judged
 from marship.optimizing.source import ExportedModel, NotBuiltError
 from marship.proof import margins, parity
 from marship.proof.comparison import RunModel
@@ -136,6 +136,8 @@ def judge_all(
     calls = list(measure.calls(material.contract, rows))
     exported = [runs[EXPORTED](inputs) for inputs in calls]
     best = _metrics(material, exported, rows)
+    if material.metric is not None:
+        check_number(material.recipe, material.metric, best[material.metric])
     built = [variant for variant in variants if variant.file]
     with console.progress() as progress:
         for variant in progress.track(built, description="judging on held-out data"):

@@ -344,6 +344,51 @@ def test_a_judge_decides_where_there_is_one(tmp_path: Path) -> None:
         optimize(file, settings, calibration=other, judge=f"{judge}:off", out=folder)
 
 
+JUDGES = {
+    "NaN": (
+        "return {'a': float('nan')}",
+        "a finite a for the exported model's own outputs, got nan",
+    ),
+    "infinity": ("return {'a': float('inf')}", "a finite a .* got inf"),
+    "it ends": ("sys.exit(3)", "must judge the held-out outputs, got SystemExit: 3"),
+    "it ends at once": ("os._exit(0)", r"got SystemExit: os\._exit\(0\)"),
+    "asynchronous": ("return None\nasync def judge(a, b): pass", "a coroutine: write def"),
+}
+
+
+@pytest.mark.parametrize("kind", JUDGES)
+@pytest.mark.filterwarnings("error")
+def test_a_judge_that_is_at_fault_is_one_line(tmp_path: Path, kind: str) -> None:
+    """No variant is rejected in its place, and the process goes on."""
+    body, words = JUDGES[kind]
+    judge = touch(tmp_path / "j.py", f"import os, sys\ndef judge(a, b):\n    {body}\n")
+    data = saved(tmp_path / "d.npz", x=normal(40, 8), **{"target/t": normal(40)})
+    file = scales(tmp_path / "given.onnx")
+    with pytest.raises(DataError, match=words):
+        optimize(file, QUICK, calibration=data, judge=f"{judge}:judge", out=tmp_path / "run")
+    assert not list(tmp_path.glob("run/*"))
+
+
+def test_what_a_judge_prints_is_not_in_the_report(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """`--json` is JSON alone; its children end as they like."""
+    text = (
+        "import os\nprint('loaded')\ndef judge(a, b):\n    print('hello')\n"
+        "    if (child := os.fork()) == 0:\n        os._exit(7)\n"
+        "    return {'code': os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])}\n"
+    )
+    judge = touch(tmp_path / "j.py", text)
+    data = saved(tmp_path / "d.npz", x=normal(40, 8), **{"target/t": normal(40)})
+    out = tmp_path / "run"
+    file = scales(tmp_path / "given.onnx")
+    done = optimize(file, QUICK, calibration=data, judge=f"{judge}:judge", out=out)
+    assert entry(done, "exported")["metrics"] == {"code": 7}
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert {"loaded", "hello"} <= set(captured.err.split())
+
+
 def test_external_data_anywhere_is_taken(tmp_path: Path) -> None:
     """Below the file's folder, under a name of marship's own; the folder is flat."""
     (tmp_path / "given" / "sub").mkdir(parents=True)
