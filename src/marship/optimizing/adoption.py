@@ -36,6 +36,7 @@ from marship.optimizing.material import (
     MODEL_FILE,
     Judge,
     check_number,
+    distinct,
     held_back,
     measured,
 )
@@ -269,17 +270,22 @@ def _rows(path: Path, proof: onnx_proof.OnnxProof, settings: OptimizeSettings) -
 
 def _say_if_few(rows: Arrays, contract: Contract, calibration: Path) -> None:
     """Say why no variant will be held against the file's own outputs, if there are few inputs."""
-    count = len(next(iter(rows.values())))
+    count, given = (len(next(iter(some.values()))) for some in (distinct(rows, contract), rows))
+    unit = "row" if contract.batch_axis else "request"
+    held = f"{count} {unit}{'s' * (count != 1)}"
+    if copies := given - count:
+        console.err.print(
+            f"{calibration} has {copies} {unit}{'s' * (copies != 1)} of {given} a second time: "
+            "copies count once",
+            markup=False,
+            soft_wrap=True,
+        )
     if count >= FEWEST_CALIBRATION_ROWS:
         return
-    line = f"{calibration} has {count} rows, and outputs are compared from "
-    if contract.batch_axis is None:
-        line = (
-            f"{calibration} has {count} request{'s' * (count != 1)}, as this model's rows cannot "
-            "be told apart: give a folder of files, or a list in a .json. Outputs are compared "
-            "from "
-        )
-    console.err.print(f"{line}{FEWEST_CALIBRATION_ROWS}", markup=False, soft_wrap=True)
+    advice = ", as this model's rows cannot be told apart: give a folder of files, or a list in a "
+    advice = "" if contract.batch_axis else f"{advice}.json"
+    line = f"{calibration} has {held}{advice}. Outputs are compared from {FEWEST_CALIBRATION_ROWS}"
+    console.err.print(line, markup=False, soft_wrap=True)
 
 
 def _targets(path: Path) -> Arrays:

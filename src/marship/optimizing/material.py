@@ -1,5 +1,6 @@
 """What a run folder holds for optimizing: the model, real inputs, a judge with targets."""
 
+import hashlib
 import inspect
 import math
 import os
@@ -15,6 +16,7 @@ import numpy as np
 from marship.contract import (
     CONTRACT_FILE,
     GOLDEN_FILE,
+    Array,
     Arrays,
     Contract,
     GoldenCase,
@@ -94,6 +96,10 @@ def gather(run_dir: Path, settings: OptimizeSettings) -> Material:
     contract = _contract(run_dir)
     calibration = _optional_rows(run_dir / CALIBRATION_FILE, contract)
     heldout, heldout_from = _optional_rows(run_dir / HELDOUT_FILE, contract), HELDOUT_FILE
+    if judge is None or recipe.metric is None:  # a judge weighs rows as often as they come
+        calibration, heldout = (
+            rows and distinct(rows, contract) for rows in (calibration, heldout)
+        )
     if heldout is None and calibration is not None and (parts := held_back(calibration, contract)):
         (calibration, heldout), heldout_from = parts, "calibration data, every fourth row"
         judge = judge if any(name.startswith(TARGET) for name in heldout) else None
@@ -123,6 +129,28 @@ def held_back(rows: Arrays, contract: Contract) -> tuple[Arrays, Arrays] | None:
     kept = place % HELD_BACK_EVERY == HELD_BACK_EVERY - 1
     used = {name: array[~kept] for name, array in rows.items()}
     return used, {name: array[kept] for name, array in rows.items()}
+
+
+def distinct(rows: Arrays, contract: Contract) -> Arrays:
+    """The rows without those that were there before: ten copies of a row say what one says.
+
+    Where a model takes rows in multiples of a number, such groups.
+    """
+    step = _step(contract)
+    arrays = [rows[spec.name] for spec in contract.inputs]
+    kept, seen = [], set()
+    for start in range(0, _count(rows), step):
+        group = tuple(_key(array[start : start + step]) for array in arrays)
+        if group not in seen:
+            seen.add(group)
+            kept += range(start, min(start + step, _count(rows)))
+    return {name: array[kept] for name, array in rows.items()}
+
+
+def _key(array: Array) -> str:
+    """A digest of values, text included."""
+    data = repr(array.tolist()).encode() if array.dtype.kind == "O" else array.tobytes()
+    return hashlib.sha256(data).hexdigest()
 
 
 def judged(judge: Judge, recipe: Recipe, outputs: Arrays, rows: Arrays) -> dict[str, float]:

@@ -184,7 +184,7 @@ def states(folder: Path, count: int = 48) -> Path:
 
 def said(path: Path, count: int = 40) -> Path:
     """Requests with words as JSON."""
-    drawn = np.random.default_rng(0).choice(WORDS, (count, 1, 2)).tolist()
+    drawn = np.random.default_rng(5).choice(WORDS, (count, 1, 2)).tolist()
     path.write_text(json.dumps([{"words": words} for words in drawn]))
     return path
 
@@ -416,11 +416,32 @@ def test_few_inputs_are_said(tmp_path: Path, capfd: pytest.CaptureFixture[str]) 
     few = saved(tmp_path / "few.npz", x=normal(31, 8))
     done = optimize(file, QUICK, calibration=few, out=tmp_path / "run")
     assert done.report["compared"] is None
-    assert "31 rows, and outputs are compared from 32" in capfd.readouterr().err
+    assert "31 rows. Outputs are compared from 32" in capfd.readouterr().err
     one = states(tmp_path / "few", 1)
     done = optimize(state(tmp_path / "s.onnx"), QUICK, calibration=one, out=tmp_path / "other")
     assert "has 1 request, as this model's rows cannot be told apart" in capfd.readouterr().err
     assert "fewer than 32" in entry(done, "int8_static")["why"]
+
+
+@pytest.mark.parametrize("kind", ["rows", "texts", "requests"])
+def test_copies_of_a_row_count_once(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], kind: str
+) -> None:
+    """A hundred of the same are one; forty of which half are copies are twenty."""
+    if kind == "rows":
+        file = scales(tmp_path / "m.onnx")
+        data = saved(tmp_path / "d.npz", x=np.repeat(normal(1, 8), 100, axis=0))
+    elif kind == "texts":
+        file, data = texts(tmp_path / "m.onnx"), tmp_path / "d.json"
+        data.write_text(json.dumps([{"words": [["word 1", "word 2"]]}] * 40))
+    else:
+        file, data = pictures(tmp_path / "m.onnx"), tmp_path / "d.npz"
+        saved(data, image=np.concatenate([normal(20, 3, 8, 8)] * 2))
+    done = optimize(file, QUICK, calibration=data, out=tmp_path / "run")
+    assert done.report["compared"] is None
+    left = {"rows": "99 rows of 100", "texts": "39 rows of 40", "requests": "20 requests of 40"}
+    assert f"{left[kind]} a second time" in capfd.readouterr().err
+    assert entry(done, "int8_static")["verdict"] in ("rejected", "not built")
 
 
 def test_an_unchanged_file_is_not_optimized_twice(tmp_path: Path) -> None:
