@@ -23,6 +23,7 @@ class Variant:
     Attributes:
         name: "exported" is the unchanged model; the others are named as their passes.
         file: In the run folder; None where it was not built.
+        digest: SHA-256 of the file and its external data, as a contract has it.
         reason: Why it was not built.
         objection: Why it was built but must not be served.
         latency_ms: By number of rows per call.
@@ -39,6 +40,7 @@ class Variant:
 
     name: str
     file: str | None = None
+    digest: str | None = None
     reason: str | None = None
     objection: str | None = None
     size_bytes: int = 0

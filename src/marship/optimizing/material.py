@@ -138,7 +138,8 @@ def distinct(rows: Arrays, contract: Contract) -> Arrays:
     """
     step = _step(contract)
     arrays = [rows[spec.name] for spec in contract.inputs]
-    kept, seen = [], set()
+    kept: list[int] = []
+    seen: set[tuple[str, ...]] = set()
     for start in range(0, _count(rows), step):
         group = tuple(_key(array[start : start + step]) for array in arrays)
         if group not in seen:

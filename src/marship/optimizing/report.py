@@ -177,6 +177,7 @@ def entry(variant: Variant, verdict: Verdict) -> dict[str, Any]:
     return {
         "name": variant.name,
         "file": variant.file,
+        "digest": variant.digest,
         "built": variant.file is not None,
         "verdict": verdict.outcome,
         "why": verdict.why,

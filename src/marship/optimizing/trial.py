@@ -15,7 +15,7 @@ from pathlib import Path
 from rich.progress import Progress, TaskID
 
 from marship import console
-from marship.contract import Arrays, Contract
+from marship.contract import Arrays, Contract, digest_variant
 from marship.contract.tolerance import Tolerance, agree
 from marship.errors import ModelError
 from marship.optimizing import fidelity, measure
@@ -89,7 +89,7 @@ def _check_tensors(target: Path, contract: Contract) -> None:
 def load_all(
     variants: Sequence[Variant], material: Material, draft: Path, threads: int
 ) -> dict[str, RunModel]:
-    """Load each built variant, recording its size and load time."""
+    """Load each built variant, recording its size, digest and load time."""
     runs: dict[str, RunModel] = {}
     for variant in variants:
         if variant.file is None:
@@ -97,8 +97,9 @@ def load_all(
         folder = material.source.path.parent if variant.name == EXPORTED else draft
         files = [folder / name for name in (variant.file, f"{variant.file}.data")]
         variant.size_bytes = sum(file.stat().st_size for file in files if file.exists())
+        variant.digest = digest_variant(files[0])
         start = time.perf_counter()
-        runs[variant.name] = parity.runner(folder / variant.file, threads)
+        runs[variant.name] = parity.runner(files[0], threads)
         variant.load_ms = (time.perf_counter() - start) * 1000
     return runs
 

@@ -462,6 +462,31 @@ def test_an_unchanged_file_is_not_optimized_twice(tmp_path: Path) -> None:
         optimize(file, QUICK, calibration=data, out=folder)
 
 
+@pytest.mark.parametrize("is_outside", [False, True])
+def test_another_file_than_the_measured_one_is_not_packed(
+    tmp_path: Path, *, is_outside: bool
+) -> None:
+    """Of the same inputs and outputs; `optimize` builds it again. Nor is another model.onnx."""
+    variant = "float32" if is_outside else "int8_static"
+    outside = {"save_as_external_data": True, "location": "w", "size_threshold": 0}
+    file = scales(tmp_path / "given.onnx", **(outside if is_outside else {}))
+    data, folder = saved(tmp_path / "d.npz", x=normal(40, 8)), tmp_path / "run"
+    done = optimize(file, QUICK, calibration=data, out=folder)
+    packed(folder, tmp_path / "store", variant=variant)
+    name = f"model.{variant}.onnx{'.data' if is_outside else ''}"
+    kept = (folder / name).read_bytes()
+    (folder / name).write_bytes(bytes([kept[0] ^ 1]) + kept[1:])
+    again = rf"{variant}\.onnx must be the file that optimize\.json .* optimize {folder}$"
+    with pytest.raises(PackageError, match=again):
+        packed(folder, tmp_path / "store", variant=variant)
+    done = optimize(folder, QUICK)
+    assert done.fresh
+    packed(folder, tmp_path / "store", variant=variant)
+    (folder / "model.onnx").write_bytes((folder / "model.float32.onnx").read_bytes())
+    with pytest.raises(PackageError, match=r"model\.onnx must be the file that contract\.json"):
+        packed(folder, tmp_path / "store", variant=variant)
+
+
 def test_missing_values_are_as_packing_finds_them(tmp_path: Path) -> None:
     """Trees that know NaN take it after optimize, too, and `--missing-values` still decides."""
     ways = {"nodes_missing_value_tracks_true": [1, 0, 0], "target_weights": [10.0, 20.0]}
