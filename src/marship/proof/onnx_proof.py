@@ -22,7 +22,7 @@ from typing import IO, TYPE_CHECKING, Any
 
 from marship import errors
 from marship.contract import Contract, GoldenCase, TensorSpec, read_golden, write_golden
-from marship.errors import MarshipError, ModelError
+from marship.errors import LoadError, MarshipError, ModelError
 
 if TYPE_CHECKING:  # onnx takes a while to import
     from onnx import ModelProto
@@ -35,6 +35,20 @@ _CAUSES: dict[int, str] = {
     "that it takes: --example inputs.npz."
 }
 """What ends a process by a signal, where that is not too little memory."""
+_LOADED = b"loaded"
+_LOAD = """
+import sys
+from pathlib import Path
+import onnxruntime
+from marship.errors import MarshipError
+from marship.serving.model import custom_ops
+try:
+    custom_ops.register(onnxruntime.SessionOptions(), [Path(sys.argv[1])])
+except MarshipError:
+    pass  # a reason that the proof's own process gives
+print("loaded", end="", flush=True)
+"""
+"""Loads a library, and says that it got that far."""
 _START = "import sys; from marship.proof import onnx_proof; onnx_proof.main(*sys.argv[1:])"
 
 
@@ -111,7 +125,9 @@ def describe(path: Path, draft: Path, wishes: Wishes) -> OnnxProof:
             ) from error
         if done.returncode < 0 and wishes.tries_empty:
             return describe(path, draft, replace(wishes, tries_empty=False))
-        if done.returncode != 0:
+        if done.returncode != 0 or not done.stdout:
+            for library in wishes.libraries:
+                _check_loads(Path(library), wishes.limit_s)
             raise _crashed(path, done.returncode, log)
     head, _, cases = done.stdout.partition(b"\n")
     result = json.loads(head)
@@ -286,6 +302,27 @@ def _limit_memory() -> None:
 def _as_error(code: str, message: str) -> MarshipError:
     """The error that the process reported."""
     return next(kind for kind in errors.kinds() if kind.code == code)(message)
+
+
+def _check_loads(library: Path, limit_s: float) -> None:
+    """Load a library in a process of its own, to tell whether that is what ended the proof's.
+
+    Raises:
+        LoadError: The process ends.
+    """
+    words = [sys.executable, "-P", "-c", _LOAD, str(library)]
+    done = subprocess.run(
+        words, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
+        timeout=limit_s, check=False,
+    )  # fmt: skip
+    if done.stdout.endswith(_LOADED):
+        return
+    code = done.returncode
+    how = f"a crash ({signal.Signals(-code).name})" if code < 0 else f"exit code {code}"
+    raise LoadError(
+        f"{library.name} must be a library of custom operators that loads here, got: {how} while "
+        "it was loaded. Copy it again if it is damaged, or build it against this ONNX Runtime."
+    )
 
 
 def _crashed(path: Path, code: int, log: IO[bytes]) -> ModelError:
