@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from marship import errors
-from marship.contract import Contract, GoldenCase, TensorSpec, read_golden, write_golden
+from marship.contract import Arrays, Contract, GoldenCase, TensorSpec, read_golden, write_golden
 from marship.errors import LoadError, MarshipError, ModelError
 
 if TYPE_CHECKING:  # onnx takes a while to import
@@ -163,9 +163,7 @@ def main(model: str, draft: str, asked: str) -> None:
 
 
 def _prove(path: Path, draft: Path, wishes: Wishes) -> OnnxProof:
-    from marship.proof import axes, examples, graph, missing, parity, trials, words
-    from marship.proof.cases import first_axis
-    from marship.proof.empty import with_empty_axes
+    from marship.proof import axes, examples, graph, parity, trials, words
 
     example = wishes.example and Path(wishes.example)
     libraries = [*map(Path, wishes.libraries)]
@@ -174,8 +172,23 @@ def _prove(path: Path, draft: Path, wishes: Wishes) -> OnnxProof:
     stated = words.worded(stated, path)
     graph.refuse_random(path)
     run = parity.runner(path, libraries=libraries)
-    sized = graph.facts(path).sized
     requests = examples.read(example, axes.apart(stated), run) if example else []
+    try:
+        return _proven(stated, run, requests, wishes)
+    except ModelError:
+        drawn = [] if example else trials.positive(axes.apart(stated), run)
+        if not drawn:
+            raise
+        return _proven(stated, run, drawn, wishes)
+
+
+def _proven(stated: Contract, run: "OnnxRun", requests: list[Arrays], wishes: Wishes) -> OnnxProof:
+    """What is found out by running the file on these requests, or on drawn ones without any."""
+    from marship.proof import axes, examples, graph, missing, parity, trials, words
+    from marship.proof.cases import first_axis
+    from marship.proof.empty import with_empty_axes
+
+    path, example, sized = run.path, wishes.example, graph.facts(run.path).sized
     for has_rows in (True, False):
         first = requests[0] if requests else None
         contract = axes.resolved(stated, run, first, sized=sized, has_rows=has_rows)
@@ -186,7 +199,7 @@ def _prove(path: Path, draft: Path, wishes: Wishes) -> OnnxProof:
         contract = trials.keeping(contract, requests)
         contract, gaps = missing.decided(contract, path, run, wishes.missing_values)
         if example is not None and wishes.missing_values != missing.ANY:
-            examples.check_finite(requests, contract, example)
+            examples.check_finite(requests, contract, Path(example))
         contract, proof = parity.with_batch_axis(contract, run, rows, seconds=wishes.proof_seconds)
         if contract.batch_axis or len(contract.inputs) == 1 or first_axis(stated) is None:
             break  # else no rows need to be kept together
