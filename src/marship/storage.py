@@ -1,11 +1,14 @@
 """Files that are written atomically, and read with clear errors."""
 
 import errno
+import fcntl
+import glob
 import json
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +45,8 @@ def replacing(path: Path) -> Iterator[Path]:
     """Yield a path to write to; on success it replaces `path` atomically.
 
     The file is synced before the rename, so a power failure leaves the old file or the new one.
-    On any error the old file stays and the draft is removed.
+    On any error the old file stays and the draft is removed; that of a killed process is removed
+    by the next one that writes the same file.
 
     Raises:
         StorageError: The disk is full or the folder cannot be written to.
@@ -79,9 +83,66 @@ def replacing_all(folder: Path) -> Iterator[Path]:
 
 @contextmanager
 def _draft_folder(folder: Path, name: str) -> Iterator[Path]:
-    folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder, prefix=f".{name}.") as drafts:
-        yield Path(drafts)
+    """A locked folder within `folder`, which is made; on an error what was made is removed."""
+    made = [place for place in (folder, *folder.parents) if not place.exists()]
+    try:
+        _remove_abandoned(folder, name)
+        drafts, lock = _held(folder, name)
+        try:
+            with drafts as draft:
+                yield Path(draft)
+        finally:
+            os.close(lock)
+    except BaseException:
+        with suppress(OSError):  # the first that another process fills ends it
+            for place in made:
+                place.rmdir()
+        raise
+
+
+def _held(folder: Path, name: str) -> tuple[tempfile.TemporaryDirectory[str], int]:
+    """A new draft, and a lock of it that ends with this process."""
+    while True:
+        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            draft = tempfile.TemporaryDirectory(dir=folder, prefix=_prefix(name))
+            lock = os.open(draft.name, os.O_RDONLY)
+        except FileNotFoundError:
+            if folder.is_dir():  # as /proc is, where nothing can be made
+                raise
+            continue  # another run that failed removed it again
+        if _is_locked(lock) is not False and Path(draft.name).exists():
+            return draft, lock
+        os.close(lock)
+        draft.cleanup()  # another run took it for abandoned before it was locked
+
+
+def _remove_abandoned(folder: Path, name: str) -> None:
+    """Remove drafts whose process was killed: nobody holds their lock."""
+    for path in folder.glob(f"{glob.escape(_prefix(name))}*"):
+        with suppress(OSError):  # another user's, or just removed
+            lock = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+            try:
+                if _is_locked(lock):
+                    shutil.rmtree(path)
+            finally:
+                os.close(lock)
+
+
+def _prefix(name: str) -> str:
+    """What names of drafts begin with, which are locked by whoever writes them."""
+    return f".{name}.draft-"
+
+
+def _is_locked(fd: int) -> bool | None:
+    """Lock a file; whether that could be done, or None where the file system has no locks."""
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:
+        return None
+    return True
 
 
 def _sync(file: Path) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from marship.errors import DataError, StorageError, UsageError
-from marship.storage import read_json, replacing, write_json
+from marship.storage import read_json, replacing, replacing_all, write_json
 from small_disk import run_on
 
 
@@ -52,6 +52,53 @@ def test_a_killed_writer_leaves_the_old_file(tmp_path: Path) -> None:
     )
     subprocess.run([sys.executable, "-c", code, str(path)], check=False)
     assert path.read_text() == "old"
+
+
+KILLED = (
+    "import os, signal, sys, pathlib\nfrom marship.storage import replacing, replacing_all\n"
+    "with {0}(pathlib.Path(sys.argv[1])) as draft:\n    {1}\n    print('there', flush=True)\n"
+    "    input()\n"
+)
+WRITERS = {
+    "a file": ("replacing", "draft.write_text('half')", "sub/a.txt"),
+    "a folder": ("replacing_all", "(draft / 'a.txt').write_text('half')", "sub"),
+}
+
+
+@pytest.mark.parametrize("kind", WRITERS)
+def test_what_a_killed_writer_left_is_removed_by_the_next(tmp_path: Path, kind: str) -> None:
+    """And nothing else: not the draft of a process that lives, nor a folder that looks alike."""
+    function, line, place = WRITERS[kind]
+    words = [sys.executable, "-c", KILLED.format(function, line), str(tmp_path / place)]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    with subprocess.Popen(words, **pipes) as dead, subprocess.Popen(words, **pipes) as alive:
+        for writer in (dead, alive):
+            assert writer.stdout is not None
+            assert writer.stdout.readline() == b"there\n"
+        (tmp_path / "sub" / ".a.txt.other").mkdir()
+        dead.kill()
+        dead.wait()
+        assert len(os.listdir(tmp_path / "sub")) == 3  # noqa: PTH208  hidden files count too
+        with {"a file": replacing, "a folder": replacing_all}[kind](tmp_path / place) as draft:
+            (draft if kind == "a file" else draft / "a.txt").write_text("mine")
+        assert len(os.listdir(tmp_path / "sub")) == 3  # noqa: PTH208  one is a.txt
+        alive.communicate(b"\n")
+    assert (tmp_path / "sub" / "a.txt").read_text() == "half"
+    assert sorted(os.listdir(tmp_path / "sub")) == [".a.txt.other", "a.txt"]  # noqa: PTH208
+
+
+def test_a_writer_that_fails_leaves_no_folder_of_its_own(tmp_path: Path) -> None:
+    """It removes those that it made; one that was there stays, empty or not."""
+    (tmp_path / "there").mkdir()
+
+    def write(folder: Path) -> None:
+        with replacing_all(folder):
+            raise KeyboardInterrupt
+
+    for folder in (tmp_path / "new" / "deep", tmp_path / "there"):
+        with pytest.raises(KeyboardInterrupt):
+            write(folder)
+    assert os.listdir(tmp_path) == ["there"]  # noqa: PTH208
 
 
 @pytest.mark.parametrize(

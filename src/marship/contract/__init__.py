@@ -11,7 +11,12 @@ strings.py     arrays of strings, stored without pickle
 tolerance.py   how far two results may be apart
 """
 
-from marship.contract.digests import CHUNK_BYTES, digest_files, digest_streams
+from marship.contract.digests import (
+    CHUNK_BYTES,
+    digest_files,
+    digest_streams,
+    digest_variant,
+)
 from marship.contract.golden import (
     GOLDEN_FILE,
     MOST_GOLDEN_BYTES,
@@ -58,6 +63,7 @@ __all__ = [
     "Widened",
     "digest_files",
     "digest_streams",
+    "digest_variant",
     "read_golden",
     "write_golden",
 ]

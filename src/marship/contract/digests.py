@@ -14,6 +14,12 @@ def digest_files(*paths: Path) -> str:
         return digest_streams(*(opened.enter_context(path.open("rb")) for path in paths))
 
 
+def digest_variant(path: Path) -> str:
+    """SHA-256 over a variant of a model, and over its weights where they lie beside it."""
+    data = path.with_name(f"{path.name}.data")
+    return digest_files(path, *([data] if data.is_file() else []))
+
+
 def digest_streams(*streams: BinaryIO) -> str:
     """SHA-256 over the bytes of the streams one after the other, in hexadecimal."""
     digest = hashlib.sha256()

@@ -17,6 +17,7 @@ import importlib.util
 import json
 import sys
 from collections.abc import Callable, Mapping
+from contextlib import redirect_stdout
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import ModuleType
@@ -131,8 +132,9 @@ def _module(place: str) -> ModuleType:
     if folder not in sys.path:
         sys.path.insert(0, folder)
     try:
-        return _run_file(path) if place.endswith(".py") else importlib.import_module(place)
-    except Exception as error:  # user code may raise anything at import
+        with redirect_stdout(sys.stderr):  # standard output is that of --json
+            return _run_file(path) if place.endswith(".py") else importlib.import_module(place)
+    except (Exception, SystemExit) as error:  # user code may raise anything at import
         raise UsageError(
             f"{place} must be importable, got: {type(error).__name__}: {error}."
         ) from error

@@ -35,6 +35,8 @@ from marship.optimizing.material import (
     HELDOUT_FILE,
     MODEL_FILE,
     Judge,
+    check_number,
+    distinct,
     held_back,
     measured,
 )
@@ -268,17 +270,22 @@ def _rows(path: Path, proof: onnx_proof.OnnxProof, settings: OptimizeSettings) -
 
 def _say_if_few(rows: Arrays, contract: Contract, calibration: Path) -> None:
     """Say why no variant will be held against the file's own outputs, if there are few inputs."""
-    count = len(next(iter(rows.values())))
+    count, given = (len(next(iter(some.values()))) for some in (distinct(rows, contract), rows))
+    unit = "row" if contract.batch_axis else "request"
+    held = f"{count} {unit}{'s' * (count != 1)}"
+    if copies := given - count:
+        console.err.print(
+            f"{calibration} has {copies} {unit}{'s' * (copies != 1)} of {given} a second time: "
+            "copies count once",
+            markup=False,
+            soft_wrap=True,
+        )
     if count >= FEWEST_CALIBRATION_ROWS:
         return
-    line = f"{calibration} has {count} rows, and outputs are compared from "
-    if contract.batch_axis is None:
-        line = (
-            f"{calibration} has {count} request{'s' * (count != 1)}, as this model's rows cannot "
-            "be told apart: give a folder of files, or a list in a .json. Outputs are compared "
-            "from "
-        )
-    console.err.print(f"{line}{FEWEST_CALIBRATION_ROWS}", markup=False, soft_wrap=True)
+    advice = ", as this model's rows cannot be told apart: give a folder of files, or a list in a "
+    advice = "" if contract.batch_axis else f"{advice}.json"
+    line = f"{calibration} has {held}{advice}. Outputs are compared from {FEWEST_CALIBRATION_ROWS}"
+    console.err.print(line, markup=False, soft_wrap=True)
 
 
 def _targets(path: Path) -> Arrays:
@@ -310,7 +317,9 @@ def _metric(recipe: Recipe, judge: Judge, outputs: Arrays, rows: Arrays) -> Any:
     """The deciding metric: the one that is named, else the judge's only one."""
     found = measured(judge, recipe, outputs, rows)
     if recipe.metric in found or (recipe.metric is None and len(found) == 1):
-        return recipe.metric or next(iter(found))
+        metric = recipe.metric or next(iter(found))
+        check_number(recipe, metric, found[metric])
+        return metric
     raise UsageError(
         f"metric must be one that {recipe.judge} gives: {', '.join(found) or 'none'}, got "
         f"{recipe.metric or 'no name'}. Name it with --metric."

@@ -7,6 +7,7 @@ from typing import Any
 
 from marship.contract.tolerance import Tolerance
 from marship.errors import UsageError
+from marship.optimizing import fidelity
 from marship.optimizing.fidelity import Fidelity
 from marship.optimizing.measure import Latency
 
@@ -22,6 +23,7 @@ class Variant:
     Attributes:
         name: "exported" is the unchanged model; the others are named as their passes.
         file: In the run folder; None where it was not built.
+        digest: SHA-256 of the file and its external data, as a contract has it.
         reason: Why it was not built.
         objection: Why it was built but must not be served.
         latency_ms: By number of rows per call.
@@ -38,6 +40,7 @@ class Variant:
 
     name: str
     file: str | None = None
+    digest: str | None = None
     reason: str | None = None
     objection: str | None = None
     size_bytes: int = 0
@@ -218,7 +221,8 @@ def _beaten(variant: Variant, best: Variant, rule: Rule) -> str:
 
 def _cost(variant: Variant, rule: Rule) -> str:
     if rule.metric is None or variant.metric_drop is None:
-        if variant.is_exact or not variant.fidelity:
+        labels = fidelity.labels(variant.fidelity)
+        if (variant.is_exact or not variant.fidelity) and not labels:
             return "its outputs are within the export's tolerance"
         return f"its outputs are close enough on real inputs: {_closeness(variant)}"
     if variant.metric_drop <= 0:
@@ -228,11 +232,13 @@ def _cost(variant: Variant, rule: Rule) -> str:
 
 def _closeness(variant: Variant) -> str:
     """`off by at most 0.012 of their spread, 99.2 % of 250 rows agree`."""
-    parts = [f"off by at most {variant.worst_error:.2g} of their spread"]
-    shares = [(f.agreement, f.rows) for f in variant.fidelity.values() if f.agreement is not None]
-    if shares:
-        share, rows = min(shares)
-        parts.append(f"{100 * share:.4g} % of {rows} rows agree")
+    parts = []
+    if any(one.error is not None for one in variant.fidelity.values()):
+        parts.append(f"off by at most {variant.worst_error:.2g} of their spread")
+    counted = [one for one in variant.fidelity.values() if one.agreement is not None]
+    if counted:
+        least = min(counted, key=lambda one: (one.agreement or 0.0, one.rows))
+        parts.append(f"{100 * (least.agreement or 0.0):.4g} % of {least.shown_count} agree")
     return ", ".join(parts)
 
 

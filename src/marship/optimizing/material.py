@@ -1,14 +1,22 @@
 """What a run folder holds for optimizing: the model, real inputs, a judge with targets."""
 
-from collections.abc import Callable, Mapping
+import hashlib
+import inspect
+import math
+import os
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import NoReturn
 
 import numpy as np
 
 from marship.contract import (
     CONTRACT_FILE,
     GOLDEN_FILE,
+    Array,
     Arrays,
     Contract,
     GoldenCase,
@@ -88,6 +96,10 @@ def gather(run_dir: Path, settings: OptimizeSettings) -> Material:
     contract = _contract(run_dir)
     calibration = _optional_rows(run_dir / CALIBRATION_FILE, contract)
     heldout, heldout_from = _optional_rows(run_dir / HELDOUT_FILE, contract), HELDOUT_FILE
+    if judge is None or recipe.metric is None:  # a judge weighs rows as often as they come
+        calibration, heldout = (
+            rows and distinct(rows, contract) for rows in (calibration, heldout)
+        )
     if heldout is None and calibration is not None and (parts := held_back(calibration, contract)):
         (calibration, heldout), heldout_from = parts, "calibration data, every fourth row"
         judge = judge if any(name.startswith(TARGET) for name in heldout) else None
@@ -119,6 +131,29 @@ def held_back(rows: Arrays, contract: Contract) -> tuple[Arrays, Arrays] | None:
     return used, {name: array[kept] for name, array in rows.items()}
 
 
+def distinct(rows: Arrays, contract: Contract) -> Arrays:
+    """The rows without those that were there before: ten copies of a row say what one says.
+
+    Where a model takes rows in multiples of a number, such groups.
+    """
+    step = _step(contract)
+    arrays = [rows[spec.name] for spec in contract.inputs]
+    kept: list[int] = []
+    seen: set[tuple[str, ...]] = set()
+    for start in range(0, _count(rows), step):
+        group = tuple(_key(array[start : start + step]) for array in arrays)
+        if group not in seen:
+            seen.add(group)
+            kept += range(start, min(start + step, _count(rows)))
+    return {name: array[kept] for name, array in rows.items()}
+
+
+def _key(array: Array) -> str:
+    """A digest of values, text included."""
+    data = repr(array.tolist()).encode() if array.dtype.kind == "O" else array.tobytes()
+    return hashlib.sha256(data).hexdigest()
+
+
 def judged(judge: Judge, recipe: Recipe, outputs: Arrays, rows: Arrays) -> dict[str, float]:
     """The metrics by the recipe's judge of outputs for rows with targets.
 
@@ -138,16 +173,55 @@ def measured(judge: Judge, recipe: Recipe, outputs: Arrays, rows: Arrays) -> dic
     """What a judge gives for outputs.
 
     Raises:
-        DataError: It fails.
+        DataError: It fails, or leaves the process.
     """
     targets = {k.removeprefix(TARGET): v for k, v in rows.items() if k.startswith(TARGET)}
     try:
-        return {k: float(v) for k, v in judge(outputs, targets).items()}
-    except Exception as error:  # user code: it may raise anything
+        with _kept_in():
+            found = judge(outputs, targets)
+            if inspect.iscoroutine(found):
+                found.close()  # else Python warns that nobody awaited it
+                raise TypeError("a coroutine: write def, not async def")
+            return {k: float(v) for k, v in found.items()}
+    except (Exception, SystemExit) as error:  # user code: it may raise anything
         raise DataError(
             f"{recipe.judge} must judge the held-out outputs, got {type(error).__name__}: "
             f"{first_line(error)}. Check the targets in heldout.npz and calibration.npz."
         ) from error
+
+
+def check_number(recipe: Recipe, metric: str, value: float) -> None:
+    """Check a metric of the exported model's own outputs: no variant can be held against NaN.
+
+    Raises:
+        DataError: It is no finite number.
+    """
+    if not math.isfinite(value):
+        raise DataError(
+            f"{recipe.judge} must give a finite {metric} for the exported model's own outputs, got "
+            f"{value}. Check the function and its targets."
+        )
+
+
+@contextmanager
+def _kept_in() -> Iterator[None]:
+    """Let user code neither write to standard output, which is the report's, nor end the process.
+
+    Its child processes may: they end by `os._exit`, as multiprocessing has it.
+    """
+    leave, own = os._exit, os.getpid()
+
+    def refuse(code: int) -> NoReturn:
+        if os.getpid() != own:
+            leave(code)
+        raise SystemExit(f"os._exit({code})")
+
+    os._exit = refuse  # type: ignore[assignment]
+    try:
+        with redirect_stdout(sys.stderr):
+            yield
+    finally:
+        os._exit = leave
 
 
 def _step(contract: Contract) -> int:

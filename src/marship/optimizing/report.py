@@ -132,7 +132,7 @@ def _shown_closeness(one: Fidelity) -> tuple[str, ...]:
     if one.same is None or one.sure_agreement is None:
         return (*errors, "", "")
     kind = "top class in " if one.is_class else ""
-    return (*errors, f"{kind}{one.same} of {one.rows}", f"{100 * one.sure_agreement:.1f} %")
+    return (*errors, f"{kind}{one.same} of {one.counted}", f"{100 * one.sure_agreement:.1f} %")
 
 
 def compared(material: Material) -> dict[str, Any] | None:
@@ -156,8 +156,8 @@ def remark(material: Material) -> str | None:
     bounds = material.bounds
     return (
         f"Outputs against the exported model's on {material.compared_rows} real inputs "
-        f"({material.heldout_from}). Allowed: an error of {bounds.error:g} of an output's spread, "
-        f"{100 * (1 - bounds.agreement):.3g} % of rows that do not agree. Sure: the share of "
+        f"({material.heldout_from}). Allowed: an error of {bounds.error:g} of a column's spread, "
+        f"{100 * (1 - bounds.agreement):.3g} % that do not agree. Sure: the share of "
         f"such inputs that agrees at least, with 95 % confidence.\n{NOT_PROVEN}"
     )
 
@@ -177,6 +177,7 @@ def entry(variant: Variant, verdict: Verdict) -> dict[str, Any]:
     return {
         "name": variant.name,
         "file": variant.file,
+        "digest": variant.digest,
         "built": variant.file is not None,
         "verdict": verdict.outcome,
         "why": verdict.why,
@@ -200,7 +201,8 @@ def _entry_of(one: Fidelity) -> dict[str, Any]:
     finite = {k: v if v is None or math.isfinite(v) else None for k, v in errors.items()}
     counted = "top class" if one.is_class else "values"
     shares = {"agreement": one.agreement, "sure_agreement": one.sure_agreement}
-    return {"rows": one.rows, **finite, "same": one.same and counted, **shares}
+    same = None if one.same is None else counted
+    return {"rows": one.rows, **finite, "same": same, "counted": one.counted, **shares}
 
 
 def draw(variants: Sequence[Variant], choice: Choice, rule: Rule, path: Path, name: str) -> None:

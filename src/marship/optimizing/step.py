@@ -8,13 +8,13 @@ one interleaved run, judged on held-out data and compared with PyTorch's outputs
 
 import inspect
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from marship.arguments import checked
-from marship.contract import digest_files
+from marship.contract import digest_files, digest_variant
 from marship.errors import MarshipError, UsageError
 from marship.fit.origin import fingerprint, local_files, machine, versions
 from marship.optimizing.settings import PASSES, OptimizeSettings
@@ -156,7 +156,8 @@ def _optimized(run_dir: Path, material: "Material", settings: OptimizeSettings) 
             "seconds": round(time.perf_counter() - started, 1),
         }
         write_json(draft / REPORT_FILE, report)
-    _remove_stale(run_dir, variants)
+        written = {file.name for file in draft.iterdir()}
+    _remove_stale(run_dir, written)
     trial = Trial(variants, choice, rule, remark(material))
     return Optimized(run_dir, report, fresh=True, trial=trial)
 
@@ -184,12 +185,12 @@ def _try_all(
     return variants, rule
 
 
-def _remove_stale(run_dir: Path, variants: list["Variant"]) -> None:
-    """Remove the files of variants that an earlier run built and this one did not."""
-    for variant in variants:
-        if variant.file is None:
-            for name in (f"model.{variant.name}.onnx", f"model.{variant.name}.onnx.data"):
-                (run_dir / name).unlink(missing_ok=True)
+def _remove_stale(run_dir: Path, written: Set[str]) -> None:
+    """Remove the files of variants, and their data, that an earlier run wrote and this one not."""
+    for name in PASSES:
+        for file in (f"model.{name}.onnx", f"model.{name}.onnx.data"):
+            if file not in written:
+                (run_dir / file).unlink(missing_ok=True)
 
 
 def _fingerprint(material: "Material", settings: OptimizeSettings) -> str:
@@ -217,9 +218,11 @@ def _kept(run_dir: Path, made_from: str) -> Optimized | None:
         return None
     try:
         report = read_json(run_dir / REPORT_FILE)
-        files = [entry["file"] for entry in report["variants"] if entry["built"]]
-        same = report["made_from"] == made_from
-    except (MarshipError, KeyError, TypeError):  # corrupted: it is built again
+        built = [entry for entry in report["variants"] if entry["built"]]
+        is_whole = (run_dir / PICTURE_FILE).is_file() and all(
+            digest_variant(run_dir / entry["file"]) == entry["digest"] for entry in built
+        )
+        is_same = report["made_from"] == made_from
+    except (MarshipError, OSError, KeyError, TypeError):  # damaged: it is built again
         return None
-    whole = all((run_dir / name).is_file() for name in (PICTURE_FILE, *files))
-    return Optimized(run_dir, report, fresh=False) if same and whole else None
+    return Optimized(run_dir, report, fresh=False) if is_same and is_whole else None

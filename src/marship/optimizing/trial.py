@@ -15,12 +15,12 @@ from pathlib import Path
 from rich.progress import Progress, TaskID
 
 from marship import console
-from marship.contract import Arrays, Contract
+from marship.contract import Arrays, Contract, digest_variant
 from marship.contract.tolerance import Tolerance, agree
 from marship.errors import ModelError
 from marship.optimizing import fidelity, measure
 from marship.optimizing.choice import EXPORTED, Variant
-from marship.optimizing.material import FEWEST_CALIBRATION_ROWS, Material, judged
+from marship.optimizing.material import FEWEST_CALIBRATION_ROWS, Material, check_number, judged
 from marship.optimizing.source import ExportedModel, NotBuiltError
 from marship.proof import margins, parity
 from marship.proof.comparison import RunModel
@@ -89,7 +89,7 @@ def _check_tensors(target: Path, contract: Contract) -> None:
 def load_all(
     variants: Sequence[Variant], material: Material, draft: Path, threads: int
 ) -> dict[str, RunModel]:
-    """Load each built variant, recording its size and load time."""
+    """Load each built variant, recording its size, digest and load time."""
     runs: dict[str, RunModel] = {}
     for variant in variants:
         if variant.file is None:
@@ -97,8 +97,9 @@ def load_all(
         folder = material.source.path.parent if variant.name == EXPORTED else draft
         files = [folder / name for name in (variant.file, f"{variant.file}.data")]
         variant.size_bytes = sum(file.stat().st_size for file in files if file.exists())
+        variant.digest = digest_variant(files[0])
         start = time.perf_counter()
-        runs[variant.name] = parity.runner(folder / variant.file, threads)
+        runs[variant.name] = parity.runner(files[0], threads)
         variant.load_ms = (time.perf_counter() - start) * 1000
     return runs
 
@@ -136,6 +137,8 @@ def judge_all(
     calls = list(measure.calls(material.contract, rows))
     exported = [runs[EXPORTED](inputs) for inputs in calls]
     best = _metrics(material, exported, rows)
+    if material.metric is not None:
+        check_number(material.recipe, material.metric, best[material.metric])
     built = [variant for variant in variants if variant.file]
     with console.progress() as progress:
         for variant in progress.track(built, description="judging on held-out data"):
@@ -147,7 +150,7 @@ def judge_all(
             variant.is_exact = _within(got, want, material.contract.tolerance)
             variant.tolerance = _tolerance(variant, run, material, got=got, want=want)
             if material.compared_rows:
-                variant.fidelity = fidelity.compare(outputs, exported)
+                variant.fidelity = fidelity.compare(outputs, exported, material.contract.outputs)
             variant.metrics = _metrics(material, outputs, rows)
             if material.metric is not None:
                 drop = best[material.metric] - variant.metrics[material.metric]
@@ -186,15 +189,30 @@ def _objection(variant: Variant, run: RunModel, material: Material) -> str | Non
     if variant.name in EXACT:
         off = f"its outputs differ by {variant.absolute:.2g}, more than the export's tolerance"
         return None if variant.is_exact else off
-    if material.metric is None and not variant.is_exact:
-        if not material.compared_rows:
-            return (
-                "its outputs differ by more than the export's tolerance, and there is no judge and "
-                f"fewer than {FEWEST_CALIBRATION_ROWS} calibration rows or requests to rate them"
-            )
-        if far := fidelity.objection(variant.fidelity, material.bounds):
-            return far
+    if material.metric is None and (far := _too_far(variant, material)):
+        return far
     return measure.objection(material.contract, run, material.golden, material.examples)
+
+
+def _too_far(variant: Variant, material: Material) -> str | None:
+    """Why its outputs are too far from the exported model's, without a judge; None if they are not.
+
+    Floats within the export's tolerance are as good as the exported ones. That says nothing of
+    labels, which floats decide that are no outputs.
+    """
+    if material.compared_rows:
+        found = variant.fidelity
+        return fidelity.objection(
+            fidelity.labels(found) if variant.is_exact else found, material.bounds
+        )
+    has_floats = any(spec.dtype.startswith("float") for spec in material.contract.outputs)
+    if variant.is_exact and has_floats:
+        return None
+    differ = "its outputs differ by more than the export's tolerance, and there"
+    return (
+        f"{differ if has_floats else 'there'} is no judge and fewer than {FEWEST_CALIBRATION_ROWS} "
+        "calibration rows or requests to rate them"
+    )
 
 
 def _metrics(material: Material, outputs: Sequence[Arrays], rows: Arrays) -> dict[str, float]:

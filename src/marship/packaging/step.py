@@ -13,6 +13,8 @@ from marship.contract import (
     Contract,
     GoldenCase,
     Library,
+    digest_files,
+    digest_variant,
     read_golden,
 )
 from marship.contract.tolerance import Tolerance
@@ -200,6 +202,12 @@ def _with_gaps(
 def _chosen(run_dir: Path, contract: Contract, variant: str | None) -> tuple[Path, Tolerance]:
     """The variant's file and how far its outputs may be from the reference's."""
     exported = run_dir / MODEL_FILE
+    files = [run_dir / name for name in contract.files]
+    if not all(file.is_file() for file in files) or digest_files(*files) != contract.digest:
+        raise PackageError(
+            f"{exported} must be the file that {CONTRACT_FILE} was written for, got another "
+            "digest. Export it, or optimize the ONNX file, again."
+        )
     report = _optional(run_dir / "optimize.json")
     if report is None:
         if variant is not None:
@@ -216,7 +224,13 @@ def _chosen(run_dir: Path, contract: Contract, variant: str | None) -> tuple[Pat
     built = {entry["name"]: entry for entry in report["variants"] if entry["built"]}
     if wanted not in built:
         raise UsageError(f"variant must be one of {', '.join(built)}, got {wanted}.")
-    return run_dir / built[wanted]["file"], Tolerance(**built[wanted]["tolerance"])
+    path, digest = run_dir / built[wanted]["file"], built[wanted].get("digest")
+    if digest is not None and path.is_file() and digest_variant(path) != digest:
+        raise PackageError(
+            f"{path} must be the file that optimize.json was written for, got another digest. Run "
+            f"again: marship optimize {run_dir}"
+        )
+    return path, Tolerance(**built[wanted]["tolerance"])
 
 
 def _for_file(contract: Contract, model: Path, tolerance: Tolerance) -> Contract:

@@ -21,8 +21,8 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from marship import errors
-from marship.contract import Contract, GoldenCase, TensorSpec, read_golden, write_golden
-from marship.errors import MarshipError, ModelError
+from marship.contract import Arrays, Contract, GoldenCase, TensorSpec, read_golden, write_golden
+from marship.errors import LoadError, MarshipError, ModelError
 
 if TYPE_CHECKING:  # onnx takes a while to import
     from onnx import ModelProto
@@ -35,6 +35,20 @@ _CAUSES: dict[int, str] = {
     "that it takes: --example inputs.npz."
 }
 """What ends a process by a signal, where that is not too little memory."""
+_LOADED = b"loaded"
+_LOAD = """
+import sys
+from pathlib import Path
+import onnxruntime
+from marship.errors import MarshipError
+from marship.serving.model import custom_ops
+try:
+    custom_ops.register(onnxruntime.SessionOptions(), [Path(sys.argv[1])])
+except MarshipError:
+    pass  # a reason that the proof's own process gives
+print("loaded", end="", flush=True)
+"""
+"""Loads a library, and says that it got that far."""
 _START = "import sys; from marship.proof import onnx_proof; onnx_proof.main(*sys.argv[1:])"
 
 
@@ -111,7 +125,9 @@ def describe(path: Path, draft: Path, wishes: Wishes) -> OnnxProof:
             ) from error
         if done.returncode < 0 and wishes.tries_empty:
             return describe(path, draft, replace(wishes, tries_empty=False))
-        if done.returncode != 0:
+        if done.returncode != 0 or not done.stdout:
+            for library in wishes.libraries:
+                _check_loads(Path(library), wishes.limit_s)
             raise _crashed(path, done.returncode, log)
     head, _, cases = done.stdout.partition(b"\n")
     result = json.loads(head)
@@ -147,9 +163,7 @@ def main(model: str, draft: str, asked: str) -> None:
 
 
 def _prove(path: Path, draft: Path, wishes: Wishes) -> OnnxProof:
-    from marship.proof import axes, examples, graph, missing, parity, trials, words
-    from marship.proof.cases import first_axis
-    from marship.proof.empty import with_empty_axes
+    from marship.proof import axes, examples, graph, parity, trials, words
 
     example = wishes.example and Path(wishes.example)
     libraries = [*map(Path, wishes.libraries)]
@@ -158,8 +172,23 @@ def _prove(path: Path, draft: Path, wishes: Wishes) -> OnnxProof:
     stated = words.worded(stated, path)
     graph.refuse_random(path)
     run = parity.runner(path, libraries=libraries)
-    sized = graph.facts(path).sized
     requests = examples.read(example, axes.apart(stated), run) if example else []
+    try:
+        return _proven(stated, run, requests, wishes)
+    except ModelError:
+        drawn = [] if example else trials.positive(axes.apart(stated), run)
+        if not drawn:
+            raise
+        return _proven(stated, run, drawn, wishes)
+
+
+def _proven(stated: Contract, run: "OnnxRun", requests: list[Arrays], wishes: Wishes) -> OnnxProof:
+    """What is found out by running the file on these requests, or on drawn ones without any."""
+    from marship.proof import axes, examples, graph, missing, parity, trials, words
+    from marship.proof.cases import first_axis
+    from marship.proof.empty import with_empty_axes
+
+    path, example, sized = run.path, wishes.example, graph.facts(run.path).sized
     for has_rows in (True, False):
         first = requests[0] if requests else None
         contract = axes.resolved(stated, run, first, sized=sized, has_rows=has_rows)
@@ -170,7 +199,7 @@ def _prove(path: Path, draft: Path, wishes: Wishes) -> OnnxProof:
         contract = trials.keeping(contract, requests)
         contract, gaps = missing.decided(contract, path, run, wishes.missing_values)
         if example is not None and wishes.missing_values != missing.ANY:
-            examples.check_finite(requests, contract, example)
+            examples.check_finite(requests, contract, Path(example))
         contract, proof = parity.with_batch_axis(contract, run, rows, seconds=wishes.proof_seconds)
         if contract.batch_axis or len(contract.inputs) == 1 or first_axis(stated) is None:
             break  # else no rows need to be kept together
@@ -286,6 +315,27 @@ def _limit_memory() -> None:
 def _as_error(code: str, message: str) -> MarshipError:
     """The error that the process reported."""
     return next(kind for kind in errors.kinds() if kind.code == code)(message)
+
+
+def _check_loads(library: Path, limit_s: float) -> None:
+    """Load a library in a process of its own, to tell whether that is what ended the proof's.
+
+    Raises:
+        LoadError: The process ends.
+    """
+    words = [sys.executable, "-P", "-c", _LOAD, str(library)]
+    done = subprocess.run(
+        words, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
+        timeout=limit_s, check=False,
+    )  # fmt: skip
+    if done.stdout.endswith(_LOADED):
+        return
+    code = done.returncode
+    how = f"a crash ({signal.Signals(-code).name})" if code < 0 else f"exit code {code}"
+    raise LoadError(
+        f"{library.name} must be a library of custom operators that loads here, got: {how} while "
+        "it was loaded. Copy it again if it is damaged, or build it against this ONNX Runtime."
+    )
 
 
 def _crashed(path: Path, code: int, log: IO[bytes]) -> ModelError:

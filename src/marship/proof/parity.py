@@ -77,16 +77,22 @@ def open_session(path: Path, threads: int = 1, libraries: Sequence[Path] = ()) -
     try:
         return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     except Exception as error:  # its exceptions have no common base class
-        raise ModelError(f"{path.name} must load in ONNX Runtime, got: {_why(error)}") from error
+        why = _why(error, libraries)
+        raise ModelError(f"{path.name} must load in ONNX Runtime, got: {why}") from error
 
 
-def _why(error: Exception) -> str:
-    """Why ONNX Runtime does not load a file, and what to do."""
+def _why(error: Exception, libraries: Sequence[Path]) -> str:
+    """Why ONNX Runtime does not load a file with these libraries, and what to do."""
     locale = _LOCALE.search(str(error))
     if locale is None:
         said = _LOADING.sub("", reason(error))
-        if foreign := _FOREIGN.search(said):
+        if (foreign := _FOREIGN.search(said)) and libraries:
+            given = ", ".join(library.name for library in libraries)
+            return f"{said}. {given} does not have it: build that with it, or add another library."
+        if foreign:
             return f"{said}. Give the library of operators of {foreign[1]}: --custom-ops FILE.so."
+        if len(libraries) > 1 and "already set in registry" in said:
+            return f"{said}. Two of the libraries define the same operators: give one of them."
         return f"{said}. Change the model, or export it with another opset."
     return (
         f"no locale {locale[1]} on this machine, by which the model changes the case of text. "

@@ -169,6 +169,25 @@ class Trials:
             }
 
 
+def positive(contract: Contract, run: RunModel) -> list[Arrays]:
+    """A request with whole numbers of 1 and 2 that the model takes; none if it takes none such.
+
+    Whole numbers are drawn as 0 and 1, as masks and counts are; what divides must not be 0.
+    """
+    whole = [
+        spec
+        for spec in contract.inputs
+        if spec.dtype[:3] in ("int", "uin") and spec.value_range is None and not spec.column_ranges
+    ]
+    sizes = {axis: allowed(contract, axis, DEFAULT_SIZE) for axis in variable_axes(contract)}
+    drawn = draw_random(contract, None, sizes, 0).inputs
+    drawn |= {spec.name: 1 + drawn[spec.name] % 2 for spec in whole}
+    with suppress(ModelError):
+        run(drawn)
+        return [drawn] if whole else []
+    return []
+
+
 def _resized(contract: Contract, examples: Arrays, sizes: Sizes) -> Arrays:
     """The examples cut to sizes, or repeated up to them."""
     found = {}

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from marship.contract import Array
+from marship.contract import Array, TensorSpec
 from marship.optimizing.fidelity import Allowance, Fidelity, compare, objection
 
 ALLOWED = Allowance(error=0.05, agreement=0.99)
@@ -35,8 +35,10 @@ def test_the_error_has_no_unit(seed: int, scale: float, shift: float, parts: int
     plain, moved = one(got, want), one(scale * (got + shift), scale * (want + shift), parts)
     assert plain.error is not None
     assert moved.error == pytest.approx(plain.error, rel=1e-6)
-    spread = np.sqrt(np.square(want - want.mean(axis=0)).mean())
-    assert plain.error == pytest.approx(np.sqrt(np.square(got - want).mean()) / spread)
+    spread = np.sqrt(np.square(want - want.mean(axis=0)).mean(axis=0))
+    assert plain.error == pytest.approx(
+        (np.sqrt(np.square(got - want).mean(axis=0)) / spread).max()
+    )
     assert plain.worst_row is not None
     assert plain.worst_row >= plain.error
 
@@ -71,6 +73,125 @@ def test_outputs_of_other_scales_do_not_hide_each_other() -> None:
     assert found["large"].error < 1e-5
     assert found["small"].error == pytest.approx(1, abs=0.05)
     assert "output small is off by" in str(objection(found, ALLOWED))
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    seed=st.integers(0, 10_000),
+    shape=st.sampled_from([(3,), (4, 3), (3, 20), (3, 4, 5), (20, 3), (5, 5)]),
+    scale=st.floats(300, 1e9),
+    data=st.data(),
+)
+def test_columns_of_other_units_do_not_hide_each_other(
+    seed: int, shape: tuple[int, ...], scale: float, data: st.DataObject
+) -> None:
+    """One column of any axis is ruined beside another in a larger unit, which is exact."""
+    generator = np.random.default_rng(seed)
+    axis = data.draw(st.integers(0, len(shape) - 1))
+    small, large = data.draw(st.permutations(range(shape[axis])))[:2]
+    want = generator.normal(size=(60, *shape))
+    np.moveaxis(want, axis + 1, 0)[large] *= scale
+    got = want.copy()
+    ruined = np.moveaxis(got, axis + 1, 0)[small]
+    ruined += 0.3 * generator.normal(size=ruined.shape)
+    found = one(got, want)
+    assert found.error is not None
+    assert found.error > 0.1
+    assert one(want + 1e-3 * (want - want.mean(axis=0)), want).error == pytest.approx(1e-3)
+
+
+SENTINELS = [-1e4, -1e9, float(np.finfo(np.float32).min), 1e30, -np.inf, np.nan]
+
+
+@pytest.mark.parametrize("sentinel", SENTINELS)
+@pytest.mark.parametrize("is_added", [True, False])
+@settings(max_examples=10, deadline=None)
+@given(seed=st.integers(0, 10_000), masked=st.floats(0.05, 0.95), parts=st.integers(1, 3))
+def test_a_mask_neither_hides_an_error_nor_makes_one(
+    sentinel: float, seed: int, *, is_added: bool, masked: float, parts: int
+) -> None:
+    """Token scores [N, T, C], masked by an addition or replaced: as if only the others counted."""
+    generator = np.random.default_rng(seed)
+    want = generator.normal(size=(60, 8, 5)).astype(np.float32)
+    mask = generator.random((60, 8, 1)) < masked
+    good, bad = (
+        want + noise * generator.normal(size=want.shape).astype(np.float32)
+        for noise in (0.001, 0.4)
+    )
+    shown = [
+        np.where(mask, (a if is_added else 0) + np.float32(sentinel), a).astype(np.float32)
+        for a in (want, good, bad)
+    ]
+    close, far = one(shown[1], shown[0], parts), one(shown[2], shown[0], parts)
+    assert (close.error or 0) < 0.01
+    assert (far.error or 0) > 0.3
+    kept = ~mask[..., 0]
+    hits = bad.argmax(axis=-1)[kept] == want.argmax(axis=-1)[kept]
+    assert (far.counted, far.same) == (kept.sum(), hits.sum())
+    lost = shown[0].copy()
+    lost[tuple(np.argwhere(mask)[0, :2])] = 0
+    assert (one(lost, shown[0]).error or 0) > 0.9
+
+
+def test_what_hardly_varies_refuses_nothing_honest() -> None:
+    """Classes that are never likely, features that are off or weak, a constant with rounding."""
+    generator = np.random.default_rng(0)
+    logits = 3 * generator.normal(size=(200, 5)) - np.array([0, 0, 0, 0, 40])
+    other = logits + 0.02 * generator.normal(size=logits.shape)
+    other[:, 4] += 1
+    shares = [np.exp(a) / np.exp(a).sum(axis=1, keepdims=True) for a in (other, logits)]
+    assert (one(*shares).error or 0) < 0.05
+    features = generator.normal(size=(200, 64)) * np.linspace(0.15, 1, 64)
+    features[:, 7] = 0
+    off = features + 0.01 * generator.normal(size=features.shape)
+    assert (one(off, features).error or 0) < 0.05
+    constant = np.stack([generator.normal(size=200), np.ones(200)], axis=1)
+    constant = constant.astype(np.float32)
+    assert (one(constant + np.float32([0, 6e-8]), constant).error or 0) < 0.05
+    assert (one(constant + np.float32([0, 0.5]), constant).error or 0) > 0.4
+
+
+def test_a_time_and_a_price_are_no_sentinels() -> None:
+    """A column that is large throughout varies by little of its size, and that little counts."""
+    generator = np.random.default_rng(0)
+    want = np.stack([generator.random(100), 1.7e9 + 1e6 * generator.random(100)], axis=1)
+    got = want.copy()
+    got[:, 1] = 1.7e9 + 5e5
+    assert (one(got, want).error or 0) > 0.9
+
+
+@pytest.mark.parametrize(
+    ("shape", "stated", "axis"),
+    [
+        ((40, 7, 3), None, 2),
+        ((40, 3, 7), None, 1),
+        ((40, 3, 7), ("n", "tokens", 7), 2),
+        ((40, 3, 6, 6), None, 1),
+        ((40, 6, 6, 3), ("n", "h", "w", 3), 3),
+    ],
+)
+def test_top_classes_are_counted_along_the_axis_of_classes(
+    shape: tuple[int, ...], stated: tuple[int | str, ...] | None, axis: int
+) -> None:
+    """Of outputs of any rank, place by place: one flip is counted as one."""
+    want = np.random.default_rng(0).normal(size=shape)
+    got = want.copy()
+    first = np.moveaxis(got, axis, -1)[(0,) * (len(shape) - 1)]
+    first[first.argmin()] = first.max() + 1e-6
+    specs = [TensorSpec("y", "float32", stated)] if stated else []
+    found = compare([{"y": got}], [{"y": want}], specs)["y"]
+    places = want.size // shape[axis]
+    assert (found.same, found.counted, found.is_class) == (places - 1, places, True)
+    assert f"in 1 of {places} places of 40 real rows" in str(
+        objection({"y": found}, Allowance(9.0, 1.0))
+    )
+
+
+def test_top_classes_of_calls_of_several_lengths_are_counted() -> None:
+    """Tokens of texts, each asked alone: the scores have no length in common."""
+    want = [{"y": np.random.default_rng(n).normal(size=(1, n, 3))} for n in (2, 5, 9)]
+    found = compare([{"y": -call["y"]} for call in want], want)["y"]
+    assert (found.same, found.counted, found.rows) == (0, 16, 3)
 
 
 def test_a_constant_that_is_added_does_not_hide_a_loss() -> None:

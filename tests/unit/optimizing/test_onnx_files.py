@@ -184,7 +184,7 @@ def states(folder: Path, count: int = 48) -> Path:
 
 def said(path: Path, count: int = 40) -> Path:
     """Requests with words as JSON."""
-    drawn = np.random.default_rng(0).choice(WORDS, (count, 1, 2)).tolist()
+    drawn = np.random.default_rng(5).choice(WORDS, (count, 1, 2)).tolist()
     path.write_text(json.dumps([{"words": words} for words in drawn]))
     return path
 
@@ -278,6 +278,44 @@ def test_a_top_class_that_int8_flips_is_told(tmp_path: Path) -> None:
     assert "although" not in lax.report["why"]
 
 
+def labelled(path: Path, *, has_floats: bool) -> Path:
+    """The class of `near_ties` alone, or beside a float that int8 does not touch."""
+    shared = normal(16, 1) @ np.ones((1, 3), np.float32)
+    weights = {"w": normal(8, 16, seed=1), "last": shared + 1e-2 * normal(16, 3, seed=2)}
+    nodes = [node("MatMul", "x w", "h"), node("MatMul", "h last", "scores")]
+    nodes.append(node("ArgMax", "scores", "label", axis=1, keepdims=0))
+    outputs: dict[str, tuple[int, Shape]] = {"label": (INT64, ["n"])}
+    inputs: dict[str, tuple[int, Shape]] = {"x": (FLOAT, ["n", 8])}
+    if has_floats:
+        nodes.append(node("Neg", "z", "minus"))
+        inputs["z"], outputs["minus"] = (FLOAT, ["n"]), (FLOAT, ["n"])
+    return model(path, nodes, inputs, outputs, weights)
+
+
+@pytest.mark.parametrize("has_floats", [False, True])
+def test_labels_are_held_to_the_least_agreement(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, has_floats: bool
+) -> None:
+    """Alone, and beside floats that are exact, which say nothing of them; golden cases pass."""
+    monkeypatch.setattr("marship.optimizing.measure.objection", lambda *_: None)
+    other = {"z": normal(400)} if has_floats else {}
+    data = saved(tmp_path / "d.npz", x=normal(400, 8, seed=3), **other)
+    file = labelled(tmp_path / "labels.onnx", has_floats=has_floats)
+    done = optimize(file, QUICK, calibration=data, out=tmp_path / "run")
+    found = entry(done, "int8_static")
+    assert found["outputs"]["label"]["agreement"] < 0.99
+    assert found["verdict"] == "rejected"
+    assert "output label has other values in" in found["why"]
+    lax = replace(QUICK, least_agreement=0.5)
+    found = entry(optimize(file, lax, calibration=data, out=tmp_path / "run"), "int8_static")
+    assert found["verdict"] != "rejected"
+    other = {name: array[:31] for name, array in other.items()}
+    few = saved(tmp_path / "few.npz", x=normal(31, 8), **other)
+    done = optimize(file, QUICK, calibration=few, out=tmp_path / "run")
+    is_rejected = entry(done, "int8_static")["verdict"] == "rejected"
+    assert is_rejected != has_floats
+
+
 def test_a_judge_decides_where_there_is_one(tmp_path: Path) -> None:
     """By its only metric, on targets of the calibration data or of held-out data."""
     judge = tmp_path / "judges.py"
@@ -304,6 +342,51 @@ def test_a_judge_decides_where_there_is_one(tmp_path: Path) -> None:
     assert entry(done, "int8_static")["metrics"] == {"a": 1, "b": 9}
     with pytest.raises(DataError, match="at least 32 rows to keep 8 back for the judge, got 9"):
         optimize(file, settings, calibration=other, judge=f"{judge}:off", out=folder)
+
+
+JUDGES = {
+    "NaN": (
+        "return {'a': float('nan')}",
+        "a finite a for the exported model's own outputs, got nan",
+    ),
+    "infinity": ("return {'a': float('inf')}", "a finite a .* got inf"),
+    "it ends": ("sys.exit(3)", "must judge the held-out outputs, got SystemExit: 3"),
+    "it ends at once": ("os._exit(0)", r"got SystemExit: os\._exit\(0\)"),
+    "asynchronous": ("return None\nasync def judge(a, b): pass", "a coroutine: write def"),
+}
+
+
+@pytest.mark.parametrize("kind", JUDGES)
+@pytest.mark.filterwarnings("error")
+def test_a_judge_that_is_at_fault_is_one_line(tmp_path: Path, kind: str) -> None:
+    """No variant is rejected in its place, and the process goes on."""
+    body, words = JUDGES[kind]
+    judge = touch(tmp_path / "j.py", f"import os, sys\ndef judge(a, b):\n    {body}\n")
+    data = saved(tmp_path / "d.npz", x=normal(40, 8), **{"target/t": normal(40)})
+    file = scales(tmp_path / "given.onnx")
+    with pytest.raises(DataError, match=words):
+        optimize(file, QUICK, calibration=data, judge=f"{judge}:judge", out=tmp_path / "run")
+    assert not list(tmp_path.glob("run/*"))
+
+
+def test_what_a_judge_prints_is_not_in_the_report(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """`--json` is JSON alone; its children end as they like."""
+    text = (
+        "import os\nprint('loaded')\ndef judge(a, b):\n    print('hello')\n"
+        "    if (child := os.fork()) == 0:\n        os._exit(7)\n"
+        "    return {'code': os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])}\n"
+    )
+    judge = touch(tmp_path / "j.py", text)
+    data = saved(tmp_path / "d.npz", x=normal(40, 8), **{"target/t": normal(40)})
+    out = tmp_path / "run"
+    file = scales(tmp_path / "given.onnx")
+    done = optimize(file, QUICK, calibration=data, judge=f"{judge}:judge", out=out)
+    assert entry(done, "exported")["metrics"] == {"code": 7}
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert {"loaded", "hello"} <= set(captured.err.split())
 
 
 def test_external_data_anywhere_is_taken(tmp_path: Path) -> None:
@@ -333,11 +416,32 @@ def test_few_inputs_are_said(tmp_path: Path, capfd: pytest.CaptureFixture[str]) 
     few = saved(tmp_path / "few.npz", x=normal(31, 8))
     done = optimize(file, QUICK, calibration=few, out=tmp_path / "run")
     assert done.report["compared"] is None
-    assert "31 rows, and outputs are compared from 32" in capfd.readouterr().err
+    assert "31 rows. Outputs are compared from 32" in capfd.readouterr().err
     one = states(tmp_path / "few", 1)
     done = optimize(state(tmp_path / "s.onnx"), QUICK, calibration=one, out=tmp_path / "other")
     assert "has 1 request, as this model's rows cannot be told apart" in capfd.readouterr().err
     assert "fewer than 32" in entry(done, "int8_static")["why"]
+
+
+@pytest.mark.parametrize("kind", ["rows", "texts", "requests"])
+def test_copies_of_a_row_count_once(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], kind: str
+) -> None:
+    """A hundred of the same are one; forty of which half are copies are twenty."""
+    if kind == "rows":
+        file = scales(tmp_path / "m.onnx")
+        data = saved(tmp_path / "d.npz", x=np.repeat(normal(1, 8), 100, axis=0))
+    elif kind == "texts":
+        file, data = texts(tmp_path / "m.onnx"), tmp_path / "d.json"
+        data.write_text(json.dumps([{"words": [["word 1", "word 2"]]}] * 40))
+    else:
+        file, data = pictures(tmp_path / "m.onnx"), tmp_path / "d.npz"
+        saved(data, image=np.concatenate([normal(20, 3, 8, 8)] * 2))
+    done = optimize(file, QUICK, calibration=data, out=tmp_path / "run")
+    assert done.report["compared"] is None
+    left = {"rows": "99 rows of 100", "texts": "39 rows of 40", "requests": "20 requests of 40"}
+    assert f"{left[kind]} a second time" in capfd.readouterr().err
+    assert entry(done, "int8_static")["verdict"] in ("rejected", "not built")
 
 
 def test_an_unchanged_file_is_not_optimized_twice(tmp_path: Path) -> None:
@@ -356,6 +460,31 @@ def test_an_unchanged_file_is_not_optimized_twice(tmp_path: Path) -> None:
     Recipe("trained", build="m:build").save(folder)
     with pytest.raises(UsageError, match="got the run folder of a recipe"):
         optimize(file, QUICK, calibration=data, out=folder)
+
+
+@pytest.mark.parametrize("is_outside", [False, True])
+def test_another_file_than_the_measured_one_is_not_packed(
+    tmp_path: Path, *, is_outside: bool
+) -> None:
+    """Of the same inputs and outputs; `optimize` builds it again. Nor is another model.onnx."""
+    variant = "float32" if is_outside else "int8_static"
+    outside = {"save_as_external_data": True, "location": "w", "size_threshold": 0}
+    file = scales(tmp_path / "given.onnx", **(outside if is_outside else {}))
+    data, folder = saved(tmp_path / "d.npz", x=normal(40, 8)), tmp_path / "run"
+    done = optimize(file, QUICK, calibration=data, out=folder)
+    packed(folder, tmp_path / "store", variant=variant)
+    name = f"model.{variant}.onnx{'.data' if is_outside else ''}"
+    kept = (folder / name).read_bytes()
+    (folder / name).write_bytes(bytes([kept[0] ^ 1]) + kept[1:])
+    again = rf"{variant}\.onnx must be the file that optimize\.json .* optimize {folder}$"
+    with pytest.raises(PackageError, match=again):
+        packed(folder, tmp_path / "store", variant=variant)
+    done = optimize(folder, QUICK)
+    assert done.fresh
+    packed(folder, tmp_path / "store", variant=variant)
+    (folder / "model.onnx").write_bytes((folder / "model.float32.onnx").read_bytes())
+    with pytest.raises(PackageError, match=r"model\.onnx must be the file that contract\.json"):
+        packed(folder, tmp_path / "store", variant=variant)
 
 
 def test_missing_values_are_as_packing_finds_them(tmp_path: Path) -> None:

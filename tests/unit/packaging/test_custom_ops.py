@@ -1,6 +1,7 @@
 """Libraries of custom operators: packed, verified, loaded in proofs and workers, and named."""
 
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from marship.cli import app
 from marship.contract import Library, digest_files
 from marship.errors import LoadError, ModelError, UsageError
 from marship.packaging.step import PackageSettings, package
+from marship.proof import onnx_proof
 from marship.serving.handler import OnnxHandler, Placement
 from marship.serving.model import custom_ops, weights
 from marship.trust import archive, extract
@@ -182,6 +184,44 @@ def test_other_files_and_libraries_are_refused_in_one_line(
             pack(model, tmp_path, *libraries)
         assert "\n" not in str(caught.value)
     assert not list(tmp_path.glob("*.mar"))
+
+
+def test_a_library_that_ends_the_process_is_named(
+    model: Path, library: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that is cut short, and one that leaves with code 0; without any it is the model."""
+    cut = tmp_path / "libcut.so"
+    cut.write_bytes(library.read_bytes()[:20_000])
+    with pytest.raises(LoadError, match=r"libcut\.so must be a library .* while it was loaded"):
+        pack(model, tmp_path, cut)
+    monkeypatch.setattr(onnx_proof, "_START", "import os; os._exit(0)")
+    with pytest.raises(ModelError, match=r"texts\.onnx must be loaded .* got: exit code 0"):
+        pack(model, tmp_path, library)
+    monkeypatch.setattr(onnx_proof, "_LOAD", "import os; os._exit(0)")
+    with pytest.raises(LoadError, match=r"libtexts\.so must be a library .* got: exit code 0"):
+        pack(model, tmp_path, library)
+
+
+def test_what_a_library_lacks_is_told_of_that_library(
+    model: Path, library: Path, tmp_path: Path
+) -> None:
+    """Nobody is asked for a library that was given; two of the same operators are told."""
+    made = onnx.load(model)
+    made.graph.node[0].op_type = "StringUpsideDown"
+    onnx.save(made, tmp_path / "other.onnx")
+    with pytest.raises(ModelError, match=r"libtexts\.so does not have it") as caught:
+        pack(tmp_path / "other.onnx", tmp_path, library)
+    assert "--custom-ops" not in str(caught.value)
+    copy = Path(shutil.copy(library, tmp_path / "libcopy.so"))
+    with pytest.raises(ModelError, match="Two of the libraries define the same operators"):
+        pack(model, tmp_path, library, copy)
+
+
+def test_a_named_pipe_is_refused_at_once(model: Path, tmp_path: Path) -> None:
+    """Opening it would wait for a writer."""
+    os.mkfifo(tmp_path / "lib.so")
+    with pytest.raises(LoadError, match=r"lib\.so must be a shared library .* a named pipe"):
+        pack(model, tmp_path, tmp_path / "lib.so")
 
 
 def test_a_worker_runs_no_library_that_is_missing_altered_or_another_machines(

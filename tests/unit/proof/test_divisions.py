@@ -11,7 +11,7 @@ import onnxruntime
 import pytest
 from onnx import TensorProto, helper
 
-from marship.proof import divisions
+from marship.proof import divisions, onnx_proof
 
 KINDS = {np.int32: TensorProto.INT32, np.int64: TensorProto.INT64}
 
@@ -73,6 +73,18 @@ def test_every_other_quotient_stays(kind: type) -> None:
     assert run(model, x=numbers[:1], y=divisions_by_minus_one(kind)) == [limits.min]
     with pytest.raises(Exception, match="zero"):
         run(model, x=numbers[:1], y=np.zeros(1, kind))
+
+
+@pytest.mark.parametrize("operator", ["Div", "Mod"])
+@pytest.mark.parametrize("kind", [TensorProto.INT64, TensorProto.UINT8])
+def test_a_division_is_proven_without_an_example(operator: str, kind: int, tmp_path: Path) -> None:
+    """Drawn numbers are 0 and 1, which no divisor may be: then 1 and 2 are drawn."""
+    path = tmp_path / "m.onnx"
+    onnx.save(model_of([helper.make_node(operator, ["x", "y"], ["z"])], kind, "x", "y"), str(path))
+    found = onnx_proof.describe(path, tmp_path, onnx_proof.Wishes(proof_seconds=2))
+    assert found.contract.batch_axis == "n"
+    assert all((case.inputs["y"] > 0).all() for case in found.cases)
+    assert all(spec.value_range is None for spec in found.contract.inputs)
 
 
 def divisions_by_minus_one(kind: type) -> Any:

@@ -5,6 +5,7 @@ contract has its digest, and nothing of it is run before that was compared.
 """
 
 import platform
+import stat
 import struct
 import sys
 from collections.abc import Iterable
@@ -34,6 +35,11 @@ def describe(path: Path) -> Library:
         LoadError: It is no shared library.
         OSError: It cannot be read.
     """
+    if stat.S_ISFIFO(path.stat().st_mode):
+        raise LoadError(
+            f"{path.name} must be a shared library of Linux (ELF) with custom operators, got a "
+            "named pipe. Name a file."
+        )
     with path.open("rb") as file:
         head = file.read(_BYTES)
     is_elf = head.startswith(_MAGIC) and len(head) == _BYTES
