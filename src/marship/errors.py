@@ -21,11 +21,14 @@
     |   |-- TokenError          the token is missing, wrong or expired
     |   |-- NotFoundError       no such model or version on the server
     |   |-- ScaledToZeroError   503, the model has no workers, and none are wanted
+    |   |-- PartyError          503, three parties cannot compute together at the moment
     |   |-- UnsupportedError    501, an operation of the protocol that models here do not have
     |   `-- RolloutError        a rollout failed and was rolled back
+    |-- PrivateError            a private answer out of range, or one that parties disagree about
     `-- RequestError            an invalid request (HTTP 4xx)
         |-- MalformedError      400, the body does not parse as its content type
         |-- InvalidInputError   400, well formed, but violates the model's contract
+        |-- ReplayError         409, a private request that was sent before
         |-- TooLargeError       413
         |-- UnsupportedMediaError  415
         `-- RateLimitError      429, the proxy's rate limit for one client
@@ -205,6 +208,13 @@ class ScaledToZeroError(ServerError):
         )
 
 
+class PartyError(ServerError):
+    """A party of a private computation is away, slow, or has another model; the others wait."""
+
+    status = 503
+    code = "party"
+
+
 class UnsupportedError(ServerError):
     """The protocol has the operation, and models here do not: explanations."""
 
@@ -216,6 +226,12 @@ class RolloutError(ServerError):
     """A rollout failed; the message says which versions the server has now."""
 
     code = "rollout"
+
+
+class PrivateError(MarshipError):
+    """A private answer is out of the model's range, or parties disagree about it."""
+
+    code = "private"
 
 
 class RequestError(MarshipError):
@@ -235,6 +251,13 @@ class InvalidInputError(RequestError):
     """The request is well formed, but violates the model's contract."""
 
     code = "invalid_input"
+
+
+class ReplayError(RequestError):
+    """A private request's id was used before: it must be sent with fresh shares."""
+
+    status = 409
+    code = "replayed"
 
 
 class TooLargeError(RequestError):

@@ -36,6 +36,8 @@ ROOMS: dict[str, set[str]] = {
     | {"serving.texts", "serving.formats", "serving.model.keysource", "serving.model.sealed"}
     | {"serving.model.custom_ops"}
     | {"serving.handler"},  # loading, in a process of its own
+    "private": {"packaging", "trust", "client", "serving.formats", "serving.private"}
+    | {"serving.model.dumps"},
     "operate": {"serving.formats", "serving.model.keysource"}
     | {"client", "engines", "exchange", "packaging", "predict", "trust"},
 }
@@ -44,6 +46,9 @@ WORKER_PACKAGES = {"numpy", "onnxruntime", "orjson", "marship"}
 DECODERS = {
     "serving/formats/forms.py": {"backports"},  # zstd
     "serving/model/sealed.py": {"cryptography"},
+    "serving/private/mpc/boxes.py": {"cryptography"},
+    "serving/private/mpc/identity.py": {"cryptography"},
+    "serving/private/mpc/streams.py": {"cryptography"},
     "serving/pictures/__init__.py": {"PIL"},
     "serving/pictures/jpeg.py": {"simplejpeg"},
     "serving/pictures/processor.py": {"PIL"},
@@ -149,6 +154,7 @@ SERVING = (
     ("hosts",),
     ("handler",),  # loads hosts for handlers of one's own: see docs/decisions.md
     ("streaming",),
+    ("private",),
 )
 """What travels in archives, from the ground up; each may import what stands before it, and its own
 floor."""

@@ -98,3 +98,25 @@ class Graph:
 
         model = onnx.load(str(self.model), load_external_data=False)
         return graph.relocated(model, self.names).SerializeToString(deterministic=True)
+
+
+@dataclass(frozen=True, slots=True)
+class GivenFiles:
+    """Files in place of a model: what a private handler reads.
+
+    Attributes:
+        contract: Of the model that they stand for; names them.
+        files: Their bytes by name.
+    """
+
+    contract: Contract
+    files: Mapping[str, bytes]
+
+    def write(self, extra: Path, sealer: Sealer | None, place: str = "") -> None:
+        """Write them and the contract into a folder of an archive, as `Graph.write` does."""
+        for name, data in self.files.items():
+            if sealer is None:
+                (extra / place / name).write_bytes(data)
+            else:
+                sealer.write(extra, f"{place}{name}", io.BytesIO(data))
+        (extra / place / CONTRACT_FILE).write_text(self.contract.to_json())

@@ -27,7 +27,7 @@ from marship.contract import (
 )
 from marship.errors import UsageError
 from marship.packaging import configure, evidence, recording, sealing
-from marship.packaging.graph import Graph
+from marship.packaging.graph import GivenFiles, Graph
 from marship.packaging.sealing import Sealer
 from marship.packaging.settings import PackageSettings
 from marship.proof import missing
@@ -85,6 +85,7 @@ class Contents:
     Attributes:
         graphs: Further graphs, which the handler runs, by name.
         libraries: Files with the custom operators that the contracts name.
+        files: What is packed in place of the model, by name; the contract names them.
     """
 
     name: str
@@ -97,6 +98,7 @@ class Contents:
     requests: tuple[Path, ...] = field(default=())
     graphs: Mapping[str, Graph] = field(default_factory=dict)
     libraries: tuple[Path, ...] = field(default=())
+    files: Mapping[str, bytes] = field(default_factory=dict)
 
 
 def build(contents: Contents, settings: PackageSettings) -> Path:
@@ -197,8 +199,10 @@ def _private_temp(parent: Path) -> Iterator[Path]:
             tempfile.tempdir = before
 
 
-def _graphs(contents: Contents, own: list[str]) -> dict[str, Graph]:
+def _graphs(contents: Contents, own: list[str]) -> Mapping[str, Graph | GivenFiles]:
     """All graphs by their folder in the archive, the model's own first."""
+    if contents.files:
+        return {"": GivenFiles(contents.contract, contents.files)}
     others = [contents.handler.name, *(path.name for path in contents.assets)]
     first = Graph(contents.model, contents.contract, contents.golden).with_outside(others, own)
     return {"": first} | {
@@ -209,7 +213,7 @@ def _graphs(contents: Contents, own: list[str]) -> dict[str, Graph]:
 
 def _stage(
     contents: Contents,
-    graphs: Mapping[str, Graph],
+    graphs: Mapping[str, Graph | GivenFiles],
     settings: PackageSettings,
     sealer: Sealer | None,
     stage: Path,

@@ -1,0 +1,1 @@
+"""Private inference: a server computes on what it cannot read."""

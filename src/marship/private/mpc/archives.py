@@ -1,0 +1,277 @@
+"""Three archives of one model, each for its operator alone, and the client's file."""
+
+import hashlib
+import io
+import json
+import os
+import secrets
+import tempfile
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from marship.contract import Contract, GoldenCase, TensorSpec, digest_streams
+from marship.contract.tolerance import Tolerance
+from marship.errors import ParityError, UsageError
+from marship.packaging import configure, mar, shipped
+from marship.packaging.mar import Contents
+from marship.packaging.settings import PackageSettings
+from marship.private.mpc import cards, lowering, nodes
+from marship.private.mpc.nodes import Reals
+from marship.serving.private.mpc import identity, rehearsal, ring, shares
+from marship.serving.private.mpc.files import SHARES_FILE, shares_info, sizes_of
+from marship.serving.private.mpc.model import SharedModel
+from marship.serving.private.mpc.program import PROGRAM_FILE, Card, SharedProgram
+from marship.storage import explained
+
+HANDLER = "mpc_handler.py"
+CLIENT_FORMAT = 1
+INPUT_LIMIT = 16.0
+"""No input is larger, unless `--option input_limit=` says otherwise: `check_bounds` needs one."""
+_BATCH, _DELAY_MS = 32, 1
+_MOST_GOLDEN_ROWS = 4
+_LEAST_TOLERANCE, _MOST_ERROR = 2.0**-6, 0.05
+
+
+@dataclass(frozen=True, slots=True)
+class SharedPackage:
+    """What packaging for three parties wrote.
+
+    Attributes:
+        archives: Of parties 0, 1 and 2.
+        client_file: What clients must know.
+        error: The largest difference from the model's golden outputs.
+        rounds: Messages one after the other for a batch.
+        failure: Upper bound of the probability that a row of any allowed input fails, and must be
+            asked again.
+        client: What the client file says.
+    """
+
+    archives: tuple[Path, ...]
+    client_file: Path
+    error: float
+    rounds: int
+    failure: float
+    client: dict[str, object]
+
+
+def build(
+    contents: Contents, settings: PackageSettings, card_files: Sequence[str]
+) -> SharedPackage:
+    """Share a model, try the shares, and write the archives.
+
+    Args:
+        contents: The open model's archive, as it would be.
+        settings: How it is packed.
+        card_files: The three parties' cards.
+
+    Raises:
+        UsageError: A setting or a card cannot be used.
+        ModelError: A node cannot be computed by three parties, or a value is not bounded.
+        ParityError: The shares compute something else than the model.
+    """
+    _check(settings)
+    trio = cards.trio(tuple(card_files))
+    output = lowering.lower(contents.model, contents.contract)
+    ordered = nodes.ordered(output)
+    limit = _input_limit(settings)
+    nodes.check_bounds(ordered, limit)
+    golden = _golden(contents.golden, contents.contract, limit)
+    program = SharedProgram(
+        model=contents.name,
+        version=settings.version,
+        sharing=secrets.token_hex(16),
+        input_size=ordered[0].size,
+        steps=nodes.steps(ordered),
+        input_limit=limit,
+        golden_rows=len(golden[0]),
+        tolerance=_LEAST_TOLERANCE,
+        cards=trio,
+        sealed=("", "", ""),
+    )
+    weights = [array for node in ordered for array in node.weights]
+    parts = shares.deal(np.concatenate([ring.encode(a).ravel() for a in (*weights, *golden)]))
+    error, tolerance = _tried(program, parts, golden)
+    program = replace(program, tolerance=tolerance)
+    sealed = [_sealed(program, card, part) for card, part in zip(trio, parts, strict=True)]
+    digests = tuple(hashlib.sha256(data).hexdigest() for data in sealed)
+    program = replace(program, sealed=digests)
+    client = _client(program, contents.contract)
+    paths = _write(contents, settings, program, sealed, client)
+    return SharedPackage(
+        tuple(paths[:3]), paths[3], error, _rounds(program), _failure(program), client
+    )
+
+
+def _check(settings: PackageSettings) -> None:
+    if settings.seal is not None:
+        raise UsageError(
+            "seal must be left out of a model of three parties, got a key: each archive is sealed "
+            "to its operator's card already."
+        )
+    if settings.max_workers > 1 or settings.min_workers > 1:
+        raise UsageError(
+            f"a model of three parties must have one worker, got {settings.max_workers}: its "
+            "parties' random words are in step. Leave max-workers out; batches fill one worker."
+        )
+    for name in ("graph", "custom_ops", "golden_request", "asset", "handler"):
+        if getattr(settings, name):
+            raise UsageError(
+                f"{name.replace('_', '-')} must be left out of a model of three parties, got "
+                f"{getattr(settings, name)}: they compute one graph and nothing else."
+            )
+
+
+def _input_limit(settings: PackageSettings) -> float:
+    options = configure.parsed(settings.option)
+    limit = options.pop("input_limit", INPUT_LIMIT)
+    if options or not isinstance(limit, int | float) or not 0 < limit < ring.LIMIT:
+        raise UsageError(
+            "a model of three parties must have no option but input_limit, a number from 0 to "
+            f"{ring.LIMIT:g}, got {', '.join(settings.option)}."
+        )
+    return float(limit)
+
+
+def _golden(cases: Sequence[GoldenCase], contract: Contract, limit: float) -> tuple[Reals, Reals]:
+    """Rows of golden inputs and outputs, (rows, size) each, with inputs within the limit."""
+    pairs = [
+        (case.inputs[contract.inputs[0].name], case.outputs[contract.outputs[0].name])
+        for case in cases
+    ]
+    inputs, outputs = (
+        np.concatenate([np.asarray(one[n], np.float64).reshape(len(one[n]), -1) for one in pairs])
+        for n in (0, 1)
+    )
+    fitting = np.abs(inputs).max(1) <= limit
+    if not fitting.any():
+        raise UsageError(
+            f"golden inputs must be within {limit:g}, got up to {np.abs(inputs).max():.3g}. Scale "
+            "the model's inputs, or package with --option input_limit=NUMBER."
+        )
+    return inputs[fitting][:_MOST_GOLDEN_ROWS], outputs[fitting][:_MOST_GOLDEN_ROWS]
+
+
+def _tried(
+    program: SharedProgram, parts: Sequence[bytes], golden: tuple[Reals, Reals]
+) -> tuple[float, float]:
+    """The largest error of the golden outputs, and the tolerance for every session."""
+    models = [SharedModel(program, number, part) for number, part in enumerate(parts)]
+    found = ring.decode(rehearsal.run(models, ring.encode(golden[0])))
+    error = float(np.abs(found - golden[1]).max())
+    most = _MOST_ERROR * max(1.0, float(np.abs(golden[1]).max()))
+    if not error <= most:
+        raise ParityError(
+            f"three parties must compute golden outputs within {most:.3g}, got a difference of "
+            f"{error:.3g}. Scale inputs and weights: values have {ring.FRACTION_BITS} bits of "
+            "fraction."
+        )
+    return error, max(_LEAST_TOLERANCE, 2.0 ** np.ceil(np.log2(max(4 * error, 2.0**-20))))
+
+
+def _sealed(program: SharedProgram, card: Card, part: bytes) -> bytes:
+    info = shares_info(program.model, program.version, program.sharing, card.party)
+    return identity.seal(card, part, info)
+
+
+def _rounds(program: SharedProgram) -> int:
+    """Messages that wait for each other: see `protocol`."""
+    compare, total = 9, 0
+    for step in program.steps:
+        if step.operation in ("linear", "scale", "average", "multiply"):
+            total += 2
+        elif step.operation == "relu":
+            total += compare
+        elif step.operation == "maximum":
+            taps = step.window.counts[1] if step.window else 2
+            total += compare * (taps - 1).bit_length()
+    return total
+
+
+def _failure(program: SharedProgram) -> float:
+    """Every rescaled element fails with |product| 2^-64 at most: docs/private.md."""
+    rescaled = ("linear", "scale", "average", "multiply")
+    elements = sum(step.size for step in program.steps if step.operation in rescaled)
+    return float(elements * ring.LIMIT * 2.0 ** (2 * ring.FRACTION_BITS - 64))
+
+
+def _client(program: SharedProgram, contract: Contract) -> dict[str, object]:
+    return {
+        "format": CLIENT_FORMAT,
+        "kind": "mpc",
+        "model": program.model,
+        "version": program.version,
+        "digest": sizes_of(program).digest.hex(),
+        "input": asdict(contract.inputs[0]),
+        "output": asdict(contract.outputs[0]),
+        "input_limit": program.input_limit,
+        "cards": [asdict(card) for card in program.cards],
+    }
+
+
+def spec(fields: dict[str, object]) -> TensorSpec:
+    """An input or output that a client file names."""
+    return TensorSpec(
+        str(fields["name"]),
+        str(fields["dtype"]),
+        tuple(fields["shape"]),  # type: ignore[arg-type]
+    )
+
+
+def _write(
+    contents: Contents,
+    settings: PackageSettings,
+    program: SharedProgram,
+    sealed: Sequence[bytes],
+    client: dict[str, object],
+) -> list[Path]:
+    """Write the archives and the client's file: all of them or none."""
+    store = settings.model_store
+    packed = replace(
+        settings,
+        batch_size=settings.batch_size or _BATCH,
+        max_batch_delay_ms=settings.max_batch_delay_ms or _DELAY_MS,
+        max_workers=1,
+        option=(),
+    )
+    stem = mar.file_name(contents.name, settings).removesuffix(".mar")
+    with explained(store):
+        store.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=store, prefix=".") as draft:
+            made: list[tuple[Path, Path]] = []
+            for number, data in enumerate(sealed):
+                built = mar.build(
+                    _party(contents, program, data),
+                    replace(packed, model_store=Path(draft) / str(number)),
+                )
+                made.append((built, store / f"{stem}.party{number}.mar"))
+            text = Path(draft) / "client.json"
+            text.write_text(json.dumps(client, indent=2) + "\n")
+            made.append((text, store / f"{stem}.client.json"))
+            for source, target in made:
+                os.replace(source, target)  # noqa: PTH105  pathlib's has the same name as ours
+    return [target for _, target in made]
+
+
+def _party(contents: Contents, program: SharedProgram, sealed: bytes) -> Contents:
+    """One party's archive: nothing in it tells of weights, training or variants."""
+    files = {PROGRAM_FILE: program.to_json(), SHARES_FILE: sealed}
+    contract = replace(
+        contents.contract,
+        files=tuple(files),
+        digest=digest_streams(*(io.BytesIO(data) for data in files.values())),
+        opset=0,
+        tolerance=Tolerance(atol=program.tolerance, rtol=0.0),
+        libraries=(),
+    )
+    return Contents(
+        name=contents.name,
+        handler=shipped.handler(HANDLER),
+        model=contents.model,
+        contract=contract,
+        golden=[],
+        evidence={"private": "mpc"},
+        files=files,
+    )

@@ -1,0 +1,1 @@
+"""Private inference in a worker: it computes on what it cannot read."""

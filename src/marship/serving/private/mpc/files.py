@@ -1,0 +1,110 @@
+"""A party's files in an archive: the program, which all three share, and its sealed shares."""
+
+import hashlib
+import logging
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+
+from marship.errors import LoadError, SealError
+from marship.serving.private.mpc import identity, shares
+from marship.serving.private.mpc.boxes import Desk, Sizes
+from marship.serving.private.mpc.identity import PartyKey
+from marship.serving.private.mpc.links import Doors, Link
+from marship.serving.private.mpc.model import SharedModel
+from marship.serving.private.mpc.party import Participant
+from marship.serving.private.mpc.program import PROGRAM_FILE, SharedProgram
+
+logger = logging.getLogger(__name__)
+
+SHARES_FILE = "shares.hpke"
+EXPERIMENTAL = "three-party computation is experimental: it has not been reviewed independently"
+
+
+@dataclass(frozen=True, slots=True)
+class Station:
+    """A party's place: all that it needs but the others.
+
+    Attributes:
+        own: The party.
+        program: The model.
+        sizes: The model's, with its digest.
+        model: The party's shares.
+        doors: How it reaches the others.
+        desk: Opens its boxes.
+    """
+
+    own: PartyKey
+    program: SharedProgram
+    sizes: Sizes
+    model: SharedModel
+    doors: Doors
+    desk: Desk
+
+    def sit(self, before: Link, after: Link) -> Participant:
+        """The party in a session."""
+        ring, *streams = self.doors.ring(before, after)
+        return Participant(self.model, self.desk, self.sizes, ring, (streams[0], streams[1]))
+
+
+def shares_info(model: str, version: str, sharing: str, party: int) -> bytes:
+    """What a party's sealed shares are bound to."""
+    return f"marship mpc shares 1\0{model}\0{version}\0{sharing}\0{party}".encode()
+
+
+def sizes_of(program: SharedProgram) -> Sizes:
+    """A program's sizes and digest."""
+    digest = hashlib.sha256(program.to_json()).digest()
+    return Sizes(digest, program.input_size, program.output_size)
+
+
+def load(program_json: bytes, sealed: bytes, key: Path) -> Station:
+    """Open a party's files.
+
+    Args:
+        program_json: `program.json`.
+        sealed: `shares.hpke`.
+        key: The party's private key.
+
+    Raises:
+        LoadError: The files do not belong together, or to the key.
+    """
+    program = SharedProgram.from_json(program_json)
+    own = identity.load(key, program)
+    number = own.number
+    if hashlib.sha256(sealed).hexdigest() != program.sealed[number]:
+        raise LoadError(
+            f"{SHARES_FILE} must be that of party {number}, whose key {key} is, got another "
+            "party's, or a modified one. Take the archive that was packaged for this party."
+        )
+    info = shares_info(program.model, program.version, program.sharing, number)
+    try:
+        part = own.open(sealed, info)
+    except SealError as error:
+        raise LoadError(f"{SHARES_FILE} must open with {key}, got: {error}") from error
+    count = sum(map(prod, program.shapes()))
+    if len(part) != shares.dealt_bytes(number, count):
+        raise LoadError(
+            f"{SHARES_FILE} must hold {count} words, got {len(part)} bytes. Package the model "
+            "again."
+        )
+    sizes = sizes_of(program)
+    logger.warning("%s", EXPERIMENTAL)
+    doors = Doors(own, program, sizes.digest)
+    return Station(own, program, sizes, SharedModel(program, number, part), doors, Desk(own, sizes))
+
+
+def read(folder: Path, key: Path) -> Station:
+    """Open a party's files in an extracted archive.
+
+    Raises:
+        LoadError: A file is missing, or they do not belong together.
+    """
+    try:
+        program, sealed = ((folder / name).read_bytes() for name in (PROGRAM_FILE, SHARES_FILE))
+    except OSError as error:
+        raise LoadError(
+            f"{error.filename} must be in the archive, got: {error.strerror}. Package the model "
+            "again, with --private mpc."
+        ) from error
+    return load(program, sealed, key)
