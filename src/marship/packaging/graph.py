@@ -100,23 +100,23 @@ class Graph:
         return graph.relocated(model, self.names).SerializeToString(deterministic=True)
 
 
-@dataclass(frozen=True, slots=True)
-class GivenFiles:
-    """Files in place of a model: what a private handler reads.
+class WholeFile(Graph):
+    """A model in a file that is no ONNX, under its name in the contract: it stays as it is."""
 
-    Attributes:
-        contract: Of the model that they stand for; names them.
-        files: Their bytes by name.
-    """
-
-    contract: Contract
-    files: Mapping[str, bytes]
+    def with_outside(self, others: Iterable[str] = (), own: Iterable[str] = ()) -> "WholeFile":
+        """The same: there is no external data."""
+        del others, own
+        return self
 
     def write(self, extra: Path, sealer: Sealer | None, place: str = "") -> None:
-        """Write them and the contract into a folder of an archive, as `Graph.write` does."""
-        for name, data in self.files.items():
+        """Write file, contract and golden cases, as `Graph.write`."""
+        folder, (name,) = extra / place, self.contract.files
+        folder.mkdir(parents=True, exist_ok=True)
+        golden = io.BytesIO()
+        write_golden(golden, self.golden)
+        for file, stream in ((name, io.BytesIO(self.model.read_bytes())), (GOLDEN_FILE, golden)):
             if sealer is None:
-                (extra / place / name).write_bytes(data)
+                (folder / file).write_bytes(stream.getvalue())
             else:
-                sealer.write(extra, f"{place}{name}", io.BytesIO(data))
-        (extra / place / CONTRACT_FILE).write_text(self.contract.to_json())
+                sealer.write(extra, f"{place}{file}", stream)
+        (folder / CONTRACT_FILE).write_text(self.contract.to_json())

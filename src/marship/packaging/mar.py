@@ -27,7 +27,7 @@ from marship.contract import (
 )
 from marship.errors import UsageError
 from marship.packaging import configure, evidence, recording, sealing
-from marship.packaging.graph import GivenFiles, Graph
+from marship.packaging.graph import Graph
 from marship.packaging.sealing import Sealer
 from marship.packaging.settings import PackageSettings
 from marship.proof import missing
@@ -85,7 +85,7 @@ class Contents:
     Attributes:
         graphs: Further graphs, which the handler runs, by name.
         libraries: Files with the custom operators that the contracts name.
-        files: What is packed in place of the model, by name; the contract names them.
+        kind: How the model's files are written.
     """
 
     name: str
@@ -98,7 +98,7 @@ class Contents:
     requests: tuple[Path, ...] = field(default=())
     graphs: Mapping[str, Graph] = field(default_factory=dict)
     libraries: tuple[Path, ...] = field(default=())
-    files: Mapping[str, bytes] = field(default_factory=dict)
+    kind: type[Graph] = Graph
 
 
 def build(contents: Contents, settings: PackageSettings) -> Path:
@@ -199,13 +199,11 @@ def _private_temp(parent: Path) -> Iterator[Path]:
             tempfile.tempdir = before
 
 
-def _graphs(contents: Contents, own: list[str]) -> Mapping[str, Graph | GivenFiles]:
+def _graphs(contents: Contents, own: list[str]) -> dict[str, Graph]:
     """All graphs by their folder in the archive, the model's own first."""
-    if contents.files:
-        return {"": GivenFiles(contents.contract, contents.files)}
     others = [contents.handler.name, *(path.name for path in contents.assets)]
-    first = Graph(contents.model, contents.contract, contents.golden).with_outside(others, own)
-    return {"": first} | {
+    first = contents.kind(contents.model, contents.contract, contents.golden)
+    return {"": first.with_outside(others, own)} | {
         f"{GRAPHS_FOLDER}/{name}/": graph.with_outside(own=own)
         for name, graph in contents.graphs.items()
     }
@@ -213,7 +211,7 @@ def _graphs(contents: Contents, own: list[str]) -> Mapping[str, Graph | GivenFil
 
 def _stage(
     contents: Contents,
-    graphs: Mapping[str, Graph | GivenFiles],
+    graphs: Mapping[str, Graph],
     settings: PackageSettings,
     sealer: Sealer | None,
     stage: Path,

@@ -1,7 +1,6 @@
 """Three archives of one model, each for its operator alone, and the client's file."""
 
 import hashlib
-import io
 import json
 import os
 import secrets
@@ -12,18 +11,19 @@ from pathlib import Path
 
 import numpy as np
 
-from marship.contract import Contract, GoldenCase, TensorSpec, digest_streams
+from marship.contract import Contract, GoldenCase, TensorSpec, digest_files
 from marship.contract.tolerance import Tolerance
 from marship.errors import ParityError, UsageError
 from marship.packaging import configure, mar, shipped
+from marship.packaging.graph import WholeFile
 from marship.packaging.mar import Contents
 from marship.packaging.settings import PackageSettings
 from marship.private.mpc import cards, lowering, nodes
 from marship.private.mpc.nodes import Reals
 from marship.serving.private.mpc import identity, rehearsal, ring, shares
-from marship.serving.private.mpc.files import SHARES_FILE, shares_info, sizes_of
+from marship.serving.private.mpc.files import PARTY_FILE, pack, shares_info, sizes_of
 from marship.serving.private.mpc.model import SharedModel
-from marship.serving.private.mpc.program import PROGRAM_FILE, Card, SharedProgram
+from marship.serving.private.mpc.program import Card, SharedProgram
 from marship.storage import explained
 
 HANDLER = "mpc_handler.py"
@@ -242,9 +242,12 @@ def _write(
         with tempfile.TemporaryDirectory(dir=store, prefix=".") as draft:
             made: list[tuple[Path, Path]] = []
             for number, data in enumerate(sealed):
+                place = Path(draft) / str(number)
+                place.mkdir()
+                (place / PARTY_FILE).write_bytes(pack(program, data))
                 built = mar.build(
-                    _party(contents, program, data),
-                    replace(packed, model_store=Path(draft) / str(number)),
+                    _party(contents, place / PARTY_FILE, program.tolerance),
+                    replace(packed, model_store=place),
                 )
                 made.append((built, store / f"{stem}.party{number}.mar"))
             text = Path(draft) / "client.json"
@@ -255,23 +258,22 @@ def _write(
     return [target for _, target in made]
 
 
-def _party(contents: Contents, program: SharedProgram, sealed: bytes) -> Contents:
+def _party(contents: Contents, file: Path, tolerance: float) -> Contents:
     """One party's archive: nothing in it tells of weights, training or variants."""
-    files = {PROGRAM_FILE: program.to_json(), SHARES_FILE: sealed}
     contract = replace(
         contents.contract,
-        files=tuple(files),
-        digest=digest_streams(*(io.BytesIO(data) for data in files.values())),
+        files=(file.name,),
+        digest=digest_files(file),
         opset=0,
-        tolerance=Tolerance(atol=program.tolerance, rtol=0.0),
+        tolerance=Tolerance(atol=tolerance, rtol=0.0),
         libraries=(),
     )
     return Contents(
         name=contents.name,
         handler=shipped.handler(HANDLER),
-        model=contents.model,
+        model=file,
         contract=contract,
         golden=[],
         evidence={"private": "mpc"},
-        files=files,
+        kind=WholeFile,
     )

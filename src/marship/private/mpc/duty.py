@@ -10,9 +10,8 @@ from types import FrameType
 from marship.errors import LoadError, PackageError
 from marship.serving.model import dumps
 from marship.serving.private.mpc import files, follower
-from marship.serving.private.mpc.files import SHARES_FILE, Station
+from marship.serving.private.mpc.files import PARTY_FILE, Station
 from marship.serving.private.mpc.follower import Follower
-from marship.serving.private.mpc.program import PROGRAM_FILE
 from marship.trust import archive
 
 
@@ -31,12 +30,12 @@ def opened(path: str | Path, key: str | Path) -> Station:
     dumps.forbid()
     found = archive.read(path)
     names = {member.name for member in found.members}
-    if not names >= {PROGRAM_FILE, SHARES_FILE}:
+    if PARTY_FILE not in names:
         raise PackageError(
-            f"{path} must be a party's archive, got one without {SHARES_FILE}. Package the model "
+            f"{path} must be a party's archive, got one without {PARTY_FILE}. Package the model "
             "with: marship package RUN --private mpc"
         )
-    station = files.load(found.contents(PROGRAM_FILE), found.contents(SHARES_FILE), Path(key))
+    station = files.load(found.contents(PARTY_FILE), Path(key))
     if station.own.number == 0:
         raise LoadError(
             f"{path} must be of party 1 or 2, got party 0, which a server runs. Register it: "

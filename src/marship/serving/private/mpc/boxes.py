@@ -4,7 +4,7 @@ A request, sent to party 0, which passes two of its boxes on unread:
 
     offset  bytes
          0      4  "MPC1"
-         4     32  the model: SHA-256 of its program.json
+         4     32  the model: SHA-256 of its program
         36     16  the request's id, random
         52      2  R, the rows, little endian
         54         the boxes of parties 0, 1 and 2

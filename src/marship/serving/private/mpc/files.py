@@ -1,7 +1,12 @@
-"""A party's files in an archive: the program, which all three share, and its sealed shares."""
+"""A party's file in an archive: the program, which all three share, and its sealed shares.
+
+It begins with the length of the program in 4 bytes, little endian; then come the program in JSON,
+and what is sealed for the party with HPKE (RFC 9180).
+"""
 
 import hashlib
 import logging
+import struct
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -13,11 +18,12 @@ from marship.serving.private.mpc.identity import PartyKey
 from marship.serving.private.mpc.links import Doors, Link
 from marship.serving.private.mpc.model import SharedModel
 from marship.serving.private.mpc.party import Participant
-from marship.serving.private.mpc.program import PROGRAM_FILE, SharedProgram
+from marship.serving.private.mpc.program import SharedProgram
 
 logger = logging.getLogger(__name__)
 
-SHARES_FILE = "shares.hpke"
+PARTY_FILE = "party.mpc"
+_LENGTH = struct.Struct("<I")
 EXPERIMENTAL = "three-party computation is experimental: it has not been reviewed independently"
 
 
@@ -58,35 +64,40 @@ def sizes_of(program: SharedProgram) -> Sizes:
     return Sizes(digest, program.input_size, program.output_size)
 
 
-def load(program_json: bytes, sealed: bytes, key: Path) -> Station:
-    """Open a party's files.
+def pack(program: SharedProgram, sealed: bytes) -> bytes:
+    """A party's file."""
+    text = program.to_json()
+    return _LENGTH.pack(len(text)) + text + sealed
+
+
+def load(data: bytes, key: Path) -> Station:
+    """Open a party's file.
 
     Args:
-        program_json: `program.json`.
-        sealed: `shares.hpke`.
+        data: What `pack` made.
         key: The party's private key.
 
     Raises:
-        LoadError: The files do not belong together, or to the key.
+        LoadError: It is another, or does not belong to the key.
     """
-    program = SharedProgram.from_json(program_json)
+    end = _LENGTH.size + int.from_bytes(data[: _LENGTH.size], "little")
+    program, sealed = SharedProgram.from_json(data[_LENGTH.size : end]), data[end:]
     own = identity.load(key, program)
     number = own.number
     if hashlib.sha256(sealed).hexdigest() != program.sealed[number]:
         raise LoadError(
-            f"{SHARES_FILE} must be that of party {number}, whose key {key} is, got another "
+            f"{PARTY_FILE} must be that of party {number}, whose key {key} is, got another "
             "party's, or a modified one. Take the archive that was packaged for this party."
         )
     info = shares_info(program.model, program.version, program.sharing, number)
     try:
         part = own.open(sealed, info)
     except SealError as error:
-        raise LoadError(f"{SHARES_FILE} must open with {key}, got: {error}") from error
+        raise LoadError(f"{PARTY_FILE} must open with {key}, got: {error}") from error
     count = sum(map(prod, program.shapes()))
     if len(part) != shares.dealt_bytes(number, count):
         raise LoadError(
-            f"{SHARES_FILE} must hold {count} words, got {len(part)} bytes. Package the model "
-            "again."
+            f"{PARTY_FILE} must hold {count} words, got {len(part)} bytes. Package the model again."
         )
     sizes = sizes_of(program)
     logger.warning("%s", EXPERIMENTAL)
@@ -95,16 +106,16 @@ def load(program_json: bytes, sealed: bytes, key: Path) -> Station:
 
 
 def read(folder: Path, key: Path) -> Station:
-    """Open a party's files in an extracted archive.
+    """Open a party's file in an extracted archive.
 
     Raises:
-        LoadError: A file is missing, or they do not belong together.
+        LoadError: It is missing, or does not belong to the key.
     """
     try:
-        program, sealed = ((folder / name).read_bytes() for name in (PROGRAM_FILE, SHARES_FILE))
+        data = (folder / PARTY_FILE).read_bytes()
     except OSError as error:
         raise LoadError(
-            f"{error.filename} must be in the archive, got: {error.strerror}. Package the model "
-            "again, with --private mpc."
+            f"{PARTY_FILE} must be in the archive, got: {error.strerror}. Package the model again, "
+            "with --private mpc."
         ) from error
-    return load(program, sealed, key)
+    return load(data, key)

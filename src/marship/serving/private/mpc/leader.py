@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 
 from marship.errors import LoadError, MarshipError, PartyError
 from marship.serving.private.mpc.boxes import Question
-from marship.serving.private.mpc.links import Link, BusyError
+from marship.serving.private.mpc.links import BusyError, Link
 from marship.serving.private.mpc.party import MOST_ROWS, Participant
 
 logger = logging.getLogger(__name__)

@@ -23,7 +23,6 @@ import numpy.typing as npt
 
 from marship.errors import LoadError
 
-PROGRAM_FILE = "program.json"
 FORMAT = 1
 OPERATIONS = ("linear", "scale", "relu", "maximum", "average", "sum", "multiply")
 _MOST_STEPS, _MOST_SIZE = 1000, 1 << 24
@@ -193,7 +192,7 @@ class SharedProgram:
         return [*weights, (rows, self.input_size), (rows, self.output_size)]
 
     def to_json(self) -> bytes:
-        """The bytes of `program.json`; their SHA-256 names the model."""
+        """Its bytes; their SHA-256 names the model."""
         return json.dumps({"format": FORMAT, **asdict(self)}, sort_keys=True).encode()
 
     @classmethod
@@ -213,8 +212,8 @@ class SharedProgram:
             _check(found)
         except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
             raise LoadError(
-                f"{PROGRAM_FILE} must be of format {FORMAT}, got {error!r}. Package the model "
-                "again."
+                f"the program of a party must be of format {FORMAT}, got {error!r}. Package the "
+                "model again."
             ) from error
         return found
 

@@ -1,5 +1,7 @@
 """Random words that two parties draw alike, without a message."""
 
+from math import prod
+
 import numpy as np
 import numpy.typing as npt
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms
@@ -28,7 +30,7 @@ class MaskStream:
     def draw(self, shape: tuple[int, ...], dtype: npt.DTypeLike) -> npt.NDArray[np.unsignedinteger]:
         """The next words, uniform, in an array of this shape."""
         kind = np.dtype(dtype)
-        size_bytes = int(np.prod(shape)) * kind.itemsize
+        size_bytes = prod(shape) * kind.itemsize
         if self._drawn_bytes + size_bytes > _REKEY_BYTES:
             self._start(self._cipher.update(bytes(KEY_BYTES)))
         self._drawn_bytes += size_bytes
