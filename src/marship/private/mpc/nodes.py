@@ -122,7 +122,7 @@ def check_bounds(nodes: Sequence[Node], input_limit: float) -> None:
     found: dict[int, Interval] = {}
     for node in nodes:
         given = [found[id(one)] for one in node.inputs]
-        low, high = found[id(node)] = _interval(node, given, input_limit)
+        low, high = found[id(node)] = interval(node, given, input_limit)
         largest = max(np.abs(low).max(), np.abs(high).max())
         if not largest < LIMIT:
             raise ModelError(
@@ -133,7 +133,8 @@ def check_bounds(nodes: Sequence[Node], input_limit: float) -> None:
             )
 
 
-def _interval(node: Node, given: Sequence[Interval], input_limit: float) -> Interval:
+def interval(node: Node, given: Sequence[Interval], input_limit: float) -> Interval:
+    """The smallest and largest value of each element of a node, given those of its inputs."""
     if node.operation == "input":
         return np.full(node.size, -input_limit), np.full(node.size, input_limit)
     if node.window is None:

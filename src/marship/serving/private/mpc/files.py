@@ -49,8 +49,8 @@ class Station:
 
     def sit(self, before: Link, after: Link) -> Participant:
         """The party in a session."""
-        ring, *streams = self.doors.ring(before, after)
-        return Participant(self.model, self.desk, self.sizes, ring, (streams[0], streams[1]))
+        circle, *streams = self.doors.circle(before, after)
+        return Participant(self.model, self.desk, self.sizes, circle, (streams[0], streams[1]))
 
 
 def shares_info(model: str, version: str, sharing: str, party: int) -> bytes:

@@ -44,6 +44,7 @@ class Follower:
         self._greeting = threading.BoundedSemaphore(_MOST_GREETING)
         self._lobby: _Lobby | None = None
         self._is_busy = self._is_over = False
+        self._links: dict[int, Link] = {}
         self.sessions = 0
 
     def serve(self) -> None:
@@ -65,6 +66,12 @@ class Follower:
         with contextlib.suppress(OSError):
             self._ear.shutdown(socket.SHUT_RDWR)
         self._ear.close()
+
+    def drop(self) -> None:
+        """End the session that runs, as the end of the process does."""
+        for link in list(self._links.values()):
+            with contextlib.suppress(OSError):
+                link.wire.shutdown(socket.SHUT_RDWR)
 
     def _greet(self, plain: socket.socket) -> None:
         try:
@@ -106,7 +113,7 @@ class Follower:
             link.close()
 
     def _run(self, lobby: _Lobby) -> None:
-        links = lobby.links
+        links = self._links = lobby.links
         seat: Participant | None = None
         try:
             if self._number == 1:
@@ -130,7 +137,7 @@ class Follower:
         if seat is None and 0 in links:  # party 1 without party 2: party 0 shall know why
             seat = self._sit(links[0], links[0]) if self._number == 1 else None
         if seat is not None:
-            seat.ring.close(reason)
+            seat.circle.close(reason)
         for link in links.values():
             link.close()
 

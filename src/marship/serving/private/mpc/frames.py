@@ -54,22 +54,19 @@ class Circle:
         before: To the party before, number - 1.
         after: From the party after, number + 1.
         names: The numbers of both.
-        answer_s: A message that does not come within it ends the session.
     """
 
-    def __init__(
-        self, before: Wire, after: Wire, names: tuple[int, int], answer_s: float = ANSWER_S
-    ) -> None:
+    def __init__(self, before: Wire, after: Wire, names: tuple[int, int]) -> None:
         self._before, self._after, self._names = before, after, names
-        self._answer_s = answer_s
+        self._answer_s = ANSWER_S
         self._sent = self._received = 0
         self._waiting: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
         self._lock = threading.Lock()
         self._pending = 0
         self._writer: threading.Thread | None = None
         self._lost: OSError | None = None
-        before.settimeout(answer_s)
-        after.settimeout(answer_s)
+        before.settimeout(ANSWER_S)
+        after.settimeout(ANSWER_S)
 
     def send(self, data: bytes) -> None:
         """Send a message of the protocol."""

@@ -16,7 +16,7 @@ logger = logging.getLogger(__name__)
 BEAT_S = 1.0
 """Between heartbeats of an idle session."""
 _FIRST_S, _LONGEST_S = 0.05, 1.0
-_START_S = 10.0
+START_S = 10.0
 
 Dial = Callable[[int, str], Link]
 Sit = Callable[[Link, Link], Participant]
@@ -31,6 +31,9 @@ class Leader:
     Args:
         dial: Connects to a party for a session.
         sit: Party 0 in a session, of its links to the parties before it and after it.
+
+    Attributes:
+        participant: Party 0 in the session that runs; None between sessions.
     """
 
     def __init__(self, dial: Dial, sit: Sit) -> None:
@@ -39,7 +42,7 @@ class Leader:
         self._wake = threading.Event()
         self._tried = threading.Event()
         self._is_over = False
-        self._seat: Participant | None = None
+        self.participant: Participant | None = None
         self._fault: PartyError = PartyError("the parties must be connected, got none yet.")
 
     def start(self) -> None:
@@ -51,15 +54,16 @@ class Leader:
             LoadError: The others have a session with another worker of this model.
         """
         threading.Thread(target=self._keep, name="parties", daemon=True).start()
-        until = time.monotonic() + _START_S
-        while time.monotonic() < until and self._seat is None:
-            self._tried.wait(_START_S)
+        until = time.monotonic() + START_S
+        while time.monotonic() < until and self.participant is None:
+            self._tried.wait(START_S)
             if not isinstance(self._fault, BusyError):
                 return
             self._tried.clear()
-        if self._seat is None:
+        if self.participant is None:
+            fault = self._fault
             self.stop()
-            raise LoadError(str(self._fault)) from self._fault
+            raise LoadError(str(fault)) from fault
 
     def stop(self) -> None:
         """End the session for good."""
@@ -77,10 +81,10 @@ class Leader:
         return answers
 
     def _ask(self, questions: list[Question]) -> list[bytes | MarshipError]:
-        if self._seat is None:
+        if self.participant is None:
             return [PartyError(str(self._fault)) for _ in questions]
         try:
-            return self._seat.lead(questions)
+            return self.participant.lead(questions)
         except PartyError as error:
             self._end(error)
             return [PartyError(str(error)) for _ in questions]
@@ -90,29 +94,29 @@ class Leader:
 
     def _end(self, fault: PartyError) -> None:
         """Forget the session, and begin another soon."""
-        seat, self._seat, self._fault = self._seat, None, fault
+        seat, self.participant, self._fault = self.participant, None, fault
         if seat is not None:
             logger.warning("the session with the other parties ended: %s", fault)
-            seat.ring.close(str(fault))
+            seat.circle.close(str(fault))
         self._wake.set()
 
     def _keep(self) -> None:
         pause_s = _FIRST_S
         while not self._is_over:
-            if self._seat is None:
+            if self.participant is None:
                 self._connect()
-                pause_s = _FIRST_S if self._seat else min(2 * pause_s, _LONGEST_S)
+                pause_s = _FIRST_S if self.participant else min(2 * pause_s, _LONGEST_S)
                 self._tried.set()
-            self._wake.wait(BEAT_S if self._seat else pause_s)
+            self._wake.wait(BEAT_S if self.participant else pause_s)
             self._wake.clear()
             with self._lock:
                 self._beat()
 
     def _beat(self) -> None:
-        if self._seat is None:
+        if self.participant is None:
             return
         try:
-            self._seat.beat()
+            self.participant.beat()
         except PartyError as error:
             self._end(error)
 
@@ -129,11 +133,11 @@ class Leader:
                 logger.warning("no session with the other parties: %s", error)
             self._fault = error
             if seat is not None:
-                seat.ring.close(str(error))
+                seat.circle.close(str(error))
             for link in links:
                 link.close()
             return
-        self._seat = seat
+        self.participant = seat
         logger.info("a session with parties 1 and 2 began")
 
 

@@ -185,7 +185,7 @@ class Doors:
                 f"{peer.model} ({peer.digest[:16]}). Use archives that were packaged together."
             )
 
-    def ring(self, before: Link, after: Link) -> tuple[Circle, MaskStream, MaskStream]:
+    def circle(self, before: Link, after: Link) -> tuple[Circle, MaskStream, MaskStream]:
         """The two connections of a session, and the streams shared with both parties."""
         names = ((self.own.number - 1) % PARTIES, (self.own.number + 1) % PARTIES)
         return Circle(before.wire, after.wire, names), before.stream, after.stream

@@ -32,7 +32,7 @@ class Participant:
         model: Its shares.
         desk: Opens its boxes.
         sizes: The model's.
-        ring: Its connections.
+        circle: Its connections.
         streams: Shared with the party before, and the party after.
     """
 
@@ -41,12 +41,12 @@ class Participant:
         model: SharedModel,
         desk: Desk,
         sizes: Sizes,
-        ring: Circle,
+        circle: Circle,
         streams: tuple[MaskStream, MaskStream],
     ) -> None:
-        self._model, self._desk, self._sizes, self.ring = model, desk, sizes, ring
+        self._model, self._desk, self._sizes, self.circle = model, desk, sizes, circle
         self._number = model.number
-        self._party = Party(self._number, ring, *streams)
+        self._party = Party(self._number, circle, *streams)
 
     def check_golden(self) -> None:
         """Replay the golden case with the others, as every session does first.
@@ -70,11 +70,11 @@ class Participant:
         asked = [(question.id, question.rows) for question in questions]
         entries = b"".join(_ENTRY.pack(*one) for one in asked)
         passed = b"".join(q.boxes[n] for n in (2, 1) for q in questions)
-        self.ring.send_message(BATCH, _COUNT.pack(len(asked)) + entries + passed)
+        self.circle.send_message(BATCH, _COUNT.pack(len(asked)) + entries + passed)
         own = self._answers(asked, [question.boxes[0] for question in questions])
         lengths = [1 + self._sizes.answer_bytes(rows) for _, rows in asked]
         total = 2 * sum(lengths)
-        _, data = self.ring.receive_message((ANSWERS,), total)
+        _, data = self.circle.receive_message((ANSWERS,), total)
         if len(data) != total:
             raise PartyError(f"party 1 must send answers of {total} bytes, got {len(data)}.")
         others = boxes.cut(data, lengths * 2)
@@ -87,8 +87,8 @@ class Participant:
         Raises:
             PartyError: The session is over.
         """
-        self.ring.send_message(BEAT, b"")
-        self.ring.receive_message((BEAT,), 0)
+        self.circle.send_message(BEAT, b"")
+        self.circle.receive_message((BEAT,), 0)
 
     def follow(self) -> None:
         """Parties 1 and 2: take part in batches, until the session is over.
@@ -98,9 +98,9 @@ class Participant:
         """
         most = _COUNT.size + MOST_ROWS * (_ENTRY.size + self._most_box_bytes())
         while True:
-            kind, data = self.ring.receive_message((BATCH, BEAT), most, IDLE_S)
+            kind, data = self.circle.receive_message((BATCH, BEAT), most, IDLE_S)
             if kind == BEAT:
-                self.ring.send_message(BEAT, b"")
+                self.circle.send_message(BEAT, b"")
             else:
                 self._follow(data)
 
@@ -111,13 +111,13 @@ class Participant:
         asked, own = self._read(data)
         answers = b"".join(self._answers(asked, own))
         if self._number == 1:
-            _, others = self.ring.receive_message((ANSWERS,), len(answers))
+            _, others = self.circle.receive_message((ANSWERS,), len(answers))
             if len(others) != len(answers):
                 raise PartyError(
                     f"party 2 must send answers of {len(answers)} bytes, got {len(others)}."
                 )
             answers += others
-        self.ring.send_message(ANSWERS, answers)
+        self.circle.send_message(ANSWERS, answers)
 
     def _read(self, data: bytes) -> tuple[list[Asked], tuple[bytes, ...]]:
         """A batch's questions and this party's boxes; party 2 passes party 1's on."""
@@ -139,7 +139,7 @@ class Participant:
             raise fault
         found = boxes.cut(data[start:], lengths)
         if self._number == 2:  # noqa: PLR2004  the party's number
-            self.ring.send_message(BATCH, data[:start] + b"".join(found[count:]))
+            self.circle.send_message(BATCH, data[:start] + b"".join(found[count:]))
         return asked, found[:count]
 
     def _answers(self, asked: Sequence[Asked], own: Sequence[bytes]) -> list[bytes]:
