@@ -12,6 +12,7 @@
     |   `-- SignatureError      unsigned, modified, or signed by a key that is not trusted
     |-- LoadError               a model that cannot be loaded: digest, golden outputs, provider
     |-- StorageError            a file that cannot be written: no space, no permission
+    |-- DecryptionError         an encrypted response that is not an answer to what was asked
     |-- ServerError             TorchServe could not be started or reached, or a call to it failed
     |   |-- NotRunningError     connection refused: no server at the address
     |   |-- NoAnswerError       connection lost or timed out before the response was complete
@@ -22,10 +23,12 @@
     |   |-- NotFoundError       no such model or version on the server
     |   |-- ScaledToZeroError   503, the model has no workers, and none are wanted
     |   |-- UnsupportedError    501, an operation of the protocol that models here do not have
+    |   |-- KeyStoreFullError   507, no room for evaluation keys of another client
     |   `-- RolloutError        a rollout failed and was rolled back
     `-- RequestError            an invalid request (HTTP 4xx)
         |-- MalformedError      400, the body does not parse as its content type
         |-- InvalidInputError   400, well formed, but violates the model's contract
+        |-- KeysMissingError    409, the server lacks the client's evaluation keys
         |-- TooLargeError       413
         |-- UnsupportedMediaError  415
         `-- RateLimitError      429, the proxy's rate limit for one client
@@ -133,6 +136,15 @@ class StorageError(MarshipError):
     code = "storage"
 
 
+class DecryptionError(MarshipError):
+    """An encrypted response does not decrypt, or a known case has another answer.
+
+    It stays with the client: a server that is told whether its responses decrypt learns from it.
+    """
+
+    code = "decryption"
+
+
 class ServerError(MarshipError):
     """TorchServe could not be started or reached, or a call to it failed."""
 
@@ -212,6 +224,13 @@ class UnsupportedError(ServerError):
     code = "unsupported"
 
 
+class KeyStoreFullError(ServerError):
+    """The server has no room for evaluation keys of another client."""
+
+    status = 507
+    code = "key_store_full"
+
+
 class RolloutError(ServerError):
     """A rollout failed; the message says which versions the server has now."""
 
@@ -235,6 +254,13 @@ class InvalidInputError(RequestError):
     """The request is well formed, but violates the model's contract."""
 
     code = "invalid_input"
+
+
+class KeysMissingError(RequestError):
+    """The server lacks evaluation keys of this client, or some pieces of them."""
+
+    status = 409
+    code = "keys_missing"
 
 
 class TooLargeError(RequestError):
