@@ -2,6 +2,7 @@
 
 compiler.py     an ONNX graph as a plan: what can be encrypted, and what to do about the rest
 segments.py     parts of a graph as matrices and polynomials, by asking ONNX Runtime
+phases.py       an input packed for convolutions
 rings.py        the smallest ring that a plan fits
 step.py         `export --private` and `package --private`
 client_file.py  NAME.client.json: what a client must know, and nothing secret

@@ -137,8 +137,23 @@ class _Walk:
         return shapes[node.output[0]] == shapes[base]
 
 
-def compiled(graph: SegmentedGraph) -> tuple[Step, ...]:
-    """The steps of a plan.
+@dataclass(frozen=True, slots=True)
+class Compilation:
+    """A graph as steps.
+
+    Attributes:
+        steps: Those of a plan.
+        given: The shape of a row of the input.
+        made: The shape that the first step's result has in the graph.
+    """
+
+    steps: tuple[Step, ...]
+    given: tuple[int, ...]
+    made: tuple[int, ...]
+
+
+def compiled(graph: SegmentedGraph) -> Compilation:
+    """Cut a graph, and make steps of it.
 
     Raises:
         ModelError: A node cannot be computed on encrypted values; the message says what to do.
@@ -149,7 +164,9 @@ def compiled(graph: SegmentedGraph) -> tuple[Step, ...]:
     if graph.output not in walk.values:
         raise ModelError("an encrypted model must depend on its input, got a constant.")
     walk.cut(graph.output)
-    return _Assembly(graph, walk.cuts).steps()
+    first = next((cut.base for cut in walk.cuts.values()), graph.output)
+    steps = _Assembly(graph, walk.cuts).steps()
+    return Compilation(steps, graph.shapes[graph.input], graph.shapes[first])
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,6 +4,8 @@ import math
 from collections.abc import Sequence
 
 from marship.errors import ModelError
+from marship.private.compiler import Compilation
+from marship.private.phases import phased
 from marship.serving.private.ckks import MOST_BITS, Ring
 from marship.serving.private.packing import power_of_two
 from marship.serving.private.plan import Affine, HePlan, Step, depth
@@ -14,20 +16,22 @@ _MARGIN_BITS = 3
 """The sign, and answers four times as large as any that was seen."""
 _LEAST_HEAD_BITS = 6
 _MOST_HEAD_BITS = 20
+_MULTIPLICATION = 0.2
+"""What a product with a diagonal costs, in rotations."""
 
 
-def fitted(steps: tuple[Step, ...], inputs: int, outputs: int, largest: float) -> HePlan:
-    """The plan in the smallest ring for these steps.
+def fitted(found: Compilation, outputs: int, largest: float) -> HePlan:
+    """The plan of a graph in the smallest ring, its input packed for the fewest rotations.
 
     Args:
-        steps: The plan's.
-        inputs: Values of a row of the input.
+        found: The graph as steps.
         outputs: Values of a row of the output.
         largest: The largest output that was seen.
 
     Raises:
         ModelError: None is large enough.
     """
+    steps, inputs = found.steps, math.prod(found.given)
     levels, widest = depth(steps), _widest(steps, inputs)
     head_bits = max(_LEAST_HEAD_BITS, math.ceil(math.log2(max(largest, 1e-9))) + _MARGIN_BITS)
     if head_bits > _MOST_HEAD_BITS:
@@ -44,13 +48,19 @@ def fitted(steps: tuple[Step, ...], inputs: int, outputs: int, largest: float) -
         ring = Ring(degree, (outer, *[scale_bits] * levels, outer), scale_bits)
         plan = HePlan(ring, inputs, outputs, steps)
         if plan.is_checkable:
-            return plan
+            return min((plan, *phased(plan, found.given, found.made)), key=_cost)
     most_levels = (MOST_BITS[degree] - 2 * head_bits) // LEAST_SCALE_BITS - 2
     raise ModelError(
         f"an encrypted model must have at most {degree // 2} values in a layer and {most_levels} "
         f"levels, a square or a matrix each, got {widest} and {levels}. Use fewer layers, or "
         "smaller ones."
     )
+
+
+def _cost(plan: HePlan) -> float:
+    """About what a question costs, in rotations."""
+    products = [one for applied in plan.applied.values() for one in applied.products.values()]
+    return sum(one.rotations + _MULTIPLICATION * len(one.diagonals) for one in products)
 
 
 def _widest(steps: Sequence[Step], inputs: int) -> int:

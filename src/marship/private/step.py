@@ -102,11 +102,10 @@ def compile_run(run_dir: str | Path) -> Compiled:
     contract = _contract(run_dir)
     _check_interface(contract)
     graph = SegmentedGraph.load(run_dir / MODEL_FILE)
-    steps = compiler.compiled(graph)
+    compiled = compiler.compiled(graph)
     rows = _rows(run_dir, contract)
     wanted = graph.part([graph.input], graph.output)({graph.input: rows})
-    inputs, outputs = rows.shape[1], wanted.shape[1]
-    plan = rings.fitted(steps, inputs, outputs, float(np.abs(wanted).max()))
+    plan = rings.fitted(compiled, wanted.shape[1], float(np.abs(wanted).max()))
     _check_parity(plan.compute(rows), wanted, contract)
     data = plan.to_bytes()
     digest = hashlib.sha256(data).hexdigest()

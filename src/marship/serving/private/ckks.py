@@ -19,7 +19,7 @@ import os
 import struct
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
@@ -48,6 +48,7 @@ _ROOT = 3
 """Generates the rotations of slots: step s is the automorphism X -> X^(3^s mod 2N)."""
 
 
+@cache
 def library() -> "ModuleType":
     """`tenseal.sealapi`.
 

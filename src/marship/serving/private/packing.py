@@ -13,6 +13,7 @@ input with its copies shifted against each other: then most rotations are done b
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -30,30 +31,40 @@ def power_of_two(size: int) -> int:
 
 @dataclass(frozen=True, slots=True)
 class Packing:
-    """A vector in slots: slot s holds value (s + shift(s)) mod period.
+    """A vector in slots: slot s holds value (s + shift(s)) mod period, or as an index says.
 
     Attributes:
         period: The vector's length with zeros up to a power of two.
         width: Slots of a block; all copies in a block are shifted alike.
         copies: Blocks of different shifts, which then repeat; 1 is without shifts.
         group: By how much a block is shifted against the one before.
+        index: The value in each slot, -1 for zero; it repeats. Empty for the shifts above. Its
+            copies are blocks, of which a product sums those of one place.
     """
 
     period: int
     width: int = 1
     copies: int = 1
     group: int = 0
+    index: tuple[int, ...] = field(default=(), repr=False)
 
     def held(self, slots: int) -> Indices:
-        """The index of the value in each slot, int64 (slots,)."""
+        """The index of the value in each slot, int64 (slots,); -1 is zero."""
         place = np.arange(slots)
+        if self.index:
+            return np.asarray(self.index)[place % len(self.index)]
         return np.asarray((place + place // self.width % self.copies * self.group) % self.period)
 
     def pack(self, values: Vector, slots: int) -> Vector:
         """A vector of up to `period` values, float64, in all slots."""
-        padded = np.zeros(self.period)
+        padded = np.zeros(self.period + 1)  # the last one is what -1 finds
         padded[: len(values)] = values
         return padded[self.held(slots)]
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> Self:
+        """Read what `dataclasses.asdict` gave, as JSON has it."""
+        return cls(**{**value, "index": tuple(value["index"])})
 
     def extent(self, rows: int) -> int:
         """Slots from the first one on that a product with `rows` rows is summed over."""
@@ -113,6 +124,8 @@ def product(matrix: Matrix, packing: Packing, slots: int, *, once: bool = False)
             in all slots alike would be wrong unseen where it exceeds the modulus. Where it stands
             once, the imaginary parts tell.
     """
+    if packing.index:
+        return _indexed(matrix, packing, slots)
     period, rows = packing.period, power_of_two(matrix.shape[0])
     padded = np.zeros((rows, period))
     padded[: matrix.shape[0], : matrix.shape[1]] = matrix
@@ -132,13 +145,31 @@ def product(matrix: Matrix, packing: Packing, slots: int, *, once: bool = False)
     return _stepped(diagonals, tuple(sums), count)
 
 
+def _indexed(matrix: Matrix, packing: Packing, slots: int) -> Product:
+    """A matrix by the diagonals that it needs: each weight is in the first that has its value."""
+    waiting = np.zeros((packing.width, packing.period + 1))
+    waiting[: matrix.shape[0], : matrix.shape[1]] = matrix
+    place, held = np.arange(slots) % packing.width, packing.held(slots)
+    diagonals: dict[int, Vector] = {}
+    for number in range(len(packing.index)):
+        if not waiting.any():
+            break
+        column = np.roll(held, -number)
+        diagonal = waiting[place, column]
+        if diagonal.any():
+            diagonals[number] = diagonal
+            waiting[place, column] = 0
+    sums = tuple(packing.width << k for k in range(int(math.log2(packing.copies))))
+    return _stepped(diagonals, sums, max(diagonals) + 1)
+
+
 def summed(matrix: Matrix, packing: Packing, slots: int) -> Product | None:
     """A matrix (m, d) by one product: row i is summed over the d slots from i * d on.
 
     The result i stands in slot i * d. None where that does not fit, or takes more rotations.
     """
     outputs, period = matrix.shape[0], packing.period
-    if packing.copies > 1 or outputs * period > slots:
+    if packing.copies > 1 or packing.index or outputs * period > slots:
         return None
     padded = np.zeros((outputs, period))
     padded[:, : matrix.shape[1]] = matrix
@@ -153,7 +184,8 @@ def _stepped(diagonals: dict[int, Vector], sums: tuple[int, ...], count: int) ->
     """Diagonals in baby steps and giant steps; of the widths, the one with fewest rotations."""
     if not diagonals:
         return Product(0, 0, 0, sums, {})
-    widths = [1 << k for k in range(int(math.log2(power_of_two(count))) + 1)]
+    powers = [1 << k for k in range(int(math.log2(power_of_two(count))) + 1)]
+    widths = [*powers, *range(1, count + 1)]  # of equal ones the first: others may need its key
 
     def rotations(width: int) -> tuple[int, int]:
         return max(k % width for k in diagonals), max(diagonals) // width

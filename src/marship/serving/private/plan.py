@@ -83,12 +83,14 @@ class HePlan:
         inputs: Values of a row of the model's input.
         outputs: Values of a row of its output.
         steps: In their order; the last one is the output.
+        given: How the client packs the input; None is as `Packing.shifted` or repeated.
     """
 
     ring: Ring
     inputs: int
     outputs: int
     steps: tuple[Step, ...]
+    given: Packing | None = None
 
     @property
     def multiplies(self) -> bool:
@@ -98,6 +100,8 @@ class HePlan:
     @cached_property
     def packing(self) -> Packing:
         """How the client packs the input: shifted where one matrix alone is applied to it."""
+        if self.given is not None:
+            return self.given
         period = power_of_two(self.inputs)
         users = [step for step in self.steps if INPUT in _reads(step)]
         if len(users) == 1 and isinstance(users[0], Affine) and len(users[0].matrices) == 1:
@@ -188,8 +192,14 @@ class HePlan:
                 steps.append({"power": step.register})
                 if step.linear is not None:
                     arrays[f"{index}/linear"] = step.linear
-        head = {"format": FORMAT, "ring": asdict(self.ring), "inputs": self.inputs,
-                "outputs": self.outputs, "steps": steps}  # fmt: skip
+        head = {
+            "format": FORMAT,
+            "ring": asdict(self.ring),
+            "inputs": self.inputs,
+            "outputs": self.outputs,
+            "steps": steps,
+            "packing": self.given and asdict(self.given),
+        }
         text = np.frombuffer(json.dumps(head, sort_keys=True).encode(), np.uint8)
         file = io.BytesIO()
         np.savez_compressed(file, plan=text, **arrays)  # type: ignore[arg-type]  # its stub
@@ -209,7 +219,8 @@ class HePlan:
                     raise ValueError(f"format {head['format']}")
                 ring = Ring(**{**head["ring"], "bits": tuple(head["ring"]["bits"])})
                 steps = tuple(_steps(head["steps"], arrays))
-            plan = cls(ring, head["inputs"], head["outputs"], steps)
+            given = Packing.from_json(head["packing"]) if head["packing"] else None
+            plan = cls(ring, head["inputs"], head["outputs"], steps, given)
         except NPZ_FAULTS as error:
             raise LoadError(
                 f"{PLAN_FILE} must hold a plan, got {error!r}. Package the model again."

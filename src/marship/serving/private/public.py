@@ -89,7 +89,7 @@ class PublicPlan:
                 **{
                     **value,
                     "ring": ring,
-                    "packing": Packing(**value["packing"]),
+                    "packing": Packing.from_json(value["packing"]),
                     "steps": tuple(value["steps"]),
                 }
             )
@@ -103,14 +103,22 @@ class PublicPlan:
 
     def _check(self) -> None:
         packing, slots = self.packing, self.ring.check().slots
-        counts = (*asdict(packing).values(), *self.steps, self.inputs, self.outputs, self.stride,
+        counts = (packing.period, packing.width, packing.copies, packing.group, *packing.index,
+                  *self.steps, self.inputs, self.outputs, self.stride,
                   self.zeros_from, self.level, *self.ring.bits, self.ring.scale_bits)  # fmt: skip
         if not all(type(count) is int for count in counts):
             raise TypeError("a count that is no whole number")
         fits = self.inputs <= packing.period <= slots and self.outputs * self.stride <= slots
         if not (fits and min(self.inputs, self.outputs, self.stride, packing.width) >= 1):
             raise ValueError("more values than slots")
-        if packing.copies < 1 or packing.group < 0 or self.level != self.ring.levels:
+        if packing.index and not all(-1 <= place < self.inputs for place in packing.index):
+            raise ValueError("values that the input does not have")
+        if (
+            len(packing.index) > slots
+            or packing.copies < 1
+            or packing.group < 0
+            or self.level != self.ring.levels
+        ):
             raise ValueError("a packing or a level of another plan")
         if not all(0 < step < slots for step in self.steps) or len(self.steps) > slots.bit_length():
             raise ValueError("rotations beyond the slots")
