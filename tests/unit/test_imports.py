@@ -36,8 +36,8 @@ ROOMS: dict[str, set[str]] = {
     | {"serving.texts", "serving.formats", "serving.model.keysource", "serving.model.sealed"}
     | {"serving.model.custom_ops"}
     | {"serving.handler"},  # loading, in a process of its own
-    "private": {"packaging", "trust", "client", "serving.formats", "serving.private"}
-    | {"serving.model.dumps"},
+    "private": {"client", "fit", "packaging", "proof", "trust", "serving.private"}
+    | {"serving.formats", "serving.model.dumps"},
     "operate": {"serving.formats", "serving.model.keysource"}
     | {"client", "engines", "exchange", "packaging", "predict", "trust"},
 }
@@ -53,6 +53,7 @@ DECODERS = {
     "serving/pictures/jpeg.py": {"simplejpeg"},
     "serving/pictures/processor.py": {"PIL"},
     "serving/texts/__init__.py": {"tokenizers"},
+    "serving/private/ckks.py": {"tenseal"},
     "serving/sounds/__init__.py": {"soundfile", "soxr"},
     "serving/hosts/direct/reader.py": {"httptools"},
     "serving/hosts/direct/relay.py": {"httptools"},
@@ -153,8 +154,7 @@ SERVING = (
     ("hosts.torchserve",),
     ("hosts",),
     ("handler",),  # loads hosts for handlers of one's own: see docs/decisions.md
-    ("streaming",),
-    ("private",),
+    ("streaming", "private"),
 )
 """What travels in archives, from the ground up; each may import what stands before it, and its own
 floor."""

@@ -57,7 +57,7 @@ def party(
         policy.Trust.load(trust).verify(archive)
     station = duty.opened(archive, found)
     program = station.program
-    console.err.print(f"{EXPERIMENTAL}", style="yellow", markup=False)
+    console.err.print(EXPERIMENTAL, style="yellow", markup=False)
     duty.serve(
         station,
         lambda address: console.out.print(

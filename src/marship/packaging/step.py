@@ -1,6 +1,8 @@
 """A run folder, or any ONNX file, to an archive that TorchServe serves."""
 
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -54,6 +56,15 @@ def package(source: str | Path, settings: PackageSettings | None = None) -> Path
         >>> marship.package("runs/tiny", marship.PackageSettings(profile="throughput")).name
         'tiny.mar'
     """
+    with gathered(source, settings) as (contents, resolved):
+        return build(contents, resolved)
+
+
+@contextmanager
+def gathered(
+    source: str | Path, settings: PackageSettings | None = None
+) -> Iterator[tuple[Contents, PackageSettings]]:
+    """What `package` packs, with files that exist as long as this is entered; raises as it does."""
     source, settings = graphs.of_folder(Path(source), settings or PackageSettings())
     _check(settings)
     _check_example(source, settings.example)
@@ -70,7 +81,7 @@ def package(source: str | Path, settings: PackageSettings | None = None) -> Path
         _say_if_alone(contents, settings)
         bounded = replace(extent.bounded(contents.contract), libraries=libraries)
         contents = replace(contents, contract=bounded)
-        return build(graphs.added(contents, settings, Path(draft)), settings)
+        yield graphs.added(contents, settings, Path(draft)), settings
 
 
 def _check(settings: PackageSettings) -> None:

@@ -1,37 +1,39 @@
 """Three archives of one model, each for its operator alone, and the client's file."""
 
 import hashlib
-import json
 import os
 import secrets
 import tempfile
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
-from marship.contract import Contract, GoldenCase, TensorSpec, digest_files
+from marship.contract import CONTRACT_FILE, Contract, GoldenCase, TensorSpec, digest_files
 from marship.contract.tolerance import Tolerance
 from marship.errors import ParityError, UsageError
-from marship.packaging import configure, mar, shipped
-from marship.packaging.graph import WholeFile
+from marship.packaging import configure, mar, shipped, step
+from marship.packaging.graph import MODEL_FILE, WholeFile
 from marship.packaging.mar import Contents
 from marship.packaging.settings import PackageSettings
+from marship.private.client_file import ARCHIVED, KINDS, SUFFIX, ClientFile, Tensor
 from marship.private.mpc import cards, lowering, nodes
 from marship.private.mpc.nodes import Reals
 from marship.serving.private.mpc import identity, rehearsal, ring, shares
 from marship.serving.private.mpc.files import PARTY_FILE, pack, shares_info, sizes_of
 from marship.serving.private.mpc.model import SharedModel
-from marship.serving.private.mpc.program import Card, SharedProgram
+from marship.serving.private.mpc.program import Card, ProgramStep, SharedProgram
 from marship.storage import explained
 
+MPC = KINDS[1]
 HANDLER = "mpc_handler.py"
-CLIENT_FORMAT = 1
 INPUT_LIMIT = 16.0
 """No input is larger, unless `--option input_limit=` says otherwise: `check_bounds` needs one."""
 _BATCH, _DELAY_MS = 32, 1
 _MOST_GOLDEN_ROWS = 4
+_RESCALED = ("linear", "scale", "average", "multiply")
 _LEAST_TOLERANCE, _MOST_ERROR = 2.0**-6, 0.05
 
 
@@ -46,7 +48,6 @@ class SharedPackage:
         rounds: Messages one after the other for a batch.
         failure: Upper bound of the probability that a row of any allowed input fails, and must be
             asked again.
-        client: What the client file says.
     """
 
     archives: tuple[Path, ...]
@@ -54,7 +55,41 @@ class SharedPackage:
     error: float
     rounds: int
     failure: float
-    client: dict[str, object]
+
+
+@dataclass(frozen=True, slots=True)
+class PartyPlan:
+    """What three parties would do with an exported model.
+
+    Attributes:
+        run_dir: The folder with the model.
+        operations: How many steps of each kind.
+        weights: Numbers that are shared.
+        rounds: Messages one after the other for a batch.
+        failure: As of `SharedPackage`.
+    """
+
+    run_dir: Path
+    operations: Mapping[str, int]
+    weights: int
+    rounds: int
+    failure: float
+
+
+def plan(run_dir: str | Path) -> PartyPlan:
+    """Look whether three parties can compute the exported model of a run folder.
+
+    Raises:
+        ModelError: They cannot; the message says why.
+    """
+    run_dir = Path(run_dir)
+    contract = Contract.from_json((run_dir / CONTRACT_FILE).read_bytes())
+    ordered = nodes.ordered(lowering.lower(run_dir / MODEL_FILE, contract))
+    nodes.check_bounds(ordered, INPUT_LIMIT)
+    steps = nodes.steps(ordered)
+    weights = sum(array.size for node in ordered for array in node.weights)
+    kinds = Counter(one.operation for one in steps)
+    return PartyPlan(run_dir, kinds, weights, _rounds(steps), _failure(steps))
 
 
 def build(
@@ -101,8 +136,27 @@ def build(
     client = _client(program, contents.contract)
     paths = _write(contents, settings, program, sealed, client)
     return SharedPackage(
-        tuple(paths[:3]), paths[3], error, _rounds(program), _failure(program), client
+        tuple(paths[:3]), paths[3], error, _rounds(program.steps), _failure(program.steps)
     )
+
+
+def package(
+    source: str | Path, settings: PackageSettings | None, card_files: Sequence[str]
+) -> SharedPackage:
+    """Share the model of a run folder, or of an ONNX file, among three parties.
+
+    Of a run folder it is the exported model, whatever variant `optimize` chose.
+
+    Raises:
+        MarshipError: As `packaging.step.package`, and `build`.
+    """
+    source, settings = Path(source), settings or PackageSettings()
+    _check(settings)
+    cards.trio(tuple(card_files))  # before a proof that may take minutes
+    with step.gathered(source, settings) as (contents, chosen):
+        exported = source / MODEL_FILE
+        model = exported if exported.is_file() else contents.model
+        return build(replace(contents, model=model), chosen, card_files)
 
 
 def _check(settings: PackageSettings) -> None:
@@ -116,7 +170,7 @@ def _check(settings: PackageSettings) -> None:
             f"a model of three parties must have one worker, got {settings.max_workers}: its "
             "parties' random words are in step. Leave max-workers out; batches fill one worker."
         )
-    for name in ("graph", "custom_ops", "golden_request", "asset", "handler"):
+    for name in ("graph", "custom_ops", "golden_request", "asset", "handler", "variant"):
         if getattr(settings, name):
             raise UsageError(
                 f"{name.replace('_', '-')} must be left out of a model of three parties, got "
@@ -176,48 +230,45 @@ def _sealed(program: SharedProgram, card: Card, part: bytes) -> bytes:
     return identity.seal(card, part, info)
 
 
-def _rounds(program: SharedProgram) -> int:
+def _rounds(steps: Sequence[ProgramStep]) -> int:
     """Messages that wait for each other: see `protocol`."""
     compare, total = 9, 0
-    for step in program.steps:
-        if step.operation in ("linear", "scale", "average", "multiply"):
+    for one in steps:
+        if one.operation in _RESCALED:
             total += 2
-        elif step.operation == "relu":
+        elif one.operation == "relu":
             total += compare
-        elif step.operation == "maximum":
-            taps = step.window.counts[1] if step.window else 2
+        elif one.operation == "maximum":
+            taps = one.window.counts[1] if one.window else 2
             total += compare * (taps - 1).bit_length()
     return total
 
 
-def _failure(program: SharedProgram) -> float:
+def _failure(steps: Sequence[ProgramStep]) -> float:
     """Every rescaled element fails with |product| 2^-64 at most: docs/private.md."""
-    rescaled = ("linear", "scale", "average", "multiply")
-    elements = sum(step.size for step in program.steps if step.operation in rescaled)
+    elements = sum(one.size for one in steps if one.operation in _RESCALED)
     return float(elements * ring.LIMIT * 2.0 ** (2 * ring.FRACTION_BITS - 64))
 
 
-def _client(program: SharedProgram, contract: Contract) -> dict[str, object]:
-    return {
-        "format": CLIENT_FORMAT,
-        "kind": "mpc",
-        "model": program.model,
-        "version": program.version,
-        "digest": sizes_of(program).digest.hex(),
-        "input": asdict(contract.inputs[0]),
-        "output": asdict(contract.outputs[0]),
-        "input_limit": program.input_limit,
-        "cards": [asdict(card) for card in program.cards],
-    }
-
-
-def spec(fields: dict[str, object]) -> TensorSpec:
-    """An input or output that a client file names."""
-    return TensorSpec(
-        str(fields["name"]),
-        str(fields["dtype"]),
-        tuple(fields["shape"]),  # type: ignore[arg-type]
+def _client(program: SharedProgram, contract: Contract) -> ClientFile:
+    (given,), (made,) = contract.inputs, contract.outputs
+    return ClientFile(
+        kind=MPC,
+        model=program.model,
+        version=program.version,
+        digest=sizes_of(program).digest.hex(),
+        input=_tensor(given),
+        output=_tensor(made),
+        error=program.tolerance,
+        plan={
+            "input_limit": program.input_limit,
+            "cards": [asdict(card) for card in program.cards],
+        },
     )
+
+
+def _tensor(spec: TensorSpec) -> Tensor:
+    return Tensor(spec.name, tuple(int(axis) for axis in spec.shape[1:]))
 
 
 def _write(
@@ -225,7 +276,7 @@ def _write(
     settings: PackageSettings,
     program: SharedProgram,
     sealed: Sequence[bytes],
-    client: dict[str, object],
+    client: ClientFile,
 ) -> list[Path]:
     """Write the archives and the client's file: all of them or none."""
     store = settings.model_store
@@ -240,25 +291,23 @@ def _write(
     with explained(store):
         store.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=store, prefix=".") as draft:
+            text = Path(draft) / ARCHIVED
+            text.write_bytes(client.to_bytes())
             made: list[tuple[Path, Path]] = []
             for number, data in enumerate(sealed):
                 place = Path(draft) / str(number)
                 place.mkdir()
                 (place / PARTY_FILE).write_bytes(pack(program, data))
-                built = mar.build(
-                    _party(contents, place / PARTY_FILE, program.tolerance),
-                    replace(packed, model_store=place),
-                )
+                party = _party(contents, place / PARTY_FILE, program.tolerance, text)
+                built = mar.build(party, replace(packed, model_store=place))
                 made.append((built, store / f"{stem}.party{number}.mar"))
-            text = Path(draft) / "client.json"
-            text.write_text(json.dumps(client, indent=2) + "\n")
-            made.append((text, store / f"{stem}.client.json"))
+            made.append((text, store / f"{stem}{SUFFIX}"))
             for source, target in made:
                 os.replace(source, target)  # noqa: PTH105  pathlib's has the same name as ours
     return [target for _, target in made]
 
 
-def _party(contents: Contents, file: Path, tolerance: float) -> Contents:
+def _party(contents: Contents, file: Path, tolerance: float, client: Path) -> Contents:
     """One party's archive: nothing in it tells of weights, training or variants."""
     contract = replace(
         contents.contract,
@@ -274,6 +323,7 @@ def _party(contents: Contents, file: Path, tolerance: float) -> Contents:
         model=file,
         contract=contract,
         golden=[],
-        evidence={"private": "mpc"},
+        evidence={"private": MPC},
+        assets=(client,),
         kind=WholeFile,
     )

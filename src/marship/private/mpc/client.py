@@ -1,126 +1,122 @@
 """MpcClient: asks three parties, none of which learns the question or the answer. Experimental."""
 
-from __future__ import annotations
-
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from marship import texts
-from marship.errors import InvalidInputError, PrivateError, ReplayError, UsageError
+from marship.client import Client
+from marship.errors import DataError, PrivateError, ReplayError, UsageError
+from marship.private import client_file as client_files
 from marship.private.mpc import archives
 from marship.serving.formats.codec import OCTETS_TYPE
 from marship.serving.private.mpc import boxes, ring
 from marship.serving.private.mpc.boxes import Sizes
 from marship.serving.private.mpc.program import Card
 
-if TYPE_CHECKING:
-    from marship.client import Client
-    from marship.contract import Array
-
 TRIES = 3
 """A rescaling fails rarely, and is seen: fresh shares then."""
 
+Values = npt.NDArray[np.float64]
+
 
 class MpcClient:
-    """A client of a model that three parties share.
+    """Asks a model that three parties share.
+
+    Each input is dealt into shares of which each party gets its own, sealed for it alone. What is
+    out of range is asked again with fresh shares, at most `TRIES` times in all.
 
     Args:
-        client_file: `NAME.client.json`, which `marship package --private mpc` wrote. It names the
-            parties' keys: take it from whom you trust.
-        server: A client of the server that runs party 0.
+        client_file: NAME.client.json, from where the model was packaged: it names the parties.
+        server: A `marship.Client` of the server of party 0, or the address of its inference API.
+        trust: A folder of trusted keys that must have signed the client file; None takes it as
+            it is.
 
     Example:
-        >>> MpcClient("nowhere.client.json", None)
-        Traceback (most recent call last):
-        marship.errors.UsageError: nowhere.client.json must be a client file of three parties, \
-got: [Errno 2] No such file or directory: 'nowhere.client.json'. Package the model with: \
-marship package RUN --private mpc
+        >>> client = MpcClient("digits.client.json", "http://127.0.0.1:8080")  # doctest: +SKIP
+        >>> client.predict(picture).argmax()  # doctest: +SKIP
+        7
     """
 
-    def __init__(self, client_file: str | Path, server: Client) -> None:
+    def __init__(
+        self, client_file: str | Path, server: Client | str, *, trust: str | Path | None = None
+    ) -> None:
         path = Path(client_file)
+        self.file = client_files.read(path, archives.MPC, Path(trust) if trust else None)
         try:
-            fields = texts.json_value(path.read_bytes())
-            if not isinstance(fields, dict) or fields["kind"] != "mpc":
-                raise ValueError("one of another kind")
-            if fields["format"] != archives.CLIENT_FORMAT:
-                raise ValueError("another format")
-            self._read(fields)
-        except (OSError, ValueError, KeyError, TypeError, texts.TextError) as error:
-            raise UsageError(
-                f"{path} must be a client file of three parties, got: {error}. Package the model "
-                "with: marship package RUN --private mpc"
+            self._cards = tuple(Card(**card) for card in self.file.plan["cards"])
+            self._limit = float(self.file.plan["input_limit"])
+            self._sizes = Sizes(
+                bytes.fromhex(self.file.digest), self.file.input.size, self.file.output.size
+            )
+            if [card.party for card in self._cards] != [0, 1, 2]:
+                raise ValueError("other parties")
+        except (ValueError, KeyError, TypeError) as error:
+            raise DataError(
+                f"{path} must hold the cards of three parties, got {error!r}. Get it again from "
+                "where the model is packaged."
             ) from error
-        self._server = server
+        self._server = Client(inference_url=server) if isinstance(server, str) else server
 
-    def _read(self, fields: dict[str, Any]) -> None:
-        self.model, self.version = str(fields["model"]), str(fields["version"])
-        self._input, self._output = (archives.spec(fields[name]) for name in ("input", "output"))
-        self._shape = tuple(int(size) for size in self._input.shape[1:])
-        self._output_shape = tuple(int(size) for size in self._output.shape[1:])
-        self._limit = float(fields["input_limit"])
-        self._cards = tuple(Card(**card) for card in fields["cards"])
-        digest = bytes.fromhex(fields["digest"])
-        sizes = int(np.prod(self._shape)), int(np.prod(self._output_shape))
-        self._sizes = Sizes(digest, *sizes)
-        if len(digest) != 32 or [card.party for card in self._cards] != [0, 1, 2]:  # noqa: PLR2004  SHA-256
-            raise ValueError("another digest, or other parties")
-
-    def predict(self, inputs: Array) -> npt.NDArray[np.float64]:
-        """The model's output for rows of inputs.
+    def predict(self, x: Any) -> Values:  # noqa: ANN401  what numpy makes an array of
+        """The model's output, float64 (rows, ...), or (...) for a single row.
 
         Args:
-            inputs: Of the model's shape, (rows, ...), any float type; at most 64 rows.
-
-        Returns:
-            float64, (rows, ...), within some 2^-10 of the open model's.
+            x: Rows of the model's input, (rows, ...), or one row, (...).
 
         Raises:
-            InvalidInputError: The inputs have another shape, or are out of the model's range.
+            UsageError: The shape is another one, or a value is out of the model's range.
+            PrivateError: No answer was in range, or parties disagree about one. Do not use it, and
+                do not tell the parties: a cheat learns from it.
             PartyError: A party is away, slow, or has another model.
-            PrivateError: No answer was in range, or parties disagree about one: do not use it, and
-                do not tell the parties.
-            MarshipError: As `Client.predict`.
+            RequestError: The parties refuse: another model or version.
+            ServerError: The server cannot be reached.
         """
-        words = self._words(inputs)
+        rows, is_single = self._rows(x)
+        chunks = [rows[n : n + boxes.MOST_ROWS] for n in range(0, len(rows), boxes.MOST_ROWS)]
+        answers = np.concatenate([self._answered(chunk) for chunk in chunks])
+        answers = answers.reshape(len(rows), *self.file.output.shape)
+        return np.asarray(answers[0] if is_single else answers)
+
+    def _answered(self, rows: Values) -> Values:
         for _ in range(TRIES):
             try:
-                output = ring.decode(self._asked(words))
-            except ReplayError:  # the client below repeated it after a fault
+                output = ring.decode(self._ask(ring.encode(rows)))
+            except ReplayError:  # the client below has sent it again after a fault
                 continue
-            if np.abs(output).max(initial=0.0) <= ring.LIMIT:
-                return output.reshape(len(words), *self._output_shape)
+            if np.abs(output).max() <= ring.LIMIT:
+                return output
         raise PrivateError(
             f"an answer must stay within {ring.LIMIT:g}, got none in {TRIES} tries with fresh "
             "shares. A party does not follow the protocol, or has a fault: see the parties' logs."
         )
 
-    def _asked(self, words: ring.Words) -> ring.Words:
+    def _ask(self, words: ring.Words) -> ring.Words:
         body, request_id, keys = boxes.seal(words, self._sizes, self._cards)
         answer = self._server.predict(
-            self.model, body, version=self.version, content_type=OCTETS_TYPE
+            self.file.model, body, version=self.file.version, content_type=OCTETS_TYPE
         )
         if not isinstance(answer, bytes):
             raise PrivateError("an answer must be sealed shares, got something else.")
         return boxes.unseal(answer, self._sizes, request_id, keys, len(words))
 
-    def _words(self, inputs: Array) -> ring.Words:
-        values = np.asarray(inputs)
-        if values.dtype.kind not in "fiu" or values.shape[1:] != self._shape or not values.ndim:
-            raise InvalidInputError(
-                f"inputs must be numbers of shape (rows, {', '.join(map(str, self._shape))}), got "
-                f"{values.dtype}{list(values.shape)}."
+    def _rows(self, x: Any) -> tuple[Values, bool]:  # noqa: ANN401
+        shape = self.file.input.shape
+        try:
+            array = np.asarray(x, np.float64)
+        except (TypeError, ValueError) as error:
+            raise UsageError(f"x must be numbers, got {error}.") from error
+        is_single = array.shape == shape
+        if (not is_single and array.shape[1:] != shape) or not len(array):
+            raise UsageError(
+                f"x must be one row of shape {list(shape)}, or several, got {list(array.shape)}."
             )
-        if not 1 <= len(values) <= boxes.MOST_ROWS:
-            raise InvalidInputError(
-                f"inputs must have from 1 to {boxes.MOST_ROWS} rows, got {len(values)}."
+        largest = np.abs(array).max()
+        if not largest <= self._limit:  # NaN is refused, too
+            raise UsageError(
+                f"x must be within {self._limit:g}, for which the model's values are bounded, got "
+                f"up to {largest:g}. Scale it as in training, or package with --option input_limit="
+                "NUMBER."
             )
-        if not np.abs(values).max() <= self._limit:  # NaN is refused, too
-            raise InvalidInputError(
-                f"inputs must be within {self._limit:g}, got up to {np.abs(values).max():g}. Scale "
-                "them as in training, or package with --option input_limit=NUMBER."
-            )
-        return ring.encode(values.reshape(len(values), -1))
+        return array.reshape(1 if is_single else len(array), -1), is_single
