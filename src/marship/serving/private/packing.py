@@ -20,6 +20,9 @@ import numpy.typing as npt
 
 from marship.serving.private.ckks import Vector
 
+_KEY = 1.5
+"""Rotations that one more key is worth."""
+
 Matrix = npt.NDArray[np.float64]
 Indices = npt.NDArray[np.int64]
 
@@ -185,12 +188,15 @@ def _stepped(diagonals: dict[int, Vector], sums: tuple[int, ...], count: int) ->
     if not diagonals:
         return Product(0, 0, 0, sums, {})
     powers = [1 << k for k in range(int(math.log2(power_of_two(count))) + 1)]
-    widths = [*powers, *range(1, count + 1)]  # of equal ones the first: others may need its key
 
     def rotations(width: int) -> tuple[int, int]:
         return max(k % width for k in diagonals), max(diagonals) // width
 
-    width = min(widths, key=lambda one: sum(rotations(one)))
+    # other widths need a key of their own
+    width = min(
+        [*powers, *range(1, count + 1)],
+        key=lambda one: sum(rotations(one)) + _KEY * (one not in powers),
+    )
     baby, giants = rotations(width)
     moved = {k: np.roll(diagonal, k // width * width) for k, diagonal in diagonals.items()}
     return Product(baby, width if giants else 0, giants, sums, moved)
