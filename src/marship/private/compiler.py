@@ -31,9 +31,8 @@ _EACH = {"Add", "Sub", "Mul", "Div", "Neg", "Identity", "Dropout", "Sum", "Pow"}
 """Operators on each value by itself, of which polynomials are made."""
 _SQUARES = "Train with --activation square."
 _CLIENT = "Leave it out of the model: the client computes it from what it decrypts."
-_BEFORE = (
-    "Or let clients compute what comes before, and encrypt from a later tensor on: --private-from."
-)
+_BEFORE = "Or let clients compute all up to there, and encrypt from there on: --private-from."
+
 ADVICE = {
     **dict.fromkeys(("Relu", "LeakyRelu", "PRelu", "Elu", "Gelu", "Erf", "Tanh", "HardSwish",
                      "HardSigmoid", "Softplus", "Celu", "Selu", "Mish"), _SQUARES),
@@ -296,5 +295,6 @@ def _refused(node: onnx.NodeProto) -> ModelError:
     name = node.name or node.output[0]
     advice = ADVICE.get(node.op_type, _OTHERWISE)
     return ModelError(
-        f"node {name} must be computable on encrypted values, got {node.op_type}. {advice} {_BEFORE}"
+        f"node {name} must be computable on encrypted values, got {node.op_type}. {advice} "
+        f"{_BEFORE}"
     )

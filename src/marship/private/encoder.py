@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import onnxruntime as ort
 
-from marship.contract import Arrays
+from marship.contract import Array
 from marship.errors import DataError, UsageError
 from marship.private.client_file import ENCODER_SUFFIX, SUFFIX, ClientFile
 
@@ -26,7 +26,9 @@ class Encoder:
 
     def __init__(self, model: bytes) -> None:
         self._session = ort.InferenceSession(model, providers=["CPUExecutionProvider"])
-        self._types = {one.name: _TYPES[one.type] for one in self._session.get_inputs()}
+        self._types: dict[str, npt.DTypeLike] = {
+            one.name: _TYPES[one.type] for one in self._session.get_inputs()
+        }
 
     @classmethod
     def beside(cls, path: Path, file: ClientFile) -> Self | None:
@@ -52,7 +54,7 @@ class Encoder:
             )
         return cls(model)
 
-    def run(self, x: Any) -> npt.NDArray[Any]:  # noqa: ANN401  rows by name
+    def run(self, x: Any) -> Array:  # noqa: ANN401  rows by name
         """What is encrypted, of rows of the inputs by name.
 
         Raises:
@@ -62,7 +64,7 @@ class Encoder:
             got = ", ".join(map(str, x)) if isinstance(x, Mapping) else type(x).__name__
             raise UsageError(f"x must have {', '.join(self._types)} by name, got {got}.")
         try:
-            feed: Arrays = {name: np.asarray(x[name], kind) for name, kind in self._types.items()}
+            feed = {name: np.asarray(x[name], kind) for name, kind in self._types.items()}
             (result,) = self._session.run(None, feed)
         except Exception as error:  # ONNX Runtime's own exceptions share no narrower base
             raise UsageError(f"x must be rows that the model takes, got: {error}") from error
