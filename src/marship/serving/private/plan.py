@@ -143,21 +143,17 @@ class HePlan:
             bias[len(step.bias) :] = 0
         return Applied(products, bias)
 
-    @property
-    def zeros_from(self) -> int:
-        """The slot from which on the answer has zeros; behind sums there are other numbers."""
-        products = self.applied[len(self.steps) - 1].products.values()
-        return self.ring.slots if any(one.sums for one in products) else self.outputs
+    @cached_property
+    def zeros(self) -> range:
+        """Slots of the answer that are zero, or others are wrong, too: a modulus was exceeded.
 
-    @property
-    def is_checkable(self) -> bool:
-        """Whether the answer shows where a number exceeded the modulus.
-
-        It does not where one number stands in all slots: then that is real, and zero nowhere.
+        Imaginary parts do not tell that: reducing coefficients keeps them as zero as they were.
         """
-        products = self.applied[len(self.steps) - 1].products.values()
-        is_open = all(not d[-1] for one in products for d in one.diagonals.values())
-        return is_open or self.zeros_from < self.ring.slots
+        last = self.applied[len(self.steps) - 1]
+        found = [one.zeros(self.ring.slots) for one in last.products.values()]
+        biased = int(np.flatnonzero(last.bias)[-1]) + 1 if last.bias.any() else 0
+        start = max(biased, *(one.start for one in found))
+        return range(start, max(start, min(one.stop for one in found)))
 
     @property
     def stride(self) -> int:

@@ -28,7 +28,7 @@ class PublicPlan:
         outputs: Values of a row of its output.
         packing: How an input is packed.
         stride: Output i stands in slot i * stride.
-        zeros_from: The slot from which on the answer has zeros.
+        zeros: The first slot of those that are zero in a right answer, and the one behind them.
         steps: The rotations that need keys.
         multiplies: Whether products of ciphertexts need a key.
         level: Of the answer.
@@ -41,7 +41,7 @@ class PublicPlan:
     outputs: int
     packing: Packing
     stride: int
-    zeros_from: int
+    zeros: tuple[int, int]
     steps: tuple[int, ...]
     multiplies: bool
     level: int
@@ -57,7 +57,7 @@ class PublicPlan:
             outputs=plan.outputs,
             packing=plan.packing,
             stride=plan.stride,
-            zeros_from=plan.zeros_from,
+            zeros=(plan.zeros.start, plan.zeros.stop),
             steps=plan.rotations(),
             multiplies=plan.multiplies,
             level=plan.ring.levels,
@@ -71,8 +71,8 @@ class PublicPlan:
 
     def noise(self, slots: npt.NDArray[np.complex128]) -> float:
         """The largest number where a right answer has none but noise."""
-        zeros = slots.real[self.zeros_from :]
-        return float(max(np.abs(slots.imag).max(), np.abs(zeros).max(initial=0)))
+        zeros = slots.real[slice(*self.zeros)]
+        return float(max(np.abs(slots.imag).max(), np.abs(zeros).max()))
 
     def unpacked(self, slots: npt.NDArray[np.complex128]) -> Vector:
         """A row of the model's output, float64 (outputs,)."""
@@ -97,6 +97,7 @@ class PublicPlan:
                     **value,
                     "ring": ring,
                     "packing": Packing.from_json(value["packing"]),
+                    "zeros": tuple(value["zeros"]),
                     "steps": tuple(value["steps"]),
                     "constants": tuple((place, float(one)) for place, one in value["constants"]),
                 }
@@ -114,7 +115,7 @@ class PublicPlan:
         counts = (packing.period, packing.width, packing.copies, packing.group, *packing.index,
                   *(place for place, _ in self.constants), *self.steps, self.inputs,
                   self.outputs, self.stride,
-                  self.zeros_from, self.level, *self.ring.bits, self.ring.scale_bits)  # fmt: skip
+                  *self.zeros, self.level, *self.ring.bits, self.ring.scale_bits)  # fmt: skip
         if not all(type(count) is int for count in counts):
             raise TypeError("a count that is no whole number")
         fits = self.inputs <= packing.period <= slots and self.outputs * self.stride <= slots
@@ -124,6 +125,9 @@ class PublicPlan:
             raise ValueError("values that the input does not have")
         if min(packing.copies, packing.group + 1, slots - len(packing.index) + 1) < 1:
             raise ValueError("a packing beyond the slots")
+        first, behind = self.zeros
+        if not 0 <= first < behind <= slots:
+            raise ValueError("no slots that are zero")
         if not all(0 <= place < self.outputs for place, _ in self.constants):
             raise ValueError("constants that the output does not have")
         if self.level != self.ring.levels:
