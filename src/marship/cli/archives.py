@@ -12,7 +12,7 @@ from rich.markup import escape
 from marship import console
 from marship.cli import private as privates
 from marship.cli.app import app
-from marship.cli.private import Cards, Private
+from marship.cli.private import Cards, Private, PrivateFrom
 from marship.cli.report import Report, archive_fields, reported
 from marship.exporting.settings import ExportSettings
 from marship.optimizing.settings import OptimizeSettings
@@ -54,12 +54,13 @@ def export(
         typer.Option(help="of hf:FOLDER, such as text-classification; its architecture's"),
     ] = None,
     private: Private = None,
+    private_from: PrivateFrom = None,
 ) -> Report:
     """Convert a model to ONNX and prove that its outputs match PyTorch's."""
     from marship.cli import tables
     from marship.exporting import step
 
-    privates.check(private)
+    privates.check(private, private_from)
     done = step.export(
         source,
         settings,
@@ -77,7 +78,7 @@ def export(
         "parity": done.report,
     }
     if private == "he":
-        return privates.compiled(done.run_dir, fields)
+        return privates.compiled(done.run_dir, fields, private_from)
     if private == "mpc":
         return privates.planned(done.run_dir, fields)
     return Report(fields, lambda: tables.show_export(done))
@@ -151,7 +152,8 @@ def _packaged_private(source: Path, settings: PackageSettings, kind: str) -> Rep
 
     with console.err.status(f"packing {escape(source.name)} for encrypted inputs"):
         done = step.package(source, settings, kind)
-    return _packaged(done.archive, client_file=done.client_file)
+    beside = {"encoder": done.encoder} if done.encoder else {}
+    return _packaged(done.archive, client_file=done.client_file, **beside)
 
 
 def _packaged(archive: Path, **beside: Path) -> Report:

@@ -10,6 +10,7 @@ from rich.markup import escape
 from marship import console
 from marship.cli import tables
 from marship.cli.report import Fields, Report
+from marship.errors import UsageError
 from marship.packaging.settings import PackageSettings
 
 if TYPE_CHECKING:
@@ -31,27 +32,36 @@ Cards = Annotated[
         "--party", help="with --private mpc: a party's card, partyN.card.json; given three times"
     ),
 ]
+PrivateFrom = Annotated[
+    str | None,
+    typer.Option(
+        "--private-from",
+        help="the tensor of the graph from which on values are encrypted; clients run the rest",
+    ),
+]
 _KB, _MB = 1e3, 1e6
 
 
-def check(kind: str | None) -> None:
+def check(kind: str | None, start: str | None = None) -> None:
     """Check what --private names, if anything.
 
     Raises:
-        UsageError: It is unknown.
+        UsageError: It is unknown, or --private-from stands alone.
     """
+    if start is not None and kind != "he":
+        raise UsageError(f"private-from must come with --private he, got {start} alone.")
     if kind is not None:
         from marship.private import step
 
         step.check_kind(kind)
 
 
-def compiled(run_dir: Path, fields: Fields) -> Report:
+def compiled(run_dir: Path, fields: Fields, start: str | None) -> Report:
     """Compile an exported model for encrypted inputs; adds the figures to the report's fields."""
     from marship.private import step
 
     with console.err.status(f"compiling {escape(run_dir.name)} for encrypted inputs"):
-        done = step.compile_run(run_dir)
+        done = step.compile_run(run_dir, start)
     figures = {"kind": step.HE, "plan_digest": done.plan_digest, **asdict(done.figures)}
     return Report({**fields, "private": figures}, lambda: show_compiled(done))
 

@@ -22,7 +22,7 @@ from marship.trust.policy import Trust
 FORMAT = 1
 KINDS = ("he", "mpc")
 """Homomorphic encryption, and three parties."""
-SUFFIX = ".client.json"
+SUFFIX, ENCODER_SUFFIX = ".client.json", ".encoder.onnx"
 ARCHIVED = "client.json"
 """Its name in an archive."""
 ARCHIVE_SUFFIXES = {"he": ".mar", "mpc": ".party0.mar"}
@@ -67,6 +67,7 @@ class ClientFile:
         output: Its output.
         error: How far a right answer may be from the model's.
         plan: What the kind needs beside it.
+        encoder: SHA-256 of NAME.encoder.onnx, which the client runs before; None without.
         known: Rows with their answers, for checks of the server.
     """
 
@@ -78,6 +79,7 @@ class ClientFile:
     output: Tensor
     error: float
     plan: Mapping[str, Any]
+    encoder: str | None = None
     known: tuple[KnownCase, ...] = ()
 
     def to_bytes(self) -> bytes:
@@ -103,8 +105,8 @@ class ClientFile:
             texts_of = (found.model, found.version, found.digest)
             if not all(isinstance(one, str) for one in texts_of) or not 0 < found.error < np.inf:
                 raise ValueError("a name or an error of another type")
-            if not isinstance(found.plan, dict):
-                raise TypeError("a plan that is no object")
+            if not isinstance(found.plan, dict) or not isinstance(found.encoder, str | None):
+                raise TypeError("a plan or an encoder of another type")
         except (texts.TextError, ValueError, TypeError, KeyError, AttributeError) as error:
             raise DataError(
                 f"a client file must be one of marship's, got {error}. {_AGAIN}"

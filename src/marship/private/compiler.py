@@ -14,7 +14,7 @@ import numpy as np
 import onnx
 
 from marship.errors import ModelError
-from marship.private.segments import DEGREE, Matrix, SegmentedGraph
+from marship.private.segments import DEGREE, SHAPES, Matrix, SegmentedGraph
 from marship.serving.private.plan import INPUT, Affine, Power, Step
 
 _SQUARE, _CUBE = 2, 3
@@ -29,11 +29,10 @@ AFFINE = {
 _SUMS = {"Add", "Sub", "Sum", "Concat"}
 _EACH = {"Add", "Sub", "Mul", "Div", "Neg", "Identity", "Dropout", "Sum", "Pow"}
 """Operators on each value by itself, of which polynomials are made."""
-_SHAPES = {"Shape", "Size"}
-"""Operators whose result is known from shapes."""
-
 _SQUARES = "Train with --activation square."
 _CLIENT = "Leave it out of the model: the client computes it from what it decrypts."
+_BEFORE = "Or let clients compute all up to there, and encrypt from there on: --private-from."
+
 ADVICE = {
     **dict.fromkeys(("Relu", "LeakyRelu", "PRelu", "Elu", "Gelu", "Erf", "Tanh", "HardSwish",
                      "HardSigmoid", "Softplus", "Celu", "Selu", "Mish"), _SQUARES),
@@ -79,8 +78,13 @@ class _Walk:
         Raises:
             ModelError: It cannot be computed on encrypted values.
         """
+        if open_names := [name for name in node.input if name in self.graph.outside]:
+            raise ModelError(
+                f"node {node.name or node.output[0]} must depend on {self.graph.input} alone, got "
+                f"{open_names[0]}, too. Encrypt from a later tensor on."
+            )
         moving = [name for name in node.input if name in self.values]
-        if not moving or node.op_type in _SHAPES:
+        if not moving or node.op_type in SHAPES:
             return
         if node.op_type in _EACH and (value := self._by_value(node, moving)) is not None:
             self.values[node.output[0]] = value
@@ -145,11 +149,13 @@ class Compilation:
         steps: Those of a plan.
         given: The shape of a row of the input.
         made: The shape that the first step's result has in the graph.
+        constants: Outputs that depend on no input, with their values.
     """
 
     steps: tuple[Step, ...]
     given: tuple[int, ...]
     made: tuple[int, ...]
+    constants: tuple[tuple[int, float], ...] = ()
 
 
 def compiled(graph: SegmentedGraph) -> Compilation:
@@ -159,14 +165,29 @@ def compiled(graph: SegmentedGraph) -> Compilation:
         ModelError: A node cannot be computed on encrypted values; the message says what to do.
     """
     walk = _Walk(graph, {graph.input: _Value(graph.input)})
-    for node in graph.model.graph.node:
+    for node in graph.nodes:
         walk.take(node)
     if graph.output not in walk.values:
         raise ModelError("an encrypted model must depend on its input, got a constant.")
     walk.cut(graph.output)
     first = next((cut.base for cut in walk.cuts.values()), graph.output)
-    steps = _Assembly(graph, walk.cuts).steps()
-    return Compilation(steps, graph.shapes[graph.input], graph.shapes[first])
+    steps, constants = _without_constants(_Assembly(graph, walk.cuts).steps())
+    return Compilation(steps, graph.shapes[graph.input], graph.shapes[first], constants)
+
+
+def _without_constants(
+    steps: tuple[Step, ...],
+) -> tuple[tuple[Step, ...], tuple[tuple[int, float], ...]]:
+    """The steps with zero for outputs that depend on no input, and those by their place.
+
+    What is -1e4 for all inputs would cost all of them bits.
+    """
+    last = steps[-1]
+    if not isinstance(last, Affine):
+        return steps, ()
+    depends = np.any([matrix.any(axis=1) for matrix in last.matrices.values()], axis=0)
+    constants = tuple((int(place), float(last.bias[place])) for place in np.flatnonzero(~depends))
+    return (*steps[:-1], Affine(last.matrices, last.bias * depends)), constants
 
 
 @dataclass(frozen=True, slots=True)
@@ -236,7 +257,7 @@ class _Assembly:
             seen.add(name)
             if name in self.registers:
                 found.append(name)
-            elif name in makers and makers[name].op_type not in _SHAPES:
+            elif name in makers and makers[name].op_type not in SHAPES:
                 waiting += makers[name].input
         return sorted(found, key=self.registers.__getitem__)
 
@@ -274,5 +295,6 @@ def _refused(node: onnx.NodeProto) -> ModelError:
     name = node.name or node.output[0]
     advice = ADVICE.get(node.op_type, _OTHERWISE)
     return ModelError(
-        f"node {name} must be computable on encrypted values, got {node.op_type}. {advice}"
+        f"node {name} must be computable on encrypted values, got {node.op_type}. {advice} "
+        f"{_BEFORE}"
     )

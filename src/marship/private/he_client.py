@@ -19,6 +19,7 @@ from marship.errors import (
 from marship.private import client_file as client_files
 from marship.private import key_file
 from marship.private.client_file import ClientFile
+from marship.private.encoder import Encoder
 from marship.private.key_file import ClientKeys
 from marship.serving.private import keys as evaluation
 from marship.serving.private.ckks import SecretKey
@@ -86,12 +87,14 @@ class HeClient:
         self._key_path = Path(keys) if keys else None
         self._keys: tuple[SecretKey, KeySet] | None = None
         self._failures, self._lock = 0, threading.Lock()
+        self._encoder = Encoder.beside(Path(client_file), self.file)
 
     def predict(self, x: Any) -> Values:  # noqa: ANN401  what numpy makes an array of
         """The model's output, float64 (rows, ...), or (...) for a single row.
 
         Args:
-            x: Rows of the model's input, (rows, ...), or one row, (...).
+            x: Rows of the model's input, (rows, ...), or one row, (...). Where the client has a
+                part of the model, NAME.encoder.onnx: rows of its inputs by name.
 
         Raises:
             UsageError: The shape is another one, or a value is not finite.
@@ -99,7 +102,7 @@ class HeClient:
             RequestError: The server refuses: another model or version.
             ServerError: The server cannot be reached, or has no room for keys.
         """
-        rows, is_single = self._rows(x)
+        rows, is_single = self._rows(x if self._encoder is None else self._encoder.run(x))
         with self._lock:
             answers = np.stack([self._checked(row) for row in rows])
         answers = answers.reshape(len(rows), *self.file.output.shape)

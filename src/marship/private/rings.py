@@ -26,7 +26,7 @@ def fitted(found: Compilation, outputs: int, largest: float) -> HePlan:
     Args:
         found: The graph as steps.
         outputs: Values of a row of the output.
-        largest: The largest output that was seen.
+        largest: The largest output that was seen, without constants.
 
     Raises:
         ModelError: None is large enough.
@@ -46,8 +46,8 @@ def fitted(found: Compilation, outputs: int, largest: float) -> HePlan:
             continue
         outer = scale_bits + head_bits
         ring = Ring(degree, (outer, *[scale_bits] * levels, outer), scale_bits)
-        plan = HePlan(ring, inputs, outputs, steps)
-        if plan.is_checkable:
+        plan = HePlan(ring, inputs, outputs, steps, constants=found.constants)
+        if plan.zeros:  # else the client could not tell a wrong answer
             return min((plan, *phased(plan, found.given, found.made)), key=_cost)
     most_levels = (MOST_BITS[degree] - 2 * head_bits) // LEAST_SCALE_BITS - 2
     raise ModelError(

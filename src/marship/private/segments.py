@@ -13,9 +13,11 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import onnx
+import onnx.utils
 import onnxruntime as ort
 from onnx import TensorProto, helper, numpy_helper
 
+from marship.contract import Arrays
 from marship.errors import ModelError
 
 Matrix = npt.NDArray[np.float64]
@@ -31,46 +33,86 @@ _CHECKS = 4
 _RELATIVE = 1e-4
 """By how much float32 may be off at the random points."""
 DEGREE = 3
+SHAPES = {"Shape", "Size"}
+"""Operators whose result is known from shapes."""
 
 
 @dataclass(frozen=True)
 class SegmentedGraph:
-    """A graph with one input and one output.
+    """A graph from one tensor, its input or one within it, to its output.
 
     Attributes:
         model: The graph, its weights in it.
+        input: The tensor from which on values are encrypted.
+        row: One row of the graph's own inputs, by name.
     """
 
     model: onnx.ModelProto
+    input: str
+    row: Arrays
 
     @classmethod
-    def load(cls, path: Path) -> "SegmentedGraph":
+    def load(cls, path: Path, row: Arrays, start: str | None = None) -> "SegmentedGraph":
         """Read an ONNX file.
 
+        Args:
+            path: The file.
+            row: One row of its inputs, by name.
+            start: The tensor from which on values are encrypted; None is the only input.
+
         Raises:
-            ModelError: It has several inputs or outputs.
+            ModelError: There is no such tensor.
         """
         model = onnx.load(str(path))
-        graph = cls(model)
-        given = {tensor.name for tensor in model.graph.initializer}
-        names = [one.name for one in model.graph.input if one.name not in given]
-        if len(names) != 1 or len(model.graph.output) != 1:
+        graph = cls(model, start or next(iter(row)), row)
+        if graph.input not in graph.shapes:
             raise ModelError(
-                "an encrypted model must have one input and one output, got "
-                f"{len(names)} and {len(model.graph.output)}. Export it with one of each."
+                f"a model must have the tensor from which on it is encrypted, got none named "
+                f"{start}. Name an output of a node in {path}."
             )
         return graph
-
-    @property
-    def input(self) -> str:
-        """The name of the input."""
-        given = {tensor.name for tensor in self.model.graph.initializer}
-        return next(one.name for one in self.model.graph.input if one.name not in given)
 
     @property
     def output(self) -> str:
         """The name of the output."""
         return str(self.model.graph.output[0].name)
+
+    @cached_property
+    def nodes(self) -> list[onnx.NodeProto]:
+        """The nodes behind the input, in their order."""
+        behind, found = {self.input}, []
+        for node in self.model.graph.node:
+            if behind & set(node.input) and self.input not in node.output:
+                behind |= set(node.output)
+                found.append(node)
+        return found
+
+    @cached_property
+    def outside(self) -> set[str]:
+        """Tensors that depend on the graph's inputs by another way than the input here."""
+        found = set(self.row) - {self.input}
+        for node in self.model.graph.node:
+            if found & set(node.input) and node.op_type not in SHAPES:
+                found |= set(node.output) - {self.input}
+        return found - {name for node in self.nodes for name in node.output}
+
+    def split(self, rows: Arrays) -> tuple[Matrix, Matrix]:
+        """The values of the input and of the output, float64 (rows, size), by the model itself."""
+        session = self._whole
+        found = session.run([self.input, self.output], dict(rows)) if self.is_within else [
+            rows[self.input], *session.run([self.output], dict(rows))
+        ]  # fmt: skip
+        first, last = (array.reshape(len(array), -1).astype(np.float64) for array in found)
+        return first, last
+
+    @property
+    def is_within(self) -> bool:
+        """Whether values are encrypted from a tensor within the graph on."""
+        return self.input not in self.row
+
+    def encoder(self) -> onnx.ModelProto:
+        """What leads to the input, as a model of its own."""
+        return onnx.utils.Extractor(self.model).extract_model(list(self.row), [self.input])
 
     @cached_property
     def constants(self) -> dict[str, npt.NDArray[np.generic]]:
@@ -82,19 +124,22 @@ class SegmentedGraph:
         return found
 
     @cached_property
-    def shapes(self) -> dict[str, tuple[int, ...]]:
-        """The shape of one row of each tensor, by running all of the graph on one row."""
+    def _whole(self) -> ort.InferenceSession:
+        """All of the graph, with every tensor as an output."""
         model = onnx.ModelProto()
         model.CopyFrom(self.model)
         names = [name for node in model.graph.node for name in node.output if name]
         del model.graph.output[:]
         model.graph.output.extend(helper.make_empty_tensor_value_info(name) for name in names)
-        session = _session(model)
-        (spec,) = (one for one in session.get_inputs() if one.name == self.input)
-        shape = [1, *(axis if isinstance(axis, int) else 1 for axis in spec.shape[1:])]
-        row = np.zeros(shape, np.float32 if "float)" in spec.type else np.float64)
-        arrays = session.run(names, {self.input: row})
-        return {self.input: tuple(shape[1:])} | {
+        return _session(model)
+
+    @cached_property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """The shape of one row of each tensor, by running all of the graph on one row."""
+        names = [one.name for one in self._whole.get_outputs()]
+        arrays = self._whole.run(names, dict(self.row))
+        given = {name: array.shape[1:] for name, array in self.row.items()}
+        return given | {
             name: tuple(np.shape(array)[1:]) for name, array in zip(names, arrays, strict=True)
         }
 
@@ -152,12 +197,13 @@ class SegmentedGraph:
         nodes = [node for node in graph.node if wanted & set(node.output)]
         used = {name for node in nodes for name in node.input}
         free = [name for name in (*sources, self.input) if name in used]
-        kind = next(one.type.tensor_type.elem_type for one in graph.input if one.name == self.input)
         part = helper.make_graph(
             nodes,
             "part",
             [
-                helper.make_tensor_value_info(name, kind, ["batch", *self.shapes[name]])
+                helper.make_tensor_value_info(
+                    name, TensorProto.FLOAT, ["batch", *self.shapes[name]]
+                )
                 for name in dict.fromkeys(free)
             ],
             [helper.make_empty_tensor_value_info(target)],

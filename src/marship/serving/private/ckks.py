@@ -180,6 +180,10 @@ class Ring:
         """Of the key that makes products linear again."""
         return self._key_bytes() + 48
 
+    def secret_bytes(self) -> int:
+        """Of a secret key."""
+        return self._polynomials(1, self.levels + 2) + 72
+
     def _key_bytes(self) -> int:
         return (self.levels + 1) * (self._polynomials(1, self.levels + 2) + 178 + 16)
 
@@ -290,8 +294,7 @@ class SecretKey:
         if saved is None:
             self._generator = seal.KeyGenerator(ring.context)
         else:
-            size = 8 * (ring.levels + 2) * ring.degree + 72
-            secret = load("SecretKey", ring, saved, size)
+            secret = load("SecretKey", ring, saved, ring.secret_bytes())
             self._generator = seal.KeyGenerator(ring.context, secret)
         secret = self._generator.secret_key()
         self._encryptor = seal.Encryptor(ring.context, secret)

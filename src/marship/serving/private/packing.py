@@ -11,7 +11,7 @@ input with its copies shifted against each other: then most rotations are done b
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Self
 
@@ -19,6 +19,9 @@ import numpy as np
 import numpy.typing as npt
 
 from marship.serving.private.ckks import Vector
+
+_KEY = 1.5
+"""Rotations that one more key is worth."""
 
 Matrix = npt.NDArray[np.float64]
 Indices = npt.NDArray[np.int64]
@@ -100,6 +103,20 @@ class Product:
     sums: tuple[int, ...]
     diagonals: Mapping[int, Vector] = field(repr=False)
 
+    def zeros(self, slots: int) -> range:
+        """Slots of the result that are zero, where it stands once.
+
+        Sums carry numbers back over the first slot, to the last ones.
+        """
+        filled = [np.flatnonzero(diagonal) for diagonal in self._diagonals_back()]
+        return range(1 + max(int(one[-1]) for one in filled), slots - sum(self.sums))
+
+    def _diagonals_back(self) -> Iterator[Vector]:
+        """The diagonals as they were before they were rotated for their giant steps."""
+        width = self.giant or 1
+        for number, diagonal in self.diagonals.items():
+            yield np.roll(diagonal, -(number // width * self.giant))
+
     @property
     def rotations(self) -> int:
         """How many there are in all."""
@@ -120,9 +137,8 @@ def product(matrix: Matrix, packing: Packing, slots: int, *, once: bool = False)
         matrix: What is applied.
         packing: Of the vector that it is applied to.
         slots: Of the ciphertext.
-        once: The result need not be repeated: what is last is for the client. A number that stands
-            in all slots alike would be wrong unseen where it exceeds the modulus. Where it stands
-            once, the imaginary parts tell.
+        once: The result need not be repeated: what is last is for the client. Other slots are zero
+            then, and tell where a number exceeds the modulus: it is wrong in all slots.
     """
     if packing.index:
         return _indexed(matrix, packing, slots)
@@ -185,12 +201,15 @@ def _stepped(diagonals: dict[int, Vector], sums: tuple[int, ...], count: int) ->
     if not diagonals:
         return Product(0, 0, 0, sums, {})
     powers = [1 << k for k in range(int(math.log2(power_of_two(count))) + 1)]
-    widths = [*powers, *range(1, count + 1)]  # of equal ones the first: others may need its key
 
     def rotations(width: int) -> tuple[int, int]:
         return max(k % width for k in diagonals), max(diagonals) // width
 
-    width = min(widths, key=lambda one: sum(rotations(one)))
+    # other widths need a key of their own
+    width = min(
+        [*powers, *range(1, count + 1)],
+        key=lambda one: sum(rotations(one)) + _KEY * (one not in powers),
+    )
     baby, giants = rotations(width)
     moved = {k: np.roll(diagonal, k // width * width) for k, diagonal in diagonals.items()}
     return Product(baby, width if giants else 0, giants, sums, moved)

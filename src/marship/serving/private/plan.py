@@ -84,6 +84,7 @@ class HePlan:
         outputs: Values of a row of its output.
         steps: In their order; the last one is the output.
         given: How the client packs the input; None is as `Packing.shifted` or repeated.
+        constants: Outputs that depend on no input, with their values: the client fills them in.
     """
 
     ring: Ring
@@ -91,6 +92,7 @@ class HePlan:
     outputs: int
     steps: tuple[Step, ...]
     given: Packing | None = None
+    constants: tuple[tuple[int, float], ...] = ()
 
     @property
     def multiplies(self) -> bool:
@@ -141,21 +143,17 @@ class HePlan:
             bias[len(step.bias) :] = 0
         return Applied(products, bias)
 
-    @property
-    def zeros_from(self) -> int:
-        """The slot from which on the answer has zeros; behind sums there are other numbers."""
-        products = self.applied[len(self.steps) - 1].products.values()
-        return self.ring.slots if any(one.sums for one in products) else self.outputs
+    @cached_property
+    def zeros(self) -> range:
+        """Slots of the answer that are zero, or others are wrong, too: a modulus was exceeded.
 
-    @property
-    def is_checkable(self) -> bool:
-        """Whether the answer shows where a number exceeded the modulus.
-
-        It does not where one number stands in all slots: then that is real, and zero nowhere.
+        Imaginary parts do not tell that: reducing coefficients keeps them as zero as they were.
         """
-        products = self.applied[len(self.steps) - 1].products.values()
-        is_open = all(not d[-1] for one in products for d in one.diagonals.values())
-        return is_open or self.zeros_from < self.ring.slots
+        last = self.applied[len(self.steps) - 1]
+        found = [one.zeros(self.ring.slots) for one in last.products.values()]
+        biased = int(np.flatnonzero(last.bias)[-1]) + 1 if last.bias.any() else 0
+        start = max(biased, *(one.start for one in found))
+        return range(start, max(start, min(one.stop for one in found)))
 
     @property
     def stride(self) -> int:
@@ -177,7 +175,7 @@ class HePlan:
             else:
                 u = registers[step.register]
                 registers.append(u * (u * u + step.linear) if step.linear is not None else u * u)
-        return registers[-1]
+        return filled(registers[-1], self.constants)
 
     def to_bytes(self) -> bytes:
         """The plan's file: the same bytes every time."""
@@ -199,6 +197,7 @@ class HePlan:
             "outputs": self.outputs,
             "steps": steps,
             "packing": self.given and asdict(self.given),
+            "constants": self.constants,
         }
         text = np.frombuffer(json.dumps(head, sort_keys=True).encode(), np.uint8)
         file = io.BytesIO()
@@ -220,13 +219,23 @@ class HePlan:
                 ring = Ring(**{**head["ring"], "bits": tuple(head["ring"]["bits"])})
                 steps = tuple(_steps(head["steps"], arrays))
             given = Packing.from_json(head["packing"]) if head["packing"] else None
-            plan = cls(ring, head["inputs"], head["outputs"], steps, given)
+            constants = tuple((place, value) for place, value in head["constants"])
+            plan = cls(ring, head["inputs"], head["outputs"], steps, given, constants)
         except NPZ_FAULTS as error:
             raise LoadError(
                 f"{PLAN_FILE} must hold a plan, got {error!r}. Package the model again."
             ) from error
         ring.check()
         return plan
+
+
+def filled(answers: Matrix, constants: Sequence[tuple[int, float]]) -> Matrix:
+    """Answers, float64 (..., outputs), with their constants."""
+    if constants:
+        places, values = zip(*constants, strict=True)
+        answers = answers.copy()
+        answers[..., list(places)] = values
+    return answers
 
 
 def _reads(step: Step) -> set[int]:

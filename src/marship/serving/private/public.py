@@ -12,7 +12,10 @@ import numpy.typing as npt
 from marship.errors import DataError, LoadError
 from marship.serving.private.ckks import Ring, Vector
 from marship.serving.private.packing import Packing
-from marship.serving.private.plan import HePlan
+from marship.serving.private.plan import HePlan, filled
+
+_MOST_STEPS = 64
+"""Rotations with keys; a plan has about as many as the logarithm of its slots."""
 
 
 @dataclass(frozen=True)
@@ -25,10 +28,11 @@ class PublicPlan:
         outputs: Values of a row of its output.
         packing: How an input is packed.
         stride: Output i stands in slot i * stride.
-        zeros_from: The slot from which on the answer has zeros.
+        zeros: The first slot of those that are zero in a right answer, and the one behind them.
         steps: The rotations that need keys.
         multiplies: Whether products of ciphertexts need a key.
         level: Of the answer.
+        constants: Outputs that depend on no input, and their values.
         digest: SHA-256 of the plan's file, in hexadecimal.
     """
 
@@ -37,10 +41,11 @@ class PublicPlan:
     outputs: int
     packing: Packing
     stride: int
-    zeros_from: int
+    zeros: tuple[int, int]
     steps: tuple[int, ...]
     multiplies: bool
     level: int
+    constants: tuple[tuple[int, float], ...]
     digest: str
 
     @classmethod
@@ -52,10 +57,11 @@ class PublicPlan:
             outputs=plan.outputs,
             packing=plan.packing,
             stride=plan.stride,
-            zeros_from=plan.zeros_from,
+            zeros=(plan.zeros.start, plan.zeros.stop),
             steps=plan.rotations(),
             multiplies=plan.multiplies,
             level=plan.ring.levels,
+            constants=plan.constants,
             digest=digest,
         )
 
@@ -65,12 +71,13 @@ class PublicPlan:
 
     def noise(self, slots: npt.NDArray[np.complex128]) -> float:
         """The largest number where a right answer has none but noise."""
-        zeros = slots.real[self.zeros_from :]
-        return float(max(np.abs(slots.imag).max(), np.abs(zeros).max(initial=0)))
+        zeros = slots.real[slice(*self.zeros)]
+        return float(max(np.abs(slots.imag).max(), np.abs(zeros).max()))
 
     def unpacked(self, slots: npt.NDArray[np.complex128]) -> Vector:
         """A row of the model's output, float64 (outputs,)."""
-        return np.ascontiguousarray(slots.real[: self.outputs * self.stride : self.stride])
+        answers = np.ascontiguousarray(slots.real[: self.outputs * self.stride : self.stride])
+        return filled(answers, self.constants)
 
     def to_json(self) -> dict[str, Any]:
         """As JSON has it."""
@@ -90,7 +97,9 @@ class PublicPlan:
                     **value,
                     "ring": ring,
                     "packing": Packing.from_json(value["packing"]),
+                    "zeros": tuple(value["zeros"]),
                     "steps": tuple(value["steps"]),
+                    "constants": tuple((place, float(one)) for place, one in value["constants"]),
                 }
             )
             plan._check()
@@ -104,8 +113,9 @@ class PublicPlan:
     def _check(self) -> None:
         packing, slots = self.packing, self.ring.check().slots
         counts = (packing.period, packing.width, packing.copies, packing.group, *packing.index,
-                  *self.steps, self.inputs, self.outputs, self.stride,
-                  self.zeros_from, self.level, *self.ring.bits, self.ring.scale_bits)  # fmt: skip
+                  *(place for place, _ in self.constants), *self.steps, self.inputs,
+                  self.outputs, self.stride,
+                  *self.zeros, self.level, *self.ring.bits, self.ring.scale_bits)  # fmt: skip
         if not all(type(count) is int for count in counts):
             raise TypeError("a count that is no whole number")
         fits = self.inputs <= packing.period <= slots and self.outputs * self.stride <= slots
@@ -113,14 +123,17 @@ class PublicPlan:
             raise ValueError("more values than slots")
         if packing.index and not all(-1 <= place < self.inputs for place in packing.index):
             raise ValueError("values that the input does not have")
-        if (
-            len(packing.index) > slots
-            or packing.copies < 1
-            or packing.group < 0
-            or self.level != self.ring.levels
-        ):
-            raise ValueError("a packing or a level of another plan")
-        if not all(0 < step < slots for step in self.steps) or len(self.steps) > slots.bit_length():
+        if min(packing.copies, packing.group + 1, slots - len(packing.index) + 1) < 1:
+            raise ValueError("a packing beyond the slots")
+        first, behind = self.zeros
+        if not 0 <= first < behind <= slots:
+            raise ValueError("no slots that are zero")
+        if not all(0 <= place < self.outputs for place, _ in self.constants):
+            raise ValueError("constants that the output does not have")
+        if self.level != self.ring.levels:
+            raise ValueError("a level of another plan")
+        is_few = len(self.steps) <= _MOST_STEPS
+        if not (is_few and all(0 < step < slots for step in self.steps)):
             raise ValueError("rotations beyond the slots")
         if len(bytes.fromhex(self.digest)) != hashlib.sha256().digest_size:
             raise ValueError("a digest of another length")
