@@ -12,7 +12,6 @@ what the square and differential privacy cost.
 import hashlib
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -50,10 +49,10 @@ class Defaults:
 
 
 DEFAULTS = {
-    ("mlp", False): Defaults(60, 64, 3e-3, 0.01),
-    ("mlp", True): Defaults(60, 256, 3e-3, 0.01),
-    ("cnn", False): Defaults(30, 64, 3e-3, 0.01),
-    ("cnn", True): Defaults(30, 256, 3e-3, 0.01),
+    ("mlp", False): Defaults(60, 64, 1e-2, 0.1),
+    ("mlp", True): Defaults(30, 256, 5e-2, 0.01),
+    ("cnn", False): Defaults(30, 64, 3e-3, 0.5),
+    ("cnn", True): Defaults(20, 256, 3e-2, 0.01),
 }
 
 
@@ -213,21 +212,18 @@ def arrays_of(parts: dict[str, Part], settings: Settings) -> dict[str, Arrays]:
     return arrays
 
 
-def train(settings: Settings) -> dict[str, Any] | None:
-    """Train, and write the run folder; returns the test's metrics, or None if another process does.
-
-    Raises:
-        UsageError: A setting is invalid.
-    """
+@flags(Settings)
+def main(settings: Settings) -> None:
+    """Train a small network on scikit-learn's digits."""
     settings = validated(settings)
     accelerator = start(settings)
     parts, digest = read(settings)
     if run.is_finished(settings, digest):
-        return None
+        return
     model = build(settings.network, settings.activation, settings.norm)
     fitted = fit(make_task(model, parts, settings, digest), settings, accelerator)
     if not accelerator.is_main_process:
-        return None
+        return
     found = judge(logits_of(model.cpu(), parts["test"]), {"label": parts["test"].labels})
     recipe = Recipe(
         name="digits",
@@ -238,20 +234,12 @@ def train(settings: Settings) -> dict[str, Any] | None:
         evidence={"data": "scikit-learn digits, Alpaydin and Kaynak 1998"},
     )
     run.finish(settings, fitted, recipe, metrics=found, arrays=arrays_of(parts, settings))
-    return {**found, "privacy": fitted.privacy}
-
-
-@flags(Settings)
-def main(settings: Settings) -> None:
-    """Train a small network on scikit-learn's digits."""
-    found = train(settings)
-    if found is None:
-        return
     console.out.print(f"accuracy on {TEST_ROWS} test pictures: {found['accuracy']:.4f}")
-    if privacy := found["privacy"]:
+    if fitted.privacy:
         console.out.print(
-            f"epsilon {privacy['epsilon']:.2f} at delta {privacy['delta']:g}, "
-            f"noise multiplier {privacy['noise_multiplier']:.3f}"
+            f"epsilon {fitted.privacy['epsilon']:.2f} at delta {settings.dp_delta:g}, noise "
+            f"multiplier {fitted.privacy['noise_multiplier']:.3f}",
+            soft_wrap=True,
         )
 
 
