@@ -179,7 +179,7 @@ def _from_run(run_dir: Path, settings: PackageSettings) -> Contents:
         evidence={
             "recipe": read_json(run_dir / RECIPE_FILE),
             "settings": run.influential(_optional(run_dir / run.SETTINGS_FILE) or {}),
-            "training": _optional(run_dir / "metrics.json"),
+            "training": run.publishable(_optional(run_dir / run.METRICS_FILE) or {}),
             "parity": parity,
             "golden": settings.golden,
             "optimize": _optional(run_dir / "optimize.json"),

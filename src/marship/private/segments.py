@@ -13,7 +13,6 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import onnx
-import onnx.utils
 import onnxruntime as ort
 from onnx import TensorProto, helper, numpy_helper
 
@@ -112,7 +111,7 @@ class SegmentedGraph:
 
     def encoder(self) -> onnx.ModelProto:
         """What leads to the input, as a model of its own."""
-        return onnx.utils.Extractor(self.model).extract_model(list(self.row), [self.input])
+        return self._extracted((), self.input)
 
     @cached_property
     def constants(self) -> dict[str, npt.NDArray[np.generic]]:
@@ -155,7 +154,7 @@ class SegmentedGraph:
         model = self._extracted(sources, target)
         try:
             return self._runner(_widened(model), sources, target, np.float64)
-        except ort.capi.onnxruntime_pybind11_state.NotImplemented:
+        except Exception:  # ONNX Runtime's own exceptions share no narrower base
             return self._runner(model, sources, target, np.float32)
 
     def _runner(
@@ -185,6 +184,7 @@ class SegmentedGraph:
         return run
 
     def _extracted(self, sources: Sequence[str], target: str) -> onnx.ModelProto:
+        """What leads to a tensor, from some tensors and whatever inputs it needs beside them."""
         graph = self.model.graph
         makers = {name: node for node in graph.node for name in node.output}
         wanted, waiting = set(), [target]
@@ -196,23 +196,26 @@ class SegmentedGraph:
             waiting += makers[name].input
         nodes = [node for node in graph.node if wanted & set(node.output)]
         used = {name for node in nodes for name in node.input}
-        free = [name for name in (*sources, self.input) if name in used]
+        own = [one for one in graph.input if one.name in used and one.name in self.row]
+        stated = {one.name for one in own}
+        within = [name for name in dict.fromkeys(sources) if name in used and name not in stated]
         part = helper.make_graph(
             nodes,
             "part",
-            [
-                helper.make_tensor_value_info(
-                    name, TensorProto.FLOAT, ["batch", *self.shapes[name]]
-                )
-                for name in dict.fromkeys(free)
-            ],
-            [helper.make_empty_tensor_value_info(target)],
+            [*own, *map(self._stated, within)],
+            [self._stated(target)],
             [one for one in graph.initializer if one.name in used],
         )
         return helper.make_model(
-            part, opset_imports=self.model.opset_import, ir_version=self.model.ir_version,
+            part,
+            opset_imports=self.model.opset_import,
+            ir_version=self.model.ir_version,
             functions=self.model.functions,
-        )  # fmt: skip
+        )
+
+    def _stated(self, name: str) -> onnx.ValueInfoProto:
+        shape: list[str | int | None] = ["batch", *self.shapes[name]]
+        return helper.make_tensor_value_info(name, TensorProto.FLOAT, shape)
 
     def affine(self, sources: Sequence[str], target: str) -> tuple[dict[str, Matrix], Matrix]:
         """The matrices (outputs, inputs) by source, and the bias, of a part that is affine.
@@ -281,7 +284,7 @@ def _widened(model: onnx.ModelProto) -> onnx.ModelProto:
     """The model in float64."""
     wide = onnx.ModelProto()
     wide.CopyFrom(model)
-    for one in wide.graph.input:
+    for one in (*wide.graph.input, *wide.graph.output):
         _widen_type(one.type.tensor_type)
     _replace(wide.graph.initializer)
     for node in wide.graph.node:
