@@ -12,6 +12,7 @@
     |   `-- SignatureError      unsigned, modified, or signed by a key that is not trusted
     |-- LoadError               a model that cannot be loaded: digest, golden outputs, provider
     |-- StorageError            a file that cannot be written: no space, no permission
+    |-- DecryptionError         an encrypted response that is not an answer to what was asked
     |-- ServerError             TorchServe could not be started or reached, or a call to it failed
     |   |-- NotRunningError     connection refused: no server at the address
     |   |-- NoAnswerError       connection lost or timed out before the response was complete
@@ -21,11 +22,16 @@
     |   |-- TokenError          the token is missing, wrong or expired
     |   |-- NotFoundError       no such model or version on the server
     |   |-- ScaledToZeroError   503, the model has no workers, and none are wanted
+    |   |-- PartyError          503, three parties cannot compute together at the moment
     |   |-- UnsupportedError    501, an operation of the protocol that models here do not have
+    |   |-- KeyStoreFullError   507, no room for evaluation keys of another client
     |   `-- RolloutError        a rollout failed and was rolled back
+    |-- PrivateError            a private answer out of range, or one that parties disagree about
     `-- RequestError            an invalid request (HTTP 4xx)
         |-- MalformedError      400, the body does not parse as its content type
         |-- InvalidInputError   400, well formed, but violates the model's contract
+        |-- ReplayError         409, a private request that was sent before
+        |-- KeysMissingError    409, the server lacks the client's evaluation keys
         |-- TooLargeError       413
         |-- UnsupportedMediaError  415
         `-- RateLimitError      429, the proxy's rate limit for one client
@@ -133,6 +139,15 @@ class StorageError(MarshipError):
     code = "storage"
 
 
+class DecryptionError(MarshipError):
+    """An encrypted response does not decrypt, or a known case has another answer.
+
+    It stays with the client: a server that is told whether its responses decrypt learns from it.
+    """
+
+    code = "decryption"
+
+
 class ServerError(MarshipError):
     """TorchServe could not be started or reached, or a call to it failed."""
 
@@ -205,6 +220,13 @@ class ScaledToZeroError(ServerError):
         )
 
 
+class PartyError(ServerError):
+    """A party of a private computation is away, slow, or has another model; the others wait."""
+
+    status = 503
+    code = "party"
+
+
 class UnsupportedError(ServerError):
     """The protocol has the operation, and models here do not: explanations."""
 
@@ -212,10 +234,23 @@ class UnsupportedError(ServerError):
     code = "unsupported"
 
 
+class KeyStoreFullError(ServerError):
+    """The server has no room for evaluation keys of another client."""
+
+    status = 507
+    code = "key_store_full"
+
+
 class RolloutError(ServerError):
     """A rollout failed; the message says which versions the server has now."""
 
     code = "rollout"
+
+
+class PrivateError(MarshipError):
+    """A private answer is out of the model's range, or parties disagree about it."""
+
+    code = "private"
 
 
 class RequestError(MarshipError):
@@ -235,6 +270,20 @@ class InvalidInputError(RequestError):
     """The request is well formed, but violates the model's contract."""
 
     code = "invalid_input"
+
+
+class ReplayError(RequestError):
+    """A private request's id was used before: it must be sent with fresh shares."""
+
+    status = 409
+    code = "replayed"
+
+
+class KeysMissingError(RequestError):
+    """The server lacks evaluation keys of this client, or some pieces of them."""
+
+    status = 409
+    code = "keys_missing"
 
 
 class TooLargeError(RequestError):

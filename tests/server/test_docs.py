@@ -51,6 +51,8 @@ NOT_RUN = {
     ("onnx.md", "libmyops.so"): "needs a library; tests/unit/packaging/test_custom_ops.py packs "
     "such a one",
     ("performance.md", "make bench"): "takes hours; tests/unit/test_benchmark.py tries its parts",
+    ("private-parties.md", "party-keys"): "needs three operators; tests/server/"
+    "test_private_parties.py runs the same steps",
     (
         "reliability.md",
         "make torture",

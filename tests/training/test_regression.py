@@ -5,11 +5,12 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 
 from marship.fit.checkpoint import load_weights
 from marship.fit.recipe import Recipe, resolve
-from recipes import REPOSITORY
+from recipes import REPOSITORY, run_recipe
 from small_disk import run_on
 
 
@@ -57,3 +58,31 @@ def test_a_full_disk_is_one_line(tmp_path: Path) -> None:
     assert "checkpoint.pt must fit on the disk" in done.stderr
     assert done.stderr.count("\n") == 1
     assert done.stdout.split() == ["settings.json"]
+
+
+@pytest.fixture(scope="module")
+def private_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A private run with squares."""
+    folder = tmp_path_factory.mktemp("private")
+    flags = ("--run-dir", str(folder), "--threads", "1", "--epochs", "40")
+    done = run_recipe("regression", *flags, "--dp-epsilon", "8", "--activation", "square")
+    assert done.returncode == 0, done.stderr
+    assert "epsilon 7.9" in done.stdout or "epsilon 8.00" in done.stdout
+    return folder
+
+
+def test_a_private_model_has_no_number_of_a_patient(private_run: Path) -> None:
+    """Its scaling is of stated ranges, not of the data, and its folder has no training rows."""
+    model = resolve(str(REPOSITORY / "training/regression.py:Regression"))("square")
+    load_weights(private_run / "checkpoint.pt", model)
+    assert model.mean.tolist()[:3] == [50, 1.5, 30]
+    assert model.std.tolist()[:3] == [15, 0.25, 7.5]
+    assert not (private_run / "calibration.npz").exists()
+    metrics = json.loads((private_run / "metrics.json").read_text())
+    assert metrics["privacy"]["epsilon"] <= 8
+    assert "r2_linear" not in metrics
+
+
+def test_a_private_model_has_learned(private_run: Path) -> None:
+    """Squares and noise leave more than the mean's R2 of 0."""
+    assert json.loads((private_run / "metrics.json").read_text())["r2"] > 0.05

@@ -20,7 +20,7 @@ from marship.errors import TokenError
 
 AT_HOME = {"serve", "stop", "logs", "proxy"}
 """What starts, ends or reads what lies in a server's folder."""
-LINES = {"stop", "logs", "set-default", "unregister"}
+LINES = {"stop", "logs", "set-default", "unregister", "party"}
 """What prints no table."""
 ELSEWHERE = {"--url", "--token", "--token-file", "--ca"}
 

@@ -57,7 +57,8 @@ def test_each_command_of_a_figure_has_flags_that_exist(
     """The script is there and declares each flag; cases and servers have known names."""
     source = (REPOSITORY / script).read_text()
     if script.startswith("training/"):
-        source += (REPOSITORY / "src/marship/fit/run.py").read_text()
+        for settings in ("run", "privacy"):
+            source += (REPOSITORY / f"src/marship/fit/{settings}.py").read_text()
     words = shlex.split(flags)
     for flag in (word for word in words if word.startswith("--") and word != "--help"):
         field = re.escape(flag.removeprefix("--").replace("-", "_"))

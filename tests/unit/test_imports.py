@@ -36,6 +36,8 @@ ROOMS: dict[str, set[str]] = {
     | {"serving.texts", "serving.formats", "serving.model.keysource", "serving.model.sealed"}
     | {"serving.model.custom_ops"}
     | {"serving.handler"},  # loading, in a process of its own
+    "private": {"client", "fit", "packaging", "proof", "trust", "serving.private"}
+    | {"serving.formats", "serving.model.dumps"},
     "operate": {"serving.formats", "serving.model.keysource"}
     | {"client", "engines", "exchange", "packaging", "predict", "trust"},
 }
@@ -44,10 +46,14 @@ WORKER_PACKAGES = {"numpy", "onnxruntime", "orjson", "marship"}
 DECODERS = {
     "serving/formats/forms.py": {"backports"},  # zstd
     "serving/model/sealed.py": {"cryptography"},
+    "serving/private/mpc/boxes.py": {"cryptography"},
+    "serving/private/mpc/identity.py": {"cryptography"},
+    "serving/private/mpc/streams.py": {"cryptography"},
     "serving/pictures/__init__.py": {"PIL"},
     "serving/pictures/jpeg.py": {"simplejpeg"},
     "serving/pictures/processor.py": {"PIL"},
     "serving/texts/__init__.py": {"tokenizers"},
+    "serving/private/ckks.py": {"tenseal"},
     "serving/sounds/__init__.py": {"soundfile", "soxr"},
     "serving/hosts/direct/reader.py": {"httptools"},
     "serving/hosts/direct/relay.py": {"httptools"},
@@ -148,7 +154,7 @@ SERVING = (
     ("hosts.torchserve",),
     ("hosts",),
     ("handler",),  # loads hosts for handlers of one's own: see docs/decisions.md
-    ("streaming",),
+    ("streaming", "private"),
 )
 """What travels in archives, from the ground up; each may import what stands before it, and its own
 floor."""

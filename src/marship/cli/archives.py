@@ -10,7 +10,9 @@ import typer
 from rich.markup import escape
 
 from marship import console
+from marship.cli import private as privates
 from marship.cli.app import app
+from marship.cli.private import Cards, Private, PrivateFrom
 from marship.cli.report import Report, archive_fields, reported
 from marship.exporting.settings import ExportSettings
 from marship.optimizing.settings import OptimizeSettings
@@ -51,11 +53,14 @@ def export(
         str | None,
         typer.Option(help="of hf:FOLDER, such as text-classification; its architecture's"),
     ] = None,
+    private: Private = None,
+    private_from: PrivateFrom = None,
 ) -> Report:
     """Convert a model to ONNX and prove that its outputs match PyTorch's."""
     from marship.cli import tables
     from marship.exporting import step
 
+    privates.check(private, private_from)
     done = step.export(
         source,
         settings,
@@ -72,6 +77,10 @@ def export(
         "contract": json.loads(done.contract.to_json()),
         "parity": done.report,
     }
+    if private == "he":
+        return privates.compiled(done.run_dir, fields, private_from)
+    if private == "mpc":
+        return privates.planned(done.run_dir, fields)
     return Report(fields, lambda: tables.show_export(done))
 
 
@@ -119,27 +128,50 @@ def optimize(
 def package(
     source: Annotated[Path, typer.Argument(help="a run folder, or any ONNX file")],
     settings: PackageSettings,
+    private: Private = None,
+    party: Cards = None,
 ) -> Report:
     """Package a model with its handler and its evidence as a .mar."""
     from marship.packaging import step
-    from marship.trust import archive as archives
 
+    privates.check(private)
+    if private == "mpc":
+        return privates.shared(source, settings, party)
+    if private is not None:
+        return _packaged_private(source, settings, private)
     doing = (
         "packing" if source.is_dir() else f"running for at most {settings.limit_s} s, and packing"
     )
     with console.err.status(f"{doing} {escape(source.name)}"):
         archive = step.package(source, settings)
+    return _packaged(archive)
+
+
+def _packaged_private(source: Path, settings: PackageSettings, kind: str) -> Report:
+    from marship.private import step
+
+    with console.err.status(f"packing {escape(source.name)} for encrypted inputs"):
+        done = step.package(source, settings, kind)
+    beside = {"encoder": done.encoder} if done.encoder else {}
+    return _packaged(done.archive, client_file=done.client_file, **beside)
+
+
+def _packaged(archive: Path, **beside: Path) -> Report:
+    """The report of a new archive, and of files beside it by name."""
+    from marship.trust import archive as archives
+
     size_bytes = archive.stat().st_size
     packed = archives.read(archive)
     _warn_of_large_rows(packed)
-    text = f"{archive}  ({size_bytes / 1e6:.1f} MB)"
+    lines = [f"{archive}  ({size_bytes / 1e6:.1f} MB)", *map(str, beside.values())]
     fields = {
         "path": archive,
         "name": packed.name,
         "version": packed.version,
         "size_bytes": size_bytes,
+        **beside,
     }
-    return Report(fields, lambda: console.out.print(text, markup=False, soft_wrap=True))
+    return Report(fields, lambda: console.out.print("\n".join(lines), markup=False, soft_wrap=True))
 
 
 def _warn_of_large_rows(archive: "Archive") -> None:

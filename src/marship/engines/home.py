@@ -11,6 +11,7 @@
     start.lock         locked while a server starts; a folder with this file is a home
     verified/          the model store if archives must be signed: verified copies while they load
     verified.lock      locked while an archive is registered
+    client-keys/       evaluation keys of clients of private models, by digest
     rollouts/          a file for each model, locked while its versions are exchanged
 
 Server and client both read it; this module neither starts, stops nor calls a process.
@@ -167,6 +168,11 @@ class Home:
     def rollout_lock(self, model: str) -> Path:
         """The lock for exchanging a model's versions."""
         return self.path / "rollouts" / f"{model}.lock"
+
+    @property
+    def client_keys(self) -> Path:
+        """The folder of the evaluation keys that clients of private models upload."""
+        return self.path / "client-keys"
 
     @property
     def verified(self) -> Path:

@@ -10,17 +10,15 @@ number.
 A checkpoint is written before the first epoch and after each one. After Ctrl-C or SIGTERM the
 checkpoint is that of the last finished epoch, and `--resume` restarts the interrupted epoch
 with the same order of data and the same random numbers: the result equals that of an
-uninterrupted run, bit by bit on a CPU.
+uninterrupted run, bit by bit on a CPU. A private run differs each time: see
+`marship.fit.privacy`.
 """
 
 import math
 import os
-import signal
-import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from types import FrameType
 from typing import Any, cast
 
 import torch
@@ -32,15 +30,14 @@ from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import DataLoader, Dataset
 
-from marship import console
 from marship.errors import CheckpointError, TrainingError, UsageError
 from marship.fit import checkpoint, run
+from marship.fit.display import Display
+from marship.fit.privacy import Privacy, PrivateSteps
 from marship.fit.run import CHECKPOINT_FILE, Fitted, RunSettings
 from marship.settings import as_dict
 
 PRECISIONS = {"float32": "no", "bf16": "bf16", "fp16": "fp16"}
-TERMINATED = 128 + signal.SIGTERM
-_LOG_LINES = 10
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,6 +59,8 @@ class Task:
         metric: The metric that decides which epoch's weights are kept; None keeps the last.
         greater_is_better: Whether a greater `metric` is better.
         collate: Makes a batch from a list of rows, for `DataLoader`.
+        privacy: If given, training is differentially private. `loss` must then be the mean of
+            losses of which each depends on one row; `clip_norm` has no effect.
     """
 
     model: nn.Module
@@ -76,6 +75,7 @@ class Task:
     metric: str | None = None
     greater_is_better: bool = True
     collate: Callable[[list[Any]], Any] | None = None
+    privacy: Privacy | None = None
 
 
 def start(settings: RunSettings) -> Accelerator:
@@ -142,16 +142,18 @@ def fit(task: Task, settings: RunSettings, accelerator: Accelerator) -> Fitted:
 
     Raises:
         TrainingError: The loss is not finite.
+        UsageError: The task cannot be trained privately, or not by several processes.
         CheckpointError: `resume` finds no checkpoint, or one of another run.
         KeyboardInterrupt: Ctrl-C; the checkpoint is that of the last finished epoch.
         SystemExit: SIGTERM; likewise.
     """
     training = _Training(task, settings, accelerator)
-    display = _Display(training)
+    display = Display(settings, len(training.loader), accelerator)
     if settings.resume:
         training.resume()
     else:
         training.begin()
+    display.skip(training.epoch)
     with display:
         while training.epoch < settings.epochs:
             started_s = time.monotonic()
@@ -159,6 +161,8 @@ def fit(task: Task, settings: RunSettings, accelerator: Accelerator) -> Fitted:
             row = training.judge(loss, time.monotonic() - started_s)
             training.save()
             display.epoch(row)
+    if training.private is not None:
+        training.fitted.privacy = training.private.finish(training.epoch)
     weights, fitted = broadcast_object_list([training.weights, training.fitted])
     accelerator.unwrap_model(training.model, keep_fp32_wrapper=False)  # outputs are float32 again
     task.model.load_state_dict(weights)
@@ -185,37 +189,46 @@ class _Training:
             decay = get_ema_multi_avg_fn(task.average)  # type: ignore[no-untyped-call]  # PyTorch's own lack
             self.average = AveragedModel(task.model, multi_avg_fn=decay, use_buffers=True)
             self.average.to(accelerator.device)
+        model, optimizer = task.model, task.optimizer
+        self.private: PrivateSteps | None = None
+        if task.privacy is not None:
+            _check_alone(accelerator)
+            self.private = PrivateSteps(
+                model, optimizer, loader, privacy=task.privacy, settings=settings
+            )
+            model, optimizer = self.private.model, self.private.optimizer
+            loader = self.private.loader
         self.model, self.optimizer, self.loader, self.schedule = accelerator.prepare(
-            task.model, task.optimizer, loader, task.schedule
+            model, optimizer, loader, task.schedule
         )
         self.weights = _copy(task.model)
         self.fitted = Fitted(task.data_digest)
         self.epoch = 0
 
-    def train(self, display: "_Display") -> float:
+    def train(self, display: Display) -> float:
         """Train one epoch; returns the mean loss over the training set."""
         self.model.train()
         total, rows = 0.0, 0
         for step, batch in enumerate(self.loader, 1):
             with self.accelerator.autocast():
                 loss = self.task.loss(self.model, batch)
-            value = self._finite(loss, step)
+            size = _rows(batch)
+            value = self._finite(loss, step) if size else 0.0  # a private batch may be empty
             self.optimizer.zero_grad()
             self.accelerator.backward(loss)
-            if self.task.clip_norm is not None:
+            if self.task.clip_norm is not None and self.private is None:
                 self.accelerator.clip_grad_norm_(self.model.parameters(), self.task.clip_norm)
             self.optimizer.step()
             if self.schedule is not None:
                 self.schedule.step()
             if self.average is not None:
                 self.average.update_parameters(self.task.model)
-            size = _rows(batch)
             total, rows = total + value * size, rows + size
-            display.step(self.epoch + 1, total / rows)
+            display.step(self.epoch + 1, total / max(1, rows))
         sums = torch.tensor([total, rows], dtype=torch.float64, device=self.accelerator.device)
         total, count = self.accelerator.reduce(sums).tolist()
         self.epoch += 1
-        return float(total / count)
+        return float(total / max(1, count))
 
     def _finite(self, loss: torch.Tensor, step: int) -> float:
         value = loss.item()
@@ -319,68 +332,12 @@ class _Training:
             )
 
 
-class _Display:
-    """The progress display of a run, and its signal handlers."""
-
-    def __init__(self, training: _Training) -> None:
-        self.settings = settings = training.settings
-        self.is_main = training.accelerator.is_main_process
-        self.bar = console.progress()
-        self.bar.disable = not (self.is_main and console.err.is_terminal)
-        self.training = training
-        self.row = self.bar.add_task("training", total=settings.epochs * len(training.loader))
-        self.metrics = ""
-        self.events = run.open_events(settings) if self.is_main else None
-
-    def __enter__(self) -> "_Display":
-        self.old = signal.getsignal(signal.SIGTERM)
-        signal.signal(signal.SIGTERM, _terminate)
-        done = self.training.epoch * len(self.training.loader)
-        self.bar.update(self.row, completed=done)
-        self.bar.start()
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        self.bar.stop()
-        signal.signal(signal.SIGTERM, self.old)
-        if self.events is not None:
-            self.events.close()
-        if kind in (KeyboardInterrupt, SystemExit) and self.is_main:
-            signal.signal(signal.SIGINT, signal.SIG_DFL)  # a second Ctrl-C ends it at once
-            console.err.print(
-                f"stopped; {self.training.path} holds the last finished epoch, --resume continues.",
-                soft_wrap=True,
-            )
-
-    def step(self, epoch: int, loss: float) -> None:
-        """Show an optimizer step."""
-        self.bar.update(self.row, advance=1, description=self._text(epoch, loss))
-
-    def _text(self, epoch: int, loss: float) -> str:
-        return f"epoch {epoch}/{self.settings.epochs} loss {loss:.4g}{self.metrics}"
-
-    def epoch(self, row: Mapping[str, float]) -> None:
-        """Show an epoch; without a terminal a line is printed for some epochs."""
-        shown = {k: v for k, v in row.items() if k not in ("epoch", "learning_rate", "seconds")}
-        self.metrics = "".join(f" {k} {v:.4g}" for k, v in shown.items() if k != "loss")
-        if self.events is not None:
-            for name, value in row.items():
-                if name != "epoch":
-                    self.events.add_scalar(name, value, int(row["epoch"]))
-        number = int(row["epoch"])
-        text = self._text(number, row["loss"])
-        self.bar.update(self.row, description=text)
-        if self.is_main and not console.err.is_terminal and self._prints(number):
-            console.err.print(text, soft_wrap=True)
-
-    def _prints(self, epoch: int) -> bool:
-        every = max(1, self.settings.epochs // _LOG_LINES)
-        return epoch % every == 0 or epoch == self.settings.epochs
-
-
-def _terminate(_signal: int, _frame: FrameType | None) -> None:
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # a second one ends the process at once
-    sys.exit(TERMINATED)
+def _check_alone(accelerator: Accelerator) -> None:
+    if accelerator.num_processes > 1:
+        raise UsageError(
+            f"dp_epsilon must be trained by one process, got {accelerator.num_processes}. "
+            "Start it without torchrun."
+        )
 
 
 def _copy(model: nn.Module) -> dict[str, torch.Tensor]:

@@ -49,16 +49,31 @@ class Fitted:
         data_digest: A digest of the training data.
         history: One row for each epoch: epoch, loss, learning_rate, seconds, metrics.
         best_epoch: The epoch whose weights were kept; 0 before the first.
+        privacy: Of private training: epsilon, delta, noise and sampling; see `fit.privacy`.
     """
 
     data_digest: str
     history: list[dict[str, float]] = field(default_factory=list)
     best_epoch: int = 0
+    privacy: Mapping[str, Any] | None = None
 
 
 def influential(settings: Mapping[str, Any]) -> dict[str, Any]:
     """The resolved settings that can change a run's result."""
     return {name: value for name, value in settings.items() if name not in _NO_INFLUENCE}
+
+
+def publishable(metrics: Mapping[str, Any]) -> dict[str, Any]:
+    """What of metrics.json may leave the folder.
+
+    Of a private run neither losses nor the digest may: training rows decide them without noise.
+    """
+    if not metrics.get("privacy"):
+        return dict(metrics)
+    told = {name: value for name, value in metrics.items() if name != "data_digest"}
+    rows = metrics.get("history", [])
+    told["history"] = [{k: v for k, v in row.items() if k != "loss"} for row in rows]
+    return told
 
 
 def is_finished(settings: RunSettings, data_digest: str) -> bool:
@@ -119,6 +134,7 @@ def finish(
             "best_epoch": fitted.best_epoch,
             "seconds": round(sum(row["seconds"] for row in fitted.history), 3),
             "history": fitted.history,
+            **({"privacy": fitted.privacy} if fitted.privacy else {}),
         },
     )
 

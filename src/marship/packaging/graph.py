@@ -98,3 +98,25 @@ class Graph:
 
         model = onnx.load(str(self.model), load_external_data=False)
         return graph.relocated(model, self.names).SerializeToString(deterministic=True)
+
+
+class WholeFile(Graph):
+    """A model in a file that is no ONNX, under its name in the contract: it stays as it is."""
+
+    def with_outside(self, others: Iterable[str] = (), own: Iterable[str] = ()) -> "WholeFile":
+        """The same: there is no external data."""
+        del others, own
+        return self
+
+    def write(self, extra: Path, sealer: Sealer | None, place: str = "") -> None:
+        """Write file, contract and golden cases, as `Graph.write`."""
+        folder, (name,) = extra / place, self.contract.files
+        folder.mkdir(parents=True, exist_ok=True)
+        golden = io.BytesIO()
+        write_golden(golden, self.golden)
+        for file, stream in ((name, io.BytesIO(self.model.read_bytes())), (GOLDEN_FILE, golden)):
+            if sealer is None:
+                (folder / file).write_bytes(stream.getvalue())
+            else:
+                sealer.write(extra, f"{place}{file}", stream)
+        (folder / CONTRACT_FILE).write_text(self.contract.to_json())

@@ -85,6 +85,7 @@ class Contents:
     Attributes:
         graphs: Further graphs, which the handler runs, by name.
         libraries: Files with the custom operators that the contracts name.
+        kind: How the model's files are written.
     """
 
     name: str
@@ -97,6 +98,7 @@ class Contents:
     requests: tuple[Path, ...] = field(default=())
     graphs: Mapping[str, Graph] = field(default_factory=dict)
     libraries: tuple[Path, ...] = field(default=())
+    kind: type[Graph] = Graph
 
 
 def build(contents: Contents, settings: PackageSettings) -> Path:
@@ -200,8 +202,8 @@ def _private_temp(parent: Path) -> Iterator[Path]:
 def _graphs(contents: Contents, own: list[str]) -> dict[str, Graph]:
     """All graphs by their folder in the archive, the model's own first."""
     others = [contents.handler.name, *(path.name for path in contents.assets)]
-    first = Graph(contents.model, contents.contract, contents.golden).with_outside(others, own)
-    return {"": first} | {
+    first = contents.kind(contents.model, contents.contract, contents.golden)
+    return {"": first.with_outside(others, own)} | {
         f"{GRAPHS_FOLDER}/{name}/": graph.with_outside(own=own)
         for name, graph in contents.graphs.items()
     }

@@ -1,6 +1,8 @@
 """A run folder, or any ONNX file, to an archive that TorchServe serves."""
 
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -56,6 +58,15 @@ def package(source: str | Path, settings: PackageSettings | None = None) -> Path
         >>> marship.package("runs/tiny", marship.PackageSettings(profile="throughput")).name
         'tiny.mar'
     """
+    with gathered(source, settings) as (contents, resolved):
+        return build(contents, resolved)
+
+
+@contextmanager
+def gathered(
+    source: str | Path, settings: PackageSettings | None = None
+) -> Iterator[tuple[Contents, PackageSettings]]:
+    """What `package` packs, with files that exist as long as this is entered; raises as it does."""
     source, settings = graphs.of_folder(Path(source), settings or PackageSettings())
     _check(settings)
     _check_example(source, settings.example)
@@ -73,7 +84,7 @@ def package(source: str | Path, settings: PackageSettings | None = None) -> Path
         _say_if_alone(contents, settings)
         bounded = replace(extent.bounded(contents.contract), libraries=libraries)
         contents = replace(contents, contract=bounded)
-        return build(graphs.added(contents, settings, Path(draft)), settings)
+        yield graphs.added(contents, settings, Path(draft)), settings
 
 
 def _check(settings: PackageSettings) -> None:
@@ -171,7 +182,7 @@ def _from_run(run_dir: Path, settings: PackageSettings) -> Contents:
         evidence={
             "recipe": read_json(run_dir / RECIPE_FILE),
             "settings": run.influential(_optional(run_dir / run.SETTINGS_FILE) or {}),
-            "training": _optional(run_dir / "metrics.json"),
+            "training": run.publishable(_optional(run_dir / run.METRICS_FILE) or {}),
             "parity": parity,
             "golden": settings.golden,
             "optimize": _optional(run_dir / "optimize.json"),

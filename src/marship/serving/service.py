@@ -49,6 +49,7 @@ class Service:
         max_fields: Maximum number of form fields.
         metrics: Counts requests, errors and time.
         streams: Whether responses may be sent one by one, or in parts.
+        waits_for_others: Whether a call waits for other processes.
         graphs: The archive's further graphs, by name.
         golden_s: Seconds of a warm call for each golden case, of all graphs.
         golden_requests: The number of golden requests that were replayed.
@@ -64,6 +65,7 @@ class Service:
     max_fields: int
     metrics: Metrics
     streams: ClassVar[bool] = False
+    waits_for_others: ClassVar[bool] = False
     _pace: pace.Pace | None = None
     golden_s: list[float]
     golden_requests: int

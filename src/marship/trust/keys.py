@@ -115,8 +115,8 @@ def generate(
     with storage.explained(folder):
         unversioned.make_folder(folder)
         unversioned.ignore(private)
-    _write_new(private, _private_pem(key, passphrase), 0o600)
-    _write_new(public, _public_pem(key.public_key()), 0o644)
+    write_new(private, _private_pem(key, passphrase), 0o600)
+    write_new(public, _public_pem(key.public_key()), 0o644)
     return Pair(private, public, PrivateKey(private, key).id)
 
 
@@ -202,7 +202,12 @@ def _check_curve(path: Path, raw: RawPublic | RawPrivate) -> None:
         raise UsageError(f"{path} must be an Ed25519 or a P-256 key, got {curve.name}.")
 
 
-def _write_new(path: Path, data: bytes, mode: int) -> None:
+def write_new(path: Path, data: bytes, mode: int) -> None:
+    """Write a file of this mode.
+
+    Raises:
+        UsageError: It exists.
+    """
     try:
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
     except FileExistsError as error:

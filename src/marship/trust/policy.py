@@ -8,7 +8,7 @@ from cryptography.hazmat.primitives.asymmetric import ec, ed25519
 
 from marship.errors import SignatureError, UsageError
 from marship.trust import envelope, openssf, ownership
-from marship.trust.contents import ArchiveContents, read
+from marship.trust.contents import ArchiveContents, File, read
 from marship.trust.keys import PUBLIC_SUFFIX, SHORT_ID, PublicKey, read_public
 from marship.trust.signature import beside
 from marship.trust.statement import Statement
@@ -90,6 +90,27 @@ class Trust:
             return None
         statement, _ = self._stated(archive, envelope.parse(value, path))
         return statement.contents.size_bytes
+
+    def stated_file(self, archive: Path, name: str) -> File:
+        """Size and digest of one file of an archive by its signature; needs no archive.
+
+        Raises:
+            SignatureError: There is no signature by a key of the folder, or it states no such file.
+        """
+        path = beside(archive)
+        value = envelope.load(path)
+        if openssf.is_bundle(value):
+            raise SignatureError(
+                f"{path} must state the digests of files, got a signature of OpenSSF Model "
+                "Signing, which has that of the archive alone. Sign with an Ed25519 key."
+            )
+        statement, _ = self._stated(archive, envelope.parse(value, path))
+        if (found := statement.contents.files.get(name)) is None:
+            raise SignatureError(
+                f"{path} must be of an archive with {name}, got one without it. Get the signature "
+                "of the private archive."
+            )
+        return found
 
     def _curves(self) -> list[PublicKey]:
         return [key for key in self.keys if isinstance(key.raw, ec.EllipticCurvePublicKey)]

@@ -221,6 +221,7 @@ def _launch(
     temporary = home.make_tmp()
     try:
         seen = _environment(settings, readable, temporary, seal_key)
+        seen["MARSHIP_CLIENT_KEYS"] = str(home.client_keys)
         if configs.DIRECT_ADDRESS in values:
             seen |= direct.worker_environment(temporary, home.key_file, values)
         process = _run_java(runtime, home, readable, temporary, seen)

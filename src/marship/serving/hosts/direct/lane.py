@@ -203,7 +203,7 @@ class Lane:
         shorter, longer = (
             (IN_BUSY_LOOP_S, ON_BUSY_THREAD_S) if self._is_busy else (IN_LOOP_S, ON_THREAD_S)
         )
-        if self._batch_s > longer or self._service.streams:
+        if self._batch_s > longer or self._service.streams or self._service.waits_for_others:
             self._in_loop = False
         elif self._batch_s < shorter:
             self._in_loop = True

@@ -1,0 +1,122 @@
+"""MpcClient: asks three parties, none of which learns the question or the answer. Experimental."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from marship.client import Client
+from marship.errors import DataError, PrivateError, ReplayError, UsageError
+from marship.private import client_file as client_files
+from marship.private.mpc import archives
+from marship.serving.formats.codec import OCTETS_TYPE
+from marship.serving.private.mpc import boxes, ring
+from marship.serving.private.mpc.boxes import Sizes
+from marship.serving.private.mpc.program import Card
+
+TRIES = 3
+"""A rescaling fails rarely, and is seen: fresh shares then."""
+
+Values = npt.NDArray[np.float64]
+
+
+class MpcClient:
+    """Asks a model that three parties share.
+
+    Each input is dealt into shares of which each party gets its own, sealed for it alone. What is
+    out of range is asked again with fresh shares, at most `TRIES` times in all.
+
+    Args:
+        client_file: NAME.client.json, from where the model was packaged: it names the parties.
+        server: A `marship.Client` of the server of party 0, or the address of its inference API.
+        trust: A folder of trusted keys that must have signed the client file; None takes it as
+            it is.
+
+    Example:
+        >>> client = MpcClient("digits.client.json", "http://127.0.0.1:8080")  # doctest: +SKIP
+        >>> client.predict(picture).argmax()  # doctest: +SKIP
+        7
+    """
+
+    def __init__(
+        self, client_file: str | Path, server: Client | str, *, trust: str | Path | None = None
+    ) -> None:
+        path = Path(client_file)
+        self.file = client_files.read(path, archives.MPC, Path(trust) if trust else None)
+        try:
+            self._cards = tuple(Card(**card) for card in self.file.plan["cards"])
+            self._limit = float(self.file.plan["input_limit"])
+            self._sizes = Sizes(
+                bytes.fromhex(self.file.digest), self.file.input.size, self.file.output.size
+            )
+            if [card.party for card in self._cards] != [0, 1, 2]:
+                raise ValueError("other parties")
+        except (ValueError, KeyError, TypeError) as error:
+            raise DataError(
+                f"{path} must hold the cards of three parties, got {error!r}. Get it again from "
+                "where the model is packaged."
+            ) from error
+        self._server = Client(inference_url=server) if isinstance(server, str) else server
+
+    def predict(self, x: Any) -> Values:  # noqa: ANN401  what numpy makes an array of
+        """The model's output, float64 (rows, ...), or (...) for a single row.
+
+        Args:
+            x: Rows of the model's input, (rows, ...), or one row, (...).
+
+        Raises:
+            UsageError: The shape is another one, or a value is out of the model's range.
+            PrivateError: No answer was in range, or parties disagree about one. Do not use it, and
+                do not tell the parties: a cheat learns from it.
+            PartyError: A party is away, slow, or has another model.
+            RequestError: The parties refuse: another model or version.
+            ServerError: The server cannot be reached.
+        """
+        rows, is_single = self._rows(x)
+        chunks = [rows[n : n + boxes.MOST_ROWS] for n in range(0, len(rows), boxes.MOST_ROWS)]
+        answers = np.concatenate([self._answered(chunk) for chunk in chunks])
+        answers = answers.reshape(len(rows), *self.file.output.shape)
+        return np.asarray(answers[0] if is_single else answers)
+
+    def _answered(self, rows: Values) -> Values:
+        for _ in range(TRIES):
+            try:
+                output = ring.decode(self._ask(ring.encode(rows)))
+            except ReplayError:  # the client below has sent it again after a fault
+                continue
+            if np.abs(output).max() <= ring.LIMIT:
+                return output
+        raise PrivateError(
+            f"an answer must stay within {ring.LIMIT:g}, got none in {TRIES} tries with fresh "
+            "shares. A party does not follow the protocol, or has a fault: see the parties' logs."
+        )
+
+    def _ask(self, words: ring.Words) -> ring.Words:
+        body, request_id, keys = boxes.seal(words, self._sizes, self._cards)
+        answer = self._server.predict(
+            self.file.model, body, version=self.file.version, content_type=OCTETS_TYPE
+        )
+        if not isinstance(answer, bytes):
+            raise PrivateError("an answer must be sealed shares, got something else.")
+        return boxes.unseal(answer, self._sizes, request_id, keys, len(words))
+
+    def _rows(self, x: Any) -> tuple[Values, bool]:  # noqa: ANN401
+        shape = self.file.input.shape
+        try:
+            array = np.asarray(x, np.float64)
+        except (TypeError, ValueError) as error:
+            raise UsageError(f"x must be numbers, got {error}.") from error
+        is_single = array.shape == shape
+        if (not is_single and array.shape[1:] != shape) or not len(array):
+            raise UsageError(
+                f"x must be one row of shape {list(shape)}, or several, got {list(array.shape)}."
+            )
+        largest = np.abs(array).max()
+        if not largest <= self._limit:  # NaN is refused, too
+            raise UsageError(
+                f"x must be within {self._limit:g}, for which the model's values are bounded, got "
+                f"up to {largest:g}. Scale it as in training, or package with --option input_limit="
+                "NUMBER."
+            )
+        return array.reshape(1 if is_single else len(array), -1), is_single

@@ -1,0 +1,68 @@
+"""The smallest ring that a plan fits: the larger one costs four times as much."""
+
+import math
+from collections.abc import Sequence
+
+from marship.errors import ModelError
+from marship.private.compiler import Compilation
+from marship.private.phases import phased
+from marship.serving.private.ckks import MOST_BITS, Ring
+from marship.serving.private.packing import power_of_two
+from marship.serving.private.plan import Affine, HePlan, Step, depth
+
+LEAST_SCALE_BITS, MOST_SCALE_BITS = 28, 36
+"""Below, noise reaches the third digit; above, keys grow, and nothing is gained."""
+_MARGIN_BITS = 3
+"""The sign, and answers four times as large as any that was seen."""
+_LEAST_HEAD_BITS = 6
+_MOST_HEAD_BITS = 20
+_MULTIPLICATION = 0.2
+"""What a product with a diagonal costs, in rotations."""
+
+
+def fitted(found: Compilation, outputs: int, largest: float) -> HePlan:
+    """The plan of a graph in the smallest ring, its input packed for the fewest rotations.
+
+    Args:
+        found: The graph as steps.
+        outputs: Values of a row of the output.
+        largest: The largest output that was seen, without constants.
+
+    Raises:
+        ModelError: None is large enough.
+    """
+    steps, inputs = found.steps, math.prod(found.given)
+    levels, widest = depth(steps), _widest(steps, inputs)
+    head_bits = max(_LEAST_HEAD_BITS, math.ceil(math.log2(max(largest, 1e-9))) + _MARGIN_BITS)
+    if head_bits > _MOST_HEAD_BITS:
+        raise ModelError(
+            f"outputs of an encrypted model must be below {2 ** (_MOST_HEAD_BITS - _MARGIN_BITS)}, "
+            f"got {largest:.3g}. Scale them in the model, and back at the client."
+        )
+    for degree, most_bits in MOST_BITS.items():
+        # the last prime and the one for keys hold a whole output, those between drop the scale
+        scale_bits = min((most_bits - 2 * head_bits) // (levels + 2), MOST_SCALE_BITS)
+        if scale_bits < LEAST_SCALE_BITS or widest > degree // 2:
+            continue
+        outer = scale_bits + head_bits
+        ring = Ring(degree, (outer, *[scale_bits] * levels, outer), scale_bits)
+        plan = HePlan(ring, inputs, outputs, steps, constants=found.constants)
+        if plan.zeros:  # else the client could not tell a wrong answer
+            return min((plan, *phased(plan, found.given, found.made)), key=_cost)
+    most_levels = (MOST_BITS[degree] - 2 * head_bits) // LEAST_SCALE_BITS - 2
+    raise ModelError(
+        f"an encrypted model must have at most {degree // 2} values in a layer and {most_levels} "
+        f"levels, a square or a matrix each, got {widest} and {levels}. Use fewer layers, or "
+        "smaller ones."
+    )
+
+
+def _cost(plan: HePlan) -> float:
+    """About what a question costs, in rotations."""
+    products = [one for applied in plan.applied.values() for one in applied.products.values()]
+    return sum(one.rotations + _MULTIPLICATION * len(one.diagonals) for one in products)
+
+
+def _widest(steps: Sequence[Step], inputs: int) -> int:
+    outputs = [len(step.bias) for step in steps if isinstance(step, Affine)]
+    return max(map(power_of_two, (inputs, *outputs)))
