@@ -41,6 +41,7 @@ ZIP_EPOCH = (1980, 1, 1, 0, 0, 0)
 MANIFEST_EPOCH = "01/01/1980 00:00:00"
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _MOST_NAME = 200
+_PRIVATE = b"marship.serving.private"
 """Characters of an archive's file name, which is written under a longer one first."""
 
 
@@ -218,7 +219,7 @@ def _stage(
 ) -> Path:
     """Lay out `extra/`, which becomes the archive's top, and the configuration beside it."""
     extra = stage / "extra"
-    _copy_serving(extra / "marship")
+    _copy_serving(extra / "marship", contents.handler.read_bytes())
     for place, graph in graphs.items():
         graph.write(extra, sealer, place)
     for path in contents.assets:
@@ -234,13 +235,19 @@ def _stage(
     return stage
 
 
-def _copy_serving(target: Path) -> None:
-    """The part of marship that runs in a worker, so that it need not be installed there."""
+def _copy_serving(target: Path, handler: bytes) -> None:
+    """The part of marship that runs in a worker, so that it need not be installed there.
+
+    Private inference, a fourth of it, is left out where the handler's code does not import it.
+    """
     source = Path(__file__).parents[1]
     names = ("__init__.py", "version.py", "errors.py")
     ground = [source / name for name in names]
     rooms = (path for name in ("contract", "serving") for path in (source / name).rglob("*.py"))
-    for path in (*ground, *rooms):
+    wanted = [*ground, *rooms]
+    if _PRIVATE not in handler:
+        wanted = [path for path in wanted if source / "serving" / "private" not in path.parents]
+    for path in wanted:
         place = target / path.relative_to(source)
         place.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(path, place)

@@ -94,6 +94,7 @@ def test_a_bare_onnx_file_needs_no_recipe(linear_onnx: Path, tmp_path: Path) -> 
         "model.onnx",
         "onnx_handler.py",
     } <= names
+    assert not [name for name in names if name.startswith("marship/serving/private/")]
     assert read.config["batchSize"] == 4
     assert read.config["responseTimeout"] == 60
     assert read.config["startupTimeout"] == 120
