@@ -149,7 +149,7 @@ def test_settings_for_open_models_are_refused(tmp_path: Path) -> None:
     """A private archive has the handler that computes on ciphertexts, and no other graph."""
     with pytest.raises(UsageError, match="handler must be left out of private archives"):
         step.package(tmp_path, PackageSettings(handler=Path("mine.py")))
-    with pytest.raises(UsageError, match="private must be he, got 'rot13'"):
+    with pytest.raises(UsageError, match="private must be he or mpc, got 'rot13'"):
         step.package(tmp_path, kind="rot13")
 
 
