@@ -16,7 +16,10 @@ _KEPT_OUT = {
     "MARSHIP_MANAGEMENT_TOKEN",
     "MARSHIP_KEY_PASSPHRASE",
 }
+PARTY_KEY = "MARSHIP_PARTY_KEY"
+"""The path of the key of party 0 of three, for its worker: see docs/private-parties.md."""
 _NEEDED = {
+    PARTY_KEY,
     *("PATH", "HOME", "USER", "LOGNAME", "LANG", "LANGUAGE", "TZ"),
     *("CUDA_VISIBLE_DEVICES", "NVIDIA_VISIBLE_DEVICES", "OMP_NUM_THREADS", "MALLOC_ARENA_MAX"),
 }
@@ -40,6 +43,8 @@ def build(
         for name, value in os.environ.items()
         if name not in _KEPT_OUT and (named is None or _is_needed(name) or name in named)
     }
+    if key := inherited.get(PARTY_KEY):
+        inherited[PARTY_KEY] = str(Path(key).absolute())  # a worker runs in another folder
     inherited |= {name: value for name, value in worker_variables.items() if value is not None}
     return inherited | {
         "TMPDIR": str(temporary),

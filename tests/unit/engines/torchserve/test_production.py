@@ -179,3 +179,13 @@ def test_the_environment_in_production(monkeypatch: pytest.MonkeyPatch, tmp_path
     assert not hidden & set(seen)
     assert {"SECRET", "LICENCE"} <= set(everything := environment.build(tmp_path, {}, None))
     assert "PYTHONPATH" not in everything
+
+
+def test_the_path_of_a_partys_key_reaches_its_worker(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """In production, too; as a path from the root, since a worker runs in another folder."""
+    monkeypatch.setenv(environment.PARTY_KEY, "keys/party0.key")
+    monkeypatch.chdir(tmp_path)
+    seen = environment.build(tmp_path, {}, ())
+    assert seen[environment.PARTY_KEY] == str(tmp_path / "keys" / "party0.key")

@@ -8,6 +8,7 @@ import os
 import ssl
 import stat
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 from cryptography.exceptions import InvalidTag
@@ -72,8 +73,12 @@ class PartyKey:
 
 def seal(card: Card, plain: bytes, info: bytes) -> bytes:
     """Seal bytes for one party: HPKE, RFC 9180, base mode."""
-    key = X25519PublicKey.from_public_bytes(bytes.fromhex(card.sealing_key))
-    return SUITE.encrypt(plain, key, info=info)
+    return SUITE.encrypt(plain, _public(card.sealing_key), info=info)
+
+
+@cache
+def _public(text: str) -> X25519PublicKey:
+    return X25519PublicKey.from_public_bytes(bytes.fromhex(text))
 
 
 def load(path: Path, program: SharedProgram) -> PartyKey:
