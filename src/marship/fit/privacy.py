@@ -16,6 +16,7 @@ import math
 import secrets
 import warnings
 from dataclasses import dataclass
+from functools import cache
 from types import ModuleType
 from typing import Any
 
@@ -97,7 +98,9 @@ class PrivateSteps:
         self.privacy = privacy
         self.sample_rate = min(1.0, settings.batch_size / count)
         self.steps = math.ceil(count / settings.batch_size)
-        self.noise_multiplier = self._noise_multiplier(settings.epochs)
+        self.noise_multiplier = _noise_multiplier(
+            privacy, self.sample_rate, settings.epochs * self.steps
+        )
         self.loader = self._poisson(loader, settings.batch_size)
         self.model = self._hooked(model)
         self.optimizer: Optimizer = self._opacus.optimizers.DPOptimizer(
@@ -112,8 +115,13 @@ class PrivateSteps:
     def finish(self, epochs: int) -> dict[str, Any]:
         """Remove the hooks; returns what was spent in `epochs`, for metrics.json."""
         self.model.remove_hooks()  # type: ignore[operator]  # GradSampleModule's
+        accountant = self._opacus.accountants.create_accountant(ACCOUNTANT)
+        accountant.history = [(self.noise_multiplier, self.sample_rate, epochs * self.steps)]
+        with warnings.catch_warnings():  # of orders that could be larger: the bound holds
+            warnings.simplefilter("ignore")
+            epsilon = float(accountant.get_epsilon(self.privacy.delta))
         return {
-            "epsilon": self._epsilon(self.noise_multiplier, epochs),
+            "epsilon": epsilon,
             "delta": self.privacy.delta,
             "protects": "one row of the training data, added or removed",
             "noise_multiplier": self.noise_multiplier,
@@ -123,33 +131,6 @@ class PrivateSteps:
             "steps": epochs * self.steps,
             "accountant": f"opacus {self._opacus.__version__}, {ACCOUNTANT}",
         }
-
-    def _epsilon(self, noise_multiplier: float, epochs: int) -> float:
-        accountant = self._opacus.accountants.create_accountant(ACCOUNTANT)
-        accountant.history = [(noise_multiplier, self.sample_rate, epochs * self.steps)]
-        with warnings.catch_warnings():  # of an order that could be larger: the bound holds
-            warnings.simplefilter("ignore")
-            return float(accountant.get_epsilon(self.privacy.delta))
-
-    def _noise_multiplier(self, epochs: int) -> float:
-        from opacus.accountants.utils import get_noise_multiplier
-
-        try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")
-                found = get_noise_multiplier(
-                    target_epsilon=self.privacy.epsilon,
-                    target_delta=self.privacy.delta,
-                    sample_rate=self.sample_rate,
-                    steps=epochs * self.steps,
-                    accountant=ACCOUNTANT,
-                )
-        except ValueError as error:
-            raise UsageError(
-                f"dp_epsilon must be larger for {epochs * self.steps} steps, got "
-                f"{self.privacy.epsilon:g}. Raise it, or lower --epochs."
-            ) from error
-        return float(found)
 
     def _poisson(self, loader: DataLoader[Any], batch_size: int) -> DataLoader[Any]:
         from opacus.utils.uniform_sampler import UniformWithReplacementSampler
@@ -215,6 +196,29 @@ def _check(model: nn.Module, settings: RunSettings, privacy: Privacy, rows: int)
             f"dp_delta must be below 1 / {rows}, the rows of the training data, got "
             f"{privacy.delta:g}: a model that published one row at random would keep it."
         )
+
+
+@cache
+def _noise_multiplier(privacy: Privacy, sample_rate: float, steps: int) -> float:
+    """The least noise whose epsilon is below the bound, by a hundredth at most."""
+    from opacus.accountants.utils import get_noise_multiplier
+
+    try:
+        with warnings.catch_warnings():  # see `finish`
+            warnings.simplefilter("ignore")
+            found = get_noise_multiplier(
+                target_epsilon=privacy.epsilon,
+                target_delta=privacy.delta,
+                sample_rate=sample_rate,
+                steps=steps,
+                accountant=ACCOUNTANT,
+            )
+    except ValueError as error:
+        raise UsageError(
+            f"dp_epsilon must be larger for {steps} steps, got {privacy.epsilon:g}. "
+            "Raise it, or lower --epochs."
+        ) from error
+    return float(found)
 
 
 def _secret_generator() -> torch.Generator:
