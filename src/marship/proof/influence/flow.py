@@ -12,7 +12,7 @@ from onnx.reference import ReferenceEvaluator
 from marship.contract import Array
 from marship.proof import operators
 from marship.proof.influence.rules import RULES
-from marship.proof.influence.tensor import Mixes, Place, Rule, Step, Tensor, Unknown, stride_of
+from marship.proof.influence.tensor import Mixes, Place, Rule, Step, RowTensor, Unknown, stride_of
 from marship.proof.influence.trace import MOST_VALUES, Trace, used
 
 _MOVING = {
@@ -47,7 +47,7 @@ class Flow:
 
     trace: Trace
     other: Trace
-    tensors: dict[str, Tensor] = field(default_factory=dict)
+    tensors: dict[str, RowTensor] = field(default_factory=dict)
     mixing: list[str] = field(default_factory=list)
 
     def walk(self) -> None:
@@ -57,7 +57,7 @@ class Flow:
             self.tensors[tensor.name] = _initial(tensor)
         for name, array in self.trace.inputs.items():
             stride = array.size // self.trace.rows or None
-            self.tensors[name] = Tensor(array.shape, stride, is_data=True)
+            self.tensors[name] = RowTensor(array.shape, stride, is_data=True)
         for node in graph.node:
             self._follow(node)
         for name, node in self.trace.conditions.items():
@@ -97,11 +97,11 @@ class Flow:
             return
         value = self.trace.values.get(output)
         counts = np.asarray(value != self.other.values.get(output))
-        self.tensors[output] = Tensor(
+        self.tensors[output] = RowTensor(
             self.trace.shapes[output], counts=counts if counts.any() else None, value=value
         )
 
-    def _rows(self, node: NodeProto, inputs: Sequence[Tensor | None], *, is_data: bool) -> None:
+    def _rows(self, node: NodeProto, inputs: Sequence[RowTensor | None], *, is_data: bool) -> None:
         """An operator on rows."""
         shapes = [self.trace.shapes.get(name, ()) for name in node.output]
         step = Step(node, inputs, shapes, self.trace.rows, self._opset)
@@ -129,12 +129,12 @@ class Flow:
                 place = places[number] if number < len(places) else self._guess(name)
                 self.tensors[name] = self._made(name, place, is_data, is_position)
 
-    def _made(self, name: str, place: Place | None, is_data: bool, is_position: bool) -> Tensor:
+    def _made(self, name: str, place: Place | None, is_data: bool, is_position: bool) -> RowTensor:
         shape = self.trace.shapes[name]
         is_right = place is not None and shape[place[0]] % (place[1] * self.trace.rows) == 0
         stride = stride_of(shape, place) or None if place is not None and is_right else None
         value = self.trace.values.get(name)
-        return Tensor(shape, stride, is_data=is_data, is_position=is_position, value=value)
+        return RowTensor(shape, stride, is_data=is_data, is_position=is_position, value=value)
 
     def _rule(self, node: NodeProto) -> Rule:
         if node.domain not in _DOMAINS or node.op_type not in RULES:
@@ -147,7 +147,7 @@ class Flow:
         return next((one.version for one in opsets if one.domain in ("", "ai.onnx")), 1)
 
     def _check_counts(
-        self, node: NodeProto, inputs: Sequence[Tensor | None], *, is_data: bool
+        self, node: NodeProto, inputs: Sequence[RowTensor | None], *, is_data: bool
     ) -> None:
         """The number of rows must not be a value to compute with."""
         for number, tensor in enumerate(inputs):
@@ -168,7 +168,7 @@ class Flow:
                 return axis, size // self.trace.rows
         return None
 
-    def _constant(self, node: NodeProto, inputs: Sequence[Tensor | None]) -> None:
+    def _constant(self, node: NodeProto, inputs: Sequence[RowTensor | None]) -> None:
         """An operator on what does not depend on the inputs' values, but may on their sizes."""
         is_position = any(one is not None and one.is_position for one in inputs)
         counted = [one is not None and one.counts is not None for one in inputs]
@@ -187,7 +187,7 @@ class Flow:
                 made = replace(made, counts=counts)
             self.tensors[name] = made
 
-    def _counts(self, node: NodeProto, inputs: Sequence[Tensor | None]) -> list[Array | None]:
+    def _counts(self, node: NodeProto, inputs: Sequence[RowTensor | None]) -> list[Array | None]:
         """Which elements of the outputs depend on the number of rows."""
         flags = [None if one is None else _flags(one) for one in inputs]
         shapes = [self.trace.shapes.get(name, ()) for name in node.output]
@@ -203,7 +203,7 @@ class Flow:
             return [np.ones(shape, bool) for shape in shapes]
 
     def _moved(
-        self, node: NodeProto, inputs: Sequence[Tensor | None], flags: Sequence[Array | None]
+        self, node: NodeProto, inputs: Sequence[RowTensor | None], flags: Sequence[Array | None]
     ) -> list[Array | None]:
         moved = len(inputs) if node.op_type == "Concat" else 1
         feeds, single = {}, NodeProto()
@@ -225,11 +225,11 @@ class Flow:
         return [np.asarray(one, bool) for one in run.run(None, feeds)]
 
 
-def _flags(tensor: Tensor) -> Array:
+def _flags(tensor: RowTensor) -> Array:
     return np.zeros(tensor.shape, bool) if tensor.counts is None else tensor.counts
 
 
-def _initial(tensor: onnx.TensorProto) -> Tensor:
+def _initial(tensor: onnx.TensorProto) -> RowTensor:
     shape = tuple(tensor.dims)
     small = math.prod(shape) <= MOST_VALUES and tensor.data_type != onnx.TensorProto.STRING
-    return Tensor(shape, value=onnx.numpy_helper.to_array(tensor) if small else None)
+    return RowTensor(shape, value=onnx.numpy_helper.to_array(tensor) if small else None)

@@ -23,7 +23,7 @@ class Unknown(Exception):  # noqa: N818  as above
 
 
 @dataclass(frozen=True, slots=True)
-class Tensor:
+class RowTensor:
     """A tensor of one call.
 
     Attributes:
@@ -57,7 +57,7 @@ class Step:
     """
 
     node: NodeProto
-    inputs: Sequence[Tensor | None]
+    inputs: Sequence[RowTensor | None]
     shapes: Sequence[tuple[int, ...]]
     rows: int
     opset: int
@@ -93,7 +93,7 @@ class Step:
             raise Unknown
         return [int(one) for one in found.ravel()]
 
-    def _given(self, number: int) -> Tensor:
+    def _given(self, number: int) -> RowTensor:
         tensor = self.inputs[number] if number < len(self.inputs) else None
         if tensor is None:
             raise Unknown
