@@ -12,7 +12,7 @@ from onnx.reference import ReferenceEvaluator
 from marship.contract import Array
 from marship.proof import operators
 from marship.proof.influence.rules import RULES
-from marship.proof.influence.tensor import Mixes, Place, Rule, Step, RowTensor, Unknown, stride_of
+from marship.proof.influence.tensor import Mixes, Place, RowTensor, Rule, Step, Unknown, stride_of
 from marship.proof.influence.trace import MOST_VALUES, Trace, used
 
 _MOVING = {
