@@ -1,8 +1,10 @@
 """The tensors of one call of a model."""
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -13,6 +15,8 @@ from marship.proof import operators
 from marship.serving.model import custom_ops
 
 _LARGEST_MODEL = 1 << 30
+_NARROW = re.compile(r"tensor\((bfloat16|float8\w*|float4\w*|u?int[24])\)")
+_WIDE = "/marship/wide"
 MOST_VALUES = 1 << 16
 
 
@@ -61,10 +65,11 @@ def traced(model: ModelProto, parts: Sequence[Arrays], libraries: Sequence[Path]
     conditions: dict[str, NodeProto] = {}
     while True:
         data = _data_names(model)
-        arrays = _arrays(model, inputs, libraries)
-        if arrays is None:
+        found = _arrays(model, inputs, libraries)
+        if found is None:
             return None
-        shapes = {name: array.shape for name, array in arrays.items()}
+        arrays, shapes = found
+        shapes |= {name: array.shape for name, array in arrays.items()}
         values = {
             name: array
             for name, array in arrays.items()
@@ -96,37 +101,46 @@ def used(node: NodeProto) -> set[str]:
 
 def _arrays(
     model: ModelProto, inputs: Arrays, libraries: Sequence[Path]
-) -> dict[str, Array] | None:
-    """All arrays of a call by name, those of the main graph."""
-    import onnxruntime
-
+) -> tuple[dict[str, Array], dict[str, tuple[int, ...]]] | None:
+    """All arrays of a call in the main graph, and the shapes of those that NumPy cannot hold."""
     copy = ModelProto()
     copy.CopyFrom(model)
     outputs = {value.name for value in copy.graph.output}
-    for node in copy.graph.node:
-        for name in node.output:
-            if name and name not in outputs:
-                outputs.add(name)
-                copy.graph.output.append(onnx.ValueInfoProto(name=name))
+    names = [name for node in copy.graph.node for name in node.output if name]
+    copy.graph.output.extend(
+        onnx.ValueInfoProto(name=name) for name in names if name not in outputs
+    )
+    taken = {value.name for value in copy.graph.input}
+    try:
+        session = _session(copy, libraries)
+        found = {value.name: value.type for value in session.get_outputs()}
+        narrow = [name for name, kind in found.items() if _NARROW.fullmatch(kind)]
+        if narrow:
+            for name in narrow:
+                wide = onnx.helper.make_node("Cast", [name], [name + _WIDE], to=1)  # float32
+                copy.graph.node.append(wide)
+                copy.graph.output.append(onnx.ValueInfoProto(name=name + _WIDE))
+            session = _session(copy, libraries)
+        wanted = [value.name for value in session.get_outputs() if value.name not in narrow]
+        values = session.run(wanted, {k: v for k, v in inputs.items() if k in taken})
+    except Exception:
+        return None
+    held = dict(zip(wanted, values, strict=True))
+    shapes = {name: held.pop(name + _WIDE).shape for name in narrow}
+    return {name: one for name, one in held.items() if isinstance(one, np.ndarray)}, shapes
+
+
+def _session(model: ModelProto, libraries: Sequence[Path]) -> Any:  # noqa: ANN401  onnxruntime ships no types
+    import onnxruntime
+
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4  # fatal
     options.intra_op_num_threads = 1
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     custom_ops.register(options, libraries)
-    names = {value.name for value in copy.graph.input}
-    try:
-        session = onnxruntime.InferenceSession(
-            copy.SerializeToString(), options, providers=["CPUExecutionProvider"]
-        )
-        found = session.run(None, {k: v for k, v in inputs.items() if k in names})
-    except Exception:
-        return None
-    wanted = [value.name for value in session.get_outputs()]
-    return {
-        name: array
-        for name, array in zip(wanted, found, strict=True)
-        if isinstance(array, np.ndarray)
-    }
+    return onnxruntime.InferenceSession(
+        model.SerializeToString(), options, providers=["CPUExecutionProvider"]
+    )
 
 
 def _with_branches(model: ModelProto, taken: Mapping[str, bool]) -> ModelProto:
