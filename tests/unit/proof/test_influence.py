@@ -100,6 +100,34 @@ MIXING = {
             m = ReduceMax <keepdims = 0> (wide)
             y = Sub (wide, m)
         }""",
+    "within a loop": """
+        agraph (float[N, 4] x) => (float[N, 4] y) <int64 rounds = {2}, bool go = {1}> {
+            y = Loop (rounds, go, x) <body = round (int64 i, bool on, float[N, 4] h) =>
+                (bool on_out, float[N, 4] h_out) {
+                on_out = Identity (on)
+                m = ReduceMean <axes = [0], keepdims = 1> (h)
+                h_out = Sub (h, m)
+            }>
+        }""",
+    "only from the second round of a loop on": """
+        agraph (float[N, 4] x) => (float[1, 4] z, float[N, 4] y)
+        <int64 rounds = {2}, bool go = {1}, float[1, 4] zero = {0, 0, 0, 0}> {
+            z, y = Loop (rounds, go, zero, x) <body = round (int64 i, bool on, float[1, 4] s,
+                float[N, 4] h) => (bool on_out, float[1, 4] s_out, float[N, 4] h_out) {
+                on_out = Identity (on)
+                s_out = ReduceMax <axes = [0], keepdims = 1> (h)
+                h_out = Add (h, s)
+            }>
+        }""",
+    "within a scan over steps": """
+        agraph (float[N, 4] x) => (float[N, 4] y) {
+            steps = Transpose <perm = [1, 0]> (x)
+            o = Scan <num_scan_inputs = 1, body = step (float[N] h) => (float[N] h_out) {
+                m = ReduceMax <keepdims = 0> (h)
+                h_out = Sub (h, m)
+            }> (steps)
+            y = Transpose <perm = [1, 0]> (o)
+        }""",
     "within a function": """
         agraph (float[N, 4] x) => (float[N, 4] y) { y = local.centred (x) }
         <opset_import: ["" : 17], domain: "local"> centred (x) => (y) {
@@ -153,6 +181,30 @@ ROW_WISE = {
             size = Concat <axis = 0> (rows, rest)
             t = Reshape (x, size)
             y = Relu (t)
+        }""",
+    "a scan over steps, with a state of each row": """
+        agraph (float[N, 4] x) => (float[N, 4] y) <int64[1] rest = {1}, int64 zero = {0}> {
+            steps = Transpose <perm = [1, 0]> (x)
+            shape = Shape (x)
+            axis = Constant <value_ints = [0]> ()
+            n = Gather (shape, axis)
+            start = ConstantOfShape (n)
+            last, o = Scan <num_scan_inputs = 1, body = step (float[N] s, float[N] h) =>
+                (float[N] s_out, float[N] h_out) {
+                s_out = Add (s, h)
+                h_out = Tanh (s_out)
+            }> (start, steps)
+            y = Transpose <perm = [1, 0]> (o)
+        }""",
+    "a loop over rounds": """
+        agraph (float[N, 4] x) => (float[N, 4] y) <int64 rounds = {3}, bool go = {1}> {
+            y = Loop (rounds, go, x) <body = round (int64 i, bool on, float[N, 4] h) =>
+                (bool on_out, float[N, 4] h_out) {
+                on_out = Identity (on)
+                t = Tanh (h)
+                p = Softmax <axis = 1> (t)
+                h_out = Add (h, p)
+            }>
         }""",
     "a branch by another size": """
         agraph (float[N, 4] x) => (float[N, 4] y) <int64 one = {1}, int64 most = {64}> {

@@ -8,6 +8,7 @@ the rows. What has no rule, such as a custom operator, is left to runs; the rows
 taken to be on the axis that grows with their number.
 
 trace.py    the tensors of a call
+loops.py    the body of a loop as a model of its own
 tensor.py   where a tensor holds the rows
 moves.py    rules of operators that move elements
 sums.py     rules of operators that compute with them

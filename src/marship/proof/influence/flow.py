@@ -11,9 +11,19 @@ from onnx.reference import ReferenceEvaluator
 
 from marship.contract import Array
 from marship.proof import operators
+from marship.proof.influence.loops import Body
 from marship.proof.influence.rules import RULES
-from marship.proof.influence.tensor import Mixes, Place, RowTensor, Rule, Step, Unknown, stride_of
-from marship.proof.influence.trace import MOST_VALUES, Trace, used
+from marship.proof.influence.tensor import (
+    Mixes,
+    Place,
+    RowTensor,
+    Rule,
+    Step,
+    Unknown,
+    place_of,
+    stride_of,
+)
+from marship.proof.influence.trace import LOOPS, MOST_VALUES, Trace, used
 
 _MOVING = {
     *("Cast", "Concat", "Expand", "Flatten", "Gather", "GatherElements", "GatherND", "Identity"),
@@ -30,6 +40,7 @@ _SHAPING = {
 }
 """The inputs of an operator that may state the number of rows, as a size."""
 _DOMAINS = {"", "ai.onnx", "ai.onnx.ml", "com.microsoft", "ai.onnx.contrib"}
+_ITERATIONS = 4
 _RULE_FAULTS = (IndexError, KeyError, TypeError, ValueError, ZeroDivisionError)
 """Of a rule, where a node is not as the definition of its operator says."""
 
@@ -51,20 +62,22 @@ class Flow:
     mixing: list[str] = field(default_factory=list)
 
     def walk(self) -> None:
-        """Follow the rows from the inputs to the outputs."""
-        graph = self.trace.model.graph
-        for tensor in graph.initializer:
-            self.tensors[tensor.name] = _initial(tensor)
+        """Follow the rows from the inputs, which hold them on the first axis, to the outputs."""
         for name, array in self.trace.inputs.items():
             stride = array.size // self.trace.rows or None
             self.tensors[name] = RowTensor(array.shape, stride, is_data=True)
-        for node in graph.node:
+        self._walk()
+        for value in self.trace.model.graph.output:
+            self._check(value.name)
+
+    def _walk(self) -> None:
+        for tensor in self.trace.model.graph.initializer:
+            self.tensors[tensor.name] = _initial(tensor)
+        for node in self.trace.model.graph.node:
             self._follow(node)
         for name, node in self.trace.conditions.items():
             if self.tensors[name].counts is not None or self.tensors[name].is_position:
                 self._note(node, "chooses a branch by the number of rows of a call")
-        for value in graph.output:
-            self._check(value.name)
 
     def _check(self, name: str) -> None:
         """An output must have the rows where the inputs have them."""
@@ -114,7 +127,7 @@ class Flow:
             self._check_counts(node, inputs, is_data=is_data)
             if is_lost:
                 raise Unknown
-            places = self._rule(node)(step)
+            places = self._loop(node) if node.op_type in LOOPS else self._rule(node)(step)
         except Mixes as found:
             is_position = not is_data
             if is_data:
@@ -128,6 +141,51 @@ class Flow:
             if name in self.trace.shapes:
                 place = places[number] if number < len(places) else self._guess(name)
                 self.tensors[name] = self._made(name, place, is_data, is_position)
+
+    def _loop(self, node: NodeProto) -> list[Place]:
+        """The outputs' places of a loop, whose body is followed by itself."""
+        body = Body.of(node)
+        outer = dict(zip(body.inputs(), body.given(), strict=True))
+        outer |= {name: name for name in used(node) if name in self.tensors and name not in outer}
+        data = {name for name, one in outer.items() if self.tensors[one].is_data}
+        traces = body.traced(self.trace, data), body.traced(self.other, data)
+        start = {}
+        for name, array in traces[0].inputs.items():
+            start[name] = RowTensor(array.shape, value=traces[0].values.get(name))
+        for number, name in enumerate(body.inputs()):
+            held = self.tensors[outer[name]]
+            start[name] = body.placed(number, held, start[name].shape, self.trace.rows)
+        for name in set(start) & set(self.tensors) - {*body.inputs()}:
+            start[name] = self.tensors[name]
+        inner = self._settled(body, traces, start)
+        self.mixing += inner.mixing
+        outputs = [*body.graph.output][1 if body.is_loop else 0 :]
+        found = [inner.tensors[value.name] for value in outputs]
+        if any(one.stride is None or one.is_position for one in found):
+            raise Unknown
+        return [
+            body.outer(number, place_of(one.shape, one.stride or 1, self.trace.rows))
+            for number, one in enumerate(found)
+        ]
+
+    def _settled(
+        self, body: Body, traces: tuple[Trace, Trace], start: dict[str, RowTensor]
+    ) -> "Flow":
+        """The body's tensors, once what an iteration hands to the next is as what it got."""
+        for _ in range(_ITERATIONS):
+            inner = Flow(traces[0], traces[1], dict(start))
+            inner._walk()
+            changed = False
+            for name, output in body.carried():
+                before, after = start[name], inner.tensors[output]
+                if (before.stride, before.is_data) == (after.stride, after.is_data):
+                    continue
+                if before.shape != after.shape:
+                    raise Unknown
+                start[name], changed = replace(after, value=None), True
+            if not changed:
+                return inner
+        raise Unknown
 
     def _made(self, name: str, place: Place | None, is_data: bool, is_position: bool) -> RowTensor:
         shape = self.trace.shapes[name]

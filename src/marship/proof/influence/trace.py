@@ -17,6 +17,7 @@ from marship.serving.model import custom_ops
 _LARGEST_MODEL = 1 << 30
 _NARROW = re.compile(r"tensor\((bfloat16|float8\w*|float4\w*|u?int[24])\)")
 _WIDE = "/marship/wide"
+LOOPS = ("Loop", "Scan")
 MOST_VALUES = 1 << 16
 
 
@@ -49,6 +50,8 @@ class Trace:
         shapes: The shapes of all arrays, by name.
         values: Values of small arrays that do not depend on the inputs' values.
         conditions: The node of each If that was replaced, by the name of its condition.
+        held: The arrays that loops take.
+        libraries: Files with custom operators.
     """
 
     model: ModelProto
@@ -57,14 +60,38 @@ class Trace:
     shapes: Mapping[str, tuple[int, ...]]
     values: Mapping[str, Array]
     conditions: Mapping[str, NodeProto]
+    held: Arrays
+    libraries: Sequence[Path]
 
 
 def traced(model: ModelProto, parts: Sequence[Arrays], libraries: Sequence[Path]) -> Trace | None:
     """Run requests in one call; None if the model does not run so."""
     inputs = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+    return run(model, inputs, {*inputs}, len(parts), libraries)
+
+
+def run(
+    model: ModelProto,
+    inputs: Arrays,
+    data: set[str],
+    rows: int,
+    libraries: Sequence[Path],
+) -> Trace | None:
+    """Run a call.
+
+    Args:
+        model: The model.
+        inputs: The inputs of the call.
+        data: Those whose values count as the user's.
+        rows: The number of requests in it.
+        libraries: Files with custom operators.
+
+    Returns:
+        None if the model does not run on them.
+    """
     conditions: dict[str, NodeProto] = {}
     while True:
-        data = _data_names(model)
+        named = _data_names(model, data)
         found = _arrays(model, inputs, libraries)
         if found is None:
             return None
@@ -72,21 +99,33 @@ def traced(model: ModelProto, parts: Sequence[Arrays], libraries: Sequence[Path]
         shapes |= {name: array.shape for name, array in arrays.items()}
         values = {
             name: array
-            for name, array in arrays.items()
-            if name not in data and array.size <= MOST_VALUES
+            for name, array in (arrays | inputs).items()
+            if name not in named and array.size <= MOST_VALUES
         }
         known = {node.input[0]: node for node in model.graph.node if node.op_type == "If"}
         known = {name: node for name, node in known.items() if name in values}
         if not known:
-            return Trace(model, len(parts), inputs, shapes, values, conditions)
+            held = _held(model, arrays | inputs)
+            return Trace(model, rows, inputs, shapes, values, conditions, held, libraries)
         conditions |= known
         model = _with_branches(model, {name: bool(values[name].all()) for name in known})
 
 
-def _data_names(model: ModelProto) -> set[str]:
-    """The tensors whose values may depend on the inputs' values."""
-    found = {value.name for value in model.graph.input}
-    found -= {tensor.name for tensor in model.graph.initializer}
+def _held(model: ModelProto, arrays: Arrays) -> Arrays:
+    """The arrays that loops take, whose bodies are run by themselves."""
+    loops = [node for node in model.graph.node if node.op_type in LOOPS]
+    wanted = set().union(*map(used, loops))
+    stored = {
+        tensor.name: onnx.numpy_helper.to_array(tensor)
+        for tensor in model.graph.initializer
+        if tensor.name in wanted
+    }
+    return stored | {name: array for name, array in arrays.items() if name in wanted}
+
+
+def _data_names(model: ModelProto, data: set[str]) -> set[str]:
+    """The tensors whose values may depend on those of some inputs."""
+    found = set(data)
     for node in model.graph.node:
         if node.op_type not in ("Shape", "Size") and found & used(node):
             found.update(node.output)
