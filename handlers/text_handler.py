@@ -5,9 +5,11 @@ The body is a text (text/plain, UTF-8), or JSON: a string, an object, or a list 
     {"text": "The film was long."}
     {"text": "A man sleeps.", "text_pair": "Nobody is awake."}
     {"text": ["Good.", "Bad."], "top_k": 2}
+    {"instances": ["Good.", {"text": "Bad."}]}
 
 The response is what `pipeline()` of transformers gives for one text, or a list with that of each;
 see `marship.serving.texts.answers`. `top_k` is of text-classification: as many labels, best first.
+`instances` are KServe v1's, and get `{"predictions": [...]}`.
 
 Texts with more tokens than the model takes are refused. `handler:` in model-config.yaml may set
 `truncate: true`, which cuts them.
@@ -25,15 +27,24 @@ from marship.errors import (
     MarshipError,
     TooLargeError,
 )
-from marship.serving.formats import codec, forms
+from marship.serving.formats import codec, forms, instances
 from marship.serving.formats.media import TEXT_TYPE
 from marship.serving.handler import OnnxHandler, Reply, Request
 from marship.serving.model.batch import Parts
-from marship.serving.texts import TEXT_FILE, TOKENIZER_FILE, Text, TextModel, TokenizedText
+from marship.serving.texts import (
+    TEXT_FILE,
+    TOKENIZER_FILE,
+    AnswerForm,
+    Text,
+    TextModel,
+    TokenizedText,
+)
 from marship.serving.texts.answers import CLASSIFY
 
 MOST_TEXTS = 32
 KEYS = ("text", "text_pair", "top_k")
+_MARK = "\ufeff"
+"""Byte order mark, which some editors put before a text."""
 
 
 class TextHandler(OnnxHandler):
@@ -57,37 +68,43 @@ class TextHandler(OnnxHandler):
 
     def decode(
         self, request: Request
-    ) -> tuple[Arrays | Parts, tuple[list[TokenizedText], bool, Any]]:
-        """Each text's tokens; whether the response is a list, and how many labels are wanted.
+    ) -> tuple[Arrays | Parts, tuple[list[TokenizedText], AnswerForm]]:
+        """Each text's tokens, and the form of the response.
 
         Raises:
             RequestError: The body holds no text, or one that the model does not take.
         """
-        texts, is_list, top_k = self._texts(request)
-        self._check_task(texts, top_k)
-        names = [f"text {place}" for place in range(1, len(texts) + 1)] if is_list else ["text"]
+        texts, form = self._texts(request)
+        self._check_task(texts, form.top_k)
+        places = range(1, len(texts) + 1)
+        names = [f"text {place}" for place in places] if form.is_list else ["text"]
         tokens = [self._model.read(text, name) for text, name in zip(texts, names, strict=True)]
         parts: Parts = [each.inputs for each in tokens]
-        return parts, (tokens, is_list, top_k)
+        return parts, (tokens, form)
 
-    def encode(self, outputs: Parts, state: tuple[list[TokenizedText], bool, Any]) -> Reply:
+    def encode(self, outputs: Parts, state: tuple[list[TokenizedText], AnswerForm]) -> Reply:
         """The response for one text, or a list."""
-        tokens, is_list, top_k = state
+        tokens, form = state
         rows = []
         for output, read in zip(outputs, tokens, strict=True):
             if isinstance(output, MarshipError):
                 raise output
-            rows.append(self._model.answer(output, read, top_k))
-        answer = rows if is_list else rows[0]
+            rows.append(self._model.answer(output, read, form.top_k))
+        answer = rows if form.is_list else rows[0]
+        if form.is_kserve:
+            answer = {"predictions": rows}
         return Reply(orjson.dumps(answer, option=orjson.OPT_SERIALIZE_NUMPY))
 
-    def _texts(self, request: Request) -> tuple[list[Text], bool, int | None]:
-        """The texts, whether they came as a list, and top_k."""
+    def _texts(self, request: Request) -> tuple[list[Text], AnswerForm]:
+        """The texts, and the form of the response."""
         if forms.kind_of(request.content_type) == TEXT_TYPE:
-            return [Text(_plain(request.body))], False, None
+            return [Text(_plain(request.body))], AnswerForm()
         value = codec.read_json(request.body, request.content_type)
         top_k = None
-        if isinstance(value, dict):
+        is_kserve = isinstance(value, dict) and instances.is_request(value, self.contract)
+        if is_kserve:
+            value = _instances(value)
+        elif isinstance(value, dict):
             if "text" not in value or set(value) - set(KEYS):
                 raise InvalidInputError(
                     f"the body must be an object with text and no keys but {', '.join(KEYS)}."
@@ -95,11 +112,12 @@ class TextHandler(OnnxHandler):
             top_k = self._top_k(value)
             value = _rows(value)
         if not isinstance(value, list):
-            return [_text(value, "text")], False, top_k
+            return [_text(value, "text")], AnswerForm(top_k=top_k)
         if not 1 <= len(value) <= MOST_TEXTS:
             kind = TooLargeError if value else InvalidInputError
             raise kind(f"a request must hold from 1 to {MOST_TEXTS} texts, got {len(value)}.")
-        return [_text(each, f"text {n}") for n, each in enumerate(value, 1)], True, top_k
+        found = [_text(each, f"text {n}") for n, each in enumerate(value, 1)]
+        return found, AnswerForm(is_list=True, top_k=top_k, is_kserve=is_kserve)
 
     def _top_k(self, value: dict[str, Any]) -> int | None:
         top_k = value.get("top_k")
@@ -129,6 +147,13 @@ def _rows(value: dict[str, Any]) -> Any:  # noqa: ANN401  any JSON value
     return [{"text": one, "text_pair": other} for one, other in zip(text, pair, strict=True)]
 
 
+def _instances(value: dict[str, Any]) -> list[Any]:
+    rows = value[instances.KEY]
+    if not isinstance(rows, list):
+        raise InvalidInputError(f"instances must be a list of texts, got {rows!r:.60}.")
+    return rows
+
+
 def _text(value: object, place: str) -> Text:
     """One text of a string, or of an object with a pair."""
     if isinstance(value, str):
@@ -145,12 +170,12 @@ def _text(value: object, place: str) -> Text:
 
 def _plain(body: object) -> str:
     if isinstance(body, str):
-        return body
+        return body.removeprefix(_MARK)
     if not isinstance(body, bytes | bytearray | memoryview):
         raise MalformedError("a text must be sent as bytes, got a JSON value.")
     forms.check_compression(body)
     try:
-        return bytes(body).decode()
+        return bytes(body).decode().removeprefix(_MARK)
     except UnicodeDecodeError as error:
         raise MalformedError(f"a text must be UTF-8, got {error.reason}.") from error
 

@@ -194,6 +194,10 @@ class Service:
         """What a request should look like; a JSON value that is part of every 4xx response."""
         return [str(spec) for spec in self.contract.inputs]
 
+    def own_advice(self) -> object:
+        """`advice` of a handler whose requests are none of tensors; None without its own."""
+        return None if type(self).advice is Service.advice else self.advice()
+
     def replies(self, requests: Sequence[Request]) -> Iterator[tuple[dict[int, Reply], str]]:
         """Yield replies as they are ready, by request index, with the Server-Timing so far.
 
@@ -328,6 +332,8 @@ class Service:
                 "model-config.yaml."
             )
         forms.check_form(request)
+        if not request.content_type and forms.is_fields(request):
+            request.content_type = forms.FIELDS_TYPE  # so that a refusal names the header
         encodings = request.header("content-encoding")
         if encodings:
             request.body = forms.undo_encodings(request.body, encodings, self.max_request_bytes)

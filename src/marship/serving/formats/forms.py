@@ -92,12 +92,17 @@ def check_form(request: Request) -> None:
         UnsupportedMediaError: The fields have no names.
     """
     is_whole = request.name == "body" and request.field_count
-    if is_whole or kind_of(request.header("content-type")) != FIELDS_TYPE:
+    if is_whole or not is_fields(request):
         return
     names = (request.name, *request.fields)
     is_one_word = len(names) == 1 and not request.body
     if is_one_word or not all(map(_FIELD_NAME.fullmatch, names)):
         raise untyped()
+
+
+def is_fields(request: Request) -> bool:
+    """Whether a request came as what `curl -d` calls every body."""
+    return kind_of(request.header("content-type")) == FIELDS_TYPE
 
 
 def untyped() -> UnsupportedMediaError:

@@ -33,6 +33,21 @@ class Text:
     pair: str | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class AnswerForm:
+    """The form of a response.
+
+    Attributes:
+        is_list: Whether it is a list.
+        top_k: How many labels of each text are listed; None gives the best one alone.
+        is_kserve: Whether it is KServe v1's object with that list.
+    """
+
+    is_list: bool = False
+    top_k: int | None = None
+    is_kserve: bool = False
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class TokenizedText:
     """A text as a tokenizer divides it.

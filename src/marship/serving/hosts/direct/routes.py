@@ -13,7 +13,7 @@ Source: Open Inference Protocol, "Required" REST API and the model metadata exte
 data plane v1; the engine's own inference API.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from urllib.parse import unquote
 
@@ -117,18 +117,22 @@ def _kserve(model: str, rest: list[str]) -> Route | None:
     return None if kind is None else Route(kind, model, version, is_kserve=True)
 
 
-def metadata(name: str, versions: list[str], contract: Contract) -> Reply:
+def metadata(name: str, versions: list[str], contract: Contract, advice: object = None) -> Reply:
     """What a model takes and gives; an axis of any size is -1.
 
     The protocol has no place for sizes that must be multiples of a number: they are `parameters`.
+    So is what a request looks like whose handler takes no tensors (`advice`), but a text.
     """
+    parameters: dict[str, object] = {"steps": contract.steps} if contract.steps else {}
+    if advice is not None:
+        contract, parameters = replace(contract, inputs=(), outputs=()), {"expects": advice}
     facts = {
         "name": name,
         "versions": versions,
         "platform": "onnxruntime_onnx",
         "inputs": [_tensor(spec) for spec in contract.inputs],
         "outputs": [_tensor(spec) for spec in contract.outputs],
-        **({"parameters": {"steps": contract.steps}} if contract.steps else {}),
+        **({"parameters": parameters} if parameters else {}),
     }
     return Reply(orjson.dumps(facts))
 

@@ -345,8 +345,9 @@ class DirectWorker(Site):
         elif route.kind == routes.PREDICT:
             self._lane.put(exchange)
         elif route.kind == routes.METADATA:
+            service, model = self._service, self._settings.model
             exchange.reply(
-                routes.metadata(self._settings.model, self._versions, self._service.contract)
+                routes.metadata(model, self._versions, service.contract, service.own_advice())
             )
         else:
             facts = {"name": self._settings.model, "ready": True}
