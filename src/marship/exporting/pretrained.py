@@ -103,7 +103,7 @@ def _of_texts(folder: ModelFolder, run_dir: Path, wanted: int | None) -> ExportP
     bounds = texts.stated_bounds(folder, tokenizer)
     bounds = [min(wanted, bound) for bound in bounds] if wanted else bounds
     most = texts.longest(partial(model.states, network), shortest, bounds)
-    samples = texts.samples_of(folder.task, tokenizer, most)
+    samples = texts.samples_of(folder, tokenizer, most)
     rows = [texts.row_of(tokenizer, names, text) for text in samples]
     _say_others(model.others(network, shortest))
     pads = {k: v for k, v in texts.pads_of(tokenizer, network.config).items() if k in names}

@@ -143,7 +143,7 @@ def _of_texts(  # noqa: PLR0913  the parts of a plan
     names = _checked_inputs(model, inputs, INPUTS)
     _check_length(inputs, model)
     bounds = texts.stated_bounds(folder, tokenizer)
-    samples = texts.samples_of(folder.task, tokenizer, min(bounds))
+    samples = texts.samples_of(folder, tokenizer, min(bounds))
     rows = [texts.row_of(tokenizer, names, text) for text in samples]
     files = texts.files(folder, tokenizer, output, samples)
     _write(draft, files, rows)
@@ -157,7 +157,7 @@ def _of_texts(  # noqa: PLR0913  the parts of a plan
         found = replace(found, bounds={**found.bounds, LENGTH: (1, most)})
         found = _padded(found, run, examples, pads)
         served = TextModel(json.loads(files[TEXT_FILE]), draft / TOKENIZER_FILE, found)
-        crosscheck.check_tokens([served.read(text) for text in samples], tokenizer)
+        crosscheck.check_tokens(served, tokenizer, samples)
         cases = parity.golden_from(run, found, examples, settings.golden)  # of equal lengths
         found, _ = onnx_proof.with_tolerance(replace(found, tolerance=Tolerance()), run, cases)
         assets = [draft / name for name in files if name != texts.SAMPLES_FILE]

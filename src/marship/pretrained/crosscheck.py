@@ -1,6 +1,7 @@
 """Holds what an archive will respond against `transformers.pipeline()`, on texts or pictures."""
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -8,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from marship.contract import Arrays, Contract
-from marship.errors import MarshipError, ParityError
+from marship.errors import InvalidInputError, MarshipError, ParityError
 from marship.pretrained import pictures, texts
 from marship.pretrained.folder import CLASSIFY_PICTURES, quiet, read_object
 from marship.pretrained.labels import labels_of, scores_of
@@ -81,13 +82,12 @@ def compare_texts(  # noqa: PLR0913, PLR0917  both sides of a comparison
     # sentence-transformers pools what its pipeline gives; here the states are compared
     about = about | {"pooling": []} if task == EXTRACT else about
     served = TextModel(about, draft / TOKENIZER_FILE, contract)
-    tokens = [served.read(text) for text in samples]
-    check_tokens(tokens, tokenizer)
+    tokens = check_tokens(served, tokenizer, samples)
     together = _outputs(contract, run, [read.inputs for read in tokens])
     alone = [_outputs(contract, run, [read.inputs])[0] for read in tokens]
     gaps = Differences(contract.tolerance.atol, contract.tolerance.rtol)
     top_k = model.config.num_labels if task == CLASSIFY else None
-    wanted = _wanted(task, model, tokenizer, samples)
+    wanted = _wanted(task, model, tokenizer, [read.text for read in tokens])
     for found in (together, alone):
         for outputs, read, want in zip(found, tokens, wanted, strict=True):
             answer = served.answer(outputs, read, top_k)
@@ -99,13 +99,30 @@ def compare_texts(  # noqa: PLR0913, PLR0917  both sides of a comparison
     }
 
 
-def check_tokens(tokens: Sequence[TokenizedText], tokenizer: Any) -> None:  # noqa: ANN401
+def check_tokens(
+    served: TextModel,
+    tokenizer: Any,  # noqa: ANN401  a class of many
+    samples: Sequence[Text],
+) -> list[TokenizedText]:
     """Hold the tokens of the package tokenizers against those of transformers.
+
+    Args:
+        served: Reads texts as a worker does.
+        tokenizer: Of transformers.
+        samples: Texts; those with special tokens in them are compared, too.
+
+    Returns:
+        The tokens of the samples.
 
     Raises:
         ParityError: They differ.
     """
-    for read in tokens:
+    tokens = [served.read(text) for text in samples]
+    controls = []
+    for text in texts.controls_of(tokenizer):
+        with suppress(InvalidInputError):  # where few tokens are taken
+            controls.append(served.read(text))
+    for read in (*tokens, *controls):
         want = texts.row_of(tokenizer, [*read.inputs], read.text)
         for name, values in read.inputs.items():
             if values.tolist() != want[name].tolist():
@@ -113,6 +130,7 @@ def check_tokens(tokens: Sequence[TokenizedText], tokenizer: Any) -> None:  # no
                     f"{name} of {read.text.text!r} must be those of {type(tokenizer).__name__}, "
                     f"got {values[0].tolist()}, not {want[name][0].tolist()}."
                 )
+    return tokens
 
 
 def compare_pictures(

@@ -34,16 +34,25 @@ USUAL_TOKENS = 512
 APART = "texts of different lengths run apart: padding would change what they get"
 _VOCABULARIES = (TOKENIZER_FILE, "vocab.*", "*.vocab", "*.model", "*.tiktoken", "tekken.json")
 _MODULES_FILE, _LENGTH_FILE = "modules.json", "sentence_bert_config.json"
+_PROMPTS_FILE = "config_sentence_transformers.json"
+_MOST_CONTROLS = 16
 _NO_BOUND = 1_000_000
 """transformers has 1e30 for a tokenizer without a bound."""
 
 
 @dataclass(frozen=True, slots=True)
 class Pooling:
-    """What sentence-transformers makes of all tokens' states; nothing without its modules.json."""
+    """What sentence-transformers makes of all tokens' states; nothing without its modules.json.
+
+    Attributes:
+        names: Of `POOLINGS`, whose vectors are joined.
+        is_normalized: Whether the vector gets length 1.
+        prompt: What stands before each text.
+    """
 
     names: tuple[str, ...] = ()
     is_normalized: bool = False
+    prompt: str = ""
 
 
 def tokenizer_of(folder: ModelFolder) -> Any:  # noqa: ANN401  a class of many
@@ -67,10 +76,28 @@ def tokenizer_of(folder: ModelFolder) -> Any:  # noqa: ANN401  a class of many
     return tokenizer
 
 
-def samples_of(task: str, tokenizer: Any, most: int) -> list[Text]:  # noqa: ANN401
-    """The texts to try a model on that it takes; pairs, too, for tasks that have them."""
-    found = [*map(Text, SAMPLES), *([PAIR] if task == CLASSIFY else [])]
-    return [text for text in found if len(tokenizer(text.text, text.pair)["input_ids"]) <= most]
+def samples_of(folder: ModelFolder, tokenizer: Any, most: int) -> list[Text]:  # noqa: ANN401
+    """The texts to try a model on that it takes; pairs, too, for tasks that have them.
+
+    Raises:
+        UsageError: It takes none of them.
+    """
+    found = [*map(Text, SAMPLES), *([PAIR] if folder.task == CLASSIFY else [])]
+    prompt = pooling_of(folder.path).prompt if folder.task == EXTRACT else ""
+    read = [Text(prompt + text.text, text.pair) for text in found]
+    counts = [row_of(tokenizer, INPUTS[:1], text)[INPUTS[0]].shape[1] for text in read]
+    if min(counts) > most:
+        raise UsageError(
+            f"the model must take texts of {min(counts)} tokens, such as {read[0].text!r}, got a "
+            f"bound of {most}. Raise --bounds {AXIS}, or model_max_length in tokenizer_config.json."
+        )
+    return [text for text, count in zip(found, counts, strict=True) if count <= most]
+
+
+def controls_of(tokenizer: Any) -> list[Text]:  # noqa: ANN401  a class of many
+    """Texts that hold special tokens: a tokenizer says whether these are text there."""
+    names = [*dict.fromkeys(map(str, tokenizer.all_special_tokens))][:_MOST_CONTROLS]
+    return [Text(f"No {name} no") for name in names]
 
 
 def request_of(texts: Sequence[Text]) -> bytes:
@@ -101,10 +128,12 @@ def files(
         "output": output,
         "unknown": tokenizer.unk_token_id,
         "truncation": tokenizer.truncation_side,
+        "split_special_tokens": bool(tokenizer.split_special_tokens),
     }
     if folder.task == EXTRACT:
         pooling = pooling_of(folder.path)
         about |= {"pooling": pooling.names, "normalize": pooling.is_normalized}
+        about |= {"prompt": pooling.prompt}
     else:
         about["labels"] = labels.labels_of(folder.config)
     if folder.task == CLASSIFY:
@@ -140,18 +169,43 @@ def pooling_of(path: Path) -> Pooling:
             f"{path / _LENGTH_FILE} must leave the case of texts to the tokenizer, got "
             "do_lower_case. Set it in the tokenizer."
         )
-    names = _pooling_names(read_object(place))
+    about = read_object(place)
+    names = _pooling_names(about)
     if not names or not set(names) <= set(POOLINGS):
         raise UsageError(
             f"{place} must choose among {', '.join(POOLINGS)}, got {', '.join(names) or 'none'}."
         )
-    return Pooling(names, kinds[-1] == "Normalize")
+    prompt = _prompt(path / _PROMPTS_FILE)
+    if prompt and not about.get("include_prompt", True):
+        raise UsageError(
+            f"{place} must pool the tokens of the prompt {prompt!r}, too, got include_prompt "
+            f"false. Remove default_prompt_name of {_PROMPTS_FILE} to serve texts without a prompt."
+        )
+    return Pooling(names, kinds[-1] == "Normalize", prompt)
+
+
+def _prompt(file: Path) -> str:
+    """What sentence-transformers puts before each text that is encoded without a prompt's name.
+
+    Raises:
+        UsageError: The default prompt is none of the prompts.
+    """
+    about = read_object(file) if file.is_file() else {}
+    name, prompts = about.get("default_prompt_name"), about.get("prompts") or {}
+    if name is None:
+        return ""
+    if not isinstance(prompts, dict) or not isinstance(prompts.get(name), str):
+        raise UsageError(
+            f"default_prompt_name of {file} must be the name of a prompt in it, got {name!r}. "
+            "Correct it, or remove it to serve texts without a prompt."
+        )
+    return str(prompts[name])
 
 
 def _pooling_names(about: dict[str, Any]) -> tuple[str, ...]:
     """The poolings that are joined, by the configuration of sentence-transformers' Pooling."""
-    if isinstance(mode := about.get("pooling_mode"), str):  # of newer versions
-        return (mode,)
+    if mode := about.get("pooling_mode"):  # of newer versions: one, or several in their order
+        return tuple(map(str, mode)) if isinstance(mode, list) else (str(mode),)
     chosen = [key for key, value in about.items() if key.startswith("pooling_mode_") and value]
     known = [key for key in _POOLING_MODES if key in chosen]
     return tuple(_POOLING_MODES.get(key, key) for key in [*known, *sorted({*chosen} - {*known})])

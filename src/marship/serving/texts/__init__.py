@@ -53,7 +53,7 @@ class TokenizedText:
     """A text as a tokenizer divides it.
 
     Attributes:
-        text: As it was sent.
+        text: As it was sent, behind the folder's prompt if it states one.
         inputs: The model's inputs, int64, shape (1, length).
         words: Each token's text.
         offsets: Where in the text each token begins and ends, in characters.
@@ -75,7 +75,8 @@ class TextModel:
     Args:
         about: What text.json holds: `task`, `output`, `unknown` (the id of the token for unknown
             text, or null), `truncation` (the side that is cut: right or left), and what `answers`
-            reads for the task.
+            reads for the task. May hold `split_special_tokens` (whether what reads as a special
+            token is text) and `prompt` (what is put before each text).
         tokenizer: The file tokenizer.json.
         contract: The model's.
         is_cut: Whether longer texts are cut to what the model takes; else they are refused.
@@ -97,6 +98,7 @@ class TextModel:
             self._answerer = answers.answerer(about)
             self._unknown = about["unknown"]
             side = about["truncation"]
+            self._prompt = str(about.get("prompt", ""))
         except (KeyError, TypeError, ValueError) as error:
             raise LoadError(
                 f"{TEXT_FILE} must say what the model is for, got {error!r}. Package again."
@@ -110,6 +112,8 @@ class TextModel:
         self.shortest, self.longest = _bounds(contract)
         self._is_cut = is_cut
         self._tokenizer = _opened(tokenizer)
+        # transformers sets it at each call: tokenizer.json has no place for it
+        self._tokenizer.encode_special_tokens = bool(about.get("split_special_tokens", False))
         if is_cut and self.longest < NO_LIMIT:
             self._tokenizer.enable_truncation(self.longest, direction=side)
 
@@ -130,7 +134,8 @@ class TextModel:
                 f"{self.longest} tokens, got {size:,}. Send a shorter one."
             )
         try:
-            found = self._tokenizer.encode(text.text, text.pair)
+            # an empty second text makes no pair, as in transformers
+            found = self._tokenizer.encode(self._prompt + text.text, text.pair or None)
         except BaseException as error:  # tokenizers' panics are no Exception
             if isinstance(error, KeyboardInterrupt | SystemExit):
                 raise
@@ -144,7 +149,7 @@ class TextModel:
         ids = np.array(found.ids)
         columns = (ids, found.attention_mask, found.type_ids)
         return TokenizedText(
-            text,
+            Text(self._prompt + text.text, text.pair),
             {
                 name: np.array(column, self._dtypes[name])[None]
                 for name, column in zip(INPUTS, columns, strict=True)
