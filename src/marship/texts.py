@@ -31,6 +31,7 @@ MOST_DOTS = (
 _TAG = "tag:yaml.org,2002:"
 _SCALARS = {"null", "bool", "int", "float", "str"}
 _SHOWN = 40
+_LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 
 
 class TextError(ValueError):
@@ -52,6 +53,14 @@ def open_file(path: Path) -> BinaryIO:
     if stat.S_ISDIR(kind):
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
     raise OSError(errno.EINVAL, "Not a regular file", str(path))
+
+
+def is_lfs_pointer(path: Path) -> bool:
+    """Whether a file only says where Git LFS has the real one (its specification, Pointer)."""
+    if not path.is_file():
+        return False
+    with path.open("rb") as file:
+        return file.read(len(_LFS_POINTER)) == _LFS_POINTER
 
 
 def json_value(data: bytes, *, most_bytes: int = MOST_BYTES) -> Any:  # noqa: ANN401

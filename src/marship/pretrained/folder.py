@@ -7,7 +7,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from marship import storage
+from marship import storage, texts
 from marship.contract import digest_files
 from marship.errors import DataError, UsageError
 from marship.serving.texts.answers import CLASSIFY, EXTRACT, TAG
@@ -21,7 +21,9 @@ HEADS = {
     EXTRACT: "Model",
 }
 """By task, how the names of the classes end that do it."""
+TASK_ADVICE = f"Name the task if it has weights for one, such as --task {EXTRACT}."
 GENERATE = ("ForCausalLM", "LMHeadModel", "ForConditionalGeneration", "ForVision2Seq")
+_LONGEST_REASON = 400
 _CRITICAL = 50  # of the standard library's logging
 _EVIDENCE = ("*.json", "*.safetensors", "*.bin", "*.txt", "*.model")
 
@@ -39,12 +41,13 @@ class ModelFolder:
     task: str
 
     @classmethod
-    def at(cls, path: Path, task: str | None = None) -> "ModelFolder":
+    def at(cls, path: Path, task: str | None = None, advice: str = TASK_ADVICE) -> "ModelFolder":
         """The folder at a path.
 
         Args:
             path: The folder.
             task: None takes the task of the architecture in config.json.
+            advice: What to do where the architecture is of no task.
 
         Raises:
             UsageError: There is no such folder, or the task is not supported or unknown.
@@ -56,7 +59,7 @@ class ModelFolder:
                 "downloaded: save the model with save_pretrained(), or clone its repository."
             )
         architectures = _architectures(path)
-        return cls(path, checked(task, path) if task else task_of(architectures, path))
+        return cls(path, checked(task, path) if task else task_of(architectures, path, advice))
 
     @property
     def is_text(self) -> bool:
@@ -113,16 +116,26 @@ def opened(kind: str, path: Path, **options: object) -> Any:  # noqa: ANN401  a 
             raise UsageError(_unreadable(path, error)) from error
 
 
+def reason_of(error: Exception) -> str:
+    """What transformers or PyTorch says is wrong, in one line, without a full stop."""
+    words = " ".join(str(error).split()).partition(" If you were trying to load it from")[0]
+    return f"{type(error).__name__}: {words[:_LONGEST_REASON].rstrip('.! ') or 'no reason'}"
+
+
 def _unreadable(path: Path, error: Exception) -> str:
-    reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
-    reason = reason.partition(" If you were trying to load it from")[0].rstrip(".")
+    files = sorted(file for form in _EVIDENCE for file in path.glob(form))
+    if pointers := [file.name for file in files if texts.is_lfs_pointer(file)]:
+        return (
+            f"{path} must hold its files, got pointers of Git LFS: {', '.join(pointers)}. Fetch "
+            f"them: git -C {path} lfs pull"
+        )
     if "trust_remote_code" in str(error):
         return (
             f"{path} must be a model that transformers itself defines, got one with code of its "
             "own, which is not run. Write a function that builds it, and export that: marship "
             "export model.py:build --example example.npz"
         )
-    return f"{path} must be read by transformers, got {type(error).__name__}: {reason[:400]}."
+    return f"{path} must be read by transformers, got {reason_of(error)}."
 
 
 @contextmanager
@@ -150,7 +163,7 @@ def checked(task: str, path: Path) -> str:
     return task
 
 
-def task_of(architectures: Sequence[str], path: Path) -> str:
+def task_of(architectures: Sequence[str], path: Path, advice: str) -> str:
     """The task of a model by the name of its class.
 
     Raises:
@@ -167,8 +180,7 @@ def task_of(architectures: Sequence[str], path: Path) -> str:
         else "one whose task is not known"
     )
     raise UsageError(
-        f"{path} must be a model for {', '.join(HEADS)}, got {names}: {what}. "
-        f"Name the task if it has weights for one, such as --task {EXTRACT}."
+        f"{path} must be a model for {', '.join(HEADS)}, got {names}: {what}. {advice}"
     )
 
 
@@ -178,5 +190,11 @@ def _architectures(path: Path) -> list[str]:
             f"{path} must hold {CONFIG_FILE} of a model of transformers, got none. Name the folder "
             "that save_pretrained() wrote."
         )
-    names = read_object(path / CONFIG_FILE).get("architectures") or []
+    about = read_object(path / CONFIG_FILE)
+    if isinstance(name := about.get("architecture"), str) and "architectures" not in about:
+        raise UsageError(
+            f"{path} must be a folder of transformers, got one of timm. Export it by the model's "
+            f"name: marship export timm:{name} --weights {path / 'model.safetensors'}"
+        )
+    names = about.get("architectures") or []
     return [str(name) for name in names] if isinstance(names, list) else []

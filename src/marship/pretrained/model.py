@@ -9,9 +9,9 @@ from torch import nn
 
 from marship.contract import Array, Arrays
 from marship.contract.tolerance import Tolerance, agree
-from marship.errors import UsageError
+from marship.errors import ModelError, UsageError
 from marship.pretrained import texts
-from marship.pretrained.folder import CLASSIFY_PICTURES, ModelFolder, opened
+from marship.pretrained.folder import CLASSIFY_PICTURES, ModelFolder, opened, reason_of
 from marship.serving.texts.answers import CLASSIFY, EXTRACT, TAG
 
 CLASSES = {
@@ -22,6 +22,7 @@ CLASSES = {
 }
 OUTPUTS = {EXTRACT: "last_hidden_state"}
 LOGITS = "logits"
+ENCODER = "EncoderModel"
 UNUSED = ("pooler.",)
 """Weights of AutoModel that last_hidden_state does not depend on."""
 PLAIN = "eager"
@@ -62,22 +63,41 @@ def loaded(folder: ModelFolder) -> Any:  # noqa: ANN401  a class of many
         UsageError: It cannot be read, or lacks weights for the task.
     """
     model, found = opened(
-        CLASSES[folder.task],
+        _class_of(folder),
         folder.path,
         dtype=torch.float32,
         attn_implementation=PLAIN,
         output_loading_info=True,
+        ignore_mismatched_sizes=True,  # refused below: transformers logs which they are
     )
+    if others := sorted(found["mismatched_keys"]):
+        name, have, want = others[0]
+        raise UsageError(
+            f"{folder.path} must have the weights of its config.json, got {name} of shape "
+            f"{list(have)}, not {list(want)}{_more(others[1:])}. Correct config.json, such as its "
+            "id2label."
+        )
     missing = sorted(name for name in found["missing_keys"] if not name.startswith(UNUSED))
     if missing:
         raise UsageError(
             f"{folder.path} must have the weights for {folder.task}, got none for "
-            f"{', '.join(missing[:_SHOWN])}{', ...' if missing[_SHOWN:] else ''}: they would be "
+            f"{', '.join(missing[:_SHOWN])}{_more(missing[_SHOWN:])}: they would be "
             "random. Train the model for it, or name another --task."
         )
     if getattr(model.config, "use_cache", False):
         model.config.use_cache = False  # keys and values of earlier texts
     return model.eval()
+
+
+def _class_of(folder: ModelFolder) -> str:
+    names = folder.config.architectures or []
+    if folder.task == EXTRACT and any(str(name).endswith(ENCODER) for name in names):
+        return "AutoModelForTextEncoding"  # of T5's kind AutoModel would want a decoder, too
+    return CLASSES[folder.task]
+
+
+def _more(others: Sequence[object]) -> str:
+    return f" and {len(others)} more" if others else ""
 
 
 def ignores_padding(model: nn.Module, rows: Sequence[Arrays], pads: dict[str, int]) -> bool:
@@ -108,7 +128,11 @@ def others(model: nn.Module, row: Arrays) -> list[str]:
 
 
 def states(model: nn.Module, inputs: Arrays) -> Array:
-    """The output that is served, float32."""
+    """The output that is served, float32.
+
+    Raises:
+        ModelError: transformers cannot run the model on these inputs.
+    """
     found = _returned(model, inputs)
     values: Array = found[LOGITS if LOGITS in found else OUTPUTS[EXTRACT]].numpy()
     return values
@@ -117,4 +141,11 @@ def states(model: nn.Module, inputs: Arrays) -> Array:
 @torch.no_grad()
 def _returned(model: nn.Module, inputs: Arrays) -> Any:  # noqa: ANN401  a class for each model
     tensors = {name: torch.from_numpy(values) for name, values in inputs.items()}
-    return model(**tensors, return_dict=True)
+    try:
+        return model(**tensors, return_dict=True)
+    except Exception as error:  # models raise errors of many unrelated types
+        shapes = ", ".join(f"{name}{[*values.shape]}" for name, values in inputs.items())
+        raise ModelError(
+            f"{type(model).__name__} must run on {shapes}, got {reason_of(error)}. Correct "
+            "config.json or the files beside it, or export it from a function of your own."
+        ) from error

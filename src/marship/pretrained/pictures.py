@@ -12,7 +12,7 @@ import numpy as np
 from marship.contract import Array, Arrays
 from marship.errors import ParityError, UsageError
 from marship.pretrained import labels
-from marship.pretrained.folder import ModelFolder, opened
+from marship.pretrained.folder import ModelFolder, opened, reason_of
 from marship.serving.pictures.processor import Processor
 
 PICTURE_FILE = "picture.json"
@@ -23,6 +23,7 @@ TAG_THRESHOLD = 0.5
 CONVNEXT_WHOLE = 384
 """From this size on ConvNextImageProcessor crops nothing."""
 _TOLERANCE = 1e-5
+_COLOURS = 3
 
 
 def processor_of(folder: ModelFolder) -> Any:  # noqa: ANN401  a class of many
@@ -112,9 +113,24 @@ def settings_of(processor: Any) -> Processor:  # noqa: ANN401  a class of many
         resample=int(processor.resample),
         crop=crop,
         rescale=float(processor.rescale_factor) if processor.do_rescale else None,
-        mean=tuple(processor.image_mean) if normalizes else None,
-        std=tuple(processor.image_std) if normalizes else None,
+        mean=_of_colours("image_mean", processor.image_mean) if normalizes else None,
+        std=_of_colours("image_std", processor.image_std) if normalizes else None,
     )
+
+
+def _of_colours(name: str, value: Any) -> tuple[float, ...]:  # noqa: ANN401  any JSON value
+    """A number for each of red, green and blue.
+
+    Raises:
+        UsageError: There is another number of them.
+    """
+    numbers = [value] * _COLOURS if isinstance(value, int | float) else [*(value or ())]
+    if len(numbers) != _COLOURS:
+        raise UsageError(
+            f"{name} of the image processor must be a number, or one for each of {_COLOURS} "
+            f"colours, got {value}. Export the model from a function of your own."
+        )
+    return tuple(map(float, numbers))
 
 
 def checked(ours: Processor, values: Callable[[Array], Array], name: str) -> Arrays:
@@ -130,6 +146,7 @@ def checked(ours: Processor, values: Callable[[Array], Array], name: str) -> Arr
 
     Raises:
         ParityError: They differ.
+        UsageError: Pictures of different sizes would reach the model in different sizes.
     """
     rows = []
     for file, pixels in samples().items():
@@ -145,6 +162,12 @@ def checked(ours: Processor, values: Callable[[Array], Array], name: str) -> Arr
             f"pixels must be those of {name}, got {gap} for {file}. It does more than resize, "
             "crop, rescale and normalize: export the model from a function of your own."
         )
+    if len({row.shape for row in rows}) > 1:
+        sizes = " and ".join(f"{row.shape[2]} x {row.shape[3]}" for row in rows)
+        raise UsageError(
+            f"{name} must make one size of all pictures, got {sizes}. Set do_center_crop and "
+            "crop_size, or height and width of size, in preprocessor_config.json."
+        )
     return {INPUT: np.concatenate(rows)}
 
 
@@ -152,7 +175,13 @@ def values_of(processor: Any, pixels: Array) -> Array:  # noqa: ANN401
     """What the image processor itself makes of a picture, float32 (1, 3, height, width)."""
     from PIL import Image
 
-    found = processor(images=Image.fromarray(pixels), return_tensors="np")
+    try:
+        found = processor(images=Image.fromarray(pixels), return_tensors="np")
+    except Exception as error:  # transformers raises errors of many unrelated types
+        raise UsageError(
+            f"{type(processor).__name__} must prepare a picture of {pixels.shape}, got "
+            f"{reason_of(error)}. Correct preprocessor_config.json."
+        ) from error
     return np.asarray(found[INPUT], np.float32)
 
 

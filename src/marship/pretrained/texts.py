@@ -89,7 +89,7 @@ def samples_of(folder: ModelFolder, tokenizer: Any, most: int) -> list[Text]:  #
     if min(counts) > most:
         raise UsageError(
             f"the model must take texts of {min(counts)} tokens, such as {read[0].text!r}, got a "
-            f"bound of {most}. Raise --bounds {AXIS}, or model_max_length in tokenizer_config.json."
+            f"bound of {most}. Raise that, such as model_max_length in tokenizer_config.json."
         )
     return [text for text, count in zip(found, counts, strict=True) if count <= most]
 
@@ -295,15 +295,20 @@ def longest(run: Callable[[Arrays], object], row: Arrays, bounds: Sequence[int])
         bounds: Numbers of tokens to try.
 
     Raises:
+        ModelError: It does not even run on that text.
         UsageError: It runs at none.
     """
+    run(row)
+    reason = ""
     for count in bounds:
         try:
             run({k: v[:, np.arange(count) % v.shape[1]] for k, v in row.items()})
-        except (IndexError, RuntimeError, ModelError):  # there are not so many positions
+        except ModelError as error:  # there are not so many positions
+            reason = str(error)
             continue
         return count
     raise UsageError(
-        f"the model must take as many tokens as its files state, got none of {[*bounds]}. Correct "
-        "max_position_embeddings in config.json."
+        f"the model must take as many tokens as its files state, got none of {[*bounds]}: {reason} "
+        "Correct max_position_embeddings in config.json, or model_max_length in "
+        "tokenizer_config.json."
     )
