@@ -36,8 +36,21 @@ def of_folder(source: Path, settings: PackageSettings) -> tuple[Path, PackageSet
         for name, file in _OTHERS.items()
         if name not in given and (folder / file).is_file()
     ]
+    named = [Path(text.partition("=")[2]).name for text in (*settings.graph, *found)]
+    if left := _left_out(folder, [_FIRST, *named]):
+        console.err.print(
+            f"left out of the archive: {', '.join(left)}. Name one with --graph NAME=FILE",
+            style="dim", markup=False, soft_wrap=True,
+        )  # fmt: skip
     name = settings.name or name_of(source)
     return folder / _FIRST, replace(settings, name=name, graph=(*settings.graph, *found))
+
+
+def _left_out(folder: Path, taken: Sequence[str]) -> list[str]:
+    """The graphs of a folder that are neither taken nor a variant of one that is."""
+    variants = tuple(f"{Path(name).stem}_" for name in taken)
+    names = sorted(file.name for file in folder.glob("*.onnx"))
+    return [name for name in names if name not in taken and not name.startswith(variants)]
 
 
 def check(source: Path, settings: PackageSettings) -> None:

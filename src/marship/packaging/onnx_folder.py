@@ -26,8 +26,10 @@ from marship.serving.texts.answers import EXTRACT
 STEM = "model"
 LENGTH = "length"
 EXAMPLES_DIR = "examples"
+_LOGITS = "logits"
+"""The output of a model with a head."""
 _STATES = ("last_hidden_state", "token_embeddings")
-"""Outputs that feature-extraction serves; those of a model with a head are called logits."""
+"""Outputs that feature-extraction serves."""
 Run = Callable[[Arrays], Arrays]
 
 
@@ -80,10 +82,11 @@ def graph_of(folder: Path, variant: str | None) -> Path:
     found = graphs(folder)
     variants = {file.stem.removeprefix(STEM).lstrip("_"): file for file in found}
     if parts := [file.name for file in found if not file.stem.startswith(STEM)]:
+        first = next((file for file in found if "encoder" in file.name), found[0])
         raise UsageError(
             f"{folder} must hold one graph, {STEM}.onnx, or variants of it, got "
             f"{', '.join(parts)}: parts of a model that run one after the other. Package one of "
-            f"them with a handler of your own: marship package {found[0]} --handler my_handler.py"
+            f"them with a handler of your own: marship package {first} --handler my_handler.py"
         )
     if variant is None and (len(found) == 1 or "" in variants):
         return variants.get("", found[0])
@@ -117,13 +120,54 @@ def planned(folder: Path, draft: Path, settings: PackageSettings) -> PackingPlan
             f"for tensors in and out: marship package {model}"
         )
     inputs, outputs = onnx_proof.stated(model)
-    output = next((name for name in _STATES if name in outputs), None)
-    opened = ModelFolder.at(folder, EXTRACT if output else None)
+    output = _output_of(model, [*outputs])
+    advice = f"Package the graph for tensors in and out: marship package {model}"
+    opened = ModelFolder.at(folder, EXTRACT if output in _STATES else None, advice)
+    _check_labels(opened, output, outputs[output])
     (draft / EXAMPLES_DIR).mkdir()
-    if not opened.is_text:
-        return _of_pictures(opened, model, draft, inputs)
-    name = output or outputs[0]
-    return _of_texts(opened, model, draft, inputs, name, settings=settings)
+    if opened.is_text:
+        return _of_texts(opened, model, draft, inputs, output, settings=settings)
+    if output != next(iter(outputs)):  # the one that image_handler.py reads
+        raise UsageError(
+            f"{model} must give {output} as its first output, got {', '.join(outputs)}. Export it "
+            "with that output alone."
+        )
+    return _of_pictures(opened, model, draft, inputs)
+
+
+def _output_of(model: Path, outputs: Sequence[str]) -> str:
+    """The output to serve: logits, or the states of all tokens, or the only one.
+
+    Raises:
+        UsageError: There are others.
+    """
+    for name in (_LOGITS, *_STATES):
+        if name in outputs:
+            return name
+    if len(outputs) == 1:
+        return outputs[0]
+    raise UsageError(
+        f"{model} must have an output {_LOGITS} or {_STATES[0]}, or one alone, got "
+        f"{', '.join(outputs)}. Package it for tensors in and out: marship package "
+        f"{model}"
+    )
+
+
+def _check_labels(folder: ModelFolder, output: str, size: object) -> None:
+    """Refuse a graph that gives another number of logits than there are labels.
+
+    Args:
+        folder: With the labels.
+        output: The name of the logits.
+        size: Of their last axis; a name, or nothing, where it is not known.
+    """
+    if folder.task == EXTRACT or not isinstance(size, int):
+        return
+    if size != folder.config.num_labels:
+        raise UsageError(
+            f"id2label of {folder.path / CONFIG_FILE} must name a label for each of the {size} "
+            f"values of {output}, got {folder.config.num_labels}. Correct it."
+        )
 
 
 def _of_texts(  # noqa: PLR0913  the parts of a plan
@@ -145,6 +189,8 @@ def _of_texts(  # noqa: PLR0913  the parts of a plan
     bounds = texts.stated_bounds(folder, tokenizer)
     samples = texts.samples_of(folder, tokenizer, min(bounds))
     rows = [texts.row_of(tokenizer, names, text) for text in samples]
+    types = {spec.name: spec.dtype for spec in inputs}  # some exporters' are int32
+    rows = [{name: values.astype(types[name]) for name, values in row.items()} for row in rows]
     files = texts.files(folder, tokenizer, output, samples)
     _write(draft, files, rows)
     pads = {k: v for k, v in texts.pads_of(tokenizer, folder.config).items() if k in names}
@@ -155,6 +201,8 @@ def _of_texts(  # noqa: PLR0913  the parts of a plan
         found, examples = _with_length(contents.contract, model), texts.padded(rows, pads)
         most = texts.longest(run, rows[0], bounds)
         found = replace(found, bounds={**found.bounds, LENGTH: (1, most)})
+        (given,) = (spec for spec in found.outputs if spec.name == output)
+        _check_labels(folder, output, given.shape[-1] if given.shape else None)
         found = _padded(found, run, examples, pads)
         served = TextModel(json.loads(files[TEXT_FILE]), draft / TOKENIZER_FILE, found)
         crosscheck.check_tokens(served, tokenizer, samples)

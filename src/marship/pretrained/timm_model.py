@@ -61,14 +61,16 @@ def classes_of(name: str, content: object) -> int:
         UsageError: timm does not know the model, or the weights have no classifier.
     """
     cfg: Any = build(name, 2).pretrained_cfg
-    head = cfg.get("classifier")
-    rows = _rows(content, f"{head}.weight") if isinstance(head, str) else None
-    if rows is None:
-        raise UsageError(
-            f"weights of {name} must have those of its classifier, {head}.weight, got none. Take "
-            "those of a whole classifier."
-        )
-    return rows
+    heads = cfg.get("classifier") or ()
+    heads = (heads,) if isinstance(heads, str) else heads  # distilled ones have two, of one size
+    for head in heads:
+        if (rows := _rows(content, f"{head}.weight")) is not None:
+            return rows
+    wanted = " or ".join(f"{head}.weight" for head in heads) or "one"
+    raise UsageError(
+        f"weights of {name} must have those of its classifier, {wanted}, got none. Take those of a "
+        "whole classifier."
+    )
 
 
 def _rows(content: object, name: str) -> int | None:

@@ -13,6 +13,7 @@ import onnx
 from google.protobuf.message import DecodeError
 from onnx import TensorProto
 
+from marship import texts
 from marship.contract import Array, Contract, TensorSpec, digest_files
 from marship.contract.tolerance import Tolerance
 from marship.errors import ModelError, UsageError
@@ -54,6 +55,7 @@ def read(path: Path, *, weights: bool = False) -> onnx.ModelProto:
     """
     if not path.is_file():
         raise UsageError(f"{path} must be an ONNX file, got no such file.")
+    external_files(path)
     with _refusing(path):
         onnx.checker.check_model(str(path))  # by path, which is required for models above 2 GB
         return onnx.load(str(path), load_external_data=weights)
@@ -74,6 +76,11 @@ def _refusing(path: Path) -> Iterator[None]:
     try:
         yield
     except (onnx.checker.ValidationError, DecodeError, ValueError, OSError) as error:
+        if texts.is_lfs_pointer(path):
+            raise ModelError(
+                f"{path} must be an ONNX model, got a pointer of Git LFS. Fetch the file: git lfs "
+                f"pull --include={path.name}"
+            ) from error
         reason = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
         raise ModelError(
             f"{path} must be a valid ONNX model, got: {reason.rstrip('. ')}. Export it again."
@@ -83,20 +90,28 @@ def _refusing(path: Path) -> Iterator[None]:
 def external_files(path: Path) -> dict[str, Path]:
     """The files with external data by the location that the model states, in order of first use.
 
+    A link may also lead to where the model's own does, as in the hub's cache, whose files are links
+    into one folder. Others could take a file of the user's into an archive.
+
     Raises:
         ModelError: A location is no file in the model's folder or below it.
     """
     folder = path.parent.resolve()
     found: dict[str, Path] = {}
-    for tensor in onnx.external_data_helper._get_all_tensors(
-        onnx.load(str(path), load_external_data=False)
-    ):
+    for tensor in onnx.external_data_helper._get_all_tensors(parsed(path)):
         for entry in tensor.external_data:
             if entry.key != "location":
                 continue
             place = path.parent / entry.value
             leaves = Path(entry.value).is_absolute() or ".." in Path(entry.value).parts
-            if leaves or not place.resolve().is_relative_to(folder) or not place.is_file():
+            end = place.resolve()
+            is_near = end.is_relative_to(folder) or end.parent == path.resolve().parent
+            if not leaves and is_near and not place.exists():
+                raise ModelError(
+                    f"{path.name} must have its external data beside it, got no {entry.value}. "
+                    f"Copy that file to {path.parent}."
+                )
+            if leaves or not is_near or not place.is_file():
                 raise ModelError(
                     f"external data of {path.name} must lie in its folder, got {entry.value!r}. "
                     "Move it there, or save the model again with its data beside it."

@@ -238,11 +238,15 @@ def with_tolerance(
     )
 
 
-def stated(path: Path) -> tuple[tuple[TensorSpec, ...], list[str]]:
-    """The inputs and the names of outputs of a file, once it is rewritten; nothing is run.
+def stated(path: Path) -> tuple[tuple[TensorSpec, ...], dict[str, int | None]]:
+    """The inputs of a file, once it is rewritten, and its outputs; nothing is run.
+
+    Returns:
+        The inputs, and the size of each output's last axis by name; None where it is not stated.
 
     Raises:
-        ModelError: It is no ONNX file, or an input has an unsupported type or no shape.
+        ModelError: It is no ONNX file, has no outputs, or an input has an unsupported type or no
+            shape.
     """
     from marship.proof import graph, maps, repairs, widening
 
@@ -250,7 +254,13 @@ def stated(path: Path) -> tuple[tuple[TensorSpec, ...], list[str]]:
     repairs.repair(model)
     maps.replaced(model)
     widening.widened(model)
-    return graph.inputs_of(model), [value.name for value in model.graph.output]
+    if not model.graph.output:  # as of a few bytes that happen to parse
+        raise ModelError(f"{path} must be a valid ONNX model, got no outputs. Export it again.")
+    sizes = {}
+    for value in model.graph.output:
+        axes = value.type.tensor_type.shape.dim
+        sizes[value.name] = axes[-1].dim_value or None if axes else None
+    return graph.inputs_of(model), sizes
 
 
 def _rewritten(
@@ -271,7 +281,8 @@ def _rewritten(
     narrow = widening.widened(model)
     guarded = divisions.guarded(model)
     shapeless = repairs.shapeless((*model.graph.input, *model.graph.output))
-    if not (is_repaired or labels or narrow or guarded or shapeless):
+    is_linked = any(file.is_symlink() for file in graph.external_files(path).values())
+    if not (is_linked or is_repaired or labels or narrow or guarded or shapeless):
         return path, labels, narrow
     requests = []
     if shapeless and example is not None:
@@ -295,7 +306,7 @@ def _copied(model: "ModelProto", path: Path, draft: Path) -> Path:
     for location, file in graph.external_files(path).items():
         place = draft / location
         place.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(file, place)  # ONNX's checker takes no links
+        shutil.copyfile(file, place)  # ONNX's checker and ONNX Runtime take no links
     copy = draft / path.name
     onnx.save(model, str(copy))
     return copy

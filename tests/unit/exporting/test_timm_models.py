@@ -15,6 +15,7 @@ from torch import nn
 
 import marship
 from marship.errors import ParityError, UsageError
+from marship.pretrained import timm_model
 from marship.serving.placement import Placement
 from workers import load_module
 
@@ -100,6 +101,15 @@ def test_a_worker_gives_timms_scores(
         rows = json.loads(handler.respond(file.read_bytes(), "image/png").body)["top"]
         got = {row["label"]: row["probability"] for row in rows}
         assert [got[str(place)] for place in range(3)] == pytest.approx(want, abs=1e-5)
+
+
+def test_a_distilled_model_has_two_classifiers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of one size: either says how many classes there are."""
+    monkeypatch.setitem(sys.modules, "timm", stand_in())
+    monkeypatch.setitem(Tiny.pretrained_cfg, "classifier", ("head", "fc"))
+    assert timm_model.classes_of("tiny", Tiny(3).state_dict()) == 3
+    with pytest.raises(UsageError, match=r"its classifier, head\.weight or fc\.weight, got none"):
+        timm_model.classes_of("tiny", {})
 
 
 def test_other_pixels_than_timms_are_refused(
