@@ -27,6 +27,7 @@ from marship.serving.private.mpc.follower import Follower
 from marship.serving.private.mpc.leader import Leader
 from marship.trust import archive
 from models import write_model
+from waiting import until
 
 SIZES = (6, 8, 3)
 
@@ -182,12 +183,14 @@ def package(
 
 
 @contextmanager
-def running(trio: Trio) -> Iterator[Trio]:
-    """The trio in session, as long as this is entered."""
+def running(trio: Trio, *, meets: bool = True) -> Iterator[Trio]:
+    """The trio in session, as long as this is entered; without, if the parties cannot meet."""
     for number in (1, 2):
         trio.start(number)
-    trio.lead()
+    leader = trio.lead()
     try:
+        if meets:
+            until(lambda: leader.participant is not None, 60, "a session")
         yield trio
     finally:
         trio.stop()

@@ -230,7 +230,7 @@ def test_a_party_with_another_model_is_refused_by_name(own: Trio, tmp_path: Path
     """The same keys, packaged again: shares of two packings do not fit."""
     other = package(tmp_path / "other", own.model, keys=own.keys)
     own.stations[2] = other.stations[2]
-    with running(own):
+    with running(own, meets=False):
         client = own.client()
         with pytest.raises(PartyError, match=r"must have the model of party .*shared 1.0"):
             client.predict(ROWS)
