@@ -57,6 +57,8 @@ NOT_RUN = {
         "reliability.md",
         "make torture",
     ): "takes a quarter of an hour; `make test` runs the short forms in tests/server/torture",
+    ("private.md", "training/digits.py"): "trains for a minute; training.md does, and "
+    "tests/server/test_private.py serves a private model",
     ("recommend.md", "training/recommend.py"): "downloads MovieLens, and trains for minutes; "
     "tests/server/test_readme.py runs it on generated data",
     ("sealing.md", "benchmarks/sealing.py"): "takes minutes",
