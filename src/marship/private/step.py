@@ -338,7 +338,8 @@ def _check_interface(contract: Contract, start: str | None) -> None:
     if not (is_one_each and all(spec.dtype == "float32" for spec in specs)):
         raise ModelError(
             "an encrypted model must have one input and one output of float32, got "
-            f"{', '.join(map(str, specs))}. Export it with one of each."
+            f"{', '.join(map(str, specs))}. Export it with one of each, or let clients compute its "
+            "first part: --private-from TENSOR."
         )
     if contract.batch_axis is None or any(isinstance(a, str) for s in specs for a in s.shape[1:]):
         raise ModelError(
