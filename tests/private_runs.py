@@ -92,12 +92,15 @@ def segmented(folder: Path, nodes: Sequence[onnx.NodeProto], **settings: Any) ->
 
 
 def run_folder(
-    folder: Path, nodes: Sequence[onnx.NodeProto] = SQUARE, golden: str = "synthetic"
+    folder: Path,
+    nodes: Sequence[onnx.NodeProto] = SQUARE,
+    golden: str = "synthetic",
+    weights: Arrays = WEIGHTS,
 ) -> Path:
     """What `export` leaves: recipe, model, contract, golden cases."""
     folder.mkdir()
     Recipe(name="tiny", build="").save(folder)
-    path = write(folder / MODEL_FILE, nodes)
+    path = write(folder / MODEL_FILE, nodes, weights)
     rows = numbers(10, INPUTS, seed=5)
     (outputs,) = onnxruntime.InferenceSession(path).run(None, {"x": rows})
     write_golden(folder / GOLDEN_FILE, [GoldenCase({"x": rows}, {"y": outputs})])

@@ -4,6 +4,7 @@ compiler.py     an ONNX graph as a plan: what can be encrypted, and what to do a
 segments.py     parts of a graph as matrices and polynomials, by asking ONNX Runtime
 phases.py       an input packed for convolutions
 rings.py        the smallest ring that a plan fits
+exactness.py    whether encrypted answers are exact enough
 step.py         `export --private` and `package --private`
 client_file.py  NAME.client.json: what a client must know, and nothing secret
 key_file.py     a client's keys in a file

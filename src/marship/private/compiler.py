@@ -150,12 +150,14 @@ class Compilation:
         given: The shape of a row of the input.
         made: The shape that the first step's result has in the graph.
         constants: Outputs that depend on no input, with their values.
+        names: Of each step, the tensor of the graph that it leads to.
     """
 
     steps: tuple[Step, ...]
     given: tuple[int, ...]
     made: tuple[int, ...]
     constants: tuple[tuple[int, float], ...] = ()
+    names: tuple[str, ...] = ()
 
 
 def compiled(graph: SegmentedGraph) -> Compilation:
@@ -172,7 +174,9 @@ def compiled(graph: SegmentedGraph) -> Compilation:
     walk.cut(graph.output)
     first = next((cut.base for cut in walk.cuts.values()), graph.output)
     steps, constants = _without_constants(_Assembly(graph, walk.cuts).steps())
-    return Compilation(steps, graph.shapes[graph.input], graph.shapes[first], constants)
+    leads = [name for cut in walk.cuts.values() for name in (cut.base, cut.target)]
+    names = (*leads, graph.output)
+    return Compilation(steps, graph.shapes[graph.input], graph.shapes[first], constants, names)
 
 
 def _without_constants(

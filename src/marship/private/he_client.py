@@ -2,6 +2,7 @@
 
 import secrets
 import threading
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -35,8 +36,9 @@ from marship.serving.private.message import (
 from marship.serving.private.public import PublicPlan
 
 MOST_FAILURES = 3
-"""After so many answers that do not decrypt, new keys are made: each may tell a server that
-watches the client something of the secret key (Li and Micciancio 2021, IND-CPA-D)."""
+"""After so many answers that do not decrypt, or wrong ones to known cases, new keys are made: each
+may tell a server that watches the client something of the secret key (Li and Micciancio 2021,
+IND-CPA-D)."""
 _OF = 1 << 32
 
 Values = npt.NDArray[np.float64]
@@ -58,7 +60,12 @@ class HeClient:
         version: The model's version on the server; None is the default one.
         check_share: The share of further questions whose answers are known, which find a server
             that answers something else. They stand at random places, and the server cannot tell
-            them from others.
+            them from others. A file without known cases (`--golden real`) has none: that is
+            warned of, and `check_share` is 0 then.
+
+    Attributes:
+        file: What the client knows of the model.
+        check_share: The share of further questions that are asked.
 
     Example:
         >>> client = HeClient("digits.client.json", "http://127.0.0.1:8080")  # doctest: +SKIP
@@ -83,7 +90,13 @@ class HeClient:
         if not 0 <= check_share < 1:
             raise UsageError(f"check_share must be from 0 to below 1, got {check_share}.")
         self._server = Client(inference_url=server) if isinstance(server, str) else server
-        self._version, self._share = version, check_share if self.file.known else 0.0
+        self._version, self.check_share = version, check_share if self.file.known else 0.0
+        if check_share > self.check_share:
+            warnings.warn(
+                f"{client_file} has no known cases: a server that answers something else than the "
+                "model is not found. Package without --golden real, or pass check_share=0.",
+                stacklevel=2,
+            )
         self._key_path = Path(keys) if keys else None
         self._keys: tuple[SecretKey, KeySet] | None = None
         self._failures, self._lock = 0, threading.Lock()
@@ -97,7 +110,7 @@ class HeClient:
                 part of the model, NAME.encoder.onnx: rows of its inputs by name.
 
         Raises:
-            UsageError: The shape is another one, or a value is not finite.
+            UsageError: The shape is another one, or a value is not finite, or too large.
             DecryptionError: An answer does not decrypt, or one that is known is another.
             RequestError: The server refuses: another model or version.
             ServerError: The server cannot be reached, or has no room for keys.
@@ -121,11 +134,16 @@ class HeClient:
             )
         if not np.isfinite(array).all():
             raise UsageError("x must hold finite numbers, got NaN or infinity.")
-        return array.reshape(1 if is_single else len(array), -1), is_single
+        rows = array.reshape(1 if is_single else len(array), -1)
+        if len(rows) > 1:  # before the rows in front of it are sent; one alone is encoded first
+            worst = rows[np.abs(rows).max(axis=1).argmax()]
+            self._plan.ring.encode(self._plan.packed(worst), 0, self._plan.ring.scale)
+        return rows, is_single
 
     def _checked(self, row: Values) -> Values:
         """The answer to a row, perhaps with a known case before or behind it."""
-        checks = self._share > 0 and secrets.randbelow(_OF) < self._share / (1 - self._share) * _OF
+        share = self.check_share
+        checks = share > 0 and secrets.randbelow(_OF) < share / (1 - share) * _OF
         is_first = secrets.randbelow(2) == 0
         if checks and is_first:
             self._check()
@@ -143,6 +161,7 @@ class HeClient:
         known = secrets.choice(self.file.known)
         difference = float(np.abs(self._ask(known.input) - known.output).max())
         if not difference <= self.file.error:
+            self._fail()  # the server may watch what follows, as with answers that do not decrypt
             raise DecryptionError(
                 f"a known case must have its answer within {self.file.error:g}, got a difference "
                 f"of {difference:g}. The server computes something else than the model: do not "
@@ -209,7 +228,7 @@ class HeClient:
         return secret, KeySet.of(self._plan, stream)
 
     def _fail(self) -> None:
-        """Count an answer that does not decrypt; after a few, forget the keys."""
+        """Count an answer that is none, or known to be wrong; after a few, forget the keys."""
         self._failures += 1
         if self._failures >= MOST_FAILURES:
             self._failures, self._keys = 0, None

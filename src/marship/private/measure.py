@@ -2,7 +2,7 @@
 
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import TypeVar
@@ -90,7 +90,15 @@ class _Clock:
         return statistics.median(self.taken[name])
 
 
-def measure(plan: HePlan, digest: str, rows: Rows, wanted: Rows, largest: float) -> Figures:
+def measure(  # noqa: PLR0913  what is measured, and what to hold it against
+    plan: HePlan,
+    digest: str,
+    rows: Rows,
+    wanted: Rows,
+    *,
+    largest: float,
+    names: Sequence[str],
+) -> Figures:
     """Ask for some rows encrypted, for at most a few seconds.
 
     Args:
@@ -99,8 +107,13 @@ def measure(plan: HePlan, digest: str, rows: Rows, wanted: Rows, largest: float)
         rows: float64 (rows, inputs).
         wanted: The plain model's outputs, float64 (rows, outputs).
         largest: The largest of them, constants left out.
+        names: The tensor that each step leads to, for errors.
+
+    Raises:
+        ModelError: A layer's constants are too large or too small for the ring.
+        UsageError: A row's values are too large for it.
     """
-    public, evaluator, clock = PublicPlan.of(plan, digest), Evaluator(plan), _Clock()
+    public, evaluator, clock = PublicPlan.of(plan, digest), Evaluator(plan, names), _Clock()
 
     def new_keys() -> tuple[SecretKey, bytes]:
         secret = SecretKey(plan.ring)

@@ -36,7 +36,7 @@ from marship.packaging import mar, shipped
 from marship.packaging.graph import MODEL_FILE, WholeFile
 from marship.packaging.mar import Contents
 from marship.packaging.settings import PackageSettings
-from marship.private import compiler, rings
+from marship.private import compiler, exactness, rings
 from marship.private.client_file import (
     ARCHIVED,
     ENCODER_SUFFIX,
@@ -113,9 +113,9 @@ def compile_run(run_dir: str | Path, start: str | None = None) -> Compiled:
             for the client. None encrypts the model's input.
 
     Raises:
-        UsageError: The folder holds no exported model.
+        UsageError: The folder holds no exported model, or one whose cases are too large to encrypt.
         ModelError: A node cannot be computed on encrypted values; the message says what to do.
-        ParityError: The plan computes something else than the model.
+        ParityError: The plan computes something else than the model, or too inexactly.
         LoadError: tenseal is not installed.
     """
     run_dir = Path(run_dir)
@@ -133,7 +133,8 @@ def compile_run(run_dir: str | Path, start: str | None = None) -> Compiled:
     _check_parity(plan.compute(rows), wanted, contract)
     data = plan.to_bytes()
     digest = hashlib.sha256(data).hexdigest()
-    figures = measure(plan, digest, rows, wanted, largest)
+    figures = measure(plan, digest, rows, wanted, largest=largest, names=compiled.names)
+    exactness.check(figures, plan, compiled.names, rows)
     report = {
         "kind": HE,
         "model_digest": contract.digest,

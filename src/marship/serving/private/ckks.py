@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 import numpy.typing as npt
 
-from marship.errors import LoadError, MalformedError, RequestError
+from marship.errors import LoadError, MalformedError, RequestError, UsageError
 from marship.serving.formats import forms
 
 if TYPE_CHECKING:
@@ -44,6 +44,7 @@ SEAL_ERRORS = (RuntimeError, ValueError, IndexError, MemoryError, OverflowError,
 _HEADER = struct.Struct("<HBBBBHQ")
 _MAGIC, _NONE, _ZSTD = 0xA15E, 0, 2
 _HEAD_BYTES = _HEADER.size
+_MOST_DOUBLE = 2.0**1000
 _ROOT = 3
 """Generates the rotations of slots: step s is the automorphism X -> X^(3^s mod 2N)."""
 
@@ -155,10 +156,23 @@ class Ring:
         return library().Evaluator(self.context)
 
     def encode(self, values: Vector, level: int, scale: float) -> SealObject:
-        """A vector of all slots as a plaintext of a level."""
-        plain = library().Plaintext()
-        self.encoder.encode(values.tolist(), self.chain[level][0], scale, plain)
-        return plain
+        """A vector of all slots as a plaintext of a level.
+
+        Raises:
+            UsageError: Its values exceed the modulus.
+        """
+        plain, largest = library().Plaintext(), float(np.abs(values).max())
+        error: Exception | None = None
+        try:
+            if largest < _MOST_DOUBLE / scale:  # beyond, SEAL's transform gives infinity unnoticed
+                self.encoder.encode(values.tolist(), self.chain[level][0], scale, plain)
+                return plain
+        except ValueError as found:
+            error = found
+        raise UsageError(
+            f"values to encrypt must fit the model's ring, got {largest:.3g}. Ask with values as "
+            "the model was trained on."
+        ) from error
 
     # The exact lengths, inflated. A polynomial has 8 bytes for each coefficient and prime. A seed
     # stands for the second polynomial of what its owner encrypts. Found by saving, and held by

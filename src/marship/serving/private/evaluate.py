@@ -5,12 +5,14 @@ the scale that makes the product exact again: q * target / scale (as in EVA, Dat
 all that is added has one scale, and the answer's is known beforehand.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from marship.errors import MalformedError
+import numpy as np
+
+from marship.errors import MalformedError, ModelError, UsageError
 from marship.serving.private import ckks
-from marship.serving.private.ckks import SEAL_ERRORS, SealObject
+from marship.serving.private.ckks import SEAL_ERRORS, SealObject, Vector
 from marship.serving.private.packing import Product
 from marship.serving.private.plan import Affine, HePlan, Power
 
@@ -50,10 +52,15 @@ class Evaluator:
 
     Args:
         plan: The plan.
+        names: What errors call its steps, at export; empty is by their number.
+
+    Raises:
+        ModelError: A step's constants are too large or too small for the ring.
     """
 
-    def __init__(self, plan: HePlan) -> None:
+    def __init__(self, plan: HePlan, names: Sequence[str] = ()) -> None:
         self.plan, self.ring = plan, plan.ring
+        self._names = names or [f"step {index}" for index in range(len(plan.steps))]
         self._places = [_Place(0, self.ring.scale)]
         self._products: dict[int, dict[int, _Encoded]] = {}
         self._plain: dict[int, SealObject] = {}
@@ -77,21 +84,39 @@ class Evaluator:
             square = _Place(at.level + 1, at.scale**2 / chain[at.level][1])
             if applied is None:
                 return square
-            self._plain[index] = ring.encode(applied.bias, square.level, square.scale)
+            self._plain[index] = self._encode(index, applied.bias, square.level, square.scale)
             return _Place(square.level + 1, square.scale * at.scale / chain[square.level][1])
         assert applied is not None  # noqa: S101  the plan applies every affine step
         level = max(self._places[register].level for register in applied.products)
         self._products[index] = {
-            register: self._encode(one, level, self._places[register].scale)
+            register: self._encoded(index, one, level, self._places[register].scale)
             for register, one in applied.products.items()
         }
-        self._plain[index] = ring.encode(applied.bias, level + 1, ring.scale)
+        self._plain[index] = self._encode(index, applied.bias, level + 1, ring.scale)
         return _Place(level + 1, ring.scale)
 
-    def _encode(self, product: Product, level: int, scale: float) -> _Encoded:
+    def _encoded(self, index: int, product: Product, level: int, scale: float) -> _Encoded:
         target = self.ring.chain[level][1] * self.ring.scale / scale
-        plain = {k: self.ring.encode(v, level, target) for k, v in product.diagonals.items()}
+        plain = {k: self._encode(index, v, level, target) for k, v in product.diagonals.items()}
+        for number, one in plain.items():
+            if one.is_zero():  # its product would be a ciphertext that hides nothing: SEAL refuses
+                largest = float(np.abs(product.diagonals[number]).max())
+                raise ModelError(
+                    f"weights that lead to {self._names[index]} must not round to zero at "
+                    f"2^-{self.ring.scale_bits}, got a diagonal up to {largest:.3g}. Scale them "
+                    "up, and those of the layer behind it or before it down."
+                )
         return _Encoded(product, level, plain)
+
+    def _encode(self, index: int, values: Vector, level: int, scale: float) -> SealObject:
+        try:
+            return self.ring.encode(values, level, scale)
+        except UsageError as error:
+            raise ModelError(
+                f"constants that lead to {self._names[index]} must fit the ring, got "
+                f"{np.abs(values).max():.3g}. Scale them down, and keep the square's factor in an "
+                "activation from being small: a x^2 + b x has a constant of b^2/4a."
+            ) from error
 
     def run(self, keys: EvaluationKeys, question: bytes | memoryview) -> bytes:
         """The encrypted answer to an encrypted question.

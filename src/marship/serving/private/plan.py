@@ -167,6 +167,10 @@ class HePlan:
 
     def compute(self, rows: Matrix) -> Matrix:
         """The plan on plain rows, float64 (rows, inputs), as (rows, outputs)."""
+        return filled(self.registers(rows)[-1], self.constants)
+
+    def registers(self, rows: Matrix) -> list[Matrix]:
+        """All registers for plain rows, float64 (rows, inputs): the rows, then each result."""
         registers = [rows]
         for step in self.steps:
             if isinstance(step, Affine):
@@ -175,7 +179,7 @@ class HePlan:
             else:
                 u = registers[step.register]
                 registers.append(u * (u * u + step.linear) if step.linear is not None else u * u)
-        return filled(registers[-1], self.constants)
+        return registers
 
     def to_bytes(self) -> bytes:
         """The plan's file: the same bytes every time."""

@@ -1,0 +1,81 @@
+"""What HeClient does where values are too large, known cases fail, or there are none."""
+
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import private_runs
+from marship.errors import DecryptionError, UsageError
+from marship.private import HeClient, step
+from marship.private.he_client import MOST_FAILURES
+from private_runs import INPUTS, InProcess, packaged
+
+ROWS = np.random.default_rng(0).normal(size=(4, INPUTS))
+
+
+@pytest.fixture(scope="module")
+def linear(tmp_path_factory: pytest.TempPathFactory) -> step.Packaged:
+    """A linear model, packaged."""
+    return packaged(tmp_path_factory.mktemp("linear"))
+
+
+@pytest.fixture
+def server(linear: step.Packaged, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> InProcess:
+    """Its handler, in place of a server."""
+    monkeypatch.setenv("MARSHIP_CLIENT_KEYS", str(tmp_path / "client-keys"))
+    archive = linear.archive
+    return InProcess(private_runs.loaded(archive, archive.parent / "extracted"))
+
+
+@pytest.mark.parametrize("factor", [1e12, 1e300])
+@pytest.mark.parametrize("rows", [slice(0, 1), slice(0, 4)])
+def test_values_beyond_the_ring_are_refused_before_anything_is_sent(
+    linear: step.Packaged, server: InProcess, factor: float, rows: slice
+) -> None:
+    """In one line, with the largest; whatever stands in front of them."""
+    x = ROWS[rows].copy()
+    x[-1] *= factor
+    client = HeClient(linear.client_file, server, check_share=0)  # type: ignore[arg-type]
+    with pytest.raises(UsageError, match="must fit the model's ring, got") as caught:
+        client.predict(x)
+    assert "\n" not in str(caught.value)
+    assert not server.bodies
+
+
+def test_known_cases_that_fail_count_towards_new_keys(
+    linear: step.Packaged, server: InProcess
+) -> None:
+    """A server that answers wrongly watches a few reactions under one key, and no more."""
+    client = HeClient(linear.client_file, server, check_share=0.999)  # type: ignore[arg-type]
+    client.predict(ROWS[0])
+    before = client._keys
+    first: list[bytes] = []
+
+    def replay(body: bytes) -> bytes:
+        first.append(body)
+        return first[0]
+
+    client._ask(10 * ROWS[0])
+    server.change = replay
+    client._ask(3 * ROWS[0])
+    for count in range(MOST_FAILURES):
+        assert client._keys is before, count
+        with pytest.raises(DecryptionError, match="a known case must have its answer"):
+            client._check()
+    assert client._keys is None
+
+
+def test_a_file_without_known_cases_is_warned_of(tmp_path: Path) -> None:
+    """Once for a client, whose share is 0. Who asks for no checks is left alone."""
+    run = private_runs.run_folder(tmp_path / "run", private_runs.LINEAR, "real")
+    step.compile_run(run)
+    settings = step.PackageSettings(model_store=tmp_path / "store", golden="real")
+    file = step.package(run, settings).client_file
+    with pytest.warns(UserWarning, match="has no known cases") as caught:
+        client = HeClient(file, "http://127.0.0.1:9")
+    assert (len(caught), client.check_share) == (1, 0.0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        HeClient(file, "http://127.0.0.1:9", check_share=0)
