@@ -235,7 +235,7 @@ def _rounds(steps: Sequence[ProgramStep]) -> int:
     compare, total = 9, 0
     for one in steps:
         if one.operation in _RESCALED:
-            total += 2
+            total += 2 * _rescalings(one)
         elif one.operation == "relu":
             total += compare
         elif one.operation == "maximum":
@@ -244,9 +244,14 @@ def _rounds(steps: Sequence[ProgramStep]) -> int:
     return total
 
 
+def _rescalings(step: ProgramStep) -> int:
+    is_mean = step.operation == "average" and step.window is not None
+    return len(step.window.factors) if is_mean else 1
+
+
 def _failure(steps: Sequence[ProgramStep]) -> float:
     """Every rescaled element fails with |product| 2^-64 at most: docs/private.md."""
-    elements = sum(one.size for one in steps if one.operation in _RESCALED)
+    elements = sum(one.size * _rescalings(one) for one in steps if one.operation in _RESCALED)
     return float(elements * ring.LIMIT * 2.0 ** (2 * ring.FRACTION_BITS - 64))
 
 
