@@ -64,7 +64,7 @@ class SharedModel:
     def golden_misses(self, party: Party) -> int:
         """How many golden outputs are further from the reference than the tolerance.
 
-        Only this number is opened: the outputs would tell each party something of the model.
+        Whether each one misses is opened, and no more: the outputs would tell of the model.
         """
         apart = self.run(party, self._golden_input) - self._golden_output
         limit = encode(np.full(apart.shape[1:], self.program.tolerance))
