@@ -115,6 +115,19 @@ def test_an_operator_is_computed_as_onnx_runtime_does(tmp_path: Path, case: str)
     assert np.abs(shared_outputs(model, rows) - wanted).max() < 4e-3
 
 
+@pytest.mark.parametrize("side", [5, 7, 14, 28, 56, 90])
+def test_a_mean_of_any_window_has_no_bias(tmp_path: Path, side: int) -> None:
+    """Of outputs about 10, within a share of 2^-11 and some units of 2^-13."""
+    given_shape = (1, side, side)
+    model = write_graph(
+        tmp_path / "m.onnx", [node("GlobalAveragePool")], given_shape, (1, 1, 1), None
+    )
+    rows = np.random.default_rng(1).normal(size=(2, *given_shape)).astype(np.float32) + 10
+    wanted = open_outputs(model, rows).reshape(2, -1)
+    apart = shared_outputs(model, rows) - wanted
+    assert np.abs(apart).max() < np.abs(wanted).max() * 2.0**-11 + 5 * 2.0**-13
+
+
 def test_batch_norm_and_factors_are_folded_into_products(tmp_path: Path) -> None:
     """A convolution, its batch norm and a factor are one product; ReLU follows the pool."""
     graph = [
@@ -156,6 +169,7 @@ REFUSED = {
                   tensors(axes=np.array([0])), "of each whole channel"),
     "relu6": ([node("Clip", "zero", "six")], (4,), (4,),
               tensors(zero=np.array(0.0), six=np.array(6.0)), "use ReLU for ReLU6"),
+    "whole map": ([node("GlobalAveragePool")], (1, 128, 128), (1, 1, 1), None, "in two steps"),
     "cube": ([node("Pow", "three")], (4,), (4,), tensors(three=np.array(3.0)), "exponent must"),
 }  # fmt: skip
 

@@ -196,6 +196,30 @@ def test_a_slow_party_is_reported_in_time(own: Trio, monkeypatch: pytest.MonkeyP
         until(lambda: recovered(own), 10, "an answer")
 
 
+def test_an_unexpected_error_does_not_end_the_leaders_thread(own: Trio) -> None:
+    """Neither one of connecting nor one of a heartbeat: a session begins afterwards."""
+    station, dialled = own.stations[0], []
+
+    def dial(number: int, session: str) -> links.Link:
+        dialled.append(number)
+        if len(dialled) == 1:
+            raise ValueError("unexpected")
+        return station.doors.dial(number, session)
+
+    for number in (1, 2):
+        own.start(number)
+    own.leader = leader = Leader(dial, station.sit)
+    try:
+        leader.start()
+        until(lambda: leader.participant is not None, 30, "a session")
+        first = leader.participant
+        assert first is not None
+        first.beat = lambda: {}["unexpected"]  # type: ignore[method-assign]
+        until(lambda: leader.participant not in (None, first), 30, "another session")
+    finally:
+        own.stop()
+
+
 def test_an_idle_session_lives_by_heartbeats(own: Trio, monkeypatch: pytest.MonkeyPatch) -> None:
     """Sessions end without them, and idle ones do not."""
     from marship.serving.private.mpc import leader, party

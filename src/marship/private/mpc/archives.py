@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
+import onnxruntime as ort
 
 from marship.contract import CONTRACT_FILE, Contract, GoldenCase, TensorSpec, digest_files
 from marship.contract.tolerance import Tolerance
@@ -32,7 +33,7 @@ HANDLER = "mpc_handler.py"
 INPUT_LIMIT = 16.0
 """No input is larger, unless `--option input_limit=` says otherwise: `check_bounds` needs one."""
 _BATCH, _DELAY_MS = 32, 1
-_MOST_GOLDEN_ROWS = 4
+_MOST_GOLDEN_ROWS, _RANDOM_ROWS = 4, 8
 _RESCALED = ("linear", "scale", "average", "multiply")
 _LEAST_TOLERANCE, _MOST_ERROR = 2.0**-6, 0.05
 
@@ -128,7 +129,7 @@ def build(
     )
     weights = [array for node in ordered for array in node.weights]
     parts = shares.deal(np.concatenate([ring.encode(a).ravel() for a in (*weights, *golden)]))
-    error, tolerance = _tried(program, parts, golden)
+    error, tolerance = _tried(program, parts, golden, contents.model)
     program = replace(program, tolerance=tolerance)
     sealed = [_sealed(program, card, part) for card, part in zip(trio, parts, strict=True)]
     digests = tuple(hashlib.sha256(data).hexdigest() for data in sealed)
@@ -205,24 +206,54 @@ def _golden(cases: Sequence[GoldenCase], contract: Contract, limit: float) -> tu
             f"golden inputs must be within {limit:g}, got up to {np.abs(inputs).max():.3g}. Scale "
             "the model's inputs, or package with --option input_limit=NUMBER."
         )
-    return inputs[fitting][:_MOST_GOLDEN_ROWS], outputs[fitting][:_MOST_GOLDEN_ROWS]
+    inputs, outputs = (array[fitting][:_MOST_GOLDEN_ROWS] for array in (inputs, outputs))
+    if not outputs.any():
+        raise UsageError(
+            "golden outputs must have a number other than 0, got zeros: no error would be seen. "
+            "Export with inputs for which the model answers something."
+        )
+    return inputs, outputs
 
 
 def _tried(
-    program: SharedProgram, parts: Sequence[bytes], golden: tuple[Reals, Reals]
+    program: SharedProgram, parts: Sequence[bytes], golden: tuple[Reals, Reals], model: Path
 ) -> tuple[float, float]:
-    """The largest error of the golden outputs, and the tolerance for every session."""
+    """The largest error of the golden outputs, and the tolerance for every session.
+
+    Random rows as large as the golden ones are compared with the open model's, too: golden cases
+    may leave alone what fixed point loses, and a large constant hides it.
+    """
     models = [SharedModel(program, number, part) for number, part in enumerate(parts)]
-    found = ring.decode(rehearsal.run(models, ring.encode(golden[0])))
-    error = float(np.abs(found - golden[1]).max())
-    most = _MOST_ERROR * max(1.0, float(np.abs(golden[1]).max()))
-    if not error <= most:
+    drawn = np.random.default_rng(0).uniform(-1, 1, (_RANDOM_ROWS, program.input_size))
+    drawn = drawn * (np.abs(golden[0]).max() or program.input_limit)
+    wanted = _open_outputs(model, drawn)
+    found = ring.decode(rehearsal.run(models, ring.encode(np.concatenate([golden[0], drawn]))))
+    largest = float(np.abs(golden[1]).max())
+    error = _checked(found[: len(golden[0])], golden[1], largest, "golden")
+    _checked(found[len(golden[0]) :], wanted, float(np.ptp(wanted, axis=0).max()), "random")
+    least = min(_LEAST_TOLERANCE, 4 * _MOST_ERROR * largest)
+    return error, float(2.0 ** np.ceil(np.log2(max(4 * error, least))))
+
+
+def _checked(found: Reals, wanted: Reals, scale: float, name: str) -> float:
+    """The largest error of outputs, which must be small against their scale."""
+    error = float(np.abs(found - wanted).max())
+    if not error <= _MOST_ERROR * scale:
         raise ParityError(
-            f"three parties must compute golden outputs within {most:.3g}, got a difference of "
-            f"{error:.3g}. Scale inputs and weights: values have {ring.FRACTION_BITS} bits of "
-            "fraction."
+            f"three parties must compute outputs of {name} inputs within "
+            f"{_MOST_ERROR * scale:.3g}, got a difference of {error:.3g}. Scale inputs and "
+            f"weights: values have {ring.FRACTION_BITS} bits of fraction."
         )
-    return error, max(_LEAST_TOLERANCE, 2.0 ** np.ceil(np.log2(max(4 * error, 2.0**-20))))
+    return error
+
+
+def _open_outputs(model: Path, rows: Reals) -> Reals:
+    """ONNX Runtime's outputs of flat rows, one at a time: (rows, output size)."""
+    session = ort.InferenceSession(str(model), providers=["CPUExecutionProvider"])
+    (given,) = session.get_inputs()
+    shape = (1, *given.shape[1:])
+    made = [session.run(None, {given.name: r.astype(np.float32).reshape(shape)})[0] for r in rows]
+    return np.concatenate([np.asarray(one, np.float64).reshape(1, -1) for one in made])
 
 
 def _sealed(program: SharedProgram, card: Card, part: bytes) -> bytes:
@@ -235,7 +266,7 @@ def _rounds(steps: Sequence[ProgramStep]) -> int:
     compare, total = 9, 0
     for one in steps:
         if one.operation in _RESCALED:
-            total += 2
+            total += 2 * _rescalings(one)
         elif one.operation == "relu":
             total += compare
         elif one.operation == "maximum":
@@ -244,9 +275,14 @@ def _rounds(steps: Sequence[ProgramStep]) -> int:
     return total
 
 
+def _rescalings(step: ProgramStep) -> int:
+    is_mean = step.operation == "average" and step.window is not None
+    return len(step.window.factors) if is_mean else 1
+
+
 def _failure(steps: Sequence[ProgramStep]) -> float:
     """Every rescaled element fails with |product| 2^-64 at most: docs/private.md."""
-    elements = sum(one.size for one in steps if one.operation in _RESCALED)
+    elements = sum(one.size * _rescalings(one) for one in steps if one.operation in _RESCALED)
     return float(elements * ring.LIMIT * 2.0 ** (2 * ring.FRACTION_BITS - 64))
 
 

@@ -18,6 +18,7 @@ from marship.contract import Contract
 from marship.errors import ModelError
 from marship.private.mpc.nodes import Node, Reals, taps_of, tidied
 from marship.serving.private.mpc.program import Gathering
+from marship.serving.private.mpc.ring import FRACTION_BITS
 
 _ROWS = 7
 """A batch that no other axis is likely to equal: what is not of 7 rows has mixed them."""
@@ -261,7 +262,13 @@ def _pool(graph: _Graph, node: onnx.NodeProto, attributes: Attributes) -> Node:
         raise _RefusedNode("count_include_pad must be off")
     if len(node.output) > 1 and node.output[1]:
         raise _RefusedNode("it must not give indices")
+    return _pooled(graph, node, window)
+
+
+def _pooled(graph: _Graph, node: onnx.NodeProto, window: Gathering) -> Node:
     operation = "maximum" if window.repeats else "average"
+    if operation == "average" and prod(window.kernel) > 1 << FRACTION_BITS:
+        raise _RefusedNode("it must be the mean of 8,192 elements at most: pool in two steps")
     return Node(_name(node), operation, [_value(graph, node)], window.counts[0], window)
 
 
@@ -275,8 +282,7 @@ def _mean(graph: _Graph, node: onnx.NodeProto, attributes: Attributes) -> Node:
     if sorted(axis % rank for axis in axes or ()) != list(range(2, rank)):
         raise _RefusedNode("it must be the mean of each whole channel")
     ones, none = (1,) * (rank - 2), (0,) * (2 * (rank - 2))
-    window = Gathering(row, row[1:], ones, none, ones, joins_channels=False)
-    return Node(_name(node), "average", [_value(graph, node)], row[0], window)
+    return _pooled(graph, node, Gathering(row, row[1:], ones, none, ones, joins_channels=False))
 
 
 def _relu(graph: _Graph, node: onnx.NodeProto, _: Attributes) -> Node:

@@ -104,7 +104,7 @@ class Leader:
         pause_s = _FIRST_S
         while not self._is_over:
             if self.participant is None:
-                self._connect()
+                self._connect_safely()
                 pause_s = _FIRST_S if self.participant else min(2 * pause_s, _LONGEST_S)
                 self._tried.set()
             self._wake.wait(BEAT_S if self.participant else pause_s)
@@ -119,6 +119,16 @@ class Leader:
             self.participant.beat()
         except PartyError as error:
             self._end(error)
+        except Exception:  # whatever it is, this thread alone can begin another session
+            logger.exception("a heartbeat failed")
+            self._end(PartyError("party 0 must send heartbeats, and failed: see its log."))
+
+    def _connect_safely(self) -> None:
+        try:
+            self._connect()
+        except Exception:  # whatever it is, this thread alone can try again
+            logger.exception("no session with the other parties")
+            self._fault = PartyError("party 0 must begin a session, and failed: see its log.")
 
     def _connect(self) -> None:
         session = secrets.token_hex(16)
@@ -132,13 +142,20 @@ class Leader:
             if str(error) != str(self._fault):
                 logger.warning("no session with the other parties: %s", error)
             self._fault = error
-            if seat is not None:
-                seat.circle.close(str(error))
-            for link in links:
-                link.close()
+            _close(seat, links, str(error))
             return
+        except Exception:
+            _close(seat, links, "party 0 failed")
+            raise
         self.participant = seat
         logger.info("a session with parties 1 and 2 began")
+
+
+def _close(seat: Participant | None, links: Sequence[Link], why: str) -> None:
+    if seat is not None:
+        seat.circle.close(why)
+    for link in links:
+        link.close()
 
 
 def _split(questions: Sequence[Question]) -> list[list[Question]]:

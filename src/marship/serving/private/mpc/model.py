@@ -8,7 +8,7 @@ import numpy as np
 from marship.serving.private.mpc import shares
 from marship.serving.private.mpc.program import Gathering, ProgramStep, SharedProgram
 from marship.serving.private.mpc.protocol import Party
-from marship.serving.private.mpc.ring import FRACTION_BITS, Words, encode, product
+from marship.serving.private.mpc.ring import Words, encode, product
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +64,7 @@ class SharedModel:
     def golden_misses(self, party: Party) -> int:
         """How many golden outputs are further from the reference than the tolerance.
 
-        Only this number is opened: the outputs would tell each party something of the model.
+        Whether each one misses is opened, and no more: the outputs would tell of the model.
         """
         apart = self.run(party, self._golden_input) - self._golden_output
         limit = encode(np.full(apart.shape[1:], self.program.tolerance))
@@ -99,7 +99,7 @@ def _run(
     if step.operation == "maximum":
         windows = _gathered(first, step.window) if step.window else np.stack(given, -1)
         return _maximum(party, windows)
-    return party.rescaled(_averaged(first[0], step.window))
+    return _averaged(party, first, step.window)
 
 
 def _weighted(party: Party, step: ProgramStep, weights: SharedWeights, share: Words) -> Words:
@@ -131,14 +131,14 @@ def _gathered(share: Words, window: Gathering | None) -> Words:
     return share.take(window.index, -1)
 
 
-def _averaged(share: Words, window: Gathering | None) -> Words:
+def _averaged(party: Party, share: Words, window: Gathering | None) -> Words:
     """The sum of each window times 1 / its size, a number that everybody knows."""
     if window is None:
         raise ValueError("average without a window")
-    counts = (window.index < prod(window.shape)).sum(1)
-    factor = np.round((1 << FRACTION_BITS) / counts).astype(np.uint64)
-    total: Words = _gathered(share, window).sum(-1, dtype=np.uint64) * factor
-    return total
+    share = _gathered(share, window).sum(-1, dtype=np.uint64)
+    for factor in window.factors:
+        share = party.rescaled(share[0] * factor)
+    return share
 
 
 def _maximum(party: Party, windows: Words) -> Words:

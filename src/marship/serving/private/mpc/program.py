@@ -22,9 +22,12 @@ import numpy as np
 import numpy.typing as npt
 
 from marship.errors import LoadError
+from marship.serving.private.mpc.ring import FRACTION_BITS, Words
 
 FORMAT = 1
 OPERATIONS = ("linear", "scale", "relu", "maximum", "average", "sum", "multiply")
+FACTOR_ERROR = 2.0**-11
+"""The largest relative error of a mean's factor: it would be a bias."""
 _MOST_STEPS, _MOST_SIZE = 1000, 1 << 24
 
 
@@ -69,6 +72,25 @@ class Gathering:
         if self.joins_channels:
             return places, channels * taps
         return channels * places, taps
+
+    @cached_property
+    def taken(self) -> npt.NDArray[np.int64]:
+        """Elements at each position that are no padding, at least 1."""
+        return np.maximum((self.index < prod(self.shape)).sum(1), 1)
+
+    @cached_property
+    def factors(self) -> tuple[Words, ...]:
+        """Words by which a mean multiplies its sums, a rescaling after each.
+
+        One, 2^13 / n, if that is a number whole enough; else an exact power of two first, and a
+        factor between 1 and 2 behind it. Lowering refuses more than 2^13 elements.
+        """
+        one = np.round((1 << FRACTION_BITS) / self.taken)
+        if (np.abs(one * self.taken / (1 << FRACTION_BITS) - 1) <= FACTOR_ERROR).all():
+            return (one.astype(np.uint64),)
+        shift = np.ceil(np.log2(self.taken))
+        rest = np.round((1 << FRACTION_BITS) * 2.0**shift / self.taken)
+        return (2.0 ** (FRACTION_BITS - shift)).astype(np.uint64), rest.astype(np.uint64)
 
     @cached_property
     def index(self) -> npt.NDArray[np.int64]:
