@@ -276,8 +276,9 @@ def _rounds(steps: Sequence[ProgramStep]) -> int:
 
 
 def _rescalings(step: ProgramStep) -> int:
-    is_mean = step.operation == "average" and step.window is not None
-    return len(step.window.factors) if is_mean else 1
+    if step.operation == "average" and step.window is not None:
+        return len(step.window.factors)
+    return 1
 
 
 def _failure(steps: Sequence[ProgramStep]) -> float:

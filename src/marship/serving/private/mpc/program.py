@@ -76,7 +76,8 @@ class Gathering:
     @cached_property
     def taken(self) -> npt.NDArray[np.int64]:
         """Elements at each position that are no padding, at least 1."""
-        return np.maximum((self.index < prod(self.shape)).sum(1), 1)
+        taken: npt.NDArray[np.int64] = (self.index < prod(self.shape)).sum(1)
+        return np.maximum(taken, 1)
 
     @cached_property
     def factors(self) -> tuple[Words, ...]:
