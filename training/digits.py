@@ -52,7 +52,7 @@ DEFAULTS = {
     ("mlp", False): Defaults(60, 64, 1e-2, 0.1),
     ("mlp", True): Defaults(30, 256, 5e-2, 0.01),
     ("cnn", False): Defaults(30, 64, 3e-3, 0.5),
-    ("cnn", True): Defaults(20, 256, 3e-2, 0.01),
+    ("cnn", True): Defaults(20, 256, 1e-2, 0.01),
 }
 
 

@@ -33,6 +33,12 @@ from marship.settings import setting
 ACCOUNTANT = "rdp"
 """opacus's `prv` needs 5 to 7 % less noise and seconds to say so: see docs/decisions.md."""
 
+STATE_WORDS = 624
+STATE_BEGIN = 24
+STATE_END = STATE_BEGIN + 8 * STATE_WORDS
+"""Where PyTorch's Mersenne Twister has its words, 64 bits for each 32: ATen's
+CPUGeneratorImplStateLegacy, after seed (8 bytes), left (4), seeded (4) and next (8)."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Privacy:
@@ -222,7 +228,15 @@ def _noise_multiplier(privacy: Privacy, sample_rate: float, steps: int) -> float
 
 
 def _secret_generator() -> torch.Generator:
-    return torch.Generator().manual_seed(secrets.randbits(63))
+    """A generator on the CPU whose whole state the operating system has drawn.
+
+    `manual_seed` takes 32 bits of what it is given, which can be tried one by one.
+    """
+    generator = torch.Generator()
+    state = generator.get_state()
+    words = [secrets.randbits(32) for _ in range(STATE_WORDS)]
+    state[STATE_BEGIN:STATE_END] = torch.tensor(words, dtype=torch.int64).view(torch.uint8)
+    return generator.set_state(state)
 
 
 def _emptied(batch: Any) -> Any:  # noqa: ANN401  whatever collate makes

@@ -14,7 +14,7 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from marship.errors import UsageError
-from marship.fit import checkpoint, loop, run
+from marship.fit import checkpoint, loop, privacy, run
 from marship.fit.loop import Task, fit, start
 from marship.fit.privacy import Privacy, PrivateSettings, PrivateSteps
 from marship.fit.recipe import Recipe
@@ -68,13 +68,13 @@ def steps_of(model: nn.Module, rows: TensorDataset, **changes: Any) -> PrivateSt
     """The parts of a private run of SGD with a rate of 1."""
     given = {"epochs": 1, "batch_size": 16, "dp_epsilon": 8.0, "dp_clip": 0.5} | changes
     settings = PrivateSettings(**given)
-    privacy = settings.privacy()
-    assert privacy is not None
+    bound = settings.privacy()
+    assert bound is not None
     return PrivateSteps(
         model,
         torch.optim.SGD(model.parameters(), lr=1.0),
         DataLoader(rows),
-        privacy=privacy,
+        privacy=bound,
         settings=settings,
     )
 
@@ -174,6 +174,22 @@ def test_noise_is_not_the_seeds(tmp_path: Path) -> None:
         model, _, _ = train(tmp_path / name, nn.Linear(4, 1), learning_rate=0.1)
         weights.append(torch.cat([p.detach().flatten() for p in model.parameters()]))
     assert (weights[0] - weights[1]).abs().min() > 1e-4
+
+
+def test_no_seed_of_32_bits_gives_the_noise() -> None:
+    """A generator's state is drawn whole; manual_seed would make it of its first word alone."""
+    one, other = privacy._secret_generator(), privacy._secret_generator()
+    state = one.get_state()
+    words = state[privacy.STATE_BEGIN : privacy.STATE_END].view(torch.int64)
+    assert int(words.min()) >= 0
+    assert 2**31 < int(words.max()) < 2**32
+    assert len(words.unique()) == privacy.STATE_WORDS
+    seeded = torch.Generator().manual_seed(int(words[0])).get_state()
+    same = words == seeded[privacy.STATE_BEGIN : privacy.STATE_END].view(torch.int64)
+    assert same.tolist() == [True] + [False] * (privacy.STATE_WORDS - 1)
+    draws = torch.randn(4000, generator=one)
+    assert draws.std().item() == pytest.approx(1, abs=0.06)
+    assert not torch.equal(draws, torch.randn(4000, generator=other))
 
 
 def test_a_private_run_learns_and_leaves_no_hooks(tmp_path: Path) -> None:
