@@ -3,7 +3,7 @@
 An interpreter is taken from PATH or from pyenv; missing ones are reported. Each gets an
 environment of its own below .venv/pythons, with the locked versions of what these tests need. What
 compares with TorchServe's own protocol, which imports PyTorch, runs in `make test` alone: PyTorch
-is gigabytes for each Python.
+is gigabytes for each Python. So does what packs an archive with torch-model-archiver.
 
     python tools/pythons.py
 
@@ -26,12 +26,13 @@ NEEDED = """
     cffi charset-normalizer cryptography flatbuffers frozenlist httptools hypothesis idna iniconfig
     markdown-it-py mdurl ml-dtypes multidict numpy onnx onnxruntime orjson packaging pillow
     pluggy propcache protobuf psutil pycparser pydantic pydantic-core pygments pytest pyyaml
-    requests rich shellingham simplejpeg sortedcontainers soundfile soxr torchserve typer
+    requests rich shellingham simplejpeg sortedcontainers soundfile soxr tenseal torchserve typer
     typing-extensions typing-inspection urllib3 uvloop wheel yarl
 """.split()  # noqa: SIM905  a line for each would be no table
 _HOST = "tests/unit/serving/hosts/torchserve"
 LEFT_OUT = (
     f"--ignore={_HOST}/test_wire.py",
+    "--ignore=tests/unit/serving/private/test_handler.py",
     f"--deselect={_HOST}/test_worker.py::test_outside_of_a_worker_nothing_is_replaced",
 )
 

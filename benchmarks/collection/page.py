@@ -99,7 +99,7 @@ def _models(outcomes: Iterable[Outcome]) -> str:
             f"`{item.inputs}`" if item.inputs else "",
             item.verdict,
             "" if item.seconds is None else f"{item.seconds:.1f}",
-            item.remark[:160],
+            without_folders(item.remark)[:160],
         ]
         for item in outcomes
         if item.kind not in COUNTED
@@ -113,10 +113,20 @@ def _reasons(outcomes: Iterable[Outcome]) -> str:
     for item in outcomes:
         groups.setdefault((item.kind, form(item.remark)), []).append(item)
     rows = [
-        [found[0].kind, len(found), found[0].remark[:240], ", ".join(i.name for i in found[:3])]
+        [
+            found[0].kind,
+            len(found),
+            without_folders(found[0].remark)[:240],
+            ", ".join(i.name for i in found[:3]),
+        ]
         for found in sorted(groups.values(), key=len, reverse=True)
     ]
     return _table(["kind", "models", "message", "such as"], rows)
+
+
+def without_folders(remark: str) -> str:
+    """A message with the names of files alone: they lay in a folder of this run."""
+    return re.sub(r"(?<!\S)/(?:[^/\s]+/)+", "", remark)
 
 
 def form(remark: str) -> str:

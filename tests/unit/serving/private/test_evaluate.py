@@ -63,6 +63,9 @@ def plan_of(*steps: Step, inputs: int, degree: int = 8192, bits: int = 36) -> He
     return HePlan(ring, inputs, len(last.bias), steps)
 
 
+NOISE = 4e-3
+"""Of the smallest ring, whose values have 30 bits: of 120 questions under 12 keys the worst was
+6e-4 off, and once in some hundred 1.1e-3; outputs are up to 6."""
 LINEAR = plan_of(Affine({0: matrix(7, 20)}, np.arange(7.0)), inputs=20, degree=4096, bits=30)
 PLANS = {
     "linear": LINEAR,
@@ -85,12 +88,12 @@ PLANS = {
 
 @pytest.mark.parametrize("name", PLANS)
 def test_an_encrypted_answer_is_the_plans(name: str) -> None:
-    """Within a thousandth, values and not labels alone; the plan comes from its file."""
+    """Within the ring's noise, values and not labels alone; the plan comes from its file."""
     both = Both.of(HePlan.from_bytes(PLANS[name].to_bytes()))
     row = np.random.default_rng(3).normal(size=20) / 2
     answer, noise = both.ask(both.question(row))
     wanted = PLANS[name].compute(row[None])[0]
-    assert answer == pytest.approx(wanted, abs=1e-3)
+    assert answer == pytest.approx(wanted, abs=NOISE)
     assert noise < 1e-2
 
 
@@ -153,7 +156,7 @@ def test_1500_damaged_questions_are_refused_or_computed(linear: Both) -> None:
     assert found["refused"] > 300
     assert found["taken"] > 100
     answer, _ = linear.ask(question)
-    assert answer == pytest.approx(LINEAR.compute(np.ones((1, 20)))[0], abs=1e-3)
+    assert answer == pytest.approx(LINEAR.compute(np.ones((1, 20)))[0], abs=NOISE)
 
 
 def test_500_damaged_key_sets_are_refused_or_loaded(linear: Both) -> None:
