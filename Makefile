@@ -31,7 +31,10 @@ test-fast: setup  ## tests/unit without servers, and without what trains, export
 
 # A file's tests share what they build. Tests wait for servers and timeouts part of their time, so
 # one process more than cores; files with servers come first, small ones fill up the end.
-SIDE_BY_SIDE := --numprocesses=auto --dist=loadfile --no-loadscope-reorder
+# pytest-xdist starts a crashed file again and again, then waits for ever: a process that crashes, or
+# a test that takes 10 minutes, ends the run with its name and the stacks instead.
+SIDE_BY_SIDE := --numprocesses=auto --dist=loadfile --no-loadscope-reorder --max-worker-restart=0 \
+  -o faulthandler_timeout=600 -o faulthandler_exit_on_timeout=true
 # Hundreds of processes, each of which would compile marship or its tests anew.
 unexport PYTHONDONTWRITEBYTECODE
 
