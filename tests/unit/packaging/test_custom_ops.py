@@ -3,6 +3,8 @@
 import json
 import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -200,6 +202,22 @@ def test_a_library_that_ends_the_process_is_named(
     monkeypatch.setattr(onnx_proof, "_LOAD", "import os; os._exit(0)")
     with pytest.raises(LoadError, match=r"libtexts\.so must be a library .* got: exit code 0"):
         pack(model, tmp_path, library)
+
+
+def test_sessions_with_copies_of_a_library_come_and_go(
+    model: Path, library: Path, tmp_path: Path
+) -> None:
+    """As in a process that packs or checks several archives: none unloads what another calls."""
+    copies = [str(shutil.copy(library, tmp_path / f"libcopy{number}.so")) for number in range(8)]
+    program = (
+        "import sys; from pathlib import Path; from marship.proof.parity import open_session\n"
+        "import onnxruntime_extensions\n"  # one more copy, which shares symbols with the others
+        "for path in sys.argv[2:]: open_session(Path(sys.argv[1]), 1, [Path(path)])"
+    )
+    ended = subprocess.run(
+        [sys.executable, "-c", program, model, *copies], capture_output=True, text=True, check=False
+    )
+    assert (ended.returncode, ended.stderr) == (0, "")
 
 
 def test_what_a_library_lacks_is_told_of_that_library(

@@ -4,6 +4,7 @@ A library exports `RegisterCustomOps` (onnxruntime_c_api.h) and is built for one
 contract has its digest, and nothing of it is run before that was compared.
 """
 
+import ctypes
 import platform
 import stat
 import struct
@@ -94,7 +95,7 @@ def verified(folder: Path, libraries: Iterable[Library]) -> tuple[Path, ...]:
 
 
 def register(options: Any, libraries: Iterable[Path]) -> None:  # noqa: ANN401  SessionOptions
-    """Load libraries into this process, for the sessions of these options.
+    """Load libraries into this process, for the sessions of these options, until it ends.
 
     Raises:
         LoadError: One lacks what it needs, or `RegisterCustomOps`.
@@ -109,3 +110,6 @@ def register(options: Any, libraries: Iterable[Path]) -> None:  # noqa: ANN401  
                 f"{path.name} must be a library of custom operators that loads here, got: "
                 f"{reason}. Install what it needs, or build it against this ONNX Runtime."
             ) from error
+        # ONNX Runtime unloads a library with its last session. Copies of one library share symbols
+        # (C++ statics), as where Python has imported it too: the next one would call what is gone.
+        ctypes.CDLL(str(path.absolute()))
