@@ -5,7 +5,6 @@ import os
 import stat
 import threading
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -71,7 +70,7 @@ def test_only_missing_pieces_are_uploaded(
 ) -> None:
     """An upload that broke off goes on where it was."""
     monkeypatch.setattr(keys, "PIECE_BYTES", 50_000)
-    server.handler._store = replace(server.handler._store, most_pieces=20)
+    server.handler._store.piece_bytes = 50_000
     client = client_of(linear, server)
     client.predict(ROWS[0])
     first = [HeMessage.from_bytes(body) for body in server.bodies]
@@ -270,14 +269,14 @@ def test_a_full_store_is_the_servers_error(
     linear: step.Packaged, server: InProcess, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Typed, for the client to try again later."""
-    monkeypatch.setattr(type(server.handler._store), "_check_room", full)
+    monkeypatch.setattr(type(server.handler._store), "put", full)
     with pytest.raises(KeyStoreFullError):
         client_of(linear, server).predict(ROWS[0])
 
 
 def full(*_: object) -> None:
     """There is no room."""
-    raise KeyStoreFullError("keys of all clients must fit in 1 byte, got more.")
+    raise KeyStoreFullError("keys of another client must fit on the server's disk, got none left.")
 
 
 @pytest.mark.parametrize(
