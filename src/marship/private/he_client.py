@@ -18,11 +18,9 @@ from marship.errors import (
     UsageError,
 )
 from marship.private import client_file as client_files
-from marship.private import key_file
 from marship.private.client_file import ClientFile
 from marship.private.encoder import Encoder
-from marship.private.key_file import ClientKeys
-from marship.serving.private import keys as evaluation
+from marship.private.he_keys import OwnKeys
 from marship.serving.private.ckks import SecretKey
 from marship.serving.private.keys import KeySet
 from marship.serving.private.message import (
@@ -35,10 +33,6 @@ from marship.serving.private.message import (
 )
 from marship.serving.private.public import PublicPlan
 
-MOST_FAILURES = 3
-"""After so many answers that do not decrypt, or wrong ones to known cases, new keys are made: each
-may tell a server that watches the client something of the secret key (Li and Micciancio 2021,
-IND-CPA-D)."""
 _OF = 1 << 32
 
 Values = npt.NDArray[np.float64]
@@ -97,9 +91,7 @@ class HeClient:
                 "model is not found. Package without --golden real, or pass check_share=0.",
                 stacklevel=2,
             )
-        self._key_path = Path(keys) if keys else None
-        self._keys: tuple[SecretKey, KeySet] | None = None
-        self._failures, self._lock = 0, threading.Lock()
+        self._keys, self._lock = OwnKeys(self._plan, Path(keys) if keys else None), threading.Lock()
         self._encoder = Encoder.beside(Path(client_file), self.file)
 
     def predict(self, x: Any) -> Values:  # noqa: ANN401  what numpy makes an array of
@@ -161,7 +153,7 @@ class HeClient:
         known = secrets.choice(self.file.known)
         difference = float(np.abs(self._ask(known.input) - known.output).max())
         if not difference <= self.file.error:
-            self._fail()  # the server may watch what follows, as with answers that do not decrypt
+            self._keys.fail()  # the server may watch what follows, as when none decrypts
             raise DecryptionError(
                 f"a known case must have its answer within {self.file.error:g}, got a difference "
                 f"of {difference:g}. The server computes something else than the model: do not "
@@ -169,7 +161,7 @@ class HeClient:
             )
 
     def _ask(self, row: Values) -> Values:
-        secret, keys = self._own_keys()
+        secret, keys = self._keys.get()
         question = secret.encrypt(self._plan.packed(row))
         message = HeMessage(QUESTION, bytes.fromhex(self._plan.digest), keys.id, question)
         try:
@@ -180,7 +172,7 @@ class HeClient:
         try:
             answer = self._decrypted(secret, keys, body)
         except (DecryptionError, MalformedError) as error:
-            self._fail()
+            self._keys.fail()
             raise DecryptionError(str(error)) from error
         return answer
 
@@ -201,39 +193,6 @@ class HeClient:
                 "packaged for. Ask with values as the model was trained on."
             )
         return self._plan.unpacked(slots)
-
-    def _own_keys(self) -> tuple[SecretKey, KeySet]:
-        """The client's keys: in memory, from the file, or new."""
-        if self._keys is None:
-            found = key_file.read(self._key_path, self._plan.digest) if self._key_path else None
-            self._keys = self._new_keys() if found is None else self._opened(found)
-        return self._keys
-
-    def _opened(self, found: ClientKeys) -> tuple[SecretKey, KeySet]:
-        try:
-            secret = SecretKey(self._plan.ring, found.secret)
-        except MalformedError as error:
-            raise UsageError(
-                f"{self._key_path} must hold keys of the model, got: {error} Remove it: new keys "
-                "are made then."
-            ) from error
-        return secret, KeySet.of(self._plan, found.evaluation)
-
-    def _new_keys(self) -> tuple[SecretKey, KeySet]:
-        secret = SecretKey(self._plan.ring)
-        stream = evaluation.generate(self._plan, secret)
-        if self._key_path is not None:
-            made = ClientKeys(self._plan.digest, secret.dump(), stream)
-            key_file.write(self._key_path, made)
-        return secret, KeySet.of(self._plan, stream)
-
-    def _fail(self) -> None:
-        """Count an answer that is none, or known to be wrong; after a few, forget the keys."""
-        self._failures += 1
-        if self._failures >= MOST_FAILURES:
-            self._failures, self._keys = 0, None
-            if self._key_path is not None:
-                self._key_path.unlink(missing_ok=True)
 
     def _upload(self, keys: KeySet) -> None:
         """Send the pieces that the server lacks."""

@@ -21,7 +21,7 @@ from marship.errors import (
     UsageError,
 )
 from marship.private import HeClient, step
-from marship.private.he_client import MOST_FAILURES
+from marship.private.he_keys import MOST_FAILURES
 from marship.serving.private import keys
 from marship.serving.private.message import ANSWER, HAVE, PIECE, QUESTION, HeMessage
 from private_runs import INPUTS, WEIGHTS, InProcess, packaged
@@ -91,7 +91,7 @@ def test_nothing_sent_holds_a_value(linear: step.Packaged, server: InProcess) ->
     """Neither as text nor as a float of any width, nor the secret key."""
     client = client_of(linear, server)
     client.predict(ROWS)
-    secret, _ = client._keys or pytest.fail("no keys")
+    secret, _ = client._keys.held or pytest.fail("no keys")
     forms = [
         value.astype(kind).tobytes()
         for row in (*ROWS, *WANTED)

@@ -9,7 +9,7 @@ import pytest
 import private_runs
 from marship.errors import DecryptionError, UsageError
 from marship.private import HeClient, step
-from marship.private.he_client import MOST_FAILURES
+from marship.private.he_keys import MOST_FAILURES
 from private_runs import INPUTS, InProcess, packaged
 
 ROWS = np.random.default_rng(0).normal(size=(4, INPUTS))
@@ -50,7 +50,7 @@ def test_known_cases_that_fail_count_towards_new_keys(
     """A server that answers wrongly watches a few reactions under one key, and no more."""
     client = HeClient(linear.client_file, server, check_share=0.999)  # type: ignore[arg-type]
     client.predict(ROWS[0])
-    before = client._keys
+    before = client._keys.held
     first: list[bytes] = []
 
     def replay(body: bytes) -> bytes:
@@ -61,10 +61,10 @@ def test_known_cases_that_fail_count_towards_new_keys(
     server.change = replay
     client._ask(3 * ROWS[0])
     for count in range(MOST_FAILURES):
-        assert client._keys is before, count
+        assert client._keys.held is before, count
         with pytest.raises(DecryptionError, match="a known case must have its answer"):
             client._check()
-    assert client._keys is None
+    assert client._keys.held is None
 
 
 def test_a_file_without_known_cases_is_warned_of(tmp_path: Path) -> None:
@@ -79,3 +79,49 @@ def test_a_file_without_known_cases_is_warned_of(tmp_path: Path) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         HeClient(file, "http://127.0.0.1:9", check_share=0)
+
+
+def junk(_: bytes) -> bytes:
+    """An answer that is none."""
+    return b""
+
+
+def test_failures_are_counted_with_the_key_file(
+    linear: step.Packaged, server: InProcess, tmp_path: Path
+) -> None:
+    """By one process after the other, and by those that run at once: they count for the keys."""
+    path = tmp_path / "tiny.keys"
+    others = [client(linear, server, path) for _ in range(2)]
+    for one in others:
+        one.predict(ROWS[0])
+    there = path.read_bytes()
+    server.change = junk
+    for count in range(1, MOST_FAILURES):
+        with pytest.raises(DecryptionError):
+            client(linear, server, path).predict(ROWS[0])
+        assert path.with_name("tiny.keys.failures").stat().st_size == count
+        assert path.read_bytes() == there
+    with pytest.raises(DecryptionError):
+        others[0].predict(ROWS[0])
+    assert not list(tmp_path.glob("tiny.keys*"))
+    server.change = bytes
+    for one in others:  # also the one that saw no failure uses the old keys no more
+        one.predict(ROWS[0])
+    (first, _), (second, _) = (one._keys.held or pytest.fail("no keys") for one in others)
+    assert first.dump() == second.dump()
+    assert path.read_bytes() != there
+
+
+def test_a_count_of_removed_keys_is_not_that_of_new_ones(
+    linear: step.Packaged, server: InProcess, tmp_path: Path
+) -> None:
+    """Whoever removes a key file may leave the count."""
+    path = tmp_path / "tiny.keys"
+    path.with_name("tiny.keys.failures").write_bytes(b"..")
+    client(linear, server, path).predict(ROWS[0])
+    assert [one.name for one in tmp_path.glob("tiny.keys*")] == ["tiny.keys"]
+
+
+def client(linear: step.Packaged, server: InProcess, path: Path) -> HeClient:
+    """A new process, as it were."""
+    return HeClient(linear.client_file, server, keys=path, check_share=0)  # type: ignore[arg-type]
