@@ -44,7 +44,7 @@ def served(
     with Client(home, retry_s=0) as client:
         client.register("tiny.mar", workers=2, batch_size=4, max_batch_delay_ms=5)
         asked = HeClient(done.client_file, client, keys=folder / "mine" / "tiny.keys")
-        assert asked.predict(ROWS) == pytest.approx(WANTED, abs=1e-3)
+        assert asked.predict(ROWS) == pytest.approx(WANTED, abs=asked.file.error)
         yield Served(home, done.client_file, client, asked)
 
 
@@ -59,7 +59,7 @@ def test_torchserves_own_address_answers_too(served: Served) -> None:
 
     with ThreadPoolExecutor(4) as pool:
         for found in pool.map(ask, range(4)):
-            assert found == pytest.approx(WANTED[:3], abs=1e-3)
+            assert found == pytest.approx(WANTED[:3], abs=served.asked.file.error)
 
 
 def test_plain_values_are_refused(served: Served) -> None:

@@ -2,7 +2,6 @@
 
 import secrets
 import threading
-import warnings
 from pathlib import Path
 from typing import Any
 
@@ -54,8 +53,7 @@ class HeClient:
         version: The model's version on the server; None is the default one.
         check_share: The share of further questions whose answers are known, which find a server
             that answers something else. They stand at random places, and the server cannot tell
-            them from others. A file without known cases (`--golden real`) has none: that is
-            warned of, and `check_share` is 0 then.
+            them from others.
 
     Attributes:
         file: What the client knows of the model.
@@ -84,13 +82,7 @@ class HeClient:
         if not 0 <= check_share < 1:
             raise UsageError(f"check_share must be from 0 to below 1, got {check_share}.")
         self._server = Client(inference_url=server) if isinstance(server, str) else server
-        self._version, self.check_share = version, check_share if self.file.known else 0.0
-        if check_share > self.check_share:
-            warnings.warn(
-                f"{client_file} has no known cases: a server that answers something else than the "
-                "model is not found. Package without --golden real, or pass check_share=0.",
-                stacklevel=2,
-            )
+        self._version, self.check_share = version, check_share
         self._keys, self._lock = OwnKeys(self._plan, Path(keys) if keys else None), threading.Lock()
         self._encoder = Encoder.beside(Path(client_file), self.file)
 
@@ -170,19 +162,19 @@ class HeClient:
             self._upload(keys)
             body = self._send(message)
         try:
-            answer = self._decrypted(secret, keys, body)
+            answer = self._decrypted(secret, message, body)
         except (DecryptionError, MalformedError) as error:
             self._keys.fail()
             raise DecryptionError(str(error)) from error
         return answer
 
-    def _decrypted(self, secret: SecretKey, keys: KeySet, body: object) -> Values:
+    def _decrypted(self, secret: SecretKey, question: HeMessage, body: object) -> Values:
         answer = HeMessage.from_bytes(body if isinstance(body, bytes) else b"")
-        stated = (answer.kind, answer.plan.hex(), answer.keys)
-        if stated != (ANSWER, self._plan.digest, keys.id):
+        stated = (answer.kind, answer.plan, answer.keys, answer.asked)
+        if stated != (ANSWER, question.plan, question.keys, question.digest):
             raise DecryptionError(
-                "an answer must be for the client's own keys and model, got another. Ask the "
-                "server's operator."
+                "an answer must be to the client's own question, keys and model, got another. Ask "
+                "the server's operator."
             )
         slots = secret.decrypt(answer.payload, self._plan.level)
         noise = self._plan.noise(slots)
@@ -212,10 +204,11 @@ class HeClient:
 def _plan(file: ClientFile) -> tuple[PublicPlan, float]:
     """The public plan, and the noise of right answers at most."""
     value, noise = file.plan.get("public"), file.plan.get("noise")
-    if not isinstance(value, dict) or not isinstance(noise, float) or not 0 < noise < np.inf:
+    is_usable = isinstance(noise, float) and 0 < noise < np.inf and len(file.known) > 0
+    if not (isinstance(value, dict) and isinstance(noise, float) and is_usable):
         raise DataError(
-            "a client file must hold the public part of a plan, got none. Get it again "
-            "from where the model is packaged."
+            "a client file must hold the public part of a plan and known cases, got none. Get it "
+            "again from where the model is packaged."
         )
     plan = PublicPlan.from_json(value)
     if (plan.inputs, plan.outputs, plan.digest) != (file.input.size, file.output.size, file.digest):

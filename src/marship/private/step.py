@@ -36,14 +36,13 @@ from marship.packaging import mar, shipped
 from marship.packaging.graph import MODEL_FILE, WholeFile
 from marship.packaging.mar import Contents
 from marship.packaging.settings import PackageSettings
-from marship.private import compiler, exactness, rings
+from marship.private import compiler, exactness, known, rings
 from marship.private.client_file import (
     ARCHIVED,
     ENCODER_SUFFIX,
     KINDS,
     SUFFIX,
     ClientFile,
-    KnownCase,
     Tensor,
 )
 from marship.private.measure import Figures, measure
@@ -58,7 +57,7 @@ REPORT_FILE, CASES_FILE, ENCODER_FILE = "private.json", "he_golden.npz", "he_enc
 PARITY_FILE, EXAMPLES_FILE = "parity.json", "examples.npz"
 HANDLER = "encrypted_handler.py"
 HE = KINDS[0]
-_MOST_EXAMPLES, _MOST_GOLDEN, _MOST_KNOWN = 256, 8, 4
+_MOST_EXAMPLES, _MOST_GOLDEN = 256, 8
 
 Rows = npt.NDArray[np.float64]
 
@@ -233,8 +232,7 @@ class _Made:
                 "public": PublicPlan.of(plan, self.digest).to_json(),
                 "noise": self.figures.noise_limit,
             },
-            # the client file is public: real rows, somebody's data, stay out of it
-            known=() if settings.golden == golden.REAL else tuple(self._known(plan)),
+            known=known.draw(plan, self._rows()),
             encoder=self._encoder_digest(),
         )
 
@@ -243,12 +241,9 @@ class _Made:
         ((name, array),) = arrays.items()
         return Tensor(name, array.shape[1:])
 
-    def _known(self, plan: HePlan) -> list[KnownCase]:
-        """Rows of the golden cases with their answers in float64."""
+    def _rows(self) -> Rows:
         (array,) = self.case.inputs.values()
-        rows = array.reshape(len(array), -1)[:_MOST_KNOWN].astype(np.float64)
-        answers = plan.compute(rows)
-        return [KnownCase(row, answer) for row, answer in zip(rows, answers, strict=True)]
+        return array.reshape(len(array), -1).astype(np.float64)
 
     def encoder(self) -> Path | None:
         """The client's part of the model, if there is one."""

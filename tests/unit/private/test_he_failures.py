@@ -1,16 +1,18 @@
-"""What HeClient does where values are too large, known cases fail, or there are none."""
+"""What HeClient does where values are too large, known cases fail, and what they are."""
 
-import warnings
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 import private_runs
+from marship.contract import read_golden
 from marship.errors import DecryptionError, UsageError
 from marship.private import HeClient, step
 from marship.private.he_keys import MOST_FAILURES
-from private_runs import INPUTS, InProcess, packaged
+from marship.serving.private.message import HeMessage
+from private_runs import INPUTS, WEIGHTS, InProcess, packaged
 
 ROWS = np.random.default_rng(0).normal(size=(4, INPUTS))
 
@@ -55,7 +57,8 @@ def test_known_cases_that_fail_count_towards_new_keys(
 
     def replay(body: bytes) -> bytes:
         first.append(body)
-        return first[0]
+        asked = HeMessage.from_bytes(body).asked  # a server can state what is wanted
+        return replace(HeMessage.from_bytes(first[0]), asked=asked).to_bytes()
 
     client._ask(10 * ROWS[0])
     server.change = replay
@@ -67,18 +70,20 @@ def test_known_cases_that_fail_count_towards_new_keys(
     assert client._keys.held is None
 
 
-def test_a_file_without_known_cases_is_warned_of(tmp_path: Path) -> None:
-    """Once for a client, whose share is 0. Who asks for no checks is left alone."""
-    run = private_runs.run_folder(tmp_path / "run", private_runs.LINEAR, "real")
+def test_known_cases_are_nobodys_data(tmp_path: Path) -> None:
+    """Neither real golden rows, which the archive holds, nor any row that the run has seen."""
+    run = private_runs.run_folder(tmp_path / "run", private_runs.SQUARE, "real")
     step.compile_run(run)
     settings = step.PackageSettings(model_store=tmp_path / "store", golden="real")
-    file = step.package(run, settings).client_file
-    with pytest.warns(UserWarning, match="has no known cases") as caught:
-        client = HeClient(file, "http://127.0.0.1:9")
-    assert (len(caught), client.check_share) == (1, 0.0)
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        HeClient(file, "http://127.0.0.1:9", check_share=0)
+    known = HeClient(step.package(run, settings).client_file, "http://127.0.0.1:9").file.known
+    rows = np.array([case.input for case in known])
+    (golden,) = read_golden(run / "he_golden.npz")
+    (real,) = golden.inputs.values()
+    assert len(rows) == 4
+    assert np.abs(rows[:, None] - real[None]).max(axis=2).min() > 0.1
+    assert 0.25 < np.abs(rows).max() / np.abs(real).max() <= 1
+    wanted = (rows @ WEIGHTS["a"].astype(float)) ** 2 @ WEIGHTS["b"] + WEIGHTS["c"]
+    assert np.array([case.output for case in known]) == pytest.approx(wanted, abs=1e-6)
 
 
 def junk(_: bytes) -> bytes:

@@ -129,7 +129,7 @@ class EncryptedHandler(OnnxHandler):
             )
         result = self.session.evaluator.run(self._keys(message.keys), message.payload)
         self._store.use(message.keys)
-        answer = HeMessage(ANSWER, message.plan, message.keys, result)
+        answer = HeMessage(ANSWER, message.plan, message.keys, result, asked=message.digest)
         return Reply(answer.to_bytes(), HE_TYPE)
 
     def _keys(self, key_id: bytes) -> EvaluationKeys:
