@@ -10,7 +10,7 @@ import pytest
 from typer.testing import CliRunner
 
 import private_runs
-from marship import PackageSettings
+from marship import PackageSettings, package
 from marship.cli import app
 from marship.contract import CONTRACT_FILE, Contract, read_golden
 from marship.errors import ModelError, PackageError, SealError, SignatureError, UsageError
@@ -132,6 +132,17 @@ def test_a_stale_plan_is_refused(tmp_path: Path) -> None:
     (run / CONTRACT_FILE).write_text(json.dumps({**contract, "digest": "0" * 64}))
     with pytest.raises(PackageError, match=r"must come from its model.onnx"):
         step.package(run)
+
+
+def test_a_store_with_a_comma_is_refused(tmp_path: Path) -> None:
+    """In one line, and nothing is made: torch-model-archiver would split its path there."""
+    run = run_folder(tmp_path / "run", LINEAR)
+    step.compile_run(run)
+    store = tmp_path / "models, old"
+    for pack in (step.package, package):
+        with pytest.raises(UsageError, match="must have no comma, got .*models, old. Name another"):
+            pack(run, PackageSettings(model_store=store))
+    assert not store.exists()
 
 
 def test_real_golden_cases_stay_out_of_the_client_file(tmp_path: Path) -> None:
