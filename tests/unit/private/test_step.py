@@ -140,7 +140,7 @@ def test_a_store_with_a_comma_is_refused(tmp_path: Path) -> None:
     step.compile_run(run)
     store = tmp_path / "models, old"
     for pack in (step.package, package):
-        with pytest.raises(UsageError, match="must have no comma, got .*models, old. Name another"):
+        with pytest.raises(UsageError, match=r"must have no comma, got .*models, old\. Name"):
             pack(run, PackageSettings(model_store=store))
     assert not store.exists()
 
