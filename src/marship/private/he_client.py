@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from marship.client import Client
 from marship.errors import (
@@ -20,6 +19,7 @@ from marship.private import client_file as client_files
 from marship.private.client_file import ClientFile
 from marship.private.encoder import Encoder
 from marship.private.he_keys import OwnKeys
+from marship.private.rows import Values, read
 from marship.serving.private.ckks import SecretKey
 from marship.serving.private.keys import KeySet
 from marship.serving.private.message import (
@@ -33,8 +33,6 @@ from marship.serving.private.message import (
 from marship.serving.private.public import PublicPlan
 
 _OF = 1 << 32
-
-Values = npt.NDArray[np.float64]
 
 
 class HeClient:
@@ -106,19 +104,7 @@ class HeClient:
         return np.asarray(answers[0] if is_single else answers)
 
     def _rows(self, x: Any) -> tuple[Values, bool]:  # noqa: ANN401
-        shape = self.file.input.shape
-        try:
-            array = np.asarray(x, np.float64)
-        except (TypeError, ValueError) as error:
-            raise UsageError(f"x must be numbers, got {error}.") from error
-        is_single = array.shape == shape
-        if (not is_single and array.shape[1:] != shape) or not len(array):
-            raise UsageError(
-                f"x must be one row of shape {list(shape)}, or several, got {list(array.shape)}."
-            )
-        if not np.isfinite(array).all():
-            raise UsageError("x must hold finite numbers, got NaN or infinity.")
-        rows = array.reshape(1 if is_single else len(array), -1)
+        rows, is_single = read(x, self.file.input.shape)
         if len(rows) > 1:  # before the rows in front of it are sent; one alone is encoded first
             worst = rows[np.abs(rows).max(axis=1).argmax()]
             self._plan.ring.encode(self._plan.packed(worst), 0, self._plan.ring.scale)
