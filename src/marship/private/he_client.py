@@ -176,7 +176,8 @@ class HeClient:
         """Send the pieces that the server lacks."""
         plan = bytes.fromhex(self._plan.digest)
         have = self._send(HeMessage(HAVE, plan, keys.id))
-        there = set(have.get("have", ())) if isinstance(have, dict) else set()
+        found = have.get("have") if isinstance(have, dict) else None
+        there = found if isinstance(found, list) else []  # the server may say anything
         for number, piece in enumerate(keys.pieces):
             if number not in there:
                 payload = keys.manifest + piece

@@ -11,7 +11,7 @@ from marship.contract import read_golden
 from marship.errors import DecryptionError, UsageError
 from marship.private import HeClient, step
 from marship.private.he_keys import MOST_FAILURES
-from marship.serving.private.message import HeMessage
+from marship.serving.private.message import HAVE, HeMessage
 from private_runs import INPUTS, WEIGHTS, InProcess, packaged
 
 ROWS = np.random.default_rng(0).normal(size=(4, INPUTS))
@@ -130,3 +130,19 @@ def test_a_count_of_removed_keys_is_not_that_of_new_ones(
 def client(linear: step.Packaged, server: InProcess, path: Path) -> HeClient:
     """A new process, as it were."""
     return HeClient(linear.client_file, server, keys=path, check_share=0)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("have", [5, None, "0", [[1]], [{}], [-1, 2**70, None], {"0": 1}])
+def test_a_server_may_say_anything_of_what_it_has(
+    linear: step.Packaged, server: InProcess, monkeypatch: pytest.MonkeyPatch, have: object
+) -> None:
+    """What is no list of numbers means that nothing is there."""
+    predict = server.predict
+
+    def lying(name: str, inputs: bytes, **given: str) -> object:
+        is_asked = HeMessage.from_bytes(inputs).kind == HAVE
+        return {"have": have} if is_asked else predict(name, inputs, **given)
+
+    monkeypatch.setattr(server, "predict", lying)
+    one = HeClient(linear.client_file, server, check_share=0)  # type: ignore[arg-type]
+    assert one.predict(ROWS[0]).shape == (private_runs.OUTPUTS,)
