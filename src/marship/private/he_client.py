@@ -19,6 +19,7 @@ from marship.private import client_file as client_files
 from marship.private.client_file import ClientFile
 from marship.private.encoder import Encoder
 from marship.private.he_keys import OwnKeys
+from marship.private.known import KnownCases
 from marship.private.rows import Values, read
 from marship.serving.private.ckks import SecretKey
 from marship.serving.private.keys import KeySet
@@ -50,8 +51,8 @@ class HeClient:
             it is.
         version: The model's version on the server; None is the default one.
         check_share: The share of further questions whose answers are known, which find a server
-            that answers something else. They stand at random places, and the server cannot tell
-            them from others.
+            that answers something else: NAME.known.npz beside the client file. They stand at
+            random places, and the server cannot tell them from others. 0 needs no such file.
 
     Attributes:
         file: What the client knows of the model.
@@ -82,6 +83,7 @@ class HeClient:
         self._server = Client(inference_url=server) if isinstance(server, str) else server
         self._version, self.check_share = version, check_share
         self._keys, self._lock = OwnKeys(self._plan, Path(keys) if keys else None), threading.Lock()
+        self._known = KnownCases.beside(Path(client_file), self.file) if check_share else None
         self._encoder = Encoder.beside(Path(client_file), self.file)
 
     def predict(self, x: Any) -> Values:  # noqa: ANN401  what numpy makes an array of
@@ -128,8 +130,10 @@ class HeClient:
         Raises:
             DecryptionError: The answer is another one.
         """
-        known = secrets.choice(self.file.known)
-        difference = float(np.abs(self._ask(known.input) - known.output).max())
+        assert self._known is not None  # noqa: S101  a client with a share has read them
+        number = secrets.randbelow(len(self._known.inputs))
+        answer = self._ask(self._known.inputs[number])
+        difference = float(np.abs(answer - self._known.outputs[number]).max())
         if not difference <= self.file.error:
             self._keys.fail()  # the server may watch what follows, as when none decrypts
             raise DecryptionError(
@@ -191,11 +195,10 @@ class HeClient:
 def _plan(file: ClientFile) -> tuple[PublicPlan, float]:
     """The public plan, and the noise of right answers at most."""
     value, noise = file.plan.get("public"), file.plan.get("noise")
-    is_usable = isinstance(noise, float) and 0 < noise < np.inf and len(file.known) > 0
-    if not (isinstance(value, dict) and isinstance(noise, float) and is_usable):
+    if not isinstance(value, dict) or not isinstance(noise, float) or not 0 < noise < np.inf:
         raise DataError(
-            "a client file must hold the public part of a plan and known cases, got none. Get it "
-            "again from where the model is packaged."
+            "a client file must hold the public part of a plan, got none. Get it again "
+            "from where the model is packaged."
         )
     plan = PublicPlan.from_json(value)
     if (plan.inputs, plan.outputs, plan.digest) != (file.input.size, file.output.size, file.digest):

@@ -1,35 +1,109 @@
-"""Known cases: inputs that are nobody's data, with the plan's own answers."""
+"""Known cases: inputs with the plan's own answers, with which clients try a server.
+
+They are nobody's data, and the server must not have them: whoever knows at which inputs it is tried
+computes rightly there and as it likes elsewhere. So they are drawn anew at each export, by no seed
+that stands anywhere, and lie in a file for clients alone, whose digest the client file states.
+"""
+
+import io
+import secrets
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Self
 
 import numpy as np
 
-from marship.private.client_file import KnownCase
-from marship.serving.private.packing import Matrix
+from marship.contract import NPZ_FAULTS, Arrays, Contract
+from marship.errors import DataError, ModelError
+from marship.private import client_file
+from marship.private.client_file import ClientFile
+from marship.private.rows import Values
+from marship.private.segments import SegmentedGraph
+from marship.proof.cases import batches, sizes_to_try
+from marship.proof.golden import draw_synthetic
 from marship.serving.private.plan import HePlan
 
-COUNT = 4
-_EXPONENTS = range(40, -41, -1)
+COUNT = 16
+_HALVINGS = 30
+_SEED_BITS = 128
 
 
-def draw(plan: HePlan, seen: Matrix) -> tuple[KnownCase, ...]:
-    """Normal numbers, as large as keeps all values of the plan within those of rows seen.
+@dataclass(frozen=True, slots=True)
+class KnownCases:
+    """Rows of what is encrypted, and the answers.
 
-    The server cannot read a question, so it need not look like data; the client file is public, so
-    it must not be any. Of the rows seen only the power of two tells something.
+    Attributes:
+        inputs: float64 (rows, inputs).
+        outputs: float64 (rows, outputs).
+    """
+
+    inputs: Values = field(repr=False)
+    outputs: Values = field(repr=False)
+
+    def to_bytes(self) -> bytes:
+        """The file."""
+        file = io.BytesIO()
+        np.savez(file, inputs=self.inputs, outputs=self.outputs)
+        return file.getvalue()
+
+    @classmethod
+    def beside(cls, path: Path, file: ClientFile) -> Self:
+        """Those beside a client file.
+
+        Raises:
+            UsageError: They cannot be read.
+            DataError: They are others than the client file states.
+        """
+        data = client_file.read_beside(
+            path, client_file.KNOWN_SUFFIX, file.known, ", or pass check_share=0"
+        )
+        try:
+            with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
+                found = cls(
+                    arrays["inputs"].astype(np.float64), arrays["outputs"].astype(np.float64)
+                )
+        except NPZ_FAULTS as error:
+            raise DataError(f"known cases must be an npz, got {error!r}.") from error
+        shapes = (len(found.inputs), file.input.size), (len(found.inputs), file.output.size)
+        if (found.inputs.shape, found.outputs.shape) != shapes or not len(found.inputs):
+            raise DataError("known cases must be of the client file's model, got others.")
+        return found
+
+
+def draw(
+    graph: SegmentedGraph, plan: HePlan, contract: Contract, examples: Arrays | None, most: float
+) -> KnownCases:
+    """Draw cases over the range of the model's inputs, as synthetic golden cases are.
 
     Args:
-        plan: The plan.
-        seen: Inputs for which the ring was chosen, float64 (rows, inputs).
+        graph: The model.
+        plan: Made of it.
+        contract: The model's.
+        examples: Rows that show the range; None takes the contract's.
+        most: The largest output that the ring was chosen for: rows with a larger one are halved
+            until they fit.
+
+    Raises:
+        ModelError: None fits.
     """
-    rows = np.random.default_rng(0).normal(size=(COUNT, plan.inputs))
-    bounds = _peaks(plan, seen)
-    for exponent in _EXPONENTS:
-        scaled = rows * 2.0**exponent
-        if (_peaks(plan, scaled) <= bounds).all():
-            break
-    answers = plan.compute(scaled)
-    return tuple(KnownCase(row, answer) for row, answer in zip(scaled, answers, strict=True))
+    rows = np.concatenate([graph.split(inputs)[0] for inputs in _inputs(contract, examples)])
+    for _ in range(_HALVINGS):
+        is_large = ~(np.abs(plan.compute(rows)).max(axis=1) <= most)
+        rows[is_large] /= 2
+    answers = plan.compute(rows)
+    fits = np.abs(answers).max(axis=1) <= most
+    if not fits.any():
+        raise ModelError(
+            f"outputs for inputs near 0 must be within those for the examples, {most:.3g}, got "
+            "larger ones: clients would have no known cases. Export with examples near 0, too."
+        )
+    return KnownCases(rows[fits], answers[fits])
 
 
-def _peaks(plan: HePlan, rows: Matrix) -> Matrix:
-    """The largest value in each register."""
-    return np.array([np.abs(values).max() for values in plan.registers(rows)])
+def _inputs(contract: Contract, examples: Arrays | None) -> Iterator[Arrays]:
+    batch = batches(contract)[-1]
+    sizes = [batch | one for one in sizes_to_try(contract, examples)]
+    for number in range(-(-COUNT // max(batch.values()))):
+        seed = secrets.randbits(_SEED_BITS)
+        yield draw_synthetic(contract, examples, sizes[number % len(sizes)], seed).inputs

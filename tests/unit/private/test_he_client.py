@@ -308,6 +308,8 @@ def changed(path: Path, folder: Path, change: Callable[[dict], None]) -> Path:
     change(value)
     target = folder / path.name
     target.write_text(json.dumps(value))
+    known = path.with_name(path.name.replace(".client.json", ".known.npz"))
+    (folder / known.name).write_bytes(known.read_bytes())
     return target
 
 
@@ -318,6 +320,7 @@ def changed(path: Path, folder: Path, change: Callable[[dict], None]) -> Path:
         lambda v: v.update(kind="fhe"),
         lambda v: v.update(digest="00" * 32),
         lambda v: v.update(known=[["AAAA", "AAAA"]]),
+        lambda v: v.update(known="00" * 32),
         lambda v: v.update(error=-1.0),
         lambda v: v["plan"].pop("public"),
         lambda v: v["plan"].update(noise="much"),
@@ -335,7 +338,7 @@ def changed(path: Path, folder: Path, change: Callable[[dict], None]) -> Path:
         lambda v: v["plan"]["public"].update(extra=1),
         lambda v: v["input"].update(shape=[0]),
         lambda v: v.update(known=[]),
-        lambda v: v.pop("known"),
+        lambda v: v.update(known=None),
     ],
 )
 def test_a_changed_client_file_is_refused(

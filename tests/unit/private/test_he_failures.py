@@ -1,5 +1,7 @@
 """What HeClient does where values are too large, known cases fail, and what they are."""
 
+import hashlib
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -7,12 +9,11 @@ import numpy as np
 import pytest
 
 import private_runs
-from marship.contract import read_golden
-from marship.errors import DecryptionError, UsageError
+from marship.errors import DataError, DecryptionError, UsageError
 from marship.private import HeClient, step
 from marship.private.he_keys import MOST_FAILURES
 from marship.serving.private.message import HAVE, HeMessage
-from private_runs import INPUTS, WEIGHTS, InProcess, packaged
+from private_runs import INPUTS, InProcess, packaged
 
 ROWS = np.random.default_rng(0).normal(size=(4, INPUTS))
 
@@ -70,20 +71,43 @@ def test_known_cases_that_fail_count_towards_new_keys(
     assert client._keys.held is None
 
 
-def test_known_cases_are_nobodys_data(tmp_path: Path) -> None:
-    """Neither real golden rows, which the archive holds, nor any row that the run has seen."""
-    run = private_runs.run_folder(tmp_path / "run", private_runs.SQUARE, "real")
-    step.compile_run(run)
-    settings = step.PackageSettings(model_store=tmp_path / "store", golden="real")
-    known = HeClient(step.package(run, settings).client_file, "http://127.0.0.1:9").file.known
-    rows = np.array([case.input for case in known])
-    (golden,) = read_golden(run / "he_golden.npz")
-    (real,) = golden.inputs.values()
-    assert len(rows) == 4
-    assert np.abs(rows[:, None] - real[None]).max(axis=2).min() > 0.1
-    assert 0.25 < np.abs(rows).max() / np.abs(real).max() <= 1
-    wanted = (rows @ WEIGHTS["a"].astype(float)) ** 2 @ WEIGHTS["b"] + WEIGHTS["c"]
-    assert np.array([case.output for case in known]) == pytest.approx(wanted, abs=1e-6)
+def test_known_cases_lie_beside_the_client_file(linear: step.Packaged, tmp_path: Path) -> None:
+    """Whole, or the client says so; who asks for no checks needs none."""
+    path = tmp_path / linear.client_file.name
+    path.write_bytes(linear.client_file.read_bytes())
+    with pytest.raises(
+        UsageError, match=r"must lie beside the client file.* or pass check_share=0"
+    ):
+        HeClient(path, "http://127.0.0.1:9")
+    assert HeClient(path, "http://127.0.0.1:9", check_share=0).check_share == 0
+    known = tmp_path / linear.known.name
+    known.write_bytes(linear.known.read_bytes()[:-1])
+    with pytest.raises(DataError, match="must be the one that the client file states"):
+        HeClient(path, "http://127.0.0.1:9")
+
+
+@pytest.mark.parametrize(
+    "arrays",
+    [
+        {},
+        {"inputs": np.zeros((0, 6)), "outputs": np.zeros((0, 3))},
+        {"inputs": np.zeros((2, 5)), "outputs": np.zeros((2, 3))},
+        {"inputs": np.zeros((2, 6)), "outputs": np.zeros((3, 3))},
+        {"inputs": np.array(["x"]), "outputs": np.zeros((1, 3))},
+        {"inputs": np.array([{}]), "outputs": np.zeros((1, 3))},
+    ],
+)
+def test_known_cases_are_of_the_model(
+    linear: step.Packaged, tmp_path: Path, arrays: dict[str, np.ndarray]
+) -> None:
+    """Whatever a client file states that nobody has signed."""
+    path, known = tmp_path / linear.client_file.name, tmp_path / linear.known.name
+    np.savez(known, **arrays)
+    value = json.loads(linear.client_file.read_text())
+    value["known"] = hashlib.sha256(known.read_bytes()).hexdigest()
+    path.write_text(json.dumps(value))
+    with pytest.raises(DataError, match="known cases must be"):
+        HeClient(path, "http://127.0.0.1:9")
 
 
 def junk(_: bytes) -> bytes:
