@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Self
 
 import numpy as np
+import numpy.typing as npt
 
 from marship.contract import NPZ_FAULTS, Arrays, Contract
 from marship.errors import DataError, ModelError
@@ -22,7 +23,7 @@ from marship.private.rows import Values
 from marship.private.segments import SegmentedGraph
 from marship.proof.cases import batches, sizes_to_try
 from marship.proof.golden import draw_synthetic
-from marship.serving.private.plan import HePlan
+from marship.serving.private.plan import HePlan, filled
 
 COUNT = 16
 _HALVINGS = 30
@@ -89,16 +90,21 @@ def draw(
     """
     rows = np.concatenate([graph.split(inputs)[0] for inputs in _inputs(contract, examples)])
     for _ in range(_HALVINGS):
-        is_large = ~(np.abs(plan.compute(rows)).max(axis=1) <= most)
-        rows[is_large] /= 2
-    answers = plan.compute(rows)
-    fits = np.abs(answers).max(axis=1) <= most
+        rows[~_fits(plan, rows, most)] /= 2
+    fits = _fits(plan, rows, most)
     if not fits.any():
         raise ModelError(
             f"outputs for inputs near 0 must be within those for the examples, {most:.3g}, got "
             "larger ones: clients would have no known cases. Export with examples near 0, too."
         )
-    return KnownCases(rows[fits], answers[fits])
+    return KnownCases(rows[fits], plan.compute(rows[fits]))
+
+
+def _fits(plan: HePlan, rows: Values, most: float) -> npt.NDArray[np.bool_]:
+    """Which rows have outputs up to `most`, constants, which no ciphertext holds, left out."""
+    moving = filled(plan.compute(rows), [(place, 0.0) for place, _ in plan.constants])
+    fits: npt.NDArray[np.bool_] = np.abs(moving).max(axis=1) <= most
+    return fits
 
 
 def _inputs(contract: Contract, examples: Arrays | None) -> Iterator[Arrays]:

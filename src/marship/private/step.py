@@ -221,7 +221,7 @@ class _Made:
         if not (run_dir / KNOWN_FILE).is_file():
             raise PackageError(
                 f"{run_dir} must hold {KNOWN_FILE}, got none. Run again: marship export {run_dir} "
-                "--private he --again"
+                "--private he"
             )
         recipe, parity = Recipe.load(run_dir), _optional(run_dir / PARITY_FILE)
         found = parity.get("golden", golden.REAL)

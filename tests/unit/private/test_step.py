@@ -193,6 +193,18 @@ def test_the_server_does_not_have_the_known_cases(linear: step.Packaged, tmp_pat
     assert np.abs(found.inputs[:, None] - other.inputs[None]).max(axis=2).min() > 1e-3
 
 
+def test_outputs_that_are_constant_do_not_keep_cases_out(tmp_path: Path) -> None:
+    """Clients fill them in: they are in no ciphertext, however large."""
+    weights = {**WEIGHTS, "d": WEIGHTS["d"].copy(), "c": WEIGHTS["c"].copy()}
+    weights["d"][:, 1], weights["c"][1] = 0, -1e4
+    run = run_folder(tmp_path / "run", LINEAR, weights=weights)
+    step.compile_run(run)
+    found = cases(step.package(run, PackageSettings(model_store=tmp_path / "store")))
+    assert len(found.inputs) >= 16
+    assert (found.outputs[:, 1] == -1e4).all()
+    assert np.abs(found.outputs[:, [0, 2]]).max() < 100
+
+
 def test_known_cases_stay_within_the_ring(tmp_path: Path) -> None:
     """Where drawn inputs have larger outputs than any that was seen, they are made smaller."""
     run = run_folder(tmp_path / "run", SQUARE)
