@@ -12,7 +12,9 @@ import private_runs
 from marship.errors import DataError, DecryptionError, UsageError
 from marship.private import HeClient, step
 from marship.private.he_keys import MOST_FAILURES
+from marship.serving.private.evaluate import Evaluator
 from marship.serving.private.message import HAVE, HeMessage
+from marship.serving.private.plan import HePlan
 from private_runs import INPUTS, InProcess, packaged
 
 ROWS = np.random.default_rng(0).normal(size=(4, INPUTS))
@@ -69,6 +71,24 @@ def test_known_cases_that_fail_count_towards_new_keys(
         with pytest.raises(DecryptionError, match="a known case must have its answer"):
             client._check()
     assert client._keys.held is None
+
+
+def test_a_server_with_another_model_is_found(
+    linear: step.Packaged, server: InProcess, tmp_path: Path
+) -> None:
+    """Also one that differs at a single weight: what it answers decrypts as well as ever."""
+    weights = {**private_runs.WEIGHTS, "d": private_runs.WEIGHTS["d"].copy()}
+    weights["d"][2, 1] += 0.5
+    run = private_runs.run_folder(tmp_path / "run", private_runs.LINEAR, weights=weights)
+    step.compile_run(run)
+    other = HePlan.from_bytes((run / "he_plan.npz").read_bytes())
+    session = server.handler.session
+    assert other.ring == session.plan.ring
+    one = HeClient(linear.client_file, server, check_share=0.5)  # type: ignore[arg-type]
+    assert one.predict(np.tile(ROWS, (5, 1))).shape == (20, private_runs.OUTPUTS)
+    session.evaluator = Evaluator(other)
+    with pytest.raises(DecryptionError, match="a known case must have its answer within"):
+        one.predict(np.tile(ROWS, (25, 1)))
 
 
 def test_known_cases_lie_beside_the_client_file(linear: step.Packaged, tmp_path: Path) -> None:
