@@ -3,8 +3,8 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/pip --disable-pip-version-check
 
-.PHONY: help setup demo demo-image demo-speech test test-fast test-pythons coverage torture check \
-  audit bench lock proto clean
+.PHONY: help setup demo demo-image demo-speech demo-private test test-fast test-pythons coverage \
+  torture check audit bench lock proto clean
 
 help:  ## what can be made
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -62,6 +62,9 @@ demo-image: setup  ## tag and moderate photographs with pretrained models
 
 demo-speech: setup  ## transcribe recordings with Whisper and with a model trained here
 	@PATH="$(CURDIR)/$(BIN):$$PATH" bash demos/speech.sh
+
+demo-private: setup  ## ask for digits that servers cannot read: encrypted, and by three parties
+	@PATH="$(CURDIR)/$(BIN):$$PATH" bash demos/private.sh
 
 audit: setup  ## ask PyPI whether a locked package has a known flaw
 	$(BIN)/python tools/audit.py requirements.lock requirements.torch

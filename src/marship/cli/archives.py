@@ -153,7 +153,7 @@ def _packaged_private(source: Path, settings: PackageSettings, kind: str) -> Rep
     with console.err.status(f"packing {escape(source.name)} for encrypted inputs"):
         done = step.package(source, settings, kind)
     beside = {"encoder": done.encoder} if done.encoder else {}
-    return _packaged(done.archive, client_file=done.client_file, **beside)
+    return _packaged(done.archive, client_file=done.client_file, known=done.known, **beside)
 
 
 def _packaged(archive: Path, **beside: Path) -> Report:

@@ -107,6 +107,7 @@ def build(contents: Contents, settings: PackageSettings) -> Path:
     from model_archiver.model_packaging import generate_model_archive
     from model_archiver.model_packaging_utils import ModelArchiverConfig
 
+    check_store(settings.model_store)
     check_files(contents.handler, contents.assets)
     own = [] if settings.seal is None else [sealing.WEIGHTS_FILE]
     archive.check_names(
@@ -138,6 +139,19 @@ def build(contents: Contents, settings: PackageSettings) -> Path:
             _add_requests(built, contents, settings, sealer)
         _normalize(built, draft)
     return target
+
+
+def check_store(store: Path) -> None:
+    """Refuse a store whose path the archiver, which finds staged files there, splits at commas.
+
+    Raises:
+        UsageError: There is a comma in it.
+    """
+    if "," in str(store.absolute()):
+        raise UsageError(
+            f"the path of a model store must have no comma, got {store.absolute()}. Name another "
+            "with --model-store, and move archives there."
+        )
 
 
 def _add_requests(

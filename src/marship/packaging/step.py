@@ -25,7 +25,15 @@ from marship.fit import run
 from marship.fit.recipe import RECIPE_FILE, Recipe
 from marship.packaging import configure, graphs, onnx_folder, recording, shipped
 from marship.packaging.graph import MODEL_FILE
-from marship.packaging.mar import NAME, Contents, build, check_files, file_name, name_of
+from marship.packaging.mar import (
+    NAME,
+    Contents,
+    build,
+    check_files,
+    check_store,
+    file_name,
+    name_of,
+)
 from marship.packaging.settings import PackageSettings
 from marship.proof import golden, missing
 from marship.serving.formats import extent
@@ -89,6 +97,7 @@ def gathered(
 
 def _check(settings: PackageSettings) -> None:
     """Refuse what can be seen without the model: proving it may take minutes."""
+    check_store(settings.model_store)
     check_files(_handler(settings, ONNX_HANDLER), map(Path, settings.asset))
     recording.check_files([*map(Path, settings.golden_request)])
     profile = profiles.find(settings.profile, settings.batch_size)

@@ -9,6 +9,9 @@ step.py         `export --private` and `package --private`
 client_file.py  NAME.client.json: what a client must know, and nothing secret
 key_file.py     a client's keys in a file
 encoder.py      a part of the model that the client runs before
+known.py        inputs with known answers, which are nobody's data
+rows.py         what a client is asked for, as rows of numbers
+he_keys.py      a client's keys in use, and new ones after a few failures
 he_client.py    HeClient
 mpc/            three parties: programs, archives, and MpcClient
 

@@ -4,16 +4,14 @@ A copy of it lies in the archive, so the archive's signature holds the client fi
 NAME.mar.sig states its digest, and a client needs no archive to check it.
 """
 
-import base64
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
-import numpy.typing as npt
 
 from marship import texts
 from marship.errors import DataError, SignatureError, UsageError
@@ -22,15 +20,13 @@ from marship.trust.policy import Trust
 FORMAT = 1
 KINDS = ("he", "mpc")
 """Homomorphic encryption, and three parties."""
-SUFFIX, ENCODER_SUFFIX = ".client.json", ".encoder.onnx"
+SUFFIX, ENCODER_SUFFIX, KNOWN_SUFFIX = ".client.json", ".encoder.onnx", ".known.npz"
 ARCHIVED = "client.json"
 """Its name in an archive."""
 ARCHIVE_SUFFIXES = {"he": ".mar", "mpc": ".party0.mar"}
 """Of the archive whose signature holds the client file."""
 _MOST_BYTES = 64 << 20
 _AGAIN = "Get it again from where the model is packaged."
-
-Values = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,14 +43,6 @@ class Tensor:
 
 
 @dataclass(frozen=True, slots=True)
-class KnownCase:
-    """A row whose answer is public: nobody's data, float64."""
-
-    input: Values = field(repr=False)
-    output: Values = field(repr=False)
-
-
-@dataclass(frozen=True, slots=True)
 class ClientFile:
     """What a client knows of a model.
 
@@ -68,7 +56,7 @@ class ClientFile:
         error: How far a right answer may be from the model's.
         plan: What the kind needs beside it.
         encoder: SHA-256 of NAME.encoder.onnx, which the client runs before; None without.
-        known: Rows with their answers, for checks of the server.
+        known: SHA-256 of NAME.known.npz, rows with their answers to check the server; None without.
     """
 
     kind: str
@@ -80,13 +68,14 @@ class ClientFile:
     error: float
     plan: Mapping[str, Any]
     encoder: str | None = None
-    known: tuple[KnownCase, ...] = ()
+    known: str | None = None
 
     def to_bytes(self) -> bytes:
         """The file."""
-        value = asdict(replace(self, known=()))
-        value["known"] = [[_text(case.input), _text(case.output)] for case in self.known]
-        return json.dumps({"format": FORMAT, **value}, indent=2, sort_keys=True).encode() + b"\n"
+        return (
+            json.dumps({"format": FORMAT, **asdict(self)}, indent=2, sort_keys=True).encode()
+            + b"\n"
+        )
 
     @classmethod
     def from_bytes(cls, data: bytes) -> Self:
@@ -100,13 +89,15 @@ class ClientFile:
             if value.pop("format") != FORMAT or value["kind"] not in KINDS:
                 raise ValueError("another format or kind")
             tensors = {name: _tensor(value[name]) for name in ("input", "output")}
-            known = tuple(_case(pair, *tensors.values()) for pair in value["known"])
-            found = cls(**{**value, **tensors, "known": known})
+            found = cls(**{**value, **tensors})
             texts_of = (found.model, found.version, found.digest)
             if not all(isinstance(one, str) for one in texts_of) or not 0 < found.error < np.inf:
                 raise ValueError("a name or an error of another type")
-            if not isinstance(found.plan, dict) or not isinstance(found.encoder, str | None):
-                raise TypeError("a plan or an encoder of another type")
+            beside = (found.encoder, found.known)
+            if not isinstance(found.plan, dict) or not all(
+                isinstance(o, str | None) for o in beside
+            ):
+                raise TypeError("a plan or a digest of another type")
         except (texts.TextError, ValueError, TypeError, KeyError, AttributeError) as error:
             raise DataError(
                 f"a client file must be one of marship's, got {error}. {_AGAIN}"
@@ -142,6 +133,34 @@ def read(path: Path, kind: str, trust: Path | None = None) -> ClientFile:
     return found
 
 
+def read_beside(path: Path, suffix: str, digest: str | None, otherwise: str = "") -> bytes:
+    """Read a file that lies beside a client file.
+
+    Args:
+        path: NAME.client.json.
+        suffix: What follows NAME.
+        digest: SHA-256, as the client file states it.
+        otherwise: What else can be done without it.
+
+    Raises:
+        UsageError: It cannot be read.
+        DataError: It is another one.
+    """
+    own = path.with_name(path.name.removesuffix(SUFFIX) + suffix)
+    try:
+        data = own.read_bytes()
+    except OSError as error:
+        raise UsageError(
+            f"{own} must lie beside the client file, got: {error.strerror}. Get it from where the "
+            f"model is packaged{otherwise}."
+        ) from error
+    if hashlib.sha256(data).hexdigest() != digest:
+        raise DataError(
+            f"{own} must be the one that the client file states, got another. Get both again."
+        )
+    return data
+
+
 def _verify(path: Path, data: bytes, trust: Trust, kind: str) -> None:
     archive = path.with_name(path.name.removesuffix(SUFFIX) + ARCHIVE_SUFFIXES[kind])
     stated = trust.stated_file(archive, ARCHIVED)
@@ -150,20 +169,6 @@ def _verify(path: Path, data: bytes, trust: Trust, kind: str) -> None:
             f"{path} must be the client file that was signed with {archive.name}, got another. "
             f"{_AGAIN}"
         )
-
-
-def _text(values: Values) -> str:
-    return base64.b64encode(np.asarray(values, "<f8").tobytes()).decode()
-
-
-def _case(pair: Sequence[str], *tensors: Tensor) -> KnownCase:
-    arrays = []
-    for text, tensor in zip(pair, tensors, strict=True):
-        array = np.frombuffer(base64.b64decode(text, validate=True), "<f8").astype(np.float64)
-        if array.size != tensor.size or not np.isfinite(array).all():
-            raise ValueError("a known case of another shape")
-        arrays.append(array)
-    return KnownCase(*arrays)
 
 
 def _tensor(value: Mapping[str, Any]) -> Tensor:

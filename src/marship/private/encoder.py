@@ -1,6 +1,5 @@
 """The client's part of a model: it runs before anything is encrypted."""
 
-import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Self
@@ -10,8 +9,9 @@ import numpy.typing as npt
 import onnxruntime as ort
 
 from marship.contract import Array
-from marship.errors import DataError, UsageError
-from marship.private.client_file import ENCODER_SUFFIX, SUFFIX, ClientFile
+from marship.errors import UsageError
+from marship.private import client_file
+from marship.private.client_file import ENCODER_SUFFIX, ClientFile
 
 _TYPES = {"tensor(int64)": np.int64, "tensor(int32)": np.int32, "tensor(float)": np.float32,
           "tensor(double)": np.float64, "tensor(bool)": np.bool_}  # fmt: skip
@@ -40,18 +40,7 @@ class Encoder:
         """
         if file.encoder is None:
             return None
-        own = path.with_name(path.name.removesuffix(SUFFIX) + ENCODER_SUFFIX)
-        try:
-            model = own.read_bytes()
-        except OSError as error:
-            raise UsageError(
-                f"{own} must lie beside the client file, got: {error.strerror}. Get it from where "
-                "the model is packaged."
-            ) from error
-        if hashlib.sha256(model).hexdigest() != file.encoder:
-            raise DataError(
-                f"{own} must be the one that the client file states, got another. Get both again."
-            )
+        model = client_file.read_beside(path, ENCODER_SUFFIX, file.encoder)
         return cls(model)
 
     def run(self, x: Any) -> Array:  # noqa: ANN401  rows by name

@@ -2,12 +2,10 @@
 
 import secrets
 import threading
-import warnings
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from marship.client import Client
 from marship.errors import (
@@ -18,11 +16,11 @@ from marship.errors import (
     UsageError,
 )
 from marship.private import client_file as client_files
-from marship.private import key_file
 from marship.private.client_file import ClientFile
 from marship.private.encoder import Encoder
-from marship.private.key_file import ClientKeys
-from marship.serving.private import keys as evaluation
+from marship.private.he_keys import OwnKeys
+from marship.private.known import KnownCases
+from marship.private.rows import Values, read
 from marship.serving.private.ckks import SecretKey
 from marship.serving.private.keys import KeySet
 from marship.serving.private.message import (
@@ -35,13 +33,7 @@ from marship.serving.private.message import (
 )
 from marship.serving.private.public import PublicPlan
 
-MOST_FAILURES = 3
-"""After so many answers that do not decrypt, or wrong ones to known cases, new keys are made: each
-may tell a server that watches the client something of the secret key (Li and Micciancio 2021,
-IND-CPA-D)."""
 _OF = 1 << 32
-
-Values = npt.NDArray[np.float64]
 
 
 class HeClient:
@@ -59,9 +51,8 @@ class HeClient:
             it is.
         version: The model's version on the server; None is the default one.
         check_share: The share of further questions whose answers are known, which find a server
-            that answers something else. They stand at random places, and the server cannot tell
-            them from others. A file without known cases (`--golden real`) has none: that is
-            warned of, and `check_share` is 0 then.
+            that answers something else: NAME.known.npz beside the client file. They stand at
+            random places, and the server cannot tell them from others. 0 needs no such file.
 
     Attributes:
         file: What the client knows of the model.
@@ -90,16 +81,9 @@ class HeClient:
         if not 0 <= check_share < 1:
             raise UsageError(f"check_share must be from 0 to below 1, got {check_share}.")
         self._server = Client(inference_url=server) if isinstance(server, str) else server
-        self._version, self.check_share = version, check_share if self.file.known else 0.0
-        if check_share > self.check_share:
-            warnings.warn(
-                f"{client_file} has no known cases: a server that answers something else than the "
-                "model is not found. Package without --golden real, or pass check_share=0.",
-                stacklevel=2,
-            )
-        self._key_path = Path(keys) if keys else None
-        self._keys: tuple[SecretKey, KeySet] | None = None
-        self._failures, self._lock = 0, threading.Lock()
+        self._version, self.check_share = version, check_share
+        self._keys, self._lock = OwnKeys(self._plan, Path(keys) if keys else None), threading.Lock()
+        self._known = KnownCases.beside(Path(client_file), self.file) if check_share else None
         self._encoder = Encoder.beside(Path(client_file), self.file)
 
     def predict(self, x: Any) -> Values:  # noqa: ANN401  what numpy makes an array of
@@ -122,19 +106,7 @@ class HeClient:
         return np.asarray(answers[0] if is_single else answers)
 
     def _rows(self, x: Any) -> tuple[Values, bool]:  # noqa: ANN401
-        shape = self.file.input.shape
-        try:
-            array = np.asarray(x, np.float64)
-        except (TypeError, ValueError) as error:
-            raise UsageError(f"x must be numbers, got {error}.") from error
-        is_single = array.shape == shape
-        if (not is_single and array.shape[1:] != shape) or not len(array):
-            raise UsageError(
-                f"x must be one row of shape {list(shape)}, or several, got {list(array.shape)}."
-            )
-        if not np.isfinite(array).all():
-            raise UsageError("x must hold finite numbers, got NaN or infinity.")
-        rows = array.reshape(1 if is_single else len(array), -1)
+        rows, is_single = read(x, self.file.input.shape)
         if len(rows) > 1:  # before the rows in front of it are sent; one alone is encoded first
             worst = rows[np.abs(rows).max(axis=1).argmax()]
             self._plan.ring.encode(self._plan.packed(worst), 0, self._plan.ring.scale)
@@ -158,10 +130,12 @@ class HeClient:
         Raises:
             DecryptionError: The answer is another one.
         """
-        known = secrets.choice(self.file.known)
-        difference = float(np.abs(self._ask(known.input) - known.output).max())
+        assert self._known is not None  # noqa: S101  a client with a share has read them
+        number = secrets.randbelow(len(self._known.inputs))
+        answer = self._ask(self._known.inputs[number])
+        difference = float(np.abs(answer - self._known.outputs[number]).max())
         if not difference <= self.file.error:
-            self._fail()  # the server may watch what follows, as with answers that do not decrypt
+            self._keys.fail()  # the server may watch what follows, as when none decrypts
             raise DecryptionError(
                 f"a known case must have its answer within {self.file.error:g}, got a difference "
                 f"of {difference:g}. The server computes something else than the model: do not "
@@ -169,7 +143,7 @@ class HeClient:
             )
 
     def _ask(self, row: Values) -> Values:
-        secret, keys = self._own_keys()
+        secret, keys = self._keys.get()
         question = secret.encrypt(self._plan.packed(row))
         message = HeMessage(QUESTION, bytes.fromhex(self._plan.digest), keys.id, question)
         try:
@@ -178,19 +152,19 @@ class HeClient:
             self._upload(keys)
             body = self._send(message)
         try:
-            answer = self._decrypted(secret, keys, body)
+            answer = self._decrypted(secret, message, body)
         except (DecryptionError, MalformedError) as error:
-            self._fail()
+            self._keys.fail()
             raise DecryptionError(str(error)) from error
         return answer
 
-    def _decrypted(self, secret: SecretKey, keys: KeySet, body: object) -> Values:
+    def _decrypted(self, secret: SecretKey, question: HeMessage, body: object) -> Values:
         answer = HeMessage.from_bytes(body if isinstance(body, bytes) else b"")
-        stated = (answer.kind, answer.plan.hex(), answer.keys)
-        if stated != (ANSWER, self._plan.digest, keys.id):
+        stated = (answer.kind, answer.plan, answer.keys, answer.asked)
+        if stated != (ANSWER, question.plan, question.keys, question.digest):
             raise DecryptionError(
-                "an answer must be for the client's own keys and model, got another. Ask the "
-                "server's operator."
+                "an answer must be to the client's own question, keys and model, got another. Ask "
+                "the server's operator."
             )
         slots = secret.decrypt(answer.payload, self._plan.level)
         noise = self._plan.noise(slots)
@@ -202,44 +176,12 @@ class HeClient:
             )
         return self._plan.unpacked(slots)
 
-    def _own_keys(self) -> tuple[SecretKey, KeySet]:
-        """The client's keys: in memory, from the file, or new."""
-        if self._keys is None:
-            found = key_file.read(self._key_path, self._plan.digest) if self._key_path else None
-            self._keys = self._new_keys() if found is None else self._opened(found)
-        return self._keys
-
-    def _opened(self, found: ClientKeys) -> tuple[SecretKey, KeySet]:
-        try:
-            secret = SecretKey(self._plan.ring, found.secret)
-        except MalformedError as error:
-            raise UsageError(
-                f"{self._key_path} must hold keys of the model, got: {error} Remove it: new keys "
-                "are made then."
-            ) from error
-        return secret, KeySet.of(self._plan, found.evaluation)
-
-    def _new_keys(self) -> tuple[SecretKey, KeySet]:
-        secret = SecretKey(self._plan.ring)
-        stream = evaluation.generate(self._plan, secret)
-        if self._key_path is not None:
-            made = ClientKeys(self._plan.digest, secret.dump(), stream)
-            key_file.write(self._key_path, made)
-        return secret, KeySet.of(self._plan, stream)
-
-    def _fail(self) -> None:
-        """Count an answer that is none, or known to be wrong; after a few, forget the keys."""
-        self._failures += 1
-        if self._failures >= MOST_FAILURES:
-            self._failures, self._keys = 0, None
-            if self._key_path is not None:
-                self._key_path.unlink(missing_ok=True)
-
     def _upload(self, keys: KeySet) -> None:
         """Send the pieces that the server lacks."""
         plan = bytes.fromhex(self._plan.digest)
         have = self._send(HeMessage(HAVE, plan, keys.id))
-        there = set(have.get("have", ())) if isinstance(have, dict) else set()
+        found = have.get("have") if isinstance(have, dict) else None
+        there = found if isinstance(found, list) else []  # the server may say anything
         for number, piece in enumerate(keys.pieces):
             if number not in there:
                 payload = keys.manifest + piece

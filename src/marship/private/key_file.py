@@ -1,6 +1,7 @@
 """A client's keys in a file of mode 0600: the secret key, and the evaluation keys made with it.
 
-Evaluation keys are random: made anew they would be others, and be uploaded again.
+Evaluation keys are random: made anew they would be others, and be uploaded again. FILE.failures
+beside it has a byte for each answer that failed under them: a new process goes on counting.
 """
 
 import io
@@ -45,6 +46,7 @@ def write(path: Path, keys: ClientKeys) -> None:
     with explained(path):
         unversioned.make_folder(path.parent)
         unversioned.ignore(path)
+        _failures(path).unlink(missing_ok=True)  # of keys that somebody removed
     with replacing(path) as draft, os.fdopen(_created(draft), "wb") as file:
         np.savez(
             file,
@@ -84,6 +86,42 @@ def read(path: Path, plan: str) -> ClientKeys | None:
             "another file: each model and version has keys of its own."
         )
     return found
+
+
+def stamp(path: Path) -> object:
+    """What is another for each file that `write` made under the path; None where there is none."""
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_ino, found.st_mtime_ns, found.st_size
+
+
+def count_failure(path: Path) -> int:
+    """Note that an answer failed under the keys of a file; how often that happened to them.
+
+    A byte is appended for each: that is whole, whichever processes do it at once.
+
+    Raises:
+        StorageError: The folder cannot be written to.
+    """
+    beside = _failures(path)
+    with explained(beside):
+        descriptor = os.open(beside, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW, 0o600)
+        with os.fdopen(descriptor, "ab") as file:
+            file.write(b".")
+            file.flush()
+            return os.fstat(file.fileno()).st_size
+
+
+def remove(path: Path) -> None:
+    """Remove a key file, and what was counted for it."""
+    path.unlink(missing_ok=True)
+    _failures(path).unlink(missing_ok=True)
+
+
+def _failures(path: Path) -> Path:
+    return path.with_name(f"{path.name}.failures")
 
 
 def _parsed(path: Path, data: bytes) -> ClientKeys:

@@ -1,7 +1,8 @@
 """The steps of private models: a run folder's model to a plan, and a plan to an archive.
 
 `export --private he` writes `he_plan.npz` and `private.json` into the run folder, beside what
-`export` wrote. `package --private he` makes NAME.mar of them, with no keys, and NAME.client.json.
+`export` wrote. `package --private he` makes NAME.mar of them, with no keys, and NAME.client.json
+and NAME.known.npz for clients.
 """
 
 import hashlib
@@ -36,14 +37,14 @@ from marship.packaging import mar, shipped
 from marship.packaging.graph import MODEL_FILE, WholeFile
 from marship.packaging.mar import Contents
 from marship.packaging.settings import PackageSettings
-from marship.private import compiler, exactness, rings
+from marship.private import compiler, exactness, known, rings
 from marship.private.client_file import (
     ARCHIVED,
     ENCODER_SUFFIX,
     KINDS,
+    KNOWN_SUFFIX,
     SUFFIX,
     ClientFile,
-    KnownCase,
     Tensor,
 )
 from marship.private.measure import Figures, measure
@@ -55,10 +56,11 @@ from marship.serving.private.public import PublicPlan
 from marship.storage import read_json, replacing, replacing_all, write_json
 
 REPORT_FILE, CASES_FILE, ENCODER_FILE = "private.json", "he_golden.npz", "he_encoder.onnx"
+KNOWN_FILE = "he_known.npz"
 PARITY_FILE, EXAMPLES_FILE = "parity.json", "examples.npz"
 HANDLER = "encrypted_handler.py"
 HE = KINDS[0]
-_MOST_EXAMPLES, _MOST_GOLDEN, _MOST_KNOWN = 256, 8, 4
+_MOST_EXAMPLES, _MOST_GOLDEN = 256, 8
 
 Rows = npt.NDArray[np.float64]
 
@@ -85,11 +87,13 @@ class Packaged:
     Attributes:
         archive: For the server.
         client_file: For clients.
+        known: For clients and not for the server: answers that are known.
         encoder: For clients, too: their part of the model, if it has one.
     """
 
     archive: Path
     client_file: Path
+    known: Path
     encoder: Path | None = None
 
 
@@ -125,7 +129,9 @@ def compile_run(run_dir: str | Path, start: str | None = None) -> Compiled:
     row = {name: array[:1] for name, array in cases[-1].items()}
     graph = SegmentedGraph.load(run_dir / MODEL_FILE, row, start)
     compiled = compiler.compiled(graph)
-    parts = [graph.split(inputs) for inputs in (*cases, *_examples(run_dir, contract))]
+    examples = _examples(run_dir)
+    seen = [*cases, *_some(examples, contract)]
+    parts = [graph.split(inputs) for inputs in seen]
     rows, wanted = (np.concatenate(part) for part in zip(*parts, strict=True))
     moving = filled(wanted, [(place, 0.0) for place, _ in compiled.constants])
     largest = float(np.abs(moving).max())
@@ -141,8 +147,10 @@ def compile_run(run_dir: str | Path, start: str | None = None) -> Compiled:
         "plan_digest": digest,
         "figures": asdict(figures),
     }
+    cases_known = known.draw(graph, plan, contract, examples, largest)
     with replacing_all(run_dir) as draft:
         (draft / PLAN_FILE).write_bytes(data)
+        (draft / KNOWN_FILE).write_bytes(cases_known.to_bytes())
         count = min(_MOST_GOLDEN, sum(len(next(iter(inputs.values()))) for inputs in cases))
         write_golden(
             draft / CASES_FILE,
@@ -177,13 +185,18 @@ def package(
     path = archive.with_name(archive.name.removesuffix(".mar") + SUFFIX)
     with replacing(path) as draft_file:
         draft_file.write_bytes(client.to_bytes())
+    cases = _copied(made.run_dir / KNOWN_FILE, path, KNOWN_SUFFIX)
     encoder = made.encoder()
-    if encoder is None:
-        return Packaged(archive, path)
-    target = path.with_name(path.name.removesuffix(SUFFIX) + ENCODER_SUFFIX)
-    with replacing(target) as draft_file:
-        shutil.copyfile(encoder, draft_file)
-    return Packaged(archive, path, target)
+    own = None if encoder is None else _copied(encoder, path, ENCODER_SUFFIX)
+    return Packaged(archive, path, cases, own)
+
+
+def _copied(file: Path, client_file: Path, suffix: str) -> Path:
+    """Copy a file of the run beside a client file."""
+    target = client_file.with_name(client_file.name.removesuffix(SUFFIX) + suffix)
+    with replacing(target) as draft:
+        shutil.copyfile(file, draft)
+    return target
 
 
 @dataclass(frozen=True, slots=True)
@@ -204,6 +217,11 @@ class _Made:
             raise PackageError(
                 f"the plan in {run_dir} must come from its {MODEL_FILE}, which was exported anew. "
                 f"Run again: marship export {run_dir} --private he"
+            )
+        if not (run_dir / KNOWN_FILE).is_file():
+            raise PackageError(
+                f"{run_dir} must hold {KNOWN_FILE}, got none. Run again: marship export {run_dir} "
+                "--private he"
             )
         recipe, parity = Recipe.load(run_dir), _optional(run_dir / PARITY_FILE)
         found = parity.get("golden", golden.REAL)
@@ -233,8 +251,7 @@ class _Made:
                 "public": PublicPlan.of(plan, self.digest).to_json(),
                 "noise": self.figures.noise_limit,
             },
-            # the client file is public: real rows, somebody's data, stay out of it
-            known=() if settings.golden == golden.REAL else tuple(self._known(plan)),
+            known=digest_files(self.run_dir / KNOWN_FILE),
             encoder=self._encoder_digest(),
         )
 
@@ -242,13 +259,6 @@ class _Made:
     def _tensor(arrays: Arrays) -> Tensor:
         ((name, array),) = arrays.items()
         return Tensor(name, array.shape[1:])
-
-    def _known(self, plan: HePlan) -> list[KnownCase]:
-        """Rows of the golden cases with their answers in float64."""
-        (array,) = self.case.inputs.values()
-        rows = array.reshape(len(array), -1)[:_MOST_KNOWN].astype(np.float64)
-        answers = plan.compute(rows)
-        return [KnownCase(row, answer) for row, answer in zip(rows, answers, strict=True)]
 
     def encoder(self) -> Path | None:
         """The client's part of the model, if there is one."""
@@ -349,11 +359,16 @@ def _check_interface(contract: Contract, start: str | None) -> None:
         )
 
 
-def _examples(run_dir: Path, contract: Contract) -> Iterator[Arrays]:
-    """Some rows of the run's examples, if it has any."""
-    if (examples := run_dir / EXAMPLES_FILE).is_file():
-        arrays = read_rows(examples)
-        yield {spec.name: arrays[spec.name][:_MOST_EXAMPLES] for spec in contract.inputs}
+def _examples(run_dir: Path) -> Arrays | None:
+    """The run's examples, if it has any."""
+    path = run_dir / EXAMPLES_FILE
+    return read_rows(path) if path.is_file() else None
+
+
+def _some(examples: Arrays | None, contract: Contract) -> Iterator[Arrays]:
+    """Some rows of examples, if there are any."""
+    if examples is not None:
+        yield {spec.name: examples[spec.name][:_MOST_EXAMPLES] for spec in contract.inputs}
 
 
 def _check_parity(found: Rows, wanted: Rows, contract: Contract) -> None:

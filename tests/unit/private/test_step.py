@@ -1,23 +1,34 @@
 """From a run folder to a private archive and the file for its clients."""
 
+import hashlib
+import io
 import json
 import re
 import zipfile
 from pathlib import Path
 
 import numpy as np
+import onnxruntime
 import pytest
 from typer.testing import CliRunner
 
 import private_runs
-from marship import PackageSettings
+from marship import PackageSettings, package
 from marship.cli import app
-from marship.contract import CONTRACT_FILE, Contract
+from marship.contract import (
+    CONTRACT_FILE,
+    GOLDEN_FILE,
+    Contract,
+    GoldenCase,
+    read_golden,
+    write_golden,
+)
 from marship.errors import ModelError, PackageError, SealError, SignatureError, UsageError
 from marship.operate.check import check
 from marship.packaging.sbom import model as sbom
 from marship.private import client_file, step
 from marship.private.client_file import ClientFile
+from marship.private.known import KnownCases
 from marship.serving.private.plan import PLAN_FILE, HePlan
 from marship.trust import archive as archives
 from marship.trust import signature
@@ -61,9 +72,7 @@ def test_the_client_file_is_public(linear: step.Packaged) -> None:
     }
     assert not texts & shown
     assert WEIGHTS["d"].astype(np.float64).tobytes()[:24] not in data
-    assert len(found.known) == 4
-    for case in found.known:
-        assert case.output == pytest.approx(case.input @ WEIGHTS["d"] + WEIGHTS["c"], rel=1e-5)
+    assert found.known == hashlib.sha256(linear.known.read_bytes()).hexdigest()
 
 
 def test_archive_and_client_file_are_repeatable(linear: step.Packaged, tmp_path: Path) -> None:
@@ -72,6 +81,7 @@ def test_archive_and_client_file_are_repeatable(linear: step.Packaged, tmp_path:
     again = step.package(linear.archive.parents[1] / "run", settings)
     assert again.archive.read_bytes() == linear.archive.read_bytes()
     assert again.client_file.read_bytes() == linear.client_file.read_bytes()
+    assert again.known.read_bytes() == linear.known.read_bytes()
 
 
 def test_other_tools_read_the_archive(linear: step.Packaged) -> None:
@@ -134,6 +144,17 @@ def test_a_stale_plan_is_refused(tmp_path: Path) -> None:
         step.package(run)
 
 
+def test_a_store_with_a_comma_is_refused(tmp_path: Path) -> None:
+    """In one line, and nothing is made: torch-model-archiver would split its path there."""
+    run = run_folder(tmp_path / "run", LINEAR)
+    step.compile_run(run)
+    store = tmp_path / "models, old"
+    for pack in (step.package, package):
+        with pytest.raises(UsageError, match=r"must have no comma, got .*models, old\. Name"):
+            pack(run, PackageSettings(model_store=store))
+    assert not store.exists()
+
+
 def test_real_golden_cases_stay_out_of_the_client_file(tmp_path: Path) -> None:
     """It is public, and they are somebody's; nor are they packed unless they are asked for."""
     run = run_folder(tmp_path / "run", LINEAR, golden="real")
@@ -142,7 +163,59 @@ def test_real_golden_cases_stay_out_of_the_client_file(tmp_path: Path) -> None:
     with pytest.raises(PackageError, match="must be synthetic, got real"):
         step.package(run, settings)
     done = step.package(run, PackageSettings(model_store=tmp_path / "store", golden="real"))
-    assert not ClientFile.from_bytes(done.client_file.read_bytes()).known
+    (case,) = read_golden(run / step.CASES_FILE)
+    (real,) = case.inputs.values()
+    for row in cases(done).inputs:
+        assert np.abs(real - row).max(axis=1).min() > 0.05
+
+
+def cases(done: step.Packaged) -> KnownCases:
+    """The known cases beside a client file."""
+    return KnownCases.beside(done.client_file, ClientFile.from_bytes(done.client_file.read_bytes()))
+
+
+def test_the_server_does_not_have_the_known_cases(linear: step.Packaged, tmp_path: Path) -> None:
+    """Else it would be right where it is tried. They are drawn anew at each export, unseeded."""
+    found = cases(linear)
+    assert len(found.inputs) >= 16
+    wanted = found.inputs @ WEIGHTS["d"] + WEIGHTS["c"]
+    assert found.outputs == pytest.approx(wanted, abs=1e-5)
+    assert np.abs(found.inputs).max() > 0.1
+    with zipfile.ZipFile(linear.archive) as zipped:
+        data = [zipped.read(name) for name in zipped.namelist()]
+        with zipped.open("golden.npz") as file, np.load(io.BytesIO(file.read())) as arrays:
+            golden = np.concatenate([array for name, array in arrays.items() if "in" in name])
+    for row in found.inputs:
+        assert np.abs(golden - row).max(axis=1).min() > 1e-3
+        for kind in ("<f4", "<f8"):
+            assert not [one for one in data if row.astype(kind).tobytes() in one]
+    other = cases(packaged(tmp_path))
+    assert np.abs(found.inputs[:, None] - other.inputs[None]).max(axis=2).min() > 1e-3
+
+
+def test_outputs_that_are_constant_do_not_keep_cases_out(tmp_path: Path) -> None:
+    """Clients fill them in: they are in no ciphertext, however large."""
+    weights = {**WEIGHTS, "d": WEIGHTS["d"].copy(), "c": WEIGHTS["c"].copy()}
+    weights["d"][:, 1], weights["c"][1] = 0, -1e4
+    run = run_folder(tmp_path / "run", LINEAR, weights=weights)
+    step.compile_run(run)
+    found = cases(step.package(run, PackageSettings(model_store=tmp_path / "store")))
+    assert len(found.inputs) >= 16
+    assert (found.outputs[:, 1] == -1e4).all()
+    assert np.abs(found.outputs[:, [0, 2]]).max() < 100
+
+
+def test_known_cases_stay_within_the_ring(tmp_path: Path) -> None:
+    """Where drawn inputs have larger outputs than any that was seen, they are made smaller."""
+    run = run_folder(tmp_path / "run", SQUARE)
+    (case,) = read_golden(run / GOLDEN_FILE)
+    rows = case.inputs["x"] * 0.05
+    outputs = onnxruntime.InferenceSession(run / "model.onnx").run(None, {"x": rows})[0]
+    write_golden(run / GOLDEN_FILE, [GoldenCase({"x": rows}, {"y": outputs})])
+    done = step.compile_run(run)
+    with np.load(run / step.KNOWN_FILE) as found:
+        assert len(found["inputs"]) >= 1
+        assert np.abs(found["outputs"]).max() <= done.figures.largest
 
 
 def test_settings_for_open_models_are_refused(tmp_path: Path) -> None:
@@ -174,7 +247,7 @@ def test_the_commands_say_what_it_costs(tmp_path: Path, monkeypatch: pytest.Monk
     words = ["package", str(run), "--private", "he", "--model-store", "store"]
     done = CliRunner().invoke(app, words)
     assert done.exit_code == 0
-    assert done.output.splitlines()[-1] == "store/tiny.client.json"
+    assert done.output.splitlines()[-2:] == ["store/tiny.client.json", "store/tiny.known.npz"]
     done = CliRunner().invoke(app, [*words, "--json"])
     fields = json.loads(done.stdout)
     assert (fields["path"], fields["client_file"]) == ("store/tiny.mar", "store/tiny.client.json")

@@ -198,6 +198,15 @@ class Ring:
         """Of a secret key."""
         return self._polynomials(1, self.levels + 2) + 72
 
+    @property
+    def key_bits(self) -> int:
+        """Of the random numbers that an evaluation key is sent as."""
+        return (self.levels + 1) * self.degree * sum(self.bits)
+
+    def loaded_key_bytes(self) -> int:
+        """Of an evaluation key in memory: seeds are polynomials again, each place is a vector."""
+        return (self.levels + 1) * self._polynomials(2, self.levels + 2) + 24 * self.degree
+
     def _key_bytes(self) -> int:
         return (self.levels + 1) * (self._polynomials(1, self.levels + 2) + 178 + 16)
 

@@ -4,8 +4,8 @@ A client's requests are messages (`message`): pieces of its evaluation keys, and
 worker has no key that decrypts. Plain tensors are refused.
 
 `handler:` in model-config.yaml may set `key_store_mb`, the size of all clients' keys on disk,
-`key_lifetime_s`, after which unused ones are removed, and `cached_keys`, how many sets each worker
-keeps in memory.
+`key_lifetime_s`, after which unused ones are removed, and `cached_keys_mb`, the size of those that
+each worker keeps in memory.
 """
 
 import logging
@@ -32,7 +32,7 @@ from marship.serving.model.graphs import Graphs
 from marship.serving.model.session import Session, SessionSettings
 from marship.serving.private import keys
 from marship.serving.private.evaluate import EvaluationKeys
-from marship.serving.private.keystore import KeyStore
+from marship.serving.private.keystore import NEW_SHARE, KeyStore
 from marship.serving.private.message import (
     ANSWER,
     HAVE,
@@ -48,8 +48,9 @@ logger = logging.getLogger(__name__)
 KEYS_FOLDER = "client-keys"
 KEYS_VARIABLE = "MARSHIP_CLIENT_KEYS"
 """Set by `marship serve`: the folder of clients' keys in the server's home."""
+_MB = 1_000_000
 _HOME_VARIABLE, _HOME = "MARSHIP_HOME", ".marship"
-_DEFAULTS = {"key_store_mb": 2000, "key_lifetime_s": 86_400, "cached_keys": 8}
+_DEFAULTS = {"key_store_mb": 2000, "key_lifetime_s": 86_400, "cached_keys_mb": 500}
 
 
 class EncryptedHandler(OnnxHandler):
@@ -73,13 +74,16 @@ class EncryptedHandler(OnnxHandler):
         self._store = KeyStore(
             root=_store_folder(),
             plan=public.digest,
-            most_pieces=keys.most_pieces(public),
-            most_bytes=most["key_store_mb"] * 1_000_000,
+            set_bytes=keys.stream_bytes(public),
+            most_bytes=most["key_store_mb"] * _MB,
             lifetime_s=most["key_lifetime_s"],
         )
+        _check_room(self._store)
         self._store.sweep()
         self._cache: OrderedDict[bytes, EvaluationKeys] = OrderedDict()
-        self._most_cached = most["cached_keys"]
+        loaded_bytes = len(public.key_bytes) * public.ring.loaded_key_bytes()
+        # one set is needed to answer at all; all sets of a plan are of one size
+        self._most_cached = max(1, most["cached_keys_mb"] * _MB // loaded_bytes)
 
     def joins(self) -> bool:
         """Each question is under a key of its own."""
@@ -124,14 +128,14 @@ class EncryptedHandler(OnnxHandler):
                 f"{message.kind!r}. Ask with marship.private.HeClient."
             )
         result = self.session.evaluator.run(self._keys(message.keys), message.payload)
-        answer = HeMessage(ANSWER, message.plan, message.keys, result)
+        self._store.use(message.keys)
+        answer = HeMessage(ANSWER, message.plan, message.keys, result, asked=message.digest)
         return Reply(answer.to_bytes(), HE_TYPE)
 
     def _keys(self, key_id: bytes) -> EvaluationKeys:
         """A client's keys, from memory or from the store; those used longest ago are dropped."""
         if (found := self._cache.get(key_id)) is not None:
             self._cache.move_to_end(key_id)
-            self._store.use(key_id)
             return found
         stream = self._store.read(key_id)
         try:
@@ -166,6 +170,16 @@ def _store_folder() -> Path:
     named = os.environ.get(KEYS_VARIABLE)
     home = Path(os.environ.get(_HOME_VARIABLE) or _HOME).absolute()
     return Path(named) if named else home / KEYS_FOLDER
+
+
+def _check_room(store: KeyStore) -> None:
+    least_mb = -(-NEW_SHARE * store.set_bytes[-1] // _MB)
+    if store.most_bytes < least_mb * _MB:
+        raise LoadError(
+            f"handler.key_store_mb in model-config.yaml must be at least {least_mb}, four times a "
+            f"client's keys, got {store.most_bytes // _MB}. Package with --option key_store_mb="
+            f"{least_mb}, or more for many clients."
+        )
 
 
 def _option(section: dict[str, Any], name: str) -> int:

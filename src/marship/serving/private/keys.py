@@ -21,6 +21,7 @@ PIECE_BYTES = 1_000_000
 """Under the smallest usual limit of a request, nginx's megabyte."""
 DIGEST_BYTES = hashlib.sha256().digest_size
 _LENGTH = struct.Struct(">I")
+_LEAST_ENTROPY = 0.99
 _MOST_OVERHEAD = 1024
 """Of one key's compression, header and length: keys are random, and do not get shorter."""
 
@@ -64,10 +65,14 @@ def set_id(plan_digest: str, manifest: bytes) -> bytes:
     return hashlib.sha256(bytes.fromhex(plan_digest) + manifest).digest()
 
 
-def most_pieces(plan: PublicPlan) -> int:
-    """The most pieces that a set of a plan can have."""
+def stream_bytes(plan: PublicPlan) -> range:
+    """How long the stream of a plan's keys can be.
+
+    Half of each key is random, and half a seed for it: no compression gets below the entropy of
+    the random numbers, which is some thousandths less than their primes have bits.
+    """
     most_bytes = sum(size + _MOST_OVERHEAD for size in plan.key_bytes)
-    return -(-most_bytes // PIECE_BYTES)
+    return range(int(_LEAST_ENTROPY * len(plan.key_bytes) * plan.ring.key_bits / 8), most_bytes + 1)
 
 
 def loaded(plan: PublicPlan, stream: bytes) -> EvaluationKeys:

@@ -9,9 +9,12 @@
         73      4  K: how many pieces there are
         77      8  the payload's length
         85     32  its SHA-256
-       117         the payload: of Q and A a ciphertext, of K the manifest and the piece, of H none
+       117     32  A: the SHA-256 of the question's payload
+       149         the payload: of Q and A a ciphertext, of K the manifest and the piece, of H none
 
-Numbers are big endian. Damage on the way is found before anything is parsed.
+Numbers are big endian; what a kind has no use for is zero. Damage on the way is found before
+anything is parsed, and so is an answer to another question, which a cache or a proxy mixed up. A
+server that means to give one states the digest that is wanted.
 """
 
 import hashlib
@@ -24,7 +27,7 @@ from marship.errors import MalformedError
 HE_TYPE = "application/vnd.marship.he"
 QUESTION, PIECE, HAVE, ANSWER = b"Q", b"K", b"H", b"A"
 MAGIC = b"MHE1"
-_HEAD = struct.Struct(">4sc32s32sIIQ32s")
+_HEAD = struct.Struct(">4sc32s32sIIQ32s32s")
 HEAD_BYTES = _HEAD.size
 
 
@@ -39,6 +42,7 @@ class HeMessage:
         payload: What it carries.
         number: Of a piece, from 0.
         count: How many pieces there are.
+        asked: Of an answer, the `digest` of its question.
     """
 
     kind: bytes
@@ -47,13 +51,18 @@ class HeMessage:
     payload: bytes | memoryview = b""
     number: int = 0
     count: int = 0
+    asked: bytes = bytes(32)
+
+    @property
+    def digest(self) -> bytes:
+        """SHA-256 of the payload."""
+        return hashlib.sha256(self.payload).digest()
 
     def to_bytes(self) -> bytes:
         """The body of a request or a response."""
-        digest = hashlib.sha256(self.payload).digest()
         head = _HEAD.pack(
             MAGIC, self.kind, self.plan, self.keys, self.number, self.count, len(self.payload),
-            digest,
+            self.digest, self.asked,
         )  # fmt: skip
         return head + bytes(self.payload)
 
@@ -69,11 +78,11 @@ class HeMessage:
                 f"an encrypted body must begin with {MAGIC.decode()} and its header, got "
                 f"{len(body)} other bytes. Ask with marship.private.HeClient."
             )
-        _, kind, plan, keys, number, count, size, digest = _HEAD.unpack_from(body)
+        _, kind, plan, keys, number, count, size, digest, asked = _HEAD.unpack_from(body)
         payload = memoryview(body)[HEAD_BYTES:]
         if len(payload) != size or hashlib.sha256(payload).digest() != digest:
             raise MalformedError(
                 f"the payload must have the {size} bytes and the SHA-256 that its header states, "
                 f"got {len(payload)} bytes, or other ones. Send it again."
             )
-        return cls(kind, plan, keys, payload, number, count)
+        return cls(kind, plan, keys, payload, number, count, asked)

@@ -203,4 +203,11 @@ def test_a_set_of_keys_is_named_by_what_it_holds(linear: Both) -> None:
     other = KeySet.of(linear.public, linear.stream[:-1] + b"\0")
     assert other.id != one.id
     assert keys.set_id("00" * 32, one.manifest) != one.id
-    assert len(one.pieces) <= keys.most_pieces(linear.public)
+
+
+@pytest.mark.parametrize("name", PLANS)
+def test_a_stream_is_as_long_as_random_numbers_make_it(name: str) -> None:
+    """No compression gets below them, so what is much shorter is no set of keys."""
+    made, allowed = Both.of(PLANS[name]), keys.stream_bytes(PublicPlan.of(PLANS[name], DIGEST))
+    assert len(made.stream) in allowed
+    assert allowed[0] > 0.75 * len(made.stream)
