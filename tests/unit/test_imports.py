@@ -24,7 +24,7 @@ ROOMS: dict[str, set[str]] = {
     "trust": {"serving.model.sealed", "exchange"},
     "exchange": set(),
     "engines": {"exchange", "trust", "serving.hosts.direct"}
-    | {"serving.model.keysource", "serving.model.heap"},
+    | {"serving.model.keysource", "serving.model.heap", "serving.message"},
     "client": {"engines", "exchange", "serving.formats"},
     "predict": {"client", "engines", "exchange", "serving.formats"},
     "fit": set(),
