@@ -38,6 +38,7 @@ ROOMS: dict[str, set[str]] = {
     | {"serving.handler"},  # loading, in a process of its own
     "private": {"client", "fit", "packaging", "proof", "trust", "serving.private"}
     | {"serving.formats", "serving.model.dumps"},
+    "deploying": {"trust"},
     "operate": {"serving.formats", "serving.model.keysource"}
     | {"client", "engines", "exchange", "packaging", "predict", "trust"},
 }
