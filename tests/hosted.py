@@ -25,15 +25,22 @@ class Hosted:
         home: Its folder; the log is beside it.
         words: Archives and flags.
         before: Words in front of the command.
+        program: The command and its home, where it is another one.
         environment: Further variables.
     """
 
     def __init__(
-        self, home: Path, *words: object, before: tuple[str, ...] = (), **environment: str
+        self,
+        home: Path,
+        *words: object,
+        before: tuple[str, ...] = (),
+        program: tuple[str, ...] = (),
+        **environment: str,
     ) -> None:
         self.log = home.with_suffix(".log")
         ports = ("--address", "127.0.0.1:0", "--metrics-address", "127.0.0.1:0")
-        command = (sys.executable, "-m", "marship", "host", "--home", str(home), *ports)
+        own = (sys.executable, "-m", "marship", "host", "--home", str(home))
+        command = (*(program or own), *ports)
         with self.log.open("wb") as log:
             self.process = subprocess.Popen(
                 [*before, *command, *map(str, words)],

@@ -104,7 +104,7 @@ def _values(settings: ManifestSettings, one: Archive, place: str) -> Object:
     token_secret = settings.token_secret or ("marship" if settings.kserve else name) + "-token"
     rules.check_secret("the token's Secret", token_secret)
     _check_device(settings, one)
-    env = _environment(settings, one)
+    env = environment(settings, one)
     selector = {"app.kubernetes.io/name": name, "app.kubernetes.io/managed-by": "marship"}
     return {
         "name": name,
@@ -157,7 +157,12 @@ def _check_device(settings: ManifestSettings, one: Archive) -> None:
         )
 
 
-def _environment(settings: ManifestSettings, one: Archive) -> list[Object]:
+def environment(settings: ManifestSettings, one: Archive) -> list[Object]:
+    """Variables of a container: the key of a sealed model, from a Secret.
+
+    Raises:
+        UsageError: The model is sealed, and no Secret is named.
+    """
     if not one.sealed:
         return []
     if settings.seal_secret is None:

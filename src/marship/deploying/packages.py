@@ -7,6 +7,7 @@ needs those alone that its handler reaches.
 import ast
 import sys
 from collections.abc import Iterable, Iterator, Mapping
+from functools import cache
 from importlib.metadata import PackageNotFoundError, distribution, packages_distributions
 
 from packaging.requirements import Requirement
@@ -82,8 +83,14 @@ def _imports(source: bytes, sources: Mapping[str, bytes]) -> Iterator[str]:
             yield from (".".join(parts[:count]) for count in range(1, len(parts) + 1))
 
 
+@cache
+def _distributions() -> Mapping[str, list[str]]:
+    """The packages of each module; all that are installed are read for it."""
+    return packages_distributions()
+
+
 def _package(archive: Archive, module: str) -> str:
-    found = packages_distributions().get(module)
+    found = _distributions().get(module)
     if not found:
         raise UsageError(
             f"{module}, which {archive.name} imports, must be installed here, since the image gets "

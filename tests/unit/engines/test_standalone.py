@@ -2,6 +2,7 @@
 
 import json
 import socket
+import subprocess
 import zipfile
 from dataclasses import replace
 from pathlib import Path
@@ -16,6 +17,7 @@ from marship.engines.standalone.settings import HostSettings, split
 from marship.errors import LoadError, MarshipError, UsageError
 from marship.packaging.step import PackageSettings, package
 from marship.trust import signature
+from namespaces import UNSHARE
 from signed import make_key, trusting
 from versions import linear
 from waiting import until
@@ -93,6 +95,27 @@ def test_an_archive_answers_like_a_worker_of_torchserve(mar: Path, tmp_path: Pat
         assert host.wait() == 0
     assert not (tmp_path / "home" / "tmp").exists()
     assert not (tmp_path / "home" / "key_file.json").exists()
+
+
+RESTRICTED = """
+mount -t tmpfs none "$0" && mount -o remount,ro,bind / &&
+exec setpriv --no-new-privs --bounding-set=-all --inh-caps=-all "$@"
+"""
+
+
+def test_a_host_writes_below_its_home_alone(mar: Path, tmp_path: Path) -> None:
+    """It serves without any rights, below a root that is read-only."""
+    if subprocess.run([*UNSHARE, "true"], capture_output=True, check=False).returncode:
+        pytest.skip("this kernel lets only root mount a file system")
+    (tmp_path / "run").mkdir()
+    before = (*UNSHARE, "sh", "-c", RESTRICTED, str(tmp_path / "run"))
+    words = ("--home", tmp_path / "run" / "home", mar, OPEN)
+    with Hosted(tmp_path / "log", *words, before=before) as host:
+        host.ready()
+        assert exchange(host.address, "POST", "/predictions/lin", [[1, 2, 3]])[0] == 200
+        assert "CapEff:\t0000000000000000" in Path(f"/proc/{host.process.pid}/status").read_text()
+        host.terminate()
+        assert host.wait() == 0
 
 
 def test_sigterm_under_load_loses_nothing(mar: Path, tmp_path: Path) -> None:
