@@ -133,12 +133,19 @@ class Load:
         path: What to ask.
         body: As JSON.
         clients: How many.
+        headers: Of each request.
     """
 
     def __init__(
-        self, addresses: list[tuple[str, int]], path: str, body: object, clients: int
+        self,
+        addresses: list[tuple[str, int]],
+        path: str,
+        body: object,
+        clients: int,
+        **headers: str,
     ) -> None:
         self._addresses, self._path, self._body = addresses, path, json.dumps(body)
+        self._headers = {"Content-Type": "application/json", **headers}
         self.answered = self.closes = 0
         self.lost: list[str] = []
         self._ended, self._lock = threading.Event(), threading.Lock()
@@ -169,7 +176,7 @@ class Load:
         while not self._ended.is_set():
             try:
                 line = line or self._connect()
-                line.request("POST", self._path, self._body, {"Content-Type": "application/json"})
+                line.request("POST", self._path, self._body, self._headers)
                 response = line.getresponse()
                 response.read()
                 fault = "" if response.status == 200 else str(response.status)

@@ -176,7 +176,7 @@ def environment(settings: ManifestSettings, one: Archive) -> list[Object]:
 
 def _arguments(settings: ManifestSettings, place: str, env: list[Object]) -> list[str]:
     words = [place, "--workers", str(settings.workers), "--grace-s", str(settings.grace_s)]
-    words += ["--token-file", "/run/secrets/marship/token"]
+    words += ["--require-token", "/run/secrets/marship/token"]
     words += ["--seal-key", f"env:{_SEAL_VARIABLE}"] * bool(env)
     return words
 

@@ -70,7 +70,7 @@ def slow_mar(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_an_archive_answers_like_a_worker_of_torchserve(mar: Path, tmp_path: Path) -> None:
     """Both protocols, tokens, probes and figures; nothing but the home is written to."""
     (tmp_path / "token").write_text(f"{TOKEN}\n")
-    words = (mar, "--token-file", tmp_path / "token", "--workers", "2")
+    words = (mar, "--require-token", tmp_path / "token", "--workers", "2")
     with Hosted(tmp_path / "home", *words) as host:
         host.listens()
         assert host.get("/v2/health/live")[0] == 200
@@ -118,15 +118,17 @@ def test_a_host_writes_below_its_home_alone(mar: Path, tmp_path: Path) -> None:
         assert host.wait() == 0
 
 
-def test_sigterm_under_load_loses_nothing(mar: Path, tmp_path: Path) -> None:
-    """Clients that keep their connections have every response; the next they open is refused."""
+@pytest.mark.parametrize("connection", ["keep-alive", "close"])
+def test_sigterm_under_load_loses_nothing(mar: Path, tmp_path: Path, connection: str) -> None:
+    """Every request that was sent has its response; the next connection is refused."""
     with (
         Hosted(tmp_path / "one", mar, OPEN) as first,
         Hosted(tmp_path / "two", mar, OPEN) as second,
     ):
         first.ready()
         second.ready()
-        load = Load([first.address, second.address], "/predictions/lin", [[1, 2, 3]], 8)
+        addresses = [first.address, second.address]
+        load = Load(addresses, "/predictions/lin", [[1, 2, 3]], 8, Connection=connection)
         until(lambda: load.answered > 200, 60, "200 responses")
         first.terminate()
         assert first.wait(30) == 0
@@ -252,10 +254,10 @@ def test_wrong_words_are_refused(mar: Path, tmp_path: Path) -> None:
     (tmp_path / "junk.mar").write_bytes(b"junk")
     lin, none = str(mar), tmp_path / "none"
     for given, changed, said in [
-        ([lin], {"no_tokens": False}, "--token-file and --no-tokens must be given, got neither"),
-        ([lin], {"token_file": none}, "got both"),
-        ([lin], {"no_tokens": False, "token_file": none}, "must be readable"),
-        ([lin], {"no_tokens": False, "token_file": tmp_path / "short"}, "at least 16"),
+        ([lin], {"no_tokens": False}, "--require-token and --no-tokens must be given, got neither"),
+        ([lin], {"require_token": none}, "got both"),
+        ([lin], {"no_tokens": False, "require_token": none}, "must be readable"),
+        ([lin], {"no_tokens": False, "require_token": tmp_path / "short"}, "at least 16"),
         ([str(none)], {}, "none must be a .mar file"),
         ([str(tmp_path / "empty")], {}, "must hold .mar files"),
         ([str(tmp_path / "junk.mar")], {}, "junk.mar must be"),
@@ -303,7 +305,7 @@ def test_addresses_have_a_host_and_a_port() -> None:
         with pytest.raises(UsageError, match="HOST:PORT"):
             split("address", wrong)
     with pytest.raises(UsageError, match="both"):
-        HostSettings(no_tokens=True, token_file=Path("t")).check()
+        HostSettings(no_tokens=True, require_token=Path("t")).check()
 
 
 def test_a_token_that_is_taken_away_stays_the_last_one(tmp_path: Path) -> None:

@@ -115,8 +115,8 @@ class Host:
 
     def open(self) -> None:
         """Take the addresses and the token."""
-        if self._settings.token_file is not None:
-            self._tokens = TokenFile(self._settings.token_file, self._home.key_file)
+        if self._settings.require_token is not None:
+            self._tokens = TokenFile(self._settings.require_token, self._home.key_file)
         for name, address in self._settings.addresses.items():
             self._listeners[name] = _listening(name, address)
 

@@ -24,7 +24,7 @@ class HostSettings(Settings):
         None, "of each model; else minWorkers of its archive, or 1", minimum=1
     )
     trust: Path | None = setting(None, "folder of public keys that archives must be signed with")
-    token_file: Path | None = setting(
+    require_token: Path | None = setting(
         None, "holds the token that requests must carry; it is read again when it changes"
     )
     no_tokens: bool = setting(False, "answer whoever can connect")
@@ -43,9 +43,9 @@ class HostSettings(Settings):
         """
         for name, address in self.addresses.items():
             split(name, address)
-        if (self.token_file is None) != self.no_tokens:
+        if (self.require_token is None) != self.no_tokens:
             raise UsageError(
-                "one of --token-file and --no-tokens must be given, got "
+                "one of --require-token and --no-tokens must be given, got "
                 f"{'both' if self.no_tokens else 'neither'}. Make a token with: openssl rand "
                 "-hex 32"
             )
