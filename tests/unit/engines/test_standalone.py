@@ -3,8 +3,11 @@
 import json
 import socket
 import subprocess
+import threading
 import zipfile
 from dataclasses import replace
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import psutil
@@ -14,7 +17,7 @@ from hosted import TOKEN, Hosted, Load, exchange
 from marship.engines.standalone import figures, tokens
 from marship.engines.standalone.host import run
 from marship.engines.standalone.settings import HostSettings, split
-from marship.errors import LoadError, MarshipError, UsageError
+from marship.errors import LoadError, MarshipError, SealError, SignatureError, UsageError
 from marship.packaging.step import PackageSettings, package
 from marship.trust import signature
 from namespaces import UNSHARE
@@ -223,6 +226,43 @@ def test_only_what_a_pinned_key_has_signed_is_served(mar: Path, tmp_path: Path) 
     signature.sign(own, key)
     with Hosted(tmp_path / "home", own, OPEN, "--trust", trust) as host:
         host.ready()
+
+
+def test_an_archive_is_fetched_and_served_if_a_pinned_key_has_signed_it(
+    mar: Path, tmp_path: Path
+) -> None:
+    """Not before: without the signature nothing of it is served."""
+    store = tmp_path / "store"
+    store.mkdir()
+    own = store / "lin.mar"
+    own.write_bytes(mar.read_bytes())
+    key = make_key(tmp_path / "keys")
+    trust = trusting(tmp_path / "trust", key).folder
+    handler = partial(SimpleHTTPRequestHandler, directory=str(store))
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        url = f"http://127.0.0.1:{server.server_port}/lin.mar"
+        with pytest.raises(SignatureError):
+            run([url], replace(FREE, home=tmp_path / "home", trust=trust))
+        signature.sign(own, key)
+        with Hosted(tmp_path / "home", url, OPEN, "--trust", trust) as host:
+            host.ready()
+            assert exchange(host.address, "POST", "/predictions/lin", [[1, 2, 3]])[0] == 200
+        server.shutdown()
+
+
+def test_a_sealed_model_is_opened_with_the_key_of_a_variable(tmp_path: Path) -> None:
+    """As a Secret gives it; without the key the host says so."""
+    key = "ab" * 32
+    (tmp_path / "key").write_text(key)
+    (tmp_path / "key").chmod(0o600)
+    mar = packed(tmp_path / "lin", seal=f"file:{tmp_path / 'key'}")
+    with pytest.raises(SealError):
+        run([str(mar)], replace(FREE, home=tmp_path / "home"))
+    words = (mar, OPEN, "--seal-key", "env:SECRET")
+    with Hosted(tmp_path / "home", *words, SECRET=key) as host:
+        host.ready()
+        assert exchange(host.address, "POST", "/predictions/lin", [[1, 2, 3]])[0] == 200
 
 
 FAULTS = [
