@@ -60,11 +60,12 @@ def read_all(paths: Sequence[Path], trust: Path | None) -> list[Archive]:
         if keys is not None:
             keys.verify(path)
         one = archives.read(path)
-        if one.name in found:
-            raise UsageError(
-                f"each archive must have a model of its own, got {one.name} in {path} and in "
-                f"{found[one.name].path}. Leave one out."
-            )
+        for other in found.values():
+            if one.name == other.name or path.name == other.path.name:
+                raise UsageError(
+                    f"each archive must have a model and a file name of its own, got {path} and "
+                    f"{other.path}. Leave one out."
+                )
         found[one.name] = one
     return list(found.values())
 
@@ -78,6 +79,8 @@ def places(found: Sequence[Archive], fetch_from: str | None) -> list[str]:
     if fetch_from is None:
         return [f"{MODELS}/{one.path.name}" for one in found]
     rules.check_url("--fetch-from", fetch_from)
+    for one in found:
+        rules.check_file(one.path.name)
     return [f"{fetch_from.rstrip('/')}/{one.path.name}" for one in found]
 
 

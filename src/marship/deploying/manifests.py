@@ -240,7 +240,9 @@ def _for_kserve(settings: ManifestSettings, values: Object) -> Iterator[tuple[st
             "and would hold the key of each. Write manifests without --kserve."
         )
     if settings.scaler == "hpa":
-        raise UsageError("--scaler must be cpu, keda or none with --kserve, got hpa.")
+        raise UsageError(
+            "--scaler must be cpu, keda or none with --kserve, got hpa. Add: --scaler cpu"
+        )
     container = filled("container", {**values, "resources": None})  # each service has its own
     runtime = filled("clusterservingruntime", {**values, "container": container})
     yield "clusterservingruntime.yaml", runtime

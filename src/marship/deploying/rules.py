@@ -20,6 +20,7 @@ _IMAGE = re.compile(
     r"(?:/[a-z0-9]+(?:(?:[._]|__|-+)[a-z0-9]+)*)*(?::\w[\w.-]{0,127})?(?:@sha256:[0-9a-f]{64})?",
     re.ASCII,
 )
+_FILE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*\.mar")
 _STORAGES = ("oci", "pvc", "s3", "gs")
 
 
@@ -127,6 +128,19 @@ def check_url(what: str, url: str | None) -> None:
     parts = urlsplit(url or "")
     if parts.scheme not in ("http", "https") or not parts.netloc or parts.query or parts.fragment:
         raise UsageError(f"{what} must be http(s)://HOST/..., got {url!r}.")
+
+
+def check_file(name: str) -> None:
+    """Check the name of an archive that is fetched.
+
+    Raises:
+        UsageError: It would have to be written otherwise in a URL.
+    """
+    if not _FILE.fullmatch(name):
+        raise UsageError(
+            f"an archive that is fetched must be named with letters, digits, . _ and -, got "
+            f"{name!r}. Rename and sign it."
+        )
 
 
 def check_folder(folder: Path) -> None:

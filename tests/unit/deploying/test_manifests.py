@@ -172,12 +172,17 @@ def test_archives_are_read_first(tmp_path: Path) -> None:
     """What is no archive, is unsigned where keys are pinned, or comes twice, is refused."""
     (tmp_path / "junk.mar").write_bytes(b"junk")
     archive = write(tmp_path / "lin.mar")
+    (tmp_path / "more").mkdir()
+    other = write(tmp_path / "more" / "lin.mar", model="other")
+    spaced = write(tmp_path / "a b.mar")
     key = make_key(tmp_path / "keys")
     pinned = replace(BASE, out=tmp_path / "out", trust=trusting(tmp_path / "trust", key).folder)
     for paths, chosen, kind in [
         ([tmp_path / "junk.mar"], BASE, PackageError),
         ([archive], pinned, SignatureError),
         ([archive, archive], BASE, UsageError),
+        ([archive, other], BASE, UsageError),
+        ([spaced], replace(BASE, fetch_from="https://x"), UsageError),
         ([tmp_path / "none.mar"], BASE, UsageError),
     ]:
         with pytest.raises(kind):
