@@ -1,8 +1,10 @@
 """`marship host`: archives served without TorchServe, from a real process."""
 
 import json
+import py_compile
 import socket
 import subprocess
+import sys
 import threading
 import zipfile
 from dataclasses import replace
@@ -14,14 +16,14 @@ import psutil
 import pytest
 
 from hosted import TOKEN, Hosted, Load, exchange
-from marship.engines.standalone import figures, tokens
+from marship.engines.standalone import archives, figures, tokens
 from marship.engines.standalone.host import run
 from marship.engines.standalone.settings import HostSettings, split
 from marship.errors import LoadError, MarshipError, SealError, SignatureError, UsageError
 from marship.packaging.step import PackageSettings, package
 from marship.trust import signature
 from namespaces import UNSHARE
-from signed import make_key, trusting
+from signed import FILES, make_key, trusting, write
 from versions import linear
 from waiting import until
 
@@ -318,6 +320,29 @@ def test_a_refusal_is_one_line(tmp_path: Path) -> None:
         assert host.wait() == 2
         (line,) = host.text().strip().splitlines()
         assert line.startswith("error (usage)")
+
+
+def test_bytecode_is_taken_for_modules_that_are_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Python takes it, and compiles the one that differs."""
+    own = tmp_path / "marship"
+    own.mkdir()
+    for name in ("same", "other"):
+        (own / f"{name}.py").write_text(f"VALUE = '{name}'\n")
+        py_compile.compile(str(own / f"{name}.py"))
+    monkeypatch.setattr(archives, "_OWN", own)
+    carried = {"marship/same.py": b"VALUE = 'same'\n", "marship/other.py": b"VALUE = 'OTHER'\n"}
+    mar = write(tmp_path / "lin.mar", {**FILES, **carried})
+    model = archives.prepare(mar, None, tmp_path / "out")
+    copy = model.folder / "marship"
+    assert [file.name.split(".")[0] for file in (copy / "__pycache__").iterdir()] == ["same"]
+    known = sorted(file.read_bytes() for file in (copy / "__pycache__").iterdir())
+    code = "import same, other; print(same.VALUE, other.VALUE)"
+    words = [sys.executable, "-P", "-c", f"import sys; sys.path.insert(0, '{copy}'); {code}"]
+    done = subprocess.run(words, capture_output=True, text=True, check=True)
+    assert done.stdout == "same OTHER\n"
+    assert known[0] in [file.read_bytes() for file in (copy / "__pycache__").iterdir()]
 
 
 def test_figures_add_up_and_tell_how_busy_workers_are() -> None:
