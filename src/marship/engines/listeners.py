@@ -10,14 +10,17 @@ def clients(host: str, port: int) -> socket.socket:
     """A socket for clients.
 
     Args:
-        host: An address of this machine, or all by `0.0.0.0` or `::`.
+        host: An address of this machine, or all: of version 4 by `0.0.0.0`, of both by `::`.
         port: Where to listen; 0 takes any free one.
 
     Raises:
         OSError: It is taken, or not of this machine.
     """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    return socket.create_server((host, port), family=family, backlog=BACKLOG)
+    is_both = host == "::" and socket.has_dualstack_ipv6()
+    return socket.create_server(
+        (host, port), family=family, backlog=BACKLOG, dualstack_ipv6=is_both
+    )
 
 
 def workers(path: Path) -> socket.socket:

@@ -16,6 +16,7 @@ import psutil
 import pytest
 
 from hosted import TOKEN, Hosted, Load, exchange
+from marship.engines import listeners
 from marship.engines.standalone import archives, figures, tokens
 from marship.engines.standalone.host import run
 from marship.engines.standalone.settings import HostSettings, split
@@ -366,6 +367,9 @@ def test_addresses_have_a_host_and_a_port() -> None:
     """Of version 4 and 6, and by name."""
     assert split("address", "127.0.0.1:8080") == ("127.0.0.1", 8080)
     assert split("address", "[::]:1") == ("::", 1)
+    with listeners.clients("::", 0) as both:
+        for host in ("127.0.0.1", "::1"):
+            socket.create_connection((host, both.getsockname()[1]), timeout=5).close()
     for wrong in ("8080", "::1:80", "h:99999", "h:", ":80", "http://h:80"):
         with pytest.raises(UsageError, match="HOST:PORT"):
             split("address", wrong)

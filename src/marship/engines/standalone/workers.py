@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -128,9 +129,7 @@ class WorkerProcess:
 
     def _end(self) -> None:
         """The process has ended, or must."""
-        self.process.kill()
-        code = self.process.wait()
-        self._close()
+        code = self._kill()
         if self._ready_at:
             self._figures.ready -= 1
         if self._is_ending:
@@ -146,8 +145,14 @@ class WorkerProcess:
         self._pause_s = min(_LONGEST_S, 2 * self._pause_s)
 
     def _restart(self) -> None:
-        if not self._is_ending:
+        if self._is_ending:
+            return
+        try:
             self._launch()
+        except OSError as error:  # no process or memory is left for now
+            logger.warning("a worker must be started, got: %s. It is tried again.", error.strerror)
+            self._loop.call_later(self._pause_s, self._restart)
+        else:
             self.begin(self._loop, self._task)
 
     def leave(self) -> None:
@@ -157,17 +162,21 @@ class WorkerProcess:
     def stop(self) -> None:
         """End the process."""
         self._is_ending = True
-        self.process.kill()
-        self.process.wait()
-        self._close()
+        self._kill()
 
-    def _close(self) -> None:
+    def _kill(self) -> int:
+        """End the process and what a handler has started; returns its exit code."""
+        if self.process.returncode is None:  # else its group may be another's by now
+            with suppress(ProcessLookupError):
+                os.killpg(self.process.pid, signal.SIGKILL)
+        code = self.process.wait()
         for pipe in (self.process.stdin, self.process.stdout):
             assert pipe is not None  # noqa: S101  both are pipes
             try:
                 pipe.close()
             except BrokenPipeError:  # the task, which it did not read
                 continue
+        return code
 
 
 def _environment(temporary: Path) -> dict[str, str]:
