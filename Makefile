@@ -3,8 +3,8 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/pip --disable-pip-version-check
 
-.PHONY: help setup demo demo-image demo-speech demo-private test test-fast test-pythons coverage \
-  torture check audit bench lock proto clean
+.PHONY: help setup demo demo-image demo-speech demo-private test test-fast test-pythons test-image \
+  coverage torture check audit bench lock proto clean
 
 help:  ## what can be made
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -47,6 +47,9 @@ coverage: setup  ## lines and branches that unit tests and tests of handlers rea
 
 test-pythons: setup  ## the code inside archives, on each installed Python that is supported
 	$(BIN)/python tools/pythons.py
+
+test-image: setup  ## build an image with buildah from MARSHIP_BASE, and run it; as root
+	$(BIN)/pytest -q tests/image
 
 torture: setup  ## faults and attacks in full, figures into docs/reliability.md; a quarter of an hour
 	$(BIN)/pytest tests/server/torture --full --report docs/reliability.md

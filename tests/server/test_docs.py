@@ -39,6 +39,11 @@ NOT_RUN = {
     "tests/training/test_fine_tuning.py runs it from a file",
     ("image.md", "--data-dir cifar10"): "takes an hour, and data that may not be in the repository",
     ("image.md", "benchmarks/pictures.py"): "takes minutes, and photographs",
+    ("kubernetes.md", "openssl rand"): "serves until it is ended; tests/unit/engines/"
+    "test_standalone.py starts such hosts",
+    ("kubernetes.md", "buildah build"): "needs a registry; tests/image builds and runs an image",
+    ("kubernetes.md", "kubectl apply"): "needs a cluster; tests/unit/deploying writes each form",
+    ("kubernetes.md", "--kserve"): "tests/unit/deploying writes each form",
     (
         "memory.md",
         "benchmarks/memory.py",

@@ -24,7 +24,7 @@ ROOMS: dict[str, set[str]] = {
     "trust": {"serving.model.sealed", "exchange"},
     "exchange": set(),
     "engines": {"exchange", "trust", "serving.hosts.direct"}
-    | {"serving.model.keysource", "serving.model.heap"},
+    | {"serving.model.keysource", "serving.model.heap", "serving.message"},
     "client": {"engines", "exchange", "serving.formats"},
     "predict": {"client", "engines", "exchange", "serving.formats"},
     "fit": set(),
@@ -38,6 +38,7 @@ ROOMS: dict[str, set[str]] = {
     | {"serving.handler"},  # loading, in a process of its own
     "private": {"client", "fit", "packaging", "proof", "trust", "serving.private"}
     | {"serving.formats", "serving.model.dumps"},
+    "deploying": {"trust"},
     "operate": {"serving.formats", "serving.model.keysource"}
     | {"client", "engines", "exchange", "packaging", "predict", "trust"},
 }

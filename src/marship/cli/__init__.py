@@ -1,10 +1,21 @@
 """The commands. What each needs is imported inside it, so that --help is instant."""
 
 from marship import console
-from marship.cli import archives, keys, models, party, proxy, server
+from marship.cli import archives, deploying, host, keys, models, party, proxy, server
 from marship.cli.app import app
 
-__all__ = ["app", "archives", "keys", "main", "models", "party", "proxy", "server"]
+__all__ = [
+    "app",
+    "archives",
+    "deploying",
+    "host",
+    "keys",
+    "main",
+    "models",
+    "party",
+    "proxy",
+    "server",
+]
 
 
 def main() -> None:

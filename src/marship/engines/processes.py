@@ -15,6 +15,7 @@ _WORKER_FILE = "model_service_worker.py"
 _CLOCK_SLACK_S = 2.0
 _KILLED_WITHIN_S = 10.0
 _POLL_S = 0.05
+_LEFT_FILES = 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +81,15 @@ class Group:
             if is_then and boot_id() == self.boot:
                 return psutil.Process(self.pid)
         return None
+
+
+def raise_open_files() -> int:
+    """Let this process open as many files as it may; how many of them clients may have."""
+    import resource
+
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    return max(_LEFT_FILES, hard - _LEFT_FILES)
 
 
 def start_time(pid: int) -> float:

@@ -148,7 +148,16 @@ def read_settings(path: Path) -> tuple[ArchiveContents, dict[str, Any]]:
         PackageError: It is not a plain archive, is corrupted, or has malformed settings.
     """
     plain = contents.read(path)
-    return plain, _text(path, plain, config_name(plain.manifest), _settings) or {}
+    return plain, settings(path, plain)
+
+
+def settings(path: Path, plain: ArchiveContents) -> dict[str, Any]:
+    """The model-config.yaml of an archive that was read, which TorchServe parses itself.
+
+    Raises:
+        PackageError: It is malformed, or the archive has changed.
+    """
+    return _text(path, plain, config_name(plain.manifest), _settings) or {}
 
 
 def config_name(manifest: Mapping[str, Any]) -> str:

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import cast
 from urllib.parse import urlsplit
 
-from marship.engines import processes
+from marship.engines import listeners, processes
 from marship.engines.addresses import Target
 from marship.engines.home import DIRECT_SOCKET, WORKERS_SOCKET, Home
 from marship.engines.processes import Group
@@ -46,8 +46,6 @@ headers of every response."""
 _FOLLOW_S, _RESPONSE_S, _MOST_BYTES = 0.4, 5.0, 1 << 26
 _START_S, _POLL_S = 20.0, 0.02
 _GRPC_STARTED, _SERVED, _ROSTER = "grpc.started", "direct.served", "direct.workers.json"
-_BACKLOG, _WORKERS_BACKLOG = 4096, 256
-_LEFT_FDS = 256
 
 
 def worker_environment(
@@ -121,33 +119,21 @@ def _not_served(missing: str, values: Mapping[str, str], got: str) -> str:
 def _listeners(address: str, temporary: Path) -> list[socket.socket]:
     """The sockets that clients connect to: the address's, and a unix socket."""
     parts = urlsplit(address)
-    public = socket.socket()
-    public.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    public.bind((parts.hostname, parts.port))
-    local = socket.socket(socket.AF_UNIX)
     path = temporary / DIRECT_SOCKET
     path.unlink(missing_ok=True)
-    public.listen(_BACKLOG)
+    public = listeners.clients(parts.hostname or "", parts.port or 0)
+    local = socket.socket(socket.AF_UNIX)
     local.bind(f"{path}.new")
-    local.listen(_BACKLOG)
+    local.listen(listeners.BACKLOG)
     Path(f"{path}.new").rename(path)  # it is there once it listens
     return [public, local]
-
-
-def _workers_listener(temporary: Path) -> socket.socket:
-    path = temporary / WORKERS_SOCKET
-    path.unlink(missing_ok=True)
-    listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    listener.bind(str(path))
-    listener.listen(_WORKERS_BACKLOG)
-    return listener
 
 
 def main(settings: Mapping[str, object]) -> None:
     """Keep the acceptor and the gateway running until the server has ended, or SIGTERM."""
     temporary = Path(str(settings["temporary"]))
     try:
-        workers = _workers_listener(temporary)
+        workers = listeners.workers(temporary / WORKERS_SOCKET)
         clients = _listeners(str(settings["address"]), temporary)
     except OSError as error:
         sys.exit(f"{error.strerror}: {settings['address']}")
@@ -161,7 +147,7 @@ def _serve_grpc(settings: Mapping[str, object]) -> None:
     from marship.engines.gateway import server
 
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
-    _raise_files()
+    processes.raise_open_files()
     temporary = Path(str(settings["temporary"]))
     server.run(
         str(settings["grpc"]),
@@ -172,15 +158,6 @@ def _serve_grpc(settings: Mapping[str, object]) -> None:
     )
 
 
-def _raise_files() -> int:
-    """Let this process open as many files as it may; how many that is."""
-    import resource
-
-    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    return hard
-
-
 def _serve(
     settings: Mapping[str, object], clients: list[socket.socket], workers: socket.socket
 ) -> None:
@@ -188,7 +165,7 @@ def _serve(
     from marship.serving.hosts.direct.limits import Limits
 
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
-    most = min(Limits().connections, max(_LEFT_FDS, _raise_files() - _LEFT_FDS))
+    most = min(Limits().connections, processes.raise_open_files())
     home = Home(Path(str(settings["home"])))
     limits = replace(Limits(), connections=most, request_bytes=int(str(settings["request_bytes"])))
 

@@ -3,6 +3,7 @@
 import os
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -23,7 +24,7 @@ PROVIDERS = {
 }
 ERRORS, FATAL = 3, 4
 """ONNX Runtime's levels of its log, onnxruntime_c_api.h, OrtLoggingLevel."""
-CGROUP_QUOTA = Path("/sys/fs/cgroup/cpu.max")
+CGROUPS = Path("/sys/fs/cgroup")
 
 _COPIES = 3
 """Free memory required for a second session, in multiples of the model's size on disk: loading
@@ -112,17 +113,29 @@ class SessionSettings:
         return self.providers == ("cpu",) and self.threads * self.workers >= usable_cores()
 
 
-def usable_cores(quota_file: Path = CGROUP_QUOTA) -> int:
+def usable_cores(cgroups: Path = CGROUPS) -> int:
     """The number of usable cores: CPU affinity, and a container's quota rounded up.
 
-    The quota is `cpu.max` of cgroup v2: microseconds of CPU time and the period, or `max`.
+    Args:
+        cgroups: Where the container's control group is mounted.
     """
     cores = len(os.sched_getaffinity(0))
-    try:
-        quota, period = quota_file.read_text().split()
-    except (OSError, ValueError):
-        return cores
-    return cores if quota == "max" else max(1, min(cores, -(-int(quota) // int(period))))
+    quota = _quota(cgroups)
+    return cores if quota is None else max(1, min(cores, -(-quota[0] // quota[1])))
+
+
+def _quota(cgroups: Path) -> tuple[int, int] | None:
+    """Microseconds of processor time, and the period that they are for; None without a limit.
+
+    Both are in `cpu.max` of cgroup v2, the first as `max` without a limit, or in two files of
+    v1, the first as -1 (Linux, admin-guide/cgroup-v2 and scheduler/sched-bwc).
+    """
+    v1 = cgroups / "cpu"
+    for files in ((cgroups / "cpu.max",), (v1 / "cpu.cfs_quota_us", v1 / "cpu.cfs_period_us")):
+        with suppress(OSError, ValueError):
+            quota, period = " ".join(file.read_text() for file in files).split()
+            return None if quota in ("max", "-1") else (int(quota), int(period))
+    return None
 
 
 class Session:

@@ -99,14 +99,26 @@ def test_threads_are_cores_divided_by_workers() -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "cores"), [("max 100000", None), ("150000 100000", 2), ("5 10", 1)]
+    ("files", "cores"),
+    [
+        ({"cpu.max": "max 100000"}, None),
+        ({"cpu.max": "150000 100000"}, 2),
+        ({"cpu.max": "5 10"}, 1),
+        ({"cpu/cpu.cfs_quota_us": "-1", "cpu/cpu.cfs_period_us": "100000"}, None),
+        ({"cpu/cpu.cfs_quota_us": "50000\n", "cpu/cpu.cfs_period_us": "100000\n"}, 1),
+        ({"cpu/cpu.cfs_quota_us": "50000"}, None),
+        ({"cpu/cpu.cfs_quota_us": "100000", "cpu/cpu.cfs_period_us": "100000"}, 1),
+    ],
 )
-def test_a_container_quota_limits_the_cores(tmp_path: Path, text: str, cores: int | None) -> None:
-    """cpu.max of cgroup v2 is quota and period; half a core is one."""
-    quota = tmp_path / "cpu.max"
-    quota.write_text(text)
+def test_a_container_quota_limits_the_cores(
+    tmp_path: Path, files: dict[str, str], cores: int | None
+) -> None:
+    """cpu.max of cgroup v2 is quota and period, v1 has a file for each; half a core is one."""
+    (tmp_path / "cpu").mkdir()
+    for name, text in files.items():
+        (tmp_path / name).write_text(text)
     unlimited = usable_cores(tmp_path / "absent")
-    assert usable_cores(quota) == (unlimited if cores is None else min(cores, unlimited))
+    assert usable_cores(tmp_path) == (unlimited if cores is None else min(cores, unlimited))
 
 
 BAD_CONFIG = [

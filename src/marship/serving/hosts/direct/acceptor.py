@@ -27,17 +27,30 @@ from marship.serving.hosts.direct.arrivals import Arrivals
 from marship.serving.hosts.direct.connection import Connection
 from marship.serving.hosts.direct.exchange import Exchange
 from marship.serving.hosts.direct.heads import Heads
-from marship.serving.hosts.direct.limits import Limits, StatusError, error_reply
+from marship.serving.hosts.direct.limits import (
+    Limits,
+    StatusError,
+    error_reply,
+    too_many,
+    unplaced,
+)
+from marship.serving.hosts.direct.methods import check_method, options
 from marship.serving.hosts.direct.relay import Relay
 from marship.serving.hosts.direct.relay import check as check_relayed
 from marship.serving.hosts.direct.request_line import target_of, without_empty_lines
 from marship.serving.hosts.direct.roster import Roster
 from marship.serving.hosts.direct.seats import ModelState, Seat, Seats
-from marship.serving.hosts.direct.site import Site, close_some, expire, lines_of
+from marship.serving.hosts.direct.site import (
+    LAST_REQUEST_S,
+    Site,
+    close_idle,
+    close_some,
+    expire,
+    lines_of,
+)
 from marship.serving.hosts.direct.slots import IDLE, UNPROVEN
 from marship.serving.hosts.direct.sockets import accept
 from marship.serving.hosts.direct.tokens import Tokens
-from marship.serving.hosts.direct.worker import check_method, options
 from marship.serving.hosts.direct.workers import MOST_RETURNS, Workers, refuse, tell
 from marship.serving.message import Reply
 
@@ -81,6 +94,7 @@ class Acceptor(Site):
         self.heads, self.headers = Heads(), lines_of(headers)
         self.seats = Seats()
         self._own: set[Connection] = set()
+        self._stops: list[Callable[[], None]] = []
         self._arrivals = Arrivals(loop, limits, self._place)
         self._workers = Workers(
             loop,
@@ -123,14 +137,25 @@ class Acceptor(Site):
 
     def listen(self, listener: socket.socket) -> None:
         """Accept clients at a socket."""
-        accept(self._loop, listener, self._accepted)
+        self._stops.append(accept(self._loop, listener, self._accepted))
+
+    def finish(self) -> None:
+        """Take no new clients, and let those that are here finish what they have sent.
+
+        Each response is its connection's last, and connections without a request are closed.
+        """
+        self.heads.finish()
+        for stop in self._stops:
+            stop()
+        self._workers.finish()
+        self._arrivals.finish(LAST_REQUEST_S)
 
     def _accepted(self, line: socket.socket) -> None:
         line.setblocking(False)
         if line.family != socket.AF_UNIX:
             line.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         if self._is_full():
-            refuse(line, _too_many(self.limits.connections), self.headers)
+            refuse(line, too_many(self.limits.connections), self.headers)
         else:
             self._arrivals.add(line)
 
@@ -162,7 +187,7 @@ class Acceptor(Site):
         if seat is None:
             self._keep(fd, unread)
         elif returns > MOST_RETURNS:
-            tell(self._loop, fd, _unplaced(), self.headers)
+            tell(self._loop, fd, unplaced(), self.headers)
         else:
             with suppress(OSError):  # too many files are open: it is closed
                 seat.hand(fd, unread, returns)
@@ -214,6 +239,8 @@ class Acceptor(Site):
     def _sweep(self) -> None:
         self._loop.call_later(_SWEEP_S, self._sweep)
         expire(self._own, self.limits)
+        if self.heads.is_closing:
+            close_idle(self._own)
         self._arrivals.expire(time.monotonic())
         self._workers.watch(time.monotonic())
         self.seats.level()
@@ -310,7 +337,7 @@ class Acceptor(Site):
     def _health(self, kind: str) -> Reply:
         """Whether all models have the workers that are wanted, or by a ping whether it serves."""
         if kind == routes.SERVER_READY:
-            is_right = self.seats.is_complete
+            is_right = self.seats.is_complete and not self.heads.is_closing
             facts: dict[str, object] = {"ready": is_right}
         else:
             is_right = self.seats.knows_models or self._is_restart
@@ -320,21 +347,6 @@ class Acceptor(Site):
 
 def _shown(path: bytes) -> str:
     return path[:100].decode("latin-1")
-
-
-def _unplaced() -> StatusError:
-    return StatusError(
-        503,
-        "no_worker",
-        "a worker must take the request, got it back from all. Retry; the server's log says more.",
-        retry_after_s=1,
-    )
-
-
-def _too_many(most: int) -> StatusError:
-    return StatusError(
-        503, "busy", f"at most {most} clients may be connected, got more.", retry_after_s=1
-    )
 
 
 def run(  # noqa: PLR0913  keyword-only

@@ -28,6 +28,7 @@ class Arrivals:
     ) -> None:
         self._loop, self._limits, self._place = loop, limits, place
         self._lines: dict[int, tuple[socket.socket, bytes, float]] = {}
+        self._idle_s = limits.idle_s
 
     def __len__(self) -> int:
         return len(self._lines)
@@ -35,7 +36,7 @@ class Arrivals:
     def add(self, line: socket.socket) -> None:
         """Read until the request line is there."""
         number = line.fileno()
-        self._lines[number] = (line, b"", time.monotonic() + self._limits.idle_s)
+        self._lines[number] = (line, b"", time.monotonic() + self._idle_s)
         if not self._read(number):
             self._loop.add_reader(number, self._read, number)
 
@@ -76,6 +77,12 @@ class Arrivals:
         for number, (_, _, deadline) in list(self._lines.items()):
             if now > deadline:
                 self._remove(number).close()
+
+    def finish(self, idle_s: float) -> None:
+        """Wait for requests that have not begun to come no longer than so many seconds."""
+        self._idle_s, last = idle_s, time.monotonic() + idle_s
+        for number, (line, had, deadline) in list(self._lines.items()):
+            self._lines[number] = (line, had, deadline if had else min(deadline, last))
 
     def close(self) -> None:
         """Close all."""

@@ -107,10 +107,15 @@ class Head:
 
 
 class Heads:
-    """Heads that were read, by their bytes."""
+    """Heads that were read, by their bytes.
+
+    Attributes:
+        is_closing: Whether each connection ends behind its next response: see `finish`.
+    """
 
     def __init__(self) -> None:
         self._known: dict[bytes, Head] = {}
+        self.is_closing = False
         self.get = self._known.get
 
     def keep(self, data: bytes, head: Head) -> None:
@@ -120,8 +125,13 @@ class Heads:
             data: All its bytes.
             head: What they say; within the limits, and its body has a length.
         """
-        if len(data) > MOST_BYTES:
+        if len(data) > MOST_BYTES or self.is_closing:
             return
         if len(self._known) >= MOST:
             self._known.clear()
         self._known[data] = head
+
+    def finish(self) -> None:
+        """Let every head that is read from now on be its connection's last."""
+        self.is_closing = True
+        self._known.clear()

