@@ -26,23 +26,23 @@ from socket import create_server
 from typing import Any
 
 import numpy as np
-import onnx
-import private_models
 import psutil
-from onnx import numpy_helper
+from private_cases import exported, layers
 
 import marship
 from marship import Client, console
 from marship.cli.tables import facts
 from marship.engines.torchserve import server
+from marship.errors import ServerError
 from marship.private import MpcClient
 from marship.private.mpc import archives, cards
+from marship.proof.cases import read_rows
 from marship.serving.private.mpc.identity import KEY_VARIABLE
 from marship.settings import flags, setting
 
-SOURCE = Path(__file__).with_name("private_models.py")
+REPOSITORY = Path(__file__).parents[1]
 PEER = Path(__file__).with_name("private_mpyc.py")
-CLIENTS, PROCESSES = 32, 4
+CLIENTS, PROCESSES, PEER_ROWS = 32, 4, 16
 Address = tuple[str, str]
 """A home, and the address of an inference API."""
 
@@ -65,16 +65,20 @@ def free_port(least: int = 0) -> int:
 
 def build(name: str, folder: Path) -> archives.SharedPackage:
     """Train, export and package a model, for three parties and plain."""
-    private_models.write(f"{name}_relu", folder)
-    run = folder / name
-    files = {part: folder / f"{name}_relu.{part}" for part in ("pt", "npz")}
-    marship.export(f"{SOURCE}:{name}_relu", weights=files["pt"], example=files["npz"], out=run)
+    run = exported(name, "relu", folder)
+    os.chdir(REPOSITORY)  # where the recipe's own module lies
     store = folder / "store"
     marship.package(run, marship.PackageSettings(name=f"{name}-plain", model_store=store))
     addresses = ["", *(f"127.0.0.1:{free_port()}" for _ in range(2))]
     paths = [cards.generate(n, one, folder / f"{name}-keys") for n, one in enumerate(addresses)]
     settings = marship.PackageSettings(name=name, model_store=store)
     return archives.package(run, settings, [str(card) for _, card in paths])
+
+
+def test_rows(folder: Path, name: str) -> tuple[np.ndarray, np.ndarray]:
+    """Test pictures and their labels."""
+    rows = read_rows(folder / f"{name}-relu" / "heldout.npz")
+    return rows["pixels"], rows["target/label"]
 
 
 @contextmanager
@@ -144,8 +148,7 @@ def through(
     name: str, file: Path, address: Address, settings: PartiesSettings, pids: Sequence[int]
 ) -> dict[str, Any]:
     """One client, all clients, and plain calls beside; pids are of the server and the parties."""
-    _, (held, labels) = private_models.data(f"{name}_relu")
-    held, labels = held[: settings.rows], labels[: settings.rows]
+    held, labels = (array[: settings.rows] for array in test_rows(file.parents[1], name))
     with Client(Path(address[0]), inference_url=address[1]) as client:
         party = MpcClient(file, client)
         timed(party.predict, held[:20])
@@ -171,28 +174,84 @@ def through(
     }
 
 
-def peer_ms(folder: Path) -> tuple[float, float]:
-    """MPyC's median and its largest error, with three processes and the same weights."""
-    weights = [
-        numpy_helper.to_array(tensor)
-        for tensor in onnx.load(folder / "mlp" / "model.onnx").graph.initializer
-    ]
-    matrices = [one for one in weights if one.ndim == 2]
-    biases = sorted((one for one in weights if one.ndim == 1), key=len, reverse=True)
-    first = next(one for one in matrices if one.shape == (64, 64))
-    last = next(one for one in matrices if one.shape != (64, 64))
-    _, (held, _) = private_models.data("mlp_relu")
-    file = folder / "peer.npz"
-    np.savez(file, w0=first.T, b0=biases[0], w1=last.T, b1=biases[-1], rows=held[:20])
-    base = str(free_port(21_500))
-    lines = [[sys.executable, PEER, file, "-M3", f"-I{n}", "-B", base] for n in range(3)]
-    running = [
-        subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
-        for line in lines
-    ]
-    texts = [one.communicate(timeout=300)[0] for one in running]
-    median, error = texts[0].split()[-2:]
-    return float(median), float(error)
+class Peer:
+    """MPyC's three processes with the weights of our MLP."""
+
+    def __init__(self, folder: Path, rows: np.ndarray) -> None:
+        found = layers(folder / "mlp-relu")
+        file = folder / "peer.npz"
+        np.savez(
+            file,
+            w0=16 * found["0.weight"].T,  # of pixels up to 1, as our parties have them
+            b0=found["0.bias"],
+            w1=found["1.weight"].T,
+            b1=found["1.bias"],
+            rows=rows / 16,
+        )
+        base = str(free_port(21_500))
+        lines = [
+            [sys.executable, PEER, file, "-M3", f"-I{n}", "-B", base, "--no-log"] for n in range(3)
+        ]
+        self._running = [
+            subprocess.Popen(
+                line,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.DEVNULL,
+                text=True,
+                bufsize=1,
+            )
+            for line in lines
+        ]
+        self.pids = [one.pid for one in self._running]
+
+    def ask(self) -> tuple[float, float]:
+        """Milliseconds and the error of the next row."""
+        first = self._running[0]
+        print(file=first.stdin)
+        for line in first.stdout or ():
+            took_ms, error = line.split()
+            return float(took_ms), float(error)
+        raise ServerError("MPyC must answer, got the end of its party 0.")
+
+    def stop(self) -> None:
+        """End the processes."""
+        for one in self._running:
+            one.kill()
+            one.communicate()
+
+
+def beside(file: Path, address: Address, pids: Sequence[int]) -> dict[str, Any]:
+    """The same rows in turn, ours at the direct address, with TLS; and MPyC's, without."""
+    folder = file.parents[1]
+    rows = test_rows(folder, "mlp")[0][:PEER_ROWS]
+    peer = Peer(folder, rows)
+    ours: list[tuple[float, float]] = []
+    others: list[tuple[float, float, float]] = []
+    try:
+        with Client(Path(address[0]), inference_url=address[1]) as client:
+            party = MpcClient(file, client)
+            party.predict(rows[0])
+            for row in rows:
+                before = processor_s(pids) + time.process_time()
+                _, took_ms, _ = timed(party.predict, row[None])
+                ours.append((took_ms, 1e3 * (processor_s(pids) + time.process_time() - before)))
+                before = processor_s(peer.pids)
+                took_ms, error = peer.ask()
+                others.append((took_ms, 1e3 * (processor_s(peer.pids) - before), error))
+    finally:
+        peer.stop()
+    kept = slice(PEER_ROWS // 4, None)  # the first rows are slower
+    one, other = np.array(ours)[kept], np.array(others)[kept]
+    return {
+        "ours p50, ms": float(np.median(one[:, 0])),
+        "MPyC p50, ms": float(np.median(other[:, 0])),
+        "ratio": float(np.median(other[:, 0] / one[:, 0])),
+        "of the processor, client too, ours, ms": float(one[:, 1].mean()),
+        "of the processor, MPyC, ms": float(other[:, 1].mean()),
+        "ratio of the processor": float(other[:, 1].mean() / one[:, 1].mean()),
+        "MPyC's largest error": float(other[:, 2].max()),
+    }
 
 
 @flags(PartiesSettings)
@@ -222,11 +281,12 @@ def main(settings: PartiesSettings) -> None:
                     for title, url in places.items():
                         found = through(case, packed.client_file, (str(home), url), settings, pids)
                         facts(found.items(), title)
+                    if case == "mlp" and settings.peer:
+                        place = (str(home), started.record.direct_url or "")
+                        figures = beside(packed.client_file, place, pids)
+                        facts(figures.items(), "in turn with MPyC, which has no TLS")
                 finally:
                     started.stop()
-            if case == "mlp" and settings.peer:
-                median, error = peer_ms(folder)
-                facts({"p50, ms": median, "largest error": error}.items(), "MPyC, without TLS")
 
 
 if __name__ == "__main__":
