@@ -39,12 +39,13 @@ from marship.private.mpc import archives, cards
 from marship.proof.cases import read_rows
 from marship.serving.private.mpc.identity import KEY_VARIABLE
 from marship.settings import flags, setting
+from marship.storage import read_json
 
 REPOSITORY = Path(__file__).parents[1]
 PEER = Path(__file__).with_name("private_mpyc.py")
 CLIENTS, PROCESSES, PEER_ROWS = 32, 4, 16
 Address = tuple[str, str]
-"""A home, and the address of an inference API."""
+"""The address of an inference API, and its token: clients are elsewhere."""
 
 
 @dataclass(frozen=True)
@@ -112,7 +113,7 @@ def asked(file: Path, address: Address, rows: np.ndarray, threads: int) -> float
     """Ask for rows by several clients in this process; when the first question was sent."""
 
     def one(number: int) -> None:
-        with Client(Path(address[0]), inference_url=address[1]) as client:
+        with Client(inference_url=address[0], inference_token=address[1]) as client:
             party = MpcClient(file, client)
             for row in rows[number::threads]:
                 party.predict(row)
@@ -149,7 +150,7 @@ def through(
 ) -> dict[str, Any]:
     """One client, all clients, and plain calls beside; pids are of the server and the parties."""
     held, labels = (array[: settings.rows] for array in test_rows(file.parents[1], name))
-    with Client(Path(address[0]), inference_url=address[1]) as client:
+    with Client(inference_url=address[0], inference_token=address[1]) as client:
         party = MpcClient(file, client)
         timed(party.predict, held[:20])
         before = time.process_time()
@@ -229,7 +230,7 @@ def beside(file: Path, address: Address, pids: Sequence[int]) -> dict[str, Any]:
     ours: list[tuple[float, float]] = []
     others: list[tuple[float, float, float]] = []
     try:
-        with Client(Path(address[0]), inference_url=address[1]) as client:
+        with Client(inference_url=address[0], inference_token=address[1]) as client:
             party = MpcClient(file, client)
             party.predict(rows[0])
             for row in rows:
@@ -276,13 +277,14 @@ def main(settings: PartiesSettings) -> None:
                         "through TorchServe's frontend": started.record.inference_url,
                         "at the direct address": started.record.direct_url or "",
                     }
+                    token = read_json(started.home.key_file)["inference"]["key"]
                     about = {"rounds": packed.rounds, "golden error": packed.error}
                     facts(about.items(), case)
                     for title, url in places.items():
-                        found = through(case, packed.client_file, (str(home), url), settings, pids)
+                        found = through(case, packed.client_file, (url, token), settings, pids)
                         facts(found.items(), title)
                     if case == "mlp" and settings.peer:
-                        place = (str(home), started.record.direct_url or "")
+                        place = (started.record.direct_url or "", token)
                         figures = beside(packed.client_file, place, pids)
                         facts(figures.items(), "in turn with MPyC, which has no TLS")
                 finally:
