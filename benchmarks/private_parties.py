@@ -35,6 +35,7 @@ from marship.cli.tables import facts
 from marship.engines.torchserve import server
 from marship.errors import ServerError
 from marship.private import MpcClient
+from marship.private.client_file import SUFFIX
 from marship.private.mpc import archives, cards
 from marship.proof.cases import read_rows
 from marship.serving.private.mpc.identity import KEY_VARIABLE
@@ -43,7 +44,7 @@ from marship.storage import read_json
 
 REPOSITORY = Path(__file__).parents[1]
 PEER = Path(__file__).with_name("private_mpyc.py")
-CLIENTS, PROCESSES, PEER_ROWS = 32, 4, 16
+CLIENTS, PROCESSES, PEER_TURNS, EACH = 32, 4, 16, 20
 Address = tuple[str, str]
 """The address of an inference API, and its token: clients are elsewhere."""
 
@@ -56,6 +57,7 @@ class PartiesSettings:
     rows: int = setting(300, "test rows to ask for, one after the other", minimum=10)
     questions: int = setting(1600, "questions of all clients at once", minimum=CLIENTS)
     peer: bool = setting(False, "measure MPyC, too: it takes a minute")
+    folder: Path | None = setting(None, "keeps models from run to run; else a temporary one")
 
 
 def free_port(least: int = 0) -> int:
@@ -64,9 +66,8 @@ def free_port(least: int = 0) -> int:
         return int(ear.getsockname()[1])
 
 
-def build(name: str, folder: Path) -> archives.SharedPackage:
-    """Train, export and package a model, for three parties and plain."""
-    run = exported(name, "relu", folder)
+def build(name: str, run: Path, folder: Path) -> archives.SharedPackage:
+    """Package a model, for three parties and plain."""
     os.chdir(REPOSITORY)  # where the recipe's own module lies
     store = folder / "store"
     marship.package(run, marship.PackageSettings(name=f"{name}-plain", model_store=store))
@@ -76,9 +77,9 @@ def build(name: str, folder: Path) -> archives.SharedPackage:
     return archives.package(run, settings, [str(card) for _, card in paths])
 
 
-def test_rows(folder: Path, name: str) -> tuple[np.ndarray, np.ndarray]:
+def test_rows(run: Path) -> tuple[np.ndarray, np.ndarray]:
     """Test pictures and their labels."""
-    rows = read_rows(folder / f"{name}-relu" / "heldout.npz")
+    rows = read_rows(run / "heldout.npz")
     return rows["pixels"], rows["target/label"]
 
 
@@ -146,10 +147,11 @@ def rate(
 
 
 def through(
-    name: str, file: Path, address: Address, settings: PartiesSettings, pids: Sequence[int]
+    file: Path, run: Path, address: Address, settings: PartiesSettings, pids: Sequence[int]
 ) -> dict[str, Any]:
     """One client, all clients, and plain calls beside; pids are of the server and the parties."""
-    held, labels = (array[: settings.rows] for array in test_rows(file.parents[1], name))
+    name = file.name.removesuffix(SUFFIX)
+    held, labels = (array[: settings.rows] for array in test_rows(run))
     with Client(inference_url=address[0], inference_token=address[1]) as client:
         party = MpcClient(file, client)
         timed(party.predict, held[:20])
@@ -178,9 +180,8 @@ def through(
 class Peer:
     """MPyC's three processes with the weights of our MLP."""
 
-    def __init__(self, folder: Path, rows: np.ndarray) -> None:
-        found = layers(folder / "mlp-relu")
-        file = folder / "peer.npz"
+    def __init__(self, run: Path, rows: np.ndarray, file: Path) -> None:
+        found = layers(run)
         np.savez(
             file,
             w0=16 * found["0.weight"].T,  # of pixels up to 1, as our parties have them
@@ -222,27 +223,30 @@ class Peer:
             one.communicate()
 
 
-def beside(file: Path, address: Address, pids: Sequence[int]) -> dict[str, Any]:
-    """The same rows in turn, ours at the direct address, with TLS; and MPyC's, without."""
-    folder = file.parents[1]
-    rows = test_rows(folder, "mlp")[0][:PEER_ROWS]
-    peer = Peer(folder, rows)
+def beside(file: Path, run: Path, address: Address, pids: Sequence[int]) -> dict[str, Any]:
+    """The same rows in turn, several of ours for one of MPyC's, which takes as long or longer.
+
+    Ours at the direct address, with TLS between parties; MPyC's without.
+    """
+    rows = test_rows(run)[0][: PEER_TURNS * EACH].reshape(PEER_TURNS, EACH, -1)
+    peer = Peer(run, rows[:, 0], file.with_name("peer.npz"))
     ours: list[tuple[float, float]] = []
     others: list[tuple[float, float, float]] = []
     try:
         with Client(inference_url=address[0], inference_token=address[1]) as client:
             party = MpcClient(file, client)
-            party.predict(rows[0])
-            for row in rows:
+            for some in rows:
+                party.predict(some[0])  # caches are MPyC's
                 before = processor_s(pids) + time.process_time()
-                _, took_ms, _ = timed(party.predict, row[None])
-                ours.append((took_ms, 1e3 * (processor_s(pids) + time.process_time() - before)))
+                _, took_ms, _ = timed(party.predict, some)
+                spent_s = processor_s(pids) + time.process_time() - before
+                ours.append((took_ms, 1e3 * spent_s / EACH))
                 before = processor_s(peer.pids)
                 took_ms, error = peer.ask()
                 others.append((took_ms, 1e3 * (processor_s(peer.pids) - before), error))
     finally:
         peer.stop()
-    kept = slice(PEER_ROWS // 4, None)  # the first rows are slower
+    kept = slice(PEER_TURNS // 4, None)  # the first are slower
     one, other = np.array(ours)[kept], np.array(others)[kept]
     return {
         "ours p50, ms": float(np.median(one[:, 0])),
@@ -261,7 +265,8 @@ def main(settings: PartiesSettings) -> None:
     with tempfile.TemporaryDirectory(prefix="parties-") as name:
         folder = Path(name)
         for case in settings.cases or ("mlp", "cnn"):
-            packed = build(case, folder)
+            run = exported(case, "relu", settings.folder or folder)
+            packed = build(case, run, folder)
             os.environ[KEY_VARIABLE] = str(folder / f"{case}-keys" / "party0.key")
             home = folder / f"home-{case}"
             with parties(case, folder, packed) as pids:
@@ -281,11 +286,11 @@ def main(settings: PartiesSettings) -> None:
                     about = {"rounds": packed.rounds, "golden error": packed.error}
                     facts(about.items(), case)
                     for title, url in places.items():
-                        found = through(case, packed.client_file, (url, token), settings, pids)
+                        found = through(packed.client_file, run, (url, token), settings, pids)
                         facts(found.items(), title)
                     if case == "mlp" and settings.peer:
                         place = (started.record.direct_url or "", token)
-                        figures = beside(packed.client_file, place, pids)
+                        figures = beside(packed.client_file, run, place, pids)
                         facts(figures.items(), "in turn with MPyC, which has no TLS")
                 finally:
                     started.stop()
