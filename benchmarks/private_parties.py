@@ -26,25 +26,27 @@ from socket import create_server
 from typing import Any
 
 import numpy as np
-import onnx
-import private_models
 import psutil
-from onnx import numpy_helper
+from private_cases import exported, layers
 
 import marship
 from marship import Client, console
 from marship.cli.tables import facts
 from marship.engines.torchserve import server
+from marship.errors import ServerError
 from marship.private import MpcClient
+from marship.private.client_file import SUFFIX
 from marship.private.mpc import archives, cards
+from marship.proof.cases import read_rows
 from marship.serving.private.mpc.identity import KEY_VARIABLE
 from marship.settings import flags, setting
+from marship.storage import read_json
 
-SOURCE = Path(__file__).with_name("private_models.py")
+REPOSITORY = Path(__file__).parents[1]
 PEER = Path(__file__).with_name("private_mpyc.py")
-CLIENTS, PROCESSES = 32, 4
+CLIENTS, PROCESSES, PEER_TURNS, EACH = 32, 4, 16, 20
 Address = tuple[str, str]
-"""A home, and the address of an inference API."""
+"""The address of an inference API, and its token: clients are elsewhere."""
 
 
 @dataclass(frozen=True)
@@ -55,6 +57,7 @@ class PartiesSettings:
     rows: int = setting(300, "test rows to ask for, one after the other", minimum=10)
     questions: int = setting(1600, "questions of all clients at once", minimum=CLIENTS)
     peer: bool = setting(False, "measure MPyC, too: it takes a minute")
+    folder: Path | None = setting(None, "keeps models from run to run; else a temporary one")
 
 
 def free_port(least: int = 0) -> int:
@@ -63,18 +66,21 @@ def free_port(least: int = 0) -> int:
         return int(ear.getsockname()[1])
 
 
-def build(name: str, folder: Path) -> archives.SharedPackage:
-    """Train, export and package a model, for three parties and plain."""
-    private_models.write(f"{name}_relu", folder)
-    run = folder / name
-    files = {part: folder / f"{name}_relu.{part}" for part in ("pt", "npz")}
-    marship.export(f"{SOURCE}:{name}_relu", weights=files["pt"], example=files["npz"], out=run)
+def build(name: str, run: Path, folder: Path) -> archives.SharedPackage:
+    """Package a model, for three parties and plain."""
+    os.chdir(REPOSITORY)  # where the recipe's own module lies
     store = folder / "store"
     marship.package(run, marship.PackageSettings(name=f"{name}-plain", model_store=store))
     addresses = ["", *(f"127.0.0.1:{free_port()}" for _ in range(2))]
     paths = [cards.generate(n, one, folder / f"{name}-keys") for n, one in enumerate(addresses)]
     settings = marship.PackageSettings(name=name, model_store=store)
     return archives.package(run, settings, [str(card) for _, card in paths])
+
+
+def test_rows(run: Path) -> tuple[np.ndarray, np.ndarray]:
+    """Test pictures and their labels."""
+    rows = read_rows(run / "heldout.npz")
+    return rows["pixels"], rows["target/label"]
 
 
 @contextmanager
@@ -108,7 +114,7 @@ def asked(file: Path, address: Address, rows: np.ndarray, threads: int) -> float
     """Ask for rows by several clients in this process; when the first question was sent."""
 
     def one(number: int) -> None:
-        with Client(Path(address[0]), inference_url=address[1]) as client:
+        with Client(inference_url=address[0], inference_token=address[1]) as client:
             party = MpcClient(file, client)
             for row in rows[number::threads]:
                 party.predict(row)
@@ -141,12 +147,12 @@ def rate(
 
 
 def through(
-    name: str, file: Path, address: Address, settings: PartiesSettings, pids: Sequence[int]
+    file: Path, run: Path, address: Address, settings: PartiesSettings, pids: Sequence[int]
 ) -> dict[str, Any]:
     """One client, all clients, and plain calls beside; pids are of the server and the parties."""
-    _, (held, labels) = private_models.data(f"{name}_relu")
-    held, labels = held[: settings.rows], labels[: settings.rows]
-    with Client(Path(address[0]), inference_url=address[1]) as client:
+    name = file.name.removesuffix(SUFFIX)
+    held, labels = (array[: settings.rows] for array in test_rows(run))
+    with Client(inference_url=address[0], inference_token=address[1]) as client:
         party = MpcClient(file, client)
         timed(party.predict, held[:20])
         before = time.process_time()
@@ -171,28 +177,86 @@ def through(
     }
 
 
-def peer_ms(folder: Path) -> tuple[float, float]:
-    """MPyC's median and its largest error, with three processes and the same weights."""
-    weights = [
-        numpy_helper.to_array(tensor)
-        for tensor in onnx.load(folder / "mlp" / "model.onnx").graph.initializer
-    ]
-    matrices = [one for one in weights if one.ndim == 2]
-    biases = sorted((one for one in weights if one.ndim == 1), key=len, reverse=True)
-    first = next(one for one in matrices if one.shape == (64, 64))
-    last = next(one for one in matrices if one.shape != (64, 64))
-    _, (held, _) = private_models.data("mlp_relu")
-    file = folder / "peer.npz"
-    np.savez(file, w0=first.T, b0=biases[0], w1=last.T, b1=biases[-1], rows=held[:20])
-    base = str(free_port(21_500))
-    lines = [[sys.executable, PEER, file, "-M3", f"-I{n}", "-B", base] for n in range(3)]
-    running = [
-        subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
-        for line in lines
-    ]
-    texts = [one.communicate(timeout=300)[0] for one in running]
-    median, error = texts[0].split()[-2:]
-    return float(median), float(error)
+class Peer:
+    """MPyC's three processes with the weights of our MLP."""
+
+    def __init__(self, run: Path, rows: np.ndarray, file: Path) -> None:
+        found = layers(run)
+        np.savez(
+            file,
+            w0=16 * found["0.weight"].T,  # of pixels up to 1, as our parties have them
+            b0=found["0.bias"],
+            w1=found["1.weight"].T,
+            b1=found["1.bias"],
+            rows=rows / 16,
+        )
+        base = str(free_port(21_500))
+        lines = [
+            [sys.executable, PEER, file, "-M3", f"-I{n}", "-B", base, "--no-log"] for n in range(3)
+        ]
+        self._running = [
+            subprocess.Popen(
+                line,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.DEVNULL,
+                text=True,
+                bufsize=1,
+            )
+            for line in lines
+        ]
+        self.pids = [one.pid for one in self._running]
+
+    def ask(self) -> tuple[float, float]:
+        """Milliseconds and the error of the next row."""
+        first = self._running[0]
+        print(file=first.stdin)
+        for line in first.stdout or ():
+            took_ms, error = line.split()
+            return float(took_ms), float(error)
+        raise ServerError("MPyC must answer, got the end of its party 0.")
+
+    def stop(self) -> None:
+        """End the processes."""
+        for one in self._running:
+            one.kill()
+            one.communicate()
+
+
+def beside(file: Path, run: Path, address: Address, pids: Sequence[int]) -> dict[str, Any]:
+    """The same rows in turn, several of ours for one of MPyC's, which takes as long or longer.
+
+    Ours at the direct address, with TLS between parties; MPyC's without.
+    """
+    rows = test_rows(run)[0][: PEER_TURNS * EACH].reshape(PEER_TURNS, EACH, -1)
+    peer = Peer(run, rows[:, 0], file.with_name("peer.npz"))
+    ours: list[tuple[float, float]] = []
+    others: list[tuple[float, float, float]] = []
+    try:
+        with Client(inference_url=address[0], inference_token=address[1]) as client:
+            party = MpcClient(file, client)
+            for some in rows:
+                party.predict(some[0])  # caches are MPyC's
+                before = processor_s(pids) + time.process_time()
+                _, took_ms, _ = timed(party.predict, some)
+                spent_s = processor_s(pids) + time.process_time() - before
+                ours.append((took_ms, 1e3 * spent_s / EACH))
+                before = processor_s(peer.pids)
+                took_ms, error = peer.ask()
+                others.append((took_ms, 1e3 * (processor_s(peer.pids) - before), error))
+    finally:
+        peer.stop()
+    kept = slice(PEER_TURNS // 4, None)  # the first are slower
+    one, other = np.array(ours)[kept], np.array(others)[kept]
+    return {
+        "ours p50, ms": float(np.median(one[:, 0])),
+        "MPyC p50, ms": float(np.median(other[:, 0])),
+        "ratio": float(np.median(other[:, 0] / one[:, 0])),
+        "of the processor, client too, ours, ms": float(one[:, 1].mean()),
+        "of the processor, MPyC, ms": float(other[:, 1].mean()),
+        "ratio of the processor": float(other[:, 1].mean() / one[:, 1].mean()),
+        "MPyC's largest error": float(other[:, 2].max()),
+    }
 
 
 @flags(PartiesSettings)
@@ -201,7 +265,8 @@ def main(settings: PartiesSettings) -> None:
     with tempfile.TemporaryDirectory(prefix="parties-") as name:
         folder = Path(name)
         for case in settings.cases or ("mlp", "cnn"):
-            packed = build(case, folder)
+            run = exported(case, "relu", settings.folder or folder)
+            packed = build(case, run, folder)
             os.environ[KEY_VARIABLE] = str(folder / f"{case}-keys" / "party0.key")
             home = folder / f"home-{case}"
             with parties(case, folder, packed) as pids:
@@ -217,16 +282,18 @@ def main(settings: PartiesSettings) -> None:
                         "through TorchServe's frontend": started.record.inference_url,
                         "at the direct address": started.record.direct_url or "",
                     }
+                    token = read_json(started.home.key_file)["inference"]["key"]
                     about = {"rounds": packed.rounds, "golden error": packed.error}
                     facts(about.items(), case)
                     for title, url in places.items():
-                        found = through(case, packed.client_file, (str(home), url), settings, pids)
+                        found = through(packed.client_file, run, (url, token), settings, pids)
                         facts(found.items(), title)
+                    if case == "mlp" and settings.peer:
+                        place = (started.record.direct_url or "", token)
+                        figures = beside(packed.client_file, run, place, pids)
+                        facts(figures.items(), "in turn with MPyC, which has no TLS")
                 finally:
                     started.stop()
-            if case == "mlp" and settings.peer:
-                median, error = peer_ms(folder)
-                facts({"p50, ms": median, "largest error": error}.items(), "MPyC, without TLS")
 
 
 if __name__ == "__main__":

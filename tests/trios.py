@@ -162,19 +162,20 @@ def station_of(path: Path, key: Path) -> Station:
     return files.load(archive.read(path).contents(PARTY_FILE), key)
 
 
-def package(
+def package(  # noqa: PLR0913  what tests vary
     folder: Path,
     model: Path | None = None,
     *,
     name: str = "shared",
     golden: Any = None,
     keys: list[tuple[Path, Path]] | None = None,
+    option: tuple[str, ...] = (),
 ) -> Trio:
     """Package a model for three parties, whose keys are made if none are given."""
     folder.mkdir(exist_ok=True)
     model = model or write_mlp(folder / "model.onnx")
     keys = keys or make_keys(folder / "keys")
-    settings = PackageSettings(model_store=folder / "store", name=name)
+    settings = PackageSettings(model_store=folder / "store", name=name, option=option)
     packed = archives.build(
         contents(model, name, golden), settings, [str(card) for _, card in keys]
     )

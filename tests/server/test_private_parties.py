@@ -10,14 +10,16 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import psutil
 import pytest
 from onnx import numpy_helper
 
 from marship import Client
 from marship.engines.torchserve.server import Server
-from marship.errors import MalformedError, MarshipError, PartyError
+from marship.errors import MalformedError, MarshipError, PartyError, ReplayError
 from marship.private import MpcClient
-from marship.serving.private.mpc import ring
+from marship.serving.formats.codec import OCTETS_TYPE
+from marship.serving.private.mpc import boxes, ring
 from marship.serving.private.mpc.identity import KEY_VARIABLE
 from served import serving
 from trios import Trio, open_outputs, package
@@ -35,10 +37,10 @@ class Deployment:
     folder: Path
     parties: dict[int, subprocess.Popen[bytes]] = field(default_factory=dict)
 
-    def start(self, number: int) -> None:
-        """Start party 1 or 2, and wait until it listens."""
+    def start(self, number: int, archive: Path | None = None) -> None:
+        """Start party 1 or 2, with its archive or another, and wait until it listens."""
         command = [sys.executable, "-m", "marship", "party"]
-        path, (key, _) = self.trio.packed.archives[number], self.trio.keys[number]
+        path, (key, _) = archive or self.trio.packed.archives[number], self.trio.keys[number]
         out = self.folder / f"party{number}.out"
         with out.open("wb") as told, (self.folder / f"party{number}.log").open("ab") as log:
             self.parties[number] = subprocess.Popen(
@@ -115,6 +117,84 @@ def test_a_killed_party_ends_requests_with_one_error(deployed: Deployment, numbe
         deployed.start(number)
         until(deployed.recovered, 20, "the parties must compute again")
         assert client.describe("shared")[0].workers == before
+
+
+def held(*pids: int) -> list[tuple[int, int]]:
+    """Open files and threads of processes."""
+    processes = map(psutil.Process, pids)
+    return [(one.num_fds(), one.num_threads()) for one in processes]
+
+
+@pytest.mark.parametrize("number", [1, 2])
+def test_a_party_that_hangs_is_reported_in_time(deployed: Deployment, number: int) -> None:
+    """503 within its five seconds, and another session once it goes on.
+
+    At the worker and at the other party no more is open then than before.
+    """
+    with Client(deployed.server.home.path) as client:
+        (worker,) = client.describe("shared")[0].workers
+        others = int(worker.pid or 0), deployed.parties[3 - number].pid
+        until(deployed.recovered, 20, "a session")
+        before = held(*others)
+        os.kill(deployed.parties[number].pid, signal.SIGSTOP)
+        try:
+            with pytest.raises(PartyError, match=r"party [12] must"):
+                deployed.asked()
+            assert client.describe("shared")[0].workers == (worker,)
+        finally:
+            os.kill(deployed.parties[number].pid, signal.SIGCONT)
+        until(deployed.recovered, 30, "the parties must compute again")
+        until(lambda: held(*others) <= before, 20, "nothing must be left open")
+
+
+def test_a_party_with_another_packing_is_refused_by_name(
+    deployed: Deployment, tmp_path: Path
+) -> None:
+    """The same model and keys, packaged again: its shares are others; the old one is taken back."""
+    other = package(tmp_path / "again", deployed.trio.model, keys=deployed.trio.keys)
+    deployed.stop(2)
+    deployed.start(2, other.packed.archives[2])
+    until(lambda: "must have the model of party" in fault(deployed), 20, "the reason")
+    deployed.stop(2)
+    deployed.start(2)
+    until(deployed.recovered, 20, "the parties must compute again")
+
+
+def fault(deployed: Deployment) -> str:
+    """What a client is told."""
+    try:
+        deployed.asked()
+    except PartyError as error:
+        return str(error)
+    return ""
+
+
+def test_a_party_does_not_start_with_anothers_key(deployed: Deployment) -> None:
+    """One line, and nothing listens: it could only lie about its number."""
+    command = [sys.executable, "-m", "marship", "party", deployed.trio.packed.archives[1]]
+    command += ["--key", deployed.trio.keys[2][0]]
+    done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=60)
+    assert done.returncode
+    assert "must be that of party 2" in " ".join(done.stderr.split())
+    assert "Traceback" not in done.stderr
+    assert deployed.is_right()
+
+
+def test_a_replayed_request_is_refused_alone(deployed: Deployment) -> None:
+    """409 for the same bytes, at both addresses; others are answered, and with other bytes."""
+    until(deployed.recovered, 20, "a session")
+    station = deployed.trio.stations[0]
+    body, _, _ = boxes.seal(ring.encode(ROWS), station.sizes, station.program.cards)
+    record = deployed.server.record
+    answers = []
+    for url in (record.inference_url, record.direct_url, record.inference_url):
+        with Client(deployed.server.home.path, inference_url=url, retry_s=0) as client:
+            try:
+                answers.append(client.predict("shared", body, content_type=OCTETS_TYPE))
+            except ReplayError as error:
+                answers.append(error)
+    assert [type(one) for one in answers] == [bytes, ReplayError, ReplayError]
+    assert deployed.is_right()
 
 
 def test_a_killed_worker_comes_back_into_a_session(deployed: Deployment) -> None:

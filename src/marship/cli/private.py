@@ -83,6 +83,7 @@ def show_planned(done: "PartyPlan") -> None:
         [
             ("steps", kinds),
             ("weights", f"{done.weights}, 16 bytes each at a party"),
+            ("memory", f"about {done.row_bytes / _MB:.2g} MB a row at a party"),
             ("rounds", f"{done.rounds} messages one after the other"),
             ("asked again", f"at most {done.failure:.1e} of rows"),
         ]

@@ -365,26 +365,6 @@ def altered(trio: Trio, change: Callable[[Any], Any], times: int) -> MpcClient:
     return trio.client()
 
 
-def test_an_answer_out_of_range_is_asked_again(own: Trio) -> None:
-    """As after a failed rescaling: fresh shares, and after three tries an error."""
-    with running(own):
-        client = own.client()
-        real, failures = ring.decode, [2]
-
-        def decode(words: Any) -> Any:
-            failures[0] -= 1
-            return real(words) + (2.0**38 if failures[0] >= 0 else 0)
-
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(ring, "decode", decode)
-            found = client.predict(ROWS)
-            assert np.abs(found - open_outputs(own.model, ROWS)).max() < CLOSE
-            failures[0] = 3
-            with pytest.raises(PrivateError, match="got none in 3 tries"):
-                client.predict(ROWS)
-        assert len(set(own.received)) == 6
-
-
 def test_a_party_that_answers_otherwise_is_found(own: Trio) -> None:
     """The others hold each of its shares, too."""
     with running(own):

@@ -14,7 +14,7 @@ import onnxruntime as ort
 
 from marship.contract import CONTRACT_FILE, Contract, GoldenCase, TensorSpec, digest_files
 from marship.contract.tolerance import Tolerance
-from marship.errors import ParityError, UsageError
+from marship.errors import ModelError, ParityError, UsageError
 from marship.packaging import configure, mar, shipped, step
 from marship.packaging.graph import MODEL_FILE, WholeFile
 from marship.packaging.mar import Contents
@@ -25,7 +25,7 @@ from marship.private.mpc.nodes import Reals
 from marship.serving.private.mpc import identity, rehearsal, ring, shares
 from marship.serving.private.mpc.files import PARTY_FILE, pack, shares_info, sizes_of
 from marship.serving.private.mpc.model import SharedModel
-from marship.serving.private.mpc.program import Card, ProgramStep, SharedProgram
+from marship.serving.private.mpc.program import Card, ProgramStep, SharedProgram, row_bytes
 from marship.storage import explained
 
 MPC = KINDS[1]
@@ -34,8 +34,8 @@ INPUT_LIMIT = 16.0
 """No input is larger, unless `--option input_limit=` says otherwise: `check_bounds` needs one."""
 _BATCH, _DELAY_MS = 32, 1
 _MOST_GOLDEN_ROWS, _RANDOM_ROWS = 4, 8
-_RESCALED = ("linear", "scale", "average", "multiply")
 _LEAST_TOLERANCE, _MOST_ERROR = 2.0**-6, 0.05
+_MOST_ROW_BYTES = 1_000_000_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +66,7 @@ class PartyPlan:
         run_dir: The folder with the model.
         operations: How many steps of each kind.
         weights: Numbers that are shared.
+        row_bytes: About the memory that a party takes for a row.
         rounds: Messages one after the other for a batch.
         failure: As of `SharedPackage`.
     """
@@ -73,6 +74,7 @@ class PartyPlan:
     run_dir: Path
     operations: Mapping[str, int]
     weights: int
+    row_bytes: int
     rounds: int
     failure: float
 
@@ -85,12 +87,15 @@ def plan(run_dir: str | Path) -> PartyPlan:
     """
     run_dir = Path(run_dir)
     contract = Contract.from_json((run_dir / CONTRACT_FILE).read_bytes())
-    ordered = nodes.ordered(lowering.lower(run_dir / MODEL_FILE, contract))
-    nodes.check_bounds(ordered, INPUT_LIMIT)
+    factor, ordered = nodes.for_clients(
+        nodes.ordered(lowering.lower(run_dir / MODEL_FILE, contract))
+    )
+    nodes.check_bounds(ordered, INPUT_LIMIT, factor)
     steps = nodes.steps(ordered)
+    size_bytes = _checked_memory(ordered[0].size, steps)
     weights = sum(array.size for node in ordered for array in node.weights)
     kinds = Counter(one.operation for one in steps)
-    return PartyPlan(run_dir, kinds, weights, _rounds(steps), _failure(steps))
+    return PartyPlan(run_dir, kinds, weights, size_bytes, _rounds(steps), _failure(steps))
 
 
 def build(
@@ -111,24 +116,28 @@ def build(
     _check(settings)
     trio = cards.trio(tuple(card_files))
     output = lowering.lower(contents.model, contents.contract)
-    ordered = nodes.ordered(output)
+    factor, ordered = nodes.for_clients(nodes.ordered(output))
     limit = _input_limit(settings)
-    nodes.check_bounds(ordered, limit)
+    nodes.check_bounds(ordered, limit, factor)
+    steps = nodes.steps(ordered)
+    _checked_memory(ordered[0].size, steps)
     golden = _golden(contents.golden, contents.contract, limit)
     program = SharedProgram(
         model=contents.name,
         version=settings.version,
         sharing=secrets.token_hex(16),
         input_size=ordered[0].size,
-        steps=nodes.steps(ordered),
+        steps=steps,
         input_limit=limit,
+        input_factor=factor,
         golden_rows=len(golden[0]),
         tolerance=_LEAST_TOLERANCE,
         cards=trio,
         sealed=("", "", ""),
     )
-    weights = [array for node in ordered for array in node.weights]
-    parts = shares.deal(np.concatenate([ring.encode(a).ravel() for a in (*weights, *golden)]))
+    shared = [array for node in ordered for array in node.weights]
+    shared += [golden[0] * factor, golden[1]]
+    parts = shares.deal(np.concatenate([ring.encode(array).ravel() for array in shared]))
     error, tolerance = _tried(program, parts, golden, contents.model)
     program = replace(program, tolerance=tolerance)
     sealed = [_sealed(program, card, part) for card, part in zip(trio, parts, strict=True)]
@@ -179,6 +188,17 @@ def _check(settings: PackageSettings) -> None:
             )
 
 
+def _checked_memory(input_size: int, steps: Sequence[ProgramStep]) -> int:
+    """About the memory of a row at a party."""
+    found = row_bytes(input_size, steps)
+    if found > _MOST_ROW_BYTES:
+        raise ModelError(
+            f"a row must take at most {_MOST_ROW_BYTES / 1e9:g} GB of a party's memory, got about "
+            f"{found / 1e9:.1f}. Use smaller inputs, larger strides or fewer channels."
+        )
+    return found
+
+
 def _input_limit(settings: PackageSettings) -> float:
     options = configure.parsed(settings.option)
     limit = options.pop("input_limit", INPUT_LIMIT)
@@ -227,7 +247,8 @@ def _tried(
     drawn = np.random.default_rng(0).uniform(-1, 1, (_RANDOM_ROWS, program.input_size))
     drawn = drawn * (np.abs(golden[0]).max() or program.input_limit)
     wanted = _open_outputs(model, drawn)
-    found = ring.decode(rehearsal.run(models, ring.encode(np.concatenate([golden[0], drawn]))))
+    given = np.concatenate([golden[0], drawn]) * program.input_factor
+    found = ring.decode(rehearsal.run(models, ring.encode(given)))
     largest = float(np.abs(golden[1]).max())
     error = _checked(found[: len(golden[0])], golden[1], largest, "golden")
     _checked(found[len(golden[0]) :], wanted, float(np.ptp(wanted, axis=0).max()), "random")
@@ -265,9 +286,8 @@ def _rounds(steps: Sequence[ProgramStep]) -> int:
     """Messages that wait for each other: see `protocol`."""
     compare, total = 9, 0
     for one in steps:
-        if one.operation in _RESCALED:
-            total += 2 * _rescalings(one)
-        elif one.operation == "relu":
+        total += 2 * len(one.rescalings)
+        if one.operation == "relu":
             total += compare
         elif one.operation == "maximum":
             taps = one.window.counts[1] if one.window else 2
@@ -275,15 +295,9 @@ def _rounds(steps: Sequence[ProgramStep]) -> int:
     return total
 
 
-def _rescalings(step: ProgramStep) -> int:
-    if step.operation == "average" and step.window is not None:
-        return len(step.window.factors)
-    return 1
-
-
 def _failure(steps: Sequence[ProgramStep]) -> float:
     """Every rescaled element fails with |product| 2^-64 at most: docs/private.md."""
-    elements = sum(one.size * _rescalings(one) for one in steps if one.operation in _RESCALED)
+    elements = sum(sum(one.rescalings) for one in steps)
     return float(elements * ring.LIMIT * 2.0 ** (2 * ring.FRACTION_BITS - 64))
 
 
@@ -299,6 +313,7 @@ def _client(program: SharedProgram, contract: Contract) -> ClientFile:
         error=program.tolerance,
         plan={
             "input_limit": program.input_limit,
+            "input_factor": program.input_factor,
             "cards": [asdict(card) for card in program.cards],
         },
     )

@@ -9,7 +9,7 @@ from marship import storage, texts, unversioned
 from marship.errors import UsageError
 from marship.serving.private.mpc.program import Card
 from marship.serving.private.mpc.shares import PARTIES
-from marship.trust import keys
+from marship.trust import certificates, keys
 
 CARD_SUFFIX, KEY_SUFFIX = ".card.json", ".key"
 FORMAT = 1
@@ -101,38 +101,15 @@ def _check(number: object, address: object) -> None:
 
 def _made(number: int, address: str) -> tuple[bytes, Card]:
     """The private key's file, and the card."""
-    from cryptography import x509
-    from cryptography.hazmat.primitives import hashes, serialization
-    from cryptography.hazmat.primitives.asymmetric import ec, x25519
-    from cryptography.x509.oid import NameOID
+    from cryptography.hazmat.primitives import serialization
+    from cryptography.hazmat.primitives.asymmetric import x25519
 
-    key, sealing = ec.generate_private_key(ec.SECP256R1()), x25519.X25519PrivateKey.generate()
-    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, f"party{number}")])
-    now = dt.datetime.now(dt.UTC)
-    made = (
-        x509.CertificateBuilder()
-        .subject_name(name)
-        .issuer_name(name)
-        .public_key(key.public_key())
-        .serial_number(x509.random_serial_number())
-        .not_valid_before(now - dt.timedelta(days=1))  # tolerates clock skew
-        .not_valid_after(now + LASTS)
-        .add_extension(
-            x509.SubjectAlternativeName([x509.DNSName(f"party{number}")]), critical=False
-        )
-        .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
-        .sign(key, hashes.SHA256())
+    private, certificate = certificates.self_signed([f"party{number}"], LASTS, is_root=False)
+    sealing = x25519.X25519PrivateKey.generate()
+    secret = sealing.private_bytes(
+        serialization.Encoding.PEM,
+        serialization.PrivateFormat.PKCS8,
+        serialization.NoEncryption(),
     )
-    private = [
-        one.private_bytes(
-            serialization.Encoding.PEM,
-            serialization.PrivateFormat.PKCS8,
-            serialization.NoEncryption(),
-        )
-        for one in (key, sealing)
-    ]
-    certificate = made.public_bytes(serialization.Encoding.PEM)
-    card = Card(
-        number, address, certificate.decode(), sealing.public_key().public_bytes_raw().hex()
-    )
-    return private[0] + certificate + private[1], card
+    public = sealing.public_key().public_bytes_raw().hex()
+    return private + certificate + secret, Card(number, address, certificate.decode(), public)

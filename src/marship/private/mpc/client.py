@@ -1,5 +1,6 @@
 """MpcClient: asks three parties, none of which learns the question or the answer. Experimental."""
 
+import contextlib
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,15 @@ from marship.serving.formats.codec import OCTETS_TYPE
 from marship.serving.private.mpc import boxes, ring
 from marship.serving.private.mpc.boxes import Sizes
 from marship.serving.private.mpc.program import Card
+from marship.serving.private.mpc.shares import PARTIES
 
 TRIES = 3
-"""A rescaling fails rarely, and is seen: fresh shares then."""
+"""With fresh shares, of a request whose id was used."""
+SECOND_TRIES = 2
+"""In a client's life, after an answer out of range: a rescaling fails once in many thousand rows at
+most, and parties see that the question is asked again."""
+MOST_BYTES = 6_000_000
+"""Of a request, unless one row takes more: servers take 6.5 MB unless told otherwise."""
 
 Values = npt.NDArray[np.float64]
 
@@ -24,8 +31,8 @@ Values = npt.NDArray[np.float64]
 class MpcClient:
     """Asks a model that three parties share.
 
-    Each input is dealt into shares of which each party gets its own, sealed for it alone. What is
-    out of range is asked again with fresh shares, at most `TRIES` times in all.
+    Each input is dealt into shares of which each party gets its own, sealed for it alone. An answer
+    out of range is asked for again with fresh shares, at most `SECOND_TRIES` times in all.
 
     Args:
         client_file: NAME.client.json, from where the model was packaged: it names the parties.
@@ -47,6 +54,7 @@ class MpcClient:
         try:
             self._cards = tuple(Card(**card) for card in self.file.plan["cards"])
             self._limit = float(self.file.plan["input_limit"])
+            self._factor = float(self.file.plan["input_factor"])
             self._sizes = Sizes(
                 bytes.fromhex(self.file.digest), self.file.input.size, self.file.output.size
             )
@@ -57,6 +65,7 @@ class MpcClient:
                 f"{path} must hold the cards of three parties, got {error!r}. Get it again from "
                 "where the model is packaged."
             ) from error
+        self._second_tries = SECOND_TRIES
         self._server = Client(inference_url=server) if isinstance(server, str) else server
 
     def predict(self, x: Any) -> Values:  # noqa: ANN401  what numpy makes an array of
@@ -67,30 +76,41 @@ class MpcClient:
 
         Raises:
             UsageError: The shape is another one, or a value is out of the model's range.
-            PrivateError: No answer was in range, or parties disagree about one. Do not use it, and
-                do not tell the parties: a cheat learns from it.
+            PrivateError: An answer is out of range, or parties disagree about one. Do not use it,
+                and do not tell the parties: a cheat learns from it.
             PartyError: A party is away, slow, or has another model.
             RequestError: The parties refuse: another model or version.
             ServerError: The server cannot be reached.
         """
         rows, is_single = self._rows(x)
-        chunks = [rows[n : n + boxes.MOST_ROWS] for n in range(0, len(rows), boxes.MOST_ROWS)]
+        some = self._rows_of_a_request()
+        chunks = [rows[n : n + some] for n in range(0, len(rows), some)]
         answers = np.concatenate([self._answered(chunk) for chunk in chunks])
         answers = answers.reshape(len(rows), *self.file.output.shape)
         return np.asarray(answers[0] if is_single else answers)
 
+    def _rows_of_a_request(self) -> int:
+        row_bytes = sum(self._sizes.box_bytes(party, 1) for party in range(PARTIES))
+        return max(1, min(boxes.MOST_ROWS, MOST_BYTES // row_bytes))
+
     def _answered(self, rows: Values) -> Values:
-        for _ in range(TRIES):
-            try:
-                output = ring.decode(self._ask(ring.encode(rows)))
-            except ReplayError:  # the client below has sent it again after a fault
-                continue
+        while True:
+            output = ring.decode(self._asked(ring.encode(rows * self._factor)))
             if np.abs(output).max() <= ring.LIMIT:
                 return output
-        raise PrivateError(
-            f"an answer must stay within {ring.LIMIT:g}, got none in {TRIES} tries with fresh "
-            "shares. A party does not follow the protocol, or has a fault: see the parties' logs."
-        )
+            if not self._second_tries:
+                raise PrivateError(
+                    f"an answer must stay within {ring.LIMIT:g}, got another, after "
+                    f"{SECOND_TRIES} that were asked for again. A party does not follow the "
+                    "protocol, or has a fault: see the parties' logs."
+                )
+            self._second_tries -= 1
+
+    def _asked(self, words: ring.Words) -> ring.Words:
+        for _ in range(TRIES - 1):
+            with contextlib.suppress(ReplayError):  # the client below repeated it after a fault
+                return self._ask(words)
+        return self._ask(words)
 
     def _ask(self, words: ring.Words) -> ring.Words:
         body, request_id, keys = boxes.seal(words, self._sizes, self._cards)

@@ -18,7 +18,6 @@ from marship.contract import Contract
 from marship.errors import ModelError
 from marship.private.mpc.nodes import Node, Reals, taps_of, tidied
 from marship.serving.private.mpc.program import Gathering
-from marship.serving.private.mpc.ring import FRACTION_BITS
 
 _ROWS = 7
 """A batch that no other axis is likely to equal: what is not of 7 rows has mixed them."""
@@ -267,8 +266,6 @@ def _pool(graph: _Graph, node: onnx.NodeProto, attributes: Attributes) -> Node:
 
 def _pooled(graph: _Graph, node: onnx.NodeProto, window: Gathering) -> Node:
     operation = "maximum" if window.repeats else "average"
-    if operation == "average" and prod(window.kernel) > 1 << FRACTION_BITS:
-        raise _RefusedNode("it must be the mean of 8,192 elements at most: pool in two steps")
     return Node(_name(node), operation, [_value(graph, node)], window.counts[0], window)
 
 
@@ -389,7 +386,7 @@ _BUILDERS: Mapping[str, Callable[[_Graph, onnx.NodeProto, Attributes], Node]] = 
     "Clip": _clip,
     "BatchNormalization": _batch_norm,
     "Add": _binary("sum", lambda array, _: (np.array(1.0), array)),
-    "Sub": _binary(None, _difference),
+    "Sub": _binary("difference", _difference),
     "Mul": _binary("multiply", lambda array, _: (array, np.array(0.0))),
     "Div": _binary(None, _quotient),
     "Max": _larger,

@@ -8,12 +8,13 @@ import numpy as np
 import numpy.typing as npt
 
 from marship.errors import ModelError
-from marship.serving.private.mpc.program import Gathering, ProgramStep
-from marship.serving.private.mpc.ring import LIMIT
+from marship.serving.private.mpc.program import FACTOR_ERROR, RESCALED, Gathering, ProgramStep
+from marship.serving.private.mpc.ring import FRACTION_BITS, LIMIT
 
 Reals = npt.NDArray[np.float64]
 Interval = tuple[Reals, Reals]
 """The smallest and the largest value of each element."""
+_UNIT = 2.0**-FRACTION_BITS
 
 
 @dataclass(eq=False)
@@ -111,10 +112,28 @@ def steps(nodes: Sequence[Node]) -> tuple[ProgramStep, ...]:
     )
 
 
-def check_bounds(nodes: Sequence[Node], input_limit: float) -> None:
+def for_clients(nodes: list[Node]) -> tuple[float, list[Node]]:
+    """A factor on the whole input, such as 1 / 255, and the other nodes.
+
+    Clients multiply by it, which costs no messages; it is in their file.
+    """
+    given, first = nodes[:2]
+    uses = sum(given in node.inputs for node in nodes)
+    if first.operation != "scale" or uses > 1 or len(nodes) == 2:  # noqa: PLR2004  that is all
+        return 1.0, nodes
+    factor, bias = first.weights
+    if bias.any() or np.ptp(factor) or not factor[0]:
+        return 1.0, nodes
+    for node in nodes[2:]:
+        node.inputs = [given if one is first else one for one in node.inputs]
+    return float(factor[0]), [given, *nodes[2:]]
+
+
+def check_bounds(nodes: Sequence[Node], input_limit: float, factor: float = 1.0) -> None:
     """Prove that no value reaches the limit, whatever the input within its own.
 
-    Intervals are followed from node to node: an upper bound that real inputs stay far below.
+    Intervals are followed from node to node, for weights and rescalings as parties round them: an
+    upper bound that real inputs stay far below.
 
     Raises:
         ModelError: A value may reach it.
@@ -122,7 +141,7 @@ def check_bounds(nodes: Sequence[Node], input_limit: float) -> None:
     found: dict[int, Interval] = {}
     for node in nodes:
         given = [found[id(one)] for one in node.inputs]
-        low, high = found[id(node)] = interval(node, given, input_limit)
+        low, high = found[id(node)] = interval(node, given, input_limit * abs(factor))
         largest = max(np.abs(low).max(), np.abs(high).max())
         if not largest < LIMIT:
             raise ModelError(
@@ -136,7 +155,17 @@ def check_bounds(nodes: Sequence[Node], input_limit: float) -> None:
 def interval(node: Node, given: Sequence[Interval], input_limit: float) -> Interval:
     """The smallest and largest value of each element of a node, given those of its inputs."""
     if node.operation == "input":
-        return np.full(node.size, -input_limit), np.full(node.size, input_limit)
+        return np.full(node.size, -input_limit - _UNIT), np.full(node.size, input_limit + _UNIT)
+    low, high = _unrounded(node, given)
+    if node.operation not in RESCALED:
+        return low, high
+    apart = np.full(node.size, _UNIT)
+    if node.operation == "average":  # of its factor, and of up to three rescalings
+        apart = FACTOR_ERROR * np.maximum(np.abs(low), np.abs(high)) + 4 * _UNIT
+    return low - apart, high + apart
+
+
+def _unrounded(node: Node, given: Sequence[Interval]) -> Interval:
     if node.window is None:
         return (
             _of_elements(node, given) if node.operation != "linear" else _products(node, given[0])
@@ -154,12 +183,14 @@ def _of_elements(node: Node, given: Sequence[Interval]) -> Interval:
     if node.operation == "relu":
         return np.maximum(low, 0), np.maximum(high, 0)
     if node.operation == "scale":
-        factor, bias = node.weights
+        factor, bias = map(_rounded, node.weights)
         ends = [low * factor + bias, high * factor + bias]
         return np.min(ends, 0), np.max(ends, 0)
     other = given[1]
     if node.operation == "sum":
         return low + other[0], high + other[1]
+    if node.operation == "difference":
+        return low - other[1], high - other[0]
     if node.operation == "maximum":
         return np.maximum(low, other[0]), np.maximum(high, other[1])
     ends = [a * b for a in given[0] for b in other]
@@ -168,13 +199,19 @@ def _of_elements(node: Node, given: Sequence[Interval]) -> Interval:
 
 def _products(node: Node, windows: Sequence[Reals]) -> Interval:
     """Of `windows @ weights + bias`: the smaller ends where weights are negative."""
-    matrix, bias = node.weights
+    matrix, bias = map(_rounded, node.weights)
     low, high = (each.reshape(node.positions, node.taps) for each in windows)
     up, down = np.maximum(matrix, 0), np.minimum(matrix, 0)
     ends = (low @ up + high @ down + bias, high @ up + low @ down + bias)
     if node.is_channelled:
         return ends[0].T.ravel(), ends[1].T.ravel()
     return ends[0].ravel(), ends[1].ravel()
+
+
+def _rounded(weights: Reals) -> Reals:
+    """As words hold them; not by way of words, which would wrap."""
+    rounded: Reals = np.round(weights / _UNIT) * _UNIT
+    return rounded
 
 
 def _gathered(values: Reals, window: Gathering) -> Reals:

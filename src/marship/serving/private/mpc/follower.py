@@ -15,7 +15,8 @@ from marship.serving.private.mpc.party import Participant
 logger = logging.getLogger(__name__)
 
 _MOST_GREETING = 16
-"""Connections that may greet at the same time: others wait, strangers do not use up memory."""
+"""Connections that may greet at the same time. With one more the oldest is closed: strangers that
+never greet use up no memory, and keep no party out."""
 
 
 @dataclass(slots=True)
@@ -41,7 +42,7 @@ class Follower:
         self._doors, self._sit, self._ear = doors, sit, ear
         self._number = doors.own.number
         self._lock = threading.Lock()
-        self._greeting = threading.BoundedSemaphore(_MOST_GREETING)
+        self._greeting: list[socket.socket] = []
         self._lobby: _Lobby | None = None
         self._is_busy = self._is_over = False
         self._links: dict[int, Link] = {}
@@ -50,15 +51,16 @@ class Follower:
     def serve(self) -> None:
         """Take part in sessions until `stop`."""
         while not self._is_over:
-            self._greeting.acquire()
             try:
                 plain, _ = self._ear.accept()
             except OSError:
-                self._greeting.release()
                 if self._is_over:
                     return
                 continue
-            threading.Thread(target=self._greet, args=(plain,), daemon=True).start()
+            self._make_room()
+            handle = plain.dup()  # TLS takes the socket itself over
+            self._greeting.append(handle)
+            threading.Thread(target=self._greet, args=(plain, handle), daemon=True).start()
 
     def stop(self) -> None:
         """Take no further part."""
@@ -73,7 +75,13 @@ class Follower:
             with contextlib.suppress(OSError):
                 link.wire.shutdown(socket.SHUT_RDWR)
 
-    def _greet(self, plain: socket.socket) -> None:
+    def _make_room(self) -> None:
+        while len(self._greeting) >= _MOST_GREETING:
+            oldest = self._greeting.pop(0)
+            with contextlib.suppress(OSError):
+                oldest.shutdown(socket.SHUT_RDWR)
+
+    def _greet(self, plain: socket.socket, handle: socket.socket) -> None:
         try:
             wire, peer = self._doors.admit(plain)
             full = self._arrive(wire, peer)
@@ -81,7 +89,9 @@ class Follower:
             logger.warning("a connection was refused: %s", error)
             return
         finally:
-            self._greeting.release()
+            with contextlib.suppress(ValueError):  # it was the oldest
+                self._greeting.remove(handle)
+            handle.close()
         if full is not None:
             self._run(full)
 

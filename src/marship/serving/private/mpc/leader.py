@@ -9,7 +9,8 @@ from collections.abc import Callable, Sequence
 from marship.errors import LoadError, MarshipError, PartyError
 from marship.serving.private.mpc.boxes import Question
 from marship.serving.private.mpc.links import BusyError, Link
-from marship.serving.private.mpc.party import MOST_ROWS, Participant
+from marship.serving.private.mpc.party import Participant
+from marship.serving.private.mpc.program import MOST_ROWS
 
 logger = logging.getLogger(__name__)
 

@@ -8,7 +8,7 @@ import numpy as np
 from marship.serving.private.mpc import shares
 from marship.serving.private.mpc.program import Gathering, ProgramStep, SharedProgram
 from marship.serving.private.mpc.protocol import Party
-from marship.serving.private.mpc.ring import Words, encode, product
+from marship.serving.private.mpc.ring import FRACTION_BITS, Words, encode, product
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,13 +64,13 @@ class SharedModel:
     def golden_misses(self, party: Party) -> int:
         """How many golden outputs are further from the reference than the tolerance.
 
-        Whether each one misses is opened, and no more: the outputs would tell of the model.
+        Their number is opened, and no more: which ones, or the outputs, would tell of the model.
         """
         apart = self.run(party, self._golden_input) - self._golden_output
         limit = encode(np.full(apart.shape[1:], self.program.tolerance))
         public = _public(party.number, limit)
         missed = party.negative(public - apart) + party.negative(public + apart)
-        return int(party.opened(missed).sum())
+        return int(party.opened(missed.sum((1, 2))[:, None])[0])
 
 
 def _weights(step: ProgramStep, arrays: list[Words]) -> SharedWeights | None:
@@ -91,8 +91,8 @@ def _run(
         return _weighted(party, step, weights, first)
     if step.operation == "relu":
         return party.relu(first)
-    if step.operation == "sum":
-        return first + given[1]
+    if step.operation in ("sum", "difference"):
+        return first + given[1] if step.operation == "sum" else first - given[1]
     if step.operation == "multiply":
         other = given[1]
         return party.rescaled(first[0] * (other[0] + other[1]) + first[1] * other[0])
@@ -135,7 +135,11 @@ def _averaged(party: Party, share: Words, window: Gathering | None) -> Words:
     """The sum of each window times 1 / its size, a number that everybody knows."""
     if window is None:
         raise ValueError("average without a window")
-    share = _gathered(share, window).sum(-1, dtype=np.uint64)
+    share = _gathered(share, window)
+    if window.chunks > 1:
+        starts = range(0, share.shape[-1], 1 << FRACTION_BITS)
+        share = party.rescaled(np.add.reduceat(share[0], starts, -1))
+    share = share.sum(-1, dtype=np.uint64)
     for factor in window.factors:
         share = party.rescaled(share[0] * factor)
     return share

@@ -10,12 +10,11 @@ from marship.serving.private.mpc import boxes
 from marship.serving.private.mpc.boxes import Desk, Question, Sizes
 from marship.serving.private.mpc.frames import ANSWERS, BATCH, BEAT, Circle
 from marship.serving.private.mpc.model import SharedModel
+from marship.serving.private.mpc.program import MOST_ROWS
 from marship.serving.private.mpc.protocol import Party
 from marship.serving.private.mpc.shares import PARTIES
 from marship.serving.private.mpc.streams import MaskStream
 
-MOST_ROWS = 256
-"""Rows that are computed together."""
 IDLE_S = 5.0
 """A session without a batch or a heartbeat for so long is over."""
 _COUNT = struct.Struct("<H")
@@ -45,7 +44,7 @@ class Participant:
         streams: tuple[MaskStream, MaskStream],
     ) -> None:
         self._model, self._desk, self._sizes, self.circle = model, desk, sizes, circle
-        self._number = model.number
+        self._number, self._together = model.number, model.program.together
         self._party = Party(self._number, circle, *streams)
 
     def check_golden(self) -> None:
@@ -146,7 +145,9 @@ class Participant:
         """This party's answer to each question: a status, then what the client alone can read."""
         opened = [self._desk.open(one, box) for one, box in zip(asked, own, strict=True)]
         shares = np.concatenate([each.share for _, each in opened], 1)
-        outputs = self._model.run(self._party, shares)
+        starts = range(self._together, shares.shape[1], self._together)
+        pieces = np.split(shares, starts, axis=1)
+        outputs = np.concatenate([self._model.run(self._party, piece) for piece in pieces], 1)
         ends = np.cumsum([rows for _, rows in asked])[:-1]
         answers: list[bytes] = []
         for one, (status, each), output in zip(

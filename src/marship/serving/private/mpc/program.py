@@ -2,13 +2,14 @@
 
 Values are flat rows, `size` words each: value 0 is the input, value n + 1 the result of step n.
 
-    linear    x W / 2^13 + b: `positions` products of `taps` values with (taps, width)
-    scale     x w / 2^13 + b, element by element
-    relu      max(x, 0)
-    maximum   the largest of each window, or of two values
-    average   the mean of each window
-    sum       x + y
-    multiply  x y / 2^13
+    linear      x W / 2^13 + b: `positions` products of `taps` values with (taps, width)
+    scale       x w / 2^13 + b, element by element
+    relu        max(x, 0)
+    maximum     the largest of each window, or of two values
+    average     the mean of each window
+    sum         x + y
+    difference  x - y
+    multiply    x y / 2^13
 """
 
 import json
@@ -25,9 +26,15 @@ from marship.errors import LoadError
 from marship.serving.private.mpc.ring import FRACTION_BITS, Words
 
 FORMAT = 1
-OPERATIONS = ("linear", "scale", "relu", "maximum", "average", "sum", "multiply")
+OPERATIONS = ("linear", "scale", "relu", "maximum", "average", "sum", "difference", "multiply")
+RESCALED = ("linear", "scale", "average", "multiply")
 FACTOR_ERROR = 2.0**-11
 """The largest relative error of a mean's factor: it would be a bias."""
+_PRODUCT_BYTES, _COMPARE_BYTES = 48, 160
+"""Of an element: windows of two shares and their copy; and what a comparison has at once."""
+BATCH_BYTES = 1 << 28
+"""What rows that are computed together take at a party, unless a single one takes more."""
+MOST_ROWS = 256
 _MOST_STEPS, _MOST_SIZE = 1000, 1 << 24
 
 
@@ -79,18 +86,27 @@ class Gathering:
         taken: npt.NDArray[np.int64] = (self.index < prod(self.shape)).sum(1)
         return np.maximum(taken, 1)
 
+    @property
+    def chunks(self) -> int:
+        """Sums of each window, of 2^13 elements at most, that a mean divides by 2^13 first.
+
+        A sum of more would have more bits than a rescaling takes; 1 where it has not.
+        """
+        return -(-self.counts[1] // (1 << FRACTION_BITS))
+
     @cached_property
     def factors(self) -> tuple[Words, ...]:
         """Words by which a mean multiplies its sums, a rescaling after each.
 
         One, 2^13 / n, if that is a number whole enough; else an exact power of two first, and a
-        factor between 1 and 2 behind it. Lowering refuses more than 2^13 elements.
+        factor between 1 and 2 behind it.
         """
-        one = np.round((1 << FRACTION_BITS) / self.taken)
-        if (np.abs(one * self.taken / (1 << FRACTION_BITS) - 1) <= FACTOR_ERROR).all():
+        taken = self.taken / (1 << FRACTION_BITS) if self.chunks > 1 else self.taken
+        one = np.round((1 << FRACTION_BITS) / taken)
+        if (np.abs(one * taken / (1 << FRACTION_BITS) - 1) <= FACTOR_ERROR).all():
             return (one.astype(np.uint64),)
-        shift = np.ceil(np.log2(self.taken))
-        rest = np.round((1 << FRACTION_BITS) * 2.0**shift / self.taken)
+        shift = np.ceil(np.log2(taken))
+        rest = np.round((1 << FRACTION_BITS) * 2.0**shift / taken)
         return (2.0 ** (FRACTION_BITS - shift)).astype(np.uint64), rest.astype(np.uint64)
 
     @cached_property
@@ -156,6 +172,25 @@ class ProgramStep:
             return (self.taps, self.width), (self.width,)
         return ((self.size,), (self.size,)) if self.operation == "scale" else ()
 
+    @property
+    def row_bytes(self) -> int:
+        """About the memory that a party takes for a row of this step, beside its values."""
+        gathered = prod(self.window.counts) if self.window else self.positions * self.taps
+        if self.operation in ("linear", "average"):
+            return _PRODUCT_BYTES * (gathered + self.size)
+        return _COMPARE_BYTES * max(gathered, self.size)
+
+    @property
+    def rescalings(self) -> tuple[int, ...]:
+        """Elements of each rescaling, one after the other."""
+        if self.operation not in RESCALED:
+            return ()
+        if self.operation != "average" or self.window is None:
+            return (self.size,)
+        chunks = self.window.chunks
+        first = (self.size * chunks,) if chunks > 1 else ()
+        return (*first, *(self.size for _ in self.window.factors))
+
 
 @dataclass(frozen=True)
 class Card:
@@ -186,6 +221,7 @@ class SharedProgram:
         input_size: Elements of a row of the input.
         steps: In their order; the last one's result is the output.
         input_limit: No input is larger; the values' bounds were computed for it.
+        input_factor: By which clients multiply the input before they share it.
         golden_rows: Rows of the golden case, which is shared, too.
         tolerance: How far its outputs may be from those of the model that was packed.
         cards: Of parties 0, 1 and 2.
@@ -198,6 +234,7 @@ class SharedProgram:
     input_size: int
     steps: tuple[ProgramStep, ...]
     input_limit: float
+    input_factor: float
     golden_rows: int
     tolerance: float
     cards: tuple[Card, ...]
@@ -207,6 +244,12 @@ class SharedProgram:
     def output_size(self) -> int:
         """Elements of a row of the output."""
         return self.steps[-1].size
+
+    @property
+    def together(self) -> int:
+        """Rows that are computed together: at all parties the same."""
+        row = row_bytes(self.input_size, self.steps)
+        return max(1, min(MOST_ROWS, BATCH_BYTES // row))
 
     def shapes(self) -> list[tuple[int, ...]]:
         """The shapes of all that is shared: weights by step, then the golden case."""
@@ -239,6 +282,12 @@ class SharedProgram:
                 "model again."
             ) from error
         return found
+
+
+def row_bytes(input_size: int, steps: Sequence[ProgramStep]) -> int:
+    """About the memory that a party takes for a row: all values, and the largest step."""
+    words = input_size + sum(step.size for step in steps)
+    return 2 * 8 * words + max(step.row_bytes for step in steps)
 
 
 def _step(raw: Mapping[str, Any]) -> ProgramStep:
