@@ -1,4 +1,4 @@
-"""Replays loads against scaling policies in simulated time, and prints the table of docs/autoscaling.md.
+"""Replays loads against scaling policies in simulated time: the table of docs/autoscaling.md.
 
     python benchmarks/autoscaling.py
     python benchmarks/autoscaling.py --only bursts --picture docs/autoscaling.png
@@ -119,9 +119,9 @@ def draw(found: dict[str, tuple[Trace, dict[str, Outcome]]], path: Path) -> None
     import matplotlib as mpl
 
     mpl.use("Agg")
-    from matplotlib import pyplot
+    from matplotlib import pyplot as plt
 
-    figure, axes = pyplot.subplots(len(found), 1, figsize=(9, 2.4 * len(found)), squeeze=False)
+    figure, axes = plt.subplots(len(found), 1, figsize=(9, 2.4 * len(found)), squeeze=False)
     for place, (name, (drawn, outcome)) in zip(axes[:, 0], found.items(), strict=True):
         load = np.histogram(drawn.arrivals, np.arange(0, drawn.seconds + 1, 10))[0] / 10
         place.fill_between(

@@ -184,7 +184,7 @@ class Simulation:
 
 
 def marship(scale: Scale, settings: ScalingSettings) -> Chooser:
-    """marship's policy."""
+    """Marship's policy."""
     kept = int(policy.kept_s(settings) / TICK_S) + 1
     return lambda samples: policy.decide(samples[-kept:], scale, settings).workers
 

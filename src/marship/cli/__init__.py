@@ -1,10 +1,10 @@
 """The commands. What each needs is imported inside it, so that --help is instant."""
 
 from marship import console
-from marship.cli import archives, keys, models, party, proxy, server
+from marship.cli import archives, autoscale, keys, models, party, proxy, server
 from marship.cli.app import app
 
-__all__ = ["app", "archives", "keys", "main", "models", "party", "proxy", "server"]
+__all__ = ["app", "archives", "autoscale", "keys", "main", "models", "party", "proxy", "server"]
 
 
 def main() -> None:

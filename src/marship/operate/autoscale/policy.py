@@ -2,8 +2,8 @@
 
 Four signals may call for more workers, and the greatest number wins:
 
-    busy      ceil(mean of busy workers / target_busy)           Kubernetes' HPA: current x metric / target
-    ongoing   ceil(mean of requests in hand / target_ongoing)    Ray Serve: target_ongoing_requests
+    busy      ceil(mean of busy workers / target_busy)         as Kubernetes' HPA
+    ongoing   ceil(mean of requests in hand / target_ongoing)  as Ray Serve
     wait      one more while the mean wait is over its target
     p99       one more while the 99th percentile is over its target because requests wait
 
@@ -11,17 +11,18 @@ The means are of a stable window. A panic window, a tenth of it, counts alone wh
 in hand are twice what the ready workers are meant for: then workers are added at once and none
 are ended (Knative's autoscaler: stable and panic windows, panic threshold 200 %).
 
-Workers are ended only after a cool-down without any change or panic, at most half of them at once,
-and only where the fewer are expected to stay well below every target. This gap, and the prediction
-of what requests would wait then, keep a constant load from adding and ending a worker in turns. Where
-chance does so all the same, as with few slow requests, each turn doubles the cool-down, up to eight
-times.
+Workers are ended only after a cool-down without any change or panic, at most half of them at
+once, and only where the fewer are expected to stay well below every target. This gap, and the
+prediction of what requests would wait then, keep a constant load from adding and ending a worker
+in turns. Where chance does so all the same, as with few slow requests, each turn doubles the
+cool-down, up to eight times.
 """
 
 import math
 from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Literal
 
 from marship.operate.autoscale.settings import ScalingSettings
@@ -102,8 +103,16 @@ class Scale:
 
 
 @dataclass(frozen=True, slots=True)
-class _Mean:
-    """The mean of a window."""
+class WindowMean:
+    """The mean of a window.
+
+    Attributes:
+        busy: Workers that ran calls.
+        ongoing: Requests that waited or ran.
+        wait_s: How long a request waited.
+        call_s: How long a call took.
+        responses: Requests that ended.
+    """
 
     busy: float
     ongoing: float
@@ -112,7 +121,8 @@ class _Mean:
     responses: int
 
     @classmethod
-    def of(cls, samples: Sequence[ScalingSample]) -> "_Mean":
+    def of(cls, samples: Sequence[ScalingSample]) -> "WindowMean":
+        """The mean of these samples."""
         span_s = max(sum(sample.span_s for sample in samples), _CLOCK_SLACK_S)
         busy_s = sum(sample.busy_s for sample in samples)
         responses = sum(sample.responses for sample in samples)
@@ -155,6 +165,11 @@ def decide(window: Sequence[ScalingSample], scale: Scale, settings: ScalingSetti
     )
 
 
+def summary(window: Sequence[ScalingSample], settings: ScalingSettings) -> WindowMean:
+    """The mean of the stable window."""
+    return WindowMean.of(_last(window, settings.window_s))
+
+
 def kept_s(settings: ScalingSettings) -> float:
     """How long samples are used."""
     return settings.window_s + settings.cool_down_s * 2**_MOST_DOUBLINGS
@@ -167,7 +182,7 @@ def _last(window: Sequence[ScalingSample], seconds: float) -> Sequence[ScalingSa
 
 
 def _is_panic(window: Sequence[ScalingSample], scale: Scale, settings: ScalingSettings) -> bool:
-    mean, ready = _Mean.of(_last(window, settings.panic_s)), max(1, window[-1].workers)
+    mean, ready = WindowMean.of(_last(window, settings.panic_s)), max(1, window[-1].workers)
     return mean.ongoing >= PANIC * ready * settings.target_ongoing * scale.batch
 
 
@@ -177,7 +192,7 @@ def _panic(
     now = window[-1]
     if not _is_panic(window, scale, settings):
         return None
-    mean = _Mean.of(_last(window, settings.panic_s))
+    mean = WindowMean.of(_last(window, settings.panic_s))
     wanted = scale.bounded(max(now.wanted, _needed(mean, scale, settings)[0]))
     return Decision(
         wanted,
@@ -188,7 +203,7 @@ def _panic(
 
 
 def _needed(
-    mean: _Mean, scale: Scale, settings: ScalingSettings, share: float = 1.0
+    mean: WindowMean, scale: Scale, settings: ScalingSettings, share: float = 1.0
 ) -> tuple[int, Cause]:
     """The workers that stay within a share of the targets, and the signal that needs most."""
     busy = math.ceil(mean.busy / (settings.target_busy * share) - _CLOCK_SLACK_S)
@@ -202,7 +217,7 @@ def _more(
 ) -> Decision | None:
     """More workers by the stable window, once that has as much as a panic window."""
     now, stable = window[-1], _last(window, settings.window_s)
-    mean = _Mean.of(stable)
+    mean = WindowMean.of(stable)
     needed, cause = _needed(mean, scale, settings)
     wanted = scale.bounded(needed)
     if wanted <= now.wanted:
@@ -222,15 +237,16 @@ def _covers(samples: Sequence[ScalingSample], seconds: float) -> bool:
     return sum(sample.span_s for sample in samples) >= seconds - _CLOCK_SLACK_S
 
 
-def _settled(window: Sequence[ScalingSample]) -> Sequence[ScalingSample]:
+def _settled(window: Sequence[ScalingSample], seconds: float) -> Sequence[ScalingSample]:
     """The last samples with as many workers as now, if all that are wanted are ready."""
-    now, first = window[-1], len(window)
-    while first and window[first - 1].workers == window[first - 1].wanted == now.wanted:
+    last = _last(window, seconds)
+    wanted, first = last[-1].wanted, len(last)
+    while first and last[first - 1].workers == last[first - 1].wanted == wanted:
         first -= 1
-    return window[first:]
+    return last[first:]
 
 
-def _wait_target_s(mean: _Mean, settings: ScalingSettings) -> float:
+def _wait_target_s(mean: WindowMean, settings: ScalingSettings) -> float:
     given = settings.target_wait_ms
     return WAIT_CALLS * mean.call_s if given is None else given / 1000
 
@@ -239,10 +255,10 @@ def _one_more(
     window: Sequence[ScalingSample], scale: Scale, settings: ScalingSettings
 ) -> Decision | None:
     """One more by how long requests took, which says that there are too few, not how many."""
-    now, settled = window[-1], _settled(window)
+    now, settled = window[-1], _settled(window, settings.window_s)
     if now.wanted >= scale.most or not _covers(settled, settings.panic_s):
         return None
-    mean = _Mean.of(_last(settled, settings.window_s))
+    mean = WindowMean.of(settled)
     if mean.responses < _LEAST_RESPONSES:
         return None
     target_s = _wait_target_s(mean, settings)
@@ -256,7 +272,7 @@ def _one_more(
     return None
 
 
-def _helps(p99_s: float, mean: _Mean, limit_s: float) -> bool:
+def _helps(p99_s: float, mean: WindowMean, limit_s: float) -> bool:
     """Whether 99 of 100 requests would be in time if none waited: else more workers are no use."""
     return p99_s - _LOG_100 * mean.wait_s <= limit_s
 
@@ -272,11 +288,11 @@ def _fewer(
     if now.workers != now.wanted or now.wanted <= scale.least:
         return None
     cool_down_s = settings.cool_down_s * 2 ** min(_MOST_DOUBLINGS, _turns(window))
-    calm = _last(_settled(window), cool_down_s)
+    calm = _settled(window, cool_down_s)
     if not _covers(calm, cool_down_s):
         return None
     lengths_s = (settings.window_s, settings.window_s + cool_down_s)
-    means = [_Mean.of(_last(window, length_s)) for length_s in lengths_s]
+    means = [WindowMean.of(_last(window, length_s)) for length_s in lengths_s]
     needed = max(_needed(mean, scale, settings, SLACK)[0] for mean in means)
     wanted = scale.bounded(max(needed, math.ceil(now.wanted / 2)))
     while wanted < now.wanted and not all(
@@ -299,12 +315,17 @@ def _fewer(
 
 def _turns(window: Sequence[ScalingSample]) -> int:
     """How often workers were added again after some were ended."""
-    pairs = zip(window, window[1:], strict=False)
-    ups = [after.wanted > before.wanted for before, after in pairs if after.wanted != before.wanted]
-    return sum(up and not before for before, up in zip(ups, ups[1:], strict=False))
+    ups = [
+        after.wanted > before.wanted
+        for before, after in pairwise(window)
+        if after.wanted != before.wanted
+    ]
+    return sum(up and not before for before, up in pairwise(ups))
 
 
-def _stays_calm(mean: _Mean, now: ScalingSample, workers: int, settings: ScalingSettings) -> bool:
+def _stays_calm(
+    mean: WindowMean, now: ScalingSample, workers: int, settings: ScalingSettings
+) -> bool:
     """Whether requests are expected to wait little with fewer workers."""
     wait_s = expected_wait_s(mean.busy, workers, mean.call_s)
     if wait_s > CALM * _wait_target_s(mean, settings):
@@ -338,7 +359,7 @@ def expected_wait_s(busy: float, workers: int, call_s: float) -> float:
 
 
 def _told(window: Sequence[ScalingSample], settings: ScalingSettings) -> str:
-    mean = _Mean.of(_last(window, settings.window_s))
+    mean = summary(window, settings)
     told = f"{mean.busy:.2f} workers were busy, {mean.ongoing:.1f} requests in hand"
     return f"{told}, which waited {_ms(mean.wait_s)}" if mean.responses else told
 

@@ -130,6 +130,7 @@ class Workers:
             seat.connections = packet.facts["connections"]
             seat.pid = packet.facts["pid"]
             seat.timeout_s = packet.facts.get("timeout_s")
+            seat.done = packet.facts.get("done", [])
             if packet.fds:
                 with suppress(OSError):  # it is gone already, or too many files are open
                     seat.slots = Slots(packet.fds[0], seat.pid)
@@ -139,6 +140,7 @@ class Workers:
             seat.closing = 0
             seat.connections, seat.requests = packet.facts["connections"], packet.facts["requests"]
             seat.adopted = packet.facts.get("adopted", seat.handed)
+            self._seats.did(seat, packet.facts.get("done", []))
             if seat.slots is not None and seat.adopted == seat.handed:
                 seat.slots.forget_unread()
         elif packet.kind == "leaving":
@@ -146,6 +148,9 @@ class Workers:
             self._seats.remove(seat)
         elif packet.kind == "drain":
             self._drain(seat, packet.facts["model"], packet.facts["version"], packet.facts["pids"])
+        elif packet.kind == "ask load":
+            named = (packet.facts["model"], packet.facts["version"])
+            seat.channel.send(Packet("load of", self._seats.load_of(*named)))
         elif packet.kind == "closed" and seat.slots is not None:
             _end(seat.slots.take(packet.facts["slot"]).fd)
             seat.closing = max(0, seat.closing - 1)
