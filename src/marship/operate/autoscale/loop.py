@@ -47,6 +47,7 @@ class _Version:
     sampler: Sampler
     state: ScalingState
     work: "Future[str] | None" = None
+    is_more: bool = False  # workers than before it
     held_until: float = 0.0
     hold_s: float = _HOLD_S
     held: str = ""
@@ -185,12 +186,7 @@ class Autoscaler:
             "%s %s: %d -> %d workers (%s): %s", status.name, status.version, status.min_workers,
             decision.workers, decision.cause, decision.reason,
         )  # fmt: skip
-        is_more = decision.workers > status.min_workers
-        version.state = replace(
-            version.state,
-            ups=version.state.ups + is_more,
-            downs=version.state.downs + (not is_more),
-        )
+        version.is_more = decision.workers > status.min_workers
         version.work = pool.submit(self._change, status, decision.workers)
 
     def _change(self, status: ModelStatus, workers: int) -> str:
@@ -218,6 +214,10 @@ class Autoscaler:
             version.held = f"no change for {hold_s:g} s, since the last one failed: {error}"
         if version.held:
             logger.warning("%s %s: %s", state.name, state.version, version.held)
+        elif version.is_more:
+            version.state = replace(state, ups=state.ups + 1)
+        else:
+            version.state = replace(state, downs=state.downs + 1)
         version.held_until = now + hold_s
 
 
