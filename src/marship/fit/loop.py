@@ -3,9 +3,9 @@
     for epoch: for batch: forward, loss, zero_grad, backward, step
 
 It runs on Hugging Face Accelerate: the same recipe trains on one CPU, on several processes
-(`torchrun --nproc-per-node 2 training/regression.py`) of one host or several, in bf16 or fp16, and on GPUs.
-A batch of `batch_size` rows is split among the processes, so the result does not depend on their
-number.
+(`torchrun --nproc-per-node 2 training/regression.py`) of one host or of several, in bf16 or fp16,
+and on GPUs. A batch of `batch_size` rows is split among the processes, so the result does not
+depend on their number.
 
 A checkpoint is written before the first epoch and after each one. After Ctrl-C or SIGTERM the
 checkpoint is that of the last finished epoch, and `--resume` restarts the interrupted epoch

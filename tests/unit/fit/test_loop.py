@@ -205,8 +205,10 @@ def pair_run(tmp_path_factory: pytest.TempPathFactory) -> subprocess.CompletedPr
     """The tiny recipe without dropout in two processes on one host; its last argument is a flag."""
     folder = tmp_path_factory.mktemp("two")
     return subprocess.run(
-        [*TORCHRUN, "--standalone", "--nproc-per-node=2", RECIPE, "--run-dir", folder]
-        + ["--dropout", "0"],
+        [
+            *(*TORCHRUN, "--standalone", "--nproc-per-node=2"),
+            *(RECIPE, "--run-dir", folder, "--dropout", "0"),
+        ],
         check=False,
         capture_output=True,
         text=True,

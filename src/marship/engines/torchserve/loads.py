@@ -18,7 +18,6 @@ from marship.engines.metrics import of_versions
 from marship.engines.torchserve.access import Access
 from marship.engines.torchserve.models import list_models, metrics
 from marship.exchange.calls import Flow, Work
-from marship.serving.metrics import TIMES_S
 
 _MOST_BYTES, _WAIT_S, _MICRO = 1 << 16, 1.0, 1e-6
 _UNNAMED = "default"
@@ -98,6 +97,6 @@ def _load(status: ModelStatus, own: Figures, direct: Mapping[str, Any]) -> Model
         busy_s=busy_s,
         waited_s=waited_s + queued_s,
         took=tuple(done[_SUMS:]),
-        took_s=TIMES_S,
+        took_s=tuple(direct.get("took_s", ())),
         own_s=own_s,
     )

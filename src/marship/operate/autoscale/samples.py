@@ -86,7 +86,7 @@ def percentile(counts: Sequence[float], bounds_s: Sequence[float], share: float)
         1.5
     """
     total = sum(counts)
-    if total < _LEAST_TIMES:
+    if total < _LEAST_TIMES or not bounds_s:
         return None
     left = share * total
     for index, (count, bound_s) in enumerate(zip(counts, bounds_s, strict=False)):

@@ -146,11 +146,8 @@ class Workers:
         elif packet.kind == "leaving":
             seat.is_leaving = True
             self._seats.remove(seat)
-        elif packet.kind == "drain":
-            self._drain(seat, packet.facts["model"], packet.facts["version"], packet.facts["pids"])
-        elif packet.kind == "ask load":
-            named = (packet.facts["model"], packet.facts["version"])
-            seat.channel.send(Packet("load of", self._seats.load_of(*named)))
+        elif packet.kind in {"drain", "ask load"}:
+            self._serve_caller(seat, packet)
         elif packet.kind == "closed" and seat.slots is not None:
             _end(seat.slots.take(packet.facts["slot"]).fd)
             seat.closing = max(0, seat.closing - 1)
@@ -158,6 +155,14 @@ class Workers:
             self._refuse(seat, packet.facts["slot"])
         elif packet.kind == "back":
             self._take_back(seat, packet)
+
+    def _serve_caller(self, caller: Seat, packet: Packet) -> None:
+        """What others than workers ask at the same socket."""
+        model, version = packet.facts["model"], packet.facts["version"]
+        if packet.kind == "drain":
+            self._drain(caller, model, version, packet.facts["pids"])
+        else:
+            caller.channel.send(Packet("load of", self._seats.load_of(model, version)))
 
     def _drain(self, caller: Seat, model: str, version: str | None, pids: list[int] | None) -> None:
         """Give workers nothing new, and say when they have nothing left.
