@@ -251,7 +251,7 @@ def test_two_hosts_learn_what_two_processes_of_one_learn(
 def test_a_run_of_two_processes_is_not_resumed_by_one(
     pair_run: subprocess.CompletedProcess[str],
 ) -> None:
-    """Both numbers are told: each process has random states of its own, and a part of each batch."""
+    """Both numbers are told; each process has random states of its own, and a part of a batch."""
     with pytest.raises(CheckpointError, match=r"the number of processes \(2, now 1\)"):
         train(pair_run.args[-3], dropout=0.0, resume=True)
 

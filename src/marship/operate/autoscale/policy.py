@@ -172,7 +172,8 @@ def summary(window: Sequence[ScalingSample], settings: ScalingSettings) -> Windo
 
 def kept_s(settings: ScalingSettings) -> float:
     """How long samples are used."""
-    return settings.window_s + settings.cool_down_s * 2**_MOST_DOUBLINGS
+    longest_s: float = settings.cool_down_s * 2**_MOST_DOUBLINGS
+    return settings.window_s + longest_s
 
 
 def _last(window: Sequence[ScalingSample], seconds: float) -> Sequence[ScalingSample]:
@@ -287,7 +288,7 @@ def _fewer(
     now = window[-1]
     if now.workers != now.wanted or now.wanted <= scale.least:
         return None
-    cool_down_s = settings.cool_down_s * 2 ** min(_MOST_DOUBLINGS, _turns(window))
+    cool_down_s: float = settings.cool_down_s * 2 ** min(_MOST_DOUBLINGS, _turns(window))
     calm = _settled(window, cool_down_s)
     if not _covers(calm, cool_down_s):
         return None
@@ -355,7 +356,8 @@ def expected_wait_s(busy: float, workers: int, call_s: float) -> float:
     share = busy / workers
     if share >= 1:
         return math.inf if call_s else 0.0
-    return call_s * share ** (math.sqrt(2 * (workers + 1)) - 1) / (workers * (1 - share))
+    queued: float = share ** (math.sqrt(2 * (workers + 1)) - 1)
+    return call_s * queued / (workers * (1 - share))
 
 
 def _told(window: Sequence[ScalingSample], settings: ScalingSettings) -> str:

@@ -2,12 +2,12 @@
 
 import os
 import re
-import urllib.error
-import urllib.request
 from dataclasses import replace
+from http.client import HTTPConnection
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 
@@ -53,16 +53,21 @@ def test_metrics_have_an_address() -> None:
     """Prometheus reads what was decided last; other paths are 404, and a taken port is refused."""
     with Exposition(0) as shown:
         shown.states = [STATE]
-        with urllib.request.urlopen(shown.url, timeout=5) as response:
-            assert response.read().decode() == record.metrics([STATE])
-        with pytest.raises(urllib.error.HTTPError, match="404"):
-            urllib.request.urlopen(shown.url[:-1], timeout=5)
-        port = int(shown.url.split(":")[2].partition("/")[0])
+        port = urlsplit(shown.url).port or 0
+
+        def get(path: str) -> tuple[int, str]:
+            line = HTTPConnection("127.0.0.1", port, timeout=5)
+            line.request("GET", path)
+            response = line.getresponse()
+            return response.status, response.read().decode()
+
+        assert get(urlsplit(shown.url).path) == (200, record.metrics([STATE]))
+        assert get("/")[0] == 404
         with pytest.raises(UsageError, match=r"metrics_port must be free, got \d+: "):
             Exposition(port)
 
 
-def bounds(tmp_path: Path, status: dict[str, Any], **settings: Any) -> Scale:
+def bounds(status: dict[str, Any], **settings: Any) -> Scale:
     """The bounds of a version of the archive of diabetes, which says one worker."""
     engine: Any = SimpleNamespace(model_store=ARCHIVE.parent)
     given = SimpleNamespace(
@@ -71,20 +76,20 @@ def bounds(tmp_path: Path, status: dict[str, Any], **settings: Any) -> Scale:
     return bounds_of(engine, given, ScalingSettings(**settings))  # type: ignore[arg-type]  # no more is read
 
 
-def test_bounds_are_those_given_else_the_archives(tmp_path: Path) -> None:
-    """What the server has at the moment is no bound: an autoscaler before this one may have set it."""
-    assert bounds(tmp_path, {}) == Scale(1, 1, 8)
-    assert bounds(tmp_path, {}, max_workers=4) == Scale(1, 4, 8)
-    assert bounds(tmp_path, {}, min_workers=2) == Scale(2, 2, 8)
-    assert bounds(tmp_path, {}, min_workers=2, max_workers=5) == Scale(2, 5, 8)
+def test_bounds_are_those_given_else_the_archives() -> None:
+    """What the server has now is no bound: an autoscaler before this one may have set it."""
+    assert bounds({}) == Scale(1, 1, 8)
+    assert bounds({}, max_workers=4) == Scale(1, 4, 8)
+    assert bounds({}, min_workers=2) == Scale(2, 2, 8)
+    assert bounds({}, min_workers=2, max_workers=5) == Scale(2, 5, 8)
     gone = {"archive": "gone.mar", "max_workers": 6}
-    assert bounds(tmp_path, gone) == Scale(3, 6, 8)
+    assert bounds(gone) == Scale(3, 6, 8)
 
 
-def test_bounds_that_cross_are_refused(tmp_path: Path) -> None:
+def test_bounds_that_cross_are_refused() -> None:
     """With both numbers."""
     with pytest.raises(UsageError, match="got 5 and 2 for m"):
-        bounds(tmp_path, {}, min_workers=5, max_workers=2)
+        bounds({}, min_workers=5, max_workers=2)
 
 
 def test_one_autoscaler_runs_for_a_home(tmp_path: Path) -> None:
@@ -93,8 +98,8 @@ def test_one_autoscaler_runs_for_a_home(tmp_path: Path) -> None:
     with pytest.raises(NotRunningError), home.autoscaling():
         pass
     home.lock_file.touch()
-    with home.autoscaling():
-        with pytest.raises(ServerError, match="only one autoscaling may run"), home.autoscaling():
-            pass
+    refused = pytest.raises(ServerError, match="only one autoscaling may run")
+    with home.autoscaling(), refused, home.autoscaling():
+        pass
     with home.autoscaling():
         pass
