@@ -176,6 +176,8 @@ class _CpuUse:
 
 
 def _used_s(pid: int) -> float:
+    if pid < 1:  # TorchServe's word for a worker that it has not started yet
+        return 0.0
     try:
         times = psutil.Process(pid).cpu_times()
     except psutil.NoSuchProcess:

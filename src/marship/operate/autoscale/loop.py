@@ -159,7 +159,9 @@ class Autoscaler:
             wait_s=mean.wait_s,
             p99_s=samples[-1].p99_s,
         )
-        if version.work is None and decision.workers != status.min_workers:
+        # whoever scales by hand waits until all are ready, and would wait in vain
+        is_under_way = decision.cause == "bounds" and status.ready < status.min_workers
+        if version.work is None and decision.workers != status.min_workers and not is_under_way:
             self._begin(version, status, decision, pool)
 
     def _new(self, engine: Engine, load: ModelLoad) -> _Version | None:
@@ -209,7 +211,9 @@ class Autoscaler:
             version.held = work.result()
             hold_s = _BUSY_HOLD_S if version.held else 0.0
             version.hold_s = version.hold_s if version.held else _HOLD_S
-        except (MarshipError, OSError) as error:
+        except Exception as error:  # a fault with one model must not end the others' scaling
+            if not isinstance(error, MarshipError | OSError):
+                logger.exception("a change must end with an error of marship's, got another one")
             hold_s, version.hold_s = version.hold_s, min(_MOST_HOLD_S, 2 * version.hold_s)
             version.held = f"no change for {hold_s:g} s, since the last one failed: {error}"
         if version.held:
