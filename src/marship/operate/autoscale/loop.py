@@ -47,6 +47,7 @@ class _Version:
     sampler: Sampler
     state: ScalingState
     work: "Future[str] | None" = None
+    change: str = ""
     is_more: bool = False  # workers than before it
     held_until: float = 0.0
     hold_s: float = _HOLD_S
@@ -70,6 +71,7 @@ class Autoscaler:
     settings: ScalingSettings
     on_state: OnState = lambda _states: None
     _versions: dict[tuple[str, str], _Version] = field(default_factory=dict)
+    _fixed: set[tuple[str, str, str]] = field(default_factory=set)  # with their registrations
     _complaint: str = ""
 
     def run(self, ended: threading.Event) -> None:
@@ -136,8 +138,11 @@ class Autoscaler:
         status = load.status
         version = self._versions.get(named)
         if version is None or version.registration != status.registration:
+            if (*named, status.registration) in self._fixed:
+                return
             version = self._new(engine, load)
             if version is None:
+                self._fixed.add((*named, status.registration))  # bounds are read of whole archives
                 return
             self._versions[named] = version
         self._finish(version, now)
@@ -184,11 +189,13 @@ class Autoscaler:
     def _begin(
         self, version: _Version, status: ModelStatus, decision: Decision, pool: ThreadPoolExecutor
     ) -> None:
-        logger.info(
-            "%s %s: %d -> %d workers (%s): %s", status.name, status.version, status.min_workers,
-            decision.workers, decision.cause, decision.reason,
-        )  # fmt: skip
+        version.change = (
+            f"{status.min_workers} -> {decision.workers} workers ({decision.cause}): "
+            f"{decision.reason}"
+        )
         version.is_more = decision.workers > status.min_workers
+        if version.is_more:
+            logger.info("%s %s: %s", status.name, status.version, version.change)
         version.work = pool.submit(self._change, status, decision.workers)
 
     def _change(self, status: ModelStatus, workers: int) -> str:
@@ -203,7 +210,7 @@ class Autoscaler:
 
     def _finish(self, version: _Version, now: float) -> None:
         """Take the outcome of a change that has ended."""
-        work, state = version.work, version.state
+        work, state, before = version.work, version.state, version.held
         if work is None or not work.done():
             return
         version.work = None
@@ -217,10 +224,12 @@ class Autoscaler:
             hold_s, version.hold_s = version.hold_s, min(_MOST_HOLD_S, 2 * version.hold_s)
             version.held = f"no change for {hold_s:g} s, since the last one failed: {error}"
         if version.held:
-            logger.warning("%s %s: %s", state.name, state.version, version.held)
+            if version.held != before:  # busy workers are asked again and again
+                logger.warning("%s %s: %s", state.name, state.version, version.held)
         elif version.is_more:
             version.state = replace(state, ups=state.ups + 1)
         else:
+            logger.info("%s %s: %s", state.name, state.version, version.change)
             version.state = replace(state, downs=state.downs + 1)
         version.held_until = now + hold_s
 

@@ -19,6 +19,7 @@ from marship.errors import NotRunningError, ServerError
 from marship.exchange.calls import Flow, Pause
 from marship.operate.autoscale import loop, record
 from marship.operate.autoscale.loop import Autoscaler
+from marship.operate.autoscale.policy import Scale
 from marship.operate.autoscale.settings import ScalingSettings
 
 
@@ -203,6 +204,22 @@ def test_a_version_by_hand_out_of_bounds_is_brought_back(running: Running) -> No
     running.stub.workers = 9
     running.pass_s(2)
     assert running.stub.told == ["shrink 4"]
+
+
+def test_models_of_one_number_are_left_alone(
+    running: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Unless they are named; their archives are read once."""
+    read = []
+
+    def bounds(*_any: object) -> Scale:
+        read.append(1)
+        return Scale(1, 1)
+
+    monkeypatch.setattr(loop, "bounds_of", bounds)
+    running.scaler.names, running.stub.ongoing = (), 90
+    running.pass_s(5)
+    assert (record.read(running.stub.home), len(read)) == ([], 1)
 
 
 def test_a_fault_with_one_model_ends_nothing(
