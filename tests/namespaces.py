@@ -3,7 +3,7 @@
 import json
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -16,17 +16,18 @@ SERVE = '"$2" -m marship serve --home "$0" --model-store "$1" --free-ports --det
 
 
 def run_apart(
-    script: str, *words: object, cwd: Path | None = None
+    script: str, *words: object, cwd: Path | None = None, also: Sequence[str] = ()
 ) -> subprocess.CompletedProcess[str]:
     """Run a shell script that may mount what it likes; $0 and on are `words`.
 
     Mounting needs root or user namespaces; where the kernel gives neither, the test says so and
-    is skipped.
+    is skipped. `also` are flags of unshare for further namespaces, such as --net.
     """
-    if subprocess.run([*UNSHARE, "true"], capture_output=True, check=False).returncode:
-        pytest.skip("this kernel lets only root mount a file system")
+    unshare = [*UNSHARE, *also]
+    if subprocess.run([*unshare, "true"], capture_output=True, check=False).returncode:
+        pytest.skip("this kernel lets only root mount a file system, or have a network apart")
     return subprocess.run(
-        [*UNSHARE, "sh", "-c", script, *map(str, words)],
+        [*unshare, "sh", "-c", script, *map(str, words)],
         cwd=cwd,
         capture_output=True,
         text=True,

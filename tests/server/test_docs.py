@@ -82,6 +82,10 @@ NOT_RUN = {
     "test_onnx_folder.py packs such ones",
     ("transformers.md", "timm:resnet18"): "needs timm and weights; tests/unit/exporting/"
     "test_timm_models.py exports with a stand-in",
+    ("training.md", "--nnodes 2"): "needs two hosts; tests/unit/fit/test_loop.py runs the tiny "
+    "recipe so",
+    ("autoscaling.md", "marship autoscale"): "does not end by itself; "
+    "tests/server/test_autoscale.py runs it under load",
     ("threat-model.md", "make audit"): "asks PyPI; tests/unit/test_audit.py tries it with answers",
 }
 """By page and words of the block: why it does not run."""

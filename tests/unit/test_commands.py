@@ -18,9 +18,9 @@ from json_page import documented, fields, run
 from marship.cli import app
 from marship.errors import TokenError
 
-AT_HOME = {"serve", "host", "stop", "logs", "proxy"}
-"""What starts, ends or reads what lies in a server's folder."""
-LINES = {"host", "stop", "logs", "set-default", "unregister", "party"}
+AT_HOME = {"serve", "host", "stop", "logs", "proxy", "autoscale"}
+"""What starts, ends or reads what lies in a server's folder, or runs beside it."""
+LINES = {"host", "stop", "logs", "set-default", "unregister", "party", "autoscale"}
 """What prints no table."""
 ELSEWHERE = {"--url", "--token", "--token-file", "--ca"}
 

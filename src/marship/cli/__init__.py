@@ -1,12 +1,13 @@
 """The commands. What each needs is imported inside it, so that --help is instant."""
 
 from marship import console
-from marship.cli import archives, deploying, host, keys, models, party, proxy, server
+from marship.cli import archives, autoscale, deploying, host, keys, models, party, proxy, server
 from marship.cli.app import app
 
 __all__ = [
     "app",
     "archives",
+    "autoscale",
     "deploying",
     "host",
     "keys",

@@ -1,5 +1,6 @@
 """The server: start, stop, status, logs."""
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -107,19 +108,23 @@ def stop(home: Home = None) -> None:
 def status(*, address: "Address") -> Report:
     """Show where the server listens, where its files lie, and its models."""
     from marship.cli import tables
+    from marship.operate.autoscale import record as scaling
 
     with address.client() as client:
         record = client.home.require_running() if client.is_local else None
         found = models.known(client)
+        states = scaling.read(client.home) if client.is_local else []
 
     def show() -> None:
         if record is not None:
             tables.show_server(record, client.home)
         tables.show_models(found)
+        tables.show_scaling(states)
 
     fields = {
         "server": record and server_fields(record, client.home),
         "models": list(map(model_fields, found)),
+        "autoscale": list(map(asdict, states)),
     }
     return Report(fields, show)
 

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from marship.contract import Contract
     from marship.engines.home import Home, ServerRecord
     from marship.exporting.step import Exported
+    from marship.operate.autoscale.record import ScalingState
     from marship.operate.check import Checked
     from marship.operate.state import Change
     from marship.optimizing.step import Optimized
@@ -179,6 +180,18 @@ def show_models(models: Sequence["Model"]) -> None:
             for status in model.versions
         ),
     )
+
+
+def show_scaling(states: "Sequence[ScalingState]") -> None:
+    """What autoscaling decided; nothing where it does not run."""
+    if states:
+        grid(
+            ("autoscaling", "version", "ready", "wanted", "bounds", "because"),
+            (
+                (s.name, s.version, s.ready, s.wanted, f"{s.least} to {s.most}", s.reason)
+                for s in states
+            ),
+        )
 
 
 def note_joining_ended(models: Sequence["Model"], figures: str) -> None:

@@ -16,6 +16,7 @@ from marship.exchange.calls import Destination, Flow, HttpResponse, Pause, Side
 
 if TYPE_CHECKING:
     from marship.engines.home import Home, ServerRecord
+    from marship.engines.load import ModelLoad
     from marship.trust.policy import Trust
 
 OnWait = Callable[[int, int], None]
@@ -302,6 +303,19 @@ class Engine(Destination, Protocol):
             NotFoundError: There is no such model or version.
             ServerError: Not all became ready; the message says how many did, and why.
         """
+
+    def shrink(
+        self, name: str, workers: int, *, version: str, wait: Wait
+    ) -> Flow[ModelStatus | None]:
+        """Scale down if no request is lost by it; None if workers to be ended stay busy.
+
+        Raises:
+            NotFoundError: There is no such model or version.
+            ServerError: The server refused.
+        """
+
+    def loads(self) -> "Flow[list[ModelLoad]]":
+        """The load of every version of every model."""
 
     def wait_ready(self, name: str, *, version: str | None, wait: Wait) -> Flow[ModelStatus]:
         """Wait until a model's minimum number of workers is ready.

@@ -12,6 +12,8 @@
     verified/          the model store if archives must be signed: verified copies while they load
     verified.lock      locked while an archive is registered
     client-keys/       evaluation keys of clients of private models, by digest
+    autoscale.json     what autoscaling last decided
+    autoscale.lock     locked while autoscaling runs
     rollouts/          a file for each model, locked while its versions are exchanged
 
 Server and client both read it; this module neither starts, stops nor calls a process.
@@ -40,6 +42,16 @@ _SOCKET_NAME = "/.ts.sock.65535"
 def default_home() -> Path:
     """MARSHIP_HOME, or `.marship` in the current folder; absolute."""
     return Path(os.environ.get(HOME_VARIABLE) or DEFAULT_HOME).absolute()
+
+
+@contextmanager
+def _locked(path: Path, refusal: str) -> Iterator[None]:
+    with path.open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise ServerError(refusal) from error
+        yield
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,6 +182,11 @@ class Home:
         return self.path / "rollouts" / f"{model}.lock"
 
     @property
+    def autoscale_file(self) -> Path:
+        """What autoscaling last decided."""
+        return self.path / "autoscale.json"
+
+    @property
     def client_keys(self) -> Path:
         """The folder of the evaluation keys that clients of private models upload."""
         return self.path / "client-keys"
@@ -246,14 +263,27 @@ class Home:
         Raises:
             ServerError: Another process holds it.
         """
-        with self.lock_file.open("w") as lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as error:
-                raise ServerError(
-                    f"only one server may start in {self.path}, got another one starting. "
-                    "Wait for it, or choose another folder with --home."
-                ) from error
+        with _locked(
+            self.lock_file,
+            f"only one server may start in {self.path}, got another one starting. "
+            "Wait for it, or choose another folder with --home.",
+        ):
+            yield
+
+    @contextmanager
+    def autoscaling(self) -> Iterator[None]:
+        """Hold the lock for scaling the models of this server.
+
+        Raises:
+            NotRunningError: No server ever ran here.
+            ServerError: Another process holds it.
+        """
+        if not self.lock_file.exists():
+            self.require_running()
+        with _locked(
+            self.path / "autoscale.lock",
+            f"only one autoscaling may run in {self.path}, got another one. End it first.",
+        ):
             yield
 
     def check_readable(self) -> None:

@@ -3,9 +3,9 @@
     for epoch: for batch: forward, loss, zero_grad, backward, step
 
 It runs on Hugging Face Accelerate: the same recipe trains on one CPU, on several processes
-(`torchrun --nproc-per-node 2 training/regression.py`), in bf16 or fp16, and on GPUs.
-A batch of `batch_size` rows is split among the processes, so the result does not depend on their
-number.
+(`torchrun --nproc-per-node 2 training/regression.py`) of one host or of several, in bf16 or fp16,
+and on GPUs. A batch of `batch_size` rows is split among the processes, so the result does not
+depend on their number.
 
 A checkpoint is written before the first epoch and after each one. After Ctrl-C or SIGTERM the
 checkpoint is that of the last finished epoch, and `--resume` restarts the interrupted epoch
@@ -323,8 +323,9 @@ class _Training:
         unequal = [name for name in sorted(old | new) if old.get(name) != new.get(name)]
         if content["data"] != self.task.data_digest:
             unequal.append("the data")
-        if len(content["run"]["random"]) != self.accelerator.num_processes:
-            unequal.append("the number of processes")
+        processes, now = len(content["run"]["random"]), self.accelerator.num_processes
+        if processes != now:
+            unequal.append(f"the number of processes ({processes}, now {now})")
         if unequal:
             raise CheckpointError(
                 f"{self.path} must be of this very run to continue it, got other values of: "

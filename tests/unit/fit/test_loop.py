@@ -18,12 +18,33 @@ from forked import Forked
 from marship.errors import CheckpointError, TrainingError, UsageError
 from marship.fit import checkpoint, run
 from marship.fit import loop as fit
+from namespaces import run_apart
 
 pytestmark = pytest.mark.slow
 
 RECIPE = Path(tiny_recipe.__file__)
 DEADLINE_S = 60
-TORCHRUN = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2")
+TORCHRUN = (sys.executable, "-m", "torch.distributed.run")
+TWO_HOSTS = """
+unshare --net sleep 300 &  # holds the other host's network; it is ended below
+other=$!
+trap 'kill $other' EXIT
+until [ "$(readlink /proc/$other/ns/net)" != "$(readlink /proc/self/ns/net)" ]; do true; done
+there="nsenter --target $other --net"
+set -e
+ip link add left type veth peer name right netns $other
+ip address add 10.77.0.1/24 dev left
+$there ip address add 10.77.0.2/24 dev right
+for link in lo left; do ip link set $link up; done
+for link in lo right; do $there ip link set $link up; done
+rendezvous="--nnodes 2 --nproc-per-node 1 --rdzv-id tiny --rdzv-backend c10d"
+rendezvous="$rendezvous --rdzv-endpoint 10.77.0.1:29400"
+GLOO_SOCKET_IFNAME=right $there $0 $rendezvous --rdzv-conf is_host=0 --local-addr 10.77.0.2 "$@" &
+second=$!
+GLOO_SOCKET_IFNAME=left $0 $rendezvous --rdzv-conf is_host=1 --local-addr 10.77.0.1 "$@"
+wait $second
+"""
+"""A cable between two network namespaces, and torchrun in each, which meet by its rendezvous."""
 
 
 def train(run_dir: Path, **changes: Any) -> tuple[fit.Task, run.Fitted]:
@@ -179,29 +200,60 @@ def test_a_loss_that_is_no_number_stops_the_run(tmp_path: Path) -> None:
     assert checkpoint_of(tmp_path)["run"]["epoch"] == 0
 
 
-def test_two_processes_learn_what_one_learns(tmp_path: Path) -> None:
-    """Run by torchrun, two processes over gloo agree, come close to one, and one writes."""
-    train(tmp_path / "one", dropout=0.0)
-    done = subprocess.run(
-        [*TORCHRUN, str(RECIPE), "--run-dir", str(tmp_path / "two"), "--dropout", "0"],
+@pytest.fixture(scope="module")
+def pair_run(tmp_path_factory: pytest.TempPathFactory) -> subprocess.CompletedProcess[str]:
+    """The tiny recipe without dropout in two processes on one host; its last argument is a flag."""
+    folder = tmp_path_factory.mktemp("two")
+    return subprocess.run(
+        [
+            *(*TORCHRUN, "--standalone", "--nproc-per-node=2"),
+            *(RECIPE, "--run-dir", folder, "--dropout", "0"),
+        ],
         check=False,
         capture_output=True,
         text=True,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         timeout=DEADLINE_S,
     )
+
+
+def test_two_processes_learn_what_one_learns(
+    tmp_path: Path, pair_run: subprocess.CompletedProcess[str]
+) -> None:
+    """Run by torchrun, two processes over gloo agree, come close to one, and one writes."""
+    train(tmp_path / "one", dropout=0.0)
+    done = pair_run
     assert done.returncode == 0, done.stderr
     ranks = dict(line.split() for line in done.stdout.splitlines() if len(line.split()) == 2)
     assert set(ranks) == {"0", "1"}
     assert ranks["0"] == ranks["1"]
     assert done.stderr.count("epoch 4/4") == 1
-    two, one = checkpoint_of(tmp_path / "two"), checkpoint_of(tmp_path / "one")
+    two, one = checkpoint_of(done.args[-3]), checkpoint_of(tmp_path / "one")
     assert len(two["run"]["random"]) == 2
     for name, value in one["weights"].items():
         if "norm" not in name:  # its statistics are of half a batch
             torch.testing.assert_close(two["weights"][name], value, rtol=0, atol=2e-3)
     losses = [[row["loss"] for row in part["run"]["history"]] for part in (one, two)]
     assert losses[0] == pytest.approx(losses[1], rel=1e-3)
+
+
+def test_two_hosts_learn_what_two_processes_of_one_learn(
+    tmp_path: Path, pair_run: subprocess.CompletedProcess[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Over a network, torchrun's rendezvous gives the same checkpoint, bit by bit."""
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    words = (" ".join(TORCHRUN), RECIPE, "--run-dir", tmp_path, "--dropout", "0")
+    done = run_apart(TWO_HOSTS, *words, also=["--net"])
+    assert done.returncode == 0, done.stderr
+    assert same(checkpoint_of(tmp_path), checkpoint_of(pair_run.args[-3]))
+
+
+def test_a_run_of_two_processes_is_not_resumed_by_one(
+    pair_run: subprocess.CompletedProcess[str],
+) -> None:
+    """Both numbers are told; each process has random states of its own, and a part of a batch."""
+    with pytest.raises(CheckpointError, match=r"the number of processes \(2, now 1\)"):
+        train(pair_run.args[-3], dropout=0.0, resume=True)
 
 
 def test_autocast_trains_and_keeps_float32_weights(half_run: Path, whole_run: Path) -> None:

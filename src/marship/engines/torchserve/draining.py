@@ -10,11 +10,13 @@ import socket
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import replace
 
 import psutil
 
 from marship.engines.engine import DRAIN_S, ModelStatus
 from marship.engines.home import WORKERS_SOCKET
+from marship.engines.metrics import of_versions
 from marship.engines.torchserve.access import Access
 from marship.engines.torchserve.status import describe
 from marship.errors import (
@@ -30,6 +32,7 @@ QUIET_S = 1.0
 _DIRECT_S, _MOST_BYTES = 20.0, 1 << 16
 _AGAIN_S = 0.5  # workers have registered with the next acceptor by then
 _POLL_S = 0.25
+_TAKEN = "ts_inference_requests_total"
 _IDLE_SHARE = 0.05  # of one core: a worker's metrics thread wakes periodically
 
 
@@ -63,11 +66,44 @@ def drain(access: Access, name: str, version: str, *, timeout_s: float = DRAIN_S
         yield from _send_last(access, name, version)
 
 
+def is_quiet(access: Access, before: ModelStatus, pids: Sequence[int]) -> Flow[bool]:
+    """Whether workers have nothing to do that came through TorchServe's own address.
+
+    For a second no such request came, none was queued, and these workers did not use the CPU: a
+    call that only waits for something else is not noticed.
+
+    Args:
+        access: The server's addresses.
+        before: The version.
+        pids: The workers, which got no direct requests meanwhile.
+    """
+    came = yield from _came(access, before.name)
+    chosen = replace(before, workers=tuple(w for w in before.workers if w.pid in pids))
+    cpu_use = _CpuUse(is_local=access.is_local)
+    cpu_use.is_spent(chosen)
+    end = time.monotonic() + QUIET_S
+    while time.monotonic() < end:
+        yield Pause(_POLL_S)
+        (now,) = yield from describe(access, before.name, before.version)
+        if now.waiting or cpu_use.is_spent(chosen):
+            return False
+    return came == (yield from _came(access, before.name))
+
+
+def _came(access: Access, name: str) -> Flow[float]:
+    """How many requests of a model TorchServe has taken."""
+    response = yield from access.authorized(Call("metrics", "GET", "/metrics"))
+    found = of_versions(response.body.decode("utf-8")).items()
+    return sum(sums.get(_TAKEN, 0.0) for (model, _), sums in found if model == name)
+
+
 @contextmanager
 def taken_off(
     access: Access, name: str, version: str | None, pids: Sequence[int] | None = None
 ) -> Iterator[Step]:
     """A step that lets workers finish clients' direct requests, and refuses new ones.
+
+    Its result is whether they have finished.
 
     TorchServe kills a worker that it ends at once. Workers that still live when the block ends
     serve clients again. For a remote server, and without an acceptor, nothing is done.
@@ -81,10 +117,10 @@ def taken_off(
     request = {"kind": "drain", "model": name, "version": version, "pids": pids}
     lines = ExitStack()
 
-    def wait() -> None:
+    def wait() -> bool:
         record = access.home.running() if access.is_local else None
         if record is None or record.acceptor is None:
-            return
+            return True
         end = time.monotonic() + _DIRECT_S
         with suppress(OSError):  # no acceptor, or requests that take longer: they get a status
             while time.monotonic() < end:
@@ -92,9 +128,10 @@ def taken_off(
                 line.settimeout(max(_POLL_S, end - time.monotonic()))
                 line.connect(f"{record.tmp}/{WORKERS_SOCKET}")
                 if _are_drained(line, request):
-                    return
+                    return True
                 lines.close()  # the acceptor died: the next one knows of no drain
                 time.sleep(_AGAIN_S)
+        return False
 
     with lines:
         yield Work(wait)
@@ -139,6 +176,8 @@ class _CpuUse:
 
 
 def _used_s(pid: int) -> float:
+    if pid < 1:  # TorchServe's word for a worker that it has not started yet
+        return 0.0
     try:
         times = psutil.Process(pid).cpu_times()
     except psutil.NoSuchProcess:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from marship.engines.engine import Note, ServerConfig
 from marship.engines.home import Home, default_home
 from marship.engines.torchserve import config as configs
-from marship.engines.torchserve import draining, locks, status, store, versions
+from marship.engines.torchserve import draining, loads, locks, status, store, versions
 from marship.engines.torchserve import models as registered
 from marship.engines.torchserve.access import Access
 from marship.exchange.calls import Pause
@@ -28,6 +28,8 @@ class TorchServe(Access):
     describe = status.describe
     register = registered.register
     scale = registered.scale
+    shrink = registered.shrink
+    loads = loads.list_loads
     wait_ready = registered.wait_ready
     set_default = versions.set_default
     drain = draining.drain

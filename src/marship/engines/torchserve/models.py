@@ -118,6 +118,25 @@ def scale(
         raise failure from error
 
 
+def shrink(
+    access: Access, name: str, workers: int, *, version: str, wait: Wait
+) -> Flow[ModelStatus | None]:
+    """Scale down if no request is lost by it; None if workers to be ended stay busy.
+
+    Raises:
+        NotFoundError: There is no such model or version.
+        ServerError: The server refused.
+    """
+    (before,) = yield from describe(access, name, version)
+    ending = [worker.pid for worker in before.workers[workers:]]  # TorchServe ends the last ones
+    watch = ReadinessWatch(access, name, version, None, frozenset())
+    with draining.taken_off(access, name, version, ending) as taken:
+        if not (yield taken) or not (yield from draining.is_quiet(access, before, ending)):
+            return None
+        yield from _set_workers(access, before, workers)
+        return (yield from watch.until(workers, wait))
+
+
 def wait_ready(
     access: Access,
     name: str,

@@ -50,6 +50,12 @@ def test_an_idle_process_is_seen() -> None:
         assert not effort.is_spent(status(idle.pid))
 
 
+def test_a_worker_that_is_not_started_is_idle() -> None:
+    """TorchServe lists it with the pid -1 before it has a process."""
+    effort = _CpuUse(is_local=True)
+    assert not effort.is_spent(status(-1))
+
+
 def test_a_process_at_work_is_seen() -> None:
     """It counts, and gets its share of the processors even on a busy machine."""
     effort = _CpuUse(is_local=True)

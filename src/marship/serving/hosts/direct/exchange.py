@@ -62,6 +62,7 @@ class Exchange:
     Attributes:
         head: The request line with its headers.
         body: The bytes.
+        came_s: When it was complete, by `time.perf_counter`.
         keeps_alive: Whether the connection stays open after the response.
         is_kserve: Whether errors have KServe v2's form.
         has_begun: Whether the response is a stream, and its head is sent.
@@ -74,6 +75,7 @@ class Exchange:
         "_is_last",
         "_outlet",
         "body",
+        "came_s",
         "early",
         "has_begun",
         "head",
@@ -85,7 +87,7 @@ class Exchange:
 
     def __init__(self, outlet: Outlet, head: Head) -> None:
         self._outlet, self.head = outlet, head
-        self.body, self.keeps_alive = b"", head.keeps_alive
+        self.body, self.keeps_alive, self.came_s = b"", head.keeps_alive, 0.0
         self.is_kserve = self.is_done = self.has_begun = self._is_last = False
         self.early = bytearray()
         self.route: Route | None = None

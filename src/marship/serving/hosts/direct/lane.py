@@ -103,9 +103,10 @@ class Lane:
             self._service.metrics.add_error("busy")
             exchange.reply(error_reply(_busy(self._queue)))
             return
+        exchange.came_s = now = time.perf_counter()
         self._pending.append(exchange)
         if self._rests_at:
-            self._waited_s, self._rests_at = time.perf_counter() - self._rests_at, 0.0
+            self._waited_s, self._rests_at = now - self._rests_at, 0.0
         if not self._is_scheduled and len(self._running) < self._slots:
             self._is_scheduled = True
             self._loop.call_soon(self._flush)
@@ -210,10 +211,12 @@ class Lane:
 
     def _reply(self, batch: list[Exchange]) -> tuple[list[Reply], str]:
         """Each request's response; nothing is raised."""
+        began_s = time.perf_counter()
         requests, refused = self._requests(batch)
-        if not refused:
-            return self._service.reply(requests)
         replies, timing = self._service.reply(requests) if requests else ([], "")
+        self._service.metrics.add_times([each.came_s for each in batch], began_s)
+        if not refused:
+            return replies, timing
         ready = iter(replies)
         return [refused[i] if i in refused else next(ready) for i in range(len(batch))], timing
 
@@ -232,6 +235,7 @@ class Lane:
 
     def _stream(self, batch: list[Exchange]) -> None:
         """Send what is ready after each turn."""
+        began_s = time.perf_counter()
         requests, refused = self._requests(batch)
         self._loop.call_soon_threadsafe(self._send, batch, refused, "")
         left = [index for index in range(len(batch)) if index not in refused]
@@ -248,6 +252,7 @@ class Lane:
                 self._loop.call_soon_threadsafe(self._send, batch, found, timing)
                 self._loop.call_soon_threadsafe(ahead.release)
         finally:
+            self._service.metrics.add_times([each.came_s for each in batch], began_s)
             self._loop.call_soon_threadsafe(self._streamed, batch)
 
     def _streamed(self, batch: list[Exchange]) -> None:

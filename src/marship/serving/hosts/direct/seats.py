@@ -4,12 +4,11 @@ import math
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import Any
 
+from marship.serving.hosts.direct.slots import BEGUN, HANDED, PARTLY, Slots
 from marship.serving.hosts.direct.sockets import Channel, Packet
-
-if TYPE_CHECKING:
-    from marship.serving.hosts.direct.slots import Slots
+from marship.serving.metrics import TIMES_S
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +46,7 @@ class Seat:
         )
         self.model = self.version = ""
         self.connections = self.requests = 0
+        self.done: list[float] = []  # as its metrics have it; nothing where it says nothing of it
         self.handed = self.adopted = 0  # connections: sent to it, and those it says it has got
         self.closing = 0  # connections that it was ordered to close, and may still have
         self.state_sent: tuple[bool, tuple[str, ...]] | None = None
@@ -60,6 +60,11 @@ class Seat:
     def open(self) -> int:
         """The same as the acceptor sees it, at once and not by the worker's last report."""
         return self.held if self.slots is None else len(self.slots)
+
+    @property
+    def ongoing(self) -> int:
+        """Requests that wait or run at it; a moment old where it does not show its connections."""
+        return self.requests if self.slots is None else self.slots.count(HANDED, BEGUN, PARTLY)
 
     @property
     def load(self) -> tuple[int, int, int]:
@@ -102,6 +107,26 @@ class Seats:
         self._models: dict[str, ModelState] = {}
         self.knows_models = False
         self.ending: list[tuple[str, str]] = []
+        self._done: dict[tuple[str, str], list[float]] = {}
+
+    def did(self, seat: Seat, done: list[float]) -> None:
+        """Add what a worker did since its last report to what those of its version did."""
+        before, seat.done = seat.done, done
+        named = (seat.model, seat.version)
+        sums = self._done.setdefault(named, [0.0] * len(done))
+        if len(before) == len(sums) == len(done):
+            more = (new - old for new, old in zip(done, before, strict=True))
+            self._done[named] = [whole + part for whole, part in zip(sums, more, strict=True)]
+
+    def load_of(self, model: str, version: str | None) -> dict[str, Any]:
+        """What the workers of a version have in hand, and did since this acceptor started."""
+        named = self.named(model, version)
+        seats = self._seats.get(named, [])
+        return {
+            "ongoing": sum(seat.ongoing for seat in seats),
+            "done": self._done.get(named, []),
+            "took_s": TIMES_S,
+        }
 
     def follow(self, models: dict[str, ModelState]) -> None:
         """Take the state of all models, and tell workers what changed for them."""

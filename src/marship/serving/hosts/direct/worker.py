@@ -98,7 +98,7 @@ class DirectWorker(Site):
         self._channel: Channel | None = None
         self._connected_at = 0.0
         self._adopted = 0  # connections, since the acceptor knows this worker
-        self._load_sent = (-1, -1, -1)
+        self._load_sent: tuple[int, int, int, list[float]] | None = None
         self._states: slots.States | None = None
 
     # The loop.
@@ -146,7 +146,7 @@ class DirectWorker(Site):
             return
         self._channel = Channel(self._loop, line, self._on_packet, self._on_lost)
         self._connected_at = self._loop.time()
-        self._is_default, self._adopted, self._load_sent = False, 0, (-1, -1, -1)
+        self._is_default, self._adopted, self._load_sent = False, 0, None
         self._is_drained = False  # the acceptor that requested it is gone
         facts = {
             "model": self._settings.model,
@@ -154,6 +154,7 @@ class DirectWorker(Site):
             "pid": os.getpid(),
             "connections": len(self._connections | self._arriving),
             "timeout_s": self._service.timeout_s,
+            "done": self._service.metrics.load(),
         }
         memory, self._states = slots.make()
         for connection in self._connections | self._arriving:
@@ -228,10 +229,11 @@ class DirectWorker(Site):
         self._report()
 
     def _report(self) -> None:
-        facts = (len(self._connections), self._lane.load, self._adopted)
+        done = self._service.metrics.load()
+        facts = (len(self._connections), self._lane.load, self._adopted, done)
         if self._channel is not None and facts != self._load_sent:
             self._load_sent = facts
-            names = ("connections", "requests", "adopted")
+            names = ("connections", "requests", "adopted", "done")
             self._channel.send(Packet("load", dict(zip(names, facts, strict=True))))
 
     def _give_back(self, count: int) -> None:

@@ -138,13 +138,14 @@ class Workers:
             seat.closing = 0
             seat.connections, seat.requests = packet.facts["connections"], packet.facts["requests"]
             seat.adopted = packet.facts.get("adopted", seat.handed)
+            self._seats.did(seat, packet.facts.get("done", []))
             if seat.slots is not None and seat.adopted == seat.handed:
                 seat.slots.forget_unread()
         elif packet.kind == "leaving":
             seat.is_leaving = True
             self._seats.remove(seat)
-        elif packet.kind == "drain":
-            self._drain(seat, packet.facts["model"], packet.facts["version"], packet.facts["pids"])
+        elif packet.kind in {"drain", "ask load"}:
+            self._serve_caller(seat, packet)
         elif packet.kind == "closed" and seat.slots is not None:
             _end(seat.slots.take(packet.facts["slot"]).fd)
             seat.closing = max(0, seat.closing - 1)
@@ -159,6 +160,7 @@ class Workers:
         seat.connections = packet.facts["connections"]
         seat.pid = packet.facts["pid"]
         seat.timeout_s = packet.facts.get("timeout_s")
+        seat.done = packet.facts.get("done", [])
         if packet.fds:
             with suppress(OSError):  # it is gone already, or too many files are open
                 seat.slots = Slots(packet.fds[0], seat.pid)
@@ -166,6 +168,14 @@ class Workers:
         self._seats.add(seat)
         if self._is_finishing:
             seat.channel.send(Packet("finish"))
+
+    def _serve_caller(self, caller: Seat, packet: Packet) -> None:
+        """What others than workers ask at the same socket."""
+        model, version = packet.facts["model"], packet.facts["version"]
+        if packet.kind == "drain":
+            self._drain(caller, model, version, packet.facts["pids"])
+        else:
+            caller.channel.send(Packet("load of", self._seats.load_of(model, version)))
 
     def _drain(self, caller: Seat, model: str, version: str | None, pids: list[int] | None) -> None:
         """Give workers nothing new, and say when they have nothing left.

@@ -1,0 +1,1 @@
+"""As many workers as the load needs: settings, policy, measuring, and the loop that acts."""

@@ -1,0 +1,97 @@
+"""From two looks at a version's load to a sample of the policy."""
+
+from collections import deque
+from collections.abc import Sequence
+
+from marship.engines.load import ModelLoad
+from marship.operate.autoscale.policy import ScalingSample
+
+_LEAST_TIMES = 100
+
+
+class Sampler:
+    """The samples of one version.
+
+    Args:
+        kept_s: How long they are kept.
+        p99_s: The window of the 99th percentile.
+    """
+
+    def __init__(self, kept_s: float, p99_s: float) -> None:
+        self._kept_s, self._p99_s = kept_s, p99_s
+        self._before: tuple[float, ModelLoad] | None = None
+        self._took: deque[tuple[float, list[float]]] = deque()
+        self.samples: list[ScalingSample] = []
+
+    def look(self, load: ModelLoad, now: float) -> bool:
+        """Add what happened since the look before; False where that cannot be told.
+
+        Args:
+            load: The load now.
+            now: By the monotonic clock.
+        """
+        last, self._before = self._before, (now, load)
+        if last is None or last[1].source != load.source or now <= last[0]:
+            return False
+        before, span_s = last[1], now - last[0]
+        if load.requests < before.requests:  # another server, or another acceptor, counts anew
+            return False
+        self._keep_times(before, load, now)
+        status = load.status
+        running = min(load.busy_s - before.busy_s, status.ready * span_s)
+        in_own = max(0.0, load.own_s - before.own_s) / span_s
+        self.samples.append(
+            ScalingSample(
+                at_s=now,
+                span_s=span_s,
+                workers=status.ready,
+                wanted=status.min_workers,
+                ongoing=load.ongoing + max(in_own, status.waiting),
+                busy_s=max(0.0, running),
+                calls=round(load.calls - before.calls),
+                responses=round(load.requests - before.requests),
+                waited_s=max(0.0, load.waited_s - before.waited_s),
+                p99_s=self._p99(load.took_s),
+            )
+        )
+        while self.samples[0].at_s < now - self._kept_s:
+            del self.samples[0]
+        return True
+
+    def _keep_times(self, before: ModelLoad, load: ModelLoad, now: float) -> None:
+        if len(before.took) == len(load.took) > 0:
+            more = [new - old for new, old in zip(load.took, before.took, strict=True)]
+            self._took.append((now, more))
+        while self._took and self._took[0][0] < now - self._p99_s:
+            self._took.popleft()
+
+    def _p99(self, bounds_s: Sequence[float]) -> float | None:
+        sums = [sum(column) for column in zip(*(more for _, more in self._took), strict=True)]
+        return percentile(sums, bounds_s, 0.99)
+
+
+def percentile(counts: Sequence[float], bounds_s: Sequence[float], share: float) -> float | None:
+    """A percentile of a histogram, as Prometheus' histogram_quantile: linear within a class.
+
+    Args:
+        counts: How many are in each class; the last one has no upper bound.
+        bounds_s: The upper bounds of all others.
+        share: Of all, which are below.
+
+    Returns:
+        None of fewer than 100; the last bound where it is above that.
+
+    Example:
+        >>> percentile([50, 50, 0], [1.0, 2.0], 0.75)
+        1.5
+    """
+    total = sum(counts)
+    if total < _LEAST_TIMES or not bounds_s:
+        return None
+    left = share * total
+    for index, (count, bound_s) in enumerate(zip(counts, bounds_s, strict=False)):
+        if count >= left:
+            low_s = bounds_s[index - 1] if index else 0.0
+            return low_s + (bound_s - low_s) * left / count
+        left -= count
+    return bounds_s[-1]

@@ -1,0 +1,89 @@
+"""From the figures of a server to samples."""
+
+from dataclasses import replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from marship.engines.engine import ModelStatus, Worker
+from marship.engines.load import ModelLoad
+from marship.operate.autoscale.samples import Sampler, percentile
+
+STATUS = ModelStatus(
+    name="m", version="1.0", archive="m.mar", min_workers=2, max_workers=2, batch_size=1,
+    max_batch_delay_ms=1, response_timeout_s=60, loaded_at_startup=False,
+    workers=(Worker("9000", 1, ready=True), Worker("9001", 2, ready=False)),
+)  # fmt: skip
+START = ModelLoad(
+    status=STATUS, source="workers", ongoing=3, requests=100, calls=50, busy_s=10, waited_s=5,
+    took=(90, 10, 0), took_s=(1.0, 2.0), own_s=7,
+)  # fmt: skip
+
+
+def test_a_sample_has_what_was_added_between_two_looks() -> None:
+    """Sums become differences; workers and requests in hand are those of the second look."""
+    sampler = Sampler(60, 60)
+    assert not sampler.look(START, 10.0)
+    later = replace(
+        START, requests=140, calls=70, busy_s=11, waited_s=9, took=(90, 110, 0), own_s=8
+    )
+    assert sampler.look(later, 12.0)
+    (sample,) = sampler.samples
+    assert (sample.at_s, sample.span_s, sample.workers, sample.wanted) == (12.0, 2.0, 1, 2)
+    assert (sample.responses, sample.calls, sample.busy_s, sample.waited_s) == (40, 20, 1, 4)
+    assert sample.ongoing == 3 + 0.5  # a second of requests in two, as Little's law has it
+    assert sample.p99_s == pytest.approx(1.99)
+
+
+def test_workers_are_not_busier_than_they_are_many() -> None:
+    """A long call is counted when it ends: not all of it was in the last second."""
+    sampler = Sampler(60, 60)
+    sampler.look(START, 0.0)
+    sampler.look(replace(START, busy_s=40), 1.0)
+    assert sampler.samples[0].busy_s == 1.0
+
+
+@pytest.mark.parametrize("change", [{"requests": 3}, {"source": "engine"}])
+def test_another_server_begins_anew(change: dict[str, object]) -> None:
+    """Sums that fall, or are another's, make no sample; the next look does."""
+    sampler = Sampler(60, 60)
+    sampler.look(START, 0.0)
+    other = replace(START, **change)
+    assert not sampler.look(other, 1.0)
+    assert sampler.look(other, 2.0)
+    assert sampler.samples[0].responses == 0
+
+
+def test_old_samples_are_dropped() -> None:
+    """Those older than the time that is kept, and their times."""
+    sampler = Sampler(3, 3)
+    for second in range(10):
+        sampler.look(START, float(second))
+    assert [sample.at_s for sample in sampler.samples] == [6, 7, 8, 9]
+    sampler.look(replace(START, took=(290, 10, 0)), 10.0)
+    assert sampler.samples[-1].p99_s == pytest.approx(0.99)
+    for second in range(11, 15):
+        sampler.look(replace(START, took=(290, 10, 0)), float(second))
+    assert sampler.samples[-1].p99_s is None
+
+
+@given(st.lists(st.floats(0.001, 7.9), min_size=100, max_size=300), st.floats(0.01, 1))
+def test_a_percentile_is_in_the_class_of_the_true_one(times: list[float], share: float) -> None:
+    """The histogram tells the class, and never more than its bound."""
+    bounds = [0.5, 1.0, 2.0, 4.0, 8.0]
+    counts = [0] * 6
+    for time in times:
+        counts[sum(bound < time for bound in bounds)] += 1
+    true = sorted(times)[max(0, -(-int(share * len(times) * 1e6) // 1_000_000) - 1)]
+    found = percentile(counts, bounds, share)
+    assert found is not None
+    low = max([0.0, *(bound for bound in bounds if bound < true)])
+    high = min(bound for bound in bounds if bound >= true)
+    assert low - 1e-9 <= found <= high * 2  # the share may stand at the border of two classes
+
+
+def test_few_times_are_no_percentile() -> None:
+    """The 99th of fewer than a hundred is chance."""
+    assert percentile([99, 0], [1.0], 0.99) is None
+    assert percentile([0, 100], [1.0], 0.99) == 1.0
