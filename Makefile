@@ -49,7 +49,7 @@ test-pythons: setup  ## the code inside archives, on each installed Python that 
 	$(BIN)/python tools/pythons.py
 
 test-image: setup  ## build an image with buildah from MARSHIP_BASE, and run it; as root
-	$(BIN)/pytest -q tests/image
+	$(BIN)/pytest -q tests/containers
 
 torture: setup  ## faults and attacks in full, figures into docs/reliability.md; a quarter of an hour
 	$(BIN)/pytest tests/server/torture --full --report docs/reliability.md

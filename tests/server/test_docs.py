@@ -41,7 +41,7 @@ NOT_RUN = {
     ("image.md", "benchmarks/pictures.py"): "takes minutes, and photographs",
     ("kubernetes.md", "openssl rand"): "serves until it is ended; tests/unit/engines/"
     "test_standalone.py starts such hosts",
-    ("kubernetes.md", "buildah build"): "needs a registry; tests/image builds and runs an image",
+    ("kubernetes.md", "buildah build"): "needs a registry; tests/containers builds an image",
     ("kubernetes.md", "kubectl apply"): "needs a cluster; tests/unit/deploying writes each form",
     ("kubernetes.md", "--kserve"): "tests/unit/deploying writes each form",
     (

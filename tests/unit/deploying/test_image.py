@@ -1,4 +1,4 @@
-"""A Containerfile with its build context; tests/image builds one."""
+"""A Containerfile with its build context; tests/containers builds one."""
 
 from dataclasses import replace
 from pathlib import Path
