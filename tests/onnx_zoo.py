@@ -64,11 +64,19 @@ class Builder:
 Stage = Callable[[Builder, str], str]
 ROW_WISE: dict[str, Stage] = {}
 MIXING: dict[str, Stage] = {}
+UNSHOWN: dict[str, Stage] = {}
+"""Row-wise by what their values do, and not by the definitions of their operators."""
 
 
 def row_wise(stage: Stage) -> Stage:
     """Note a stage that works within a row."""
     ROW_WISE[stage.__name__] = stage
+    return stage
+
+
+def unshown(stage: Stage) -> Stage:
+    """Note a stage that works within a row by what its values do."""
+    UNSHOWN[stage.__name__] = stage
     return stage
 
 
@@ -195,7 +203,7 @@ def gathered_by_own_places(b: Builder, x: str) -> str:
     return b.op("Add", x, b.op("GatherElements", x, places, axis=1))
 
 
-@row_wise
+@unshown
 def experts(b: Builder, x: str) -> str:
     """Rows of a kind are taken out, changed, and put back."""
     first = b.op("Squeeze", b.op("Slice", x, np.array([0, 0]), np.array([1, 1]), np.array([1, 2])),
@@ -221,7 +229,7 @@ def looped(b: Builder, x: str) -> str:
     return b.op("Loop", np.array(3), np.array(True), x, body=body)
 
 
-@row_wise
+@unshown
 def looped_until_done(b: Builder, x: str) -> str:
     """A loop until all rows are done, in which a row that is done stays as it is."""
     return _until_small(b, x, frozen=True)
@@ -559,7 +567,7 @@ def _chained(
     x, value = _entrance(b, entrance)
     mixed = None
     for name in chain:
-        x = {**ROW_WISE, **MIXING}[name](b, x)
+        x = {**ROW_WISE, **MIXING, **UNSHOWN}[name](b, x)
         mixed = b.op("Identity", x) if name == mixes else mixed
     outputs = [HEADS[head](b, x), *([mixed] if mixed else [])]
     graph = helper.make_graph(

@@ -18,6 +18,7 @@ LARGEST_CALL_BYTES = 64 << 20
 MANY_ROWS = 1025
 """Rows of the largest batch, to exceed a capacity for rows that a graph may have."""
 LONGEST_MANY_S = 1.0
+_COPIES = (2, 3, 4, 8)
 FEWEST = 2
 """The number of rows that can be compared with each other."""
 
@@ -32,11 +33,19 @@ class InfluenceError(Exception):
 
 @dataclass(slots=True)
 class Alone:
-    """A part with its outputs when run alone, and the allowed difference of each element."""
+    """A part with its outputs when run alone, and the allowed difference of each element.
+
+    Attributes:
+        part: The part.
+        outputs: Its outputs.
+        limits: The allowed differences, by output.
+        usual: Whether the model certainly supports its values.
+    """
 
     part: Arrays
     outputs: Arrays
     limits: Arrays
+    usual: bool = False
 
 
 @dataclass(slots=True)
@@ -74,6 +83,8 @@ class Prover:
             InfluenceError: They influence each other.
         """
         alone = [found for part in rows.parts if (found := self._alone(part))]
+        for one in alone:
+            one.usual = rows.usual
         refused = len(rows.parts) - len(alone)
         if refused:
             self._note(
@@ -89,7 +100,7 @@ class Prover:
                 self._together(group, rows.name)
         if rows.name not in self.sets:
             self.sets.append(rows.name)
-        if rows.usual:
+        if rows.usual and not _is_empty(alone):
             self.usual += len(alone)
         return alone
 
@@ -137,6 +148,12 @@ class Prover:
         except ModelError:
             return False
         return True
+
+    def joins(self, part: Arrays) -> bool:
+        """Whether the model runs on several copies of a part."""
+        counts = [count for count in _COPIES if count * self.unit <= self.largest_rows]
+        copies = ({k: np.concatenate([v] * count) for k, v in part.items()} for count in counts)
+        return any(self.takes(rows) for rows in copies)
 
     def _alone(self, part: Arrays) -> Alone | None:
         started = time.perf_counter()
@@ -215,6 +232,7 @@ class Prover:
         """Why a row differs between batched and alone; None if it does not.
 
         Where values are missing, NaN is no overflow, which may differ: others' values filled a gap.
+        Nor is anything of usual values.
         """
         has_gaps = any(a.dtype.kind == "f" and np.isnan(a).any() for a in one.part.values())
         for name, want in one.outputs.items():
@@ -228,6 +246,8 @@ class Prover:
             gap, relative, over = gap_of(found, want, one.limits[name])
             if has_gaps and (np.isnan(want) & ~np.isnan(found)).any():
                 return InfluenceError(f"{name} fills missing values from other rows")
+            if one.usual and (~np.isfinite(want) & np.isfinite(found)).any():
+                return InfluenceError(f"{name} has numbers together that it lacks alone")
             if over:
                 return InfluenceError(
                     f"{name} is up to {gap:.2g} off where rows run together", gap, relative
@@ -269,6 +289,14 @@ class Prover:
     def _note(self, text: str) -> None:
         if text not in self.left_out:
             self.left_out.append(text)
+
+
+def _is_empty(alone: Sequence[Alone]) -> bool:
+    """Whether an output has no finite number, so that nothing was compared."""
+    return any(
+        array.dtype.kind in "fc" and not any(np.isfinite(one.outputs[name]).any() for one in alone)
+        for name, array in alone[0].outputs.items()
+    )
 
 
 def _count(array: Array) -> str:

@@ -15,7 +15,7 @@ import numpy as np
 
 from marship import profiles
 from marship.contract import Arrays, Contract
-from marship.proof.cases import allowed, shared_axis, sizes_to_try, with_an_empty_axis
+from marship.proof.cases import DEFAULT_SIZE, allowed, shared_axis, sizes_to_try, with_an_empty_axis
 from marship.proof.comparison import RowProof, RunModel
 from marship.proof.prover import FEWEST, LARGEST_CALL_BYTES, InfluenceError, Prover
 from marship.proof.rowsets import PARTS, USUAL, RowDrawer, RowSet
@@ -28,6 +28,7 @@ LONGEST_CALL_S = 5.0
 MOST_ROWS = 1100
 SEED = 20
 _MOST_REQUESTS, _MOST_SETS = 5, 4
+_LONGEST, _MOST_PAST = 256, 4
 
 
 def prove(
@@ -67,8 +68,8 @@ def prove(
     )
     difference = (0.0, 0.0)
     reason = "; ".join(facts.mixing if facts else ()) or None
-    if reason is None and facts is not None and facts.follow is not None:
-        reason = "; ".join(facts.follow(_requests(contract, examples, prover))) or None
+    if reason is None and facts is not None:
+        reason = _followed(contract, examples, facts, prover)
     if reason is None:
         try:
             reason = _try_all(prover, drawer)
@@ -90,17 +91,57 @@ def prove(
     )
 
 
-def _requests(contract: Contract, examples: Arrays | None, prover: Prover) -> Sequence[Arrays]:
+def _followed(
+    contract: Contract, examples: Arrays | None, facts: "Facts", prover: Prover
+) -> str | None:
+    """Why rows influence each other by the graph, at the usual sizes and at others; or None."""
+    if facts.follow is None:
+        return None
+    levels = sizes_to_try(contract, examples)
+    others = [*levels[:1], *_past(contract, levels[-1], facts.constants)]
+    for sizes in (levels[-1], *(one for one in others if one != levels[-1])):
+        if sizes != levels[-1] and time.perf_counter() > prover.deadline:
+            prover.left_out.append("following rows at other sizes: the time is over")
+            break
+        parts = _requests(contract, examples, prover, sizes)
+        found = facts.follow(parts)
+        if not found and not parts and prover.joins(_fresh_part(contract, examples, prover, sizes)):
+            found = ["the model runs requests together that it refuses alone"]
+        if found:
+            return "; ".join(found)
+    return None
+
+
+def _past(
+    contract: Contract, sizes: Mapping[str, int], constants: Sequence[float]
+) -> Iterator[dict[str, int]]:
+    """Sizes past the graph's constants, which it may be compared with, and past the usual ones."""
+    wanted = [2 * DEFAULT_SIZE]
+    wanted += [int(one) for one in constants if one == int(one) and 1 < one < _LONGEST]
+    for size in [*dict.fromkeys(wanted)][:_MOST_PAST]:
+        yield {axis: allowed(contract, axis, size + 1) for axis in sizes}
+
+
+def _requests(
+    contract: Contract, examples: Arrays | None, prover: Prover, sizes: Mapping[str, int]
+) -> Sequence[Arrays]:
     """A few requests that the model takes, as many as fit into a batch; real ones if possible."""
     drawer = RowDrawer(contract, examples, (), prover.unit, np.random.default_rng(SEED))
     most = min(_MOST_REQUESTS, prover.largest_rows // prover.unit)
     found: list[Arrays] = []
-    for rows in islice(drawer.sets(sizes_to_try(contract, examples)[-1]), _MOST_SETS):
+    for rows in islice(drawer.sets(sizes), _MOST_SETS):
         taken = [part for part in rows.parts if prover.takes(part)][:most]
         found = max(found, taken, key=len)
         if len(found) == most:
             break
     return found
+
+
+def _fresh_part(
+    contract: Contract, examples: Arrays | None, prover: Prover, sizes: Mapping[str, int]
+) -> Arrays:
+    drawer = RowDrawer(contract, examples, (), prover.unit, np.random.default_rng(SEED))
+    return drawer.part(sizes, USUAL)
 
 
 def _try_all(prover: Prover, drawer: RowDrawer) -> str | None:

@@ -1,6 +1,9 @@
 """Rows of a call are followed through the graph: what mixes them is found whatever the values."""
 
+import subprocess
+import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,223 +12,18 @@ import onnxruntime
 import pytest
 from onnx import helper, numpy_helper, parser
 
-from marship.proof import influence, parity
+from marship.proof import graph, influence, parity
+from row_graphs import MIXING, ROW_WISE
 
 Arrays = dict[str, np.ndarray]
-
-MIXING = {
-    "a mean over all rows, of any size": """
-        agraph (float[N, 4] x) => (float[N, 4] y) {
-            m = ReduceMean <axes = [0], keepdims = 1> (x)
-            y = Sub (x, m)
-        }""",
-    "a product that is 0, unless a value is infinite": """
-        agraph (float[N, 4] x) => (float[N, 4] y)
-        <int64 zero = {0}, int64 one = {1}, int64[1] first = {0}, int64[1] second = {1}> {
-            shape = Shape (x)
-            n = Gather (shape, zero)
-            places = Range (zero, n, one)
-            a = Unsqueeze (places, first)
-            b = Unsqueeze (places, second)
-            same = Equal (a, b)
-            eye = Cast <to = 1> (same)
-            y = MatMul (eye, x)
-        }""",
-    "scores of rows by rows": """
-        agraph (float[N, 4] x) => (float[N, 4] y) {
-            t = Transpose <perm = [1, 0]> (x)
-            s = MatMul (x, t)
-            p = Softmax <axis = -1> (s)
-            y = MatMul (p, x)
-        }""",
-    "the number of rows as a value": """
-        agraph (float[N, 4] x) => (float[N, 4] y) <int64 zero = {0}> {
-            shape = Shape (x)
-            n = Gather (shape, zero)
-            f = Cast <to = 1> (n)
-            y = Div (x, f)
-        }""",
-    "the place of a row as a value": """
-        agraph (float[N] x) => (float[N] y) <int64 zero = {0}, int64 one = {1}> {
-            n = Size (x)
-            places = Range (zero, n, one)
-            f = Cast <to = 1> (places)
-            y = Add (x, f)
-        }""",
-    "a branch by the number of rows": """
-        agraph (float[N, 4] x) => (float[N, 4] y) <int64 zero = {0}, int64 most = {64}> {
-            shape = Shape (x)
-            n = Gather (shape, zero)
-            many = Greater (n, most)
-            y = If (many) <
-                then_branch = yes () => (float[N, 4] a) { a = Neg (x) },
-                else_branch = no () => (float[N, 4] b) { b = Identity (x) }
-            >
-        }""",
-    "normalized in training form": """
-        agraph (float[N, 4] x) => (float[N, 4] y)
-        <float[4] s = {1, 1, 1, 1}, float[4] b = {0, 0, 0, 0}, float[4] m = {0, 0, 0, 0},
-         float[4] v = {1, 1, 1, 1}> {
-            y, mean, var = BatchNormalization <training_mode = 1> (x, s, b, m, v)
-        }""",
-    "the previous row": """
-        agraph (float[N, 4] x) => (float[N, 4] y)
-        <int64[1] zero = {0}, int64[1] last = {-1}, int64[1] axis = {0}, int64[1] one = {1}> {
-            head = Slice (x, zero, last, axis)
-            first = Slice (x, zero, one, axis)
-            moved = Concat <axis = 0> (first, head)
-            y = Add (x, moved)
-        }""",
-    "in another order": """
-        agraph (float[N, 4] x) => (float[N, 4] y)
-        <int64[1] start = {-1}, int64[1] end = {-1000}, int64[1] axis = {0}, int64[1] by = {-1}> {
-            y = Slice (x, start, end, axis, by)
-        }""",
-    "a reshape that puts two rows beside each other": """
-        agraph (float[N, 4] x) => (float[N, 4] y) <int64[2] across = {4, -1}> {
-            turned = Reshape (x, across)
-            y = Transpose <perm = [1, 0]> (turned)
-        }""",
-    "the largest word of all rows": """
-        agraph (string[N] x) => (float[N] y) <string word = {"zebra"}> {
-            same = Equal (x, word)
-            f = Cast <to = 1> (same)
-            m = ReduceMax <keepdims = 0> (f)
-            y = Add (f, m)
-        }""",
-    "behind numbers of eight bits": """
-        agraph (float[N, 4] x) => (float[N, 4] y) {
-            small = Cast <to = 17> (x)
-            wide = Cast <to = 1> (small)
-            m = ReduceMax <keepdims = 0> (wide)
-            y = Sub (wide, m)
-        }""",
-    "within a loop": """
-        agraph (float[N, 4] x) => (float[N, 4] y) <int64 rounds = {2}, bool go = {1}> {
-            y = Loop (rounds, go, x) <body = round (int64 i, bool on, float[N, 4] h) =>
-                (bool on_out, float[N, 4] h_out) {
-                on_out = Identity (on)
-                m = ReduceMean <axes = [0], keepdims = 1> (h)
-                h_out = Sub (h, m)
-            }>
-        }""",
-    "only from the second round of a loop on": """
-        agraph (float[N, 4] x) => (float[1, 4] z, float[N, 4] y)
-        <int64 rounds = {2}, bool go = {1}, float[1, 4] zero = {0, 0, 0, 0}> {
-            z, y = Loop (rounds, go, zero, x) <body = round (int64 i, bool on, float[1, 4] s,
-                float[N, 4] h) => (bool on_out, float[1, 4] s_out, float[N, 4] h_out) {
-                on_out = Identity (on)
-                s_out = ReduceMax <axes = [0], keepdims = 1> (h)
-                h_out = Add (h, s)
-            }>
-        }""",
-    "within a scan over steps": """
-        agraph (float[N, 4] x) => (float[N, 4] y) {
-            steps = Transpose <perm = [1, 0]> (x)
-            o = Scan <num_scan_inputs = 1, body = step (float[N] h) => (float[N] h_out) {
-                m = ReduceMax <keepdims = 0> (h)
-                h_out = Sub (h, m)
-            }> (steps)
-            y = Transpose <perm = [1, 0]> (o)
-        }""",
-    "within a function": """
-        agraph (float[N, 4] x) => (float[N, 4] y) { y = local.centred (x) }
-        <opset_import: ["" : 17], domain: "local"> centred (x) => (y) {
-            m = ReduceMean <axes = [0], keepdims = 1> (x)
-            y = Sub (x, m)
-        }""",
-}
-
-ROW_WISE = {
-    "attention over tokens of a row, heads beside the batch": """
-        agraph (float[N, 4] x) => (float[N, 4] y)
-        <int64[3] tokens = {0, 2, 2}, int64[3] heads = {2, -1, 1}, int64[2] flat = {-1, 4},
-         int64[3] back = {2, -1, 2}> {
-            t = Reshape (x, tokens)
-            steps = Transpose <perm = [1, 0, 2]> (t)
-            h = Reshape (steps, heads)
-            q = Transpose <perm = [1, 0, 2]> (h)
-            k = Transpose <perm = [0, 2, 1]> (q)
-            s = MatMul (q, k)
-            p = Softmax <axis = -1> (s)
-            o = MatMul (p, q)
-            u = Transpose <perm = [1, 0, 2]> (o)
-            r = Reshape (u, back)
-            m = Transpose <perm = [1, 0, 2]> (r)
-            y = Reshape (m, flat)
-        }""",
-    "two copies behind each other, cut again": """
-        agraph (float[N, 4] x) => (float[N, 4] y) {
-            n = Neg (x)
-            both = Concat <axis = 0> (x, n)
-            e = Tanh (both)
-            a, b = Split <axis = 0, num_outputs = 2> (e)
-            y = Sub (a, b)
-        }""",
-    "a state of zeros for each row": """
-        agraph (float[N, 4] x) => (float[N, 4] y) <int64 zero = {0}, int64[1] wide = {4},
-         int64[1] axis = {0}> {
-            shape = Shape (x)
-            n = Gather (shape, zero)
-            rows = Unsqueeze (n, axis)
-            size = Concat <axis = 0> (rows, wide)
-            start = ConstantOfShape (size)
-            y = Add (x, start)
-        }""",
-    "sizes that follow from those of the input": """
-        agraph (float[N, 4] x) => (float[N, 4] y) <int64 zero = {0}, int64[1] rest = {-1},
-         int64[1] axis = {0}> {
-            shape = Shape (x)
-            n = Gather (shape, zero)
-            rows = Unsqueeze (n, axis)
-            size = Concat <axis = 0> (rows, rest)
-            t = Reshape (x, size)
-            y = Relu (t)
-        }""",
-    "a scan over steps, with a state of each row": """
-        agraph (float[N, 4] x) => (float[N, 4] y) <int64[1] rest = {1}, int64 zero = {0}> {
-            steps = Transpose <perm = [1, 0]> (x)
-            shape = Shape (x)
-            axis = Constant <value_ints = [0]> ()
-            n = Gather (shape, axis)
-            start = ConstantOfShape (n)
-            last, o = Scan <num_scan_inputs = 1, body = step (float[N] s, float[N] h) =>
-                (float[N] s_out, float[N] h_out) {
-                s_out = Add (s, h)
-                h_out = Tanh (s_out)
-            }> (start, steps)
-            y = Transpose <perm = [1, 0]> (o)
-        }""",
-    "a loop over rounds": """
-        agraph (float[N, 4] x) => (float[N, 4] y) <int64 rounds = {3}, bool go = {1}> {
-            y = Loop (rounds, go, x) <body = round (int64 i, bool on, float[N, 4] h) =>
-                (bool on_out, float[N, 4] h_out) {
-                on_out = Identity (on)
-                t = Tanh (h)
-                p = Softmax <axis = 1> (t)
-                h_out = Add (h, p)
-            }>
-        }""",
-    "a branch by another size": """
-        agraph (float[N, 4] x) => (float[N, 4] y) <int64 one = {1}, int64 most = {64}> {
-            shape = Shape (x)
-            n = Gather (shape, one)
-            many = Greater (n, most)
-            y = If (many) <
-                then_branch = yes () => (float[N, 4] a) {
-                    m = ReduceMean <axes = [0]> (x)
-                    a = Add (x, m)
-                },
-                else_branch = no () => (float[N, 4] b) { b = Neg (x) }
-            >
-        }""",
-}
 
 
 def _saved(text: str, path: Path) -> Path:
     newer = {"num_outputs": 18, "string[N]": 19, "to = 17": 19}
     opset = max((version for word, version in newer.items() if word in text), default=17)
-    opsets = f'"" : {opset}' + (', "local" : 1' if "local." in text else "")
+    domains = [one for one in ("local", "com.microsoft", "ai.onnx.ml") if f"{one}." in text]
+    opsets = ", ".join(f'"{one}" : 1' for one in domains)
+    opsets = f'"" : {opset}' + (f", {opsets}" if opsets else "")
     model = parser.parse_model(f"<ir_version: 9, opset_import: [{opsets}]>" + text)
     onnx.save(model, path)
     return path
@@ -234,7 +32,8 @@ def _saved(text: str, path: Path) -> Path:
 def _requests(path: Path) -> list[Arrays]:
     """Requests of one row, of the file's own type."""
     (value,) = onnx.load(path).graph.input
-    shape = [axis.dim_value or 1 for axis in value.type.tensor_type.shape.dim]
+    rows, *others = value.type.tensor_type.shape.dim
+    shape = [rows.dim_value or 1, *(axis.dim_value or 4 for axis in others)]
     if value.type.tensor_type.elem_type == onnx.TensorProto.STRING:
         return [{"x": np.full(shape, "word", dtype=object)}] * 5
     generator = np.random.default_rng(0)
@@ -352,3 +151,63 @@ def test_no_chain_whose_rows_influence_each_other_passes(tmp_path: Path) -> None
             passed.append(seed)
     assert not passed
     assert 60 < shown <= found < 330
+
+
+@pytest.mark.parametrize("size", [16, 40])
+def test_rows_that_meet_in_longer_requests_are_found(size: int, tmp_path: Path) -> None:
+    """Sizes past the graph's constants, and past the usual ones, are followed, too."""
+    text = f"""
+        agraph (float[N, L] x) => (float[N, L] y)
+        <int64[1] most = {{{size}}}, int64[1] none = {{0}}, int64[1] less = {{-1}}> {{
+            length = Shape <start = 1> (x)
+            many = Greater (length, most)
+            by = Cast <to = 7> (many)
+            back = Mul (by, less)
+            pads = Concat <axis = 0> (by, none, back, none)
+            y = Pad (x, pads)
+        }}"""
+    path = _saved(text, tmp_path / "model.onnx")
+    found = parity.row_influence(graph.contract_of(path), parity.runner(path))
+    assert found is not None
+    assert "Pad 'y'" in str(found.reason)
+
+
+def test_what_runs_only_together_is_not_joined(tmp_path: Path) -> None:
+    """Requests of 12 columns are cut into chunks of 8, which only a call of several has."""
+    text = """
+        agraph (float[N, L] x) => (float[N, L] y) <int64[2] chunks = {-1, 8}> {
+            shape = Shape (x)
+            c = Reshape (x, chunks)
+            s = Softmax <axis = -1> (c)
+            y = Reshape (s, shape)
+        }"""
+    path = _saved(text, tmp_path / "model.onnx")
+    contract = replace(graph.contract_of(path), bounds={"L": (8, None)})
+    found = parity.row_influence(contract, parity.runner(path))
+    assert found is not None
+    assert "together that it refuses alone" in str(found.reason)
+
+
+def test_tensors_of_a_call_are_not_kept(tmp_path: Path) -> None:
+    """Of what depends on the inputs only shapes are needed; a large model's would fill memory."""
+    text = """
+        agraph (float[N, 4] x) => (float[N, 4] y)
+        <int64[2] wide = {1, 250000}, int64[1] first = {0}, int64[1] four = {4},
+         int64[1] axis = {1}> {
+            t1 = Tile (x, wide)
+            t2 = Tanh (t1)
+            t3 = Neg (t2)
+            y = Slice (t3, first, four, axis)
+        }"""
+    path = _saved(text, tmp_path / "model.onnx")
+    program = (
+        "import resource, sys; import numpy as np; from pathlib import Path; "
+        "from marship.proof import influence, parity\n"
+        "parts = [{'x': np.ones((1, 4), np.float32)}] * 5\n"
+        "parity.runner(Path(sys.argv[1]))({'x': np.ones((5, 4), np.float32)})\n"
+        "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
+        "assert influence.mixing(Path(sys.argv[1]), parts) == ()\n"
+        "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)"
+    )
+    ran = subprocess.run([sys.executable, "-c", program, path], capture_output=True, check=True)
+    assert int(ran.stdout) < 60_000  # kB; one tensor of 5 rows has 20 MB

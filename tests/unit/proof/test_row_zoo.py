@@ -52,3 +52,10 @@ def test_each_row_wise_stage_alone_gets_a_batch_axis(stage: str, tmp_path: Path)
     """No operator is refused as such."""
     model, _ = zoo.alone(stage)
     assert taken_for_independent(model, tmp_path / "model.onnx")
+
+
+@pytest.mark.parametrize("stage", sorted(zoo.UNSHOWN))
+def test_what_its_values_alone_make_row_wise_is_not_joined(stage: str, tmp_path: Path) -> None:
+    """Graphs of the same operators mix rows, and no run shows it: see docs/decisions.md."""
+    model, _ = zoo.alone(stage)
+    assert not taken_for_independent(model, tmp_path / "model.onnx")

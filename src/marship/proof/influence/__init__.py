@@ -4,11 +4,12 @@ Runs of a model show an influence only for the values that were tried: a mean ov
 where it meets a threshold, and nowhere else. So the rows are followed through the graph: it is run
 twice, with different numbers of requests, to learn the shapes of all tensors and the values of
 those that do not depend on the inputs, and each operator's definition tells where its outputs hold
-the rows. What has no rule, such as a custom operator, is left to runs; the rows of its outputs are
-taken to be on the axis that grows with their number.
+the rows. An operator without a rule, such as a custom one, may do anything with them, so the rows
+are not joined. Branches that sizes choose are followed either way, and of loops any iteration.
 
 trace.py    the tensors of a call
 loops.py    the body of a loop as a model of its own
+numbers.py  operators that move rows by indices, which are numbered to see where they go
 tensor.py   where a tensor holds the rows
 moves.py    rules of operators that move elements
 sums.py     rules of operators that compute with them
@@ -16,36 +17,76 @@ rules.py    the rule of each operator
 flow.py     follows the rows through the graph
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+
+from onnx import ModelProto
 
 from marship.contract import Arrays
 from marship.proof.influence.flow import Flow
-from marship.proof.influence.trace import traced, whole
+from marship.proof.influence.trace import Trace, traced, whole
 
 _PAIRS = ((3, 5), (2, 3), (1, 2))
 """Numbers of requests in two runs: primes, so that no axis holds rows by coincidence."""
+_MOST_VARIANTS = 16
 
 
 def mixing(path: Path, parts: Sequence[Arrays], libraries: Sequence[Path] = ()) -> tuple[str, ...]:
-    """Why rows of one call influence each other, a sentence for each operator; empty if none does.
+    """Why rows of one call influence each other, or may; empty if none does.
 
     Args:
         path: The ONNX file.
         parts: Requests, each of the same number of rows, on the first axis of all inputs.
         libraries: Files with its custom operators.
+
+    Returns:
+        A sentence for each operator.
     """
     counts = next((pair for pair in _PAIRS if pair[1] <= len(parts)), None)
     model = whole(path)
     if counts is None or model is None:
         return ()
-    traces = [traced(model, parts[:count], libraries) for count in counts]
     found: dict[str, None] = {}
-    for trace, other in (traces, traces[::-1]):
-        if trace is None or other is None:
-            return ()
-        if trace.rows > 1:
-            flow = Flow(trace, other)
-            flow.walk()
-            found |= dict.fromkeys(flow.mixing)
+    variants = [*_variants(model, parts, counts, libraries)]
+    if not variants:
+        return ("the graph does not run with all its tensors as outputs, to follow the rows",)
+    if len(variants) > _MOST_VARIANTS:
+        return ("the graph has more branches than can be followed",)
+    for traces in variants:
+        for trace, other in (traces, traces[::-1]):
+            if trace.rows > 1:
+                flow = Flow(trace, other)
+                flow.walk()
+                found |= dict.fromkeys(flow.mixing)
     return tuple(found)
+
+
+def _variants(
+    model: ModelProto, parts: Sequence[Arrays], counts: Sequence[int], libraries: Sequence[Path]
+) -> Iterator[tuple[Trace, Trace]]:
+    """Two calls through the branches that they take, and through each other one that runs.
+
+    Where all sizes but the number of rows are fixed, the other branches are never taken.
+    """
+    # the larger call repeats requests of the smaller: nothing differs but the number
+    calls = [[parts[number % counts[0]] for number in range(count)] for count in counts]
+    queue: list[Mapping[str, bool]] = [{}]
+    for forced in queue:
+        first, second = (traced(model, call, libraries, forced) for call in calls)
+        if first is None or second is None:
+            continue
+        yield first, second
+        if _has_sizes(model) and len(queue) <= _MOST_VARIANTS:
+            known = {name for one in queue for name in one}
+            queue += [
+                {**forced, name: not way} for name, way in first.taken.items() if name not in known
+            ]
+
+
+def _has_sizes(model: ModelProto) -> bool:
+    """Whether inputs vary in more than the number of rows."""
+    return any(
+        not axis.HasField("dim_value")
+        for value in model.graph.input
+        for axis in value.type.tensor_type.shape.dim[1:]
+    )

@@ -12,7 +12,9 @@ from onnx.reference import ReferenceEvaluator
 from marship.contract import Array
 from marship.proof import operators
 from marship.proof.influence.loops import Body
+from marship.proof.influence.numbers import MOVED
 from marship.proof.influence.rules import RULES
+from marship.proof.influence.sums import elementwise
 from marship.proof.influence.tensor import (
     Mixes,
     Place,
@@ -41,6 +43,7 @@ _SHAPING = {
 """The inputs of an operator that may state the number of rows, as a size."""
 _DOMAINS = {"", "ai.onnx", "ai.onnx.ml", "com.microsoft", "ai.onnx.contrib"}
 _ITERATIONS = 4
+_UNKNOWN = "is not known to keep the rows of a call apart"
 _RULE_FAULTS = (IndexError, KeyError, TypeError, ValueError, ZeroDivisionError)
 """Of a rule, where a node is not as the definition of its operator says."""
 
@@ -53,18 +56,22 @@ class Flow:
         trace: The call.
         other: One with another number of rows.
         tensors: What is known of each tensor, by name.
-        mixing: Why rows influence each other.
+        mixing: Why rows influence each other, or may.
+        lost: What depends on the inputs' values and is no array, such as a sequence.
     """
 
     trace: Trace
     other: Trace
     tensors: dict[str, RowTensor] = field(default_factory=dict)
     mixing: list[str] = field(default_factory=list)
+    lost: set[str] = field(default_factory=set)
 
     def walk(self) -> None:
         """Follow the rows from the inputs, which hold them on the first axis, to the outputs."""
         for name, array in self.trace.inputs.items():
             stride = array.size // self.trace.rows or None
+            if stride is None:
+                self.mixing.append(f"input {name} is empty, and shows nothing")
             self.tensors[name] = RowTensor(array.shape, stride, is_data=True)
         self._walk()
         for value in self.trace.model.graph.output:
@@ -93,6 +100,10 @@ class Flow:
         self.mixing.append(f"{operators.named(node)} {how}")
 
     def _follow(self, node: NodeProto) -> None:
+        if used(node) & self.lost:
+            self._note(node, _UNKNOWN)
+            self.lost |= {*node.output}
+            return
         inputs = [self.tensors.get(name) if name else None for name in node.input]
         captured = [self.tensors[name] for name in used(node) if name in self.tensors]
         is_data = any(tensor.is_data for tensor in captured)
@@ -119,28 +130,68 @@ class Flow:
         shapes = [self.trace.shapes.get(name, ()) for name in node.output]
         step = Step(node, inputs, shapes, self.trace.rows, self._opset)
         places: list[Place] = []
-        given = [one for one in inputs if one is not None]
-        is_position = any(one.is_position for one in given)
-        is_position |= not is_data and any(one.counts is not None for one in given)
-        is_lost = any(one.is_data and one.stride is None for one in given)
+        is_lost = any(one is not None and one.is_data and one.stride is None for one in inputs)
+        is_position = self._has_positions(step, is_data=is_data)
+        how = ""
         try:
             self._check_counts(node, inputs, is_data=is_data)
-            if is_lost:
-                raise Unknown
-            places = self._loop(node) if node.op_type in LOOPS else self._rule(node)(step)
+            if not is_lost:
+                places = self._loop(node) if node.op_type in LOOPS else self._rule(node)(step)
         except Mixes as found:
-            is_position = not is_data
-            if is_data:
-                self._note(node, str(found))
+            how = str(found)
         except (Unknown, *_RULE_FAULTS):
-            is_position = not is_data
-            is_known = is_lost or node.op_type in operators.SIZED_BY_VALUES
-            if is_data and not is_known and not any(map(self._guess, node.output)):
-                self._note(node, "makes one output of all rows of a call")
+            how = _UNKNOWN
+        is_position |= bool(how) and not is_data
         for number, name in enumerate(node.output):
-            if name in self.trace.shapes:
-                place = places[number] if number < len(places) else self._guess(name)
-                self.tensors[name] = self._made(name, place, is_data, is_position)
+            if name not in self.trace.shapes:
+                self.lost |= {name} - {""} if is_data or is_position else set()
+                continue
+            place = places[number] if number < len(places) else None
+            if is_data and not (how or is_lost or self._keeps(name, place)):
+                how = _UNKNOWN
+            if not is_data and place is None:
+                place = self._guess(name)
+            strays = is_position or not (is_data or self._keeps(name, place))
+            self.tensors[name] = self._made(name, place, is_data, strays)
+        if node.op_type == "Concat" and node.output[0] in self.tensors:
+            made = self.tensors[node.output[0]]
+            self.tensors[node.output[0]] = replace(made, leading=_leading(step))
+        if how and is_data and not is_lost:  # what loses rows was noted where that happened
+            self._note(node, how)
+
+    def _has_positions(self, step: Step, *, is_data: bool) -> bool:
+        """Whether the outputs' values depend on the places of rows in the call."""
+        moved = MOVED.get(step.node.op_type)
+        if moved and all(
+            (one is None or (not one.is_data and one.value is not None))
+            for number, one in enumerate(step.inputs)
+            if number not in moved
+        ):
+            held = [step.inputs[number] for number in moved if number < len(step.inputs)]
+            if any(one is not None and one.stride is not None for one in held):
+                return any(one is not None and one.is_position for one in held)
+        given = [one for one in step.inputs if one is not None]
+        if step.node.op_type in ("GatherND", "ScatterND") and step.place(0) is not None:
+            # the rule holds those of the leading axes against the rows
+            given = [one for one in given if one.leading is None]
+        shaping = _SHAPING.get(step.node.op_type, ())
+        counted = not is_data and any(
+            one is not None and one.counts is not None
+            for number, one in enumerate(step.inputs)
+            if number not in shaping
+        )
+        return counted or any(one.is_position for one in given)
+
+    def _keeps(self, name: str, place: Place | None) -> bool:
+        """Whether a tensor holds the rows at a place, and no other axis depends on their number."""
+        mine, other = self.trace.shapes[name], self.other.shapes.get(name, ())
+        if place is None or len(mine) != len(other) or not math.prod(mine):
+            return False
+        axis, inner = place
+        is_whole = mine[axis] % (inner * self.trace.rows) == 0
+        grows = mine[axis] * self.other.rows == other[axis] * self.trace.rows
+        others = zip(mine[:axis] + mine[axis + 1 :], other[:axis] + other[axis + 1 :], strict=True)
+        return is_whole and grows and all(size == its for size, its in others)
 
     def _loop(self, node: NodeProto) -> list[Place]:
         """The outputs' places of a loop, whose body is followed by itself."""
@@ -159,7 +210,9 @@ class Flow:
             start[name] = self.tensors[name]
         inner = self._settled(body, traces, start)
         self.mixing += inner.mixing
-        outputs = [*body.graph.output][1 if body.is_loop else 0 :]
+        outputs = [*body.graph.output]
+        if body.is_loop:
+            _check_condition(inner.tensors[outputs.pop(0).name])
         found = [inner.tensors[value.name] for value in outputs]
         if any(one.stride is None or one.is_position for one in found):
             raise Unknown
@@ -178,7 +231,7 @@ class Flow:
             changed = False
             for name, output in body.carried():
                 before, after = start[name], inner.tensors[output]
-                if (before.stride, before.is_data) == (after.stride, after.is_data):
+                if _kind(before) == _kind(after):
                     continue
                 if before.shape != after.shape:
                     raise Unknown
@@ -211,8 +264,6 @@ class Flow:
         for number, tensor in enumerate(inputs):
             if tensor is None or number in _SHAPING.get(node.op_type, ()):
                 continue
-            if tensor.is_position and node.op_type.startswith(("Gather", "Scatter")):
-                raise Unknown  # an index of a row is most often its own
             if tensor.counts is not None and is_data:
                 raise Mixes("computes with the number of rows of a call")
 
@@ -235,12 +286,17 @@ class Flow:
             moved = self._counts(node, inputs)
         for name, counts in zip(node.output, moved, strict=True):
             if name not in self.trace.shapes:
+                self.lost |= {name} - {""} if is_position or any(counted) else set()
                 continue
-            made = self._made(name, self._guess(name), is_data=False, is_position=is_position)
+            guess = self._guess(name)
+            made = self._made(name, guess, is_data=False, is_position=is_position)
             fills = node.op_type in ("ConstantOfShape", "Expand", "Tile") and not counted[0]
             fills = fills or node.op_type == "ConstantOfShape"
-            if made.stride is not None and not fills:
-                made = replace(made, is_position=True)
+            if made.stride is not None:
+                is_filled = fills and self._keeps(name, guess)
+                made = replace(made, is_position=is_position or not is_filled)
+            elif made.shape != self.other.shapes.get(name):
+                made = replace(made, counts=np.ones(made.shape, bool))
             elif counts is not None and counts.any():
                 made = replace(made, counts=counts)
             self.tensors[name] = made
@@ -254,6 +310,8 @@ class Flow:
         try:
             if node.op_type in _MOVING:
                 return self._moved(node, inputs, flags)
+            if self._rule(node) is not elementwise:
+                raise Unknown
             given = [flag for flag in flags if flag is not None]
             (shape,) = shapes
             return [np.broadcast_to(np.logical_or.reduce(np.broadcast_arrays(*given)), shape)]
@@ -264,6 +322,8 @@ class Flow:
         self, node: NodeProto, inputs: Sequence[RowTensor | None], flags: Sequence[Array | None]
     ) -> list[Array | None]:
         moved = len(inputs) if node.op_type == "Concat" else 1
+        if any(flag is not None and flag.any() for flag in flags[moved:]):
+            raise Unknown
         feeds, single = {}, NodeProto()
         single.CopyFrom(node)
         if node.op_type == "Cast":
@@ -281,6 +341,31 @@ class Flow:
         opsets = [onnx.helper.make_opsetid("", self._opset)]
         run = ReferenceEvaluator(onnx.helper.make_model(graph, opset_imports=opsets))
         return [np.asarray(one, bool) for one in run.run(None, feeds)]
+
+
+def _kind(tensor: RowTensor) -> tuple[int | None, bool, bool, bool]:
+    return tensor.stride, tensor.is_data, tensor.is_position, tensor.counts is not None
+
+
+def _check_condition(tensor: RowTensor) -> None:
+    """A loop must go on for reasons of its own."""
+    if tensor.is_data:
+        raise Mixes("goes on for all rows of a call by values of its rows")
+    if tensor.counts is not None or tensor.is_position:
+        raise Mixes("goes on by the number of rows of a call")
+
+
+def _leading(step: Step) -> Array | None:
+    """The first elements along the last axis, which are known, if no others hold places of rows."""
+    known: list[Array] = []
+    others = [one for one in step.inputs if one is not None]
+    while others and (value := others[0].value) is not None:
+        known.append(value)
+        others.pop(0)
+    is_last = step.attribute("axis") in (-1, len(step.shapes[0]) - 1)
+    if not (is_last and known) or any(one.is_position for one in others):
+        return None
+    return np.concatenate(known, axis=-1)
 
 
 def _flags(tensor: RowTensor) -> Array:

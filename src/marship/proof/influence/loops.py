@@ -11,7 +11,7 @@ from onnx import GraphProto, NodeProto
 from marship.contract import Array, Arrays
 from marship.proof import operators
 from marship.proof.influence.tensor import Place, RowTensor, Unknown, place_of, stride_of
-from marship.proof.influence.trace import Trace, run, used
+from marship.proof.influence.trace import Call, Trace, run, used
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +74,7 @@ class Body:
             Unknown: It does not run so.
         """
         feeds = self._feeds(trace)
-        outputs = [*self.graph.output][1 if self.is_loop else 0 :]  # the condition is for all rows
+        outputs = [*self.graph.output]
         graph = onnx.helper.make_graph(
             _needed(self.graph, {value.name for value in outputs}),
             "body",
@@ -85,7 +85,9 @@ class Body:
         model = onnx.helper.make_model(
             graph, opset_imports=[*trace.model.opset_import], ir_version=trace.model.ir_version
         )
-        found = run(model, feeds, data, trace.rows, trace.libraries)
+        # what an iteration gets differs from the first one's
+        varying = {value.name for value in self.graph.input}
+        found = run(model, Call(feeds, data | varying, trace.rows), trace.libraries)
         if found is None:
             raise Unknown
         return found

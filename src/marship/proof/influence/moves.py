@@ -2,6 +2,9 @@
 
 import math
 
+import numpy as np
+
+from marship.proof.influence.numbers import by_number
 from marship.proof.influence.sums import elementwise
 from marship.proof.influence.tensor import (
     Mixes,
@@ -10,8 +13,8 @@ from marship.proof.influence.tensor import (
     Unknown,
     different,
     first,
-    first_shape,
     place_of,
+    unknown,
 )
 
 
@@ -59,19 +62,11 @@ def split(step: Step) -> list[Place]:
 def slices(step: Step) -> list[Place]:
     """A range of each axis; of the rows' axis with all rows, in their order."""
     axis, inner = first(step)
-    shape, size = first_shape(step), step.shapes[0][axis]
-    starts, axes, strides = step.value(1), step.value(3), step.value(4)
-    if starts is None:  # before opset 10 they are attributes
-        starts, axes = step.attribute("starts"), step.attribute("axes")
-    axes = [one % len(shape) for one in axes or range(len(starts))]
-    if axis not in axes:
-        return [(axis, inner)]
-    number = axes.index(axis)
-    whole = inner * step.rows
-    start = starts[number] % shape[axis] if starts[number] < 0 else starts[number]
-    if start % whole or size % whole or (strides is not None and strides[number] != 1):
-        raise Mixes("takes some rows of a call, or takes them in another order")
-    return [(axis, inner)]
+    axes = step.value(3) or step.attribute("axes")  # the attribute before opset 10
+    axes = [one % step.rank() for one in axes or range(step.rank())]
+    if any(axes[one] != axis for number in (1, 2) for one in step.counted(number)):
+        raise Mixes("computes with the number of rows of a call")
+    return by_number(step) if axis in axes else [(axis, inner)]
 
 
 def gather(step: Step) -> list[Place]:
@@ -80,18 +75,19 @@ def gather(step: Step) -> list[Place]:
     rows, indices = step.place(0), step.place(1)
     if rows is None and indices is not None:
         return [(axis + indices[0], indices[1])]
-    if rows is None or (indices is not None and rows[0] == axis):
-        raise Mixes("takes rows of a call by index")
-    if rows[0] == axis:
-        raise Mixes("takes some rows of a call")
-    if indices is not None:
-        raise Mixes("combines different rows of a call")
-    return [(rows[0] + (step.rank(1) - 1 if rows[0] > axis else 0), rows[1])]
+    if rows is not None and indices is None and rows[0] != axis:
+        return [(rows[0] + (step.rank(1) - 1 if rows[0] > axis else 0), rows[1])]
+    if rows is not None and _is_known(step):
+        return by_number(step)
+    raise Mixes("takes rows of a call by index")
 
 
 def gather_elements(step: Step) -> list[Place]:
     """Elements by index along an axis, each at its own place on the others."""
-    (place,) = {step.place(number) for number in (0, 1)} - {None} or different()
+    if step.place(0) is not None and _is_known(step):
+        return by_number(step)
+    places = {step.place(number) for number in (0, 1)} - {None}
+    (place,) = places if len(places) == 1 else different()
     if place is None or place[0] == step.attribute("axis", 0) % step.rank():
         raise Mixes("takes rows of a call by index")
     if step.place(0) is None or step.place(1) is None:
@@ -101,8 +97,12 @@ def gather_elements(step: Step) -> list[Place]:
 
 def gather_nd(step: Step) -> list[Place]:
     """Elements by several indices; the first axes may belong together."""
+    if step.place(0) is not None and _is_known(step):
+        return by_number(step)
     rows, indices = step.place(0), step.place(1)
     joined = step.attribute("batch_dims", 0)
+    if not joined and indices is not None and _is_own(step):
+        return [indices]
     if rows is None and indices is not None and indices[0] < step.rank(1) - 1 and not joined:
         return [indices]
     if rows is not None and rows == indices and rows[0] < joined:
@@ -110,31 +110,64 @@ def gather_nd(step: Step) -> list[Place]:
     raise Unknown
 
 
+def scatter(step: Step) -> list[Place]:
+    """Elements are put where indices say."""
+    if _is_known(step):
+        return by_number(step)
+    if step.node.op_type == "ScatterND":
+        if not _is_own(step) or step.place(2) not in (None, step.place(1)):
+            raise Unknown
+        return [step.place(0) or unknown()]
+    places = {step.place(number) for number in range(3)}
+    (place,) = places if len(places) == 1 else different()
+    if place is None or place[0] == step.attribute("axis", 0) % step.rank():
+        raise Mixes("puts rows of a call by index")
+    return [place]
+
+
+def _is_own(step: Step) -> bool:
+    """Whether each row's indices of several axes lead to itself, by those of the leading axes."""
+    rows, indices, tensor = step.place(0), step.place(1), step.inputs[1]
+    if rows is None or indices is None or tensor is None or tensor.leading is None:
+        return False
+    (axis, inner), (at, own) = rows, indices
+    if axis >= tensor.leading.shape[-1] or at == len(tensor.shape) - 1:
+        return False
+    size = _shape(step, 0)[axis]
+    leads_to = tensor.leading[..., axis] % size // inner % step.rows
+    numbers = np.arange(tensor.shape[at]) // own % step.rows
+    shape = [1] * (len(tensor.shape) - 1)
+    shape[at] = -1
+    return bool((leads_to == numbers.reshape(shape)).all())
+
+
+def _is_known(step: Step) -> bool:
+    """Whether the second input does not depend on the inputs' values."""
+    indices = step.inputs[1]
+    return indices is not None and indices.value is not None
+
+
 def expand(step: Step) -> list[Place]:
     """Axes of one element, and new ones, are repeated; those of a number of rows are theirs."""
     place = elementwise(step)
-    shape = step.inputs[1]
-    if shape is not None and shape.counts is not None:
-        counted = {int(one) for one in shape.counts.nonzero()[0]}
-        if counted - {place[0][0] - len(step.shapes[0]) + len(shape.counts)}:
+    if counted := step.counted(1):
+        (size,) = _shape(step, 1)
+        if counted - {place[0][0] - len(step.shapes[0]) + size}:
             raise Mixes("repeats values by the number of rows of a call")
     return place
 
 
 def tile(step: Step) -> list[Place]:
     """Axes are repeated."""
-    repeats = step.inputs[1]
-    if repeats is not None and repeats.counts is not None:
+    if step.counted(1):
         raise Mixes("repeats values by the number of rows of a call")
     return [first(step)]
 
 
 def pad(step: Step) -> list[Place]:
-    """Values before and after; none beside the rows."""
-    place = first(step)
-    if step.shapes[0][place[0]] != first_shape(step)[place[0]]:
-        raise Unknown
-    return [place]
+    """Values before and after; none beside the rows, nor fewer."""
+    first(step)
+    return by_number(step)
 
 
 def one_hot(step: Step) -> list[Place]:
@@ -146,7 +179,9 @@ def one_hot(step: Step) -> list[Place]:
 
 def reverse(step: Step) -> list[Place]:
     """Steps of each row in the other order."""
-    axis, inner = first(step)
+    axis, inner = step.place(0) or unknown()
+    if step.place(1) not in (None, (0, inner)):
+        raise Unknown
     if axis != step.attribute("batch_axis", 1):
         raise Mixes("works along the rows of a call")
     return [(axis, inner)]
@@ -155,6 +190,15 @@ def reverse(step: Step) -> list[Place]:
 def resize(step: Step) -> list[Place]:
     """Axes that keep their size are not changed."""
     axis, inner = first(step)
-    if first_shape(step)[axis] != step.shapes[0][axis]:
+    if step.attribute("coordinate_transformation_mode") == b"tf_crop_and_resize":
+        raise Unknown
+    if _shape(step, 0)[axis] != step.shapes[0][axis]:
         raise Mixes("resizes the axis of the rows of a call")
+    if any(step.counted(number) - {axis} for number in (2, 3)):
+        raise Mixes("computes with the number of rows of a call")
     return [(axis, inner)]
+
+
+def _shape(step: Step, number: int) -> tuple[int, ...]:
+    tensor = step.inputs[number]
+    return () if tensor is None else tensor.shape

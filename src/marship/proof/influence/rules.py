@@ -8,15 +8,16 @@ from marship.proof.influence.tensor import Rule
 _ELEMENTWISE = (
     "Abs", "Acos", "Acosh", "Add", "And", "Asin", "Asinh", "Atan", "Atanh", "BitShift",
     "BitwiseAnd", "BitwiseNot", "BitwiseOr", "BitwiseXor", "Cast", "CastLike", "Ceil", "Celu",
-    "Clip", "Cos", "Cosh", "DequantizeLinear", "Div", "Dropout", "Elu", "Equal", "Erf", "Exp",
+    "Clip", "Cos", "Cosh", "Div", "Dropout", "Elu", "Equal", "Erf", "Exp",
     "Floor", "Gelu", "Greater", "GreaterOrEqual", "HardSigmoid", "HardSwish", "Identity",
     "IsInf", "IsNaN", "LeakyRelu", "Less", "LessOrEqual", "Log", "Max", "Mean", "Min", "Mish",
-    "Mod", "Mul", "Neg", "Not", "Or", "PRelu", "Pow", "QuantizeLinear", "Reciprocal", "Relu",
+    "Mod", "Mul", "Neg", "Not", "Or", "PRelu", "Pow", "Reciprocal", "Relu",
     "Round", "Selu", "Shrink", "Sigmoid", "Sign", "Sin", "Sinh", "Softplus", "Softsign", "Sqrt",
     "StringConcat", "RegexFullMatch", "Sub", "Sum", "Swish", "Tan", "Tanh", "ThresholdedRelu",
     "Where", "Xor", "FastGelu", "BiasGelu", "QuickGelu", "QLinearAdd", "QLinearMul",
     "QLinearSigmoid", "QLinearLeakyRelu", "Affine", "ParametricSoftplus", "ScaledTanh",
-    "Binarizer", "LabelEncoder", "CategoryMapper",
+    "Binarizer", "LabelEncoder", "CategoryMapper", "StringUpper", "StringLower", "StringStrip",
+    "StringRegexReplace",
 )  # fmt: skip
 _REDUCTIONS = (
     "ReduceL1", "ReduceL2", "ReduceLogSum", "ReduceLogSumExp", "ReduceMax", "ReduceMean",
@@ -28,8 +29,8 @@ _CONVOLUTIONS = (
     "QLinearAveragePool", "QLinearGlobalAveragePool", "DepthToSpace", "SpaceToDepth",
 )  # fmt: skip
 _TABLES = (
-    "ArrayFeatureExtractor", "FeatureVectorizer", "Imputer", "LinearClassifier",
-    "LinearRegressor", "Normalizer", "OneHotEncoder", "SVMClassifier", "SVMRegressor", "Scaler",
+    "FeatureVectorizer", "Imputer", "LinearClassifier",
+    "LinearRegressor", "Normalizer", "SVMClassifier", "SVMRegressor", "Scaler",
     "TreeEnsemble", "TreeEnsembleClassifier", "TreeEnsembleRegressor", "TfIdfVectorizer",
 )  # fmt: skip
 _ATTENTIONS = (
@@ -49,6 +50,11 @@ RULES: Mapping[str, Rule] = {
     **dict.fromkeys(("Resize", "Upsample"), moves.resize),
     **dict.fromkeys(("MatMul", "MatMulInteger", "MatMulIntegerToFloat"), sums.matmul),
     "QLinearMatMul": sums.quantized_matmul,
+    "FusedMatMul": sums.fused_matmul,
+    "StringNormalizer": sums.words,
+    "ArrayFeatureExtractor": sums.features,
+    **dict.fromkeys(("DequantizeLinear", "OneHotEncoder", "QuantizeLinear"), sums.one_row),
+    **dict.fromkeys(("DFT", "STFT"), sums.spectrum),
     **dict.fromkeys(("NegativeLogLikelihoodLoss", "SoftmaxCrossEntropyLoss"), sums.loss),
     **dict.fromkeys(("LpNormalization", "TopK"), sums.along(-1)),
     **dict.fromkeys(("LayerNormalization", "RMSNormalization"), sums.from_axis(-1)),
@@ -71,6 +77,7 @@ RULES: Mapping[str, Rule] = {
     "Gather": moves.gather,
     "GatherElements": moves.gather_elements,
     "GatherND": moves.gather_nd,
+    **dict.fromkeys(("Scatter", "ScatterElements", "ScatterND"), moves.scatter),
     "ReverseSequence": moves.reverse,
     "OneHot": moves.one_hot,
     "Expand": moves.expand,

@@ -1,15 +1,19 @@
 """Operators that compute with elements: where they leave the rows (onnx.ai, Operators)."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from marship.proof.influence.tensor import (
     Mixes,
     Place,
+    RowTensor,
     Rule,
     Step,
     Unknown,
     first,
     only,
+    stride_of,
+    unknown,
 )
 
 
@@ -97,7 +101,7 @@ def inner_axes(count: int) -> Rule:
     """A rule of an operator that works along the last axes, and changes no other."""
 
     def rule(step: Step) -> list[Place]:
-        axis, inner = first(step)
+        axis, inner = elementwise(step)[0]
         if axis >= step.rank() - count:
             raise Mixes("works along the rows of a call")
         return [(axis, inner)] * len(step.shapes)
@@ -120,6 +124,43 @@ def table(step: Step) -> list[Place]:
     if step.rank() == 1:
         raise Unknown
     return first_axis(step)
+
+
+def words(step: Step) -> list[Place]:
+    """Each word for itself, unless some are left out (StringNormalizer)."""
+    if step.attribute("stopwords"):
+        raise Mixes("leaves out words, and moves those of other rows")
+    return [first(step)]
+
+
+def features(step: Step) -> list[Place]:
+    """Columns of a table of rows, or elements of a constant by the indices of each row."""
+    indices = step.inputs[1]
+    if step.place(0) is not None:
+        axis, inner = first(step)
+        if axis == step.rank() - 1:
+            raise Mixes("takes rows of a call by index")
+        return [(axis, inner)]
+    if indices is None or indices.stride is None or step.has_rows(0, but=(1,)):
+        raise Unknown
+    return [(len(step.shapes[0]) - 1, indices.stride)]
+
+
+def one_row(step: Step) -> list[Place]:
+    """Rows stay on their axis, and nothing else has any."""
+    return [first(step)] * len(step.shapes)
+
+
+def spectrum(step: Step) -> list[Place]:
+    """Fourier transforms of a signal: rows on the first axis, or along the axis that is stated."""
+    axis, inner = first(step)
+    is_short = step.node.op_type == "STFT"
+    along = step.attribute("axis", 1)
+    if not is_short and step.opset >= 20:  # noqa: PLR2004
+        along = (step.value(2) or [-2])[0]
+    if axis if is_short else axis == along % step.rank():
+        raise Mixes("works along the rows of a call")
+    return [(axis, inner)]
 
 
 def batch_norm(step: Step) -> list[Place]:
@@ -148,6 +189,7 @@ def mean_variance(step: Step) -> list[Place]:
 
 def matmul(step: Step, right: int = 1) -> list[Place]:
     """The product of matrices, of which the leading axes are a batch (numpy.matmul)."""
+    _check_others(step, (0, right))
     left_place, right_place = step.place(0), step.place(right)
     rank = len(step.shapes[0])
     places = []
@@ -171,6 +213,31 @@ def quantized_matmul(step: Step) -> list[Place]:
     return matmul(step, right=3)
 
 
+def fused_matmul(step: Step) -> list[Place]:
+    """The same with a factor, and its first factor transposed or not (com.microsoft)."""
+    if step.attribute("transBatchA", 0) or step.attribute("transBatchB", 0):
+        raise Unknown
+    left, right = (_transposed(step, number, name) for number, name in enumerate(("A", "B")))
+    return matmul(replace(step, inputs=[left, right]))
+
+
+def _transposed(step: Step, number: int, name: str) -> RowTensor | None:
+    tensor, place = step.inputs[number], step.place(number)
+    if tensor is None or not step.attribute(f"trans{name}", 0) or len(tensor.shape) == 1:
+        return tensor
+    rank = len(tensor.shape)
+    order = [*range(rank - 2), rank - 1, rank - 2]
+    shape = tuple(tensor.shape[axis] for axis in order)
+    moved = None if place is None else stride_of(shape, (order.index(place[0]), place[1]))
+    return replace(tensor, shape=shape, stride=moved)
+
+
+def _check_others(step: Step, known: Sequence[int]) -> None:
+    """Scales, zero points and lengths must be the same for all rows."""
+    if step.has_rows(0, but=known):
+        raise Unknown
+
+
 def gemm(step: Step) -> list[Place]:
     """The product of two matrices, either transposed, plus a third."""
     places = []
@@ -191,7 +258,7 @@ def einsum(step: Step) -> list[Place]:
     """Sums of products by the letters of the axes."""
     equation = step.attribute("equation").decode().replace(" ", "")
     if "." in equation or "->" not in equation:
-        raise Unknown
+        raise Unknown  # of ellipses each term may have other axes
     terms, result = equation.split("->")
     found = []
     for number, term in enumerate(terms.split(",")):
@@ -206,22 +273,26 @@ def einsum(step: Step) -> list[Place]:
 def convolution(step: Step) -> list[Place]:
     """Each element of the first axis for itself; weights are constants."""
     place = first(step)
-    if any(step.place(number) is not None for number in range(1, len(step.inputs))):
-        raise Unknown
-    if place[0] > 1:
+    if place[0]:
         raise Mixes("works along the rows of a call")
-    if place[0] == 1:
-        raise Unknown
+    if len(step.shapes) > 1:
+        raise Mixes("numbers the elements of a whole call")  # Indices of MaxPool
     return [place] * len(step.shapes)
 
 
 def recurrent(step: Step) -> list[Place]:
     """Steps are on the first axis and rows on the second, or the other way round."""
-    axis, inner = first(step)
+    axis, inner = step.place(0) or unknown()
     by_rows = step.attribute("layout", 0)
     if axis != (0 if by_rows else 1):
         raise Mixes("works along the rows of a call")
     state = 0 if by_rows else 1
+    lengths, states = 4, (5, 6)
+    _check_others(step, (0, lengths, *states))
+    if step.place(lengths) not in (None, (0, inner)):
+        raise Mixes("combines different rows of a call")
+    if any(step.place(number) not in (None, (state, inner)) for number in states):
+        raise Mixes("combines different rows of a call")
     return [(0 if by_rows else 2, inner), (state, inner), (state, inner)][: len(step.shapes)]
 
 

@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
+import numpy as np
 import onnx
 from onnx import NodeProto
 
@@ -34,6 +35,8 @@ class RowTensor:
         counts: Which elements depend on the number of rows; None if none does.
         is_position: Whether values depend on the place of a row in the call.
         value: Its value, if that is small and no data.
+        leading: Of indices of several axes, those of the first axes, where the call's inputs do not
+            change them: an array with a last axis of that many.
     """
 
     shape: tuple[int, ...]
@@ -42,6 +45,7 @@ class RowTensor:
     counts: Array | None = None
     is_position: bool = False
     value: Array | None = None
+    leading: Array | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +80,13 @@ class Step:
             return None
         return place_of(tensor.shape, tensor.stride, self.rows)
 
+    def has_rows(self, start: int, but: Sequence[int] = ()) -> bool:
+        """Whether an input from a number on has rows, or depends on the inputs' values."""
+        return any(
+            one is not None and number not in but and (one.stride is not None or one.is_data)
+            for number, one in enumerate(self.inputs[start:], start)
+        )
+
     def rank(self, number: int = 0) -> int:
         """The number of axes of an input."""
         return len(self._given(number).shape)
@@ -92,6 +103,13 @@ class Step:
         if found is None:
             raise Unknown
         return [int(one) for one in found.ravel()]
+
+    def counted(self, number: int) -> set[int]:
+        """The elements of an input's first axis that depend on the number of rows."""
+        tensor = self.inputs[number] if number < len(self.inputs) else None
+        if tensor is None or tensor.counts is None:
+            return set()
+        return {int(one) for one in np.atleast_1d(tensor.counts).nonzero()[0]}
 
     def _given(self, number: int) -> RowTensor:
         tensor = self.inputs[number] if number < len(self.inputs) else None
@@ -128,23 +146,15 @@ Rule = Callable[[Step], list[Place]]
 
 
 def first(step: Step) -> Place:
-    """Where the first input holds the rows.
+    """Where the first input holds the rows, which no other one has.
 
     Raises:
-        Unknown: It holds none.
+        Unknown: It holds none, or another one has.
     """
     place = step.place(0)
-    if place is None:
+    if place is None or step.has_rows(1):
         raise Unknown
     return place
-
-
-def first_shape(step: Step) -> tuple[int, ...]:
-    """The shape of the first input."""
-    tensor = step.inputs[0]
-    if tensor is None:
-        raise Unknown
-    return tensor.shape
 
 
 def only(places: Sequence[Place]) -> list[Place]:
@@ -164,3 +174,8 @@ def only(places: Sequence[Place]) -> list[Place]:
 def different() -> NoReturn:
     """Raise that rows of the inputs do not belong together."""
     raise Mixes("combines different rows of a call")
+
+
+def unknown() -> NoReturn:
+    """Raise that nothing is known of an operator."""
+    raise Unknown

@@ -2,23 +2,24 @@
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
-from onnx import ModelProto, NodeProto
+from onnx import GraphProto, ModelProto, NodeProto
 
 from marship.contract import Array, Arrays
 from marship.proof import operators
 from marship.serving.model import custom_ops
 
 _LARGEST_MODEL = 1 << 30
-_NARROW = re.compile(r"tensor\((bfloat16|float8\w*|float4\w*|u?int[24])\)")
-_WIDE = "/marship/wide"
+_NARROW = re.compile("bfloat16|float8|float4|int[24][)]")
+"""Types that NumPy does not have."""
+_SHAPE = "/marship/shape"
 LOOPS = ("Loop", "Scan")
-MOST_VALUES = 1 << 16
+MOST_VALUES = 1 << 20
 
 
 def whole(path: Path) -> ModelProto | None:
@@ -50,6 +51,7 @@ class Trace:
         shapes: The shapes of all arrays, by name.
         values: Values of small arrays that do not depend on the inputs' values.
         conditions: The node of each If that was replaced, by the name of its condition.
+        taken: The branch of each that was taken, by the name of its condition.
         held: The arrays that loops take.
         libraries: Files with custom operators.
     """
@@ -60,43 +62,52 @@ class Trace:
     shapes: Mapping[str, tuple[int, ...]]
     values: Mapping[str, Array]
     conditions: Mapping[str, NodeProto]
+    taken: Mapping[str, bool]
     held: Arrays
     libraries: Sequence[Path]
 
 
-def traced(model: ModelProto, parts: Sequence[Arrays], libraries: Sequence[Path]) -> Trace | None:
+def traced(
+    model: ModelProto,
+    parts: Sequence[Arrays],
+    libraries: Sequence[Path],
+    forced: Mapping[str, bool],
+) -> Trace | None:
     """Run requests in one call; None if the model does not run so."""
     inputs = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-    return run(model, inputs, {*inputs}, len(parts), libraries)
+    return run(model, Call(inputs, {*inputs}, len(parts), forced), libraries)
 
 
-def run(
-    model: ModelProto,
-    inputs: Arrays,
-    data: set[str],
-    rows: int,
-    libraries: Sequence[Path],
-) -> Trace | None:
-    """Run a call.
+@dataclass(frozen=True, slots=True)
+class Call:
+    """What a model is run on.
 
-    Args:
-        model: The model.
-        inputs: The inputs of the call.
+    Attributes:
+        inputs: The inputs.
         data: Those whose values count as the user's.
         rows: The number of requests in it.
-        libraries: Files with custom operators.
-
-    Returns:
-        None if the model does not run on them.
+        forced: The branch to take whatever the condition is, by the name of the condition.
     """
+
+    inputs: Arrays
+    data: set[str]
+    rows: int
+    forced: Mapping[str, bool] = field(default_factory=dict)
+
+
+def run(model: ModelProto, call: Call, libraries: Sequence[Path]) -> Trace | None:
+    """Run a call, with files of custom operators; None if the model does not run on it."""
+    inputs = call.inputs
     conditions: dict[str, NodeProto] = {}
+    taken: dict[str, bool] = {}
     while True:
-        named = _data_names(model, data)
-        found = _arrays(model, inputs, libraries)
+        named = _data_names(model, call.data)
+        looped = _taken_by_loops(model)
+        wanted = {name for name in _outputs(model.graph) if name not in named} | looped
+        found = _arrays(model, call, wanted, libraries)
         if found is None:
             return None
         arrays, shapes = found
-        shapes |= {name: array.shape for name, array in arrays.items()}
         values = {
             name: array
             for name, array in (arrays | inputs).items()
@@ -105,16 +116,21 @@ def run(
         known = {node.input[0]: node for node in model.graph.node if node.op_type == "If"}
         known = {name: node for name, node in known.items() if name in values}
         if not known:
-            held = _held(model, arrays | inputs)
-            return Trace(model, rows, inputs, shapes, values, conditions, held, libraries)
+            held = _held(model, arrays | inputs, looped)
+            return Trace(
+                model, call.rows, inputs, shapes, values, conditions, taken, held, libraries
+            )
         conditions |= known
-        model = _with_branches(model, {name: bool(values[name].all()) for name in known})
+        taken |= {name: call.forced.get(name, bool(values[name].all())) for name in known}
+        model = _with_branches(model, taken)
 
 
-def _held(model: ModelProto, arrays: Arrays) -> Arrays:
+def _taken_by_loops(model: ModelProto) -> set[str]:
+    return set().union(*(used(node) for node in model.graph.node if node.op_type in LOOPS))
+
+
+def _held(model: ModelProto, arrays: Arrays, wanted: set[str]) -> Arrays:
     """The arrays that loops take, whose bodies are run by themselves."""
-    loops = [node for node in model.graph.node if node.op_type in LOOPS]
-    wanted = set().union(*map(used, loops))
     stored = {
         tensor.name: onnx.numpy_helper.to_array(tensor)
         for tensor in model.graph.initializer
@@ -139,34 +155,33 @@ def used(node: NodeProto) -> set[str]:
 
 
 def _arrays(
-    model: ModelProto, inputs: Arrays, libraries: Sequence[Path]
+    model: ModelProto, call: Call, wanted: set[str], libraries: Sequence[Path]
 ) -> tuple[dict[str, Array], dict[str, tuple[int, ...]]] | None:
-    """All arrays of a call in the main graph, and the shapes of those that NumPy cannot hold."""
+    """The arrays of a call in the main graph that are wanted, and the shapes of all.
+
+    The rest would fill the memory: of them there is the shape alone.
+    """
     copy = ModelProto()
     copy.CopyFrom(model)
-    outputs = {value.name for value in copy.graph.output}
-    names = [name for node in copy.graph.node for name in node.output if name]
-    copy.graph.output.extend(
-        onnx.ValueInfoProto(name=name) for name in names if name not in outputs
-    )
+    del copy.graph.output[:]
+    names = [name for name in _outputs(copy.graph) if name]
+    copy.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names)
     taken = {value.name for value in copy.graph.input}
     try:
+        kinds = {value.name: value.type for value in _session(copy, libraries).get_outputs()}
+        tensors = [name for name in names if kinds[name].startswith("tensor(")]
+        held = [name for name in tensors if name in wanted and not _NARROW.search(kinds[name])]
+        shaped = {name + _SHAPE: name for name in tensors if name not in held}
+        del copy.graph.output[:]
+        copy.graph.output.extend(onnx.ValueInfoProto(name=name) for name in (*held, *shaped))
+        copy.graph.node.extend(onnx.helper.make_node("Shape", [v], [k]) for k, v in shaped.items())
         session = _session(copy, libraries)
-        found = {value.name: value.type for value in session.get_outputs()}
-        narrow = [name for name, kind in found.items() if _NARROW.fullmatch(kind)]
-        if narrow:
-            for name in narrow:
-                wide = onnx.helper.make_node("Cast", [name], [name + _WIDE], to=1)  # float32
-                copy.graph.node.append(wide)
-                copy.graph.output.append(onnx.ValueInfoProto(name=name + _WIDE))
-            session = _session(copy, libraries)
-        wanted = [value.name for value in session.get_outputs() if value.name not in narrow]
-        values = session.run(wanted, {k: v for k, v in inputs.items() if k in taken})
+        values = session.run(None, {k: v for k, v in call.inputs.items() if k in taken})
     except Exception:
         return None
-    held = dict(zip(wanted, values, strict=True))
-    shapes = {name: held.pop(name + _WIDE).shape for name in narrow}
-    return {name: one for name, one in held.items() if isinstance(one, np.ndarray)}, shapes
+    found = dict(zip((value.name for value in session.get_outputs()), values, strict=True))
+    shapes = {name: tuple(map(int, found.pop(shape))) for shape, name in shaped.items()}
+    return found, shapes | {name: array.shape for name, array in found.items()}
 
 
 def _session(model: ModelProto, libraries: Sequence[Path]) -> Any:  # noqa: ANN401  onnxruntime ships no types
@@ -193,6 +208,8 @@ def _with_branches(model: ModelProto, taken: Mapping[str, bool]) -> ModelProto:
             continue
         wanted = "then_branch" if taken[node.input[0]] else "else_branch"
         branch = next(attribute.g for attribute in node.attribute if attribute.name == wanted)
+        own = {*_outputs(branch), *(tensor.name for tensor in branch.initializer)}
+        _rename(branch, {name: f"{node.output[0]}/{wanted}/{name}" for name in own - {""}})
         copy.graph.initializer.extend(branch.initializer)
         nodes += branch.node
         for inner, outer in zip(branch.output, node.output, strict=True):
@@ -201,3 +218,20 @@ def _with_branches(model: ModelProto, taken: Mapping[str, bool]) -> ModelProto:
     del copy.graph.node[:]
     copy.graph.node.extend(nodes)
     return copy
+
+
+def _outputs(graph: GraphProto) -> list[str]:
+    return [name for node in graph.node for name in node.output]
+
+
+def _rename(graph: GraphProto, names: Mapping[str, str]) -> None:
+    """Rename tensors, within subgraphs, too: branches may use one name for different tensors."""
+    for node in graph.node:
+        for held in (node.input, node.output):
+            held[:] = [names.get(name, name) for name in held]
+        for inner in operators.subgraphs(node):
+            _rename(inner, names)
+    for tensor in graph.initializer:
+        tensor.name = names.get(tensor.name, tensor.name)
+    for value in graph.output:
+        value.name = names.get(value.name, value.name)
