@@ -165,7 +165,8 @@ def _compared(
     ours, theirs = (_joined(arrays, cut).astype(np.float64) for arrays in (got, want))
     if theirs.size == 0:
         return Fidelity(rows, 0.0, 0.0)
-    error, worst = spread.errors(ours, theirs)
+    is_fixed = is_table and not any(isinstance(size, str) for size in (shape or ())[1:])
+    error, worst = spread.errors(ours, theirs, is_fixed=is_fixed)
     if not axis:
         return Fidelity(rows, error, worst)
     same, counted = _same_top(ours, theirs, axis if is_table else 1)

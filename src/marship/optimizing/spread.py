@@ -2,20 +2,24 @@
 
 An output may hold figures of several units side by side, as three probabilities and a price, so
 each column is measured against its own spread: along every axis but the first, all values of one
-index are a column. The worst column counts. What hardly varies has no spread to be measured
-against, and values that stand for something else (a mask's -1e9) are no part of one.
+index are a column. Of an output of few figures each is a column by itself, too, as a matrix of
+covariances has units along both axes. The worst column counts. What hardly varies has no spread to
+be measured against, and values that stand for something else (a mask's -1e9) are no part of one.
 """
 
 import numpy as np
 
 from marship.contract import Array
 
-ROUNDING = 1e-5
-"""A spread below this share of the values' size is their rounding: the column does not vary."""
-MANY = 16
-"""So many columns are features or classes of one unit; a table of figures has fewer."""
-ALIKE = 10.0
-"""Among many, spreads within this factor of each other belong to one unit."""
+ROUNDING = 8
+"""Steps of the type (the distance of 1 to the next number): a column whose spread is less, at its
+values' size, does not vary. Rounding alone would be about 0.05 of it."""
+MANY, ALIKE, GAP = 16, 10.0, 3.0
+"""So many spreads are of features or classes in one unit, if all lie within a factor of 10 and none
+is three times the next smaller one; columns of a table in another unit stand apart."""
+MOST_FIGURES, LEAST_VALUES = 256, 8
+"""So many elements of a fixed shape are each a column, if they have this many values. Of larger
+outputs, as maps of pixels, some always are a quiet background."""
 LEAST_SHARE = 0.1
 """Of the spread of all probabilities: a class that varies less is one that is never likely."""
 LEAST_SENTINEL, FAR, NARROW, MOST_SENTINELS = 1e3, 100.0, 0.01, 4
@@ -23,12 +27,13 @@ LEAST_SENTINEL, FAR, NARROW, MOST_SENTINELS = 1e3, 100.0, 0.01, 4
 within one hundredth of each other are the same one, and there are at most four in a column."""
 
 
-def errors(ours: Array, theirs: Array) -> tuple[float, float]:
+def errors(ours: Array, theirs: Array, *, is_fixed: bool = True) -> tuple[float, float]:
     """The error of the worst column, and the largest of a row within a column.
 
     Args:
         ours: float64, shape (rows, ...).
         theirs: What they should be, the same shape; its spread is the unit.
+        is_fixed: Whether an element means the same in every row, so that it may be a column.
 
     Example:
         >>> theirs = np.array([[0.0, 1e6], [1.0, 3e6]])  # a probability and a price
@@ -42,8 +47,23 @@ def errors(ours: Array, theirs: Array) -> tuple[float, float]:
         return np.inf, np.inf
     off = np.where(same, 0.0, np.where(same, 0.0, ours) - np.where(same, 0.0, theirs))
     known = np.where(np.isfinite(theirs), theirs, np.nan)
-    found = [_of_columns(as_columns(off, n), as_columns(known, n)) for n in axes_of(theirs)]
+    parts = [(as_columns(off, n), as_columns(known, n)) for n in axes_of(theirs)]
+    are_shares = [_are_shares(columns) for _, columns in parts]
+    if is_fixed and theirs.ndim > len(("rows", "columns")) and theirs[0].size <= MOST_FIGURES:
+        parts.append(_figures(off, known))
+        are_shares.append(any(are_shares))
+    found = [
+        _of_columns(*part, are_shares=is_so) for part, is_so in zip(parts, are_shares, strict=True)
+    ]
     return max(one[0] for one in found), max(one[1] for one in found)
+
+
+def _figures(off: Array, known: Array) -> tuple[Array, Array]:
+    """Each element as a column, shape (rows, 1, columns); those with few values are left out."""
+    columns = known.reshape(len(known), 1, -1)
+    usual = ~np.isnan(columns) & ~sentinels(columns)
+    enough = usual.sum(axis=(0, 1)) >= LEAST_VALUES
+    return off.reshape(columns.shape)[..., enough], columns[..., enough]
 
 
 def axes_of(array: Array) -> range:
@@ -86,13 +106,14 @@ def _far_ones(sizes: Array) -> Array:
     return np.zeros(sizes.shape, dtype=bool)
 
 
-def _of_columns(off: Array, theirs: Array) -> tuple[float, float]:
+def _of_columns(off: Array, theirs: Array, *, are_shares: bool) -> tuple[float, float]:
     """The worst column's error and the largest of a row; sentinels count by their own size."""
     odd = sentinels(theirs)
     kept = np.where(odd, np.nan, theirs)
     center = _mean(kept, 0)
+    center += _mean(kept - center, 0)  # a sum of many doubles is off by more than their rounding
     spread, size = (np.sqrt(_mean(np.square(v), (0, 1))) for v in (kept - center, kept))
-    units = _units(spread, size, are_shares=_are_shares(kept))
+    units = _units(spread, size, spread > ROUNDING * _step(kept) * size, are_shares=are_shares)
     with np.errstate(divide="ignore", invalid="ignore"):
         scaled = np.where(off == 0, 0.0, off / units)
     scaled = np.square(np.where(np.isnan(kept), np.nan, scaled))
@@ -116,20 +137,43 @@ def _are_shares(theirs: Array) -> bool:
     return bool((theirs >= 0).all() and np.allclose(total, 1, atol=1e-3))
 
 
-def _units(spread: Array, size: Array, *, are_shares: bool) -> Array:
+def _step(theirs: Array) -> Array:
+    """The type's distance of 1 to the next number, by column: that of float32 for all that fits.
+
+    Doubles are often a float32 network's outputs that were cast.
+    """
+    with np.errstate(over="ignore"):
+        is_single = np.isnan(theirs) | (theirs.astype(np.float32) == theirs)
+    steps = (np.finfo(kind).eps for kind in (np.float32, np.float64))
+    return np.where(is_single.all(axis=(0, 1)), *steps)
+
+
+def _units(spread: Array, size: Array, varies: Array, *, are_shares: bool) -> Array:
     """What each column's differences are divided by: its spread, where it varies.
 
     What does not vary counts by its size, at least by the smallest spread of another column.
     """
-    varies = spread > ROUNDING * size
     if not varies.any():
         return size
     units = np.where(varies, spread, np.maximum(size, spread[varies].min()))
     if are_shares:
         units = np.maximum(units, LEAST_SHARE * np.sqrt(np.square(spread).mean()))
-    if len(units) < MANY:
-        return units
+    return _evened(units)
+
+
+def _evened(units: Array) -> Array:
+    """Units with those of many that are alike raised to the middle one.
+
+    The worst of many features by its own unit would be luck. What is larger by a gap is in another
+    unit, and would hide a column.
+    """
     ordered = np.sort(units)
+    gaps = np.flatnonzero(ordered[1:] > GAP * ordered[:-1]) + 1
     first = np.searchsorted(ordered, units / ALIKE)
     end = np.searchsorted(ordered, units * ALIKE, side="right")
-    return np.asarray(np.maximum(units, ordered[(first + end) // 2]))
+    next_gap = np.append(gaps, len(ordered))[
+        np.searchsorted(gaps, np.searchsorted(ordered, units), side="right")
+    ]
+    end = np.minimum(end, next_gap)
+    middle = ordered[(first + end) // 2]
+    return np.asarray(np.where(end - first >= MANY, np.maximum(units, middle), units))

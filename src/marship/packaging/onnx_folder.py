@@ -4,23 +4,22 @@ config.json tokenizer.json ...             or preprocessor_config.json
 onnx/model.onnx onnx/model_quantized.onnx  or the same beside config.json
 """
 
-import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 
 import numpy as np
 
-from marship import console
-from marship.contract import Arrays, Contract, TensorSpec
+from marship import console, storage
+from marship.contract import Array, Arrays, Contract, TensorSpec
 from marship.contract.tolerance import Tolerance
 from marship.errors import ParityError, UsageError
 from marship.fit.recipe import RECIPE_FILE
 from marship.packaging.mar import Contents
 from marship.packaging.settings import PackageSettings
-from marship.pretrained.folder import CONFIG_FILE, ModelFolder
+from marship.pretrained import labels
+from marship.pretrained.folder import CONFIG_FILE, ModelFolder, read_object
 from marship.serving.texts.answers import EXTRACT
 
 STEM = "model"
@@ -132,16 +131,16 @@ def planned(folder: Path, draft: Path, settings: PackageSettings) -> PackingPlan
             f"{model} must give {output} as its first output, got {', '.join(outputs)}. Export it "
             "with that output alone."
         )
-    return _of_pictures(opened, model, draft, inputs)
+    return _of_pictures(opened, model, draft, inputs, output, settings=settings)
 
 
 def _output_of(model: Path, outputs: Sequence[str]) -> str:
-    """The output to serve: logits, or the states of all tokens, or the only one.
+    """The output to serve: logits, the states of all tokens, probabilities, or the only one.
 
     Raises:
         UsageError: There are others.
     """
-    for name in (_LOGITS, *_STATES):
+    for name in (_LOGITS, *_STATES, *labels.PROBABILITIES):
         if name in outputs:
             return name
     if len(outputs) == 1:
@@ -204,7 +203,10 @@ def _of_texts(  # noqa: PLR0913  the parts of a plan
         (given,) = (spec for spec in found.outputs if spec.name == output)
         _check_labels(folder, output, given.shape[-1] if given.shape else None)
         found = _padded(found, run, examples, pads)
-        served = TextModel(json.loads(files[TEXT_FILE]), draft / TOKENIZER_FILE, found)
+        if folder.task != EXTRACT:
+            outputs = [run(row)[output] for row in rows]
+            _keep_scores(draft / TEXT_FILE, contents.model, output, outputs)
+        served = TextModel(read_object(draft / TEXT_FILE), draft / TOKENIZER_FILE, found)
         crosscheck.check_tokens(served, tokenizer, samples)
         cases = parity.golden_from(run, found, examples, settings.golden)  # of equal lengths
         found, _ = onnx_proof.with_tolerance(replace(found, tolerance=Tolerance()), run, cases)
@@ -215,18 +217,48 @@ def _of_texts(  # noqa: PLR0913  the parts of a plan
     return PackingPlan(model, draft / EXAMPLES_DIR, "text_handler.py", finish)
 
 
-def _of_pictures(
-    folder: ModelFolder, model: Path, draft: Path, inputs: Sequence[TensorSpec]
+def _of_pictures(  # noqa: PLR0913  the parts of a plan
+    folder: ModelFolder,
+    model: Path,
+    draft: Path,
+    inputs: Sequence[TensorSpec],
+    output: str,
+    *,
+    settings: PackageSettings,
 ) -> PackingPlan:
     from marship.pretrained import pictures
+    from marship.proof import parity
 
     _checked_inputs(model, inputs, (pictures.INPUT,))
     processor = pictures.processor_of(folder)
     files, examples = pictures.prepared(folder, processor)
     _write(draft, files, [{pictures.INPUT: row[None]} for row in examples[pictures.INPUT]])
     assets, requests = [draft / pictures.PICTURE_FILE], [draft / name for name in pictures.SAMPLES]
-    finish = partial(_completed, folder=folder, assets=assets, requests=requests)
+
+    def finish(contents: Contents) -> Contents:
+        run = parity.runner(contents.model, libraries=[*map(Path, settings.custom_ops)])
+        outputs = [run({pictures.INPUT: row[None]})[output] for row in examples[pictures.INPUT]]
+        _keep_scores(draft / pictures.PICTURE_FILE, contents.model, output, outputs)
+        return _completed(contents, folder, assets, requests)
+
     return PackingPlan(model, draft / EXAMPLES_DIR, "image_handler.py", finish)
+
+
+def _keep_scores(file: Path, model: Path, output: str, samples: Sequence[Array]) -> None:
+    """Have text.json or picture.json say so where an output holds scores already.
+
+    Raises:
+        UsageError: It is named after probabilities, and holds others.
+    """
+    from marship.proof import graph
+
+    about = read_object(file)
+    if about["scores"] == "none":
+        return
+    if labels.are_scores(output, samples, graph.maker(model, output)):
+        storage.write_json(file, about | {"scores": "none"})
+        text = f"output {output} holds probabilities already: they are served as they are"
+        console.err.print(text, style="dim", markup=False, soft_wrap=True)
 
 
 def _checked_inputs(model: Path, inputs: Sequence[TensorSpec], known: Sequence[str]) -> list[str]:

@@ -15,7 +15,7 @@ from marship.errors import ModelError, UsageError
 from marship.pretrained import labels
 from marship.pretrained.folder import ModelFolder, opened, read_object
 from marship.serving.texts import INPUTS, TEXT_FILE, TOKENIZER_FILE, Text
-from marship.serving.texts.answers import CLASSIFY, EXTRACT, POOLINGS
+from marship.serving.texts.answers import CLASSIFY, EXTRACT, POOLINGS, TAG
 
 SAMPLES_FILE = "sample_texts.json"
 SHORTEST = Text("No")
@@ -136,8 +136,8 @@ def files(
         about |= {"prompt": pooling.prompt}
     else:
         about["labels"] = labels.labels_of(folder.config)
-    if folder.task == CLASSIFY:
-        about["scores"] = labels.scores_of(folder.config)
+        is_tag = folder.task == TAG  # whose pipeline knows softmax alone
+        about["scores"] = "softmax" if is_tag else labels.scores_of(folder.config)
     return {
         TEXT_FILE: (json.dumps(about, indent=2) + "\n").encode(),
         TOKENIZER_FILE: tokenizer.backend_tokenizer.to_str(pretty=False).encode(),

@@ -39,6 +39,8 @@ _DTYPES: dict[int, str] = {
 }
 
 
+_KEEPING = ("Identity", "Cast", "QuantizeLinear", "DequantizeLinear")
+"""Operators that give the values that they get, but for rounding."""
 _NAMELESS = ("", "?", "-1", "None")
 
 
@@ -226,6 +228,15 @@ def refuse_random(path: Path) -> None:
         ModelError: It holds such operators; all are named.
     """
     operators.refuse_random(read(path))
+
+
+def maker(path: Path, output: str) -> str:
+    """The operator that gives an output, behind those that keep its values; "" for an input."""
+    nodes = {name: node for node in parsed(path).graph.node for name in node.output}
+    name = output
+    while (node := nodes.get(name)) is not None and node.op_type in _KEEPING:
+        name = node.input[0]
+    return node.op_type if node is not None else ""
 
 
 def quantizes(path: Path) -> bool:

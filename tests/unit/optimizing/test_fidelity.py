@@ -100,6 +100,101 @@ def test_columns_of_other_units_do_not_hide_each_other(
     assert one(want + 1e-3 * (want - want.mean(axis=0)), want).error == pytest.approx(1e-3)
 
 
+@settings(max_examples=60, deadline=None)
+@given(
+    seed=st.integers(0, 10_000),
+    columns=st.integers(16, 80),
+    few=st.integers(1, 15),
+    factor=st.floats(8, 1e4),
+    rows=st.integers(25, 300),
+)
+def test_many_columns_do_not_hide_a_few_in_a_smaller_unit(
+    seed: int, columns: int, few: int, factor: float, rows: int
+) -> None:
+    """Twenty targets, four of them percentages: the noise is a trifle to the sixteen others."""
+    generator = np.random.default_rng(seed)
+    want = generator.normal(size=(rows, columns))
+    small = generator.permutation(columns)[: min(few, columns // 2)]
+    want[:, small] /= factor
+    noise = 0.2 * generator.normal(size=want.shape) / factor
+    found = one(want + noise, want)
+    own = np.sqrt(np.square(noise).mean(axis=0)) / want.std(axis=0)
+    assert (found.error or 0) >= own[small].max() - 1e-9
+    assert (found.error or 0) > 0.1
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    seed=st.integers(0, 10_000),
+    shape=st.sampled_from([(2, 2), (3, 3), (4, 4), (6, 6), (2, 3, 4), (5, 20)]),
+    scale=st.floats(30, 1e6),
+    rows=st.integers(20, 200),
+)
+def test_an_element_is_not_hidden_by_larger_ones_of_its_row_and_column(
+    seed: int, shape: tuple[int, ...], scale: float, rows: int
+) -> None:
+    """A covariance's diagonal in a larger unit: each index of each axis holds a large element."""
+    generator = np.random.default_rng(seed)
+    want = generator.normal(size=(rows, *shape))
+    is_large = sum(np.indices(shape)) % min(shape) == 0
+    want[:, is_large] *= scale
+    got = want.copy()
+    place = np.argwhere(~is_large)[seed % (~is_large).sum()]
+    got[(slice(None), *place)] = generator.normal(size=rows)
+    assert (one(got, want).error or 0) > 0.4
+    fixed = [TensorSpec("y", "float64", ("n", *shape))]
+    assert (compare([{"y": got}], [{"y": want}], fixed)["y"].error or 0) > 0.4
+
+
+def test_elements_of_maps_and_open_axes_are_no_columns() -> None:
+    """A pixel that is always background, and the last token of texts, have no unit of their own."""
+    generator = np.random.default_rng(0)
+    for shape, stated in (((20, 20), (20, 20)), ((8, 5), ("tokens", 5))):
+        want = generator.normal(size=(60, *shape))
+        want[:, 0, 0] *= 1e-3
+        got = want + 0.01 * generator.normal(size=want.shape)
+        specs = [TensorSpec("y", "float64", ("n", *stated))]
+        assert (compare([{"y": got}], [{"y": want}], specs)["y"].error or 0) < 0.05
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    seed=st.integers(0, 10_000),
+    size=st.floats(1e-3, 1e12),
+    share=st.floats(1e-12, 1e-2),
+    off=st.floats(0.1, 5),
+)
+def test_a_spread_that_is_small_beside_its_size_counts(
+    seed: int, size: float, share: float, off: float
+) -> None:
+    """Times, positions and pressures in double; the place of a constant changes nothing."""
+    generator = np.random.default_rng(seed)
+    noise, wrong = generator.normal(size=(2, 100, 3))
+    want = size * (1 + share * noise)
+    got = want + size * share * off * wrong
+    plain = one(noise + off * wrong, noise).error
+    assert one(got, want).error == pytest.approx(plain, rel=0.01)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    seed=st.integers(0, 10_000),
+    size=st.floats(1e-3, 1e9),
+    rows=st.integers(8, 20_000),
+    is_single=st.booleans(),
+)
+def test_rounding_is_no_spread(seed: int, size: float, rows: int, *, is_single: bool) -> None:
+    """A constant that a float32 or a double network gives, also cast to double; it may round."""
+    generator = np.random.default_rng(seed)
+    kind = np.float32 if is_single else np.float64
+    steps = generator.integers(-2, 3, size=(2, rows, 1))
+    constant = kind(size) * (1 + steps * kind(np.finfo(kind).eps))
+    got, want = (values.astype(kind).astype(np.float64) for values in constant)
+    other = generator.normal(size=(rows, 1))
+    assert (one(np.hstack([got, other]), np.hstack([want, other])).error or 0) < 1e-5
+    assert (one(got + size, np.full_like(want, size)).error or 0) > 0.9
+
+
 SENTINELS = [-1e4, -1e9, float(np.finfo(np.float32).min), 1e30, -np.inf, np.nan]
 
 

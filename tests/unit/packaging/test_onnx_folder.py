@@ -145,6 +145,113 @@ def test_a_picture_gets_labels(parts: Path, tmp_path: Path) -> None:
     assert len(json.loads(done.response.body)["top"]) == 4
 
 
+def ending(folder: Path, *operators: str, name: str) -> Path:
+    """The folder, its graph's logits led through some operators and renamed."""
+    model = onnx.load(folder / "model.onnx")
+    before = model.graph.output[0].name
+    for node in model.graph.node:
+        node.output[:] = ["plain" if output == before else output for output in node.output]
+        node.input[:] = ["plain" if given == before else given for given in node.input]
+    before = "plain"
+    for number, operator in enumerate(operators):
+        after = name if number == len(operators) - 1 else f"{name}_{number}"
+        axis = {"axis": -1} if "Softmax" in operator else {}
+        model.graph.node.append(onnx.helper.make_node(operator, [before], [after], **axis))
+        before = after
+    model.graph.output[0].name = name
+    onnx.save(model, folder / "model.onnx")
+    return folder
+
+
+def responses(path: Path, request: Path) -> list[dict[str, object]]:
+    """What a golden request's texts or picture get of an archive."""
+    response = check.check(path, request).response
+    assert response is not None
+    assert response.status == 200
+    found = json.loads(response.body)
+    return found if isinstance(found, list) else found["top"]
+
+
+def configured(folder: Path, **settings: object) -> Path:
+    """The folder with other settings in config.json."""
+    file = folder / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | settings))
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("operators", "name"),
+    [
+        (("Softmax",), "probabilities"),
+        (("LogSoftmax", "Exp"), "logits"),
+        (("LogSoftmax",), "output_0"),
+    ],
+    ids=["by name", "by values", "logarithms"],
+)
+def test_probabilities_of_a_graph_are_served_as_they_are(
+    operators: tuple[str, ...], name: str, parts: Path, tmp_path: Path
+) -> None:
+    """A softmax in the graph is the only one: the scores are those of the graph without it."""
+    plain = packed(parts / "opinion-run", tmp_path)
+    folder = laid_out(parts, "opinion", tmp_path / "other", "model.onnx")
+    other = packed(ending(folder, *operators, name=name), tmp_path)
+    request = parts / "opinion-run" / "sample_texts.json"
+    got, want = responses(other, request), responses(plain, request)
+    for one, two in zip(got, want, strict=True):
+        assert one["label"] == two["label"]
+        assert one["score"] == pytest.approx(two["score"], abs=1e-4)
+
+
+def test_probabilities_of_several_labels_are_served_as_they_are(
+    parts: Path, tmp_path: Path
+) -> None:
+    """They come from a sigmoid, and do not sum to 1."""
+    paths = [laid_out(parts, "opinion", tmp_path / name, "model.onnx") for name in ("a", "b")]
+    ending(paths[1], "Sigmoid", name="output_0")
+    request = parts / "opinion-run" / "sample_texts.json"
+    want, got = (
+        responses(
+            packed(configured(path, problem_type="multi_label_classification"), tmp_path), request
+        )
+        for path in paths
+    )
+    for one, two in zip(got, want, strict=True):
+        assert one["label"] == two["label"]
+        assert one["score"] == pytest.approx(two["score"], abs=1e-4)
+
+
+def test_a_picture_gets_the_probabilities_of_its_graph(parts: Path, tmp_path: Path) -> None:
+    """A softmax in the graph is the only one there, too."""
+    plain = packed(parts / "photo-run", tmp_path)
+    folder = laid_out(parts, "photo", tmp_path / "other", "model.onnx")
+    other = packed(ending(folder, "Softmax", name="probs"), tmp_path)
+    request = parts / "photo-run" / "sample_wide.png"
+    for one, two in zip(responses(other, request), responses(plain, request), strict=True):
+        assert one["label"] == two["label"]
+        assert one["probability"] == pytest.approx(two["probability"], abs=1e-4)
+
+
+def test_tokens_get_the_probabilities_of_their_graph(tmp_path: Path) -> None:
+    """Of token classification the labels are on the last axis."""
+    write_texts(tmp_path / "tags", "Bert", "ForTokenClassification", word_pieces, num_labels=3)
+    marship.export(f"hf:{tmp_path / 'tags'}", QUICK, out=tmp_path / "tags-run")
+    want = packed(tmp_path / "tags-run", tmp_path)
+    folder = laid_out(tmp_path, "tags", tmp_path / "other", "model.onnx")
+    got = packed(ending(folder, "Softmax", name="probabilities"), tmp_path)
+    request = tmp_path / "tags-run" / "sample_texts.json"
+    for one, two in zip(responses(got, request), responses(want, request), strict=True):
+        assert [row["entity"] for row in one] == [row["entity"] for row in two]
+        assert [row["score"] for row in one] == pytest.approx([r["score"] for r in two], abs=1e-4)
+
+
+def test_logits_that_are_named_probabilities_are_refused(parts: Path, tmp_path: Path) -> None:
+    """With their values, and nothing is written."""
+    folder = laid_out(parts, "opinion", tmp_path / "named", "model.onnx")
+    with pytest.raises(UsageError, match="output probs must hold probabilities from 0 to 1, got"):
+        packed(ending(folder, "Identity", name="probs"), tmp_path)
+    assert not [*tmp_path.glob("*.mar")]
+
+
 def test_a_variant_is_chosen_by_its_name(tmp_path: Path) -> None:
     """model.onnx is taken without one; where it is not there, the variants are listed."""
     (tmp_path / "onnx").mkdir()

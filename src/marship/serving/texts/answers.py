@@ -53,11 +53,11 @@ def answerer(about: Mapping[str, Any]) -> Answerer:
             raise ValueError(f"pooling {', '.join(sorted(unknown))}")
         return lambda states, _, __: embedded(finite(states), pooling, is_normalized=normalize)
     labels = [str(label) for label in about["labels"]]
+    kind = about.get("scores", "softmax") if task == TAG else about["scores"]
+    if task not in {CLASSIFY, TAG} or kind not in SCORES:
+        raise ValueError(f"task {task}, scores {kind}")
     if task == TAG:
-        return lambda logits, tokens, _: tagged(finite(logits), tokens, labels)
-    if task != CLASSIFY or about["scores"] not in SCORES:
-        raise ValueError(f"task {task}")
-    kind = about["scores"]
+        return lambda logits, tokens, _: tagged(scored(finite(logits), kind), tokens, labels)
     return lambda logits, _, top_k: classified(scored(finite(logits), kind), labels, top_k)
 
 
@@ -79,9 +79,8 @@ def classified(scores: Array, labels: Sequence[str], top_k: int | None) -> Answe
     return rows[0] if top_k is None else rows
 
 
-def tagged(logits: Array, tokens: "TokenizedText", labels: Sequence[str]) -> list[Answer]:
+def tagged(scores: Array, tokens: "TokenizedText", labels: Sequence[str]) -> list[Answer]:
     """Each token with its label, but those that are special or belong to nothing."""
-    scores = scored(logits, "softmax")
     best = scores.argmax(-1)
     rows = []
     for index, place in enumerate(best):
