@@ -11,7 +11,7 @@ from onnx import GraphProto, NodeProto
 from marship.contract import Array, Arrays
 from marship.proof import operators
 from marship.proof.influence.tensor import Place, RowTensor, Unknown, place_of, stride_of
-from marship.proof.influence.trace import Call, Trace, run, used
+from marship.proof.influence.trace import Feed, Trace, run, used
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +87,7 @@ class Body:
         )
         # what an iteration gets differs from the first one's
         varying = {value.name for value in self.graph.input}
-        found = run(model, Call(feeds, data | varying, trace.rows), trace.libraries)
+        found = run(model, Feed(feeds, data | varying, trace.rows), trace.libraries)
         if found is None:
             raise Unknown
         return found

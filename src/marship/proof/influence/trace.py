@@ -75,11 +75,11 @@ def traced(
 ) -> Trace | None:
     """Run requests in one call; None if the model does not run so."""
     inputs = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-    return run(model, Call(inputs, {*inputs}, len(parts), forced), libraries)
+    return run(model, Feed(inputs, {*inputs}, len(parts), forced), libraries)
 
 
 @dataclass(frozen=True, slots=True)
-class Call:
+class Feed:
     """What a model is run on.
 
     Attributes:
@@ -95,7 +95,7 @@ class Call:
     forced: Mapping[str, bool] = field(default_factory=dict)
 
 
-def run(model: ModelProto, call: Call, libraries: Sequence[Path]) -> Trace | None:
+def run(model: ModelProto, call: Feed, libraries: Sequence[Path]) -> Trace | None:
     """Run a call, with files of custom operators; None if the model does not run on it."""
     inputs = call.inputs
     conditions: dict[str, NodeProto] = {}
@@ -155,7 +155,7 @@ def used(node: NodeProto) -> set[str]:
 
 
 def _arrays(
-    model: ModelProto, call: Call, wanted: set[str], libraries: Sequence[Path]
+    model: ModelProto, call: Feed, wanted: set[str], libraries: Sequence[Path]
 ) -> tuple[dict[str, Array], dict[str, tuple[int, ...]]] | None:
     """The arrays of a call in the main graph that are wanted, and the shapes of all.
 
