@@ -334,6 +334,23 @@ MIXING = {
             column = Unsqueeze (found, second)
             y = Add (x, column)
         }""",
+    "axes that go away where there is one row": """
+        agraph (float[N, 4] x) => (float[M] y) <int64[2] first = {0, 0}, int64[2] end = {9999, 1},
+         int64[2] axes = {0, 1}> {
+            one = Slice (x, first, end, axes)
+            y = Squeeze (one)
+        }""",
+    "a branch by the size of a joined sequence": """
+        agraph (float[N, 4] x) => (float[N, 4] y) <int64 most = {99}> {
+            s = SplitToSequence <axis = 1> (x)
+            c = ConcatFromSequence <axis = 1> (s)
+            n = Size (c)
+            many = Greater (n, most)
+            y = If (many) <
+                then_branch = yes () => (float[N, 4] a) { a = Neg (x) },
+                else_branch = no () => (float[N, 4] b) { b = Identity (x) }
+            >
+        }""",
 }
 
 ROW_WISE = {

@@ -83,7 +83,8 @@ class Flow:
         for node in self.trace.model.graph.node:
             self._follow(node)
         for name, node in self.trace.conditions.items():
-            if self.tensors[name].counts is not None or self.tensors[name].is_position:
+            held = self.tensors.get(name)
+            if held is None or held.counts is not None or held.is_position:
                 self._note(node, "chooses a branch by the number of rows of a call")
 
     def _check(self, name: str) -> None:
