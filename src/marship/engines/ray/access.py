@@ -1,7 +1,7 @@
 """A cluster as a home folder knows it: addresses, the token for predictions, Ray's own token."""
 
+import os
 import ssl
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +37,7 @@ class Access:
             )
         self.home = Home(Path(target.home or default_home()).absolute())
         self._retry_s, self._on_retry, self._has_met = target.retry_s, target.on_retry, False
-        self._given: Mapping[str, str | None] = target.tokens
+        self._given = target.tokens
 
     @property
     def is_local(self) -> bool:
@@ -109,8 +109,6 @@ class Access:
         return problems.checked(response)
 
     def _token(self) -> str:
-        import os
-
         if token := self._given.get("inference") or os.environ.get(TOKEN_VARIABLES["inference"]):
             return token
         try:

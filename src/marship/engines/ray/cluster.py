@@ -58,7 +58,7 @@ def connect(address: str, token_file: Path | None) -> None:
     os.environ.update(environment(token_file))
     import ray
     from ray._private import ray_constants
-    from ray._raylet import Config
+    from ray._raylet import Config  # type: ignore[attr-defined]
 
     Config.initialize("")  # another program may have imported Ray before, without tokens
     ray_constants.ENABLE_RAY_CLUSTER = not address.startswith(f"{LOOPBACK}:")  # see `head`
@@ -136,6 +136,20 @@ def quiet() -> Iterator[None]:
         logging.disable(before)
 
 
+def nodes() -> list[dict[str, Any]]:
+    """What Ray tells of each node that is alive."""
+    import ray
+
+    found: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]
+    return [node for node in found if node["Alive"]]
+
+
+def _deployment(kind: type) -> Any:  # noqa: ANN401  Serve's annotation is a decorator's
+    from ray import serve
+
+    return serve.deployment(kind)
+
+
 def probe(source: Source | None) -> None:
     """Ask every node whether it has the packages, and can place an archive.
 
@@ -149,13 +163,12 @@ def probe(source: Source | None) -> None:
     from marship.engines.ray import node
 
     asked = {}
-    for found in ray.nodes():
-        if found["Alive"]:
-            strategy = NodeAffinitySchedulingStrategy(found["NodeID"], soft=False)
-            task = ray.remote(node.probe).options(
-                num_cpus=0, scheduling_strategy=strategy, max_retries=1
-            )
-            asked[found["NodeManagerAddress"]] = task.remote(source)
+    for found in nodes():
+        strategy = NodeAffinitySchedulingStrategy(found["NodeID"], soft=False)
+        task = ray.remote(node.probe).options(
+            num_cpus=0, scheduling_strategy=strategy, max_retries=1
+        )
+        asked[found["NodeManagerAddress"]] = task.remote(source)
     for address, answer in asked.items():
         _check_node(address, answer)
 
@@ -189,10 +202,10 @@ def check_resources(plan: "Plan", what: str, replicas: int) -> None:
     """
     import ray
 
-    nodes = [found["Resources"] for found in ray.nodes() if found["Alive"]]
-    free = ray.available_resources()
+    held = [found["Resources"] for found in nodes()]
+    free: dict[str, float] = ray.available_resources()  # type: ignore[no-untyped-call]
     for name, one in (("GPU", plan.gpus), ("CPU", plan.cpus)):
-        most = max((each.get(name, 0.0) for each in nodes), default=0.0)
+        most = max((each.get(name, 0.0) for each in held), default=0.0)
         if one > most:
             raise LoadError(
                 f"{what} must have {one:g} {name} for a replica, got {most:g} on the largest "
@@ -218,14 +231,12 @@ def start_front(key: str | None, port: int, host: str) -> None:
 
 
 def _run_front(table: Table, key: str | None) -> None:
-    import ray
     from ray import serve
 
     from marship.engines.ray.front import Front
 
-    nodes = sum(bool(found["Alive"]) for found in ray.nodes())
-    front = serve.deployment(Front).options(
-        num_replicas=max(2, nodes),  # where one is configured anew another goes on
+    front = _deployment(Front).options(
+        num_replicas=max(2, len(nodes())),  # where one is configured anew another goes on
         max_ongoing_requests=1000,
         user_config=table.to_json(),
         health_check_period_s=1.0,
@@ -285,7 +296,7 @@ def deploy(app: str, version: "Version", plan: "Plan") -> None:
 
     from marship.engines.ray.replica import Replica
 
-    deployment = serve.deployment(Replica).options(**plan.options())
+    deployment = _deployment(Replica).options(**plan.options())
     deployment._version = app
     ray.get(keeper.find().note.remote(app, (version, plan)), timeout=_CALL_S)
     with quiet():
@@ -317,7 +328,7 @@ def port() -> int:
     """The port of each node's proxy."""
     from ray.serve.context import _get_global_client
 
-    client = _get_global_client()
+    client: Any = _get_global_client()
     return int(client.http_config.port)
 
 

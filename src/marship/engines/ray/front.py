@@ -1,8 +1,8 @@
 """The application that takes requests on every node, and passes them to versions of models.
 
-Which version is the default stands in the table that it is configured with: a rollout starts another
-application, and switches the table. What is about no model, or has no token, is answered by an
-acceptor of the direct host without workers, so that such responses are the same, too.
+Which version is the default stands in the table that it is configured with: a rollout starts
+another application, and switches the table. What is about no model, or has no token, is answered by
+an acceptor of the direct host without workers, so that such responses are the same, too.
 """
 
 import asyncio
@@ -19,14 +19,12 @@ import orjson
 import ray
 from ray import serve
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
-from ray.serve.handle import DeploymentHandle
 from starlette.requests import Request
 from starlette.responses import Response
 
 from marship.engines.ray import binding, node, plan
 from marship.engines.ray.line import Answer, Asked, Headers, Lines
 from marship.engines.ray.table import Entry, Table
-from marship.errors import MarshipError
 from marship.serving.hosts.direct import exchange, limits, routes
 from marship.serving.hosts.direct.acceptor import Acceptor
 from marship.serving.hosts.direct.seats import ModelState
@@ -35,6 +33,8 @@ from marship.serving.message import Reply
 
 _ENDS = "2999-01-01T00:00:00Z"
 _WRITTEN_BY_RAY = {b"date", b"x-request-id"}
+_GONE = (ray.exceptions.RayActorError, DeploymentUnavailableError, OSError, KeyError)
+"""A replica, its node, or its application ended with the request in hand."""
 _SLACK_S, _PROBE_S = 30.0, 2.0
 """What a request may wait beside its batch, and a probe for its answer."""
 
@@ -51,7 +51,7 @@ class Front:
         self._folder = Path(tempfile.mkdtemp(prefix="marship-"))
         self._key_file = _write_key(self._folder, key)
         self._tokens = Tokens(self._key_file)
-        self._table, self._handles = Table(), dict[str, DeploymentHandle]()
+        self._table, self._handles = Table(), dict[str, Any]()
         self._in_hand: Counter[str] = Counter()
         self._own: Lines | None = None
         self._acceptor: Acceptor | None = None
@@ -115,9 +115,10 @@ class Front:
         self._in_hand[entry.app] += 1
         try:
             async with asyncio.timeout(limit_s):
-                return await self._handles[entry.app].ask.remote(asked)
+                answer: Answer = await self._handles[entry.app].ask.remote(asked)
+                return answer
         except Exception as error:
-            return _failed(error, route, entry)
+            return _failed(error, route)
         finally:
             self._in_hand[entry.app] -= 1
 
@@ -134,7 +135,7 @@ class Front:
         except Exception as error:
             if has_begun:  # a client must not take what it has for all
                 raise
-            yield _failed(error, route, entry)
+            yield _failed(error, route)
         finally:
             self._in_hand[entry.app] -= 1
 
@@ -187,10 +188,11 @@ def _with_versions(answer: Answer, versions: list[str]) -> Answer:
     return Answer(answer.status, headers, orjson.dumps(facts))
 
 
-def _failed(error: Exception, route: routes.Route, entry: Entry) -> Answer:
+def _failed(error: Exception, route: routes.Route) -> Answer:
     """What the client gets where no replica could answer."""
+    told: limits.StatusError
     if isinstance(error, BackPressureError):
-        told: MarshipError = limits.busy(plan.QUEUE)
+        told = limits.busy(plan.QUEUE)
     elif isinstance(error, TimeoutError):
         told = limits.StatusError(
             503,
@@ -198,9 +200,7 @@ def _failed(error: Exception, route: routes.Route, entry: Entry) -> Answer:
             f"{route.model} must have a worker that is ready, got none. Retry, or scale it up.",
             retry_after_s=1,
         )
-    elif isinstance(
-        error, ray.exceptions.RayActorError | DeploymentUnavailableError | OSError | KeyError
-    ):
+    elif isinstance(error, _GONE):
         told = limits.worker_died()
     else:
         raise error

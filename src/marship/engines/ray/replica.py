@@ -1,8 +1,8 @@
 """A version's replica: a worker process with the archive's own marship, and an acceptor before it.
 
 Both are the direct host's: the worker reads requests and writes responses itself, and the acceptor
-answers for a worker that died. So responses are the direct host's byte for byte; what is here passes
-them on.
+answers for a worker that died. So responses are the direct host's byte for byte; what is here
+passes them on.
 """
 
 import asyncio
@@ -114,7 +114,8 @@ class Replica:
         """A file among Ray's logs, which its dashboard and `ray logs` show."""
         import ray
 
-        logs = Path(ray._private.worker._global_node.get_logs_dir_path())
+        running: Any = ray._private.worker._global_node  # no public way
+        logs = Path(running.get_logs_dir_path())
         return logs / f"marship-{self._served.name}-{self._served.version}-{os.getpid()}.log"
 
     def _count(self, line: str) -> None:
@@ -131,14 +132,14 @@ class Replica:
             self._meters[name].inc(value, {**tags, "code": code})
 
     def _restart(self) -> None:
-        """Start another worker in place of one that ended; Ray replaces the replica if none does."""
+        """Start another worker in place of one that ended; else Ray ends the replica."""
         while not self._is_closed and self._failures < _MOST_FAILURES:
             try:
                 self._worker = self._start()
                 self._worker.wait_ready(self._served.startup_s)
-            except MarshipError as error:
+            except MarshipError:
                 self._failures += 1
-                logger.error("%s", error)
+                logger.exception("a worker must start again, got an error")
                 time.sleep(_AGAIN_S)
             else:
                 self._failures = 0

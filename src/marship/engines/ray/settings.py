@@ -1,4 +1,4 @@
-"""How a cluster is started or joined: apart from its code, so that the command line loads at once."""
+"""How a cluster is started or joined: apart from its code, so that commands load at once."""
 
 from dataclasses import dataclass
 from pathlib import Path

@@ -86,7 +86,7 @@ def load(task: dict[str, Any]) -> Any:  # noqa: ANN401  the archive's own class
             "Package the model again with: marship package"
         )
     handler = kinds[0]()
-    handler.initialize(Context(task))
+    handler.initialize(Context(task))  # type: ignore[arg-type]
     return handler
 
 
