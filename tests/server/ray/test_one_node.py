@@ -42,15 +42,22 @@ ENGINES_OWN = {"an unknown model", "an unknown version", "an unknown model by v2
 
 
 @pytest.fixture
-def registered(client: Client) -> Iterator[Client]:
-    """A client, with `lin` 1 on the cluster and nothing after the test."""
+def registered(client: Client) -> Client:
+    """A client, with one replica of `lin` 1 on the cluster and nothing else."""
+    found = {(one.name, status.version) for one in client.models() for status in one.versions}
+    if found == {("lin", "1")} and client.describe("lin")[0].ready == 1:
+        return client
+    clear(client)
     client.register("lin-1.mar")
-    yield client
+    return client
+
+
+def clear(client: Client) -> None:
+    """Unregister all models, the default versions last."""
     for model in client.models():
-        others = [one for one in model.versions if one.version != model.default_version]
-        for status in others:
-            client.unregister(model.name, status.version)
-        client.unregister(model.name)
+        versions = [status.version for status in model.versions]
+        for version in sorted(versions, key=lambda one: one == model.default_version):
+            client.unregister(model.name, version)
 
 
 def test_nothing_listens_beyond_loopback(cluster: Server, registered: Client) -> None:
@@ -153,14 +160,18 @@ def test_what_is_wrong_is_told_in_one_line(registered: Client) -> None:
 
 def test_a_gpu_where_there_is_none(client: Client, lin: Path) -> None:
     """The registration is refused, and nothing waits for it."""
+    clear(client)
     write_with(lin / "lin-1.mar", lin / "gpu.mar", "deviceType: gpu\n")
     with pytest.raises(LoadError, match=r"lin 1 must have 1 GPU for a replica, got 0 on the large"):
         client.register("gpu.mar")
     assert client.models() == []
 
 
-def test_archives_must_be_signed_on_every_node(cluster: Server, lin: Path, tmp_path: Path) -> None:
+def test_archives_must_be_signed_on_every_node(
+    cluster: Server, client: Client, lin: Path, tmp_path: Path
+) -> None:
     """By a home with trusted keys: an unsigned archive is refused, a signed one is served."""
+    clear(client)
     key = make_key(tmp_path)
     trust = trusting(tmp_path / "trust", key).folder
     home = tmp_path / "home"
@@ -168,13 +179,13 @@ def test_archives_must_be_signed_on_every_node(cluster: Server, lin: Path, tmp_p
         RaySettings(home=home, model_store=lin, trust=trust, address=cluster.record.cluster)
     )
     assert host_of(joined) == host_of(cluster)
-    with Client(home) as client:
+    with Client(home) as trusting_one:
         with pytest.raises(SignatureError, match="lin-2"):
-            client.register("lin-2.mar")
+            trusting_one.register("lin-2.mar")
         sign(lin / "lin-2.mar", key)
-        client.register("lin-2.mar")
-        assert client.predict("lin", {"input": ROW}) == {"output": ANSWERS["2"]}
-        client.unregister("lin")
+        trusting_one.register("lin-2.mar")
+        assert trusting_one.predict("lin", {"input": ROW}) == {"output": ANSWERS["2"]}
+        trusting_one.unregister("lin")
 
 
 def test_archives_lie_where_nodes_can_read_them(client: Client, tmp_path: Path) -> None:
@@ -225,11 +236,11 @@ def write_with(archive: Path, target: Path, line: str) -> None:
 
 
 @pytest.fixture(scope="module")
-def ray_host(cluster: Server, client: Client) -> Iterator[Host]:
+def ray_host(cluster: Server, client: Client) -> Host:
     """Ray, with `lin` 1."""
+    clear(client)
     client.register("lin-1.mar")
-    yield host_of(cluster)
-    client.unregister("lin")
+    return host_of(cluster)
 
 
 @pytest.fixture(scope="module")

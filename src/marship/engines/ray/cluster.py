@@ -320,7 +320,9 @@ def broadcast(app: str, method: str, *given: Any) -> list[Any]:  # noqa: ANN401
     from ray import serve
 
     with quiet():
-        handle = serve.get_app_handle(app)
+        handle: Any = serve.get_app_handle(app)
+        if not handle.is_initialized:  # a client has no loop, whatever its environment says of Ray
+            handle._init(_run_router_in_separate_loop=True)
         return list(handle.broadcast(method, *given).results(timeout_s=_CALL_S))
 
 
