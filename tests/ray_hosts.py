@@ -3,10 +3,10 @@
 import json
 
 from conformance import Host
-from marship.engines.ray.head import Server
+from marship.engines.ray.head import Cluster
 
 
-def host_of(server: Server) -> Host:
+def host_of(server: Cluster) -> Host:
     """Where the cluster's requests go."""
     key = json.loads(server.home.key_file.read_text())["inference"]["key"]
     return Host(server.record.inference_url, key)

@@ -6,9 +6,11 @@ clients' namespace. Needs root, and iproute2.
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections import Counter
@@ -20,6 +22,8 @@ from pathlib import Path
 
 NODES = (1, 2, 3)
 PORT, HTTP = 6390, 8000
+IP = shutil.which("ip", path=f"{os.environ['PATH']}:/usr/sbin") or "/usr/sbin/ip"
+TMP = tempfile.gettempdir()
 _TRIES, _PAUSE_S = 5, 0.2
 
 
@@ -64,7 +68,7 @@ class Network:
     def start(self, node: int) -> None:
         """Start a node of Ray; the first one is the head."""
         head = ["--head", f"--port={PORT}", "--include-dashboard=false"]
-        where = f"/tmp/{self.prefix}{node}"
+        where = f"{TMP}/{self.prefix}{node}"
         words = head if node == 1 else [f"--address=10.77.0.1:{PORT}"]
         command = [
             *(sys.executable, "-m", "ray.scripts.scripts", "start", "--block", *words),
@@ -74,7 +78,7 @@ class Network:
         ]
         with (self.folder / f"node{node}.log").open("wb") as log:
             self.nodes[node] = subprocess.Popen(
-                ["ip", "netns", "exec", self.name(node), *command],
+                [IP, "netns", "exec", self.name(node), *command],
                 env={**os.environ, **self.environment(node)},
                 stdin=subprocess.DEVNULL,
                 stdout=log,
@@ -84,7 +88,7 @@ class Network:
 
     def environment(self, node: int) -> dict[str, str]:
         """Ray's variables: those of docs/ray.md."""
-        state = f"/tmp/{self.prefix}{node}h"
+        state = f"{TMP}/{self.prefix}{node}h"
         return {
             "RAY_AUTH_MODE": "token",
             "RAY_AUTH_TOKEN_PATH": str(self.folder / "ray_token"),
@@ -106,7 +110,7 @@ class Network:
             RuntimeError: It failed.
         """
         done = subprocess.run(
-            ["ip", "netns", "exec", self.name(node), sys.executable, "-m", "marship", *words],
+            [IP, "netns", "exec", self.name(node), sys.executable, "-m", "marship", *words],
             env={**os.environ, **self.environment(node), "MARSHIP_HOME": str(self.folder / "home")},
             cwd=self.folder,
             capture_output=True,
@@ -126,7 +130,7 @@ class Network:
         key = json.loads((self.folder / "home" / "key_file.json").read_text())["inference"]["key"]
         return subprocess.Popen(
             [
-                *("ip", "netns", "exec", self.name("c"), sys.executable, __file__),
+                *(IP, "netns", "exec", self.name("c"), sys.executable, __file__),
                 *(str(count), str(rate), str(clients)),
             ],
             env={**os.environ, "KEY": key},
@@ -138,7 +142,7 @@ class Network:
     def kill(self, node: int) -> None:
         """Kill a node at once, with all that runs in its namespace."""
         found = subprocess.run(
-            ["ip", "netns", "pids", self.name(node)], capture_output=True, text=True, check=False
+            [IP, "netns", "pids", self.name(node)], capture_output=True, text=True, check=False
         )
         for pid in map(int, found.stdout.split()):
             with suppress(ProcessLookupError):
@@ -148,18 +152,16 @@ class Network:
 
     def remove(self) -> None:
         """Kill what runs in the namespaces, and remove them."""
-        import shutil
-
         for node in (*NODES, "c"):
             self.kill(node)  # type: ignore[arg-type]
-            subprocess.run(["ip", "netns", "del", self.name(node)], check=False)
+            subprocess.run([IP, "netns", "del", self.name(node)], check=False)
         for node in NODES:
             for end in ("", "h"):
-                shutil.rmtree(f"/tmp/{self.prefix}{node}{end}", ignore_errors=True)
+                shutil.rmtree(f"{TMP}/{self.prefix}{node}{end}", ignore_errors=True)
 
 
 def _ip(*words: str) -> None:
-    subprocess.run(["ip", *words], check=True)
+    subprocess.run([IP, *words], check=True)
 
 
 def send(count: int, rate: float, clients: int, key: str) -> dict[str, object]:
@@ -217,8 +219,9 @@ def _ask(number: int, key: str) -> tuple[str, str | None]:
 
 
 def main(words: Sequence[str]) -> None:
-    """Send and print."""
-    print(json.dumps(send(int(words[0]), float(words[1]), int(words[2]), os.environ["KEY"])))
+    """Send, and write what came of it."""
+    found = send(int(words[0]), float(words[1]), int(words[2]), os.environ["KEY"])
+    sys.stdout.write(json.dumps(found))
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from marship.settings import flags
 
 if TYPE_CHECKING:
     from marship.client.address import Address
-    from marship.engines.ray.head import Server as RayServer
+    from marship.engines.ray.head import Cluster
     from marship.engines.torchserve.server import Server
 
 PANEL = "The server"
@@ -87,19 +87,19 @@ def _start(settings: ServeSettings) -> "Server":
     return started
 
 
-def _start_ray(settings: ServeSettings) -> "RayServer":
+def _start_ray(settings: ServeSettings) -> "Cluster":
     from marship.engines import default
     from marship.engines.ray.settings import RaySettings
 
     given = RaySettings(**settings.of_ray())
     with console.err.status("starting Ray") as line:
-        started: RayServer = default.named("ray").start(
+        started: Cluster = default.named("ray").start(
             given, on_wait=lambda s: line.update(f"starting Ray, {s:.0f} s")
         )
     return started
 
 
-def _apply(started: "Server | RayServer", state: Path) -> None:
+def _apply(started: "Server | Cluster", state: Path) -> None:
     """Register the declared models; on failure the server is stopped."""
     from marship.cli import steps
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from marship import Client
-from marship.engines.ray.head import Server, start
+from marship.engines.ray.head import Cluster, start
 from marship.engines.ray.settings import RaySettings
 from versions import write_versions
 
@@ -20,7 +20,7 @@ def lin(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def cluster(tmp_path_factory: pytest.TempPathFactory, lin: Path) -> Iterator[Server]:
+def cluster(tmp_path_factory: pytest.TempPathFactory, lin: Path) -> Iterator[Cluster]:
     """A cluster of one node."""
     home = tmp_path_factory.mktemp("ray")
     started = start(RaySettings(home=home, model_store=lin, free_ports=True, start_timeout_s=240))
@@ -31,7 +31,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory, lin: Path) -> Iterator[Ser
 
 
 @pytest.fixture(scope="session")
-def client(cluster: Server) -> Iterator[Client]:
+def client(cluster: Cluster) -> Iterator[Client]:
     """A client of the cluster."""
     with Client(cluster.home.path) as one:
         yield one

@@ -17,7 +17,7 @@ from conformance import CASES, Case, Host
 from marship import Client
 from marship.engines.ray import archives, node
 from marship.engines.ray import cluster as nodes
-from marship.engines.ray.head import Server, start
+from marship.engines.ray.head import Cluster, start
 from marship.engines.ray.settings import RaySettings
 from marship.errors import (
     LoadError,
@@ -60,7 +60,7 @@ def clear(client: Client) -> None:
             client.unregister(model.name, version)
 
 
-def test_nothing_listens_beyond_loopback(cluster: Server, registered: Client) -> None:
+def test_nothing_listens_beyond_loopback(cluster: Cluster, registered: Client) -> None:
     """Ray's replicas unpickle what reaches them, and HAProxy's figures ask for no token."""
     mine = {p.pid for p in psutil.process_iter() if _session(p.pid) == cluster.record.pid}
     open_to = {
@@ -80,7 +80,7 @@ def _session(pid: int) -> int:
         return 0
 
 
-def test_a_version_changes_without_a_lost_request(registered: Client, cluster: Server) -> None:
+def test_a_version_changes_without_a_lost_request(registered: Client, cluster: Cluster) -> None:
     """Requests get the old answer, then the new one, and nothing else; the old one is gone then."""
     host, done, seen = host_of(cluster), threading.Event(), list[tuple[int, bytes]]()
     case = Case("a row", body=b'{"input": [[1, 2, 3]]}')
@@ -113,7 +113,7 @@ def test_a_replica_that_cannot_load_is_rolled_back_with_its_own_error(registered
     assert registered.predict("lin", {"input": ROW}) == {"output": ANSWERS["1"]}
 
 
-def test_a_worker_that_dies_is_replaced(registered: Client, cluster: Server) -> None:
+def test_a_worker_that_dies_is_replaced(registered: Client, cluster: Cluster) -> None:
     """Clients that retry get their answer."""
     killed = [
         process
@@ -146,6 +146,37 @@ def test_replicas_are_scaled_and_counted(registered: Client) -> None:
     assert 'model_name="lin",model_version="1",node="127.0.0.1"' in text
 
 
+def test_replicas_follow_the_load(client: Client, cluster: Cluster, lin: Path) -> None:
+    """Within 10 s of a step to 12 clients another replica starts, and it gets ready."""
+    clear(client)
+    config = "minWorkers: 1\nmaxWorkers: 3\n"
+    write_with(lin / "lin-1.mar", lin / "grow.mar", config, without=("minWorkers", "maxWorkers"))
+    client.register("grow.mar")
+    host, done = host_of(cluster), threading.Event()
+    case = Case("a row", body=b'{"input": [[1, 2, 3]]}')
+
+    def ask() -> None:
+        while not done.is_set():
+            conformance.ask(host, case)
+
+    askers = [threading.Thread(target=ask) for _ in range(12)]
+    began = time.monotonic()
+    for asker in askers:
+        asker.start()
+    try:
+        while len(client.describe("lin")[0].workers) < 2:
+            assert time.monotonic() - began < 10
+        client_sees = client.describe("lin")[0]
+        while client_sees.ready < 2:
+            assert time.monotonic() - began < 60
+            client_sees = client.describe("lin")[0]
+    finally:
+        done.set()
+        for asker in askers:
+            asker.join()
+    assert (client_sees.min_workers, client_sees.max_workers) == (1, 3)
+
+
 def test_what_is_wrong_is_told_in_one_line(registered: Client) -> None:
     """By the classes that TorchServe's clients know."""
     with pytest.raises(ServerError, match="lin 1 must be registered once"):
@@ -168,7 +199,7 @@ def test_a_gpu_where_there_is_none(client: Client, lin: Path) -> None:
 
 
 def test_archives_must_be_signed_on_every_node(
-    cluster: Server, client: Client, lin: Path, tmp_path: Path
+    cluster: Cluster, client: Client, lin: Path, tmp_path: Path
 ) -> None:
     """By a home with trusted keys: an unsigned archive is refused, a signed one is served."""
     clear(client)
@@ -193,12 +224,12 @@ def test_archives_lie_where_nodes_can_read_them(client: Client, tmp_path: Path) 
     assert client.models() == []
     mar = tmp_path / "a.mar"
     mar.write_bytes(b"other bytes")
-    lost = archives.Source(file="a.mar", digest="0" * 64, url=str(tmp_path / "nowhere"))
+    lost = archives.ArchiveSource(file="a.mar", digest="0" * 64, url=str(tmp_path / "nowhere"))
     with pytest.raises(
         StorageError, match=r"node 127\.0\.0\.1 must read a\.mar from .*nowhere/000"
     ):
         nodes.probe(lost)
-    shared = archives.Source(file="a.mar", digest="0" * 64, url=str(tmp_path / "shared"))
+    shared = archives.ArchiveSource(file="a.mar", digest="0" * 64, url=str(tmp_path / "shared"))
     archives.upload(mar, shared)
     with pytest.raises(PackageError, match=r"must get a\.mar as it was registered"):
         nodes.probe(shared)
@@ -215,7 +246,7 @@ def test_no_cluster_at_the_address(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("registered")
-def test_commands_take_the_homes_engine(cluster: Server) -> None:
+def test_commands_take_the_homes_engine(cluster: Cluster) -> None:
     """`--engine ray` says which one is meant, and is refused where the home is another's."""
     command = [sys.executable, "-m", "marship", "describe", "lin", "--engine"]
     seen = {**os.environ, "MARSHIP_HOME": str(cluster.home.path)}
@@ -227,16 +258,23 @@ def test_commands_take_the_homes_engine(cluster: Server) -> None:
     assert "the home must be one of torchserve" in done.stderr
 
 
-def write_with(archive: Path, target: Path, line: str) -> None:
-    """A copy of an archive with a line more in its settings."""
+def write_with(archive: Path, target: Path, lines: str, *, without: tuple[str, ...] = ()) -> None:
+    """A copy of an archive with further lines in its settings, and without some."""
     with zipfile.ZipFile(archive) as old, zipfile.ZipFile(target, "w") as new:
         for name in old.namelist():
             data = old.read(name)
-            new.writestr(name, data + line.encode() if name == "model-config.yaml" else data)
+            if name == "model-config.yaml":
+                kept = [
+                    line
+                    for line in data.decode().splitlines()
+                    if not line.startswith(without or ("#",))
+                ]
+                data = ("\n".join(kept) + "\n" + lines).encode()
+            new.writestr(name, data)
 
 
 @pytest.fixture(scope="module")
-def ray_host(cluster: Server, client: Client) -> Host:
+def ray_host(cluster: Cluster, client: Client) -> Host:
     """Ray, with `lin` 1."""
     clear(client)
     client.register("lin-1.mar")

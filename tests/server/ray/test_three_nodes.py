@@ -3,14 +3,14 @@
 import json
 import os
 import secrets
-import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from subprocess import Popen
 
 import pytest
-from three_nodes import NODES, Network
 
+from three_nodes import NODES, Network
 from versions import write_versions
 
 OLD, NEW = '{"output":[[16.0,22.0]]}', '{"output":[[32.0,44.0]]}'
@@ -64,6 +64,6 @@ def test_nothing_is_lost_when_versions_change_and_a_node_dies(network: Network) 
     assert result["seen"] == {NEW: 900}, result
 
 
-def _result(process: "subprocess.Popen[str]") -> dict[str, dict[str, int]]:
+def _result(process: Popen[str]) -> dict[str, dict[str, int]]:
     text, _ = process.communicate(timeout=180)
     return dict(json.loads(text))

@@ -17,7 +17,7 @@ TOKEN_FILE = "ray_token"  # noqa: S105  a file's name
 """The token of a cluster that the home started."""
 
 
-class Access:
+class ClusterAccess:
     """Where a cluster is called.
 
     Args:

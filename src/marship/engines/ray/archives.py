@@ -13,7 +13,7 @@ CHUNK_BYTES = 8 << 20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Source:
+class ArchiveSource:
     """An archive as every node can get it, and what it must be.
 
     Attributes:
@@ -49,7 +49,7 @@ def chunks(path: Path) -> Iterator[bytes]:
             yield data
 
 
-def upload(path: Path, source: Source) -> None:
+def upload(path: Path, source: ArchiveSource) -> None:
     """Put an archive where all nodes can read it, unless it is there.
 
     Raises:
@@ -73,7 +73,7 @@ def upload(path: Path, source: Source) -> None:
 
 
 def download(
-    source: Source, sink: IO[bytes], kept: Callable[[str], Iterator[bytes]], node: str
+    source: ArchiveSource, sink: IO[bytes], kept: Callable[[str], Iterator[bytes]], node: str
 ) -> None:
     """Write an archive's bytes, and check them.
 
@@ -104,7 +104,7 @@ def download(
         )
 
 
-def _read(source: Source, kept: Callable[[str], Iterator[bytes]]) -> Iterator[bytes]:
+def _read(source: ArchiveSource, kept: Callable[[str], Iterator[bytes]]) -> Iterator[bytes]:
     if source.url is None:
         yield from kept(source.digest)
         return

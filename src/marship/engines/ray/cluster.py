@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from marship.engines.ray import keeper, problems
-from marship.engines.ray.archives import Source
+from marship.engines.ray.archives import ArchiveSource
 from marship.engines.ray.table import Table
 from marship.errors import (
     LoadError,
@@ -25,8 +25,8 @@ from marship.errors import (
 from marship.version import VERSION
 
 if TYPE_CHECKING:
-    from marship.engines.ray.plan import Plan
-    from marship.engines.ray.replica import Version
+    from marship.engines.ray.plan import RunPlan
+    from marship.engines.ray.replica import ReplicaSpec
 
 LOOPBACK = "127.0.0.1"
 FRONT = "marship"
@@ -150,7 +150,7 @@ def _deployment(kind: type) -> Any:  # noqa: ANN401  Serve's annotation is a dec
     return serve.deployment(kind)
 
 
-def probe(source: Source | None) -> None:
+def probe(source: ArchiveSource | None) -> None:
     """Ask every node whether it has the packages, and can place an archive.
 
     Raises:
@@ -194,7 +194,7 @@ def _check_node(address: str, answer: Any) -> None:  # noqa: ANN401  Ray's refer
         )
 
 
-def check_resources(plan: "Plan", what: str, replicas: int) -> None:
+def check_resources(plan: "RunPlan", what: str, replicas: int) -> None:
     """Check that there is room for so many more replicas.
 
     Raises:
@@ -289,7 +289,7 @@ def details() -> Mapping[str, Any]:
     return found
 
 
-def deploy(app: str, version: "Version", plan: "Plan") -> None:
+def deploy(app: str, version: "ReplicaSpec", plan: "RunPlan") -> None:
     """Start a version's application, or give it another number of replicas; does not wait."""
     import ray
     from ray import serve
@@ -334,7 +334,7 @@ def port() -> int:
     return int(client.http_config.port)
 
 
-def deployed(app: str) -> "tuple[Version, Plan]":
+def deployed(app: str) -> "tuple[ReplicaSpec, RunPlan]":
     """What an application was deployed with.
 
     Raises:

@@ -12,7 +12,7 @@ from marship.engines.home import Home, default_home
 from marship.engines.names import checked_name
 from marship.engines.ray import cluster, plan
 from marship.engines.ray import models as registered
-from marship.engines.ray.access import Access
+from marship.engines.ray.access import ClusterAccess
 from marship.exchange.calls import Pause
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from marship.trust.policy import Trust
 
 
-class RayServe(Access):
+class RayServe(ClusterAccess):
     """A cluster of Ray, by a home folder; see `engines.engine.Engine`."""
 
     models = registered.list_models

@@ -23,8 +23,8 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from marship.engines.ray import binding, node, plan
-from marship.engines.ray.line import Answer, Asked, Headers, Lines
-from marship.engines.ray.table import Entry, Table
+from marship.engines.ray.line import Answer, Asked, Headers, LinePool
+from marship.engines.ray.table import Table, TableEntry
 from marship.serving.hosts.direct import exchange, limits, routes
 from marship.serving.hosts.direct.acceptor import Acceptor
 from marship.serving.hosts.direct.seats import ModelState
@@ -53,7 +53,7 @@ class Front:
         self._tokens = Tokens(self._key_file)
         self._table, self._handles = Table(), dict[str, Any]()
         self._in_hand: Counter[str] = Counter()
-        self._own: Lines | None = None
+        self._own: LinePool | None = None
         self._acceptor: Acceptor | None = None
 
     async def reconfigure(self, config: Mapping[str, Any]) -> None:
@@ -78,7 +78,7 @@ class Front:
             listener.listen(1024)
             listener.setblocking(False)
             self._acceptor.listen(listener)
-            self._own = Lines(str(path))
+            self._own = LinePool(str(path))
         return self._acceptor
 
     async def __call__(self, request: Request) -> Response:
@@ -109,7 +109,7 @@ class Front:
             return False
         return True
 
-    async def _ask(self, entry: Entry, asked: Asked, route: routes.Route) -> Answer:
+    async def _ask(self, entry: TableEntry, asked: Asked, route: routes.Route) -> Answer:
         is_probe = route.kind != routes.PREDICT
         limit_s = _PROBE_S if is_probe else entry.timeout_s + _SLACK_S
         self._in_hand[entry.app] += 1
@@ -123,7 +123,7 @@ class Front:
             self._in_hand[entry.app] -= 1
 
     async def _parts(
-        self, entry: Entry, asked: Asked, route: routes.Route
+        self, entry: TableEntry, asked: Asked, route: routes.Route
     ) -> AsyncIterator[Answer]:
         self._in_hand[entry.app] += 1
         has_begun = False

@@ -38,7 +38,7 @@ _LONGEST_FOLDER = 24
 
 
 @dataclass(frozen=True, slots=True)
-class Server:
+class Cluster:
     """A cluster that was started, or joined.
 
     Attributes:
@@ -68,7 +68,7 @@ class Server:
                 self.stop()
 
 
-def start(settings: RaySettings, *, on_wait: Callable[[float], None] | None = None) -> Server:
+def start(settings: RaySettings, *, on_wait: Callable[[float], None] | None = None) -> Cluster:
     """Start a cluster or join one, and return when the front answers.
 
     Raises:
@@ -97,7 +97,7 @@ def start(settings: RaySettings, *, on_wait: Callable[[float], None] | None = No
         record = _serve(home, record, settings)
         home.write_record(record)
         undo.pop_all()
-    return Server(home, record)
+    return Cluster(home, record)
 
 
 def _record(settings: RaySettings, home: Home, trust: Path | None) -> ServerRecord:

@@ -147,7 +147,7 @@ class Line(asyncio.Protocol):
             self.close()
 
 
-class Lines:
+class LinePool:
     """Connections to one unix socket, kept open between requests.
 
     Args:

@@ -8,41 +8,23 @@ import secrets
 import time
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import replace
 from typing import Any
 
-from marship.engines import locks, store
+from marship.engines import locks
 from marship.engines.engine import DRAIN_S, Model, ModelStatus, Registration, Wait, Worker
-from marship.engines.home import ServerRecord
 from marship.engines.names import checked_name
-from marship.engines.ray import archives, cluster, keeper, problems
-from marship.engines.ray.access import Access
-from marship.engines.ray.archives import Source
-from marship.engines.ray.plan import Plan
-from marship.engines.ray.replica import Version
-from marship.engines.ray.table import Entry, Table
-from marship.errors import LoadError, NotFoundError, ServerError, StorageError, UsageError
+from marship.engines.ray import cluster, problems, registration
+from marship.engines.ray.access import ClusterAccess
+from marship.engines.ray.table import Table, TableEntry
+from marship.errors import LoadError, NotFoundError, ServerError, UsageError
 from marship.exchange.calls import LINES_TYPE, Call, Flow, HttpResponse, Pause, Work, path
 
-MOST_WORKERS = 1000
 _POLL_S, _LOCK_S = 0.3, 120.0
 _FAILED = ("DEPLOY_FAILED", "UNHEALTHY")
 
 
-@dataclass(frozen=True, slots=True)
-class _Admitted:
-    """A verified archive, and how it will be served."""
-
-    name: str
-    version: str
-    source: Source
-    plan: Plan
-    files: str | None
-    delay_ms: int
-
-
-def list_models(access: Access) -> Flow[list[Model]]:
+def list_models(access: ClusterAccess) -> Flow[list[Model]]:
     """All models with all their versions, sorted by name."""
 
     def look() -> list[Model]:
@@ -64,7 +46,9 @@ def list_models(access: Access) -> Flow[list[Model]]:
     return found
 
 
-def describe(access: Access, name: str, version: str | None = None) -> Flow[list[ModelStatus]]:
+def describe(
+    access: ClusterAccess, name: str, version: str | None = None
+) -> Flow[list[ModelStatus]]:
     """The status of a model's default version, of a given version, or of "all" versions.
 
     Raises:
@@ -81,7 +65,7 @@ def describe(access: Access, name: str, version: str | None = None) -> Flow[list
     return found
 
 
-def register(access: Access, wanted: Registration, wait: Wait) -> Flow[ModelStatus]:
+def register(access: ClusterAccess, wanted: Registration, wait: Wait) -> Flow[ModelStatus]:
     """Register an archive and wait until its replicas are ready; undo it on failure.
 
     Raises:
@@ -93,15 +77,17 @@ def register(access: Access, wanted: Registration, wait: Wait) -> Flow[ModelStat
         LoadError: A replica failed, or a node has not what it needs.
         ServerError: The version is registered already.
     """
-    admitted: _Admitted = yield Work(lambda: _admit(access, wanted))
+    admitted: registration.Admission = yield Work(lambda: registration.admit(access, wanted))
     app = f"{cluster.FRONT}-{admitted.name}-{admitted.version}-{secrets.token_hex(4)}"
     record = access.record
     try:
-        yield Work(lambda: _deploy(app, admitted, record))
+        yield Work(lambda: registration.deploy(app, admitted, record))
         yield from _until_ready(app, admitted.name, admitted.plan.minimum, wait)
         facts: list[dict[str, Any]] = yield Work(lambda: cluster.broadcast(app, "told"))
-        entry = _entry(app, admitted, wanted, streams=bool(facts and facts[0]["streams"]))
-        yield from _change(access, lambda table: _added(table, admitted, entry))
+        entry = registration.entry_of(
+            app, admitted, wanted, streams=bool(facts and facts[0]["streams"])
+        )
+        yield from _change(access, lambda table: registration.added(table, admitted, entry))
     except GeneratorExit:
         raise
     except BaseException:  # Ctrl-C too: nothing half-registered stays
@@ -109,113 +95,6 @@ def register(access: Access, wanted: Registration, wait: Wait) -> Flow[ModelStat
         raise
     (status,) = yield from describe(access, admitted.name, admitted.version)
     return status
-
-
-def _added(table: Table, admitted: _Admitted, entry: Entry) -> Table:
-    if table.entry(admitted.name, admitted.version) is not None:
-        raise _taken(admitted)
-    return table.put(admitted.name, admitted.version, entry)
-
-
-def _taken(admitted: _Admitted) -> ServerError:
-    return ServerError(
-        f"{admitted.name} {admitted.version} must be registered once, got it on the cluster "
-        "already. Unregister it first, or package another version."
-    )
-
-
-def _admit(access: Access, wanted: Registration) -> _Admitted:
-    """Check an archive here, and put it where every node can get it."""
-    if Path(wanted.archive).name != wanted.archive or wanted.archive.startswith("."):
-        raise UsageError(
-            f"an archive must be the name of a file in the model store, or its path there, got "
-            f"{wanted.archive!r}. Put the file there and give its name."
-        )
-    if wanted.workers is not None and not 1 <= wanted.workers <= MOST_WORKERS:
-        raise UsageError(f"workers must be from 1 to {MOST_WORKERS}, got {wanted.workers}.")
-    if wanted.batch_size is not None and wanted.batch_size < 1:
-        raise UsageError(f"batch_size must be at least 1, got {wanted.batch_size}.")
-    from marship.trust import archive, policy
-    from marship.trust.signature import beside
-
-    place = access.model_store / wanted.archive
-    identity = store.check_archive(access.model_store, wanted.archive)
-    name = checked_name(wanted.name or identity.name)
-    trust = access.record.trust
-    keys: Mapping[str, bytes] = {}
-    signature: bytes | None = None
-    if trust is not None:
-        trusted = policy.Trust.load(trust)
-        trusted.verify(place)
-        keys = {file.name: file.read_bytes() for file in Path(trust).glob("*.pem")}
-        signature = beside(place).read_bytes()
-    _, config = archive.read_settings(place)
-    plan = Plan.of(config, workers=wanted.workers, batch_size=wanted.batch_size)
-    access.connect()
-    admitted = _Admitted(
-        name,
-        identity.version,
-        Source(
-            file=wanted.archive,
-            digest=archives.digest_of(place),
-            url=_archives_url(),
-            signature=signature,
-            keys=keys,
-        ),
-        plan,
-        store.files_of(place),
-        wanted.max_batch_delay_ms or int(config.get("maxBatchDelay") or 1),
-    )
-    if cluster.table().entry(name, identity.version) is not None:
-        raise _taken(admitted)
-    cluster.check_resources(plan, f"{name} {identity.version}", plan.minimum)
-    _share(place, admitted.source)
-    cluster.probe(admitted.source)
-    return admitted
-
-
-def _archives_url() -> str | None:
-    import ray
-
-    return ray.get(keeper.find().facts.remote())["url"]  # type: ignore[no-any-return]
-
-
-def _share(place: Path, source: Source) -> None:
-    if source.url is not None:
-        archives.upload(place, source)
-    elif not keeper.put(place, source.digest):
-        raise StorageError(f"{place} must stay as it is while it is read, got another. Try again.")
-
-
-def _deploy(app: str, admitted: _Admitted, record: ServerRecord) -> None:
-    version = Version(
-        name=admitted.name,
-        version=admitted.version,
-        source=admitted.source,
-        batch_size=admitted.plan.batch_size,
-        startup_s=admitted.plan.startup_s,
-        has_gpu=admitted.plan.gpus > 0,
-        seal_key=record.seal_key,
-    )
-    cluster.deploy(app, version, admitted.plan)
-
-
-def _entry(app: str, admitted: _Admitted, wanted: Registration, *, streams: bool) -> Entry:
-    return Entry(
-        app=app,
-        archive=wanted.archive,
-        digest=admitted.source.digest,
-        registration=app.rpartition("-")[2],
-        files=admitted.files,
-        batch_size=admitted.plan.batch_size,
-        max_batch_delay_ms=admitted.delay_ms,
-        given_batch_size=wanted.batch_size,
-        given_delay_ms=wanted.max_batch_delay_ms,
-        timeout_s=admitted.plan.timeout_s,
-        streams=streams,
-        minimum=admitted.plan.minimum,
-        maximum=admitted.plan.maximum,
-    )
 
 
 def _until_ready(app: str, name: str, wanted: int, wait: Wait) -> Flow[None]:
@@ -249,7 +128,7 @@ def _message(found: Mapping[str, Any]) -> str:
     return "\n".join([found.get("message") or "", *told])
 
 
-def _change(access: Access, changed: Callable[[Table], Table]) -> Flow[None]:
+def _change(access: ClusterAccess, changed: Callable[[Table], Table]) -> Flow[None]:
     """Change the front's table, one client of the home after the other."""
     with ExitStack() as held:
         lock = access.home.path / "table.lock"
@@ -258,7 +137,7 @@ def _change(access: Access, changed: Callable[[Table], Table]) -> Flow[None]:
 
 
 def scale(
-    access: Access, name: str, workers: int, *, version: str | None, wait: Wait
+    access: ClusterAccess, name: str, workers: int, *, version: str | None, wait: Wait
 ) -> Flow[ModelStatus]:
     """Set the number of replicas, and wait until exactly that many are ready.
 
@@ -267,8 +146,10 @@ def scale(
         NotFoundError: There is no such model or version.
         ServerError: Not all became ready; the message says how many did, and why.
     """
-    if not 1 <= workers <= MOST_WORKERS:
-        raise UsageError(f"workers must be from 1 to {MOST_WORKERS} on Ray, got {workers}.")
+    if not 1 <= workers <= registration.MOST_WORKERS:
+        raise UsageError(
+            f"workers must be from 1 to {registration.MOST_WORKERS} on Ray, got {workers}."
+        )
     number, entry = yield from _entry_of(access, name, version)
 
     def deploy() -> None:
@@ -288,7 +169,9 @@ def scale(
     return status
 
 
-def wait_ready(access: Access, name: str, *, version: str | None, wait: Wait) -> Flow[ModelStatus]:
+def wait_ready(
+    access: ClusterAccess, name: str, *, version: str | None, wait: Wait
+) -> Flow[ModelStatus]:
     """Wait until a model's minimum number of replicas is ready.
 
     Raises:
@@ -310,7 +193,7 @@ def wait_ready(access: Access, name: str, *, version: str | None, wait: Wait) ->
         yield Pause(_POLL_S)
 
 
-def set_default(access: Access, name: str, version: str) -> Flow[None]:
+def set_default(access: ClusterAccess, name: str, version: str) -> Flow[None]:
     """Make a version the default; returns when every front sends requests there.
 
     Raises:
@@ -320,7 +203,9 @@ def set_default(access: Access, name: str, version: str) -> Flow[None]:
     yield from _change(access, lambda table: table.default(name, version))
 
 
-def drain(access: Access, name: str, version: str, *, timeout_s: float = DRAIN_S) -> Flow[None]:
+def drain(
+    access: ClusterAccess, name: str, version: str, *, timeout_s: float = DRAIN_S
+) -> Flow[None]:
     """Wait until no front waits for a response of a version; another one must be the default.
 
     Raises:
@@ -345,7 +230,7 @@ def _in_hand(app: str) -> list[int]:
     return cluster.broadcast(cluster.FRONT, "in_hand", app)
 
 
-def unregister(access: Access, name: str, version: str | None = None) -> Flow[None]:
+def unregister(access: ClusterAccess, name: str, version: str | None = None) -> Flow[None]:
     """Unregister a version, or the default one; its replicas finish what they have.
 
     Raises:
@@ -369,7 +254,9 @@ def unregister(access: Access, name: str, version: str | None = None) -> Flow[No
     yield Work(lambda: cluster.delete(entry.app))
 
 
-def withdraw(access: Access, status: ModelStatus, *, leaves_last: bool = False) -> Flow[None]:
+def withdraw(
+    access: ClusterAccess, status: ModelStatus, *, leaves_last: bool = False
+) -> Flow[None]:
     """Unregister a version if it was created by the same registration.
 
     Raises:
@@ -395,7 +282,7 @@ def withdraw(access: Access, status: ModelStatus, *, leaves_last: bool = False) 
 
 
 def predict(  # noqa: PLR0913  keyword-only
-    access: Access,
+    access: ClusterAccess,
     name: str,
     *,
     version: str | None,
@@ -416,13 +303,13 @@ def predict(  # noqa: PLR0913  keyword-only
     return (yield from access.ask(call))
 
 
-def ping(access: Access) -> Flow[str]:
+def ping(access: ClusterAccess) -> Flow[str]:
     """The front's health as it reports it."""
     response = yield from access.ask(Call("inference", "GET", "/ping"))
     return str(response.json()["status"])
 
 
-def metrics(access: Access) -> Flow[str]:
+def metrics(access: ClusterAccess) -> Flow[str]:
     """What all replicas counted so far, in Prometheus' text format."""
 
     def collect() -> str:
@@ -446,19 +333,21 @@ def unknown(name: str, version: str | None) -> NotFoundError:
     return NotFoundError(f"{what} must be registered, got no such model. See: marship models")
 
 
-def _entry_of(access: Access, name: str, version: str | None) -> Flow[tuple[str, Entry]]:
-    def look() -> tuple[str, Entry]:
+def _entry_of(
+    access: ClusterAccess, name: str, version: str | None
+) -> Flow[tuple[str, TableEntry]]:
+    def look() -> tuple[str, TableEntry]:
         access.connect()
         found = cluster.table().entry(checked_name(name), version)
         if found is None:
             raise unknown(name, version)
         return found
 
-    entry: tuple[str, Entry] = yield Work(look)
+    entry: tuple[str, TableEntry] = yield Work(look)
     return entry
 
 
-def _status(name: str, number: str, entry: Entry, details: Mapping[str, Any]) -> ModelStatus:
+def _status(name: str, number: str, entry: TableEntry, details: Mapping[str, Any]) -> ModelStatus:
     return ModelStatus(
         name=name,
         version=number,

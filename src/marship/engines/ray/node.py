@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from marship.engines.ray import archives, keeper
-from marship.engines.ray.archives import Source
+from marship.engines.ray.archives import ArchiveSource
 from marship.errors import MarshipError, PackageError, StorageError
 from marship.trust import archive, extract
 from marship.trust.contents import ArchiveContents
@@ -54,7 +54,7 @@ def address() -> str:
     return str(util.get_node_ip_address())  # type: ignore[no-untyped-call]
 
 
-def place(source: Source) -> Placed:
+def place(source: ArchiveSource) -> Placed:
     """The archive on this node; its signature is verified each time.
 
     Raises:
@@ -77,7 +77,7 @@ def place(source: Source) -> Placed:
     return Placed(folder, read[0].manifest, read[1])
 
 
-def probe(source: Source | None) -> dict[str, str]:
+def probe(source: ArchiveSource | None) -> dict[str, str]:
     """What this node has; with an archive, whether it can be placed here. Runs as a task.
 
     An error of ours is a result: `code` and `message`.
@@ -94,7 +94,7 @@ def probe(source: Source | None) -> dict[str, str]:
     return facts
 
 
-def _fetch(source: Source, target: Path) -> None:
+def _fetch(source: ArchiveSource, target: Path) -> None:
     with tempfile.NamedTemporaryFile(dir=target.parent, delete=False) as draft:
         try:
             archives.download(source, draft, keeper.read, address())
@@ -104,7 +104,7 @@ def _fetch(source: Source, target: Path) -> None:
             raise
 
 
-def _verified(source: Source, named: Path) -> ArchiveContents:
+def _verified(source: ArchiveSource, named: Path) -> ArchiveContents:
     if not source.keys:
         return archive.read(named).plain
     with tempfile.TemporaryDirectory(dir=named.parent) as folder:
@@ -128,7 +128,7 @@ def _extract(named: Path, contents: ArchiveContents, folder: Path) -> None:
 
 
 @contextmanager
-def _named(source: Source, held: Path) -> Iterator[Path]:
+def _named(source: ArchiveSource, held: Path) -> Iterator[Path]:
     """The archive under the name that was signed, beside its signature."""
     with tempfile.TemporaryDirectory(dir=held.parent) as folder:
         named = Path(folder) / source.file

@@ -23,7 +23,7 @@ _ACCELERATED = {"cuda", "tensorrt", "migraphx", "rocm"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Plan:
+class RunPlan:
     """How a version runs.
 
     Attributes:
@@ -47,7 +47,7 @@ class Plan:
     @classmethod
     def of(
         cls, config: Mapping[str, Any], *, workers: int | None, batch_size: int | None
-    ) -> "Plan":
+    ) -> "RunPlan":
         """By an archive's model-config.yaml and what a client asks for.
 
         Raises:

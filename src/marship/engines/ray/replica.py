@@ -18,9 +18,9 @@ from pathlib import Path
 from typing import Any
 
 from marship.engines.ray import binding, node, plan, problems
-from marship.engines.ray.archives import Source
-from marship.engines.ray.line import Answer, Asked, Lines
-from marship.engines.ray.worker import Counts, Worker, environment
+from marship.engines.ray.archives import ArchiveSource
+from marship.engines.ray.line import Answer, Asked, LinePool
+from marship.engines.ray.worker import Counts, WorkerProcess, environment
 from marship.errors import LoadError, MarshipError
 from marship.serving.hosts.direct.acceptor import Acceptor
 from marship.serving.hosts.direct.limits import Limits
@@ -36,7 +36,7 @@ _QUIET = {"MARSHIP_DIRECT_QUEUE": str(plan.QUEUE)}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Version:
+class ReplicaSpec:
     """What a replica serves.
 
     Attributes:
@@ -51,7 +51,7 @@ class Version:
 
     name: str
     version: str
-    source: Source
+    source: ArchiveSource
     batch_size: int
     startup_s: float
     has_gpu: bool
@@ -68,12 +68,12 @@ class Replica:
         ReplicaError: It cannot; the message carries the reason.
     """
 
-    def __init__(self, served: Version) -> None:
+    def __init__(self, served: ReplicaSpec) -> None:
         binding.keep_to(node.address())
         self._served, self._failures = served, 0
         self._folder = Path(tempfile.mkdtemp(prefix="marship-"))
         self._counts, self._is_closed = Counts(), False
-        self._lines: Lines | None = None
+        self._lines: LinePool | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._meters: dict[str, Any] = {}
         self._acceptor: Acceptor | None = None
@@ -85,7 +85,7 @@ class Replica:
             self._close()
             raise problems.ReplicaError(error) from None
 
-    def _start(self) -> Worker:
+    def _start(self) -> WorkerProcess:
         served, placed = self._served, self._placed
         task = {
             "name": served.name,
@@ -108,7 +108,7 @@ class Replica:
         }
         if served.seal_key is not None:
             settings[keysource.SOURCE_VARIABLE] = served.seal_key
-        return Worker(task, environment(settings), self._log(), self._count, self._restart)
+        return WorkerProcess(task, environment(settings), self._log(), self._count, self._restart)
 
     def _log(self) -> Path:
         """A file among Ray's logs, which its dashboard and `ray logs` show."""
@@ -145,11 +145,11 @@ class Replica:
                 self._failures = 0
                 return
 
-    async def _ready(self) -> Lines:
+    async def _ready(self) -> LinePool:
         """Connections to the worker; the acceptor runs in the loop that asks first."""
         if self._lines is None:
             self._loop = asyncio.get_running_loop()
-            self._lines = Lines(str(self._folder / "direct.sock"))
+            self._lines = LinePool(str(self._folder / "direct.sock"))
             limits = Limits(request_bytes=plan.MOST_BYTES)
             acceptor = self._acceptor = Acceptor(self._loop, None, limits)
             acceptor.serve_workers(_listener(self._folder / "workers.sock", socket.SOCK_SEQPACKET))

@@ -10,7 +10,7 @@ from typing import Any
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Entry:
+class TableEntry:
     """A version of a model.
 
     Attributes:
@@ -49,7 +49,7 @@ class Listed:
     """A model: its default version, and its versions by number."""
 
     default: str
-    versions: Mapping[str, Entry]
+    versions: Mapping[str, TableEntry]
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +66,7 @@ class Table:
             {
                 name: Listed(
                     model["default"],
-                    {number: Entry(**entry) for number, entry in model["versions"].items()},
+                    {number: TableEntry(**entry) for number, entry in model["versions"].items()},
                 )
                 for name, model in models.items()
             }
@@ -76,7 +76,7 @@ class Table:
         """As `from_json` reads it."""
         return {"models": {name: asdict(model) for name, model in self.models.items()}}
 
-    def entry(self, name: str, version: str | None) -> tuple[str, Entry] | None:
+    def entry(self, name: str, version: str | None) -> tuple[str, TableEntry] | None:
         """A version, or the default one, with its number; None if there is none."""
         model = self.models.get(name)
         if model is None:
@@ -85,13 +85,13 @@ class Table:
         found = model.versions.get(number)
         return None if found is None else (number, found)
 
-    def entries(self) -> Iterator[tuple[str, str, Entry]]:
+    def entries(self) -> Iterator[tuple[str, str, TableEntry]]:
         """Name, number and entry of every version."""
         for name, model in sorted(self.models.items()):
             for number, entry in sorted(model.versions.items()):
                 yield name, number, entry
 
-    def put(self, name: str, version: str, entry: Entry) -> "Table":
+    def put(self, name: str, version: str, entry: TableEntry) -> "Table":
         """With a version; the first one of a model is its default."""
         model = self.models.get(name, Listed(version, {}))
         return self._with(name, replace(model, versions={**model.versions, version: entry}))

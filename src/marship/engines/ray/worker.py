@@ -50,7 +50,7 @@ class Counts:
         return key, value
 
 
-class Worker:
+class WorkerProcess:
     """One worker process.
 
     Args:

@@ -29,7 +29,7 @@ class TorchModelServiceWorker:
     """The name by which an archive knows a worker's script."""
 
 
-class Context:
+class StandIn:
     """What a handler reads of TorchServe's context."""
 
     def __init__(self, task: dict[str, Any]) -> None:
@@ -86,7 +86,7 @@ def load(task: dict[str, Any]) -> Any:  # noqa: ANN401  the archive's own class
             "Package the model again with: marship package"
         )
     handler = kinds[0]()
-    handler.initialize(Context(task))  # type: ignore[arg-type]
+    handler.initialize(StandIn(task))  # type: ignore[arg-type]
     return handler
 
 
