@@ -7,6 +7,7 @@ import threading
 import time
 import zipfile
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import psutil
@@ -35,8 +36,9 @@ from marship.trust.signature import sign
 from ray_hosts import host_of
 from served import bearer, serving
 from signed import make_key, trusting
-from versions import ANSWERS, ROW
+from versions import ANSWERS, ROW, add, linear
 
+COUNT = Path(__file__).parents[1] / "onnx_handlers" / "count_handler.py"
 ENGINES_OWN = {"an unknown model", "an unknown version", "an unknown model by v2"}
 """Beside TorchServe the direct address passes these on to it: the text is TorchServe's."""
 
@@ -175,6 +177,32 @@ def test_replicas_follow_the_load(client: Client, cluster: Cluster, lin: Path) -
         for asker in askers:
             asker.join()
     assert (client_sees.min_workers, client_sees.max_workers) == (1, 3)
+
+
+def test_streams_come_in_parts_as_from_the_direct_host(
+    client: Client, cluster: Cluster, lin: Path, tmp_path: Path
+) -> None:
+    """Lines, and the same as server-sent events; a client of marship reads them one by one."""
+    add(lin, linear(tmp_path / "s.onnx", 1), "5", file="count", handler=COUNT)
+    clear(client)
+    client.register("count.mar")
+    lines = Case("lines", body=b'{"input": [[1, 2, 3]]}')
+    events = replace(lines, name="events", headers={"Accept": "text/event-stream"})
+    with serving(tmp_path / "home", lin) as server:
+        with Client(server.home.path) as direct_client:
+            direct_client.register("count.mar")
+        assert server.record.direct_url is not None
+        direct = Host(server.record.direct_url, bearer(server).removeprefix("Bearer "))
+        for case in (lines, events):
+            on_ray, directly = (conformance.ask(host, case) for host in (host_of(cluster), direct))
+            compared = conformance.comparable(case, on_ray), conformance.comparable(case, directly)
+            assert compared[0] == compared[1]
+            assert on_ray.status == 200
+            assert on_ray.body.count(b"number") == 3
+    assert list(client.stream("lin", {"input": ROW})) == [
+        *({"number": n} for n in range(3)),
+        {"all": 3},
+    ]
 
 
 def test_what_is_wrong_is_told_in_one_line(registered: Client) -> None:
