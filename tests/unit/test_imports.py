@@ -24,7 +24,8 @@ ROOMS: dict[str, set[str]] = {
     "trust": {"serving.model.sealed", "exchange"},
     "exchange": set(),
     "engines": {"exchange", "trust", "serving.hosts.direct"}
-    | {"serving.model.keysource", "serving.model.heap", "serving.message"},
+    | {"serving.model.keysource", "serving.model.heap", "serving.message"}
+    | {"serving.handler", "serving.hosts.torchserve.report"},  # ray's worker, in an archive's name
     "client": {"engines", "exchange", "serving.formats"},
     "predict": {"client", "engines", "exchange", "serving.formats"},
     "fit": set(),

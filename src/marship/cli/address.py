@@ -81,6 +81,7 @@ def _flags(api: Api, *, needs_both: bool) -> list[inspect.Parameter]:
             "--token-file",
             f"a file with that token, or a copy of the server's key_file.json; else {known}_TOKEN",
         ),
+        _flag("engine", str, "--engine", "torchserve or ray, which the home must be of"),
         _flag("ca", Path, "--ca", "PEM file of the trusted CA certificates for https"),
     ]
     if needs_both:
@@ -108,6 +109,7 @@ def _address(
     url: str | None,
     token: str | None,
     token_file: Path | None,
+    engine: str | None,
     ca: Path | None,
     other_url: str | None = None,
     model_store: Path | None = None,
@@ -136,6 +138,7 @@ def _address(
         inference_token=tokens.inference,
         management_token=tokens.management,
         ca=ca,
+        engine=engine,
         model_store=model_store or MODEL_STORE,
         **{f"{api}_url": url, f"{other}_url": other_url},
     )

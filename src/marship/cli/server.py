@@ -16,6 +16,7 @@ from marship.settings import flags
 
 if TYPE_CHECKING:
     from marship.client.address import Address
+    from marship.engines.ray.head import Cluster
     from marship.engines.torchserve.server import Server
 
 PANEL = "The server"
@@ -33,30 +34,13 @@ def serve(
         bool, typer.Option("--json", help="print JSON, and all else to standard error")
     ] = False,
 ) -> None:
-    """Start TorchServe: in the foreground until Ctrl-C, or detached."""
+    """Start TorchServe, or Ray Serve: in the foreground until Ctrl-C, or detached."""
     from marship.cli import tables
-    from marship.engines.torchserve import production, server
-    from marship.engines.torchserve.engine import TorchServe
     from marship.operate import statefile
 
     if state is not None:
         statefile.read(state)  # its errors are reported before anything starts
-    given, settings = settings, server.remembering(settings)
-    if settings.trust != given.trust:
-        console.err.print(
-            f"archives must be signed with a key in {settings.trust}, as at the last start; "
-            "--no-trust ends that",
-            markup=False,
-            highlight=False,
-            soft_wrap=True,
-        )
-    with console.err.status("starting TorchServe") as line:
-        started = TorchServe.start(
-            settings, on_wait=lambda s: line.update(f"starting TorchServe, {s:.0f} s")
-        )
-    if settings.profile:
-        for advice in production.advice(settings.trust):
-            console.err.print(f"[yellow]advice:[/] {advice}", soft_wrap=True)
+    started = _start_ray(settings) if settings.engine == "ray" else _start(settings)
     if state is not None:
         with console.as_notes(as_json):
             _apply(started, state)
@@ -80,7 +64,43 @@ def serve(
     console.err.print("stopped")
 
 
-def _apply(started: "Server", state: Path) -> None:
+def _start(settings: ServeSettings) -> "Server":
+    from marship.engines.torchserve import production, server
+    from marship.engines.torchserve.engine import TorchServe
+
+    settings.check_engine()
+    given, settings = settings, server.remembering(settings)
+    if settings.trust != given.trust:
+        console.err.print(
+            f"archives must be signed with a key in {settings.trust}, as at the last start; "
+            "--no-trust ends that",
+            markup=False,
+            highlight=False,
+            soft_wrap=True,
+        )
+    with console.err.status("starting TorchServe") as line:
+        started = TorchServe.start(
+            settings, on_wait=lambda s: line.update(f"starting TorchServe, {s:.0f} s")
+        )
+    if settings.profile:
+        for advice in production.advice(settings.trust):
+            console.err.print(f"[yellow]advice:[/] {advice}", soft_wrap=True)
+    return started
+
+
+def _start_ray(settings: ServeSettings) -> "Cluster":
+    from marship.engines import default
+    from marship.engines.ray.settings import RaySettings
+
+    given = RaySettings(**settings.of_ray())
+    with console.err.status("starting Ray") as line:
+        started: Cluster = default.named("ray").start(
+            given, on_wait=lambda s: line.update(f"starting Ray, {s:.0f} s")
+        )
+    return started
+
+
+def _apply(started: "Server | Cluster", state: Path) -> None:
     """Register the declared models; on failure the server is stopped."""
     from marship.cli import steps
 
@@ -95,10 +115,10 @@ def _apply(started: "Server", state: Path) -> None:
 @app.command(rich_help_panel=PANEL)
 def stop(home: Home = None) -> None:
     """Stop the server and its workers."""
-    from marship.engines.default import DefaultEngine
+    from marship.engines import default
 
-    with console.err.status("stopping TorchServe"):
-        record = DefaultEngine.stop(home)
+    with console.err.status("stopping"):
+        record = default.of_home(home).stop(home)
     console.out.print(f"stopped the server at {record.inference_url}")
 
 
@@ -135,9 +155,9 @@ def logs(
     lines: Annotated[int, typer.Option(min=1, help="of each log, the last so many")] = 20,
 ) -> None:
     """Print the last lines of the server's and the workers' logs."""
-    from marship.engines.default import DefaultEngine
+    from marship.engines import default
 
-    for path in DefaultEngine.log_files(home):
+    for path in default.of_home(home).log_files(home):
         console.err.print(f"[bold]{path}[/]")
         for line in path.read_text(errors="replace").splitlines()[-lines:]:
             console.out.print(line, markup=False, soft_wrap=True)

@@ -25,6 +25,7 @@ class Address:
     management_token: str | None = None
     ca: Path | None = None
     model_store: Path = MODEL_STORE
+    engine: str | None = None
 
     def client(self, **settings: Any) -> Client:  # noqa: ANN401  Client's own
         """A blocking client, with further arguments of `Client`."""

@@ -212,6 +212,7 @@ class Client(Connected):
         ca: A PEM file with the trusted CA certificates; replaces SSL_CERT_FILE and the system's.
         model_store: For a remote server: the local folder with copies of its archives, which
             rollouts read, and whose paths `register` takes.
+        engine: "torchserve" or "ray", which the home must be of; None is whichever it is.
 
     Example:
         >>> with marship.Client() as client:

@@ -5,8 +5,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from marship.arguments import checked
+from marship.engines import default
 from marship.engines.addresses import MODEL_STORE, Target
-from marship.engines.default import DefaultEngine
 from marship.engines.engine import Engine
 from marship.engines.home import Home
 from marship.errors import UsageError
@@ -34,11 +34,12 @@ class Connected:
         on_retry: Callable[[], None] | None = None,
         ca: str | Path | None = None,
         model_store: str | Path = MODEL_STORE,
+        engine: str | None = None,
     ) -> None:
         urls = {"inference": inference_url, "management": management_url, "metrics": metrics_url}
         tokens = {"inference": inference_token, "management": management_token}
-        target = Target(home, urls, tokens, retry_s, on_retry, ca, Path(model_store))
-        self._engine = DefaultEngine(target)
+        target = Target(home, urls, tokens, retry_s, on_retry, ca, Path(model_store), engine)
+        self._engine = default.of_target(target)
         for setting, value in (
             ("timeout_s", timeout_s),
             ("max_response_bytes", max_response_bytes),

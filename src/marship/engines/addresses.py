@@ -31,6 +31,7 @@ class Target:
         on_retry: Called before each retry.
         ca: A PEM file with the trusted CA certificates, in place of the default ones.
         copies: The local folder with copies of a remote server's archives.
+        engine: The engine that the server must be of; None is whichever the home has.
     """
 
     home: str | Path | None = None
@@ -40,3 +41,4 @@ class Target:
     on_retry: Callable[[], None] | None = None
     ca: str | Path | None = None
     copies: Path = MODEL_STORE
+    engine: str | None = None

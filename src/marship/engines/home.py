@@ -73,6 +73,9 @@ class ServerRecord:
         direct_pid: The acceptor of that address; 0 where there is none.
         direct_created: Start time of the acceptor, as `created`.
         grpc_address: Host and port of KServe v2 over gRPC; None where it is not served.
+        engine: Which engine serves: torchserve or ray.
+        cluster: The address of Ray's cluster; empty without one. Where another program started the
+            cluster, `pid` is 0.
     """
 
     pid: int
@@ -89,6 +92,8 @@ class ServerRecord:
     direct_pid: int = 0
     direct_created: float = 0.0
     grpc_address: str | None = None
+    engine: str = "torchserve"
+    cluster: str = ""
 
     def with_direct(self, url: str, acceptor: Group, grpc_address: str | None) -> "ServerRecord":
         """The same server, with its direct address."""
@@ -124,6 +129,11 @@ class ServerRecord:
             return (own,)
         direct = [url for url in self.direct_addresses if sockets.is_visible(url)]
         return (*direct, own) if self.acceptor.is_alive() else (own, *direct)
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether it runs; of a cluster that another program started only calls can tell."""
+        return self.group.is_alive() if self.pid else bool(self.cluster)
 
     @property
     def group(self) -> Group:
@@ -353,7 +363,7 @@ class Home:
     def running(self) -> ServerRecord | None:
         """The server that runs from this home, if any."""
         record = self.record()
-        return record if record and record.group.is_alive() else None
+        return record if record and record.is_alive else None
 
     def require_stopped(self) -> None:
         """Check that no server runs from this home.

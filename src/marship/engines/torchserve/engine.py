@@ -6,10 +6,12 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from marship.engines import locks
 from marship.engines.engine import Note, ServerConfig
 from marship.engines.home import Home, default_home
+from marship.engines.names import checked_name
 from marship.engines.torchserve import config as configs
-from marship.engines.torchserve import draining, loads, locks, status, store, versions
+from marship.engines.torchserve import draining, loads, status, store, versions
 from marship.engines.torchserve import models as registered
 from marship.engines.torchserve.access import Access
 from marship.exchange.calls import Pause
@@ -71,7 +73,7 @@ class TorchServe(Access):
     @staticmethod
     def check_name(name: str) -> str:
         """The name, if it is valid in a path and no name of TorchServe's token API."""
-        return status.checked_name(name)
+        return checked_name(name)
 
     def version_lock(
         self,

@@ -3,14 +3,15 @@
 from contextlib import ExitStack
 from pathlib import Path
 
+from marship.engines import locks
 from marship.engines.engine import Model, ModelStatus, Registration, Wait
 from marship.engines.home import Home
-from marship.engines.torchserve import draining, locks
+from marship.engines.names import checked_name
+from marship.engines.torchserve import draining
 from marship.engines.torchserve.access import Access
 from marship.engines.torchserve.registration import Admitted, OwnRegistration, check
 from marship.engines.torchserve.status import (
     ReadinessWatch,
-    checked_name,
     describe,
     optional,
     unknown,

@@ -12,8 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from marship.engines.engine import ModelStatus, Note, Registration
+from marship.engines.names import checked_name
 from marship.engines.torchserve.access import Access
-from marship.engines.torchserve.status import checked_name, marked
+from marship.engines.torchserve.status import marked
 from marship.engines.torchserve.store import Identity
 from marship.engines.torchserve.versions import all_versions, withdraw
 from marship.errors import (

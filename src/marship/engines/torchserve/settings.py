@@ -1,17 +1,31 @@
 """How a server is started: apart from its code, so that the command line loads at once."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import Any
 
 from marship.engines.torchserve import config as configs
 from marship.errors import UsageError
 from marship.settings import Settings, setting
+
+_OF_RAY = (
+    *("home", "model_store", "trust", "no_trust", "inference_port", "address", "archives"),
+    *("seal_key", "free_ports", "start_timeout_s"),
+)
+"""Settings that both engines have, and those of Ray's own."""
 
 
 @dataclass(frozen=True, slots=True)
 class ServeSettings(Settings):
     """How a server is started."""
 
+    engine: str = setting("torchserve", "torchserve, or ray for many machines")
+    address: str | None = setting(
+        None, "with --engine ray: HOST:PORT of a cluster that this machine is a node of"
+    )
+    archives: str | None = setting(
+        None, "with --engine ray: a folder or URL that all nodes read archives from"
+    )
     home: Path | None = setting(
         None, "the server's private folder; else MARSHIP_HOME, else .marship here"
     )
@@ -46,6 +60,34 @@ class ServeSettings(Settings):
     profile: str | None = setting(None, "production: refuse to start with insecure settings")
     keep_env: tuple[str, ...] = setting((), "a variable that workers see in production, too")
     start_timeout_s: float = setting(60.0, "how long the server may take to respond", minimum=1)
+
+    def of_ray(self) -> dict[str, Any]:
+        """The settings that Ray has, too.
+
+        Raises:
+            UsageError: Another one is given.
+        """
+        own = {field.name: getattr(self, field.name) for field in fields(self)}
+        given = [
+            field.name
+            for field in fields(self)
+            if field.name not in (*_OF_RAY, "engine") and own[field.name] != field.default
+        ]
+        if given:
+            flags = ", ".join(f"--{name.replace('_', '-')}" for name in given)
+            raise UsageError(f"--engine ray must come without {flags}: they are TorchServe's.")
+        return {name: own[name] for name in _OF_RAY}
+
+    def check_engine(self) -> None:
+        """Check that no setting is another engine's.
+
+        Raises:
+            UsageError: One is.
+        """
+        if self.engine != "torchserve":
+            raise UsageError(f"--engine must be torchserve or ray, got {self.engine!r}.")
+        if self.address is not None or self.archives is not None:
+            raise UsageError("--address and --archives must come with --engine ray, got none.")
 
     @property
     def direct(self) -> bool | None:

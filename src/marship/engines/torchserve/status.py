@@ -9,45 +9,17 @@ from collections.abc import Mapping
 from typing import Any
 
 from marship.engines.engine import ModelStatus, Wait, Worker
+from marship.engines.names import checked_name
 from marship.engines.torchserve import workerlog
 from marship.engines.torchserve.access import Access
 from marship.engines.torchserve.workerlog import WorkerLog
-from marship.errors import LoadError, NotFoundError, UsageError
+from marship.errors import LoadError, NotFoundError
 from marship.exchange.calls import Call, Flow, Pause, path
 
-LONGEST_NAME = 200
-"""Of a model: names of files contain it, and have 255 bytes at most."""
-
-_SHOWN_NAME = 40
 _POLL_S = 0.2
 _CAUSE_POLLS = 10
 _NEXT_WORKER_POLLS = 75
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 _MARKED = re.compile(r"registration-(?P<id>[0-9a-f]+)/(?P<archive>.+)")
-
-
-def checked_name(name: str) -> str:
-    """The name, if it is a valid model name.
-
-    Raises:
-        UsageError: It cannot be part of a URL, or collides with TorchServe's token API.
-    """
-    if len(name) > LONGEST_NAME:
-        raise UsageError(
-            f"a model's name must have {LONGEST_NAME} characters at most, got {len(name)}: "
-            f"{name[:_SHOWN_NAME]}... Package or register it under another name."
-        )
-    if not _NAME.fullmatch(name):
-        raise UsageError(
-            f"a model's name must be of letters, digits and _ . -, got {name!r}. "
-            "Package or register it under another name."
-        )
-    if name.startswith("token"):  # its management port takes any "/token" for a token request
-        raise UsageError(
-            f"a model's name must not start with token, got {name!r}: TorchServe would refuse "
-            "every call about it. Package or register it under another name."
-        )
-    return name
 
 
 def describe(access: Access, name: str, version: str | None = None) -> Flow[list[ModelStatus]]:

@@ -5,9 +5,10 @@ from contextlib import suppress
 from http import HTTPStatus
 
 from marship.engines.engine import ModelStatus
+from marship.engines.names import checked_name
 from marship.engines.torchserve import draining
 from marship.engines.torchserve.access import Access
-from marship.engines.torchserve.status import checked_name, describe, optional, unknown
+from marship.engines.torchserve.status import describe, optional, unknown
 from marship.errors import NotFoundError, ServerError
 from marship.exchange.calls import Call, Flow, Pause, path
 

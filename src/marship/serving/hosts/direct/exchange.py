@@ -149,7 +149,7 @@ class Exchange:
     def render(self, reply: Reply, timing: str = "") -> bytes:
         """The bytes of a response or of its next part, which must be sent next: see `reply`."""
         if self.is_kserve and reply.status >= HTTPStatus.BAD_REQUEST:
-            reply = _for_kserve(reply)
+            reply = for_kserve(reply)
         if reply.more or self.has_begun or self._is_whole_stream(reply):
             return self._part(reply, timing)
         self._is_last = True
@@ -225,7 +225,7 @@ def _date(second: int) -> bytes:
     return _dated[1]
 
 
-def _for_kserve(reply: Reply) -> Reply:
+def for_kserve(reply: Reply) -> Reply:
     """The error with the field that KServe's clients read (Open Inference Protocol, errors)."""
     try:
         value = orjson.loads(reply.body)

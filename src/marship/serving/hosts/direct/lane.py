@@ -16,10 +16,10 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from queue import SimpleQueue
 
-from marship.errors import MarshipError, RequestError
+from marship.errors import RequestError
 from marship.serving.formats import forms
 from marship.serving.hosts.direct.exchange import Exchange
-from marship.serving.hosts.direct.limits import StatusError, error_reply, too_late, worker_died
+from marship.serving.hosts.direct.limits import busy, error_reply, too_late, worker_died
 from marship.serving.message import Reply, Request, hidden
 from marship.serving.service import Service
 
@@ -101,7 +101,7 @@ class Lane:
             return
         if len(self._pending) >= self._queue:
             self._service.metrics.add_error("busy")
-            exchange.reply(error_reply(_busy(self._queue)))
+            exchange.reply(error_reply(busy(self._queue)))
             return
         exchange.came_s = now = time.perf_counter()
         self._pending.append(exchange)
@@ -333,13 +333,3 @@ def _send_all(replies: Iterable[tuple[Exchange, Reply]], timing: str = "") -> No
 def _fail(exchange: Exchange) -> None:
     logger.exception("a response must be written, got an error; its connection ends.")
     exchange.abandon()
-
-
-def _busy(queue: int) -> MarshipError:
-    return StatusError(
-        503,
-        "busy",
-        f"at most {queue} requests may wait for this worker, got more. Retry later, or scale the "
-        "model up.",
-        retry_after_s=1,
-    )

@@ -101,6 +101,17 @@ def too_late(limit_s: float | None = None) -> StatusError:
     )
 
 
+def busy(queue: int) -> StatusError:
+    """The refusal of a request behind too many others."""
+    return StatusError(
+        503,
+        "busy",
+        f"at most {queue} requests may wait for this worker, got more. Retry later, or scale the "
+        "model up.",
+        retry_after_s=1,
+    )
+
+
 def worker_died() -> StatusError:
     """The response to a request that a worker took with it."""
     return StatusError(

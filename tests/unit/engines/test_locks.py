@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from marship.engines.torchserve import locks
+from marship.engines import locks
 from marship.errors import ServerError, StorageError
 from marship.exchange.calls import Pause
 

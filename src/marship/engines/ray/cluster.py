@@ -1,0 +1,349 @@
+"""Connecting to a cluster, and what Ray Serve is asked there. All of it blocks.
+
+A process is connected to one cluster at a time: Ray keeps the connection in the process.
+"""
+
+import logging
+import os
+import socket
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from marship.engines.ray import keeper, problems
+from marship.engines.ray.archives import ArchiveSource
+from marship.engines.ray.table import Table
+from marship.errors import (
+    LoadError,
+    MarshipError,
+    NotFoundError,
+    NotRunningError,
+    ServerError,
+    UsageError,
+)
+from marship.version import VERSION
+
+if TYPE_CHECKING:
+    from marship.engines.ray.plan import RunPlan
+    from marship.engines.ray.replica import ReplicaSpec
+
+LOOPBACK = "127.0.0.1"
+FRONT = "marship"
+"""The application that takes requests; those of versions begin with it, too."""
+_REACH_S, _PROBE_S, _CALL_S = 3.0, 120.0, 60.0
+_FRONT_CPUS = 0.0  # on every node, however full
+
+
+def environment(token_file: Path | None) -> dict[str, str]:
+    """Variables for every process of Ray: tokens always, and no reports to its makers."""
+    found = {"RAY_AUTH_MODE": "token", "RAY_USAGE_STATS_ENABLED": "0"}
+    return found if token_file is None else {**found, "RAY_AUTH_TOKEN_PATH": str(token_file)}
+
+
+def connect(address: str, token_file: Path | None) -> None:
+    """Connect this process.
+
+    Args:
+        address: HOST:PORT of the cluster, of which this machine must be a node.
+        token_file: The cluster's own token; None is where Ray looks for it.
+
+    Raises:
+        UsageError: Ray is not installed, or the address is none.
+        NotRunningError: No cluster is there.
+        ServerError: It refuses: another version, or another token.
+    """
+    check_installed()
+    _check_reachable(address)
+    os.environ.update(environment(token_file))
+    import ray
+    from ray._private import ray_constants
+    from ray._raylet import Config  # type: ignore[attr-defined]
+
+    Config.initialize("")  # another program may have imported Ray before, without tokens
+    ray_constants.ENABLE_RAY_CLUSTER = not address.startswith(f"{LOOPBACK}:")  # see `head`
+    if ray.is_initialized():
+        if ray.get_runtime_context().gcs_address == address:
+            return
+        ray.shutdown()
+    try:
+        ray.init(
+            address,
+            namespace=keeper.NAMESPACE,
+            logging_level=logging.ERROR,
+            log_to_driver=False,
+        )
+    except Exception as error:  # Ray's own errors are of many kinds
+        raise _refused(address, error) from error
+    logging.getLogger("ray.serve").setLevel(logging.ERROR)
+
+
+def check_installed() -> None:
+    """Check that Ray can be imported.
+
+    Raises:
+        UsageError: It cannot.
+    """
+    from importlib.util import find_spec
+
+    # `ray.serve` would import Ray, which reads its variables then
+    if find_spec("ray") is None or find_spec("starlette") is None:
+        raise UsageError(
+            "Ray must be installed for --engine ray, got none. Run: pip install 'marship[ray]'"
+        )
+
+
+def _check_reachable(address: str) -> None:
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdecimal():
+        raise UsageError(f"a cluster's address must be HOST:PORT, got {address!r}.")
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), _REACH_S).close()
+    except (OSError, OverflowError) as error:
+        raise NotRunningError(
+            f"a Ray cluster must listen at {address}, got no connection. Start one with: marship "
+            "serve --engine ray"
+        ) from error
+
+
+def _refused(address: str, error: Exception) -> MarshipError:
+    text = str(error)
+    if "ersion mismatch" in text:
+        told = " ".join(line.strip() for line in text.splitlines() if ":" in line)[:300]
+        return ServerError(
+            f"the cluster at {address} must have the same versions of Ray and Python as this "
+            f"environment, got: {told} Install the same here and there."
+        )
+    if "token" in text.lower() or "Unauthenticated" in text:
+        return ServerError(
+            f"the cluster at {address} must accept this user's Ray token, got a refusal. Set "
+            "RAY_AUTH_TOKEN_PATH to a file with the cluster's own."
+        )
+    return NotRunningError(
+        f"this machine must be a node of a Ray cluster at {address}, got: "
+        f"{problems.last_line(text)} Run ray start --address={address} here first."
+    )
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Keep what Ray prints of its own steps off the terminal."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        yield
+    finally:
+        logging.disable(before)
+
+
+def nodes() -> list[dict[str, Any]]:
+    """What Ray tells of each node that is alive."""
+    import ray
+
+    found: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]
+    return [node for node in found if node["Alive"]]
+
+
+def _deployment(kind: type) -> Any:  # noqa: ANN401  Serve's annotation is a decorator's
+    from ray import serve
+
+    return serve.deployment(kind)
+
+
+def probe(source: ArchiveSource | None) -> None:
+    """Ask every node whether it has the packages, and can place an archive.
+
+    Raises:
+        LoadError: One has not; the message says which and why.
+        MarshipError: One cannot place the archive.
+    """
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    from marship.engines.ray import node
+
+    asked = {}
+    for found in nodes():
+        strategy = NodeAffinitySchedulingStrategy(found["NodeID"], soft=False)
+        task = ray.remote(node.probe).options(
+            num_cpus=0, scheduling_strategy=strategy, max_retries=1
+        )
+        asked[found["NodeManagerAddress"]] = task.remote(source)
+    for address, answer in asked.items():
+        _check_node(address, answer)
+
+
+def _check_node(address: str, answer: Any) -> None:  # noqa: ANN401  Ray's reference
+    import ray
+
+    try:
+        facts = ray.get(answer, timeout=_PROBE_S)
+    except ray.exceptions.GetTimeoutError as error:
+        raise LoadError(
+            f"node {address} must answer within {_PROBE_S:g} s, got nothing. See: ray status"
+        ) from error
+    except ray.exceptions.RayError as error:
+        cause = problems.found(str(error), f"marship on node {address}")
+        raise LoadError(f"node {address}: {cause}") from error
+    if "code" in facts:
+        raise problems.of_code(facts["code"], facts["message"])
+    if facts["marship"] != VERSION:
+        raise LoadError(
+            f"node {address} must have marship {VERSION} as this environment, got "
+            f"{facts['marship']}. Install the same there."
+        )
+
+
+def check_resources(plan: "RunPlan", what: str, replicas: int) -> None:
+    """Check that there is room for so many more replicas.
+
+    Raises:
+        LoadError: None has what it needs.
+    """
+    import ray
+
+    held = [found["Resources"] for found in nodes()]
+    free: dict[str, float] = ray.available_resources()  # type: ignore[no-untyped-call]
+    for name, one in (("GPU", plan.gpus), ("CPU", plan.cpus)):
+        most = max((each.get(name, 0.0) for each in held), default=0.0)
+        if one > most:
+            raise LoadError(
+                f"{what} must have {one:g} {name} for a replica, got {most:g} on the largest "
+                "node. Add a node that has it, or package the model for another device."
+            )
+        if one * replicas > free.get(name, 0.0):
+            raise LoadError(
+                f"{what} must have {one * replicas:g} {name} for {replicas} more replicas, got "
+                f"{free.get(name, 0.0):g} free. Add a node, or scale another model down."
+            )
+
+
+def start_front(key: str | None, port: int, host: str) -> None:
+    """Start Serve's proxies, and the front on every node."""
+    from ray import serve
+
+    with quiet():
+        serve.start(
+            proxy_location="EveryNode",
+            http_options={"host": host, "port": port, "keep_alive_timeout_s": 75},
+        )
+        _run_front(Table(), key)
+
+
+def _run_front(table: Table, key: str | None) -> None:
+    from ray import serve
+
+    from marship.engines.ray.front import Front
+
+    front = _deployment(Front).options(
+        num_replicas=max(2, len(nodes())),  # where one is configured anew another goes on
+        max_ongoing_requests=1000,
+        user_config=table.to_json(),
+        health_check_period_s=1.0,
+        health_check_timeout_s=5.0,
+        graceful_shutdown_timeout_s=30.0,
+        ray_actor_options={"num_cpus": _FRONT_CPUS},
+        logging_config={"enable_access_log": False, "log_level": "WARNING"},
+    )
+    front._version = VERSION
+    serve.run(front.bind(key), name=FRONT, route_prefix="/")
+
+
+def table() -> Table:
+    """The models that the front knows.
+
+    Raises:
+        NotRunningError: There is no front.
+    """
+    front = details().get(FRONT)
+    if front is None:
+        raise NotRunningError(
+            "the cluster must run marship's front, got none. Start it with: marship serve "
+            "--engine ray"
+        )
+    (deployment,) = front["deployments"].values()
+    return Table.from_json(deployment["deployment_config"].get("user_config"))
+
+
+def write(changed: Table) -> None:
+    """Have every front take a table, and return when all have."""
+    import ray
+
+    facts = ray.get(keeper.find().facts.remote(), timeout=_CALL_S)
+    with quiet():
+        _run_front(changed, facts["key"])
+
+
+def details() -> Mapping[str, Any]:
+    """Serve's applications by name, with their deployments and replicas.
+
+    Raises:
+        NotRunningError: Serve does not run.
+    """
+    from ray.serve.context import _get_global_client
+
+    client = _get_global_client(raise_if_no_controller_running=False)
+    if client is None:
+        return {}
+    found: Mapping[str, Any] = client.get_serve_details()["applications"]
+    return found
+
+
+def deploy(app: str, version: "ReplicaSpec", plan: "RunPlan") -> None:
+    """Start a version's application, or give it another number of replicas; does not wait."""
+    import ray
+    from ray import serve
+
+    from marship.engines.ray.replica import Replica
+
+    deployment = _deployment(Replica).options(**plan.options())
+    deployment._version = app
+    ray.get(keeper.find().note.remote(app, (version, plan)), timeout=_CALL_S)
+    with quiet():
+        serve.run_many(
+            [serve.RunTarget(deployment.bind(version), name=app, route_prefix=None)],
+            wait_for_ingress_deployment_creation=False,
+            wait_for_applications_running=False,
+        )
+
+
+def delete(app: str) -> None:
+    """End an application: its replicas finish what they have."""
+    from ray import serve
+
+    with quiet():
+        serve.delete(app)
+
+
+def broadcast(app: str, method: str, *given: Any) -> list[Any]:  # noqa: ANN401
+    """What each replica of an application returns of a method; empty if there are none."""
+    from ray import serve
+
+    with quiet():
+        handle: Any = serve.get_app_handle(app)
+        if not handle.is_initialized:  # a client has no loop, whatever its environment says of Ray
+            handle._init(_run_router_in_separate_loop=True)
+        return list(handle.broadcast(method, *given).results(timeout_s=_CALL_S))
+
+
+def port() -> int:
+    """The port of each node's proxy."""
+    from ray.serve.context import _get_global_client
+
+    client: Any = _get_global_client()
+    return int(client.http_config.port)
+
+
+def deployed(app: str) -> "tuple[ReplicaSpec, RunPlan]":
+    """What an application was deployed with.
+
+    Raises:
+        NotFoundError: There is no such application.
+    """
+    import ray
+
+    found = ray.get(keeper.find().noted.remote(app), timeout=_CALL_S)
+    if found is None:
+        raise NotFoundError(f"{app} must be an application of marship, got none of that name.")
+    version, plan = found
+    return version, plan

@@ -1,0 +1,114 @@
+"""Ray Serve as an engine."""
+
+import os
+from collections.abc import Callable, Generator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from marship.engines import locks, store
+from marship.engines.engine import Note, ServerConfig
+from marship.engines.home import Home, default_home
+from marship.engines.names import checked_name
+from marship.engines.ray import cluster, loads, plan
+from marship.engines.ray import models as registered
+from marship.engines.ray.access import ClusterAccess
+from marship.exchange.calls import Pause
+
+if TYPE_CHECKING:
+    from marship.engines.home import ServerRecord
+    from marship.trust.policy import Trust
+
+
+class RayServe(ClusterAccess):
+    """A cluster of Ray, by a home folder; see `engines.engine.Engine`."""
+
+    models = registered.list_models
+    describe = registered.describe
+    register = registered.register
+    scale = registered.scale
+    shrink = loads.shrink
+    loads = loads.loads
+    wait_ready = registered.wait_ready
+    set_default = registered.set_default
+    drain = registered.drain
+    unregister = registered.unregister
+    withdraw = registered.withdraw
+    predict = registered.predict
+    ping = registered.ping
+    metrics = registered.metrics
+
+    @staticmethod
+    def start(settings: Any, *, on_wait: Callable[[float], None] | None = None) -> Any:  # noqa: ANN401
+        """Start or join a cluster, and return when its front answers."""
+        from marship.engines.ray import head
+
+        return head.start(settings, on_wait=on_wait)
+
+    @staticmethod
+    def stop(home: Path | None = None) -> "ServerRecord":
+        """Stop the cluster that the home started."""
+        from marship.engines.ray import head
+
+        return head.stop(home)
+
+    @staticmethod
+    def log_files(home: Path | None = None) -> list[Path]:
+        """What Ray printed, and the logs of workers on this machine."""
+        place = Home((home or default_home()).absolute())
+        record = place.record()
+        logs = Path(record.tmp) / "session_latest" / "logs" if record else place.logs
+        return [*place.log_files(), *sorted(logs.glob("marship-*.log"))]
+
+    @staticmethod
+    def server_config(home: Path | None = None) -> ServerConfig:
+        """What clients and a proxy need to know."""
+        record = Home((home or default_home()).absolute()).record()
+        return ServerConfig(
+            inference_address=record.inference_url if record else "",
+            direct_address=None,
+            queue_size=plan.QUEUE,
+            max_request_bytes=plan.MOST_BYTES,
+            checks_tokens=True,
+            model_store=record.model_store if record else None,
+        )
+
+    @staticmethod
+    def check_name(name: str) -> str:
+        """The name, if it is valid in a path."""
+        return checked_name(name)
+
+    def version_lock(
+        self,
+        name: str,
+        held: ExitStack,
+        *,
+        timeout_s: float,
+        on_wait: Callable[[str], None] | None = None,
+    ) -> Generator[Pause, None, None]:
+        """Take the lock of a model's versions in the home."""
+        if os.access(self.home.path, os.W_OK):
+            lock, action = self.home.rollout_lock(name), f"exchanges versions of {name}"
+            yield from locks.take(lock, held, timeout_s=timeout_s, action=action, on_wait=on_wait)
+
+    def keys(self) -> "Trust | None":
+        """The keys of the trust folder that the home was started with."""
+        trust = self.record.trust
+        return store.pinned(Path(trust) if trust else None)
+
+    def note(self, name: str, version: str) -> Note | None:
+        """Read from the front's table."""
+        self.connect()
+        found = cluster.table().entry(name, version)
+        if found is None:
+            return None
+        entry = found[1]
+        return Note(entry.registration, entry.files, entry.given_batch_size, entry.given_delay_ms)
+
+    def has_other_files(self, name: str, version: str, archive: str) -> bool:
+        """Compare with the table."""
+        note = self.note(name, version)
+        return note is not None and note.files not in (
+            None,
+            store.files_of(self.model_store / archive),
+        )

@@ -1,0 +1,256 @@
+"""The application that takes requests on every node, and passes them to versions of models.
+
+Which version is the default stands in the table that it is configured with: a rollout starts
+another application, and switches the table. What is about no model, or has no token, is answered by
+an acceptor of the direct host without workers, so that such responses are the same, too.
+"""
+
+import asyncio
+import json
+import socket
+import tempfile
+from collections import Counter
+from collections.abc import AsyncIterator, Mapping
+from http import HTTPStatus
+from pathlib import Path
+from typing import Any
+
+import orjson
+import ray
+from ray import serve
+from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
+from starlette.requests import Request
+from starlette.responses import Response
+
+from marship.engines.ray import binding, node, plan
+from marship.engines.ray.line import Answer, Asked, Headers, LinePool
+from marship.engines.ray.table import Table, TableEntry
+from marship.serving.hosts.direct import exchange, limits, routes
+from marship.serving.hosts.direct.acceptor import Acceptor
+from marship.serving.hosts.direct.seats import ModelState
+from marship.serving.hosts.direct.tokens import RefusedError, Tokens
+from marship.serving.message import Reply
+
+_ENDS = "2999-01-01T00:00:00Z"
+_WRITTEN_BY_RAY = {b"date", b"x-request-id"}
+_GONE = (ray.exceptions.RayActorError, DeploymentUnavailableError, OSError, KeyError)
+"""A replica, its node, or its application ended with the request in hand."""
+_SLACK_S, _PROBE_S = 30.0, 2.0
+"""What a request may wait beside its batch, and a probe for its answer."""
+
+
+class Front:
+    """Passes requests to versions.
+
+    Args:
+        key: The token that requests must carry; None asks for none.
+    """
+
+    def __init__(self, key: str | None) -> None:
+        binding.keep_to(node.address())
+        self._folder = Path(tempfile.mkdtemp(prefix="marship-"))
+        self._key_file = _write_key(self._folder, key)
+        self._tokens = Tokens(self._key_file)
+        self._table, self._handles = Table(), dict[str, Any]()
+        self._in_hand: Counter[str] = Counter()
+        self._own: LinePool | None = None
+        self._acceptor: Acceptor | None = None
+
+    async def reconfigure(self, config: Mapping[str, Any]) -> None:
+        """Take the table of models: called by Serve at the start, and whenever it changes."""
+        table = Table.from_json(config)
+        wanted = {entry.app for _, _, entry in table.entries()}
+        loop = asyncio.get_running_loop()
+        for app in wanted - set(self._handles):  # it asks the controller, which may take a while
+            self._handles[app] = await loop.run_in_executor(None, serve.get_app_handle, app)
+        self._table = table
+        for app in set(self._handles) - wanted:
+            del self._handles[app]
+        self._start().follow(_states(table, wanted=0))
+
+    def _start(self) -> Acceptor:
+        if self._acceptor is None:
+            path = self._folder / "own.sock"
+            bounds = limits.Limits(request_bytes=plan.MOST_BYTES)
+            self._acceptor = Acceptor(asyncio.get_running_loop(), self._key_file, bounds)
+            listener = socket.socket(socket.AF_UNIX)
+            listener.bind(str(path))
+            listener.listen(1024)
+            listener.setblocking(False)
+            self._acceptor.listen(listener)
+            self._own = LinePool(str(path))
+        return self._acceptor
+
+    async def __call__(self, request: Request) -> Response:
+        """Answer a request."""
+        asked = await _read(request)
+        route = routes.find(asked.target)
+        if route is not None and route.kind == routes.SERVER_READY:
+            self._start().follow(_states(self._table, wanted=int(not await self._is_ready())))
+        found = None if route is None else self._table.entry(route.model, route.version)
+        if route is None or found is None or not self._may(asked, route):
+            assert self._own is not None  # noqa: S101  reconfigure made it
+            return _whole(await self._own.whole(asked))
+        _, entry = found
+        if entry.streams and route.kind == routes.PREDICT:
+            return _Stream(self._parts(entry, asked, route))
+        answer = await self._ask(entry, asked, route)
+        if route.kind == routes.METADATA and answer.status == HTTPStatus.OK:
+            answer = _with_versions(answer, list(self._table.models[route.model].versions))
+        return _whole(answer)
+
+    def _may(self, asked: Asked, route: routes.Route) -> bool:
+        """Whether the request has the token, or needs none; the acceptor refuses it otherwise."""
+        if route.kind in routes.OPEN or asked.method == "OPTIONS":
+            return True
+        try:
+            self._tokens.check(dict(asked.headers).get(b"authorization"))
+        except RefusedError:
+            return False
+        return True
+
+    async def _ask(self, entry: TableEntry, asked: Asked, route: routes.Route) -> Answer:
+        is_probe = route.kind != routes.PREDICT
+        limit_s = _PROBE_S if is_probe else entry.timeout_s + _SLACK_S
+        self._in_hand[entry.app] += 1
+        try:
+            async with asyncio.timeout(limit_s):
+                answer: Answer = await self._handles[entry.app].ask.remote(asked)
+                return answer
+        except Exception as error:
+            return _failed(error, route)
+        finally:
+            self._in_hand[entry.app] -= 1
+
+    async def _parts(
+        self, entry: TableEntry, asked: Asked, route: routes.Route
+    ) -> AsyncIterator[Answer]:
+        self._in_hand[entry.app] += 1
+        has_begun = False
+        try:
+            streaming = self._handles[entry.app].options(stream=True)
+            async for part in streaming.stream.remote(asked):
+                has_begun = True
+                yield part
+        except Exception as error:
+            if has_begun:  # a client must not take what it has for all
+                raise
+            yield _failed(error, route)
+        finally:
+            self._in_hand[entry.app] -= 1
+
+    async def _is_ready(self) -> bool:
+        """Whether the default version of every model answers."""
+        probes = []
+        for name, model in self._table.models.items():
+            target = b"/v2/models/" + name.encode() + b"/ready"
+            route = routes.find(target)
+            assert route is not None  # noqa: S101  it is one
+            asked = Asked("GET", target, [(b"host", b"here")])
+            probes.append(self._ask(model.versions[model.default], asked, route))
+        return all(answer.status == HTTPStatus.OK for answer in await asyncio.gather(*probes))
+
+    async def in_hand(self, app: str) -> int:
+        """How many requests this replica has passed to an application and waits for."""
+        return self._in_hand[app]
+
+
+async def _read(request: Request) -> Asked:
+    """A request as it came, and its body as far as it may be large."""
+    headers: Headers = [(name.lower(), value) for name, value in request.scope["headers"]]
+    path = request.scope.get("raw_path") or request.scope["path"].encode()
+    query = request.scope["query_string"]
+    target = path.partition(b"?")[0] + (b"?" + query if query else b"")
+    stated = request.headers.get("content-length", "")
+    if stated.isdecimal() and int(stated) > plan.MOST_BYTES:
+        return Asked(request.method, target, headers, length=int(stated))
+    parts, size = [], 0
+    async for part in request.stream():
+        parts.append(part)
+        size += len(part)
+        if size > plan.MOST_BYTES:
+            return Asked(request.method, target, headers, length=size)
+    return Asked(request.method, target, headers, b"".join(parts))
+
+
+def _states(table: Table, *, wanted: int) -> dict[str, ModelState]:
+    return {
+        name: ModelState(model.default, tuple(model.versions), {model.default: wanted})
+        for name, model in table.models.items()
+    }
+
+
+def _with_versions(answer: Answer, versions: list[str]) -> Answer:
+    """What a model takes and gives, with all of its versions: a replica knows of its own."""
+    facts = orjson.loads(answer.body)
+    facts["versions"] = versions
+    headers = [pair for pair in answer.headers if pair[0].lower() != b"content-length"]
+    return Answer(answer.status, headers, orjson.dumps(facts))
+
+
+def _failed(error: Exception, route: routes.Route) -> Answer:
+    """What the client gets where no replica could answer."""
+    told: limits.StatusError
+    if isinstance(error, BackPressureError):
+        told = limits.busy(plan.QUEUE)
+    elif isinstance(error, TimeoutError):
+        told = limits.StatusError(
+            503,
+            "no_worker",
+            f"{route.model} must have a worker that is ready, got none. Retry, or scale it up.",
+            retry_after_s=1,
+        )
+    elif isinstance(error, _GONE):
+        told = limits.worker_died()
+    else:
+        raise error
+    reply = limits.error_reply(told)
+    reply = exchange.for_kserve(reply) if route.is_kserve else reply
+    return Answer(reply.status, _headers(reply), reply.body)
+
+
+def _headers(reply: Reply) -> Headers:
+    pairs = [("content-type", reply.content_type), *reply.headers]
+    return [(name.encode("latin-1"), value.encode("latin-1")) for name, value in pairs]
+
+
+def _whole(answer: Answer) -> Response:
+    response = Response(answer.body, answer.status)
+    response.raw_headers = _passed(answer.headers)
+    if not any(name == b"content-length" for name, _ in response.raw_headers):
+        response.raw_headers.append((b"content-length", b"%d" % len(answer.body)))
+    return response
+
+
+def _passed(headers: Headers) -> Headers:
+    """ASGI's headers: names in lower case, without those that Ray's own server writes."""
+    lower = [(name.lower(), value) for name, value in headers]
+    return [pair for pair in lower if pair[0] not in _WRITTEN_BY_RAY]
+
+
+class _Stream(Response):
+    """A response in parts; the first one has the head."""
+
+    def __init__(self, parts: AsyncIterator[Answer]) -> None:
+        super().__init__()
+        self._parts = parts
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:  # noqa: ANN401, ARG002
+        """Send them as they come (ASGI 3.0, HTTP)."""
+        async for part in self._parts:
+            if part.status:
+                start = {"type": "http.response.start", "status": part.status}
+                await send({**start, "headers": _passed(part.headers)})
+            if part.body:
+                await send({"type": "http.response.body", "body": part.body, "more_body": True})
+        await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+
+def _write_key(folder: Path, key: str | None) -> Path | None:
+    """A key file as the direct host reads it."""
+    if key is None:
+        return None
+    path = folder / "key_file.json"
+    path.touch(0o600)
+    path.write_text(json.dumps({"inference": {"key": key, "expiration time": _ENDS}}))
+    return path

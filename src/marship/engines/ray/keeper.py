@@ -1,0 +1,128 @@
+"""A cluster's keeper: an actor that holds archives on the disk of one node, and the token.
+
+Where all nodes can read a folder or a URL, archives lie there instead (`--archives`), and the
+keeper's node may be lost.
+"""
+
+import pickle
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from marship.engines.ray import archives
+
+NAME, NAMESPACE = "keeper", "marship"
+
+
+class Keeper:
+    """Holds what outlives the clients; restarted by Ray where its process dies.
+
+    Args:
+        key: The token that requests must carry; None asks for none.
+        url: Where archives lie for all nodes; None is here.
+    """
+
+    def __init__(self, key: str | None, url: str | None) -> None:
+        from marship.engines.ray import node
+
+        self._key, self._url = key, url
+        self._folder = node.root() / "kept"
+        self._folder.mkdir(mode=0o700, exist_ok=True)
+
+    def facts(self) -> dict[str, str | None]:
+        """What another home of the same cluster needs."""
+        return {"key": self._key, "url": self._url}
+
+    def note(self, app: str, what: object) -> None:
+        """Remember what an application was deployed with."""
+        with (self._folder / f"{app}.pickle").open("wb") as file:
+            pickle.dump(what, file)
+
+    def noted(self, app: str) -> object:
+        """What an application was deployed with; None of an unknown one."""
+        try:
+            with (self._folder / f"{app}.pickle").open("rb") as file:
+                return pickle.load(file)  # noqa: S301  this actor wrote it, to a folder of its own
+        except FileNotFoundError:
+            return None
+
+    def has(self, digest: str) -> bool:
+        """Whether an archive is here, whole."""
+        return self._place(digest).exists()
+
+    def add(self, digest: str, data: bytes, *, is_first: bool) -> None:
+        """Take some bytes of an archive."""
+        with self._draft(digest).open("wb" if is_first else "ab") as file:
+            file.write(data)
+
+    def finish(self, digest: str) -> bool:
+        """Keep what was taken, if it is what it should be."""
+        draft = self._draft(digest)
+        is_right = archives.digest_of(draft) == digest
+        if is_right:
+            draft.rename(self._place(digest))
+        else:
+            draft.unlink()
+        return is_right
+
+    def read(self, digest: str, offset: int) -> bytes:
+        """Some bytes of an archive; none at its end."""
+        with self._place(digest).open("rb") as file:
+            file.seek(offset)
+            return file.read(archives.CHUNK_BYTES)
+
+    def _place(self, digest: str) -> Path:
+        return self._folder / f"{digest}.mar"
+
+    def _draft(self, digest: str) -> Path:
+        return self._folder / f"{digest}.part"
+
+
+def find() -> Any:  # noqa: ANN401  Ray's handle
+    """The cluster's keeper; None if it has none."""
+    import ray
+
+    try:
+        return ray.get_actor(NAME, namespace=NAMESPACE)
+    except ValueError:
+        return None
+
+
+def start(key: str | None, url: str | None) -> Any:  # noqa: ANN401  Ray's handle
+    """Start the cluster's keeper on this node."""
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    here = ray.get_runtime_context().get_node_id()
+    remote = ray.remote(Keeper).options(
+        name=NAME,
+        namespace=NAMESPACE,
+        lifetime="detached",
+        get_if_exists=True,
+        num_cpus=0,
+        max_restarts=-1,
+        scheduling_strategy=NodeAffinitySchedulingStrategy(here, soft=False),
+    )
+    return remote.remote(key, url)
+
+
+def put(path: Path, digest: str) -> bool:
+    """Give the keeper an archive; whether it has it then."""
+    import ray
+
+    holder = find()
+    if ray.get(holder.has.remote(digest)):
+        return True
+    for number, data in enumerate(archives.chunks(path)):
+        ray.get(holder.add.remote(digest, data, is_first=number == 0))
+    return bool(ray.get(holder.finish.remote(digest)))
+
+
+def read(digest: str) -> Iterator[bytes]:
+    """An archive's bytes, from the keeper; for nodes."""
+    import ray
+
+    holder, offset = find(), 0
+    while data := ray.get(holder.read.remote(digest, offset), timeout=60):
+        offset += len(data)
+        yield data

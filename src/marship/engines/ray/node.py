@@ -1,0 +1,147 @@
+"""An archive on a node: fetched, verified and extracted once, for all replicas there."""
+
+import fcntl
+import os
+import platform
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from marship.engines.ray import archives, keeper
+from marship.engines.ray.archives import ArchiveSource
+from marship.errors import MarshipError, PackageError, StorageError
+from marship.trust import archive, extract
+from marship.trust.contents import ArchiveContents
+from marship.trust.policy import Trust
+from marship.trust.signature import beside
+from marship.version import VERSION
+
+
+@dataclass(frozen=True, slots=True)
+class Placed:
+    """An extracted archive: its folder, manifest and settings."""
+
+    folder: Path
+    manifest: Mapping[str, Any]
+    config: dict[str, Any]
+
+
+def root() -> Path:
+    """This user's folder for archives on this node.
+
+    Raises:
+        StorageError: It is another user's, or cannot be made.
+    """
+    folder = Path(tempfile.gettempdir()) / f"marship-ray-{os.getuid()}"
+    try:
+        folder.mkdir(mode=0o700, exist_ok=True)
+        if folder.stat().st_uid != os.getuid() or folder.is_symlink():
+            raise StorageError(f"{folder} must be a folder of this user, got another's. Remove it.")
+        folder.chmod(0o700)
+    except OSError as error:
+        raise StorageError(f"{folder} must be a folder, got: {error.strerror}.") from error
+    return folder
+
+
+def address() -> str:
+    """This node's address."""
+    from ray import util
+
+    return str(util.get_node_ip_address())  # type: ignore[no-untyped-call]
+
+
+def place(source: ArchiveSource) -> Placed:
+    """The archive on this node; its signature is verified each time.
+
+    Raises:
+        StorageError: It cannot be read or written.
+        PackageError: It is another one, or corrupted.
+        SignatureError: It has no valid signature by a trusted key.
+    """
+    home = root() / source.digest
+    with _locked(home.with_suffix(".lock")):
+        home.mkdir(mode=0o700, exist_ok=True)
+        held = home / "archive.mar"
+        if not held.exists():
+            _fetch(source, held)
+        with _named(source, held) as named:
+            contents = _verified(source, named)
+            read = archive.read_settings(named)
+            folder = home / "model"
+            if not folder.exists():
+                _extract(named, contents, folder)
+    return Placed(folder, read[0].manifest, read[1])
+
+
+def probe(source: ArchiveSource | None) -> dict[str, str]:
+    """What this node has; with an archive, whether it can be placed here. Runs as a task.
+
+    An error of ours is a result: `code` and `message`.
+    """
+    import ray
+
+    facts = {"marship": VERSION, "ray": ray.__version__, "python": platform.python_version()}
+    try:
+        if source is not None:
+            place(source)
+    except MarshipError as error:
+        told = str(error) if address() in str(error) else f"node {address()}: {error}"
+        facts |= {"code": error.code, "message": told}
+    return facts
+
+
+def _fetch(source: ArchiveSource, target: Path) -> None:
+    with tempfile.NamedTemporaryFile(dir=target.parent, delete=False) as draft:
+        try:
+            archives.download(source, draft, keeper.read, address())
+            Path(draft.name).replace(target)
+        except BaseException:
+            Path(draft.name).unlink(missing_ok=True)
+            raise
+
+
+def _verified(source: ArchiveSource, named: Path) -> ArchiveContents:
+    if not source.keys:
+        return archive.read(named).plain
+    with tempfile.TemporaryDirectory(dir=named.parent) as folder:
+        for name, data in source.keys.items():
+            (Path(folder) / name).write_bytes(data)
+        return Trust.load(folder).verify(named).contents
+
+
+def _extract(named: Path, contents: ArchiveContents, folder: Path) -> None:
+    draft = Path(tempfile.mkdtemp(dir=folder.parent))
+    try:
+        extract.unpack(named, contents, draft)
+        draft.rename(folder)
+    except OSError as error:
+        raise StorageError(
+            f"node {address()} must hold the extracted archive in {folder.parent}, got: "
+            f"{error.strerror or error}."
+        ) from error
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
+
+
+@contextmanager
+def _named(source: ArchiveSource, held: Path) -> Iterator[Path]:
+    """The archive under the name that was signed, beside its signature."""
+    with tempfile.TemporaryDirectory(dir=held.parent) as folder:
+        named = Path(folder) / source.file
+        if named.parent != Path(folder):
+            raise PackageError(f"an archive must have the name of a file, got {source.file!r}.")
+        named.hardlink_to(held)
+        if source.signature is not None:
+            beside(named).write_bytes(source.signature)
+        yield named
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    with path.open("a") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield

@@ -1,0 +1,64 @@
+"""Errors on their way through Ray, which passes on texts: tracebacks, and messages in a status."""
+
+import json
+import re
+
+from marship import errors
+from marship.errors import LoadError, MarshipError, ServerError
+from marship.exchange.calls import BAD_REQUEST, HttpResponse, own_error
+
+_MARKED = re.compile(r"<<marship (?P<error>\{.*?\})>>", re.DOTALL)
+_NO_MODULE = re.compile(r"ModuleNotFoundError: (?P<what>No module named '[^']+')")
+_LONGEST = 300
+
+
+class ReplicaError(Exception):
+    """An error of ours in a replica, which a client finds in the status of its deployment."""
+
+    def __init__(self, error: MarshipError) -> None:
+        told = json.dumps({"code": error.code, "message": str(error)})
+        super().__init__(f"<<marship {told}>>")
+
+
+def found(text: str, what: str) -> MarshipError:
+    """The error that a deployment's message carries.
+
+    Args:
+        text: The message, perhaps with a traceback in it.
+        what: What had to load.
+    """
+    marked = _MARKED.search(text)
+    if marked is not None:
+        told = json.loads(marked["error"])
+        return of_code(told["code"], told["message"])
+    if missing := _NO_MODULE.search(text):
+        return LoadError(
+            f"every node must have the same packages, got {missing['what']} on one. Install "
+            "marship[ray] there, in the Python that runs Ray."
+        )
+    return LoadError(f"{what} must load on Ray, got: {last_line(text)}")
+
+
+def of_code(code: str, message: str) -> MarshipError:
+    """An error by its stable code."""
+    return next((kind for kind in errors.kinds() if kind.code == code), LoadError)(message)
+
+
+def last_line(text: str) -> str:
+    """What a traceback or a log ends with."""
+    lines = [line.strip() for line in text.strip().splitlines() if line.strip()]
+    return lines[-1][:_LONGEST].rstrip(".") + "." if lines else "no message."
+
+
+def checked(response: HttpResponse) -> HttpResponse:
+    """Return the response, or raise the error it carries.
+
+    Raises:
+        MarshipError: Of the class that the response's code stands for.
+    """
+    if response.status < BAD_REQUEST:
+        return response
+    message = str(response.error.get("message") or response.text)
+    error = (own_error(response.error) or ServerError)(message)
+    error.status = response.status
+    raise error

@@ -1,0 +1,148 @@
+"""Registering on Ray: checking an archive, sharing it, and starting its replicas."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from marship.engines import store
+from marship.engines.engine import Registration
+from marship.engines.home import ServerRecord
+from marship.engines.names import checked_name
+from marship.engines.ray import archives, cluster, keeper
+from marship.engines.ray.access import ClusterAccess
+from marship.engines.ray.archives import ArchiveSource
+from marship.engines.ray.plan import RunPlan
+from marship.engines.ray.replica import ReplicaSpec
+from marship.engines.ray.table import Table, TableEntry
+from marship.errors import ServerError, StorageError, UsageError
+
+MOST_WORKERS = 1000
+
+
+@dataclass(frozen=True, slots=True)
+class Admission:
+    """A verified archive, and how it will be served."""
+
+    name: str
+    version: str
+    source: ArchiveSource
+    plan: RunPlan
+    files: str | None
+    delay_ms: int
+
+
+def added(table: Table, admitted: Admission, entry: TableEntry) -> Table:
+    """The table with a new version.
+
+    Raises:
+        ServerError: It is there already.
+    """
+    if table.entry(admitted.name, admitted.version) is not None:
+        raise _taken(admitted)
+    return table.put(admitted.name, admitted.version, entry)
+
+
+def _taken(admitted: Admission) -> ServerError:
+    return ServerError(
+        f"{admitted.name} {admitted.version} must be registered once, got it on the cluster "
+        "already. Unregister it first, or package another version."
+    )
+
+
+def admit(access: ClusterAccess, wanted: Registration) -> Admission:
+    """Check an archive here and on every node, and put it where they can get it.
+
+    Raises:
+        MarshipError: As `models.register`.
+    """
+    if Path(wanted.archive).name != wanted.archive or wanted.archive.startswith("."):
+        raise UsageError(
+            f"an archive must be the name of a file in the model store, or its path there, got "
+            f"{wanted.archive!r}. Put the file there and give its name."
+        )
+    if wanted.workers is not None and not 1 <= wanted.workers <= MOST_WORKERS:
+        raise UsageError(f"workers must be from 1 to {MOST_WORKERS}, got {wanted.workers}.")
+    if wanted.batch_size is not None and wanted.batch_size < 1:
+        raise UsageError(f"batch_size must be at least 1, got {wanted.batch_size}.")
+    from marship.trust import archive, policy
+    from marship.trust.signature import beside
+
+    place = access.model_store / wanted.archive
+    identity = store.check_archive(access.model_store, wanted.archive)
+    name = checked_name(wanted.name or identity.name)
+    trust = access.record.trust
+    keys: dict[str, bytes] = {}
+    signature: bytes | None = None
+    if trust is not None:
+        trusted = policy.Trust.load(trust)
+        trusted.verify(place)
+        keys = {file.name: file.read_bytes() for file in Path(trust).glob("*.pem")}
+        signature = beside(place).read_bytes()
+    _, config = archive.read_settings(place)
+    plan = RunPlan.of(config, workers=wanted.workers, batch_size=wanted.batch_size)
+    access.connect()
+    admitted = Admission(
+        name,
+        identity.version,
+        ArchiveSource(
+            file=wanted.archive,
+            digest=archives.digest_of(place),
+            url=_archives_url(),
+            signature=signature,
+            keys=keys,
+        ),
+        plan,
+        store.files_of(place),
+        wanted.max_batch_delay_ms or int(config.get("maxBatchDelay") or 1),
+    )
+    if cluster.table().entry(name, identity.version) is not None:
+        raise _taken(admitted)
+    cluster.check_resources(plan, f"{name} {identity.version}", plan.minimum)
+    _share(place, admitted.source)
+    cluster.probe(admitted.source)
+    return admitted
+
+
+def _archives_url() -> str | None:
+    import ray
+
+    return ray.get(keeper.find().facts.remote())["url"]  # type: ignore[no-any-return]
+
+
+def _share(place: Path, source: ArchiveSource) -> None:
+    if source.url is not None:
+        archives.upload(place, source)
+    elif not keeper.put(place, source.digest):
+        raise StorageError(f"{place} must stay as it is while it is read, got another. Try again.")
+
+
+def deploy(app: str, admitted: Admission, record: ServerRecord) -> None:
+    """Start the replicas of a new application; does not wait."""
+    version = ReplicaSpec(
+        name=admitted.name,
+        version=admitted.version,
+        source=admitted.source,
+        batch_size=admitted.plan.batch_size,
+        startup_s=admitted.plan.startup_s,
+        has_gpu=admitted.plan.gpus > 0,
+        seal_key=record.seal_key,
+    )
+    cluster.deploy(app, version, admitted.plan)
+
+
+def entry_of(app: str, admitted: Admission, wanted: Registration, *, streams: bool) -> TableEntry:
+    """What the table says of a new version."""
+    return TableEntry(
+        app=app,
+        archive=wanted.archive,
+        digest=admitted.source.digest,
+        registration=app.rpartition("-")[2],
+        files=admitted.files,
+        batch_size=admitted.plan.batch_size,
+        max_batch_delay_ms=admitted.delay_ms,
+        given_batch_size=wanted.batch_size,
+        given_delay_ms=wanted.max_batch_delay_ms,
+        timeout_s=admitted.plan.timeout_s,
+        streams=streams,
+        minimum=admitted.plan.minimum,
+        maximum=admitted.plan.maximum,
+    )

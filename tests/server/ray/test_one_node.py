@@ -1,0 +1,337 @@
+"""Models on one node of Ray, by the words that TorchServe's clients use."""
+
+import os
+import subprocess
+import sys
+import threading
+import time
+import zipfile
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import psutil
+import pytest
+
+import conformance
+from conformance import CASES, Case, Host
+from marship import Client
+from marship.engines.ray import archives, node
+from marship.engines.ray import cluster as nodes
+from marship.engines.ray.head import Cluster, start
+from marship.engines.ray.settings import RaySettings
+from marship.errors import (
+    LoadError,
+    NotFoundError,
+    NotRunningError,
+    PackageError,
+    RolloutError,
+    ServerError,
+    SignatureError,
+    StorageError,
+    UsageError,
+)
+from marship.operate.rollout import rollout
+from marship.trust.signature import sign
+from ray_hosts import host_of
+from served import bearer, serving
+from signed import make_key, trusting
+from versions import ANSWERS, ROW, add, linear
+
+COUNT = Path(__file__).parents[1] / "onnx_handlers" / "count_handler.py"
+ENGINES_OWN = {"an unknown model", "an unknown version", "an unknown model by v2"}
+"""Beside TorchServe the direct address passes these on to it: the text is TorchServe's."""
+
+
+@pytest.fixture
+def registered(client: Client) -> Client:
+    """A client, with one replica of `lin` 1 on the cluster and nothing else."""
+    found = {(one.name, status.version) for one in client.models() for status in one.versions}
+    if found == {("lin", "1")} and client.describe("lin")[0].ready == 1:
+        return client
+    clear(client)
+    client.register("lin-1.mar")
+    return client
+
+
+def clear(client: Client) -> None:
+    """Unregister all models, the default versions last."""
+    for model in client.models():
+        versions = [status.version for status in model.versions]
+        for version in sorted(versions, key=lambda one: one == model.default_version):
+            client.unregister(model.name, version)
+
+
+def test_nothing_listens_beyond_loopback(cluster: Cluster, registered: Client) -> None:
+    """Ray's replicas unpickle what reaches them, and HAProxy's figures ask for no token."""
+    mine = {p.pid for p in psutil.process_iter() if _session(p.pid) == cluster.record.pid}
+    open_to = {
+        (line.laddr.ip, line.laddr.port)
+        for line in psutil.net_connections("tcp")
+        if line.pid in mine and line.status == psutil.CONN_LISTEN
+    }
+    assert len(open_to) > 5
+    assert {ip.removeprefix("::ffff:") for ip, _ in open_to} == {"127.0.0.1"}
+    assert registered.ping() == "Healthy"
+
+
+def _session(pid: int) -> int:
+    try:
+        return os.getsid(pid)
+    except ProcessLookupError:
+        return 0
+
+
+def test_a_version_changes_without_a_lost_request(registered: Client, cluster: Cluster) -> None:
+    """Requests get the old answer, then the new one, and nothing else; the old one is gone then."""
+    host, done, seen = host_of(cluster), threading.Event(), list[tuple[int, bytes]]()
+    case = Case("a row", body=b'{"input": [[1, 2, 3]]}')
+
+    def ask() -> None:
+        while not done.is_set():
+            got = conformance.ask(host, case)
+            seen.append((got.status, got.body))
+
+    askers = [threading.Thread(target=ask) for _ in range(3)]
+    for asker in askers:
+        asker.start()
+    try:
+        changed = rollout(registered, "lin-2.mar")
+    finally:
+        done.set()
+        for asker in askers:
+            asker.join()
+    assert (changed.old.version, changed.new.version) == ("1", "2")
+    assert {status for status, _ in seen} == {200}
+    assert {body for _, body in seen} == {b'{"output":[[16.0,22.0]]}', b'{"output":[[32.0,44.0]]}'}
+    assert [status.version for status in registered.describe("lin", "all")] == ["2"]
+
+
+def test_a_replica_that_cannot_load_is_rolled_back_with_its_own_error(registered: Client) -> None:
+    """Nothing of it stays, and the version before goes on."""
+    with pytest.raises(RolloutError, match=r"golden case 0 must agree.*1 is the default as before"):
+        rollout(registered, "broken.mar")
+    assert [status.version for status in registered.describe("lin", "all")] == ["1"]
+    assert registered.predict("lin", {"input": ROW}) == {"output": ANSWERS["1"]}
+
+
+def test_a_worker_that_dies_is_replaced(registered: Client, cluster: Cluster) -> None:
+    """Clients that retry get their answer."""
+    killed = [
+        process
+        for process in psutil.process_iter(["cmdline"])
+        if "worker_process.py" in " ".join(process.info["cmdline"] or [])
+        and _is_below(process, cluster.record.pid)
+    ]
+    assert killed
+    for process in killed:
+        process.kill()
+    assert registered.predict("lin", {"input": ROW}) == {"output": ANSWERS["1"]}
+
+
+def _is_below(process: psutil.Process, pid: int) -> bool:
+    return pid in {parent.pid for parent in process.parents()}
+
+
+def test_replicas_are_scaled_and_counted(registered: Client) -> None:
+    """Up and down, and no further than there is room; each counts what it answered."""
+    assert registered.scale("lin", 2).ready == 2
+    for _ in range(4):
+        registered.predict("lin", {"input": ROW})
+    with pytest.raises(LoadError, match=r"lin 1 must have \S+ CPU for \d+ more replicas, got \S+"):
+        registered.scale("lin", 900)
+    assert registered.scale("lin", 1).ready == 1
+    registered.predict("lin", {"input": ROW})
+    end = time.monotonic() + 20
+    while "marship_requests_total" not in (text := registered.metrics()):
+        assert time.monotonic() < end, text
+    assert 'model_name="lin",model_version="1",node="127.0.0.1"' in text
+
+
+def test_replicas_follow_the_load(client: Client, cluster: Cluster, lin: Path) -> None:
+    """Within 10 s of a step to 12 clients another replica starts, and it gets ready."""
+    clear(client)
+    config = "minWorkers: 1\nmaxWorkers: 3\n"
+    write_with(lin / "lin-1.mar", lin / "grow.mar", config, without=("minWorkers", "maxWorkers"))
+    client.register("grow.mar")
+    host, done = host_of(cluster), threading.Event()
+    case = Case("a row", body=b'{"input": [[1, 2, 3]]}')
+
+    def ask() -> None:
+        while not done.is_set():
+            conformance.ask(host, case)
+
+    askers = [threading.Thread(target=ask) for _ in range(12)]
+    began = time.monotonic()
+    for asker in askers:
+        asker.start()
+    try:
+        while len(client.describe("lin")[0].workers) < 2:
+            assert time.monotonic() - began < 10
+        client_sees = client.describe("lin")[0]
+        while client_sees.ready < 2:
+            assert time.monotonic() - began < 60
+            client_sees = client.describe("lin")[0]
+    finally:
+        done.set()
+        for asker in askers:
+            asker.join()
+    assert (client_sees.min_workers, client_sees.max_workers) == (1, 3)
+
+
+def test_streams_come_in_parts_as_from_the_direct_host(
+    client: Client, cluster: Cluster, lin: Path, tmp_path: Path
+) -> None:
+    """Lines, and the same as server-sent events; a client of marship reads them one by one."""
+    add(lin, linear(tmp_path / "s.onnx", 1), "5", file="count", handler=COUNT)
+    clear(client)
+    client.register("count.mar")
+    lines = Case("lines", body=b'{"input": [[1, 2, 3]]}')
+    events = replace(lines, name="events", headers={"Accept": "text/event-stream"})
+    with serving(tmp_path / "home", lin) as server:
+        with Client(server.home.path) as direct_client:
+            direct_client.register("count.mar")
+        assert server.record.direct_url is not None
+        direct = Host(server.record.direct_url, bearer(server).removeprefix("Bearer "))
+        for case in (lines, events):
+            on_ray, directly = (conformance.ask(host, case) for host in (host_of(cluster), direct))
+            compared = conformance.comparable(case, on_ray), conformance.comparable(case, directly)
+            assert compared[0] == compared[1]
+            assert on_ray.status == 200
+            assert on_ray.body.count(b"number") == 3
+    assert list(client.stream("lin", {"input": ROW})) == [
+        *({"number": n} for n in range(3)),
+        {"all": 3},
+    ]
+
+
+def test_what_is_wrong_is_told_in_one_line(registered: Client) -> None:
+    """By the classes that TorchServe's clients know."""
+    with pytest.raises(ServerError, match="lin 1 must be registered once"):
+        registered.register("lin-1.mar")
+    with pytest.raises(NotFoundError, match=r"nothing\.mar must lie in the model store"):
+        registered.register("nothing.mar")
+    with pytest.raises(NotFoundError, match="other must be registered"):
+        registered.describe("other")
+    with pytest.raises(UsageError, match="workers must be from 1 to"):
+        registered.scale("lin", 0)
+
+
+def test_a_gpu_where_there_is_none(client: Client, lin: Path) -> None:
+    """The registration is refused, and nothing waits for it."""
+    clear(client)
+    write_with(lin / "lin-1.mar", lin / "gpu.mar", "deviceType: gpu\n")
+    with pytest.raises(LoadError, match=r"lin 1 must have 1 GPU for a replica, got 0 on the large"):
+        client.register("gpu.mar")
+    assert client.models() == []
+
+
+def test_archives_must_be_signed_on_every_node(
+    cluster: Cluster, client: Client, lin: Path, tmp_path: Path
+) -> None:
+    """By a home with trusted keys: an unsigned archive is refused, a signed one is served."""
+    clear(client)
+    key = make_key(tmp_path)
+    trust = trusting(tmp_path / "trust", key).folder
+    home = tmp_path / "home"
+    joined = start(
+        RaySettings(home=home, model_store=lin, trust=trust, address=cluster.record.cluster)
+    )
+    assert host_of(joined) == host_of(cluster)
+    with Client(home) as trusting_one:
+        with pytest.raises(SignatureError, match="lin-2"):
+            trusting_one.register("lin-2.mar")
+        sign(lin / "lin-2.mar", key)
+        trusting_one.register("lin-2.mar")
+        assert trusting_one.predict("lin", {"input": ROW}) == {"output": ANSWERS["2"]}
+        trusting_one.unregister("lin")
+
+
+def test_archives_lie_where_nodes_can_read_them(client: Client, tmp_path: Path) -> None:
+    """What a node gets must be what was registered, and an error names the node."""
+    assert client.models() == []
+    mar = tmp_path / "a.mar"
+    mar.write_bytes(b"other bytes")
+    lost = archives.ArchiveSource(file="a.mar", digest="0" * 64, url=str(tmp_path / "nowhere"))
+    with pytest.raises(
+        StorageError, match=r"node 127\.0\.0\.1 must read a\.mar from .*nowhere/000"
+    ):
+        nodes.probe(lost)
+    shared = archives.ArchiveSource(file="a.mar", digest="0" * 64, url=str(tmp_path / "shared"))
+    archives.upload(mar, shared)
+    with pytest.raises(PackageError, match=r"must get a\.mar as it was registered"):
+        nodes.probe(shared)
+    assert node.root().stat().st_mode & 0o077 == 0
+
+
+def test_no_cluster_at_the_address(tmp_path: Path) -> None:
+    """One line, at once."""
+    settings = RaySettings(home=tmp_path / "home", address="127.0.0.1:9")
+    with pytest.raises(NotRunningError, match=r"a Ray cluster must listen at 127\.0\.0\.1:9"):
+        start(settings)
+    with pytest.raises(UsageError, match="address must be HOST:PORT"):
+        start(RaySettings(home=tmp_path / "home", address="here"))
+
+
+@pytest.mark.usefixtures("registered")
+def test_commands_take_the_homes_engine(cluster: Cluster) -> None:
+    """`--engine ray` says which one is meant, and is refused where the home is another's."""
+    command = [sys.executable, "-m", "marship", "describe", "lin", "--engine"]
+    seen = {**os.environ, "MARSHIP_HOME": str(cluster.home.path)}
+    for engine, code in (("ray", 0), ("torchserve", 2)):
+        done = subprocess.run(
+            [*command, engine], env=seen, capture_output=True, text=True, timeout=120, check=False
+        )
+        assert (done.returncode == 0) == (code == 0), done.stderr
+    assert "the home must be one of torchserve" in done.stderr
+
+
+def write_with(archive: Path, target: Path, lines: str, *, without: tuple[str, ...] = ()) -> None:
+    """A copy of an archive with further lines in its settings, and without some."""
+    with zipfile.ZipFile(archive) as old, zipfile.ZipFile(target, "w") as new:
+        for name in old.namelist():
+            data = old.read(name)
+            if name == "model-config.yaml":
+                kept = [
+                    line
+                    for line in data.decode().splitlines()
+                    if not line.startswith(without or ("#",))
+                ]
+                data = ("\n".join(kept) + "\n" + lines).encode()
+            new.writestr(name, data)
+
+
+@pytest.fixture(scope="module")
+def ray_host(cluster: Cluster, client: Client) -> Host:
+    """Ray, with `lin` 1."""
+    clear(client)
+    client.register("lin-1.mar")
+    return host_of(cluster)
+
+
+@pytest.fixture(scope="module")
+def torchserve(lin: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Host, Host]]:
+    """TorchServe's direct address and its own, with the same archive."""
+    with serving(tmp_path_factory.mktemp("home"), lin) as server:
+        with Client(server.home.path) as client:
+            client.register("lin-1.mar")
+        token = bearer(server).removeprefix("Bearer ")
+        assert server.record.direct_url is not None
+        yield Host(server.record.direct_url, token), Host(server.record.inference_url, token)
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_every_host_answers_alike(
+    ray_host: Host, torchserve: tuple[Host, Host], case: Case
+) -> None:
+    """Status, headers and bytes; TorchServe's own address has ids and headers of its own."""
+    direct, own = torchserve
+    on_ray, directly = conformance.ask(ray_host, case), conformance.ask(direct, case)
+    assert on_ray.status == directly.status == case.status, (on_ray, directly)
+    if case.name in ENGINES_OWN:
+        return
+    assert conformance.comparable(case, on_ray) == conformance.comparable(case, directly)
+    if case.is_model:
+        through = conformance.ask(own, case)
+        assert (through.status, through.body) == (directly.status, directly.body)
+        assert through.headers["content-type"] == directly.headers["content-type"]

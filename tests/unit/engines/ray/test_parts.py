@@ -1,0 +1,188 @@
+"""What Ray is told and what it tells, without a cluster."""
+
+import asyncio
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from marship.engines import default
+from marship.engines.addresses import Target
+from marship.engines.home import Home, ServerRecord
+from marship.engines.ray import cluster, problems
+from marship.engines.ray.line import Answer, Asked, LinePool
+from marship.engines.ray.plan import RunPlan
+from marship.engines.ray.table import Table, TableEntry
+from marship.engines.ray.worker import Counts, environment
+from marship.engines.torchserve.engine import TorchServe
+from marship.engines.torchserve.settings import ServeSettings
+from marship.errors import LoadError, PackageError, SealError, ServerError, UsageError
+
+ENTRY = TableEntry(
+    app="a", archive="m.mar", digest="d", registration="r", files=None, batch_size=1,
+    max_batch_delay_ms=1, given_batch_size=None, given_delay_ms=None, timeout_s=1.0, streams=False,
+    minimum=1, maximum=1,
+)  # fmt: skip
+
+
+def test_a_table_survives_json_and_knows_its_default() -> None:
+    """The first version is the default until another one is made so."""
+    table = Table().put("m", "1", ENTRY).put("m", "2", ENTRY)
+    assert table.entry("m", None) == ("1", ENTRY)
+    changed = table.default("m", "2").without("m", "1")
+    assert changed.entry("m", None) == ("2", ENTRY)
+    assert changed.entry("m", "1") is None
+    assert changed.without("m", "2") == Table()
+    assert Table.from_json(table.to_json()) == table
+    assert Table.from_json(None) == Table()
+
+
+@pytest.mark.parametrize(
+    ("config", "cpus", "gpus", "bounds"),
+    [
+        ({}, 0.5, 0.0, (1, 1)),
+        ({"minWorkers": 2, "maxWorkers": 5}, 0.5, 0.0, (2, 5)),
+        ({"marship": {"intra_op_threads": 4}}, 2.0, 0.0, (1, 1)),
+        ({"marship": {"providers": ["cuda", "cpu"], "gpu_share": 0.25}}, 0.5, 0.25, (1, 1)),
+        ({"deviceType": "gpu"}, 0.5, 1.0, (1, 1)),
+    ],
+)
+def test_a_plan_follows_the_archive(
+    config: dict[str, Any], cpus: float, gpus: float, bounds: tuple[int, int]
+) -> None:
+    """Resources by threads and device; autoscaling only between different bounds."""
+    plan = RunPlan.of(config, workers=None, batch_size=None)
+    assert (plan.cpus, plan.gpus, (plan.minimum, plan.maximum)) == (cpus, gpus, bounds)
+    assert ("autoscaling_config" in plan.options()) == (bounds[0] < bounds[1])
+    fixed = RunPlan.of(config, workers=3, batch_size=8)
+    assert (fixed.minimum, fixed.maximum, fixed.batch_size) == (3, 3, 8)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [{"minWorkers": 0}, {"batchSize": "8"}, {"marship": {"gpu_share": 2}, "deviceType": "gpu"}],
+)
+def test_settings_without_a_meaning_are_refused(config: dict[str, Any]) -> None:
+    """By the name that they have in the archive."""
+    with pytest.raises(PackageError, match=r"in model-config\.yaml must be"):
+        RunPlan.of(config, workers=None, batch_size=None)
+
+
+def test_an_error_of_a_replica_keeps_its_class_and_message() -> None:
+    """Through Ray's texts, with a traceback before and behind it."""
+    sent = str(problems.ReplicaError(SealError("the key must fit, got another >> one.")))
+    got = problems.found(f"Traceback\n  ray...: {sent}\nmore", "a replica")
+    assert (type(got), str(got)) == (SealError, "the key must fit, got another >> one.")
+
+
+def test_a_node_without_the_packages() -> None:
+    """Named by what it lacks."""
+    text = "Traceback\nModuleNotFoundError: No module named 'marship'\n"
+    assert str(problems.found(text, "x")).startswith(
+        "every node must have the same packages, got No module named 'marship' on one."
+    )
+    assert isinstance(problems.found("", "a replica of m"), LoadError)
+
+
+def test_another_version_of_ray() -> None:
+    """Both versions are told, in one line."""
+    error = RuntimeError(
+        "Version mismatch: The cluster was started with:\n    Ray: 2.59.0\n    Python: 3.11.7\n"
+        "This process on node 10.0.0.1 was started with:\n    Ray: 2.60.0\n    Python: 3.11.7\n"
+    )
+    refused = cluster._refused("10.0.0.1:6379", error)
+    assert isinstance(refused, ServerError)
+    assert "Ray: 2.59.0" in str(refused)
+    assert "Ray: 2.60.0" in str(refused)
+    assert "\n" not in str(refused)
+
+
+def test_what_workers_count_is_added_up() -> None:
+    """Counters by their error's code; what is no metric is passed over."""
+    counts = Counts()
+    line = "[METRICS]marship_errors_total.answers:2|#model_name:m,code:malformed|#type:COUNTER|#x\n"
+    assert counts.add(line) == (("marship_errors_total", "malformed"), 2.0)
+    counts.add(line)
+    assert counts.totals == {("marship_errors_total", "malformed"): 4.0}
+    assert counts.add("a print\n") is None
+
+
+def test_a_worker_sees_no_key_of_the_cluster(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It runs a model's code."""
+    monkeypatch.setenv("RAY_AUTH_TOKEN", "secret")
+    monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", "/x")
+    seen = environment({"A": "1"})
+    assert seen["A"] == "1"
+    assert not {"RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH", "PYTHONPATH"} & set(seen)
+
+
+def test_a_home_has_the_engine_that_serves_it(tmp_path: Path) -> None:
+    """TorchServe where none ever did; another one that is named is refused."""
+    assert default.of_home(tmp_path) is TorchServe
+    record = ServerRecord(0, 0.0, "", *["http://h:1"] * 3, "", "", engine="ray", cluster="h:1")
+    Home(tmp_path).write_record(record)
+    assert default.of_home(tmp_path).__name__ == "RayServe"
+    with pytest.raises(UsageError, match="the home must be one of torchserve"):
+        default.of_target(Target(tmp_path, engine="torchserve"))
+    with pytest.raises(UsageError, match="an engine must be one of torchserve, ray"):
+        default.named("java")
+
+
+def test_settings_of_one_engine_are_refused_for_the_other() -> None:
+    """By their flags."""
+    with pytest.raises(UsageError, match="--engine ray must come without --grpc-port"):
+        ServeSettings(engine="ray", grpc_port=1).of_ray()
+    with pytest.raises(UsageError, match="--address and --archives must come with --engine ray"):
+        ServeSettings(address="h:1").check_engine()
+
+
+def serve(answers: list[bytes], path: Path, seen: list[bytes]) -> Any:
+    """A server at a unix socket that sends these answers, one for each request."""
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while answers:
+            try:
+                seen.append(await reader.readuntil(b"\r\n\r\n"))
+            except asyncio.IncompleteReadError:
+                break
+            writer.write(answers.pop(0))
+            if not answers or answers[0] == b"":
+                answers[:1] = []
+                break
+        writer.close()
+
+    return asyncio.start_unix_server(answer, path)
+
+
+def test_a_response_comes_as_it_was_sent(tmp_path: Path) -> None:
+    """Whole or in chunks, on one connection; and again on another where a kept one had closed."""
+    plain = b"HTTP/1.1 201 Created\r\nX-Name: v\r\ncontent-length: 2\r\n\r\nok"
+    chunks = b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n1\r\na\r\n1\r\nb\r\n0\r\n\r\n"
+    seen: list[bytes] = []
+
+    async def ask() -> list[Answer]:
+        path = tmp_path / "s"
+        async with await serve([plain, chunks, b"", plain], path, seen):
+            pool = LinePool(str(path))
+            asked = Asked("GET", b"/a?b", [(b"host", b"h"), (b"connection", b"close")])
+            got = [await pool.whole(asked) for _ in range(3)]
+            pool.close()
+            return got
+
+    first, second, third = asyncio.run(ask())
+    assert first == third == Answer(201, [(b"X-Name", b"v"), (b"content-length", b"2")], b"ok")
+    assert (second.status, second.headers, second.body) == (200, [], b"ab")
+    assert set(seen) == {b"GET /a?b HTTP/1.1\r\nhost: h\r\n\r\n"}
+
+
+def test_a_response_that_is_cut_is_an_error(tmp_path: Path) -> None:
+    """Nobody may take it for a whole one."""
+    cut = b"HTTP/1.1 200 OK\r\ncontent-length: 9\r\n\r\nhalf"
+
+    async def ask() -> Answer:
+        path = tmp_path / "s"
+        async with await serve([cut], path, []):
+            return await LinePool(str(path)).whole(Asked("GET", b"/", [(b"host", b"h")]))
+
+    with pytest.raises(ConnectionError):
+        asyncio.run(ask())
