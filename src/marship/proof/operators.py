@@ -5,8 +5,9 @@ numbers, operators that make rows of one call depend on each other, the constant
 compared with, and outputs whose size depends on values.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import numpy as np
 import onnx
@@ -76,6 +77,13 @@ _SMALLEST, _LARGEST = 1e-9, 1e15
 """Numbers beyond these guard against division by zero, or mask, such as -1e38."""
 
 
+class Follow(Protocol):
+    """Tells for a few requests why rows depend on each other; see `marship.proof.influence`."""
+
+    def __call__(self, parts: Sequence[Arrays], *, is_usual: bool) -> Sequence[str]:
+        """Sentences, none if rows are independent."""
+
+
 @dataclass(frozen=True, slots=True)
 class Facts:
     """Static facts about the rows of one call.
@@ -90,7 +98,7 @@ class Facts:
     mixing: tuple[str, ...] = ()
     constants: tuple[float, ...] = ()
     sized: tuple[str, ...] = ()
-    follow: Callable[[Sequence[Arrays]], Sequence[str]] | None = None
+    follow: "Follow | None" = None
 
 
 def facts(model: ModelProto) -> Facts:

@@ -104,7 +104,7 @@ def _followed(
             prover.left_out.append("following rows at other sizes: the time is over")
             break
         parts = _requests(contract, examples, prover, sizes)
-        found = facts.follow(parts)
+        found = facts.follow(parts, is_usual=sizes == levels[-1])
         if not found and not parts and prover.joins(_fresh_part(contract, examples, prover, sizes)):
             found = ["the model runs requests together that it refuses alone"]
         if found:

@@ -172,6 +172,21 @@ def test_rows_that_meet_in_longer_requests_are_found(size: int, tmp_path: Path) 
     assert "Pad 'y'" in str(found.reason)
 
 
+def test_what_is_empty_at_the_smallest_size_is_followed_at_others(tmp_path: Path) -> None:
+    """Differences of neighbours, of which a request of one column has none."""
+    text = """
+        agraph (float[N, L] x) => (float[N, 1] y)
+        <int64[1] first = {0}, int64[1] last = {-1}, int64[1] axis = {1}> {
+            head = Slice (x, first, last, axis)
+            y = ReduceSum <keepdims = 1> (head, axis)
+        }"""
+    path = _saved(text, tmp_path / "model.onnx")
+    found = parity.row_influence(graph.contract_of(path), parity.runner(path))
+    assert found is not None
+    assert found.agrees, found.reason
+    assert influence.mixing(path, [{"x": np.ones((1, 1), np.float32)}] * 5)
+
+
 def test_what_runs_only_together_is_not_joined(tmp_path: Path) -> None:
     """Requests of 12 columns are cut into chunks of 8, which only a call of several has."""
     text = """

@@ -31,13 +31,21 @@ _PAIRS = ((3, 5), (2, 3), (1, 2))
 _MOST_VARIANTS = 16
 
 
-def mixing(path: Path, parts: Sequence[Arrays], libraries: Sequence[Path] = ()) -> tuple[str, ...]:
+def mixing(
+    path: Path,
+    parts: Sequence[Arrays],
+    libraries: Sequence[Path] = (),
+    *,
+    is_usual: bool = True,
+) -> tuple[str, ...]:
     """Why rows of one call influence each other, or may; empty if none does.
 
     Args:
         path: The ONNX file.
         parts: Requests, each of the same number of rows, on the first axis of all inputs.
         libraries: Files with its custom operators.
+        is_usual: Whether the requests have the usual sizes, at which no tensor is empty; what is
+            empty at those shows nothing.
 
     Returns:
         A sentence for each operator.
@@ -55,7 +63,7 @@ def mixing(path: Path, parts: Sequence[Arrays], libraries: Sequence[Path] = ()) 
     for traces in variants:
         for trace, other in (traces, traces[::-1]):
             if trace.rows > 1:
-                flow = Flow(trace, other)
+                flow = Flow(trace, other, is_usual=is_usual)
                 flow.walk()
                 found |= dict.fromkeys(flow.mixing)
     return tuple(found)

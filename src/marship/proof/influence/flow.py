@@ -58,6 +58,7 @@ class Flow:
         tensors: What is known of each tensor, by name.
         mixing: Why rows influence each other, or may.
         lost: What depends on the inputs' values and is no array, such as a sequence.
+        is_usual: Whether its sizes are the usual ones; at others a tensor may be empty.
     """
 
     trace: Trace
@@ -65,6 +66,7 @@ class Flow:
     tensors: dict[str, RowTensor] = field(default_factory=dict)
     mixing: list[str] = field(default_factory=list)
     lost: set[str] = field(default_factory=set)
+    is_usual: bool = True
 
     def walk(self) -> None:
         """Follow the rows from the inputs, which hold them on the first axis, to the outputs."""
@@ -148,12 +150,13 @@ class Flow:
                 self.lost |= {name} - {""} if is_data or is_position else set()
                 continue
             place = places[number] if number < len(places) else None
-            if is_data and not (how or is_lost or self._keeps(name, place)):
+            is_empty = not self.is_usual and math.prod(self.trace.shapes[name]) == 0
+            if is_data and not (how or is_lost or is_empty or self._keeps(name, place)):
                 how = _UNKNOWN
             if not is_data and place is None:
                 place = self._guess(name)
             strays = is_position or not (is_data or self._keeps(name, place))
-            self.tensors[name] = self._made(name, place, is_data, strays)
+            self.tensors[name] = self._made(name, place, is_data and not is_empty, strays)
         if node.op_type == "Concat" and node.output[0] in self.tensors:
             made = self.tensors[node.output[0]]
             self.tensors[node.output[0]] = replace(made, leading=_leading(step))
@@ -227,7 +230,7 @@ class Flow:
     ) -> "Flow":
         """The body's tensors, once what an iteration hands to the next is as what it got."""
         for _ in range(_ITERATIONS):
-            inner = Flow(traces[0], traces[1], dict(start))
+            inner = Flow(traces[0], traces[1], dict(start), is_usual=self.is_usual)
             inner._walk()
             changed = False
             for name, output in body.carried():
@@ -292,7 +295,7 @@ class Flow:
             guess = self._guess(name)
             made = self._made(name, guess, is_data=False, is_position=is_position)
             fills = node.op_type in ("ConstantOfShape", "Expand", "Tile") and not counted[0]
-            fills = fills or node.op_type == "ConstantOfShape"
+            fills = fills or node.op_type == "ConstantOfShape" or self._takes_nothing(inputs)
             if made.stride is not None:
                 is_filled = fills and self._keeps(name, guess)
                 made = replace(made, is_position=is_position or not is_filled)
@@ -301,6 +304,11 @@ class Flow:
             elif counts is not None and counts.any():
                 made = replace(made, counts=counts)
             self.tensors[name] = made
+
+    def _takes_nothing(self, inputs: Sequence[RowTensor | None]) -> bool:
+        """Whether an input is empty, which it is not at the usual sizes."""
+        given = [one for one in inputs if one is not None]
+        return not self.is_usual and any(not math.prod(one.shape) for one in given)
 
     def _counts(self, node: NodeProto, inputs: Sequence[RowTensor | None]) -> list[Array | None]:
         """Which elements of the outputs depend on the number of rows."""
