@@ -96,7 +96,14 @@ class State(NamedTuple):
 
 
 class Transcriber(nn.Module):
-    """Samples to tokens."""
+    """Samples to tokens.
+
+    Attributes:
+        finished_rows_stay: Decoding goes on until all rows of a call have ended, and adds nothing
+            to those that have; see docs/export.md.
+    """
+
+    finished_rows_stay = True
 
     def __init__(self, whisper: WhisperForConditionalGeneration, rules: Rules) -> None:
         super().__init__()

@@ -30,6 +30,7 @@ from marship.exporting.results import left_out, named_tensors
 from marship.proof import divisions
 from marship.proof.cases import allowed
 from marship.proof.comparison import RunModel
+from marship.proof.operators import FINISHED_ROWS_STAY
 from marship.proof.parity import first_line
 
 WEIGHTS_INSIDE_LIMIT_BYTES = 2**31 - 2**24
@@ -176,6 +177,8 @@ def write_onnx(  # noqa: PLR0913  the parts of a graph
             failures.append(error)
             continue
         weights_bytes = sum(t.nbytes for t in (*model.parameters(), *model.buffers()))
+        if any(getattr(part, FINISHED_ROWS_STAY, False) for part in model.modules()):
+            program.model.metadata_props[FINISHED_ROWS_STAY] = "True"
         program.save(path, external_data=weights_bytes > WEIGHTS_INSIDE_LIMIT_BYTES)
         divisions.guard_file(path)
         return doubts

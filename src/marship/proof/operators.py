@@ -16,6 +16,10 @@ from onnx import GraphProto, ModelProto, NodeProto, numpy_helper
 from marship.contract import Array, Arrays
 from marship.errors import ModelError
 
+FINISHED_ROWS_STAY = "finished_rows_stay"
+"""A model's attribute, and a property of its graph: loops that go on until all rows of a call are
+done leave what is done as it is. Its author says so; runs look for the opposite."""
+
 _DEFAULT_DOMAINS = ("", "ai.onnx")
 _MICROSOFT = "com.microsoft"
 

@@ -12,7 +12,7 @@ import onnxruntime
 import pytest
 from onnx import helper, numpy_helper, parser
 
-from marship.proof import graph, influence, parity
+from marship.proof import graph, influence, operators, parity
 from row_graphs import MIXING, ROW_WISE
 
 Arrays = dict[str, np.ndarray]
@@ -185,6 +185,20 @@ def test_what_is_empty_at_the_smallest_size_is_followed_at_others(tmp_path: Path
     assert found is not None
     assert found.agrees, found.reason
     assert influence.mixing(path, [{"x": np.ones((1, 1), np.float32)}] * 5)
+
+
+def test_an_author_vouches_for_rows_that_are_done(tmp_path: Path) -> None:
+    """A loop until all rows are done is left to runs then; a mean over rows in it is not."""
+    for name, expected in (
+        ("a loop that ends once all rows are done", ()),
+        ("within a loop", None),
+    ):
+        path = _saved(MIXING[name], tmp_path / "model.onnx")
+        model = onnx.load(path)
+        helper.set_model_props(model, {operators.FINISHED_ROWS_STAY: "True"})
+        onnx.save(model, path)
+        found = influence.mixing(path, _requests(path))
+        assert found == expected or (expected is None and found)
 
 
 def test_what_runs_only_together_is_not_joined(tmp_path: Path) -> None:

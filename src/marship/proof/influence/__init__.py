@@ -14,6 +14,8 @@ tensor.py   where a tensor holds the rows
 moves.py    rules of operators that move elements
 sums.py     rules of operators that compute with them
 rules.py    the rule of each operator
+endings.py  loops that go on until all rows are done
+counts.py   what depends on the number of rows
 flow.py     follows the rows through the graph
 """
 

@@ -7,14 +7,14 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 import onnx
 from onnx import NodeProto
-from onnx.reference import ReferenceEvaluator
 
 from marship.contract import Array
 from marship.proof import operators
+from marship.proof.influence.counts import counts_of
+from marship.proof.influence.endings import stays
 from marship.proof.influence.loops import Body
 from marship.proof.influence.numbers import MOVED
 from marship.proof.influence.rules import RULES
-from marship.proof.influence.sums import elementwise
 from marship.proof.influence.tensor import (
     Mixes,
     Place,
@@ -27,11 +27,6 @@ from marship.proof.influence.tensor import (
 )
 from marship.proof.influence.trace import LOOPS, MOST_VALUES, Trace, used
 
-_MOVING = {
-    *("Cast", "Concat", "Expand", "Flatten", "Gather", "GatherElements", "GatherND", "Identity"),
-    *("Reshape", "Slice", "Split", "Squeeze", "Tile", "Transpose", "Unsqueeze"),
-}
-"""Operators that move the elements of their inputs, as they are."""
 _SHAPING = {
     "Expand": (1,),
     "Reshape": (1,),
@@ -42,6 +37,8 @@ _SHAPING = {
 }
 """The inputs of an operator that may state the number of rows, as a size."""
 _DOMAINS = {"", "ai.onnx", "ai.onnx.ml", "com.microsoft", "ai.onnx.contrib"}
+_OF_EQUALS = ("ReduceMax", "ReduceMin")
+"""Operators that give of equal rows, which a constant has, what each has, however many they are."""
 _ITERATIONS = 4
 _UNKNOWN = "is not known to keep the rows of a call apart"
 _RULE_FAULTS = (IndexError, KeyError, TypeError, ValueError, ZeroDivisionError)
@@ -58,6 +55,8 @@ class Flow:
         tensors: What is known of each tensor, by name.
         mixing: Why rows influence each other, or may.
         lost: What depends on the inputs' values and is no array, such as a sequence.
+        quiet: Tensors of a loop's body that lead to nothing but the condition for going on.
+        is_whole: Whether it is the main graph.
         is_usual: Whether its sizes are the usual ones; at others a tensor may be empty.
     """
 
@@ -66,6 +65,8 @@ class Flow:
     tensors: dict[str, RowTensor] = field(default_factory=dict)
     mixing: list[str] = field(default_factory=list)
     lost: set[str] = field(default_factory=set)
+    quiet: set[str] = field(default_factory=set)
+    is_whole: bool = True
     is_usual: bool = True
 
     def walk(self) -> None:
@@ -100,7 +101,8 @@ class Flow:
             self.mixing.append(f"output {name} depends on the number of rows of a call")
 
     def _note(self, node: NodeProto, how: str) -> None:
-        self.mixing.append(f"{operators.named(node)} {how}")
+        if not self.quiet.intersection(node.output):
+            self.mixing.append(f"{operators.named(node)} {how}")
 
     def _follow(self, node: NodeProto) -> None:
         if used(node) & self.lost:
@@ -132,22 +134,14 @@ class Flow:
         """An operator on rows."""
         shapes = [self.trace.shapes.get(name, ()) for name in node.output]
         step = Step(node, inputs, shapes, self.trace.rows, self._opset)
-        places: list[Place] = []
         is_lost = any(one is not None and one.is_data and one.stride is None for one in inputs)
         is_position = self._has_positions(step, is_data=is_data)
-        how = ""
-        try:
-            self._check_counts(node, inputs, is_data=is_data)
-            if not is_lost:
-                places = self._loop(node) if node.op_type in LOOPS else self._rule(node)(step)
-        except Mixes as found:
-            how = str(found)
-        except (Unknown, *_RULE_FAULTS):
-            how = _UNKNOWN
-        is_position |= bool(how) and not is_data
+        places, how = self._placed(step, is_data=is_data, is_lost=is_lost)
+        is_position |= bool(how) and not is_data and node.op_type not in _OF_EQUALS
         for number, name in enumerate(node.output):
             if name not in self.trace.shapes:
                 self.lost |= {name} - {""} if is_data or is_position else set()
+            if name not in self.trace.shapes or name in self.lost:
                 continue
             place = places[number] if number < len(places) else None
             is_empty = not self.is_usual and math.prod(self.trace.shapes[name]) == 0
@@ -155,13 +149,30 @@ class Flow:
                 how = _UNKNOWN
             if not is_data and place is None:
                 place = self._guess(name)
-            strays = is_position or not (is_data or self._keeps(name, place))
+            is_kept = is_data or node.op_type in _OF_EQUALS or self._keeps(name, place)
+            strays = is_position or not is_kept
             self.tensors[name] = self._made(name, place, is_data and not is_empty, strays)
         if node.op_type == "Concat" and node.output[0] in self.tensors:
             made = self.tensors[node.output[0]]
             self.tensors[node.output[0]] = replace(made, leading=_leading(step))
         if how and is_data and not is_lost:  # what loses rows was noted where that happened
             self._note(node, how)
+
+    def _placed(
+        self, step: Step, *, is_data: bool, is_lost: bool
+    ) -> tuple[Sequence[Place | None], str]:
+        """Where the outputs hold the rows, and how the operator may mix them, if it does."""
+        try:
+            self._check_counts(step.node, step.inputs, is_data=is_data)
+            if is_lost:
+                return [], ""
+            if step.node.op_type in LOOPS:
+                return self._loop(step.node), ""
+            return self._rule(step.node)(step), ""
+        except Mixes as found:
+            return [], str(found)
+        except (Unknown, *_RULE_FAULTS):
+            return [], _UNKNOWN
 
     def _has_positions(self, step: Step, *, is_data: bool) -> bool:
         """Whether the outputs' values depend on the places of rows in the call."""
@@ -197,7 +208,18 @@ class Flow:
         others = zip(mine[:axis] + mine[axis + 1 :], other[:axis] + other[axis + 1 :], strict=True)
         return is_whole and grows and all(size == its for size, its in others)
 
-    def _loop(self, node: NodeProto) -> list[Place]:
+    def _loop(self, node: NodeProto) -> list[Place | None]:
+        """The outputs' places of a loop; where its author vouches for it, runs decide."""
+        try:
+            return self._followed(node)
+        except (Mixes, Unknown, *_RULE_FAULTS):
+            if not self._is_vouched:
+                raise
+            places = [self._guess(name) for name in node.output]
+            self.lost |= {name for name, at in zip(node.output, places, strict=True) if not at}
+            return places
+
+    def _followed(self, node: NodeProto) -> list[Place | None]:
         """The outputs' places of a loop, whose body is followed by itself."""
         body = Body.of(node)
         outer = dict(zip(body.inputs(), body.given(), strict=True))
@@ -216,21 +238,45 @@ class Flow:
         self.mixing += inner.mixing
         outputs = [*body.graph.output]
         if body.is_loop:
-            _check_condition(inner.tensors[outputs.pop(0).name])
+            self._check_condition(node, inner.tensors.get(outputs.pop(0).name))
         found = [inner.tensors[value.name] for value in outputs]
-        if any(one.stride is None or one.is_position for one in found):
-            raise Unknown
-        return [
-            body.outer(number, place_of(one.shape, one.stride or 1, self.trace.rows))
-            for number, one in enumerate(found)
-        ]
+        places: list[Place | None] = []
+        for number, one in enumerate(found):
+            if one.is_position or one.counts is not None or (one.is_data and one.stride is None):
+                raise Unknown
+            if one.stride is None:
+                places.append(None)
+                self.lost.add(node.output[number])  # a counter, which tells how many rounds it took
+            else:
+                at = place_of(one.shape, one.stride, self.trace.rows)
+                places.append(body.outer(number, at))
+        return places
+
+    def _check_condition(self, node: NodeProto, tensor: RowTensor | None) -> None:
+        """A loop must go on for reasons of its own, or change nothing of rows that are done."""
+        if tensor is None or tensor.counts is not None or tensor.is_position:
+            raise Mixes("goes on by the number of rows of a call")
+        if not tensor.is_data or (self.is_whole and self.trace.rows < self.other.rows):
+            return  # the other flow sees the larger call
+        if not (self.is_whole and stays(self.trace, node, self.other.rows)):
+            raise Mixes(
+                "goes on for all rows of a call by values of its rows, and no request was seen "
+                "to stay as it is once it is done"
+            )
 
     def _settled(
         self, body: Body, traces: tuple[Trace, Trace], start: dict[str, RowTensor]
     ) -> "Flow":
         """The body's tensors, once what an iteration hands to the next is as what it got."""
         for _ in range(_ITERATIONS):
-            inner = Flow(traces[0], traces[1], dict(start), is_usual=self.is_usual)
+            inner = Flow(
+                traces[0],
+                traces[1],
+                dict(start),
+                quiet=body.condition_only(),
+                is_whole=False,
+                is_usual=self.is_usual,
+            )
             inner._walk()
             changed = False
             for name, output in body.carried():
@@ -255,6 +301,11 @@ class Flow:
         if node.domain not in _DOMAINS or node.op_type not in RULES:
             raise Unknown
         return RULES[node.op_type]
+
+    @property
+    def _is_vouched(self) -> bool:
+        properties = self.trace.model.metadata_props
+        return any(one.key == operators.FINISHED_ROWS_STAY for one in properties)
 
     @property
     def _opset(self) -> int:
@@ -287,7 +338,8 @@ class Flow:
         counted = [one is not None and one.counts is not None for one in inputs]
         moved: list[Array | None] = [None] * len(node.output)
         if any(counted) and not is_position:
-            moved = self._counts(node, inputs)
+            shapes = [self.trace.shapes.get(name, ()) for name in node.output]
+            moved = counts_of(Step(node, inputs, shapes, self.trace.rows, self._opset))
         for name, counts in zip(node.output, moved, strict=True):
             if name not in self.trace.shapes:
                 self.lost |= {name} - {""} if is_position or any(counted) else set()
@@ -310,58 +362,9 @@ class Flow:
         given = [one for one in inputs if one is not None]
         return not self.is_usual and any(not math.prod(one.shape) for one in given)
 
-    def _counts(self, node: NodeProto, inputs: Sequence[RowTensor | None]) -> list[Array | None]:
-        """Which elements of the outputs depend on the number of rows."""
-        flags = [None if one is None else _flags(one) for one in inputs]
-        shapes = [self.trace.shapes.get(name, ()) for name in node.output]
-        if node.op_type in ("ConstantOfShape", "Range"):
-            return [None] * len(shapes)
-        try:
-            if node.op_type in _MOVING:
-                return self._moved(node, inputs, flags)
-            if self._rule(node) is not elementwise:
-                raise Unknown
-            given = [flag for flag in flags if flag is not None]
-            (shape,) = shapes
-            return [np.broadcast_to(np.logical_or.reduce(np.broadcast_arrays(*given)), shape)]
-        except Exception:
-            return [np.ones(shape, bool) for shape in shapes]
-
-    def _moved(
-        self, node: NodeProto, inputs: Sequence[RowTensor | None], flags: Sequence[Array | None]
-    ) -> list[Array | None]:
-        moved = len(inputs) if node.op_type == "Concat" else 1
-        if any(flag is not None and flag.any() for flag in flags[moved:]):
-            raise Unknown
-        feeds, single = {}, NodeProto()
-        single.CopyFrom(node)
-        if node.op_type == "Cast":
-            return [flags[0]]
-        for number, name in enumerate(node.input):
-            tensor, flag = inputs[number], flags[number]
-            if name and tensor is not None and flag is not None:
-                feeds[name] = flag.astype(np.int64) if number < moved else tensor.value
-        graph = onnx.helper.make_graph(
-            [single],
-            "moved",
-            [onnx.helper.make_value_info(name, onnx.TypeProto()) for name in feeds],
-            [onnx.helper.make_value_info(name, onnx.TypeProto()) for name in node.output],
-        )
-        opsets = [onnx.helper.make_opsetid("", self._opset)]
-        run = ReferenceEvaluator(onnx.helper.make_model(graph, opset_imports=opsets))
-        return [np.asarray(one, bool) for one in run.run(None, feeds)]
-
 
 def _kind(tensor: RowTensor) -> tuple[int | None, bool, bool, bool]:
     return tensor.stride, tensor.is_data, tensor.is_position, tensor.counts is not None
-
-
-def _check_condition(tensor: RowTensor) -> None:
-    """A loop must go on for reasons of its own."""
-    if tensor.is_data:
-        raise Mixes("goes on for all rows of a call by values of its rows")
-    if tensor.counts is not None or tensor.is_position:
-        raise Mixes("goes on by the number of rows of a call")
 
 
 def _leading(step: Step) -> Array | None:
@@ -375,10 +378,6 @@ def _leading(step: Step) -> Array | None:
     if not (is_last and known) or any(one.is_position for one in others):
         return None
     return np.concatenate(known, axis=-1)
-
-
-def _flags(tensor: RowTensor) -> Array:
-    return np.zeros(tensor.shape, bool) if tensor.counts is None else tensor.counts
 
 
 def _initial(tensor: onnx.TensorProto) -> RowTensor:

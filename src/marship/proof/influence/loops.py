@@ -92,6 +92,14 @@ class Body:
             raise Unknown
         return found
 
+    def condition_only(self) -> set[str]:
+        """The body's tensors that lead to nothing but the condition for going on."""
+        if not self.is_loop:
+            return set()
+        needed = _needed(self.graph, {value.name for value in [*self.graph.output][1:]})
+        kept = {name for node in needed for name in node.output}
+        return {name for node in self.graph.node for name in node.output} - kept
+
     def placed(self, number: int, tensor: RowTensor, shape: Sequence[int], rows: int) -> RowTensor:
         """What is known of an input of the body, from the outer tensor."""
         axis = self.axes()[number]

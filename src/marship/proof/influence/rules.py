@@ -25,8 +25,10 @@ _REDUCTIONS = (
 )  # fmt: skip
 _CONVOLUTIONS = (
     "Conv", "ConvTranspose", "ConvInteger", "QLinearConv", "FusedConv", "NhwcFusedConv",
-    "MaxPool", "AveragePool", "LpPool", "GlobalAveragePool", "GlobalMaxPool", "GlobalLpPool",
     "QLinearAveragePool", "QLinearGlobalAveragePool", "DepthToSpace", "SpaceToDepth",
+)  # fmt: skip
+_POOLS = (
+    "MaxPool", "AveragePool", "LpPool", "GlobalAveragePool", "GlobalMaxPool", "GlobalLpPool",
 )  # fmt: skip
 _TABLES = (
     "FeatureVectorizer", "Imputer", "LinearClassifier",
@@ -41,6 +43,7 @@ RULES: Mapping[str, Rule] = {
     **dict.fromkeys(_ELEMENTWISE, sums.elementwise),
     **dict.fromkeys(_REDUCTIONS, sums.reduce),
     **dict.fromkeys(_CONVOLUTIONS, sums.convolution),
+    **dict.fromkeys(_POOLS, sums.pool),
     **dict.fromkeys(_TABLES, sums.table),
     **dict.fromkeys(_ATTENTIONS, sums.attention),
     **dict.fromkeys(("ArgMax", "ArgMin"), sums.pick),

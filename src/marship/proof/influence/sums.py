@@ -270,14 +270,22 @@ def einsum(step: Step) -> list[Place]:
     return only(found)
 
 
+def pool(step: Step) -> list[Place]:
+    """Each element of the first two axes for itself."""
+    place = first(step)
+    if place[0] > 1:
+        raise Mixes("works along the rows of a call")
+    if len(step.shapes) > 1:
+        raise Mixes("numbers the elements of a whole call")  # Indices of MaxPool
+    return [place]
+
+
 def convolution(step: Step) -> list[Place]:
     """Each element of the first axis for itself; weights are constants."""
     place = first(step)
     if place[0]:
         raise Mixes("works along the rows of a call")
-    if len(step.shapes) > 1:
-        raise Mixes("numbers the elements of a whole call")  # Indices of MaxPool
-    return [place] * len(step.shapes)
+    return [place]
 
 
 def recurrent(step: Step) -> list[Place]:

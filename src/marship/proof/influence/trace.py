@@ -168,23 +168,24 @@ def _arrays(
     copy.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names)
     taken = {value.name for value in copy.graph.input}
     try:
-        kinds = {value.name: value.type for value in _session(copy, libraries).get_outputs()}
+        kinds = {value.name: value.type for value in session(copy, libraries).get_outputs()}
         tensors = [name for name in names if kinds[name].startswith("tensor(")]
         held = [name for name in tensors if name in wanted and not _NARROW.search(kinds[name])]
         shaped = {name + _SHAPE: name for name in tensors if name not in held}
         del copy.graph.output[:]
         copy.graph.output.extend(onnx.ValueInfoProto(name=name) for name in (*held, *shaped))
         copy.graph.node.extend(onnx.helper.make_node("Shape", [v], [k]) for k, v in shaped.items())
-        session = _session(copy, libraries)
-        values = session.run(None, {k: v for k, v in call.inputs.items() if k in taken})
+        opened = session(copy, libraries)
+        values = opened.run(None, {k: v for k, v in call.inputs.items() if k in taken})
     except Exception:
         return None
-    found = dict(zip((value.name for value in session.get_outputs()), values, strict=True))
+    found = dict(zip((value.name for value in opened.get_outputs()), values, strict=True))
     shapes = {name: tuple(map(int, found.pop(shape))) for shape, name in shaped.items()}
     return found, shapes | {name: array.shape for name, array in found.items()}
 
 
-def _session(model: ModelProto, libraries: Sequence[Path]) -> Any:  # noqa: ANN401  onnxruntime ships no types
+def session(model: ModelProto, libraries: Sequence[Path]) -> Any:  # noqa: ANN401  onnxruntime ships no types
+    """A session that runs each operator as it stands in the graph."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
