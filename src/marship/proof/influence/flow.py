@@ -235,7 +235,6 @@ class Flow:
         for name in set(start) & set(self.tensors) - {*body.inputs()}:
             start[name] = self.tensors[name]
         inner = self._settled(body, traces, start)
-        self.mixing += inner.mixing
         outputs = [*body.graph.output]
         if body.is_loop:
             self._check_condition(node, inner.tensors.get(outputs.pop(0).name))
@@ -278,6 +277,7 @@ class Flow:
                 is_usual=self.is_usual,
             )
             inner._walk()
+            self.mixing += inner.mixing  # a state that lost its rows is silent in the next round
             changed = False
             for name, output in body.carried():
                 before, after = start[name], inner.tensors[output]
