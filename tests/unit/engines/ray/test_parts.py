@@ -9,7 +9,7 @@ import pytest
 from marship.engines import default
 from marship.engines.addresses import Target
 from marship.engines.home import Home, ServerRecord
-from marship.engines.ray import cluster, problems
+from marship.engines.ray import cluster, loads, problems
 from marship.engines.ray.line import Answer, Asked, LinePool
 from marship.engines.ray.plan import RunPlan
 from marship.engines.ray.table import Table, TableEntry
@@ -186,3 +186,9 @@ def test_a_response_that_is_cut_is_an_error(tmp_path: Path) -> None:
 
     with pytest.raises(ConnectionError):
         asyncio.run(ask())
+
+
+def test_autoscaling_is_left_to_ray() -> None:
+    """Two that scale the same replicas would work against each other."""
+    with pytest.raises(UsageError, match="Ray scales replicas itself"):
+        next(iter(loads.loads(None)))  # type: ignore[arg-type]  # it asks nothing of a cluster
