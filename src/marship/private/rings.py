@@ -57,6 +57,19 @@ def fitted(found: Compilation, outputs: int, largest: float) -> HePlan:
     )
 
 
+def check_keys(plan: HePlan) -> None:
+    """Check that a plan needs a client's keys, which the server stores and questions name.
+
+    Raises:
+        ModelError: It needs none.
+    """
+    if not plan.multiplies and not plan.rotations():
+        raise ModelError(
+            "an encrypted model must sum inputs or square values, got one that only multiplies "
+            "single inputs by constants. Give clients the constants, or serve it open or sealed."
+        )
+
+
 def _cost(plan: HePlan) -> float:
     """About what a question costs, in rotations."""
     products = [one for applied in plan.applied.values() for one in applied.products.values()]

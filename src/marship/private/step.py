@@ -136,6 +136,7 @@ def compile_run(run_dir: str | Path, start: str | None = None) -> Compiled:
     moving = filled(wanted, [(place, 0.0) for place, _ in compiled.constants])
     largest = float(np.abs(moving).max())
     plan = rings.fitted(compiled, wanted.shape[1], largest)
+    rings.check_keys(plan)
     _check_parity(plan.compute(rows), wanted, contract)
     data = plan.to_bytes()
     digest = hashlib.sha256(data).hexdigest()

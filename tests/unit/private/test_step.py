@@ -239,6 +239,19 @@ def test_a_failed_compilation_leaves_what_was_there(tmp_path: Path) -> None:
     assert {name for name in after if after[name] != before.get(name)} == {"model.onnx"}
 
 
+def test_a_model_that_needs_no_keys_is_refused_at_export(tmp_path: Path) -> None:
+    """Its worker could not start. One input more, and there is something to rotate."""
+    weights = {**WEIGHTS, "d": WEIGHTS["d"][:1]}
+    run = run_folder(tmp_path / "run", LINEAR, weights=weights, inputs=1)
+    with pytest.raises(ModelError, match="must sum inputs or square values") as caught:
+        step.compile_run(run)
+    assert "\n" not in str(caught.value)
+    assert not (run / PLAN_FILE).exists()
+    weights = {**WEIGHTS, "d": WEIGHTS["d"][:2]}
+    run = run_folder(tmp_path / "two", LINEAR, weights=weights, inputs=2)
+    assert step.compile_run(run).figures.key_bytes > 0
+
+
 def test_the_commands_say_what_it_costs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """`package --private he`, as text and as JSON; `export` refuses other kinds at once."""
     run = run_folder(tmp_path / "run", LINEAR)
