@@ -32,7 +32,7 @@ from marship.private.known import KnownCases
 from marship.serving.private.plan import PLAN_FILE, HePlan
 from marship.trust import archive as archives
 from marship.trust import signature
-from private_runs import INPUTS, LINEAR, OUTPUTS, SQUARE, WEIGHTS, packaged, run_folder
+from private_runs import INPUTS, LINEAR, OUTPUTS, SQUARE, WEIGHTS, numbers, packaged, run_folder
 from signed import make_key, trusting
 
 
@@ -250,6 +250,13 @@ def test_a_model_that_needs_no_keys_is_refused_at_export(tmp_path: Path) -> None
     weights = {**WEIGHTS, "d": WEIGHTS["d"][:2]}
     run = run_folder(tmp_path / "two", LINEAR, weights=weights, inputs=2)
     assert step.compile_run(run).figures.key_bytes > 0
+
+
+def test_many_inputs_and_few_outputs_are_computed(tmp_path: Path) -> None:
+    """Encrypted, as they are measured at export."""
+    weights = {**WEIGHTS, "d": numbers(512, OUTPUTS) / 8}
+    run = run_folder(tmp_path / "run", LINEAR, weights=weights, inputs=512)
+    assert step.compile_run(run).figures.error_limit < 1e-2
 
 
 def test_the_commands_say_what_it_costs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
