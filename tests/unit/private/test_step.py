@@ -259,6 +259,18 @@ def test_many_inputs_and_few_outputs_are_computed(tmp_path: Path) -> None:
     assert step.compile_run(run).figures.error_limit < 1e-2
 
 
+def test_what_has_no_plan_is_refused_with_what_makes_one(tmp_path: Path) -> None:
+    """An ONNX file cannot be exported, nor a run again that has no checkpoint."""
+    run = run_folder(tmp_path / "run", LINEAR)
+    with pytest.raises(UsageError, match=r"export model\.py:build .* --private mpc"):
+        step.package(run / "model.onnx")
+    with pytest.raises(UsageError, match="repeat the export that made it, with --private he"):
+        step.package(run)
+    (run / "checkpoint.pt").touch()
+    with pytest.raises(UsageError, match=rf"marship export {run} --private he"):
+        step.package(run)
+
+
 def test_the_commands_say_what_it_costs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """`package --private he`, as text and as JSON; `export` refuses other kinds at once."""
     run = run_folder(tmp_path / "run", LINEAR)
