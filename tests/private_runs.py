@@ -96,12 +96,13 @@ def run_folder(
     nodes: Sequence[onnx.NodeProto] = SQUARE,
     golden: str = "synthetic",
     weights: Arrays = WEIGHTS,
+    inputs: int = INPUTS,
 ) -> Path:
     """What `export` leaves: recipe, model, contract, golden cases."""
     folder.mkdir()
     Recipe(name="tiny", build="").save(folder)
-    path = write(folder / MODEL_FILE, nodes, weights)
-    rows = numbers(10, INPUTS, seed=5)
+    path = write(folder / MODEL_FILE, nodes, weights, given=(inputs,))
+    rows = numbers(10, inputs, seed=5)
     (outputs,) = onnxruntime.InferenceSession(path).run(None, {"x": rows})
     write_golden(folder / GOLDEN_FILE, [GoldenCase({"x": rows}, {"y": outputs})])
     contract = replace(graph.contract_of(path), batch_axis="batch")

@@ -2,12 +2,13 @@
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 
 from marship.errors import ModelError
 from marship.private.compiler import Compilation
 from marship.private.phases import phased
 from marship.serving.private.ckks import MOST_BITS, Ring
-from marship.serving.private.packing import power_of_two
+from marship.serving.private.packing import Packing, power_of_two
 from marship.serving.private.plan import Affine, HePlan, Step, depth
 
 LEAST_SCALE_BITS, MOST_SCALE_BITS = 28, 36
@@ -47,14 +48,42 @@ def fitted(found: Compilation, outputs: int, largest: float) -> HePlan:
         outer = scale_bits + head_bits
         ring = Ring(degree, (outer, *[scale_bits] * levels, outer), scale_bits)
         plan = HePlan(ring, inputs, outputs, steps, constants=found.constants)
+        if not plan.zeros:  # shifted copies fill all slots
+            plan = replace(plan, given=Packing(power_of_two(inputs)))
         if plan.zeros:  # else the client could not tell a wrong answer
             return min((plan, *phased(plan, found.given, found.made)), key=_cost)
     most_levels = (MOST_BITS[degree] - 2 * head_bits) // LEAST_SCALE_BITS - 2
+    if widest <= degree // 2 and levels <= most_levels:
+        raise ModelError(
+            f"the last matrix of an encrypted model must have at most {degree // 4} inputs, or "
+            f"more outputs than that, and fewer outputs than {degree // 2}, got {_last(steps)}. "
+            "Put a smaller layer before it, or leave outputs out."
+        )
     raise ModelError(
         f"an encrypted model must have at most {degree // 2} values in a layer and {most_levels} "
         f"levels, a square or a matrix each, got {widest} and {levels}. Use fewer layers, or "
         "smaller ones."
     )
+
+
+def _last(steps: Sequence[Step]) -> str:
+    """The shape of the last matrix in words."""
+    *_, last = (step for step in steps if isinstance(step, Affine))
+    inputs = max(matrix.shape[1] for matrix in last.matrices.values())
+    return f"{inputs} inputs and {len(last.bias)} outputs"
+
+
+def check_keys(plan: HePlan) -> None:
+    """Check that a plan needs a client's keys, which the server stores and questions name.
+
+    Raises:
+        ModelError: It needs none.
+    """
+    if not plan.multiplies and not plan.rotations():
+        raise ModelError(
+            "an encrypted model must sum inputs or square values, got one that only multiplies "
+            "single inputs by constants. Give clients the constants, or serve it open or sealed."
+        )
 
 
 def _cost(plan: HePlan) -> float:

@@ -136,6 +136,7 @@ def compile_run(run_dir: str | Path, start: str | None = None) -> Compiled:
     moving = filled(wanted, [(place, 0.0) for place, _ in compiled.constants])
     largest = float(np.abs(moving).max())
     plan = rings.fitted(compiled, wanted.shape[1], largest)
+    rings.check_keys(plan)
     _check_parity(plan.compute(rows), wanted, contract)
     data = plan.to_bytes()
     digest = hashlib.sha256(data).hexdigest()
@@ -324,6 +325,12 @@ def _refuse(settings: PackageSettings) -> None:
 
 
 def _contract(run_dir: Path) -> Contract:
+    if run_dir.is_file():
+        raise UsageError(
+            f"an encrypted model must be exported from PyTorch, got the file {run_dir}. Run: "
+            "marship export model.py:build --example example.npz --private he, and package that "
+            "run folder. Three parties take ONNX files: --private mpc."
+        )
     for name in (MODEL_FILE, CONTRACT_FILE, GOLDEN_FILE):
         if not (run_dir / name).is_file():
             raise UsageError(
@@ -335,9 +342,10 @@ def _contract(run_dir: Path) -> Contract:
 
 def _report(run_dir: Path) -> dict[str, Any]:
     if not (run_dir / REPORT_FILE).is_file():
+        is_trained = (run_dir / run.CHECKPOINT_FILE).is_file()  # else exported from own code
+        how = f"marship export {run_dir}" if is_trained else "repeat the export that made it, with"
         raise UsageError(
-            f"{run_dir} must hold a plan, got no {REPORT_FILE}. Make it first: marship export "
-            f"{run_dir} --private he"
+            f"{run_dir} must hold a plan, got no {REPORT_FILE}. Make it first: {how} --private he"
         )
     report: dict[str, Any] = read_json(run_dir / REPORT_FILE)
     return report

@@ -11,6 +11,7 @@ from marship.contract import Arrays
 from marship.errors import ModelError
 from marship.private import compiler, rings
 from marship.private.segments import SegmentedGraph
+from marship.serving.private.packing import Packing
 from marship.serving.private.plan import Affine, HePlan, Power, depth
 from private_runs import HIDDEN, INPUTS, LINEAR, OUTPUTS, SQUARE, WEIGHTS, node, numbers, segmented
 
@@ -219,6 +220,26 @@ def test_the_smallest_ring_is_taken(largest: float, levels: int, degree: int) ->
     ring = rings.fitted(found, 4, largest).ring
     assert (ring.degree, ring.levels) == (degree, levels)
     assert 2.0 ** (ring.bits[0] - ring.scale_bits) > 4 * largest
+
+
+@pytest.mark.parametrize(
+    ("inputs", "outputs", "degree"), [(512, 3, 4096), (2048, 3, 8192), (4096, 2, 16384)]
+)
+def test_a_few_outputs_of_many_inputs_leave_zeros(inputs: int, outputs: int, degree: int) -> None:
+    """Shifted copies, or all sums at once, would fill all slots; zeros tell wrong answers."""
+    matrix = np.random.default_rng(0).normal(size=(outputs, inputs))
+    found = compiler.Compilation((Affine({0: matrix}, np.zeros(outputs)),), (inputs,), (outputs,))
+    plan = rings.fitted(found, outputs, 4.0)
+    assert plan.zeros
+    assert plan.ring.degree == degree
+    assert plan.packing == Packing(inputs)
+
+
+def test_a_last_matrix_that_leaves_no_zeros_is_refused() -> None:
+    """With its own sizes, not those that fit."""
+    found = compiler.Compilation((Affine({0: np.ones((3, 5000))}, np.zeros(3)),), (5000,), (3,))
+    with pytest.raises(ModelError, match=r"at most 4096 inputs, .* got 5000 inputs and 3 outputs"):
+        rings.fitted(found, 3, 4.0)
 
 
 def test_outputs_that_are_too_large_are_refused() -> None:

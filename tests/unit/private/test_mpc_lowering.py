@@ -2,6 +2,7 @@
 
 import contextlib
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -172,6 +173,7 @@ REFUSED = {
     "relu6": ([node("Clip", "zero", "six")], (4,), (4,),
               tensors(zero=np.array(0.0), six=np.array(6.0)), "use ReLU for ReLU6"),
     "cube": ([node("Pow", "three")], (4,), (4,), tensors(three=np.array(3.0)), "exponent must"),
+    "floor": ([node("Max", "c")], (4,), (4,), tensors(c=np.ones((1, 4))), r"relu\(x - c\) \+ c"),
 }  # fmt: skip
 
 
@@ -185,6 +187,15 @@ def test_what_cannot_be_computed_is_refused_by_name(tmp_path: Path, case: str) -
         lowering.lower(model, contract)
     assert graph[0].op_type in str(caught.value)
     assert graph[0].name in str(caught.value)
+
+
+def test_float64_is_refused_before_anything_is_computed(tmp_path: Path) -> None:
+    """ONNX Runtime's own error would come at packaging, after an export that said yes."""
+    model = write_mlp(tmp_path / "m.onnx", (4, 2), 0)
+    contract = contents(model, golden=np.zeros((2, 4), np.float32)).contract
+    double = replace(contract, inputs=(replace(contract.inputs[0], dtype="float64"),))
+    with pytest.raises(ModelError, match=r"both float32, got x: float64.*model\.float\(\)"):
+        lowering.lower(model, double)
 
 
 def test_values_that_may_leave_the_range_are_refused(tmp_path: Path) -> None:

@@ -32,7 +32,7 @@ from marship.private.known import KnownCases
 from marship.serving.private.plan import PLAN_FILE, HePlan
 from marship.trust import archive as archives
 from marship.trust import signature
-from private_runs import INPUTS, LINEAR, OUTPUTS, SQUARE, WEIGHTS, packaged, run_folder
+from private_runs import INPUTS, LINEAR, OUTPUTS, SQUARE, WEIGHTS, numbers, packaged, run_folder
 from signed import make_key, trusting
 
 
@@ -237,6 +237,38 @@ def test_a_failed_compilation_leaves_what_was_there(tmp_path: Path) -> None:
         step.compile_run(run)
     after = {path.name: path.read_bytes() for path in run.iterdir()}
     assert {name for name in after if after[name] != before.get(name)} == {"model.onnx"}
+
+
+def test_a_model_that_needs_no_keys_is_refused_at_export(tmp_path: Path) -> None:
+    """Its worker could not start. One input more, and there is something to rotate."""
+    weights = {**WEIGHTS, "d": WEIGHTS["d"][:1]}
+    run = run_folder(tmp_path / "run", LINEAR, weights=weights, inputs=1)
+    with pytest.raises(ModelError, match="must sum inputs or square values") as caught:
+        step.compile_run(run)
+    assert "\n" not in str(caught.value)
+    assert not (run / PLAN_FILE).exists()
+    weights = {**WEIGHTS, "d": WEIGHTS["d"][:2]}
+    run = run_folder(tmp_path / "two", LINEAR, weights=weights, inputs=2)
+    assert step.compile_run(run).figures.key_bytes > 0
+
+
+def test_many_inputs_and_few_outputs_are_computed(tmp_path: Path) -> None:
+    """Encrypted, as they are measured at export."""
+    weights = {**WEIGHTS, "d": numbers(512, OUTPUTS) / 8}
+    run = run_folder(tmp_path / "run", LINEAR, weights=weights, inputs=512)
+    assert step.compile_run(run).figures.error_limit < 1e-2
+
+
+def test_what_has_no_plan_is_refused_with_what_makes_one(tmp_path: Path) -> None:
+    """An ONNX file cannot be exported, nor a run again that has no checkpoint."""
+    run = run_folder(tmp_path / "run", LINEAR)
+    with pytest.raises(UsageError, match=r"export model\.py:build .* --private mpc"):
+        step.package(run / "model.onnx")
+    with pytest.raises(UsageError, match="repeat the export that made it, with --private he"):
+        step.package(run)
+    (run / "checkpoint.pt").touch()
+    with pytest.raises(UsageError, match=rf"marship export {run} --private he"):
+        step.package(run)
 
 
 def test_the_commands_say_what_it_costs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -93,10 +93,10 @@ def lower(model: Path, contract: Contract) -> Node:
 def _check_contract(contract: Contract) -> None:
     specs = (*contract.inputs, *contract.outputs)
     is_one = len(contract.inputs) == len(contract.outputs) == 1
-    if not is_one or any(spec.dtype not in ("float32", "float64") for spec in specs):
+    if not is_one or any(spec.dtype != "float32" for spec in specs):
         raise ModelError(
-            "a model of three parties must have one input and one output, float32 or float64, got "
-            f"{', '.join(map(str, specs))}. Export another function of it."
+            "a model of three parties must have one input and one output, both float32, got "
+            f"{', '.join(map(str, specs))}. Export it with one of each, after model.float()."
         )
     variable = [size for size in contract.inputs[0].shape[1:] if isinstance(size, str)]
     if contract.batch_axis is None or variable:
@@ -351,6 +351,8 @@ def _quotient(array: Reals, place: int) -> tuple[Reals, Reals]:
 
 
 def _larger(graph: _Graph, node: onnx.NodeProto, _: Attributes) -> Node:
+    if any(name in graph.constants for name in node.input):
+        raise _RefusedNode("it must not have a constant; write max(x, c) as relu(x - c) + c")
     if len(node.input) != 2 or graph.row(node.input[0]) != graph.row(node.input[1]):  # noqa: PLR2004  two
         raise _RefusedNode("it must have two values of one shape")
     left, right = _value(graph, node, 0), _value(graph, node, 1)

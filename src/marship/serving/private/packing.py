@@ -182,7 +182,8 @@ def _indexed(matrix: Matrix, packing: Packing, slots: int) -> Product:
 def summed(matrix: Matrix, packing: Packing, slots: int) -> Product | None:
     """A matrix (m, d) by one product: row i is summed over the d slots from i * d on.
 
-    The result i stands in slot i * d. None where that does not fit, or takes more rotations.
+    The result i stands in slot i * d. None where that does not fit, leaves no zeros, or takes more
+    rotations.
     """
     outputs, period = matrix.shape[0], packing.period
     if packing.copies > 1 or packing.index or outputs * period > slots:
@@ -193,6 +194,8 @@ def summed(matrix: Matrix, packing: Packing, slots: int) -> Product | None:
     diagonal[: padded.size] = padded.ravel()
     sums = tuple(period >> k for k in range(1, int(math.log2(period)) + 1))
     one = Product(0, 0, 0, sums, {0: diagonal})
+    if not one.zeros(slots):  # by which the client tells a wrong answer
+        return None
     return one if one.rotations <= product(matrix, packing, slots, once=True).rotations else None
 
 
