@@ -55,6 +55,8 @@ NOT_RUN = {
     ("onnx.md", "localedef"): "changes the machine",
     ("onnx.md", "libmyops.so"): "needs a library; tests/unit/packaging/test_custom_ops.py packs "
     "such a one",
+    ("ray.md", "marship scale recommend"): "tests/server/ray runs these commands on one node",
+    ("ray.md", "ray start --head"): "tests/server/ray runs these commands on three nodes",
     ("performance.md", "make bench"): "takes hours; tests/unit/test_benchmark.py tries its parts",
     ("private-parties.md", "party-keys"): "needs three operators; tests/server/"
     "test_private_parties.py runs the same steps",

@@ -87,7 +87,7 @@ def test_archives_are_opened_in_one_place() -> None:
     assert openers == {
         "trust/extract.py",
         "packaging/mar.py",  # its own, from torch-model-archiver
-        "engines/torchserve/store.py",  # the directory alone, of what was admitted
+        "engines/store.py",  # the directory alone, of what was admitted
         "fit/torchfile.py",  # PyTorch's
         "proof/examples.py",  # how large an npz of inputs is, before NumPy reads it
     }

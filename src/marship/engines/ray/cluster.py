@@ -294,11 +294,12 @@ def deploy(app: str, version: "ReplicaSpec", plan: "RunPlan") -> None:
     import ray
     from ray import serve
 
+    from marship.engines.ray import noted
     from marship.engines.ray.replica import Replica
 
     deployment = _deployment(Replica).options(**plan.options())
     deployment._version = app
-    ray.get(keeper.find().note.remote(app, (version, plan)), timeout=_CALL_S)
+    ray.get(keeper.find().note.remote(app, noted.to_json(version, plan)), timeout=_CALL_S)
     with quiet():
         serve.run_many(
             [serve.RunTarget(deployment.bind(version), name=app, route_prefix=None)],
@@ -342,8 +343,9 @@ def deployed(app: str) -> "tuple[ReplicaSpec, RunPlan]":
     """
     import ray
 
+    from marship.engines.ray import noted
+
     found = ray.get(keeper.find().noted.remote(app), timeout=_CALL_S)
     if found is None:
         raise NotFoundError(f"{app} must be an application of marship, got none of that name.")
-    version, plan = found
-    return version, plan
+    return noted.from_json(found)

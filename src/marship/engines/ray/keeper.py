@@ -4,7 +4,6 @@ Where all nodes can read a folder or a URL, archives lie there instead (`--archi
 keeper's node may be lost.
 """
 
-import pickle
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -33,16 +32,14 @@ class Keeper:
         """What another home of the same cluster needs."""
         return {"key": self._key, "url": self._url}
 
-    def note(self, app: str, what: object) -> None:
+    def note(self, app: str, text: str) -> None:
         """Remember what an application was deployed with."""
-        with (self._folder / f"{app}.pickle").open("wb") as file:
-            pickle.dump(what, file)
+        (self._folder / f"{app}.json").write_text(text)
 
-    def noted(self, app: str) -> object:
+    def noted(self, app: str) -> str | None:
         """What an application was deployed with; None of an unknown one."""
         try:
-            with (self._folder / f"{app}.pickle").open("rb") as file:
-                return pickle.load(file)  # noqa: S301  this actor wrote it, to a folder of its own
+            return (self._folder / f"{app}.json").read_text()
         except FileNotFoundError:
             return None
 

@@ -4,6 +4,7 @@ Nothing of marship is imported before the archive's own copy can be found. What 
 is imported while the host still verifies the archive.
 """
 
+import importlib
 import json
 import os
 import sys
@@ -13,7 +14,7 @@ if __name__ == "__main__":
     reports = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)
     for module in ("numpy", "onnxruntime", "orjson", "httptools", "uvloop"):
-        __import__(module)
+        importlib.import_module(module)
     line = sys.stdin.buffer.readline()
     if not line:  # the host has ended
         os._exit(1)

@@ -9,9 +9,11 @@ import pytest
 from marship.engines import default
 from marship.engines.addresses import Target
 from marship.engines.home import Home, ServerRecord
-from marship.engines.ray import cluster, loads, problems
+from marship.engines.ray import cluster, loads, noted, problems
+from marship.engines.ray.archives import ArchiveSource
 from marship.engines.ray.line import Answer, Asked, LinePool
 from marship.engines.ray.plan import RunPlan
+from marship.engines.ray.replica import ReplicaSpec
 from marship.engines.ray.table import Table, TableEntry
 from marship.engines.ray.worker import Counts, environment
 from marship.engines.torchserve.engine import TorchServe
@@ -186,6 +188,20 @@ def test_a_response_that_is_cut_is_an_error(tmp_path: Path) -> None:
 
     with pytest.raises(ConnectionError):
         asyncio.run(ask())
+
+
+def test_what_was_deployed_is_held_as_json() -> None:
+    """Keys and signatures, too."""
+    source = ArchiveSource(
+        file="m.mar", digest="d", url=None, signature=b"signed \xff", keys={"k.pub": b"\x00key"}
+    )
+    version = ReplicaSpec(
+        name="m", version="1", source=source, batch_size=4, startup_s=60.0, has_gpu=False
+    )
+    plan = RunPlan(
+        batch_size=4, timeout_s=1.0, startup_s=60.0, minimum=1, maximum=2, cpus=0.5, gpus=0.0
+    )
+    assert noted.from_json(noted.to_json(version, plan)) == (version, plan)
 
 
 def test_autoscaling_is_left_to_ray() -> None:
