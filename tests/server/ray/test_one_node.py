@@ -335,3 +335,11 @@ def test_every_host_answers_alike(
         through = conformance.ask(own, case)
         assert (through.status, through.body) == (directly.status, directly.body)
         assert through.headers["content-type"] == directly.headers["content-type"]
+
+
+def test_a_client_that_has_left_starts_no_cluster(client: Client) -> None:
+    """Ray would, at the next call of a thread that knows nothing of the end."""
+    from ray._private import auto_init_hook
+
+    assert client.models()
+    assert not auto_init_hook.enable_auto_connect

@@ -57,9 +57,11 @@ def connect(address: str, token_file: Path | None) -> None:
     _check_reachable(address)
     os.environ.update(environment(token_file))
     import ray
-    from ray._private import ray_constants
+    from ray._private import auto_init_hook, ray_constants
     from ray._raylet import Config  # type: ignore[attr-defined]
 
+    # threads of handles outlive the connection, and would start a cluster of their own here
+    auto_init_hook.enable_auto_connect = False
     Config.initialize("")  # another program may have imported Ray before, without tokens
     ray_constants.ENABLE_RAY_CLUSTER = not address.startswith(f"{LOOPBACK}:")  # see `head`
     if ray.is_initialized():

@@ -4,6 +4,7 @@ A cluster of one's own has loopback addresses alone. Further nodes need one that
 start such a cluster with `ray start`, and name it with --address.
 """
 
+import logging
 import os
 import secrets
 import shutil
@@ -291,6 +292,8 @@ def _disconnect(record: ServerRecord) -> None:
 
     if ray.is_initialized() and ray.get_runtime_context().gcs_address == record.cluster:
         ray.shutdown()
+        # threads of handles go on asking, and say each time that nobody answers
+        logging.getLogger("ray.serve").setLevel(logging.CRITICAL)
 
 
 def _end(home: Home, record: ServerRecord) -> None:
