@@ -1,6 +1,6 @@
 """The parts of custom resources that manifests use, as JSON schemas.
 
-Written by hand after the definitions that KServe 0.19 and KEDA 2.18 publish; a field that is not
+Written by hand after the definitions in KServe's and KEDA's repositories; a field that is not
 named here is refused, as their API servers would drop or refuse it. What they take from Kubernetes,
 such as containers, is held against Kubernetes' own schemas.
 """

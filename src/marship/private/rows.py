@@ -24,6 +24,18 @@ def read(x: Any, shape: tuple[int, ...]) -> tuple[Values, bool]:  # noqa: ANN401
         >>> read([1, 2], (2,))
         (array([[1., 2.]]), True)
     """
+    values, is_single = shaped(x, shape)
+    if not np.isfinite(values).all():
+        raise UsageError("x must hold finite numbers, got NaN or infinity.")
+    return values, is_single
+
+
+def shaped(x: Any, shape: tuple[int, ...]) -> tuple[Values, bool]:  # noqa: ANN401  numpy's own
+    """The same of any numbers, NaN and infinity among them.
+
+    Raises:
+        UsageError: The shape is another one, or it holds no numbers.
+    """
     try:
         array = np.asarray(x, np.float64)
     except (TypeError, ValueError) as error:
@@ -33,6 +45,4 @@ def read(x: Any, shape: tuple[int, ...]) -> tuple[Values, bool]:  # noqa: ANN401
         raise UsageError(
             f"x must be one row of shape {list(shape)}, or several, got {list(array.shape)}."
         )
-    if not np.isfinite(array).all():
-        raise UsageError("x must hold finite numbers, got NaN or infinity.")
     return array.reshape(1 if is_single else len(array), -1), is_single

@@ -11,6 +11,7 @@ from marship.client import Client
 from marship.errors import DataError, PrivateError, ReplayError, UsageError
 from marship.private import client_file as client_files
 from marship.private.mpc import archives
+from marship.private.rows import shaped
 from marship.serving.formats.codec import OCTETS_TYPE
 from marship.serving.private.mpc import boxes, ring
 from marship.serving.private.mpc.boxes import Sizes
@@ -122,21 +123,12 @@ class MpcClient:
         return boxes.unseal(answer, self._sizes, request_id, keys, len(words))
 
     def _rows(self, x: Any) -> tuple[Values, bool]:  # noqa: ANN401
-        shape = self.file.input.shape
-        try:
-            array = np.asarray(x, np.float64)
-        except (TypeError, ValueError) as error:
-            raise UsageError(f"x must be numbers, got {error}.") from error
-        is_single = array.shape == shape
-        if (not is_single and array.shape[1:] != shape) or not len(array):
-            raise UsageError(
-                f"x must be one row of shape {list(shape)}, or several, got {list(array.shape)}."
-            )
-        largest = np.abs(array).max()
+        values, is_single = shaped(x, self.file.input.shape)
+        largest = np.abs(values).max()
         if not largest <= self._limit:  # NaN is refused, too
             raise UsageError(
                 f"x must be within {self._limit:g}, for which the model's values are bounded, got "
                 f"up to {largest:g}. Scale it as in training, or package with --option input_limit="
                 "NUMBER."
             )
-        return array.reshape(1 if is_single else len(array), -1), is_single
+        return values, is_single

@@ -37,8 +37,8 @@ _SHAPING = {
 }
 """The inputs of an operator that may state the number of rows, as a size."""
 _DOMAINS = {"", "ai.onnx", "ai.onnx.ml", "com.microsoft", "ai.onnx.contrib"}
-_OF_EQUALS = ("ReduceMax", "ReduceMin")
-"""Operators that give of equal rows, which a constant has, what each has, however many they are."""
+_IDEMPOTENT = ("ReduceMax", "ReduceMin")
+"""Reductions that give the value of a row where all rows are equal, however many there are."""
 _ITERATIONS = 4
 _UNKNOWN = "is not known to keep the rows of a call apart"
 _RULE_FAULTS = (IndexError, KeyError, TypeError, ValueError, ZeroDivisionError)
@@ -56,7 +56,7 @@ class Flow:
         mixing: Why rows influence each other, or may.
         lost: What depends on the inputs' values and is no array, such as a sequence.
         quiet: Tensors of a loop's body that lead to nothing but the condition for going on.
-        is_whole: Whether it is the main graph.
+        is_main: Whether it is the main graph.
         is_usual: Whether its sizes are the usual ones; at others a tensor may be empty.
     """
 
@@ -66,7 +66,7 @@ class Flow:
     mixing: list[str] = field(default_factory=list)
     lost: set[str] = field(default_factory=set)
     quiet: set[str] = field(default_factory=set)
-    is_whole: bool = True
+    is_main: bool = True
     is_usual: bool = True
 
     def walk(self) -> None:
@@ -137,7 +137,7 @@ class Flow:
         is_lost = any(one is not None and one.is_data and one.stride is None for one in inputs)
         is_position = self._has_positions(step, is_data=is_data)
         places, how = self._placed(step, is_data=is_data, is_lost=is_lost)
-        is_position |= bool(how) and not is_data and node.op_type not in _OF_EQUALS
+        is_position |= bool(how) and not is_data and node.op_type not in _IDEMPOTENT
         for number, name in enumerate(node.output):
             if name not in self.trace.shapes:
                 self.lost |= {name} - {""} if is_data or is_position else set()
@@ -149,7 +149,7 @@ class Flow:
                 how = _UNKNOWN
             if not is_data and place is None:
                 place = self._guess(name)
-            is_kept = is_data or node.op_type in _OF_EQUALS or self._keeps(name, place)
+            is_kept = is_data or node.op_type in _IDEMPOTENT or self._keeps(name, place)
             strays = is_position or not is_kept
             self.tensors[name] = self._made(name, place, is_data and not is_empty, strays)
         if node.op_type == "Concat" and node.output[0] in self.tensors:
@@ -255,9 +255,9 @@ class Flow:
         """A loop must go on for reasons of its own, or change nothing of rows that are done."""
         if tensor is None or tensor.counts is not None or tensor.is_position:
             raise Mixes("goes on by the number of rows of a call")
-        if not tensor.is_data or (self.is_whole and self.trace.rows < self.other.rows):
+        if not tensor.is_data or (self.is_main and self.trace.rows < self.other.rows):
             return  # the other flow sees the larger call
-        if not (self.is_whole and stays(self.trace, node, self.other.rows)):
+        if not (self.is_main and stays(self.trace, node, self.other.rows)):
             raise Mixes(
                 "goes on for all rows of a call by values of its rows, and no request was seen "
                 "to stay as it is once it is done"
@@ -273,7 +273,7 @@ class Flow:
                 traces[1],
                 dict(start),
                 quiet=body.condition_only(),
-                is_whole=False,
+                is_main=False,
                 is_usual=self.is_usual,
             )
             inner._walk()
