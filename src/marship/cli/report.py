@@ -91,6 +91,7 @@ def server_fields(record: "ServerRecord", home: "Home") -> Fields:
         "grpc_address": record.grpc_address,
         "management_url": record.management_url,
         "metrics_url": record.metrics_url,
+        "prometheus_url": record.prometheus_url,
         "model_store": record.model_store,
         "trust": record.trust,
         "seal_key": record.seal_key,

@@ -148,7 +148,7 @@ def show_server(record: "ServerRecord", home: "Home") -> None:
             ("direct", record.direct_url and f"{record.direct_url}{gone}"),
             ("gRPC", record.grpc_address and f"{record.grpc_address}{gone}"),
             ("management", record.management_url),
-            ("metrics", f"{record.metrics_url}/metrics"),
+            ("metrics", f"{record.prometheus_url or record.metrics_url}/metrics"),
             ("model store", record.model_store),
             ("trusted keys", record.trust),
             ("seal key", record.seal_key),

@@ -107,6 +107,24 @@ def largest_difference(got: Tensors, want: Tensors) -> tuple[float, float]:
     return absolute, relative
 
 
+def used_share(got: Tensors, want: Tensors, tolerance: Tolerance) -> float:
+    """By how much arrays that agree differ, as a share of the tolerance, 0 to 1.
+
+    Example:
+        >>> used_share({"y": np.array([1.0005])}, {"y": np.array([1.0])}, Tolerance(0.0, 1e-3))
+        0.5
+    """
+    largest = 0.0
+    for name, wanted in want.items():
+        if wanted.dtype.kind != "f" or not wanted.size or got[name].shape != wanted.shape:
+            continue  # these are equal, or do not agree
+        may = tolerance.absolute(name) + tolerance.rtol * np.abs(wanted.astype(np.float64))
+        with np.errstate(invalid="ignore", divide="ignore"):
+            used = np.abs(got[name].astype(np.float64) - wanted) / may
+        largest = max(largest, float(np.nan_to_num(used, nan=0.0).max()))
+    return round(largest, 6)
+
+
 def agree(got: Tensors, want: Tensors, tolerance: Tolerance) -> bool:
     """Whether every element of `got` is within `tolerance` of `want`."""
     return all(

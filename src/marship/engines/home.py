@@ -34,8 +34,8 @@ from marship.exchange import sockets
 
 HOME_VARIABLE = "MARSHIP_HOME"
 DEFAULT_HOME = ".marship"
-DIRECT_SOCKET, WORKERS_SOCKET = "direct.sock", "workers.sock"
-"""Of the acceptor, in the server's temporary folder."""
+DIRECT_SOCKET, WORKERS_SOCKET, SHEETS_FOLDER = "direct.sock", "workers.sock", "sheets"
+"""In the server's temporary folder: the acceptor's sockets, and where workers count."""
 _SOCKET_NAME = "/.ts.sock.65535"
 
 
@@ -72,6 +72,7 @@ class ServerRecord:
         direct_url: Address at which workers respond themselves; None where they do not.
         direct_pid: The acceptor of that address; 0 where there is none.
         direct_created: Start time of the acceptor, as `created`.
+        prometheus_url: One page for Prometheus of all workers and TorchServe; None without.
         grpc_address: Host and port of KServe v2 over gRPC; None where it is not served.
         engine: Which engine serves: torchserve or ray.
         cluster: The address of Ray's cluster; empty without one. Where another program started the
@@ -92,10 +93,13 @@ class ServerRecord:
     direct_pid: int = 0
     direct_created: float = 0.0
     grpc_address: str | None = None
+    prometheus_url: str | None = None
     engine: str = "torchserve"
     cluster: str = ""
 
-    def with_direct(self, url: str, acceptor: Group, grpc_address: str | None) -> "ServerRecord":
+    def with_direct(
+        self, url: str, acceptor: Group, grpc_address: str | None, page: str | None = None
+    ) -> "ServerRecord":
         """The same server, with its direct address."""
         return replace(
             self,
@@ -103,6 +107,7 @@ class ServerRecord:
             direct_pid=acceptor.pid,
             direct_created=acceptor.created,
             grpc_address=grpc_address,
+            prometheus_url=page,
         )
 
     @property

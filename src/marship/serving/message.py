@@ -2,8 +2,9 @@
 
 import logging
 import uuid
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from http import HTTPStatus
 from typing import Any
 
 from marship.errors import MarshipError, UnsupportedError
@@ -11,6 +12,9 @@ from marship.errors import MarshipError, UnsupportedError
 logger = logging.getLogger(__name__)
 
 JSON_TYPE = "application/json"
+OK = "ok"
+"""The outcome of a request that got what it asked for."""
+_WELL = 200  # a member of an enum takes longer to find
 MAX_FORM_FIELDS = 1000
 """Each field costs the worker about a microsecond, in which it is blocked."""
 
@@ -66,6 +70,7 @@ class Reply:
         status: The HTTP status.
         headers: Further headers.
         more: Whether another part of the same response follows.
+        code: Of an error, its stable code.
     """
 
     body: bytes
@@ -73,10 +78,29 @@ class Reply:
     status: int = 200
     headers: tuple[tuple[str, str], ...] = ()
     more: bool = False
+    code: str = ""
+
+    @property
+    def outcome(self) -> str:
+        """What metrics count it as: `OK`, an error's code, or a handler's own status."""
+        return self.code or (OK if self.status < HTTPStatus.BAD_REQUEST else f"http_{self.status}")
 
     def all_headers(self, timing: str) -> dict[str, str]:
         """The headers, including those of every response."""
         return {"content-type": self.content_type, "Server-Timing": timing, **dict(self.headers)}
+
+
+def failures(replies: Sequence[Reply]) -> list[str]:
+    """The outcomes that are errors."""
+    return [code for code in outcomes(replies) if code != OK]
+
+
+def outcomes(replies: Sequence[Reply]) -> list[str]:
+    """The outcome of each; empty where all are well, which is found out sooner."""
+    for reply in replies:
+        if reply.status != _WELL:
+            return [each.outcome for each in replies]
+    return []
 
 
 def no_explanation() -> UnsupportedError:

@@ -18,13 +18,7 @@ import orjson
 from marship.contract import GOLDEN_REQUESTS_FILE, Arrays, Contract
 from marship.errors import LoadError, MarshipError, ModelError, RequestError, TooLargeError, bare
 from marship.serving.formats import codec, extent, forms, golden, kserve, rows
-from marship.serving.message import (
-    JSON_TYPE,
-    Reply,
-    Request,
-    hidden,
-    no_explanation,
-)
+from marship.serving.message import JSON_TYPE, Reply, Request, failures, hidden, no_explanation
 from marship.serving.metrics import Clock, Metrics
 from marship.serving.model import custom_ops, pace, sealed, watch
 from marship.serving.model.batch import Batcher, Parts
@@ -103,6 +97,7 @@ class Service:
         self._reads_rows = self._is_plain() and rows.fits(self.contract) and most_rows is not None
         self._most_rows = (most_rows or 0) if self.contract.batch_axis else 0
         self.metrics = Metrics()
+        self.metrics.set_golden_drift(max(s.drift for s in (self.session, *self.graphs.values())))
         self.prepare()
         share = watch.share_of(section) if self.rechecks() else 0.0
         self._watch = watch.Watch(name, folder, self._batcher, self.metrics, share)
@@ -257,7 +252,7 @@ class Service:
         except Exception:  # an error here must not crash the worker
             replies = [self._error(hidden("answer"))] * len(requests)
         replies = [self._fitted(reply) for reply in replies]
-        self.metrics.add_batch(len(replies), clock.seconds)
+        self.metrics.add_batch(len(replies), clock.seconds, failures(replies))
         self._watch.pass_on()
         return replies, clock.server_timing()
 
@@ -363,7 +358,7 @@ class Service:
         bare(error)  # an error that was raised again is referenced by its own traceback
         self.metrics.add_error(error.code)
         body = {"code": error.code, "message": str(error), **(more or {})}
-        return Reply(orjson.dumps(body), JSON_TYPE, error.status)
+        return Reply(orjson.dumps(body), JSON_TYPE, error.status, code=error.code)
 
     def _expects(self) -> dict[str, object]:
         return {"expects": self.advice()}

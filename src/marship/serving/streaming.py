@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Sequence
 
 from marship.serving.handler import Clock, OnnxHandler
-from marship.serving.message import Reply, Request, hidden
+from marship.serving.message import OK, Reply, Request, hidden
 
 
 class StreamHandler(OnnxHandler):
@@ -26,14 +26,19 @@ class StreamHandler(OnnxHandler):
     def replies(self, requests: Sequence[Request]) -> Iterator[tuple[dict[int, Reply], str]]:
         """Yield replies as they are ready, with the Server-Timing so far; never raises."""
         clock, waiting = Clock(), set(range(len(requests)))
+        failed: list[str] = []
         try:
             for ready in self._turns(requests, clock):
                 fitting = {i: self._fitted(reply) for i, reply in ready.items() if i in waiting}
-                waiting -= {index for index, reply in fitting.items() if not reply.more}
+                ended = {i: reply for i, reply in fitting.items() if not reply.more}
+                waiting -= ended.keys()
+                failed += [reply.outcome for reply in ended.values() if reply.outcome != OK]
                 yield fitting, clock.server_timing()
         except Exception:  # a fault here must not end the worker
-            yield dict.fromkeys(waiting, self._error(hidden("answer"))), clock.server_timing()
-        self.metrics.add_batch(len(requests), clock.seconds)
+            error = self._error(hidden("answer"))
+            failed += [error.outcome] * len(waiting)
+            yield dict.fromkeys(waiting, error), clock.server_timing()
+        self.metrics.add_batch(len(requests), clock.seconds, failed)
 
     def _turns(self, requests: Sequence[Request], clock: Clock) -> Iterator[dict[int, Reply]]:
         """Turns of several batches go on side by side, one after the other."""

@@ -1,26 +1,22 @@
 """What the workers of a host have counted, as a page for Prometheus.
 
-The form is the text format 0.0.4 of Prometheus (Exposition formats). Counters of all workers of a
-model are added up, and stay when a worker is replaced.
+Counters of all workers of a model are added up, and stay when a worker is replaced.
 """
 
 import time
 from collections import Counter, deque
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Container, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+from marship.engines.figures import sheets
+from marship.engines.figures.families import Page
+from marship.serving.hosts.direct.seats import Staff
+from marship.serving.sheet import Reading
+
 BUSY = "marship_busy_share"
 _WINDOW_S = 30.0
 _STEPS = tuple(f"marship_{step}_seconds_total" for step in ("decode", "infer", "encode"))
-_HELP = {
-    BUSY: f"share of the last {_WINDOW_S:g} seconds in which workers had a batch, 0 to 1",
-    "marship_workers": "workers that have replayed the golden cases and serve",
-    "marship_workers_wanted": "workers that there should be",
-    "marship_worker_starts_total": "worker processes that were started",
-    "marship_connections": "clients that are connected",
-}
 
 
 @dataclass
@@ -55,6 +51,11 @@ class ModelFigures:
             self._past.popleft()
 
     @property
+    def named(self) -> tuple[str, str]:
+        """Model and version."""
+        return self.name, self.version
+
+    @property
     def _worked_s(self) -> float:
         return sum(self._counts[step, ""] for step in _STEPS)
 
@@ -67,37 +68,49 @@ class ModelFigures:
         available_s = (ended - began) * self.wanted
         return min(1.0, (after - before) / available_s) if available_s else 0.0
 
-    def samples(self) -> Iterator[tuple[str, str, float]]:
-        """Name, labels and value of each metric."""
-        labels = f'model_name="{_escaped(self.name)}",model_version="{_escaped(self.version)}"'
-        yield BUSY, labels, round(self.busy, 4)
-        yield "marship_workers", labels, self.ready
-        yield "marship_workers_wanted", labels, self.wanted
-        yield "marship_worker_starts_total", labels, self.starts
+    def add_to(self, page: Page, named: Container[str]) -> None:
+        """Show it.
+
+        Args:
+            page: Gets it.
+            named: Counters that the workers' sheets have; those of archives of earlier versions of
+                marship only report them.
+        """
+        labels = {"model_name": self.name, "model_version": self.version}
+        page.family(BUSY, "gauge").add(labels, round(self.busy, 4))
+        page.family("marship_workers", "gauge").add(labels, self.ready)
+        page.family("marship_workers_wanted", "gauge").add(labels, self.wanted)
+        page.family("marship_worker_starts_total", "counter").add(labels, self.starts)
         for (name, code), count in sorted(self._counts.items()):
-            yield name, f'{labels},code="{_escaped(code)}"' if code else labels, count
+            if name not in named:
+                of = {**labels, "code": code} if code else labels
+                page.family(name, "counter").add(of, count)
         for name, gauge in sorted(self._gauges.items()):
-            yield name, labels, gauge
+            if name not in named:
+                page.family(name, "gauge").add(labels, gauge)
 
 
-def page(models: Iterable[ModelFigures], connections: int) -> bytes:
-    """The page of all models."""
-    families: dict[str, list[str]] = {}
-    samples: list[tuple[str, str, float]] = [
-        *(sample for model in models for sample in model.samples()),
-        ("marship_connections", "", connections),
-    ]
-    for name, labels, value in samples:
-        shown = f"{name}{{{labels}}}" if labels else name
-        families.setdefault(name, []).append(f"{shown} {value!r}")
-    lines: list[str] = []
-    for name, rows in families.items():
-        if name in _HELP:
-            lines.append(f"# HELP {name} {_HELP[name]}")
-        lines.append(f"# TYPE {name} {'counter' if name.endswith('_total') else 'gauge'}")
-        lines += rows
-    return ("\n".join(lines) + "\n").encode()
+def page(
+    models: Iterable[ModelFigures],
+    connections: int,
+    ongoing: Iterable[Staff] = (),
+    readings: Iterable[Reading] = (),
+) -> bytes:
+    """The page of all models.
 
-
-def _escaped(label: str) -> str:
-    return label.replace("\\", r"\\").replace('"', r"\"").replace("\n", r"\n")
+    Args:
+        models: What each has.
+        connections: How many clients are connected.
+        ongoing: What workers have in hand.
+        readings: What they counted.
+    """
+    made, readings, models = Page(), list(readings), list(models)
+    for model in models:
+        held = [each for each in readings if (each.model, each.version) == model.named]
+        model.add_to(made, {series.name for each in held for series, _ in each.series})
+    for staff in ongoing:
+        of = {"model_name": staff.model, "model_version": staff.version}
+        made.family("marship_requests_in_flight", "gauge").add(of, staff.ongoing)
+    made.family("marship_connections", "gauge").add({}, connections)
+    sheets.add_to(made, readings, lambda *named: named in {model.named for model in models})
+    return made.render()

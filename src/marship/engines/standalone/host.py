@@ -16,19 +16,22 @@ from dataclasses import asdict, dataclass, replace
 
 from marship import errors
 from marship.engines import listeners, processes
-from marship.engines.home import WORKERS_SOCKET, Home, default_home
+from marship.engines.figures.deaths import Deaths
+from marship.engines.figures.server import FiguresPage
+from marship.engines.home import SHEETS_FOLDER, WORKERS_SOCKET, Home, default_home
 from marship.engines.standalone import archives, figures
 from marship.engines.standalone.archives import HostedModel
-from marship.engines.standalone.page import FiguresPage
 from marship.engines.standalone.settings import HostSettings, split
 from marship.engines.standalone.tokens import TokenFile
 from marship.engines.standalone.workers import Failure, WorkerProcess
 from marship.errors import LoadError, ServerError, UsageError
+from marship.serving import sheet
 from marship.serving.hosts.direct import acceptor
 from marship.serving.hosts.direct.limits import Limits
 from marship.serving.hosts.direct.seats import ModelState
 from marship.serving.hosts.direct.task import WorkerTask
 from marship.serving.message import MAX_REQUEST_BYTES, MAX_RESPONSE_BYTES
+from marship.serving.metrics import SHEETS_VARIABLE
 from marship.serving.model import keysource
 from marship.trust.policy import Trust
 
@@ -102,6 +105,7 @@ class Host:
         self._deadline: float | None = None
         shutil.rmtree(home.tmp, ignore_errors=True)  # a host that was killed left it
         self._temporary = home.make_tmp()
+        self._sheets = self._temporary / SHEETS_FOLDER
 
     def close(self) -> None:
         """End workers, and remove what they used."""
@@ -122,7 +126,11 @@ class Host:
 
     def load(self, given: Sequence[str]) -> None:
         """Verify and extract archives, and start their workers, which do not load them yet."""
-        variables = {"MARSHIP_CLIENT_KEYS": str(self._home.client_keys)}
+        self._sheets.mkdir(mode=0o700)
+        variables = {
+            "MARSHIP_CLIENT_KEYS": str(self._home.client_keys),
+            SHEETS_VARIABLE: str(self._sheets),
+        }
         if self._seal_key is not None:
             variables[keysource.SOURCE_VARIABLE] = self._seal_key
         paths = archives.find(given, self._trust, self._temporary / "downloads")
@@ -175,16 +183,17 @@ class Host:
             for worker in workers:
                 worker.begin(loop, task)
         page = self._listeners["metrics_address"]
-        FiguresPage(loop, page, self._figures, figures.CONTENT_TYPE)
+        FiguresPage(loop, page, self._figures)
+        accepting.seats.on_death = Deaths(loop, self._sheets, accepting.seats.staff).note
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._finish)
         if self._tokens is not None:
             loop.call_later(_TOKEN_S, self._renew_tokens)
 
-    def _figures(self) -> bytes:
-        return figures.page(
-            (counted for _, counted, _ in self._models), self._accepting.connections
-        )
+    def _figures(self) -> Callable[[], bytes]:
+        models = [counted for _, counted, _ in self._models]
+        connections, staff = self._accepting.connections, self._accepting.seats.staff()
+        return lambda: figures.page(models, connections, staff, sheet.read(self._sheets))
 
     def _serving(self) -> Serving:
         urls = [_url(listener) for listener in self._listeners.values()]

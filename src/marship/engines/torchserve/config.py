@@ -23,9 +23,16 @@ DIRECT_ADDRESS = "direct_address"
 """Ours, not TorchServe's: where workers respond themselves."""
 GRPC_ADDRESS = "grpc_address"
 """Ours, too: where a gateway serves KServe v2 over gRPC, if it is named."""
-HTTP_ADDRESSES = ("inference_address", "management_address", "metrics_address", DIRECT_ADDRESS)
+PROMETHEUS_ADDRESS = "prometheus_address"
+"""Ours, too: one page for Prometheus of all workers and TorchServe, beside the direct address."""
+HTTP_ADDRESSES = (
+    *("inference_address", "management_address", "metrics_address"),
+    *(DIRECT_ADDRESS, PROMETHEUS_ADDRESS),
+)
 GRPC_PORTS = ("grpc_inference_port", "grpc_management_port")
 DEFAULT_DIRECT, DEFAULT_GRPC = "http://127.0.0.1:8079", "127.0.0.1:8001"
+DEFAULT_PROMETHEUS = "http://127.0.0.1:8083"
+_OWN = (DIRECT_ADDRESS, PROMETHEUS_ADDRESS)
 DEFAULT_QUEUE_SIZE, DEFAULT_MAX_REQUEST_BYTES = 100, 6_553_500
 LISTENERS = (*HTTP_ADDRESSES, GRPC_ADDRESS, *GRPC_PORTS)
 """The settings with a port, in the order in which ports are checked."""
@@ -124,11 +131,7 @@ def resolve(  # noqa: PLR0913  keyword-only
     if ports.get(GRPC_ADDRESS) is not None:
         values.setdefault(GRPC_ADDRESS, DEFAULT_GRPC)
     _check(values, source)
-    if direct is False:
-        values.pop(DIRECT_ADDRESS, None)
-    elif direct or values["inference_address"].startswith("http:"):
-        # beside a unix socket or TLS a plain port is opened only where it was named
-        values.setdefault(DIRECT_ADDRESS, DEFAULT_DIRECT)
+    _set_own(values, direct)
     if GRPC_ADDRESS in values:
         _check_grpc(values)
     if model_store is not None:
@@ -189,10 +192,21 @@ def _check(values: Mapping[str, str], source: Path) -> None:
             "crashes a worker. Remove the line; /predictions/MODEL takes the same requests, KServe "
             "v2 in JSON or with raw tensors, over HTTP."
         )
-    if missing := [
-        name for name in LISTENERS if name not in {*values, DIRECT_ADDRESS, GRPC_ADDRESS}
-    ]:
+    if missing := [name for name in LISTENERS if name not in {*values, *_OWN, GRPC_ADDRESS}]:
         raise UsageError(f"{source} must set {', '.join(missing)}, got a file without.")
+
+
+def _set_own(values: dict[str, str], direct: bool | None) -> None:
+    """Complete our own addresses."""
+    if direct is False:
+        values.pop(DIRECT_ADDRESS, None)
+    elif direct or values["inference_address"].startswith("http:"):
+        # beside a unix socket or TLS a plain port is opened only where it was named
+        values.setdefault(DIRECT_ADDRESS, DEFAULT_DIRECT)
+    if DIRECT_ADDRESS in values:
+        values.setdefault(PROMETHEUS_ADDRESS, DEFAULT_PROMETHEUS)
+    else:
+        values.pop(PROMETHEUS_ADDRESS, None)
 
 
 def _check_grpc(values: Mapping[str, str]) -> None:
@@ -214,7 +228,7 @@ def _broken_rule(name: str, value: str) -> str | None:
         return "be a whole number of 0 or more"
     if name in _SWITCHES and value not in ("true", "false"):
         return "be true or false"
-    is_address = _is_address(value) and (name != DIRECT_ADDRESS or value.startswith("http:"))
+    is_address = _is_address(value) and (name not in _OWN or value.startswith("http:"))
     if name in HTTP_ADDRESSES and not is_address:
         return "be an address like http://127.0.0.1:8080 or unix:/folder/socket"
     form, rule = _FORMS.get(name, (".*", ""))

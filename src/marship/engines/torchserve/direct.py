@@ -24,7 +24,7 @@ from urllib.parse import urlsplit
 
 from marship.engines import listeners, processes
 from marship.engines.addresses import Target
-from marship.engines.home import DIRECT_SOCKET, WORKERS_SOCKET, Home
+from marship.engines.home import DIRECT_SOCKET, SHEETS_FOLDER, WORKERS_SOCKET, Home
 from marship.engines.processes import Group
 from marship.engines.torchserve import config as configs
 from marship.engines.torchserve import supervisor
@@ -35,12 +35,12 @@ from marship.exchange.transports import BlockingTransport, Bounds
 
 logger = logging.getLogger(__name__)
 
-WORKERS_ENV, KEY_FILE_ENV, QUEUE_ENV, HEADERS_ENV = (
+WORKERS_ENV, KEY_FILE_ENV, QUEUE_ENV, HEADERS_ENV, SHEETS_ENV = (
     "MARSHIP_DIRECT_WORKERS", "MARSHIP_DIRECT_KEY_FILE", "MARSHIP_DIRECT_QUEUE",
-    "MARSHIP_DIRECT_HEADERS",
+    "MARSHIP_DIRECT_HEADERS", "MARSHIP_SHEETS",
 )  # fmt: skip
-"""Told to workers: where the acceptor takes them, the key file, how many requests may wait, and
-headers of every response."""
+"""Told to workers: where the acceptor takes them, the key file, how many requests may wait, headers
+of every response, and the folder in which they count."""
 
 
 _FOLLOW_S, _RESPONSE_S, _MOST_BYTES = 0.4, 5.0, 1 << 26
@@ -56,7 +56,9 @@ def worker_environment(
         WORKERS_ENV: str(temporary / WORKERS_SOCKET),
         QUEUE_ENV: values.get("job_queue_size", "1000"),
         HEADERS_ENV: json.dumps(_headers(values)),
+        SHEETS_ENV: str(temporary / SHEETS_FOLDER),
     }
+    (temporary / SHEETS_FOLDER).mkdir(mode=0o700)
     if values.get("disable_token_authorization") != "true":
         settings[KEY_FILE_ENV] = str(key_file)
     return settings
@@ -78,6 +80,7 @@ def start(home: Home, temporary: Path, address: str, values: Mapping[str, str]) 
         "home": str(home.path),
         "temporary": str(temporary),
         "address": address,
+        "prometheus": values[configs.PROMETHEUS_ADDRESS],
         "grpc": values.get(configs.GRPC_ADDRESS),
         "engine": configs.address_url(values, "inference_address"),
         "tokens": values.get("disable_token_authorization") != "true",
@@ -109,6 +112,8 @@ def start(home: Home, temporary: Path, address: str, values: Mapping[str, str]) 
 
 def _not_served(missing: str, values: Mapping[str, str], got: str) -> str:
     name = configs.DIRECT_ADDRESS if missing == DIRECT_SOCKET else configs.GRPC_ADDRESS
+    if got.endswith(values[configs.PROMETHEUS_ADDRESS]):
+        name = configs.PROMETHEUS_ADDRESS
     flag = "--" + name.replace("_address", "-port")
     return (
         f"{name} {values[name]} must be served, got: {got}. Choose another with {flag}, or leave "
@@ -118,10 +123,9 @@ def _not_served(missing: str, values: Mapping[str, str], got: str) -> str:
 
 def _listeners(address: str, temporary: Path) -> list[socket.socket]:
     """The sockets that clients connect to: the address's, and a unix socket."""
-    parts = urlsplit(address)
     path = temporary / DIRECT_SOCKET
     path.unlink(missing_ok=True)
-    public = listeners.clients(parts.hostname or "", parts.port or 0)
+    public = _listening(address)
     local = socket.socket(socket.AF_UNIX)
     local.bind(f"{path}.new")
     local.listen(listeners.BACKLOG)
@@ -129,15 +133,23 @@ def _listeners(address: str, temporary: Path) -> list[socket.socket]:
     return [public, local]
 
 
+def _listening(address: str) -> socket.socket:
+    parts = urlsplit(address)
+    return listeners.clients(parts.hostname or "", parts.port or 0)
+
+
 def main(settings: Mapping[str, object]) -> None:
     """Keep the acceptor and the gateway running until the server has ended, or SIGTERM."""
     temporary = Path(str(settings["temporary"]))
     try:
-        workers = listeners.workers(temporary / WORKERS_SOCKET)
-        clients = _listeners(str(settings["address"]), temporary)
+        channel = listeners.workers(temporary / WORKERS_SOCKET)
+        address = str(settings["prometheus"])
+        page = _listening(address)
+        address = str(settings["address"])
+        clients = _listeners(address, temporary)
     except OSError as error:
-        sys.exit(f"{error.strerror}: {settings['address']}")
-    children = {"acceptor": partial(_serve, settings, clients, workers)}
+        sys.exit(f"{error.strerror}: {address}")
+    children = {"acceptor": partial(_serve, settings, clients, channel, page)}
     if settings["grpc"]:
         children["gateway"] = partial(_serve_grpc, settings)
     supervisor.keep(children)
@@ -159,8 +171,13 @@ def _serve_grpc(settings: Mapping[str, object]) -> None:
 
 
 def _serve(
-    settings: Mapping[str, object], clients: list[socket.socket], workers: socket.socket
+    settings: Mapping[str, object],
+    clients: list[socket.socket],
+    channel: socket.socket,
+    page: socket.socket,
 ) -> None:
+    from marship.engines.figures.deaths import Deaths
+    from marship.engines.torchserve import scraping
     from marship.serving.hosts.direct import acceptor
     from marship.serving.hosts.direct.limits import Limits
 
@@ -169,18 +186,24 @@ def _serve(
     home = Home(Path(str(settings["home"])))
     limits = replace(Limits(), connections=most, request_bytes=int(str(settings["request_bytes"])))
 
+    temporary = Path(str(settings["temporary"]))
+
     def follow(accepting: acceptor.Acceptor, loop: asyncio.AbstractEventLoop) -> None:
+        scraping.serve(loop, page, accepting, home, temporary / SHEETS_FOLDER)
+        accepting.seats.on_death = Deaths(
+            loop, temporary / SHEETS_FOLDER, accepting.seats.staff
+        ).note
         threading.Thread(target=_follow, args=(home, accepting, loop), daemon=True).start()
 
     acceptor.run(
         clients=clients,
-        workers=workers,
+        workers=channel,
         key_file=home.key_file if settings["tokens"] else None,
         limits=limits,
         engine=_address(str(settings["engine"])),
         headers=cast("dict[str, str]", settings["headers"]),
-        is_restart=_follows_another(Path(str(settings["temporary"]))),
-        roster=Path(str(settings["temporary"])) / _ROSTER,
+        is_restart=_follows_another(temporary),
+        roster=temporary / _ROSTER,
         on_start=follow,
     )
 

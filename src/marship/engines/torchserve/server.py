@@ -258,9 +258,9 @@ def _launch(
 
 def _start_direct(home: Home, record: ServerRecord, values: Mapping[str, str]) -> ServerRecord:
     """Start the acceptor, and note it in the server's record."""
-    address = values[configs.DIRECT_ADDRESS]
+    address, page = values[configs.DIRECT_ADDRESS], values[configs.PROMETHEUS_ADDRESS]
     group = direct.start(home, Path(record.tmp), address, values)
-    record = record.with_direct(address, group, values.get(configs.GRPC_ADDRESS))
+    record = record.with_direct(address, group, values.get(configs.GRPC_ADDRESS), page)
     try:
         home.write_record(record)
     except BaseException:

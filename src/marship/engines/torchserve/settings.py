@@ -45,6 +45,10 @@ class ServeSettings(Settings):
         None,
         "where workers respond themselves; 0 takes any free port; else the config's, or 8079",
     )
+    prometheus_port: int | None = setting(
+        None,
+        "where Prometheus reads; 0 takes any free port; else the config's, or 8083",
+    )
     no_direct: bool = setting(False, "let all requests go through TorchServe's frontend")
     grpc_port: int | None = setting(
         None, "where KServe v2 is served over gRPC; 0 takes any free port; else the config's"
@@ -101,6 +105,10 @@ class ServeSettings(Settings):
                 raise UsageError(
                     "--no-direct must come without --direct-port, got both. Leave out one."
                 )
+            if self.prometheus_port is not None:
+                raise UsageError(
+                    "--no-direct must come without --prometheus-port, got both. Leave out one."
+                )
             return False
         return None if self.direct_port is None else True
 
@@ -111,6 +119,7 @@ class ServeSettings(Settings):
             self.management_port,
             self.metrics_port,
             self.direct_port,
+            self.prometheus_port,
             self.grpc_port,
             self.grpc_inference_port,
             self.grpc_management_port,

@@ -11,7 +11,7 @@ from typing import Any, BinaryIO
 import onnxruntime as ort
 
 from marship.contract import GOLDEN_FILE, Arrays, Contract, read_golden
-from marship.contract.tolerance import agree, largest_difference
+from marship.contract.tolerance import agree, largest_difference, used_share
 from marship.errors import LoadError, ModelError, SealError
 from marship.serving.model import custom_ops, heap, memory, weights
 from marship.serving.model.sealed import SUFFIX, Opener
@@ -150,12 +150,15 @@ class Session:
 
     Attributes:
         sample: One row of inputs that the model takes; empty until golden cases are replayed.
+        drift: By how much golden outputs were off here, as a share of the tolerance.
 
     Raises:
         LoadError: A file is missing or modified, a provider is missing, or ONNX Runtime cannot
             load the model.
         SealError: A sealed file cannot be decrypted.
     """
+
+    drift: float = 0.0
 
     def __init__(
         self,
@@ -251,6 +254,7 @@ class Session:
         """
         seconds: list[float] = []
         tolerance = self.contract.tolerance
+        self.drift = 0.0
         shrinking = _shrinking(self._session.get_providers()[0])
         try:
             cases = read_golden(source)
@@ -260,6 +264,7 @@ class Session:
                 started = time.perf_counter()
                 outputs = self.run(case.inputs, shrinking)
                 seconds.append(time.perf_counter() - started)
+                self.drift = max(self.drift, used_share(outputs, case.outputs, tolerance))
                 if not agree(outputs, case.outputs, tolerance):
                     absolute, relative = largest_difference(outputs, case.outputs)
                     raise LoadError(

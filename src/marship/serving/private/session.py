@@ -12,7 +12,7 @@ import numpy as np
 import onnxruntime as ort
 
 from marship.contract import GOLDEN_FILE, Arrays, Contract, GoldenCase, read_golden
-from marship.contract.tolerance import agree, largest_difference
+from marship.contract.tolerance import agree, largest_difference, used_share
 from marship.errors import LoadError, MalformedError, ModelError
 from marship.serving.model.sealed import Opener
 from marship.serving.model.session import Session, SessionSettings
@@ -94,6 +94,7 @@ class EncryptedSession(Session):
             started = time.perf_counter()
             outputs = self._asked(case, secret, loaded)
             seconds.append(time.perf_counter() - started)
+            self.drift = max(self.drift, used_share(outputs, case.outputs, self.contract.tolerance))
             if not agree(outputs, case.outputs, self.contract.tolerance):
                 absolute, _ = largest_difference(outputs, case.outputs)
                 raise LoadError(

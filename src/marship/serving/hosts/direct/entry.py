@@ -46,6 +46,7 @@ def main(task: WorkerTask, reports: IO[bytes]) -> None:
         found = f"{type(error).__name__}: {error}".rstrip(".: ")
         report({"code": "load", "message": f"{task.handler} must load, got {found}."})
         return
+    service.metrics.share_if_told(task.name, task.version)
     service.start()
     started = worker.start(service, _settings(task))
     report({"golden_cases": len(service.golden_s), "golden_requests": service.golden_requests})

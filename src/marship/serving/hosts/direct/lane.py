@@ -20,7 +20,7 @@ from marship.errors import RequestError
 from marship.serving.formats import forms
 from marship.serving.hosts.direct.exchange import Exchange
 from marship.serving.hosts.direct.limits import busy, error_reply, too_late, worker_died
-from marship.serving.message import Reply, Request, hidden
+from marship.serving.message import OK, Reply, Request, hidden, outcomes
 from marship.serving.service import Service
 
 logger = logging.getLogger(__name__)
@@ -214,11 +214,12 @@ class Lane:
         began_s = time.perf_counter()
         requests, refused = self._requests(batch)
         replies, timing = self._service.reply(requests) if requests else ([], "")
-        self._service.metrics.add_times([each.came_s for each in batch], began_s)
-        if not refused:
-            return replies, timing
-        ready = iter(replies)
-        return [refused[i] if i in refused else next(ready) for i in range(len(batch))], timing
+        if refused:
+            ready = iter(replies)
+            replies = [refused[i] if i in refused else next(ready) for i in range(len(batch))]
+        came_s = [each.came_s for each in batch]
+        self._service.metrics.add_times(came_s, began_s, outcomes(replies))
+        return replies, timing
 
     def _requests(self, batch: list[Exchange]) -> tuple[list[Request], dict[int, Reply]]:
         """What can be read, and the responses to what cannot, by their places in the batch."""
@@ -239,6 +240,7 @@ class Lane:
         requests, refused = self._requests(batch)
         self._loop.call_soon_threadsafe(self._send, batch, refused, "")
         left = [index for index in range(len(batch)) if index not in refused]
+        codes = [refused[i].outcome if i in refused else OK for i in range(len(batch))]
         ahead = threading.Semaphore(MOST_AHEAD)
         try:
             for ready, timing in self._service.replies(requests) if requests else ():
@@ -248,11 +250,13 @@ class Lane:
                 if all(exchange.is_abandoned for exchange in batch):
                     break
                 found = {left[place]: reply for place, reply in ready.items()}
+                for index, reply in found.items():
+                    codes[index] = reply.outcome
                 self._running[id(batch)] = (time.monotonic(), batch)
                 self._loop.call_soon_threadsafe(self._send, batch, found, timing)
                 self._loop.call_soon_threadsafe(ahead.release)
         finally:
-            self._service.metrics.add_times([each.came_s for each in batch], began_s)
+            self._service.metrics.add_times([each.came_s for each in batch], began_s, codes)
             self._loop.call_soon_threadsafe(self._streamed, batch)
 
     def _streamed(self, batch: list[Exchange]) -> None:

@@ -2,13 +2,16 @@
 
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from marship.serving.hosts.direct.slots import BEGUN, HANDED, PARTLY, Slots
 from marship.serving.hosts.direct.sockets import Channel, Packet
 from marship.serving.metrics import TIMES_S
+
+if TYPE_CHECKING:
+    from marship.serving.hosts.direct.death import Death
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +29,25 @@ class ModelState:
     versions: tuple[str, ...]
     wanted: dict[str, int] = field(default_factory=dict)
     ready: dict[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Staff:
+    """The workers of a version.
+
+    Attributes:
+        model: The model.
+        version: Its version.
+        ready: How many serve.
+        wanted: How many there should be.
+        ongoing: Requests that wait or run at them.
+    """
+
+    model: str
+    version: str
+    ready: int
+    wanted: int
+    ongoing: int
 
 
 class Seat:
@@ -100,6 +122,7 @@ class Seats:
     Attributes:
         knows_models: Whether the engine has said anything yet.
         ending: Versions that are about to have no workers, or to be unregistered.
+        on_death: Called when a worker has ended that said nothing of it.
     """
 
     def __init__(self) -> None:
@@ -107,6 +130,7 @@ class Seats:
         self._models: dict[str, ModelState] = {}
         self.knows_models = False
         self.ending: list[tuple[str, str]] = []
+        self.on_death: Callable[[Death], None] = lambda _death: None
         self._done: dict[tuple[str, str], list[float]] = {}
 
     def did(self, seat: Seat, done: list[float]) -> None:
@@ -205,6 +229,23 @@ class Seats:
                 return None
         return min(seats, key=_load)
 
+    def staff(self) -> list["Staff"]:
+        """The workers of every version that the engine knows, or that has any."""
+        named = {(m, v) for m, state in self._models.items() for v in state.versions}
+        return [
+            Staff(model, version, self._ready(model, version), self._wanted(model, version),
+                  sum(seat.ongoing for seat in self._seats.get((model, version), [])))
+            for model, version in sorted(named | set(self._seats))
+        ]  # fmt: skip
+
+    def _ready(self, model: str, version: str) -> int:
+        here, state = len(self._seats.get((model, version), [])), self._models.get(model)
+        return max(here, state.ready.get(version, 0) if state else 0)
+
+    def _wanted(self, model: str, version: str) -> int:
+        state = self._models.get(model)
+        return state.wanted.get(version, 0) if state else 0
+
     def is_registered(self, model: str, version: str | None) -> bool:
         """Whether the engine knows a version of a model, or any where none is named."""
         state = self._models.get(model)
@@ -234,8 +275,7 @@ class Seats:
         """How many workers each version has, and should have."""
         for model, state in self._models.items():
             for version, wanted in state.wanted.items():
-                here = len(self._seats.get((model, version), []))
-                yield max(here, state.ready.get(version, 0)), wanted
+                yield self._ready(model, version), wanted
 
     @property
     def held(self) -> int:

@@ -5,10 +5,12 @@ import logging
 import signal
 import socket
 import time
+from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
 from http import HTTPStatus
 
+from marship.serving.hosts.direct.death import Death, exit_code
 from marship.serving.hosts.direct.limits import StatusError, error_reply, too_late, worker_died
 from marship.serving.hosts.direct.roster import Roster
 from marship.serving.hosts.direct.seats import Seat, Seats
@@ -275,11 +277,18 @@ class Workers:
                 self._loop.call_later(_LOOK_S, look)
                 return
             if found.has_ended:
+                is_wanted = seat.is_leaving or seat.drainers or self._is_finishing
+                code, states = exit_code(found.process), Counter[int]()
                 for state, held in found.release():
+                    known = LATE if seat.is_stuck and state == BEGUN else state
+                    states[known] += 1
                     try:
-                        self._resume(LATE if seat.is_stuck and state == BEGUN else state, held)
+                        self._resume(known, held)
                     except Exception:  # the others must go on
                         logger.exception("a connection of a worker that died must go on.")
+                if not is_wanted:
+                    named = (seat.pid, seat.model, seat.version)
+                    self._seats.on_death(Death(*named, code, seat.is_stuck, states))
             found.close()  # else a process that lives still has them
 
         look()

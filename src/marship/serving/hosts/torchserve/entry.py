@@ -18,7 +18,14 @@ from typing import Any, Protocol
 from marship.serving.hosts.torchserve import report, wire, worker
 from marship.serving.hosts.torchserve.outbox import Outbox
 from marship.serving.hosts.torchserve.wire import Send
-from marship.serving.message import MAX_REQUEST_BYTES, MAX_RESPONSE_BYTES, Reply, Request
+from marship.serving.message import (
+    MAX_REQUEST_BYTES,
+    MAX_RESPONSE_BYTES,
+    OK,
+    Reply,
+    Request,
+    outcomes,
+)
 from marship.serving.model import siblings
 from marship.serving.placement import Placement
 from marship.serving.service import Service
@@ -84,6 +91,7 @@ def initialize(service: Service, context: Context) -> None:
     ):
         report.start(service.metrics, placement.name, placement.version)
     if worker.runs_here():
+        service.metrics.share_if_told(placement.name, placement.version)
         service.start()
         _serve_directly(service, placement, int(properties.get("batch_size") or 1))
 
@@ -114,17 +122,25 @@ def _serve_directly(service: Service, placement: Placement, batch: int) -> None:
 def answer(service: Service, requests: Sequence[Request], send: Send) -> bytes:
     """The message with a batch's responses; those that can be sent early are sent before."""
     began_s = time.perf_counter()
+    codes: list[str] = []
     try:
-        return _message(service, requests, send)
+        return _message(service, requests, send, codes)
     finally:  # how long they waited before, the frontend counts
-        service.metrics.add_times([began_s] * len(requests), began_s)
+        came_s = [began_s] * len(requests)
+        service.metrics.add_times(came_s, began_s, codes, knows_queue=False)
 
 
-def _message(service: Service, requests: Sequence[Request], send: Send) -> bytes:
+def _message(service: Service, requests: Sequence[Request], send: Send, codes: list[str]) -> bytes:
+    """The last message; `codes` gets the outcome of each request, if not all are well."""
     if not service.streams:
-        return wire.encode(requests, *service.reply(requests))
+        replies, timing = service.reply(requests)
+        codes += outcomes(replies)
+        return wire.encode(requests, replies, timing)
     outbox, timing = Outbox(len(requests)), ""
+    codes += [OK] * len(requests)
     for ready, timing in service.replies(requests):
+        for index, reply in ready.items():
+            codes[index] = reply.outcome
         if now := outbox.take(ready):
             send(wire.encode([requests[index] for index in now], list(now.values()), timing))
     rest = outbox.rest()

@@ -1,10 +1,13 @@
 """The server of the page for Prometheus, within the limits that clients of models have."""
 
 import asyncio
+import logging
 import socket
 from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 
+from marship.engines.figures.families import CONTENT_TYPE
 from marship.errors import NotFoundError
 from marship.serving.hosts.direct.connection import Connection
 from marship.serving.hosts.direct.exchange import Exchange
@@ -12,6 +15,8 @@ from marship.serving.hosts.direct.heads import Heads
 from marship.serving.hosts.direct.limits import Limits
 from marship.serving.hosts.direct.site import Site, expire
 from marship.serving.message import Reply
+
+logger = logging.getLogger(__name__)
 
 PATH = b"/metrics"
 _CONNECTIONS, _SWEEP_S = 32, 0.5
@@ -23,8 +28,8 @@ class FiguresPage(Site):
     Args:
         loop: The event loop.
         listener: Where clients connect.
-        render: The page.
-        content_type: Its type.
+        prepare: Looks at what belongs to the loop, and returns what makes the page of it on a
+            thread: a page of many models takes longer than clients should wait.
     """
 
     headers = b""
@@ -33,10 +38,10 @@ class FiguresPage(Site):
         self,
         loop: asyncio.AbstractEventLoop,
         listener: socket.socket,
-        render: Callable[[], bytes],
-        content_type: str,
+        prepare: Callable[[], Callable[[], bytes]],
     ) -> None:
-        self._loop, self._render, self._content_type = loop, render, content_type
+        self._loop, self._prepare = loop, prepare
+        self._thread = ThreadPoolExecutor(1, "figures")
         self.limits, self.heads = replace(Limits(), request_bytes=0), Heads()
         self._connections: set[Connection] = set()
         self._task = loop.create_task(loop.create_server(lambda: Connection(self), sock=listener))
@@ -71,4 +76,17 @@ class FiguresPage(Site):
 
     def handle(self, exchange: Exchange) -> None:
         """Send the page."""
-        exchange.reply(Reply(self._render(), self._content_type))
+
+        def send(made: "Future[bytes]") -> None:
+            if exchange.is_abandoned:
+                return
+            if (error := made.exception()) is not None:
+                logger.error("the page of metrics must be made.", exc_info=error)
+                exchange.reply(Reply(b"", CONTENT_TYPE, 500))
+            else:
+                exchange.reply(Reply(made.result(), CONTENT_TYPE))
+
+        def done(made: "Future[bytes]") -> None:
+            self._loop.call_soon_threadsafe(send, made)
+
+        self._thread.submit(self._prepare()).add_done_callback(done)

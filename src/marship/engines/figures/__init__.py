@@ -1,0 +1,1 @@
+"""What all workers of a server have counted, on one page for Prometheus."""
