@@ -145,7 +145,7 @@ class Sheet:
 
 
 def claimed(folder: Path, model: str, version: str) -> Sheet:
-    """The sheet of a worker from now until its process ends: one that nobody counts in.
+    """A sheet that nobody else counts in, as long as it is kept, or until the process ends.
 
     Raises:
         OSError: The folder cannot be written to.
@@ -154,12 +154,14 @@ def claimed(folder: Path, model: str, version: str) -> Sheet:
     for number in range(_MOST_FILES):
         file = os.open(folder / f"{stem}-{number}{SUFFIX}", os.O_RDWR | os.O_CREAT, 0o600)
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # held until the process ends
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            os.posix_fallocate(file, 0, _SIZE)  # else a full disk would end who counts
+            memory = mmap.mmap(file, _SIZE)  # it keeps the file open, and so the lock
         except BlockingIOError:
-            os.close(file)
             continue
-        os.posix_fallocate(file, 0, _SIZE)  # else a full disk would end the worker as it counts
-        sheet = Sheet(mmap.mmap(file, _SIZE))
+        finally:
+            os.close(file)
+        sheet = Sheet(memory)
         sheet.begin(model, version)
         return sheet
     raise OSError(f"{folder} must have fewer than {_MOST_FILES} sheets of a version")
