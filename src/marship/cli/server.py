@@ -1,5 +1,6 @@
 """The server: start, stop, status, logs."""
 
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from marship.client.address import Address
     from marship.engines.ray.head import Cluster
     from marship.engines.torchserve.server import Server
+    from marship.operate.logs import LogEntry
 
 PANEL = "The server"
 
@@ -152,12 +154,23 @@ def status(*, address: "Address") -> Report:
 @app.command(rich_help_panel=PANEL)
 def logs(
     home: Home = None,
-    lines: Annotated[int, typer.Option(min=1, help="of each log, the last so many")] = 20,
+    lines: Annotated[int, typer.Option(min=1, help="the last so many entries")] = 20,
+    model: Annotated[str | None, typer.Option(help="only what is about this model")] = None,
+    follow: Annotated[
+        bool, typer.Option("--follow", "-f", help="go on with what is logged, until Ctrl-C")
+    ] = False,
 ) -> None:
-    """Print the last lines of the server's and the workers' logs."""
+    """Print what the server, its workers and the acceptor have logged, in the order of time."""
     from marship.engines import default
+    from marship.operate.logs import Logs
 
-    for path in default.of_home(home).log_files(home):
-        console.err.print(f"[bold]{path}[/]")
-        for line in path.read_text(errors="replace").splitlines()[-lines:]:
-            console.out.print(line, markup=False, soft_wrap=True)
+    def show(entry: "LogEntry") -> None:
+        console.out.print(entry.text, markup=False, highlight=False, soft_wrap=True)
+
+    found = Logs(default.of_home(home).log_files(home), model)
+    for entry in found.new()[-lines:]:
+        show(entry)
+    if follow:
+        with suppress(KeyboardInterrupt):
+            for entry in found.follow():
+                show(entry)

@@ -4,7 +4,7 @@
     config.properties  TorchServe's settings as this server runs with them
     key_file.json      its tokens, written by TorchServe
     server.json        the running server: process, addresses, model store
-    logs/              server.log, workers.log, console.log
+    logs/              server.log, workers.log, direct.log, console.log
     tmp/               the server's temporary folder: sockets and unpacked archives
     registered/        records of registrations: what each version was registered from
     trust.json         the trust folder of the last start
@@ -16,7 +16,7 @@
     autoscale.lock     locked while autoscaling runs
     rollouts/          a file for each model, locked while its versions are exchanged
 
-Server and client both read it; this module neither starts, stops nor calls a process.
+Server and client read it; nothing here starts, stops or calls a process.
 """
 
 import fcntl
@@ -227,6 +227,11 @@ class Home:
         return self.logs / "workers.log"
 
     @property
+    def direct_log(self) -> Path:
+        """The acceptor's: workers that died."""
+        return self.logs / "direct.log"
+
+    @property
     def console_log(self) -> Path:
         """The Java process's own output."""
         return self.logs / "console.log"
@@ -278,11 +283,11 @@ class Home:
         Raises:
             ServerError: Another process holds it.
         """
-        with _locked(
-            self.lock_file,
+        refusal = (
             f"only one server may start in {self.path}, got another one starting. "
-            "Wait for it, or choose another folder with --home.",
-        ):
+            "Wait for it, or choose another folder with --home."
+        )
+        with _locked(self.lock_file, refusal):
             yield
 
     @contextmanager
@@ -318,8 +323,8 @@ class Home:
 
     def log_files(self) -> list[Path]:
         """The existing log files."""
-        files = (self.server_log, self.worker_log, self.console_log)
-        return [file for file in files if file.is_file()]
+        names = (self.server_log, self.worker_log, self.direct_log, self.console_log)
+        return list(filter(Path.is_file, names))
 
     def record(self) -> ServerRecord | None:
         """The content of `server.json`; the server may have stopped since.
@@ -367,8 +372,7 @@ class Home:
 
     def running(self) -> ServerRecord | None:
         """The server that runs from this home, if any."""
-        record = self.record()
-        return record if record and record.is_alive else None
+        return record if (record := self.record()) and record.is_alive else None
 
     def require_stopped(self) -> None:
         """Check that no server runs from this home.
@@ -388,8 +392,7 @@ class Home:
         Raises:
             NotRunningError: None runs.
         """
-        record = self.running()
-        if record is None:
+        if (record := self.running()) is None:
             raise NotRunningError(
                 f"a server must run in {self.path}, got none. Start one with: marship serve"
             )

@@ -87,7 +87,7 @@ def start(home: Home, temporary: Path, address: str, values: Mapping[str, str]) 
         "request_bytes": int(values.get("max_request_size", 6553500)),
         "headers": _headers(values),
     }
-    log = home.logs / "direct.log"
+    log = home.direct_log
     with log.open("wb") as output:
         process = subprocess.Popen(
             [sys.executable, "-P", "-m", __name__, json.dumps(settings)],
