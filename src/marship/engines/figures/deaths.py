@@ -15,8 +15,8 @@ from marship.serving.hosts.direct.seats import Staff
 
 logger = logging.getLogger(__name__)
 
-_JUDGED_S = 0.8
-"""After it: by then it is known whether the engine has wanted it to end, and no other has come."""
+_JUDGED_S, _LOOK_S = 0.8, 0.1
+"""By then it is known whether the engine has wanted it to end, and no other one has come."""
 _KILLS = re.compile(r"^oom_kill (\d+)$", re.MULTILINE)
 _COUNTERS = (Path("/sys/fs/cgroup/memory.events"), Path("/proc/vmstat"))
 
@@ -50,13 +50,19 @@ class Deaths:
         kills = self._kills()
         is_memory, self._seen_kills = kills > self._seen_kills, kills
         cause = cause_of(death, is_memory=is_memory)
-        self._loop.call_later(_JUDGED_S, self._judge, death, cause)
+        self._look(death, cause, self._loop.time() + _JUDGED_S)
 
-    def _judge(self, death: Death, cause: Cause) -> None:
+    def _look(self, death: Death, cause: Cause, judged_at: float) -> None:
         of = (death.model, death.version)
         found = next((one for one in self._staff() if (one.model, one.version) == of), None)
-        if found is None or found.ready >= found.wanted:
+        if found is None or found.here >= found.wanted:
             return  # it was scaled down, or unregistered
+        if self._loop.time() < judged_at:
+            self._loop.call_later(_LOOK_S, self._look, death, cause, judged_at)
+        else:
+            self._judge(death, cause, found)
+
+    def _judge(self, death: Death, cause: Cause, found: Staff) -> None:
         labels = (("model_name", death.model), ("model_version", death.version), ("cause", cause))
         with suppress(ValueError):  # too many versions since the start
             self._sheet.values[
@@ -85,7 +91,7 @@ def told(death: Death, cause: Cause, staff: Staff) -> str:
     """The line of the log.
 
     Example:
-        >>> staff = Staff("m", "1.0", ready=1, wanted=2, ongoing=0)
+        >>> staff = Staff("m", "1.0", ready=1, wanted=2, ongoing=0, here=1)
         >>> told(Death(7, "m", "1.0", -9, False, {1: 2, 0: 1}), "signal", staff)
         'worker 7 of m 1.0 died: signal 9 (SIGKILL). 2 requests got 503 worker_died, 1 connection \
 goes on. 1 of 2 workers serve; another one is started.'
@@ -114,7 +120,7 @@ goes on. 1 of 2 workers serve; another one is started.'
     return (
         f"worker {death.pid} of {death.model} {death.version} died: {how}. "
         f"{', '.join(fates) or 'No client was connected'}. "
-        f"{staff.ready} of {staff.wanted} workers serve; another one is started."
+        f"{staff.here} of {staff.wanted} workers serve; another one is started."
     )
 
 

@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -73,19 +74,19 @@ def test_a_line_names_the_worker_its_end_and_its_requests(
 ) -> None:
     """By signal, exit code, memory or timeout, and what clients got."""
     assert cause_of(one, is_memory=is_memory) == cause
-    line = told(one, cause_of(one, is_memory=is_memory), Staff("m", "1.0", 1, 2, 0))
+    line = told(one, cause_of(one, is_memory=is_memory), Staff("m", "1.0", 1, 2, 0, 1))
     assert line.startswith("worker 4711 of m 1.0 died: ")
     assert said in line
     assert "1 of 2 workers serve" in line
 
 
-def judged(folder: Path, staff: list[Staff], *noted: Death) -> float:
+def judged(folder: Path, staff: list[Staff] | Callable[[], list[Staff]], *noted: Death) -> float:
     """How many deaths were counted."""
     loop = asyncio.new_event_loop()
-    watch = Deaths(loop, folder, lambda: staff, lambda: 0)
+    watch = Deaths(loop, folder, staff if callable(staff) else lambda: staff, lambda: 0)
     for one in noted:
         watch.note(one)
-    loop.call_later(deaths._JUDGED_S + 0.1, loop.stop)
+    loop.call_later(deaths._JUDGED_S + 0.3, loop.stop)
     loop.run_forever()
     loop.close()
     return sum(v[0] for one in sheet.read(folder) for _, v in one.series)
@@ -96,12 +97,16 @@ def test_only_ends_that_nobody_wants_are_deaths(
 ) -> None:
     """Not those of a version that was scaled down or unregistered; counts outlive an acceptor."""
     with caplog.at_level(logging.ERROR):
-        assert judged(tmp_path, [Staff("m", "1.0", 1, 1, 0)], death(-9)) == 0
+        assert judged(tmp_path, [Staff("m", "1.0", 1, 1, 0, 1)], death(-9)) == 0
         assert judged(tmp_path, [], death(-9)) == 0
         assert not caplog.records
-        assert judged(tmp_path, [Staff("m", "1.0", 1, 2, 0)], death(-9), death(1)) == 2
-        assert judged(tmp_path, [Staff("m", "1.0", 0, 2, 0)], death(-9)) == 3
+        assert judged(tmp_path, [Staff("m", "1.0", 1, 2, 0, 1)], death(-9), death(1)) == 2
+        assert judged(tmp_path, [Staff("m", "1.0", 0, 2, 0, 0)], death(-9)) == 3
     assert len(caplog.records) == 3
+    scaled = [
+        [Staff("m", "1.0", 1, wanted, 0, 1)] for wanted in (2, 2, 1, 2, 2, 2, 2, 2, 2, 2, 2, 2)
+    ]
+    assert judged(tmp_path, lambda: scaled.pop(0), death(-9)) == 3  # down, and up again at once
 
 
 def test_memory_that_ran_out_is_told_by_the_kernels_counter(tmp_path: Path) -> None:
@@ -109,8 +114,8 @@ def test_memory_that_ran_out_is_told_by_the_kernels_counter(tmp_path: Path) -> N
     counts = iter([5, 6, 6])
     seen = []
     loop = asyncio.new_event_loop()
-    watch = Deaths(loop, tmp_path, lambda: [Staff("m", "1.0", 0, 1, 0)], lambda: next(counts))
-    watch._judge = lambda _one, cause: seen.append(cause)  # type: ignore[method-assign]
+    watch = Deaths(loop, tmp_path, lambda: [Staff("m", "1.0", 0, 1, 0, 0)], lambda: next(counts))
+    watch._judge = lambda _one, cause, _found: seen.append(cause)  # type: ignore[method-assign]
     for _ in range(2):
         watch.note(death(-signal.SIGKILL))
     loop.call_later(deaths._JUDGED_S + 0.1, loop.stop)

@@ -38,9 +38,10 @@ class Staff:
     Attributes:
         model: The model.
         version: Its version.
-        ready: How many serve.
+        ready: How many serve, by the engine, which knows of a death later than the acceptor.
         wanted: How many there should be.
         ongoing: Requests that wait or run at them.
+        here: How many the acceptor has.
     """
 
     model: str
@@ -48,6 +49,7 @@ class Staff:
     ready: int
     wanted: int
     ongoing: int
+    here: int = 0
 
 
 class Seat:
@@ -234,7 +236,8 @@ class Seats:
         named = {(m, v) for m, state in self._models.items() for v in state.versions}
         return [
             Staff(model, version, self._ready(model, version), self._wanted(model, version),
-                  sum(seat.ongoing for seat in self._seats.get((model, version), [])))
+                  sum(seat.ongoing for seat in self._seats.get((model, version), [])),
+                  self.count(model, version))
             for model, version in sorted(named | set(self._seats))
         ]  # fmt: skip
 
