@@ -16,6 +16,7 @@ from dataclasses import asdict, dataclass, replace
 
 from marship import errors
 from marship.engines import listeners, processes
+from marship.engines.figures import requests
 from marship.engines.figures.deaths import Deaths
 from marship.engines.figures.server import FiguresPage
 from marship.engines.home import SHEETS_FOLDER, WORKERS_SOCKET, Home, default_home
@@ -130,7 +131,9 @@ class Host:
         variables = {
             "MARSHIP_CLIENT_KEYS": str(self._home.client_keys),
             SHEETS_VARIABLE: str(self._sheets),
+            **requests.variables(self._home.logs, *self._settings.written),
         }
+        self._home.logs.mkdir(exist_ok=True)
         if self._seal_key is not None:
             variables[keysource.SOURCE_VARIABLE] = self._seal_key
         paths = archives.find(given, self._trust, self._temporary / "downloads")

@@ -29,6 +29,13 @@ class HostSettings(Settings):
     )
     no_tokens: bool = setting(False, "answer whoever can connect")
     seal_key: str | None = setting(None, "opens sealed models: file:PATH, env:NAME or command:...")
+    request_log: str = setting(
+        "off", "a line of JSON for each request in logs/requests.jsonl: access, or bodies, too"
+    )
+    traces_url: str | None = setting(None, "a collector's address for OTLP over HTTP")
+    trace_share: float = setting(
+        0.0, "of requests whose clients send no trace id, so many are traced", minimum=0, maximum=1
+    )
     queue: int = setting(1000, "requests that may wait for a worker", minimum=1)
     grace_s: float = setting(
         25.0, "after SIGTERM, requests that came before are given so long", minimum=0
@@ -49,6 +56,11 @@ class HostSettings(Settings):
                 f"{'both' if self.no_tokens else 'neither'}. Make a token with: openssl rand "
                 "-hex 32"
             )
+
+    @property
+    def written(self) -> tuple[str, str | None, float]:
+        """What is written down of requests: the log's kind, the collector, the share of traces."""
+        return self.request_log, self.traces_url, self.trace_share
 
     @property
     def addresses(self) -> dict[str, str]:

@@ -24,11 +24,13 @@ from urllib.parse import urlsplit
 
 from marship.engines import listeners, processes
 from marship.engines.addresses import Target
+from marship.engines.figures import requests
 from marship.engines.home import DIRECT_SOCKET, SHEETS_FOLDER, WORKERS_SOCKET, Home
 from marship.engines.processes import Group
 from marship.engines.torchserve import config as configs
 from marship.engines.torchserve import supervisor
 from marship.engines.torchserve.engine import TorchServe
+from marship.engines.torchserve.settings import ServeSettings
 from marship.errors import MarshipError, ServerError
 from marship.exchange import sockets
 from marship.exchange.transports import BlockingTransport, Bounds
@@ -49,18 +51,24 @@ _GRPC_STARTED, _SERVED, _ROSTER = "grpc.started", "direct.served", "direct.worke
 
 
 def worker_environment(
-    temporary: Path, key_file: Path, values: Mapping[str, str]
+    temporary: Path, home: Home, values: Mapping[str, str], serve: ServeSettings
 ) -> dict[str, str]:
-    """The environment that lets workers serve directly."""
+    """The environment that lets workers serve directly.
+
+    Raises:
+        UsageError: What is to be written down of requests is none of what can be.
+    """
+    noted = requests.variables(home.logs, serve.request_log, serve.traces_url, serve.trace_share)
     settings = {
         WORKERS_ENV: str(temporary / WORKERS_SOCKET),
         QUEUE_ENV: values.get("job_queue_size", "1000"),
         HEADERS_ENV: json.dumps(_headers(values)),
         SHEETS_ENV: str(temporary / SHEETS_FOLDER),
+        **noted,
     }
     (temporary / SHEETS_FOLDER).mkdir(mode=0o700)
     if values.get("disable_token_authorization") != "true":
-        settings[KEY_FILE_ENV] = str(key_file)
+        settings[KEY_FILE_ENV] = str(home.key_file)
     return settings
 
 

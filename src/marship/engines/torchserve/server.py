@@ -223,7 +223,7 @@ def _launch(
         seen = _environment(settings, readable, temporary, seal_key)
         seen["MARSHIP_CLIENT_KEYS"] = str(home.client_keys)
         if configs.DIRECT_ADDRESS in values:
-            seen |= direct.worker_environment(temporary, home.key_file, values)
+            seen |= direct.worker_environment(temporary, home, values, settings)
         process = _run_java(runtime, home, readable, temporary, seen)
     except BaseException:
         shutil.rmtree(temporary)

@@ -60,6 +60,13 @@ class ServeSettings(Settings):
         None, "TorchServe's own gRPC; 0 takes any free port; else the config's"
     )
     seal_key: str | None = setting(None, "opens sealed models: file:PATH, env:NAME or command:...")
+    request_log: str = setting(
+        "off", "a line of JSON for each request in logs/requests.jsonl: access, or bodies, too"
+    )
+    traces_url: str | None = setting(None, "a collector's address for OTLP over HTTP")
+    trace_share: float = setting(
+        0.0, "of requests whose clients send no trace id, so many are traced", minimum=0, maximum=1
+    )
     free_ports: bool = setting(False, "take any free port for all that no flag names")
     profile: str | None = setting(None, "production: refuse to start with insecure settings")
     keep_env: tuple[str, ...] = setting((), "a variable that workers see in production, too")
@@ -105,10 +112,12 @@ class ServeSettings(Settings):
                 raise UsageError(
                     "--no-direct must come without --direct-port, got both. Leave out one."
                 )
-            if self.prometheus_port is not None:
-                raise UsageError(
-                    "--no-direct must come without --prometheus-port, got both. Leave out one."
-                )
+            for name in ("prometheus_port", "request_log", "traces_url"):
+                if getattr(self, name) not in (None, "off"):
+                    raise UsageError(
+                        f"--no-direct must come without --{name.replace('_', '-')}, got both. "
+                        "Leave out one."
+                    )
             return False
         return None if self.direct_port is None else True
 

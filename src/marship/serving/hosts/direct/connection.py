@@ -159,7 +159,7 @@ class Connection(asyncio.Protocol):
         if self._reader.is_in_body:
             return False
         stop = data.find(request_line.END) + 4
-        head = self._site.heads.get(data[:stop])
+        head, trace = self._site.heads.find(data[:stop])
         if (
             head is None
             or len(data) != stop + head.length
@@ -168,7 +168,7 @@ class Connection(asyncio.Protocol):
             or self._site.is_elsewhere(head.path)
         ):
             return False
-        exchange = Exchange(self, head)
+        exchange = Exchange(self, head, trace)
         self._waiting.append(exchange)
         self._is_ending = not head.keeps_alive
         if not self._is_stalled:

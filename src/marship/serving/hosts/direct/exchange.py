@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Protocol
 
 import orjson
 
-from marship.serving.hosts.direct.heads import EVENTS_TYPE, Head
+from marship.serving.hosts.direct.heads import EVENTS_TYPE, TRACE, Head, Headers
 from marship.serving.message import JSON_TYPE, Reply, Request
 
 if TYPE_CHECKING:
@@ -69,9 +69,11 @@ class Exchange:
         is_done: Whether the response is complete, and passed on.
         early: Bytes of the response that are ready before it is their turn.
         route: What its path stands for; None until that is known.
+        trace: The trace id that the client sent (W3C Trace Context); empty without one.
     """
 
     __slots__ = (
+        "_id",
         "_is_last",
         "_outlet",
         "body",
@@ -83,10 +85,12 @@ class Exchange:
         "is_kserve",
         "keeps_alive",
         "route",
+        "trace",
     )  # fmt: skip
 
-    def __init__(self, outlet: Outlet, head: Head) -> None:
-        self._outlet, self.head = outlet, head
+    def __init__(self, outlet: Outlet, head: Head, trace: bytes = b"") -> None:
+        self._outlet, self.head, self._id = outlet, head, b""
+        self.trace = trace or head.raw.get(TRACE, b"")
         self.body, self.keeps_alive, self.came_s = b"", head.keeps_alive, 0.0
         self.is_kserve = self.is_done = self.has_begun = self._is_last = False
         self.early = bytearray()
@@ -103,6 +107,8 @@ class Exchange:
         """
         head = self.head
         headers = head.headers
+        if self.trace and TRACE not in head.raw:
+            headers = Headers({**head.raw, TRACE: self.trace})
         if head.wants_events:
             headers = {**headers, "accept": LINES_TYPE}
         if head.is_plain:
@@ -113,6 +119,15 @@ class Exchange:
             request.fields = {**head.parameters, **request.fields}
             request.field_count += len(head.parameters)
         return request
+
+    @property
+    def id(self) -> bytes:
+        """The client's name for the request, or one of ours."""
+        if not self._id:
+            given = self.head.raw.get(b"x-request-id", b"")
+            is_fine = 0 < len(given) <= _LONGEST_ID
+            self._id = given if is_fine else b"%b-%x" % (_PREFIX, next(_COUNTER))
+        return self._id
 
     @property
     def is_abandoned(self) -> bool:
@@ -191,13 +206,11 @@ class Exchange:
     def _head(self, reply: Reply, timing: str, framing: bytes) -> bytes:
         kind = (reply.status, reply.content_type, reply.headers)
         start = _STARTS.get(kind) or _start(*kind)
-        given = self.head.raw.get(b"x-request-id", b"")
-        name = given if 0 < len(given) <= _LONGEST_ID else b"%b-%x" % (_PREFIX, next(_COUNTER))
         return b"%b%bdate: %b\r\nX-Request-Id: %b\r\n%b%b%b\r\n" % (
             start,
             self._outlet.headers,
             _date(int(time.time())),
-            name,
+            self.id,
             b"Server-Timing: %b\r\n" % timing.encode() if timing else b"",
             framing,
             b"" if self.keeps_alive else b"connection: close\r\n",

@@ -5,6 +5,7 @@ it found, and that the head was within the limits, is kept by these very bytes.
 """
 
 from collections.abc import Iterator, Mapping
+from copy import copy
 from functools import cached_property
 from typing import Any
 from urllib.parse import parse_qsl
@@ -16,6 +17,12 @@ MOST = 512
 """Heads that are kept; then all are forgotten, and those in use are read once more."""
 MOST_BYTES = 1 << 11
 """Longer heads are not kept."""
+
+
+TRACE = b"traceparent"
+"""W3C Trace Context, 3.2; it differs with each request, so heads are kept without it."""
+_BEFORE, _VALUE_BYTES = b"\r\ntraceparent: ", 55
+_TRACE_LETTERS = b"0123456789abcdef-"
 
 
 class Headers(Mapping[str, str]):
@@ -77,6 +84,13 @@ class Head:
         self.is_chunked = b"transfer-encoding" in raw
         self.length = 0 if self.is_chunked else int(raw.get(b"content-length") or 0)
 
+    def without(self, name: bytes) -> "Head":
+        """The same without a header."""
+        other = copy(self)
+        other.raw = {key: value for key, value in self.raw.items() if key != name}
+        other.__dict__.pop("headers", None)
+        return other
+
     @cached_property
     def headers(self) -> Mapping[str, str]:
         """The headers, decoded when one is read."""
@@ -118,6 +132,17 @@ class Heads:
         self.is_closing = False
         self.get = self._known.get
 
+    def find(self, data: bytes) -> tuple[Head | None, bytes]:
+        """What all bytes of a head say, where it is known, and its trace id; empty without one.
+
+        Such a head has no trace id among its headers.
+        """
+        if (known := self._known.get(data)) or _BEFORE not in data:
+            return known, b""
+        if (parts := _untraced(data)) is None:
+            return None, b""
+        return self._known.get(parts[0]), parts[1]
+
     def keep(self, data: bytes, head: Head) -> None:
         """Keep a head that may come again.
 
@@ -127,6 +152,8 @@ class Heads:
         """
         if len(data) > MOST_BYTES or self.is_closing:
             return
+        if parts := _untraced(data):
+            data, head = parts[0], head.without(TRACE)
         if len(self._known) >= MOST:
             self._known.clear()
         self._known[data] = head
@@ -135,3 +162,20 @@ class Heads:
         """Let every head that is read from now on be its connection's last."""
         self.is_closing = True
         self._known.clear()
+
+
+def _untraced(data: bytes) -> tuple[bytes, bytes] | None:
+    """A head without its trace id, and that; None unless there is one as clients write it.
+
+    It must be a line of its own: the next one does not go on with it (RFC 9112, 5.2).
+    """
+    at = data.find(_BEFORE)
+    if at < 0:
+        return None
+    start = at + len(_BEFORE)
+    end = start + _VALUE_BYTES
+    value = data[start:end]
+    is_line = data[end : end + 2] == b"\r\n" and data[end + 2 : end + 3] not in b" \t"
+    if not is_line or value.translate(None, _TRACE_LETTERS) or data.find(_BEFORE, end) >= 0:
+        return None
+    return data[:at] + data[end:], value

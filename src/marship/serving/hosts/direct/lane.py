@@ -19,8 +19,9 @@ from queue import SimpleQueue
 from marship.errors import RequestError
 from marship.serving.formats import forms
 from marship.serving.hosts.direct.exchange import Exchange
+from marship.serving.hosts.direct.journal import Journal
 from marship.serving.hosts.direct.limits import busy, error_reply, too_late, worker_died
-from marship.serving.message import OK, Reply, Request, hidden, outcomes
+from marship.serving.message import Reply, Request, hidden, outcomes
 from marship.serving.service import Service
 
 logger = logging.getLogger(__name__)
@@ -56,9 +57,10 @@ class Lane:
         most: The most requests of a batch.
         queue: The most requests that wait.
         on_stuck: Called on a thread of its own when a batch takes longer than the service may.
+        journal: Writes requests down; None is nothing.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913  keyword-only
         self,
         service: Service,
         loop: asyncio.AbstractEventLoop,
@@ -66,7 +68,9 @@ class Lane:
         most: int,
         queue: int,
         on_stuck: Callable[[], None] = lambda: os._exit(1),
+        journal: Journal | None = None,
     ) -> None:
+        self._journal = journal
         self._service, self._loop, self._most, self._queue = service, loop, most, queue
         self._on_stuck = on_stuck
         self._pending: deque[Exchange] = deque()
@@ -101,7 +105,10 @@ class Lane:
             return
         if len(self._pending) >= self._queue:
             self._service.metrics.add_error("busy")
-            exchange.reply(error_reply(busy(self._queue)))
+            refusal = error_reply(busy(self._queue))
+            if self._journal is not None:
+                self._journal.refused(exchange, refusal)
+            exchange.reply(refusal)
             return
         exchange.came_s = now = time.perf_counter()
         self._pending.append(exchange)
@@ -219,6 +226,8 @@ class Lane:
             replies = [refused[i] if i in refused else next(ready) for i in range(len(batch))]
         came_s = [each.came_s for each in batch]
         self._service.metrics.add_times(came_s, began_s, outcomes(replies))
+        if self._journal is not None:
+            self._journal.add(batch, replies, began_s, timing)
         return replies, timing
 
     def _requests(self, batch: list[Exchange]) -> tuple[list[Request], dict[int, Reply]]:
@@ -240,7 +249,8 @@ class Lane:
         requests, refused = self._requests(batch)
         self._loop.call_soon_threadsafe(self._send, batch, refused, "")
         left = [index for index in range(len(batch)) if index not in refused]
-        codes = [refused[i].outcome if i in refused else OK for i in range(len(batch))]
+        last = [refused.get(i, Reply(b"")) for i in range(len(batch))]
+        timing = ""
         ahead = threading.Semaphore(MOST_AHEAD)
         try:
             for ready, timing in self._service.replies(requests) if requests else ():
@@ -251,12 +261,16 @@ class Lane:
                     break
                 found = {left[place]: reply for place, reply in ready.items()}
                 for index, reply in found.items():
-                    codes[index] = reply.outcome
+                    last[index] = reply
                 self._running[id(batch)] = (time.monotonic(), batch)
                 self._loop.call_soon_threadsafe(self._send, batch, found, timing)
                 self._loop.call_soon_threadsafe(ahead.release)
         finally:
-            self._service.metrics.add_times([each.came_s for each in batch], began_s, codes)
+            self._service.metrics.add_times(
+                [each.came_s for each in batch], began_s, outcomes(last)
+            )
+            if self._journal is not None:
+                self._journal.add(batch, last, began_s, timing)
             self._loop.call_soon_threadsafe(self._streamed, batch)
 
     def _streamed(self, batch: list[Exchange]) -> None:

@@ -87,7 +87,7 @@ def error_reply(error: MarshipError) -> Reply:
     if error.status == HTTPStatus.UNAUTHORIZED:
         headers.append(("www-authenticate", "Bearer"))
     body = orjson.dumps({"code": code_of(error), "message": str(error)})
-    return Reply(body, JSON_TYPE, error.status, tuple(headers))
+    return Reply(body, JSON_TYPE, error.status, tuple(headers), code=code_of(error))
 
 
 def too_late(limit_s: float | None = None) -> StatusError:

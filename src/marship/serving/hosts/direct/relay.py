@@ -14,7 +14,7 @@ import httptools
 
 from marship.errors import MarshipError
 from marship.serving.hosts.direct.exchange import Exchange
-from marship.serving.hosts.direct.heads import Head
+from marship.serving.hosts.direct.heads import TRACE, Head
 from marship.serving.hosts.direct.limits import Limits, StatusError, error_reply
 from marship.serving.message import Reply
 
@@ -123,6 +123,8 @@ class Relay(asyncio.Protocol):
         head, body = self._exchange.head, self._exchange.body
         lines = [b"%b %b HTTP/1.1" % (head.method.encode(), target), b"host: engine"]
         lines += [b"%b: %b" % pair for pair in head.raw.items() if pair[0] not in _NOT_PASSED_ON]
+        if self._exchange.trace and TRACE not in head.raw:
+            lines.append(b"%b: %b" % (TRACE, self._exchange.trace))
         lines += [b"content-length: %d" % len(body), b"connection: close", b"", b""]
         assert self._transport is not None  # noqa: S101  connected
         self._transport.write(b"\r\n".join(lines))

@@ -18,7 +18,7 @@ from typing import Any
 import orjson
 
 from marship.errors import MarshipError
-from marship.serving.hosts.direct import routes, slots, sockets
+from marship.serving.hosts.direct import journal, routes, slots, sockets
 from marship.serving.hosts.direct.connection import Connection
 from marship.serving.hosts.direct.exchange import Exchange
 from marship.serving.hosts.direct.heads import Heads
@@ -90,6 +90,7 @@ class DirectWorker(Site):
         )
         self.heads, self.headers = Heads(), lines_of(settings.headers)
         self._tokens = Tokens(settings.key_file)
+        self._journal = journal.told(settings.model, settings.version)
         self._routes: dict[bytes, routes.Route | None] = {}
         self._connections: set[Connection] = set()
         self._arriving: set[Connection] = set()
@@ -118,6 +119,7 @@ class DirectWorker(Site):
             most=self._settings.batch,
             queue=self._settings.queue,
             on_stuck=self._end,
+            journal=self._journal,
         )
         self._loop.call_soon(self._connect)
         self._loop.call_soon(self._sweep)
@@ -341,7 +343,10 @@ class DirectWorker(Site):
     def refuse(self, exchange: Exchange, error: MarshipError) -> None:
         """Answer a request that is refused, and count it as the model's other errors."""
         self._service.metrics.add_error(code_of(error))
-        exchange.reply(error_reply(error))
+        refusal = error_reply(error)
+        if self._journal is not None:
+            self._journal.refused(exchange, refusal)
+        exchange.reply(refusal)
 
     def handle(self, exchange: Exchange) -> None:
         """Answer a request that `check` has accepted."""

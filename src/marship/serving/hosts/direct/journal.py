@@ -1,0 +1,120 @@
+"""What is written down of each request: a line of the request log, and spans."""
+
+import re
+import time
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from http import HTTPStatus
+
+from marship.serving.hosts.direct import request_log, traces
+from marship.serving.hosts.direct.exchange import Exchange
+from marship.serving.hosts.direct.request_log import RequestLog
+from marship.serving.hosts.direct.traces import Parent, Step, Tracer
+from marship.serving.message import OK, Reply
+
+_TIMES = re.compile(r"(\w+);dur=([\d.]+)")
+
+
+class Journal:
+    """Writes requests of one worker down.
+
+    Args:
+        model: The model's name.
+        version: Its version.
+        log: Gets a line for each; None is none.
+        tracer: Gets spans of some; None is none.
+    """
+
+    def __init__(
+        self, model: str, version: str, log: RequestLog | None, tracer: Tracer | None
+    ) -> None:
+        self._facts = {"model": model, "version": version}
+        self._log, self._tracer = log, tracer
+
+    def add(
+        self, batch: Sequence[Exchange], replies: Sequence[Reply], began_s: float, timing: str
+    ) -> None:
+        """Write down a batch that is done.
+
+        Args:
+            batch: Its requests.
+            replies: The response to each, or the last part of it.
+            began_s: When it began, by `time.perf_counter`.
+            timing: The Server-Timing of its steps; empty where there was none.
+        """
+        now = time.perf_counter()
+        steps_ms = {name: float(ms) for name, ms in _TIMES.findall(timing)}
+        for exchange, reply in zip(batch, replies, strict=True):
+            parent = self._tracer.parent(exchange.trace) if self._tracer else None
+            if parent is not None:
+                self._trace(parent, exchange, reply, began_s, now, steps_ms, len(batch))
+            if self._log is not None:
+                self._write(parent, exchange, reply, began_s, now, steps_ms, len(batch))
+
+    def refused(self, exchange: Exchange, reply: Reply) -> None:
+        """Write down a request that no batch has had."""
+        exchange.came_s = now = exchange.came_s or time.perf_counter()
+        self.add([exchange], [reply], now, "")
+
+    def _trace(  # noqa: PLR0913, PLR0917  what is known of a request
+        self, parent: Parent, exchange: Exchange, reply: Reply, began_s: float, now: float,
+        steps_ms: dict[str, float], size: int,
+    ) -> None:  # fmt: skip
+        assert self._tracer is not None  # noqa: S101  else nothing has a parent
+        path = exchange.head.path.decode("latin-1")
+        steps, at = [Step("queue", exchange.came_s, began_s)], began_s
+        for name, ms in steps_ms.items():
+            steps.append(Step(name, at, at + ms / 1e3))
+            at += ms / 1e3
+        facts: dict[str, str | int] = {
+            "http.request.method": exchange.head.method,
+            "http.response.status_code": reply.status,
+            "url.path": path,
+            "http.request.body.size": len(exchange.body),
+            "marship.batch.size": size,
+            "marship.request.id": exchange.id.decode("latin-1"),
+        }
+        if reply.outcome != OK:
+            facts["error.type"] = reply.outcome
+        self._tracer.add(
+            parent,
+            Step(f"{exchange.head.method} {self._facts['model']}", exchange.came_s, now),
+            steps,
+            facts,
+            failed=reply.status >= HTTPStatus.INTERNAL_SERVER_ERROR,
+        )
+
+    def _write(  # noqa: PLR0913, PLR0917  what is known of a request
+        self, parent: Parent | None, exchange: Exchange, reply: Reply, began_s: float, now: float,
+        steps_ms: dict[str, float], size: int,
+    ) -> None:  # fmt: skip
+        assert self._log is not None  # noqa: S101  else it is not called
+        row: dict[str, object] = {
+            "time": datetime.now(UTC).isoformat(timespec="milliseconds"),
+            "id": exchange.id.decode("latin-1"),
+            **self._facts,
+            "method": exchange.head.method,
+            "path": exchange.head.path.decode("latin-1"),
+            "status": reply.status,
+            "code": reply.outcome,
+            "request_bytes": len(exchange.body),
+            "response_bytes": len(reply.body),
+            "batch": size,
+            "queue_ms": round(1e3 * (began_s - exchange.came_s), 3),
+            **{f"{name}_ms": ms for name, ms in steps_ms.items()},
+            "total_ms": round(1e3 * (now - exchange.came_s), 3),
+        }
+        if parent is not None:
+            row["trace"] = parent.trace
+        if self._log.has_bodies:
+            row |= {
+                "request": request_log.shown(exchange.body),
+                "response": request_log.shown(reply.body),
+            }
+        self._log.add(row)
+
+
+def told(model: str, version: str) -> Journal | None:
+    """The journal that the environment asks for; None where it asks for nothing."""
+    log, tracer = request_log.told(), traces.told(model, version)
+    return Journal(model, version, log, tracer) if log or tracer else None

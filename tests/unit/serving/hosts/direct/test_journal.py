@@ -1,0 +1,223 @@
+"""What is written down of requests: lines of a log, and spans at a collector."""
+
+import json
+import re
+import threading
+import time
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from directly import BODY, JSON, Line, Place, request, until
+from marship.serving.hosts.direct import heads, journal, request_log, traces, worker
+from marship.serving.hosts.direct.heads import Head, Heads
+from marship.serving.hosts.direct.request_log import RequestLog
+
+TRACE, SPAN = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
+FORM = re.compile(rb"[0-9a-f]{2}-(?!0{32})[0-9a-f]{32}-[0-9a-f]{16}-([0-9a-f]{2})(-.*)?")
+
+
+class Collector(ThreadingHTTPServer):
+    """Takes spans by OTLP over HTTP, in JSON."""
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), _Receiver)
+        self.received: list[dict[str, Any]] = []
+        threading.Thread(target=self.serve_forever, daemon=True).start()
+
+    @property
+    def url(self) -> str:
+        """Where it listens."""
+        return f"http://127.0.0.1:{self.server_address[1]}/v1/traces"
+
+    def spans(self) -> list[dict[str, Any]]:
+        """All that came."""
+        return [
+            span
+            for one in self.received
+            for resource in one["resourceSpans"]
+            for scope in resource["scopeSpans"]
+            for span in scope["spans"]
+        ]
+
+
+class _Receiver(BaseHTTPRequestHandler):
+    def do_POST(self) -> None:
+        """Keep what comes, if it is at the path and of the type of the protocol."""
+        body = self.rfile.read(int(self.headers["Content-Length"]))
+        is_right = self.path == "/v1/traces" and self.headers["Content-Type"] == "application/json"
+        self.server.received.append(json.loads(body))  # type: ignore[attr-defined]
+        self.send_response(200 if is_right else 415)
+        self.end_headers()
+        self.wfile.write(b"{}")
+
+    def log_message(self, *words: object) -> None:
+        """Say nothing."""
+
+
+@pytest.fixture
+def collector() -> Iterator[Collector]:
+    """A collector."""
+    made = Collector()
+    yield made
+    made.shutdown()
+    made.server_close()
+
+
+@pytest.fixture
+def place(
+    loaded: Any, collector: Collector, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Place]:
+    """A worker that logs and traces."""
+    asked = {"file": str(tmp_path / "requests.jsonl"), "bodies": True}
+    monkeypatch.setenv(request_log.LOG_VARIABLE, json.dumps(asked))
+    told = {"url": collector.url, "share": 0}
+    monkeypatch.setenv(traces.TRACES_VARIABLE, json.dumps(told))
+    made = Place()
+    made.add(loaded)
+    made.follow(m=("1.0",))
+    yield made
+    made.close()
+
+
+def ask(place: Place, *headers: str, body: bytes = BODY) -> int:
+    """The status of one request."""
+    line = Line(place.address)
+    given = dict(header.split(": ") for header in headers)
+    line.send(request(body=body, headers={**JSON, **given}))
+    status = line.read().status
+    line.close()
+    return int(status)
+
+
+def test_a_sampled_request_becomes_spans_below_its_clients(
+    place: Place, collector: Collector
+) -> None:
+    """The trace and the span of its traceparent; the steps lie within the request, in turn."""
+    sampled, not_sampled = (f"traceparent: 00-{TRACE}-{SPAN}-0{flag}" for flag in (1, 0))
+    for _ in range(2):  # the second head is known
+        assert ask(place, sampled) == 200
+    assert ask(place, not_sampled) == 200
+    assert ask(place) == 200
+    assert ask(place, sampled, body=b"[[1,") == 400
+    until(lambda: len(collector.spans()) == 15)
+    spans = collector.spans()
+    assert {span["traceId"] for span in spans} == {TRACE}
+    whole = [span for span in spans if span["kind"] == 2]
+    assert [span["parentSpanId"] for span in whole] == [SPAN] * 3
+    for one in whole:
+        steps = [span for span in spans if span["parentSpanId"] == one["spanId"]]
+        assert [span["name"] for span in steps] == ["queue", "decode", "infer", "encode"]
+        times = [int(one["startTimeUnixNano"]), *(int(s["startTimeUnixNano"]) for s in steps)]
+        assert times == sorted(times)
+        assert int(steps[-1]["endTimeUnixNano"]) <= int(one["endTimeUnixNano"])
+        assert abs(int(one["startTimeUnixNano"]) / 1e9 - time.time()) < 60
+    facts = {a["key"]: a["value"] for a in whole[-1]["attributes"]}
+    assert facts["http.response.status_code"] == {"intValue": "400"}
+    assert facts["error.type"] == {"stringValue": "malformed"}
+    resource = {
+        a["key"] for a in collector.received[0]["resourceSpans"][0]["resource"]["attributes"]
+    }
+    assert {"service.name", "marship.model.name"} <= resource
+
+
+def test_each_request_is_a_line_of_the_log(place: Place, tmp_path: Path) -> None:
+    """Well, refused by the model, and refused before; with the id that its client got."""
+    assert ask(place, "X-Request-Id: mine") == 200
+    assert ask(place, body=b"[[1,") == 400
+    line = Line(place.address)
+    line.send(b"DELETE /predictions/m HTTP/1.1\r\nhost: a\r\n\r\n")
+    assert line.read().status == 405
+    file = tmp_path / "requests.jsonl"
+    until(lambda: file.exists() and file.read_bytes().count(b"\n") == 3)
+    rows = [json.loads(row) for row in file.read_text().splitlines()]
+    assert [(row["status"], row["code"]) for row in rows] == [
+        (200, "ok"),
+        (400, "malformed"),
+        (405, "method"),
+    ]
+    first = rows[0]
+    assert (first["id"], first["model"], first["version"]) == ("mine", "m", "1.0")
+    assert first["request"] == BODY.decode()
+    assert first["response_bytes"] == len(first["response"])
+    assert first["total_ms"] >= first["queue_ms"] >= 0
+    assert {"decode_ms", "infer_ms", "encode_ms"} <= first.keys()
+    assert file.stat().st_mode & 0o777 == 0o600
+
+
+def test_without_being_asked_nothing_is_written_down(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As shipped: a worker has no journal at all."""
+    for name in (request_log.LOG_VARIABLE, traces.TRACES_VARIABLE):
+        monkeypatch.delenv(name, raising=False)
+    assert journal.told("m", "1.0") is None
+
+
+def test_a_log_keeps_five_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The newest ones; several writers lose no line on the way."""
+    monkeypatch.setattr(request_log, "_MOST_BYTES", 200)
+    monkeypatch.setattr(request_log, "_WRITE_S", 1e6)
+    logs = [RequestLog(tmp_path / "requests.jsonl") for _ in range(2)]
+    for number in range(100):
+        logs[number % 2].add({"number": number})
+        logs[number % 2].write()
+    files = sorted(tmp_path.glob("*.jsonl"))
+    assert len(files) == 5
+    found = [json.loads(row)["number"] for file in files for row in file.read_text().splitlines()]
+    assert sorted(found) == list(range(100 - len(found), 100))
+
+
+def test_a_collector_that_is_gone_costs_no_request(loaded: Any, caplog: Any) -> None:
+    """Spans are dropped, which is logged once."""
+    tracer = traces.Tracer("http://127.0.0.1:9/v1/traces", 0.0, {"service.name": "marship"})
+    for _ in range(2):
+        tracer._send([{}])
+    assert loaded
+    assert len([r for r in caplog.records if "spans must reach" in r.getMessage()]) == 1
+
+
+@given(st.binary(max_size=80) | st.from_regex(FORM, fullmatch=True))
+def test_what_is_no_trace_id_is_not_taken_over(given_id: bytes) -> None:
+    """W3C Trace Context, 3.2.2: another form, or an id of zeros, is as none."""
+    tracer = traces.Tracer.__new__(traces.Tracer)
+    tracer._share = 0.0
+    found = tracer.parent(given_id)
+    right = re.fullmatch(FORM, given_id)
+    assert (found is not None) == (right is not None and int(right[1], 16) % 2 == 1)
+
+
+@given(
+    st.lists(
+        st.sampled_from(["host: a", "content-length: 3", "x: y", " folded", "Traceparent: z"])
+    ),
+    st.sampled_from([f"00-{TRACE}-{SPAN}-01", "short", f"00-{TRACE.upper()}-{SPAN}-01", ""]),
+    st.integers(0, 5),
+)
+def test_a_head_is_known_whatever_its_trace_id_is(lines: list[str], value: str, at: int) -> None:
+    """Only a line of its own of the right form is cut out; all else has to be read anew."""
+    with_id = [*lines[:at], f"traceparent: {value}", *lines[at:]]
+    whole = "\r\n".join(["POST /a HTTP/1.1", *with_id, "", ""]).encode()
+    rest = "\r\n".join(["POST /a HTTP/1.1", *lines, "", ""]).encode()
+    found, known = Heads(), Head("POST", b"/a", {})
+    found._known[rest] = known
+    is_cut = value == f"00-{TRACE}-{SPAN}-01" and lines[at : at + 1] != [" folded"]
+    assert found.find(whole) == ((known, value.encode()) if is_cut else (None, b""))
+    assert found.find(rest) == (known, b"")
+
+
+def test_a_head_is_kept_without_its_trace_id() -> None:
+    """A client that sends another one each time fills nothing."""
+    found = Heads()
+    for number in range(3):
+        value = f"00-{number:032x}-{SPAN}-00".encode()
+        data = b"POST /a HTTP/1.1\r\nhost: a\r\ntraceparent: " + value + b"\r\n\r\n"
+        found.keep(data, Head("POST", b"/a", {b"host": b"a", heads.TRACE: value}))
+        head, trace = found.find(data)
+        assert head is not None
+        assert (head.raw, trace) == ({b"host": b"a"}, value)
+    assert len(found._known) == 1
+    assert worker.journal is journal
