@@ -19,7 +19,7 @@ from marship.errors import MalformedError
 
 logger = logging.getLogger(__name__)
 
-_TAKEN = ("authorization", "x-request-id")
+_TAKEN = ("authorization", "x-request-id", "traceparent", "tracestate")
 """Metadata of a call that become headers."""
 
 

@@ -18,6 +18,7 @@ from marship.engines.ray import cluster, problems, registration
 from marship.engines.ray.access import ClusterAccess
 from marship.engines.ray.table import Table, TableEntry
 from marship.errors import LoadError, NotFoundError, ServerError, UsageError
+from marship.exchange import tracing
 from marship.exchange.calls import LINES_TYPE, Call, Flow, HttpResponse, Pause, Work, path
 
 _POLL_S, _LOCK_S = 0.3, 120.0
@@ -299,6 +300,7 @@ def predict(  # noqa: PLR0913  keyword-only
     """
     where = path("predictions", checked_name(name), *(() if version is None else (version,)))
     headers = {"Content-Type": content_type} | ({"Accept": LINES_TYPE} if streams else {})
+    headers |= tracing.headers()
     call = Call("inference", "POST", where, {}, headers, body, streams, is_retryable=True)
     return (yield from access.ask(call))
 

@@ -20,6 +20,7 @@ from marship.engines.torchserve.store import admit, check_archive, files_of, wri
 from marship.engines.torchserve.versions import names
 from marship.engines.torchserve.workerlog import WorkerLog
 from marship.errors import LoadError, NotFoundError, ServerError, UsageError
+from marship.exchange import tracing
 from marship.exchange.calls import LINES_TYPE, Call, Flow, HttpResponse, Work, path
 
 MOST_WORKERS = 256
@@ -175,6 +176,7 @@ def predict(  # noqa: PLR0913  keyword-only
     """
     where = path("predictions", checked_name(name), *optional(version))
     headers = {"Content-Type": content_type} | ({"Accept": LINES_TYPE} if streams else {})
+    headers |= tracing.headers()
     call = Call("inference", "POST", where, {}, headers, body, streams, is_retryable=True)
     try:
         return (yield from access.authorized(call))

@@ -9,7 +9,7 @@ from http import HTTPStatus
 from marship.serving.hosts.direct import request_log, traces
 from marship.serving.hosts.direct.exchange import Exchange
 from marship.serving.hosts.direct.request_log import RequestLog
-from marship.serving.hosts.direct.traces import Parent, Step, Tracer
+from marship.serving.hosts.direct.traces import Parent, TimedStep, Tracer
 from marship.serving.message import OK, Reply
 
 _TIMES = re.compile(r"(\w+);dur=([\d.]+)")
@@ -62,9 +62,9 @@ class Journal:
     ) -> None:  # fmt: skip
         assert self._tracer is not None  # noqa: S101  else nothing has a parent
         path = exchange.head.path.decode("latin-1")
-        steps, at = [Step("queue", exchange.came_s, began_s)], began_s
+        steps, at = [TimedStep("queue", exchange.came_s, began_s)], began_s
         for name, ms in steps_ms.items():
-            steps.append(Step(name, at, at + ms / 1e3))
+            steps.append(TimedStep(name, at, at + ms / 1e3))
             at += ms / 1e3
         facts: dict[str, str | int] = {
             "http.request.method": exchange.head.method,
@@ -78,7 +78,7 @@ class Journal:
             facts["error.type"] = reply.outcome
         self._tracer.add(
             parent,
-            Step(f"{exchange.head.method} {self._facts['model']}", exchange.came_s, now),
+            TimedStep(f"{exchange.head.method} {self._facts['model']}", exchange.came_s, now),
             steps,
             facts,
             failed=reply.status >= HTTPStatus.INTERNAL_SERVER_ERROR,

@@ -45,7 +45,7 @@ class Parent:
 
 
 @dataclass(frozen=True, slots=True)
-class Step:
+class TimedStep:
     """A part of a span.
 
     Attributes:
@@ -86,7 +86,13 @@ class Tracer:
         return None
 
     def add(
-        self, parent: Parent, whole: Step, steps: Sequence[Step], facts: Attributes, *, failed: bool
+        self,
+        parent: Parent,
+        whole: TimedStep,
+        steps: Sequence[TimedStep],
+        facts: Attributes,
+        *,
+        failed: bool,
     ) -> None:
         """Add a request.
 
@@ -103,7 +109,7 @@ class Tracer:
             self._put(parent.trace, os.urandom(8).hex(), own, step, _INTERNAL, {}, failed=False)
 
     def _put(  # noqa: PLR0913, PLR0917  each is a field of a span
-        self, trace: str, own: str, above: str, step: Step, kind: int, facts: Attributes,
+        self, trace: str, own: str, above: str, step: TimedStep, kind: int, facts: Attributes,
         *, failed: bool,
     ) -> None:  # fmt: skip
         span: dict[str, object] = {
