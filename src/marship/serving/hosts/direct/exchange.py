@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Protocol
 
 import orjson
 
-from marship.serving.hosts.direct.heads import EVENTS_TYPE, TRACE, Head, Headers
+from marship.serving.hosts.direct.heads import EVENTS_TYPE, TRACE, Head, TracedHeaders
 from marship.serving.message import JSON_TYPE, Reply, Request
 
 if TYPE_CHECKING:
@@ -108,7 +108,7 @@ class Exchange:
         head = self.head
         headers = head.headers
         if self.trace and TRACE not in head.raw:
-            headers = Headers({**head.raw, TRACE: self.trace})
+            headers = TracedHeaders(head.raw, self.trace)
         if head.wants_events:
             headers = {**headers, "accept": LINES_TYPE}
         if head.is_plain:

@@ -22,7 +22,8 @@ MOST_BYTES = 1 << 11
 TRACE = b"traceparent"
 """W3C Trace Context, 3.2; it differs with each request, so heads are kept without it."""
 _BEFORE, _VALUE_BYTES = b"\r\ntraceparent: ", 55
-_TRACE_LETTERS = b"0123456789abcdef-"
+_FOLDS = (b"", b" ", b"\t")
+_TRACE_NAME = TRACE.decode()
 
 
 class Headers(Mapping[str, str]):
@@ -53,6 +54,36 @@ class Headers(Mapping[str, str]):
 
     def __bool__(self) -> bool:
         return True  # a request over HTTP, even where it sends no header
+
+
+class TracedHeaders(Headers):
+    """The same with a trace id, without a copy of the others for each request.
+
+    Args:
+        raw: The others.
+        trace: The id.
+    """
+
+    __slots__ = ("_trace",)
+
+    def __init__(self, raw: Mapping[bytes, bytes], trace: bytes) -> None:
+        self._raw, self._trace = raw, trace
+
+    def __getitem__(self, key: str) -> str:
+        return self._trace.decode("latin-1") if key == _TRACE_NAME else super().__getitem__(key)
+
+    def get(self, key: str, default: Any = None) -> Any:  # noqa: ANN401  as Mapping has it
+        """A header, or the default."""
+        if key == _TRACE_NAME:
+            return self[key]
+        return Headers.get(self, key, default)
+
+    def __iter__(self) -> Iterator[str]:
+        yield from super().__iter__()
+        yield _TRACE_NAME
+
+    def __len__(self) -> int:
+        return len(self._raw) + 1
 
 
 class Head:
@@ -167,7 +198,8 @@ class Heads:
 def _untraced(data: bytes) -> tuple[bytes, bytes] | None:
     """A head without its trace id, and that; None unless there is one as clients write it.
 
-    It must be a line of its own: the next one does not go on with it (RFC 9112, 5.2).
+    It must be a line of its own, of letters and digits, which the next line does not go on with
+    (RFC 9112, 5.2); then what is left is read as if it had not been there.
     """
     at = data.find(_BEFORE)
     if at < 0:
@@ -175,7 +207,11 @@ def _untraced(data: bytes) -> tuple[bytes, bytes] | None:
     start = at + len(_BEFORE)
     end = start + _VALUE_BYTES
     value = data[start:end]
-    is_line = data[end : end + 2] == b"\r\n" and data[end + 2 : end + 3] not in b" \t"
-    if not is_line or value.translate(None, _TRACE_LETTERS) or data.find(_BEFORE, end) >= 0:
+    if (
+        not data.startswith(b"\r\n", end)
+        or data[end + 2 : end + 3] in _FOLDS
+        or not value.replace(b"-", b"").isalnum()
+        or data.find(_BEFORE, end) >= 0
+    ):
         return None
     return data[:at] + data[end:], value
