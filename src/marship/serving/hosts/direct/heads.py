@@ -168,7 +168,7 @@ class Heads:
 
         Such a head has no trace id among its headers.
         """
-        if (known := self._known.get(data)) or _BEFORE not in data:
+        if known := self._known.get(data):
             return known, b""
         if (parts := _untraced(data)) is None:
             return None, b""
