@@ -24,6 +24,7 @@ from marship.errors import LoadError, MarshipError, SealError, SignatureError, U
 from marship.packaging.step import PackageSettings, package
 from marship.trust import signature
 from namespaces import UNSHARE
+from prometheus import promtool
 from signed import FILES, make_key, trusting, write
 from versions import linear
 from waiting import until
@@ -95,6 +96,11 @@ def test_an_archive_answers_like_a_worker_of_torchserve(mar: Path, tmp_path: Pat
         assert host.get("/v2/models/lin/ready")[0] == 200
         until(lambda: 'marship_requests_total{model_name="lin"' in host.page(), 20, "figures")
         assert 'marship_workers{model_name="lin",model_version="1.0"} 2' in host.page()
+        times = (
+            'marship_request_duration_seconds_count{model_name="lin",model_version="1.0",code="ok"}'
+        )
+        until(lambda: f"{times} 2.0" in host.page(), 20, "the times")
+        assert promtool(["check", "metrics"], host.page().encode()) == (0, "")
         (tmp_path / "token").write_text("another-token-of-24-signs")
         until(lambda: ask("/predictions/lin", [[1, 2, 3]])[0] == 401, 20, "a new token")
         host.terminate()

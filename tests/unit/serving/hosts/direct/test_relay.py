@@ -304,3 +304,13 @@ def test_a_connection_goes_to_a_worker_as_soon_as_there_is_one(
         line.send(request("/predictions/echo"))
         assert line.read().json()[0][0] == RIGHT
     assert len(engine.seen) == 1
+
+
+def test_a_trace_id_is_passed_on(relayed: Place, engine: Engine) -> None:
+    """Also of the second request, whose head is known but for it."""
+    wanted = [f"00-{number:032x}-00f067aa0ba902b7-00" for number in (1, 2, 3)]
+    with relayed.line() as line:
+        for trace in wanted:
+            line.send(request("/predictions/echo", headers={**JSON, "traceparent": trace}))
+            assert line.read().status == 200
+    assert [headers["traceparent"] for _, _, headers, _ in engine.seen] == wanted
