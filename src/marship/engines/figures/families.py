@@ -59,8 +59,21 @@ class Family:
 
     def add(self, labels: Labels, value: float, inner: str = "") -> None:
         """Add a sample."""
+        self.lines.append(f"{self._named(labels, inner)} {_number(value)}")
+
+    def begin(self, labels: Labels) -> None:
+        """Add a counter that has counted nothing, unless it is there.
+
+        Prometheus takes the first value that it sees for where a counter began: one that appears
+        as 1 has not increased.
+        """
+        start = f"{self._named(labels)} "
+        if not any(line.startswith(start) for line in self.lines):
+            self.add(labels, 0.0)
+
+    def _named(self, labels: Labels, inner: str = "") -> str:
         shown = ",".join(f'{name}="{_escaped(text)}"' for name, text in labels.items())
-        self.lines.append(f"{self.name}{inner}{f'{{{shown}}}' if shown else ''} {_number(value)}")
+        return f"{self.name}{inner}{f'{{{shown}}}' if shown else ''}"
 
     def add_series(self, labels: Labels, series: Series, values: Iterable[float]) -> None:
         """Add a counter or a gauge, or a histogram with its buckets cumulated."""

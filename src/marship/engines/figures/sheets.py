@@ -8,6 +8,7 @@ from marship.engines.figures.families import Page
 from marship.serving.sheet import Labels, Reading, Series
 
 Sums = dict[tuple[str, Labels], tuple[Series, list[float]]]
+CAUSES = ("signal", "exit", "memory", "timeout", "unknown")
 _PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 
 
@@ -55,6 +56,14 @@ def add_to(page: Page, readings: Iterable[Reading], is_shown: Callable[[str, str
                 },
                 resident_bytes(reading.pid),
             )
+
+
+def begin_deaths(page: Page, versions: Iterable[tuple[str, str]]) -> None:
+    """Show that no worker has died of what none has died of yet."""
+    family = page.family("marship_worker_deaths_total", "counter")
+    for model, version in versions:
+        for cause in CAUSES:
+            family.begin({"model_name": model, "model_version": version, "cause": cause})
 
 
 def resident_bytes(pid: int) -> int:

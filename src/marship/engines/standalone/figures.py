@@ -113,4 +113,5 @@ def page(
         made.family("marship_requests_in_flight", "gauge").add(of, staff.ongoing)
     made.family("marship_connections", "gauge").add({}, connections)
     sheets.add_to(made, readings, lambda *named: named in {model.named for model in models})
+    sheets.begin_deaths(made, [model.named for model in models])
     return made.render()

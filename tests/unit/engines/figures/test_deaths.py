@@ -8,10 +8,11 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
-from marship.engines.figures import deaths
+from marship.engines.figures import deaths, sheets
 from marship.engines.figures.deaths import Deaths, cause_of, told
 from marship.serving import sheet
 from marship.serving.hosts.direct import slots
@@ -107,6 +108,11 @@ def test_only_ends_that_nobody_wants_are_deaths(
         [Staff("m", "1.0", 1, wanted, 0, 1)] for wanted in (2, 2, 1, 2, 2, 2, 2, 2, 2, 2, 2, 2)
     ]
     assert judged(tmp_path, lambda: scaled.pop(0), death(-9)) == 3  # down, and up again at once
+
+
+def test_every_cause_is_shown_before_anybody_dies_of_it() -> None:
+    """Or Prometheus would miss the first one of each."""
+    assert set(get_args(deaths.Cause)) == set(sheets.CAUSES)
 
 
 def test_memory_that_ran_out_is_told_by_the_kernels_counter(tmp_path: Path) -> None:

@@ -63,6 +63,7 @@ def test_all_workers_of_a_version_are_added_up(tmp_path: Path) -> None:
     assert found[f'{family}_count{{{OF_M},code="malformed"}}'] == 7
     assert found[f'{family}_bucket{{{OF_M},code="ok",le="+Inf"}}'] == 7
     assert found[f"marship_workers{{{OF_M}}}"] == 2
+    assert found[f'marship_worker_deaths_total{{{OF_M},cause="memory"}}'] == 0  # it has begun
     assert found[f"marship_workers_wanted{{{OF_M}}}"] == 3
     assert found[f"marship_requests_in_flight{{{OF_M}}}"] == 4
     memory = [n for n in found if n.startswith("marship_worker_resident_memory_bytes")]
