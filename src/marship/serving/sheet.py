@@ -16,12 +16,13 @@ import hashlib
 import json
 import mmap
 import os
+import re
 import struct
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 
@@ -35,6 +36,8 @@ _HEAD = struct.Struct("8sQQ")
 _MOST_FILES = 1 << 12
 
 Kind = Literal["counter", "gauge", "histogram"]
+_KINDS = get_args(Kind)
+_NAME = re.compile(r"[a-zA-Z_]\w*", re.ASCII)
 Labels = tuple[tuple[str, str], ...]
 
 
@@ -203,6 +206,8 @@ def _read(path: Path) -> Reading:
     head, *rows = _rows(data[_TEXT : _TEXT + used])
     values = np.frombuffer(data, np.float64, offset=_VALUES)
     series = [_series(row) for row in rows]
+    if any(one.at < 0 or one.at + one.size > len(values) for one in series):
+        raise ValueError(f"{path} must hold the values of all series, got a place outside.")
     return Reading(
         head["model"],
         head["version"],
@@ -217,8 +222,17 @@ def _rows(text: bytes) -> list[dict[str, Any]]:
 
 
 def _series(row: Mapping[str, Any]) -> Series:
+    """A declared series.
+
+    Raises:
+        ValueError: It is none that can be shown; a handler of one's own may have written it.
+    """
     labels = tuple((str(name), str(value)) for name, value in row["labels"])
-    return Series(row["name"], row["kind"], labels, tuple(row["bounds"]), row["at"])
+    bounds, at = tuple(map(float, row["bounds"])), int(row["at"])
+    names = [str(row["name"]), *(name for name, _ in labels)]
+    if row["kind"] not in _KINDS or not all(map(_NAME.fullmatch, names)):
+        raise ValueError(f"a series must have a kind and names of Prometheus' form, got {row}.")
+    return Series(names[0], row["kind"], labels, bounds, at)
 
 
 def _is_held(file: int) -> bool:

@@ -89,6 +89,27 @@ def test_what_is_no_sheet_is_left_out_and_begun_anew(tmp_path: Path) -> None:
     assert [one.model for one in sheet.read(tmp_path) if one.number] == ["m"]
 
 
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"name": "a b", "kind": "counter", "labels": [], "bounds": [], "at": 0},
+        {"name": "a", "kind": "other", "labels": [], "bounds": [], "at": 0},
+        {"name": "a", "kind": "counter", "labels": [["x y", "1"]], "bounds": [], "at": 0},
+        {"name": "a", "kind": "counter", "labels": [], "bounds": [], "at": -5},
+        {"name": "a", "kind": "histogram", "labels": [], "bounds": [1.0], "at": 1 << 30},
+        {"name": "a"},
+    ],
+)
+def test_a_series_that_cannot_be_shown_spoils_no_other_sheet(
+    tmp_path: Path, row: dict[str, object]
+) -> None:
+    """Whatever a handler writes into its own one: the page has those of all others."""
+    good, bad = (sheet.claimed(tmp_path, name, "1.0") for name in ("good", "bad"))
+    good.place("requests_total", "counter")
+    bad._write(row, 0)
+    assert [one.model for one in sheet.read(tmp_path)] == ["good"]
+
+
 @settings(max_examples=20, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.lists(st.text(max_size=300), unique=True, max_size=40))
 def test_any_labels_are_read_as_they_were_written(tmp_path: Path, texts: list[str]) -> None:

@@ -43,7 +43,7 @@ def add_to(page: Page, readings: Iterable[Reading], is_shown: Callable[[str, str
         labels = {"model_name": model, "model_version": version} if model else {}
         for series, values in sums.values():
             own = dict(series.labels)
-            if not model and not is_shown(own["model_name"], own["model_version"]):
+            if not model and not is_shown(own.get("model_name", ""), own.get("model_version", "")):
                 continue
             page.family(series.name, series.kind).add_series({**labels, **own}, series, values)
     for reading in readings:

@@ -130,6 +130,11 @@ class Exchange:
         return self._id
 
     @property
+    def outlet(self) -> Outlet:
+        """Where its response goes."""
+        return self._outlet
+
+    @property
     def is_abandoned(self) -> bool:
         """Whether nobody waits for the response any more."""
         return self._outlet.is_closed

@@ -23,6 +23,9 @@ class Journal:
         version: Its version.
         log: Gets a line for each; None is none.
         tracer: Gets spans of some; None is none.
+
+    Attributes:
+        handed: When the acceptor handed over connections whose first request is not done.
     """
 
     def __init__(
@@ -30,6 +33,7 @@ class Journal:
     ) -> None:
         self._facts = {"model": model, "version": version}
         self._log, self._tracer = log, tracer
+        self.handed: dict[object, float] = {}
 
     def add(
         self, batch: Sequence[Exchange], replies: Sequence[Reply], began_s: float, timing: str
@@ -45,9 +49,11 @@ class Journal:
         now = time.perf_counter()
         steps_ms = {name: float(ms) for name, ms in _TIMES.findall(timing)}
         for exchange, reply in zip(batch, replies, strict=True):
+            handed_s = self.handed.pop(exchange.outlet, None) if self.handed else None
             parent = self._tracer.parent(exchange.trace) if self._tracer else None
             if parent is not None:
-                self._trace(parent, exchange, reply, began_s, now, steps_ms, len(batch))
+                spans = _steps(exchange.came_s, began_s, steps_ms, handed_s)
+                self._trace(parent, exchange, reply, spans, now, len(batch))
             if self._log is not None:
                 self._write(parent, exchange, reply, began_s, now, steps_ms, len(batch))
 
@@ -57,15 +63,16 @@ class Journal:
         self.add([exchange], [reply], now, "")
 
     def _trace(  # noqa: PLR0913, PLR0917  what is known of a request
-        self, parent: Parent, exchange: Exchange, reply: Reply, began_s: float, now: float,
-        steps_ms: dict[str, float], size: int,
-    ) -> None:  # fmt: skip
+        self,
+        parent: Parent,
+        exchange: Exchange,
+        reply: Reply,
+        steps: Sequence[TimedStep],
+        now: float,
+        size: int,
+    ) -> None:
         assert self._tracer is not None  # noqa: S101  else nothing has a parent
         path = exchange.head.path.decode("latin-1")
-        steps, at = [TimedStep("queue", exchange.came_s, began_s)], began_s
-        for name, ms in steps_ms.items():
-            steps.append(TimedStep(name, at, at + ms / 1e3))
-            at += ms / 1e3
         facts: dict[str, str | int] = {
             "http.request.method": exchange.head.method,
             "http.response.status_code": reply.status,
@@ -78,7 +85,7 @@ class Journal:
             facts["error.type"] = reply.outcome
         self._tracer.add(
             parent,
-            TimedStep(f"{exchange.head.method} {self._facts['model']}", exchange.came_s, now),
+            TimedStep(f"{exchange.head.method} {self._facts['model']}", steps[0].began_s, now),
             steps,
             facts,
             failed=reply.status >= HTTPStatus.INTERNAL_SERVER_ERROR,
@@ -112,6 +119,19 @@ class Journal:
                 "response": request_log.shown(reply.body),
             }
         self._log.add(row)
+
+
+def _steps(
+    came_s: float, began_s: float, steps_ms: dict[str, float], handed_s: float | None
+) -> list[TimedStep]:
+    """The parts of a request: from the acceptor, if it is a connection's first, to encoding."""
+    steps = [] if handed_s is None else [TimedStep("accept", handed_s, came_s)]
+    steps.append(TimedStep("queue", came_s, began_s))
+    for name, ms in steps_ms.items():
+        ended_s = began_s + ms / 1e3
+        steps.append(TimedStep(name, began_s, ended_s))
+        began_s = ended_s
+    return steps
 
 
 def told(model: str, version: str) -> Journal | None:

@@ -2,6 +2,7 @@
 
 import math
 import os
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -114,6 +115,8 @@ class Seat:
             if self.slots is not None and slot is not None:
                 os.close(self.slots.take(slot).fd)
             raise
+        if unread:  # else its next request comes whenever it likes
+            packet.facts = {**packet.facts, "at": time.perf_counter()}
         self.handed += 1
         self.channel.send(packet)
 

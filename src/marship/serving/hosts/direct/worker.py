@@ -202,6 +202,8 @@ class DirectWorker(Site):
             return
         connection = Connection(self, packet.payload(), slot, self._states)
         self._arriving.add(connection)
+        if self._journal is not None and "at" in packet.facts:
+            self._journal.handed[connection] = packet.facts["at"]
         line = socket.socket(fileno=packet.fds[0])
         task = self._loop.create_task(self._loop.connect_accepted_socket(lambda: connection, line))
 
@@ -280,6 +282,8 @@ class DirectWorker(Site):
     def closed(self, connection: Connection) -> None:
         """Count it no more, and let the acceptor close it, too."""
         self._connections.discard(connection)
+        if self._journal is not None:
+            self._journal.handed.pop(connection, None)
         slot = connection.writer.leave()
         if slot is not None and self._channel is not None:
             self._channel.send(Packet("closed", {"slot": slot}))

@@ -105,14 +105,14 @@ def test_a_sampled_request_becomes_spans_below_its_clients(
     assert ask(place, not_sampled) == 200
     assert ask(place) == 200
     assert ask(place, sampled, body=b"[[1,") == 400
-    until(lambda: len(collector.spans()) == 15)
+    until(lambda: len(collector.spans()) == 18)
     spans = collector.spans()
     assert {span["traceId"] for span in spans} == {TRACE}
     whole = [span for span in spans if span["kind"] == 2]
     assert [span["parentSpanId"] for span in whole] == [SPAN] * 3
     for one in whole:
         steps = [span for span in spans if span["parentSpanId"] == one["spanId"]]
-        assert [span["name"] for span in steps] == ["queue", "decode", "infer", "encode"]
+        assert [span["name"] for span in steps] == ["accept", "queue", "decode", "infer", "encode"]
         times = [int(one["startTimeUnixNano"]), *(int(s["startTimeUnixNano"]) for s in steps)]
         assert times == sorted(times)
         assert int(steps[-1]["endTimeUnixNano"]) <= int(one["endTimeUnixNano"])
