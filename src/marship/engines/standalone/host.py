@@ -15,7 +15,7 @@ from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 
 from marship import errors
-from marship.engines import listeners, processes
+from marship.engines import listeners, page, processes
 from marship.engines.home import WORKERS_SOCKET, Home, default_home
 from marship.engines.standalone import archives, figures
 from marship.engines.standalone.archives import HostedModel
@@ -155,6 +155,7 @@ class Host:
             workers=listeners.workers(self._temporary / WORKERS_SOCKET),
             key_file=self._home.key_file if self._tokens else None,
             limits=replace(Limits(), connections=most),
+            pages=page.files(),
             on_start=start,
         )
         if self._failure is not None:
@@ -174,8 +175,7 @@ class Host:
             task = asdict(self._task(model, counted.wanted))
             for worker in workers:
                 worker.begin(loop, task)
-        page = self._listeners["metrics_address"]
-        FiguresPage(loop, page, self._figures, figures.CONTENT_TYPE)
+        FiguresPage(loop, self._listeners["metrics_address"], self._figures, figures.CONTENT_TYPE)
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._finish)
         if self._tokens is not None:

@@ -161,6 +161,7 @@ def _serve_grpc(settings: Mapping[str, object]) -> None:
 def _serve(
     settings: Mapping[str, object], clients: list[socket.socket], workers: socket.socket
 ) -> None:
+    from marship.engines import page
     from marship.serving.hosts.direct import acceptor
     from marship.serving.hosts.direct.limits import Limits
 
@@ -181,6 +182,7 @@ def _serve(
         headers=cast("dict[str, str]", settings["headers"]),
         is_restart=_follows_another(Path(str(settings["temporary"]))),
         roster=Path(str(settings["temporary"])) / _ROSTER,
+        pages=page.files(),
         on_start=follow,
     )
 

@@ -1,0 +1,146 @@
+// What a model responded, and how long each step took.
+
+import { element, table } from "./dom.js";
+
+const LINES_TYPE = "application/jsonl";
+const MOST_SHOWN = 20_000;
+
+const percent = (share) => `${(100 * share).toFixed(1)} %`;
+const seconds = (value) => `${value.toFixed(2)} s`;
+const ms = (value) => `${value.toFixed(value < 10 ? 2 : 1)} ms`;
+
+function bars(rows) {
+  const items = rows.map(({ label, share }) =>
+    element(
+      "li",
+      {},
+      element("span", { className: "bar-label" }, label),
+      element("progress", { max: 1, value: share, "aria-label": label }),
+      element("span", { className: "bar-value" }, percent(share)),
+    ),
+  );
+  return element("ul", { className: "bars" }, items);
+}
+
+function raw(text) {
+  const cut = text.length > MOST_SHOWN ? `${text.slice(0, MOST_SHOWN)} …` : text;
+  const code = { className: "code", tabIndex: 0, role: "region", "aria-label": "Response as JSON" };
+  return element(
+    "details",
+    {},
+    element("summary", {}, "Response as JSON"),
+    element("pre", code, cut),
+  );
+}
+
+function facts(value) {
+  const plain = Object.entries(value).filter(([, one]) => one === null || !["object", "undefined"].includes(typeof one));
+  return plain.length ? table("Facts", ["Name", "Value"], plain).node : null;
+}
+
+function tensorParts(value) {
+  const named = Array.isArray(value) || typeof value !== "object" ? { output: value } : value;
+  return Object.entries(named).map(([name, one]) => {
+    const isTable = Array.isArray(one) && one.every((row) => row !== null && typeof row === "object");
+    if (!isTable) return element("p", {}, `${name}: ${JSON.stringify(one)}`);
+    const rows = one.slice(0, 50).map((row, place) => [place, ...Object.values(row)]);
+    const first = one[0] ?? [];
+    const names = Array.isArray(first) ? first.map((_, place) => place) : Object.keys(first);
+    return table(name, ["row", ...names.map(String)], rows.map((row) => row.map((cell) => (typeof cell === "object" ? JSON.stringify(cell) : cell)))).node;
+  });
+}
+
+function pictureParts(value) {
+  const top = (value.top ?? []).map((one) => ({ label: one.label, share: one.probability }));
+  const tags = value.tags?.length ? `Tags: ${value.tags.join(", ")}` : "No tag is sure enough.";
+  if (top.length) return [bars(top), element("p", {}, tags), facts({ ...value, label: undefined, probability: undefined })];
+  const score = typeof value.score === "number" ? [bars([{ label: value.verdict ?? "score", share: value.score }])] : [];
+  return [...score, facts(value)];
+}
+
+function textParts(value) {
+  const rows = Array.isArray(value) ? value : [value];
+  if (rows.length && rows.every((row) => row && "label" in row && "score" in row)) {
+    return [bars(rows.map((row) => ({ label: row.label, share: row.score })))];
+  }
+  if (rows.length && rows.every((row) => row && "entity" in row)) {
+    const found = rows.map((row) => [row.word, row.entity, percent(row.score), `${row.start}–${row.end}`]);
+    return [table("Tokens", ["Word", "Entity", "Score", "Characters"], found).node];
+  }
+  return [element("p", {}, `${rows.length} rows of numbers`)];
+}
+
+function historyParts(value) {
+  const rows = value.items.map((one) => [one.title, one.score.toFixed(3)]);
+  return [table("Recommended, best first", ["Title", "Score"], rows).node];
+}
+
+/** Segments of a recording, each as soon as it comes. */
+async function segmentsView(place, response) {
+  const { node, add } = table("Segments", ["From", "To", "Text", "Confidence"], []);
+  place.replaceChildren(node);
+  const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
+  let rest = "";
+  let last = "";
+  const show = (line) => {
+    last = line;
+    const value = JSON.parse(line);
+    if (value.code) place.append(refusal(value));
+    else if ("segments" in value) place.prepend(element("p", { className: "said" }, value.text || "Nothing is said."));
+    else add([seconds(value.start), seconds(value.end), value.text, percent(value.confidence)]);
+  };
+  for (;;) {
+    const { value, done } = await reader.read();
+    const lines = (rest + (value ?? "")).split("\n");
+    rest = done ? "" : lines.pop();
+    lines.filter(Boolean).forEach(show);
+    if (done) break;
+  }
+  place.append(raw(last));
+}
+
+function refusal(value) {
+  const text = `${value.code}: ${value.message}`;
+  return element("p", { className: "error", role: "alert" }, text);
+}
+
+function parts(kind, value) {
+  const found = { tensors: tensorParts, picture: pictureParts, text: textParts, history: historyParts }[kind];
+  try {
+    return found ? found(value) : [];
+  } catch {
+    return []; // a handler of one's own: the JSON below has it
+  }
+}
+
+/** Show a response; its lines are shown as they come. */
+export async function responseView(place, response, kind) {
+  const type = response.headers.get("content-type") ?? "";
+  if (response.ok && type.startsWith(LINES_TYPE)) {
+    await segmentsView(place, response);
+    return;
+  }
+  const text = await response.text();
+  let value = null;
+  try {
+    value = JSON.parse(text);
+  } catch {
+    place.replaceChildren(raw(text));
+    return;
+  }
+  const shown = response.ok ? parts(kind, value) : [refusal(value)];
+  const pretty = JSON.stringify(value, null, 1);
+  place.replaceChildren(...shown.filter(Boolean), raw(pretty));
+}
+
+/** What each step took: in the worker by Server-Timing, and in all as the browser saw it. */
+export function latency(response, firstMs, wholeMs) {
+  const header = response.headers.get("server-timing") ?? "";
+  const steps = [...header.matchAll(/([\w-]+);dur=([\d.]+)/g)].map(([, name, dur]) => [
+    `${name}, in the worker`,
+    ms(Number(dur)),
+  ]);
+  const first = firstMs < 0.95 * wholeMs ? [["until the response began", ms(firstMs)]] : [];
+  const rows = [...steps, ...first, ["whole request, in this browser", ms(wholeMs)]];
+  return table("Latency", ["Step", "Time"], rows).node;
+}
