@@ -9,6 +9,7 @@ from marship import console
 from marship.cli.address import on_server
 from marship.cli.app import app
 from marship.cli.models import PANEL
+from marship.cli.report import Report, reported
 
 if TYPE_CHECKING:
     from marship.client.address import Address
@@ -46,3 +47,23 @@ def openapi(
         return
     storage.write_json(out, document)
     console.out.print(f"{out}  ({len(document['paths'])} paths)", markup=False, soft_wrap=True)
+
+
+@app.command(rich_help_panel=PANEL)
+@on_server("inference")
+@reported
+def client(
+    model: Described,
+    out: Annotated[Path, typer.Option(help="the package's folder, new or of a client")],
+    *,
+    address: "Address",
+) -> Report:
+    """Write a typed Python client of a model: dataclasses, NumPy in and out."""
+    from marship.client.typed import package
+
+    document = described(model, address)
+    files = package.write(document, out)
+    found = document["x-marship-models"][0]
+    fields = {"path": out, "name": found["name"], "version": found["version"], "files": files}
+    shown = f"{out}  ({found['name']} {found['version']})"
+    return Report(fields, lambda: console.out.print(shown, markup=False, soft_wrap=True))

@@ -76,6 +76,7 @@ function showModels() {
   }
   if (!views.has(shown)) views.set(shown, modelView(chosen, described));
   main.replaceChildren(list, views.get(shown));
+  list.querySelector("[aria-current]").scrollIntoView({ block: "nearest", inline: "nearest" });
   document.title = `${chosen.name} · marship`;
 }
 

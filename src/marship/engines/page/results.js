@@ -96,7 +96,7 @@ async function segmentsView(place, response) {
     lines.filter(Boolean).forEach(show);
     if (done) break;
   }
-  place.append(raw(last));
+  place.append(raw(JSON.stringify(JSON.parse(last || "null"), null, 1)));
 }
 
 function refusal(value) {

@@ -39,7 +39,7 @@ _SERVER = {
     b"/v2/health/live": LIVE,
     b"/v2/health/ready": SERVER_READY,
 }
-OPEN = (READY, LIVE, SERVER_READY, PING, PAGE)
+OPEN = frozenset((READY, LIVE, SERVER_READY, PING, PAGE))
 """Answered without a token: probes have none, nor has a browser before its user signs in."""
 _MODEL_PARTS, _VERSION_PARTS = 1, 3
 
