@@ -77,7 +77,7 @@ def source(document: Mapping[str, Any]) -> str:
         path += f"/{quote(model['version'], safe='')}"
     parts = [
         *classes.sources.values(),
-        f"class Client(Connection):\n    {docstring('Asks ' + model['name'] + '.')}\n\n{body}",
+        f"class Client(TypedConnection):\n    {docstring('Asks ' + model['name'] + '.')}\n\n{body}",
     ]
     code = "\n\n\n".join(part.rstrip() for part in parts)
     names = ["Client", *classes.sources, "ServiceError"]
@@ -92,7 +92,7 @@ def _imports(code: str) -> str:
     abc = [name for name in ("Iterator", "Sequence") if name in used]
     typing = [name for name in ("Any", "Literal") if name in used]
     data = [name for name in ("dataclass", "field") if name in used]
-    own = ["Connection", "ServiceError"]
+    own = ["TypedConnection", "ServiceError"]
     own += [
         name
         for name in ("OCTETS_TYPE", "decode", "picture_bytes", "recording_bytes")

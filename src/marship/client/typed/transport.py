@@ -48,7 +48,7 @@ class ServiceError(Exception):
         self.status, self.code, self.message = status, code, message
 
 
-class Connection:
+class TypedConnection:
     """A connection to the server; it is kept, and made again where it was lost. Of one thread.
 
     Args:
