@@ -136,12 +136,15 @@ function tensorForm(model, content) {
 
 function fileForm({ label, accept, preview, more = [], read, paste = false }) {
   let chosen = null;
+  let source = "";
   const shown = element("div", { className: "preview" });
   const name = element("p", { className: "hint", role: "status" });
   const take = (blob, as) => {
     chosen = { blob, name: as };
     name.textContent = `${as}, ${Math.ceil(blob.size / 1000)} kB`;
-    shown.replaceChildren(preview(URL.createObjectURL(blob)));
+    URL.revokeObjectURL(source);
+    source = URL.createObjectURL(blob);
+    shown.replaceChildren(preview(source));
   };
   const input = element("input", {
     type: "file",

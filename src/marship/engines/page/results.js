@@ -4,6 +4,9 @@ import { element, table } from "./dom.js";
 
 const LINES_TYPE = "application/jsonl";
 const MOST_SHOWN = 20_000;
+const MOST_ROWS = 50;
+const MOST_COLUMNS = 20;
+const MOST_CELL = 60;
 
 const percent = (share) => `${(100 * share).toFixed(1)} %`;
 const seconds = (value) => `${value.toFixed(2)} s`;
@@ -38,15 +41,31 @@ function facts(value) {
   return plain.length ? table("Facts", ["Name", "Value"], plain).node : null;
 }
 
+/** A value as a cell of a table; what is nested deeper stands in the JSON. */
+function cell(value) {
+  const text = typeof value === "object" ? JSON.stringify(value) : String(value);
+  return text.length > MOST_CELL ? `${text.slice(0, MOST_CELL)} …` : text;
+}
+
+function tensorTable(name, rows) {
+  const isNamed = !Array.isArray(rows[0]);
+  const names = Object.keys(rows[0] ?? {});
+  const heads = names.slice(0, MOST_COLUMNS);
+  const shown = rows
+    .slice(0, MOST_ROWS)
+    .map((row, place) => [place, ...heads.map((head) => cell(row[head]))]);
+  const cut = rows.length > MOST_ROWS || names.length > MOST_COLUMNS;
+  const size = `${rows.length} rows of ${names.length} ${isNamed ? "classes" : "values"}`;
+  const title = cut ? `${name}: the first of ${size}` : name;
+  return table(title, ["row", ...heads], shown).node;
+}
+
 function tensorParts(value) {
   const named = Array.isArray(value) || typeof value !== "object" ? { output: value } : value;
   return Object.entries(named).map(([name, one]) => {
-    const isTable = Array.isArray(one) && one.every((row) => row !== null && typeof row === "object");
-    if (!isTable) return element("p", {}, `${name}: ${JSON.stringify(one)}`);
-    const rows = one.slice(0, 50).map((row, place) => [place, ...Object.values(row)]);
-    const first = one[0] ?? [];
-    const names = Array.isArray(first) ? first.map((_, place) => place) : Object.keys(first);
-    return table(name, ["row", ...names.map(String)], rows.map((row) => row.map((cell) => (typeof cell === "object" ? JSON.stringify(cell) : cell)))).node;
+    const isTable =
+      Array.isArray(one) && one.length > 0 && one.every((row) => row !== null && typeof row === "object");
+    return isTable ? tensorTable(name, one) : element("p", {}, `${name}: ${cell(one)}`);
   });
 }
 
