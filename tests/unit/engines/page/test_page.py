@@ -20,7 +20,7 @@ from hosted import TOKEN, Hosted, exchange
 from kinds import NAMES, hosting
 from marship.engines import page as pages
 from photos import encode, photo
-from whistles import long_whistle, wav
+from whistles import long_whistle, pack_ear, wav
 
 CHROMIUM = shutil.which("chromium")
 pytestmark = [
@@ -239,6 +239,24 @@ def test_a_recording_from_a_file(page: Page, tmp_path: Path) -> None:
     assert all(re.fullmatch(r"\d+\.\d\d s", time) for row in rows for time in row[:2])
     expect(region.locator(".said")).to_have_text("abc cab")
     assert not found_by_axe(page)
+
+
+def test_segments_come_as_they_are_ready(browser: Browser, tmp_path: Path) -> None:
+    """Rows stand there while the rest is computed; a server without tokens asks for none."""
+    archive = pack_ear(tmp_path, slow_ms=300)
+    (tmp_path / "r.wav").write_bytes(wav(long_whistle("abc", "cab", "bca", "acb", pause_s=2.5)))
+    with Hosted(tmp_path / "home", archive, "--no-tokens") as host:
+        page = browser.new_page()
+        page.goto(f"http://{host.ready().address[0]}:{host.address[1]}")
+        page.get_by_label("Recording", exact=True).set_input_files(tmp_path / "r.wav")
+        page.get_by_role("button", name="Send", exact=True).click()
+        rows = page.get_by_role("table", name="Segments").locator("tbody tr")
+        expect(rows.first).to_be_visible(timeout=20_000)
+        expect(page.get_by_text("Waiting for the model")).to_be_visible(timeout=1)
+        assert rows.count() < 4
+        expect(page.locator(".said")).to_have_text("abc cab bca acb", timeout=20_000)
+        assert rows.count() == 4
+        page.close()
 
 
 def test_a_recording_from_the_microphone(page: Page) -> None:
