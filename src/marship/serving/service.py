@@ -207,8 +207,7 @@ class Service:
         """What requests and responses look like; a handler with its own `decode` declares them."""
         if not self._is_plain():
             return opaque(self.own_advice())
-        sample = self.session.sample
-        return tensors.interface(self.contract, sample, self.session.run(sample) if sample else {})
+        return tensors.interface(self.contract, self.session.sample, self.session.run)
 
     def description(self) -> bytes:
         """What a server's OpenAPI document says of the model, as JSON; never raises."""

@@ -1,6 +1,6 @@
 """The interface of a model whose requests and responses are tensors: all formats of `codec`."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import orjson
@@ -20,20 +20,21 @@ _BINARY = (
 )
 
 
-def interface(contract: Contract, inputs: Arrays, outputs: Arrays) -> Interface:
+def interface(contract: Contract, sample: Arrays, run: Callable[[Arrays], Arrays]) -> Interface:
     """The forms of requests and responses of tensors.
 
     Args:
         contract: The model's.
-        inputs: Of the example; empty without one.
-        outputs: Likewise.
+        sample: A golden row, which is the example unless it is large; empty without one.
+        run: Calls the model.
     """
-    has_example = sum(one.size for one in (*inputs.values(), *outputs.values())) > 0
-    has_example &= max(map(_size, (inputs, outputs))) <= _MOST_EXAMPLE_VALUES
-    made = _Forms(contract, inputs if has_example else {}, outputs if has_example else {})
-    return Interface(
-        TENSORS, tuple(made.requests()), tuple(made.responses()), about=_about(contract)
-    )
+    inputs = sample if 0 < _size(sample) <= _MOST_EXAMPLE_VALUES else {}
+    outputs = run(inputs) if inputs else {}
+    if _size(outputs) > _MOST_EXAMPLE_VALUES:
+        inputs = outputs = {}
+    made = _Forms(contract, inputs, outputs)
+    requests, responses = tuple(made.requests()), tuple(made.responses())
+    return Interface(TENSORS, requests, responses, about=_about(contract))
 
 
 def _size(arrays: Arrays) -> int:

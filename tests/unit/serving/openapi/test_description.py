@@ -152,7 +152,7 @@ def test_several_inputs_and_odd_axes() -> None:
     contract = Contract(
         inputs, outputs, ("m.onnx",), "", 17, batch_axis=None, bounds={"length": (2, 4)}
     )
-    found = tensors.interface(contract, {}, {})
+    found = tensors.interface(contract, {}, dict)
     titles = [form.title for form in found.requests]
     assert titles[:2] == ["inputs by name", "KServe v2"]
     schema = Draft202012Validator(found.requests[0].schema)
