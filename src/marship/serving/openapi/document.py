@@ -92,7 +92,7 @@ class _Document:
 
     def add(self, model: ServedModel) -> None:
         """Add a version: its own paths, and those without a version where it is the default."""
-        facts = model.facts or _UNKNOWN
+        facts = _UNKNOWN if model.facts is None else model.facts
         key = self._key(model)
         self._bodies[key] = {"required": True, "content": _content(facts["requests"])}
         self._responses[key] = {

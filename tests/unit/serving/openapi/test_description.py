@@ -12,7 +12,7 @@ from directly import service
 from marship.contract import Contract, TensorSpec
 from marship.serving.formats.golden import GoldenRequest
 from marship.serving.handler import OnnxHandler
-from marship.serving.hosts.direct.seats import ModelState, Seats
+from marship.serving.hosts.direct.seats import ModelState, Seat, Seats
 from marship.serving.hosts.direct.server_replies import ServerReplies
 from marship.serving.openapi import description, tensors
 from marship.serving.openapi.document import ServedModel, document
@@ -177,3 +177,28 @@ def test_versions_and_workers_of_an_earlier_marship() -> None:
     assert found == [("1", False, False), ("2", True, True)]
     assert {"/predictions/m", "/predictions/m/1", "/predictions/m/2"} <= whole["paths"].keys()
     assert "/v1/models/m:predict" in whole["paths"]
+
+
+@pytest.mark.parametrize("about", [b"{", b"[]", b"{}", b'{"kind": "x", "requests": 1}', b"\xff"])
+def test_what_a_worker_says_wrongly_hides_no_other_model(
+    about: bytes, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The code of an archive makes it: its model is described as any other that says nothing."""
+    seats = Seats()
+    for name, said in (("bad", about), ("good", b"")):
+        seat = Seat(Deaf())  # type: ignore[arg-type]  has all that is used
+        seat.model, seat.version, seat.description = name, "1", said
+        seats.add(seat)
+    replies = ServerReplies(seats, {}, has_tokens=True, is_restart=False)
+    whole = json.loads(replies.reply("document", b"", is_closing=False).body)
+    assert [(m["name"], m["kind"]) for m in whole["x-marship-models"]] == [
+        ("bad", "other"), ("good", "other"),
+    ]  # fmt: skip
+    assert "bad 1 must be described by its worker" in caplog.text
+
+
+class Deaf:
+    """A channel to a worker that is told things."""
+
+    def send(self, packet: object) -> None:
+        """Do nothing."""

@@ -1,6 +1,8 @@
 """What a server answers of itself: health, its name, the OpenAPI document, and its page."""
 
+import logging
 from collections.abc import Mapping
+from dataclasses import replace
 
 import orjson
 
@@ -9,6 +11,8 @@ from marship.serving.hosts.direct import routes
 from marship.serving.hosts.direct.seats import Seats
 from marship.serving.message import Reply
 from marship.serving.openapi.document import ServedModel, document
+
+logger = logging.getLogger(__name__)
 
 
 class ServerReplies:
@@ -62,10 +66,21 @@ class ServerReplies:
         """The OpenAPI document; made anew when a model or its readiness has changed."""
         served = list(self._seats.served())
         if served != self._document[0] or not self._document[1]:
-            models = [
-                ServedModel(name, version, is_default, is_ready, orjson.loads(about or b"null"))
-                for name, version, is_default, is_ready, about in served
-            ]
+            models = [_model(*one) for one in served]
             made = document(models, __version__, has_tokens=self._has_tokens)
             self._document = served, orjson.dumps(made)
         return self._document[1]
+
+
+def _model(name: str, version: str, is_default: bool, is_ready: bool, about: bytes) -> ServedModel:
+    """A version with what its worker says of it; an archive's own code must not hide the others."""
+    bare = ServedModel(name, version, is_default, is_ready, None)
+    if not about:
+        return bare
+    try:
+        found = replace(bare, facts=orjson.loads(about))
+        document([found], __version__)
+    except Exception:
+        logger.exception("%s %s must be described by its worker, got another form.", name, version)
+        return bare
+    return found
