@@ -68,8 +68,8 @@ export function modelView(model, described) {
       const { headers } = request;
       const response = await ask(request.path, { method: "POST", headers, body: request.body });
       const firstMs = performance.now() - began;
-      await responseView(answer, response, model.kind);
-      const facts = latency(response, firstMs, performance.now() - began);
+      const timings = await responseView(answer, response, model.kind);
+      const facts = latency(response, timings, firstMs, performance.now() - began);
       answer.append(facts);
     } catch (error) {
       const text = `The request failed: ${error.message}`;

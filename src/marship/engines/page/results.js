@@ -94,7 +94,7 @@ function historyParts(value) {
   return [table("Recommended, best first", ["Title", "Score"], rows).node];
 }
 
-/** Segments of a recording, each as soon as it comes. */
+/** Segments of a recording, each as soon as it comes; gives the last line's value. */
 async function segmentsView(place, response) {
   const { node, add } = table("Segments", ["From", "To", "Text", "Confidence"], []);
   place.replaceChildren(node);
@@ -115,7 +115,9 @@ async function segmentsView(place, response) {
     lines.filter(Boolean).forEach(show);
     if (done) break;
   }
-  place.append(raw(JSON.stringify(JSON.parse(last || "null"), null, 1)));
+  const value = JSON.parse(last || "null");
+  place.append(raw(JSON.stringify(value, null, 1)));
+  return value;
 }
 
 function refusal(value) {
@@ -132,12 +134,11 @@ function parts(kind, value) {
   }
 }
 
-/** Show a response; its lines are shown as they come. */
+/** Show a response, its lines as they come; gives the steps' times where the last line has them. */
 export async function responseView(place, response, kind) {
   const type = response.headers.get("content-type") ?? "";
   if (response.ok && type.startsWith(LINES_TYPE)) {
-    await segmentsView(place, response);
-    return;
+    return (await segmentsView(place, response))?.timings_ms ?? null;
   }
   const text = await response.text();
   let value = null;
@@ -145,20 +146,24 @@ export async function responseView(place, response, kind) {
     value = JSON.parse(text);
   } catch {
     place.replaceChildren(raw(text));
-    return;
+    return null;
   }
   const shown = response.ok ? parts(kind, value) : [refusal(value)];
   const pretty = JSON.stringify(value, null, 1);
   place.replaceChildren(...shown.filter(Boolean), raw(pretty));
+  return null;
 }
 
-/** What each step took: in the worker by Server-Timing, and in all as the browser saw it. */
-export function latency(response, firstMs, wholeMs) {
+/** What each step took, in milliseconds by name: the header stands before what follows it. */
+function stepsOf(response, timings) {
+  if (timings) return Object.entries(timings);
   const header = response.headers.get("server-timing") ?? "";
-  const steps = [...header.matchAll(/([\w-]+);dur=([\d.]+)/g)].map(([, name, dur]) => [
-    `${name}, in the worker`,
-    ms(Number(dur)),
-  ]);
+  return [...header.matchAll(/([\w-]+);dur=([\d.]+)/g)].map(([, name, dur]) => [name, Number(dur)]);
+}
+
+/** What each step took: in the worker as it says, and in all as the browser saw it. */
+export function latency(response, timings, firstMs, wholeMs) {
+  const steps = stepsOf(response, timings).map(([name, took]) => [`${name}, in the worker`, ms(took)]);
   const first = firstMs < 0.95 * wholeMs ? [["until the response began", ms(firstMs)]] : [];
   const rows = [...steps, ...first, ["whole request, in this browser", ms(wholeMs)]];
   return table("Latency", ["Step", "Time"], rows).node;

@@ -258,6 +258,10 @@ def test_segments_come_as_they_are_ready(browser: Browser, tmp_path: Path) -> No
         assert rows.count() < 4
         expect(page.locator(".said")).to_have_text("abc cab bca acb", timeout=20_000)
         assert rows.count() == 4
+        latency = page.get_by_role("table", name="Latency")
+        steps = {step: float(took.split()[0]) for step, took in columns(latency)}
+        # of all turns, not of those before the first segment
+        assert steps["infer, in the worker"] > 0.5 * steps["whole request, in this browser"]
         page.close()
 
 
