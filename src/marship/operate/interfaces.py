@@ -28,7 +28,7 @@ def of_archive(path: Path) -> dict[str, Any]:
             "Package the model again."
         )
     model = ServedModel(found.name, found.version, is_default=True, is_ready=False, facts=facts)
-    return document([model], VERSION)
+    return only(document([model], VERSION), found.name)
 
 
 def of_server(client: Client, name: str) -> dict[str, Any]:

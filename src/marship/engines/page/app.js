@@ -36,7 +36,8 @@ function showSignIn(message = "") {
 function link(model) {
   return element(
     "a",
-    { href: `#${keyOf(model)}`, className: "model" },
+    // whole, or those who look for skip links would take it for one
+    { href: `${location.origin}/#${keyOf(model)}`, className: "model" },
     element("span", { className: "model-name" }, model.name),
     element("span", { className: "hint" }, `${model.version}, ${model.kind}`),
     element(
