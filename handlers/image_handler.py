@@ -44,8 +44,11 @@ from marship.errors import (
 )
 from marship.serving import pictures
 from marship.serving.handler import OnnxHandler, Reply, Request, hidden
+from marship.serving.message import JSON_TYPE
 from marship.serving.model.batch import Parts
 from marship.serving.model.scores import SCORES, scored
+from marship.serving.openapi import media, schemas
+from marship.serving.openapi.interface import PICTURE, BodyForm, Interface
 from marship.serving.pictures import Picture
 from marship.serving.pictures.processor import Processor
 
@@ -112,6 +115,31 @@ class ImageHandler(OnnxHandler):
         return (
             f"a picture as the body, {pictures.FORMATS}; or a multipart form with up to "
             f"{MOST_PICTURES} of them, a part for each; its field k is the number of labels"
+        )
+
+    def interface(self) -> Interface:
+        """A picture or a form of them; labels with probabilities."""
+        label = {"enum": self._labels}
+        tag = schemas.record(label=label, probability=schemas.share("of this label"))
+        one = schemas.record(
+            **tag["properties"],
+            top=schemas.array(tag, 1),
+            tags=schemas.array(label),
+            **media.PICTURE_FACTS,
+        )
+        named = schemas.record({**one["properties"], **media.FAULT}, name=schemas.TEXT)
+        several = schemas.record(pictures=schemas.array(named, 2, MOST_PICTURES))
+        count = {"type": "integer", "minimum": 1, "description": "How many labels to give."}
+        form = schemas.record(picture=schemas.BINARY)
+        return Interface(
+            PICTURE,
+            (
+                *media.PICTURES,
+                BodyForm("multipart/form-data", form, "pictures, a part each, and perhaps k"),
+            ),
+            (BodyForm(JSON_TYPE, one, "one picture"), BodyForm(JSON_TYPE, several, "several")),
+            parameters=({"name": "k", "in": "query", "schema": count},),
+            about=str(self.advice()),
         )
 
     def reply(self, requests: Sequence[Request]) -> tuple[list[Reply], str]:

@@ -24,6 +24,9 @@ from marship.contract import Array, Arrays
 from marship.errors import InvalidInputError, LoadError, ModelError, UnsupportedMediaError
 from marship.serving import pictures
 from marship.serving.handler import OnnxHandler, Reply, Request
+from marship.serving.message import JSON_TYPE
+from marship.serving.openapi import media, schemas
+from marship.serving.openapi.interface import PICTURE, BodyForm, Interface
 
 SIDE = 224
 RESIZED = 256
@@ -58,6 +61,17 @@ class ModerateHandler(OnnxHandler):
     def advice(self) -> object:
         """A request of the right form."""
         return f"one picture as the body: {pictures.FORMATS}"
+
+    def interface(self) -> Interface:
+        """A picture; a score and a verdict."""
+        verdict = {"enum": ["allow", "review", "block"]}
+        response = schemas.record(
+            score=schemas.share("1 is least fit to be shown"),
+            verdict=verdict,
+            **media.PICTURE_FACTS,
+        )
+        responses = (BodyForm(JSON_TYPE, response),)
+        return Interface(PICTURE, media.PICTURES, responses, about=str(self.advice()))
 
     def decode(self, request: Request) -> tuple[Arrays, dict[str, object]]:
         """The picture as the network was trained to see it.

@@ -19,9 +19,14 @@ from marship.contract import Array, Arrays
 from marship.errors import InvalidInputError, LoadError
 from marship.serving.formats import codec
 from marship.serving.handler import OnnxHandler, Reply, Request
+from marship.serving.message import JSON_TYPE
+from marship.serving.openapi import schemas
+from marship.serving.openapi.interface import HISTORY, BodyForm, Interface
 
 ITEMS_FILE = "items.json"
 DEFAULT_K = 10
+MOST_NAMED = 5000
+"""Catalogues up to this size are listed in the OpenAPI document, with titles."""
 KEYS = ("history", "ratings", "times", "k", "include_seen")
 
 
@@ -41,6 +46,37 @@ class RecommendHandler(OnnxHandler):
     def advice(self) -> object:
         """A request of the right form."""
         return {"history": [50, 172, 1], "k": DEFAULT_K, "include_seen": False}
+
+    def interface(self) -> Interface:
+        """A history of items; the items to recommend."""
+        item: dict[str, Any] = {"type": "integer", "minimum": 1}
+        if len(self._titles) <= MOST_NAMED:
+            item = {
+                "type": "integer",
+                "enum": list(self._titles),
+                "x-enum-descriptions": list(self._titles.values()),
+            }
+        float32 = float(np.finfo(np.float32).max)
+        numbers = schemas.array({"type": "number", "minimum": -float32, "maximum": float32})
+        request = {
+            **schemas.record(
+                {
+                    "ratings": {**numbers, "description": "As many as history has."},
+                    "times": {**numbers, "description": "As many as history has, in seconds."},
+                    "k": {"type": "integer", "minimum": 1, "default": DEFAULT_K},
+                    "include_seen": {"type": "boolean", "default": False},
+                },
+                history={**schemas.array(item, 1), "description": "Items, oldest first."},
+            ),
+            "additionalProperties": False,
+        }
+        row = schemas.record(item={"type": "integer"}, title=schemas.TEXT, score=schemas.NUMBER)
+        example = {"history": list(self._titles)[:3], "k": DEFAULT_K}
+        return Interface(
+            HISTORY,
+            (BodyForm(JSON_TYPE, request, "one user's history", {"history": example}),),
+            (BodyForm(JSON_TYPE, schemas.record(items=schemas.array(row)), "best first"),),
+        )
 
     def decode(self, request: Request) -> tuple[Arrays, tuple[Array, int]]:
         """One user's history as tensors of one row; which items to leave out, and k.

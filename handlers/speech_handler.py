@@ -39,6 +39,9 @@ from marship.errors import (
 )
 from marship.serving import speech
 from marship.serving.handler import Clock, Reply, Request, hidden
+from marship.serving.message import JSON_TYPE
+from marship.serving.openapi import media, schemas
+from marship.serving.openapi.interface import RECORDING, BodyForm, Interface
 from marship.serving.speech import AudioFormat, Deadline, Queue, Recording, TranscriptionRequest
 from marship.serving.streaming import StreamHandler
 
@@ -72,6 +75,41 @@ class SpeechHandler(StreamHandler):
             "a recording as the body, WAV, FLAC, OGG, Opus or MP3; or a multipart form with up to "
             f"{MOST_RECORDINGS} of them, a part for each; with Accept: {LINES_TYPE} the segments "
             "come as they are ready"
+        )
+
+    def interface(self) -> Interface:
+        """A recording or a form of them; a transcript, or its segments one by one."""
+        second = {"type": "number", "minimum": 0, "description": "in seconds"}
+        segment = schemas.record(
+            {"name": schemas.TEXT},
+            start=second, end=second, text=schemas.TEXT, confidence=schemas.share("of its words"),
+        )  # fmt: skip
+        timings = {"type": "object", "additionalProperties": schemas.NUMBER}
+        sure = {"anyOf": [schemas.share("of its words"), {"type": "null"}]}
+        found = {
+            "text": schemas.TEXT,
+            "confidence": sure,
+            "seconds": second,
+            "format": schemas.TEXT,
+            "segments": schemas.array(segment),
+        }
+        one = schemas.record(**found, timings_ms=timings)
+        named = schemas.record({**found, **media.FAULT}, name=schemas.TEXT)
+        several = schemas.record(recordings=schemas.array(named, 2), timings_ms=timings)
+        line = {"anyOf": [segment, one, several, schemas.record(**media.FAULT)]}
+        form = {"type": "object", "minProperties": 1}
+        return Interface(
+            RECORDING,
+            (
+                *media.RECORDINGS,
+                BodyForm("multipart/form-data", form, "several recordings, a part each"),
+            ),
+            (
+                BodyForm(JSON_TYPE, one, "one recording"),
+                BodyForm(JSON_TYPE, several, "several"),
+                BodyForm(LINES_TYPE, line, "a line for each segment, with Accept"),
+            ),
+            about=str(self.advice()),
         )
 
     def answers(self, requests: Sequence[Request], clock: Clock) -> Iterator[dict[int, Reply]]:

@@ -30,7 +30,10 @@ from marship.errors import (
 from marship.serving.formats import codec, forms, instances
 from marship.serving.formats.media import TEXT_TYPE
 from marship.serving.handler import OnnxHandler, Reply, Request
+from marship.serving.message import JSON_TYPE
 from marship.serving.model.batch import Parts
+from marship.serving.openapi import schemas
+from marship.serving.openapi.interface import TEXT, BodyForm, Interface
 from marship.serving.texts import (
     TEXT_FILE,
     TOKENIZER_FILE,
@@ -65,6 +68,35 @@ class TextHandler(OnnxHandler):
     def advice(self) -> object:
         """A request of the right form."""
         return {"text": "a text, or a list of texts"}
+
+    def interface(self) -> Interface:
+        """Texts as they are or in JSON; what pipelines of transformers give."""
+        answer = self._model.answer_schema
+        pair = {"text_pair": schemas.TEXT} if self._classifies else {}
+        whole = {"additionalProperties": False}
+        text = {"anyOf": [schemas.TEXT, {**schemas.record(pair, text=schemas.TEXT), **whole}]}
+        texts = schemas.array(text, 1, MOST_TEXTS)
+        strings = schemas.array(schemas.TEXT, 1, MOST_TEXTS)
+        top_k = {"top_k": {"type": "integer", "minimum": 1}} if self._classifies else {}
+        one = {**schemas.record({**pair, **top_k}, text=schemas.TEXT), **whole}
+        pairs = {"text_pair": strings} if self._classifies else {}
+        many = {**schemas.record({**pairs, **top_k}, text=strings), **whole}
+        instances = {**schemas.record({"signature_name": {}}, instances=texts), **whole}
+        forms = [one, many, schemas.TEXT, texts, instances]
+        titles = ["one text", "several texts", "a string", "a list", "KServe v1"]
+        answers = schemas.array(answer, 1, MOST_TEXTS)
+        return Interface(
+            TEXT,
+            (
+                *(BodyForm(JSON_TYPE, *each) for each in zip(forms, titles, strict=True)),
+                BodyForm(TEXT_TYPE, schemas.TEXT, "one text as it is"),
+            ),
+            (
+                BodyForm(JSON_TYPE, answer, "of one text"),
+                BodyForm(JSON_TYPE, answers, "of a list"),
+                BodyForm(JSON_TYPE, schemas.record(predictions=answers), "KServe v1"),
+            ),
+        )
 
     def decode(
         self, request: Request

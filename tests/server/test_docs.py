@@ -119,6 +119,10 @@ BEFORE = {
             -out fullchain.pem -keyout privkey.pem 2>openssl.log
         chmod 600 privkey.pem""",
     "json.md": "marship serve --detach --free-ports",
+    "openapi.md": """
+        marship package runs/recommend
+        marship serve --detach --free-ports
+        marship register recommend --workers 1""",
     "rollout.md": """
         marship package runs/image --name tagger
         marship package runs/recommend --versioned

@@ -41,7 +41,7 @@ ROOMS: dict[str, set[str]] = {
     "private": {"client", "fit", "packaging", "proof", "trust", "serving.private"}
     | {"serving.formats", "serving.model.dumps"},
     "deploying": {"trust"},
-    "operate": {"serving.formats", "serving.model.keysource"}
+    "operate": {"serving.formats", "serving.model.keysource", "serving.openapi"}
     | {"client", "engines", "exchange", "packaging", "predict", "trust"},
 }
 TOP = {"cli", "__main__", "__init__"}
@@ -150,7 +150,7 @@ def test_a_room_imports_only_what_its_place_allows() -> None:
 SERVING = (
     ("message", "sheet", "metrics"),
     ("formats",),
-    ("model", "pictures", "sounds", "speech", "texts"),
+    ("model", "pictures", "sounds", "speech", "texts", "openapi"),
     ("placement",),
     ("service", "earlier"),
     ("hosts.direct",),

@@ -93,6 +93,14 @@ def install(wheel: Path, python: Path, *options: str, **variables: str) -> None:
     subprocess.run([*PIP, *words], check=True, env={**os.environ, **variables})
 
 
+def test_the_page_comes_with_the_wheel(wheel: Path) -> None:
+    """All files that a browser gets."""
+    folder = REPOSITORY / "src" / "marship" / "engines" / "page"
+    wanted = {path.name for path in folder.iterdir() if path.suffix not in ("", ".pyc")}
+    found = {Path(name).name for name in zipfile.ZipFile(wheel).namelist() if "/page/" in name}
+    assert wanted <= found
+
+
 @pytest.mark.parametrize("way", ["in_venv", "for_user", "in_folder"])
 def test_each_way_to_install_gives_a_marship_that_packages(
     way: str, linear_onnx: Path, tmp_path: Path, request: pytest.FixtureRequest

@@ -1,7 +1,18 @@
 """The commands. What each needs is imported inside it, so that --help is instant."""
 
 from marship import console
-from marship.cli import archives, autoscale, deploying, host, keys, models, party, proxy, server
+from marship.cli import (
+    archives,
+    autoscale,
+    deploying,
+    host,
+    interfaces,
+    keys,
+    models,
+    party,
+    proxy,
+    server,
+)
 from marship.cli.app import app
 
 __all__ = [
@@ -10,6 +21,7 @@ __all__ = [
     "autoscale",
     "deploying",
     "host",
+    "interfaces",
     "keys",
     "main",
     "models",

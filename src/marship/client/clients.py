@@ -233,6 +233,7 @@ class Client(Connected):
     unregister = _blocking(_of(Engine.unregister))
     withdraw = _blocking(_of(Engine.withdraw))
     predict = _blocking(_predict)
+    openapi = _blocking(_of(Engine.openapi))
     ping = _blocking(_of(Engine.ping))
     metrics = _blocking(_of(Engine.metrics))
 
@@ -327,6 +328,7 @@ class AsyncClient(Connected):
     unregister = _awaiting(_of(Engine.unregister))
     withdraw = _awaiting(_of(Engine.withdraw))
     predict = _awaiting(_predict)
+    openapi = _awaiting(_of(Engine.openapi))
     ping = _awaiting(_of(Engine.ping))
     metrics = _awaiting(_of(Engine.metrics))
 

@@ -379,5 +379,12 @@ class Engine(Destination, Protocol):
     def ping(self) -> Flow[str]:
         """The server's health as it reports it: "Healthy" even while models are loading."""
 
+    def openapi(self) -> "Flow[dict[str, Any]]":
+        """The OpenAPI document of all models at the direct address.
+
+        Raises:
+            ServerError: The server has no direct address.
+        """
+
     def metrics(self) -> Flow[str]:
         """All metrics in Prometheus' text format."""

@@ -112,9 +112,27 @@ def check(
     if body is not None and not body.is_file():
         raise UsageError(f"{body} must be a file with a request's body, got none there.")
     found = archive.read(path)
+    more: dict[str, Any] = {}
+    if body is not None:
+        more = {"body": str(body.absolute()), "content_type": content_type or media_type(body)}
+    return _result(found, measured(found, more))
+
+
+def measured(found: archive.Archive, more: dict[str, Any]) -> dict[str, Any]:
+    """What a process reports that loads an archive, in which the archive's own code runs.
+
+    Args:
+        found: The archive.
+        more: What else it has to do: see `loading_process.main`.
+
+    Raises:
+        LoadError: A worker could not serve the model; the message says why.
+        SealError: The model is sealed and cannot be decrypted.
+        MarshipError: The error that the process reports.
+    """
     seen = dict(os.environ)
     if found.sealed:
-        seen[keysource.SOURCE_VARIABLE] = _seal_key(path)
+        seen[keysource.SOURCE_VARIABLE] = _seal_key(found.path)
     task: dict[str, Any] = {
         "handler": found.handler.partition(":")[0],
         "name": found.name,
@@ -122,29 +140,26 @@ def check(
         "config": found.config,
         "limit_bytes": extent.SHIPPED_BYTES,
     }
-    if body is not None:
-        task |= {"body": str(body.absolute()), "content_type": content_type or media_type(body)}
     with tempfile.TemporaryDirectory(prefix="marship-check-") as folder:
         _unpack(found, Path(folder))
         limit_s = _limit_s(found.config.get("startupTimeout"))
-        measured = loading.run(Path(folder), task, seen, limit_s)
-    return _result(found, measured)
+        reported = loading.run(Path(folder), task | more, seen, limit_s)
+    if isinstance(reported.get("code"), str) and isinstance(reported.get("message"), str):
+        raise _error(reported["code"], reported["message"])
+    return reported
 
 
-def _result(found: archive.Archive, measured: dict[str, Any]) -> Checked:
-    """What the process reports, in which the archive's own code ran.
+def _result(found: archive.Archive, reported: dict[str, Any]) -> Checked:
+    """The report as a value.
 
     Raises:
-        MarshipError: The error that it reports.
-        LoadError: The report has another form.
+        LoadError: It has another form.
     """
-    if isinstance(measured.get("code"), str) and isinstance(measured.get("message"), str):
-        raise _error(measured["code"], measured["message"])
-    sample = measured.pop("response", None)
+    sample = reported.pop("response", None)
     try:
         response = None if sample is None else arguments.from_json(Response, sample)
         own = {"name": found.name, "version": found.version, "handler": found.handler}
-        return arguments.from_json(Checked, {**measured, **own, "response": response})
+        return arguments.from_json(Checked, {**reported, **own, "response": response})
     except UsageError as error:
         raise LoadError(
             f"{found.name} must load, got a report that its own code wrote: {error}"

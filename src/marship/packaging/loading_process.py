@@ -31,7 +31,8 @@ def main(folder: Path, task: dict[str, Any]) -> Iterator[dict[str, Any]]:
         folder: The extracted archive.
         task: `handler`, `name`, `version`, `config`, `limit_bytes`; perhaps `body` and
             `content_type`, to time the response to a file; perhaps `record`, a list of files with
-            `path` and `content_type`, to get all of what is responded.
+            `path` and `content_type`, to get all of what is responded; perhaps `describes`, to
+            get what a server's OpenAPI document says of the model.
     """
     from marship.errors import MarshipError
 
@@ -62,6 +63,8 @@ def main(folder: Path, task: dict[str, Any]) -> Iterator[dict[str, Any]]:
     response: dict[str, Any] = {"response": _response(handler, task)} if "body" in task else {}
     if "record" in task:
         response["recorded"] = [_recorded(handler, **file) for file in task["record"]]
+    if task.get("describes") and hasattr(handler, "description"):
+        response["description"] = json.loads(handler.description())
     yield response | {"peak_bytes": _memory_bytes("VmHWM")}
 
 

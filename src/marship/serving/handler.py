@@ -1,7 +1,8 @@
 """OnnxHandler: the base class of all handlers.
 
-A custom handler overrides `prepare`, `decode`, `encode` and `advice`, each for a single request;
-the service does batching, errors, headers and timings.
+A custom handler overrides `prepare`, `decode`, `encode` and `advice`, each for a single request,
+and `interface`, which says what requests and responses look like; the service does batching,
+errors, headers and timings.
 """
 
 from collections.abc import Mapping, Sequence

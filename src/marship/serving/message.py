@@ -103,6 +103,14 @@ def outcomes(replies: Sequence[Reply]) -> list[str]:
     return []
 
 
+def checked(reply: Reply) -> Reply:
+    """Find a handler's mistake here, where it is one request's: a host would fail on the batch."""
+    body = reply.body if isinstance(reply, Reply) else None
+    if not isinstance(body, bytes | bytearray | memoryview):
+        raise TypeError(f"encode must return a Reply whose body is bytes, got {reply!r:.200}")
+    return reply
+
+
 def no_explanation() -> UnsupportedError:
     """The refusal of a request for an explanation."""
     return UnsupportedError(

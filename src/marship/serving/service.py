@@ -4,7 +4,6 @@ A host (`hosts`) loads it once in a worker and passes it each batch of requests.
 overrides `prepare`, `decode`, `encode` and `advice`, each for a single request.
 """
 
-import inspect
 import logging
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -16,9 +15,18 @@ from typing import Any, ClassVar
 import orjson
 
 from marship.contract import GOLDEN_REQUESTS_FILE, Arrays, Contract
-from marship.errors import LoadError, MarshipError, ModelError, RequestError, TooLargeError, bare
+from marship.errors import MarshipError, ModelError, RequestError, TooLargeError, bare
+from marship.serving import earlier
 from marship.serving.formats import codec, extent, forms, golden, kserve, rows
-from marship.serving.message import JSON_TYPE, Reply, Request, failures, hidden, no_explanation
+from marship.serving.message import (
+    JSON_TYPE,
+    Reply,
+    Request,
+    checked,
+    failures,
+    hidden,
+    no_explanation,
+)
 from marship.serving.metrics import Clock, Metrics
 from marship.serving.model import custom_ops, pace, sealed, watch
 from marship.serving.model.batch import Batcher, Parts
@@ -26,6 +34,8 @@ from marship.serving.model.fair import FairLock
 from marship.serving.model.graphs import Graphs, contract_in
 from marship.serving.model.session import Session, SessionSettings
 from marship.serving.model.share import Share
+from marship.serving.openapi import description, tensors
+from marship.serving.openapi.interface import Interface, opaque
 from marship.serving.placement import Placement
 
 logger = logging.getLogger(__name__)
@@ -72,7 +82,7 @@ class Service:
             LoadError: The model cannot be served; the message says why.
             SealError: The model is sealed and cannot be decrypted.
         """
-        _check_methods(type(self))
+        earlier.check_methods(type(self))
         name, folder, siblings = placement.name, placement.folder, placement.siblings
         self.folder, self.config, self.timeout_s = folder, placement.config, placement.timeout_s
         self._name, self._version = name, placement.version
@@ -194,6 +204,16 @@ class Service:
     def own_advice(self) -> object:
         """`advice` of a handler whose requests are none of tensors; None without its own."""
         return None if type(self).advice is Service.advice else self.advice()
+
+    def interface(self) -> Interface:
+        """What requests and responses look like; a handler with its own `decode` declares them."""
+        if not self._is_plain():
+            return opaque(self.own_advice())
+        return tensors.interface(self.contract, self.session.sample, self.session.run)
+
+    def description(self) -> bytes:
+        """What a server's OpenAPI document says of the model, as JSON; never raises."""
+        return description.encoded(self, self._golden_requests, self._max_response_bytes)
 
     def replies(self, requests: Sequence[Request]) -> Iterator[tuple[dict[int, Reply], str]]:
         """Yield replies as they are ready, by request index, with the Server-Timing so far.
@@ -343,7 +363,7 @@ class Service:
         if isinstance(result, MarshipError):
             return self._failed(result)
         try:
-            return _checked(self.encode(result, state))
+            return checked(self.encode(result, state))
         except MarshipError as error:
             return self._failed(error)
         except Exception:  # an error in encoding one response must not affect others
@@ -370,22 +390,3 @@ class Service:
         except TooLargeError as error:
             return self._error(error, self._expects())
         return reply
-
-
-def _check_methods(kind: type[Service]) -> None:
-    """Refuse a handler whose own way to send responses would never be called."""
-    result = getattr(kind, "answer", None)
-    if callable(result) and "send" in inspect.signature(result).parameters:
-        raise LoadError(
-            f"{kind.__name__} must override decode and encode, or answers of StreamHandler, got "
-            "answer(requests, send) of an earlier version, which nothing calls any more. Yield "
-            "from answers what it sent."
-        )
-
-
-def _checked(reply: Reply) -> Reply:
-    """Find a handler's mistake here, where it is one request's: a host would fail on the batch."""
-    body = reply.body if isinstance(reply, Reply) else None
-    if not isinstance(body, bytes | bytearray | memoryview):
-        raise TypeError(f"encode must return a Reply whose body is bytes, got {reply!r:.200}")
-    return reply

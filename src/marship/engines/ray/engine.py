@@ -35,6 +35,7 @@ class RayServe(ClusterAccess):
     unregister = registered.unregister
     withdraw = registered.withdraw
     predict = registered.predict
+    openapi = registered.openapi
     ping = registered.ping
     metrics = registered.metrics
 

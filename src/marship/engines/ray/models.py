@@ -305,6 +305,12 @@ def predict(  # noqa: PLR0913  keyword-only
     return (yield from access.ask(call))
 
 
+def openapi(access: ClusterAccess) -> Flow[dict[str, Any]]:
+    """The OpenAPI document of the front, which knows of models no more than their names."""
+    response = yield from access.ask(Call("inference", "GET", "/openapi.json"))
+    return dict(response.json())
+
+
 def ping(access: ClusterAccess) -> Flow[str]:
     """The front's health as it reports it."""
     response = yield from access.ask(Call("inference", "GET", "/ping"))

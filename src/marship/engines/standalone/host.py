@@ -15,7 +15,7 @@ from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 
 from marship import errors
-from marship.engines import listeners, processes
+from marship.engines import listeners, page, processes
 from marship.engines.figures import requests
 from marship.engines.figures.deaths import Deaths
 from marship.engines.figures.server import FiguresPage
@@ -166,6 +166,7 @@ class Host:
             workers=listeners.workers(self._temporary / WORKERS_SOCKET),
             key_file=self._home.key_file if self._tokens else None,
             limits=replace(Limits(), connections=most),
+            pages=page.files(),
             on_start=start,
         )
         if self._failure is not None:
@@ -185,8 +186,7 @@ class Host:
             task = asdict(self._task(model, counted.wanted))
             for worker in workers:
                 worker.begin(loop, task)
-        page = self._listeners["metrics_address"]
-        FiguresPage(loop, page, self._figures)
+        FiguresPage(loop, self._listeners["metrics_address"], self._figures)
         accepting.seats.on_death = Deaths(loop, self._sheets, accepting.seats.staff).note
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._finish)

@@ -152,12 +152,12 @@ def main(settings: Mapping[str, object]) -> None:
     try:
         channel = listeners.workers(temporary / WORKERS_SOCKET)
         address = str(settings["prometheus"])
-        page = _listening(address)
+        figures = _listening(address)
         address = str(settings["address"])
         clients = _listeners(address, temporary)
     except OSError as error:
         sys.exit(f"{error.strerror}: {address}")
-    children = {"acceptor": partial(_serve, settings, clients, channel, page)}
+    children = {"acceptor": partial(_serve, settings, clients, channel, figures)}
     if settings["grpc"]:
         children["gateway"] = partial(_serve_grpc, settings)
     supervisor.keep(children)
@@ -182,8 +182,9 @@ def _serve(
     settings: Mapping[str, object],
     clients: list[socket.socket],
     channel: socket.socket,
-    page: socket.socket,
+    figures: socket.socket,
 ) -> None:
+    from marship.engines import page
     from marship.engines.figures.deaths import Deaths
     from marship.engines.torchserve import scraping
     from marship.serving.hosts.direct import acceptor
@@ -197,7 +198,7 @@ def _serve(
     temporary = Path(str(settings["temporary"]))
 
     def follow(accepting: acceptor.Acceptor, loop: asyncio.AbstractEventLoop) -> None:
-        scraping.serve(loop, page, accepting, home, temporary / SHEETS_FOLDER)
+        scraping.serve(loop, figures, accepting, home, temporary / SHEETS_FOLDER)
         accepting.seats.on_death = Deaths(
             loop, temporary / SHEETS_FOLDER, accepting.seats.staff
         ).note
@@ -212,6 +213,7 @@ def _serve(
         headers=cast("dict[str, str]", settings["headers"]),
         is_restart=_follows_another(temporary),
         roster=temporary / _ROSTER,
+        pages=page.files(),
         on_start=follow,
     )
 

@@ -38,6 +38,7 @@ class TorchServe(Access):
     unregister = versions.unregister
     withdraw = versions.withdraw
     predict = registered.predict
+    openapi = registered.openapi
     ping = registered.ping
     metrics = registered.metrics
 

@@ -2,6 +2,7 @@
 
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 from marship.engines import locks
 from marship.engines.engine import Model, ModelStatus, Registration, Wait
@@ -182,6 +183,22 @@ def predict(  # noqa: PLR0913  keyword-only
         return (yield from access.authorized(call))
     except NotFoundError as error:
         raise unknown(name, version) from error
+
+
+def openapi(access: Access) -> Flow[dict[str, Any]]:
+    """The OpenAPI document of all models at the direct address.
+
+    Raises:
+        ServerError: The server has no direct address: TorchServe describes itself alone.
+    """
+    try:
+        response = yield from access.authorized(Call("inference", "GET", "/openapi.json"))
+    except NotFoundError as error:
+        raise ServerError(
+            "the server must have a direct address to be described, got none. Start it without "
+            "--no-direct, or describe an archive: marship openapi model.mar"
+        ) from error
+    return dict(response.json())
 
 
 def ping(access: Access) -> Flow[str]:

@@ -27,9 +27,12 @@ from marship.errors import (
 )
 from marship.serving.formats import forms
 from marship.serving.handler import Clock, OnnxHandler, Reply, Request, hidden
+from marship.serving.message import JSON_TYPE
 from marship.serving.model import sealed
 from marship.serving.model.graphs import Graphs
 from marship.serving.model.session import Session, SessionSettings
+from marship.serving.openapi import schemas
+from marship.serving.openapi.interface import ENCRYPTED, BodyForm, Interface
 from marship.serving.private import keys
 from marship.serving.private.evaluate import EvaluationKeys
 from marship.serving.private.keystore import NEW_SHARE, KeyStore
@@ -96,6 +99,22 @@ class EncryptedHandler(OnnxHandler):
     def advice(self) -> object:
         """How to ask."""
         return f"an encrypted question, {HE_TYPE}, as marship.private.HeClient sends it"
+
+    def interface(self) -> Interface:
+        """Messages of a client of marship."""
+        kept = schemas.record(kept={"type": "integer"})
+        have = schemas.record(have=schemas.array({"type": "integer"}))
+        return Interface(
+            ENCRYPTED,
+            (BodyForm(HE_TYPE, schemas.BINARY, "a piece of keys, or a question"),),
+            (
+                BodyForm(HE_TYPE, schemas.BINARY, "an encrypted answer"),
+                BodyForm(JSON_TYPE, kept, "a piece of keys is kept"),
+                BodyForm(JSON_TYPE, have, "pieces of keys that are here"),
+            ),
+            codes={"409": ["keys_missing"], "507": ["key_store_full"]},
+            about=str(self.advice()),
+        )
 
     def _reply_each(self, requests: Sequence[Request], clock: Clock) -> list[Reply]:
         replies = [self._replied(request) for request in requests]

@@ -96,6 +96,7 @@ class TextModel:
         try:
             self._output = str(about["output"])
             self._answerer = answers.answerer(about)
+            self.answer_schema = answers.schema(about)
             self._unknown = about["unknown"]
             side = about["truncation"]
             self._prompt = str(about.get("prompt", ""))

@@ -20,6 +20,8 @@ import numpy as np
 from marship.contract import Array
 from marship.errors import ModelError
 from marship.serving.model.scores import SCORES, scored
+from marship.serving.openapi import schemas
+from marship.serving.openapi.interface import Schema
 
 if TYPE_CHECKING:
     from marship.serving.texts import TokenizedText
@@ -59,6 +61,22 @@ def answerer(about: Mapping[str, Any]) -> Answerer:
     if task == TAG:
         return lambda logits, tokens, _: tagged(scored(finite(logits), kind), tokens, labels)
     return lambda logits, _, top_k: classified(scored(finite(logits), kind), labels, top_k)
+
+
+def schema(about: Mapping[str, Any]) -> Schema:
+    """The JSON Schema of what is said of one text."""
+    if about["task"] == EXTRACT:
+        numbers = schemas.array(schemas.NUMBER)
+        return numbers if about["pooling"] else schemas.array(schemas.array(numbers), 1, 1)
+    label = {"enum": [str(label) for label in about["labels"]]}
+    if about["task"] == CLASSIFY:
+        best = schemas.record(label=label, score=schemas.NUMBER)
+        return {"anyOf": [best, schemas.array(best)]}
+    place = {"type": "integer", "minimum": 0}
+    token = schemas.record(
+        entity=label, score=schemas.NUMBER, index=place, word=schemas.TEXT, start=place, end=place
+    )
+    return schemas.array(token)
 
 
 def finite(values: Array) -> Array:

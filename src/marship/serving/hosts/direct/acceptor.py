@@ -20,7 +20,6 @@ from urllib.parse import quote
 
 import orjson
 
-from marship import __version__
 from marship.errors import MarshipError, NotFoundError, ScaledToZeroError
 from marship.serving.hosts.direct import routes
 from marship.serving.hosts.direct.arrivals import Arrivals
@@ -40,6 +39,7 @@ from marship.serving.hosts.direct.relay import check as check_relayed
 from marship.serving.hosts.direct.request_line import target_of, without_empty_lines
 from marship.serving.hosts.direct.roster import Roster
 from marship.serving.hosts.direct.seats import ModelState, Seat, Seats
+from marship.serving.hosts.direct.server_replies import ServerReplies
 from marship.serving.hosts.direct.site import (
     LAST_REQUEST_S,
     Site,
@@ -55,6 +55,7 @@ from marship.serving.hosts.direct.workers import MOST_RETURNS, Workers, refuse, 
 from marship.serving.message import Reply
 
 _NO_HEADERS: Mapping[str, str] = MappingProxyType({})
+_NO_PAGES: Mapping[bytes, Reply] = MappingProxyType({})
 _UNAVAILABLE = int(HTTPStatus.SERVICE_UNAVAILABLE)
 _SWEEP_S = 0.5
 _MOST_TARGETS = 2048
@@ -73,6 +74,7 @@ class Acceptor(Site):
         headers: Of every response.
         is_restart: Whether another acceptor served here before; the server is alive, then.
         roster: A file for the workers that are here; the next acceptor reads it.
+        pages: Files that a browser gets without a token, by their paths.
     """
 
     def __init__(  # noqa: PLR0913  keyword-only
@@ -85,14 +87,19 @@ class Acceptor(Site):
         headers: Mapping[str, str] = _NO_HEADERS,
         is_restart: bool = False,
         roster: Path | None = None,
+        pages: Mapping[bytes, Reply] = _NO_PAGES,
     ) -> None:
-        self._engine, self._is_restart = engine, is_restart
+        self._engine = engine
         self._relays: dict[Relay, routes.Route] = {}
         self._abandoned: set[Relay] = set()  # of models that had no workers when last looked
         self._starting: set[asyncio.Task[None]] = set()
         self._loop, self.limits, self._tokens = loop, limits, Tokens(key_file)
         self.heads, self.headers = Heads(), lines_of(headers)
         self.seats = Seats()
+        has_tokens = key_file is not None
+        self._replies = ServerReplies(
+            self.seats, pages, has_tokens=has_tokens, is_restart=is_restart
+        )
         self._own: set[Connection] = set()
         self._stops: list[Callable[[], None]] = []
         self._arrivals = Arrivals(loop, limits, self._place)
@@ -276,7 +283,7 @@ class Acceptor(Site):
         try:
             return self._routes[target]
         except KeyError:
-            route = routes.find(target)
+            route = routes.find(target) or self._replies.route(target)
             if len(self._routes) < _MOST_TARGETS:
                 self._routes[target] = route
             return route
@@ -291,7 +298,7 @@ class Acceptor(Site):
         self._tokens.check(exchange.head.raw.get(b"authorization"))
         if route is None:
             raise NotFoundError(
-                "a path must be /predictions/MODEL or one of /v1 or /v2, got "
+                "a path must be /predictions/MODEL, /openapi.json or one of /v1 or /v2, got "
                 f"{_shown(exchange.head.path)}."
             )
         check_method(exchange, route)
@@ -323,26 +330,13 @@ class Acceptor(Site):
             exchange.reply(options(route))
         elif route.kind == routes.PREDICT:
             self._relay(exchange, route)
-        elif route.kind == routes.SERVER:
-            exchange.reply(routes.server(__version__))
-        elif route.kind == routes.LIVE:
-            exchange.reply(Reply(orjson.dumps({"live": True})))
         elif route.kind == routes.READY:  # no worker here has answered
             is_ready = self._is_relayed(route) and self.seats.is_staffed(route.model, route.version)
             facts = {"name": route.model, "ready": is_ready}
             exchange.reply(Reply(orjson.dumps(facts), status=200 if is_ready else 503))
         else:
-            exchange.reply(self._health(route.kind))
-
-    def _health(self, kind: str) -> Reply:
-        """Whether all models have the workers that are wanted, or by a ping whether it serves."""
-        if kind == routes.SERVER_READY:
-            is_right = self.seats.is_complete and not self.heads.is_closing
-            facts: dict[str, object] = {"ready": is_right}
-        else:
-            is_right = self.seats.knows_models or self._is_restart
-            facts = {"status": "Healthy" if is_right else "Unhealthy"}
-        return Reply(orjson.dumps(facts), status=200 if is_right else 503)
+            path, is_closing = exchange.head.path, self.heads.is_closing
+            exchange.reply(self._replies.reply(route.kind, path, is_closing=is_closing))
 
 
 def _shown(path: bytes) -> str:
@@ -359,6 +353,7 @@ def run(  # noqa: PLR0913  keyword-only
     headers: Mapping[str, str] = _NO_HEADERS,
     is_restart: bool = False,
     roster: Path | None = None,
+    pages: Mapping[bytes, Reply] = _NO_PAGES,
     on_start: Callable[["Acceptor", asyncio.AbstractEventLoop], None],
 ) -> None:
     """Accept until the loop is stopped.
@@ -372,6 +367,7 @@ def run(  # noqa: PLR0913  keyword-only
         headers: Of every response.
         is_restart: Whether another acceptor served here before.
         roster: A file for the workers that are here.
+        pages: Files that a browser gets without a token.
         on_start: Called once before the loop runs, to follow the engine.
     """
     import uvloop
@@ -386,6 +382,7 @@ def run(  # noqa: PLR0913  keyword-only
         headers=headers,
         is_restart=is_restart,
         roster=roster,
+        pages=pages,
     )
     acceptor.serve_workers(workers)
     for listener in clients:

@@ -7,6 +7,7 @@
     GET  /v2/models/{model}[/versions/{version}]/ready    whether it serves requests
     GET  /v1/models/{model}[/versions/{version}]          the same by KServe v1
     GET  /v2, /v2/health/live, /v2/health/ready, /ping    the server itself
+    GET  /openapi.json, / and what the page is made of    the same, for programs and people
     POST /explanations/{model}[/{version}], /v1/...:explain, /v2/.../explain    501
 
 Source: Open Inference Protocol, "Required" REST API and the model metadata extension; KServe's
@@ -23,9 +24,11 @@ from marship.contract import Contract, TensorSpec
 from marship.serving.formats import kserve
 from marship.serving.message import Reply
 
-PREDICT, EXPLAIN, METADATA, READY, SERVER, LIVE, SERVER_READY, PING = (
+PREDICT, EXPLAIN, METADATA, READY, SERVER, LIVE, SERVER_READY, PING, DOCUMENT, PAGE = (
     "predict", "explain", "metadata", "ready", "server", "live", "server ready", "ping",
+    "document", "page",
 )  # fmt: skip
+DOCUMENT_PATH = b"/openapi.json"
 _VERBS = {"predictions": PREDICT, "explanations": EXPLAIN}
 _V1_KINDS = {"predict": PREDICT, "explain": EXPLAIN, READY: READY}
 _READ = ("GET", "HEAD")
@@ -36,8 +39,8 @@ _SERVER = {
     b"/v2/health/live": LIVE,
     b"/v2/health/ready": SERVER_READY,
 }
-OPEN = (READY, LIVE, SERVER_READY, PING)
-"""Answered without a token: probes have none."""
+OPEN = frozenset((READY, LIVE, SERVER_READY, PING, PAGE))
+"""Answered without a token: probes have none, nor has a browser before its user signs in."""
 _MODEL_PARTS, _VERSION_PARTS = 1, 3
 
 

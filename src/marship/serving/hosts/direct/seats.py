@@ -75,6 +75,7 @@ class Seat:
         self.handed = self.adopted = 0  # connections: sent to it, and those it says it has got
         self.closing = 0  # connections that it was ordered to close, and may still have
         self.state_sent: tuple[bool, tuple[str, ...]] | None = None
+        self.description = b""  # of its model, for the OpenAPI document
 
     @property
     def held(self) -> int:
@@ -271,6 +272,15 @@ class Seats:
         state = self._models[model]
         version = version or state.default
         return not (state.wanted.get(version) or state.ready.get(version))
+
+    def served(self) -> Iterator[tuple[str, str, bool, bool, bytes]]:
+        """Each version with whether it is the default one, and ready, and what it is."""
+        named = {(name, v) for name, state in self._models.items() for v in state.versions}
+        for name, version in sorted(named if self.knows_models else self._seats):
+            seats = self._seats.get((name, version), [])
+            about = next((seat.description for seat in seats if seat.description), b"")
+            is_ready = bool(seats) or self.is_staffed(name, version)
+            yield name, version, self._default(name) == version, is_ready, about
 
     @property
     def is_complete(self) -> bool:

@@ -88,6 +88,25 @@ class Packet:
         self.fds = []
 
 
+def held(data: bytes) -> list[int]:
+    """The descriptor of an anonymous file with this in it; none where the file table is full."""
+    try:
+        file = os.memfd_create("held")
+    except OSError:
+        return []
+    with os.fdopen(file, "wb", closefd=False) as stream:
+        stream.write(data)
+    return [file]
+
+
+def read_held(fd: int, most_bytes: int) -> bytes:
+    """What `held` has written; closes the file. Nothing where it is larger."""
+    with os.fdopen(fd, "rb") as stream:
+        stream.seek(0)
+        data = stream.read(most_bytes + 1)
+    return data if len(data) <= most_bytes else b""
+
+
 def accept(
     loop: asyncio.AbstractEventLoop, listener: socket.socket, take: Callable[[socket.socket], None]
 ) -> Callable[[], None]:

@@ -101,6 +101,7 @@ class DirectWorker(Site):
         self._adopted = 0  # connections, since the acceptor knows this worker
         self._load_sent: tuple[int, int, int, list[float]] | None = None
         self._states: slots.States | None = None
+        self._description = service.description()
 
     # The loop.
 
@@ -161,7 +162,7 @@ class DirectWorker(Site):
         memory, self._states = slots.make()
         for connection in self._connections | self._arriving:
             connection.writer.leave()  # another acceptor has their other descriptors, or none
-        self._channel.send(Packet("hello", facts, [memory]))
+        self._channel.send(Packet("hello", facts, [memory, *sockets.held(self._description)]))
 
     def _on_lost(self) -> None:
         self._channel = None

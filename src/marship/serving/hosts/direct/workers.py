@@ -10,6 +10,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from http import HTTPStatus
 
+from marship.serving.hosts.direct import sockets
 from marship.serving.hosts.direct.death import Death, exit_code
 from marship.serving.hosts.direct.limits import StatusError, error_reply, too_late, worker_died
 from marship.serving.hosts.direct.roster import Roster
@@ -24,6 +25,7 @@ from marship.serving.hosts.direct.slots import (
     Slots,
 )
 from marship.serving.hosts.direct.sockets import Channel, Packet, accept
+from marship.serving.openapi.description import MOST_BYTES
 
 logger = logging.getLogger(__name__)
 
@@ -166,6 +168,8 @@ class Workers:
         if packet.fds:
             with suppress(OSError):  # it is gone already, or too many files are open
                 seat.slots = Slots(packet.fds[0], seat.pid)
+        if packet.fds[1:]:  # a worker of an earlier archive says nothing of its model
+            seat.description = sockets.read_held(packet.fds[1], MOST_BYTES)
         self._roster.enter(seat.pid, seat.timeout_s, seat.model, seat.version)
         self._seats.add(seat)
         if self._is_finishing:

@@ -18,6 +18,8 @@ from marship.serving.handler import Clock, OnnxHandler, Reply, Request
 from marship.serving.model import dumps
 from marship.serving.model.graphs import Graphs
 from marship.serving.model.session import Session, SessionSettings
+from marship.serving.openapi import schemas
+from marship.serving.openapi.interface import ENCRYPTED, BodyForm, Interface
 from marship.serving.private.mpc import boxes, files
 from marship.serving.private.mpc.boxes import Question
 from marship.serving.private.mpc.identity import KEY_VARIABLE
@@ -95,6 +97,12 @@ class PartyHandler(OnnxHandler):
     def advice(self) -> object:
         """Who can ask."""
         return "shares that marship.private.MpcClient has sealed for three parties"
+
+    def interface(self) -> Interface:
+        """Shares of a client of marship."""
+        body = BodyForm(OCTETS_TYPE, schemas.BINARY, "sealed shares")
+        codes = {"409": ["replayed"], "503": ["party"]}
+        return Interface(ENCRYPTED, (body,), (body,), codes=codes, about=str(self.advice()))
 
     def decode(self, request: Request) -> tuple[Arrays, Question]:
         """Read a request as far as party 0 can.

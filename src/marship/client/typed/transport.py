@@ -1,0 +1,303 @@
+"""HTTP, tensors and values of a typed client: the standard library and NumPy, nothing else."""
+
+import dataclasses
+import io
+import json
+import ssl
+import struct
+import types
+import wave
+import zlib
+from collections.abc import Iterator, Mapping
+from http.client import HTTPConnection, HTTPException, HTTPResponse, HTTPSConnection
+from typing import Any, Literal, Self, Union, get_args, get_origin, get_type_hints
+from urllib.parse import urlencode, urlsplit
+
+import numpy as np
+import numpy.typing as npt
+
+JSON_TYPE, OCTETS_TYPE, LINES_TYPE = (
+    "application/json",
+    "application/octet-stream",
+    "application/jsonl",
+)
+LENGTH_HEADER = "Inference-Header-Content-Length"
+DTYPES = {
+    "BOOL": "|b1",
+    **{f"UINT{bits}": f"<u{bits // 8}" for bits in (8, 16, 32, 64)},
+    **{f"INT{bits}": f"<i{bits // 8}" for bits in (8, 16, 32, 64)},
+    **{f"FP{bits}": f"<f{bits // 8}" for bits in (16, 32, 64)},
+}
+"""Types of the Open Inference Protocol as NumPy's; BYTES and BF16 are written as they are below."""
+_LENGTH = struct.Struct("<I")
+_OK, _LARGEST, _RGB, _COLOUR = 200, 32_767, 3, 2
+Array = npt.NDArray[Any]
+
+
+class ServiceError(Exception):
+    """A response that is an error.
+
+    Attributes:
+        status: Of HTTP.
+        code: What is wrong, for programs: branch on it, never on the message.
+        message: The same for people.
+    """
+
+    def __init__(self, status: int, code: str, message: str) -> None:
+        super().__init__(message)
+        self.status, self.code, self.message = status, code, message
+
+
+class TypedConnection:
+    """A connection to the server; it is kept, and made again where it was lost. Of one thread.
+
+    Args:
+        url: The direct address, such as http://127.0.0.1:8079.
+        token: The inference token; empty where the server has none.
+        timeout_s: How long to wait for the next bytes.
+        context: Certificates to trust for https; None is the system's.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        token: str = "",
+        *,
+        timeout_s: float = 60.0,
+        context: ssl.SSLContext | None = None,
+    ) -> None:
+        self._parts, self._timeout_s, self._context = urlsplit(url), timeout_s, context
+        self._headers = {"Authorization": f"Bearer {token}"} if token else {}
+        self._line: HTTPConnection | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the connection."""
+        if self._line is not None:
+            self._line.close()
+            self._line = None
+
+    def post(
+        self, path: str, body: bytes, headers: Mapping[str, str], query: Mapping[str, object]
+    ) -> HTTPResponse:
+        """The response to a request, its body unread.
+
+        Raises:
+            ServiceError: It is an error.
+            OSError: The server cannot be reached.
+        """
+        given = {name: value for name, value in query.items() if value is not None}
+        target = self._parts.path.rstrip("/") + path + (f"?{urlencode(given)}" if given else "")
+        is_kept = self._line is not None
+        try:
+            response = self._send(target, body, headers)
+        except (ConnectionError, HTTPException):
+            self.close()
+            if not is_kept:
+                raise
+            response = self._send(target, body, headers)  # a connection that was kept had ended
+        if response.status != _OK:
+            raise _refusal(response.status, response.read())
+        return response
+
+    def _send(self, target: str, body: bytes, headers: Mapping[str, str]) -> HTTPResponse:
+        if self._line is None:
+            host, port = self._parts.hostname or "", self._parts.port
+            self._line = (
+                HTTPSConnection(host, port, timeout=self._timeout_s, context=self._context)
+                if self._parts.scheme == "https"
+                else HTTPConnection(host, port, timeout=self._timeout_s)
+            )
+        self._line.request("POST", target, body, {**self._headers, **headers})
+        return self._line.getresponse()
+
+    def ask(
+        self, path: str, body: bytes, content_type: str, query: Mapping[str, object] | None = None
+    ) -> Any:
+        """The response in JSON."""
+        return json.loads(self.post(path, body, {"Content-Type": content_type}, query or {}).read())
+
+    def ask_json(self, path: str, value: Mapping[str, object]) -> Any:
+        """The response in JSON to a request in JSON, without the fields that are None."""
+        given = {name: plain(one) for name, one in value.items() if one is not None}
+        return self.ask(path, json.dumps(given).encode(), JSON_TYPE)
+
+    def lines(self, path: str, body: bytes) -> Iterator[Any]:
+        """The values of a response in JSON lines, each as it comes."""
+        headers = {"Content-Type": OCTETS_TYPE, "Accept": LINES_TYPE}
+        for line in self.post(path, body, headers, {}):
+            value = json.loads(line)
+            if "code" in value and "message" in value:
+                raise ServiceError(_OK, value["code"], value["message"])
+            yield value
+
+    def infer(
+        self, path: str, inputs: Mapping[str, Array], datatypes: Mapping[str, str]
+    ) -> dict[str, Array]:
+        """The output tensors for input tensors, both as raw bytes (Open Inference Protocol)."""
+        parts = {name: _packed(name, one, datatypes[name]) for name, one in inputs.items()}
+        entries = [
+            {
+                "name": name,
+                "shape": list(np.shape(inputs[name])),
+                "datatype": datatypes[name],
+                "parameters": {"binary_data_size": len(part)},
+            }
+            for name, part in parts.items()
+        ]
+        head = json.dumps({"inputs": entries, "parameters": {"binary_data_output": True}}).encode()
+        headers = {"Content-Type": OCTETS_TYPE, LENGTH_HEADER: str(len(head))}
+        response = self.post(path, b"".join([head, *parts.values()]), headers, {})
+        length = int(response.headers.get(LENGTH_HEADER) or 0)
+        data = response.read()
+        found: dict[str, Array] = {}
+        place = length or len(data)
+        for entry in json.loads(data[:place])["outputs"]:
+            size = entry["parameters"]["binary_data_size"]
+            part = data[place : place + size]
+            found[entry["name"]] = _unpacked(part, entry["datatype"]).reshape(entry["shape"])
+            place += size
+        return found
+
+
+def _refusal(status: int, body: bytes) -> ServiceError:
+    try:
+        value = json.loads(body)
+        return ServiceError(status, str(value["code"]), str(value["message"]))
+    except (ValueError, KeyError, TypeError):
+        return ServiceError(status, "unknown", body[:300].decode(errors="replace"))
+
+
+def _packed(name: str, value: Array, datatype: str) -> bytes:
+    array = np.asarray(value)
+    if datatype == "BYTES":
+        texts = [str(text).encode() for text in array.flat]
+        return b"".join(_LENGTH.pack(len(text)) + text for text in texts)
+    wanted = np.dtype(DTYPES.get(datatype, "<f4"))
+    if not np.can_cast(array.dtype, wanted, "same_kind"):
+        raise TypeError(f"{name} must be {wanted.name}, got {array.dtype}. Convert it with astype.")
+    numbers = np.ascontiguousarray(array, wanted)
+    if datatype == "BF16":
+        return (numbers.view("<u4") >> 16).astype("<u2").tobytes()
+    return numbers.tobytes()
+
+
+def _unpacked(data: bytes, datatype: str) -> Array:
+    if datatype == "BYTES":
+        texts: list[str] = []
+        place = 0
+        while place < len(data):
+            (size,) = _LENGTH.unpack_from(data, place)
+            place += _LENGTH.size + size
+            texts.append(data[place - size : place].decode())
+        found = np.empty(len(texts), object)
+        found[:] = texts
+        return found
+    if datatype == "BF16":
+        return (np.frombuffer(data, "<u2").astype("<u4") << 16).view("<f4")
+    return np.frombuffer(data, DTYPES[datatype])
+
+
+def picture_bytes(picture: bytes | npt.NDArray[np.uint8]) -> bytes:
+    """A picture as a file: bytes as they are, pixels of shape (height, width, 3) as PNG.
+
+    Source: PNG (W3C, third edition), 11.2 and 12.4; every row has filter type 0.
+    """
+    if isinstance(picture, bytes):
+        return picture
+    if picture.dtype != np.uint8 or picture.ndim != _RGB or picture.shape[2] != _RGB:
+        raise TypeError(
+            f"a picture must be uint8[height, width, 3], got {picture.dtype}{list(picture.shape)}."
+        )
+    height, width = picture.shape[:2]
+    rows = np.zeros((height, 1 + _RGB * width), np.uint8)
+    rows[:, 1:] = picture.reshape(height, -1)
+    head = struct.pack(">IIBBBBB", width, height, 8, _COLOUR, 0, 0, 0)
+    parts = ((b"IHDR", head), (b"IDAT", zlib.compress(rows.tobytes(), 1)), (b"IEND", b""))
+    chunks = (
+        struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+        for name, data in parts
+    )
+    return b"\x89PNG\r\n\x1a\n" + b"".join(chunks)
+
+
+def recording_bytes(recording: bytes | npt.NDArray[np.floating[Any]], rate: int) -> bytes:
+    """A recording as a file: bytes as they are, mono samples from -1 to 1 as WAV of 16 bits."""
+    if isinstance(recording, bytes):
+        return recording
+    samples = np.clip(np.asarray(recording, np.float64).reshape(-1), -1, 1)
+    stream = io.BytesIO()
+    with wave.open(stream, "wb") as file:
+        file.setnchannels(1)
+        file.setsampwidth(2)
+        file.setframerate(rate)
+        file.writeframes(np.rint(samples * _LARGEST).astype("<i2").tobytes())
+    return stream.getvalue()
+
+
+def plain(value: object) -> Any:
+    """A value that JSON can hold: arrays as lists."""
+    if isinstance(value, np.ndarray | np.generic):
+        return value.tolist()
+    if isinstance(value, list | tuple):
+        return [plain(one) for one in value]
+    return value
+
+
+def decode(kind: Any, value: Any) -> Any:
+    """A JSON value as a dataclass, an array or a plain value.
+
+    Args:
+        kind: The type, as an annotation has it.
+        value: The value.
+
+    Raises:
+        TypeError: It is of another type.
+    """
+    form, parts = get_origin(kind), get_args(kind)
+    if form in (Union, types.UnionType):
+        return _decoded_as_one_of(parts, value)
+    if kind is Any or form is Literal:
+        return value
+    if dataclasses.is_dataclass(kind) and isinstance(value, dict):
+        return _decoded(kind, value)
+    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if form is None and isinstance(kind, type) and isinstance(value, kind):
+        return value
+    return _decoded_each(form, parts, value)
+
+
+def _decoded_each(form: Any, parts: tuple[Any, ...], value: Any) -> Any:
+    if form is np.ndarray and isinstance(value, list):
+        return np.array(value, get_args(parts[1])[0])
+    if form is list and isinstance(value, list):
+        return [decode(parts[0], one) for one in value]
+    if form is dict and isinstance(value, dict):
+        return {name: decode(parts[1], one) for name, one in value.items()}
+    raise TypeError(f"a response must hold {form}, got {value!r:.80}.")
+
+
+def _decoded(kind: Any, value: Mapping[str, Any]) -> Any:
+    hints = get_type_hints(kind)
+    names = {
+        field.name: field.metadata.get("name", field.name) for field in dataclasses.fields(kind)
+    }
+    found = {own: decode(hints[own], value[name]) for own, name in names.items() if name in value}
+    return kind(**found)
+
+
+def _decoded_as_one_of(kinds: tuple[Any, ...], value: Any) -> Any:
+    if value is None and types.NoneType in kinds:
+        return None
+    for kind in kinds:
+        try:
+            return decode(kind, value)
+        except (TypeError, ValueError):
+            continue
+    raise TypeError(f"a response must hold one of {kinds}, got {value!r:.80}.")

@@ -1,0 +1,40 @@
+// Requests to the server this page came from. The token is in memory alone: no other page, no later
+// visitor of this address, and no disk has it.
+
+let token = "";
+
+export function setToken(value) {
+  token = value;
+}
+
+/** A response, whatever its status; the token goes with the request. */
+export function ask(path, options = {}) {
+  const headers = { ...options.headers };
+  if (token) headers.Authorization = `Bearer ${token}`;
+  return fetch(path, { ...options, headers, cache: "no-store", credentials: "omit" });
+}
+
+/** The server's OpenAPI document; null where the token is refused. */
+export async function describe() {
+  const response = await ask("/openapi.json");
+  if (response.status === 401) return null;
+  if (!response.ok) throw new Error(`The server responded with ${response.status}.`);
+  return response.json();
+}
+
+/** Whether a version is ready; null where nobody knows. */
+export async function isReady(model) {
+  const name = encodeURIComponent(model.name);
+  const version = encodeURIComponent(model.version);
+  try {
+    return (await ask(`/v2/models/${name}/versions/${version}/ready`)).ok;
+  } catch {
+    return null;
+  }
+}
+
+/** Where predictions of a version are sent. */
+export function pathOf(model) {
+  const version = model.is_default ? "" : `/${encodeURIComponent(model.version)}`;
+  return `/predictions/${encodeURIComponent(model.name)}${version}`;
+}

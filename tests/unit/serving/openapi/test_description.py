@@ -1,0 +1,204 @@
+"""What workers say of their models: of all handlers, of broken ones, and of sealed models."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from jsonschema import Draft202012Validator
+from openapi_spec_validator import validate
+
+from directly import service
+from marship.contract import Contract, TensorSpec
+from marship.serving.formats.golden import GoldenRequest
+from marship.serving.handler import OnnxHandler
+from marship.serving.hosts.direct.seats import ModelState, Seat, Seats
+from marship.serving.hosts.direct.server_replies import ServerReplies
+from marship.serving.openapi import description, tensors
+from marship.serving.openapi.document import ServedModel, document
+from marship.serving.openapi.interface import BodyForm, Interface
+from marship.serving.private.handler import EncryptedHandler
+from marship.serving.private.mpc.handler import PartyHandler
+from marship.serving.texts import answers
+from workers import load_module
+
+
+class Broken(OnnxHandler):
+    """A handler whose declaration fails."""
+
+    def interface(self) -> Interface:
+        """Fail."""
+        raise KeyError("a mistake")
+
+
+class Silent(OnnxHandler):
+    """A handler with requests of its own, which it does not declare."""
+
+    def decode(self, request: Any) -> Any:
+        """As its base class does."""
+        return super().decode(request)
+
+    def advice(self) -> object:
+        """What to send."""
+        return "ten numbers"
+
+
+def described(kind: type[OnnxHandler], folder: Path) -> dict[str, Any]:
+    """What a worker with a handler says."""
+    found: dict[str, Any] = json.loads(service(folder, kind=kind).description())
+    validate(document([ServedModel("m", "1", True, True, found)], "1"))
+    return found
+
+
+def test_a_model_of_an_earlier_archive(tmp_path: Path) -> None:
+    """Its tensors, limits and a golden row, whose response is the model's."""
+    found = described(OnnxHandler, tmp_path / "m")
+    assert [one["shape"] for one in found["inputs"]] == [["batch", 10]]
+    assert found["limits"]["timeout_s"] == 60
+    (given,) = [one for one in found["requests"] if one["title"] == "the input"]
+    (example,) = given["examples"].values()
+    Draft202012Validator(given["schema"]).validate(example)
+    assert len(example) == 1
+
+
+def test_a_mistake_in_a_declaration_keeps_no_model_from_serving(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It is described as any bytes, and the log has the reason."""
+    assert described(Broken, tmp_path / "m")["kind"] == "other"
+    assert "the handler must declare an interface" in caplog.text
+    found = described(Silent, tmp_path / "n")
+    assert found["kind"] == "other"
+    assert "It expects: ten numbers" in found["about"]
+
+
+def test_golden_cases_of_a_sealed_model_are_no_examples(tmp_path: Path) -> None:
+    """Nor golden requests; those of others are."""
+    loaded = service(tmp_path / "m")
+    body = b"[[1,2,3,4,5,6,7,8,9,10]]"
+    recorded = [GoldenRequest("row.json", "application/json", body, "application/json", b"[[1]]")]
+    shown = json.loads(description.encoded(loaded, recorded, 100))
+    assert shown["requests"][0]["examples"]["golden: row.json"] == json.loads(body)
+    (tmp_path / "m" / "model.onnx.sealed").touch()
+    hidden = json.loads(description.encoded(loaded, recorded, 100))
+    assert not [
+        form for side in ("requests", "responses") for form in hidden[side] if form["examples"]
+    ]
+
+
+def test_what_is_too_large_is_left_out(tmp_path: Path) -> None:
+    """The acceptor holds what workers say: a megabyte of each."""
+
+    class Long(OnnxHandler):
+        def interface(self) -> Interface:
+            many = {"enum": ["x" * 1000] * 2000}
+            return Interface("text", (BodyForm("text/plain", many),), ())
+
+    assert len(service(tmp_path / "m", kind=Long).description()) < 10_000
+
+
+@pytest.mark.parametrize("kind", [EncryptedHandler, PartyHandler])
+def test_private_models(kind: type[OnnxHandler]) -> None:
+    """Bytes of a client of marship's, and the codes that no other model has."""
+    found = kind.interface(kind())
+    assert found.kind == "encrypted"
+    known = {**found.facts(), "inputs": [], "outputs": []}
+    whole = document([ServedModel("m", "1", True, True, known)], "1")
+    validate(whole)
+    responses = whole["paths"]["/predictions/m"]["post"]["responses"]
+    assert "409" in responses
+    assert "too_large" not in json.dumps(responses["409"])
+
+
+def test_moderation_is_of_pictures() -> None:
+    """A score, and one of three verdicts."""
+    found = load_module("moderate_handler").ModerateHandler().interface()
+    schema = Draft202012Validator(found.responses[0].schema)
+    facts = {"width": 1, "height": 1, "format": "png"}
+    assert schema.is_valid({"score": 0.5, "verdict": "review", **facts})
+    assert not schema.is_valid({"score": 0.5, "verdict": "perhaps", **facts})
+
+
+@pytest.mark.parametrize(
+    ("about", "answer"),
+    [
+        ({"task": "feature-extraction", "pooling": []}, [[[0.5, 1.5]]]),
+        ({"task": "feature-extraction", "pooling": ["mean"]}, [0.5, 1.5]),
+        ({"task": "text-classification", "labels": ["a"]}, {"label": "a", "score": 0.5}),
+        ({"task": "text-classification", "labels": ["a"]}, [{"label": "a", "score": 0.5}]),
+        (
+            {"task": "token-classification", "labels": ["a"]},
+            [{"entity": "a", "score": 1.0, "index": 1, "word": "w", "start": 0, "end": 1}],
+        ),
+    ],
+)
+def test_what_is_said_of_texts(about: dict[str, Any], answer: Any) -> None:
+    """The schema of each task takes what pipelines give for it, and nothing else."""
+    schema = Draft202012Validator(answers.schema(about))
+    assert schema.is_valid(answer)
+    assert not schema.is_valid({"other": 1})
+
+
+def test_several_inputs_and_odd_axes() -> None:
+    """Inputs by name alone; sizes that are bounds of the contract; a model without a batch."""
+    inputs = (
+        TensorSpec("ids", "int64", ("batch", "length"), value_range=(0, 9)),
+        TensorSpec("name", "str", ("batch",)),
+    )
+    outputs = (
+        TensorSpec("a", "float32", ("batch", 2), labels=("x", "y")),
+        TensorSpec("b", "bool", ()),
+    )
+    contract = Contract(
+        inputs, outputs, ("m.onnx",), "", 17, batch_axis=None, bounds={"length": (2, 4)}
+    )
+    found = tensors.interface(contract, {}, dict)
+    titles = [form.title for form in found.requests]
+    assert titles[:2] == ["inputs by name", "KServe v2"]
+    schema = Draft202012Validator(found.requests[0].schema)
+    assert schema.is_valid({"ids": [[0, 9]], "name": ["a"]})
+    for ids in ([[0]], [[0] * 5], [[10, 0]], [[0.5, 1]]):
+        assert not schema.is_valid({"ids": ids, "name": ["a"]})
+    returned = Draft202012Validator(found.responses[0].schema)
+    assert returned.is_valid({"a": [{"x": 1, "y": None}], "b": True})
+    known = {**found.facts(), "inputs": [], "outputs": []}
+    validate(document([ServedModel("a b/c", "1", True, True, known)], "1"))
+
+
+def test_versions_and_workers_of_an_earlier_marship() -> None:
+    """Each version has its paths, the default one those without a version; no worker, no forms."""
+    seats = Seats()
+    seats.follow({"m": ModelState("2", ("1", "2"), {"1": 1, "2": 1}, {"2": 1})})
+    replies = ServerReplies(seats, {}, has_tokens=False, is_restart=False)
+    whole = json.loads(replies.reply("document", b"", is_closing=False).body)
+    validate(whole)
+    assert "security" not in whole
+    found = [(m["version"], m["is_default"], m["is_ready"]) for m in whole["x-marship-models"]]
+    assert found == [("1", False, False), ("2", True, True)]
+    assert {"/predictions/m", "/predictions/m/1", "/predictions/m/2"} <= whole["paths"].keys()
+    assert "/v1/models/m:predict" in whole["paths"]
+
+
+@pytest.mark.parametrize("about", [b"{", b"[]", b"{}", b'{"kind": "x", "requests": 1}', b"\xff"])
+def test_what_a_worker_says_wrongly_hides_no_other_model(
+    about: bytes, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The code of an archive makes it: its model is described as any other that says nothing."""
+    seats = Seats()
+    for name, said in (("bad", about), ("good", b"")):
+        seat = Seat(Deaf())  # type: ignore[arg-type]  has all that is used
+        seat.model, seat.version, seat.description = name, "1", said
+        seats.add(seat)
+    replies = ServerReplies(seats, {}, has_tokens=True, is_restart=False)
+    whole = json.loads(replies.reply("document", b"", is_closing=False).body)
+    assert [(m["name"], m["kind"]) for m in whole["x-marship-models"]] == [
+        ("bad", "other"), ("good", "other"),
+    ]  # fmt: skip
+    assert "bad 1 must be described by its worker" in caplog.text
+
+
+class Deaf:
+    """A channel to a worker that is told things."""
+
+    def send(self, packet: object) -> None:
+        """Do nothing."""
