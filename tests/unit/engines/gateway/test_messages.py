@@ -16,7 +16,7 @@ def test_the_descriptors_are_current(tmp_path: Path) -> None:
     source = messages.DESCRIPTORS.with_suffix(".proto")
     made = tmp_path / "made"
     words = [f"-I{source.parent}", f"--descriptor_set_out={made}", source.name]
-    # The compiler brings a protobuf of its own, which crashes a process that holds ONNX's or gRPC's.
+    # The compiler brings a protobuf of its own, which crashes a process with ONNX's or gRPC's.
     subprocess.run([sys.executable, "-m", "grpc_tools.protoc", *words], check=True)
     assert made.read_bytes() == messages.DESCRIPTORS.read_bytes()
 
