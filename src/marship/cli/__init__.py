@@ -1,7 +1,18 @@
 """The commands. What each needs is imported inside it, so that --help is instant."""
 
 from marship import console
-from marship.cli import archives, autoscale, deploying, host, keys, models, party, proxy, server
+from marship.cli import (
+    archives,
+    autoscale,
+    deploying,
+    doctor,
+    host,
+    keys,
+    models,
+    party,
+    proxy,
+    server,
+)
 from marship.cli.app import app
 
 __all__ = [
@@ -9,6 +20,7 @@ __all__ = [
     "archives",
     "autoscale",
     "deploying",
+    "doctor",
     "host",
     "keys",
     "main",
