@@ -10,6 +10,7 @@ from marship.cli import (
     keys,
     models,
     party,
+    project,
     proxy,
     server,
 )
@@ -26,6 +27,7 @@ __all__ = [
     "main",
     "models",
     "party",
+    "project",
     "proxy",
     "server",
 ]
