@@ -62,7 +62,7 @@ class Reloadable:
         settings = PackageSettings()
         with suppress(MarshipError):  # all such errors are told when it is packed
             settings = self.settings()
-        with suppress(MarshipError, FileNotFoundError):
+        with suppress(MarshipError, OSError):
             yield from sources.files(self.source, settings)
 
     def state(self) -> Mapping[Path, tuple[int, int, int]]:
