@@ -175,11 +175,12 @@ def progress(unit: str | None = None) -> Progress:
     )
 
 
-def fail(error: MarshipError) -> NoReturn:
-    """Print the error as one line and exit: 2 for usage errors, 1 for any other failure.
+def tell(error: MarshipError | OSError) -> None:
+    """Print the error as one line.
 
     Notes, such as the last lines of a dead worker's log, follow below it, dimmed.
     """
+    error = _as_own(error) if isinstance(error, OSError) else error
     message = " ".join(str(error).split())
     if len(message) > _MOST_MESSAGE:  # it may quote untrusted text
         message = f"{message[:_MOST_MESSAGE]} ... ({len(message):,} characters)"
@@ -187,6 +188,11 @@ def fail(error: MarshipError) -> NoReturn:
     err.print(message, markup=False, soft_wrap=True)
     for note in getattr(error, "__notes__", ()):
         err.print(note, markup=False, soft_wrap=True, style="dim")
+
+
+def fail(error: MarshipError) -> NoReturn:
+    """Print the error and exit: 2 for usage errors, 1 for any other failure."""
+    tell(error)
     sys.exit(2 if isinstance(error, UsageError) else 1)
 
 

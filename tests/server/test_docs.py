@@ -69,6 +69,8 @@ NOT_RUN = {
     ("recommend.md", "training/recommend.py"): "downloads MovieLens, and trains for minutes; "
     "tests/server/test_readme.py runs it on generated data",
     ("sealing.md", "benchmarks/sealing.py"): "takes minutes",
+    ("serving.md", "--reload runs"): "does not end by itself; tests/server/test_reload.py follows "
+    "saves",
     ("serving.md", "ssh -N"): "needs another host; tests/server/test_elsewhere.py runs the same "
     "commands at addresses",
     ("speech.md", "apt-get install"): "fetches packages of Debian and a model; "
@@ -209,7 +211,7 @@ class Typed:
 
     def stop(self) -> None:
         """Stop the servers that the lines started."""
-        for home in (".marship", "one", "two"):
+        for home in (".marship", "one", "two", "diabetes/.marship"):
             with contextlib.suppress(NotRunningError):
                 server.stop(self.place / home)
 

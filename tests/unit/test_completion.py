@@ -62,6 +62,7 @@ def test_bash_completes_what_was_begun(tmp_path: Path, variables: dict[str, str]
         ("marship apply --dry\t", "--dry-run "),
         ("marship register wha\t", "whales-2.0.mar "),
         ("marship package model.onnx --profile thr\t", "throughput"),
+        ("marship new mine --from rec\t", "recommend"),
     ):
         assert wanted in typed(keys, wanted, tmp_path, variables)
 

@@ -42,6 +42,7 @@ ROOMS: dict[str, set[str]] = {
     | {"serving.formats", "serving.model.dumps"},
     "deploying": {"trust"},
     "operate": {"serving.formats", "serving.model.keysource", "serving.openapi"}
+    | {"serving.model.session", "serving.model.memory"}  # what the machine has
     | {"client", "engines", "exchange", "packaging", "predict", "trust"},
 }
 TOP = {"cli", "__main__", "__init__"}
@@ -66,6 +67,7 @@ DECODERS = {
 USES_TORCHSERVE = {
     "engines/default.py": "names the engine that all others get",
     "cli/server.py": "`serve` starts TorchServe: its settings are flags",
+    "operate/doctor/torchserve.py": "looks for Java, and at the ports of the settings",
     "packaging/sbom/environment.py": "lists TorchServe's jar and the Java that would run it",
 }
 KNOWS_TORCHSERVE = {"serving/hosts/torchserve/wire.py", "serving/hosts/torchserve/worker.py"}

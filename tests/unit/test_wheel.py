@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from marship.cli.project import KINDS
+
 pytestmark = pytest.mark.slow
 
 REPOSITORY = Path(__file__).parents[2]
@@ -139,3 +141,11 @@ def test_an_onnx_file_is_packed_and_served_without_the_checkout(
         assert "16.0" in answer
     finally:
         in_venv.marship(tmp_path, "stop")
+
+
+def test_folders_are_begun_without_the_checkout(in_venv: Installed, tmp_path: Path) -> None:
+    """Recipes, handlers and templates come with the wheel."""
+    for kind in KINDS:
+        in_venv.marship(tmp_path, "new", kind, "--from", kind)
+        assert (tmp_path / kind / "handlers").is_dir()
+        assert (tmp_path / kind / "training").is_dir() == (kind != "onnx")

@@ -32,14 +32,26 @@ def serve(
     state: Annotated[
         Path | None, typer.Option(help="models to register when it responds: see marship apply")
     ] = None,
+    reload: Annotated[
+        Path | None,
+        typer.Option(help="a run folder or ONNX file: pack it and roll over as files are saved"),
+    ] = None,
+    reload_package: Annotated[
+        Path | None, typer.Option(help="with --reload: a TOML file as `package --settings` takes")
+    ] = None,
     as_json: Annotated[
         bool, typer.Option("--json", help="print JSON, and all else to standard error")
     ] = False,
 ) -> None:
     """Start TorchServe, or Ray Serve: in the foreground until Ctrl-C, or detached."""
-    from marship.cli import tables
+    from marship.cli import reloading, tables
     from marship.operate import statefile
 
+    followed = reloading.asked(
+        reload, reload_package, detach=detach, profile=settings.profile, trust=settings.trust
+    )
+    if followed and settings.config is None:  # packing would make it, but the server starts first
+        (settings.model_store or Path("model_store")).mkdir(parents=True, exist_ok=True)
     if state is not None:
         statefile.read(state)  # its errors are reported before anything starts
     started = _start_ray(settings) if settings.engine == "ray" else _start(settings)
@@ -58,11 +70,14 @@ def serve(
         show()
         return
 
-    def on_ready() -> None:
-        show()
-        console.err.print("[dim]Ctrl-C stops it[/]")
+    with reloading.followed(started.home.path, followed) as follow:
 
-    started.run_until_signal(on_ready=on_ready)
+        def on_ready() -> None:
+            show()
+            console.err.print("[dim]Ctrl-C stops it[/]")
+            follow()
+
+        started.run_until_signal(on_ready=on_ready)
     console.err.print("stopped")
 
 

@@ -1,4 +1,7 @@
-"""One cluster of Ray on this machine, and a model store, for all tests of this folder."""
+"""One cluster of Ray on this machine, and a model store, for the tests of a file.
+
+Not of the session: an idle cluster takes a seventh of a core until it is stopped.
+"""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,7 +14,7 @@ from marship.engines.ray.settings import RaySettings
 from versions import write_versions
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def lin(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model store with versions of `lin`: 1, 2, a wrong one, and a broken one."""
     store = tmp_path_factory.mktemp("store")
@@ -19,7 +22,7 @@ def lin(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return store
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def cluster(tmp_path_factory: pytest.TempPathFactory, lin: Path) -> Iterator[Cluster]:
     """A cluster of one node."""
     home = tmp_path_factory.mktemp("ray")
@@ -30,7 +33,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory, lin: Path) -> Iterator[Clu
         started.stop()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def client(cluster: Cluster) -> Iterator[Client]:
     """A client of the cluster."""
     with Client(cluster.home.path) as one:

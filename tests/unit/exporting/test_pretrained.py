@@ -44,7 +44,12 @@ KINDS: dict[str, tuple[str, str, Callable[[], Any], dict[str, Any]]] = {
     ),
     "roberta, several labels": ("Roberta", CLASSIFY, byte_pairs, MULTI),
     "deberta": ("DebertaV2", CLASSIFY, word_pieces, {"num_labels": 2, "relative_attention": True}),
-    "modernbert": ("ModernBert", CLASSIFY, word_pieces, {"num_labels": 2}),
+    "modernbert": (
+        "ModernBert",
+        CLASSIFY,
+        word_pieces,
+        {"num_labels": 2, "num_hidden_layers": 2},  # the first attends to all, the second nearby
+    ),
     "entities": ("Bert", TAG, word_pieces, ENTITIES),
     "entities of bytes": ("Roberta", TAG, byte_pairs, ENTITIES),
     "states": ("Roberta", EXTRACT, byte_pairs, {}),

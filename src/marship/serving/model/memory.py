@@ -8,7 +8,15 @@ CGROUP = Path("/sys/fs/cgroup")
 
 def has_room(size_bytes: int) -> bool:
     """Whether that much memory is available, on the machine and in a container."""
-    return all(left >= size_bytes for left in (_of_machine(), _of_container()) if left is not None)
+    left = available()
+    return left is None or left >= size_bytes
+
+
+def available() -> int | None:
+    """Bytes that can be taken, on the machine and in a container; None if that is unknown."""
+    return min(
+        (left for left in (_of_machine(), _of_container()) if left is not None), default=None
+    )
 
 
 def _of_machine() -> int | None:

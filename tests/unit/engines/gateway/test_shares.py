@@ -5,7 +5,7 @@ import gc
 from functools import partial
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from marship.engines.gateway import shares
@@ -64,6 +64,7 @@ class Callers:
             share.end()
 
 
+@settings(deadline=None)
 @given(STEPS)
 def test_memory_is_given_in_order_and_comes_back_whole(steps: list[tuple[str, int]]) -> None:
     """Whatever calls ask for, end and give up: never too much, and the first is served first."""
@@ -166,6 +167,7 @@ def test_freed_memory_is_released_once_for_many(monkeypatch: pytest.MonkeyPatch)
     asyncio.run(test())
 
 
+@settings(deadline=None)
 @given(st.integers(1, 5), st.lists(st.integers(0, 9), max_size=40))
 def test_the_newest_have_the_places(most: int, steps: list[int]) -> None:
     """Whichever end by themselves: of all others exactly the oldest that are too many are told."""
