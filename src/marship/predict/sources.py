@@ -5,7 +5,10 @@ import os
 import sys
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
+from os import stat_result
 from pathlib import Path
+from typing import Self
 
 from marship.errors import UsageError
 from marship.serving.formats.codec import JSON_TYPE, NPY_TYPE, OCTETS_TYPE
@@ -13,6 +16,21 @@ from marship.serving.formats.media import TEXT_TYPE, media_type
 
 FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r", "\n")
 """Spreadsheets interpret a cell that starts so as a formula (OWASP, CSV Injection)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Stamp:
+    """A file's size and modification time, to detect changes."""
+
+    size_bytes: int
+    modified: str
+
+    @classmethod
+    def of(cls, stat: stat_result) -> Self:
+        """The current stamp of a file."""
+        seconds, rest_ns = divmod(stat.st_mtime_ns, 10**9)
+        written = datetime.fromtimestamp(seconds, UTC).replace(microsecond=rest_ns // 1000)
+        return cls(stat.st_size, written.isoformat())
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +50,27 @@ class Source:
         """The source at a path."""
         text = os.fsencode(path).decode("utf-8", "backslashreplace")
         return cls(path, f"./{text}" if text.startswith(FORMULA_STARTS) else text)
+
+    @property
+    def kind(self) -> str:
+        """Its media type, by its suffix."""
+        return media_type(self.path)
+
+    def stamp(self) -> Stamp:
+        """Its current stamp.
+
+        Raises:
+            OSError: It cannot be read.
+        """
+        return Stamp.of(self.path.stat())
+
+    def read(self) -> bytes:
+        """What it holds.
+
+        Raises:
+            OSError: It cannot be read.
+        """
+        return self.path.read_bytes()
 
 
 @dataclass(frozen=True, slots=True)
