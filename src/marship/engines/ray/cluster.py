@@ -25,8 +25,8 @@ from marship.errors import (
 from marship.version import VERSION
 
 if TYPE_CHECKING:
+    from marship.engines.ray.hosted import Served
     from marship.engines.ray.plan import RunPlan
-    from marship.engines.ray.replica import ReplicaSpec
 
 LOOPBACK = "127.0.0.1"
 FRONT = "marship"
@@ -291,7 +291,7 @@ def details() -> Mapping[str, Any]:
     return found
 
 
-def deploy(app: str, version: "ReplicaSpec", plan: "RunPlan") -> None:
+def deploy(app: str, version: "Served", plan: "RunPlan") -> None:
     """Start a version's application, or give it another number of replicas; does not wait."""
     import ray
     from ray import serve
@@ -337,7 +337,7 @@ def port() -> int:
     return int(client.http_config.port)
 
 
-def deployed(app: str) -> "tuple[ReplicaSpec, RunPlan]":
+def deployed(app: str) -> "tuple[Served, RunPlan]":
     """What an application was deployed with.
 
     Raises:

@@ -10,8 +10,8 @@ from marship.engines.names import checked_name
 from marship.engines.ray import archives, cluster, keeper
 from marship.engines.ray.access import ClusterAccess
 from marship.engines.ray.archives import ArchiveSource
+from marship.engines.ray.hosted import Served
 from marship.engines.ray.plan import RunPlan
-from marship.engines.ray.replica import ReplicaSpec
 from marship.engines.ray.table import Table, TableEntry
 from marship.errors import ServerError, StorageError, UsageError
 
@@ -117,7 +117,7 @@ def _share(place: Path, source: ArchiveSource) -> None:
 
 def deploy(app: str, admitted: Admission, record: ServerRecord) -> None:
     """Start the replicas of a new application; does not wait."""
-    version = ReplicaSpec(
+    version = Served(
         name=admitted.name,
         version=admitted.version,
         source=admitted.source,
