@@ -15,7 +15,7 @@ from marship.client.address import Address
 from marship.client.clients import ModelStatus
 from marship.engines.addresses import URL_VARIABLES
 from marship.errors import MarshipError, ServerError, UsageError
-from marship.predict.asking import Asker
+from marship.predict.asking import Asker, longest_response_s
 from marship.predict.bounds import (
     FEWEST_IN_FLIGHT,
     UNKNOWN_WAIT_S,
@@ -99,8 +99,8 @@ async def _predict_files(run: Run, address: Address, watcher: Watcher) -> Outcom
         watcher.on_start(len(waiting), before, is_torn=ledger.is_torn)
         began = time.monotonic()
         asker = Asker(run.model, plan.version, limits, run.content_type, watcher.on_trouble)
-        settings = asker.client_settings(waiting, plan.timeout_s)
-        async with address.async_client(**settings) as asker.client:
+        timeout_s = longest_response_s(run.content_type, waiting, plan.timeout_s)
+        async with address.async_client(**asker.client_settings(timeout_s)) as asker.client:
             # it waits for a server that has responded before
             client = asker.client
             await (_ready_model(run, client) if client.has("management") else client.ping())

@@ -64,14 +64,9 @@ class Asker:
         """The content type of a file."""
         return self.content_type or source.kind
 
-    def client_settings(self, sources: Iterable[Source], timeout_s: float) -> dict[str, Any]:
-        """Arguments of the client, for these files; a recording's response may take hours."""
-        has_sound = any(may_be_sound(self.kind(source)) for source in sources)
-        return {
-            "timeout_s": LONGEST_STREAM_S if has_sound else timeout_s,
-            "retry_s": RETRY_S,
-            "on_retry": self.on_retry,
-        }
+    def client_settings(self, timeout_s: float) -> dict[str, Any]:
+        """Arguments of the client."""
+        return {"timeout_s": timeout_s, "retry_s": RETRY_S, "on_retry": self.on_retry}
 
     def on_retry(self) -> None:
         """The server is busy or not running, and the client retries."""
@@ -167,6 +162,14 @@ class Asker:
             f"unregistered ({error}) Use the default version now with --again or another "
             "--out; a rollout with --keep-old leaves the old version to those who use it."
         )
+
+
+def longest_response_s(
+    content_type: str | None, sources: Iterable[Source], otherwise_s: float
+) -> float:
+    """The timeout of a response: that to a recording may take hours."""
+    kinds = [content_type] if content_type else (source.kind for source in sources)
+    return LONGEST_STREAM_S if any(map(may_be_sound, kinds)) else otherwise_s
 
 
 _UNSAID = (NotRunningError, NoAnswerError)

@@ -96,6 +96,7 @@ class Hosted:
             "name": served.name,
             "archive": served.source.file,
             "folder": str(placed.folder),
+            "scratch": str(self._scratch.path),
             "handler": str(placed.manifest["model"].get("handler", "")),
             "manifest": placed.manifest,
             "config": placed.config,

@@ -5,7 +5,7 @@ import os
 import platform
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -82,16 +82,17 @@ def place(source: ArchiveSource, kept: Kept = keeper.read) -> Placed:
 
 
 def probe(source: ArchiveSource | None) -> dict[str, str]:
-    """What this node has; with an archive, whether it can be placed here. Runs as a task.
+    """What this node has; with an archive, whether it can be placed here. Runs as a task."""
+    return tried(lambda: source and place(source))
 
-    An error of ours is a result: `code` and `message`.
-    """
+
+def tried(work: Callable[[], object]) -> dict[str, str]:
+    """What this node has, after some work; an error of ours is a result: `code` and `message`."""
     import ray
 
     facts = {"marship": VERSION, "ray": ray.__version__, "python": platform.python_version()}
     try:
-        if source is not None:
-            place(source)
+        work()
     except MarshipError as error:
         told = str(error) if address() in str(error) else f"node {address()}: {error}"
         facts |= {"code": error.code, "message": told}
