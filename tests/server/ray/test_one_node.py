@@ -10,12 +10,14 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
+import orjson
 import psutil
 import pytest
 
 import conformance
 from conformance import CASES, Case, Host
 from marship import Client
+from marship.client.address import Address
 from marship.engines.ray import archives, node
 from marship.engines.ray import cluster as nodes
 from marship.engines.ray.head import Cluster, start
@@ -32,6 +34,9 @@ from marship.errors import (
     UsageError,
 )
 from marship.operate.rollout import rollout
+from marship.predict import Run, Watcher, predict_files, sources
+from marship.predict.ray import predict_archive
+from marship.predict.ray.job import Job
 from marship.trust.signature import sign
 from ray_hosts import host_of
 from served import bearer, serving
@@ -318,6 +323,24 @@ def torchserve(lin: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
         token = bearer(server).removeprefix("Bearer ")
         assert server.record.direct_url is not None
         yield Host(server.record.direct_url, token), Host(server.record.inference_url, token)
+
+
+def test_rows_of_files_are_torchserves(
+    cluster: Cluster, torchserve: tuple[Host, Host], lin: Path, tmp_path: Path
+) -> None:
+    """An archive on the cluster writes what `predict` by TorchServe does, byte for byte."""
+    (tmp_path / "in").mkdir()
+    for number, body in enumerate(('{"input": [[1, 2, 3]]}', "[[0.1, 2, 3]]", "[[1, 2", "[]")):
+        (tmp_path / "in" / f"{number}.json").write_text(body)
+    found = sources.find([str(tmp_path / "in")]).sources
+    by_server, by_archive = tmp_path / "server.jsonl", tmp_path / "archive.jsonl"
+    host = torchserve[1]
+    address = Address(inference_url=host.url, inference_token=host.token)
+    predict_files(Run("lin", found, by_server, "1"), address)
+    job = Job(archive=lin / "lin-1.mar", home=cluster.home.path)
+    predict_archive(Run("lin", found, by_archive), job, Watcher())
+    assert by_archive.read_bytes() == by_server.read_bytes()
+    assert [orjson.loads(line)["status"] for line in by_server.open()] == [200, 200, 400, 400]
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)

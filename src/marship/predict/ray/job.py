@@ -2,8 +2,8 @@
 
 import math
 import os
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -108,7 +108,25 @@ class Job:
             "RAY_BACKEND_LOG_LEVEL", "fatal"
         )  # else this process tells of its own
         own = self._home.path / access.TOKEN_FILE
-        cluster.connect(address, own if own.is_file() and not self.address else None)
+        with _without_rays_words():
+            cluster.connect(address, own if own.is_file() and not self.address else None)
+
+
+@contextmanager
+def _without_rays_words() -> Iterator[None]:
+    """Have Ray's C++ in this process write nothing to standard error.
+
+    It tells of each actor of Ray Data that it might not start again, and that its level was set.
+    """
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
+    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nowhere)
 
 
 @dataclass(frozen=True, slots=True)
