@@ -21,6 +21,33 @@ if TYPE_CHECKING:
     from marship.predict.single import Single
 
 PANEL = "Models on the server"
+Places = Annotated[
+    list[str] | None, typer.Argument(help="files, folders, their URLs, or - for standard input")
+]
+Forms = Annotated[
+    list[str] | None,
+    typer.Option("--as", help="json, or a transcript: txt, srt, vtt; repeatable for many files"),
+]
+Out = Annotated[
+    Path | None,
+    typer.Option(
+        help="many files: .csv, or .jsonl with whole responses; one: .json .txt .srt .vtt"
+    ),
+]
+Suffixes = Annotated[
+    list[str] | None,
+    typer.Option(help="suffix of files to take from folders, such as .jpg; repeatable"),
+]
+ClusterAddress = Annotated[
+    str | None,
+    typer.Option(
+        "--address", help="HOST:PORT of the Ray cluster that runs an archive; else the home's"
+    ),
+]
+TrustFolder = Annotated[
+    Path | None,
+    typer.Option(help="public keys that the archive must be signed with; else the home's"),
+]
 
 
 @app.command(rich_help_panel=PANEL)
@@ -213,44 +240,21 @@ def unregister(name: ModelName, version: Version = None, *, address: "Address") 
 @on_server("inference")
 def predict(
     name: ModelName,
-    source: Annotated[
-        list[str] | None, typer.Argument(help="files, folders, or - for standard input")
-    ] = None,
+    source: Places = None,
     json_text: Annotated[str | None, typer.Option("--json", help="the request itself")] = None,
     version: Version = None,
     content_type: Annotated[
         str | None, typer.Option(help="override the guessed media type")
     ] = None,
-    forms: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--as", help="json, or a transcript: txt, srt, vtt; repeatable for many files"
-        ),
-    ] = None,
-    out: Annotated[
-        Path | None,
-        typer.Option(
-            help="many files: .csv, or .jsonl with whole responses; one: .json .txt .srt .vtt"
-        ),
-    ] = None,
-    suffix: Annotated[
-        list[str] | None,
-        typer.Option(help="suffix of files to take from folders, such as .jpg; repeatable"),
-    ] = None,
+    forms: Forms = None,
+    out: Out = None,
+    suffix: Suffixes = None,
     in_flight: Annotated[
         int | None, typer.Option(min=1, help="concurrent requests; else by workers and batches")
     ] = None,
     again: Annotated[bool, typer.Option("--again", help="discard earlier responses")] = False,
-    cluster: Annotated[
-        str | None,
-        typer.Option(
-            "--address", help="HOST:PORT of the Ray cluster that runs an archive; else the home's"
-        ),
-    ] = None,
-    trust: Annotated[
-        Path | None,
-        typer.Option(help="public keys that the archive must be signed with; else the home's"),
-    ] = None,
+    cluster: ClusterAddress = None,
+    trust: TrustFolder = None,
     *,
     address: "Address",
 ) -> None:

@@ -145,8 +145,10 @@ async def _planned(run: Run, client: AsyncClient, limits: ServerLimits) -> _Plan
     """
     if client.has("management"):
         model = await _ready_model(run, client)
-        in_flight = limits.in_flight(run.in_flight, model)
-        return _Plan(model.version, in_flight, longest_wait_s(model, in_flight))
+        at_once = model.ready * model.batch_size
+        in_flight = limits.in_flight(run.in_flight, at_once)
+        wait_s = longest_wait_s(model.response_timeout_s, in_flight, at_once)
+        return _Plan(model.version, in_flight, wait_s)
     if run.version is None:
         raise UsageError(
             "--version must be given without a management address, got none: one file "

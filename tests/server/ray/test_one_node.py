@@ -7,6 +7,7 @@ import threading
 import time
 import zipfile
 from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,7 +19,7 @@ import conformance
 from conformance import CASES, Case, Host
 from marship import Client
 from marship.client.address import Address
-from marship.engines.ray import archives, node
+from marship.engines.ray import archives, keeper, node
 from marship.engines.ray import cluster as nodes
 from marship.engines.ray.head import Cluster, start
 from marship.engines.ray.settings import RaySettings
@@ -252,9 +253,55 @@ def test_archives_must_be_signed_on_every_node(
         trusting_one.unregister("lin")
 
 
+def test_two_homes_change_one_cluster_at_once(
+    registered: Client, cluster: Cluster, lin: Path, tmp_path: Path
+) -> None:
+    """Each version that either registers is there then; a lock ends with its holder's process."""
+    joined = start(
+        RaySettings(home=tmp_path / "home", model_store=lin, address=cluster.record.cluster)
+    )
+    holder = subprocess.Popen(
+        [sys.executable, "-c", _HOLDS, str(joined.home.path)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert holder.stdout is not None
+    assert holder.stdout.readline() == "held\n"
+    with (
+        ExitStack() as held,
+        pytest.raises(ServerError, match=rf"held by process {holder.pid} on 127\.0\.0\.1, which x"),
+    ):
+        list(keeper.take("table", held, timeout_s=0.1, action="x"))
+    changes = [
+        threading.Thread(target=Client(home).register, args=("lin-2.mar",), kwargs={"name": name})
+        for home, name in ((cluster.home.path, "a"), (joined.home.path, "b"))
+    ]
+    for change in changes:
+        change.start()
+    holder.kill()
+    holder.wait()
+    for change in changes:
+        change.join()
+    assert [model.name for model in registered.models()] == ["a", "b", "lin"]
+
+
+_HOLDS = """
+import contextlib, sys
+from marship import Client
+from marship.engines.ray import keeper
+engine = Client(sys.argv[1]).engine
+engine.connect()
+with contextlib.ExitStack() as held:
+    list(keeper.take("table", held, timeout_s=1, action="holds"))
+    print("held", flush=True)
+    sys.stdin.read()
+"""
+
+
 def test_archives_lie_where_nodes_can_read_them(client: Client, tmp_path: Path) -> None:
     """What a node gets must be what was registered, and an error names the node."""
-    assert client.models() == []
+    clear(client)
     mar = tmp_path / "a.mar"
     mar.write_bytes(b"other bytes")
     lost = archives.ArchiveSource(file="a.mar", digest="0" * 64, url=str(tmp_path / "nowhere"))

@@ -11,6 +11,7 @@ import pytest
 
 from marship.errors import StorageError, UsageError
 from marship.predict import sources, urls
+from marship.predict.transcripts import Transcripts
 
 
 @pytest.fixture
@@ -75,7 +76,7 @@ def test_a_web_server_is_a_folder(web: str) -> None:
     assert [source.stamp().size_bytes for source in found] == [8, 8]
     assert all(source.stamp().modified for source in found)
     gone = urls.UrlSource.of(f"{web}/3.json", found[0].stamp())
-    with pytest.raises(OSError, match="3.json"):
+    with pytest.raises(OSError, match=r"3\.json"):
         gone.read()
 
 
@@ -105,6 +106,12 @@ def test_what_cannot_be_listed_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fsspec.implementations.memory.MemoryFileSystem, "find", refuse)
     with pytest.raises(StorageError, match=r"memory://pets must be .*access denied"):
         sources.find(["memory://pets"])
+
+
+def test_transcripts_lie_beside_files_of_this_machine() -> None:
+    """A URL has no folder beside it."""
+    with pytest.raises(UsageError, match=r"--as must come with files .*got s3://talks"):
+        Transcripts.beside(Path("out.csv"), ["s3://talks"], ["srt"])
 
 
 def test_a_table_is_named_after_a_urls_last_part() -> None:

@@ -25,7 +25,7 @@ from marship.errors import (
 from marship.version import VERSION
 
 if TYPE_CHECKING:
-    from marship.engines.ray.hosted import Served
+    from marship.engines.ray.hosted import HostedVersion
     from marship.engines.ray.plan import RunPlan
 
 LOOPBACK = "127.0.0.1"
@@ -315,7 +315,7 @@ def details() -> Mapping[str, Any]:
     return found
 
 
-def deploy(app: str, version: "Served", plan: "RunPlan") -> None:
+def deploy(app: str, version: "HostedVersion", plan: "RunPlan") -> None:
     """Start a version's application, or give it another number of replicas; does not wait."""
     import ray
     from ray import serve
@@ -361,7 +361,7 @@ def port() -> int:
     return int(client.http_config.port)
 
 
-def deployed(app: str) -> "tuple[Served, RunPlan]":
+def deployed(app: str) -> "tuple[HostedVersion, RunPlan]":
     """What an application was deployed with.
 
     Raises:

@@ -33,7 +33,7 @@ _QUIET = {"MARSHIP_DIRECT_QUEUE": str(plan.QUEUE)}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Served:
+class HostedVersion:
     """What is served on a node.
 
     Attributes:
@@ -70,7 +70,7 @@ class Hosted:
         MarshipError: It cannot be served; the message says why.
     """
 
-    def __init__(self, served: Served, kept: Kept = keeper.read) -> None:
+    def __init__(self, served: HostedVersion, kept: Kept = keeper.read) -> None:
         self._served, self._failures, self._is_closed = served, 0, False
         self._scratch = ScratchFolder()
         self.counts = Counts()

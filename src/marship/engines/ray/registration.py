@@ -11,10 +11,11 @@ from marship.engines.names import checked_name
 from marship.engines.ray import archives, cluster, keeper
 from marship.engines.ray.access import ClusterAccess
 from marship.engines.ray.archives import ArchiveSource
-from marship.engines.ray.hosted import Served
+from marship.engines.ray.hosted import HostedVersion
 from marship.engines.ray.plan import RunPlan
 from marship.engines.ray.table import Table, TableEntry
 from marship.errors import ServerError, StorageError, UsageError
+from marship.serving.model import keysource
 
 MOST_WORKERS = 1000
 
@@ -77,6 +78,13 @@ def examined(path: Path, trust: str | Path | None) -> Examined:
         keys=keys,
     )
     return Examined(path, identity.name, identity.version, source, config)
+
+
+def seal_source(record: ServerRecord | None) -> str | None:
+    """The source of sealed models' key: of a home, else of the environment."""
+    if record is not None and record.seal_key is not None:
+        return record.seal_key
+    return keysource.chosen(None)
 
 
 def added(table: Table, admitted: Admission, entry: TableEntry) -> Table:
@@ -147,7 +155,7 @@ def _share(place: Path, source: ArchiveSource) -> None:
 
 def deploy(app: str, admitted: Admission, record: ServerRecord) -> None:
     """Start the replicas of a new application; does not wait."""
-    version = Served(
+    version = HostedVersion(
         name=admitted.name,
         version=admitted.version,
         source=admitted.source,

@@ -4,7 +4,7 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 from marship.engines.ray import binding, node, problems
-from marship.engines.ray.hosted import Hosted, Served
+from marship.engines.ray.hosted import Hosted, HostedVersion
 from marship.engines.ray.line import Answer, Asked, LinePool
 from marship.errors import MarshipError
 
@@ -19,7 +19,7 @@ class Replica:
         ReplicaError: It cannot; the message carries the reason.
     """
 
-    def __init__(self, served: Served) -> None:
+    def __init__(self, served: HostedVersion) -> None:
         binding.keep_to(node.address())
         try:
             self._hosted = Hosted(served)

@@ -8,7 +8,7 @@ from typing import Any
 
 from marship.client import AsyncClient
 from marship.engines.ray import plan, problems
-from marship.engines.ray.hosted import Hosted, Served
+from marship.engines.ray.hosted import Hosted, HostedVersion
 from marship.errors import MarshipError
 from marship.exchange import sockets
 from marship.predict.asking import Asker
@@ -17,9 +17,12 @@ from marship.predict.ray import shares
 from marship.predict.rows import Row
 from marship.predict.sources import Source
 
+LIMITS = ServerLimits(plan.QUEUE, plan.MOST_BYTES)
+"""Of one worker."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Task:
+class ShareTask:
     """What every worker does.
 
     Attributes:
@@ -30,7 +33,7 @@ class Task:
         timeout_s: Of a response.
     """
 
-    served: Served
+    served: HostedVersion
     chunks: Sequence[Any] = field(repr=False)
     content_type: str | None
     in_flight: int
@@ -54,7 +57,7 @@ class ShareAsker:
         ReplicaError: The archive cannot be served here.
     """
 
-    def __init__(self, task: Task) -> None:
+    def __init__(self, task: ShareTask) -> None:
         self._loop = asyncio.new_event_loop()
         threading.Thread(target=self._loop.run_forever, daemon=True).start()
         try:
@@ -66,11 +69,10 @@ class ShareAsker:
     def _run(self, work: Any) -> Any:  # noqa: ANN401  a coroutine and its result
         return asyncio.run_coroutine_threadsafe(work, self._loop).result()
 
-    async def _begin(self, task: Task) -> None:
+    async def _begin(self, task: ShareTask) -> None:
         await self._hosted.ready()
-        limits = ServerLimits(plan.QUEUE, plan.MOST_BYTES)
         served = task.served
-        self._asker = Asker(served.name, served.version, limits, task.content_type)
+        self._asker = Asker(served.name, served.version, LIMITS, task.content_type)
         self._asker.client = AsyncClient(
             inference_url=sockets.url(str(self._hosted.socket)),
             **self._asker.client_settings(task.timeout_s),

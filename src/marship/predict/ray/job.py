@@ -10,17 +10,16 @@ from typing import Any
 
 from marship.engines.home import Home, ServerRecord, default_home
 from marship.engines.ray import access, archives, cluster, node, plan, registration
-from marship.engines.ray.hosted import Served
+from marship.engines.ray.hosted import HostedVersion
 from marship.engines.ray.plan import RunPlan
 from marship.engines.ray.registration import Examined
 from marship.errors import NotRunningError, StorageError, UsageError
 from marship.predict import Run
 from marship.predict.asking import longest_response_s
-from marship.predict.bounds import FEWEST_IN_FLIGHT
+from marship.predict.bounds import longest_wait_s
 from marship.predict.ray import shares
-from marship.predict.ray.asker import Task
+from marship.predict.ray.asker import LIMITS, ShareTask
 from marship.predict.sources import Source
-from marship.serving.model import keysource
 
 FEWEST_FILES = 32
 """Of a share: what is done again after an interruption."""
@@ -75,18 +74,18 @@ class Job:
         label = f"{found.name} {found.version}"
         cluster.check_resources(planned, label, 1)
         cluster.probe(None)
-        in_flight = run.in_flight or max(FEWEST_IN_FLIGHT, 2 * planned.batch_size)
-        wait_s = planned.timeout_s * (in_flight / planned.batch_size + 2)
-        served = Served(
+        in_flight = LIMITS.in_flight(run.in_flight, planned.batch_size)
+        wait_s = longest_wait_s(planned.timeout_s, in_flight, planned.batch_size)
+        served = HostedVersion(
             name=found.name,
             version=found.version,
             source=found.source,
             batch_size=planned.batch_size,
             startup_s=planned.startup_s,
             has_gpu=planned.gpus > 0,
-            seal_key=(record and record.seal_key) or keysource.chosen(None),
+            seal_key=registration.seal_source(record),
         )
-        task = Task(
+        task = ShareTask(
             served=served,
             chunks=_shared(found),
             content_type=run.content_type,
@@ -142,7 +141,7 @@ class Prepared:
 
     label: str
     plan: RunPlan
-    task: Task
+    task: ShareTask
     workers: int
 
     def shares_of(self, files: int) -> int:
@@ -183,7 +182,7 @@ def _samples(sources: Sequence[Source]) -> list[dict[str, Any]]:
     return found
 
 
-def _look(task: Task, samples: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+def _look(task: ShareTask, samples: Sequence[Mapping[str, Any]]) -> dict[str, str]:
     """Whether this node gets the archive, and reads some of the files. Runs as a task on a node."""
 
     def look() -> None:
