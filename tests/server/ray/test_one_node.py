@@ -19,7 +19,7 @@ import conformance
 from conformance import CASES, Case, Host
 from marship import Client
 from marship.client.address import Address
-from marship.engines.ray import archives, keeper, node
+from marship.engines.ray import archives, keeper, node, plan
 from marship.engines.ray import cluster as nodes
 from marship.engines.ray.head import Cluster, start
 from marship.engines.ray.settings import RaySettings
@@ -154,8 +154,11 @@ def test_replicas_are_scaled_and_counted(registered: Client) -> None:
     assert 'model_name="lin",model_version="1",node="127.0.0.1"' in text
 
 
-def test_replicas_follow_the_load(client: Client, cluster: Cluster, lin: Path) -> None:
-    """Within 10 s of a step to 12 clients another replica starts, and it gets ready."""
+def test_replicas_follow_the_load(
+    client: Client, cluster: Cluster, lin: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Within 10 s of a step to 12 clients another replica starts; after it they end."""
+    monkeypatch.setattr(plan, "DOWNSCALE_S", 2.0)  # of the minute that a replica is kept
     clear(client)
     config = "minWorkers: 1\nmaxWorkers: 3\n"
     write_with(lin / "lin-1.mar", lin / "grow.mar", config, without=("minWorkers", "maxWorkers"))
@@ -183,6 +186,10 @@ def test_replicas_follow_the_load(client: Client, cluster: Cluster, lin: Path) -
         for asker in askers:
             asker.join()
     assert (client_sees.min_workers, client_sees.max_workers) == (1, 3)
+    ended = time.monotonic()
+    while len(client.describe("lin")[0].workers) > 1:
+        assert time.monotonic() - ended < 60
+    assert client.predict("lin", {"input": ROW}) == {"output": ANSWERS["1"]}
 
 
 def test_streams_come_in_parts_as_from_the_direct_host(
