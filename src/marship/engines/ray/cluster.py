@@ -6,7 +6,7 @@ A process is connected to one cluster at a time: Ray keeps the connection in the
 import logging
 import os
 import socket
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,8 +25,8 @@ from marship.errors import (
 from marship.version import VERSION
 
 if TYPE_CHECKING:
+    from marship.engines.ray.hosted import HostedVersion
     from marship.engines.ray.plan import RunPlan
-    from marship.engines.ray.replica import ReplicaSpec
 
 LOOPBACK = "127.0.0.1"
 FRONT = "marship"
@@ -95,6 +95,22 @@ def check_installed() -> None:
         )
 
 
+def check_data_installed() -> None:
+    """Check that Ray Data can be imported.
+
+    Raises:
+        UsageError: It cannot.
+    """
+    from importlib.util import find_spec
+
+    check_installed()
+    if find_spec("pyarrow") is None or find_spec("pandas") is None:
+        raise UsageError(
+            "Ray Data must be installed to predict files on a cluster, got Ray alone. Run: pip "
+            "install 'marship[ray]'"
+        )
+
+
 def _check_reachable(address: str) -> None:
     host, _, port = address.rpartition(":")
     if not host or not port.isdecimal():
@@ -128,10 +144,10 @@ def _refused(address: str, error: Exception) -> MarshipError:
 
 
 @contextmanager
-def quiet() -> Iterator[None]:
-    """Keep what Ray prints of its own steps off the terminal."""
+def quiet(level: int = logging.WARNING) -> Iterator[None]:
+    """Keep what Ray prints of its own steps off the terminal, up to a level."""
     before = logging.root.manager.disable
-    logging.disable(logging.WARNING)
+    logging.disable(level)
     try:
         yield
     finally:
@@ -159,18 +175,26 @@ def probe(source: ArchiveSource | None) -> None:
         LoadError: One has not; the message says which and why.
         MarshipError: One cannot place the archive.
     """
+    from marship.engines.ray import node
+
+    on_every_node(node.probe, source)
+
+
+def on_every_node(task: Callable[..., dict[str, str]], *given: object) -> None:
+    """Run a task on every node, which returns `node.facts`, perhaps with an error of ours.
+
+    Raises:
+        LoadError: One has not the packages; the message says which and why.
+        MarshipError: The error of one.
+    """
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
-
-    from marship.engines.ray import node
 
     asked = {}
     for found in nodes():
         strategy = NodeAffinitySchedulingStrategy(found["NodeID"], soft=False)
-        task = ray.remote(node.probe).options(
-            num_cpus=0, scheduling_strategy=strategy, max_retries=1
-        )
-        asked[found["NodeManagerAddress"]] = task.remote(source)
+        remote = ray.remote(task).options(num_cpus=0, scheduling_strategy=strategy, max_retries=1)
+        asked[found["NodeManagerAddress"]] = remote.remote(*given)
     for address, answer in asked.items():
         _check_node(address, answer)
 
@@ -291,7 +315,7 @@ def details() -> Mapping[str, Any]:
     return found
 
 
-def deploy(app: str, version: "ReplicaSpec", plan: "RunPlan") -> None:
+def deploy(app: str, version: "HostedVersion", plan: "RunPlan") -> None:
     """Start a version's application, or give it another number of replicas; does not wait."""
     import ray
     from ray import serve
@@ -337,7 +361,7 @@ def port() -> int:
     return int(client.http_config.port)
 
 
-def deployed(app: str) -> "tuple[ReplicaSpec, RunPlan]":
+def deployed(app: str) -> "tuple[HostedVersion, RunPlan]":
     """What an application was deployed with.
 
     Raises:

@@ -23,7 +23,7 @@ import psutil
 from marship import storage
 from marship.engines import processes, store
 from marship.engines.home import Home, ServerRecord, default_home
-from marship.engines.ray import cluster, keeper
+from marship.engines.ray import cluster, keeper, scratch
 from marship.engines.ray.access import TOKEN_FILE
 from marship.engines.ray.settings import RaySettings
 from marship.errors import NotRunningError, ServerError, UsageError
@@ -304,6 +304,7 @@ def _end(home: Home, record: ServerRecord) -> None:
         record.group.end(_GRACE_S)
         if is_ours:
             _kill_rest(record)
+            scratch.sweep()
     _clean(home)
 
 

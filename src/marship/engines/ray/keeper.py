@@ -1,16 +1,23 @@
-"""A cluster's keeper: an actor that holds archives on the disk of one node, and the token.
+"""A cluster's keeper: an actor that holds archives on the disk of one node, the token, and locks.
 
 Where all nodes can read a folder or a URL, archives lie there instead (`--archives`), and the
 keeper's node may be lost.
 """
 
-from collections.abc import Iterator
+import secrets
+import time
+from collections.abc import Callable, Generator, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+from marship.engines.locks import REPORT_AFTER_S
 from marship.engines.ray import archives
+from marship.errors import ServerError
+from marship.exchange.calls import Pause
 
 NAME, NAMESPACE = "keeper", "marship"
+_CALL_S, _PAUSE_S = 60.0, 0.2
 
 
 class Keeper:
@@ -25,12 +32,31 @@ class Keeper:
         from marship.engines.ray import node
 
         self._key, self._url = key, url
+        self._owners: dict[str, str] = {}
         self._folder = node.root() / "kept"
         self._folder.mkdir(mode=0o700, exist_ok=True)
 
     def facts(self) -> dict[str, str | None]:
         """What another home of the same cluster needs."""
         return {"key": self._key, "url": self._url}
+
+    def take(self, lock: str, owner: str) -> str | None:
+        """Give a lock to an owner; or who has it.
+
+        Args:
+            lock: Its name.
+            owner: The id of a job of Ray, which is a client's connection, and something unique.
+        """
+        held = self._owners.get(lock)
+        if held is not None and (process := _process_of(held)) is not None:
+            return process
+        self._owners[lock] = owner
+        return None
+
+    def leave(self, lock: str, owner: str) -> None:
+        """Take a lock back from its owner."""
+        if self._owners.get(lock) == owner:
+            del self._owners[lock]
 
     def note(self, app: str, text: str) -> None:
         """Remember what an application was deployed with."""
@@ -73,6 +99,56 @@ class Keeper:
 
     def _draft(self, digest: str) -> Path:
         return self._folder / f"{digest}.part"
+
+
+def _process_of(owner: str) -> str | None:
+    """The process of a job; None where it has ended."""
+    from ray._private.state import state
+
+    for job in state.job_table():  # type: ignore[no-untyped-call]
+        if job["JobID"] == owner.partition("/")[0] and not job["IsDead"]:
+            return f"process {job['DriverPid']} on {job['DriverIPAddress']}"
+    return None
+
+
+def take(
+    lock: str,
+    held: ExitStack,
+    *,
+    timeout_s: float,
+    action: str,
+    on_wait: Callable[[str], None] | None = None,
+) -> Generator[Pause, None, None]:
+    """Take a lock of the cluster, whichever home is another's who wants it.
+
+    It is free again when `held` closes, or this process's connection ends.
+
+    Args:
+        lock: Its name.
+        held: Holds the lock.
+        timeout_s: How long to wait for the lock.
+        action: What its holder is doing, such as "exchanges versions of a".
+        on_wait: Called once, after a while, with a message about the holder.
+
+    Raises:
+        ServerError: The timeout passed.
+    """
+    import ray
+
+    holder, me = find(), f"{ray.get_runtime_context().get_job_id()}/{secrets.token_hex(8)}"
+    started_at, is_reported = time.monotonic(), False
+    while (other := ray.get(holder.take.remote(lock, me), timeout=_CALL_S)) is not None:
+        waited_s = time.monotonic() - started_at
+        if waited_s >= timeout_s:
+            raise ServerError(
+                f"the cluster must be free within {timeout_s:g} s, got it held by {other}, which "
+                f"{action}. Wait for it, or end it if it hangs."
+            )
+        if waited_s >= REPORT_AFTER_S and not is_reported and on_wait:
+            is_reported = True
+            on_wait(f"waiting up to {timeout_s:g} s for {other}, which {action}")
+        yield Pause(_PAUSE_S)
+    held.callback(lambda: holder.leave.remote(lock, me))
 
 
 def find() -> Any:  # noqa: ANN401  Ray's handle

@@ -11,10 +11,9 @@ from contextlib import ExitStack
 from dataclasses import replace
 from typing import Any
 
-from marship.engines import locks
 from marship.engines.engine import DRAIN_S, Model, ModelStatus, Registration, Wait, Worker
 from marship.engines.names import checked_name
-from marship.engines.ray import cluster, problems, registration
+from marship.engines.ray import cluster, keeper, problems, registration
 from marship.engines.ray.access import ClusterAccess
 from marship.engines.ray.table import Table, TableEntry
 from marship.errors import LoadError, NotFoundError, ServerError, UsageError
@@ -129,10 +128,10 @@ def _message(found: Mapping[str, Any]) -> str:
 
 
 def _change(access: ClusterAccess, changed: Callable[[Table], Table]) -> Flow[None]:
-    """Change the front's table, one client of the home after the other."""
+    """Change the front's table, one client of the cluster after the other."""
+    access.connect()
     with ExitStack() as held:
-        lock = access.home.path / "table.lock"
-        yield from locks.take(lock, held, timeout_s=_LOCK_S, action="changes the models")
+        yield from keeper.take("table", held, timeout_s=_LOCK_S, action="changes the models")
         yield Work(lambda: cluster.write(changed(cluster.table())))
 
 

@@ -29,7 +29,8 @@ class Limits:
         pipelined: The most requests of one connection that are answered at the same time.
         connections: The most connections.
         unsent_bytes: The most bytes of responses that wait for clients to read them, of all
-            connections together; beyond it those that read nothing are closed.
+            connections together; beyond it those that read nothing are closed, and beyond twice
+            as much those that read, too.
     """
 
     request_bytes: int = MAX_REQUEST_BYTES

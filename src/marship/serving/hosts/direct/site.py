@@ -23,6 +23,7 @@ logger = logging.getLogger(__name__)
 LAST_REQUEST_S = 1.0
 """How long a connection without a request stays open once the server finishes."""
 _YOUNG_S = 0.25
+_STOPPED_S = 5  # who has taken nothing for so long has stopped
 """A head that has begun to come within it may come in several pieces."""
 
 
@@ -118,7 +119,7 @@ def expire(connections: "Iterable[Connection]", limits: Limits) -> None:
     """End what takes longer than its limits, each connection for itself, and what is too much."""
     now = time.monotonic()
     connections = list(connections)
-    _drop_unread(connections, limits.unsent_bytes)
+    _drop_unread(connections, limits.unsent_bytes, now)
     for connection in connections:
         try:
             connection.expire(now)
@@ -127,20 +128,27 @@ def expire(connections: "Iterable[Connection]", limits: Limits) -> None:
             connection.abandon()
 
 
-def _drop_unread(connections: "Iterable[Connection]", most_bytes: int) -> None:
+def _drop_unread(connections: "Iterable[Connection]", most_bytes: int, now: float) -> None:
     """Close clients that read nothing where the responses that wait for them take too much memory.
 
     What waits for its turn behind a slow stream counts, too.
-    First those that have taken nothing since the last look, and of them those for which most waits.
+    First those that have taken nothing for five seconds, and of them those for which most waits;
+    then those that have taken nothing for longest. Not just since the last look: who reads
+    steadily takes megabytes at once, as the kernel's buffers empty, and nothing in between.
+    Who has taken something since the last look is closed only where twice as much waits: who
+    has just stopped is known at the next one.
     """
-    looked = [(each.writer.look(), -each.unsent, each) for each in connections]
-    unread = [(reads, waits, each) for reads, waits, each in looked if waits]
+    unread = []
+    for each in connections:
+        stalled_s = each.writer.stalled_s(now, waits=each.unsent > 0)
+        if each.unsent:
+            unread.append((-min(stalled_s, _STOPPED_S), -each.unsent, each))
     waiting = -sum(waits for _, waits, _ in unread)
     if waiting <= most_bytes:
         return
-    for _, waits, each in sorted(unread, key=itemgetter(0, 1)):
+    for stalled, waits, each in sorted(unread, key=itemgetter(0, 1)):
+        if waiting <= (most_bytes if stalled else 2 * most_bytes):
+            break
         waiting += waits
         each.abandon()
-        if waiting <= most_bytes:
-            break
     release_freed()  # else the allocator keeps it all

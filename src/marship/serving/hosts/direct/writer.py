@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import time
 
 from marship.serving.hosts.direct.slots import BEGUN, IDLE, LATE, PARTLY, UNPROVEN, States
 
@@ -27,6 +28,7 @@ class Writer:
             self._state = memoryview(states)[slot : slot + 1]
         self._transport: asyncio.Transport | None = None
         self._written = self._mark = self._seen = 0
+        self._moved = time.monotonic()
 
     def open(self, transport: asyncio.Transport, *, is_begun: bool) -> None:
         """Write here from now on."""
@@ -132,10 +134,12 @@ class Writer:
         """Count what the client takes from now on."""
         self._mark = self._written - self.buffered
 
-    def look(self) -> bool:
-        """Whether the client's side has taken anything since the last look."""
+    def stalled_s(self, now: float, *, waits: bool) -> float:
+        """For how long its client has taken nothing while something waits, as calls of this saw."""
         before, self._seen = self._seen, self._written - self.buffered
-        return self._seen > before
+        if self._seen > before or not waits:
+            self._moved = now
+        return now - self._moved
 
     @property
     def taken(self) -> int:

@@ -8,6 +8,7 @@ import struct
 import threading
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,9 @@ import pytest
 
 from directly import BODY, JSON, Line, Place, request, service, until
 from marship.serving.handler import OnnxHandler
-from marship.serving.hosts.direct import exchange, lane
+from marship.serving.hosts.direct import exchange, lane, site
 from marship.serving.hosts.direct.limits import Limits
+from marship.serving.hosts.direct.writer import Writer
 from marship.serving.message import Reply, Request
 from marship.serving.streaming import StreamHandler
 
@@ -316,8 +318,11 @@ def test_responses_that_nobody_reads_are_not_kept_beyond_a_limit(folder: Path) -
         made.close()
 
 
-def test_who_reads_steadily_is_not_closed_for_those_who_have_stopped(folder: Path) -> None:
-    """However much they took before."""
+@pytest.mark.parametrize(("piece", "pause_s"), [(1 << 16, 0.01), (1 << 20, 0.6)])
+def test_who_reads_steadily_is_not_closed_for_those_who_have_stopped(
+    folder: Path, piece: int, pause_s: float
+) -> None:
+    """However much they took before, and with longer pauses than the server looks."""
     made = Place(limits=Limits(unsent_bytes=24 << 20))
     made.add(service(folder, kind=Large))
     made.follow(m=("1.0",))
@@ -335,15 +340,63 @@ def test_who_reads_steadily_is_not_closed_for_those_who_have_stopped(folder: Pat
             steady.send(request() * 3)
             left = 12 << 20
             while left > 0:
-                data = steady.socket.recv(1 << 16)
+                data = steady.socket.recv(min(piece, left), socket.MSG_WAITALL)
                 assert data, f"closed with {left} bytes to come"
                 left -= len(data)
-                time.sleep(0.01)  # as a slow network
+                time.sleep(pause_s)  # as a slow network
             until(lambda: _unsent(made) <= 24 << 20)
             idle.send(request("/v2/models/m", b"", "GET"))  # closing it would free nothing
             assert idle.read("GET").status == 200
     finally:
         made.close()
+
+
+@dataclass
+class _Waiting:
+    """A connection for which a response waits."""
+
+    unsent: int
+    buffered: int = 0
+    is_open: bool = True
+
+    def __post_init__(self) -> None:
+        self.writer = Writer(None, None)
+        self.writer.open(self, is_begun=True)  # type: ignore[arg-type]
+        self.writer._written = self.unsent
+        self.buffered = self.unsent
+
+    def get_extra_info(self, _: str) -> Any:
+        return socket.socket()
+
+    def get_write_buffer_size(self) -> int:
+        return self.buffered
+
+    def take(self, size: int) -> None:
+        self.buffered -= size
+        self.unsent -= size
+
+    def abandon(self) -> None:
+        self.is_open = False
+        self.unsent = 0
+
+
+@pytest.mark.parametrize("gap_s", [0.3, 1.0, 4.0])
+def test_who_has_taken_something_last_is_closed_last(gap_s: float) -> None:
+    """Though most waits for it, and it has taken nothing since the last look."""
+    steady, *stopped = (_Waiting(size << 20) for size in (40, 5, 5, 5))
+    now = time.monotonic()
+    for step in range(int(20 / gap_s)):
+        now += gap_s
+        site._drop_unread([steady, *stopped], 64 << 20, now)  # type: ignore[list-item]
+        steady.take(1 << 18)
+        site._drop_unread([steady, *stopped], 64 << 20, now)  # type: ignore[list-item]
+        assert steady.is_open, step
+        assert all(each.is_open for each in stopped), step
+    now += gap_s / 2
+    waiting = sum(each.unsent for each in (steady, *stopped))
+    site._drop_unread([steady, *stopped], waiting - (6 << 20), now)  # type: ignore[list-item]
+    assert steady.is_open
+    assert sum(each.is_open for each in stopped) == 1
 
 
 class Gated(StreamHandler):
