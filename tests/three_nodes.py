@@ -97,6 +97,7 @@ class Network:
             "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
             "RAY_SERVE_HAPROXY_RETRY_ON": "conn-failure empty-response",
             "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "2",
+            "RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S": "2",
             "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": f"{state}/haproxy.cfg",
             "RAY_SERVE_HAPROXY_SOCKET_PATH": f"{state}/admin.sock",
             "RAY_SERVE_HAPROXY_SERVER_STATE_BASE": state,

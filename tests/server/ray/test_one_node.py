@@ -19,8 +19,11 @@ import conformance
 from conformance import CASES, Case, Host
 from marship import Client
 from marship.client.address import Address
-from marship.engines.ray import archives, keeper, node, plan
+from marship.engines.addresses import Target
+from marship.engines.engine import Registration
+from marship.engines.ray import archives, keeper, node, plan, registration
 from marship.engines.ray import cluster as nodes
+from marship.engines.ray.access import ClusterAccess
 from marship.engines.ray.head import Cluster, start
 from marship.engines.ray.settings import RaySettings
 from marship.errors import (
@@ -304,6 +307,41 @@ with contextlib.ExitStack() as held:
     print("held", flush=True)
     sys.stdin.read()
 """
+
+
+def test_what_a_killed_client_left_is_removed(registered: Client, cluster: Cluster) -> None:
+    """Replicas that no list knows of; not those that somebody registers just now."""
+    access = ClusterAccess(Target(cluster.home.path))
+    wanted = Registration("lin-2.mar", name="left", workers=1)
+    admitted = registration.admit(access, wanted)
+    for app in ("marship-left-2-00", "marship-coming-2-00"):
+        registration.deploy(app, admitted, access.record)
+    with ExitStack() as held:
+        assert keeper.claim("marship-coming-2-00", held) is None
+        registration.remove_abandoned()
+        assert "marship-left-2-00" not in nodes.details()
+        assert "marship-coming-2-00" in nodes.details()
+    registered.register("lin-2.mar", name="other")
+    assert {app.rpartition("-")[0] for app in nodes.details()} == {
+        "", "marship-lin-1", "marship-other-2",
+    }  # fmt: skip
+    registered.unregister("other")
+
+
+def test_commands_leave_no_task_that_asks_a_cluster_they_left(
+    client: Client, cluster: Cluster, lin: Path
+) -> None:
+    """It would write Ray's traceback over the terminal; versions that are scaled have one."""
+    clear(client)
+    write_with(
+        lin / "lin-1.mar", lin / "grow.mar", "minWorkers: 1\nmaxWorkers: 2\n",
+        without=("minWorkers", "maxWorkers"),
+    )  # fmt: skip
+    client.register("grow.mar")
+    command = [sys.executable, "-m", "marship", "models", "--home", str(cluster.home.path)]
+    for _ in range(2):
+        done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
+        assert done.stderr == ""
 
 
 def test_archives_lie_where_nodes_can_read_them(client: Client, tmp_path: Path) -> None:

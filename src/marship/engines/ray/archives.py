@@ -61,7 +61,7 @@ def upload(path: Path, source: ArchiveSource) -> None:
 
     system, place = fsspec.url_to_fs(source.address)
     try:
-        if system.exists(place):
+        if system.exists(place) and system.size(place) == path.stat().st_size:
             return
         system.makedirs(place.rpartition("/")[0], exist_ok=True)
         draft = f"{place}.part"

@@ -350,7 +350,10 @@ def broadcast(app: str, method: str, *given: Any) -> list[Any]:  # noqa: ANN401
         handle: Any = serve.get_app_handle(app)
         if not handle.is_initialized:  # a client has no loop, whatever its environment says of Ray
             handle._init(_run_router_in_separate_loop=True)
-        return list(handle.broadcast(method, *given).results(timeout_s=_CALL_S))
+        try:
+            return list(handle.broadcast(method, *given).results(timeout_s=_CALL_S))
+        finally:
+            handle.shutdown()  # its thread would report to the cluster when we have left it
 
 
 def port() -> int:

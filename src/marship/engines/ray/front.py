@@ -104,7 +104,8 @@ class Front:
         if route.kind in routes.OPEN or asked.method == "OPTIONS":
             return True
         try:
-            self._tokens.check(dict(asked.headers).get(b"authorization"))
+            given = [value for name, value in asked.headers if name == b"authorization"]
+            self._tokens.check(b", ".join(given) if given else None)  # RFC 9110, 5.3
         except RefusedError:
             return False
         return True

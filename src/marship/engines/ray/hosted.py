@@ -122,7 +122,7 @@ class Hosted:
 
         running: Any = ray._private.worker._global_node  # no public way
         logs = Path(running.get_logs_dir_path())
-        return logs / f"marship-{self._served.name}-{self._served.version}-{os.getpid()}.log"
+        return logs / f"marship-{self._served.name[:60]}-{self._served.version}-{os.getpid()}.log"
 
     def _count(self, line: str) -> None:
         counted = self.counts.add(line)

@@ -71,7 +71,8 @@ class Keeper:
 
     def has(self, digest: str) -> bool:
         """Whether an archive is here, whole."""
-        return self._place(digest).exists()
+        place = self._place(digest)
+        return place.exists() and archives.digest_of(place) == digest
 
     def add(self, digest: str, data: bytes, *, is_first: bool) -> None:
         """Take some bytes of an archive."""
@@ -133,11 +134,8 @@ def take(
     Raises:
         ServerError: The timeout passed.
     """
-    import ray
-
-    holder, me = find(), f"{ray.get_runtime_context().get_job_id()}/{secrets.token_hex(8)}"
     started_at, is_reported = time.monotonic(), False
-    while (other := ray.get(holder.take.remote(lock, me), timeout=_CALL_S)) is not None:
+    while (other := claim(lock, held)) is not None:
         waited_s = time.monotonic() - started_at
         if waited_s >= timeout_s:
             raise ServerError(
@@ -148,7 +146,17 @@ def take(
             is_reported = True
             on_wait(f"waiting up to {timeout_s:g} s for {other}, which {action}")
         yield Pause(_PAUSE_S)
-    held.callback(lambda: holder.leave.remote(lock, me))
+
+
+def claim(lock: str, held: ExitStack) -> str | None:
+    """Take a lock of the cluster as `take`, if it is free; or who has it."""
+    import ray
+
+    holder, me = find(), f"{ray.get_runtime_context().get_job_id()}/{secrets.token_hex(8)}"
+    other: str | None = ray.get(holder.take.remote(lock, me), timeout=_CALL_S)
+    if other is None:
+        held.callback(lambda: holder.leave.remote(lock, me))
+    return other
 
 
 def find() -> Any:  # noqa: ANN401  Ray's handle

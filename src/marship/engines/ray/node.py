@@ -70,14 +70,14 @@ def place(source: ArchiveSource, kept: Kept = keeper.read) -> Placed:
     with locked(home.with_suffix(".lock")):
         home.mkdir(mode=0o700, exist_ok=True)
         held = home / "archive.mar"
-        if not held.exists():
+        if not held.exists() or archives.digest_of(held) != source.digest:
             _fetch(source, held, kept)
         with _named(source, held) as named:
             contents = _verified(source, named)
             read = archive.read_settings(named)
             folder = home / "model"
-            if not folder.exists():
-                _extract(named, contents, folder)
+            if others := _others(contents, folder):
+                _extract(named, contents, folder, others)
     return Placed(folder, read[0].manifest, read[1])
 
 
@@ -118,11 +118,25 @@ def _verified(source: ArchiveSource, named: Path) -> ArchiveContents:
         return Trust.load(folder).verify(named).contents
 
 
-def _extract(named: Path, contents: ArchiveContents, folder: Path) -> None:
+def _others(contents: ArchiveContents, folder: Path) -> list[str]:
+    """Files that are not as in the archive: a disk was full, or a cleaner takes what is old."""
+    found = []
+    for name, file in contents.files.items():
+        place = folder / name
+        is_here = place.is_file() and place.stat().st_size == file.size_bytes
+        if not is_here or archives.digest_of(place) != file.sha256:
+            found.append(name)
+    return found
+
+
+def _extract(named: Path, contents: ArchiveContents, folder: Path, others: list[str]) -> None:
+    """Put files in place one by one: workers may run there."""
     draft = Path(tempfile.mkdtemp(dir=folder.parent))
     try:
         extract.unpack(named, contents, draft)
-        draft.rename(folder)
+        for name in others:
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            (draft / name).replace(folder / name)
     except OSError as error:
         raise StorageError(
             f"node {address()} must hold the extracted archive in {folder.parent}, got: "

@@ -1,5 +1,6 @@
 """Registering on Ray: checking an archive, sharing it, and starting its replicas."""
 
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -7,7 +8,7 @@ from typing import Any
 from marship.engines import store
 from marship.engines.engine import Registration
 from marship.engines.home import ServerRecord
-from marship.engines.names import checked_name
+from marship.engines.names import checked_name, checked_version
 from marship.engines.ray import archives, cluster, keeper
 from marship.engines.ray.access import ClusterAccess
 from marship.engines.ray.archives import ArchiveSource
@@ -121,23 +122,42 @@ def admit(access: ClusterAccess, wanted: Registration) -> Admission:
     if wanted.batch_size is not None and wanted.batch_size < 1:
         raise UsageError(f"batch_size must be at least 1, got {wanted.batch_size}.")
     found = examined(access.model_store / wanted.archive, access.record.trust)
-    name = checked_name(wanted.name or found.name)
+    name, version = checked_name(wanted.name or found.name), checked_version(found.version)
     plan = RunPlan.of(found.config, workers=wanted.workers, batch_size=wanted.batch_size)
     access.connect()
     admitted = Admission(
         name,
-        found.version,
+        version,
         replace(found.source, url=_archives_url()),
         plan,
         store.files_of(found.path),
         wanted.max_batch_delay_ms or int(found.config.get("maxBatchDelay") or 1),
     )
-    if cluster.table().entry(name, found.version) is not None:
+    if cluster.table().entry(name, version) is not None:
         raise _taken(admitted)
-    cluster.check_resources(plan, f"{name} {found.version}", plan.minimum)
+    remove_abandoned()
+    cluster.check_resources(plan, f"{name} {version}", plan.minimum)
     _share(found.path, admitted.source)
     cluster.probe(admitted.source)
     return admitted
+
+
+def remove_abandoned() -> None:
+    """Remove applications whose clients were killed before they listed them.
+
+    Or just after they took them from the list: no command would know of their replicas, which hold
+    cores. Whoever registers one holds a lock of its name.
+    """
+    own = {app for app in cluster.details() if app.startswith(f"{cluster.FRONT}-")}
+    for app in own - _listed():
+        with ExitStack() as held:
+            is_free = keeper.claim(app, held) is None
+            if is_free and app not in _listed():
+                cluster.delete(app)
+
+
+def _listed() -> set[str]:
+    return {entry.app for _, _, entry in cluster.table().entries()}
 
 
 def _archives_url() -> str | None:
