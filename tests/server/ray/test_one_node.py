@@ -1,5 +1,6 @@
 """Models on one node of Ray, by the words that TorchServe's clients use."""
 
+import asyncio
 import os
 import subprocess
 import sys
@@ -14,6 +15,8 @@ from pathlib import Path
 import orjson
 import psutil
 import pytest
+import ray
+from ray.serve._private.router import SingletonThreadRouter
 
 import conformance
 from conformance import CASES, Case, Host
@@ -192,6 +195,10 @@ def test_replicas_follow_the_load(
     ended = time.monotonic()
     while len(client.describe("lin")[0].workers) > 1:
         assert time.monotonic() - ended < 60
+    client.metrics()
+    tasks = asyncio.all_tasks(SingletonThreadRouter._asyncio_loop)
+    asking = [str(task) for task in tasks if "metrics" in str(task)]
+    assert not asking  # a command that has left would show a traceback of theirs
     assert client.predict("lin", {"input": ROW}) == {"output": ANSWERS["1"]}
 
 
@@ -309,6 +316,25 @@ with contextlib.ExitStack() as held:
 """
 
 
+def test_the_node_of_the_keeper_may_be_lost(
+    registered: Client, cluster: Cluster, lin: Path, tmp_path: Path
+) -> None:
+    """Here its actor alone: commands say what to do, and another home takes up what there was."""
+    ray.kill(keeper.running())
+    deadline = time.monotonic() + 20
+    while keeper.find() is not None:
+        assert time.monotonic() < deadline
+    with pytest.raises(NotRunningError, match="must run marship's keeper"):
+        registered.register("lin-2.mar")
+    joined = start(
+        RaySettings(home=tmp_path / "home", model_store=lin, address=cluster.record.cluster)
+    )
+    assert host_of(joined) == host_of(cluster)
+    assert registered.predict("lin", {"input": ROW}) == {"output": ANSWERS["1"]}
+    assert registered.scale("lin", 2).ready == 2
+    assert registered.scale("lin", 1).ready == 1
+
+
 def test_what_a_killed_client_left_is_removed(registered: Client, cluster: Cluster) -> None:
     """Replicas that no list knows of; not those that somebody registers just now."""
     access = ClusterAccess(Target(cluster.home.path))
@@ -326,22 +352,6 @@ def test_what_a_killed_client_left_is_removed(registered: Client, cluster: Clust
         "", "marship-lin-1", "marship-other-2",
     }  # fmt: skip
     registered.unregister("other")
-
-
-def test_commands_leave_no_task_that_asks_a_cluster_they_left(
-    client: Client, cluster: Cluster, lin: Path
-) -> None:
-    """It would write Ray's traceback over the terminal; versions that are scaled have one."""
-    clear(client)
-    write_with(
-        lin / "lin-1.mar", lin / "grow.mar", "minWorkers: 1\nmaxWorkers: 2\n",
-        without=("minWorkers", "maxWorkers"),
-    )  # fmt: skip
-    client.register("grow.mar")
-    command = [sys.executable, "-m", "marship", "models", "--home", str(cluster.home.path)]
-    for _ in range(2):
-        done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
-        assert done.stderr == ""
 
 
 def test_archives_lie_where_nodes_can_read_them(client: Client, tmp_path: Path) -> None:

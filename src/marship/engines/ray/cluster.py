@@ -6,6 +6,7 @@ A process is connected to one cluster at a time: Ray keeps the connection in the
 import logging
 import os
 import socket
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -32,6 +33,8 @@ LOOPBACK = "127.0.0.1"
 FRONT = "marship"
 """The application that takes requests; those of versions begin with it, too."""
 _REACH_S, _PROBE_S, _CALL_S = 3.0, 120.0, 60.0
+_deploying = threading.Lock()
+"""Ray keeps for the whole process which modules it pickles just then."""
 _FRONT_CPUS = 0.0  # on every node, however full
 
 
@@ -253,7 +256,7 @@ def start_front(key: str | None, port: int, host: str) -> None:
             proxy_location="EveryNode",
             http_options={"host": host, "port": port, "keep_alive_timeout_s": 75},
         )
-        _run_front(Table(), key)
+        _run_front(table() if FRONT in details() else Table(), key)
 
 
 def _run_front(table: Table, key: str | None) -> None:
@@ -272,7 +275,8 @@ def _run_front(table: Table, key: str | None) -> None:
         logging_config={"enable_access_log": False, "log_level": "WARNING"},
     )
     front._version = VERSION
-    serve.run(front.bind(key), name=FRONT, route_prefix="/")
+    with _deploying:
+        serve.run(front.bind(key), name=FRONT, route_prefix="/")
 
 
 def table() -> Table:
@@ -295,7 +299,7 @@ def write(changed: Table) -> None:
     """Have every front take a table, and return when all have."""
     import ray
 
-    facts = ray.get(keeper.find().facts.remote(), timeout=_CALL_S)
+    facts = ray.get(keeper.running().facts.remote(), timeout=_CALL_S)
     with quiet():
         _run_front(changed, facts["key"])
 
@@ -325,8 +329,8 @@ def deploy(app: str, version: "HostedVersion", plan: "RunPlan") -> None:
 
     deployment = _deployment(Replica).options(**plan.options())
     deployment._version = app
-    ray.get(keeper.find().note.remote(app, noted.to_json(version, plan)), timeout=_CALL_S)
-    with quiet():
+    ray.get(keeper.running().note.remote(app, noted.to_json(version, plan)), timeout=_CALL_S)
+    with quiet(), _deploying:
         serve.run_many(
             [serve.RunTarget(deployment.bind(version), name=app, route_prefix=None)],
             wait_for_ingress_deployment_creation=False,
@@ -374,7 +378,7 @@ def deployed(app: str) -> "tuple[HostedVersion, RunPlan]":
 
     from marship.engines.ray import noted
 
-    found = ray.get(keeper.find().noted.remote(app), timeout=_CALL_S)
+    found = ray.get(keeper.running().noted.remote(app), timeout=_CALL_S)
     if found is None:
         raise NotFoundError(f"{app} must be an application of marship, got none of that name.")
     return noted.from_json(found)

@@ -263,18 +263,17 @@ def _serve(home: Home, record: ServerRecord, settings: RaySettings) -> ServerRec
     holder = keeper.find()
     if holder is None:
         cluster.probe(None)
-        key = secrets.token_urlsafe(32)
+        port = int(record.inference_url.rpartition(":")[2])
+        if cluster.FRONT not in cluster.details():  # else the node of the keeper before was lost
+            _free_ports(LOOPBACK, port)
         host = LOOPBACK if settings.address is None else "0.0.0.0"  # noqa: S104  tokens guard it
-        (port,) = _free_ports(LOOPBACK, int(record.inference_url.rpartition(":")[2]))
-        holder = keeper.start(key, settings.archives)
+        holder = keeper.start(secrets.token_urlsafe(32), settings.archives)
         try:
-            ray.get(holder.facts.remote())
-            cluster.start_front(key, port, host)
+            cluster.start_front(ray.get(holder.facts.remote())["key"], port, host)
         except BaseException:  # else the next one takes the cluster for one that serves
             ray.kill(holder)
             raise
-    else:
-        record = replace(record, inference_url=f"http://{LOOPBACK}:{cluster.port()}")
+    record = replace(record, inference_url=f"http://{LOOPBACK}:{cluster.port()}")
     facts = ray.get(holder.facts.remote())
     _write_key(home, facts["key"])
     return replace(record, metrics_url=record.inference_url)

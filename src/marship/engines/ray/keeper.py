@@ -4,6 +4,7 @@ Where all nodes can read a folder or a URL, archives lie there instead (`--archi
 keeper's node may be lost.
 """
 
+import json
 import secrets
 import time
 from collections.abc import Callable, Generator, Iterator
@@ -13,7 +14,7 @@ from typing import Any
 
 from marship.engines.locks import REPORT_AFTER_S
 from marship.engines.ray import archives
-from marship.errors import ServerError
+from marship.errors import NotRunningError, ServerError
 from marship.exchange.calls import Pause
 
 NAME, NAMESPACE = "keeper", "marship"
@@ -31,7 +32,10 @@ class Keeper:
     def __init__(self, key: str | None, url: str | None) -> None:
         from marship.engines.ray import node
 
-        self._key, self._url = key, url
+        # on the head: the node of a keeper before may be lost, and fronts ask for that one's key
+        before = json.loads(_kv("get", "facts") or b"{}")
+        self._key, self._url = before.get("key", key), url or before.get("url")
+        _kv("put", "facts", json.dumps(self.facts()).encode(), overwrite=True)
         self._owners: dict[str, str] = {}
         self._folder = node.root() / "kept"
         self._folder.mkdir(mode=0o700, exist_ok=True)
@@ -59,15 +63,13 @@ class Keeper:
             del self._owners[lock]
 
     def note(self, app: str, text: str) -> None:
-        """Remember what an application was deployed with."""
-        (self._folder / f"{app}.json").write_text(text)
+        """Remember what an application was deployed with, on the head: this node may be lost."""
+        _kv("put", app, text.encode(), overwrite=True)
 
     def noted(self, app: str) -> str | None:
         """What an application was deployed with; None of an unknown one."""
-        try:
-            return (self._folder / f"{app}.json").read_text()
-        except FileNotFoundError:
-            return None
+        found = _kv("get", app)
+        return None if found is None else str(found.decode())
 
     def has(self, digest: str) -> bool:
         """Whether an archive is here, whole."""
@@ -100,6 +102,14 @@ class Keeper:
 
     def _draft(self, digest: str) -> Path:
         return self._folder / f"{digest}.part"
+
+
+def _kv(action: str, key: str, *given: object, **settings: object) -> Any:  # noqa: ANN401  Ray's
+    """Ask the store of keys and values of Ray's head."""
+    from ray.experimental import internal_kv
+
+    ask: Any = getattr(internal_kv, f"_internal_kv_{action}")
+    return ask(key.encode(), *given, **settings, namespace=NAMESPACE.encode())
 
 
 def _process_of(owner: str) -> str | None:
@@ -152,7 +162,7 @@ def claim(lock: str, held: ExitStack) -> str | None:
     """Take a lock of the cluster as `take`, if it is free; or who has it."""
     import ray
 
-    holder, me = find(), f"{ray.get_runtime_context().get_job_id()}/{secrets.token_hex(8)}"
+    holder, me = running(), f"{ray.get_runtime_context().get_job_id()}/{secrets.token_hex(8)}"
     other: str | None = ray.get(holder.take.remote(lock, me), timeout=_CALL_S)
     if other is None:
         held.callback(lambda: holder.leave.remote(lock, me))
@@ -169,8 +179,23 @@ def find() -> Any:  # noqa: ANN401  Ray's handle
         return None
 
 
+def running() -> Any:  # noqa: ANN401  Ray's handle
+    """The cluster's keeper.
+
+    Raises:
+        NotRunningError: It has none.
+    """
+    holder = find()
+    if holder is None:
+        raise NotRunningError(
+            "the cluster must run marship's keeper, got none. Start it with: marship serve "
+            "--engine ray"
+        )
+    return holder
+
+
 def start(key: str | None, url: str | None) -> Any:  # noqa: ANN401  Ray's handle
-    """Start the cluster's keeper on this node."""
+    """Start the cluster's keeper on this node; one that was lost had the same key."""
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
@@ -191,7 +216,7 @@ def put(path: Path, digest: str) -> bool:
     """Give the keeper an archive; whether it has it then."""
     import ray
 
-    holder = find()
+    holder = running()
     if ray.get(holder.has.remote(digest)):
         return True
     for number, data in enumerate(archives.chunks(path)):
@@ -203,7 +228,7 @@ def read(digest: str) -> Iterator[bytes]:
     """An archive's bytes, from the keeper; for nodes."""
     import ray
 
-    holder, offset = find(), 0
+    holder, offset = running(), 0
     while data := ray.get(holder.read.remote(digest, offset), timeout=60):
         offset += len(data)
         yield data

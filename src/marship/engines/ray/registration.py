@@ -163,7 +163,7 @@ def _listed() -> set[str]:
 def _archives_url() -> str | None:
     import ray
 
-    return ray.get(keeper.find().facts.remote())["url"]  # type: ignore[no-any-return]
+    return ray.get(keeper.running().facts.remote())["url"]  # type: ignore[no-any-return]
 
 
 def _share(place: Path, source: ArchiveSource) -> None:

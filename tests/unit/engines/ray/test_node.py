@@ -11,6 +11,7 @@ import pytest
 from marship.engines import names
 from marship.engines.home import Home
 from marship.engines.ray import archives, front, head, node, worker
+from marship.engines.ray import keeper as keepers
 from marship.engines.ray.archives import ArchiveSource
 from marship.engines.ray.keeper import Keeper
 from marship.engines.ray.line import Asked
@@ -58,8 +59,11 @@ def test_a_damaged_cache_is_mended(damage: str, tmp_path: Path) -> None:
         assert (folder / "handler.py").stat().st_ino == untouched
 
 
-def test_the_keeper_takes_a_damaged_archive_anew(tmp_path: Path) -> None:
+def test_the_keeper_takes_a_damaged_archive_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """It has one only if it is the one."""
+    monkeypatch.setattr(keepers, "_kv", lambda *_given, **_settings: None)
     keeper, data = Keeper(None, None), b"an archive"
     (tmp_path / "a").write_bytes(data)
     digest = archives.digest_of(tmp_path / "a")
