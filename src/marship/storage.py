@@ -82,6 +82,35 @@ def replacing_all(folder: Path) -> Iterator[Path]:
 
 
 @contextmanager
+def replacing_entries(folder: Path) -> Iterator[Path]:
+    """Yield a folder to write to; on success its files and folders replace those in `folder`.
+
+    On any error before that the old ones stay.
+
+    Raises:
+        StorageError: The disk is full or the folder cannot be written to.
+    """
+    with explained(folder), _draft_folder(folder, "draft") as drafts:
+        yield drafts
+        for entry in sorted(drafts.iterdir()):
+            remove(folder / entry.name)
+            entry.replace(folder / entry.name)
+
+
+def remove(path: Path) -> None:
+    """Remove a file, or a folder with all that it holds, if it is there."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def is_draft(name: str) -> bool:
+    """Whether a name is that of a draft, which a killed process may have left."""
+    return name.startswith(".") and ".draft-" in name
+
+
+@contextmanager
 def _draft_folder(folder: Path, name: str) -> Iterator[Path]:
     """A locked folder within `folder`, which is made; on an error what was made is removed."""
     made = [place for place in (folder, *folder.parents) if not place.exists()]

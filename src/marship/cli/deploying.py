@@ -1,5 +1,6 @@
 """Containers and Kubernetes."""
 
+import shlex
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
@@ -25,13 +26,13 @@ def image(settings: ImageSettings, archives: Archives) -> Report:
     from marship.deploying import image as images
 
     done = images.write(settings, archives)
-    folder = done.containerfile.parent
+    paths = [str(done.containerfile), str(done.containerfile.parent)]
     rows = [
         ("written", done.containerfile),
         ("models", " ".join(done.models)),
         ("packages", len(done.packages)),
         ("base", done.base),
-        ("build it", f"buildah build -t NAME:TAG -f {done.containerfile} {folder}"),
+        ("build it", shlex.join(["buildah", "build", "-t", "NAME:TAG", "-f", *paths])),
     ]
     return Report(asdict(done), lambda: tables.facts(rows))
 
@@ -50,5 +51,5 @@ def manifests(settings: ManifestSettings, archives: Archives) -> Report:
         ("needs", f"kubectl create secret generic {name} --from-file={key}=FILE")
         for name, key in done.secrets.items()
     ]
-    rows.append(("apply", f"kubectl apply -k {settings.out}"))
+    rows.append(("apply", shlex.join(["kubectl", "apply", "-k", str(settings.out)])))
     return Report(asdict(done), lambda: tables.facts(rows))

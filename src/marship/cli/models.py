@@ -17,9 +17,37 @@ if TYPE_CHECKING:
     from marship.client.address import Address
     from marship.client.clients import Model
     from marship.predict import Run
+    from marship.predict.ray.job import Job
     from marship.predict.single import Single
 
 PANEL = "Models on the server"
+Places = Annotated[
+    list[str] | None, typer.Argument(help="files, folders, their URLs, or - for standard input")
+]
+Forms = Annotated[
+    list[str] | None,
+    typer.Option("--as", help="json, or a transcript: txt, srt, vtt; repeatable for many files"),
+]
+Out = Annotated[
+    Path | None,
+    typer.Option(
+        help="many files: .csv, or .jsonl with whole responses; one: .json .txt .srt .vtt"
+    ),
+]
+Suffixes = Annotated[
+    list[str] | None,
+    typer.Option(help="suffix of files to take from folders, such as .jpg; repeatable"),
+]
+ClusterAddress = Annotated[
+    str | None,
+    typer.Option(
+        "--address", help="HOST:PORT of the Ray cluster that runs an archive; else the home's"
+    ),
+]
+TrustFolder = Annotated[
+    Path | None,
+    typer.Option(help="public keys that the archive must be signed with; else the home's"),
+]
 
 
 @app.command(rich_help_panel=PANEL)
@@ -212,43 +240,35 @@ def unregister(name: ModelName, version: Version = None, *, address: "Address") 
 @on_server("inference")
 def predict(
     name: ModelName,
-    source: Annotated[
-        list[str] | None, typer.Argument(help="files, folders, or - for standard input")
-    ] = None,
+    source: Places = None,
     json_text: Annotated[str | None, typer.Option("--json", help="the request itself")] = None,
     version: Version = None,
     content_type: Annotated[
         str | None, typer.Option(help="override the guessed media type")
     ] = None,
-    forms: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--as", help="json, or a transcript: txt, srt, vtt; repeatable for many files"
-        ),
-    ] = None,
-    out: Annotated[
-        Path | None,
-        typer.Option(
-            help="many files: .csv, or .jsonl with whole responses; one: .json .txt .srt .vtt"
-        ),
-    ] = None,
-    suffix: Annotated[
-        list[str] | None,
-        typer.Option(help="suffix of files to take from folders, such as .jpg; repeatable"),
-    ] = None,
+    forms: Forms = None,
+    out: Out = None,
+    suffix: Suffixes = None,
     in_flight: Annotated[
         int | None, typer.Option(min=1, help="concurrent requests; else by workers and batches")
     ] = None,
     again: Annotated[bool, typer.Option("--again", help="discard earlier responses")] = False,
+    cluster: ClusterAddress = None,
+    trust: TrustFolder = None,
     *,
     address: "Address",
 ) -> None:
-    """Get predictions. One file: print the response. More, or a folder: a resumable table."""
+    """Get predictions. One file: print the response. More, or a folder: a resumable table.
+
+    With --engine ray and an archive, model.mar, in place of a name the nodes of a Ray cluster read
+    and predict the files.
+    """
     from marship.predict import Run, single, sources, transcripts
 
-    places, forms = source or [], forms or []
+    places, forms = [sources.local_path(place) for place in source or []], forms or []
     transcripts.check(forms)
-    if sources.is_many(places) or sources.is_table(out):
+    job = _job(name, version, cluster, trust, address)
+    if job or sources.is_many(places) or sources.is_table(out):
         if json_text is not None:
             raise UsageError("--json must come with one request, got several files.")
         out = out or sources.default_out(places)
@@ -256,7 +276,7 @@ def predict(
         found = sources.find(places, suffix or ())
         beside = transcripts.Transcripts.beside(out, places, forms) if forms else None
         run = Run(name, found.sources, out, version, content_type, in_flight, again, beside)
-        _predict_files(run, found.passed_over, address)
+        _predict_files(run, found.passed_over, job or address)
         return
     if suffix or in_flight or again:
         raise UsageError(
@@ -277,13 +297,38 @@ def _predict_one(request: "Single", address: "Address") -> None:
         responses.show_response(response)
 
 
-def _predict_files(run: "Run", passed_over: Sequence[str], address: "Address") -> None:
+def _job(
+    name: str, version: str | None, cluster: str | None, trust: Path | None, address: "Address"
+) -> "Job | None":
+    """The archive that a cluster of Ray runs; None of a model on a server."""
+    is_archive = name.endswith(".mar") and address.engine == "ray"
+    if not is_archive and (cluster or trust):
+        raise UsageError(
+            "--address and --trust must come with an archive and --engine ray, got the name of a "
+            "model. Name the archive's file, or a model's server with --home or --url."
+        )
+    if not is_archive:
+        return None
+    if version:
+        raise UsageError("--version must come with a model's name, got an archive, which has one.")
+    from marship.predict.ray.job import Job
+
+    return Job(archive=Path(name), address=cluster, home=address.home, trust=trust)
+
+
+def _predict_files(run: "Run", passed_over: Sequence[str], by: "Address | Job") -> None:
     from marship.cli import responses
+    from marship.client.address import Address
     from marship.predict import predict_files
     from marship.predict.screen import Screen
 
     with Screen(run) as screen:
-        done = predict_files(run, address, screen)
+        if isinstance(by, Address):
+            done = predict_files(run, by, screen)
+        else:
+            from marship.predict.ray import predict_archive
+
+            done = predict_archive(run, by, screen)
     responses.show_predictions(done, run, passed_over)
     if done.failed:
         raise typer.Exit(1)

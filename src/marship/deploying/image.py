@@ -26,6 +26,9 @@ MODELS, TRUST = "/models", "/etc/marship/trust"
 """Where archives and keys lie in an image."""
 _SOURCE = Path(marship.__file__).parent
 _LEFT_OUT = ("__pycache__", "handlers")
+_ENTRIES = {"requirements.txt", "marship", "models", "trust"}
+"""What a build context holds, beside its Containerfile."""
+_MARK = b"# Written by marship image."
 _ACCELERATORS = {"cuda", "tensorrt"}
 
 
@@ -115,15 +118,17 @@ def write(settings: ImageSettings, paths: Sequence[Path]) -> ImageWritten:
     needed = packages.pinned(found, gpu=settings.gpu)
     text = _containerfile(settings, found)
     folder = settings.out.absolute().parent
-    _make_context(folder, settings.out.name)
-    (folder / "requirements.txt").write_text("".join(f"{line}\n" for line in needed))
-    shutil.copytree(_SOURCE, folder / "marship", ignore=shutil.ignore_patterns(*_LEFT_OUT))
-    if settings.fetch_from is None:
-        _copy(folder / "models", [one.path for one in found], signed=settings.trust is not None)
-    if settings.trust is not None:
-        _copy(folder / "trust", sorted(settings.trust.glob("*.pem")), signed=False)
-    with storage.replacing(settings.out) as draft:
-        draft.write_text(text)
+    _check_context(folder, settings.out.name)
+    with storage.replacing_entries(folder) as draft:
+        (draft / "requirements.txt").write_text("".join(f"{line}\n" for line in needed))
+        shutil.copytree(_SOURCE, draft / "marship", ignore=shutil.ignore_patterns(*_LEFT_OUT))
+        if settings.fetch_from is None:
+            _copy(draft / "models", [one.path for one in found], signed=settings.trust is not None)
+        if settings.trust is not None:
+            _copy(draft / "trust", sorted(settings.trust.glob("*.pem")), signed=False)
+        (draft / settings.out.name).write_text(text)
+        for name in _ENTRIES - {entry.name for entry in draft.iterdir()}:
+            storage.remove(folder / name)
     return ImageWritten(settings.out, tuple(one.name for one in found), tuple(needed), base)
 
 
@@ -154,19 +159,33 @@ def _containerfile(settings: ImageSettings, found: Sequence[Archive]) -> str:
     )
 
 
-def _make_context(folder: Path, file_name: str) -> None:
-    """An empty build context, or one that was written before."""
-    own = {"requirements.txt", "marship", "models", "trust", file_name}
-    if folder.exists():
-        strange = sorted(path.name for path in folder.iterdir() if path.name not in own)
-        if strange:
-            raise UsageError(
-                f"{folder} must hold nothing but a build context, got {strange[0]} in it. Choose "
-                "another with --out FOLDER/Containerfile."
-            )
-    folder.mkdir(parents=True, exist_ok=True)
-    for name in own - {file_name, "requirements.txt"}:
-        shutil.rmtree(folder / name, ignore_errors=True)
+def _check_context(folder: Path, file_name: str) -> None:
+    """Check that what is replaced was written here: nothing, or a context with its Containerfile.
+
+    Raises:
+        UsageError: It may be the user's own.
+    """
+    if file_name in _ENTRIES or not file_name.isprintable():
+        raise UsageError(
+            f"the Containerfile must have a name of its own, got {file_name!r}. Choose another "
+            "with --out."
+        )
+    held = sorted(path.name for path in folder.iterdir()) if folder.exists() else []
+    held = [name for name in held if not storage.is_draft(name)]
+    strange = [name for name in held if name not in {*_ENTRIES, file_name}]
+    if not strange and (not held or _is_ours(folder / file_name)):
+        return
+    raise UsageError(
+        f"{folder} must be empty, or hold a build context that marship image wrote, got "
+        f"{(strange or held)[0]} in it. Choose another folder with --out FOLDER/Containerfile."
+    )
+
+
+def _is_ours(containerfile: Path) -> bool:
+    try:
+        return containerfile.read_bytes().startswith(_MARK)
+    except OSError:
+        return False
 
 
 def _copy(folder: Path, paths: Sequence[Path], *, signed: bool) -> None:

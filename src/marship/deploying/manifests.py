@@ -72,15 +72,24 @@ def write(settings: ManifestSettings, paths: Sequence[Path]) -> ManifestsWritten
         target = settings.out / file
         target.parent.mkdir(parents=True, exist_ok=True)
         target.write_text(text(value, _NOTE))
+    for folder in {(settings.out / file).parent for file in objects} - {settings.out}:
+        _remove_others(folder, {(settings.out / file) for file in objects})
     names = tuple(one.name for one in found)
     return ManifestsWritten(tuple(settings.out / file for file in objects), names, secrets)
+
+
+def _remove_others(folder: Path, kept: set[Path]) -> None:
+    """Remove what an earlier run wrote for a model: two scalers would work against each other."""
+    for path in folder.glob("*.yaml"):
+        if path not in kept and path.read_bytes().startswith(f"# {_NOTE}".encode()):
+            path.unlink()
 
 
 def _check(settings: ManifestSettings, count: int) -> None:
     rules.check_image(settings.image or "")
     rules.check_cpu(settings.cpu)
     rules.check_folder(settings.out)
-    if settings.replicas > settings.max_replicas:
+    if settings.replicas > settings.max_replicas and settings.scaler != "none":
         raise UsageError(
             f"--replicas must be --max-replicas at most, got {settings.replicas} and "
             f"{settings.max_replicas}."
@@ -129,7 +138,7 @@ def _values(settings: ManifestSettings, one: Archive, place: str) -> Object:
         "max_replicas": settings.max_replicas,
         "fixed_replicas": settings.replicas if settings.scaler == "none" else None,
         "prometheus": settings.prometheus,
-        "busy_query": _busy_query(one.name),
+        "busy_query": _busy_query(one.name, settings.namespace),
         "busy_threshold": f"{settings.workers * settings.target_percent / 100:g}",
         "monitoring": settings.monitoring,
         "client_peers": [
@@ -197,18 +206,20 @@ def _resources(settings: ManifestSettings, one: Archive) -> Object:
     return {"cpu": settings.cpu, "memory": memory, **gpus}
 
 
-def _busy_query(model: str) -> str:
-    """Seconds of work per second, of all workers of all pods (PromQL)."""
-    name = json.dumps(model, ensure_ascii=False)
-    rates = (f"rate(marship_{step}_seconds_total{{model_name={name}}}[1m])" for step in _STEPS)
+def _busy_query(model: str, namespace: str | None) -> str:
+    """Seconds of work per second, of all workers of all pods of a namespace (PromQL)."""
+    label = f"model_name={json.dumps(model, ensure_ascii=False)}"
+    if namespace is not None:
+        label += f',namespace="{namespace}"'
+    rates = (f"rate(marship_{step}_seconds_total{{{label}}}[1m])" for step in _STEPS)
     return f"sum({' + '.join(rates)})"
 
 
 def _egress(settings: ManifestSettings) -> list[Object]:
-    """Nothing, or names and HTTPS where archives are fetched."""
+    """Nothing, or names and the port from which archives are fetched."""
     if settings.fetch_from is None:
         return []
-    port = 443 if settings.fetch_from.startswith("https:") else 80
+    port = rules.check_url("--fetch-from", settings.fetch_from)
     names = [{"port": 53, "protocol": protocol} for protocol in ("UDP", "TCP")]
     return [{"ports": names}, {"ports": [{"port": port, "protocol": "TCP"}]}]
 

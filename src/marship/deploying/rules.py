@@ -2,15 +2,18 @@
 
 import re
 from pathlib import Path
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 from marship.errors import UsageError
 
 _LABEL = re.compile(r"[a-z]([-a-z0-9]*[a-z0-9])?")
 _LONGEST_LABEL, _LONGEST_SUBDOMAIN = 63, 253
-_SUBDOMAIN = re.compile(r"[a-z0-9]([-a-z0-9.]*[a-z0-9])?")
-_CPU = re.compile(r"\d+m|\d+(\.\d{1,3})?")
-_MEMORY = re.compile(r"(\d+)([KMGT]i|[kMGT])?")
+_PART = r"[a-z0-9]([-a-z0-9]*[a-z0-9])?"
+_SUBDOMAIN = re.compile(rf"{_PART}(\.{_PART})*")
+_CPU = re.compile(r"[0-9]{1,9}m|[0-9]{1,6}(\.[0-9]{1,3})?")
+_MEMORY = re.compile(r"([0-9]{1,15})([KMGT]i|[kMGT])?")
+_MOST_BYTES = (1 << 63) - 1
+"""Kubernetes counts bytes in int64."""
 _UNITS = {None: 1, "k": 10**3, "M": 10**6, "G": 10**9, "T": 10**12} | {
     f"{letter}i": 1 << 10 * power for power, letter in enumerate("KMGT", start=1)
 }
@@ -21,6 +24,7 @@ _IMAGE = re.compile(
     re.ASCII,
 )
 _FILE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*\.mar")
+_PORTS = {"http": 80, "https": 443}
 _STORAGES = ("oci", "pvc", "s3", "gs")
 
 
@@ -46,7 +50,7 @@ def check_secret(what: str, name: str) -> None:
     Raises:
         UsageError: It is no subdomain of DNS (RFC 1123).
     """
-    if len(name) > _LONGEST_SUBDOMAIN or not _SUBDOMAIN.fullmatch(name) or ".." in name:
+    if len(name) > _LONGEST_SUBDOMAIN or not _SUBDOMAIN.fullmatch(name):
         raise UsageError(
             f"{what} must be of a-z, 0-9, - and . (RFC 1123), got {name[:100]!r}. Name a Secret."
         )
@@ -100,9 +104,10 @@ def memory_bytes(memory: str) -> int:
         UsageError: It is written otherwise.
     """
     match = _MEMORY.fullmatch(memory)
-    if match is None:
-        raise UsageError(f"memory must be such as 512Mi or 2Gi, got {memory!r}.")
-    return int(match[1]) * _UNITS[match[2]]
+    found = int(match[1]) * _UNITS[match[2]] if match else None
+    if found is None or found > _MOST_BYTES:
+        raise UsageError(f"memory must be such as 512Mi or 2Gi, got {memory[:100]!r}.")
+    return found
 
 
 def check_storage(uri: str | None) -> None:
@@ -111,23 +116,39 @@ def check_storage(uri: str | None) -> None:
     Raises:
         UsageError: It is not given, or of a kind that is not supported.
     """
-    parts = urlsplit(uri or "")
-    if parts.scheme not in _STORAGES or not parts.netloc:
+    parts = _parts(uri)
+    is_claim = parts is None or parts.scheme != "pvc" or _SUBDOMAIN.fullmatch(parts.netloc)
+    if parts is None or parts.scheme not in _STORAGES or not is_claim:
         raise UsageError(
             f"storage must be {'://..., '.join(_STORAGES)}://..., a folder or an image with the "
             f"archive, got {uri!r}. Add: --storage pvc://CLAIM/FOLDER"
         )
 
 
-def check_url(what: str, url: str | None) -> None:
+def check_url(what: str, url: str | None) -> int:
     """Check a URL.
+
+    Returns:
+        The port that is connected to.
 
     Raises:
         UsageError: It is not given, or no http.
     """
-    parts = urlsplit(url or "")
-    if parts.scheme not in ("http", "https") or not parts.netloc or parts.query or parts.fragment:
+    parts = _parts(url)
+    if parts is None or parts.scheme not in _PORTS or parts.query or parts.fragment:
         raise UsageError(f"{what} must be http(s)://HOST/..., got {url!r}.")
+    return parts.port or _PORTS[parts.scheme]
+
+
+def _parts(url: str | None) -> SplitResult | None:
+    """A URL's parts; None where it has no host, or what none can have."""
+    try:
+        parts = urlsplit(url or "")
+        port = parts.port
+    except ValueError:  # of brackets, or of a port over 65535
+        return None
+    is_plain = url is not None and url.isprintable() and " " not in url
+    return parts if is_plain and parts.hostname and port != 0 else None
 
 
 def check_file(name: str) -> None:

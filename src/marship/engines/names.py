@@ -2,11 +2,12 @@
 
 import re
 
-from marship.errors import UsageError
+from marship.errors import PackageError, UsageError
 
 LONGEST_NAME = 200
 """Of a model: names of files contain it, and have 255 bytes at most."""
 
+LONGEST_VERSION = 32
 _SHOWN_NAME = 40
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 
@@ -33,3 +34,17 @@ def checked_name(name: str) -> str:
             "every call about it. Package or register it under another name."
         )
     return name
+
+
+def checked_version(version: str) -> str:
+    """The version, if it is valid in names of files: that of an archive of another tool may not be.
+
+    Raises:
+        PackageError: It is not.
+    """
+    if len(version) > LONGEST_VERSION or not _NAME.fullmatch(version):
+        raise PackageError(
+            f"a version must be of letters, digits and _ . -, and have {LONGEST_VERSION} at most, "
+            f"got {version[:_SHOWN_NAME]!r}. Package the model again."
+        )
+    return version

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import Self
 
 from marship.client import AsyncClient, Client
-from marship.client.clients import ModelStatus
 from marship.errors import TooLargeError, UsageError
 from marship.predict.sources import may_be_sound
 
@@ -41,14 +40,18 @@ class ServerLimits:
         config = client.engine.server_config(client.home.path)
         return cls(config.queue_size, config.max_request_bytes)
 
-    def in_flight(self, wanted: int | None, model: ModelStatus) -> int:
-        """The number of concurrent requests: enough for a full batch for each idle worker.
+    def in_flight(self, wanted: int | None, at_once: int) -> int:
+        """The number of concurrent requests: enough for two full batches for each idle worker.
+
+        Args:
+            wanted: What the user asked for.
+            at_once: Requests in the batches of all workers.
 
         Raises:
             UsageError: More are wanted than the server's queue holds.
         """
         if wanted is None:
-            return min(max(FEWEST_IN_FLIGHT, 2 * model.ready * model.batch_size), self.queue)
+            return min(max(FEWEST_IN_FLIGHT, 2 * at_once), self.queue)
         if wanted > self.queue:
             raise UsageError(
                 f"--in-flight must be at most the server's job_queue_size of {self.queue}, "
@@ -67,10 +70,9 @@ class ServerLimits:
         )
 
 
-def longest_wait_s(model: ModelStatus, in_flight: int) -> float:
+def longest_wait_s(timeout_s: float, in_flight: int, at_once: int) -> float:
     """The longest time of a response that waits for all others, by the number of batches."""
-    batches = in_flight / (model.ready * model.batch_size)
-    return model.response_timeout_s * (batches + 2)
+    return timeout_s * (in_flight / at_once + 2)
 
 
 class ByteBudget:

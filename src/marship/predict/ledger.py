@@ -15,8 +15,8 @@ from typing import Any, Protocol, Self
 
 from marship import storage
 from marship.errors import DataError, StorageError, UsageError
-from marship.predict.rows import CsvFormat, JsonLinesFormat, Row, Stamp
-from marship.predict.sources import Source
+from marship.predict.rows import CsvFormat, JsonLinesFormat, Row
+from marship.predict.sources import Source, Stamp
 
 
 class RowFormat(Protocol):
@@ -145,7 +145,7 @@ class Ledger:
         if stamp is None:
             return False
         try:
-            return stamp == Stamp.of(source.path.stat())
+            return stamp == source.stamp()
         except OSError:
             return False  # predicted again, its row will tell
 

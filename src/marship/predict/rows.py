@@ -10,33 +10,16 @@ import io
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from http import HTTPStatus
-from os import stat_result
-from typing import Any, Self
+from typing import Any
 
 import orjson
 
-from marship.predict.sources import FORMULA_STARTS
+from marship.predict.sources import FORMULA_STARTS, Stamp
 
 FIRST = ("file", "status", "error")
 LAST = ("size_bytes", "modified", "model", "more")
 LIST_MARK = ";"
-
-
-@dataclass(frozen=True, slots=True)
-class Stamp:
-    """A file's size and modification time, to detect changes."""
-
-    size_bytes: int
-    modified: str
-
-    @classmethod
-    def of(cls, stat: stat_result) -> Self:
-        """The current stamp of a file."""
-        seconds, rest_ns = divmod(stat.st_mtime_ns, 10**9)
-        written = datetime.fromtimestamp(seconds, UTC).replace(microsecond=rest_ns // 1000)
-        return cls(stat.st_size, written.isoformat())
 
 
 @dataclass(frozen=True, slots=True)

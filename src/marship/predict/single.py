@@ -11,7 +11,7 @@ from marship import console, storage
 from marship.client import Client
 from marship.client.address import Address
 from marship.errors import UsageError
-from marship.predict import plain
+from marship.predict.asking import plain
 from marship.predict.bounds import LONGEST_STREAM_S, ServerLimits
 from marship.predict.sources import may_be_sound
 from marship.predict.transcripts import (

@@ -3,16 +3,37 @@
 import json
 import os
 import sys
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
+from os import stat_result
 from pathlib import Path
+from typing import Self, TypeVar
+from urllib.parse import unquote
 
 from marship.errors import UsageError
 from marship.serving.formats.codec import JSON_TYPE, NPY_TYPE, OCTETS_TYPE
 from marship.serving.formats.media import TEXT_TYPE, media_type
 
+T = TypeVar("T")
+
 FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r", "\n")
 """Spreadsheets interpret a cell that starts so as a formula (OWASP, CSV Injection)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Stamp:
+    """A file's size and modification time, to detect changes."""
+
+    size_bytes: int
+    modified: str
+
+    @classmethod
+    def of(cls, stat: stat_result) -> Self:
+        """The current stamp of a file."""
+        seconds, rest_ns = divmod(stat.st_mtime_ns, 10**9)
+        written = datetime.fromtimestamp(seconds, UTC).replace(microsecond=rest_ns // 1000)
+        return cls(stat.st_size, written.isoformat())
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +54,27 @@ class Source:
         text = os.fsencode(path).decode("utf-8", "backslashreplace")
         return cls(path, f"./{text}" if text.startswith(FORMULA_STARTS) else text)
 
+    @property
+    def kind(self) -> str:
+        """Its media type, by its suffix."""
+        return media_type(self.path)
+
+    def stamp(self) -> Stamp:
+        """Its current stamp.
+
+        Raises:
+            OSError: It cannot be read.
+        """
+        return Stamp.of(self.path.stat())
+
+    def read(self) -> bytes:
+        """What it holds.
+
+        Raises:
+            OSError: It cannot be read.
+        """
+        return self.path.read_bytes()
+
 
 @dataclass(frozen=True, slots=True)
 class Found:
@@ -52,18 +94,40 @@ def may_be_sound(kind: str) -> bool:
     return kind.startswith("audio/") or kind == OCTETS_TYPE
 
 
+def is_url(place: str) -> bool:
+    """Whether a place is a URL, and not a path.
+
+    Example:
+        >>> is_url("s3://pets/cats"), is_url("pets/cats"), is_url("file:///pets")
+        (True, False, True)
+    """
+    scheme, mark, _ = place.partition("://")
+    return bool(mark) and scheme.replace("+", "").isalnum()
+
+
+def local_path(place: str) -> str:
+    """The path in a `file:` URL; any other place as it is.
+
+    Example:
+        >>> local_path("file:///my%20pets")
+        '/my pets'
+    """
+    return unquote(place.removeprefix("file://")) if place.startswith("file://") else place
+
+
 def is_many(places: Sequence[str]) -> bool:
     """Whether these are many files, and not one request."""
-    return len(places) > 1 or any(Path(place).is_dir() for place in places)
+    return len(places) > 1 or any(is_url(place) or Path(place).is_dir() for place in places)
 
 
 def find(places: Sequence[str], suffixes: Collection[str] = ()) -> Found:
     """All given files, and files of given folders, each once.
 
-    Folders are read recursively, sorted by name; hidden files are skipped.
+    Folders are read recursively, sorted by name; hidden files are skipped. A URL is one that fsspec
+    reads, such as s3://bucket/folder.
 
     Args:
-        places: Files, which are always included, and folders.
+        places: Files, which are always included, folders, and URLs of either.
         suffixes: Suffixes of files to take from folders; if empty, images and audio, or from a
             folder with neither, JSON and npy, or from one without those, texts.
 
@@ -75,14 +139,9 @@ def find(places: Sequence[str], suffixes: Collection[str] = ()) -> Found:
     found: dict[str, Source] = {}
     others: list[str] = []
     for place in places:
-        path = Path(place)
-        if place == "-":
-            raise UsageError("- must stand alone, got files beside it.")
-        if not path.exists():
-            raise UsageError(f"{place} must be a file or a folder, got none there.")
-        taken, left = _choose(path, wanted) if path.is_dir() else ([path], [])
-        found |= {source.name: source for source in map(Source.at, taken)}
-        others += [Source.at(file).name for file in left]
+        taken, left = _find_at(place, wanted)
+        found |= {source.name: source for source in taken}
+        others += left
     if not found:
         kinds = ", ".join(sorted(wanted)) or "pictures, sound, .json, .npy, .txt"
         raise UsageError(
@@ -90,6 +149,21 @@ def find(places: Sequence[str], suffixes: Collection[str] = ()) -> Found:
             "Choose others with --suffix."
         )
     return Found(list(found.values()), [name for name in others if name not in found])
+
+
+def _find_at(place: str, suffixes: Collection[str]) -> tuple[Sequence[Source], list[str]]:
+    """The files to predict at a place, and the names of those passed over."""
+    if is_url(place):
+        from marship.predict import urls
+
+        return urls.listed(place, suffixes)
+    path = Path(place)
+    if place == "-":
+        raise UsageError("- must stand alone, got files beside it.")
+    if not path.exists():
+        raise UsageError(f"{place} must be a file or a folder, got none there.")
+    taken, left = _choose(path, suffixes) if path.is_dir() else ([path], [])
+    return [Source.at(file) for file in taken], [Source.at(file).name for file in left]
 
 
 def _choose(folder: Path, suffixes: Collection[str]) -> tuple[list[Path], list[Path]]:
@@ -102,13 +176,17 @@ def _choose(folder: Path, suffixes: Collection[str]) -> tuple[list[Path], list[P
         files = [file for file in files if file.is_dir() or file.suffix.lower() in suffixes]
     taken = [file for file in files if file.is_file()]
     if not suffixes:
-        kinds = {file: media_type(file) for file in taken}
-        media = [file for file in taken if kinds[file].startswith(("image/", "audio/"))]
-        # beside images and audio, JSON files are metadata and not requests; beside these, texts are
-        requests = [file for file in taken if kinds[file] in (JSON_TYPE, NPY_TYPE)]
-        taken = media or requests or [file for file in taken if kinds[file] == TEXT_TYPE]
+        taken = preferred({file: media_type(file) for file in taken})
     kept = set(taken)
     return taken, [file for file in files if file not in kept]
+
+
+def preferred(kinds: Mapping[T, str]) -> list[T]:
+    """Of a folder's files, by their media types, those that are requests."""
+    media = [file for file, kind in kinds.items() if kind.startswith(("image/", "audio/"))]
+    # beside images and audio, JSON files are metadata and not requests; beside these, texts are
+    requests = [file for file, kind in kinds.items() if kind in (JSON_TYPE, NPY_TYPE)]
+    return media or requests or [file for file, kind in kinds.items() if kind == TEXT_TYPE]
 
 
 def _walk(folder: Path) -> Iterator[Path]:
@@ -172,9 +250,11 @@ def is_table(out: Path | None) -> bool:
 
 def default_out(places: Sequence[str]) -> Path:
     """Where responses go if nothing is said: named after the folder, in the current one."""
-    if len(places) == 1 and Path(places[0]).is_dir():
-        return Path(f"{Path(places[0]).resolve().name or 'root'}.predictions.csv")
-    return Path("predictions.csv")
+    if len(places) != 1 or not is_many(places):
+        return Path("predictions.csv")
+    (place,) = places
+    name = place.rstrip("/").rpartition("/")[2] if is_url(place) else Path(place).resolve().name
+    return Path(f"{name or 'root'}.predictions.csv")
 
 
 def check_out(out: Path, places: Sequence[str]) -> None:

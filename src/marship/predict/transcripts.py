@@ -14,7 +14,7 @@ from typing import Any, Self
 
 from marship import storage
 from marship.errors import UsageError
-from marship.predict.sources import Source
+from marship.predict.sources import Source, is_url
 
 FORMS = ("txt", "srt", "vtt", "json")
 WHOLE = "json"
@@ -157,8 +157,13 @@ class Transcripts:
             forms: What is written of each file.
 
         Raises:
-            UsageError: The folder would lie in one that is read.
+            UsageError: The folder would lie in one that is read, or a place is a URL.
         """
+        if remote := next(filter(is_url, places), None):
+            raise UsageError(
+                f"--as must come with files and folders of this machine, got {remote}. Take a "
+                "table with --out NAME.jsonl, whose rows have whole transcripts."
+            )
         folder = out.with_suffix(".transcripts")
         tops = [path if path.is_dir() else path.parent for path in map(Path, places)]
         for top in (path for path in map(Path, places) if path.is_dir()):

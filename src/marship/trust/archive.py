@@ -255,7 +255,14 @@ def _text(path: Path, plain: ArchiveContents, name: str, parse: Callable[[bytes]
 
 
 def _settings(data: bytes) -> dict[str, Any]:
-    return _object(texts.yaml_value(data) or {})
+    settings = _object(texts.yaml_value(data) or {})
+    section = settings.get("marship") or {}
+    if not isinstance(section, dict):
+        raise texts.TextError("a marship section that is no mapping")
+    providers = section.get("providers") or []
+    if not isinstance(providers, list) or not all(isinstance(one, str) for one in providers):
+        raise texts.TextError("providers that are no list of names")
+    return settings
 
 
 def _contract(data: bytes) -> Contract:

@@ -1,5 +1,6 @@
 """Models on one node of Ray, by the words that TorchServe's clients use."""
 
+import asyncio
 import os
 import subprocess
 import sys
@@ -7,17 +8,25 @@ import threading
 import time
 import zipfile
 from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
+import orjson
 import psutil
 import pytest
+import ray
+from ray.serve._private.router import SingletonThreadRouter
 
 import conformance
 from conformance import CASES, Case, Host
 from marship import Client
-from marship.engines.ray import archives, node
+from marship.client.address import Address
+from marship.engines.addresses import Target
+from marship.engines.engine import Registration
+from marship.engines.ray import archives, keeper, node, plan, registration
 from marship.engines.ray import cluster as nodes
+from marship.engines.ray.access import ClusterAccess
 from marship.engines.ray.head import Cluster, start
 from marship.engines.ray.settings import RaySettings
 from marship.errors import (
@@ -32,6 +41,9 @@ from marship.errors import (
     UsageError,
 )
 from marship.operate.rollout import rollout
+from marship.predict import Run, Watcher, predict_files, sources
+from marship.predict.ray import predict_archive
+from marship.predict.ray.job import Job
 from marship.trust.signature import sign
 from ray_hosts import host_of
 from served import bearer, serving
@@ -148,8 +160,11 @@ def test_replicas_are_scaled_and_counted(registered: Client) -> None:
     assert 'model_name="lin",model_version="1",node="127.0.0.1"' in text
 
 
-def test_replicas_follow_the_load(client: Client, cluster: Cluster, lin: Path) -> None:
-    """Within 10 s of a step to 12 clients another replica starts, and it gets ready."""
+def test_replicas_follow_the_load(
+    client: Client, cluster: Cluster, lin: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Within 10 s of a step to 12 clients another replica starts; after it they end."""
+    monkeypatch.setattr(plan, "DOWNSCALE_S", 2.0)  # of the minute that a replica is kept
     clear(client)
     config = "minWorkers: 1\nmaxWorkers: 3\n"
     write_with(lin / "lin-1.mar", lin / "grow.mar", config, without=("minWorkers", "maxWorkers"))
@@ -177,6 +192,14 @@ def test_replicas_follow_the_load(client: Client, cluster: Cluster, lin: Path) -
         for asker in askers:
             asker.join()
     assert (client_sees.min_workers, client_sees.max_workers) == (1, 3)
+    ended = time.monotonic()
+    while len(client.describe("lin")[0].workers) > 1:
+        assert time.monotonic() - ended < 60
+    client.metrics()
+    tasks = asyncio.all_tasks(SingletonThreadRouter._asyncio_loop)
+    asking = [str(task) for task in tasks if "metrics" in str(task)]
+    assert not asking  # a command that has left would show a traceback of theirs
+    assert client.predict("lin", {"input": ROW}) == {"output": ANSWERS["1"]}
 
 
 def test_streams_come_in_parts_as_from_the_direct_host(
@@ -247,9 +270,93 @@ def test_archives_must_be_signed_on_every_node(
         trusting_one.unregister("lin")
 
 
+def test_two_homes_change_one_cluster_at_once(
+    registered: Client, cluster: Cluster, lin: Path, tmp_path: Path
+) -> None:
+    """Each version that either registers is there then; a lock ends with its holder's process."""
+    joined = start(
+        RaySettings(home=tmp_path / "home", model_store=lin, address=cluster.record.cluster)
+    )
+    holder = subprocess.Popen(
+        [sys.executable, "-c", _HOLDS, str(joined.home.path)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert holder.stdout is not None
+    assert holder.stdout.readline() == "held\n"
+    with (
+        ExitStack() as held,
+        pytest.raises(ServerError, match=rf"held by process {holder.pid} on 127\.0\.0\.1, which x"),
+    ):
+        list(keeper.take("table", held, timeout_s=0.1, action="x"))
+    changes = [
+        threading.Thread(target=Client(home).register, args=("lin-2.mar",), kwargs={"name": name})
+        for home, name in ((cluster.home.path, "a"), (joined.home.path, "b"))
+    ]
+    for change in changes:
+        change.start()
+    holder.kill()
+    holder.wait()
+    for change in changes:
+        change.join()
+    assert [model.name for model in registered.models()] == ["a", "b", "lin"]
+
+
+_HOLDS = """
+import contextlib, sys
+from marship import Client
+from marship.engines.ray import keeper
+engine = Client(sys.argv[1]).engine
+engine.connect()
+with contextlib.ExitStack() as held:
+    list(keeper.take("table", held, timeout_s=1, action="holds"))
+    print("held", flush=True)
+    sys.stdin.read()
+"""
+
+
+def test_the_node_of_the_keeper_may_be_lost(
+    registered: Client, cluster: Cluster, lin: Path, tmp_path: Path
+) -> None:
+    """Here its actor alone: commands say what to do, and another home takes up what there was."""
+    ray.kill(keeper.running())
+    deadline = time.monotonic() + 20
+    while keeper.find() is not None:
+        assert time.monotonic() < deadline
+    with pytest.raises(NotRunningError, match="must run marship's keeper"):
+        registered.register("lin-2.mar")
+    joined = start(
+        RaySettings(home=tmp_path / "home", model_store=lin, address=cluster.record.cluster)
+    )
+    assert host_of(joined) == host_of(cluster)
+    assert registered.predict("lin", {"input": ROW}) == {"output": ANSWERS["1"]}
+    assert registered.scale("lin", 2).ready == 2
+    assert registered.scale("lin", 1).ready == 1
+
+
+def test_what_a_killed_client_left_is_removed(registered: Client, cluster: Cluster) -> None:
+    """Replicas that no list knows of; not those that somebody registers just now."""
+    access = ClusterAccess(Target(cluster.home.path))
+    wanted = Registration("lin-2.mar", name="left", workers=1)
+    admitted = registration.admit(access, wanted)
+    for app in ("marship-left-2-00", "marship-coming-2-00"):
+        registration.deploy(app, admitted, access.record)
+    with ExitStack() as held:
+        assert keeper.claim("marship-coming-2-00", held) is None
+        registration.remove_abandoned()
+        assert "marship-left-2-00" not in nodes.details()
+        assert "marship-coming-2-00" in nodes.details()
+    registered.register("lin-2.mar", name="other")
+    assert {app.rpartition("-")[0] for app in nodes.details()} == {
+        "", "marship-lin-1", "marship-other-2",
+    }  # fmt: skip
+    registered.unregister("other")
+
+
 def test_archives_lie_where_nodes_can_read_them(client: Client, tmp_path: Path) -> None:
     """What a node gets must be what was registered, and an error names the node."""
-    assert client.models() == []
+    clear(client)
     mar = tmp_path / "a.mar"
     mar.write_bytes(b"other bytes")
     lost = archives.ArchiveSource(file="a.mar", digest="0" * 64, url=str(tmp_path / "nowhere"))
@@ -318,6 +425,24 @@ def torchserve(lin: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
         token = bearer(server).removeprefix("Bearer ")
         assert server.record.direct_url is not None
         yield Host(server.record.direct_url, token), Host(server.record.inference_url, token)
+
+
+def test_rows_of_files_are_torchserves(
+    cluster: Cluster, torchserve: tuple[Host, Host], lin: Path, tmp_path: Path
+) -> None:
+    """An archive on the cluster writes what `predict` by TorchServe does, byte for byte."""
+    (tmp_path / "in").mkdir()
+    for number, body in enumerate(('{"input": [[1, 2, 3]]}', "[[0.1, 2, 3]]", "[[1, 2", "[]")):
+        (tmp_path / "in" / f"{number}.json").write_text(body)
+    found = sources.find([str(tmp_path / "in")]).sources
+    by_server, by_archive = tmp_path / "server.jsonl", tmp_path / "archive.jsonl"
+    host = torchserve[1]
+    address = Address(inference_url=host.url, inference_token=host.token)
+    predict_files(Run("lin", found, by_server, "1"), address)
+    job = Job(archive=lin / "lin-1.mar", home=cluster.home.path)
+    predict_archive(Run("lin", found, by_archive), job, Watcher())
+    assert by_archive.read_bytes() == by_server.read_bytes()
+    assert [orjson.loads(line)["status"] for line in by_server.open()] == [200, 200, 400, 400]
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)

@@ -14,6 +14,7 @@ import pytest
 from three_nodes import NODES, Network
 from versions import write_versions
 
+CLIENTS = 16
 OLD, NEW = '{"output":[[16.0,22.0]]}', '{"output":[[32.0,44.0]]}'
 
 
@@ -68,12 +69,14 @@ def test_nothing_is_lost_when_versions_change_and_a_node_dies(network: Network) 
     result = _result(under_load)
     assert set(result["seen"]) == {OLD, NEW}, result
 
-    under_load = network.load(900, 60)
+    under_load = network.load(900, 60, clients=CLIENTS)
     time.sleep(4)  # in the middle of the load
     network.kill(3)
     under_load.wait(timeout=180)
     result = _result(under_load)
     assert result["seen"] == {NEW: 900}, result
+    in_hand = {what: n for what, n in result["failures"].items() if what.startswith("sent")}
+    assert sum(in_hand.values()) <= CLIENTS, result  # what was lost without trying again
 
 
 def _result(process: Popen[str]) -> dict[str, dict[str, int]]:

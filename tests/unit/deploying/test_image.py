@@ -1,5 +1,7 @@
 """A Containerfile with its build context; tests/containers builds one."""
 
+import errno
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -7,7 +9,7 @@ import pytest
 
 from marship.deploying import image, packages
 from marship.deploying.settings import ImageSettings
-from marship.errors import PackageError, SignatureError, UsageError
+from marship.errors import PackageError, SignatureError, StorageError, UsageError
 from marship.trust import archive as archives
 from marship.trust import signature
 from signed import FILES, make_key, trusting, write
@@ -113,8 +115,52 @@ def test_what_cannot_be_an_image_is_refused(archive: Path, tmp_path: Path) -> No
         assert not out.parent.exists()
 
 
-def test_a_folder_with_other_files_is_left_alone(archive: Path) -> None:
-    """Its subfolders are replaced: it must be a build context."""
+def test_a_folder_that_may_be_the_users_is_left_alone(archive: Path, tmp_path: Path) -> None:
+    """Whatever its entries are called: archives and keys have no other copy, perhaps."""
+    chosen = ImageSettings(base=BASE, out=archive.parent / "Containerfile")
     with pytest.raises(UsageError, match="build context"):
-        image.write(ImageSettings(base=BASE, out=archive.parent / "Containerfile"), [archive])
-    assert archive.is_file()
+        image.write(chosen, [archive])
+    project = tmp_path / "project"
+    for own in ("models/lin.mar", "trust/release.pem", "marship/notes", "requirements.txt"):
+        shutil.rmtree(project, ignore_errors=True)
+        (project / own).parent.mkdir(parents=True)
+        (project / own).write_bytes(archive.read_bytes())
+        for text in (None, "FROM scratch"):
+            out = project / "Containerfile"
+            if text is not None:
+                out.write_text(text)
+            held = {path: path.is_file() and path.read_bytes() for path in project.rglob("*")}
+            for path in (archive, project / own):
+                with pytest.raises(UsageError, match="build context"):
+                    image.write(replace(chosen, out=out), [path])
+            assert {p: p.is_file() and p.read_bytes() for p in project.rglob("*")} == held
+
+
+def test_a_context_is_replaced_whole_or_not_at_all(
+    archive: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Even from what it holds itself; and a failure on the way leaves the old one."""
+    chosen = ImageSettings(base=BASE, out=tmp_path / "image" / "Containerfile")
+    image.write(chosen, [archive])
+    held = chosen.out.parent / "models" / "lin.mar"
+    image.write(chosen, [held])
+    assert held.read_bytes() == archive.read_bytes()
+    text = chosen.out.read_bytes()
+    other = replace(chosen, base=f"other@sha256:{'b' * 64}")
+    monkeypatch.setattr(shutil, "copytree", _full_disk)
+    with pytest.raises(StorageError, match="fit on the disk"):
+        image.write(other, [archive])
+    assert chosen.out.read_bytes() == text
+    assert held.exists()
+    assert not [path for path in chosen.out.parent.iterdir() if path.name.startswith(".")]
+
+
+def _full_disk(*_: object, **__: object) -> None:
+    raise OSError(errno.ENOSPC, "no space left")
+
+
+@pytest.mark.parametrize("name", ["models", "marship", "a\nRUN x"])
+def test_the_containerfile_has_a_name_of_its_own(name: str, archive: Path, tmp_path: Path) -> None:
+    """Its name stands in it, and entries of the context are replaced."""
+    with pytest.raises(UsageError, match="name of its own"):
+        image.write(ImageSettings(base=BASE, out=tmp_path / "image" / name), [archive])

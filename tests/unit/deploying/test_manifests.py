@@ -122,6 +122,18 @@ REFUSED = [
     ({"memory": "100Mi"}, "memory must be 320Mi"),
     ({"gpus": 1}, "must ask for cuda"),
     ({"fetch_from": "ftp://x"}, "--fetch-from must be http"),
+    ({"fetch_from": "http://[::1"}, "--fetch-from must be http"),
+    ({"fetch_from": "https://x:70000/"}, "--fetch-from must be http"),
+    ({"fetch_from": "https://x:0/"}, "--fetch-from must be http"),
+    ({"fetch_from": "https://x y/"}, "--fetch-from must be http"),
+    ({"scaler": "keda", "prometheus": "http://[::1"}, "--prometheus must be http"),
+    ({"kserve": True, "scaler": "cpu", "storage": "pvc://[x"}, "--storage pvc"),
+    ({"kserve": True, "scaler": "cpu", "storage": "pvc://My_Claim/x"}, "--storage pvc"),
+    ({"token_secret": "a.-b"}, "Secret"),
+    ({"token_secret": "a-.b"}, "Secret"),
+    ({"cpu": "\u0661"}, "cpu must be"),
+    ({"memory": "\u0665Gi"}, "memory must be"),
+    ({"memory": "9999999999Gi"}, "memory must be"),
     ({"kserve": True, "scaler": "cpu"}, "--storage pvc"),
     ({"kserve": True, "storage": "pvc://x/y"}, "got hpa"),
 ]
@@ -137,11 +149,52 @@ def test_what_kubernetes_would_refuse_is_not_written(
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize("name", ["replicas", "max_replicas", "workers", "gpus"])
-def test_counts_have_a_least_value(name: str) -> None:
-    """A Deployment of less than one pod serves nobody."""
+@pytest.mark.parametrize(
+    "name", ["replicas", "max_replicas", "workers", "gpus", "start_s", "grace_s"]
+)
+@pytest.mark.parametrize("value", [-1, 1 << 31])
+def test_counts_have_bounds(name: str, value: int) -> None:
+    """A Deployment of less than one pod serves nobody, and Kubernetes counts in int32."""
     with pytest.raises(UsageError, match=name):
-        replace(BASE, **{name: -1})
+        replace(BASE, **{name: value})
+
+
+@pytest.mark.parametrize(
+    ("url", "port"),
+    [
+        ("https://x/store", 443), ("HTTPS://x", 443), ("http://x", 80),
+        ("https://x:8443/store", 8443), ("http://[::1]:81/", 81),
+    ],
+)  # fmt: skip
+def test_pods_may_reach_where_they_fetch_from(url: str, port: int, tmp_path: Path) -> None:
+    """The port of the URL, and names; nothing else."""
+    (policy,) = [one for one in written(tmp_path, fetch_from=url) if one["kind"] == "NetworkPolicy"]
+    ports = [each["port"] for rule in policy["spec"]["egress"] for each in rule["ports"]]
+    assert ports == [53, 53, port]
+
+
+def test_the_number_of_fixed_pods_has_no_other_bound(tmp_path: Path) -> None:
+    """`--max-replicas` is that of a scaler."""
+    deployment, *_ = written(tmp_path, scaler="none", replicas=20)
+    assert deployment["spec"]["replicas"] == 20
+
+
+def test_another_scaler_takes_the_place_of_the_one_before(tmp_path: Path) -> None:
+    """Both would scale one Deployment; what marship did not write stays."""
+    written(tmp_path)
+    (tmp_path / "out" / "lin" / "own.yaml").write_text("kind: ConfigMap\n")
+    written(tmp_path, **KEDA)
+    names = {path.name for path in (tmp_path / "out" / "lin").iterdir()}
+    assert "scaledobject.yaml" in names
+    assert "horizontalpodautoscaler.yaml" not in names
+    assert "own.yaml" in names
+
+
+def test_load_is_that_of_the_namespace(tmp_path: Path) -> None:
+    """The same model in another one has a load of its own."""
+    *_, scaler, _ = written(tmp_path, **KEDA, namespace="models")
+    query = scaler["spec"]["triggers"][0]["metadata"]["query"]
+    assert query.count(',namespace="models"}') == query.count("rate(") == 3
 
 
 def test_a_gpu_is_given_to_models_that_ask_for_one(tmp_path: Path) -> None:
@@ -200,8 +253,8 @@ CHOICES = st.fixed_dictionaries(
         "name": NAMES,
         "namespace": st.none() | NAMES,
         "token_secret": st.none() | NAMES,
-        "cpu": st.from_regex(r"[0-9]{1,3}(\.[0-9]{1,4})?[mk]?", fullmatch=True),
-        "memory": st.from_regex(r"[0-9]{1,4}([KMGT]i?|[km])?", fullmatch=True),
+        "cpu": st.from_regex(r"\d{1,3}(\.\d{1,4})?[mk]?", fullmatch=True),
+        "memory": st.from_regex(r"\d{1,4}([KMGT]i?|[km])?", fullmatch=True),
         "replicas": st.integers(1, 20),
         "max_replicas": st.integers(1, 20),
     }

@@ -394,3 +394,26 @@ def test_a_token_that_is_taken_away_stays_the_last_one(tmp_path: Path) -> None:
     source.write_text(f"{TOKEN}2")
     token.renew()
     assert json.loads(key_file.read_text())["inference"]["key"] == f"{TOKEN}2"
+
+
+def test_what_is_wrong_with_a_token_is_said_once(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The host looks every second; and a full disk of its own must not be the last look."""
+    source, home = tmp_path / "token", tmp_path / "home"
+    home.mkdir()
+    source.write_text("a-token-of-22-signs---")
+    token = tokens.TokenFile(source, home / "key.json")
+    source.unlink()
+    for _ in range(3):
+        token.renew()
+    source.write_text("another-of-22-signs---")
+    (home / "key.json").unlink()
+    (home / "key.json").mkdir()  # nothing can be written there
+    for _ in range(3):
+        token.renew()
+    assert len(caplog.messages) == 2
+    assert all("The last token stays." in text for text in caplog.messages)
+    (home / "key.json").rmdir()
+    token.renew()
+    assert "another-of-22-signs" in (home / "key.json").read_text()

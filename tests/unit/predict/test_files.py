@@ -24,7 +24,7 @@ from marship.client.address import Address
 from marship.engines.home import Home, ServerRecord
 from marship.engines.processes import boot_id, start_time
 from marship.errors import NotFoundError, ServerError, UsageError
-from marship.predict import Run, Watcher, predict_files, sources
+from marship.predict import Run, Watcher, asking, predict_files, sources
 from marship.predict.rows import Row
 from marship.predict.transcripts import Transcripts
 
@@ -240,7 +240,7 @@ def test_a_file_that_is_without_a_response_is_a_row(
     serve: Callable[..., StandIn], run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Where others have responses, one whose connection always ends is a failure of its own."""
-    monkeypatch.setattr(predict, "RETRY_S", 0.5)
+    monkeypatch.setattr(asking, "RETRY_S", 0.5)
 
     async def answer(body: bytes, request: web.Request) -> web.Response:
         await asyncio.sleep(0.1)  # some retries, and no more, fit into RETRY_S
@@ -259,7 +259,7 @@ def test_a_server_that_is_gone_ends_the_run(
     serve: Callable[..., StandIn], run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """One error says so; rows are kept, and the next run predicts the rest."""
-    monkeypatch.setattr(predict, "RETRY_S", 0.5)
+    monkeypatch.setattr(asking, "RETRY_S", 0.5)
     server = serve()
 
     class Closer(Watcher):
@@ -375,7 +375,7 @@ def test_requests_and_bytes_in_flight_are_bounded(
 ) -> None:
     """The server never holds more requests than the limit, nor files of more bytes."""
     in_flight, most_bytes, most = bounds
-    monkeypatch.setattr(predict, "MOST_BYTES_IN_FLIGHT", most_bytes)
+    monkeypatch.setattr(asking, "MOST_BYTES_IN_FLIGHT", most_bytes)
     held = highest = 0
 
     async def answer(body: bytes, request: web.Request) -> web.Response:
@@ -478,7 +478,7 @@ def test_a_stream_that_breaks_off_is_requested_again(
     serve: Callable[..., StandIn], talks: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """However long it had been streamed; no half transcript is ever written."""
-    monkeypatch.setattr(predict, "RETRY_S", 0.2)
+    monkeypatch.setattr(asking, "RETRY_S", 0.2)
     broken: set[bytes] = set()
 
     async def answer(body: bytes, request: web.Request) -> web.StreamResponse:

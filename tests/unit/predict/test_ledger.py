@@ -11,8 +11,8 @@ import pytest
 from marship.errors import DataError, StorageError, UsageError
 from marship.predict import sources
 from marship.predict.ledger import Ledger
-from marship.predict.rows import Row, Stamp, cells
-from marship.predict.sources import Source
+from marship.predict.rows import Row, cells
+from marship.predict.sources import Source, Stamp
 
 
 def read(path: Path) -> list[dict[str, str]]:

@@ -14,7 +14,9 @@ table.py        models, versions and applications, as the front and clients read
 keeper.py       a cluster's archives and token, in an actor
 front.py        the application that takes requests and passes them to versions
 binding.py      where replicas listen for each other
-replica.py      a version's replica: a worker process, and the acceptor in front of it
+hosted.py       a version on a node: a worker process, and the acceptor in front of it
+replica.py      what Serve asks of it
+scratch.py      folders of processes, removed by the next one if they were killed
 worker.py       a worker process, started and watched
 worker_process.py  loads an extracted archive and serves it, with the archive's own marship
 line.py         HTTP over a unix socket

@@ -8,6 +8,8 @@ from typing import IO, Any
 
 from marship.errors import PackageError, StorageError
 
+Kept = Callable[[str], Iterator[bytes]]
+"""Reads an archive by its digest."""
 CHUNK_BYTES = 8 << 20
 """Larger ones would fill a small object store."""
 
@@ -59,7 +61,7 @@ def upload(path: Path, source: ArchiveSource) -> None:
 
     system, place = fsspec.url_to_fs(source.address)
     try:
-        if system.exists(place):
+        if system.exists(place) and system.size(place) == path.stat().st_size:
             return
         system.makedirs(place.rpartition("/")[0], exist_ok=True)
         draft = f"{place}.part"
@@ -72,15 +74,13 @@ def upload(path: Path, source: ArchiveSource) -> None:
         ) from error
 
 
-def download(
-    source: ArchiveSource, sink: IO[bytes], kept: Callable[[str], Iterator[bytes]], node: str
-) -> None:
+def download(source: ArchiveSource, sink: IO[bytes], kept: Kept, node: str) -> None:
     """Write an archive's bytes, and check them.
 
     Args:
         source: The archive.
         sink: Where to.
-        kept: Reads from the cluster's keeper, by digest.
+        kept: Reads what lies at no URL, by digest.
         node: This node's address, for errors.
 
     Raises:
@@ -104,7 +104,7 @@ def download(
         )
 
 
-def _read(source: ArchiveSource, kept: Callable[[str], Iterator[bytes]]) -> Iterator[bytes]:
+def _read(source: ArchiveSource, kept: Kept) -> Iterator[bytes]:
     if source.url is None:
         yield from kept(source.digest)
         return

@@ -6,7 +6,8 @@ A process is connected to one cluster at a time: Ray keeps the connection in the
 import logging
 import os
 import socket
-from collections.abc import Iterator, Mapping
+import threading
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,13 +26,15 @@ from marship.errors import (
 from marship.version import VERSION
 
 if TYPE_CHECKING:
+    from marship.engines.ray.hosted import HostedVersion
     from marship.engines.ray.plan import RunPlan
-    from marship.engines.ray.replica import ReplicaSpec
 
 LOOPBACK = "127.0.0.1"
 FRONT = "marship"
 """The application that takes requests; those of versions begin with it, too."""
 _REACH_S, _PROBE_S, _CALL_S = 3.0, 120.0, 60.0
+_deploying = threading.Lock()
+"""Ray keeps for the whole process which modules it pickles just then."""
 _FRONT_CPUS = 0.0  # on every node, however full
 
 
@@ -95,6 +98,22 @@ def check_installed() -> None:
         )
 
 
+def check_data_installed() -> None:
+    """Check that Ray Data can be imported.
+
+    Raises:
+        UsageError: It cannot.
+    """
+    from importlib.util import find_spec
+
+    check_installed()
+    if find_spec("pyarrow") is None or find_spec("pandas") is None:
+        raise UsageError(
+            "Ray Data must be installed to predict files on a cluster, got Ray alone. Run: pip "
+            "install 'marship[ray]'"
+        )
+
+
 def _check_reachable(address: str) -> None:
     host, _, port = address.rpartition(":")
     if not host or not port.isdecimal():
@@ -128,10 +147,10 @@ def _refused(address: str, error: Exception) -> MarshipError:
 
 
 @contextmanager
-def quiet() -> Iterator[None]:
-    """Keep what Ray prints of its own steps off the terminal."""
+def quiet(level: int = logging.WARNING) -> Iterator[None]:
+    """Keep what Ray prints of its own steps off the terminal, up to a level."""
     before = logging.root.manager.disable
-    logging.disable(logging.WARNING)
+    logging.disable(level)
     try:
         yield
     finally:
@@ -159,18 +178,26 @@ def probe(source: ArchiveSource | None) -> None:
         LoadError: One has not; the message says which and why.
         MarshipError: One cannot place the archive.
     """
+    from marship.engines.ray import node
+
+    on_every_node(node.probe, source)
+
+
+def on_every_node(task: Callable[..., dict[str, str]], *given: object) -> None:
+    """Run a task on every node, which returns `node.facts`, perhaps with an error of ours.
+
+    Raises:
+        LoadError: One has not the packages; the message says which and why.
+        MarshipError: The error of one.
+    """
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
-
-    from marship.engines.ray import node
 
     asked = {}
     for found in nodes():
         strategy = NodeAffinitySchedulingStrategy(found["NodeID"], soft=False)
-        task = ray.remote(node.probe).options(
-            num_cpus=0, scheduling_strategy=strategy, max_retries=1
-        )
-        asked[found["NodeManagerAddress"]] = task.remote(source)
+        remote = ray.remote(task).options(num_cpus=0, scheduling_strategy=strategy, max_retries=1)
+        asked[found["NodeManagerAddress"]] = remote.remote(*given)
     for address, answer in asked.items():
         _check_node(address, answer)
 
@@ -229,7 +256,7 @@ def start_front(key: str | None, port: int, host: str) -> None:
             proxy_location="EveryNode",
             http_options={"host": host, "port": port, "keep_alive_timeout_s": 75},
         )
-        _run_front(Table(), key)
+        _run_front(table() if FRONT in details() else Table(), key)
 
 
 def _run_front(table: Table, key: str | None) -> None:
@@ -248,7 +275,8 @@ def _run_front(table: Table, key: str | None) -> None:
         logging_config={"enable_access_log": False, "log_level": "WARNING"},
     )
     front._version = VERSION
-    serve.run(front.bind(key), name=FRONT, route_prefix="/")
+    with _deploying:
+        serve.run(front.bind(key), name=FRONT, route_prefix="/")
 
 
 def table() -> Table:
@@ -271,7 +299,7 @@ def write(changed: Table) -> None:
     """Have every front take a table, and return when all have."""
     import ray
 
-    facts = ray.get(keeper.find().facts.remote(), timeout=_CALL_S)
+    facts = ray.get(keeper.running().facts.remote(), timeout=_CALL_S)
     with quiet():
         _run_front(changed, facts["key"])
 
@@ -291,7 +319,7 @@ def details() -> Mapping[str, Any]:
     return found
 
 
-def deploy(app: str, version: "ReplicaSpec", plan: "RunPlan") -> None:
+def deploy(app: str, version: "HostedVersion", plan: "RunPlan") -> None:
     """Start a version's application, or give it another number of replicas; does not wait."""
     import ray
     from ray import serve
@@ -301,8 +329,8 @@ def deploy(app: str, version: "ReplicaSpec", plan: "RunPlan") -> None:
 
     deployment = _deployment(Replica).options(**plan.options())
     deployment._version = app
-    ray.get(keeper.find().note.remote(app, noted.to_json(version, plan)), timeout=_CALL_S)
-    with quiet():
+    ray.get(keeper.running().note.remote(app, noted.to_json(version, plan)), timeout=_CALL_S)
+    with quiet(), _deploying:
         serve.run_many(
             [serve.RunTarget(deployment.bind(version), name=app, route_prefix=None)],
             wait_for_ingress_deployment_creation=False,
@@ -326,7 +354,10 @@ def broadcast(app: str, method: str, *given: Any) -> list[Any]:  # noqa: ANN401
         handle: Any = serve.get_app_handle(app)
         if not handle.is_initialized:  # a client has no loop, whatever its environment says of Ray
             handle._init(_run_router_in_separate_loop=True)
-        return list(handle.broadcast(method, *given).results(timeout_s=_CALL_S))
+        try:
+            return list(handle.broadcast(method, *given).results(timeout_s=_CALL_S))
+        finally:
+            handle.shutdown()  # its thread would report to the cluster when we have left it
 
 
 def port() -> int:
@@ -337,7 +368,7 @@ def port() -> int:
     return int(client.http_config.port)
 
 
-def deployed(app: str) -> "tuple[ReplicaSpec, RunPlan]":
+def deployed(app: str) -> "tuple[HostedVersion, RunPlan]":
     """What an application was deployed with.
 
     Raises:
@@ -347,7 +378,7 @@ def deployed(app: str) -> "tuple[ReplicaSpec, RunPlan]":
 
     from marship.engines.ray import noted
 
-    found = ray.get(keeper.find().noted.remote(app), timeout=_CALL_S)
+    found = ray.get(keeper.running().noted.remote(app), timeout=_CALL_S)
     if found is None:
         raise NotFoundError(f"{app} must be an application of marship, got none of that name.")
     return noted.from_json(found)

@@ -1,16 +1,15 @@
 """Ray Serve as an engine."""
 
-import os
 from collections.abc import Callable, Generator
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from marship.engines import locks, store
+from marship.engines import store
 from marship.engines.engine import Note, ServerConfig
 from marship.engines.home import Home, default_home
 from marship.engines.names import checked_name
-from marship.engines.ray import cluster, loads, plan
+from marship.engines.ray import cluster, keeper, loads, plan
 from marship.engines.ray import models as registered
 from marship.engines.ray.access import ClusterAccess
 from marship.exchange.calls import Pause
@@ -87,10 +86,11 @@ class RayServe(ClusterAccess):
         timeout_s: float,
         on_wait: Callable[[str], None] | None = None,
     ) -> Generator[Pause, None, None]:
-        """Take the lock of a model's versions in the home."""
-        if os.access(self.home.path, os.W_OK):
-            lock, action = self.home.rollout_lock(name), f"exchanges versions of {name}"
-            yield from locks.take(lock, held, timeout_s=timeout_s, action=action, on_wait=on_wait)
+        """Take the lock of a model's versions on the cluster, which several homes may change."""
+        self.connect()
+        action = f"exchanges versions of {name}"
+        lock = f"versions of {name}"
+        yield from keeper.take(lock, held, timeout_s=timeout_s, action=action, on_wait=on_wait)
 
     def keys(self) -> "Trust | None":
         """The keys of the trust folder that the home was started with."""

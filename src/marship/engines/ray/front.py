@@ -8,7 +8,6 @@ an acceptor of the direct host without workers, so that such responses are the s
 import asyncio
 import json
 import socket
-import tempfile
 from collections import Counter
 from collections.abc import AsyncIterator, Mapping
 from http import HTTPStatus
@@ -24,6 +23,7 @@ from starlette.responses import Response
 
 from marship.engines.ray import binding, node, plan
 from marship.engines.ray.line import Answer, Asked, Headers, LinePool
+from marship.engines.ray.scratch import ScratchFolder
 from marship.engines.ray.table import Table, TableEntry
 from marship.serving.hosts.direct import exchange, limits, routes
 from marship.serving.hosts.direct.acceptor import Acceptor
@@ -48,8 +48,8 @@ class Front:
 
     def __init__(self, key: str | None) -> None:
         binding.keep_to(node.address())
-        self._folder = Path(tempfile.mkdtemp(prefix="marship-"))
-        self._key_file = _write_key(self._folder, key)
+        self._scratch = ScratchFolder()
+        self._key_file = _write_key(self._scratch.path, key)
         self._tokens = Tokens(self._key_file)
         self._table, self._handles = Table(), dict[str, Any]()
         self._in_hand: Counter[str] = Counter()
@@ -70,7 +70,7 @@ class Front:
 
     def _start(self) -> Acceptor:
         if self._acceptor is None:
-            path = self._folder / "own.sock"
+            path = self._scratch.path / "own.sock"
             bounds = limits.Limits(request_bytes=plan.MOST_BYTES)
             self._acceptor = Acceptor(asyncio.get_running_loop(), self._key_file, bounds)
             listener = socket.socket(socket.AF_UNIX)
@@ -104,7 +104,8 @@ class Front:
         if route.kind in routes.OPEN or asked.method == "OPTIONS":
             return True
         try:
-            self._tokens.check(dict(asked.headers).get(b"authorization"))
+            given = [value for name, value in asked.headers if name == b"authorization"]
+            self._tokens.check(b", ".join(given) if given else None)  # RFC 9110, 5.3
         except RefusedError:
             return False
         return True
@@ -153,6 +154,11 @@ class Front:
     async def in_hand(self, app: str) -> int:
         """How many requests this replica has passed to an application and waits for."""
         return self._in_hand[app]
+
+    def __del__(self) -> None:
+        """Remove its files: Serve calls this at a replica's end."""
+        if scratch := getattr(self, "_scratch", None):
+            scratch.remove()
 
 
 async def _read(request: Request) -> Asked:

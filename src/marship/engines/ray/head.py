@@ -23,7 +23,7 @@ import psutil
 from marship import storage
 from marship.engines import processes, store
 from marship.engines.home import Home, ServerRecord, default_home
-from marship.engines.ray import cluster, keeper
+from marship.engines.ray import cluster, keeper, scratch
 from marship.engines.ray.access import TOKEN_FILE
 from marship.engines.ray.settings import RaySettings
 from marship.errors import NotRunningError, ServerError, UsageError
@@ -34,6 +34,8 @@ _ENDS = "2999-01-01T00:00:00Z"
 _POLL_S, _GRACE_S = 0.1, 10.0
 _OBJECTS_BYTES = 200_000_000
 """For archives on their way: Ray's own default is a third of the memory."""
+_HAPROXY = "h"
+"""Its folder."""
 _LONGEST_FOLDER = 24
 """Ray and HAProxy put sockets below it, whose paths have 97 bytes at most, 70 of them their own."""
 
@@ -104,8 +106,12 @@ def start(settings: RaySettings, *, on_wait: Callable[[float], None] | None = No
 def _record(settings: RaySettings, home: Home, trust: Path | None) -> ServerRecord:
     unnamed = 0 if settings.free_ports else INFERENCE_PORT
     wanted = unnamed if settings.inference_port is None else settings.inference_port
-    (port,), (gcs,) = _free_ports(LOOPBACK, wanted), _free_ports(LOOPBACK, 0)
-    address = settings.address or f"{LOOPBACK}:{gcs}"
+    address, port = settings.address, wanted
+    if address is None:  # else another home's front may listen there, which is taken
+        (gcs,) = _free_ports(LOOPBACK, 0)
+        address = f"{LOOPBACK}:{gcs}"
+    if settings.address is None or not wanted:
+        (port,) = _free_ports(LOOPBACK, wanted)
     return ServerRecord(
         pid=0,
         created=0.0,
@@ -192,6 +198,7 @@ def _temporary(home: Home) -> Path:
 def _tuned(folder: Path) -> dict[str, str]:
     """Serve's fast way, and its files and ports apart from other clusters' on this machine."""
     stats, metrics = _free_ports(LOOPBACK, 0, 0)
+    own = folder / _HAPROXY
     return {
         # Ray's switch for systems whose firewalls ask about each port: loopback addresses alone.
         # Without it 127.0.0.1 is replaced by the machine's public address.
@@ -200,11 +207,13 @@ def _tuned(folder: Path) -> dict[str, str]:
         "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "2",  # as shipped every replica takes 30
         "RAY_SERVE_ENABLE_HA_PROXY": "1",
         "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
+        # a HAProxy that died is started again after three checks: half a minute as shipped
+        "RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S": "2",
         "RAY_SERVE_HAPROXY_RETRY_ON": "conn-failure empty-response",
-        "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": str(folder / "h" / "haproxy.cfg"),
-        "RAY_SERVE_HAPROXY_SOCKET_PATH": str(folder / "h" / "admin.sock"),
-        "RAY_SERVE_HAPROXY_SERVER_STATE_BASE": str(folder / "h"),
-        "RAY_SERVE_HAPROXY_SERVER_STATE_FILE": str(folder / "h" / "server-state"),
+        "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": str(own / "haproxy.cfg"),
+        "RAY_SERVE_HAPROXY_SOCKET_PATH": str(own / "admin.sock"),
+        "RAY_SERVE_HAPROXY_SERVER_STATE_BASE": str(own),
+        "RAY_SERVE_HAPROXY_SERVER_STATE_FILE": str(own / "server-state"),
         "RAY_SERVE_HAPROXY_STATS_PORT": str(stats),
         "RAY_SERVE_HAPROXY_METRICS_PORT": str(metrics),
     }
@@ -254,14 +263,17 @@ def _serve(home: Home, record: ServerRecord, settings: RaySettings) -> ServerRec
     holder = keeper.find()
     if holder is None:
         cluster.probe(None)
-        key = secrets.token_urlsafe(32)
-        holder = keeper.start(key, settings.archives)
-        host = LOOPBACK if settings.address is None else "0.0.0.0"  # noqa: S104  tokens guard it
         port = int(record.inference_url.rpartition(":")[2])
-        ray.get(holder.facts.remote())
-        cluster.start_front(key, port, host)
-    else:
-        record = replace(record, inference_url=f"http://{LOOPBACK}:{cluster.port()}")
+        if cluster.FRONT not in cluster.details():  # else the node of the keeper before was lost
+            _free_ports(LOOPBACK, port)
+        host = LOOPBACK if settings.address is None else "0.0.0.0"  # noqa: S104  tokens guard it
+        holder = keeper.start(secrets.token_urlsafe(32), settings.archives)
+        try:
+            cluster.start_front(ray.get(holder.facts.remote())["key"], port, host)
+        except BaseException:  # else the next one takes the cluster for one that serves
+            ray.kill(holder)
+            raise
+    record = replace(record, inference_url=f"http://{LOOPBACK}:{cluster.port()}")
     facts = ray.get(holder.facts.remote())
     _write_key(home, facts["key"])
     return replace(record, metrics_url=record.inference_url)
@@ -304,6 +316,7 @@ def _end(home: Home, record: ServerRecord) -> None:
         record.group.end(_GRACE_S)
         if is_ours:
             _kill_rest(record)
+            scratch.sweep()
     _clean(home)
 
 
@@ -318,11 +331,20 @@ def _kill_rest(record: ServerRecord) -> None:
                 process.kill()
 
 
+def _kill_haproxy(folder: Path) -> None:
+    """Kill a HAProxy that outlived its cluster, whose head was killed: it holds the port."""
+    for process in psutil.process_iter():
+        with suppress(psutil.Error):
+            if any(word.startswith(f"{folder / _HAPROXY}/") for word in process.cmdline()):
+                process.kill()
+
+
 def _clean(home: Home) -> None:
     """Remove what a stopped cluster left; logs stay."""
     record = home.record()
     if record is not None and record.engine == "ray" and record.pid:
         record.group.kill()
+        _kill_haproxy(Path(record.tmp))
         shutil.rmtree(record.tmp, ignore_errors=True)
     shutil.rmtree(home.tmp, ignore_errors=True)
     for path in (home.key_file, home.record_file, home.path / TOKEN_FILE):

@@ -1,16 +1,24 @@
-"""A cluster's keeper: an actor that holds archives on the disk of one node, and the token.
+"""A cluster's keeper: an actor that holds archives on the disk of one node, the token, and locks.
 
 Where all nodes can read a folder or a URL, archives lie there instead (`--archives`), and the
 keeper's node may be lost.
 """
 
-from collections.abc import Iterator
+import json
+import secrets
+import time
+from collections.abc import Callable, Generator, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+from marship.engines.locks import REPORT_AFTER_S
 from marship.engines.ray import archives
+from marship.errors import NotRunningError, ServerError
+from marship.exchange.calls import Pause
 
 NAME, NAMESPACE = "keeper", "marship"
+_CALL_S, _PAUSE_S = 60.0, 0.2
 
 
 class Keeper:
@@ -24,7 +32,11 @@ class Keeper:
     def __init__(self, key: str | None, url: str | None) -> None:
         from marship.engines.ray import node
 
-        self._key, self._url = key, url
+        # on the head: the node of a keeper before may be lost, and fronts ask for that one's key
+        before = json.loads(_kv("get", "facts") or b"{}")
+        self._key, self._url = before.get("key", key), url or before.get("url")
+        _kv("put", "facts", json.dumps(self.facts()).encode(), overwrite=True)
+        self._owners: dict[str, str] = {}
         self._folder = node.root() / "kept"
         self._folder.mkdir(mode=0o700, exist_ok=True)
 
@@ -32,20 +44,37 @@ class Keeper:
         """What another home of the same cluster needs."""
         return {"key": self._key, "url": self._url}
 
+    def take(self, lock: str, owner: str) -> str | None:
+        """Give a lock to an owner; or who has it.
+
+        Args:
+            lock: Its name.
+            owner: The id of a job of Ray, which is a client's connection, and something unique.
+        """
+        held = self._owners.get(lock)
+        if held is not None and (process := _process_of(held)) is not None:
+            return process
+        self._owners[lock] = owner
+        return None
+
+    def leave(self, lock: str, owner: str) -> None:
+        """Take a lock back from its owner."""
+        if self._owners.get(lock) == owner:
+            del self._owners[lock]
+
     def note(self, app: str, text: str) -> None:
-        """Remember what an application was deployed with."""
-        (self._folder / f"{app}.json").write_text(text)
+        """Remember what an application was deployed with, on the head: this node may be lost."""
+        _kv("put", app, text.encode(), overwrite=True)
 
     def noted(self, app: str) -> str | None:
         """What an application was deployed with; None of an unknown one."""
-        try:
-            return (self._folder / f"{app}.json").read_text()
-        except FileNotFoundError:
-            return None
+        found = _kv("get", app)
+        return None if found is None else str(found.decode())
 
     def has(self, digest: str) -> bool:
         """Whether an archive is here, whole."""
-        return self._place(digest).exists()
+        place = self._place(digest)
+        return place.exists() and archives.digest_of(place) == digest
 
     def add(self, digest: str, data: bytes, *, is_first: bool) -> None:
         """Take some bytes of an archive."""
@@ -75,6 +104,71 @@ class Keeper:
         return self._folder / f"{digest}.part"
 
 
+def _kv(action: str, key: str, *given: object, **settings: object) -> Any:  # noqa: ANN401  Ray's
+    """Ask the store of keys and values of Ray's head."""
+    from ray.experimental import internal_kv
+
+    ask: Any = getattr(internal_kv, f"_internal_kv_{action}")
+    return ask(key.encode(), *given, **settings, namespace=NAMESPACE.encode())
+
+
+def _process_of(owner: str) -> str | None:
+    """The process of a job; None where it has ended."""
+    from ray._private.state import state
+
+    for job in state.job_table():  # type: ignore[no-untyped-call]
+        if job["JobID"] == owner.partition("/")[0] and not job["IsDead"]:
+            return f"process {job['DriverPid']} on {job['DriverIPAddress']}"
+    return None
+
+
+def take(
+    lock: str,
+    held: ExitStack,
+    *,
+    timeout_s: float,
+    action: str,
+    on_wait: Callable[[str], None] | None = None,
+) -> Generator[Pause, None, None]:
+    """Take a lock of the cluster, whichever home is another's who wants it.
+
+    It is free again when `held` closes, or this process's connection ends.
+
+    Args:
+        lock: Its name.
+        held: Holds the lock.
+        timeout_s: How long to wait for the lock.
+        action: What its holder is doing, such as "exchanges versions of a".
+        on_wait: Called once, after a while, with a message about the holder.
+
+    Raises:
+        ServerError: The timeout passed.
+    """
+    started_at, is_reported = time.monotonic(), False
+    while (other := claim(lock, held)) is not None:
+        waited_s = time.monotonic() - started_at
+        if waited_s >= timeout_s:
+            raise ServerError(
+                f"the cluster must be free within {timeout_s:g} s, got it held by {other}, which "
+                f"{action}. Wait for it, or end it if it hangs."
+            )
+        if waited_s >= REPORT_AFTER_S and not is_reported and on_wait:
+            is_reported = True
+            on_wait(f"waiting up to {timeout_s:g} s for {other}, which {action}")
+        yield Pause(_PAUSE_S)
+
+
+def claim(lock: str, held: ExitStack) -> str | None:
+    """Take a lock of the cluster as `take`, if it is free; or who has it."""
+    import ray
+
+    holder, me = running(), f"{ray.get_runtime_context().get_job_id()}/{secrets.token_hex(8)}"
+    other: str | None = ray.get(holder.take.remote(lock, me), timeout=_CALL_S)
+    if other is None:
+        held.callback(lambda: holder.leave.remote(lock, me))
+    return other
+
+
 def find() -> Any:  # noqa: ANN401  Ray's handle
     """The cluster's keeper; None if it has none."""
     import ray
@@ -85,8 +179,23 @@ def find() -> Any:  # noqa: ANN401  Ray's handle
         return None
 
 
+def running() -> Any:  # noqa: ANN401  Ray's handle
+    """The cluster's keeper.
+
+    Raises:
+        NotRunningError: It has none.
+    """
+    holder = find()
+    if holder is None:
+        raise NotRunningError(
+            "the cluster must run marship's keeper, got none. Start it with: marship serve "
+            "--engine ray"
+        )
+    return holder
+
+
 def start(key: str | None, url: str | None) -> Any:  # noqa: ANN401  Ray's handle
-    """Start the cluster's keeper on this node."""
+    """Start the cluster's keeper on this node; one that was lost had the same key."""
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
@@ -107,7 +216,7 @@ def put(path: Path, digest: str) -> bool:
     """Give the keeper an archive; whether it has it then."""
     import ray
 
-    holder = find()
+    holder = running()
     if ray.get(holder.has.remote(digest)):
         return True
     for number, data in enumerate(archives.chunks(path)):
@@ -119,7 +228,7 @@ def read(digest: str) -> Iterator[bytes]:
     """An archive's bytes, from the keeper; for nodes."""
     import ray
 
-    holder, offset = find(), 0
+    holder, offset = running(), 0
     while data := ray.get(holder.read.remote(digest, offset), timeout=60):
         offset += len(data)
         yield data

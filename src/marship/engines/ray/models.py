@@ -11,10 +11,9 @@ from contextlib import ExitStack
 from dataclasses import replace
 from typing import Any
 
-from marship.engines import locks
 from marship.engines.engine import DRAIN_S, Model, ModelStatus, Registration, Wait, Worker
 from marship.engines.names import checked_name
-from marship.engines.ray import cluster, problems, registration
+from marship.engines.ray import cluster, keeper, problems, registration
 from marship.engines.ray.access import ClusterAccess
 from marship.engines.ray.table import Table, TableEntry
 from marship.errors import LoadError, NotFoundError, ServerError, UsageError
@@ -22,6 +21,8 @@ from marship.exchange import tracing
 from marship.exchange.calls import LINES_TYPE, Call, Flow, HttpResponse, Pause, Work, path
 
 _POLL_S, _LOCK_S = 0.3, 120.0
+_SHOWN = 60
+"""Characters of a model's name in that of its application."""
 _FAILED = ("DEPLOY_FAILED", "UNHEALTHY")
 
 
@@ -79,21 +80,23 @@ def register(access: ClusterAccess, wanted: Registration, wait: Wait) -> Flow[Mo
         ServerError: The version is registered already.
     """
     admitted: registration.Admission = yield Work(lambda: registration.admit(access, wanted))
-    app = f"{cluster.FRONT}-{admitted.name}-{admitted.version}-{secrets.token_hex(4)}"
-    record = access.record
-    try:
-        yield Work(lambda: registration.deploy(app, admitted, record))
-        yield from _until_ready(app, admitted.name, admitted.plan.minimum, wait)
-        facts: list[dict[str, Any]] = yield Work(lambda: cluster.broadcast(app, "told"))
-        entry = registration.entry_of(
-            app, admitted, wanted, streams=bool(facts and facts[0]["streams"])
-        )
-        yield from _change(access, lambda table: registration.added(table, admitted, entry))
-    except GeneratorExit:
-        raise
-    except BaseException:  # Ctrl-C too: nothing half-registered stays
-        yield Work(lambda: cluster.delete(app))
-        raise
+    # the rest of a name only helps those who look at Ray's dashboard: Ray names files by it
+    start = f"{cluster.FRONT}-{admitted.name[:_SHOWN]}-{admitted.version}"
+    app, record = f"{start}-{secrets.token_hex(4)}", access.record
+    with ExitStack() as held:
+        yield Work(lambda: keeper.claim(app, held))  # see `registration.remove_abandoned`
+        try:
+            yield Work(lambda: registration.deploy(app, admitted, record))
+            yield from _until_ready(app, admitted.name, admitted.plan.minimum, wait)
+            facts: list[dict[str, Any]] = yield Work(lambda: cluster.broadcast(app, "told"))
+            streams = bool(facts and facts[0]["streams"])
+            entry = registration.entry_of(app, admitted, wanted, streams=streams)
+            yield from _change(access, lambda table: registration.added(table, admitted, entry))
+        except GeneratorExit:
+            raise
+        except BaseException:  # Ctrl-C too: nothing half-registered stays
+            yield Work(lambda: cluster.delete(app))
+            raise
     (status,) = yield from describe(access, admitted.name, admitted.version)
     return status
 
@@ -130,10 +133,10 @@ def _message(found: Mapping[str, Any]) -> str:
 
 
 def _change(access: ClusterAccess, changed: Callable[[Table], Table]) -> Flow[None]:
-    """Change the front's table, one client of the home after the other."""
+    """Change the front's table, one client of the cluster after the other."""
+    access.connect()
     with ExitStack() as held:
-        lock = access.home.path / "table.lock"
-        yield from locks.take(lock, held, timeout_s=_LOCK_S, action="changes the models")
+        yield from keeper.take("table", held, timeout_s=_LOCK_S, action="changes the models")
         yield Work(lambda: cluster.write(changed(cluster.table())))
 
 

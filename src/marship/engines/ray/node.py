@@ -5,14 +5,14 @@ import os
 import platform
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from marship.engines.ray import archives, keeper
-from marship.engines.ray.archives import ArchiveSource
+from marship.engines.ray.archives import ArchiveSource, Kept
 from marship.errors import MarshipError, PackageError, StorageError
 from marship.trust import archive, extract
 from marship.trust.contents import ArchiveContents
@@ -54,8 +54,12 @@ def address() -> str:
     return str(util.get_node_ip_address())  # type: ignore[no-untyped-call]
 
 
-def place(source: ArchiveSource) -> Placed:
+def place(source: ArchiveSource, kept: Kept = keeper.read) -> Placed:
     """The archive on this node; its signature is verified each time.
+
+    Args:
+        source: The archive.
+        kept: Reads one that lies at no URL, by its digest.
 
     Raises:
         StorageError: It cannot be read or written.
@@ -63,41 +67,42 @@ def place(source: ArchiveSource) -> Placed:
         SignatureError: It has no valid signature by a trusted key.
     """
     home = root() / source.digest
-    with _locked(home.with_suffix(".lock")):
+    with locked(home.with_suffix(".lock")):
         home.mkdir(mode=0o700, exist_ok=True)
         held = home / "archive.mar"
-        if not held.exists():
-            _fetch(source, held)
+        if not held.exists() or archives.digest_of(held) != source.digest:
+            _fetch(source, held, kept)
         with _named(source, held) as named:
             contents = _verified(source, named)
             read = archive.read_settings(named)
             folder = home / "model"
-            if not folder.exists():
-                _extract(named, contents, folder)
+            if others := _others(contents, folder):
+                _extract(named, contents, folder, others)
     return Placed(folder, read[0].manifest, read[1])
 
 
 def probe(source: ArchiveSource | None) -> dict[str, str]:
-    """What this node has; with an archive, whether it can be placed here. Runs as a task.
+    """What this node has; with an archive, whether it can be placed here. Runs as a task."""
+    return tried(lambda: source and place(source))
 
-    An error of ours is a result: `code` and `message`.
-    """
+
+def tried(work: Callable[[], object]) -> dict[str, str]:
+    """What this node has, after some work; an error of ours is a result: `code` and `message`."""
     import ray
 
     facts = {"marship": VERSION, "ray": ray.__version__, "python": platform.python_version()}
     try:
-        if source is not None:
-            place(source)
+        work()
     except MarshipError as error:
         told = str(error) if address() in str(error) else f"node {address()}: {error}"
         facts |= {"code": error.code, "message": told}
     return facts
 
 
-def _fetch(source: ArchiveSource, target: Path) -> None:
+def _fetch(source: ArchiveSource, target: Path, kept: Kept) -> None:
     with tempfile.NamedTemporaryFile(dir=target.parent, delete=False) as draft:
         try:
-            archives.download(source, draft, keeper.read, address())
+            archives.download(source, draft, kept, address())
             Path(draft.name).replace(target)
         except BaseException:
             Path(draft.name).unlink(missing_ok=True)
@@ -113,11 +118,25 @@ def _verified(source: ArchiveSource, named: Path) -> ArchiveContents:
         return Trust.load(folder).verify(named).contents
 
 
-def _extract(named: Path, contents: ArchiveContents, folder: Path) -> None:
+def _others(contents: ArchiveContents, folder: Path) -> list[str]:
+    """Files that are not as in the archive: a disk was full, or a cleaner takes what is old."""
+    found = []
+    for name, file in contents.files.items():
+        place = folder / name
+        is_here = place.is_file() and place.stat().st_size == file.size_bytes
+        if not is_here or archives.digest_of(place) != file.sha256:
+            found.append(name)
+    return found
+
+
+def _extract(named: Path, contents: ArchiveContents, folder: Path, others: list[str]) -> None:
+    """Put files in place one by one: workers may run there."""
     draft = Path(tempfile.mkdtemp(dir=folder.parent))
     try:
         extract.unpack(named, contents, draft)
-        draft.rename(folder)
+        for name in others:
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            (draft / name).replace(folder / name)
     except OSError as error:
         raise StorageError(
             f"node {address()} must hold the extracted archive in {folder.parent}, got: "
@@ -141,7 +160,8 @@ def _named(source: ArchiveSource, held: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def _locked(path: Path) -> Iterator[None]:
+def locked(path: Path) -> Iterator[None]:
+    """Wait for a lock of this node, and hold it."""
     with path.open("a") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield

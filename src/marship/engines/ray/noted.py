@@ -5,11 +5,11 @@ import json
 from dataclasses import asdict
 
 from marship.engines.ray.archives import ArchiveSource
+from marship.engines.ray.hosted import HostedVersion
 from marship.engines.ray.plan import RunPlan
-from marship.engines.ray.replica import ReplicaSpec
 
 
-def to_json(version: ReplicaSpec, plan: RunPlan) -> str:
+def to_json(version: HostedVersion, plan: RunPlan) -> str:
     """Both as a text."""
     described = asdict(version)
     source = described["source"]
@@ -18,13 +18,13 @@ def to_json(version: ReplicaSpec, plan: RunPlan) -> str:
     return json.dumps({"version": described, "plan": asdict(plan)})
 
 
-def from_json(text: str) -> tuple[ReplicaSpec, RunPlan]:
+def from_json(text: str) -> tuple[HostedVersion, RunPlan]:
     """Both again."""
     held = json.loads(text)
     source = held["version"].pop("source")
     source["keys"] = {name: base64.b64decode(key) for name, key in source["keys"].items()}
     source["signature"] = source["signature"] and base64.b64decode(source["signature"])
-    version = ReplicaSpec(**held["version"], source=ArchiveSource(**source))
+    version = HostedVersion(**held["version"], source=ArchiveSource(**source))
     return version, RunPlan(**held["plan"])
 
 

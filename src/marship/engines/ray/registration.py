@@ -1,19 +1,22 @@
 """Registering on Ray: checking an archive, sharing it, and starting its replicas."""
 
-from dataclasses import dataclass
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from marship.engines import store
 from marship.engines.engine import Registration
 from marship.engines.home import ServerRecord
-from marship.engines.names import checked_name
+from marship.engines.names import checked_name, checked_version
 from marship.engines.ray import archives, cluster, keeper
 from marship.engines.ray.access import ClusterAccess
 from marship.engines.ray.archives import ArchiveSource
+from marship.engines.ray.hosted import HostedVersion
 from marship.engines.ray.plan import RunPlan
-from marship.engines.ray.replica import ReplicaSpec
 from marship.engines.ray.table import Table, TableEntry
 from marship.errors import ServerError, StorageError, UsageError
+from marship.serving.model import keysource
 
 MOST_WORKERS = 1000
 
@@ -28,6 +31,61 @@ class Admission:
     plan: RunPlan
     files: str | None
     delay_ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class Examined:
+    """An archive that was checked on this machine.
+
+    Attributes:
+        path: Where it lies here.
+        name: The model's own name.
+        version: Its version.
+        source: The archive for nodes; its URL is to be set.
+        config: Its settings.
+    """
+
+    path: Path
+    name: str
+    version: str
+    source: ArchiveSource
+    config: dict[str, Any]
+
+
+def examined(path: Path, trust: str | Path | None) -> Examined:
+    """Check an archive here, with its signature by a key of a trust folder.
+
+    Raises:
+        NotFoundError: There is none.
+        PackageError: It is corrupted.
+        SignatureError: It has no valid signature by a trusted key.
+    """
+    from marship.trust import archive, policy
+    from marship.trust.signature import beside
+
+    identity = store.check_archive(path.parent, path.name)
+    keys: dict[str, bytes] = {}
+    signature: bytes | None = None
+    if trust is not None:
+        policy.Trust.load(trust).verify(path)
+        keys = {file.name: file.read_bytes() for file in Path(trust).glob("*.pem")}
+        signature = beside(path).read_bytes()
+    _, config = archive.read_settings(path)
+    source = ArchiveSource(
+        file=path.name,
+        digest=archives.digest_of(path),
+        url=None,
+        signature=signature,
+        keys=keys,
+    )
+    return Examined(path, identity.name, identity.version, source, config)
+
+
+def seal_source(record: ServerRecord | None) -> str | None:
+    """The source of sealed models' key: of a home, else of the environment."""
+    if record is not None and record.seal_key is not None:
+        return record.seal_key
+    return keysource.chosen(None)
 
 
 def added(table: Table, admitted: Admission, entry: TableEntry) -> Table:
@@ -63,49 +121,49 @@ def admit(access: ClusterAccess, wanted: Registration) -> Admission:
         raise UsageError(f"workers must be from 1 to {MOST_WORKERS}, got {wanted.workers}.")
     if wanted.batch_size is not None and wanted.batch_size < 1:
         raise UsageError(f"batch_size must be at least 1, got {wanted.batch_size}.")
-    from marship.trust import archive, policy
-    from marship.trust.signature import beside
-
-    place = access.model_store / wanted.archive
-    identity = store.check_archive(access.model_store, wanted.archive)
-    name = checked_name(wanted.name or identity.name)
-    trust = access.record.trust
-    keys: dict[str, bytes] = {}
-    signature: bytes | None = None
-    if trust is not None:
-        trusted = policy.Trust.load(trust)
-        trusted.verify(place)
-        keys = {file.name: file.read_bytes() for file in Path(trust).glob("*.pem")}
-        signature = beside(place).read_bytes()
-    _, config = archive.read_settings(place)
-    plan = RunPlan.of(config, workers=wanted.workers, batch_size=wanted.batch_size)
+    found = examined(access.model_store / wanted.archive, access.record.trust)
+    name, version = checked_name(wanted.name or found.name), checked_version(found.version)
+    plan = RunPlan.of(found.config, workers=wanted.workers, batch_size=wanted.batch_size)
     access.connect()
     admitted = Admission(
         name,
-        identity.version,
-        ArchiveSource(
-            file=wanted.archive,
-            digest=archives.digest_of(place),
-            url=_archives_url(),
-            signature=signature,
-            keys=keys,
-        ),
+        version,
+        replace(found.source, url=_archives_url()),
         plan,
-        store.files_of(place),
-        wanted.max_batch_delay_ms or int(config.get("maxBatchDelay") or 1),
+        store.files_of(found.path),
+        wanted.max_batch_delay_ms or int(found.config.get("maxBatchDelay") or 1),
     )
-    if cluster.table().entry(name, identity.version) is not None:
+    if cluster.table().entry(name, version) is not None:
         raise _taken(admitted)
-    cluster.check_resources(plan, f"{name} {identity.version}", plan.minimum)
-    _share(place, admitted.source)
+    remove_abandoned()
+    cluster.check_resources(plan, f"{name} {version}", plan.minimum)
+    _share(found.path, admitted.source)
     cluster.probe(admitted.source)
     return admitted
+
+
+def remove_abandoned() -> None:
+    """Remove applications whose clients were killed before they listed them.
+
+    Or just after they took them from the list: no command would know of their replicas, which hold
+    cores. Whoever registers one holds a lock of its name.
+    """
+    own = {app for app in cluster.details() if app.startswith(f"{cluster.FRONT}-")}
+    for app in own - _listed():
+        with ExitStack() as held:
+            is_free = keeper.claim(app, held) is None
+            if is_free and app not in _listed():
+                cluster.delete(app)
+
+
+def _listed() -> set[str]:
+    return {entry.app for _, _, entry in cluster.table().entries()}
 
 
 def _archives_url() -> str | None:
     import ray
 
-    return ray.get(keeper.find().facts.remote())["url"]  # type: ignore[no-any-return]
+    return ray.get(keeper.running().facts.remote())["url"]  # type: ignore[no-any-return]
 
 
 def _share(place: Path, source: ArchiveSource) -> None:
@@ -117,7 +175,7 @@ def _share(place: Path, source: ArchiveSource) -> None:
 
 def deploy(app: str, admitted: Admission, record: ServerRecord) -> None:
     """Start the replicas of a new application; does not wait."""
-    version = ReplicaSpec(
+    version = HostedVersion(
         name=admitted.name,
         version=admitted.version,
         source=admitted.source,

@@ -120,7 +120,9 @@ class ReplicaWorker:
             log.seek(max(0, log.seek(0, os.SEEK_END) - _LOG_BYTES))
             text = log.read().decode(errors="replace")
         code = self._process.wait()
-        cause = problems.last_line(text) if code > 0 else f"a crash (signal {-code})."
+        cause = f"a crash (signal {-code})." if code < 0 else problems.last_line(text)
+        if code >= 0 and not text.strip():
+            cause = f"its end by itself (exit code {code}), without a word."
         return LoadError(f"a worker of {self._name} must load, got: {cause} Its log: {self._log}")
 
     def _read(self, told: IO[str]) -> None:

@@ -14,6 +14,7 @@ descriptor that the task names, and ends when standard input does: with its repl
 import importlib
 import json
 import os
+import shutil
 import sys
 import threading
 import time
@@ -123,9 +124,14 @@ def main(task: dict[str, Any], sink: Any) -> None:  # noqa: ANN401  a text file
     os._exit(1)
 
 
-def follow_replica() -> None:
-    """End with the replica, whose end of standard input closes then, however it ends."""
+def follow_replica(scratch: str) -> None:
+    """End with the replica, whose end of standard input closes then, however it ends.
+
+    Args:
+        scratch: The replica's folder, which one that was killed has left.
+    """
     sys.stdin.buffer.read()
+    shutil.rmtree(scratch, ignore_errors=True)
     os._exit(0)
 
 
@@ -134,5 +140,5 @@ if __name__ == "__main__":
     sys.path[:] = [entry for entry in sys.path if Path(entry or ".") != Path(__file__).parent]
     sys.path.insert(0, given["folder"])
     stand_in()
-    threading.Thread(target=follow_replica, daemon=True).start()
+    threading.Thread(target=follow_replica, args=(given["scratch"],), daemon=True).start()
     main(given, os.fdopen(given["sink"], "w"))

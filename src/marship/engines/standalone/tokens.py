@@ -8,7 +8,7 @@ import logging
 from pathlib import Path
 
 from marship import storage, texts
-from marship.errors import UsageError
+from marship.errors import MarshipError, UsageError
 
 logger = logging.getLogger(__name__)
 
@@ -29,15 +29,22 @@ class TokenFile:
 
     def __init__(self, source: Path, key_file: Path) -> None:
         self._source, self._key_file = source, key_file
-        self._token = ""
+        self._token = self._fault = ""
         self._write(_token(source))
 
     def renew(self) -> None:
-        """Take the token anew if it has changed; a file without one changes nothing."""
+        """Take the token anew if it has changed; a file without one changes nothing.
+
+        What is wrong is logged once.
+        """
         try:
             self._write(_token(self._source))
-        except UsageError as error:
-            logger.warning("%s The last token stays.", error)
+            fault = ""
+        except (MarshipError, OSError) as error:  # of the file, or of a full disk
+            fault = str(error)
+        if fault and fault != self._fault:
+            logger.warning("%s The last token stays.", fault)
+        self._fault = fault
 
     def _write(self, token: str) -> None:
         if token != self._token:

@@ -34,5 +34,10 @@ def _of_archive(engine: Engine, status: ModelStatus) -> tuple[int, int]:
         _, config = read_settings(engine.model_store / status.archive)
     except (MarshipError, OSError):
         config = {}
-    least = int(config.get("minWorkers") or max(1, status.min_workers))
-    return least, int(config.get("maxWorkers") or max(least, status.max_workers))
+    least = _count(config.get("minWorkers")) or max(1, status.min_workers)
+    return least, _count(config.get("maxWorkers")) or max(least, status.max_workers)
+
+
+def _count(value: object) -> int | None:
+    """A number of workers; None of what is none, which TorchServe takes where a client gives it."""
+    return value if isinstance(value, int) and not isinstance(value, bool) and value > 0 else None

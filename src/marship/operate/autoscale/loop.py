@@ -16,6 +16,7 @@ from dataclasses import dataclass, field, replace
 from marship.engines.addresses import Target
 from marship.engines.default import DefaultEngine
 from marship.engines.engine import Engine, ModelStatus, Wait
+from marship.engines.home import Home
 from marship.engines.load import ModelLoad
 from marship.errors import MarshipError, ServerError, UsageError
 from marship.exchange.calls import Flow
@@ -73,6 +74,7 @@ class Autoscaler:
     _versions: dict[tuple[str, str], _Version] = field(default_factory=dict)
     _fixed: set[tuple[str, str, str]] = field(default_factory=set)  # with their registrations
     _complaint: str = ""
+    _fault: str = ""
 
     def run(self, ended: threading.Event) -> None:
         """Scale until the event is set.
@@ -121,8 +123,19 @@ class Autoscaler:
         for named, load in found.items():
             self._step(engine, named, load, now, pool)
         states = [version.state for version in self._versions.values()]
-        record.write(engine.home, states)
+        self._write(engine.home, states)
         self.on_state(states)
+
+    def _write(self, home: Home, states: Sequence[ScalingState]) -> None:
+        """Write what `marship status` shows; a full disk must not end the scaling."""
+        try:
+            record.write(home, states)
+            fault = ""
+        except (MarshipError, OSError) as error:
+            fault = str(error)
+        if fault != self._fault:
+            self._fault = fault
+            logger.warning(fault or "the state is written again")
 
     def _chosen(self, loads: Sequence[ModelLoad]) -> list[ModelLoad]:
         return [load for load in loads if not self.names or load.status.name in self.names]

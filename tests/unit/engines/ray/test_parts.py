@@ -11,9 +11,9 @@ from marship.engines.addresses import Target
 from marship.engines.home import Home, ServerRecord
 from marship.engines.ray import cluster, loads, noted, problems
 from marship.engines.ray.archives import ArchiveSource
+from marship.engines.ray.hosted import HostedVersion
 from marship.engines.ray.line import Answer, Asked, LinePool
 from marship.engines.ray.plan import RunPlan
-from marship.engines.ray.replica import ReplicaSpec
 from marship.engines.ray.table import Table, TableEntry
 from marship.engines.ray.worker import Counts, environment
 from marship.engines.torchserve.engine import TorchServe
@@ -195,7 +195,7 @@ def test_what_was_deployed_is_held_as_json() -> None:
     source = ArchiveSource(
         file="m.mar", digest="d", url=None, signature=b"signed \xff", keys={"k.pub": b"\x00key"}
     )
-    version = ReplicaSpec(
+    version = HostedVersion(
         name="m", version="1", source=source, batch_size=4, startup_s=60.0, has_gpu=False
     )
     plan = RunPlan(

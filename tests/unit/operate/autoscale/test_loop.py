@@ -18,9 +18,11 @@ from marship.engines.load import ModelLoad
 from marship.errors import NotRunningError, ServerError
 from marship.exchange.calls import Flow, Pause
 from marship.operate.autoscale import loop, record
+from marship.operate.autoscale.bounds import bounds_of
 from marship.operate.autoscale.loop import Autoscaler
 from marship.operate.autoscale.policy import Scale
 from marship.operate.autoscale.settings import ScalingSettings
+from signed import write
 
 
 @dataclass
@@ -235,3 +237,38 @@ def test_a_fault_with_one_model_ends_nothing(
     running.pass_s(5)
     assert "unexpected" in running.reason
     assert any(entry.exc_info for entry in caplog.records)
+
+
+def test_a_state_that_cannot_be_written_ends_nothing(
+    running: Running, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A full disk is told of once, and workers come all the same."""
+    place = running.stub.home.autoscale_file
+    place.mkdir(parents=True)
+    running.stub.ongoing = 90
+    with caplog.at_level(logging.WARNING):
+        running.pass_s(4)
+        assert running.stub.workers == 4
+        place.rmdir()
+        running.pass_s(2)
+    told = [text for text in caplog.messages if "state" in text or str(place) in text]
+    assert len(told) == 2
+    assert str(place) in told[0]
+    assert told[1] == "the state is written again"
+
+
+@pytest.mark.parametrize(
+    ("config", "bounds"),
+    [
+        (b"maxWorkers: many", (1, 1)), (b"maxWorkers: 2.5", (1, 1)), (b"maxWorkers: -3", (1, 1)),
+        (b"maxWorkers: [1]", (1, 1)), (b"maxWorkers: true", (1, 1)), (b"marship: [1]", (1, 1)),
+        (b"minWorkers: 3\nmaxWorkers: 1", (3, 3)), (b"minWorkers: x\nmaxWorkers: 4", (1, 4)),
+    ],
+)  # fmt: skip
+def test_bounds_of_archives_that_others_made(
+    config: bytes, bounds: tuple[int, int], running: Running
+) -> None:
+    """TorchServe registers them where a client gives the number of workers; that is taken."""
+    write(running.stub.model_store / "m.mar", {"model-config.yaml": config})
+    found = bounds_of(running.stub, running.stub.status(), ScalingSettings())  # type: ignore[arg-type]
+    assert (found.least, found.most) == bounds

@@ -1,0 +1,117 @@
+"""Many files, predicted by an archive's own handler on all nodes of a cluster of Ray.
+
+The nodes read the files, and run the archive as a replica does; Ray Data hands them their shares,
+and gives those of a node that died to others. Rows come back to this process, which writes them
+into the same output file as predictions by a server: it goes on after an interruption likewise.
+
+job.py     an archive and a cluster: what is checked before the first file
+shares.py  files and rows on their way between the nodes
+asker.py   what runs on a node
+"""
+
+import logging
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+from marship.engines.ray import cluster, problems
+from marship.errors import LoadError, MarshipError
+from marship.predict import Run, Watcher, remaining, with_transcripts
+from marship.predict.ledger import Ledger
+from marship.predict.outcome import Outcome
+from marship.predict.ray import shares
+from marship.predict.ray.job import Job, Prepared
+from marship.predict.rows import Row
+from marship.predict.sources import Source
+
+
+def predict_archive(run: Run, job: Job, watcher: Watcher) -> Outcome:
+    """Predict every file that has no response yet, on a cluster.
+
+    Args:
+        run: The files and options; its model and version are the archive's.
+        job: The archive and the cluster.
+        watcher: Receives progress.
+
+    Raises:
+        UsageError: The output file belongs to another run, or a setting is invalid.
+        NotRunningError: There is no cluster.
+        StorageError: The output cannot be written, or a node cannot read the files or the archive.
+        LoadError: A node has not what the archive needs, or the archive fails to load.
+        MarshipError: As `registration.examined`.
+    """
+    found = job.examined()
+    run = replace(run, model=found.name, version=found.version)
+    with Ledger(run.out, f"{found.name} {found.version}", again=run.again) as ledger:
+        waiting = remaining(run, ledger)
+        before = len(run.sources) - len(waiting)
+        prepared = job.prepare(found, run, waiting) if waiting else None
+        watcher.on_start(len(waiting), before, is_torn=ledger.is_torn)
+        began = time.monotonic()
+        sources = {source.name: source for source in waiting}
+        for row in _rows(prepared, waiting) if prepared else ():
+            kept = with_transcripts(run, sources[row.file], row)
+            ledger.add(kept)
+            watcher.on_row(kept)
+        done = Outcome(before, time.monotonic() - began)
+        ledger.finish()
+        done.take(ledger.rows(run.sources))
+        return done
+
+
+def _rows(prepared: Prepared, sources: list[Source]) -> Iterator[Row]:
+    """The rows of files, share by share as nodes finish them.
+
+    Raises:
+        MarshipError: A node's own error that is not one of a file.
+    """
+    with cluster.quiet(logging.CRITICAL):  # Ray logs the traceback of each error
+        try:
+            for table in _tables(prepared, sources):
+                yield from shares.rows(table)
+        except MarshipError:
+            raise
+        except Exception as error:  # Ray's own errors are of many kinds
+            raise _told(error, prepared.label) from error
+
+
+def _tables(prepared: Prepared, sources: list[Source]) -> Iterator[Any]:
+    """What the nodes return, a table for each share."""
+    import ray
+
+    from marship.predict.ray.asker import ShareAsker
+
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = context.print_on_execution_start = False
+    context.enable_auto_log_stats = False
+    count = prepared.shares_of(len(sources))
+    dataset = ray.data.from_items(
+        [shares.packed(source) for source in sources], override_num_blocks=count
+    ).map_batches(
+        ShareAsker,
+        fn_constructor_args=(prepared.task,),
+        batch_size=None,  # a whole share
+        batch_format="pyarrow",
+        compute=ray.data.ActorPoolStrategy(
+            min_size=1,
+            initial_size=min(count, prepared.workers),
+            max_size=min(count, prepared.workers),
+            max_tasks_in_flight_per_actor=3,
+            max_concurrent_calls_per_actor=2,  # a share's last files leave no worker idle
+            enable_true_multi_threading=True,
+        ),
+        num_cpus=prepared.plan.cpus,
+        num_gpus=prepared.plan.gpus,
+    )
+    yield from dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0)
+
+
+def _told(error: Exception, label: str) -> MarshipError:
+    """What a node said."""
+    texts, cause = [], error
+    while cause is not None:
+        texts.append(str(cause))
+        cause = cause.__cause__ or cause.__context__  # type: ignore[assignment]
+    found = problems.found("\n".join(texts), label)
+    return found if isinstance(found, MarshipError) else LoadError(str(found))

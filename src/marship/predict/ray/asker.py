@@ -1,0 +1,104 @@
+"""What runs on a node: an archive's worker process, asked about shares of the files."""
+
+import asyncio
+import threading
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from marship.client import AsyncClient
+from marship.engines.ray import plan, problems
+from marship.engines.ray.hosted import Hosted, HostedVersion
+from marship.errors import MarshipError
+from marship.exchange import sockets
+from marship.predict.asking import Asker
+from marship.predict.bounds import ServerLimits
+from marship.predict.ray import shares
+from marship.predict.rows import Row
+from marship.predict.sources import Source
+
+LIMITS = ServerLimits(plan.QUEUE, plan.MOST_BYTES)
+"""Of one worker."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ShareTask:
+    """What every worker does.
+
+    Attributes:
+        served: The archive.
+        chunks: References to its parts in Ray's object store.
+        content_type: Of all files; None follows from each one's suffix.
+        in_flight: Concurrent requests of one worker.
+        timeout_s: Of a response.
+    """
+
+    served: HostedVersion
+    chunks: Sequence[Any] = field(repr=False)
+    content_type: str | None
+    in_flight: int
+    timeout_s: float
+
+    def kept(self, digest: str) -> Iterator[bytes]:  # noqa: ARG002  there is one
+        """The archive's bytes."""
+        import ray
+
+        for chunk in self.chunks:
+            yield ray.get(chunk)
+
+
+class ShareAsker:
+    """Asks about shares of the files; called by Ray Data on two threads.
+
+    Args:
+        task: What it does.
+
+    Raises:
+        ReplicaError: The archive cannot be served here.
+    """
+
+    def __init__(self, task: ShareTask) -> None:
+        self._loop = asyncio.new_event_loop()
+        threading.Thread(target=self._loop.run_forever, daemon=True).start()
+        try:
+            self._hosted = Hosted(task.served, task.kept)
+        except MarshipError as error:
+            raise problems.ReplicaError(error) from None
+        self._run(self._begin(task))
+
+    def _run(self, work: Any) -> Any:  # noqa: ANN401  a coroutine and its result
+        return asyncio.run_coroutine_threadsafe(work, self._loop).result()
+
+    async def _begin(self, task: ShareTask) -> None:
+        await self._hosted.ready()
+        served = task.served
+        self._asker = Asker(served.name, served.version, LIMITS, task.content_type)
+        self._asker.client = AsyncClient(
+            inference_url=sockets.url(str(self._hosted.socket)),
+            **self._asker.client_settings(task.timeout_s),
+        )
+        self._slots = asyncio.Semaphore(task.in_flight)
+
+    def __call__(self, share: Any) -> Any:  # noqa: ANN401  Arrow's tables
+        """A share's rows.
+
+        Raises:
+            ReplicaError: The worker is gone, or refuses every file alike.
+        """
+        sources = [shares.unpacked(row) for row in share.to_pylist()]
+        try:
+            return shares.table(self._run(self._rows(sources)))
+        except MarshipError as error:
+            raise problems.ReplicaError(error) from None
+
+    async def _rows(self, sources: Sequence[Source]) -> list[Row]:
+        return await asyncio.gather(*map(self._row, sources))
+
+    async def _row(self, source: Source) -> Row:
+        async with self._slots:
+            return await self._asker.row_of(source)
+
+    def __del__(self) -> None:
+        """End the worker."""
+        if hosted := getattr(self, "_hosted", None):
+            hosted.close()

@@ -1,0 +1,134 @@
+"""Files at URLs of object stores and web servers, read by fsspec."""
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from marship.errors import StorageError, UsageError
+from marship.predict.sources import FORMULA_STARTS, Source, Stamp, preferred
+
+_CHANGED = ("mtime", "LastModified", "last_modified", "updated", "created", "Last-Modified", "ETag")
+"""What systems call the time of a file's last change, or what changes with it."""
+
+
+@dataclass(frozen=True, slots=True)
+class UrlSource(Source):
+    """A file at a URL.
+
+    Attributes:
+        url: The URL.
+        listed: Its stamp when the files were listed: one that changes later is predicted again by
+            the next run.
+    """
+
+    url: str
+    listed: Stamp
+
+    @classmethod
+    def of(cls, url: str, listed: Stamp) -> "UrlSource":
+        """The source at a URL.
+
+        Example:
+            >>> UrlSource.of("s3://pets/cat.jpg", Stamp(3, "")).kind
+            'image/jpeg'
+        """
+        name = f"./{url}" if url.startswith(FORMULA_STARTS) else url
+        return cls(Path(urlsplit(url).path), name, url, listed)
+
+    def stamp(self) -> Stamp:
+        """As it was listed."""
+        return self.listed
+
+    def read(self) -> bytes:
+        """What it holds.
+
+        Raises:
+            OSError: It cannot be read.
+        """
+        system, path = opened(self.url)
+        try:
+            data: bytes = system.cat_file(path)
+        except OSError:
+            raise
+        except Exception as error:  # each system has errors of its own
+            raise OSError(repr(error)) from error
+        return data
+
+
+def opened(url: str) -> tuple[Any, str]:
+    """A URL's file system, and the path there.
+
+    Raises:
+        UsageError: There is no system for it here, or the URL has a password.
+    """
+    import fsspec
+
+    if urlsplit(url).password is not None:
+        raise UsageError(
+            "a URL must hold no password, since it is written beside each response. Give it by "
+            "the environment, or by a file of fsspec in ~/.config/fsspec."
+        )
+    try:
+        system, path = fsspec.url_to_fs(url)
+    except (ValueError, ImportError) as error:
+        raise UsageError(
+            f"a URL must be one that fsspec reads here, got {url}: {str(error).rstrip('.')}."
+        ) from error
+    return system, path
+
+
+def listed(url: str, suffixes: Collection[str]) -> tuple[list[UrlSource], list[str]]:
+    """The files below a URL to predict, sorted, and the names of those passed over.
+
+    The rules are those of folders: see `sources.find`.
+
+    Raises:
+        UsageError: As `opened`; or there is nothing.
+        StorageError: It cannot be listed.
+    """
+    system, path = opened(url)
+    try:
+        system.invalidate_cache()
+        found: Mapping[str, Mapping[str, Any]] = system.find(path, detail=True)
+        files = [
+            UrlSource.of(system.unstrip_protocol(name), _stamp(system, name, found[name]))
+            for name in sorted(found)
+            if not _is_hidden(name, path)
+        ]
+    except (StorageError, UsageError):
+        raise
+    except Exception as error:  # each system has errors of its own
+        raise StorageError(f"{url} must be a folder that can be listed, got: {error!r}.") from error
+    if not files:
+        raise UsageError(f"{url} must be a file or a folder, got none there.")
+    if len(files) == 1 and files[0].url == url:
+        return files, []
+    if suffixes:
+        return [file for file in files if file.path.suffix.lower() in suffixes], []
+    taken = preferred({file: file.kind for file in files})
+    kept = set(taken)
+    return taken, [file.name for file in files if file not in kept]
+
+
+def _is_hidden(name: str, root: str) -> bool:
+    return any(part.startswith(".") for part in name.removeprefix(root).split("/"))
+
+
+def _stamp(system: Any, path: str, facts: Mapping[str, Any]) -> Stamp:  # noqa: ANN401  fsspec's
+    """A file's stamp, by what its system tells of it.
+
+    Raises:
+        StorageError: It tells no size.
+    """
+    if facts.get("size") is None:
+        facts = system.info(path)
+    if facts.get("size") is None:
+        raise StorageError(f"{path} must have a size that its server tells, got none.")
+    changed = next((facts[name] for name in _CHANGED if facts.get(name)), "")
+    if isinstance(changed, int | float):
+        changed = datetime.fromtimestamp(changed, UTC)
+    text = changed.isoformat() if isinstance(changed, datetime) else str(changed)
+    return Stamp(int(facts["size"]), text)

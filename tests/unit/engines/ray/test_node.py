@@ -1,0 +1,152 @@
+"""What a node keeps of archives and clusters, and what it does where that is damaged."""
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+
+from marship.engines import names
+from marship.engines.home import Home
+from marship.engines.ray import archives, front, head, node, worker
+from marship.engines.ray import keeper as keepers
+from marship.engines.ray.archives import ArchiveSource
+from marship.engines.ray.keeper import Keeper
+from marship.engines.ray.line import Asked
+from marship.engines.ray.settings import RaySettings
+from marship.errors import LoadError, MarshipError, PackageError
+from marship.serving.hosts.direct import routes
+from marship.serving.hosts.direct.tokens import Tokens
+from signed import FILES, write
+
+
+@pytest.fixture(autouse=True)
+def own_root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A node's folder of its own."""
+    monkeypatch.setattr(node, "root", lambda: tmp_path)
+
+
+@pytest.mark.parametrize("damage", ["archive", "cut", "missing", "other", "emptied"])
+def test_a_damaged_cache_is_mended(damage: str, tmp_path: Path) -> None:
+    """A disk was full, or a cleaner took what is old: the next replica has the archive's files."""
+    mar = write(tmp_path / "lin.mar")
+    source = ArchiveSource(file="lin.mar", digest=archives.digest_of(mar), url=None)
+
+    def kept(_digest: str) -> Iterator[bytes]:
+        yield mar.read_bytes()
+
+    folder = node.place(source, kept).folder
+    held = folder.parent / "archive.mar"
+    untouched = (folder / "handler.py").stat().st_ino
+    match damage:
+        case "archive":
+            held.write_bytes(b"other")
+        case "cut":
+            held.write_bytes(held.read_bytes()[:1000])
+        case "missing":
+            (folder / "model.onnx").unlink()
+        case "other":
+            (folder / "model.onnx").write_bytes(FILES["model.onnx"][::-1])
+        case "emptied":
+            for path in sorted(folder.rglob("*"), reverse=True):
+                path.rmdir() if path.is_dir() else path.unlink()
+    assert node.place(source, kept).folder == folder
+    assert {name: (folder / name).read_bytes() for name in FILES} == FILES
+    assert archives.digest_of(held) == source.digest
+    if damage != "emptied":  # workers may run there
+        assert (folder / "handler.py").stat().st_ino == untouched
+
+
+def test_the_keeper_takes_a_damaged_archive_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It has one only if it is the one."""
+    monkeypatch.setattr(keepers, "_kv", lambda *_given, **_settings: None)
+    keeper, data = Keeper(None, None), b"an archive"
+    (tmp_path / "a").write_bytes(data)
+    digest = archives.digest_of(tmp_path / "a")
+    assert not keeper.has(digest)
+    keeper.add(digest, data, is_first=True)
+    assert keeper.finish(digest)
+    assert keeper.has(digest)
+    (tmp_path / "kept" / f"{digest}.mar").write_bytes(data[:4])
+    assert not keeper.has(digest)
+
+
+@pytest.mark.parametrize("version", ["1", "1.0", "2024-11-30", "1.0_b"])
+def test_versions_that_can_be_in_names_of_files(version: str) -> None:
+    """Those of marship, and what others usually take."""
+    assert names.checked_version(version) == version
+
+
+@pytest.mark.parametrize("version", ["", "1/../x", "..", "1 0", "1\n", "\u0661", "1" * 33])
+def test_versions_that_cannot(version: str) -> None:
+    """Nothing outside of the keeper's folder is written, and no name is too long."""
+    with pytest.raises(PackageError, match="a version must be of letters, digits"):
+        names.checked_version(version)
+
+
+def test_a_haproxy_that_outlived_its_cluster_is_ended(tmp_path: Path) -> None:
+    """It holds the port; another cluster's goes on."""
+    sleeps = [sys.executable, "-c", "import sys; print(flush=True); sys.stdin.read()"]
+    with ExitStack() as held:
+        ours, others = (
+            held.enter_context(
+                subprocess.Popen(
+                    [*sleeps, f"{tmp_path}/{folder}/h/haproxy.cfg"],
+                    stdin=subprocess.PIPE,
+                    stdout=subprocess.PIPE,
+                )
+            )
+            for folder in ("ours", "others")
+        )
+        for process in (ours, others):
+            assert process.stdout is not None
+            assert process.stdout.readline() == b"\n"
+        head._kill_haproxy(tmp_path / "ours")
+        assert ours.wait(10) == -9
+        assert others.poll() is None
+        others.kill()
+
+
+def test_a_home_joins_where_another_ones_front_listens(tmp_path: Path) -> None:
+    """The port of a cluster that is joined is taken; that of one's own must be free."""
+    with ExitStack() as held:
+        line = held.enter_context(head.socket.create_server(("127.0.0.1", 0)))
+        port = line.getsockname()[1]
+        joins = RaySettings(inference_port=port, address="10.0.0.1:6379")
+        assert head._record(joins, Home(tmp_path), None).cluster == "10.0.0.1:6379"
+        with pytest.raises(MarshipError, match="must be free"):
+            head._record(RaySettings(inference_port=port), Home(tmp_path), None)
+    assert head._record(RaySettings(address=""), Home(tmp_path), None).cluster == ""
+
+
+def test_a_worker_that_ends_without_a_word(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its exit code is all that can be told."""
+    script = tmp_path / "ends.py"
+    script.write_text("import os\nos._exit(3)\n")
+    monkeypatch.setattr(worker, "SCRIPT", script)
+    task = {"name": "m", "folder": str(tmp_path)}
+    started = worker.ReplicaWorker(
+        task, worker.environment({}), tmp_path / "log", lambda _line: None, lambda: None
+    )
+    with pytest.raises(LoadError, match=r"its end by itself \(exit code 3\)"):
+        started.wait_ready(30)
+
+
+def test_two_tokens_are_none(tmp_path: Path) -> None:
+    """As the direct host joins the lines of a header (RFC 9110, 5.3), the right one among them."""
+    asks = front.Front.__new__(front.Front)
+    asks._tokens = Tokens(front._write_key(tmp_path, "right"))
+    route = routes.find(b"/predictions/m")
+    assert route is not None
+    right, wrong = (b"authorization", b"Bearer right"), (b"authorization", b"Bearer wrong")
+    for headers, is_let in [
+        ([right], True),
+        ([wrong], False),
+        ([wrong, right], False),
+        ([], False),
+    ]:
+        assert asks._may(Asked("POST", b"/predictions/m", headers), route) == is_let
