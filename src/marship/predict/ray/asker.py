@@ -17,7 +17,7 @@ from marship.predict.ray import shares
 from marship.predict.rows import Row
 from marship.predict.sources import Source
 
-LIMITS = ServerLimits(plan.QUEUE, plan.MOST_BYTES)
+LIMITS = ServerLimits(plan.QUEUE, plan.MOST_BYTES, "Make it smaller: a cluster takes no more.")
 """Of one worker."""
 
 
