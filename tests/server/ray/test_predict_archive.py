@@ -16,7 +16,7 @@ from marship import Client
 from marship.engines.ray import node
 from marship.engines.ray.head import Cluster, start
 from marship.engines.ray.settings import RaySettings
-from marship.errors import LoadError, NotRunningError, SealError, SignatureError, StorageError
+from marship.errors import NotRunningError, SealError, SignatureError, StorageError
 from marship.packaging.step import PackageSettings, package
 from marship.predict import Run, Watcher, sources
 from marship.predict.ray import predict_archive
@@ -86,9 +86,7 @@ def test_an_interrupted_run_goes_on(job: Job, run: Run) -> None:
     names = [line.partition(b",")[0] for line in run.out.read_bytes().splitlines()[1:]]
     assert names == sorted(set(names))
     assert len(names) == FILES
-    third = Seen()
-    predict_archive(run, job, third)
-    assert (third.waiting, [row.status for row in third.rows]) == (1, [400])
+    assert [row.status for row in done.failed] == [400]
 
 
 def test_a_file_that_ends_workers_is_one_row(job: Job, run: Run, tmp_path: Path) -> None:
@@ -99,13 +97,6 @@ def test_a_file_that_ends_workers_is_one_row(job: Job, run: Run, tmp_path: Path)
     (failed,) = done.failed
     assert failed.file.endswith("013.json")
     assert (failed.status, failed.error.partition(":")[0]) == (503, "worker_died")
-
-
-def test_an_archive_that_cannot_load_ends_the_run(job: Job, run: Run, lin: Path) -> None:
-    """With the error of the worker, at once, and without rows."""
-    with pytest.raises(LoadError, match="golden case 0 must agree"):
-        predict_archive(run, replace(job, archive=lin / "broken.mar"), Watcher())
-    assert run.out.read_bytes() == b""
 
 
 class _Quiet(SimpleHTTPRequestHandler):
