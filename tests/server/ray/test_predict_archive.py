@@ -90,9 +90,9 @@ def test_an_interrupted_run_goes_on(job: Job, run: Run) -> None:
 
 
 def test_a_file_that_ends_workers_is_one_row(job: Job, run: Run, tmp_path: Path) -> None:
-    """Those asked at the same time get their response."""
+    """Those asked at the same time get their response: they are asked once more, alone."""
     add(tmp_path, linear(tmp_path / "d.onnx", 1), "6", file="die", handler=DIE)
-    few = replace(run, sources=run.sources[10:30], in_flight=2)
+    few = replace(run, sources=run.sources[10:30], in_flight=8)
     done = predict_archive(few, replace(job, archive=tmp_path / "die.mar"), Watcher())
     (failed,) = done.failed
     assert failed.file.endswith("013.json")
