@@ -26,10 +26,12 @@ class ServerLimits:
     Attributes:
         queue: The maximum number of queued requests of a model.
         request_bytes: The maximum size of a body; None if unknown.
+        advice: What to do with a larger file; None is to raise TorchServe's limit.
     """
 
     queue: int
     request_bytes: int | None
+    advice: str | None = None
 
     @classmethod
     def of(cls, client: Client | AsyncClient) -> Self:
@@ -63,10 +65,12 @@ class ServerLimits:
         """The error for a file that exceeds the server's limit, without sending it."""
         if self.request_bytes is None or size_bytes <= self.request_bytes:
             return None
-        advice = "Send sound as FLAC, Opus or MP3, or set" if may_be_sound(kind) else "Set"
+        advice = self.advice
+        if advice is None:
+            start = "Send sound as FLAC, Opus or MP3, or set" if may_be_sound(kind) else "Set"
+            advice = f"{start} max_request_size in config.properties."
         return TooLargeError(
-            f"a file must have at most {self.request_bytes} bytes, got {size_bytes}. "
-            f"{advice} max_request_size in config.properties."
+            f"a file must have at most {self.request_bytes} bytes, got {size_bytes}. {advice}"
         )
 
 

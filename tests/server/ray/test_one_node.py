@@ -10,6 +10,7 @@ import zipfile
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import replace
+from http.client import HTTPConnection, HTTPException
 from pathlib import Path
 
 import orjson
@@ -85,6 +86,31 @@ def test_nothing_listens_beyond_loopback(cluster: Cluster, registered: Client) -
     assert len(open_to) > 5
     assert {ip.removeprefix("::ffff:") for ip, _ in open_to} == {"127.0.0.1"}
     assert registered.ping() == "Healthy"
+
+
+def test_no_port_predicts_without_a_token(cluster: Cluster, registered: Client) -> None:
+    """Neither the proxy nor those of fronts and replicas behind it, on any path."""
+    mine = {p.pid for p in psutil.process_iter() if _session(p.pid) == cluster.record.pid}
+    ports = {
+        line.laddr.port
+        for line in psutil.net_connections("tcp")
+        if line.pid in mine and line.status == psutil.CONN_LISTEN
+    }
+    body = b'{"input": [[1, 2, 3]]}'
+    answers = []
+    for port in ports:
+        for path in ("/predictions/lin", "/", "/ask"):
+            connection = HTTPConnection("127.0.0.1", port, timeout=2)
+            try:
+                connection.request("POST", path, body, {"Content-Type": "application/json"})
+                answers.append((port, connection.getresponse().read()))
+            except (OSError, HTTPException):
+                continue
+            finally:
+                connection.close()
+    assert any(b"token" in answer for _, answer in answers)
+    assert not [answer for answer in answers if b"16.0" in answer[1]]
+    assert registered.predict("lin", {"input": ROW}) == {"output": ANSWERS["1"]}
 
 
 def _session(pid: int) -> int:

@@ -1,6 +1,7 @@
 """Archives by digest: where they lie in a cluster, and how a node gets one."""
 
 import hashlib
+import secrets
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -64,7 +65,7 @@ def upload(path: Path, source: ArchiveSource) -> None:
         if system.exists(place) and system.size(place) == path.stat().st_size:
             return
         system.makedirs(place.rpartition("/")[0], exist_ok=True)
-        draft = f"{place}.part"
+        draft = f"{place}.{secrets.token_hex(8)}.part"  # others may be sharing the same one
         system.put_file(str(path), draft)
         system.mv(draft, place)  # nobody reads half of it
     except Exception as error:  # each system has errors of its own

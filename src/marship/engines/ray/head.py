@@ -31,7 +31,9 @@ from marship.serving.model import keysource
 
 INFERENCE_PORT, LOOPBACK = 8000, cluster.LOOPBACK
 _ENDS = "2999-01-01T00:00:00Z"
-_POLL_S, _GRACE_S = 0.1, 10.0
+_POLL_S, _GRACE_S = 0.1, 2.0
+"""For requests in hand: Ray's own end takes longer than any limit, as it waits for parts of it that
+have the signal, too."""
 _OBJECTS_BYTES = 200_000_000
 """For archives on their way: Ray's own default is a third of the memory."""
 _HAPROXY = "h"
@@ -325,10 +327,13 @@ def _kill_rest(record: ServerRecord) -> None:
 
     The session had its leader a moment ago, and its id is not reused while it has members.
     """
+    killed = []
     for process in psutil.process_iter():
         with suppress(ProcessLookupError, psutil.Error):
             if os.getsid(process.pid) == record.pid:
                 process.kill()
+                killed.append(process)
+    psutil.wait_procs(killed, _GRACE_S)  # until then they lock their folders
 
 
 def _kill_haproxy(folder: Path) -> None:

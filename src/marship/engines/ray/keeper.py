@@ -76,14 +76,14 @@ class Keeper:
         place = self._place(digest)
         return place.exists() and archives.digest_of(place) == digest
 
-    def add(self, digest: str, data: bytes, *, is_first: bool) -> None:
-        """Take some bytes of an archive."""
-        with self._draft(digest).open("wb" if is_first else "ab") as file:
+    def add(self, upload: str, data: bytes) -> None:
+        """Take some bytes of an archive; others may be on their way, perhaps of the same one."""
+        with self._draft(upload).open("ab") as file:
             file.write(data)
 
-    def finish(self, digest: str) -> bool:
+    def finish(self, upload: str, digest: str) -> bool:
         """Keep what was taken, if it is what it should be."""
-        draft = self._draft(digest)
+        draft = self._draft(upload)
         is_right = archives.digest_of(draft) == digest
         if is_right:
             draft.rename(self._place(digest))
@@ -100,8 +100,8 @@ class Keeper:
     def _place(self, digest: str) -> Path:
         return self._folder / f"{digest}.mar"
 
-    def _draft(self, digest: str) -> Path:
-        return self._folder / f"{digest}.part"
+    def _draft(self, upload: str) -> Path:
+        return self._folder / f"{upload}.part"
 
 
 def _kv(action: str, key: str, *given: object, **settings: object) -> Any:  # noqa: ANN401  Ray's
@@ -219,9 +219,10 @@ def put(path: Path, digest: str) -> bool:
     holder = running()
     if ray.get(holder.has.remote(digest)):
         return True
-    for number, data in enumerate(archives.chunks(path)):
-        ray.get(holder.add.remote(digest, data, is_first=number == 0))
-    return bool(ray.get(holder.finish.remote(digest)))
+    upload = f"{digest}-{secrets.token_hex(8)}"
+    for data in archives.chunks(path):
+        ray.get(holder.add.remote(upload, data))
+    return bool(ray.get(holder.finish.remote(upload, digest)))
 
 
 def read(digest: str) -> Iterator[bytes]:

@@ -11,12 +11,14 @@ asker.py   what runs on a node
 
 import logging
 import time
-from collections.abc import Iterator
+import traceback
+from collections.abc import Generator, Iterator
+from contextlib import closing
 from dataclasses import replace
 from typing import Any
 
 from marship.engines.ray import cluster, problems
-from marship.errors import LoadError, MarshipError
+from marship.errors import MarshipError
 from marship.predict import Run, Watcher, remaining, with_transcripts
 from marship.predict.ledger import Ledger
 from marship.predict.outcome import Outcome
@@ -49,18 +51,26 @@ def predict_archive(run: Run, job: Job, watcher: Watcher) -> Outcome:
         prepared = job.prepare(found, run, waiting) if waiting else None
         watcher.on_start(len(waiting), before, is_torn=ledger.is_torn)
         began = time.monotonic()
-        sources = {source.name: source for source in waiting}
-        for row in _rows(prepared, waiting) if prepared else ():
-            kept = with_transcripts(run, sources[row.file], row)
-            ledger.add(kept)
-            watcher.on_row(kept)
+        if prepared is not None:
+            _predict(prepared, run, waiting, ledger, watcher)
         done = Outcome(before, time.monotonic() - began)
         ledger.finish()
         done.take(ledger.rows(run.sources))
         return done
 
 
-def _rows(prepared: Prepared, sources: list[Source]) -> Iterator[Row]:
+def _predict(
+    prepared: Prepared, run: Run, waiting: list[Source], ledger: Ledger, watcher: Watcher
+) -> None:
+    sources = {source.name: source for source in waiting}
+    with closing(_rows(prepared, waiting)) as rows:  # an interrupted run ends on the nodes, too
+        for row in rows:
+            kept = with_transcripts(run, sources[row.file], row)
+            ledger.add(kept)
+            watcher.on_row(kept)
+
+
+def _rows(prepared: Prepared, sources: list[Source]) -> Generator[Row, None, None]:
     """The rows of files, share by share as nodes finish them.
 
     Raises:
@@ -73,7 +83,8 @@ def _rows(prepared: Prepared, sources: list[Source]) -> Iterator[Row]:
         except MarshipError:
             raise
         except Exception as error:  # Ray's own errors are of many kinds
-            raise _told(error, prepared.label) from error
+            told = "".join(traceback.format_exception(error))
+            raise problems.found(told, prepared.label) from error
 
 
 def _tables(prepared: Prepared, sources: list[Source]) -> Iterator[Any]:
@@ -105,13 +116,3 @@ def _tables(prepared: Prepared, sources: list[Source]) -> Iterator[Any]:
         num_gpus=prepared.plan.gpus,
     )
     yield from dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0)
-
-
-def _told(error: Exception, label: str) -> MarshipError:
-    """What a node said."""
-    texts, cause = [], error
-    while cause is not None:
-        texts.append(str(cause))
-        cause = cause.__cause__ or cause.__context__  # type: ignore[assignment]
-    found = problems.found("\n".join(texts), label)
-    return found if isinstance(found, MarshipError) else LoadError(str(found))

@@ -9,7 +9,7 @@ from typing import Any
 from marship.client import AsyncClient
 from marship.engines.ray import plan, problems
 from marship.engines.ray.hosted import Hosted, HostedVersion
-from marship.errors import MarshipError
+from marship.errors import MarshipError, WorkerDiedError
 from marship.exchange import sockets
 from marship.predict.asking import Asker
 from marship.predict.bounds import ServerLimits
@@ -17,8 +17,9 @@ from marship.predict.ray import shares
 from marship.predict.rows import Row
 from marship.predict.sources import Source
 
-LIMITS = ServerLimits(plan.QUEUE, plan.MOST_BYTES)
+LIMITS = ServerLimits(plan.QUEUE, plan.MOST_BYTES, "Make it smaller: a cluster takes no more.")
 """Of one worker."""
+_DIED = f"{WorkerDiedError.code}:"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,7 +78,8 @@ class ShareAsker:
             inference_url=sockets.url(str(self._hosted.socket)),
             **self._asker.client_settings(task.timeout_s),
         )
-        self._slots = asyncio.Semaphore(task.in_flight)
+        self._in_flight, self._slots = task.in_flight, asyncio.Semaphore(task.in_flight)
+        self._lonely = asyncio.Lock()
 
     def __call__(self, share: Any) -> Any:  # noqa: ANN401  Arrow's tables
         """A share's rows.
@@ -92,11 +94,26 @@ class ShareAsker:
             raise problems.ReplicaError(error) from None
 
     async def _rows(self, sources: Sequence[Source]) -> list[Row]:
-        return await asyncio.gather(*map(self._row, sources))
+        """Their rows; a file in hand when another one ended the worker is asked again, alone."""
+        rows = await asyncio.gather(*map(self._row, sources))
+        return [
+            await self._row_alone(source) if row.error.startswith(_DIED) else row
+            for source, row in zip(sources, rows, strict=True)
+        ]
 
     async def _row(self, source: Source) -> Row:
         async with self._slots:
             return await self._asker.row_of(source)
+
+    async def _row_alone(self, source: Source) -> Row:
+        async with self._lonely:
+            for _ in range(self._in_flight):
+                await self._slots.acquire()
+            try:
+                return await self._asker.row_of(source)
+            finally:
+                for _ in range(self._in_flight):
+                    self._slots.release()
 
     def __del__(self) -> None:
         """End the worker."""

@@ -23,8 +23,6 @@ from marship.predict.sources import Source
 
 FEWEST_FILES = 32
 """Of a share: what is done again after an interruption."""
-SHARES_A_WORKER = 4
-"""At least, where there are so many files: workers that are slower get fewer."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -103,12 +101,10 @@ class Job:
                 "Name one with --address HOST:PORT, or start one with: marship serve --engine ray"
             )
         cluster.check_data_installed()
-        os.environ.setdefault(
-            "RAY_BACKEND_LOG_LEVEL", "fatal"
-        )  # else this process tells of its own
         own = self._home.path / access.TOKEN_FILE
+        is_own = record is not None and record.cluster == address and own.is_file()
         with _without_rays_words():
-            cluster.connect(address, own if own.is_file() and not self.address else None)
+            cluster.connect(address, own if is_own else None)
 
 
 @contextmanager
