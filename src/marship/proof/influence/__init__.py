@@ -4,10 +4,12 @@ Runs of a model show an influence only for the values that were tried: a mean ov
 where it meets a threshold, and nowhere else. So the rows are followed through the graph: it is run
 twice, with different numbers of requests, to learn the shapes of all tensors and the values of
 those that do not depend on the inputs, and each operator's definition tells where its outputs hold
-the rows. An operator without a rule, such as a custom one, may do anything with them, so the rows
-are not joined. Branches that sizes choose are followed either way, and of loops any iteration.
+the rows. From these two runs, calls of further numbers of rows are worked out and followed, too.
+An operator without a rule, such as a custom one, may do anything with them, so the rows are not
+joined. Branches that sizes choose are followed either way, and of loops any iteration.
 
 trace.py    the tensors of a call
+calls.py    calls of any number of rows
 loops.py    the body of a loop as a model of its own
 numbers.py  operators that move rows by indices, which are numbered to see where they go
 tensor.py   where a tensor holds the rows
@@ -15,21 +17,33 @@ moves.py    rules of operators that move elements
 sums.py     rules of operators that compute with them
 rules.py    the rule of each operator
 endings.py  loops that go on until all rows are done
-counts.py   what depends on the number of rows
 flow.py     follows the rows through the graph
 """
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from onnx import ModelProto
 
 from marship.contract import Arrays
+from marship.proof.influence.calls import Calls
 from marship.proof.influence.flow import Flow
+from marship.proof.influence.numbers import MOST_ELEMENTS
+from marship.proof.influence.tensor import Mixes, Unknown
 from marship.proof.influence.trace import Trace, traced, whole
 
 _PAIRS = ((3, 5), (2, 3), (1, 2))
 """Numbers of requests in two runs: primes, so that no axis holds rows by coincidence."""
+_EDGES = (*range(2, 18), *(n + by for n in (32, 64, 128, 256, 512) for by in (-1, 0, 1)))
+_COUNTS = tuple(dict.fromkeys((*_EDGES, *range(18, 130))))
+"""Numbers of requests in calls that are worked out."""
+_FEW = 33
+"""How many requests are tried however large tensors are."""
+_MOST_MET = 4096
+_MOST_NODES = 100_000
+"""The most nodes that are followed in further calls, unless those at the edges need more."""
+_ALONE = "what the graph computes from sizes alone does not run by itself"
 _MOST_VARIANTS = 16
 
 
@@ -62,13 +76,42 @@ def mixing(
         return ("the graph does not run with all its tensors as outputs, to follow the rows",)
     if len(variants) > _MOST_VARIANTS:
         return ("the graph has more branches than can be followed",)
-    for traces in variants:
-        for trace, other in (traces, traces[::-1]):
-            if trace.rows > 1:
-                flow = Flow(trace, other, is_usual=is_usual)
-                flow.walk()
-                found |= dict.fromkeys(flow.mixing)
+    for first, second in variants:
+        try:
+            found |= dict.fromkeys(_followed(first, second, is_usual=is_usual))
+        except (Mixes, Unknown) as error:
+            found[str(error) or _ALONE] = None
     return tuple(found)
+
+
+def _followed(first: Trace, second: Trace, *, is_usual: bool) -> Iterator[str]:
+    """Why rows of calls through the same branches influence each other, or may."""
+    met: set[int] = set()
+    for trace, other in _pairs(first, second, met):
+        if trace.rows > 1:
+            flow = Flow(trace, other, met=met, is_usual=is_usual)
+            flow.walk()
+            yield from flow.mixing
+            if flow.mixing:
+                return
+
+
+def _pairs(first: Trace, second: Trace, met: set[int]) -> Iterator[tuple[Trace, Trace]]:
+    """Calls to follow, each with one of another number of rows: those that ran are first.
+
+    Something may change at a number that the number of rows meets.
+    """
+    yield first, second
+    yield second, first
+    calls = Calls.of(first, second)
+    known = calls.at(second.rows)
+    yield known, calls.at(1)
+    largest = max((math.prod(shape) for shape in first.shapes.values()), default=0) / first.rows
+    most = max(len(_EDGES), _MOST_NODES // max(len(first.model.graph.node), 1))
+    more = [size + by for size in sorted(met) if 1 < size <= _MOST_MET for by in range(3)]
+    for rows in dict.fromkeys((*_COUNTS[:most], *more)):
+        if rows != second.rows and (rows <= _FEW or rows * largest <= MOST_ELEMENTS):
+            yield calls.at(rows), known
 
 
 def _variants(

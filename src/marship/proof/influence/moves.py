@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 
-from marship.proof.influence.numbers import by_number
+from marship.proof.influence.numbers import STRAYS, by_number
 from marship.proof.influence.sums import elementwise
 from marship.proof.influence.tensor import (
     Mixes,
@@ -25,6 +25,8 @@ def reshape(step: Step) -> list[Place]:
         raise Unknown
     if math.prod(tensor.shape) != math.prod(step.shapes[0]):
         raise Unknown
+    if step.node.op_type == "Reshape":
+        _check_size(step, _reshaped(step))
     is_open = len(step.inputs) == 1 and not step.attribute("axes")
     if step.node.op_type == "Squeeze" and is_open:
         raise Mixes("takes away the axis of the rows where there is one row")
@@ -59,6 +61,9 @@ def split(step: Step) -> list[Place]:
         for shape in step.shapes:
             if not shape[axis] or shape[axis] % (inner * step.rows):
                 raise Mixes("cuts between the rows of a call")
+        sizes = step.value(1)
+        if sizes is not None and sizes != [shape[axis] for shape in step.shapes]:
+            raise Mixes(STRAYS)
     return [(axis, inner)] * len(step.shapes)
 
 
@@ -157,6 +162,7 @@ def expand(step: Step) -> list[Place]:
         (size,) = _shape(step, 1)
         if counted - {place[0][0] - len(step.shapes[0]) + size}:
             raise Mixes("repeats values by the number of rows of a call")
+    _check_size(step, np.broadcast_shapes(_shape(step, 0), step.value(1) or ()))
     return place
 
 
@@ -169,8 +175,15 @@ def tile(step: Step) -> list[Place]:
 
 def pad(step: Step) -> list[Place]:
     """Values before and after; none beside the rows, nor fewer."""
-    first(step)
-    return by_number(step)
+    axis, inner = first(step)
+    pads = step.attribute("pads") or step.value(1)  # the attribute before opset 11
+    axes = [one % step.rank() for one in step.value(3) or range(step.rank())]
+    if axis not in axes:
+        return [(axis, inner)]
+    at = axes.index(axis)
+    if pads is None or pads[at] or pads[at + len(axes)]:
+        return by_number(step)
+    return [(axis, inner)]
 
 
 def one_hot(step: Step) -> list[Place]:
@@ -199,7 +212,37 @@ def resize(step: Step) -> list[Place]:
         raise Mixes("resizes the axis of the rows of a call")
     if any(step.counted(number) - {axis} for number in (2, 3)):
         raise Mixes("computes with the number of rows of a call")
+    if step.counted(2) or step.counted(3):
+        _check_size(step, _resized(step))
     return [(axis, inner)]
+
+
+def _reshaped(step: Step) -> tuple[int, ...]:
+    """What a Reshape makes of its sizes, of which 0 is kept and -1 is the rest."""
+    whole, keeps = _shape(step, 0), not step.attribute("allowzero", 0)
+    wanted = step.attribute("shape") if len(step.inputs) == 1 else step.value(1)
+    sizes = [whole[at] if keeps and not one else one for at, one in enumerate(wanted or ())]
+    rest = math.prod(one for one in sizes if one != -1)
+    return tuple(math.prod(whole) // max(rest, 1) if one == -1 else one for one in sizes)
+
+
+def _resized(step: Step) -> tuple[int, ...]:
+    """What a Resize makes of sizes, or of scales, which are given for all axes or for some."""
+    whole = [*_shape(step, 0)]
+    axes = step.attribute("axes") or range(len(whole))
+    sizes, scales = (step.inputs[at] if at < len(step.inputs) else None for at in (3, 2))
+    given = sizes if sizes is not None else scales
+    if given is None or given.value is None:
+        raise Unknown
+    for axis, one in zip(axes, given.value, strict=True):
+        whole[axis] = int(one if sizes is not None else whole[axis] * one)
+    return tuple(whole)
+
+
+def _check_size(step: Step, shape: tuple[int, ...]) -> None:
+    """The size that a call is computed to have must be the one that is told."""
+    if shape != step.shapes[0]:
+        raise Mixes(STRAYS)
 
 
 def _shape(step: Step, number: int) -> tuple[int, ...]:

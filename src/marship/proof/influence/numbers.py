@@ -4,6 +4,7 @@ The operator itself moves the numbers of the rows in place of their elements.
 """
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,7 @@ from marship.proof.influence.tensor import (
     Step,
     Unknown,
     place_of,
+    stride_of,
 )
 
 MOVED = {
@@ -31,13 +33,14 @@ MOVED = {
     "Slice": (0,),
 }
 """The inputs whose elements an operator moves; the others say where to."""
+STRAYS = "makes sizes that do not follow the number of rows of a call"
 _FILLED = {"Pad": 2}
 """The input with a value for new elements."""
 _FILLED_BY_INPUT = 11
 """The version since which that is an input, and no attribute."""
 _NONE = -1
 """The number of an element that belongs to no row."""
-_MOST = 1 << 24
+MOST_ELEMENTS = 1 << 24
 
 
 def by_number(step: Step) -> list[Place]:
@@ -47,6 +50,7 @@ def by_number(step: Step) -> list[Place]:
         Mixes: They are not in their order, or some are missing.
         Unknown: Indices depend on the inputs' values, or there are too many elements.
     """
+    step = _narrowed(step)
     feeds: dict[str, Array] = {}
     for number, tensor in enumerate(step.inputs):
         if tensor is None or number == _FILLED.get(step.node.op_type):
@@ -59,7 +63,7 @@ def by_number(step: Step) -> list[Place]:
             feeds[f"i{number}"] = tensor.value
     reduction = step.attribute("reduction", b"none")
     if reduction == b"none":
-        return [_place(_moved(step, feeds, None), step.rows)]
+        return [_place(_moved(step, feeds, None), step)]
     # elements that meet in one place must be of one row: the least of them is the greatest
     most = _moved(step, feeds, "max")
     for number in MOVED[step.node.op_type]:
@@ -68,12 +72,32 @@ def by_number(step: Step) -> list[Place]:
     least = _moved(step, feeds, "min")
     if (np.where(least == step.rows, _NONE, least) != most).any():
         raise Mixes("adds different rows of a call")
-    return [_place(most, step.rows)]
+    return [_place(most, step)]
+
+
+def _narrowed(step: Step) -> Step:
+    """The same with one element on the axes that are neither the rows' nor cut: it is cheaper."""
+    kind, tensor, place = step.node.op_type, step.inputs[0], step.place(0)
+    if kind not in ("Gather", "Slice") or tensor is None or place is None:
+        return step
+    rank, (out,) = len(tensor.shape), step.shapes
+    if kind == "Gather":
+        axis = step.attribute("axis", 0) % rank
+        kept, new = {axis, place[0]}, step.rank(1)
+    else:
+        axes = step.value(3) or step.attribute("axes") or range(rank)
+        kept, new, axis = {place[0], *(one % rank for one in axes)}, 1, rank - 1
+    after = new - 1  # how far a Gather's indices move the axes behind it
+    moved = {at + after * (at > axis) for at in range(rank) if at not in kept}
+    shape = tuple(size if at in kept else 1 for at, size in enumerate(tensor.shape))
+    narrow = replace(tensor, shape=shape, stride=stride_of(shape, place))
+    shapes = [tuple(1 if at in moved else size for at, size in enumerate(out))]
+    return replace(step, inputs=[narrow, *step.inputs[1:]], shapes=shapes)
 
 
 def _numbered(tensor: RowTensor, rows: int) -> Array:
     size = math.prod(tensor.shape)
-    if size > _MOST:
+    if size > MOST_ELEMENTS:
         raise Unknown
     if tensor.stride is None:
         if tensor.is_data:
@@ -134,9 +158,11 @@ def _kind(array: Array) -> int:
     return int(onnx.helper.np_dtype_to_tensor_dtype(array.dtype))
 
 
-def _place(moved: Array, rows: int) -> Place:
+def _place(moved: Array, step: Step) -> Place:
     """Where the numbered rows are."""
-    flat = moved.ravel()
+    if moved.shape != step.shapes[0]:
+        raise Mixes(STRAYS)
+    rows, flat = step.rows, moved.ravel()
     starts = [int(np.argmax(flat == number)) for number in (0, 1)]
     if any(flat.size == 0 or flat[at] != number for number, at in enumerate(starts)):
         raise Mixes("takes some rows of a call")

@@ -8,7 +8,7 @@ from marship.proof.influence.tensor import Rule
 _ELEMENTWISE = (
     "Abs", "Acos", "Acosh", "Add", "And", "Asin", "Asinh", "Atan", "Atanh", "BitShift",
     "BitwiseAnd", "BitwiseNot", "BitwiseOr", "BitwiseXor", "Cast", "CastLike", "Ceil", "Celu",
-    "Clip", "Cos", "Cosh", "Div", "Dropout", "Elu", "Equal", "Erf", "Exp",
+    "Clip", "Cos", "Cosh", "Div", "Elu", "Equal", "Erf", "Exp",
     "Floor", "Gelu", "Greater", "GreaterOrEqual", "HardSigmoid", "HardSwish", "Identity",
     "IsInf", "IsNaN", "LeakyRelu", "Less", "LessOrEqual", "Log", "Max", "Mean", "Min", "Mish",
     "Mod", "Mul", "Neg", "Not", "Or", "PRelu", "Pow", "Reciprocal", "Relu",
@@ -72,6 +72,7 @@ RULES: Mapping[str, Rule] = {
     "MeanVarianceNormalization": sums.mean_variance,
     "Transpose": moves.transpose,
     "CumSum": sums.along_input,
+    "Dropout": sums.dropout,
     "Gemm": sums.gemm,
     "Einsum": sums.einsum,
     "Concat": moves.concat,

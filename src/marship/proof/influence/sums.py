@@ -31,6 +31,13 @@ def elementwise(step: Step) -> list[Place]:
     return of_data * len(step.shapes)
 
 
+def dropout(step: Step) -> list[Place]:
+    """Nothing while it does not train: what it draws depends on a call's size."""
+    if any(step.value(2) or ()) or step.attribute("is_test", 1) == 0:
+        raise Mixes("draws at random for a whole call")
+    return [first(step)] * len(step.shapes)
+
+
 def reduce(step: Step) -> list[Place]:
     """Values along axes become one."""
     axis, inner = first(step)
