@@ -10,17 +10,16 @@ joined. Branches that sizes choose are followed either way, and of loops any ite
 
 trace.py    the tensors of a call
 calls.py    calls of any number of rows
+lines.py    values that follow the number of rows, and those that do not
 loops.py    the body of a loop as a model of its own
 numbers.py  operators that move rows by indices, which are numbered to see where they go
 tensor.py   where a tensor holds the rows
 moves.py    rules of operators that move elements
 sums.py     rules of operators that compute with them
 rules.py    the rule of each operator
-endings.py  loops that go on until all rows are done
 flow.py     follows the rows through the graph
 """
 
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -29,20 +28,17 @@ from onnx import ModelProto
 from marship.contract import Arrays
 from marship.proof.influence.calls import Calls
 from marship.proof.influence.flow import Flow
-from marship.proof.influence.numbers import MOST_ELEMENTS
-from marship.proof.influence.tensor import Mixes, Unknown
+from marship.proof.influence.tensor import Mixes, TooLarge, Unknown
 from marship.proof.influence.trace import Trace, traced, whole
 
 _PAIRS = ((3, 5), (2, 3), (1, 2))
 """Numbers of requests in two runs: primes, so that no axis holds rows by coincidence."""
-_EDGES = (*range(2, 18), *(n + by for n in (32, 64, 128, 256, 512) for by in (-1, 0, 1)))
-_COUNTS = tuple(dict.fromkeys((*_EDGES, *range(18, 130))))
-"""Numbers of requests in calls that are worked out."""
-_FEW = 33
-"""How many requests are tried however large tensors are."""
-_MOST_MET = 4096
-_MOST_NODES = 100_000
-"""The most nodes that are followed in further calls, unless those at the edges need more."""
+_COUNTS = (*range(2, 18), *(n + by for n in (32, 64, 128, 256, 512) for by in (-1, 0, 1)))
+"""Numbers of requests in calls that are worked out in any case."""
+_FEW = 9
+"""Up to how many requests no call may be too large to be followed."""
+_MOST = 4096
+"""Up to how many requests those are looked for from which on a graph computes otherwise."""
 _ALONE = "what the graph computes from sizes alone does not run by itself"
 _MOST_VARIANTS = 16
 
@@ -70,6 +66,8 @@ def mixing(
     model = whole(path)
     if counts is None or model is None:
         return ()
+    if model.graph.sparse_initializer:
+        return ("the graph has sparse constants, which are not followed",)
     found: dict[str, None] = {}
     variants = [*_variants(model, parts, counts, libraries)]
     if not variants:
@@ -81,37 +79,37 @@ def mixing(
             found |= dict.fromkeys(_followed(first, second, is_usual=is_usual))
         except (Mixes, Unknown) as error:
             found[str(error) or _ALONE] = None
+        except TooLarge:
+            found["the graph computes too much by itself, or by index, to be followed"] = None
     return tuple(found)
 
 
 def _followed(first: Trace, second: Trace, *, is_usual: bool) -> Iterator[str]:
     """Why rows of calls through the same branches influence each other, or may."""
-    met: set[int] = set()
-    for trace, other in _pairs(first, second, met):
+    pairs = [(first, second), (second, first)]
+    for trace, other in pairs:
+        flow = Flow(trace, other, is_usual=is_usual)
         if trace.rows > 1:
-            flow = Flow(trace, other, met=met, is_usual=is_usual)
             flow.walk()
-            yield from flow.mixing
-            if flow.mixing:
-                return
-
-
-def _pairs(first: Trace, second: Trace, met: set[int]) -> Iterator[tuple[Trace, Trace]]:
-    """Calls to follow, each with one of another number of rows: those that ran are first.
-
-    Something may change at a number that the number of rows meets.
-    """
-    yield first, second
-    yield second, first
+        yield from flow.mixing
+        if flow.mixing:
+            return
     calls = Calls.of(first, second)
-    known = calls.at(second.rows)
-    yield known, calls.at(1)
-    largest = max((math.prod(shape) for shape in first.shapes.values()), default=0) / first.rows
-    most = max(len(_EDGES), _MOST_NODES // max(len(first.model.graph.node), 1))
-    more = [size + by for size in sorted(met) if 1 < size <= _MOST_MET for by in range(3)]
-    for rows in dict.fromkeys((*_COUNTS[:most], *more)):
-        if rows != second.rows and (rows <= _FEW or rows * largest <= MOST_ELEMENTS):
-            yield calls.at(rows), known
+    known, alone = calls.at(second.rows), calls.at(1)
+    calls.check_sizes(alone)
+    counts = {1, *_COUNTS, *(calls.changing(_MOST) if is_usual else ())}
+    for rows in sorted(counts - {second.rows}):
+        try:
+            pair = (calls.at(rows), known) if rows > 1 else (known, alone)
+            flow = Flow(*pair, is_usual=is_usual)
+            flow.walk()
+        except TooLarge:
+            if rows <= _FEW:
+                raise
+            continue
+        yield from flow.mixing
+        if flow.mixing:
+            return
 
 
 def _variants(

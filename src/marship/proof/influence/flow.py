@@ -10,7 +10,7 @@ from onnx import NodeProto
 
 from marship.contract import Array
 from marship.proof import operators
-from marship.proof.influence.endings import stays
+from marship.proof.influence.lines import differs
 from marship.proof.influence.loops import Body
 from marship.proof.influence.numbers import MOVED
 from marship.proof.influence.rules import RULES
@@ -36,7 +36,6 @@ _SHAPING = {
 }
 """The inputs of an operator that may state the number of rows, as a size."""
 _DOMAINS = {"", "ai.onnx", "ai.onnx.ml", "com.microsoft", "ai.onnx.contrib"}
-_FEW = 8
 _ITERATIONS = 4
 _UNKNOWN = "is not known to keep the rows of a call apart"
 _RULE_FAULTS = (IndexError, KeyError, TypeError, ValueError, ZeroDivisionError)
@@ -54,7 +53,6 @@ class Flow:
         mixing: Why rows influence each other, or may.
         lost: What depends on the inputs' values and is no array, such as a sequence.
         quiet: Tensors of a loop's body that lead to nothing but the condition for going on.
-        met: The whole numbers with which something is computed from the number of rows.
         is_main: Whether it is the main graph.
         is_usual: Whether its sizes are the usual ones; at others a tensor may be empty.
     """
@@ -65,7 +63,6 @@ class Flow:
     mixing: list[str] = field(default_factory=list)
     lost: set[str] = field(default_factory=set)
     quiet: set[str] = field(default_factory=set)
-    met: set[int] = field(default_factory=set)
     is_main: bool = True
     is_usual: bool = True
 
@@ -82,7 +79,7 @@ class Flow:
 
     def _walk(self) -> None:
         for tensor in self.trace.model.graph.initializer:
-            self.tensors[tensor.name] = _initial(tensor)
+            self.tensors.setdefault(tensor.name, _initial(tensor))
         for node in self.trace.model.graph.node:
             self._follow(node)
         for name, node in self.trace.conditions.items():
@@ -93,7 +90,11 @@ class Flow:
     def _check(self, name: str) -> None:
         """An output must have the rows where the inputs have them."""
         tensor = self.tensors.get(name)
-        if tensor is None or tensor.stride is None:
+        if tensor is None:
+            return
+        if tensor.counts is not None:
+            self.mixing.append(f"output {name} depends on the number of rows of a call")
+        if tensor.stride is None:
             return
         if tensor.stride * self.trace.rows != math.prod(tensor.shape):
             self.mixing.append(f"output {name} does not hold the rows in their order")
@@ -160,6 +161,8 @@ class Flow:
         if place is None or len(mine) != len(other) or not math.prod(mine):
             return False
         axis, inner = place
+        if not 0 <= axis < len(mine):
+            return False
         is_whole = mine[axis] % (inner * self.trace.rows) == 0
         grows = mine[axis] * self.other.rows == other[axis] * self.trace.rows
         others = zip(mine[:axis] + mine[axis + 1 :], other[:axis] + other[axis + 1 :], strict=True)
@@ -194,7 +197,7 @@ class Flow:
         inner = self._settled(body, traces, start)
         outputs = [*body.graph.output]
         if body.is_loop:
-            self._check_condition(node, inner.tensors.get(outputs.pop(0).name))
+            self._check_condition(inner.tensors.get(outputs.pop(0).name))
         found = [inner.tensors[value.name] for value in outputs]
         places: list[Place | None] = []
         for number, one in enumerate(found):
@@ -208,18 +211,14 @@ class Flow:
                 places.append(body.outer(number, at))
         return places
 
-    def _check_condition(self, node: NodeProto, tensor: RowTensor | None) -> None:
-        """A loop must go on for reasons of its own, or change nothing of rows that are done."""
+    def _check_condition(self, tensor: RowTensor | None) -> None:
+        """A loop must go on for reasons of its own, the same for all rows."""
         if tensor is None or tensor.counts is not None or tensor.is_position:
             raise Mixes("goes on by the number of rows of a call")
-        if not tensor.is_data or self.trace.calls is not None:
-            return  # another flow sees the call that ran
-        if self.is_main and self.trace.rows < self.other.rows:
-            return  # the other one sees the larger call
-        if not (self.is_main and stays(self.trace, node, self.other.rows)):
+        if tensor.is_data:
             raise Mixes(
-                "goes on for all rows of a call by values of its rows, and no request was seen "
-                "to stay as it is once it is done"
+                "goes on for all rows of a call by values of its rows, and its author does not "
+                f"vouch for rows that are done ({operators.FINISHED_ROWS_STAY})"
             )
 
     def _settled(
@@ -232,7 +231,6 @@ class Flow:
                 traces[1],
                 dict(start),
                 quiet=body.condition_only(),
-                met=self.met,
                 is_main=False,
                 is_usual=self.is_usual,
             )
@@ -241,10 +239,10 @@ class Flow:
             changed = False
             for name, output in body.carried():
                 before, after = start[name], inner.tensors[output]
-                if _kind(before) == _kind(after):
-                    continue
                 if before.shape != after.shape:
                     raise Unknown
+                if _kind(before) == _kind(after):
+                    continue
                 start[name], changed = replace(after, value=None), True
             if not changed:
                 return inner
@@ -297,7 +295,6 @@ class Flow:
             value, other = (one.values.get(name) for one in (self.trace, self.other))
             made = RowTensor(self.trace.shapes[name], value=value)
             if varies:
-                self.met.update(*map(_whole, inputs))
                 made = self._compared(name, made, other)
             self.tensors[name] = made
 
@@ -311,7 +308,7 @@ class Flow:
             return replace(made, stride=stride_of(made.shape, place), is_position=is_position)
         if made.value is None or other is None or other.shape != made.shape:
             return replace(made, counts=np.ones(made.shape, bool))
-        counts = np.asarray(_differs(made.value, other))
+        counts = np.asarray(differs(made.value, other))
         return replace(made, counts=counts if counts.any() else None)
 
 
@@ -351,23 +348,7 @@ def _is_filled(made: RowTensor, other: Array | None, place: Place) -> bool:
         for value in (made.value, other)
     ]
     first = split[1].take([0], axis)
-    return not any(_differs(value, first).any() for value in split)
-
-
-def _whole(tensor: RowTensor) -> list[int]:
-    """The elements of a small constant of whole numbers."""
-    value = tensor.value
-    if value is None or tensor.counts is not None or tensor.stride is not None:
-        return []
-    is_small = value.dtype.kind in "iu" and value.size <= _FEW
-    return [*map(int, value.ravel())] if is_small else []
-
-
-def _differs(value: Array, other: Array) -> Array:
-    differs = np.asarray(value != other)
-    if value.dtype.kind == "f":
-        differs &= ~(np.isnan(value) & np.isnan(other))
-    return differs
+    return not any(differs(value, first).any() for value in split)
 
 
 def _kind(tensor: RowTensor) -> tuple[int | None, bool, bool, bool]:

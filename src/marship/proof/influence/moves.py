@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 
-from marship.proof.influence.numbers import STRAYS, by_number
+from marship.proof.influence.numbers import STRAYS, alike, by_number
 from marship.proof.influence.sums import elementwise
 from marship.proof.influence.tensor import (
     Mixes,
@@ -16,6 +16,9 @@ from marship.proof.influence.tensor import (
     place_of,
     unknown,
 )
+
+_IMAGES = 4
+"""Axes of a tensor of images: rows, channels, height and width."""
 
 
 def reshape(step: Step) -> list[Place]:
@@ -142,6 +145,9 @@ def _is_own(step: Step) -> bool:
     if axis >= tensor.leading.shape[-1] or at == len(tensor.shape) - 1:
         return False
     size = _shape(step, 0)[axis]
+    others = np.delete(tensor.leading, axis, axis=-1)
+    if not alike(others, indices, step.rows):
+        return False
     leads_to = tensor.leading[..., axis] % size // inner % step.rows
     numbers = np.arange(tensor.shape[at]) // own % step.rows
     shape = [1] * (len(tensor.shape) - 1)
@@ -204,17 +210,41 @@ def reverse(step: Step) -> list[Place]:
 
 
 def resize(step: Step) -> list[Place]:
-    """Axes that keep their size are not changed."""
+    """Axes that keep their size are not changed, in images of as many axes as ONNX Runtime knows.
+
+    With fewer axes it counts the rows' axis among those of the image, and reads the next row with
+    a weight of 0, which is NaN where that is infinite.
+    """
     axis, inner = first(step)
+    if step.attribute("mode", b"nearest") != b"nearest" and step.rank() < _IMAGES:
+        raise Mixes("computes with other rows of a call, with a weight of 0")
     if step.attribute("coordinate_transformation_mode") == b"tf_crop_and_resize":
         raise Unknown
-    if _shape(step, 0)[axis] != step.shapes[0][axis]:
+    if step.attribute("keep_aspect_ratio_policy", b"stretch") != b"stretch":
+        raise Unknown
+    if not _keeps_size(step, axis):
         raise Mixes("resizes the axis of the rows of a call")
     if any(step.counted(number) - {axis} for number in (2, 3)):
         raise Mixes("computes with the number of rows of a call")
-    if step.counted(2) or step.counted(3):
-        _check_size(step, _resized(step))
     return [(axis, inner)]
+
+
+def _keeps_size(step: Step, axis: int) -> bool:
+    """Whether a Resize states the size that an axis has, or that it is scaled by 1."""
+    axes = [one % step.rank() for one in step.attribute("axes") or range(step.rank())]
+    if axis not in axes:
+        return True
+    at, sizes = axes.index(axis), step.value(3)
+    if sizes:
+        return sizes[at] == _shape(step, 0)[axis]
+    scales = step.attribute("scales")  # of Upsample before opset 9
+    if scales is None:
+        last = min(len(step.inputs), 3) - 1  # the third input since opset 11
+        tensor = step.inputs[last]
+        scales = None if tensor is None else tensor.value
+    if scales is None:
+        raise Unknown
+    return bool(scales[at] == 1)
 
 
 def _reshaped(step: Step) -> tuple[int, ...]:
@@ -224,19 +254,6 @@ def _reshaped(step: Step) -> tuple[int, ...]:
     sizes = [whole[at] if keeps and not one else one for at, one in enumerate(wanted or ())]
     rest = math.prod(one for one in sizes if one != -1)
     return tuple(math.prod(whole) // max(rest, 1) if one == -1 else one for one in sizes)
-
-
-def _resized(step: Step) -> tuple[int, ...]:
-    """What a Resize makes of sizes, or of scales, which are given for all axes or for some."""
-    whole = [*_shape(step, 0)]
-    axes = step.attribute("axes") or range(len(whole))
-    sizes, scales = (step.inputs[at] if at < len(step.inputs) else None for at in (3, 2))
-    given = sizes if sizes is not None else scales
-    if given is None or given.value is None:
-        raise Unknown
-    for axis, one in zip(axes, given.value, strict=True):
-        whole[axis] = int(one if sizes is not None else whole[axis] * one)
-    return tuple(whole)
 
 
 def _check_size(step: Step, shape: tuple[int, ...]) -> None:

@@ -66,7 +66,7 @@ RULES: Mapping[str, Rule] = {
     "SkipSimplifiedLayerNormalization": sums.inner_axes(1),
     **dict.fromkeys(("GroupNormalization", "LRN", "GridSample"), sums.first_axis),
     "Trilu": sums.inner_axes(2),
-    "Det": sums.inner_axes(2),
+    "Det": sums.determinant,
     "BatchNormalization": sums.batch_norm,
     "InstanceNormalization": sums.instance_norm,
     "MeanVarianceNormalization": sums.mean_variance,

@@ -22,7 +22,7 @@ NARROW = re.compile("bfloat16|float8|float4|int[24][)]")
 """Types that NumPy does not have."""
 _SHAPE = "/marship/shape"
 LOOPS = ("Loop", "Scan")
-MOST_VALUES = 1 << 20
+MOST_VALUES = 1 << 23
 
 
 def whole(path: Path) -> ModelProto | None:
