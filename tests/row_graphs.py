@@ -351,9 +351,208 @@ MIXING = {
                 else_branch = no () => (float[N, 4] b) { b = Identity (x) }
             >
         }""",
+    "a constant in a cell of the first row": """
+        agraph (float[N, 4] x) => (float[N, 4] y)
+        <int64 zero = {0}, int64 one = {1}, int64 four = {4}, int64[1] zero1 = {0},
+         int64[1] one1 = {1},
+         int64[1] rest = {-1}, int64[1] two1 = {2}, float[1] nought = {0},
+         int64[1, 2] cell = {0, 3}> {
+            shape = Shape (x)
+            n = Gather (shape, zero)
+            n1 = Shape <end = 1> (x)
+            r = Range (zero, n, one)
+            y = ScatterND (x, cell, nought)
+        }""",
+    "a constant in a cell of the last row": """
+        agraph (float[N, 4] x) => (float[N, 4] y)
+        <int64 zero = {0}, int64 one = {1}, int64 four = {4}, int64[1] zero1 = {0},
+         int64[1] one1 = {1},
+         int64[1] rest = {-1}, int64[1] two1 = {2}, float[1] nought = {0},
+         int64[1, 2] cell = {-1, 3}> {
+            shape = Shape (x)
+            n = Gather (shape, zero)
+            n1 = Shape <end = 1> (x)
+            r = Range (zero, n, one)
+            y = ScatterND (x, cell, nought)
+        }""",
+    "a constant in a cell of all rows as one line": """
+        agraph (float[N, 4] x) => (float[N, 4] y)
+        <int64 zero = {0}, int64 one = {1}, int64 four = {4}, int64[1] zero1 = {0},
+         int64[1] one1 = {1},
+         int64[1] rest = {-1}, int64[1] two1 = {2}, float[1] nought = {0},
+         int64[1] cell = {3}> {
+            shape = Shape (x)
+            n = Gather (shape, zero)
+            n1 = Shape <end = 1> (x)
+            r = Range (zero, n, one)
+            line = Reshape (x, rest)
+            set = ScatterElements <axis = 0> (line, cell, nought)
+            y = Reshape (set, shape)
+        }""",
+    "a column by the row's place": """
+        agraph (float[N, 4] x) => (float[N, 4] y)
+        <int64 zero = {0}, int64 one = {1}, int64 four = {4}, int64[1] zero1 = {0},
+         int64[1] one1 = {1},
+         int64[1] rest = {-1}, int64[1] two1 = {2}, float[1] nought = {0}> {
+            shape = Shape (x)
+            n = Gather (shape, zero)
+            n1 = Shape <end = 1> (x)
+            r = Range (zero, n, one)
+            i = Mod (r, four)
+            j = Unsqueeze (i, one1)
+            w = Expand (j, shape)
+            y = GatherElements <axis = 1> (x, w)
+        }""",
+    "a column by the row's place, by two indices": """
+        agraph (float[N, 4] x) => (float[N, 4] y)
+        <int64 zero = {0}, int64 one = {1}, int64 four = {4}, int64[1] zero1 = {0},
+         int64[1] one1 = {1},
+         int64[1] rest = {-1}, int64[1] two1 = {2}, float[1] nought = {0}> {
+            shape = Shape (x)
+            n = Gather (shape, zero)
+            n1 = Shape <end = 1> (x)
+            r = Range (zero, n, one)
+            i = Mod (r, four)
+            j = Unsqueeze (i, one1)
+            row = Unsqueeze (r, one1)
+            k = Concat <axis = 1> (row, j)
+            v = GatherND (x, k)
+            u = Unsqueeze (v, one1)
+            y = Add (x, u)
+        }""",
+    "a column by the row's place, in one line": """
+        agraph (float[N, 4] x) => (float[N, 4] y)
+        <int64 zero = {0}, int64 one = {1}, int64 four = {4}, int64[1] zero1 = {0},
+         int64[1] one1 = {1},
+         int64[1] rest = {-1}, int64[1] two1 = {2}, float[1] nought = {0}> {
+            shape = Shape (x)
+            n = Gather (shape, zero)
+            n1 = Shape <end = 1> (x)
+            r = Range (zero, n, one)
+            line = Reshape (x, rest)
+            i = Mod (r, four)
+            start = Mul (r, four)
+            k = Add (start, i)
+            v = Gather (line, k)
+            u = Unsqueeze (v, one1)
+            y = Add (x, u)
+        }""",
+    "each row turned by its place": """
+        agraph (float[N, 4] x) => (float[N, 4] y)
+        <int64 zero = {0}, int64 one = {1}, int64 four = {4}, int64[1] zero1 = {0},
+         int64[1] one1 = {1},
+         int64[1] rest = {-1}, int64[1] two1 = {2}, float[1] nought = {0}> {
+            shape = Shape (x)
+            n = Gather (shape, zero)
+            n1 = Shape <end = 1> (x)
+            r = Range (zero, n, one)
+            row = Unsqueeze (r, one1)
+            columns = Range (zero, four, one)
+            k = Add (row, columns)
+            i = Mod (k, four)
+            y = GatherElements <axis = 1> (x, i)
+        }""",
+    "more rows by a scale from the tenth on": """
+        agraph (float[N, 4] x) => (float[N, 4] y)
+        <int64 zero = {0}, int64 one = {1}, int64 four = {4}, int64[1] zero1 = {0},
+         int64[1] one1 = {1},
+         int64[1] rest = {-1}, int64[1] two1 = {2}, float[1] nought = {0},
+         float[2] scales = {1.1, 1}> {
+            shape = Shape (x)
+            n = Gather (shape, zero)
+            n1 = Shape <end = 1> (x)
+            r = Range (zero, n, one)
+            big = Resize <mode = "linear"> (x, , scales)
+            y = Slice (big, zero1, n1, zero1)
+        }""",
+    "a row read with a weight of 0": """
+        agraph (float[N, 4] x) => (float[N, 4] y)
+        <int64 zero = {0}, int64 one = {1}, int64 four = {4}, int64[1] zero1 = {0},
+         int64[1] one1 = {1},
+         int64[1] rest = {-1}, int64[1] two1 = {2}, float[1] nought = {0},
+         float[3] scales = {1, 1, 1}> {
+            shape = Shape (x)
+            n = Gather (shape, zero)
+            n1 = Shape <end = 1> (x)
+            r = Range (zero, n, one)
+            u = Unsqueeze (x, one1)
+            big = Resize <mode = "linear"> (u, , scales)
+            y = ReduceMax <axes = [1], keepdims = 0> (big)
+        }""",
+    "sizes of two rows where there is one": """
+        agraph (float[N, 4] x) => (float[N, 4] y)
+        <int64 zero = {0}, int64 one = {1}, int64 four = {4}, int64[1] zero1 = {0},
+         int64[1] one1 = {1},
+         int64[1] rest = {-1}, int64[1] two1 = {2}, float[1] nought = {0}> {
+            shape = Shape (x)
+            n = Gather (shape, zero)
+            n1 = Shape <end = 1> (x)
+            r = Range (zero, n, one)
+            k = Max (n1, two1)
+            size = Concat <axis = 0> (k, rest, two1)
+            h = Reshape (x, size)
+            m = ReduceMean <axes = [1]> (h)
+            u = Sub (h, m)
+            y = Reshape (u, shape)
+        }""",
+    "a branch at 200 rows, by a float": """
+        agraph (float[N, 4] x) => (float[N, 4] y)
+        <int64 zero = {0}, int64 one = {1}, int64 four = {4}, int64[1] zero1 = {0},
+         int64[1] one1 = {1},
+         int64[1] rest = {-1}, int64[1] two1 = {2}, float[1] nought = {0}, float most = {200}> {
+            shape = Shape (x)
+            n = Gather (shape, zero)
+            n1 = Shape <end = 1> (x)
+            r = Range (zero, n, one)
+            f = Cast <to = 1> (n)
+            c = Equal (f, most)
+            k = Cast <to = 1> (c)
+            y = Add (x, k)
+        }""",
+    "a branch at 200 rows, by a sum": """
+        agraph (float[N, 4] x) => (float[N, 4] y)
+        <int64 zero = {0}, int64 one = {1}, int64 four = {4}, int64[1] zero1 = {0},
+         int64[1] one1 = {1},
+         int64[1] rest = {-1}, int64[1] two1 = {2}, float[1] nought = {0},
+         int64 more = {100}, int64 most = {300}> {
+            shape = Shape (x)
+            n = Gather (shape, zero)
+            n1 = Shape <end = 1> (x)
+            r = Range (zero, n, one)
+            f = Add (n, more)
+            c = Equal (f, most)
+            k = Cast <to = 1> (c)
+            y = Add (x, k)
+        }""",
+    "a number that wraps": """
+        agraph (float[N, 4] x) => (float[N, 4] y)
+        <int64 zero = {0}, int64 one = {1}, int64 four = {4}, int64[1] zero1 = {0},
+         int64[1] one1 = {1},
+         int64[1] rest = {-1}, int64[1] two1 = {2}, float[1] nought = {0},
+         int32 many = {4000000}> {
+            shape = Shape (x)
+            n = Gather (shape, zero)
+            n1 = Shape <end = 1> (x)
+            r = Range (zero, n, one)
+            f = Cast <to = 6> (n)
+            w = Mul (f, many)
+            c = Cast <to = 1> (w)
+            d = Div (c, c)
+            k = Sign (c)
+            y = Mul (x, k)
+        }""",
 }
 
 ROW_WISE = {
+    "a long fill of each row": """
+        agraph (float[N, 4] x) => (float[N, 4] y)
+        <int64[1] long = {300000}, int64[1] zero = {0}, int64[1] four = {4}, int64[1] one = {1}> {
+            n = Shape <end = 1> (x)
+            size = Concat <axis = 0> (n, long)
+            fill = ConstantOfShape <value = float[1] {1}> (size)
+            some = Slice (fill, zero, four, one)
+            y = Mul (x, some)
+        }""",
     "attention over tokens of a row, heads beside the batch": """
         agraph (float[N, 4] x) => (float[N, 4] y)
         <int64[3] tokens = {0, 2, 2}, int64[3] heads = {2, -1, 1}, int64[2] flat = {-1, 4},

@@ -1,5 +1,6 @@
 """Rows of a call are followed through the graph: what mixes them is found whatever the values."""
 
+import contextlib
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -151,6 +152,96 @@ def test_no_chain_whose_rows_influence_each_other_passes(tmp_path: Path) -> None
             passed.append(seed)
     assert not passed
     assert 60 < shown <= found < 330
+
+
+_BEGIN = """
+    agraph (float[N, 4] x) => (float[N, 4] y)
+    <int64 zero = {0}, int64 one = {1}, int64 k = {%d}, int64[1] k1 = {%d}, int64[1] zero1 = {0},
+     int64[1] one1 = {1}, int64[1] four1 = {4}, int64[1] rest = {-1}> {
+        shape = Shape (x)
+        n = Gather (shape, zero)
+        n1 = Shape <end = 1> (x)
+        r = Range (zero, n, one)
+"""
+_INDICES = {
+    "turns": "i = Mod (r, k)",
+    "stops": "i = Min (r, k)",
+    "goes back": "b = Greater (r, k) z = Sub (r, k) i = Where (b, z, r)",
+    "halves": "b = Div (r, k) z = Mul (b, k) i = Sub (r, z)",
+}
+_NUMBERS = {
+    "divided": "e = Div (n1, k1)",
+    "more than": "b = Greater (n1, k1) e = Cast <to = 7> (b)",
+    "beyond": "b = Max (n1, k1) e = Sub (b, k1)",
+    "out of a range": "f = Div (n, k) g = Add (f, one) e = Range (f, g, one)",
+}
+_BY_INDEX = {
+    "Gather": "y = Gather (x, i)",
+    "GatherND": "j = Unsqueeze (i, one1) y = GatherND (x, j)",
+    "GatherElements": "j = Unsqueeze (i, one1) w = Expand (j, shape)"
+    " y = GatherElements <axis = 0> (x, w)",
+    "ScatterND": "j = Unsqueeze (i, one1) y = ScatterND (x, j, x)",
+    "added": 'j = Unsqueeze (i, one1) y = ScatterND <reduction = "add"> (x, j, x)',
+    "a mask": "a = Unsqueeze (r, one1) c = Unsqueeze (i, zero1) q = Equal (a, c)"
+    " w = Cast <to = 1> (q) y = MatMul (w, x)",
+}
+_BY_NUMBER = {
+    "Slice": "c = Concat <axis = 0> (x, x) to = Add (n1, e) y = Slice (c, e, to, zero1)",
+    "Split": "c = Concat <axis = 0> (x, x) u = Add (n1, e) v = Sub (n1, e)"
+    " w = Concat <axis = 0> (u, v) t, y = Split <axis = 0> (c, w)",
+    "Reshape": "d = Add (e, one1) w = Concat <axis = 0> (d, rest, four1) h = Reshape (x, w)"
+    " m = ReduceMean <axes = [0]> (h) u = Sub (h, m) y = Reshape (u, shape)",
+    "Mul": "d = Add (e, one1) w = Cast <to = 1> (d) y = Mul (x, w)",
+    "a filled size": "d = Add (e, one1) w = ConstantOfShape <value = float[1] {1}> (d)"
+    " t = ReduceSum <keepdims = 0> (w) y = Mul (x, t)",
+    "Expand": "d = Add (e, one1) w = Concat <axis = 0> (d, one1, one1) h = Expand (x, w)"
+    " y = ReduceSum <keepdims = 0> (h, zero1)",
+    "a column": "c = Concat <axis = 1> (x, x) to = Add (e, four1) y = Slice (c, e, to, one1)",
+}
+_NEUTRAL = {
+    "of its own": "y = Gather (x, r)",
+    "negative": "l = Sub (r, n) b = Less (l, zero) z = Add (l, n) i = Where (b, z, l)"
+    " y = Gather (x, i)",
+    "within": "b = Max (r, zero) c = Sub (n, one) i = Min (b, c) y = Gather (x, i)",
+    "modulo the rows": "i = Mod (r, n) y = Gather (x, i)",
+    "divided by one": "e = Mul (n1, four1) d = Div (e, four1) y = Slice (x, zero1, d, zero1)",
+    "a mask of ones": "b = Less (r, n) w = Cast <to = 1> (b) c = Unsqueeze (w, one1)"
+    " y = Mul (x, c)",
+}
+
+
+def _counted(seed: int) -> tuple[str, int]:
+    """A graph that treats rows otherwise from a number of rows on, and that number."""
+    generator = np.random.default_rng(seed)
+    start = int(generator.integers(6, 120) if seed % 3 else generator.integers(120, 1500))
+    one, other = (_INDICES, _BY_INDEX) if seed % 2 else (_NUMBERS, _BY_NUMBER)
+    parts = [[*part.values()][int(generator.integers(len(part)))] for part in (one, other)]
+    return _BEGIN % (start, start) + " ".join(parts) + "}", start
+
+
+@pytest.mark.parametrize("seed", range(24))
+def test_rows_that_meet_from_a_number_of_rows_on_are_found(seed: int, tmp_path: Path) -> None:
+    """Sizes are computed for many numbers of rows, not those of the requests at hand alone."""
+    text, start = _counted(seed)
+    path = _saved(text, tmp_path / "model.onnx")
+    rows = np.random.default_rng(0).standard_normal((2 * start + 2, 4)).astype(np.float32)
+    run = parity.runner(path)
+    with contextlib.suppress(parity.ModelError):  # a size that does not fit is an influence, too
+        together = run({"x": rows})["y"]
+        spread = np.linspace(0, len(rows) - 1, 150).astype(int)
+        some = np.union1d(spread, range(start - 2, start + 3))
+        alone = np.vstack([run({"x": rows[at : at + 1]})["y"] for at in some])
+        assert len(together) != len(rows) or not np.allclose(together[some], alone)
+    assert influence.mixing(path, _requests(path))
+
+
+@pytest.mark.parametrize("text", _NEUTRAL.values(), ids=_NEUTRAL)
+def test_what_is_computed_from_the_number_of_rows_and_changes_nothing_is_followed(
+    text: str, tmp_path: Path
+) -> None:
+    """Exporters write such indices."""
+    path = _saved(_BEGIN % (8, 8) + text + "}", tmp_path / "model.onnx")
+    assert influence.mixing(path, _requests(path)) == ()
 
 
 @pytest.mark.parametrize("size", [16, 40])

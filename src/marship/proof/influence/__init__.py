@@ -4,18 +4,19 @@ Runs of a model show an influence only for the values that were tried: a mean ov
 where it meets a threshold, and nowhere else. So the rows are followed through the graph: it is run
 twice, with different numbers of requests, to learn the shapes of all tensors and the values of
 those that do not depend on the inputs, and each operator's definition tells where its outputs hold
-the rows. An operator without a rule, such as a custom one, may do anything with them, so the rows
-are not joined. Branches that sizes choose are followed either way, and of loops any iteration.
+the rows. From these two runs, calls of further numbers of rows are worked out and followed, too.
+An operator without a rule, such as a custom one, may do anything with them, so the rows are not
+joined. Branches that sizes choose are followed either way, and of loops any iteration.
 
 trace.py    the tensors of a call
+calls.py    calls of any number of rows
+lines.py    values that follow the number of rows, and those that do not
 loops.py    the body of a loop as a model of its own
 numbers.py  operators that move rows by indices, which are numbered to see where they go
 tensor.py   where a tensor holds the rows
 moves.py    rules of operators that move elements
 sums.py     rules of operators that compute with them
 rules.py    the rule of each operator
-endings.py  loops that go on until all rows are done
-counts.py   what depends on the number of rows
 flow.py     follows the rows through the graph
 """
 
@@ -25,11 +26,20 @@ from pathlib import Path
 from onnx import ModelProto
 
 from marship.contract import Arrays
+from marship.proof.influence.calls import Calls
 from marship.proof.influence.flow import Flow
+from marship.proof.influence.tensor import Mixes, TooLarge, Unknown
 from marship.proof.influence.trace import Trace, traced, whole
 
 _PAIRS = ((3, 5), (2, 3), (1, 2))
 """Numbers of requests in two runs: primes, so that no axis holds rows by coincidence."""
+_COUNTS = (*range(2, 18), *(n + by for n in (32, 64, 128, 256, 512) for by in (-1, 0, 1)))
+"""Numbers of requests in calls that are worked out in any case."""
+_FEW = 9
+"""Up to how many requests no call may be too large to be followed."""
+_MOST = 4096
+"""Up to how many requests those are looked for from which on a graph computes otherwise."""
+_ALONE = "what the graph computes from sizes alone does not run by itself"
 _MOST_VARIANTS = 16
 
 
@@ -56,19 +66,50 @@ def mixing(
     model = whole(path)
     if counts is None or model is None:
         return ()
+    if model.graph.sparse_initializer:
+        return ("the graph has sparse constants, which are not followed",)
     found: dict[str, None] = {}
     variants = [*_variants(model, parts, counts, libraries)]
     if not variants:
         return ("the graph does not run with all its tensors as outputs, to follow the rows",)
     if len(variants) > _MOST_VARIANTS:
         return ("the graph has more branches than can be followed",)
-    for traces in variants:
-        for trace, other in (traces, traces[::-1]):
-            if trace.rows > 1:
-                flow = Flow(trace, other, is_usual=is_usual)
-                flow.walk()
-                found |= dict.fromkeys(flow.mixing)
+    for first, second in variants:
+        try:
+            found |= dict.fromkeys(_followed(first, second, is_usual=is_usual))
+        except (Mixes, Unknown) as error:
+            found[str(error) or _ALONE] = None
+        except TooLarge:
+            found["the graph computes too much by itself, or by index, to be followed"] = None
     return tuple(found)
+
+
+def _followed(first: Trace, second: Trace, *, is_usual: bool) -> Iterator[str]:
+    """Why rows of calls through the same branches influence each other, or may."""
+    pairs = [(first, second), (second, first)]
+    for trace, other in pairs:
+        flow = Flow(trace, other, is_usual=is_usual)
+        if trace.rows > 1:
+            flow.walk()
+        yield from flow.mixing
+        if flow.mixing:
+            return
+    calls = Calls.of(first, second)
+    known, alone = calls.at(second.rows), calls.at(1)
+    calls.check_sizes(alone)
+    counts = {1, *_COUNTS, *(calls.changing(_MOST) if is_usual else ())}
+    for rows in sorted(counts - {second.rows}):
+        try:
+            pair = (calls.at(rows), known) if rows > 1 else (known, alone)
+            flow = Flow(*pair, is_usual=is_usual)
+            flow.walk()
+        except TooLarge:
+            if rows <= _FEW:
+                raise
+            continue
+        yield from flow.mixing
+        if flow.mixing:
+            return
 
 
 def _variants(

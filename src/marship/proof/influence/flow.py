@@ -10,8 +10,7 @@ from onnx import NodeProto
 
 from marship.contract import Array
 from marship.proof import operators
-from marship.proof.influence.counts import counts_of
-from marship.proof.influence.endings import stays
+from marship.proof.influence.lines import differs
 from marship.proof.influence.loops import Body
 from marship.proof.influence.numbers import MOVED
 from marship.proof.influence.rules import RULES
@@ -37,8 +36,6 @@ _SHAPING = {
 }
 """The inputs of an operator that may state the number of rows, as a size."""
 _DOMAINS = {"", "ai.onnx", "ai.onnx.ml", "com.microsoft", "ai.onnx.contrib"}
-_IDEMPOTENT = ("ReduceMax", "ReduceMin")
-"""Reductions that give the value of a row where all rows are equal, however many there are."""
 _ITERATIONS = 4
 _UNKNOWN = "is not known to keep the rows of a call apart"
 _RULE_FAULTS = (IndexError, KeyError, TypeError, ValueError, ZeroDivisionError)
@@ -82,7 +79,7 @@ class Flow:
 
     def _walk(self) -> None:
         for tensor in self.trace.model.graph.initializer:
-            self.tensors[tensor.name] = _initial(tensor)
+            self.tensors.setdefault(tensor.name, _initial(tensor))
         for node in self.trace.model.graph.node:
             self._follow(node)
         for name, node in self.trace.conditions.items():
@@ -93,7 +90,11 @@ class Flow:
     def _check(self, name: str) -> None:
         """An output must have the rows where the inputs have them."""
         tensor = self.tensors.get(name)
-        if tensor is None or tensor.stride is None:
+        if tensor is None:
+            return
+        if tensor.counts is not None:
+            self.mixing.append(f"output {name} depends on the number of rows of a call")
+        if tensor.stride is None:
             return
         if tensor.stride * self.trace.rows != math.prod(tensor.shape):
             self.mixing.append(f"output {name} does not hold the rows in their order")
@@ -111,59 +112,39 @@ class Flow:
             return
         inputs = [self.tensors.get(name) if name else None for name in node.input]
         captured = [self.tensors[name] for name in used(node) if name in self.tensors]
-        is_data = any(tensor.is_data for tensor in captured)
-        if node.op_type in ("Shape", "Size"):
-            self._sizes(node)
-        elif is_data or any(tensor.stride is not None for tensor in captured):
-            self._rows(node, inputs, is_data=is_data)
+        is_shape = node.op_type in ("Shape", "Size")
+        if not is_shape and any(tensor.is_data for tensor in captured):
+            self._rows(node, inputs)
         else:
-            self._constant(node, inputs)
+            self._known(node, captured, is_shape=is_shape)
 
-    def _sizes(self, node: NodeProto) -> None:
-        """What a tensor's shape tells of the number of rows."""
-        (output,) = node.output
-        if output not in self.trace.shapes:
-            return
-        value = self.trace.values.get(output)
-        counts = np.asarray(value != self.other.values.get(output))
-        self.tensors[output] = RowTensor(
-            self.trace.shapes[output], counts=counts if counts.any() else None, value=value
-        )
-
-    def _rows(self, node: NodeProto, inputs: Sequence[RowTensor | None], *, is_data: bool) -> None:
+    def _rows(self, node: NodeProto, inputs: Sequence[RowTensor | None]) -> None:
         """An operator on rows."""
         shapes = [self.trace.shapes.get(name, ()) for name in node.output]
         step = Step(node, inputs, shapes, self.trace.rows, self._opset)
         is_lost = any(one is not None and one.is_data and one.stride is None for one in inputs)
-        is_position = self._has_positions(step, is_data=is_data)
-        places, how = self._placed(step, is_data=is_data, is_lost=is_lost)
-        is_position |= bool(how) and not is_data and node.op_type not in _IDEMPOTENT
+        is_position = _has_positions(step)
+        places, how = self._placed(step, is_lost=is_lost)
         for number, name in enumerate(node.output):
             if name not in self.trace.shapes:
-                self.lost |= {name} - {""} if is_data or is_position else set()
+                self.lost |= {name} - {""}
             if name not in self.trace.shapes or name in self.lost:
                 continue
             place = places[number] if number < len(places) else None
             is_empty = not self.is_usual and math.prod(self.trace.shapes[name]) == 0
-            if is_data and not (how or is_lost or is_empty or self._keeps(name, place)):
+            if not (how or is_lost or is_empty or self._keeps(name, place)):
                 how = _UNKNOWN
-            if not is_data and place is None:
-                place = self._guess(name)
-            is_kept = is_data or node.op_type in _IDEMPOTENT or self._keeps(name, place)
-            strays = is_position or not is_kept
-            self.tensors[name] = self._made(name, place, is_data and not is_empty, strays)
+            self.tensors[name] = self._made(name, place, not is_empty, is_position)
         if node.op_type == "Concat" and node.output[0] in self.tensors:
             made = self.tensors[node.output[0]]
             self.tensors[node.output[0]] = replace(made, leading=_leading(step))
-        if how and is_data and not is_lost:  # what loses rows was noted where that happened
+        if how and not is_lost:  # what loses rows was noted where that happened
             self._note(node, how)
 
-    def _placed(
-        self, step: Step, *, is_data: bool, is_lost: bool
-    ) -> tuple[Sequence[Place | None], str]:
+    def _placed(self, step: Step, *, is_lost: bool) -> tuple[Sequence[Place | None], str]:
         """Where the outputs hold the rows, and how the operator may mix them, if it does."""
         try:
-            self._check_counts(step.node, step.inputs, is_data=is_data)
+            _check_counts(step)
             if is_lost:
                 return [], ""
             if step.node.op_type in LOOPS:
@@ -174,35 +155,14 @@ class Flow:
         except (Unknown, *_RULE_FAULTS):
             return [], _UNKNOWN
 
-    def _has_positions(self, step: Step, *, is_data: bool) -> bool:
-        """Whether the outputs' values depend on the places of rows in the call."""
-        moved = MOVED.get(step.node.op_type)
-        if moved and all(
-            (one is None or (not one.is_data and one.value is not None))
-            for number, one in enumerate(step.inputs)
-            if number not in moved
-        ):
-            held = [step.inputs[number] for number in moved if number < len(step.inputs)]
-            if any(one is not None and one.stride is not None for one in held):
-                return any(one is not None and one.is_position for one in held)
-        given = [one for one in step.inputs if one is not None]
-        if step.node.op_type in ("GatherND", "ScatterND") and step.place(0) is not None:
-            # the rule holds those of the leading axes against the rows
-            given = [one for one in given if one.leading is None]
-        shaping = _SHAPING.get(step.node.op_type, ())
-        counted = not is_data and any(
-            one is not None and one.counts is not None
-            for number, one in enumerate(step.inputs)
-            if number not in shaping
-        )
-        return counted or any(one.is_position for one in given)
-
     def _keeps(self, name: str, place: Place | None) -> bool:
         """Whether a tensor holds the rows at a place, and no other axis depends on their number."""
         mine, other = self.trace.shapes[name], self.other.shapes.get(name, ())
         if place is None or len(mine) != len(other) or not math.prod(mine):
             return False
         axis, inner = place
+        if not 0 <= axis < len(mine):
+            return False
         is_whole = mine[axis] % (inner * self.trace.rows) == 0
         grows = mine[axis] * self.other.rows == other[axis] * self.trace.rows
         others = zip(mine[:axis] + mine[axis + 1 :], other[:axis] + other[axis + 1 :], strict=True)
@@ -237,7 +197,7 @@ class Flow:
         inner = self._settled(body, traces, start)
         outputs = [*body.graph.output]
         if body.is_loop:
-            self._check_condition(node, inner.tensors.get(outputs.pop(0).name))
+            self._check_condition(inner.tensors.get(outputs.pop(0).name))
         found = [inner.tensors[value.name] for value in outputs]
         places: list[Place | None] = []
         for number, one in enumerate(found):
@@ -251,16 +211,14 @@ class Flow:
                 places.append(body.outer(number, at))
         return places
 
-    def _check_condition(self, node: NodeProto, tensor: RowTensor | None) -> None:
-        """A loop must go on for reasons of its own, or change nothing of rows that are done."""
+    def _check_condition(self, tensor: RowTensor | None) -> None:
+        """A loop must go on for reasons of its own, the same for all rows."""
         if tensor is None or tensor.counts is not None or tensor.is_position:
             raise Mixes("goes on by the number of rows of a call")
-        if not tensor.is_data or (self.is_main and self.trace.rows < self.other.rows):
-            return  # the other flow sees the larger call
-        if not (self.is_main and stays(self.trace, node, self.other.rows)):
+        if tensor.is_data:
             raise Mixes(
-                "goes on for all rows of a call by values of its rows, and no request was seen "
-                "to stay as it is once it is done"
+                "goes on for all rows of a call by values of its rows, and its author does not "
+                f"vouch for rows that are done ({operators.FINISHED_ROWS_STAY})"
             )
 
     def _settled(
@@ -281,10 +239,10 @@ class Flow:
             changed = False
             for name, output in body.carried():
                 before, after = start[name], inner.tensors[output]
-                if _kind(before) == _kind(after):
-                    continue
                 if before.shape != after.shape:
                     raise Unknown
+                if _kind(before) == _kind(after):
+                    continue
                 start[name], changed = replace(after, value=None), True
             if not changed:
                 return inner
@@ -312,16 +270,6 @@ class Flow:
         opsets = self.trace.model.opset_import
         return next((one.version for one in opsets if one.domain in ("", "ai.onnx")), 1)
 
-    def _check_counts(
-        self, node: NodeProto, inputs: Sequence[RowTensor | None], *, is_data: bool
-    ) -> None:
-        """The number of rows must not be a value to compute with."""
-        for number, tensor in enumerate(inputs):
-            if tensor is None or number in _SHAPING.get(node.op_type, ()):
-                continue
-            if tensor.counts is not None and is_data:
-                raise Mixes("computes with the number of rows of a call")
-
     def _guess(self, name: str) -> Place | None:
         """The first axis that grows with the number of rows."""
         mine, other = self.trace.shapes.get(name), self.other.shapes.get(name)
@@ -332,35 +280,75 @@ class Flow:
                 return axis, size // self.trace.rows
         return None
 
-    def _constant(self, node: NodeProto, inputs: Sequence[RowTensor | None]) -> None:
-        """An operator on what does not depend on the inputs' values, but may on their sizes."""
-        is_position = any(one is not None and one.is_position for one in inputs)
-        counted = [one is not None and one.counts is not None for one in inputs]
-        moved: list[Array | None] = [None] * len(node.output)
-        if any(counted) and not is_position:
-            shapes = [self.trace.shapes.get(name, ()) for name in node.output]
-            moved = counts_of(Step(node, inputs, shapes, self.trace.rows, self._opset))
-        for name, counts in zip(node.output, moved, strict=True):
+    def _known(self, node: NodeProto, inputs: Sequence[RowTensor], *, is_shape: bool) -> None:
+        """An operator on what does not depend on the inputs' values, but may on their sizes.
+
+        Its values at two numbers of rows tell what depends on that number.
+        """
+        varies = is_shape or any(
+            one.stride is not None or one.counts is not None or one.is_position for one in inputs
+        )
+        for name in node.output:
             if name not in self.trace.shapes:
-                self.lost |= {name} - {""} if is_position or any(counted) else set()
+                self.lost |= {name} - {""} if varies else set()
                 continue
-            guess = self._guess(name)
-            made = self._made(name, guess, is_data=False, is_position=is_position)
-            fills = node.op_type in ("ConstantOfShape", "Expand", "Tile") and not counted[0]
-            fills = fills or node.op_type == "ConstantOfShape" or self._takes_nothing(inputs)
-            if made.stride is not None:
-                is_filled = fills and self._keeps(name, guess)
-                made = replace(made, is_position=is_position or not is_filled)
-            elif made.shape != self.other.shapes.get(name):
-                made = replace(made, counts=np.ones(made.shape, bool))
-            elif counts is not None and counts.any():
-                made = replace(made, counts=counts)
+            value, other = (one.values.get(name) for one in (self.trace, self.other))
+            made = RowTensor(self.trace.shapes[name], value=value)
+            if varies:
+                made = self._compared(name, made, other)
             self.tensors[name] = made
 
-    def _takes_nothing(self, inputs: Sequence[RowTensor | None]) -> bool:
-        """Whether an input is empty, which it is not at the usual sizes."""
-        given = [one for one in inputs if one is not None]
-        return not self.is_usual and any(not math.prod(one.shape) for one in given)
+    def _compared(self, name: str, made: RowTensor, other: Array | None) -> RowTensor:
+        """What is known of a tensor whose value may depend on the number of rows."""
+        place = self._guess(name)
+        if place is not None:
+            is_position = not self._keeps(name, place)
+            if not is_position:
+                is_position = not _is_filled(made, other, place)
+            return replace(made, stride=stride_of(made.shape, place), is_position=is_position)
+        if made.value is None or other is None or other.shape != made.shape:
+            return replace(made, counts=np.ones(made.shape, bool))
+        counts = np.asarray(differs(made.value, other))
+        return replace(made, counts=counts if counts.any() else None)
+
+
+def _check_counts(step: Step) -> None:
+    """The number of rows must not be a value to compute with, but may be a size."""
+    shaping = _SHAPING.get(step.node.op_type, ())
+    for number, tensor in enumerate(step.inputs):
+        if tensor is not None and tensor.counts is not None and number not in shaping:
+            raise Mixes("computes with the number of rows of a call")
+
+
+def _has_positions(step: Step) -> bool:
+    """Whether the outputs' values depend on the places of rows in the call."""
+    moved = MOVED.get(step.node.op_type)
+    if moved and all(
+        one is None or (not one.is_data and one.value is not None)
+        for number, one in enumerate(step.inputs)
+        if number not in moved
+    ):
+        held = [step.inputs[number] for number in moved if number < len(step.inputs)]
+        if any(one is not None and one.stride is not None for one in held):
+            return any(one is not None and one.is_position for one in held)
+    given = [one for one in step.inputs if one is not None]
+    if step.node.op_type in ("GatherND", "ScatterND") and step.place(0) is not None:
+        # the rule holds those of the leading axes against the rows
+        given = [one for one in given if one.leading is None]
+    return any(one.is_position for one in given)
+
+
+def _is_filled(made: RowTensor, other: Array | None, place: Place) -> bool:
+    """Whether all rows are equal, and equal to those of another number of rows."""
+    if made.value is None or other is None:
+        return False
+    axis, inner = place
+    split = [
+        value.reshape(*value.shape[:axis], -1, inner, *value.shape[axis + 1 :])
+        for value in (made.value, other)
+    ]
+    first = split[1].take([0], axis)
+    return not any(differs(value, first).any() for value in split)
 
 
 def _kind(tensor: RowTensor) -> tuple[int | None, bool, bool, bool]:

@@ -10,6 +10,7 @@ from onnx import GraphProto, NodeProto
 
 from marship.contract import Array, Arrays
 from marship.proof import operators
+from marship.proof.influence.calls import Calls
 from marship.proof.influence.tensor import Place, RowTensor, Unknown, place_of, stride_of
 from marship.proof.influence.trace import Feed, Trace, run, used
 
@@ -64,7 +65,7 @@ class Body:
         return [None] * states + [int(axis) for axis in axes]
 
     def traced(self, trace: Trace, data: set[str]) -> Trace:
-        """Run the first iteration by itself.
+        """Run the first iteration by itself, or work it out where the call around it is worked out.
 
         Args:
             trace: The call of the model around it.
@@ -73,6 +74,13 @@ class Body:
         Raises:
             Unknown: It does not run so.
         """
+        if trace.calls is not None:
+            around, key = trace.calls, self.node.output[0]
+            if key not in around.inner:
+                around.inner[key] = Calls.of(
+                    self.traced(around.first, data), self.traced(around.second, data)
+                )
+            return around.inner[key].at(trace.rows, trace.values)
         feeds = self._feeds(trace)
         outputs = [*self.graph.output]
         graph = onnx.helper.make_graph(
@@ -104,7 +112,12 @@ class Body:
         """What is known of an input of the body, from the outer tensor."""
         axis = self.axes()[number]
         if tensor.stride is None:
-            return RowTensor(tuple(shape), is_data=tensor.is_data, is_position=tensor.is_position)
+            return RowTensor(
+                tuple(shape),
+                is_data=tensor.is_data,
+                is_position=tensor.is_position,
+                counts=None if tensor.counts is None else np.ones(shape, bool),
+            )
         at, inner = place_of(tensor.shape, tensor.stride, rows)
         if axis is not None:
             if at == axis % len(tensor.shape):

@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 
-from marship.proof.influence.numbers import by_number
+from marship.proof.influence.numbers import STRAYS, alike, by_number
 from marship.proof.influence.sums import elementwise
 from marship.proof.influence.tensor import (
     Mixes,
@@ -17,6 +17,9 @@ from marship.proof.influence.tensor import (
     unknown,
 )
 
+_IMAGES = 4
+"""Axes of a tensor of images: rows, channels, height and width."""
+
 
 def reshape(step: Step) -> list[Place]:
     """All elements stay in their order."""
@@ -25,6 +28,8 @@ def reshape(step: Step) -> list[Place]:
         raise Unknown
     if math.prod(tensor.shape) != math.prod(step.shapes[0]):
         raise Unknown
+    if step.node.op_type == "Reshape":
+        _check_size(step, _reshaped(step))
     is_open = len(step.inputs) == 1 and not step.attribute("axes")
     if step.node.op_type == "Squeeze" and is_open:
         raise Mixes("takes away the axis of the rows where there is one row")
@@ -59,6 +64,9 @@ def split(step: Step) -> list[Place]:
         for shape in step.shapes:
             if not shape[axis] or shape[axis] % (inner * step.rows):
                 raise Mixes("cuts between the rows of a call")
+        sizes = step.value(1)
+        if sizes is not None and sizes != [shape[axis] for shape in step.shapes]:
+            raise Mixes(STRAYS)
     return [(axis, inner)] * len(step.shapes)
 
 
@@ -137,6 +145,9 @@ def _is_own(step: Step) -> bool:
     if axis >= tensor.leading.shape[-1] or at == len(tensor.shape) - 1:
         return False
     size = _shape(step, 0)[axis]
+    others = np.delete(tensor.leading, axis, axis=-1)
+    if not alike(others, indices, step.rows):
+        return False
     leads_to = tensor.leading[..., axis] % size // inner % step.rows
     numbers = np.arange(tensor.shape[at]) // own % step.rows
     shape = [1] * (len(tensor.shape) - 1)
@@ -157,6 +168,7 @@ def expand(step: Step) -> list[Place]:
         (size,) = _shape(step, 1)
         if counted - {place[0][0] - len(step.shapes[0]) + size}:
             raise Mixes("repeats values by the number of rows of a call")
+    _check_size(step, np.broadcast_shapes(_shape(step, 0), step.value(1) or ()))
     return place
 
 
@@ -169,8 +181,15 @@ def tile(step: Step) -> list[Place]:
 
 def pad(step: Step) -> list[Place]:
     """Values before and after; none beside the rows, nor fewer."""
-    first(step)
-    return by_number(step)
+    axis, inner = first(step)
+    pads = step.attribute("pads") or step.value(1)  # the attribute before opset 11
+    axes = [one % step.rank() for one in step.value(3) or range(step.rank())]
+    if axis not in axes:
+        return [(axis, inner)]
+    at = axes.index(axis)
+    if pads is None or pads[at] or pads[at + len(axes)]:
+        return by_number(step)
+    return [(axis, inner)]
 
 
 def one_hot(step: Step) -> list[Place]:
@@ -191,15 +210,56 @@ def reverse(step: Step) -> list[Place]:
 
 
 def resize(step: Step) -> list[Place]:
-    """Axes that keep their size are not changed."""
+    """Axes that keep their size are not changed, in images of as many axes as ONNX Runtime knows.
+
+    With fewer axes it counts the rows' axis among those of the image, and reads the next row with
+    a weight of 0, which is NaN where that is infinite.
+    """
     axis, inner = first(step)
+    if step.attribute("mode", b"nearest") != b"nearest" and step.rank() < _IMAGES:
+        raise Mixes("computes with other rows of a call, with a weight of 0")
     if step.attribute("coordinate_transformation_mode") == b"tf_crop_and_resize":
         raise Unknown
-    if _shape(step, 0)[axis] != step.shapes[0][axis]:
+    if step.attribute("keep_aspect_ratio_policy", b"stretch") != b"stretch":
+        raise Unknown
+    if not _keeps_size(step, axis):
         raise Mixes("resizes the axis of the rows of a call")
     if any(step.counted(number) - {axis} for number in (2, 3)):
         raise Mixes("computes with the number of rows of a call")
     return [(axis, inner)]
+
+
+def _keeps_size(step: Step, axis: int) -> bool:
+    """Whether a Resize states the size that an axis has, or that it is scaled by 1."""
+    axes = [one % step.rank() for one in step.attribute("axes") or range(step.rank())]
+    if axis not in axes:
+        return True
+    at, sizes = axes.index(axis), step.value(3)
+    if sizes:
+        return sizes[at] == _shape(step, 0)[axis]
+    scales = step.attribute("scales")  # of Upsample before opset 9
+    if scales is None:
+        last = min(len(step.inputs), 3) - 1  # the third input since opset 11
+        tensor = step.inputs[last]
+        scales = None if tensor is None else tensor.value
+    if scales is None:
+        raise Unknown
+    return bool(scales[at] == 1)
+
+
+def _reshaped(step: Step) -> tuple[int, ...]:
+    """What a Reshape makes of its sizes, of which 0 is kept and -1 is the rest."""
+    whole, keeps = _shape(step, 0), not step.attribute("allowzero", 0)
+    wanted = step.attribute("shape") if len(step.inputs) == 1 else step.value(1)
+    sizes = [whole[at] if keeps and not one else one for at, one in enumerate(wanted or ())]
+    rest = math.prod(one for one in sizes if one != -1)
+    return tuple(math.prod(whole) // max(rest, 1) if one == -1 else one for one in sizes)
+
+
+def _check_size(step: Step, shape: tuple[int, ...]) -> None:
+    """The size that a call is computed to have must be the one that is told."""
+    if shape != step.shapes[0]:
+        raise Mixes(STRAYS)
 
 
 def _shape(step: Step, number: int) -> tuple[int, ...]:

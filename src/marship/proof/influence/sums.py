@@ -31,6 +31,13 @@ def elementwise(step: Step) -> list[Place]:
     return of_data * len(step.shapes)
 
 
+def dropout(step: Step) -> list[Place]:
+    """Nothing while it does not train: what it draws depends on a call's size."""
+    if any(step.value(2) or ()) or step.attribute("is_test", 1) == 0:
+        raise Mixes("draws at random for a whole call")
+    return [first(step)] * len(step.shapes)
+
+
 def reduce(step: Step) -> list[Place]:
     """Values along axes become one."""
     axis, inner = first(step)
@@ -109,6 +116,14 @@ def inner_axes(count: int) -> Rule:
     return rule
 
 
+def determinant(step: Step) -> list[Place]:
+    """Of the matrices on the last two axes."""
+    axis, inner = first(step)
+    if axis >= step.rank() - 2:
+        raise Mixes("works along the rows of a call")
+    return [(axis, inner)]
+
+
 def first_axis(step: Step) -> list[Place]:
     """Rows of all inputs are on the first axis, and all else is made of one of its elements."""
     places = {place for number in range(len(step.inputs)) if (place := step.place(number))}
@@ -182,6 +197,8 @@ def instance_norm(step: Step) -> list[Place]:
 def mean_variance(step: Step) -> list[Place]:
     """Over the axes of an attribute; by default over rows, too."""
     axis, inner = first(step)
+    if step.opset < 9:  # noqa: PLR2004  it had no axes, but channels to go across
+        raise Unknown
     if axis in {one % step.rank() for one in step.attribute("axes") or (0, 2, 3)}:
         raise Mixes("normalizes over the rows of a call")
     return [(axis, inner)]

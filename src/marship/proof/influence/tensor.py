@@ -23,6 +23,10 @@ class Unknown(Exception):  # noqa: N818  as above
     """An operator about which nothing is known."""
 
 
+class TooLarge(Exception):  # noqa: N818  as above
+    """A call whose tensors have too many elements to be followed one by one."""
+
+
 @dataclass(frozen=True, slots=True)
 class RowTensor:
     """A tensor of one call.

@@ -4,7 +4,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnx
@@ -14,12 +14,15 @@ from marship.contract import Array, Arrays
 from marship.proof import operators
 from marship.serving.model import custom_ops
 
+if TYPE_CHECKING:
+    from marship.proof.influence.calls import Calls
+
 _LARGEST_MODEL = 1 << 30
-_NARROW = re.compile("bfloat16|float8|float4|int[24][)]")
+NARROW = re.compile("bfloat16|float8|float4|int[24][)]")
 """Types that NumPy does not have."""
 _SHAPE = "/marship/shape"
 LOOPS = ("Loop", "Scan")
-MOST_VALUES = 1 << 20
+MOST_VALUES = 1 << 23
 
 
 def whole(path: Path) -> ModelProto | None:
@@ -54,6 +57,8 @@ class Trace:
         taken: The branch of each that was taken, by the name of its condition.
         held: The arrays that loops take.
         libraries: Files with custom operators.
+        data: The names of those that may depend on the inputs' values.
+        calls: What it was worked out by, if it did not run.
     """
 
     model: ModelProto
@@ -65,6 +70,8 @@ class Trace:
     taken: Mapping[str, bool]
     held: Arrays
     libraries: Sequence[Path]
+    data: set[str]
+    calls: "Calls | None" = None
 
 
 def traced(
@@ -118,7 +125,7 @@ def run(model: ModelProto, call: Feed, libraries: Sequence[Path]) -> Trace | Non
         if not known:
             held = _held(model, arrays | inputs, looped)
             return Trace(
-                model, call.rows, inputs, shapes, values, conditions, taken, held, libraries
+                model, call.rows, inputs, shapes, values, conditions, taken, held, libraries, named
             )
         conditions |= known
         taken |= {name: call.forced.get(name, bool(values[name].all())) for name in known}
@@ -170,7 +177,7 @@ def _arrays(
     try:
         kinds = {value.name: value.type for value in session(copy, libraries).get_outputs()}
         tensors = [name for name in names if kinds[name].startswith("tensor(")]
-        held = [name for name in tensors if name in wanted and not _NARROW.search(kinds[name])]
+        held = [name for name in tensors if name in wanted and not NARROW.search(kinds[name])]
         shaped = {name + _SHAPE: name for name in tensors if name not in held}
         del copy.graph.output[:]
         copy.graph.output.extend(onnx.ValueInfoProto(name=name) for name in (*held, *shaped))

@@ -333,10 +333,11 @@ def test_who_reads_steadily_is_not_closed_for_those_who_have_stopped(
             idle.send(request("/v2/models/m", b"", "GET"))
             assert idle.read("GET").status == 200
             for line in stopped:
-                line.send(request() * 8)
-            for line in stopped:
                 for _ in range(3):
+                    line.send(request())
                     assert len(line.read().body) == 4 << 20
+            for line in stopped:
+                line.send(request() * 5)
             steady.send(request() * 3)
             left = 12 << 20
             while left > 0:

@@ -1,0 +1,266 @@
+"""Calls of any number of rows, worked out from two that ran.
+
+Sizes, and all that is computed from them alone, are computed for that number; of tensors that
+depend on the inputs' values there is the shape alone, which follows the number of rows.
+"""
+
+import contextlib
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import onnx
+from onnx import ModelProto, NodeProto
+from onnx.reference import ReferenceEvaluator
+
+from marship.contract import Array
+from marship.proof import operators
+from marship.proof.influence.lines import straight
+from marship.proof.influence.numbers import MOVED, STRAYS
+from marship.proof.influence.tensor import Mixes, TooLarge, Unknown
+from marship.proof.influence.trace import NARROW, Trace, session, used
+
+_PUT_TOGETHER = {"Concat", "Identity", "Reshape", "Squeeze", "Transpose", "Unsqueeze"}
+_SIZED = {*MOVED, "Expand", "Reshape", "Split", "Tile"}
+"""Operators whose values may say what size they make."""
+_LARGEST = 1 << 26
+"""Values that a call may have that are computed from sizes alone."""
+_MOST_VALUES = 1 << 24
+"""Values that are computed for all numbers of rows."""
+_MOST_NODES = 1 << 20
+"""Nodes that are run for all numbers of rows."""
+_Shape = tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Calls:
+    """Calls of a graph.
+
+    Attributes:
+        first: A call that ran.
+        second: One with another number of rows.
+        model: What of the graph depends on sizes alone; the sizes are its inputs.
+        sizes: The nodes that tell sizes of tensors that depend on the inputs' values.
+        opened: A session with it; None if it is empty.
+        known: The shapes of both calls' arrays, by name.
+        inner: Those of the bodies of its loops, by a loop's first output.
+    """
+
+    first: Trace
+    second: Trace
+    model: ModelProto
+    sizes: Mapping[str, NodeProto]
+    opened: Any
+    known: Mapping[str, tuple[_Shape, _Shape]]
+    inner: dict[str, "Calls"] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, first: Trace, second: Trace) -> "Calls":
+        """Calls like two that ran."""
+        nodes, sizes = [], {}
+        for node in first.model.graph.node:
+            if node.op_type in ("Shape", "Size") and node.input[0] in first.data:
+                sizes[node.output[0]] = node
+            elif not first.data.intersection(node.output):
+                nodes.append(node)
+        model = _model(first, nodes, sizes)
+        opened = None
+        if nodes:
+            kinds = {v.name: v.type for v in session(model, first.libraries).get_outputs()}
+            kept = [name for name, kind in kinds.items() if kind.startswith("tensor(")]
+            del model.graph.output[:]
+            model.graph.output.extend(
+                onnx.ValueInfoProto(name=name) for name in kept if not NARROW.search(kinds[name])
+            )
+            opened = session(model, first.libraries)
+        shapes = [
+            {name: array.shape for name, array in one.inputs.items()} | dict(one.shapes)
+            for one in (first, second)
+        ]
+        known = {
+            name: (shape, shapes[1][name]) for name, shape in shapes[0].items() if name in shapes[1]
+        }
+        return cls(first, second, model, sizes, opened, known)
+
+    def at(self, rows: int, outer: Mapping[str, Array] | None = None) -> Trace:
+        """The call of a number of rows.
+
+        Args:
+            rows: The number of requests in it.
+            outer: Values of the graph around it.
+
+        Raises:
+            Mixes: A size does not follow the number of rows.
+            Unknown: It cannot be computed.
+            TooLarge: It would take too much memory.
+        """
+        computed = [value.name for value in self.opened.get_outputs()] if self.opened else []
+        size = sum(math.prod(self._shape(name, rows)) for name in computed if name in self.known)
+        if size > _LARGEST:
+            raise TooLarge
+        shapes = {name: self._shape(name, rows) for name in self.first.shapes.keys() & self.known}
+        inputs = {
+            name: np.broadcast_to(np.zeros((), array.dtype), self._shape(name, rows))
+            for name, array in self.first.inputs.items()
+        }
+        values = self._values(rows, outer or {}, None)
+        inputs |= {name: values[name] for name in inputs.keys() & values.keys()}
+        shapes |= {name: values[name].shape for name in shapes.keys() & values.keys()}
+        first = self.first
+        return replace(
+            first, rows=rows, inputs=inputs, shapes=shapes, values=values, held={}, calls=self
+        )
+
+    def changing(self, most: int) -> list[int]:
+        """The numbers of rows up to one at which values are otherwise than at any before.
+
+        There is none where all values follow the number of rows in a straight line. A value that
+        leaves its line, comes back to it or, if it is a truth, changes, makes one.
+        """
+        names = self._sized()
+        size = sum(self.second.values[name].size for name in names if name in self.second.values)
+        most = min(most, math.isqrt(2 * _MOST_VALUES * self.second.rows // max(size, 1)))
+        most = min(most, _MOST_NODES // max(len(self.model.graph.node), 1))
+        found = [self._values(rows, {}, names) for rows in range(1, most + 1)]
+        if not found or not names:
+            return [*self._within_loops(most)]
+        lines = [straight([values[name] for values in found]) for name in names]
+        kinds: dict[bytes, int] = {}
+        for at, kind in enumerate(np.transpose(lines)):
+            kinds.setdefault(kind.tobytes(), at + 1)
+        return [*kinds.values(), *self._within_loops(most)]
+
+    def _within_loops(self, most: int) -> Iterator[int]:
+        for inner in self.inner.values():
+            with contextlib.suppress(Unknown):  # it takes what the graph around it computes
+                yield from inner.changing(most)
+
+    def check_sizes(self, trace: Trace) -> None:
+        """Hold the sizes of a worked out call against what operators make of its values.
+
+        Raises:
+            Mixes: One has another size.
+        """
+        graph, sized = self.first.model.graph, self._from_sizes()
+        stored = {tensor.name: tensor for tensor in graph.initializer}
+        for node in graph.node:
+            if node.op_type not in _SIZED or not sized.intersection(node.input):
+                continue
+            feeds = {}
+            for name in {*node.input} - {""}:
+                if name in stored:
+                    feeds[name] = onnx.numpy_helper.to_array(stored[name])
+                elif name in trace.values:
+                    feeds[name] = trace.values[name]
+                else:
+                    feeds[name] = np.zeros(self._shape(name, trace.rows), np.float32)
+            made = _made(node, feeds, trace.model)
+            told = [trace.shapes.get(name) for name in node.output]
+            if made is not None and [one.shape for one in made] != told:
+                raise Mixes(f"{operators.named(node)} {STRAYS}")
+
+    def _from_sizes(self) -> set[str]:
+        """The names of all that is computed from sizes."""
+        found = {*self.sizes}
+        for node in self.model.graph.node:
+            if node.op_type in ("Shape", "Size") or found & used(node):
+                found.update(node.output)
+        return found
+
+    def _sized(self) -> list[str]:
+        """The values that are computed from sizes, but for those that only put such together."""
+        kept = {value.name for value in self.opened.get_outputs()} if self.opened else set()
+        kept &= self._from_sizes()
+        nodes = [node for node in self.model.graph.node if node.op_type not in _PUT_TOGETHER]
+        return [name for node in nodes for name in node.output if name in kept]
+
+    def _values(
+        self, rows: int, outer: Mapping[str, Array], names: Sequence[str] | None
+    ) -> dict[str, Array]:
+        """Some values that no input changes, or all."""
+        given = {
+            name: self._given(name, outer)
+            for name in self.first.inputs
+            if name not in self.first.data
+        }
+        for name, node in self.sizes.items():
+            given[name] = _told(node, self._shape(node.input[0], rows))
+        return given | self._computed(given, names)
+
+    def _shape(self, name: str, rows: int) -> _Shape:
+        """A shape at a number of rows, from those at two."""
+        one, other = self.known.get(name, ((), (0,)))
+        more = self.second.rows - self.first.rows
+        grown = [(b - a) * (rows - self.first.rows) for a, b in zip(one, other, strict=False)]
+        sizes = [a + by // more for a, by in zip(one, grown, strict=False)]
+        if len(one) != len(other) or any(by % more for by in grown) or min(sizes, default=0) < 0:
+            raise Mixes(f"tensor {name} has sizes that do not follow the number of rows of a call")
+        return tuple(sizes)
+
+    def _given(self, name: str, outer: Mapping[str, Array]) -> Array:
+        """The value that a tensor of the graph around has."""
+        if name in outer:
+            return outer[name]
+        one, other = self.first.inputs[name], self.second.inputs[name]
+        if one.shape != other.shape or not np.array_equal(one, other):
+            raise Unknown
+        return one
+
+    def _computed(
+        self, feeds: Mapping[str, Array], names: Sequence[str] | None
+    ) -> dict[str, Array]:
+        if self.opened is None or names == []:
+            return {}
+        taken = {value.name for value in self.opened.get_inputs()}
+        names = names or [value.name for value in self.opened.get_outputs()]
+        try:
+            found = self.opened.run(names, {k: v for k, v in feeds.items() if k in taken})
+        except Exception as error:  # its exceptions have no common base class
+            raise Mixes("a size cannot be computed for each number of rows of a call") from error
+        return dict(zip(names, found, strict=True))
+
+
+def _model(trace: Trace, nodes: list[NodeProto], sizes: Mapping[str, NodeProto]) -> ModelProto:
+    """The nodes that depend on no input's values, as a model."""
+    wanted = set().union(*map(used, nodes))
+    inputs = [
+        onnx.helper.make_tensor_value_info(name, onnx.TensorProto.INT64, None)
+        for name in sizes
+        if name in wanted
+    ]
+    inputs += [value for value in trace.model.graph.input if value.name in wanted - trace.data]
+    graph = onnx.helper.make_graph(
+        nodes,
+        "sizes",
+        inputs,
+        [onnx.ValueInfoProto(name=name) for node in nodes for name in node.output if name],
+        [tensor for tensor in trace.model.graph.initializer if tensor.name in wanted],
+    )
+    return onnx.helper.make_model(
+        graph, opset_imports=[*trace.model.opset_import], ir_version=trace.model.ir_version
+    )
+
+
+def _told(node: NodeProto, shape: _Shape) -> Array:
+    """What Shape or Size tells of a shape."""
+    if node.op_type == "Size":
+        return np.array(math.prod(shape), np.int64)
+    ends = {one.name: one.i for one in node.attribute}
+    return np.array(shape[ends.get("start", 0) : ends.get("end")], np.int64)
+
+
+def _made(node: NodeProto, feeds: Mapping[str, Array], model: ModelProto) -> list[Array] | None:
+    """What an operator makes of what it gets; None if it cannot be run by itself."""
+    graph = onnx.helper.make_graph(
+        [node],
+        "one",
+        [onnx.helper.make_value_info(name, onnx.TypeProto()) for name in feeds],
+        [onnx.helper.make_value_info(name, onnx.TypeProto()) for name in node.output],
+    )
+    single = onnx.helper.make_model(graph, opset_imports=[*model.opset_import])
+    try:
+        return [np.asarray(one) for one in ReferenceEvaluator(single).run(None, dict(feeds))]
+    except Exception:
+        return None
