@@ -23,6 +23,7 @@ logger = logging.getLogger(__name__)
 LAST_REQUEST_S = 1.0
 """How long a connection without a request stays open once the server finishes."""
 _YOUNG_S = 0.25
+_PAUSE_S = 2  # who reads steadily is silent for less
 _STOPPED_S = 5  # who has taken nothing for so long has stopped
 """A head that has begun to come within it may come in several pieces."""
 
@@ -133,21 +134,21 @@ def _drop_unread(connections: "Iterable[Connection]", most_bytes: int, now: floa
 
     What waits for its turn behind a slow stream counts, too.
     First those that have taken nothing for five seconds, and of them those for which most waits;
-    then those that have taken nothing for longest. Not just since the last look: who reads
-    steadily takes megabytes at once, as the kernel's buffers empty, and nothing in between.
-    Who has taken something since the last look is closed only where twice as much waits: who
-    has just stopped is known at the next one.
+    then those that have taken nothing for longest. Who reads steadily takes megabytes at once, as
+    the kernel's buffers empty, and nothing in between: who has taken something within two seconds
+    is closed only where twice as much waits.
     """
     unread = []
     for each in connections:
         stalled_s = each.writer.stalled_s(now, waits=each.unsent > 0)
         if each.unsent:
-            unread.append((-min(stalled_s, _STOPPED_S), -each.unsent, each))
+            stopped_s = min(stalled_s, _STOPPED_S) if stalled_s > _PAUSE_S else 0.0
+            unread.append((-stopped_s, -each.unsent, each))
     waiting = -sum(waits for _, waits, _ in unread)
     if waiting <= most_bytes:
         return
-    for stalled, waits, each in sorted(unread, key=itemgetter(0, 1)):
-        if waiting <= (most_bytes if stalled else 2 * most_bytes):
+    for stopped, waits, each in sorted(unread, key=itemgetter(0, 1)):
+        if waiting <= (most_bytes if stopped else 2 * most_bytes):
             break
         waiting += waits
         each.abandon()
