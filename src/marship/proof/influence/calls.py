@@ -156,10 +156,9 @@ class Calls:
                     feeds[name] = trace.values[name]
                 else:
                     feeds[name] = np.zeros(self._shape(name, trace.rows), np.float32)
-            made = _made(node, feeds, trace.model)
-            told = [trace.shapes.get(name) for name in node.output]
-            if made is not None and [one.shape for one in made] != told:
-                raise Mixes(f"{operators.named(node)} {STRAYS}")
+            for name, made in zip(node.output, _made(node, feeds, trace.model), strict=False):
+                if made.shape != trace.shapes.get(name, made.shape):
+                    raise Mixes(f"{operators.named(node)} {STRAYS}")
 
     def _from_sizes(self) -> set[str]:
         """The names of all that is computed from sizes."""
@@ -191,7 +190,9 @@ class Calls:
 
     def _shape(self, name: str, rows: int) -> _Shape:
         """A shape at a number of rows, from those at two."""
-        one, other = self.known.get(name, ((), (0,)))
+        if name not in self.known:
+            raise Unknown
+        one, other = self.known[name]
         more = self.second.rows - self.first.rows
         grown = [(b - a) * (rows - self.first.rows) for a, b in zip(one, other, strict=False)]
         sizes = [a + by // more for a, by in zip(one, grown, strict=False)]
@@ -251,8 +252,8 @@ def _told(node: NodeProto, shape: _Shape) -> Array:
     return np.array(shape[ends.get("start", 0) : ends.get("end")], np.int64)
 
 
-def _made(node: NodeProto, feeds: Mapping[str, Array], model: ModelProto) -> list[Array] | None:
-    """What an operator makes of what it gets; None if it cannot be run by itself."""
+def _made(node: NodeProto, feeds: Mapping[str, Array], model: ModelProto) -> list[Array]:
+    """What an operator makes of what it gets; nothing if it cannot be run by itself."""
     graph = onnx.helper.make_graph(
         [node],
         "one",
@@ -263,4 +264,4 @@ def _made(node: NodeProto, feeds: Mapping[str, Array], model: ModelProto) -> lis
     try:
         return [np.asarray(one) for one in ReferenceEvaluator(single).run(None, dict(feeds))]
     except Exception:
-        return None
+        return []
