@@ -21,6 +21,7 @@ from ray.serve._private.router import SingletonThreadRouter
 
 import conformance
 from conformance import CASES, Case, Host
+from hosted import TOKEN, Hosted
 from marship import Client
 from marship.client.address import Address
 from marship.engines.addresses import Target
@@ -471,21 +472,33 @@ def test_rows_of_files_are_torchserves(
     assert [orjson.loads(line)["status"] for line in by_server.open()] == [200, 200, 400, 400]
 
 
+@pytest.fixture(scope="module")
+def container(lin: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Host]:
+    """`marship host`, which is what runs in a container, with the same archive."""
+    folder = tmp_path_factory.mktemp("container")
+    (folder / "token").write_text(f"{TOKEN}\n")
+    with Hosted(folder / "home", lin / "lin-1.mar", "--require-token", folder / "token") as hosted:
+        hosted.ready()
+        yield Host(hosted.url.geturl(), TOKEN)
+
+
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 def test_every_host_answers_alike(
-    ray_host: Host, torchserve: tuple[Host, Host], case: Case
+    ray_host: Host, container: Host, torchserve: tuple[Host, Host], case: Case
 ) -> None:
     """Status, headers and bytes; TorchServe's own address has ids and headers of its own."""
     direct, own = torchserve
-    on_ray, directly = conformance.ask(ray_host, case), conformance.ask(direct, case)
-    assert on_ray.status == directly.status == case.status, (on_ray, directly)
+    answers = [conformance.ask(host, case) for host in (ray_host, container, direct)]
+    assert {answer.status for answer in answers} == {case.status}, answers
+    on_ray, hosted, directly = (conformance.comparable(case, answer) for answer in answers)
+    assert on_ray == hosted
     if case.name in ENGINES_OWN:
         return
-    assert conformance.comparable(case, on_ray) == conformance.comparable(case, directly)
+    assert on_ray == directly
     if case.is_model:
-        through = conformance.ask(own, case)
-        assert (through.status, through.body) == (directly.status, directly.body)
-        assert through.headers["content-type"] == directly.headers["content-type"]
+        through, answer = conformance.ask(own, case), answers[-1]
+        assert (through.status, through.body) == (answer.status, answer.body)
+        assert through.headers["content-type"] == answer.headers["content-type"]
 
 
 def test_a_client_that_has_left_starts_no_cluster(client: Client) -> None:

@@ -31,7 +31,6 @@ from marship.serving.hosts.direct import acceptor
 from marship.serving.hosts.direct.limits import Limits
 from marship.serving.hosts.direct.seats import ModelState
 from marship.serving.hosts.direct.task import WorkerTask
-from marship.serving.message import MAX_REQUEST_BYTES, MAX_RESPONSE_BYTES
 from marship.serving.metrics import SHEETS_VARIABLE
 from marship.serving.model import keysource
 from marship.trust.policy import Trust
@@ -165,7 +164,9 @@ class Host:
             clients=[self._listeners["address"]],
             workers=listeners.workers(self._temporary / WORKERS_SOCKET),
             key_file=self._home.key_file if self._tokens else None,
-            limits=replace(Limits(), connections=most),
+            limits=replace(
+                Limits(), connections=most, request_bytes=self._settings.max_request_size
+            ),
             pages=page.files(),
             on_start=start,
         )
@@ -217,8 +218,8 @@ class Host:
             queue=self._settings.queue,
             acceptor=str(self._temporary / WORKERS_SOCKET),
             key_file=str(self._home.key_file) if self._tokens else None,
-            request_bytes=MAX_REQUEST_BYTES,
-            response_bytes=MAX_RESPONSE_BYTES,
+            request_bytes=self._settings.max_request_size,
+            response_bytes=self._settings.max_response_size,
         )
 
     def _renew_tokens(self) -> None:

@@ -36,6 +36,8 @@ class HostSettings(Settings):
     trace_share: float = setting(
         0.0, "of requests whose clients send no trace id, so many are traced", minimum=0, maximum=1
     )
+    max_request_size: int = setting(1 << 24, "bytes of the largest request", minimum=1)
+    max_response_size: int = setting(1 << 24, "bytes of the largest response", minimum=1)
     queue: int = setting(1000, "requests that may wait for a worker", minimum=1)
     grace_s: float = setting(
         25.0, "after SIGTERM, requests that came before are given so long", minimum=0
