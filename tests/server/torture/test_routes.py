@@ -138,8 +138,10 @@ POST     /predictions/lin/1               401  no      no  no  200       no     
 POST     /predictions/lin/9               401  no      no  no  404       no         no
 POST     /predictions/none                401  no      no  no  404       no         no
 DELETE   /predictions/lin                 401  no      no  no  405       no         no
-OPTIONS  /                                401  no      no  no  404       no         no
-GET      /                                401  no      no  no  404       no         no
+OPTIONS  /                                204  204     204 204 204       204        204
+GET      /                                200  200     200 200 200       200        200
+GET      /page/app.js                     200  200     200 200 200       200        200
+GET      /openapi.json                    401  no      no  no  200       no         no
 GET      /models                          401  no      no  no  404       no         no
 POST     /models?url=echo.mar             401  no      no  no  404       no         no
 PUT      /models/lin?min_worker=2         401  no      no  no  404       no         no

@@ -264,18 +264,18 @@ def _run_front(table: Table, key: str | None) -> None:
 
     from marship.engines.ray.front import Front
 
-    front = _deployment(Front).options(
-        num_replicas=max(2, len(nodes())),  # where one is configured anew another goes on
-        max_ongoing_requests=1000,
-        user_config=table.to_json(),
-        health_check_period_s=1.0,
-        health_check_timeout_s=5.0,
-        graceful_shutdown_timeout_s=30.0,
-        ray_actor_options={"num_cpus": _FRONT_CPUS},
-        logging_config={"enable_access_log": False, "log_level": "WARNING"},
-    )
-    front._version = VERSION
     with _deploying:
+        front = _deployment(Front).options(
+            num_replicas=max(2, len(nodes())),  # where one is configured anew another goes on
+            max_ongoing_requests=1000,
+            user_config=table.to_json(),
+            health_check_period_s=1.0,
+            health_check_timeout_s=5.0,
+            graceful_shutdown_timeout_s=30.0,
+            ray_actor_options={"num_cpus": _FRONT_CPUS},
+            logging_config={"enable_access_log": False, "log_level": "WARNING"},
+        )
+        front._version = VERSION
         serve.run(front.bind(key), name=FRONT, route_prefix="/")
 
 
@@ -327,10 +327,10 @@ def deploy(app: str, version: "HostedVersion", plan: "RunPlan") -> None:
     from marship.engines.ray import noted
     from marship.engines.ray.replica import Replica
 
-    deployment = _deployment(Replica).options(**plan.options())
-    deployment._version = app
     ray.get(keeper.running().note.remote(app, noted.to_json(version, plan)), timeout=_CALL_S)
     with quiet(), _deploying:
+        deployment = _deployment(Replica).options(**plan.options())
+        deployment._version = app
         serve.run_many(
             [serve.RunTarget(deployment.bind(version), name=app, route_prefix=None)],
             wait_for_ingress_deployment_creation=False,

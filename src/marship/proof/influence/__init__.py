@@ -97,8 +97,12 @@ def _followed(first: Trace, second: Trace, *, is_usual: bool) -> Iterator[str]:
     calls = Calls.of(first, second)
     known, alone = calls.at(second.rows), calls.at(1)
     calls.check_sizes(alone)
-    counts = {1, *_COUNTS, *(calls.changing(_MOST) if is_usual else ())}
-    for rows in sorted(counts - {second.rows}):
+    counts = [1, *_COUNTS]
+    for rows in counts:
+        if rows == _COUNTS[-1] and is_usual:  # loops are known by now
+            counts += sorted(calls.changing(_MOST) - {*counts})
+        if rows == second.rows:
+            continue
         try:
             pair = (calls.at(rows), known) if rows > 1 else (known, alone)
             flow = Flow(*pair, is_usual=is_usual)

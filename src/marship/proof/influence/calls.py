@@ -6,7 +6,7 @@ depend on the inputs' values there is the shape alone, which follows the number 
 
 import contextlib
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -17,16 +17,18 @@ from onnx.reference import ReferenceEvaluator
 
 from marship.contract import Array
 from marship.proof import operators
-from marship.proof.influence.lines import straight
+from marship.proof.influence.lines import bends
 from marship.proof.influence.numbers import MOVED, STRAYS
 from marship.proof.influence.tensor import Mixes, TooLarge, Unknown
 from marship.proof.influence.trace import NARROW, Trace, session, used
 
 _PUT_TOGETHER = {"Concat", "Identity", "Reshape", "Squeeze", "Transpose", "Unsqueeze"}
-_SIZED = {*MOVED, "Expand", "Reshape", "Split", "Tile"}
+_SIZED = {*MOVED, "Expand", "Reshape", "Resize", "Split", "Tile"}
 """Operators whose values may say what size they make."""
 _LARGEST = 1 << 26
 """Values that a call may have that are computed from sizes alone."""
+_FEW_VALUES = 64
+"""Of a value that is looked at for all numbers of rows, though another takes too much memory."""
 _MOST_VALUES = 1 << 24
 """Values that are computed for all numbers of rows."""
 _MOST_NODES = 1 << 20
@@ -74,7 +76,7 @@ class Calls:
             model.graph.output.extend(
                 onnx.ValueInfoProto(name=name) for name in kept if not NARROW.search(kinds[name])
             )
-            opened = session(model, first.libraries)
+            opened = session(model, first.libraries) if model.graph.output else None
         shapes = [
             {name: array.shape for name, array in one.inputs.items()} | dict(one.shapes)
             for one in (first, second)
@@ -113,29 +115,72 @@ class Calls:
             first, rows=rows, inputs=inputs, shapes=shapes, values=values, held={}, calls=self
         )
 
-    def changing(self, most: int) -> list[int]:
+    def changing(self, most: int, around: "Calls | None" = None) -> set[int]:
         """The numbers of rows up to one at which values are otherwise than at any before.
 
         There is none where all values follow the number of rows in a straight line. A value that
-        leaves its line, comes back to it or, if it is a truth, changes, makes one.
-        """
-        names = self._sized()
-        size = sum(self.second.values[name].size for name in names if name in self.second.values)
-        most = min(most, math.isqrt(2 * _MOST_VALUES * self.second.rows // max(size, 1)))
-        most = min(most, _MOST_NODES // max(len(self.model.graph.node), 1))
-        found = [self._values(rows, {}, names) for rows in range(1, most + 1)]
-        if not found or not names:
-            return [*self._within_loops(most)]
-        lines = [straight([values[name] for values in found]) for name in names]
-        kinds: dict[bytes, int] = {}
-        for at, kind in enumerate(np.transpose(lines)):
-            kinds.setdefault(kind.tobytes(), at + 1)
-        return [*kinds.values(), *self._within_loops(most)]
+        bends or, if it is a truth, changes, makes one, and so does a constant bound of rows.
 
-    def _within_loops(self, most: int) -> Iterator[int]:
-        for inner in self.inner.values():
-            with contextlib.suppress(Unknown):  # it takes what the graph around it computes
-                yield from inner.changing(most)
+        Args:
+            most: How many rows to try; fewer where that would take long.
+            around: Of a loop's body, the calls of the graph around it.
+        """
+        found = {size + by for size in self._bounds() if size < most for by in (0, 1)}
+        for key, inner in self.inner.items():
+            with contextlib.suppress(Unknown):  # it takes what the first iteration alone has
+                found |= inner.changing(most, self) if key else set()
+        names = self._sized()
+        most = min(most, _MOST_NODES // max(len(self.model.graph.node), 1))
+        small = [name for name in names if self._is_fixed(name)]
+        for some in (small, [name for name in names if name not in small]):
+            size = sum(math.prod(self.known[name][1]) for name in some if name in self.known)
+            if some is not small:  # it grows with the rows
+                most = min(most, math.isqrt(2 * _MOST_VALUES * self.second.rows // max(size, 1)))
+            if some:
+                found |= self._bends(some, most, around)
+        return found
+
+    def _bends(self, names: Sequence[str], most: int, around: "Calls | None") -> set[int]:
+        opened = self._for(names)
+        values: dict[str, list[Array]] = {name: [] for name in names}
+        for rows in range(1, most + 1):
+            outer = {} if around is None else around._values(rows, {}, None)
+            for name, value in self._values(rows, outer, names, opened).items():
+                if name in values:
+                    values[name].append(value)
+        kinds: dict[bytes, int] = {}
+        for at, kind in enumerate(np.transpose([bends(values[name]) for name in names])):
+            kinds.setdefault(kind.tobytes(), at + 1)
+        return {*kinds.values()}
+
+    def _for(self, names: Sequence[str]) -> Any:  # noqa: ANN401  a session
+        """A session that computes no more than some values."""
+        model = ModelProto()
+        model.CopyFrom(self.model)
+        del model.graph.output[:]
+        model.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names)
+        return session(model, self.first.libraries)
+
+    def _is_fixed(self, name: str) -> bool:
+        one, other = self.known.get(name, ((0,), (0,)))
+        return one == other and math.prod(one) <= _FEW_VALUES
+
+    def _bounds(self) -> set[int]:
+        """The whole numbers, as they are and without their sign, at which slices begin and end."""
+        stored = {tensor.name: tensor for tensor in self.first.model.graph.initializer}
+        found: set[int] = set()
+        for node in self.first.model.graph.node:
+            if node.op_type != "Slice":
+                continue
+            for name in node.input[1:3]:
+                value = self.first.values.get(name)
+                if name in stored:
+                    value = onnx.numpy_helper.to_array(stored[name])
+                found |= set() if value is None else {abs(int(one)) for one in value.ravel()}
+            for attribute in node.attribute:
+                if attribute.name in ("starts", "ends"):
+                    found |= {abs(one) for one in attribute.ints}
+        return found - {0}
 
     def check_sizes(self, trace: Trace) -> None:
         """Hold the sizes of a worked out call against what operators make of its values.
@@ -176,7 +221,11 @@ class Calls:
         return [name for node in nodes for name in node.output if name in kept]
 
     def _values(
-        self, rows: int, outer: Mapping[str, Array], names: Sequence[str] | None
+        self,
+        rows: int,
+        outer: Mapping[str, Array],
+        names: Sequence[str] | None,
+        opened: Any = None,  # noqa: ANN401  a session
     ) -> dict[str, Array]:
         """Some values that no input changes, or all."""
         given = {
@@ -186,7 +235,7 @@ class Calls:
         }
         for name, node in self.sizes.items():
             given[name] = _told(node, self._shape(node.input[0], rows))
-        return given | self._computed(given, names)
+        return given | _run(opened or self.opened, given, names)
 
     def _shape(self, name: str, rows: int) -> _Shape:
         """A shape at a number of rows, from those at two."""
@@ -209,18 +258,21 @@ class Calls:
             raise Unknown
         return one
 
-    def _computed(
-        self, feeds: Mapping[str, Array], names: Sequence[str] | None
-    ) -> dict[str, Array]:
-        if self.opened is None or names == []:
-            return {}
-        taken = {value.name for value in self.opened.get_inputs()}
-        names = names or [value.name for value in self.opened.get_outputs()]
-        try:
-            found = self.opened.run(names, {k: v for k, v in feeds.items() if k in taken})
-        except Exception as error:  # its exceptions have no common base class
-            raise Mixes("a size cannot be computed for each number of rows of a call") from error
-        return dict(zip(names, found, strict=True))
+
+def _run(
+    opened: Any,  # noqa: ANN401  a session
+    feeds: Mapping[str, Array],
+    names: Sequence[str] | None,
+) -> dict[str, Array]:
+    if opened is None:
+        return {}
+    taken = {value.name for value in opened.get_inputs()}
+    names = names or [value.name for value in opened.get_outputs()]
+    try:
+        found = opened.run(names, {k: v for k, v in feeds.items() if k in taken})
+    except Exception as error:  # its exceptions have no common base class
+        raise Mixes("a size cannot be computed for each number of rows of a call") from error
+    return dict(zip(names, found, strict=True))
 
 
 def _model(trace: Trace, nodes: list[NodeProto], sizes: Mapping[str, NodeProto]) -> ModelProto:

@@ -35,6 +35,27 @@ _SHAPING = {
     "Tile": (1,),
 }
 """The inputs of an operator that may state the number of rows, as a size."""
+_STATING = {
+    "CenterCropPad": (1,),
+    "ConstantOfShape": (0,),
+    "Expand": (1,),
+    "OneHot": (1,),
+    "Pad": (1, 3),
+    "Range": (0, 1, 2),
+    "Reshape": (1,),
+    "Resize": (1, 2, 3),
+    "Split": (1,),
+    "Slice": (1, 2, 3, 4),
+    "Squeeze": (1,),
+    "Tile": (1,),
+    "TopK": (1,),
+    "Trilu": (1,),
+    "Unsqueeze": (1,),
+    "Upsample": (1,),
+}
+"""The inputs of an operator whose values state the sizes of its outputs, or axes."""
+_BY_VALUE = {"Compress", "NonZero", "Unique"}
+"""Operators whose outputs have sizes that the values of any input make."""
 _DOMAINS = {"", "ai.onnx", "ai.onnx.ml", "com.microsoft", "ai.onnx.contrib"}
 _ITERATIONS = 4
 _UNKNOWN = "is not known to keep the rows of a call apart"
@@ -113,10 +134,22 @@ class Flow:
         inputs = [self.tensors.get(name) if name else None for name in node.input]
         captured = [self.tensors[name] for name in used(node) if name in self.tensors]
         is_shape = node.op_type in ("Shape", "Size")
+        if not self.is_main and not self._is_steady(node, inputs):
+            self._note(node, "may make other sizes in each round of its loop")
         if not is_shape and any(tensor.is_data for tensor in captured):
             self._rows(node, inputs)
         else:
             self._known(node, captured, is_shape=is_shape)
+
+    def _is_steady(self, node: NodeProto, inputs: Sequence[RowTensor | None]) -> bool:
+        """Whether a node in a loop's body makes the same sizes in each round."""
+        if node.op_type in _BY_VALUE:
+            return not self.trace.data.intersection(node.input)
+        stating = _STATING.get(node.op_type, ())
+        held = [(node.input[at], inputs[at]) for at in stating if at < len(inputs)]
+        return not any(
+            one is not None and one.value is None and name in self.trace.data for name, one in held
+        )
 
     def _rows(self, node: NodeProto, inputs: Sequence[RowTensor | None]) -> None:
         """An operator on rows."""
@@ -276,7 +309,8 @@ class Flow:
         if mine is None or other is None or len(mine) != len(other):
             return None
         for axis, (size, its) in enumerate(zip(mine, other, strict=True)):
-            if size != its and size * self.other.rows == its * self.trace.rows:
+            grows = size != its and size * self.other.rows == its * self.trace.rows
+            if grows and size % self.trace.rows == 0:
                 return axis, size // self.trace.rows
         return None
 

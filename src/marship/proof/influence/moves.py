@@ -64,9 +64,9 @@ def split(step: Step) -> list[Place]:
         for shape in step.shapes:
             if not shape[axis] or shape[axis] % (inner * step.rows):
                 raise Mixes("cuts between the rows of a call")
-        sizes = step.value(1)
-        if sizes is not None and sizes != [shape[axis] for shape in step.shapes]:
-            raise Mixes(STRAYS)
+    sizes, cut = step.value(1), step.attribute("axis", 0) % step.rank()
+    if sizes is not None and sizes != [shape[cut] for shape in step.shapes]:
+        raise Mixes(STRAYS)
     return [(axis, inner)] * len(step.shapes)
 
 
@@ -144,15 +144,15 @@ def _is_own(step: Step) -> bool:
     (axis, inner), (at, own) = rows, indices
     if axis >= tensor.leading.shape[-1] or at == len(tensor.shape) - 1:
         return False
-    size = _shape(step, 0)[axis]
-    others = np.delete(tensor.leading, axis, axis=-1)
-    if not alike(others, indices, step.rows):
+    led = tensor.leading[..., axis] % _shape(step, 0)[axis]
+    # which of its row's elements it is must not depend on the row, nor must the other indices
+    within = [np.delete(tensor.leading, axis, axis=-1), led % inner, led // (inner * step.rows)]
+    if not all(alike(one, indices, step.rows) for one in within):
         return False
-    leads_to = tensor.leading[..., axis] % size // inner % step.rows
     numbers = np.arange(tensor.shape[at]) // own % step.rows
     shape = [1] * (len(tensor.shape) - 1)
     shape[at] = -1
-    return bool((leads_to == numbers.reshape(shape)).all())
+    return bool((led // inner % step.rows == numbers.reshape(shape)).all())
 
 
 def _is_known(step: Step) -> bool:
@@ -212,11 +212,11 @@ def reverse(step: Step) -> list[Place]:
 def resize(step: Step) -> list[Place]:
     """Axes that keep their size are not changed, in images of as many axes as ONNX Runtime knows.
 
-    With fewer axes it counts the rows' axis among those of the image, and reads the next row with
-    a weight of 0, which is NaN where that is infinite.
+    With fewer axes, or rows elsewhere than on the first, it counts the rows' axis among those of
+    the image, and reads the next row with a weight of 0, which is NaN where that is infinite.
     """
     axis, inner = first(step)
-    if step.attribute("mode", b"nearest") != b"nearest" and step.rank() < _IMAGES:
+    if step.attribute("mode", b"nearest") != b"nearest" and (axis or step.rank() < _IMAGES):
         raise Mixes("computes with other rows of a call, with a weight of 0")
     if step.attribute("coordinate_transformation_mode") == b"tf_crop_and_resize":
         raise Unknown
@@ -224,14 +224,23 @@ def resize(step: Step) -> list[Place]:
         raise Unknown
     if not _keeps_size(step, axis):
         raise Mixes("resizes the axis of the rows of a call")
-    if any(step.counted(number) - {axis} for number in (2, 3)):
+    axes = _resized(step)
+    counted = {axes[at] for number in (2, 3) for at in step.counted(number)}
+    if counted - {axis}:
         raise Mixes("computes with the number of rows of a call")
+    sizes = step.value(3)
+    if sizes and [step.shapes[0][one] for one in axes] != sizes:
+        raise Mixes(STRAYS)
     return [(axis, inner)]
+
+
+def _resized(step: Step) -> list[int]:
+    return [one % step.rank() for one in step.attribute("axes") or range(step.rank())]
 
 
 def _keeps_size(step: Step, axis: int) -> bool:
     """Whether a Resize states the size that an axis has, or that it is scaled by 1."""
-    axes = [one % step.rank() for one in step.attribute("axes") or range(step.rank())]
+    axes = _resized(step)
     if axis not in axes:
         return True
     at, sizes = axes.index(axis), step.value(3)

@@ -20,15 +20,28 @@ from marship.proof.influence.tensor import (
 def elementwise(step: Step) -> list[Place]:
     """Each output's element is made of the inputs' elements at the same place (broadcasting)."""
     rank = max((len(shape) for shape in step.shapes), default=0)
-    found: dict[Place, bool] = {}
+    of_data: dict[Place, None] = {}
+    others: dict[Place, list[RowTensor]] = {}
     for number, tensor in enumerate(step.inputs):
         if tensor is not None and (place := step.place(number)) is not None:
             here = place[0] - len(tensor.shape) + rank, place[1]
-            found[here] = found.get(here, False) or tensor.is_data
-    of_data = [place for place, is_data in found.items() if is_data] or [*found][:1]
-    if len(of_data) > 1:
+            if tensor.is_data:
+                of_data[here] = None
+            else:
+                others.setdefault(here, []).append(tensor)
+    places = [*of_data] or [*others][:1]
+    if len(places) > 1:
         raise Mixes("combines different rows of a call")
-    return of_data * len(step.shapes)
+    for here, tensors in others.items():
+        if here not in places and not all(_is_same_along(one, here[0] - rank) for one in tensors):
+            raise Mixes("combines rows of a call with constants of others")
+    return places * len(step.shapes)
+
+
+def _is_same_along(tensor: RowTensor, axis: int) -> bool:
+    """Whether all elements along an axis, counted from the last, are equal."""
+    value = tensor.value
+    return value is not None and bool((value == value.take([0], axis)).all())
 
 
 def dropout(step: Step) -> list[Place]:
