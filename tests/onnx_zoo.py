@@ -229,7 +229,7 @@ def looped(b: Builder, x: str) -> str:
     return b.op("Loop", np.array(3), np.array(True), x, body=body)
 
 
-@row_wise
+@unshown
 def looped_until_done(b: Builder, x: str) -> str:
     """A loop until all rows are done, in which a row that is done stays as it is."""
     return _until_small(b, x, frozen=True)

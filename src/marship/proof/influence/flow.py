@@ -11,7 +11,7 @@ from onnx import NodeProto
 from marship.contract import Array
 from marship.proof import operators
 from marship.proof.influence.lines import differs
-from marship.proof.influence.loops import Body
+from marship.proof.influence.loops import Body, is_steady
 from marship.proof.influence.numbers import MOVED
 from marship.proof.influence.rules import RULES
 from marship.proof.influence.tensor import (
@@ -35,27 +35,6 @@ _SHAPING = {
     "Tile": (1,),
 }
 """The inputs of an operator that may state the number of rows, as a size."""
-_STATING = {
-    "CenterCropPad": (1,),
-    "ConstantOfShape": (0,),
-    "Expand": (1,),
-    "OneHot": (1,),
-    "Pad": (1, 3),
-    "Range": (0, 1, 2),
-    "Reshape": (1,),
-    "Resize": (1, 2, 3),
-    "Split": (1,),
-    "Slice": (1, 2, 3, 4),
-    "Squeeze": (1,),
-    "Tile": (1,),
-    "TopK": (1,),
-    "Trilu": (1,),
-    "Unsqueeze": (1,),
-    "Upsample": (1,),
-}
-"""The inputs of an operator whose values state the sizes of its outputs, or axes."""
-_BY_VALUE = {"Compress", "NonZero", "Unique"}
-"""Operators whose outputs have sizes that the values of any input make."""
 _DOMAINS = {"", "ai.onnx", "ai.onnx.ml", "com.microsoft", "ai.onnx.contrib"}
 _ITERATIONS = 4
 _UNKNOWN = "is not known to keep the rows of a call apart"
@@ -134,22 +113,12 @@ class Flow:
         inputs = [self.tensors.get(name) if name else None for name in node.input]
         captured = [self.tensors[name] for name in used(node) if name in self.tensors]
         is_shape = node.op_type in ("Shape", "Size")
-        if not self.is_main and not self._is_steady(node, inputs):
+        if not self.is_main and not is_steady(node, inputs, self.trace.data):
             self._note(node, "may make other sizes in each round of its loop")
         if not is_shape and any(tensor.is_data for tensor in captured):
             self._rows(node, inputs)
         else:
             self._known(node, captured, is_shape=is_shape)
-
-    def _is_steady(self, node: NodeProto, inputs: Sequence[RowTensor | None]) -> bool:
-        """Whether a node in a loop's body makes the same sizes in each round."""
-        if node.op_type in _BY_VALUE:
-            return not self.trace.data.intersection(node.input)
-        stating = _STATING.get(node.op_type, ())
-        held = [(node.input[at], inputs[at]) for at in stating if at < len(inputs)]
-        return not any(
-            one is not None and one.value is None and name in self.trace.data for name, one in held
-        )
 
     def _rows(self, node: NodeProto, inputs: Sequence[RowTensor | None]) -> None:
         """An operator on rows."""

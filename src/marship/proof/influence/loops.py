@@ -14,6 +14,28 @@ from marship.proof.influence.calls import Calls
 from marship.proof.influence.tensor import Place, RowTensor, Unknown, place_of, stride_of
 from marship.proof.influence.trace import Feed, Trace, run, used
 
+_STATING = {
+    "CenterCropPad": (1,),
+    "ConstantOfShape": (0,),
+    "Expand": (1,),
+    "OneHot": (1,),
+    "Pad": (1, 3),
+    "Range": (0, 1, 2),
+    "Reshape": (1,),
+    "Resize": (1, 2, 3),
+    "Split": (1,),
+    "Slice": (1, 2, 3, 4),
+    "Squeeze": (1,),
+    "Tile": (1,),
+    "TopK": (1,),
+    "Trilu": (1,),
+    "Unsqueeze": (1,),
+    "Upsample": (1,),
+}
+"""The inputs of an operator whose values state the sizes of its outputs, or axes."""
+_BY_VALUE = {"Compress", "NonZero", "Unique"}
+"""Operators whose outputs have sizes that the values of any input make."""
+
 
 @dataclass(frozen=True, slots=True)
 class Body:
@@ -182,3 +204,18 @@ def _needed(graph: GraphProto, wanted: set[str]) -> list[NodeProto]:
             needed.append(node)
             names |= used(node)
     return needed[::-1]
+
+
+def is_steady(node: NodeProto, inputs: Sequence[RowTensor | None], varying: set[str]) -> bool:
+    """Whether a node of a body makes the same sizes in each round.
+
+    Args:
+        node: The node.
+        inputs: What is known of its inputs.
+        varying: The names of the body's tensors that may have another value in another round.
+    """
+    if node.op_type in _BY_VALUE:
+        return not varying.intersection(node.input)
+    stating = [at for at in _STATING.get(node.op_type, ()) if at < len(inputs)]
+    held = [(node.input[at], inputs[at]) for at in stating]
+    return not any(one and one.value is None and name in varying for name, one in held)
