@@ -27,6 +27,7 @@ _SIZED = {*MOVED, "Expand", "Reshape", "Resize", "Split", "Tile"}
 """Operators whose values may say what size they make."""
 _LARGEST = 1 << 26
 """Values that a call may have that are computed from sizes alone."""
+_FEWEST = 3
 _FEW_VALUES = 64
 """Of a value that is looked at for all numbers of rows, though another takes too much memory."""
 _MOST_VALUES = 1 << 24
@@ -133,11 +134,14 @@ class Calls:
         most = min(most, _MOST_NODES // max(len(self.model.graph.node), 1))
         small = [name for name in names if self._is_fixed(name)]
         for some in (small, [name for name in names if name not in small]):
-            size = sum(math.prod(self.known[name][1]) for name in some if name in self.known)
-            if some is not small:  # it grows with the rows
-                most = min(most, math.isqrt(2 * _MOST_VALUES * self.second.rows // max(size, 1)))
-            if some:
-                found |= self._bends(some, most, around)
+            size = sum(
+                math.prod(self.known[name][1])
+                for name in self._leading_to(some)
+                if name in self.known and not self._is_fixed(name)
+            )
+            few = min(most, math.isqrt(2 * _MOST_VALUES * self.second.rows // max(size, 1)))
+            if some and few > _FEWEST:
+                found |= self._bends(some, few, around)
         return found
 
     def _bends(self, names: Sequence[str], most: int, around: "Calls | None") -> set[int]:
@@ -152,6 +156,14 @@ class Calls:
         for at, kind in enumerate(np.transpose([bends(values[name]) for name in names])):
             kinds.setdefault(kind.tobytes(), at + 1)
         return {*kinds.values()}
+
+    def _leading_to(self, names: Sequence[str]) -> set[str]:
+        """Some values with all that they are computed from, which takes memory, too."""
+        found = {*names}
+        for node in reversed(self.model.graph.node):
+            if found.intersection(node.output):
+                found |= used(node)
+        return found
 
     def _for(self, names: Sequence[str]) -> Any:  # noqa: ANN401  a session
         """A session that computes no more than some values."""
