@@ -127,9 +127,9 @@ class Calls:
             around: Of a loop's body, the calls of the graph around it.
         """
         found = {size + by for size in self._bounds() if size < most for by in (0, 1)}
-        for key, inner in self.inner.items():
+        for inner in self.inner.values():
             with contextlib.suppress(Unknown):  # it takes what the first iteration alone has
-                found |= inner.changing(most, self) if key else set()
+                found |= inner.changing(most, self)
         names = self._sized()
         most = min(most, _MOST_NODES // max(len(self.model.graph.node), 1))
         small = [name for name in names if self._is_fixed(name)]
