@@ -3,9 +3,11 @@
 import errno
 import io
 import json
+import logging
 import os
 import signal
 import sys
+import threading
 import unicodedata
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -139,6 +141,44 @@ def as_notes(wanted: bool) -> Iterator[None]:
         yield
     finally:
         out.stderr = before
+
+
+class _Muted:
+    """The levels up to which some thread wants no log now, and what held before all of them."""
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.levels: list[int] = []
+        self.before = logging.NOTSET
+
+
+_muted = _Muted()
+
+
+@contextmanager
+def muted(level: int) -> Iterator[None]:
+    """Keep what libraries log up to a level off the terminal, in all threads.
+
+    Threads may be in it at once, and leave in any order: the highest level counts.
+
+    Args:
+        level: One of `logging`'s, as `logging.WARNING`; what is above is still logged.
+
+    Example:
+        >>> with muted(logging.WARNING):
+        ...     logging.warning("not seen")
+    """
+    with _muted.lock:
+        if not _muted.levels:
+            _muted.before = logging.root.manager.disable
+        _muted.levels.append(level)
+        logging.disable(max(_muted.before, *_muted.levels))
+    try:
+        yield
+    finally:
+        with _muted.lock:
+            _muted.levels.remove(level)
+            logging.disable(max([_muted.before, *_muted.levels]))
 
 
 class _RateColumn(ProgressColumn):

@@ -1,6 +1,7 @@
 """Each error is one line with its code; the exit code says whose fault it was."""
 
 import json
+import logging
 import os
 import signal
 import subprocess
@@ -313,3 +314,33 @@ def test_a_direct_address_that_nobody_serves_is_shown_as_such(
     shown = capsys.readouterr().out
     assert "http://a:4" in shown
     assert shown.count("not running: restart the server") == (0 if is_alive else 2)
+
+
+def test_threads_mute_logs_at_once_and_leave_in_any_order() -> None:
+    """The highest level of those within counts; when all have left, what held before holds."""
+    before = logging.root.manager.disable
+    first, second = console.muted(logging.WARNING), console.muted(logging.CRITICAL)
+    first.__enter__()
+    second.__enter__()
+    first.__exit__(None, None, None)
+    assert logging.root.manager.disable == logging.CRITICAL
+    second.__exit__(None, None, None)
+    assert logging.root.manager.disable == before
+    with pytest.raises(KeyError), console.muted(logging.WARNING):
+        raise KeyError
+    assert logging.root.manager.disable == before
+
+
+def test_muted_logs_leave_a_level_as_they_found_it(caplog: pytest.LogCaptureFixture) -> None:
+    """Someone's own level is the least that is muted."""
+    logging.disable(logging.ERROR)
+    try:
+        with console.muted(logging.WARNING):
+            logging.error("no")
+        assert logging.root.manager.disable == logging.ERROR
+    finally:
+        logging.disable(logging.NOTSET)
+    with console.muted(logging.WARNING):
+        logging.warning("no")
+        logging.error("yes")
+    assert caplog.messages == ["yes"]

@@ -5,6 +5,7 @@ import io
 import logging
 import re
 import sys
+import threading
 import traceback
 import warnings
 from collections.abc import Iterator, Mapping
@@ -38,6 +39,8 @@ WEIGHTS_INSIDE_LIMIT_BYTES = 2**31 - 2**24
 
 TRACED_ROWS = 3
 REASON_LIMIT = 400
+_exporting = threading.Lock()
+"""What is exchanged in PyTorch while it traces, is for all threads: one export at a time."""
 
 
 def input_order(model: nn.Module, examples: Arrays) -> list[str]:
@@ -203,6 +206,7 @@ def _converted(  # noqa: PLR0913  as write_onnx
         ModelError: Guards exclude sizes that the bounds allow.
     """
     with (
+        _exporting,
         _quiet(),
         torch.no_grad(),
         _plain_attention(),
@@ -347,14 +351,13 @@ def _plain_attention() -> Iterator[None]:
 @contextmanager
 def _quiet() -> Iterator[None]:
     """Suppress the exporter's output, but not a progress bar."""
-    before = logging.root.manager.disable
-    logging.disable(logging.CRITICAL)
-    try:
-        with warnings.catch_warnings(), redirect_stderr(_Muted()):
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(before)
+    with (
+        console.muted(logging.CRITICAL),
+        warnings.catch_warnings(),
+        redirect_stderr(_Muted()),
+    ):
+        warnings.simplefilter("ignore")
+        yield
 
 
 class _Muted(io.StringIO):

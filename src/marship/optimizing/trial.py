@@ -62,14 +62,14 @@ def _report(progress: Progress, task: TaskID, name: str, line: str) -> None:
 @contextmanager
 def _quiet() -> Iterator[None]:
     """Suppress the warnings and prints of the quantizer, and of the sessions that it opens."""
-    before = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        with parity.quiet_runtime(), warnings.catch_warnings(), redirect_stdout(io.StringIO()):
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(before)
+    with (
+        console.muted(logging.WARNING),
+        parity.quiet_runtime(),
+        warnings.catch_warnings(),
+        redirect_stdout(io.StringIO()),
+    ):
+        warnings.simplefilter("ignore")
+        yield
 
 
 def _check_tensors(target: Path, contract: Contract) -> None:

@@ -8,6 +8,7 @@ import json
 import re
 import shutil
 import tempfile
+import threading
 import zipfile
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -41,8 +42,10 @@ ZIP_EPOCH = (1980, 1, 1, 0, 0, 0)
 MANIFEST_EPOCH = "01/01/1980 00:00:00"
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _MOST_NAME = 200
-_PRIVATE = b"marship.serving.private"
 """Characters of an archive's file name, which is written under a longer one first."""
+_PRIVATE = b"marship.serving.private"
+_archiving = threading.Lock()
+"""The archiver takes the process's temp folder for its own: one archive at a time."""
 
 
 def name_of(folder: Path) -> str:
@@ -204,8 +207,8 @@ def _check_handler(path: Path) -> None:
 @contextmanager
 def _private_temp(parent: Path) -> Iterator[Path]:
     """A temp folder of our own: the archiver deletes `$TMPDIR/<model name>` before it stages."""
-    before = tempfile.tempdir
-    with tempfile.TemporaryDirectory(dir=parent) as folder:
+    with _archiving, tempfile.TemporaryDirectory(dir=parent) as folder:
+        before = tempfile.tempdir
         (Path(folder) / "tmp").mkdir()
         tempfile.tempdir = str(Path(folder) / "tmp")
         try:

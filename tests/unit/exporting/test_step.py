@@ -1,12 +1,15 @@
 """marship.exporting.step: from weights to a proven ONNX file, whole or not at all."""
 
+import io
 import json
+import logging
 import os
 import re
 import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +17,7 @@ import numpy as np
 import onnxruntime
 import pytest
 import torch
+from torch.nn.modules import transformer
 
 import zoo
 from marship.contract import Contract, read_golden
@@ -97,6 +101,30 @@ def answer(folder: Path, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]
     return dict(
         zip([o.name for o in session.get_outputs()], session.run(None, inputs), strict=True)
     )
+
+
+def test_threads_that_export_at_once_leave_torch_as_it_was(tmp_path: Path) -> None:
+    """What is exchanged in PyTorch while it traces is put back, whoever ends first."""
+    torch.save(resolve(f"{ZOO}:Sequence")().state_dict(), tmp_path / "weights.pt")
+    np.savez(tmp_path / "example.npz", **histories())
+
+    def export(number: int) -> Exported:
+        return export_model(
+            f"{ZOO}:Sequence",
+            weights=tmp_path / "weights.pt",
+            example=tmp_path / "example.npz",
+            settings=ExportSettings(pad=("items=0", "ratings=0")),
+            out=tmp_path / str(number),
+        )
+
+    fused = torch.backends.mha.get_fastpath_enabled()
+    detect, muted = transformer._detect_is_causal_mask, logging.root.manager.disable
+    with ThreadPoolExecutor(3) as pool:
+        assert len(list(pool.map(export, range(3)))) == 3
+    assert torch.backends.mha.get_fastpath_enabled() == fused
+    assert transformer._detect_is_causal_mask is detect
+    assert logging.root.manager.disable == muted
+    assert not isinstance(sys.stderr, io.StringIO)
 
 
 def test_a_transformer_travels_with_names_and_bounds(run_dir: Path) -> None:

@@ -7,7 +7,7 @@ import subprocess
 import sys
 import tempfile
 import zipfile
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -73,6 +73,17 @@ def test_archives_built_at_the_same_time_do_not_meet(linear_onnx: Path, tmp_path
     with ProcessPoolExecutor(2) as pool:
         built = [pool.submit(pack, linear_onnx, tmp_path / str(i), name="x") for i in range(4)]
         assert len({future.result().read_bytes() for future in built}) == 1
+
+
+def test_threads_that_build_at_once_leave_the_temp_folder_as_it_was(
+    linear_onnx: Path, tmp_path: Path
+) -> None:
+    """The archiver takes the process's temp folder; one thread must not restore another's."""
+    before = tempfile.gettempdir()
+    with ThreadPoolExecutor(4) as pool:
+        built = list(pool.map(lambda n: pack(linear_onnx, tmp_path / str(n)), range(4)))
+    assert len({path.read_bytes() for path in built}) == 1
+    assert tempfile.gettempdir() == before
 
 
 def test_a_bare_onnx_file_needs_no_recipe(linear_onnx: Path, tmp_path: Path) -> None:

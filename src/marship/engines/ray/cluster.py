@@ -7,11 +7,11 @@ import logging
 import os
 import socket
 import threading
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from marship import console
 from marship.engines.ray import keeper, problems
 from marship.engines.ray.archives import ArchiveSource
 from marship.engines.ray.table import Table
@@ -146,17 +146,6 @@ def _refused(address: str, error: Exception) -> MarshipError:
     )
 
 
-@contextmanager
-def quiet(level: int = logging.WARNING) -> Iterator[None]:
-    """Keep what Ray prints of its own steps off the terminal, up to a level."""
-    before = logging.root.manager.disable
-    logging.disable(level)
-    try:
-        yield
-    finally:
-        logging.disable(before)
-
-
 def nodes() -> list[dict[str, Any]]:
     """What Ray tells of each node that is alive."""
     import ray
@@ -251,7 +240,7 @@ def start_front(key: str | None, port: int, host: str) -> None:
     """Start Serve's proxies, and the front on every node."""
     from ray import serve
 
-    with quiet():
+    with console.muted(logging.WARNING):
         serve.start(
             proxy_location="EveryNode",
             http_options={"host": host, "port": port, "keep_alive_timeout_s": 75},
@@ -300,7 +289,7 @@ def write(changed: Table) -> None:
     import ray
 
     facts = ray.get(keeper.running().facts.remote(), timeout=_CALL_S)
-    with quiet():
+    with console.muted(logging.WARNING):
         _run_front(changed, facts["key"])
 
 
@@ -328,7 +317,7 @@ def deploy(app: str, version: "HostedVersion", plan: "RunPlan") -> None:
     from marship.engines.ray.replica import Replica
 
     ray.get(keeper.running().note.remote(app, noted.to_json(version, plan)), timeout=_CALL_S)
-    with quiet(), _deploying:
+    with console.muted(logging.WARNING), _deploying:
         deployment = _deployment(Replica).options(**plan.options())
         deployment._version = app
         serve.run_many(
@@ -342,7 +331,7 @@ def delete(app: str) -> None:
     """End an application: its replicas finish what they have."""
     from ray import serve
 
-    with quiet():
+    with console.muted(logging.WARNING):
         serve.delete(app)
 
 
@@ -350,7 +339,7 @@ def broadcast(app: str, method: str, *given: Any) -> list[Any]:  # noqa: ANN401
     """What each replica of an application returns of a method; empty if there are none."""
     from ray import serve
 
-    with quiet():
+    with console.muted(logging.WARNING):
         handle: Any = serve.get_app_handle(app)
         if not handle.is_initialized:  # a client has no loop, whatever its environment says of Ray
             handle._init(_run_router_in_separate_loop=True)

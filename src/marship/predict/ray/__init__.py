@@ -17,7 +17,8 @@ from contextlib import closing
 from dataclasses import replace
 from typing import Any
 
-from marship.engines.ray import cluster, problems
+from marship import console
+from marship.engines.ray import problems
 from marship.errors import MarshipError
 from marship.predict import Run, Watcher, remaining, with_transcripts
 from marship.predict.ledger import Ledger
@@ -76,7 +77,7 @@ def _rows(prepared: Prepared, sources: list[Source]) -> Generator[Row, None, Non
     Raises:
         MarshipError: A node's own error that is not one of a file.
     """
-    with cluster.quiet(logging.CRITICAL):  # Ray logs the traceback of each error
+    with console.muted(logging.CRITICAL):  # Ray logs the traceback of each error
         try:
             for table in _tables(prepared, sources):
                 yield from shares.rows(table)
