@@ -131,15 +131,16 @@ class Calls:
             with contextlib.suppress(Unknown):  # it takes what the first iteration alone has
                 found |= inner.changing(most, self)
         names = self._sized()
-        most = min(most, _MOST_NODES // max(len(self.model.graph.node), 1))
         small = [name for name in names if self._is_fixed(name)]
         for some in (small, [name for name in names if name not in small]):
+            leading = self._leading_to(some)
             size = sum(
                 math.prod(self.known[name][1])
-                for name in self._leading_to(some)
+                for name in leading
                 if name in self.known and not self._is_fixed(name)
             )
-            few = min(most, math.isqrt(2 * _MOST_VALUES * self.second.rows // max(size, 1)))
+            few = min(most, _MOST_NODES // max(len(leading), 1))
+            few = min(few, math.isqrt(2 * _MOST_VALUES * self.second.rows // max(size, 1)))
             if some and few > _FEWEST:
                 found |= self._bends(some, few, around)
         return found
@@ -169,7 +170,10 @@ class Calls:
         """A session that computes no more than some values."""
         model = ModelProto()
         model.CopyFrom(self.model)
-        del model.graph.output[:]
+        wanted = self._leading_to(names)
+        nodes = [node for node in model.graph.node if wanted.intersection(node.output)]
+        del model.graph.node[:], model.graph.output[:]
+        model.graph.node.extend(nodes)
         model.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names)
         return session(model, self.first.libraries)
 
