@@ -8,7 +8,8 @@ The body is a text (text/plain, UTF-8), or JSON: a string, an object, or a list 
     {"instances": ["Good.", {"text": "Bad."}]}
 
 The response is what `pipeline()` of transformers gives for one text, or a list with that of each;
-see `marship.serving.texts.answers`. `top_k` is of text-classification: as many labels, best first.
+see `marship.serving.texts.answers`. `top_k` is of text-classification: as many labels, best first;
+where the host passes query parameters on, `?top_k=2` says it for any body.
 `instances` are KServe v1's, and get `{"predictions": [...]}`.
 
 Texts with more tokens than the model takes are refused. `handler:` in model-config.yaml may set
@@ -96,6 +97,9 @@ class TextHandler(OnnxHandler):
                 BodyForm(JSON_TYPE, answers, "of a list"),
                 BodyForm(JSON_TYPE, schemas.record(predictions=answers), "KServe v1"),
             ),
+            parameters=tuple(
+                {"name": name, "in": "query", "schema": schema} for name, schema in top_k.items()
+            ),
         )
 
     def decode(
@@ -129,10 +133,10 @@ class TextHandler(OnnxHandler):
 
     def _texts(self, request: Request) -> tuple[list[Text], AnswerForm]:
         """The texts, and the form of the response."""
+        top_k = _queried(request)
         if forms.kind_of(request.content_type) == TEXT_TYPE:
-            return [Text(_plain(request.body))], AnswerForm()
+            return [Text(_plain(request.body))], AnswerForm(top_k=top_k)
         value = codec.read_json(request.body, request.content_type)
-        top_k = None
         is_kserve = isinstance(value, dict) and instances.is_request(value, self.contract)
         if is_kserve:
             value = _instances(value)
@@ -141,7 +145,8 @@ class TextHandler(OnnxHandler):
                 raise InvalidInputError(
                     f"the body must be an object with text and no keys but {', '.join(KEYS)}."
                 )
-            top_k = self._top_k(value)
+            if value.get("top_k") is not None:
+                top_k = _counted(value["top_k"])
             value = _rows(value)
         if not isinstance(value, list):
             return [_text(value, "text")], AnswerForm(top_k=top_k)
@@ -151,12 +156,6 @@ class TextHandler(OnnxHandler):
         found = [_text(each, f"text {n}") for n, each in enumerate(value, 1)]
         return found, AnswerForm(is_list=True, top_k=top_k, is_kserve=is_kserve)
 
-    def _top_k(self, value: dict[str, Any]) -> int | None:
-        top_k = value.get("top_k")
-        if top_k is not None and (type(top_k) is not int or top_k < 1):
-            raise InvalidInputError(f"top_k must be a whole number from 1, got {top_k!r:.40}.")
-        return top_k
-
     def _check_task(self, texts: list[Text], top_k: int | None) -> None:
         """Refuse what other pipelines than text-classification have no use for."""
         if self._classifies:
@@ -165,6 +164,21 @@ class TextHandler(OnnxHandler):
             raise InvalidInputError(
                 "text_pair and top_k must be left out: they are of text-classification alone."
             )
+
+
+def _queried(request: Request) -> int | None:
+    """The query's or form's top_k; a body's own wins."""
+    text = request.parameter("top_k")
+    if text is None:
+        return None
+    number = text.lstrip("0")[:9] if text.isascii() and text.isdigit() else ""
+    return _counted(int(number) if number else text)
+
+
+def _counted(top_k: object) -> int:
+    if type(top_k) is not int or top_k < 1:
+        raise InvalidInputError(f"top_k must be a whole number from 1, got {top_k!r:.40}.")
+    return top_k
 
 
 def _rows(value: dict[str, Any]) -> Any:  # noqa: ANN401  any JSON value

@@ -15,6 +15,7 @@ import marship
 from marship.errors import DataError, UsageError
 from marship.pretrained import pictures, texts
 from marship.pretrained.folder import ModelFolder
+from marship.serving.message import JSON_TYPE, Request
 from marship.serving.placement import Placement
 from marship.storage import write_json
 from pretrained_folders import byte_pairs, word_pieces, write_pictures, write_texts
@@ -171,6 +172,25 @@ def test_a_request_that_cannot_be_answered_is_4xx(bert: Path, value: object, mes
     reply = served(bert).respond(json.dumps(value).encode(), "application/json")
     assert reply.status in (400, 413)
     assert message in json.loads(reply.body)["message"]
+
+
+@pytest.mark.parametrize(
+    ("body", "kind"), [(b"No", "text/plain"), (b'"No"', JSON_TYPE), (b'{"text": "No"}', JSON_TYPE)]
+)
+def test_a_query_says_how_many_labels(bert: Path, body: bytes, kind: str) -> None:
+    """For any body; one that says it itself wins, and what is no number is refused."""
+    handler = served(bert)
+
+    def asked(body: bytes, top_k: str) -> Any:
+        ((reply,), _) = handler.reply([Request(body, kind, fields={"top_k": top_k})])
+        return json.loads(reply.body)
+
+    assert asked(body, "2") == answer(handler, {"text": "No", "top_k": 2})
+    assert asked(body, "9" * 40) == asked(body, "0002")
+    for value in ("0", "-1", "two", ""):
+        assert "top_k must be a whole number from 1" in asked(body, value)["message"]
+    if body.startswith(b"{"):
+        assert len(asked(b'{"text": "No", "top_k": 1}', "2")) == 1
 
 
 def test_bytes_that_are_no_text_are_400(bert: Path) -> None:
