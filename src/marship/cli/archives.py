@@ -144,6 +144,7 @@ def package(
     )
     with console.err.status(f"{doing} {escape(source.name)}"):
         archive = step.package(source, settings)
+    privates.warn_of_clients(archive)
     return _packaged(archive)
 
 

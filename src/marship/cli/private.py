@@ -1,5 +1,6 @@
 """What the commands say of private models."""
 
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -10,7 +11,7 @@ from rich.markup import escape
 from marship import console
 from marship.cli import tables
 from marship.cli.report import Fields, Report
-from marship.errors import UsageError
+from marship.errors import MarshipError, UsageError
 from marship.packaging.settings import PackageSettings
 
 if TYPE_CHECKING:
@@ -54,6 +55,21 @@ def check(kind: str | None, start: str | None = None) -> None:
         from marship.private import step
 
         step.check_kind(kind)
+
+
+def warn_of_clients(archive: Path) -> None:
+    """Say so if an open archive has taken the place of a private one, whose clients go on."""
+    from marship.private.client_file import SUFFIX, ClientFile
+
+    beside = archive.with_name(archive.name.removesuffix(".mar") + SUFFIX)
+    with suppress(OSError, MarshipError):
+        if ClientFile.from_bytes(beside.read_bytes()).kind == "he":
+            console.err.print(
+                f"{archive.name} takes open inputs now, and {beside.name} is of the private model "
+                "that it replaced: package again with --private he, or delete that file",
+                markup=False,
+                soft_wrap=True,
+            )
 
 
 def compiled(run_dir: Path, fields: Fields, start: str | None) -> Report:

@@ -268,13 +268,17 @@ def show_archive(archive: "Archive") -> None:
 
 def show_checked(done: "Checked") -> None:
     """The result of `marship check`."""
+    cases, call = "none in the archive: its answers were not compared", ""
+    if done.golden_cases:
+        cases = f"{done.golden_cases} replayed, all within the tolerance"
+        call = f"{done.golden_ms:.3f} ms for a golden case, on {done.threads} threads"
     facts(
         [
             ("model", f"{done.name} {done.version}, by {done.handler}"),
-            ("golden cases", f"{done.golden_cases} replayed, all within the tolerance"),
+            ("golden cases", cases),
             ("golden requests", f"{done.golden_requests} replayed" if done.golden_requests else ""),
             ("load", f"{done.load_s:.2f} s"),
-            ("one call", f"{done.golden_ms:.3f} ms for a golden case, on {done.threads} threads"),
+            ("one call", call),
             ("memory", f"{_mb(done.loaded_bytes)} loaded, {_mb(done.peak_bytes)} at most"),
         ]
     )

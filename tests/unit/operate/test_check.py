@@ -12,9 +12,9 @@ import psutil
 import pytest
 from typer.testing import CliRunner
 
-from marship.cli import app
+from marship.cli import app, tables
 from marship.errors import LoadError, MarshipError, PackageError, SealError, UsageError
-from marship.operate.check import check
+from marship.operate.check import Checked, check
 from marship.packaging.step import PackageSettings, package
 from versions import linear, spoil_golden
 from waiting import until
@@ -58,6 +58,17 @@ def test_an_archive_is_loaded_and_its_golden_cases_replayed(mar: Path, tmp_path:
     assert done.response is not None
     assert (done.response.status, json.loads(done.response.body)) == (200, [[16, 22]])
     assert done.response.size_bytes == len(done.response.body)
+
+
+def test_an_archive_without_golden_cases_is_said_to_have_none(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """As a party's, whose answers are held against others' in each session."""
+    tables.show_checked(Checked("m", "1.0", "h.py", 1.0, 1, 0, 0.0, 1, 2, 3))
+    shown = capsys.readouterr().out
+    assert "none in the archive" in shown
+    assert "within the tolerance" not in shown
+    assert "one call" not in shown
 
 
 def test_no_server_need_be_installed(

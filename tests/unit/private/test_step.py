@@ -283,6 +283,11 @@ def test_the_commands_say_what_it_costs(tmp_path: Path, monkeypatch: pytest.Monk
     done = CliRunner().invoke(app, [*words, "--json"])
     fields = json.loads(done.stdout)
     assert (fields["path"], fields["client_file"]) == ("store/tiny.mar", "store/tiny.client.json")
+    for told in (True, False):  # an open archive in its place, and again
+        done = CliRunner().invoke(app, ["package", str(run), "--model-store", "store"])
+        assert done.exit_code == 0
+        assert ("tiny.client.json is of the private model" in done.stderr) == told
+        Path("store/tiny.client.json").unlink(missing_ok=True)
     done = CliRunner().invoke(app, ["export", str(run), "--private", "rot13"])
     assert isinstance(done.exception, UsageError)
     done = CliRunner().invoke(app, ["export", str(run), "--private-from", "h"])
