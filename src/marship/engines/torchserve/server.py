@@ -205,10 +205,7 @@ def log_files(home_path: str | Path | None = None) -> list[Path]:
     home.check_readable()
     files = home.log_files()
     if not files:
-        raise UsageError(
-            f"{home.path} must be a server's home, got a folder without logs. Give the home with "
-            "--home, or start a server with: marship serve"
-        )
+        raise UsageError(f"{home.path} must be a home with logs, got none. Give it with --home.")
     return files
 
 
