@@ -130,7 +130,7 @@ class ImageHandler(OnnxHandler):
         named = schemas.record({**one["properties"], **media.FAULT}, name=schemas.TEXT)
         several = schemas.record(pictures=schemas.array(named, 2, MOST_PICTURES))
         count = {"type": "integer", "minimum": 1, "description": "How many labels to give."}
-        form = schemas.record(picture=schemas.BINARY)
+        form = {"type": "object", "minProperties": 1}
         return Interface(
             PICTURE,
             (

@@ -139,9 +139,13 @@ class _Document:
         self._paths[ours] = {"post": predicts("post"), "put": predicts("put")}
         self._paths[f"/v2/{theirs}/infer"] = {"post": predicts("infer")}
         self._paths[f"/v1/{theirs}:predict"] = {"post": predicts("predict")}
-        self._paths[f"/v2/{theirs}"] = self._reads("What it takes and gives.", _METADATA, model)
-        for path in (f"/v2/{theirs}/ready", f"/v1/{theirs}"):
-            self._paths[path] = self._reads("Whether it is ready.", _READY, model, is_open=True)
+        self._paths[f"/v2/{theirs}"] = self._reads(
+            f"{key}.metadata", "What it takes and gives.", _METADATA, model
+        )
+        for path, verb in ((f"/v2/{theirs}/ready", "ready"), (f"/v1/{theirs}", "state")):
+            self._paths[path] = self._reads(
+                f"{key}.{verb}", "Whether it is ready.", _READY, model, is_open=True
+            )
 
     def _prediction(
         self, model: ServedModel, key: str, facts: Mapping[str, Any], verb: str
@@ -161,6 +165,7 @@ class _Document:
 
     def _reads(
         self,
+        name: str,
         summary: str,
         schema: Mapping[str, Any],
         model: ServedModel | None = None,
@@ -177,6 +182,7 @@ class _Document:
             }  # fmt: skip
             errors.pop("401")
         operation = {
+            "operationId": self._unique(name),
             "summary": summary,
             "tags": [model.name if model else "server"],
             "responses": {"200": {"description": "Yes.", "content": content}, **errors},
@@ -186,15 +192,18 @@ class _Document:
 
     def _add_server_paths(self) -> None:
         flag = {"type": "boolean"}
-        for path, summary, name, schema in (
+        for path, summary, field, schema in (
             ("/ping", "Whether the server serves.", "status", {"type": "string"}),
             ("/v2/health/live", "Whether the server lives.", "live", flag),
             ("/v2/health/ready", "Whether all models have their workers.", "ready", flag),
         ):
-            facts = {"type": "object", "properties": {name: schema}, "required": [name]}
-            self._paths[path] = self._reads(summary, facts, is_open=True)
-        self._paths["/v2"] = self._reads("The server's name and version.", _SERVER)
-        self._paths["/openapi.json"] = self._reads("This document.", {"type": "object"})
+            facts = {"type": "object", "properties": {field: schema}, "required": [field]}
+            name = path.removeprefix("/").removeprefix("v2/").replace("/", ".")
+            self._paths[path] = self._reads(f"server.{name}", summary, facts, is_open=True)
+        about = "The server's name and version."
+        self._paths["/v2"] = self._reads("server.metadata", about, _SERVER)
+        document = {"type": "object"}
+        self._paths["/openapi.json"] = self._reads("server.document", "This document.", document)
 
 
 def _content(forms: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -202,18 +211,25 @@ def _content(forms: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for form in forms:
         entry = found.setdefault(form["content_type"], {"schemas": [], "examples": {}})
-        title = {"title": form["title"]} if form.get("title") else {}
-        entry["schemas"].append({**form["schema"], **title})
+        entry["schemas"].append((form.get("title"), form["schema"]))
         for name, value in form.get("examples", {}).items():
             key = re.sub(r"[^A-Za-z0-9._-]+", "-", name)
             entry["examples"][key] = {"summary": name, "value": value}
     return {
         content_type: {
-            "schema": one["schemas"][0] if len(one["schemas"]) == 1 else {"anyOf": one["schemas"]},
+            "schema": _either(one["schemas"]),
             **({"examples": one["examples"]} if one["examples"] else {}),
         }
         for content_type, one in found.items()
     }
+
+
+def _either(forms: Sequence[tuple[str | None, Mapping[str, Any]]]) -> dict[str, Any]:
+    """One schema of all; titles tell several apart, and generators name types after them."""
+    if len(forms) == 1:
+        ((title, schema),) = forms
+        return {**({"description": title} if title else {}), **schema}
+    return {"anyOf": [{**schema, **({"title": title} if title else {})} for title, schema in forms]}
 
 
 _TENSOR = {
