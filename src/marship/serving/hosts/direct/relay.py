@@ -6,14 +6,16 @@ its next request goes to a worker as soon as there is one.
 """
 
 import asyncio
+import socket
 from collections.abc import Callable
 from http import HTTPStatus
+from typing import Protocol
 from urllib.parse import quote
 
 import httptools
 
 from marship.errors import MarshipError
-from marship.serving.hosts.direct.exchange import Exchange
+from marship.serving.hosts.direct.exchange import LINES_TYPE
 from marship.serving.hosts.direct.heads import TRACE, Head
 from marship.serving.hosts.direct.limits import Limits, StatusError, error_reply
 from marship.serving.message import Reply
@@ -57,8 +59,38 @@ def check(head: Head) -> None:
         )
 
 
+class Relayed(Protocol):
+    """A request that is complete, and takes its response: an exchange, or a leg of a trial.
+
+    Attributes:
+        head: The request line with its headers.
+        body: The bytes.
+        trace: The trace id that the client sent; empty without one.
+        is_done: Whether the response is complete.
+    """
+
+    head: Head
+    body: bytes
+    trace: bytes
+    is_done: bool
+
+    @property
+    def is_abandoned(self) -> bool:
+        """Whether nobody waits for the response any more."""
+
+    def reply(self, reply: Reply) -> None:
+        """Take a response, or the next part of a streamed one."""
+
+    def abandon(self) -> None:
+        """End the connection where the rest of a response cannot be had."""
+
+
+def _as_it_came(reply: Reply) -> Reply:
+    return reply
+
+
 class Relay(asyncio.Protocol):
-    """A request that the engine gets, and its response on the way back.
+    """A request that the engine or a worker gets, and its response on the way back.
 
     Each has a connection of its own: one that was kept open may close just when a request is
     written, and then nobody knows whether it was received.
@@ -72,10 +104,10 @@ class Relay(asyncio.Protocol):
 
     def __init__(
         self,
-        exchange: Exchange,
+        exchange: Relayed,
         limits: Limits,
         on_end: Callable[["Relay"], None],
-        explained: Callable[[Reply], Reply],
+        explained: Callable[[Reply], Reply] = _as_it_came,
     ) -> None:
         self._exchange, self._limits, self._on_end = exchange, limits, on_end
         self._explained = explained
@@ -84,6 +116,7 @@ class Relay(asyncio.Protocol):
         self._headers: list[tuple[bytes, bytes]] = []
         self._body: list[bytes] = []
         self._streams = False
+        self._line = b""  # of a stream of lines, that is not whole yet
         self._timer: asyncio.TimerHandle | None = None
         self._transport: asyncio.Transport | None = None
 
@@ -104,7 +137,27 @@ class Relay(asyncio.Protocol):
             self._exchange.reply(error_reply(_unreachable("no connection")))
             self._on_end(self)
             return
-        self._send(target)
+        self._write(self._head(target) + self._exchange.body)
+
+    async def start_here(self, target: bytes, place: Callable[[int, bytes], None]) -> None:
+        """Send the request to a worker of this acceptor, as if a client had connected for it.
+
+        Args:
+            target: Names the version.
+            place: Takes a connection, and what was read of it, to the worker.
+        """
+        try:
+            mine, its = socket.socketpair()
+        except OSError:  # too many files are open
+            self._exchange.reply(error_reply(_unreachable("no connection")))
+            self._on_end(self)
+            return
+        mine.setblocking(False)
+        its.setblocking(False)
+        place(its.detach(), self._head(target))
+        loop = asyncio.get_running_loop()
+        await loop.create_unix_connection(lambda: self, sock=mine)
+        self._write(self._exchange.body)
 
     def give_up(self, error: MarshipError) -> None:
         """Answer with an error where the engine will not respond any more."""
@@ -119,16 +172,18 @@ class Relay(asyncio.Protocol):
         """The engine is there."""
         self._transport = transport  # type: ignore[assignment]
 
-    def _send(self, target: bytes) -> None:
+    def _head(self, target: bytes) -> bytes:
         head, body = self._exchange.head, self._exchange.body
         lines = [b"%b %b HTTP/1.1" % (head.method.encode(), target), b"host: engine"]
         lines += [b"%b: %b" % pair for pair in head.raw.items() if pair[0] not in _NOT_PASSED_ON]
         if self._exchange.trace and TRACE not in head.raw:
             lines.append(b"%b: %b" % (TRACE, self._exchange.trace))
         lines += [b"content-length: %d" % len(body), b"connection: close", b"", b""]
+        return b"\r\n".join(lines)
+
+    def _write(self, data: bytes) -> None:
         assert self._transport is not None  # noqa: S101  connected
-        self._transport.write(b"\r\n".join(lines))
-        self._transport.write(body)
+        self._transport.write(data)
         self._wait()
 
     def _wait(self) -> None:
@@ -179,14 +234,18 @@ class Relay(asyncio.Protocol):
 
     def on_body(self, part: bytes) -> None:
         """A part of the body."""
-        if self._streams:
-            self._exchange.reply(self._reply(part, more=True))
-        else:
+        if not self._streams:
             self._body.append(part)
+            return
+        if dict(self._headers).get(b"content-type") == LINES_TYPE.encode():  # events are of lines
+            whole, end, self._line = (self._line + part).rpartition(b"\n")
+            part = whole + end
+        if part:
+            self._exchange.reply(self._reply(part, more=True))
 
     def on_message_complete(self) -> None:
         """The response is whole."""
-        body = b"" if self._streams else b"".join(self._body)
+        body = self._line if self._streams else b"".join(self._body)
         reply = self._reply(body, more=False)
         self._exchange.reply(reply if self._streams else self._explained(reply))
         assert self._transport is not None  # noqa: S101  connected
