@@ -37,7 +37,7 @@ def figures_of(answers: Iterable[Mapping[str, Any]]) -> list[TrialFigures]:
     for answer in answers:
         if refused := answer.get("refused"):
             raise ServerError(refused)
-        if answer:
+        if "figures" in answer:
             found.append(TrialFigures.from_json(answer["figures"]))
     return found
 

@@ -6,7 +6,7 @@ renewed here each second. So a trial ends by itself where this process is gone.
 
 import secrets
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, replace
 
@@ -216,7 +216,7 @@ class _Run:
                 self._watcher.on_tried(step)
                 return step
             self._watcher.on_figures(share, figures, end - now)
-            _pause(min(RENEW_S, max(0.05, end - now)))
+            time.sleep(min(RENEW_S, max(0.05, end - now)))
 
     def promote(self) -> None:
         """Make the new version the default.
@@ -237,9 +237,6 @@ class _Run:
                     "client has registered anew. Try it again."
                 )
             client.set_default(name, self.new.version)
-
-
-_pause: Callable[[float], None] = time.sleep
 
 
 def _versions(client: Client, name: str, version: str) -> tuple[ModelStatus, ModelStatus]:

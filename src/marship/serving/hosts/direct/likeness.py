@@ -1,5 +1,6 @@
 """Whether two versions respond alike to one request."""
 
+from http import HTTPStatus
 from typing import Any
 
 import numpy as np
@@ -27,15 +28,21 @@ def compare(new: VersionResponse, default: VersionResponse, order: TrialOrder) -
     Returns:
         Places and distances in it, and nothing else of the responses.
     """
+    found = known(new, default)
+    return _of_bodies(new, default, order) if found is None else found
+
+
+def known(new: VersionResponse, default: VersionResponse) -> Likeness | None:
+    """What is to be seen without parsing; None where the bodies must be parsed."""
     if new.status != default.status:
         return Likeness(differs=True, place=f"status {new.status} in place of {default.status}")
-    if new.status >= 400:  # noqa: PLR2004  both refuse it; texts of errors have ids
+    if new.status >= HTTPStatus.BAD_REQUEST:  # both refuse it; texts of errors have ids
         return _ALIKE
     if new.content_type != default.content_type:
         return Likeness(differs=True, place="another media type")
     if new.body is None or default.body is None:
         return Likeness(differs=None)
-    return _ALIKE if new.body == default.body else _of_bodies(new, default, order)
+    return _ALIKE if new.body == default.body else None
 
 
 def _of_bodies(new: VersionResponse, default: VersionResponse, order: TrialOrder) -> Likeness:

@@ -14,7 +14,7 @@ from copy import copy
 from marship.serving.hosts.direct import routes
 from marship.serving.hosts.direct.exchange import LINES_TYPE, Exchange
 from marship.serving.hosts.direct.heads import Head
-from marship.serving.hosts.direct.likeness import MOST_BYTES, compare
+from marship.serving.hosts.direct.likeness import MOST_BYTES, compare, known
 from marship.serving.hosts.direct.limits import Limits
 from marship.serving.hosts.direct.relay import Relay
 from marship.serving.hosts.direct.seats import Seats
@@ -27,7 +27,7 @@ _MOST_COMPARING = 16
 
 
 class Leg:
-    """A request on its way to one version: the client's own, or a copy that nobody waits for.
+    """A request on its way to one version: the client's own, or a copy that only is counted.
 
     It is what `Relay` takes for an exchange.
 
@@ -44,23 +44,23 @@ class Leg:
         *,
         is_copy: bool = False,
     ) -> None:
-        self._client, self._on_end = None if is_copy else asked, on_end
+        self._asked, self._is_copy, self._on_end = asked, is_copy, on_end
         self.head, self.body, self.trace = _inner(asked), asked.body, asked.trace
         self.is_done = self._is_stream = False
         self._began, self._took_s = time.perf_counter(), 0.0
 
     @property
     def is_abandoned(self) -> bool:
-        """Whether the client has left."""
-        return self._client is not None and self._client.is_abandoned
+        """Whether the client has left before its response."""
+        return self._asked.is_abandoned and not self._asked.is_done
 
     def reply(self, reply: Reply) -> None:
         """Give the client a response or its next part, and note it."""
         self._took_s = self._took_s or time.perf_counter() - self._began
         self._is_stream |= reply.more
         has_left = self.is_abandoned
-        if self._client is not None and not has_left:
-            self._client.reply(reply)
+        if not (self._is_copy or has_left):
+            self._asked.reply(reply)
         if reply.more:
             return
         self.is_done = True
@@ -72,8 +72,8 @@ class Leg:
     def abandon(self) -> None:
         """End the client's connection where the rest of a stream cannot be had."""
         self.is_done = True
-        if self._client is not None:
-            self._client.abandon()
+        if not self._is_copy:
+            self._asked.abandon()
         self._on_end(VersionResponse(502, self._took_s))
 
 
@@ -164,9 +164,12 @@ class Split:
     def _compare(
         self, trial: RunningTrial, name: str, default: VersionResponse, new: VersionResponse
     ) -> None:
-        """Compare on a thread: parsing must not make other clients wait."""
-        if self._comparing >= _MOST_COMPARING:
-            trial.figures.note_likeness(name, Likeness(None))
+        """Compare, on a thread where bodies are parsed: that must not make other clients wait."""
+        at_once = known(new, default)
+        if at_once is None and self._comparing >= _MOST_COMPARING:
+            at_once = Likeness(None)
+        if at_once is not None:
+            trial.figures.note_likeness(name, at_once)
             return
         self._comparing += 1
 
