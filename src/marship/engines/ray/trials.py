@@ -62,6 +62,7 @@ class FrontSplit:
         if self._copies >= MOST_COPIES or self._copy_bytes + len(asked.body) > MOST_COPY_BYTES:
             trial.figures.dropped += 1
         else:
+            self._copies, self._copy_bytes = self._copies + 1, self._copy_bytes + len(asked.body)
             second = asyncio.ensure_future(_timed(ask, other))
         task = asyncio.ensure_future(self._note(trial, asked, given, first, second))
         self._tasks.add(task)
@@ -77,13 +78,14 @@ class FrontSplit:
         first: "asyncio.Future[tuple[Answer, VersionResponse]]",
         second: "asyncio.Future[tuple[Answer, VersionResponse]] | None",
     ) -> None:
-        size, is_copied = len(asked.body), second is not None
-        self._copies, self._copy_bytes = self._copies + is_copied, self._copy_bytes + size
-        try:
-            mine = (await first)[1]
-            its = None if second is None else (await second)[1]
-        finally:
-            self._copies, self._copy_bytes = self._copies - is_copied, self._copy_bytes - size
+        its = None
+        if second is not None:
+            try:
+                its = (await second)[1]
+            finally:
+                size = self._copy_bytes - len(asked.body)
+                self._copies, self._copy_bytes = self._copies - 1, size
+        mine = (await first)[1]
         default, new = (mine, its) if given == trial.order.default else (its, mine)
         trial.figures.note(default, new)
         if default is None or new is None:

@@ -1,9 +1,13 @@
 """How a new version is tried: apart from the trial, so that the command line loads at once."""
 
+import re
 from dataclasses import dataclass
 
 from marship.errors import UsageError
 from marship.settings import Settings, setting
+
+_HEADER = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
+"""A name (RFC 9110, 5.6.2)."""
 
 
 @dataclass(frozen=True)
@@ -49,19 +53,25 @@ class CanarySettings(TrialLimits):
     """How a new version is tried with part of the clients, and then promoted.
 
     Raises:
-        UsageError: The steps are no growing shares.
+        UsageError: The steps are no growing shares, or the header's name is none.
     """
 
     steps: str = setting("0.05,0.25,1", "shares of requests, one after the other")
     sticky_header: str | None = setting(None, "header by which a client stays with its version")
 
     def __post_init__(self) -> None:
-        """Check the steps."""
+        """Check the steps, and the header's name."""
         super().__post_init__()
         shares = self.shares
         if not shares or shares != sorted(set(shares)) or not 0 < shares[0] <= shares[-1] <= 1:
             raise UsageError(
                 f"steps must be growing shares up to 1, got {self.steps!r}. Such as: 0.05,0.25,1"
+            )
+
+        if self.sticky_header is not None and not _HEADER.fullmatch(self.sticky_header):
+            raise UsageError(
+                f"sticky_header must be the name of a header, got {self.sticky_header!r}. Such as: "
+                "X-User"
             )
 
     @property

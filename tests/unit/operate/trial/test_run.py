@@ -264,3 +264,10 @@ def test_steps_are_growing_shares(steps: str) -> None:
     """Or refused by what was given."""
     with pytest.raises(UsageError, match="steps must be growing shares"):
         CanarySettings(steps=steps)
+
+
+@pytest.mark.parametrize("name", ["", "X User", "X-User:", "Größe", "a\nb"])
+def test_a_sticky_header_has_a_name(name: str) -> None:
+    """Else no request would have it, or every one would fail."""
+    with pytest.raises(UsageError, match="sticky_header must be the name of a header"):
+        CanarySettings(sticky_header=name)

@@ -39,6 +39,9 @@ class TrialOrder:
         sticky_header: The header whose value decides; empty: chance does.
         absolute: What numbers in the responses may differ by, and
         relative: as a share of the default version's.
+
+    Raises:
+        ValueError: The share is none, or the header's name.
     """
 
     owner: str
@@ -51,6 +54,11 @@ class TrialOrder:
     absolute: float = 0.0
     relative: float = 0.0
 
+    def __post_init__(self) -> None:
+        """Check what requests are held against."""
+        if not (0 <= self.share <= 1 and self.sticky_header.isascii()):
+            raise ValueError(f"share {self.share}, header {self.sticky_header!r}")
+
     def takes(self, headers: Mapping[bytes, bytes]) -> bool:
         """Whether a request is in the share.
 
@@ -60,7 +68,7 @@ class TrialOrder:
         Args:
             headers: Names in lower case, and values.
         """
-        value = headers.get(self.sticky_header.lower().encode("latin-1")) or b""
+        value = headers.get(self.sticky_header.lower().encode()) or b""
         if not (self.sticky_header and value):
             return random.random() < self.share  # noqa: S311  it decides about nothing secret
         named = b"\0".join((self.model.encode(), self.version.encode(), value))
@@ -317,10 +325,14 @@ class RunningTrials:
             now: By a monotonic clock.
             serving: A model's versions now, the default one first.
         """
-        try:
+        try:  # the command may be of another version of marship
             order = TrialOrder(**facts)
             return {"figures": self.renew(order, now, serving(order.model)).to_json()}
-        except (MarshipError, TypeError) as error:  # of a command of another version of marship
+        except (
+            MarshipError,
+            TypeError,
+            ValueError,
+        ) as error:  # of a command of another version of marship
             return {"refused": str(error)}
 
     def _end(self, trial: RunningTrial | None) -> TrialFigures:

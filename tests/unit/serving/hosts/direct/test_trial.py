@@ -134,9 +134,16 @@ def test_another_share_begins_its_figures_anew() -> None:
 
 
 def test_an_order_of_another_marship_is_refused() -> None:
-    """With what is wrong, and no exception."""
-    told = RunningTrials(lambda: None).reply({"model": "a"}, 0.0, lambda _model: ("1", "2"))
-    assert "owner" in told["refused"]
+    """With what is wrong, and no exception, which requests would meet later."""
+    right = {name: getattr(ORDER, name) for name in ORDER.__slots__}
+    for facts, word in (
+        ({"model": "a"}, "owner"),
+        ({**right, "more": 1}, "more"),
+        ({**right, "share": 2.0}, "share"),
+        ({**right, "sticky_header": "Größe"}, "header"),
+    ):
+        told = RunningTrials(lambda: None).reply(facts, 0.0, lambda _model: ("1", "2"))
+        assert word in told["refused"]
 
 
 def answer(body: object, status: int = 200, kind: str = JSON, took_s: float = 0.01) -> Any:
