@@ -210,6 +210,7 @@ class Acceptor(Site):
         self._arrivals.expire(time.monotonic())
         self._workers.watch(time.monotonic())
         self.seats.trials.expire(time.monotonic())
+        self._split.expire()
         self.seats.level()
 
     # What connections that are answered here ask.

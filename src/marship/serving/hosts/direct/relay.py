@@ -92,14 +92,19 @@ def _as_it_came(reply: Reply) -> Reply:
 class Relay(asyncio.Protocol):
     """A request that the engine or a worker gets, and its response on the way back.
 
-    Each has a connection of its own: one that was kept open may close just when a request is
-    written, and then nobody knows whether it was received.
+    At the engine each has a connection of its own: one that was kept open may close just when a
+    request is written, and then nobody knows whether it was received. Connections to workers are
+    kept: while they are idle a worker closes none, but gives it back.
 
     Args:
         exchange: The request.
         limits: How long the engine may be silent.
-        on_end: Called once when it is over.
+        on_end: Called when it is over; with `keeps` also when another may be sent, see `again`.
         explained: What the client gets for a whole response of the engine's.
+        keeps: Whether the connection is for further requests.
+
+    Attributes:
+        is_lost: Whether the connection has ended.
     """
 
     def __init__(
@@ -108,17 +113,23 @@ class Relay(asyncio.Protocol):
         limits: Limits,
         on_end: Callable[["Relay"], None],
         explained: Callable[[Reply], Reply] = _as_it_came,
+        *,
+        keeps: bool = False,
     ) -> None:
-        self._exchange, self._limits, self._on_end = exchange, limits, on_end
-        self._explained = explained
+        self._limits, self._on_end, self._explained = limits, on_end, explained
+        self._keeps, self.is_lost = keeps, False
         self._failure: MarshipError = _unreachable("no whole response")
         self._parser = httptools.HttpResponseParser(self)
+        self._timer: asyncio.TimerHandle | None = None
+        self._transport: asyncio.Transport | None = None
+        self._begin(exchange)
+
+    def _begin(self, exchange: Relayed) -> None:
+        self._exchange = exchange
         self._headers: list[tuple[bytes, bytes]] = []
         self._body: list[bytes] = []
         self._streams = False
         self._line = b""  # of a stream of lines, that is not whole yet
-        self._timer: asyncio.TimerHandle | None = None
-        self._transport: asyncio.Transport | None = None
 
     async def start(self, target: bytes, engine: str | tuple[str, int]) -> None:
         """Send the request.
@@ -159,6 +170,21 @@ class Relay(asyncio.Protocol):
         await loop.create_unix_connection(lambda: self, sock=mine)
         self._write(self._exchange.body)
 
+    def again(self, exchange: Relayed, target: bytes) -> None:
+        """Send another request on the connection of one that has its response.
+
+        Args:
+            exchange: The request.
+            target: Where to.
+        """
+        self._begin(exchange)
+        self._write(self._head(target) + exchange.body)
+
+    def close(self) -> None:
+        """Close a connection that is idle."""
+        assert self._transport is not None  # noqa: S101  it was used
+        self._transport.close()
+
     def give_up(self, error: MarshipError) -> None:
         """Answer with an error where the engine will not respond any more."""
         self._failure = error
@@ -178,17 +204,20 @@ class Relay(asyncio.Protocol):
         lines += [b"%b: %b" % pair for pair in head.raw.items() if pair[0] not in _NOT_PASSED_ON]
         if self._exchange.trace and TRACE not in head.raw:
             lines.append(b"%b: %b" % (TRACE, self._exchange.trace))
-        lines += [b"content-length: %d" % len(body), b"connection: close", b"", b""]
-        return b"\r\n".join(lines)
+        lines += [b"connection: close"] * (not self._keeps)
+        return b"\r\n".join([*lines, b"content-length: %d" % len(body), b"", b""])
 
     def _write(self, data: bytes) -> None:
         assert self._transport is not None  # noqa: S101  connected
         self._transport.write(data)
         self._wait()
 
-    def _wait(self) -> None:
+    def _rest(self) -> None:
         if self._timer is not None:
             self._timer.cancel()
+
+    def _wait(self) -> None:
+        self._rest()
         loop = asyncio.get_running_loop()
         self._timer = loop.call_later(self._limits.relayed_s, self._end)
 
@@ -205,8 +234,8 @@ class Relay(asyncio.Protocol):
 
     def connection_lost(self, error: Exception | None) -> None:  # noqa: ARG002
         """The response is whole, or never will be."""
-        if self._timer is not None:
-            self._timer.cancel()
+        self._rest()
+        self.is_lost = True
         self._on_end(self)
         if self._exchange.is_done:
             return
@@ -246,10 +275,14 @@ class Relay(asyncio.Protocol):
     def on_message_complete(self) -> None:
         """The response is whole."""
         body = self._line if self._streams else b"".join(self._body)
-        reply = self._reply(body, more=False)
-        self._exchange.reply(reply if self._streams else self._explained(reply))
-        assert self._transport is not None  # noqa: S101  connected
-        self._transport.close()
+        reply, exchange = self._reply(body, more=False), self._exchange
+        reply = reply if self._streams else self._explained(reply)
+        if self._keeps and self._parser.should_keep_alive():
+            self._rest()
+            self._on_end(self)  # its client may send the next request as soon as it has this one
+        else:
+            self.close()
+        exchange.reply(reply)
 
     def _reply(self, body: bytes, *, more: bool) -> Reply:
         headers = dict(self._headers)

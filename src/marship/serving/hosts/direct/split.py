@@ -7,9 +7,10 @@ sockets of which the worker gets one end as it gets any connection.
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from copy import copy
+from functools import partial
 
 from marship.serving.hosts.direct import routes
 from marship.serving.hosts.direct.exchange import LINES_TYPE, Exchange
@@ -23,7 +24,7 @@ from marship.serving.message import Reply
 
 MOST_COPIES, MOST_COPY_BYTES = 32, 1 << 26
 """Second requests under way; more are not sent. Of all trials, as is the memory that they take."""
-_MOST_COMPARING = 16
+_MOST_COMPARING, _IDLE_S = 16, 10.0
 
 
 class Leg:
@@ -33,19 +34,25 @@ class Leg:
 
     Args:
         asked: The client's request.
+        on_end: Called once with the outcome, or None where the client has left before; without it
+            nothing is counted.
         is_copy: Whether the client gets nothing of the response.
-        on_end: Called once with the outcome; None where the client has left before.
     """
 
     def __init__(
         self,
         asked: Exchange,
-        on_end: Callable[[VersionResponse | None], None],
+        on_end: Callable[[VersionResponse | None], None] | None = None,
         *,
         is_copy: bool = False,
     ) -> None:
-        self._asked, self._is_copy, self._on_end = asked, is_copy, on_end
-        self.head, self.body, self.trace = _inner(asked), asked.body, asked.trace
+        self._asked, self._is_copy, self._on_end = asked, is_copy, on_end or _forget
+        self.head, self.body, self.trace = asked.head, asked.body, asked.trace
+        more = {b"x-request-id": asked.id} if on_end is not None else {}  # both log it by one id
+        if asked.head.wants_events:  # they are made of lines here
+            more[b"accept"] = LINES_TYPE.encode()
+        if more or asked.head.method == "HEAD":
+            self.head = _changed(asked.head, more)
         self.is_done = self._is_stream = False
         self._began, self._took_s = time.perf_counter(), 0.0
 
@@ -77,17 +84,14 @@ class Leg:
         self._on_end(VersionResponse(502, self._took_s))
 
 
-def _inner(asked: Exchange) -> Head:
-    """The head that a version gets: the same for both, and as if it had come by itself."""
-    head = copy(asked.head)
-    head.__dict__.pop("headers", None)
-    head.__dict__.pop("wants_events", None)
-    head.raw = {**head.raw, b"x-request-id": asked.id}
-    if head.method == "HEAD":  # its response would be one without an end, and is cut behind
-        head.method = "GET"
-    if asked.head.wants_events:  # they are made of lines here
-        head.raw[b"accept"] = LINES_TYPE.encode()
-    return head
+def _changed(head: Head, more: Mapping[bytes, bytes]) -> Head:
+    """A head with other headers, of a request whose response has a body."""
+    other = copy(head)
+    for derived in ("headers", "wants_events"):
+        other.__dict__.pop(derived, None)
+    other.raw = {**head.raw, **more}
+    other.method = "GET" if head.method == "HEAD" else head.method
+    return other
 
 
 def _forget(_outcome: VersionResponse | None) -> None:
@@ -113,6 +117,7 @@ class Split:
     ) -> None:
         self._loop, self._limits, self._seats, self._place = loop, limits, seats, place
         self._tasks: set[asyncio.Task[None]] = set()
+        self._idle: dict[tuple[str, str], list[tuple[Relay, float]]] = {}  # the oldest first
         self._copies = self._copy_bytes = self._comparing = 0
         self._thread = ThreadPoolExecutor(1, "likeness")  # starts with the first comparison
 
@@ -128,20 +133,20 @@ class Split:
         if route.kind == routes.PREDICT:
             given, other = trial.way(exchange.head.raw)
         if other is None:
-            self._send(Leg(exchange, _forget), given)
+            self._send(Leg(exchange), (route.model, given))
         elif not self._seats.is_served(route.model, trial.order.version):
             trial.figures.absent += 1
-            self._send(Leg(exchange, _forget), trial.order.default)
+            self._send(Leg(exchange), (route.model, trial.order.default))
         else:
             pair = _Pair(trial, exchange.id.decode("latin-1"), given, self._compare)
-            self._send(Leg(exchange, pair.ended(given)), given)
-            self._copy(exchange, pair, other)
+            self._send(Leg(exchange, pair.ended(given)), (route.model, given))
+            self._copy(exchange, pair, (route.model, other))
 
-    def _copy(self, exchange: Exchange, pair: "_Pair", version: str) -> None:
+    def _copy(self, exchange: Exchange, pair: "_Pair", named: tuple[str, str]) -> None:
         if self._copies >= MOST_COPIES or self._copy_bytes + len(exchange.body) > MOST_COPY_BYTES:
             pair.trial.figures.dropped += 1
             return
-        size, noted = len(exchange.body), pair.ended(version)
+        size, noted = len(exchange.body), pair.ended(named[1])
         self._copies, self._copy_bytes = self._copies + 1, self._copy_bytes + size
 
         def ended(outcome: VersionResponse | None) -> None:
@@ -149,17 +154,41 @@ class Split:
             noted(outcome)
 
         pair.waits = 2
-        self._send(Leg(exchange, ended, is_copy=True), version)
+        self._send(Leg(exchange, ended, is_copy=True), named)
 
-    def _send(self, leg: Leg, version: str) -> None:
+    def _send(self, leg: Leg, named: tuple[str, str]) -> None:
+        """Send a request to a worker of a model's version."""
         head = leg.head
-        target = routes.versioned(head.path, version)
+        target = routes.versioned(head.path, named[1])
         if head.query:
             target += b"?" + head.query
-        relay = Relay(leg, self._limits, lambda _relay: None)
+        if idle := self._idle.get(named):
+            relay, _ = idle.pop()
+            relay.again(leg, target)
+            return
+        relay = Relay(leg, self._limits, partial(self._rest, named), keeps=True)
         task = self._loop.create_task(relay.start_here(target, self._place))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+
+    def _rest(self, named: tuple[str, str], relay: Relay) -> None:
+        """Keep a connection for the next request, or forget it."""
+        idle = self._idle.setdefault(named, [])
+        if relay.is_lost:
+            idle[:] = [one for one in idle if one[0] is not relay]
+        else:
+            idle.append((relay, self._loop.time()))
+
+    def expire(self) -> None:
+        """Close connections that were idle for long."""
+        before = self._loop.time() - _IDLE_S
+        for named, idle in list(self._idle.items()):
+            for relay, since in list(idle):
+                if since < before:
+                    relay.close()
+            self._idle[named] = [one for one in idle if one[1] >= before]
+            if not self._idle[named]:
+                del self._idle[named]
 
     def _compare(
         self, trial: RunningTrial, name: str, default: VersionResponse, new: VersionResponse
