@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from marship.trust.policy import Trust
 
 _MANIFEST_FILE = "MAR-INF/MANIFEST.json"
+_SHOWN = 10
 _FIRST_VERSION = "1.0"  # TorchServe's default for a manifest without version
 
 
@@ -39,6 +40,13 @@ def pinned(trust: Path | None) -> "Trust | None":
     return policy.Trust.load(trust)
 
 
+def holds(store: Path) -> str:
+    """What a store holds, for messages: the names of some archives."""
+    names = sorted(file.name for file in store.glob("*.mar"))
+    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+    return f"holds {', '.join(names[:_SHOWN]) or 'no archive'}{more}"
+
+
 def check_archive(store: Path, name: str) -> Identity:
     """Check that a file in the store is an archive that TorchServe can unpack.
 
@@ -56,8 +64,7 @@ def check_archive(store: Path, name: str) -> Identity:
 
     path = store / name
     if not path.exists():
-        held = ", ".join(sorted(file.name for file in store.glob("*.mar"))) or "no archive"
-        raise NotFoundError(f"{name} must lie in the model store {store}, which holds {held}.")
+        raise NotFoundError(f"{name} must lie in the model store {store}, which {holds(store)}.")
     if path.suffix != ".mar" or path.is_dir():  # TorchServe accepts folders and tgz as well
         return _unpacked_identity(path)
     plain, _ = archive.read_settings(path)

@@ -31,8 +31,12 @@ _FLOATS = {TensorProto.FLOAT, TensorProto.DOUBLE, TensorProto.FLOAT16, TensorPro
 _CUTS = ("starts", "ends", "axes", "steps")
 """The inputs of Slice behind the first, in order."""
 _MOST_COLUMNS = 1 << 16
-_XGBOOST_WRITERS = {"OnnxMLTools", "skl2onnx"}
-"""Of their trees only XGBoost's branch by less-than; trained without gaps, all ways are false."""
+_BRANCHES = {"OnnxMLTools": b"BRANCH_LT", "skl2onnx": b"BRANCH_LT", "CatBoost": b"BRANCH_GT"}
+"""How trees branch, by their writer, that take NaN without a way that says so.
+
+Of those of the first two only XGBoost's branch by less-than; trained without gaps, all ways are
+false. CatBoost takes a gap for the least value (nan_mode Min), which is greater than nothing.
+"""
 
 
 def taken(model: ModelProto, spec: TensorSpec) -> frozenset[int]:
@@ -78,14 +82,14 @@ def _asks(node: NodeProto, producer: str) -> bool:
     if node.op_type in _TREES:
         ways = _attributes(node).get("nodes_missing_value_tracks_true", ())
         ways = numpy_helper.to_array(ways) if isinstance(ways, TensorProto) else ways
-        return any(ways) or (producer in _XGBOOST_WRITERS and _branches_by_less(node))
+        return any(ways) or _branches_by(node, _BRANCHES.get(producer, b""))
     return node.op_type == "IsNaN"
 
 
-def _branches_by_less(node: NodeProto) -> bool:
+def _branches_by(node: NodeProto, mode: bytes) -> bool:
     modes = _attributes(node).get("nodes_modes", ())
     kinds = set(modes) if isinstance(modes, list) else set()
-    return b"BRANCH_LT" in kinds and kinds <= {b"BRANCH_LT", b"LEAF"}
+    return mode in kinds and kinds <= {mode, b"LEAF"}
 
 
 def _hides(node: NodeProto) -> bool:

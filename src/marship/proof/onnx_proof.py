@@ -22,6 +22,7 @@ from typing import IO, TYPE_CHECKING, Any
 
 from marship import errors
 from marship.contract import Arrays, Contract, GoldenCase, TensorSpec, read_golden, write_golden
+from marship.contract.tolerance import agree, largest_difference
 from marship.errors import LoadError, MarshipError, ModelError
 
 if TYPE_CHECKING:  # onnx takes a while to import
@@ -206,6 +207,7 @@ def _proven(stated: Contract, run: "OnnxRun", requests: list[Arrays], wishes: Wi
     cases = parity.golden_from(run, contract, rows, wishes.golden)
     cases += missing.golden_from(run, contract)
     contract, threads = with_tolerance(contract, run, cases)
+    _check_repeats(run, cases, contract)
     remarks = [line for line in (gaps, threads) if line is not None]
     # last: proofs and golden cases reach up to the bounds, and each worker replays golden cases
     lengths = graph.table_lengths(path, trials.LONGEST_TABLE)
@@ -214,6 +216,23 @@ def _proven(stated: Contract, run: "OnnxRun", requests: list[Arrays], wishes: Wi
     if proof is None:
         return OnnxProof(path, contract, cases, None, "not applicable", remarks)
     return OnnxProof(path, contract, cases, str(proof), proof.evidence(), remarks)
+
+
+def _check_repeats(run: "OnnxRun", cases: list[GoldenCase], contract: Contract) -> None:
+    """Check that calls leave nothing behind, as batch norm in training does in ONNX Runtime.
+
+    Raises:
+        ModelError: A golden case gives other outputs when it is run again.
+    """
+    for case in cases:
+        got = run(case.inputs)
+        if not agree(got, case.outputs, contract.tolerance):
+            raise ModelError(
+                "the model must give the same outputs twice, got "
+                f"{largest_difference(got, case.outputs)[0]:.3g} between two calls with the same "
+                "inputs. Export it for inference: with training_mode 0 of BatchNormalization, for "
+                "example."
+            )
 
 
 def with_tolerance(

@@ -116,6 +116,21 @@ def test_a_bare_onnx_file_needs_no_recipe(linear_onnx: Path, tmp_path: Path) -> 
     assert read.evidence["source"] == linear_onnx.name
 
 
+def test_a_model_that_remembers_its_calls_is_refused(tmp_path: Path) -> None:
+    """ONNX Runtime moves the averages of batch norm in training, where initializers are equal."""
+    x, y = (helper.make_tensor_value_info(n, TensorProto.FLOAT, ["n", 4]) for n in "xy")
+    node = helper.make_node(
+        "BatchNormalization", ["x", *"sbmv"], ["y", "means", "variances"], training_mode=1
+    )
+    ones = [numpy_helper.from_array(np.ones(4, np.float32), name) for name in "sbmv"]
+    graph = helper.make_graph([node], "g", [x], [y], ones)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
+    onnx.save(model, str(tmp_path / "training.onnx"))
+    with pytest.raises(ModelError, match=r"same outputs twice, got .* with training_mode 0"):
+        pack(tmp_path / "training.onnx", tmp_path)
+    assert not list(tmp_path.glob("*.mar"))
+
+
 def test_versions_lie_side_by_side_where_that_is_requested(
     linear_onnx: Path, tmp_path: Path
 ) -> None:

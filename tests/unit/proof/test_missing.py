@@ -174,12 +174,15 @@ def test_values_may_be_missing_in_the_columns_that_are_asked_for_nan(
         ("skl2onnx", "BRANCH_LT", True),
         ("OnnxMLTools", "BRANCH_LEQ", False),
         ("", "BRANCH_LT", False),
+        ("CatBoost", "BRANCH_GT", True),
+        ("CatBoost", "BRANCH_LT", False),
+        ("OnnxMLTools", "BRANCH_GT", False),
     ],
 )
-def test_trees_of_xgboost_take_missing_values(
+def test_trees_of_xgboost_and_catboost_take_missing_values(
     producer: str, mode: str, takes: bool, tmp_path: Path
 ) -> None:
-    """XGBoost always has a way for them: the false one, where training had none missing."""
+    """They always have a way for them: the false one, where training had none missing."""
     contract, _ = decide(tmp_path, [tree("x", "y", mode=mode)], producer=producer)
     assert contract.inputs[0].takes_missing is takes
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from urllib.parse import SplitResult, urlsplit
 
 from marship.engines.engine import ServerConfig
+from marship.engines.store import holds
 from marship.engines.torchserve import properties
 from marship.errors import ServerError, UsageError
 from marship.exchange import sockets
@@ -256,8 +257,7 @@ def _check_models(load_models: str, store: Path) -> None:
     for entry in filter(None, load_models.split(",")):
         name = entry.rpartition("=")[2].strip()
         if "/" in name or not (store / name).exists():
-            held = ", ".join(sorted(p.name for p in store.glob("*.mar"))) or "no archive"
-            raise UsageError(f"{name} must lie in the model store {store}, which holds {held}.")
+            raise UsageError(f"{name} must lie in the model store {store}, which {holds(store)}.")
 
 
 def _fill(

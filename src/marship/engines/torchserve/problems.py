@@ -21,7 +21,7 @@ _ADVICE = {  # by the type of the error
     "InvalidModelVersionException": "Make another version the default first.",
     "InternalServerException": "The reason is in the worker's log: marship logs",
     "MethodNotAllowedException": "Set enable_model_api=true in config.properties.",
-    "ServiceUnavailableException": "Its workers may also be busy: retry, or scale it up.",
+    "ServiceUnavailableException": "Or its workers are busy: retry, or run marship scale MODEL 1",
 }
 
 

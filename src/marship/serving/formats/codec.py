@@ -34,6 +34,7 @@ from marship.errors import InvalidInputError, MalformedError, UnsupportedMediaEr
 from marship.serving.formats import extent, forms, instances, kserve
 from marship.serving.formats.encoding import dump
 from marship.serving.formats.tensors import (
+    MISSING_ADVICE,
     check_names,
     may_hold_booleans,
     only_input,
@@ -148,7 +149,15 @@ def read_json(body: object, content_type: str) -> Any:  # noqa: ANN401  any JSON
     except orjson.JSONDecodeError as error:
         if kind == forms.FIELDS_TYPE:
             raise forms.untyped() from error
-        raise MalformedError(f"the body must be JSON, got: {error}.") from error
+        raise MalformedError(f"the body must be JSON, got: {error}.{_of_words(body)}") from error
+
+
+def _of_words(body: bytes | bytearray | memoryview | str) -> str:
+    """What to do where Python's words for NaN and infinity may be what is no JSON."""
+    text = body.encode() if isinstance(body, str) else bytes(body)
+    if b"NaN" not in text and b"Infinity" not in text:
+        return ""
+    return f" JSON has no NaN and no infinity. {MISSING_ADVICE}"
 
 
 def _read_words(body: bytes | bytearray | memoryview) -> Any:  # noqa: ANN401  any JSON value

@@ -331,8 +331,9 @@ def check_names(given: Any, specs: dict[str, TensorSpec], contract: Contract) ->
     missing = [name for name in specs if name not in names]
     other = [str(name) for name in names if name not in list(specs)]
     found = f"without {missing[0]}" if missing else f"with {(other or names)[0]!r} too"
+    wanted = ", ".join(specs) or "none"
     raise InvalidInputError(
-        f"the inputs must be {', '.join(specs)}, got a request {found}. {_advice(contract)}"
+        f"the inputs must be {wanted}, got a request {found}. {_advice(contract)}"
     )
 
 

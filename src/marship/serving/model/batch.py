@@ -44,7 +44,7 @@ def validate(inputs: Arrays, contract: Contract, *, allow_non_finite: bool = Fal
         if array.ndim != len(spec.shape):
             raise InvalidInputError(
                 f"{spec.name} must be {spec.form}, got shape {list(array.shape)}."
-                + (" One row is a list of one row." if array.ndim == len(spec.shape) - 1 else "")
+                + _nesting(array, spec)
             )
         for axis, size in zip(spec.shape, array.shape, strict=True):
             _check_axis(spec, axis, size, sizes, contract)
@@ -53,6 +53,16 @@ def validate(inputs: Arrays, contract: Contract, *, allow_non_finite: bool = Fal
         if problem := outside(array, spec):
             raise InvalidInputError(problem)
     return sizes
+
+
+def _nesting(array: Array, spec: TensorSpec) -> str:
+    """What to do where one level of lists is missing: around all, or around each value."""
+    if array.ndim != len(spec.shape) - 1:
+        return ""
+    if array.ndim and spec.shape[-1] == 1 and spec.shape[:-1] != array.shape:
+        opened, closed = "[" * array.ndim, "]" * array.ndim
+        return f" Each value is a list of one: {opened}[...], [...]{closed}."
+    return " One row is a list of one row."
 
 
 def _check_finite(array: Array, spec: TensorSpec) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from marship.engines.store import holds
 from marship.engines.torchserve.store import Identity, check_archive
 from marship.errors import NotFoundError, PackageError
 from marship.trust.archive import CONFIG_FILE
@@ -84,3 +85,11 @@ def test_an_archive_that_is_not_there_is_reported(tmp_path: Path) -> None:
     (tmp_path / "y.mar").touch()
     with pytest.raises(NotFoundError, match=r"x\.mar must lie in .* which holds y\.mar"):
         check_archive(tmp_path, "x.mar")
+
+
+def test_of_many_archives_some_are_named(tmp_path: Path) -> None:
+    """A store with hundreds does not fill the screen."""
+    assert holds(tmp_path) == "holds no archive"
+    for number in range(12):
+        (tmp_path / f"m{number:02}.mar").touch()
+    assert holds(tmp_path).endswith("m08.mar, m09.mar and 2 more")

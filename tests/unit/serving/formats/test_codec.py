@@ -164,6 +164,7 @@ BAD = {
     "ragged": (b"[[1, 2, 3], [1]]", "", ONE, InvalidInputError, "evenly nested"),
     "text": (b'[["1", "2", "3"]]', "", ONE, InvalidInputError, "text"),
     "null": (b"[[null, 1, 2]]", "", ONE, InvalidInputError, "null"),
+    "a word": (b"[[NaN, 1, 2]]", "", ONE, MalformedError, "has no NaN .* --missing-values allow"),
     "truth": (b"[[true, false, true]]", "", ONE, InvalidInputError, "true or false"),
     "truth among numbers": (b"[[1.5, true, 2]]", "", ONE, InvalidInputError, "true or false"),
     "truth in another row": (b"[[1, 2, 3], [4, 5, false]]", "", ONE, InvalidInputError, "true or"),

@@ -157,6 +157,30 @@ def test_what_breaks_the_contract_is_named(lookup_onnx: Path, case: str) -> None
         validate(conform({"ids": array}, contract), contract)
 
 
+@pytest.mark.parametrize(
+    ("shape", "array", "words"),
+    [
+        (
+            ("rows", 1),
+            ["good film"],
+            r"\[1\]\. Each value is a list of one: \[\[\.\.\.\], \[\.\.\.\]\]\.",
+        ),
+        (("rows", 1), ["a", "b"], "Each value is a list of one"),
+        (("rows", "steps", 1), [["a", "b"]], r"a list of one: \[\[\[\.\.\.\], \[\.\.\.\]\]\]\."),
+        (("rows", 2), ["a", "b"], "One row is a list of one row"),
+        (("rows", 2), [[["a"]]], r"got shape \[1, 1, 1\]\.$"),
+    ],
+)
+def test_where_lists_are_missing_is_said(
+    shape: tuple[str | int, ...], array: object, words: str
+) -> None:
+    """Around all, or around each value of a column: so skl2onnx writes inputs."""
+    spec = TensorSpec("title", "str", shape)
+    contract = Contract((spec,), (TensorSpec("y", "float32", ("rows",)),), ("m",), "", 20, "rows")
+    with pytest.raises(InvalidInputError, match=words):
+        validate({"title": np.array(array, object)}, contract)
+
+
 def test_values_that_are_no_numbers_are_refused_unless_allowed(linear_onnx: Path) -> None:
     """NaN and infinity are refused by default; a model for which NaN means missing may allow it."""
     contract = graph.contract_of(linear_onnx)
