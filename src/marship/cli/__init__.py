@@ -14,6 +14,7 @@ from marship.cli import (
     project,
     proxy,
     server,
+    tuning,
 )
 from marship.cli.app import app
 
@@ -32,6 +33,7 @@ __all__ = [
     "project",
     "proxy",
     "server",
+    "tuning",
 ]
 
 
