@@ -7,6 +7,7 @@ served.py     a candidate on a server of its own
 hosted.py     the process of such a server without an engine
 load.py       requests at a rate, or by clients that wait for their responses
 answers.py    whether responses are those of the shipped settings
+bench.py      a candidate, packed, served, asked and loaded
 figures.py    what was measured of a candidate, and which of two is better
 machine.py    a model of the machine: what settings that were not measured would give
 search.py     which candidate is measured next

@@ -14,9 +14,9 @@ from marship.operate.tune.turns import SureInterval, TurnsResult
 from marship.operate.tune.variants import TunedArchive
 
 PICTURE, JSON_FILE = "tune.png", "tune.json"
-_BUSY_GENERATOR = 0.5
 _INK, _CHOSEN, _OTHER, _LIMIT = "#1f2933", "#0b7285", "#adb5bd", "#c92a2a"
-_LARGEST = 600.0
+_LARGEST = 250.0
+_BUSY_SHARE = 0.25
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +33,8 @@ class Tuned:
         measured: All that was measured.
         not_tried: What was not, a sentence each.
         grid: How many candidates there are.
+        busy: How many cores other programs used before anything was measured.
+        cores: How many there are.
         demands: The limits.
         load: The load, in words.
         slice_s: The length of a slice of load.
@@ -49,6 +51,8 @@ class Tuned:
     measured: tuple[Measured, ...]
     not_tried: tuple[str, ...]
     grid: int
+    busy: float
+    cores: int
     demands: Demands
     load: str
     slice_s: float
@@ -77,6 +81,8 @@ class Tuned:
             ],
             "not_tried": list(self.not_tried),
             "grid": self.grid,
+            "busy_cores": self.busy,
+            "cores": self.cores,
             "slice_s": self.slice_s,
             "seconds": round(self.seconds, 1),
             "picture": str(self.folder / PICTURE),
@@ -137,13 +143,19 @@ def verdict(done: Tuned) -> Iterator[str]:
     if done.calm:
         ours, theirs = done.calm["winner"], done.calm["shipped"]
         yield (
-            f"requests at a rate of {ours.answered / ours.seconds:,.0f} a second: p99 "
+            f"requests at a rate of {ours.rps:,.0f} a second, in turns: p99 "
             f"{ours.p99_ms:.3g} ms against {theirs.p99_ms:.3g} ms"
+        )
+    if done.busy > _BUSY_SHARE * done.cores:
+        yield (
+            f"other programs used {done.busy:.1f} of {done.cores} cores at the start: figures are "
+            "noisy, and lower than on a machine of its own"
         )
     if done.winner is None:
         yield f"nothing is better by more than the noise; {done.archive} is unchanged"
     else:
-        yield f"{done.archive} has the settings {done.winner.candidate}"
+        signed = done.archive.with_name(f"{done.archive.name}.sig").exists()
+        yield f"{done.archive} has the settings {done.winner.candidate}{'; sign it again' * signed}"
 
 
 def _shown(one: SureInterval) -> str:
@@ -154,8 +166,10 @@ def not_tried(search: Search, source: TunedArchive, settings: TuneSettings) -> I
     """What was not tried, a sentence each."""
     left = len(search.untried())
     if left:
-        yield f"{left} of {len(search.untried()) + len(search.seen)} candidates: the model of the "
-        "machine expects no more of them, or the time was over"
+        yield (
+            f"{left} of {left + len(search.seen) + len(search.ruled_out)} candidates: the model of "
+            "the machine expects less of them, or the time was over"
+        )
     for reason in dict.fromkeys(search.ruled_out.values()):
         yield f"candidates ruled out by others: {reason}"
     for name, why in source.variants.left_out.items():
@@ -182,14 +196,19 @@ def draw(done: Tuned, path: Path) -> None:
         axes = figure.subplots()
         _draw_points(axes, done, shown)
         able = front([one for one in shown if not done.demands.objection(one)])
-        axes.plot([one.rps for one in able], [one.p99_ms for one in able], color=_CHOSEN, zorder=1)
-        axes.axhline(done.demands.p99_ms, color=_LIMIT, linewidth=1, linestyle="--")
+        rates, tails = [one.rps for one in able], [one.p99_ms for one in able]
+        axes.plot(rates, tails, color=_CHOSEN, zorder=1, label="front")
+        limit = f"limit: {done.demands.p99_ms:g} ms"
+        axes.axhline(done.demands.p99_ms, color=_LIMIT, linewidth=1, linestyle="--", label=limit)
         axes.set(yscale="log", xlabel="answers a second", ylabel="p99, ms")
-        axes.set_xlim(left=0)
+        axes.set_xlim(0, 1.2 * max((one.rps for one in shown), default=1.0))
+        axes.yaxis.set_major_formatter("{x:g}")
+        axes.yaxis.set_minor_formatter("{x:g}")
+        axes.legend(frameon=False, fontsize=8)
         axes.grid(color="#e9ecef", linewidth=0.8)
         axes.set_axisbelow(True)
         axes.spines[["top", "right"]].set_visible(False)
-        title = f"{done.archive.stem}, {done.load}: size is memory, the line is the front"
+        title = f"{done.archive.stem}, {done.load}: size is memory; hollow: beyond a limit"
         axes.set_title(title, loc="left", fontsize=10, parse_math=False)
         figure.savefig(path, dpi=110, format="png", metadata={"Software": None})
 

@@ -66,7 +66,7 @@ def direct(archive: Path, folder: Path, startup_s: float) -> Iterator[ServedCand
     """
     token = secrets.token_hex(16)
     (folder / "token").write_text(token)
-    words = ["marship.operate.tune.hosted", archive, folder / "home", folder / "token"]
+    words = ["marship.operate.tune.hosted", archive.absolute(), folder / "home", folder / "token"]
     with _started(words, folder) as process:
         url = _first_line(process, folder).get("url")
         if url is None:

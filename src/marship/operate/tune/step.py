@@ -10,6 +10,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 from marship import storage
 from marship.errors import PackageError
 from marship.operate.tune import answers, report, turns
@@ -28,9 +30,9 @@ from marship.serving.model.session import usable_cores
 from marship.trust import archive as archives
 from marship.version import VERSION
 
-_START_S = 5.0
+_START_S, _LOOK_S = 5.0, 0.5
 _MOST_TURNS_SHARE = 0.35
-_CALM, _CALM_ROUNDS = 0.7, 3
+_CALM, _CALM_ROUNDS = 0.7, 5
 """Of the shipped throughput: the rate at which p99 is compared where clients wait."""
 Tell = Callable[[str], None]
 
@@ -68,6 +70,7 @@ class _Tuning:
     recorded: MeasurementFile
     folder: Path
     tell: Tell
+    busy: float
 
     @classmethod
     def of(
@@ -95,7 +98,8 @@ class _Tuning:
         results = settings.results or Path(f"{path.stem}-tune")
         recorded = MeasurementFile(results, _key(source, samples, settings))
         bench = Bench(source, shipped, samples, settings, demands, folder)
-        return cls(bench, choices.grid(), recorded, results, tell)
+        busy = psutil.cpu_percent(_LOOK_S) / 100 * (psutil.cpu_count() or 1)
+        return cls(bench, choices.grid(), recorded, results, tell, busy)
 
     def run(self, began: float) -> Tuned:
         """Search, compare, write."""
@@ -123,6 +127,8 @@ class _Tuning:
             measured=tuple(search.seen.values()),
             not_tried=tuple(report.not_tried(search, self.bench.source, settings)),
             grid=len(self.grid),
+            busy=self.busy,
+            cores=self.bench.source.cores,
             demands=self.bench.demands,
             load=settings.load,
             slice_s=self.bench.slice_s,
@@ -195,16 +201,16 @@ class _Tuning:
         """Winner and shipped settings at a rate below what the latter can do; by the median p99."""
         if best is None or self.bench.demands.is_open:
             return {}
-        rate = _CALM * best.shipped_rps.median
-        pair = {"shipped": models[self.bench.shipped], "winner": models[best.candidate]}
-        found = {}
-        for name, model in pair.items():
-            slices = [
-                self.bench.at_rate(model, rate, self.bench.slice_s, number)
-                for number in range(_CALM_ROUNDS)
-            ]
-            found[name] = sorted(slices, key=lambda one: one.p99_ms)[_CALM_ROUNDS // 2]
-        return found
+        rate, slice_s = _CALM * best.shipped_rps.median, self.bench.slice_s
+        pair = {"shipped": self.bench.shipped, "winner": best.candidate}
+        loads = {
+            one: partial(self.bench.at_rate, models[one], rate, slice_s) for one in pair.values()
+        }
+        found = turns.in_turns(loads, _CALM_ROUNDS)
+        return {
+            name: sorted(found[one], key=lambda each: each.p99_ms)[_CALM_ROUNDS // 2]
+            for name, one in pair.items()
+        }
 
     def _write(self, found: TurnsResult | None) -> Path:
         """Write the winner's archive; without one nothing changes."""
