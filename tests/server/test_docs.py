@@ -90,6 +90,8 @@ NOT_RUN = {
     "test_timm_models.py exports with a stand-in",
     ("training.md", "--nnodes 2"): "needs two hosts; tests/unit/fit/test_loop.py runs the tiny "
     "recipe so",
+    ("tune.md", "marship tune"): "takes ten minutes; tests/unit/operate/tune/test_tune.py runs "
+    "short ones",
     ("autoscaling.md", "marship autoscale"): "does not end by itself; "
     "tests/server/test_autoscale.py runs it under load",
     ("threat-model.md", "make audit"): "asks PyPI; tests/unit/test_audit.py tries it with answers",

@@ -176,7 +176,7 @@ def _from_run(run_dir: Path, settings: PackageSettings) -> Contents:
     golden.check_found(found, settings.golden, run_dir, is_export=bool(recipe.build))
     contract = Contract.from_json((run_dir / CONTRACT_FILE).read_bytes())
     cases = read_golden(run_dir / GOLDEN_FILE)
-    model, tolerance = _chosen(run_dir, contract, settings.variant)
+    model, tolerance = chosen_file(run_dir, contract, settings.variant)
     if settings.missing_values in missing.ALLOWING:
         contract, rows = _with_gaps(contract, model, cases, settings)
         parity |= rows
@@ -186,7 +186,7 @@ def _from_run(run_dir: Path, settings: PackageSettings) -> Contents:
         name=settings.name or recipe.name,
         handler=_handler(settings, recipe.handler),
         model=model,
-        contract=_for_file(contract, model, tolerance),
+        contract=for_file(contract, model, tolerance),
         golden=cases,
         evidence={
             "recipe": read_json(run_dir / RECIPE_FILE),
@@ -219,7 +219,7 @@ def _with_gaps(
     return contract, {"rows_alone_and_together": proof and proof.evidence()}
 
 
-def _chosen(run_dir: Path, contract: Contract, variant: str | None) -> tuple[Path, Tolerance]:
+def chosen_file(run_dir: Path, contract: Contract, variant: str | None) -> tuple[Path, Tolerance]:
     """The variant's file and how far its outputs may be from the reference's."""
     exported = run_dir / MODEL_FILE
     files = [run_dir / name for name in contract.files]
@@ -253,7 +253,7 @@ def _chosen(run_dir: Path, contract: Contract, variant: str | None) -> tuple[Pat
     return path, Tolerance(**built[wanted]["tolerance"])
 
 
-def _for_file(contract: Contract, model: Path, tolerance: Tolerance) -> Contract:
+def for_file(contract: Contract, model: Path, tolerance: Tolerance) -> Contract:
     """The proven contract, for another file with the same tensors."""
     from marship.proof import graph
 

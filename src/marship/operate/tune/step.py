@@ -1,0 +1,244 @@
+"""Tunes an archive: searches, compares the finalists with the shipped settings, and writes."""
+
+import hashlib
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from marship import storage
+from marship.errors import PackageError
+from marship.operate.tune import answers, report, turns
+from marship.operate.tune.answers import SampleRequest
+from marship.operate.tune.bench import Bench
+from marship.operate.tune.candidate import Candidate, Choices
+from marship.operate.tune.figures import Demands, LoadSlice, Measured
+from marship.operate.tune.record import MeasurementFile
+from marship.operate.tune.report import Tuned
+from marship.operate.tune.search import FINALISTS, Search
+from marship.operate.tune.served import ServedCandidate
+from marship.operate.tune.settings import TuneSettings
+from marship.operate.tune.turns import TurnsResult
+from marship.operate.tune.variants import TunedArchive
+from marship.serving.model.session import usable_cores
+from marship.trust import archive as archives
+from marship.version import VERSION
+
+_START_S, _LOOK_S = 5.0, 0.5
+_MOST_TURNS_SHARE = 0.35
+_CALM, _CALM_ROUNDS = 0.7, 5
+"""Of the shipped throughput: the rate at which p99 is compared where clients wait."""
+Tell = Callable[[str], None]
+
+
+def tune(
+    path: str | Path, requests: str | Path, settings: TuneSettings, tell: Tell = lambda _: None
+) -> Tuned:
+    """Find the settings of an archive that serve best on this machine, and write them to it.
+
+    Args:
+        path: The archive.
+        requests: A file with a request's body, or a folder of such files.
+        settings: The load, the limits and the time.
+        tell: Gets a line for each measurement.
+
+    Raises:
+        UsageError: A setting, the archive's path or the requests are invalid.
+        PackageError: It is not an archive of marship.
+        DataError: A request is refused, or earlier measurements are not readable.
+        LoadError: The archive does not serve as it is.
+    """
+    began = time.monotonic()
+    settings.check()
+    with tempfile.TemporaryDirectory(prefix="marship-tune-") as folder:
+        run = _Tuning.of(Path(path), Path(requests), settings, Path(folder), tell)
+        return run.run(began)
+
+
+@dataclass
+class _Tuning:
+    """A run of it."""
+
+    bench: Bench
+    grid: list[Candidate]
+    recorded: MeasurementFile
+    folder: Path
+    tell: Tell
+    busy: float
+
+    @classmethod
+    def of(
+        cls, path: Path, requests: Path, settings: TuneSettings, folder: Path, tell: Tell
+    ) -> "_Tuning":
+        archive = archives.read(path)
+        if archive.contract is None:
+            raise PackageError(f"{path} must be an archive of marship, got one without a contract.")
+        samples = answers.read(requests)
+        source = TunedArchive.of(archive, settings.run, usable_cores())
+        demands = Demands(
+            settings.p99_ms, settings.min_quality, settings.memory_mb,
+            is_open=settings.rate is not None,
+        )  # fmt: skip
+        shipped = source.shipped(settings.host[0])
+        joins = archive.contract.batch_axis is not None
+        waiting = settings.waiting_clients if settings.rate is None else 64
+        choices = Choices(
+            (source.variants.own, *source.variants.others),
+            source.cores,
+            waiting if joins else 1,
+            settings.host,
+            shipped.delay_ms,
+        )
+        results = settings.results or Path(f"{path.stem}-tune")
+        recorded = MeasurementFile(results, _key(source, samples, settings))
+        bench = Bench(source, shipped, samples, settings, demands, folder)
+        busy = psutil.cpu_percent(_LOOK_S) / 100 * (psutil.cpu_count() or 1)
+        return cls(bench, choices.grid(), recorded, results, tell, busy)
+
+    def run(self, began: float) -> Tuned:
+        """Search, compare, write."""
+        settings = self.bench.settings
+        if self.recorded.is_replaced:
+            self.tell("earlier measurements were of another archive or load, and are replaced")
+        self.bench.prepare()
+        until = began + 60 * settings.minutes
+        late = until - self._turns_s(turns.ROUNDS)
+        search = Search(
+            self.grid, self.bench.shipped, self.bench.demands, self.bench.source.cores,
+            is_late=lambda: time.monotonic() > late,
+        )  # fmt: skip
+        self._search(search)
+        compared, calm = self._compare(search.finalists, until)
+        found = turns.winner(compared)
+        target = self._write(found)
+        done = Tuned(
+            archive=target,
+            is_changed=found is not None,
+            shipped=self.bench.shipped,
+            winner=found,
+            compared=tuple(compared),
+            calm=calm,
+            measured=tuple(search.seen.values()),
+            not_tried=tuple(report.not_tried(search, self.bench.source, settings)),
+            grid=len(self.grid),
+            busy=self.busy,
+            cores=self.bench.source.cores,
+            demands=self.bench.demands,
+            load=settings.load,
+            slice_s=self.bench.slice_s,
+            seconds=time.monotonic() - began,
+            folder=self.folder,
+        )
+        report.write(done)
+        return done
+
+    def _search(self, search: Search) -> None:
+        steps = search.steps()
+        number = 0
+        try:
+            wanted = next(steps)
+            while True:
+                number += 1
+                found = self.recorded.recorded(wanted)
+                if found is None:
+                    found = self.bench.measure(wanted)
+                    self.recorded.add(found)
+                if wanted.candidate == self.bench.shipped and found.fault:
+                    raise PackageError(f"the archive must serve as it is, got: {found.fault}")
+                self.tell(report.line(number, found, self.bench.demands))
+                wanted = steps.send(found)
+        except StopIteration:
+            return
+
+    def _turns_s(self, rounds: int) -> float:
+        """About how long turns with all finalists take."""
+        servers = FINALISTS + 1
+        slices = servers * (rounds + 1) + 2 * _CALM_ROUNDS
+        needed = slices * self.bench.slice_s + servers * _START_S
+        return min(needed, _MOST_TURNS_SHARE * 60 * self.bench.settings.minutes)
+
+    def _compare(
+        self, finalists: Sequence[Measured], until: float
+    ) -> tuple[list[TurnsResult], dict[str, LoadSlice]]:
+        """The finalists beside the shipped settings, all served at once."""
+        if not finalists:
+            return [], {}
+        left_s = until - time.monotonic() - 3 * _START_S
+        rounds = int(left_s / ((len(finalists) + 1) * self.bench.slice_s)) - 1
+        rounds = max(turns.LEAST_ROUNDS, min(turns.ROUNDS, rounds))
+        self.tell(f"the best {len(finalists)} and the shipped settings in turns, {rounds} rounds")
+        with ExitStack() as stack:
+            models = {
+                one: stack.enter_context(self.bench.serving(one))[0]
+                for one in [self.bench.shipped, *(found.candidate for found in finalists)]
+            }
+            loads = {
+                one: partial(self.bench.load, model, self.bench.slice_s)
+                for one, model in models.items()
+            }
+            turns.in_turns(loads, 1)  # warms them up
+            found = turns.in_turns(loads, rounds)
+            compared = [
+                turns.compare(
+                    one.candidate,
+                    found[one.candidate],
+                    found[self.bench.shipped],
+                    self.bench.demands,
+                )
+                for one in finalists
+            ]
+            return compared, self._calm(models, turns.winner(compared))
+
+    def _calm(
+        self, models: Mapping[Candidate, ServedCandidate], best: TurnsResult | None
+    ) -> dict[str, LoadSlice]:
+        """Winner and shipped settings at a rate below what the latter can do; by the median p99."""
+        if best is None or self.bench.demands.is_open:
+            return {}
+        rate, slice_s = _CALM * best.shipped_rps.median, self.bench.slice_s
+        pair = {"shipped": self.bench.shipped, "winner": best.candidate}
+        loads = {
+            one: partial(self.bench.at_rate, models[one], rate, slice_s) for one in pair.values()
+        }
+        found = turns.in_turns(loads, _CALM_ROUNDS)
+        return {
+            name: sorted(found[one], key=lambda each: each.p99_ms)[_CALM_ROUNDS // 2]
+            for name, one in pair.items()
+        }
+
+    def _write(self, found: TurnsResult | None) -> Path:
+        """Write the winner's archive; without one nothing changes."""
+        source = self.bench.source
+        if found is None:
+            return source.archive.path
+        target = self.bench.settings.out or source.archive.path
+        with storage.replacing(target) as draft:
+            source.write(found.candidate, draft)
+        return target
+
+
+def _key(
+    source: TunedArchive, samples: Sequence[SampleRequest], settings: TuneSettings
+) -> dict[str, Any]:
+    """What measurements depend on."""
+    bodies = hashlib.sha256()
+    for one in samples:
+        bodies.update(f"{one.name} {one.content_type} {len(one.body)} ".encode() + one.body)
+    files = hashlib.sha256()
+    for member in source.archive.members:
+        files.update(f"{member.name} {member.sha256} ".encode())
+    return {
+        "marship": VERSION,
+        "archive": files.hexdigest(),
+        "requests": bodies.hexdigest(),
+        "load": settings.load,
+        "hosts": list(settings.host),
+        "variants": [source.variants.own, *source.variants.others],
+        "cores": source.cores,
+    }
