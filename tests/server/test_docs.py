@@ -69,6 +69,8 @@ NOT_RUN = {
     ("recommend.md", "training/recommend.py"): "downloads MovieLens, and trains for minutes; "
     "tests/server/test_readme.py runs it on generated data",
     ("sealing.md", "benchmarks/sealing.py"): "takes minutes",
+    ("sealing.md", "--samples"): "needs a model's clients; tests/unit/engines/"
+    "test_sampled_host.py and tests/unit/operate/test_opened_samples.py run the same steps",
     ("serving.md", "--reload runs"): "does not end by itself; tests/server/test_reload.py follows "
     "saves",
     ("serving.md", "ssh -N"): "needs another host; tests/server/test_elsewhere.py runs the same "

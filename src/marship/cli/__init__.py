@@ -13,6 +13,7 @@ from marship.cli import (
     party,
     project,
     proxy,
+    samples,
     server,
 )
 from marship.cli.app import app
@@ -31,6 +32,7 @@ __all__ = [
     "party",
     "project",
     "proxy",
+    "samples",
     "server",
 ]
 
