@@ -19,11 +19,15 @@ from hypothesis import strategies as st
 
 from directly import BODY, JSON, Place, until
 from marship.errors import SealError, UsageError
+from marship.serving.handler import OnnxHandler
 from marship.serving.hosts.direct import journal, samples
 from marship.serving.hosts.direct.samples import RequestSample
 from marship.serving.message import Reply
 from marship.serving.model import dumps, keysource
 from marship.serving.model.sealed import Sealer
+from marship.serving.private.handler import EncryptedHandler
+from marship.serving.private.mpc.handler import PartyHandler
+from marship.serving.streaming import StreamHandler
 from samplers import KEY, exchanged, read, sealed_files, write_key, writer
 
 WELL = Reply(b"")
@@ -258,6 +262,12 @@ def test_the_share_is_kept(tmp_path: Path, share: float) -> None:
     for _ in range(count):
         made.add([exchanged(b"x")], [WELL])
     assert abs(len(made._waiting) - share * count) <= 5 * (count * share * (1 - share)) ** 0.5
+
+
+def test_only_private_models_are_not_sampled() -> None:
+    """Their handlers say that clients encrypt."""
+    kinds = (EncryptedHandler, PartyHandler, OnnxHandler, StreamHandler)
+    assert [kind.is_private for kind in kinds] == [True, True, False, False]
 
 
 def test_a_worker_is_told_by_its_environment(
