@@ -8,11 +8,11 @@ from typing import Protocol
 
 from marship import storage
 from marship.errors import StorageError, UsageError
-from marship.serving.hosts.direct.samples import SAMPLES_VARIABLE
 from marship.serving.model import keysource
 
 LOG_FILE = "requests.jsonl"
 LOG_ENV, TRACES_ENV = "MARSHIP_REQUEST_LOG", "MARSHIP_TRACES"
+SAMPLES_ENV = "MARSHIP_SAMPLES"
 _KINDS = ("off", "access", "bodies")
 _URL = re.compile(r"https?://[^\s/]+(?:/\S*)?")
 
@@ -103,7 +103,5 @@ def _sampled(notes: RequestNotes) -> dict[str, str]:
     if not os.access(folder, os.W_OK | os.X_OK):
         raise StorageError(f"{folder} must be writable, got a folder that is not. Name another.")
     return {
-        SAMPLES_VARIABLE: json.dumps(
-            {"folder": str(folder.absolute()), "share": notes.sample_share}
-        )
+        SAMPLES_ENV: json.dumps({"folder": str(folder.absolute()), "share": notes.sample_share})
     }

@@ -293,7 +293,7 @@ def told(model: str, version: str, *, is_private: bool) -> SampleWriter | None:
     if not given:
         return None
     if is_private:
-        logger.info("no requests to %s %s are sampled: clients encrypt them.", model, version)
+        logger.warning("no requests to %s %s are sampled: clients encrypt them.", model, version)
         return None
     asked = json.loads(given)
     dumps.forbid()
