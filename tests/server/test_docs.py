@@ -68,6 +68,8 @@ NOT_RUN = {
     "tests/server/test_private.py serves a private model",
     ("recommend.md", "training/recommend.py"): "downloads MovieLens, and trains for minutes; "
     "tests/server/test_readme.py runs it on generated data",
+    ("rollout.md", "marship canary"): "needs clients, for as long as it runs; "
+    "tests/server/test_trial.py runs these commands under load",
     ("sealing.md", "benchmarks/sealing.py"): "takes minutes",
     ("sealing.md", "--samples"): "needs a model's clients; tests/unit/engines/"
     "test_sampled_host.py and tests/unit/operate/test_opened_samples.py run the same steps",

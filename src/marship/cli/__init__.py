@@ -15,6 +15,7 @@ from marship.cli import (
     proxy,
     samples,
     server,
+    trials,
 )
 from marship.cli.app import app
 
@@ -34,6 +35,7 @@ __all__ = [
     "proxy",
     "samples",
     "server",
+    "trials",
 ]
 
 

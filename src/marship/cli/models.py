@@ -109,16 +109,20 @@ def known(client: "Client") -> "list[Model]":
 @reported
 def describe(name: ModelName, version: Version = None, *, address: "Address") -> Report:
     """Show a model's settings and workers; --version all shows every version."""
-    from marship.cli import tables
+    from marship.cli import tables, trials
+    from marship.operate.trial.run import running
 
     with address.client() as client:
         found = client.describe(name, version)
+        tried = [state for state in running(client) if state.order.model == name]
 
     def show() -> None:
         for status in found:
             tables.show_status(status)
+        trials.show(tried)
 
-    return Report({"versions": list(map(status_fields, found))}, show)
+    fields = {"versions": list(map(status_fields, found)), "trials": trials.state_fields(tried)}
+    return Report(fields, show)
 
 
 @app.command(rich_help_panel=PANEL)

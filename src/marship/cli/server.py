@@ -144,24 +144,28 @@ def stop(home: Home = None) -> None:
 @reported
 def status(*, address: "Address") -> Report:
     """Show where the server listens, where its files lie, and its models."""
-    from marship.cli import tables
+    from marship.cli import tables, trials
     from marship.operate.autoscale import record as scaling
+    from marship.operate.trial.run import running
 
     with address.client() as client:
         record = client.home.require_running() if client.is_local else None
         found = models.known(client)
         states = scaling.read(client.home) if client.is_local else []
+        tried = running(client)
 
     def show() -> None:
         if record is not None:
             tables.show_server(record, client.home)
         tables.show_models(found)
         tables.show_scaling(states)
+        trials.show(tried)
 
     fields = {
         "server": record and server_fields(record, client.home),
         "models": list(map(model_fields, found)),
         "autoscale": list(map(asdict, states)),
+        "trials": trials.state_fields(tried),
     }
     return Report(fields, show)
 

@@ -11,8 +11,11 @@ from rich.status import Status
 from marship import console
 from marship.client.clients import Client
 from marship.operate.rollout import RolloutListener
+from marship.operate.trial.judgement import summary
+from marship.operate.trial.run import TrialListener, TriedShare
 
 if TYPE_CHECKING:
+    from marship.engines.trials import TrialFigures
     from marship.operate.state import Change
 
 
@@ -40,6 +43,28 @@ class Steps(RolloutListener):
         """Print a step's result."""
         console.err.print(f"[bold]{step:<11}[/]", end="")
         console.err.print(details, markup=False, soft_wrap=True)
+
+
+class TrialSteps(Steps, TrialListener):
+    """Prints a line for each share that was tried; a status line for the current one."""
+
+    def on_figures(self, share: float, figures: "TrialFigures", left_s: float) -> None:
+        """Show how far it is."""
+        text = f"{share:.4g} of requests, {figures.new.requests} so far, {left_s:.0f} s left"
+        self._status.update(escape(text))
+
+    def on_tried(self, step: TriedShare) -> None:
+        """Print what came of it."""
+        self.on_done(f"{100 * step.share:.4g} %", summary(step.figures))
+        for example in step.figures.examples:
+            console.err.print(f"{'':<11}{example}", markup=False, soft_wrap=True)
+
+
+@contextmanager
+def tried(title: str) -> Iterator[TrialSteps]:
+    """Shares that are tried, on stderr."""
+    with console.err.status(title) as status:
+        yield TrialSteps(status)
 
 
 @contextmanager

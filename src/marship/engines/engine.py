@@ -17,6 +17,7 @@ from marship.exchange.calls import Destination, Flow, HttpResponse, Pause, Side
 if TYPE_CHECKING:
     from marship.engines.home import Home, ServerRecord
     from marship.engines.load import ModelLoad
+    from marship.engines.trials import TrialFigures, TrialOrder, TrialState
     from marship.trust.policy import Trust
 
 OnWait = Callable[[int, int], None]
@@ -316,6 +317,12 @@ class Engine(Destination, Protocol):
 
     def loads(self) -> "Flow[list[ModelLoad]]":
         """The load of every version of every model."""
+
+    def renew_trial(self, order: "TrialOrder") -> "Flow[list[TrialFigures]]":
+        """Begin a trial, let it go on for a lease, or end it; the figures of all who take part."""
+
+    def trials(self) -> "Flow[list[TrialState]]":
+        """The trials that run."""
 
     def wait_ready(self, name: str, *, version: str | None, wait: Wait) -> Flow[ModelStatus]:
         """Wait until a model's minimum number of workers is ready.

@@ -31,6 +31,7 @@ from marship.engines.ray import cluster as nodes
 from marship.engines.ray.access import ClusterAccess
 from marship.engines.ray.head import Cluster, start
 from marship.engines.ray.settings import RaySettings
+from marship.engines.trials import TrialFigures, TrialState
 from marship.errors import (
     LoadError,
     NotFoundError,
@@ -43,6 +44,8 @@ from marship.errors import (
     UsageError,
 )
 from marship.operate.rollout import rollout
+from marship.operate.trial.run import TrialListener, canary, running
+from marship.operate.trial.settings import CanarySettings
 from marship.predict import Run, Watcher, predict_files, sources
 from marship.predict.ray import predict_archive
 from marship.predict.ray.job import Job
@@ -507,3 +510,41 @@ def test_a_client_that_has_left_starts_no_cluster(client: Client) -> None:
 
     assert client.models()
     assert not auto_init_hook.enable_auto_connect
+
+
+def test_a_canary_takes_over_on_all_fronts(client: Client, cluster: Cluster, lin: Path) -> None:
+    """Each request gets a response of one of both versions; the trial is told while it runs."""
+    assert lin.is_dir()
+    clear(client)
+    for version in ("1", "2"):
+        client.register(f"lin-{version}.mar")
+    host, done, seen = host_of(cluster), threading.Event(), list[tuple[int, bytes]]()
+    case = Case("a row", body=b'{"input": [[1, 2, 3]]}')
+    states: list[TrialState] = []
+
+    def ask() -> None:
+        while not done.is_set():
+            got = conformance.ask(host, case)
+            seen.append((got.status, got.body))
+
+    class Looks(TrialListener):
+        def on_figures(self, share: float, figures: TrialFigures, left_s: float) -> None:  # noqa: ARG002
+            states[:] = running(client)
+
+    limits = CanarySettings(steps="0.5,1", minutes=0.1, min_requests=20, max_latency_ratio=50)
+    asker = threading.Thread(target=ask)
+    asker.start()
+    try:
+        tried = canary(client, "lin", "2", limits, Looks())
+    finally:
+        done.set()
+        asker.join()
+    assert tried.is_promoted, tried
+    assert {status for status, _ in seen} == {200}
+    assert {body for _, body in seen} == {b'{"output":[[16.0,22.0]]}', b'{"output":[[32.0,44.0]]}'}
+    assert [state.order.share for state in states] == [1.0]
+    step = tried.steps[0].figures
+    assert 0.2 < step.taken / step.asked < 0.8
+    assert step.compared == step.differing > 20
+    assert client.predict("lin", {"input": ROW}) == {"output": ANSWERS["2"]}
+    assert running(client) == []

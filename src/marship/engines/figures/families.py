@@ -31,6 +31,12 @@ HELP = {
     "marship_worker_deaths_total": "workers that ended and should not have, by cause",
     "marship_worker_resident_memory_bytes": "memory of a worker, with what it shares with others",
     "marship_connections": "clients that are connected",
+    "marship_trial_share": "share of requests that a new version on trial gets",
+    "marship_trial_requests_total": "requests in the share of a trial",
+    "marship_trial_compared_total": "pairs of responses of a trial that were compared",
+    "marship_trial_differences_total": "pairs that differ by more than the tolerance",
+    "marship_trial_dropped_total": "second requests of a trial that were not sent",
+    "marship_trial_errors_total": "errors in the share of a trial, by the version's part",
     "marship_busy_share": "share of the last 30 seconds in which workers had a batch, 0 to 1",
 }
 _LINE = re.compile(r"(\w+)(\{.*\})? \S+.*")

@@ -15,6 +15,7 @@ from marship import console
 from marship.engines.ray import keeper, problems
 from marship.engines.ray.archives import ArchiveSource
 from marship.engines.ray.table import Table
+from marship.engines.trials import TrialState
 from marship.errors import (
     LoadError,
     MarshipError,
@@ -347,6 +348,12 @@ def broadcast(app: str, method: str, *given: Any) -> list[Any]:  # noqa: ANN401
             return list(handle.broadcast(method, *given).results(timeout_s=_CALL_S))
         finally:
             handle.shutdown()  # its thread would report to the cluster when we have left it
+
+
+def trial_states() -> list[TrialState]:
+    """The trials that fronts take part in; one trial several times."""
+    told = broadcast(FRONT, "trials")
+    return [TrialState.from_json(one) for states in told for one in states]
 
 
 def port() -> int:

@@ -9,7 +9,7 @@ from marship.engines import store
 from marship.engines.engine import Note, ServerConfig
 from marship.engines.home import Home, default_home
 from marship.engines.names import checked_name
-from marship.engines.ray import cluster, keeper, loads, plan
+from marship.engines.ray import cluster, keeper, loads, plan, trials
 from marship.engines.ray import models as registered
 from marship.engines.ray.access import ClusterAccess
 from marship.exchange.calls import Pause
@@ -29,6 +29,8 @@ class RayServe(ClusterAccess):
     shrink = loads.shrink
     loads = loads.loads
     wait_ready = registered.wait_ready
+    renew_trial = trials.renew_trial
+    trials = trials.trials
     set_default = registered.set_default
     drain = registered.drain
     unregister = registered.unregister

@@ -8,8 +8,9 @@ an acceptor of the direct host without workers, so that such responses are the s
 import asyncio
 import json
 import socket
+import time
 from collections import Counter
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Mapping
 from http import HTTPStatus
 from pathlib import Path
 from typing import Any
@@ -25,10 +26,12 @@ from marship.engines.ray import binding, node, plan
 from marship.engines.ray.line import Answer, Asked, Headers, LinePool
 from marship.engines.ray.scratch import ScratchFolder
 from marship.engines.ray.table import Table, TableEntry
+from marship.engines.ray.trials import FrontSplit
 from marship.serving.hosts.direct import exchange, limits, routes
 from marship.serving.hosts.direct.acceptor import Acceptor
 from marship.serving.hosts.direct.seats import ModelState
 from marship.serving.hosts.direct.tokens import RefusedError, Tokens
+from marship.serving.hosts.direct.trial import RunningTrial, RunningTrials
 from marship.serving.message import Reply
 
 _ENDS = "2999-01-01T00:00:00Z"
@@ -53,6 +56,7 @@ class Front:
         self._tokens = Tokens(self._key_file)
         self._table, self._handles = Table(), dict[str, Any]()
         self._in_hand: Counter[str] = Counter()
+        self._trials, self._split = RunningTrials(lambda: None), FrontSplit()
         self._own: LinePool | None = None
         self._acceptor: Acceptor | None = None
 
@@ -64,6 +68,7 @@ class Front:
         for app in wanted - set(self._handles):  # it asks the controller, which may take a while
             self._handles[app] = await loop.run_in_executor(None, serve.get_app_handle, app)
         self._table = table
+        self._trials.follow(table.serving)
         for app in set(self._handles) - wanted:
             del self._handles[app]
         self._start().follow(_states(table, wanted=0))
@@ -92,12 +97,40 @@ class Front:
             assert self._own is not None  # noqa: S101  reconfigure made it
             return _whole(await self._own.whole(asked))
         _, entry = found
+        if route.kind == routes.PREDICT and route.version is None:
+            self._trials.expire(time.monotonic())
+            if (trial := self._trials.of(route.model)) is not None:
+                return await self._tried(trial, asked, route)
         if entry.streams and route.kind == routes.PREDICT:
             return _Stream(self._parts(entry, asked, route))
         answer = await self._ask(entry, asked, route)
         if route.kind == routes.METADATA and answer.status == HTTPStatus.OK:
             answer = _with_versions(answer, list(self._table.models[route.model].versions))
         return _whole(answer)
+
+    async def _tried(self, trial: RunningTrial, asked: Asked, route: routes.Route) -> Response:
+        """Answer a request for a model on trial."""
+        versions = self._table.models[route.model].versions
+        if any(versions[each].streams for each in (trial.order.default, trial.order.version)):
+            given, other = trial.way(dict(asked.headers))
+            parts = self._parts(versions[given], asked, route)
+            return _Stream(parts if other is None else self._split.noted(trial, given, parts))
+
+        def ask(version: str) -> Awaitable[Answer]:
+            return self._ask(versions[version], asked, route)
+
+        return _whole(await self._split.ask(trial, asked, ask))
+
+    async def try_version(self, order: Mapping[str, Any]) -> dict[str, Any]:
+        """Renew or end this replica's part of a trial; its figures, or why it is refused."""
+        now = time.monotonic()
+        self._trials.expire(now)
+        return self._trials.reply(order, now, self._table.serving)
+
+    async def trials(self) -> list[dict[str, Any]]:
+        """The trials that this replica takes part in."""
+        self._trials.expire(time.monotonic())
+        return [state.to_json() for state in self._trials.states()]
 
     def _may(self, asked: Asked, route: routes.Route) -> bool:
         """Whether the request has the token, or needs none; the acceptor refuses it otherwise."""

@@ -12,10 +12,12 @@ from dataclasses import replace
 from typing import Any
 
 from marship.engines.engine import DRAIN_S, Model, ModelStatus, Registration, Wait, Worker
+from marship.engines.figures.trials import samples
 from marship.engines.names import checked_name
 from marship.engines.ray import cluster, keeper, problems, registration
 from marship.engines.ray.access import ClusterAccess
 from marship.engines.ray.table import Table, TableEntry
+from marship.engines.trials import merged
 from marship.errors import LoadError, NotFoundError, ServerError, UsageError
 from marship.exchange import tracing
 from marship.exchange.calls import LINES_TYPE, Call, Flow, HttpResponse, Pause, Work, path
@@ -332,6 +334,10 @@ def metrics(access: ClusterAccess) -> Flow[str]:
                 for metric, code, value in told["counts"]:
                     more = f',code="{code}"' if code else ""
                     lines.append(f'{metric}{{{labels},replica="{place}"{more}}} {value}')
+        states = merged(cluster.trial_states())
+        for metric, named, value in samples(states):
+            shown = ",".join(f'{label}="{text}"' for label, text in named.items())
+            lines.append(f"{metric}{{{shown}}} {value}")
         return "".join(f"{line}\n" for line in sorted(lines))
 
     text: str = yield Work(collect)

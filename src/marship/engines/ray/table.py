@@ -85,6 +85,13 @@ class Table:
         found = model.versions.get(number)
         return None if found is None else (number, found)
 
+    def serving(self, name: str) -> tuple[str, ...]:
+        """A model's versions, the default one first."""
+        model = self.models.get(name)
+        if model is None:
+            return ()
+        return (model.default, *(one for one in model.versions if one != model.default))
+
     def entries(self) -> Iterator[tuple[str, str, TableEntry]]:
         """Name, number and entry of every version."""
         for name, model in sorted(self.models.items()):

@@ -11,7 +11,7 @@ from marship.engines.engine import Note, ServerConfig
 from marship.engines.home import Home, default_home
 from marship.engines.names import checked_name
 from marship.engines.torchserve import config as configs
-from marship.engines.torchserve import draining, loads, status, store, versions
+from marship.engines.torchserve import draining, loads, status, store, trials, versions
 from marship.engines.torchserve import models as registered
 from marship.engines.torchserve.access import Access
 from marship.exchange.calls import Pause
@@ -33,6 +33,8 @@ class TorchServe(Access):
     shrink = registered.shrink
     loads = loads.list_loads
     wait_ready = registered.wait_ready
+    renew_trial = trials.renew_trial
+    trials = trials.trials
     set_default = versions.set_default
     drain = draining.drain
     unregister = versions.unregister

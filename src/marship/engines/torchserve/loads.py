@@ -5,21 +5,18 @@ TorchServe's frontend, whose counters have microseconds (`ts_queue_latency_micro
 queue, `ts_inference_latency_microseconds` with it). The gauge QueueTime is of one request alone.
 """
 
-import json
-import socket
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from typing import Any
 
 from marship.engines.engine import ModelStatus
-from marship.engines.home import WORKERS_SOCKET
 from marship.engines.load import ModelLoad
 from marship.engines.metrics import of_versions
+from marship.engines.torchserve import acceptor
 from marship.engines.torchserve.access import Access
 from marship.engines.torchserve.models import list_models, metrics
 from marship.exchange.calls import Flow, Work
 
-_MOST_BYTES, _WAIT_S, _MICRO = 1 << 16, 1.0, 1e-6
+_MICRO = 1e-6
 _UNNAMED = "default"
 """The version in TorchServe's labels where a request names none."""
 _STEPS = tuple(f"marship_{step}_seconds_total" for step in ("decode", "infer", "encode"))
@@ -58,23 +55,9 @@ def _ask(
     access: Access, versions: Sequence[ModelStatus]
 ) -> dict[tuple[str, str], Mapping[str, Any]]:
     """What the acceptor says of each version; nothing where there is none, or it ends."""
-    record = access.home.running() if access.is_local else None
-    found: dict[tuple[str, str], Mapping[str, Any]] = {}
-    if record is None or record.acceptor is None:
-        return found
-    with (
-        suppress(OSError),
-        socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as line,
-    ):
-        line.settimeout(_WAIT_S)
-        line.connect(f"{record.tmp}/{WORKERS_SOCKET}")
-        for status in versions:
-            asked = {"kind": "ask load", "model": status.name, "version": status.version}
-            line.send(json.dumps(asked).encode() + b"\n")
-            if not (answer := line.recv(_MOST_BYTES)):
-                break
-            found[status.name, status.version] = json.loads(answer)
-    return found
+    named = [(status.name, status.version) for status in versions]
+    questions = [{"kind": "ask load", "model": model, "version": v} for model, v in named]
+    return dict(zip(named, acceptor.ask(access, questions), strict=False))
 
 
 def _load(status: ModelStatus, own: Figures, direct: Mapping[str, Any]) -> ModelLoad:

@@ -9,15 +9,15 @@ from functools import partial
 from pathlib import Path
 
 from marship.engines.addresses import Target
-from marship.engines.figures import families, workers
+from marship.engines.figures import families, trials, workers
 from marship.engines.figures.families import Page
 from marship.engines.figures.server import FiguresPage
 from marship.engines.home import Home
 from marship.engines.torchserve.engine import TorchServe
+from marship.engines.trials import TrialState
 from marship.errors import MarshipError
 from marship.exchange.transports import BlockingTransport, Bounds
 from marship.serving.hosts.direct.acceptor import Acceptor
-from marship.serving.hosts.direct.seats import Staff
 
 logger = logging.getLogger(__name__)
 
@@ -49,15 +49,18 @@ def serve(
         return transport.run(engine.metrics())
 
     def prepare() -> Callable[[], bytes]:
-        return partial(_rendered, folder, accepting.seats.staff(), accepting.connections, frontend)
+        seats = accepting.seats
+        known = partial(workers.page_of, folder, seats.staff(), accepting.connections)
+        return partial(_rendered, known, seats.trials.states(), frontend)
 
     FiguresPage(loop, listener, prepare)
 
 
 def _rendered(
-    folder: Path, staff: list[Staff], connections: int, frontend: Callable[[], str]
+    known: Callable[[], Page], states: list[TrialState], frontend: Callable[[], str]
 ) -> bytes:
-    page = workers.page_of(folder, staff, connections)
+    page = known()
+    trials.add_trials(page, states)
     try:
         add_frontend(page, frontend())
     except (MarshipError, OSError) as error:

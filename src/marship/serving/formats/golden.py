@@ -57,18 +57,20 @@ class GoldenRequest:
             got: What `value_of` makes of the response.
             contract: Has the tolerance.
         """
-        return self._difference(got, _Bounds.of(contract))
+        return self._difference(got, ValueBounds.of(contract))
 
     def change(self, got: object) -> str:
         """Where a second response of the same machine differs; empty where the two agree.
 
         The contract's tolerance would let a clock through, which moves by a billionth.
         """
-        return self._difference(got, _Bounds(_NOISE, _NOISE, _MOST_NOISE))
+        return self._difference(got, ValueBounds(_NOISE, _NOISE, _MOST_NOISE))
 
-    def _difference(self, got: object, bounds: "_Bounds") -> str:
+    def _difference(self, got: object, bounds: "ValueBounds") -> str:
         want = value_of(self.response, self.response_type)
-        return next(bounds.differences(_unnamed(got), _unnamed(want)), "")
+        for place, one, other in bounds.differences(got, want):
+            return f"{place or 'a response'} of {_short(one)} in place of {_short(other)}"
+        return ""
 
 
 def write(requests: Sequence[GoldenRequest]) -> bytes:
@@ -163,23 +165,29 @@ def differs(golden: GoldenRequest, contract: Contract, found: str) -> str:
 
 
 @dataclass(frozen=True, slots=True)
-class _Bounds:
-    """How far two numbers may be apart: by `absolute + relative * |want|`, and by `most`."""
+class ValueBounds:
+    """How far two numbers may be apart: by `absolute + relative * |want|`, and by `most`.
+
+    Example:
+        >>> from marship.serving.formats.golden import ValueBounds
+        >>> list(ValueBounds(0.1, 0.0).differences({"a": [1.0, 2.0]}, {"a": [1.05, 2.5]}))
+        [('a[1]', 2.0, 2.5)]
+    """
 
     absolute: float
     relative: float
     most: float = math.inf
 
     @classmethod
-    def of(cls, contract: Contract) -> "_Bounds":
+    def of(cls, contract: Contract) -> "ValueBounds":
         """Those of the output that may differ most: nothing tells which one a number comes from."""
         tolerance = contract.tolerance
         largest = max(tolerance.absolute(spec.name) for spec in contract.outputs)
         return cls(largest, tolerance.rtol)
 
-    def differences(self, got: Any, want: Any) -> Iterator[str]:  # noqa: ANN401  any JSON value
-        """Each place where two values differ, in their order."""
-        waiting = [("", got, want)]
+    def differences(self, got: Any, want: Any) -> Iterator[tuple[str, Any, Any]]:  # noqa: ANN401
+        """Each place where two values of responses differ, and what is there, in their order."""
+        waiting = [("", _unnamed(got), _unnamed(want))]
         while waiting:  # not recursive: what a server sends may be nested deeply
             place, got, want = waiting.pop()
             if isinstance(got, dict) and isinstance(want, dict) and got.keys() == want.keys():
@@ -188,7 +196,7 @@ class _Bounds:
                 pairs = list(enumerate(zip(got, want, strict=True)))
                 waiting += [(f"{place}[{i}]", a, b) for i, (a, b) in reversed(pairs)]
             elif not self._agree(got, want):
-                yield f"{place or 'a response'} of {_short(got)} in place of {_short(want)}"
+                yield place, got, want
 
     def _agree(self, got: Any, want: Any) -> bool:  # noqa: ANN401  any JSON value
         if isinstance(got, np.ndarray) and isinstance(want, np.ndarray):

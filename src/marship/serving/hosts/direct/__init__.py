@@ -11,5 +11,7 @@ worker.py      the server beside a host's own worker loop, connected to the acce
 acceptor.py    one address for all models: finds each connection its worker
 seats.py       the workers that the acceptor knows
 sockets.py     connected sockets passed on to another process
-relay.py       connections to models whose workers do not speak HTTP
+relays.py      requests for models whose workers do not speak HTTP, by relay.py
+split.py       requests for a model on trial, which go to one version or to both
+trial.py       a trial: who takes part, for how long, and what came of it
 """

@@ -11,16 +11,13 @@ import socket
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from functools import partial
-from http import HTTPStatus
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
-from urllib.parse import quote
 
 import orjson
 
-from marship.errors import MarshipError, NotFoundError, ScaledToZeroError
+from marship.errors import NotFoundError
 from marship.serving.hosts.direct import routes
 from marship.serving.hosts.direct.arrivals import Arrivals
 from marship.serving.hosts.direct.connection import Connection
@@ -28,14 +25,12 @@ from marship.serving.hosts.direct.exchange import Exchange
 from marship.serving.hosts.direct.heads import Heads
 from marship.serving.hosts.direct.limits import (
     Limits,
-    StatusError,
-    error_reply,
     too_many,
     unplaced,
 )
 from marship.serving.hosts.direct.methods import check_method, options
-from marship.serving.hosts.direct.relay import Relay
 from marship.serving.hosts.direct.relay import check as check_relayed
+from marship.serving.hosts.direct.relays import Relays, no_worker
 from marship.serving.hosts.direct.request_line import target_of, without_empty_lines
 from marship.serving.hosts.direct.roster import Roster
 from marship.serving.hosts.direct.seats import ModelState, Seat, Seats
@@ -50,13 +45,13 @@ from marship.serving.hosts.direct.site import (
 )
 from marship.serving.hosts.direct.slots import IDLE, UNPROVEN
 from marship.serving.hosts.direct.sockets import accept
+from marship.serving.hosts.direct.split import Split
 from marship.serving.hosts.direct.tokens import Tokens
 from marship.serving.hosts.direct.workers import MOST_RETURNS, Workers, refuse, tell
 from marship.serving.message import Reply
 
 _NO_HEADERS: Mapping[str, str] = MappingProxyType({})
 _NO_PAGES: Mapping[bytes, Reply] = MappingProxyType({})
-_UNAVAILABLE = int(HTTPStatus.SERVICE_UNAVAILABLE)
 _SWEEP_S = 0.5
 _MOST_TARGETS = 2048
 _ROOM_SHARE = 64
@@ -89,13 +84,11 @@ class Acceptor(Site):
         roster: Path | None = None,
         pages: Mapping[bytes, Reply] = _NO_PAGES,
     ) -> None:
-        self._engine = engine
-        self._relays: dict[Relay, routes.Route] = {}
-        self._abandoned: set[Relay] = set()  # of models that had no workers when last looked
-        self._starting: set[asyncio.Task[None]] = set()
         self._loop, self.limits, self._tokens = loop, limits, Tokens(key_file)
         self.heads, self.headers = Heads(), lines_of(headers)
         self.seats = Seats()
+        self._relays = Relays(loop, limits, self.seats, engine)
+        self._split = Split(loop, limits, self.seats, self._place)
         has_tokens = key_file is not None
         self._replies = ServerReplies(
             self.seats, pages, has_tokens=has_tokens, is_restart=is_restart
@@ -120,21 +113,14 @@ class Acceptor(Site):
         for connection in list(self._own):
             if connection.transport is not None:
                 connection.transport.abort()
-        for task in self._starting:
-            task.cancel()
+        self._relays.close()
+        self._split.close()
         self._arrivals.close()
 
     def follow(self, models: dict[str, ModelState]) -> None:
         """Take the state of all models, as the engine has it now."""
         self.seats.follow(models)
-        # The engine keeps what waits for a worker that nobody starts. What was sent after the
-        # state was read may have a worker already: so it is looked at twice.
-        before, self._abandoned = self._abandoned, set()
-        for relay, route in list(self._relays.items()):
-            if self.seats.is_closed(route.model, route.version):
-                self._abandoned.add(relay)
-                if relay in before:
-                    relay.give_up(self._no_worker(route))
+        self._relays.look()
 
     def serve_workers(self, listener: socket.socket) -> None:
         """Accept workers at a socket of their own."""
@@ -205,33 +191,6 @@ class Acceptor(Site):
             return None
         return self.seats.least_busy(route.model, route.version)
 
-    def _is_relayed(self, route: routes.Route) -> bool:
-        """Whether predictions go to the engine: it knows models before their workers."""
-        return self._engine is not None and not self.seats.is_ending(route.model, route.version)
-
-    def _relay(self, exchange: Exchange, route: routes.Route) -> None:
-        assert self._engine is not None  # noqa: S101  check refuses without
-        target = b"/predictions/" + quote(route.model, safe="").encode()
-        if route.version is not None:
-            target += b"/" + quote(route.version, safe="").encode()
-        if exchange.head.query:
-            target += b"?" + exchange.head.query
-        relay = Relay(
-            exchange, self.limits, self._relays.__delitem__, partial(self._explained, route)
-        )
-        self._relays[relay] = route
-        task = self._loop.create_task(relay.start(target, self._engine))
-        self._starting.add(task)
-        task.add_done_callback(self._starting.discard)
-
-    def _explained(self, route: routes.Route, reply: Reply) -> Reply:
-        """The engine's response; where it has no worker, and wants none, what to do about it."""
-        named, is_refused = (route.model, route.version), reply.status == _UNAVAILABLE
-        # one that is not known here was registered after the state was read
-        if is_refused and self.seats.is_registered(*named) and self.seats.is_closed(*named):
-            return error_reply(self._no_worker(route))
-        return reply
-
     def _keep(self, fd: int, unread: bytes) -> None:
         line = socket.socket(fileno=fd)
         connection = Connection(self, unread)
@@ -250,6 +209,8 @@ class Acceptor(Site):
             close_idle(self._own)
         self._arrivals.expire(time.monotonic())
         self._workers.watch(time.monotonic())
+        self.seats.trials.expire(time.monotonic())
+        self._split.expire()
         self.seats.level()
 
     # What connections that are answered here ask.
@@ -302,36 +263,26 @@ class Acceptor(Site):
                 f"{_shown(exchange.head.path)}."
             )
         check_method(exchange, route)
-        if route.kind == routes.PREDICT and self._is_relayed(route):
+        if self._split.takes(route):
+            return
+        if route.kind == routes.PREDICT and self._relays.takes(route):
             check_relayed(exchange.head)
         elif route.model:
-            raise self._no_worker(route)
-
-    def _no_worker(self, route: routes.Route) -> MarshipError:
-        named = f"{route.model} version {route.version}" if route.version else route.model
-        is_known = self.seats.is_registered(route.model, route.version)
-        if self.seats.knows_models and not is_known:
-            return NotFoundError(
-                f"{named[:200]} must be registered, got no such model. See: marship models"
-            )
-        if self.seats.is_closed(route.model, route.version):
-            return ScaledToZeroError.of(route.model, route.version)
-        return StatusError(
-            503,
-            "no_worker",
-            f"{named} must have a worker that is ready, got none. Retry, or scale it up.",
-            retry_after_s=1,
-        )
+            raise no_worker(self.seats, route)
 
     def handle(self, exchange: Exchange) -> None:
         """Answer a request that `check` has accepted."""
         route = self._route(exchange.head.path)
         if exchange.head.method == "OPTIONS" or route is None:
             exchange.reply(options(route))
+        elif self._split.takes(route):
+            self._split.answer(exchange, route)
         elif route.kind == routes.PREDICT:
-            self._relay(exchange, route)
+            self._relays.pass_on(exchange, route)
         elif route.kind == routes.READY:  # no worker here has answered
-            is_ready = self._is_relayed(route) and self.seats.is_staffed(route.model, route.version)
+            is_ready = self._relays.takes(route) and self.seats.is_staffed(
+                route.model, route.version
+            )
             facts = {"name": route.model, "ready": is_ready}
             exchange.reply(Reply(orjson.dumps(facts), status=200 if is_ready else 503))
         else:

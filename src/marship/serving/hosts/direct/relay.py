@@ -6,14 +6,16 @@ its next request goes to a worker as soon as there is one.
 """
 
 import asyncio
+import socket
 from collections.abc import Callable
 from http import HTTPStatus
+from typing import Protocol
 from urllib.parse import quote
 
 import httptools
 
 from marship.errors import MarshipError
-from marship.serving.hosts.direct.exchange import Exchange
+from marship.serving.hosts.direct.exchange import LINES_TYPE
 from marship.serving.hosts.direct.heads import TRACE, Head
 from marship.serving.hosts.direct.limits import Limits, StatusError, error_reply
 from marship.serving.message import Reply
@@ -57,35 +59,77 @@ def check(head: Head) -> None:
         )
 
 
-class Relay(asyncio.Protocol):
-    """A request that the engine gets, and its response on the way back.
+class Relayed(Protocol):
+    """A request that is complete, and takes its response: an exchange, or a leg of a trial.
 
-    Each has a connection of its own: one that was kept open may close just when a request is
-    written, and then nobody knows whether it was received.
+    Attributes:
+        head: The request line with its headers.
+        body: The bytes.
+        trace: The trace id that the client sent; empty without one.
+        is_done: Whether the response is complete.
+    """
+
+    head: Head
+    body: bytes
+    trace: bytes
+    is_done: bool
+
+    @property
+    def is_abandoned(self) -> bool:
+        """Whether nobody waits for the response any more."""
+
+    def reply(self, reply: Reply) -> None:
+        """Take a response, or the next part of a streamed one."""
+
+    def abandon(self) -> None:
+        """End the connection where the rest of a response cannot be had."""
+
+
+def _as_it_came(reply: Reply) -> Reply:
+    return reply
+
+
+class Relay(asyncio.Protocol):
+    """A request that the engine or a worker gets, and its response on the way back.
+
+    At the engine each has a connection of its own: one that was kept open may close just when a
+    request is written, and then nobody knows whether it was received. Connections to workers are
+    kept: while they are idle a worker closes none, but gives it back.
 
     Args:
         exchange: The request.
         limits: How long the engine may be silent.
-        on_end: Called once when it is over.
+        on_end: Called when it is over; with `keeps` also when another may be sent, see `again`.
         explained: What the client gets for a whole response of the engine's.
+        keeps: Whether the connection is for further requests.
+
+    Attributes:
+        is_lost: Whether the connection has ended.
     """
 
     def __init__(
         self,
-        exchange: Exchange,
+        exchange: Relayed,
         limits: Limits,
         on_end: Callable[["Relay"], None],
-        explained: Callable[[Reply], Reply],
+        explained: Callable[[Reply], Reply] = _as_it_came,
+        *,
+        keeps: bool = False,
     ) -> None:
-        self._exchange, self._limits, self._on_end = exchange, limits, on_end
-        self._explained = explained
+        self._limits, self._on_end, self._explained = limits, on_end, explained
+        self._keeps, self.is_lost = keeps, False
         self._failure: MarshipError = _unreachable("no whole response")
         self._parser = httptools.HttpResponseParser(self)
+        self._timer: asyncio.TimerHandle | None = None
+        self._transport: asyncio.Transport | None = None
+        self._begin(exchange)
+
+    def _begin(self, exchange: Relayed) -> None:
+        self._exchange = exchange
         self._headers: list[tuple[bytes, bytes]] = []
         self._body: list[bytes] = []
         self._streams = False
-        self._timer: asyncio.TimerHandle | None = None
-        self._transport: asyncio.Transport | None = None
+        self._line = b""  # of a stream of lines, that is not whole yet
 
     async def start(self, target: bytes, engine: str | tuple[str, int]) -> None:
         """Send the request.
@@ -104,7 +148,42 @@ class Relay(asyncio.Protocol):
             self._exchange.reply(error_reply(_unreachable("no connection")))
             self._on_end(self)
             return
-        self._send(target)
+        self._write(self._head(target) + self._exchange.body)
+
+    async def start_here(self, target: bytes, place: Callable[[int, bytes], None]) -> None:
+        """Send the request to a worker of this acceptor, as if a client had connected for it.
+
+        Args:
+            target: Names the version.
+            place: Takes a connection, and what was read of it, to the worker.
+        """
+        try:
+            mine, its = socket.socketpair()
+        except OSError:  # too many files are open
+            self._exchange.reply(error_reply(_unreachable("no connection")))
+            self._on_end(self)
+            return
+        mine.setblocking(False)
+        its.setblocking(False)
+        place(its.detach(), self._head(target))
+        loop = asyncio.get_running_loop()
+        await loop.create_unix_connection(lambda: self, sock=mine)
+        self._write(self._exchange.body)
+
+    def again(self, exchange: Relayed, target: bytes) -> None:
+        """Send another request on the connection of one that has its response.
+
+        Args:
+            exchange: The request.
+            target: Where to.
+        """
+        self._begin(exchange)
+        self._write(self._head(target) + exchange.body)
+
+    def close(self) -> None:
+        """Close a connection that is idle."""
+        assert self._transport is not None  # noqa: S101  it was used
+        self._transport.close()
 
     def give_up(self, error: MarshipError) -> None:
         """Answer with an error where the engine will not respond any more."""
@@ -119,21 +198,26 @@ class Relay(asyncio.Protocol):
         """The engine is there."""
         self._transport = transport  # type: ignore[assignment]
 
-    def _send(self, target: bytes) -> None:
+    def _head(self, target: bytes) -> bytes:
         head, body = self._exchange.head, self._exchange.body
         lines = [b"%b %b HTTP/1.1" % (head.method.encode(), target), b"host: engine"]
         lines += [b"%b: %b" % pair for pair in head.raw.items() if pair[0] not in _NOT_PASSED_ON]
         if self._exchange.trace and TRACE not in head.raw:
             lines.append(b"%b: %b" % (TRACE, self._exchange.trace))
-        lines += [b"content-length: %d" % len(body), b"connection: close", b"", b""]
+        lines += [b"connection: close"] * (not self._keeps)
+        return b"\r\n".join([*lines, b"content-length: %d" % len(body), b"", b""])
+
+    def _write(self, data: bytes) -> None:
         assert self._transport is not None  # noqa: S101  connected
-        self._transport.write(b"\r\n".join(lines))
-        self._transport.write(body)
+        self._transport.write(data)
         self._wait()
 
-    def _wait(self) -> None:
+    def _rest(self) -> None:
         if self._timer is not None:
             self._timer.cancel()
+
+    def _wait(self) -> None:
+        self._rest()
         loop = asyncio.get_running_loop()
         self._timer = loop.call_later(self._limits.relayed_s, self._end)
 
@@ -150,8 +234,8 @@ class Relay(asyncio.Protocol):
 
     def connection_lost(self, error: Exception | None) -> None:  # noqa: ARG002
         """The response is whole, or never will be."""
-        if self._timer is not None:
-            self._timer.cancel()
+        self._rest()
+        self.is_lost = True
         self._on_end(self)
         if self._exchange.is_done:
             return
@@ -179,18 +263,26 @@ class Relay(asyncio.Protocol):
 
     def on_body(self, part: bytes) -> None:
         """A part of the body."""
-        if self._streams:
-            self._exchange.reply(self._reply(part, more=True))
-        else:
+        if not self._streams:
             self._body.append(part)
+            return
+        if dict(self._headers).get(b"content-type") == LINES_TYPE.encode():  # events are of lines
+            whole, end, self._line = (self._line + part).rpartition(b"\n")
+            part = whole + end
+        if part:
+            self._exchange.reply(self._reply(part, more=True))
 
     def on_message_complete(self) -> None:
         """The response is whole."""
-        body = b"" if self._streams else b"".join(self._body)
-        reply = self._reply(body, more=False)
-        self._exchange.reply(reply if self._streams else self._explained(reply))
-        assert self._transport is not None  # noqa: S101  connected
-        self._transport.close()
+        body = self._line if self._streams else b"".join(self._body)
+        reply, exchange = self._reply(body, more=False), self._exchange
+        reply = reply if self._streams else self._explained(reply)
+        if self._keeps and self._parser.should_keep_alive():
+            self._rest()
+            self._on_end(self)  # its client may send the next request as soon as it has this one
+        else:
+            self.close()
+        exchange.reply(reply)
 
     def _reply(self, body: bytes, *, more: bool) -> Reply:
         headers = dict(self._headers)

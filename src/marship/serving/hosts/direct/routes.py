@@ -16,7 +16,7 @@ data plane v1; the engine's own inference API.
 
 from dataclasses import dataclass, replace
 from functools import cached_property
-from urllib.parse import unquote
+from urllib.parse import quote, unquote
 
 import orjson
 
@@ -118,6 +118,23 @@ def _kserve(model: str, rest: list[str]) -> Route | None:
     kinds = {(): METADATA, ("infer",): PREDICT, ("explain",): EXPLAIN, ("ready",): READY}
     kind = kinds.get(tuple(rest))
     return None if kind is None else Route(kind, model, version, is_kserve=True)
+
+
+def versioned(path: bytes, version: str) -> bytes:
+    """The path of a model's route that names this version, from one that names none.
+
+    Example:
+        >>> from marship.serving.hosts.direct import routes
+        >>> routes.versioned(b"/v2/models/m/infer", "2.0")
+        b'/v2/models/m/versions/2.0/infer'
+    """
+    number = quote(version, safe="").encode()
+    if not path.startswith((b"/v1/", b"/v2/")):
+        return path + b"/" + number
+    _, protocol, models, model, *rest = path.split(b"/")
+    name, colon, verb = model.partition(b":")  # a name's own would be encoded
+    parts = (b"", protocol, models, name, b"versions", number + colon + verb, *rest)
+    return b"/".join(parts)
 
 
 def metadata(name: str, versions: list[str], contract: Contract, advice: object = None) -> Reply:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from marship.serving.hosts.direct.slots import BEGUN, HANDED, PARTLY, Slots
 from marship.serving.hosts.direct.sockets import Channel, Packet
+from marship.serving.hosts.direct.trial import RunningTrials
 from marship.serving.metrics import TIMES_S
 
 if TYPE_CHECKING:
@@ -129,6 +130,7 @@ class Seats:
         knows_models: Whether the engine has said anything yet.
         ending: Versions that are about to have no workers, or to be unregistered.
         on_death: Called when a worker has ended that said nothing of it.
+        trials: While one runs no worker takes what names no version: see `split`.
     """
 
     def __init__(self) -> None:
@@ -138,6 +140,7 @@ class Seats:
         self.ending: list[tuple[str, str]] = []
         self.on_death: Callable[[Death], None] = lambda _death: None
         self._done: dict[tuple[str, str], list[float]] = {}
+        self.trials = RunningTrials(self._send_state)
 
     def did(self, seat: Seat, done: list[float]) -> None:
         """Add what a worker did since its last report to what those of its version did."""
@@ -161,7 +164,15 @@ class Seats:
     def follow(self, models: dict[str, ModelState]) -> None:
         """Take the state of all models, and tell workers what changed for them."""
         self._models, self.knows_models = models, True
+        self.trials.follow(self.serving)
         self._send_state()
+
+    def serving(self, model: str) -> tuple[str, ...]:
+        """A model's versions as the engine has them, the default one first."""
+        state = self._models.get(model)
+        if state is None:
+            return ()
+        return (state.default, *(one for one in state.versions if one != state.default))
 
     def add(self, seat: Seat) -> None:
         """A worker is ready; one that is gone, leaving, or here already changes nothing."""
@@ -189,7 +200,8 @@ class Seats:
             state = self._models.get(model)
             if self.knows_models and (state is None or version not in state.versions):
                 continue  # it was registered after the engine's state was read, or is about to end
-            state_sent = (self._default(model) == version, state.versions if state else (version,))
+            is_default = self._default(model) == version and self.trials.of(model) is None
+            state_sent = (is_default, state.versions if state else (version,))
             for seat in list(seats):
                 if seat.state_sent != state_sent:
                     seat.state_sent = state_sent
@@ -262,6 +274,13 @@ class Seats:
         """Whether the engine has a worker of a version, or of the default one, that is ready."""
         state = self._models.get(model)
         return state is not None and state.ready.get(version or state.default, 0) > 0
+
+    def is_served(self, model: str, version: str) -> bool:
+        """Whether a version has a worker, here or the engine's alone, and is to keep it."""
+        if self.is_ending(model, version):
+            return False
+        has_one = self.least_busy(model, version) is not None
+        return has_one or self.is_staffed(model, version)
 
     def is_closed(self, model: str, version: str | None) -> bool:
         """Whether the engine has no worker of a version, or of the default one, and wants none."""

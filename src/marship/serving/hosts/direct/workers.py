@@ -148,7 +148,7 @@ class Workers:
         elif packet.kind == "leaving":
             seat.is_leaving = True
             self._seats.remove(seat)
-        elif packet.kind in {"drain", "ask load"}:
+        elif packet.kind in {"drain", "ask load", "try", "ask trials"}:
             self._serve_caller(seat, packet)
         elif packet.kind == "closed" and seat.slots is not None:
             _end(seat.slots.take(packet.facts["slot"]).fd)
@@ -177,11 +177,19 @@ class Workers:
 
     def _serve_caller(self, caller: Seat, packet: Packet) -> None:
         """What others than workers ask at the same socket."""
-        model, version = packet.facts["model"], packet.facts["version"]
+        facts, trials = packet.facts, self._seats.trials
         if packet.kind == "drain":
-            self._drain(caller, model, version, packet.facts["pids"])
+            self._drain(caller, facts["model"], facts["version"], facts["pids"])
+        elif packet.kind == "ask load":
+            told = self._seats.load_of(facts["model"], facts["version"])
+            caller.channel.send(Packet("load of", told))
+        elif packet.kind == "ask trials":
+            states = [state.to_json() for state in trials.states()]
+            caller.channel.send(Packet("trials", {"trials": states}))
         else:
-            caller.channel.send(Packet("load of", self._seats.load_of(model, version)))
+            is_known = self._seats.knows_models  # else the next try tells more
+            told = trials.reply(facts, time.monotonic(), self._seats.serving) if is_known else {}
+            caller.channel.send(Packet("tried", told))
 
     def _drain(self, caller: Seat, model: str, version: str | None, pids: list[int] | None) -> None:
         """Give workers nothing new, and say when they have nothing left.
