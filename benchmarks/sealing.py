@@ -76,14 +76,14 @@ def loaded(folder: Path, kind: str) -> dict[str, float]:
 def seal(source: Path, target: Path) -> Path:
     """The extracted archive with its model sealed, as `marship package --seal` has it."""
     from marship.contract import CONTRACT_FILE, GOLDEN_FILE, Contract
-    from marship.packaging.sealing import PlainModel, Sealer, write_model
+    from marship.packaging.sealing import PlainModel, write_model
     from marship.serving.model import keysource, sealed
 
     (target / "MAR-INF").mkdir(parents=True)
     manifest = {"model": {"modelName": source.name, "modelVersion": "1.0"}}
     (target / sealed.MANIFEST_FILE).write_text(json.dumps(manifest))
     key = keysource.read(os.environ[keysource.SOURCE_VARIABLE])
-    sealer = Sealer(key, source.name, "1.0")
+    sealer = sealed.Sealer(key, source.name, "1.0")
     contract = Contract.from_json((source / CONTRACT_FILE).read_bytes())
     file, *outside = contract.files
     plain = PlainModel(source / file, {name: source / name for name in outside})

@@ -20,6 +20,7 @@ import yaml
 from marship.serving.handler import OnnxHandler
 from marship.serving.hosts.direct import acceptor, seats
 from marship.serving.hosts.direct.limits import Limits
+from marship.serving.hosts.direct.samples import SampleWriter
 from marship.serving.hosts.direct.worker import DirectWorker, WorkerSettings
 from marship.serving.service import Placement, Service
 
@@ -183,14 +184,14 @@ class Place:
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join(10)
 
-    def add(
+    def add(  # noqa: PLR0913  keyword-only
         self, loaded: Service, name: str = "m", version: str = "1.0", *, batch: int = 64,
-        queue: int = 100,
+        queue: int = 100, sampler: SampleWriter | None = None,
     ) -> DirectWorker:  # fmt: skip
         """Start a worker, and wait until the acceptor knows it."""
         settings = WorkerSettings(
             acceptor=self.path, model=name, version=version, batch=batch, queue=queue,
-            key_file=self.key_file, limits=self.limits,
+            key_file=self.key_file, limits=self.limits, sampler=sampler,
         )  # fmt: skip
         loaded.measure_pace()
         worker = DirectWorker(loaded, settings)

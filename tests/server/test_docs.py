@@ -71,6 +71,8 @@ NOT_RUN = {
     ("rollout.md", "marship canary"): "needs clients, for as long as it runs; "
     "tests/server/test_trial.py runs these commands under load",
     ("sealing.md", "benchmarks/sealing.py"): "takes minutes",
+    ("sealing.md", "--samples"): "needs a model's clients; tests/unit/engines/"
+    "test_sampled_host.py and tests/unit/operate/test_opened_samples.py run the same steps",
     ("serving.md", "--reload runs"): "does not end by itself; tests/server/test_reload.py follows "
     "saves",
     ("serving.md", "ssh -N"): "needs another host; tests/server/test_elsewhere.py runs the same "

@@ -16,6 +16,7 @@ from marship import Client
 from marship.client.clients import ModelStatus
 from marship.engines.torchserve import server
 from marship.errors import InvalidInputError, LoadError
+from marship.operate.samples import open_all
 from marship.packaging.step import PackageSettings, package
 from marship.serving.model import sealed
 from marship.serving.model.weights import COPY_FOLDER
@@ -87,6 +88,8 @@ def running(place: Place) -> Iterator[server.Server]:
         model_store=place.operator / "store",
         free_ports=True,
         seal_key=f"file:{os.path.relpath(place.key)}",
+        samples=place.operator / "samples",
+        sample_share=1.0,
     )
     try:
         one = server.start(settings)
@@ -201,6 +204,26 @@ def test_a_worker_can_dump_no_core_and_holds_no_key_in_its_environment(
     form, _, path = str(running.record.seal_key).partition(":")
     assert (form, Path(path).is_absolute(), Path(path).resolve()) == ("file", True, place.key)
     assert holders(place.operator, (KEY.hex().encode(), KEY)) == set()
+
+
+@pytest.mark.usefixtures("rows")
+def test_samples_of_requests_to_a_sealed_model_open_with_its_key(
+    client: Client, place: Place, tmp_path: Path
+) -> None:
+    """Workers that forgot the key still seal what they sample; on the disk it cannot be read."""
+    ids = [123456789, 7]
+    with pytest.raises(InvalidInputError):
+        client.predict("rows", {"ids": ids})
+    text, root = b'{"ids":[7,7,1,0,9,9]}', place.operator / "samples"
+    client.predict("rows", text, content_type="application/json")
+
+    def found() -> list[bytes]:
+        files = open_all(root, tmp_path / "plain", f"file:{place.key}").versions
+        return [path.read_bytes() for one in files for path in one.folder.glob("*.json")]
+
+    until(lambda: list(root.rglob("*.sealed")) and text in found(), 20, "a sample")
+    assert not any(b"123456789" in body for body in found())
+    assert holders(place.operator, (text,)) == set()
 
 
 def test_a_file_that_cannot_be_decrypted_is_one_line(client: Client, place: Place) -> None:

@@ -42,6 +42,7 @@ ROOMS: dict[str, set[str]] = {
     | {"serving.formats", "serving.model.dumps"},
     "deploying": {"trust"},
     "operate": {"serving.formats", "serving.model.keysource", "serving.openapi"}
+    | {"serving.hosts.direct", "serving.message", "serving.model.sealed"}  # opens samples
     | {"serving.model.session", "serving.model.memory"}  # what the machine has
     | {"client", "engines", "exchange", "packaging", "predict", "trust"},
 }

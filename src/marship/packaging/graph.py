@@ -20,7 +20,7 @@ from marship.contract import (
     write_golden,
 )
 from marship.packaging import sealing
-from marship.packaging.sealing import Sealer
+from marship.serving.model.sealed import Sealer
 from marship.trust import archive
 
 MODEL_FILE = "model.onnx"

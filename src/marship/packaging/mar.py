@@ -29,11 +29,11 @@ from marship.contract import (
 from marship.errors import UsageError
 from marship.packaging import configure, evidence, recording, sealing
 from marship.packaging.graph import Graph
-from marship.packaging.sealing import Sealer
 from marship.packaging.settings import PackageSettings
 from marship.proof import missing
 from marship.serving.formats import extent, golden
 from marship.serving.model import keysource
+from marship.serving.model.sealed import Sealer
 from marship.storage import replacing
 from marship.trust import archive, outline
 from marship.trust.archive import CONFIG_FILE, EVIDENCE_FILE, MANIFEST_FILE

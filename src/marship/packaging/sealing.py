@@ -1,20 +1,19 @@
 """Encrypts (seals) a model's files when packaging, and rewraps their keys in a built archive.
 
-The format is that of `serving/model/sealed.py`, which decrypts it.
+The format is that of `serving/model/sealed.py`.
 """
 
 import io
-import secrets
 from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from marship.contract import CHUNK_BYTES, Contract, digest_streams
+from marship.contract import Contract, digest_streams
 from marship.errors import PackageError
 from marship.serving.model import keysource, sealed
-from marship.serving.model.sealed import HEADER_BYTES, SUFFIX, SealHeader
+from marship.serving.model.sealed import HEADER_BYTES, Sealer, SealHeader
 from marship.storage import replacing
 from marship.trust import archive, extract
 
@@ -23,45 +22,6 @@ SMALLEST_BYTES = 1024
 """Smaller weights stay in the graph, as with ONNX's own tools."""
 _ALIGNMENT = 64
 _REVEALING = {"details", "reason"}
-
-
-class Sealer:
-    """Seals the files of one archive.
-
-    Args:
-        key: The operator's key.
-        model: The model's name in the archive's manifest.
-        version: The model's version.
-    """
-
-    def __init__(self, key: bytes, model: str, version: str) -> None:
-        self._key, self._model, self._version = key, model, version
-        self._sealing = secrets.token_bytes(16)
-
-    def write(
-        self, folder: Path, name: str, plain: BinaryIO, *, chunk_bytes: int = CHUNK_BYTES
-    ) -> Path:
-        """Encrypt a stream into the file `<name>.sealed`."""
-        path = f"{name}{SUFFIX}"
-        bound = sealed.binding(self._model, self._version, path)
-        size = plain.seek(0, io.SEEK_END)
-        plain.seek(0)
-        key = secrets.token_bytes(keysource.KEY_BYTES)
-        header = SealHeader(chunk_bytes, size, self._sealing, secrets.token_bytes(7), b"", b"", b"")
-        header = wrapped(header, key, self._key, bound)
-        cipher = sealed.cipher(key)
-        with (folder / path).open("wb") as file:
-            file.write(header.pack())
-            for count, nonce in header.chunks():
-                file.write(cipher.encrypt(nonce, plain.read(count), header.fixed + bound))
-        return folder / path
-
-
-def wrapped(header: SealHeader, data_key: bytes, key: bytes, bound: bytes) -> SealHeader:
-    """The header with the data key encrypted under an operator's key."""
-    name, nonce = sealed.key_name(key), secrets.token_bytes(12)
-    data = sealed.cipher(key).encrypt(nonce, data_key, header.fixed + bound + name)
-    return replace(header, key_name=name, wrap_nonce=nonce, wrapped=data)
 
 
 @dataclass(frozen=True, slots=True)
@@ -209,7 +169,7 @@ def rewrap(path: str | Path, old: str, new: str, out: str | Path | None = None) 
         bound = sealed.binding(read.name, read.version, name)
         header = SealHeader.parse(extract.head(path, read.plain, name, HEADER_BYTES), name)
         data_key = sealed.unwrap(header, keys[0], bound, name)
-        heads[name] = wrapped(header, data_key, keys[1], bound).pack()
+        heads[name] = sealed.wrapped(header, data_key, keys[1], bound).pack()
     with replacing(out or path) as draft:
         extract.rewrite(path, read.plain, draft, heads=heads)
     before, after = (sealed.key_name(key).hex() for key in keys)

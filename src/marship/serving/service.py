@@ -54,6 +54,7 @@ class Service:
         metrics: Counts requests, errors and time.
         streams: Whether responses may be sent one by one, or in parts.
         waits_for_others: Whether a call waits for other processes.
+        is_private: Whether clients encrypt their requests.
         graphs: The archive's further graphs, by name.
         golden_s: Seconds of a warm call for each golden case, of all graphs.
         golden_requests: The number of golden requests that were replayed.
@@ -70,6 +71,7 @@ class Service:
     metrics: Metrics
     streams: ClassVar[bool] = False
     waits_for_others: ClassVar[bool] = False
+    is_private: ClassVar[bool] = False
     _pace: pace.Pace | None = None
     golden_s: list[float]
     golden_requests: int

@@ -20,7 +20,7 @@ from marship.packaging.configure import configure
 from marship.packaging.sealing import PlainModel, rewrap, split
 from marship.packaging.step import PackageSettings, package
 from marship.serving.model import sealed
-from marship.serving.model.sealed import HEADER_BYTES, Opener
+from marship.serving.model.sealed import HEADER_BYTES, Opener, Sealer
 from marship.serving.model.session import Session, SessionSettings
 from marship.trust import archive
 from models import write_model
@@ -231,7 +231,7 @@ def test_what_onnx_runtime_says_of_a_sealed_graph_is_kept_back(
 def test_a_sealed_graph_that_does_not_load_is_not_quoted(tmp_path: Path) -> None:
     """The error has our words alone, and the model's folder is as it was."""
     (tmp_path / "MAR-INF").mkdir()
-    sealer = sealing.Sealer(KEYS["KEY_ONE"], "rows", "1.0")
+    sealer = Sealer(KEYS["KEY_ONE"], "rows", "1.0")
     sealer.write(tmp_path, "model.onnx", io.BytesIO(MARKER.encode()))
     contract = Contract((), (), ("model.onnx",), "", 20)
     with pytest.raises(LoadError, match="kept back"):

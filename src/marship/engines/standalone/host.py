@@ -69,6 +69,7 @@ def run(
 
     Raises:
         UsageError: A setting is invalid, or an archive does not exist.
+        StorageError: The folder for samples cannot be written to.
         SignatureError: An archive is not signed with a pinned key.
         PackageError: An archive cannot be read.
         LoadError: A worker cannot load its model; the message says why.
@@ -130,7 +131,7 @@ class Host:
         variables = {
             "MARSHIP_CLIENT_KEYS": str(self._home.client_keys),
             SHEETS_VARIABLE: str(self._sheets),
-            **requests.variables(self._home.logs, *self._settings.written),
+            **requests.variables(self._home.logs, self._settings),
         }
         self._home.logs.mkdir(exist_ok=True)
         if self._seal_key is not None:

@@ -16,7 +16,8 @@ class HostSettings(Settings):
     """How archives are served without TorchServe."""
 
     home: Path | None = setting(
-        None, "the only folder that is written to; else MARSHIP_HOME, else .marship here"
+        None,
+        "the only folder that is written to but --samples; else MARSHIP_HOME, else .marship here",
     )
     address: str = setting("127.0.0.1:8080", "where clients connect; port 0 takes any free one")
     metrics_address: str = setting("127.0.0.1:8082", "where Prometheus finds /metrics")
@@ -35,6 +36,12 @@ class HostSettings(Settings):
     traces_url: str | None = setting(None, "a collector's address for OTLP over HTTP")
     trace_share: float = setting(
         0.0, "of requests whose clients send no trace id, so many are traced", minimum=0, maximum=1
+    )
+    samples: Path | None = setting(
+        None, "folder for encrypted samples of requests; needs a seal key. See docs/sealing.md"
+    )
+    sample_share: float = setting(
+        0.0, "of requests that are answered with 200, so many are kept", minimum=0, maximum=1
     )
     max_request_size: int = setting(1 << 24, "bytes of the largest request", minimum=1)
     max_response_size: int = setting(1 << 24, "bytes of the largest response", minimum=1)
@@ -58,11 +65,6 @@ class HostSettings(Settings):
                 f"{'both' if self.no_tokens else 'neither'}. Make a token with: openssl rand "
                 "-hex 32"
             )
-
-    @property
-    def written(self) -> tuple[str, str | None, float]:
-        """What is written down of requests: the log's kind, the collector, the share of traces."""
-        return self.request_log, self.traces_url, self.trace_share
 
     @property
     def addresses(self) -> dict[str, str]:

@@ -57,8 +57,9 @@ def worker_environment(
 
     Raises:
         UsageError: What is to be written down of requests is none of what can be.
+        StorageError: The folder for samples cannot be written to.
     """
-    noted = requests.variables(home.logs, serve.request_log, serve.traces_url, serve.trace_share)
+    noted = requests.variables(home.logs, serve)
     settings = {
         WORKERS_ENV: str(temporary / WORKERS_SOCKET),
         QUEUE_ENV: values.get("job_queue_size", "1000"),

@@ -67,6 +67,12 @@ class ServeSettings(Settings):
     trace_share: float = setting(
         0.0, "of requests whose clients send no trace id, so many are traced", minimum=0, maximum=1
     )
+    samples: Path | None = setting(
+        None, "folder for encrypted samples of requests; needs a seal key. See docs/sealing.md"
+    )
+    sample_share: float = setting(
+        0.0, "of requests that are answered with 200, so many are kept", minimum=0, maximum=1
+    )
     free_ports: bool = setting(False, "take any free port for all that no flag names")
     profile: str | None = setting(None, "production: refuse to start with insecure settings")
     keep_env: tuple[str, ...] = setting((), "a variable that workers see in production, too")
@@ -112,7 +118,7 @@ class ServeSettings(Settings):
                 raise UsageError(
                     "--no-direct must come without --direct-port, got both. Leave out one."
                 )
-            for name in ("prometheus_port", "request_log", "traces_url"):
+            for name in ("prometheus_port", "request_log", "traces_url", "samples"):
                 if getattr(self, name) not in (None, "off"):
                     raise UsageError(
                         f"--no-direct must come without --{name.replace('_', '-')}, got both. "

@@ -50,7 +50,7 @@ _MARK = b"\xef\xbb\xbf"
 """UTF-8's byte order mark, which editors put before a text (RFC 8259, 8.1: it may be ignored)."""
 NPY_MAGIC = b"\x93NUMPY"
 NPY_HEADER_BYTES = 10_000
-_UNTYPED = ("", OCTETS_TYPE, forms.FIELDS_TYPE)
+UNTYPED = ("", OCTETS_TYPE, forms.FIELDS_TYPE)
 """Types that say nothing of the body: it is JSON or npy where it reads as such."""
 NOTHING = memoryview(b"")
 _SHORT, _LONG = struct.Struct("<H"), struct.Struct("<I")
@@ -119,7 +119,7 @@ def decode(
             text, raw = kserve.split(body, json_length)
             parsed = read_json(text, "")
             return from_json(parsed, contract, raw, may_mix=may_hold_booleans(text))
-        if kind == NPY_TYPE or (kind in _UNTYPED and body[:6] == NPY_MAGIC):
+        if kind == NPY_TYPE or (kind in UNTYPED and body[:6] == NPY_MAGIC):
             return Message({only_input(contract).name: read_npy(body)}, BodyFormat.NPY)
         if allow_non_finite and (value := _read_words(body)) is not None:
             return replace(from_json(value, contract), has_words=True)
@@ -138,7 +138,7 @@ def read_json(body: object, content_type: str) -> Any:  # noqa: ANN401  any JSON
     kind = forms.kind_of(content_type)
     if isinstance(body, (bytes, bytearray, memoryview)):
         forms.check_compression(body)
-    if kind not in (JSON_TYPE, *_UNTYPED) and not kind.endswith("+json"):
+    if kind not in (JSON_TYPE, *UNTYPED) and not kind.endswith("+json"):
         raise UnsupportedMediaError(f"Content-Type must be {JSON_TYPE}, got {kind}.")
     if not isinstance(body, (bytes, bytearray, memoryview, str)):
         return body

@@ -29,15 +29,17 @@ import hmac
 import io
 import json
 import os
+import secrets
 import struct
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
 import numpy as np
 import numpy.typing as npt
 
+from marship.contract import CHUNK_BYTES
 from marship.errors import SealError
 from marship.serving.model import dumps, keysource
 
@@ -51,7 +53,8 @@ TAG_BYTES = 16
 _FORM = struct.Struct(">8sIQ16s7s8s12s48s")
 HEADER_BYTES = _FORM.size
 _FIXED_BYTES = 43
-_AGAIN = "Package the model again, or put the archive back as it was."
+ADVICE = "Package the model again, or put the archive back as it was."
+"""What messages about a damaged or foreign file end with."""
 
 Buffer = npt.NDArray[np.uint8]
 
@@ -77,7 +80,7 @@ class SealHeader:
         """
         if len(data) < HEADER_BYTES or not data.startswith(MAGIC):
             raise SealError(
-                f"{path} must be a sealed file of format {MAGIC[-1]}, got another. {_AGAIN}"
+                f"{path} must be a sealed file of format {MAGIC[-1]}, got another. {ADVICE}"
             )
         return cls(*_FORM.unpack(data[:HEADER_BYTES])[1:])
 
@@ -139,6 +142,53 @@ def cipher(key: bytes) -> "AESGCM":
     return AESGCM(key)
 
 
+class Sealer:
+    """Encrypts files that belong together, such as those of one archive.
+
+    Args:
+        key: The operator's key.
+        model: The model's name, as in the archive's manifest.
+        version: The model's version.
+    """
+
+    def __init__(self, key: bytes, model: str, version: str) -> None:
+        self._key, self._model, self._version = key, model, version
+        self._sealing = secrets.token_bytes(16)
+
+    def write(
+        self, folder: Path, name: str, plain: BinaryIO, *, chunk_bytes: int = CHUNK_BYTES
+    ) -> Path:
+        """Encrypt a stream into the file `<name>.sealed`."""
+        path = f"{name}{SUFFIX}"
+        with (folder / path).open("wb") as file:
+            self.seal(path, plain, file, chunk_bytes=chunk_bytes)
+        return folder / path
+
+    def seal(
+        self, path: str, plain: BinaryIO, file: BinaryIO, *, chunk_bytes: int = CHUNK_BYTES
+    ) -> None:
+        """Encrypt a stream into an open file, bound to the path that it is opened at."""
+        bound = binding(self._model, self._version, path)
+        size = plain.seek(0, io.SEEK_END)
+        plain.seek(0)
+        key = secrets.token_bytes(keysource.KEY_BYTES)
+        header = SealHeader(chunk_bytes, size, self._sealing, secrets.token_bytes(7), b"", b"", b"")
+        header = wrapped(header, key, self._key, bound)
+        aead = cipher(key)
+        file.write(header.pack())
+        file.writelines(
+            aead.encrypt(nonce, plain.read(count), header.fixed + bound)
+            for count, nonce in header.chunks()
+        )
+
+
+def wrapped(header: SealHeader, data_key: bytes, key: bytes, bound: bytes) -> SealHeader:
+    """The header with the data key encrypted under an operator's key."""
+    name, nonce = key_name(key), secrets.token_bytes(12)
+    data = cipher(key).encrypt(nonce, data_key, header.fixed + bound + name)
+    return replace(header, key_name=name, wrap_nonce=nonce, wrapped=data)
+
+
 def unwrap(header: SealHeader, key: bytes, bound: bytes, path: str) -> bytes:
     """Decrypt the data key, which authenticates the header.
 
@@ -160,7 +210,7 @@ def unwrap(header: SealHeader, key: bytes, bound: bytes, path: str) -> bytes:
     except InvalidTag:
         raise SealError(
             f"{path} must be as it was sealed, for this model, version and place, got another or "
-            f"altered one. {_AGAIN}"
+            f"altered one. {ADVICE}"
         ) from None
 
 
@@ -184,7 +234,7 @@ def decrypt(file: BinaryIO, data_key: bytes, bound: bytes, path: str) -> Buffer:
     size_bytes = file.seek(0, io.SEEK_END)
     if size_bytes != header.file_bytes():
         raise SealError(
-            f"{path} must have its {header.file_bytes()} bytes, got {size_bytes}. {_AGAIN}"
+            f"{path} must have its {header.file_bytes()} bytes, got {size_bytes}. {ADVICE}"
         )
     file.seek(HEADER_BYTES)
     plain = np.empty(header.size_bytes, np.uint8)
@@ -199,7 +249,7 @@ def decrypt(file: BinaryIO, data_key: bytes, bound: bytes, path: str) -> Buffer:
             aead.decrypt_into(nonce, chunk, bound, window[done : done + size])
         except InvalidTag:
             raise SealError(
-                f"{path} must be as it was sealed, got another chunk {index}. {_AGAIN}"
+                f"{path} must be as it was sealed, got another chunk {index}. {ADVICE}"
             ) from None
         done += size
     return plain
@@ -266,7 +316,7 @@ class Opener:
                 return decrypt(file, keys.data[path], bound, path)
         except OSError as error:
             raise SealError(
-                f"{path} must be in an archive that is sealed, got: {error.strerror}. {_AGAIN}"
+                f"{path} must be in an archive that is sealed, got: {error.strerror}. {ADVICE}"
             ) from error
 
     def stream(self, name: str) -> BinaryIO:
@@ -279,7 +329,7 @@ class Opener:
         if sealing != self._keys.sealing:
             raise SealError(
                 f"{path} must be sealed together with the archive's other files, got one of "
-                f"another sealing. {_AGAIN}"
+                f"another sealing. {ADVICE}"
             )
 
 

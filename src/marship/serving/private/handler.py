@@ -60,6 +60,7 @@ class EncryptedHandler(OnnxHandler):
     """Encrypted questions in, encrypted answers out."""
 
     session: EncryptedSession
+    is_private = True
 
     def _open(self, settings: SessionSettings) -> Session:
         opener = sealed.opener(self.folder)

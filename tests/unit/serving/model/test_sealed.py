@@ -12,8 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from marship.errors import SealError
-from marship.packaging.sealing import Sealer, wrapped
 from marship.serving.model import keysource, sealed
+from marship.serving.model.sealed import Sealer, wrapped
 
 KEY, OTHER_KEY = bytes(range(32)), bytes(32)
 BOUND = sealed.binding("model", "1.0", "file.sealed")

@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import IO
 
 from marship.errors import LoadError, MarshipError
-from marship.serving.hosts.direct import worker
+from marship.serving.hosts.direct import samples, worker
+from marship.serving.hosts.direct.samples import SampleWriter
 from marship.serving.hosts.direct.task import WorkerTask
 from marship.serving.placement import Placement
 from marship.serving.service import Service
@@ -38,7 +39,7 @@ def main(task: WorkerTask, reports: IO[bytes]) -> None:
         reports.flush()
 
     try:
-        service = loaded(task)
+        service, sampler = loaded(task)
     except MarshipError as error:
         report({"code": error.code, "message": str(error)})
         return
@@ -48,7 +49,7 @@ def main(task: WorkerTask, reports: IO[bytes]) -> None:
         return
     service.metrics.share_if_told(task.name, task.version)
     service.start()
-    started = worker.start(service, _settings(task))
+    started = worker.start(service, _settings(task, sampler))
     report({"golden_cases": len(service.golden_s), "golden_requests": service.golden_requests})
     _start_reports(service, report)
     signal.signal(signal.SIGTERM, lambda _number, _frame: sys.exit())
@@ -58,16 +59,17 @@ def main(task: WorkerTask, reports: IO[bytes]) -> None:
         started.leave()
 
 
-def loaded(task: WorkerTask) -> Service:
-    """The archive's service, with its golden cases replayed.
+def loaded(task: WorkerTask) -> tuple[Service, SampleWriter | None]:
+    """The archive's service, with its golden cases replayed, and what takes samples of requests.
 
     Raises:
         LoadError: It cannot be served; the message says why.
-        SealError: The model is sealed and cannot be decrypted.
+        SealError: The model is sealed and cannot be decrypted, or samples cannot be sealed.
     """
     service = _handler(Path(task.folder), task.handler)
+    sampler = samples.told(task.name, task.version, is_private=service.is_private)
     service.load(_placement(task))
-    return service
+    return service, sampler
 
 
 def _placement(task: WorkerTask) -> Placement:
@@ -84,7 +86,7 @@ def _placement(task: WorkerTask) -> Placement:
     )
 
 
-def _settings(task: WorkerTask) -> worker.WorkerSettings:
+def _settings(task: WorkerTask, sampler: SampleWriter | None) -> worker.WorkerSettings:
     return worker.WorkerSettings(
         acceptor=Path(task.acceptor),
         model=task.name,
@@ -92,6 +94,7 @@ def _settings(task: WorkerTask) -> worker.WorkerSettings:
         batch=task.batch,
         queue=task.queue,
         key_file=Path(task.key_file) if task.key_file else None,
+        sampler=sampler,
     )
 
 

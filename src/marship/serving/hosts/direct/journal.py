@@ -1,4 +1,4 @@
-"""What is written down of each request: a line of the request log, and spans."""
+"""What is written down of requests: a line of the request log, spans, and samples of them."""
 
 import re
 import time
@@ -9,6 +9,7 @@ from http import HTTPStatus
 from marship.serving.hosts.direct import request_log, traces
 from marship.serving.hosts.direct.exchange import Exchange
 from marship.serving.hosts.direct.request_log import RequestLog
+from marship.serving.hosts.direct.samples import SampleWriter
 from marship.serving.hosts.direct.traces import Parent, TimedStep, Tracer
 from marship.serving.message import OK, Reply
 
@@ -23,16 +24,22 @@ class Journal:
         version: Its version.
         log: Gets a line for each; None is none.
         tracer: Gets spans of some; None is none.
+        sampler: Keeps some of those that are done; None is none.
 
     Attributes:
         handed: When the acceptor handed over connections whose first request is not done.
     """
 
     def __init__(
-        self, model: str, version: str, log: RequestLog | None, tracer: Tracer | None
+        self,
+        model: str,
+        version: str,
+        log: RequestLog | None,
+        tracer: Tracer | None,
+        sampler: SampleWriter | None = None,
     ) -> None:
         self._facts = {"model": model, "version": version}
-        self._log, self._tracer = log, tracer
+        self._log, self._tracer, self._sampler = log, tracer, sampler
         self.handed: dict[object, float] = {}
 
     def add(
@@ -46,6 +53,10 @@ class Journal:
             began_s: When it began, by `time.perf_counter`.
             timing: The Server-Timing of its steps; empty where there was none.
         """
+        if self._sampler is not None:
+            self._sampler.add(batch, replies)
+        if self._log is None and self._tracer is None:
+            return
         now = time.perf_counter()
         steps_ms = {name: float(ms) for name, ms in _TIMES.findall(timing)}
         for exchange, reply in zip(batch, replies, strict=True):
@@ -134,7 +145,7 @@ def _steps(
     return steps
 
 
-def told(model: str, version: str) -> Journal | None:
-    """The journal that the environment asks for; None where it asks for nothing."""
+def told(model: str, version: str, sampler: SampleWriter | None = None) -> Journal | None:
+    """The journal that the environment asks for; None where nothing is written down."""
     log, tracer = request_log.told(), traces.told(model, version)
-    return Journal(model, version, log, tracer) if log or tracer else None
+    return Journal(model, version, log, tracer, sampler) if log or tracer or sampler else None

@@ -25,6 +25,7 @@ from marship.serving.hosts.direct.heads import Heads
 from marship.serving.hosts.direct.lane import Lane
 from marship.serving.hosts.direct.limits import Limits, StatusError, code_of, error_reply
 from marship.serving.hosts.direct.methods import check_method, options
+from marship.serving.hosts.direct.samples import SampleWriter
 from marship.serving.hosts.direct.site import Site, close_idle, close_some, expire, lines_of
 from marship.serving.hosts.direct.sockets import Channel, Packet
 from marship.serving.hosts.direct.tokens import Tokens
@@ -53,6 +54,7 @@ class WorkerSettings:
         key_file: Holds the token; None asks for none.
         limits: Of a client; the largest request is the service's.
         headers: Of every response.
+        sampler: Takes samples of requests; None takes none.
     """
 
     acceptor: Path
@@ -63,6 +65,7 @@ class WorkerSettings:
     key_file: Path | None
     limits: Limits = field(default_factory=Limits)
     headers: Mapping[str, str] = field(default_factory=dict)
+    sampler: SampleWriter | None = None
 
 
 def start(service: Service, settings: WorkerSettings) -> "DirectWorker":
@@ -90,7 +93,7 @@ class DirectWorker(Site):
         )
         self.heads, self.headers = Heads(), lines_of(settings.headers)
         self._tokens = Tokens(settings.key_file)
-        self._journal = journal.told(settings.model, settings.version)
+        self._journal = journal.told(settings.model, settings.version, settings.sampler)
         self._routes: dict[bytes, routes.Route | None] = {}
         self._connections: set[Connection] = set()
         self._arriving: set[Connection] = set()

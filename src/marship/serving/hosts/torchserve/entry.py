@@ -15,6 +15,8 @@ from http import HTTPStatus
 from pathlib import Path
 from typing import Any, Protocol
 
+from marship.serving.hosts.direct import samples
+from marship.serving.hosts.direct.samples import SampleWriter
 from marship.serving.hosts.torchserve import report, wire, worker
 from marship.serving.hosts.torchserve.outbox import Outbox
 from marship.serving.hosts.torchserve.wire import Send
@@ -66,7 +68,7 @@ def initialize(service: Service, context: Context) -> None:
 
     Raises:
         LoadError: The worker must not serve this model; the message says why.
-        SealError: The model is sealed and cannot be opened.
+        SealError: The model is sealed and cannot be opened, or samples cannot be sealed.
     """
     properties, config = context.system_properties, context.model_yaml_config or {}
     folder = Path(properties["model_dir"])
@@ -82,6 +84,9 @@ def initialize(service: Service, context: Context) -> None:
         max_request_bytes=int(os.environ.get(MAX_REQUEST_ENV, MAX_REQUEST_BYTES)),
         max_response_bytes=int(os.environ.get(MAX_RESPONSE_ENV, MAX_RESPONSE_BYTES)),
     )
+    sampler = None
+    if worker.runs_here():
+        sampler = samples.told(placement.name, placement.version, is_private=service.is_private)
     service.load(placement)
     is_alone = properties.get("batch_size") == 1  # each request a batch
     if worker.install(
@@ -93,10 +98,13 @@ def initialize(service: Service, context: Context) -> None:
     if worker.runs_here():
         service.metrics.share_if_told(placement.name, placement.version)
         service.start()
-        _serve_directly(service, placement, int(properties.get("batch_size") or 1))
+        batch = int(properties.get("batch_size") or 1)
+        _serve_directly(service, placement, batch, sampler)
 
 
-def _serve_directly(service: Service, placement: Placement, batch: int) -> None:
+def _serve_directly(
+    service: Service, placement: Placement, batch: int, sampler: SampleWriter | None
+) -> None:
     """Answer over HTTP, too, where `marship serve` has started an acceptor."""
     acceptor = os.environ.get("MARSHIP_DIRECT_WORKERS")
     if acceptor is None:
@@ -115,6 +123,7 @@ def _serve_directly(service: Service, placement: Placement, batch: int) -> None:
         queue=int(os.environ.get("MARSHIP_DIRECT_QUEUE", "1000")),
         key_file=Path(key_file) if key_file else None,
         headers=json.loads(os.environ.get("MARSHIP_DIRECT_HEADERS", "{}")),
+        sampler=sampler,
     )
     atexit.register(direct.start(service, settings).leave)
 

@@ -57,7 +57,7 @@ class SharedSession(Session):
 class PartyHandler(OnnxHandler):
     """Answers sealed shares with sealed shares, together with parties 1 and 2."""
 
-    waits_for_others = True
+    is_private = waits_for_others = True
 
     def _open(self, settings: SessionSettings) -> Session:
         dumps.forbid()
