@@ -22,6 +22,7 @@ from marship.operate.trial.settings import CanarySettings, ShadowSettings, Trial
 from marship.trust import archive as archives
 
 RENEW_S, LOCK_S = 1.0, 60.0
+_SEEN_S, _LOOK_S = 10.0, 0.1
 _RESPONSE_S, _MOST_BYTES = 10.0, 1 << 26
 _PRIVATE = "marship/serving/private/"
 
@@ -237,6 +238,18 @@ class _Run:
                     "client has registered anew. Try it again."
                 )
             client.set_default(name, self.new.version)
+        self._hand_over()
+
+    def _hand_over(self) -> None:
+        """Keep the trial until it ends by the new default: else clients would get the old one.
+
+        Whoever serves them sees the server's default version a moment later.
+        """
+        end = time.monotonic() + _SEEN_S
+        with suppress(ServerError):  # what ends it: its versions are others now
+            while time.monotonic() < end:
+                self._transport.run(self._client.engine.renew_trial(self.order))
+                time.sleep(_LOOK_S)
 
 
 def _versions(client: Client, name: str, version: str) -> tuple[ModelStatus, ModelStatus]:

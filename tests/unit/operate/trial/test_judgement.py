@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from marship.engines.trials import TOOK_S, Arm, TrialFigures
@@ -37,6 +37,7 @@ def figures(new: Arm, default: Arm | None = None, **more: Any) -> TrialFigures:
     return TrialFigures(new=new, default=default or arm(new.requests), **counts)
 
 
+@settings(deadline=None)
 @given(st.integers(1, 5000), st.data())
 def test_a_share_is_within_its_interval(total: int, data: st.DataObject) -> None:
     """Which is within 0 and 1, and solves |p - count/total| = Z sqrt(p (1 - p) / total)."""
@@ -49,6 +50,7 @@ def test_a_share_is_within_its_interval(total: int, data: st.DataObject) -> None
         assert gap == pytest.approx(Z * math.sqrt(bound * (1 - bound) / total), abs=1e-7)
 
 
+@settings(deadline=None)
 @given(st.lists(st.floats(1e-5, 300), min_size=1, max_size=300), st.sampled_from([0.5, 0.99]))
 def test_a_quantile_is_within_its_interval(times: list[float], quantile: float) -> None:
     """Up to a class of times, a tenth."""

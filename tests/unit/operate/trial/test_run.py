@@ -33,6 +33,7 @@ class Server:
 
     def __init__(self, brings: Callable[["Server", TrialFigures], None]) -> None:
         self.now, self.default, self.is_silent = 0.0, "1", False
+        self.seen, self.lag = "1", 0
         self.registered = {"1": "r1", "2": "r2"}
         self.ready = 1
         self.trials = RunningTrials(lambda: None)
@@ -49,7 +50,10 @@ class Server:
         if self.is_silent:
             return []
         self.orders.append(order)
-        versions = (self.default, *(one for one in self.registered if one != self.default))
+        if self.seen != self.default:
+            self.lag -= 1
+            self.seen = self.seen if self.lag >= 0 else self.default
+        versions = (self.seen, *(one for one in self.registered if one != self.seen))
         told = self.trials.reply(
             {name: getattr(order, name) for name in order.__slots__}, self.now, lambda _: versions
         )
@@ -136,6 +140,17 @@ def test_a_canary_grows_and_becomes_the_default(monkeypatch: pytest.MonkeyPatch)
         assert {order.sticky_header for order in server.orders} == {"X-User"}
         assert [order.share for order in server.orders][-1] == 0
         assert done.steps[0].figures.new.requests == pytest.approx(610, abs=20)
+
+
+def test_nobody_gets_the_old_version_between_trial_and_default(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The trial goes on until whoever serves has seen the new default, and ends it."""
+    with served(monkeypatch) as (server, client):
+        server.lag = 3
+        assert canary(client, "m", "2", replace(CANARY, steps="1")).is_promoted
+        assert server.seen == "2"
+        assert [order.share for order in server.orders[-5:]] == [1, 1, 1, 1, 0]
 
 
 def test_a_shadow_gives_nobody_the_new_version(monkeypatch: pytest.MonkeyPatch) -> None:

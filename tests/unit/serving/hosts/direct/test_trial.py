@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from marship.errors import ServerError
@@ -30,6 +30,7 @@ ORDER = TrialOrder(
 JSON = "application/json"
 
 
+@settings(deadline=None)
 @given(st.binary(min_size=1, max_size=40), st.floats(0, 1), st.floats(0, 1))
 def test_a_larger_share_lets_no_client_go(value: bytes, one: float, other: float) -> None:
     """By its header a client is decided for once, in whatever process, and only joins."""
@@ -68,6 +69,7 @@ PATHS = st.sampled_from(
 )
 
 
+@settings(deadline=None)
 @given(PATHS, st.sampled_from(["m", "a%20b", "a.b-c"]), st.sampled_from(["1", "2.0", "a b"]))
 def test_a_path_with_a_version_is_the_same_route(path: str, model: str, version: str) -> None:
     """Of each path that names a model alone."""
@@ -171,6 +173,7 @@ def test_an_error_is_a_fault_or_a_refusal_of_what_the_other_accepts() -> None:
 NUMBERS = st.floats(-1e6, 1e6)
 
 
+@settings(deadline=None)
 @given(st.lists(NUMBERS, min_size=1, max_size=5), st.floats(0, 2e-3), st.data())
 def test_numbers_within_the_tolerance_are_alike(
     values: list[float], gap: float, data: st.DataObject
