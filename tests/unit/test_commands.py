@@ -151,7 +151,8 @@ def test_words_that_nobody_means_end_in_one_line(tmp_path: Path) -> None:
     for words, code, told in results:
         assert code is not None, (words, told)
         errors = [line for line in told.splitlines() if line.startswith("error (")]
-        assert len(errors) == (code != 0), (words, told)
+        finds = words[0] == "doctor" and code == 1  # ports may be taken by others meanwhile
+        assert len(errors) == (code != 0) or (finds and not errors), (words, told)
         assert not any(line.startswith("error (internal)") for line in errors), (words, told)
         if any("locked/file" in word for word in words) and "Permission denied" in told:
             assert code == 2, (words, told)
