@@ -119,7 +119,7 @@ def served(
     """A server, and a client of it, in a time that passes at once."""
     server = Server(brings)
 
-    def sleep(seconds: float) -> None:
+    def sleep(seconds: float) -> None:  # of the clock that the trial sees
         server.now += seconds
 
     clock = SimpleNamespace(monotonic=lambda: server.now, sleep=sleep)

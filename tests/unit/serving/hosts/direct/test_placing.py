@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from directly import Place, request, service, until
 from marship.engines.home import WORKERS_SOCKET
 from marship.engines.torchserve import draining
-from marship.serving.hosts.direct import acceptor
+from marship.serving.hosts.direct import relays
 from marship.serving.hosts.direct.workers import Workers
 from worker_process import Process
 
@@ -187,7 +187,7 @@ def test_a_version_that_loses_all_its_workers_is_not_left_to_the_engine(
     loaded: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The engine would keep the request until somebody starts a worker."""
-    monkeypatch.setattr(acceptor, "Relay", None)  # the request would be passed on
+    monkeypatch.setattr(relays, "Relay", None)  # the request would be passed on
     place = Place(engine=("127.0.0.1", 9))
     try:
         place.add(loaded)
