@@ -1,14 +1,21 @@
 """What workers are told to write down of requests: a log, and traces."""
 
 import json
+import os
 import re
+from collections.abc import Mapping
 from pathlib import Path
+from urllib.parse import unquote
 
 from marship.errors import UsageError
 
 LOG_FILE = "requests.jsonl"
 LOG_ENV, TRACES_ENV = "MARSHIP_REQUEST_LOG", "MARSHIP_TRACES"
 _KINDS = ("off", "access", "bodies")
+_HEADERS = ("OTEL_EXPORTER_OTLP_TRACES_HEADERS", "OTEL_EXPORTER_OTLP_HEADERS")
+"""Variables of OpenTelemetry (Protocol Exporter, "Specifying headers via environment variables");
+the first one that is set counts."""
+_HEADER = re.compile(r"[!#$%&'*+.^`|~\w-]+", re.ASCII)
 _URL = re.compile(r"https?://[^\s/]+(?:/\S*)?")
 
 
@@ -38,9 +45,34 @@ def variables(
                 "--traces-url must be like http://127.0.0.1:4318/v1/traces, got "
                 f"{traces_url!r}. Name the collector's address for OTLP over HTTP."
             )
-        found[TRACES_ENV] = json.dumps({"url": traces_url, "share": trace_share})
+        headers = _headers(os.environ)
+        found[TRACES_ENV] = json.dumps(
+            {"url": traces_url, "share": trace_share, "headers": headers}
+        )
     elif trace_share:
         raise UsageError(
             "--trace-share must come with --traces-url, got it alone. Name a collector."
         )
+    return found
+
+
+def _headers(variables: Mapping[str, str]) -> dict[str, str]:
+    """Headers for the collector, such as what it tells its users apart by.
+
+    Raises:
+        UsageError: A variable is not of the form; what it says is not repeated: it is secret.
+    """
+    name = next((one for one in _HEADERS if variables.get(one, "").strip()), None)
+    if name is None:
+        return {}
+    found = {}
+    for part in filter(None, map(str.strip, variables[name].split(","))):
+        key, is_pair, value = part.partition("=")
+        key, value = key.strip(), unquote(value.strip())
+        if not (is_pair and _HEADER.fullmatch(key) and value.isascii() and value.isprintable()):
+            raise UsageError(
+                f"{name} must be like api-key=VALUE,other=VALUE, got another form. Write commas "
+                "and spaces in a value as %2C and %20."
+            )
+        found[key] = value
     return found

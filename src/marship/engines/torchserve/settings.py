@@ -121,6 +121,11 @@ class ServeSettings(Settings):
             return False
         return None if self.direct_port is None else True
 
+    @property
+    def written(self) -> tuple[str, str | None, float]:
+        """What is written down of requests: as `requests.variables` takes it."""
+        return self.request_log, self.traces_url, self.trace_share
+
     def ports(self) -> dict[str, int | None]:
         """The port of each listener: None is the config's, 0 is any free port."""
         named = (
