@@ -23,14 +23,7 @@ from marship.engines import processes
 from marship.engines.figures import requests
 from marship.engines.home import Home, ServerRecord
 from marship.engines.torchserve import config as configs
-from marship.engines.torchserve import (
-    direct,
-    environment,
-    java,
-    peers,
-    production,
-    properties,
-)
+from marship.engines.torchserve import direct, environment, java, peers, production, properties
 from marship.engines.torchserve import store as stores
 from marship.engines.torchserve.settings import ServeSettings
 from marship.errors import NotRunningError, ServerError, UsageError
