@@ -39,11 +39,16 @@ function showSignIn(message = "") {
   document.getElementById("token").focus();
 }
 
+/** The one that is there: of the model that a link names, if it is shown already. */
+function focusHeading() {
+  main.querySelector("h1")?.focus();
+}
+
 function link(model) {
   return element(
     "a",
     // whole, or those who look for skip links would take it for one
-    { href: `${location.origin}/#${keyOf(model)}`, className: "model" },
+    { href: `${location.origin}/#${keyOf(model)}`, className: "model", onclick: focusHeading },
     element("span", { className: "model-name" }, model.name),
     element("span", { className: "hint" }, `${model.version}, ${model.kind}`),
     element(
@@ -112,7 +117,7 @@ function begin(found) {
   signIn.reset();
   leave.hidden = !described.security;
   showModels();
-  main.querySelector("h1")?.focus();
+  focusHeading();
   clearInterval(timer);
   timer = setInterval(refresh, REFRESH_MS);
 }
@@ -120,7 +125,7 @@ function begin(found) {
 window.addEventListener("hashchange", () => {
   if (!described) return;
   showModels();
-  main.querySelector("h1")?.focus(); // the link that was followed is gone
+  focusHeading(); // the link that was followed is gone
 });
 
 signIn.addEventListener("submit", async (event) => {
