@@ -15,7 +15,7 @@ from marship.serving.formats.golden import GoldenRequest
 from marship.serving.handler import OnnxHandler
 from marship.serving.hosts.direct.seats import ModelState, Seat, Seats
 from marship.serving.hosts.direct.server_replies import ServerReplies
-from marship.serving.openapi import description, tensors
+from marship.serving.openapi import description, tensors, validity
 from marship.serving.openapi.document import ServedModel, document
 from marship.serving.openapi.interface import BodyForm, Interface
 from marship.serving.private.handler import EncryptedHandler
@@ -103,6 +103,7 @@ def test_private_models(kind: type[OnnxHandler]) -> None:
     """Bytes of a client of marship's, and the codes that no other model has."""
     found = kind.interface(kind())
     assert found.kind == "encrypted"
+    validity.check(found.facts())
     known = {**found.facts(), "inputs": [], "outputs": []}
     whole = document([ServedModel("m", "1", True, True, known)], "1")
     validate(whole)
