@@ -48,8 +48,10 @@ OWN = re.compile(
 )
 """An error of TorchServe's own. Java omits the message of an error that is repeated often."""
 
-KSERVE = re.compile(rb'\{"code":(\d+),"type":"(\w+)","message":"(.*)","error":"\3"\}', re.DOTALL)
-"""The same, as the direct address passes it on to a client of KServe v2."""
+PASSED_ON = re.compile(
+    rb'\{"code":("[a-z_]+"),"type":"(\w+)"(?:,"message":"(.*)"(?:,"error":"\3")?)?\}', re.DOTALL
+)
+"""The same, as the direct address passes it on: with a code of ours, and KServe v2's `error`."""
 
 CLEAN = {
     (400, "BadRequestException"): rb"Invalid HTTP message\.|Parameter [\w ]+ is required\.",
@@ -196,7 +198,7 @@ class Place:
         if status < 400:
             if status != 100 and not self._may_enter(mutant, is_first=is_first):
                 yield "let in"
-        elif own := OWN.fullmatch(body) or (is_direct and KSERVE.fullmatch(body)):
+        elif own := OWN.fullmatch(body) or (is_direct and PASSED_ON.fullmatch(body)):
             yield from own_faults(mutant, (status, own[2].decode()), own[3] or b"")
             return
         elif is_lack(mutant, status, body):
