@@ -17,12 +17,11 @@ import numpy as np
 import torch
 import torch.fx.experimental._config
 from torch import nn
-from torch.nn.modules import transformer
 
 from marship import console
 from marship.contract import Arrays
 from marship.errors import DataError, ModelError, UsageError
-from marship.exporting import guards, operators, size_floats
+from marship.exporting import attention, guards, operators, size_floats
 from marship.exporting.compare import NotConvertedError, OpsetError
 from marship.exporting.guards import Doubt
 from marship.exporting.layout import BATCH, Layout
@@ -132,7 +131,7 @@ def call(model: nn.Module, inputs: dict[str, torch.Tensor]) -> list[tuple[str, t
 
 def _returned(model: nn.Module, inputs: dict[str, torch.Tensor]) -> Any:  # noqa: ANN401
     try:
-        with torch.no_grad(), _plain_attention():
+        with torch.no_grad(), attention.plain():
             return model(**inputs)
     except Exception as error:  # user code: it may raise anything
         shapes = ", ".join(f"{k} {str(v.dtype)[6:]}{list(v.shape)}" for k, v in inputs.items())
@@ -209,7 +208,7 @@ def _converted(  # noqa: PLR0913  as write_onnx
         _exporting,
         _quiet(),
         torch.no_grad(),
-        _plain_attention(),
+        attention.plain(),
         operators.of_variable_size(),
         guards.recorded() as found,
     ):
@@ -320,32 +319,6 @@ def _dimensions(
         {i: dims[axis] for i, axis in layout.axes.get(name, {}).items() if axis in dims}
         for name in traced
     )
-
-
-def _stated_causality(
-    mask: torch.Tensor | None,  # noqa: ARG001  the replaced function's signature
-    is_causal: bool | None = None,
-    size: int | None = None,  # noqa: ARG001  the same
-) -> bool:
-    return bool(is_causal)
-
-
-@contextmanager
-def _plain_attention() -> Iterator[None]:
-    """Disable the fast path of nn.Transformer's modules, which cannot be exported.
-
-    The fast path outputs zeros at padded positions, unlike the plain path, and its detection of
-    a causal mask branches on the mask's values; the mask itself is applied either way.
-    """
-    fused = torch.backends.mha.get_fastpath_enabled()
-    detect = transformer._detect_is_causal_mask  # there is no public switch
-    torch.backends.mha.set_fastpath_enabled(False)
-    transformer._detect_is_causal_mask = _stated_causality
-    try:
-        yield
-    finally:
-        torch.backends.mha.set_fastpath_enabled(fused)
-        transformer._detect_is_causal_mask = detect
 
 
 @contextmanager
