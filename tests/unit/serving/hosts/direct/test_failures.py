@@ -68,7 +68,7 @@ def test_a_worker_that_dies_is_an_error_of_each_client(
         until(lambda: seat.slots.count(1) == 1)
         worker.kill()
         assert line.read().json()["code"] == "worker_died"
-    assert counted.errors() == {f'{OF_M},code="worker_died"': 1}
+    until(lambda: counted.errors() == {f'{OF_M},code="worker_died"': 1})
     (row,) = counted.rows(1)
     assert row.pop("time")
     assert row == {"model": "m", "version": "1.0", "status": 503, "code": "worker_died"}
@@ -83,7 +83,7 @@ def test_models_without_a_worker_have_errors_too(counted: Counted) -> None:
     for path in ("/predictions/m", "/predictions/m/1.0", "/v2/models/off/infer"):
         assert counted.ask(path, headers={"X-Request-Id": path[-3:]}).status == 503
     off_labels = 'model_name="off",model_version="2",code="scaled_to_zero"'
-    assert counted.errors() == {f'{OF_M},code="no_worker"': 2, off_labels: 1}
+    until(lambda: counted.errors() == {f'{OF_M},code="no_worker"': 2, off_labels: 1})
     rows = counted.rows(3)
     assert [row["id"] for row in rows] == ["s/m", "1.0", "fer"]
     assert rows[0]["path"] == "/predictions/m"
@@ -100,7 +100,7 @@ def test_names_that_clients_make_up_are_one_series(counted: Counted) -> None:
         assert counted.ask(f"/predictions/x{number}").status == 404
         assert counted.ask(f"/predictions/m/{number}").status == 404
         assert counted.ask(f"/nowhere/{number}").status == 404
-    assert counted.errors() == {'code="not_found"': 15}
+    until(lambda: counted.errors() == {'code="not_found"': 15})
 
 
 def test_clients_beyond_the_limit_are_errors_of_no_model(tmp_path: Path) -> None:
@@ -108,7 +108,7 @@ def test_clients_beyond_the_limit_are_errors_of_no_model(tmp_path: Path) -> None
     made = Counted(tmp_path, limits=Limits(connections=0))
     try:
         assert made.ask().status == 503
-        assert made.errors() == {'code="busy"': 1}
+        until(lambda: made.errors() == {'code="busy"': 1})
     finally:
         made.close()
 
@@ -123,7 +123,7 @@ def test_requests_of_a_trial_count_once(counted: Counted, folder: Path, loaded: 
     serving = counted.acceptor.seats.serving("m")
     counted.acceptor.seats.trials.renew(order, time.monotonic(), serving)
     assert counted.ask().json()["code"] == "no_worker"
-    assert counted.errors() == {f'{OF_M},code="no_worker"': 1}
+    until(lambda: counted.errors() == {f'{OF_M},code="no_worker"': 1})
     worker = Process(counted, folder, "slow")
     with counted.line() as line:
         line.send(request(headers={"X-Hold": "1"}))
@@ -132,7 +132,9 @@ def test_requests_of_a_trial_count_once(counted: Counted, folder: Path, loaded: 
         until(lambda: seat.slots.count(1) == 1)
         worker.kill()
         assert line.read().json()["code"] == "worker_died"
-    assert counted.errors() == {f'{OF_M},code="no_worker"': 1, f'{OF_M},code="worker_died"': 1}
+    until(
+        lambda: counted.errors() == {f'{OF_M},code="no_worker"': 1, f'{OF_M},code="worker_died"': 1}
+    )
 
 
 def test_every_fault_of_a_server_is_shown_before_it_happens(tmp_path: Path) -> None:
@@ -150,4 +152,4 @@ def test_what_workers_and_the_acceptor_count_is_one_sum(counted: Counted) -> Non
     metrics.share(counted.folder, "m", "1.0")
     metrics.add_error("no_worker")
     assert counted.ask().json()["code"] == "no_worker"
-    assert counted.errors() == {f'{OF_M},code="no_worker"': 2}
+    until(lambda: counted.errors() == {f'{OF_M},code="no_worker"': 2})

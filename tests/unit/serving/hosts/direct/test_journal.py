@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 
 from directly import BODY, JSON, Line, Place, request, until
 from marship.engines.figures import requests
+from marship.engines.standalone.settings import HostSettings
 from marship.errors import UsageError
 from marship.serving.hosts.direct import heads, journal, request_log, traces, worker
 from marship.serving.hosts.direct.heads import Head, Heads
@@ -238,7 +239,8 @@ def test_a_collectors_headers_are_opentelemetrys_variable(
     """Pairs with values as in URLs; no value is shown, and none can add a header of its own."""
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_HEADERS", given_text)
     monkeypatch.delenv("OTEL_EXPORTER_OTLP_TRACES_HEADERS", raising=False)
-    ask_for = partial(requests.variables, Path("logs"), "off", "http://h/v1/traces", 0.0)
+    settings = HostSettings(traces_url="http://h/v1/traces")
+    ask_for = partial(requests.variables, Path("logs"), settings)
     if wanted is None:
         with pytest.raises(UsageError, match="OTEL_EXPORTER_OTLP_HEADERS must be like"):
             ask_for()
