@@ -147,11 +147,13 @@ def test_two_workers_keep_within_the_bound(
     """At once, to the last file; each says so once, and goes on when some are deleted."""
     monkeypatch.setattr(samples, "MOST_FILES", 50)
     both = [writer(tmp_path), writer(tmp_path)]
+    turns = threading.Barrier(2)  # else one may be done before the other begins
 
     def fill(number: int) -> None:
         for turn in range(8):
             body = b"%d-%d" % (number, turn)
             both[number].add([exchanged(body)] * 5, [WELL] * 5)
+            turns.wait(timeout=60)
             both[number].write()
 
     threads = [threading.Thread(target=fill, args=(number,)) for number in range(2)]
