@@ -59,7 +59,7 @@ def variables(logs: Path, notes: RequestNotes) -> dict[str, str]:
         notes: What they write down.
 
     Raises:
-        UsageError: A setting is none of what can be, or lacks another one.
+        UsageError: A setting has an invalid value, or needs another setting.
         StorageError: The folder of samples cannot be made, or written to.
     """
     return {**_logged(logs, notes.request_log), **_traced(notes), **_sampled(notes)}
