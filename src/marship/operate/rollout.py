@@ -86,8 +86,7 @@ def rollout(  # noqa: PLR0913  keyword-only
         client: The server's client.
         archive: A file name in its model store; see `read`.
         name: The model's name on the server; None is the archive's own.
-        workers: Number of workers; None is that of the old version, or the new archive's bounds
-            where the old version has bounds.
+        workers: Number of workers; None is that of the old version, or bounds of the new archive.
         profile: "latency" or "throughput"; overrides the old version's batch settings.
         keep_old: Leave the old version registered.
         timeout_s: Timeout for loading, for waiting for another rollout of the model, and for
@@ -352,7 +351,9 @@ def _kept(
     Settings that the old version had from its archive come from the new archive. Without a record
     of the old registration, the old version's current settings are used.
     """
-    settings = {"workers": workers or _number(old), "profile": profile}
+    is_number = old.min_workers == old.max_workers  # else bounds, which a number would replace
+    kept = old.min_workers if is_number else None
+    settings = {"workers": workers or kept or None, "profile": profile}
     if profile is not None:
         return settings
     note = client.engine.note(old.name, old.version)
@@ -362,15 +363,6 @@ def _kept(
         "max_batch_delay_ms": registered_with.max_batch_delay_ms,
     }
     return settings | batch
-
-
-def _number(old: ModelStatus) -> int | None:
-    """How many workers a version was given; None if its archive says from how many to how many.
-
-    A number would fix the new version's, which the load is to decide.
-    """
-    is_fixed = old.min_workers == old.max_workers
-    return old.min_workers or None if is_fixed else None
 
 
 def _default_version(client: Client, name: str, new: Archive) -> ModelStatus:
