@@ -14,6 +14,8 @@ from onnx import TensorProto, helper, numpy_helper
 from models import write_model
 from versions import linear
 
+TESTS = Path(__file__).parent
+
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     """The long form of tests/server/torture, and where its figures go."""
@@ -47,6 +49,23 @@ def pytest_collection() -> Generator[None, object, object]:
         gc.freeze()
         gc.set_threshold(50_000, 20, 100)
         gc.enable()
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Spread the files with clusters of Ray: each takes all processors for minutes.
+
+    They would begin at the same time, and time out, as they stand in one folder. Files are given
+    to processes in this order, and those with servers come first.
+    """
+    files: dict[Path, list[pytest.Item]] = {}
+    for item in items:
+        files.setdefault(item.path, []).append(item)
+    clusters = [path for path in files if path.parent == TESTS / "server" / "ray"]
+    order = [path for path in files if path not in clusters]
+    step = sum(TESTS / "server" in path.parents for path in order) // max(len(clusters), 1)
+    for number, path in enumerate(clusters):
+        order.insert(number * (step + 1), path)
+    items[:] = [item for path in order for item in files[path]]
 
 
 @pytest.hookimpl(optionalhook=True)  # a part of the tests runs without pytest-xdist, too

@@ -193,7 +193,13 @@ def explained(path: Path) -> Iterator[None]:
             raise StorageError(
                 f"{path} must fit on the disk, got: no space left. Free some and run again."
             ) from error
-        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        # a file system such as /proc says ENOENT where nothing can be made; the name is a draft's
+        is_beside = error.filename is not None and Path(error.filename).parent in (
+            path,
+            path.parent,
+        )
+        is_refused = error.errno == errno.ENOENT and is_beside
+        if is_refused or error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
             raise StorageError(
                 f"{path} must be writable, got: {error.strerror}. Choose another folder."
             ) from error

@@ -156,3 +156,12 @@ def test_words_that_nobody_means_end_in_one_line(tmp_path: Path) -> None:
         assert not any(line.startswith("error (internal)") for line in errors), (words, told)
         if any("locked/file" in word for word in words) and "Permission denied" in told:
             assert code == 2, (words, told)
+
+
+@pytest.mark.parametrize("command", ["openapi", "client", "logs"])
+def test_models_are_completed(command: str) -> None:
+    """Where a model of the server is named, the shell asks the server; not for other values."""
+    found = typer.main.get_command(app).commands[command]  # type: ignore[attr-defined]
+    completes = {one.name: one._custom_shell_complete is not None for one in found.params}
+    assert completes["model"]
+    assert not completes.get("home", False)

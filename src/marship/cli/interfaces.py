@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from marship import console
+from marship.cli import completion
 from marship.cli.address import on_server
 from marship.cli.app import app
 from marship.cli.models import PANEL
@@ -16,7 +17,10 @@ if TYPE_CHECKING:
 
 Described = Annotated[
     str,
-    typer.Argument(help="a model on the server, or a .mar file, whose handler's code is run"),
+    typer.Argument(
+        help="a model on the server, or a .mar file, whose handler's code is run",
+        autocompletion=completion.models,
+    ),
 ]
 
 
@@ -55,6 +59,9 @@ def openapi(
 def client(
     model: Described,
     out: Annotated[Path, typer.Option(help="the package's folder, new or of a client")],
+    version: Annotated[
+        str | None, typer.Option(help="a version on the server; its default version if left out")
+    ] = None,
     *,
     address: "Address",
 ) -> Report:
@@ -62,8 +69,8 @@ def client(
     from marship.client.typed import package
 
     document = described(model, address)
-    files = package.write(document, out)
-    found = document["x-marship-models"][0]
+    files = package.write(document, out, version)
+    found = package.served(document, version)
     fields = {"path": out, "name": found["name"], "version": found["version"], "files": files}
     shown = f"{out}  ({found['name']} {found['version']})"
     return Report(fields, lambda: console.out.print(shown, markup=False, soft_wrap=True))

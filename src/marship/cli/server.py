@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from marship import console
-from marship.cli import models
+from marship.cli import completion, models
 from marship.cli.address import on_server
 from marship.cli.app import Home, app, connect
 from marship.cli.report import Report, model_fields, reported, server_fields
@@ -174,7 +174,10 @@ def status(*, address: "Address") -> Report:
 def logs(
     home: Home = None,
     lines: Annotated[int, typer.Option(min=1, help="the last so many entries")] = 20,
-    model: Annotated[str | None, typer.Option(help="only what is about this model")] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(help="only what is about this model", autocompletion=completion.models),
+    ] = None,
     follow: Annotated[
         bool, typer.Option("--follow", "-f", help="go on with what is logged, until Ctrl-C")
     ] = False,

@@ -15,6 +15,8 @@ from pathlib import Path
 _POLL_S = 0.2
 _BEGINS = re.compile(r"(\d{4}-\d\d-\d\d)[T ](\d\d:\d\d:\d\d,\d{3}) ")
 _THREAD = re.compile(r"\S+ \w+ +W-\d+-(.+)_[^_]+?(?:-std(?:out|err))? - (.*)", re.DOTALL)
+_WORKER = re.compile(r"\S+ \S+ worker \d+ of (\S+) ")
+"""What the acceptor says of one."""
 _FRAME = re.compile(r"\s+at |\s*\.\.\. \d+ (?:more|common frames)")
 _STARTED = "Model server started."
 _NOISE = (
@@ -47,7 +49,11 @@ class LogEntry:
         """Whether it is about a model."""
         if match := _THREAD.fullmatch(self.text):
             return match[1] == model
-        return re.search(rf"(?<![\w.-]){re.escape(model)}(?![\w-])", self.text) is not None
+        if match := _WORKER.match(self.text):
+            return match[1] == model
+        # a dot ends a sentence, or goes on with another name
+        whole = rf"(?<![\w.-]){re.escape(model)}(?![\w-]|\.\w)"
+        return re.search(whole, self.text) is not None
 
 
 class LogFile:

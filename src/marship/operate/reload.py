@@ -6,7 +6,7 @@ cannot be packed or loaded changes nothing: its error is told, and the version b
 
 import dataclasses
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +14,7 @@ from pathlib import Path
 from marship import storage
 from marship.client import Client
 from marship.errors import MarshipError, NotFoundError, UsageError
-from marship.operate.rollout import rollout
+from marship.operate.rollout import RolloutListener, rollout
 from marship.packaging import sources, step
 from marship.packaging.settings import PackageSettings
 from marship.settings import from_dict
@@ -85,6 +85,28 @@ class ReloadListener:
         """The last save could not be packed or loaded."""
 
 
+class _OutdatedError(MarshipError):
+    """A load that nobody waits for any more."""
+
+
+class _LoadWatcher(RolloutListener):
+    """Ends a load, which may hang, once it is outdated.
+
+    Args:
+        is_outdated: Whether it is.
+    """
+
+    def __init__(self, is_outdated: Callable[[], bool]) -> None:
+        self._is_outdated = is_outdated
+
+    def on_wait(self, ready: int, wanted: int) -> None:
+        """Look, while workers load."""
+        if self._is_outdated():
+            raise _OutdatedError(
+                f"{wanted} workers must have loaded, got {ready} and a newer save."
+            )
+
+
 class Reloading:
     """Follows files in a thread of its own, until it is ended.
 
@@ -99,6 +121,7 @@ class Reloading:
         self._ended = threading.Event()
         self._number = 0
         self._archive: Path | None = None
+        self._taken: Mapping[Path, tuple[int, int, int]] | None = None
         self._thread = threading.Thread(target=self._follow, daemon=True)
 
     def start(self) -> None:
@@ -112,10 +135,10 @@ class Reloading:
         self._replace(None)
 
     def _follow(self) -> None:
-        taken, seen = None, self._what.state()
+        seen = self._what.state()
         while True:
-            if seen != taken and self._is_quiet(seen):
-                taken = seen
+            if seen != self._taken and self._is_quiet(seen):
+                self._taken = seen
                 self._take()
             if self._ended.wait(_POLL_S):
                 return
@@ -125,20 +148,28 @@ class Reloading:
         """Whether nothing is being written."""
         return not self._ended.wait(_POLL_S) and self._what.state() == seen
 
+    def _is_outdated(self) -> bool:
+        """Whether what was taken is not what is wanted now."""
+        return self._ended.is_set() or self._what.state() != self._taken
+
     def _take(self) -> None:
         """Pack, and roll over."""
-        made = None
+        made, watcher = None, _LoadWatcher(self._is_outdated)
         try:
             with Client(self._home) as client:
                 made = self._packed(client.model_store)
                 try:
-                    taken = rollout(client, made.name).new
+                    taken = rollout(client, made.name, watcher=watcher).new
                 except NotFoundError:  # the first version
-                    taken = client.register(made.name)
+                    taken = client.register(made.name, on_wait=watcher.on_wait)
         except (MarshipError, OSError) as error:
             if made is not None:
                 made.unlink(missing_ok=True)
-            if not self._ended.is_set():  # else the server was stopped meanwhile
+            is_outdated = isinstance(error, _OutdatedError) or isinstance(
+                error.__cause__, _OutdatedError
+            )
+            # else a newer save is taken next, or the server was stopped meanwhile
+            if not (is_outdated or self._ended.is_set()):
                 self._listener.on_error(error)
             return
         self._replace(made)

@@ -189,9 +189,10 @@ def _harmless(text: str) -> str:
 
 
 def _line(values: Sequence[object]) -> bytes:
-    stream = io.StringIO()
-    csv.writer(stream, lineterminator="\n").writerow(values)
-    return stream.getvalue().encode("utf-8", "backslashreplace")
+    stream = io.StringIO(newline="")
+    csv.writer(stream, lineterminator="\r\n").writerow(values)  # it quotes what holds one of these
+    line = stream.getvalue().removesuffix("\r\n") + "\n"
+    return line.encode("utf-8", "backslashreplace")
 
 
 def _cells(record: bytes) -> list[str]:

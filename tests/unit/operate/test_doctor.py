@@ -14,6 +14,9 @@ from typer.testing import CliRunner
 from json_page import documented
 from marship.cli import app
 from marship.engines.home import Home
+from marship.engines.torchserve import config as configs
+from marship.errors import UsageError
+from marship.operate import doctor
 from marship.operate.doctor import machine, software, torchserve
 from marship.operate.doctor.finding import Finding
 from marship.serving.model import memory
@@ -21,7 +24,11 @@ from marship.serving.model import memory
 CONFIG = """
 inference_address=http://127.0.0.1:{port}
 management_address=unix:/tmp/management.sock
+metrics_address=http://127.0.0.1:0
+direct_address=http://127.0.0.1:0
+prometheus_address=http://127.0.0.1:0
 grpc_inference_port=0
+grpc_management_port=0
 """
 
 
@@ -71,7 +78,7 @@ def test_ports_that_are_free_are_listed(taken: int, tmp_path: Path) -> None:
         free = one.getsockname()[1]
     (tmp_path / "config.properties").write_text(CONFIG.format(port=free))
     assert free != taken
-    assert list(torchserve.ports()) == [Finding("ports", f"free: {free}, 0")]
+    assert list(torchserve.ports()) == [Finding("ports", f"free: {free}, 0, 0, 0, 0, 0")]
 
 
 def test_settings_that_cannot_be_read(taken: int, tmp_path: Path) -> None:
@@ -81,6 +88,59 @@ def test_settings_that_cannot_be_read(taken: int, tmp_path: Path) -> None:
     (tmp_path / "config.properties").write_bytes(b"\xff\xfe=\xff")
     (found,) = torchserve.ports()
     assert (found.is_ok, "config.properties" in found.advice) == (False, True)
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("inference_address=http://127.0.0.1:{port}", "inference_address=nonsense"),
+        ("127.0.0.1:{port}", "127.0.0.1:99999"),
+        ("metrics_address=http://127.0.0.1:0\n", ""),
+        ("grpc_management_port=0\n", ""),
+        ("grpc_management_port", "grpc_managment_port"),
+        ("unix:/tmp/management.sock", "unix:/" + "x" * 200),
+        ("unix:/tmp/management.sock", "unix:$$NOBODY_SET_THIS$$/s"),
+    ],
+)
+def test_what_serve_refuses_must_be_mended(taken: int, old: str, new: str, tmp_path: Path) -> None:
+    """With the very words of `marship serve`."""
+    assert taken
+    (tmp_path / "config.properties").write_text(CONFIG.replace(old, new).format(port=0))
+    (found,) = torchserve.ports()
+    source = Path("config.properties")
+    with pytest.raises(UsageError) as refused:
+        configs.resolve(source, home=tmp_path, model_store=tmp_path, ports={}, models=())
+    assert (found.is_ok, found.advice) == (False, str(refused.value))
+
+
+def test_two_addresses_must_not_share_a_port(taken: int, tmp_path: Path) -> None:
+    """Each is free alone."""
+    with socket.create_server(("127.0.0.1", 0)) as one:
+        free = one.getsockname()[1]
+    assert free != taken
+    text = CONFIG.replace("metrics_address=http://127.0.0.1:0", "metrics_address=http://{same}")
+    (tmp_path / "config.properties").write_text(text.format(port=free, same=f"127.0.0.1:{free}"))
+    (found,) = torchserve.ports()
+    assert (found.is_ok, "change metrics_address" in found.advice) == (False, True)
+
+
+def test_a_home_that_cannot_be_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is tried: permissions say nothing of a file system's kind. One that can is not made."""
+    monkeypatch.setenv("MARSHIP_HOME", "/proc/x")
+    assert (torchserve.home().is_ok, "MARSHIP_HOME" in torchserve.home().advice) == (False, True)
+    monkeypatch.setenv("MARSHIP_HOME", str(tmp_path / "a" / "b"))
+    assert torchserve.home().is_ok
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_that_is_gone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing else can be told there."""
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    monkeypatch.chdir(gone)
+    gone.rmdir()
+    (found,) = doctor.examine()
+    assert (found.is_ok, found.advice) == (False, "Change to a folder that exists.")
 
 
 def test_without_java(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -63,6 +63,16 @@ def test_one_models_entries_are_found_by_its_whole_name(tmp_path: Path) -> None:
     assert Logs(files, "nobody").new() == []
 
 
+def test_names_with_dots_and_names_that_are_words_are_told_apart(tmp_path: Path) -> None:
+    """A dot may go on with a name, or end a sentence; each death begins with the word worker."""
+    files = home(tmp_path)
+    told = [DIED.replace(" of m ", f" of {name} ") for name in ("lin", "lin.2", "worker")]
+    said = "2026-11-30 07:42:36,000 retry lin.\n"
+    files[3].write_text("".join([*told, said]))
+    for name, wanted in (("lin", [told[0], said]), ("lin.2", [told[1]]), ("worker", [told[2]])):
+        assert [f"{one.text}\n" for one in Logs(files, name).new()] == wanted
+
+
 def test_following_goes_on_after_a_rotation_and_waits_for_whole_lines(tmp_path: Path) -> None:
     """A line that is written in two parts is shown once it ends."""
     files = home(tmp_path)

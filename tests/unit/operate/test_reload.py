@@ -1,14 +1,22 @@
 """What `marship serve --reload` follows, and how it is asked."""
 
+import queue
+import threading
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
+from unittest.mock import MagicMock
 
 import pytest
 from typer.testing import CliRunner
 
 from marship.cli import app
-from marship.errors import UsageError
-from marship.operate.reload import Reloadable
+from marship.errors import MarshipError, NotFoundError, RolloutError, UsageError
+from marship.operate import reload
+from marship.operate.reload import Reloadable, ReloadListener
+from marship.operate.rollout import RolloutListener
 from marship.packaging import shipped
+from marship.packaging.settings import PackageSettings
 from marship.storage import write_json
 
 
@@ -59,6 +67,58 @@ def test_what_is_broken_is_still_followed(tmp_path: Path) -> None:
     assert set(what.state()) == {file}
     with pytest.raises(UsageError, match="must be a readable TOML file"):
         what.settings()
+
+
+@pytest.mark.parametrize("is_first", [True, False], ids=["first version", "rollout"])
+def test_a_newer_save_ends_a_load_that_hangs(
+    is_first: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without a word: the newer one is served, and nobody waits for the timeout of the other."""
+    model, store, told = tmp_path / "m.onnx", tmp_path / "store", queue.Queue[object]()
+    model.write_text("hangs")
+    store.mkdir()
+    loading = threading.Event()
+
+    def package(source: Path, settings: PackageSettings) -> Path:
+        path = store / f"m-{settings.version}.mar"
+        path.write_text(source.read_text())
+        return path
+
+    def load(archive: str, on_wait: Callable[[int, int], None]) -> Any:
+        while (store / archive).read_text() == "hangs":
+            loading.set()
+            on_wait(0, 1)
+        return MagicMock(version=archive)
+
+    def roll(_client: object, archive: str, *, watcher: RolloutListener) -> Any:
+        if is_first:
+            raise NotFoundError("no such model")
+        try:
+            return MagicMock(new=load(archive, watcher.on_wait))
+        except MarshipError as error:
+            raise RolloutError("the new version must load") from error
+
+    client = MagicMock(model_store=store, register=load)
+    client.__enter__.return_value = client
+    monkeypatch.setattr(reload, "Client", lambda _home: client)
+    monkeypatch.setattr(reload, "rollout", roll)
+    monkeypatch.setattr(reload.step, "package", package)
+    listener = ReloadListener()
+    listener.on_served = lambda _name, version: told.put(version)  # type: ignore[method-assign]
+    listener.on_error = told.put  # type: ignore[method-assign]
+    reloading = reload.Reloading(tmp_path, Reloadable(model), listener)
+    reloading.start()
+    try:
+        assert loading.wait(20)
+        model.write_text("loads, mended")
+        assert told.get(timeout=20) == "m-1.0.2.mar"
+        loading.clear()
+        model.write_text("hangs")
+        assert loading.wait(20)
+    finally:
+        reloading.end()  # ends a load, too
+    assert told.empty()
+    assert not list(store.iterdir())
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ import pytest
 from forked import Forked
 from json_page import fields, run
 from marship.cli.project import KINDS
-from marship.errors import UsageError
+from marship.errors import StorageError, UsageError
 from marship.packaging.project import STARTERS, new
 
 
@@ -67,6 +67,12 @@ def test_what_cannot_be_begun(name: str, kind: str, message: str, tmp_path: Path
     with pytest.raises(UsageError, match=message):
         new(tmp_path / name, kind)
     assert not list(tmp_path.iterdir())
+
+
+def test_a_file_system_that_takes_no_folders_is_told_by_the_name_that_was_given() -> None:
+    """Not by that of a draft, which nobody typed."""
+    with pytest.raises(StorageError, match=r"^/proc/x must be writable, got: No such file"):
+        new(Path("/proc/x"), "onnx")
 
 
 def forked(words: list[Any], **_: object) -> None:

@@ -7,11 +7,13 @@ from typing import Any
 
 import orjson
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from marship.errors import DataError, StorageError, UsageError
 from marship.predict import sources
 from marship.predict.ledger import Ledger
-from marship.predict.rows import Row, cells
+from marship.predict.rows import CsvFormat, JsonLinesFormat, Row, cells
 from marship.predict.sources import Source, Stamp
 
 
@@ -39,6 +41,30 @@ CELLS = [
 def test_a_response_becomes_cells(answer: Any, texts: list[str]) -> None:
     """Scalars and lists of them are text, objects JSON, and no cell is a formula."""
     assert list(cells(answer).values()) == texts
+
+
+@pytest.mark.parametrize("form", [CsvFormat, JsonLinesFormat])
+@given(
+    st.lists(
+        st.text(st.sampled_from("a\r\n\",;'=\t\0\v\x85\u2028 |"), max_size=6),
+        min_size=3,
+        max_size=3,
+    )
+)
+def test_any_text_comes_back_from_a_row(
+    form: type[CsvFormat | JsonLinesFormat], texts: list[str]
+) -> None:
+    """Of the file's name, the answer and the error; a file's name may hold all but / and NUL."""
+    name, answer, error = texts
+    table = form()
+    table.fix({"said": answer})
+    row = Row(name, "m 1", 200, error, Stamp(1, "2026"), {"said": answer})
+    record = table.encode(row)
+    assert record.endswith(b"\n")
+    back = table.decode(record)
+    assert back.file == name
+    for got, sent in ((back.error, error), (cells(back.answer)["said"], answer)):
+        assert got.lstrip("'") == sent.lstrip("'")  # it may stand before what looks like a formula
 
 
 def test_a_responses_names_are_columns_of_its_own() -> None:

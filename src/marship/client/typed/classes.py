@@ -2,7 +2,7 @@
 
 import keyword
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,7 +14,14 @@ _PLAIN = {
     "null": "None",
 }
 _MOST_LITERALS = 20
-_TAKEN = {"self", "path", "query"}
+_TAKEN = {
+    *("self", "path", "query", "field", "np", "npt"),
+    *("str", "int", "float", "bool", "bytes", "list", "dict"),
+    *("Any", "Literal", "Iterator", "Sequence", "Client", "TypedConnection", "ServiceError"),
+    *("PATH", "OCTETS_TYPE", "decode", "picture_bytes", "recording_bytes"),
+}
+"""What the code of a package refers to: a parameter, a field or a class of the name would hide
+it."""
 
 
 def identifier(name: str, taken: Collection[str] = ()) -> str:
@@ -23,6 +30,8 @@ def identifier(name: str, taken: Collection[str] = ()) -> str:
     Example:
         >>> identifier("input.1"), identifier("class"), identifier("a", {"a"})
         ('input_1', 'class_', 'a_2')
+        >>> identifier("float")
+        'float_'
     """
     plain = re.sub(r"\W", "_", name, flags=re.ASCII).strip("_") or "value"
     plain = f"_{plain}" if plain[0].isdigit() else plain
@@ -31,6 +40,19 @@ def identifier(name: str, taken: Collection[str] = ()) -> str:
     while found in taken:
         number += 1
         found = f"{plain}_{number}"
+    return found
+
+
+def unlike(names: Iterable[str], taken: Collection[str] = ()) -> dict[str, str]:
+    """A Python name for each of several names, unlike each other and those that are taken.
+
+    Example:
+        >>> unlike(["a-b", "a_b"])
+        {'a-b': 'a_b', 'a_b': 'a_b_2'}
+    """
+    found: dict[str, str] = {}
+    for name in names:
+        found[name] = identifier(name, {*found.values(), *taken})
     return found
 
 
@@ -55,8 +77,10 @@ class Classes:
 
     sources: dict[str, str] = field(default_factory=dict)
 
-    def annotation(self, schema: Mapping[str, Any], name: str) -> str:
+    def annotation(self, schema: Mapping[str, Any] | bool, name: str) -> str:
         """The annotation for a value of a schema; an object's class gets the name."""
+        if isinstance(schema, bool):  # JSON Schema 2020-12, 4.3.2: all values, or none
+            schema = {}
         if "anyOf" in schema:
             return self._union([self.annotation(one, name) for one in schema["anyOf"]])
         if "enum" in schema:
@@ -73,15 +97,11 @@ class Classes:
     def _union(self, parts: list[str]) -> str:
         return " | ".join(dict.fromkeys(parts))
 
-    def _array(self, items: Mapping[str, Any], name: str) -> str:
-        while items.get("type") == "array":
-            inner = items.get("items", {})
-            if _is_number(inner):
-                return "npt.NDArray[np.float64]"
-            if inner.get("type") != "array":
-                break
-            items = inner
-        if _is_number(items):
+    def _array(self, items: Mapping[str, Any] | bool, name: str) -> str:
+        inner = items
+        while isinstance(inner, Mapping) and inner.get("type") == "array":
+            inner = inner.get("items", {})
+        if _is_number(inner):
             return "npt.NDArray[np.float64]"
         one = name[:-1] if name.endswith("s") else f"{name}Item"
         return f"list[{self.annotation(items, one)}]"
@@ -90,13 +110,12 @@ class Classes:
         required = set(schema.get("required", ()))
         properties = schema["properties"]
         lines: list[str] = []
-        taken: set[str] = set()
-        for one in sorted(properties, key=lambda one: one not in required):
-            own = identifier(one, taken)
-            taken.add(own)
-            kind = self.annotation(properties[one], class_name(f"{one}"))
-            lines += _field(own, one, kind, is_required=one in required)
-            about = properties[one].get("description")
+        kinds = {one: self.annotation(properties[one], class_name(one)) for one in properties}
+        ordered = sorted(properties, key=lambda one: one not in required)
+        for one, own in unlike(ordered, self.sources).items():
+            lines += _field(own, one, kinds[one], is_required=one in required)
+            facts = properties[one]
+            about = facts.get("description") if isinstance(facts, Mapping) else None
             lines += [f"    {_docstring(str(about))}"] if about else []
         about = _docstring(str(schema.get("description") or "As the server gives it."))
         return self._named(name, "\n".join([f"    {about}", "", *lines]))
@@ -119,8 +138,8 @@ def _field(own: str, name: str, kind: str, *, is_required: bool) -> list[str]:
     return [f"    {own}: {full}{value}"]
 
 
-def _is_number(schema: Mapping[str, Any]) -> bool:
-    return schema.get("type") == "number" and "enum" not in schema
+def _is_number(schema: Mapping[str, Any] | bool) -> bool:
+    return isinstance(schema, Mapping) and schema.get("type") == "number" and "enum" not in schema
 
 
 def _literal(values: list[Any]) -> str:

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from marship.client.typed.classes import Classes, docstring, identifier
+from marship.client.typed.classes import Classes, docstring, unlike
 from marship.errors import UsageError
 
 JSON_TYPE, LINES_TYPE = "application/json", "application/jsonl"
@@ -76,12 +76,14 @@ def _parameters(document: Mapping[str, Any], model: Mapping[str, Any]) -> list[d
         for operation in item.values()
         if operation["requestBody"]["$ref"] == model["body"]
     )
-    return list(next(operations).get("parameters", ()))
+    return [one for one in next(operations).get("parameters", ()) if one["in"] == "query"]
 
 
 def _of_tensors(model: Mapping[str, Any], classes: Classes) -> str:
     sides = {"Inputs": model["inputs"], "Outputs": model["outputs"]}
-    fields = {side: _tensor_fields(specs) for side, specs in sides.items()}
+    fields = {
+        side: list(unlike(spec["name"] for spec in specs).values()) for side, specs in sides.items()
+    }
     for side, specs in sides.items():
         lines = [f"@dataclass(frozen=True, slots=True)\nclass {side}:"]
         lines.append(f'    """The model\'s {side.lower()}; an axis of one name has one size."""\n')
@@ -95,6 +97,7 @@ def _of_tensors(model: Mapping[str, Any], classes: Classes) -> str:
         for spec, own in zip(model["inputs"], fields["Inputs"], strict=True)
     )
     types = {spec["name"]: spec["datatype"] for spec in model["inputs"]}
+    names = [spec["name"] for spec in model["outputs"]]
     returned = ", ".join(
         f"{own}=found[{spec['name']!r}]"
         for spec, own in zip(model["outputs"], fields["Outputs"], strict=True)
@@ -104,20 +107,12 @@ def _of_tensors(model: Mapping[str, Any], classes: Classes) -> str:
 
         Raises:
             ServiceError: The server refuses them, or cannot answer.
-            TypeError: An input would lose values where it is converted to the model's type.
+            TypeError: An input would lose values where it is converted to the model's type, or the
+                model has other outputs than when this was written.
         """
-        found = self.infer(PATH, {{{given}}}, {types!r})
+        found = self.infer(PATH, {{{given}}}, {types!r}, {names!r})
         return Outputs({returned})
 '''
-
-
-def _tensor_fields(specs: Sequence[Mapping[str, Any]]) -> list[str]:
-    taken: set[str] = set()
-    names = []
-    for spec in specs:
-        names.append(identifier(spec["name"], taken))
-        taken.add(names[-1])
-    return names
 
 
 def _dtype(name: str) -> str:
@@ -139,9 +134,14 @@ def _of_files(
 ) -> str:
     name, annotation, body, more = _FILES[kind]
     returns = classes.annotation(answer, "Prediction")
-    options = [(one["name"], identifier(one["name"])) for one in parameters]
-    flags = "".join(f", {own}: int | None = None" for _, own in options)
-    query = ", ".join(f"{sent!r}: {own}" for sent, own in options)
+    kinds = {one["name"]: classes.annotation(one["schema"], "Given") for one in parameters}
+    options = unlike(kinds, {*classes.sources, name, "rate"})
+    required = {one["name"] for one in parameters if one.get("required")}
+    flags = "".join(
+        f", {own}: {kinds[sent]}" + ("" if sent in required else " | None = None")
+        for sent, own in options.items()
+    )
+    query = ", ".join(f"{sent!r}: {own}" for sent, own in options.items())
     star = ", *" if more or flags else ""
     whole = f'''    def predict(self, {name}: {annotation}{star}{more}{flags}) -> {returns}:
         """What the model says of a {name}: a file's bytes, or an array.
@@ -149,9 +149,9 @@ def _of_files(
         Raises:
             ServiceError: The server refuses it, or cannot answer.
         """
-        value = self.ask(PATH, {body}, OCTETS_TYPE, {{{query}}})
-        found: {returns} = decode({returns}, value)
-        return found
+        _value = self.ask(PATH, {body}, OCTETS_TYPE, {{{query}}})
+        _found: {returns} = decode({returns}, _value)
+        return _found
 '''
     if LINES_TYPE not in response:
         return whole
@@ -176,14 +176,15 @@ def _of_files(
 def _of_fields(request: Mapping[str, Any], answer: Mapping[str, Any], classes: Classes) -> str:
     required = set(request.get("required", ()))
     names = sorted(request["properties"], key=lambda name: name not in required)
-    own = {name: identifier(name) for name in names}
     returns = classes.annotation(answer, "Prediction")
-    flags = []
-    for name in names:
-        kind = _given(classes.annotation(request["properties"][name], "Given"))
-        flags.append(
-            f"{own[name]}: {kind}" if name in required else f"{own[name]}: {kind} | None = None"
-        )
+    kinds = {
+        name: _given(classes.annotation(request["properties"][name], "Given")) for name in names
+    }
+    own = unlike(names, classes.sources)
+    flags = [
+        f"{own[name]}: {kinds[name]}" + ("" if name in required else " | None = None")
+        for name in names
+    ]
     star = [len([name for name in names if name in required])] if len(names) > len(required) else []
     for place in star:
         flags.insert(place, "*")
@@ -194,9 +195,9 @@ def _of_fields(request: Mapping[str, Any], answer: Mapping[str, Any], classes: C
         Raises:
             ServiceError: The server refuses the request, or cannot answer.
         """
-        value = self.ask_json(PATH, {{{sent}}})
-        found: {returns} = decode({returns}, value)
-        return found
+        _value = self.ask_json(PATH, {{{sent}}})
+        _found: {returns} = decode({returns}, _value)
+        return _found
 '''
 
 
@@ -215,5 +216,5 @@ _RAW = '''    def predict(self, body: bytes, content_type: str = OCTETS_TYPE) ->
         Raises:
             ServiceError: The server refuses it, or cannot answer.
         """
-        return self.post(PATH, body, {"Content-Type": content_type}, {}).read()
+        return self.post(PATH, body, {"Content-Type": content_type}, {})[0]
 '''

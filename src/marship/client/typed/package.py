@@ -1,5 +1,6 @@
 """Writes a typed client: a package of two modules that needs NumPy alone, and no marship."""
 
+import keyword
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,7 +11,7 @@ from marship import storage
 from marship.client.typed import transport
 from marship.client.typed.classes import Classes, docstring
 from marship.client.typed.methods import methods
-from marship.errors import UsageError
+from marship.errors import NotFoundError, UsageError
 
 _TRANSPORT = "_transport"
 _STANDARD = {
@@ -19,12 +20,13 @@ _STANDARD = {
 }
 
 
-def write(document: Mapping[str, Any], folder: Path) -> list[Path]:
-    """Write the package of a model's default version, or of its only one.
+def write(document: Mapping[str, Any], folder: Path, version: str | None = None) -> list[Path]:
+    """Write the package of a version.
 
     Args:
         document: The OpenAPI document of one model.
         folder: The package; its name must be one that Python can import.
+        version: As of `served`.
 
     Returns:
         Its files.
@@ -33,7 +35,7 @@ def write(document: Mapping[str, Any], folder: Path) -> list[Path]:
         UsageError: The folder cannot be a package, holds other files, or the model cannot be asked.
     """
     files = {
-        "__init__.py": source(document),
+        "__init__.py": source(document, version),
         f"{_TRANSPORT}.py": Path(transport.__file__).read_text(encoding="utf-8"),
         "py.typed": "",
     }
@@ -46,10 +48,10 @@ def write(document: Mapping[str, Any], folder: Path) -> list[Path]:
 
 
 def _check_folder(folder: Path, own: set[str]) -> None:
-    if not folder.name.isidentifier():
+    if not folder.name.isidentifier() or keyword.iskeyword(folder.name):
         raise UsageError(
             f"--out must name a folder that Python can import, got {folder.name!r}. Use letters, "
-            "digits and underscores."
+            "digits and underscores, and no word of Python itself."
         )
     if folder.exists() and not folder.is_dir():
         raise UsageError(f"--out must be a folder, got the file {folder}.")
@@ -65,10 +67,29 @@ def _check_folder(folder: Path, own: set[str]) -> None:
         )
 
 
-def source(document: Mapping[str, Any]) -> str:
+def served(document: Mapping[str, Any], version: str | None = None) -> Mapping[str, Any]:
+    """The version that a client is written for.
+
+    Args:
+        document: The OpenAPI document of one model.
+        version: None is the default version, or the only one.
+
+    Raises:
+        NotFoundError: The document has no such version.
+    """
+    models: list[Mapping[str, Any]] = document["x-marship-models"]
+    if version is None:
+        return next((one for one in models if one["is_default"]), models[0])
+    found = [one for one in models if one["version"] == version]
+    if not found:
+        known = ", ".join(one["version"] for one in models)
+        raise NotFoundError(f"--version must be one of {known}, got {version}.")
+    return found[0]
+
+
+def source(document: Mapping[str, Any], version: str | None = None) -> str:
     """The code of the package's own module."""
-    models = document["x-marship-models"]
-    model = next((one for one in models if one["is_default"]), models[0])
+    model = served(document, version)
     classes = Classes()
     body = methods(model, document, classes)
     about = docstring(f"A client of {model['name']} {model['version']}, written by marship client.")

@@ -5,11 +5,13 @@ import io
 import json
 import ssl
 import struct
+import threading
 import types
 import wave
 import zlib
-from collections.abc import Iterator, Mapping
-from http.client import HTTPConnection, HTTPException, HTTPResponse, HTTPSConnection
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import closing
+from http.client import HTTPConnection, HTTPException, HTTPMessage, HTTPResponse, HTTPSConnection
 from typing import Any, Literal, Self, Union, get_args, get_origin, get_type_hints
 from urllib.parse import urlencode, urlsplit
 
@@ -49,13 +51,18 @@ class ServiceError(Exception):
 
 
 class TypedConnection:
-    """A connection to the server; it is kept, and made again where it was lost. Of one thread.
+    """A connection to the server; it is kept, and made again where it was lost.
+
+    Several threads may share it; their requests go one after another.
 
     Args:
         url: The direct address, such as http://127.0.0.1:8079.
         token: The inference token; empty where the server has none.
         timeout_s: How long to wait for the next bytes.
         context: Certificates to trust for https; None is the system's.
+
+    Raises:
+        ValueError: The URL is of no server.
     """
 
     def __init__(
@@ -67,8 +74,11 @@ class TypedConnection:
         context: ssl.SSLContext | None = None,
     ) -> None:
         self._parts, self._timeout_s, self._context = urlsplit(url), timeout_s, context
+        if self._parts.scheme not in ("http", "https") or not self._parts.hostname:
+            raise ValueError(f"url must be such as http://127.0.0.1:8079, got {url!r}.")
         self._headers = {"Authorization": f"Bearer {token}"} if token else {}
         self._line: HTTPConnection | None = None
+        self._lock = threading.RLock()
 
     def __enter__(self) -> Self:
         return self
@@ -78,49 +88,66 @@ class TypedConnection:
 
     def close(self) -> None:
         """Close the connection."""
-        if self._line is not None:
-            self._line.close()
-            self._line = None
+        with self._lock:
+            if self._line is not None:
+                self._line.close()
+                self._line = None
 
     def post(
         self, path: str, body: bytes, headers: Mapping[str, str], query: Mapping[str, object]
-    ) -> HTTPResponse:
-        """The response to a request, its body unread.
+    ) -> tuple[bytes, HTTPMessage]:
+        """The body and the headers of the response to a request.
 
         Raises:
             ServiceError: It is an error.
             OSError: The server cannot be reached.
         """
-        given = {name: value for name, value in query.items() if value is not None}
-        target = self._parts.path.rstrip("/") + path + (f"?{urlencode(given)}" if given else "")
-        is_kept = self._line is not None
-        try:
-            response = self._send(target, body, headers)
-        except (ConnectionError, HTTPException):
-            self.close()
-            if not is_kept:
+        with self._lock:
+            try:
+                response = self._kept(self._target(path, query), body, headers)
+                data = response.read()
+            except BaseException:
+                self.close()  # or the next request would be given the rest of this response
                 raise
-            response = self._send(target, body, headers)  # a connection that was kept had ended
         if response.status != _OK:
-            raise _refusal(response.status, response.read())
-        return response
+            raise _refusal(response.status, data)
+        return data, response.headers
 
-    def _send(self, target: str, body: bytes, headers: Mapping[str, str]) -> HTTPResponse:
-        if self._line is None:
-            host, port = self._parts.hostname or "", self._parts.port
-            self._line = (
-                HTTPSConnection(host, port, timeout=self._timeout_s, context=self._context)
-                if self._parts.scheme == "https"
-                else HTTPConnection(host, port, timeout=self._timeout_s)
-            )
-        self._line.request("POST", target, body, {**self._headers, **headers})
-        return self._line.getresponse()
+    def _target(self, path: str, query: Mapping[str, object]) -> str:
+        given = {
+            name: str(value).lower() if isinstance(value, bool) else value
+            for name, value in query.items()
+            if value is not None
+        }
+        return self._parts.path.rstrip("/") + path + (f"?{urlencode(given)}" if given else "")
+
+    def _kept(self, target: str, body: bytes, headers: Mapping[str, str]) -> HTTPResponse:
+        """The response on the connection that is kept, or on a new one where it had ended."""
+        if self._line is not None:
+            try:
+                return self._send(self._line, target, body, headers)
+            except (ConnectionError, HTTPException):
+                self.close()
+        self._line = self._new_line()
+        return self._send(self._line, target, body, headers)
+
+    def _new_line(self) -> HTTPConnection:
+        host, port = self._parts.hostname or "", self._parts.port
+        if self._parts.scheme == "https":
+            return HTTPSConnection(host, port, timeout=self._timeout_s, context=self._context)
+        return HTTPConnection(host, port, timeout=self._timeout_s)
+
+    def _send(
+        self, line: HTTPConnection, target: str, body: bytes, headers: Mapping[str, str]
+    ) -> HTTPResponse:
+        line.request("POST", target, body, {**self._headers, **headers})
+        return line.getresponse()
 
     def ask(
         self, path: str, body: bytes, content_type: str, query: Mapping[str, object] | None = None
     ) -> Any:
         """The response in JSON."""
-        return json.loads(self.post(path, body, {"Content-Type": content_type}, query or {}).read())
+        return json.loads(self.post(path, body, {"Content-Type": content_type}, query or {})[0])
 
     def ask_json(self, path: str, value: Mapping[str, object]) -> Any:
         """The response in JSON to a request in JSON, without the fields that are None."""
@@ -128,18 +155,32 @@ class TypedConnection:
         return self.ask(path, json.dumps(given).encode(), JSON_TYPE)
 
     def lines(self, path: str, body: bytes) -> Iterator[Any]:
-        """The values of a response in JSON lines, each as it comes."""
+        """The values of a response in JSON lines, each as it comes, on a connection of its own."""
         headers = {"Content-Type": OCTETS_TYPE, "Accept": LINES_TYPE}
-        for line in self.post(path, body, headers, {}):
-            value = json.loads(line)
-            if "code" in value and "message" in value:
-                raise ServiceError(_OK, value["code"], value["message"])
-            yield value
+        with closing(self._new_line()) as connection:
+            response = self._send(connection, self._target(path, {}), body, headers)
+            if response.status != _OK:
+                raise _refusal(response.status, response.read())
+            for line in response:
+                value = json.loads(line)
+                if "code" in value and "message" in value:
+                    raise ServiceError(_OK, value["code"], value["message"])
+                yield value
 
     def infer(
-        self, path: str, inputs: Mapping[str, Array], datatypes: Mapping[str, str]
+        self,
+        path: str,
+        inputs: Mapping[str, Array],
+        datatypes: Mapping[str, str],
+        outputs: Collection[str],
     ) -> dict[str, Array]:
-        """The output tensors for input tensors, both as raw bytes (Open Inference Protocol)."""
+        """The output tensors for input tensors, both as raw bytes (Open Inference Protocol).
+
+        Raises:
+            ServiceError: The response is an error.
+            TypeError: An input would lose values in the model's type, or the model has other
+                outputs.
+        """
         parts = {name: _packed(name, one, datatypes[name]) for name, one in inputs.items()}
         entries = [
             {
@@ -152,9 +193,8 @@ class TypedConnection:
         ]
         head = json.dumps({"inputs": entries, "parameters": {"binary_data_output": True}}).encode()
         headers = {"Content-Type": OCTETS_TYPE, LENGTH_HEADER: str(len(head))}
-        response = self.post(path, b"".join([head, *parts.values()]), headers, {})
-        length = int(response.headers.get(LENGTH_HEADER) or 0)
-        data = response.read()
+        data, returned = self.post(path, b"".join([head, *parts.values()]), headers, {})
+        length = int(returned.get(LENGTH_HEADER) or 0)
         found: dict[str, Array] = {}
         place = length or len(data)
         for entry in json.loads(data[:place])["outputs"]:
@@ -162,6 +202,11 @@ class TypedConnection:
             part = data[place : place + size]
             found[entry["name"]] = _unpacked(part, entry["datatype"]).reshape(entry["shape"])
             place += size
+        if missing := set(outputs) - found.keys():
+            raise TypeError(
+                f"the model must have the output {min(missing)}, got {', '.join(found)}. Write "
+                "this client again with marship client."
+            )
         return found
 
 
@@ -176,15 +221,51 @@ def _refusal(status: int, body: bytes) -> ServiceError:
 def _packed(name: str, value: Array, datatype: str) -> bytes:
     array = np.asarray(value)
     if datatype == "BYTES":
-        texts = [str(text).encode() for text in array.flat]
-        return b"".join(_LENGTH.pack(len(text)) + text for text in texts)
+        return _packed_texts(name, array)
     wanted = np.dtype(DTYPES.get(datatype, "<f4"))
-    if not np.can_cast(array.dtype, wanted, "same_kind"):
+    are_whole = {array.dtype.kind, wanted.kind} <= set("iu")  # of any size: values decide
+    if not (are_whole or np.can_cast(array.dtype, wanted, "same_kind")):
         raise TypeError(f"{name} must be {wanted.name}, got {array.dtype}. Convert it with astype.")
-    numbers = np.ascontiguousarray(array, wanted)
+    with np.errstate(over="ignore", invalid="ignore"):  # what is lost is looked for
+        numbers = array.astype(wanted)
+        if datatype == "BF16":
+            numbers = _rounded(numbers)
+        lost = np.atleast_1d(array)[np.atleast_1d(_is_lost(array, numbers))]
+    if lost.size:
+        kind = "bfloat16" if datatype == "BF16" else wanted.name
+        raise TypeError(f"{name} must hold values that {kind} has, got {lost[0]}.")
     if datatype == "BF16":
         return (numbers.view("<u4") >> 16).astype("<u2").tobytes()
     return numbers.tobytes()
+
+
+def _packed_texts(name: str, array: Array) -> bytes:
+    for text in array.flat:
+        if not isinstance(text, str):
+            raise TypeError(f"{name} must hold str, got {type(text).__name__}.")
+    texts = [text.encode() for text in array.flat]
+    return b"".join(_LENGTH.pack(len(text)) + text for text in texts)
+
+
+def _is_lost(array: Array, numbers: Array) -> Array:
+    """Where a conversion changes an integer, or makes infinity of a number."""
+    if numbers.dtype.kind in "iu" and array.dtype.kind in "iu":
+        limits = np.iinfo(numbers.dtype)
+        low, high = np.iinfo(array.dtype).min, np.iinfo(array.dtype).max
+        return (array < max(low, limits.min)) | (array > min(high, limits.max))
+    if array.dtype.kind in "iu":  # back from beyond its range, an integer may be any
+        is_beyond = ~np.isfinite(numbers) | (numbers >= float(np.iinfo(array.dtype).max + 1))
+        is_lost: Array = is_beyond | (array != numbers.astype(array.dtype))
+        return is_lost
+    return np.isfinite(array) & ~np.isfinite(numbers)
+
+
+def _rounded(numbers: Array) -> Array:
+    """float32 to the nearest bfloat16, ties to even (IEEE 754-2019, 4.3.1), as float32."""
+    bits = numbers.view("<u4")
+    nearest = (bits + 0x7FFF + ((bits >> 16) & 1)) & 0xFFFF0000
+    found: Array = nearest.astype("<u4").view("<f4")
+    return np.where(np.isnan(numbers), np.float32("nan"), found)
 
 
 def _unpacked(data: bytes, datatype: str) -> Array:

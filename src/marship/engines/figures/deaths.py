@@ -16,7 +16,7 @@ from marship.serving.hosts.direct.seats import Staff
 logger = logging.getLogger(__name__)
 
 _JUDGED_S, _LOOK_S = 0.8, 0.1
-"""By then it is known whether the engine has wanted it to end, and no other one has come."""
+"""By then it is known whether the engine has wanted it to end."""
 _KILLS = re.compile(r"^oom_kill (\d+)$", re.MULTILINE)
 _COUNTERS = (Path("/sys/fs/cgroup/memory.events"), Path("/proc/vmstat"))
 
@@ -50,17 +50,22 @@ class Deaths:
         kills = self._kills()
         is_memory, self._seen_kills = kills > self._seen_kills, kills
         cause = cause_of(death, is_memory=is_memory)
-        self._look(death, cause, self._loop.time() + _JUDGED_S)
+        found = self._staff_of(death)
+        if found is not None and found.here < found.wanted:
+            self._look(death, cause, found, self._loop.time() + _JUDGED_S)
 
-    def _look(self, death: Death, cause: Cause, judged_at: float) -> None:
+    def _staff_of(self, death: Death) -> Staff | None:
         of = (death.model, death.version)
-        found = next((one for one in self._staff() if (one.model, one.version) == of), None)
-        if found is None or found.here >= found.wanted:
+        return next((one for one in self._staff() if (one.model, one.version) == of), None)
+
+    def _look(self, death: Death, cause: Cause, then: Staff, judged_at: float) -> None:
+        found = self._staff_of(death)
+        if found is None or (found.here >= found.wanted and found.wanted < then.wanted):
             return  # it was scaled down, or unregistered
-        if self._loop.time() < judged_at:
-            self._loop.call_later(_LOOK_S, self._look, death, cause, judged_at)
-        else:
-            self._judge(death, cause, found)
+        if self._loop.time() < judged_at and found.here < found.wanted:
+            self._loop.call_later(_LOOK_S, self._look, death, cause, then, judged_at)
+        else:  # another one may have come already
+            self._judge(death, cause, then)
 
     def _judge(self, death: Death, cause: Cause, found: Staff) -> None:
         labels = (("model_name", death.model), ("model_version", death.version), ("cause", cause))

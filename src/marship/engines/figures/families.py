@@ -62,10 +62,13 @@ class Family:
     kind: str
     help: str
     lines: list[str] = field(default_factory=list)
+    _names: set[str] = field(default_factory=set)
 
     def add(self, labels: Labels, value: float, inner: str = "") -> None:
         """Add a sample."""
-        self.lines.append(f"{self._named(labels, inner)} {_number(value)}")
+        named = self._named(labels, inner)
+        self._names.add(named)
+        self.lines.append(f"{named} {_number(value)}")
 
     def begin(self, labels: Labels) -> None:
         """Add a counter that has counted nothing, unless it is there.
@@ -73,8 +76,7 @@ class Family:
         Prometheus takes the first value that it sees for where a counter began: one that appears
         as 1 has not increased.
         """
-        start = f"{self._named(labels)} "
-        if not any(line.startswith(start) for line in self.lines):
+        if self._named(labels) not in self._names:
             self.add(labels, 0.0)
 
     def _named(self, labels: Labels, inner: str = "") -> str:
@@ -97,10 +99,15 @@ class Family:
 
 
 class Page:
-    """Families by name."""
+    """Families by name.
+
+    Attributes:
+        counted: Versions whose workers count in sheets, those among them that are not shown.
+    """
 
     def __init__(self) -> None:
         self.families: dict[str, Family] = {}
+        self.counted: set[tuple[str, str]] = set()
 
     def family(self, name: str, kind: str) -> Family:
         """One of our own."""

@@ -3,8 +3,10 @@
 import json
 import os
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Protocol
+from urllib.parse import unquote
 
 from marship import storage
 from marship.errors import StorageError, UsageError
@@ -14,6 +16,10 @@ LOG_FILE = "requests.jsonl"
 LOG_ENV, TRACES_ENV = "MARSHIP_REQUEST_LOG", "MARSHIP_TRACES"
 SAMPLES_ENV = "MARSHIP_SAMPLES"
 _KINDS = ("off", "access", "bodies")
+_HEADERS = ("OTEL_EXPORTER_OTLP_TRACES_HEADERS", "OTEL_EXPORTER_OTLP_HEADERS")
+"""Variables of OpenTelemetry (Protocol Exporter, "Specifying headers via environment variables");
+the first one that is set counts."""
+_HEADER = re.compile(r"[!#$%&'*+.^`|~\w-]+", re.ASCII)
 _URL = re.compile(r"https?://[^\s/]+(?:/\S*)?")
 
 
@@ -81,7 +87,8 @@ def _traced(notes: RequestNotes) -> dict[str, str]:
             f"--traces-url must be like http://127.0.0.1:4318/v1/traces, got {url!r}. Name the "
             "collector's address for OTLP over HTTP."
         )
-    return {TRACES_ENV: json.dumps({"url": url, "share": notes.trace_share})}
+    asked = {"url": url, "share": notes.trace_share, "headers": _headers(os.environ)}
+    return {TRACES_ENV: json.dumps(asked)}
 
 
 def _sampled(notes: RequestNotes) -> dict[str, str]:
@@ -105,3 +112,25 @@ def _sampled(notes: RequestNotes) -> dict[str, str]:
     return {
         SAMPLES_ENV: json.dumps({"folder": str(folder.absolute()), "share": notes.sample_share})
     }
+
+
+def _headers(variables: Mapping[str, str]) -> dict[str, str]:
+    """Headers for the collector, such as what it tells its users apart by.
+
+    Raises:
+        UsageError: A variable is not of the form; what it says is not repeated: it is secret.
+    """
+    name = next((one for one in _HEADERS if variables.get(one, "").strip()), None)
+    if name is None:
+        return {}
+    found = {}
+    for part in filter(None, map(str.strip, variables[name].split(","))):
+        key, is_pair, value = part.partition("=")
+        key, value = key.strip(), unquote(value.strip())
+        if not (is_pair and _HEADER.fullmatch(key) and value.isascii() and value.isprintable()):
+            raise UsageError(
+                f"{name} must be like api-key=VALUE,other=VALUE, got another form. Write commas "
+                "and spaces in a value as %2C and %20."
+            )
+        found[key] = value
+    return found

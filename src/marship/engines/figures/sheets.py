@@ -8,19 +8,30 @@ from marship.engines.figures.families import Page
 from marship.serving.sheet import Labels, Reading, Series
 
 Sums = dict[tuple[str, Labels], tuple[Series, list[float]]]
+_OF_NONE = {"model_name": "", "model_version": ""}
+FAULTS = ("no_answer", "no_worker", "response_timeout", "scaled_to_zero", "worker_died")
+"""Codes that an acceptor gives for a server's faults."""
 CAUSES = ("signal", "exit", "memory", "timeout", "unknown")
 _PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 
 
 def add_up(readings: Iterable[Reading]) -> dict[tuple[str, str], Sums]:
-    """The series of each version; of gauges the largest that a living worker has."""
+    """The series of each version; of gauges the largest that a living worker has.
+
+    A sheet without a model has that among its labels: an acceptor counts for all.
+    """
     found: dict[tuple[str, str], Sums] = {}
     for reading in readings:
-        sums = found.setdefault((reading.model, reading.version), {})
         for series, values in reading.series:
             if series.kind == "gauge" and not reading.pid:
                 continue
-            held = sums.setdefault((series.name, series.labels), (series, [0.0] * len(values)))
+            labels = {**_OF_NONE, **dict(series.labels)}
+            named = labels.pop("model_name"), labels.pop("model_version")
+            own = tuple(labels.items())
+            sums = found.setdefault(
+                (reading.model, reading.version) if reading.model else named, {}
+            )
+            held = sums.setdefault((series.name, own), (series, [0.0] * len(values)))
             if held[0].bounds != series.bounds:
                 continue  # another version of marship wrote it, of an archive with the same name
             join = max if series.kind == "gauge" else float.__add__
@@ -33,7 +44,7 @@ def add_to(page: Page, readings: Iterable[Reading], is_shown: Callable[[str, str
 
     Args:
         page: Gets it.
-        readings: All sheets; one without a model has all labels itself.
+        readings: All sheets.
         is_shown: Whether a version is: not those that are gone.
     """
     readings = list(readings)
@@ -41,12 +52,10 @@ def add_to(page: Page, readings: Iterable[Reading], is_shown: Callable[[str, str
         if model and not is_shown(model, version):
             continue
         labels = {"model_name": model, "model_version": version} if model else {}
-        for series, values in sums.values():
-            own = dict(series.labels)
-            if not model and not is_shown(own.get("model_name", ""), own.get("model_version", "")):
-                continue
-            page.family(series.name, series.kind).add_series({**labels, **own}, series, values)
+        for (name, own), (series, values) in sums.items():
+            page.family(name, series.kind).add_series({**labels, **dict(own)}, series, values)
     for reading in readings:
+        page.counted.add((reading.model, reading.version))
         if reading.pid and reading.model and is_shown(reading.model, reading.version):
             page.family("marship_worker_resident_memory_bytes", "gauge").add(
                 {
@@ -58,12 +67,16 @@ def add_to(page: Page, readings: Iterable[Reading], is_shown: Callable[[str, str
             )
 
 
-def begin_deaths(page: Page, versions: Iterable[tuple[str, str]]) -> None:
-    """Show that no worker has died of what none has died of yet."""
-    family = page.family("marship_worker_deaths_total", "counter")
+def begin(page: Page, versions: Iterable[tuple[str, str]]) -> None:
+    """Show that no worker has died of what none has died of yet, and no request failed for it."""
+    deaths = page.family("marship_worker_deaths_total", "counter")
+    errors = page.family("marship_errors_total", "counter")
     for model, version in versions:
+        labels = {"model_name": model, "model_version": version}
         for cause in CAUSES:
-            family.begin({"model_name": model, "model_version": version, "cause": cause})
+            deaths.begin({**labels, "cause": cause})
+        for code in FAULTS:
+            errors.begin({**labels, "code": code})
 
 
 def resident_bytes(pid: int) -> int:

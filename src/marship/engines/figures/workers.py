@@ -21,7 +21,7 @@ def page_of(folder: Path, staff: Iterable[Staff], connections: int) -> Page:
     add_staff(page, staff)
     page.family("marship_connections", "gauge").add({}, connections)
     sheets.add_to(page, sheet.read(folder), shown(staff))
-    sheets.begin_deaths(page, [(each.model, each.version) for each in staff])
+    sheets.begin(page, [(each.model, each.version) for each in staff])
     return page
 
 

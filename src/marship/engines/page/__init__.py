@@ -5,6 +5,7 @@ page.css     its looks, light and dark
 app.js       signing in, and which model is shown
 server.js    requests to the server, with the token
 dom.js       elements and their attributes
+numbers.js   JSON whose integers keep all their digits
 models.js    one model: its form, its responses, and the code of what was sent
 forms.js     a form for each kind of model
 results.js   what a model responded, and how long each step took

@@ -1,7 +1,8 @@
 // Signing in, and which model is shown: the address's part behind # names it.
 
 import { element } from "./dom.js";
-import { modelView } from "./models.js";
+import { factsOf, modelView } from "./models.js";
+import { write } from "./numbers.js";
 import { describe, setToken } from "./server.js";
 
 const REFRESH_MS = 15_000;
@@ -13,19 +14,24 @@ const STATES = { true: "ready", false: "not ready" };
 
 let described = null;
 let views = new Map();
-let shown = null;
 let timer = 0;
 
 const keyOf = (model) => `${encodeURIComponent(model.name)}/${encodeURIComponent(model.version)}`;
-/** A version has another view once its worker has said what it takes. */
-const viewKeyOf = (model) => `${keyOf(model)} ${model.kind}`;
+
+/** The view of a version, with what was typed; another one once it takes or gives something else. */
+function viewOf(model) {
+  const facts = factsOf(model, described);
+  const key = `${keyOf(model)} ${write(facts)}`;
+  if (!views.has(key)) views.set(key, modelView(model, facts));
+  const found = views.get(key);
+  found.update(model);
+  return found.node;
+}
 
 function showSignIn(message = "") {
   clearInterval(timer);
   setToken("");
   described = null;
-  views = new Map();
-  shown = null;
   leave.hidden = true;
   main.replaceChildren(signIn);
   signIn.hidden = false;
@@ -33,11 +39,16 @@ function showSignIn(message = "") {
   document.getElementById("token").focus();
 }
 
+/** The one that is there: of the model that a link names, if it is shown already. */
+function focusHeading() {
+  main.querySelector("h1")?.focus();
+}
+
 function link(model) {
   return element(
     "a",
     // whole, or those who look for skip links would take it for one
-    { href: `${location.origin}/#${keyOf(model)}`, className: "model" },
+    { href: `${location.origin}/#${keyOf(model)}`, className: "model", onclick: focusHeading },
     element("span", { className: "model-name" }, model.name),
     element("span", { className: "hint" }, `${model.version}, ${model.kind}`),
     element(
@@ -48,9 +59,17 @@ function link(model) {
   );
 }
 
-/** What the address names, else the first model. */
+/** What the address names; the first model where it names none. */
 function wanted(models) {
-  return models.find((model) => `#${keyOf(model)}` === location.hash) ?? models[0];
+  if (!location.hash && models.length) history.replaceState(null, "", `#${keyOf(models[0])}`);
+  return models.find((model) => `#${keyOf(model)}` === location.hash);
+}
+
+function missing(models) {
+  const text = models.length
+    ? `${location.hash.slice(1)} is not on this server. Choose a model.`
+    : "No models are registered. Register one, and it appears here.";
+  return element("p", { className: "card", role: "status" }, text);
 }
 
 function showModels() {
@@ -63,20 +82,15 @@ function showModels() {
   });
   const list = element("nav", { "aria-label": "Models" }, element("ul", {}, links));
   const old = main.querySelector("nav");
-  if (old && shown === (chosen && viewKeyOf(chosen))) {
+  const view = chosen ? viewOf(chosen) : missing(models);
+  if (old && view.parentNode === main) {
     const place = [...old.querySelectorAll("a")].indexOf(document.activeElement);
     old.replaceWith(list); // the form stays as it is, with what was typed
     if (place >= 0) list.querySelectorAll("a")[place]?.focus();
     return;
   }
-  shown = chosen ? viewKeyOf(chosen) : null;
-  if (!chosen) {
-    const text = "No models are registered. Register one, and it appears here.";
-    main.replaceChildren(list, element("p", { className: "card" }, text));
-    return;
-  }
-  if (!views.has(shown)) views.set(shown, modelView(chosen, described));
-  main.replaceChildren(list, views.get(shown));
+  main.replaceChildren(list, view);
+  if (!chosen) return;
   list.querySelector("[aria-current]").scrollIntoView({ block: "nearest", inline: "nearest" });
   document.title = `${chosen.name} · marship`;
 }
@@ -103,7 +117,7 @@ function begin(found) {
   signIn.reset();
   leave.hidden = !described.security;
   showModels();
-  main.querySelector("h1")?.focus();
+  focusHeading();
   clearInterval(timer);
   timer = setInterval(refresh, REFRESH_MS);
 }
@@ -111,7 +125,7 @@ function begin(found) {
 window.addEventListener("hashchange", () => {
   if (!described) return;
   showModels();
-  main.querySelector("h1")?.focus(); // the link that was followed is gone
+  focusHeading(); // the link that was followed is gone
 });
 
 signIn.addEventListener("submit", async (event) => {
@@ -130,7 +144,10 @@ signIn.addEventListener("submit", async (event) => {
     button.disabled = false;
   }
 });
-leave.addEventListener("click", () => showSignIn());
+leave.addEventListener("click", () => {
+  views = new Map();
+  showSignIn();
+});
 
 // A server without tokens needs no signing in.
 try {

@@ -15,7 +15,7 @@ function bodyOf(request) {
 function curl(url, request) {
   const headers = Object.entries(request.headers).map(([k, v]) => `-H ${shell(`${k}: ${v}`)}`);
   const { file, text } = bodyOf(request);
-  const body = file ? `--data-binary ${shell(`@${file}`)}` : `-d ${shell(text)}`;
+  const body = file ? `--data-binary ${shell(`@${file}`)}` : `--data-raw ${shell(text)}`;
   const parts = ["curl -fsS", `-H "Authorization: Bearer $TOKEN"`, ...headers, body, shell(url)];
   return parts.join(" \\\n  ");
 }
@@ -75,8 +75,13 @@ export function codeView(request) {
     copied.textContent = "";
   };
   const copy = async () => {
-    await navigator.clipboard.writeText(text.textContent);
-    copied.textContent = "Copied.";
+    try {
+      await navigator.clipboard.writeText(text.textContent);
+      copied.textContent = "Copied.";
+    } catch {
+      getSelection().selectAllChildren(text);
+      copied.textContent = "Selected: copying needs https, or an address of this machine.";
+    }
   };
   show(chosen);
   return element(

@@ -2,16 +2,19 @@
 // and what stands for the body in code (text, or a file's name).
 
 import { choice, element, labelled, unique } from "./dom.js";
+import { parse, write } from "./numbers.js";
 import { recorder } from "./recorder.js";
 
 const JSON_TYPE = "application/json";
 const LINES_TYPE = "application/jsonl";
 const MOST_FIELDS = 64;
+const NUMBER = /^-?(0|[1-9]\d*)(\.\d+)?([eE][+-]?\d+)?$/;
 
-function json(value, more = {}) {
-  const text = typeof value === "string" ? value : JSON.stringify(value);
-  return { headers: { "Content-Type": JSON_TYPE, ...more }, body: text, text };
+function typed(text, type) {
+  return { headers: { "Content-Type": type }, body: text, text };
 }
+
+const json = (value) => typed(typeof value === "string" ? value : write(value), JSON_TYPE);
 
 function file(blob, name, more = {}) {
   const type = blob.type || "application/octet-stream";
@@ -24,16 +27,27 @@ function number(value, more = {}) {
   return element("input", { type: "number", step: "any", value, required: true, ...more });
 }
 
-/** The parameter of a query, as a field that may be empty. */
+function parameterField({ name, required, schema }) {
+  const { type, minimum, maximum, enum: values } = schema;
+  const choices = values ?? (type === "boolean" ? [true, false] : null);
+  if (choices) {
+    const options = ["", ...choices].map((one) => element("option", { value: String(one) }, String(one)));
+    return element("select", { name, required }, options);
+  }
+  if (type !== "integer" && type !== "number") return element("input", { type: "text", name, required });
+  const step = type === "integer" ? 1 : "any";
+  return element("input", { type: "number", step, min: minimum ?? "", max: maximum ?? "", name, required });
+}
+
+/** The parameters of a query, each as a field that may be empty. */
 function parameterFields(parameters) {
   const fields = parameters.map((one) => {
-    const { minimum } = one.schema;
-    const field = element("input", { type: "number", step: 1, min: minimum ?? "", name: one.name });
+    const field = parameterField(one);
     return [one.name, field, labelled(`Parameter ${one.name}`, field, one.schema.description ?? "")];
   });
   const query = () => {
     const given = fields.filter(([, field]) => field.value !== "");
-    const text = given.map(([name, field]) => `${name}=${encodeURIComponent(field.value)}`);
+    const text = given.map(([name, field]) => `${encodeURIComponent(name)}=${encodeURIComponent(field.value)}`);
     return text.length ? `?${text.join("&")}` : "";
   };
   return { nodes: fields.map(([, , node]) => node), query };
@@ -61,14 +75,17 @@ function valueField(spec, value) {
   return number(value ?? 0, { min, max, step, required: !spec.takes_missing });
 }
 
-function valueOf(spec, field) {
-  if (spec.dtype === "str") return field.value;
-  if (spec.dtype === "bool") return field.value === "true";
-  return field.value === "" ? null : Number(field.value);
+/** What was typed as JSON; a number digit by digit, where JSON writes it so. */
+function textOf(spec, field) {
+  if (spec.dtype === "str") return JSON.stringify(field.value);
+  if (spec.dtype === "bool") return field.value;
+  if (field.value === "") return "null";
+  return NUMBER.test(field.value) ? field.value : String(Number(field.value));
 }
 
 function numberGroup(spec, example) {
-  const row = spec.shape.length === 2 ? (example?.[0] ?? []) : [example?.[0] ?? 0];
+  const rank = spec.shape.length;
+  const row = rank === 2 ? (example?.[0] ?? []) : [(rank === 1 ? example?.[0] : example) ?? 0];
   const fields = Array.from({ length: width(spec) }, (_, place) => valueField(spec, row[place]));
   const nodes = fields.map((field, place) => labelled(`${spec.name} ${place}`, field));
   const node = element(
@@ -78,19 +95,19 @@ function numberGroup(spec, example) {
     element("div", { className: "numbers" }, nodes),
   );
   const read = () => {
-    const values = fields.map((field) => valueOf(spec, field));
-    return spec.shape.length === 2 ? [values] : values;
+    const values = fields.map((field) => textOf(spec, field)).join(", ");
+    return "[".repeat(rank) + values + "]".repeat(rank);
   };
   return { node, read };
 }
 
-function firstExample(content) {
-  const examples = Object.values(content[JSON_TYPE]?.examples ?? {});
+function firstExample(content, type = JSON_TYPE) {
+  const examples = Object.values(content[type]?.examples ?? {});
   return examples[0]?.value;
 }
 
 function jsonField(value) {
-  const text = value === undefined ? "" : JSON.stringify(value, null, 1);
+  const text = value === undefined ? "" : write(value, "\n");
   const area = element("textarea", { rows: 10, spellcheck: false, className: "code" });
   area.value = text;
   const read = () => {
@@ -106,30 +123,36 @@ function jsonField(value) {
 }
 
 function tensorForm(model, content) {
-  const example = firstExample(content);
+  const example = firstExample(content) ?? (model.inputs.length ? undefined : {});
   const whole = jsonField(example);
   const count = model.inputs.reduce((sum, spec) => sum + width(spec), 0);
   const canType = model.inputs.length > 0 && count <= MOST_FIELDS && model.inputs.every(isRow);
   const groups = canType
     ? model.inputs.map((spec) => numberGroup(spec, example?.[spec.name]))
     : [];
-  let typed = canType;
+  let isTyping = canType;
   const typing = element("div", {}, groups.map((group) => group.node));
-  const values = () =>
-    Object.fromEntries(model.inputs.map((spec, place) => [spec.name, groups[place].read()]));
-  const show = (way) => {
-    if (typed && way === "JSON") whole.area.value = JSON.stringify(values(), null, 1);
-    typed = way === "Numbers";
-    typing.hidden = !typed;
-    typing.querySelectorAll("input, select").forEach((field) => {
-      field.disabled = !typed;
-    });
-    whole.node.hidden = typed;
+  const values = () => {
+    const each = groups.map((group, place) => `${JSON.stringify(model.inputs[place].name)}: ${group.read()}`);
+    return `{${each.join(", ")}}`;
   };
-  whole.node.hidden = typed;
+  let copied = values();
+  const show = (way) => {
+    if (isTyping && way === "JSON" && values() !== copied) { // else it has what was written there
+      copied = values();
+      whole.area.value = write(parse(copied), "\n");
+    }
+    isTyping = way === "Numbers";
+    typing.hidden = !isTyping;
+    typing.querySelectorAll("input, select").forEach((field) => {
+      field.disabled = !isTyping;
+    });
+    whole.node.hidden = isTyping;
+  };
+  whole.node.hidden = isTyping;
   const ways = canType ? choice("Give the request as", ["Numbers", "JSON"], "Numbers", show) : null;
   const node = element("form", {}, ways, typing, whole.node, submit());
-  return { node, request: () => json(typed ? values() : whole.read()) };
+  return { node, request: () => json(isTyping ? values() : whole.read()) };
 }
 
 // Pictures and recordings.
@@ -184,15 +207,13 @@ function fileForm({ label, accept, preview, more = [], read, paste = false }) {
   return { node, request, take };
 }
 
-function pictureForm(parameters) {
-  const { nodes, query } = parameterFields(parameters);
+function pictureForm() {
   return fileForm({
     label: "Picture",
     accept: "image/*",
     paste: true,
     preview: (src) => element("img", { src, alt: "The picture that is sent" }),
-    more: nodes,
-    read: ({ blob, name }) => ({ ...file(blob, name), query: query() }),
+    read: ({ blob, name }) => file(blob, name),
   });
 }
 
@@ -211,18 +232,29 @@ function recordingForm() {
 
 // Texts and histories.
 
+function hasField(content, name) {
+  const schema = content[JSON_TYPE]?.schema ?? {};
+  return (schema.anyOf ?? [schema]).some((one) => one.properties?.[name]);
+}
+
 function textForm(content) {
   const area = element("textarea", { rows: 6, required: true });
-  const schemas = content[JSON_TYPE]?.schema?.anyOf ?? [];
-  const hasTop = schemas.some((schema) => schema.properties?.top_k);
   const top = element("input", { type: "number", min: 1, step: 1 });
-  const more = hasTop ? labelled("Labels", top, "How many to give, best first; empty for the best.") : null;
+  const covers = hasField(content, "top_k") ? ["top_k"] : [];
+  const more = covers.length ? labelled("Labels", top, "How many to give, best first; empty for the best.") : null;
   const node = element("form", {}, labelled("Text", area), more, submit());
   const request = () => {
     const count = top.value === "" ? {} : { top_k: Number(top.value) };
     return json({ text: area.value, ...count });
   };
-  return { node, request };
+  return { node, request, covers };
+}
+
+/** A text as it is, of a type that the model declares. */
+function plainForm(content, type) {
+  const area = element("textarea", { rows: 6, value: firstExample(content, type) ?? "" });
+  const node = element("form", {}, labelled("Text", area), submit());
+  return { node, request: () => typed(area.value, type) };
 }
 
 function historyForm(content) {
@@ -307,6 +339,13 @@ function historyForm(content) {
 // All else.
 
 function rawForm(content) {
+  const types = Object.keys(content);
+  const textType = types.find((type) => type.startsWith("text/"));
+  if (!content[JSON_TYPE] && textType) return plainForm(content, textType);
+  if (!content[JSON_TYPE]) {
+    const read = ({ blob, name }) => ({ ...file(blob, name), headers: { "Content-Type": types[0] } });
+    return fileForm({ label: "File", accept: "", preview: () => "", read });
+  }
   const whole = jsonField(firstExample(content) ?? {});
   const node = element("form", {}, whole.node, submit());
   return { node, request: () => json(whole.read()) };
@@ -318,15 +357,21 @@ function encryptedNote() {
   return { node: element("p", {}, text), request: () => null };
 }
 
-/** The form of a model, by its kind. */
-export function formOf(model, content, parameters) {
-  const makers = {
-    tensors: () => tensorForm(model, content),
-    picture: () => pictureForm(parameters),
-    recording: () => recordingForm(),
-    text: () => textForm(content),
-    history: () => historyForm(content),
-    encrypted: encryptedNote,
-  };
-  return (makers[model.kind] ?? (() => rawForm(content)))();
+function bodyForm(model) {
+  const { kind, content } = model;
+  if (kind === "tensors") return tensorForm(model, content);
+  if (kind === "picture") return pictureForm();
+  if (kind === "recording") return recordingForm();
+  if (kind === "text" && hasField(content, "text")) return textForm(content);
+  if (kind === "history" && content[JSON_TYPE]?.schema?.properties?.history?.items) return historyForm(content);
+  return kind === "encrypted" ? encryptedNote() : rawForm(content);
+}
+
+/** The form of a model, by its kind and what it declares. */
+export function formOf(model) {
+  const form = bodyForm(model);
+  const isAsked = (one) => one.in === "query" && !form.covers?.includes(one.name);
+  const { nodes, query } = parameterFields(model.parameters.filter(isAsked));
+  form.node.querySelector("button[type=submit]")?.before(...nodes);
+  return { node: form.node, request: () => ({ ...form.request(), query: query() }) };
 }

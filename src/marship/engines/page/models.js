@@ -40,11 +40,19 @@ export function resolve(described, reference) {
     .reduce((value, part) => value[part], described);
 }
 
-export function modelView(model, described) {
-  const body = resolve(described, model.body);
-  const operation = described.paths[pathOf(model)]?.post ?? {};
+/** What the view of a version is made of: all of its facts but those that change as it serves. */
+export function factsOf(model, described) {
+  const { kind, limits, inputs, outputs } = model;
+  const { content } = resolve(described, model.body);
+  const { parameters = [] } = described.paths[pathOf(model)].post;
   const about = described.tags.find((tag) => tag.name === model.name)?.description ?? "";
-  const form = formOf(model, body.content, operation.parameters ?? []);
+  return { kind, limits, inputs, outputs, content, parameters, about };
+}
+
+/** The view of a version, and what brings it up to date with its state on the server. */
+export function modelView(model, facts) {
+  const { about } = facts;
+  const form = formOf(facts);
   const answer = element("div", { className: "answer", "aria-live": "polite" });
   const code = element("div");
   const busy = element("p", { className: "hint", role: "status" });
@@ -69,8 +77,7 @@ export function modelView(model, described) {
       const response = await ask(request.path, { method: "POST", headers, body: request.body });
       const firstMs = performance.now() - began;
       const timings = await responseView(answer, response, model.kind);
-      const facts = latency(response, timings, firstMs, performance.now() - began);
-      answer.append(facts);
+      answer.append(latency(response, timings, firstMs, performance.now() - began));
     } catch (error) {
       const text = `The request failed: ${error.message}`;
       answer.replaceChildren(element("p", { className: "error", role: "alert" }, text));
@@ -82,11 +89,14 @@ export function modelView(model, described) {
 
   if (form.node.tagName === "FORM") form.node.addEventListener("submit", send);
   const heading = element("h1", { tabIndex: -1 }, model.name);
-  const badge = `version ${model.version}${model.is_default ? ", the default" : ""}`;
-  return element(
+  const badge = element("p", { className: "hint" });
+  const update = ({ version, is_default: isDefault }) => {
+    badge.textContent = `version ${version}${isDefault ? ", the default" : ""}`;
+  };
+  const node = element(
     "article",
     {},
-    element("div", { className: "title" }, heading, element("p", { className: "hint" }, badge)),
+    element("div", { className: "title" }, heading, badge),
     element(
       "div",
       { className: "columns" },
@@ -113,4 +123,5 @@ export function modelView(model, described) {
       ),
     ),
   );
+  return { node, update };
 }

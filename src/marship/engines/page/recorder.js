@@ -45,31 +45,49 @@ async function converted(blob) {
 export function recorder(onRecording) {
   const status = element("p", { className: "hint", role: "status" });
   let running = null;
+  const leaving = new MutationObserver(() => {
+    if (!node.isConnected) stop(); // another model, or signed out: nobody sees that it records
+  });
+
+  function stop() {
+    leaving.disconnect();
+    button.textContent = "Record";
+    status.textContent = "";
+    running?.stop();
+    running = null;
+  }
 
   async function start() {
     const stream = await navigator.mediaDevices.getUserMedia({ audio: true });
+    const off = () => stream.getTracks().forEach((track) => track.stop());
+    if (!node.isConnected || running) {
+      off();
+      return;
+    }
     const parts = [];
-    running = new MediaRecorder(stream);
-    running.ondataavailable = (event) => parts.push(event.data);
-    running.onstop = async () => {
-      stream.getTracks().forEach((track) => track.stop());
-      status.textContent = "";
-      onRecording(await converted(new Blob(parts, { type: running.mimeType })));
-      running = null;
+    const recording = new MediaRecorder(stream);
+    recording.ondataavailable = (event) => parts.push(event.data);
+    recording.onstop = async () => {
+      off();
+      try {
+        onRecording(await converted(new Blob(parts, { type: recording.mimeType })));
+      } catch (error) {
+        status.textContent = `The recording cannot be read: ${error.message}`;
+      }
     };
-    running.start();
+    running = recording;
+    recording.start();
+    leaving.observe(document.body, { childList: true, subtree: true });
     button.textContent = "Stop recording";
     status.textContent = "Recording …";
   }
 
   async function toggle() {
     try {
-      if (running) {
-        button.textContent = "Record";
-        running.stop();
-      } else await start();
+      if (running) stop();
+      else await start();
     } catch (error) {
-      running = null;
+      stop();
       status.textContent = `The microphone cannot be used: ${error.message}`;
     }
   }
@@ -78,5 +96,6 @@ export function recorder(onRecording) {
     return element("p", { className: "hint" }, "Recording needs https, or an address of this machine.");
   }
   const button = element("button", { type: "button", className: "second", onclick: toggle }, "Record");
-  return element("div", {}, button, status);
+  const node = element("div", {}, button, status);
+  return node;
 }

@@ -1,6 +1,7 @@
 // What a model responded, and how long each step took.
 
 import { element, table } from "./dom.js";
+import { parse, write } from "./numbers.js";
 
 const LINES_TYPE = "application/jsonl";
 const MOST_SHOWN = 20_000;
@@ -43,7 +44,7 @@ function facts(value) {
 
 /** A value as a cell of a table; what is nested deeper stands in the JSON. */
 function cell(value) {
-  const text = typeof value === "object" ? JSON.stringify(value) : String(value);
+  const text = typeof value === "object" ? write(value) : String(value);
   return text.length > MOST_CELL ? `${text.slice(0, MOST_CELL)} …` : text;
 }
 
@@ -86,7 +87,8 @@ function textParts(value) {
     const found = rows.map((row) => [row.word, row.entity, percent(row.score), `${row.start}–${row.end}`]);
     return [table("Tokens", ["Word", "Entity", "Score", "Characters"], found).node];
   }
-  return [element("p", {}, `${rows.length} rows of numbers`)];
+  if (!Array.isArray(value)) return [facts(value)];
+  return [element("p", {}, `${rows.length} ${rows.every(Array.isArray) ? "rows of numbers" : "values"}`)];
 }
 
 function historyParts(value) {
@@ -115,8 +117,8 @@ async function segmentsView(place, response) {
     lines.filter(Boolean).forEach(show);
     if (done) break;
   }
-  const value = JSON.parse(last || "null");
-  place.append(raw(JSON.stringify(value, null, 1)));
+  const value = parse(last || "null");
+  place.append(raw(write(value, "\n")));
   return value;
 }
 
@@ -143,14 +145,13 @@ export async function responseView(place, response, kind) {
   const text = await response.text();
   let value = null;
   try {
-    value = JSON.parse(text);
+    value = parse(text);
   } catch {
     place.replaceChildren(raw(text));
     return null;
   }
   const shown = response.ok ? parts(kind, value) : [refusal(value)];
-  const pretty = JSON.stringify(value, null, 1);
-  place.replaceChildren(...shown.filter(Boolean), raw(pretty));
+  place.replaceChildren(...shown.filter(Boolean), raw(write(value, "\n")));
   return null;
 }
 

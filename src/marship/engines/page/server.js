@@ -1,6 +1,8 @@
 // Requests to the server this page came from. The token is in memory alone: no other page, no later
 // visitor of this address, and no disk has it.
 
+import { parse } from "./numbers.js";
+
 let token = "";
 
 export function setToken(value) {
@@ -19,22 +21,10 @@ export async function describe() {
   const response = await ask("/openapi.json");
   if (response.status === 401) return null;
   if (!response.ok) throw new Error(`The server responded with ${response.status}.`);
-  return response.json();
+  return parse(await response.text());
 }
 
-/** Whether a version is ready; null where nobody knows. */
-export async function isReady(model) {
-  const name = encodeURIComponent(model.name);
-  const version = encodeURIComponent(model.version);
-  try {
-    return (await ask(`/v2/models/${name}/versions/${version}/ready`)).ok;
-  } catch {
-    return null;
-  }
-}
-
-/** Where predictions of a version are sent. */
+/** Where predictions of a version are sent: of this one, whichever is the default one by then. */
 export function pathOf(model) {
-  const version = model.is_default ? "" : `/${encodeURIComponent(model.version)}`;
-  return `/predictions/${encodeURIComponent(model.name)}${version}`;
+  return `/predictions/${encodeURIComponent(model.name)}/${encodeURIComponent(model.version)}`;
 }

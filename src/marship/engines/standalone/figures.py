@@ -12,7 +12,7 @@ from typing import Any
 from marship.engines.figures import sheets
 from marship.engines.figures.families import Page
 from marship.serving.hosts.direct.seats import Staff
-from marship.serving.sheet import Reading
+from marship.serving.sheet import Reading, Series
 
 BUSY = "marship_busy_share"
 _WINDOW_S = 30.0
@@ -69,11 +69,11 @@ class ModelFigures:
         return min(1.0, (after - before) / available_s) if available_s else 0.0
 
     def add_to(self, page: Page, named: Container[str]) -> None:
-        """Show it.
+        """Show it, but counters.
 
         Args:
             page: Gets it.
-            named: Counters that the workers' sheets have; those of archives of earlier versions of
+            named: Metrics that the workers' sheets have; those of archives of earlier versions of
                 marship only report them.
         """
         labels = {"model_name": self.name, "model_version": self.version}
@@ -81,13 +81,18 @@ class ModelFigures:
         page.family("marship_workers", "gauge").add(labels, self.ready)
         page.family("marship_workers_wanted", "gauge").add(labels, self.wanted)
         page.family("marship_worker_starts_total", "counter").add(labels, self.starts)
-        for (name, code), count in sorted(self._counts.items()):
-            if name not in named:
-                of = {**labels, "code": code} if code else labels
-                page.family(name, "counter").add(of, count)
         for name, gauge in sorted(self._gauges.items()):
             if name not in named:
                 page.family(name, "gauge").add(labels, gauge)
+
+    def reported(self, named: Container[str]) -> Reading:
+        """Counters that the workers' sheets do not have, as one that has them."""
+        found = [
+            (Series(name, "counter", (("code", code),) if code else (), (), 0), (float(count),))
+            for (name, code), count in sorted(self._counts.items())
+            if name not in named
+        ]
+        return Reading(self.name, self.version, -1, 0, tuple(found))
 
 
 def page(
@@ -104,14 +109,17 @@ def page(
         ongoing: What workers have in hand.
         readings: What they counted.
     """
-    made, readings, models = Page(), list(readings), list(models)
+    made, counted, models = Page(), list(readings), list(models)
+    readings = list(counted)
     for model in models:
-        held = [each for each in readings if (each.model, each.version) == model.named]
-        model.add_to(made, {series.name for each in held for series, _ in each.series})
+        held = [each for each in counted if (each.model, each.version) == model.named]
+        named = {series.name for each in held for series, _ in each.series}
+        model.add_to(made, named)
+        readings.append(model.reported(named))
     for staff in ongoing:
         of = {"model_name": staff.model, "model_version": staff.version}
         made.family("marship_requests_in_flight", "gauge").add(of, staff.ongoing)
     made.family("marship_connections", "gauge").add({}, connections)
     sheets.add_to(made, readings, lambda *named: named in {model.named for model in models})
-    sheets.begin_deaths(made, [model.named for model in models])
+    sheets.begin(made, [model.named for model in models])
     return made.render()

@@ -128,10 +128,11 @@ class Host:
     def load(self, given: Sequence[str]) -> None:
         """Verify and extract archives, and start their workers, which do not load them yet."""
         self._sheets.mkdir(mode=0o700)
+        self._written = requests.variables(self._home.logs, self._settings)
         variables = {
             "MARSHIP_CLIENT_KEYS": str(self._home.client_keys),
             SHEETS_VARIABLE: str(self._sheets),
-            **requests.variables(self._home.logs, self._settings),
+            **self._written,
         }
         self._home.logs.mkdir(exist_ok=True)
         if self._seal_key is not None:
@@ -189,6 +190,7 @@ class Host:
             for worker in workers:
                 worker.begin(loop, task)
         FiguresPage(loop, self._listeners["metrics_address"], self._figures)
+        accepting.failures.share(self._sheets, self._written)
         accepting.seats.on_death = Deaths(loop, self._sheets, accepting.seats.staff).note
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._finish)

@@ -128,6 +128,36 @@ def resolve(  # noqa: PLR0913  keyword-only
         UsageError: A name is unknown, a value is invalid, or a folder or archive is missing.
         ServerError: A port is in use.
     """
+    values = checked(
+        source, home=home, model_store=model_store, ports=ports, vault=vault, direct=direct
+    )
+    store = Path(values["model_store"])
+    if not store.is_dir():
+        raise UsageError(
+            f"the model store must be a folder, got {store}. "
+            "Make it, or name another with --model-store."
+        )
+    if models:
+        values["load_models"] = ",".join(models)
+    _check_models(values.get("load_models", ""), store)
+    _choose_ports(values, ports)
+    return values
+
+
+def checked(  # noqa: PLR0913  keyword-only
+    source: Path,
+    *,
+    home: Path,
+    ports: Mapping[str, int | None],
+    model_store: Path | None = None,
+    vault: Path | None = None,
+    direct: bool | None = None,
+) -> dict[str, str]:
+    """The settings of one server as `resolve` has them, before folders and ports are looked at.
+
+    Raises:
+        UsageError: A name is unknown, or a value is invalid.
+    """
     values = properties.read(source)
     if ports.get(GRPC_ADDRESS) is not None:
         values.setdefault(GRPC_ADDRESS, DEFAULT_GRPC)
@@ -139,15 +169,7 @@ def resolve(  # noqa: PLR0913  keyword-only
         values["model_store"] = str(model_store)
     _fill(values, {"model_store": values.get("model_store", "model_store")}, os.environ, source)
     store = Path(values["model_store"]).absolute()
-    if not store.is_dir():
-        raise UsageError(
-            f"the model store must be a folder, got {store}. "
-            "Make it, or name another with --model-store."
-        )
-    if models:
-        values["load_models"] = ",".join(models)
     values["model_store"] = str(store)
-    _check_models(values.get("load_models", ""), store)
     known = {
         "MARSHIP_ARCHIVES": allowed_urls(vault or store),
         "MARSHIP_HOME": str(home),
@@ -155,7 +177,6 @@ def resolve(  # noqa: PLR0913  keyword-only
     }
     _fill(values, values, {**os.environ, **known}, source)
     _check_sockets(values, source)
-    _choose_ports(values, ports)
     return values
 
 

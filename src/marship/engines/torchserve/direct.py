@@ -30,7 +30,6 @@ from marship.engines.processes import Group
 from marship.engines.torchserve import config as configs
 from marship.engines.torchserve import supervisor
 from marship.engines.torchserve.engine import TorchServe
-from marship.engines.torchserve.settings import ServeSettings
 from marship.errors import MarshipError, ServerError
 from marship.exchange import sockets
 from marship.exchange.transports import BlockingTransport, Bounds
@@ -51,21 +50,22 @@ _GRPC_STARTED, _SERVED, _ROSTER = "grpc.started", "direct.served", "direct.worke
 
 
 def worker_environment(
-    temporary: Path, home: Home, values: Mapping[str, str], serve: ServeSettings
+    temporary: Path, home: Home, values: Mapping[str, str], written: Mapping[str, str]
 ) -> dict[str, str]:
     """The environment that lets workers serve directly.
 
-    Raises:
-        UsageError: What is to be written down of requests is none of what can be.
-        StorageError: The folder for samples cannot be written to.
+    Args:
+        temporary: The server's temporary folder.
+        home: Its home.
+        values: Its settings.
+        written: What `requests.variables` has made.
     """
-    noted = requests.variables(home.logs, serve)
     settings = {
         WORKERS_ENV: str(temporary / WORKERS_SOCKET),
         QUEUE_ENV: values.get("job_queue_size", "1000"),
         HEADERS_ENV: json.dumps(_headers(values)),
         SHEETS_ENV: str(temporary / SHEETS_FOLDER),
-        **noted,
+        **written,
     }
     (temporary / SHEETS_FOLDER).mkdir(mode=0o700)
     if values.get("disable_token_authorization") != "true":
@@ -73,7 +73,13 @@ def worker_environment(
     return settings
 
 
-def start(home: Home, temporary: Path, address: str, values: Mapping[str, str]) -> Group:
+def start(
+    home: Home,
+    temporary: Path,
+    address: str,
+    values: Mapping[str, str],
+    written: Mapping[str, str],
+) -> Group:
     """Start the acceptor, and return when it listens.
 
     Args:
@@ -81,6 +87,7 @@ def start(home: Home, temporary: Path, address: str, values: Mapping[str, str]) 
         temporary: Its temporary folder, for sockets.
         address: Where clients connect, such as http://127.0.0.1:8079.
         values: The server's settings.
+        written: What `requests.variables` has made.
 
     Raises:
         ServerError: It does not start.
@@ -95,6 +102,8 @@ def start(home: Home, temporary: Path, address: str, values: Mapping[str, str]) 
         "tokens": values.get("disable_token_authorization") != "true",
         "request_bytes": int(values.get("max_request_size", 6553500)),
         "headers": _headers(values),
+        # not where spans are sent: what opens a collector must not be seen among arguments
+        "written": {name: text for name, text in written.items() if name == requests.LOG_ENV},
     }
     log = home.direct_log
     with log.open("wb") as output:
@@ -167,7 +176,6 @@ def main(settings: Mapping[str, object]) -> None:
 def _serve_grpc(settings: Mapping[str, object]) -> None:
     from marship.engines.gateway import server
 
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     processes.raise_open_files()
     temporary = Path(str(settings["temporary"]))
     server.run(
@@ -191,7 +199,6 @@ def _serve(
     from marship.serving.hosts.direct import acceptor
     from marship.serving.hosts.direct.limits import Limits
 
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     most = min(Limits().connections, processes.raise_open_files())
     home = Home(Path(str(settings["home"])))
     limits = replace(Limits(), connections=most, request_bytes=int(str(settings["request_bytes"])))
@@ -199,6 +206,8 @@ def _serve(
     temporary = Path(str(settings["temporary"]))
 
     def follow(accepting: acceptor.Acceptor, loop: asyncio.AbstractEventLoop) -> None:
+        written = cast("dict[str, str]", settings["written"])
+        accepting.failures.share(temporary / SHEETS_FOLDER, written)
         scraping.serve(loop, figures, accepting, home, temporary / SHEETS_FOLDER)
         accepting.seats.on_death = Deaths(
             loop, temporary / SHEETS_FOLDER, accepting.seats.staff

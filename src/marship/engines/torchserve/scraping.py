@@ -71,21 +71,20 @@ def _rendered(
 def add_frontend(page: Page, text: str) -> None:
     """Add what TorchServe shows.
 
-    Workers report their counters to it, too, some seconds late: these are left out for versions
-    that are on the page. Those of archives of earlier versions of marship are not.
+    Workers report their counters to it, too, some seconds late, and it shows them for ever: these
+    are left out for versions whose workers count in sheets, also once such a version is
+    unregistered. Archives of earlier versions of marship have none.
 
     Args:
         page: Of the workers.
         text: TorchServe's page.
     """
-    here = {_version(line) for one in page.families.values() for line in one.lines
-            if one.kind == "histogram"}  # fmt: skip
     for family in families.read(text):
         if not family.name.startswith(_OURS):
             page.families[family.name] = family
             continue
         own = page.family(family.name, family.kind)
-        own.lines += [line for line in family.lines if _version(line) not in here]
+        own.lines += [line for line in family.lines if _version(line) not in page.counted]
 
 
 def _version(line: str) -> tuple[str, str]:

@@ -20,16 +20,10 @@ from pathlib import Path
 from marship import storage
 from marship.engines import home as homes
 from marship.engines import processes
+from marship.engines.figures import requests
 from marship.engines.home import Home, ServerRecord
 from marship.engines.torchserve import config as configs
-from marship.engines.torchserve import (
-    direct,
-    environment,
-    java,
-    peers,
-    production,
-    properties,
-)
+from marship.engines.torchserve import direct, environment, java, peers, production, properties
 from marship.engines.torchserve import store as stores
 from marship.engines.torchserve.settings import ServeSettings
 from marship.errors import NotRunningError, ServerError, UsageError
@@ -217,13 +211,14 @@ def _launch(
     on_wait: Callable[[float], None] | None,
 ) -> Server:
     seal_key = keysource.tried(settings.seal_key)
+    written = requests.variables(home.logs, settings)
     runtime = java.find()
     temporary = home.make_tmp()
     try:
         seen = _environment(settings, readable, temporary, seal_key)
         seen["MARSHIP_CLIENT_KEYS"] = str(home.client_keys)
         if configs.DIRECT_ADDRESS in values:
-            seen |= direct.worker_environment(temporary, home, values, settings)
+            seen |= direct.worker_environment(temporary, home, values, written)
         process = _run_java(runtime, home, readable, temporary, seen)
     except BaseException:
         shutil.rmtree(temporary)
@@ -246,7 +241,7 @@ def _launch(
             home.write_record(record)
             _wait_until_up(server, settings.start_timeout_s, on_wait)
             if configs.DIRECT_ADDRESS in values:
-                record = _start_direct(home, record, values)
+                record = _start_direct(home, record, values, written)
                 server = dataclasses.replace(server, record=record)
             if settings.profile:
                 production.check_tokens(home.key_file)
@@ -256,10 +251,12 @@ def _launch(
     return server
 
 
-def _start_direct(home: Home, record: ServerRecord, values: Mapping[str, str]) -> ServerRecord:
+def _start_direct(
+    home: Home, record: ServerRecord, values: Mapping[str, str], written: Mapping[str, str]
+) -> ServerRecord:
     """Start the acceptor, and note it in the server's record."""
     address, page = values[configs.DIRECT_ADDRESS], values[configs.PROMETHEUS_ADDRESS]
-    group = direct.start(home, Path(record.tmp), address, values)
+    group = direct.start(home, Path(record.tmp), address, values, written)
     record = record.with_direct(address, group, values.get(configs.GRPC_ADDRESS), page)
     try:
         home.write_record(record)

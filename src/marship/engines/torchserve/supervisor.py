@@ -1,11 +1,14 @@
 """Child processes that are started again when they crash."""
 
 import contextlib
+import logging
 import os
 import signal
 import sys
 import time
 from collections.abc import Callable, Mapping
+
+logger = logging.getLogger(__name__)
 
 ENDED = 0
 """The exit code of a child that is not started again: with it, all end."""
@@ -21,6 +24,8 @@ def keep(children: Mapping[str, Callable[[], None]]) -> None:
     Args:
         children: What to run, by the name that the log gives it.
     """
+    # each entry has its time, the children's too: `marship logs` sorts by it
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     running: dict[int, str] = {}
     while True:
@@ -34,7 +39,7 @@ def keep(children: Mapping[str, Callable[[], None]]) -> None:
                 os.kill(other, signal.SIGKILL)
             return
         if code < 0:  # else it has said why
-            sys.stderr.write(f"the {name} was ended by signal {-code}\n")
+            logger.error("the %s was ended by signal %d", name, -code)
         time.sleep(_AGAIN_S)
 
 
@@ -49,7 +54,7 @@ def _fork(run: Callable[[], None]) -> int:
         run()
         code = ENDED
     except Exception as error:  # the log is all that is left to tell
-        sys.stderr.write(f"{type(error).__name__}: {error}\n")
+        logger.error("%s: %s", type(error).__name__, error)  # noqa: TRY400  one line
     finally:
         sys.stderr.flush()
         os._exit(code)

@@ -6,7 +6,11 @@ from marship.operate.doctor.finding import Finding
 
 def examine() -> list[Finding]:
     """Everything that can be seen without starting a server."""
+    folder = machine.folder()
+    if not folder.is_ok:
+        return [folder]  # packages, disks, home and settings are looked for from there
     return [
+        folder,
         software.python(),
         *software.packages(),
         torchserve.java(),
@@ -15,5 +19,6 @@ def examine() -> list[Finding]:
         machine.memory(),
         *machine.disks(),
         *machine.limits(),
+        torchserve.home(),
         *torchserve.ports(),
     ]

@@ -78,6 +78,14 @@ def memory() -> Finding:
     return Finding("memory", found)
 
 
+def folder() -> Finding:
+    """The folder in which the command runs."""
+    try:
+        return Finding("folder", str(Path.cwd()))
+    except OSError as error:
+        return Finding("folder", f"none: {error.strerror}", MEND, "Change to a folder that exists.")
+
+
 def disks() -> Iterator[Finding]:
     """Where archives are packed, and where servers extract them."""
     for subject, folder, advice in (

@@ -14,6 +14,7 @@ from marship.serving.formats.forms import kind_of
 from marship.serving.formats.golden import GoldenRequest, value_of
 from marship.serving.message import JSON_TYPE
 from marship.serving.model import sealed
+from marship.serving.openapi import validity
 from marship.serving.openapi.interface import TENSORS, BodyForm, Interface, opaque
 
 logger = logging.getLogger(__name__)
@@ -52,6 +53,7 @@ def encoded(service: Described, recorded: Sequence[GoldenRequest], response_byte
         else:
             found = _with_recorded(found, recorded)
         data = orjson.dumps(_facts(service, found, response_bytes))
+        validity.check(orjson.loads(data))
         if len(data) <= MOST_BYTES:
             return data
         logger.warning("an interface must have %d bytes at most, got %d.", MOST_BYTES, len(data))

@@ -20,6 +20,8 @@ _ABOUT = (
     "zstd or deflate). Responses have `X-Request-Id`, taken over from the request, and those of "
     "models `Server-Timing` in milliseconds: decode, infer, encode."
 )
+_SERVER_TAG = "the server"
+"""No name of a model has a space."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +81,7 @@ class _Document:
             "info": {"title": "marship", "version": version, "description": _ABOUT},
             "servers": [{"url": "/"}],
             **({"security": [{"token": []}]} if self._has_tokens else {}),
-            "tags": [*tags, {"name": "server", "description": "The server itself."}],
+            "tags": [*tags, {"name": _SERVER_TAG, "description": "The server itself."}],
             "paths": self._paths,
             "components": {
                 "schemas": {"Error": refusals.SCHEMA},
@@ -184,7 +186,7 @@ class _Document:
         operation = {
             "operationId": self._unique(name),
             "summary": summary,
-            "tags": [model.name if model else "server"],
+            "tags": [model.name if model else _SERVER_TAG],
             "responses": {"200": {"description": "Yes.", "content": content}, **errors},
             **({"security": []} if is_open and self._has_tokens else {}),
         }

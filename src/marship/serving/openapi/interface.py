@@ -10,6 +10,7 @@ Schema = Mapping[str, Any]
 TENSORS, PICTURE, RECORDING, TEXT, HISTORY, ENCRYPTED, OTHER = (
     "tensors", "picture", "recording", "text", "history", "encrypted", "other",
 )  # fmt: skip
+KINDS = (TENSORS, PICTURE, RECORDING, TEXT, HISTORY, ENCRYPTED, OTHER)
 """What a person has to give for a request: forms on a page are made by it."""
 
 

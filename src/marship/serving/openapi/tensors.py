@@ -46,6 +46,9 @@ def _about(contract: Contract) -> str:
     lines += [
         f"- output {schemas.about(spec, contract)}: `{spec.name}`" for spec in contract.outputs
     ]
+    if any(spec.dtype.startswith(("int", "uint")) for spec in contract.inputs):
+        # JSON Schema 2020-12 Validation, 6.1.1: any number whose fraction is zero is an integer
+        lines += ["", "Integers are written without a fraction: 3, not 3.0."]
     return "\n".join([*lines, "", "An axis of one name has one size within a request."])
 
 
@@ -190,6 +193,8 @@ class _Forms:
 
 def _entries(entries: list[dict[str, Any]]) -> dict[str, Any]:
     """A list with one entry for each tensor, in any order."""
+    if not entries:
+        return schemas.array({}, 0, 0)
     items = entries[0] if len(entries) == 1 else {"anyOf": entries}
     has_all = [{"contains": each} for each in entries] if len(entries) > 1 else []
     return {

@@ -108,6 +108,8 @@ def test_only_ends_that_nobody_wants_are_deaths(
         [Staff("m", "1.0", 1, wanted, 0, 1)] for wanted in (2, 2, 1, 2, 2, 2, 2, 2, 2, 2, 2, 2)
     ]
     assert judged(tmp_path, lambda: scaled.pop(0), death(-9)) == 3  # down, and up again at once
+    replaced = [[Staff("m", "1.0", 1, 2, 0, here)] for here in (1, 1, 2, 2, 2)]
+    assert judged(tmp_path, lambda: replaced.pop(0), death(-9)) == 4  # another one comes at once
 
 
 def test_every_cause_is_shown_before_anybody_dies_of_it() -> None:

@@ -87,6 +87,17 @@ def test_torchserves_own_page_is_added_and_nothing_is_counted_twice(tmp_path: Pa
     assert f"marship_requests_total{{{OF_M},}}" not in found
 
 
+def test_a_version_that_is_unregistered_leaves_torchserves_part_too(tmp_path: Path) -> None:
+    """TorchServe keeps its copies of counters, with other sums: they would look like a restart."""
+    kept = counted(tmp_path, "m", 3)
+    page = workers.page_of(tmp_path, [], 0)
+    add_frontend(page, JAVA)
+    found = samples(page.render().decode())
+    assert kept
+    assert not [name for name in found if "marship" in name and 'model_name="m"' in name]
+    assert found['marship_requests_total{model_name="older",model_version="1.0",}'] == 5
+
+
 @given(st.lists(st.floats(0, 1e6), max_size=30), st.lists(st.floats(0, 1e3), unique=True))
 def test_buckets_are_cumulated(seen: list[float], bounds: list[float]) -> None:
     """Each has what is at most its bound, the last one all (Exposition formats, histograms)."""

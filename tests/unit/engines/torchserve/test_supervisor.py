@@ -1,6 +1,7 @@
 """Children that crash are started again; none outlives its parent."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -12,6 +13,8 @@ import pytest
 
 from directly import until
 
+TIME = r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d{3}"
+"""What `marship logs` sorts by."""
 CODE = """
 import os, sys, time
 from pathlib import Path
@@ -75,8 +78,8 @@ def test_a_child_that_crashes_is_started_again(kept: Kept) -> None:
     assert psutil.pid_exists(second)
     kept.process.kill()
     _, log = kept.process.communicate(timeout=10)
-    assert "the first was ended by signal 9" in log
-    assert "RuntimeError: a fault of first" in log
+    assert re.search(rf"^{TIME} the first was ended by signal 9$", log, re.MULTILINE)
+    assert re.search(rf"^{TIME} RuntimeError: a fault of first$", log, re.MULTILINE)
 
 
 def test_a_child_that_returns_ends_all(kept: Kept) -> None:

@@ -10,11 +10,12 @@ from openapi_spec_validator import validate
 
 from directly import service
 from marship.contract import Contract, TensorSpec
+from marship.operate import interfaces
 from marship.serving.formats.golden import GoldenRequest
 from marship.serving.handler import OnnxHandler
 from marship.serving.hosts.direct.seats import ModelState, Seat, Seats
 from marship.serving.hosts.direct.server_replies import ServerReplies
-from marship.serving.openapi import description, tensors
+from marship.serving.openapi import description, tensors, validity
 from marship.serving.openapi.document import ServedModel, document
 from marship.serving.openapi.interface import BodyForm, Interface
 from marship.serving.private.handler import EncryptedHandler
@@ -102,6 +103,7 @@ def test_private_models(kind: type[OnnxHandler]) -> None:
     """Bytes of a client of marship's, and the codes that no other model has."""
     found = kind.interface(kind())
     assert found.kind == "encrypted"
+    validity.check(found.facts())
     known = {**found.facts(), "inputs": [], "outputs": []}
     whole = document([ServedModel("m", "1", True, True, known)], "1")
     validate(whole)
@@ -202,3 +204,70 @@ class Deaf:
 
     def send(self, packet: object) -> None:
         """Do nothing."""
+
+
+def test_a_server_with_a_model_of_each_odd_kind_has_a_valid_document() -> None:
+    """A model named server, and one without inputs; each has its paths, and the server its own."""
+    output = (TensorSpec("y", "float32", (1,)),)
+    contract = Contract((), output, ("m.onnx",), "", 17, batch_axis=None)
+    known = {**tensors.interface(contract, {}, dict).facts(), "inputs": [], "outputs": []}
+    validate_schemas = [form["schema"] for form in known["requests"]]
+    for schema in validate_schemas:
+        Draft202012Validator.check_schema(schema)
+    assert Draft202012Validator(validate_schemas[0]).is_valid({})
+    models = [ServedModel(name, "1", True, True, known) for name in ("server", "noin")]
+    whole = document(models, "1")
+    validate(whole)
+    assert {path for path in interfaces.only(whole, "server")["paths"] if "server" not in path} == (
+        set()
+    )
+
+
+def test_integers_are_said_to_have_no_fraction() -> None:
+    """JSON Schema takes 3.0 for an integer, which the codec refuses."""
+    for dtype, is_said in (("int64", True), ("uint8", True), ("float32", False)):
+        spec = TensorSpec("x", dtype, ("batch",))
+        contract = Contract((spec,), (spec,), ("m.onnx",), "", 17, batch_axis="batch")
+        assert ("3, not 3.0" in tensors.interface(contract, {}, dict).about) is is_said
+
+
+FORM = BodyForm("application/json", {"type": "object"})
+MISTAKES: dict[str, Interface] = {
+    "kind": Interface("unheard", (FORM,), (FORM,)),
+    "requests[0].content_type": Interface("text", (BodyForm("text", {}),), (FORM,)),
+    "requests[1].schema.type": Interface("text", (FORM, BodyForm("a/b", {"type": "no"})), ()),
+    "responses[0].schema.$ref": Interface("text", (), (BodyForm("a/b", {"$ref": "#/nowhere"}),)),
+    "schema.properties.a.items.anyOf": Interface(
+        "text", (BodyForm("a/b", {"properties": {"a": {"items": {"anyOf": []}}}}),), ()
+    ),
+    "schema.properties.a": Interface("text", (BodyForm("a/b", {"properties": {"a": 1}}),), ()),
+    "schema.minItems": Interface("text", (BodyForm("a/b", {"minItems": -1}),), ()),
+    "schema.maximum": Interface("text", (BodyForm("a/b", {"maximum": "9"}),), ()),
+    "schema.required": Interface("text", (BodyForm("a/b", {"required": True}),), ()),
+    "parameters[0]": Interface("text", (FORM,), (FORM,), parameters=("x",)),  # type: ignore[arg-type]
+    "parameters[1]": Interface(
+        "text", (FORM,), (FORM,), parameters=({"name": "k", "in": "query", "schema": {}},) * 2
+    ),
+    "codes": Interface("text", (FORM,), (FORM,), codes={"hello": "abc"}),
+}
+
+
+@pytest.mark.parametrize("where", MISTAKES)
+def test_an_invalid_declaration_hides_no_other_model(
+    where: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The worker says any bytes in its place and logs where; a server asks an old one's again."""
+
+    class Wrong(OnnxHandler):
+        def interface(self) -> Interface:
+            return MISTAKES[where]
+
+    assert described(Wrong, tmp_path / "m")["kind"] == "other"
+    assert f"{where} of an interface must" in caplog.text
+    known = {**MISTAKES[where].facts(), "inputs": [], "outputs": []}
+    seats = Seats()
+    seat = Seat(Deaf())  # type: ignore[arg-type]  has all that is used
+    seat.model, seat.version, seat.description = "m", "1", json.dumps(known).encode()
+    seats.add(seat)
+    replies = ServerReplies(seats, {}, has_tokens=True, is_restart=False)
+    validate(json.loads(replies.reply("document", b"", is_closing=False).body))

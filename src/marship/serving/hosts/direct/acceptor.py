@@ -17,17 +17,14 @@ from typing import Any
 
 import orjson
 
-from marship.errors import NotFoundError
+from marship.errors import MarshipError, NotFoundError
 from marship.serving.hosts.direct import routes
 from marship.serving.hosts.direct.arrivals import Arrivals
 from marship.serving.hosts.direct.connection import Connection
 from marship.serving.hosts.direct.exchange import Exchange
+from marship.serving.hosts.direct.failures import Failures
 from marship.serving.hosts.direct.heads import Heads
-from marship.serving.hosts.direct.limits import (
-    Limits,
-    too_many,
-    unplaced,
-)
+from marship.serving.hosts.direct.limits import Limits, error_reply, too_many, unplaced
 from marship.serving.hosts.direct.methods import check_method, options
 from marship.serving.hosts.direct.relay import check as check_relayed
 from marship.serving.hosts.direct.relays import Relays, no_worker
@@ -70,6 +67,9 @@ class Acceptor(Site):
         is_restart: Whether another acceptor served here before; the server is alive, then.
         roster: A file for the workers that are here; the next acceptor reads it.
         pages: Files that a browser gets without a token, by their paths.
+
+    Attributes:
+        failures: Errors that clients get from here.
     """
 
     def __init__(  # noqa: PLR0913  keyword-only
@@ -87,8 +87,9 @@ class Acceptor(Site):
         self._loop, self.limits, self._tokens = loop, limits, Tokens(key_file)
         self.heads, self.headers = Heads(), lines_of(headers)
         self.seats = Seats()
-        self._relays = Relays(loop, limits, self.seats, engine)
-        self._split = Split(loop, limits, self.seats, self._place)
+        self.failures = Failures(self.seats)
+        self._relays = Relays(loop, limits, self.seats, engine, self.failures)
+        self._split = Split(loop, limits, self.seats, self._place, self.failures)
         has_tokens = key_file is not None
         self._replies = ServerReplies(
             self.seats, pages, has_tokens=has_tokens, is_restart=is_restart
@@ -103,6 +104,7 @@ class Acceptor(Site):
             self._arrivals.add,
             self.headers,
             Roster(roster, time.monotonic()),
+            self.failures,
         )
         self._routes: dict[bytes, routes.Route | None] = {}
         loop.call_later(_SWEEP_S, self._sweep)
@@ -148,7 +150,9 @@ class Acceptor(Site):
         if line.family != socket.AF_UNIX:
             line.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         if self._is_full():
-            refuse(line, too_many(self.limits.connections), self.headers)
+            error = too_many(self.limits.connections)
+            refuse(line, error, self.headers)
+            self.failures.add_error("", None, error)
         else:
             self._arrivals.add(line)
 
@@ -181,6 +185,7 @@ class Acceptor(Site):
             self._keep(fd, unread)
         elif returns > MOST_RETURNS:
             tell(self._loop, fd, unplaced(), self.headers)
+            self.failures.add_error(seat.model, seat.version, unplaced())
         else:
             with suppress(OSError):  # too many files are open: it is closed
                 seat.hand(fd, unread, returns)
@@ -269,6 +274,13 @@ class Acceptor(Site):
             check_relayed(exchange.head)
         elif route.model:
             raise no_worker(self.seats, route)
+
+    def refuse(self, exchange: Exchange, error: MarshipError) -> None:
+        """Answer a request that is refused, and count it as workers count theirs."""
+        route, reply = self._route(exchange.head.path), error_reply(error)
+        model, version = (route.model, route.version) if route is not None else ("", None)
+        self.failures.add(model, version, reply, exchange)
+        exchange.reply(reply)
 
     def handle(self, exchange: Exchange) -> None:
         """Answer a request that `check` has accepted."""

@@ -1,5 +1,6 @@
 """What is written down of requests: a line of the request log, spans, and samples of them."""
 
+import os
 import re
 import time
 from collections.abc import Sequence
@@ -61,7 +62,8 @@ class Journal:
         steps_ms = {name: float(ms) for name, ms in _TIMES.findall(timing)}
         for exchange, reply in zip(batch, replies, strict=True):
             handed_s = self.handed.pop(exchange.outlet, None) if self.handed else None
-            parent = self._tracer.parent(exchange.trace) if self._tracer else None
+            state = exchange.head.raw.get(b"tracestate", b"")
+            parent = self._tracer.parent(exchange.trace, state) if self._tracer else None
             if parent is not None:
                 spans = _steps(exchange.came_s, began_s, steps_ms, handed_s)
                 self._trace(parent, exchange, reply, spans, now, len(batch))
@@ -72,6 +74,18 @@ class Journal:
         """Write down a request that no batch has had."""
         exchange.came_s = now = exchange.came_s or time.perf_counter()
         self.add([exchange], [reply], now, "")
+
+    def lost(self, reply: Reply) -> None:
+        """Write down a request of which only the error is known: a worker had read it, or nobody.
+
+        Args:
+            reply: What its client got.
+        """
+        if self._log is not None:
+            self._log.add({**self._began(), "status": reply.status, "code": reply.outcome})
+
+    def _began(self) -> dict[str, object]:
+        return {"time": datetime.now(UTC).isoformat(timespec="milliseconds"), **self._facts}
 
     def _trace(  # noqa: PLR0913, PLR0917  what is known of a request
         self,
@@ -108,9 +122,8 @@ class Journal:
     ) -> None:  # fmt: skip
         assert self._log is not None  # noqa: S101  else it is not called
         row: dict[str, object] = {
-            "time": datetime.now(UTC).isoformat(timespec="milliseconds"),
+            **self._began(),
             "id": exchange.id.decode("latin-1"),
-            **self._facts,
             "method": exchange.head.method,
             "path": exchange.head.path.decode("latin-1"),
             "status": reply.status,
@@ -147,5 +160,5 @@ def _steps(
 
 def told(model: str, version: str, sampler: SampleWriter | None = None) -> Journal | None:
     """The journal that the environment asks for; None where nothing is written down."""
-    log, tracer = request_log.told(), traces.told(model, version)
+    log, tracer = request_log.told(os.environ), traces.told(model, version)
     return Journal(model, version, log, tracer, sampler) if log or tracer or sampler else None

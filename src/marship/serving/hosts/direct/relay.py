@@ -85,6 +85,10 @@ class Relayed(Protocol):
         """End the connection where the rest of a response cannot be had."""
 
 
+def _ignore(_reply: Reply) -> None:
+    """Count nothing."""
+
+
 def _as_it_came(reply: Reply) -> Reply:
     return reply
 
@@ -102,12 +106,13 @@ class Relay(asyncio.Protocol):
         on_end: Called when it is over; with `keeps` also when another may be sent, see `again`.
         explained: What the client gets for a whole response of the engine's.
         keeps: Whether the connection is for further requests.
+        on_failure: Called with each error that is made here, or by the engine and no worker.
 
     Attributes:
         is_lost: Whether the connection has ended.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913  keyword-only
         self,
         exchange: Relayed,
         limits: Limits,
@@ -115,8 +120,10 @@ class Relay(asyncio.Protocol):
         explained: Callable[[Reply], Reply] = _as_it_came,
         *,
         keeps: bool = False,
+        on_failure: Callable[[Reply], None] = _ignore,
     ) -> None:
         self._limits, self._on_end, self._explained = limits, on_end, explained
+        self._on_failure = on_failure
         self._keeps, self.is_lost = keeps, False
         self._failure: MarshipError = _unreachable("no whole response")
         self._parser = httptools.HttpResponseParser(self)
@@ -145,8 +152,7 @@ class Relay(asyncio.Protocol):
             else:
                 await loop.create_connection(lambda: self, *engine)
         except OSError:
-            self._exchange.reply(error_reply(_unreachable("no connection")))
-            self._on_end(self)
+            self._refuse()
             return
         self._write(self._head(target) + self._exchange.body)
 
@@ -160,8 +166,7 @@ class Relay(asyncio.Protocol):
         try:
             mine, its = socket.socketpair()
         except OSError:  # too many files are open
-            self._exchange.reply(error_reply(_unreachable("no connection")))
-            self._on_end(self)
+            self._refuse()
             return
         mine.setblocking(False)
         its.setblocking(False)
@@ -169,6 +174,13 @@ class Relay(asyncio.Protocol):
         loop = asyncio.get_running_loop()
         await loop.create_unix_connection(lambda: self, sock=mine)
         self._write(self._exchange.body)
+
+    def _refuse(self) -> None:
+        """Answer where no connection can be had."""
+        error = error_reply(_unreachable("no connection"))
+        self._on_failure(error)
+        self._exchange.reply(error)
+        self._on_end(self)
 
     def again(self, exchange: Relayed, target: bytes) -> None:
         """Send another request on the connection of one that has its response.
@@ -239,10 +251,13 @@ class Relay(asyncio.Protocol):
         self._on_end(self)
         if self._exchange.is_done:
             return
+        failed = error_reply(self._failure)
+        if not (self._keeps or self._exchange.is_abandoned):  # the death of a worker is counted
+            self._on_failure(failed)
         if self._streams:  # what was sent is not all: the client must not take it for that
             self._exchange.abandon()
         else:
-            self._exchange.reply(error_reply(self._failure))
+            self._exchange.reply(failed)
 
     # What httptools calls.
 
@@ -277,6 +292,8 @@ class Relay(asyncio.Protocol):
         body = self._line if self._streams else b"".join(self._body)
         reply, exchange = self._reply(body, more=False), self._exchange
         reply = reply if self._streams else self._explained(reply)
+        if reply.code:  # else it is a worker's, which has counted it
+            self._on_failure(reply)
         if self._keeps and self._parser.should_keep_alive():
             self._rest()
             self._on_end(self)  # its client may send the next request as soon as it has this one

@@ -10,6 +10,7 @@ from marship import __version__
 from marship.serving.hosts.direct import routes
 from marship.serving.hosts.direct.seats import Seats
 from marship.serving.message import Reply
+from marship.serving.openapi import validity
 from marship.serving.openapi.document import ServedModel, document
 
 logger = logging.getLogger(__name__)
@@ -78,7 +79,9 @@ def _model(name: str, version: str, is_default: bool, is_ready: bool, about: byt
     if not about:
         return bare
     try:
-        found = replace(bare, facts=orjson.loads(about))
+        facts = orjson.loads(about)
+        validity.check(facts)  # its archive may have the code of a marship that did not
+        found = replace(bare, facts=facts)
         document([found], __version__)
     except Exception:
         logger.exception("%s %s must be described by its worker, got another form.", name, version)

@@ -14,6 +14,7 @@ from functools import partial
 
 from marship.serving.hosts.direct import routes
 from marship.serving.hosts.direct.exchange import LINES_TYPE, Exchange
+from marship.serving.hosts.direct.failures import Failures
 from marship.serving.hosts.direct.heads import Head
 from marship.serving.hosts.direct.likeness import MOST_BYTES, compare, known
 from marship.serving.hosts.direct.limits import Limits
@@ -106,6 +107,7 @@ class Split:
         limits: How long a worker may be silent.
         seats: The workers, and the trials.
         place: Takes a connection's descriptor, and what was read of it, to whom it belongs.
+        failures: Gets each error that no worker gives.
     """
 
     def __init__(
@@ -114,8 +116,10 @@ class Split:
         limits: Limits,
         seats: Seats,
         place: Callable[[int, bytes], None],
+        failures: Failures,
     ) -> None:
         self._loop, self._limits, self._seats, self._place = loop, limits, seats, place
+        self._failures = failures
         self._tasks: set[asyncio.Task[None]] = set()
         self._idle: dict[tuple[str, str], list[tuple[Relay, float]]] = {}  # the oldest first
         self._copies = self._copy_bytes = self._comparing = 0
@@ -166,7 +170,8 @@ class Split:
             relay, _ = idle.pop()
             relay.again(leg, target)
             return
-        relay = Relay(leg, self._limits, partial(self._rest, named), keeps=True)
+        failed = partial(self._failures.add, *named)
+        relay = Relay(leg, self._limits, partial(self._rest, named), keeps=True, on_failure=failed)
         task = self._loop.create_task(relay.start_here(target, self._place))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)

@@ -14,15 +14,19 @@ import threading
 import time
 from collections import deque
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from http import HTTPStatus
 from urllib.parse import urlsplit
 
 logger = logging.getLogger(__name__)
 
 TRACES_VARIABLE = "MARSHIP_TRACES"
-"""JSON: the collector's URL, and the share of requests that are traced; set by the host."""
-_PARENT = re.compile(rb"[0-9a-f]{2}-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})(?:-.*)?")
+"""JSON: the collector's URL, the share of requests that are traced, and headers for the collector;
+set by the host."""
+_PARENT = re.compile(
+    rb"(?:00(?=.{53}\Z)|(?!00|ff)[0-9a-f]{2})"  # only a later version may have more behind it
+    rb"-(?!0{32})([0-9a-f]{32})-(?!0{16})([0-9a-f]{16})-([0-9a-f]{2})(?:-.*)?"
+)
 _INTERNAL, _SERVER, _FAILED = 1, 2, 2
 _MOST_WAITING, _MOST_SENT, _SEND_S, _TIMEOUT_S = 4096, 512, 1.0, 5.0
 _CLOCK_NS = time.time_ns() - time.perf_counter_ns()
@@ -38,10 +42,12 @@ class Parent:
     Attributes:
         trace: Its id, 32 hexadecimal digits.
         span: The id of the span above; empty where the trace begins here.
+        state: What tracing systems of the client say of it (tracestate).
     """
 
     trace: str
     span: str = ""
+    state: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,21 +72,25 @@ class Tracer:
         url: The collector's, such as http://127.0.0.1:4318/v1/traces.
         share: Of requests whose clients say nothing, from 0 to 1.
         resource: What sends: its attributes.
+        headers: Of each request to the collector.
     """
 
-    def __init__(self, url: str, share: float, resource: Attributes) -> None:
+    def __init__(
+        self, url: str, share: float, resource: Attributes, headers: Mapping[str, str] | None = None
+    ) -> None:
         self._url, self._share = urlsplit(url), share
+        self._headers = {**(headers or {}), "Content-Type": "application/json"}
         self._resource = {"attributes": _attributes(resource)}
         self._waiting: deque[dict[str, object]] = deque(maxlen=_MOST_WAITING)
         self._failed = False
         threading.Thread(target=self._run, name="traces", daemon=True).start()
 
-    def parent(self, given: bytes) -> Parent | None:
+    def parent(self, given: bytes, state: bytes = b"") -> Parent | None:
         """The trace of a request with this traceparent; None where it is not traced."""
-        if given and (match := _PARENT.fullmatch(given)) and match[1].strip(b"0"):
+        if given and (match := _PARENT.fullmatch(given)):
             if not int(match[3], 16) & 1:
                 return None
-            return Parent(match[1].decode(), match[2].decode())
+            return Parent(match[1].decode(), match[2].decode(), state.decode("latin-1"))
         if self._share and random.random() < self._share:  # noqa: S311  no secret
             return Parent(os.urandom(16).hex())
         return None
@@ -104,16 +114,17 @@ class Tracer:
             failed: Whether the fault is the server's.
         """
         own = os.urandom(8).hex()
-        self._put(parent.trace, own, parent.span, whole, _SERVER, facts, failed=failed)
+        self._put(parent, own, whole, _SERVER, facts, failed=failed)
+        below = replace(parent, span=own)
         for step in steps:
-            self._put(parent.trace, os.urandom(8).hex(), own, step, _INTERNAL, {}, failed=False)
+            self._put(below, os.urandom(8).hex(), step, _INTERNAL, {}, failed=False)
 
-    def _put(  # noqa: PLR0913, PLR0917  each is a field of a span
-        self, trace: str, own: str, above: str, step: TimedStep, kind: int, facts: Attributes,
+    def _put(  # noqa: PLR0913  each is a field of a span
+        self, above: Parent, own: str, step: TimedStep, kind: int, facts: Attributes,
         *, failed: bool,
     ) -> None:  # fmt: skip
         span: dict[str, object] = {
-            "traceId": trace,
+            "traceId": above.trace,
             "spanId": own,
             "name": step.name,
             "kind": kind,
@@ -122,7 +133,8 @@ class Tracer:
             "attributes": _attributes(facts),
             "status": {"code": _FAILED} if failed else {},
         }
-        self._waiting.append(span | ({"parentSpanId": above} if above else {}))
+        more = {"parentSpanId": above.span, "traceState": above.state}
+        self._waiting.append(span | {name: text for name, text in more.items() if text})
 
     def _run(self) -> None:
         while True:
@@ -137,8 +149,8 @@ class Tracer:
         kinds = {"http": http.client.HTTPConnection, "https": http.client.HTTPSConnection}
         line = kinds[self._url.scheme](self._url.netloc, timeout=_TIMEOUT_S)
         try:
-            head = {"Content-Type": "application/json"}
-            line.request("POST", self._url.path or "/v1/traces", json.dumps(body), head)
+            path = self._url.path or "/v1/traces"
+            line.request("POST", path, json.dumps(body), self._headers)
             status = line.getresponse().status
             problem = f"status {status}" if status != HTTPStatus.OK else ""
         except (OSError, http.client.HTTPException) as error:
@@ -163,7 +175,7 @@ def told(model: str, version: str) -> Tracer | None:
         "marship.model.version": version,
         "process.pid": os.getpid(),
     }
-    return Tracer(asked["url"], float(asked["share"]), resource)
+    return Tracer(asked["url"], float(asked["share"]), resource, asked.get("headers"))
 
 
 def _unix(perf_s: float) -> str:

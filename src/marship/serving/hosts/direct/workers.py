@@ -12,6 +12,7 @@ from http import HTTPStatus
 
 from marship.serving.hosts.direct import sockets
 from marship.serving.hosts.direct.death import Death, exit_code
+from marship.serving.hosts.direct.failures import Failures
 from marship.serving.hosts.direct.limits import StatusError, error_reply, too_late, worker_died
 from marship.serving.hosts.direct.roster import Roster
 from marship.serving.hosts.direct.seats import Seat, Seats
@@ -48,6 +49,7 @@ class Workers:
         await_request: Takes a connection that is between requests.
         headers: Lines of every response.
         roster: Workers of an acceptor before this one.
+        failures: Gets each error that a client gets.
     """
 
     def __init__(  # noqa: PLR0913, PLR0917  each is another part of the acceptor
@@ -58,8 +60,10 @@ class Workers:
         await_request: Callable[[socket.socket], None],
         headers: bytes,
         roster: Roster,
+        failures: Failures,
     ) -> None:
         self._loop, self._seats, self._headers = loop, seats, headers
+        self._failures = failures
         self._place, self._await_request = place, await_request
         self._all: set[Seat] = set()
         self._roster, self._watched_at = roster, time.monotonic()
@@ -275,7 +279,7 @@ class Workers:
     def _refuse(self, seat: Seat, slot: int | None) -> None:
         """Answer a client for a worker that has too many files open."""
         if seat.slots is not None and slot is not None:
-            tell(self._loop, seat.slots.take(slot).fd, _full(), self._headers)
+            self._tell(seat, seat.slots.take(slot).fd, _full())
 
     def _release(self, seat: Seat) -> None:
         """Find out what a worker that is gone left behind, as soon as its process has ended."""
@@ -295,7 +299,7 @@ class Workers:
                     known = LATE if seat.is_stuck and state == BEGUN else state
                     states[known] += 1
                     try:
-                        self._resume(known, held)
+                        self._resume(seat, known, held)
                     except Exception:  # the others must go on
                         logger.exception("a connection of a worker that died must go on.")
                 if not is_wanted:
@@ -305,18 +309,24 @@ class Workers:
 
         look()
 
-    def _resume(self, state: int, held: Held) -> None:
+    def _resume(self, seat: Seat, state: int, held: Held) -> None:
         """Go on with a connection whose worker has died."""
         if state == HANDED:
             self._place(held.fd, held.unread, held.returns)
         elif state == IDLE:
             self._await_request(socket.socket(fileno=held.fd))
         elif state in (BEGUN, UNPROVEN):
-            tell(self._loop, held.fd, worker_died(), self._headers)
+            self._tell(seat, held.fd, worker_died())
         elif state == LATE:
-            tell(self._loop, held.fd, too_late(), self._headers)
-        else:
+            self._tell(seat, held.fd, too_late())
+        else:  # its client has a part of a response
             _end(held.fd)
+            self._failures.add_error(seat.model, seat.version, worker_died())
+
+    def _tell(self, seat: Seat, fd: int, error: StatusError) -> None:
+        """Answer a client for a worker."""
+        tell(self._loop, fd, error, self._headers)
+        self._failures.add_error(seat.model, seat.version, error)
 
 
 def tell(loop: asyncio.AbstractEventLoop, fd: int, error: StatusError, headers: bytes) -> None:

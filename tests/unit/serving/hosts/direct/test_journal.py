@@ -2,24 +2,31 @@
 
 import json
 import re
+import resource
+import signal
 import threading
 import time
 from collections.abc import Iterator
+from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from directly import BODY, JSON, Line, Place, request, until
+from marship.engines.figures import requests
+from marship.errors import UsageError
 from marship.serving.hosts.direct import heads, journal, request_log, traces, worker
 from marship.serving.hosts.direct.heads import Head, Heads
 from marship.serving.hosts.direct.request_log import RequestLog
 
 TRACE, SPAN = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
 FORM = re.compile(rb"[0-9a-f]{2}-(?!0{32})[0-9a-f]{32}-[0-9a-f]{16}-([0-9a-f]{2})(-.*)?")
+NOT_OURS = re.compile(rb"ff-.*|00-.{52}-.*|.{36}0{16}.*", re.DOTALL)
+"""Of that form, and yet none: no version, more than its version has, no span."""
 
 
 class Collector(ThreadingHTTPServer):
@@ -28,6 +35,7 @@ class Collector(ThreadingHTTPServer):
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), _Receiver)
         self.received: list[dict[str, Any]] = []
+        self.keys: list[str | None] = []
         threading.Thread(target=self.serve_forever, daemon=True).start()
 
     @property
@@ -52,6 +60,7 @@ class _Receiver(BaseHTTPRequestHandler):
         body = self.rfile.read(int(self.headers["Content-Length"]))
         is_right = self.path == "/v1/traces" and self.headers["Content-Type"] == "application/json"
         self.server.received.append(json.loads(body))  # type: ignore[attr-defined]
+        self.server.keys.append(self.headers["api-key"])  # type: ignore[attr-defined]
         self.send_response(200 if is_right else 415)
         self.end_headers()
         self.wfile.write(b"{}")
@@ -101,7 +110,7 @@ def test_a_sampled_request_becomes_spans_below_its_clients(
     """The trace and the span of its traceparent; the steps lie within the request, in turn."""
     sampled, not_sampled = (f"traceparent: 00-{TRACE}-{SPAN}-0{flag}" for flag in (1, 0))
     for _ in range(2):  # the second head is known
-        assert ask(place, sampled) == 200
+        assert ask(place, sampled, "tracestate: other=1") == 200
     assert ask(place, not_sampled) == 200
     assert ask(place) == 200
     assert ask(place, sampled, body=b"[[1,") == 400
@@ -109,6 +118,7 @@ def test_a_sampled_request_becomes_spans_below_its_clients(
     spans = collector.spans()
     assert {span["traceId"] for span in spans} == {TRACE}
     whole = [span for span in spans if span["kind"] == 2]
+    assert [span.get("traceState") for span in whole] == ["other=1", "other=1", None]
     assert [span["parentSpanId"] for span in whole] == [SPAN] * 3
     for one in whole:
         steps = [span for span in spans if span["parentSpanId"] == one["spanId"]]
@@ -171,6 +181,79 @@ def test_a_log_keeps_five_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert sorted(found) == list(range(100 - len(found), 100))
 
 
+def test_lines_that_cannot_be_written_take_bounded_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In bytes: bodies are long. The newest are kept, and written into files of the size stated."""
+    monkeypatch.setattr(request_log, "_MOST_WAITING", 10_000)
+    monkeypatch.setattr(request_log, "_MOST_BYTES", 3_000)
+    monkeypatch.setattr(request_log, "_PIECE", 1_000)
+    monkeypatch.setattr(request_log, "_WRITE_S", 1e6)
+    log = RequestLog(tmp_path / "requests.jsonl")
+    for number in range(1000):
+        log.add({"number": number, "request": "x" * (number % 500)})
+        assert log._size == sum(map(len, log._waiting)) <= 10_000
+    log.write()
+    files = sorted(tmp_path.glob("*.jsonl"))
+    assert log._size == 0
+    assert all(file.stat().st_size <= 3_000 for file in files)
+    found = [json.loads(row)["number"] for file in files for row in file.read_text().splitlines()]
+    assert sorted(found) == list(range(1000 - len(found), 1000))
+
+
+def test_a_disk_that_takes_a_part_leaves_whole_lines(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A write may be short, and the next one fail: what is half there is taken back."""
+    monkeypatch.setattr(request_log, "_WRITE_S", 1e6)
+    log = RequestLog(tmp_path / "requests.jsonl")
+    log.add({"number": 0})
+    log.write()
+    log.add({"number": 1, "request": "x" * 5000})
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
+    try:
+        with pytest.raises(OSError, match="too large"):
+            log.write()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, handler)
+    assert (tmp_path / "requests.jsonl").read_text() == '{"number":0}\n'
+
+
+@pytest.mark.parametrize(
+    ("given_text", "wanted"),
+    [
+        ("api-key=a%20b%2C, x = y=z,", {"api-key": "a b,", "x": "y=z"}),
+        ("", {}),
+        ("api-key", None),
+        ("a b=c", None),
+        ("a=%0Ab: c", None),
+    ],
+)
+def test_a_collectors_headers_are_opentelemetrys_variable(
+    given_text: str, wanted: dict[str, str] | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Pairs with values as in URLs; no value is shown, and none can add a header of its own."""
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_HEADERS", given_text)
+    monkeypatch.delenv("OTEL_EXPORTER_OTLP_TRACES_HEADERS", raising=False)
+    ask_for = partial(requests.variables, Path("logs"), "off", "http://h/v1/traces", 0.0)
+    if wanted is None:
+        with pytest.raises(UsageError, match="OTEL_EXPORTER_OTLP_HEADERS must be like"):
+            ask_for()
+        return
+    assert json.loads(ask_for()[traces.TRACES_VARIABLE])["headers"] == wanted
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_TRACES_HEADERS", "own=1")
+    assert json.loads(ask_for()[traces.TRACES_VARIABLE])["headers"] == {"own": "1"}
+
+
+def test_a_collector_gets_its_headers(collector: Collector) -> None:
+    """With each request."""
+    traces.Tracer(collector.url, 0.0, {}, {"api-key": "a b"})._send([{}])
+    assert collector.keys == ["a b"]
+
+
 def test_a_collector_that_is_gone_costs_no_request(loaded: Any, caplog: Any) -> None:
     """Spans are dropped, which is logged once."""
     tracer = traces.Tracer("http://127.0.0.1:9/v1/traces", 0.0, {"service.name": "marship"})
@@ -181,12 +264,16 @@ def test_a_collector_that_is_gone_costs_no_request(loaded: Any, caplog: Any) -> 
 
 
 @given(st.binary(max_size=80) | st.from_regex(FORM, fullmatch=True))
+@example(f"ff-{TRACE}-{SPAN}-01".encode())
+@example(f"00-{TRACE}-{'0' * 16}-01".encode())
+@example(f"00-{TRACE}-{SPAN}-01-more".encode())
+@example(f"cc-{TRACE}-{SPAN}-01-more".encode())
 def test_what_is_no_trace_id_is_not_taken_over(given_id: bytes) -> None:
     """W3C Trace Context, 3.2.2: another form, or an id of zeros, is as none."""
     tracer = traces.Tracer.__new__(traces.Tracer)
     tracer._share = 0.0
     found = tracer.parent(given_id)
-    right = re.fullmatch(FORM, given_id)
+    right = None if NOT_OURS.fullmatch(given_id) else re.fullmatch(FORM, given_id)
     assert (found is not None) == (right is not None and int(right[1], 16) % 2 == 1)
 
 

@@ -51,6 +51,15 @@ class _Handler(BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(b'13\r\n{"message": "none"}\r\n0\r\n\r\n')
 
+    def _own(self, body: bytes) -> None:
+        """The engine's own error: its code is the status that the body names."""
+        status = int(body)
+        text = b'{"code": %d, "type": "SomeException", "message": "no"}' % status
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(text)))
+        self.end_headers()
+        self.wfile.write(text)
+
     def _full(self, _body: bytes) -> None:
         self.send_response(503)
         self.send_header("Content-Length", "2")
@@ -314,3 +323,28 @@ def test_a_trace_id_is_passed_on(relayed: Place, engine: Engine) -> None:
             line.send(request("/predictions/echo", headers={**JSON, "traceparent": trace}))
             assert line.read().status == 200
     assert [headers["traceparent"] for _, _, headers, _ in engine.seen] == wanted
+
+
+@pytest.mark.parametrize(
+    ("status", "code"),
+    [(404, "not_found"), (503, "no_worker"), (413, "too_large"), (400, "bad_request"),
+     (500, "internal"), (507, "internal")],
+)  # fmt: skip
+def test_the_engines_own_errors_have_codes_as_ours_have(
+    relayed: Place, status: int, code: str
+) -> None:
+    """Its numbers are the status again; its type and message stay, and the acceptor counts it."""
+    got = relayed.ask("/predictions/own", body=b"%d" % status)
+    assert got.status == status
+    assert got.json() == {"code": code, "type": "SomeException", "message": "no"}
+    errors = relayed.acceptor.failures._sheet.read()
+    assert [dict(series.labels) for series, _ in errors] == [{"code": code}]
+
+
+def test_what_a_worker_of_the_engine_refuses_is_not_counted_twice(relayed: Place) -> None:
+    """Its own response comes as it is, whatever its status."""
+    assert relayed.ask("/predictions/unknown").json() == {"message": "none"}
+    assert relayed.ask("/predictions/full").status == 503
+    assert not list(relayed.acceptor.failures._sheet.read())
+    assert relayed.ask("/predictions/short").json()["code"] == "no_answer"
+    assert len(list(relayed.acceptor.failures._sheet.read())) == 1
