@@ -234,6 +234,7 @@ def comparable(case: Case, answer: Answer) -> dict[str, Any]:
         "status": answer.status,
         "headers": {name: answer.headers[name] for name in names},
         "has_id": "x-request-id" in answer.headers,
+        "has_own_id": answer.headers.get("x-request-id") == case.headers.get("X-Request-Id"),
         "has_timing": "server-timing" in answer.headers,
         "body": answer.body,
     }
