@@ -19,6 +19,8 @@ NAME, VERSION = "lin", "1"
 ROWS = [[1.0, 2.0, 3.0], [4.0, 5.0, 6.0]]
 LIMIT_BYTES = 1 << 24
 """The largest request, as each host is started in tests."""
+LONGEST_ID = 200
+"""Hosts make up one in place of a longer one."""
 
 JSON, NPY, BINARY = "application/json", "application/x-npy", "application/octet-stream"
 _HEADERS = ("content-type", "allow", "retry-after", "www-authenticate", "x-request-id")
@@ -132,6 +134,8 @@ _BODIES = (
     Case("gzip", body=gzip.compress(_GOOD, mtime=0), headers={"Content-Encoding": "gzip"}),
     Case("KServe v2 at predictions", body=_json(_v2(ROWS, id="7"))),
     Case("KServe v1 at predictions", body=_json({"instances": ROWS})),
+    Case("as large as may be", body=b" " * (LIMIT_BYTES - len(_GOOD)) + _GOOD),
+    Case("a large response", body=_npy(np.zeros((600_000, 3))), kind=NPY),
 )
 _BAD = (
     Case("no body", status=400),
@@ -156,6 +160,8 @@ _KSERVE = (
     Case("v2 of another type", f"{V2}/infer", _json({"inputs": [{}]}), status=400),
     Case("v2 bad JSON", f"{V2}/infer", b"{", status=400),
     Case("v2 metadata", V2, method="GET"),
+    Case("v2 metadata without a body", V2, method="HEAD"),
+    Case("v2 metadata of a version without a body", f"{V2}/versions/{VERSION}", method="HEAD"),
     Case("v2 ready", f"{V2}/ready", method="GET"),
     Case("v2 ready without a token", f"{V2}/ready", method="GET", has_token=False),
     Case("v2 server", "/v2", method="GET"),
@@ -176,6 +182,11 @@ _AROUND = (
     Case("another method", body=_GOOD, method="DELETE", status=405),
     Case("GET without anything", method="GET", status=405),
     Case("OPTIONS", method="OPTIONS", status=204),
+    Case("other expectations", body=_GOOD, headers={"Expect": "much"}, status=417),
+    Case("an empty id", body=_GOOD, headers={"X-Request-Id": ""}),
+    Case("a long id", body=_GOOD, headers={"X-Request-Id": "7" * 3000}),
+    Case("an id of Latin-1", body=_GOOD, headers={"X-Request-Id": "\xe9"}),
+    Case("Ray's own headers", body=_GOOD, headers={"Serve-Multiplexed-Model-Id": "\xe9"}),
     Case("explanations", f"/explanations/{NAME}", _GOOD, status=501),
     Case("too large", stated=LIMIT_BYTES + 1, status=413),
     Case("ping", "/ping", method="GET", has_token=False),
@@ -217,12 +228,13 @@ def comparable(case: Case, answer: Answer) -> dict[str, Any]:
     Times and dates are not, nor how a response is framed, nor ids that a host has made up.
     """
     names = [name for name in _HEADERS if name in answer.headers]
-    if "X-Request-Id" not in case.headers:
+    if not 0 < len(case.headers.get("X-Request-Id", "")) <= LONGEST_ID:
         names = [name for name in names if name != "x-request-id"]
     return {
         "status": answer.status,
         "headers": {name: answer.headers[name] for name in names},
         "has_id": "x-request-id" in answer.headers,
+        "has_own_id": answer.headers.get("x-request-id") == case.headers.get("X-Request-Id"),
         "has_timing": "server-timing" in answer.headers,
         "body": answer.body,
     }

@@ -20,6 +20,8 @@ from dataclasses import dataclass, field
 from http.client import HTTPConnection, HTTPException
 from pathlib import Path
 
+from marship.engines.ray import plan
+
 NODES = (1, 2, 3)
 PORT, HTTP = 6390, 8000
 IP = shutil.which("ip", path=f"{os.environ['PATH']}:/usr/sbin") or "/usr/sbin/ip"
@@ -95,6 +97,7 @@ class Network:
             "RAY_USAGE_STATS_ENABLED": "0",
             "RAY_SERVE_ENABLE_HA_PROXY": "1",
             "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
+            "RAY_SERVE_REPLICA_GRPC_MAX_MESSAGE_LENGTH": str(plan.MESSAGE_BYTES),
             "RAY_SERVE_HAPROXY_RETRY_ON": "conn-failure empty-response",
             "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "2",
             "RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S": "2",

@@ -86,7 +86,7 @@ def rollout(  # noqa: PLR0913  keyword-only
         client: The server's client.
         archive: A file name in its model store; see `read`.
         name: The model's name on the server; None is the archive's own.
-        workers: Number of workers; None is that of the old version.
+        workers: Number of workers; None is that of the old version, or bounds of the new archive.
         profile: "latency" or "throughput"; overrides the old version's batch settings.
         keep_old: Leave the old version registered.
         timeout_s: Timeout for loading, for waiting for another rollout of the model, and for
@@ -351,7 +351,9 @@ def _kept(
     Settings that the old version had from its archive come from the new archive. Without a record
     of the old registration, the old version's current settings are used.
     """
-    settings = {"workers": workers or old.min_workers or None, "profile": profile}
+    is_number = old.min_workers == old.max_workers  # else bounds, which a number would replace
+    kept = old.min_workers if is_number else None
+    settings = {"workers": workers or kept or None, "profile": profile}
     if profile is not None:
         return settings
     note = client.engine.note(old.name, old.version)

@@ -26,7 +26,7 @@ from marship import Client
 from marship.client.address import Address
 from marship.engines.addresses import Target
 from marship.engines.engine import Registration
-from marship.engines.ray import archives, keeper, node, plan, registration
+from marship.engines.ray import archives, keeper, node, placing, plan, registration
 from marship.engines.ray import cluster as nodes
 from marship.engines.ray.access import ClusterAccess
 from marship.engines.ray.head import Cluster, start
@@ -171,6 +171,28 @@ def test_a_worker_that_dies_is_replaced(registered: Client, cluster: Cluster) ->
     assert registered.predict("lin", {"input": ROW}) == {"output": ANSWERS["1"]}
 
 
+def test_a_version_without_replicas_says_so_at_once(registered: Client, cluster: Cluster) -> None:
+    """As hosts say it whose workers have died; Serve itself would wait for a replica."""
+    host, access = host_of(cluster), ClusterAccess(Target(cluster.home.path))
+    access.connect()
+    (entry,) = (entry for _, _, entry in nodes.table().entries())
+    assert conformance.ask(host, _A_ROW).status == 200
+    nodes.delete(entry.app)
+    deadline = time.monotonic() + 30  # until every front has been told
+    while (got := conformance.ask(host, _A_ROW)).status == 200:
+        assert time.monotonic() < deadline
+    began = time.monotonic()
+    answers = [conformance.ask(host, _A_ROW) for _ in range(8)]  # of both fronts
+    assert time.monotonic() - began < 8 * placing._TOLD_S
+    assert {answer.status for answer in [got, *answers]} == {503}
+    assert {orjson.loads(answer.body)["code"] for answer in answers} == {"no_worker"}
+    assert answers[0].headers["retry-after"] == "1"
+    registered.unregister("lin")
+
+
+_A_ROW = Case("a row", body=b'{"input": [[1, 2, 3]]}')
+
+
 def _is_below(process: psutil.Process, pid: int) -> bool:
     return pid in {parent.pid for parent in process.parents()}
 
@@ -188,6 +210,18 @@ def test_replicas_are_scaled_and_counted(registered: Client) -> None:
     while "marship_requests_total" not in (text := registered.metrics()):
         assert time.monotonic() < end, text
     assert 'model_name="lin",model_version="1",node="127.0.0.1"' in text
+
+
+def test_a_rollout_keeps_the_bounds(client: Client, lin: Path) -> None:
+    """A version that Ray scales is followed by one that Ray scales."""
+    clear(client)
+    config = "minWorkers: 1\nmaxWorkers: 3\n"
+    for version in ("1", "2"):
+        source, file = lin / f"lin-{version}.mar", f"bounds-{version}.mar"
+        write_with(source, lin / file, config, without=("minWorkers", "maxWorkers"))
+    client.register("bounds-1.mar")
+    new = rollout(client, "bounds-2.mar").new
+    assert (new.min_workers, new.max_workers) == (1, 3)
 
 
 def test_replicas_follow_the_load(

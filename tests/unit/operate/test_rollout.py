@@ -92,6 +92,15 @@ def test_requested_workers_win_over_the_archives(home: Path, named: tuple[int, i
         assert (status.ready, status.min_workers, status.max_workers) == (3, 3, 3)
 
 
+@pytest.mark.parametrize("named", [(1, 2), (1, 3), (2, 4)])
+def test_bounds_stay_bounds(home: Path, named: tuple[int, int]) -> None:
+    """A rollout does not fix the number of a version that is scaled between bounds."""
+    server = Management({file: replace(one, workers=named) for file, one in STORE.items()})
+    done(home, server, lambda client: client.register("m-1.mar"))
+    new = done(home, server, lambda client: rollout(client, "m-2.mar")).new
+    assert (new.min_workers, new.max_workers) == named
+
+
 def test_what_the_old_archive_said_is_not_kept(home: Path) -> None:
     """Without options at registration the archive's batch settings apply, else the running ones."""
     server = Management(STORE)

@@ -9,11 +9,13 @@ import asyncio
 import json
 import socket
 import time
+import uuid
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Mapping
+from dataclasses import replace
 from http import HTTPStatus
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import orjson
 import ray
@@ -22,7 +24,7 @@ from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 from starlette.requests import Request
 from starlette.responses import Response
 
-from marship.engines.ray import binding, node, plan
+from marship.engines.ray import binding, ingress, node, placing, plan
 from marship.engines.ray.line import Answer, Asked, Headers, LinePool
 from marship.engines.ray.scratch import ScratchFolder
 from marship.engines.ray.table import Table, TableEntry
@@ -32,11 +34,16 @@ from marship.serving.hosts.direct.acceptor import Acceptor
 from marship.serving.hosts.direct.seats import ModelState
 from marship.serving.hosts.direct.tokens import RefusedError, Tokens
 from marship.serving.hosts.direct.trial import RunningTrial, RunningTrials
-from marship.serving.message import Reply
+from marship.serving.message import Reply, hidden
+
+if TYPE_CHECKING:
+    from marship.errors import MarshipError
 
 _ENDS = "2999-01-01T00:00:00Z"
-_WRITTEN_BY_RAY = {b"date", b"x-request-id"}
-_GONE = (ray.exceptions.RayActorError, DeploymentUnavailableError, OSError, KeyError)
+_WRITTEN_BY_RAY = {b"date"}
+_NONE = (placing.NoReplicaError, DeploymentUnavailableError, TimeoutError)
+"""No replica took the request."""
+_GONE = (ray.exceptions.RayActorError, OSError, KeyError)
 """A replica, its node, or its application ended with the request in hand."""
 _SLACK_S, _PROBE_S = 30.0, 2.0
 """What a request may wait beside its batch, and a probe for its answer."""
@@ -51,6 +58,7 @@ class Front:
 
     def __init__(self, key: str | None) -> None:
         binding.keep_to(node.address())
+        ingress.hide_headers()
         self._scratch = ScratchFolder()
         self._key_file = _write_key(self._scratch.path, key)
         self._tokens = Tokens(self._key_file)
@@ -89,7 +97,12 @@ class Front:
     async def __call__(self, request: Request) -> Response:
         """Answer a request."""
         asked = await _read(request)
-        route = routes.find(asked.target)
+        try:
+            return await self._answered(asked, routes.find(asked.target))
+        except Exception:  # Ray would answer in plain text
+            return _whole(_answer(limits.error_reply(hidden("answer")), asked))
+
+    async def _answered(self, asked: Asked, route: routes.Route | None) -> Response:
         if route is not None and route.kind == routes.SERVER_READY:
             self._start().follow(_states(self._table, wanted=int(not await self._is_ready())))
         found = None if route is None else self._table.entry(route.model, route.version)
@@ -103,8 +116,12 @@ class Front:
                 return await self._tried(trial, asked, route)
         if entry.streams and route.kind == routes.PREDICT:
             return _Stream(self._parts(entry, asked, route))
+        if route.kind != routes.METADATA:
+            return _whole(await self._ask(entry, asked, route))
+        if asked.method == "HEAD":  # how long the response would be is known by it alone
+            asked = replace(asked, method="GET")
         answer = await self._ask(entry, asked, route)
-        if route.kind == routes.METADATA and answer.status == HTTPStatus.OK:
+        if answer.status == HTTPStatus.OK:
             answer = _with_versions(answer, list(self._table.models[route.model].versions))
         return _whole(answer)
 
@@ -149,10 +166,13 @@ class Front:
         self._in_hand[entry.app] += 1
         try:
             async with asyncio.timeout(limit_s):
-                answer: Answer = await self._handles[entry.app].ask.remote(asked)
+                handle = self._handles[entry.app]
+                response = handle.ask.remote(asked)
+                await placing.placed(handle, response)
+                answer: Answer = await response
                 return answer
         except Exception as error:
-            return _failed(error, route)
+            return _failed(error, asked, route)
         finally:
             self._in_hand[entry.app] -= 1
 
@@ -162,14 +182,16 @@ class Front:
         self._in_hand[entry.app] += 1
         has_begun = False
         try:
-            streaming = self._handles[entry.app].options(stream=True)
-            async for part in streaming.stream.remote(asked):
+            handle = self._handles[entry.app]
+            response = handle.options(stream=True).stream.remote(asked)
+            await placing.placed(handle, response)
+            async for part in response:
                 has_begun = True
                 yield part
         except Exception as error:
             if has_begun:  # a client must not take what it has for all
                 raise
-            yield _failed(error, route)
+            yield _failed(error, asked, route)
         finally:
             self._in_hand[entry.app] -= 1
 
@@ -196,12 +218,12 @@ class Front:
 
 async def _read(request: Request) -> Asked:
     """A request as it came, and its body as far as it may be large."""
-    headers: Headers = [(name.lower(), value) for name, value in request.scope["headers"]]
+    headers = ingress.headers_of(request.scope)
     path = request.scope.get("raw_path") or request.scope["path"].encode()
     query = request.scope["query_string"]
     target = path.partition(b"?")[0] + (b"?" + query if query else b"")
-    stated = request.headers.get("content-length", "")
-    if stated.isdecimal() and int(stated) > plan.MOST_BYTES:
+    stated = dict(headers).get(b"content-length", b"")
+    if stated.isdigit() and int(stated) > plan.MOST_BYTES:
         return Asked(request.method, target, headers, length=int(stated))
     parts, size = [], 0
     async for part in request.stream():
@@ -227,25 +249,30 @@ def _with_versions(answer: Answer, versions: list[str]) -> Answer:
     return Answer(answer.status, headers, orjson.dumps(facts))
 
 
-def _failed(error: Exception, route: routes.Route) -> Answer:
+def _failed(error: Exception, asked: Asked, route: routes.Route) -> Answer:
     """What the client gets where no replica could answer."""
-    told: limits.StatusError
+    told: MarshipError
     if isinstance(error, BackPressureError):
         told = limits.busy(plan.QUEUE)
-    elif isinstance(error, TimeoutError):
-        told = limits.StatusError(
-            503,
-            "no_worker",
-            f"{route.model} must have a worker that is ready, got none. Retry, or scale it up.",
-            retry_after_s=1,
-        )
+    elif isinstance(error, _NONE):
+        told = limits.unstaffed(route.model, route.version)
     elif isinstance(error, _GONE):
         told = limits.worker_died()
     else:
-        raise error
+        told = hidden("pass on")
+    if route.kind == routes.READY:
+        facts = {"name": route.model, "ready": False}
+        return _answer(Reply(orjson.dumps(facts), status=503), asked)
     reply = limits.error_reply(told)
-    reply = exchange.for_kserve(reply) if route.is_kserve else reply
-    return Answer(reply.status, _headers(reply), reply.body)
+    return _answer(exchange.for_kserve(reply) if route.is_kserve else reply, asked)
+
+
+def _answer(reply: Reply, asked: Asked) -> Answer:
+    """A response of the front's own, with the request's id as the direct host has it."""
+    given = b", ".join(value for name, value in asked.headers if name == b"x-request-id")
+    is_fine = 0 < len(given) <= exchange.LONGEST_ID
+    named = (b"x-request-id", given if is_fine else uuid.uuid4().hex.encode())
+    return Answer(reply.status, [*_headers(reply), named], reply.body)
 
 
 def _headers(reply: Reply) -> Headers:

@@ -23,7 +23,7 @@ import psutil
 from marship import storage
 from marship.engines import processes, store
 from marship.engines.home import Home, ServerRecord, default_home
-from marship.engines.ray import cluster, keeper, scratch
+from marship.engines.ray import cluster, keeper, plan, scratch
 from marship.engines.ray.access import TOKEN_FILE
 from marship.engines.ray.settings import RaySettings
 from marship.errors import NotRunningError, ServerError, UsageError
@@ -208,7 +208,8 @@ def _tuned(folder: Path) -> dict[str, str]:
         "RAY_SERVE_HAPROXY_BINARY_PATH": str(_haproxy_on_loopback(folder)),
         "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "2",  # as shipped every replica takes 30
         "RAY_SERVE_ENABLE_HA_PROXY": "1",
-        "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
+        "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",  # by gRPC, whose messages have 4 MiB as shipped
+        "RAY_SERVE_REPLICA_GRPC_MAX_MESSAGE_LENGTH": str(plan.MESSAGE_BYTES),
         # a HAProxy that died is started again after three checks: half a minute as shipped
         "RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S": "2",
         "RAY_SERVE_HAPROXY_RETRY_ON": "conn-failure empty-response",

@@ -163,8 +163,8 @@ class Hosted:
                 f"Its log: {self._log()}"
             )
 
-    async def ready(self) -> None:
-        """Listen at the socket, in the loop that asks first, and wait until a worker is there."""
+    def listen(self) -> Acceptor:
+        """Listen at the socket, in the loop that asks first."""
         if self._acceptor is None:
             acceptor = self._acceptor = Acceptor(
                 asyncio.get_running_loop(), None, Limits(request_bytes=plan.MOST_BYTES)
@@ -174,9 +174,14 @@ class Hosted:
             acceptor.listen(_listener(self.socket, socket.SOCK_STREAM))
             name, version = self._served.name, self._served.version
             acceptor.follow({name: ModelState(version, (version,), {version: 1}, {version: 1})})
-        end = asyncio.get_running_loop().time() + _SEATED_S
-        while not self._is_seated(self._acceptor):
-            if asyncio.get_running_loop().time() > end:
+        return self._acceptor
+
+    async def ready(self) -> None:
+        """Listen, and wait until a worker is there, if one is still to be started."""
+        acceptor, loop = self.listen(), asyncio.get_running_loop()
+        end = loop.time() + _SEATED_S
+        while not self._is_seated(acceptor) and self._failures < _MOST_FAILURES:
+            if loop.time() > end:
                 break  # the acceptor says so, as it does elsewhere
             await asyncio.sleep(_LOOK_S)
 

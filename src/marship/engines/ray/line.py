@@ -9,10 +9,11 @@ import httptools
 Headers = list[tuple[bytes, bytes]]
 
 _OF_ONE_CONNECTION = {
-    b"connection", b"content-length", b"expect", b"keep-alive", b"proxy-connection", b"te",
-    b"trailer", b"transfer-encoding", b"upgrade",
+    b"connection", b"content-length", b"keep-alive", b"proxy-connection", b"te", b"trailer",
+    b"transfer-encoding", b"upgrade",
 }  # fmt: skip
 """RFC 9110, 7.6.1; or written anew."""
+_CONTINUE = b"100-continue"
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,11 +38,18 @@ class Asked:
     def render(self) -> bytes:
         """Its bytes on the wire."""
         lines = [b"%b %b HTTP/1.1" % (self.method.encode(), self.target)]
-        lines += [b"%b: %b" % pair for pair in self.headers if pair[0] not in _OF_ONE_CONNECTION]
+        lines += [b"%b: %b" % pair for pair in self.headers if _is_passed_on(*pair)]
         length = len(self.body) if self.length is None else self.length
         if length or self.method in ("POST", "PUT"):
             lines.append(b"content-length: %d" % length)
         return b"\r\n".join([*lines, b"", self.body])
+
+
+def _is_passed_on(name: bytes, value: bytes) -> bool:
+    """Whether a header is for who answers; what a client expects beside the usual is refused."""
+    if name == b"expect":
+        return value.lower() != _CONTINUE
+    return name not in _OF_ONE_CONNECTION
 
 
 @dataclass(slots=True)

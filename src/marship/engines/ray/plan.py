@@ -11,6 +11,8 @@ QUEUE = 1000
 RESPONSE_TIMEOUT_S, STARTUP_TIMEOUT_S = 120.0, 120.0
 MOST_BYTES = 1 << 24
 """Of requests and responses."""
+MESSAGE_BYTES = MOST_BYTES + (1 << 20)
+"""Of what a front and a replica send each other: headers are around a body."""
 
 UPSCALE_S, DOWNSCALE_S, LOOK_BACK_S, METRICS_S = 2.0, 60.0, 4.0, 1.0
 """Ray waits 30 s and 600 s as shipped: too long for a burst, and for a bill."""

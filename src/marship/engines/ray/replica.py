@@ -37,7 +37,7 @@ class Replica:
             self._hosted.check()
         except MarshipError as error:
             raise problems.ReplicaError(error) from None
-        await self._hosted.ready()
+        self._hosted.listen()  # not `ready`: a worker that starts again may take longer than this
 
     async def ask(self, request: Asked) -> Answer:
         """The response to a request, whole."""

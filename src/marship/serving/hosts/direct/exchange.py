@@ -24,7 +24,7 @@ logger = logging.getLogger(__name__)
 MOST_BEHIND = 1 << 26
 """Bytes of a stream that wait for its client; they are held in memory."""
 LINES_TYPE = "application/jsonl"
-_LONGEST_ID = 200
+LONGEST_ID = 200
 _COUNTER = itertools.count()
 _PREFIX = os.urandom(6).hex().encode()
 _NO_CONTENT = int(HTTPStatus.NO_CONTENT)  # a member of an enum takes longer to find
@@ -125,7 +125,7 @@ class Exchange:
         """The client's name for the request, or one of ours."""
         if not self._id:
             given = self.head.raw.get(b"x-request-id", b"")
-            is_fine = 0 < len(given) <= _LONGEST_ID
+            is_fine = 0 < len(given) <= LONGEST_ID
             self._id = given if is_fine else b"%b-%x" % (_PREFIX, next(_COUNTER))
         return self._id
 

@@ -124,6 +124,17 @@ def worker_died() -> StatusError:
     )
 
 
+def unstaffed(model: str, version: str | None) -> StatusError:
+    """The response where a model, or one version of it, has no worker."""
+    named = f"{model} version {version}" if version else model
+    return StatusError(
+        503,
+        "no_worker",
+        f"{named} must have a worker that is ready, got none. Retry, or scale it up.",
+        retry_after_s=1,
+    )
+
+
 def unplaced() -> StatusError:
     """The response to a request that no worker keeps."""
     return StatusError(

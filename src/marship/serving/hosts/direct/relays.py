@@ -17,7 +17,7 @@ from marship.errors import (
 )
 from marship.serving.hosts.direct.exchange import Exchange
 from marship.serving.hosts.direct.failures import Failures
-from marship.serving.hosts.direct.limits import Limits, StatusError, error_reply
+from marship.serving.hosts.direct.limits import Limits, error_reply, unstaffed
 from marship.serving.hosts.direct.relay import Relay
 from marship.serving.hosts.direct.routes import Route
 from marship.serving.hosts.direct.seats import Seats
@@ -142,9 +142,4 @@ def no_worker(seats: Seats, route: Route) -> MarshipError:
         )
     if seats.is_closed(route.model, route.version):
         return ScaledToZeroError.of(route.model, route.version)
-    return StatusError(
-        503,
-        "no_worker",
-        f"{named} must have a worker that is ready, got none. Retry, or scale it up.",
-        retry_after_s=1,
-    )
+    return unstaffed(route.model, route.version)
