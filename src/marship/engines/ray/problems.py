@@ -39,6 +39,16 @@ def found(text: str, what: str) -> MarshipError:
     return LoadError(f"{what} must load on Ray, got: {last_line(text)}")
 
 
+def is_told(text: str) -> bool:
+    """Whether a message carries an error of ours.
+
+    Example:
+        >>> is_told(f"Error: {ReplicaError(LoadError('no'))}"), is_told("Upscaling from 1 to 2.")
+        (True, False)
+    """
+    return _MARKED.search(text) is not None
+
+
 def of_code(code: str, message: str) -> MarshipError:
     """An error by its stable code."""
     return next((kind for kind in errors.kinds() if kind.code == code), LoadError)(message)
