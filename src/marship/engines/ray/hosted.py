@@ -163,8 +163,12 @@ class Hosted:
                 f"Its log: {self._log()}"
             )
 
-    async def ready(self) -> None:
-        """Listen at the socket, in the loop that asks first, and wait until a worker is there."""
+    async def ready(self, within_s: float = _SEATED_S) -> bool:
+        """Listen at the socket, in the loop that asks first, and wait until a worker is there.
+
+        Returns:
+            Whether one is: else the acceptor says so to who asks, as it does elsewhere.
+        """
         if self._acceptor is None:
             acceptor = self._acceptor = Acceptor(
                 asyncio.get_running_loop(), None, Limits(request_bytes=plan.MOST_BYTES)
@@ -174,11 +178,12 @@ class Hosted:
             acceptor.listen(_listener(self.socket, socket.SOCK_STREAM))
             name, version = self._served.name, self._served.version
             acceptor.follow({name: ModelState(version, (version,), {version: 1}, {version: 1})})
-        end = asyncio.get_running_loop().time() + _SEATED_S
+        end = asyncio.get_running_loop().time() + within_s
         while not self._is_seated(self._acceptor):
-            if asyncio.get_running_loop().time() > end:
-                break  # the acceptor says so, as it does elsewhere
+            if asyncio.get_running_loop().time() > end or self._failures >= _MOST_FAILURES:
+                return False
             await asyncio.sleep(_LOOK_S)
+        return True
 
     def _is_seated(self, acceptor: Acceptor) -> bool:
         served = self._served
