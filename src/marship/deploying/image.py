@@ -28,6 +28,8 @@ _SOURCE = Path(marship.__file__).parent
 _LEFT_OUT = ("__pycache__", "handlers")
 _ENTRIES = {"requirements.txt", "marship", "models", "trust"}
 """What a build context holds, beside its Containerfile."""
+_TOOLS = ("pip", "setuptools")
+"""What venv installs; a host needs neither, unless a model's packages require it."""
 _MARK = b"# Written by marship image."
 _ACCELERATORS = {"cuda", "tensorrt"}
 
@@ -116,7 +118,7 @@ def write(settings: ImageSettings, paths: Sequence[Path]) -> ImageWritten:
     found = read_all(paths, settings.trust)
     _check_devices(found, gpu=settings.gpu)
     needed = packages.pinned(found, gpu=settings.gpu)
-    text = _containerfile(settings, found)
+    text = _containerfile(settings, found, needed)
     folder = settings.out.absolute().parent
     _check_context(folder, settings.out.name)
     with storage.replacing_entries(folder) as draft:
@@ -146,13 +148,17 @@ def _check_devices(found: Sequence[Archive], *, gpu: bool) -> None:
         )
 
 
-def _containerfile(settings: ImageSettings, found: Sequence[Archive]) -> str:
+def _containerfile(settings: ImageSettings, found: Sequence[Archive], needed: Sequence[str]) -> str:
+    kept = {line.partition("==")[0] for line in needed}
+    tools = [tool for tool in _TOOLS if tool not in kept]
+    removed = f" \\\n && /opt/marship/bin/pip uninstall -q -y {' '.join(tools)}" if tools else ""
     copies = [f"COPY models {MODELS}"] * (settings.fetch_from is None)
     copies += [f"COPY trust {TRUST}"] * (settings.trust is not None)
     command = places(found, settings.fetch_from)
     return Blanks((TEMPLATES / "Containerfile").read_text()).substitute(
         file=settings.out.name,
         base=settings.base,
+        removed=removed,
         copies="\n".join(copies),
         trust=f', "--trust", "{TRUST}"' * (settings.trust is not None),
         command=", ".join(map(json.dumps, command)),

@@ -98,8 +98,8 @@ def _check_out(folder: Path, files: Iterable[str]) -> None:
             is_free = not place.exists() and not place.is_symlink()
             if not (is_free or (place.is_dir() if place != path else _is_ours(path))):
                 raise UsageError(
-                    f"{place} must not exist, or be what marship manifests wrote, got something else. "
-                    "Choose another folder with --out."
+                    f"{place} must not exist, or be what marship manifests wrote, got something "
+                    "else. Choose another folder with --out."
                 )
 
 
