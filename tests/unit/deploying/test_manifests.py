@@ -128,6 +128,10 @@ REFUSED = [
     ({"fetch_from": "https://x:70000/"}, "--fetch-from must be http"),
     ({"fetch_from": "https://x:0/"}, "--fetch-from must be http"),
     ({"fetch_from": "https://x y/"}, "--fetch-from must be http"),
+    ({"fetch_from": "https://me:secret@x/"}, "no password, since files and images show it, got"),
+    ({"fetch_from": "https://token@x/"}, "--fetch-from must hold no user name"),
+    ({"scaler": "keda", "prometheus": "http://a:b@x"}, "--prometheus must hold no user name"),
+    ({"kserve": True, "scaler": "cpu", "storage": "s3://a:b@x/y"}, "storage must hold no user"),
     ({"scaler": "keda", "prometheus": "http://[::1"}, "--prometheus must be http"),
     ({"kserve": True, "scaler": "cpu", "storage": "pvc://[x"}, "--storage pvc"),
     ({"kserve": True, "scaler": "cpu", "storage": "pvc://My_Claim/x"}, "--storage pvc"),
@@ -146,8 +150,9 @@ def test_what_kubernetes_would_refuse_is_not_written(
     changed: dict[str, Any], said: str, tmp_path: Path
 ) -> None:
     """One line says what to do, and no file is there."""
-    with pytest.raises(UsageError, match=re.escape(said)):
+    with pytest.raises(UsageError, match=re.escape(said)) as caught:
         written(tmp_path, **changed)
+    assert "secret" not in str(caught.value)
     assert not (tmp_path / "out").exists()
 
 
