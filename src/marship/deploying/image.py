@@ -171,7 +171,8 @@ def _check_context(folder: Path, file_name: str) -> None:
     Raises:
         UsageError: It may be the user's own.
     """
-    if file_name in _ENTRIES or not file_name.isprintable():
+    # builders read .dockerignore and .containerignore
+    if file_name in _ENTRIES or file_name.startswith(".") or not file_name.isprintable():
         raise UsageError(
             f"the Containerfile must have a name of its own, got {file_name!r}. Choose another "
             "with --out."
@@ -179,12 +180,25 @@ def _check_context(folder: Path, file_name: str) -> None:
     held = sorted(path.name for path in folder.iterdir()) if folder.exists() else []
     held = [name for name in held if not storage.is_draft(name)]
     strange = [name for name in held if name not in {*_ENTRIES, file_name}]
+    strange += _added(folder, folder / file_name)
     if not strange and (not held or _is_ours(folder / file_name)):
         return
     raise UsageError(
         f"{folder} must be empty, or hold a build context that marship image wrote, got "
         f"{(strange or held)[0]} in it. Choose another folder with --out FOLDER/Containerfile."
     )
+
+
+def _added(folder: Path, containerfile: Path) -> list[str]:
+    """Files among the archives of a context that its Containerfile does not name."""
+    if not _is_ours(containerfile):
+        return []
+    text = containerfile.read_text()
+    return [
+        f"models/{path.name}"
+        for path in sorted(folder.glob("models/*"))
+        if json.dumps(f"{MODELS}/{path.name.removesuffix('.sig')}") not in text
+    ]
 
 
 def _is_ours(containerfile: Path) -> bool:

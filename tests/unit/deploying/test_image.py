@@ -211,6 +211,17 @@ def test_a_folder_that_may_be_the_users_is_left_alone(archive: Path, tmp_path: P
             assert {p: p.is_file() and p.read_bytes() for p in project.rglob("*")} == held
 
 
+def test_archives_that_were_put_into_a_context_stay(archive: Path, tmp_path: Path) -> None:
+    """They may have no other copy."""
+    chosen = ImageSettings(base=BASE, out=tmp_path / "image" / "Containerfile")
+    image.write(chosen, [archive])
+    own = chosen.out.parent / "models" / "own.mar"
+    own.write_bytes(b"own")
+    with pytest.raises(UsageError, match=r"got models/own\.mar in it"):
+        image.write(chosen, [archive])
+    assert own.read_bytes() == b"own"
+
+
 def test_a_context_is_replaced_whole_or_not_at_all(
     archive: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -234,7 +245,7 @@ def _full_disk(*_: object, **__: object) -> None:
     raise OSError(errno.ENOSPC, "no space left")
 
 
-@pytest.mark.parametrize("name", ["models", "marship", "a\nRUN x"])
+@pytest.mark.parametrize("name", ["models", "marship", ".dockerignore", "a\nRUN x"])
 def test_the_containerfile_has_a_name_of_its_own(name: str, archive: Path, tmp_path: Path) -> None:
     """Its name stands in it, and entries of the context are replaced."""
     with pytest.raises(UsageError, match="name of its own"):
