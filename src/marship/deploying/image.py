@@ -193,7 +193,7 @@ def _added(folder: Path, containerfile: Path) -> list[str]:
     """Files among the archives of a context that its Containerfile does not name."""
     if not _is_ours(containerfile):
         return []
-    text = containerfile.read_text()
+    text = containerfile.read_text(errors="replace")
     return [
         f"models/{path.name}"
         for path in sorted(folder.glob("models/*"))

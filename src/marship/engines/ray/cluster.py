@@ -8,7 +8,6 @@ import os
 import socket
 import threading
 from collections.abc import Callable, Mapping
-from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -73,7 +72,7 @@ def connect(address: str, token_file: Path | None) -> None:
         if ray.get_runtime_context().gcs_address == address:
             return
         ray.shutdown()
-    _keep_output()
+    problems.keep_output()
     try:
         ray.init(
             address,
@@ -84,19 +83,6 @@ def connect(address: str, token_file: Path | None) -> None:
     except Exception as error:  # Ray's own errors are of many kinds
         raise _refused(address, error) from error
     logging.getLogger("ray.serve").setLevel(logging.ERROR)
-
-
-@cache
-def _keep_output() -> None:
-    """Have Ray write a node's warnings to standard error: a command's own output may be JSON."""
-    from ray._private import worker
-
-    write = worker.print_to_stdstream
-
-    def to_stderr(data: Any, ignore_prefix: bool) -> None:  # noqa: ANN401  Ray's
-        write({**data, "is_err": True}, ignore_prefix=ignore_prefix)
-
-    worker.print_to_stdstream = to_stderr  # `log_to_driver` has no say in these
 
 
 def check_installed() -> None:

@@ -2,6 +2,8 @@
 
 import json
 import re
+from functools import cache
+from typing import Any
 
 from marship import errors
 from marship.errors import LoadError, MarshipError, ServerError
@@ -18,6 +20,19 @@ class ReplicaError(Exception):
     def __init__(self, error: MarshipError) -> None:
         told = json.dumps({"code": error.code, "message": str(error)})
         super().__init__(f"<<marship {told}>>")
+
+
+@cache
+def keep_output() -> None:
+    """Have Ray write a node's warnings to standard error: a command's own output may be JSON."""
+    from ray._private import worker
+
+    write = worker.print_to_stdstream
+
+    def to_stderr(data: Any, ignore_prefix: bool) -> None:  # noqa: ANN401  Ray's
+        write({**data, "is_err": True}, ignore_prefix=ignore_prefix)
+
+    worker.print_to_stdstream = to_stderr  # `log_to_driver` has no say in these
 
 
 def found(text: str, what: str) -> MarshipError:

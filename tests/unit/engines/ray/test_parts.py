@@ -103,7 +103,7 @@ def test_a_nodes_warnings_are_no_output(capsys: pytest.CaptureFixture[str]) -> N
     """Ray writes them to standard output, where a command's JSON goes."""
     from ray._private import worker
 
-    cluster._keep_output()
+    problems.keep_output()
     told = {"lines": ["8 PYTHON worker processes"], "pid": "raylet", "is_err": False}
     worker.print_to_stdstream(told, ignore_prefix=False)
     got = capsys.readouterr()
