@@ -63,11 +63,12 @@ def show_predictions(done: "Outcome", run: "Run", passed_over: Sequence[str]) ->
             [file, *(_short(texts.get(name, "")) for name in names)]
             for file, texts in done.first.items()
         )
-        narrow_grid(("file", *names), rows)
+        narrow_grid(("file", *map(_short, names)), rows)
         show_rest(done.predicted - len(done.first))
     for name, counts in done.counts.items():
         if done.predicted - len(done.first) > 1:  # else the table tells as much
-            grid((name, "files"), counts.most_common(SHOWN_COUNTS))
+            common = counts.most_common(SHOWN_COUNTS)
+            grid((name, "files"), [(_short(text), count) for text, count in common])
             show_rest(len(counts) - SHOWN_COUNTS)
     _show_failures(done.failed)
     rate = done.sent / done.seconds
