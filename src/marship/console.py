@@ -28,6 +28,7 @@ from rich.progress import (
 )
 from rich.segment import Segment
 from rich.status import Status
+from rich.table import Column
 from rich.text import Text
 from typer.exceptions import TyperException
 
@@ -185,7 +186,7 @@ class _RateColumn(ProgressColumn):
     """The recent rate per second."""
 
     def __init__(self, unit: str) -> None:
-        super().__init__()
+        super().__init__(table_column=Column(no_wrap=True))
         self._unit = unit
 
     def render(self, task: Task) -> Text:

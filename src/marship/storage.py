@@ -63,8 +63,9 @@ def replacing(path: Path) -> Iterator[Path]:
 def replacing_all(folder: Path) -> Iterator[Path]:
     """Yield a folder to write to; on success its files replace those in `folder`.
 
-    They are renamed one by one, sorted by name, after all are synced. On any error before that
-    none is renamed, and the old files stay.
+    Files of its folders replace those of the same folders, and all others there stay. They are
+    renamed one by one, sorted by name, after all are synced. On any error before that none is
+    renamed, and the old files stay.
 
     Raises:
         StorageError: The disk is full, the folder cannot be written to, or a target is a
@@ -72,13 +73,19 @@ def replacing_all(folder: Path) -> Iterator[Path]:
     """
     with explained(folder), _draft_folder(folder, "draft") as drafts:
         yield drafts
-        files = sorted(drafts.iterdir())
-        for file in files:
+        files = {
+            file: folder / file.relative_to(drafts)
+            for file in sorted(drafts.rglob("*"))
+            if not file.is_dir()
+        }
+        for file, target in files.items():
             _sync(file)
-            if (folder / file.name).is_dir():
-                raise _a_folder(folder / file.name)
-        for file in files:
-            file.replace(folder / file.name)
+            if target.is_dir():
+                raise _a_folder(target)
+        for target in files.values():
+            target.parent.mkdir(parents=True, exist_ok=True)
+        for file, target in files.items():
+            file.replace(target)
 
 
 @contextmanager

@@ -18,6 +18,7 @@ SHOWN_NUMBERS = 1000
 WHOLE_RATE = 10
 SAID = ("text", "segments", "timings_ms")
 SHOWN_FAILURES, SHOWN_COUNTS, SHOWN_CELLS, SHOWN_NAMES = 5, 10, 4, 3
+SHOWN_SIGNS = 200
 
 
 def show_response(response: Any) -> None:  # noqa: ANN401  any that a model answers
@@ -59,13 +60,15 @@ def show_predictions(done: "Outcome", run: "Run", passed_over: Sequence[str]) ->
     if done.first:
         names = list(next(iter(done.first.values())))[:SHOWN_CELLS]
         rows = (
-            [file, *(texts.get(name, "") for name in names)] for file, texts in done.first.items()
+            [file, *(_short(texts.get(name, "")) for name in names)]
+            for file, texts in done.first.items()
         )
-        narrow_grid(("file", *names), rows)
+        narrow_grid(("file", *map(_short, names)), rows)
         show_rest(done.predicted - len(done.first))
     for name, counts in done.counts.items():
         if done.predicted - len(done.first) > 1:  # else the table tells as much
-            grid((name, "files"), counts.most_common(SHOWN_COUNTS))
+            common = counts.most_common(SHOWN_COUNTS)
+            grid((name, "files"), [(_short(text), count) for text, count in common])
             show_rest(len(counts) - SHOWN_COUNTS)
     _show_failures(done.failed)
     rate = done.sent / done.seconds
@@ -82,6 +85,11 @@ def show_predictions(done: "Outcome", run: "Run", passed_over: Sequence[str]) ->
             ("transcripts", run.transcripts and run.transcripts.folder),
         ]
     )
+
+
+def _short(text: str) -> str:
+    """The beginning of a long text: in a pipe a table is as wide as its longest one."""
+    return text if len(text) <= SHOWN_SIGNS else f"{text[:SHOWN_SIGNS]}..."
 
 
 def _some(names: Sequence[str]) -> str:

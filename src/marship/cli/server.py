@@ -136,6 +136,9 @@ def stop(home: Home = None) -> None:
 
     with console.err.status("stopping"):
         record = default.of_home(home).stop(home)
+    if record.engine == "ray" and not record.pid:  # of another home, or another program
+        console.out.print(f"left the cluster at {record.cluster}, which goes on")
+        return
     console.out.print(f"stopped the server at {record.inference_url}")
 
 

@@ -28,6 +28,8 @@ _SOURCE = Path(marship.__file__).parent
 _LEFT_OUT = ("__pycache__", "handlers")
 _ENTRIES = {"requirements.txt", "marship", "models", "trust"}
 """What a build context holds, beside its Containerfile."""
+_TOOLS = ("pip", "setuptools")
+"""What venv installs; a host needs neither, unless a model's packages require it."""
 _MARK = b"# Written by marship image."
 _ACCELERATORS = {"cuda", "tensorrt"}
 
@@ -116,7 +118,7 @@ def write(settings: ImageSettings, paths: Sequence[Path]) -> ImageWritten:
     found = read_all(paths, settings.trust)
     _check_devices(found, gpu=settings.gpu)
     needed = packages.pinned(found, gpu=settings.gpu)
-    text = _containerfile(settings, found)
+    text = _containerfile(settings, found, needed)
     folder = settings.out.absolute().parent
     _check_context(folder, settings.out.name)
     with storage.replacing_entries(folder) as draft:
@@ -146,13 +148,17 @@ def _check_devices(found: Sequence[Archive], *, gpu: bool) -> None:
         )
 
 
-def _containerfile(settings: ImageSettings, found: Sequence[Archive]) -> str:
+def _containerfile(settings: ImageSettings, found: Sequence[Archive], needed: Sequence[str]) -> str:
+    kept = {line.partition("==")[0] for line in needed}
+    tools = [tool for tool in _TOOLS if tool not in kept]
+    removed = f" \\\n && /opt/marship/bin/pip uninstall -q -y {' '.join(tools)}" if tools else ""
     copies = [f"COPY models {MODELS}"] * (settings.fetch_from is None)
     copies += [f"COPY trust {TRUST}"] * (settings.trust is not None)
     command = places(found, settings.fetch_from)
     return Blanks((TEMPLATES / "Containerfile").read_text()).substitute(
         file=settings.out.name,
         base=settings.base,
+        removed=removed,
         copies="\n".join(copies),
         trust=f', "--trust", "{TRUST}"' * (settings.trust is not None),
         command=", ".join(map(json.dumps, command)),
@@ -165,7 +171,8 @@ def _check_context(folder: Path, file_name: str) -> None:
     Raises:
         UsageError: It may be the user's own.
     """
-    if file_name in _ENTRIES or not file_name.isprintable():
+    # builders read .dockerignore and .containerignore
+    if file_name in _ENTRIES or file_name.startswith(".") or not file_name.isprintable():
         raise UsageError(
             f"the Containerfile must have a name of its own, got {file_name!r}. Choose another "
             "with --out."
@@ -173,12 +180,25 @@ def _check_context(folder: Path, file_name: str) -> None:
     held = sorted(path.name for path in folder.iterdir()) if folder.exists() else []
     held = [name for name in held if not storage.is_draft(name)]
     strange = [name for name in held if name not in {*_ENTRIES, file_name}]
+    strange += _added(folder, folder / file_name)
     if not strange and (not held or _is_ours(folder / file_name)):
         return
     raise UsageError(
         f"{folder} must be empty, or hold a build context that marship image wrote, got "
         f"{(strange or held)[0]} in it. Choose another folder with --out FOLDER/Containerfile."
     )
+
+
+def _added(folder: Path, containerfile: Path) -> list[str]:
+    """Files among the archives of a context that its Containerfile does not name."""
+    if not _is_ours(containerfile):
+        return []
+    text = containerfile.read_text(errors="replace")
+    return [
+        f"models/{path.name}"
+        for path in sorted(folder.glob("models/*"))
+        if json.dumps(f"{MODELS}/{path.name.removesuffix('.sig')}") not in text
+    ]
 
 
 def _is_ours(containerfile: Path) -> bool:

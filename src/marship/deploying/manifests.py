@@ -6,11 +6,16 @@ long a request of this model takes.
 """
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import yaml
+
+from marship import storage
 from marship.deploying import image, rules
 from marship.deploying.settings import SCALERS, ManifestSettings
 from marship.deploying.template import filled, text
@@ -52,7 +57,8 @@ def write(settings: ManifestSettings, paths: Sequence[Path]) -> ManifestsWritten
         paths: The archives.
 
     Raises:
-        UsageError: A setting is invalid, or Kubernetes would refuse an object.
+        UsageError: A setting is invalid, Kubernetes would refuse an object, or a file would be
+            replaced that was not written here.
         PackageError: An archive cannot be read.
         SignatureError: An archive is not signed with a pinned key.
     """
@@ -68,21 +74,60 @@ def write(settings: ManifestSettings, paths: Sequence[Path]) -> ManifestsWritten
         if settings.seal_secret and one.sealed:
             secrets[settings.seal_secret] = "key"
     objects["kustomization.yaml"] = filled("kustomization", {"files": list(objects)})
-    for file, value in objects.items():
-        target = settings.out / file
-        target.parent.mkdir(parents=True, exist_ok=True)
-        target.write_text(text(value, _NOTE))
-    for folder in {(settings.out / file).parent for file in objects} - {settings.out}:
-        _remove_others(folder, {(settings.out / file) for file in objects})
+    _check_out(settings.out, objects)
+    others = _listed(settings.out) - set(objects)
+    with storage.replacing_all(settings.out) as draft:
+        for file, value in objects.items():
+            (draft / file).parent.mkdir(exist_ok=True)
+            (draft / file).write_text(text(value, _NOTE))
+    for file in others:
+        _remove(settings.out / file)
     names = tuple(one.name for one in found)
     return ManifestsWritten(tuple(settings.out / file for file in objects), names, secrets)
 
 
-def _remove_others(folder: Path, kept: set[Path]) -> None:
-    """Remove what an earlier run wrote for a model: two scalers would work against each other."""
-    for path in folder.glob("*.yaml"):
-        if path not in kept and path.read_bytes().startswith(f"# {_NOTE}".encode()):
-            path.unlink()
+def _check_out(folder: Path, files: Iterable[str]) -> None:
+    """Check that what is replaced was written here.
+
+    Raises:
+        UsageError: It may be the user's own.
+    """
+    for file in files:
+        path = folder / file
+        for place in (path.parent, path):
+            is_free = not place.exists() and not place.is_symlink()
+            if not (is_free or (place.is_dir() if place != path else _is_ours(path))):
+                raise UsageError(
+                    f"{place} must not exist, or be what marship manifests wrote, got something "
+                    "else. Choose another folder with --out."
+                )
+
+
+def _is_ours(path: Path) -> bool:
+    try:
+        return path.read_bytes().startswith(f"# {_NOTE}".encode())
+    except OSError:
+        return False
+
+
+def _listed(folder: Path) -> set[str]:
+    """What an earlier run wrote there, by its kustomization."""
+    path = folder / "kustomization.yaml"
+    if not _is_ours(path):
+        return set()
+    try:
+        found = yaml.safe_load(path.read_text())["resources"]
+    except (yaml.YAMLError, UnicodeDecodeError, KeyError, TypeError):
+        return set()
+    return {file for file in found if re.fullmatch(r"([a-z0-9-]+/)?[a-z]+\.yaml", str(file))}
+
+
+def _remove(path: Path) -> None:
+    """Remove what an earlier run wrote: two scalers of a model would work against each other."""
+    if _is_ours(path):
+        path.unlink()
+        with suppress(OSError):  # it holds something else
+            path.parent.rmdir()
 
 
 def _check(settings: ManifestSettings, count: int) -> None:

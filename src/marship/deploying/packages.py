@@ -22,6 +22,9 @@ HOST = (
 )
 """What `marship host` imports itself, beside the archive."""
 _ONLY_TORCHSERVE = {"ts"}
+_SHARED = 2
+"""Packages from which on a module's name is a namespace, as `google` is."""
+_ABSENCES = {"ImportError", "ModuleNotFoundError", "Exception", "BaseException"}
 _GPU = {"onnxruntime": "onnxruntime-gpu"}
 
 
@@ -60,27 +63,69 @@ def imported(archive: Archive) -> set[str]:
         if module in known or module not in sources:
             continue
         known.add(module)
-        for target in _imports(sources[module], sources):
-            if target in sources:
-                waiting.append(target)
-            else:
-                others.add(target.partition(".")[0])
+        for target, is_optional in _imports(sources[module]):
+            parts = target.split(".")
+            above = (".".join(parts[:count]) for count in range(1, len(parts) + 1))
+            if own := [name for name in above if name in sources]:
+                waiting += own
+            elif not (is_optional and _owner(target) is None):
+                others.add(_root(target))
     return others - sys.stdlib_module_names - _ONLY_TORCHSERVE - {"marship"}
 
 
-def _imports(source: bytes, sources: Mapping[str, bytes]) -> Iterator[str]:
-    """Modules that a file imports, wherever the import stands; packages above them, too."""
-    for node in ast.walk(ast.parse(source)):
+def _imports(source: bytes) -> Iterator[tuple[str, bool]]:
+    """What a file imports, wherever that stands, and whether the file can do without."""
+    for node, is_optional in _statements(ast.parse(source)):
         if isinstance(node, ast.Import):
-            names = [alias.name for alias in node.names]
-        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
-            inner = [f"{node.module}.{alias.name}" for alias in node.names]
-            names = [name if name in sources else node.module for name in inner]
-        else:
-            continue
-        for name in names:
-            parts = name.split(".")
-            yield from (".".join(parts[:count]) for count in range(1, len(parts) + 1))
+            yield from ((alias.name, is_optional) for alias in node.names)
+        elif node.module and not node.level:
+            yield from ((f"{node.module}.{alias.name}", is_optional) for alias in node.names)
+
+
+def _statements(
+    node: ast.AST, *, is_optional: bool = False
+) -> Iterator[tuple[ast.Import | ast.ImportFrom, bool]]:
+    """The imports in a part of a file, but those for type checkers."""
+    if isinstance(node, ast.Import | ast.ImportFrom):
+        yield node, is_optional
+        return
+    is_typing = isinstance(node, ast.If) and _named(node.test) == "TYPE_CHECKING"
+    is_optional = is_optional or _bears_absence(node)
+    for child in node.orelse if is_typing else ast.iter_child_nodes(node):  # type: ignore[attr-defined]
+        yield from _statements(child, is_optional=is_optional)
+
+
+def _bears_absence(node: ast.AST) -> bool:
+    """Whether a statement goes on where an import in it fails."""
+    if isinstance(node, ast.Try):
+        return any(
+            bool(_caught(handler.type) & _ABSENCES)
+            and not any(isinstance(part, ast.Raise) for part in ast.walk(handler))
+            for handler in node.handlers
+        )
+    if isinstance(node, ast.With):
+        calls = [item.context_expr for item in node.items]
+        return any(
+            isinstance(call, ast.Call)
+            and _named(call.func) == "suppress"
+            and any(_caught(given) & _ABSENCES for given in call.args)
+            for call in calls
+        )
+    return False
+
+
+def _caught(kind: ast.expr | None) -> set[str | None]:
+    """The names of the exceptions that are caught; all where none is named."""
+    if kind is None:
+        return {"Exception"}
+    return {_named(one) for one in (kind.elts if isinstance(kind, ast.Tuple) else [kind])}
+
+
+def _named(node: ast.expr) -> str | None:
+    """What `NAME` and `module.NAME` name."""
+    if isinstance(node, ast.Attribute):
+        return node.attr
+    return node.id if isinstance(node, ast.Name) else None
 
 
 @cache
@@ -89,21 +134,53 @@ def _distributions() -> Mapping[str, list[str]]:
     return packages_distributions()
 
 
+def _root(module: str) -> str:
+    """The module that a package is found by: the first part, or more in a shared namespace."""
+    parts = module.split(".")
+    owners = set(_distributions().get(parts[0], ()))
+    if len(owners) < _SHARED:
+        return parts[0]
+    for count in range(len(parts), 1, -1):
+        found = ".".join(parts[:count])
+        if any(_has(owner, found) for owner in owners):
+            return found
+    return parts[0]
+
+
+def _owner(module: str) -> str | None:
+    """The package that has a module; None if it is not installed."""
+    root = _root(module)
+    found = sorted(_distributions().get(root.partition(".")[0], ()))
+    return next((owner for owner in found if _has(owner, root)), next(iter(found), None))
+
+
+@cache
+def _has(name: str, module: str) -> bool:
+    """Whether a package has files of a module."""
+    place = module.replace(".", "/")
+    files = map(str, distribution(name).files or ())
+    return any(file.startswith((f"{place}/", f"{place}.")) for file in files)
+
+
 def _package(archive: Archive, module: str) -> str:
-    found = _distributions().get(module)
-    if not found:
+    found = _owner(module)
+    if found is None:
         raise UsageError(
             f"{module}, which {archive.name} imports, must be installed here, since the image gets "
             "the same version, got none. Install it."
         )
-    return canonicalize_name(found[0])
+    return canonicalize_name(found)
 
 
 def _add(names: Iterable[str], found: dict[str, str]) -> None:
     """Add packages with what they require, by name."""
-    for name in names:
-        if name in found:
+    waiting: list[tuple[str, str]] = [(name, "") for name in names]
+    known: set[tuple[str, str]] = set()
+    while waiting:
+        name, extra = waiting.pop()
+        if (name, extra) in known:
             continue
+        known.add((name, extra))
         try:
             item = distribution(name)
         except PackageNotFoundError as error:
@@ -112,12 +189,6 @@ def _add(names: Iterable[str], found: dict[str, str]) -> None:
                 "Install it."
             ) from error
         found[name] = item.version.partition("+")[0]
-        needed = map(Requirement, item.requires or ())
-        _add(
-            [
-                canonicalize_name(one.name)
-                for one in needed
-                if one.marker is None or one.marker.evaluate({"extra": ""})
-            ],
-            found,
-        )
+        for one in map(Requirement, item.requires or ()):
+            if one.marker is None or one.marker.evaluate({"extra": extra}):
+                waiting += [(canonicalize_name(one.name), more) for more in ("", *one.extras)]

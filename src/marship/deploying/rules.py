@@ -114,9 +114,10 @@ def check_storage(uri: str | None) -> None:
     """Check where KServe finds archives.
 
     Raises:
-        UsageError: It is not given, or of a kind that is not supported.
+        UsageError: It is not given, of a kind that is not supported, or has a password.
     """
     parts = _parts(uri)
+    _check_open("storage", parts)
     is_claim = parts is None or parts.scheme != "pvc" or _SUBDOMAIN.fullmatch(parts.netloc)
     if parts is None or parts.scheme not in _STORAGES or not is_claim:
         raise UsageError(
@@ -132,12 +133,21 @@ def check_url(what: str, url: str | None) -> int:
         The port that is connected to.
 
     Raises:
-        UsageError: It is not given, or no http.
+        UsageError: It is not given, no http, or has a password.
     """
     parts = _parts(url)
+    _check_open(what, parts)
     if parts is None or parts.scheme not in _PORTS or parts.query or parts.fragment:
         raise UsageError(f"{what} must be http(s)://HOST/..., got {url!r}.")
     return parts.port or _PORTS[parts.scheme]
+
+
+def _check_open(what: str, parts: SplitResult | None) -> None:
+    if parts is not None and "@" in parts.netloc:
+        raise UsageError(
+            f"{what} must hold no user name and no password, since files and images show it, got "
+            f"one for {parts.hostname}. Leave it out, and let the network decide who may read."
+        )
 
 
 def _parts(url: str | None) -> SplitResult | None:

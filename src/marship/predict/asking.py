@@ -22,6 +22,7 @@ from marship.errors import (
     ServerError,
     TokenError,
     UsageError,
+    WorkerDiedError,
 )
 from marship.exchange.calls import Pause
 from marship.exchange.retries import FIRST_PAUSE_S, RETRY_S, RetryPolicy
@@ -42,6 +43,7 @@ class Asker:
         limits: The server's limits.
         content_type: Of all files; None follows from each one's suffix.
         on_trouble: Called when the server is not responding, and requests are retried.
+        retries: Whether to wait for a server that is busy or away; else whoever asks does.
         client: The server's client; its `on_retry` is the one here.
     """
 
@@ -50,6 +52,7 @@ class Asker:
     limits: ServerLimits
     content_type: str | None = None
     on_trouble: Callable[[], None] = lambda: None
+    retries: bool = True
     client: AsyncClient = field(init=False)
     _byte_budget: ByteBudget = field(default_factory=lambda: ByteBudget(MOST_BYTES_IN_FLIGHT))
     _responded_at: float = field(default_factory=time.monotonic)
@@ -66,7 +69,8 @@ class Asker:
 
     def client_settings(self, timeout_s: float) -> dict[str, Any]:
         """Arguments of the client."""
-        return {"timeout_s": timeout_s, "retry_s": RETRY_S, "on_retry": self.on_retry}
+        retry_s = RETRY_S if self.retries else 0.0
+        return {"timeout_s": timeout_s, "retry_s": retry_s, "on_retry": self.on_retry}
 
     def on_retry(self) -> None:
         """The server is busy or not running, and the client retries."""
@@ -136,6 +140,10 @@ class Asker:
             _GoneError: No request has succeeded within the retry time.
             MarshipError: The error is this file's.
         """
+        if not self.retries:
+            if isinstance(error, NoAnswerError) and not error.timed_out:
+                raise WorkerDiedError(str(error)) from error  # in the middle of its response
+            raise error
         now = time.monotonic()
         silent_s, is_back = now - self._responded_at, now - self._troubled_at <= RETRY_S
         if isinstance(error, NotFoundError):

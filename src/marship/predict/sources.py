@@ -132,7 +132,8 @@ def find(places: Sequence[str], suffixes: Collection[str] = ()) -> Found:
             folder with neither, JSON and npy, or from one without those, texts.
 
     Raises:
-        UsageError: A file does not exist, or there are no files to predict.
+        UsageError: A file does not exist, there are no files to predict, or the names of two
+            would be the same in a table.
         OSError: A folder cannot be read.
     """
     wanted = {f".{suffix.lower().lstrip('.')}" for suffix in suffixes}
@@ -140,7 +141,12 @@ def find(places: Sequence[str], suffixes: Collection[str] = ()) -> Found:
     others: list[str] = []
     for place in places:
         taken, left = _find_at(place, wanted)
-        found |= {source.name: source for source in taken}
+        for source in taken:
+            if found.setdefault(source.name, source).path != source.path:
+                raise UsageError(
+                    f"each file must have a name of its own in the table, got {source.name} of "
+                    "two, one of them with bytes that are not UTF-8. Rename one."
+                )
         others += left
     if not found:
         kinds = ", ".join(sorted(wanted)) or "pictures, sound, .json, .npy, .txt"

@@ -1,6 +1,7 @@
 """Files at URLs of object stores and web servers, read by fsspec."""
 
 from collections.abc import Collection, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -10,6 +11,7 @@ from urllib.parse import urlsplit
 from marship.errors import StorageError, UsageError
 from marship.predict.sources import FORMULA_STARTS, Source, Stamp, preferred
 
+_WITH_QUERIES = ("http", "https")
 _CHANGED = ("mtime", "LastModified", "last_modified", "updated", "created", "Last-Modified", "ETag")
 """What systems call the time of a file's last change, or what changes with it."""
 
@@ -36,7 +38,10 @@ class UrlSource(Source):
             'image/jpeg'
         """
         name = f"./{url}" if url.startswith(FORMULA_STARTS) else url
-        return cls(Path(urlsplit(url).path), name, url, listed)
+        scheme, _, rest = url.partition("://")
+        # elsewhere ? and # may be in a name (RFC 3986, 3.4 is of URLs, and keys are none)
+        path = urlsplit(url).path if scheme in _WITH_QUERIES else rest
+        return cls(Path(path), name, url, listed)
 
     def stamp(self) -> Stamp:
         """As it was listed."""
@@ -89,8 +94,8 @@ def listed(url: str, suffixes: Collection[str]) -> tuple[list[UrlSource], list[s
         UsageError: As `opened`; or there is nothing.
         StorageError: It cannot be listed.
     """
-    system, path = opened(url)
     try:
+        system, path = opened(url)
         system.invalidate_cache()
         found: Mapping[str, Mapping[str, Any]] = system.find(path, detail=True)
         files = [
@@ -98,6 +103,8 @@ def listed(url: str, suffixes: Collection[str]) -> tuple[list[UrlSource], list[s
             for name in sorted(found)
             if not _is_hidden(name, path)
         ]
+        if not files:
+            _check_listed(system, path)
     except (StorageError, UsageError):
         raise
     except Exception as error:  # each system has errors of its own
@@ -111,6 +118,16 @@ def listed(url: str, suffixes: Collection[str]) -> tuple[list[UrlSource], list[s
     taken = preferred({file: file.kind for file in files})
     kept = set(taken)
     return taken, [file.name for file in files if file not in kept]
+
+
+def _check_listed(system: Any, path: str) -> None:  # noqa: ANN401  fsspec's
+    """Ask again about a folder in which nothing is: `find` takes any failure for that.
+
+    Raises:
+        Exception: What the system says; not that nothing is there.
+    """
+    with suppress(FileNotFoundError, NotADirectoryError):
+        system.ls(path)
 
 
 def _is_hidden(name: str, root: str) -> bool:

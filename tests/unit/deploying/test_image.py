@@ -70,6 +70,81 @@ def test_packages_are_those_that_the_handler_reaches(archive: Path) -> None:
     assert gpu - names == {"onnxruntime-gpu"}
 
 
+@pytest.mark.parametrize(
+    ("imports", "needed"),
+    [
+        ("try:\n  import none_such, yaml\nexcept ImportError:\n  none_such = None", {"pyyaml"}),
+        (
+            "try:\n  import none_such\nexcept (ValueError, ModuleNotFoundError):\n  import PIL",
+            {"pillow"},
+        ),
+        (
+            "import contextlib\nwith contextlib.suppress(ImportError):\n  from none_such import a",
+            set(),
+        ),
+        (
+            "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n  import a\nelse:\n  import yaml",
+            {"pyyaml"},
+        ),
+        ("import typing\nif typing.TYPE_CHECKING:\n  import none_such", set()),
+        ("from google.protobuf import message", {"protobuf"}),
+        ("import google.protobuf.message", {"protobuf"}),
+        ("from google import protobuf", {"protobuf"}),
+    ],
+)
+def test_imports_that_a_host_may_lack_are_no_packages(
+    imports: str, needed: set[str], tmp_path: Path
+) -> None:
+    """Those that are caught, and those for type checkers; a namespace is not one package."""
+    found = archives.read(write(tmp_path / "lin.mar", {**FILES, "handler.py": imports.encode()}))
+    modules = packages.imported(found)
+    assert {packages._package(found, module) for module in modules} == needed
+
+
+@pytest.mark.parametrize(
+    "imports",
+    [
+        "import none_such",
+        "try:\n  import none_such\nexcept ImportError as e:\n  raise OSError from e",
+    ],
+)
+def test_imports_that_a_host_needs_must_be_here(imports: str, tmp_path: Path) -> None:
+    """Where the failure is caught to tell of it, too."""
+    found = archives.read(write(tmp_path / "lin.mar", {**FILES, "handler.py": imports.encode()}))
+    with pytest.raises(UsageError, match="none_such, which lin imports, must be installed here"):
+        packages.pinned([found], gpu=False)
+
+
+def test_requirements_bring_what_their_extras_need(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As `datasets` asks for `fsspec[http]`; extras that nobody asks for bring nothing."""
+    for name, lines in {
+        "first": ["Requires-Dist: second[web,none]", "Requires-Dist: fourth; extra == 'all'"],
+        "second": ["Requires-Dist: third; extra == 'web'", "Requires-Dist: fourth; extra == 'ssh'"],
+        "third": ["Requires-Dist: first"],
+        "fourth": [],
+    }.items():
+        folder = tmp_path / f"{name}-1.dist-info"
+        folder.mkdir()
+        head = ["Metadata-Version: 2.1", f"Name: {name}", "Version: 1", *lines, ""]
+        (folder / "METADATA").write_text("\n".join(head))
+    monkeypatch.syspath_prepend(tmp_path)
+    for asked, brought in ({"second"}, {"second"}), ({"first"}, {"first", "second", "third"}):
+        found: dict[str, str] = {}
+        packages._add(asked, found)
+        assert set(found) == brought
+
+
+def test_what_packages_require_stays_in_the_image(tmp_path: Path) -> None:
+    """Torch needs setuptools when it runs; a host without it has neither that nor pip."""
+    for code, removed in ((b"import yaml", "pip setuptools"), (b"import torch", "pip")):
+        archive = write(tmp_path / "lin.mar", {**FILES, "handler.py": code})
+        chosen = ImageSettings(base=BASE, out=tmp_path / removed / "Containerfile")
+        image.write(chosen, [archive])
+        assert f"pip uninstall -q -y {removed}\n" in chosen.out.read_text()
+
+
 def test_an_image_that_fetches_holds_keys_and_no_archive(archive: Path, tmp_path: Path) -> None:
     """It serves only what they signed; so the archive that is read here is signed, too."""
     key = make_key(tmp_path / "keys")
@@ -136,6 +211,17 @@ def test_a_folder_that_may_be_the_users_is_left_alone(archive: Path, tmp_path: P
             assert {p: p.is_file() and p.read_bytes() for p in project.rglob("*")} == held
 
 
+def test_archives_that_were_put_into_a_context_stay(archive: Path, tmp_path: Path) -> None:
+    """They may have no other copy."""
+    chosen = ImageSettings(base=BASE, out=tmp_path / "image" / "Containerfile")
+    image.write(chosen, [archive])
+    own = chosen.out.parent / "models" / "own.mar"
+    own.write_bytes(b"own")
+    with pytest.raises(UsageError, match=r"got models/own\.mar in it"):
+        image.write(chosen, [archive])
+    assert own.read_bytes() == b"own"
+
+
 def test_a_context_is_replaced_whole_or_not_at_all(
     archive: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -159,7 +245,7 @@ def _full_disk(*_: object, **__: object) -> None:
     raise OSError(errno.ENOSPC, "no space left")
 
 
-@pytest.mark.parametrize("name", ["models", "marship", "a\nRUN x"])
+@pytest.mark.parametrize("name", ["models", "marship", ".dockerignore", "a\nRUN x"])
 def test_the_containerfile_has_a_name_of_its_own(name: str, archive: Path, tmp_path: Path) -> None:
     """Its name stands in it, and entries of the context are replaced."""
     with pytest.raises(UsageError, match="name of its own"):

@@ -3,6 +3,7 @@
 `python tests/unit/deploying/test_manifests.py` writes the golden files.
 """
 
+import errno
 import re
 import sys
 import tempfile
@@ -19,7 +20,8 @@ from hypothesis import strategies as st
 import crds
 from marship.deploying import manifests, rules
 from marship.deploying.settings import ManifestSettings
-from marship.errors import PackageError, SignatureError, UsageError
+from marship.deploying.template import text
+from marship.errors import PackageError, SignatureError, StorageError, UsageError
 from marship.trust import archive as archives
 from marship.trust import signature
 from marship.trust.archive import Member
@@ -126,6 +128,10 @@ REFUSED = [
     ({"fetch_from": "https://x:70000/"}, "--fetch-from must be http"),
     ({"fetch_from": "https://x:0/"}, "--fetch-from must be http"),
     ({"fetch_from": "https://x y/"}, "--fetch-from must be http"),
+    ({"fetch_from": "https://me:secret@x/"}, "no password, since files and images show it, got"),
+    ({"fetch_from": "https://token@x/"}, "--fetch-from must hold no user name"),
+    ({"scaler": "keda", "prometheus": "http://a:b@x"}, "--prometheus must hold no user name"),
+    ({"kserve": True, "scaler": "cpu", "storage": "s3://a:b@x/y"}, "storage must hold no user"),
     ({"scaler": "keda", "prometheus": "http://[::1"}, "--prometheus must be http"),
     ({"kserve": True, "scaler": "cpu", "storage": "pvc://[x"}, "--storage pvc"),
     ({"kserve": True, "scaler": "cpu", "storage": "pvc://My_Claim/x"}, "--storage pvc"),
@@ -144,8 +150,9 @@ def test_what_kubernetes_would_refuse_is_not_written(
     changed: dict[str, Any], said: str, tmp_path: Path
 ) -> None:
     """One line says what to do, and no file is there."""
-    with pytest.raises(UsageError, match=re.escape(said)):
+    with pytest.raises(UsageError, match=re.escape(said)) as caught:
         written(tmp_path, **changed)
+    assert "secret" not in str(caught.value)
     assert not (tmp_path / "out").exists()
 
 
@@ -188,6 +195,55 @@ def test_another_scaler_takes_the_place_of_the_one_before(tmp_path: Path) -> Non
     assert "scaledobject.yaml" in names
     assert "horizontalpodautoscaler.yaml" not in names
     assert "own.yaml" in names
+
+
+@pytest.mark.parametrize(
+    "own", ["kustomization.yaml", "lin/deployment.yaml", "lin/service.yaml/x", "lin"]
+)
+def test_files_that_may_be_the_users_are_left_alone(own: str, tmp_path: Path) -> None:
+    """Whatever they are called; and nothing is written beside them."""
+    path = tmp_path / "out" / own
+    path.parent.mkdir(parents=True)
+    path.write_text("kind: ConfigMap\n")
+    with pytest.raises(UsageError, match="Choose another folder with --out"):
+        written(tmp_path)
+    assert [one for one in (tmp_path / "out").rglob("*") if one.is_file()] == [path]
+    assert path.read_text() == "kind: ConfigMap\n"
+
+
+def test_a_model_that_is_left_out_is_no_longer_there(tmp_path: Path) -> None:
+    """Nothing lists its objects any more; what marship did not write there stays."""
+    out = replace(BASE, out=tmp_path / "out")
+    both = [write(tmp_path / f"{name}.mar", model=name) for name in ("a", "b", "c")]
+    manifests.write(out, both)
+    (tmp_path / "out" / "c" / "own.yaml").write_text("kind: ConfigMap\n")
+    manifests.write(replace(BASE, out=tmp_path / "out" / "prod"), both[1:])
+    manifests.write(out, both[:1])
+    held = sorted(str(path.relative_to(tmp_path / "out")) for path in tmp_path.glob("out/*/*.yaml"))
+    assert [path for path in held if not path.startswith("a/")] == [
+        "c/own.yaml", "prod/kustomization.yaml",
+    ]  # fmt: skip
+    assert (tmp_path / "out" / "prod" / "b" / "deployment.yaml").exists()
+    assert not (tmp_path / "out" / "b").exists()
+
+
+def test_manifests_are_replaced_whole_or_not_at_all(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A full disk leaves those that were there."""
+    written(tmp_path)
+    out = tmp_path / "out"
+    held = {path: path.is_file() and path.read_bytes() for path in out.rglob("*")}
+
+    def full(value: dict[str, Any], note: str) -> str:
+        if value["kind"] == "NetworkPolicy":
+            raise OSError(errno.ENOSPC, "no space left")
+        return text(value, note)
+
+    monkeypatch.setattr(manifests, "text", full)
+    with pytest.raises(StorageError, match="fit on the disk"):
+        written(tmp_path, scaler="cpu")
+    assert {path: path.is_file() and path.read_bytes() for path in out.rglob("*")} == held
 
 
 def test_load_is_that_of_the_namespace(tmp_path: Path) -> None:

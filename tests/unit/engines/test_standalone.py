@@ -417,3 +417,11 @@ def test_what_is_wrong_with_a_token_is_said_once(
     (home / "key.json").rmdir()
     token.renew()
     assert "another-of-22-signs" in (home / "key.json").read_text()
+
+
+def test_a_scheme_has_no_case(tmp_path: Path) -> None:
+    """RFC 3986, 3.1: what `marship image --fetch-from` takes is no path for the host."""
+    for url in ("HTTP://me:hidden@x/lin.mar", "https://me:hidden@x/lin.mar"):
+        with pytest.raises(UsageError, match="got a URL without --trust") as caught:
+            archives.find([url], None, tmp_path)
+        assert "hidden" not in str(caught.value)

@@ -7,7 +7,9 @@ import pytest
 from rich.console import Console
 
 from marship import console
+from marship.cli.responses import show_predictions
 from marship.predict import Run
+from marship.predict.outcome import Outcome
 from marship.predict.rows import Row
 from marship.predict.screen import Screen
 from marship.predict.sources import Source
@@ -64,3 +66,29 @@ def test_trouble_is_reported_while_it_lasts(shown: io.StringIO) -> None:
         wait_for("1/3", shown)
     *_, last = shown.getvalue().partition("1/3")
     assert "waiting" not in last
+
+
+def test_a_summary_shows_the_beginning_of_long_responses(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """In a pipe, where no terminal cuts them, too: the table has them whole."""
+    long = "x" * 100_000
+    done = Outcome(0, 1.0)
+    done.take(Row(str(n), "m 1.0", 200, answer={"label": long, long: 1}) for n in range(20))
+    show_predictions(done, run(20), [])
+    told = capsys.readouterr().out
+    assert "20 predicted, 0 failed" in told
+    assert "xxx..." in told
+    assert len(told) < 20_000
+
+
+@pytest.mark.parametrize("width", [120, 80, 40])
+@pytest.mark.parametrize("rate", [0.5, 98.4, 123_456.0])
+def test_progress_keeps_to_one_line(rate: float, width: int) -> None:
+    """What is too wide is cut, whatever the rate: lines of the log are counted by people, too."""
+    bar = console.progress(unit="files")
+    number = bar.add_task("digits  1,234 failed", total=100_000, completed=99_999)
+    bar.tasks[number].finished_speed = rate
+    file = io.StringIO()
+    Console(file=file, width=width).print(bar.get_renderable())
+    assert file.getvalue().count("\n") == 1

@@ -100,3 +100,11 @@ def test_names_are_safe_in_a_table() -> None:
     """A path that begins a formula gets ./ before it, one that is no UTF-8 is escaped."""
     assert Source.at(Path("=cmd()")).name == "./=cmd()"
     assert Source.at(Path(os.fsdecode(b"bad\xff.jpg"))).name == "bad\\xff.jpg"
+
+
+def test_two_files_never_have_one_name(tmp_path: Path) -> None:
+    """A byte that is not UTF-8 is written as its escape, which may be the other one's name."""
+    for name in (b"bad\xff.json", rb"bad\xff.json"):
+        Path(os.fsdecode(os.fsencode(tmp_path) + b"/" + name)).touch()
+    with pytest.raises(UsageError, match=r"a name of its own in the table, got .*bad\\xff.json of"):
+        sources.find([str(tmp_path)])

@@ -58,6 +58,18 @@ def test_a_url_is_read_as_a_folder_is(memory: str) -> None:
     assert one.read() == b"notes"
 
 
+@pytest.mark.parametrize("name", ["a#1.json", "b?c=d.json", "c?.json", "#.json"])
+def test_a_name_may_hold_any_sign(name: str) -> None:
+    """Keys of object stores are no URLs: their suffix says what they are all the same."""
+    system = fsspec.filesystem("memory")
+    system.pipe_file(f"/odd/{name}", b"1")
+    try:
+        (found,) = sources.find(["memory://odd"]).sources
+        assert (found.kind, found.read()) == ("application/json", b"1")
+    finally:
+        system.rm("/odd", recursive=True)
+
+
 def test_a_changed_file_has_another_stamp(memory: str) -> None:
     """Its size or its time: the ledger predicts it again then."""
     before = [source.stamp() for source in sources.find([memory]).sources]
@@ -84,7 +96,8 @@ MISTAKES = [
     ("s9://bucket/x", UsageError, "fsspec reads here, got s9://bucket/x: Protocol not known: s9"),
     ("ftp://me:secret@host/x", UsageError, "a URL must hold no password"),
     ("memory://nothing/there", UsageError, "must be a file or a folder, got none there"),
-    ("http://127.0.0.1:9/x", UsageError, "must be a file or a folder, got none there"),
+    ("http://127.0.0.1:9/x", StorageError, "must be a folder that can be listed, got: .*onnect"),
+    ("zip://*.json::file:///none.zip", StorageError, "must be a folder that can be listed, got: "),
 ]
 
 

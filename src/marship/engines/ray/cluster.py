@@ -72,6 +72,7 @@ def connect(address: str, token_file: Path | None) -> None:
         if ray.get_runtime_context().gcs_address == address:
             return
         ray.shutdown()
+    problems.keep_output()
     try:
         ray.init(
             address,
@@ -286,12 +287,19 @@ def table() -> Table:
 
 
 def write(changed: Table) -> None:
-    """Have every front take a table, and return when all have."""
+    """Have every front take a table, and return when all have.
+
+    Raises:
+        LoadError: One cannot start.
+    """
     import ray
 
     facts = ray.get(keeper.running().facts.remote(), timeout=_CALL_S)
     with console.muted(logging.WARNING):
-        _run_front(changed, facts["key"])
+        try:
+            _run_front(changed, facts["key"])
+        except RuntimeError as error:  # Serve's
+            raise problems.found(str(error), "the front") from error
 
 
 def details() -> Mapping[str, Any]:
@@ -339,9 +347,13 @@ def delete(app: str) -> None:
 def broadcast(app: str, method: str, *given: Any) -> list[Any]:  # noqa: ANN401
     """What each replica of an application returns of a method; empty if there are none."""
     from ray import serve
+    from ray.serve.exceptions import RayServeException
 
     with console.muted(logging.WARNING):
-        handle: Any = serve.get_app_handle(app)
+        try:
+            handle: Any = serve.get_app_handle(app)
+        except RayServeException:
+            return []  # nor is there the application
         if not handle.is_initialized:  # a client has no loop, whatever its environment says of Ray
             handle._init(_run_router_in_separate_loop=True)
         try:

@@ -9,7 +9,7 @@ from marship.engines import store
 from marship.engines.engine import Note, ServerConfig
 from marship.engines.home import Home, default_home
 from marship.engines.names import checked_name
-from marship.engines.ray import cluster, keeper, loads, plan, trials
+from marship.engines.ray import changes, cluster, keeper, loads, plan, trials
 from marship.engines.ray import models as registered
 from marship.engines.ray.access import ClusterAccess
 from marship.exchange.calls import Pause
@@ -24,17 +24,17 @@ class RayServe(ClusterAccess):
 
     models = registered.list_models
     describe = registered.describe
-    register = registered.register
-    scale = registered.scale
+    register = changes.register
+    scale = changes.scale
     shrink = loads.shrink
     loads = loads.loads
     wait_ready = registered.wait_ready
     renew_trial = trials.renew_trial
     trials = trials.trials
-    set_default = registered.set_default
+    set_default = changes.set_default
     drain = registered.drain
-    unregister = registered.unregister
-    withdraw = registered.withdraw
+    unregister = changes.unregister
+    withdraw = changes.withdraw
     predict = registered.predict
     openapi = registered.openapi
     ping = registered.ping

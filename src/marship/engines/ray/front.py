@@ -7,6 +7,7 @@ an acceptor of the direct host without workers, so that such responses are the s
 
 import asyncio
 import json
+import logging
 import socket
 import time
 import uuid
@@ -20,7 +21,11 @@ from typing import TYPE_CHECKING, Any
 import orjson
 import ray
 from ray import serve
-from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
+from ray.serve.exceptions import (
+    BackPressureError,
+    DeploymentUnavailableError,
+    RayServeException,
+)
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -39,11 +44,13 @@ from marship.serving.message import Reply, hidden
 if TYPE_CHECKING:
     from marship.errors import MarshipError
 
+logger = logging.getLogger(__name__)
+
 _ENDS = "2999-01-01T00:00:00Z"
 _WRITTEN_BY_RAY = {b"date"}
-_NONE = (placing.NoReplicaError, DeploymentUnavailableError, TimeoutError)
-"""No replica took the request."""
-_GONE = (ray.exceptions.RayActorError, OSError, KeyError)
+_NONE = (placing.NoReplicaError, DeploymentUnavailableError, TimeoutError, KeyError)
+"""No replica took the request; KeyError: its version has no application."""
+_GONE = (ray.exceptions.RayActorError, OSError)
 """A replica, its node, or its application ended with the request in hand."""
 _SLACK_S, _PROBE_S = 30.0, 2.0
 """What a request may wait beside its batch, and a probe for its answer."""
@@ -74,7 +81,10 @@ class Front:
         wanted = {entry.app for _, _, entry in table.entries()}
         loop = asyncio.get_running_loop()
         for app in wanted - set(self._handles):  # it asks the controller, which may take a while
-            self._handles[app] = await loop.run_in_executor(None, serve.get_app_handle, app)
+            try:
+                self._handles[app] = await loop.run_in_executor(None, serve.get_app_handle, app)
+            except RayServeException:  # one that is gone must not take all others with it
+                logger.exception("%s must be an application, got none", app)
         self._table = table
         self._trials.follow(table.serving)
         for app in set(self._handles) - wanted:
@@ -198,12 +208,14 @@ class Front:
     async def _is_ready(self) -> bool:
         """Whether the default version of every model answers."""
         probes = []
-        for name, model in self._table.models.items():
+        for name in self._table.models:
             target = b"/v2/models/" + name.encode() + b"/ready"
-            route = routes.find(target)
+            route, found = routes.find(target), self._table.entry(name, None)
             assert route is not None  # noqa: S101  it is one
+            if found is None:
+                return False
             asked = Asked("GET", target, [(b"host", b"here")])
-            probes.append(self._ask(model.versions[model.default], asked, route))
+            probes.append(self._ask(found[1], asked, route))
         return all(answer.status == HTTPStatus.OK for answer in await asyncio.gather(*probes))
 
     async def in_hand(self, app: str) -> int:

@@ -176,14 +176,19 @@ class Hosted:
             acceptor.follow({name: ModelState(version, (version,), {version: 1}, {version: 1})})
         return self._acceptor
 
-    async def ready(self) -> None:
-        """Listen, and wait until a worker is there, if one is still to be started."""
+    async def ready(self, within_s: float = _SEATED_S) -> bool:
+        """Listen, and wait until a worker is there, if one is still to be started.
+
+        Returns:
+            Whether one is: else the acceptor says so to who asks, as it does elsewhere.
+        """
         acceptor, loop = self.listen(), asyncio.get_running_loop()
-        end = loop.time() + _SEATED_S
-        while not self._is_seated(acceptor) and self._failures < _MOST_FAILURES:
-            if loop.time() > end:
-                break  # the acceptor says so, as it does elsewhere
+        end = loop.time() + within_s
+        while not self._is_seated(acceptor):
+            if loop.time() > end or self._failures >= _MOST_FAILURES:
+                return False
             await asyncio.sleep(_LOOK_S)
+        return True
 
     def _is_seated(self, acceptor: Acceptor) -> bool:
         served = self._served

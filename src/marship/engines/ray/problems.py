@@ -2,6 +2,8 @@
 
 import json
 import re
+from functools import cache
+from typing import Any
 
 from marship import errors
 from marship.errors import LoadError, MarshipError, ServerError
@@ -18,6 +20,19 @@ class ReplicaError(Exception):
     def __init__(self, error: MarshipError) -> None:
         told = json.dumps({"code": error.code, "message": str(error)})
         super().__init__(f"<<marship {told}>>")
+
+
+@cache
+def keep_output() -> None:
+    """Have Ray write a node's warnings to standard error: a command's own output may be JSON."""
+    from ray._private import worker
+
+    write = worker.print_to_stdstream
+
+    def to_stderr(data: Any, ignore_prefix: bool) -> None:  # noqa: ANN401  Ray's
+        write({**data, "is_err": True}, ignore_prefix=ignore_prefix)
+
+    worker.print_to_stdstream = to_stderr  # `log_to_driver` has no say in these
 
 
 def found(text: str, what: str) -> MarshipError:
@@ -37,6 +52,16 @@ def found(text: str, what: str) -> MarshipError:
             "marship[ray] there, in the Python that runs Ray."
         )
     return LoadError(f"{what} must load on Ray, got: {last_line(text)}")
+
+
+def is_told(text: str) -> bool:
+    """Whether a message carries an error of ours.
+
+    Example:
+        >>> is_told(f"Error: {ReplicaError(LoadError('no'))}"), is_told("Upscaling from 1 to 2.")
+        (True, False)
+    """
+    return _MARKED.search(text) is not None
 
 
 def of_code(code: str, message: str) -> MarshipError:

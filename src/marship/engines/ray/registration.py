@@ -99,6 +99,14 @@ def added(table: Table, admitted: Admission, entry: TableEntry) -> Table:
     return table.put(admitted.name, admitted.version, entry)
 
 
+def dropped(table: Table, admitted: Admission, app: str) -> Table:
+    """The table without a version, if an application is that of its entry."""
+    found = table.entry(admitted.name, admitted.version)
+    if found is None or found[1].app != app:
+        return table
+    return table.without(admitted.name, admitted.version)
+
+
 def _taken(admitted: Admission) -> ServerError:
     return ServerError(
         f"{admitted.name} {admitted.version} must be registered once, got it on the cluster "
@@ -110,7 +118,7 @@ def admit(access: ClusterAccess, wanted: Registration) -> Admission:
     """Check an archive here and on every node, and put it where they can get it.
 
     Raises:
-        MarshipError: As `models.register`.
+        MarshipError: As `changes.register`.
     """
     if Path(wanted.archive).name != wanted.archive or wanted.archive.startswith("."):
         raise UsageError(

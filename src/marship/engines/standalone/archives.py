@@ -82,7 +82,7 @@ def find(given: Sequence[str], trust: Trust | None, downloads: Path) -> list[Pat
     found: list[Path] = []
     for one in given:
         path = Path(one)
-        if one.startswith(("http://", "https://")):
+        if one.lower().startswith(("http://", "https://")):  # RFC 3986, 3.1
             found.append(_fetched(one, trust, downloads))
         elif path.is_dir():
             inside = sorted(path.glob("*.mar"))
@@ -99,7 +99,7 @@ def find(given: Sequence[str], trust: Trust | None, downloads: Path) -> list[Pat
 def _fetched(url: str, trust: Trust | None, downloads: Path) -> Path:
     if trust is None:
         raise UsageError(
-            f"an archive that is fetched must be signed with a pinned key, got {url} without "
+            "an archive that is fetched must be signed with a pinned key, got a URL without "
             "--trust. Name the folder of public keys."
         )
     from marship.trust import download

@@ -4,12 +4,13 @@ import asyncio
 import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from http import HTTPStatus
 from typing import Any
 
 from marship.client import AsyncClient
 from marship.engines.ray import plan, problems
 from marship.engines.ray.hosted import Hosted, HostedVersion
-from marship.errors import MarshipError, WorkerDiedError
+from marship.errors import LoadError, MarshipError
 from marship.exchange import sockets
 from marship.predict.asking import Asker
 from marship.predict.bounds import ServerLimits
@@ -19,7 +20,10 @@ from marship.predict.sources import Source
 
 LIMITS = ServerLimits(plan.QUEUE, plan.MOST_BYTES, "Make it smaller: a cluster takes no more.")
 """Of one worker."""
-_DIED = f"{WorkerDiedError.code}:"
+_LOST = HTTPStatus.SERVICE_UNAVAILABLE
+"""The worker ended with the file in hand, or had ended just before."""
+_START_S = 20.0
+"""What a process takes until it loads a model, and from then on until it has its seat."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,9 +75,10 @@ class ShareAsker:
         return asyncio.run_coroutine_threadsafe(work, self._loop).result()
 
     async def _begin(self, task: ShareTask) -> None:
-        await self._hosted.ready()
         served = task.served
-        self._asker = Asker(served.name, served.version, LIMITS, task.content_type)
+        self._label, self._load_s = served.name, served.startup_s + _START_S
+        await self._wait_ready()
+        self._asker = Asker(served.name, served.version, LIMITS, task.content_type, retries=False)
         self._asker.client = AsyncClient(
             inference_url=sockets.url(str(self._hosted.socket)),
             **self._asker.client_settings(task.timeout_s),
@@ -94,26 +99,46 @@ class ShareAsker:
             raise problems.ReplicaError(error) from None
 
     async def _rows(self, sources: Sequence[Source]) -> list[Row]:
-        """Their rows; a file in hand when another one ended the worker is asked again, alone."""
+        """Their rows; a file in hand when another one ended the worker is asked again, alone.
+
+        So a file that has ended the worker twice is a row of that error.
+        """
         rows = await asyncio.gather(*map(self._row, sources))
         return [
-            await self._row_alone(source) if row.error.startswith(_DIED) else row
+            await self._row_alone(source) if row.status == _LOST else row
             for source, row in zip(sources, rows, strict=True)
         ]
 
     async def _row(self, source: Source) -> Row:
         async with self._slots:
-            return await self._asker.row_of(source)
+            return await self._row_of(source)
 
     async def _row_alone(self, source: Source) -> Row:
         async with self._lonely:
             for _ in range(self._in_flight):
                 await self._slots.acquire()
             try:
-                return await self._asker.row_of(source)
+                return await self._row_of(source)
             finally:
                 for _ in range(self._in_flight):
                     self._slots.release()
+
+    async def _row_of(self, source: Source) -> Row:
+        await self._wait_ready()
+        return await self._asker.row_of(source)
+
+    async def _wait_ready(self) -> None:
+        """Wait for a worker that loads after another one died, as long as loading may take.
+
+        Raises:
+            LoadError: None starts any more.
+        """
+        if not await self._hosted.ready(self._load_s):
+            self._hosted.check()
+            raise LoadError(
+                f"{self._label} must have a worker within {self._load_s:g} s, got none. Package it "
+                "with a longer --startup-timeout-s."
+            )
 
     def __del__(self) -> None:
         """End the worker."""

@@ -38,7 +38,7 @@ def failed(error: Exception, path: bytes = b"/predictions/m") -> tuple[Answer, d
         (placing.NoReplicaError(), 503, "no_worker"),
         (TimeoutError(), 503, "no_worker"),
         (DeploymentUnavailableError(SimpleNamespace(name="m", app_name="a")), 503, "no_worker"),
-        (KeyError("an application"), 503, "worker_died"),
+        (KeyError("an application"), 503, "no_worker"),
         (ConnectionResetError(), 503, "worker_died"),
         (BackPressureError(num_queued_requests=1, max_queued_requests=1), 503, "busy"),
         (RuntimeError("received message larger than max"), 500, "internal"),

@@ -99,6 +99,17 @@ def test_another_version_of_ray() -> None:
     assert "\n" not in str(refused)
 
 
+def test_a_nodes_warnings_are_no_output(capsys: pytest.CaptureFixture[str]) -> None:
+    """Ray writes them to standard output, where a command's JSON goes."""
+    from ray._private import worker
+
+    problems.keep_output()
+    told = {"lines": ["8 PYTHON worker processes"], "pid": "raylet", "is_err": False}
+    worker.print_to_stdstream(told, ignore_prefix=False)
+    got = capsys.readouterr()
+    assert (got.out, "8 PYTHON worker processes" in got.err) == ("", True)
+
+
 def test_what_workers_count_is_added_up() -> None:
     """Counters by their error's code; what is no metric is passed over."""
     counts = Counts()

@@ -243,7 +243,7 @@ class RequestReader:
         if size > self._limits.request_bytes:
             raise TooLargeError(
                 f"a request must have {self._limits.request_bytes} bytes at most, got {size}. "
-                "Send several smaller ones, or raise max_request_size in config.properties."
+                "Send several smaller ones, or raise the server's max_request_size."
             )
 
     def on_body(self, part: bytes) -> None:
