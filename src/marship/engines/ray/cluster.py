@@ -62,7 +62,8 @@ def connect(address: str, token_file: Path | None) -> None:
     os.environ.update(environment(token_file))
     import ray
     from ray._private import auto_init_hook, ray_constants
-    from ray._raylet import Config  # type: ignore[attr-defined]
+    from ray._raylet import AuthenticationTokenLoader, Config  # type: ignore[attr-defined]
+    from ray.serve import context
 
     # threads of handles outlive the connection, and would start a cluster of their own here
     auto_init_hook.enable_auto_connect = False
@@ -72,6 +73,8 @@ def connect(address: str, token_file: Path | None) -> None:
         if ray.get_runtime_context().gcs_address == address:
             return
         ray.shutdown()
+    AuthenticationTokenLoader.instance().reset_cache()  # another cluster has another token,
+    context._set_global_client(None)  # and another controller, be it by the same job's number
     problems.keep_output()
     try:
         ray.init(

@@ -1,6 +1,8 @@
 """What Ray is told and what it tells, without a cluster."""
 
 import asyncio
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -118,6 +120,26 @@ def test_what_workers_count_is_added_up() -> None:
     counts.add(line)
     assert counts.totals == {("marship_errors_total", "malformed"): 4.0}
     assert counts.add("a print\n") is None
+
+
+def test_each_cluster_gets_its_own_token(tmp_path: Path) -> None:
+    """Of clusters that one process connects to in turn: Ray keeps the first token it has read."""
+    for name in "ab":
+        (tmp_path / name).write_text(name * 64)
+    code = """
+import pathlib, ray, sys
+from marship.engines.ray import cluster
+cluster._check_reachable = lambda address: None
+ray.init = lambda *_, **__: print(
+    ray._raylet.AuthenticationTokenLoader.instance().get_raw_token(ignore_auth_mode=True)
+)
+for name in "ab":
+    cluster.connect("127.0.0.1:1", pathlib.Path(sys.argv[1], name))
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.split() == ["a" * 64, "b" * 64]
 
 
 def test_a_worker_sees_no_key_of_the_cluster(monkeypatch: pytest.MonkeyPatch) -> None:
