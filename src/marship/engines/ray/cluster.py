@@ -74,7 +74,8 @@ def connect(address: str, token_file: Path | None) -> None:
             return
         ray.shutdown()
     AuthenticationTokenLoader.instance().reset_cache()  # another cluster has another token,
-    context._set_global_client(None)  # and another controller, be it by the same job's number
+    forget: Any = context._set_global_client  # and another controller, be it by the same job number
+    forget(None)
     problems.keep_output()
     try:
         ray.init(
