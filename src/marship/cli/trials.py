@@ -96,7 +96,17 @@ def figure_fields(figures: "TrialFigures") -> dict[str, object]:
         }
         for name, arm in (("default", figures.default), ("new", figures.new))
     }
-    named = ("asked", "taken", "absent", "dropped", "compared", "differing", "incomparable")
+    named = (
+        "asked",
+        "taken",
+        "absent",
+        "dropped",
+        "compared",
+        "differing",
+        "unreadable",
+        "unlike",
+        "incomparable",
+    )
     counts = {name: getattr(figures, name) for name in named}
     return {**counts, "largest": figures.largest, "examples": figures.examples, **arms}
 

@@ -4,15 +4,8 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from marship.errors import ServerError
-from marship.serving.hosts.direct.trial import (
-    LEASE_S,
-    TOOK_S,
-    Arm,
-    TrialFigures,
-    TrialOrder,
-    TrialState,
-    added,
-)
+from marship.serving.hosts.direct.outcome import TOOK_S, Arm, TrialFigures, added
+from marship.serving.hosts.direct.trial import LEASE_S, TrialOrder, TrialState
 
 __all__ = [
     "LEASE_S",

@@ -12,8 +12,9 @@ from marship.engines.ray.line import Answer, Asked
 from marship.engines.trials import TrialFigures, TrialOrder, TrialState, figures_of, merged
 from marship.exchange.calls import Flow, Work
 from marship.serving.hosts.direct.likeness import MOST_BYTES, compare
+from marship.serving.hosts.direct.outcome import Likeness, VersionResponse
 from marship.serving.hosts.direct.split import MOST_COPIES, MOST_COPY_BYTES
-from marship.serving.hosts.direct.trial import Likeness, RunningTrial, VersionResponse
+from marship.serving.hosts.direct.trial import RunningTrial
 
 Ask: TypeAlias = Callable[[str], Awaitable[Answer]]
 """Asks a version, by its number."""
@@ -57,13 +58,13 @@ class FrontSplit:
         given, other = trial.way(dict(asked.headers))
         if other is None:
             return await ask(given)
-        first = asyncio.ensure_future(_timed(ask, given))
+        first = asyncio.ensure_future(_timed(trial, ask, given))
         second = None
         if self._copies >= MOST_COPIES or self._copy_bytes + len(asked.body) > MOST_COPY_BYTES:
             trial.figures.dropped += 1
         else:
             self._copies, self._copy_bytes = self._copies + 1, self._copy_bytes + len(asked.body)
-            second = asyncio.ensure_future(_timed(ask, other))
+            second = asyncio.ensure_future(_timed(trial, ask, other))
         task = asyncio.ensure_future(self._note(trial, asked, given, first, second))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
@@ -101,18 +102,27 @@ class FrontSplit:
     ) -> AsyncIterator[Answer]:
         """A stream of a version as it comes; it is counted, and compared with nothing."""
         began, is_first = time.perf_counter(), True
-        async for part in parts:
-            if is_first:
-                outcome = VersionResponse(part.status, time.perf_counter() - began)
-                is_default = version == trial.order.default
-                trial.figures.note(*((outcome, None) if is_default else (None, outcome)))
-                is_first = False
-            yield part
+        wait = trial.begin(version)
+        try:
+            async for part in parts:
+                if is_first:
+                    wait.end()
+                    outcome = VersionResponse(part.status, time.perf_counter() - began)
+                    is_default = version == trial.order.default
+                    trial.figures.note(*((outcome, None) if is_default else (None, outcome)))
+                    is_first = False
+                yield part
+        finally:
+            wait.leave()
 
 
-async def _timed(ask: Ask, version: str) -> tuple[Answer, VersionResponse]:
-    began = time.perf_counter()
-    answer = await ask(version)
+async def _timed(trial: RunningTrial, ask: Ask, version: str) -> tuple[Answer, VersionResponse]:
+    began, wait = time.perf_counter(), trial.begin(version)
+    try:
+        answer = await ask(version)
+        wait.end()
+    finally:
+        wait.leave()
     took_s = time.perf_counter() - began
     names = {name.lower(): value for name, value in answer.headers}
     kind = names.get(b"content-type", b"").decode("latin-1")

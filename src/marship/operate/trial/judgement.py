@@ -18,6 +18,8 @@ from marship.operate.trial.settings import TrialLimits
 Outcome = Literal["going on", "fine", "worse", "too few"]
 Z = 3.0
 QUANTILES = (0.5, 0.99)
+_SILENT_S, _SILENT_TIMES = 5.0, 3.0
+"""A version must answer somebody within so long, or so many times the other one's slowest."""
 _MOST_BEYOND = 10
 """An estimate of a quantile counts where so many samples are beyond it."""
 
@@ -86,7 +88,7 @@ def judge(figures: TrialFigures, limits: TrialLimits, *, is_over: bool) -> Judge
     """
     if reason := next(_proven(figures, limits), ""):
         return Judgement("worse", reason)
-    if not is_over:
+    if not is_over or figures.new.silent_s > _most_silent_s(figures) / 2:  # one look more
         return Judgement("going on")
     if reason := next(_lacking(figures, limits), ""):
         return Judgement("too few", reason)
@@ -110,8 +112,30 @@ def _proven(figures: TrialFigures, limits: TrialLimits) -> Iterator[str]:
         most = time_bounds(figures.default.took, quantile)[1]
         if least > most * limits.max_latency_ratio * _class_ratio():
             yield _time_reason(figures, limits, quantile)
+    if share_bounds(_unreadable(figures), figures.compared)[0] > limits.max_error_rate:
+        yield _form_reason(figures, limits)
     if share_bounds(figures.differing, figures.compared)[0] > limits.max_differing:
         yield _difference_reason(figures, limits)
+    longest_s = _most_silent_s(figures)
+    if figures.new.silent_s > longest_s >= figures.default.silent_s:
+        yield (
+            f"a response must come within {longest_s:.3g} s, got none for "
+            f"{figures.new.silent_s:.1f} s while {figures.new.waiting} requests wait"
+        )
+
+
+def _most_silent_s(figures: TrialFigures) -> float:
+    """For how long a version may answer nobody: a multiple of what the default one took at most."""
+    slowest = time_at(figures.default.took, sum(figures.default.took))
+    return max(_SILENT_S, _SILENT_TIMES * slowest)
+
+
+def _unreadable(figures: TrialFigures) -> int:
+    """Responses that a program which reads the default version's cannot read.
+
+    Where the default version's lists of numbers always have the same lengths, the new one's must.
+    """
+    return figures.unreadable + (figures.unlike if figures.lengths else 0)
 
 
 def _default_errors(figures: TrialFigures) -> tuple[float, float]:
@@ -148,7 +172,11 @@ def _estimated(figures: TrialFigures, limits: TrialLimits) -> Iterator[str]:
         new, old = (_quantile(arm.took, quantile) for arm in (figures.new, default))
         if new > old * limits.max_latency_ratio * _class_ratio():
             yield _time_reason(figures, limits, quantile)
-    if figures.compared and figures.differing / figures.compared > limits.max_differing:
+    if not figures.compared:
+        return
+    if _unreadable(figures) / figures.compared > limits.max_error_rate:
+        yield _form_reason(figures, limits)
+    if figures.differing / figures.compared > limits.max_differing:
         yield _difference_reason(figures, limits)
 
 
@@ -173,6 +201,8 @@ def summary(figures: TrialFigures) -> str:
     parts.append(f"{figures.differing} of {figures.compared} differ")
     if figures.differing:
         parts[-1] += f", by {figures.largest:.4g} at most"
+    if count := _unreadable(figures):
+        parts.append(f"{count} have another form")
     named = {"not compared": figures.incomparable, "not sent twice": figures.dropped}
     parts += [f"{count} {what}" for what, count in named.items() if count]
     return "; ".join(parts)
@@ -192,6 +222,14 @@ def _time_reason(figures: TrialFigures, limits: TrialLimits, quantile: float) ->
     return (
         f"p{100 * quantile:g} must be at most {limits.max_latency_ratio:g} times the default "
         f"version's, got {new or 0:.3g} ms beside {old or 0:.3g} ms"
+    )
+
+
+def _form_reason(figures: TrialFigures, limits: TrialLimits) -> str:
+    place = f"; {figures.examples[0]}" if figures.examples else ""
+    return (
+        f"at most {limits.max_error_rate:g} of the responses must have another form, got "
+        f"{_unreadable(figures)} of {figures.compared}{place}"
     )
 
 

@@ -2,6 +2,7 @@
 
 import math
 from bisect import bisect_left
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -35,6 +36,11 @@ def figures(new: Arm, default: Arm | None = None, **more: Any) -> TrialFigures:
     """Figures in which all responses were compared, and are equal."""
     counts = {"compared": new.requests, "taken": new.requests, **more}
     return TrialFigures(new=new, default=default or arm(new.requests), **counts)
+
+
+def silent(requests: int, seconds: float) -> Arm:
+    """One that has answered nobody for so long."""
+    return replace(arm(requests), waiting=3, silent_s=seconds)
 
 
 @settings(deadline=None)
@@ -80,6 +86,15 @@ def test_a_quantile_is_within_its_interval(times: list[float], quantile: float) 
         (figures(arm(200, 0, 0.02)), "worse", "p50 must be at most 1.5 times"),
         (figures(arm(200, 0, 0.014)), "fine", ""),
         (figures(arm(200), absent=30), "worse", "30 of 230"),
+        (figures(arm(200), differing=20, unreadable=2), "fine", ""),
+        (figures(arm(200), differing=20, unreadable=3), "worse", "another form, got 3 of 200"),
+        (figures(arm(200), differing=20, unlike=20, lengths=[7]), "worse", "got 20 of 200"),
+        (figures(arm(200), differing=20, unlike=20, lengths=[]), "fine", ""),
+        (figures(silent(200, 5.1)), "worse", "got none for 5.1 s while 3 requests wait"),
+        (figures(silent(200, 2.4)), "fine", ""),
+        (figures(silent(200, 3.0)), "going on", ""),
+        (figures(silent(200, 5.1), silent(200, 5.2)), "going on", ""),
+        (figures(silent(200, 5.1), arm(200, 0, 3.0)), "going on", ""),
     ],
 )
 def test_a_step_that_is_over_is_judged_by_its_figures(
@@ -102,6 +117,9 @@ def test_a_step_that_is_over_is_judged_by_its_figures(
         (figures(arm(6, 0, 0.05)), False),
         (figures(arm(100), differing=60), True),
         (figures(arm(100), differing=12), False),
+        (figures(arm(100), differing=9, unreadable=9), True),
+        (figures(silent(0, 5.1)), True),
+        (figures(silent(0, 4.9)), False),
         (TrialFigures(), False),
     ],
 )

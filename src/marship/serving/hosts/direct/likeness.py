@@ -6,12 +6,14 @@ from typing import Any
 import numpy as np
 
 from marship.serving.formats.golden import ValueBounds, value_of
-from marship.serving.hosts.direct.trial import Likeness, TrialOrder, VersionResponse
+from marship.serving.hosts.direct.outcome import Likeness, VersionResponse
+from marship.serving.hosts.direct.trial import TrialOrder
 
 MOST_BYTES = 1 << 20
 """Of a response that is compared: both are parsed, which takes milliseconds."""
 _MOST_SHOWN = 80
 _ALIKE = Likeness(differs=False)
+_MOST_LENGTHS = 8
 
 
 def compare(new: VersionResponse, default: VersionResponse, order: TrialOrder) -> Likeness:
@@ -35,31 +37,118 @@ def compare(new: VersionResponse, default: VersionResponse, order: TrialOrder) -
 def known(new: VersionResponse, default: VersionResponse) -> Likeness | None:
     """What is to be seen without parsing; None where the bodies must be parsed."""
     if new.status != default.status:
-        return Likeness(differs=True, place=f"status {new.status} in place of {default.status}")
+        both = max(new.status, default.status) < HTTPStatus.BAD_REQUEST
+        place = f"status {new.status} in place of {default.status}"
+        return Likeness(differs=True, place=place, is_other_form=both)
     if new.status >= HTTPStatus.BAD_REQUEST:  # both refuse it; texts of errors have ids
         return _ALIKE
     if new.content_type != default.content_type:
-        return Likeness(differs=True, place="another media type")
+        return Likeness(differs=True, place="another media type", is_other_form=True)
     if new.body is None or default.body is None:
         return Likeness(differs=None)
+    if default.body and not new.body:
+        return Likeness(differs=True, place="an empty response", is_other_form=True)
     return _ALIKE if new.body == default.body else None
 
 
 def _of_bodies(new: VersionResponse, default: VersionResponse, order: TrialOrder) -> Likeness:
     got, want = (value_of(one.body or b"", one.content_type) for one in (new, default))
-    if isinstance(got, bytes) or isinstance(want, bytes):
+    if isinstance(want, bytes):
         return Likeness(differs=None)
+    if isinstance(got, bytes):
+        place = f"a response that is not {new.content_type[:_MOST_SHOWN]}"
+        return Likeness(differs=True, place=place, is_other_form=True)
     return _of_values(got, want, ValueBounds(order.absolute, order.relative))
 
 
 def _of_values(got: Any, want: Any, bounds: ValueBounds) -> Likeness:  # noqa: ANN401  any JSON value
+    place = unreadable(_by_name(got), _by_name(want))
+    if place is not None:
+        text = f"{place[:_MOST_SHOWN] or 'the response'} has another form"
+        return Likeness(differs=True, place=text, is_other_form=True)
     first, largest = "", 0.0
     for place, one, other in bounds.differences(got, want):
         gap = _gap(one, other)
         largest = max(largest, gap or 0.0)
         by = "is another value" if gap is None else f"is off by {gap:.4g}"
         first = first or f"{place[:_MOST_SHOWN] or 'the response'} {by}"
-    return Likeness(bool(first), largest, first)
+    return Likeness(bool(first), largest, first, False, lengths(want), lengths(got))
+
+
+def _by_name(value: Any) -> Any:  # noqa: ANN401  any JSON value
+    """A response of KServe v2 with its outputs by their names, which programs look for."""
+    if not (isinstance(value, dict) and {"model_name", "outputs"} <= value.keys()):
+        return value
+    try:
+        return {one["name"]: (one["datatype"], one.get("data")) for one in value["outputs"]}
+    except (TypeError, KeyError, AttributeError):  # a handler's own
+        return value
+
+
+def unreadable(got: Any, want: Any) -> str | None:  # noqa: ANN401  any JSON value
+    """The first place where a program that reads one value cannot read the other.
+
+    More keys and other lengths are no hindrance, nor is null, or a number of another precision.
+
+    Returns:
+        None where there is none.
+
+    Example:
+        >>> from marship.serving.hosts.direct.likeness import unreadable
+        >>> unreadable({"tags": ["a"], "more": 1}, {"tags": ["b", "c"]})
+        >>> unreadable({"labels": ["a"]}, {"tags": ["b"]})
+        'tags'
+    """
+    waiting = [("", got, want)]
+    while waiting:  # not recursive: responses may be nested deeply
+        place, got, want = waiting.pop()
+        if got is None or want is None:
+            continue
+        if _kind(got) != _kind(want):
+            return place
+        if isinstance(want, dict):
+            for key, value in want.items():
+                inside = f"{place}.{key}" if place else str(key)
+                if key not in got:
+                    return inside
+                waiting.append((inside, got[key], value))
+        elif isinstance(want, tuple):  # an output: its type, and its values
+            if got[0] != want[0]:
+                return place
+            waiting.append((place, got[1], want[1]))
+        elif isinstance(want, list):
+            pairs = enumerate(zip(got, want, strict=False))
+            waiting += [(f"{place}[{i}]", a, b) for i, (a, b) in pairs]
+    return None
+
+
+def _kind(value: object) -> object:
+    if isinstance(value, np.ndarray):
+        return value.dtype.kind, value.ndim
+    return float if type(value) is int else type(value)
+
+
+def lengths(value: Any) -> tuple[int, ...]:  # noqa: ANN401  any JSON value
+    """The lengths of lists of numbers in a response, each once; of an array, its last axis.
+
+    Example:
+        >>> from marship.serving.hosts.direct.likeness import lengths
+        >>> lengths({"boxes": [[1, 2, 3, 4], [5, 6, 7, 8]], "scores": [0.5, 0.25]})
+        (2, 4)
+    """
+    found, waiting = set[int](), [value]
+    while waiting:
+        one = waiting.pop()
+        if isinstance(one, np.ndarray):
+            found.add(one.shape[-1] if one.ndim else 0)
+        elif isinstance(one, dict):
+            waiting += one.values()
+        elif isinstance(one, list):
+            if one and all(type(part) in (int, float) for part in one):
+                found.add(len(one))
+            else:
+                waiting += one
+    return tuple(sorted(found)[:_MOST_LENGTHS])
 
 
 def _gap(one: Any, other: Any) -> float | None:  # noqa: ANN401  any JSON value

@@ -18,9 +18,10 @@ from marship.serving.hosts.direct.failures import Failures
 from marship.serving.hosts.direct.heads import Head
 from marship.serving.hosts.direct.likeness import MOST_BYTES, compare, known
 from marship.serving.hosts.direct.limits import Limits
+from marship.serving.hosts.direct.outcome import Likeness, VersionResponse
 from marship.serving.hosts.direct.relay import Relay
 from marship.serving.hosts.direct.seats import Seats
-from marship.serving.hosts.direct.trial import Likeness, RunningTrial, VersionResponse
+from marship.serving.hosts.direct.trial import RunningTrial, Wait
 from marship.serving.message import Reply
 
 MOST_COPIES, MOST_COPY_BYTES = 32, 1 << 26
@@ -37,6 +38,7 @@ class Leg:
         asked: The client's request.
         on_end: Called once with the outcome, or None where the client has left before; without it
             nothing is counted.
+        wait: Its wait for the version, if it is counted.
         is_copy: Whether the client gets nothing of the response.
     """
 
@@ -44,10 +46,12 @@ class Leg:
         self,
         asked: Exchange,
         on_end: Callable[[VersionResponse | None], None] | None = None,
+        wait: Wait | None = None,
         *,
         is_copy: bool = False,
     ) -> None:
         self._asked, self._is_copy, self._on_end = asked, is_copy, on_end or _forget
+        self._wait = wait
         self.head, self.body, self.trace = asked.head, asked.body, asked.trace
         more = {b"x-request-id": asked.id} if on_end is not None else {}  # both log it by one id
         if asked.head.wants_events:  # they are made of lines here
@@ -67,6 +71,8 @@ class Leg:
         self._took_s = self._took_s or time.perf_counter() - self._began
         self._is_stream |= reply.more
         has_left = self.is_abandoned
+        if self._wait is not None:
+            self._wait.leave() if has_left else self._wait.end()
         if not (self._is_copy or has_left):
             self._asked.reply(reply)
         if reply.more:
@@ -80,6 +86,8 @@ class Leg:
     def abandon(self) -> None:
         """End the client's connection where the rest of a stream cannot be had."""
         self.is_done = True
+        if self._wait is not None:
+            self._wait.end()
         if not self._is_copy:
             self._asked.abandon()
         self._on_end(VersionResponse(502, self._took_s))
@@ -143,7 +151,8 @@ class Split:
             self._send(Leg(exchange), (route.model, trial.order.default))
         else:
             pair = _Pair(trial, exchange.id.decode("latin-1"), given, self._compare)
-            self._send(Leg(exchange, pair.ended(given)), (route.model, given))
+            leg = Leg(exchange, pair.ended(given), trial.begin(given))
+            self._send(leg, (route.model, given))
             self._copy(exchange, pair, (route.model, other))
 
     def _copy(self, exchange: Exchange, pair: "_Pair", named: tuple[str, str]) -> None:
@@ -158,7 +167,8 @@ class Split:
             noted(outcome)
 
         pair.waits = 2
-        self._send(Leg(exchange, ended, is_copy=True), named)
+        wait = pair.trial.begin(named[1])
+        self._send(Leg(exchange, ended, wait, is_copy=True), named)
 
     def _send(self, leg: Leg, named: tuple[str, str]) -> None:
         """Send a request to a worker of a model's version."""
@@ -252,7 +262,7 @@ class _Pair:
         def note(outcome: VersionResponse | None) -> None:
             self._outcomes[version] = outcome
             self.waits -= 1
-            if not self.waits and self._outcomes[self._given] is not None:
+            if not self.waits:
                 self._note()
 
         return note

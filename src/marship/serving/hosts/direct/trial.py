@@ -6,22 +6,18 @@ what came of it. A trial lasts as long as whoever ordered it renews it.
 
 import random
 import secrets
-from bisect import bisect_left
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import asdict, dataclass, field, fields
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
 from hashlib import blake2b
-from http import HTTPStatus
 from typing import Any, Self
 
 from marship.errors import MarshipError, ServerError
+from marship.serving.hosts.direct.outcome import Arm, TrialFigures
 
 LEASE_S = 10.0
 """A trial that nobody has renewed for so long is over."""
-TOOK_S = tuple(1e-4 * 1.1**step for step in range(150))
-"""Upper bounds of times, 0.1 ms to 147 s, each a tenth above the one before; one more class has
-what is longer."""
 _POINTS = 1 << 64
-_MOST_EXAMPLES = 5
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,148 +73,6 @@ class TrialOrder:
 
 
 @dataclass(frozen=True, slots=True)
-class VersionResponse:
-    """A version's response to one request.
-
-    Attributes:
-        status: Of HTTP.
-        took_s: Until it was there; a stream's first part.
-        content_type: Of the body.
-        body: None where it is not compared: of a stream, or too large.
-    """
-
-    status: int
-    took_s: float
-    content_type: str = ""
-    body: bytes | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Likeness:
-    """What a comparison of two responses found.
-
-    Attributes:
-        differs: None where they cannot be compared.
-        gap: How far numbers that differ too much are apart, at most.
-        place: Where the first difference is.
-    """
-
-    differs: bool | None
-    gap: float = 0.0
-    place: str = ""
-
-
-@dataclass(slots=True)
-class Arm:
-    """One version's part.
-
-    Attributes:
-        requests: Those that it got of the share.
-        errors: Responses of 500 and above, and refusals of what the other version accepted.
-        took: Of all others, how many took how long, by `TOOK_S`.
-    """
-
-    requests: int = 0
-    errors: int = 0
-    took: list[int] = field(default_factory=lambda: [0] * (len(TOOK_S) + 1))
-
-    def note(self, outcome: VersionResponse, other: VersionResponse | None) -> None:
-        """Count a response."""
-        self.requests += 1
-        is_accepted = other is not None and other.status < HTTPStatus.BAD_REQUEST
-        least = HTTPStatus.BAD_REQUEST if is_accepted else HTTPStatus.INTERNAL_SERVER_ERROR
-        if outcome.status >= least:
-            self.errors += 1
-        else:
-            self.took[bisect_left(TOOK_S, outcome.took_s)] += 1
-
-
-@dataclass(slots=True)
-class TrialFigures:
-    """What came of a trial, since one process takes part in it.
-
-    Attributes:
-        source: An id of the process's part.
-        asked: Predictions for the model without a version.
-        taken: Those in the share.
-        absent: Those in the share that the default version served, as the new one had no worker.
-        dropped: Second requests that were not sent, as too many were under way.
-        compared: Pairs of responses that were compared.
-        differing: Those that differ by more than the tolerance.
-        incomparable: Pairs that were not compared: streams, large ones, other types of media.
-        largest: How far numbers in those that differ are apart, at most.
-        default: The default version's part.
-        new: The new version's.
-        examples: Where some of the differences are.
-    """
-
-    source: str = ""
-    asked: int = 0
-    taken: int = 0
-    absent: int = 0
-    dropped: int = 0
-    compared: int = 0
-    differing: int = 0
-    incomparable: int = 0
-    largest: float = 0.0
-    default: Arm = field(default_factory=Arm)
-    new: Arm = field(default_factory=Arm)
-    examples: list[str] = field(default_factory=list)
-
-    def to_json(self) -> dict[str, Any]:
-        """As `from_json` reads it."""
-        return asdict(self)
-
-    @classmethod
-    def from_json(cls, value: Mapping[str, Any]) -> Self:
-        """Read what `to_json` wrote."""
-        arms = {name: Arm(**value[name]) for name in ("default", "new")}
-        return cls(**{**value, **arms})
-
-    def note(self, default: VersionResponse | None, new: VersionResponse | None) -> None:
-        """Count what came back of a request in the share; None came from a version not asked."""
-        for arm, outcome, other in ((self.default, default, new), (self.new, new, default)):
-            if outcome is not None:
-                arm.note(outcome, other)
-
-    def note_likeness(self, name: str, found: Likeness) -> None:
-        """Count a comparison.
-
-        Args:
-            name: The request's id.
-            found: Its result.
-        """
-        if found.differs is None:
-            self.incomparable += 1
-            return
-        self.compared += 1
-        if found.differs:
-            self.differing += 1
-            self.largest = max(self.largest, found.gap)
-            if len(self.examples) < _MOST_EXAMPLES:
-                self.examples.append(f"request {name}: {found.place}")
-
-
-def added(parts: Iterable[TrialFigures]) -> TrialFigures:
-    """The sum of figures."""
-    whole = TrialFigures()
-    for part in parts:
-        for one in fields(TrialFigures):
-            mine, theirs = getattr(whole, one.name), getattr(part, one.name)
-            if isinstance(mine, Arm):
-                mine.requests += theirs.requests
-                mine.errors += theirs.errors
-                mine.took = [a + b for a, b in zip(mine.took, theirs.took, strict=True)]
-            elif one.name == "largest":
-                whole.largest = max(mine, theirs)
-            elif one.name == "examples":
-                whole.examples = (mine + theirs)[:_MOST_EXAMPLES]
-            elif one.name != "source":
-                setattr(whole, one.name, mine + theirs)
-    return whole
-
-
-@dataclass(frozen=True, slots=True)
 class TrialState:
     """A trial that runs: what it is to be, and what came of it."""
 
@@ -235,6 +89,47 @@ class TrialState:
         return cls(TrialOrder(**value["order"]), TrialFigures.from_json(value["figures"]))
 
 
+class Waits:
+    """The requests that wait for a version.
+
+    Args:
+        arm: The version's part in the figures.
+    """
+
+    def __init__(self, arm: Arm) -> None:
+        self.arm = arm
+        self.open: dict[Wait, float] = {}  # the oldest first
+        self.answered_at = 0.0
+
+    def look(self, now: float) -> None:
+        """Note how many wait, and for how long none of them has had a response."""
+        since = max(self.answered_at, next(iter(self.open.values()), now))
+        self.arm.waiting, self.arm.silent_s = len(self.open), now - since
+
+
+class Wait:
+    """A request that waits for a version.
+
+    Args:
+        waits: All that wait for it.
+    """
+
+    def __init__(self, waits: Waits) -> None:
+        self._waits = waits
+        waits.open[self] = time.monotonic()
+
+    def end(self) -> None:
+        """Note that the response, or its first part, is there."""
+        if self._waits.open.pop(self, None) is not None:
+            self._waits.answered_at = time.monotonic()
+
+    def leave(self) -> None:
+        """Note that the client has left; it is nothing where the response was there before."""
+        began = self._waits.open.pop(self, None)
+        if began is not None:
+            self._waits.arm.note_left(time.monotonic() - began)
+
+
 class RunningTrial:
     """One trial as a process takes part in it.
 
@@ -247,6 +142,21 @@ class RunningTrial:
     def __init__(self, order: TrialOrder, now: float) -> None:
         self.order, self.renewed_at = order, now
         self.figures = TrialFigures(source=secrets.token_hex(8))
+        self._waits = {
+            order.default: Waits(self.figures.default),
+            order.version: Waits(self.figures.new),
+        }
+
+    def begin(self, version: str) -> "Wait":
+        """Note that a version gets a request of the share."""
+        return Wait(self._waits[version])
+
+    def seen(self) -> TrialFigures:
+        """The figures, with what is under way now."""
+        now = time.monotonic()
+        for waits in self._waits.values():
+            waits.look(now)
+        return self.figures
 
     def way(self, headers: Mapping[bytes, bytes]) -> tuple[str, str | None]:
         """The version whose response a client gets, and the one that gets a copy of its request.
@@ -280,7 +190,7 @@ class RunningTrials:
 
     def states(self) -> list[TrialState]:
         """Those that run."""
-        return [TrialState(trial.order, trial.figures) for trial in self._all.values()]
+        return [TrialState(trial.order, trial.seen()) for trial in self._all.values()]
 
     def renew(self, order: TrialOrder, now: float, serving: tuple[str, ...]) -> TrialFigures:
         """Begin a trial, let it go on, change its share, or end it.
@@ -313,7 +223,7 @@ class RunningTrials:
             self._on_change()
         trial = self._all[order.model]
         trial.renewed_at = now
-        return trial.figures
+        return trial.seen()
 
     def reply(
         self, facts: Mapping[str, Any], now: float, serving: Callable[[str], tuple[str, ...]]
@@ -328,11 +238,7 @@ class RunningTrials:
         try:  # the command may be of another version of marship
             order = TrialOrder(**facts)
             return {"figures": self.renew(order, now, serving(order.model)).to_json()}
-        except (
-            MarshipError,
-            TypeError,
-            ValueError,
-        ) as error:  # of a command of another version of marship
+        except (MarshipError, TypeError, ValueError) as error:
             return {"refused": str(error)}
 
     def _end(self, trial: RunningTrial | None) -> TrialFigures:
@@ -340,7 +246,7 @@ class RunningTrials:
             return TrialFigures()
         del self._all[trial.order.model]
         self._on_change()
-        return trial.figures
+        return trial.seen()
 
     def expire(self, now: float) -> None:
         """End those that nobody renews."""

@@ -16,8 +16,9 @@ from hypothesis import strategies as st
 
 from directly import BODY, JSON, Place, request, service, until
 from marship.serving.handler import OnnxHandler
+from marship.serving.hosts.direct.outcome import TrialFigures
 from marship.serving.hosts.direct.split import MOST_COPIES
-from marship.serving.hosts.direct.trial import TrialFigures, TrialOrder
+from marship.serving.hosts.direct.trial import TrialOrder
 from marship.serving.message import Reply, Request
 from marship.serving.streaming import StreamHandler
 
@@ -332,8 +333,8 @@ def test_a_trial_asks_for_the_token_once(folder: Path, tmp_path: Path) -> None:
         place.close()
 
 
-def test_clients_that_leave_are_not_counted(beside: Any, place: Place) -> None:
-    """Their request is ended at both versions, and no copy stays."""
+def test_clients_that_leave_have_waited_so_long(beside: Any, place: Place) -> None:
+    """Which may be longer than a response takes; their request is ended, and no copy stays."""
     held = beside(Held)
     with trial(place):
         with place.line() as line:
@@ -344,4 +345,6 @@ def test_clients_that_leave_are_not_counted(beside: Any, place: Place) -> None:
         until(lambda: not place.acceptor._own)
         held.goes.release(100)
         until(lambda: place.acceptor._split._copies == 0)
-        assert figures(place).new.requests == 0
+        new = figures(place).new
+        assert (new.requests, new.errors, sum(new.took), new.waiting) == (1, 0, 1, 0)
+        assert figures(place).compared == 0

@@ -2,6 +2,7 @@
 
 import json
 import math
+from bisect import bisect_left
 from dataclasses import replace
 from typing import Any
 
@@ -14,15 +15,8 @@ from marship.errors import ServerError
 from marship.serving.formats import codec
 from marship.serving.hosts.direct import routes
 from marship.serving.hosts.direct.likeness import compare
-from marship.serving.hosts.direct.trial import (
-    LEASE_S,
-    TOOK_S,
-    RunningTrials,
-    TrialFigures,
-    TrialOrder,
-    VersionResponse,
-    added,
-)
+from marship.serving.hosts.direct.outcome import TOOK_S, TrialFigures, VersionResponse, added
+from marship.serving.hosts.direct.trial import LEASE_S, RunningTrials, TrialOrder
 
 ORDER = TrialOrder(
     owner="me", model="a", default="1", version="2", share=0.5, gives_new=True, absolute=1e-3
@@ -201,7 +195,7 @@ def test_numbers_within_the_tolerance_are_alike(
         (answer(1, 500), answer(1), "status 500 in place of 200"),
         (answer("x"), answer("y"), "the response is another value"),
         (answer({"a": [1]}), answer({"a": [1, 2]}), "a is another value"),
-        (answer({"a": 1.0}), answer({"b": 1.0}), "the response is another value"),
+        (answer({"a": 1.0}), answer({"b": 1.0}), "b has another form"),
         (answer({"a": None}), answer({"a": 1.0}), "another value"),
         (answer(1.0, kind="text/plain"), answer(1.0), "another media type"),
     ],
@@ -211,6 +205,132 @@ def test_what_else_differs_is_told_by_its_place(new: Any, default: Any, place: s
     found = compare(new, default, ORDER)
     assert (found.differs, found.gap) == (True, 0.0)
     assert place in found.place
+
+
+NUMBERS = st.floats(-10, 10) | st.integers(-10, 10)
+VALUES = st.recursive(
+    NUMBERS | st.text(max_size=3) | st.booleans(),
+    lambda inner: (
+        st.lists(inner, min_size=1, max_size=3)
+        | st.dictionaries(st.text("abc", min_size=1, max_size=2), inner, min_size=1, max_size=3)
+    ),
+    max_leaves=8,
+)
+
+
+def changed(value: Any, data: st.DataObject) -> Any:
+    """Another value of the same form: numbers, texts, more keys and more elements."""
+    if isinstance(value, dict):
+        return {**{key: changed(part, data) for key, part in value.items()}, "more": 1}
+    if isinstance(value, list):
+        return [changed(part, data) for part in value] + value[:1] * data.draw(st.integers(0, 2))
+    if isinstance(value, bool):
+        return data.draw(st.booleans())
+    return data.draw(NUMBERS) if isinstance(value, int | float) else data.draw(st.text(max_size=3))
+
+
+def broken(value: Any, data: st.DataObject) -> Any:
+    """The value with one part of another kind, or without a key."""
+    if isinstance(value, dict):
+        key = data.draw(st.sampled_from(sorted(value)))
+        rest = {name: part for name, part in value.items() if name != key}
+        return data.draw(st.sampled_from([rest, {**rest, key: broken(value[key], data)}]))
+    if isinstance(value, list) and data.draw(st.booleans()):
+        at = data.draw(st.integers(0, len(value) - 1))
+        return [*value[:at], broken(value[at], data), *value[at + 1 :]]
+    return {"other": 1} if not isinstance(value, str) else 1
+
+
+@settings(deadline=None, max_examples=200)
+@given(VALUES, st.data())
+def test_another_form_is_told_from_other_values(value: Any, data: st.DataObject) -> None:
+    """A program that reads the one can read the other, or cannot."""
+    assert not compare(answer(changed(value, data)), answer(value), ORDER).is_other_form
+    assert compare(answer(broken(value, data)), answer(value), ORDER).is_other_form
+
+
+def v2(name: str, kind: str, *values: float) -> dict[str, Any]:
+    """A response of KServe v2."""
+    output = {"name": name, "datatype": kind, "shape": [len(values)], "data": list(values)}
+    return {"model_name": "m", "model_version": "1", "outputs": [output]}
+
+
+@pytest.mark.parametrize(
+    ("new", "default", "is_other"),
+    [
+        (answer(v2("y", "FP32", 1)), answer(v2("z", "FP32", 1)), True),
+        (answer(v2("y", "INT64", 1)), answer(v2("y", "FP32", 1)), True),
+        (answer(v2("y", "FP32", 3)), answer(v2("y", "FP32", 1)), False),
+        (answer(1.0, kind="text/html"), answer(1.0), True),
+        (answer(b"", kind=JSON), answer(1.0), True),
+        (answer(b"<html>", kind=JSON), answer(1.0), True),
+        (answer(1.0), answer(b"<html>", kind=JSON), False),
+        (answer(1.0, 204), answer(1.0), True),
+        (answer(1.0, 400), answer(1.0), False),  # which is an error of the new version
+        (answer(1.0), answer(1.0, 400), False),
+        (answer(None), answer(1.0), False),
+        (
+            answer(codec.write_npy(np.ones((2, 3))), kind=codec.NPY_TYPE),
+            answer(codec.write_npy(np.ones(3)), kind=codec.NPY_TYPE),
+            True,
+        ),
+        (
+            answer(codec.write_npy(np.ones((2, 3), "f4")), kind=codec.NPY_TYPE),
+            answer(codec.write_npy(np.ones((2, 3), "f8")), kind=codec.NPY_TYPE),
+            False,
+        ),
+    ],
+)
+def test_whatever_no_program_reads_is_another_form(new: Any, default: Any, is_other: bool) -> None:
+    """By name and type of KServe's outputs, by the media type, and by what a body holds."""
+    assert compare(new, default, ORDER).is_other_form == is_other
+
+
+def test_lists_of_numbers_have_lengths_where_the_default_versions_are_fixed() -> None:
+    """Ten scores where there were seven break programs; other numbers of boxes do not."""
+
+    def unlike(pairs: list[tuple[Any, Any]]) -> tuple[int, list[int] | None]:
+        found = TrialFigures()
+        for new, default in pairs:
+            found.note_likeness("r", compare(answer(new), answer(default), ORDER))
+        return found.unlike, found.lengths
+
+    assert unlike([([[0.5] * 10], [[0.25] * 7])] * 3) == (3, [7])
+    assert unlike([([1.0, 2.0], [3.0]), ([1.0], [2.0, 4.0])]) == (2, [])
+    boxes = [({"b": [[1, 2, 3, 4]] * n}, {"b": [[1, 2, 3, 5]] * m}) for n, m in ((1, 2), (3, 1))]
+    assert unlike(boxes) == (0, [4])
+    assert unlike([([1.0, 2.0], [1.0, 2.0]), ([1.5, 2.0], [1.0, 2.0])]) == (0, [2])
+
+
+def test_requests_that_wait_are_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For how long a version answers nobody; a client that leaves has waited at least so long."""
+    now = [100.0]
+    monkeypatch.setattr("time.monotonic", lambda: now[0])
+    trials = RunningTrials(lambda: None)
+
+    def figures() -> TrialFigures:
+        return trials.renew(ORDER, now[0], ("1", "2"))
+
+    figures()
+    trial = trials.of("a")
+    assert trial is not None
+    waits = [trial.begin("2"), trial.begin("2")]
+    now[0] += 3
+    other = trial.begin("1")
+    now[0] += 1
+    found = figures()
+    assert (found.new.waiting, found.new.silent_s) == (2, 4.0)
+    assert (found.default.waiting, found.default.silent_s) == (1, 1.0)
+    other.end()
+    waits[0].end()
+    now[0] += 2
+    found = figures()
+    assert (found.new.waiting, found.new.silent_s, found.default.waiting) == (1, 2.0, 0)
+    waits[0].leave()  # a stream's rest: it was answered
+    waits[1].leave()
+    found = figures()
+    assert (found.new.requests, found.new.waiting, found.new.silent_s) == (1, 0, 0.0)
+    assert sum(found.new.took[: bisect_left(TOOK_S, 5.9)]) == 0
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,199 @@
+"""What came of a trial: how both versions responded, how fast, and how alike."""
+
+from bisect import bisect_left
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field, fields
+from http import HTTPStatus
+from typing import Any, Self
+
+TOOK_S = tuple(1e-4 * 1.1**step for step in range(150))
+"""Upper bounds of times, 0.1 ms to 147 s, each a tenth above the one before; one more class has
+what is longer."""
+_MOST_EXAMPLES = 5
+
+
+@dataclass(frozen=True, slots=True)
+class VersionResponse:
+    """A version's response to one request.
+
+    Attributes:
+        status: Of HTTP.
+        took_s: Until it was there; a stream's first part.
+        content_type: Of the body.
+        body: None where it is not compared: of a stream, or too large.
+    """
+
+    status: int
+    took_s: float
+    content_type: str = ""
+    body: bytes | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Likeness:
+    """What a comparison of two responses found.
+
+    Attributes:
+        differs: None where they cannot be compared.
+        gap: How far numbers that differ too much are apart, at most.
+        place: Where the first difference is.
+        is_other_form: Whether a program that reads one cannot read the other.
+        lengths: Of the default version's lists of numbers; None where nobody looked.
+        new_lengths: Of the new version's.
+    """
+
+    differs: bool | None
+    gap: float = 0.0
+    place: str = ""
+    is_other_form: bool = False
+    lengths: tuple[int, ...] | None = None
+    new_lengths: tuple[int, ...] | None = None
+
+
+@dataclass(slots=True)
+class Arm:
+    """One version's part.
+
+    Attributes:
+        requests: Those that it got of the share.
+        errors: Responses of 500 and above, and refusals of what the other version accepted.
+        took: Of all others, how many took how long, by `TOOK_S`; where the client left before, how
+            long it waited.
+        waiting: Requests under way.
+        silent_s: For how long none of them has had a response.
+    """
+
+    requests: int = 0
+    errors: int = 0
+    took: list[int] = field(default_factory=lambda: [0] * (len(TOOK_S) + 1))
+    waiting: int = 0
+    silent_s: float = 0.0
+
+    def note(self, outcome: VersionResponse, other: VersionResponse | None) -> None:
+        """Count a response."""
+        self.requests += 1
+        is_accepted = other is not None and other.status < HTTPStatus.BAD_REQUEST
+        least = HTTPStatus.BAD_REQUEST if is_accepted else HTTPStatus.INTERNAL_SERVER_ERROR
+        if outcome.status >= least:
+            self.errors += 1
+        else:
+            self._time(outcome.took_s)
+
+    def note_left(self, waited_s: float) -> None:
+        """Count a request whose client left before its response."""
+        self.requests += 1
+        self._time(waited_s)
+
+    def _time(self, seconds: float) -> None:
+        self.took[bisect_left(TOOK_S, seconds)] += 1
+
+    def add(self, other: "Arm") -> None:
+        """Add another process's part."""
+        self.requests += other.requests
+        self.errors += other.errors
+        self.took = [a + b for a, b in zip(self.took, other.took, strict=True)]
+        self.waiting += other.waiting
+        self.silent_s = max(self.silent_s, other.silent_s)
+
+
+@dataclass(slots=True)
+class TrialFigures:
+    """What came of a trial, since one process takes part in it.
+
+    Attributes:
+        source: An id of the process's part.
+        asked: Predictions for the model without a version.
+        taken: Those in the share.
+        absent: Those in the share that the default version served, as the new one had no worker.
+        dropped: Second requests that were not sent, as too many were under way.
+        compared: Pairs of responses that were compared.
+        differing: Those that differ by more than the tolerance.
+        unreadable: Pairs of which a program that reads one response cannot read the other.
+        unlike: Pairs whose lists of numbers have other lengths.
+        lengths: Those of the default version's lists, as far as all of its responses had the same;
+            None before the first, empty where they vary.
+        incomparable: Pairs that were not compared: streams, large ones, pictures, sealed ones.
+        largest: How far numbers in those that differ are apart, at most.
+        default: The default version's part.
+        new: The new version's.
+        examples: Where some of the differences are.
+    """
+
+    source: str = ""
+    asked: int = 0
+    taken: int = 0
+    absent: int = 0
+    dropped: int = 0
+    compared: int = 0
+    differing: int = 0
+    unreadable: int = 0
+    unlike: int = 0
+    lengths: list[int] | None = None
+    incomparable: int = 0
+    largest: float = 0.0
+    default: Arm = field(default_factory=Arm)
+    new: Arm = field(default_factory=Arm)
+    examples: list[str] = field(default_factory=list)
+
+    def to_json(self) -> dict[str, Any]:
+        """As `from_json` reads it."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> Self:
+        """Read what `to_json` wrote."""
+        arms = {name: Arm(**value[name]) for name in ("default", "new")}
+        return cls(**{**value, **arms})
+
+    def note(self, default: VersionResponse | None, new: VersionResponse | None) -> None:
+        """Count what came back of a request in the share; None came from a version not asked."""
+        for arm, outcome, other in ((self.default, default, new), (self.new, new, default)):
+            if outcome is not None:
+                arm.note(outcome, other)
+
+    def note_likeness(self, name: str, found: Likeness) -> None:
+        """Count a comparison.
+
+        Args:
+            name: The request's id.
+            found: Its result.
+        """
+        if found.differs is None:
+            self.incomparable += 1
+            return
+        self.compared += 1
+        self.unreadable += found.is_other_form
+        if found.lengths is not None:
+            self.unlike += found.new_lengths != found.lengths
+            self.lengths = _same(self.lengths, list(found.lengths))
+        if found.differs:
+            self.differing += 1
+            self.largest = max(self.largest, found.gap)
+            if len(self.examples) < _MOST_EXAMPLES:
+                self.examples.append(f"request {name}: {found.place}")
+
+
+def _same(one: list[int] | None, other: list[int] | None) -> list[int] | None:
+    """Lengths that both have; empty where they differ."""
+    if one is None or other is None:
+        return other if one is None else one
+    return one if one == other else []
+
+
+def added(parts: Iterable[TrialFigures]) -> TrialFigures:
+    """The sum of figures."""
+    whole = TrialFigures()
+    for part in parts:
+        for one in fields(TrialFigures):
+            mine, theirs = getattr(whole, one.name), getattr(part, one.name)
+            if isinstance(mine, Arm):
+                mine.add(theirs)
+            elif one.name == "lengths":
+                whole.lengths = _same(mine, theirs)
+            elif one.name == "largest":
+                whole.largest = max(mine, theirs)
+            elif one.name == "examples":
+                whole.examples = (mine + theirs)[:_MOST_EXAMPLES]
+            elif one.name != "source":
+                setattr(whole, one.name, mine + theirs)
+    return whole
