@@ -15,6 +15,7 @@ class ModelLoad:
         source: Who counted: the workers at once, or the engine's metrics, some seconds late. Sums
             of one source are not to be compared with the other's.
         ongoing: Requests that wait or run now at workers' own addresses.
+        occupied: Workers that have some of them.
         requests: Sum of requests.
         calls: Sum of calls of the model.
         busy_s: Sum of seconds in calls.
@@ -27,6 +28,7 @@ class ModelLoad:
     status: ModelStatus
     source: Literal["workers", "engine"]
     ongoing: int
+    occupied: int
     requests: float
     calls: float
     busy_s: float

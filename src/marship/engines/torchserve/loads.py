@@ -75,6 +75,7 @@ def _load(status: ModelStatus, own: Figures, direct: Mapping[str, Any]) -> Model
         status=status,
         source="workers" if done else "engine",
         ongoing=direct.get("ongoing", 0),
+        occupied=direct.get("occupied", 0),
         requests=requests,
         calls=calls,
         busy_s=busy_s,

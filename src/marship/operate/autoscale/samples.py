@@ -2,6 +2,7 @@
 
 from collections import deque
 from collections.abc import Sequence
+from dataclasses import replace
 
 from marship.engines.load import ModelLoad
 from marship.operate.autoscale.policy import ScalingSample
@@ -21,6 +22,7 @@ class Sampler:
         self._kept_s, self._p99_s = kept_s, p99_s
         self._before: tuple[float, ModelLoad] | None = None
         self._took: deque[tuple[float, list[float]]] = deque()
+        self._assumed_s = 0.0
         self.samples: list[ScalingSample] = []
 
     def look(self, load: ModelLoad, now: float) -> bool:
@@ -38,7 +40,6 @@ class Sampler:
             return False
         self._keep_times(before, load, now)
         status = load.status
-        running = min(load.busy_s - before.busy_s, status.ready * span_s)
         in_own = max(0.0, load.own_s - before.own_s) / span_s
         self.samples.append(
             ScalingSample(
@@ -47,7 +48,7 @@ class Sampler:
                 workers=status.ready,
                 wanted=status.min_workers,
                 ongoing=load.ongoing + max(in_own, status.waiting),
-                busy_s=max(0.0, running),
+                busy_s=0.0,
                 calls=round(load.calls - before.calls),
                 responses=round(load.requests - before.requests),
                 waited_s=max(0.0, load.waited_s - before.waited_s),
@@ -56,7 +57,32 @@ class Sampler:
         )
         while self.samples[0].at_s < now - self._kept_s:
             del self.samples[0]
+        self._spread(before, load)
         return True
+
+    def _spread(self, before: ModelLoad, load: ModelLoad) -> None:
+        """Have a long call in each look that it took: workers count it at its end.
+
+        Until then a worker that has requests in hand, while no call ends, is assumed to run one.
+        """
+        counted_s = max(0.0, load.busy_s - before.busy_s)
+        known_s = min(counted_s, self._assumed_s)
+        self._assumed_s -= known_s
+        left_s = counted_s - known_s
+        if load.calls == before.calls:
+            running = min(load.occupied, load.status.ready)
+            self._assumed_s += running * self.samples[-1].span_s
+            left_s += running * self.samples[-1].span_s
+        elif not load.occupied:
+            self._assumed_s = 0.0  # of a worker that has ended
+        for index in reversed(range(len(self.samples))):
+            one = self.samples[index]
+            more_s = min(left_s, one.workers * one.span_s - one.busy_s)
+            if more_s > 0:
+                self.samples[index] = replace(one, busy_s=one.busy_s + more_s)
+                left_s -= more_s
+            if left_s <= 0:
+                return
 
     def _keep_times(self, before: ModelLoad, load: ModelLoad, now: float) -> None:
         if len(before.took) == len(load.took) > 0:

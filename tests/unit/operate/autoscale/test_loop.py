@@ -56,7 +56,7 @@ class Stub:
         """Requests in hand, and nothing else."""
         self.fails("loads")
         yield Pause(0)
-        return [ModelLoad(self.status(), "workers", self.ongoing, 0, 0, 0, 0, (), (), 0)]
+        return [ModelLoad(self.status(), "workers", self.ongoing, 0, 0, 0, 0, 0, (), (), 0)]
 
     def describe(self, _name: str, _version: str) -> Flow[list[ModelStatus]]:
         """The version."""

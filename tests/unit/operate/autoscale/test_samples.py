@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from marship.engines.engine import ModelStatus, Worker
@@ -16,8 +16,8 @@ STATUS = ModelStatus(
     workers=(Worker("9000", 1, ready=True), Worker("9001", 2, ready=False)),
 )  # fmt: skip
 START = ModelLoad(
-    status=STATUS, source="workers", ongoing=3, requests=100, calls=50, busy_s=10, waited_s=5,
-    took=(90, 10, 0), took_s=(1.0, 2.0), own_s=7,
+    status=STATUS, source="workers", ongoing=3, occupied=0, requests=100, calls=50, busy_s=10,
+    waited_s=5, took=(90, 10, 0), took_s=(1.0, 2.0), own_s=7,
 )  # fmt: skip
 
 
@@ -42,6 +42,52 @@ def test_workers_are_not_busier_than_they_are_many() -> None:
     sampler.look(START, 0.0)
     sampler.look(replace(START, busy_s=40), 1.0)
     assert sampler.samples[0].busy_s == 1.0
+
+
+CALLS = st.lists(st.tuples(st.floats(0, 20), st.floats(0.1, 40)), min_size=1, max_size=8)
+
+
+@settings(deadline=None)
+@given(st.lists(CALLS, min_size=1, max_size=4))
+def test_long_calls_are_in_the_looks_that_they_took(
+    schedules: list[list[tuple[float, float]]],
+) -> None:
+    """Of workers that pause and run calls by turns; in the end nothing of them is lost."""
+    spans: list[list[tuple[float, float]]] = []  # of each worker's calls
+    for schedule in schedules:
+        now, spans = 0.0, [*spans, []]
+        for pause_s, call_s in schedule:
+            spans[-1].append((now + pause_s, now + pause_s + call_s))
+            now += pause_s + call_s
+    calls = [call for each in spans for call in each]
+    count = len(spans)
+    status = replace(STATUS, workers=tuple(Worker(str(n), n, ready=True) for n in range(count)))
+    sampler = Sampler(1e6, 60)
+    for second in range(int(max(end for _, end in calls)) + 2):
+        ended = [end - began for began, end in calls if end <= second]
+        running = sum(began <= second < end for began, end in calls)
+        load = replace(
+            START, status=status, requests=100 + len(ended), calls=50 + len(ended),
+            busy_s=sum(ended), occupied=running, ongoing=running,
+        )  # fmt: skip
+        sampler.look(load, float(second))
+        seen_s = sum(one.busy_s for one in sampler.samples)
+        true_s = sum(min(end, second) - began for began, end in calls if began < second)
+        begun = sum(began <= second for began, _ in calls)  # the look before may be taken whole
+        assert seen_s <= true_s + begun + 1e-6
+        if not running:
+            assert seen_s >= true_s - 1e-6
+    assert all(0 <= one.busy_s <= one.workers * one.span_s + 1e-6 for one in sampler.samples)
+
+
+def test_a_worker_in_a_long_call_is_busy_meanwhile() -> None:
+    """Also before anything of the call is counted; afterwards no second is counted twice."""
+    sampler = Sampler(60, 60)
+    for second in range(10):
+        sampler.look(replace(START, occupied=1), float(second))
+    assert [one.busy_s for one in sampler.samples] == [1.0] * 9
+    sampler.look(replace(START, busy_s=19.5, calls=51), 10.0)
+    assert sum(one.busy_s for one in sampler.samples) == pytest.approx(9.5)
 
 
 @pytest.mark.parametrize("change", [{"requests": 3}, {"source": "engine"}])

@@ -21,7 +21,7 @@ from marship.serving.hosts.direct.limits import Limits
 from marship.serving.hosts.direct.outcome import Likeness, VersionResponse
 from marship.serving.hosts.direct.relay import Relay
 from marship.serving.hosts.direct.seats import Seats
-from marship.serving.hosts.direct.trial import RunningTrial, Wait
+from marship.serving.hosts.direct.trial import RunningTrial, TrialWait
 from marship.serving.message import Reply
 
 MOST_COPIES, MOST_COPY_BYTES = 32, 1 << 26
@@ -46,7 +46,7 @@ class Leg:
         self,
         asked: Exchange,
         on_end: Callable[[VersionResponse | None], None] | None = None,
-        wait: Wait | None = None,
+        wait: TrialWait | None = None,
         *,
         is_copy: bool = False,
     ) -> None:

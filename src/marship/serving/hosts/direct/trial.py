@@ -89,7 +89,7 @@ class TrialState:
         return cls(TrialOrder(**value["order"]), TrialFigures.from_json(value["figures"]))
 
 
-class Waits:
+class TrialWaits:
     """The requests that wait for a version.
 
     Args:
@@ -98,7 +98,7 @@ class Waits:
 
     def __init__(self, arm: Arm) -> None:
         self.arm = arm
-        self.open: dict[Wait, float] = {}  # the oldest first
+        self.open: dict[TrialWait, float] = {}  # the oldest first
         self.answered_at = 0.0
 
     def look(self, now: float) -> None:
@@ -107,14 +107,14 @@ class Waits:
         self.arm.waiting, self.arm.silent_s = len(self.open), now - since
 
 
-class Wait:
+class TrialWait:
     """A request that waits for a version.
 
     Args:
         waits: All that wait for it.
     """
 
-    def __init__(self, waits: Waits) -> None:
+    def __init__(self, waits: TrialWaits) -> None:
         self._waits = waits
         waits.open[self] = time.monotonic()
 
@@ -143,13 +143,13 @@ class RunningTrial:
         self.order, self.renewed_at = order, now
         self.figures = TrialFigures(source=secrets.token_hex(8))
         self._waits = {
-            order.default: Waits(self.figures.default),
-            order.version: Waits(self.figures.new),
+            order.default: TrialWaits(self.figures.default),
+            order.version: TrialWaits(self.figures.new),
         }
 
-    def begin(self, version: str) -> "Wait":
+    def begin(self, version: str) -> "TrialWait":
         """Note that a version gets a request of the share."""
-        return Wait(self._waits[version])
+        return TrialWait(self._waits[version])
 
     def seen(self) -> TrialFigures:
         """The figures, with what is under way now."""
