@@ -4,6 +4,7 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import asdict
+from http import HTTPStatus
 from typing import TypeAlias
 
 from marship.engines.ray import cluster
@@ -69,6 +70,8 @@ class FrontSplit:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         answer, _ = await asyncio.shield(first)
+        if given != trial.order.default and _is_gone(answer):
+            return await ask(trial.order.default)
         return answer
 
     async def _note(
@@ -86,8 +89,11 @@ class FrontSplit:
             finally:
                 size = self._copy_bytes - len(asked.body)
                 self._copies, self._copy_bytes = self._copies - 1, size
-        mine = (await first)[1]
+        answer, mine = await first
         default, new = (mine, its) if given == trial.order.default else (its, mine)
+        if given != trial.order.default and _is_gone(answer):
+            trial.figures.absent += 1
+            new = None
         trial.figures.note(default, new)
         if default is None or new is None:
             return
@@ -114,6 +120,11 @@ class FrontSplit:
                 yield part
         finally:
             wait.leave()
+
+
+def _is_gone(answer: Answer) -> bool:
+    """Whether the version has no replica any more."""
+    return answer.status == HTTPStatus.SERVICE_UNAVAILABLE and b'"no_worker"' in answer.body
 
 
 async def _timed(trial: RunningTrial, ask: Ask, version: str) -> tuple[Answer, VersionResponse]:

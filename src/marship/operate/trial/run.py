@@ -198,17 +198,14 @@ class _Run:
         """
         self.order = replace(self.order, share=share)
         known: dict[str, TrialFigures] = {}
-        end = renewed_at = time.monotonic()
+        end = now = renewed_at = time.monotonic()
         end += 60 * self._limits.minutes
         while True:
+            self._check_renewed(time.monotonic() - now, "as this command stood still")
             answers = self._transport.run(self._client.engine.renew_trial(self.order))
             now = time.monotonic()
             renewed_at = now if answers else renewed_at
-            if now - renewed_at > LEASE_S:
-                raise ServerError(
-                    f"{self.order.model} must be on trial, got no answer from the server for "
-                    f"{LEASE_S:g} s. The trial is over; run it again."
-                )
+            self._check_renewed(now - renewed_at, "as the server does not answer")
             known |= {one.source: one for one in answers}
             figures = added(known.values())
             judgement = judge(figures, self._limits, is_over=now >= end)
@@ -218,6 +215,18 @@ class _Run:
                 return step
             self._watcher.on_figures(share, figures, end - now)
             time.sleep(min(RENEW_S, max(0.05, end - now)))
+
+    def _check_renewed(self, seconds: float, why: str) -> None:
+        """Check that nobody has ended the trial for want of a renewal.
+
+        Raises:
+            ServerError: It is over.
+        """
+        if seconds > LEASE_S:
+            raise ServerError(
+                f"the trial of {self.order.model} must be renewed within {LEASE_S:g} s, got "
+                f"{seconds:.0f} s, {why}. It is over; run it again."
+            )
 
     def promote(self) -> None:
         """Make the new version the default.

@@ -27,6 +27,8 @@ from marship.serving.message import Reply
 MOST_COPIES, MOST_COPY_BYTES = 32, 1 << 26
 """Second requests under way; more are not sent. Of all trials, as is the memory that they take."""
 _MOST_COMPARING, _IDLE_S = 16, 10.0
+_NONE = {404, 503}
+"""Of a version that is not registered, or has no worker."""
 
 
 class Leg:
@@ -39,6 +41,8 @@ class Leg:
         on_end: Called once with the outcome, or None where the client has left before; without it
             nothing is counted.
         wait: Its wait for the version, if it is counted.
+        is_gone: Asked at an error: whether it is none of the version, which has gone meanwhile, and
+            another leg answers the client.
         is_copy: Whether the client gets nothing of the response.
     """
 
@@ -48,10 +52,11 @@ class Leg:
         on_end: Callable[[VersionResponse | None], None] | None = None,
         wait: TrialWait | None = None,
         *,
+        is_gone: Callable[[Reply], bool] | None = None,
         is_copy: bool = False,
     ) -> None:
         self._asked, self._is_copy, self._on_end = asked, is_copy, on_end or _forget
-        self._wait = wait
+        self._wait, self._is_gone = wait, is_gone
         self.head, self.body, self.trace = asked.head, asked.body, asked.trace
         more = {b"x-request-id": asked.id} if on_end is not None else {}  # both log it by one id
         if asked.head.wants_events:  # they are made of lines here
@@ -71,6 +76,12 @@ class Leg:
         self._took_s = self._took_s or time.perf_counter() - self._began
         self._is_stream |= reply.more
         has_left = self.is_abandoned
+        if not (has_left or self._is_stream) and self._is_gone is not None and self._is_gone(reply):
+            self.is_done = True
+            if self._wait is not None:
+                self._wait.drop()
+            self._on_end(None)
+            return
         if self._wait is not None:
             self._wait.leave() if has_left else self._wait.end()
         if not (self._is_copy or has_left):
@@ -151,9 +162,19 @@ class Split:
             self._send(Leg(exchange), (route.model, trial.order.default))
         else:
             pair = _Pair(trial, exchange.id.decode("latin-1"), given, self._compare)
-            leg = Leg(exchange, pair.ended(given), trial.begin(given))
+            gone = partial(self._is_gone, trial, exchange) if given != trial.order.default else None
+            leg = Leg(exchange, pair.ended(given), trial.begin(given), is_gone=gone)
             self._send(leg, (route.model, given))
             self._copy(exchange, pair, (route.model, other))
+
+    def _is_gone(self, trial: RunningTrial, exchange: Exchange, reply: Reply) -> bool:
+        """Whether the new version has gone meanwhile; then the default one answers its client."""
+        order = trial.order
+        if reply.status not in _NONE or self._seats.is_served(order.model, order.version):
+            return False
+        trial.figures.absent += 1
+        self._send(Leg(exchange), (order.model, order.default))
+        return True
 
     def _copy(self, exchange: Exchange, pair: "_Pair", named: tuple[str, str]) -> None:
         if self._copies >= MOST_COPIES or self._copy_bytes + len(exchange.body) > MOST_COPY_BYTES:

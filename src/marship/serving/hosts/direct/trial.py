@@ -123,6 +123,10 @@ class TrialWait:
         if self._waits.open.pop(self, None) is not None:
             self._waits.answered_at = time.monotonic()
 
+    def drop(self) -> None:
+        """Note that the version is gone: another one responds."""
+        self._waits.open.pop(self, None)
+
     def leave(self) -> None:
         """Note that the client has left; it is nothing where the response was there before."""
         began = self._waits.open.pop(self, None)

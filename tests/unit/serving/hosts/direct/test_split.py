@@ -333,6 +333,33 @@ def test_a_trial_asks_for_the_token_once(folder: Path, tmp_path: Path) -> None:
         place.close()
 
 
+@pytest.mark.parametrize("left", [("1", "2"), ("1",)], ids=["no worker", "not registered"])
+def test_a_version_that_goes_meanwhile_takes_no_client_with_it(
+    left: tuple[str, ...], beside: Any, place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was there when the request came, and not when its worker was chosen."""
+    beside(OnnxHandler)
+    seats = place.acceptor.seats
+    served = seats.is_served
+
+    def goes(model: str, version: str) -> bool:
+        monkeypatch.setattr(seats, "is_served", served)
+        is_served = served(model, version)
+        seats._seats.pop((model, version))
+        seats._models["a"] = replace(seats._models["a"], versions=left, wanted={"1": 1})
+        return is_served
+
+    monkeypatch.setattr(seats, "is_served", goes)
+    with trial(place), place.line() as line:
+        line.send(request(PATH, ASK))
+        answer = line.read()
+        assert (answer.status, who(answer.body)) == (200, "a 1")
+        found = place.acceptor.seats.trials.of("a")
+        assert found is not None
+        until(lambda: found.figures.default.requests == 1)
+        assert (found.figures.absent, found.figures.new.requests) == (1, 0)
+
+
 def test_clients_that_leave_have_waited_so_long(beside: Any, place: Place) -> None:
     """Which may be longer than a response takes; their request is ended, and no copy stays."""
     held = beside(Held)
