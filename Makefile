@@ -10,8 +10,7 @@ help:  ## what can be made
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
 setup: .venv/.done  ## make .venv and install everything; Swagger UI for /docs, too, where npm is
-	@if command -v npm > /dev/null; then $(MAKE) --no-print-directory swagger; \
-	  else echo "without npm, /docs will have no Swagger UI: install npm, then run make swagger"; fi
+	@$(MAKE) --no-print-directory swagger 2> /dev/null || echo "/docs has no Swagger UI: run make swagger, which needs npm"
 
 .venv/.done: requirements.lock requirements.torch pyproject.toml
 	@echo "installing into .venv: about 1.5 GB, a few minutes the first time"
