@@ -1,8 +1,9 @@
 """A part of an OpenAPI document: some models' paths, and what they refer to."""
 
-import json
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
+
+import orjson
 
 _PASSED = ("/ping", "/openapi.json")
 
@@ -39,7 +40,7 @@ def _part(
         for path, item in whole["paths"].items()
         if all(is_kept(path, operation) for operation in item.values())
     }
-    text, shared = json.dumps(paths), whole["components"]
+    text, shared = orjson.dumps(paths).decode(), whole["components"]
     used = {
         kind: {key: part for key, part in parts.items() if f'"#/components/{kind}/{key}"' in text}
         for kind, parts in shared.items()

@@ -76,13 +76,15 @@ class ServerReplies:
             exposed: Models that a proxy passes on, with commas between; empty is all there is.
         """
         served = list(self._seats.served())
-        if served != self._served or len(self._documents) >= _MOST_DOCUMENTS:
-            self._served, self._documents = served, {}
-        if exposed not in self._documents:
+        if served != self._served or not self._documents:
             models = [_model(*one) for one in served]
-            made = document(models, __version__, has_tokens=self._has_tokens)
-            if exposed:
-                made = part.exposed(made, exposed.decode(errors="replace").split(","))
+            whole = document(models, __version__, has_tokens=self._has_tokens)
+            self._served, self._documents = served, {b"": orjson.dumps(whole)}
+        if exposed not in self._documents:
+            whole = orjson.loads(self._documents[b""])
+            if len(self._documents) == _MOST_DOCUMENTS:
+                self._documents.popitem()
+            made = part.exposed(whole, exposed.decode(errors="replace").split(","))
             self._documents[exposed] = orjson.dumps(made)
         return self._documents[exposed]
 
