@@ -3,13 +3,14 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/pip --disable-pip-version-check
 
-.PHONY: help setup demo demo-image demo-speech demo-private test test-fast test-pythons test-image \
+.PHONY: help setup swagger demo demo-image demo-speech demo-private test test-fast test-pythons test-image \
   coverage torture check audit bench lock proto clean
 
 help:  ## what can be made
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
-setup: .venv/.done  ## make .venv and install everything
+setup: .venv/.done  ## make .venv and install everything; Swagger UI for /docs, too, where npm is
+	@$(MAKE) --no-print-directory swagger 2> /dev/null || echo "/docs has no Swagger UI: run make swagger, which needs npm"
 
 .venv/.done: requirements.lock requirements.torch pyproject.toml
 	@echo "installing into .venv: about 1.5 GB, a few minutes the first time"
@@ -19,6 +20,13 @@ setup: .venv/.done  ## make .venv and install everything
 	$(PIP) install --quiet --no-deps --no-build-isolation --editable .
 	$(PIP) check
 	@touch $@
+
+SWAGGER := src/marship/engines/page/docs/swagger/swagger-ui-bundle.js
+
+swagger: $(SWAGGER)  ## fetch Swagger UI for /docs by npm, its version and hash as in tools/swagger.py
+
+$(SWAGGER): tools/swagger.py
+	$(PYTHON) $<
 
 demo: setup  ## train a recommender, serve it, predict, scale it, stop
 	@PATH="$(CURDIR)/$(BIN):$$PATH" bash demos/recommend.sh

@@ -159,6 +159,12 @@ def test_every_other_path_is_not_there(door: Door, method: str, path: str) -> No
     assert_refused(door.ask(method, path, b"[1]", **JSON), 404, "not_found")
 
 
+@pytest.mark.parametrize("path", ["/", "/page/app.js", "/docs", "/openapi.json"])
+def test_the_page_is_not_there_unless_it_is_wanted(door: Door, path: str) -> None:
+    """The proxy as shipped passes predictions on, and nothing that describes models."""
+    assert_refused(door.ask("GET", path), 404, "not_found")
+
+
 def test_a_path_reaches_torchserve_as_it_was_matched(door: Door) -> None:
     """A path with dots that ends at a model is normalized before it is forwarded."""
     for path in ("/models/../predictions/echo", "//predictions/./echo", "/predictions/ech%6f"):

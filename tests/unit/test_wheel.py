@@ -96,11 +96,11 @@ def install(wheel: Path, python: Path, *options: str, **variables: str) -> None:
 
 
 def test_the_page_comes_with_the_wheel(wheel: Path) -> None:
-    """All files that a browser gets."""
-    folder = REPOSITORY / "src" / "marship" / "engines" / "page"
-    wanted = {path.name for path in folder.iterdir() if path.suffix not in ("", ".pyc")}
-    found = {Path(name).name for name in zipfile.ZipFile(wheel).namelist() if "/page/" in name}
-    assert wanted <= found
+    """All files that a browser gets, those of Swagger UI where they were fetched."""
+    source = REPOSITORY / "src"
+    files = (source / "marship" / "engines" / "page").rglob("*")
+    wanted = {str(path.relative_to(source)) for path in files if path.suffix not in ("", ".pyc")}
+    assert wanted <= set(zipfile.ZipFile(wheel).namelist())
 
 
 @pytest.mark.parametrize("way", ["in_venv", "for_user", "in_folder"])

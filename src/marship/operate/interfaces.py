@@ -1,12 +1,12 @@
 """OpenAPI documents of one model: of an archive, or of a server that serves it."""
 
-import json
 from pathlib import Path
 from typing import Any
 
 from marship.client import Client
 from marship.errors import LoadError, NotFoundError
 from marship.operate import check
+from marship.serving.openapi import part
 from marship.serving.openapi.document import ServedModel, document
 from marship.trust import archive
 from marship.version import VERSION
@@ -42,28 +42,14 @@ def of_server(client: Client, name: str) -> dict[str, Any]:
 
 
 def only(whole: dict[str, Any], name: str) -> dict[str, Any]:
-    """A document with the paths of one model alone, and what they refer to.
+    """A document with the paths of one model alone.
 
     Raises:
         NotFoundError: It has no such model.
     """
-    models = [model for model in whole["x-marship-models"] if model["name"] == name]
-    if not models:
-        known = ", ".join(sorted({model["name"] for model in whole["x-marship-models"]}))
-        raise NotFoundError(f"{name} must be registered, got a server with {known or 'no models'}.")
-    paths = {
-        path: item
-        for path, item in whole["paths"].items()
-        if any(operation["tags"] == [name] for operation in item.values())
-    }
-    text, shared = json.dumps(paths), whole["components"]
-    used = {
-        kind: {key: part for key, part in parts.items() if f'"#/components/{kind}/{key}"' in text}
-        for kind, parts in shared.items()
-        if kind in ("requestBodies", "responses")
-    }
-    tags = [tag for tag in whole["tags"] if tag["name"] == name]
-    return {
-        **whole, "tags": tags, "paths": paths, "components": {**shared, **used},
-        "x-marship-models": models,
-    }  # fmt: skip
+    known = sorted({model["name"] for model in whole["x-marship-models"]})
+    if name not in known:
+        raise NotFoundError(
+            f"{name} must be registered, got a server with {', '.join(known) or 'no models'}."
+        )
+    return part.of_models(whole, [name])

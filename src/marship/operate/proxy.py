@@ -57,6 +57,8 @@ REFUSALS: Mapping[int, tuple[type[MarshipError], str]] = {
 
 _LISTEN = re.compile(r"(?:(?:\d{1,3}(?:\.\d{1,3}){3}|\[[0-9a-fA-F:]+\]):)?(\d{1,5})")
 _PLAIN_PATH = re.compile(r"[\w./@+,:-]+")
+_PAGE_UPSTREAM = "marship_page"
+_PAGE_LINES = Path(__file__).with_name("nginx.page.conf")
 _ERROR_PLACE = "/.marship-error"
 _UPSTREAM = "marship_model_"
 
@@ -120,7 +122,7 @@ def render(
     return _Blanks(TEMPLATE.read_text()).substitute(
         listen=settings.address,
         model_upstreams="\n".join(_model_upstreams(names)),
-        upstreams="\n".join(_upstreams(server, names)),
+        upstreams="\n".join(_upstreams(server, names, with_page=settings.page)),
         certificate=chain,
         certificate_key=key,
         models="|".join(re.escape(name) for name in sorted(set(names))),
@@ -130,6 +132,7 @@ def render(
         client_timeout_s=settings.client_timeout_s,
         answer_timeout_s=settings.answer_timeout_s,
         max_body_bytes=server.max_request_bytes,
+        page=_page(names) if settings.page else "",
         errors="\n".join(_error_lines(server.max_request_bytes)),
     )
 
@@ -160,6 +163,11 @@ def _check(settings: ProxySettings, server: ServerConfig, names: Sequence[str]) 
             "the server must require tokens, got disable_token_authorization=true: the proxy "
             "hands them on and checks none itself. Set it to false."
         )
+    if settings.page and len(server.prediction_addresses) == 1:
+        raise UsageError(
+            "page must have a server with a direct address, which serves it, got one without. Set "
+            "direct_address, or leave --page out."
+        )
     if urlsplit(server.inference_address).scheme not in ("http", "unix"):
         raise UsageError(
             "inference_address must begin with http:// or unix:, since TLS ends at the proxy, "
@@ -180,13 +188,20 @@ def _model_upstreams(names: Sequence[str]) -> Iterator[str]:
         yield f'{" " * 8}"~^{re.escape(name)}\\z" {_UPSTREAM}{number};'
 
 
-def _upstreams(server: ServerConfig, names: Sequence[str]) -> Iterator[str]:
-    """An upstream for each model, and one for the server itself."""
+def _page(names: Sequence[str]) -> str:
+    """The locations of the page; the document is of these models alone."""
+    exposed = ",".join(sorted(set(names)))
+    return _Blanks(_PAGE_LINES.read_text()).substitute(exposed=exposed)
+
+
+def _upstreams(server: ServerConfig, names: Sequence[str], *, with_page: bool) -> Iterator[str]:
+    """An upstream for each model, one for the server itself, and one for its page."""
     first, *others = _backends(server)
-    for name in ("marship_server", *(f"{_UPSTREAM}{n}" for n in range(len(set(names))))):
+    page = (_PAGE_UPSTREAM,) if with_page else ()
+    for name in ("marship_server", *(f"{_UPSTREAM}{n}" for n in range(len(set(names)))), *page):
         yield f"    upstream {name} {{"
         yield f"        server {first} max_fails=0;"
-        for other in others:
+        for other in () if name in page else others:  # TorchServe itself has no page
             yield f"        server {other} max_fails=0 backup;"
         yield "        keepalive 64;"
         yield "        keepalive_requests 100000;"

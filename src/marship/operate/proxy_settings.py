@@ -22,6 +22,9 @@ class ProxySettings(Settings):
     certificate: Path | None = setting(None, "PEM file with the certificate and those above it")
     certificate_key: Path | None = setting(None, "PEM file with its private key")
     self_signed: bool = setting(False, "make a certificate for this machine alone, for trials")
+    page: bool = setting(
+        False, "pass on the page for trying models, Swagger UI, and the document of these models"
+    )
     rate: int = setting(100, "requests per second of one address", minimum=1)
     burst: int = setting(200, "requests of one address that may come at once", minimum=1)
     connections: int = setting(32, "requests of one address at a time", minimum=1)

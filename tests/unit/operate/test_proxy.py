@@ -58,6 +58,24 @@ def test_it_follows_the_servers_settings(home: Path) -> None:
     assert done.config.parent.stat().st_mode & 0o777 == 0o700
 
 
+def test_the_page_is_passed_on_where_that_is_set(home: Path) -> None:
+    """Off as shipped; its document is of the exposed models; it asks no server without a page."""
+    settings = ProxySettings(home=home, **TLS, page=True)
+    text = proxy.write(settings, ["b.c", "a"]).config.read_text()
+    assert 'set $marship_exposed "a,b.c";' in text
+    upstream = text.partition("upstream marship_page {")[2].partition("}")[0]
+    assert "127.0.0.1:8079" in upstream
+    assert "backup" not in upstream
+    assert (
+        "marship_page" not in proxy.write(ProxySettings(home=home, **TLS), ["a"]).config.read_text()
+    )
+    source = home / "config.properties"
+    lines = source.read_text().splitlines(keepends=True)
+    source.write_text("".join(line for line in lines if not line.startswith("direct_address")))
+    with pytest.raises(UsageError, match="page must have a server with a direct address"):
+        proxy.write(settings, ["a"])
+
+
 def test_without_a_direct_address_it_passes_on_to_torchserve(home: Path) -> None:
     """As with `serve --no-direct`."""
     source = home / "config.properties"

@@ -3,5 +3,7 @@
 package.py     writes the package
 classes.py     JSON Schemas as Python types and dataclasses
 methods.py     what a model is asked by, for each kind of model
-transport.py   HTTP, tensors and values: copied into each package, and needs NumPy alone
+transport.py   HTTP and values; with the next two copied into each package, needs NumPy alone
+tensors.py     tensors as raw bytes
+retries.py     when a request is sent again
 """

@@ -1,19 +1,22 @@
-"""Writes a typed client: a package of two modules that needs NumPy alone, and no marship."""
+"""Writes a typed client: a package that needs NumPy alone, and no marship."""
 
 import keyword
 import re
 from collections.abc import Mapping
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 from urllib.parse import quote
 
 from marship import storage
-from marship.client.typed import transport
+from marship.client.typed import retries, tensors, transport
 from marship.client.typed.classes import Classes, docstring
 from marship.client.typed.methods import methods
 from marship.errors import NotFoundError, UsageError
 
-_TRANSPORT = "_transport"
+_ROOM = f"{__package__}."
+_MODULES = (retries, tensors, transport)
+"""They come with each package, with an underscore before their names."""
 _STANDARD = {
     "Iterator": "from collections.abc import Iterator",
     "Sequence": "from collections.abc import Sequence",
@@ -36,7 +39,7 @@ def write(document: Mapping[str, Any], folder: Path, version: str | None = None)
     """
     files = {
         "__init__.py": source(document, version),
-        f"{_TRANSPORT}.py": Path(transport.__file__).read_text(encoding="utf-8"),
+        **{f"_{each.__name__.removeprefix(_ROOM)}.py": _source(each) for each in _MODULES},
         "py.typed": "",
     }
     _check_folder(folder, set(files))
@@ -45,6 +48,11 @@ def write(document: Mapping[str, Any], folder: Path, version: str | None = None)
         with storage.replacing(folder / name) as draft:
             draft.write_text(text, encoding="utf-8")
     return [folder / name for name in files]
+
+
+def _source(module: ModuleType) -> str:
+    """A module's code, which imports the others of the package."""
+    return Path(str(module.__file__)).read_text(encoding="utf-8").replace(_ROOM, "._")
 
 
 def _check_folder(folder: Path, own: set[str]) -> None:
@@ -125,5 +133,5 @@ def _imports(code: str) -> str:
         *([f"from typing import {', '.join(typing)}"] if typing else []),
     ]
     numpy = ["import numpy as np", "import numpy.typing as npt"] if "npt" in used else []
-    groups = [standard, numpy, [f"from .{_TRANSPORT} import {', '.join(own)}"]]
+    groups = [standard, numpy, [f"from ._transport import {', '.join(own)}"]]
     return "\n\n".join("\n".join(group) for group in groups if group)

@@ -1,4 +1,4 @@
-"""HTTP, tensors and values of a typed client: the standard library and NumPy, nothing else."""
+"""HTTP and values of a typed client: the standard library and NumPy, nothing else."""
 
 import dataclasses
 import io
@@ -6,34 +6,30 @@ import json
 import ssl
 import struct
 import threading
+import time
 import types
 import wave
 import zlib
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import closing
 from http.client import HTTPConnection, HTTPException, HTTPMessage, HTTPResponse, HTTPSConnection
-from typing import Any, Literal, Self, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal, Self, TypeVar, Union, get_args, get_origin, get_type_hints
 from urllib.parse import urlencode, urlsplit
 
 import numpy as np
 import numpy.typing as npt
 
+from marship.client.typed.retries import RETRY_S, Retries
+from marship.client.typed.tensors import Array, packed, unpacked
+
+T = TypeVar("T")
 JSON_TYPE, OCTETS_TYPE, LINES_TYPE = (
     "application/json",
     "application/octet-stream",
     "application/jsonl",
 )
 LENGTH_HEADER = "Inference-Header-Content-Length"
-DTYPES = {
-    "BOOL": "|b1",
-    **{f"UINT{bits}": f"<u{bits // 8}" for bits in (8, 16, 32, 64)},
-    **{f"INT{bits}": f"<i{bits // 8}" for bits in (8, 16, 32, 64)},
-    **{f"FP{bits}": f"<f{bits // 8}" for bits in (16, 32, 64)},
-}
-"""Types of the Open Inference Protocol as NumPy's; BYTES and BF16 are written as they are below."""
-_LENGTH = struct.Struct("<I")
 _OK, _LARGEST, _RGB, _COLOUR = 200, 32_767, 3, 2
-Array = npt.NDArray[Any]
 
 
 class ServiceError(Exception):
@@ -43,22 +39,28 @@ class ServiceError(Exception):
         status: Of HTTP.
         code: What is wrong, for programs: branch on it, never on the message.
         message: The same for people.
+        retry_after_s: When to send it again, if the response says so.
     """
 
-    def __init__(self, status: int, code: str, message: str) -> None:
+    def __init__(
+        self, status: int, code: str, message: str, retry_after_s: float | None = None
+    ) -> None:
         super().__init__(message)
         self.status, self.code, self.message = status, code, message
+        self.retry_after_s = retry_after_s
 
 
 class TypedConnection:
     """A connection to the server; it is kept, and made again where it was lost.
 
-    Several threads may share it; their requests go one after another.
+    Several threads may share it; their requests go one after another. What was refused because
+    the server is busy or away is sent again; what may have been answered is not.
 
     Args:
         url: The direct address, such as http://127.0.0.1:8079.
         token: The inference token; empty where the server has none.
         timeout_s: How long to wait for the next bytes.
+        retry_s: For how long to send again what was refused; 0 is not at all.
         context: Certificates to trust for https; None is the system's.
 
     Raises:
@@ -71,6 +73,7 @@ class TypedConnection:
         token: str = "",
         *,
         timeout_s: float = 60.0,
+        retry_s: float = RETRY_S,
         context: ssl.SSLContext | None = None,
     ) -> None:
         self._parts, self._timeout_s, self._context = urlsplit(url), timeout_s, context
@@ -78,6 +81,7 @@ class TypedConnection:
             raise ValueError(f"url must be such as http://127.0.0.1:8079, got {url!r}.")
         self._headers = {"Authorization": f"Bearer {token}"} if token else {}
         self._line: HTTPConnection | None = None
+        self._retry_s, self._has_met = retry_s, False
         self._lock = threading.RLock()
 
     def __enter__(self) -> Self:
@@ -102,16 +106,38 @@ class TypedConnection:
             ServiceError: It is an error.
             OSError: The server cannot be reached.
         """
+        target = self._target(path, query)
+        return self._retried(lambda: self._post(target, body, headers))
+
+    def _post(
+        self, target: str, body: bytes, headers: Mapping[str, str]
+    ) -> tuple[bytes, HTTPMessage]:
         with self._lock:
             try:
-                response = self._kept(self._target(path, query), body, headers)
+                response = self._kept(target, body, headers)
                 data = response.read()
             except BaseException:
                 self.close()  # or the next request would be given the rest of this response
                 raise
         if response.status != _OK:
-            raise _refusal(response.status, data)
+            raise _refusal(response, data)
         return data, response.headers
+
+    def _retried(self, ask: Callable[[], T]) -> T:
+        """What `ask` returns, once the server is neither busy nor away."""
+        retries = Retries(self._retry_s)
+        while True:
+            try:
+                return ask()
+            except ConnectionRefusedError:
+                # one that never was there is not waited for
+                if not self._has_met or (pause := retries.after_loss()) is None:
+                    raise
+            except ServiceError as error:
+                pause = retries.after(error.status, error.code, error.retry_after_s)
+                if pause is None:
+                    raise
+            time.sleep(pause)
 
     def _target(self, path: str, query: Mapping[str, object]) -> str:
         given = {
@@ -141,7 +167,9 @@ class TypedConnection:
         self, line: HTTPConnection, target: str, body: bytes, headers: Mapping[str, str]
     ) -> HTTPResponse:
         line.request("POST", target, body, {**self._headers, **headers})
-        return line.getresponse()
+        response = line.getresponse()
+        self._has_met = True
+        return response
 
     def ask(
         self, path: str, body: bytes, content_type: str, query: Mapping[str, object] | None = None
@@ -156,16 +184,21 @@ class TypedConnection:
 
     def lines(self, path: str, body: bytes) -> Iterator[Any]:
         """The values of a response in JSON lines, each as it comes, on a connection of its own."""
-        headers = {"Content-Type": OCTETS_TYPE, "Accept": LINES_TYPE}
+        target = self._target(path, {})
         with closing(self._new_line()) as connection:
-            response = self._send(connection, self._target(path, {}), body, headers)
-            if response.status != _OK:
-                raise _refusal(response.status, response.read())
-            for line in response:
+            for line in self._retried(lambda: self._streamed(connection, target, body)):
                 value = json.loads(line)
                 if "code" in value and "message" in value:
                     raise ServiceError(_OK, value["code"], value["message"])
                 yield value
+
+    def _streamed(self, connection: HTTPConnection, target: str, body: bytes) -> HTTPResponse:
+        connection.close()  # after a refusal; the next request opens it
+        headers = {"Content-Type": OCTETS_TYPE, "Accept": LINES_TYPE}
+        response = self._send(connection, target, body, headers)
+        if response.status != _OK:
+            raise _refusal(response, response.read())
+        return response
 
     def infer(
         self,
@@ -181,7 +214,7 @@ class TypedConnection:
             TypeError: An input would lose values in the model's type, or the model has other
                 outputs.
         """
-        parts = {name: _packed(name, one, datatypes[name]) for name, one in inputs.items()}
+        parts = {name: packed(name, one, datatypes[name]) for name, one in inputs.items()}
         entries = [
             {
                 "name": name,
@@ -200,7 +233,7 @@ class TypedConnection:
         for entry in json.loads(data[:place])["outputs"]:
             size = entry["parameters"]["binary_data_size"]
             part = data[place : place + size]
-            found[entry["name"]] = _unpacked(part, entry["datatype"]).reshape(entry["shape"])
+            found[entry["name"]] = unpacked(part, entry["datatype"]).reshape(entry["shape"])
             place += size
         if missing := set(outputs) - found.keys():
             raise TypeError(
@@ -210,78 +243,15 @@ class TypedConnection:
         return found
 
 
-def _refusal(status: int, body: bytes) -> ServiceError:
+def _refusal(response: HTTPResponse, body: bytes) -> ServiceError:
+    text = response.headers.get("Retry-After", "")
+    after_s = float(text) if text.isascii() and text.isdigit() else None
     try:
         value = json.loads(body)
-        return ServiceError(status, str(value["code"]), str(value["message"]))
+        return ServiceError(response.status, str(value["code"]), str(value["message"]), after_s)
     except (ValueError, KeyError, TypeError):
-        return ServiceError(status, "unknown", body[:300].decode(errors="replace"))
-
-
-def _packed(name: str, value: Array, datatype: str) -> bytes:
-    array = np.asarray(value)
-    if datatype == "BYTES":
-        return _packed_texts(name, array)
-    wanted = np.dtype(DTYPES.get(datatype, "<f4"))
-    are_whole = {array.dtype.kind, wanted.kind} <= set("iu")  # of any size: values decide
-    if not (are_whole or np.can_cast(array.dtype, wanted, "same_kind")):
-        raise TypeError(f"{name} must be {wanted.name}, got {array.dtype}. Convert it with astype.")
-    with np.errstate(over="ignore", invalid="ignore"):  # what is lost is looked for
-        numbers = array.astype(wanted)
-        if datatype == "BF16":
-            numbers = _rounded(numbers)
-        lost = np.atleast_1d(array)[np.atleast_1d(_is_lost(array, numbers))]
-    if lost.size:
-        kind = "bfloat16" if datatype == "BF16" else wanted.name
-        raise TypeError(f"{name} must hold values that {kind} has, got {lost[0]}.")
-    if datatype == "BF16":
-        return (numbers.view("<u4") >> 16).astype("<u2").tobytes()
-    return numbers.tobytes()
-
-
-def _packed_texts(name: str, array: Array) -> bytes:
-    for text in array.flat:
-        if not isinstance(text, str):
-            raise TypeError(f"{name} must hold str, got {type(text).__name__}.")
-    texts = [text.encode() for text in array.flat]
-    return b"".join(_LENGTH.pack(len(text)) + text for text in texts)
-
-
-def _is_lost(array: Array, numbers: Array) -> Array:
-    """Where a conversion changes an integer, or makes infinity of a number."""
-    if numbers.dtype.kind in "iu" and array.dtype.kind in "iu":
-        limits = np.iinfo(numbers.dtype)
-        low, high = np.iinfo(array.dtype).min, np.iinfo(array.dtype).max
-        return (array < max(low, limits.min)) | (array > min(high, limits.max))
-    if array.dtype.kind in "iu":  # back from beyond its range, an integer may be any
-        is_beyond = ~np.isfinite(numbers) | (numbers >= float(np.iinfo(array.dtype).max + 1))
-        is_lost: Array = is_beyond | (array != numbers.astype(array.dtype))
-        return is_lost
-    return np.isfinite(array) & ~np.isfinite(numbers)
-
-
-def _rounded(numbers: Array) -> Array:
-    """float32 to the nearest bfloat16, ties to even (IEEE 754-2019, 4.3.1), as float32."""
-    bits = numbers.view("<u4")
-    nearest = (bits + 0x7FFF + ((bits >> 16) & 1)) & 0xFFFF0000
-    found: Array = nearest.astype("<u4").view("<f4")
-    return np.where(np.isnan(numbers), np.float32("nan"), found)
-
-
-def _unpacked(data: bytes, datatype: str) -> Array:
-    if datatype == "BYTES":
-        texts: list[str] = []
-        place = 0
-        while place < len(data):
-            (size,) = _LENGTH.unpack_from(data, place)
-            place += _LENGTH.size + size
-            texts.append(data[place - size : place].decode())
-        found = np.empty(len(texts), object)
-        found[:] = texts
-        return found
-    if datatype == "BF16":
-        return (np.frombuffer(data, "<u2").astype("<u4") << 16).view("<f4")
-    return np.frombuffer(data, DTYPES[datatype])
+        said = body[:300].decode(errors="replace")
+        return ServiceError(response.status, "unknown", said, after_s)
 
 
 def picture_bytes(picture: bytes | npt.NDArray[np.uint8]) -> bytes:

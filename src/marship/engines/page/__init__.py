@@ -17,12 +17,21 @@ Kept by hand: no build, no libraries, nothing from elsewhere. Scripts make eleme
 """
 
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
+from marship.errors import NotFoundError
+from marship.serving.hosts.direct.limits import error_reply
 from marship.serving.message import Reply
 
 _FOLDER = Path(__file__).parent
+SWAGGER_FOLDER = _FOLDER / "docs" / "swagger"
+_LINK = b'<a href="/docs" hidden>Swagger UI</a>'
+_MISSING = (
+    "/docs must have the files of Swagger UI, got a marship that was built without them. Run "
+    "`make swagger` in its sources, build and install it again, and restart the server."
+)
 _TYPES = {
     ".html": "text/html; charset=utf-8",
     ".css": "text/css",
@@ -55,14 +64,30 @@ HEADERS = (
     ("cache-control", "no-cache"),
 )
 """Of each file. The page runs no script but its own, and no other page may show it in a frame."""
+_DOCS_HEADERS = (
+    ("content-security-policy", _POLICY.replace("img-src 'self'", "img-src 'self' data:")),
+    *HEADERS[1:],
+)
+"""Swagger UI's style sheet holds its arrows as data; scripts, styles and HTML are as strict."""
 
 
 @cache
 def files() -> Mapping[bytes, Reply]:
-    """Each file as a response, by its path; `/` is the page itself."""
-    found = {
-        f"/page/{path.name}".encode(): Reply(path.read_bytes(), _TYPES[path.suffix], 200, HEADERS)
-        for path in sorted(_FOLDER.iterdir())
-        if path.suffix in _TYPES
+    """Each file as a response, by its path; `/` is the page itself, `/docs` Swagger UI."""
+    page, docs = _served("/page", _FOLDER), _served("/docs", _FOLDER / "docs")
+    shown = page.pop(b"/page/index.html")
+    swagger = _served("/docs", SWAGGER_FOLDER)
+    if not swagger:
+        shown = replace(shown, body=shown.body.replace(_LINK, b""))
+        return {b"/": shown, **page, b"/docs": error_reply(NotFoundError(_MISSING))}
+    opened = replace(docs.pop(b"/docs/index.html"), headers=_DOCS_HEADERS)
+    return {b"/": shown, **page, b"/docs": opened, **docs, **swagger}
+
+
+def _served(path: str, folder: Path) -> dict[bytes, Reply]:
+    """The files of a folder by their paths below one; none where there is no folder."""
+    return {
+        f"{path}/{file.name}".encode(): Reply(file.read_bytes(), _TYPES[file.suffix], 200, HEADERS)
+        for file in sorted(folder.glob("*"))
+        if file.suffix in _TYPES
     }
-    return {b"/": found.pop(b"/page/index.html"), **found}

@@ -3,13 +3,11 @@
 import { element } from "./dom.js";
 import { factsOf, modelView } from "./models.js";
 import { write } from "./numbers.js";
-import { describe, setToken } from "./server.js";
+import { describe } from "./server.js";
+import { signingIn } from "./sign-in.js";
 
 const REFRESH_MS = 15_000;
 const main = document.getElementById("main");
-const signIn = document.getElementById("sign-in");
-const leave = document.getElementById("leave");
-const problem = document.getElementById("sign-in-error");
 const STATES = { true: "ready", false: "not ready" };
 
 let described = null;
@@ -28,15 +26,10 @@ function viewOf(model) {
   return found.node;
 }
 
-function showSignIn(message = "") {
+function leave(message) {
   clearInterval(timer);
-  setToken("");
   described = null;
-  leave.hidden = true;
-  main.replaceChildren(signIn);
-  signIn.hidden = false;
-  problem.textContent = message;
-  document.getElementById("token").focus();
+  signIn.show(message);
 }
 
 /** The one that is there: of the model that a link names, if it is shown already. */
@@ -104,7 +97,7 @@ async function refresh() {
   }
   if (!described) return; // signed out meanwhile
   if (!found) {
-    showSignIn("The token has expired. Sign in with the new one.");
+    leave("The token has expired. Sign in with the new one.");
     return;
   }
   described = found;
@@ -113,9 +106,6 @@ async function refresh() {
 
 function begin(found) {
   described = found;
-  signIn.hidden = true;
-  signIn.reset();
-  leave.hidden = !described.security;
   showModels();
   focusHeading();
   clearInterval(timer);
@@ -128,32 +118,10 @@ window.addEventListener("hashchange", () => {
   focusHeading(); // the link that was followed is gone
 });
 
-signIn.addEventListener("submit", async (event) => {
-  event.preventDefault();
-  const button = signIn.querySelector("button");
-  button.disabled = true;
-  problem.textContent = "";
-  setToken(document.getElementById("token").value.trim());
-  try {
-    const found = await describe();
-    if (found) begin(found);
-    else showSignIn("The server does not accept this token: it is wrong or expired.");
-  } catch (error) {
-    showSignIn(`The server cannot be reached: ${error.message}`);
-  } finally {
-    button.disabled = false;
-  }
-});
-leave.addEventListener("click", () => {
+document.getElementById("leave").addEventListener("click", () => {
   views = new Map();
-  showSignIn();
+  leave();
 });
 
-// A server without tokens needs no signing in.
-try {
-  const found = await describe();
-  if (found) begin(found);
-  else showSignIn();
-} catch (error) {
-  showSignIn(`The server cannot be reached: ${error.message}`);
-}
+const signIn = signingIn(begin);
+signIn.start(); // a server without tokens needs no signing in

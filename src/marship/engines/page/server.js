@@ -9,10 +9,15 @@ export function setToken(value) {
   token = value;
 }
 
+/** The header that says who asks; empty where no token is needed. */
+export function authorization() {
+  return token && `Bearer ${token}`;
+}
+
 /** A response, whatever its status; the token goes with the request. */
 export function ask(path, options = {}) {
   const headers = { ...options.headers };
-  if (token) headers.Authorization = `Bearer ${token}`;
+  if (token) headers.Authorization = authorization();
   return fetch(path, { ...options, headers, cache: "no-store", credentials: "omit" });
 }
 

@@ -13,6 +13,7 @@ from marship.contract import Contract, TensorSpec
 from marship.operate import interfaces
 from marship.serving.formats.golden import GoldenRequest
 from marship.serving.handler import OnnxHandler
+from marship.serving.hosts.direct.heads import Head
 from marship.serving.hosts.direct.seats import ModelState, Seat, Seats
 from marship.serving.hosts.direct.server_replies import ServerReplies
 from marship.serving.openapi import description, tensors, validity
@@ -22,6 +23,8 @@ from marship.serving.private.handler import EncryptedHandler
 from marship.serving.private.mpc.handler import PartyHandler
 from marship.serving.texts import answers
 from workers import load_module
+
+ASKED = Head("GET", b"/openapi.json", {})
 
 
 class Broken(OnnxHandler):
@@ -167,12 +170,35 @@ def test_several_inputs_and_odd_axes() -> None:
     validate(document([ServedModel("a b/c", "1", True, True, known)], "1"))
 
 
+def test_a_proxys_part_of_the_document() -> None:
+    """Predictions of exposed models by POST, health, and nothing that refers to others."""
+    seats = Seats()
+    seats.follow({name: ModelState("1", ("1",), {"1": 1}, {"1": 1}) for name in "abc"})
+    replies = ServerReplies(seats, {}, has_tokens=True, is_restart=False)
+    for names in ("a,c", "a,c", "a,nobody,c", "c,a"):
+        head = Head("GET", f"/openapi.json?exposed={names}".encode(), {})
+        reply = replies.reply("document", head, is_closing=False)
+        whole = json.loads(reply.body)
+        validate(whole)
+        own = {f"/predictions/{name}{version}" for name in "ac" for version in ("", "/1")}
+        assert set(whole["paths"]) == {*own, "/ping", "/openapi.json"}
+        assert {verb for path in own for verb in whole["paths"][path]} == {"post"}
+        assert [model["name"] for model in whole["x-marship-models"]] == ["a", "c"]
+        assert b"b.1" not in reply.body
+        assert [tag["name"] for tag in whole["tags"]] == ["a", "c", "the server"]
+    other = replies.reply("document", ASKED, is_closing=False)
+    assert len(json.loads(other.body)["x-marship-models"]) == 3
+    for n in range(100):  # whatever is asked, few are kept
+        head = Head("GET", f"/openapi.json?exposed={n}".encode(), {})
+        validate(json.loads(replies.reply("document", head, is_closing=False).body))
+
+
 def test_versions_and_workers_of_an_earlier_marship() -> None:
     """Each version has its paths, the default one those without a version; no worker, no forms."""
     seats = Seats()
     seats.follow({"m": ModelState("2", ("1", "2"), {"1": 1, "2": 1}, {"2": 1})})
     replies = ServerReplies(seats, {}, has_tokens=False, is_restart=False)
-    whole = json.loads(replies.reply("document", b"", is_closing=False).body)
+    whole = json.loads(replies.reply("document", ASKED, is_closing=False).body)
     validate(whole)
     assert "security" not in whole
     found = [(m["version"], m["is_default"], m["is_ready"]) for m in whole["x-marship-models"]]
@@ -192,7 +218,7 @@ def test_what_a_worker_says_wrongly_hides_no_other_model(
         seat.model, seat.version, seat.description = name, "1", said
         seats.add(seat)
     replies = ServerReplies(seats, {}, has_tokens=True, is_restart=False)
-    whole = json.loads(replies.reply("document", b"", is_closing=False).body)
+    whole = json.loads(replies.reply("document", ASKED, is_closing=False).body)
     assert [(m["name"], m["kind"]) for m in whole["x-marship-models"]] == [
         ("bad", "other"), ("good", "other"),
     ]  # fmt: skip
@@ -270,4 +296,4 @@ def test_an_invalid_declaration_hides_no_other_model(
     seat.model, seat.version, seat.description = "m", "1", json.dumps(known).encode()
     seats.add(seat)
     replies = ServerReplies(seats, {}, has_tokens=True, is_restart=False)
-    validate(json.loads(replies.reply("document", b"", is_closing=False).body))
+    validate(json.loads(replies.reply("document", ASKED, is_closing=False).body))

@@ -43,7 +43,7 @@ def packages(host: Hosted, tmp_path_factory: pytest.TempPathFactory) -> Iterator
         done = CliRunner().invoke(app, ["client", *map(str, words), "--json"])
         assert done.exit_code == 0, done.output
         made = json.loads(done.stdout)
-        assert (made["name"], made["version"], len(made["files"])) == (name, "1.0", 3)
+        assert (made["name"], made["version"], len(made["files"])) == (name, "1.0", 5)
     sys.path.insert(0, str(folder))
     yield folder
     sys.path.remove(str(folder))
@@ -155,7 +155,7 @@ def test_a_handler_without_a_declaration_gets_bytes(tmp_path: Path) -> None:
     assert "def predict(self, body: bytes, content_type: str = OCTETS_TYPE) -> bytes:" in text
     assert "PATH = '/predictions/odd-name/2'" in text
     compile(text, "x", "exec")
-    assert len(write(described(opaque(None)), tmp_path / "pkg")) == 3
+    assert len(write(described(opaque(None)), tmp_path / "pkg")) == 5
 
 
 def test_what_cannot_be_written_is_refused(tmp_path: Path) -> None:

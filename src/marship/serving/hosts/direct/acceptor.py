@@ -298,8 +298,8 @@ class Acceptor(Site):
             facts = {"name": route.model, "ready": is_ready}
             exchange.reply(Reply(orjson.dumps(facts), status=200 if is_ready else 503))
         else:
-            path, is_closing = exchange.head.path, self.heads.is_closing
-            exchange.reply(self._replies.reply(route.kind, path, is_closing=is_closing))
+            is_closing = self.heads.is_closing
+            exchange.reply(self._replies.reply(route.kind, exchange.head, is_closing=is_closing))
 
 
 def _shown(path: bytes) -> str:

@@ -8,12 +8,16 @@ import orjson
 
 from marship import __version__
 from marship.serving.hosts.direct import routes
+from marship.serving.hosts.direct.heads import Head
 from marship.serving.hosts.direct.seats import Seats
 from marship.serving.message import Reply
-from marship.serving.openapi import validity
+from marship.serving.openapi import part, validity
 from marship.serving.openapi.document import ServedModel, document
 
 logger = logging.getLogger(__name__)
+
+_MOST_DOCUMENTS = 8
+"""The whole one, and those of proxies."""
 
 
 class ServerReplies:
@@ -31,7 +35,8 @@ class ServerReplies:
     ) -> None:
         self._seats, self._pages = seats, pages
         self._has_tokens, self._is_restart = has_tokens, is_restart
-        self._document: tuple[list[tuple[str, str, bool, bool, bytes]], bytes] = ([], b"")
+        self._served: list[tuple[str, str, bool, bool, bytes]] = []
+        self._documents: dict[bytes, bytes] = {}
 
     def route(self, path: bytes) -> routes.Route | None:
         """The route of a page or of the document."""
@@ -39,18 +44,19 @@ class ServerReplies:
             return routes.Route(routes.DOCUMENT)
         return routes.Route(routes.PAGE) if path in self._pages else None
 
-    def reply(self, kind: str, path: bytes, *, is_closing: bool) -> Reply:
+    def reply(self, kind: str, head: Head, *, is_closing: bool) -> Reply:
         """The reply of a route's kind.
 
         Args:
             kind: Of the route.
-            path: For a page.
+            head: Its path for a page, its parameters for the document.
             is_closing: Whether the server is about to end.
         """
         if kind == routes.PAGE:
-            return self._pages[path]
+            return self._pages[head.path]
         if kind == routes.DOCUMENT:
-            return Reply(self._documented(), headers=(("cache-control", "no-store"),))
+            body = self._documented(head.parameters.get("exposed", b""))
+            return Reply(body, headers=(("cache-control", "no-store"),))
         if kind == routes.SERVER:
             return routes.server(__version__)
         if kind == routes.LIVE:
@@ -63,14 +69,24 @@ class ServerReplies:
             facts = {"status": "Healthy" if is_right else "Unhealthy"}
         return Reply(orjson.dumps(facts), status=200 if is_right else 503)
 
-    def _documented(self) -> bytes:
-        """The OpenAPI document; made anew when a model or its readiness has changed."""
+    def _documented(self, exposed: bytes) -> bytes:
+        """The OpenAPI document; made anew when a model or its readiness has changed.
+
+        Args:
+            exposed: Models that a proxy passes on, with commas between; empty is all there is.
+        """
         served = list(self._seats.served())
-        if served != self._document[0] or not self._document[1]:
+        if served != self._served or not self._documents:
             models = [_model(*one) for one in served]
-            made = document(models, __version__, has_tokens=self._has_tokens)
-            self._document = served, orjson.dumps(made)
-        return self._document[1]
+            whole = document(models, __version__, has_tokens=self._has_tokens)
+            self._served, self._documents = served, {b"": orjson.dumps(whole)}
+        if exposed not in self._documents:
+            whole = orjson.loads(self._documents[b""])
+            if len(self._documents) == _MOST_DOCUMENTS:
+                self._documents.popitem()
+            made = part.exposed(whole, exposed.decode(errors="replace").split(","))
+            self._documents[exposed] = orjson.dumps(made)
+        return self._documents[exposed]
 
 
 def _model(name: str, version: str, is_default: bool, is_ready: bool, about: bytes) -> ServedModel:
