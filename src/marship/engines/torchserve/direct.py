@@ -102,9 +102,10 @@ def start(
         "tokens": values.get("disable_token_authorization") != "true",
         "request_bytes": int(values.get("max_request_size", 6553500)),
         "headers": _headers(values),
-        # not where spans are sent: what opens a collector must not be seen among arguments
         "written": {name: text for name, text in written.items() if name == requests.LOG_ENV},
     }
+    # what opens a collector must not be seen among arguments
+    traced = {requests.TRACES_ENV: written.get(requests.TRACES_ENV, "")}
     log = home.direct_log
     with log.open("wb") as output:
         process = subprocess.Popen(
@@ -113,6 +114,7 @@ def start(
             stdout=output,
             stderr=subprocess.STDOUT,
             cwd=home.path,
+            env={**os.environ, **traced},
             umask=0o077,
             start_new_session=True,
         )
@@ -208,6 +210,7 @@ def _serve(
     def follow(accepting: acceptor.Acceptor, loop: asyncio.AbstractEventLoop) -> None:
         written = cast("dict[str, str]", settings["written"])
         accepting.failures.share(temporary / SHEETS_FOLDER, written)
+        accepting.spans.share(os.environ)
         scraping.serve(loop, figures, accepting, home, temporary / SHEETS_FOLDER)
         accepting.seats.on_death = Deaths(
             loop, temporary / SHEETS_FOLDER, accepting.seats.staff
