@@ -23,7 +23,7 @@ from typing import cast
 from urllib.parse import urlsplit
 
 from marship.engines import listeners, processes
-from marship.engines.addresses import Target
+from marship.engines.addresses import SPANS_SOCKET, Target
 from marship.engines.figures import requests
 from marship.engines.home import DIRECT_SOCKET, SHEETS_FOLDER, WORKERS_SOCKET, Home
 from marship.engines.processes import Group
@@ -198,6 +198,7 @@ def _serve(
     from marship.engines import page
     from marship.engines.figures.deaths import Deaths
     from marship.engines.torchserve import scraping
+    from marship.engines.torchserve.proxied import ProxiedSpans
     from marship.serving.hosts.direct import acceptor
     from marship.serving.hosts.direct.limits import Limits
 
@@ -211,6 +212,7 @@ def _serve(
         written = cast("dict[str, str]", settings["written"])
         accepting.failures.share(temporary / SHEETS_FOLDER, written)
         accepting.spans.share(os.environ)
+        ProxiedSpans(loop, home.path / SPANS_SOCKET, os.environ)
         scraping.serve(loop, figures, accepting, home, temporary / SHEETS_FOLDER)
         accepting.seats.on_death = Deaths(
             loop, temporary / SHEETS_FOLDER, accepting.seats.staff

@@ -201,6 +201,11 @@ def _unix(perf_s: float) -> str:
     return str(_CLOCK_NS + int(perf_s * 1e9))
 
 
+def perf_s(unix_s: float) -> float:
+    """A time of the clock on the wall as one of `time.perf_counter`."""
+    return unix_s - _CLOCK_NS / 1e9
+
+
 def _attributes(facts: Attributes) -> list[dict[str, object]]:
     return [
         {
