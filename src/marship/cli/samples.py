@@ -22,7 +22,7 @@ def samples(
         str | None, typer.Option(help="opens them: file:PATH, env:NAME or command:...")
     ] = None,
 ) -> Report:
-    """Open sampled requests into files for predict, optimize --calibration, package --example."""
+    """Open sampled requests into files: for predict, tune, calibration and examples."""
     from marship.cli import tables
     from marship.operate import samples as opening
 

@@ -17,7 +17,6 @@ from marship.arguments import checked
 from marship.client.bodies import decoded, encoded
 from marship.client.connected import Connected, file_name
 from marship.engines.engine import Engine, Model, ModelStatus, OnWait, Registration, Wait, Worker
-from marship.exchange import tracing
 from marship.exchange.calls import Flow, HttpResponse, line_value
 from marship.exchange.transports import BlockingTransport
 
@@ -139,8 +138,7 @@ def _predict(
         ServerError: The worker failed, or the queue is full.
     """
     body, kind = encoded(inputs, content_type)
-    with tracing.span(f"predict {name}"):
-        response = yield from engine.predict(name, version=version, body=body, content_type=kind)
+    response = yield from engine.predict(name, version=version, body=body, content_type=kind)
     return decoded(response)
 
 

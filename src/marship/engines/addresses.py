@@ -14,6 +14,8 @@ URL_VARIABLES: Mapping[str, str] = {
     "metrics": "MARSHIP_METRICS_URL",
 }
 
+SPANS_SOCKET = "spans.sock"
+"""In a home: where a proxy in front of the server tells of traced requests."""
 MODEL_STORE = Path("model_store")
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from marship import storage, unversioned
+from marship.engines.addresses import SPANS_SOCKET
 from marship.engines.default import DefaultEngine
 from marship.engines.engine import ServerConfig
 from marship.engines.home import Home, default_home
@@ -61,6 +62,31 @@ _PAGE_UPSTREAM = "marship_page"
 _PAGE_LINES = Path(__file__).with_name("nginx.page.conf")
 _ERROR_PLACE = "/.marship-error"
 _UPSTREAM = "marship_model_"
+_TRACE_HEADER = "\n        proxy_set_header traceparent $marship_traceparent;"
+_SPANS = r"""
+
+    # Of a request whose client wants it traced (W3C Trace Context, 3.2): trace, and span above.
+    map $http_traceparent $marship_trace {
+        "~^00-(?!0{32})(?<marship_of>[0-9a-f]{32})-(?!0{16})(?<marship_above>[0-9a-f]{16})-.[13579bdf]\z"
+            $marship_of;
+    }
+
+    # The span of this proxy; what the server does is below it.
+    map $request_id $marship_span {
+        "~^(?<marship_own>.{16})" $marship_own;
+    }
+    map $marship_trace $marship_traceparent {
+        "" $http_traceparent;
+        default 00-$marship_trace-$marship_span-01;
+    }
+
+    # The server sends it with its own. Nobody waits for that, and without a server it is dropped.
+    log_format marship_span escape=json
+        '{"trace":"$marship_trace","above":"$marship_above","span":"$marship_span",'
+        '"state":"$http_tracestate","ended_s":$msec,"took_s":$request_time,"id":"$marship_id",'
+        '"request":"$request","status":$status}';
+    access_log syslog:server=unix:@,nohostname,tag=marship marship_span if=$marship_trace;"""
+"""The socket stands for @."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,6 +160,8 @@ def render(
         max_body_bytes=server.max_request_bytes,
         page=_page(names) if settings.page else "",
         errors="\n".join(_error_lines(server.max_request_bytes)),
+        spans=_SPANS.replace("@", str(_spans_socket(settings))) if settings.traces else "",
+        trace_header=_TRACE_HEADER if settings.traces else "",
     )
 
 
@@ -219,6 +247,19 @@ def _given_certificate(settings: ProxySettings) -> tuple[Path, Path]:
         _check_plain(path)
     _check_closed(paths[1])
     return paths
+
+
+def _spans_socket(settings: ProxySettings) -> Path:
+    """Where the server takes what is said of traced requests."""
+    path = (settings.home or default_home()).absolute() / SPANS_SOCKET
+    _check_plain(path)
+    if "," in str(path) or sockets.is_too_long(str(path)):
+        raise UsageError(
+            f"with --traces, the home's path must have no comma and at most "
+            f"{sockets.LONGEST_PATH - len(path.name) - 1} bytes, got {path.parent}. Start the "
+            "server in another home."
+        )
+    return path
 
 
 def _check_closed(key: Path) -> None:

@@ -35,6 +35,10 @@ class ProxySettings(Settings):
         130, "wait for the server this many seconds: more than any responseTimeout", minimum=1
     )
 
+    traces: bool = setting(
+        False, "send spans of traced requests by the server, which is started with --traces-url"
+    )
+
     @property
     def address(self) -> str:
         """Where nginx listens: a trial is for this machine alone unless more is configured."""

@@ -14,6 +14,7 @@ from json_page import fields
 from marship.cli import app
 from marship.errors import SealError, UsageError
 from marship.operate.samples import INDEX_FILE, OpenedSamples, open_all
+from marship.operate.tune import answers
 from marship.packaging.step import PackageSettings, package
 from marship.predict import sources
 from marship.proof import examples
@@ -255,7 +256,7 @@ def test_the_command_tells_what_did_not_open(root: Path, source: str) -> None:
 def test_plain_files_are_calibration_data_examples_and_requests(
     root: Path, source: str, tmp_path: Path
 ) -> None:
-    """Of all forms: what `optimize --calibration`, `package --example` and `predict` read."""
+    """Of all forms: for `optimize --calibration`, `package --example`, `predict` and `tune`."""
     tensor = {"name": "input", "datatype": "FP32", "shape": [1, 3], "data": [1, 2, 3]}
     bodies = [
         [[1, 2, 3]], {"input": [[1, 2, 3]]}, {"instances": [[1, 2, 3]]}, {"inputs": [tensor]},
@@ -276,4 +277,6 @@ def test_plain_files_are_calibration_data_examples_and_requests(
     listed = sources.find([str(one.folder)]).sources
     assert {each.kind for each in listed} == {codec.JSON_TYPE}
     assert len(listed) == 4
+    asked = answers.read(one.folder)
+    assert sorted(each.body for each in asked) == sorted(json.dumps(b).encode() for b in bodies)
     assert OPERATOR not in b"".join(path.read_bytes() for path in sealed_files(root))

@@ -39,6 +39,18 @@ def test_the_sample_is_what_the_command_writes(tmp_path: Path, home: Path) -> No
     assert (tmp_path / "out" / "nginx.conf").read_text() == SAMPLE.read_text()
 
 
+@pytest.mark.parametrize("name", ["h" * 120, "a,b"])
+def test_traces_need_a_home_whose_socket_nginx_can_name(
+    home: Path, tmp_path: Path, name: str
+) -> None:
+    """One clear line, and nothing is written."""
+    other = home.rename(tmp_path / name)
+    settings = ProxySettings(home=other, out=tmp_path / "out", traces=True, **TLS)
+    with pytest.raises(UsageError, match="must have no comma and at most 96 bytes"):
+        proxy.write(settings, ["a"])
+    assert not (tmp_path / "out" / "nginx.conf").exists()
+
+
 def test_it_follows_the_servers_settings(home: Path) -> None:
     """Its addresses and its largest body; names mean themselves in patterns."""
     source = home / "config.properties"

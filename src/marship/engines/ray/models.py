@@ -176,9 +176,9 @@ def predict(  # noqa: PLR0913  keyword-only
     """
     where = path("predictions", checked_name(name), *(() if version is None else (version,)))
     headers = {"Content-Type": content_type} | ({"Accept": LINES_TYPE} if streams else {})
-    headers |= tracing.headers()
     call = Call("inference", "POST", where, {}, headers, body, streams, is_retryable=True)
-    return (yield from access.ask(call))
+    template = "/predictions/{model}" + "/{version}" * (version is not None)
+    return (yield from tracing.traced(access.ask, call, access.url, template))
 
 
 def openapi(access: ClusterAccess) -> Flow[dict[str, Any]]:

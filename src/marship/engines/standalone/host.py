@@ -191,6 +191,7 @@ class Host:
                 worker.begin(loop, task)
         FiguresPage(loop, self._listeners["metrics_address"], self._figures)
         accepting.failures.share(self._sheets, self._written)
+        accepting.spans.share(self._written)
         accepting.seats.on_death = Deaths(loop, self._sheets, accepting.seats.staff).note
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._finish)

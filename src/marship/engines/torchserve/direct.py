@@ -23,7 +23,7 @@ from typing import cast
 from urllib.parse import urlsplit
 
 from marship.engines import listeners, processes
-from marship.engines.addresses import Target
+from marship.engines.addresses import SPANS_SOCKET, Target
 from marship.engines.figures import requests
 from marship.engines.home import DIRECT_SOCKET, SHEETS_FOLDER, WORKERS_SOCKET, Home
 from marship.engines.processes import Group
@@ -102,9 +102,10 @@ def start(
         "tokens": values.get("disable_token_authorization") != "true",
         "request_bytes": int(values.get("max_request_size", 6553500)),
         "headers": _headers(values),
-        # not where spans are sent: what opens a collector must not be seen among arguments
         "written": {name: text for name, text in written.items() if name == requests.LOG_ENV},
     }
+    # what opens a collector must not be seen among arguments
+    traced = {requests.TRACES_ENV: written.get(requests.TRACES_ENV, "")}
     log = home.direct_log
     with log.open("wb") as output:
         process = subprocess.Popen(
@@ -113,6 +114,7 @@ def start(
             stdout=output,
             stderr=subprocess.STDOUT,
             cwd=home.path,
+            env={**os.environ, **traced},
             umask=0o077,
             start_new_session=True,
         )
@@ -196,6 +198,7 @@ def _serve(
     from marship.engines import page
     from marship.engines.figures.deaths import Deaths
     from marship.engines.torchserve import scraping
+    from marship.engines.torchserve.proxied import ProxiedSpans
     from marship.serving.hosts.direct import acceptor
     from marship.serving.hosts.direct.limits import Limits
 
@@ -208,6 +211,8 @@ def _serve(
     def follow(accepting: acceptor.Acceptor, loop: asyncio.AbstractEventLoop) -> None:
         written = cast("dict[str, str]", settings["written"])
         accepting.failures.share(temporary / SHEETS_FOLDER, written)
+        accepting.spans.share(os.environ)
+        ProxiedSpans(loop, home.path / SPANS_SOCKET, os.environ)
         scraping.serve(loop, figures, accepting, home, temporary / SHEETS_FOLDER)
         accepting.seats.on_death = Deaths(
             loop, temporary / SHEETS_FOLDER, accepting.seats.staff

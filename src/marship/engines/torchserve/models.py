@@ -176,11 +176,11 @@ def predict(  # noqa: PLR0913  keyword-only
         ServerError: The worker failed, or the queue is full.
     """
     where = path("predictions", checked_name(name), *optional(version))
+    template = "/predictions/{model}" + "/{version}" * (version is not None)
     headers = {"Content-Type": content_type} | ({"Accept": LINES_TYPE} if streams else {})
-    headers |= tracing.headers()
     call = Call("inference", "POST", where, {}, headers, body, streams, is_retryable=True)
     try:
-        return (yield from access.authorized(call))
+        return (yield from tracing.traced(access.authorized, call, access.url, template))
     except NotFoundError as error:
         raise unknown(name, version) from error
 

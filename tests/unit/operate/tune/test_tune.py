@@ -1,6 +1,7 @@
 """`marship tune` on real servers: short runs with a model of six weights."""
 
 import dataclasses
+import io
 import json
 import os
 import shutil
@@ -16,8 +17,10 @@ import psutil
 import pytest
 
 import marship
+import samplers
 from json_page import documented
 from marship.errors import DataError, UsageError
+from marship.operate.samples import open_all
 from marship.operate.tune import answers, bench, search, step, turns
 from marship.operate.tune.candidate import Candidate
 from marship.operate.tune.figures import Demands, Measured
@@ -26,6 +29,7 @@ from marship.operate.tune.search import ToMeasure
 from marship.operate.tune.settings import TuneSettings
 from marship.operate.tune.variants import TunedArchive
 from marship.packaging import variants
+from marship.serving.hosts.direct.samples import RequestSample
 from marship.trust import archive as archives
 from versions import spoil_golden
 from waiting import until
@@ -53,11 +57,22 @@ def mar(linear_onnx: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def requests(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder of requests."""
+    """What `marship samples` writes of three requests in other forms."""
     folder = tmp_path_factory.mktemp("requests")
-    for n in range(3):
-        (folder / f"{n}.json").write_text(json.dumps({"input": [[n, 2, 3]]}))
-    return folder
+    made = samplers.writer(folder / "samples", "lin")
+    npy = io.BytesIO()
+    np.save(npy, np.array([[0, 2, 3]], np.float32))
+    for kind, body in (
+        ("application/json", b'{"input": [[1, 2, 3]]}'),
+        ("application/json", b'{"instances": [[2, 2, 3]]}'),
+        ("application/x-npy", npy.getvalue()),
+    ):
+        made._put(RequestSample("/predictions/lin", "", kind, "", "", body))
+    made.write()
+    key = samplers.write_key(folder / "key")
+    (one,) = open_all(folder / "samples", folder / "plain", key).versions
+    assert one.files == len(answers.read(one.folder)) == 3
+    return one.folder
 
 
 def tuning(folder: Path, **settings: object) -> TuneSettings:

@@ -42,6 +42,7 @@ from marship.serving.hosts.direct.site import (
 )
 from marship.serving.hosts.direct.slots import IDLE, UNPROVEN
 from marship.serving.hosts.direct.sockets import accept
+from marship.serving.hosts.direct.spans import Spans
 from marship.serving.hosts.direct.split import Split
 from marship.serving.hosts.direct.tokens import Tokens
 from marship.serving.hosts.direct.workers import MOST_RETURNS, Workers, refuse, tell
@@ -70,6 +71,7 @@ class Acceptor(Site):
 
     Attributes:
         failures: Errors that clients get from here.
+        spans: Of traced requests that are answered here, or passed on.
     """
 
     def __init__(  # noqa: PLR0913  keyword-only
@@ -87,7 +89,7 @@ class Acceptor(Site):
         self._loop, self.limits, self._tokens = loop, limits, Tokens(key_file)
         self.heads, self.headers = Heads(), lines_of(headers)
         self.seats = Seats()
-        self.failures = Failures(self.seats)
+        self.failures, self.spans = Failures(self.seats), Spans(self.seats)
         self._relays = Relays(loop, limits, self.seats, engine, self.failures)
         self._split = Split(loop, limits, self.seats, self._place, self.failures)
         has_tokens = key_file is not None
@@ -178,7 +180,7 @@ class Acceptor(Site):
         """How many clients are connected."""
         return self.seats.held + len(self._own) + len(self._arrivals)
 
-    def _place(self, fd: int, unread: bytes, returns: int = 0) -> None:
+    def _place(self, fd: int, unread: bytes, returns: int = 0, came_s: float | None = None) -> None:
         """Hand a connection to the worker that its next request names, or answer here."""
         seat = self._seat_for(target_of(without_empty_lines(unread)))
         if seat is None:
@@ -188,7 +190,7 @@ class Acceptor(Site):
             self.failures.add_error(seat.model, seat.version, unplaced())
         else:
             with suppress(OSError):  # too many files are open: it is closed
-                seat.hand(fd, unread, returns)
+                seat.hand(fd, unread, returns, came_s)
 
     def _seat_for(self, target: bytes) -> Seat | None:
         route = self._route(target)
@@ -242,7 +244,7 @@ class Acceptor(Site):
             connection.abandon()
             return
         connection.transport.abort()
-        self._place(fd, unread)
+        self._place(fd, unread, 0, time.perf_counter())
 
     def _route(self, target: bytes) -> routes.Route | None:
         target = target.partition(b"?")[0]
@@ -258,6 +260,8 @@ class Acceptor(Site):
         """Hold a request against its route and the token."""
         route = self._route(exchange.head.path)
         exchange.is_kserve = exchange.head.path.startswith((b"/v1", b"/v2"))
+        exchange.route = route
+        self.spans.begin(exchange)
         if route is not None and (route.kind in routes.OPEN or exchange.head.method == "OPTIONS"):
             check_method(exchange, route)
             return

@@ -70,6 +70,8 @@ class Exchange:
         early: Bytes of the response that are ready before it is their turn.
         route: What its path stands for; None until that is known.
         trace: The trace id that the client sent (W3C Trace Context); empty without one.
+        on_end: Called once with the last part of the response, or None where that cannot be had;
+            not for responses that `send` sends.
     """
 
     __slots__ = (
@@ -84,6 +86,7 @@ class Exchange:
         "is_done",
         "is_kserve",
         "keeps_alive",
+        "on_end",
         "route",
         "trace",
     )  # fmt: skip
@@ -95,6 +98,7 @@ class Exchange:
         self.is_kserve = self.is_done = self.has_begun = self._is_last = False
         self.early = bytearray()
         self.route: Route | None = None
+        self.on_end: Callable[[Reply | None], None] | None = None
 
     def request(self, read: "Callable[..., Request]") -> Request:
         """The request as a service takes it.
@@ -147,6 +151,7 @@ class Exchange:
         """End the connection where the rest of a response cannot be had."""
         self.is_done = True
         self._outlet.abandon()
+        self._end(None)
 
     def reply(self, reply: Reply, timing: str = "") -> None:
         """Send a whole response, or the next part of a streamed one.
@@ -156,6 +161,13 @@ class Exchange:
             timing: The Server-Timing header; empty is none.
         """
         self.send(self.render(reply, timing))
+        if self.is_done:
+            self._end(reply)
+
+    def _end(self, reply: Reply | None) -> None:
+        on_end, self.on_end = self.on_end, None
+        if on_end is not None:
+            on_end(reply)
 
     def send(self, data: bytes) -> None:
         """Send what `render` has made."""

@@ -19,6 +19,8 @@ MOST_BYTES = 1 << 11
 """Longer heads are not kept."""
 
 
+COPY = b"x-marship-copy"
+"""Marks a request whose response no client gets: see `split`."""
 TRACE = b"traceparent"
 """W3C Trace Context, 3.2; it differs with each request, so heads are kept without it."""
 _BEFORE, _VALUE_BYTES = b"\r\ntraceparent: ", 55

@@ -7,12 +7,12 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from http import HTTPStatus
 
-from marship.serving.hosts.direct import request_log, traces
+from marship.serving.hosts.direct import http_span, request_log, traces
 from marship.serving.hosts.direct.exchange import Exchange
 from marship.serving.hosts.direct.request_log import RequestLog
 from marship.serving.hosts.direct.samples import SampleWriter
-from marship.serving.hosts.direct.traces import Parent, TimedStep, Tracer
-from marship.serving.message import OK, Reply
+from marship.serving.hosts.direct.traces import Attributes, Parent, TimedStep, Tracer
+from marship.serving.message import Reply
 
 _TIMES = re.compile(r"(\w+);dur=([\d.]+)")
 
@@ -28,7 +28,8 @@ class Journal:
         sampler: Keeps some of those that are done; None is none.
 
     Attributes:
-        handed: When the acceptor handed over connections whose first request is not done.
+        handed: When the acceptor got the first request of a connection, and when it handed that
+            over; until the request is done. The first is None where it has a span of its own.
     """
 
     def __init__(
@@ -41,7 +42,7 @@ class Journal:
     ) -> None:
         self._facts = {"model": model, "version": version}
         self._log, self._tracer, self._sampler = log, tracer, sampler
-        self.handed: dict[object, float] = {}
+        self.handed: dict[object, tuple[float | None, float]] = {}
 
     def add(
         self, batch: Sequence[Exchange], replies: Sequence[Reply], began_s: float, timing: str
@@ -61,12 +62,12 @@ class Journal:
         now = time.perf_counter()
         steps_ms = {name: float(ms) for name, ms in _TIMES.findall(timing)}
         for exchange, reply in zip(batch, replies, strict=True):
-            handed_s = self.handed.pop(exchange.outlet, None) if self.handed else None
+            arrival = self.handed.pop(exchange.outlet, None) if self.handed else None
             state = exchange.head.raw.get(b"tracestate", b"")
             parent = self._tracer.parent(exchange.trace, state) if self._tracer else None
             if parent is not None:
-                spans = _steps(exchange.came_s, began_s, steps_ms, handed_s)
-                self._trace(parent, exchange, reply, spans, now, len(batch))
+                steps = _steps(exchange.came_s, began_s, steps_ms, arrival)
+                self._trace(parent, exchange, reply, steps, arrival, now, len(batch))
             if self._log is not None:
                 self._write(parent, exchange, reply, began_s, now, steps_ms, len(batch))
 
@@ -93,28 +94,24 @@ class Journal:
         exchange: Exchange,
         reply: Reply,
         steps: Sequence[TimedStep],
+        arrival: tuple[float | None, float] | None,
         now: float,
         size: int,
     ) -> None:
         assert self._tracer is not None  # noqa: S101  else nothing has a parent
-        path = exchange.head.path.decode("latin-1")
-        facts: dict[str, str | int] = {
-            "http.request.method": exchange.head.method,
-            "http.response.status_code": reply.status,
-            "url.path": path,
-            "http.request.body.size": len(exchange.body),
-            "marship.batch.size": size,
-            "marship.request.id": exchange.id.decode("latin-1"),
-        }
-        if reply.outcome != OK:
-            facts["error.type"] = reply.outcome
-        self._tracer.add(
-            parent,
-            TimedStep(f"{exchange.head.method} {self._facts['model']}", steps[0].began_s, now),
-            steps,
-            facts,
-            failed=reply.status >= HTTPStatus.INTERNAL_SERVER_ERROR,
-        )
+        name, facts = http_span.name_of(exchange), http_span.facts_of(exchange, reply)
+        own: Attributes = {"marship.batch.size": size}
+        failed = reply.status >= HTTPStatus.INTERNAL_SERVER_ERROR
+        came_s, handed_s = arrival or (None, 0.0)
+        whole = TimedStep(name, steps[0].began_s, now)
+        if came_s is None:
+            self._tracer.add(parent, whole, steps, {**facts, **own}, failed=failed)
+            return
+        # The acceptor's: it does not see the response, and sends no span of what it hands over.
+        seat = TimedStep("seat", came_s, handed_s)
+        above = self._tracer.add(parent, TimedStep(name, came_s, now), [seat], facts, failed=failed)
+        whole = TimedStep("worker", whole.began_s, now)
+        self._tracer.add(above, whole, steps, own, failed=failed, kind=traces.INTERNAL)
 
     def _write(  # noqa: PLR0913, PLR0917  what is known of a request
         self, parent: Parent | None, exchange: Exchange, reply: Reply, began_s: float, now: float,
@@ -146,10 +143,13 @@ class Journal:
 
 
 def _steps(
-    came_s: float, began_s: float, steps_ms: dict[str, float], handed_s: float | None
+    came_s: float,
+    began_s: float,
+    steps_ms: dict[str, float],
+    arrival: tuple[float | None, float] | None,
 ) -> list[TimedStep]:
     """The parts of a request: from the acceptor, if it is a connection's first, to encoding."""
-    steps = [] if handed_s is None else [TimedStep("accept", handed_s, came_s)]
+    steps = [] if arrival is None else [TimedStep("accept", arrival[1], came_s)]
     steps.append(TimedStep("queue", came_s, began_s))
     for name, ms in steps_ms.items():
         ended_s = began_s + ms / 1e3
@@ -160,5 +160,11 @@ def _steps(
 
 def told(model: str, version: str, sampler: SampleWriter | None = None) -> Journal | None:
     """The journal that the environment asks for; None where nothing is written down."""
-    log, tracer = request_log.told(os.environ), traces.told(model, version)
+    resource: Attributes = {
+        "service.name": "marship",
+        "marship.model.name": model,
+        "marship.model.version": version,
+        "process.pid": os.getpid(),
+    }
+    log, tracer = request_log.told(os.environ), traces.told(os.environ, resource)
     return Journal(model, version, log, tracer, sampler) if log or tracer or sampler else None

@@ -22,7 +22,7 @@ from marship.serving.message import Reply
 
 _NOT_PASSED_ON = {
     b"connection", b"content-length", b"expect", b"host", b"keep-alive", b"proxy-connection",
-    b"te", b"trailer", b"transfer-encoding", b"upgrade",
+    b"te", b"trailer", b"transfer-encoding", b"upgrade", TRACE,
 }  # fmt: skip
 """Of one connection alone (RFC 9110, 7.6.1), or written anew."""
 _NOT_PASSED_BACK = {
@@ -65,7 +65,7 @@ class Relayed(Protocol):
     Attributes:
         head: The request line with its headers.
         body: The bytes.
-        trace: The trace id that the client sent; empty without one.
+        trace: The trace id to pass on; empty without one.
         is_done: Whether the response is complete.
     """
 
@@ -214,7 +214,7 @@ class Relay(asyncio.Protocol):
         head, body = self._exchange.head, self._exchange.body
         lines = [b"%b %b HTTP/1.1" % (head.method.encode(), target), b"host: engine"]
         lines += [b"%b: %b" % pair for pair in head.raw.items() if pair[0] not in _NOT_PASSED_ON]
-        if self._exchange.trace and TRACE not in head.raw:
+        if self._exchange.trace:
             lines.append(b"%b: %b" % (TRACE, self._exchange.trace))
         lines += [b"connection: close"] * (not self._keeps)
         return b"\r\n".join([*lines, b"content-length: %d" % len(body), b"", b""])

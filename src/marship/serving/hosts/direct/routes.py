@@ -14,6 +14,7 @@ Source: Open Inference Protocol, "Required" REST API and the model metadata exte
 data plane v1; the engine's own inference API.
 """
 
+import re
 from dataclasses import dataclass, replace
 from functools import cached_property
 from urllib.parse import quote, unquote
@@ -42,6 +43,7 @@ _SERVER = {
 OPEN = frozenset((READY, LIVE, SERVER_READY, PING, PAGE))
 """Answered without a token: probes have none, nor has a browser before its user signs in."""
 _MODEL_PARTS, _VERSION_PARTS = 1, 3
+_ENDS = re.compile(r"(:\w+|/(infer|ready|explain))$")
 
 
 @dataclass(frozen=True)
@@ -66,6 +68,22 @@ class Route:
         if self.kind in (PREDICT, EXPLAIN):
             return ("POST",) if self.is_kserve else ("POST", "GET", "PUT")
         return _READ
+
+    def template(self, path: str) -> str:
+        """The path with placeholders for the names in it.
+
+        Example:
+            >>> Route(PREDICT, "m", is_kserve=True).template("/v1/models/m:predict")
+            '/v1/models/{model}:predict'
+        """
+        if not self.model:
+            return path
+        first = path.split("/")[1]
+        if not self.is_kserve:
+            return f"/{first}/{{model}}" + ("/{version}" if self.version else "")
+        ends = _ENDS.search(path)
+        version = "/versions/{version}" if self.version else ""
+        return f"/{first}/models/{{model}}{version}{ends[0] if ends else ''}"
 
 
 def find(target: bytes) -> Route | None:

@@ -30,6 +30,7 @@ import orjson
 from marship.errors import SealError
 from marship.serving.formats import kserve
 from marship.serving.hosts.direct.exchange import Exchange
+from marship.serving.hosts.direct.heads import COPY
 from marship.serving.message import Reply
 from marship.serving.model import dumps, keysource, sealed
 from marship.serving.model.sealed import SUFFIX, Sealer
@@ -195,7 +196,8 @@ class SampleWriter:
             if self._draw() >= self._share or self._is_full:
                 continue
             is_answered = reply.status == _OK and not reply.more and not exchange.is_abandoned
-            if is_answered and exchange.body:
+            is_copy = COPY in exchange.head.raw  # sampled where its client's response is from
+            if is_answered and exchange.body and not is_copy:
                 self._put(RequestSample.of(exchange))
 
     def _put(self, sample: RequestSample) -> None:

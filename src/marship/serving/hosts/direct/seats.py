@@ -98,13 +98,15 @@ class Seat:
         """The less, the sooner it gets the next connection; workers that are idle take turns."""
         return (self.held, self.requests, self.handed)
 
-    def hand(self, fd: int, unread: bytes, returns: int = 0) -> None:
+    def hand(self, fd: int, unread: bytes, returns: int = 0, came_s: float | None = None) -> None:
         """Pass a connection on to the worker.
 
         Args:
             fd: Its descriptor, closed when it is sent.
             unread: What was read of it.
             returns: How often workers have given it back without a response.
+            came_s: When that began to come, by `time.perf_counter`; None where the request has
+                a span of its own here.
 
         Raises:
             OSError: The file table is full; the connection is closed.
@@ -118,7 +120,7 @@ class Seat:
                 os.close(self.slots.take(slot).fd)
             raise
         if unread:  # else its next request comes whenever it likes
-            packet.facts = {**packet.facts, "at": time.perf_counter()}
+            packet.facts = {**packet.facts, "came": came_s, "at": time.perf_counter()}
         self.handed += 1
         self.channel.send(packet)
 

@@ -15,7 +15,7 @@ from functools import partial
 from marship.serving.hosts.direct import routes
 from marship.serving.hosts.direct.exchange import LINES_TYPE, Exchange
 from marship.serving.hosts.direct.failures import Failures
-from marship.serving.hosts.direct.heads import Head
+from marship.serving.hosts.direct.heads import COPY, Head
 from marship.serving.hosts.direct.likeness import MOST_BYTES, compare, known
 from marship.serving.hosts.direct.limits import Limits
 from marship.serving.hosts.direct.outcome import Likeness, VersionResponse
@@ -59,6 +59,8 @@ class Leg:
         self._wait, self._is_gone = wait, is_gone
         self.head, self.body, self.trace = asked.head, asked.body, asked.trace
         more = {b"x-request-id": asked.id} if on_end is not None else {}  # both log it by one id
+        if is_copy:
+            more[COPY] = b"1"
         if asked.head.wants_events:  # they are made of lines here
             more[b"accept"] = LINES_TYPE.encode()
         if more or asked.head.method == "HEAD":

@@ -27,7 +27,9 @@ _PARENT = re.compile(
     rb"(?:00(?=.{53}\Z)|(?!00|ff)[0-9a-f]{2})"  # only a later version may have more behind it
     rb"-(?!0{32})([0-9a-f]{32})-(?!0{16})([0-9a-f]{16})-([0-9a-f]{2})(?:-.*)?"
 )
-_INTERNAL, _SERVER, _FAILED = 1, 2, 2
+INTERNAL, SERVER = 1, 2
+"""Kinds of spans."""
+_FAILED = 2
 _MOST_WAITING, _MOST_SENT, _SEND_S, _TIMEOUT_S = 4096, 512, 1.0, 5.0
 _CLOCK_NS = time.time_ns() - time.perf_counter_ns()
 """What turns `time.perf_counter` into Unix time."""
@@ -48,6 +50,11 @@ class Parent:
     trace: str
     span: str = ""
     state: str = ""
+
+    @property
+    def header(self) -> bytes:
+        """The traceparent for what is done below its span."""
+        return f"00-{self.trace}-{self.span}-01".encode()
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +102,7 @@ class Tracer:
             return Parent(os.urandom(16).hex())
         return None
 
-    def add(
+    def add(  # noqa: PLR0913  each is a field of a span
         self,
         parent: Parent,
         whole: TimedStep,
@@ -103,7 +110,9 @@ class Tracer:
         facts: Attributes,
         *,
         failed: bool,
-    ) -> None:
+        own: str = "",
+        kind: int = SERVER,
+    ) -> Parent:
         """Add a request.
 
         Args:
@@ -112,12 +121,17 @@ class Tracer:
             steps: Its parts.
             facts: Attributes, by OpenTelemetry's names where they have one.
             failed: Whether the fault is the server's.
+            own: The span's id; a new one where it is empty.
+            kind: SERVER, or INTERNAL below another span of the same server.
+
+        Returns:
+            What is above others that are done for it.
         """
-        own = os.urandom(8).hex()
-        self._put(parent, own, whole, _SERVER, facts, failed=failed)
-        below = replace(parent, span=own)
+        below = replace(parent, span=own or new_id())
+        self._put(parent, below.span, whole, kind, facts, failed=failed)
         for step in steps:
-            self._put(below, os.urandom(8).hex(), step, _INTERNAL, {}, failed=False)
+            self._put(below, new_id(), step, INTERNAL, {}, failed=False)
+        return below
 
     def _put(  # noqa: PLR0913  each is a field of a span
         self, above: Parent, own: str, step: TimedStep, kind: int, facts: Attributes,
@@ -163,24 +177,33 @@ class Tracer:
         self._failed = bool(problem)
 
 
-def told(model: str, version: str) -> Tracer | None:
-    """The tracer that the environment asks for, if it does."""
-    given = os.environ.get(TRACES_VARIABLE)
+def told(variables: Mapping[str, str], resource: Attributes) -> Tracer | None:
+    """The tracer that an environment asks for, if it does.
+
+    Args:
+        variables: Of the environment.
+        resource: What sends.
+    """
+    given = variables.get(TRACES_VARIABLE)
     if not given:
         return None
     asked = json.loads(given)
-    resource: Attributes = {
-        "service.name": "marship",
-        "marship.model.name": model,
-        "marship.model.version": version,
-        "process.pid": os.getpid(),
-    }
     return Tracer(asked["url"], float(asked["share"]), resource, asked.get("headers"))
+
+
+def new_id() -> str:
+    """The id of a span."""
+    return os.urandom(8).hex()
 
 
 def _unix(perf_s: float) -> str:
     """Nanoseconds since 1970, as a string, which JSON's numbers cannot hold."""
     return str(_CLOCK_NS + int(perf_s * 1e9))
+
+
+def perf_s(unix_s: float) -> float:
+    """A time of the clock on the wall as one of `time.perf_counter`."""
+    return unix_s - _CLOCK_NS / 1e9
 
 
 def _attributes(facts: Attributes) -> list[dict[str, object]]:

@@ -207,7 +207,8 @@ class DirectWorker(Site):
         connection = Connection(self, packet.payload(), slot, self._states)
         self._arriving.add(connection)
         if self._journal is not None and "at" in packet.facts:
-            self._journal.handed[connection] = packet.facts["at"]
+            facts = packet.facts
+            self._journal.handed[connection] = (facts.get("came"), facts["at"])
         line = socket.socket(fileno=packet.fds[0])
         task = self._loop.create_task(self._loop.connect_accepted_socket(lambda: connection, line))
 

@@ -45,7 +45,8 @@ class Workers:
         loop: The event loop.
         seats: Where workers are entered.
         place: Takes a connection's descriptor, and what was read of it, to whom it belongs; it is
-            given the number of times workers have given it back without a response.
+            given the number of times workers have given it back without a response, and when it
+            came here.
         await_request: Takes a connection that is between requests.
         headers: Lines of every response.
         roster: Workers of an acceptor before this one.
@@ -56,7 +57,7 @@ class Workers:
         self,
         loop: asyncio.AbstractEventLoop,
         seats: Seats,
-        place: Callable[[int, bytes, int], None],
+        place: Callable[[int, bytes, int, float | None], None],
         await_request: Callable[[socket.socket], None],
         headers: bytes,
         roster: Roster,
@@ -269,7 +270,7 @@ class Workers:
             fd = packet.fds[0]
         another = self._seats.least_busy(seat.model, None) if returns <= MOST_RETURNS else None
         if unread:
-            self._place(fd, unread, returns)
+            self._place(fd, unread, returns, time.perf_counter())
         elif another is not None:
             with suppress(OSError):  # too many files are open: it is closed
                 another.hand(fd, unread, returns)
@@ -312,7 +313,7 @@ class Workers:
     def _resume(self, seat: Seat, state: int, held: Held) -> None:
         """Go on with a connection whose worker has died."""
         if state == HANDED:
-            self._place(held.fd, held.unread, held.returns)
+            self._place(held.fd, held.unread, held.returns, None)
         elif state == IDLE:
             self._await_request(socket.socket(fileno=held.fd))
         elif state in (BEGUN, UNPROVEN):

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from collector import Collector, collecting
 from directly import Place, service
 
 
@@ -37,3 +38,10 @@ def one(loaded: Any) -> Iterator[Place]:
     made.follow(m=("1.0",))
     yield made
     made.close()
+
+
+@pytest.fixture
+def collector() -> Iterator[Collector]:
+    """A collector of spans."""
+    with collecting() as made:
+        yield made

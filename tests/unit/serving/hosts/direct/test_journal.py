@@ -4,11 +4,9 @@ import json
 import re
 import resource
 import signal
-import threading
 import time
 from collections.abc import Iterator
 from functools import partial
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +14,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from collector import NAME, SPAN, TRACE, Collector, attributes, below
 from directly import BODY, JSON, Line, Place, request, until
 from marship.engines.figures import requests
 from marship.engines.standalone.settings import HostSettings
@@ -24,59 +23,9 @@ from marship.serving.hosts.direct import heads, journal, request_log, traces, wo
 from marship.serving.hosts.direct.heads import Head, Heads
 from marship.serving.hosts.direct.request_log import RequestLog
 
-TRACE, SPAN = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
 FORM = re.compile(rb"[0-9a-f]{2}-(?!0{32})[0-9a-f]{32}-[0-9a-f]{16}-([0-9a-f]{2})(-.*)?")
 NOT_OURS = re.compile(rb"ff-.*|00-.{52}-.*|.{36}0{16}.*", re.DOTALL)
 """Of that form, and yet none: no version, more than its version has, no span."""
-
-
-class Collector(ThreadingHTTPServer):
-    """Takes spans by OTLP over HTTP, in JSON."""
-
-    def __init__(self) -> None:
-        super().__init__(("127.0.0.1", 0), _Receiver)
-        self.received: list[dict[str, Any]] = []
-        self.keys: list[str | None] = []
-        threading.Thread(target=self.serve_forever, daemon=True).start()
-
-    @property
-    def url(self) -> str:
-        """Where it listens."""
-        return f"http://127.0.0.1:{self.server_address[1]}/v1/traces"
-
-    def spans(self) -> list[dict[str, Any]]:
-        """All that came."""
-        return [
-            span
-            for one in self.received
-            for resource in one["resourceSpans"]
-            for scope in resource["scopeSpans"]
-            for span in scope["spans"]
-        ]
-
-
-class _Receiver(BaseHTTPRequestHandler):
-    def do_POST(self) -> None:
-        """Keep what comes, if it is at the path and of the type of the protocol."""
-        body = self.rfile.read(int(self.headers["Content-Length"]))
-        is_right = self.path == "/v1/traces" and self.headers["Content-Type"] == "application/json"
-        self.server.received.append(json.loads(body))  # type: ignore[attr-defined]
-        self.server.keys.append(self.headers["api-key"])  # type: ignore[attr-defined]
-        self.send_response(200 if is_right else 415)
-        self.end_headers()
-        self.wfile.write(b"{}")
-
-    def log_message(self, *words: object) -> None:
-        """Say nothing."""
-
-
-@pytest.fixture
-def collector() -> Iterator[Collector]:
-    """A collector."""
-    made = Collector()
-    yield made
-    made.shutdown()
-    made.server_close()
 
 
 @pytest.fixture
@@ -115,22 +64,27 @@ def test_a_sampled_request_becomes_spans_below_its_clients(
     assert ask(place, not_sampled) == 200
     assert ask(place) == 200
     assert ask(place, sampled, body=b"[[1,") == 400
-    until(lambda: len(collector.spans()) == 18)
+    until(lambda: len(collector.spans()) == 24)
     spans = collector.spans()
     assert {span["traceId"] for span in spans} == {TRACE}
     whole = [span for span in spans if span["kind"] == 2]
     assert [span.get("traceState") for span in whole] == ["other=1", "other=1", None]
-    assert [span["parentSpanId"] for span in whole] == [SPAN] * 3
+    assert [(span["name"], span["parentSpanId"]) for span in whole] == [(NAME, SPAN)] * 3
     for one in whole:
-        steps = [span for span in spans if span["parentSpanId"] == one["spanId"]]
+        seat, inner = below(spans, one)
+        steps = below(spans, inner)
+        assert [seat["name"], inner["name"]] == ["seat", "worker"]
         assert [span["name"] for span in steps] == ["accept", "queue", "decode", "infer", "encode"]
-        times = [int(one["startTimeUnixNano"]), *(int(s["startTimeUnixNano"]) for s in steps)]
+        times = [int(span["startTimeUnixNano"]) for span in (one, seat, inner, *steps)]
         assert times == sorted(times)
-        assert int(steps[-1]["endTimeUnixNano"]) <= int(one["endTimeUnixNano"])
+        assert seat["endTimeUnixNano"] == inner["startTimeUnixNano"]
+        assert int(steps[-1]["endTimeUnixNano"]) <= int(inner["endTimeUnixNano"])
+        assert inner["endTimeUnixNano"] == one["endTimeUnixNano"]
         assert abs(int(one["startTimeUnixNano"]) / 1e9 - time.time()) < 60
-    facts = {a["key"]: a["value"] for a in whole[-1]["attributes"]}
-    assert facts["http.response.status_code"] == {"intValue": "400"}
-    assert facts["error.type"] == {"stringValue": "malformed"}
+    facts = attributes(whole[-1])
+    assert facts["http.response.status_code"] == "400"
+    assert facts["error.type"] == "malformed"
+    assert (facts["http.route"], facts["url.path"]) == ("/predictions/{model}", "/predictions/m")
     resource = {
         a["key"] for a in collector.received[0]["resourceSpans"][0]["resource"]["attributes"]
     }

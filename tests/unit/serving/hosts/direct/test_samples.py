@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,11 +18,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from directly import BODY, JSON, Place, until
+from directly import BODY, JSON, Place, service, until
 from marship.errors import SealError, UsageError
 from marship.serving.handler import OnnxHandler
 from marship.serving.hosts.direct import journal, samples
 from marship.serving.hosts.direct.samples import RequestSample
+from marship.serving.hosts.direct.trial import TrialOrder
 from marship.serving.message import Reply
 from marship.serving.model import dumps, keysource
 from marship.serving.model.sealed import Sealer
@@ -70,6 +72,36 @@ def test_what_is_answered_is_sampled_as_it_came(place: Place, tmp_path: Path) ->
     assert not any(b"marker" in path.read_bytes() for path in sealed_files(tmp_path))
     assert {path.stat().st_mode & 0o777 for path in sealed_files(tmp_path)} == {0o600}
     assert {(tmp_path / "m" / name).stat().st_mode & 0o777 for name in ("", "1.0")} == {0o700}
+
+
+@pytest.mark.parametrize("gives_new", [False, True], ids=["shadow", "canary"])
+def test_a_request_that_both_versions_get_is_sampled_once(
+    folder: Path, tmp_path: Path, gives_new: bool
+) -> None:
+    """As the version's whose response the client gets: a copy is no second request."""
+    versions = ("1.0", "2.0")
+    order = TrialOrder(
+        owner="me", model="m", default="1.0", version="2.0", share=1.0, gives_new=gives_new
+    )
+    place = Place()
+    try:
+        for version in versions:
+            sampler = writer(tmp_path, version=version)
+            place.add(service(folder, "m", version), version=version, sampler=sampler)
+        place.follow(m=versions)
+        trials = place.acceptor.seats.trials
+        place._loop.call_soon_threadsafe(trials.renew, order, time.monotonic(), versions)
+        until(lambda: trials.of("m") is not None)
+        for _ in range(3):
+            assert place.ask().status == 200
+        until(lambda: trials.of("m").figures.compared == 3)  # both have answered
+        for version in versions:  # what waits is written first, so one that is not there is none
+            assert place.ask(f"/predictions/m/{version}").status == 200
+        until(lambda: len(sealed_files(tmp_path)) >= 5)
+    finally:
+        place.close()
+    counts = [len(sealed_files(tmp_path / "m" / version)) for version in versions]
+    assert counts == ([1, 4] if gives_new else [4, 1])
 
 
 @pytest.mark.parametrize(

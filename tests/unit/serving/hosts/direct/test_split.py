@@ -247,17 +247,20 @@ def test_a_new_version_that_fails_is_counted_and_not_given_in_a_shadow(
         assert got.examples[0].startswith("request mine: status ")
 
 
-def test_streams_come_as_they_are_made_and_are_not_compared(beside: Any, place: Place) -> None:
+@pytest.mark.parametrize("order", [ORDER, SHADOW], ids=["canary", "shadow"])
+def test_streams_come_as_they_are_made_and_are_not_compared(
+    beside: Any, place: Place, order: TrialOrder
+) -> None:
     """As lines and as events; both versions are counted."""
     beside(Counting, Counting)
     events = {**JSON, "Accept": "text/event-stream"}
     plain = [place.ask("/predictions/a", b"abc", headers=each).body for each in (JSON, events)]
-    with trial(place):
+    with trial(place, order):
         assert [
             place.ask("/predictions/a", b"abc", headers=h).body for h in (JSON, events)
         ] == plain
-        until(lambda: figures(place).incomparable == 2)
-        got = figures(place)
+        until(lambda: figures(place, order).incomparable == 2)
+        got = figures(place, order)
         assert (got.new.requests, got.default.requests, got.new.errors) == (2, 2, 0)
 
 
