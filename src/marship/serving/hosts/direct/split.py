@@ -6,6 +6,7 @@ sockets of which the worker gets one end as it gets any connection.
 """
 
 import asyncio
+import random
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -165,9 +166,14 @@ class Split:
         else:
             pair = _Pair(trial, exchange.id.decode("latin-1"), given, self._compare)
             gone = partial(self._is_gone, trial, exchange) if given != trial.order.default else None
-            leg = Leg(exchange, pair.ended(given), trial.begin(given), is_gone=gone)
-            self._send(leg, (route.model, given))
-            self._copy(exchange, pair, (route.model, other))
+            ways = [
+                partial(self._give, exchange, pair, (route.model, given), gone),
+                partial(self._copy, exchange, pair, (route.model, other)),
+            ]
+            if random.random() < 0.5:  # noqa: S311, PLR2004  the later one waits for the processor
+                ways.reverse()
+            for send in ways:
+                send()
 
     def _is_gone(self, trial: RunningTrial, exchange: Exchange, reply: Reply) -> bool:
         """Whether the new version has gone meanwhile; then the default one answers its client."""
@@ -177,6 +183,16 @@ class Split:
         trial.figures.absent += 1
         self._send(Leg(exchange), (order.model, order.default))
         return True
+
+    def _give(
+        self,
+        exchange: Exchange,
+        pair: "_Pair",
+        named: tuple[str, str],
+        gone: Callable[[Reply], bool] | None,
+    ) -> None:
+        wait = pair.trial.begin(named[1])
+        self._send(Leg(exchange, pair.ended(named[1]), wait, is_gone=gone), named)
 
     def _copy(self, exchange: Exchange, pair: "_Pair", named: tuple[str, str]) -> None:
         if self._copies >= MOST_COPIES or self._copy_bytes + len(exchange.body) > MOST_COPY_BYTES:
