@@ -59,9 +59,14 @@ class FrontSplit:
         given, other = trial.way(dict(asked.headers))
         if other is None:
             return await ask(given)
+        is_level = trial.is_level(given, other)  # before either begins
         first = asyncio.ensure_future(_timed(trial, ask, given))
         second = None
-        if self._copies >= MOST_COPIES or self._copy_bytes + len(asked.body) > MOST_COPY_BYTES:
+        if (
+            not is_level
+            or self._copies >= MOST_COPIES
+            or self._copy_bytes + len(asked.body) > MOST_COPY_BYTES
+        ):
             trial.figures.dropped += 1
         else:
             self._copies, self._copy_bytes = self._copies + 1, self._copy_bytes + len(asked.body)

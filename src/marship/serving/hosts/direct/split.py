@@ -166,10 +166,11 @@ class Split:
         else:
             pair = _Pair(trial, exchange.id.decode("latin-1"), given, self._compare)
             gone = partial(self._is_gone, trial, exchange) if given != trial.order.default else None
-            ways = [
-                partial(self._give, exchange, pair, (route.model, given), gone),
-                partial(self._copy, exchange, pair, (route.model, other)),
-            ]
+            ways = [partial(self._give, exchange, pair, (route.model, given), gone)]
+            if trial.is_level(given, other) and self._has_room(exchange):
+                ways.append(partial(self._copy, exchange, pair, (route.model, other)))
+            else:
+                trial.figures.dropped += 1
             if random.random() < 0.5:  # noqa: S311, PLR2004  the later one waits for the processor
                 ways.reverse()
             for send in ways:
@@ -194,10 +195,11 @@ class Split:
         wait = pair.trial.begin(named[1])
         self._send(Leg(exchange, pair.ended(named[1]), wait, is_gone=gone), named)
 
+    def _has_room(self, exchange: Exchange) -> bool:
+        size = self._copy_bytes + len(exchange.body)
+        return self._copies < MOST_COPIES and size <= MOST_COPY_BYTES
+
     def _copy(self, exchange: Exchange, pair: "_Pair", named: tuple[str, str]) -> None:
-        if self._copies >= MOST_COPIES or self._copy_bytes + len(exchange.body) > MOST_COPY_BYTES:
-            pair.trial.figures.dropped += 1
-            return
         size, noted = len(exchange.body), pair.ended(named[1])
         self._copies, self._copy_bytes = self._copies + 1, self._copy_bytes + size
 

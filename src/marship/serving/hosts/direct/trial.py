@@ -155,6 +155,14 @@ class RunningTrial:
         """Note that a version gets a request of the share."""
         return TrialWait(self._waits[version])
 
+    def is_level(self, given: str, other: str) -> bool:
+        """Whether the version that gets a copy has no more under way than the one that gives.
+
+        Clients wait for the latter: a version that is slow for a moment would get ever more copies
+        meanwhile, and be measured with a queue that the other one never has.
+        """
+        return len(self._waits[other].open) <= len(self._waits[given].open)
+
     def seen(self) -> TrialFigures:
         """The figures, with what is under way now."""
         now = time.monotonic()

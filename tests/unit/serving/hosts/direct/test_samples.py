@@ -92,9 +92,9 @@ def test_a_request_that_both_versions_get_is_sampled_once(
         trials = place.acceptor.seats.trials
         place._loop.call_soon_threadsafe(trials.renew, order, time.monotonic(), versions)
         until(lambda: trials.of("m") is not None)
-        for _ in range(3):
+        for number in range(1, 4):
             assert place.ask().status == 200
-        until(lambda: trials.of("m").figures.compared == 3)  # both have answered
+            until(lambda number=number: trials.of("m").figures.compared == number)  # both answered
         for version in versions:  # what waits is written first, so one that is not there is none
             assert place.ask(f"/predictions/m/{version}").status == 200
         until(lambda: len(sealed_files(tmp_path)) >= 5)

@@ -5,7 +5,7 @@ import socket
 import struct
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -137,10 +137,11 @@ def test_a_canary_gives_the_new_versions_response_to_its_share(models: Place) ->
 
         assert ask() == "a 1"
         with trial(models):
-            assert [ask() for _ in range(5)] == ["a 2"] * 5
+            for number in range(1, 6):  # a copy is sent once the one before has its response
+                assert ask() == "a 2"
+                until(lambda number=number: figures(models).compared == number)
             assert ask("/v2/models/a/versions/1/infer") == "a 1"
             assert ask("/v2/models/b/infer") == "b 1"
-            until(lambda: figures(models).compared == 5)
             got = figures(models)
             assert (got.asked, got.taken, got.differing, got.dropped) == (5, 5, 0, 0)
             assert (got.default.requests, got.new.requests, got.new.errors) == (5, 5, 0)
@@ -220,18 +221,35 @@ def test_every_request_is_answered_as_without_a_trial(
 
 
 def test_a_new_version_that_hangs_delays_nobody_in_a_shadow(beside: Any, place: Place) -> None:
-    """Copies beyond the bound are not sent; what comes late is compared, and counted as slow."""
-    held, number = beside(Held), MOST_COPIES + 8
+    """It gets no more at a time than the default one; what comes late is compared."""
+    held, number = beside(Held), 9
     with trial(place, SHADOW), place.line() as line:
         for _ in range(number):
             line.send(request("/predictions/a"))
             assert line.read().status == 200
         got = figures(place, SHADOW)
-        assert (got.taken, got.dropped, got.new.requests) == (number, 8, 0)
+        assert (got.taken, got.dropped, got.new.requests) == (number, number - 1, 0)
+        assert (got.new.waiting, got.default.waiting) == (1, 0)
         held.goes.release(1000)
-        until(lambda: figures(place, SHADOW).compared == MOST_COPIES)
+        until(lambda: figures(place, SHADOW).compared == 1)
         got = figures(place, SHADOW)
         assert (got.differing, got.new.errors, got.default.requests) == (0, 0, number)
+
+
+def test_copies_beyond_the_bound_are_not_sent(beside: Any, place: Place) -> None:
+    """However many requests are under way at once."""
+    held, number = beside(Held, default=Held), MOST_COPIES + 8
+    default = place.workers[-2]._service
+    with trial(place, SHADOW), ExitStack() as stack:
+        lines = [stack.enter_context(place.line()) for _ in range(number)]
+        for line in lines:
+            line.send(request("/predictions/a"))
+        until(lambda: figures(place, SHADOW).taken == number)
+        assert figures(place, SHADOW).dropped == 8
+        for one in (held, default):
+            one.goes.release(1000)
+        assert {line.read().status for line in lines} == {200}
+        until(lambda: figures(place, SHADOW).compared == MOST_COPIES)
 
 
 def test_a_new_version_that_fails_is_counted_and_not_given_in_a_shadow(
