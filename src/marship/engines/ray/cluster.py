@@ -18,10 +18,8 @@ from marship.engines.ray.table import Table
 from marship.engines.trials import TrialState
 from marship.errors import (
     LoadError,
-    MarshipError,
     NotFoundError,
     NotRunningError,
-    ServerError,
     UsageError,
 )
 from marship.version import VERSION
@@ -34,6 +32,7 @@ LOOPBACK = "127.0.0.1"
 FRONT = "marship"
 """The application that takes requests; those of versions begin with it, too."""
 _REACH_S, _PROBE_S, _CALL_S = 3.0, 120.0, 60.0
+_LAST_PORT = 65535
 _deploying = threading.Lock()
 """Ray keeps for the whole process which modules it pickles just then."""
 _FRONT_CPUS = 0.0  # on every node, however full
@@ -85,7 +84,7 @@ def connect(address: str, token_file: Path | None) -> None:
             log_to_driver=False,
         )
     except Exception as error:  # Ray's own errors are of many kinds
-        raise _refused(address, error) from error
+        raise problems.refused(address, error) from error
     logging.getLogger("ray.serve").setLevel(logging.ERROR)
 
 
@@ -120,36 +119,31 @@ def check_data_installed() -> None:
         )
 
 
-def _check_reachable(address: str) -> None:
+def check_address(address: str) -> tuple[str, int]:
+    """A cluster's host and port.
+
+    Raises:
+        UsageError: The address is none.
+
+    Example:
+        >>> check_address("10.0.0.1:6379")
+        ('10.0.0.1', 6379)
+    """
     host, _, port = address.rpartition(":")
-    if not host or not port.isdecimal():
+    is_host = bool(host) and not set("/@ ") & set(host)
+    if not is_host or not (port.isascii() and port.isdecimal() and 0 < int(port) <= _LAST_PORT):
         raise UsageError(f"a cluster's address must be HOST:PORT, got {address!r}.")
+    return host.strip("[]"), int(port)
+
+
+def _check_reachable(address: str) -> None:
     try:
-        socket.create_connection((host.strip("[]"), int(port)), _REACH_S).close()
-    except (OSError, OverflowError) as error:
+        socket.create_connection(check_address(address), _REACH_S).close()
+    except OSError as error:
         raise NotRunningError(
             f"a Ray cluster must listen at {address}, got no connection. Start one with: marship "
             "serve --engine ray"
         ) from error
-
-
-def _refused(address: str, error: Exception) -> MarshipError:
-    text = str(error)
-    if "ersion mismatch" in text:
-        told = " ".join(line.strip() for line in text.splitlines() if ":" in line)[:300]
-        return ServerError(
-            f"the cluster at {address} must have the same versions of Ray and Python as this "
-            f"environment, got: {told} Install the same here and there."
-        )
-    if "token" in text.lower() or "Unauthenticated" in text:
-        return ServerError(
-            f"the cluster at {address} must accept this user's Ray token, got a refusal. Set "
-            "RAY_AUTH_TOKEN_PATH to a file with the cluster's own."
-        )
-    return NotRunningError(
-        f"this machine must be a node of a Ray cluster at {address}, got: "
-        f"{problems.last_line(text)} Run ray start --address={address} here first."
-    )
 
 
 def nodes() -> list[dict[str, Any]]:

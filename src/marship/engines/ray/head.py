@@ -21,7 +21,7 @@ from pathlib import Path
 import psutil
 
 from marship import storage
-from marship.engines import processes, store
+from marship.engines import processes, store, urls
 from marship.engines.home import Home, ServerRecord, default_home
 from marship.engines.ray import cluster, keeper, plan, scratch
 from marship.engines.ray.access import TOKEN_FILE
@@ -88,6 +88,10 @@ def start(settings: RaySettings, *, on_wait: Callable[[float], None] | None = No
         raise UsageError("--trust must come without --no-trust, got both. Leave one of them out.")
     trust = None if settings.no_trust else settings.trust or home.trust()
     store.pinned(trust)
+    if settings.archives is not None:
+        settings = replace(settings, archives=urls.checked(settings.archives, "--archives"))
+    if settings.address is not None:
+        cluster.check_address(settings.address)
     home.create()
     with home.locked(), ExitStack() as undo:
         home.require_stopped()

@@ -1,8 +1,10 @@
 """What Ray is told and what it tells, without a cluster."""
 
 import asyncio
+import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +13,12 @@ import pytest
 from marship.engines import default
 from marship.engines.addresses import Target
 from marship.engines.home import Home, ServerRecord
-from marship.engines.ray import cluster, loads, noted, problems
+from marship.engines.ray import cluster, head, loads, noted, problems
 from marship.engines.ray.archives import ArchiveSource
 from marship.engines.ray.hosted import HostedVersion
 from marship.engines.ray.line import Answer, Asked, LinePool
 from marship.engines.ray.plan import RunPlan
+from marship.engines.ray.settings import RaySettings
 from marship.engines.ray.table import Table, TableEntry
 from marship.engines.ray.worker import Counts, environment
 from marship.engines.torchserve.engine import TorchServe
@@ -94,11 +97,61 @@ def test_another_version_of_ray() -> None:
         "Version mismatch: The cluster was started with:\n    Ray: 2.59.0\n    Python: 3.11.7\n"
         "This process on node 10.0.0.1 was started with:\n    Ray: 2.60.0\n    Python: 3.11.7\n"
     )
-    refused = cluster._refused("10.0.0.1:6379", error)
+    refused = problems.refused("10.0.0.1:6379", error)
     assert isinstance(refused, ServerError)
     assert "Ray: 2.59.0" in str(refused)
     assert "Ray: 2.60.0" in str(refused)
     assert "\n" not in str(refused)
+
+
+@pytest.mark.parametrize(
+    ("given", "got"),
+    [(None, "got none."), ("none-such", "got no readable one in none-such.")],
+)
+def test_a_missing_token_is_no_refusal(given: str | None, got: str, tmp_path: Path) -> None:
+    """What listens at the address was asked nothing; it may be anything."""
+    code = """
+import socket
+from marship.engines.ray import cluster
+from marship.errors import ServerError
+with socket.create_server(("127.0.0.1", 0)) as server:
+    try:
+        cluster.connect("127.0.0.1:%d" % server.getsockname()[1], None)
+    except ServerError as error:
+        print(error)
+"""
+    named = {} if given is None else {"RAY_AUTH_TOKEN_PATH": given}
+    own = {name: text for name, text in os.environ.items() if not name.startswith("RAY_AUTH")}
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env={**own, **named, "HOME": str(tmp_path)},
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert "this user must have the token of the Ray cluster at 127.0.0.1" in done.stdout
+    assert f"{got} Set RAY_AUTH_TOKEN_PATH" in done.stdout
+
+
+@pytest.mark.parametrize(
+    "address", ["http://127.0.0.1:6379", "127.0.0.1:99999", "127.0.0.1:0", ":1", "h:", "h:²"]
+)
+def test_an_address_has_a_host_and_a_port(address: str) -> None:
+    """Said before anything is asked there."""
+    with pytest.raises(UsageError, match="cluster's address must be HOST:PORT, got"):
+        cluster.check_address(address)
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (RaySettings(archives="nowhere://x"), "--archives must be one that fsspec reads here"),
+        (RaySettings(address="http://127.0.0.1:6379"), "must be HOST:PORT"),
+    ],
+)
+def test_a_bad_setting_starts_nothing(given: RaySettings, said: str, tmp_path: Path) -> None:
+    """And leaves no home."""
+    with pytest.raises(UsageError, match=said):
+        head.start(replace(given, home=tmp_path / "home"))
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_nodes_warnings_are_no_output(capsys: pytest.CaptureFixture[str]) -> None:
@@ -129,6 +182,7 @@ def test_each_cluster_gets_its_own_token(tmp_path: Path) -> None:
     code = """
 import pathlib, ray, sys
 from marship.engines.ray import cluster
+from marship.errors import ServerError
 cluster._check_reachable = lambda address: None
 ray.init = lambda *_, **__: print(
     ray._raylet.AuthenticationTokenLoader.instance().get_raw_token(ignore_auth_mode=True)
