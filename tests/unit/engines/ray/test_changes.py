@@ -254,6 +254,26 @@ def test_an_interrupted_command_leaves_all_as_before(serve: Serve, command: str,
     serve.check()
 
 
+@pytest.mark.parametrize("steps", range(12))
+def test_a_killed_scale_leaves_no_number_that_nothing_tells(serve: Serve, steps: int) -> None:
+    """The table has the new one before replicas change, and the same command goes on from there."""
+    run(register("m-1"))
+    flow, found = COMMANDS["scale"](), (None, None)
+    for _ in range(steps):
+        taken = step(flow, *found)
+        if isinstance(taken, Done):
+            break
+        found = taken
+    flow.close()  # a killed process undoes nothing
+    ((_, _, entry),) = serve.table.entries()
+    plan = serve.apps[entry.app]
+    assert (plan.minimum, plan.maximum) in ((1, 3), (entry.minimum, entry.maximum))
+    serve.locks.clear()  # ends with its process
+    run(COMMANDS["scale"]())
+    assert serve.apps[entry.app].maximum == 2
+    serve.check()
+
+
 def test_replicas_that_cannot_load_are_taken_back(serve: Serve) -> None:
     """At once, with their own error: Serve would try for ever."""
     run(register("m-1"))
