@@ -42,11 +42,14 @@ def register(access: ClusterAccess, wanted: Registration, wait: Wait) -> Flow[Mo
         LoadError: A replica failed, or a node has not what it needs.
         ServerError: The version is registered already.
     """
-    admitted: registration.Admission = yield Work(lambda: registration.admit(access, wanted))
-    # the rest of a name only helps those who look at Ray's dashboard: Ray names files by it
-    start = f"{cluster.FRONT}-{admitted.name[:_SHOWN]}-{admitted.version}"
-    app, record, is_listing = f"{start}-{secrets.token_hex(4)}", access.record, False
+    is_listing = False
     with ExitStack() as held:
+        admitted: registration.Admission = yield Work(
+            lambda: registration.admit(access, wanted, held)
+        )
+        # the rest of a name only helps those who look at Ray's dashboard: Ray names files by it
+        start = f"{cluster.FRONT}-{admitted.name[:_SHOWN]}-{admitted.version}"
+        app, record = f"{start}-{secrets.token_hex(4)}", access.record
         yield Work(lambda: keeper.claim(app, held))  # see `registration.remove_abandoned`
         try:
             yield Work(lambda: registration.deploy(app, admitted, record))
@@ -92,6 +95,7 @@ def _rewrite(changed: Callable[[Table], Table]) -> Table:
     after = changed(before)
     if after != before:
         cluster.write(after)
+        keeper.sweep([entry.digest for _, _, entry in after.entries()])
     return after
 
 
