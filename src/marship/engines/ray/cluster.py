@@ -5,14 +5,13 @@ A process is connected to one cluster at a time: Ray keeps the connection in the
 
 import logging
 import os
-import socket
 import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from marship import console
-from marship.engines.ray import keeper, problems
+from marship.engines.ray import gcs, keeper, problems
 from marship.engines.ray.archives import ArchiveSource
 from marship.engines.ray.table import Table
 from marship.engines.trials import TrialState
@@ -31,8 +30,7 @@ if TYPE_CHECKING:
 LOOPBACK = "127.0.0.1"
 FRONT = "marship"
 """The application that takes requests; those of versions begin with it, too."""
-_REACH_S, _PROBE_S, _CALL_S = 3.0, 120.0, 60.0
-_LAST_PORT = 65535
+_PROBE_S, _CALL_S = 120.0, 60.0
 _deploying = threading.Lock()
 """Ray keeps for the whole process which modules it pickles just then."""
 _FRONT_CPUS = 0.0  # on every node, however full
@@ -53,11 +51,11 @@ def connect(address: str, token_file: Path | None) -> None:
 
     Raises:
         UsageError: Ray is not installed, or the address is none.
-        NotRunningError: No cluster is there.
+        NotRunningError: No cluster is there, or another server.
         ServerError: It refuses: another version, or another token.
     """
     check_installed()
-    _check_reachable(address)
+    gcs.check_listens(address)
     os.environ.update(environment(token_file))
     import ray
     from ray._private import auto_init_hook, ray_constants
@@ -119,33 +117,6 @@ def check_data_installed() -> None:
         )
 
 
-def check_address(address: str) -> tuple[str, int]:
-    """A cluster's host and port.
-
-    Raises:
-        UsageError: The address is none.
-
-    Example:
-        >>> check_address("10.0.0.1:6379")
-        ('10.0.0.1', 6379)
-    """
-    host, _, port = address.rpartition(":")
-    is_host = bool(host) and not set("/@ ") & set(host)
-    if not is_host or not (port.isascii() and port.isdecimal() and 0 < int(port) <= _LAST_PORT):
-        raise UsageError(f"a cluster's address must be HOST:PORT, got {address!r}.")
-    return host.strip("[]"), int(port)
-
-
-def _check_reachable(address: str) -> None:
-    try:
-        socket.create_connection(check_address(address), _REACH_S).close()
-    except OSError as error:
-        raise NotRunningError(
-            f"a Ray cluster must listen at {address}, got no connection. Start one with: marship "
-            "serve --engine ray"
-        ) from error
-
-
 def nodes() -> list[dict[str, Any]]:
     """What Ray tells of each node that is alive."""
     import ray
@@ -186,12 +157,12 @@ def on_every_node(task: Callable[..., dict[str, str]], *given: object) -> None:
     for found in nodes():
         strategy = NodeAffinitySchedulingStrategy(found["NodeID"], soft=False)
         remote = ray.remote(task).options(num_cpus=0, scheduling_strategy=strategy, max_retries=1)
-        asked[found["NodeManagerAddress"]] = remote.remote(*given)
-    for address, answer in asked.items():
-        _check_node(address, answer)
+        asked[found["NodeID"]] = found["NodeManagerAddress"], remote.remote(*given)
+    for node, (address, answer) in asked.items():
+        _check_node(node, address, answer)
 
 
-def _check_node(address: str, answer: Any) -> None:  # noqa: ANN401  Ray's reference
+def _check_node(node: str, address: str, answer: Any) -> None:  # noqa: ANN401  Ray's reference
     import ray
 
     try:
@@ -201,6 +172,8 @@ def _check_node(address: str, answer: Any) -> None:  # noqa: ANN401  Ray's refer
             f"node {address} must answer within {_PROBE_S:g} s, got nothing. See: ray status"
         ) from error
     except ray.exceptions.RayError as error:
+        if node not in {found["NodeID"] for found in nodes()}:
+            return  # it died, of which Ray knows some seconds later
         cause = problems.found(str(error), f"marship on node {address}")
         raise LoadError(f"node {address}: {cause}") from error
     if "code" in facts:
@@ -340,6 +313,7 @@ def delete(app: str) -> None:
 
     with console.muted(logging.WARNING):
         serve.delete(app)
+    keeper.running().forget.remote(app)
 
 
 def broadcast(app: str, method: str, *given: Any) -> list[Any]:  # noqa: ANN401

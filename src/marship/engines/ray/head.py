@@ -23,7 +23,7 @@ import psutil
 from marship import storage
 from marship.engines import processes, store, urls
 from marship.engines.home import Home, ServerRecord, default_home
-from marship.engines.ray import cluster, keeper, plan, scratch
+from marship.engines.ray import cluster, gcs, keeper, plan, scratch
 from marship.engines.ray.access import TOKEN_FILE
 from marship.engines.ray.settings import RaySettings
 from marship.errors import NotRunningError, ServerError, UsageError
@@ -91,7 +91,7 @@ def start(settings: RaySettings, *, on_wait: Callable[[float], None] | None = No
     if settings.archives is not None:
         settings = replace(settings, archives=urls.checked(settings.archives, "--archives"))
     if settings.address is not None:
-        cluster.check_address(settings.address)
+        gcs.checked(settings.address)
     home.create()
     with home.locked(), ExitStack() as undo:
         home.require_stopped()
@@ -355,6 +355,9 @@ def _clean(home: Home) -> None:
     if record is not None and record.engine == "ray" and record.pid:
         record.group.kill()
         _kill_haproxy(Path(record.tmp))
+        session = Path(record.tmp, "session_latest").resolve()
+        if session.is_dir():
+            shutil.rmtree(keeper.folder_of(session.name), ignore_errors=True)
         shutil.rmtree(record.tmp, ignore_errors=True)
     shutil.rmtree(home.tmp, ignore_errors=True)
     for path in (home.key_file, home.record_file, home.path / TOKEN_FILE):

@@ -25,12 +25,19 @@ class ReplicaError(Exception):
 
 @cache
 def keep_output() -> None:
-    """Have Ray write a node's warnings to standard error: a command's own output may be JSON."""
+    """Have Ray write a node's warnings to standard error: a command's own output may be JSON.
+
+    But nothing of a task that it tries again, with a traceback of dozens of lines, nor of an error
+    of ours, which the command tells.
+    """
     from ray._private import worker
 
     write = worker.print_to_stdstream
 
     def to_stderr(data: Any, ignore_prefix: bool) -> None:  # noqa: ANN401  Ray's
+        text = "".join(data["lines"])
+        if is_told(text) or "retries remaining" in text:
+            return
         write({**data, "is_err": True}, ignore_prefix=ignore_prefix)
 
     worker.print_to_stdstream = to_stderr  # `log_to_driver` has no say in these

@@ -2,8 +2,12 @@
 
 import asyncio
 import os
+import socket
 import subprocess
 import sys
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,7 +17,7 @@ import pytest
 from marship.engines import default
 from marship.engines.addresses import Target
 from marship.engines.home import Home, ServerRecord
-from marship.engines.ray import cluster, head, loads, noted, problems
+from marship.engines.ray import cluster, gcs, head, loads, noted, problems
 from marship.engines.ray.archives import ArchiveSource
 from marship.engines.ray.hosted import HostedVersion
 from marship.engines.ray.line import Answer, Asked, LinePool
@@ -23,7 +27,14 @@ from marship.engines.ray.table import Table, TableEntry
 from marship.engines.ray.worker import Counts, environment
 from marship.engines.torchserve.engine import TorchServe
 from marship.engines.torchserve.settings import ServeSettings
-from marship.errors import LoadError, PackageError, SealError, ServerError, UsageError
+from marship.errors import (
+    LoadError,
+    NotRunningError,
+    PackageError,
+    SealError,
+    ServerError,
+    UsageError,
+)
 
 ENTRY = TableEntry(
     app="a", archive="m.mar", digest="d", registration="r", files=None, batch_size=1,
@@ -109,16 +120,15 @@ def test_another_version_of_ray() -> None:
     [(None, "got none."), ("none-such", "got no readable one in none-such.")],
 )
 def test_a_missing_token_is_no_refusal(given: str | None, got: str, tmp_path: Path) -> None:
-    """What listens at the address was asked nothing; it may be anything."""
+    """Of the cluster, which was asked nothing: Ray looks for its own token first."""
     code = """
-import socket
 from marship.engines.ray import cluster
 from marship.errors import ServerError
-with socket.create_server(("127.0.0.1", 0)) as server:
-    try:
-        cluster.connect("127.0.0.1:%d" % server.getsockname()[1], None)
-    except ServerError as error:
-        print(error)
+cluster.gcs.check_listens = lambda address: None
+try:
+    cluster.connect("127.0.0.1:1", None)
+except ServerError as error:
+    print(error)
 """
     named = {} if given is None else {"RAY_AUTH_TOKEN_PATH": given}
     own = {name: text for name, text in os.environ.items() if not name.startswith("RAY_AUTH")}
@@ -137,7 +147,65 @@ with socket.create_server(("127.0.0.1", 0)) as server:
 def test_an_address_has_a_host_and_a_port(address: str) -> None:
     """Said before anything is asked there."""
     with pytest.raises(UsageError, match="cluster's address must be HOST:PORT, got"):
-        cluster.check_address(address)
+        gcs.checked(address)
+
+
+def answering(data: bytes) -> Iterator[str]:
+    """The address of a server that says this to whoever connects, and then waits for its end."""
+    with socket.create_server(("127.0.0.1", 0)) as server, ThreadPoolExecutor(1) as pool:
+
+        def answer() -> None:
+            line, _ = server.accept()
+            with line, suppress(ConnectionResetError):
+                line.sendall(data)
+                while line.recv(1 << 16):
+                    pass
+
+        answered = pool.submit(answer)
+        yield f"127.0.0.1:{server.getsockname()[1]}"
+        answered.result()
+
+
+@pytest.mark.parametrize(
+    ("data", "is_grpc"),
+    [
+        (b"", False),
+        (b"HTTP/1.1 400 Bad Request\r\n\r\n", False),
+        (b"\0\0", False),
+        (bytes([0, 0, 6, 4, 0, 0, 0, 0, 0, 0, 3, 0, 0, 0, 9]), True),
+    ],
+)
+def test_another_server_at_the_address(
+    data: bytes, is_grpc: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Told at once: Ray would try to reach a cluster there for many minutes."""
+    monkeypatch.setattr(gcs, "_RESPONSE_S", 0.2)
+    monkeypatch.delenv("RAY_USE_TLS", raising=False)
+    for address in answering(data):
+        with (
+            nullcontext()
+            if is_grpc
+            else pytest.raises(
+                NotRunningError, match=f"must listen at {address}, got another server there"
+            )
+        ):
+            gcs.check_listens(address)
+
+
+@pytest.mark.parametrize("is_gone", [True, False])
+def test_a_node_that_has_just_died_is_left_out(
+    is_gone: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ray calls it alive until its heartbeats are missed, and then tasks there fail."""
+    import ray
+
+    def fail(*_: object, **__: object) -> None:
+        raise ray.exceptions.TaskUnschedulableError("doesn't exist any more")
+
+    monkeypatch.setattr(ray, "get", fail)
+    monkeypatch.setattr(cluster, "nodes", lambda: [{"NodeID": "a" if is_gone else "b"}])
+    with nullcontext() if is_gone else pytest.raises(LoadError, match=r"node 10\.0\.0\.2: "):
+        cluster._check_node("b", "10.0.0.2", None)
 
 
 @pytest.mark.parametrize(
@@ -163,6 +231,11 @@ def test_a_nodes_warnings_are_no_output(capsys: pytest.CaptureFixture[str]) -> N
     worker.print_to_stdstream(told, ignore_prefix=False)
     got = capsys.readouterr()
     assert (got.out, "8 PYTHON worker processes" in got.err) == ("", True)
+    ours = f"Traceback\n{problems.ReplicaError(SealError('no key'))}\n"
+    for text in (ours, "Task x failed. There are infinite retries remaining. Error: Traceback\n"):
+        worker.print_to_stdstream({**told, "lines": [text]}, ignore_prefix=False)
+    got = capsys.readouterr()
+    assert (got.out, got.err) == ("", "")
 
 
 def test_what_workers_count_is_added_up() -> None:
@@ -183,7 +256,7 @@ def test_each_cluster_gets_its_own_token(tmp_path: Path) -> None:
 import pathlib, ray, sys
 from marship.engines.ray import cluster
 from marship.errors import ServerError
-cluster._check_reachable = lambda address: None
+cluster.gcs.check_listens = lambda address: None
 ray.init = lambda *_, **__: print(
     ray._raylet.AuthenticationTokenLoader.instance().get_raw_token(ignore_auth_mode=True)
 )
