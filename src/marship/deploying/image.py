@@ -117,12 +117,15 @@ def write(settings: ImageSettings, paths: Sequence[Path]) -> ImageWritten:
         )
     found = read_all(paths, settings.trust)
     _check_devices(found, gpu=settings.gpu)
-    needed = packages.pinned(found, gpu=settings.gpu)
+    if settings.index is not None:
+        rules.check_url("--index", settings.index)
+    needed = packages.pinned(found, gpu=settings.gpu, has_index=settings.index is not None)
     text = _containerfile(settings, found, needed)
     folder = settings.out.absolute().parent
     _check_context(folder, settings.out.name)
     with storage.replacing_entries(folder) as draft:
-        (draft / "requirements.txt").write_text("".join(f"{line}\n" for line in needed))
+        lines = [] if settings.index is None else [f"--extra-index-url {settings.index}"]
+        (draft / "requirements.txt").write_text("".join(f"{line}\n" for line in lines + needed))
         shutil.copytree(_SOURCE, draft / "marship", ignore=shutil.ignore_patterns(*_LEFT_OUT))
         if settings.fetch_from is None:
             _copy(draft / "models", [one.path for one in found], signed=settings.trust is not None)

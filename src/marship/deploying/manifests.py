@@ -147,8 +147,11 @@ def _check(settings: ManifestSettings, count: int) -> None:
         rules.check_url("--prometheus", settings.prometheus)
     if settings.kserve:
         rules.check_storage(settings.storage)
-    for name in (*settings.clients, settings.monitoring, *filter(None, [settings.namespace])):
-        rules.check_name("a namespace", name)
+    if settings.namespace is not None:
+        rules.check_namespace("--namespace", settings.namespace)
+    rules.check_namespace("--monitoring", settings.monitoring)
+    for name in settings.clients:
+        rules.check_namespace("--clients", name)
 
 
 def _values(settings: ManifestSettings, one: Archive, place: str) -> Object:

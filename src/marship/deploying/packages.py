@@ -5,6 +5,7 @@ needs those alone that its handler reaches.
 """
 
 import ast
+import json
 import sys
 from collections.abc import Iterable, Iterator, Mapping
 from functools import cache
@@ -25,24 +26,37 @@ _ONLY_TORCHSERVE = {"ts"}
 _SHARED = 2
 """Packages from which on a module's name is a namespace, as `google` is."""
 _ABSENCES = {"ImportError", "ModuleNotFoundError", "Exception", "BaseException"}
+_MACHINE = {("sys", "platform"), ("sys", "version_info"), ("os", "name")} | {
+    ("platform", name) for name in ("system", "machine", "python_implementation")
+}
+"""What a file asks before it imports what is for some machines or versions of Python."""
+_MAIN = {
+    ast.dump(ast.parse(text, mode="eval").body)
+    for text in ("__name__ == '__main__'", "'__main__' == __name__")
+}
 _GPU = {"onnxruntime": "onnxruntime-gpu"}
 
 
-def pinned(archives: Iterable[Archive], *, gpu: bool) -> list[str]:
+def pinned(archives: Iterable[Archive], *, gpu: bool, has_index: bool = False) -> list[str]:
     """Requirements with exact versions, those of requirements among them.
 
     Args:
         archives: What the image serves.
         gpu: Whether ONNX Runtime is the one for CUDA.
+        has_index: Whether an index is named for what PyPI has not.
 
     Raises:
-        UsageError: A package that an archive imports is not installed here.
+        UsageError: A package that an archive imports is not installed here, or came from elsewhere
+            than PyPI.
     """
     wanted = set(HOST)
     for archive in archives:
         wanted |= {_package(archive, module) for module in sorted(imported(archive))}
     found: dict[str, str] = {}
     _add(wanted, found)
+    if not has_index:
+        for name, version in found.items():
+            _check_public(name, version)
     return sorted(
         f"{_GPU.get(name, name) if gpu else name}=={version}" for name, version in found.items()
     )
@@ -75,28 +89,54 @@ def imported(archive: Archive) -> set[str]:
 
 def _imports(source: bytes) -> Iterator[tuple[str, bool]]:
     """What a file imports, wherever that stands, and whether the file can do without."""
-    for node, is_optional in _statements(ast.parse(source)):
+    tree = ast.parse(source)
+    sought = set(_sought(tree))
+    for node, is_optional in _statements(tree):
         if isinstance(node, ast.Import):
-            yield from ((alias.name, is_optional) for alias in node.names)
+            names = [alias.name for alias in node.names]
         elif node.module and not node.level:
-            yield from ((f"{node.module}.{alias.name}", is_optional) for alias in node.names)
+            names = [f"{node.module}.{alias.name}" for alias in node.names]
+        else:
+            continue
+        yield from ((name, is_optional or name.partition(".")[0] in sought) for name in names)
+
+
+def _sought(tree: ast.AST) -> Iterator[str]:
+    """Modules that a file looks for before it imports them: `find_spec("NAME")`."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call) and _named(node.func) == "find_spec" and node.args:
+            given = node.args[0]
+            if isinstance(given, ast.Constant) and isinstance(given.value, str):
+                yield given.value.partition(".")[0]
 
 
 def _statements(
     node: ast.AST, *, is_optional: bool = False
 ) -> Iterator[tuple[ast.Import | ast.ImportFrom, bool]]:
-    """The imports in a part of a file, but those for type checkers."""
+    """The imports in a part of a file, but those for type checkers and for who runs it itself."""
     if isinstance(node, ast.Import | ast.ImportFrom):
         yield node, is_optional
         return
-    is_typing = isinstance(node, ast.If) and _named(node.test) == "TYPE_CHECKING"
+    is_never = isinstance(node, ast.If) and _is_never(node.test)
     is_optional = is_optional or _bears_absence(node)
-    for child in node.orelse if is_typing else ast.iter_child_nodes(node):  # type: ignore[attr-defined]
+    for child in node.orelse if is_never else ast.iter_child_nodes(node):  # type: ignore[attr-defined]
         yield from _statements(child, is_optional=is_optional)
 
 
+def _is_never(test: ast.expr) -> bool:
+    """Whether a condition is of type checkers, or of `python FILE`."""
+    if isinstance(test, ast.Compare) and isinstance(test.ops[0], ast.Eq):
+        return ast.dump(test) in _MAIN
+    return _named(test) == "TYPE_CHECKING"
+
+
 def _bears_absence(node: ast.AST) -> bool:
-    """Whether a statement goes on where an import in it fails."""
+    """Whether a statement goes on where an import in it fails, or is not for every machine."""
+    if isinstance(node, ast.If):
+        return any(
+            isinstance(part, ast.Attribute) and (_named(part.value), part.attr) in _MACHINE
+            for part in ast.walk(node.test)
+        )
     if isinstance(node, ast.Try):
         return any(
             bool(_caught(handler.type) & _ABSENCES)
@@ -188,7 +228,24 @@ def _add(names: Iterable[str], found: dict[str, str]) -> None:
                 f"{name} must be installed here, since the image gets the same version, got none. "
                 "Install it."
             ) from error
-        found[name] = item.version.partition("+")[0]
+        found[name] = item.version
         for one in map(Requirement, item.requires or ()):
             if one.marker is None or one.marker.evaluate({"extra": extra}):
                 waiting += [(canonicalize_name(one.name), more) for more in ("", *one.extras)]
+
+
+def _check_public(name: str, version: str) -> None:
+    """Check that PyPI may have a package as it is installed here: else pip would take another one.
+
+    Raises:
+        UsageError: It has not.
+    """
+    origin = json.loads(distribution(name).read_text("direct_url.json") or "{}").get("url")
+    if "+" not in version and origin is None:  # PyPI takes no local versions (PEP 440)
+        return
+    url = "https://download.pytorch.org/whl/cpu" if version.endswith("+cpu") else "URL"
+    raise UsageError(
+        f"{name} must come from an index, since the image gets the same version, got {version}"
+        f"{f' from {origin}' if origin else ', which PyPI has not'}. Name the index that has it: "
+        f"--index {url}"
+    )

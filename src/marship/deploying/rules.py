@@ -32,16 +32,28 @@ def check_name(what: str, name: str) -> None:
     """Check a name of a Service, and of what is named after it.
 
     Raises:
-        UsageError: It is no label of DNS that begins with a letter (RFC 1035, which is narrower
-            than RFC 1123).
+        UsageError: It is no label of DNS that begins with a letter (RFC 1035).
     """
     if len(name) > _LONGEST_LABEL or not _LABEL.fullmatch(name):
-        near = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")[:_LONGEST_LABEL].rstrip("-")
-        advice = f" Take --name {near}" if _LABEL.fullmatch(near) else " Choose another"
-        raise UsageError(
-            f"{what} must be of a-z, 0-9 and -, begin with a letter and have {_LONGEST_LABEL} "
-            f"characters at most (RFC 1123), got {name[:100]!r}.{advice}."
-        )
+        raise _no_label(f"{what} must be of a-z, 0-9 and -, begin with a letter", name, "--name")
+
+
+def check_namespace(flag: str, name: str) -> None:
+    """Check the name of a namespace, which may begin with a digit.
+
+    Raises:
+        UsageError: It is no label of DNS (RFC 1123).
+    """
+    if len(name) > _LONGEST_LABEL or not re.fullmatch(_PART, name):
+        raise _no_label(f"{flag} must be of a-z, 0-9 and -, with no - at an end", name, flag)
+
+
+def _no_label(rule: str, name: str, flag: str) -> UsageError:
+    near = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")[:_LONGEST_LABEL].rstrip("-")
+    advice = f" Take {flag} {near}." if _LABEL.fullmatch(near) else " Choose another."
+    return UsageError(
+        f"{rule}, and have {_LONGEST_LABEL} characters at most, got {name[:100]!r}.{advice}"
+    )
 
 
 def check_secret(what: str, name: str) -> None:

@@ -22,6 +22,9 @@ class ImageSettings(Settings):
     fetch_from: str | None = setting(
         None, "a URL below which each start fetches the archives; the image holds none"
     )
+    index: str | None = setting(
+        None, "the URL of an index of packages that PyPI has not, such as torch's for processors"
+    )
     gpu: bool = setting(False, "with ONNX Runtime for CUDA; the base must have CUDA")
 
 

@@ -17,7 +17,7 @@ from typing import Literal
 
 from marship import profiles
 from marship.client.clients import Client, Model, ModelStatus
-from marship.errors import MarshipError, ServerError, UsageError
+from marship.errors import MarshipError, NotFoundError, ServerError, UsageError
 from marship.operate import rollout as rollouts
 from marship.operate.replay import replay
 from marship.operate.statefile import Entry
@@ -237,9 +237,18 @@ class _Applier:
         return "answers"
 
     def remove(self, change: Change) -> str:
-        """Unregister a version; drain it first, unless it is the default.
+        """Unregister a version, unless another client has done so already."""
+        try:
+            self._remove(change)
+        except NotFoundError:
+            return "was unregistered already"
+        return "is unregistered"
+
+    def _remove(self, change: Change) -> None:
+        """Drain a version, unless it is the default, and unregister it.
 
         Raises:
+            NotFoundError: It is not there any more.
             ServerError: The server's models have changed since this was planned.
         """
         if self._default_version(change) != change.version:
@@ -253,7 +262,6 @@ class _Applier:
                 f"it changed by another client: {default} is the default. Run apply again."
             )
         self.client.unregister(change.name, change.version)
-        return "is unregistered"
 
     def _default_version(self, change: Change) -> str:
         return self.client.describe(change.name)[0].version

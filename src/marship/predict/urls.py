@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from marship.engines.urls import opened
 from marship.errors import StorageError, UsageError
 from marship.predict.sources import FORMULA_STARTS, Source, Stamp, preferred
 
@@ -61,28 +62,6 @@ class UrlSource(Source):
         except Exception as error:  # each system has errors of its own
             raise OSError(repr(error)) from error
         return data
-
-
-def opened(url: str) -> tuple[Any, str]:
-    """A URL's file system, and the path there.
-
-    Raises:
-        UsageError: There is no system for it here, or the URL has a password.
-    """
-    import fsspec
-
-    if urlsplit(url).password is not None:
-        raise UsageError(
-            "a URL must hold no password, since it is written beside each response. Give it by "
-            "the environment, or by a file of fsspec in ~/.config/fsspec."
-        )
-    try:
-        system, path = fsspec.url_to_fs(url)
-    except (ValueError, ImportError) as error:
-        raise UsageError(
-            f"a URL must be one that fsspec reads here, got {url}: {str(error).rstrip('.')}."
-        ) from error
-    return system, path
 
 
 def listed(url: str, suffixes: Collection[str]) -> tuple[list[UrlSource], list[str]]:

@@ -403,7 +403,8 @@ def test_what_a_killed_client_left_is_removed(registered: Client, cluster: Clust
     """Replicas that no list knows of; not those that somebody registers just now."""
     access = ClusterAccess(Target(cluster.home.path))
     wanted = Registration("lin-2.mar", name="left", workers=1)
-    admitted = registration.admit(access, wanted)
+    with ExitStack() as held:
+        admitted = registration.admit(access, wanted, held)
     for app in ("marship-left-2-00", "marship-coming-2-00"):
         registration.deploy(app, admitted, access.record)
     with ExitStack() as held:

@@ -87,6 +87,15 @@ def test_packages_are_those_that_the_handler_reaches(archive: Path) -> None:
             {"pyyaml"},
         ),
         ("import typing\nif typing.TYPE_CHECKING:\n  import none_such", set()),
+        ("import sys\nif sys.platform == 'win32':\n  import none_such\nimport yaml", {"pyyaml"}),
+        ("import os\nif os.name != 'posix' or False:\n  import none_such", set()),
+        (
+            "import sys\nif sys.version_info < (3, 9):\n  import none_such\nelse:\n  import PIL",
+            {"pillow"},
+        ),
+        ("import importlib as i\nif i.find_spec('none_such'):\n  import none_such.a", set()),
+        ("HAS = find_spec('none_such')\nif HAS:\n  from none_such import a", set()),
+        ("if __name__ == '__main__':\n  import none_such, yaml\nelse:\n  import PIL", {"pillow"}),
         ("from google.protobuf import message", {"protobuf"}),
         ("import google.protobuf.message", {"protobuf"}),
         ("from google import protobuf", {"protobuf"}),
@@ -105,6 +114,8 @@ def test_imports_that_a_host_may_lack_are_no_packages(
     "imports",
     [
         "import none_such",
+        "import sys\nif sys.argv:\n  import none_such",
+        "if __name__ != '__main__':\n  import none_such",
         "try:\n  import none_such\nexcept ImportError as e:\n  raise OSError from e",
     ],
 )
@@ -140,9 +151,44 @@ def test_what_packages_require_stays_in_the_image(tmp_path: Path) -> None:
     """Torch needs setuptools when it runs; a host without it has neither that nor pip."""
     for code, removed in ((b"import yaml", "pip setuptools"), (b"import torch", "pip")):
         archive = write(tmp_path / "lin.mar", {**FILES, "handler.py": code})
-        chosen = ImageSettings(base=BASE, out=tmp_path / removed / "Containerfile")
+        chosen = ImageSettings(
+            base=BASE, out=tmp_path / removed / "Containerfile", index="https://index.example/cpu"
+        )
         image.write(chosen, [archive])
         assert f"pip uninstall -q -y {removed}\n" in chosen.out.read_text()
+
+
+@pytest.mark.parametrize(
+    ("version", "origin", "said"),
+    [
+        ("1+cpu", None, r"got 1\+cpu, which PyPI has not\. .* --index https://download\.pytorch\."),
+        ("1+build", None, r"got 1\+build, which PyPI has not\. .* --index URL"),
+        ("1", "file:///src/own", r"got 1 from file:///src/own\. Name the index"),
+    ],
+)
+def test_a_package_from_elsewhere_needs_its_index(
+    version: str, origin: str | None, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """PyPI may have another one by this name: torch for CUDA in place of torch for processors."""
+    folder = tmp_path / "site" / f"own_pack-{version}.dist-info"
+    folder.mkdir(parents=True)
+    (folder / "METADATA").write_text(f"Metadata-Version: 2.1\nName: own-pack\nVersion: {version}\n")
+    (folder / "top_level.txt").write_text("own_pack\n")
+    if origin is not None:
+        (folder / "direct_url.json").write_text(f'{{"url": "{origin}", "dir_info": {{}}}}')
+    monkeypatch.syspath_prepend(tmp_path / "site")
+    packages._distributions.cache_clear()
+    archive = write(tmp_path / "lin.mar", {**FILES, "handler.py": b"import own_pack"})
+    chosen = ImageSettings(base=BASE, out=tmp_path / "image" / "Containerfile")
+    with pytest.raises(UsageError, match=said):
+        image.write(chosen, [archive])
+    assert not chosen.out.parent.exists()
+    index = "https://index.example/simple"
+    image.write(replace(chosen, index=index), [archive])
+    lines = (chosen.out.parent / "requirements.txt").read_text().splitlines()
+    assert lines[0] == f"--extra-index-url {index}"
+    assert f"own-pack=={version}" in lines
+    packages._distributions.cache_clear()
 
 
 def test_an_image_that_fetches_holds_keys_and_no_archive(archive: Path, tmp_path: Path) -> None:

@@ -112,8 +112,10 @@ REFUSED = [
     ({"name": "My_Model"}, "--name my-model"),
     ({"name": "a" * 64}, "63 characters"),
     ({"name": "1st"}, "begin with a letter"),
-    ({"namespace": "Models"}, "namespace"),
-    ({"clients": ("Web",)}, "namespace"),
+    ({"namespace": "A b"}, "got 'A b'. Take --namespace a-b."),
+    ({"namespace": "a-"}, "with no - at an end"),
+    ({"clients": ("Web",)}, "--clients web."),
+    ({"monitoring": "m" * 64}, "--monitoring must be of"),
     ({"token_secret": "Secret!"}, "Secret"),
     ({"replicas": 9}, "--max-replicas at most"),
     ({"scaler": "vpa"}, "--scaler must be one of"),
@@ -244,6 +246,12 @@ def test_manifests_are_replaced_whole_or_not_at_all(
     with pytest.raises(StorageError, match="fit on the disk"):
         written(tmp_path, scaler="cpu")
     assert {path: path.is_file() and path.read_bytes() for path in out.rglob("*")} == held
+
+
+def test_a_namespace_may_be_digits(tmp_path: Path) -> None:
+    """As Kubernetes takes it: a name of a Service may not."""
+    objects = written(tmp_path, namespace="2024")
+    assert {value["metadata"]["namespace"] for value in objects[:-1]} == {"2024"}
 
 
 def test_load_is_that_of_the_namespace(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -13,7 +14,7 @@ from marship import Client
 from marship.client.clients import Model, ModelStatus
 from marship.engines.engine import Note
 from marship.engines.torchserve import store
-from marship.errors import SignatureError, UsageError
+from marship.errors import NotFoundError, SignatureError, UsageError
 from marship.operate import rollout, state, statefile
 from marship.operate.state import Change, Version
 from marship.operate.statefile import Entry
@@ -104,6 +105,44 @@ def test_the_default_is_registered_first() -> None:
     """TorchServe makes the first version of a model the default."""
     both = [wanted("1.0", default=False), wanted("2.0")]
     assert kinds(state.compare(both, [])) == ["register 2.0", "register 1.0"]
+
+
+@pytest.mark.parametrize("step", ["describe", "drain", "unregister"])
+def test_a_version_that_another_client_removes_is_gone_as_wanted(step: str) -> None:
+    """Whenever it goes; the changes after it are made."""
+    (status,) = running("1.0", default="1.0").versions
+    gone, calls = set[str](), list[str]()
+
+    class Server:
+        def _at(self, here: str, version: str) -> None:
+            calls.append(f"{here} {version}")
+            if here == step and version == "1.0":
+                gone.add(version)
+            if version in gone:
+                raise NotFoundError("m version 1.0 must be registered, got no such model.")
+
+        def describe(self, _: str, version: str = "2.0") -> list[ModelStatus]:
+            self._at("describe", version)
+            return [dataclasses.replace(status, version=version)]
+
+        def drain(self, _: str, version: str, *, timeout_s: float) -> None:
+            del timeout_s
+            self._at("drain", version)
+
+        def unregister(self, _: str, version: str) -> None:
+            self._at("unregister", version)
+
+    told: list[str] = []
+
+    class Listener(rollout.RolloutListener):
+        def on_done(self, step: str, detail: str) -> None:
+            told.append(f"{step} {detail}")
+
+    server: Any = Server()
+    changes = [Change("remove", "m", version) for version in ("1.0", "3.0")]
+    state.carry_out(server, changes, Listener())
+    assert told == ["remove m 1.0: was unregistered already", "remove m 3.0: is unregistered"]
+    assert calls[-1] == "unregister 3.0"
 
 
 def test_a_new_version_takes_over_and_the_old_one_stays_unless_pruned() -> None:

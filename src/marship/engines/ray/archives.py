@@ -5,9 +5,10 @@ import secrets
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
-from marship.errors import PackageError, StorageError
+from marship.engines import urls
+from marship.errors import PackageError, StorageError, UsageError
 
 Kept = Callable[[str], Iterator[bytes]]
 """Reads an archive by its digest."""
@@ -56,18 +57,19 @@ def upload(path: Path, source: ArchiveSource) -> None:
     """Put an archive where all nodes can read it, unless it is there.
 
     Raises:
+        UsageError: There is no system for its URL here.
         StorageError: It cannot be written there.
     """
-    import fsspec
-
-    system, place = fsspec.url_to_fs(source.address)
     try:
+        system, place = urls.opened(source.address, "--archives")
         if system.exists(place) and system.size(place) == path.stat().st_size:
             return
         system.makedirs(place.rpartition("/")[0], exist_ok=True)
         draft = f"{place}.{secrets.token_hex(8)}.part"  # others may be sharing the same one
         system.put_file(str(path), draft)
         system.mv(draft, place)  # nobody reads half of it
+    except UsageError:
+        raise
     except Exception as error:  # each system has errors of its own
         raise StorageError(
             f"{source.url} must take archives for all nodes, got: {error!r}. Name a folder or URL "
@@ -109,9 +111,7 @@ def _read(source: ArchiveSource, kept: Kept) -> Iterator[bytes]:
     if source.url is None:
         yield from kept(source.digest)
         return
-    import fsspec
-
-    opened: Any = fsspec.open(source.address, "rb")
-    with opened as file:
+    system, place = urls.opened(source.address, "--archives")
+    with system.open(place, "rb") as file:
         while data := file.read(CHUNK_BYTES):
             yield data

@@ -3,6 +3,9 @@
 A version is registered beside the others, proven by its replicas' golden cases, and only then put
 into the front's table. What fails is deleted; nothing that serves is updated in place.
 
+A scaled version is listed with its new number before its replicas change: so whatever ends the
+command, the table says how many there shall be, and the same command goes on from there.
+
 Several clients may change one cluster. Each change looks at the table again once it has the table's
 lock, and an application gets another number of replicas under that lock alone: so an application is
 never deployed again, or listed, after another client has removed it.
@@ -39,11 +42,14 @@ def register(access: ClusterAccess, wanted: Registration, wait: Wait) -> Flow[Mo
         LoadError: A replica failed, or a node has not what it needs.
         ServerError: The version is registered already.
     """
-    admitted: registration.Admission = yield Work(lambda: registration.admit(access, wanted))
-    # the rest of a name only helps those who look at Ray's dashboard: Ray names files by it
-    start = f"{cluster.FRONT}-{admitted.name[:_SHOWN]}-{admitted.version}"
-    app, record, is_listing = f"{start}-{secrets.token_hex(4)}", access.record, False
+    is_listing = False
     with ExitStack() as held:
+        admitted: registration.Admission = yield Work(
+            lambda: registration.admit(access, wanted, held)
+        )
+        # the rest of a name only helps those who look at Ray's dashboard: Ray names files by it
+        start = f"{cluster.FRONT}-{admitted.name[:_SHOWN]}-{admitted.version}"
+        app, record = f"{start}-{secrets.token_hex(4)}", access.record
         yield Work(lambda: keeper.claim(app, held))  # see `registration.remove_abandoned`
         try:
             yield Work(lambda: registration.deploy(app, admitted, record))
@@ -64,19 +70,33 @@ def register(access: ClusterAccess, wanted: Registration, wait: Wait) -> Flow[Mo
     return status
 
 
-def _change(access: ClusterAccess, changed: Callable[[Table], Table]) -> Flow[None]:
-    """Change the front's table, one client of the cluster after the other."""
+def _change(
+    access: ClusterAccess,
+    changed: Callable[[Table], Table],
+    then: Callable[[Table], None] | None = None,
+) -> Flow[None]:
+    """Change the front's table, one client of the cluster after the other.
+
+    Args:
+        access: The cluster.
+        changed: The new table.
+        then: What is done with it before the next client's turn.
+    """
     access.connect()
     with ExitStack() as held:
         yield from keeper.take("table", held, timeout_s=_LOCK_S, action="changes the models")
-        yield Work(lambda: _rewrite(changed))
+        after: Table = yield Work(lambda: _rewrite(changed))
+        if then is not None:
+            yield Work(lambda: then(after))
 
 
-def _rewrite(changed: Callable[[Table], Table]) -> None:
+def _rewrite(changed: Callable[[Table], Table]) -> Table:
     before = cluster.table()
     after = changed(before)
     if after != before:
         cluster.write(after)
+        keeper.sweep([entry.digest for _, _, entry in after.entries()])
+    return after
 
 
 def scale(
@@ -102,13 +122,20 @@ def scale(
         number, entry = yield from models.entry_of(access, name, version)
         sized = replace(entry, minimum=workers, maximum=workers)
         try:
-            yield from _change(access, lambda table: _started(table, name, number, sized))
+            yield from _change(
+                access,
+                lambda table: _sized(table, name, number, sized),
+                lambda _: _deploy(sized),
+            )
             yield from _until_scaled(f"{name} {number}", entry, sized, wait)
-            yield from _change(access, lambda table: _put(table, name, number, sized))
         except GeneratorExit:
             raise
         except BaseException:  # Ctrl-C too: the table and the replicas stay as they were
-            yield from _change(access, lambda table: _restored(table, name, number, entry))
+            yield from _change(
+                access,
+                lambda table: _restored(table, name, number, entry),
+                lambda table: _deploy(entry) if _has(table, name, number, entry) else None,
+            )
             raise
     (status,) = yield from models.describe(access, name, number)
     return status
@@ -126,35 +153,30 @@ def _until_scaled(label: str, before: TableEntry, sized: TableEntry, wait: Wait)
         ) from error
 
 
-def _started(table: Table, name: str, number: str, sized: TableEntry) -> Table:
-    """Start or end replicas of a version that is in the table; the table stays."""
-    _put(table, name, number, sized)
-    plan = cluster.deployed(sized.app)[1]
-    more = sized.minimum - len(models.workers_of(cluster.details().get(sized.app, {})))
-    cluster.check_resources(plan, f"{name} {number}", max(0, more))
-    _deploy(sized)
-    return table
-
-
-def _put(table: Table, name: str, number: str, entry: TableEntry) -> Table:
-    """With an entry in place of that of the same application.
+def _sized(table: Table, name: str, number: str, sized: TableEntry) -> Table:
+    """With another number of replicas of a version, for which there is room.
 
     Raises:
         NotFoundError: It is not there any more; perhaps another one of the same number.
+        LoadError: There is no room.
     """
-    found = table.entry(name, number)
-    if found is None or found[1].app != entry.app:
+    if not _has(table, name, number, sized):
         raise models.unknown(name, number)
-    return table.put(name, number, entry)
+    plan = cluster.deployed(sized.app)[1]
+    more = sized.minimum - len(models.workers_of(cluster.details().get(sized.app, {})))
+    cluster.check_resources(plan, f"{name} {number}", max(0, more))
+    return table.put(name, number, sized)
 
 
 def _restored(table: Table, name: str, number: str, entry: TableEntry) -> Table:
     """As before the version was scaled; nothing where it was removed."""
+    return table.put(name, number, entry) if _has(table, name, number, entry) else table
+
+
+def _has(table: Table, name: str, number: str, entry: TableEntry) -> bool:
+    """Whether a version is there, by the same application."""
     found = table.entry(name, number)
-    if found is None or found[1].app != entry.app:
-        return table
-    _deploy(entry)
-    return table.put(name, number, entry)
+    return found is not None and found[1].app == entry.app
 
 
 def _deploy(entry: TableEntry) -> None:

@@ -5,23 +5,20 @@ A process is connected to one cluster at a time: Ray keeps the connection in the
 
 import logging
 import os
-import socket
 import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from marship import console
-from marship.engines.ray import keeper, problems
+from marship.engines.ray import gcs, keeper, problems
 from marship.engines.ray.archives import ArchiveSource
 from marship.engines.ray.table import Table
 from marship.engines.trials import TrialState
 from marship.errors import (
     LoadError,
-    MarshipError,
     NotFoundError,
     NotRunningError,
-    ServerError,
     UsageError,
 )
 from marship.version import VERSION
@@ -33,7 +30,7 @@ if TYPE_CHECKING:
 LOOPBACK = "127.0.0.1"
 FRONT = "marship"
 """The application that takes requests; those of versions begin with it, too."""
-_REACH_S, _PROBE_S, _CALL_S = 3.0, 120.0, 60.0
+_PROBE_S, _CALL_S = 120.0, 60.0
 _deploying = threading.Lock()
 """Ray keeps for the whole process which modules it pickles just then."""
 _FRONT_CPUS = 0.0  # on every node, however full
@@ -54,11 +51,11 @@ def connect(address: str, token_file: Path | None) -> None:
 
     Raises:
         UsageError: Ray is not installed, or the address is none.
-        NotRunningError: No cluster is there.
+        NotRunningError: No cluster is there, or another server.
         ServerError: It refuses: another version, or another token.
     """
     check_installed()
-    _check_reachable(address)
+    gcs.check_listens(address)
     os.environ.update(environment(token_file))
     import ray
     from ray._private import auto_init_hook, ray_constants
@@ -85,7 +82,7 @@ def connect(address: str, token_file: Path | None) -> None:
             log_to_driver=False,
         )
     except Exception as error:  # Ray's own errors are of many kinds
-        raise _refused(address, error) from error
+        raise problems.refused(address, error) from error
     logging.getLogger("ray.serve").setLevel(logging.ERROR)
 
 
@@ -118,38 +115,6 @@ def check_data_installed() -> None:
             "Ray Data must be installed to predict files on a cluster, got Ray alone. Run: pip "
             "install 'marship[ray]'"
         )
-
-
-def _check_reachable(address: str) -> None:
-    host, _, port = address.rpartition(":")
-    if not host or not port.isdecimal():
-        raise UsageError(f"a cluster's address must be HOST:PORT, got {address!r}.")
-    try:
-        socket.create_connection((host.strip("[]"), int(port)), _REACH_S).close()
-    except (OSError, OverflowError) as error:
-        raise NotRunningError(
-            f"a Ray cluster must listen at {address}, got no connection. Start one with: marship "
-            "serve --engine ray"
-        ) from error
-
-
-def _refused(address: str, error: Exception) -> MarshipError:
-    text = str(error)
-    if "ersion mismatch" in text:
-        told = " ".join(line.strip() for line in text.splitlines() if ":" in line)[:300]
-        return ServerError(
-            f"the cluster at {address} must have the same versions of Ray and Python as this "
-            f"environment, got: {told} Install the same here and there."
-        )
-    if "token" in text.lower() or "Unauthenticated" in text:
-        return ServerError(
-            f"the cluster at {address} must accept this user's Ray token, got a refusal. Set "
-            "RAY_AUTH_TOKEN_PATH to a file with the cluster's own."
-        )
-    return NotRunningError(
-        f"this machine must be a node of a Ray cluster at {address}, got: "
-        f"{problems.last_line(text)} Run ray start --address={address} here first."
-    )
 
 
 def nodes() -> list[dict[str, Any]]:
@@ -192,12 +157,12 @@ def on_every_node(task: Callable[..., dict[str, str]], *given: object) -> None:
     for found in nodes():
         strategy = NodeAffinitySchedulingStrategy(found["NodeID"], soft=False)
         remote = ray.remote(task).options(num_cpus=0, scheduling_strategy=strategy, max_retries=1)
-        asked[found["NodeManagerAddress"]] = remote.remote(*given)
-    for address, answer in asked.items():
-        _check_node(address, answer)
+        asked[found["NodeID"]] = found["NodeManagerAddress"], remote.remote(*given)
+    for node, (address, answer) in asked.items():
+        _check_node(node, address, answer)
 
 
-def _check_node(address: str, answer: Any) -> None:  # noqa: ANN401  Ray's reference
+def _check_node(node: str, address: str, answer: Any) -> None:  # noqa: ANN401  Ray's reference
     import ray
 
     try:
@@ -207,6 +172,8 @@ def _check_node(address: str, answer: Any) -> None:  # noqa: ANN401  Ray's refer
             f"node {address} must answer within {_PROBE_S:g} s, got nothing. See: ray status"
         ) from error
     except ray.exceptions.RayError as error:
+        if node not in {found["NodeID"] for found in nodes()}:
+            return  # it died, of which Ray knows some seconds later
         cause = problems.found(str(error), f"marship on node {address}")
         raise LoadError(f"node {address}: {cause}") from error
     if "code" in facts:
@@ -346,6 +313,7 @@ def delete(app: str) -> None:
 
     with console.muted(logging.WARNING):
         serve.delete(app)
+    keeper.running().forget.remote(app)
 
 
 def broadcast(app: str, method: str, *given: Any) -> list[Any]:  # noqa: ANN401

@@ -21,9 +21,9 @@ from pathlib import Path
 import psutil
 
 from marship import storage
-from marship.engines import processes, store
+from marship.engines import processes, store, urls
 from marship.engines.home import Home, ServerRecord, default_home
-from marship.engines.ray import cluster, keeper, plan, scratch
+from marship.engines.ray import cluster, gcs, keeper, plan, scratch
 from marship.engines.ray.access import TOKEN_FILE
 from marship.engines.ray.settings import RaySettings
 from marship.errors import NotRunningError, ServerError, UsageError
@@ -88,6 +88,10 @@ def start(settings: RaySettings, *, on_wait: Callable[[float], None] | None = No
         raise UsageError("--trust must come without --no-trust, got both. Leave one of them out.")
     trust = None if settings.no_trust else settings.trust or home.trust()
     store.pinned(trust)
+    if settings.archives is not None:
+        settings = replace(settings, archives=urls.checked(settings.archives, "--archives"))
+    if settings.address is not None:
+        gcs.checked(settings.address)
     home.create()
     with home.locked(), ExitStack() as undo:
         home.require_stopped()
@@ -351,6 +355,9 @@ def _clean(home: Home) -> None:
     if record is not None and record.engine == "ray" and record.pid:
         record.group.kill()
         _kill_haproxy(Path(record.tmp))
+        session = Path(record.tmp, "session_latest").resolve()
+        if session.is_dir():
+            shutil.rmtree(keeper.folder_of(session.name), ignore_errors=True)
         shutil.rmtree(record.tmp, ignore_errors=True)
     shutil.rmtree(home.tmp, ignore_errors=True)
     for path in (home.key_file, home.record_file, home.path / TOKEN_FILE):

@@ -10,6 +10,7 @@ import logging
 import os
 import socket
 import time
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -72,13 +73,13 @@ class Hosted:
 
     def __init__(self, served: HostedVersion, kept: Kept = keeper.read) -> None:
         self._served, self._failures, self._is_closed = served, 0, False
-        self._scratch = ScratchFolder()
+        self._scratch, self._in_use = ScratchFolder(), ExitStack()
         self.counts = Counts()
         self._meters: dict[str, Any] = {}
         self._acceptor: Acceptor | None = None
         self._worker: ReplicaWorker | None = None
         try:
-            self._placed = node.place(served.source, kept)
+            self._placed = node.place(served.source, kept, self._in_use)
             self._worker = worker = self._start()
             self.facts = worker.wait_ready(served.startup_s)
         except BaseException:
@@ -199,6 +200,7 @@ class Hosted:
         self._is_closed = True
         if self._worker is not None:
             self._worker.end()
+        self._in_use.close()
         self._scratch.remove()
 
 

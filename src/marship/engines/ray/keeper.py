@@ -4,11 +4,14 @@ Where all nodes can read a folder or a URL, archives lie there instead (`--archi
 keeper's node may be lost.
 """
 
+import fcntl
 import json
+import os
 import secrets
+import shutil
 import time
-from collections.abc import Callable, Generator, Iterator
-from contextlib import ExitStack
+from collections.abc import Callable, Collection, Generator, Iterator
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +22,8 @@ from marship.exchange.calls import Pause
 
 NAME, NAMESPACE = "keeper", "marship"
 _CALL_S, _PAUSE_S = 60.0, 0.2
+_LOCK, _DIGEST = ".lock", 64
+_ABANDONED_S = 86_400.0
 
 
 class Keeper:
@@ -27,18 +32,23 @@ class Keeper:
     Args:
         key: The token that requests must carry; None asks for none.
         url: Where archives lie for all nodes; None is here.
+        session: Ray's name of the cluster.
     """
 
-    def __init__(self, key: str | None, url: str | None) -> None:
-        from marship.engines.ray import node
+    def __init__(self, key: str | None, url: str | None, session: str) -> None:
 
         # on the head: the node of a keeper before may be lost, and fronts ask for that one's key
         before = json.loads(_kv("get", "facts") or b"{}")
         self._key, self._url = before.get("key", key), url or before.get("url")
         _kv("put", "facts", json.dumps(self.facts()).encode(), overwrite=True)
         self._owners: dict[str, str] = {}
-        self._folder = node.root() / "kept"
-        self._folder.mkdir(mode=0o700, exist_ok=True)
+        self._wanted: dict[str, set[str]] = {}
+        self._folder = folder_of(session)
+        self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        os.utime(self._folder)
+        self._lock = (self._folder / _LOCK).open("a")
+        fcntl.flock(self._lock, fcntl.LOCK_SH)
+        _remove_abandoned(self._folder.parent)
 
     def facts(self) -> dict[str, str | None]:
         """What another home of the same cluster needs."""
@@ -71,6 +81,32 @@ class Keeper:
         found = _kv("get", app)
         return None if found is None else str(found.decode())
 
+    def forget(self, app: str) -> None:
+        """Forget what an application was deployed with."""
+        _kv("del", app)
+
+    def want(self, digest: str, owner: str) -> None:
+        """Keep an archive, whatever the table says, so long as its owner lives: see `take`."""
+        self._wanted.setdefault(digest, set()).add(owner)
+
+    def unwant(self, digest: str, owner: str) -> None:
+        """The owner has listed it, or gave it up."""
+        self._wanted.get(digest, set()).discard(owner)
+
+    def sweep(self, listed: Collection[str]) -> None:
+        """Remove archives that no version needs, and no client that is registering one.
+
+        Args:
+            listed: The digests of the table; the client has the table's lock.
+        """
+        for path in self._folder.iterdir():
+            digest = path.name[:_DIGEST]
+            if path.name == _LOCK or digest in listed:
+                continue
+            if not any(map(_process_of, self._wanted.get(digest, ()))):
+                path.unlink()
+                self._wanted.pop(digest, None)
+
     def has(self, digest: str) -> bool:
         """Whether an archive is here, whole."""
         place = self._place(digest)
@@ -102,6 +138,24 @@ class Keeper:
 
     def _draft(self, upload: str) -> Path:
         return self._folder / f"{upload}.part"
+
+
+def folder_of(session: str) -> Path:
+    """Where a cluster's keeper has its archives: others' may be on this machine."""
+    from marship.engines.ray import node
+
+    return node.root() / "kept" / session
+
+
+def _remove_abandoned(folder: Path) -> None:
+    """Remove archives of clusters that ended long ago: a keeper that died is soon there again."""
+    for place in folder.iterdir():
+        lock = place / _LOCK
+        if not lock.is_file() or time.time() - place.stat().st_mtime < _ABANDONED_S:
+            continue
+        with suppress(BlockingIOError), lock.open("a") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            shutil.rmtree(place, ignore_errors=True)
 
 
 def _kv(action: str, key: str, *given: object, **settings: object) -> Any:  # noqa: ANN401  Ray's
@@ -162,11 +216,24 @@ def claim(lock: str, held: ExitStack) -> str | None:
     """Take a lock of the cluster as `take`, if it is free; or who has it."""
     import ray
 
-    holder, me = running(), f"{ray.get_runtime_context().get_job_id()}/{secrets.token_hex(8)}"
+    holder, me = running(), _owner()
     other: str | None = ray.get(holder.take.remote(lock, me), timeout=_CALL_S)
     if other is None:
         held.callback(lambda: holder.leave.remote(lock, me))
     return other
+
+
+def _owner() -> str:
+    import ray
+
+    return f"{ray.get_runtime_context().get_job_id()}/{secrets.token_hex(8)}"
+
+
+def sweep(listed: Collection[str]) -> None:
+    """As `Keeper.sweep`."""
+    import ray
+
+    ray.get(running().sweep.remote(listed), timeout=_CALL_S)
 
 
 def find() -> Any:  # noqa: ANN401  Ray's handle
@@ -199,7 +266,8 @@ def start(key: str | None, url: str | None) -> Any:  # noqa: ANN401  Ray's handl
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-    here = ray.get_runtime_context().get_node_id()
+    context = ray.get_runtime_context()
+    here = context.get_node_id()
     remote = ray.remote(Keeper).options(
         name=NAME,
         namespace=NAMESPACE,
@@ -209,14 +277,16 @@ def start(key: str | None, url: str | None) -> Any:  # noqa: ANN401  Ray's handl
         max_restarts=-1,
         scheduling_strategy=NodeAffinitySchedulingStrategy(here, soft=False),
     )
-    return remote.remote(key, url)
+    return remote.remote(key, url, context.get_session_name())
 
 
-def put(path: Path, digest: str) -> bool:
-    """Give the keeper an archive; whether it has it then."""
+def put(path: Path, digest: str, held: ExitStack) -> bool:
+    """Give the keeper an archive, which it has at least until `held` closes; whether it has it."""
     import ray
 
-    holder = running()
+    holder, me = running(), _owner()
+    ray.get(holder.want.remote(digest, me), timeout=_CALL_S)
+    held.callback(lambda: holder.unwant.remote(digest, me))
     if ray.get(holder.has.remote(digest)):
         return True
     upload = f"{digest}-{secrets.token_hex(8)}"

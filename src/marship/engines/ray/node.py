@@ -3,10 +3,11 @@
 import fcntl
 import os
 import platform
+import re
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,11 @@ from marship.trust.contents import ArchiveContents
 from marship.trust.policy import Trust
 from marship.trust.signature import beside
 from marship.version import VERSION
+
+_DIGEST = re.compile(r"[0-9a-f]{64}")
+_LOCK, _USED = ".lock", ".used"
+_SPARE = 4
+"""Archives that no process uses and that stay all the same: a version may come back soon."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,12 +60,17 @@ def address() -> str:
     return str(util.get_node_ip_address())  # type: ignore[no-untyped-call]
 
 
-def place(source: ArchiveSource, kept: Kept = keeper.read) -> Placed:
+def place(
+    source: ArchiveSource, kept: Kept = keeper.read, in_use: ExitStack | None = None
+) -> Placed:
     """The archive on this node; its signature is verified each time.
+
+    Others are removed that no process uses, but the latest: they would be fetched again.
 
     Args:
         source: The archive.
         kept: Reads one that lies at no URL, by its digest.
+        in_use: Until it closes, or this process ends, the folder stays.
 
     Raises:
         StorageError: It cannot be read or written.
@@ -67,8 +78,12 @@ def place(source: ArchiveSource, kept: Kept = keeper.read) -> Placed:
         SignatureError: It has no valid signature by a trusted key.
     """
     home = root() / source.digest
-    with locked(home.with_suffix(".lock")):
+    with locked(home.with_suffix(_LOCK)):
         home.mkdir(mode=0o700, exist_ok=True)
+        os.utime(home)
+        if in_use is not None:
+            used = in_use.enter_context((home / _USED).open("a"))
+            fcntl.flock(used, fcntl.LOCK_SH)
         held = home / "archive.mar"
         if not held.exists() or archives.digest_of(held) != source.digest:
             _fetch(source, held, kept)
@@ -78,7 +93,32 @@ def place(source: ArchiveSource, kept: Kept = keeper.read) -> Placed:
             folder = home / "model"
             if others := _others(contents, folder):
                 _extract(named, contents, folder, others)
+    _sweep(home)
     return Placed(folder, read[0].manifest, read[1])
+
+
+def _sweep(latest: Path) -> None:
+    """Remove archives that no process of this node uses, but some."""
+    places = [path for path in latest.parent.iterdir() if _DIGEST.fullmatch(path.name)]
+    unused = 0
+    for home in sorted(places, key=_changed, reverse=True):
+        if home == latest:
+            continue
+        with suppress(OSError), ExitStack() as held:  # in use, or gone just now
+            # in this order: whoever places one has the first lock, then takes the other
+            for lock in (home.with_suffix(_LOCK), home / _USED):
+                file = held.enter_context(lock.open("a"))
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            unused += 1
+            if unused > _SPARE:
+                shutil.rmtree(home, ignore_errors=True)
+
+
+def _changed(path: Path) -> float:
+    try:
+        return path.stat().st_mtime
+    except FileNotFoundError:  # another process removed it just now
+        return 0.0
 
 
 def probe(source: ArchiveSource | None) -> dict[str, str]:

@@ -114,8 +114,13 @@ def _taken(admitted: Admission) -> ServerError:
     )
 
 
-def admit(access: ClusterAccess, wanted: Registration) -> Admission:
+def admit(access: ClusterAccess, wanted: Registration, held: ExitStack) -> Admission:
     """Check an archive here and on every node, and put it where they can get it.
+
+    Args:
+        access: The cluster.
+        wanted: What is registered.
+        held: Until it closes, the archive stays there, though no version needs it yet.
 
     Raises:
         MarshipError: As `changes.register`.
@@ -145,7 +150,7 @@ def admit(access: ClusterAccess, wanted: Registration) -> Admission:
         raise _taken(admitted)
     remove_abandoned()
     cluster.check_resources(plan, f"{name} {version}", plan.minimum)
-    _share(found.path, admitted.source)
+    _share(found.path, admitted.source, held)
     cluster.probe(admitted.source)
     return admitted
 
@@ -174,10 +179,10 @@ def _archives_url() -> str | None:
     return ray.get(keeper.running().facts.remote())["url"]  # type: ignore[no-any-return]
 
 
-def _share(place: Path, source: ArchiveSource) -> None:
+def _share(place: Path, source: ArchiveSource, held: ExitStack) -> None:
     if source.url is not None:
         archives.upload(place, source)
-    elif not keeper.put(place, source.digest):
+    elif not keeper.put(place, source.digest, held):
         raise StorageError(f"{place} must stay as it is while it is read, got another. Try again.")
 
 

@@ -22,6 +22,8 @@ LIMITS = ServerLimits(plan.QUEUE, plan.MOST_BYTES, "Make it smaller: a cluster t
 """Of one worker."""
 _LOST = HTTPStatus.SERVICE_UNAVAILABLE
 """The worker ended with the file in hand, or had ended just before."""
+_LATE = HTTPStatus.GATEWAY_TIMEOUT
+"""The file took too long, or another one stopped the whole process."""
 _START_S = 20.0
 """What a process takes until it loads a model, and from then on until it has its seat."""
 
@@ -99,13 +101,14 @@ class ShareAsker:
             raise problems.ReplicaError(error) from None
 
     async def _rows(self, sources: Sequence[Source]) -> list[Row]:
-        """Their rows; a file in hand when another one ended the worker is asked again, alone.
+        """Their rows; a file in hand when another one ended or stopped the worker is asked again.
 
-        So a file that has ended the worker twice is a row of that error.
+        Alone, and once: so a file that has ended the worker twice is a row of that error.
         """
+        doubtful = {_LOST, _LATE} if self._in_flight > 1 else {_LOST}
         rows = await asyncio.gather(*map(self._row, sources))
         return [
-            await self._row_alone(source) if row.status == _LOST else row
+            await self._row_alone(source) if row.status in doubtful else row
             for source, row in zip(sources, rows, strict=True)
         ]
 

@@ -4,7 +4,7 @@ Serve is a stand-in here, which has applications, replicas and the front's table
 clients would take seconds each. tests/server/ray has a real one.
 """
 
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Collection, Generator, Sequence
 from contextlib import ExitStack
 from types import SimpleNamespace
 from typing import Any
@@ -32,6 +32,7 @@ class Serve:
     def __init__(self) -> None:
         self.apps: dict[str, RunPlan] = {}
         self.table, self.locks, self.fits = Table(), set[str](), 3
+        self.archives, self.wanted = set[str](), list[str]()
 
     def details(self) -> dict[str, Any]:
         """As `cluster.details`; each application says what its replicas do."""
@@ -65,6 +66,19 @@ class Serve:
             raise NotFoundError(app)
         return None, self.apps[app]
 
+    def admit(self, _: object, wanted: Registration, held: ExitStack) -> registration.Admission:
+        """As `registration.admit`, of an archive that is called NAME-VERSION."""
+        name, _, version = wanted.archive.partition("-")
+        source: Any = SimpleNamespace(digest=wanted.archive)
+        self.wanted.append(wanted.archive)
+        held.callback(self.wanted.remove, wanted.archive)
+        self.archives.add(wanted.archive)
+        return registration.Admission(name, version, source, PLAN, None, 1)
+
+    def sweep(self, listed: Collection[str]) -> None:
+        """As `keeper.sweep`."""
+        self.archives &= {*listed, *self.wanted}
+
     def take(self, lock: str, held: ExitStack, **_: object) -> Generator[Pause, None, None]:
         """As `keeper.take`."""
         while lock in self.locks:
@@ -79,16 +93,10 @@ class Serve:
         for app, entry in listed.items():
             bounds = self.apps[app].minimum, self.apps[app].maximum
             assert bounds == (entry.minimum, entry.maximum)
+            assert entry.digest in self.archives
         for model in self.table.models.values():
             assert model.default in model.versions
         assert not self.locks
-
-
-def admitted_of(_: object, wanted: Registration) -> registration.Admission:
-    """As `registration.admit`, of an archive that is called NAME-VERSION."""
-    name, _, version = wanted.archive.partition("-")
-    source: Any = SimpleNamespace(digest="d")
-    return registration.Admission(name, version, source, PLAN, None, 1)
 
 
 @pytest.fixture
@@ -107,7 +115,8 @@ def installed(monkeypatch: pytest.MonkeyPatch) -> Serve:
     monkeypatch.setattr(cluster, "check_resources", lambda *_: None)
     monkeypatch.setattr(keeper, "take", one.take)
     monkeypatch.setattr(keeper, "claim", lambda *_: None)
-    monkeypatch.setattr(registration, "admit", admitted_of)
+    monkeypatch.setattr(registration, "admit", one.admit)
+    monkeypatch.setattr(keeper, "sweep", one.sweep)
     monkeypatch.setattr(
         registration, "deploy", lambda app, admitted, _: one.deploy(app, None, admitted.plan)
     )
@@ -254,6 +263,26 @@ def test_an_interrupted_command_leaves_all_as_before(serve: Serve, command: str,
     serve.check()
 
 
+@pytest.mark.parametrize("steps", range(12))
+def test_a_killed_scale_leaves_no_number_that_nothing_tells(serve: Serve, steps: int) -> None:
+    """The table has the new one before replicas change, and the same command goes on from there."""
+    run(register("m-1"))
+    flow, found = COMMANDS["scale"](), (None, None)
+    for _ in range(steps):
+        taken = step(flow, *found)
+        if isinstance(taken, Done):
+            break
+        found = taken
+    flow.close()  # a killed process undoes nothing
+    ((_, _, entry),) = serve.table.entries()
+    plan = serve.apps[entry.app]
+    assert (plan.minimum, plan.maximum) in ((1, 3), (entry.minimum, entry.maximum))
+    serve.locks.clear()  # ends with its process
+    run(COMMANDS["scale"]())
+    assert serve.apps[entry.app].maximum == 2
+    serve.check()
+
+
 def test_replicas_that_cannot_load_are_taken_back(serve: Serve) -> None:
     """At once, with their own error: Serve would try for ever."""
     run(register("m-1"))
@@ -264,6 +293,22 @@ def test_replicas_that_cannot_load_are_taken_back(serve: Serve) -> None:
         "m 1 must have 9 replicas ready, got: h.py must load, got no. It has 1 to 3 as before."
     )
     assert (serve.table, serve.apps) == before
+
+
+def test_archives_go_with_their_versions(serve: Serve) -> None:
+    """Nodes' disks would fill; one that another client is about to register stays."""
+    run(register("m-1"))
+    run(register("m-2"))
+    run(COMMANDS["unregister 2"]())
+    assert serve.archives == {"m-1"}
+    again = register("m-2")
+    step(again, None, None)  # it has put the archive in place, which no version needs yet
+    run(COMMANDS["default as before"]())
+    run(register("m-3"))
+    assert serve.archives == {"m-1", "m-2", "m-3"}
+    again.close()
+    run(changes.unregister(ACCESS, "m", "3"))
+    assert serve.archives == {"m-1"}
 
 
 def test_a_version_without_an_application_can_be_removed(serve: Serve) -> None:

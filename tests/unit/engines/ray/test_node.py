@@ -1,5 +1,6 @@
 """What a node keeps of archives and clusters, and what it does where that is damaged."""
 
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -64,15 +65,107 @@ def test_the_keeper_takes_a_damaged_archive_anew(
 ) -> None:
     """It has one only if it is the one."""
     monkeypatch.setattr(keepers, "_kv", lambda *_given, **_settings: None)
-    keeper, data = Keeper(None, None), b"an archive"
+    keeper, data = Keeper(None, None, "session"), b"an archive"
     (tmp_path / "a").write_bytes(data)
     digest = archives.digest_of(tmp_path / "a")
     assert not keeper.has(digest)
     keeper.add("upload", data)
     assert keeper.finish("upload", digest)
     assert keeper.has(digest)
-    (tmp_path / "kept" / f"{digest}.mar").write_bytes(data[:4])
+    (tmp_path / "kept" / "session" / f"{digest}.mar").write_bytes(data[:4])
     assert not keeper.has(digest)
+
+
+def test_the_keeper_removes_what_nobody_needs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No archive of a version, nor one that a living client is registering, half of one neither."""
+    living = {"a", "b"}
+    monkeypatch.setattr(keepers, "_kv", lambda *_given, **_settings: None)
+    monkeypatch.setattr(keepers, "_process_of", lambda owner: owner if owner in living else None)
+    keeper, others = Keeper(None, None, "session"), Keeper(None, None, "other")
+    digests = {}
+    for name in ("listed", "coming", "gone"):
+        (tmp_path / name).write_bytes(name.encode())
+        digests[name] = digest = archives.digest_of(tmp_path / name)
+        for one in (keeper, others):
+            one.add("upload", name.encode())
+            assert one.finish("upload", digest)
+    keeper.want(digests["coming"], "a")
+    keeper.want(digests["coming"], "b")
+    keeper.add(f"{digests['coming']}-1", b"com")
+    keeper.add(f"{digests['gone']}-1", b"go")
+
+    def held() -> set[str]:
+        keeper.sweep([digests["listed"]])
+        return {name for name, digest in digests.items() if keeper.has(digest)}
+
+    parts = tmp_path / "kept" / "session"
+    assert held() == {"listed", "coming"}
+    assert [path.name for path in parts.glob("*.part")] == [f"{digests['coming']}-1.part"]
+    keeper.unwant(digests["coming"], "a")  # it has listed another version, or failed
+    assert held() == {"listed", "coming"}
+    living.remove("b")  # killed
+    assert held() == {"listed"}
+    assert not list(parts.glob("*.part"))
+    assert all(map(others.has, digests.values()))
+
+
+def test_a_keeper_removes_what_clusters_left_long_ago(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not those of one that runs, or ran just now."""
+    monkeypatch.setattr(keepers, "_kv", lambda *_given, **_settings: None)
+    running = Keeper(None, None, "running")
+    for name in ("old", "new"):
+        Keeper(None, None, name)._lock.close()
+    for name in ("old", "running"):
+        os.utime(tmp_path / "kept" / name, (0, 0))
+    Keeper(None, None, "own")
+    assert {path.name for path in (tmp_path / "kept").iterdir()} == {"running", "new", "own"}
+    del running
+
+
+def archive(folder: Path, number: int) -> tuple[ArchiveSource, archives.Kept]:
+    """One of many, and what reads it."""
+    mar = write(folder / "lin.mar", {**FILES, "number.txt": b"%d" % number})
+    data = mar.read_bytes()
+    digest = archives.digest_of(mar)
+    mar.unlink()
+    return ArchiveSource(file="lin.mar", digest=digest, url=None), lambda _: iter([data])
+
+
+def test_a_node_keeps_what_is_in_use_and_some_more(tmp_path: Path) -> None:
+    """The latest ones; whoever uses one never sees it go."""
+    found = [archive(tmp_path, number) for number in range(10)]
+    with ExitStack() as held:
+        used = [node.place(*found[number], held).folder for number in (0, 1)]
+        for source, kept in found[2:]:
+            node.place(source, kept)
+        assert all((folder / "model.onnx").exists() for folder in used)
+        there = [number for number, one in enumerate(found) if (tmp_path / one[0].digest).exists()]
+        assert there == [0, 1, 5, 6, 7, 8, 9]
+    node.place(*found[9])
+    there = [number for number, one in enumerate(found) if (tmp_path / one[0].digest).exists()]
+    assert there == [5, 6, 7, 8, 9]
+    assert node.place(*found[0]).folder == used[0]
+
+
+def test_an_archive_stays_while_another_process_puts_it_in_place(tmp_path: Path) -> None:
+    """Before it is in use, and after: at each moment in which others place theirs."""
+    (source, kept), *others = [archive(tmp_path, number) for number in range(7)]
+
+    def slowly(digest: str) -> Iterator[bytes]:
+        for other in others:  # each removes all that it may
+            node.place(*other)
+        assert (tmp_path / source.digest).is_dir()
+        yield from kept(digest)
+
+    with ExitStack() as held:
+        folder = node.place(source, slowly, held).folder
+        for other in others:
+            node.place(*other)
+        assert {name: (folder / name).read_bytes() for name in FILES} == FILES
 
 
 @pytest.mark.parametrize("version", ["1", "1.0", "2024-11-30", "1.0_b"])

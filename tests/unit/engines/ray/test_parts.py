@@ -1,8 +1,14 @@
 """What Ray is told and what it tells, without a cluster."""
 
 import asyncio
+import os
+import socket
 import subprocess
 import sys
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,16 +17,24 @@ import pytest
 from marship.engines import default
 from marship.engines.addresses import Target
 from marship.engines.home import Home, ServerRecord
-from marship.engines.ray import cluster, loads, noted, problems
+from marship.engines.ray import cluster, gcs, head, loads, noted, problems
 from marship.engines.ray.archives import ArchiveSource
 from marship.engines.ray.hosted import HostedVersion
 from marship.engines.ray.line import Answer, Asked, LinePool
 from marship.engines.ray.plan import RunPlan
+from marship.engines.ray.settings import RaySettings
 from marship.engines.ray.table import Table, TableEntry
 from marship.engines.ray.worker import Counts, environment
 from marship.engines.torchserve.engine import TorchServe
 from marship.engines.torchserve.settings import ServeSettings
-from marship.errors import LoadError, PackageError, SealError, ServerError, UsageError
+from marship.errors import (
+    LoadError,
+    NotRunningError,
+    PackageError,
+    SealError,
+    ServerError,
+    UsageError,
+)
 
 ENTRY = TableEntry(
     app="a", archive="m.mar", digest="d", registration="r", files=None, batch_size=1,
@@ -94,11 +108,118 @@ def test_another_version_of_ray() -> None:
         "Version mismatch: The cluster was started with:\n    Ray: 2.59.0\n    Python: 3.11.7\n"
         "This process on node 10.0.0.1 was started with:\n    Ray: 2.60.0\n    Python: 3.11.7\n"
     )
-    refused = cluster._refused("10.0.0.1:6379", error)
+    refused = problems.refused("10.0.0.1:6379", error)
     assert isinstance(refused, ServerError)
     assert "Ray: 2.59.0" in str(refused)
     assert "Ray: 2.60.0" in str(refused)
     assert "\n" not in str(refused)
+
+
+@pytest.mark.parametrize(
+    ("given", "got"),
+    [(None, "got none."), ("none-such", "got no readable one in none-such.")],
+)
+def test_a_missing_token_is_no_refusal(given: str | None, got: str, tmp_path: Path) -> None:
+    """Of the cluster, which was asked nothing: Ray looks for its own token first."""
+    code = """
+from marship.engines.ray import cluster
+from marship.errors import ServerError
+cluster.gcs.check_listens = lambda address: None
+try:
+    cluster.connect("127.0.0.1:1", None)
+except ServerError as error:
+    print(error)
+"""
+    named = {} if given is None else {"RAY_AUTH_TOKEN_PATH": given}
+    own = {name: text for name, text in os.environ.items() if not name.startswith("RAY_AUTH")}
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env={**own, **named, "HOME": str(tmp_path)},
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert "this user must have the token of the Ray cluster at 127.0.0.1" in done.stdout
+    assert f"{got} Set RAY_AUTH_TOKEN_PATH" in done.stdout
+
+
+@pytest.mark.parametrize(
+    "address", ["http://127.0.0.1:6379", "127.0.0.1:99999", "127.0.0.1:0", ":1", "h:", "h:²"]
+)
+def test_an_address_has_a_host_and_a_port(address: str) -> None:
+    """Said before anything is asked there."""
+    with pytest.raises(UsageError, match="cluster's address must be HOST:PORT, got"):
+        gcs.checked(address)
+
+
+def answering(data: bytes) -> Iterator[str]:
+    """The address of a server that says this to whoever connects, and then waits for its end."""
+    with socket.create_server(("127.0.0.1", 0)) as server, ThreadPoolExecutor(1) as pool:
+
+        def answer() -> None:
+            line, _ = server.accept()
+            with line, suppress(ConnectionResetError):
+                line.sendall(data)
+                while line.recv(1 << 16):
+                    pass
+
+        answered = pool.submit(answer)
+        yield f"127.0.0.1:{server.getsockname()[1]}"
+        answered.result()
+
+
+@pytest.mark.parametrize(
+    ("data", "is_grpc"),
+    [
+        (b"", False),
+        (b"HTTP/1.1 400 Bad Request\r\n\r\n", False),
+        (b"\0\0", False),
+        (bytes([0, 0, 6, 4, 0, 0, 0, 0, 0, 0, 3, 0, 0, 0, 9]), True),
+    ],
+)
+def test_another_server_at_the_address(
+    data: bytes, is_grpc: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Told at once: Ray would try to reach a cluster there for many minutes."""
+    monkeypatch.setattr(gcs, "_RESPONSE_S", 0.2)
+    monkeypatch.delenv("RAY_USE_TLS", raising=False)
+    for address in answering(data):
+        with (
+            nullcontext()
+            if is_grpc
+            else pytest.raises(
+                NotRunningError, match=f"must listen at {address}, got another server there"
+            )
+        ):
+            gcs.check_listens(address)
+
+
+@pytest.mark.parametrize("is_gone", [True, False])
+def test_a_node_that_has_just_died_is_left_out(
+    is_gone: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ray calls it alive until its heartbeats are missed, and then tasks there fail."""
+    import ray
+
+    def fail(*_: object, **__: object) -> None:
+        raise ray.exceptions.TaskUnschedulableError("doesn't exist any more")
+
+    monkeypatch.setattr(ray, "get", fail)
+    monkeypatch.setattr(cluster, "nodes", lambda: [{"NodeID": "a" if is_gone else "b"}])
+    with nullcontext() if is_gone else pytest.raises(LoadError, match=r"node 10\.0\.0\.2: "):
+        cluster._check_node("b", "10.0.0.2", None)
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (RaySettings(archives="nowhere://x"), "--archives must be one that fsspec reads here"),
+        (RaySettings(address="http://127.0.0.1:6379"), "must be HOST:PORT"),
+    ],
+)
+def test_a_bad_setting_starts_nothing(given: RaySettings, said: str, tmp_path: Path) -> None:
+    """And leaves no home."""
+    with pytest.raises(UsageError, match=said):
+        head.start(replace(given, home=tmp_path / "home"))
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_nodes_warnings_are_no_output(capsys: pytest.CaptureFixture[str]) -> None:
@@ -110,6 +231,11 @@ def test_a_nodes_warnings_are_no_output(capsys: pytest.CaptureFixture[str]) -> N
     worker.print_to_stdstream(told, ignore_prefix=False)
     got = capsys.readouterr()
     assert (got.out, "8 PYTHON worker processes" in got.err) == ("", True)
+    ours = f"Traceback\n{problems.ReplicaError(SealError('no key'))}\n"
+    for text in (ours, "Task x failed. There are infinite retries remaining. Error: Traceback\n"):
+        worker.print_to_stdstream({**told, "lines": [text]}, ignore_prefix=False)
+    got = capsys.readouterr()
+    assert (got.out, got.err) == ("", "")
 
 
 def test_what_workers_count_is_added_up() -> None:
@@ -129,7 +255,8 @@ def test_each_cluster_gets_its_own_token(tmp_path: Path) -> None:
     code = """
 import pathlib, ray, sys
 from marship.engines.ray import cluster
-cluster._check_reachable = lambda address: None
+from marship.errors import ServerError
+cluster.gcs.check_listens = lambda address: None
 ray.init = lambda *_, **__: print(
     ray._raylet.AuthenticationTokenLoader.instance().get_raw_token(ignore_auth_mode=True)
 )

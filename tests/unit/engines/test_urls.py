@@ -1,0 +1,36 @@
+"""URLs for fsspec, wherever they are given."""
+
+from pathlib import Path
+
+import pytest
+
+from marship.engines import urls
+from marship.errors import UsageError
+
+
+@pytest.mark.parametrize(
+    ("url", "line"),
+    [
+        ("nowhere://x", "--archives must be one that fsspec reads here, got nowhere://x: Protocol"),
+        ("s3://[x/y", "--archives must be one that fsspec reads here, got s3://[x/y: Invalid"),
+        ("ftp://me:secret@host/x", "--archives must hold no password, since it is kept in"),
+        ("zip://a::/none.zip", "--archives must be one that fsspec reads here, got zip://a::/none"),
+        ("zip://a::nowhere://b", "--archives must be one that fsspec reads here, got zip://"),
+    ],
+)
+def test_a_url_that_cannot_be_read_is_one_line(url: str, line: str) -> None:
+    """By the flag's name, and without a password."""
+    with pytest.raises(UsageError) as told:
+        urls.checked(url, "--archives")
+    assert str(told.value).startswith(line)
+    assert "\n" not in str(told.value)
+    assert "secret" not in str(told.value)
+
+
+def test_a_folder_is_the_same_from_everywhere(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Commands and nodes run in folders of their own."""
+    monkeypatch.chdir(tmp_path)
+    assert urls.checked("store", "--archives") == str(tmp_path / "store")
+    assert urls.checked("memory://store", "--archives") == "memory://store"
