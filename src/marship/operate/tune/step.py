@@ -1,7 +1,6 @@
 """Tunes an archive: searches, compares the finalists with the shipped settings, and writes."""
 
 import hashlib
-import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
@@ -56,8 +55,8 @@ def tune(
     """
     began = time.monotonic()
     settings.check()
-    with tempfile.TemporaryDirectory(prefix="marship-tune-") as folder:
-        run = _Tuning.of(Path(path), Path(requests), settings, Path(folder), tell)
+    with storage.temporary("marship-tune") as folder:
+        run = _Tuning.of(Path(path), Path(requests), settings, folder, tell)
         return run.run(began)
 
 
