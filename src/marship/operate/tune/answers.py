@@ -40,7 +40,7 @@ def read(place: Path) -> list[SampleRequest]:
     Raises:
         UsageError: There are none, or they are too large together.
     """
-    found = sources.find([str(place)]).sources
+    found = sources.find([str(place)], advice="Name another folder with --requests.").sources
     chosen = [found[int(n)] for n in np.linspace(0, len(found) - 1, min(len(found), MOST_REQUESTS))]
     size_bytes = sum(one.path.stat().st_size for one in chosen)
     if size_bytes > MOST_BYTES:

@@ -70,6 +70,7 @@ class TurnsResult:
         rps: Its answers a second.
         shipped_p99_ms: The shipped settings' p99.
         shipped_rps: Their answers a second.
+        requests: The fewest of a slice of either: so many a p99 is of.
         is_better: Whether it is to be preferred, by more than the noise.
         why: The reason.
     """
@@ -80,22 +81,28 @@ class TurnsResult:
     rps: SureInterval
     shipped_p99_ms: SureInterval
     shipped_rps: SureInterval
+    requests: int
     is_better: bool
     why: str
 
 
 def in_turns(
-    loads: Mapping[Candidate, Callable[[int], LoadSlice]], rounds: int
+    loads: Mapping[Candidate, Callable[[int], LoadSlice]],
+    rounds: int,
+    is_late: Callable[[], bool] = lambda: False,
 ) -> dict[Candidate, list[LoadSlice]]:
     """Load all, one after the other, in each round another one first.
 
     Args:
         loads: Runs one slice of load, given the round's number.
         rounds: How many.
+        is_late: Whether no more than the fewest rounds are to be had.
     """
     names = list(loads)
     found: dict[Candidate, list[LoadSlice]] = {name: [] for name in names}
     for number in range(rounds):
+        if number >= LEAST_ROUNDS and is_late():
+            break
         first = number % len(names)
         for name in names[first:] + names[:first]:
             found[name].append(loads[name](number))
@@ -123,7 +130,10 @@ def compare(
         is_better, why = True, "better by more than the noise"
     else:
         why = "not better by more than the noise"
-    return TurnsResult(candidate, ratio, p99, rps, shipped_p99, shipped_rps, is_better, why)
+    requests = min(one.requests for one in [*own, *shipped])
+    return TurnsResult(
+        candidate, ratio, p99, rps, shipped_p99, shipped_rps, requests, is_better, why
+    )
 
 
 def winner(found: Sequence[TurnsResult]) -> TurnsResult | None:

@@ -75,8 +75,8 @@ def test_texts_must_be_equal() -> None:
 
 
 def test_requests_are_read_from_a_folder(tmp_path: Path) -> None:
-    """With the media types of their names; an empty folder is an error."""
-    with pytest.raises(UsageError, match=r"must hold files"):
+    """With the media types of their names; an empty folder is an error that names tune's flag."""
+    with pytest.raises(UsageError, match=r"must hold files .* Name another .* --requests\.$"):
         answers.read(tmp_path)
     for n in range(300):
         (tmp_path / f"{n:03}.json").write_text(f"[{n}]")

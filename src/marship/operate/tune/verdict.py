@@ -1,0 +1,115 @@
+"""What came of a run: the winner, or why there is none."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from marship.operate.tune.candidate import Candidate
+from marship.operate.tune.figures import Demands, Measured
+from marship.operate.tune.settings import TuneSettings
+from marship.operate.tune.turns import TurnsResult, winner
+
+BETTER, NOT_BETTER, NOT_COMPARED, MISSED = "better", "not better", "not compared", "limits missed"
+_KEPT_RATE = 0.9
+"""The share of a rate that must be answered: less is not noise of when requests are due."""
+_WHOLE_CORE = 0.9
+
+
+@dataclass(frozen=True, slots=True)
+class TuneVerdict:
+    """What came of it.
+
+    Attributes:
+        outcome: `better`: there is a winner; `not better`: the archive's settings stay, and keep
+            the limits; `not compared`: nothing was measured that could win; `limits missed`:
+            the archive's settings stay, and miss a limit.
+        reason: A sentence without a period.
+    """
+
+    outcome: str
+    reason: str
+
+    @property
+    def is_failure(self) -> bool:
+        """Whether the archive's settings miss a limit, or nothing could be said about them."""
+        return self.outcome in (NOT_COMPARED, MISSED)
+
+
+def judge(
+    measured: Sequence[Measured],
+    shipped: Candidate,
+    compared: Sequence[TurnsResult],
+    demands: Demands,
+    settings: TuneSettings,
+) -> TuneVerdict:
+    """What came of a run.
+
+    Args:
+        measured: All that was measured, the shipped settings among it.
+        shipped: The archive's settings.
+        compared: The finalists, in turns with them.
+        demands: The limits.
+        settings: The load.
+    """
+    if (best := winner(compared)) is not None:
+        return TuneVerdict(BETTER, best.why)
+    own = next(one for one in measured if one.candidate == shipped)
+    if missed := "; ".join(_missed(own, measured, compared, demands, settings)):
+        return TuneVerdict(
+            MISSED, f"{missed}. Allow more, make less load, or serve on a faster machine"
+        )
+    if compared:
+        return TuneVerdict(NOT_BETTER, "nothing is better by more than the noise")
+    others = [one for one in measured if one is not own]
+    if not others:
+        return TuneVerdict(
+            NOT_COMPARED,
+            "the time was over before other settings were measured. Allow more --minutes",
+        )
+    if all(one.fault for one in others):
+        return TuneVerdict(NOT_COMPARED, f"no other settings serve: {others[0].fault.rstrip('.')}")
+    nearest = demands.objection(demands.ranked(others)[0])
+    return TuneVerdict(
+        NOT_BETTER,
+        f"of {len(others)} others measured none keeps the limits, as the shipped "
+        f"settings do (the nearest: {nearest})",
+    )
+
+
+def _missed(
+    own: Measured,
+    measured: Sequence[Measured],
+    compared: Sequence[TurnsResult],
+    demands: Demands,
+    settings: TuneSettings,
+) -> Iterator[str]:
+    """Each limit that the shipped settings miss: theirs, the best of all, and the limit."""
+    served = [one for one in measured if one.slices]
+    if demands.failed_share_is_high(own):
+        best = min(served, key=lambda one: one.failed_share)
+        yield (
+            f"{own.failed_share:.1%} of the requests fail with the shipped settings, and "
+            f"{best.failed_share:.1%} at best ({best.candidate})"
+        )
+    fastest = max(served, key=lambda one: one.rps)
+    if settings.rate is not None and fastest.rps < _KEPT_RATE * settings.rate:
+        busy = max(slice_.generator for slice_ in fastest.slices)
+        yield (
+            f"{settings.rate:g} requests a second are more than this machine answers: at most "
+            f"{fastest.rps:,.0f} ({fastest.candidate})"
+            + "; making them takes a whole core"
+            * (busy > _WHOLE_CORE)
+        )
+    p99_ms = compared[0].shipped_p99_ms.median if compared else own.p99_ms
+    if p99_ms > demands.p99_ms:
+        best = min(served, key=lambda one: one.p99_ms)
+        yield (
+            f"p99 is {p99_ms:.3g} ms with the shipped settings and {best.p99_ms:.3g} ms at best "
+            f"({best.candidate}), and may be {demands.p99_ms:g} ms (--p99-ms)"
+        )
+    if demands.memory_mb is not None and own.memory_mb > demands.memory_mb:
+        best = min(served, key=lambda one: one.memory_mb)
+        yield (
+            f"memory is {own.memory_mb:.0f} MB with the shipped settings and "
+            f"{best.memory_mb:.0f} MB at best ({best.candidate}), and may be "
+            f"{demands.memory_mb:g} MB (--memory-mb)"
+        )
