@@ -115,9 +115,9 @@ class Bench:
                 yield model, archive.contract
 
     def _measured(self, model: ServedCandidate, wanted: ToMeasure, contract: Contract) -> Measured:
-        own = self.source.archive.contract
+        shipped = self.source.archive.contract or contract
         got = self._asked(model)
-        same = answers.unchanged(self.references, got, [contract, *([own] if own else [])])
+        same = answers.unchanged(self.references, got, shipped, contract)
         warm_s = max(self.slice_s / 2, _WARM_S[wanted.candidate.host])
         first = self.load(model, warm_s)
         if self.demands.is_hopeless(first, wanted.least_score):  # perhaps of another program

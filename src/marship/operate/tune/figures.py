@@ -9,6 +9,9 @@ from marship.operate.tune.candidate import Candidate
 
 _FAILED_SHARE = 0.001
 _FEW = 100
+_WHOLE_MS = 999.5
+NEVER_MS = 1e9
+"""The p99 where no request came, or none was answered."""
 _FAR = 5.0
 """Times of the limit that a first look, which warms up, does not excuse."""
 
@@ -131,7 +134,7 @@ class Demands:
         if self.failed_share_is_high(found):
             return f"{found.failed_share:.1%} of the requests failed"
         if found.p99_ms > self.p99_ms:
-            return f"p99 of {found.p99_ms:.3g} ms"
+            return f"p99 of {in_ms(found.p99_ms)} ms"
         return ""
 
     def failed_share_is_high(self, found: Measured) -> bool:
@@ -149,6 +152,18 @@ class Demands:
     def _rank(self, found: Measured) -> tuple[bool, float]:
         is_out = bool(self.objection(found))
         return is_out, found.p99_ms if is_out else -self.score(found)
+
+
+def in_ms(value: float) -> str:
+    """Milliseconds with three digits, or all before the point; - without an answer.
+
+    Example:
+        >>> in_ms(12.345), in_ms(5461.8)
+        ('12.3', '5,462')
+    """
+    if value >= NEVER_MS:
+        return "-"
+    return f"{value:.3g}" if value < _WHOLE_MS else f"{value:,.0f}"
 
 
 def of_few(requests: int) -> str:

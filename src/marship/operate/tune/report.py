@@ -7,7 +7,7 @@ from typing import Any
 
 from marship import storage
 from marship.operate.tune.candidate import BATCHES, DIRECT, Candidate, profile_of
-from marship.operate.tune.figures import Demands, LoadSlice, Measured, front, of_few
+from marship.operate.tune.figures import Demands, LoadSlice, Measured, front, in_ms, of_few
 from marship.operate.tune.search import Search
 from marship.operate.tune.settings import HOSTS, TuneSettings
 from marship.operate.tune.turns import SureInterval, TurnsResult
@@ -176,7 +176,7 @@ def verdict(done: Tuned) -> Iterator[str]:
 
 
 def _p99(one: Measured | LoadSlice) -> str:
-    return f"{one.p99_ms:.3g}{of_few(one.requests)}"
+    return f"{in_ms(one.p99_ms)}{of_few(one.requests)}"
 
 
 def _shown(one: SureInterval) -> str:
@@ -202,6 +202,7 @@ def not_tried(search: Search, source: TunedArchive, settings: TuneSettings) -> I
     if DIRECT in settings.host:
         yield "delays of batches at the direct address, where nothing waits for a batch to fill"
     yield f"more than {BATCHES[-1]} requests of a call, threads of more than twice the cores"
+    yield "other paths, queries and forms of requests: all are sent to /predictions/NAME"
     yield "accelerators and other providers, Ray, other machines"
 
 

@@ -7,12 +7,12 @@ and Nagaraja 2003, Order Statistics, section 7.1).
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from marship.operate.tune.candidate import Candidate
-from marship.operate.tune.figures import Demands, LoadSlice
+from marship.operate.tune.figures import Demands, LoadSlice, in_ms
 
 ROUNDS, LEAST_ROUNDS = 8, 5
 """At most, and fewer where time is short; of fewer than five no interval is sure."""
@@ -134,6 +134,15 @@ def compare(
     return TurnsResult(
         candidate, ratio, p99, rps, shipped_p99, shipped_rps, requests, is_better, why
     )
+
+
+def missed(found: TurnsResult, calm: LoadSlice, limit: float) -> TurnsResult:
+    """A finalist that is not better after all: its p99 at a rate is over the limit."""
+    why = (
+        f"its p99 of {in_ms(calm.p99_ms)} ms at a rate of {calm.rps:,.0f} a second is over the "
+        f"limit of {limit:g} ms, unlike that of the shipped settings"
+    )
+    return replace(found, is_better=False, why=why)
 
 
 def winner(found: Sequence[TurnsResult]) -> TurnsResult | None:

@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -231,6 +232,34 @@ def test_two_kinds_of_load_are_a_usage_error(mar: Path, requests: Path, tmp_path
         step.tune(mar, requests, tuning(tmp_path, host=("apache",)))
 
 
+def test_a_winner_keeps_the_limit_at_a_rate_too(
+    place: bench.Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else the next one wins; where no time is left for it, the turns alone decide."""
+
+    def slices(answered: int, p99_ms: float = 20.0) -> list[LoadSlice]:
+        return [LoadSlice(1.0, answered, 0, p99_ms / 2, p99_ms)] * 8
+
+    def calm(_: object, _models: object, best: turns.TurnsResult) -> dict[str, LoadSlice]:
+        p99_ms = 600 if best.candidate.batch == 8 else 400
+        return {"winner": slices(700, p99_ms)[0], "shipped": slices(700, 300)[0]}
+
+    monkeypatch.setattr(step._Tuning, "_calm", calm)
+    found = [
+        turns.compare(Candidate("m", 2, 1, batch), slices(answered), slices(1000), Demands(500))
+        for batch, answered in ((8, 1400), (4, 1200))
+    ]
+    recorded = MeasurementFile(tmp_path, {})
+    run = step._Tuning(place, [], recorded, tmp_path, lambda _: None, 0.0)
+    held, shown = run._held(found, {}, time.monotonic() + 1000)
+    best = turns.winner(held)
+    assert best is not None
+    assert best.candidate.batch == 4
+    assert shown["winner"].p99_ms == 400
+    assert "p99 of 600 ms at a rate of 700 a second is over the limit of 500 ms" in held[0].why
+    assert run._held(found, {}, 0.0) == (found, {})
+
+
 def test_too_few_minutes_are_refused_with_the_least(
     mar: Path, requests: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -315,7 +344,7 @@ def test_a_run_without_answers_is_told_and_drawn(
     )
     report.draw(changed, done.folder / "none.png")
     assert not recwarn.list
-    assert "p99 1e+09 (of 7) ms" in report.line(1, none, done.demands)
+    assert "p99 - (of 7) ms" in report.line(1, none, done.demands)
     told = " ".join(report.verdict(changed))
     assert "p99 of fewer than 100 requests" in told
     assert "and --minutes" in told

@@ -51,18 +51,24 @@ def test_each_limit_that_is_missed_is_named() -> None:
     """Memory, failures and a rate beyond the machine, whose clients took a whole core."""
     found = judged(
         measured(SHIPPED, rps=900, failed=100, mb=90),
-        measured(OTHER, rps=1200, mb=135),
+        measured(OTHER, rps=1200, failed=300, mb=135),
         demands=Demands(20, memory_mb=50, is_open=True),
         rate=5000,
     )
     assert found.is_failure
     assert "memory is 90 MB with the shipped settings and 90 MB at best" in found.reason
     assert "may be 50 MB (--memory-mb)" in found.reason
-    assert "10.0% of the requests fail with the shipped settings, and 0.0% at best" in found.reason
-    assert "5000 requests a second are more than this machine answers: at most 1,200" in (
+    assert "10.0% of the requests fail with the shipped settings, and 10.0% at best" in found.reason
+    assert "5,000 requests a second are more than this machine answers: at most 1,200" in (
         found.reason
     )
     assert "making them takes a whole core" in found.reason
+
+
+def test_a_rate_of_few_requests_is_not_beyond_the_machine() -> None:
+    """So many come now and then, whatever the rate; only what is answered of them tells."""
+    found = judged(measured(SHIPPED, rps=6, p99_ms=500), demands=Demands(20, is_open=True), rate=10)
+    assert found.reason.startswith("p99 is 500 ms")
 
 
 def test_what_the_turns_show_of_the_shipped_settings_counts() -> None:
