@@ -11,6 +11,7 @@ import threading
 import unicodedata
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from types import FrameType
 from typing import Any, NoReturn
 
 import typer
@@ -241,7 +242,7 @@ def run(app: Callable[..., Any]) -> None:
     """Call a Typer app; errors become one line unless `--debug` (or MARSHIP_DEBUG=1) is given.
 
     Ctrl-C exits with 130 and SIGTERM with 143, after cleanup; a second Ctrl-C interrupts the
-    cleanup.
+    cleanup. A terminal that is closed (SIGHUP) ends it as SIGTERM does, unless `nohup` started it.
     """
     debug = "--debug" in sys.argv or os.environ.get("MARSHIP_DEBUG") == "1"
     sys.argv = [word for word in sys.argv if word != "--debug"]
@@ -249,6 +250,8 @@ def run(app: Callable[..., Any]) -> None:
         if isinstance(stream, io.TextIOWrapper):  # names and messages may hold any character
             stream.reconfigure(errors="backslashreplace")
     signal.signal(signal.SIGTERM, lambda number, _frame: sys.exit(128 + number))
+    if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
+        signal.signal(signal.SIGHUP, _hang_up)
     try:
         code = app(standalone_mode=False)
         out.file.flush()  # here an error still becomes one line
@@ -262,6 +265,19 @@ def run(app: Callable[..., Any]) -> None:
         err.print("interrupted")
     if isinstance(code, int):
         sys.exit(code)
+
+
+def _hang_up(_number: int, _frame: FrameType | None) -> None:
+    """Pass SIGHUP on as SIGTERM, which commands that end in an order of their own handle, too."""
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)  # the shell sends one, and so does the kernel
+    for stream in (1, 2):
+        try:
+            os.write(stream, b"")
+        except OSError:  # the terminal is gone: what cleanup says must not end cleanup
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, stream)
+            os.close(nowhere)
+    signal.raise_signal(signal.SIGTERM)
 
 
 def _as_own(error: MarshipError | TyperException | OSError) -> MarshipError:

@@ -104,6 +104,19 @@ def replacing_entries(folder: Path) -> Iterator[Path]:
             entry.replace(folder / entry.name)
 
 
+@contextmanager
+def temporary(name: str) -> Iterator[Path]:
+    """Yield a folder for temporary files, which is removed when the block ends.
+
+    That of a killed process is removed by the next one that asks for a folder of this name.
+
+    Args:
+        name: What the folder is for, such as "marship-tune".
+    """
+    with _draft_folder(Path(tempfile.gettempdir()), name) as folder:
+        yield folder
+
+
 def remove(path: Path) -> None:
     """Remove a file, or a folder with all that it holds, if it is there."""
     if path.is_dir() and not path.is_symlink():

@@ -39,9 +39,9 @@ def main(what: str, number: int = 0) -> None:
             print("waiting", flush=True)
             signal.pause()
         finally:
+            print("undoing", flush=True)
             Path(sys.argv[0]).with_name("undone").touch()
             if number:
-                print("undoing", flush=True)
                 signal.pause()
     if what == "missing":
         open("/absent/file")
@@ -95,15 +95,49 @@ def test_a_bug_is_not_dressed_up(program: list[str]) -> None:
     assert "ZeroDivisionError" in done.stderr
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+SIGNALS = [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 143)]
+
+
+@pytest.mark.parametrize(("number", "code"), SIGNALS)
 def test_a_signal_undoes_what_was_begun(program: list[str], number: int, code: int) -> None:
-    """Ctrl-C and SIGTERM run the cleanup and leave with the shell's codes."""
+    """Ctrl-C, SIGTERM and SIGHUP run the cleanup and leave with the shell's codes."""
     with subprocess.Popen([*program, "wait"], stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         process.stdout.readline()
         process.send_signal(number)
         assert process.wait(10) == code
     assert Path(program[1]).with_name("undone").exists()
+
+
+def test_a_closed_terminal_undoes_what_was_begun(program: list[str]) -> None:
+    """Though the cleanup prints to it; SIGHUP comes twice, from the kernel and from the shell."""
+    ours, theirs = os.openpty()
+    words = ["setsid", "--ctty", *program, "wait"]
+    process = subprocess.Popen(words, stdin=theirs, stdout=theirs, stderr=theirs)
+    os.close(theirs)
+    with process:
+        assert os.read(ours, 7) == b"waiting"
+        os.close(ours)
+        process.send_signal(signal.SIGHUP)
+        assert process.wait(10) == 143
+    assert Path(program[1]).with_name("undone").exists()
+
+
+def test_nohup_is_kept(program: list[str]) -> None:
+    """What it started goes on when the terminal is closed."""
+    words = ["nohup", *program, "wait"]
+    with subprocess.Popen(words, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        process.send_signal(signal.SIGHUP)
+        (line,) = (
+            line
+            for line in Path(f"/proc/{process.pid}/status").read_text().splitlines()
+            if line.startswith("SigIgn:")
+        )
+        process.terminate()
+        assert process.wait(10) == 143
+    assert int(line.split()[1], 16) & 1 << (signal.SIGHUP - 1)
 
 
 def test_a_second_ctrl_c_is_honoured(program: list[str]) -> None:

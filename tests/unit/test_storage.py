@@ -4,12 +4,13 @@ import errno
 import os
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
 
 from marship.errors import DataError, StorageError, UsageError
-from marship.storage import read_json, replacing, replacing_all, write_json
+from marship.storage import read_json, replacing, replacing_all, temporary, write_json
 from small_disk import run_on
 
 
@@ -85,6 +86,31 @@ def test_what_a_killed_writer_left_is_removed_by_the_next(tmp_path: Path, kind: 
         alive.communicate(b"\n")
     assert (tmp_path / "sub" / "a.txt").read_text() == "half"
     assert sorted(os.listdir(tmp_path / "sub")) == [".a.txt.other", "a.txt"]  # noqa: PTH208
+
+
+def test_temporary_folders_of_killed_processes_are_removed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By the next one of that name; one whose process lives stays."""
+    code = (
+        "import os, signal, sys\nfrom marship.storage import temporary\n"
+        "with temporary('own') as folder:\n    print(folder, flush=True)\n"
+        "    (folder / 'deep').mkdir()\n    os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    words = [sys.executable, "-c", code]
+    env = {**os.environ, "TMPDIR": str(tmp_path)}
+    done = subprocess.run(words, env=env, check=False, capture_output=True, text=True)
+    left = Path(done.stdout.strip())
+    assert list(tmp_path.iterdir()) == [left]
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    with temporary("other"):
+        assert left.exists()
+    with temporary("own") as first:
+        assert not left.exists()
+        with temporary("own") as second:
+            assert first.exists()
+            assert first != second
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_writer_that_fails_leaves_no_folder_of_its_own(tmp_path: Path) -> None:

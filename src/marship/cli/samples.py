@@ -32,7 +32,7 @@ def samples(
         rows = [(one.name, one.version, str(one.files), str(one.folder)) for one in done.versions]
         if rows:
             tables.grid(("model", "version", "files", "folder"), rows)
-        for reason in done.refused.values():
+        for reason in opening.summary(done.refused):
             console.err.print(reason, markup=False, highlight=False, soft_wrap=True)
 
     fields = {

@@ -40,4 +40,4 @@ def tune(
         for line in done.not_tried:
             console.out.print(f"- {line}", markup=False, soft_wrap=True)
 
-    return Report(done.fields(), show)
+    return Report(done.fields(), show, is_failure=done.verdict.is_failure)

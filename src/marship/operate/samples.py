@@ -1,6 +1,6 @@
 """Samples of requests, opened into plain files that other commands take."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -86,6 +86,28 @@ def open_all(folder: Path, out: Path, seal_key: str | None = None) -> OpenedSamp
     refused: dict[Path, str] = {}
     versions = [_open_version(paths, out, key, refused) for paths in found.values()]
     return OpenedSamples(tuple(one for one in versions if one.files), refused)
+
+
+def summary(refused: Mapping[Path, str]) -> Iterator[str]:
+    """The reasons, each once: with a wrong key it is the same for all files.
+
+    Args:
+        refused: Why each file was not opened, by its path.
+
+    Example:
+        >>> from pathlib import Path
+        >>> from marship.operate.samples import summary
+        >>> a, b = Path("a"), Path("b")
+        >>> list(summary({a: "a must be whole.", b: "b must be whole."}))
+        ['a must be whole. (and 1 other file likewise)']
+    """
+    found: dict[str, list[str]] = {}
+    for path, reason in refused.items():
+        found.setdefault(reason.replace(str(path), ""), []).append(reason)
+    for reasons in found.values():
+        others = len(reasons) - 1
+        likewise = f" (and {others:,} other file{'s' * (others > 1)} likewise)" if others else ""
+        yield f"{reasons[0]}{likewise}"
 
 
 def _find(folder: Path) -> dict[Path, list[Path]]:

@@ -74,7 +74,8 @@ def check_files(handler: Path, assets: Iterable[Path]) -> None:
     """Check what goes into an archive beside the model.
 
     Raises:
-        UsageError: A file is missing, or the handler is not one class of Python.
+        UsageError: A file is missing, or the handler is not one class of Python, or cannot be
+            imported by its name.
     """
     for path in (handler, *assets):
         if not path.is_file():
@@ -190,8 +191,14 @@ def _add_requests(
 def _check_handler(path: Path) -> None:
     """Hold a handler's file against TorchServe's rule before a worker dies of it.
 
-    Its model loader takes a function `handle`, else the only class that the file defines.
+    Its model loader takes a function `handle`, else the only class that the file defines. It
+    imports the file by its name, of which what stands before a dot would be a package.
     """
+    if "." in path.stem:
+        raise UsageError(
+            f"a handler's file must have no dot before .py, since workers import it by its name, "
+            f"got {path.name}. Rename it."
+        )
     try:
         found = outline.outline({path.name: path.read_bytes()}, path.name)
     except outline.SourceError as error:

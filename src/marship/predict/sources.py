@@ -120,7 +120,11 @@ def is_many(places: Sequence[str]) -> bool:
     return len(places) > 1 or any(is_url(place) or Path(place).is_dir() for place in places)
 
 
-def find(places: Sequence[str], suffixes: Collection[str] = ()) -> Found:
+def find(
+    places: Sequence[str],
+    suffixes: Collection[str] = (),
+    advice: str = "Choose others with --suffix.",
+) -> Found:
     """All given files, and files of given folders, each once.
 
     Folders are read recursively, sorted by name; hidden files are skipped. A URL is one that fsspec
@@ -130,6 +134,7 @@ def find(places: Sequence[str], suffixes: Collection[str] = ()) -> Found:
         places: Files, which are always included, folders, and URLs of either.
         suffixes: Suffixes of files to take from folders; if empty, images and audio, or from a
             folder with neither, JSON and npy, or from one without those, texts.
+        advice: What to do where there are none.
 
     Raises:
         UsageError: A file does not exist, there are no files to predict, or the names of two
@@ -151,8 +156,7 @@ def find(places: Sequence[str], suffixes: Collection[str] = ()) -> Found:
     if not found:
         kinds = ", ".join(sorted(wanted)) or "pictures, sound, .json, .npy, .txt"
         raise UsageError(
-            f"{', '.join(places)} must hold files to predict ({kinds}), got none. "
-            "Choose others with --suffix."
+            f"{', '.join(places)} must hold files to predict ({kinds}), got none. {advice}"
         )
     return Found(list(found.values()), [name for name in others if name not in found])
 

@@ -164,7 +164,9 @@ def test_warmup_cosine_rises_and_falls() -> None:
     assert rates[20] == pytest.approx(0.1)
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 143)]
+)
 def test_a_stopped_run_continues_to_the_same_weights(
     tmp_path: Path, whole_run: Path, number: signal.Signals, code: int
 ) -> None:

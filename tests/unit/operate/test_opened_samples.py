@@ -253,6 +253,18 @@ def test_the_command_tells_what_did_not_open(root: Path, source: str) -> None:
     assert [one["files"] for one in found["versions"]] == [1]
 
 
+def test_a_wrong_key_is_told_once(root: Path, tmp_path: Path) -> None:
+    """In one line for all files, and not in one for each."""
+    keep(root, *(sample(b"[1]") for _ in range(30)))
+    key = write_key(tmp_path / "other.key", bytes(32))
+    words = ["samples", str(root), "--seal-key", key, "--out", str(tmp_path / "plain")]
+    told = CliRunner().invoke(app, words)
+    assert told.exit_code == 1
+    (line,) = told.stderr.splitlines()
+    assert "must be opened with the key" in line
+    assert line.endswith("(and 29 other files likewise)")
+
+
 def test_plain_files_are_calibration_data_examples_and_requests(
     root: Path, source: str, tmp_path: Path
 ) -> None:

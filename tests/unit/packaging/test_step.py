@@ -256,6 +256,16 @@ def test_a_handler_that_torchserve_would_refuse_is_refused_here(
         pack(linear_onnx, tmp_path / "store", handler=handler)
 
 
+def test_a_handler_that_no_worker_could_import_is_refused(
+    linear_onnx: Path, tmp_path: Path
+) -> None:
+    """What stands before a dot would be a package that the archive does not have."""
+    handler = tmp_path / "my.v2_handler.py"
+    handler.write_text("def handle(data, context): ...\n")
+    with pytest.raises(UsageError, match=r"no dot before \.py, .* got my\.v2_handler\.py"):
+        pack(linear_onnx, tmp_path / "store", handler=handler)
+
+
 def test_a_handler_may_be_a_function(linear_onnx: Path, tmp_path: Path) -> None:
     """A file with a function `handle` may define as many classes as it likes."""
     handler = tmp_path / "own_handler.py"

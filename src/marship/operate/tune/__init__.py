@@ -13,6 +13,7 @@ machine.py    a model of the machine: what settings that were not measured would
 search.py     which candidate is measured next
 turns.py      finalists beside the shipped settings
 record.py     all measurements in a file, so that a run can be resumed
+verdict.py    what came of it
 report.py     the table and the picture
 step.py       all of it
 """

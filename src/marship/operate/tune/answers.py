@@ -1,8 +1,9 @@
 """Real requests, and whether their responses are those of the shipped settings.
 
-Compared as golden requests are: JSON value by value, numbers within the contract's tolerance, which
-for a quantized variant is what `optimize` found it to be off by. Among several numbers, as scores
-of classes are, the largest must stay the same one, too.
+Compared as golden requests are: JSON value by value, numbers within the tolerance of the archive's
+contract. Among several numbers, as scores of classes are, the largest must stay the same one, too;
+so must the order of what is named beside its score. Scores that are named or add up to 1, and no
+other numbers, may be off by what `optimize` found a quantized variant to be off by.
 """
 
 import http.client
@@ -22,6 +23,8 @@ from marship.serving.formats import golden
 from marship.serving.formats.golden import GoldenRequest
 
 MOST_REQUESTS, MOST_BYTES = 256, 256 << 20
+_SUM_OFF = 0.01
+"""Probabilities may be rounded, or float16."""
 _TIMEOUT_S = 60.0
 
 
@@ -40,7 +43,7 @@ def read(place: Path) -> list[SampleRequest]:
     Raises:
         UsageError: There are none, or they are too large together.
     """
-    found = sources.find([str(place)]).sources
+    found = sources.find([str(place)], advice="Name another folder with --requests.").sources
     chosen = [found[int(n)] for n in np.linspace(0, len(found) - 1, min(len(found), MOST_REQUESTS))]
     size_bytes = sum(one.path.stat().st_size for one in chosen)
     if size_bytes > MOST_BYTES:
@@ -77,26 +80,69 @@ def ask(endpoint: Endpoint, samples: Sequence[SampleRequest]) -> Iterator[Golden
 
 
 def unchanged(
-    references: Sequence[GoldenRequest], got: Sequence[GoldenRequest], contracts: Sequence[Contract]
+    references: Sequence[GoldenRequest],
+    got: Sequence[GoldenRequest],
+    shipped: Contract,
+    own: Contract,
 ) -> float:
     """The share of requests whose responses are the same.
 
     Args:
         references: By the shipped settings.
         got: By a candidate, in the same order.
-        contracts: Of both archives; the wider tolerance counts, since either may be quantized.
+        shipped: The contract of the archive.
+        own: Of the candidate; its tolerance, if it is the wider one, counts for scores.
     """
-    contract = max(contracts, key=lambda one: one.tolerance.atol)
-    same = sum(_is_same(*pair, contract) for pair in zip(references, got, strict=True))
+    wider = max(shipped, own, key=lambda one: one.tolerance.atol)
+    same = sum(_is_same(*pair, shipped, wider) for pair in zip(references, got, strict=True))
     return same / len(references)
 
 
-def _is_same(reference: GoldenRequest, got: GoldenRequest, contract: Contract) -> bool:
+def _is_same(
+    reference: GoldenRequest, got: GoldenRequest, shipped: Contract, wider: Contract
+) -> bool:
     ours = golden.value_of(got.response, got.response_type)
     theirs = golden.value_of(reference.response, reference.response_type)
-    if reference.difference(ours, contract):
+    if reference.difference(ours, wider if _has_only_scores(theirs) else shipped):
         return False
     return list(_largest(ours)) == list(_largest(theirs))
+
+
+def _has_only_scores(value: Any) -> bool:  # noqa: ANN401  any JSON value, or an array
+    """Whether each fraction is a probability of several, or the score of one of several names."""
+    waiting = [value]
+    while waiting:
+        one = waiting.pop()
+        if isinstance(one, float):
+            return False
+        if isinstance(one, np.ndarray):
+            if one.dtype.kind == "f" and not (one.ndim and _is_shared(one)):
+                return False
+        elif isinstance(one, dict):
+            waiting += one.values()
+        elif isinstance(one, list):
+            waiting += _beside_scores(one)
+    return True
+
+
+def _is_shared(rows: "np.ndarray[Any, Any]") -> bool:
+    """Whether the last axis has the probabilities of several classes."""
+    is_one = np.abs(rows.sum(axis=-1, dtype=np.float64) - 1) < _SUM_OFF
+    return rows.shape[-1] > 1 and bool((rows >= 0).all() and is_one.all())
+
+
+def _beside_scores(row: list[Any]) -> Iterator[Any]:
+    """What is not a probability in a row, or a score in a list of what has a name and a score."""
+    if row and all(isinstance(one, float) for one in row) and _is_shared(np.array(row)):
+        return
+    is_ranking = len(row) > 1 and all(
+        isinstance(one, dict) and any(isinstance(each, str) for each in one.values()) for one in row
+    )
+    for one in row:
+        if is_ranking:
+            yield from (each for each in one.values() if not isinstance(each, float))
+        else:
+            yield one
 
 
 def _largest(value: Any) -> Iterator[int]:  # noqa: ANN401  any JSON value, or an array

@@ -8,6 +8,10 @@ from dataclasses import dataclass
 from marship.operate.tune.candidate import Candidate
 
 _FAILED_SHARE = 0.001
+_FEW = 100
+_WHOLE_MS = 999.5
+NEVER_MS = 1e9
+"""The p99 where no request came, or none was answered."""
 _FAR = 5.0
 """Times of the limit that a first look, which warms up, does not excuse."""
 
@@ -31,6 +35,11 @@ class LoadSlice:
     p50_ms: float
     p99_ms: float
     generator: float = 0.0
+
+    @property
+    def requests(self) -> int:
+        """How many there were."""
+        return self.answered + self.failed
 
     @property
     def rps(self) -> float:
@@ -82,6 +91,11 @@ class Measured:
         return statistics.median(one.p99_ms for one in self.slices)
 
     @property
+    def requests(self) -> int:
+        """The fewest of a slice: so many its p99 is of."""
+        return min((one.requests for one in self.slices), default=0)
+
+    @property
     def failed_share(self) -> float:
         """The share of requests that failed."""
         failed = sum(one.failed for one in self.slices)
@@ -117,11 +131,15 @@ class Demands:
             return f"{found.quality:.1%} of the responses are those of the shipped settings"
         if self.memory_mb is not None and found.memory_mb > self.memory_mb:
             return f"{found.memory_mb:.0f} MB of memory"
-        if found.failed_share > _FAILED_SHARE:
+        if self.failed_share_is_high(found):
             return f"{found.failed_share:.1%} of the requests failed"
         if found.p99_ms > self.p99_ms:
-            return f"p99 of {found.p99_ms:.3g} ms"
+            return f"p99 of {in_ms(found.p99_ms)} ms"
         return ""
+
+    def failed_share_is_high(self, found: Measured) -> bool:
+        """Whether more than one request of a thousand failed."""
+        return found.failed_share > _FAILED_SHARE
 
     def is_hopeless(self, first: LoadSlice, least_score: float) -> bool:
         """Whether the first look at a candidate is enough: at a rate, p99 alone tells."""
@@ -134,6 +152,28 @@ class Demands:
     def _rank(self, found: Measured) -> tuple[bool, float]:
         is_out = bool(self.objection(found))
         return is_out, found.p99_ms if is_out else -self.score(found)
+
+
+def in_ms(value: float) -> str:
+    """Milliseconds with three digits, or all before the point; - without an answer.
+
+    Example:
+        >>> in_ms(12.345), in_ms(5461.8)
+        ('12.3', '5,462')
+    """
+    if value >= NEVER_MS:
+        return "-"
+    return f"{value:.3g}" if value < _WHOLE_MS else f"{value:,.0f}"
+
+
+def of_few(requests: int) -> str:
+    """What is said beside a p99 of fewer than 100 requests, which is the slowest of them.
+
+    Example:
+        >>> of_few(10), of_few(100)
+        (' (of 10)', '')
+    """
+    return f" (of {requests})" if requests < _FEW else ""
 
 
 def front(found: Sequence[Measured]) -> list[Measured]:

@@ -13,6 +13,7 @@ import sys
 import threading
 from pathlib import Path
 
+from marship import storage
 from marship.engines.standalone import host
 from marship.engines.standalone.settings import HostSettings
 from marship.errors import MarshipError
@@ -29,9 +30,10 @@ def main(archive: str, home: str, token_file: str) -> None:
         grace_s=1.0,
     )
     try:
-        host.run([archive], settings, lambda serving: _say(url=serving.url))
+        with storage.explained(Path(home)):
+            host.run([archive], settings, lambda serving: _say(url=serving.url))
     except MarshipError as error:
-        _say(fault=str(error))
+        _say(fault=str(error), code=error.code)
 
 
 def _await_end() -> None:

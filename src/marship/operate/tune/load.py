@@ -22,14 +22,13 @@ import httptools
 import numpy as np
 import uvloop
 
-from marship.operate.tune.figures import LoadSlice
+from marship.operate.tune.figures import NEVER_MS, LoadSlice
 
 MOST_CONNECTIONS = 512
 DRAIN_S = 5.0
 """After the load, what was sent is waited for so long."""
 _APART_S = 2e-4
 """Requests that are due within it are sent together: a thread cannot sleep much shorter."""
-_NEVER_MS = 1e9
 
 
 @dataclass(frozen=True, slots=True)
@@ -250,7 +249,7 @@ class _Load:
         return len(self.waiting_since) + sum(line.since is not None for line in self.lines)
 
     def _slice(self, begun: float, seconds: float, used_s: float) -> LoadSlice:
-        times_ms = 1000 * np.array(self.times_s) if self.times_s else np.array([_NEVER_MS])
+        times_ms = 1000 * np.array(self.times_s) if self.times_s else np.array([NEVER_MS])
         return LoadSlice(
             seconds=seconds,
             answered=sum(one <= begun + seconds for one in self.ended_s),

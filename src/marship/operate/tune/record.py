@@ -83,10 +83,12 @@ class MeasurementFile:
 
     def recorded(self, wanted: ToMeasure) -> Measured | None:
         """What an earlier run measured at this place; None if it did not get there."""
+        return self._left[wanted.candidate].popleft() if self.knows(wanted) else None
+
+    def knows(self, wanted: ToMeasure) -> bool:
+        """Whether an earlier run measured it."""
         left = self._left[wanted.candidate]
-        if left and (len(left[0].slices) == wanted.slices or not _is_whole(left[0])):
-            return left.popleft()
-        return None
+        return bool(left) and (len(left[0].slices) == wanted.slices or not _is_whole(left[0]))
 
     def add(self, measured: Measured) -> None:
         """Write a measurement down."""

@@ -7,16 +7,18 @@ from typing import Any
 
 from marship import storage
 from marship.operate.tune.candidate import BATCHES, DIRECT, Candidate, profile_of
-from marship.operate.tune.figures import Demands, LoadSlice, Measured, front
+from marship.operate.tune.figures import Demands, LoadSlice, Measured, front, in_ms, of_few
 from marship.operate.tune.search import Search
 from marship.operate.tune.settings import HOSTS, TuneSettings
 from marship.operate.tune.turns import SureInterval, TurnsResult
 from marship.operate.tune.variants import TunedArchive
+from marship.operate.tune.verdict import TuneVerdict
 
 PICTURE, JSON_FILE = "tune.png", "tune.json"
 _INK, _CHOSEN, _OTHER, _LIMIT = "#1f2933", "#0b7285", "#adb5bd", "#c92a2a"
 _LARGEST = 250.0
 _BUSY_SHARE = 0.25
+_OVERRUN = 1.05
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +29,7 @@ class Tuned:
         archive: The archive that has the winner's settings, or the given one, unchanged.
         is_changed: Whether settings were written.
         shipped: The settings that the archive came with.
+        verdict: What came of it.
         winner: The best, beside them; None if nothing is better by more than the noise.
         compared: All finalists beside the shipped settings.
         calm: Both at seven tenths of the shipped throughput, by requests at a rate.
@@ -39,12 +42,14 @@ class Tuned:
         load: The load, in words.
         slice_s: The length of a slice of load.
         seconds: How long all took.
+        minutes: How long it should take at most.
         folder: Where the measurements, the JSON and the picture are.
     """
 
     archive: Path
     is_changed: bool
     shipped: Candidate
+    verdict: TuneVerdict
     winner: TurnsResult | None
     compared: tuple[TurnsResult, ...]
     calm: dict[str, LoadSlice]
@@ -57,6 +62,7 @@ class Tuned:
     load: str
     slice_s: float
     seconds: float
+    minutes: float
     folder: Path
 
     def fields(self) -> dict[str, Any]:
@@ -64,6 +70,7 @@ class Tuned:
         return {
             "path": str(self.archive),
             "is_changed": self.is_changed,
+            **asdict(self.verdict),
             "load": self.load,
             "limits": asdict(self.demands),
             "shipped": asdict(self.shipped),
@@ -96,7 +103,7 @@ def line(number: int, found: Measured, demands: Demands) -> str:
         return f"{number:3}  {found.candidate}: {objection}"
     stopped = "stopped at the first look" if found.is_hopeless else objection
     return (
-        f"{number:3}  {found.candidate}: {found.rps:,.0f}/s, p99 {found.p99_ms:.3g} ms, "
+        f"{number:3}  {found.candidate}: {found.rps:,.0f}/s, p99 {_p99(found)} ms, "
         f"{found.memory_mb:.0f} MB{f'; {stopped}' if stopped else ''}"
     )
 
@@ -126,7 +133,7 @@ def rows(done: Tuned) -> Iterator[tuple[object, ...]]:
         busy = max((each.generator for each in one.slices), default=0.0)
         yield (
             str(one.candidate), profile_of(one.candidate), round(one.rps),
-            round(min(rates)), round(max(rates)), f"{one.p99_ms:.3g}", round(one.memory_mb),
+            round(min(rates)), round(max(rates)), _p99(one), round(one.memory_mb),
             f"{one.quality:.0%}", f"{busy:.0%}", "; ".join(filter(None, marks)),
         )  # fmt: skip
 
@@ -138,24 +145,38 @@ def verdict(done: Tuned) -> Iterator[str]:
         yield (
             f"{one.candidate} beside the shipped settings, in turns: {what} "
             f"{_shown(one.ratio)} times, p99 {_shown(one.p99_ms)} ms against "
-            f"{_shown(one.shipped_p99_ms)} ms: {one.why}"
+            f"{_shown(one.shipped_p99_ms)} ms{of_few(one.requests)}: {one.why}"
         )
     if done.calm:
         ours, theirs = done.calm["winner"], done.calm["shipped"]
         yield (
             f"requests at a rate of {ours.rps:,.0f} a second, in turns: p99 "
-            f"{ours.p99_ms:.3g} ms against {theirs.p99_ms:.3g} ms"
+            f"{_p99(ours)} ms against {_p99(theirs)} ms"
         )
     if done.busy > _BUSY_SHARE * done.cores:
         yield (
             f"other programs used {done.busy:.1f} of {done.cores} cores at the start: figures are "
             "noisy, and lower than on a machine of its own"
         )
+    if any(one.slices and of_few(one.requests) for one in done.measured):
+        yield (
+            "p99 of fewer than 100 requests (of ...) is of the slowest of them: a slice of "
+            f"{done.slice_s:.3g} s has no more at this load"
+        )
+    if done.seconds > _OVERRUN * 60 * done.minutes:
+        yield (
+            f"it took {done.seconds:.0f} s, and --minutes {done.minutes:g} are "
+            f"{60 * done.minutes:.0f} s: servers took longer than before"
+        )
     if done.winner is None:
-        yield f"nothing is better by more than the noise; {done.archive} is unchanged"
+        yield f"{done.verdict.reason}; {done.archive} is unchanged"
     else:
         signed = done.archive.with_name(f"{done.archive.name}.sig").exists()
         yield f"{done.archive} has the settings {done.winner.candidate}{'; sign it again' * signed}"
+
+
+def _p99(one: Measured | LoadSlice) -> str:
+    return f"{in_ms(one.p99_ms)}{of_few(one.requests)}"
 
 
 def _shown(one: SureInterval) -> str:
@@ -166,10 +187,9 @@ def not_tried(search: Search, source: TunedArchive, settings: TuneSettings) -> I
     """What was not tried, a sentence each."""
     left = len(search.untried())
     if left:
-        yield (
-            f"{left} of {left + len(search.seen) + len(search.ruled_out)} candidates: the model of "
-            "the machine expects less of them, or the time was over"
-        )
+        count = left + len(search.seen) + len(search.ruled_out)
+        expected = "the model of the machine expects less of them"
+        yield f"{left} of {count} candidates: {'the time was over' if search.is_over else expected}"
     for reason in dict.fromkeys(search.ruled_out.values()):
         yield f"candidates ruled out by others: {reason}"
     for name, why in source.variants.left_out.items():
@@ -182,6 +202,7 @@ def not_tried(search: Search, source: TunedArchive, settings: TuneSettings) -> I
     if DIRECT in settings.host:
         yield "delays of batches at the direct address, where nothing waits for a batch to fill"
     yield f"more than {BATCHES[-1]} requests of a call, threads of more than twice the cores"
+    yield "other paths, queries and forms of requests: all are sent to /predictions/NAME"
     yield "accelerators and other providers, Ray, other machines"
 
 
@@ -201,7 +222,7 @@ def draw(done: Tuned, path: Path) -> None:
         limit = f"limit: {done.demands.p99_ms:g} ms"
         axes.axhline(done.demands.p99_ms, color=_LIMIT, linewidth=1, linestyle="--", label=limit)
         axes.set(yscale="log", xlabel="answers a second", ylabel="p99, ms")
-        axes.set_xlim(0, 1.2 * max((one.rps for one in shown), default=1.0))
+        axes.set_xlim(0, 1.2 * max((one.rps for one in shown), default=0.0) or 1.0)
         axes.yaxis.set_major_formatter("{x:g}")
         axes.yaxis.set_minor_formatter("{x:g}")
         axes.legend(frameon=False, fontsize=8)
@@ -214,7 +235,7 @@ def draw(done: Tuned, path: Path) -> None:
 
 
 def _draw_points(axes: Any, done: Tuned, shown: Sequence[Measured]) -> None:  # noqa: ANN401  matplotlib's stubs leave it open
-    most = max(one.memory_mb for one in shown) or 1.0
+    most = max((one.memory_mb for one in shown), default=0.0) or 1.0
     for one in shown:
         is_able = not done.demands.objection(one)
         color = _CHOSEN if is_able else _OTHER

@@ -71,13 +71,15 @@ class Search:
         shipped: The archive's own settings, measured first.
         demands: What candidates must keep.
         cores: Usable cores.
-        is_late: Whether the time is over: what was measured until then is ranked.
+        is_late: Whether there is no time for a measurement: what was measured until then is
+            ranked.
 
     Attributes:
         seen: All that was measured, by candidate.
         ruled_out: Candidates that were not measured, since others showed that they cannot be
             chosen, with the reason.
         finalists: The best, first the best, without the shipped settings.
+        is_over: Whether the time was over before all was measured.
     """
 
     def __init__(
@@ -86,7 +88,7 @@ class Search:
         shipped: Candidate,
         demands: Demands,
         cores: int,
-        is_late: Callable[[], bool] = lambda: False,
+        is_late: Callable[[ToMeasure], bool] = lambda _: False,
     ) -> None:
         self._grid = [one for one in grid if one != shipped]
         self._shipped, self._demands, self._cores = shipped, demands, cores
@@ -95,6 +97,7 @@ class Search:
         self.seen: dict[Candidate, Measured] = {}
         self.ruled_out: dict[Candidate, str] = {}
         self.finalists: list[Measured] = []
+        self.is_over = False
 
     def steps(self) -> Steps:
         """Yield what to measure, until the finalists are known."""
@@ -118,18 +121,25 @@ class Search:
         while len(self.seen) + later_starts(len(self._ranked(self.seen)) + 1) < self._most:
             is_spread = len(self.seen) <= spread
             choice = self._farthest() if is_spread else self._most_promising()
-            if choice is None or self._is_late():
+            if choice is None or self.is_over:
                 return
             yield from self._measure(choice, 1)
 
     def _measure(self, candidate: Candidate, slices: int) -> Steps:
-        if self._is_late():
-            return
         before = self.seen.get(candidate)
         is_first = before is None and candidate != self._shipped
-        found = yield ToMeasure(candidate, slices, _HOPELESS * self._best() if is_first else 0.0)
+        wanted = ToMeasure(candidate, slices, _HOPELESS * self._best() if is_first else 0.0)
+        if self._ends(wanted):
+            return
+        found = yield wanted
         self.seen[candidate] = found if before is None else before.and_then(found)
         self._rule_out(self.seen[candidate])
+
+    def _ends(self, wanted: ToMeasure) -> bool:
+        """Whether the time is over; the shipped settings are measured in any case."""
+        if self.seen and not self.is_over:
+            self.is_over = self._is_late(wanted)
+        return self.is_over
 
     def _farthest(self) -> Candidate | None:
         """The candidate that is farthest from all that was measured."""

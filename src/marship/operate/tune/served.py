@@ -8,6 +8,7 @@ ended, with all its descendants.
 import contextlib
 import http.client
 import json
+import os
 import secrets
 import shutil
 import subprocess
@@ -23,8 +24,9 @@ from urllib.parse import urlsplit
 import psutil
 
 from marship.client.clients import Client
-from marship.errors import LoadError, ServerError
+from marship.errors import LoadError, MarshipError, ServerError, StorageError
 from marship.operate.tune.load import Endpoint
+from marship.serving.model import keysource
 from marship.trust import archive as archives
 
 _POLL_S, _GRACE_S, _LOOK_S = 0.05, 10.0, 10.0
@@ -68,9 +70,7 @@ def direct(archive: Path, folder: Path, startup_s: float) -> Iterator[ServedCand
     (folder / "token").write_text(token)
     words = ["marship.operate.tune.hosted", archive.absolute(), folder / "home", folder / "token"]
     with _started(words, folder) as process:
-        url = _first_line(process, folder).get("url")
-        if url is None:
-            raise LoadError(_log(folder))
+        url = _first_line(process, folder)["url"]
         endpoint = _endpoint(url, archives.read(archive).name, token)
         _await_ready(endpoint, process, folder, startup_s)
         yield ServedCandidate(endpoint, psutil.Process(process.pid))
@@ -104,12 +104,15 @@ def torchserve(archive: Path, folder: Path, startup_s: float) -> Iterator[Served
 @contextmanager
 def _started(words: list[Any], folder: Path) -> Iterator["subprocess.Popen[bytes]"]:
     """A module as a process, ended with all its descendants when the block ends."""
+    source = keysource.chosen(None)  # absolute: the process runs in another folder
+    key = {} if source is None else {keysource.SOURCE_VARIABLE: source}
     with (folder / "log").open("wb") as log:
         process = subprocess.Popen(
             [sys.executable, "-P", "-m", *map(str, words)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=log,
+            env={**os.environ, **key},
             cwd=folder,  # else TorchServe takes the config.properties of the folder here
             start_new_session=True,  # Ctrl-C is ours, and ends it in order
         )
@@ -142,12 +145,13 @@ def _first_line(process: "subprocess.Popen[bytes]", folder: Path) -> dict[str, s
 
     Raises:
         LoadError: It says why it cannot serve, or ended.
+        StorageError: The disk is full.
     """
     assert process.stdout is not None  # noqa: S101  a pipe
     line = process.stdout.readline()
     found: dict[str, str] = json.loads(line) if line else {}
     if "url" not in found:
-        raise LoadError(found.get("fault") or _log(folder))
+        raise _fault(found) or LoadError(_log(folder))
     return found
 
 
@@ -184,16 +188,24 @@ def _await_ready(
     until = time.monotonic() + startup_s
     while not _is_ready(endpoint):
         if process.poll() is not None:
-            raise LoadError(_last_fault(process) or _log(folder))
+            raise _last_fault(process) or LoadError(_log(folder))
         if time.monotonic() > until:
             raise LoadError(f"its workers must be ready within {startup_s:g} s, got none in time.")
         time.sleep(_POLL_S)
 
 
-def _last_fault(process: "subprocess.Popen[bytes]") -> str:
+def _last_fault(process: "subprocess.Popen[bytes]") -> MarshipError | None:
     assert process.stdout is not None  # noqa: S101  a pipe
     line = process.stdout.readline()
-    return str(json.loads(line).get("fault", "")) if line else ""
+    return _fault(json.loads(line)) if line else None
+
+
+def _fault(said: dict[str, str]) -> MarshipError | None:
+    """Why the host cannot serve; None if it did not say."""
+    if not said.get("fault"):
+        return None
+    kind = StorageError if said["code"] == StorageError.code else LoadError
+    return kind(said["fault"])
 
 
 def _is_ready(endpoint: Endpoint) -> bool:

@@ -35,7 +35,10 @@ class TuneSettings(Settings):
     memory_mb: float | None = setting(
         None, "memory of the server's processes, shared pages counted once", minimum=1
     )
-    minutes: float = setting(10.0, "time for all", minimum=0.1)
+    minutes: float = setting(
+        10.0, "time for all; at least about half a minute, more where servers start slowly",
+        minimum=0.1,
+    )  # fmt: skip
     run: Path | None = setting(
         None, "the run folder of the archive: its other variants are tried, too"
     )

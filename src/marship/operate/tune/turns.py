@@ -7,12 +7,12 @@ and Nagaraja 2003, Order Statistics, section 7.1).
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from marship.operate.tune.candidate import Candidate
-from marship.operate.tune.figures import Demands, LoadSlice
+from marship.operate.tune.figures import Demands, LoadSlice, in_ms
 
 ROUNDS, LEAST_ROUNDS = 8, 5
 """At most, and fewer where time is short; of fewer than five no interval is sure."""
@@ -70,6 +70,7 @@ class TurnsResult:
         rps: Its answers a second.
         shipped_p99_ms: The shipped settings' p99.
         shipped_rps: Their answers a second.
+        requests: The fewest of a slice of either: so many a p99 is of.
         is_better: Whether it is to be preferred, by more than the noise.
         why: The reason.
     """
@@ -80,22 +81,28 @@ class TurnsResult:
     rps: SureInterval
     shipped_p99_ms: SureInterval
     shipped_rps: SureInterval
+    requests: int
     is_better: bool
     why: str
 
 
 def in_turns(
-    loads: Mapping[Candidate, Callable[[int], LoadSlice]], rounds: int
+    loads: Mapping[Candidate, Callable[[int], LoadSlice]],
+    rounds: int,
+    is_late: Callable[[], bool] = lambda: False,
 ) -> dict[Candidate, list[LoadSlice]]:
     """Load all, one after the other, in each round another one first.
 
     Args:
         loads: Runs one slice of load, given the round's number.
         rounds: How many.
+        is_late: Whether no more than the fewest rounds are to be had.
     """
     names = list(loads)
     found: dict[Candidate, list[LoadSlice]] = {name: [] for name in names}
     for number in range(rounds):
+        if number >= LEAST_ROUNDS and is_late():
+            break
         first = number % len(names)
         for name in names[first:] + names[:first]:
             found[name].append(loads[name](number))
@@ -123,7 +130,19 @@ def compare(
         is_better, why = True, "better by more than the noise"
     else:
         why = "not better by more than the noise"
-    return TurnsResult(candidate, ratio, p99, rps, shipped_p99, shipped_rps, is_better, why)
+    requests = min(one.requests for one in [*own, *shipped])
+    return TurnsResult(
+        candidate, ratio, p99, rps, shipped_p99, shipped_rps, requests, is_better, why
+    )
+
+
+def missed(found: TurnsResult, calm: LoadSlice, limit: float) -> TurnsResult:
+    """A finalist that is not better after all: its p99 at a rate is over the limit."""
+    why = (
+        f"its p99 of {in_ms(calm.p99_ms)} ms at a rate of {calm.rps:,.0f} a second is over the "
+        f"limit of {limit:g} ms, unlike that of the shipped settings"
+    )
+    return replace(found, is_better=False, why=why)
 
 
 def winner(found: Sequence[TurnsResult]) -> TurnsResult | None:

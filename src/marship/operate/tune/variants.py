@@ -5,6 +5,7 @@ from pathlib import Path
 
 import yaml
 
+from marship.errors import PackageError
 from marship.operate.tune.candidate import Candidate
 from marship.packaging import variants
 from marship.packaging.variants import Variants
@@ -22,12 +23,14 @@ class TunedArchive:
         run_dir: Its run folder; None without other variants.
         variants: The names of all.
         cores: Usable cores.
+        stamp: Of the archive's file, which has to stay the same.
     """
 
     archive: Archive
     run_dir: Path | None
     variants: Variants
     cores: int
+    stamp: tuple[int, ...]
 
     @classmethod
     def of(cls, archive: Archive, run_dir: Path | None, cores: int) -> "TunedArchive":
@@ -37,7 +40,23 @@ class TunedArchive:
             MarshipError: The run folder is not the archive's.
         """
         found = Variants() if run_dir is None else variants.find(archive, run_dir)
-        return cls(archive, run_dir, found, cores)
+        return cls(archive, run_dir, found, cores, _stamp(archive.path))
+
+    def check(self) -> None:
+        """Check that the archive is still the file that is tuned.
+
+        Raises:
+            PackageError: It was replaced, changed or removed.
+        """
+        try:
+            now: tuple[int, ...] = _stamp(self.archive.path)
+        except FileNotFoundError:
+            now = ()
+        if now != self.stamp:
+            raise PackageError(
+                f"{self.archive.path} must stay as it is while it is tuned, got "
+                f"{'another file' if now else 'no file'} there. Run tune again."
+            )
 
     def shipped(self, host: str) -> Candidate:
         """The archive's own settings."""
@@ -56,3 +75,8 @@ class TunedArchive:
             changed |= variants.files(self.archive, self.run_dir, candidate.variant)
         extract.rewrite(self.archive.path, self.archive.plain, target, files=changed)
         return archives.read(target)
+
+
+def _stamp(path: Path) -> tuple[int, ...]:
+    found = path.stat()
+    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns

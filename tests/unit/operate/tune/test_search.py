@@ -69,7 +69,7 @@ def test_a_search_ends_when_the_time_is_over() -> None:
     shipped = Candidate("exported", 1, machine.cores, 1)
     search = Search(
         machine.grid(), shipped, machine.demands(is_tight=False), machine.cores,
-        is_late=lambda: machine.measured >= 4,
+        is_late=lambda _: machine.measured >= 4,
     )  # fmt: skip
     run(search.steps(), machine)
     assert machine.measured == 4

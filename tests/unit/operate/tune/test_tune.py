@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -19,11 +20,11 @@ import pytest
 import marship
 import samplers
 from json_page import documented
-from marship.errors import DataError, UsageError
+from marship.errors import DataError, PackageError, SealError, UsageError
 from marship.operate.samples import open_all
-from marship.operate.tune import answers, bench, search, step, turns
+from marship.operate.tune import answers, bench, report, search, served, step, turns
 from marship.operate.tune.candidate import Candidate
-from marship.operate.tune.figures import Demands, Measured
+from marship.operate.tune.figures import Demands, LoadSlice, Measured
 from marship.operate.tune.record import FILE, MeasurementFile
 from marship.operate.tune.search import ToMeasure
 from marship.operate.tune.settings import TuneSettings
@@ -31,6 +32,7 @@ from marship.operate.tune.variants import TunedArchive
 from marship.packaging import variants
 from marship.serving.hosts.direct.samples import RequestSample
 from marship.trust import archive as archives
+from small_disk import run_on
 from versions import spoil_golden
 from waiting import until
 
@@ -128,10 +130,10 @@ def test_a_second_run_goes_on_from_the_first(
     """What was looked at is not served again; turns, which come after the search, are left out."""
     done, _ = tuned
     first = {one.candidate: one for one in done.measured}
-    served: list[Candidate] = []
+    measured: list[Candidate] = []
 
     def measure(_: object, wanted: ToMeasure) -> Measured:
-        served.append(wanted.candidate)
+        measured.append(wanted.candidate)
         assert wanted.slices > 1 or wanted.candidate not in first
         return Measured(wanted.candidate, fault="it is only asked for")
 
@@ -142,7 +144,7 @@ def test_a_second_run_goes_on_from_the_first(
     again = step.tune(mar, requests, tuning(done.folder.parent, minutes=3))
     after = path.read_text().splitlines()
     assert after[: len(before)] == before
-    assert len(after) - len(before) == len(served)
+    assert len(after) - len(before) == len(measured)
     assert first.keys() <= {one.candidate for one in again.measured}
 
 
@@ -228,6 +230,124 @@ def test_two_kinds_of_load_are_a_usage_error(mar: Path, requests: Path, tmp_path
         step.tune(mar, requests, tuning(tmp_path, rate=5))
     with pytest.raises(UsageError, match=r"host must be one of"):
         step.tune(mar, requests, tuning(tmp_path, host=("apache",)))
+
+
+def test_a_winner_keeps_the_limit_at_a_rate_too(
+    place: bench.Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else the next one wins; where no time is left for it, the turns alone decide."""
+
+    def slices(answered: int, p99_ms: float = 20.0) -> list[LoadSlice]:
+        return [LoadSlice(1.0, answered, 0, p99_ms / 2, p99_ms)] * 8
+
+    def calm(_: object, _models: object, best: turns.TurnsResult) -> dict[str, LoadSlice]:
+        p99_ms = 600 if best.candidate.batch == 8 else 400
+        return {"winner": slices(700, p99_ms)[0], "shipped": slices(700, 300)[0]}
+
+    monkeypatch.setattr(step._Tuning, "_calm", calm)
+    found = [
+        turns.compare(Candidate("m", 2, 1, batch), slices(answered), slices(1000), Demands(500))
+        for batch, answered in ((8, 1400), (4, 1200))
+    ]
+    recorded = MeasurementFile(tmp_path, {})
+    run = step._Tuning(place, [], recorded, tmp_path, lambda _: None, 0.0)
+    held, shown = run._held(found, {}, time.monotonic() + 1000)
+    best = turns.winner(held)
+    assert best is not None
+    assert best.candidate.batch == 4
+    assert shown["winner"].p99_ms == 400
+    assert "p99 of 600 ms at a rate of 700 a second is over the limit of 500 ms" in held[0].why
+    assert run._held(found, {}, 0.0) == (found, {})
+
+
+def test_too_few_minutes_are_refused_with_the_least(
+    mar: Path, requests: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As soon as it is known how long servers and slices take, and not when the time is over."""
+    monkeypatch.setattr(bench, "_LEAST_S", 2.0)
+    with pytest.raises(UsageError, match=r"--minutes must be at least 0\.[5-9]|[1-9].*got 0\.2\."):
+        step.tune(mar, requests, tuning(tmp_path, minutes=0.2))
+    assert not list(tmp_path.rglob("tune.json"))
+
+
+@pytest.mark.parametrize(
+    ("out", "words"), [("none/out.mar", r"none/out\.mar. Make it"), ("", r"got a folder")]
+)
+def test_where_nothing_can_be_written_nothing_is_measured(
+    mar: Path, requests: Path, tmp_path: Path, out: str, words: str
+) -> None:
+    """A folder that is not there, or a folder in the archive's place."""
+    with pytest.raises(UsageError, match=words):
+        step.tune(mar, requests, tuning(tmp_path, out=tmp_path / out))
+    assert not (tmp_path / "results").exists()
+
+
+@pytest.mark.parametrize("is_there", [True, False])
+def test_an_archive_that_is_replaced_meanwhile_ends_it(
+    mar: Path, requests: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, is_there: bool
+) -> None:
+    """In one line; what was measured of another archive is not written down."""
+    own = tmp_path / "m.mar"
+    shutil.copyfile(mar, own)
+
+    def measure(_: object, wanted: ToMeasure) -> Measured:
+        own.unlink()
+        if is_there:
+            own.write_bytes(b"another")
+        return Measured(wanted.candidate, fault="it is another one")
+
+    monkeypatch.setattr(bench.Bench, "measure", measure)
+    found = "another file" if is_there else "no file"
+    with pytest.raises(PackageError, match=f"must stay as it is while it is tuned, got {found}"):
+        step.tune(own, requests, tuning(tmp_path))
+    assert (tmp_path / "results" / FILE).read_text().count("\n") == 1
+
+
+def test_a_sealed_archive_needs_a_key_whose_path_may_be_relative(
+    linear_onnx: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Servers run in folders of their own; without a key it is said what tune needs."""
+    monkeypatch.chdir(tmp_path)
+    source = samplers.write_key(tmp_path / "seal.key")
+    sealed = marship.package(
+        linear_onnx, marship.PackageSettings(model_store=tmp_path, seal=source)
+    )
+    (tmp_path / "one.json").write_text('{"input": [[1, 2, 3]]}')
+    with pytest.raises(SealError, match=r"Run: MARSHIP_SEAL_KEY=file:PATH marship tune"):
+        step.tune(sealed, "one.json", tuning(tmp_path))
+    monkeypatch.setenv("MARSHIP_SEAL_KEY", "file:seal.key")
+    (tmp_path / "server").mkdir()
+    with served.direct(sealed, tmp_path / "server", 60) as model:
+        (response,) = answers.ask(model.endpoint, answers.read(tmp_path / "one.json"))
+    assert json.loads(response.response) == {"output": [[16, 22]]}
+
+
+def test_a_full_disk_is_one_clear_line(mar: Path, requests: Path, tmp_path: Path) -> None:
+    """Where servers extract the archive; no candidate is blamed for it."""
+    words = [sys.executable, "-m", "marship", "tune", mar, "--requests", requests]
+    script = 'TMPDIR="$0" exec "$@"'
+    done = run_on(tmp_path / "small", 400, script, *words, "--results", tmp_path / "results")
+    assert done.returncode == 1
+    assert done.stderr.count("\n") == 1
+    assert "must fit on the disk, got: no space left. Free some" in done.stderr
+
+
+def test_a_run_without_answers_is_told_and_drawn(
+    tuned: tuple[step.Tuned, bytes], recwarn: pytest.WarningsRecorder
+) -> None:
+    """Without a warning of the plotter; p99 of few requests is marked as such."""
+    done, _ = tuned
+    slices = (LoadSlice(1.0, 0, 7, 1e9, 1e9),)
+    none = Measured(done.shipped, slices, 90)
+    changed = dataclasses.replace(
+        done, measured=(none,), compared=(), calm={}, winner=None, minutes=done.seconds / 90
+    )
+    report.draw(changed, done.folder / "none.png")
+    assert not recwarn.list
+    assert "p99 - (of 7) ms" in report.line(1, none, done.demands)
+    told = " ".join(report.verdict(changed))
+    assert "p99 of fewer than 100 requests" in told
+    assert "and --minutes" in told
 
 
 def test_a_server_ends_with_the_process_that_tunes(mar: Path, tmp_path: Path) -> None:
