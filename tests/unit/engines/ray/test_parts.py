@@ -180,14 +180,16 @@ def test_another_server_at_the_address(
     data: bytes, is_grpc: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Told at once: Ray would try to reach a cluster there for many minutes."""
-    monkeypatch.setattr(gcs, "_RESPONSE_S", 0.2)
+    if not is_grpc:
+        monkeypatch.setattr(gcs, "_RESPONSE_S", 0.2)
     monkeypatch.delenv("RAY_USE_TLS", raising=False)
     for address in answering(data):
         with (
             nullcontext()
             if is_grpc
             else pytest.raises(
-                NotRunningError, match=f"must listen at {address}, got another server there"
+                NotRunningError,
+                match=f"listen at {address}, got (another server|nothing said)",
             )
         ):
             gcs.check_listens(address)
