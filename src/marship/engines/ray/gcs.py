@@ -6,7 +6,7 @@ import socket
 from marship.errors import NotRunningError, UsageError
 
 _LAST_PORT = 65535
-_REACH_S, _RESPONSE_S = 3.0, 10.0
+_REACH_S, _RESPONSE_S = 3.0, 20.0
 _PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes([0, 0, 0, 4, 0, 0, 0, 0, 0])
 """What a client of HTTP/2 says first, with empty settings (RFC 9113, 3.4): gRPC runs over it."""
 _HEAD, _KIND, _SETTINGS = 9, 3, 4
@@ -51,14 +51,17 @@ def check_listens(address: str) -> None:
 
 def _check_grpc(address: str, line: socket.socket) -> None:
     line.settimeout(_RESPONSE_S)
+    head, got = b"", "another server there"
     try:
         line.sendall(_PREFACE)
         with line.makefile("rb") as answer:
             head = answer.read(_HEAD)
+    except TimeoutError:
+        got = f"nothing said within {_RESPONSE_S:g} s there"
     except OSError:
-        head = b""
+        pass  # it hung up
     if len(head) < _HEAD or head[_KIND] != _SETTINGS:
         raise NotRunningError(
-            f"a Ray cluster must listen at {address}, got another server there. Name the port of "
-            "its head, which ray start --head has as --port."
+            f"a Ray cluster must listen at {address}, got {got}. Name the port of its head, which "
+            "ray start --head has as --port."
         )

@@ -282,6 +282,11 @@ def _serve(home: Home, record: ServerRecord, settings: RaySettings) -> ServerRec
             raise
     record = replace(record, inference_url=f"http://{LOOPBACK}:{cluster.port()}")
     facts = ray.get(holder.facts.remote())
+    if settings.archives not in (None, facts["url"]):
+        raise UsageError(
+            f"--archives must be that of the cluster, {facts['url'] or 'none'}, got "
+            f"{settings.archives}. Leave it out."
+        )
     _write_key(home, facts["key"])
     return replace(record, metrics_url=record.inference_url)
 

@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext, suppress
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -179,14 +180,16 @@ def test_another_server_at_the_address(
     data: bytes, is_grpc: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Told at once: Ray would try to reach a cluster there for many minutes."""
-    monkeypatch.setattr(gcs, "_RESPONSE_S", 0.2)
+    if not is_grpc:
+        monkeypatch.setattr(gcs, "_RESPONSE_S", 0.2)
     monkeypatch.delenv("RAY_USE_TLS", raising=False)
     for address in answering(data):
         with (
             nullcontext()
             if is_grpc
             else pytest.raises(
-                NotRunningError, match=f"must listen at {address}, got another server there"
+                NotRunningError,
+                match=f"listen at {address}, got (another server|nothing said)",
             )
         ):
             gcs.check_listens(address)
@@ -220,6 +223,29 @@ def test_a_bad_setting_starts_nothing(given: RaySettings, said: str, tmp_path: P
     with pytest.raises(UsageError, match=said):
         head.start(replace(given, home=tmp_path / "home"))
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("given", "has"), [("/other", "/a"), ("/other", None), ("/a", "/a"), (None, "/a")]
+)
+def test_a_cluster_has_one_place_for_archives(
+    given: str | None, has: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A home that joins it cannot choose another, which nothing would use."""
+    import ray
+
+    keeper = SimpleNamespace(facts=SimpleNamespace(remote=lambda: {"key": "k", "url": has}))
+    monkeypatch.setattr(ray, "get", lambda result: result)
+    monkeypatch.setattr(head.keeper, "find", lambda: keeper)
+    monkeypatch.setattr(cluster, "connect", lambda *_: None)
+    monkeypatch.setattr(cluster, "port", lambda: 8000)
+    joins = RaySettings(archives=given, address="10.0.0.1:6379")
+    home = Home(tmp_path)
+    is_other = given not in (None, has)
+    expected = pytest.raises(UsageError, match=f"of the cluster, {has or 'none'}, got /other")
+    with expected if is_other else nullcontext():
+        head._serve(home, head._record(joins, home, None), joins)
+    assert home.key_file.exists() != is_other
 
 
 def test_a_nodes_warnings_are_no_output(capsys: pytest.CaptureFixture[str]) -> None:
