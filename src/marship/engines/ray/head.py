@@ -216,6 +216,8 @@ def _tuned(folder: Path) -> dict[str, str]:
         "RAY_SERVE_REPLICA_GRPC_MAX_MESSAGE_LENGTH": str(plan.MESSAGE_BYTES),
         # a HAProxy that died is started again after three checks: half a minute as shipped
         "RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S": "2",
+        # one that a busy machine starts slowly is killed after 5 s as shipped, and `serve` fails
+        "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "60",
         "RAY_SERVE_HAPROXY_RETRY_ON": "conn-failure empty-response",
         "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": str(own / "haproxy.cfg"),
         "RAY_SERVE_HAPROXY_SOCKET_PATH": str(own / "admin.sock"),

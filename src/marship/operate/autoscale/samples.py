@@ -22,7 +22,7 @@ class Sampler:
         self._kept_s, self._p99_s = kept_s, p99_s
         self._before: tuple[float, ModelLoad] | None = None
         self._took: deque[tuple[float, list[float]]] = deque()
-        self._assumed_s = 0.0
+        self._assumed_s: list[float] = []  # of each sample, seconds of calls that have not ended
         self.samples: list[ScalingSample] = []
 
     def look(self, load: ModelLoad, now: float) -> bool:
@@ -33,10 +33,12 @@ class Sampler:
             now: By the monotonic clock.
         """
         last, self._before = self._before, (now, load)
-        if last is None or last[1].source != load.source or now <= last[0]:
+        if last is None or now <= last[0]:
             return False
         before, span_s = last[1], now - last[0]
-        if load.requests < before.requests:  # another server, or another acceptor, counts anew
+        is_other = before.source != load.source or load.requests < before.requests
+        if is_other:  # another server, or another acceptor, counts anew
+            self._assumed_s = [0.0] * len(self.samples)
             return False
         self._keep_times(before, load, now)
         status = load.status
@@ -56,33 +58,40 @@ class Sampler:
             )
         )
         while self.samples[0].at_s < now - self._kept_s:
-            del self.samples[0]
+            del self.samples[0], self._assumed_s[:1]
         self._spread(before, load)
         return True
 
     def _spread(self, before: ModelLoad, load: ModelLoad) -> None:
         """Have a long call in each look that it took: workers count it at its end.
 
-        Until then a worker that has requests in hand, while no call ends, is assumed to run one.
+        Until then a worker that has requests in hand, and has ended no call since the last look, is
+        assumed to run one. What is counted later makes such assumptions good, the latest first; an
+        assumption is forgotten, and its seconds stay, once fewer workers have requests in hand.
         """
         counted_s = max(0.0, load.busy_s - before.busy_s)
-        known_s = min(counted_s, self._assumed_s)
-        self._assumed_s -= known_s
-        left_s = counted_s - known_s
-        if load.calls == before.calls:
-            running = min(load.occupied, load.status.ready)
-            self._assumed_s += running * self.samples[-1].span_s
-            left_s += running * self.samples[-1].span_s
-        elif not load.occupied:
-            self._assumed_s = 0.0  # of a worker that has ended
+        ended = max(0, round(load.calls - before.calls))
+        span_s, running = self.samples[-1].span_s, min(load.occupied, load.status.ready)
+        is_long = counted_s > ended * span_s
+        left_s = counted_s
+        for index in reversed(range(len(self._assumed_s))):
+            own_s = self.samples[index].span_s
+            known_s = min(left_s, self._assumed_s[index], ended * own_s) if is_long else 0.0
+            left_s -= known_s
+            open_s = running * own_s
+            self._assumed_s[index] = min(self._assumed_s[index] - known_s, open_s)
         for index in reversed(range(len(self.samples))):
-            one = self.samples[index]
-            more_s = min(left_s, one.workers * one.span_s - one.busy_s)
-            if more_s > 0:
-                self.samples[index] = replace(one, busy_s=one.busy_s + more_s)
-                left_s -= more_s
             if left_s <= 0:
-                return
+                break
+            left_s -= self._fill(index, left_s)
+        self._assumed_s.append(self._fill(len(self.samples) - 1, max(0, running - ended) * span_s))
+
+    def _fill(self, index: int, seconds: float) -> float:
+        """Add seconds of calls to a sample, as many as its workers can have had; returns them."""
+        one = self.samples[index]
+        more_s = max(0.0, min(seconds, one.workers * one.span_s - one.busy_s))
+        self.samples[index] = replace(one, busy_s=one.busy_s + more_s)
+        return more_s
 
     def _keep_times(self, before: ModelLoad, load: ModelLoad, now: float) -> None:
         if len(before.took) == len(load.took) > 0:

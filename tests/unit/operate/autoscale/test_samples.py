@@ -90,6 +90,26 @@ def test_a_worker_in_a_long_call_is_busy_meanwhile() -> None:
     assert sum(one.busy_s for one in sampler.samples) == pytest.approx(9.5)
 
 
+@pytest.mark.parametrize("how", ["it dies", "another acceptor", "the server restarts"])
+def test_a_call_that_never_ends_hides_no_later_ones(how: str) -> None:
+    """Of a worker that died in it: what the next one does counts at once."""
+    sampler = Sampler(600, 60)
+    for second in range(110):
+        sampler.look(replace(START, occupied=1), float(second))
+    at = replace(START)
+    if how == "it dies":
+        sampler.look(at, 110.0)
+    else:
+        at = replace(
+            at, **({"requests": 3} if how == "the server restarts" else {"source": "engine"})
+        )
+        assert not sampler.look(replace(at, occupied=1), 110.0)
+    for second in range(1, 31):  # four calls of 0.2 s in each
+        more = {"calls": at.calls + 4 * second, "busy_s": at.busy_s + 0.8 * second}
+        sampler.look(replace(at, occupied=1, **more), 110.0 + second)
+    assert sum(one.busy_s for one in sampler.samples[-30:]) == pytest.approx(24)
+
+
 @pytest.mark.parametrize("change", [{"requests": 3}, {"source": "engine"}])
 def test_another_server_begins_anew(change: dict[str, object]) -> None:
     """Sums that fall, or are another's, make no sample; the next look does."""

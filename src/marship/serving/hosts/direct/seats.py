@@ -159,7 +159,7 @@ class Seats:
         seats = self._seats.get(named, [])
         return {
             "ongoing": sum(seat.ongoing for seat in seats),
-            "occupied": sum(seat.ongoing > 0 for seat in seats),
+            "occupied": sum(seat.requests > 0 for seat in seats),  # no client that reads slowly
             "done": self._done.get(named, []),
             "took_s": TIMES_S,
         }
