@@ -98,7 +98,7 @@ def judge(figures: TrialFigures, limits: TrialLimits, *, is_over: bool) -> Judge
 
 def _errors(figures: TrialFigures) -> tuple[int, int]:
     """Errors of the new version, those without a worker of it among them, and its requests."""
-    return figures.new.errors + figures.absent, figures.new.requests + figures.absent
+    return figures.new.errors + figures.absent, figures.new.judged + figures.absent
 
 
 def _proven(figures: TrialFigures, limits: TrialLimits) -> Iterator[str]:
@@ -122,6 +122,11 @@ def _proven(figures: TrialFigures, limits: TrialLimits) -> Iterator[str]:
             f"a response must come within {longest_s:.3g} s, got none for "
             f"{figures.new.silent_s:.1f} s while {figures.new.waiting} requests wait"
         )
+    elif figures.new.oldest_s > 2 * longest_s >= figures.default.oldest_s:
+        yield (
+            f"each request must have its response within {2 * longest_s:.3g} s, got one that waits "
+            f"for {figures.new.oldest_s:.1f} s"
+        )
 
 
 def _most_silent_s(figures: TrialFigures) -> float:
@@ -133,13 +138,15 @@ def _most_silent_s(figures: TrialFigures) -> float:
 def _unreadable(figures: TrialFigures) -> int:
     """Responses that a program which reads the default version's cannot read.
 
-    Where the default version's lists of numbers always have the same lengths, the new one's must.
+    Where the default version's lists of numbers always have the same lengths, the new one's must;
+    and its keys, where they are always the same.
     """
-    return figures.unreadable + (figures.unlike if figures.lengths else 0)
+    unlike = figures.unlike if figures.lengths else 0
+    return figures.unreadable + unlike + (figures.keyless if figures.keys else 0)
 
 
 def _default_errors(figures: TrialFigures) -> tuple[float, float]:
-    return share_bounds(figures.default.errors, figures.default.requests)
+    return share_bounds(figures.default.errors, figures.default.judged)
 
 
 def _class_ratio() -> float:
@@ -163,8 +170,8 @@ def _estimated(figures: TrialFigures, limits: TrialLimits) -> Iterator[str]:
     """Limits that the figures themselves exceed."""
     errors, requests = _errors(figures)
     default = figures.default
-    own = default.errors / default.requests if default.requests else 0.0
-    if errors / requests > own + limits.max_error_rate:
+    own = default.errors / default.judged if default.judged else 0.0
+    if errors / max(1, requests) > own + limits.max_error_rate:
         yield _error_reason(figures, limits)
     for quantile in QUANTILES:
         if sum(figures.new.took) * (1 - quantile) < _MOST_BEYOND:
@@ -213,7 +220,7 @@ def _error_reason(figures: TrialFigures, limits: TrialLimits) -> str:
     default = figures.default
     return (
         f"errors must be at most {limits.max_error_rate:g} more than the default version's, got "
-        f"{errors} of {requests} beside {default.errors} of {default.requests}"
+        f"{errors} of {requests} beside {default.errors} of {default.judged}"
     )
 
 

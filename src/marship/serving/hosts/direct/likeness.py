@@ -1,10 +1,15 @@
 """Whether two versions respond alike to one request."""
 
+from collections.abc import Iterator
+from hashlib import blake2b
 from http import HTTPStatus
 from typing import Any
 
 import numpy as np
+import orjson
 
+from marship.serving.formats import kserve
+from marship.serving.formats.forms import kind_of
 from marship.serving.formats.golden import ValueBounds, value_of
 from marship.serving.hosts.direct.outcome import Likeness, VersionResponse
 from marship.serving.hosts.direct.trial import TrialOrder
@@ -42,17 +47,17 @@ def known(new: VersionResponse, default: VersionResponse) -> Likeness | None:
         return Likeness(differs=True, place=place, is_other_form=both)
     if new.status >= HTTPStatus.BAD_REQUEST:  # both refuse it; texts of errors have ids
         return _ALIKE
-    if new.content_type != default.content_type:
+    if kind_of(new.content_type) != kind_of(default.content_type):
         return Likeness(differs=True, place="another media type", is_other_form=True)
+    if new.body == b"" != default.body:
+        return Likeness(differs=True, place="an empty response", is_other_form=True)
     if new.body is None or default.body is None:
         return Likeness(differs=None)
-    if default.body and not new.body:
-        return Likeness(differs=True, place="an empty response", is_other_form=True)
     return _ALIKE if new.body == default.body else None
 
 
 def _of_bodies(new: VersionResponse, default: VersionResponse, order: TrialOrder) -> Likeness:
-    got, want = (value_of(one.body or b"", one.content_type) for one in (new, default))
+    got, want = map(_value, (new, default))
     if isinstance(want, bytes):
         return Likeness(differs=None)
     if isinstance(got, bytes):
@@ -61,18 +66,61 @@ def _of_bodies(new: VersionResponse, default: VersionResponse, order: TrialOrder
     return _of_values(got, want, ValueBounds(order.absolute, order.relative))
 
 
+def _value(response: VersionResponse) -> Any:  # noqa: ANN401  by content type
+    """A response as a value; with KServe's binary tensors as arrays, where they can be read."""
+    body = response.body or b""
+    if not response.json_bytes.isdigit():
+        return value_of(body, response.content_type)
+    try:
+        return _binary(body, int(response.json_bytes))
+    except (ValueError, TypeError, KeyError, AttributeError):
+        return body
+
+
+def _binary(body: bytes, json_bytes: int) -> Any:  # noqa: ANN401  any JSON value
+    value, place = orjson.loads(body[:json_bytes]), json_bytes
+    for output in value["outputs"]:
+        size = (output.get("parameters") or {}).pop("binary_data_size", None)
+        if size is not None:
+            raw, place = body[place : place + size], place + size
+            if len(raw) != size:
+                raise ValueError
+            dtype = kserve.DTYPES.get(output["datatype"], "str")
+            output["data"] = raw.hex() if dtype == "str" else np.frombuffer(raw, dtype).tolist()
+    return value
+
+
 def _of_values(got: Any, want: Any, bounds: ValueBounds) -> Likeness:  # noqa: ANN401  any JSON value
-    place = unreadable(_by_name(got), _by_name(want))
-    if place is not None:
-        text = f"{place[:_MOST_SHOWN] or 'the response'} has another form"
-        return Likeness(differs=True, place=text, is_other_form=True)
+    keys = "\n".join(sorted(_keys(_by_name(want))))
+    digest = blake2b(keys.encode(errors="surrogatepass"), digest_size=8).hexdigest()
+    found = unreadable(_by_name(got), _by_name(want))
+    if found is not None:
+        place, is_keyless = found
+        what = "is missing" if is_keyless else "has another form"
+        text = f"{place[:_MOST_SHOWN] or 'the response'} {what}"
+        return Likeness(True, 0.0, text, not is_keyless, is_keyless, digest)
     first, largest = "", 0.0
     for place, one, other in bounds.differences(got, want):
         gap = _gap(one, other)
         largest = max(largest, gap or 0.0)
         by = "is another value" if gap is None else f"is off by {gap:.4g}"
         first = first or f"{place[:_MOST_SHOWN] or 'the response'} {by}"
-    return Likeness(bool(first), largest, first, False, lengths(want), lengths(got))
+    sizes = lengths(want), lengths(got)
+    return Likeness(bool(first), largest, first, False, False, digest, *sizes)
+
+
+def _keys(value: Any) -> Iterator[str]:  # noqa: ANN401  any JSON value
+    """The keys in a response, with the keys that they are under."""
+    waiting = [("", value)]
+    while waiting:
+        place, one = waiting.pop()
+        if isinstance(one, dict):
+            for key, part in one.items():
+                inside = f"{place}.{key}"
+                yield inside
+                waiting.append((inside, part))
+        elif isinstance(one, list):
+            waiting += [(place, part) for part in one]
 
 
 def _by_name(value: Any) -> Any:  # noqa: ANN401  any JSON value
@@ -80,42 +128,46 @@ def _by_name(value: Any) -> Any:  # noqa: ANN401  any JSON value
     if not (isinstance(value, dict) and {"model_name", "outputs"} <= value.keys()):
         return value
     try:
-        return {one["name"]: (one["datatype"], one.get("data")) for one in value["outputs"]}
+        return {
+            one["name"]: (one["datatype"], len(one["shape"]), one.get("data"))
+            for one in value["outputs"]
+        }
     except (TypeError, KeyError, AttributeError):  # a handler's own
         return value
 
 
-def unreadable(got: Any, want: Any) -> str | None:  # noqa: ANN401  any JSON value
+def unreadable(got: Any, want: Any) -> tuple[str, bool] | None:  # noqa: ANN401  any JSON value
     """The first place where a program that reads one value cannot read the other.
 
-    More keys and other lengths are no hindrance, nor is null, or a number of another precision.
+    More keys and other lengths are no hindrance, nor is a value in place of null, or a number of
+    another precision.
 
     Returns:
-        None where there is none.
+        The place, and whether it is a key that is missing; None where there is none.
 
     Example:
         >>> from marship.serving.hosts.direct.likeness import unreadable
         >>> unreadable({"tags": ["a"], "more": 1}, {"tags": ["b", "c"]})
         >>> unreadable({"labels": ["a"]}, {"tags": ["b"]})
-        'tags'
+        ('tags', True)
     """
     waiting = [("", got, want)]
     while waiting:  # not recursive: responses may be nested deeply
         place, got, want = waiting.pop()
-        if got is None or want is None:
+        if want is None:
             continue
         if _kind(got) != _kind(want):
-            return place
+            return place, False
         if isinstance(want, dict):
             for key, value in want.items():
                 inside = f"{place}.{key}" if place else str(key)
                 if key not in got:
-                    return inside
+                    return inside, True
                 waiting.append((inside, got[key], value))
-        elif isinstance(want, tuple):  # an output: its type, and its values
-            if got[0] != want[0]:
-                return place
-            waiting.append((place, got[1], want[1]))
+        elif isinstance(want, tuple):  # an output: its type, its axes, and its values
+            if got[:2] != want[:2]:
+                return place, False
+            waiting.append((place, got[2], want[2]))
         elif isinstance(want, list):
             pairs = enumerate(zip(got, want, strict=False))
             waiting += [(f"{place}[{i}]", a, b) for i, (a, b) in pairs]
@@ -129,7 +181,9 @@ def _kind(value: object) -> object:
 
 
 def lengths(value: Any) -> tuple[int, ...]:  # noqa: ANN401  any JSON value
-    """The lengths of lists of numbers in a response, each once; of an array, its last axis.
+    """The lengths of lists of several numbers in a response, each once; of an array, its last axis.
+
+    One number may be one by chance, as the score of the only box.
 
     Example:
         >>> from marship.serving.hosts.direct.likeness import lengths
@@ -140,7 +194,7 @@ def lengths(value: Any) -> tuple[int, ...]:  # noqa: ANN401  any JSON value
     while waiting:
         one = waiting.pop()
         if isinstance(one, np.ndarray):
-            found.add(one.shape[-1] if one.ndim else 0)
+            found.add(one.shape[-1] if one.ndim else 1)
         elif isinstance(one, dict):
             waiting += one.values()
         elif isinstance(one, list):
@@ -148,7 +202,7 @@ def lengths(value: Any) -> tuple[int, ...]:  # noqa: ANN401  any JSON value
                 found.add(len(one))
             else:
                 waiting += one
-    return tuple(sorted(found)[:_MOST_LENGTHS])
+    return tuple(sorted(found - {1})[:_MOST_LENGTHS])
 
 
 def _gap(one: Any, other: Any) -> float | None:  # noqa: ANN401  any JSON value

@@ -21,12 +21,14 @@ class VersionResponse:
         took_s: Until it was there; a stream's first part.
         content_type: Of the body.
         body: None where it is not compared: of a stream, or too large.
+        json_bytes: Of KServe's binary tensors: how many of the body's bytes are JSON, in digits.
     """
 
     status: int
     took_s: float
     content_type: str = ""
     body: bytes | None = None
+    json_bytes: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +40,8 @@ class Likeness:
         gap: How far numbers that differ too much are apart, at most.
         place: Where the first difference is.
         is_other_form: Whether a program that reads one cannot read the other.
+        is_keyless: Whether keys are missing, and nothing else of the form.
+        keys: A digest of the default version's keys; empty where nobody looked.
         lengths: Of the default version's lists of numbers; None where nobody looked.
         new_lengths: Of the new version's.
     """
@@ -46,6 +50,8 @@ class Likeness:
     gap: float = 0.0
     place: str = ""
     is_other_form: bool = False
+    is_keyless: bool = False
+    keys: str = ""
     lengths: tuple[int, ...] | None = None
     new_lengths: tuple[int, ...] | None = None
 
@@ -57,27 +63,38 @@ class Arm:
     Attributes:
         requests: Those that it got of the share.
         errors: Responses of 500 and above, and refusals of what the other version accepted.
-        took: Of all others, how many took how long, by `TOOK_S`; where the client left before, how
-            long it waited.
+        unjudged: Refusals of what the other version was not asked.
+        took: Of accepted requests, how many took how long, by `TOOK_S`; where the client left
+            before, how long it waited.
         waiting: Requests under way.
         silent_s: For how long none of them has had a response.
+        oldest_s: For how long the first of them waits.
     """
 
     requests: int = 0
     errors: int = 0
+    unjudged: int = 0
     took: list[int] = field(default_factory=lambda: [0] * (len(TOOK_S) + 1))
     waiting: int = 0
     silent_s: float = 0.0
+    oldest_s: float = 0.0
+
+    @property
+    def judged(self) -> int:
+        """The requests of which it is known whether they are errors."""
+        return self.requests - self.unjudged
 
     def note(self, outcome: VersionResponse, other: VersionResponse | None) -> None:
         """Count a response."""
         self.requests += 1
-        is_accepted = other is not None and other.status < HTTPStatus.BAD_REQUEST
-        least = HTTPStatus.BAD_REQUEST if is_accepted else HTTPStatus.INTERNAL_SERVER_ERROR
-        if outcome.status >= least:
-            self.errors += 1
-        else:
+        if outcome.status < HTTPStatus.BAD_REQUEST:
             self._time(outcome.took_s)
+        elif outcome.status >= HTTPStatus.INTERNAL_SERVER_ERROR:
+            self.errors += 1
+        elif other is None:
+            self.unjudged += 1
+        else:
+            self.errors += other.status < HTTPStatus.BAD_REQUEST
 
     def note_left(self, waited_s: float) -> None:
         """Count a request whose client left before its response."""
@@ -91,9 +108,11 @@ class Arm:
         """Add another process's part."""
         self.requests += other.requests
         self.errors += other.errors
+        self.unjudged += other.unjudged
         self.took = [a + b for a, b in zip(self.took, other.took, strict=True)]
         self.waiting += other.waiting
         self.silent_s = max(self.silent_s, other.silent_s)
+        self.oldest_s = max(self.oldest_s, other.oldest_s)
 
 
 @dataclass(slots=True)
@@ -109,6 +128,9 @@ class TrialFigures:
         compared: Pairs of responses that were compared.
         differing: Those that differ by more than the tolerance.
         unreadable: Pairs of which a program that reads one response cannot read the other.
+        keyless: Pairs of which the new version's response lacks keys.
+        keys: A digest of the default version's keys, as far as all of its responses had the same;
+            None before the first, empty where they vary.
         unlike: Pairs whose lists of numbers have other lengths.
         lengths: Those of the default version's lists, as far as all of its responses had the same;
             None before the first, empty where they vary.
@@ -127,6 +149,8 @@ class TrialFigures:
     compared: int = 0
     differing: int = 0
     unreadable: int = 0
+    keyless: int = 0
+    keys: str | None = None
     unlike: int = 0
     lengths: list[int] | None = None
     incomparable: int = 0
@@ -163,6 +187,9 @@ class TrialFigures:
             return
         self.compared += 1
         self.unreadable += found.is_other_form
+        self.keyless += found.is_keyless
+        if found.keys:
+            self.keys = found.keys if self.keys in (None, found.keys) else ""
         if found.lengths is not None:
             self.unlike += found.new_lengths != found.lengths
             self.lengths = _same(self.lengths, list(found.lengths))
@@ -188,6 +215,9 @@ def added(parts: Iterable[TrialFigures]) -> TrialFigures:
             mine, theirs = getattr(whole, one.name), getattr(part, one.name)
             if isinstance(mine, Arm):
                 mine.add(theirs)
+            elif one.name == "keys":
+                parts_keys = {mine, theirs} - {None}
+                whole.keys = "" if len(parts_keys) > 1 else next(iter(parts_keys), None)
             elif one.name == "lengths":
                 whole.lengths = _same(mine, theirs)
             elif one.name == "largest":

@@ -13,6 +13,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from copy import copy
 from functools import partial
 
+from marship.serving.formats.kserve import LENGTH_HEADER
 from marship.serving.hosts.direct import routes
 from marship.serving.hosts.direct.exchange import LINES_TYPE, Exchange
 from marship.serving.hosts.direct.failures import Failures
@@ -45,9 +46,10 @@ class Leg:
         is_gone: Asked at an error: whether it is none of the version, which has gone meanwhile, and
             another leg answers the client.
         is_copy: Whether the client gets nothing of the response.
+        pair: Of both versions' responses, if they are counted.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913  what is optional goes by its name
         self,
         asked: Exchange,
         on_end: Callable[[VersionResponse | None], None] | None = None,
@@ -55,7 +57,9 @@ class Leg:
         *,
         is_gone: Callable[[Reply], bool] | None = None,
         is_copy: bool = False,
+        pair: "_Pair | None" = None,
     ) -> None:
+        self._pair = pair
         self._asked, self._is_copy, self._on_end = asked, is_copy, on_end or _forget
         self._wait, self._is_gone = wait, is_gone
         self.head, self.body, self.trace = asked.head, asked.body, asked.trace
@@ -72,7 +76,12 @@ class Leg:
     @property
     def is_abandoned(self) -> bool:
         """Whether the client has left before its response."""
-        return self._asked.is_abandoned and not self._asked.is_done
+        if self._pair is not None and self._pair.has_left:
+            return True
+        has_left = self._asked.is_abandoned and not self._asked.is_done
+        if has_left and self._pair is not None:  # the other leg may look when this one has ended it
+            self._pair.has_left = True
+        return has_left
 
     def reply(self, reply: Reply) -> None:
         """Give the client a response or its next part, and note it."""
@@ -94,17 +103,21 @@ class Leg:
         self.is_done = True
         is_kept = not self._is_stream and len(reply.body) <= MOST_BYTES
         body = reply.body if is_kept else None
-        outcome = VersionResponse(reply.status, self._took_s, reply.content_type, body)
+        names = {name.lower(): value for name, value in reply.headers}
+        json_bytes = names.get(LENGTH_HEADER.lower(), "")
+        outcome = VersionResponse(reply.status, self._took_s, reply.content_type, body, json_bytes)
         self._on_end(None if has_left else outcome)
 
     def abandon(self) -> None:
         """End the client's connection where the rest of a stream cannot be had."""
+        has_left = self.is_abandoned
         self.is_done = True
         if self._wait is not None:
             self._wait.end()
         if not self._is_copy:
             self._asked.abandon()
-        self._on_end(VersionResponse(502, self._took_s))
+        # a client that leaves a stream in the middle says nothing against the version
+        self._on_end(VersionResponse(200 if has_left else 502, self._took_s))
 
 
 def _changed(head: Head, more: Mapping[bytes, bytes]) -> Head:
@@ -193,7 +206,8 @@ class Split:
         gone: Callable[[Reply], bool] | None,
     ) -> None:
         wait = pair.trial.begin(named[1])
-        self._send(Leg(exchange, pair.ended(named[1]), wait, is_gone=gone), named)
+        leg = Leg(exchange, pair.ended(named[1]), wait, is_gone=gone, pair=pair)
+        self._send(leg, named)
 
     def _has_room(self, exchange: Exchange) -> bool:
         size = self._copy_bytes + len(exchange.body)
@@ -209,7 +223,7 @@ class Split:
 
         pair.waits = 2
         wait = pair.trial.begin(named[1])
-        self._send(Leg(exchange, ended, wait, is_copy=True), named)
+        self._send(Leg(exchange, ended, wait, is_copy=True, pair=pair), named)
 
     def _send(self, leg: Leg, named: tuple[str, str]) -> None:
         """Send a request to a worker of a model's version."""
@@ -295,7 +309,7 @@ class _Pair:
     ) -> None:
         self.trial, self._name, self._given, self._compare = trial, name, given, compare
         self._outcomes: dict[str, VersionResponse | None] = {}
-        self.waits = 1
+        self.waits, self.has_left = 1, False
 
     def ended(self, version: str) -> Callable[[VersionResponse | None], None]:
         """What notes a version's response."""

@@ -103,8 +103,9 @@ class TrialWaits:
 
     def look(self, now: float) -> None:
         """Note how many wait, and for how long none of them has had a response."""
-        since = max(self.answered_at, next(iter(self.open.values()), now))
-        self.arm.waiting, self.arm.silent_s = len(self.open), now - since
+        oldest = next(iter(self.open.values()), now)
+        self.arm.waiting, self.arm.oldest_s = len(self.open), now - oldest
+        self.arm.silent_s = now - max(self.answered_at, oldest)
 
 
 class TrialWait:

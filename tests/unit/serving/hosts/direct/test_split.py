@@ -4,6 +4,7 @@ import json
 import socket
 import struct
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, replace
@@ -16,7 +17,7 @@ from hypothesis import strategies as st
 
 from directly import BODY, JSON, Place, request, service, until
 from marship.serving.handler import OnnxHandler
-from marship.serving.hosts.direct.outcome import TrialFigures
+from marship.serving.hosts.direct.outcome import Arm, TrialFigures
 from marship.serving.hosts.direct.split import MOST_COPIES
 from marship.serving.hosts.direct.trial import TrialOrder
 from marship.serving.message import Reply, Request
@@ -69,6 +70,18 @@ class Counting(StreamHandler):
                 for i, size in enumerate(sizes)
                 if turn < size
             }
+
+
+class Endless(StreamHandler):
+    """Streams lines for 2 s."""
+
+    def answers(self, requests: Sequence[Request], clock: Any) -> Iterator[dict[int, Reply]]:  # noqa: ARG002
+        """The same line again and again."""
+        end = time.monotonic() + 2
+        while time.monotonic() < end:
+            time.sleep(0.01)  # as a model that computes the next part
+            yield {i: Reply(b"1\n", "application/jsonl", more=True) for i in range(len(requests))}
+        yield {i: Reply(b"0\n", "application/jsonl") for i in range(len(requests))}
 
 
 @pytest.fixture(scope="module")
@@ -274,12 +287,36 @@ def test_streams_come_as_they_are_made_and_are_not_compared(
     events = {**JSON, "Accept": "text/event-stream"}
     plain = [place.ask("/predictions/a", b"abc", headers=each).body for each in (JSON, events)]
     with trial(place, order):
-        assert [
-            place.ask("/predictions/a", b"abc", headers=h).body for h in (JSON, events)
-        ] == plain
-        until(lambda: figures(place, order).incomparable == 2)
+        for number, (headers, expected) in enumerate(zip((JSON, events), plain, strict=True), 1):
+            assert place.ask("/predictions/a", b"abc", headers=headers).body == expected
+            until(lambda number=number: figures(place, order).incomparable == number)
         got = figures(place, order)
         assert (got.new.requests, got.default.requests, got.new.errors) == (2, 2, 0)
+
+
+@pytest.mark.parametrize("order", [ORDER, SHADOW], ids=["canary", "shadow"])
+def test_who_leaves_a_stream_says_nothing_against_a_version(
+    beside: Any, place: Place, order: TrialOrder
+) -> None:
+    """Neither version has an error of it, and nothing waits for ever."""
+    beside(Endless, Endless)
+
+    def given() -> Arm:
+        found = figures(place, order)
+        return found.new if order.gives_new else found.default
+
+    with trial(place, order):
+        for number in range(1, 4):
+            with place.line() as line:
+                line.send(request("/predictions/a", b"a", headers=JSON))
+                line.socket.settimeout(10)
+                assert b"200" in line.socket.recv(4096)
+                reset = struct.pack("ii", 1, 0)
+                line.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, reset)
+            until(lambda number=number: given().requests == number)
+        got = figures(place, order)
+        assert (got.new.errors, got.default.errors) == (0, 0)
+        until(lambda: figures(place, order).new.waiting == 0)
 
 
 def test_a_version_that_goes_ends_its_trial(models: Place) -> None:

@@ -195,8 +195,8 @@ def test_numbers_within_the_tolerance_are_alike(
         (answer(1, 500), answer(1), "status 500 in place of 200"),
         (answer("x"), answer("y"), "the response is another value"),
         (answer({"a": [1]}), answer({"a": [1, 2]}), "a is another value"),
-        (answer({"a": 1.0}), answer({"b": 1.0}), "b has another form"),
-        (answer({"a": None}), answer({"a": 1.0}), "another value"),
+        (answer({"a": 1.0}), answer({"b": 1.0}), "b is missing"),
+        (answer({"a": None}), answer({"a": 1.0}), "a has another form"),
         (answer(1.0, kind="text/plain"), answer(1.0), "another media type"),
     ],
 )
@@ -241,12 +241,19 @@ def broken(value: Any, data: st.DataObject) -> Any:
     return {"other": 1} if not isinstance(value, str) else 1
 
 
+def is_other(new: VersionResponse, default: VersionResponse) -> bool:
+    """Whether a program that reads the default version's cannot read the new one's."""
+    found = compare(new, default, ORDER)
+    assert not (found.is_other_form and found.is_keyless)
+    return found.is_other_form or found.is_keyless
+
+
 @settings(deadline=None, max_examples=200)
 @given(VALUES, st.data())
 def test_another_form_is_told_from_other_values(value: Any, data: st.DataObject) -> None:
     """A program that reads the one can read the other, or cannot."""
-    assert not compare(answer(changed(value, data)), answer(value), ORDER).is_other_form
-    assert compare(answer(broken(value, data)), answer(value), ORDER).is_other_form
+    assert not is_other(answer(changed(value, data)), answer(value))
+    assert is_other(answer(broken(value, data)), answer(value))
 
 
 def v2(name: str, kind: str, *values: float) -> dict[str, Any]:
@@ -256,7 +263,7 @@ def v2(name: str, kind: str, *values: float) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize(
-    ("new", "default", "is_other"),
+    ("new", "default", "expected"),
     [
         (answer(v2("y", "FP32", 1)), answer(v2("z", "FP32", 1)), True),
         (answer(v2("y", "INT64", 1)), answer(v2("y", "FP32", 1)), True),
@@ -268,7 +275,10 @@ def v2(name: str, kind: str, *values: float) -> dict[str, Any]:
         (answer(1.0, 204), answer(1.0), True),
         (answer(1.0, 400), answer(1.0), False),  # which is an error of the new version
         (answer(1.0), answer(1.0, 400), False),
-        (answer(None), answer(1.0), False),
+        (answer({"a": None}), answer({"a": 1.0}), True),
+        (answer({"a": 1.0}), answer({"a": None}), False),
+        (answer(1.0, kind="Application/JSON; charset=utf-8"), answer(1.0), False),
+        (answer(b"", kind=JSON), VersionResponse(200, 0.01, JSON, None), True),
         (
             answer(codec.write_npy(np.ones((2, 3))), kind=codec.NPY_TYPE),
             answer(codec.write_npy(np.ones(3)), kind=codec.NPY_TYPE),
@@ -281,9 +291,63 @@ def v2(name: str, kind: str, *values: float) -> dict[str, Any]:
         ),
     ],
 )
-def test_whatever_no_program_reads_is_another_form(new: Any, default: Any, is_other: bool) -> None:
+def test_whatever_no_program_reads_is_another_form(new: Any, default: Any, expected: bool) -> None:
     """By name and type of KServe's outputs, by the media type, and by what a body holds."""
-    assert compare(new, default, ORDER).is_other_form == is_other
+    assert is_other(new, default) == expected
+
+
+def raw(name: str, *rows: list[float]) -> VersionResponse:
+    """A response of KServe v2 with binary tensors."""
+    values = np.array(rows, "<f4")
+    facts = {
+        "model_name": "m", "model_version": "1",
+        "outputs": [{
+            "name": name, "datatype": "FP32", "shape": list(values.shape),
+            "parameters": {"binary_data_size": values.nbytes},
+        }],
+    }  # fmt: skip
+    head = json.dumps(facts).encode()
+    found = answer(head + values.tobytes(), kind="application/octet-stream")
+    return replace(found, json_bytes=str(len(head)))
+
+
+def test_binary_tensors_are_compared_by_value_and_form() -> None:
+    """They are what KServe's own clients ask for."""
+    one = raw("y", [1.0, 2.0])
+    assert compare(raw("y", [1.0, 2.0]), one, ORDER).differs is False
+    found = compare(raw("y", [1.0, 2.5]), one, ORDER)
+    assert (found.differs, found.gap, is_other(raw("y", [1.0, 2.5]), one)) == (True, 0.5, False)
+    assert is_other(raw("z", [1.0, 2.0]), one)
+    assert compare(raw("y", [1.0, 2.0, 3.0, 4.0]), one, ORDER).new_lengths == (2, 4)
+    assert is_other(replace(one, body=(one.body or b"")[:-3]), one)
+
+
+def test_keys_count_where_the_default_versions_are_always_the_same() -> None:
+    """Scores by label have the keys of each picture."""
+
+    def figures(pairs: list[tuple[Any, Any]]) -> tuple[int, bool]:
+        found = TrialFigures()
+        for new, default in pairs:
+            found.note_likeness("r", compare(answer(new), answer(default), ORDER))
+        again = added([TrialFigures(), found, found])
+        assert again.keys == found.keys
+        return found.keyless, bool(found.keys)
+
+    fixed = [({"label": "a"}, {"tag": "a"})] * 3
+    varied = [({"dog": 0.5}, {"cat": 0.5}), ({"cat": 0.5}, {"dog": 0.25})]
+    assert figures(fixed) == (3, True)
+    assert figures(varied) == (2, False)
+
+
+@pytest.mark.parametrize("status", [400, 422, 503])
+def test_refusals_are_judged_where_the_other_version_was_asked(status: int) -> None:
+    """One that refuses all at once is asked more than the other, and is an error of each pair."""
+    found = TrialFigures()
+    for pair in range(20):
+        found.note(answer(1.0) if pair < 2 else None, answer(1.0, status))
+    judged = 20 if status == 503 else 2
+    assert (found.new.errors, found.new.judged, found.new.requests) == (judged, judged, 20)
+    assert (found.default.errors, sum(found.new.took)) == (0, 0)
 
 
 def test_lists_of_numbers_have_lengths_where_the_default_versions_are_fixed() -> None:
