@@ -12,8 +12,7 @@ from marship.engines.ray.access import ClusterAccess
 from marship.engines.ray.line import Answer, Asked
 from marship.engines.trials import TrialFigures, TrialOrder, TrialState, figures_of, merged
 from marship.exchange.calls import Flow, Work
-from marship.serving.formats.kserve import LENGTH_HEADER
-from marship.serving.hosts.direct.likeness import MOST_BYTES, compare
+from marship.serving.hosts.direct.likeness import JSON_LENGTH, MOST_BYTES, compare
 from marship.serving.hosts.direct.outcome import Likeness, VersionResponse
 from marship.serving.hosts.direct.split import MOST_COPIES, MOST_COPY_BYTES
 from marship.serving.hosts.direct.trial import RunningTrial
@@ -144,5 +143,5 @@ async def _timed(trial: RunningTrial, ask: Ask, version: str) -> tuple[Answer, V
     names = {name.lower(): value for name, value in answer.headers}
     kind = names.get(b"content-type", b"").decode("latin-1")
     body = answer.body if len(answer.body) <= MOST_BYTES else None
-    json_bytes = names.get(LENGTH_HEADER.lower().encode(), b"").decode("latin-1")
+    json_bytes = names.get(JSON_LENGTH.encode(), b"").decode("latin-1")
     return answer, VersionResponse(answer.status, took_s, kind, body, json_bytes)

@@ -16,6 +16,8 @@ from marship.serving.hosts.direct.trial import TrialOrder
 
 MOST_BYTES = 1 << 20
 """Of a response that is compared: both are parsed, which takes milliseconds."""
+JSON_LENGTH = kserve.LENGTH_HEADER.lower()
+"""The header with `VersionResponse.json_bytes`."""
 _MOST_SHOWN = 80
 _ALIKE = Likeness(differs=False)
 _MOST_LENGTHS = 8

@@ -13,12 +13,11 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from copy import copy
 from functools import partial
 
-from marship.serving.formats.kserve import LENGTH_HEADER
 from marship.serving.hosts.direct import routes
 from marship.serving.hosts.direct.exchange import LINES_TYPE, Exchange
 from marship.serving.hosts.direct.failures import Failures
 from marship.serving.hosts.direct.heads import COPY, Head
-from marship.serving.hosts.direct.likeness import MOST_BYTES, compare, known
+from marship.serving.hosts.direct.likeness import JSON_LENGTH, MOST_BYTES, compare, known
 from marship.serving.hosts.direct.limits import Limits
 from marship.serving.hosts.direct.outcome import Likeness, VersionResponse
 from marship.serving.hosts.direct.relay import Relay
@@ -104,7 +103,7 @@ class Leg:
         is_kept = not self._is_stream and len(reply.body) <= MOST_BYTES
         body = reply.body if is_kept else None
         names = {name.lower(): value for name, value in reply.headers}
-        json_bytes = names.get(LENGTH_HEADER.lower(), "")
+        json_bytes = names.get(JSON_LENGTH, "")
         outcome = VersionResponse(reply.status, self._took_s, reply.content_type, body, json_bytes)
         self._on_end(None if has_left else outcome)
 
