@@ -49,15 +49,20 @@ def checked(place: str, what: str) -> str:
         >>> checked("/srv/models", "--archives")
         '/srv/models'
     """
-    if "://" not in place and "::" not in place:
-        return str(Path(place).expanduser().absolute())  # commands run in any folder
+    if not place:
+        raise UsageError(f"{what} must be a folder or URL, got an empty one.")
     try:
-        opened(place, what)
+        if "://" not in place and "::" not in place:
+            return str(Path(place).expanduser().absolute())  # commands run in any folder
+        system, path = opened(place, what)
     except UsageError:
         raise
     except Exception as error:  # each system has errors of its own
         raise _unreadable(place, what, error) from error
-    return place
+    protocols = {system.protocol} if isinstance(system.protocol, str) else set(system.protocol)
+    if protocols & {"memory", "data"}:
+        raise UsageError(f"{what} must be read by all nodes, got {place}, which one process has.")
+    return str(path) if "file" in protocols else place
 
 
 def _unreadable(url: str, what: str, error: Exception) -> UsageError:

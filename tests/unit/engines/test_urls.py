@@ -15,6 +15,9 @@ from marship.errors import UsageError
         ("s3://[x/y", "--archives must be one that fsspec reads here, got s3://[x/y: Invalid"),
         ("ftp://me:secret@host/x", "--archives must hold no password, since it is kept in"),
         ("zip://a::/none.zip", "--archives must be one that fsspec reads here, got zip://a::/none"),
+        ("", "--archives must be a folder or URL, got an empty one."),
+        ("memory://store", "--archives must be read by all nodes, got memory://store, which one"),
+        ("~nosuchuser/x", "--archives must be one that fsspec reads here, got ~nosuchuser/x: "),
         ("zip://a::nowhere://b", "--archives must be one that fsspec reads here, got zip://"),
     ],
 )
@@ -33,4 +36,5 @@ def test_a_folder_is_the_same_from_everywhere(
     """Commands and nodes run in folders of their own."""
     monkeypatch.chdir(tmp_path)
     assert urls.checked("store", "--archives") == str(tmp_path / "store")
-    assert urls.checked("memory://store", "--archives") == "memory://store"
+    for url in ("file://store", "local://store"):
+        assert urls.checked(url, "--archives") == str(tmp_path / "store")

@@ -5,6 +5,7 @@ real one.
 """
 
 import asyncio
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -103,3 +104,24 @@ def test_a_worker_that_never_loads_again_ends_the_run(
     """With the worker's own error, and without a row for every file."""
     with pytest.raises(Exception, match="must live, got 3 deaths"):
         rows(tmp_path, monkeypatch, loads=1)
+
+
+def test_where_every_file_hangs_few_are_asked_again() -> None:
+    """One after the other they would take days; the same command asks the rest again."""
+    asker = object.__new__(ShareAsker)
+    asker._in_flight, asker._lonely = 4, asyncio.Lock()
+    asked: Counter[str] = Counter()
+
+    async def row_of(source: Source) -> Row:
+        asked[source.name] += 1
+        return Row(source.name, "m 1.0", 504)
+
+    async def rows() -> list[Row]:
+        asker._slots = asyncio.Semaphore(4)
+        return await asker._rows([Source.at(Path(str(number))) for number in range(40)])
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(asker, "_row_of", row_of, raising=False)
+        found = asyncio.run(rows())
+    assert Counter(row.status for row in found) == {504: 40}
+    assert sorted(asked.values()) == [1] * 37 + [2] * 3

@@ -47,6 +47,7 @@ def register(access: ClusterAccess, wanted: Registration, wait: Wait) -> Flow[Mo
         admitted: registration.Admission = yield Work(
             lambda: registration.admit(access, wanted, held)
         )
+        found = access.model_store / wanted.archive
         # the rest of a name only helps those who look at Ray's dashboard: Ray names files by it
         start = f"{cluster.FRONT}-{admitted.name[:_SHOWN]}-{admitted.version}"
         app, record = f"{start}-{secrets.token_hex(4)}", access.record
@@ -58,7 +59,12 @@ def register(access: ClusterAccess, wanted: Registration, wait: Wait) -> Flow[Mo
             streams = bool(facts and facts[0]["streams"])
             entry = registration.entry_of(app, admitted, wanted, streams=streams)
             is_listing = True
-            yield from _change(access, lambda table: registration.added(table, admitted, entry))
+            yield from _change(
+                access,
+                lambda table: registration.added(table, admitted, entry),
+                # a keeper that died meanwhile forgot that it is wanted
+                lambda _: registration.share(found, admitted.source, held),
+            )
         except GeneratorExit:
             raise
         except BaseException:  # Ctrl-C too: nothing half-registered stays

@@ -150,7 +150,7 @@ def admit(access: ClusterAccess, wanted: Registration, held: ExitStack) -> Admis
         raise _taken(admitted)
     remove_abandoned()
     cluster.check_resources(plan, f"{name} {version}", plan.minimum)
-    _share(found.path, admitted.source, held)
+    share(found.path, admitted.source, held)
     cluster.probe(admitted.source)
     return admitted
 
@@ -179,7 +179,12 @@ def _archives_url() -> str | None:
     return ray.get(keeper.running().facts.remote())["url"]  # type: ignore[no-any-return]
 
 
-def _share(place: Path, source: ArchiveSource, held: ExitStack) -> None:
+def share(place: Path, source: ArchiveSource, held: ExitStack) -> None:
+    """Put an archive where all nodes can get it, unless it is there.
+
+    Raises:
+        StorageError: It cannot be, or is another one now.
+    """
     if source.url is not None:
         archives.upload(place, source)
     elif not keeper.put(place, source.digest, held):

@@ -22,6 +22,8 @@ class Sampler:
         self._kept_s, self._p99_s = kept_s, p99_s
         self._before: tuple[float, ModelLoad] | None = None
         self._took: deque[tuple[float, list[float]]] = deque()
+        self._waiting: list[float] = []  # of each sample, requests in the engine's queue,
+        self._in_own: list[float] = []  # and requests at its own address, by Little's law
         self._assumed_s: list[float] = []  # of each sample, seconds of calls that have not ended
         self.samples: list[ScalingSample] = []
 
@@ -42,14 +44,13 @@ class Sampler:
             return False
         self._keep_times(before, load, now)
         status = load.status
-        in_own = max(0.0, load.own_s - before.own_s) / span_s
         self.samples.append(
             ScalingSample(
                 at_s=now,
                 span_s=span_s,
                 workers=status.ready,
                 wanted=status.min_workers,
-                ongoing=load.ongoing + max(in_own, status.waiting),
+                ongoing=load.ongoing + status.waiting,
                 busy_s=0.0,
                 calls=round(load.calls - before.calls),
                 responses=round(load.requests - before.requests),
@@ -58,7 +59,10 @@ class Sampler:
             )
         )
         while self.samples[0].at_s < now - self._kept_s:
-            del self.samples[0], self._assumed_s[:1]
+            del self.samples[0], self._assumed_s[:1], self._waiting[:1], self._in_own[:1]
+        self._waiting.append(status.waiting)
+        self._in_own.append(0.0)
+        self._spread_own(max(0.0, load.own_s - before.own_s), self.samples[-1].responses)
         self._spread(before, load)
         return True
 
@@ -85,6 +89,22 @@ class Sampler:
                 break
             left_s -= self._fill(index, left_s)
         self._assumed_s.append(self._fill(len(self.samples) - 1, max(0, running - ended) * span_s))
+
+    def _spread_own(self, seconds: float, ended: int) -> None:
+        """Have a long request at the engine's own address in each look that it took.
+
+        The engine counts its time at its end, and says of those in its queue alone before.
+        """
+        for index in reversed(range(len(self.samples))):
+            one, before = self.samples[index], self._in_own[index]
+            more = min(seconds / one.span_s, max(1, ended))
+            self._in_own[index] = before + more
+            waiting = self._waiting[index]
+            ongoing = one.ongoing - max(before, waiting) + max(before + more, waiting)
+            self.samples[index] = replace(one, ongoing=ongoing)
+            seconds -= more * one.span_s
+            if seconds <= 0:
+                return
 
     def _fill(self, index: int, seconds: float) -> float:
         """Add seconds of calls to a sample, as many as its workers can have had; returns them."""

@@ -18,7 +18,7 @@ from marship.operate.trial.settings import TrialLimits
 Outcome = Literal["going on", "fine", "worse", "too few"]
 Z = 3.0
 QUANTILES = (0.5, 0.99)
-_SILENT_S, _SILENT_TIMES = 5.0, 3.0
+_PAUSE_S, _SILENT_S, _SILENT_TIMES = 0.5, 5.0, 3.0
 """A version must answer somebody within so long, or so many times the other one's slowest."""
 _MOST_BEYOND = 10
 """An estimate of a quantile counts where so many samples are beyond it."""
@@ -88,8 +88,8 @@ def judge(figures: TrialFigures, limits: TrialLimits, *, is_over: bool) -> Judge
     """
     if reason := next(_proven(figures, limits), ""):
         return Judgement("worse", reason)
-    if not is_over or figures.new.silent_s > _most_silent_s(figures) / 2:  # one look more
-        return Judgement("going on")
+    if not is_over or figures.new.silent_s > max(_PAUSE_S, _slowest_s(figures)):
+        return Judgement("going on")  # a step does not end in a silence of which nothing is known
     if reason := next(_lacking(figures, limits), ""):
         return Judgement("too few", reason)
     reason = next(_estimated(figures, limits), "")
@@ -131,8 +131,12 @@ def _proven(figures: TrialFigures, limits: TrialLimits) -> Iterator[str]:
 
 def _most_silent_s(figures: TrialFigures) -> float:
     """For how long a version may answer nobody: a multiple of what the default one took at most."""
-    slowest = time_at(figures.default.took, sum(figures.default.took))
-    return max(_SILENT_S, _SILENT_TIMES * slowest)
+    return max(_SILENT_S, _SILENT_TIMES * _slowest_s(figures))
+
+
+def _slowest_s(figures: TrialFigures) -> float:
+    """The default version's slowest response."""
+    return time_at(figures.default.took, sum(figures.default.took))
 
 
 def _unreadable(figures: TrialFigures) -> int:

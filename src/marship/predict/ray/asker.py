@@ -22,6 +22,7 @@ LIMITS = ServerLimits(plan.QUEUE, plan.MOST_BYTES, "Make it smaller: a cluster t
 """Of one worker."""
 _LOST = HTTPStatus.SERVICE_UNAVAILABLE
 """The worker ended with the file in hand, or had ended just before."""
+_MOST_LATE = 3
 _LATE = HTTPStatus.GATEWAY_TIMEOUT
 """The file took too long, or another one stopped the whole process."""
 _START_S = 20.0
@@ -103,14 +104,20 @@ class ShareAsker:
     async def _rows(self, sources: Sequence[Source]) -> list[Row]:
         """Their rows; a file in hand when another one ended or stopped the worker is asked again.
 
-        Alone, and once: so a file that has ended the worker twice is a row of that error.
+        Alone, and once: so a file that has ended the worker twice is a row of that error. Where one
+        after the other is late alone as well, the rest stays late: the same command asks it again.
         """
+        late = 0
         doubtful = {_LOST, _LATE} if self._in_flight > 1 else {_LOST}
         rows = await asyncio.gather(*map(self._row, sources))
-        return [
-            await self._row_alone(source) if row.status in doubtful else row
-            for source, row in zip(sources, rows, strict=True)
-        ]
+        for index, source in enumerate(sources):
+            if rows[index].status not in doubtful:
+                continue
+            if rows[index].status == _LATE and late >= _MOST_LATE:
+                continue
+            rows[index] = await self._row_alone(source)
+            late = late + 1 if rows[index].status == _LATE else 0
+        return rows
 
     async def _row(self, source: Source) -> Row:
         async with self._slots:

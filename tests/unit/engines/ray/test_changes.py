@@ -6,6 +6,7 @@ clients would take seconds each. tests/server/ray has a real one.
 
 from collections.abc import Callable, Collection, Generator, Sequence
 from contextlib import ExitStack
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -70,10 +71,15 @@ class Serve:
         """As `registration.admit`, of an archive that is called NAME-VERSION."""
         name, _, version = wanted.archive.partition("-")
         source: Any = SimpleNamespace(digest=wanted.archive)
-        self.wanted.append(wanted.archive)
-        held.callback(self.wanted.remove, wanted.archive)
-        self.archives.add(wanted.archive)
+        self.share(Path(wanted.archive), source, held)
         return registration.Admission(name, version, source, PLAN, None, 1)
+
+    def share(self, place: Path, source: Any, held: ExitStack) -> None:
+        """As `registration.share`."""
+        assert place.name == source.digest
+        self.wanted.append(source.digest)
+        held.callback(lambda: source.digest in self.wanted and self.wanted.remove(source.digest))
+        self.archives.add(source.digest)
 
     def sweep(self, listed: Collection[str]) -> None:
         """As `keeper.sweep`."""
@@ -116,6 +122,7 @@ def installed(monkeypatch: pytest.MonkeyPatch) -> Serve:
     monkeypatch.setattr(keeper, "take", one.take)
     monkeypatch.setattr(keeper, "claim", lambda *_: None)
     monkeypatch.setattr(registration, "admit", one.admit)
+    monkeypatch.setattr(registration, "share", one.share)
     monkeypatch.setattr(keeper, "sweep", one.sweep)
     monkeypatch.setattr(
         registration, "deploy", lambda app, admitted, _: one.deploy(app, None, admitted.plan)
@@ -123,7 +130,7 @@ def installed(monkeypatch: pytest.MonkeyPatch) -> Serve:
     return one
 
 
-ACCESS: Any = SimpleNamespace(connect=lambda: None, record=None)
+ACCESS: Any = SimpleNamespace(connect=lambda: None, record=None, model_store=Path("store"))
 
 
 def step(flow: Flow[Any], result: object, error: BaseException | None) -> Any:
@@ -309,6 +316,21 @@ def test_archives_go_with_their_versions(serve: Serve) -> None:
     again.close()
     run(changes.unregister(ACCESS, "m", "3"))
     assert serve.archives == {"m-1"}
+
+
+@pytest.mark.parametrize("steps", range(1, 6))
+def test_a_keeper_that_restarts_loses_no_archive(serve: Serve, steps: int) -> None:
+    """It forgets who is registering; the sweep of another client then removes the archive."""
+    run(register("m-1"))
+    first, found = register("m-2"), (None, None)
+    for _ in range(steps):
+        found = step(first, *found)
+    serve.wanted.clear()
+    run(register("m-3"))
+    while not isinstance(found, Done):
+        found = step(first, *found)
+    serve.check()
+    assert "m-2" in serve.archives
 
 
 def test_a_version_without_an_application_can_be_removed(serve: Serve) -> None:
