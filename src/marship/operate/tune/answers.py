@@ -135,14 +135,20 @@ def _beside_scores(row: list[Any]) -> Iterator[Any]:
     """What is not a probability in a row, or a score in a list of what has a name and a score."""
     if row and all(isinstance(one, float) for one in row) and _is_shared(np.array(row)):
         return
-    is_ranking = len(row) > 1 and all(
-        isinstance(one, dict) and any(isinstance(each, str) for each in one.values()) for one in row
-    )
+    is_ranking = len(row) > 1 and all(_has_score(one) for one in row)
     for one in row:
         if is_ranking:
             yield from (each for each in one.values() if not isinstance(each, float))
         else:
             yield one
+
+
+def _has_score(one: Any) -> bool:  # noqa: ANN401  any JSON value
+    """Whether it is a name with one fraction, a score or from 0 to 1: no price, times or corners."""
+    if not isinstance(one, dict) or not any(isinstance(each, str) for each in one.values()):
+        return False
+    fractions = [(key, each) for key, each in one.items() if isinstance(each, float)]
+    return len(fractions) == 1 and (fractions[0][0] == "score" or 0 <= fractions[0][1] <= 1)
 
 
 def _largest(value: Any) -> Iterator[int]:  # noqa: ANN401  any JSON value, or an array

@@ -70,6 +70,21 @@ NAMED = [{"label": "cat", "score": 0.61}, {"label": "dog", "score": 0.39}]
         ({"output": [[0.6, 0.8]]}, {"output": [[0.61, 0.79]]}, 0.0),
         (npy([0.6, 0.4]), npy([0.61, 0.39]), 1.0),
         (NAMED, [{"label": "cat", "score": 0.6}, {"label": "dog", "score": 0.4}], 1.0),
+        (
+            [{"title": "a", "score": 3.61}, {"title": "b", "score": 2.39}],
+            [{"title": "a", "score": 3.6}, {"title": "b", "score": 2.4}],
+            1.0,
+        ),
+        (
+            [{"title": "a", "price": 3.61}, {"title": "b", "price": 2.39}],
+            [{"title": "a", "price": 3.6}, {"title": "b", "price": 2.4}],
+            0.0,
+        ),
+        (
+            [{"text": "a", "start": 0.5, "end": 0.9}, {"text": "b", "start": 0.9, "end": 1.5}],
+            [{"text": "a", "start": 0.5, "end": 0.91}, {"text": "b", "start": 0.9, "end": 1.5}],
+            0.0,
+        ),
         (NAMED, [{"label": "dog", "score": 0.61}, {"label": "cat", "score": 0.39}], 0.0),
     ],
 )
