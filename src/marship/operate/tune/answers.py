@@ -144,7 +144,7 @@ def _beside_scores(row: list[Any]) -> Iterator[Any]:
 
 
 def _has_score(one: Any) -> bool:  # noqa: ANN401  any JSON value
-    """Whether it is a name with a score, or one fraction to 1: no price, and no times or corners."""
+    """Whether it is a name with a score, or a fraction to 1: no price, and no times or corners."""
     if not isinstance(one, dict) or not any(isinstance(each, str) for each in one.values()):
         return False
     fractions = [(key, each) for key, each in one.items() if isinstance(each, float)]
