@@ -124,6 +124,13 @@ def test_the_document_needs_the_token_and_names_no_other_model(door: Door) -> No
                 assert found.headers[name] == headers[name]
 
 
+def test_the_page_may_be_asked_for_by_its_head(door: Door) -> None:
+    """As programs do that look whether an address is alive (RFC 9110, 9.3.2)."""
+    found = door.ask("HEAD", "/")
+    assert (found.status, found.body) == (200, b"")
+    assert int(found.headers["content-length"]) == len(door.ask("GET", "/").body)
+
+
 @pytest.mark.parametrize(
     ("method", "path", "status"),
     [

@@ -6,6 +6,9 @@ from urllib.parse import urlsplit
 
 from marship.errors import UsageError
 
+_SHOWN = 200
+"""Characters of another library's error."""
+
 
 def opened(url: str, what: str = "a URL") -> tuple[Any, str]:
     """A URL's file system, and the path there.
@@ -66,5 +69,6 @@ def checked(place: str, what: str) -> str:
 
 
 def _unreadable(url: str, what: str, error: Exception) -> UsageError:
-    told = (str(error) or repr(error)).rstrip(".")
+    # the first line, and the start of it: where Hadoop is missing, Arrow names each JAR it tried
+    told = (str(error) or repr(error)).strip().splitlines()[0].rstrip(".")[:_SHOWN]
     return UsageError(f"{what} must be one that fsspec reads here, got {url}: {told}.")

@@ -306,10 +306,13 @@ def _adjusted(version: Version, status: ModelStatus) -> list[Change]:
                 f"{entry.where} must have the batches that {version.name} {version.version} runs "
                 f"with, {batch[0]} within {batch[1]} ms, got profile {entry.profile}. {advice}"
             )
-    now = {status.min_workers, status.max_workers}
-    if entry.workers is None or now == {entry.workers}:
+    if entry.workers is None:
         return []
-    return [_change("scale", version, f"workers: {status.min_workers} to {entry.workers}")]
+    if {status.min_workers, status.max_workers} != {entry.workers}:
+        return [_change("scale", version, f"workers: {status.min_workers} to {entry.workers}")]
+    if status.ready != entry.workers:  # a `scale` was killed, or a worker died
+        return [_change("scale", version, f"workers ready: {status.ready} of {entry.workers}")]
+    return []
 
 
 def _change(kind: Kind, version: Version, detail: str) -> Change:

@@ -94,8 +94,9 @@ def _shown_metric(value: float) -> str:
 
 
 def remarks(variants: Sequence[Variant]) -> list[str]:
-    """A line for each variant with float layers."""
-    parts = [(v.name, _float_layers(v.details)) for v in variants]
+    """Lines of variants whose layers stay float, or whose weights have fewer bits."""
+    tellers = (_float_layers, _weight_bits)
+    parts = [(v.name, teller(v.details)) for v in variants for teller in tellers]
     return [f"{name}: {text}" for name, text in parts if text]
 
 
@@ -109,6 +110,13 @@ def _float_layers(details: Mapping[str, Any]) -> str | None:
     return (
         f"{len(names)} of {details['layers']} layers stay float, else {loss:.2g} is lost: {shown}"
     )
+
+
+def _weight_bits(details: Mapping[str, Any]) -> str | None:
+    bits = details.get("weight_bits")
+    if bits is None:
+        return None
+    return f"weights of {bits} bits, since sums of 8-bit products saturate on this processor"
 
 
 def closeness(variants: Sequence[Variant]) -> Table:

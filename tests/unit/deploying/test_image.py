@@ -95,6 +95,17 @@ def test_packages_are_those_that_the_handler_reaches(archive: Path) -> None:
         ),
         ("import importlib as i\nif i.find_spec('none_such'):\n  import none_such.a", set()),
         ("HAS = find_spec('none_such')\nif HAS:\n  from none_such import a", set()),
+        ("from sys import platform as p\nif p == 'win32':\n  import none_such", set()),
+        ("import sys\nON = sys.platform == 'win32'\nif ON:\n  import none_such", set()),
+        (
+            "match sys.platform:\n case 'a':\n  import none_such\n case _:\n  import yaml",
+            {"pyyaml"},
+        ),
+        ("try:\n  import none_such\nexcept* ImportError:\n  import PIL", {"pillow"}),
+        ("HAS = find_spec(name='none_such')\nif HAS:\n  import none_such", set()),
+        ("import importlib\nyaml = importlib.import_module('yaml')", {"pyyaml"}),
+        ("try:\n  a = __import__('none_such')\nexcept ImportError:\n  a = None", set()),
+        ("import importlib\nimportlib.import_module('.own', __package__)", set()),
         ("if __name__ == '__main__':\n  import none_such, yaml\nelse:\n  import PIL", {"pillow"}),
         ("from google.protobuf import message", {"protobuf"}),
         ("import google.protobuf.message", {"protobuf"}),
@@ -114,6 +125,8 @@ def test_imports_that_a_host_may_lack_are_no_packages(
     "imports",
     [
         "import none_such",
+        "from importlib import import_module\nimport_module('none_such')",
+        "import sys\nON = sys.argv\nif ON:\n  import none_such",
         "import sys\nif sys.argv:\n  import none_such",
         "if __name__ != '__main__':\n  import none_such",
         "try:\n  import none_such\nexcept ImportError as e:\n  raise OSError from e",
@@ -163,7 +176,7 @@ def test_what_packages_require_stays_in_the_image(tmp_path: Path) -> None:
     [
         ("1+cpu", None, r"got 1\+cpu, which PyPI has not\. .* --index https://download\.pytorch\."),
         ("1+build", None, r"got 1\+build, which PyPI has not\. .* --index URL"),
-        ("1", "file:///src/own", r"got 1 from file:///src/own\. Name the index"),
+        ("1", "https://host.example/own.whl", r"got 1 from https://host\.ex.* Name the index"),
     ],
 )
 def test_a_package_from_elsewhere_needs_its_index(
@@ -175,7 +188,7 @@ def test_a_package_from_elsewhere_needs_its_index(
     (folder / "METADATA").write_text(f"Metadata-Version: 2.1\nName: own-pack\nVersion: {version}\n")
     (folder / "top_level.txt").write_text("own_pack\n")
     if origin is not None:
-        (folder / "direct_url.json").write_text(f'{{"url": "{origin}", "dir_info": {{}}}}')
+        (folder / "direct_url.json").write_text(f'{{"url": "{origin}", "archive_info": {{}}}}')
     monkeypatch.syspath_prepend(tmp_path / "site")
     packages._distributions.cache_clear()
     archive = write(tmp_path / "lin.mar", {**FILES, "handler.py": b"import own_pack"})
@@ -188,6 +201,27 @@ def test_a_package_from_elsewhere_needs_its_index(
     lines = (chosen.out.parent / "requirements.txt").read_text().splitlines()
     assert lines[0] == f"--extra-index-url {index}"
     assert f"own-pack=={version}" in lines
+    packages._distributions.cache_clear()
+
+
+@pytest.mark.parametrize("kind", ["dir_info", "vcs_info"])
+def test_an_index_for_one_package_is_none_for_a_folder_s(
+    kind: str, archive: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The index of torch has not what was installed from a folder; PyPI may have a stranger's."""
+    folder = tmp_path / "site" / "own_pack-1.dist-info"
+    folder.mkdir(parents=True)
+    (folder / "METADATA").write_text("Metadata-Version: 2.1\nName: own-pack\nVersion: 1\n")
+    (folder / "top_level.txt").write_text("own_pack\n")
+    (folder / "direct_url.json").write_text(f'{{"url": "file:///src/own", "{kind}": {{}}}}')
+    monkeypatch.syspath_prepend(tmp_path / "site")
+    packages._distributions.cache_clear()
+    write(archive, {**FILES, "handler.py": b"import own_pack"})
+    for index in (None, "https://index.example/cpu"):
+        chosen = ImageSettings(base=BASE, out=tmp_path / "image" / "Containerfile", index=index)
+        with pytest.raises(UsageError, match=r"got 1 from file:///src/own\. Build its wheel"):
+            image.write(chosen, [archive])
+        assert not chosen.out.parent.exists()
     packages._distributions.cache_clear()
 
 

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import fsspec
 import pytest
 
 from marship.engines import urls
@@ -28,6 +29,19 @@ def test_a_url_that_cannot_be_read_is_one_line(url: str, line: str) -> None:
     assert str(told.value).startswith(line)
     assert "\n" not in str(told.value)
     assert "secret" not in str(told.value)
+
+
+def test_what_a_library_says_at_length_is_cut(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Arrow's of a missing Hadoop has 15,000 characters."""
+
+    def fails(_url: str) -> None:
+        raise ValueError("no libhdfs: " + "/jars/a.jar:" * 1000 + "\nTraceback")
+
+    monkeypatch.setattr(fsspec, "url_to_fs", fails)
+    with pytest.raises(UsageError, match="got hdfs://x: no libhdfs: /jars") as told:
+        urls.opened("hdfs://x")
+    assert len(str(told.value)) < 300
+    assert "Traceback" not in str(told.value)
 
 
 def test_a_folder_is_the_same_from_everywhere(

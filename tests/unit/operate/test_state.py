@@ -12,7 +12,7 @@ import pytest
 from homes import of_a_server
 from marship import Client
 from marship.client.clients import Model, ModelStatus
-from marship.engines.engine import Note
+from marship.engines.engine import Note, Worker
 from marship.engines.torchserve import store
 from marship.errors import NotFoundError, SignatureError, UsageError
 from marship.operate import rollout, state, statefile
@@ -84,13 +84,17 @@ def wanted(version: str, *, default: bool = True, **settings: object) -> Version
     return Version(entry, "m", version, default)
 
 
-def running(*versions: str, default: str, workers: int = 1, batch: int = 1) -> Model:
+def running(
+    *versions: str, default: str, workers: int = 1, batch: int = 1, ready: int | None = None
+) -> Model:
     """The model `m` as a server has it."""
+    count = workers if ready is None else ready
+    there = tuple(Worker(str(n), 1, ready=True) for n in range(count))
     return Model(
         "m",
         default,
         tuple(
-            ModelStatus("m", v, f"m-{v}.mar", workers, workers, batch, 1, 60, False, ())
+            ModelStatus("m", v, f"m-{v}.mar", workers, workers, batch, 1, 60, False, there)
             for v in versions
         ),
     )
@@ -160,6 +164,15 @@ def test_nothing_is_done_to_what_is_right() -> None:
     assert state.compare([wanted("1.0")], there) == []
     assert state.compare([wanted("1.0", workers=3)], there) == []
     assert kinds(state.compare([wanted("1.0", workers=2)], there)) == ["scale 1.0"]
+
+
+@pytest.mark.parametrize("ready", [0, 2, 4])
+def test_workers_that_are_not_as_the_server_lists_them_are_scaled_again(ready: int) -> None:
+    """A `scale` that was killed has listed the new number, and not changed the workers."""
+    there = [running("1.0", default="1.0", workers=3, ready=ready)]
+    (change,) = state.compare([wanted("1.0", workers=3)], there)
+    assert (change.kind, change.detail) == ("scale", f"workers ready: {ready} of 3")
+    assert state.compare([wanted("1.0")], there) == []
 
 
 def test_of_a_model_that_goes_the_default_goes_last() -> None:

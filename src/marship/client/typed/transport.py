@@ -12,7 +12,7 @@ import wave
 import zlib
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import closing
-from http.client import HTTPConnection, HTTPException, HTTPMessage, HTTPResponse, HTTPSConnection
+from http.client import HTTPConnection, HTTPMessage, HTTPResponse, HTTPSConnection
 from typing import Any, Literal, Self, TypeVar, Union, get_args, get_origin, get_type_hints
 from urllib.parse import urlencode, urlsplit
 
@@ -152,7 +152,7 @@ class TypedConnection:
         if self._line is not None:
             try:
                 return self._send(self._line, target, body, headers)
-            except (ConnectionError, HTTPException):
+            except ConnectionError:  # no byte of a response came: it had ended meanwhile
                 self.close()
         self._line = self._new_line()
         return self._send(self._line, target, body, headers)

@@ -1,16 +1,17 @@
 """The address of a cluster, where the GCS of its head listens (Ray's global control service)."""
 
-import os
 import socket
 
 from marship.errors import NotRunningError, UsageError
 
 _LAST_PORT = 65535
 _REACH_S, _RESPONSE_S = 3.0, 20.0
-_PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes([0, 0, 0, 4, 0, 0, 0, 0, 0])
-"""What a client of HTTP/2 says first, with empty settings (RFC 9113, 3.4): gRPC runs over it."""
-_HEAD, _KIND, _SETTINGS = 9, 3, 4
-"""A frame's first bytes, and where its type stands in them: a server, too, begins with settings."""
+_ALIVE = "/ray.rpc.NodeInfoGcsService/CheckAlive"
+_STRANGE = {
+    "UNIMPLEMENTED": "another server of gRPC there",
+    "UNAVAILABLE": "another server there, or one of Ray with other settings of RAY_USE_TLS",
+    "DEADLINE_EXCEEDED": f"nothing said within {_RESPONSE_S:g} s there",
+}
 
 
 def checked(address: str) -> tuple[str, int]:
@@ -31,37 +32,35 @@ def checked(address: str) -> tuple[str, int]:
 
 
 def check_listens(address: str) -> None:
-    """Check that a GCS may listen there: Ray itself would try for many minutes.
+    """Check that a GCS listens there: Ray itself would try for many minutes.
 
     Raises:
         UsageError: The address is none.
-        NotRunningError: Nothing listens there, or what has nothing of gRPC.
+        NotRunningError: Nothing listens there, or another server.
     """
     try:
-        line = socket.create_connection(checked(address), _REACH_S)
+        socket.create_connection(checked(address), _REACH_S).close()
     except OSError as error:
         raise NotRunningError(
             f"a Ray cluster must listen at {address}, got no connection. Start one with: marship "
             "serve --engine ray"
         ) from error
-    with line:
-        if os.environ.get("RAY_USE_TLS", "0") in ("", "0"):
-            _check_grpc(address, line)
-
-
-def _check_grpc(address: str, line: socket.socket) -> None:
-    line.settimeout(_RESPONSE_S)
-    head, got = b"", "another server there"
-    try:
-        line.sendall(_PREFACE)
-        with line.makefile("rb") as answer:
-            head = answer.read(_HEAD)
-    except TimeoutError:
-        got = f"nothing said within {_RESPONSE_S:g} s there"
-    except OSError:
-        pass  # it hung up
-    if len(head) < _HEAD or head[_KIND] != _SETTINGS:
+    got = _strange(address)
+    if got is not None:
         raise NotRunningError(
             f"a Ray cluster must listen at {address}, got {got}. Name the port of its head, which "
             "ray start --head has as --port."
         )
+
+
+def _strange(address: str) -> str | None:
+    """What is there if it is no GCS; one that asks for another token or certificate is one."""
+    import grpc
+    from ray._private.grpc_utils import init_grpc_channel  # with RAY_USE_TLS and Ray's token
+
+    with init_grpc_channel(address) as channel:
+        try:
+            channel.unary_unary(_ALIVE)(b"", timeout=_RESPONSE_S)
+        except grpc.RpcError as error:
+            return _STRANGE.get(error.code().name)
+    return None

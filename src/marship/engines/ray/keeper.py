@@ -230,10 +230,11 @@ def _owner() -> str:
 
 
 def sweep(listed: Collection[str]) -> None:
-    """As `Keeper.sweep`."""
+    """As `Keeper.sweep`; what a lost keeper or a full disk lets stay is removed by the next one."""
     import ray
 
-    ray.get(running().sweep.remote(listed), timeout=_CALL_S)
+    with suppress(NotRunningError, ray.exceptions.RayError):  # OSErrors of the keeper are RayErrors
+        ray.get(running().sweep.remote(listed), timeout=_CALL_S)
 
 
 def find() -> Any:  # noqa: ANN401  Ray's handle

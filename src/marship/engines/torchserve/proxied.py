@@ -53,7 +53,7 @@ class ProxiedSpans:
                 return
             try:
                 self._add(json.loads(data[data.index(b"{") :]))
-            except (ValueError, KeyError, TypeError, OverflowError) as error:
+            except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
                 logger.debug("a proxy must tell of a request, got %s", error)
 
     def _add(self, told: Mapping[str, object]) -> None:

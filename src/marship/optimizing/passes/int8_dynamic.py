@@ -7,6 +7,7 @@ a batch influence each other a little; `measure.influence` says whether that sta
 
 from pathlib import Path
 
+from marship.optimizing.passes import saturation
 from marship.optimizing.source import ExportedModel, NotBuiltError
 from marship.proof.parity import first_line
 
@@ -15,8 +16,11 @@ OPERATORS = ["MatMul", "Gemm", "Conv", "LSTM"]
 """Not Attention: ONNX Runtime 1.32 replaces it by a different operator of that name."""
 
 
-def build(source: ExportedModel, target: Path) -> None:
+def build(source: ExportedModel, target: Path) -> dict[str, int]:
     """Write the quantized model to `target`.
+
+    Returns:
+        Details for the report.
 
     Raises:
         NotBuiltError: There is nothing to quantize, or ONNX Runtime cannot do it.
@@ -34,7 +38,9 @@ def build(source: ExportedModel, target: Path) -> None:
                 op_types_to_quantize=OPERATORS,
                 per_channel=True,
                 weight_type=QuantType.QInt8,
+                reduce_range=saturation.saturates(),
                 use_external_data_format=source.has_outside_weights,
             )
         except Exception as error:  # the quantizer raises errors of many unrelated types
             raise NotBuiltError(first_line(error)) from error
+    return saturation.entry()

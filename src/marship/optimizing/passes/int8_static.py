@@ -22,7 +22,7 @@ from marship.contract import Arrays
 from marship.errors import MarshipError
 from marship.optimizing import measure
 from marship.optimizing.choice import within
-from marship.optimizing.passes import layers
+from marship.optimizing.passes import layers, saturation
 from marship.optimizing.passes.guard import keep_float
 from marship.optimizing.passes.layers import Plan
 from marship.optimizing.passes.sensitivity import Probe, find_blame
@@ -79,7 +79,7 @@ def build(source: ExportedModel, target: Path) -> dict[str, Any]:
         types = CONVOLUTIONAL if "Conv" in operators(model) else PRODUCTS
         quantizer = Quantizer(source, model, tuple(types))
         try:
-            return _search(quantizer, layers.plan(model, types), target)
+            return saturation.entry() | _search(quantizer, layers.plan(model, types), target)
         except MarshipError:
             raise
         except Exception as error:  # the quantizer raises errors of many unrelated types
@@ -119,6 +119,7 @@ class Quantizer:
             per_channel=True,
             activation_type=QuantType.QUInt8,
             weight_type=QuantType.QInt8,
+            reduce_range=saturation.saturates(),
             use_external_data_format=self.source.has_outside_weights,
             extra_options={"MatMulConstBOnly": True, **(reader.options if reader else {})},
         )

@@ -6,8 +6,10 @@ import sys
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
+import ray
 
 from marship.engines import names
 from marship.engines.home import Home
@@ -17,7 +19,7 @@ from marship.engines.ray.archives import ArchiveSource
 from marship.engines.ray.keeper import Keeper
 from marship.engines.ray.line import Asked
 from marship.engines.ray.settings import RaySettings
-from marship.errors import LoadError, MarshipError, PackageError
+from marship.errors import LoadError, MarshipError, NotRunningError, PackageError
 from marship.serving.hosts.direct import routes
 from marship.serving.hosts.direct.tokens import Tokens
 from signed import FILES, write
@@ -109,6 +111,30 @@ def test_the_keeper_removes_what_nobody_needs(
     assert held() == {"listed"}
     assert not list(parts.glob("*.part"))
     assert all(map(others.has, digests.values()))
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        NotRunningError("the cluster must run marship's keeper, got none."),
+        ray.exceptions.RayActorError(),
+        ray.exceptions.GetTimeoutError("too long"),
+        ray.exceptions.RayTaskError("sweep", "", OSError("no space left")),
+    ],
+)
+def test_a_change_that_was_made_is_no_failure_for_what_could_not_be_swept(
+    fault: Exception, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The table is written by then: the next change sweeps again."""
+
+    def fails(*_given: object, **_settings: object) -> None:
+        raise fault
+
+    monkeypatch.setattr(keepers, "running", Mock())
+    monkeypatch.setattr(ray, "get", fails)
+    keepers.sweep([])
+    monkeypatch.setattr(keepers, "running", fails)
+    keepers.sweep([])
 
 
 def test_a_keeper_removes_what_clusters_left_long_ago(

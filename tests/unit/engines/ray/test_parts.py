@@ -13,6 +13,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import grpc
 import pytest
 
 from marship.engines import default
@@ -168,31 +169,49 @@ def answering(data: bytes) -> Iterator[str]:
 
 
 @pytest.mark.parametrize(
-    ("data", "is_grpc"),
+    "data",
     [
-        (b"", False),
-        (b"HTTP/1.1 400 Bad Request\r\n\r\n", False),
-        (b"\0\0", False),
-        (bytes([0, 0, 6, 4, 0, 0, 0, 0, 0, 0, 3, 0, 0, 0, 9]), True),
+        b"",
+        b"HTTP/1.1 400 Bad Request\r\n\r\n",
+        b"\0\0",
+        bytes([0, 0, 0, 4, 0, 0, 0, 0, 0]),  # HTTP/2, and nothing more
     ],
 )
-def test_another_server_at_the_address(
-    data: bytes, is_grpc: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_another_server_at_the_address(data: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
     """Told at once: Ray would try to reach a cluster there for many minutes."""
-    if not is_grpc:
-        monkeypatch.setattr(gcs, "_RESPONSE_S", 0.2)
+    monkeypatch.setattr(gcs, "_RESPONSE_S", 1.0)
     monkeypatch.delenv("RAY_USE_TLS", raising=False)
     for address in answering(data):
-        with (
-            nullcontext()
-            if is_grpc
-            else pytest.raises(
-                NotRunningError,
-                match=f"listen at {address}, got (another server|nothing said)",
-            )
+        with pytest.raises(
+            NotRunningError, match=f"listen at {address}, got (another server|nothing said)"
         ):
             gcs.check_listens(address)
+
+
+@pytest.mark.parametrize("code", [None, grpc.StatusCode.UNAUTHENTICATED])
+def test_a_server_of_grpc_is_a_cluster_if_it_has_ray_s_method(
+    code: grpc.StatusCode | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whether it lets this client in is Ray's to tell."""
+    monkeypatch.delenv("RAY_USE_TLS", raising=False)
+
+    def alive(_: bytes, context: grpc.ServicerContext) -> bytes:
+        if code is not None:
+            context.abort(code, "another token")
+        return b""
+
+    service, _, method = gcs._ALIVE.strip("/").partition("/")
+    with ThreadPoolExecutor(2) as pool:
+        server = grpc.server(pool)
+        address = f"127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}"
+        server.start()
+        with pytest.raises(NotRunningError, match=r"got another server of gRPC there\. Name the"):
+            gcs.check_listens(address)
+        handlers = {method: grpc.unary_unary_rpc_method_handler(alive)}
+        server.add_registered_method_handlers(service, handlers)
+        server.add_generic_rpc_handlers([grpc.method_handlers_generic_handler(service, handlers)])
+        gcs.check_listens(address)
+        server.stop(None).wait()
 
 
 @pytest.mark.parametrize("is_gone", [True, False])

@@ -130,7 +130,8 @@ def test_connections_that_are_closed_are_opened_again(clients: int) -> None:
 
 def test_no_server_is_an_error() -> None:
     """And not a load of nothing."""
-    with answering() as server:
-        endpoint = server.endpoint
-    with pytest.raises(OSError, match=r"refused|reset"):
-        load.closed(endpoint, request(endpoint), 2, 0.2)
+    with socket.socket() as held:  # bound: nobody else may listen there meanwhile
+        held.bind(("127.0.0.1", 0))
+        endpoint = Endpoint("127.0.0.1", held.getsockname()[1], "/predictions/m")
+        with pytest.raises(OSError, match=r"refused|reset"):
+            load.closed(endpoint, request(endpoint), 2, 0.2)

@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from http.client import HTTPException
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any, ClassVar
@@ -36,6 +37,9 @@ class Scripted(BaseHTTPRequestHandler):
         cls = type(self)
         cls.asked += 1
         status, code, after_s = cls.refusals.pop(0) if cls.refusals else (200, "", None)
+        if status < 0:  # no response of HTTP
+            self.wfile.write(b"\0" * 32 + b"\r\n")
+            status = 0
         if status == 0:  # the connection ends without a response
             self.close_connection = True
             return
@@ -130,6 +134,16 @@ def test_what_may_have_been_answered_is_not_sent_again(connection: TypedConnecti
     assert ask(connection) == 2
     Scripted.refusals = [(0, "", None)]
     assert ask(connection) == 4
+
+
+def test_what_was_answered_by_no_http_is_not_sent_again(connection: TypedConnection) -> None:
+    """On a kept connection, too: the server had the request."""
+    assert ask(connection) == 1
+    Scripted.refusals = [(-1, "", None)]
+    with pytest.raises(HTTPException):
+        ask(connection)
+    assert Scripted.asked == 2
+    assert ask(connection) == 3
 
 
 def test_a_server_that_comes_back_is_waited_for() -> None:
